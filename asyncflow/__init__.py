@@ -1,0 +1,41 @@
+"""Run a pipeline of dependent async steps inside your own event loop."""
+
+from asyncflow._engine import StepContext, current_step
+from asyncflow._errors import (
+    ActionNotAwaitableError,
+    CyclicDependencyError,
+    IllegalEventError,
+    RestoredError,
+    StepCancelledError,
+    StepTimeoutError,
+)
+from asyncflow._graph import parallel_groups, topological_sort
+from asyncflow._orchestrator import Observer, Orchestrator, run_pipeline
+from asyncflow._report import Attempt, RestoredOutput, RunReport, StepResult, StepStatus
+from asyncflow._step import WorkflowStep
+
+__all__ = [
+    "ActionNotAwaitableError",
+    "Attempt",
+    "CyclicDependencyError",
+    "IllegalEventError",
+    "Observer",
+    "Orchestrator",
+    "RestoredError",
+    "RestoredOutput",
+    "RunReport",
+    "StepCancelledError",
+    "StepContext",
+    "StepResult",
+    "StepStatus",
+    "StepTimeoutError",
+    "WorkflowStep",
+    "current_step",
+    "parallel_groups",
+    "run_pipeline",
+    "topological_sort",
+]
+
+for _name in __all__:
+    globals()[_name].__module__ = __name__  # where users know them from
+del _name

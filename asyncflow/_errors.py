@@ -1,0 +1,151 @@
+"""Every exception that asyncflow raises itself.
+
+A step's own exception is never wrapped in one of these: it is kept as it was raised.
+All of them can be pickled, and what a message tells in words stands in attributes too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+__all__ = [
+    "ActionNotAwaitableError",
+    "CyclicDependencyError",
+    "IllegalEventError",
+    "RestoredError",
+    "StepCancelledError",
+    "StepTimeoutError",
+    "nearest",
+]
+
+
+class CyclicDependencyError(ValueError):
+    """The steps depend on each other in a circle, so no order of them exists.
+
+    Attributes:
+        cycle: The names along the circle, each one a dependency of the next. The first and
+            the last name are the same: ``["a", "b", "a"]``.
+    """
+
+    def __init__(self, cycle: list[str]) -> None:
+        super().__init__(cycle)
+        self.cycle = cycle
+
+    def __str__(self) -> str:
+        return f"steps depend on each other in a circle: {' -> '.join(self.cycle)}"
+
+
+class StepTimeoutError(TimeoutError):
+    """An attempt took longer than its step's ``timeout_ms``.
+
+    Only the run raises it. A ``TimeoutError`` that the step raised by itself is kept as it is,
+    so the two can be told apart. If the step's clean-up raised while the timeout cancelled it,
+    that exception is the ``__cause__``.
+
+    Attributes:
+        step_name: The step.
+        attempt: Which attempt it was, counted from 1.
+        timeout_ms: The limit that the attempt exceeded, in milliseconds.
+    """
+
+    def __init__(self, step_name: str, attempt: int, timeout_ms: float) -> None:
+        # One argument only: OSError, the base of TimeoutError, reads two as errno and text.
+        super().__init__(f"attempt {attempt} of step {step_name!r} exceeded {timeout_ms:g} ms")
+        self.step_name = step_name
+        self.attempt = attempt
+        self.timeout_ms = timeout_ms
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return type(self), (self.step_name, self.attempt, self.timeout_ms), self.__dict__
+
+
+class StepCancelledError(Exception):
+    """A step raised ``CancelledError`` although nobody had asked the run to stop.
+
+    The step cancelled its own task, or it awaited something that somebody else cancelled. The
+    ``CancelledError`` is the ``__cause__``. This is an ordinary failure, not a cancellation, so
+    it is retried and it is no ``CancelledError``.
+
+    Attributes:
+        step_name: The step.
+        attempt: Which attempt it was, counted from 1.
+    """
+
+    def __init__(self, step_name: str, attempt: int) -> None:
+        super().__init__(step_name, attempt)
+        self.step_name = step_name
+        self.attempt = attempt
+
+    def __str__(self) -> str:
+        return (
+            f"attempt {self.attempt} of step {self.step_name!r} was cancelled from inside: "
+            "it cancelled its own task or awaited something that was cancelled"
+        )
+
+
+class ActionNotAwaitableError(TypeError):
+    """An action was called and returned something that cannot be awaited.
+
+    The call has had its effect by then, so it is not retried.
+
+    Attributes:
+        step_name: The step.
+        returned: The name of the type that the action returned.
+    """
+
+    def __init__(self, step_name: str, returned: str) -> None:
+        super().__init__(step_name, returned)
+        self.step_name = step_name
+        self.returned = returned
+
+    def __str__(self) -> str:
+        return (
+            f"the action of step {self.step_name!r} returned {self.returned}, which cannot be "
+            "awaited; make it 'async def', or say runs_in=\"thread\" for a plain function"
+        )
+
+
+class RestoredError(Exception):
+    """Stands for an exception that did not survive a trip through JSON or pickle.
+
+    Attributes:
+        type_name: The qualified name of the original's class.
+        message: What ``str()`` of the original gave.
+        traceback: The original's formatted traceback, or an empty string.
+    """
+
+    def __init__(self, type_name: str, message: str, traceback: str = "") -> None:
+        super().__init__(type_name, message, traceback)
+        self.type_name = type_name
+        self.message = message
+        self.traceback = traceback
+
+    def __str__(self) -> str:
+        return f"{self.type_name}: {self.message}"
+
+
+class IllegalEventError(RuntimeError):
+    """An event cannot happen to a step, or to a run, in the state that it is in.
+
+    The event was refused and has changed nothing.
+
+    Attributes:
+        event: The refused event.
+        state: In one or two words, the state that refused it.
+    """
+
+    def __init__(self, event: object, state: str) -> None:
+        super().__init__(event, state)
+        self.event = event
+        self.state = state
+
+    def __str__(self) -> str:
+        return f"{self.event!r} cannot happen: {self.state}"
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """Return `` (did you mean 'x'?)`` for the likeliest misspelling, or an empty string."""
+    import difflib  # only an error message needs it, and it takes a while to import
+
+    found = difflib.get_close_matches(word, list(known), n=1)
+    return f" (did you mean {found[0]!r}?)" if found else ""

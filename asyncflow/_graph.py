@@ -1,0 +1,200 @@
+"""The shape of a pipeline: whether it is valid, in what order and in which tiers it runs.
+
+Rules:
+
+1. Names are unique, and every dependency names a step.
+2. A tier holds the steps whose dependencies all stand in earlier tiers, and at least one of
+   them in the tier just before.
+3. The order is the tiers one after the other, each in the order of declaration.
+4. A graph that Kahn's algorithm (A. B. Kahn, "Topological sorting of large networks", 1962)
+   cannot empty has a cycle.
+
+Inside, a step is its index in the order of declaration: lists of integers cost a third of what
+dictionaries of names cost.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Sequence
+from typing import NamedTuple, TypeAlias
+
+from asyncflow._errors import CyclicDependencyError, nearest
+from asyncflow._step import WorkflowStep
+
+__all__ = ["Binding", "Plan", "bind", "parallel_groups", "plan", "topological_sort"]
+
+Binding: TypeAlias = tuple[tuple[str, int | str], ...]
+"""Where an action's arguments come from: pairs of a parameter and its source, which is the
+index of a step, whose output it receives, or the name of a run input."""
+
+
+class Plan(NamedTuple):
+    """A valid pipeline, worked out. Steps are indexes; edges are kept in both directions."""
+
+    steps: tuple[WorkflowStep, ...]
+    index: dict[str, int]
+    """The index of each step by its name, in the order of declaration."""
+    dependencies: list[list[int]]
+    dependents: list[list[int]]
+    tiers: list[list[int]]
+
+    def order(self) -> list[int]:
+        """Return the topological order: the tiers, one after the other."""
+        return [index for tier in self.tiers for index in tier]
+
+
+def topological_sort(steps: Iterable[WorkflowStep]) -> list[str]:
+    """Return the names of the steps, each one after all that it depends on.
+
+    Kahn's algorithm, iterative, in time linear in steps plus dependencies. The order is the
+    tiers of `parallel_groups` one after the other, so it is the same for the same steps.
+
+    Raises:
+        ValueError: Two steps have the same name, or a dependency names an unknown step.
+        CyclicDependencyError: The steps depend on each other in a circle.
+    """
+    planned = plan(steps)
+    return [planned.steps[index].name for index in planned.order()]
+
+
+def parallel_groups(steps: Iterable[WorkflowStep]) -> list[list[str]]:
+    """Return the tiers: groups of steps that do not depend on each other.
+
+    Every dependency of a step stands in an earlier group, so the steps of a group can run at
+    the same time. Within a group steps stand in the order of declaration.
+
+    Raises:
+        ValueError: Two steps have the same name, or a dependency names an unknown step.
+        CyclicDependencyError: The steps depend on each other in a circle.
+    """
+    planned = plan(steps)
+    return [[planned.steps[index].name for index in tier] for tier in planned.tiers]
+
+
+def plan(steps: Iterable[WorkflowStep]) -> Plan:
+    """Check a pipeline and work out its tiers.
+
+    Raises:
+        TypeError: Something among the steps is not a `WorkflowStep`.
+        ValueError: Two steps have the same name, or a dependency names an unknown step.
+        CyclicDependencyError: The steps depend on each other in a circle.
+    """
+    steps = tuple(steps)
+    index = _index(steps)
+    try:
+        dependencies = [[index[name] for name in step.depends_on] for step in steps]
+    except KeyError:
+        raise _unknown_dependency(steps, index) from None
+    dependents: list[list[int]] = [[] for _ in steps]
+    for dependent, needed in enumerate(dependencies):
+        for dependency in needed:
+            dependents[dependency].append(dependent)
+    return Plan(steps, index, dependencies, dependents, _tiers(steps, dependencies, dependents))
+
+
+def _index(steps: tuple[WorkflowStep, ...]) -> dict[str, int]:
+    for step in steps:
+        if not isinstance(step, WorkflowStep):
+            raise TypeError(f"a pipeline is made of WorkflowStep objects, not {type(step).__name__}")
+    index = {step.name: position for position, step in enumerate(steps)}
+    if len(index) < len(steps):
+        seen: set[str] = set()
+        for step in steps:
+            if step.name in seen:
+                raise ValueError(f"two steps are named {step.name!r}; names must be unique")
+            seen.add(step.name)
+    return index
+
+
+def _unknown_dependency(steps: Sequence[WorkflowStep], known: Collection[str]) -> ValueError:
+    step, name = next(
+        (step, name) for step in steps for name in step.depends_on if name not in known
+    )
+    return ValueError(f"step {step.name!r} depends on unknown step {name!r}{nearest(name, known)}")
+
+
+def _tiers(
+    steps: Sequence[WorkflowStep], dependencies: list[list[int]], dependents: list[list[int]]
+) -> list[list[int]]:
+    missing = [len(needed) for needed in dependencies]
+    tier_of = [0] * len(steps)
+    # Kahn: the queue grows at its end while it is read. A step joins it behind its last
+    # dependency, which is in the latest tier of them all.
+    queue = [step for step, count in enumerate(missing) if not count]
+    for step in queue:
+        next_tier = tier_of[step] + 1
+        for dependent in dependents[step]:
+            missing[dependent] -= 1
+            if not missing[dependent]:
+                tier_of[dependent] = next_tier
+                queue.append(dependent)
+    if len(queue) < len(steps):
+        stuck = [step for step, count in enumerate(missing) if count]
+        raise CyclicDependencyError([steps[step].name for step in _cycle(stuck, dependencies)])
+    tiers: list[list[int]] = [[] for _ in range(tier_of[queue[-1]] + 1)] if queue else []
+    for step, tier in enumerate(tier_of):
+        tiers[tier].append(step)
+    return tiers
+
+
+def _cycle(stuck: list[int], dependencies: list[list[int]]) -> list[int]:
+    """Return one circle among the steps that Kahn's algorithm could not reach.
+
+    Each of them has a dependency among them, or it would have been reached. So a walk from
+    dependency to dependency never ends, and must come back to where it has been.
+    """
+    among = set(stuck)
+    walked: dict[int, int] = {}  # each step of the walk, and its position in it
+    step = stuck[0]
+    while step not in walked:
+        walked[step] = len(walked)
+        step = next(needed for needed in dependencies[step] if needed in among)
+    circle = list(walked)[walked[step] :]
+    circle.reverse()  # the walk went from a step to what it depends on
+    first = circle.index(min(circle))
+    return [*circle[first:], *circle[:first], circle[first]]
+
+
+def bind(plan: Plan, inputs: Collection[str] = ()) -> list[Binding]:
+    """Work out where each action gets its arguments, for each step by its index.
+
+    Args:
+        plan: The pipeline.
+        inputs: The names of the run's inputs.
+
+    Raises:
+        ValueError: Nothing provides a required parameter, or both a dependency and an input do.
+    """
+    return [
+        _binding(step, needed, inputs) if step.signature.names or step.signature.takes_any else ()
+        for step, needed in zip(plan.steps, plan.dependencies, strict=True)
+    ]
+
+
+def _binding(step: WorkflowStep, needed: list[int], inputs: Collection[str]) -> Binding:
+    accepts = step.signature
+    renamed = dict(step.parameters)
+    index_of = dict(zip(step.depends_on, needed, strict=True))
+    offered = {
+        name: index for name, index in index_of.items() if name not in renamed.values()
+    } | {parameter: index_of[name] for parameter, name in renamed.items()}
+    sources: list[tuple[str, int | str]] = []
+    for parameter in accepts.names:
+        if parameter in offered and parameter in inputs:
+            raise ValueError(
+                f"parameter {parameter!r} of step {step.name!r} is provided twice: by a "
+                "dependency and by a run input of that name; rename the input, or map the "
+                "dependency to another parameter"
+            )
+        if parameter in offered:
+            sources.append((parameter, offered.pop(parameter)))
+        elif parameter in inputs:
+            sources.append((parameter, parameter))
+        elif parameter in accepts.required:
+            raise ValueError(
+                f"nothing provides parameter {parameter!r} of step {step.name!r}: it is neither "
+                f"a dependency of the step nor a run input{nearest(parameter, [*offered, *inputs])}"
+            )
+    if accepts.takes_any:
+        sources.extend(offered.items())
+    return tuple(sources)

@@ -1,0 +1,370 @@
+"""What a run gives back: plain data that outlives it."""
+
+from __future__ import annotations
+
+import enum
+import json
+import math
+import pickle
+import traceback
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from asyncflow._errors import RestoredError, nearest
+
+__all__ = ["Attempt", "RestoredOutput", "RunReport", "StepResult", "StepStatus", "describe"]
+
+
+class StepStatus(enum.StrEnum):
+    """Where a step stands. The last four are final."""
+
+    PENDING = "PENDING"
+    """It has not started."""
+    RUNNING = "RUNNING"
+    """Its first attempt has started and the step has not ended."""
+    SUCCESS = "SUCCESS"
+    """Its action returned a value in time."""
+    FAILED = "FAILED"
+    """Its last attempt failed."""
+    SKIPPED = "SKIPPED"
+    """It never started; `StepResult.reason` says why."""
+    CANCELLED = "CANCELLED"
+    """It had started and was cut short; `StepResult.reason` says why."""
+
+
+class Attempt(NamedTuple):
+    """One attempt of a step."""
+
+    number: int
+    """Counted from 1."""
+    started_ms: float
+    """Milliseconds from the start of the run to the start of the attempt."""
+    duration_ms: float
+    error: BaseException | None
+    """What it failed with; ``None`` if it succeeded, or was cancelled and cleaned up well."""
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return Attempt, (*self[:3], _portable(self.error))
+
+
+class StepResult(NamedTuple):
+    """What became of one step. Immutable.
+
+    A named tuple because a run makes one for each step, and a frozen dataclass of this size
+    takes four times as long to make.
+    """
+
+    step_name: str
+    status: StepStatus
+    attempts: int = 0
+    """How many attempts were started: the action was called that many times."""
+    duration_ms: float = 0.0
+    """Milliseconds from the start of the first attempt to the end of the last one, the waits
+    between them included."""
+    output: Any = None
+    """What the action returned."""
+    error: BaseException | None = None
+    """The exception as the step raised it, with its traceback and so with the local variables of
+    its frames; ``None`` on success. For a cancelled step, what its clean-up raised or what its
+    last attempt failed with, if anything."""
+    reason: str | None = None
+    """Why a step was skipped or cancelled."""
+    history: tuple[Attempt, ...] = ()
+    """Each attempt with its own figures."""
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return StepResult, (*self[:5], _portable(self.error), *self[6:])
+
+
+@dataclass(frozen=True, slots=True)
+class RestoredOutput:
+    """Stands, in a report read from JSON, for an output that JSON could not hold."""
+
+    text: str
+    """The ``repr`` of the output."""
+
+
+class RunReport(Mapping[str, StepResult]):
+    """The results of a run: a mapping of step name to `StepResult`, in topological order.
+
+    A report holds no task and no event loop, so it can be kept, pickled and sent. Errors keep
+    their tracebacks, which pickle and JSON leave out or turn into text. Two reports are equal
+    only if they are the same object: outputs are never compared.
+
+    Attributes:
+        run_id: Identifies the run.
+        wall_time: When the run started, in seconds since the epoch (UTC).
+        total_duration_ms: Milliseconds from the start of the run to its end.
+    """
+
+    __slots__ = ("_by_name", "run_id", "total_duration_ms", "wall_time")
+
+    def __init__(
+        self,
+        run_id: str,
+        results: Iterable[StepResult],
+        *,
+        total_duration_ms: float,
+        wall_time: float,
+    ) -> None:
+        self.run_id = run_id
+        self.total_duration_ms = total_duration_ms
+        self.wall_time = wall_time
+        self._by_name = {result.step_name: result for result in results}
+
+    def __getitem__(self, step_name: str) -> StepResult:
+        try:
+            return self._by_name[step_name]
+        except KeyError:
+            hint = nearest(step_name, self._by_name) if isinstance(step_name, str) else ""
+            raise KeyError(f"no step is named {step_name!r}{hint}") from None
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._by_name)
+
+    def __len__(self) -> int:
+        return len(self._by_name)
+
+    __eq__ = object.__eq__  # the inherited one would compare outputs, which may not bear it
+    __hash__ = object.__hash__
+
+    @property
+    def results(self) -> list[StepResult]:
+        """All results, in topological order; ties in the order of declaration."""
+        return list(self._by_name.values())
+
+    @property
+    def succeeded(self) -> list[StepResult]:
+        """The results with status ``SUCCESS``."""
+        return self._with_status(StepStatus.SUCCESS)
+
+    @property
+    def failed(self) -> list[StepResult]:
+        """The results with status ``FAILED``."""
+        return self._with_status(StepStatus.FAILED)
+
+    @property
+    def skipped(self) -> list[StepResult]:
+        """The results with status ``SKIPPED``."""
+        return self._with_status(StepStatus.SKIPPED)
+
+    @property
+    def cancelled(self) -> list[StepResult]:
+        """The results with status ``CANCELLED``."""
+        return self._with_status(StepStatus.CANCELLED)
+
+    def _with_status(self, status: StepStatus) -> list[StepResult]:
+        return [result for result in self._by_name.values() if result.status is status]
+
+    @property
+    def all_passed(self) -> bool:
+        """Whether every step succeeded. True for an empty pipeline."""
+        return all(result.status is StepStatus.SUCCESS for result in self._by_name.values())
+
+    def summary(self) -> dict[str, int | float]:
+        """Return the number of steps, how many ended in which way, and the duration.
+
+        The keys are ``total_steps``, ``succeeded``, ``failed``, ``skipped``, ``cancelled`` and
+        ``total_duration_ms``.
+        """
+        return {
+            "total_steps": len(self),
+            "succeeded": len(self.succeeded),
+            "failed": len(self.failed),
+            "skipped": len(self.skipped),
+            "cancelled": len(self.cancelled),
+            "total_duration_ms": self.total_duration_ms,
+        }
+
+    def raise_for_failures(self) -> None:
+        """Raise what the failed steps raised; return if no step failed.
+
+        Raises:
+            Exception: The error of the only failed step, as itself, with a note that names
+                the step.
+            ExceptionGroup: The errors of several failed steps, each with such a note.
+        """
+        errors: list[Exception] = []
+        for result in self.failed:
+            error = result.error
+            assert isinstance(error, Exception)  # nothing else makes a step FAILED
+            note = f"in step {result.step_name!r}, attempt {result.attempts}, of run {self.run_id}"
+            if note not in getattr(error, "__notes__", ()):
+                error.add_note(note)
+            errors.append(error)
+        if len(errors) == 1:
+            raise errors.pop()  # no variable may keep the error, or it would keep itself
+        if errors:
+            raise ExceptionGroup(f"{len(errors)} steps of run {self.run_id} failed", errors)
+
+    def __str__(self) -> str:
+        lines = [f"Pipeline {'PASSED' if self.all_passed else 'FAILED'}"]
+        for result in self._by_name.values():
+            lines.append(
+                f"[{result.status:<7}] {result.step_name} "
+                f"({result.attempts} attempt(s), {result.duration_ms:.0f}ms){_why(result)}"
+            )
+        lines.append(f"Total: {self.total_duration_ms:.0f}ms")
+        return "\n".join(lines)
+
+    def __repr__(self) -> str:
+        verdict = "PASSED" if self.all_passed else "FAILED"
+        return f"<RunReport {self.run_id} {verdict}: {len(self)} step(s)>"
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return _restore, (self.run_id, self.results, self.total_duration_ms, self.wall_time)
+
+    def to_json(self, *, indent: int | None = None) -> str:
+        """Return the report as JSON text.
+
+        An output that JSON would not give back equal (a tuple, a set, a date, an object) is
+        written as its ``repr``; an error as its type, its message and its formatted traceback.
+        """
+        document = {
+            "run_id": self.run_id,
+            "wall_time": self.wall_time,
+            "total_duration_ms": self.total_duration_ms,
+            "results": [_result_to_json(result) for result in self._by_name.values()],
+        }
+        return json.dumps(document, indent=indent, allow_nan=False)
+
+    @classmethod
+    def from_json(cls, text: str | bytes) -> RunReport:
+        """Return the report that `to_json` wrote.
+
+        What JSON could not hold comes back as `RestoredOutput` and `RestoredError`.
+
+        Raises:
+            ValueError: The text is not JSON.
+            KeyError: It is not the JSON of a report.
+        """
+        document = json.loads(text)
+        return cls(
+            document["run_id"],
+            [_result_from_json(result) for result in document["results"]],
+            total_duration_ms=document["total_duration_ms"],
+            wall_time=document["wall_time"],
+        )
+
+
+def _restore(
+    run_id: str, results: list[StepResult], total_duration_ms: float, wall_time: float
+) -> RunReport:
+    return RunReport(run_id, results, total_duration_ms=total_duration_ms, wall_time=wall_time)
+
+
+def _why(result: StepResult) -> str:
+    if result.status is StepStatus.SUCCESS:
+        return ""
+    parts = [result.reason, describe(result.error) if result.error is not None else None]
+    return "".join(f": {part}" for part in parts if part)
+
+
+def describe(error: BaseException) -> str:
+    """Return ``ErrorType: message`` in one line, even of an error that cannot be printed."""
+    message = _text(str, error).strip().partition("\n")[0]
+    name = type(error).__name__
+    if isinstance(error, RestoredError):
+        return message
+    return f"{name}: {message}" if message else name
+
+
+def _text(render: Callable[[object], str], value: object) -> str:
+    try:
+        return render(value)
+    except Exception as error:  # it is the user's object: whatever it raises must not spread
+        return f"<{type(value).__name__}, whose {render.__name__} raised {type(error).__name__}>"
+
+
+def _portable(error: BaseException | None) -> BaseException | None:
+    """Return the error, or its stand-in if it would not survive pickling."""
+    try:
+        pickle.loads(pickle.dumps(error))
+    except Exception:  # anything at all may go wrong in there
+        assert error is not None
+        return _stand_in(error)
+    return error
+
+
+def _stand_in(error: BaseException) -> RestoredError:
+    if isinstance(error, RestoredError):
+        return error
+    kind = type(error)
+    try:
+        trace = "".join(traceback.format_exception(error))
+    except Exception:  # as in _text
+        trace = ""
+    return RestoredError(f"{kind.__module__}.{kind.__qualname__}", _text(str, error), trace)
+
+
+def _result_to_json(result: StepResult) -> dict[str, object]:
+    output: dict[str, object] = (
+        {"output": result.output}
+        if _is_plain_json(result.output)
+        else {"output_repr": _text(repr, result.output)}
+    )
+    return {
+        "step_name": result.step_name,
+        "status": result.status.value,
+        "attempts": result.attempts,
+        "duration_ms": result.duration_ms,
+        **output,
+        "error": _error_to_json(result.error),
+        "reason": result.reason,
+        "history": [
+            {**attempt._asdict(), "error": _error_to_json(attempt.error)}
+            for attempt in result.history
+        ],
+    }
+
+
+def _result_from_json(document: dict[str, Any]) -> StepResult:
+    return StepResult(
+        step_name=document["step_name"],
+        status=StepStatus(document["status"]),
+        attempts=document["attempts"],
+        duration_ms=document["duration_ms"],
+        output=(
+            RestoredOutput(document["output_repr"])
+            if "output_repr" in document
+            else document["output"]
+        ),
+        error=_error_from_json(document["error"]),
+        reason=document["reason"],
+        history=tuple(
+            Attempt(**{**attempt, "error": _error_from_json(attempt["error"])})
+            for attempt in document["history"]
+        ),
+    )
+
+
+def _error_to_json(error: BaseException | None) -> dict[str, str] | None:
+    if error is None:
+        return None
+    stand_in = _stand_in(error)
+    return {
+        "type": stand_in.type_name,
+        "message": stand_in.message,
+        "traceback": stand_in.traceback,
+    }
+
+
+def _error_from_json(document: dict[str, str] | None) -> RestoredError | None:
+    if document is None:
+        return None
+    return RestoredError(document["type"], document["message"], document["traceback"])
+
+
+def _is_plain_json(value: object) -> bool:
+    """Whether JSON gives the value back equal. Exact types only: no method of it is called."""
+    kind = type(value)
+    if kind is list:
+        return all(map(_is_plain_json, value))  # type: ignore[call-overload]
+    if kind is dict:
+        return all(type(key) is str for key in value) and all(  # type: ignore[attr-defined]
+            map(_is_plain_json, value.values())  # type: ignore[attr-defined]
+        )
+    if kind is float:
+        return math.isfinite(value)  # type: ignore[arg-type]
+    return value is None or kind in (bool, int, str)

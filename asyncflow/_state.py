@@ -1,0 +1,362 @@
+"""Whatever decides what a run does next: a fold over its events.
+
+Rules:
+
+1. A step moves along the table `_RULES` and no other way. An event that cannot happen to it in
+   its phase is refused with `IllegalEventError` and changes nothing.
+2. A step's turn comes when its tier begins (``schedule="tiers"``) or when the last of its
+   dependencies settles (``schedule="ready"``). A tier begins when every step of the tier before
+   has settled.
+3. When its turn comes, a step is ready if all its dependencies succeeded, and doomed if not.
+4. Once the run is stopping (a step failed under ``fail_fast``, or the run was interrupted)
+   nothing becomes ready any more, and all that was not handed out is doomed.
+5. No more than ``max_concurrency`` steps are handed out and unsettled at a time.
+
+Nothing here reads a clock, waits, or calls a user's code. So the same events lead to the same
+state whenever and wherever they are applied.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable
+from typing import Any, Literal, TypeAlias
+
+from asyncflow._errors import ActionNotAwaitableError, IllegalEventError
+from asyncflow._graph import Plan
+from asyncflow._report import Attempt, RunReport, StepResult, StepStatus
+from asyncflow.events import (
+    AttemptFailed,
+    AttemptStarted,
+    Event,
+    Outcome,
+    RunFinished,
+    RunInterrupted,
+    RunStarted,
+    StepCancelled,
+    StepFailed,
+    StepSkipped,
+    StepSucceeded,
+)
+
+__all__ = ["RunState", "Schedule"]
+
+Schedule: TypeAlias = Literal["tiers", "ready"]
+
+# The phases of a step. Plain integers: they are compared for every event.
+_PENDING, _READY, _HANDED_OUT, _DOOMED, _ATTEMPTING, _WAITING, _SETTLED = range(7)
+_PHASES = (
+    "the step's turn has not come",
+    "the step is ready",
+    "the step is about to start",
+    "the step will never start",
+    "an attempt of the step is running",
+    "the step waits for its next attempt",
+    "the step has ended",
+)
+
+
+class RunState:
+    """The state of one run.
+
+    Steps go in and out by index, as in the `Plan`; events name them.
+
+    Attributes:
+        results: The result of each step that has settled, by index.
+        unsettled: How many steps have not settled.
+        stop_reason: Why the run is stopping; ``None`` while it is not.
+    """
+
+    def __init__(
+        self,
+        plan: Plan,
+        *,
+        fail_fast: bool = True,
+        schedule: Schedule = "tiers",
+        max_concurrency: int | None = None,
+    ) -> None:
+        count = len(plan.steps)
+        self._plan = plan
+        self._fail_fast = fail_fast
+        self._schedule = schedule
+        self._max_concurrency = max_concurrency
+        self._started: RunStarted | None = None
+        self._interrupted = False
+        self._finished: RunFinished | None = None
+        self.results: list[StepResult | None] = [None] * count
+        self.unsettled = count
+        self.stop_reason: str | None = None
+
+        self._phases = [_PENDING] * count
+        self._attempts = [0] * count
+        self._started_ms = [0.0] * count
+        self._attempt_started_ms = [0.0] * count
+        self._failed_attempts: dict[int, tuple[Attempt, ...]] = {}
+
+        self._ready: deque[int] = deque()
+        self._doomed: deque[tuple[int, str]] = deque()
+        self._in_flight = 0
+        # Which settled steps did not succeed, each with the failed step that it goes back to.
+        # One failure is not enough to remember: a step asks this about each of its dependencies.
+        self._lost: dict[int, str] = {}
+        self._tier = -1
+        self._tier_unsettled = 0
+        self._dependencies_unsettled: list[int] = []
+
+    # What the driver asks.
+
+    def ready(self) -> list[int]:
+        """Return the steps that may start now. Each is handed out once."""
+        ready, phases = self._ready, self._phases
+        batch: list[int] = []
+        while ready and (self._max_concurrency is None or self._in_flight < self._max_concurrency):
+            step = ready.popleft()
+            if phases[step] == _READY:  # it may have been doomed, or started, in the meantime
+                phases[step] = _HANDED_OUT
+                self._in_flight += 1
+                batch.append(step)
+        return batch
+
+    def doomed(self) -> list[tuple[int, str]]:
+        """Return the steps that will never start, each with the reason. Each is told once."""
+        doomed = list(self._doomed)
+        self._doomed.clear()
+        return doomed
+
+    def after_failure(self, step: int, error: Exception) -> float | None:
+        """Decide what follows the failure of the attempt that is running.
+
+        Returns:
+            How many milliseconds to wait before the next attempt, or ``None`` if the step has
+            failed for good.
+        """
+        if isinstance(error, ActionNotAwaitableError):
+            return None  # the next call would have the same effect once more
+        return 0.0 if self._attempts[step] < self._plan.steps[step].max_retries else None
+
+    @property
+    def has_finished(self) -> bool:
+        """Whether the run is over."""
+        return self._finished is not None
+
+    @property
+    def outcome(self) -> Outcome:
+        """How the run ends, or would if it ended now."""
+        if self._interrupted:
+            return "interrupted"
+        return "failed" if self._lost else "passed"
+
+    def is_attempting(self, step: int) -> bool:
+        """Whether an attempt of the step is running."""
+        return self._phases[step] == _ATTEMPTING
+
+    def attempts(self, step: int) -> int:
+        """How many attempts of the step were started."""
+        return self._attempts[step]
+
+    def attempt_started_ms(self, step: int) -> float:
+        """When its latest attempt started, in milliseconds since the run started."""
+        return self._attempt_started_ms[step]
+
+    def report(self) -> RunReport:
+        """Return the report of the run, which must have finished."""
+        assert self._started is not None
+        assert self._finished is not None
+        results = self.results
+        return RunReport(
+            self._started.run_id,
+            [result for step in self._plan.order() if (result := results[step]) is not None],
+            total_duration_ms=self._finished.at_ms,
+            wall_time=self._started.wall_time,
+        )
+
+    # What the driver tells.
+
+    def apply(self, event: Event) -> None:
+        """Apply an event.
+
+        Raises:
+            IllegalEventError: The event cannot happen in this state. Nothing has changed.
+        """
+        step_rule = _STEP_RULES.get(type(event))
+        if step_rule is None:
+            return _RUN_RULES[type(event)](self, event)
+        phases, fold = step_rule
+        step = self._plan.index[event.step]
+        if self._phases[step] not in phases:
+            raise IllegalEventError(event, _PHASES[self._phases[step]])
+        fold(self, step, event)
+
+    def _on_run_started(self, event: RunStarted) -> None:
+        if self._started is not None:
+            raise IllegalEventError(event, "the run has started")
+        self._started = event
+        if self._schedule == "tiers":
+            self._begin_next_tier()
+        else:
+            self._dependencies_unsettled = [len(needed) for needed in self._plan.dependencies]
+            self._take_turns(self._plan.tiers[0] if self._plan.tiers else ())
+
+    def _on_run_interrupted(self, event: RunInterrupted) -> None:
+        if self._started is None or self._finished is not None:
+            raise IllegalEventError(event, "the run is not running")
+        self._interrupted = True
+        self._stop(event.reason)
+
+    def _on_run_finished(self, event: RunFinished) -> None:
+        if self._started is None or self._finished is not None:
+            raise IllegalEventError(event, "the run is not running")
+        if self.unsettled:
+            raise IllegalEventError(event, f"{self.unsettled} step(s) have not ended")
+        self._finished = event
+
+    def _on_attempt_started(self, step: int, event: AttemptStarted) -> None:
+        attempts = self._attempts
+        if event.attempt != attempts[step] + 1:
+            raise IllegalEventError(event, f"{attempts[step]} attempt(s) were made")
+        if self._phases[step] == _READY:
+            self._in_flight += 1  # nobody handed it out: this is the replay of a stored run
+        self._phases[step] = _ATTEMPTING
+        attempts[step] = event.attempt
+        self._attempt_started_ms[step] = event.at_ms
+        if event.attempt == 1:
+            self._started_ms[step] = event.at_ms
+
+    def _on_attempt_failed(self, step: int, event: AttemptFailed) -> None:
+        self._check_attempt(step, event)
+        self._failed_attempts[step] = self._history(step, event.at_ms, event.error)
+        self._phases[step] = _WAITING
+
+    def _on_step_succeeded(self, step: int, event: StepSucceeded) -> None:
+        self._check_attempt(step, event)
+        self._settle_started(step, StepStatus.SUCCESS, event.at_ms, event.output, None, None)
+
+    def _on_step_failed(self, step: int, event: StepFailed) -> None:
+        self._check_attempt(step, event)
+        self._lost[step] = event.step
+        if self._fail_fast:
+            self._stop(f"step {event.step!r} failed and fail_fast is on")
+        self._settle_started(step, StepStatus.FAILED, event.at_ms, None, event.error, None)
+
+    def _on_step_cancelled(self, step: int, event: StepCancelled) -> None:
+        self._check_attempt(step, event)
+        self._lost[step] = event.step
+        self._settle_started(
+            step, StepStatus.CANCELLED, event.at_ms, None, event.error, event.reason
+        )
+
+    def _on_step_skipped(self, step: int, event: StepSkipped) -> None:
+        if self._phases[step] == _HANDED_OUT:
+            self._in_flight -= 1
+        self._lost.setdefault(step, event.step)
+        self._settle(step, StepResult(event.step, StepStatus.SKIPPED, reason=event.reason))
+
+    # How it follows.
+
+    def _check_attempt(
+        self, step: int, event: AttemptFailed | StepSucceeded | StepFailed | StepCancelled
+    ) -> None:
+        if event.attempt != self._attempts[step]:
+            raise IllegalEventError(event, f"attempt {self._attempts[step]} is running")
+
+    def _history(
+        self, step: int, ended_ms: float, error: BaseException | None
+    ) -> tuple[Attempt, ...]:
+        started_ms = self._attempt_started_ms[step]
+        attempt = Attempt(self._attempts[step], started_ms, ended_ms - started_ms, error)
+        return (*self._failed_attempts.get(step, ()), attempt)
+
+    def _settle_started(
+        self,
+        step: int,
+        status: StepStatus,
+        ended_ms: float,
+        output: Any,
+        error: BaseException | None,
+        reason: str | None,
+    ) -> None:
+        self._in_flight -= 1
+        history = (
+            self._history(step, ended_ms, error)
+            if self._phases[step] == _ATTEMPTING
+            else self._failed_attempts[step]
+        )
+        self._settle(
+            step,
+            StepResult(
+                self._plan.steps[step].name,
+                status,
+                self._attempts[step],
+                ended_ms - self._started_ms[step],
+                output,
+                error,
+                reason,
+                history,
+            ),
+        )
+
+    def _settle(self, step: int, result: StepResult) -> None:
+        self._phases[step] = _SETTLED
+        self.results[step] = result
+        self.unsettled -= 1
+        if self._schedule == "tiers":
+            self._tier_unsettled -= 1
+            if not self._tier_unsettled:
+                self._begin_next_tier()
+            return
+        missing, turns = self._dependencies_unsettled, []
+        for dependent in self._plan.dependents[step]:
+            missing[dependent] -= 1
+            if not missing[dependent]:
+                turns.append(dependent)
+        self._take_turns(turns)
+
+    def _begin_next_tier(self) -> None:
+        self._tier += 1
+        if self._tier < len(self._plan.tiers):
+            tier = self._plan.tiers[self._tier]
+            self._tier_unsettled = len(tier)
+            self._take_turns(tier)
+
+    def _take_turns(self, steps: Iterable[int]) -> None:
+        phases, lost = self._phases, self._lost
+        for step in steps:
+            if phases[step] != _PENDING:
+                continue  # the stopping run has doomed it
+            cause = None
+            if lost:
+                needed = self._plan.dependencies[step]
+                cause = next((lost[other] for other in needed if other in lost), None)
+            if cause is None:
+                phases[step] = _READY
+                self._ready.append(step)
+            else:
+                lost[step] = cause
+                self._doom(step, f"it depends on step {cause!r}, which failed")
+
+    def _stop(self, reason: str) -> None:
+        if self.stop_reason is None:
+            self.stop_reason = reason
+            for step, phase in enumerate(self._phases):
+                if phase in (_PENDING, _READY):
+                    self._doom(step, reason)
+
+    def _doom(self, step: int, reason: str) -> None:
+        self._phases[step] = _DOOMED
+        self._doomed.append((step, reason))
+
+
+_STEP_RULES: dict[type, tuple[tuple[int, ...], Callable[[RunState, int, Any], None]]] = {
+    # event: the phases in which it can happen, and what it does
+    AttemptStarted: ((_HANDED_OUT, _WAITING, _READY), RunState._on_attempt_started),
+    AttemptFailed: ((_ATTEMPTING,), RunState._on_attempt_failed),
+    StepSucceeded: ((_ATTEMPTING,), RunState._on_step_succeeded),
+    StepFailed: ((_ATTEMPTING,), RunState._on_step_failed),
+    StepCancelled: ((_ATTEMPTING, _WAITING), RunState._on_step_cancelled),
+    StepSkipped: ((_DOOMED, _HANDED_OUT), RunState._on_step_skipped),
+}
+_RUN_RULES: dict[type, Callable[[RunState, Any], None]] = {
+    RunStarted: RunState._on_run_started,
+    RunInterrupted: RunState._on_run_interrupted,
+    RunFinished: RunState._on_run_finished,
+}

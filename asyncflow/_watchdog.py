@@ -1,0 +1,97 @@
+"""Warns of a step that goes on running although it was cancelled."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+__all__ = ["GRACE_S", "Suspect", "Watchdog"]
+
+_log = logging.getLogger("asyncflow")
+
+GRACE_S = 5.0
+"""How many seconds a step may take to end after it was cancelled before it is named."""
+
+
+class Suspect(NamedTuple):
+    """A running attempt that was cancelled, or will be if it has not ended by then."""
+
+    step_name: str
+    attempt: int
+    cancelled_at: float
+    """In seconds of the loop's clock; it may lie in the future."""
+    task: asyncio.Task[Any]
+
+
+class Watchdog:
+    """Logs a warning for each attempt that has not ended `GRACE_S` after it was cancelled.
+
+    It has one timer, which stands at the earliest moment at which there may be something to
+    warn of. So a run in which everything ends in time pays for one timer.
+    """
+
+    def __init__(
+        self, loop: asyncio.AbstractEventLoop, suspects: Callable[[], Iterator[Suspect]]
+    ) -> None:
+        self._loop = loop
+        self._suspects = suspects
+        self._timer: asyncio.TimerHandle | None = None
+        self._named: set[tuple[str, int]] = set()
+
+    @property
+    def is_asleep(self) -> bool:
+        """Whether no look is planned."""
+        return self._timer is None
+
+    def expect(self, cancelled_at: float) -> None:
+        """Plan a look at the steps that are still there a while after the given time."""
+        when = cancelled_at + GRACE_S
+        if self._timer is not None:
+            if self._timer.when() <= when:
+                return
+            self._timer.cancel()
+        self._timer = self._loop.call_at(when, self._look)
+
+    def stop(self) -> None:
+        """Plan no further look."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _look(self) -> None:
+        self._timer = None
+        latest = self._loop.time() - GRACE_S + 0.001  # a timer may fire that much too early
+        for suspect in self._suspects():
+            attempt = suspect.step_name, suspect.attempt
+            if attempt in self._named:
+                continue
+            if suspect.cancelled_at > latest:
+                self.expect(suspect.cancelled_at)
+                continue
+            self._named.add(attempt)
+            _log.warning(
+                "step %r, attempt %d, has not ended %g s after it was cancelled; it is at %s",
+                *attempt,
+                GRACE_S,
+                _where(suspect.task),
+            )
+
+
+def _where(task: asyncio.Task[Any]) -> str:
+    """Return the line of code that a task is waiting in: the innermost one that is known."""
+    place = "an unknown place"
+    awaiting: Any = task.get_coro()
+    while awaiting is not None:
+        for kind in ("cr", "gi", "ag"):  # coroutine, generator, asynchronous generator
+            frame = getattr(awaiting, f"{kind}_frame", None)
+            if frame is not None:
+                code = frame.f_code
+                place = f"{code.co_filename}:{frame.f_lineno} in {code.co_qualname}"
+        awaiting = (
+            getattr(awaiting, "cr_await", None)
+            or getattr(awaiting, "gi_yieldfrom", None)
+            or getattr(awaiting, "ag_await", None)
+        )
+    return place

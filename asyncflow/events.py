@@ -1,0 +1,125 @@
+"""What happens in a run, as immutable facts.
+
+A run is the sequence of its events: its state, its report and every view of it are folds over
+them. They are handed to each observer in the order in which they happened. All times are
+milliseconds since the run started, on the event loop's monotonic clock; the one wall-clock time
+is `RunStarted.wall_time`, from which a view may compute the others.
+
+They are named tuples because one is made for every start and end of an attempt, and a frozen
+dataclass takes two to four times as long to make.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Literal, NamedTuple, TypeAlias
+
+__all__ = [
+    "AttemptFailed",
+    "AttemptStarted",
+    "Event",
+    "Outcome",
+    "RunEvent",
+    "RunFinished",
+    "RunInterrupted",
+    "RunStarted",
+    "StepCancelled",
+    "StepEvent",
+    "StepFailed",
+    "StepSkipped",
+    "StepSucceeded",
+]
+
+
+Outcome: TypeAlias = Literal["passed", "failed", "interrupted"]
+
+
+class RunStarted(NamedTuple):
+    """The run began. Always the first event."""
+
+    run_id: str
+    """Identifies the run."""
+    wall_time: float
+    """When it began, in seconds since the epoch (UTC)."""
+    dependencies: Mapping[str, tuple[str, ...]]
+    """The pipeline: for each step, in topological order, the steps it depends on."""
+
+
+class RunInterrupted(NamedTuple):
+    """The run was told to stop by something other than a failed step."""
+
+    at_ms: float
+    reason: str
+    """Why, in words that complete the sentence "the run stopped because …"."""
+
+
+class RunFinished(NamedTuple):
+    """The run ended and nothing of it is alive. Always the last event."""
+
+    at_ms: float
+    outcome: Outcome
+    """``"interrupted"`` after a `RunInterrupted`, else whether every step succeeded."""
+
+
+class AttemptStarted(NamedTuple):
+    """The action of a step is about to be called. The first one is the start of the step."""
+
+    step: str
+    attempt: int
+    """Counted from 1."""
+    at_ms: float
+
+
+class AttemptFailed(NamedTuple):
+    """An attempt failed and another one follows."""
+
+    step: str
+    attempt: int
+    at_ms: float
+    error: BaseException
+    retry_in_ms: float
+    """How long the step waits before its next attempt starts."""
+
+
+class StepSucceeded(NamedTuple):
+    """The action returned a value in time."""
+
+    step: str
+    attempt: int
+    at_ms: float
+    output: Any
+
+
+class StepFailed(NamedTuple):
+    """An attempt failed and it was the last one."""
+
+    step: str
+    attempt: int
+    at_ms: float
+    error: BaseException
+
+
+class StepCancelled(NamedTuple):
+    """A step that had started was cut short because the run stopped."""
+
+    step: str
+    attempt: int
+    at_ms: float
+    reason: str
+    error: BaseException | None
+    """What the step's clean-up raised, or what its last attempt failed with, if anything."""
+
+
+class StepSkipped(NamedTuple):
+    """A step will never start."""
+
+    step: str
+    at_ms: float
+    reason: str
+
+
+StepEvent: TypeAlias = (
+    AttemptStarted | AttemptFailed | StepSucceeded | StepFailed | StepCancelled | StepSkipped
+)
+RunEvent: TypeAlias = RunStarted | RunInterrupted | RunFinished
+Event: TypeAlias = StepEvent | RunEvent
