@@ -15,13 +15,13 @@ dictionaries of names cost.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple, TypeAlias
 
 from asyncflow._errors import CyclicDependencyError, nearest
-from asyncflow._step import WorkflowStep
+from asyncflow._step import NO_PARAMETERS, WorkflowStep
 
-__all__ = ["Binding", "Plan", "bind", "parallel_groups", "plan", "topological_sort"]
+__all__ = ["Binding", "Plan", "Shape", "bind", "parallel_groups", "plan", "topological_sort"]
 
 Binding: TypeAlias = tuple[tuple[str, int | str], ...]
 """Where an action's arguments come from: pairs of a parameter and its source, which is the
@@ -37,10 +37,33 @@ class Plan(NamedTuple):
     dependencies: list[list[int]]
     dependents: list[list[int]]
     tiers: list[list[int]]
+    order: list[int]
+    """The topological order: the tiers, one after the other."""
 
-    def order(self) -> list[int]:
-        """Return the topological order: the tiers, one after the other."""
-        return [index for tier in self.tiers for index in tier]
+
+class Shape(Mapping[str, tuple[str, ...]]):
+    """A plan seen as names: for each step, in topological order, the steps it depends on."""
+
+    __slots__ = ("_plan",)
+
+    def __init__(self, plan: Plan) -> None:
+        self._plan = plan
+
+    def __getitem__(self, name: str) -> tuple[str, ...]:
+        return self._plan.steps[self._plan.index[name]].depends_on
+
+    def __iter__(self) -> Iterator[str]:
+        steps = self._plan.steps
+        return (steps[index].name for index in self._plan.order)
+
+    def __len__(self) -> int:
+        return len(self._plan.steps)
+
+    def __repr__(self) -> str:
+        return repr(dict(self))
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return dict, (dict(self),)  # without the actions, which nobody else may need
 
 
 def topological_sort(steps: Iterable[WorkflowStep]) -> list[str]:
@@ -54,7 +77,7 @@ def topological_sort(steps: Iterable[WorkflowStep]) -> list[str]:
         CyclicDependencyError: The steps depend on each other in a circle.
     """
     planned = plan(steps)
-    return [planned.steps[index].name for index in planned.order()]
+    return [planned.steps[index].name for index in planned.order]
 
 
 def parallel_groups(steps: Iterable[WorkflowStep]) -> list[list[str]]:
@@ -89,13 +112,15 @@ def plan(steps: Iterable[WorkflowStep]) -> Plan:
     for dependent, needed in enumerate(dependencies):
         for dependency in needed:
             dependents[dependency].append(dependent)
-    return Plan(steps, index, dependencies, dependents, _tiers(steps, dependencies, dependents))
+    tiers = _tiers(steps, dependencies, dependents)
+    order = [step for tier in tiers for step in tier]
+    return Plan(steps, index, dependencies, dependents, tiers, order)
 
 
 def _index(steps: tuple[WorkflowStep, ...]) -> dict[str, int]:
-    for step in steps:
-        if not isinstance(step, WorkflowStep):
-            raise TypeError(f"a pipeline is made of WorkflowStep objects, not {type(step).__name__}")
+    for kind in set(map(type, steps)):
+        if not issubclass(kind, WorkflowStep):
+            raise TypeError(f"a pipeline is made of WorkflowStep objects, not {kind.__name__}")
     index = {step.name: position for position, step in enumerate(steps)}
     if len(index) < len(steps):
         seen: set[str] = set()
@@ -165,28 +190,30 @@ def bind(plan: Plan, inputs: Collection[str] = ()) -> list[Binding]:
     Raises:
         ValueError: Nothing provides a required parameter, or both a dependency and an input do.
     """
+    nothing: Binding = ()
     return [
-        _binding(step, needed, inputs) if step.signature.names or step.signature.takes_any else ()
+        nothing if step.signature is NO_PARAMETERS else _binding(step, needed, inputs)
         for step, needed in zip(plan.steps, plan.dependencies, strict=True)
     ]
 
 
 def _binding(step: WorkflowStep, needed: list[int], inputs: Collection[str]) -> Binding:
     accepts = step.signature
-    renamed = dict(step.parameters)
-    index_of = dict(zip(step.depends_on, needed, strict=True))
-    offered = {
-        name: index for name, index in index_of.items() if name not in renamed.values()
-    } | {parameter: index_of[name] for parameter, name in renamed.items()}
+    offered = dict(zip(step.depends_on, needed, strict=True))
+    if step.parameters:
+        index_of = offered
+        renamed = {name for _, name in step.parameters}
+        offered = {name: index for name, index in index_of.items() if name not in renamed}
+        offered.update((parameter, index_of[name]) for parameter, name in step.parameters)
     sources: list[tuple[str, int | str]] = []
     for parameter in accepts.names:
-        if parameter in offered and parameter in inputs:
-            raise ValueError(
-                f"parameter {parameter!r} of step {step.name!r} is provided twice: by a "
-                "dependency and by a run input of that name; rename the input, or map the "
-                "dependency to another parameter"
-            )
         if parameter in offered:
+            if parameter in inputs:
+                raise ValueError(
+                    f"parameter {parameter!r} of step {step.name!r} is provided twice: by a "
+                    "dependency and by a run input of that name; rename the input, or map the "
+                    "dependency to another parameter"
+                )
             sources.append((parameter, offered.pop(parameter)))
         elif parameter in inputs:
             sources.append((parameter, parameter))

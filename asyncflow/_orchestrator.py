@@ -16,17 +16,19 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import logging
+import math
 import os
 import sys
 import time
 from collections.abc import Coroutine, Iterable, Iterator, Mapping
-from typing import Any, Protocol, get_args
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, NamedTuple, Protocol, get_args
 
 import anyio
 
-from asyncflow._engine import StepContext, call_action, enter_step
+from asyncflow._engine import RunContext, call_action, enter_attempt
 from asyncflow._errors import StepCancelledError, StepTimeoutError
-from asyncflow._graph import Binding, Plan, bind, plan
+from asyncflow._graph import Binding, Plan, Shape, bind, plan
 from asyncflow._report import RunReport
 from asyncflow._state import RunState, Schedule
 from asyncflow._step import WorkflowStep
@@ -53,10 +55,20 @@ _log = logging.getLogger("asyncflow")
 _WAIT_FOR_NEEDS_A_TASK = sys.version_info < (3, 12)
 
 # How much earlier than asked a timer may fire: uvloop counts in whole milliseconds (uvloop #739).
-_TIMER_SLACK_MS = 1.0
+_TIMER_SLACK_S = 0.001
 
-# What an attempt came to: its value, its error, and how often its task was asked to cancel.
-_Outcome = tuple[Any, BaseException | None, int]
+
+class _Shortfall(NamedTuple):
+    """What an attempt came to, if it was not a value in time."""
+
+    error: BaseException | None
+    """What it raised; ``None`` if it returned after its task had been asked to cancel."""
+    value: Any
+    ended: float
+    """In seconds of the loop's clock."""
+    cancels: int
+    """How often its task had been asked to cancel by then."""
+
 
 
 class Observer(Protocol):
@@ -105,10 +117,6 @@ class Orchestrator:
         self._max_concurrency = max_concurrency
         self._observers = _checked_observers(observers)
         self._plan = plan(steps)
-        planned = self._plan.steps
-        self._dependencies = {
-            planned[index].name: planned[index].depends_on for index in self._plan.order()
-        }
 
     async def run(
         self, *, inputs: Mapping[str, Any] | None = None, run_id: str | None = None
@@ -143,7 +151,7 @@ class Orchestrator:
             state,
             self._observers,
         )
-        return await run.execute(self._dependencies)
+        return await run.execute()
 
 
 async def run_pipeline(
@@ -183,7 +191,6 @@ class _Run:
         state: RunState,
         observers: tuple[Observer, ...],
     ) -> None:
-        self._run_id = run_id
         self._steps = plan.steps
         self._bindings = bindings
         self._inputs = inputs
@@ -192,10 +199,10 @@ class _Run:
         self._loop = asyncio.get_running_loop()
         self._context = contextvars.copy_context()
         self._started = self._loop.time()
+        self._identity = RunContext(run_id, plan, self._loop, self._started)
+        self._task_prefix = f"asyncflow:{run_id}:"
         self._live: dict[int, asyncio.Task[None]] = {}
         """The task of each step that was started and has not ended."""
-        self._attempt_tasks: dict[int, asyncio.Task[_Outcome]] = {}
-        """The tasks of those attempts that have one of their own."""
         self._asked: set[int] = set()
         """The steps that the run has asked to stop."""
         self._asked_ms = 0.0
@@ -205,13 +212,13 @@ class _Run:
         self._interruption: BaseException | None = None
         self._watchdog = Watchdog(self._loop, self._suspects)
 
-    async def execute(self, dependencies: Mapping[str, tuple[str, ...]]) -> RunReport:
-        self._emit(RunStarted(self._run_id, time.time(), dependencies))
+    async def execute(self) -> RunReport:
+        self._emit(RunStarted(self._identity.run_id, time.time(), Shape(self._identity.plan)))
         try:
             async with asyncio.TaskGroup() as self._group:
                 # From the loop, not from here: the traceback of an eager task that fails at once
                 # would keep our callers' frames, and in one of them stands the report: a cycle.
-                self._loop.call_soon(self._advance)
+                self._loop.call_soon(self._advance, context=self._context)
                 await self._until_settled()
         except asyncio.CancelledError:
             if self._interruption is None:
@@ -239,7 +246,7 @@ class _Run:
             self._stop()
             # anyio repeats a cancellation until it is obeyed. The shield keeps that from turning
             # the wait for the steps' clean-up into a busy loop.
-            with anyio.CancelScope(shield=True):
+            with _shield():
                 while self._live:
                     try:
                         await self._all_settled()
@@ -261,32 +268,26 @@ class _Run:
     # Starting and stopping them.
 
     def _advance(self) -> None:
-        """Start what is ready and skip what is doomed, until there is neither."""
-        if self._advancing:
-            return  # an eager task has ended within its start, in the loop below
+        """Start what is ready and skip what is doomed, until there is neither.
+
+        Called in the run's context, so that a step's task starts with a fresh copy of it.
+        """
         self._advancing = True
-        skipped = True
-        while skipped:
-            for index in self._state.ready():
-                self._start(index)
-            skipped = self._skip_doomed()
+        state, steps, group, live = self._state, self._steps, self._group, self._live
+        while state.has_news:
+            for index in state.ready():
+                # Where an attempt has a task of its own, that one bears the name.
+                name = None if _WAIT_FOR_NEEDS_A_TASK else f"{self._task_prefix}{steps[index].name}#1"
+                task = group.create_task(self._run_step(index), name=name)
+                if not task.done():  # an eager one may be
+                    live[index] = task
+            self._skip_doomed()
         self._advancing = False
         self._wake_if_settled()
 
-    def _start(self, index: int) -> None:
-        task = self._group.create_task(
-            self._run_step(index),
-            name=f"asyncflow:{self._run_id}:{self._steps[index].name}#1",
-            context=self._context.copy(),
-        )
-        if not task.done():  # an eager one may be
-            self._live[index] = task
-
-    def _skip_doomed(self) -> bool:
-        doomed = self._state.doomed()
-        for index, reason in doomed:
+    def _skip_doomed(self) -> None:
+        for index, reason in self._state.doomed():
             self._emit(StepSkipped(self._steps[index].name, self._now_ms(), reason))
-        return bool(doomed)
 
     def _interrupt(self, cause: BaseException, reason: str) -> None:
         """Stop the run because of something that `execute` shall raise."""
@@ -310,7 +311,7 @@ class _Run:
             if index in self._asked:
                 continue
             self._asked.add(index)
-            if not self._state.attempts(index):
+            if self._state.latest_attempt(index) is None:
                 # A task that is cancelled before its first line never runs: nobody else tells.
                 del self._live[index]
                 reason = self._state.stop_reason or ""
@@ -321,17 +322,23 @@ class _Run:
 
     def _suspects(self) -> Iterator[Suspect]:
         for index, task in self._live.items():
-            step, attempt = self._steps[index], self._state.attempts(index)
+            running, timeout_ms = self._state.running_attempt(index), self._steps[index].timeout_ms
+            if running is None:
+                continue
             if index in self._asked:
                 cancelled_ms = self._asked_ms
-            elif self._state.is_attempting(index) and step.timeout_ms is not None:
-                cancelled_ms = self._state.attempt_started_ms(index) + step.timeout_ms
+            elif timeout_ms is not None:
+                cancelled_ms = running.at_ms + timeout_ms
             else:
                 continue
             cancelled_at = self._started + cancelled_ms / 1000
-            yield Suspect(
-                step.name, attempt, cancelled_at, self._attempt_tasks.get(index, task)
-            )
+            yield Suspect(running.step, running.attempt, cancelled_at, self._innermost(task, running))
+
+    def _innermost(self, task: asyncio.Task[Any], running: AttemptStarted) -> asyncio.Task[Any]:
+        """Return the attempt's own task, if it has one, else the step's."""
+        name = f"{self._task_prefix}{running.step}#{running.attempt}"
+        tasks = asyncio.all_tasks(self._loop)
+        return next((each for each in tasks if each.get_name() == name and each is not task), task)
 
     # One step.
 
@@ -340,66 +347,88 @@ class _Run:
         step = self._steps[index]
         limit_s = None if step.timeout_ms is None else step.timeout_ms / 1000
         attempt = 1
+        shortfall: _Shortfall | None = None
         try:
             while True:
-                work: Any = self._attempt(index, attempt)
+                work: Any = self._attempt(index, step, attempt, limit_s)
                 if attempt > 1 or _WAIT_FOR_NEEDS_A_TASK:
-                    work = self._own_task(index, attempt, work)
+                    work = self._own_task(step, attempt, work)
                 try:
-                    value, error, cancels = await asyncio.wait_for(work, limit_s)
+                    shortfall = await asyncio.wait_for(work, limit_s)
                 except TimeoutError as timeout:
                     # A TimeoutError of the action is handed on as a value, so this is the limit's.
-                    value, error, cancels = None, _timed_out(step, attempt, timeout), 0
+                    shortfall = self._timed_out(step, attempt, timeout)
                 except asyncio.CancelledError as cancelled:
-                    value, error, cancels = await _outcome_after(work, cancelled)
-                if error is None and not cancels:
-                    self._emit(StepSucceeded(step.name, attempt, self._now_ms(), value))
+                    shortfall = await self._shortfall_after(index, work, cancelled)
+                if shortfall is None:
                     return
-                delay_ms = self._judge(index, value, error, cancels)
+                delay_ms = self._judge(index, shortfall)
                 if delay_ms is None:
                     return
                 await self._pause(index, delay_ms)
                 attempt += 1
         except asyncio.CancelledError:
-            self._emit(self._cancelled(index, error))
+            assert shortfall is not None
+            self._emit(self._cancelled(index, shortfall.error))
         except BaseException as bug:
             self._interrupt(bug, f"step {step.name!r} could not be run")
         finally:
             self._live.pop(index, None)
-            self._attempt_tasks.pop(index, None)
-            self._advance()
+            if self._state.has_news or not self._live:
+                self._follow_up()
             # An error's traceback may keep this frame, which must not lead back to the error.
             del self
-            value = error = work = None
+            shortfall = work = None
 
-    async def _attempt(self, index: int, attempt: int) -> _Outcome:
+    def _follow_up(self) -> None:
+        """See to what follows the end of a step."""
+        if self._advancing:
+            return  # an eager task has ended within its start, and that loop goes on
+        if self._state.has_news:
+            self._context.run(self._advance)
+        else:
+            self._wake_if_settled()
+
+    async def _attempt(
+        self, index: int, step: WorkflowStep, attempt: int, limit_s: float | None
+    ) -> _Shortfall | None:
         """Call the action and await it. Only a `CancelledError` is raised: `wait_for` needs it."""
-        step, binding = self._steps[index], self._bindings[index]
-        now = self._loop.time()
-        self._emit(AttemptStarted(step.name, attempt, (now - self._started) * 1000))
-        if step.timeout_ms is not None and self._watchdog.is_asleep:
-            self._watchdog.expect(now + step.timeout_ms / 1000)
-        enter_step(StepContext(self._run_id, step, attempt, self._loop, now))
+        loop, binding = self._loop, self._bindings[index]
+        began = loop.time()
+        running = AttemptStarted(step.name, attempt, (began - self._started) * 1000)
+        self._state.apply(running)
+        if self._observers:
+            self._tell(running)
+        enter_attempt((self._identity, running))
+        ends = math.inf if limit_s is None else began + limit_s
+        if ends < self._watchdog.horizon:
+            self._watchdog.expect(ends)
         try:
-            value = await call_action(step, self._arguments(binding) if binding else {})
-            return value, None, _cancels()
+            value = await call_action(step, self._arguments(binding) if binding else None)
         except asyncio.CancelledError:
             raise
         except BaseException as error:
-            return None, error, _cancels()
+            return _Shortfall(error, None, loop.time(), _cancels())
+        else:
+            ended = loop.time()
+            if ended >= ends - _TIMER_SLACK_S and _cancels():
+                return _Shortfall(None, value, ended, _cancels())
+            success = StepSucceeded(step.name, attempt, (ended - self._started) * 1000, value)
+            self._state.apply(success)
+            if self._observers:
+                self._tell(success)
+            return None
         finally:
             del self  # as in _run_step
 
     def _own_task(
-        self, index: int, attempt: int, work: Coroutine[Any, Any, _Outcome]
-    ) -> asyncio.Task[_Outcome]:
-        """Give an attempt a task of its own, with the run's context as it was at the start."""
-        task = self._attempt_tasks[index] = self._loop.create_task(
-            work,
-            name=f"asyncflow:{self._run_id}:{self._steps[index].name}#{attempt}",
-            context=self._context.copy(),
-        )
-        return task
+        self, step: WorkflowStep, attempt: int, work: Coroutine[Any, Any, _Shortfall | None]
+    ) -> asyncio.Task[_Shortfall | None]:
+        """Give an attempt a task of its own, in which the context is as fresh as in the first."""
+        name = f"{self._task_prefix}{step.name}#{attempt}"
+        if attempt == 1:  # nothing has run in the context of the step's task
+            return self._loop.create_task(work, name=name)
+        return self._loop.create_task(work, name=name, context=self._context.copy())
 
     def _arguments(self, binding: Binding) -> dict[str, Any]:
         results, inputs = self._state.results, self._inputs
@@ -413,56 +442,87 @@ class _Run:
                 arguments[parameter] = result.output
         return arguments
 
-    def _judge(
-        self, index: int, value: Any, error: BaseException | None, cancels: int
-    ) -> float | None:
-        """Tell what an attempt came to.
+    async def _shortfall_after(
+        self, index: int, work: Any, cancelled: asyncio.CancelledError
+    ) -> _Shortfall | None:
+        """Return what an attempt came to when the wait for it has ended with a cancellation."""
+        if isinstance(work, asyncio.Task):
+            while not work.done():
+                # Before 3.12 `wait_for` abandons a timed-out task if it is cancelled then.
+                try:
+                    await asyncio.wait([work])
+                except asyncio.CancelledError:
+                    continue
+            if not work.cancelled():
+                shortfall: _Shortfall | None = work.result()
+                return shortfall
+        if self._state.results[index] is not None:
+            return None  # it cancelled its own task with its last line, and has succeeded
+        return _Shortfall(cancelled, None, self._loop.time(), 0)
+
+    def _timed_out(self, step: WorkflowStep, attempt: int, timeout: TimeoutError) -> _Shortfall:
+        assert step.timeout_ms is not None
+        error = StepTimeoutError(step.name, attempt, step.timeout_ms)
+        error.__context__ = timeout.__cause__  # the cancellation: it tells where the step was
+        return _Shortfall(error, None, self._loop.time(), 0)
+
+    def _judge(self, index: int, shortfall: _Shortfall) -> float | None:
+        """Tell what an attempt came to that was not a value in time.
 
         Returns:
             How many milliseconds to wait before the next attempt, or ``None`` if the step ended.
         """
-        step, attempt, now_ms = self._steps[index], self._state.attempts(index), self._now_ms()
-        asked = index in self._asked
-        if cancels and step.timeout_ms is not None:
-            # The step has answered a cancellation with a value or an error. If it came from the
-            # limit, the attempt has exceeded it, and what it brought is late.
-            horizon_ms = self._asked_ms if asked else now_ms + _TIMER_SLACK_MS
-            if self._state.attempt_started_ms(index) + step.timeout_ms < horizon_ms:
-                late = StepTimeoutError(step.name, attempt, step.timeout_ms)
-                late.__cause__ = error
-                error = late
+        step, running = self._steps[index], self._state.running_attempt(index)
+        assert running is not None
+        attempt, asked = running.attempt, index in self._asked
+        ended_ms = (shortfall.ended - self._started) * 1000
+        error = self._late(step, running, shortfall, asked) or shortfall.error
         if not asked:
             _forget_cancels()  # the step's own, or those of its limit
         if error is None:
-            self._emit(StepSucceeded(step.name, attempt, now_ms, value))
+            self._emit(StepSucceeded(step.name, attempt, ended_ms, shortfall.value))
             return None
         if not isinstance(error, Exception | asyncio.CancelledError):
             reason = f"step {step.name!r} raised {type(error).__name__}"
-            self._emit(StepCancelled(step.name, attempt, now_ms, reason, error))
+            self._emit(StepCancelled(step.name, attempt, ended_ms, reason, error))
             self._interrupt(error, reason)
             return None
         if asked:
             self._emit(self._cancelled(index, error))
             return None
         if isinstance(error, asyncio.CancelledError):
-            own = StepCancelledError(step.name, attempt)
-            own.__cause__ = error
-            error = own
+            cause, error = error, StepCancelledError(step.name, attempt)
+            error.__cause__ = cause
         delay_ms = self._state.after_failure(index, error)
         if delay_ms is not None:
-            self._emit(AttemptFailed(step.name, attempt, now_ms, error, delay_ms))
+            self._emit(AttemptFailed(step.name, attempt, ended_ms, error, delay_ms))
             return delay_ms
-        self._emit(StepFailed(step.name, attempt, now_ms, error))
+        self._emit(StepFailed(step.name, attempt, ended_ms, error))
         if self._state.stop_reason is not None:
             self._stop_soon()
         return None
 
+    def _late(
+        self, step: WorkflowStep, running: AttemptStarted, shortfall: _Shortfall, asked: bool
+    ) -> StepTimeoutError | None:
+        """Return the limit's error if it was the limit that the attempt answered so late."""
+        if not shortfall.cancels or step.timeout_ms is None:
+            return None
+        ended_ms = (shortfall.ended - self._started) * 1000
+        horizon_ms = self._asked_ms if asked else ended_ms + _TIMER_SLACK_S * 1000
+        if running.at_ms + step.timeout_ms >= horizon_ms:
+            return None  # the cancellation was the run's, or the step's own
+        late = StepTimeoutError(step.name, running.attempt, step.timeout_ms)
+        late.__cause__ = shortfall.error
+        return late
+
     def _cancelled(self, index: int, error: BaseException | None) -> StepCancelled:
         if isinstance(error, asyncio.CancelledError):
             error = None
-        step, attempt = self._steps[index], self._state.attempts(index)
+        latest = self._state.latest_attempt(index)
+        assert latest is not None
         reason = self._state.stop_reason or ""
-        return StepCancelled(step.name, attempt, self._now_ms(), reason, error)
+        return StepCancelled(latest.step, latest.attempt, self._now_ms(), reason, error)
 
     async def _pause(self, index: int, delay_ms: float) -> None:
         """Wait between two attempts: at least one turn of the loop, so that others get theirs."""
@@ -498,25 +558,11 @@ class _Run:
                 _log.exception("an observer failed and is not called again, at %r", event)
 
 
-async def _outcome_after(work: Any, cancelled: asyncio.CancelledError) -> _Outcome:
-    """Return what an attempt came to when the wait for it has ended with a cancellation."""
-    if isinstance(work, asyncio.Task):
-        while not work.done():
-            # Before 3.12 `wait_for` leaves a timed-out task to itself if it is cancelled then.
-            try:
-                await asyncio.wait([work])
-            except asyncio.CancelledError:
-                continue
-        if not work.cancelled():
-            return work.result()
-    return None, cancelled, 0
-
-
-def _timed_out(step: WorkflowStep, attempt: int, timeout: TimeoutError) -> StepTimeoutError:
-    assert step.timeout_ms is not None
-    error = StepTimeoutError(step.name, attempt, step.timeout_ms)
-    error.__context__ = timeout.__cause__  # the cancellation: it tells where the step was
-    return error
+def _shield() -> AbstractContextManager[object]:
+    # No scope of anyio's can be around us before it has loaded its backend, which takes a while.
+    if "anyio._backends._asyncio" in sys.modules:
+        return anyio.CancelScope(shield=True)
+    return nullcontext()
 
 
 def _cancels() -> int:

@@ -8,10 +8,11 @@ import math
 import pickle
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
-from typing import Any, NamedTuple
+from dataclasses import dataclass, field, fields
+from typing import Any
 
 from asyncflow._errors import RestoredError, nearest
+from asyncflow._record import record
 
 __all__ = ["Attempt", "RestoredOutput", "RunReport", "StepResult", "StepStatus", "describe"]
 
@@ -33,7 +34,8 @@ class StepStatus(enum.StrEnum):
     """It had started and was cut short; `StepResult.reason` says why."""
 
 
-class Attempt(NamedTuple):
+@record
+class Attempt:
     """One attempt of a step."""
 
     number: int
@@ -45,15 +47,12 @@ class Attempt(NamedTuple):
     """What it failed with; ``None`` if it succeeded, or was cancelled and cleaned up well."""
 
     def __reduce__(self) -> tuple[object, ...]:
-        return Attempt, (*self[:3], _portable(self.error))
+        return Attempt, (self.number, self.started_ms, self.duration_ms, _portable(self.error))
 
 
-class StepResult(NamedTuple):
-    """What became of one step. Immutable.
-
-    A named tuple because a run makes one for each step, and a frozen dataclass of this size
-    takes four times as long to make.
-    """
+@record
+class StepResult:
+    """What became of one step."""
 
     step_name: str
     status: StepStatus
@@ -70,11 +69,23 @@ class StepResult(NamedTuple):
     last attempt failed with, if anything."""
     reason: str | None = None
     """Why a step was skipped or cancelled."""
-    history: tuple[Attempt, ...] = ()
-    """Each attempt with its own figures."""
+    started_ms: float | None = None
+    """Milliseconds from the start of the run to the start of the first attempt."""
+    recorded: tuple[Attempt, ...] | None = field(default=None, repr=False)
+    """The attempts, unless there was just one, of which all is said above; see `history`."""
+
+    @property
+    def history(self) -> tuple[Attempt, ...]:
+        """Each attempt with its own figures, in order."""
+        if self.recorded is not None:
+            return self.recorded
+        assert self.started_ms is not None
+        return (Attempt(1, self.started_ms, self.duration_ms, self.error),)
 
     def __reduce__(self) -> tuple[object, ...]:
-        return StepResult, (*self[:5], _portable(self.error), *self[6:])
+        values = [getattr(self, each.name) for each in fields(self)]
+        values[5] = _portable(self.error)
+        return StepResult, tuple(values)
 
 
 @dataclass(frozen=True, slots=True)
@@ -312,8 +323,14 @@ def _result_to_json(result: StepResult) -> dict[str, object]:
         **output,
         "error": _error_to_json(result.error),
         "reason": result.reason,
+        "started_ms": result.started_ms,
         "history": [
-            {**attempt._asdict(), "error": _error_to_json(attempt.error)}
+            {
+                "number": attempt.number,
+                "started_ms": attempt.started_ms,
+                "duration_ms": attempt.duration_ms,
+                "error": _error_to_json(attempt.error),
+            }
             for attempt in result.history
         ],
     }
@@ -332,7 +349,8 @@ def _result_from_json(document: dict[str, Any]) -> StepResult:
         ),
         error=_error_from_json(document["error"]),
         reason=document["reason"],
-        history=tuple(
+        started_ms=document["started_ms"],
+        recorded=tuple(
             Attempt(**{**attempt, "error": _error_from_json(attempt["error"])})
             for attempt in document["history"]
         ),

@@ -2,8 +2,8 @@
 
 Rules:
 
-1. A step moves along the table `_RULES` and no other way. An event that cannot happen to it in
-   its phase is refused with `IllegalEventError` and changes nothing.
+1. A step moves along the table `_STEP_RULES` and no other way. An event that cannot happen to it
+   in its phase is refused with `IllegalEventError` and changes nothing.
 2. A step's turn comes when its tier begins (``schedule="tiers"``) or when the last of its
    dependencies settles (``schedule="ready"``). A tier begins when every step of the tier before
    has settled.
@@ -64,6 +64,7 @@ class RunState:
     Attributes:
         results: The result of each step that has settled, by index.
         unsettled: How many steps have not settled.
+        has_news: Whether `ready` or `doomed` may have something new to tell.
         stop_reason: Why the run is stopping; ``None`` while it is not.
     """
 
@@ -77,27 +78,28 @@ class RunState:
     ) -> None:
         count = len(plan.steps)
         self._plan = plan
+        self._index = plan.index
         self._fail_fast = fail_fast
-        self._schedule = schedule
+        self._by_tiers = schedule == "tiers"
         self._max_concurrency = max_concurrency
         self._started: RunStarted | None = None
-        self._interrupted = False
         self._finished: RunFinished | None = None
+        self._interrupted = False
         self.results: list[StepResult | None] = [None] * count
         self.unsettled = count
+        self.has_news = False
         self.stop_reason: str | None = None
 
         self._phases = [_PENDING] * count
-        self._attempts = [0] * count
-        self._started_ms = [0.0] * count
-        self._attempt_started_ms = [0.0] * count
+        # The latest attempt that each step has started.
+        self._attempts: list[AttemptStarted | None] = [None] * count
         self._failed_attempts: dict[int, tuple[Attempt, ...]] = {}
 
         self._ready: deque[int] = deque()
-        self._doomed: deque[tuple[int, str]] = deque()
+        self._doomed: list[tuple[int, str]] = []
         self._in_flight = 0
         # Which settled steps did not succeed, each with the failed step that it goes back to.
-        # One failure is not enough to remember: a step asks this about each of its dependencies.
+        # One failure is not enough to remember: a step asks this of each of its dependencies.
         self._lost: dict[int, str] = {}
         self._tier = -1
         self._tier_unsettled = 0
@@ -107,20 +109,23 @@ class RunState:
 
     def ready(self) -> list[int]:
         """Return the steps that may start now. Each is handed out once."""
+        self.has_news = bool(self._doomed)
         ready, phases = self._ready, self._phases
+        room = len(ready)
+        if self._max_concurrency is not None:
+            room = min(room, self._max_concurrency - self._in_flight)
         batch: list[int] = []
-        while ready and (self._max_concurrency is None or self._in_flight < self._max_concurrency):
+        while ready and len(batch) < room:
             step = ready.popleft()
             if phases[step] == _READY:  # it may have been doomed, or started, in the meantime
                 phases[step] = _HANDED_OUT
-                self._in_flight += 1
                 batch.append(step)
+        self._in_flight += len(batch)
         return batch
 
     def doomed(self) -> list[tuple[int, str]]:
         """Return the steps that will never start, each with the reason. Each is told once."""
-        doomed = list(self._doomed)
-        self._doomed.clear()
+        doomed, self._doomed = self._doomed, []
         return doomed
 
     def after_failure(self, step: int, error: Exception) -> float | None:
@@ -132,7 +137,17 @@ class RunState:
         """
         if isinstance(error, ActionNotAwaitableError):
             return None  # the next call would have the same effect once more
-        return 0.0 if self._attempts[step] < self._plan.steps[step].max_retries else None
+        attempt = self.running_attempt(step)
+        assert attempt is not None
+        return 0.0 if attempt.attempt < self._plan.steps[step].max_retries else None
+
+    def latest_attempt(self, step: int) -> AttemptStarted | None:
+        """The latest attempt that the step has started, if it has started any."""
+        return self._attempts[step]
+
+    def running_attempt(self, step: int) -> AttemptStarted | None:
+        """The attempt of the step that is running, if one is."""
+        return self._attempts[step] if self._phases[step] == _ATTEMPTING else None
 
     @property
     def has_finished(self) -> bool:
@@ -146,26 +161,13 @@ class RunState:
             return "interrupted"
         return "failed" if self._lost else "passed"
 
-    def is_attempting(self, step: int) -> bool:
-        """Whether an attempt of the step is running."""
-        return self._phases[step] == _ATTEMPTING
-
-    def attempts(self, step: int) -> int:
-        """How many attempts of the step were started."""
-        return self._attempts[step]
-
-    def attempt_started_ms(self, step: int) -> float:
-        """When its latest attempt started, in milliseconds since the run started."""
-        return self._attempt_started_ms[step]
-
     def report(self) -> RunReport:
         """Return the report of the run, which must have finished."""
         assert self._started is not None
         assert self._finished is not None
-        results = self.results
         return RunReport(
             self._started.run_id,
-            [result for step in self._plan.order() if (result := results[step]) is not None],
+            filter(None, map(self.results.__getitem__, self._plan.order)),
             total_duration_ms=self._finished.at_ms,
             wall_time=self._started.wall_time,
         )
@@ -178,20 +180,33 @@ class RunState:
         Raises:
             IllegalEventError: The event cannot happen in this state. Nothing has changed.
         """
-        step_rule = _STEP_RULES.get(type(event))
-        if step_rule is None:
+        rule = _STEP_RULES.get(type(event))
+        if rule is None:
             return _RUN_RULES[type(event)](self, event)
-        phases, fold = step_rule
-        step = self._plan.index[event.step]
-        if self._phases[step] not in phases:
-            raise IllegalEventError(event, _PHASES[self._phases[step]])
-        fold(self, step, event)
+        allowed, fold = rule
+        step, phases = self._index[event.step], self._phases
+        if phases[step] not in allowed:
+            raise IllegalEventError(event, _PHASES[phases[step]])
+        result = fold(self, step, event)
+        if result is None:
+            return
+        phases[step] = _SETTLED
+        self.results[step] = result
+        self.unsettled -= 1
+        if self._by_tiers:
+            self._tier_unsettled -= 1
+            if not self._tier_unsettled:
+                self._begin_next_tier()
+        else:
+            self._release_dependents(step)
+        if self._ready:
+            self.has_news = True  # there is room for one more under max_concurrency
 
     def _on_run_started(self, event: RunStarted) -> None:
         if self._started is not None:
             raise IllegalEventError(event, "the run has started")
         self._started = event
-        if self._schedule == "tiers":
+        if self._by_tiers:
             self._begin_next_tier()
         else:
             self._dependencies_unsettled = [len(needed) for needed in self._plan.dependencies]
@@ -211,99 +226,84 @@ class RunState:
         self._finished = event
 
     def _on_attempt_started(self, step: int, event: AttemptStarted) -> None:
-        attempts = self._attempts
-        if event.attempt != attempts[step] + 1:
-            raise IllegalEventError(event, f"{attempts[step]} attempt(s) were made")
+        latest = self._attempts[step]
+        if event.attempt != (1 if latest is None else latest.attempt + 1):
+            raise IllegalEventError(event, f"the latest attempt was {latest!r}")
         if self._phases[step] == _READY:
-            self._in_flight += 1  # nobody handed it out: this is the replay of a stored run
+            self._in_flight += 1  # nobody asked for it: a stored run is being replayed
         self._phases[step] = _ATTEMPTING
-        attempts[step] = event.attempt
-        self._attempt_started_ms[step] = event.at_ms
-        if event.attempt == 1:
-            self._started_ms[step] = event.at_ms
+        self._attempts[step] = event
 
     def _on_attempt_failed(self, step: int, event: AttemptFailed) -> None:
-        self._check_attempt(step, event)
-        self._failed_attempts[step] = self._history(step, event.at_ms, event.error)
+        self._failed_attempts[step] = self._history(step, event, event.error)
         self._phases[step] = _WAITING
 
-    def _on_step_succeeded(self, step: int, event: StepSucceeded) -> None:
-        self._check_attempt(step, event)
-        self._settle_started(step, StepStatus.SUCCESS, event.at_ms, event.output, None, None)
+    def _on_step_succeeded(self, step: int, event: StepSucceeded) -> StepResult:
+        started = self._attempts[step]
+        if event.attempt == 1 and started is not None:  # the way of most steps, without detours
+            self._in_flight -= 1
+            at_ms = started.at_ms
+            return StepResult(
+                event.step, StepStatus.SUCCESS, 1, event.at_ms - at_ms, event.output, None, None, at_ms
+            )
+        return self._result(step, event, StepStatus.SUCCESS, event.output, None, None)
 
-    def _on_step_failed(self, step: int, event: StepFailed) -> None:
-        self._check_attempt(step, event)
+    def _on_step_failed(self, step: int, event: StepFailed) -> StepResult:
+        result = self._result(step, event, StepStatus.FAILED, None, event.error, None)
         self._lost[step] = event.step
         if self._fail_fast:
             self._stop(f"step {event.step!r} failed and fail_fast is on")
-        self._settle_started(step, StepStatus.FAILED, event.at_ms, None, event.error, None)
+        return result
 
-    def _on_step_cancelled(self, step: int, event: StepCancelled) -> None:
-        self._check_attempt(step, event)
+    def _on_step_cancelled(self, step: int, event: StepCancelled) -> StepResult:
+        result = self._result(step, event, StepStatus.CANCELLED, None, event.error, event.reason)
         self._lost[step] = event.step
-        self._settle_started(
-            step, StepStatus.CANCELLED, event.at_ms, None, event.error, event.reason
-        )
+        return result
 
-    def _on_step_skipped(self, step: int, event: StepSkipped) -> None:
+    def _on_step_skipped(self, step: int, event: StepSkipped) -> StepResult:
         if self._phases[step] == _HANDED_OUT:
             self._in_flight -= 1
         self._lost.setdefault(step, event.step)
-        self._settle(step, StepResult(event.step, StepStatus.SKIPPED, reason=event.reason))
+        return StepResult(event.step, StepStatus.SKIPPED, reason=event.reason, recorded=())
 
     # How it follows.
 
-    def _check_attempt(
-        self, step: int, event: AttemptFailed | StepSucceeded | StepFailed | StepCancelled
-    ) -> None:
-        if event.attempt != self._attempts[step]:
-            raise IllegalEventError(event, f"attempt {self._attempts[step]} is running")
-
-    def _history(
-        self, step: int, ended_ms: float, error: BaseException | None
-    ) -> tuple[Attempt, ...]:
-        started_ms = self._attempt_started_ms[step]
-        attempt = Attempt(self._attempts[step], started_ms, ended_ms - started_ms, error)
-        return (*self._failed_attempts.get(step, ()), attempt)
-
-    def _settle_started(
+    def _result(
         self,
         step: int,
+        event: StepSucceeded | StepFailed | StepCancelled,
         status: StepStatus,
-        ended_ms: float,
         output: Any,
         error: BaseException | None,
         reason: str | None,
-    ) -> None:
+    ) -> StepResult:
+        started, attempts = self._attempts[step], event.attempt
+        if started is None or started.attempt != attempts:
+            raise IllegalEventError(event, f"the latest attempt is {started!r}")
+        started_ms, history = started.at_ms, None
+        if attempts > 1 or self._phases[step] == _WAITING:
+            history = self._history(step, event, error)
+            started_ms = history[0].started_ms
         self._in_flight -= 1
-        history = (
-            self._history(step, ended_ms, error)
-            if self._phases[step] == _ATTEMPTING
-            else self._failed_attempts[step]
-        )
-        self._settle(
-            step,
-            StepResult(
-                self._plan.steps[step].name,
-                status,
-                self._attempts[step],
-                ended_ms - self._started_ms[step],
-                output,
-                error,
-                reason,
-                history,
-            ),
+        duration_ms = event.at_ms - started_ms
+        return StepResult(
+            event.step, status, attempts, duration_ms, output, error, reason, started_ms, history
         )
 
-    def _settle(self, step: int, result: StepResult) -> None:
-        self._phases[step] = _SETTLED
-        self.results[step] = result
-        self.unsettled -= 1
-        if self._schedule == "tiers":
-            self._tier_unsettled -= 1
-            if not self._tier_unsettled:
-                self._begin_next_tier()
-            return
+    def _history(
+        self, step: int, event: _AttemptEnd, error: BaseException | None
+    ) -> tuple[Attempt, ...]:
+        """Return the attempts of a step up to the one that the event ends, if one is running."""
+        earlier = self._failed_attempts.get(step, ())
+        if self._phases[step] == _WAITING:
+            return earlier
+        started = self._attempts[step]
+        if started is None or started.attempt != event.attempt:
+            raise IllegalEventError(event, f"the latest attempt is {started!r}")
+        attempt = Attempt(event.attempt, started.at_ms, event.at_ms - started.at_ms, error)
+        return (*earlier, attempt)
+
+    def _release_dependents(self, step: int) -> None:
         missing, turns = self._dependencies_unsettled, []
         for dependent in self._plan.dependents[step]:
             missing[dependent] -= 1
@@ -320,19 +320,19 @@ class RunState:
 
     def _take_turns(self, steps: Iterable[int]) -> None:
         phases, lost = self._phases, self._lost
+        self.has_news = True
         for step in steps:
             if phases[step] != _PENDING:
                 continue  # the stopping run has doomed it
-            cause = None
             if lost:
                 needed = self._plan.dependencies[step]
                 cause = next((lost[other] for other in needed if other in lost), None)
-            if cause is None:
-                phases[step] = _READY
-                self._ready.append(step)
-            else:
-                lost[step] = cause
-                self._doom(step, f"it depends on step {cause!r}, which failed")
+                if cause is not None:
+                    lost[step] = cause
+                    self._doom(step, f"it depends on step {cause!r}, which failed")
+                    continue
+            phases[step] = _READY
+            self._ready.append(step)
 
     def _stop(self, reason: str) -> None:
         if self.stop_reason is None:
@@ -342,12 +342,15 @@ class RunState:
                     self._doom(step, reason)
 
     def _doom(self, step: int, reason: str) -> None:
+        self.has_news = True
         self._phases[step] = _DOOMED
         self._doomed.append((step, reason))
 
 
-_STEP_RULES: dict[type, tuple[tuple[int, ...], Callable[[RunState, int, Any], None]]] = {
-    # event: the phases in which it can happen, and what it does
+_AttemptEnd: TypeAlias = AttemptFailed | StepSucceeded | StepFailed | StepCancelled
+
+_STEP_RULES: dict[type, tuple[tuple[int, ...], Callable[[RunState, int, Any], StepResult | None]]] = {
+    # event: the phases in which it can happen, and what it does; a result settles the step
     AttemptStarted: ((_HANDED_OUT, _WAITING, _READY), RunState._on_attempt_started),
     AttemptFailed: ((_ATTEMPTING,), RunState._on_attempt_failed),
     StepSucceeded: ((_ATTEMPTING,), RunState._on_step_succeeded),

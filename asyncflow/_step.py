@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, TypeAlias
 
 from asyncflow._errors import nearest
 
-__all__ = ["Action", "Signature", "WorkflowStep"]
+__all__ = ["NO_PARAMETERS", "Action", "Signature", "WorkflowStep"]
 
 Action: TypeAlias = Callable[..., Awaitable[Any]]
 
@@ -177,7 +177,7 @@ def _dependency_names(name: str, depends_on: object) -> tuple[str, ...]:
     return names
 
 
-_NO_PARAMETERS = Signature()
+NO_PARAMETERS = Signature()
 
 
 def _signature(name: str, action: Action) -> Signature:
@@ -185,11 +185,11 @@ def _signature(name: str, action: Action) -> Signature:
         # Most actions: `inspect` would take fifty times as long for the same answer.
         code = action.__code__
         if not (code.co_argcount or code.co_kwonlyargcount or code.co_flags & inspect.CO_VARKEYWORDS):
-            return _NO_PARAMETERS
+            return NO_PARAMETERS
     try:
         signature = inspect.signature(action)
     except ValueError:  # some callables written in C do not tell
-        return _NO_PARAMETERS
+        return NO_PARAMETERS
     bound = getattr(action, "keywords", {})  # of a functools.partial
     names, required, takes_any = [], set(), False
     for parameter in signature.parameters.values():
@@ -205,4 +205,5 @@ def _signature(name: str, action: Action) -> Signature:
                 f"step {name!r}: parameter {parameter.name!r} of its action is positional-only, "
                 "but actions get their data by parameter name; remove the '/'"
             )
-    return Signature(tuple(names), frozenset(required), takes_any)
+    found = Signature(tuple(names), frozenset(required), takes_any)
+    return found if found != NO_PARAMETERS else NO_PARAMETERS

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
@@ -39,29 +40,24 @@ class Watchdog:
         self._suspects = suspects
         self._timer: asyncio.TimerHandle | None = None
         self._named: set[tuple[str, int]] = set()
-
-    @property
-    def is_asleep(self) -> bool:
-        """Whether no look is planned."""
-        return self._timer is None
+        self.horizon = math.inf
+        """The planned look is for attempts cancelled at this time, or later."""
 
     def expect(self, cancelled_at: float) -> None:
-        """Plan a look at the steps that are still there a while after the given time."""
-        when = cancelled_at + GRACE_S
-        if self._timer is not None:
-            if self._timer.when() <= when:
-                return
-            self._timer.cancel()
-        self._timer = self._loop.call_at(when, self._look)
+        """Plan a look for an attempt that is cancelled at the given time of the loop's clock."""
+        if cancelled_at < self.horizon:
+            self.stop()
+            self.horizon = cancelled_at
+            self._timer = self._loop.call_at(cancelled_at + GRACE_S, self._look)
 
     def stop(self) -> None:
-        """Plan no further look."""
+        """Plan no look."""
         if self._timer is not None:
             self._timer.cancel()
-            self._timer = None
+        self._timer, self.horizon = None, math.inf
 
     def _look(self) -> None:
-        self._timer = None
+        self._timer, self.horizon = None, math.inf
         latest = self._loop.time() - GRACE_S + 0.001  # a timer may fire that much too early
         for suspect in self._suspects():
             attempt = suspect.step_name, suspect.attempt

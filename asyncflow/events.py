@@ -6,13 +6,16 @@ milliseconds since the run started, on the event loop's monotonic clock; the one
 is `RunStarted.wall_time`, from which a view may compute the others.
 
 They are named tuples because one is made for every start and end of an attempt, and a frozen
-dataclass takes two to four times as long to make.
+data@record
+class takes two to four times as long to make.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal, NamedTuple, TypeAlias
+from typing import Any, Literal, TypeAlias
+
+from asyncflow._record import record
 
 __all__ = [
     "AttemptFailed",
@@ -34,7 +37,8 @@ __all__ = [
 Outcome: TypeAlias = Literal["passed", "failed", "interrupted"]
 
 
-class RunStarted(NamedTuple):
+@record
+class RunStarted:
     """The run began. Always the first event."""
 
     run_id: str
@@ -45,7 +49,8 @@ class RunStarted(NamedTuple):
     """The pipeline: for each step, in topological order, the steps it depends on."""
 
 
-class RunInterrupted(NamedTuple):
+@record
+class RunInterrupted:
     """The run was told to stop by something other than a failed step."""
 
     at_ms: float
@@ -53,7 +58,8 @@ class RunInterrupted(NamedTuple):
     """Why, in words that complete the sentence "the run stopped because …"."""
 
 
-class RunFinished(NamedTuple):
+@record
+class RunFinished:
     """The run ended and nothing of it is alive. Always the last event."""
 
     at_ms: float
@@ -61,7 +67,8 @@ class RunFinished(NamedTuple):
     """``"interrupted"`` after a `RunInterrupted`, else whether every step succeeded."""
 
 
-class AttemptStarted(NamedTuple):
+@record
+class AttemptStarted:
     """The action of a step is about to be called. The first one is the start of the step."""
 
     step: str
@@ -70,7 +77,8 @@ class AttemptStarted(NamedTuple):
     at_ms: float
 
 
-class AttemptFailed(NamedTuple):
+@record
+class AttemptFailed:
     """An attempt failed and another one follows."""
 
     step: str
@@ -81,7 +89,8 @@ class AttemptFailed(NamedTuple):
     """How long the step waits before its next attempt starts."""
 
 
-class StepSucceeded(NamedTuple):
+@record
+class StepSucceeded:
     """The action returned a value in time."""
 
     step: str
@@ -90,7 +99,8 @@ class StepSucceeded(NamedTuple):
     output: Any
 
 
-class StepFailed(NamedTuple):
+@record
+class StepFailed:
     """An attempt failed and it was the last one."""
 
     step: str
@@ -99,7 +109,8 @@ class StepFailed(NamedTuple):
     error: BaseException
 
 
-class StepCancelled(NamedTuple):
+@record
+class StepCancelled:
     """A step that had started was cut short because the run stopped."""
 
     step: str
@@ -110,7 +121,8 @@ class StepCancelled(NamedTuple):
     """What the step's clean-up raised, or what its last attempt failed with, if anything."""
 
 
-class StepSkipped(NamedTuple):
+@record
+class StepSkipped:
     """A step will never start."""
 
     step: str
