@@ -36,6 +36,8 @@ __all__ = [
     "topological_sort",
 ]
 
+__version__ = "0.1.0"
+
 for _name in __all__:
     globals()[_name].__module__ = __name__  # where users know them from
 del _name

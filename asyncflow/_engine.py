@@ -44,7 +44,15 @@ class StepContext:
             and different in any other step or run.
     """
 
-    __slots__ = ("_ends", "_loop", "attempt", "idempotency_key", "max_retries", "run_id", "step_name")
+    __slots__ = (
+        "_ends",
+        "_loop",
+        "attempt",
+        "idempotency_key",
+        "max_retries",
+        "run_id",
+        "step_name",
+    )
 
     def __init__(self, run: RunContext, running: AttemptStarted) -> None:
         step = run.plan.steps[run.plan.index[running.step]]

@@ -11,6 +11,7 @@ from collections.abc import Iterable
 __all__ = [
     "ActionNotAwaitableError",
     "CyclicDependencyError",
+    "HangError",
     "IllegalEventError",
     "RestoredError",
     "StepCancelledError",
@@ -141,6 +142,21 @@ class IllegalEventError(RuntimeError):
 
     def __str__(self) -> str:
         return f"{self.event!r} cannot happen: {self.state}"
+
+
+class HangError(RuntimeError):
+    """In virtual time: nothing can ever happen again, and something still waits.
+
+    Attributes:
+        waiting: For each task, its name and where it waits.
+    """
+
+    def __init__(self, waiting: list[str]) -> None:
+        super().__init__(waiting)
+        self.waiting = waiting
+
+    def __str__(self) -> str:
+        return "\n  ".join(["nothing can ever happen again, but these tasks wait:", *self.waiting])
 
 
 def nearest(word: str, known: Iterable[str]) -> str:

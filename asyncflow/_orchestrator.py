@@ -70,7 +70,6 @@ class _Shortfall(NamedTuple):
     """How often its task had been asked to cancel by then."""
 
 
-
 class Observer(Protocol):
     """Called with every event of a run, in order, as it happens.
 
@@ -277,7 +276,9 @@ class _Run:
         while state.has_news:
             for index in state.ready():
                 # Where an attempt has a task of its own, that one bears the name.
-                name = None if _WAIT_FOR_NEEDS_A_TASK else f"{self._task_prefix}{steps[index].name}#1"
+                name = (
+                    None if _WAIT_FOR_NEEDS_A_TASK else f"{self._task_prefix}{steps[index].name}#1"
+                )
                 task = group.create_task(self._run_step(index), name=name)
                 if not task.done():  # an eager one may be
                     live[index] = task
@@ -332,7 +333,9 @@ class _Run:
             else:
                 continue
             cancelled_at = self._started + cancelled_ms / 1000
-            yield Suspect(running.step, running.attempt, cancelled_at, self._innermost(task, running))
+            yield Suspect(
+                running.step, running.attempt, cancelled_at, self._innermost(task, running)
+            )
 
     def _innermost(self, task: asyncio.Task[Any], running: AttemptStarted) -> asyncio.Task[Any]:
         """Return the attempt's own task, if it has one, else the step's."""

@@ -244,7 +244,14 @@ class RunState:
             self._in_flight -= 1
             at_ms = started.at_ms
             return StepResult(
-                event.step, StepStatus.SUCCESS, 1, event.at_ms - at_ms, event.output, None, None, at_ms
+                event.step,
+                StepStatus.SUCCESS,
+                1,
+                event.at_ms - at_ms,
+                event.output,
+                None,
+                None,
+                at_ms,
             )
         return self._result(step, event, StepStatus.SUCCESS, event.output, None, None)
 
@@ -349,7 +356,9 @@ class RunState:
 
 _AttemptEnd: TypeAlias = AttemptFailed | StepSucceeded | StepFailed | StepCancelled
 
-_STEP_RULES: dict[type, tuple[tuple[int, ...], Callable[[RunState, int, Any], StepResult | None]]] = {
+_STEP_RULES: dict[
+    type, tuple[tuple[int, ...], Callable[[RunState, int, Any], StepResult | None]]
+] = {
     # event: the phases in which it can happen, and what it does; a result settles the step
     AttemptStarted: ((_HANDED_OUT, _WAITING, _READY), RunState._on_attempt_started),
     AttemptFailed: ((_ATTEMPTING,), RunState._on_attempt_failed),

@@ -184,7 +184,9 @@ def _signature(name: str, action: Action) -> Signature:
     if type(action) is FunctionType and not action.__dict__:
         # Most actions: `inspect` would take fifty times as long for the same answer.
         code = action.__code__
-        if not (code.co_argcount or code.co_kwonlyargcount or code.co_flags & inspect.CO_VARKEYWORDS):
+        if not (
+            code.co_argcount or code.co_kwonlyargcount or code.co_flags & inspect.CO_VARKEYWORDS
+        ):
             return NO_PARAMETERS
     try:
         signature = inspect.signature(action)

@@ -8,6 +8,8 @@ import math
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
+from asyncflow._awaiting import awaiting_line
+
 __all__ = ["GRACE_S", "Suspect", "Watchdog"]
 
 _log = logging.getLogger("asyncflow")
@@ -71,23 +73,5 @@ class Watchdog:
                 "step %r, attempt %d, has not ended %g s after it was cancelled; it is at %s",
                 *attempt,
                 GRACE_S,
-                _where(suspect.task),
+                awaiting_line(suspect.task.get_coro()),
             )
-
-
-def _where(task: asyncio.Task[Any]) -> str:
-    """Return the line of code that a task is waiting in: the innermost one that is known."""
-    place = "an unknown place"
-    awaiting: Any = task.get_coro()
-    while awaiting is not None:
-        for kind in ("cr", "gi", "ag"):  # coroutine, generator, asynchronous generator
-            frame = getattr(awaiting, f"{kind}_frame", None)
-            if frame is not None:
-                code = frame.f_code
-                place = f"{code.co_filename}:{frame.f_lineno} in {code.co_qualname}"
-        awaiting = (
-            getattr(awaiting, "cr_await", None)
-            or getattr(awaiting, "gi_yieldfrom", None)
-            or getattr(awaiting, "ag_await", None)
-        )
-    return place

@@ -43,5 +43,9 @@ def layered(count: int, width: int = 50, needs: int = 3) -> Edges:
 SHAPES: dict[str, Callable[[int], Edges]] = {"chain": chain, "fan": fan, "layered": layered}
 
 
-def pipeline(edges: Sequence[tuple[str, list[str]]], action: Callable[[], Awaitable[object]], **options: object) -> list[WorkflowStep]:
+def pipeline(
+    edges: Sequence[tuple[str, list[str]]],
+    action: Callable[[], Awaitable[object]],
+    **options: object,
+) -> list[WorkflowStep]:
     return [WorkflowStep(name, action, needs, **options) for name, needs in edges]

@@ -1,0 +1,126 @@
+"""An event loop in which time passes only when there is nothing left to do.
+
+Sleeps and timeouts take no real time and end in exactly the order and at exactly the times at
+which they would on an infinitely fast machine. So a test of a pipeline that backs off for hours
+takes milliseconds and always gives the same result::
+
+    from asyncflow.testing import run_in_virtual_time
+
+    report = run_in_virtual_time(run_pipeline(steps))
+
+With pytest-asyncio, give the loop to every async test, in ``conftest.py``::
+
+    def pytest_asyncio_loop_factories(config, item):
+        return {"virtual": VirtualTimeLoop}
+"""
+
+from __future__ import annotations
+
+import asyncio
+import selectors
+import threading
+from collections.abc import Callable, Coroutine
+from typing import Any, TypeVar
+
+from asyncflow._awaiting import awaiting_line
+from asyncflow._errors import HangError
+
+__all__ = ["HangError", "VirtualTimeLoop", "run_in_virtual_time"]
+
+T = TypeVar("T")
+
+_PATIENCE_S = 5.0
+"""How long, in real time, other threads may take to wake a loop that waits for nothing else."""
+
+
+class VirtualTimeLoop(asyncio.SelectorEventLoop):
+    """An asyncio event loop with a virtual clock, which starts at 0.
+
+    When nothing is ready to run, the clock jumps to the next timer. When there is no timer
+    either, so that nothing can ever happen again, the loop raises `HangError`, which names what
+    each task waits for.
+
+    While a job runs in an executor of this loop (`asyncio.to_thread`, `loop.run_in_executor`)
+    the clock stands still. It does not know of other threads, of processes and of sockets: code
+    that waits for those, under a timeout, needs real time.
+    """
+
+    def __init__(self) -> None:
+        self._now = 0.0
+        self._jobs = 0
+        super().__init__(_JumpingSelector(self._jump))
+
+    def time(self) -> float:
+        """Return the virtual time, in seconds since the loop was made."""
+        return self._now
+
+    def run_in_executor(  # type: ignore[override]
+        self, executor: Any, func: Callable[..., T], *args: Any
+    ) -> asyncio.Future[T]:
+        """Run a function in an executor; the clock stands still until it has returned."""
+        future = super().run_in_executor(executor, func, *args)
+        self._jobs += 1
+        future.add_done_callback(self._end_job)
+        return future
+
+    async def shutdown_default_executor(self, timeout: float | None = None) -> None:
+        """Wait, in real time, until the default executor's threads have ended."""
+        self._jobs += 1
+        try:
+            await super().shutdown_default_executor()
+        finally:
+            self._jobs -= 1
+
+    def _end_job(self, _: asyncio.Future[Any]) -> None:
+        self._jobs -= 1
+
+    def _jump(self, timeout: float | None, select: _Select) -> _Events:
+        """Do what a selector does, but let the clock jump where that one would wait."""
+        events = select(0)
+        if events or timeout == 0:
+            return events
+        if self._jobs:
+            return select(None)
+        if timeout is not None:
+            self._now += timeout
+            return events
+        if threading.active_count() > 1:
+            events = select(_PATIENCE_S)
+        if not events:
+            raise HangError(_waiting(self))
+        return events
+
+
+def run_in_virtual_time(main: Coroutine[Any, Any, T], *, debug: bool | None = None) -> T:
+    """Run a coroutine as `asyncio.run` does, in a `VirtualTimeLoop`, and return its result.
+
+    Args:
+        main: What to run.
+        debug: Whether the loop is in asyncio's debug mode.
+
+    Raises:
+        HangError: The coroutine can never end.
+    """
+    with asyncio.Runner(loop_factory=VirtualTimeLoop, debug=debug) as runner:
+        return runner.run(main)
+
+
+_Events = list[tuple[selectors.SelectorKey, int]]
+_Select = Callable[[float | None], _Events]
+
+
+class _JumpingSelector(selectors.DefaultSelector):
+    """The platform's selector, with its waiting done by somebody else."""
+
+    def __init__(self, jump: Callable[[float | None, _Select], _Events]) -> None:
+        super().__init__()
+        self._jump = jump
+
+    def select(self, timeout: float | None = None) -> _Events:
+        return self._jump(timeout, super().select)
+
+
+def _waiting(loop: asyncio.AbstractEventLoop) -> list[str]:
+    return sorted(
+        f"{task.get_name()} at {awaiting_line(task.get_coro())}" for task in asyncio.all_tasks(loop)
+    )
