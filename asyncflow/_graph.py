@@ -16,7 +16,8 @@ dictionaries of names cost.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from typing import NamedTuple, TypeAlias
+from dataclasses import dataclass
+from typing import TypeAlias
 
 from asyncflow._errors import CyclicDependencyError, nearest
 from asyncflow._step import NO_PARAMETERS, WorkflowStep
@@ -28,7 +29,8 @@ Binding: TypeAlias = tuple[tuple[str, int | str], ...]
 index of a step, whose output it receives, or the name of a run input."""
 
 
-class Plan(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Plan:
     """A valid pipeline, worked out. Steps are indexes; edges are kept in both directions."""
 
     steps: tuple[WorkflowStep, ...]

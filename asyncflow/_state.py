@@ -184,12 +184,12 @@ class RunState:
         if rule is None:
             return _RUN_RULES[type(event)](self, event)
         allowed, fold = rule
-        step, phases = self._index[event.step], self._phases
+        step, phases = self._index[event.step], self._phases  # type: ignore[union-attr]
         if phases[step] not in allowed:
             raise IllegalEventError(event, _PHASES[phases[step]])
         result = fold(self, step, event)
         if result is None:
-            return
+            return None
         phases[step] = _SETTLED
         self.results[step] = result
         self.unsettled -= 1
