@@ -10,8 +10,9 @@ from asyncflow._errors import (
     StepTimeoutError,
 )
 from asyncflow._graph import parallel_groups, topological_sort
-from asyncflow._orchestrator import Observer, Orchestrator, run_pipeline
+from asyncflow._orchestrator import Orchestrator, run_pipeline
 from asyncflow._report import Attempt, RestoredOutput, RunReport, StepResult, StepStatus
+from asyncflow._run import Observer
 from asyncflow._step import WorkflowStep
 
 __all__ = [
@@ -38,6 +39,5 @@ __all__ = [
 
 __version__ = "0.1.0"
 
-for _name in __all__:
-    globals()[_name].__module__ = __name__  # where users know them from
-del _name
+for _public in [globals()[_name] for _name in __all__]:
+    _public.__module__ = __name__  # where users know them from

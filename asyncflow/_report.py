@@ -137,8 +137,11 @@ class RunReport(Mapping[str, StepResult]):
     def __len__(self) -> int:
         return len(self._by_name)
 
-    __eq__ = object.__eq__  # the inherited one would compare outputs, which may not bear it
-    __hash__ = object.__hash__
+    def __eq__(self, other: object) -> bool:
+        return self is other  # the inherited one would compare outputs, which may not bear it
+
+    def __hash__(self) -> int:
+        return id(self)
 
     @property
     def results(self) -> list[StepResult]:
@@ -210,14 +213,13 @@ class RunReport(Mapping[str, StepResult]):
             raise ExceptionGroup(f"{len(errors)} steps of run {self.run_id} failed", errors)
 
     def __str__(self) -> str:
-        lines = [f"Pipeline {'PASSED' if self.all_passed else 'FAILED'}"]
-        for result in self._by_name.values():
-            lines.append(
-                f"[{result.status:<7}] {result.step_name} "
-                f"({result.attempts} attempt(s), {result.duration_ms:.0f}ms){_why(result)}"
-            )
-        lines.append(f"Total: {self.total_duration_ms:.0f}ms")
-        return "\n".join(lines)
+        return "\n".join(
+            [
+                f"Pipeline {'PASSED' if self.all_passed else 'FAILED'}",
+                *map(_line, self._by_name.values()),
+                f"Total: {self.total_duration_ms:.0f}ms",
+            ]
+        )
 
     def __repr__(self) -> str:
         verdict = "PASSED" if self.all_passed else "FAILED"
@@ -265,11 +267,16 @@ def _restore(
     return RunReport(run_id, results, total_duration_ms=total_duration_ms, wall_time=wall_time)
 
 
-def _why(result: StepResult) -> str:
-    if result.status is StepStatus.SUCCESS:
-        return ""
-    parts = [result.reason, describe(result.error) if result.error is not None else None]
-    return "".join(f": {part}" for part in parts if part)
+def _line(result: StepResult) -> str:
+    parts = [
+        f"[{result.status:<7}] {result.step_name} "
+        f"({result.attempts} attempt(s), {result.duration_ms:.0f}ms)"
+    ]
+    if result.reason is not None:
+        parts.append(result.reason)
+    if result.error is not None:
+        parts.append(describe(result.error))
+    return ": ".join(parts)
 
 
 def describe(error: BaseException) -> str:

@@ -182,14 +182,15 @@ class RunState:
         """
         rule = _STEP_RULES.get(type(event))
         if rule is None:
-            return _RUN_RULES[type(event)](self, event)
+            _RUN_RULES[type(event)](self, event)
+            return
         allowed, fold = rule
         step, phases = self._index[event.step], self._phases  # type: ignore[union-attr]
         if phases[step] not in allowed:
             raise IllegalEventError(event, _PHASES[phases[step]])
         result = fold(self, step, event)
         if result is None:
-            return None
+            return
         phases[step] = _SETTLED
         self.results[step] = result
         self.unsettled -= 1

@@ -1,0 +1,482 @@
+"""One run: its tasks, time limits and cancellations, and the events they amount to.
+
+This is where asyncio is. Rules:
+
+1. One task a step, in the run's task group. The group owns their lifetimes and nothing else: no
+   child raises into it, so it never cancels anything by itself. A group that aborts because of
+   a child loses a cancellation of its parent before 3.13: gh-116720.
+2. Only the run stops steps: it notes whom it asked, then cancels each of them once. What a step
+   makes of a cancellation is judged by that note, never by where the exception came from.
+3. The run waits for its steps in the body of the group, and whatever happens to it meanwhile it
+   goes on waiting until they have all ended.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import logging
+import math
+import sys
+import time
+from collections.abc import Coroutine, Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, NamedTuple, Protocol
+
+import anyio
+
+from asyncflow._engine import RunContext, call_action, enter_attempt
+from asyncflow._errors import StepCancelledError, StepTimeoutError
+from asyncflow._graph import Binding, Plan, Shape
+from asyncflow._report import RunReport
+from asyncflow._state import RunState
+from asyncflow._step import WorkflowStep
+from asyncflow._watchdog import Suspect, Watchdog
+from asyncflow.events import (
+    AttemptFailed,
+    AttemptStarted,
+    Event,
+    RunFinished,
+    RunInterrupted,
+    RunStarted,
+    StepCancelled,
+    StepFailed,
+    StepSkipped,
+    StepSucceeded,
+)
+
+__all__ = ["Observer", "Run"]
+_log = logging.getLogger("asyncflow")
+
+# Before 3.12 `wait_for` runs what it is given in a task of its own, and throws away what that
+# task returned if the waiting is cancelled. So there we make the task, and ask it afterwards.
+_WAIT_FOR_NEEDS_A_TASK = sys.version_info < (3, 12)
+
+# How much earlier than asked a timer may fire: uvloop counts in whole milliseconds (uvloop #739).
+_TIMER_SLACK_S = 0.001
+
+
+class _Shortfall(NamedTuple):
+    """What an attempt came to, if it was not a value in time."""
+
+    error: BaseException | None
+    """What it raised; ``None`` if it returned after its task had been asked to cancel."""
+    value: Any
+    ended: float
+    """In seconds of the loop's clock."""
+    cancels: int
+    """How often its task had been asked to cancel by then."""
+
+
+class Observer(Protocol):
+    """Called with every event of a run, in order, as it happens.
+
+    It must return at once: the event loop waits for it. One that raises an `Exception` is
+    logged and not called again in that run; the run goes on.
+    """
+
+    def __call__(self, event: Event, /) -> object: ...
+
+
+class Run:
+    """One run: its tasks, and the way from what becomes of them to the state's events."""
+
+    def __init__(
+        self,
+        run_id: str,
+        plan: Plan,
+        bindings: list[Binding],
+        inputs: Mapping[str, Any],
+        state: RunState,
+        observers: tuple[Observer, ...],
+    ) -> None:
+        self._steps = plan.steps
+        self._bindings = bindings
+        self._inputs = inputs
+        self._state = state
+        self._observers = observers
+        self._loop = asyncio.get_running_loop()
+        self._context = contextvars.copy_context()
+        self._started = self._loop.time()
+        self._identity = RunContext(run_id, plan, self._loop, self._started)
+        self._task_prefix = f"asyncflow:{run_id}:"
+        self._live: dict[int, asyncio.Task[None]] = {}
+        """The task of each step that was started and has not ended."""
+        self._asked: set[int] = set()
+        """The steps that the run has asked to stop."""
+        self._asked_ms = 0.0
+        self._stop_is_due = False
+        self._advancing = False
+        self._settled: asyncio.Future[None] | None = None
+        self._interruption: BaseException | None = None
+        self._watchdog = Watchdog(self._loop, self._suspects)
+
+    async def execute(self) -> RunReport:
+        self._emit(RunStarted(self._identity.run_id, time.time(), Shape(self._identity.plan)))
+        try:
+            async with asyncio.TaskGroup() as self._group:
+                # From the loop, not from here: the traceback of an eager task that fails at once
+                # would keep our callers' frames, and in one of them stands the report: a cycle.
+                self._loop.call_soon(self._advance, context=self._context)
+                await self._until_settled()
+        except asyncio.CancelledError:
+            if self._interruption is None:
+                self._close()
+                raise
+        self._close()
+        if self._interruption is not None:
+            try:
+                raise self._interruption
+            finally:
+                del self  # or the raised object would keep itself, through this frame
+        return self._state.report()
+
+    def _close(self) -> None:
+        self._watchdog.stop()
+        self._emit(RunFinished(self._now_ms(), self._state.outcome))
+
+    # Waiting for the steps.
+
+    async def _until_settled(self) -> None:
+        try:
+            await self._all_settled()
+        except asyncio.CancelledError:
+            self._emit(RunInterrupted(self._now_ms(), "the caller was cancelled"))
+            self._stop()
+            # anyio repeats a cancellation until it is obeyed. The shield keeps that from turning
+            # the wait for the steps' clean-up into a busy loop.
+            with _shield():
+                while self._live:
+                    try:
+                        await self._all_settled()
+                    except asyncio.CancelledError:
+                        continue  # cancelled again; the steps were asked and end in their time
+            raise
+
+    async def _all_settled(self) -> None:
+        while self._live or self._state.unsettled:
+            self._settled = self._loop.create_future()
+            await self._settled
+
+    def _wake_if_settled(self) -> None:
+        waiting = self._settled
+        if waiting is None or waiting.done() or self._live or self._state.unsettled:
+            return
+        waiting.set_result(None)
+
+    # Starting and stopping them.
+
+    def _advance(self) -> None:
+        """Start what is ready and skip what is doomed, until there is neither.
+
+        Called in the run's context, so that a step's task starts with a fresh copy of it.
+        """
+        self._advancing = True
+        state, steps, group, live = self._state, self._steps, self._group, self._live
+        while state.has_news:
+            for index in state.ready():
+                # Where an attempt has a task of its own, that one bears the name.
+                name = (
+                    None if _WAIT_FOR_NEEDS_A_TASK else f"{self._task_prefix}{steps[index].name}#1"
+                )
+                task = group.create_task(self._run_step(index), name=name)
+                if not task.done():  # an eager one may be
+                    live[index] = task
+            self._skip_doomed()
+        self._advancing = False
+        self._wake_if_settled()
+
+    def _skip_doomed(self) -> None:
+        for index, reason in self._state.doomed():
+            self._emit(StepSkipped(self._steps[index].name, self._now_ms(), reason))
+
+    def _interrupt(self, cause: BaseException, reason: str) -> None:
+        """Stop the run because of something that `execute` shall raise."""
+        if self._interruption is None:
+            self._interruption = cause
+            if not self._state.has_finished:
+                self._emit(RunInterrupted(self._now_ms(), reason))
+                self._stop_soon()
+
+    def _stop_soon(self) -> None:
+        # One turn of the loop later, so that steps which fail in the same turn keep their errors.
+        if not self._stop_is_due:
+            self._stop_is_due = True
+            self._loop.call_soon(self._stop)
+
+    def _stop(self) -> None:
+        """Ask each live step to stop, once."""
+        now_ms = self._asked_ms = self._now_ms()
+        self._skip_doomed()
+        for index, task in list(self._live.items()):
+            if index in self._asked:
+                continue
+            self._asked.add(index)
+            if self._state.latest_attempt(index) is None:
+                # A task that is cancelled before its first line never runs: nobody else tells.
+                del self._live[index]
+                reason = self._state.stop_reason or ""
+                self._emit(StepSkipped(self._steps[index].name, now_ms, reason))
+            task.cancel()
+        self._watchdog.expect(self._loop.time())
+        self._wake_if_settled()
+
+    def _suspects(self) -> Iterator[Suspect]:
+        for index, task in self._live.items():
+            running, timeout_ms = self._state.running_attempt(index), self._steps[index].timeout_ms
+            if running is None:
+                continue
+            if index in self._asked:
+                cancelled_ms = self._asked_ms
+            elif timeout_ms is not None:
+                cancelled_ms = running.at_ms + timeout_ms
+            else:
+                continue
+            cancelled_at = self._started + cancelled_ms / 1000
+            yield Suspect(
+                running.step, running.attempt, cancelled_at, self._innermost(task, running)
+            )
+
+    def _innermost(self, task: asyncio.Task[Any], running: AttemptStarted) -> asyncio.Task[Any]:
+        """Return the attempt's own task, if it has one, else the step's."""
+        name = f"{self._task_prefix}{running.step}#{running.attempt}"
+        tasks = asyncio.all_tasks(self._loop)
+        return next((each for each in tasks if each.get_name() == name and each is not task), task)
+
+    # One step.
+
+    async def _run_step(self, index: int) -> None:
+        """The retry loop of one step. It raises nothing: what happens is told in events."""
+        step = self._steps[index]
+        limit_s = None if step.timeout_ms is None else step.timeout_ms / 1000
+        attempt = 1
+        shortfall: _Shortfall | None = None
+        try:
+            while True:
+                work: Any = self._attempt(index, step, attempt, limit_s)
+                if attempt > 1 or _WAIT_FOR_NEEDS_A_TASK:
+                    work = self._own_task(step, attempt, work)
+                try:
+                    shortfall = await asyncio.wait_for(work, limit_s)
+                except TimeoutError as timeout:
+                    # A TimeoutError of the action is handed on as a value, so this is the limit's.
+                    shortfall = self._timed_out(step, attempt, timeout)
+                except asyncio.CancelledError as cancelled:
+                    shortfall = await self._shortfall_after(index, work, cancelled)
+                if shortfall is None:
+                    return
+                delay_ms = self._judge(index, shortfall)
+                if delay_ms is None:
+                    return
+                await self._pause(index, delay_ms)
+                attempt += 1
+        except asyncio.CancelledError:
+            assert shortfall is not None
+            self._emit(self._cancelled(index, shortfall.error))
+        except BaseException as bug:
+            self._interrupt(bug, f"step {step.name!r} could not be run")
+        finally:
+            self._live.pop(index, None)
+            if self._state.has_news or not self._live:
+                self._follow_up()
+            # An error's traceback may keep this frame, which must not lead back to the error.
+            del self
+            shortfall = work = None
+
+    def _follow_up(self) -> None:
+        """See to what follows the end of a step."""
+        if self._advancing:
+            return  # an eager task has ended within its start, and that loop goes on
+        if self._state.has_news:
+            self._context.run(self._advance)
+        else:
+            self._wake_if_settled()
+
+    async def _attempt(
+        self, index: int, step: WorkflowStep, attempt: int, limit_s: float | None
+    ) -> _Shortfall | None:
+        """Call the action and await it. Only a `CancelledError` is raised: `wait_for` needs it."""
+        loop, binding = self._loop, self._bindings[index]
+        began = loop.time()
+        running = AttemptStarted(step.name, attempt, (began - self._started) * 1000)
+        self._state.apply(running)
+        if self._observers:
+            self._tell(running)
+        enter_attempt((self._identity, running))
+        ends = math.inf if limit_s is None else began + limit_s
+        if ends < self._watchdog.horizon:
+            self._watchdog.expect(ends)
+        try:
+            value = await call_action(step, self._arguments(binding) if binding else None)
+        except asyncio.CancelledError:
+            raise
+        except BaseException as error:
+            return _Shortfall(error, None, loop.time(), _cancels())
+        else:
+            ended = loop.time()
+            if ended >= ends - _TIMER_SLACK_S and _cancels():
+                return _Shortfall(None, value, ended, _cancels())
+            success = StepSucceeded(step.name, attempt, (ended - self._started) * 1000, value)
+            self._state.apply(success)
+            if self._observers:
+                self._tell(success)
+            return None
+        finally:
+            del self  # as in _run_step
+
+    def _own_task(
+        self, step: WorkflowStep, attempt: int, work: Coroutine[Any, Any, _Shortfall | None]
+    ) -> asyncio.Task[_Shortfall | None]:
+        """Give an attempt a task of its own, in which the context is as fresh as in the first."""
+        name = f"{self._task_prefix}{step.name}#{attempt}"
+        if attempt == 1:  # nothing has run in the context of the step's task
+            return self._loop.create_task(work, name=name)
+        return self._loop.create_task(work, name=name, context=self._context.copy())
+
+    def _arguments(self, binding: Binding) -> dict[str, Any]:
+        results, inputs = self._state.results, self._inputs
+        arguments = {}
+        for parameter, source in binding:
+            if isinstance(source, str):
+                arguments[parameter] = inputs[source]
+            else:
+                result = results[source]
+                assert result is not None  # a step starts when its dependencies have succeeded
+                arguments[parameter] = result.output
+        return arguments
+
+    async def _shortfall_after(
+        self, index: int, work: Any, cancelled: asyncio.CancelledError
+    ) -> _Shortfall | None:
+        """Return what an attempt came to when the wait for it has ended with a cancellation."""
+        if isinstance(work, asyncio.Task):
+            while not work.done():
+                # Before 3.12 `wait_for` abandons a timed-out task if it is cancelled then.
+                try:
+                    await asyncio.wait([work])
+                except asyncio.CancelledError:
+                    continue
+            if not work.cancelled():
+                shortfall: _Shortfall | None = work.result()
+                return shortfall
+        if self._state.results[index] is not None:
+            return None  # it cancelled its own task with its last line, and has succeeded
+        return _Shortfall(cancelled, None, self._loop.time(), 0)
+
+    def _timed_out(self, step: WorkflowStep, attempt: int, timeout: TimeoutError) -> _Shortfall:
+        assert step.timeout_ms is not None
+        error = StepTimeoutError(step.name, attempt, step.timeout_ms)
+        error.__context__ = timeout.__cause__  # the cancellation: it tells where the step was
+        return _Shortfall(error, None, self._loop.time(), 0)
+
+    def _judge(self, index: int, shortfall: _Shortfall) -> float | None:
+        """Tell what an attempt came to that was not a value in time.
+
+        Returns:
+            How many milliseconds to wait before the next attempt, or ``None`` if the step ended.
+        """
+        step, running = self._steps[index], self._state.running_attempt(index)
+        assert running is not None
+        attempt, asked = running.attempt, index in self._asked
+        ended_ms = (shortfall.ended - self._started) * 1000
+        error = self._late(step, running, shortfall, asked) or shortfall.error
+        if not asked:
+            _forget_cancels()  # the step's own, or those of its limit
+        if error is None:
+            self._emit(StepSucceeded(step.name, attempt, ended_ms, shortfall.value))
+            return None
+        if not isinstance(error, Exception | asyncio.CancelledError):
+            reason = f"step {step.name!r} raised {type(error).__name__}"
+            self._emit(StepCancelled(step.name, attempt, ended_ms, reason, error))
+            self._interrupt(error, reason)
+            return None
+        if asked:
+            self._emit(self._cancelled(index, error))
+            return None
+        if isinstance(error, asyncio.CancelledError):
+            cause, error = error, StepCancelledError(step.name, attempt)
+            error.__cause__ = cause
+        delay_ms = self._state.after_failure(index, error)
+        if delay_ms is not None:
+            self._emit(AttemptFailed(step.name, attempt, ended_ms, error, delay_ms))
+            return delay_ms
+        self._emit(StepFailed(step.name, attempt, ended_ms, error))
+        if self._state.stop_reason is not None:
+            self._stop_soon()
+        return None
+
+    def _late(
+        self, step: WorkflowStep, running: AttemptStarted, shortfall: _Shortfall, asked: bool
+    ) -> StepTimeoutError | None:
+        """Return the limit's error if it was the limit that the attempt answered so late."""
+        if not shortfall.cancels or step.timeout_ms is None:
+            return None
+        ended_ms = (shortfall.ended - self._started) * 1000
+        horizon_ms = self._asked_ms if asked else ended_ms + _TIMER_SLACK_S * 1000
+        if running.at_ms + step.timeout_ms >= horizon_ms:
+            return None  # the cancellation was the run's, or the step's own
+        late = StepTimeoutError(step.name, running.attempt, step.timeout_ms)
+        late.__cause__ = shortfall.error
+        return late
+
+    def _cancelled(self, index: int, error: BaseException | None) -> StepCancelled:
+        if isinstance(error, asyncio.CancelledError):
+            error = None
+        latest = self._state.latest_attempt(index)
+        assert latest is not None
+        reason = self._state.stop_reason or ""
+        return StepCancelled(latest.step, latest.attempt, self._now_ms(), reason, error)
+
+    async def _pause(self, index: int, delay_ms: float) -> None:
+        """Wait between two attempts: at least one turn of the loop, so that others get theirs."""
+        until = self._loop.time() + delay_ms / 1000
+        while True:
+            try:
+                return await asyncio.sleep(max(0.0, until - self._loop.time()))
+            except asyncio.CancelledError:
+                if index in self._asked:
+                    raise
+                # The attempt before has cancelled its task with its last line: it ended anyway.
+                _forget_cancels()
+
+    # Telling.
+
+    def _now_ms(self) -> float:
+        return (self._loop.time() - self._started) * 1000
+
+    def _emit(self, event: Event) -> None:
+        self._state.apply(event)
+        if self._observers:
+            self._tell(event)
+
+    def _tell(self, event: Event) -> None:
+        for observer in self._observers:
+            try:
+                observer(event)
+            except BaseException as error:
+                self._observers = tuple(one for one in self._observers if one is not observer)
+                if not isinstance(error, Exception):
+                    self._interrupt(error, f"an observer raised {type(error).__name__}")
+                    continue
+                _log.exception("an observer failed and is not called again, at %r", event)
+
+
+def _shield() -> AbstractContextManager[object]:
+    # No scope of anyio's can be around us before it has loaded its backend, which takes a while.
+    if "anyio._backends._asyncio" in sys.modules:
+        return anyio.CancelScope(shield=True)
+    return nullcontext()
+
+
+def _cancels() -> int:
+    """Return how often the running task was asked to cancel."""
+    task = asyncio.current_task()
+    assert task is not None
+    return task.cancelling()
+
+
+def _forget_cancels() -> None:
+    task = asyncio.current_task()
+    assert task is not None
+    while task.cancelling():
+        task.uncancel()
