@@ -106,10 +106,12 @@ class Run:
         """The steps that the run has asked to stop."""
         self._asked_ms = 0.0
         self._stop_is_due = False
+        self._is_broken = False
+        """Whether a step could not be run for a reason of ours, so that the books stay open."""
         self._advancing = False
         self._settled: asyncio.Future[None] | None = None
         self._interruption: BaseException | None = None
-        self._watchdog = Watchdog(self._loop, self._suspects)
+        self._watchdog = Watchdog(self._loop)
 
     async def execute(self) -> RunReport:
         self._emit(RunStarted(self._identity.run_id, time.time(), Shape(self._identity.plan)))
@@ -133,7 +135,8 @@ class Run:
 
     def _close(self) -> None:
         self._watchdog.stop()
-        self._emit(RunFinished(self._now_ms(), self._state.outcome))
+        if not self._is_broken:
+            self._emit(RunFinished(self._now_ms(), self._state.outcome))
 
     # Waiting for the steps.
 
@@ -154,15 +157,17 @@ class Run:
             raise
 
     async def _all_settled(self) -> None:
-        while self._live or self._state.unsettled:
+        while not self._is_over():
             self._settled = self._loop.create_future()
             await self._settled
 
     def _wake_if_settled(self) -> None:
         waiting = self._settled
-        if waiting is None or waiting.done() or self._live or self._state.unsettled:
-            return
-        waiting.set_result(None)
+        if waiting is not None and not waiting.done() and self._is_over():
+            waiting.set_result(None)
+
+    def _is_over(self) -> bool:
+        return not self._live and (not self._state.unsettled or self._is_broken)
 
     # Starting and stopping them.
 
@@ -218,7 +223,7 @@ class Run:
                 reason = self._state.stop_reason or ""
                 self._emit(StepSkipped(self._steps[index].name, now_ms, reason))
             task.cancel()
-        self._watchdog.expect(self._loop.time())
+        self._watchdog.expect(self._loop.time(), self._suspects)
         self._wake_if_settled()
 
     def _suspects(self) -> Iterator[Suspect]:
@@ -262,6 +267,13 @@ class Run:
                     # A TimeoutError of the action is handed on as a value, so this is the limit's.
                     shortfall = self._timed_out(step, attempt, timeout)
                 except asyncio.CancelledError as cancelled:
+                    latest = self._state.latest_attempt(index)
+                    if latest is None or latest.attempt < attempt:
+                        # Cancelled before its first line: the action was not called.
+                        if index in self._asked:
+                            raise
+                        _forget_cancels()
+                        continue
                     shortfall = await self._shortfall_after(index, work, cancelled)
                 if shortfall is None:
                     return
@@ -271,9 +283,10 @@ class Run:
                 await self._pause(index, delay_ms)
                 attempt += 1
         except asyncio.CancelledError:
-            assert shortfall is not None
-            self._emit(self._cancelled(index, shortfall.error))
+            if shortfall is not None:  # else the run has told that it was skipped
+                self._emit(self._cancelled(index, shortfall.error))
         except BaseException as bug:
+            self._is_broken = True
             self._interrupt(bug, f"step {step.name!r} could not be run")
         finally:
             self._live.pop(index, None)
@@ -296,6 +309,8 @@ class Run:
         self, index: int, step: WorkflowStep, attempt: int, limit_s: float | None
     ) -> _Shortfall | None:
         """Call the action and await it. Only a `CancelledError` is raised: `wait_for` needs it."""
+        if self._asked and index in self._asked:
+            raise asyncio.CancelledError  # while this attempt's own task was about to begin
         loop, binding = self._loop, self._bindings[index]
         began = loop.time()
         running = AttemptStarted(step.name, attempt, (began - self._started) * 1000)
@@ -305,7 +320,7 @@ class Run:
         enter_attempt((self._identity, running))
         ends = math.inf if limit_s is None else began + limit_s
         if ends < self._watchdog.horizon:
-            self._watchdog.expect(ends)
+            self._watchdog.expect(ends, self._suspects)
         try:
             value = await call_action(step, self._arguments(binding) if binding else None)
         except asyncio.CancelledError:

@@ -35,22 +35,22 @@ class Watchdog:
     warn of. So a run in which everything ends in time pays for one timer.
     """
 
-    def __init__(
-        self, loop: asyncio.AbstractEventLoop, suspects: Callable[[], Iterator[Suspect]]
-    ) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
-        self._suspects = suspects
         self._timer: asyncio.TimerHandle | None = None
         self._named: set[tuple[str, int]] = set()
         self.horizon = math.inf
         """The planned look is for attempts cancelled at this time, or later."""
 
-    def expect(self, cancelled_at: float) -> None:
-        """Plan a look for an attempt that is cancelled at the given time of the loop's clock."""
+    def expect(self, cancelled_at: float, suspects: Callable[[], Iterator[Suspect]]) -> None:
+        """Plan a look for an attempt that is cancelled at the given time of the loop's clock.
+
+        Only the timer keeps the callable, which belongs to the run: else the two were a cycle.
+        """
         if cancelled_at < self.horizon:
             self.stop()
             self.horizon = cancelled_at
-            self._timer = self._loop.call_at(cancelled_at + GRACE_S, self._look)
+            self._timer = self._loop.call_at(cancelled_at + GRACE_S, self._look, suspects)
 
     def stop(self) -> None:
         """Plan no look."""
@@ -58,15 +58,15 @@ class Watchdog:
             self._timer.cancel()
         self._timer, self.horizon = None, math.inf
 
-    def _look(self) -> None:
+    def _look(self, suspects: Callable[[], Iterator[Suspect]]) -> None:
         self._timer, self.horizon = None, math.inf
         latest = self._loop.time() - GRACE_S + 0.001  # a timer may fire that much too early
-        for suspect in self._suspects():
+        for suspect in suspects():
             attempt = suspect.step_name, suspect.attempt
             if attempt in self._named:
                 continue
             if suspect.cancelled_at > latest:
-                self.expect(suspect.cancelled_at)
+                self.expect(suspect.cancelled_at, suspects)
                 continue
             self._named.add(attempt)
             _log.warning(

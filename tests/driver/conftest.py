@@ -1,0 +1,61 @@
+"""Every test of the driver runs on each event loop that a user may have.
+
+On uvloop time is real, so waits are short and nothing is asserted about how long they took. On
+the others it is virtual.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from collections.abc import AsyncIterator, Mapping
+
+import pytest
+import uvloop
+
+from asyncflow.testing import VirtualTimeLoop
+
+
+class DebugLoop(VirtualTimeLoop):
+    """asyncio's debug mode."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.set_debug(True)
+
+
+class EagerLoop(VirtualTimeLoop):
+    """The eager task factory, which runs a task up to its first wait while creating it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.set_task_factory(asyncio.eager_task_factory)
+
+
+LOOPS: dict[str, type[asyncio.AbstractEventLoop]] = {
+    "asyncio": VirtualTimeLoop,
+    "debug": DebugLoop,
+    "uvloop": uvloop.Loop,
+}
+if sys.version_info >= (3, 12):
+    LOOPS["eager"] = EagerLoop
+
+
+def pytest_asyncio_loop_factories(
+    config: pytest.Config, item: pytest.Item
+) -> Mapping[str, type[asyncio.AbstractEventLoop]]:
+    return LOOPS
+
+
+@pytest.fixture(autouse=True)
+async def nothing_leaks() -> AsyncIterator[None]:
+    """No task outlives a test, and the loop has had nothing to complain of."""
+    loop = asyncio.get_running_loop()
+    complaints: list[dict[str, object]] = []
+    loop.set_exception_handler(lambda _, context: complaints.append(context))
+    before = asyncio.all_tasks()
+
+    yield
+
+    assert {task for task in asyncio.all_tasks() if task not in before} <= {asyncio.current_task()}
+    assert complaints == []

@@ -1,0 +1,1086 @@
+"""One test for each row of the semantics table of the design."""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import gc
+import logging
+import weakref
+
+import anyio
+import pytest
+
+from asyncflow import (
+    ActionNotAwaitableError,
+    Orchestrator,
+    StepCancelledError,
+    StepStatus,
+    StepTimeoutError,
+    WorkflowStep,
+    current_step,
+    run_pipeline,
+)
+from asyncflow.events import AttemptFailed, AttemptStarted, RunFinished, RunInterrupted
+from asyncflow.testing import VirtualTimeLoop
+
+pytestmark = pytest.mark.parametrize("schedule", ["tiers", "ready"])
+SUCCESS, FAILED, SKIPPED, CANCELLED = (
+    StepStatus.SUCCESS,
+    StepStatus.FAILED,
+    StepStatus.SKIPPED,
+    StepStatus.CANCELLED,
+)
+
+
+async def succeed() -> str:
+    return "done"
+
+
+async def fail() -> None:
+    raise ValueError("broken")
+
+
+async def forever() -> None:
+    await asyncio.Event().wait()
+
+
+def statuses(report):
+    return {name: result.status for name, result in report.items()}
+
+
+class Flaky:
+    """Fails a number of times, then succeeds."""
+
+    def __init__(self, failures, error=ValueError):
+        self.failures = failures
+        self.error = error
+        self.calls = 0
+
+    async def __call__(self):
+        self.calls += 1
+        if self.calls <= self.failures:
+            raise self.error(f"call {self.calls}")
+        return self.calls
+
+
+class Cleaning:
+    """Runs until it is cancelled, then cleans up, which takes a while."""
+
+    def __init__(self, takes=0.01, then=None):
+        self.takes = takes
+        self.then = then
+        self.started = asyncio.Event()
+        self.cleaned = 0
+        self.cancels = 0
+
+    async def __call__(self):
+        self.started.set()
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            self.cancels += 1
+            await asyncio.sleep(self.takes)
+            self.cleaned += 1
+            if isinstance(self.then, BaseException):
+                raise self.then from None
+            if self.then is not None:
+                return self.then
+            raise
+
+
+# Scheduling.
+
+
+async def test_a_step_starts_when_its_dependencies_have_succeeded(schedule):
+    log = []
+
+    def step(name, *needs):
+        async def action(**outputs):
+            assert set(outputs) == set(needs)
+            await asyncio.sleep(0.001)
+            log.append(name)
+            return name.upper()
+
+        return WorkflowStep(name, action, needs)
+
+    report = await run_pipeline(
+        [step("d", "b", "c"), step("b", "a"), step("c", "a"), step("a")], schedule=schedule
+    )
+
+    assert log[0] == "a"
+    assert log[-1] == "d"
+    assert list(report) == ["a", "b", "c", "d"]
+    assert report["d"].output == "D"
+
+
+async def test_only_the_ready_schedule_starts_a_step_before_an_unrelated_one_has_ended(schedule):
+    slow_ended = asyncio.Event()
+    seen = {}
+
+    async def slow():
+        await asyncio.sleep(0.02)
+        slow_ended.set()
+
+    async def follower():
+        seen["slow had ended"] = slow_ended.is_set()
+
+    await run_pipeline(
+        [
+            WorkflowStep("slow", slow),
+            WorkflowStep("quick", succeed),
+            WorkflowStep("follower", follower, ["quick"]),
+        ],
+        schedule=schedule,
+    )
+
+    assert seen["slow had ended"] == (schedule == "tiers")
+
+
+async def test_steps_of_a_tier_run_concurrently_but_no_more_than_max_concurrency(schedule):
+    running = highest = 0
+
+    async def action():
+        nonlocal running, highest
+        running += 1
+        highest = max(highest, running)
+        await asyncio.sleep(0.001)
+        running -= 1
+
+    steps = [WorkflowStep(f"s{i}", action) for i in range(20)]
+
+    await run_pipeline(steps, schedule=schedule)
+    unlimited, highest = highest, 0
+    report = await run_pipeline(steps, schedule=schedule, max_concurrency=3)
+
+    assert (unlimited, highest) == (20, 3)
+    assert report.all_passed
+
+
+async def test_a_limit_frees_a_place_also_when_a_step_fails(schedule):
+    steps = [WorkflowStep(f"s{i}", fail if i % 2 else succeed) for i in range(9)]
+
+    report = await run_pipeline(steps, False, schedule=schedule, max_concurrency=1)
+
+    assert len(report.succeeded), len(report.failed) == (5, 4)
+
+
+# Attempts.
+
+
+async def test_a_failed_attempt_is_followed_by_another_while_attempts_remain(schedule):
+    flaky = Flaky(failures=2)
+
+    report = await run_pipeline([WorkflowStep("a", flaky, max_retries=3)], schedule=schedule)
+
+    result = report["a"]
+    assert (result.status, result.attempts, result.output, flaky.calls) == (SUCCESS, 3, 3, 3)
+    assert [str(attempt.error) for attempt in result.history] == ["call 1", "call 2", "None"]
+    assert [attempt.number for attempt in result.history] == [1, 2, 3]
+
+
+async def test_the_last_attempts_error_is_the_steps(schedule):
+    flaky = Flaky(failures=5)
+
+    report = await run_pipeline([WorkflowStep("a", flaky, max_retries=2)], schedule=schedule)
+
+    assert report["a"].attempts == 2
+    assert str(report["a"].error) == "call 2"
+    with pytest.raises(ValueError, match="call 2"):
+        report.raise_for_failures()
+
+
+async def test_between_two_attempts_others_get_their_turn(schedule):
+    turns = 0
+
+    async def ticker():
+        nonlocal turns
+        while True:
+            turns += 1
+            await asyncio.sleep(0)
+
+    ticking = asyncio.create_task(ticker())
+    await run_pipeline([WorkflowStep("a", Flaky(99), max_retries=50)], schedule=schedule)
+    ticking.cancel()
+
+    assert turns >= 49
+
+
+async def test_every_attempt_sees_the_context_of_the_caller_and_none_changes_it(schedule):
+    variable = contextvars.ContextVar("variable", default="untouched")
+    variable.set("the caller's")
+    seen = []
+
+    async def action():
+        seen.append(variable.get())
+        variable.set("dirty")
+        raise ValueError
+
+    await run_pipeline(
+        [WorkflowStep("a", action, max_retries=3), WorkflowStep("b", action)],
+        fail_fast=False,
+        schedule=schedule,
+    )
+
+    assert seen == ["the caller's"] * 4
+    assert variable.get() == "the caller's"
+
+
+async def test_an_action_that_raises_when_called_is_a_failed_attempt(schedule):
+    def broken():
+        raise LookupError("no coroutine came")
+
+    report = await run_pipeline([WorkflowStep("a", broken, max_retries=2)], schedule=schedule)
+
+    assert isinstance(report["a"].error, LookupError)
+    assert report["a"].attempts == 2
+
+
+async def test_an_action_that_returns_no_awaitable_fails_after_one_call(schedule):
+    calls = []
+
+    report = await run_pipeline(
+        [WorkflowStep("a", lambda: calls.append(1), max_retries=3)], schedule=schedule
+    )
+
+    assert isinstance(report["a"].error, ActionNotAwaitableError)
+    assert 'runs_in="thread"' in str(report["a"].error)
+    assert (len(calls), report["a"].attempts) == (1, 1)
+
+
+async def test_every_kind_of_async_callable_runs(schedule):
+    class Callable:
+        async def __call__(self):
+            return "object"
+
+        async def method(self):
+            return "method"
+
+    steps = [
+        WorkflowStep("function", succeed),
+        WorkflowStep("object", Callable()),
+        WorkflowStep("method", Callable().method),
+        WorkflowStep("lambda", lambda: succeed()),
+        WorkflowStep("task", lambda: asyncio.ensure_future(succeed())),
+    ]
+
+    report = await run_pipeline(steps, schedule=schedule)
+
+    assert [result.output for result in report.results] == [
+        "done",
+        "object",
+        "method",
+        "done",
+        "done",
+    ]
+
+
+@pytest.mark.parametrize(
+    "error", [StopIteration(), StopAsyncIteration(), ExceptionGroup("g", [OSError()])]
+)
+async def test_any_exception_of_a_step_is_an_ordinary_failure(schedule, error):
+    async def action():
+        raise error
+
+    report = await run_pipeline([WorkflowStep("a", action)], schedule=schedule)
+
+    assert report["a"].status is FAILED
+    assert report["a"].error is error or isinstance(error, StopIteration)
+
+
+@pytest.mark.parametrize("output", [None, "", 0, [], {"a": (1,)}])
+async def test_an_output_is_kept_as_it_is(schedule, output):
+    async def action():
+        return output
+
+    report = await run_pipeline([WorkflowStep("a", action)], schedule=schedule)
+
+    assert report["a"].output is output
+    assert report.all_passed
+
+
+# Time limits.
+
+
+async def test_an_attempt_that_exceeds_its_limit_is_cancelled_awaited_and_retried(schedule):
+    attempts = []
+
+    async def action():
+        attempts.append(Cleaning())
+        await attempts[-1]()
+
+    report = await run_pipeline(
+        [WorkflowStep("a", action, timeout_ms=20, max_retries=2)], schedule=schedule
+    )
+
+    result = report["a"]
+    assert isinstance(result.error, StepTimeoutError)
+    assert (result.error.step_name, result.error.attempt, result.error.timeout_ms) == ("a", 2, 20)
+    assert [attempt.cleaned for attempt in attempts] == [1, 1]
+    if isinstance(asyncio.get_running_loop(), VirtualTimeLoop):
+        assert [round(each.started_ms, 6) for each in result.history] == [0, 30]
+        assert round(result.duration_ms, 6) == 60
+
+
+async def test_a_limit_does_not_include_the_wait_for_the_tier(schedule):
+    async def slow():
+        await asyncio.sleep(0.05)
+
+    report = await run_pipeline(
+        [WorkflowStep("slow", slow), WorkflowStep("quick", slow, ["slow"], timeout_ms=70)],
+        schedule=schedule,
+    )
+
+    assert report.all_passed
+
+
+async def test_a_timeout_error_of_the_step_stays_that_very_object(schedule):
+    own = TimeoutError("the database said so")
+
+    async def action():
+        raise own
+
+    report = await run_pipeline([WorkflowStep("a", action)], schedule=schedule)
+
+    assert report["a"].error is own
+
+
+async def test_a_value_that_comes_after_the_limit_is_no_success(schedule):
+    report = await run_pipeline(
+        [WorkflowStep("a", Cleaning(then="late"), timeout_ms=20)], schedule=schedule
+    )
+
+    assert (report["a"].status, report["a"].output) == (FAILED, None)
+    assert isinstance(report["a"].error, StepTimeoutError)
+    assert report["a"].error.__cause__ is None
+
+
+async def test_what_clean_up_raises_is_the_cause_of_the_timeout_error(schedule):
+    broken = ConnectionError("rollback failed")
+
+    report = await run_pipeline(
+        [WorkflowStep("a", Cleaning(then=broken), timeout_ms=20)], schedule=schedule
+    )
+
+    assert isinstance(report["a"].error, StepTimeoutError)
+    assert report["a"].error.__cause__ is broken
+
+
+async def test_no_limit_means_no_limit(schedule):
+    async def action():
+        await asyncio.sleep(0.03)
+        return current_step().remaining_ms()
+
+    report = await run_pipeline([WorkflowStep("a", action, timeout_ms=None)], schedule=schedule)
+
+    assert report["a"].output is None
+    assert report.all_passed
+
+
+async def test_a_step_that_has_ended_at_its_limit_keeps_its_value(schedule):
+    async def action():
+        loop = asyncio.get_running_loop()
+        if isinstance(loop, VirtualTimeLoop):
+            loop._now += 0.05  # a callback that blocks the loop past the limit
+        return "in time"
+
+    report = await run_pipeline([WorkflowStep("a", action, timeout_ms=20)], schedule=schedule)
+
+    assert report["a"].output == "in time"
+
+
+# Cancellation from inside.
+
+
+async def test_a_step_that_cancels_itself_fails_and_is_retried(schedule):
+    async def action():
+        asyncio.current_task().cancel()
+        await asyncio.sleep(1)
+
+    caller = asyncio.current_task()
+
+    report = await run_pipeline([WorkflowStep("a", action, max_retries=2)], schedule=schedule)
+
+    error = report["a"].error
+    assert isinstance(error, StepCancelledError)
+    assert not isinstance(error, asyncio.CancelledError)
+    assert isinstance(error.__cause__, asyncio.CancelledError)
+    assert report["a"].attempts == 2
+    assert caller.cancelling() == 0
+
+
+async def test_a_step_that_raises_cancelled_error_is_not_lost(schedule):
+    async def action():
+        raise asyncio.CancelledError("mine")
+
+    report = await run_pipeline(
+        [WorkflowStep("a", action), WorkflowStep("b", succeed, ["a"])], schedule=schedule
+    )
+
+    assert statuses(report) == {"a": FAILED, "b": SKIPPED}
+    assert not report.all_passed
+
+
+async def test_awaiting_what_somebody_else_cancelled_is_a_failure(schedule):
+    async def action():
+        other = asyncio.ensure_future(asyncio.sleep(1))
+        other.cancel()
+        await other
+
+    report = await run_pipeline([WorkflowStep("a", action)], fail_fast=False, schedule=schedule)
+
+    assert isinstance(report["a"].error, StepCancelledError)
+
+
+async def test_a_step_that_cancels_itself_with_its_last_line_has_succeeded(schedule):
+    async def action():
+        asyncio.current_task().cancel()
+        return "value"
+
+    report = await run_pipeline(
+        [WorkflowStep("a", action), WorkflowStep("b", succeed, ["a"])], schedule=schedule
+    )
+
+    assert report["a"].output == "value"
+    assert report.all_passed
+
+
+async def test_a_step_that_cancels_itself_and_fails_is_retried_unharmed(schedule):
+    calls = []
+
+    async def action():
+        calls.append(1)
+        asyncio.current_task().cancel()
+        if len(calls) == 1:
+            raise ValueError
+        return "value"
+
+    report = await run_pipeline([WorkflowStep("a", action, max_retries=2)], schedule=schedule)
+
+    assert (report["a"].status, report["a"].attempts) == (SUCCESS, 2)
+
+
+# Failing for good.
+
+
+async def test_fail_fast_cancels_siblings_awaits_them_and_skips_the_rest(schedule):
+    cleaning = Cleaning()
+
+    async def fail_later():
+        await cleaning.started.wait()
+        raise ValueError("broken")
+
+    report = await run_pipeline(
+        [
+            WorkflowStep("a", fail_later),
+            WorkflowStep("b", cleaning),
+            WorkflowStep("c", succeed, ["a"]),
+            WorkflowStep("d", succeed, ["b"]),
+        ],
+        schedule=schedule,
+    )
+
+    assert statuses(report) == {"a": FAILED, "b": CANCELLED, "c": SKIPPED, "d": SKIPPED}
+    assert (cleaning.cancels, cleaning.cleaned) == (1, 1)
+    assert report["b"].error is None
+    assert all("'a' failed" in report[name].reason for name in "bcd")
+
+
+async def test_without_fail_fast_only_descendants_are_skipped(schedule):
+    report = await run_pipeline(
+        [
+            WorkflowStep("a", fail),
+            WorkflowStep("b", succeed),
+            WorkflowStep("c", succeed, ["a"]),
+            WorkflowStep("d", succeed, ["b"]),
+            WorkflowStep("e", succeed, ["c", "d"]),
+        ],
+        fail_fast=False,
+        schedule=schedule,
+    )
+
+    assert statuses(report) == {"a": FAILED, "b": SUCCESS, "c": SKIPPED, "d": SUCCESS, "e": SKIPPED}
+    assert report["e"].reason == "it depends on step 'a', which failed"
+
+
+async def test_a_failure_that_a_retry_heals_disturbs_nobody(schedule):
+    async def slow():
+        await asyncio.sleep(0.01)
+        return "undisturbed"
+
+    report = await run_pipeline(
+        [WorkflowStep("flaky", Flaky(2), max_retries=3), WorkflowStep("slow", slow)],
+        schedule=schedule,
+    )
+
+    assert report["slow"].output == "undisturbed"
+
+
+async def test_a_sibling_that_answers_the_cancellation_with_a_value_keeps_its_success(schedule):
+    cleaning = Cleaning(then="saved")
+
+    async def fail_later():
+        await cleaning.started.wait()
+        raise ValueError
+
+    report = await run_pipeline(
+        [WorkflowStep("a", fail_later), WorkflowStep("b", cleaning)], schedule=schedule
+    )
+
+    assert (report["b"].status, report["b"].output) == (SUCCESS, "saved")
+
+
+async def test_a_sibling_whose_clean_up_raises_is_cancelled_and_keeps_the_error(schedule):
+    broken = OSError("disk gone")
+    cleaning = Cleaning(then=broken)
+
+    async def fail_later():
+        await cleaning.started.wait()
+        raise ValueError
+
+    report = await run_pipeline(
+        [WorkflowStep("a", fail_later), WorkflowStep("b", cleaning, max_retries=5)],
+        schedule=schedule,
+    )
+
+    assert (report["b"].status, report["b"].attempts) == (CANCELLED, 1)
+    assert report["b"].error is broken
+
+
+async def test_two_steps_that_fail_in_the_same_turn_both_keep_their_errors(schedule):
+    gate = asyncio.Event()
+
+    async def fail_at_gate():
+        await gate.wait()
+        raise ValueError(current_step().step_name)
+
+    async def open_gate():
+        await asyncio.sleep(0.005)
+        gate.set()
+        return "opened"
+
+    report = await run_pipeline(
+        [
+            WorkflowStep("a", fail_at_gate),
+            WorkflowStep("b", fail_at_gate),
+            WorkflowStep("c", open_gate),
+        ],
+        schedule=schedule,
+    )
+
+    assert statuses(report) == {"a": FAILED, "b": FAILED, "c": SUCCESS}
+    with pytest.raises(ExceptionGroup) as raised:
+        report.raise_for_failures()
+    assert sorted(map(str, raised.value.exceptions)) == ["a", "b"]
+
+
+async def test_a_step_between_two_attempts_is_cancelled_with_its_last_error(schedule):
+    async def fail_in_a_turn():
+        await asyncio.sleep(0)
+        raise KeyError
+
+    report = await run_pipeline(
+        [WorkflowStep("a", fail_in_a_turn), WorkflowStep("b", Flaky(999), max_retries=1000)],
+        schedule=schedule,
+    )
+
+    assert report["b"].status is CANCELLED
+    assert isinstance(report["b"].error, ValueError | None)
+    assert report["b"].attempts < 10
+
+
+# Cancellation from outside.
+
+
+async def test_a_cancelled_caller_gets_its_cancellation_after_the_steps_have_cleaned_up(schedule):
+    cleaning = [Cleaning(), Cleaning()]
+    events = []
+    run = asyncio.ensure_future(
+        run_pipeline(
+            [
+                WorkflowStep("a", cleaning[0]),
+                WorkflowStep("b", cleaning[1]),
+                WorkflowStep("c", succeed, ["a"]),
+            ],
+            schedule=schedule,
+            observers=[events.append],
+        )
+    )
+    await cleaning[1].started.wait()
+
+    run.cancel("shutdown")
+    with pytest.raises(asyncio.CancelledError) as raised:
+        await run
+
+    assert raised.value.args == ("shutdown",) or isinstance(
+        raised.value.__context__, asyncio.CancelledError
+    )
+    assert [each.cleaned for each in cleaning] == [1, 1]
+    assert [each.cancels for each in cleaning] == [1, 1]
+    assert isinstance(events[-1], RunFinished)
+    assert events[-1].outcome == "interrupted"
+    assert sum(isinstance(event, RunInterrupted) for event in events) == 1
+
+
+async def test_a_second_cancellation_orphans_nothing(schedule):
+    cleaning = Cleaning(takes=0.02)
+    run = asyncio.ensure_future(run_pipeline([WorkflowStep("a", cleaning)], schedule=schedule))
+    await cleaning.started.wait()
+
+    run.cancel()
+    await asyncio.sleep(0.005)
+    run.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await run
+
+    assert (cleaning.cancels, cleaning.cleaned) == (1, 1)
+
+
+async def test_a_cancellation_before_the_first_step_has_started_skips_them_all(schedule):
+    events = []
+    run = asyncio.ensure_future(
+        run_pipeline([WorkflowStep("a", forever)], schedule=schedule, observers=[events.append])
+    )
+    await asyncio.sleep(0)
+
+    run.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await run
+
+    assert isinstance(events[-1], RunFinished)
+
+
+@pytest.mark.parametrize("turns", range(12))
+@pytest.mark.parametrize("fail_fast", [True, False])
+async def test_a_cancellation_in_any_turn_gets_through(schedule, turns, fail_fast):
+    async def two_turns():
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+
+    events = []
+    run = asyncio.ensure_future(
+        run_pipeline(
+            [
+                WorkflowStep("a", two_turns),
+                WorkflowStep("b", Flaky(3), max_retries=3),
+                WorkflowStep("c", two_turns, ["a"]),
+                WorkflowStep("d", forever, ["c"] if not fail_fast else []),
+            ],
+            fail_fast,
+            schedule=schedule,
+            observers=[events.append],
+        )
+    )
+    for _ in range(turns):
+        await asyncio.sleep(0)
+
+    ended_before = run.done()
+    run.cancel()
+
+    if not ended_before:
+        with pytest.raises(asyncio.CancelledError):
+            await run
+        # One that is cancelled before its first line has never begun.
+        assert not events or isinstance(events[-1], RunFinished)
+
+
+async def test_the_callers_count_of_cancellations_is_left_alone(schedule):
+    caller = asyncio.current_task()
+    caller.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await asyncio.sleep(0)
+
+    report = await run_pipeline(
+        [WorkflowStep("a", fail), WorkflowStep("b", forever)], schedule=schedule
+    )
+
+    assert not report.all_passed
+    assert caller.cancelling() == 1
+    caller.uncancel()
+
+
+async def test_inside_an_expiring_anyio_scope_clean_up_completes_and_the_scope_catches(schedule):
+    cleaning = Cleaning()
+    with anyio.move_on_after(0.01) as scope:
+        await run_pipeline([WorkflowStep("a", cleaning)], schedule=schedule)
+
+    assert scope.cancelled_caught
+    assert (cleaning.cancels, cleaning.cleaned) == (1, 1)
+    assert asyncio.current_task().cancelling() == 0
+
+
+async def test_a_timeout_around_the_run_is_obeyed(schedule):
+    cleaning = Cleaning()
+
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(0.01):
+            await run_pipeline([WorkflowStep("a", cleaning)], schedule=schedule)
+
+    assert cleaning.cleaned == 1
+
+
+async def test_a_run_inside_a_step_is_cancelled_with_it(schedule):
+    cleaning = Cleaning()
+
+    async def inner():
+        return await run_pipeline([WorkflowStep("inner", cleaning)], schedule=schedule)
+
+    report = await run_pipeline([WorkflowStep("outer", inner, timeout_ms=20)], schedule=schedule)
+
+    assert isinstance(report["outer"].error, StepTimeoutError)
+    assert cleaning.cleaned == 1
+
+
+# What is neither an exception nor a cancellation.
+
+
+@pytest.mark.parametrize("fail_fast", [True, False])
+@pytest.mark.parametrize("kind", [KeyboardInterrupt, SystemExit, GeneratorExit])
+async def test_a_base_exception_stops_the_run_and_leaves_it_as_itself(schedule, fail_fast, kind):
+    cleaning = Cleaning()
+    stop = kind("stop")
+    calls = []
+
+    async def action():
+        calls.append(1)
+        await cleaning.started.wait()
+        raise stop
+
+    events = []
+    with pytest.raises(kind) as raised:
+        await run_pipeline(
+            [WorkflowStep("a", action, max_retries=3), WorkflowStep("b", cleaning)],
+            fail_fast,
+            schedule=schedule,
+            observers=[events.append],
+        )
+
+    assert raised.value is stop
+    assert len(calls) == 1
+    assert cleaning.cleaned == 1
+    assert events[-1].outcome == "interrupted"
+
+
+async def test_pytest_fail_in_a_step_fails_the_test(schedule):
+    async def action():
+        pytest.fail("as a user would")
+
+    with pytest.raises(pytest.fail.Exception, match="as a user would"):
+        await run_pipeline([WorkflowStep("a", action)], schedule=schedule)
+
+
+# Steps that do not obey.
+
+
+async def test_a_step_that_ignores_its_cancellation_is_named_after_the_grace_period(
+    schedule, caplog
+):
+    loop = asyncio.get_running_loop()
+    if not isinstance(loop, VirtualTimeLoop):
+        pytest.skip("the grace period is five seconds, which are too long in real time")
+
+    async def stubborn():
+        try:
+            await asyncio.Event().wait()
+        finally:
+            await asyncio.sleep(7)
+
+    with caplog.at_level(logging.WARNING, "asyncflow"):
+        report = await run_pipeline(
+            [
+                WorkflowStep("stubborn", stubborn, timeout_ms=1_000, max_retries=2),
+                WorkflowStep("polite", Cleaning(takes=4), timeout_ms=1_000),
+            ],
+            fail_fast=False,
+            schedule=schedule,
+        )
+
+    assert report["stubborn"].attempts == 2
+    assert len(caplog.records) == 2
+    assert "'stubborn', attempt 1, has not ended 5 s after" in caplog.text
+    assert f"{__file__}:" in caplog.text
+    assert "stubborn" in caplog.records[1].getMessage()
+
+
+async def test_a_stopped_step_that_does_not_end_is_named_too(schedule, caplog):
+    loop = asyncio.get_running_loop()
+    if not isinstance(loop, VirtualTimeLoop):
+        pytest.skip("the grace period is five seconds, which are too long in real time")
+    stubborn = Cleaning(takes=20)
+
+    async def fail_later():
+        await stubborn.started.wait()
+        raise ValueError
+
+    with caplog.at_level(logging.WARNING, "asyncflow"):
+        await run_pipeline(
+            [WorkflowStep("a", fail_later), WorkflowStep("b", stubborn, timeout_ms=None)],
+            schedule=schedule,
+        )
+
+    assert len(caplog.records) == 1
+    assert "step 'b', attempt 1" in caplog.text
+
+
+# Pipelines as a whole.
+
+
+async def test_an_empty_pipeline_passes(schedule):
+    events = []
+
+    report = await run_pipeline([], schedule=schedule, observers=[events.append])
+
+    assert report.all_passed
+    assert len(report) == 0
+    assert [type(event).__name__ for event in events] == ["RunStarted", "RunFinished"]
+
+
+async def test_the_same_steps_in_concurrent_runs_are_independent(schedule):
+    async def action(value):
+        await asyncio.sleep(0.001 * value)
+        return value
+
+    orchestrator = Orchestrator([WorkflowStep("a", action)], schedule=schedule)
+
+    reports = await asyncio.gather(
+        *(orchestrator.run(inputs={"value": i}, run_id=str(i)) for i in range(5))
+    )
+
+    assert [report["a"].output for report in reports] == list(range(5))
+    assert [report.run_id for report in reports] == ["0", "1", "2", "3", "4"]
+
+
+async def test_an_observer_that_raises_is_logged_dropped_and_harmless(schedule, caplog):
+    seen, calls = [], []
+
+    def broken(event):
+        calls.append(event)
+        raise RuntimeError("observer down")
+
+    with caplog.at_level(logging.ERROR, "asyncflow"):
+        report = await run_pipeline(
+            [WorkflowStep("a", succeed)], schedule=schedule, observers=[broken, seen.append]
+        )
+
+    assert report.all_passed
+    assert len(calls) == 1
+    assert len(seen) == 4
+    assert "observer down" in caplog.text
+    assert "RunStarted" in caplog.text
+
+
+@pytest.mark.parametrize("at", [0, 1, 2, 3])
+async def test_an_observer_that_interrupts_stops_the_run_at_any_event(schedule, at):
+    seen = []
+
+    def interrupting(event):
+        seen.append(event)
+        if len(seen) == at + 1:
+            raise KeyboardInterrupt(f"at {at}")
+
+    with pytest.raises(KeyboardInterrupt, match=f"at {at}"):
+        await run_pipeline(
+            [WorkflowStep("a", succeed)], schedule=schedule, observers=[interrupting]
+        )
+
+
+async def test_events_tell_all_that_happens_in_order(schedule):
+    events = []
+
+    await run_pipeline(
+        [WorkflowStep("a", Flaky(1), max_retries=2), WorkflowStep("b", succeed, ["a"])],
+        schedule=schedule,
+        run_id="r",
+        observers=[events.append],
+    )
+
+    assert [type(event).__name__ for event in events] == [
+        "RunStarted",
+        "AttemptStarted",
+        "AttemptFailed",
+        "AttemptStarted",
+        "StepSucceeded",
+        "AttemptStarted",
+        "StepSucceeded",
+        "RunFinished",
+    ]
+    assert events[0].dependencies == {"a": (), "b": ("a",)}
+    assert isinstance(events[2], AttemptFailed)
+    assert events[2].retry_in_ms == 0
+    assert events[-1].outcome == "passed"
+    times = [event.at_ms for event in events[1:]]
+    assert times == sorted(times)
+
+
+async def test_current_step_tells_of_the_attempt_also_in_tasks_it_starts(schedule):
+    async def child():
+        return current_step().attempt
+
+    async def action():
+        step = current_step()
+        if step.attempt == 1:
+            raise ValueError
+        inherited = await asyncio.create_task(child())
+        return (
+            step.run_id,
+            step.step_name,
+            step.attempt,
+            step.max_retries,
+            step.idempotency_key,
+            inherited,
+            repr(step),
+        )
+
+    report = await run_pipeline(
+        [WorkflowStep("a", action, max_retries=2)], schedule=schedule, run_id="r"
+    )
+
+    assert report["a"].output == (
+        "r",
+        "a",
+        2,
+        2,
+        "r/a",
+        2,
+        "<StepContext 'a', attempt 2, of run r>",
+    )
+    with pytest.raises(RuntimeError, match="only while a step's action runs"):
+        current_step()
+
+
+async def test_remaining_time_shrinks_and_never_falls_below_zero(schedule):
+    async def action():
+        first = current_step().remaining_ms()
+        try:
+            await asyncio.sleep(1)
+        finally:
+            return first, current_step().remaining_ms()  # noqa: B012
+
+    events = []
+    await run_pipeline(
+        [WorkflowStep("a", action, timeout_ms=20)], schedule=schedule, observers=[events.append]
+    )
+
+    outputs = []
+
+    async def quick():
+        outputs.append(current_step().remaining_ms())
+        await asyncio.sleep(0.01)
+        outputs.append(current_step().remaining_ms())
+
+    await run_pipeline([WorkflowStep("b", quick, timeout_ms=500)], schedule=schedule)
+    assert 0 < outputs[1] < outputs[0] <= 500
+
+
+async def test_tasks_are_named_after_run_step_and_attempt(schedule):
+    names = []
+
+    async def action():
+        await asyncio.sleep(0)  # an eager task gets its name after its first wait
+        names.append(asyncio.current_task().get_name())
+        if len(names) == 1:
+            raise ValueError
+
+    await run_pipeline([WorkflowStep("load", action, max_retries=2)], schedule=schedule, run_id="r")
+
+    assert names == ["asyncflow:r:load#1", "asyncflow:r:load#2"]
+
+
+async def test_without_a_collector_a_dropped_report_frees_what_the_steps_held(schedule):
+    class Held:
+        pass
+
+    held = []
+
+    def hold():
+        thing = Held()
+        held.append(weakref.ref(thing))
+        return thing
+
+    async def fails():
+        thing = hold()
+        await asyncio.sleep(0)
+        raise ValueError(type(thing))
+
+    async def fails_at_once():
+        thing = hold()
+        raise ValueError(type(thing))
+
+    async def hangs():
+        thing = hold()
+        await asyncio.Event().wait()
+        return thing
+
+    async def cancels_itself():
+        thing = hold()
+        asyncio.current_task().cancel()
+        await asyncio.sleep(1)
+        return thing
+
+    async def returns():
+        return hold()
+
+    async def run_all():
+        report = await run_pipeline(
+            [
+                WorkflowStep("returns", returns),
+                WorkflowStep("fails", fails, max_retries=2),
+                WorkflowStep("fails at once", fails_at_once, max_retries=2),
+                WorkflowStep("hangs", hangs, timeout_ms=10),
+                WorkflowStep("cancels itself", cancels_itself),
+                WorkflowStep("after", succeed, ["fails"]),
+            ],
+            fail_fast=False,
+            schedule=schedule,
+        )
+        assert len(report.failed) == 4
+
+    async def run_fail_fast():
+        cleaning = Cleaning(then=OSError())
+        report = await run_pipeline(
+            [WorkflowStep("fails", fails), WorkflowStep("b", cleaning), WorkflowStep("c", hangs)],
+            schedule=schedule,
+        )
+        assert len(report.failed) == 1
+
+    async def run_cancelled():
+        run = asyncio.ensure_future(run_pipeline([WorkflowStep("a", hangs)], schedule=schedule))
+        await asyncio.sleep(0.001)
+        run.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await run
+
+    async def run_interrupted():
+        async def interrupts():
+            thing = hold()
+            raise KeyboardInterrupt(type(thing))
+
+        try:
+            await run_pipeline([WorkflowStep("a", interrupts)], schedule=schedule)
+        except KeyboardInterrupt:
+            pass
+
+    gc.collect()
+    gc.disable()
+    try:
+        for scenario in (run_all, run_fail_fast, run_cancelled, run_interrupted):
+            await scenario()
+            await asyncio.sleep(0)
+            assert held, scenario
+            assert [ref() for ref in held if ref() is not None] == [], scenario
+            held.clear()
+    finally:
+        gc.enable()
+
+
+async def test_an_attempt_that_started_is_told_before_its_action_is_called(schedule):
+    events = []
+
+    async def action():
+        assert isinstance(events[-1], AttemptStarted)
+
+    report = await run_pipeline(
+        [WorkflowStep("a", action)], schedule=schedule, observers=[events.append]
+    )
+
+    assert report.all_passed
