@@ -225,5 +225,5 @@ def _binding(step: WorkflowStep, needed: list[int], inputs: Collection[str]) -> 
                 f"a dependency of the step nor a run input{nearest(parameter, [*offered, *inputs])}"
             )
     if accepts.takes_any:
-        sources.extend(offered.items())
+        sources.extend(pair for pair in offered.items() if pair[0] not in accepts.bound)
     return tuple(sources)

@@ -8,7 +8,9 @@ import math
 import pickle
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, fields
+from itertools import repeat
 from typing import Any
 
 from asyncflow._errors import RestoredError, nearest
@@ -131,6 +133,9 @@ class RunReport(Mapping[str, StepResult]):
             hint = nearest(step_name, self._by_name) if isinstance(step_name, str) else ""
             raise KeyError(f"no step is named {step_name!r}{hint}") from None
 
+    def __contains__(self, step_name: object) -> bool:
+        return step_name in self._by_name  # a miss is no mistake, so it needs no hint
+
     def __iter__(self) -> Iterator[str]:
         return iter(self._by_name)
 
@@ -204,8 +209,10 @@ class RunReport(Mapping[str, StepResult]):
             error = result.error
             assert isinstance(error, Exception)  # nothing else makes a step FAILED
             note = f"in step {result.step_name!r}, attempt {result.attempts}, of run {self.run_id}"
-            if note not in getattr(error, "__notes__", ()):
-                error.add_note(note)
+            # Some errors refuse new attributes, such as a frozen dataclass: they go without.
+            with suppress(Exception):
+                if note not in getattr(error, "__notes__", ()):
+                    error.add_note(note)
             errors.append(error)
         if len(errors) == 1:
             raise errors.pop()  # no variable may keep the error, or it would keep itself
@@ -281,11 +288,11 @@ def _line(result: StepResult) -> str:
 
 def describe(error: BaseException) -> str:
     """Return ``ErrorType: message`` in one line, even of an error that cannot be printed."""
-    message = _text(str, error).strip().partition("\n")[0]
-    name = type(error).__name__
+    name, message = type(error).__name__, _text(str, error)
     if isinstance(error, RestoredError):
-        return message
-    return f"{name}: {message}" if message else name
+        name, message = error.type_name.rpartition(".")[2], error.message
+    lines = message.strip().splitlines()
+    return f"{name}: {lines[0]}" if lines else name
 
 
 def _text(render: Callable[[object], str], value: object) -> str:
@@ -367,12 +374,8 @@ def _result_from_json(document: dict[str, Any]) -> StepResult:
 def _error_to_json(error: BaseException | None) -> dict[str, str] | None:
     if error is None:
         return None
-    stand_in = _stand_in(error)
-    return {
-        "type": stand_in.type_name,
-        "message": stand_in.message,
-        "traceback": stand_in.traceback,
-    }
+    kept = _stand_in(error)
+    return {"type": kept.type_name, "message": kept.message, "traceback": kept.traceback}
 
 
 def _error_from_json(document: dict[str, str] | None) -> RestoredError | None:
@@ -381,15 +384,18 @@ def _error_from_json(document: dict[str, str] | None) -> RestoredError | None:
     return RestoredError(document["type"], document["message"], document["traceback"])
 
 
-def _is_plain_json(value: object) -> bool:
-    """Whether JSON gives the value back equal. Exact types only: no method of it is called."""
+def _is_plain_json(value: Any, levels: int = 100) -> bool:
+    """Whether JSON gives the value back equal. Exact types only: no method of it is called.
+
+    What is nested deeper than that many levels, perhaps without end, is left to its ``repr``.
+    """
     kind = type(value)
-    if kind is list:
-        return all(map(_is_plain_json, value))  # type: ignore[call-overload]
     if kind is dict:
-        return all(type(key) is str for key in value) and all(  # type: ignore[attr-defined]
-            map(_is_plain_json, value.values())  # type: ignore[attr-defined]
-        )
+        return all(type(key) is str for key in value) and _is_plain_json([*value.values()], levels)
+    if kind is list:
+        return levels > 0 and all(map(_is_plain_json, value, repeat(levels - 1)))
     if kind is float:
-        return math.isfinite(value)  # type: ignore[arg-type]
-    return value is None or kind in (bool, int, str)
+        return math.isfinite(value)
+    if kind is int:
+        return value.bit_length() <= 2_000  # much longer ones Python refuses to write in decimal
+    return value is None or kind in (bool, str)

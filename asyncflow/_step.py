@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import inspect
-import math
+import sys
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from types import FunctionType
 from typing import Any, NamedTuple, TypeAlias
 
@@ -38,7 +39,8 @@ class WorkflowStep:
         timeout_ms: How many milliseconds each attempt may take; finite and above 0. ``None``
             means no limit. Waiting for a tier or between two attempts does not count.
         parameters: For which parameters ``depends_on`` was a mapping, as pairs of parameter and
-            step name. It is filled from that mapping; there is no need to give it.
+            step name. It is filled from that mapping; there is no need to give it, and with a
+            mapping what is given here does not count.
 
     Raises:
         TypeError: An argument has the wrong type; in particular the action is a coroutine
@@ -71,7 +73,7 @@ class WorkflowStep:
         _check_max_retries(name, max_retries)
         _check_timeout(name, timeout_ms)
         if isinstance(depends_on, Mapping):
-            parameters = (*parameters, *depends_on.items())
+            parameters = depends_on.items()
             depends_on = depends_on.values()
         # A frozen dataclass can be filled only behind its own back.
         fill = object.__setattr__
@@ -87,12 +89,18 @@ class WorkflowStep:
     def _check_parameters(self) -> None:
         accepts = self.signature
         for parameter, step_name in self.parameters:
+            if not isinstance(parameter, str):
+                raise TypeError(
+                    f"step {self.name!r}: depends_on must map names of parameters to names of "
+                    f"steps, not {type(parameter).__name__}"
+                )
             if step_name not in self.depends_on:
                 raise ValueError(
                     f"step {self.name!r} maps parameter {parameter!r} to {step_name!r}, "
                     "which is not one of its dependencies"
                 )
-            if parameter not in accepts.names and not accepts.takes_any:
+            takes_it = accepts.takes_any and parameter not in accepts.bound
+            if parameter not in accepts.names and not takes_it:
                 raise ValueError(
                     f"step {self.name!r} maps parameter {parameter!r} to {step_name!r}, but its "
                     f"action has no such parameter{nearest(parameter, accepts.names)}"
@@ -107,6 +115,8 @@ class Signature(NamedTuple):
     """Those without a default."""
     takes_any: bool = False
     """Whether there is a ``**kwargs``."""
+    bound: frozenset[str] = frozenset()
+    """Those that a `functools.partial` has filled already."""
 
 
 def _check_name(name: object) -> None:
@@ -154,7 +164,8 @@ def _check_timeout(name: str, timeout_ms: object) -> None:
             f"step {name!r}: timeout_ms must be a number or None, not {type(timeout_ms).__name__}"
         )
     # A NaN would break the timers of every other step of the loop: gh-105331.
-    if not (timeout_ms > 0 and math.isfinite(timeout_ms)):
+    # An integer above all floats is not infinite, but no timer can be set to it.
+    if not 0 < timeout_ms <= sys.float_info.max:
         raise ValueError(
             f"step {name!r}: timeout_ms must be finite and above 0, not {timeout_ms}; "
             "use None for no limit"
@@ -192,7 +203,7 @@ def _signature(name: str, action: Action) -> Signature:
         signature = inspect.signature(action)
     except ValueError:  # some callables written in C do not tell
         return NO_PARAMETERS
-    bound = getattr(action, "keywords", {})  # of a functools.partial
+    bound = _bound(action) if isinstance(action, partial) else frozenset()
     names, required, takes_any = [], set(), False
     for parameter in signature.parameters.values():
         if parameter.kind is parameter.VAR_KEYWORD:
@@ -207,5 +218,11 @@ def _signature(name: str, action: Action) -> Signature:
                 f"step {name!r}: parameter {parameter.name!r} of its action is positional-only, "
                 "but actions get their data by parameter name; remove the '/'"
             )
-    found = Signature(tuple(names), frozenset(required), takes_any)
-    return found if found != NO_PARAMETERS else NO_PARAMETERS
+    if not names and not takes_any:
+        return NO_PARAMETERS
+    return Signature(tuple(names), frozenset(required), takes_any, bound)
+
+
+def _bound(action: partial[Any]) -> frozenset[str]:
+    positional = list(inspect.signature(action.func).parameters)[: len(action.args)]
+    return frozenset(positional).union(action.keywords)

@@ -5,9 +5,8 @@ them. They are handed to each observer in the order in which they happened. All 
 milliseconds since the run started, on the event loop's monotonic clock; the one wall-clock time
 is `RunStarted.wall_time`, from which a view may compute the others.
 
-They are named tuples because one is made for every start and end of an attempt, and a frozen
-data@record
-class takes two to four times as long to make.
+They are slotted dataclasses that only type checkers know as frozen, because one is made for every
+start and end of an attempt, and refusing assignments would make each of them take longer.
 """
 
 from __future__ import annotations
