@@ -185,7 +185,11 @@ class RunState:
             _RUN_RULES[type(event)](self, event)
             return
         allowed, fold = rule
-        step, phases = self._index[event.step], self._phases  # type: ignore[union-attr]
+        phases = self._phases
+        try:
+            step = self._index[event.step]  # type: ignore[union-attr]
+        except KeyError:
+            raise IllegalEventError(event, "the pipeline has no such step") from None
         if phases[step] not in allowed:
             raise IllegalEventError(event, _PHASES[phases[step]])
         result = fold(self, step, event)
@@ -241,7 +245,8 @@ class RunState:
 
     def _on_step_succeeded(self, step: int, event: StepSucceeded) -> StepResult:
         started = self._attempts[step]
-        if event.attempt == 1 and started is not None:  # the way of most steps, without detours
+        # The way of most steps, without detours.
+        if started is not None and event.attempt == 1 == started.attempt:
             self._in_flight -= 1
             at_ms = started.at_ms
             return StepResult(
