@@ -209,8 +209,7 @@ class RunReport(Mapping[str, StepResult]):
             error = result.error
             assert isinstance(error, Exception)  # nothing else makes a step FAILED
             note = f"in step {result.step_name!r}, attempt {result.attempts}, of run {self.run_id}"
-            # Some errors refuse new attributes, such as a frozen dataclass: they go without.
-            with suppress(Exception):
+            with suppress(Exception):  # some refuse a note: frozen dataclasses, for one
                 if note not in getattr(error, "__notes__", ()):
                     error.add_note(note)
             errors.append(error)
@@ -397,5 +396,5 @@ def _is_plain_json(value: Any, levels: int = 100) -> bool:
     if kind is float:
         return math.isfinite(value)
     if kind is int:
-        return value.bit_length() <= 2_000  # much longer ones Python refuses to write in decimal
+        return int(value).bit_length() <= 2_000  # Python writes no much longer ones in decimal
     return value is None or kind in (bool, str)
