@@ -1,0 +1,77 @@
+# Each target makes what it needs in $(VENV) and runs. Nothing has to be installed before, except
+# Python (3.11 or newer) and make. To use another Python, name another folder as well:
+#
+#     make test PYTHON=python3.12 VENV=.venv-3.12
+
+PYTHON ?= python3
+VENV ?= .venv
+# More groups of pyproject.toml for the tests, such as WITH=examples. Without them, the tests that
+# need them are skipped.
+WITH ?=
+# More arguments for what is run, such as ARGS="-k cycle".
+ARGS ?=
+
+py := $(VENV)/bin/python
+pip := $(py) -m pip --quiet --disable-pip-version-check --no-input
+groups := $(strip test $(filter-out test,$(WITH)))
+empty :=
+tested := $(VENV)/.has-$(subst $(empty) ,-,$(groups))
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help etl test check bench coverage
+
+help:
+	@echo "make etl        run the example pipeline"
+	@echo "make test       run the tests"
+	@echo "make check      lint, check the format and the types"
+	@echo "make coverage   run the tests and require that they reach every line and branch"
+	@echo "make bench      measure the cost of a step"
+
+etl: $(VENV)/.has-core
+	@$(py) -m asyncflow.examples.etl $(ARGS)
+
+test: $(tested)
+	@$(py) -m pytest $(ARGS)
+
+check: $(VENV)/.has-dev
+	@$(py) -m ruff check .
+	@$(py) -m ruff format --check .
+	@$(py) -m mypy --strict
+	@$(py) -m pyright --pythonpath $(py)
+
+bench: $(tested)
+	@$(py) -m tests.benchmarks $(ARGS)
+
+coverage: $(tested)
+	@$(py) -m coverage erase
+	@$(py) -m coverage run -m pytest $(ARGS)
+	@$(py) -m coverage combine --quiet
+	@$(py) -m coverage report
+
+# The stamp files tell what is installed, so that the second time is fast.
+
+$(VENV)/.has-pip:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "asyncflow needs Python 3.11 \
+	or newer, and this is %d.%d; name another one: make test PYTHON=python3.12" \
+	% sys.version_info[:2])'
+	@echo "making $(VENV) ..." >&2
+	@$(PYTHON) -m venv $(VENV)
+	@echo '*' >$(VENV)/.gitignore
+	@$(pip) install --upgrade 'pip>=25.1'
+	@touch $@
+
+$(VENV)/.has-core: pyproject.toml | $(VENV)/.has-pip
+	@echo "installing asyncflow ..." >&2
+	@$(pip) install --editable .
+	@touch $@
+
+$(tested): pyproject.toml | $(VENV)/.has-pip
+	@echo "installing asyncflow, and for tests: $(groups) ..." >&2
+	@$(pip) install --editable . $(addprefix --group ,$(groups))
+	@touch $@
+
+$(VENV)/.has-dev: pyproject.toml | $(VENV)/.has-pip
+	@echo "installing asyncflow, and for development: dev ..." >&2
+	@$(pip) install --editable . --group dev
+	@touch $@
