@@ -72,21 +72,20 @@ class Orchestrator:
         """
         _check_asyncio()
         inputs = {} if inputs is None else dict(inputs)
-        state = RunState(
-            self._plan,
-            fail_fast=self._fail_fast,
-            schedule=self._schedule,
-            max_concurrency=self._max_concurrency,
-        )
-        run = Run(
+        # No variable may hold the run: what it raises keeps this frame, and would keep itself.
+        return await Run(
             run_id if run_id is not None else os.urandom(8).hex(),
             self._plan,
             bind(self._plan, inputs),
             inputs,
-            state,
+            RunState(
+                self._plan,
+                fail_fast=self._fail_fast,
+                schedule=self._schedule,
+                max_concurrency=self._max_concurrency,
+            ),
             self._observers,
-        )
-        return await run.execute()
+        ).execute()
 
 
 async def run_pipeline(
