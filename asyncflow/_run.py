@@ -19,7 +19,7 @@ import logging
 import math
 import sys
 import time
-from collections.abc import Coroutine, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple, Protocol
 
@@ -190,6 +190,8 @@ class Run:
             self._skip_doomed()
         self._advancing = False
         self._wake_if_settled()
+        # The traceback of an eager task keeps this frame, as it keeps that of _run_step.
+        del self, state, live
 
     def _skip_doomed(self) -> None:
         for index, reason in self._state.doomed():
@@ -260,7 +262,14 @@ class Run:
             while True:
                 work: Any = self._attempt(index, step, attempt, limit_s)
                 if attempt > 1 or _WAIT_FOR_NEEDS_A_TASK:
-                    work = self._own_task(step, attempt, work)
+                    # Never an eager task: if it failed at once, its error's traceback would keep
+                    # the frame that makes it, which holds the task, which holds the error.
+                    work = asyncio.Task(
+                        work,
+                        loop=self._loop,
+                        name=f"{self._task_prefix}{step.name}#{attempt}",
+                        context=None if attempt == 1 else self._context.copy(),
+                    )
                 try:
                     shortfall = await asyncio.wait_for(work, limit_s)
                 except TimeoutError as timeout:
@@ -298,12 +307,12 @@ class Run:
 
     def _follow_up(self) -> None:
         """See to what follows the end of a step."""
-        if self._advancing:
-            return  # an eager task has ended within its start, and that loop goes on
-        if self._state.has_news:
-            self._context.run(self._advance)
-        else:
-            self._wake_if_settled()
+        if not self._advancing:  # else an eager task has ended within its start
+            if self._state.has_news:
+                self._context.run(self._advance)
+            else:
+                self._wake_if_settled()
+        del self  # as in _advance
 
     async def _attempt(
         self, index: int, step: WorkflowStep, attempt: int, limit_s: float | None
@@ -338,15 +347,6 @@ class Run:
             return None
         finally:
             del self  # as in _run_step
-
-    def _own_task(
-        self, step: WorkflowStep, attempt: int, work: Coroutine[Any, Any, _Shortfall | None]
-    ) -> asyncio.Task[_Shortfall | None]:
-        """Give an attempt a task of its own, in which the context is as fresh as in the first."""
-        name = f"{self._task_prefix}{step.name}#{attempt}"
-        if attempt == 1:  # nothing has run in the context of the step's task
-            return self._loop.create_task(work, name=name)
-        return self._loop.create_task(work, name=name, context=self._context.copy())
 
     def _arguments(self, binding: Binding) -> dict[str, Any]:
         results, inputs = self._state.results, self._inputs
