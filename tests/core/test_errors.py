@@ -1,0 +1,150 @@
+"""An error names the thing, its state and the way out; what it says stands in attributes too."""
+
+from __future__ import annotations
+
+import asyncio
+import copy
+import pickle
+from typing import Any
+
+import pytest
+
+import asyncflow
+from asyncflow import (
+    ActionNotAwaitableError,
+    CyclicDependencyError,
+    IllegalEventError,
+    RestoredError,
+    StepCancelledError,
+    StepTimeoutError,
+    _errors,
+)
+from asyncflow._errors import HangError, nearest
+from asyncflow.events import StepSkipped
+
+TABLE: list[tuple[Exception, type[Exception], dict[str, Any], str]] = [
+    (
+        CyclicDependencyError(["a", "b", "a"]),
+        ValueError,
+        {"cycle": ["a", "b", "a"]},
+        "steps depend on each other in a circle: a -> b -> a",
+    ),
+    (
+        StepTimeoutError("load", 2, 1500.0),
+        TimeoutError,
+        {"step_name": "load", "attempt": 2, "timeout_ms": 1500.0, "errno": None, "strerror": None},
+        "attempt 2 of step 'load' exceeded 1500 ms",
+    ),
+    (
+        StepCancelledError("load", 3),
+        Exception,
+        {"step_name": "load", "attempt": 3},
+        "attempt 3 of step 'load' was cancelled from inside: it cancelled its own task or "
+        "awaited something that was cancelled",
+    ),
+    (
+        ActionNotAwaitableError("load", "int"),
+        TypeError,
+        {"step_name": "load", "returned": "int"},
+        "the action of step 'load' returned int, which cannot be awaited; make it 'async def', "
+        'or say runs_in="thread" for a plain function',
+    ),
+    (
+        RestoredError("app.DiskFull", "no space", "Traceback …"),
+        Exception,
+        {"type_name": "app.DiskFull", "message": "no space", "traceback": "Traceback …"},
+        "app.DiskFull: no space",
+    ),
+    (
+        IllegalEventError(StepSkipped("load", 1.5, "why"), "the step has ended"),
+        RuntimeError,
+        {"event": StepSkipped("load", 1.5, "why"), "state": "the step has ended"},
+        "StepSkipped(step='load', at_ms=1.5, reason='why') cannot happen: the step has ended",
+    ),
+    (
+        HangError(["one at a.py:1", "two at b.py:2"]),
+        RuntimeError,
+        {"waiting": ["one at a.py:1", "two at b.py:2"]},
+        "nothing can ever happen again, but these tasks wait:\n  one at a.py:1\n  two at b.py:2",
+    ),
+]
+each_error = pytest.mark.parametrize(
+    ("error", "base", "attributes", "message"), TABLE, ids=[type(row[0]).__name__ for row in TABLE]
+)
+
+
+def check(error: Exception, attributes: dict[str, Any], message: str) -> None:
+    assert {name: getattr(error, name) for name in attributes} == attributes
+    assert str(error) == message
+
+
+def test_the_table_holds_every_error_of_the_package() -> None:
+    errors = {
+        name
+        for name in [*asyncflow.__all__, *_errors.__all__]
+        if isinstance(kind := getattr(asyncflow, name, None) or getattr(_errors, name, None), type)
+        and issubclass(kind, Exception)
+    }
+
+    assert errors == {type(row[0]).__name__ for row in TABLE}
+
+
+@each_error
+def test_an_error_says_in_its_message_and_its_attributes_what_is_wrong(
+    error: Exception, base: type[Exception], attributes: dict[str, Any], message: str
+) -> None:
+    assert isinstance(error, base)
+    check(error, attributes, message)
+
+
+@each_error
+@pytest.mark.parametrize("protocol", range(2, pickle.HIGHEST_PROTOCOL + 1))
+def test_a_pickled_error_comes_back_with_its_attributes_and_notes(
+    error: Exception,
+    base: type[Exception],
+    attributes: dict[str, Any],
+    message: str,
+    protocol: int,
+) -> None:
+    error = copy.copy(error)
+    error.add_note("in step 'load'")
+
+    back = pickle.loads(pickle.dumps(error, protocol))
+
+    assert type(back) is type(error)
+    assert back.__notes__ == ["in step 'load'"]
+    check(back, attributes, message)
+
+
+@each_error
+def test_a_copied_error_keeps_its_attributes(
+    error: Exception, base: type[Exception], attributes: dict[str, Any], message: str
+) -> None:
+    for twin in (copy.copy(error), copy.deepcopy(error)):
+        assert type(twin) is type(error)
+        check(twin, attributes, message)
+
+
+def test_a_step_that_was_cancelled_from_inside_is_not_a_cancellation() -> None:
+    assert not issubclass(StepCancelledError, asyncio.CancelledError)
+
+
+def test_a_step_timeout_writes_short_and_long_limits_readably() -> None:
+    messages = [str(StepTimeoutError("a", 1, limit)) for limit in (0.25, 50, 30_000.0)]
+
+    assert [message.partition("exceeded ")[2] for message in messages] == [
+        "0.25 ms",
+        "50 ms",
+        "30000 ms",
+    ]
+
+
+def test_a_restored_error_needs_no_traceback() -> None:
+    assert RestoredError("ValueError", "boom").traceback == ""
+
+
+def test_the_nearest_name_is_offered_if_there_is_one() -> None:
+    assert nearest("extrakt", ["load", "extract", "extra"]) == " (did you mean 'extract'?)"
+    assert nearest("extrakt", iter(["extract"])) == " (did you mean 'extract'?)"
+    assert nearest("zzz", ["load", "extract"]) == ""
+    assert nearest("zzz", []) == ""

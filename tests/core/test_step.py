@@ -1,0 +1,509 @@
+"""A step is checked when it is made, and it knows what its action can be given."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import functools
+import inspect
+import math
+import operator
+import pickle
+from collections.abc import AsyncIterator, Awaitable, Callable
+from decimal import Decimal
+from typing import Any
+
+import pytest
+
+from asyncflow import WorkflowStep
+from asyncflow._step import NO_PARAMETERS, Signature
+
+
+async def nothing() -> None:
+    pass
+
+
+async def takes_x(x: int) -> int:
+    return x
+
+
+async def takes_anything(x: int = 0, **others: object) -> object:
+    return x, others
+
+
+class Loader:
+    async def load(self, table: str) -> str:
+        return table
+
+    @classmethod
+    async def load_all(cls, tables: str) -> str:
+        return tables
+
+    @staticmethod
+    async def unload(table: str) -> str:
+        return table
+
+
+class Callable_:
+    async def __call__(self, table: str) -> str:
+        return table
+
+
+class CallableWithKeywords:
+    """Has an attribute of the name that a partial has, and is no partial."""
+
+    keywords = ("table",)
+
+    async def __call__(self, table: str) -> str:
+        return table
+
+
+class TestName:
+    @pytest.mark.parametrize("name", [None, 1, b"load", ["load"], 1.5, True])
+    def test_must_be_a_str(self, name: Any) -> None:
+        with pytest.raises(TypeError) as refused:
+            WorkflowStep(name, nothing)
+
+        assert str(refused.value) == f"a step's name must be a str, not {type(name).__name__}"
+
+    def test_must_not_be_empty(self) -> None:
+        with pytest.raises(ValueError, match=r"^a step's name must not be empty$"):
+            WorkflowStep("", nothing)
+
+    @pytest.mark.parametrize("name", ["a", " ", "two words", "größe", "a.b[0]", "a\nb"])
+    def test_may_be_any_other_string(self, name: str) -> None:
+        assert WorkflowStep(name, nothing).name == name
+
+
+class TestAction:
+    @pytest.mark.parametrize(
+        "action",
+        [
+            nothing,
+            functools.partial(takes_x, 1),
+            functools.partial(takes_x, x=1),
+            functools.partial(functools.partial(takes_anything, y=1), z=2),
+            functools.partial(functools.partial(takes_x), x=1),
+            Loader().load,
+            Loader.load_all,
+            Loader.unload,
+            Callable_(),
+            functools.partial(Callable_(), table="t"),
+            lambda: nothing(),
+            lambda: asyncio.ensure_future(nothing()),
+            asyncio.sleep,
+        ],
+    )
+    def test_may_be_whatever_returns_an_awaitable(self, action: Callable[..., Any]) -> None:
+        step = WorkflowStep("load", action)
+
+        assert step.action is action or step.action == action
+
+    def test_must_not_be_a_coroutine_object(self, recwarn: pytest.WarningsRecorder) -> None:
+        coroutine = nothing()
+
+        with pytest.raises(TypeError) as refused:
+            WorkflowStep("load", coroutine)  # type: ignore[arg-type]
+
+        assert str(refused.value) == (
+            "step 'load': action is a coroutine object, which can run only once; pass the "
+            "function itself (nothing, without the call)"
+        )
+        assert inspect.getcoroutinestate(coroutine) == inspect.CORO_CLOSED
+        del coroutine
+        assert not recwarn.list
+
+    @pytest.mark.parametrize("action", [None, "load", 3, [nothing], b""])
+    def test_must_be_callable(self, action: Any) -> None:
+        with pytest.raises(TypeError) as refused:
+            WorkflowStep("load", action)
+
+        assert str(refused.value) == (
+            f"step 'load': action must be an async callable, not {type(action).__name__}"
+        )
+
+    async def test_must_not_be_a_task_or_a_future(self) -> None:
+        task = asyncio.ensure_future(nothing())
+
+        with pytest.raises(TypeError, match="must be an async callable, not Task"):
+            WorkflowStep("load", task)  # type: ignore[arg-type]
+        with pytest.raises(TypeError, match="must be an async callable, not Future"):
+            WorkflowStep("load", asyncio.Future())  # type: ignore[arg-type]
+
+        await task
+
+    def test_must_not_be_an_async_generator_function(self) -> None:
+        async def rows() -> AsyncIterator[int]:
+            yield 1
+
+        for action in (rows, functools.partial(rows)):
+            with pytest.raises(TypeError) as refused:
+                WorkflowStep("load", action)  # type: ignore[arg-type]
+
+            assert str(refused.value) == (
+                "step 'load': action is an async generator function, which cannot be awaited; "
+                "pass an async function that consumes it and returns the result"
+            )
+
+    def test_must_not_be_an_async_generator(self) -> None:
+        async def rows() -> AsyncIterator[int]:
+            yield 1
+
+        with pytest.raises(TypeError, match="must be an async callable, not async_generator"):
+            WorkflowStep("load", rows())  # type: ignore[arg-type]
+
+    def test_is_never_called_when_the_step_is_made(self) -> None:
+        calls: list[str] = []
+
+        WorkflowStep("load", lambda: calls.append("called"))  # type: ignore[arg-type, return-value]
+
+        assert not calls
+
+
+class TestMaxRetries:
+    @pytest.mark.parametrize("value", [True, False, None, 1.0, 2.5, "3", Decimal(1), math.nan, []])
+    def test_must_be_an_int(self, value: Any) -> None:
+        with pytest.raises(TypeError) as refused:
+            WorkflowStep("load", nothing, max_retries=value)
+
+        assert str(refused.value) == (
+            f"step 'load': max_retries must be an int, not {type(value).__name__}"
+        )
+
+    @pytest.mark.parametrize("value", [0, -1, -100])
+    def test_must_be_at_least_one(self, value: int) -> None:
+        with pytest.raises(ValueError, match="max_retries") as refused:
+            WorkflowStep("load", nothing, max_retries=value)
+
+        assert str(refused.value) == (
+            f"step 'load': max_retries must be at least 1, not {value}; "
+            "it counts all attempts, the first one too"
+        )
+
+    @pytest.mark.parametrize("value", [1, 2, 10**6])
+    def test_is_kept(self, value: int) -> None:
+        assert WorkflowStep("load", nothing, max_retries=value).max_retries == value
+
+    def test_is_one_if_not_given(self) -> None:
+        assert WorkflowStep("load", nothing).max_retries == 1
+
+
+class TestTimeout:
+    @pytest.mark.parametrize("value", [True, False, "1", Decimal(1), 1j, [], nothing])
+    def test_must_be_a_number_or_none(self, value: Any) -> None:
+        with pytest.raises(TypeError) as refused:
+            WorkflowStep("load", nothing, timeout_ms=value)
+
+        assert str(refused.value) == (
+            f"step 'load': timeout_ms must be a number or None, not {type(value).__name__}"
+        )
+
+    @pytest.mark.parametrize(
+        "value", [0, -1, 0.0, -0.0, -0.5, math.nan, math.inf, -math.inf, 10**400, -(10**400)]
+    )
+    def test_must_be_finite_and_above_zero(self, value: float) -> None:
+        with pytest.raises(ValueError, match="timeout_ms") as refused:
+            WorkflowStep("load", nothing, timeout_ms=value)
+
+        assert str(refused.value) == (
+            f"step 'load': timeout_ms must be finite and above 0, not {value}; "
+            "use None for no limit"
+        )
+
+    @pytest.mark.parametrize("value", [None, 1, 0.001, 5e-324, 30_000, 1e300])
+    def test_is_kept(self, value: float | None) -> None:
+        assert WorkflowStep("load", nothing, timeout_ms=value).timeout_ms == value
+
+    def test_is_thirty_seconds_if_not_given(self) -> None:
+        assert WorkflowStep("load", nothing).timeout_ms == 30_000
+
+
+class TestDependsOn:
+    @pytest.mark.parametrize("value", ["extract", b"extract", "", 1, None, nothing])
+    def test_must_be_a_list_or_a_mapping(self, value: Any) -> None:
+        with pytest.raises(TypeError) as refused:
+            WorkflowStep("load", nothing, value)
+
+        assert str(refused.value) == (
+            "step 'load': depends_on must be a list of step names or a mapping of parameter "
+            f"to step name, not {type(value).__name__}"
+        )
+
+    @pytest.mark.parametrize(
+        ("value", "kind"),
+        [([1], "int"), (["a", None], "NoneType"), ({"x": 1}, "int"), ([b"a"], "bytes")],
+    )
+    def test_must_hold_names(self, value: Any, kind: str) -> None:
+        with pytest.raises(TypeError) as refused:
+            WorkflowStep("load", takes_x, value)
+
+        assert str(refused.value) == (
+            f"step 'load': depends_on must hold names of steps, not {kind}"
+        )
+
+    def test_must_not_hold_steps(self) -> None:
+        extract = WorkflowStep("extract", nothing)
+
+        with pytest.raises(TypeError, match="names of steps, not WorkflowStep"):
+            WorkflowStep("load", nothing, [extract])  # type: ignore[list-item]
+
+    @pytest.mark.parametrize(
+        "value", [["a", "b"], ("a", "b"), {"a": 1, "b": 2}.keys(), iter("ab"), (c for c in "ab")]
+    )
+    def test_may_be_any_iterable_of_names(self, value: Any) -> None:
+        assert WorkflowStep("load", nothing, value).depends_on == ("a", "b")
+
+    def test_counts_a_repeated_name_once(self) -> None:
+        assert WorkflowStep("load", nothing, ["b", "a", "b", "a"]).depends_on == ("b", "a")
+
+    def test_is_not_shared_with_the_list_that_was_given(self) -> None:
+        names = ["a"]
+
+        step = WorkflowStep("load", nothing, names)
+        names.append("b")
+
+        assert step.depends_on == ("a",)
+
+    def test_may_name_the_step_itself_until_the_pipeline_is_planned(self) -> None:
+        assert WorkflowStep("load", nothing, ["load"]).depends_on == ("load",)
+
+    def test_maps_parameters_to_steps(self) -> None:
+        step = WorkflowStep("load", takes_x, {"x": "extract"})
+
+        assert step.depends_on == ("extract",)
+        assert step.parameters == (("x", "extract"),)
+
+    def test_may_map_several_parameters_to_one_step(self) -> None:
+        async def compare(a: int, b: int) -> bool:
+            return a == b
+
+        step = WorkflowStep("compare", compare, {"a": "extract", "b": "extract"})
+
+        assert step.depends_on == ("extract",)
+        assert step.parameters == (("a", "extract"), ("b", "extract"))
+
+    def test_must_not_map_a_parameter_that_the_action_lacks(self) -> None:
+        async def load(table: str) -> None: ...
+
+        with pytest.raises(ValueError, match="no such parameter") as refused:
+            WorkflowStep("load", load, {"tabel": "transform"})
+
+        assert str(refused.value) == (
+            "step 'load' maps parameter 'tabel' to 'transform', but its action has no such "
+            "parameter (did you mean 'table'?)"
+        )
+
+    def test_must_not_map_a_parameter_that_a_partial_binds(self) -> None:
+        for action in (
+            functools.partial(takes_x, x=1),
+            functools.partial(takes_anything, x=1),
+            functools.partial(takes_anything, 1),
+        ):
+            with pytest.raises(ValueError, match="no such parameter"):
+                WorkflowStep("load", action, {"x": "extract"})
+
+    def test_must_not_map_something_else_than_a_name(self) -> None:
+        with pytest.raises(TypeError) as refused:
+            WorkflowStep("load", takes_anything, {1: "extract"})  # type: ignore[dict-item]
+
+        assert str(refused.value) == (
+            "step 'load': depends_on must map names of parameters to names of steps, not int"
+        )
+
+    def test_may_map_any_parameter_if_the_action_takes_any(self) -> None:
+        step = WorkflowStep("load", takes_anything, {"anything": "extract"})
+
+        assert step.parameters == (("anything", "extract"),)
+
+    def test_must_hold_the_steps_that_parameters_names(self) -> None:
+        with pytest.raises(ValueError, match="not one of its dep") as refused:
+            WorkflowStep("load", takes_x, ["a"], parameters=[("x", "b")])
+
+        assert str(refused.value) == (
+            "step 'load' maps parameter 'x' to 'b', which is not one of its dependencies"
+        )
+
+
+def test_options_are_keyword_only() -> None:
+    with pytest.raises(TypeError, match="positional"):
+        WorkflowStep("load", nothing, (), 3)  # type: ignore[misc]
+
+
+class TestData:
+    def test_a_step_is_frozen(self) -> None:
+        step = WorkflowStep("load", nothing)
+
+        for field in dataclasses.fields(step):
+            with pytest.raises(dataclasses.FrozenInstanceError):
+                setattr(step, field.name, None)
+        with pytest.raises((dataclasses.FrozenInstanceError, TypeError)):
+            step.anything = 1  # type: ignore[attr-defined]
+        assert not hasattr(step, "__dict__")
+
+    def test_replace_makes_another_step_that_is_checked_again(self) -> None:
+        step = WorkflowStep("load", takes_x, {"x": "a"}, max_retries=3, timeout_ms=5)
+
+        other = dataclasses.replace(step, name="store", max_retries=4)
+
+        assert (other.name, other.max_retries) == ("store", 4)
+        assert (other.depends_on, other.parameters, other.timeout_ms) == (
+            step.depends_on,
+            step.parameters,
+            step.timeout_ms,
+        )
+        assert step.name == "load"
+        with pytest.raises(ValueError, match="max_retries"):
+            dataclasses.replace(step, max_retries=0)
+
+    def test_replace_takes_a_new_mapping_in_place_of_the_old_one(self) -> None:
+        step = WorkflowStep("load", takes_x, {"x": "a"})
+
+        other = dataclasses.replace(step, depends_on={"x": "b"})  # type: ignore[arg-type]
+
+        assert other == WorkflowStep("load", takes_x, {"x": "b"})
+
+    def test_replace_takes_a_new_action_with_its_own_signature(self) -> None:
+        step = dataclasses.replace(WorkflowStep("load", nothing), action=takes_x)
+
+        assert step.signature.names == ("x",)
+
+    def test_a_pickled_step_comes_back_equal(self) -> None:
+        for step in (
+            WorkflowStep("load", nothing),
+            WorkflowStep("load", takes_x, {"x": "a"}, max_retries=3, timeout_ms=None),
+        ):
+            for protocol in range(2, pickle.HIGHEST_PROTOCOL + 1):
+                back = pickle.loads(pickle.dumps(step, protocol))
+
+                assert back == step
+                assert back.signature == step.signature
+
+    def test_equal_arguments_make_equal_steps(self) -> None:
+        step = WorkflowStep("load", takes_x, {"x": "a"})
+
+        assert step == WorkflowStep("load", takes_x, {"x": "a"})
+        assert hash(step) == hash(WorkflowStep("load", takes_x, {"x": "a"}))
+        assert step == WorkflowStep("load", takes_x, ["a"], parameters=[("x", "a")])
+        for change in (
+            {"name": "other"},
+            {"action": takes_anything},
+            {"parameters": ()},
+            {"max_retries": 2},
+            {"timeout_ms": 1},
+        ):
+            assert dataclasses.replace(step, **change) != step  # type: ignore[arg-type]
+        assert step != "load"
+
+    def test_its_repr_reads_like_its_making(self) -> None:
+        text = repr(WorkflowStep("load", nothing, ["a"], max_retries=2, timeout_ms=5))
+
+        assert text.startswith("WorkflowStep(name='load', action=<function nothing")
+        assert text.endswith("depends_on=('a',), max_retries=2, timeout_ms=5, parameters=())")
+
+
+def typed(function: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:
+    @functools.wraps(function)
+    async def wrapper(*args: Any, **kwargs: Any) -> Any:
+        return await function(*args, **kwargs)
+
+    return wrapper
+
+
+async def defaults(a: int, b: int = 1, *, c: int, d: int = 2) -> None: ...
+
+
+async def varied(a: int, *rest: int, **others: int) -> None: ...
+
+
+async def with_optional_positional(a: int = 1, /, b: int = 2) -> None: ...
+
+
+async def keyword_only(*, a: int) -> None: ...
+
+
+async def only_varargs(*rest: int) -> None: ...
+
+
+async def only_kwargs(**others: int) -> None: ...
+
+
+def signature(
+    *names: str, required: str = "", takes_any: bool = False, bound: str = ""
+) -> Signature:
+    return Signature(names, frozenset(required.split()), takes_any, frozenset(bound.split()))
+
+
+class TestSignature:
+    @pytest.mark.parametrize(
+        ("action", "expected"),
+        [
+            (nothing, NO_PARAMETERS),
+            (takes_x, signature("x", required="x")),
+            (defaults, signature("a", "b", "c", "d", required="a c")),
+            (keyword_only, signature("a", required="a")),
+            (only_varargs, NO_PARAMETERS),
+            (only_kwargs, signature(takes_any=True)),
+            (varied, signature("a", required="a", takes_any=True)),
+            (with_optional_positional, signature("b")),
+            (typed(defaults), signature("a", "b", "c", "d", required="a c")),
+            (typed(nothing), NO_PARAMETERS),
+            (Loader().load, signature("table", required="table")),
+            (Loader.load_all, signature("tables", required="tables")),
+            (Loader.unload, signature("table", required="table")),
+            (Callable_(), signature("table", required="table")),
+            (CallableWithKeywords(), signature("table", required="table")),
+            (functools.partial(takes_x, 1), NO_PARAMETERS),
+            (functools.partial(takes_x, x=1), NO_PARAMETERS),
+            (functools.partial(defaults, 1), signature("b", "c", "d", required="c", bound="a")),
+            (functools.partial(defaults, c=1), signature("a", "b", "d", required="a", bound="c")),
+            (functools.partial(only_kwargs, y=1), signature(takes_any=True, bound="y")),
+            (functools.partial(takes_anything, 1), signature(takes_any=True, bound="x")),
+            (functools.partial(takes_anything, x=1), signature(takes_any=True, bound="x")),
+            (lambda a, b=1: None, signature("a", "b", required="a")),
+        ],
+    )
+    def test_tells_which_parameters_can_be_given(
+        self, action: Callable[..., Any], expected: Signature
+    ) -> None:
+        assert WorkflowStep("load", action).signature == expected
+
+    def test_is_one_object_for_all_actions_without_parameters(self) -> None:
+        for action in (nothing, lambda: nothing(), typed(nothing), only_varargs):
+            assert WorkflowStep("load", action).signature is NO_PARAMETERS  # type: ignore[arg-type]
+
+    @pytest.mark.parametrize("with_others", [False, True])
+    def test_refuses_a_required_positional_only_parameter(self, with_others: bool) -> None:
+        async def only(table: str, /) -> None: ...
+
+        async def mixed(table: str, /, other: int = 1, **rest: int) -> None: ...
+
+        with pytest.raises(TypeError) as refused:
+            WorkflowStep("load", mixed if with_others else only)
+
+        assert str(refused.value) == (
+            "step 'load': parameter 'table' of its action is positional-only, but actions get "
+            "their data by parameter name; remove the '/'"
+        )
+
+    def test_accepts_a_positional_only_parameter_that_a_partial_binds(self) -> None:
+        async def load(table: str, /, limit: int) -> None: ...
+
+        assert WorkflowStep("load", functools.partial(load, "t")).signature.names == ("limit",)
+
+    def test_is_empty_for_a_callable_that_does_not_tell(self) -> None:
+        getter = operator.attrgetter("name")
+        with pytest.raises(ValueError, match="signature"):
+            inspect.signature(dict)
+
+        assert WorkflowStep("load", dict).signature is NO_PARAMETERS  # type: ignore[arg-type]
+        assert WorkflowStep("load", getter).signature.required == frozenset()
+
+    def test_is_that_of_the_wrapped_function(self) -> None:
+        step = WorkflowStep("load", typed(typed(takes_x)), {"x": "extract"})
+
+        assert step.signature == signature("x", required="x")
+
+    def test_does_not_evaluate_annotations(self) -> None:
+        async def load(table: NotDefinedAnywhere) -> None: ...  # type: ignore[name-defined]  # noqa: F821
+
+        assert WorkflowStep("load", load).signature.names == ("table",)
