@@ -1,0 +1,24 @@
+"""Random pipelines, for Hypothesis."""
+
+from __future__ import annotations
+
+from hypothesis import strategies as st
+
+__all__ = ["Edges", "graphs"]
+
+Edges = dict[str, list[str]]
+"""For each step, in the order of declaration, the steps that it depends on."""
+
+
+@st.composite
+def graphs(draw: st.DrawFn, *, max_steps: int = 12, acyclic: bool = True) -> Edges:
+    """Graphs of a few steps, declared in any order, with their dependencies in any order."""
+    count = draw(st.integers(0, max_steps))
+    names = draw(st.permutations([f"s{number}" for number in range(count)]))
+    edges: Edges = {}
+    for position, name in enumerate(names):
+        others = names[:position] if acyclic else names
+        edges[name] = (
+            draw(st.lists(st.sampled_from(others), unique=True, max_size=4)) if others else []
+        )
+    return {name: edges[name] for name in draw(st.permutations(names))}
