@@ -1045,7 +1045,8 @@ async def test_without_a_collector_a_dropped_report_frees_what_the_steps_held(sc
 
     async def run_cancelled():
         run = asyncio.ensure_future(run_pipeline([WorkflowStep("a", hangs)], schedule=schedule))
-        await asyncio.sleep(0.001)
+        while not held:
+            await asyncio.sleep(0)
         run.cancel()
         with pytest.raises(asyncio.CancelledError):
             await run

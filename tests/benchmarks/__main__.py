@@ -1,0 +1,264 @@
+"""Measures asyncflow against the loop one would write by hand: ``python -m tests.benchmarks``.
+
+Every figure but the memory is a ratio of two things measured in turn, in one process, in CPU
+time, so that neither the machine's speed nor its other work matters. A round is one pair; the
+median of the pairs counts. The last line is the verdict, and so is the exit status.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import gc
+import os
+import statistics
+import subprocess
+import sys
+import time
+import tracemalloc
+from collections.abc import Awaitable, Callable, Iterator
+from graphlib import TopologicalSorter
+from pathlib import Path
+from typing import NamedTuple
+
+from asyncflow import Orchestrator, WorkflowStep, run_pipeline, topological_sort
+from tests.benchmarks.by_hand import run_by_hand
+from tests.benchmarks.graphs import SHAPES, instant, pipeline, suspending
+
+
+class Row(NamedTuple):
+    subject: str
+    value: float
+    limit: float | None
+    unit: str = "x"
+
+    @property
+    def holds(self) -> bool:
+        return self.limit is None or self.value <= self.limit
+
+    def __str__(self) -> str:
+        limit = "" if self.limit is None else f"at most {self.limit:g}"
+        return f"{self.subject:<58}{self.value:>9.2f} {self.unit:<6}{limit:<14}" + (
+            "" if self.holds else "TOO MUCH"
+        )
+
+
+def cpu_s(work: Callable[[], Awaitable[object]]) -> float:
+    """Return the CPU seconds that a coroutine takes in an event loop of its own."""
+
+    async def timed() -> float:
+        gc.collect()
+        started = time.process_time()
+        await work()
+        return time.process_time() - started
+
+    return asyncio.run(timed())
+
+
+def ratio(ours: Callable[[], float], theirs: Callable[[], float], rounds: int) -> float:
+    """Return the median of the ratios of pairs, each measured in turn, after one warm-up."""
+    ours(), theirs()
+    ratios = []
+    for number in range(rounds):
+        if number % 2:
+            their_s, our_s = theirs(), ours()
+        else:
+            our_s, their_s = ours(), theirs()
+        ratios.append(our_s / their_s)
+    return statistics.median(ratios)
+
+
+def against_the_hand_written_loop(rounds: int) -> Iterator[Row]:
+    for shape, edges in SHAPES.items():
+        for action in (instant, suspending):
+            for count in (1_000, 10_000):
+                steps = pipeline(edges(count), action)
+                pairs = rounds if count > 1_000 else 3 * rounds
+                by_hand = lambda steps=steps: cpu_s(lambda: run_by_hand(steps))  # noqa: E731
+                plain = ratio(lambda: cpu_s(lambda: run_pipeline(steps)), by_hand, pairs)
+                yield Row(f"{shape} of {count:,} steps, {action.__name__}", plain, 1.0)
+                observed = ratio(
+                    lambda: cpu_s(lambda: run_pipeline(steps, observers=[[].append])),
+                    by_hand,
+                    pairs,
+                )
+                yield Row("   with an observer that stores every event", observed, 1.15)
+
+
+def retries(rounds: int) -> Iterator[Row]:
+    def flaky_steps() -> list[WorkflowStep]:
+        def flaky() -> Callable[[], Awaitable[int]]:
+            calls = 0
+
+            async def action() -> int:
+                nonlocal calls
+                calls += 1
+                if calls % 3:
+                    raise ValueError
+                return calls
+
+            return action
+
+        return [WorkflowStep(f"s{i}", flaky(), max_retries=3) for i in range(1_000)]
+
+    steps = flaky_steps()
+    value = ratio(
+        lambda: cpu_s(lambda: run_pipeline(steps)),
+        lambda: cpu_s(lambda: run_by_hand(steps)),
+        3 * rounds,
+    )
+    yield Row("1,000 steps that succeed at the third attempt", value, 1.1)
+
+
+def fail_fast(rounds: int) -> Iterator[Row]:
+    async def sleeping() -> None:
+        await asyncio.sleep(3_600)
+
+    async def failing() -> None:
+        await asyncio.sleep(0)
+        raise ValueError
+
+    steps = [
+        WorkflowStep("fails", failing),
+        *(WorkflowStep(f"s{i}", sleeping) for i in range(5_000)),
+    ]
+    value = ratio(
+        lambda: cpu_s(lambda: run_pipeline(steps)),
+        lambda: cpu_s(lambda: run_by_hand(steps)),
+        2 * rounds,
+    )
+    yield Row("fail-fast with 5,000 sleeping siblings", value, 1.15)
+
+
+def planning(rounds: int) -> Iterator[Row]:
+    steps = pipeline(SHAPES["layered"](100_000), instant)
+
+    def timed(work: Callable[[], object]) -> float:
+        gc.collect()
+        started = time.process_time()
+        work()
+        return time.process_time() - started
+
+    def graphlib_sort() -> list[str]:
+        return list(
+            TopologicalSorter({step.name: step.depends_on for step in steps}).static_order()
+        )
+
+    value = ratio(
+        lambda: timed(lambda: topological_sort(steps)), lambda: timed(graphlib_sort), rounds
+    )
+    yield Row("planning 100,000 steps, 300,000 dependencies / graphlib", value, 0.5)
+
+
+def growth(rounds: int) -> Iterator[Row]:
+    for shape in ("chain", "layered"):
+        small = pipeline(SHAPES[shape](1_000), suspending)
+        large = pipeline(SHAPES[shape](100_000), suspending)
+        value = ratio(
+            lambda large=large: cpu_s(lambda: run_pipeline(large)) / 100,
+            lambda small=small: cpu_s(lambda: run_pipeline(small)),
+            max(3, rounds // 2),
+        )
+        yield Row(f"cost of a step, {shape} of 100,000 / of 1,000 steps", value, 1.3)
+
+
+def memory() -> Iterator[Row]:
+    count = 5_000
+    live = {}
+    for name, run in {"ours": run_pipeline, "by hand": run_by_hand}.items():
+
+        async def measured(run: Callable[..., Awaitable[object]] = run) -> float:
+            entered, gate = 0, asyncio.Event()
+
+            async def waiting() -> None:
+                nonlocal entered
+                entered += 1
+                await gate.wait()
+
+            steps = [WorkflowStep(f"s{i}", waiting) for i in range(count)]
+            gc.collect()
+            tracemalloc.start()
+            running = asyncio.ensure_future(run(steps))
+            while entered < count:
+                await asyncio.sleep(0)
+            gc.collect()
+            held = tracemalloc.get_traced_memory()[0] / count
+            tracemalloc.stop()
+            gate.set()
+            await running
+            return held
+
+        live[name] = asyncio.run(measured())
+    yield Row("memory of a live step / by hand", live["ours"] / live["by hand"], 1.0)
+
+    orchestrator = Orchestrator([WorkflowStep(f"s{i}", instant) for i in range(count)])
+
+    async def kept() -> float:
+        await orchestrator.run()
+        gc.collect()
+        tracemalloc.start()
+        report = await orchestrator.run()
+        gc.collect()
+        held = tracemalloc.get_traced_memory()[0] / len(report)
+        tracemalloc.stop()
+        return held
+
+    yield Row("memory of a step kept in the report", asyncio.run(kept()), 400, "bytes")
+
+
+def importing(rounds: int) -> Iterator[Row]:
+    def start(module: str) -> float:
+        before = os.times()
+        subprocess.run([sys.executable, "-c", f"import {module}"], check=True)
+        after = os.times()
+        return (
+            after.children_user
+            + after.children_system
+            - (before.children_user + before.children_system)
+        )
+
+    def cost(module: str) -> float:
+        return start(module) - start("sys")
+
+    value = ratio(lambda: cost("asyncflow"), lambda: cost("anyio"), 3 * rounds)
+    yield Row("import asyncflow / import anyio", value, 1.3)
+
+
+def makespans(folder: Path) -> Iterator[Row]:
+    from examples.replay import replay_file  # what the example prints, for all traces
+
+    for path in sorted(folder.rglob("*.json")):
+        replayed = replay_file(path)
+        yield Row(f"{path.stem[:44]}: tiers / critical path", replayed.tiers_ratio, None)
+        yield Row("   ready / critical path", replayed.ready_ratio, 1.0)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m tests.benchmarks", description=__doc__)
+    parser.add_argument("--rounds", type=int, default=9, help="pairs of a slow measurement")
+    parser.add_argument("--only", help="measure only what has this in its name")
+    options = parser.parse_args()
+    print(f"Python {sys.version.split()[0]}, {options.rounds} rounds\n")
+    failed = 0
+    subjects: list[Callable[[int], Iterator[Row]]] = [
+        against_the_hand_written_loop,
+        retries,
+        fail_fast,
+        planning,
+        growth,
+        lambda _: memory(),
+        importing,
+    ]
+    names = ["hand", "retries", "fail_fast", "planning", "growth", "memory", "importing"]
+    for name, subject in zip(names, subjects, strict=True):
+        if options.only and options.only not in name:
+            continue
+        for row in subject(options.rounds):
+            print(row, flush=True)
+            failed += not row.holds
+    print(f"\n{'PASSED' if not failed else f'FAILED: {failed} figure(s) above their limit'}")
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
