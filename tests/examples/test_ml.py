@@ -1,0 +1,216 @@
+"""The training pipeline: that it learns, always the same, and lets the event loop go on."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import re
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from asyncflow import RunReport, parallel_groups, run_pipeline
+
+pytest.importorskip("sklearn", reason="scikit-learn is not installed")
+
+from examples import ml
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+class Stub:
+    """A model whose training is the given function; it reads every image as 0."""
+
+    def __init__(self, training: Callable[[], object] = lambda: None) -> None:
+        self.training = training
+
+    def fit(self, images: Any, digits: Any) -> Any:
+        self.training()
+
+    def predict(self, images: Any) -> Any:
+        return [0 for _ in images]
+
+
+@pytest.fixture(scope="module")
+def trained() -> RunReport:
+    models = ml.candidates(seed=0)
+    return asyncio.run(run_pipeline(ml.pipeline(models), inputs={"seed": 0}))
+
+
+# What it learns.
+
+
+def test_all_models_are_one_tier() -> None:
+    tiers = parallel_groups(ml.pipeline(ml.candidates(seed=0)))
+
+    assert tiers == [
+        ["load"],
+        ["split"],
+        ["logistic", "svm", "forest", "neighbours"],
+        ["evaluate"],
+        ["best"],
+        ["report"],
+    ]
+
+
+def test_the_best_model_reads_more_than_95_of_100_digits(trained: RunReport) -> None:
+    scores = trained["evaluate"].output
+
+    assert trained.all_passed
+    assert scores[trained["best"].output].accuracy > 0.95
+    assert scores[trained["best"].output].accuracy == max(s.accuracy for s in scores.values())
+
+
+def test_a_confusion_table_counts_each_image_of_the_test_once(trained: RunReport) -> None:
+    test = trained["split"].output.test
+
+    for score in trained["evaluate"].output.values():
+        right = sum(score.confusion[digit][digit] for digit in range(10))
+        assert sum(map(sum, score.confusion)) == len(test.digits)
+        assert right / len(test.digits) == pytest.approx(score.accuracy)
+
+
+def test_the_same_seed_gives_the_same_scores(trained: RunReport) -> None:
+    models = ml.candidates(seed=0)
+
+    again = asyncio.run(run_pipeline(ml.pipeline(models), inputs={"seed": 0}))
+
+    assert again["evaluate"].output == trained["evaluate"].output
+    assert again["report"].output == trained["report"].output
+
+
+async def test_of_equally_good_models_the_first_one_is_the_best() -> None:
+    steps = ml.pipeline({"one": Stub(), "other": Stub()})
+
+    report = await run_pipeline(steps, inputs={"seed": 0})
+
+    assert report["best"].output == "one"
+
+
+# What it leaves to the event loop.
+
+
+async def test_the_loop_goes_on_while_models_train() -> None:
+    ticked = threading.Event()
+
+    async def tick() -> None:
+        await training.wait()
+        ticked.set()
+
+    def train_until_the_loop_has_ticked() -> None:
+        loop.call_soon_threadsafe(training.set)
+        assert ticked.wait(timeout=10), "the loop stood still"
+
+    loop, training = asyncio.get_running_loop(), asyncio.Event()
+    steps = ml.pipeline({"stub": Stub(train_until_the_loop_has_ticked)})
+
+    report, _ = await asyncio.gather(run_pipeline(steps, inputs={"seed": 0}), tick())
+
+    report.raise_for_failures()
+
+
+async def test_models_train_at_the_same_time_and_none_in_the_loops_thread() -> None:
+    all_are_training = threading.Barrier(4)
+    threads: list[int] = []
+
+    def train_until_all_do() -> None:
+        threads.append(threading.get_ident())
+        all_are_training.wait(timeout=10)
+
+    steps = ml.pipeline({f"stub {number}": Stub(train_until_all_do) for number in range(4)})
+
+    report = await run_pipeline(steps, inputs={"seed": 0})
+
+    report.raise_for_failures()
+    assert len(set(threads)) == 4
+    assert threading.get_ident() not in threads
+
+
+async def test_a_ticker_keeps_ticking_while_the_real_models_train() -> None:
+    loop = asyncio.get_running_loop()
+    split = await split_digits()
+    ticks = 0
+
+    def tick() -> None:
+        nonlocal ticks, ticker
+        ticks += 1
+        ticker = loop.call_later(0.002, tick)
+
+    ticker = loop.call_soon(tick)
+    await ml.train(ml.candidates(seed=0)["forest"], split)
+    ticker.cancel()
+
+    assert ticks > 5
+
+
+async def split_digits() -> ml.Split:
+    return await ml.split(await ml.load(), seed=0)
+
+
+# What it prints.
+
+
+def test_it_prints_a_ranking_and_the_confusion_of_the_best(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    exit_code = ml.main([])
+
+    out = capsys.readouterr().out
+    table, best, verdict = (part.splitlines() for part in out.split("\n\n"))
+    accuracies = [float(line.split()[1]) for line in table[1:]]
+    assert exit_code == 0
+    assert table[0] == "model       accuracy"
+    assert accuracies == sorted(accuracies, reverse=True)
+    assert re.match(rf"best: {table[1].split()[0]}, ", best[0])
+    assert len(best) == 12
+    assert verdict[0] == "Pipeline PASSED"
+
+
+def test_a_model_that_cannot_be_trained_fails_the_run(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail() -> None:
+        raise ArithmeticError("did not converge")
+
+    monkeypatch.setattr(ml, "candidates", lambda seed: {"good": Stub(), "bad": Stub(fail)})
+
+    exit_code = ml.main([])
+
+    out = capsys.readouterr().out
+    assert exit_code == 1
+    assert out.startswith("Pipeline FAILED\n")
+    assert "ArithmeticError: did not converge" in out
+
+
+@pytest.mark.parametrize("seed", ["-1", "4294967296", "one"])
+def test_an_impossible_seed_is_a_usage_error(seed: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        ml.main([f"--seed={seed}"])
+
+    assert stopped.value.code == 2
+    assert "--seed" in capsys.readouterr().err
+
+
+def test_without_scikit_learn_it_says_what_to_install() -> None:
+    without = (
+        "import runpy, sys; sys.modules['sklearn'] = None; "
+        f"runpy.run_path({ml.__file__!r}, run_name='__main__')"
+    )
+
+    ended = subprocess.run(
+        [sys.executable, "-c", without],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+    assert ended.returncode == 2
+    assert ended.stdout == ""
+    assert ended.stderr.startswith("error: this example needs scikit-learn")
+    assert ended.stderr.endswith("python -m pip install scikit-learn\n")
