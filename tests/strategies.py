@@ -1,10 +1,11 @@
-"""Random pipelines, for Hypothesis."""
+"""Random pipelines, for Hypothesis, and the same as graphs of networkx, which is the oracle."""
 
 from __future__ import annotations
 
+import networkx as nx
 from hypothesis import strategies as st
 
-__all__ = ["Edges", "graphs"]
+__all__ = ["Edges", "graphs", "oracle_of"]
 
 Edges = dict[str, list[str]]
 """For each step, in the order of declaration, the steps that it depends on."""
@@ -22,3 +23,10 @@ def graphs(draw: st.DrawFn, *, max_steps: int = 12, acyclic: bool = True) -> Edg
             draw(st.lists(st.sampled_from(others), unique=True, max_size=4)) if others else []
         )
     return {name: edges[name] for name in draw(st.permutations(names))}
+
+
+def oracle_of(edges: Edges) -> nx.DiGraph:
+    graph = nx.DiGraph()
+    graph.add_nodes_from(edges)
+    graph.add_edges_from((needed, name) for name, needs in edges.items() for needed in needs)
+    return graph

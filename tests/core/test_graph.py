@@ -3,24 +3,22 @@
 from __future__ import annotations
 
 import functools
-import gc
 import itertools
 import json
 import os
 import pickle
 import random
-import statistics
 import sys
-import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 import networkx as nx
 import pytest
+from cpu_time import cpu_seconds
 from hypothesis import given
 from hypothesis import strategies as st
-from strategies import Edges, graphs
+from strategies import Edges, graphs, oracle_of
 
 from asyncflow import (
     CyclicDependencyError,
@@ -41,13 +39,6 @@ async def nothing() -> None: ...
 
 def steps_of(edges: Edges) -> list[WorkflowStep]:
     return [WorkflowStep(name, nothing, needs) for name, needs in edges.items()]
-
-
-def oracle_of(edges: Edges) -> nx.DiGraph:
-    graph = nx.DiGraph()
-    graph.add_nodes_from(edges)
-    graph.add_edges_from((needed, name) for name, needs in edges.items() for needed in needs)
-    return graph
 
 
 class TestOrder:
@@ -233,21 +224,6 @@ def layered(count: int, needs: int = 3, width: int = 50) -> list[WorkflowStep]:
         )
         for i in range(count)
     ]
-
-
-def cpu_seconds(action: Callable[[], object], repeats: int = 5) -> float:
-    """The median of several measurements, with the collector off."""
-    taken = []
-    gc.collect()
-    gc.disable()
-    try:
-        for _ in range(repeats):
-            began = time.process_time()
-            action()
-            taken.append(time.process_time() - began)
-    finally:
-        gc.enable()
-    return statistics.median(taken)
 
 
 class TestSize:
