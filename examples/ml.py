@@ -137,15 +137,16 @@ def pipeline(models: Mapping[str, Model]) -> list[WorkflowStep]:
 
 def candidates(seed: int) -> dict[str, Model]:
     """Return new, untrained models by the names of the steps that train them."""
-    return {
+    models: dict[str, Any] = {  # Any: scikit-learn has no types, so they are guessed wrong
         "logistic": sklearn_pipeline.make_pipeline(
             preprocessing.StandardScaler(),
             linear_model.LogisticRegression(max_iter=1000, random_state=seed),
         ),
-        "svm": svm.SVC(gamma=0.001, random_state=seed),
+        "svm": svm.SVC(random_state=seed),
         "forest": ensemble.RandomForestClassifier(n_estimators=200, random_state=seed),
         "neighbours": neighbors.KNeighborsClassifier(n_neighbors=3),
     }
+    return models
 
 
 def score(model: Model, test: Samples) -> Score:

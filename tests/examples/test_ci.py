@@ -244,7 +244,7 @@ def test_what_a_command_printed_before_its_timeout_is_shown(
     project: Path, artifacts: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     async def hangs(artifacts: Path) -> str:
-        command = ["sh", "-c", "echo so far so good; exec sleep 1000"]
+        command = ["sh", "-c", "echo so far so good; exec sleep 60"]
         return await ci.run_command(command, cwd=artifacts, artifacts=artifacts)
 
     steps = [WorkflowStep("hangs", hangs, timeout_ms=500)]
@@ -266,7 +266,7 @@ def holding(lifeline: Lifeline, script: str) -> str:
 async def test_a_timeout_kills_the_command_and_what_it_started(
     artifacts: Path, lifeline: Lifeline
 ) -> None:
-    script = holding(lifeline, "sleep 1000 & sleep 1000")
+    script = holding(lifeline, "sleep 60 & sleep 60")
 
     report = await run_pipeline([shell_step(script, artifacts, timeout_ms=500)])
 
@@ -278,7 +278,7 @@ async def test_a_timeout_kills_the_command_and_what_it_started(
 async def test_a_cancelled_run_kills_the_command_and_what_it_started(
     artifacts: Path, lifeline: Lifeline
 ) -> None:
-    script = holding(lifeline, "sleep 1000 & sleep 1000")
+    script = holding(lifeline, "sleep 60 & sleep 60")
     run = asyncio.create_task(run_pipeline([shell_step(script, artifacts)]))
     await anyio.wait_readable(lifeline.reading)
 
@@ -297,7 +297,7 @@ async def test_a_failed_sibling_kills_the_command_and_what_it_started(
         await anyio.wait_readable(lifeline.reading)
         raise ValueError
 
-    script = holding(lifeline, "sleep 1000 & sleep 1000")
+    script = holding(lifeline, "sleep 60 & sleep 60")
 
     report = await run_pipeline([shell_step(script, artifacts), WorkflowStep("fails", fails)])
 
@@ -309,7 +309,7 @@ async def test_a_failed_sibling_kills_the_command_and_what_it_started(
 async def test_what_a_successful_command_left_running_is_killed(
     artifacts: Path, lifeline: Lifeline
 ) -> None:
-    report = await run_pipeline([shell_step(holding(lifeline, "sleep 1000 &"), artifacts)])
+    report = await run_pipeline([shell_step(holding(lifeline, "sleep 60 &"), artifacts)])
 
     assert report.all_passed
     assert lifeline.read() == b"alive\n"
@@ -322,6 +322,7 @@ def test_a_signal_to_the_pipeline_kills_its_commands(
 ) -> None:
     (project / "test_tiny.py").write_text(
         "import signal\n\n\ndef test_hangs():\n"
+        "    signal.alarm(60)\n"
         f"    with open({str(lifeline.path)!r}, 'w') as line:\n"
         "        print('alive', file=line, flush=True)\n"
         "        signal.pause()\n"
@@ -334,9 +335,12 @@ def test_a_signal_to_the_pipeline_kills_its_commands(
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
     ) as pipeline:
-        assert lifeline.read() == b"alive\n"
-        pipeline.send_signal(sent)
-        out, err = pipeline.communicate(timeout=30)
+        try:
+            assert lifeline.read() == b"alive\n"
+            pipeline.send_signal(sent)
+            out, err = pipeline.communicate(timeout=30)
+        finally:
+            pipeline.kill()
 
     assert pipeline.returncode == exit_code
     assert lifeline.read() == b""
