@@ -262,8 +262,9 @@ class Run:
             while True:
                 work: Any = self._attempt(index, step, attempt, limit_s)
                 if attempt > 1 or _WAIT_FOR_NEEDS_A_TASK:
-                    # Never an eager task: if it failed at once, its error's traceback would keep
-                    # the frame that makes it, which holds the task, which holds the error.
+                    # Not an eager task: between two attempts the others get a turn; and if it
+                    # failed at once, its error's traceback would keep the frame that makes it,
+                    # which holds the task, which holds the error.
                     work = asyncio.Task(
                         work,
                         loop=self._loop,
@@ -289,7 +290,8 @@ class Run:
                 delay_ms = self._judge(index, shortfall)
                 if delay_ms is None:
                     return
-                await self._pause(index, delay_ms)
+                if delay_ms:
+                    await self._pause(index, delay_ms)
                 attempt += 1
         except asyncio.CancelledError:
             if shortfall is not None:  # else the run has told that it was skipped
@@ -443,16 +445,15 @@ class Run:
         return StepCancelled(latest.step, latest.attempt, self._now_ms(), reason, error)
 
     async def _pause(self, index: int, delay_ms: float) -> None:
-        """Wait between two attempts: at least one turn of the loop, so that others get theirs."""
+        """Wait between two attempts."""
         until = self._loop.time() + delay_ms / 1000
-        while True:
+        while (delay_s := until - self._loop.time()) > 0:
             try:
-                return await asyncio.sleep(max(0.0, until - self._loop.time()))
+                await asyncio.sleep(delay_s)
             except asyncio.CancelledError:
                 if index in self._asked:
                     raise
-                # The attempt before has cancelled its task with its last line: it ended anyway.
-                _forget_cancels()
+                _forget_cancels()  # the attempt that has ended cancelled its task, or a stranger
 
     # Telling.
 

@@ -44,12 +44,13 @@ __all__ = ["RunState", "Schedule"]
 Schedule: TypeAlias = Literal["tiers", "ready"]
 
 # The phases of a step. Plain integers: they are compared for every event.
-_PENDING, _READY, _HANDED_OUT, _DOOMED, _ATTEMPTING, _WAITING, _SETTLED = range(7)
+_PENDING, _READY, _HANDED_OUT, _DOOMED, _WITHDRAWN, _ATTEMPTING, _WAITING, _SETTLED = range(8)
 _PHASES = (
     "the step's turn has not come",
     "the step is ready",
     "the step is about to start",
     "the step will never start",
+    "the step was ready when the run stopped",
     "an attempt of the step is running",
     "the step waits for its next attempt",
     "the step has ended",
@@ -125,8 +126,9 @@ class RunState:
 
     def doomed(self) -> list[tuple[int, str]]:
         """Return the steps that will never start, each with the reason. Each is told once."""
-        doomed, self._doomed = self._doomed, []
-        return doomed
+        doomed, self._doomed, phases = self._doomed, [], self._phases
+        # A stored run that is being replayed has already told what became of some of them.
+        return [told for told in doomed if phases[told[0]] in (_DOOMED, _WITHDRAWN)]
 
     def after_failure(self, step: int, error: Exception) -> float | None:
         """Decide what follows the failure of the attempt that is running.
@@ -139,7 +141,8 @@ class RunState:
             return None  # the next call would have the same effect once more
         attempt = self.running_attempt(step)
         assert attempt is not None
-        return 0.0 if attempt.attempt < self._plan.steps[step].max_retries else None
+        declared = self._plan.steps[step]
+        return float(declared.retry) if attempt.attempt < declared.max_retries else None
 
     def latest_attempt(self, step: int) -> AttemptStarted | None:
         """The latest attempt that the step has started, if it has started any."""
@@ -234,7 +237,7 @@ class RunState:
         latest = self._attempts[step]
         if event.attempt != (1 if latest is None else latest.attempt + 1):
             raise IllegalEventError(event, f"the latest attempt was {latest!r}")
-        if self._phases[step] == _READY:
+        if self._phases[step] in (_READY, _WITHDRAWN):
             self._in_flight += 1  # nobody asked for it: a stored run is being replayed
         self._phases[step] = _ATTEMPTING
         self._attempts[step] = event
@@ -356,7 +359,8 @@ class RunState:
 
     def _doom(self, step: int, reason: str) -> None:
         self.has_news = True
-        self._phases[step] = _DOOMED
+        # What was ready may have been handed out, if a stored run is being replayed.
+        self._phases[step] = _WITHDRAWN if self._phases[step] == _READY else _DOOMED
         self._doomed.append((step, reason))
 
 
@@ -366,12 +370,12 @@ _STEP_RULES: dict[
     type, tuple[tuple[int, ...], Callable[[RunState, int, Any], StepResult | None]]
 ] = {
     # event: the phases in which it can happen, and what it does; a result settles the step
-    AttemptStarted: ((_HANDED_OUT, _WAITING, _READY), RunState._on_attempt_started),
+    AttemptStarted: ((_HANDED_OUT, _WAITING, _READY, _WITHDRAWN), RunState._on_attempt_started),
     AttemptFailed: ((_ATTEMPTING,), RunState._on_attempt_failed),
     StepSucceeded: ((_ATTEMPTING,), RunState._on_step_succeeded),
     StepFailed: ((_ATTEMPTING,), RunState._on_step_failed),
     StepCancelled: ((_ATTEMPTING, _WAITING), RunState._on_step_cancelled),
-    StepSkipped: ((_DOOMED, _HANDED_OUT), RunState._on_step_skipped),
+    StepSkipped: ((_DOOMED, _WITHDRAWN, _HANDED_OUT), RunState._on_step_skipped),
 }
 _RUN_RULES: dict[type, Callable[[RunState, Any], None]] = {
     RunStarted: RunState._on_run_started,

@@ -38,6 +38,9 @@ class WorkflowStep:
         max_retries: How many attempts there are in all, at least 1 (the default: no second one).
         timeout_ms: How many milliseconds each attempt may take; finite and above 0. ``None``
             means no limit. Waiting for a tier or between two attempts does not count.
+        retry: How many milliseconds pass between the end of a failed attempt and the start of the
+            next; finite and not below 0. With 0 (the default) the next one starts in the next
+            turn of the event loop.
         parameters: For which parameters ``depends_on`` was a mapping, as pairs of parameter and
             step name. It is filled from that mapping; there is no need to give it, and with a
             mapping what is given here does not count.
@@ -54,6 +57,7 @@ class WorkflowStep:
     depends_on: tuple[str, ...]
     max_retries: int = field(kw_only=True)
     timeout_ms: float | None = field(kw_only=True)
+    retry: float = field(kw_only=True)
     parameters: tuple[tuple[str, str], ...] = field(kw_only=True)
     signature: Signature = field(init=False, repr=False, compare=False)
     """The parameters that the action can be given."""
@@ -66,12 +70,14 @@ class WorkflowStep:
         *,
         max_retries: int = 1,
         timeout_ms: float | None = 30_000,
+        retry: float = 0,
         parameters: Iterable[tuple[str, str]] = (),
     ) -> None:
         _check_name(name)
         _check_action(name, action)
         _check_max_retries(name, max_retries)
         _check_timeout(name, timeout_ms)
+        _check_retry(name, retry)
         if isinstance(depends_on, Mapping):
             parameters = depends_on.items()
             depends_on = depends_on.values()
@@ -82,6 +88,7 @@ class WorkflowStep:
         fill(self, "depends_on", _dependency_names(name, depends_on))
         fill(self, "max_retries", max_retries)
         fill(self, "timeout_ms", timeout_ms)
+        fill(self, "retry", retry)
         fill(self, "parameters", tuple(parameters))
         fill(self, "signature", _signature(name, action))
         self._check_parameters()
@@ -170,6 +177,15 @@ def _check_timeout(name: str, timeout_ms: object) -> None:
             f"step {name!r}: timeout_ms must be finite and above 0, not {timeout_ms}; "
             "use None for no limit"
         )
+
+
+def _check_retry(name: str, retry: object) -> None:
+    if isinstance(retry, bool) or not isinstance(retry, int | float):
+        raise TypeError(
+            f"step {name!r}: retry must be a number of milliseconds, not {type(retry).__name__}"
+        )
+    if not 0 <= retry <= sys.float_info.max:
+        raise ValueError(f"step {name!r}: retry must be finite and not below 0 ms, not {retry}")
 
 
 def _dependency_names(name: str, depends_on: object) -> tuple[str, ...]:

@@ -190,6 +190,68 @@ async def test_the_last_attempts_error_is_the_steps(schedule):
         report.raise_for_failures()
 
 
+async def test_a_backoff_passes_between_two_attempts_and_none_after_the_last(schedule):
+    events = []
+
+    report = await run_pipeline(
+        [WorkflowStep("a", fail, max_retries=3, retry=10)],
+        schedule=schedule,
+        observers=[events.append],
+    )
+
+    assert [event.retry_in_ms for event in events if isinstance(event, AttemptFailed)] == [10, 10]
+    assert report["a"].attempts == 3
+    if isinstance(asyncio.get_running_loop(), VirtualTimeLoop):
+        assert [round(each.started_ms, 6) for each in report["a"].history] == [0, 10, 20]
+        assert round(report["a"].duration_ms, 6) == 20
+
+
+async def test_a_step_that_backs_off_is_cancelled_at_once_with_its_last_error(schedule):
+    flaky = Flaky(9)
+
+    async def fail_later():
+        await asyncio.sleep(0.01)
+        raise KeyError
+
+    report = await run_pipeline(
+        [WorkflowStep("a", flaky, max_retries=9, retry=60_000), WorkflowStep("b", fail_later)],
+        schedule=schedule,
+    )
+
+    assert (report["a"].status, report["a"].attempts) == (CANCELLED, 1)
+    assert str(report["a"].error) == "call 1"
+    assert len(report["a"].history) == 1
+
+
+async def test_a_cancellation_gets_through_a_backoff(schedule):
+    run = asyncio.ensure_future(
+        run_pipeline([WorkflowStep("a", Flaky(9), max_retries=9, retry=60_000)], schedule=schedule)
+    )
+    await asyncio.sleep(0.005)
+
+    run.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await run
+
+
+async def test_a_stranger_who_cancels_a_step_in_its_backoff_does_not_shorten_it(schedule):
+    async def first_fails():
+        if current_step().attempt == 1:
+            loop = asyncio.get_running_loop()
+            steps_task = next(t for t in asyncio.all_tasks() if "_run_step" in repr(t.get_coro()))
+            loop.call_later(0.005, steps_task.cancel)
+            raise ValueError
+        return "recovered"
+
+    report = await run_pipeline(
+        [WorkflowStep("a", first_fails, max_retries=2, retry=20)], schedule=schedule
+    )
+
+    assert report["a"].output == "recovered"
+    if isinstance(asyncio.get_running_loop(), VirtualTimeLoop):
+        assert round(report["a"].history[1].started_ms, 6) == 20
+
+
 async def test_between_two_attempts_others_get_their_turn(schedule):
     turns = 0
 
