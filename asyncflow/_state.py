@@ -141,7 +141,8 @@ class RunState:
             return None  # the next call would have the same effect once more
         attempt = self.running_attempt(step)
         assert attempt is not None
-        return 0.0 if attempt.attempt < self._plan.steps[step].max_retries else None
+        declared = self._plan.steps[step]
+        return float(declared.retry) if attempt.attempt < declared.max_retries else None
 
     def latest_attempt(self, step: int) -> AttemptStarted | None:
         """The latest attempt that the step has started, if it has started any."""
