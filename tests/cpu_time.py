@@ -1,4 +1,4 @@
-"""How much processor time something takes. A test compares two such times, never one with a number."""
+"""How much processor time something takes, for tests that compare two such times in one run."""
 
 from __future__ import annotations
 
