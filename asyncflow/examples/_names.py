@@ -1,4 +1,4 @@
-"""Makes names for tables and columns that need no quotes in SQL."""
+"""Makes plain names for tables and columns: lower case, words and underscores only."""
 
 from __future__ import annotations
 

@@ -4,6 +4,7 @@ import asyncio
 import csv
 import errno
 import io
+import itertools
 import os
 import runpy
 import signal
@@ -14,6 +15,7 @@ import tempfile
 import threading
 from contextlib import closing
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 from hypothesis import example, given, settings
@@ -23,6 +25,8 @@ from asyncflow import StepStatus
 from asyncflow.examples import _csv_file
 from asyncflow.examples import etl as etl_module
 from asyncflow.examples._blocking import Checkpoint, StoppedError, in_thread
+from asyncflow.examples._database import Table, replace_table
+from asyncflow.examples._workspace import Workspace
 from asyncflow.examples.etl import main, run_etl
 
 ROOT = Path(__file__).parents[2]
@@ -411,6 +415,7 @@ def test_a_cell_that_is_too_long_for_csv_is_quarantined(etl, database):
         ("BOOLEAN", ["true", "FALSE", "Yes", "no"], [1, 0, 1, 0]),
         ("DATE", ["2024-02-29", "2024/3/1"], ["2024-02-29", "2024-03-01"]),
         ("DATE", ["29.2.2024", "01.03.2024"], ["2024-02-29", "2024-03-01"]),
+        ("DATE", ["1.2.2024", "3.4.2024"], ["2024-02-01", "2024-04-03"]),
         ("DATE", ["1 Feb 2024", "02-March-2024"], ["2024-02-01", "2024-03-02"]),
         ("DATE", ["Feb 1, 2024", "March 2 2024"], ["2024-02-01", "2024-03-02"]),
         ("DATE", ["05/05/2024", "06-06-2024"], ["2024-05-05", "2024-06-06"]),
@@ -638,6 +643,25 @@ def test_a_process_killed_in_mid_load_leaves_the_old_database_intact(etl, databa
     assert dump(database) == before
 
 
+def test_a_load_that_is_told_to_stop_leaves_the_old_database_intact(etl, database):
+    etl("a,b\n1,2\n3\n")
+    before = dump(database)
+    calls = itertools.count()
+
+    def checkpoint() -> None:
+        if next(calls) == 1:
+            raise StoppedError
+
+    with Workspace() as workspace:
+        workspace.table.append([2, "new"])
+        workspace.table.append([3, "new"])
+        rows = workspace.table.read(checkpoint)
+        with pytest.raises(StoppedError):
+            replace_table(database, Table("data", (("a", "text"),), "", "", ""), rows, [])
+
+    assert dump(database) == before
+
+
 # Sources that cannot be read, and the command line.
 
 
@@ -707,6 +731,34 @@ async def test_a_source_has_three_attempts(tmp_path, database, monkeypatch, refu
     assert report["extract"].status is StepStatus(status)
     assert report["extract"].attempts == 3
     assert report.all_passed is (refusals == 2)
+
+
+class BreaksOff(type(Path())):
+    """A source that gives too much when it is first read, and then an error."""
+
+    content: ClassVar[list[bytes]] = []
+
+    def open(self, *args, **kwargs):
+        return BrokenFile(self.content.pop())
+
+
+class BrokenFile(io.BytesIO):
+    def read(self, size: int | None = -1) -> bytes:
+        chunk = super().read(size)
+        if not chunk and b"junk" in self.getvalue():
+            raise OSError(errno.EIO, "Input/output error")
+        return chunk
+
+
+async def test_a_second_attempt_keeps_nothing_of_the_first(tmp_path, database, monkeypatch):
+    monkeypatch.setattr(BreaksOff, "content", [b"a,b\n1,2\n", b"junk\xff,junk\n" * 10])
+
+    report = await run_etl(BreaksOff(tmp_path / "data.csv"), database)
+
+    assert report["extract"].attempts == 2
+    assert columns(database) == {"a": "INTEGER", "b": "INTEGER"}
+    assert table(database) == [(2, 1, 2)]
+    assert quarantine(database) == []
 
 
 def test_a_source_that_is_the_database_is_a_usage_error(tmp_path, capsys):
