@@ -411,6 +411,15 @@ class TestAttempts:
 
         assert decisions == [0.0, 0.0, None]
 
+    def test_the_next_attempt_follows_after_the_wait_that_the_step_declares(self) -> None:
+        state = started(plan([WorkflowStep("x", nothing, max_retries=2, retry=250)]))
+
+        state.apply(AttemptStarted("x", 1, 1.0))
+        delay_ms = state.after_failure(0, BOOM)
+
+        assert delay_ms == 250.0
+        assert type(delay_ms) is float
+
     def test_an_action_that_returned_no_awaitable_is_not_called_again(self) -> None:
         state = started(plan_of({"x": []}, max_retries=3))
 

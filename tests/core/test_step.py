@@ -217,6 +217,35 @@ class TestTimeout:
         assert WorkflowStep("load", nothing).timeout_ms == 30_000
 
 
+class TestRetry:
+    @pytest.mark.parametrize("value", [None, True, False, "1", Decimal(1), 1j, [], nothing])
+    def test_must_be_a_number(self, value: Any) -> None:
+        with pytest.raises(TypeError) as refused:
+            WorkflowStep("load", nothing, retry=value)
+
+        assert str(refused.value) == (
+            f"step 'load': retry must be a number of milliseconds, not {type(value).__name__}"
+        )
+
+    @pytest.mark.parametrize(
+        "value", [-1, -0.5, -5e-324, math.nan, math.inf, -math.inf, 10**400, -(10**400)]
+    )
+    def test_must_be_finite_and_not_below_zero(self, value: float) -> None:
+        with pytest.raises(ValueError, match="retry") as refused:
+            WorkflowStep("load", nothing, retry=value)
+
+        assert str(refused.value) == (
+            f"step 'load': retry must be finite and not below 0 ms, not {value}"
+        )
+
+    @pytest.mark.parametrize("value", [0, 0.0, 5e-324, 1, 60_000])
+    def test_is_kept(self, value: float) -> None:
+        assert WorkflowStep("load", nothing, retry=value).retry == value
+
+    def test_is_zero_if_not_given(self) -> None:
+        assert WorkflowStep("load", nothing).retry == 0
+
+
 class TestDependsOn:
     @pytest.mark.parametrize("value", ["extract", b"extract", "", 1, None, nothing])
     def test_must_be_a_list_or_a_mapping(self, value: Any) -> None:
@@ -389,6 +418,7 @@ class TestData:
             {"parameters": ()},
             {"max_retries": 2},
             {"timeout_ms": 1},
+            {"retry": 1},
         ):
             assert dataclasses.replace(step, **change) != step  # type: ignore[arg-type]
         assert step != "load"
@@ -397,7 +427,9 @@ class TestData:
         text = repr(WorkflowStep("load", nothing, ["a"], max_retries=2, timeout_ms=5))
 
         assert text.startswith("WorkflowStep(name='load', action=<function nothing")
-        assert text.endswith("depends_on=('a',), max_retries=2, timeout_ms=5, parameters=())")
+        assert text.endswith(
+            "depends_on=('a',), max_retries=2, timeout_ms=5, retry=0, parameters=())"
+        )
 
 
 def typed(function: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:

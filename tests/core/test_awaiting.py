@@ -1,0 +1,115 @@
+"""Where a suspended coroutine waits is told by the innermost await that is the user's own."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import types
+from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from asyncflow._awaiting import awaiting_line
+
+
+@types.coroutine
+def pause() -> Generator[None, None, None]:
+    yield  # innermost
+
+
+async def inner() -> None:
+    await pause()
+
+
+async def outer() -> None:
+    await inner()
+
+
+class Waiting:
+    def __await__(self) -> Iterator[None]:
+        yield  # in __await__
+
+
+@contextmanager
+def suspended(coroutine: Any) -> Iterator[Any]:
+    coroutine.send(None)
+    try:
+        yield coroutine
+    finally:
+        coroutine.close()
+
+
+def place(function: Callable[..., Any], text: str) -> str:
+    lines, first = inspect.getsourcelines(function)
+    number = next(first + offset for offset, line in enumerate(lines) if text in line)
+    return f"{__file__}:{number} in {function.__qualname__}"
+
+
+def test_the_innermost_generator_is_named() -> None:
+    with suspended(outer()) as coroutine:
+        assert awaiting_line(coroutine) == place(pause, "# innermost")
+
+
+def test_an_awaitable_of_the_users_own_is_named() -> None:
+    async def action() -> None:
+        await Waiting()
+
+    with suspended(action()) as coroutine:
+        assert awaiting_line(coroutine) == place(Waiting.__await__, "# in __await__")
+
+
+async def test_a_line_of_a_library_is_not_named_if_there_is_one_of_the_user() -> None:
+    async def action() -> None:
+        await asyncio.Event().wait()  # here
+
+    task = asyncio.ensure_future(action())
+    await asyncio.sleep(0)
+
+    assert awaiting_line(task.get_coro()) == place(action, "# here")
+
+    task.cancel()
+    await asyncio.wait([task])
+
+
+async def test_a_line_of_a_library_is_named_if_there_is_no_other() -> None:
+    task = asyncio.ensure_future(asyncio.Event().wait())
+    await asyncio.sleep(0)
+
+    assert awaiting_line(task.get_coro()).endswith("in Event.wait")
+
+    task.cancel()
+    await asyncio.wait([task])
+
+
+def test_a_coroutine_that_loops_over_an_async_generator_is_named_at_its_loop() -> None:
+    async def rows() -> AsyncIterator[int]:
+        await pause()
+        yield 1
+
+    async def action(source: AsyncIterator[int]) -> None:
+        async for _ in source:  # here
+            pass
+
+    with suspended(action(rows())) as coroutine:
+        assert awaiting_line(coroutine) == place(action, "# here")
+
+
+def test_an_async_generator_is_followed_too() -> None:
+    async def rows() -> AsyncIterator[int]:
+        await inner()
+        yield 1
+
+    source = rows()
+    step: Awaitable[int] = anext(source)
+    step.__await__().__next__()
+
+    assert awaiting_line(source) == place(pause, "# innermost")
+
+
+def test_what_is_not_suspended_waits_at_an_unknown_place() -> None:
+    coroutine = inner()
+    coroutine.close()
+
+    assert awaiting_line(coroutine) == "an unknown place"
+    assert awaiting_line(None) == "an unknown place"
+    assert awaiting_line("anything") == "an unknown place"
