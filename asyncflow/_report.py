@@ -10,6 +10,7 @@ import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, fields
+from functools import partial
 from itertools import repeat
 from typing import Any
 
@@ -204,19 +205,13 @@ class RunReport(Mapping[str, StepResult]):
                 the step.
             ExceptionGroup: The errors of several failed steps, each with such a note.
         """
-        errors: list[Exception] = []
-        for result in self.failed:
-            error = result.error
-            assert isinstance(error, Exception)  # nothing else makes a step FAILED
-            note = f"in step {result.step_name!r}, attempt {result.attempts}, of run {self.run_id}"
-            with suppress(Exception):  # some refuse a note: frozen dataclasses, for one
-                if note not in getattr(error, "__notes__", ()):
-                    error.add_note(note)
-            errors.append(error)
+        errors, run_id = [_noted(result, self.run_id) for result in self.failed], self.run_id
+        # No variable of this frame may keep the error, or the report: the error keeps this frame.
+        del self
         if len(errors) == 1:
-            raise errors.pop()  # no variable may keep the error, or it would keep itself
+            raise errors.pop()
         if errors:
-            raise ExceptionGroup(f"{len(errors)} steps of run {self.run_id} failed", errors)
+            raise ExceptionGroup(f"{len(errors)} steps of run {run_id} failed", errors)
 
     def __str__(self) -> str:
         return "\n".join(
@@ -232,7 +227,10 @@ class RunReport(Mapping[str, StepResult]):
         return f"<RunReport {self.run_id} {verdict}: {len(self)} step(s)>"
 
     def __reduce__(self) -> tuple[object, ...]:
-        return _restore, (self.run_id, self.results, self.total_duration_ms, self.wall_time)
+        make = partial(
+            RunReport, total_duration_ms=self.total_duration_ms, wall_time=self.wall_time
+        )
+        return make, (self.run_id, self.results)
 
     def to_json(self, *, indent: int | None = None) -> str:
         """Return the report as JSON text.
@@ -267,10 +265,14 @@ class RunReport(Mapping[str, StepResult]):
         )
 
 
-def _restore(
-    run_id: str, results: list[StepResult], total_duration_ms: float, wall_time: float
-) -> RunReport:
-    return RunReport(run_id, results, total_duration_ms=total_duration_ms, wall_time=wall_time)
+def _noted(result: StepResult, run_id: str) -> Exception:
+    error = result.error
+    assert isinstance(error, Exception)  # nothing else makes a step FAILED
+    note = f"in step {result.step_name!r}, attempt {result.attempts}, of run {run_id}"
+    with suppress(Exception):  # some refuse a note: frozen dataclasses, for one
+        if note not in getattr(error, "__notes__", ()):
+            error.add_note(note)
+    return error
 
 
 def _line(result: StepResult) -> str:
