@@ -227,10 +227,8 @@ class RunReport(Mapping[str, StepResult]):
         return f"<RunReport {self.run_id} {verdict}: {len(self)} step(s)>"
 
     def __reduce__(self) -> tuple[object, ...]:
-        make = partial(
-            RunReport, total_duration_ms=self.total_duration_ms, wall_time=self.wall_time
-        )
-        return make, (self.run_id, self.results)
+        new = partial(RunReport, total_duration_ms=self.total_duration_ms, wall_time=self.wall_time)
+        return new, (self.run_id, self.results)
 
     def to_json(self, *, indent: int | None = None) -> str:
         """Return the report as JSON text.
