@@ -373,7 +373,7 @@ class TestRaising:
         else:
             pytest.fail("nothing was raised")
 
-    def test_raising_leaves_no_reference_cycle(self) -> None:
+    def test_a_report_that_has_raised_is_freed_without_a_collector(self) -> None:
         class Canary:
             alive = 0
 
