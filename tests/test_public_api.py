@@ -1,0 +1,155 @@
+"""What users may rely on: these names, from this place, with documentation and types."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import pickle
+import subprocess
+import sys
+import zipfile
+from importlib import metadata, resources
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+import asyncflow
+import asyncflow.events
+import asyncflow.testing
+
+PUBLIC = [
+    "ActionNotAwaitableError",
+    "Attempt",
+    "CyclicDependencyError",
+    "IllegalEventError",
+    "Observer",
+    "Orchestrator",
+    "RestoredError",
+    "RestoredOutput",
+    "RunReport",
+    "StepCancelledError",
+    "StepContext",
+    "StepResult",
+    "StepStatus",
+    "StepTimeoutError",
+    "WorkflowStep",
+    "current_step",
+    "parallel_groups",
+    "run_pipeline",
+    "topological_sort",
+]
+EVENTS = [
+    "AttemptFailed",
+    "AttemptStarted",
+    "Event",
+    "Outcome",
+    "RunEvent",
+    "RunFinished",
+    "RunInterrupted",
+    "RunStarted",
+    "StepCancelled",
+    "StepEvent",
+    "StepFailed",
+    "StepSkipped",
+    "StepSucceeded",
+]
+ALIASES = {"Event", "Outcome", "RunEvent", "StepEvent"}
+TESTING = ["HangError", "VirtualTimeLoop", "run_in_virtual_time"]
+
+each_module = pytest.mark.parametrize(
+    ("module", "names"),
+    [(asyncflow, PUBLIC), (asyncflow.events, EVENTS), (asyncflow.testing, TESTING)],
+    ids=["asyncflow", "events", "testing"],
+)
+
+
+@each_module
+def test_the_public_names_are_exactly_these(module: ModuleType, names: list[str]) -> None:
+    assert module.__all__ == names == sorted(names)
+    assert all(hasattr(module, name) for name in names)
+
+
+def test_nothing_else_is_visible_in_the_package() -> None:
+    seen = {name for name in vars(asyncflow) if not name.startswith("_")}
+
+    modules = {name for name in seen if isinstance(getattr(asyncflow, name), ModuleType)}
+    assert seen - modules == set(PUBLIC)
+    assert modules <= {"events", "testing", "examples"}
+
+
+@pytest.mark.parametrize("name", PUBLIC)
+def test_a_public_name_says_that_it_comes_from_asyncflow(name: str) -> None:
+    assert getattr(asyncflow, name).__module__ == "asyncflow"
+
+
+@pytest.mark.parametrize("name", [name for name in PUBLIC if name != "Observer"])
+def test_a_public_name_can_be_pickled_by_its_name(name: str) -> None:
+    public = getattr(asyncflow, name)
+
+    assert pickle.loads(pickle.dumps(public)) is public
+
+
+@each_module
+def test_a_public_name_has_a_docstring_of_its_own(module: ModuleType, names: list[str]) -> None:
+    for name in names:
+        if name in ALIASES:
+            continue
+        public = getattr(module, name)
+        assert has_own_docstring(public), name
+        if inspect.isclass(public):
+            for member, value in vars(public).items():
+                if not member.startswith("_") and (inspect.isfunction(value) or is_property(value)):
+                    assert has_own_docstring(value), f"{name}.{member}"
+
+
+def has_own_docstring(thing: Any) -> bool:
+    text = thing.__doc__
+    # A dataclass without one is given its signature.
+    return (
+        bool(text and text.strip()) and not text.startswith(f"{thing.__name__}(")
+        if (hasattr(thing, "__name__"))
+        else bool(text and text.strip())
+    )
+
+
+def is_property(value: object) -> bool:
+    return isinstance(value, property | classmethod | staticmethod)
+
+
+def test_the_package_tells_its_version() -> None:
+    assert asyncflow.__version__.count(".") == 2
+    try:
+        installed = metadata.version("asyncflow-tiers")
+    except metadata.PackageNotFoundError:
+        pytest.skip("the distribution is not installed here, only its source is on the path")
+    assert asyncflow.__version__ == installed
+
+
+def test_the_package_says_that_it_is_typed() -> None:
+    assert resources.files("asyncflow").joinpath("py.typed").is_file()
+
+
+def test_the_wheel_ships_the_marker_of_types_and_nothing_but_the_package(tmp_path: Path) -> None:
+    pytest.importorskip("hatchling", reason="hatchling builds the wheel and is not installed")
+
+    subprocess.run(
+        [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(tmp_path)],
+        cwd=Path(__file__).parents[1],
+        check=True,
+        capture_output=True,
+    )
+
+    (wheel,) = tmp_path.glob("*.whl")
+    names = zipfile.ZipFile(wheel).namelist()
+    assert "asyncflow/py.typed" in names
+    assert {name.partition("/")[0].partition("-")[0] for name in names} == {
+        "asyncflow",
+        "asyncflow_tiers",
+    }
+
+
+@pytest.mark.parametrize("module", ["asyncflow.events", "asyncflow.testing"])
+def test_a_public_module_says_what_it_is_for(module: str) -> None:
+    assert importlib.import_module(module).__doc__
