@@ -335,11 +335,11 @@ class RunState:
             self._take_turns(tier)
 
     def _take_turns(self, steps: Iterable[int]) -> None:
+        if self.stop_reason is not None:
+            return  # they are doomed, as is all that was pending when the run stopped
         phases, lost = self._phases, self._lost
         self.has_news = True
         for step in steps:
-            if phases[step] != _PENDING:
-                continue  # the stopping run has doomed it
             if lost:
                 needed = self._plan.dependencies[step]
                 cause = next((lost[other] for other in needed if other in lost), None)
