@@ -1,0 +1,95 @@
+"""Type checkers accept what users write, and refuse what would fail."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+GOOD, BAD = ROOT / "tests" / "typing" / "good.py", ROOT / "tests" / "typing" / "bad.py"
+EXPECTED = re.compile(r"#\ E:\ (?P<code>[\w-]+)$")
+
+
+class Finding(NamedTuple):
+    line: int
+    code: str
+    text: str
+
+
+def mypy(file: Path) -> list[Finding]:
+    if importlib.util.find_spec("mypy") is None:
+        pytest.skip("mypy is not installed")
+    done = run(
+        [sys.executable, "-m", "mypy", "--strict", "--no-incremental", "--no-error-summary"],
+        file,
+    )
+    found = re.findall(
+        r"^(?P<file>[^:]+\.py):(?P<line>\d+): error: (?P<text>.*?)(?:  \[(?P<code>[\w-]+)\])?$",
+        done.stdout,
+        re.MULTILINE,
+    )
+    assert done.returncode == (1 if found else 0), done.stdout + done.stderr
+    assert {Path(name).name for name, *_ in found} <= {file.name}, done.stdout
+    return [Finding(int(line), code, text) for _, line, text, code in found]
+
+
+def pyright(file: Path) -> list[Finding]:
+    if importlib.util.find_spec("pyright") is None:
+        pytest.skip("pyright is not installed")
+    done = run(
+        [sys.executable, "-m", "pyright", "--outputjson", "--pythonpath", sys.executable], file
+    )
+    try:
+        found = json.loads(done.stdout[done.stdout.index("{") :])["generalDiagnostics"]
+    except ValueError:
+        pytest.skip(f"pyright cannot run here: {(done.stderr or done.stdout).strip()[-200:]}")
+    return [
+        Finding(each["range"]["start"]["line"] + 1, each.get("rule", ""), each["message"])
+        for each in found
+        if each["severity"] == "error"
+    ]
+
+
+def run(command: list[str], file: Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([*command, str(file)], cwd=ROOT, capture_output=True, text=True)
+
+
+def expected_in(file: Path) -> dict[int, str]:
+    lines = file.read_text(encoding="utf-8").splitlines()
+    marks = {number: EXPECTED.search(line) for number, line in enumerate(lines, start=1)}
+    return {number: mark["code"] for number, mark in marks.items() if mark is not None}
+
+
+pytestmark = pytest.mark.timeout(300)  # a checker reads a good part of the standard library
+
+
+def test_mypy_accepts_what_users_write() -> None:
+    assert mypy(GOOD) == []
+
+
+def test_pyright_accepts_what_users_write() -> None:
+    assert pyright(GOOD) == []
+
+
+def test_mypy_refuses_what_would_fail() -> None:
+    found = {finding.line: finding.code for finding in mypy(BAD)}
+
+    assert found == expected_in(BAD)
+
+
+def test_pyright_refuses_what_would_fail() -> None:
+    found = {finding.line for finding in pyright(BAD)}
+
+    assert found == set(expected_in(BAD))
+
+
+def test_the_file_of_mistakes_holds_some() -> None:
+    assert len(expected_in(BAD)) >= 30
+    assert not expected_in(GOOD)

@@ -1,0 +1,86 @@
+"""What type checkers must refuse. It is checked, and never run.
+
+Each line that ends with a mark must be refused, by both checkers, and no other line may be. The
+mark gives the code of mypy's error.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+
+from asyncflow import Orchestrator, RunReport, StepResult, WorkflowStep, run_pipeline
+from asyncflow.events import Event, StepSkipped
+from asyncflow.testing import run_in_virtual_time
+
+
+async def extract() -> int:
+    return 1
+
+
+def plain() -> int:
+    return 1
+
+
+async def rows() -> AsyncIterator[int]:
+    yield 1
+
+
+step = WorkflowStep("extract", extract)
+
+# What is no action.
+WorkflowStep("plain", plain)  # E: arg-type
+WorkflowStep("object", extract())  # E: arg-type
+WorkflowStep("generator", rows)  # E: arg-type
+WorkflowStep("name", "extract")  # E: arg-type
+WorkflowStep("nothing", None)  # E: arg-type
+WorkflowStep("missing")  # E: call-arg
+
+# What is no name, and what are no dependencies.
+WorkflowStep(1, extract)  # E: arg-type
+WorkflowStep("load", extract, [1])  # E: list-item
+WorkflowStep("load", extract, [step])  # E: list-item
+WorkflowStep("load", extract, None)  # E: arg-type
+
+# What options do not take.
+WorkflowStep("load", extract, (), 3)  # E: call-arg
+WorkflowStep("load", extract, max_retries=None)  # E: arg-type
+WorkflowStep("load", extract, max_retries=1.5)  # E: arg-type
+WorkflowStep("load", extract, timeout_ms="1s")  # E: arg-type
+WorkflowStep("load", extract, retry=None)  # E: arg-type
+WorkflowStep("load", extract, retries=3)  # E: call-arg
+
+# What cannot be changed.
+step.name = "other"  # E: misc
+
+
+def keep(result: StepResult, event: StepSkipped, report: RunReport) -> None:
+    result.attempts = 2  # E: misc
+    event.reason = "other"  # E: misc
+    report["a"] = result  # E: index
+    report.results = []  # E: misc
+    print(result.no_such_thing)  # E: attr-defined
+
+
+def watch(event: int) -> None: ...
+
+
+async def main() -> None:
+    await run_pipeline(step)  # E: arg-type
+    await run_pipeline(["extract"])  # E: list-item
+    await run_pipeline([step], schedule="fast")  # E: arg-type
+    await run_pipeline([step], max_concurrency="3")  # E: arg-type
+    await run_pipeline([step], inputs=["url"])  # E: arg-type
+    await run_pipeline([step], observers=print)  # E: arg-type
+    await run_pipeline([step], observers=[watch])  # E: list-item
+    await run_pipeline([step], True, "ready")  # E: call-arg
+    Orchestrator([step], inputs={})  # E: call-arg
+    await Orchestrator([step]).run({"url": 1})  # E: call-arg
+    report: RunReport = run_pipeline([step])  # E: assignment
+    print(report[1])  # E: index
+
+
+def tell(event: Event) -> str:
+    return event.step  # E: union-attr
+
+
+run_in_virtual_time(extract)  # E: arg-type

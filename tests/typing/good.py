@@ -1,0 +1,216 @@
+"""What users write, and what type checkers must accept. It is checked, and never run."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import functools
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import Any, assert_type
+
+from asyncflow import (
+    Attempt,
+    CyclicDependencyError,
+    Observer,
+    Orchestrator,
+    RestoredError,
+    RestoredOutput,
+    RunReport,
+    StepContext,
+    StepResult,
+    StepStatus,
+    StepTimeoutError,
+    WorkflowStep,
+    current_step,
+    parallel_groups,
+    run_pipeline,
+    topological_sort,
+)
+from asyncflow.events import (
+    AttemptFailed,
+    AttemptStarted,
+    Event,
+    Outcome,
+    RunFinished,
+    RunInterrupted,
+    RunStarted,
+    StepCancelled,
+    StepFailed,
+    StepSkipped,
+    StepSucceeded,
+)
+from asyncflow.testing import VirtualTimeLoop, run_in_virtual_time
+
+
+async def extract() -> list[int]:
+    return [1, 2]
+
+
+async def transform(extract: list[int], *, factor: int = 2) -> list[int]:
+    return [number * factor for number in extract]
+
+
+async def load(table: Sequence[int], **others: object) -> None:
+    assert table
+
+
+class Loader:
+    async def load(self, table: list[int]) -> None: ...
+
+    async def __call__(self, table: list[int]) -> None: ...
+
+
+def factory() -> asyncio.Task[int]:
+    return asyncio.ensure_future(asyncio.sleep(0, 1))
+
+
+def future() -> asyncio.Future[int]:
+    return asyncio.get_running_loop().create_future()
+
+
+class Job:
+    def __await__(self) -> Any: ...
+
+
+def job() -> Job:
+    return Job()
+
+
+accepted_actions = [
+    WorkflowStep("function", extract),
+    WorkflowStep("partial", functools.partial(transform, factor=3), ["extract"]),
+    WorkflowStep("method", Loader().load, {"table": "extract"}),
+    WorkflowStep("object", Loader(), {"table": "extract"}),
+    WorkflowStep("lambda", lambda: extract()),
+    WorkflowStep("task", factory),
+    WorkflowStep("future", future),
+    WorkflowStep("awaitable", job),
+    WorkflowStep("sleep", asyncio.sleep),
+]
+
+accepted_dependencies = [
+    WorkflowStep("list", extract, ["a", "b"]),
+    WorkflowStep("tuple", extract, depends_on=("a", "b")),
+    WorkflowStep("set", extract, depends_on={"a", "b"}),
+    WorkflowStep("generator", extract, depends_on=(name for name in "ab")),
+    WorkflowStep("mapping", load, depends_on={"table": "transform"}),
+    WorkflowStep("keys", extract, depends_on={"a": 1}.keys()),
+]
+
+accepted_options = [
+    WorkflowStep("all", extract, max_retries=3, timeout_ms=1_000, retry=250),
+    WorkflowStep("floats", extract, timeout_ms=0.5, retry=0.5),
+    WorkflowStep("no limit", extract, timeout_ms=None),
+]
+
+step = WorkflowStep("load", load, {"table": "transform"})
+assert_type(step.name, str)
+assert_type(step.depends_on, tuple[str, ...])
+assert_type(step.max_retries, int)
+assert_type(step.timeout_ms, float | None)
+assert_type(step.parameters, tuple[tuple[str, str], ...])
+action: Callable[..., Awaitable[Any]] = step.action
+replaced: WorkflowStep = dataclasses.replace(step, name="other", max_retries=2)
+as_keys: set[WorkflowStep] = {step, replaced}
+
+assert_type(topological_sort(accepted_actions), list[str])
+assert_type(parallel_groups(iter(accepted_actions)), list[list[str]])
+
+
+def watch(event: Event) -> None:
+    if isinstance(event, RunStarted):
+        assert_type(event.run_id, str)
+        assert_type(event.dependencies, Mapping[str, tuple[str, ...]])
+    elif isinstance(event, AttemptStarted):
+        assert_type(event.attempt, int)
+    elif isinstance(event, AttemptFailed):
+        assert_type(event.error, BaseException)
+        assert_type(event.retry_in_ms, float)
+    elif isinstance(event, StepSucceeded):
+        assert_type(event.output, Any)
+    elif isinstance(event, StepFailed):
+        assert_type(event.error, BaseException)
+    elif isinstance(event, StepCancelled):
+        assert_type(event.error, BaseException | None)
+    elif isinstance(event, StepSkipped | RunInterrupted):
+        assert_type(event.reason, str)
+    else:
+        assert_type(event, RunFinished)
+        assert_type(event.outcome, Outcome)
+
+
+class Recorder:
+    def __init__(self) -> None:
+        self.events: list[Event] = []
+
+    def __call__(self, event: Event) -> int:
+        self.events.append(event)
+        return len(self.events)
+
+
+events: list[Event] = []
+observers: list[Observer] = [watch, Recorder(), events.append, print, lambda event: None]
+
+
+async def main() -> None:
+    report = await run_pipeline(accepted_actions)
+    assert_type(report, RunReport)
+    await run_pipeline(accepted_actions, False)
+    await run_pipeline(
+        (step for step in accepted_actions),
+        fail_fast=True,
+        schedule="ready",
+        max_concurrency=3,
+        inputs={"url": "https://example.org", "limit": 3},
+        run_id="r1",
+        observers=observers,
+    )
+    orchestrator = Orchestrator(accepted_actions, True, schedule="tiers", max_concurrency=None)
+    assert_type(await orchestrator.run(), RunReport)
+    assert_type(await orchestrator.run(inputs=None, run_id=None), RunReport)
+
+    as_mapping: Mapping[str, StepResult] = report
+    assert_type(report["load"], StepResult)
+    assert_type(as_mapping.get("load"), StepResult | None)
+    assert_type(list(report), list[str])
+    assert_type(report.results, list[StepResult])
+    assert_type(report.failed, list[StepResult])
+    assert_type(report.all_passed, bool)
+    assert_type(report.total_duration_ms, float)
+    assert_type(report.summary(), dict[str, int | float])
+    assert_type(report.to_json(indent=2), str)
+    assert_type(RunReport.from_json(b"{}"), RunReport)
+    report.raise_for_failures()
+
+    result = report["load"]
+    assert_type(result.status, StepStatus)
+    assert_type(result.output, Any)
+    assert_type(result.error, BaseException | None)
+    assert_type(result.reason, str | None)
+    assert_type(result.started_ms, float | None)
+    assert_type(result.history, tuple[Attempt, ...])
+    number: int = result.output
+    status: str = result.status
+    if result.status is StepStatus.FAILED and isinstance(result.error, StepTimeoutError):
+        assert_type(result.error.timeout_ms, float)
+    if isinstance(result.output, RestoredOutput):
+        assert_type(result.output.text, str)
+    if isinstance(result.error, RestoredError):
+        assert_type(result.error.traceback, str)
+
+    context = current_step()
+    assert_type(context, StepContext)
+    assert_type(context.attempt, int)
+    assert_type(context.idempotency_key, str)
+    assert_type(context.remaining_ms(), float | None)
+
+    try:
+        topological_sort([])
+    except CyclicDependencyError as error:
+        assert_type(error.cycle, list[str])
+    print(number, status)
+
+
+assert_type(run_in_virtual_time(extract()), list[int])
+assert_type(run_in_virtual_time(run_pipeline([]), debug=True), RunReport)
+loop: asyncio.AbstractEventLoop = VirtualTimeLoop()
