@@ -102,7 +102,8 @@ class ActionNotAwaitableError(TypeError):
     def __str__(self) -> str:
         return (
             f"the action of step {self.step_name!r} returned {self.returned}, which cannot be "
-            "awaited; make it 'async def', or say runs_in=\"thread\" for a plain function"
+            "awaited; make it 'async def', and let it await asyncio.to_thread(...) if it blocks "
+            '(runs_in="thread" will say the same one day)'
         )
 
 

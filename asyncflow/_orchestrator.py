@@ -63,6 +63,7 @@ class Orchestrator:
             run_id: Identifies the run; by default a random one is made.
 
         Raises:
+            TypeError: ``inputs`` is not a mapping, or ``run_id`` not a string.
             ValueError: Nothing provides a required parameter of an action, or both a dependency
                 and an input do. Nothing has run.
             RuntimeError: No asyncio event loop is running this code.
@@ -71,7 +72,8 @@ class Orchestrator:
                 such as `KeyboardInterrupt` or `SystemExit`. The steps have ended.
         """
         _check_asyncio()
-        inputs = {} if inputs is None else dict(inputs)
+        _check_run_id(run_id)
+        inputs = _checked_inputs(inputs)
         # No variable may hold the run: what it raises keeps this frame, and would keep itself.
         return await Run(
             run_id if run_id is not None else os.urandom(8).hex(),
@@ -139,6 +141,25 @@ def _check_options(schedule: object, max_concurrency: object) -> None:
         raise ValueError(
             f"max_concurrency must be at least 1, not {max_concurrency}; use None for no limit"
         )
+
+
+def _check_run_id(run_id: object) -> None:
+    if run_id is None:
+        return
+    if not isinstance(run_id, str):
+        raise TypeError(f"run_id must be a str, not {type(run_id).__name__}")
+    if not run_id:
+        raise ValueError("run_id must not be empty; leave it out to have one made")
+
+
+def _checked_inputs(inputs: object) -> dict[str, Any]:
+    if inputs is None:
+        return {}
+    if not isinstance(inputs, Mapping):
+        raise TypeError(
+            f"inputs must be a mapping of parameter name to value, not {type(inputs).__name__}"
+        )
+    return dict(inputs)
 
 
 def _checked_observers(observers: object) -> tuple[Observer, ...]:

@@ -27,6 +27,8 @@ from asyncflow._errors import HangError
 
 __all__ = ["HangError", "VirtualTimeLoop", "run_in_virtual_time"]
 
+HangError.__module__ = __name__  # where users know it from
+
 T = TypeVar("T")
 
 _PATIENCE_S = 5.0

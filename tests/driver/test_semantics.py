@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import contextvars
 import gc
 import logging
@@ -162,7 +163,7 @@ async def test_a_limit_frees_a_place_also_when_a_step_fails(schedule):
 
     report = await run_pipeline(steps, False, schedule=schedule, max_concurrency=1)
 
-    assert len(report.succeeded), len(report.failed) == (5, 4)
+    assert (len(report.succeeded), len(report.failed)) == (5, 4)
 
 
 # Attempts.
@@ -674,9 +675,7 @@ async def test_a_cancelled_caller_gets_its_cancellation_after_the_steps_have_cle
     with pytest.raises(asyncio.CancelledError) as raised:
         await run
 
-    assert raised.value.args == ("shutdown",) or isinstance(
-        raised.value.__context__, asyncio.CancelledError
-    )
+    assert raised.value.args == ("shutdown",)
     assert [each.cleaned for each in cleaning] == [1, 1]
     assert [each.cancels for each in cleaning] == [1, 1]
     assert isinstance(events[-1], RunFinished)
@@ -1011,27 +1010,19 @@ async def test_current_step_tells_of_the_attempt_also_in_tasks_it_starts(schedul
 
 
 async def test_remaining_time_shrinks_and_never_falls_below_zero(schedule):
+    seen = []
+
     async def action():
-        first = current_step().remaining_ms()
+        seen.append(current_step().remaining_ms())
         try:
             await asyncio.sleep(1)
         finally:
-            return first, current_step().remaining_ms()  # noqa: B012
+            seen.append(current_step().remaining_ms())
 
-    events = []
-    await run_pipeline(
-        [WorkflowStep("a", action, timeout_ms=20)], schedule=schedule, observers=[events.append]
-    )
+    await run_pipeline([WorkflowStep("a", action, timeout_ms=20)], schedule=schedule)
 
-    outputs = []
-
-    async def quick():
-        outputs.append(current_step().remaining_ms())
-        await asyncio.sleep(0.01)
-        outputs.append(current_step().remaining_ms())
-
-    await run_pipeline([WorkflowStep("b", quick, timeout_ms=500)], schedule=schedule)
-    assert 0 < outputs[1] < outputs[0] <= 500
+    first, last = seen
+    assert 0 <= last <= 2 < first <= 20
 
 
 async def test_tasks_are_named_after_run_step_and_attempt(schedule):
@@ -1118,10 +1109,8 @@ async def test_without_a_collector_a_dropped_report_frees_what_the_steps_held(sc
             thing = hold()
             raise KeyboardInterrupt(type(thing))
 
-        try:
+        with contextlib.suppress(KeyboardInterrupt):
             await run_pipeline([WorkflowStep("a", interrupts)], schedule=schedule)
-        except KeyboardInterrupt:
-            pass
 
     gc.collect()
     gc.disable()

@@ -1,0 +1,155 @@
+"""Tests of `asyncflow.testing`, the event loop with the virtual clock."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import threading
+import time
+
+import pytest
+
+from asyncflow import WorkflowStep, run_pipeline
+from asyncflow.testing import HangError, VirtualTimeLoop, run_in_virtual_time
+
+
+def test_sleeps_and_timeouts_end_at_exactly_their_times_and_take_none():
+    ended = []
+
+    async def sleep(seconds):
+        await asyncio.sleep(seconds)
+        ended.append((seconds, asyncio.get_running_loop().time()))
+
+    async def main():
+        async with asyncio.TaskGroup() as group:
+            for seconds in (86_400 * 3, 1, 0.25):
+                group.create_task(sleep(seconds))
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(10):
+                await asyncio.Event().wait()
+        return asyncio.get_running_loop().time()
+
+    started = time.monotonic()
+    finished = run_in_virtual_time(main())
+
+    assert ended == [(0.25, 0.25), (1, 1), (86_400 * 3, 86_400 * 3)]
+    assert finished == 86_400 * 3 + 10
+    assert time.monotonic() - started < 60
+
+
+def test_a_pipeline_that_backs_off_for_hours_is_tested_at_once():
+    calls = []
+
+    async def flaky():
+        calls.append(asyncio.get_running_loop().time())
+        if len(calls) < 3:
+            raise ConnectionError
+
+    report = run_in_virtual_time(
+        run_pipeline([WorkflowStep("flaky", flaky, max_retries=3, retry=3_600_000)])
+    )
+
+    assert calls == [0, 3_600, 7_200]
+    assert report.total_duration_ms == 7_200_000
+
+
+def test_what_can_never_end_is_reported_with_the_line_where_it_waits():
+    async def waits_for_nobody():
+        await asyncio.Event().wait()
+
+    with pytest.raises(HangError) as raised:
+        run_in_virtual_time(
+            run_pipeline([WorkflowStep("stuck", waits_for_nobody, timeout_ms=None)], run_id="r")
+        )
+
+    assert any(
+        line.startswith("asyncflow:r:stuck#1 at ") and "waits_for_nobody" in line
+        for line in raised.value.waiting
+    )
+    assert "nothing can ever happen again" in str(raised.value)
+
+
+def test_the_clock_stands_still_while_a_thread_works():
+    released = threading.Event()
+
+    async def main():
+        loop = asyncio.get_running_loop()
+        job = asyncio.ensure_future(asyncio.to_thread(released.wait))
+        ticking = asyncio.ensure_future(asyncio.sleep(0))
+        await ticking
+        loop.call_soon(released.set)
+        async with asyncio.timeout(1):
+            finished = await job
+        return finished, loop.time()
+
+    assert run_in_virtual_time(main()) == (True, 0)
+
+
+def test_another_thread_may_wake_a_loop_that_waits_for_nothing_else():
+    async def main():
+        loop = asyncio.get_running_loop()
+        future = loop.create_future()
+        thread = threading.Thread(
+            target=loop.call_soon_threadsafe, args=(future.set_result, "woken")
+        )
+        loop.call_soon(thread.start)
+        try:
+            return await future
+        finally:
+            thread.join()
+
+    assert run_in_virtual_time(main()) == "woken"
+
+
+def test_a_thread_that_wakes_nobody_does_not_hide_a_hang(monkeypatch):
+    monkeypatch.setattr("asyncflow.testing._PATIENCE_S", 0.01)
+    stop = threading.Event()
+    thread = threading.Thread(target=stop.wait)
+    thread.start()
+
+    async def main():
+        await asyncio.Event().wait()
+
+    try:
+        with pytest.raises(HangError):
+            run_in_virtual_time(main())
+    finally:
+        stop.set()
+        thread.join()
+
+
+def test_what_a_file_descriptor_has_to_say_comes_before_any_timer():
+    async def main():
+        loop = asyncio.get_running_loop()
+        reading, writing = os.pipe()
+        ready = asyncio.Event()
+        loop.add_reader(reading, ready.set)
+        os.write(writing, b"x")
+        try:
+            await ready.wait()
+            return loop.time()
+        finally:
+            loop.remove_reader(reading)
+            os.close(reading)
+            os.close(writing)
+
+    assert run_in_virtual_time(main()) == 0
+
+
+def test_it_runs_in_debug_mode_too():
+    async def main():
+        return asyncio.get_running_loop().get_debug()
+
+    assert run_in_virtual_time(main(), debug=True)
+    assert not run_in_virtual_time(main(), debug=False)
+
+
+def test_two_loops_have_two_clocks():
+    async def main():
+        await asyncio.sleep(5)
+        return asyncio.get_running_loop().time()
+
+    with asyncio.Runner(loop_factory=VirtualTimeLoop) as first:
+        assert first.run(main()) == 5
+        assert first.run(main()) == 10
+    assert run_in_virtual_time(main()) == 5
