@@ -125,11 +125,9 @@ def _index(steps: tuple[WorkflowStep, ...]) -> dict[str, int]:
             raise TypeError(f"a pipeline is made of WorkflowStep objects, not {kind.__name__}")
     index = {step.name: position for position, step in enumerate(steps)}
     if len(index) < len(steps):
-        seen: set[str] = set()
-        for step in steps:
-            if step.name in seen:
-                raise ValueError(f"two steps are named {step.name!r}; names must be unique")
-            seen.add(step.name)
+        # The index knows the last step of each name.
+        twice = next(step.name for at, step in enumerate(steps) if index[step.name] != at)
+        raise ValueError(f"two steps are named {twice!r}; names must be unique")
     return index
 
 

@@ -47,7 +47,8 @@ TABLE: list[tuple[Exception, type[Exception], dict[str, Any], str]] = [
         TypeError,
         {"step_name": "load", "returned": "int"},
         "the action of step 'load' returned int, which cannot be awaited; make it 'async def', "
-        'or say runs_in="thread" for a plain function',
+        "and let it await asyncio.to_thread(...) if it blocks "
+        '(runs_in="thread" will say the same one day)',
     ),
     (
         RestoredError("app.DiskFull", "no space", "Traceback …"),

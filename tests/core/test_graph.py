@@ -166,7 +166,7 @@ class TestRefusal:
             parallel_groups(steps_of({"a": ["zzz"]}))
 
     def test_two_steps_of_one_name_are_refused(self) -> None:
-        steps = [WorkflowStep(name, nothing) for name in ("a", "b", "c", "b", "a")]
+        steps = [WorkflowStep(name, nothing) for name in ("a", "b", "c", "c", "b")]
 
         with pytest.raises(ValueError, match="unique") as refused:
             plan(steps)

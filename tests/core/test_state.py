@@ -617,14 +617,15 @@ class TestWhatFollows:
     def test_a_replayed_step_is_not_handed_out_again_and_takes_its_place(
         self, schedule: Schedule
     ) -> None:
-        planned = plan_of({"a": [], "b": [], "c": []})
-        state = started(planned, schedule=schedule, max_concurrency=2)
+        planned = plan_of({"a": [], "b": [], "c": [], "d": []})
+        state = started(planned, schedule=schedule, max_concurrency=3)
 
         state.apply(AttemptStarted("a", 1, 1.0))
+        state.apply(AttemptStarted("b", 1, 1.0))
 
-        assert names(planned, state.ready()) == ["b"]
-        state.apply(StepSucceeded("a", 1, 2.0, None))
         assert names(planned, state.ready()) == ["c"]
+        state.apply(StepSucceeded("a", 1, 2.0, None))
+        assert names(planned, state.ready()) == ["d"]
 
     @each_schedule
     def test_a_replayed_step_may_start_after_the_stop_if_it_was_ready_before(
@@ -1059,7 +1060,6 @@ def test_100_000_steps_fold_in_linear_time(
 #   the run sets before anything reads them.
 # - `RunState._on_step_succeeded` without its short way (`started` is `None`, or has to be): the
 #   long way through `_result` comes to the same result, only later.
-# - `_graph._index` with `<=` for `<`: the search for the name that is there twice finds none.
 # - `_graph.bind` without its short way for actions without parameters: `_binding` finds none.
 # - `zip(…, strict=True)` in `bind` and `_binding` with `strict` left out: `plan` makes both of its
 #   arguments of the same length, and `strict` is there to keep it so.
