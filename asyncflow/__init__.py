@@ -1,5 +1,7 @@
 """Run a pipeline of dependent async steps inside your own event loop."""
 
+import logging as _logging
+
 from asyncflow._engine import StepContext, current_step
 from asyncflow._errors import (
     ActionNotAwaitableError,
@@ -36,6 +38,8 @@ __all__ = [
     "run_pipeline",
     "topological_sort",
 ]
+
+_logging.getLogger(__name__).addHandler(_logging.NullHandler())
 
 __version__ = "0.1.0"
 

@@ -104,6 +104,8 @@ def plan(steps: Iterable[WorkflowStep]) -> Plan:
         ValueError: Two steps have the same name, or a dependency names an unknown step.
         CyclicDependencyError: The steps depend on each other in a circle.
     """
+    if isinstance(steps, WorkflowStep) or not isinstance(steps, Iterable):
+        raise TypeError("steps must be a list of WorkflowStep objects; put a single one in a list")
     steps = tuple(steps)
     index = _index(steps)
     try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
 import os
 from collections.abc import Iterable, Mapping
 from typing import Any, get_args
@@ -46,7 +47,7 @@ class Orchestrator:
         max_concurrency: int | None = None,
         observers: Iterable[Observer] = (),
     ) -> None:
-        _check_options(schedule, max_concurrency)
+        _check_options(fail_fast, schedule, max_concurrency)
         self._fail_fast = fail_fast
         self._schedule: Schedule = schedule
         self._max_concurrency = max_concurrency
@@ -127,7 +128,9 @@ def _check_asyncio() -> None:
         )
 
 
-def _check_options(schedule: object, max_concurrency: object) -> None:
+def _check_options(fail_fast: object, schedule: object, max_concurrency: object) -> None:
+    if not isinstance(fail_fast, bool):
+        raise TypeError(f"fail_fast must be True or False, not {fail_fast!r}")
     known = get_args(Schedule)
     if schedule not in known:
         raise ValueError(f"schedule must be {' or '.join(map(repr, known))}, not {schedule!r}")
@@ -169,4 +172,9 @@ def _checked_observers(observers: object) -> tuple[Observer, ...]:
     for observer in checked:
         if not callable(observer):
             raise TypeError(f"an observer must be callable, not {type(observer).__name__}")
+        if inspect.iscoroutinefunction(observer):
+            raise TypeError(
+                "an observer must be a plain function, not an async one; let it put events into "
+                "a queue that something async reads"
+            )
     return checked

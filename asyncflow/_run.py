@@ -21,10 +21,12 @@ import sys
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from typing import Any, NamedTuple, Protocol
 
 import anyio
 
+from asyncflow._awaiting import awaiting_line
 from asyncflow._engine import RunContext, call_action, enter_attempt
 from asyncflow._errors import StepCancelledError, StepTimeoutError
 from asyncflow._graph import Binding, Plan, Shape
@@ -115,23 +117,23 @@ class Run:
 
     async def execute(self) -> RunReport:
         self._emit(RunStarted(self._identity.run_id, time.time(), Shape(self._identity.plan)))
+        cancellation: BaseException | None = None
         try:
             async with asyncio.TaskGroup() as self._group:
                 # From the loop, not from here: the traceback of an eager task that fails at once
                 # would keep our callers' frames, and in one of them stands the report: a cycle.
                 self._loop.call_soon(self._advance, context=self._context)
-                await self._until_settled()
-        except asyncio.CancelledError:
-            if self._interruption is None:
-                self._close()
-                raise
+                # What leaves the body of a group is kept by it in a cycle, so nothing leaves it.
+                cancellation = await self._until_settled()
+        except asyncio.CancelledError as at_exit:
+            cancellation = at_exit
         self._close()
-        if self._interruption is not None:
-            try:
-                raise self._interruption
-            finally:
-                del self  # or the raised object would keep itself, through this frame
-        return self._state.report()
+        if self._interruption is None and cancellation is None:
+            return self._state.report()
+        try:
+            raise self._interruption or cancellation  # type: ignore[misc]
+        finally:
+            del self, cancellation  # or what is raised would keep itself, through this frame
 
     def _close(self) -> None:
         self._watchdog.stop()
@@ -140,11 +142,12 @@ class Run:
 
     # Waiting for the steps.
 
-    async def _until_settled(self) -> None:
+    async def _until_settled(self) -> asyncio.CancelledError | None:
+        """Wait until every step has ended; return the cancellation that came meanwhile, if any."""
         try:
             await self._all_settled()
-        except asyncio.CancelledError:
-            self._emit(RunInterrupted(self._now_ms(), "the caller was cancelled"))
+        except asyncio.CancelledError as cancellation:
+            self._tell_interruption("the caller was cancelled")
             self._stop()
             # anyio repeats a cancellation until it is obeyed. The shield keeps that from turning
             # the wait for the steps' clean-up into a busy loop.
@@ -154,7 +157,8 @@ class Run:
                         await self._all_settled()
                     except asyncio.CancelledError:
                         continue  # cancelled again; the steps were asked and end in their time
-            raise
+            return cancellation
+        return None
 
     async def _all_settled(self) -> None:
         while not self._is_over():
@@ -177,21 +181,48 @@ class Run:
         Called in the run's context, so that a step's task starts with a fresh copy of it.
         """
         self._advancing = True
-        state, steps, group, live = self._state, self._steps, self._group, self._live
-        while state.has_news:
-            for index in state.ready():
-                # Where an attempt has a task of its own, that one bears the name.
-                name = (
-                    None if _WAIT_FOR_NEEDS_A_TASK else f"{self._task_prefix}{steps[index].name}#1"
-                )
-                task = group.create_task(self._run_step(index), name=name)
-                if not task.done():  # an eager one may be
-                    live[index] = task
-            self._skip_doomed()
-        self._advancing = False
+        try:
+            while self._state.has_news:
+                self._start(self._state.ready())
+                self._skip_doomed()
+        except BaseException as bug:
+            self._break_off(bug, "a step could not be started")
+        finally:
+            self._advancing = False
         self._wake_if_settled()
-        # The traceback of an eager task keeps this frame, as it keeps that of _run_step.
-        del self, state, live
+        del self  # the traceback of an eager task keeps this frame, as it keeps that of _run_step
+
+    def _start(self, batch: list[int]) -> None:
+        group, live = self._group, self._live
+        for index in batch:
+            # Where an attempt has a task of its own, that one bears the name.
+            name = (
+                None
+                if _WAIT_FOR_NEEDS_A_TASK
+                else f"{self._task_prefix}{self._steps[index].name}#1"
+            )
+            task = group.create_task(self._run_step(index), name=name)
+            if not task.done():  # an eager one may be
+                live[index] = task
+        if batch:
+            self._loop.call_soon(self._restart_unbegun, batch, context=self._context)
+        del self, group, live  # as in _advance
+
+    def _restart_unbegun(self, batch: list[int]) -> None:
+        """Start those steps anew whose tasks a stranger has cancelled before their first line.
+
+        Such a task never runs, so it can tell nobody. It has ended by now, a turn later.
+        """
+        unbegun = [index for index in batch if index in self._live and self._live[index].done()]
+        for index in unbegun:
+            del self._live[index]
+        if unbegun:
+            self._start(unbegun)
+
+    def _break_off(self, bug: BaseException, reason: str) -> None:
+        """Stop the run for a reason of ours; the books stay open, since they may be wrong."""
+        self._is_broken = True
+        self._interrupt(bug, reason)
 
     def _skip_doomed(self) -> None:
         for index, reason in self._state.doomed():
@@ -202,8 +233,12 @@ class Run:
         if self._interruption is None:
             self._interruption = cause
             if not self._state.has_finished:
-                self._emit(RunInterrupted(self._now_ms(), reason))
+                self._tell_interruption(reason)
                 self._stop_soon()
+
+    def _tell_interruption(self, reason: str) -> None:
+        if self._state.outcome != "interrupted":
+            self._emit(RunInterrupted(self._now_ms(), reason))
 
     def _stop_soon(self) -> None:
         # One turn of the loop later, so that steps which fail in the same turn keep their errors.
@@ -213,19 +248,23 @@ class Run:
 
     def _stop(self) -> None:
         """Ask each live step to stop, once."""
+        if self._state.has_finished:
+            return
         now_ms = self._asked_ms = self._now_ms()
         self._skip_doomed()
         for index, task in list(self._live.items()):
             if index in self._asked:
                 continue
             self._asked.add(index)
-            if self._state.latest_attempt(index) is None:
+            if not self._has_begun(index, 1):
                 # A task that is cancelled before its first line never runs: nobody else tells.
                 del self._live[index]
                 reason = self._state.stop_reason or ""
                 self._emit(StepSkipped(self._steps[index].name, now_ms, reason))
-            task.cancel()
-        self._watchdog.expect(self._loop.time(), self._suspects)
+            if not task.cancelling():
+                task.cancel()  # else its limit or a stranger did, and it is cleaning up
+        if self._live:
+            self._watchdog.expect(self._loop.time(), self._suspects)
         self._wake_if_settled()
 
     def _suspects(self) -> Iterator[Suspect]:
@@ -240,15 +279,15 @@ class Run:
             else:
                 continue
             cancelled_at = self._started + cancelled_ms / 1000
-            yield Suspect(
-                running.step, running.attempt, cancelled_at, self._innermost(task, running)
-            )
+            where = partial(self._where, task, running)
+            yield Suspect(running.step, running.attempt, cancelled_at, where)
 
-    def _innermost(self, task: asyncio.Task[Any], running: AttemptStarted) -> asyncio.Task[Any]:
-        """Return the attempt's own task, if it has one, else the step's."""
+    def _where(self, task: asyncio.Task[Any], running: AttemptStarted) -> str:
+        """Return the line at which an attempt waits: in its own task, if it has one."""
         name = f"{self._task_prefix}{running.step}#{running.attempt}"
         tasks = asyncio.all_tasks(self._loop)
-        return next((each for each in tasks if each.get_name() == name and each is not task), task)
+        own = next((each for each in tasks if each.get_name() == name and each is not task), task)
+        return awaiting_line(own.get_coro())
 
     # One step.
 
@@ -273,18 +312,18 @@ class Run:
                     )
                 try:
                     shortfall = await asyncio.wait_for(work, limit_s)
-                except TimeoutError as timeout:
-                    # A TimeoutError of the action is handed on as a value, so this is the limit's.
-                    shortfall = self._timed_out(step, attempt, timeout)
-                except asyncio.CancelledError as cancelled:
-                    latest = self._state.latest_attempt(index)
-                    if latest is None or latest.attempt < attempt:
-                        # Cancelled before its first line: the action was not called.
+                except (TimeoutError, asyncio.CancelledError) as cut:
+                    if not self._has_begun(index, attempt):
                         if index in self._asked:
-                            raise
+                            raise asyncio.CancelledError from None
                         _forget_cancels()
                         continue
-                    shortfall = await self._shortfall_after(index, work, cancelled)
+                    # A TimeoutError of the action is handed on as a value: this one is the limit's.
+                    shortfall = (
+                        await self._shortfall_after(index, work, cut)
+                        if isinstance(cut, asyncio.CancelledError)
+                        else self._timed_out(step, attempt, cut)
+                    )
                 if shortfall is None:
                     return
                 delay_ms = self._judge(index, shortfall)
@@ -294,11 +333,10 @@ class Run:
                     await self._pause(index, delay_ms)
                 attempt += 1
         except asyncio.CancelledError:
-            if shortfall is not None:  # else the run has told that it was skipped
-                self._emit(self._cancelled(index, shortfall.error))
+            if self._state.results[index] is None:  # else the run has told that it was skipped
+                self._emit(self._cancelled(index, self._state.last_error(index)))
         except BaseException as bug:
-            self._is_broken = True
-            self._interrupt(bug, f"step {step.name!r} could not be run")
+            self._break_off(bug, f"step {step.name!r} could not be run")
         finally:
             self._live.pop(index, None)
             if self._state.has_news or not self._live:
@@ -306,6 +344,11 @@ class Run:
             # An error's traceback may keep this frame, which must not lead back to the error.
             del self
             shortfall = work = None
+
+    def _has_begun(self, index: int, attempt: int) -> bool:
+        """Whether the action was called for this attempt."""
+        latest = self._state.latest_attempt(index)
+        return latest is not None and latest.attempt >= attempt
 
     def _follow_up(self) -> None:
         """See to what follows the end of a step."""
@@ -378,7 +421,7 @@ class Run:
                 return shortfall
         if self._state.results[index] is not None:
             return None  # it cancelled its own task with its last line, and has succeeded
-        return _Shortfall(cancelled, None, self._loop.time(), 0)
+        return _Shortfall(cancelled, None, self._loop.time(), _cancels())
 
     def _timed_out(self, step: WorkflowStep, attempt: int, timeout: TimeoutError) -> _Shortfall:
         assert step.timeout_ms is not None
@@ -433,7 +476,8 @@ class Run:
         if running.at_ms + step.timeout_ms >= horizon_ms:
             return None  # the cancellation was the run's, or the step's own
         late = StepTimeoutError(step.name, running.attempt, step.timeout_ms)
-        late.__cause__ = shortfall.error
+        if not isinstance(shortfall.error, asyncio.CancelledError):
+            late.__cause__ = shortfall.error
         return late
 
     def _cancelled(self, index: int, error: BaseException | None) -> StepCancelled:
@@ -466,15 +510,26 @@ class Run:
             self._tell(event)
 
     def _tell(self, event: Event) -> None:
+        interruptions = []
         for observer in self._observers:
             try:
                 observer(event)
             except BaseException as error:
                 self._observers = tuple(one for one in self._observers if one is not observer)
-                if not isinstance(error, Exception):
-                    self._interrupt(error, f"an observer raised {type(error).__name__}")
-                    continue
-                _log.exception("an observer failed and is not called again, at %r", event)
+                if isinstance(error, Exception):
+                    subject = getattr(event, "step", "the run")
+                    _log.exception(
+                        "an observer failed and is not called again, at %s of %s",
+                        type(event).__name__,
+                        subject,
+                    )
+                else:
+                    interruptions.append(error)
+        while interruptions:  # after all have been told, so that they hear it in order
+            self._interrupt(
+                interruptions[0], f"an observer raised {type(interruptions[0]).__name__}"
+            )
+            del interruptions[0]  # an error keeps this frame
 
 
 def _shield() -> AbstractContextManager[object]:

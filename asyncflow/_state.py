@@ -144,6 +144,11 @@ class RunState:
         declared = self._plan.steps[step]
         return float(declared.retry) if attempt.attempt < declared.max_retries else None
 
+    def last_error(self, step: int) -> BaseException | None:
+        """What the latest failed attempt of the step failed with, if one has."""
+        failed = self._failed_attempts.get(step)
+        return failed[-1].error if failed else None
+
     def latest_attempt(self, step: int) -> AttemptStarted | None:
         """The latest attempt that the step has started, if it has started any."""
         return self._attempts[step]

@@ -172,7 +172,7 @@ def _check_timeout(name: str, timeout_ms: object) -> None:
         )
     # A NaN would break the timers of every other step of the loop: gh-105331.
     # An integer above all floats is not infinite, but no timer can be set to it.
-    if not 0 < timeout_ms <= sys.float_info.max:
+    if not 0 < timeout_ms <= sys.float_info.max or timeout_ms / 1000 == 0:
         raise ValueError(
             f"step {name!r}: timeout_ms must be finite and above 0, not {timeout_ms}; "
             "use None for no limit"

@@ -6,9 +6,7 @@ import asyncio
 import logging
 import math
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
-
-from asyncflow._awaiting import awaiting_line
+from typing import NamedTuple
 
 __all__ = ["GRACE_S", "Suspect", "Watchdog"]
 
@@ -25,7 +23,8 @@ class Suspect(NamedTuple):
     attempt: int
     cancelled_at: float
     """In seconds of the loop's clock; it may lie in the future."""
-    task: asyncio.Task[Any]
+    where: Callable[[], str]
+    """Tells the line at which it waits; asked only if there is something to warn of."""
 
 
 class Watchdog:
@@ -73,5 +72,5 @@ class Watchdog:
                 "step %r, attempt %d, has not ended %g s after it was cancelled; it is at %s",
                 *attempt,
                 GRACE_S,
-                awaiting_line(suspect.task.get_coro()),
+                suspect.where(),
             )

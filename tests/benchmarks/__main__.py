@@ -75,15 +75,20 @@ def against_the_hand_written_loop(rounds: int) -> Iterator[Row]:
             for count in (1_000, 10_000):
                 steps = pipeline(edges(count), action)
                 pairs = rounds if count > 1_000 else 3 * rounds
-                by_hand = lambda steps=steps: cpu_s(lambda: run_by_hand(steps))  # noqa: E731
-                plain = ratio(lambda: cpu_s(lambda: run_pipeline(steps)), by_hand, pairs)
+                plain, observed = _both_ways(steps, pairs)
                 yield Row(f"{shape} of {count:,} steps, {action.__name__}", plain, 1.0)
-                observed = ratio(
-                    lambda: cpu_s(lambda: run_pipeline(steps, observers=[[].append])),
-                    by_hand,
-                    pairs,
-                )
                 yield Row("   with an observer that stores every event", observed, 1.15)
+
+
+def _both_ways(steps: list[WorkflowStep], rounds: int) -> tuple[float, float]:
+    def by_hand() -> float:
+        return cpu_s(lambda: run_by_hand(steps))
+
+    plain = ratio(lambda: cpu_s(lambda: run_pipeline(steps)), by_hand, rounds)
+    observed = ratio(
+        lambda: cpu_s(lambda: run_pipeline(steps, observers=[[].append])), by_hand, rounds
+    )
+    return plain, observed
 
 
 def retries(rounds: int) -> Iterator[Row]:

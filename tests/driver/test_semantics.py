@@ -221,7 +221,7 @@ async def test_a_step_that_backs_off_is_cancelled_at_once_with_its_last_error(sc
 
     assert (report["a"].status, report["a"].attempts) == (CANCELLED, 1)
     assert str(report["a"].error) == "call 1"
-    assert len(report["a"].history) == 1
+    assert report["a"].history[0].error is report["a"].error
 
 
 async def test_a_cancellation_gets_through_a_backoff(schedule):
@@ -945,6 +945,42 @@ async def test_an_observer_that_interrupts_stops_the_run_at_any_event(schedule, 
         )
 
 
+async def test_all_observers_hear_the_same_events_in_the_same_order(schedule):
+    def interrupting(event):
+        raise SystemExit
+
+    heard = []
+    with pytest.raises(SystemExit):
+        await run_pipeline(
+            [WorkflowStep("a", succeed)],
+            schedule=schedule,
+            observers=[interrupting, heard.append],
+        )
+
+    assert [type(event).__name__ for event in heard] == [
+        "RunStarted",
+        "RunInterrupted",
+        "StepSkipped",
+        "RunFinished",
+    ]
+
+
+async def test_a_run_is_interrupted_once_however_many_reasons_there_are(schedule):
+    events = []
+
+    async def action():
+        caller.cancel()
+        raise GeneratorExit
+
+    caller = asyncio.ensure_future(
+        run_pipeline([WorkflowStep("a", action)], schedule=schedule, observers=[events.append])
+    )
+    await asyncio.wait([caller])
+
+    assert isinstance(caller.exception(), GeneratorExit)
+    assert sum(isinstance(event, RunInterrupted) for event in events) == 1
+
+
 async def test_events_tell_all_that_happens_in_order(schedule):
     events = []
 
@@ -1022,7 +1058,7 @@ async def test_remaining_time_shrinks_and_never_falls_below_zero(schedule):
     await run_pipeline([WorkflowStep("a", action, timeout_ms=20)], schedule=schedule)
 
     first, last = seen
-    assert 0 <= last <= 2 < first <= 20
+    assert 0 <= last <= 2 < first <= 20.001
 
 
 async def test_tasks_are_named_after_run_step_and_attempt(schedule):
@@ -1104,6 +1140,19 @@ async def test_without_a_collector_a_dropped_report_frees_what_the_steps_held(sc
         with pytest.raises(asyncio.CancelledError):
             await run
 
+    async def run_cancelled_far_below():
+        async def inner():
+            thing = hold()
+            await run_pipeline([WorkflowStep("a", hangs)], schedule=schedule)
+            return thing
+
+        run = asyncio.ensure_future(inner())
+        while len(held) < 2:
+            await asyncio.sleep(0)
+        run.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await run
+
     async def run_interrupted():
         async def interrupts():
             thing = hold()
@@ -1115,7 +1164,13 @@ async def test_without_a_collector_a_dropped_report_frees_what_the_steps_held(sc
     gc.collect()
     gc.disable()
     try:
-        for scenario in (run_all, run_fail_fast, run_cancelled, run_interrupted):
+        for scenario in (
+            run_all,
+            run_fail_fast,
+            run_cancelled,
+            run_cancelled_far_below,
+            run_interrupted,
+        ):
             await scenario()
             await asyncio.sleep(0)
             assert held, scenario
