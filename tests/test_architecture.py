@@ -25,7 +25,7 @@ NEEDED = {"anyio", "idna", "sniffio", "typing_extensions", "exceptiongroup"}
 """What ``import asyncflow`` may import beside the standard library: anyio and what that needs."""
 
 LINES_A_FILE, LINES_A_FUNCTION = 400, 40
-EXCESSES = {"_run": 500, "_run._run_step": 55}
+EXCESSES = {"_run": 560, "_run._run_step": 55}
 """What may be longer: the rules on what becomes of a step are best read in one place."""
 
 

@@ -185,6 +185,15 @@ class TestRefusal:
 
         assert str(refused.value) == f"a pipeline is made of WorkflowStep objects, not {kind}"
 
+    @pytest.mark.parametrize("steps", [None, 1, WorkflowStep("a", nothing), WorkflowStep])
+    def test_what_is_no_list_of_steps_is_refused(self, steps: Any) -> None:
+        with pytest.raises(TypeError) as refused:
+            plan(steps)
+
+        assert str(refused.value) == (
+            "steps must be a list of WorkflowStep objects; put a single one in a list"
+        )
+
 
 class TestShape:
     @given(graphs())

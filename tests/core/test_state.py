@@ -427,6 +427,22 @@ class TestAttempts:
 
         assert state.after_failure(0, ActionNotAwaitableError("x", "int")) is None
 
+    def test_the_error_of_the_latest_failed_attempt_is_known(self) -> None:
+        state = started(plan_of({"x": []}, max_retries=3))
+        one, two = OSError("one"), OSError("two")
+        seen = [state.last_error(0)]
+
+        for event in (
+            AttemptStarted("x", 1, 1.0),
+            AttemptFailed("x", 1, 2.0, one, 0.0),
+            AttemptStarted("x", 2, 3.0),
+            AttemptFailed("x", 2, 4.0, two, 0.0),
+        ):
+            state.apply(event)
+            seen.append(state.last_error(0))
+
+        assert seen == [None, None, one, one, two]
+
     def test_the_latest_attempt_is_known_and_whether_it_runs(self) -> None:
         state = started(plan_of({"x": []}, max_retries=3))
         first, second = AttemptStarted("x", 1, 1.0), AttemptStarted("x", 2, 3.0)

@@ -8,6 +8,7 @@ import functools
 import inspect
 import math
 import pickle
+import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
 from decimal import Decimal
 from typing import Any
@@ -198,7 +199,9 @@ class TestTimeout:
         )
 
     @pytest.mark.parametrize(
-        "value", [0, -1, 0.0, -0.0, -0.5, math.nan, math.inf, -math.inf, 10**400, -(10**400)]
+        "value",
+        # The last one is above 0 in milliseconds, but not in seconds.
+        [0, -1, 0.0, -0.0, -0.5, math.nan, math.inf, -math.inf, 10**400, -(10**400), 5e-324],
     )
     def test_must_be_finite_and_above_zero(self, value: float) -> None:
         with pytest.raises(ValueError, match="timeout_ms") as refused:
@@ -209,7 +212,7 @@ class TestTimeout:
             "use None for no limit"
         )
 
-    @pytest.mark.parametrize("value", [None, 1, 0.001, 5e-324, 30_000, 1e300])
+    @pytest.mark.parametrize("value", [None, 1, 0.001, 1e-320, 30_000, 1e300, sys.float_info.max])
     def test_is_kept(self, value: float | None) -> None:
         assert WorkflowStep("load", nothing, timeout_ms=value).timeout_ms == value
 
