@@ -9,6 +9,8 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Itera
 from contextlib import contextmanager
 from typing import Any
 
+import pytest
+
 from asyncflow._awaiting import awaiting_line
 
 
@@ -104,6 +106,70 @@ def test_an_async_generator_is_followed_too() -> None:
     step.__await__().__next__()
 
     assert awaiting_line(source) == place(pause, "# innermost")
+
+
+async def test_an_async_generator_that_waits_in_a_library_is_named_itself() -> None:
+    async def rows() -> AsyncIterator[int]:
+        await asyncio.sleep(0)  # here
+        yield 1
+
+    source = rows()
+    step: Awaitable[int] = anext(source)
+    step.__await__().__next__()
+
+    assert awaiting_line(source) == place(rows, "# here")
+
+
+def test_a_generator_is_followed_to_the_one_it_delegates_to() -> None:
+    @types.coroutine
+    def delegate() -> Generator[None, None, None]:
+        yield from pause()
+
+    async def action() -> None:
+        await delegate()
+
+    with suspended(action()) as coroutine:
+        assert awaiting_line(coroutine) == place(pause, "# innermost")
+
+
+class Opaque:
+    """An awaitable that waits in no frame."""
+
+    def __await__(self) -> Iterator[None]:
+        return iter([None])
+
+
+def function_of(module: str | None) -> Callable[[object], Any]:
+    """An async function that looks as if it stood in the given module, or in none."""
+    namespace: dict[str, Any] = {} if module is None else {"__name__": module}
+    exec("async def wait(awaitable): await awaitable", namespace)
+    return namespace["wait"]  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize(
+    ("module", "is_named"),
+    [
+        ("asyncio", False),
+        ("asyncio.locks", False),
+        ("anyio._backends._asyncio", False),
+        ("asyncflow._run", False),
+        ("asyncio_extras", True),
+        ("app.asyncio", True),
+        (None, True),
+    ],
+)
+def test_only_asyncio_anyio_and_asyncflow_are_libraries_here(
+    module: str | None, is_named: bool
+) -> None:
+    wait = function_of(module)
+
+    async def action() -> None:
+        await wait(Opaque())  # here
+
+    with suspended(action()) as coroutine:
+        line = awaiting_line(coroutine)
+
+    assert line == ("<string>:1 in wait" if is_named else place(action, "# here"))
 
 
 def test_what_is_not_suspended_waits_at_an_unknown_place() -> None:

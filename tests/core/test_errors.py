@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import copy
 import pickle
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -22,28 +23,28 @@ from asyncflow import (
 from asyncflow._errors import HangError, nearest
 from asyncflow.events import StepSkipped
 
-TABLE: list[tuple[Exception, type[Exception], dict[str, Any], str]] = [
+TABLE: list[tuple[Callable[[], Exception], type[Exception], dict[str, Any], str]] = [
     (
-        CyclicDependencyError(["a", "b", "a"]),
+        lambda: CyclicDependencyError(["a", "b", "a"]),
         ValueError,
         {"cycle": ["a", "b", "a"]},
         "steps depend on each other in a circle: a -> b -> a",
     ),
     (
-        StepTimeoutError("load", 2, 1500.0),
+        lambda: StepTimeoutError("load", 2, 1500.0),
         TimeoutError,
         {"step_name": "load", "attempt": 2, "timeout_ms": 1500.0, "errno": None, "strerror": None},
         "attempt 2 of step 'load' exceeded 1500 ms",
     ),
     (
-        StepCancelledError("load", 3),
+        lambda: StepCancelledError("load", 3),
         Exception,
         {"step_name": "load", "attempt": 3},
         "attempt 3 of step 'load' was cancelled from inside: it cancelled its own task or "
         "awaited something that was cancelled",
     ),
     (
-        ActionNotAwaitableError("load", "int"),
+        lambda: ActionNotAwaitableError("load", "int"),
         TypeError,
         {"step_name": "load", "returned": "int"},
         "the action of step 'load' returned int, which cannot be awaited; make it 'async def', "
@@ -51,26 +52,28 @@ TABLE: list[tuple[Exception, type[Exception], dict[str, Any], str]] = [
         '(runs_in="thread" will say the same one day)',
     ),
     (
-        RestoredError("app.DiskFull", "no space", "Traceback …"),
+        lambda: RestoredError("app.DiskFull", "no space", "Traceback …"),
         Exception,
         {"type_name": "app.DiskFull", "message": "no space", "traceback": "Traceback …"},
         "app.DiskFull: no space",
     ),
     (
-        IllegalEventError(StepSkipped("load", 1.5, "why"), "the step has ended"),
+        lambda: IllegalEventError(StepSkipped("load", 1.5, "why"), "the step has ended"),
         RuntimeError,
         {"event": StepSkipped("load", 1.5, "why"), "state": "the step has ended"},
         "StepSkipped(step='load', at_ms=1.5, reason='why') cannot happen: the step has ended",
     ),
     (
-        HangError(["one at a.py:1", "two at b.py:2"]),
+        lambda: HangError(["one at a.py:1", "two at b.py:2"]),
         RuntimeError,
         {"waiting": ["one at a.py:1", "two at b.py:2"]},
         "nothing can ever happen again, but these tasks wait:\n  one at a.py:1\n  two at b.py:2",
     ),
 ]
 each_error = pytest.mark.parametrize(
-    ("error", "base", "attributes", "message"), TABLE, ids=[type(row[0]).__name__ for row in TABLE]
+    ("make", "base", "attributes", "message"),
+    TABLE,
+    ids=[type(make()).__name__ for make, *_ in TABLE],
 )
 
 
@@ -87,13 +90,15 @@ def test_the_table_holds_every_error_of_the_package() -> None:
         and issubclass(kind, Exception)
     }
 
-    assert errors == {type(row[0]).__name__ for row in TABLE}
+    assert errors == {type(make()).__name__ for make, *_ in TABLE}
 
 
 @each_error
 def test_an_error_says_in_its_message_and_its_attributes_what_is_wrong(
-    error: Exception, base: type[Exception], attributes: dict[str, Any], message: str
+    make: Callable[[], Exception], base: type[Exception], attributes: dict[str, Any], message: str
 ) -> None:
+    error = make()
+
     assert isinstance(error, base)
     check(error, attributes, message)
 
@@ -101,13 +106,13 @@ def test_an_error_says_in_its_message_and_its_attributes_what_is_wrong(
 @each_error
 @pytest.mark.parametrize("protocol", range(2, pickle.HIGHEST_PROTOCOL + 1))
 def test_a_pickled_error_comes_back_with_its_attributes_and_notes(
-    error: Exception,
+    make: Callable[[], Exception],
     base: type[Exception],
     attributes: dict[str, Any],
     message: str,
     protocol: int,
 ) -> None:
-    error = copy.copy(error)
+    error = make()
     error.add_note("in step 'load'")
 
     back = pickle.loads(pickle.dumps(error, protocol))
@@ -119,11 +124,23 @@ def test_a_pickled_error_comes_back_with_its_attributes_and_notes(
 
 @each_error
 def test_a_copied_error_keeps_its_attributes(
-    error: Exception, base: type[Exception], attributes: dict[str, Any], message: str
+    make: Callable[[], Exception], base: type[Exception], attributes: dict[str, Any], message: str
 ) -> None:
+    error = make()
+
     for twin in (copy.copy(error), copy.deepcopy(error)):
         assert type(twin) is type(error)
         check(twin, attributes, message)
+
+
+@each_error
+def test_the_repr_of_an_error_shows_what_it_was_made_of(
+    make: Callable[[], Exception], base: type[Exception], attributes: dict[str, Any], message: str
+) -> None:
+    shown = repr(make())
+
+    values = [value for value in attributes.values() if value is not None]
+    assert all(repr(value) in shown or f"{value:g} ms" in shown for value in values), shown
 
 
 def test_a_step_that_was_cancelled_from_inside_is_not_a_cancellation() -> None:
