@@ -333,7 +333,8 @@ class Run:
                     await self._pause(index, delay_ms)
                 attempt += 1
         except asyncio.CancelledError:
-            if self._state.results[index] is None:  # else the run has told that it was skipped
+            # Before 3.12 the run may have told already that it was skipped.
+            if self._state.results[index] is None:  # pragma: no branch
                 self._emit(self._cancelled(index, self._state.last_error(index)))
         except BaseException as bug:
             self._break_off(bug, f"step {step.name!r} could not be run")
@@ -364,7 +365,8 @@ class Run:
     ) -> _Shortfall | None:
         """Call the action and await it. Only a `CancelledError` is raised: `wait_for` needs it."""
         if self._asked and index in self._asked:
-            raise asyncio.CancelledError  # while this attempt's own task was about to begin
+            # Before 3.12 `wait_for` hands the cancellation on when this has begun already.
+            raise asyncio.CancelledError  # pragma: no cover
         loop, binding = self._loop, self._bindings[index]
         began = loop.time()
         running = AttemptStarted(step.name, attempt, (began - self._started) * 1000)
@@ -410,7 +412,7 @@ class Run:
     ) -> _Shortfall | None:
         """Return what an attempt came to when the wait for it has ended with a cancellation."""
         if isinstance(work, asyncio.Task):
-            while not work.done():
+            while not work.done():  # pragma: no cover - only before 3.12
                 # Before 3.12 `wait_for` abandons a timed-out task if it is cancelled then.
                 try:
                     await asyncio.wait([work])

@@ -89,9 +89,8 @@ def test_another_thread_may_wake_a_loop_that_waits_for_nothing_else():
     async def main():
         loop = asyncio.get_running_loop()
         future = loop.create_future()
-        thread = threading.Thread(
-            target=loop.call_soon_threadsafe, args=(future.set_result, "woken")
-        )
+        # A timer thread, so that the loop is already waiting, in real time, when it comes.
+        thread = threading.Timer(0.05, loop.call_soon_threadsafe, (future.set_result, "woken"))
         loop.call_soon(thread.start)
         try:
             return await future

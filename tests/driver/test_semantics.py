@@ -7,6 +7,7 @@ import contextlib
 import contextvars
 import gc
 import logging
+import sys
 import weakref
 
 import anyio
@@ -637,19 +638,57 @@ async def test_two_steps_that_fail_in_the_same_turn_both_keep_their_errors(sched
     assert sorted(map(str, raised.value.exceptions)) == ["a", "b"]
 
 
-async def test_a_step_between_two_attempts_is_cancelled_with_its_last_error(schedule):
-    async def fail_in_a_turn():
-        await asyncio.sleep(0)
+@pytest.mark.parametrize("turns", range(7))
+async def test_a_step_between_two_attempts_is_cancelled_with_its_last_error(schedule, turns):
+    async def fail_in_a_while():
+        for _ in range(turns):
+            await asyncio.sleep(0)
         raise KeyError
 
+    flaky = Flaky(999)
+
     report = await run_pipeline(
-        [WorkflowStep("a", fail_in_a_turn), WorkflowStep("b", Flaky(999), max_retries=1000)],
+        [WorkflowStep("a", fail_in_a_while), WorkflowStep("b", flaky, max_retries=1000)],
         schedule=schedule,
     )
 
     assert report["b"].status is CANCELLED
-    assert isinstance(report["b"].error, ValueError | None)
-    assert report["b"].attempts < 10
+    assert report["b"].attempts == flaky.calls < 20
+    assert str(report["b"].error) == f"call {flaky.calls}"
+
+
+async def test_a_value_counts_if_the_step_was_asked_to_stop_before_its_limit(schedule):
+    cleaning = Cleaning(takes=0.04, then="saved")
+
+    async def fail_later():
+        await cleaning.started.wait()
+        raise ValueError
+
+    async def catch_twice():
+        try:
+            return await cleaning()
+        except asyncio.CancelledError:
+            return "saved in spite of the limit"
+
+    report = await run_pipeline(
+        [WorkflowStep("a", fail_later), WorkflowStep("b", catch_twice, timeout_ms=30)],
+        schedule=schedule,
+    )
+
+    assert report["b"].status is SUCCESS
+
+
+async def test_the_limit_is_told_from_an_earlier_cancellation_that_the_step_made_itself(schedule):
+    async def action():
+        asyncio.current_task().cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await asyncio.sleep(1)
+        await asyncio.Event().wait()
+
+    report = await run_pipeline([WorkflowStep("a", action, timeout_ms=20)], schedule=schedule)
+
+    assert isinstance(report["a"].error, StepTimeoutError)
+    assert report["a"].error.__cause__ is None
 
 
 # Cancellation from outside.
@@ -822,6 +861,60 @@ async def test_a_base_exception_stops_the_run_and_leaves_it_as_itself(schedule, 
     assert events[-1].outcome == "interrupted"
 
 
+async def test_of_two_interruptions_in_one_turn_the_first_leaves_the_run(schedule):
+    gate = asyncio.Event()
+
+    async def action():
+        await gate.wait()
+        raise SystemExit(current_step().step_name)
+
+    async def open_gate():
+        await asyncio.sleep(0.001)
+        gate.set()
+
+    with pytest.raises(SystemExit) as raised:
+        await run_pipeline(
+            [
+                WorkflowStep("a", action),
+                WorkflowStep("b", action),
+                WorkflowStep("gate", open_gate),
+            ],
+            schedule=schedule,
+        )
+
+    assert raised.value.code == "a"
+
+
+async def test_a_cancellation_needs_nothing_of_anyio_that_is_not_loaded(schedule, monkeypatch):
+    monkeypatch.delitem(sys.modules, "anyio._backends._asyncio", raising=False)
+    cleaning = Cleaning()
+    run = asyncio.ensure_future(run_pipeline([WorkflowStep("a", cleaning)], schedule=schedule))
+    await cleaning.started.wait()
+
+    run.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await run
+
+    assert cleaning.cleaned == 1
+    assert "anyio._backends._asyncio" not in sys.modules
+
+
+async def test_a_defect_of_ours_stops_the_run_and_is_raised_instead_of_hanging(
+    schedule, monkeypatch
+):
+    def defective(*_):
+        raise ZeroDivisionError("a defect")
+
+    monkeypatch.setattr("asyncflow._run.Run._judge", defective)
+    cleaning = Cleaning()
+
+    with pytest.raises(ZeroDivisionError):
+        await run_pipeline(
+            [WorkflowStep("a", fail), WorkflowStep("b", cleaning), WorkflowStep("c", fail)],
+            schedule=schedule,
+        )
+
+
 async def test_pytest_fail_in_a_step_fails_the_test(schedule):
     async def action():
         pytest.fail("as a user would")
@@ -861,6 +954,28 @@ async def test_a_step_that_ignores_its_cancellation_is_named_after_the_grace_per
     assert "'stubborn', attempt 1, has not ended 5 s after" in caplog.text
     assert f"{__file__}:" in caplog.text
     assert "stubborn" in caplog.records[1].getMessage()
+
+
+async def test_each_attempt_that_does_not_end_is_named_once(schedule, caplog):
+    loop = asyncio.get_running_loop()
+    if not isinstance(loop, VirtualTimeLoop):
+        pytest.skip("the grace period is five seconds, which are too long in real time")
+
+    async def long():
+        await asyncio.sleep(9)
+
+    with caplog.at_level(logging.WARNING, "asyncflow"):
+        await run_pipeline(
+            [
+                WorkflowStep("first", Cleaning(takes=20), timeout_ms=1_000),
+                WorkflowStep("second", Cleaning(takes=20), timeout_ms=3_000),
+                WorkflowStep("unlimited", long, timeout_ms=None),
+            ],
+            fail_fast=False,
+            schedule=schedule,
+        )
+
+    assert [record.args[0] for record in caplog.records] == ["first", "second"]
 
 
 async def test_a_stopped_step_that_does_not_end_is_named_too(schedule, caplog):
