@@ -1042,12 +1042,18 @@ def fold(plan: Plan, schedule: Schedule, *, fail: bool, fail_fast: bool, limit: 
     return events
 
 
-@each_schedule
-@pytest.mark.parametrize("shape", [chain, fan])
 @pytest.mark.parametrize(
-    ("fail", "fail_fast", "limit"),
-    [(False, True, None), (False, True, 7), (True, True, None), (True, False, None)],
-    ids=["passed", "limited", "failed fast", "failed"],
+    ("shape", "schedule", "fail", "fail_fast", "limit"),
+    [
+        pytest.param(chain, "tiers", False, True, None, id="chain-tiers"),
+        pytest.param(chain, "ready", False, True, None, id="chain-ready"),
+        pytest.param(fan, "tiers", False, True, None, id="fan-tiers"),
+        pytest.param(fan, "ready", False, True, None, id="fan-ready"),
+        pytest.param(fan, "tiers", False, True, 7, id="fan-tiers-limited"),
+        pytest.param(fan, "ready", True, True, None, id="fan-ready-failed-fast"),
+        pytest.param(chain, "ready", True, False, None, id="chain-ready-failed"),
+        pytest.param(chain, "tiers", True, False, None, id="chain-tiers-failed"),
+    ],
 )
 def test_100_000_steps_fold_in_linear_time(
     shape: Callable[[int], Plan],
