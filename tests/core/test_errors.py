@@ -166,3 +166,7 @@ def test_the_nearest_name_is_offered_if_there_is_one() -> None:
     assert nearest("extrakt", iter(["extract"])) == " (did you mean 'extract'?)"
     assert nearest("zzz", ["load", "extract"]) == ""
     assert nearest("zzz", []) == ""
+
+
+# Of the mutants that mutmut makes of `_errors`, two survive, which ask `difflib` in `nearest` for
+# more words than the best one: only the first is used.
