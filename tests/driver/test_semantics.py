@@ -1080,6 +1080,19 @@ async def test_all_observers_hear_the_same_events_in_the_same_order(schedule):
     ]
 
 
+async def test_a_run_that_ends_before_its_stop_is_due_leaves_no_timer(schedule):
+    def interrupting(event):
+        raise SystemExit
+
+    with pytest.raises(SystemExit):
+        await run_pipeline([], schedule=schedule, observers=[interrupting])
+    await asyncio.sleep(0)
+
+    loop = asyncio.get_running_loop()
+    if isinstance(loop, VirtualTimeLoop):
+        assert [timer for timer in loop._scheduled if not timer.cancelled()] == []
+
+
 async def test_a_run_is_interrupted_once_however_many_reasons_there_are(schedule):
     events = []
 
