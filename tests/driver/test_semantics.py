@@ -970,6 +970,7 @@ async def test_each_attempt_that_does_not_end_is_named_once(schedule, caplog):
                 WorkflowStep("first", Cleaning(takes=20), timeout_ms=1_000),
                 WorkflowStep("second", Cleaning(takes=20), timeout_ms=3_000),
                 WorkflowStep("unlimited", long, timeout_ms=None),
+                WorkflowStep("backing off", Flaky(1), max_retries=2, retry=8_000),
             ],
             fail_fast=False,
             schedule=schedule,
