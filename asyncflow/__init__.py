@@ -8,12 +8,15 @@ from asyncflow._errors import (
     CyclicDependencyError,
     IllegalEventError,
     RestoredError,
+    ResultRefusedError,
     StepCancelledError,
     StepTimeoutError,
 )
 from asyncflow._graph import parallel_groups, topological_sort
 from asyncflow._orchestrator import Orchestrator, run_pipeline
+from asyncflow._pool import Pool
 from asyncflow._report import Attempt, RestoredOutput, RunReport, StepResult, StepStatus
+from asyncflow._retry import Retry
 from asyncflow._run import Observer
 from asyncflow._step import WorkflowStep
 
@@ -24,8 +27,11 @@ __all__ = [
     "IllegalEventError",
     "Observer",
     "Orchestrator",
+    "Pool",
     "RestoredError",
     "RestoredOutput",
+    "ResultRefusedError",
+    "Retry",
     "RunReport",
     "StepCancelledError",
     "StepContext",

@@ -7,6 +7,7 @@ All of them can be pickled, and what a message tells in words stands in attribut
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Literal, TypeAlias
 
 __all__ = [
     "ActionNotAwaitableError",
@@ -14,6 +15,7 @@ __all__ = [
     "HangError",
     "IllegalEventError",
     "RestoredError",
+    "ResultRefusedError",
     "StepCancelledError",
     "StepTimeoutError",
     "nearest",
@@ -37,27 +39,67 @@ class CyclicDependencyError(ValueError):
 
 
 class StepTimeoutError(TimeoutError):
-    """An attempt took longer than its step's ``timeout_ms``.
+    """An attempt took longer than it may.
 
     Only the run raises it. A ``TimeoutError`` that the step raised by itself is kept as it is,
-    so the two can be told apart. If the step's clean-up raised while the timeout cancelled it,
+    so the two can be told apart. If the step's clean-up raised while the limit cancelled it,
     that exception is the ``__cause__``.
 
     Attributes:
         step_name: The step.
         attempt: Which attempt it was, counted from 1.
-        timeout_ms: The limit that the attempt exceeded, in milliseconds.
+        timeout_ms: The limit that was exceeded, in milliseconds.
+        kind: Which limit that was: ``"attempt"`` (the step's ``timeout_ms``), ``"step"`` (its
+            ``deadline_ms``), ``"heartbeat"`` (its ``heartbeat_ms``) or ``"run"`` (the run's
+            ``deadline_ms``).
     """
 
-    def __init__(self, step_name: str, attempt: int, timeout_ms: float) -> None:
+    def __init__(
+        self, step_name: str, attempt: int, timeout_ms: float, kind: TimeoutKind = "attempt"
+    ) -> None:
+        what = _EXCEEDED[kind].format(step=repr(step_name), attempt=attempt)
         # One argument only: OSError, the base of TimeoutError, reads two as errno and text.
-        super().__init__(f"attempt {attempt} of step {step_name!r} exceeded {timeout_ms:g} ms")
+        super().__init__(f"{what} {timeout_ms:g} ms")
         self.step_name = step_name
         self.attempt = attempt
         self.timeout_ms = timeout_ms
+        self.kind: TimeoutKind = kind
 
     def __reduce__(self) -> tuple[object, ...]:
-        return type(self), (self.step_name, self.attempt, self.timeout_ms), self.__dict__
+        state = self.__dict__
+        return type(self), (self.step_name, self.attempt, self.timeout_ms, self.kind), state
+
+
+TimeoutKind: TypeAlias = Literal["attempt", "step", "heartbeat", "run"]
+
+_EXCEEDED: dict[TimeoutKind, str] = {
+    "attempt": "attempt {attempt} of step {step} exceeded",
+    "step": "step {step} exceeded, in attempt {attempt}, its deadline of",
+    "heartbeat": "attempt {attempt} of step {step} gave no heartbeat for",
+    "run": "attempt {attempt} of step {step} was running when the run exceeded its deadline of",
+}
+
+
+class ResultRefusedError(Exception):
+    """An attempt returned a value that the step's ``Retry(until=...)`` did not accept.
+
+    Attributes:
+        step_name: The step.
+        attempt: Which attempt it was, counted from 1.
+        result: What it returned.
+    """
+
+    def __init__(self, step_name: str, attempt: int, result: object) -> None:
+        super().__init__(step_name, attempt, result)
+        self.step_name = step_name
+        self.attempt = attempt
+        self.result = result
+
+    def __str__(self) -> str:
+        return (
+            f"attempt {self.attempt} of step {self.step_name!r} returned a value that its "
+            "Retry(until=...) did not accept"
+        )
 
 
 class StepCancelledError(Exception):
@@ -102,8 +144,7 @@ class ActionNotAwaitableError(TypeError):
     def __str__(self) -> str:
         return (
             f"the action of step {self.step_name!r} returned {self.returned}, which cannot be "
-            "awaited; make it 'async def', and let it await asyncio.to_thread(...) if it blocks "
-            '(runs_in="thread" will say the same one day)'
+            "awaited; make it 'async def', or say runs_in=\"thread\" if it is a plain function"
         )
 
 

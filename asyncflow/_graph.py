@@ -20,7 +20,8 @@ from dataclasses import dataclass
 from typing import TypeAlias
 
 from asyncflow._errors import CyclicDependencyError, nearest
-from asyncflow._step import NO_PARAMETERS, WorkflowStep
+from asyncflow._signature import NO_PARAMETERS
+from asyncflow._step import WorkflowStep
 
 __all__ = ["Binding", "Plan", "Shape", "bind", "parallel_groups", "plan", "topological_sort"]
 

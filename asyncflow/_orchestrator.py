@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 import os
+import random
 from collections.abc import Iterable, Mapping
 from typing import Any, get_args
 
@@ -86,6 +87,7 @@ class Orchestrator:
                 fail_fast=self._fail_fast,
                 schedule=self._schedule,
                 max_concurrency=self._max_concurrency,
+                random=random.random,
             ),
             self._observers,
         ).execute()

@@ -76,8 +76,10 @@ class RunState:
         fail_fast: bool = True,
         schedule: Schedule = "tiers",
         max_concurrency: int | None = None,
+        random: Callable[[], float] = float,
     ) -> None:
         count = len(plan.steps)
+        self._random = random
         self._plan = plan
         self._index = plan.index
         self._fail_fast = fail_fast
@@ -142,7 +144,9 @@ class RunState:
         attempt = self.running_attempt(step)
         assert attempt is not None
         declared = self._plan.steps[step]
-        return float(declared.retry) if attempt.attempt < declared.max_retries else None
+        if attempt.attempt >= declared.max_retries:
+            return None
+        return declared.retry.delay_ms(attempt.attempt, error, self._random)
 
     def last_error(self, step: int) -> BaseException | None:
         """What the latest failed attempt of the step failed with, if one has."""

@@ -3,23 +3,29 @@
 from __future__ import annotations
 
 import inspect
+import pickle
 import sys
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from functools import partial
-from types import FunctionType
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, Literal, TypeAlias, get_args
 
 from asyncflow._errors import nearest
+from asyncflow._pool import Pool
+from asyncflow._retry import AT_ONCE, Retry
+from asyncflow._signature import NO_PARAMETERS, Signature, signature_of
 
-__all__ = ["NO_PARAMETERS", "Action", "Signature", "WorkflowStep"]
+__all__ = ["Action", "Condition", "RunIf", "RunsIn", "WorkflowStep"]
 
-Action: TypeAlias = Callable[..., Awaitable[Any]]
+Action: TypeAlias = Callable[..., Any]
+"""It returns an awaitable, unless the step runs in a thread or a process."""
+Condition: TypeAlias = Callable[..., object]
+RunIf: TypeAlias = Literal["success", "failure", "always"]
+RunsIn: TypeAlias = Literal["loop", "thread", "process"]
 
 
 @dataclass(frozen=True, slots=True, init=False)
 class WorkflowStep:
-    """One step of a pipeline: a name, an async action and what it depends on.
+    """One step of a pipeline: a name, an action, what it depends on and how it is run.
 
     A step holds no state of any run, so the same object may be used in any number of
     pipelines, runs, event loops and threads at once. It is checked when it is made.
@@ -28,19 +34,40 @@ class WorkflowStep:
         name: A non-empty string, unique in its pipeline.
         action: An async callable: a coroutine function, a `functools.partial` of one, a bound
             method, an object whose ``__call__`` is async, or any callable that returns an
-            awaitable. It gets its data by parameter name: a parameter with the name of a
-            dependency receives that step's output, one with the name of a run input receives
-            that input, and ``**kwargs`` receives the outputs of all other dependencies. What
-            a partial already binds is left alone.
+            awaitable; a plain function if ``runs_in`` says so. It gets its data by parameter
+            name: a parameter with the name of a dependency receives that step's output, one
+            with the name of a run input receives that input, and ``**kwargs`` receives the
+            outputs of all other dependencies. What a partial already binds is left alone.
         depends_on: The names of the steps whose outputs this one needs, ``["extract"]``, or
             ``{parameter: step name}`` where a parameter has another name than the step. A
             repeated name counts once.
         max_retries: How many attempts there are in all, at least 1 (the default: no second one).
         timeout_ms: How many milliseconds each attempt may take; finite and above 0. ``None``
-            means no limit. Waiting for a tier or between two attempts does not count.
-        retry: How many milliseconds pass between the end of a failed attempt and the start of the
-            next; finite and not below 0. With 0 (the default) the next one starts in the next
-            turn of the event loop.
+            means no limit. Waiting for a tier, a pool or the next attempt does not count.
+        retry: A `Retry` policy, or how many milliseconds pass between the end of a failed
+            attempt and the start of the next. With 0 (the default) the next one starts in the
+            next turn of the event loop.
+        deadline_ms: How many milliseconds all attempts and the waits between them may take;
+            ``None`` (the default) means no limit. Waiting for a pool does not count. A wait
+            that would not end in time is not begun: the step fails at once.
+        heartbeat_ms: How many milliseconds an attempt may go without calling
+            ``current_step().heartbeat()``; ``None`` (the default) means no limit.
+        pool: A `Pool`, whose slots the attempts of this step take while they run.
+        map_over: One of the dependencies. The action is called once for each item of that one's
+            output (any iterable or async iterable) and receives the item in its stead, all of
+            them concurrently. Each item has its own attempts, limits and place in the pool; the
+            step's output is the list of what the calls returned, in the order of the items.
+        when: A plain function that gets its data by parameter name as the action does. If what
+            it returns is false, the step is skipped on purpose, and with it all that depends
+            on it.
+        run_if: Whether the step runs if all its dependencies succeeded (``"success"``, the
+            default), if one of them did not (``"failure"``), or in either case (``"always"``).
+            The latter two are for clean-up and notification: they run also when the run stops
+            because a step failed or its deadline passed, once everything else has ended;
+            without ``depends_on`` they wait for, and look at, all other steps. An output that
+            does not exist arrives as ``None``.
+        runs_in: Where the action runs: in the event ``"loop"`` (the default), or, if it is a
+            plain function, in a ``"thread"`` or a ``"process"`` of its own.
         parameters: For which parameters ``depends_on`` was a mapping, as pairs of parameter and
             step name. It is filled from that mapping; there is no need to give it, and with a
             mapping what is given here does not count.
@@ -57,10 +84,19 @@ class WorkflowStep:
     depends_on: tuple[str, ...]
     max_retries: int = field(kw_only=True)
     timeout_ms: float | None = field(kw_only=True)
-    retry: float = field(kw_only=True)
+    retry: Retry = field(kw_only=True)
+    deadline_ms: float | None = field(kw_only=True)
+    heartbeat_ms: float | None = field(kw_only=True)
+    pool: Pool | None = field(kw_only=True)
+    map_over: str | None = field(kw_only=True)
+    when: Condition | None = field(kw_only=True)
+    run_if: RunIf = field(kw_only=True)
+    runs_in: RunsIn = field(kw_only=True)
     parameters: tuple[tuple[str, str], ...] = field(kw_only=True)
     signature: Signature = field(init=False, repr=False, compare=False)
     """The parameters that the action can be given."""
+    condition: Signature = field(init=False, repr=False, compare=False)
+    """The parameters that ``when`` can be given."""
 
     def __init__(
         self,
@@ -70,14 +106,26 @@ class WorkflowStep:
         *,
         max_retries: int = 1,
         timeout_ms: float | None = 30_000,
-        retry: float = 0,
+        retry: float | Retry = AT_ONCE,
+        deadline_ms: float | None = None,
+        heartbeat_ms: float | None = None,
+        pool: Pool | None = None,
+        map_over: str | None = None,
+        when: Condition | None = None,
+        run_if: RunIf = "success",
+        runs_in: RunsIn = "loop",
         parameters: Iterable[tuple[str, str]] = (),
     ) -> None:
         _check_name(name)
-        _check_action(name, action)
+        _check_one_of(name, "runs_in", runs_in, _PLACES)
+        _check_action(name, action, runs_in)
         _check_max_retries(name, max_retries)
-        _check_timeout(name, timeout_ms)
-        _check_retry(name, retry)
+        _check_limit(name, "timeout_ms", timeout_ms)
+        _check_limit(name, "deadline_ms", deadline_ms)
+        _check_limit(name, "heartbeat_ms", heartbeat_ms)
+        _check_pool(name, pool)
+        _check_when(name, when)
+        _check_one_of(name, "run_if", run_if, _OCCASIONS)
         if isinstance(depends_on, Mapping):
             parameters = depends_on.items()
             depends_on = depends_on.values()
@@ -88,42 +136,19 @@ class WorkflowStep:
         fill(self, "depends_on", _dependency_names(name, depends_on))
         fill(self, "max_retries", max_retries)
         fill(self, "timeout_ms", timeout_ms)
-        fill(self, "retry", retry)
-        fill(self, "parameters", tuple(parameters))
-        fill(self, "signature", _signature(name, action))
-        self._check_parameters()
-
-    def _check_parameters(self) -> None:
-        accepts = self.signature
-        for parameter, step_name in self.parameters:
-            if not isinstance(parameter, str):
-                raise TypeError(
-                    f"step {self.name!r}: depends_on must map names of parameters to names of "
-                    f"steps, not {type(parameter).__name__}"
-                )
-            if step_name not in self.depends_on:
-                raise ValueError(
-                    f"step {self.name!r} maps parameter {parameter!r} to {step_name!r}, "
-                    "which is not one of its dependencies"
-                )
-            takes_it = accepts.takes_any and parameter not in accepts.bound
-            if parameter not in accepts.names and not takes_it:
-                raise ValueError(
-                    f"step {self.name!r} maps parameter {parameter!r} to {step_name!r}, but its "
-                    f"action has no such parameter{nearest(parameter, accepts.names)}"
-                )
-
-
-class Signature(NamedTuple):
-    """Which parameters of an action can be filled by name."""
-
-    names: tuple[str, ...] = ()
-    required: frozenset[str] = frozenset()
-    """Those without a default."""
-    takes_any: bool = False
-    """Whether there is a ``**kwargs``."""
-    bound: frozenset[str] = frozenset()
-    """Those that a `functools.partial` has filled already."""
+        fill(self, "retry", retry if isinstance(retry, Retry) else _constant(name, retry))
+        fill(self, "deadline_ms", deadline_ms)
+        fill(self, "heartbeat_ms", heartbeat_ms)
+        fill(self, "pool", pool)
+        fill(self, "map_over", map_over)
+        fill(self, "when", when)
+        fill(self, "run_if", run_if)
+        fill(self, "runs_in", runs_in)
+        fill(self, "parameters", _pairs(name, parameters))
+        fill(self, "signature", signature_of(name, action))
+        fill(self, "condition", NO_PARAMETERS if when is None else signature_of(name, when))
+        _check_parameters(self)
+        _check_map_over(self)
 
 
 def _check_name(name: object) -> None:
@@ -133,7 +158,19 @@ def _check_name(name: object) -> None:
         raise ValueError("a step's name must not be empty")
 
 
-def _check_action(name: str, action: object) -> None:
+_OCCASIONS = get_args(RunIf)
+_PLACES = get_args(RunsIn)
+
+
+def _check_one_of(name: str, argument: str, value: object, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise ValueError(
+            f"step {name!r}: {argument} must be one of {', '.join(map(repr, choices))}, "
+            f"not {value!r}"
+        )
+
+
+def _check_action(name: str, action: object, runs_in: str) -> None:
     if inspect.iscoroutine(action):
         action.close()  # it will never be awaited, and the TypeError says so better
         raise TypeError(
@@ -149,6 +186,24 @@ def _check_action(name: str, action: object) -> None:
             f"step {name!r}: action is an async generator function, which cannot be awaited; "
             "pass an async function that consumes it and returns the result"
         )
+    if runs_in != "loop":
+        _check_plain(name, action, runs_in)
+
+
+def _check_plain(name: str, action: object, runs_in: str) -> None:
+    if inspect.iscoroutinefunction(action):
+        raise TypeError(
+            f"step {name!r}: an async function runs in the event loop, and runs_in={runs_in!r} "
+            "is for plain ones; leave it out, or make the action a plain function"
+        )
+    if runs_in == "process":
+        try:
+            pickle.dumps(action)
+        except Exception as error:  # the objects of users may raise anything
+            raise TypeError(
+                f"step {name!r}: its action cannot be sent to another process; use a function "
+                f"that is defined at the top of a module ({error})"
+            ) from error
 
 
 def _check_max_retries(name: str, max_retries: object) -> None:
@@ -163,29 +218,51 @@ def _check_max_retries(name: str, max_retries: object) -> None:
         )
 
 
-def _check_timeout(name: str, timeout_ms: object) -> None:
-    if timeout_ms is None:
+def _check_limit(name: str, argument: str, limit_ms: object) -> None:
+    if limit_ms is None:
         return
-    if isinstance(timeout_ms, bool) or not isinstance(timeout_ms, int | float):
+    if isinstance(limit_ms, bool) or not isinstance(limit_ms, int | float):
         raise TypeError(
-            f"step {name!r}: timeout_ms must be a number or None, not {type(timeout_ms).__name__}"
+            f"step {name!r}: {argument} must be a number or None, not {type(limit_ms).__name__}"
         )
     # A NaN would break the timers of every other step of the loop: gh-105331.
     # An integer above all floats is not infinite, but no timer can be set to it.
-    if not 0 < timeout_ms <= sys.float_info.max or timeout_ms / 1000 == 0:
+    if not 0 < limit_ms <= sys.float_info.max or limit_ms / 1000 == 0:
         raise ValueError(
-            f"step {name!r}: timeout_ms must be finite and above 0, not {timeout_ms}; "
+            f"step {name!r}: {argument} must be finite and above 0, not {limit_ms}; "
             "use None for no limit"
         )
 
 
-def _check_retry(name: str, retry: object) -> None:
+def _constant(name: str, retry: object) -> Retry:
     if isinstance(retry, bool) or not isinstance(retry, int | float):
         raise TypeError(
-            f"step {name!r}: retry must be a number of milliseconds, not {type(retry).__name__}"
+            f"step {name!r}: retry must be a number of milliseconds or a Retry, "
+            f"not {type(retry).__name__}"
         )
     if not 0 <= retry <= sys.float_info.max:
         raise ValueError(f"step {name!r}: retry must be finite and not below 0 ms, not {retry}")
+    return Retry(base_ms=retry, factor=1, max_ms=retry, jitter=False) if retry else AT_ONCE
+
+
+def _check_pool(name: str, pool: object) -> None:
+    if pool is not None and not isinstance(pool, Pool):
+        hint = f"; make one, Pool({pool}), and share it" if type(pool) is int else ""
+        raise TypeError(
+            f"step {name!r}: pool must be a Pool or None, not {type(pool).__name__}{hint}"
+        )
+
+
+def _check_when(name: str, when: object) -> None:
+    if when is None:
+        return
+    if not callable(when):
+        raise TypeError(f"step {name!r}: when must be callable, not {type(when).__name__}")
+    if inspect.iscoroutinefunction(when) or inspect.isasyncgenfunction(when):
+        raise TypeError(
+            f"step {name!r}: when must be a plain function; what takes time to find out "
+            "belongs into a step of its own, whose output this one can look at"
+        )
 
 
 def _dependency_names(name: str, depends_on: object) -> tuple[str, ...]:
@@ -194,51 +271,55 @@ def _dependency_names(name: str, depends_on: object) -> tuple[str, ...]:
             f"step {name!r}: depends_on must be a list of step names or a mapping of parameter "
             f"to step name, not {type(depends_on).__name__}"
         )
-    names = tuple(dict.fromkeys(depends_on))
+    names = tuple(depends_on)
     for dependency in names:
         if not isinstance(dependency, str):
             raise TypeError(
                 f"step {name!r}: depends_on must hold names of steps, "
                 f"not {type(dependency).__name__}"
             )
-    return names
+    return tuple(dict.fromkeys(names))
 
 
-NO_PARAMETERS = Signature()
-
-
-def _signature(name: str, action: Action) -> Signature:
-    if type(action) is FunctionType and not action.__dict__:
-        # Most actions: `inspect` would take fifty times as long for the same answer.
-        code = action.__code__
-        if not (
-            code.co_argcount or code.co_kwonlyargcount or code.co_flags & inspect.CO_VARKEYWORDS
-        ):
-            return NO_PARAMETERS
-    try:
-        signature = inspect.signature(action)
-    except ValueError:  # some callables written in C do not tell
-        return NO_PARAMETERS
-    bound = _bound(action) if isinstance(action, partial) else frozenset()
-    names, required, takes_any = [], set(), False
-    for parameter in signature.parameters.values():
-        if parameter.kind is parameter.VAR_KEYWORD:
-            takes_any = True
-        elif parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY):
-            if parameter.name not in bound:
-                names.append(parameter.name)
-                if parameter.default is parameter.empty:
-                    required.add(parameter.name)
-        elif parameter.kind is parameter.POSITIONAL_ONLY and parameter.default is parameter.empty:
+def _pairs(name: str, parameters: Iterable[tuple[str, str]]) -> tuple[tuple[str, str], ...]:
+    pairs = tuple(parameters)
+    for pair in pairs:
+        if not (isinstance(pair, tuple) and len(pair) == 2 and isinstance(pair[0], str)):
             raise TypeError(
-                f"step {name!r}: parameter {parameter.name!r} of its action is positional-only, "
-                "but actions get their data by parameter name; remove the '/'"
+                f"step {name!r}: depends_on must map names of parameters to names of steps, "
+                f"not {pair!r}"
             )
-    if not names and not takes_any:
-        return NO_PARAMETERS
-    return Signature(tuple(names), frozenset(required), takes_any, bound)
+    return pairs
 
 
-def _bound(action: partial[Any]) -> frozenset[str]:
-    positional = list(inspect.signature(action.func).parameters)[: len(action.args)]
-    return frozenset(positional).union(action.keywords)
+def _check_parameters(step: WorkflowStep) -> None:
+    accepts = step.signature
+    for parameter, step_name in step.parameters:
+        if step_name not in step.depends_on:
+            raise ValueError(
+                f"step {step.name!r} maps parameter {parameter!r} to {step_name!r}, "
+                "which is not one of its dependencies"
+            )
+        takes_it = accepts.takes_any and parameter not in accepts.bound
+        if parameter not in accepts.names and not takes_it:
+            raise ValueError(
+                f"step {step.name!r} maps parameter {parameter!r} to {step_name!r}, but its "
+                f"action has no such parameter{nearest(parameter, accepts.names)}"
+            )
+
+
+def _check_map_over(step: WorkflowStep) -> None:
+    source, accepts = step.map_over, step.signature
+    if source is None:
+        return
+    if source not in step.depends_on:
+        raise ValueError(
+            f"step {step.name!r} maps over {source!r}, which is not one of its dependencies; "
+            "name it in depends_on too"
+        )
+    takers = {parameter for parameter, name in step.parameters if name == source} or {source}
+    if not accepts.takes_any and not takers.intersection(accepts.names):
+        raise ValueError(
+            f"step {step.name!r} maps over {source!r}, but its action has no parameter of that "
+            "name that could receive the items; add one, or map it in depends_on"
+        )

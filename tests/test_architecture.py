@@ -14,7 +14,19 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "asyncflow"
 
 FLOORS = [
-    ["_errors", "_record", "_awaiting", "_step", "_graph", "_report", "events", "_state"],
+    [
+        "_errors",
+        "_record",
+        "_awaiting",
+        "_retry",
+        "_pool",
+        "_signature",
+        "_step",
+        "_graph",
+        "_report",
+        "events",
+        "_state",
+    ],
     ["_watchdog", "_engine", "_run", "_orchestrator"],
     ["testing"],
     ["__init__", "examples"],
@@ -25,7 +37,7 @@ NEEDED = {"anyio", "idna", "sniffio", "typing_extensions", "exceptiongroup"}
 """What ``import asyncflow`` may import beside the standard library: anyio and what that needs."""
 
 LINES_A_FILE, LINES_A_FUNCTION = 400, 40
-EXCESSES = {"_run": 560, "_run._run_step": 55}
+EXCESSES = {"_run": 560, "_run._run_step": 55, "_step.__init__": 55}
 """What may be longer: the rules on what becomes of a step are best read in one place."""
 
 

@@ -16,6 +16,7 @@ from asyncflow import (
     CyclicDependencyError,
     IllegalEventError,
     RestoredError,
+    ResultRefusedError,
     StepCancelledError,
     StepTimeoutError,
     _errors,
@@ -37,6 +38,30 @@ TABLE: list[tuple[Callable[[], Exception], type[Exception], dict[str, Any], str]
         "attempt 2 of step 'load' exceeded 1500 ms",
     ),
     (
+        lambda: StepTimeoutError("load", 2, 1500.0, "step"),
+        TimeoutError,
+        {"step_name": "load", "attempt": 2, "timeout_ms": 1500.0, "kind": "step"},
+        "step 'load' exceeded, in attempt 2, its deadline of 1500 ms",
+    ),
+    (
+        lambda: StepTimeoutError("load", 2, 1500.0, "heartbeat"),
+        TimeoutError,
+        {"step_name": "load", "attempt": 2, "timeout_ms": 1500.0, "kind": "heartbeat"},
+        "attempt 2 of step 'load' gave no heartbeat for 1500 ms",
+    ),
+    (
+        lambda: StepTimeoutError("load", 2, 1500.0, "run"),
+        TimeoutError,
+        {"step_name": "load", "attempt": 2, "timeout_ms": 1500.0, "kind": "run"},
+        "attempt 2 of step 'load' was running when the run exceeded its deadline of 1500 ms",
+    ),
+    (
+        lambda: ResultRefusedError("load", 2, "pending"),
+        Exception,
+        {"step_name": "load", "attempt": 2, "result": "pending"},
+        "attempt 2 of step 'load' returned a value that its Retry(until=...) did not accept",
+    ),
+    (
         lambda: StepCancelledError("load", 3),
         Exception,
         {"step_name": "load", "attempt": 3},
@@ -48,8 +73,7 @@ TABLE: list[tuple[Callable[[], Exception], type[Exception], dict[str, Any], str]
         TypeError,
         {"step_name": "load", "returned": "int"},
         "the action of step 'load' returned int, which cannot be awaited; make it 'async def', "
-        "and let it await asyncio.to_thread(...) if it blocks "
-        '(runs_in="thread" will say the same one day)',
+        'or say runs_in="thread" if it is a plain function',
     ),
     (
         lambda: RestoredError("app.DiskFull", "no space", "Traceback …"),
@@ -139,7 +163,7 @@ def test_the_repr_of_an_error_shows_what_it_was_made_of(
 ) -> None:
     shown = repr(make())
 
-    values = [value for value in attributes.values() if value is not None]
+    values = [v for name, v in attributes.items() if v is not None and name != "kind"]
     assert all(repr(value) in shown or f"{value:g} ms" in shown for value in values), shown
 
 

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from asyncflow import WorkflowStep
+from asyncflow import Retry, WorkflowStep
 from asyncflow._step import NO_PARAMETERS, Signature
 
 
@@ -227,7 +227,8 @@ class TestRetry:
             WorkflowStep("load", nothing, retry=value)
 
         assert str(refused.value) == (
-            f"step 'load': retry must be a number of milliseconds, not {type(value).__name__}"
+            f"step 'load': retry must be a number of milliseconds or a Retry, "
+            f"not {type(value).__name__}"
         )
 
     @pytest.mark.parametrize(
@@ -242,11 +243,18 @@ class TestRetry:
         )
 
     @pytest.mark.parametrize("value", [0, 0.0, 1e-300, 1, 60_000, sys.float_info.max])
-    def test_is_kept(self, value: float) -> None:
-        assert WorkflowStep("load", nothing, retry=value).retry == value
+    def test_is_a_policy_of_constant_pauses(self, value: float) -> None:
+        policy = WorkflowStep("load", nothing, retry=value).retry
 
-    def test_is_zero_if_not_given(self) -> None:
-        assert WorkflowStep("load", nothing).retry == 0
+        assert [policy.delay_ms(attempt, OSError(), float) for attempt in (1, 2, 99)] == [value] * 3
+
+    def test_may_be_a_policy(self) -> None:
+        policy = Retry(factor=3)
+
+        assert WorkflowStep("load", nothing, retry=policy).retry is policy
+
+    def test_is_at_once_if_not_given(self) -> None:
+        assert WorkflowStep("load", nothing).retry.delay_ms(1, OSError(), float) == 0
 
 
 class TestDependsOn:
@@ -338,7 +346,8 @@ class TestDependsOn:
             WorkflowStep("load", takes_anything, {1: "extract"})  # type: ignore[dict-item]
 
         assert str(refused.value) == (
-            "step 'load': depends_on must map names of parameters to names of steps, not int"
+            "step 'load': depends_on must map names of parameters to names of steps, "
+            "not (1, 'extract')"
         )
 
     def test_may_map_any_parameter_if_the_action_takes_any(self) -> None:
@@ -430,9 +439,7 @@ class TestData:
         text = repr(WorkflowStep("load", nothing, ["a"], max_retries=2, timeout_ms=5))
 
         assert text.startswith("WorkflowStep(name='load', action=<function nothing")
-        assert text.endswith(
-            "depends_on=('a',), max_retries=2, timeout_ms=5, retry=0, parameters=())"
-        )
+        assert "depends_on=('a',), max_retries=2, timeout_ms=5, retry=Retry(" in text
 
 
 def typed(function: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:

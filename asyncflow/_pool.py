@@ -1,0 +1,153 @@
+"""A limit that steps share: how many may run at once, and how many may start in a second.
+
+Nothing here waits or reads a clock: who asks for a slot gives a callable that is called when it
+is its turn, and says what time it is. So one pool serves any number of runs, event loops and
+threads at once.
+"""
+
+from __future__ import annotations
+
+import sys
+import threading
+from collections import OrderedDict
+from collections.abc import Callable
+
+__all__ = ["Pool", "Ticket"]
+
+
+class Pool:
+    """At most ``size`` attempts of the steps that share it run at the same time.
+
+    Share the object: ``WorkflowStep(..., pool=openai)``, in one pipeline or in many. It holds
+    across all concurrent runs of the process, whatever event loop or thread they run in, first
+    come, first served. A step holds its slot while an attempt runs, not between two attempts,
+    and waiting for it is no part of the step's time; see `StepResult.queued_ms`.
+
+    A step that runs another pipeline must not share a pool with it: it would wait for itself.
+
+    Args:
+        size: How many slots there are, at least 1.
+        per_second: How many attempts may start in a second, above 0; a fraction is fine, and
+            ``None`` (the default) means no such limit. Starts are spread evenly, ``5`` lets one
+            pass every 200 ms: so no second, wherever it is taken to begin, sees a burst.
+
+    Raises:
+        TypeError: An argument has the wrong type.
+        ValueError: An argument is out of its range.
+    """
+
+    __slots__ = ("_in_use", "_interval_s", "_line", "_lock", "_next_start", "per_second", "size")
+
+    def __init__(self, size: int, *, per_second: float | None = None) -> None:
+        if isinstance(size, bool) or not isinstance(size, int):
+            raise TypeError(f"a pool's size must be an int, not {type(size).__name__}")
+        if size < 1:
+            raise ValueError(f"a pool's size must be at least 1, not {size}")
+        if per_second is not None:
+            if isinstance(per_second, bool) or not isinstance(per_second, int | float):
+                raise TypeError(
+                    f"a pool's per_second must be a number or None, not {type(per_second).__name__}"
+                )
+            if not 1 / sys.float_info.max < per_second <= sys.float_info.max:
+                raise ValueError(
+                    f"a pool's per_second must be finite and above 0, not {per_second}"
+                )
+        self.size = size
+        self.per_second = per_second
+        self._interval_s = 0.0 if per_second is None else 1 / per_second
+        self._next_start = 0.0
+        self._in_use = 0
+        self._line: OrderedDict[Ticket, Callable[[], object]] = OrderedDict()
+        # Slots come back from other threads, and also when the collector ends a coroutine: in
+        # any line of this very code, hence one that the same thread may take twice.
+        self._lock = threading.RLock()
+
+    @property
+    def in_use(self) -> int:
+        """How many slots are taken."""
+        return self._in_use
+
+    @property
+    def waiting(self) -> int:
+        """How many attempts stand in line for a slot."""
+        return len(self._line)
+
+    def ask(self, call: Callable[[], object]) -> Ticket:
+        """Take a slot if one is free; else stand in line.
+
+        Args:
+            call: Called, in any thread, once the ticket has a slot; not if it has one already
+                when this returns. If it raises `RuntimeError` (a closed event loop does), the
+                ticket is given back.
+        """
+        ticket = Ticket(self)
+        with self._lock:
+            if self._in_use < self.size:
+                self._in_use += 1
+                ticket.has_slot = True
+            else:
+                self._line[ticket] = call
+        return ticket
+
+    def __repr__(self) -> str:
+        rate = "" if self.per_second is None else f", per_second={self.per_second:g}"
+        return f"<Pool({self.size}{rate}): {self._in_use} in use, {len(self._line)} waiting>"
+
+
+class Ticket:
+    """A place in the line of a pool, and then a slot of it, until it is given back."""
+
+    __slots__ = ("_is_done", "_pool", "_start", "has_slot")
+
+    def __init__(self, pool: Pool) -> None:
+        self._pool = pool
+        self._start: float | None = None
+        self._is_done = False
+        self.has_slot = False
+
+    def pace(self, now: float) -> float:
+        """Book the next start that the pool's rate allows, and return the seconds until then.
+
+        Args:
+            now: The time, in seconds, of the clock that will tell when they have passed.
+        """
+        pool, interval = self._pool, self._pool._interval_s
+        if not interval:
+            return 0.0
+        with pool._lock:
+            # No more than all slots can have booked. What lies later was booked by another
+            # clock, as that of a test's event loop, which is no longer there.
+            if pool._next_start > now + interval * pool.size:
+                pool._next_start = now
+            self._start = max(pool._next_start, now)
+            pool._next_start = self._start + interval
+        return self._start - now
+
+    def give_back(self, *, unused: bool = False) -> None:
+        """Leave the line, or pass the slot on to whoever is next in it. Once is enough.
+
+        Args:
+            unused: Whether nothing was started, so that the booked start can be given back too.
+        """
+        pool = self._pool
+        with pool._lock:
+            if self._is_done:
+                return
+            self._is_done = True
+            booked = self._start
+            if unused and booked is not None and pool._next_start == booked + pool._interval_s:
+                pool._next_start = booked
+            if not self.has_slot:
+                del pool._line[self]
+                return
+            self.has_slot = False
+            while pool._line:
+                ticket, call = pool._line.popitem(last=False)
+                ticket.has_slot = True
+                try:
+                    call()
+                except RuntimeError:  # its event loop is gone, and it with it
+                    ticket._is_done, ticket.has_slot = True, False
+                    continue
+                return
+            pool._in_use -= 1
