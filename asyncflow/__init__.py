@@ -13,11 +13,11 @@ from asyncflow._errors import (
     StepTimeoutError,
 )
 from asyncflow._graph import parallel_groups, topological_sort
+from asyncflow._ledger import Observer
 from asyncflow._orchestrator import Orchestrator, run_pipeline
 from asyncflow._pool import Pool
 from asyncflow._report import Attempt, RestoredOutput, RunReport, StepResult, StepStatus
 from asyncflow._retry import Retry
-from asyncflow._run import Observer
 from asyncflow._step import WorkflowStep
 
 __all__ = [

@@ -6,12 +6,14 @@ import asyncio
 import inspect
 import os
 import random
+import sys
 from collections.abc import Iterable, Mapping
 from typing import Any, get_args
 
-from asyncflow._graph import bind, plan
+from asyncflow._graph import bind, bind_conditions, plan
+from asyncflow._ledger import Observer
 from asyncflow._report import RunReport
-from asyncflow._run import Observer, Run
+from asyncflow._run import Run
 from asyncflow._state import RunState, Schedule
 from asyncflow._step import WorkflowStep
 
@@ -28,8 +30,13 @@ class Orchestrator:
             the failed one are skipped.
         schedule: ``"tiers"`` (the default) starts a tier when the one before has ended;
             ``"ready"`` starts a step as soon as its own dependencies have succeeded.
-        max_concurrency: How many steps may run at the same time, at least 1; ``None`` (the
-            default) means no limit. A step that waits for its next attempt counts as running.
+        max_concurrency: How many attempts may run at the same time, at least 1; ``None`` (the
+            default) means no limit. A step that waits for its next attempt does not count.
+        deadline_ms: How many milliseconds the run may take; ``None`` (the default) means no
+            limit. When they have passed, the running steps are cancelled and the others skipped,
+            and the report is returned; clean-up steps (`WorkflowStep`'s ``run_if``) still run.
+        targets: The names of the steps to be run; all others are left out, except what these
+            depend on. ``None`` (the default) means all.
         observers: Callables that are given each `asyncflow.events` object as it happens.
 
     Raises:
@@ -46,14 +53,18 @@ class Orchestrator:
         *,
         schedule: Schedule = "tiers",
         max_concurrency: int | None = None,
+        deadline_ms: float | None = None,
+        targets: Iterable[str] | None = None,
         observers: Iterable[Observer] = (),
     ) -> None:
         _check_options(fail_fast, schedule, max_concurrency)
+        _check_deadline(deadline_ms)
         self._fail_fast = fail_fast
         self._schedule: Schedule = schedule
         self._max_concurrency = max_concurrency
+        self._deadline_ms = deadline_ms
         self._observers = _checked_observers(observers)
-        self._plan = plan(steps)
+        self._plan = plan(steps, targets)
 
     async def run(
         self, *, inputs: Mapping[str, Any] | None = None, run_id: str | None = None
@@ -81,12 +92,14 @@ class Orchestrator:
             run_id if run_id is not None else os.urandom(8).hex(),
             self._plan,
             bind(self._plan, inputs),
+            bind_conditions(self._plan, inputs),
             inputs,
             RunState(
                 self._plan,
                 fail_fast=self._fail_fast,
                 schedule=self._schedule,
                 max_concurrency=self._max_concurrency,
+                deadline_ms=self._deadline_ms,
                 random=random.random,
             ),
             self._observers,
@@ -99,6 +112,8 @@ async def run_pipeline(
     *,
     schedule: Schedule = "tiers",
     max_concurrency: int | None = None,
+    deadline_ms: float | None = None,
+    targets: Iterable[str] | None = None,
     inputs: Mapping[str, Any] | None = None,
     run_id: str | None = None,
     observers: Iterable[Observer] = (),
@@ -113,6 +128,8 @@ async def run_pipeline(
         fail_fast,
         schedule=schedule,
         max_concurrency=max_concurrency,
+        deadline_ms=deadline_ms,
+        targets=targets,
         observers=observers,
     )
     return await orchestrator.run(inputs=inputs, run_id=run_id)
@@ -145,6 +162,17 @@ def _check_options(fail_fast: object, schedule: object, max_concurrency: object)
     if max_concurrency < 1:
         raise ValueError(
             f"max_concurrency must be at least 1, not {max_concurrency}; use None for no limit"
+        )
+
+
+def _check_deadline(deadline_ms: object) -> None:
+    if deadline_ms is None:
+        return
+    if isinstance(deadline_ms, bool) or not isinstance(deadline_ms, int | float):
+        raise TypeError(f"deadline_ms must be a number or None, not {type(deadline_ms).__name__}")
+    if not 0 < deadline_ms <= sys.float_info.max:
+        raise ValueError(
+            f"deadline_ms must be finite and above 0, not {deadline_ms}; use None for no limit"
         )
 
 

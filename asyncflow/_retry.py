@@ -79,16 +79,19 @@ class Retry:
             error: What it failed with.
             random: Used for the jitter if the policy has no random source of its own.
         """
-        verdict = isinstance(error, ResultRefusedError) or self._verdict(error)
-        if verdict is False:
-            return None
-        if verdict is not True:
-            return float(verdict)
+        if self.on is not Exception and not isinstance(error, ResultRefusedError):
+            verdict = self._verdict(error)
+            if verdict is False:
+                return None
+            if verdict is not True:
+                return float(verdict)
+        if not self.base_ms:
+            return 0.0
         try:
             high = min(self.base_ms * self.factor ** (attempt - 1), self.max_ms)
         except OverflowError:
             high = self.max_ms
-        return float(high * (self.random or random)() if self.jitter and high else high)
+        return float(high * (self.random or random)() if self.jitter else high)
 
     def _verdict(self, error: Exception) -> bool | float:
         if isinstance(self.on, type | tuple):

@@ -97,6 +97,8 @@ class WorkflowStep:
     """The parameters that the action can be given."""
     condition: Signature = field(init=False, repr=False, compare=False)
     """The parameters that ``when`` can be given."""
+    is_plain: bool = field(init=False, repr=False, compare=False)
+    """Whether it has no policy beside attempts, their time limit and the pauses between them."""
 
     def __init__(
         self,
@@ -147,6 +149,9 @@ class WorkflowStep:
         fill(self, "parameters", _pairs(name, parameters))
         fill(self, "signature", signature_of(name, action))
         fill(self, "condition", NO_PARAMETERS if when is None else signature_of(name, when))
+        policies = pool, map_over, when, deadline_ms, heartbeat_ms
+        is_plain = policies == _NO_POLICIES and run_if == "success" and runs_in == "loop"
+        fill(self, "is_plain", is_plain and self.retry.until is None)
         _check_parameters(self)
         _check_map_over(self)
 
@@ -158,6 +163,7 @@ def _check_name(name: object) -> None:
         raise ValueError("a step's name must not be empty")
 
 
+_NO_POLICIES = (None,) * 5
 _OCCASIONS = get_args(RunIf)
 _PLACES = get_args(RunsIn)
 

@@ -27,7 +27,17 @@ FLOORS = [
         "events",
         "_state",
     ],
-    ["_watchdog", "_engine", "_run", "_orchestrator"],
+    [
+        "_watchdog",
+        "_heart",
+        "_slots",
+        "_engine",
+        "_ledger",
+        "_attempts",
+        "_items",
+        "_run",
+        "_orchestrator",
+    ],
     ["testing"],
     ["__init__", "examples"],
 ]

@@ -47,16 +47,20 @@ EVENTS = [
     "AttemptFailed",
     "AttemptStarted",
     "Event",
+    "LoopBlocked",
+    "MapStarted",
     "Outcome",
     "RunEvent",
     "RunFinished",
     "RunInterrupted",
     "RunStarted",
+    "RunTimedOut",
     "StepCancelled",
     "StepEvent",
     "StepFailed",
     "StepSkipped",
     "StepSucceeded",
+    "ThreadAbandoned",
 ]
 ALIASES = {"Event", "Outcome", "RunEvent", "StepEvent"}
 TESTING = ["HangError", "VirtualTimeLoop", "run_in_virtual_time"]

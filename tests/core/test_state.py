@@ -124,7 +124,19 @@ def state_in(phase: Phase, schedule: Schedule) -> RunState:
 
 def snapshot(state: RunState) -> dict[str, Any]:
     """All that a state knows. Its containers hold nothing that changes, so they are copied flat."""
-    return {name: copy.copy(value) for name, value in vars(state).items()}
+    parts = {
+        "": state,
+        "turns": state._turns,
+        "queue": state._queue,
+        "histories": state._histories,
+        "units": state.units,
+    }
+    return {
+        f"{part}.{name}": copy.copy(value)
+        for part, thing in parts.items()
+        for name, value in vars(thing).items()
+        if value not in parts.values()
+    }
 
 
 def refused(state: RunState, event: Event) -> str:
@@ -148,6 +160,11 @@ def event_of(kind: type, attempt: int) -> Event:
         "retry_in_ms": 0.0,
         "output": "X",
         "reason": "why",
+        "queued_ms": 0.0,
+        "item": None,
+        "on_purpose": False,
+        "blocked_ms": 150.0,
+        "where": "app.py:1 in x",
     }
     event: Event = kind(**{each.name: values[each.name] for each in dataclasses.fields(kind)})
     return event
@@ -272,7 +289,7 @@ class TestResults:
         state.apply(StepSucceeded("x", 1, 5.0, "X"))
 
         expected = StepResult("x", SUCCESS, 1, 3.0, "X", None, None, 2.0, None)
-        assert state.results == [expected]
+        assert state.units.results == [expected]
         assert expected.history == (Attempt(1, 2.0, 3.0, None),)
 
     @pytest.mark.parametrize(
@@ -300,7 +317,7 @@ class TestResults:
         ):
             state.apply(event)
 
-        (result,) = state.results
+        (result,) = state.units.results
         assert result is not None
         output = "X" if status is SUCCESS else None
         history = (
@@ -318,7 +335,7 @@ class TestResults:
         state.apply(AttemptStarted("x", 1, 2.0))
         state.apply(event_of(kind, 1))
 
-        (result,) = state.results
+        (result,) = state.units.results
         assert result is not None
         assert (result.attempts, result.started_ms, result.duration_ms) == (1, 2.0, 8.0)
         assert result.recorded is None
@@ -337,7 +354,7 @@ class TestResults:
         ):
             state.apply(event)
 
-        (result,) = state.results
+        (result,) = state.units.results
         history = (Attempt(1, 2.0, 3.0, one), Attempt(2, 10.0, 7.0, two))
         assert result == StepResult("x", CANCELLED, 2, 18.0, None, two, "why", 2.0, history)
 
@@ -348,7 +365,7 @@ class TestResults:
         state.apply(AttemptFailed("x", 1, 5.0, BOOM, 5.0))
         state.apply(StepCancelled("x", 1, 7.0, "why", BOOM))
 
-        (result,) = state.results
+        (result,) = state.units.results
         history = (Attempt(1, 2.0, 3.0, BOOM),)
         assert result == StepResult("x", CANCELLED, 1, 5.0, None, BOOM, "why", 2.0, history)
 
@@ -357,7 +374,7 @@ class TestResults:
 
         state.apply(StepSkipped("x", 3.0, "why"))
 
-        result = state.results[1]
+        result = state.units.results[1]
         assert result == StepResult("x", SKIPPED, 0, 0.0, None, None, "why", None, ())
         assert result.history == ()
 
@@ -406,7 +423,7 @@ class TestAttempts:
 
         for attempt in (1, 2, 3):
             state.apply(AttemptStarted("x", attempt, 1.0))
-            decisions.append(state.after_failure(0, BOOM))
+            decisions.append(state.after_failure(0, BOOM, 1.0))
             state.apply(AttemptFailed("x", attempt, 2.0, BOOM, 0.0))
 
         assert decisions == [0.0, 0.0, None]
@@ -415,7 +432,7 @@ class TestAttempts:
         state = started(plan([WorkflowStep("x", nothing, max_retries=2, retry=250)]))
 
         state.apply(AttemptStarted("x", 1, 1.0))
-        delay_ms = state.after_failure(0, BOOM)
+        delay_ms = state.after_failure(0, BOOM, 1.0)
 
         assert delay_ms == 250.0
         assert type(delay_ms) is float
@@ -425,7 +442,7 @@ class TestAttempts:
 
         state.apply(AttemptStarted("x", 1, 1.0))
 
-        assert state.after_failure(0, ActionNotAwaitableError("x", "int")) is None
+        assert state.after_failure(0, ActionNotAwaitableError("x", "int"), 1.0) is None
 
     def test_the_error_of_the_latest_failed_attempt_is_known(self) -> None:
         state = started(plan_of({"x": []}, max_retries=3))
@@ -446,7 +463,7 @@ class TestAttempts:
     def test_the_latest_attempt_is_known_and_whether_it_runs(self) -> None:
         state = started(plan_of({"x": []}, max_retries=3))
         first, second = AttemptStarted("x", 1, 1.0), AttemptStarted("x", 2, 3.0)
-        seen = [(state.latest_attempt(0), state.running_attempt(0))]
+        seen = [(state.units.latest[0], state.running_attempt(0))]
 
         for event in (
             first,
@@ -455,7 +472,7 @@ class TestAttempts:
             StepSucceeded("x", 2, 4.0, None),
         ):
             state.apply(event)
-            seen.append((state.latest_attempt(0), state.running_attempt(0)))
+            seen.append((state.units.latest[0], state.running_attempt(0)))
 
         assert seen == [
             (None, None),
@@ -493,7 +510,7 @@ class TestWhatFollows:
                 state.apply(event)
 
             assert state.ready() == []
-            assert state.doomed() == [(1, "it depends on step 'a', which failed")]
+            assert state.doomed() == [(1, "it depends on step 'a', which failed", False)]
 
     def test_tiers_wait_for_the_tier_before(self) -> None:
         planned = plan_of({"a": [], "b": [], "c": ["a"]})
@@ -539,7 +556,7 @@ class TestWhatFollows:
         state.apply(StepSucceeded("e", 1, 2.0, None))
         while state.has_news:
             assert state.ready() == []
-            for step, reason in state.doomed():
+            for step, reason, _ in state.doomed():
                 skipped[planned.steps[step].name] = reason
                 state.apply(StepSkipped(planned.steps[step].name, 3.0, reason))
             state.ready()
@@ -564,7 +581,7 @@ class TestWhatFollows:
         assert state.has_news
         assert state.ready() == []
         assert state.has_news
-        assert state.doomed() == [(2, reason), (3, reason)]
+        assert state.doomed() == [(2, reason, False), (3, reason, False)]
         assert state.doomed() == []
         state.ready()
         assert not state.has_news
@@ -581,7 +598,7 @@ class TestWhatFollows:
         state.apply(RunInterrupted(60.0, "again"))
 
         assert state.stop_reason == INTERRUPTED.reason
-        assert state.doomed() == [(1, INTERRUPTED.reason)]
+        assert state.doomed() == [(1, INTERRUPTED.reason, False)]
 
     @each_schedule
     def test_a_step_that_waits_for_its_next_attempt_keeps_its_place(
@@ -624,7 +641,7 @@ class TestWhatFollows:
             state.apply(end(name, 1, 2.0, BOOM))
 
         assert len(state.ready()) == 1
-        ((step, reason),) = state.doomed()
+        ((step, reason, _),) = state.doomed()
         state.apply(StepSkipped(planned.steps[step].name, 3.0, reason))
 
         assert state.ready() == []
@@ -661,7 +678,7 @@ class TestWhatFollows:
 
         assert refused(state, AttemptStarted("d", 1, 4.0)) == "the step has ended"
         assert state.ready() == []
-        assert state.doomed() == [(planned.index["c"], reason)]
+        assert state.doomed() == [(planned.index["c"], reason, False)]
         state.apply(StepCancelled("b", 1, 4.0, reason, None))
         state.apply(StepSkipped("c", 4.0, reason))
         assert state.unsettled == 0
@@ -795,7 +812,7 @@ class Simulation:
         assert len(set(batch)) == len(batch)
         self.ever_handed_out.update(batch)
         self.handed_out += batch
-        self.doomed += [(self.plan.steps[step].name, why) for step, why in self.state.doomed()]
+        self.doomed += [(self.plan.steps[step].name, why) for step, why, _ in self.state.doomed()]
         self.check()
 
     def start(self) -> None:
@@ -842,7 +859,7 @@ class Simulation:
     def fail(self, name: str, attempt: int) -> None:
         hopeless = name in self.scenario.hopeless
         error = ActionNotAwaitableError(name, "int") if hopeless else ValueError(name, attempt)
-        delay_ms = self.state.after_failure(self.plan.index[name], error)
+        delay_ms = self.state.after_failure(self.plan.index[name], error, self.now)
         if delay_ms is None:
             self.note_stop(self.scenario.fail_fast)
             self.emit(StepFailed(name, attempt, self.now, error))
@@ -895,7 +912,7 @@ class Simulation:
             assert in_flight <= self.scenario.max_concurrency
         assert self.state.unsettled == len(self.scenario.edges) - len(self.status)
         for name, step in self.plan.index.items():
-            result = self.state.results[step]
+            result = self.state.units.results[step]
             assert (None if result is None else result.status) == self.status.get(name)
             latest = self.state.latest_attempt(step)
             assert (0 if latest is None else latest.attempt) == self.attempts[name]
@@ -1008,7 +1025,7 @@ class TestAnyRun:
             assert len(has_started - has_ended) + len(batch) <= scenario.max_concurrency
         if state.stop_reason is not None:
             assert batch == []
-        assert has_started.isdisjoint(names(simulation.plan, [step for step, _ in state.doomed()]))
+        assert has_started.isdisjoint(names(simulation.plan, [step for step, *_ in state.doomed()]))
 
 
 @functools.cache
@@ -1036,7 +1053,7 @@ def fold(plan: Plan, schedule: Schedule, *, fail: bool, fail_fast: bool, limit: 
             else:
                 state.apply(StepSucceeded(name, 1, 2.0, None))
             events += 2
-        for step, reason in state.doomed():
+        for step, reason, _ in state.doomed():
             state.apply(StepSkipped(plan.steps[step].name, 3.0, reason))
             events += 1
     return events
