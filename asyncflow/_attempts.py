@@ -5,8 +5,7 @@ Rules:
 1. `asyncio.wait_for` enforces the limits. It can't tell its own end from a `TimeoutError` of the
    action, and it hands on the late value of an action that swallowed the cancellation. So what it
    waits for returns errors as values, together with how often the task was asked to cancel.
-2. What a step makes of a cancellation is judged by who asked for it, never by where it came from.
-3. An attempt starts in a fresh copy of the context in which the run was started.
+2. An attempt starts in a fresh copy of the context in which the run was started.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ import sys
 from abc import abstractmethod
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 from asyncflow._awaiting import awaiting_line
 from asyncflow._engine import (
@@ -31,20 +30,25 @@ from asyncflow._engine import (
     enter_run,
     limiter_for,
 )
-from asyncflow._errors import ResultRefusedError, StepCancelledError, StepTimeoutError
+from asyncflow._errors import ResultRefusedError
 from asyncflow._graph import ITEM, Binding, Plan
 from asyncflow._heart import Heart
-from asyncflow._ledger import Ledger, Observer
+from asyncflow._ledger import Observer
 from asyncflow._report import StepResult
 from asyncflow._slots import Slot
 from asyncflow._state import RunState
 from asyncflow._step import WorkflowStep
+from asyncflow._verdicts import (
+    TIMER_SLACK_S,
+    Shortfall,
+    Verdicts,
+    cancels,
+    forget_cancels,
+    running_task,
+)
 from asyncflow._watchdog import Suspect, Watchdog
 from asyncflow.events import (
-    AttemptFailed,
     AttemptStarted,
-    StepCancelled,
-    StepFailed,
     StepSucceeded,
     ThreadAbandoned,
 )
@@ -57,30 +61,11 @@ _WAIT_FOR_NEEDS_A_TASK = sys.version_info < (3, 12)
 FIRST_TASK_BEARS_THE_NAME = not _WAIT_FOR_NEEDS_A_TASK
 """Whether the first attempt of a unit runs in the task of the unit."""
 
-# How much earlier than asked a timer may fire: uvloop counts in whole milliseconds (uvloop #739).
-_TIMER_SLACK_S = 0.001
-
 _ALMOST_NOTHING_S = 1e-9
 """A limit that has passed already. With 0, `wait_for` would not even begin."""
 
 
-_FAILURES = (Exception, asyncio.CancelledError)
-"""What makes an attempt fail. All else is not the step's to handle, nor ours."""
-
-
-class _Shortfall(NamedTuple):
-    """What an attempt came to, if it was not a value in time."""
-
-    error: BaseException | None
-    """What it raised; ``None`` if it returned after its task had been asked to cancel."""
-    value: Any
-    ended: float
-    """In seconds of the loop's clock."""
-    cancels: int
-    """How often its task had been asked to cancel by then."""
-
-
-class Attempts(Ledger):
+class Attempts(Verdicts):
     """Runs the attempts of the units of a run, one task a unit.
 
     What a run makes of their ends, and when it starts and stops them, is left to `Run`.
@@ -101,18 +86,13 @@ class Attempts(Ledger):
         self._bindings = bindings
         self._inputs = inputs
         self._context = contextvars.copy_context()
-        deadline_ms = state.deadline_ms
+        deadline_ms = state.limits.deadline_ms
         ends = math.inf if deadline_ms is None else self._started + deadline_ms / 1000
         self._identity = RunContext(run_id, plan, self._loop, self._started, ends, {})
         self._context.run(enter_run, self._identity)
         self._task_prefix = f"asyncflow:{run_id}:"
         self._live: dict[int, asyncio.Task[None]] = {}
         """The task of each unit that was started and has not ended."""
-        self._asked: set[int] = set()
-        """The units that the run has asked to stop."""
-        self._asked_ms = 0.0
-        self._lapsed: set[int] = set()
-        """The units whose running attempt was cancelled because it gave no sign of life."""
         self._turns: dict[int, asyncio.Future[None]] = {}
         """What each unit waits for that stands in line for its next attempt."""
         self._threads: dict[int, asyncio.Future[None]] = {}
@@ -133,40 +113,25 @@ class Attempts(Ledger):
     def _follow_up(self, unit: int) -> None:
         """See to what follows the end of a unit."""
 
-    @abstractmethod
-    def _stop_soon(self) -> None:
-        """Stop all that is to be stopped."""
-
     async def _run_unit(self, unit: int) -> None:
         """The retry loop of one unit. It raises nothing: what happens is told in events."""
-        step = self._steps[unit]
-        attempt = 1
-        shortfall: _Shortfall | None = None
-        slot: Slot | None = None
+        step, attempt = self._steps[unit], 1
+        work = shortfall = slot = None
         try:
             while True:
                 if not step.is_plain:
                     slot = await self._take_slot(unit, step)
                 limit_s = self._limit_s(unit, step)
-                work: Any = self._attempt(unit, step, attempt, limit_s)
+                work = self._attempt(unit, step, attempt, limit_s)
                 if _WAIT_FOR_NEEDS_A_TASK or attempt > 1:
                     work = self._isolated(work, step, attempt)
                 try:
                     shortfall = await asyncio.wait_for(work, limit_s)
                 except (TimeoutError, asyncio.CancelledError) as cut:
                     if not self._has_begun(unit, attempt):
-                        if slot is not None:
-                            slot.give_back(unused=True)
-                        if unit in self._asked:
-                            raise asyncio.CancelledError from None
-                        forget_cancels()
+                        self._undo_start(unit, slot)
                         continue
-                    # A TimeoutError of the action is handed on as a value: this is the limit's.
-                    shortfall = (
-                        await self._shortfall_after(unit, work, cut)
-                        if isinstance(cut, asyncio.CancelledError)
-                        else self._timed_out(unit, cut)
-                    )
+                    shortfall = await self._shortfall_after(unit, work, cut)
                 if slot is not None:
                     self._give_back(unit, slot)
                 if shortfall is None:
@@ -177,12 +142,12 @@ class Attempts(Ledger):
                 await self._pause(unit, delay_ms)
                 attempt += 1
         except asyncio.CancelledError:
-            # The run may have told already that it was skipped.
-            if self._state.units.results[unit] is None and self._has_begun(unit, 1):
-                self._emit(self._cancelled(unit, self._state.last_error(unit)))
+            self._tell_cut_short(unit)
         except BaseException as bug:
             self._break_off(bug, f"step {step.name!r} could not be run")
         finally:
+            if slot is not None:
+                self._give_back(unit, slot)
             self._live.pop(unit, None)
             self._follow_up(unit)
             # An error's traceback may keep this frame, which must not lead back to the error.
@@ -211,7 +176,7 @@ class Attempts(Ledger):
         if step.deadline_ms is None:
             return None if step.timeout_ms is None else step.timeout_ms / 1000
         now_ms = self._now_ms()
-        limit = self._state.limit(unit, now_ms)
+        limit = self._state.limits.of(unit, now_ms)
         assert limit is not None
         return max((limit.ends_ms - now_ms) / 1000, _ALMOST_NOTHING_S)
 
@@ -219,7 +184,7 @@ class Attempts(Ledger):
         """Return an attempt's coroutine, or a task that runs it where no other one has been."""
         name = f"{self._task_prefix}{step.name}#{attempt}"
         if not _WAIT_FOR_NEEDS_A_TASK and self._context_is_clean():
-            _running_task().set_name(name)
+            running_task().set_name(name)
             return work
         # Not an eager task: if it failed at once, its error's traceback would keep the frame that
         # makes it, which holds the task, which holds the error.
@@ -279,7 +244,7 @@ class Attempts(Ledger):
 
     async def _attempt(
         self, unit: int, step: WorkflowStep, attempt: int, limit_s: float | None
-    ) -> _Shortfall | None:
+    ) -> Shortfall | None:
         """Call the action and await it. Only a `CancelledError` is raised: `wait_for` needs it."""
         if self._asked and unit in self._asked:
             # Before 3.12 `wait_for` hands the cancellation on when this has begun already.
@@ -306,13 +271,13 @@ class Attempts(Ledger):
             raise
         except BaseException as error:
             _leave_out_our_frames(error)
-            return _Shortfall(error, None, loop.time(), _cancels())
+            return Shortfall(error, None, loop.time(), cancels())
         else:
             ended = loop.time()
-            if (ended >= ends - _TIMER_SLACK_S or unit in self._lapsed) and _cancels():
-                return _Shortfall(None, value, ended, _cancels())
-            ended_ms = (ended - self._started) * 1000
-            success = StepSucceeded(step.name, attempt, ended_ms, value, running.item)
+            if (ended >= ends - TIMER_SLACK_S or unit in self._lapsed) and cancels():
+                return Shortfall(None, value, ended, cancels())
+            at_ms = (ended - self._started) * 1000
+            success = StepSucceeded(step.name, attempt, at_ms, value, running.item)
             self._state.apply(success)
             if self._observers:
                 self._tell(success)
@@ -352,7 +317,7 @@ class Attempts(Ledger):
         heart = abandon = None
         if step.heartbeat_ms is not None:
             limit_s = step.heartbeat_ms / 1000
-            heart = Heart(self._loop, limit_s, partial(self._lapse, unit, _running_task()))
+            heart = Heart(self._loop, limit_s, partial(self._lapse, unit, running_task()))
         extras[key] = AttemptExtras(ends, heart, self._results_for(step))
         try:
             if step.runs_in == "loop":
@@ -386,121 +351,13 @@ class Attempts(Ledger):
         self._threads[unit] = thread
         self._emit(ThreadAbandoned(running.step, running.attempt, self._now_ms(), running.item))
 
-    # What it came to.
-
-    def _has_begun(self, unit: int, attempt: int) -> bool:
-        """Whether the action was called for this attempt."""
-        latest = self._state.units.latest[unit]
-        return latest is not None and latest.attempt >= attempt
-
-    async def _shortfall_after(
-        self, unit: int, work: Any, cancelled: asyncio.CancelledError
-    ) -> _Shortfall | None:
-        """Return what an attempt came to when the wait for it has ended with a cancellation."""
-        if isinstance(work, asyncio.Task):
-            while not work.done():  # pragma: no cover - only before 3.12
-                # Before 3.12 `wait_for` abandons a timed-out task if it is cancelled then.
-                try:
-                    await asyncio.wait([work])
-                except asyncio.CancelledError:
-                    continue
-            if not work.cancelled():
-                shortfall: _Shortfall | None = work.result()
-                return shortfall
-        if self._state.units.results[unit] is not None:
-            return None  # it cancelled its own task with its last line, and has succeeded
-        return _Shortfall(cancelled, None, self._loop.time(), _cancels())
-
-    def _timed_out(self, unit: int, timeout: TimeoutError) -> _Shortfall:
-        running = self._state.running_attempt(unit)
-        assert running is not None
-        limit = self._state.limit(unit, running.at_ms)
-        assert limit is not None
-        error = StepTimeoutError(running.step, running.attempt, limit.ms, limit.kind)
-        error.__context__ = timeout.__cause__  # the cancellation: it tells where the step was
-        return _Shortfall(error, None, self._loop.time(), 0)
-
-    def _judge(self, unit: int, shortfall: _Shortfall) -> float | None:
-        """Tell what an attempt came to that was not a value in time.
-
-        Returns:
-            How many milliseconds to wait before the next attempt, or ``None`` if the unit ended.
-        """
-        running, asked = self._state.running_attempt(unit), unit in self._asked
-        assert running is not None
-        name, attempt, item = running.step, running.attempt, running.item
-        ended_ms = (shortfall.ended - self._started) * 1000
-        error = self._late(unit, running, shortfall, asked) or shortfall.error
-        if not asked:
-            forget_cancels()  # the step's own, or those of its limit
-        if error is None:
-            self._emit(StepSucceeded(name, attempt, ended_ms, shortfall.value, item))
-            return None
-        if not isinstance(error, _FAILURES):
-            reason = f"step {name!r} raised {type(error).__name__}"
-            self._emit(StepCancelled(name, attempt, ended_ms, reason, error, item))
-            self._interrupt(error, reason)
-            return None
-        if asked:
-            self._emit(self._cancelled(unit, error))
-            return None
-        if isinstance(error, asyncio.CancelledError):
-            cause, error = error, StepCancelledError(name, attempt)
-            error.__cause__ = cause
-        try:
-            delay_ms = self._state.after_failure(unit, error, ended_ms)
-        except Exception as policy_error:
-            policy_error.__context__ = error
-            error, delay_ms = policy_error, None
-        if delay_ms is not None:
-            self._emit(AttemptFailed(name, attempt, ended_ms, error, delay_ms, item))
-            return delay_ms
-        self._emit(StepFailed(name, attempt, ended_ms, error, item))
-        if self._state.stop_reason is not None:
-            self._stop_soon()
-        return None
-
-    def _late(
-        self, unit: int, running: AttemptStarted, shortfall: _Shortfall, asked: bool
-    ) -> StepTimeoutError | None:
-        """Return the limit's error if it was a limit that the attempt answered so late."""
-        step = self._steps[unit]
-        if unit in self._lapsed:
-            self._lapsed.discard(unit)
-            assert step.heartbeat_ms is not None
-            late = StepTimeoutError(step.name, running.attempt, step.heartbeat_ms, "heartbeat")
-        else:
-            limit = self._state.limit(unit, running.at_ms) if shortfall.cancels else None
-            ended_ms = (shortfall.ended - self._started) * 1000
-            horizon_ms = self._asked_ms if asked else ended_ms + _TIMER_SLACK_S * 1000
-            if limit is None or limit.ends_ms >= horizon_ms:
-                return None  # the cancellation was the run's, or the step's own
-            late = StepTimeoutError(step.name, running.attempt, limit.ms, limit.kind)
-        if isinstance(shortfall.error, asyncio.CancelledError):
-            late.__context__ = shortfall.error
-        else:
-            late.__cause__ = shortfall.error
-        return late
-
-    def _cancelled(self, unit: int, error: BaseException | None) -> StepCancelled:
-        latest, state = self._state.units.latest[unit], self._state
-        assert latest is not None
-        if isinstance(error, asyncio.CancelledError):
-            error = None
-            if state.has_timed_out and state.deadline_ms is not None:
-                error = StepTimeoutError(latest.step, latest.attempt, state.deadline_ms, "run")
-        reason = state.stop_reason or ""
-        return StepCancelled(
-            latest.step, latest.attempt, self._now_ms(), reason, error, latest.item
-        )
-
     def _suspects(self) -> Iterator[Suspect]:
         """What may run although it was cancelled, or would if it has not ended by then."""
         for unit, task in self._live.items():
             running = self._state.running_attempt(unit)
             if running is None:
                 continue
-            limit = self._state.limit(unit, running.at_ms)
+            limit = self._state.limits.of(unit, running.at_ms)
             if unit in self._asked:
                 cancelled_ms = self._asked_ms
             elif limit is not None:
@@ -529,21 +386,3 @@ def _leave_out_our_frames(error: BaseException) -> None:
     while trace is not None and trace.tb_frame.f_globals["__name__"].startswith("asyncflow._"):
         trace = trace.tb_next
     error.__traceback__ = trace
-
-
-def _running_task() -> asyncio.Task[Any]:
-    task = asyncio.current_task()
-    assert task is not None
-    return task
-
-
-def _cancels() -> int:
-    """Return how often the running task was asked to cancel."""
-    return _running_task().cancelling()
-
-
-def forget_cancels() -> None:
-    """Take back all that the running task was asked to cancel."""
-    task = _running_task()
-    while task.cancelling():
-        task.uncancel()

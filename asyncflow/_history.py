@@ -14,6 +14,7 @@ from asyncflow.events import (
     AttemptStarted,
     StepCancelled,
     StepFailed,
+    StepSkipped,
     StepSucceeded,
 )
 
@@ -91,6 +92,17 @@ class Histories:
             started_ms,
             history,
             self._units.depends_on(unit),
+        )
+
+    def skipped(self, unit: int, event: StepSkipped) -> StepResult:
+        """Return the result of a step that will never start."""
+        return StepResult(
+            event.step,
+            StepStatus.SKIPPED,
+            reason=event.reason,
+            recorded=(),
+            depends_on=self._units.depends_on(unit),
+            on_purpose=event.on_purpose,
         )
 
     def _result_without_attempts(

@@ -19,19 +19,17 @@ __all__ = [
 ]
 
 # Plain integers: they are compared for every event.
-(
-    PENDING,
-    READY,
-    HANDED_OUT,
-    DOOMED,
-    WITHDRAWN,
-    ATTEMPTING,
-    WAITING,
-    QUEUED,
-    CLEARED,
-    MAPPING,
-    SETTLED,
-) = range(11)
+PENDING = 0
+READY = 1
+HANDED_OUT = 2
+DOOMED = 3
+WITHDRAWN = 4
+ATTEMPTING = 5
+WAITING = 6
+QUEUED = 7
+CLEARED = 8
+MAPPING = 9
+SETTLED = 10
 
 PHASES = (
     "the step's turn has not come",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 from asyncflow._pool import Pool
 from asyncflow._step import WorkflowStep
@@ -21,18 +21,21 @@ class StartQueue:
 
     Attributes:
         has_news: Whether `take` may have something new to tell.
+        is_limited: Whether anybody may have to wait, here or for a pool or a thread.
 
     Args:
         limit: How many may be in at the same time; ``None`` means any number.
         steps: The step of each unit that may stand in line, by the number of the unit. It may
             become longer.
-        is_limited: Whether anybody may have to wait, here or for what a pool or a thread takes.
+        special: Those of them that may have a pool, or run elsewhere than in the event loop.
     """
 
     def __init__(
-        self, limit: int | None, steps: Sequence[WorkflowStep], *, is_limited: bool
+        self, limit: int | None, steps: Sequence[WorkflowStep], special: Iterable[int]
     ) -> None:
-        self.is_limited = is_limited
+        self.is_limited = limit is not None or any(
+            steps[step].pool is not None or steps[step].runs_in != "loop" for step in special
+        )
         self.has_news = False
         self._room = math.inf if limit is None else limit
         self._steps = steps

@@ -22,7 +22,7 @@ from typing import Any
 
 import anyio
 
-from asyncflow._attempts import FIRST_TASK_BEARS_THE_NAME, Attempts, forget_cancels
+from asyncflow._attempts import FIRST_TASK_BEARS_THE_NAME, Attempts
 from asyncflow._errors import StepCancelledError
 from asyncflow._graph import Binding, Plan, Shape
 from asyncflow._items import common_error, each_item
@@ -30,6 +30,7 @@ from asyncflow._ledger import Observer
 from asyncflow._report import RunReport, StepResult, StepStatus
 from asyncflow._state import RunState
 from asyncflow._step import WorkflowStep
+from asyncflow._verdicts import forget_cancels
 from asyncflow.events import (
     MapStarted,
     RunFinished,
@@ -76,7 +77,7 @@ class Run(Attempts):
     async def execute(self) -> RunReport:
         """Run the pipeline; return its report, or raise what has interrupted it."""
         self._emit(RunStarted(self._identity.run_id, time.time(), Shape(self._identity.plan)))
-        if self._state.deadline_ms is not None:
+        if self._state.limits.deadline_ms is not None:
             ends = self._identity.ends
             self._deadline = self._loop.call_at(ends, self._time_out, context=self._context)
         cancellation: BaseException | None = None
@@ -253,7 +254,7 @@ class Run(Attempts):
 
     def _time_out(self) -> None:
         """Stop the run because of its deadline."""
-        deadline_ms = self._state.deadline_ms
+        deadline_ms = self._state.limits.deadline_ms
         assert deadline_ms is not None
         if self._state.stop_reason is None and self._state.ordinary_unsettled:
             self._emit(RunTimedOut(self._now_ms(), deadline_ms))

@@ -24,13 +24,13 @@ So the same events lead to the same state whenever and wherever they are applied
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
-from typing import Any, Literal, NamedTuple, TypeAlias
+from typing import Any, Literal, TypeAlias
 
-from asyncflow._errors import ActionNotAwaitableError, IllegalEventError, TimeoutKind
+from asyncflow._errors import IllegalEventError
 from asyncflow._graph import Plan
 from asyncflow._history import Histories
+from asyncflow._limits import Limits
 from asyncflow._phases import (
     ATTEMPTING,
     CLEARED,
@@ -69,19 +69,9 @@ from asyncflow.events import (
     ThreadAbandoned,
 )
 
-__all__ = ["Limit", "RunState", "Schedule"]
+__all__ = ["RunState", "Schedule"]
 
 Schedule: TypeAlias = Literal["tiers", "ready"]
-
-
-class Limit(NamedTuple):
-    """How long an attempt may take."""
-
-    kind: TimeoutKind
-    ms: float
-    """What the step declares."""
-    ends_ms: float
-    """When it is over."""
 
 
 class RunState:
@@ -92,7 +82,7 @@ class RunState:
 
     Attributes:
         units: The steps of the run and the items of its mapped steps.
-        deadline_ms: The run's deadline, if it has one.
+        limits: How long attempts may take, and what follows those that fail.
         has_timed_out: Whether the run is stopping because of it.
         is_limited: Whether some unit may have to wait in line before it starts.
     """
@@ -110,23 +100,17 @@ class RunState:
         self._plan = plan
         self._index = plan.index
         self._fail_fast = fail_fast
-        self._random = random
-        self.deadline_ms = deadline_ms
         self.has_timed_out = False
-        self.is_limited = max_concurrency is not None or any(
-            plan.steps[step].pool is not None or plan.steps[step].runs_in != "loop"
-            for step in plan.special
-        )
         units = self.units = Units(plan)
         self._phases = units.phases
         self._started: RunStarted | None = None
         self._finished: RunFinished | None = None
         self._interrupted = False
         self._histories = Histories(units)
-        self._queue = StartQueue(max_concurrency, units.steps, is_limited=self.is_limited)
+        self._queue = StartQueue(max_concurrency, units.steps, plan.special)
+        self.is_limited = self._queue.is_limited
         self._turns = Turns(plan, units.phases, self._queue, by_tiers=schedule == "tiers")
-        self._counts_from: dict[int, float] = {}
-        """When a unit with a deadline began, plus what it has waited in line since."""
+        self.limits = Limits(units, self._queue, deadline_ms, random)
 
     # What the driver asks.
 
@@ -166,45 +150,6 @@ class RunState:
     def queued_ms(self, unit: int, at_ms: float) -> float:
         """How long a unit has stood in line for the attempt that starts now."""
         return self._queue.queued_ms(unit, at_ms)
-
-    def limit(self, unit: int, at_ms: float) -> Limit | None:
-        """Return the tighter of a unit's own two limits, for an attempt started at that time."""
-        step = self.units.steps[unit]
-        limit: Limit | None = None
-        if step.timeout_ms is not None:
-            limit = Limit("attempt", step.timeout_ms, at_ms + step.timeout_ms)
-        if step.deadline_ms is not None:
-            ends_ms = self._counts_from.get(unit, at_ms) + step.deadline_ms
-            if self._phases[unit] != ATTEMPTING and unit in self._counts_from:
-                ends_ms += self.queued_ms(unit, at_ms)
-            if limit is None or ends_ms < limit.ends_ms:
-                limit = Limit("step", step.deadline_ms, ends_ms)
-        return limit
-
-    def after_failure(self, unit: int, error: Exception, at_ms: float) -> float | None:
-        """Decide what follows the failure of the attempt that is running.
-
-        It raises what the step's retry policy raises.
-
-        Returns:
-            How many milliseconds to wait before the next attempt, or ``None`` if the unit has
-            failed for good.
-        """
-        if isinstance(error, ActionNotAwaitableError):
-            return None  # the next call would have the same effect once more
-        running, step = self.running_attempt(unit), self.units.steps[unit]
-        assert running is not None
-        if running.attempt >= step.max_retries:
-            return None
-        delay_ms = step.retry.delay_ms(running.attempt, error, self._random)
-        if delay_ms is None:
-            return None
-        ends_ms = math.inf
-        if step.deadline_ms is not None:
-            ends_ms = self._counts_from[unit] + step.deadline_ms
-        if self.deadline_ms is not None and step.run_if == "success":
-            ends_ms = min(ends_ms, self.deadline_ms)
-        return delay_ms if at_ms + delay_ms < ends_ms else None
 
     def add_item(self, step: int, at_ms: float) -> int:
         """Take up the next item of a mapped step, and return its unit, which stands in line."""
@@ -360,11 +305,7 @@ class RunState:
         self._phases[unit] = ATTEMPTING
         if self.is_limited:
             self._queue.begin(unit)
-        if self.units.steps[unit].deadline_ms is not None:
-            if event.attempt == 1:
-                self._counts_from[unit] = event.at_ms
-            else:
-                self._counts_from[unit] += event.queued_ms
+        self.limits.start(unit, event)
 
     def _on_attempt_failed(self, unit: int, event: AttemptFailed) -> None:
         self._histories.fail(unit, event)
@@ -411,14 +352,7 @@ class RunState:
     def _on_step_skipped(self, unit: int, event: StepSkipped) -> StepResult:
         grounds = self._turns.unneeded if event.on_purpose else self._turns.lost
         grounds.setdefault(unit, event.step)
-        return StepResult(
-            event.step,
-            StepStatus.SKIPPED,
-            reason=event.reason,
-            recorded=(),
-            depends_on=self.units.depends_on(unit),
-            on_purpose=event.on_purpose,
-        )
+        return self._histories.skipped(unit, event)
 
     def _on_thread_abandoned(self, unit: int, event: ThreadAbandoned) -> None:
         self._histories.remark(unit, abandoned=True)

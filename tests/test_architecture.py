@@ -15,28 +15,13 @@ PACKAGE = Path(__file__).parents[1] / "asyncflow"
 
 FLOORS = [
     [
-        "_errors",
-        "_record",
-        "_awaiting",
-        "_retry",
-        "_pool",
-        "_signature",
-        "_step",
-        "_graph",
-        "_report",
-        "events",
+        *("_errors", "_record", "_awaiting", "_retry", "_pool", "_signature", "_step", "_graph"),
+        *("_report", "events", "_phases", "_queue", "_units", "_limits", "_history", "_turns"),
         "_state",
     ],
     [
-        "_watchdog",
-        "_heart",
-        "_slots",
-        "_engine",
-        "_ledger",
-        "_attempts",
-        "_items",
-        "_run",
-        "_orchestrator",
+        *("_watchdog", "_heart", "_slots", "_engine", "_ledger", "_verdicts", "_attempts"),
+        *("_items", "_run", "_orchestrator"),
     ],
     ["testing"],
     ["__init__", "examples"],
@@ -47,8 +32,8 @@ NEEDED = {"anyio", "idna", "sniffio", "typing_extensions", "exceptiongroup"}
 """What ``import asyncflow`` may import beside the standard library: anyio and what that needs."""
 
 LINES_A_FILE, LINES_A_FUNCTION = 400, 40
-EXCESSES = {"_run": 560, "_run._run_step": 55, "_step.__init__": 55}
-"""What may be longer: the rules on what becomes of a step are best read in one place."""
+EXCESSES = {"_step.__init__": 55}
+"""What may be longer: a step has many arguments, and each of them is checked and kept."""
 
 
 def modules() -> dict[str, Path]:

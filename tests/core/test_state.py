@@ -130,6 +130,7 @@ def snapshot(state: RunState) -> dict[str, Any]:
         "queue": state._queue,
         "histories": state._histories,
         "units": state.units,
+        "limits": state.limits,
     }
     return {
         f"{part}.{name}": copy.copy(value)
@@ -423,7 +424,7 @@ class TestAttempts:
 
         for attempt in (1, 2, 3):
             state.apply(AttemptStarted("x", attempt, 1.0))
-            decisions.append(state.after_failure(0, BOOM, 1.0))
+            decisions.append(state.limits.after_failure(0, BOOM, 1.0))
             state.apply(AttemptFailed("x", attempt, 2.0, BOOM, 0.0))
 
         assert decisions == [0.0, 0.0, None]
@@ -432,7 +433,7 @@ class TestAttempts:
         state = started(plan([WorkflowStep("x", nothing, max_retries=2, retry=250)]))
 
         state.apply(AttemptStarted("x", 1, 1.0))
-        delay_ms = state.after_failure(0, BOOM, 1.0)
+        delay_ms = state.limits.after_failure(0, BOOM, 1.0)
 
         assert delay_ms == 250.0
         assert type(delay_ms) is float
@@ -442,7 +443,7 @@ class TestAttempts:
 
         state.apply(AttemptStarted("x", 1, 1.0))
 
-        assert state.after_failure(0, ActionNotAwaitableError("x", "int"), 1.0) is None
+        assert state.limits.after_failure(0, ActionNotAwaitableError("x", "int"), 1.0) is None
 
     def test_the_error_of_the_latest_failed_attempt_is_known(self) -> None:
         state = started(plan_of({"x": []}, max_retries=3))
@@ -859,7 +860,7 @@ class Simulation:
     def fail(self, name: str, attempt: int) -> None:
         hopeless = name in self.scenario.hopeless
         error = ActionNotAwaitableError(name, "int") if hopeless else ValueError(name, attempt)
-        delay_ms = self.state.after_failure(self.plan.index[name], error, self.now)
+        delay_ms = self.state.limits.after_failure(self.plan.index[name], error, self.now)
         if delay_ms is None:
             self.note_stop(self.scenario.fail_fast)
             self.emit(StepFailed(name, attempt, self.now, error))
