@@ -48,7 +48,6 @@ class Attempt:
     duration_ms: float
     error: BaseException | None
     """What it failed with; ``None`` if it succeeded, or was cancelled and cleaned up well."""
-    queued_ms: float = 0.0
 
     def __reduce__(self) -> tuple[object, ...]:
         return Attempt, (self.number, self.started_ms, self.duration_ms, _portable(self.error))
@@ -77,12 +76,6 @@ class StepResult:
     """Milliseconds from the start of the run to the start of the first attempt."""
     recorded: tuple[Attempt, ...] | None = field(default=None, repr=False)
     """The attempts, unless there was just one, of which all is said above; see `history`."""
-    depends_on: tuple[str, ...] = ()
-    queued_ms: float = 0.0
-    loop_blocked_ms: float = 0.0
-    abandoned: bool = False
-    on_purpose: bool = False
-    items: tuple[StepResult, ...] | None = None
 
     @property
     def history(self) -> tuple[Attempt, ...]:
@@ -119,7 +112,7 @@ class RunReport(Mapping[str, StepResult]):
         total_duration_ms: Milliseconds from the start of the run to its end.
     """
 
-    __slots__ = ("_by_name", "run_id", "stop_reason", "total_duration_ms", "wall_time")
+    __slots__ = ("_by_name", "run_id", "total_duration_ms", "wall_time")
 
     def __init__(
         self,
@@ -128,9 +121,7 @@ class RunReport(Mapping[str, StepResult]):
         *,
         total_duration_ms: float,
         wall_time: float,
-        stop_reason: str | None = None,
     ) -> None:
-        self.stop_reason = stop_reason
         self.run_id = run_id
         self.total_duration_ms = total_duration_ms
         self.wall_time = wall_time
