@@ -7,6 +7,7 @@ from contextlib import suppress
 from functools import partial
 from typing import Any
 
+from asyncflow._critical_path import critical_path
 from asyncflow._errors import nearest
 from asyncflow._report_json import dump, load
 from asyncflow._result import Attempt, RestoredOutput, StepResult, StepStatus
@@ -105,6 +106,22 @@ class RunReport(Mapping[str, StepResult]):
             or (result.status is StepStatus.SKIPPED and result.on_purpose)
             for result in self._by_name.values()
         )
+
+    @property
+    def critical_path(self) -> list[str]:
+        """The names of the chain of dependent steps that took longest in all, in order.
+
+        This is the classic critical path method (J. E. Kelley and M. R. Walker, "Critical-path
+        planning and scheduling", 1959) over measured durations: the chain whose ``duration_ms``
+        sum to the most. Only a faster step of it can make the longest chain shorter. Waits for a
+        tier, a pool or ``max_concurrency`` are no part of it, so the run may have taken longer
+        than the sum.
+
+        Only steps that started are named; a chain leads through a skipped step as if that took
+        no time. Ties go to the step that comes first in topological order. An empty report has
+        an empty path.
+        """
+        return critical_path(self._by_name.values())
 
     def summary(self) -> dict[str, int | float]:
         """Return the number of steps, how many ended in which way, and the duration.

@@ -25,6 +25,7 @@ FLOORS = [
         "_graph",
         "_text",
         "_result",
+        "_critical_path",
         "_report_json",
         "_report",
         "events",
