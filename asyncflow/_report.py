@@ -8,6 +8,7 @@ from functools import partial
 from typing import Any
 
 from asyncflow._critical_path import critical_path
+from asyncflow._diagram import to_mermaid
 from asyncflow._errors import nearest
 from asyncflow._report_json import dump, load
 from asyncflow._result import Attempt, RestoredOutput, StepResult, StepStatus
@@ -202,6 +203,17 @@ class RunReport(Mapping[str, StepResult]):
         """
         figures, results = load(text)
         return cls(results=results, **figures)
+
+    def to_mermaid(self) -> str:
+        """Return the pipeline as a Mermaid flowchart that shows what became of each step.
+
+        It can be pasted into Markdown behind ```` ```mermaid ````. A node shows the name of its
+        step, the status as a sign and a word, and the duration in milliseconds; an arrow leads
+        from a step to those that depend on it. Mermaid by default refuses to draw more than 500
+        arrows or 50,000 characters.
+        """
+        results = self._by_name
+        return to_mermaid({name: each.depends_on for name, each in results.items()}, results)
 
 
 def _noted(result: StepResult, run_id: str) -> Exception:

@@ -26,6 +26,7 @@ FLOORS = [
         "_text",
         "_result",
         "_critical_path",
+        "_diagram",
         "_report_json",
         "_report",
         "events",
