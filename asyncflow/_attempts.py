@@ -34,7 +34,7 @@ from asyncflow._errors import ResultRefusedError
 from asyncflow._graph import ITEM, Binding, Plan
 from asyncflow._heart import Heart
 from asyncflow._ledger import Observer
-from asyncflow._report import StepResult
+from asyncflow._result import StepResult
 from asyncflow._slots import Slot
 from asyncflow._state import RunState
 from asyncflow._step import WorkflowStep
@@ -163,6 +163,14 @@ class Attempts(Verdicts):
         slot = Slot(step.pool, limiter)
         await self._undisturbed(unit, slot.take)
         return slot
+
+    def _undo_start(self, unit: int, slot: Slot | None) -> None:
+        """See to an attempt whose task was cancelled before its first line."""
+        if slot is not None:
+            slot.give_back(unused=True)
+        if unit in self._asked:
+            raise asyncio.CancelledError
+        forget_cancels()
 
     def _give_back(self, unit: int, slot: Slot) -> None:
         thread = self._threads.get(unit)

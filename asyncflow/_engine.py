@@ -15,7 +15,7 @@ import anyio
 from asyncflow._errors import ActionNotAwaitableError
 from asyncflow._graph import Plan
 from asyncflow._heart import Heart
-from asyncflow._report import StepResult
+from asyncflow._result import StepResult
 from asyncflow._step import WorkflowStep
 from asyncflow.events import AttemptStarted
 

@@ -7,7 +7,7 @@ from typing import Any, TypeAlias
 
 from asyncflow._errors import IllegalEventError
 from asyncflow._phases import ATTEMPTING, MAPPING, PHASES, WAITING
-from asyncflow._report import Attempt, StepResult, StepStatus
+from asyncflow._result import Attempt, StepResult, StepStatus
 from asyncflow._units import Units
 from asyncflow.events import (
     AttemptFailed,

@@ -6,7 +6,7 @@ from collections.abc import AsyncGenerator, AsyncIterable, Iterable
 from contextlib import suppress
 from typing import Any
 
-from asyncflow._report import StepResult, StepStatus
+from asyncflow._result import StepResult, StepStatus
 
 __all__ = ["common_error", "each_item"]
 

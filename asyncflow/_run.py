@@ -27,7 +27,8 @@ from asyncflow._errors import StepCancelledError
 from asyncflow._graph import Binding, Plan, Shape
 from asyncflow._items import common_error, each_item
 from asyncflow._ledger import Observer
-from asyncflow._report import RunReport, StepResult, StepStatus
+from asyncflow._report import RunReport
+from asyncflow._result import StepResult, StepStatus
 from asyncflow._state import RunState
 from asyncflow._step import WorkflowStep
 from asyncflow._verdicts import forget_cancels

@@ -47,7 +47,8 @@ from asyncflow._phases import (
     WITHDRAWN,
 )
 from asyncflow._queue import StartQueue
-from asyncflow._report import RunReport, StepResult, StepStatus
+from asyncflow._report import RunReport
+from asyncflow._result import StepResult, StepStatus
 from asyncflow._turns import Doom, Turns
 from asyncflow._units import Units
 from asyncflow.events import (

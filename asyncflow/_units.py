@@ -5,7 +5,7 @@ from __future__ import annotations
 from asyncflow._errors import IllegalEventError
 from asyncflow._graph import Plan, Shape
 from asyncflow._phases import PENDING, SETTLED
-from asyncflow._report import StepResult
+from asyncflow._result import StepResult
 from asyncflow.events import AttemptStarted, StepEvent
 
 __all__ = ["Units"]

@@ -15,13 +15,14 @@ PACKAGE = Path(__file__).parents[1] / "asyncflow"
 
 FLOORS = [
     [
-        *("_errors", "_record", "_awaiting", "_retry", "_pool", "_signature", "_step", "_graph"),
-        *("_report", "events", "_phases", "_queue", "_units", "_limits", "_history", "_turns"),
-        "_state",
+        *("_errors", "_record", "_text", "_awaiting"),
+        *("_retry", "_pool", "_signature", "_step", "_graph"),
+        *("_result", "_critical_path", "_diagram", "_report_json", "_report", "events"),
+        *("_phases", "_queue", "_units", "_limits", "_history", "_turns", "_state"),
     ],
     [
-        *("_watchdog", "_heart", "_slots", "_engine", "_ledger", "_verdicts", "_attempts"),
-        *("_items", "_run", "_orchestrator"),
+        *("_watchdog", "_heart", "_slots", "_monitor", "_child", "_workers", "_engine"),
+        *("_ledger", "_verdicts", "_attempts", "_items", "_run", "_orchestrator", "_pipeline"),
     ],
     ["testing"],
     ["__init__", "examples"],
