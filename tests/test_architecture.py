@@ -27,7 +27,7 @@ FLOORS = [
         "events",
         "_state",
     ],
-    ["_watchdog", "_engine", "_run", "_orchestrator"],
+    ["_watchdog", "_monitor", "_child", "_workers", "_engine", "_run", "_orchestrator"],
     ["testing"],
     ["__init__", "examples"],
 ]
