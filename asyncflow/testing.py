@@ -19,7 +19,8 @@ from __future__ import annotations
 import asyncio
 import selectors
 import threading
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterator
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 from asyncflow._awaiting import awaiting_line
@@ -42,9 +43,9 @@ class VirtualTimeLoop(asyncio.SelectorEventLoop):
     either, so that nothing can ever happen again, the loop raises `HangError`, which names what
     each task waits for.
 
-    While a job runs in an executor of this loop (`asyncio.to_thread`, `loop.run_in_executor`)
-    the clock stands still. It does not know of other threads, of processes and of sockets: code
-    that waits for those, under a timeout, needs real time.
+    While a job runs in an executor of this loop (`asyncio.to_thread`, `loop.run_in_executor`), or
+    a step in a thread or process, the clock stands still. It does not know of other threads, of
+    other processes and of sockets: say so with `standing_still` where code waits for those.
     """
 
     def __init__(self) -> None:
@@ -55,6 +56,24 @@ class VirtualTimeLoop(asyncio.SelectorEventLoop):
     def time(self) -> float:
         """Return the virtual time, in seconds since the loop was made."""
         return self._now
+
+    @contextmanager
+    def standing_still(self) -> Iterator[None]:
+        """Let the clock stand still while a ``with`` block waits for something from elsewhere.
+
+        That may be a thread, a process or a socket: what the loop can't know of::
+
+            with asyncio.get_running_loop().standing_still():
+                await anyio.to_thread.run_sync(work)
+
+        Meanwhile no timer of this loop fires, in no task, and `HangError` is not raised: the
+        loop waits, in real time, for as long as it takes.
+        """
+        self._jobs += 1
+        try:
+            yield
+        finally:
+            self._jobs -= 1
 
     def run_in_executor(  # type: ignore[override]
         self, executor: Any, func: Callable[..., T], *args: Any
@@ -67,11 +86,8 @@ class VirtualTimeLoop(asyncio.SelectorEventLoop):
 
     async def shutdown_default_executor(self, timeout: float | None = None) -> None:
         """Wait, in real time, until the default executor's threads have ended."""
-        self._jobs += 1
-        try:
+        with self.standing_still():
             await super().shutdown_default_executor()
-        finally:
-            self._jobs -= 1
 
     def _end_job(self, _: asyncio.Future[Any]) -> None:
         self._jobs -= 1

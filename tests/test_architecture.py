@@ -21,8 +21,8 @@ FLOORS = [
         *("_phases", "_queue", "_units", "_limits", "_history", "_turns", "_state"),
     ],
     [
-        *("_watchdog", "_heart", "_slots", "_monitor", "_child", "_workers", "_engine"),
-        *("_ledger", "_verdicts", "_attempts", "_items", "_run", "_orchestrator", "_pipeline"),
+        *("_watchdog", "_heart", "_slots", "_child", "_workers", "_engine"),
+        *("_ledger", "_verdicts", "_attempts", "_items", "_run", "_orchestrator"),
     ],
     ["testing"],
     ["__init__", "examples"],

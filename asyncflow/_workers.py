@@ -1,0 +1,257 @@
+"""Runs a plain function in a worker thread, or in a process of its own, for one attempt of a step.
+
+Rules:
+
+1. A thread can't be stopped, a process can: so a thread is waited for as long as its attempt may
+   take and then abandoned, and a process is killed and waited for.
+2. Cancellations come from asyncio, not from a scope of anyio's: once for each cause, so perhaps
+   while one is being obeyed. None of them ends the wait for a process that was killed.
+3. A worker process is used once. anyio keeps its own for later, beside a task that is to end
+   them with the loop: neither would end with the run. And it can't be cancelled from asyncio
+   while it starts.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import os
+import pickle
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack, nullcontext, suppress
+from functools import partial
+from typing import IO, Any
+
+from anyio import BrokenWorkerProcess, CapacityLimiter, to_process, to_thread
+
+from asyncflow import _child
+
+__all__ = ["limiter_for", "run_in_process", "run_in_thread"]
+
+# How much earlier than asked a timer may fire: uvloop counts in whole milliseconds (uvloop #739).
+_TIMER_SLACK_S = 0.001
+
+
+def limiter_for(runs_in: str) -> CapacityLimiter | None:
+    """Return what limits how many such workers there are in this loop; ``None``: nothing.
+
+    It is to be held for as long as the worker is at work, also if the attempt has ended.
+    """
+    if runs_in == "thread":
+        return to_thread.current_default_thread_limiter()
+    if runs_in == "process":
+        return to_process.current_default_process_limiter()
+    return None
+
+
+async def run_in_thread(
+    function: Callable[..., Any],
+    arguments: Mapping[str, Any] | None,
+    *,
+    ends: float,
+    on_abandon: Callable[[asyncio.Future[None]], None],
+) -> Any:
+    """Call a function in a worker thread, in a copy of the present context.
+
+    A cancellation before the time is up is swallowed: the thread is waited for.
+
+    Args:
+        function: What to call.
+        arguments: By their names.
+        ends: When the time is up, in seconds of the loop's clock; `math.inf` for never.
+        on_abandon: Called if the time is up and the thread still runs, with a future that is
+            done when it has ended. What it returns or raises then is dropped.
+
+    Raises:
+        asyncio.CancelledError: It was cancelled before the function was called, or abandoned.
+    """
+    job = _Job(partial(function, **(arguments or {})))
+    if not await job.has_ended():
+        while not job.ended.done():
+            left_s = ends - job.loop.time()
+            if left_s <= _TIMER_SLACK_S:
+                on_abandon(job.ended)
+                raise asyncio.CancelledError
+            with suppress(asyncio.CancelledError):  # the time decides
+                # By a timer of our own: before 3.12 `wait_for` forgets its own when cancelled.
+                await asyncio.wait([job.ended], timeout=None if ends == math.inf else left_s)
+    return job.outcome()
+
+
+async def run_in_process(function: Callable[..., Any], arguments: Mapping[str, Any] | None) -> Any:
+    """Call a function in a new process, which has ended when this returns or raises.
+
+    The function, its arguments, and what it returns or raises are pickled, in a worker thread.
+    The process inherits the standard output and error; its standard input is empty. It is in a
+    process group of its own: a Ctrl-C reaches the run only, and a kill its children too.
+
+    Raises:
+        asyncio.CancelledError: It was cancelled, and the process was killed.
+        anyio.BrokenWorkerProcess: The process ended by itself without an answer.
+        pickle.PicklingError: Something can't be sent from the one process to the other.
+        BaseException: What the function raised, with a note of its traceback.
+    """
+    if getattr(sys.modules["__main__"], "is_importing_main", False):
+        # Not an ordinary error: it shall end the run that should not have begun here.
+        raise SystemExit(
+            "a script with steps that run in a process is imported by that process too; "
+            "start the run under: if __name__ == '__main__':"
+        )
+    process = _Process(function, arguments or {})
+    job = _Job(process.run)
+    if not await job.has_ended() and not job.ended.done():
+        process.kill()
+        while not job.ended.done():
+            with suppress(asyncio.CancelledError):
+                await asyncio.wait([job.ended])
+        raise asyncio.CancelledError
+    return job.outcome()
+
+
+class _Job:
+    """A call in a worker thread; a loop with a clock that can stand still lets it do so meanwhile.
+
+    Of anyio's limiter we ask nothing: it would free the place of a thread that is abandoned.
+    """
+
+    def __init__(self, call: Callable[[], Any]) -> None:
+        self.loop = asyncio.get_running_loop()
+        self.ended: asyncio.Future[None] = self.loop.create_future()
+        """Done when the call has ended in the thread, or never will begin."""
+        self._call = call
+        self._claim = threading.Lock()
+        """Taken by the thread if it makes the call, and by the loop if it shall not be made."""
+        self._value: Any = None
+        self._error: BaseException | None = None
+        clock = ExitStack()
+        clock.enter_context(getattr(self.loop, "standing_still", nullcontext)())
+        self.ended.add_done_callback(lambda _: clock.close())
+
+    async def has_ended(self) -> bool:
+        """Make the call and wait; return whether it ended, else this was cancelled meanwhile."""
+        try:
+            await to_thread.run_sync(self._run, limiter=CapacityLimiter(math.inf))
+        except BaseException:
+            if self._claim.acquire(blocking=False):
+                self._end()
+                raise  # cancelled before the thread took it up, or there was no thread to be had
+            return False
+        return True
+
+    def outcome(self) -> Any:
+        """Return or raise what the call did."""
+        error, self._error = self._error, None
+        try:
+            if error is not None:
+                raise error
+            return self._value
+        finally:
+            del error  # or it would keep itself, through this frame
+
+    def _run(self) -> None:
+        if not self._claim.acquire(blocking=False):
+            return
+        try:
+            self._value = self._call()
+        except BaseException as error:
+            self._error = error
+        with suppress(RuntimeError):  # the loop was closed: nobody waits
+            self.loop.call_soon_threadsafe(self._end)
+        del self  # the error's traceback keeps this frame
+
+    def _end(self) -> None:
+        if not self.ended.done():  # whom it was handed to may have cancelled it
+            self.ended.set_result(None)
+
+
+class _Process:
+    """A call in a new process: `run` in a thread, `kill` in any other."""
+
+    def __init__(self, function: Callable[..., Any], arguments: Mapping[str, Any]) -> None:
+        self._function = function
+        self._arguments = arguments
+        self._lock = threading.Lock()
+        self._child: subprocess.Popen[bytes] | None = None
+        self._is_killed = False
+
+    def run(self) -> Any:
+        question = _question(self._function, dict(self._arguments))
+        # A file, not a pipe: its end is known without waiting for grandchildren that hold it.
+        with tempfile.TemporaryFile() as file:
+            file.write(question)
+            file.seek(0)
+            code = self._wait_for_child(file)
+            file.seek(0)
+            return _read(file.read(), code)
+
+    def _wait_for_child(self, file: IO[bytes]) -> int:
+        command = [sys.executable, "-P", _child.__file__]
+        child = subprocess.Popen(command, stdin=file, process_group=0)
+        with self._lock:
+            self._child = child
+        if self._is_killed:
+            self.kill()
+        code = child.wait()
+        with self._lock:
+            self._child = None  # from here on its number may be another's
+        return code
+
+    def kill(self) -> None:
+        """Kill the process, also if it has still to be started."""
+        with self._lock:
+            self._is_killed = True
+            if self._child is None:
+                return
+            if sys.platform == "win32":  # pragma: no cover
+                self._child.kill()
+            else:
+                with suppress(ProcessLookupError, PermissionError):  # it has ended just now
+                    os.killpg(self._child.pid, signal.SIGKILL)
+
+
+def _question(function: Callable[..., Any], arguments: dict[str, Any]) -> bytes:
+    try:
+        call = pickle.dumps((function, arguments), pickle.HIGHEST_PROTOCOL)
+    except Exception as error:
+        raise pickle.PicklingError(
+            f"{function!r} or an argument of it can't be pickled, as a process needs it: {error}"
+        ) from error
+    main = None
+    if b"_main__" in call:  # and only then: a script should not be run for nothing
+        main = _main_of(sys.modules["__main__"])
+        # The name that its classes have there, and so in the answer.
+        sys.modules.setdefault("__mp_main__", sys.modules["__main__"])
+    return b"?" + pickle.dumps(((sys.path, sys.argv), main, call), pickle.HIGHEST_PROTOCOL)
+
+
+def _main_of(main: Any) -> tuple[str, str] | None:
+    """Tell how to import the main module again; ``None``: it can't be."""
+    if getattr(main, "__spec__", None) is not None:
+        return "module", main.__spec__.name
+    path = getattr(main, "__file__", None)
+    return None if path is None else ("path", os.path.abspath(path))
+
+
+def _read(answer: bytes, code: int) -> Any:
+    if answer[:1] != b"!":
+        how = f"with exit code {code}" if code >= 0 else f"by {signal.Signals(-code).name}"
+        raise BrokenWorkerProcess(f"the process of the step ended {how} before it had a result")
+    try:
+        kind, content, trace = pickle.loads(answer[1:])
+    except Exception as error:
+        raise pickle.PicklingError(
+            f"what the function returned can't be unpickled: {type(error).__name__}: {error}"
+        ) from error
+    if kind == "returned":
+        return content
+    problem = content if kind == "raised" else pickle.PicklingError(content)
+    problem.add_note(f"In the process:\n{trace.rstrip()}")
+    try:
+        raise problem
+    finally:
+        del problem, content  # or it would keep itself, through this frame
