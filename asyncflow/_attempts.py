@@ -255,8 +255,7 @@ class Attempts(Verdicts):
     ) -> Shortfall | None:
         """Call the action and await it. Only a `CancelledError` is raised: `wait_for` needs it."""
         if self._asked and unit in self._asked:
-            # Before 3.12 `wait_for` hands the cancellation on when this has begun already.
-            raise asyncio.CancelledError  # pragma: no cover
+            raise asyncio.CancelledError  # pragma: no cover - before 3.12, its task has begun
         loop, binding = self._loop, self._bindings[unit]
         began = loop.time()
         running = AttemptStarted(step.name, attempt, (began - self._started) * 1000)
@@ -269,8 +268,8 @@ class Attempts(Verdicts):
         ends = math.inf if limit_s is None else began + limit_s
         if ends < self._watchdog.horizon:
             self._watchdog.expect(ends, self._suspects)
+        arguments = self._arguments(unit, binding) if binding else None
         try:
-            arguments = self._arguments(unit, binding) if binding else None
             if step.is_plain:
                 value = await call_action(step, arguments)
             else:

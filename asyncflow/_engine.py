@@ -180,9 +180,10 @@ def limiter_for(step: WorkflowStep) -> anyio.CapacityLimiter | None:
     """Return what limits how many such workers there are, if the step runs in one."""
     if step.runs_in == "loop":
         return None
-    from asyncflow import _workers  # only those who use it shall wait for its imports
+    # Only those who use it shall wait for its imports.
+    from asyncflow._workers import limiter_for as limiter_of
 
-    return _workers.limiter_for(step.runs_in)
+    return limiter_of(step.runs_in)
 
 
 def call_in_worker(
@@ -199,8 +200,8 @@ def call_in_worker(
         ends: When the attempt has to end, in seconds of the loop's clock.
         on_abandon: Called when a thread has not ended by then, with what tells of its end.
     """
-    from asyncflow import _workers
+    from asyncflow._workers import run_in_process, run_in_thread
 
     if step.runs_in == "process":
-        return _workers.run_in_process(step.action, arguments)
-    return _workers.run_in_thread(step.action, arguments, ends=ends, on_abandon=on_abandon)
+        return run_in_process(step.action, arguments)
+    return run_in_thread(step.action, arguments, ends=ends, on_abandon=on_abandon)

@@ -200,7 +200,7 @@ class Run(Attempts):
             if condition(**self._arguments(unit, self._conditions[unit])):
                 return True
             name = getattr(condition, "__qualname__", repr(condition))
-            reason = f"its condition {name} does not hold"
+            reason = f"its condition {name} was not met"
             self._emit(StepSkipped(step.name, self._now_ms(), reason, on_purpose=True))
         except Exception as error:
             self._emit(StepFailed(step.name, 0, self._now_ms(), error))

@@ -61,9 +61,13 @@ def imports_of(path: Path) -> Iterator[str]:
         elif isinstance(node, ast.ImportFrom):
             assert not node.level, f"{path.name} has a relative import"
             assert node.module is not None
-            yield node.module
-            # "from asyncflow import events" imports a module too.
-            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+            # "from asyncflow import events" imports that module, and not what is above it.
+            names = [f"{node.module}.{alias.name}" for alias in node.names]
+            if not all(
+                (PACKAGE.parent / f"{name.replace('.', '/')}.py").exists() for name in names
+            ):
+                yield node.module
+            yield from names
 
 
 def rooms_that(module: str, path: Path) -> set[str]:
