@@ -82,6 +82,7 @@ class Attempts(Verdicts):
     ) -> None:
         super().__init__(state, observers)
         self._steps = state.units.steps
+        self._queue = state.queue
         self._is_limited = state.is_limited
         self._bindings = bindings
         self._inputs = inputs

@@ -24,10 +24,15 @@ StepEnd: TypeAlias = StepSucceeded | StepFailed | StepCancelled
 
 
 class Histories:
-    """The attempts of each unit of a run, except the latest, and its result when it has ended."""
+    """The attempts of each unit of a run, except the latest, and its result when it has ended.
+
+    Attributes:
+        has_remarks: Whether anything was noted that goes into a result as it is.
+    """
 
     def __init__(self, units: Units) -> None:
         self._units = units
+        self.has_remarks = False
         self._failed: dict[int, tuple[Attempt, ...]] = {}
         self._remarks: dict[int, dict[str, Any]] = {}
 
@@ -55,6 +60,7 @@ class Histories:
 
     def remark(self, unit: int, *, abandoned: bool = False, **amounts: float) -> None:
         """Note something that goes into the result as it is; amounts are added up."""
+        self.has_remarks = True
         remarks = self._remarks.setdefault(unit, {})
         if abandoned:
             remarks["abandoned"] = True

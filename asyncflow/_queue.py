@@ -20,7 +20,7 @@ class StartQueue:
     keep out others who need not wait.
 
     Attributes:
-        has_news: Whether `take` may have something new to tell.
+        has_news: Whether there may be somebody to take, or a step that is newly doomed.
         is_limited: Whether anybody may have to wait, here or for a pool or a thread.
 
     Args:
@@ -56,13 +56,16 @@ class StartQueue:
         """How long one has stood in line, or waits since it was let in."""
         return at_ms - self._since.get(unit, at_ms)
 
+    def take_all(self) -> list[int]:
+        """Return all who stand in line, if none of them has to wait."""
+        self.has_news = False
+        taken = list(self._line)
+        self._line.clear()
+        return taken
+
     def take(self) -> Iterator[int]:
         """Yield who may go in now. The caller says `enter` before it asks for the next."""
         self.has_news = False
-        if not self.is_limited:
-            while self._line:
-                yield self._line.popleft()
-            return
         for pool, held in self._held.items():
             while held and self._has_room(pool):
                 yield held.popleft()

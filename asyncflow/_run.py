@@ -151,7 +151,7 @@ class Run(Attempts):
         """
         self._advancing = True
         try:
-            while self._state.has_news:
+            while self._queue.has_news:
                 self._start(self._state.ready())
                 self._skip_doomed()
         except BaseException as bug:
@@ -225,7 +225,7 @@ class Run(Attempts):
             del self._values[unit]
             self._note_change(unit)
         if not self._advancing:  # else an eager task has ended within its start
-            if self._state.has_news:
+            if self._queue.has_news:
                 self._context.run(self._advance)
             elif not self._live:
                 self._wake_if_settled()
@@ -286,7 +286,7 @@ class Run(Attempts):
                 task.cancel()  # else its limit or a stranger did, and it is cleaning up
         if self._live:
             self._watchdog.expect(self._loop.time(), self._suspects)
-        if self._state.has_news:
+        if self._queue.has_news:
             self._advance_soon()
         self._wake_if_settled()
 

@@ -83,6 +83,7 @@ class RunState:
 
     Attributes:
         units: The steps of the run and the items of its mapped steps.
+        queue: Where units wait for their start; it says whether `ready` or `doomed` has news.
         limits: How long attempts may take, and what follows those that fail.
         has_timed_out: Whether the run is stopping because of it.
         is_limited: Whether some unit may have to wait in line before it starts.
@@ -104,32 +105,34 @@ class RunState:
         self.has_timed_out = False
         units = self.units = Units(plan)
         self._phases = units.phases
+        self._results = units.results
+        self._step_count = len(plan.steps)
         self._started: RunStarted | None = None
         self._finished: RunFinished | None = None
         self._interrupted = False
         self._histories = Histories(units)
-        self._queue = StartQueue(max_concurrency, units.steps, plan.special)
-        self.is_limited = self._queue.is_limited
-        self._turns = Turns(plan, units.phases, self._queue, by_tiers=schedule == "tiers")
-        self.limits = Limits(units, self._queue, deadline_ms, random)
+        self.queue = StartQueue(max_concurrency, units.steps, plan.special)
+        self.is_limited = self.queue.is_limited
+        self._turns = Turns(plan, units.phases, self.queue, by_tiers=schedule == "tiers")
+        self.limits = Limits(units, self.queue, deadline_ms, random)
 
     # What the driver asks.
 
     def ready(self) -> list[int]:
         """Return the units that may start their next attempt now. Each is handed out once."""
-        phases, queue = self._phases, self._queue
-        batch: list[int] = []
-        for unit in queue.take():
-            phase = phases[unit]
-            if phase == READY:
+        phases, queue = self._phases, self.queue
+        # What was doomed, or cancelled, in the meantime stands in line as well.
+        if not self.is_limited:
+            batch = [unit for unit in queue.take_all() if phases[unit] == READY]
+            for unit in batch:
                 phases[unit] = HANDED_OUT
-            elif phase == QUEUED:
-                phases[unit] = CLEARED
-            else:
-                continue  # it was doomed, or cancelled, in the meantime
-            if self.is_limited:
+            return batch
+        batch = []
+        for unit in queue.take():
+            if phases[unit] in (READY, QUEUED):
+                phases[unit] = HANDED_OUT if phases[unit] == READY else CLEARED
                 queue.enter(unit)
-            batch.append(unit)
+                batch.append(unit)
         return batch
 
     def doomed(self) -> list[Doom]:
@@ -146,23 +149,23 @@ class RunState:
         """Put a unit that has waited for its next attempt in line for it."""
         assert self._phases[unit] == WAITING
         self._phases[unit] = QUEUED
-        self._queue.put(unit, at_ms)
+        self.queue.put(unit, at_ms)
 
     def queued_ms(self, unit: int, at_ms: float) -> float:
         """How long a unit has stood in line for the attempt that starts now."""
-        return self._queue.queued_ms(unit, at_ms)
+        return self.queue.queued_ms(unit, at_ms)
 
     def add_item(self, step: int, at_ms: float) -> int:
         """Take up the next item of a mapped step, and return its unit, which stands in line."""
         unit = self.units.add_item(step)
         self._phases[unit] = READY
-        self._queue.put(unit, at_ms)
+        self.queue.put(unit, at_ms)
         return unit
 
     def withdraw_item(self, unit: int) -> None:
         """Forget an item that was taken up and will never start, since the run stops."""
         if self._phases[unit] == HANDED_OUT and self.is_limited:
-            self._queue.leave(unit)
+            self.queue.leave(unit)
         self.units.end_item(unit)
 
     def stands_in_line(self, unit: int) -> bool:
@@ -180,11 +183,6 @@ class RunState:
     def running_attempt(self, unit: int) -> AttemptStarted | None:
         """The attempt of the unit that is running, if one is."""
         return self.units.latest[unit] if self._phases[unit] == ATTEMPTING else None
-
-    @property
-    def has_news(self) -> bool:
-        """Whether `ready` or `doomed` may have something new to tell."""
-        return self._queue.has_news or bool(self._turns.doomed)
 
     @property
     def unsettled(self) -> int:
@@ -251,22 +249,24 @@ class RunState:
         result = fold(self, unit, event)
         if result is not None:
             phases[unit] = SETTLED
-            self.units.results[unit] = self._histories.with_remarks(unit, result)
+            self._results[unit] = result
         if self.is_limited:
             self._count_flight(unit, before)
         if result is None:
             return
-        if self.units.is_item(unit):
-            self.units.end_item(unit)
-        else:
+        if self._histories.has_remarks:
+            self._results[unit] = self._histories.with_remarks(unit, result)
+        if unit < self._step_count:
             self._turns.settled(unit, event.at_ms)  # type: ignore[union-attr]
+        else:
+            self.units.end_item(unit)
 
     def _count_flight(self, unit: int, before: int) -> None:
         was_in, is_in = before in IN_FLIGHT, self._phases[unit] in IN_FLIGHT
         if was_in and not is_in:
-            self._queue.leave(unit)
+            self.queue.leave(unit)
         elif is_in and not was_in:
-            self._queue.enter(unit)  # it did not stand in line: a stored run is being replayed
+            self.queue.enter(unit)  # it did not stand in line: a stored run is being replayed
 
     def _unit_of_item(self, step: int, event: StepEvent) -> int:
         unit = self.units.unit_of_item(step, event)
@@ -305,8 +305,9 @@ class RunState:
         self._histories.start(unit, event)
         self._phases[unit] = ATTEMPTING
         if self.is_limited:
-            self._queue.begin(unit)
-        self.limits.start(unit, event)
+            self.queue.begin(unit)
+        if self._plan.special:
+            self.limits.start(unit, event)
 
     def _on_attempt_failed(self, unit: int, event: AttemptFailed) -> None:
         self._histories.fail(unit, event)
@@ -360,9 +361,9 @@ class RunState:
 
     def _on_loop_blocked(self, unit: int, event: LoopBlocked) -> None:
         self._histories.remark(unit, loop_blocked_ms=event.blocked_ms)
-        result = self.units.results[unit]
+        result = self._results[unit]
         if result is not None:  # it had ended when the loop could tell
-            self.units.results[unit] = self._histories.with_remarks(unit, result)
+            self._results[unit] = self._histories.with_remarks(unit, result)
 
     # How it follows.
 

@@ -140,3 +140,4 @@ class Turns:
     ) -> None:
         self._phases[step] = phase
         self.doomed.append(Doom(step, reason, on_purpose))
+        self._queue.has_news = True

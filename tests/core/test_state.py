@@ -521,10 +521,10 @@ class TestWhatFollows:
         state.apply(AttemptStarted("a", 1, 1.0))
         state.apply(StepSucceeded("a", 1, 2.0, None))
         assert state.ready() == []
-        assert not state.has_news
+        assert not state.queue.has_news
         state.apply(AttemptStarted("b", 1, 1.0))
         state.apply(StepSucceeded("b", 1, 2.0, None))
-        assert state.has_news
+        assert state.queue.has_news
         assert names(planned, state.ready()) == ["c"]
 
     def test_ready_does_not_wait_for_others(self) -> None:
@@ -535,7 +535,7 @@ class TestWhatFollows:
         state.apply(AttemptStarted("a", 1, 1.0))
         state.apply(StepSucceeded("a", 1, 2.0, None))
 
-        assert state.has_news
+        assert state.queue.has_news
         assert names(planned, state.ready()) == ["c"]
 
     @each_schedule
@@ -555,7 +555,7 @@ class TestWhatFollows:
         assert names(planned, state.ready()) == ["e"]
         state.apply(AttemptStarted("e", 1, 1.0))
         state.apply(StepSucceeded("e", 1, 2.0, None))
-        while state.has_news:
+        while state.queue.has_news:
             assert state.ready() == []
             for step, reason, _ in state.doomed():
                 skipped[planned.steps[step].name] = reason
@@ -579,13 +579,13 @@ class TestWhatFollows:
 
         reason = "step 'a' failed and fail_fast is on"
         assert state.stop_reason == reason
-        assert state.has_news
+        assert state.queue.has_news
         assert state.ready() == []
-        assert state.has_news
+        assert state.queue.has_news
         assert state.doomed() == [(2, reason, False), (3, reason, False)]
         assert state.doomed() == []
         state.ready()
-        assert not state.has_news
+        assert not state.queue.has_news
         assert state.unsettled == 3
 
     @each_schedule
@@ -616,7 +616,7 @@ class TestWhatFollows:
         assert state.ready() == []
         state.apply(StepSucceeded("a", 2, 2.0, None))
 
-        assert state.has_news
+        assert state.queue.has_news
         assert names(planned, state.ready()) == ["b"]
 
     @each_schedule
@@ -688,12 +688,12 @@ class TestWhatFollows:
     def test_all_ready_steps_are_handed_out_if_there_is_no_limit(self, schedule: Schedule) -> None:
         planned = plan_of({"b": [], "a": [], "c": ["a"]})
         state = RunState(planned, schedule=schedule)
-        assert state.has_news is False
+        assert state.queue.has_news is False
         assert state.ready() == []
 
         state.apply(STARTED)
 
-        assert state.has_news
+        assert state.queue.has_news
         assert state.ready() == [0, 1]
         assert state.ready() == []
 
@@ -789,7 +789,7 @@ class Simulation:
     def possible(self) -> list[Callable[[], None]]:
         """What a driver may do next; it does not end by itself before all steps have ended."""
         actions: list[Callable[[], None]] = []
-        if self.state.has_news:
+        if self.state.queue.has_news:
             actions.append(self.take_news)
         else:
             assert self.state.ready() == []
