@@ -26,8 +26,9 @@ async def each_item(source: Any, name: str) -> AsyncGenerator[Any, None]:
             async for item in iterator:
                 yield item
         finally:
-            if hasattr(iterator, "aclose"):
-                await iterator.aclose()
+            close = getattr(iterator, "aclose", None)
+            if close is not None:
+                await close()
     elif isinstance(source, Iterable) and not isinstance(source, str | bytes):
         for item in source:
             yield item

@@ -10,7 +10,8 @@ import sys
 from collections.abc import Iterable, Mapping
 from typing import Any, get_args
 
-from asyncflow._graph import bind, bind_conditions, plan
+from asyncflow._diagram import to_mermaid
+from asyncflow._graph import Shape, bind, bind_conditions, plan
 from asyncflow._ledger import Observer
 from asyncflow._report import RunReport
 from asyncflow._run import Run
@@ -65,6 +66,28 @@ class Orchestrator:
         self._deadline_ms = deadline_ms
         self._observers = _checked_observers(observers)
         self._plan = plan(steps, targets)
+
+    @property
+    def tiers(self) -> list[list[str]]:
+        """The names of the steps, in the groups that run at the same time; see `parallel_groups`.
+
+        It is what will be run: without what ``targets`` leave out.
+        """
+        steps = self._plan.steps
+        return [[steps[index].name for index in tier] for tier in self._plan.tiers]
+
+    @property
+    def execution_order(self) -> list[str]:
+        """The names of the steps, tier after tier; see `topological_sort`."""
+        return [name for tier in self.tiers for name in tier]
+
+    def to_mermaid(self) -> str:
+        """Return the pipeline as a Mermaid flowchart, with an arrow from each dependency.
+
+        GitHub, GitLab and many editors draw such text. `RunReport.to_mermaid` draws the same with
+        what became of the steps.
+        """
+        return to_mermaid(Shape(self._plan))
 
     async def run(
         self, *, inputs: Mapping[str, Any] | None = None, run_id: str | None = None

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from functools import partial
 
 import anyio
 
@@ -41,7 +40,7 @@ class Slot:
     async def _take_ticket(self, pool: Pool) -> None:
         loop = asyncio.get_running_loop()
         called: asyncio.Future[None] = loop.create_future()
-        self._ticket = pool.ask(partial(loop.call_soon_threadsafe, _resolve, called))
+        self._ticket = pool.ask(lambda: loop.call_soon_threadsafe(_resolve, called))
         if not self._ticket.has_slot:
             await called
         delay_s = self._ticket.pace(loop.time())

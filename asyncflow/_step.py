@@ -5,22 +5,35 @@ from __future__ import annotations
 import inspect
 import pickle
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, TypeAlias, get_args
+from typing import Any, Literal, TypeAlias, TypedDict, Unpack, get_args, overload
 
 from asyncflow._errors import nearest
 from asyncflow._pool import Pool
 from asyncflow._retry import AT_ONCE, Retry
 from asyncflow._signature import NO_PARAMETERS, Signature, signature_of
 
-__all__ = ["Action", "Condition", "RunIf", "RunsIn", "WorkflowStep"]
+__all__ = ["Action", "Condition", "RunIf", "RunsIn", "StepPolicies", "WorkflowStep"]
 
 Action: TypeAlias = Callable[..., Any]
 """It returns an awaitable, unless the step runs in a thread or a process."""
 Condition: TypeAlias = Callable[..., object]
 RunIf: TypeAlias = Literal["success", "failure", "always"]
 RunsIn: TypeAlias = Literal["loop", "thread", "process"]
+
+
+class StepPolicies(TypedDict, total=False):
+    """The arguments of `WorkflowStep` that say how a step is run, wherever that is."""
+
+    max_retries: int
+    timeout_ms: float | None
+    retry: float | Retry
+    deadline_ms: float | None
+    heartbeat_ms: float | None
+    pool: Pool | None
+    when: Condition | None
+    run_if: RunIf
 
 
 @dataclass(frozen=True, slots=True, init=False)
@@ -99,6 +112,32 @@ class WorkflowStep:
     """The parameters that ``when`` can be given."""
     is_plain: bool = field(init=False, repr=False, compare=False)
     """Whether it has no policy beside attempts, their time limit and the pauses between them."""
+
+    @overload
+    def __init__(
+        self,
+        name: str,
+        action: Callable[..., Awaitable[Any]],
+        depends_on: Iterable[str] | Mapping[str, str] = (),
+        *,
+        map_over: str | None = None,
+        runs_in: Literal["loop"] = "loop",
+        parameters: Iterable[tuple[str, str]] = (),
+        **policies: Unpack[StepPolicies],
+    ) -> None: ...
+
+    @overload
+    def __init__(
+        self,
+        name: str,
+        action: Action,
+        depends_on: Iterable[str] | Mapping[str, str] = (),
+        *,
+        map_over: str | None = None,
+        runs_in: RunsIn,
+        parameters: Iterable[tuple[str, str]] = (),
+        **policies: Unpack[StepPolicies],
+    ) -> None: ...
 
     def __init__(
         self,
