@@ -842,6 +842,17 @@ class TestIncluded:
             "in": (("in/nothing",), ()),
         }
 
+    @pytest.mark.xfail(reason="a step refuses to map a parameter that only its condition has")
+    def test_a_condition_alone_keeps_receiving_what_it_did(self) -> None:
+        inner = pipeline_of(extract, name="in")
+        inner.step(when=lambda rows=after(extract): bool(rows))(nothing)
+        inner.step(lambda: nothing(), name="b", depends_on=["nothing"], when=lambda nothing: True)
+        outer = Pipeline("outer")
+        outer.include(inner)
+
+        assert edges(outer)["in/nothing"][1] == (("rows", "in/extract"),)
+        assert edges(outer)["in/b"][1] == (("nothing", "in/nothing"),)
+
     def test_a_condition_keeps_receiving_what_it_did(self) -> None:
         inner = pipeline_of(extract, name="in")
         inner.step(depends_on=["extract"], when=lambda extract: bool(extract))(nothing_with)
