@@ -327,9 +327,12 @@ def _check_name(name: object) -> None:
 
 def _name_of(pipeline: str, function: object) -> str:
     if not callable(function) and not inspect.iscoroutine(function):
+        instead = "give options by keyword: step(name=...)"
+        if isinstance(function, Pipeline):
+            instead = "to have all its steps, call include() with it"
         raise TypeError(
             f"the step of pipeline {pipeline!r} must be a function, not "
-            f"{type(function).__name__}; give options by keyword: step(name=...)"
+            f"{type(function).__name__}; {instead}"
         )
     name = getattr(function, "__name__", None)
     if not isinstance(name, str) or not name.isidentifier():  # that of a lambda is none

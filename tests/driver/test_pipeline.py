@@ -186,6 +186,24 @@ class TestSteps:
         assert [list(report) for report in (first, second)] == [["extract"], ["extract", "load"]]
         assert third["load"].output == 4
 
+    async def test_it_is_planned_once_for_all_runs(self) -> None:
+        class Observers(list[Any]):
+            times_read = 0
+
+            def __iter__(self) -> Any:
+                self.times_read += 1
+                return super().__iter__()
+
+        observers = Observers()
+        etl = pipeline_of(extract, observers=observers)
+        checked = observers.times_read
+
+        await etl.run(url="")
+        planned = observers.times_read
+        await etl.run(url="")
+
+        assert checked < planned == observers.times_read
+
     async def test_it_can_be_run_concurrently_with_itself(self) -> None:
         etl = pipeline_of(extract, load)
 
@@ -343,7 +361,8 @@ class TestNames:
     @pytest.mark.parametrize(
         ("arguments", "text"),
         [
-            (("extract",), "the step of pipeline 'etl' must be a function, not str"),
+            (("extract",), "must be a function, not str; give options by keyword"),
+            ((Pipeline("in"),), "pipeline 'etl' must be a function, not Pipeline; to have all"),
             ((extract, {"max_retries": 0}), "step 'extract': max_retries must be at least 1"),
             ((extract, {"no_such": 0}), "no_such"),
             ((extract, {"name": 3}), "a step's name must be a str, not int"),
@@ -482,6 +501,8 @@ class TestEdges:
             word("extract")
         with refused(f"{word.__name__}() takes the function of another step", TypeError):
             word(each(collect(fetch)))
+        with refused(f"{word.__name__}() takes the function of another step", TypeError):
+            word(after(extract))
 
 
 class TestMapped:
@@ -860,6 +881,17 @@ class TestIncluded:
         outer.include(inner)
 
         assert edges(outer)["in/nothing_with"][1] == (("extract", "in/extract"),)
+
+    def test_a_condition_receives_what_the_pipeline_depends_on(self) -> None:
+        inner = pipeline_of(extract, name="in")
+        inner.step(depends_on=["extract"], when=lambda limit: bool(limit))(nothing_with)
+        outer = pipeline_of(nothing)
+        outer.include(inner, depends_on={"limit": nothing})
+
+        assert edges(outer)["in/nothing_with"] == (
+            ("in/extract", "nothing"),
+            (("extract", "in/extract"), ("limit", "nothing")),
+        )
 
 
 async def nothing_with(**_: object) -> None: ...
