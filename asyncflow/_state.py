@@ -314,7 +314,6 @@ class RunState:
         self._phases[unit] = WAITING
 
     def _on_map_started(self, unit: int, event: MapStarted) -> None:
-        self._phases[unit] = MAPPING
         self.units.begin_map(unit, event.at_ms)
 
     def _on_step_succeeded(self, unit: int, event: StepSucceeded) -> StepResult:

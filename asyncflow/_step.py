@@ -23,7 +23,7 @@ RunIf: TypeAlias = Literal["success", "failure", "always"]
 RunsIn: TypeAlias = Literal["loop", "thread", "process"]
 
 
-class StepPolicies(TypedDict, total=False):
+class CommonPolicies(TypedDict, total=False):
     """The arguments of `WorkflowStep` that say how a step is run, wherever that is."""
 
     max_retries: int
@@ -34,6 +34,12 @@ class StepPolicies(TypedDict, total=False):
     pool: Pool | None
     when: Condition | None
     run_if: RunIf
+
+
+class StepPolicies(CommonPolicies, total=False):
+    """All of them."""
+
+    runs_in: RunsIn
 
 
 @dataclass(frozen=True, slots=True, init=False)
@@ -123,7 +129,7 @@ class WorkflowStep:
         map_over: str | None = None,
         runs_in: Literal["loop"] = "loop",
         parameters: Iterable[tuple[str, str]] = (),
-        **policies: Unpack[StepPolicies],
+        **policies: Unpack[CommonPolicies],
     ) -> None: ...
 
     @overload
@@ -136,7 +142,7 @@ class WorkflowStep:
         map_over: str | None = None,
         runs_in: RunsIn,
         parameters: Iterable[tuple[str, str]] = (),
-        **policies: Unpack[StepPolicies],
+        **policies: Unpack[CommonPolicies],
     ) -> None: ...
 
     def __init__(
@@ -339,6 +345,7 @@ def _pairs(name: str, parameters: Iterable[tuple[str, str]]) -> tuple[tuple[str,
 
 def _check_parameters(step: WorkflowStep) -> None:
     accepts = step.signature
+    known = (*accepts.names, *step.condition.names)
     for parameter, step_name in step.parameters:
         if step_name not in step.depends_on:
             raise ValueError(
@@ -346,10 +353,10 @@ def _check_parameters(step: WorkflowStep) -> None:
                 "which is not one of its dependencies"
             )
         takes_it = accepts.takes_any and parameter not in accepts.bound
-        if parameter not in accepts.names and not takes_it:
+        if parameter not in known and not takes_it:
             raise ValueError(
                 f"step {step.name!r} maps parameter {parameter!r} to {step_name!r}, but its "
-                f"action has no such parameter{nearest(parameter, accepts.names)}"
+                f"action has no such parameter{nearest(parameter, known)}"
             )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from asyncflow._errors import IllegalEventError
 from asyncflow._graph import Plan, Shape
-from asyncflow._phases import PENDING, SETTLED
+from asyncflow._phases import MAPPING, PENDING, SETTLED
 from asyncflow._result import StepResult
 from asyncflow.events import AttemptStarted, StepEvent
 
@@ -61,6 +61,7 @@ class Units:
     def begin_map(self, step: int, at_ms: float) -> None:
         """A mapped step begins to go through its items."""
         self._maps[step] = _Map(at_ms)
+        self.phases[step] = MAPPING
 
     def map_started_ms(self, step: int) -> float:
         """When it did."""

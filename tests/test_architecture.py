@@ -15,14 +15,14 @@ PACKAGE = Path(__file__).parents[1] / "asyncflow"
 
 FLOORS = [
     [
-        *("_errors", "_record", "_text", "_awaiting"),
-        *("_retry", "_pool", "_signature", "_step", "_graph"),
+        *("_errors", "_record", "_text", "_awaiting", "_retry", "_pool", "_signature", "_step"),
+        *("_graph", "_nesting", "_declared"),
         *("_result", "_critical_path", "_diagram", "_report_json", "_report", "events"),
         *("_phases", "_queue", "_units", "_limits", "_history", "_turns", "_state"),
     ],
     [
         *("_watchdog", "_heart", "_slots", "_child", "_workers", "_engine"),
-        *("_ledger", "_verdicts", "_attempts", "_items", "_run", "_orchestrator"),
+        *("_ledger", "_verdicts", "_attempts", "_items", "_run", "_orchestrator", "_pipeline"),
     ],
     ["testing"],
     ["__init__", "examples"],

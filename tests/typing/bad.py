@@ -6,9 +6,17 @@ mark gives the code of mypy's error.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-
-from asyncflow import Orchestrator, RunReport, StepResult, WorkflowStep, run_pipeline
+from asyncflow import (
+    Orchestrator,
+    Pipeline,
+    RunReport,
+    StepResult,
+    WorkflowStep,
+    after,
+    collect,
+    each,
+    run_pipeline,
+)
 from asyncflow.events import Event, StepSkipped
 from asyncflow.testing import run_in_virtual_time
 
@@ -17,20 +25,10 @@ async def extract() -> int:
     return 1
 
 
-def plain() -> int:
-    return 1
-
-
-async def rows() -> AsyncIterator[int]:
-    yield 1
-
-
 step = WorkflowStep("extract", extract)
 
 # What is no action.
-WorkflowStep("plain", plain)  # E: arg-type
 WorkflowStep("object", extract())  # E: arg-type
-WorkflowStep("generator", rows)  # E: arg-type
 WorkflowStep("name", "extract")  # E: arg-type
 WorkflowStep("nothing", None)  # E: arg-type
 WorkflowStep("missing")  # E: call-arg
@@ -84,3 +82,58 @@ def tell(event: Event) -> str:
 
 
 run_in_virtual_time(extract)  # E: arg-type
+
+
+etl = Pipeline("etl")
+
+
+@etl.step
+async def names() -> list[str]:
+    return ["a"]
+
+
+@etl.step(runs_in="thread")
+def number() -> int:
+    return 1
+
+
+@etl.step
+async def length(name: str = each(names)) -> int:
+    return len(name)
+
+
+# What a step does not return.
+async def wrong_element(rows: list[int] = after(names)) -> None: ...  # E: arg-type
+async def wrong_type(rows: dict[str, int] = after(names)) -> None: ...  # E: arg-type
+async def wrong_plain(text: str = after(number)) -> None: ...  # E: assignment
+async def wrong_item(name: bytes = each(names)) -> None: ...  # E: assignment
+async def not_iterable(digit: int = each(number)) -> None: ...  # E: arg-type
+async def wrong_list(lengths: list[str] = collect(length)) -> None: ...  # E: arg-type
+async def not_collected(lengths: list[int] = after(length)) -> None: ...  # E: arg-type
+async def collected_whole(lengths: int = collect(length)) -> None: ...  # E: assignment
+async def wrong_of_each(text: str = each(collect(length))) -> None: ...  # E: assignment
+
+
+# What these do not take.
+after("names")  # E: call-overload
+after(names())  # E: call-overload
+each(["a", 1], 2)  # E: call-overload
+collect(etl)  # E: call-overload
+
+# What is no pipeline, no step and no policy.
+Pipeline()  # E: call-arg
+Pipeline("etl", schedule="fast")  # E: arg-type
+etl.step("name")  # E: call-overload
+etl.step(max_retries="3")  # E: call-overload
+etl.step(retries=3)  # E: call-overload
+etl.step(depends_on=[1])  # E: list-item
+etl.include("inner")  # E: arg-type
+etl.include(length)  # E: arg-type
+
+
+# What the decorator leaves as it is.
+async def call() -> None:
+    await length(3)  # E: arg-type
+    await etl.run("https://example.org")  # E: call-arg
+    total: str = await length("a")  # E: assignment
+    print(total)

@@ -5,7 +5,15 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import functools
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import (
+    AsyncIterable,
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Coroutine,
+    Mapping,
+    Sequence,
+)
 from typing import Any, assert_type
 
 from asyncflow import (
@@ -13,15 +21,21 @@ from asyncflow import (
     CyclicDependencyError,
     Observer,
     Orchestrator,
+    Pipeline,
+    Pool,
     RestoredError,
     RestoredOutput,
+    Retry,
     RunReport,
     StepContext,
     StepResult,
     StepStatus,
     StepTimeoutError,
     WorkflowStep,
+    after,
+    collect,
     current_step,
+    each,
     parallel_groups,
     run_pipeline,
     topological_sort,
@@ -86,6 +100,16 @@ accepted_actions = [
     WorkflowStep("future", future),
     WorkflowStep("awaitable", job),
     WorkflowStep("sleep", asyncio.sleep),
+]
+
+
+def plain() -> int:
+    return 1
+
+
+accepted_in_threads = [
+    WorkflowStep("thread", plain, runs_in="thread"),
+    WorkflowStep("process", plain, runs_in="process"),
 ]
 
 accepted_dependencies = [
@@ -214,3 +238,94 @@ async def main() -> None:
 assert_type(run_in_virtual_time(extract()), list[int])
 assert_type(run_in_virtual_time(run_pipeline([]), debug=True), RunReport)
 loop: asyncio.AbstractEventLoop = VirtualTimeLoop()
+
+
+etl = Pipeline("etl")
+deep = Pipeline("deep", fail_fast=False, schedule="ready", max_concurrency=3, observers=[watch])
+
+
+@etl.step
+async def urls(start: str) -> list[str]:
+    return [start]
+
+
+@etl.step(max_retries=3, timeout_ms=None, retry=Retry(base_ms=10), pool=Pool(2), name="pages")
+async def page(url: str = each(urls), *, depth: int = 1) -> bytes:
+    return url.encode() * depth
+
+
+@etl.step(runs_in="thread")
+def count(pages: list[bytes] = collect(page)) -> int:
+    return len(pages)
+
+
+@etl.step
+async def size(page: bytes = each(collect(page))) -> int:
+    return len(page)
+
+
+@etl.step(depends_on=[count, "urls", deep], run_if="always", when=lambda urls: bool(urls))
+async def report(total: float = after(count), sizes: Sequence[int] = collect(size)) -> None: ...
+
+
+@etl.step(depends_on={"total": count, "start": "urls", "inner": deep})
+async def again(total: int, start: list[str], maybe: int | None = after(count)) -> None: ...
+
+
+@etl.step(depends_on={"urls": urls}, map_over=urls, deadline_ms=5, heartbeat_ms=0.5)
+async def mapped(urls: str) -> None: ...
+
+
+async def stream() -> AsyncIterable[int]:
+    return generated()
+
+
+async def streamed(number: int = each(stream)) -> None: ...
+
+
+async def generated() -> AsyncIterator[int]:
+    yield 1
+
+
+def numbers() -> tuple[int, ...]:
+    return (1, 2)
+
+
+async def from_thread(number: int = each(numbers)) -> None: ...
+
+
+async def from_pipeline(output: str = after(deep), item: int = each(deep)) -> None: ...
+
+
+async def from_task(one: int = after(factory), two: int = after(future)) -> None: ...
+
+
+assert_type(after(urls), list[str])
+assert_type(after(count), int)
+assert_type(after(factory), int)
+assert_type(after(deep), Any)
+assert_type(each(urls), str)
+assert_type(each(numbers), int)
+assert_type(each(stream), int)
+assert_type(each(generated), int)
+assert_type(each(deep), Any)
+assert_type(collect(page), list[bytes])
+assert_type(collect(count), list[int])
+assert_type(each(collect(page)), bytes)
+unchanged: Callable[[str], Coroutine[Any, Any, list[str]]] = etl.step(urls, name="again")
+etl.step(Loader(), name="loader", depends_on={"table": urls})
+etl.step(functools.partial(transform, factor=3), name="partial")
+etl.include(deep)
+etl.include(deep, name="other", depends_on={"rows": urls, "more": "count"})
+assert_type(etl.name, str)
+assert_type(etl.steps, list[WorkflowStep])
+assert_type(topological_sort(etl), list[str])
+
+
+async def run_it() -> None:
+    assert_type(await etl.run(), RunReport)
+    assert_type(await etl.run(start="https://example.org", self=1, run_id=2), RunReport)
+    assert_type(await run_pipeline(etl, run_id="r1", inputs={"start": "a"}), RunReport)
+    assert_type(await page("a", depth=2), bytes)
+    assert_type(count([b""]), int)
+    await Orchestrator(etl, fail_fast=False).run()
