@@ -6,7 +6,6 @@ A loaded machine may hold anything up: so no test says how long something takes 
 from __future__ import annotations
 
 import asyncio
-import gc
 import subprocess
 import sys
 import threading
@@ -223,7 +222,6 @@ def test_all_who_watch_a_loop_are_told_until_they_stop():
         first, second, dropped = Findings(), Findings(), Findings()
         stays, stops = watch(loop, first), watch(loop, second)
         watch(loop, dropped)
-        gc.collect()
         await blocking("one", 0.15)
         await asyncio.sleep(0)
         stops.stop()
@@ -401,7 +399,6 @@ def test_who_is_forgotten_is_not_watched_any_longer():
 
     async def drop():
         watch(asyncio.get_running_loop(), print)
-        gc.collect()
         await asyncio.to_thread(wait_until, lambda: not monitors())
 
     run(drop())
