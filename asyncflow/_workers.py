@@ -23,13 +23,13 @@ import sys
 import tempfile
 import threading
 from collections.abc import Callable, Mapping
-from contextlib import ExitStack, nullcontext, suppress
+from contextlib import AbstractContextManager, ExitStack, nullcontext, suppress
 from functools import partial
 from typing import IO, Any
 
 from anyio import BrokenWorkerProcess, CapacityLimiter, to_process, to_thread
 
-from asyncflow import _child
+import asyncflow._child
 
 __all__ = ["limiter_for", "run_in_process", "run_in_thread"]
 
@@ -129,13 +129,18 @@ class _Job:
         self._value: Any = None
         self._error: BaseException | None = None
         clock = ExitStack()
-        clock.enter_context(getattr(self.loop, "standing_still", nullcontext)())
+        clock.enter_context(self._clock_standing_still())
         self.ended.add_done_callback(lambda _: clock.close())
+
+    def _clock_standing_still(self) -> AbstractContextManager[object]:
+        still: AbstractContextManager[object] = getattr(self.loop, "standing_still", nullcontext)()
+        return still
 
     async def has_ended(self) -> bool:
         """Make the call and wait; return whether it ended, else this was cancelled meanwhile."""
         try:
-            await to_thread.run_sync(self._run, limiter=CapacityLimiter(math.inf))
+            with self._clock_standing_still():  # the thread tells us first, and anyio a bit later
+                await to_thread.run_sync(self._run, limiter=CapacityLimiter(math.inf))
         except BaseException:
             if self._claim.acquire(blocking=False):
                 self._end()
@@ -190,7 +195,7 @@ class _Process:
             return _read(file.read(), code)
 
     def _wait_for_child(self, file: IO[bytes]) -> int:
-        command = [sys.executable, "-P", _child.__file__]
+        command = [sys.executable, "-P", asyncflow._child.__file__]
         child = subprocess.Popen(command, stdin=file, process_group=0)
         with self._lock:
             self._child = child

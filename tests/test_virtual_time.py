@@ -10,6 +10,7 @@ import time
 import pytest
 
 from asyncflow import WorkflowStep, run_pipeline
+from asyncflow._workers import run_in_process, run_in_thread
 from asyncflow.testing import HangError, VirtualTimeLoop, run_in_virtual_time
 
 
@@ -81,6 +82,38 @@ def test_the_clock_stands_still_while_a_thread_works():
         async with asyncio.timeout(1):
             finished = await job
         return finished, loop.time()
+
+    assert run_in_virtual_time(main()) == (True, 0)
+
+
+def test_the_clock_stands_still_when_told_to():
+    async def main():
+        loop = asyncio.get_running_loop()
+        future = loop.create_future()
+        thread = threading.Timer(0.05, loop.call_soon_threadsafe, (future.set_result, "told"))
+        async with asyncio.timeout(1):
+            with loop.standing_still(), loop.standing_still():
+                loop.call_soon(thread.start)
+                answer = await future
+        thread.join()
+        stood = loop.time()
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(1):
+                await loop.create_future()
+        return answer, stood, loop.time()
+
+    assert run_in_virtual_time(main()) == ("told", 0, 1)
+
+
+def test_a_function_in_a_thread_or_a_process_takes_no_virtual_time():
+    slow = threading.Event().wait
+
+    async def main():
+        loop = asyncio.get_running_loop()
+        async with asyncio.timeout(0.001):
+            await run_in_thread(slow, {"timeout": 0.05}, ends=0.001, on_abandon=print)
+            number = await run_in_process(os.getpid, None)
+        return number != os.getpid(), loop.time()
 
     assert run_in_virtual_time(main()) == (True, 0)
 
