@@ -15,11 +15,10 @@ import contextvars
 import math
 import sys
 from abc import abstractmethod
-from collections.abc import Awaitable, Callable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
 from typing import Any
 
-from asyncflow._awaiting import awaiting_line
 from asyncflow._engine import (
     AttemptExtras,
     RunContext,
@@ -46,7 +45,7 @@ from asyncflow._verdicts import (
     forget_cancels,
     running_task,
 )
-from asyncflow._watchdog import Suspect, Watchdog
+from asyncflow._watchdog import Watchdog
 from asyncflow.events import (
     AttemptStarted,
     StepSucceeded,
@@ -91,7 +90,6 @@ class Attempts(Verdicts):
         ends = math.inf if deadline_ms is None else self._started + deadline_ms / 1000
         self._identity = RunContext(run_id, plan, self._loop, self._started, ends, {})
         self._context.run(enter_run, self._identity)
-        self._task_prefix = f"asyncflow:{run_id}:"
         self._live: dict[int, asyncio.Task[None]] = {}
         """The task of each unit that was started and has not ended."""
         self._turns: dict[int, asyncio.Future[None]] = {}
@@ -100,7 +98,9 @@ class Attempts(Verdicts):
         """What tells of each unit with an abandoned thread that the thread has ended."""
         self._values: dict[int, Any] = {}
         """The items that the units of mapped steps are about."""
-        self._watchdog = Watchdog(self._loop)
+        self._changes: dict[int, asyncio.Future[None]] = {}
+        """What each mapped step waits for: that something changes among its items."""
+        self._watchdog = Watchdog(state, self._identity, self._live, self._asked)
 
     @abstractmethod
     def _advance_soon(self) -> None:
@@ -125,7 +125,7 @@ class Attempts(Verdicts):
                 limit_s = self._limit_s(unit, step)
                 work = self._attempt(unit, step, attempt, limit_s)
                 if _WAIT_FOR_NEEDS_A_TASK or attempt > 1:
-                    work = self._isolated(work, step, attempt)
+                    work = self._isolated(work, unit, attempt)
                 try:
                     shortfall = await asyncio.wait_for(work, limit_s)
                 except (TimeoutError, asyncio.CancelledError) as cut:
@@ -189,9 +189,9 @@ class Attempts(Verdicts):
         assert limit is not None
         return max((limit.ends_ms - now_ms) / 1000, _ALMOST_NOTHING_S)
 
-    def _isolated(self, work: Any, step: WorkflowStep, attempt: int) -> Any:
+    def _isolated(self, work: Any, unit: int, attempt: int) -> Any:
         """Return an attempt's coroutine, or a task that runs it where no other one has been."""
-        name = f"{self._task_prefix}{step.name}#{attempt}"
+        name = self._watchdog.task_name(unit, attempt)
         if not _WAIT_FOR_NEEDS_A_TASK and self._context_is_clean():
             running_task().set_name(name)
             return work
@@ -268,7 +268,7 @@ class Attempts(Verdicts):
         enter_attempt(running)
         ends = math.inf if limit_s is None else began + limit_s
         if ends < self._watchdog.horizon:
-            self._watchdog.expect(ends, self._suspects)
+            self._watchdog.expect(ends)
         arguments = self._arguments(unit, binding) if binding else None
         try:
             if step.is_plain:
@@ -358,30 +358,6 @@ class Attempts(Verdicts):
     def _abandon(self, unit: int, running: AttemptStarted, thread: asyncio.Future[None]) -> None:
         self._threads[unit] = thread
         self._emit(ThreadAbandoned(running.step, running.attempt, self._now_ms(), running.item))
-
-    def _suspects(self) -> Iterator[Suspect]:
-        """What may run although it was cancelled, or would if it has not ended by then."""
-        for unit, task in self._live.items():
-            running = self._state.running_attempt(unit)
-            if running is None:
-                continue
-            limit = self._state.limits.of(unit, running.at_ms)
-            if unit in self._asked:
-                cancelled_ms = self._asked_ms
-            elif limit is not None:
-                cancelled_ms = limit.ends_ms
-            else:
-                continue
-            cancelled_at = self._started + cancelled_ms / 1000
-            where = partial(self._where, task, running)
-            yield Suspect(self._state.units.name_of(unit), running.attempt, cancelled_at, where)
-
-    def _where(self, task: asyncio.Task[Any], running: AttemptStarted) -> str:
-        """Return the line at which an attempt waits: in its own task, if it has one."""
-        name = f"{self._task_prefix}{running.step}#{running.attempt}"
-        tasks = asyncio.all_tasks(self._loop)
-        own = next((each for each in tasks if each.get_name() == name and each is not task), task)
-        return awaiting_line(own.get_coro())
 
 
 def _leave_out_our_frames(error: BaseException) -> None:

@@ -6,7 +6,7 @@ import asyncio
 import inspect
 import math
 from collections.abc import Awaitable, Callable, Mapping
-from contextvars import ContextVar
+from contextvars import Context, ContextVar
 from types import CoroutineType
 from typing import Any, NamedTuple
 
@@ -23,6 +23,7 @@ __all__ = [
     "AttemptExtras",
     "RunContext",
     "StepContext",
+    "attempt_in",
     "attempt_variable",
     "call_action",
     "call_in_worker",
@@ -162,6 +163,11 @@ def current_step() -> StepContext:
             "current_step() works only while a step's action runs, and in what it calls"
         )
     return StepContext(_run.get(), running)
+
+
+def attempt_in(context: Context, run: RunContext) -> AttemptStarted | None:
+    """Return the attempt of a run that a context is of, if it is of any."""
+    return context.get(_attempt) if context.get(_run) is run else None
 
 
 def call_action(step: WorkflowStep, arguments: Mapping[str, Any] | None) -> Awaitable[Any]:

@@ -16,11 +16,10 @@ from __future__ import annotations
 import asyncio
 import os
 import sys
-import sysconfig
 import threading
 import time
 from collections.abc import Callable
-from functools import partial
+from functools import cache, partial
 from types import FrameType
 from typing import Any, TypeAlias
 from weakref import ref
@@ -42,7 +41,6 @@ _SUSPENDED_S = 1.0
 """A process that did not compute for so long, while our thread should have, was stopped."""
 
 _LIBRARIES = ("asyncio", "anyio", "asyncflow", "uvloop")
-_INSTALLED = tuple(sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib"))
 
 
 class Watch:
@@ -251,7 +249,15 @@ def _line(thread: int) -> str:
         line = f"{code.co_filename}:{frame.f_lineno} in {code.co_qualname}"
         innermost = innermost or line
         package = frame.f_globals.get("__name__", "").partition(".")[0]
-        if package not in _LIBRARIES and not code.co_filename.startswith(("<", *_INSTALLED)):
+        if package not in _LIBRARIES and not code.co_filename.startswith(("<", *_installed())):
             return line
         frame = frame.f_back
     return innermost or "an unknown place"
+
+
+@cache
+def _installed() -> tuple[str, ...]:
+    """The folders of what is not the user's own."""
+    import sysconfig  # nothing else needs it, and it takes a while to import
+
+    return tuple(sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib"))

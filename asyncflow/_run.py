@@ -14,43 +14,37 @@ Rules:
 from __future__ import annotations
 
 import asyncio
+import logging
 import sys
 import time
 from collections.abc import Mapping
-from contextlib import AbstractContextManager, aclosing, nullcontext, suppress
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import anyio
 
-from asyncflow._attempts import FIRST_TASK_BEARS_THE_NAME, Attempts
-from asyncflow._errors import StepCancelledError
+from asyncflow._attempts import FIRST_TASK_BEARS_THE_NAME
+from asyncflow._fanout import Fanout
 from asyncflow._graph import Binding, Plan, Shape
-from asyncflow._items import common_error, each_item
 from asyncflow._ledger import Observer
+from asyncflow._monitor import Watch, watch
 from asyncflow._report import RunReport
-from asyncflow._result import StepResult, StepStatus
 from asyncflow._state import RunState
-from asyncflow._step import WorkflowStep
-from asyncflow._verdicts import forget_cancels
 from asyncflow.events import (
-    MapStarted,
+    LoopBlocked,
     RunFinished,
     RunInterrupted,
     RunStarted,
     RunTimedOut,
-    StepCancelled,
     StepFailed,
     StepSkipped,
-    StepSucceeded,
 )
 
 __all__ = ["Run"]
-
-_ITEMS_A_TURN = 100
-"""After how many items of a mapped step the others get a turn."""
+_log = logging.getLogger("asyncflow")
 
 
-class Run(Attempts):
+class Run(Fanout):
     """One run of a pipeline; `execute` it once."""
 
     def __init__(
@@ -70,9 +64,8 @@ class Run(Attempts):
         """Whether a step could not be run for a reason of ours, so that the books stay open."""
         self._advancing = False
         self._settled: asyncio.Future[None] | None = None
-        self._changes: dict[int, asyncio.Future[None]] = {}
-        """What each mapped step waits for: that something changes among its items."""
         self._interruption: BaseException | None = None
+        self._monitor: Watch | None = None
         self._deadline: asyncio.TimerHandle | None = None
 
     async def execute(self) -> RunReport:
@@ -81,6 +74,7 @@ class Run(Attempts):
         if self._state.limits.deadline_ms is not None:
             ends = self._identity.ends
             self._deadline = self._loop.call_at(ends, self._time_out, context=self._context)
+        self._monitor = watch(self._loop, self._on_block)
         cancellation: BaseException | None = None
         try:
             async with asyncio.TaskGroup() as self._group:
@@ -101,6 +95,9 @@ class Run(Attempts):
 
     def _close(self) -> None:
         self._watchdog.stop()
+        if self._monitor is not None:
+            self._monitor.stop()
+            self._monitor = None  # it leads back to us
         if self._deadline is not None:
             self._deadline.cancel()
         if not self._is_broken:
@@ -144,6 +141,12 @@ class Run(Attempts):
     def _advance_soon(self) -> None:
         self._loop.call_soon(self._advance, context=self._context)
 
+    def _advance_now(self) -> None:
+        if self._advancing:
+            self._advance_soon()  # an eager task is running within its start
+        else:
+            self._context.run(self._advance)
+
     def _advance(self) -> None:
         """Start what is ready and skip what is doomed, until there is neither.
 
@@ -163,6 +166,7 @@ class Run(Attempts):
 
     def _start(self, batch: list[int]) -> None:
         group, live, run = self._group, self._live, None
+        task_name = self._watchdog.task_name
         for unit in batch:
             step, run = self._steps[unit], self._run_unit
             if not step.is_plain or unit in self._turns:
@@ -171,13 +175,13 @@ class Run(Attempts):
                 if step.map_over is not None and self._state.units.item_of(unit) is None:
                     run = self._run_items
             # Where an attempt has a task of its own, that one bears the name.
-            name = f"{self._task_prefix}{step.name}#1" if FIRST_TASK_BEARS_THE_NAME else None
+            name = task_name(unit, 1) if FIRST_TASK_BEARS_THE_NAME else None
             task = group.create_task(run(unit), name=name)
             if not task.done():  # an eager one may be
                 live[unit] = task
         if batch:
             self._loop.call_soon(self._restart_unbegun, batch, context=self._context)
-        del self, group, live, run  # as in _advance
+        del self, group, live, run, task_name  # as in _advance
 
     def _is_to_be_started(self, unit: int) -> bool:
         """See to what is not to be started: it is running, or its condition does not hold."""
@@ -272,12 +276,12 @@ class Run(Attempts):
         self._stop_is_due = False
         if self._state.has_finished:
             return
-        now_ms = self._asked_ms = self._now_ms()
+        now_ms = self._now_ms()
         self._skip_doomed()
         for unit, task in list(self._live.items()):
             if unit in self._asked or self._state.is_spared(unit):
                 continue
-            self._asked.add(unit)
+            self._asked[unit] = now_ms
             if self._state.is_about_to_start(unit):
                 # A task that is cancelled before its first line never runs: nobody else tells.
                 del self._live[unit]
@@ -285,7 +289,7 @@ class Run(Attempts):
             if not task.cancelling():
                 task.cancel()  # else its limit or a stranger did, and it is cleaning up
         if self._live:
-            self._watchdog.expect(self._loop.time(), self._suspects)
+            self._watchdog.expect(self._loop.time())
         if self._queue.has_news:
             self._advance_soon()
         self._wake_if_settled()
@@ -299,84 +303,17 @@ class Run(Attempts):
             del self._values[unit]
             self._note_change(unit)
 
-    # Mapped steps.
-
-    async def _run_items(self, unit: int) -> None:
-        """Go through the items of a mapped step. It raises nothing, as `_run_unit`."""
-        step, is_complete = self._steps[unit], False
-        error: Exception | None = None
-        try:
-            self._emit(MapStarted(step.name, self._now_ms()))
-            try:
-                await self._take_up_items(unit, step)
-                is_complete = True
-            except asyncio.CancelledError as cancelled:
-                if unit not in self._asked:
-                    forget_cancels()
-                    error = StepCancelledError(step.name, 0)
-                    error.__cause__ = cancelled
-            except Exception as failure:
-                error = failure
-            while (items := self._state.units.results_of_items(unit)) is None:
-                with suppress(asyncio.CancelledError):
-                    await self._change(unit)
-            self._tell_end_of_items(step, items, error, is_complete)
-        except BaseException as bug:
-            self._break_off(bug, f"step {step.name!r} could not be run")
-        finally:
-            self._live.pop(unit, None)
-            self._follow_up(unit)
-            del self  # as in _run_unit
-            error = items = None
-
-    async def _take_up_items(self, unit: int, step: WorkflowStep) -> None:
-        assert step.map_over is not None
-        source = self._state.units.results[self._identity.plan.index[step.map_over]]
-        assert source is not None
-        if source.status is not StepStatus.SUCCESS:
-            return  # it is a clean-up step, and there is nothing to go through
-        async with aclosing(each_item(source.output, step.name)) as values:
-            async for value in values:
-                item = self._state.add_item(unit, self._now_ms())
-                self._bindings.append(self._bindings[unit])
-                self._values[item] = value
-                if self._advancing:
-                    self._advance_soon()  # this is an eager task that has not waited yet
-                else:
-                    self._context.run(self._advance)
-                while self._state.stands_in_line(item):
-                    await self._change(unit)
-                if item % _ITEMS_A_TURN == 0:
-                    await asyncio.sleep(0)
-
-    async def _change(self, unit: int) -> None:
-        """Wait until an item of the mapped step has been let in or has ended."""
-        change = self._changes[unit] = self._loop.create_future()
-        await change
-
-    def _note_change(self, item: int) -> None:
-        change = self._changes.pop(self._state.units.owner_of(item), None)
-        if change is not None and not change.done():
-            change.set_result(None)
-
-    def _tell_end_of_items(
-        self,
-        step: WorkflowStep,
-        items: list[StepResult],
-        error: Exception | None,
-        is_complete: bool,
-    ) -> None:
-        now_ms = self._now_ms()
-        error = common_error(step.name, items, error)
-        if error is not None:
-            self._emit(StepFailed(step.name, 0, now_ms, error))
-            if self._state.stop_reason is not None:
-                self._stop_soon()
-        elif is_complete and all(item.status is StepStatus.SUCCESS for item in items):
-            self._emit(StepSucceeded(step.name, 0, now_ms, [item.output for item in items]))
-        else:
-            reason = self._state.stop_reason or ""
-            self._emit(StepCancelled(step.name, 0, now_ms, reason, None))
+    def _on_block(self, task: asyncio.Task[Any] | None, blocked_ms: float, where: str) -> None:
+        """Tell of a step that has kept the event loop from doing anything else."""
+        running = self._watchdog.attempt_of(task)
+        if running is not None:  # else somebody else has
+            name, attempt, item = running.step, running.attempt, running.item
+            self._emit(LoopBlocked(name, attempt, self._now_ms(), blocked_ms, where, item))
+            _log.warning(
+                "step %r, attempt %d, blocked the event loop for %.0f ms at %s; let it await, "
+                'or make it a plain function with runs_in="thread"',
+                *(name, attempt, blocked_ms, where),
+            )
 
 
 def _shield() -> AbstractContextManager[object]:

@@ -50,9 +50,8 @@ class Verdicts(Ledger):
 
     def __init__(self, state: RunState, observers: tuple[Observer, ...]) -> None:
         super().__init__(state, observers)
-        self._asked: set[int] = set()
-        """The units that the run has asked to stop."""
-        self._asked_ms = 0.0
+        self._asked: dict[int, float] = {}
+        """The units that the run has asked to stop, and when."""
         self._lapsed: set[int] = set()
         """The units whose running attempt was cancelled because it gave no sign of life."""
 
@@ -105,7 +104,7 @@ class Verdicts(Ledger):
         assert running is not None
         name, attempt, item = running.step, running.attempt, running.item
         ended_ms = (shortfall.ended - self._started) * 1000
-        error = self._late(unit, running, shortfall, asked) or shortfall.error
+        error = self._late(unit, running, shortfall) or shortfall.error
         if not asked:
             forget_cancels()  # the step's own, or those of its limit
         if error is None:
@@ -136,7 +135,7 @@ class Verdicts(Ledger):
         return None
 
     def _late(
-        self, unit: int, running: AttemptStarted, shortfall: Shortfall, asked: bool
+        self, unit: int, running: AttemptStarted, shortfall: Shortfall
     ) -> StepTimeoutError | None:
         """Return the limit's error if it was a limit that the attempt answered so late."""
         step = self._state.units.steps[unit]
@@ -147,7 +146,7 @@ class Verdicts(Ledger):
         else:
             limit = self._state.limits.of(unit, running.at_ms) if shortfall.cancels else None
             ended_ms = (shortfall.ended - self._started) * 1000
-            horizon_ms = self._asked_ms if asked else ended_ms + TIMER_SLACK_S * 1000
+            horizon_ms = self._asked.get(unit, ended_ms + TIMER_SLACK_S * 1000)
             if limit is None or limit.ends_ms >= horizon_ms:
                 return None  # the cancellation was the run's, or the step's own
             late = StepTimeoutError(step.name, running.attempt, limit.ms, limit.kind)

@@ -21,8 +21,8 @@ FLOORS = [
         *("_phases", "_queue", "_units", "_limits", "_history", "_turns", "_state"),
     ],
     [
-        *("_watchdog", "_heart", "_slots", "_child", "_workers", "_engine"),
-        *("_ledger", "_verdicts", "_attempts", "_items", "_run", "_orchestrator", "_pipeline"),
+        *("_heart", "_slots", "_child", "_workers", "_engine", "_watchdog", "_monitor", "_items"),
+        *("_ledger", "_verdicts", "_attempts", "_fanout", "_run", "_orchestrator", "_pipeline"),
     ],
     ["testing"],
     ["__init__", "examples"],
