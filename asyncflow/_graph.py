@@ -52,8 +52,8 @@ class Plan:
     steps: tuple[WorkflowStep, ...]
     index: dict[str, int]
     """The index of each step by its name, in the order of declaration."""
-    dependencies: list[list[int]]
-    dependents: list[list[int]]
+    dependencies: list[tuple[int, ...]]
+    dependents: Dependents
     tiers: list[list[int]]
     order: list[int]
     """The topological order: the tiers, one after the other."""
@@ -61,6 +61,37 @@ class Plan:
     """The steps that have a policy of their own, beside attempts and time limit."""
     cleanups: frozenset[int]
     """The steps whose ``run_if`` is not ``"success"``."""
+
+
+class Dependents:
+    """For each step, those that depend on it.
+
+    They lie one after the other in one list. As a list for each step they would keep the garbage
+    collector so busy that planning took half as long again.
+    """
+
+    __slots__ = ("_first", "_flat")
+
+    def __init__(self, dependencies: Sequence[Sequence[int]]) -> None:
+        ends = [0] * len(dependencies)
+        for needed in dependencies:
+            for step in needed:
+                ends[step] += 1
+        total = 0
+        for step, count in enumerate(ends):
+            ends[step] = total
+            total += count
+        flat = [0] * total
+        # Until here `ends` has where those of a step begin; now it moves on with each.
+        for dependent, needed in enumerate(dependencies):
+            for step in needed:
+                flat[ends[step]] = dependent
+                ends[step] += 1
+        self._flat = flat
+        self._first = [0, *ends]
+
+    def __getitem__(self, step: int) -> list[int]:
+        return self._flat[self._first[step] : self._first[step + 1]]
 
 
 class Shape(Mapping[str, tuple[str, ...]]):
@@ -138,17 +169,17 @@ def plan(steps: Iterable[WorkflowStep], targets: Iterable[str] | None = None) ->
     steps = tuple(steps)
     index = _index(steps)
     try:
-        dependencies = [[index[name] for name in step.depends_on] for step in steps]
+        # Tuples of integers, because the garbage collector need not look at them again.
+        dependencies = [tuple([index[name] for name in step.depends_on]) for step in steps]
     except KeyError:
         raise _unknown_dependency(steps, index) from None
     special = tuple(at for at, step in enumerate(steps) if not step.is_plain)
     cleanups = frozenset(at for at in special if steps[at].run_if != "success")
-    dependents: list[list[int]] = [[] for _ in steps]
-    for dependent, needed in enumerate(dependencies):
-        for dependency in needed:
-            dependents[dependency].append(dependent)
-    if cleanups:
-        _put_last([at for at in cleanups if not dependencies[at]], dependencies, dependents)
+    dependents = Dependents(dependencies)
+    last = [at for at in cleanups if not dependencies[at]]
+    if last:
+        _put_last(last, dependencies, dependents)
+        dependents = Dependents(dependencies)
     tiers = _tiers(steps, dependencies, dependents)
     if targets is not None:
         needed_by_targets = _closure(_indexes_of(targets, index), steps, index)
@@ -157,7 +188,7 @@ def plan(steps: Iterable[WorkflowStep], targets: Iterable[str] | None = None) ->
     return Plan(steps, index, dependencies, dependents, tiers, order, special, cleanups)
 
 
-def _put_last(last: list[int], dependencies: list[list[int]], dependents: list[list[int]]) -> None:
+def _put_last(last: list[int], dependencies: list[tuple[int, ...]], dependents: Dependents) -> None:
     """Make these steps depend on all others but those that depend on one of them."""
     after_them = set(last)
     queue = list(last)
@@ -166,11 +197,9 @@ def _put_last(last: list[int], dependencies: list[list[int]], dependents: list[l
             if dependent not in after_them:
                 after_them.add(dependent)
                 queue.append(dependent)
-    others = [step for step in range(len(dependencies)) if step not in after_them]
+    others = tuple(step for step in range(len(dependencies)) if step not in after_them)
     for step in last:
         dependencies[step] = others
-    for step in others:
-        dependents[step] += last
 
 
 def _indexes_of(targets: Iterable[str], index: Mapping[str, int]) -> list[int]:
@@ -219,7 +248,7 @@ def _unknown_dependency(steps: Sequence[WorkflowStep], known: Collection[str]) -
 
 
 def _tiers(
-    steps: Sequence[WorkflowStep], dependencies: list[list[int]], dependents: list[list[int]]
+    steps: Sequence[WorkflowStep], dependencies: list[tuple[int, ...]], dependents: Dependents
 ) -> list[list[int]]:
     missing = [len(needed) for needed in dependencies]
     tier_of = [0] * len(steps)
@@ -242,7 +271,7 @@ def _tiers(
     return tiers
 
 
-def _cycle(stuck: list[int], dependencies: list[list[int]]) -> list[int]:
+def _cycle(stuck: list[int], dependencies: list[tuple[int, ...]]) -> list[int]:
     """Return one circle among the steps that Kahn's algorithm could not reach.
 
     Each of them has a dependency among them, or it would have been reached. So a walk from
