@@ -47,8 +47,6 @@ class Histories:
         if event.attempt != (1 if latest is None else latest.attempt + 1):
             raise IllegalEventError(event, f"the latest attempt was {latest!r}")
         self._units.latest[unit] = event
-        if event.queued_ms:
-            self.remark(unit, queued_ms=event.queued_ms)
 
     def fail(self, unit: int, event: AttemptFailed) -> None:
         """Note that the running attempt has failed and that another one follows."""
@@ -81,12 +79,13 @@ class Histories:
         if phase < ATTEMPTING:
             return self._result_without_attempts(unit, event, status, error)
         started, history = self._latest(unit, event), None
-        started_ms = started.at_ms
+        started_ms, queued_ms = started.at_ms, started.queued_ms
         if event.attempt > 1 or phase >= WAITING:
             history = self._failed.get(unit, ())
             if phase == ATTEMPTING:
                 history = (*history, _attempt(started, event, error))
             started_ms = history[0].started_ms
+            queued_ms = sum(attempt.queued_ms for attempt in history)
         return StepResult(
             self._units.name_of(unit),
             status,
@@ -98,6 +97,7 @@ class Histories:
             started_ms,
             history,
             self._units.depends_on(unit),
+            queued_ms,
         )
 
     def skipped(self, unit: int, event: StepSkipped) -> StepResult:

@@ -53,7 +53,7 @@ class Pool:
                     f"a pool's per_second must be finite and above 0, not {per_second}"
                 )
         self.size = size
-        self.per_second = per_second
+        self.per_second: float | None = per_second
         self._interval_s = 0.0 if per_second is None else 1 / per_second
         self._next_start = 0.0
         self._in_use = 0

@@ -320,18 +320,18 @@ class RunState:
         started = self.units.latest[unit]
         # The way of most steps, without detours.
         if started is not None and event.attempt == 1 == started.attempt and event.item is None:
-            at_ms = started.at_ms
             return StepResult(
                 event.step,
                 StepStatus.SUCCESS,
                 1,
-                event.at_ms - at_ms,
+                event.at_ms - started.at_ms,
                 event.output,
                 None,
                 None,
-                at_ms,
+                started.at_ms,
                 None,
                 self.units.depends_on(unit),
+                started.queued_ms,
             )
         return self._histories.result(unit, event, StepStatus.SUCCESS, None)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import functools
+import random
 from collections.abc import (
     AsyncIterable,
     AsyncIterator,
@@ -14,7 +15,7 @@ from collections.abc import (
     Mapping,
     Sequence,
 )
-from typing import Any, assert_type
+from typing import Any, Literal, assert_type
 
 from asyncflow import (
     Attempt,
@@ -44,14 +45,18 @@ from asyncflow.events import (
     AttemptFailed,
     AttemptStarted,
     Event,
+    LoopBlocked,
+    MapStarted,
     Outcome,
     RunFinished,
     RunInterrupted,
     RunStarted,
+    RunTimedOut,
     StepCancelled,
     StepFailed,
     StepSkipped,
     StepSucceeded,
+    ThreadAbandoned,
 )
 from asyncflow.testing import VirtualTimeLoop, run_in_virtual_time
 
@@ -110,6 +115,10 @@ def plain() -> int:
 accepted_in_threads = [
     WorkflowStep("thread", plain, runs_in="thread"),
     WorkflowStep("process", plain, runs_in="process"),
+    WorkflowStep("lambda in a thread", lambda: 1, runs_in="thread"),
+    WorkflowStep("class in a thread", Loader, runs_in="thread"),
+    WorkflowStep("all", plain, ["a"], runs_in="thread", pool=Pool(2), max_retries=3, map_over="a"),
+    WorkflowStep("said to be in the loop", extract, runs_in="loop"),
 ]
 
 accepted_dependencies = [
@@ -127,7 +136,64 @@ accepted_options = [
     WorkflowStep("no limit", extract, timeout_ms=None),
 ]
 
+
+def is_busy(error: Exception) -> bool:
+    return isinstance(error, OSError)
+
+
+def retry_after_ms(error: Exception) -> bool | float:
+    return getattr(error, "retry_after_ms", True)
+
+
+def is_complete(output: list[int]) -> bool:
+    return bool(output)
+
+
+accepted_retries = [
+    Retry(),
+    Retry(base_ms=10, factor=1.5, max_ms=1_000, jitter=False),
+    Retry(on=OSError),
+    Retry(on=(OSError, ValueError)),
+    Retry(on=is_busy),
+    Retry(on=retry_after_ms),
+    Retry(on=lambda error: "busy" in str(error)),
+    Retry(until=is_complete),
+    Retry(until=bool, random=random.Random(7).random),
+]
+
+openai = Pool(5, per_second=0.5)
+assert_type(openai, Pool)
+assert_type(openai.size, int)
+rate: float | None = openai.per_second
+assert_type(openai.in_use, int)
+assert_type(openai.waiting, int)
+
+
+def is_wanted(extract: list[int], limit: int = 3) -> bool:
+    return len(extract) < limit
+
+
+accepted_policies = [
+    WorkflowStep("retry", extract, max_retries=3, retry=Retry(on=OSError)),
+    WorkflowStep("pool", extract, pool=openai),
+    WorkflowStep("no pool", extract, pool=None),
+    WorkflowStep("when", load, ["extract"], when=is_wanted),
+    WorkflowStep("when lambda", load, ["extract"], when=lambda extract: extract),
+    WorkflowStep("clean-up", extract, run_if="always"),
+    WorkflowStep("notify", extract, run_if="failure"),
+    WorkflowStep("limits", extract, deadline_ms=5_000, heartbeat_ms=0.5),
+    WorkflowStep("no limits", extract, deadline_ms=None, heartbeat_ms=None),
+    WorkflowStep("mapped", load, {"table": "pages"}, map_over="pages"),
+    WorkflowStep("not mapped", load, map_over=None),
+]
+
 step = WorkflowStep("load", load, {"table": "transform"})
+assert_type(step.retry, Retry)
+assert_type(step.pool, Pool | None)
+assert_type(step.map_over, str | None)
+assert_type(step.deadline_ms, float | None)
+assert_type(step.run_if, Literal["success", "failure", "always"])
+assert_type(step.runs_in, Literal["loop", "thread", "process"])
 assert_type(step.name, str)
 assert_type(step.depends_on, tuple[str, ...])
 assert_type(step.max_retries, int)
@@ -147,6 +213,8 @@ def watch(event: Event) -> None:
         assert_type(event.dependencies, Mapping[str, tuple[str, ...]])
     elif isinstance(event, AttemptStarted):
         assert_type(event.attempt, int)
+        assert_type(event.queued_ms, float)
+        assert_type(event.item, int | None)
     elif isinstance(event, AttemptFailed):
         assert_type(event.error, BaseException)
         assert_type(event.retry_in_ms, float)
@@ -158,6 +226,15 @@ def watch(event: Event) -> None:
         assert_type(event.error, BaseException | None)
     elif isinstance(event, StepSkipped | RunInterrupted):
         assert_type(event.reason, str)
+    elif isinstance(event, MapStarted):
+        assert_type(event.item, None)
+    elif isinstance(event, ThreadAbandoned):
+        assert_type(event.attempt, int)
+    elif isinstance(event, LoopBlocked):
+        assert_type(event.blocked_ms, float)
+        assert_type(event.where, str)
+    elif isinstance(event, RunTimedOut):
+        assert_type(event.deadline_ms, float)
     else:
         assert_type(event, RunFinished)
         assert_type(event.outcome, Outcome)
@@ -185,11 +262,17 @@ async def main() -> None:
         fail_fast=True,
         schedule="ready",
         max_concurrency=3,
+        deadline_ms=60_000,
+        targets=["load"],
         inputs={"url": "https://example.org", "limit": 3},
         run_id="r1",
         observers=observers,
     )
     orchestrator = Orchestrator(accepted_actions, True, schedule="tiers", max_concurrency=None)
+    limited = Orchestrator(accepted_actions, deadline_ms=None, targets=(n for n in ["load"]))
+    assert_type(limited.tiers, list[list[str]])
+    assert_type(limited.execution_order, list[str])
+    assert_type(limited.to_mermaid(), str)
     assert_type(await orchestrator.run(), RunReport)
     assert_type(await orchestrator.run(inputs=None, run_id=None), RunReport)
 
@@ -204,6 +287,9 @@ async def main() -> None:
     assert_type(report.summary(), dict[str, int | float])
     assert_type(report.to_json(indent=2), str)
     assert_type(RunReport.from_json(b"{}"), RunReport)
+    assert_type(report.critical_path, list[str])
+    assert_type(report.to_mermaid(), str)
+    assert_type(report.stop_reason, str | None)
     report.raise_for_failures()
 
     result = report["load"]
@@ -213,6 +299,14 @@ async def main() -> None:
     assert_type(result.reason, str | None)
     assert_type(result.started_ms, float | None)
     assert_type(result.history, tuple[Attempt, ...])
+    assert_type(result.items, tuple[StepResult, ...] | None)
+    for item in result.items or ():
+        assert_type(item.step_name, str)
+    assert_type(result.depends_on, tuple[str, ...])
+    assert_type(result.queued_ms, float)
+    assert_type(result.loop_blocked_ms, float)
+    assert_type(result.abandoned, bool)
+    assert_type(result.on_purpose, bool)
     number: int = result.output
     status: str = result.status
     if result.status is StepStatus.FAILED and isinstance(result.error, StepTimeoutError):
@@ -227,6 +321,9 @@ async def main() -> None:
     assert_type(context.attempt, int)
     assert_type(context.idempotency_key, str)
     assert_type(context.remaining_ms(), float | None)
+    assert_type(context.item, int | None)
+    assert_type(context.results, Mapping[str, StepResult])
+    context.heartbeat()
 
     try:
         topological_sort([])
