@@ -18,27 +18,26 @@ import sys
 import time
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, aclosing, nullcontext, suppress
+from functools import partial
 from typing import Any
 
 import anyio
 
 from asyncflow._attempts import FIRST_TASK_BEARS_THE_NAME, Attempts
-from asyncflow._errors import StepCancelledError
 from asyncflow._graph import Binding, Plan, Shape
 from asyncflow._items import common_error, each_item
 from asyncflow._ledger import Observer
 from asyncflow._report import RunReport
-from asyncflow._result import StepResult, StepStatus
+from asyncflow._result import StepStatus
 from asyncflow._state import RunState
 from asyncflow._step import WorkflowStep
-from asyncflow._verdicts import forget_cancels
+from asyncflow._verdicts import FAILURES, as_failure, forget_cancels, leave_out_our_frames
 from asyncflow.events import (
     MapStarted,
     RunFinished,
     RunInterrupted,
     RunStarted,
     RunTimedOut,
-    StepCancelled,
     StepFailed,
     StepSkipped,
     StepSucceeded,
@@ -161,12 +160,12 @@ class Run(Attempts):
         self._wake_if_settled()
         del self  # the traceback of an eager task keeps this frame, as it keeps that of _run_unit
 
-    def _start(self, batch: list[int]) -> None:
+    def _start(self, batch: list[int], *, anew: bool = False) -> None:
         group, live, run = self._group, self._live, None
         for unit in batch:
             step, run = self._steps[unit], self._run_unit
             if not step.is_plain or unit in self._turns:
-                if not self._is_to_be_started(unit):
+                if not (anew or (self._is_new(unit) and self._is_wanted(unit))):
                     continue
                 if step.map_over is not None and self._state.units.item_of(unit) is None:
                     run = self._run_items
@@ -179,33 +178,45 @@ class Run(Attempts):
             self._loop.call_soon(self._restart_unbegun, batch, context=self._context)
         del self, group, live, run  # as in _advance
 
-    def _is_to_be_started(self, unit: int) -> bool:
-        """See to what is not to be started: it is running, or its condition does not hold."""
+    def _is_new(self, unit: int) -> bool:
+        """Let a unit go on whose turn has come for another attempt; return whether it is new."""
         if unit in self._turns:
             turn = self._turns[unit]
             if not turn.done():
                 turn.set_result(None)
             return False
-        item = self._state.units.item_of(unit)
-        if item is not None:
+        if self._state.units.item_of(unit) is not None:
             self._note_change(unit)
-            return True
-        return self._steps[unit].when is None or self._is_wanted(unit)
+        return True
 
     def _is_wanted(self, unit: int) -> bool:
         """Ask a step's condition; if the step is not to run, tell that."""
         step, condition = self._steps[unit], self._steps[unit].when
-        assert condition is not None
+        if condition is None or self._state.units.item_of(unit) is not None:
+            return True
+        failure = None
         try:
-            if condition(**self._arguments(unit, self._conditions[unit])):
+            arguments = self._arguments(unit, self._conditions[unit])
+            if self._context.copy().run(condition, **arguments):
                 return True
+        except FAILURES as error:
+            leave_out_our_frames(error)
+            failure = as_failure(error, step.name, 0)
+            self._emit(StepFailed(step.name, 0, self._now_ms(), failure))
+            if self._state.stop_reason is not None:
+                self._stop_soon()
+        except BaseException as error:
+            reason = f"the condition of step {step.name!r} raised {type(error).__name__}"
+            self._emit(StepSkipped(step.name, self._now_ms(), reason))
+            leave_out_our_frames(error)
+            self._interrupt(error, reason)
+        else:
             name = getattr(condition, "__qualname__", repr(condition))
             reason = f"its condition {name} was not met"
             self._emit(StepSkipped(step.name, self._now_ms(), reason, on_purpose=True))
-        except Exception as error:
-            self._emit(StepFailed(step.name, 0, self._now_ms(), error))
-            if self._state.stop_reason is not None:
-                self._stop_soon()
+        finally:
+            failure = None  # what the condition raised keeps this frame
+            del self  # as in _advance
         return False
 
     def _restart_unbegun(self, batch: list[int]) -> None:
@@ -217,7 +228,7 @@ class Run(Attempts):
         for unit in unbegun:
             del self._live[unit]
         if unbegun:
-            self._start(unbegun)
+            self._start(unbegun, anew=True)
 
     def _follow_up(self, unit: int) -> None:
         """See to what follows the end of a unit."""
@@ -304,79 +315,80 @@ class Run(Attempts):
     async def _run_items(self, unit: int) -> None:
         """Go through the items of a mapped step. It raises nothing, as `_run_unit`."""
         step, is_complete = self._steps[unit], False
-        error: Exception | None = None
+        error: BaseException | None = None
+        failure: Exception | None = None
         try:
             self._emit(MapStarted(step.name, self._now_ms()))
             try:
-                await self._take_up_items(unit, step)
-                is_complete = True
-            except asyncio.CancelledError as cancelled:
+                is_complete = await self._take_up_items(unit, step)
+            except FAILURES as raised:
+                leave_out_our_frames(raised)
+                error = raised
                 if unit not in self._asked:
                     forget_cancels()
-                    error = StepCancelledError(step.name, 0)
-                    error.__cause__ = cancelled
-            except Exception as failure:
-                error = failure
+                    failure = as_failure(error, step.name, 0)
             while (items := self._state.units.results_of_items(unit)) is None:
                 with suppress(asyncio.CancelledError):
                     await self._change(unit)
-            self._tell_end_of_items(step, items, error, is_complete)
+            failure = common_error(step.name, items, failure)
+            if failure is not None:
+                self._emit(StepFailed(step.name, 0, self._now_ms(), failure))
+                if self._state.stop_reason is not None:
+                    self._stop_soon()
+            elif is_complete and all(item.status is StepStatus.SUCCESS for item in items):
+                output = [item.output for item in items]
+                self._emit(StepSucceeded(step.name, 0, self._now_ms(), output))
+            else:
+                self._emit(self._cancelled(unit, error))
         except BaseException as bug:
             self._break_off(bug, f"step {step.name!r} could not be run")
         finally:
             self._live.pop(unit, None)
             self._follow_up(unit)
             del self  # as in _run_unit
-            error = items = None
+            error = failure = items = None
 
-    async def _take_up_items(self, unit: int, step: WorkflowStep) -> None:
+    async def _take_up_items(self, unit: int, step: WorkflowStep) -> bool:
+        """Make each item a unit; return whether none was left out, as when the run stops."""
         assert step.map_over is not None
         source = self._state.units.results[self._identity.plan.index[step.map_over]]
         assert source is not None
         if source.status is not StepStatus.SUCCESS:
-            return  # it is a clean-up step, and there is nothing to go through
-        async with aclosing(each_item(source.output, step.name)) as values:
-            async for value in values:
-                item = self._state.add_item(unit, self._now_ms())
-                self._bindings.append(self._bindings[unit])
-                self._values[item] = value
-                if self._advancing:
-                    self._advance_soon()  # this is an eager task that has not waited yet
-                else:
-                    self._context.run(self._advance)
-                while self._state.stands_in_line(item):
-                    await self._change(unit)
-                if item % _ITEMS_A_TURN == 0:
-                    await asyncio.sleep(0)
+            return True  # it is a clean-up step, and there is nothing to go through
+        try:
+            async with aclosing(each_item(source.output, step.name)) as values:
+                async for value in values:
+                    if self._state.stop_reason is not None and not self._state.is_spared(unit):
+                        return False
+                    item = self._state.add_item(unit, self._now_ms())
+                    self._bindings.append(self._bindings[unit])
+                    self._values[item] = value
+                    if self._advancing:
+                        self._advance_soon()  # this is an eager task that has not waited yet
+                    else:
+                        self._context.run(self._advance)
+                    while self._state.stands_in_line(item):
+                        await self._change(unit)
+                    if item % _ITEMS_A_TURN == 0:
+                        await self._undisturbed(unit, partial(asyncio.sleep, 0))
+            return True
+        finally:
+            del self  # what the iteration raised keeps this frame
 
     async def _change(self, unit: int) -> None:
-        """Wait until an item of the mapped step has been let in or has ended."""
+        """Wait until an item of the mapped step has been let in or has ended, or for nothing."""
         change = self._changes[unit] = self._loop.create_future()
-        await change
+        try:
+            await change
+        except asyncio.CancelledError:
+            if unit in self._asked:
+                raise
+            forget_cancels()
 
     def _note_change(self, item: int) -> None:
         change = self._changes.pop(self._state.units.owner_of(item), None)
         if change is not None and not change.done():
             change.set_result(None)
-
-    def _tell_end_of_items(
-        self,
-        step: WorkflowStep,
-        items: list[StepResult],
-        error: Exception | None,
-        is_complete: bool,
-    ) -> None:
-        now_ms = self._now_ms()
-        error = common_error(step.name, items, error)
-        if error is not None:
-            self._emit(StepFailed(step.name, 0, now_ms, error))
-            if self._state.stop_reason is not None:
-                self._stop_soon()
-        elif is_complete and all(item.status is StepStatus.SUCCESS for item in items):
-            self._emit(StepSucceeded(step.name, 0, now_ms, [item.output for item in items]))
-        else:
-            reason = self._state.stop_reason or ""
-            self._emit(StepCancelled(step.name, 0, now_ms, reason, None))
 
 
 def _shield() -> AbstractContextManager[object]:
