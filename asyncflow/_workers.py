@@ -162,13 +162,16 @@ class _Job:
         self._value: Any = None
         self._error: BaseException | None = None
         clock = ExitStack()
-        clock.enter_context(getattr(self.loop, "standing_still", nullcontext)())
+        self._standing_still = getattr(self.loop, "standing_still", nullcontext)
+        clock.enter_context(self._standing_still())
         self.ended.add_done_callback(lambda _: clock.close())
 
     async def has_ended(self) -> bool:
         """Make the call and wait; return whether it ended, else this was cancelled meanwhile."""
         try:
-            await to_thread.run_sync(self._run, limiter=CapacityLimiter(math.inf))
+            # The thread tells of its end before anyio does, and no time may pass between the two.
+            with self._standing_still():
+                await to_thread.run_sync(self._run, limiter=CapacityLimiter(math.inf))
         except BaseException:
             if self._claim.acquire(blocking=False):
                 self.ended.settle()
