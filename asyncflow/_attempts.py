@@ -17,7 +17,7 @@ import sys
 from abc import abstractmethod
 from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from asyncflow._engine import (
     AttemptExtras,
@@ -43,6 +43,7 @@ from asyncflow._verdicts import (
     Verdicts,
     cancels,
     forget_cancels,
+    leave_out_our_frames,
     running_task,
 )
 from asyncflow._watchdog import Watchdog
@@ -51,6 +52,9 @@ from asyncflow.events import (
     StepSucceeded,
     ThreadAbandoned,
 )
+
+if TYPE_CHECKING:
+    from asyncflow._workers import ThreadEnd
 
 __all__ = ["FIRST_TASK_BEARS_THE_NAME", "Attempts", "forget_cancels"]
 
@@ -94,7 +98,7 @@ class Attempts(Verdicts):
         """The task of each unit that was started and has not ended."""
         self._turns: dict[int, asyncio.Future[None]] = {}
         """What each unit waits for that stands in line for its next attempt."""
-        self._threads: dict[int, asyncio.Future[None]] = {}
+        self._threads: dict[int, ThreadEnd] = {}
         """What tells of each unit with an abandoned thread that the thread has ended."""
         self._values: dict[int, Any] = {}
         """The items that the units of mapped steps are about."""
@@ -178,6 +182,7 @@ class Attempts(Verdicts):
         if thread is None or thread.done():
             slot.give_back()
         else:
+            thread.call_at_once(slot.give_back_to_pool)
             thread.add_done_callback(lambda _: slot.give_back())
 
     def _limit_s(self, unit: int, step: WorkflowStep) -> float | None:
@@ -278,7 +283,7 @@ class Attempts(Verdicts):
         except asyncio.CancelledError:
             raise
         except BaseException as error:
-            _leave_out_our_frames(error)
+            leave_out_our_frames(error)
             return Shortfall(error, None, loop.time(), cancels())
         else:
             ended = loop.time()
@@ -331,8 +336,12 @@ class Attempts(Verdicts):
             if step.runs_in == "loop":
                 value = await call_action(step, arguments)
             else:
-                abandon = partial(self._abandon, unit, running)
-                value = await call_in_worker(step, arguments, ends, abandon)
+                abandon, lapsed = partial(self._abandon, unit, running), self._lapsed
+                if step.run_if == "success":
+                    ends = min(ends, self._identity.ends)
+                value = await call_in_worker(
+                    step, arguments, ends, abandon, partial(lapsed.__contains__, unit)
+                )
         finally:
             del extras[key]
             if heart is not None:
@@ -355,18 +364,6 @@ class Attempts(Verdicts):
             self._lapsed.add(unit)
             task.cancel()
 
-    def _abandon(self, unit: int, running: AttemptStarted, thread: asyncio.Future[None]) -> None:
+    def _abandon(self, unit: int, running: AttemptStarted, thread: ThreadEnd) -> None:
         self._threads[unit] = thread
         self._emit(ThreadAbandoned(running.step, running.attempt, self._now_ms(), running.item))
-
-
-def _leave_out_our_frames(error: BaseException) -> None:
-    """Let the traceback of a step's error begin in the step.
-
-    Our frames say nothing to its reader, take memory for as long as the error is kept, and lead
-    to the run, hence back to the error.
-    """
-    trace = error.__traceback__
-    while trace is not None and trace.tb_frame.f_globals["__name__"].startswith("asyncflow._"):
-        trace = trace.tb_next
-    error.__traceback__ = trace

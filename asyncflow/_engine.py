@@ -8,7 +8,7 @@ import math
 from collections.abc import Awaitable, Callable, Mapping
 from contextvars import Context, ContextVar
 from types import CoroutineType
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import anyio
 
@@ -18,6 +18,9 @@ from asyncflow._heart import Heart
 from asyncflow._result import StepResult
 from asyncflow._step import WorkflowStep
 from asyncflow.events import AttemptStarted
+
+if TYPE_CHECKING:
+    from asyncflow._workers import ThreadEnd
 
 __all__ = [
     "AttemptExtras",
@@ -196,7 +199,8 @@ def call_in_worker(
     step: WorkflowStep,
     arguments: Mapping[str, Any] | None,
     ends: float,
-    on_abandon: Callable[[asyncio.Future[None]], None],
+    on_abandon: Callable[[ThreadEnd], None],
+    has_lapsed: Callable[[], bool],
 ) -> Awaitable[Any]:
     """Call the step's action in a thread or a process and return what is to be awaited.
 
@@ -205,9 +209,12 @@ def call_in_worker(
         arguments: What to call its action with.
         ends: When the attempt has to end, in seconds of the loop's clock.
         on_abandon: Called when a thread has not ended by then, with what tells of its end.
+        has_lapsed: Whether, when this is cancelled, it has to end at once although it is earlier.
     """
     from asyncflow._workers import run_in_process, run_in_thread
 
     if step.runs_in == "process":
         return run_in_process(step.action, arguments)
-    return run_in_thread(step.action, arguments, ends=ends, on_abandon=on_abandon)
+    return run_in_thread(
+        step.action, arguments, ends=ends, on_abandon=on_abandon, has_lapsed=has_lapsed
+    )

@@ -83,12 +83,12 @@ class Limits:
         assert latest is not None
         if latest.attempt >= step.max_retries:
             return None
-        delay_ms = step.retry.delay_ms(latest.attempt, error, self._random)
-        if delay_ms is None:
-            return None
         ends_ms = math.inf
         if step.deadline_ms is not None:
             ends_ms = self._counts_from[unit] + step.deadline_ms
         if self.deadline_ms is not None and step.run_if == "success":
             ends_ms = min(ends_ms, self.deadline_ms)
-        return delay_ms if at_ms + delay_ms < ends_ms else None
+        random = self._random
+        del self  # what the policy raises keeps this frame, which leads to the results
+        delay_ms = step.retry.delay_ms(latest.attempt, error, random)
+        return None if delay_ms is None or at_ms + delay_ms >= ends_ms else delay_ms

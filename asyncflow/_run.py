@@ -30,6 +30,7 @@ from asyncflow._ledger import Observer
 from asyncflow._monitor import Watch, watch
 from asyncflow._report import RunReport
 from asyncflow._state import RunState
+from asyncflow._verdicts import FAILURES, as_failure, leave_out_our_frames
 from asyncflow.events import (
     LoopBlocked,
     RunFinished,
@@ -164,13 +165,13 @@ class Run(Fanout):
         self._wake_if_settled()
         del self  # the traceback of an eager task keeps this frame, as it keeps that of _run_unit
 
-    def _start(self, batch: list[int]) -> None:
+    def _start(self, batch: list[int], *, anew: bool = False) -> None:
         group, live, run = self._group, self._live, None
         task_name = self._watchdog.task_name
         for unit in batch:
             step, run = self._steps[unit], self._run_unit
             if not step.is_plain or unit in self._turns:
-                if not self._is_to_be_started(unit):
+                if not (anew or (self._is_new(unit) and self._is_wanted(unit))):
                     continue
                 if step.map_over is not None and self._state.units.item_of(unit) is None:
                     run = self._run_items
@@ -183,33 +184,45 @@ class Run(Fanout):
             self._loop.call_soon(self._restart_unbegun, batch, context=self._context)
         del self, group, live, run, task_name  # as in _advance
 
-    def _is_to_be_started(self, unit: int) -> bool:
-        """See to what is not to be started: it is running, or its condition does not hold."""
+    def _is_new(self, unit: int) -> bool:
+        """Let a unit go on whose turn has come for another attempt; return whether it is new."""
         if unit in self._turns:
             turn = self._turns[unit]
             if not turn.done():
                 turn.set_result(None)
             return False
-        item = self._state.units.item_of(unit)
-        if item is not None:
+        if self._state.units.item_of(unit) is not None:
             self._note_change(unit)
-            return True
-        return self._steps[unit].when is None or self._is_wanted(unit)
+        return True
 
     def _is_wanted(self, unit: int) -> bool:
         """Ask a step's condition; if the step is not to run, tell that."""
         step, condition = self._steps[unit], self._steps[unit].when
-        assert condition is not None
+        if condition is None or self._state.units.item_of(unit) is not None:
+            return True
+        failure = None
         try:
-            if condition(**self._arguments(unit, self._conditions[unit])):
+            arguments = self._arguments(unit, self._conditions[unit])
+            if self._context.copy().run(condition, **arguments):
                 return True
+        except FAILURES as error:
+            leave_out_our_frames(error)
+            failure = as_failure(error, step.name, 0)
+            self._emit(StepFailed(step.name, 0, self._now_ms(), failure))
+            if self._state.stop_reason is not None:
+                self._stop_soon()
+        except BaseException as error:
+            reason = f"the condition of step {step.name!r} raised {type(error).__name__}"
+            self._emit(StepSkipped(step.name, self._now_ms(), reason))
+            leave_out_our_frames(error)
+            self._interrupt(error, reason)
+        else:
             name = getattr(condition, "__qualname__", repr(condition))
             reason = f"its condition {name} was not met"
             self._emit(StepSkipped(step.name, self._now_ms(), reason, on_purpose=True))
-        except Exception as error:
-            self._emit(StepFailed(step.name, 0, self._now_ms(), error))
-            if self._state.stop_reason is not None:
-                self._stop_soon()
+        finally:
+            failure = None  # what the condition raised keeps this frame
+            del self  # as in _advance
         return False
 
     def _restart_unbegun(self, batch: list[int]) -> None:
@@ -221,7 +234,7 @@ class Run(Fanout):
         for unit in unbegun:
             del self._live[unit]
         if unbegun:
-            self._start(unbegun)
+            self._start(unbegun, anew=True)
 
     def _follow_up(self, unit: int) -> None:
         """See to what follows the end of a unit."""

@@ -56,6 +56,11 @@ class Slot:
         if self._ticket is not None:
             self._ticket.give_back(unused=unused)
 
+    def give_back_to_pool(self) -> None:
+        """Give back the slot of the pool only; from any thread, also if the loop is closed."""
+        if self._ticket is not None:
+            self._ticket.give_back()
+
 
 def _resolve(called: asyncio.Future[None]) -> None:
     if not called.done():  # it is, if the waiting was cancelled

@@ -49,6 +49,8 @@ class Turns:
         self._parked: list[int] = []
         self._tier = -1
         self._tier_unsettled = 0
+        self._early: set[int] = set()
+        """The steps that were doomed before their tier had begun."""
         self._dependencies_unsettled: list[int] = []
 
     def begin(self, at_ms: float) -> None:
@@ -68,7 +70,7 @@ class Turns:
                 parked, self._parked = self._parked, []
                 self._take_turns(parked, at_ms)
         if self._by_tiers:
-            self._tier_unsettled -= 1
+            self._tier_unsettled -= step not in self._early
             if not self._tier_unsettled:
                 self._begin_next_tier(at_ms)
         else:
@@ -86,6 +88,8 @@ class Turns:
             if self._phases[step] in (PENDING, READY) and step not in spared:
                 # What was ready may have been handed out, if a stored run is being replayed.
                 was_ready = self._phases[step] == READY
+                if not was_ready and step not in self._parked:
+                    self._early.add(step)
                 self._doom(step, reason, phase=WITHDRAWN if was_ready else DOOMED)
 
     def _release_dependents(self, step: int, at_ms: float) -> None:
@@ -97,9 +101,11 @@ class Turns:
         self._take_turns(turns, at_ms)
 
     def _begin_next_tier(self, at_ms: float) -> None:
-        self._tier += 1
-        if self._tier < len(self._plan.tiers):
+        while not self._tier_unsettled and self._tier + 1 < len(self._plan.tiers):
+            self._tier += 1
             tier = self._plan.tiers[self._tier]
+            if self._early:
+                tier = [step for step in tier if step not in self._early]
             self._tier_unsettled = len(tier)
             self._take_turns(tier, at_ms)
 

@@ -24,12 +24,22 @@ from asyncflow.events import (
     StepSucceeded,
 )
 
-__all__ = ["TIMER_SLACK_S", "Shortfall", "Verdicts", "cancels", "forget_cancels", "running_task"]
+__all__ = [
+    "FAILURES",
+    "TIMER_SLACK_S",
+    "Shortfall",
+    "Verdicts",
+    "as_failure",
+    "cancels",
+    "forget_cancels",
+    "leave_out_our_frames",
+    "running_task",
+]
 
 # How much earlier than asked a timer may fire: uvloop counts in whole milliseconds (uvloop #739).
 TIMER_SLACK_S = 0.001
 
-_FAILURES = (Exception, asyncio.CancelledError)
+FAILURES = (Exception, asyncio.CancelledError)
 """What makes an attempt fail. All else is not the step's to handle, nor ours."""
 
 
@@ -102,37 +112,62 @@ class Verdicts(Ledger):
         """
         running, asked = self._state.running_attempt(unit), unit in self._asked
         assert running is not None
-        name, attempt, item = running.step, running.attempt, running.item
-        ended_ms = (shortfall.ended - self._started) * 1000
+        try:
+            error, delay_ms = self._verdict(unit, running, shortfall, asked)
+            return self._tell_end(unit, running, shortfall, error, delay_ms)
+        finally:
+            # What a retry policy raised keeps this frame too, which must not lead back to it.
+            del self
+            error = None
+
+    def _verdict(
+        self, unit: int, running: AttemptStarted, shortfall: Shortfall, asked: bool
+    ) -> tuple[BaseException | None, float | None]:
+        """Return what the attempt failed with, and the wait if another one follows it."""
         error = self._late(unit, running, shortfall) or shortfall.error
         if not asked:
             forget_cancels()  # the step's own, or those of its limit
+        if asked or not isinstance(error, FAILURES):
+            return error, None
+        error = as_failure(error, running.step, running.attempt)
+        try:
+            ended_ms = (shortfall.ended - self._started) * 1000
+            return error, self._state.limits.after_failure(unit, error, ended_ms)
+        except BaseException as raised:  # by the step's retry policy
+            leave_out_our_frames(raised)
+            if raised is not error:
+                raised.__context__ = error
+            if isinstance(raised, FAILURES):
+                return as_failure(raised, running.step, running.attempt), None
+            return raised, None
+        finally:
+            del self, error  # as in _judge
+
+    def _tell_end(
+        self,
+        unit: int,
+        running: AttemptStarted,
+        shortfall: Shortfall,
+        error: BaseException | None,
+        delay_ms: float | None,
+    ) -> float | None:
+        name, attempt, item = running.step, running.attempt, running.item
+        ended_ms = (shortfall.ended - self._started) * 1000
         if error is None:
             self._emit(StepSucceeded(name, attempt, ended_ms, shortfall.value, item))
-            return None
-        if not isinstance(error, _FAILURES):
+        elif not isinstance(error, FAILURES):
             reason = f"step {name!r} raised {type(error).__name__}"
             self._emit(StepCancelled(name, attempt, ended_ms, reason, error, item))
             self._interrupt(error, reason)
-            return None
-        if asked:
+        elif unit in self._asked:
             self._emit(self._cancelled(unit, error))
-            return None
-        if isinstance(error, asyncio.CancelledError):
-            cause, error = error, StepCancelledError(name, attempt)
-            error.__cause__ = cause
-        try:
-            delay_ms = self._state.limits.after_failure(unit, error, ended_ms)
-        except Exception as policy_error:
-            policy_error.__context__ = error
-            error, delay_ms = policy_error, None
-        if delay_ms is not None:
+        elif delay_ms is not None:
             self._emit(AttemptFailed(name, attempt, ended_ms, error, delay_ms, item))
-            return delay_ms
-        self._emit(StepFailed(name, attempt, ended_ms, error, item))
-        if self._state.stop_reason is not None:
-            self._stop_soon()
-        return None
+        else:
+            self._emit(StepFailed(name, attempt, ended_ms, error, item))
+            if self._state.stop_reason is not None:
+                self._stop_soon()
+        return delay_ms
 
     def _late(
         self, unit: int, running: AttemptStarted, shortfall: Shortfall
@@ -163,18 +198,15 @@ class Verdicts(Ledger):
             self._emit(self._cancelled(unit, self._state.last_error(unit)))
 
     def _cancelled(self, unit: int, error: BaseException | None) -> StepCancelled:
-        latest, state = self._state.units.latest[unit], self._state
-        assert latest is not None
-        if isinstance(error, asyncio.CancelledError):
+        state, name = self._state, self._state.units.steps[unit].name
+        latest, item = state.units.latest[unit], state.units.item_of(unit)
+        attempt = 0 if latest is None else latest.attempt  # it is a mapped step
+        if error is None or isinstance(error, asyncio.CancelledError):
             error = None
             if state.has_timed_out and state.limits.deadline_ms is not None:
-                error = StepTimeoutError(
-                    latest.step, latest.attempt, state.limits.deadline_ms, "run"
-                )
+                error = StepTimeoutError(name, attempt, state.limits.deadline_ms, "run")
         reason = state.stop_reason or ""
-        return StepCancelled(
-            latest.step, latest.attempt, self._now_ms(), reason, error, latest.item
-        )
+        return StepCancelled(name, attempt, self._now_ms(), reason, error, item)
 
 
 def running_task() -> asyncio.Task[Any]:
@@ -193,3 +225,24 @@ def forget_cancels() -> None:
     task = running_task()
     while task.cancelling():
         task.uncancel()
+
+
+def as_failure(error: BaseException, step_name: str, attempt: int) -> Exception:
+    """Return the error, or if it is a cancellation that nobody asked for, what stands for it."""
+    if isinstance(error, Exception):
+        return error
+    failure = StepCancelledError(step_name, attempt)
+    failure.__cause__ = error
+    return failure
+
+
+def leave_out_our_frames(error: BaseException) -> None:
+    """Let the traceback of a step's error begin in the step.
+
+    Our frames say nothing to its reader, take memory for as long as the error is kept, and lead
+    to the run, hence back to the error.
+    """
+    trace = error.__traceback__
+    while trace is not None and trace.tb_frame.f_globals["__name__"].startswith("asyncflow._"):
+        trace = trace.tb_next
+    error.__traceback__ = trace

@@ -31,7 +31,7 @@ from anyio import BrokenWorkerProcess, CapacityLimiter, to_process, to_thread
 
 import asyncflow._child
 
-__all__ = ["limiter_for", "run_in_process", "run_in_thread"]
+__all__ = ["ThreadEnd", "limiter_for", "run_in_process", "run_in_thread"]
 
 # How much earlier than asked a timer may fire: uvloop counts in whole milliseconds (uvloop #739).
 _TIMER_SLACK_S = 0.001
@@ -54,7 +54,8 @@ async def run_in_thread(
     arguments: Mapping[str, Any] | None,
     *,
     ends: float,
-    on_abandon: Callable[[asyncio.Future[None]], None],
+    on_abandon: Callable[[ThreadEnd], None],
+    has_lapsed: Callable[[], bool] = bool,
 ) -> Any:
     """Call a function in a worker thread, in a copy of the present context.
 
@@ -66,6 +67,7 @@ async def run_in_thread(
         ends: When the time is up, in seconds of the loop's clock; `math.inf` for never.
         on_abandon: Called if the time is up and the thread still runs, with a future that is
             done when it has ended. What it returns or raises then is dropped.
+        has_lapsed: Whether, when this is cancelled, the time is up although it is not ``ends``.
 
     Raises:
         asyncio.CancelledError: It was cancelled before the function was called, or abandoned.
@@ -74,7 +76,7 @@ async def run_in_thread(
     if not await job.has_ended():
         while not job.ended.done():
             left_s = ends - job.loop.time()
-            if left_s <= _TIMER_SLACK_S:
+            if left_s <= _TIMER_SLACK_S or has_lapsed():
                 on_abandon(job.ended)
                 raise asyncio.CancelledError
             with suppress(asyncio.CancelledError):  # the time decides
@@ -113,6 +115,37 @@ async def run_in_process(function: Callable[..., Any], arguments: Mapping[str, A
     return job.outcome()
 
 
+class ThreadEnd(asyncio.Future[None]):
+    """Done when a call in a thread has ended, if the loop is still there to hear of it."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        super().__init__(loop=loop)
+        self._has_come = False
+        self._calls: list[Callable[[], object]] = []
+
+    def call_at_once(self, call: Callable[[], object]) -> None:
+        """Call something when it comes, in any thread, also if the loop is closed by then.
+
+        It may be called twice.
+        """
+        self._calls.append(call)
+        if self._has_come:
+            call()
+
+    def come(self) -> None:
+        """Tell that the call has ended, from the thread."""
+        self._has_come = True
+        for call in self._calls:
+            call()
+        with suppress(RuntimeError):  # the loop was closed: nobody waits
+            self.get_loop().call_soon_threadsafe(self.settle)
+
+    def settle(self) -> None:
+        """Be done."""
+        if not self.done():  # whom it was handed to may have cancelled it
+            self.set_result(None)
+
+
 class _Job:
     """A call in a worker thread; a loop with a clock that can stand still lets it do so meanwhile.
 
@@ -121,7 +154,7 @@ class _Job:
 
     def __init__(self, call: Callable[[], Any]) -> None:
         self.loop = asyncio.get_running_loop()
-        self.ended: asyncio.Future[None] = self.loop.create_future()
+        self.ended = ThreadEnd(self.loop)
         """Done when the call has ended in the thread, or never will begin."""
         self._call = call
         self._claim = threading.Lock()
@@ -143,7 +176,7 @@ class _Job:
                 await to_thread.run_sync(self._run, limiter=CapacityLimiter(math.inf))
         except BaseException:
             if self._claim.acquire(blocking=False):
-                self._end()
+                self.ended.settle()
                 raise  # cancelled before the thread took it up, or there was no thread to be had
             return False
         return True
@@ -165,13 +198,8 @@ class _Job:
             self._value = self._call()
         except BaseException as error:
             self._error = error
-        with suppress(RuntimeError):  # the loop was closed: nobody waits
-            self.loop.call_soon_threadsafe(self._end)
+        self.ended.come()
         del self  # the error's traceback keeps this frame
-
-    def _end(self) -> None:
-        if not self.ended.done():  # whom it was handed to may have cancelled it
-            self.ended.set_result(None)
 
 
 class _Process:

@@ -145,7 +145,7 @@ async def test_a_step_whose_task_a_stranger_cancels_before_its_first_line_is_sta
 
     async def attacker():
         for task in asyncio.all_tasks() - {asyncio.current_task()}:
-            if "_run_step" in repr(task.get_coro()):
+            if "_run_unit" in repr(task.get_coro()):
                 task.cancel()
 
     report = await run_pipeline(

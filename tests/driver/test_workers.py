@@ -224,7 +224,7 @@ async def test_a_thread_does_not_take_up_what_was_withdrawn():
     assert job._claim.acquire(blocking=False)  # as the loop does when it is cancelled
 
     await asyncio.to_thread(job._run)
-    job._end()
+    job.ended.settle()
 
     assert calls == []
 
