@@ -163,7 +163,8 @@ def current_step() -> StepContext:
     running = _attempt.get(None)
     if running is None:
         raise RuntimeError(
-            "current_step() works only while a step's action runs, and in what it calls"
+            "current_step() works only while a step's action runs, and in what it calls; "
+            "not in another process"
         )
     return StepContext(_run.get(), running)
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from asyncflow._critical_path import critical_path
 from asyncflow._diagram import to_mermaid
-from asyncflow._errors import nearest
+from asyncflow._errors import StepTimeoutError, nearest
 from asyncflow._report_json import dump, load
 from asyncflow._result import Attempt, RestoredOutput, StepResult, StepStatus
 from asyncflow._text import describe, in_one_line
@@ -142,12 +142,18 @@ class RunReport(Mapping[str, StepResult]):
     def raise_for_failures(self) -> None:
         """Raise what the failed steps raised; return if no step failed.
 
+        A step that the run's deadline has cut short counts as failed here.
+
         Raises:
             Exception: The error of the only failed step, as itself, with a note that names
                 the step.
             ExceptionGroup: The errors of several failed steps, each with such a note.
+            TimeoutError: The run exceeded its deadline while no step was running.
         """
-        errors, run_id = [_noted(result, self.run_id) for result in self.failed], self.run_id
+        run_id = self.run_id
+        errors = [_noted(result, run_id) for result in self.results if _has_failed(result)]
+        if not errors and self.stop_reason is not None and not self.all_passed:
+            raise TimeoutError(f"{self.stop_reason}, in run {run_id}")
         # No variable of this frame may keep the error, or the report: the error keeps this frame.
         del self
         if len(errors) == 1:
@@ -214,6 +220,13 @@ class RunReport(Mapping[str, StepResult]):
         """
         results = self._by_name
         return to_mermaid({name: each.depends_on for name, each in results.items()}, results)
+
+
+def _has_failed(result: StepResult) -> bool:
+    if result.status is StepStatus.FAILED:
+        return True
+    error = result.error
+    return isinstance(error, StepTimeoutError) and error.kind == "run"
 
 
 def _noted(result: StepResult, run_id: str) -> Exception:

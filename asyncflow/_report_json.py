@@ -7,6 +7,7 @@ import math
 import reprlib
 from collections import Counter
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from itertools import repeat
 from typing import Any, TypeAlias
 
@@ -184,7 +185,7 @@ def _results_from_json(owner: _Fields, name: str) -> list[StepResult]:
 
 def _result_from_json(result: _Fields) -> StepResult:
     is_mapped = result.read("items", _LIST_OR_NULL) is not None
-    return StepResult(
+    restored = StepResult(
         step_name=result.read("step_name", _TEXT),
         status=_status_from_json(result),
         attempts=result.read("attempts", _WHOLE),
@@ -204,6 +205,9 @@ def _result_from_json(result: _Fields) -> StepResult:
         on_purpose=result.read("on_purpose", _FLAG),
         items=tuple(_results_from_json(result, "items")) if is_mapped else None,
     )
+    # A single attempt is not recorded when nothing of it is not said in the result.
+    bare = replace(restored, recorded=None)
+    return bare if bare.attempts == 1 and bare.history == restored.recorded else restored
 
 
 def _attempt_from_json(attempt: _Fields) -> Attempt:

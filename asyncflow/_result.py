@@ -105,7 +105,7 @@ class StepResult:
     between attempts, so they are."""
     loop_blocked_ms: float = 0.0
     """Milliseconds for which it blocked the event loop, as far as that was noticed: blocks of
-    more than 100 ms count, in full."""
+    more than 100 ms count, less up to 30 ms until they are."""
     abandoned: bool = False
     """Whether a thread of it outlived its limit, so that the thread was still running when the
     attempt was given up."""

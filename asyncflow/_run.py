@@ -167,7 +167,7 @@ class Run(Fanout):
 
     def _start(self, batch: list[int], *, anew: bool = False) -> None:
         group, live, run = self._group, self._live, None
-        task_name = self._watchdog.task_name
+        prefix, task_name = self._watchdog.prefix, self._watchdog.task_name
         for unit in batch:
             step, run = self._steps[unit], self._run_unit
             if not step.is_plain or unit in self._turns:
@@ -176,7 +176,9 @@ class Run(Fanout):
                 if step.map_over is not None and self._state.units.item_of(unit) is None:
                     run = self._run_items
             # Where an attempt has a task of its own, that one bears the name.
-            name = task_name(unit, 1) if FIRST_TASK_BEARS_THE_NAME else None
+            name = None
+            if FIRST_TASK_BEARS_THE_NAME:
+                name = f"{prefix}{step.name}#1" if step.is_plain else task_name(unit, 1)
             task = group.create_task(run(unit), name=name)
             if not task.done():  # an eager one may be
                 live[unit] = task
@@ -217,8 +219,7 @@ class Run(Fanout):
             leave_out_our_frames(error)
             self._interrupt(error, reason)
         else:
-            name = getattr(condition, "__qualname__", repr(condition))
-            reason = f"its condition {name} was not met"
+            reason = f"its condition{_name_of(condition)} was not met"
             self._emit(StepSkipped(step.name, self._now_ms(), reason, on_purpose=True))
         finally:
             failure = None  # what the condition raised keeps this frame
@@ -327,6 +328,11 @@ class Run(Fanout):
                 'or make it a plain function with runs_in="thread"',
                 *(name, attempt, blocked_ms, where),
             )
+
+
+def _name_of(condition: object) -> str:
+    name = getattr(condition, "__name__", "")
+    return f" {name}" if name.isidentifier() else ""  # a lambda has none
 
 
 def _shield() -> AbstractContextManager[object]:

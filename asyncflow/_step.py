@@ -87,9 +87,9 @@ class WorkflowStep:
             does not exist arrives as ``None``.
         runs_in: Where the action runs: in the event ``"loop"`` (the default), or, if it is a
             plain function, in a ``"thread"`` or a ``"process"`` of its own.
-        parameters: For which parameters ``depends_on`` was a mapping, as pairs of parameter and
-            step name. It is filled from that mapping; there is no need to give it, and with a
-            mapping what is given here does not count.
+        parameters: Which parameters receive which dependencies, if not those of their names:
+            ``{parameter: step name}``, for a ``depends_on`` that is a list because others only
+            order the steps. With a mapping there, what is given here does not count.
 
     Raises:
         TypeError: An argument has the wrong type; in particular the action is a coroutine
@@ -128,7 +128,7 @@ class WorkflowStep:
         *,
         map_over: str | None = None,
         runs_in: Literal["loop"] = "loop",
-        parameters: Iterable[tuple[str, str]] = (),
+        parameters: Mapping[str, str] | Iterable[tuple[str, str]] = (),
         **policies: Unpack[CommonPolicies],
     ) -> None: ...
 
@@ -141,7 +141,7 @@ class WorkflowStep:
         *,
         map_over: str | None = None,
         runs_in: RunsIn,
-        parameters: Iterable[tuple[str, str]] = (),
+        parameters: Mapping[str, str] | Iterable[tuple[str, str]] = (),
         **policies: Unpack[CommonPolicies],
     ) -> None: ...
 
@@ -161,7 +161,7 @@ class WorkflowStep:
         when: Condition | None = None,
         run_if: RunIf = "success",
         runs_in: RunsIn = "loop",
-        parameters: Iterable[tuple[str, str]] = (),
+        parameters: Mapping[str, str] | Iterable[tuple[str, str]] = (),
     ) -> None:
         _check_name(name)
         _check_one_of(name, "runs_in", runs_in, _PLACES)
@@ -332,8 +332,10 @@ def _dependency_names(name: str, depends_on: object) -> tuple[str, ...]:
     return tuple(dict.fromkeys(names))
 
 
-def _pairs(name: str, parameters: Iterable[tuple[str, str]]) -> tuple[tuple[str, str], ...]:
-    pairs = tuple(parameters)
+def _pairs(
+    name: str, parameters: Mapping[str, str] | Iterable[tuple[str, str]]
+) -> tuple[tuple[str, str], ...]:
+    pairs = tuple(parameters.items() if isinstance(parameters, Mapping) else parameters)
     for pair in pairs:
         if not (isinstance(pair, tuple) and len(pair) == 2 and isinstance(pair[0], str)):
             raise TypeError(

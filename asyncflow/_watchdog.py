@@ -46,7 +46,8 @@ class Watchdog:
         self._run = run
         self._live = live
         self._asked = asked
-        self._prefix = f"asyncflow:{run.run_id}:"
+        self.prefix = f"asyncflow:{run.run_id}:"
+        """With what the names of the tasks begin."""
         self._timer: asyncio.TimerHandle | None = None
         self._named: set[tuple[int, int]] = set()
         self.horizon = math.inf
@@ -54,7 +55,7 @@ class Watchdog:
 
     def task_name(self, unit: int, attempt: int) -> str:
         """Return what the task is called in which an attempt runs."""
-        return f"{self._prefix}{self._state.units.name_of(unit)}#{attempt}"
+        return f"{self.prefix}{self._state.units.name_of(unit)}#{attempt}"
 
     def expect(self, cancelled_at: float) -> None:
         """Plan a look for an attempt that is cancelled at the given time of the loop's clock."""

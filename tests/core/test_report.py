@@ -387,6 +387,22 @@ def note(step: str, attempt: int = 1) -> str:
 
 
 class TestRaising:
+    def test_a_step_that_the_deadline_has_cut_short_counts_as_failed(self) -> None:
+        late = StepTimeoutError("a", 1, 50, "run")
+        report = report_of(cancelled("a", late), skipped("b"))
+
+        with pytest.raises(StepTimeoutError) as raised:
+            report.raise_for_failures()
+
+        assert raised.value is late
+
+    def test_a_deadline_that_passed_while_no_step_was_running_is_told_too(self) -> None:
+        report = report_of(succeeded("a"), skipped("b"))
+        report.stop_reason = "the run exceeded its deadline of 50 ms"
+
+        with pytest.raises(TimeoutError, match="exceeded its deadline of 50 ms, in run r1"):
+            report.raise_for_failures()
+
     def test_nothing_is_raised_if_nothing_failed(self) -> None:
         report_of().raise_for_failures()
         report_of(succeeded("a"), skipped("b"), cancelled("c", OSError())).raise_for_failures()

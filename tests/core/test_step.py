@@ -355,6 +355,11 @@ class TestDependsOn:
 
         assert step.parameters == (("anything", "extract"),)
 
+    def test_a_list_may_be_mapped_in_part(self) -> None:
+        step = WorkflowStep("load", takes_x, ["a", "b"], parameters={"x": "b"})
+
+        assert (step.depends_on, step.parameters) == (("a", "b"), (("x", "b"),))
+
     def test_must_hold_the_steps_that_parameters_names(self) -> None:
         with pytest.raises(ValueError, match="not one of its dep") as refused:
             WorkflowStep("load", takes_x, ["a"], parameters=[("x", "b")])
