@@ -34,6 +34,7 @@ __all__ = [
     "enter_attempt",
     "enter_run",
     "limiter_for",
+    "prepare",
 ]
 
 _run: ContextVar[RunContext] = ContextVar("asyncflow.run")
@@ -184,6 +185,12 @@ def call_action(step: WorkflowStep, arguments: Mapping[str, Any] | None) -> Awai
     if type(outcome) is not CoroutineType and not inspect.isawaitable(outcome):
         raise ActionNotAwaitableError(step.name, type(outcome).__name__)
     return outcome
+
+
+def prepare(plan: Plan) -> None:
+    """Import what steps in threads and processes need, before a run's time begins to count."""
+    for index in plan.special:
+        limiter_for(plan.steps[index])
 
 
 def limiter_for(step: WorkflowStep) -> anyio.CapacityLimiter | None:

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any, get_args
 
 from asyncflow._diagram import to_mermaid
+from asyncflow._engine import prepare
 from asyncflow._graph import Shape, bind, bind_conditions, plan
 from asyncflow._ledger import Observer
 from asyncflow._report import RunReport
@@ -110,6 +111,7 @@ class Orchestrator:
         _check_asyncio()
         _check_run_id(run_id)
         inputs = _checked_inputs(inputs)
+        prepare(self._plan)
         # No variable may hold the run: what it raises keeps this frame, and would keep itself.
         return await Run(
             run_id if run_id is not None else os.urandom(8).hex(),
