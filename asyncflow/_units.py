@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from asyncflow._errors import IllegalEventError
 from asyncflow._graph import Plan, Shape
-from asyncflow._phases import PENDING, SETTLED
+from asyncflow._phases import MAPPING, PENDING, SETTLED
 from asyncflow._result import StepResult
 from asyncflow.events import AttemptStarted, StepEvent
 
@@ -89,7 +89,8 @@ class Units:
         assert event.item is not None
         if event.item in mapped.units:
             return mapped.units[event.item]
-        if not isinstance(event, AttemptStarted) or event.attempt != 1:
+        is_first = isinstance(event, AttemptStarted) and event.attempt == 1 and event.item >= 0
+        if not is_first or self.phases[step] != MAPPING:
             raise IllegalEventError(event, "the item has not been started")
         return self.add_item(step, event.item)  # nobody took it up: a stored run is replayed
 
