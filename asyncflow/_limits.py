@@ -14,6 +14,10 @@ from asyncflow.events import AttemptStarted
 
 __all__ = ["Limit", "Limits"]
 
+_SLACK_MS = 0.01
+"""By how much a limit may seem to end an attempt early: a timer may be early by the resolution of
+the clock, and sums of times are rounded."""
+
 
 class Limit(NamedTuple):
     """A limit of an attempt."""
@@ -91,4 +95,4 @@ class Limits:
             ends_ms = self._counts_from[unit] + step.deadline_ms
         if self.deadline_ms is not None and step.run_if == "success":
             ends_ms = min(ends_ms, self.deadline_ms)
-        return delay_ms if at_ms + delay_ms < ends_ms else None
+        return delay_ms if at_ms + delay_ms < ends_ms - _SLACK_MS else None

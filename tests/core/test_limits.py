@@ -6,7 +6,13 @@ from typing import Any
 
 import pytest
 
-from asyncflow import ActionNotAwaitableError, ResultRefusedError, Retry, WorkflowStep
+from asyncflow import (
+    ActionNotAwaitableError,
+    ResultRefusedError,
+    Retry,
+    StepTimeoutError,
+    WorkflowStep,
+)
 from asyncflow._graph import Shape, plan
 from asyncflow._limits import Limit
 from asyncflow._state import RunState
@@ -156,6 +162,19 @@ class TestDeadline:
         assert state.limits.of(0, 135.0) == Limit("step", 50, 170.0)
         assert state.limits.after_failure(0, BOOM, 169.9) == 0.0
         assert state.limits.after_failure(0, BOOM, 170.0) is None
+
+    def test_that_has_ended_an_attempt_a_hair_early_is_over_all_the_same(self) -> None:
+        """A timer may be early by the resolution of the clock, and sums of times are rounded."""
+        for timeout_ms in (None, 50):
+            step = WorkflowStep(
+                *("x", nothing), timeout_ms=timeout_ms, deadline_ms=50, max_retries=9
+            )
+            state = state_of(step)
+            state.apply(AttemptStarted("x", 1, 100.0))
+            error = StepTimeoutError("x", 1, 50, "step")
+
+            assert state.limits.after_failure(0, error, 149.9999) is None
+            assert state.limits.after_failure(0, BOOM, 149.9) == 0.0
 
     def test_adds_up_what_all_attempts_have_waited_in_line(self) -> None:
         step = WorkflowStep("x", nothing, timeout_ms=None, deadline_ms=50, max_retries=9)
