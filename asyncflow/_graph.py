@@ -66,11 +66,12 @@ class Plan:
 class Dependents:
     """For each step, those that depend on it.
 
-    They lie one after the other in one list. As a list for each step they would keep the garbage
-    collector so busy that planning took half as long again.
+    They lie one after the other in one list, `flat`, those of a step from `first` of the step on.
+    As a list for each step they would keep the garbage collector so busy that planning took half
+    as long again.
     """
 
-    __slots__ = ("_first", "_flat")
+    __slots__ = ("first", "flat")
 
     def __init__(self, dependencies: Sequence[Sequence[int]]) -> None:
         ends = [0] * len(dependencies)
@@ -87,11 +88,14 @@ class Dependents:
             for step in needed:
                 flat[ends[step]] = dependent
                 ends[step] += 1
-        self._flat = flat
-        self._first = [0, *ends]
+        self.flat = flat
+        self.first = [0, *ends]
 
     def __getitem__(self, step: int) -> list[int]:
-        return self._flat[self._first[step] : self._first[step + 1]]
+        return self.flat[self.first[step] : self.first[step + 1]]
+
+    def __len__(self) -> int:
+        return len(self.first) - 1
 
 
 class Shape(Mapping[str, tuple[str, ...]]):
@@ -251,13 +255,14 @@ def _tiers(
     steps: Sequence[WorkflowStep], dependencies: list[tuple[int, ...]], dependents: Dependents
 ) -> list[list[int]]:
     missing = [len(needed) for needed in dependencies]
+    first, flat = dependents.first, dependents.flat
     tier_of = [0] * len(steps)
     # Kahn: the queue grows at its end while it is read. A step joins it behind its last
     # dependency, which is in the latest tier of them all.
     queue = [step for step, count in enumerate(missing) if not count]
     for step in queue:
         next_tier = tier_of[step] + 1
-        for dependent in dependents[step]:
+        for dependent in flat[first[step] : first[step + 1]]:
             missing[dependent] -= 1
             if not missing[dependent]:
                 tier_of[dependent] = next_tier

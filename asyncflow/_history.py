@@ -12,10 +12,12 @@ from asyncflow._units import Units
 from asyncflow.events import (
     AttemptFailed,
     AttemptStarted,
+    LoopBlocked,
     StepCancelled,
     StepFailed,
     StepSkipped,
     StepSucceeded,
+    ThreadAbandoned,
 )
 
 __all__ = ["Histories", "StepEnd"]
@@ -50,7 +52,7 @@ class Histories:
 
     def fail(self, unit: int, event: AttemptFailed) -> None:
         """Note that the running attempt has failed and that another one follows."""
-        started = self._latest(unit, event)
+        started = self.latest(unit, event)
         self._failed[unit] = (
             *self._failed.get(unit, ()),
             _attempt(started, event, event.error),
@@ -65,6 +67,25 @@ class Histories:
         for name, amount in amounts.items():
             remarks[name] = remarks.get(name, 0.0) + amount
 
+    def block(self, unit: int, event: LoopBlocked) -> None:
+        """Note that the unit has blocked the loop; it may have ended when the loop could tell."""
+        latest, results = self._units.latest[unit], self._units.results
+        if latest is None or not 1 <= event.attempt <= latest.attempt:
+            raise IllegalEventError(event, f"the latest attempt is {latest!r}")
+        self.remark(unit, loop_blocked_ms=event.blocked_ms)
+        result = results[unit]
+        if result is None:
+            return
+        results[unit] = self.with_remarks(unit, result)
+        owner = self._units.owner_of(unit) if self._units.is_item(unit) else unit
+        whole = results[owner]
+        if owner != unit and whole is not None:
+            results[owner] = replace(
+                whole,
+                loop_blocked_ms=whole.loop_blocked_ms + event.blocked_ms,
+                items=tuple(self._units.results_of_items(owner) or ()),
+            )
+
     def with_remarks(self, unit: int, result: StepResult) -> StepResult:
         """Return the result with what was noted of the unit."""
         return replace(result, **self._remarks[unit]) if unit in self._remarks else result
@@ -78,7 +99,7 @@ class Histories:
             return self._result_of_items(unit, event, status, error)
         if phase < ATTEMPTING:
             return self._result_without_attempts(unit, event, status, error)
-        started, history = self._latest(unit, event), None
+        started, history = self.latest(unit, event), None
         started_ms, queued_ms = started.at_ms, started.queued_ms
         if event.attempt > 1 or phase >= WAITING:
             history = self._failed.get(unit, ())
@@ -114,7 +135,7 @@ class Histories:
     def _result_without_attempts(
         self, unit: int, event: StepEnd, status: StepStatus, error: BaseException | None
     ) -> StepResult:
-        if event.attempt:
+        if event.attempt or self._units.is_item(unit):
             raise IllegalEventError(event, PHASES[self._units.phases[unit]])
         depends_on = self._units.depends_on(unit)
         return StepResult(event.step, status, error=error, recorded=(), depends_on=depends_on)
@@ -143,7 +164,8 @@ class Histories:
             items=tuple(items),
         )
 
-    def _latest(self, unit: int, event: StepEnd | AttemptFailed) -> AttemptStarted:
+    def latest(self, unit: int, event: StepEnd | AttemptFailed | ThreadAbandoned) -> AttemptStarted:
+        """Return the unit's latest attempt, which must be the one that the event is about."""
         started = self._units.latest[unit]
         if started is None or started.attempt != event.attempt:
             raise IllegalEventError(event, f"the latest attempt is {started!r}")

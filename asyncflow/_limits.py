@@ -14,6 +14,10 @@ from asyncflow.events import AttemptStarted
 
 __all__ = ["Limit", "Limits"]
 
+_SLACK_MS = 0.01
+"""By how much a limit may seem to end an attempt early: a timer may be early by the resolution of
+the clock, and sums of times are rounded."""
+
 
 class Limit(NamedTuple):
     """A limit of an attempt."""
@@ -91,4 +95,4 @@ class Limits:
         random = self._random
         del self  # what the policy raises keeps this frame, which leads to the results
         delay_ms = step.retry.delay_ms(latest.attempt, error, random)
-        return None if delay_ms is None or at_ms + delay_ms >= ends_ms else delay_ms
+        return None if delay_ms is None or at_ms + delay_ms >= ends_ms - _SLACK_MS else delay_ms

@@ -36,7 +36,10 @@ class Pool:
         ValueError: An argument is out of its range.
     """
 
-    __slots__ = ("_in_use", "_interval_s", "_line", "_lock", "_next_start", "per_second", "size")
+    __slots__ = (
+        *("_in_use", "_interval_s", "_line", "_lock", "_lost_starts", "_next_start"),
+        *("per_second", "size"),
+    )
 
     def __init__(self, size: int, *, per_second: float | None = None) -> None:
         if isinstance(size, bool) or not isinstance(size, int):
@@ -56,6 +59,8 @@ class Pool:
         self.per_second: float | None = per_second
         self._interval_s = 0.0 if per_second is None else 1 / per_second
         self._next_start = 0.0
+        self._lost_starts = 0
+        """How many starts before the next one were booked, and given back too late to be used."""
         self._in_use = 0
         self._line: OrderedDict[Ticket, Callable[[], object]] = OrderedDict()
         # Slots come back from other threads, and also when the collector ends a coroutine: in
@@ -115,11 +120,14 @@ class Ticket:
         if not interval:
             return 0.0
         with pool._lock:
-            # No more than all slots can have booked. What lies later was booked by another
-            # clock, as that of a test's event loop, which is no longer there.
-            if pool._next_start > now + interval * pool.size:
+            # No more than all slots can have booked. What lies later (by half an interval, for
+            # the sums are rounded) was booked by another clock, as that of a test's event loop,
+            # which is no longer there.
+            latest = now + interval * (pool.size + pool._lost_starts + 0.5)
+            if not now < pool._next_start <= latest:
                 pool._next_start = now
-            self._start = max(pool._next_start, now)
+                pool._lost_starts = 0
+            self._start = pool._next_start
             pool._next_start = self._start + interval
         return self._start - now
 
@@ -134,9 +142,11 @@ class Ticket:
             if self._is_done:
                 return
             self._is_done = True
-            booked = self._start
-            if unused and booked is not None and pool._next_start == booked + pool._interval_s:
-                pool._next_start = booked
+            if unused and self._start is not None:
+                if pool._next_start == self._start + pool._interval_s:
+                    pool._next_start = self._start
+                else:
+                    pool._lost_starts += 1
             if not self.has_slot:
                 del pool._line[self]
                 return

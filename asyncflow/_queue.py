@@ -58,14 +58,12 @@ class StartQueue:
 
     def take_all(self) -> list[int]:
         """Return all who stand in line, if none of them has to wait."""
-        self.has_news = False
         taken = list(self._line)
         self._line.clear()
         return taken
 
     def take(self) -> Iterator[int]:
         """Yield who may go in now. The caller says `enter` before it asks for the next."""
-        self.has_news = False
         for pool, held in self._held.items():
             while held and self._has_room(pool):
                 yield held.popleft()

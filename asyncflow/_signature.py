@@ -46,7 +46,7 @@ class Signature(NamedTuple):
 NO_PARAMETERS = Signature()
 
 
-def signature_of(name: str, action: Callable[..., Any]) -> Signature:
+def signature_of(name: str, action: Callable[..., Any], what: str = "action") -> Signature:
     if type(action) is FunctionType and not action.__dict__:
         # Most actions: `inspect` would take fifty times as long for the same answer.
         code = action.__code__
@@ -71,8 +71,8 @@ def signature_of(name: str, action: Callable[..., Any]) -> Signature:
                     required.add(parameter.name)
         elif parameter.kind is parameter.POSITIONAL_ONLY and is_required:
             raise TypeError(
-                f"step {name!r}: parameter {parameter.name!r} of its action is positional-only, "
-                "but actions get their data by parameter name; remove the '/'"
+                f"step {name!r}: parameter {parameter.name!r} of its {what} is positional-only, "
+                f"but {what}s get their data by parameter name; remove the '/'"
             )
     if not names and not takes_any:
         return NO_PARAMETERS

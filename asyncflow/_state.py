@@ -121,6 +121,7 @@ class RunState:
     def ready(self) -> list[int]:
         """Return the units that may start their next attempt now. Each is handed out once."""
         phases, queue = self._phases, self.queue
+        queue.has_news = bool(self._turns.doomed)
         # What was doomed, or cancelled, in the meantime stands in line as well.
         if not self.is_limited:
             batch = [unit for unit in queue.take_all() if phases[unit] == READY]
@@ -156,10 +157,16 @@ class RunState:
         return self.queue.queued_ms(unit, at_ms)
 
     def add_item(self, step: int, at_ms: float) -> int:
-        """Take up the next item of a mapped step, and return its unit, which stands in line."""
+        """Take up the next item of a mapped step, and return its unit.
+
+        It stands in line, or, if the run is stopping, will never start.
+        """
         unit = self.units.add_item(step)
-        self._phases[unit] = READY
-        self.queue.put(unit, at_ms)
+        if self.stop_reason is None or self.is_spared(step):
+            self._phases[unit] = READY
+            self.queue.put(unit, at_ms)
+        else:
+            self.units.end_item(unit)
         return unit
 
     def withdraw_item(self, unit: int) -> None:
@@ -287,7 +294,7 @@ class RunState:
 
     def _on_run_timed_out(self, event: RunTimedOut) -> None:
         self._check_runs(event)
-        self.has_timed_out = self.stop_reason is None
+        self.has_timed_out |= self.stop_reason is None
         reason = f"the run exceeded its deadline of {event.deadline_ms:g} ms"
         self._stop(reason, spare_cleanups=True)
 
@@ -356,13 +363,12 @@ class RunState:
         return self._histories.skipped(unit, event)
 
     def _on_thread_abandoned(self, unit: int, event: ThreadAbandoned) -> None:
+        self._histories.latest(unit, event)
         self._histories.remark(unit, abandoned=True)
 
     def _on_loop_blocked(self, unit: int, event: LoopBlocked) -> None:
-        self._histories.remark(unit, loop_blocked_ms=event.blocked_ms)
-        result = self._results[unit]
-        if result is not None:  # it had ended when the loop could tell
-            self._results[unit] = self._histories.with_remarks(unit, result)
+        self._check_runs(event)
+        self._histories.block(unit, event)
 
     # How it follows.
 
@@ -386,7 +392,10 @@ _STEP_RULES: dict[
     AttemptFailed: ((ATTEMPTING,), RunState._on_attempt_failed),
     MapStarted: ((HANDED_OUT, READY, WITHDRAWN), RunState._on_map_started),
     StepSucceeded: ((ATTEMPTING, MAPPING), RunState._on_step_succeeded),
-    StepFailed: ((ATTEMPTING, MAPPING, HANDED_OUT, READY), RunState._on_step_failed),
+    StepFailed: (
+        (ATTEMPTING, MAPPING, HANDED_OUT, READY, WITHDRAWN),
+        RunState._on_step_failed,
+    ),
     StepCancelled: ((ATTEMPTING, WAITING, QUEUED, CLEARED, MAPPING), RunState._on_step_cancelled),
     StepSkipped: ((DOOMED, WITHDRAWN, HANDED_OUT, READY), RunState._on_step_skipped),
     ThreadAbandoned: ((ATTEMPTING,), RunState._on_thread_abandoned),

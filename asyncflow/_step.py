@@ -193,7 +193,8 @@ class WorkflowStep:
         fill(self, "runs_in", runs_in)
         fill(self, "parameters", _pairs(name, parameters))
         fill(self, "signature", signature_of(name, action))
-        fill(self, "condition", NO_PARAMETERS if when is None else signature_of(name, when))
+        condition = NO_PARAMETERS if when is None else signature_of(name, when, "condition")
+        fill(self, "condition", condition)
         policies = pool, map_over, when, deadline_ms, heartbeat_ms
         is_plain = policies == _NO_POLICIES and run_if == "success" and runs_in == "loop"
         fill(self, "is_plain", is_plain and self.retry.until is None)

@@ -48,14 +48,17 @@ class Turns:
         self.stop_reason: str | None = None
         self._parked: list[int] = []
         self._tier = -1
-        self._tier_unsettled = 0
-        self._early: set[int] = set()
-        """The steps that were doomed before their tier had begun."""
+        self._tier_of: dict[int, int] = {}
+        self._unsettled_in: list[int] = []
         self._dependencies_unsettled: list[int] = []
 
     def begin(self, at_ms: float) -> None:
         """The run starts."""
         if self._by_tiers:
+            tiers = self._plan.tiers
+            self._unsettled_in = list(map(len, tiers))
+            if self._cleanups:
+                self._tier_of = {step: at for at, tier in enumerate(tiers) for step in tier}
             self._begin_next_tier(at_ms)
         else:
             self._dependencies_unsettled = [len(needed) for needed in self._plan.dependencies]
@@ -70,8 +73,10 @@ class Turns:
                 parked, self._parked = self._parked, []
                 self._take_turns(parked, at_ms)
         if self._by_tiers:
-            self._tier_unsettled -= step not in self._early
-            if not self._tier_unsettled:
+            # When the run stops, steps of later tiers settle before their turn. It matters only
+            # if there are clean-up steps: else nothing begins any more.
+            self._unsettled_in[self._tier_of.get(step, self._tier)] -= 1
+            if not self._unsettled_in[self._tier]:
                 self._begin_next_tier(at_ms)
         else:
             self._release_dependents(step, at_ms)
@@ -88,8 +93,6 @@ class Turns:
             if self._phases[step] in (PENDING, READY) and step not in spared:
                 # What was ready may have been handed out, if a stored run is being replayed.
                 was_ready = self._phases[step] == READY
-                if not was_ready and step not in self._parked:
-                    self._early.add(step)
                 self._doom(step, reason, phase=WITHDRAWN if was_ready else DOOMED)
 
     def _release_dependents(self, step: int, at_ms: float) -> None:
@@ -101,13 +104,12 @@ class Turns:
         self._take_turns(turns, at_ms)
 
     def _begin_next_tier(self, at_ms: float) -> None:
-        while not self._tier_unsettled and self._tier + 1 < len(self._plan.tiers):
+        tiers = self._plan.tiers
+        while self._tier + 1 < len(tiers):
             self._tier += 1
-            tier = self._plan.tiers[self._tier]
-            if self._early:
-                tier = [step for step in tier if step not in self._early]
-            self._tier_unsettled = len(tier)
-            self._take_turns(tier, at_ms)
+            self._take_turns(tiers[self._tier], at_ms)
+            if self._unsettled_in[self._tier]:
+                return
 
     def _take_turns(self, steps: Iterable[int], at_ms: float) -> None:
         if self.stop_reason is not None and not self._cleanups:

@@ -90,7 +90,8 @@ class Units:
         assert event.item is not None
         if event.item in mapped.units:
             return mapped.units[event.item]
-        if not isinstance(event, AttemptStarted) or event.attempt != 1:
+        is_first = isinstance(event, AttemptStarted) and event.attempt == 1 and event.item >= 0
+        if not is_first or self.phases[step] != MAPPING:
             raise IllegalEventError(event, "the item has not been started")
         return self.add_item(step, event.item)  # nobody took it up: a stored run is replayed
 

@@ -245,4 +245,4 @@ def leave_out_our_frames(error: BaseException) -> None:
     trace = error.__traceback__
     while trace is not None and trace.tb_frame.f_globals["__name__"].startswith("asyncflow._"):
         trace = trace.tb_next
-    error.__traceback__ = trace
+    BaseException.with_traceback(error, trace)  # its class may refuse to be assigned to

@@ -1,4 +1,4 @@
-"""A step that blocks the event loop is named, in real time: with the line, in events and results."""
+"""A step that blocks the event loop is named, in real time, with the line at which it does."""
 
 from __future__ import annotations
 
