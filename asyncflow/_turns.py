@@ -88,7 +88,7 @@ class Turns:
             if self._phases[step] in (PENDING, READY) and step not in spared:
                 # What was ready may have been handed out, if a stored run is being replayed.
                 was_ready = self._phases[step] == READY
-                if not was_ready and step not in self._parked:
+                if not was_ready:
                     self._early.add(step)
                 self._doom(step, reason, phase=WITHDRAWN if was_ready else DOOMED)
 
