@@ -161,7 +161,7 @@ async def test_keys_are_distinct_whatever_the_names_of_steps_and_runs():
     names = ["m", "m#0", "m#1", "m%230", "a/m", "a/m#1", "%", "#", "/", "%23", "/#0", "ä\n"]
     steps = [WorkflowStep("source", source)]
     steps += [
-        WorkflowStep(f"{name}", action, ["source"], map_over="source" if at % 2 else None)
+        WorkflowStep(f"{name}", action, ["source"], map_over=None if at % 2 else "source")
         for at, name in enumerate(names)
     ]
 
@@ -216,9 +216,8 @@ async def test_nothing_is_started_after_an_item_has_stopped_the_run(limit):
     await run_pipeline(over(range(500), action), max_concurrency=limit, observers=[events.append])
 
     started = [event for event in events if isinstance(event, AttemptStarted)]
-    assert len(started) - 1 <= (
-        limit or 200
-    )  # a task is two turns away from its action before 3.12
+    # Before 3.12 a task is two turns away from its action, in which others get theirs.
+    assert len(started) - 1 <= (limit or 400)
 
 
 async def test_an_iteration_that_breaks_fails_the_step_after_the_items_it_has_given():
