@@ -126,7 +126,7 @@ class Attempts(Verdicts):
             while True:
                 if not step.is_plain:
                     slot = await self._take_slot(unit, step)
-                limit_s = self._limit_s(unit, step)
+                limit_s = step.timeout_s if step.is_plain else self._limit_s(unit, step)
                 work = self._attempt(unit, step, attempt, limit_s)
                 if _WAIT_FOR_NEEDS_A_TASK or attempt > 1:
                     work = self._isolated(work, unit, attempt)
@@ -188,7 +188,7 @@ class Attempts(Verdicts):
     def _limit_s(self, unit: int, step: WorkflowStep) -> float | None:
         """How many seconds the attempt that is about to start may take."""
         if step.deadline_ms is None:
-            return None if step.timeout_ms is None else step.timeout_ms / 1000
+            return step.timeout_s
         now_ms = self._now_ms()
         limit = self._state.limits.of(unit, now_ms)
         assert limit is not None

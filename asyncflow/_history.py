@@ -43,13 +43,6 @@ class Histories:
         failed = self._failed.get(unit)
         return failed[-1].error if failed else None
 
-    def start(self, unit: int, event: AttemptStarted) -> None:
-        """Note that an attempt has started."""
-        latest = self._units.latest[unit]
-        if event.attempt != (1 if latest is None else latest.attempt + 1):
-            raise IllegalEventError(event, f"the latest attempt was {latest!r}")
-        self._units.latest[unit] = event
-
     def fail(self, unit: int, event: AttemptFailed) -> None:
         """Note that the running attempt has failed and that another one follows."""
         started = self.latest(unit, event)

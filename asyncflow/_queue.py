@@ -6,6 +6,7 @@ import math
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 
+from asyncflow._phases import IN_FLIGHT
 from asyncflow._pool import Pool
 from asyncflow._step import WorkflowStep
 
@@ -86,6 +87,14 @@ class StartQueue:
         """Count one as out."""
         self._count(unit, -1)
         self.has_news = True
+
+    def moved(self, unit: int, before: int, now: int) -> None:
+        """Count one as in or out whose phase has changed."""
+        was_in, is_in = before in IN_FLIGHT, now in IN_FLIGHT
+        if was_in and not is_in:
+            self.leave(unit)
+        elif is_in and not was_in:
+            self.enter(unit)  # it did not stand in line: a stored run is being replayed
 
     def begin(self, unit: int) -> None:
         """One need no longer wait."""

@@ -36,9 +36,7 @@ from asyncflow._phases import (
     CLEARED,
     DOOMED,
     HANDED_OUT,
-    IN_FLIGHT,
     MAPPING,
-    PENDING,
     PHASES,
     QUEUED,
     READY,
@@ -63,7 +61,6 @@ from asyncflow.events import (
     RunStarted,
     RunTimedOut,
     StepCancelled,
-    StepEvent,
     StepFailed,
     StepSkipped,
     StepSucceeded,
@@ -85,7 +82,7 @@ class RunState:
         units: The steps of the run and the items of its mapped steps.
         queue: Where units wait for their start; it says whether `ready` or `doomed` has news.
         limits: How long attempts may take, and what follows those that fail.
-        has_timed_out: Whether the run is stopping because of it.
+        has_timed_out: Whether the run is stopping because of its deadline.
         is_limited: Whether some unit may have to wait in line before it starts.
     """
 
@@ -106,6 +103,7 @@ class RunState:
         units = self.units = Units(plan)
         self._phases = units.phases
         self._results = units.results
+        self._latest = units.latest
         self._step_count = len(plan.steps)
         self._started: RunStarted | None = None
         self._finished: RunFinished | None = None
@@ -249,7 +247,7 @@ class RunState:
         except KeyError:
             raise IllegalEventError(event, "the pipeline has no such step") from None
         if event.item is not None:  # type: ignore[union-attr]
-            unit = self._unit_of_item(unit, event)  # type: ignore[arg-type]
+            unit = self.units.unit_of_item(unit, event)  # type: ignore[arg-type]
         before = phases[unit]
         if before not in allowed:
             raise IllegalEventError(event, PHASES[before])
@@ -258,7 +256,7 @@ class RunState:
             phases[unit] = SETTLED
             self._results[unit] = result
         if self.is_limited:
-            self._count_flight(unit, before)
+            self.queue.moved(unit, before, phases[unit])
         if result is None:
             return
         if self._histories.has_remarks:
@@ -267,19 +265,6 @@ class RunState:
             self._turns.settled(unit, event.at_ms)  # type: ignore[union-attr]
         else:
             self.units.end_item(unit)
-
-    def _count_flight(self, unit: int, before: int) -> None:
-        was_in, is_in = before in IN_FLIGHT, self._phases[unit] in IN_FLIGHT
-        if was_in and not is_in:
-            self.queue.leave(unit)
-        elif is_in and not was_in:
-            self.queue.enter(unit)  # it did not stand in line: a stored run is being replayed
-
-    def _unit_of_item(self, step: int, event: StepEvent) -> int:
-        unit = self.units.unit_of_item(step, event)
-        if self._phases[unit] == PENDING:
-            self._phases[unit] = READY  # it is new: its turn has come
-        return unit
 
     def _on_run_started(self, event: RunStarted) -> None:
         if self._started is not None:
@@ -309,7 +294,10 @@ class RunState:
             raise IllegalEventError(event, "the run is not running")
 
     def _on_attempt_started(self, unit: int, event: AttemptStarted) -> None:
-        self._histories.start(unit, event)
+        latest = self._latest[unit]
+        if event.attempt != (1 if latest is None else latest.attempt + 1):
+            raise IllegalEventError(event, f"the latest attempt was {latest!r}")
+        self._latest[unit] = event
         self._phases[unit] = ATTEMPTING
         if self.is_limited:
             self.queue.begin(unit)
@@ -324,9 +312,9 @@ class RunState:
         self.units.begin_map(unit, event.at_ms)
 
     def _on_step_succeeded(self, unit: int, event: StepSucceeded) -> StepResult:
-        started = self.units.latest[unit]
+        started, step = self._latest[unit], self.units.steps[unit]
         # The way of most steps, without detours.
-        if started is not None and event.attempt == 1 == started.attempt and event.item is None:
+        if started is not None and event.attempt == 1 == started.attempt and step.is_plain:
             return StepResult(
                 event.step,
                 StepStatus.SUCCESS,
@@ -337,7 +325,7 @@ class RunState:
                 None,
                 started.at_ms,
                 None,
-                self.units.depends_on(unit),
+                step.depends_on,
                 started.queued_ms,
             )
         return self._histories.result(unit, event, StepStatus.SUCCESS, None)

@@ -116,6 +116,8 @@ class WorkflowStep:
     """The parameters that the action can be given."""
     condition: Signature = field(init=False, repr=False, compare=False)
     """The parameters that ``when`` can be given."""
+    timeout_s: float | None = field(init=False, repr=False, compare=False)
+    """``timeout_ms`` in seconds."""
     is_plain: bool = field(init=False, repr=False, compare=False)
     """Whether it has no policy beside attempts, their time limit and the pauses between them."""
 
@@ -183,6 +185,7 @@ class WorkflowStep:
         fill(self, "depends_on", _dependency_names(name, depends_on))
         fill(self, "max_retries", max_retries)
         fill(self, "timeout_ms", timeout_ms)
+        fill(self, "timeout_s", None if timeout_ms is None else timeout_ms / 1000)
         fill(self, "retry", retry if isinstance(retry, Retry) else _constant(name, retry))
         fill(self, "deadline_ms", deadline_ms)
         fill(self, "heartbeat_ms", heartbeat_ms)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from asyncflow._errors import IllegalEventError
 from asyncflow._graph import Plan, Shape
-from asyncflow._phases import MAPPING, PENDING, SETTLED
+from asyncflow._phases import MAPPING, PENDING, READY, SETTLED
 from asyncflow._result import StepResult
 from asyncflow.events import AttemptStarted, StepEvent
 
@@ -93,7 +93,9 @@ class Units:
         is_first = isinstance(event, AttemptStarted) and event.attempt == 1 and event.item >= 0
         if not is_first or self.phases[step] != MAPPING:
             raise IllegalEventError(event, "the item has not been started")
-        return self.add_item(step, event.item)  # nobody took it up: a stored run is replayed
+        unit = self.add_item(step, event.item)  # nobody took it up: a stored run is replayed
+        self.phases[unit] = READY
+        return unit
 
     def end_item(self, unit: int) -> None:
         """An item has settled, or will never start."""
