@@ -257,3 +257,7 @@ class TestPolicy:
         error = ActionNotAwaitableError("x", "int")
 
         assert state.limits.after_failure(0, error, 110.0) is None
+
+
+# Of the mutants that mutmut makes of `_limits`, one survives: `after_failure` that begins a wait
+# which ends exactly one slack before the end of the limit. No rule says what is right there.
