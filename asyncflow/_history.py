@@ -95,7 +95,7 @@ class Histories:
         started, history = self.latest(unit, event), None
         started_ms, queued_ms = started.at_ms, started.queued_ms
         if event.attempt > 1 or phase >= WAITING:
-            history = self._failed.get(unit, ())
+            history = self._failed[unit]
             if phase == ATTEMPTING:
                 history = (*history, _attempt(started, event, error))
             started_ms = history[0].started_ms

@@ -143,9 +143,11 @@ class TestTable:
 
 class TestDeadline:
     def test_of_a_step_that_has_not_begun_counts_from_now(self) -> None:
-        state = state_of(WorkflowStep("x", nothing, timeout_ms=None, deadline_ms=50))
+        step = WorkflowStep("x", nothing, timeout_ms=None, deadline_ms=50)
 
-        assert state.limits.of(0, 7.0) == Limit("step", 50, 57.0)
+        for options in ({}, {"max_concurrency": 1}):
+            state = state_of(step, **options)
+            assert state.limits.of(0, 7.0) == Limit("step", 50, 57.0)
 
     def test_does_not_count_what_an_attempt_waits_in_line(self) -> None:
         step = WorkflowStep("x", nothing, timeout_ms=None, deadline_ms=50, max_retries=9)
@@ -255,3 +257,7 @@ class TestPolicy:
         error = ActionNotAwaitableError("x", "int")
 
         assert state.limits.after_failure(0, error, 110.0) is None
+
+
+# Of the mutants that mutmut makes of `_limits`, one survives: `after_failure` that begins a wait
+# which ends exactly one slack before the end of the limit. No rule says what is right there.

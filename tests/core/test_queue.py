@@ -98,6 +98,15 @@ class TestPools:
         assert line.leave(1) == [3]
         assert line.leave(2) == [4]
 
+    def test_a_free_slot_of_a_pool_is_no_room_in_the_run(self) -> None:
+        line = Line(2, "aa--", {"a": 1})
+        assert line.take() == [0, 2]
+        line.queue.leave(0)
+        line.queue.enter(3)  # a stored run is being replayed
+
+        assert line.take() == []
+        assert line.leave(2) == [1]
+
     def test_one_pool_that_is_full_does_not_hold_up_another(self) -> None:
         line = Line(None, "aabb", {"a": 1, "b": 1})
         assert line.take() == [0, 2]

@@ -467,9 +467,18 @@ class TestResults:
 
         report = state.report()
 
+        assert report.stop_reason is None
         assert (report.run_id, report.wall_time) == ("r1", 1_000.0)
         assert report.total_duration_ms == FINISHED.at_ms
         assert list(report) == ["a", "x"]
+
+    def test_a_report_tells_why_the_run_stopped(self) -> None:
+        state = state_in("withdrawn", "tiers")
+
+        state.apply(StepSkipped("x", 60.0, "why"))
+        state.apply(RunFinished(100.0, "interrupted"))
+
+        assert state.report().stop_reason == INTERRUPTED.reason
 
     def test_a_report_is_in_topological_order(self) -> None:
         planned = plan_of({"c": ["a"], "a": [], "b": []})
@@ -866,6 +875,50 @@ class TestWhatFollows:
         assert state.unsettled == 0
 
     @each_schedule
+    def test_what_was_not_ready_when_the_run_stopped_cannot_start_in_a_replay_either(
+        self, schedule: Schedule
+    ) -> None:
+        state = started(plan_of({"a": [], "b": ["a"]}), schedule=schedule)
+
+        state.apply(INTERRUPTED)
+
+        assert refused(state, AttemptStarted("b", 1, 60.0)) == PHASES["doomed"]
+        state.apply(AttemptStarted("a", 1, 60.0))
+
+    @each_schedule
+    def test_a_step_waits_from_when_its_turn_came(self, schedule: Schedule) -> None:
+        tidy = WorkflowStep("tidy", nothing, run_if="always")
+        first, *others = plan_of({"a": [], "b": ["a"], "c": ["a"]}).steps
+        state = started(plan([first, *others, tidy]), schedule=schedule, max_concurrency=1)
+        assert state.queued_ms(0, 5.0) == 5.0
+        state.apply(AttemptStarted("a", 1, 5.0))
+
+        state.apply(StepSucceeded("a", 1, 7.0, None))
+
+        assert state.queued_ms(2, 10.0) == 3.0
+        state.apply(AttemptStarted("b", 1, 11.0))
+        state.apply(AttemptStarted("c", 1, 11.0))
+        state.apply(StepFailed("b", 1, 12.0, BOOM))
+        state.apply(StepCancelled("c", 1, 14.0, "why", None))
+        assert state.queued_ms(3, 20.0) == 6.0
+
+    def test_a_clean_up_step_that_was_put_off_waits_from_when_its_turn_came(self) -> None:
+        tidy = WorkflowStep("tidy", nothing, ["a"], run_if="always")
+        steps = plan_of({"a": [], "b": [], "c": ["a"]}).steps
+        state = started(plan([*steps, tidy]), schedule="ready", max_concurrency=3)
+        for event in (
+            *(AttemptStarted("a", 1, 1.0), AttemptStarted("b", 1, 1.0)),
+            *(StepFailed("a", 1, 2.0, BOOM), StepCancelled("b", 1, 5.0, "why", None)),
+        ):
+            state.apply(event)
+        assert state.ready() == []
+
+        state.apply(StepSkipped("c", 6.0, "why"))
+
+        assert state.ready() == [3]
+        assert state.queued_ms(3, 8.0) == 2.0
+
+    @each_schedule
     def test_all_ready_steps_are_handed_out_if_there_is_no_limit(self, schedule: Schedule) -> None:
         planned = plan_of({"b": [], "a": [], "c": ["a"]})
         state = RunState(planned, schedule=schedule)
@@ -942,14 +995,18 @@ def test_100_000_steps_fold_in_linear_time(
     assert taken < 2 * expected
 
 
-# Of the mutants that mutmut makes of `_graph` and `_state`, these survive, since nothing that can
-# be seen depends on the difference:
+# Of the mutants that mutmut makes of `_state`, `_turns`, `_units`, `_history` and `_graph`, these
+# survive the tests of this folder, since nothing that can be seen depends on the difference:
 #
-# - `RunState.__init__` with `None` for `_interrupted`, which is only asked whether it is true; with
-#   `None` or 1 for `_tier_unsettled` and `None` for `_dependencies_unsettled`, which the start of
-#   the run sets before anything reads them.
-# - `RunState._on_step_succeeded` without its short way (`started` is `None`, or has to be): the
-#   long way through `_result` comes to the same result, only later.
+# - `RunState.__init__` with `None` for `_interrupted`, and `_on_run_interrupted` with `None` for
+#   `spare_cleanups`, which are only asked whether they are true.
+# - `RunState._on_step_succeeded` without its short way (`started` is `None`): the long way through
+#   `Histories.result` comes to the same result, only later.
+# - `Units.depends_on` and `Shape.__getitem__` that look at the edges of the plan also for steps
+#   that name their dependencies: these are the same.
+# - `Turns.__init__` with `None` for `_unsettled_in` and `_dependencies_unsettled`, which the start
+#   of the run sets before anything reads them.
+# - `Turns.settled` that gives clean-up steps their turn while other steps have not settled: it
+#   does not come, and they are put off once more.
+# - `Turns._take_turns` that never takes its short way for plain pipelines.
 # - `_graph.bind` without its short way for actions without parameters: `_binding` finds none.
-# - `zip(…, strict=True)` in `bind` and `_binding` with `strict` left out: `plan` makes both of its
-#   arguments of the same length, and `strict` is there to keep it so.

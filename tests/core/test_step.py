@@ -799,7 +799,7 @@ class TestSignature:
 
 # Of the mutants that mutmut makes of `_step`, these survive, since they differ in nothing:
 #
-# - `_check_timeout` with `0 <=` for `0 <`: 0 seconds are refused anyway; or with 1001 for 1000: no
+# - `_check_limit` with `0 <=` for `0 <`: 0 seconds are refused anyway; or with 1001 for 1000: no
 #   float lies between what the two of them turn into 0 seconds.
-# - `_signature` that takes its short way for functions without parameters less often: `inspect`
+# - `signature_of` that takes its short way for functions without parameters less often: `inspect`
 #   comes to the same answer, only later.

@@ -60,6 +60,7 @@ def mapped(*, run_if: Any = "success", pool: Pool | None = None, **options: Any)
 def refused(state: RunState, event: Event) -> str:
     with pytest.raises(IllegalEventError) as refusal:
         state.apply(event)
+    assert refusal.value.event is event
     return refusal.value.state
 
 
