@@ -29,7 +29,7 @@ from asyncflow._engine import (
     enter_run,
     limiter_for,
 )
-from asyncflow._errors import ResultRefusedError
+from asyncflow._errors import ResultRefusedError, StepTimeoutError
 from asyncflow._graph import ITEM, Binding, Plan
 from asyncflow._heart import Heart
 from asyncflow._ledger import Observer
@@ -49,6 +49,7 @@ from asyncflow._verdicts import (
 from asyncflow._watchdog import Watchdog
 from asyncflow.events import (
     AttemptStarted,
+    StepFailed,
     StepSucceeded,
     ThreadAbandoned,
 )
@@ -142,9 +143,8 @@ class Attempts(Verdicts):
                 if shortfall is None:
                     return
                 delay_ms = self._judge(unit, shortfall)
-                if delay_ms is None:
+                if delay_ms is None or not await self._pause(unit, delay_ms):
                     return
-                await self._pause(unit, delay_ms)
                 attempt += 1
         except asyncio.CancelledError:
             self._tell_cut_short(unit)
@@ -214,8 +214,8 @@ class Attempts(Verdicts):
             if variable is not attempt_variable
         )
 
-    async def _pause(self, unit: int, delay_ms: float) -> None:
-        """Wait between two attempts, at least one turn of the loop."""
+    async def _pause(self, unit: int, delay_ms: float) -> bool:
+        """Wait between two attempts, at least one turn of the loop; return whether one follows."""
         if self._is_limited:
             self._advance_soon()  # there is room for another one
         until = self._loop.time() + delay_ms / 1000
@@ -228,10 +228,26 @@ class Attempts(Verdicts):
                 forget_cancels()  # the attempt that has ended cancelled its task, or a stranger
             if self._loop.time() >= until:
                 break
-        if unit in self._threads:
-            await self._undisturbed(unit, partial(asyncio.wait, [self._threads[unit]]))
+        if unit in self._threads and not await self._thread_has_ended(unit):
+            return False
         if self._is_limited:
             await self._next_turn(unit)
+        return True
+
+    async def _thread_has_ended(self, unit: int) -> bool:
+        """Wait for an abandoned thread, which no attempt may overlap, but not past a deadline."""
+        thread, latest = self._threads[unit], self._state.units.latest[unit]
+        assert latest is not None
+        deadline_ms, ends_ms = self._steps[unit].deadline_ms, self._state.limits.step_ends_ms(unit)
+        left_s = None if deadline_ms is None else max(0.0, (ends_ms - self._now_ms()) / 1000)
+        await self._undisturbed(unit, partial(asyncio.wait, [thread], timeout=left_s))
+        if thread.done() or deadline_ms is None:
+            return True
+        error = StepTimeoutError(latest.step, latest.attempt, deadline_ms, "step")
+        self._emit(StepFailed(latest.step, latest.attempt, self._now_ms(), error, latest.item))
+        if self._state.stop_reason is not None:
+            self._stop_soon()
+        return False
 
     async def _next_turn(self, unit: int) -> None:
         turn = self._turns[unit] = self._loop.create_future()

@@ -72,6 +72,11 @@ class Limits:
                 limit = Limit("step", step.deadline_ms, ends_ms)
         return limit
 
+    def step_ends_ms(self, unit: int) -> float:
+        """When the deadline of a unit that has started passes, if it has one."""
+        deadline_ms = self._units.steps[unit].deadline_ms
+        return math.inf if deadline_ms is None else self._counts_from[unit] + deadline_ms
+
     def after_failure(self, unit: int, error: Exception, at_ms: float) -> float | None:
         """Decide what follows the failure of the attempt that is running.
 
@@ -87,9 +92,7 @@ class Limits:
         assert latest is not None
         if latest.attempt >= step.max_retries:
             return None
-        ends_ms = math.inf
-        if step.deadline_ms is not None:
-            ends_ms = self._counts_from[unit] + step.deadline_ms
+        ends_ms = self.step_ends_ms(unit)
         if self.deadline_ms is not None and step.run_if == "success":
             ends_ms = min(ends_ms, self.deadline_ms)
         random = self._random

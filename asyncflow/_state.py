@@ -381,7 +381,7 @@ _STEP_RULES: dict[
     MapStarted: ((HANDED_OUT, READY, WITHDRAWN), RunState._on_map_started),
     StepSucceeded: ((ATTEMPTING, MAPPING), RunState._on_step_succeeded),
     StepFailed: (
-        (ATTEMPTING, MAPPING, HANDED_OUT, READY, WITHDRAWN),
+        (ATTEMPTING, WAITING, MAPPING, HANDED_OUT, READY, WITHDRAWN),
         RunState._on_step_failed,
     ),
     StepCancelled: ((ATTEMPTING, WAITING, QUEUED, CLEARED, MAPPING), RunState._on_step_cancelled),

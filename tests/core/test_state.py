@@ -203,7 +203,7 @@ ACCEPTED: dict[type, tuple[Phase, ...]] = {
     AttemptFailed: ("attempting",),
     MapStarted: ("ready", "handed out", "withdrawn"),
     StepSucceeded: ("attempting", "mapping"),
-    StepFailed: ("attempting", "mapping", "ready", "handed out", "withdrawn"),
+    StepFailed: ("attempting", "waiting", "mapping", "ready", "handed out", "withdrawn"),
     StepCancelled: ("attempting", "waiting", "queued", "cleared", "mapping"),
     StepSkipped: ("ready", "handed out", "doomed", "withdrawn"),
     ThreadAbandoned: ("attempting",),

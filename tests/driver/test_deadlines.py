@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import threading
 
 import pytest
 
@@ -356,3 +357,35 @@ async def test_each_item_of_a_mapped_step_has_its_own_heart_and_deadline():
     for name, kind in kinds.items():
         errors = [item.error and item.error.kind for item in report[name].items]
         assert errors == [kind, None, kind, None]
+
+
+def test_a_step_whose_thread_goes_on_fails_at_its_deadline_and_does_not_wait_for_the_thread():
+    release = threading.Event()
+
+    async def main():
+        loop = asyncio.get_running_loop()
+        loop.call_later(0.4, release.set)  # it ends in any case
+        return await run_pipeline(
+            [
+                WorkflowStep(
+                    "a",
+                    release.wait,
+                    runs_in="thread",
+                    max_retries=3,
+                    timeout_ms=50,
+                    deadline_ms=120,
+                )
+            ]
+        )
+
+    with asyncio.Runner(loop_factory=asyncio.SelectorEventLoop) as runner:
+        report = runner.run(main())
+        was_released = release.is_set()
+        release.set()
+
+    error = report["a"].error
+    assert isinstance(error, StepTimeoutError)
+    assert (error.kind, error.attempt) == ("step", 1)
+    assert report["a"].attempts == len(report["a"].history) == 1
+    assert report["a"].abandoned
+    assert not was_released
