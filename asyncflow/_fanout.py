@@ -43,10 +43,14 @@ class Fanout(Attempts):
             self._emit(MapStarted(step.name, self._now_ms()))
             try:
                 is_complete = await self._take_up_items(unit, step)
-            except FAILURES as raised:
+            except GeneratorExit:
+                raise  # the loop was closed over it
+            except BaseException as raised:
                 leave_out_our_frames(raised)
                 error = raised
-                if unit not in self._asked:
+                if not isinstance(raised, FAILURES):
+                    self._interrupt(raised, f"step {step.name!r} raised {type(raised).__name__}")
+                elif unit not in self._asked:
                     forget_cancels()
                     failure = as_failure(error, step.name, 0)
             while (items := self._state.units.results_of_items(unit)) is None:

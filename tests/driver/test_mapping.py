@@ -317,12 +317,15 @@ async def test_an_item_that_interrupts_stops_the_run_and_closes_the_stream():
 
 
 async def test_an_iteration_that_interrupts_stops_the_run():
-    stop = SystemExit(7)
+    stop, events = SystemExit(7), []
 
     with pytest.raises(SystemExit) as raised:
-        await run_pipeline(over(AsyncItems(2, stop), double))
+        await run_pipeline(over(AsyncItems(2, stop), double), observers=[events.append])
 
     assert raised.value is stop
+    kinds = [type(event).__name__ for event in events]
+    assert kinds.index("RunInterrupted") < kinds.index("StepCancelled") == len(kinds) - 2
+    assert events[-1].outcome == "interrupted"
 
 
 async def test_an_item_that_cancels_itself_fails_alone():
