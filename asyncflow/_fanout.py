@@ -43,8 +43,8 @@ class Fanout(Attempts):
             self._emit(MapStarted(step.name, self._now_ms()))
             try:
                 is_complete = await self._take_up_items(unit, step)
-            except GeneratorExit:
-                raise  # the loop was closed over it
+            except GeneratorExit:  # pragma: no cover - the loop was closed over it
+                raise
             except BaseException as raised:
                 leave_out_our_frames(raised)
                 error = raised

@@ -176,9 +176,8 @@ class Run(Fanout):
                 if step.map_over is not None and self._state.units.item_of(unit) is None:
                     run = self._run_items
             # Where an attempt has a task of its own, that one bears the name.
-            name = None
-            if FIRST_TASK_BEARS_THE_NAME:
-                name = f"{prefix}{step.name}#1" if step.is_plain else task_name(unit, 1)
+            own_name = f"{prefix}{step.name}#1" if step.is_plain else task_name(unit, 1)
+            name = own_name if FIRST_TASK_BEARS_THE_NAME else None
             task = group.create_task(run(unit), name=name)
             if not task.done():  # an eager one may be
                 live[unit] = task
@@ -189,9 +188,7 @@ class Run(Fanout):
     def _is_new(self, unit: int) -> bool:
         """Let a unit go on whose turn has come for another attempt; return whether it is new."""
         if unit in self._turns:
-            turn = self._turns[unit]
-            if not turn.done():
-                turn.set_result(None)
+            self._turns[unit].set_result(None)
             return False
         if self._state.units.item_of(unit) is not None:
             self._note_change(unit)

@@ -359,7 +359,10 @@ async def test_each_item_of_a_mapped_step_has_its_own_heart_and_deadline():
         assert errors == [kind, None, kind, None]
 
 
-def test_a_step_whose_thread_goes_on_fails_at_its_deadline_and_does_not_wait_for_the_thread():
+@pytest.mark.parametrize("fail_fast", [True, False])
+def test_a_step_whose_thread_goes_on_fails_at_its_deadline_and_does_not_wait_for_the_thread(
+    fail_fast,
+):
     release = threading.Event()
 
     async def main():
@@ -375,7 +378,8 @@ def test_a_step_whose_thread_goes_on_fails_at_its_deadline_and_does_not_wait_for
                     timeout_ms=50,
                     deadline_ms=120,
                 )
-            ]
+            ],
+            fail_fast=fail_fast,
         )
 
     with asyncio.Runner(loop_factory=asyncio.SelectorEventLoop) as runner:

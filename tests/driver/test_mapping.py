@@ -562,3 +562,54 @@ async def test_without_a_collector_a_dropped_report_frees_what_policies_held():
                 held.clear()
     finally:
         gc.enable()
+
+
+async def test_a_stream_that_cannot_be_closed_is_read_to_its_end():
+    class Countdown:
+        def __init__(self) -> None:
+            self.left = 3
+
+        def __aiter__(self):
+            return self
+
+        async def __anext__(self) -> int:
+            if not self.left:
+                raise StopAsyncIteration
+            self.left -= 1
+            return self.left
+
+    async def stream():
+        return Countdown()
+
+    report = await run_pipeline(
+        [
+            WorkflowStep("stream", stream),
+            WorkflowStep("double", double, {"item": "stream"}, map_over="stream"),
+        ]
+    )
+
+    assert report["double"].output == [4, 2, 0]
+
+
+async def test_a_clean_up_step_has_no_items_if_there_is_no_output_to_go_through():
+    async def fail():
+        raise OSError
+
+    report = await run_pipeline(
+        [
+            WorkflowStep("rows", fail),
+            WorkflowStep("drop", double, {"item": "rows"}, map_over="rows", run_if="always"),
+        ]
+    )
+
+    assert (report["drop"].output, report["drop"].items) == ([], ())
+
+
+async def test_a_fault_of_ours_among_items_is_raised(monkeypatch):
+    def fault(*_):
+        raise RuntimeError("ours")
+
+    monkeypatch.setattr("asyncflow._fanout.common_error", fault)
+
+    with pytest.raises(RuntimeError, match="ours"):
+        await run_pipeline(over([1, 2], double))
