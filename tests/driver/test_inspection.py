@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 import pytest
@@ -54,7 +55,8 @@ async def test_an_empty_pipeline_can_be_shown_too():
 
 
 async def test_a_report_shows_what_became_of_each_step():
-    async def fine() -> None: ...
+    async def fine() -> None:
+        await asyncio.sleep(0.01)
 
     report = await run_pipeline([WorkflowStep("a", fine), WorkflowStep("b", fine, ["a"])])
 
