@@ -13,7 +13,7 @@ from asyncflow._orchestrator import Orchestrator
 from asyncflow._report import RunReport
 from asyncflow._signature import Upstream
 from asyncflow._state import Schedule
-from asyncflow._step import Action, StepPolicies, WorkflowStep
+from asyncflow._step import Action, StepPolicies, WorkflowStep, check_heartbeat
 
 __all__ = ["Pipeline", "after", "collect", "each"]
 
@@ -349,6 +349,7 @@ def _check_policies(name: str, function: Action, policies: StepPolicies) -> None
     """Let a mistake be told where the decorator is, and not when the steps are built."""
     checked = policies.copy()
     if policies.get("runs_in") == "process":
+        check_heartbeat(name, policies.get("heartbeat_ms"), "process")
         # The function can't be sent to one before its module has it.
         checked["runs_in"] = "thread"
     WorkflowStep(name, function, **checked)
