@@ -179,8 +179,7 @@ class WorkflowStep:
         _check_one_of(name, "runs_in", runs_in, _PLACES)
         _check_action(name, action, runs_in)
         _check_max_retries(name, max_retries)
-        limits_ms = {"timeout_ms": timeout_ms, "deadline_ms": deadline_ms}
-        _check_limits(name, **limits_ms, heartbeat_ms=heartbeat_ms)
+        _check_limits(name, timeout_ms, deadline_ms, heartbeat_ms)
         check_heartbeat(name, heartbeat_ms, runs_in)
         _check_pool(name, pool)
         _check_when(name, when)
@@ -222,6 +221,7 @@ def _check_name(name: object) -> None:
 
 
 _NO_POLICIES = (None,) * 5
+_LIMITS = "timeout_ms", "deadline_ms", "heartbeat_ms"
 _OCCASIONS = get_args(RunIf)
 _PLACES = get_args(RunsIn)
 
@@ -282,9 +282,10 @@ def _check_max_retries(name: str, max_retries: object) -> None:
         )
 
 
-def _check_limits(name: str, **limits_ms: object) -> None:
-    for argument, limit_ms in limits_ms.items():
-        check_limit(f"step {name!r}: {argument}", limit_ms)
+def _check_limits(name: str, *limits_ms: object) -> None:
+    for argument, limit_ms in zip(_LIMITS, limits_ms, strict=True):
+        if limit_ms is not None:  # most are, and the words cost as much as the check
+            check_limit(f"step {name!r}: {argument}", limit_ms)
 
 
 def check_heartbeat(name: str, heartbeat_ms: object, runs_in: str) -> None:
