@@ -33,6 +33,7 @@ from asyncflow._errors import ResultRefusedError, StepTimeoutError
 from asyncflow._graph import ITEM, Binding, Plan
 from asyncflow._heart import Heart
 from asyncflow._ledger import Observer
+from asyncflow._plain import plain_answer
 from asyncflow._result import StepResult
 from asyncflow._slots import Slot
 from asyncflow._state import RunState
@@ -363,7 +364,8 @@ class Attempts(Verdicts):
             if heart is not None:
                 heart.stop()
             del self, abandon  # as in _run_unit
-        if step.retry.until is not None and not step.retry.until(value):
+        until = step.retry.until
+        if until is not None and not plain_answer("Retry: until", until(value)):
             raise ResultRefusedError(step.name, running.attempt, value)
         return value
 

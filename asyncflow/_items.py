@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, AsyncIterable, Iterable
-from contextlib import suppress
 from typing import Any
 
-from asyncflow._result import StepResult, StepStatus
+from asyncflow._result import StepResult, StepStatus, noted
 
 __all__ = ["common_error", "each_item"]
 
@@ -46,15 +45,9 @@ def common_error(name: str, items: list[StepResult], error: Exception | None) ->
         items: The results of its items.
         error: What ended the iteration over the items too early, if anything did.
     """
-    errors = [_noted(item) for item in items if item.status is StepStatus.FAILED]
+    failed = (item for item in items if item.status is StepStatus.FAILED)
+    errors = [noted(item, f"in {item.step_name}") for item in failed]
     if not errors:
         return error
     message = f"{len(errors)} item(s) of step {name!r} failed"
     return ExceptionGroup(message, errors if error is None else [error, *errors])
-
-
-def _noted(item: StepResult) -> Exception:
-    assert isinstance(item.error, Exception)  # nothing else makes an item FAILED
-    with suppress(Exception):  # some refuse a note: frozen dataclasses, for one
-        item.error.add_note(f"in {item.step_name}")
-    return item.error

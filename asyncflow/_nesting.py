@@ -107,15 +107,16 @@ def _waits_for_all(step: WorkflowStep) -> bool:
 
 def _without_those_that_wait_for_all(steps: Sequence[WorkflowStep]) -> list[str]:
     """Return the names of all steps but those that wait for all, and what comes after these."""
-    late: set[str] = set()
-    more = {step.name for step in steps if _waits_for_all(step)}
-    while more:
-        late |= more
-        more = {
-            step.name
-            for step in steps
-            if step.name not in late and not late.isdisjoint(step.depends_on)
-        }
+    dependents: dict[str, list[str]] = {}
+    for step in steps:
+        for source in step.depends_on:
+            dependents.setdefault(source, []).append(step.name)
+    queue = [step.name for step in steps if _waits_for_all(step)]
+    late = set(queue)
+    for name in queue:  # it grows at its end while it is read
+        more = [dependent for dependent in dependents.get(name, ()) if dependent not in late]
+        late.update(more)
+        queue += more
     return [step.name for step in steps if step.name not in late]
 
 

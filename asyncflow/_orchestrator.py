@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import inspect
 import os
 import random
-import sys
 from collections.abc import Iterable, Mapping
 from typing import Any, get_args
 
@@ -14,6 +12,8 @@ from asyncflow._diagram import to_mermaid
 from asyncflow._engine import prepare
 from asyncflow._graph import Shape, bind, bind_conditions, plan
 from asyncflow._ledger import Observer
+from asyncflow._numbers import check_limit
+from asyncflow._plain import is_async
 from asyncflow._report import RunReport
 from asyncflow._run import Run
 from asyncflow._state import RunState, Schedule
@@ -60,7 +60,7 @@ class Orchestrator:
         observers: Iterable[Observer] = (),
     ) -> None:
         _check_options(fail_fast, schedule, max_concurrency)
-        _check_deadline(deadline_ms)
+        check_limit("deadline_ms", deadline_ms)
         self._fail_fast = fail_fast
         self._schedule: Schedule = schedule
         self._max_concurrency = max_concurrency
@@ -190,17 +190,6 @@ def _check_options(fail_fast: object, schedule: object, max_concurrency: object)
         )
 
 
-def _check_deadline(deadline_ms: object) -> None:
-    if deadline_ms is None:
-        return
-    if isinstance(deadline_ms, bool) or not isinstance(deadline_ms, int | float):
-        raise TypeError(f"deadline_ms must be a number or None, not {type(deadline_ms).__name__}")
-    if not 0 < deadline_ms <= sys.float_info.max:
-        raise ValueError(
-            f"deadline_ms must be finite and above 0, not {deadline_ms}; use None for no limit"
-        )
-
-
 def _check_run_id(run_id: object) -> None:
     if run_id is None:
         return
@@ -227,7 +216,7 @@ def _checked_observers(observers: object) -> tuple[Observer, ...]:
     for observer in checked:
         if not callable(observer):
             raise TypeError(f"an observer must be callable, not {type(observer).__name__}")
-        if inspect.iscoroutinefunction(observer):
+        if is_async(observer):
             raise TypeError(
                 "an observer must be a plain function, not an async one; let it put events into "
                 "a queue that something async reads"

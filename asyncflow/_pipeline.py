@@ -13,7 +13,7 @@ from asyncflow._orchestrator import Orchestrator
 from asyncflow._report import RunReport
 from asyncflow._signature import Upstream
 from asyncflow._state import Schedule
-from asyncflow._step import Action, StepPolicies, WorkflowStep
+from asyncflow._step import Action, StepPolicies, WorkflowStep, check_heartbeat
 
 __all__ = ["Pipeline", "after", "collect", "each"]
 
@@ -137,6 +137,7 @@ class Pipeline:
         self._name = name
         self._parts: dict[str, Declared | Included] = {}
         self._functions: dict[object, str] = {}
+        self._included: list[Pipeline] = []
         self._orchestrate = partial(
             Orchestrator,
             fail_fast=fail_fast,
@@ -248,12 +249,13 @@ class Pipeline:
         name = pipeline.name if name is None else name
         _check_name(name)
         self._check_new(name)
-        if self in (pipeline, *pipeline._descendants()):
+        if self in pipeline._inside_out():
             raise ValueError(
                 f"pipeline {self._name!r} cannot include {pipeline.name!r}, because it would "
                 "include itself"
             )
         self._parts[name] = Included(name, pipeline, kept(name, depends_on))
+        self._included.append(pipeline)
 
     @property
     def steps(self) -> list[WorkflowStep]:
@@ -289,23 +291,32 @@ class Pipeline:
         return await orchestrator.run(inputs=inputs)
 
     def _current(self) -> tuple[WorkflowStep, ...]:
+        if self._built[0] != self._size():
+            # Each asks those that it includes for their steps: built from the inside out, they
+            # have them, however deep they are nested.
+            for pipeline in self._inside_out():
+                pipeline._build()
+        return self._built[1]
+
+    def _build(self) -> None:
         size = self._size()  # parts are added, and never removed or changed
         if self._built[0] != size:
             self._built = size, steps_of(self._name, [*self._parts.values()])
-        return self._built[1]
 
     def _size(self) -> int:
-        return len(self._parts) + sum(inner._size() for inner in self._included())
+        return sum(len(pipeline._parts) for pipeline in self._inside_out())
 
-    def _included(self) -> list[Pipeline]:
-        parts = [*self._parts.values()]  # another thread may add one
-        included = [part.pipeline for part in parts if isinstance(part, Included)]
-        return [pipeline for pipeline in included if isinstance(pipeline, Pipeline)]
-
-    def _descendants(self) -> Iterator[Pipeline]:
-        for inner in self._included():
-            yield inner
-            yield from inner._descendants()
+    def _inside_out(self) -> list[Pipeline]:
+        """Return this one and all in it, each once and after those that it includes."""
+        found: dict[Pipeline, None] = {}
+        stack = [self]
+        while stack:
+            missing = [inner for inner in [*stack[-1]._included] if inner not in found]
+            if missing:
+                stack += missing
+            else:
+                found[stack.pop()] = None
+        return [*found]
 
     def _check_new(self, name: str) -> None:
         if "/" in name:
@@ -349,6 +360,7 @@ def _check_policies(name: str, function: Action, policies: StepPolicies) -> None
     """Let a mistake be told where the decorator is, and not when the steps are built."""
     checked = policies.copy()
     if policies.get("runs_in") == "process":
+        check_heartbeat(name, policies.get("heartbeat_ms"), "process")
         # The function can't be sent to one before its module has it.
         checked["runs_in"] = "thread"
     WorkflowStep(name, function, **checked)

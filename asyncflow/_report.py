@@ -3,26 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import suppress
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar, overload
 
 from asyncflow._critical_path import critical_path
 from asyncflow._diagram import to_mermaid
 from asyncflow._errors import StepTimeoutError, nearest
 from asyncflow._report_json import dump, load
-from asyncflow._result import Attempt, RestoredOutput, StepResult, StepStatus
+from asyncflow._result import Attempt, RestoredOutput, StepResult, StepStatus, noted
 from asyncflow._text import describe, in_one_line
 
 __all__ = ["Attempt", "RestoredOutput", "RunReport", "StepResult", "StepStatus", "describe"]
+
+T = TypeVar("T")
 
 
 class RunReport(Mapping[str, StepResult]):
     """The results of a run: a mapping of step name to `StepResult`, in topological order.
 
     A report holds no task and no event loop, so it can be kept, pickled and sent. Errors keep
-    their tracebacks, which pickle and JSON leave out or turn into text. Two reports are equal
-    only if they are the same object: outputs are never compared.
+    their tracebacks, which pickle and JSON leave out or turn into text. What cannot be pickled
+    arrives as `RestoredOutput` and `RestoredError`. Two reports are equal only if they are the
+    same object: outputs are never compared.
 
     Attributes:
         run_id: Identifies the run.
@@ -58,6 +60,14 @@ class RunReport(Mapping[str, StepResult]):
 
     def __contains__(self, step_name: object) -> bool:
         return step_name in self._by_name  # a miss is no mistake, so it needs no hint
+
+    @overload
+    def get(self, step_name: str, /) -> StepResult | None: ...
+    @overload
+    def get(self, step_name: str, /, default: StepResult | T) -> StepResult | T: ...
+    def get(self, step_name: str, /, default: object = None) -> object:
+        """Return the result of that step, or the default if there is no such step."""
+        return self._by_name.get(step_name, default)  # as above
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._by_name)
@@ -230,13 +240,8 @@ def _has_failed(result: StepResult) -> bool:
 
 
 def _noted(result: StepResult, run_id: str) -> Exception:
-    error = result.error
-    assert isinstance(error, Exception)  # nothing else makes a step FAILED
     note = f"in step {result.step_name!r}, attempt {result.attempts}, of run {run_id}"
-    with suppress(Exception):  # some refuse a note: frozen dataclasses, for one
-        if note not in getattr(error, "__notes__", ()):
-            error.add_note(note)
-    return error
+    return noted(result, note)
 
 
 def _line(result: StepResult) -> str:

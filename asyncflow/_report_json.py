@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import reprlib
+import sys
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
@@ -155,6 +156,9 @@ def _checked(value: Any, kind: _Kind, place: str) -> Any:
     words, *types = kind
     if type(value) not in types:
         raise _refusal(place, f"must be {words}, not {reprlib.repr(value)}")
+    # Not only what Python's JSON calls NaN and Infinity: an integer may be above all floats.
+    if float in types and value is not None and not abs(value) <= sys.float_info.max:
+        raise _refusal(place, f"must be finite, not {reprlib.repr(value)}")
     return value
 
 
@@ -205,6 +209,8 @@ def _result_from_json(result: _Fields) -> StepResult:
         on_purpose=result.read("on_purpose", _FLAG),
         items=tuple(_results_from_json(result, "items")) if is_mapped else None,
     )
+    if restored.status is StepStatus.FAILED and restored.error is None:
+        raise _refusal(result.place("error"), "must not be null, because the step has failed")
     # A single attempt is not recorded when nothing of it is not said in the result.
     bare = replace(restored, recorded=None)
     return bare if bare.attempts == 1 and bare.history == restored.recorded else restored

@@ -5,6 +5,7 @@ from __future__ import annotations
 import enum
 import pickle
 import traceback
+from contextlib import suppress
 from dataclasses import dataclass, field, fields
 from typing import Any
 
@@ -12,7 +13,7 @@ from asyncflow._errors import RestoredError
 from asyncflow._record import record
 from asyncflow._text import text_of
 
-__all__ = ["Attempt", "RestoredOutput", "StepResult", "StepStatus", "stand_in"]
+__all__ = ["Attempt", "RestoredOutput", "StepResult", "StepStatus", "noted", "stand_in"]
 
 
 class StepStatus(enum.StrEnum):
@@ -140,16 +141,28 @@ class StepResult:
 
     def __reduce__(self) -> tuple[object, ...]:
         values = _values(self)
+        if not _survives(self.output):
+            values[4] = RestoredOutput(text_of(repr, self.output))
         values[5] = _portable(self.error)
         return StepResult, tuple(values)
 
 
 @dataclass(frozen=True, slots=True)
 class RestoredOutput:
-    """Stands, in a report read from JSON, for an output that JSON could not hold."""
+    """Stands, in a report read from JSON or pickled, for an output that could not go there."""
 
     text: str
     """The ``repr`` of the output."""
+
+
+def noted(result: StepResult, note: str) -> Exception:
+    """Return what a step or an item has failed with, with a note."""
+    error = result.error
+    assert isinstance(error, Exception)  # nothing else makes it FAILED
+    with suppress(Exception):  # some refuse a note: frozen dataclasses, for one
+        if note not in getattr(error, "__notes__", ()):
+            error.add_note(note)
+    return error
 
 
 def stand_in(error: BaseException) -> RestoredError:
@@ -166,12 +179,21 @@ def stand_in(error: BaseException) -> RestoredError:
 
 def _portable(error: BaseException | None) -> BaseException | None:
     """Return the error, or its stand-in if it would not survive pickling."""
+    return error if error is None or _survives(error) else stand_in(error)
+
+
+_PLAIN = (type(None), bool, int, float, str, bytes)
+
+
+def _survives(value: object) -> bool:
+    """Whether the value can be pickled and read again."""
+    if type(value) in _PLAIN:
+        return True
     try:
-        pickle.loads(pickle.dumps(error))
+        pickle.loads(pickle.dumps(value))
     except Exception:  # anything at all may go wrong in there
-        assert error is not None
-        return stand_in(error)
-    return error
+        return False
+    return True
 
 
 def _values(data: Attempt | StepResult) -> list[Any]:

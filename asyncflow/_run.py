@@ -28,6 +28,7 @@ from asyncflow._fanout import Fanout
 from asyncflow._graph import Binding, Plan, Shape
 from asyncflow._ledger import Observer
 from asyncflow._monitor import Watch, watch
+from asyncflow._plain import plain_answer
 from asyncflow._report import RunReport
 from asyncflow._state import RunState
 from asyncflow._verdicts import FAILURES, as_failure, leave_out_our_frames
@@ -202,7 +203,8 @@ class Run(Fanout):
         failure = None
         try:
             arguments = self._arguments(unit, self._conditions[unit])
-            if self._context.copy().run(condition, **arguments):
+            met = self._context.copy().run(condition, **arguments)
+            if plain_answer(f"the condition of step {step.name!r}", met):
                 return True
         except FAILURES as error:
             leave_out_our_frames(error)

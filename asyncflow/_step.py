@@ -4,17 +4,26 @@ from __future__ import annotations
 
 import inspect
 import pickle
-import sys
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias, TypedDict, Unpack, get_args, overload
 
 from asyncflow._errors import nearest
+from asyncflow._numbers import check_limit, check_number
+from asyncflow._plain import is_async
 from asyncflow._pool import Pool
 from asyncflow._retry import AT_ONCE, Retry
 from asyncflow._signature import NO_PARAMETERS, Signature, signature_of
 
-__all__ = ["Action", "Condition", "RunIf", "RunsIn", "StepPolicies", "WorkflowStep"]
+__all__ = [
+    "Action",
+    "Condition",
+    "RunIf",
+    "RunsIn",
+    "StepPolicies",
+    "WorkflowStep",
+    "check_heartbeat",
+]
 
 Action: TypeAlias = Callable[..., Any]
 """It returns an awaitable, unless the step runs in a thread or a process."""
@@ -70,7 +79,8 @@ class WorkflowStep:
             ``None`` (the default) means no limit. Waiting for a pool does not count. A wait
             that would not end in time is not begun: the step fails at once.
         heartbeat_ms: How many milliseconds an attempt may go without calling
-            ``current_step().heartbeat()``; ``None`` (the default) means no limit.
+            ``current_step().heartbeat()``; ``None`` (the default) means no limit. Not for
+            ``runs_in="process"``, where there is no `current_step`.
         pool: A `Pool`, whose slots the attempts of this step take while they run.
         map_over: One of the dependencies. The action is called once for each item of that one's
             output (any iterable or async iterable) and receives the item in its stead, all of
@@ -84,7 +94,9 @@ class WorkflowStep:
             The latter two are for clean-up and notification: they run also when the run stops
             because a step failed or its deadline passed, once everything else has ended;
             without ``depends_on`` they wait for, and look at, all other steps. An output that
-            does not exist arrives as ``None``.
+            does not exist arrives as ``None``. One that looks at all has an edge from each of
+            them: thousands of those among thousands of steps make millions of edges and take
+            seconds to plan, so let many of them name what they clean up after.
         runs_in: Where the action runs: in the event ``"loop"`` (the default), or, if it is a
             plain function, in a ``"thread"`` or a ``"process"`` of its own.
         parameters: Which parameters receive which dependencies, if not those of their names:
@@ -129,7 +141,7 @@ class WorkflowStep:
         depends_on: Iterable[str] | Mapping[str, str] = (),
         *,
         map_over: str | None = None,
-        runs_in: Literal["loop"] = "loop",
+        runs_in: RunsIn = "loop",
         parameters: Mapping[str, str] | Iterable[tuple[str, str]] = (),
         **policies: Unpack[CommonPolicies],
     ) -> None: ...
@@ -142,7 +154,7 @@ class WorkflowStep:
         depends_on: Iterable[str] | Mapping[str, str] = (),
         *,
         map_over: str | None = None,
-        runs_in: RunsIn,
+        runs_in: Literal["thread", "process"],
         parameters: Mapping[str, str] | Iterable[tuple[str, str]] = (),
         **policies: Unpack[CommonPolicies],
     ) -> None: ...
@@ -169,9 +181,8 @@ class WorkflowStep:
         _check_one_of(name, "runs_in", runs_in, _PLACES)
         _check_action(name, action, runs_in)
         _check_max_retries(name, max_retries)
-        _check_limit(name, "timeout_ms", timeout_ms)
-        _check_limit(name, "deadline_ms", deadline_ms)
-        _check_limit(name, "heartbeat_ms", heartbeat_ms)
+        _check_limits(name, timeout_ms, deadline_ms, heartbeat_ms)
+        check_heartbeat(name, heartbeat_ms, runs_in)
         _check_pool(name, pool)
         _check_when(name, when)
         _check_one_of(name, "run_if", run_if, _OCCASIONS)
@@ -213,6 +224,7 @@ def _check_name(name: object) -> None:
 
 
 _NO_POLICIES = (None,) * 5
+_LIMITS = "timeout_ms", "deadline_ms", "heartbeat_ms"
 _OCCASIONS = get_args(RunIf)
 _PLACES = get_args(RunsIn)
 
@@ -273,30 +285,28 @@ def _check_max_retries(name: str, max_retries: object) -> None:
         )
 
 
-def _check_limit(name: str, argument: str, limit_ms: object) -> None:
-    if limit_ms is None:
-        return
-    if isinstance(limit_ms, bool) or not isinstance(limit_ms, int | float):
-        raise TypeError(
-            f"step {name!r}: {argument} must be a number or None, not {type(limit_ms).__name__}"
-        )
-    # A NaN would break the timers of every other step of the loop: gh-105331.
-    # An integer above all floats is not infinite, but no timer can be set to it.
-    if not 0 < limit_ms <= sys.float_info.max or limit_ms / 1000 == 0:
+def _check_limits(name: str, *limits_ms: object) -> None:
+    for argument, limit_ms in zip(_LIMITS, limits_ms, strict=True):
+        if limit_ms is not None:  # most are, and the words cost as much as the check
+            check_limit(f"step {name!r}: {argument}", limit_ms)
+
+
+def check_heartbeat(name: str, heartbeat_ms: object, runs_in: str) -> None:
+    """Check that a step which must give signs of life can do so.
+
+    Raises:
+        ValueError: It can't, because its run is in another process.
+    """
+    if heartbeat_ms is not None and runs_in == "process":
         raise ValueError(
-            f"step {name!r}: {argument} must be finite and above 0, not {limit_ms}; "
-            "use None for no limit"
+            f"step {name!r}: heartbeat_ms does not work with runs_in='process', because "
+            "current_step() is not there in another process; use timeout_ms"
         )
 
 
-def _constant(name: str, retry: object) -> Retry:
-    if isinstance(retry, bool) or not isinstance(retry, int | float):
-        raise TypeError(
-            f"step {name!r}: retry must be a number of milliseconds or a Retry, "
-            f"not {type(retry).__name__}"
-        )
-    if not 0 <= retry <= sys.float_info.max:
-        raise ValueError(f"step {name!r}: retry must be finite and not below 0 ms, not {retry}")
+def _constant(name: str, retry: Any) -> Retry:
+    kind = "a number of milliseconds or a Retry"
+    check_number(f"step {name!r}: retry", retry, 0, kind=kind, unit=" ms")
     return Retry(base_ms=retry, factor=1, max_ms=retry, jitter=False) if retry else AT_ONCE
 
 
@@ -313,7 +323,7 @@ def _check_when(name: str, when: object) -> None:
         return
     if not callable(when):
         raise TypeError(f"step {name!r}: when must be callable, not {type(when).__name__}")
-    if inspect.iscoroutinefunction(when) or inspect.isasyncgenfunction(when):
+    if is_async(when):
         raise TypeError(
             f"step {name!r}: when must be a plain function; what takes time to find out "
             "belongs into a step of its own, whose output this one can look at"
@@ -336,9 +346,7 @@ def _dependency_names(name: str, depends_on: object) -> tuple[str, ...]:
     return tuple(dict.fromkeys(names))
 
 
-def _pairs(
-    name: str, parameters: Mapping[str, str] | Iterable[tuple[str, str]]
-) -> tuple[tuple[str, str], ...]:
+def _pairs(name: str, parameters: Any) -> tuple[tuple[str, str], ...]:
     pairs = tuple(parameters.items() if isinstance(parameters, Mapping) else parameters)
     for pair in pairs:
         if not (isinstance(pair, tuple) and len(pair) == 2 and isinstance(pair[0], str)):

@@ -46,6 +46,13 @@ class TwoArgumentsError(Exception):
         super().__init__(f"{code}: {text}")
 
 
+class ReadOnlyOnce:
+    """Can be pickled, but not unpickled."""
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return int, ("no number",)
+
+
 @dataclasses.dataclass(frozen=True)
 class FrozenError(Exception):
     code: int
@@ -187,6 +194,18 @@ class TestMapping:
         assert len(report) == 2
         assert report["a"] is results[1]
         assert report.get("c") is None
+
+    def test_a_miss_is_not_compared_with_all_names(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        def compare(*_: object) -> str:
+            raise AssertionError("a miss is no mistake")
+
+        report = report_of(succeeded("a"))
+        monkeypatch.setattr("asyncflow._report.nearest", compare)
+
+        assert report.get("a") is report["a"]
+        assert report.get("b") is None
+        assert report.get("b", 7) == 7
+        assert report.get("b", default=7) == 7
 
     def test_the_list_of_results_is_the_callers_own(self) -> None:
         report = report_of(succeeded("a"))
@@ -623,6 +642,33 @@ class TestPickle:
 
         for back in (through_pickle(report), RunReport.from_json(report.to_json())):
             assert back["a"].error.args == error.args  # type: ignore[union-attr]
+
+    def test_an_output_that_does_not_survive_pickling_has_a_stand_in(self) -> None:
+        def unsendable() -> None: ...
+
+        report = report_of(
+            succeeded("lambda", unsendable),
+            succeeded("in a list", [1, unsendable]),
+            succeeded("read", ReadOnlyOnce()),
+            succeeded("well", [1, 2]),
+            mapped("map", succeeded("map[0]", unsendable), succeeded("map[1]", 1)),
+        )
+
+        back = through_pickle(report)
+
+        assert back["lambda"].output == RestoredOutput(repr(unsendable))
+        assert back["in a list"].output == RestoredOutput(repr([1, unsendable]))
+        assert type(back["read"].output) is RestoredOutput
+        assert back["well"].output == [1, 2]
+        assert back["map"].items is not None
+        assert back["map"].items[0].output == RestoredOutput(repr(unsendable))
+        assert back["map"].items[1].output == 1
+        assert report["lambda"].output is unsendable
+
+    def test_even_a_hostile_output_has_a_stand_in(self) -> None:
+        back = through_pickle(report_of(succeeded("a", Hostile())))["a"].output
+
+        assert type(back) is RestoredOutput
 
     def test_pickling_leaves_the_report_as_it_is(self) -> None:
         error = TwoArgumentsError(7, "seven")

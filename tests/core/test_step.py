@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from asyncflow import Pool, Retry, WorkflowStep
+from asyncflow import Pipeline, Pool, Retry, WorkflowStep
 from asyncflow._step import NO_PARAMETERS, Signature
 
 
@@ -246,7 +246,7 @@ class TestRetry:
             WorkflowStep("load", nothing, retry=value)
 
         assert str(refused.value) == (
-            f"step 'load': retry must be finite and not below 0 ms, not {value}"
+            f"step 'load': retry must be finite and at least 0 ms, not {value}"
         )
 
     @pytest.mark.parametrize("value", [0, 0.0, 1e-300, 1, 60_000, sys.float_info.max])
@@ -342,6 +342,22 @@ class TestMapOver:
             "step 'load' maps over 'rows', but its action has no parameter of that name that "
             "could receive the items; add one, or map it in depends_on"
         )
+
+
+def test_an_action_in_another_process_can_give_no_signs_of_life() -> None:
+    told = (
+        "step 'a': heartbeat_ms does not work with runs_in='process', because current_step() is "
+        "not there in another process; use timeout_ms"
+    )
+
+    for make in (
+        lambda: WorkflowStep("a", print, runs_in="process", heartbeat_ms=50),
+        lambda: Pipeline("etl").step(print, name="a", runs_in="process", heartbeat_ms=50),
+    ):
+        with pytest.raises(ValueError, match="heartbeat_ms") as refused:
+            make()
+
+        assert str(refused.value) == told
 
 
 class TestWhen:

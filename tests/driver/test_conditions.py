@@ -64,6 +64,16 @@ async def test_a_step_whose_condition_is_false_is_skipped_on_purpose_with_its_de
     assert report.all_passed
 
 
+async def test_a_condition_whose_answer_would_have_to_be_awaited_fails_the_step():
+    async def is_large():
+        return False
+
+    report = await run_pipeline([WorkflowStep("a", succeed, when=lambda: is_large())])
+
+    assert statuses(report) == {"a": FAILED}
+    assert str(report["a"].error).startswith("the condition of step 'a' returned coroutine, which")
+
+
 async def test_a_condition_may_look_at_inputs_and_is_asked_once_before_the_first_attempt():
     asked = []
 

@@ -811,6 +811,30 @@ class TestIncluded:
         with refused("pipeline 'outer' includes 'inner', which has no steps; import the modules"):
             outer.steps  # noqa: B018
 
+    def test_they_may_be_nested_deeper_than_calls_may_be(self) -> None:
+        outer = innermost = pipeline_of(extract, name="in")
+        for _ in range(200):
+            inner, outer = outer, Pipeline("in")
+            outer.include(inner)
+
+        before = len(outer.steps)
+        innermost.step(load)
+
+        assert (before, len(outer.steps)) == (201, 202)
+        with refused("because it would include itself"):
+            innermost.include(outer, name="out")
+
+    def test_one_that_is_in_it_in_two_ways_is_built_once(self) -> None:
+        inner, left, outer = pipeline_of(extract, name="in"), Pipeline("left"), Pipeline("outer")
+        left.include(inner)
+        outer.include(inner)
+        outer.include(left)
+
+        assert [step.name for step in outer] == [
+            *("in/extract", "in"),
+            *("left/in/extract", "left/in", "left"),
+        ]
+
     def test_none_includes_itself(self) -> None:
         a, b, c = Pipeline("a"), Pipeline("b"), Pipeline("c")
         a.include(b)
@@ -841,7 +865,7 @@ class TestIncluded:
         inner.step(name="clean", run_if="always")(nothing)
         inner.step(lambda: nothing(), name="tell", depends_on=["extract"], run_if="failure")
         inner.step(lambda: nothing(), name="closed", depends_on=["clean"])
-        inner.step(lambda: nothing(), name="mended", depends_on=["closed"])
+        inner.step(lambda: nothing(), name="mended", depends_on=["closed", "clean"])
         outer = pipeline_of(list_urls)
         outer.include(inner, depends_on=[list_urls])
 

@@ -196,6 +196,18 @@ async def test_a_result_that_is_refused_to_the_last_fails_the_step():
     assert (report["a"].error.result, report["a"].output) == (2, None)
 
 
+async def test_an_until_whose_answer_would_have_to_be_awaited_fails_the_attempt():
+    async def is_done(value):
+        return False
+
+    retry = Retry(base_ms=0, until=lambda value: is_done(value))
+
+    report = await run_pipeline([WorkflowStep("a", Failing(), retry=retry)])
+
+    assert report["a"].status is StepStatus.FAILED
+    assert str(report["a"].error).startswith("Retry: until returned coroutine, which would have")
+
+
 async def test_an_until_that_raises_fails_the_attempt_with_its_error():
     retry = Retry(base_ms=0, until=lambda value: {3: True}[value])
 

@@ -68,6 +68,7 @@ WorkflowStep("load", extract, pool="openai")  # E: call-overload
 WorkflowStep("load", extract, when=True)  # E: call-overload
 WorkflowStep("load", extract, run_if="failed")  # E: call-overload
 WorkflowStep("load", extract, run_if=True)  # E: call-overload
+WorkflowStep("load", plain, runs_in="loop")  # E: call-overload
 WorkflowStep("load", plain, runs_in="threads")  # E: call-overload
 WorkflowStep("load", plain, runs_in=None)  # E: call-overload
 WorkflowStep("load", extract, ["rows"], map_over=["rows"])  # E: call-overload

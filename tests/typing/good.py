@@ -278,6 +278,8 @@ async def main() -> None:
 
     as_mapping: Mapping[str, StepResult] = report
     assert_type(report["load"], StepResult)
+    assert_type(report.get("load"), StepResult | None)
+    assert_type(report.get("load", 1), StepResult | int)
     assert_type(as_mapping.get("load"), StepResult | None)
     assert_type(list(report), list[str])
     assert_type(report.results, list[StepResult])
