@@ -22,6 +22,7 @@ import process_work as work
 import pytest
 
 from asyncflow import _child, _workers
+from asyncflow._slots import Slot
 from asyncflow._workers import limiter_for, run_in_process, run_in_thread
 
 ROOT = Path(__file__).parents[2]
@@ -281,6 +282,50 @@ async def test_who_is_cancelled_while_waiting_for_a_place_leaves_none_taken(turn
     assert task.cancelled()
     assert limiter.statistics().borrowed_tokens == 0
     assert limiter.statistics().tasks_waiting == 0
+
+
+# How many turns a test can let pass before it cancels; more than anything here takes.
+TURNS = range(12)
+
+
+@pytest.mark.parametrize("turns", TURNS)
+@pytest.mark.parametrize("others", [0, 1])
+async def test_a_slot_that_is_cancelled_at_any_turn_leaves_no_token_taken(turns, others):
+    limiter = anyio.CapacityLimiter(1)
+    first, second, third = (Slot(None, limiter) for _ in range(3))
+    if others:
+        await first.take()
+
+    async def work():
+        await second.take()
+        try:
+            await asyncio.sleep(0)
+        finally:
+            second.give_back()
+
+    task, after = asyncio.ensure_future(work()), asyncio.ensure_future(third.take())
+    for _ in range(turns):
+        await asyncio.sleep(0)
+    is_late = task.done()
+    task.cancel()
+    if others:
+        first.give_back()
+    await asyncio.wait([task])
+
+    assert is_late or task.cancelled()
+    await asyncio.wait_for(after, 60)
+    third.give_back()
+    assert limiter.statistics().borrowed_tokens == 0
+    assert limiter.statistics().tasks_waiting == 0
+
+
+async def test_a_slot_with_a_free_token_is_taken_in_the_same_turn():
+    limiter, passed = anyio.CapacityLimiter(1), []
+    asyncio.get_running_loop().call_soon(passed.append, "a turn")
+
+    await Slot(None, limiter).take()
+
+    assert passed == []
 
 
 # Processes.
