@@ -30,6 +30,7 @@ from typing import IO, Any
 from anyio import BrokenWorkerProcess, CapacityLimiter, to_process, to_thread
 
 from asyncflow import _child
+from asyncflow._plain import can_be_imported_again
 from asyncflow._text import text_of
 
 __all__ = ["ThreadEnd", "limiter_for", "run_in_process", "run_in_thread"]
@@ -323,12 +324,14 @@ def _question(function: Callable[..., Any], arguments: dict[str, Any]) -> bytes:
 
 def _main_of(main: Any) -> tuple[str, str] | None:
     """Tell how to import the main module again; ``None``: it can't be."""
-    spec, path = getattr(main, "__spec__", None), getattr(main, "__file__", None)
+    spec = getattr(main, "__spec__", None)
+    if not can_be_imported_again(main):
+        return None
     if spec is not None and spec.name != "__main__":
         return "module", spec.name
     # Of a folder or an archive that is run, its name says nothing.
-    path = getattr(getattr(spec, "loader", None), "archive", path)
-    return None if path is None else ("path", os.path.abspath(path))
+    loader = getattr(spec, "loader", None)
+    return "path", os.path.abspath(getattr(loader, "archive", main.__file__))
 
 
 def _read(answer: bytes, code: int) -> Any:
