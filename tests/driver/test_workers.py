@@ -235,6 +235,15 @@ async def test_a_thread_does_not_take_up_what_was_withdrawn():
     assert calls == []
 
 
+async def test_who_asks_after_the_end_of_a_thread_is_called_at_once():
+    ended, calls = _workers.ThreadEnd(asyncio.get_running_loop()), []
+
+    ended.come()
+    ended.call_at_once(lambda: calls.append(1))
+
+    assert calls == [1]
+
+
 async def test_a_thread_that_can_not_be_had_is_an_ordinary_error(monkeypatch):
     def refuse(_):
         raise RuntimeError("can't start new thread")
