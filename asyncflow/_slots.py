@@ -31,11 +31,19 @@ class Slot:
             if self._pool is not None:
                 await self._take_ticket(self._pool)
             if self._limiter is not None:
-                await self._limiter.acquire_on_behalf_of(self)
-                self._has_token = True
+                await self._take_token(self._limiter)
         except BaseException:
             self.give_back(unused=True)
             raise
+
+    async def _take_token(self, limiter: anyio.CapacityLimiter) -> None:
+        try:
+            # A token that is free is never waited for: before 4.16 anyio, if cancelled in the
+            # turn that it then lets pass, gives back a token of the task, and not this one.
+            limiter.acquire_on_behalf_of_nowait(self)
+        except anyio.WouldBlock:
+            await limiter.acquire_on_behalf_of(self)
+        self._has_token = True
 
     async def _take_ticket(self, pool: Pool) -> None:
         loop = asyncio.get_running_loop()

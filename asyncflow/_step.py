@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import pickle
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias, TypedDict, Unpack, get_args, overload
@@ -13,6 +12,7 @@ from asyncflow._numbers import check_limit, check_number
 from asyncflow._plain import is_async
 from asyncflow._pool import Pool
 from asyncflow._retry import AT_ONCE, Retry
+from asyncflow._sendable import check_plain
 from asyncflow._signature import NO_PARAMETERS, Signature, signature_of
 
 __all__ = [
@@ -254,23 +254,7 @@ def _check_action(name: str, action: object, runs_in: str) -> None:
             "pass an async function that consumes it and returns the result"
         )
     if runs_in != "loop":
-        _check_plain(name, action, runs_in)
-
-
-def _check_plain(name: str, action: object, runs_in: str) -> None:
-    if inspect.iscoroutinefunction(action):
-        raise TypeError(
-            f"step {name!r}: an async function runs in the event loop, and runs_in={runs_in!r} "
-            "is for plain ones; leave it out, or make the action a plain function"
-        )
-    if runs_in == "process":
-        try:
-            pickle.dumps(action)
-        except Exception as error:  # the objects of users may raise anything
-            raise TypeError(
-                f"step {name!r}: its action cannot be sent to another process; use a function "
-                f"that is defined at the top of a module ({error})"
-            ) from error
+        check_plain(name, action, runs_in)
 
 
 def _check_max_retries(name: str, max_retries: object) -> None:

@@ -22,14 +22,16 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, ExitStack, nullcontext, suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
 from functools import partial
 from typing import IO, Any
 
 from anyio import BrokenWorkerProcess, CapacityLimiter, to_process, to_thread
 
-import asyncflow._child
+from asyncflow import _child
+from asyncflow._sendable import can_be_imported_again
+from asyncflow._text import text_of
 
 __all__ = ["ThreadEnd", "limiter_for", "run_in_process", "run_in_thread"]
 
@@ -41,10 +43,14 @@ def limiter_for(runs_in: str) -> CapacityLimiter | None:
     """Return what limits how many such workers there are in this loop; ``None``: nothing.
 
     It is to be held for as long as the worker is at work, also if the attempt has ended.
+
+    Raises:
+        RuntimeError: There can't be such workers here.
     """
     if runs_in == "thread":
         return to_thread.current_default_thread_limiter()
     if runs_in == "process":
+        _executable()  # the run asks for this before anything of it runs
         return to_process.current_default_process_limiter()
     return None
 
@@ -71,8 +77,9 @@ async def run_in_thread(
 
     Raises:
         asyncio.CancelledError: It was cancelled before the function was called, or abandoned.
+        TypeError: The function returned an awaitable.
     """
-    job = _Job(partial(function, **(arguments or {})))
+    job = _Job(partial(_child._called, function, arguments or {}))
     if not await job.has_ended():
         while not job.ended.done():
             left_s = ends - job.loop.time()
@@ -89,16 +96,20 @@ async def run_in_process(function: Callable[..., Any], arguments: Mapping[str, A
     """Call a function in a new process, which has ended when this returns or raises.
 
     The function, its arguments, and what it returns or raises are pickled, in a worker thread.
-    The process inherits the standard output and error; its standard input is empty. It is in a
-    process group of its own: a Ctrl-C reaches the run only, and a kill its children too.
+    The process inherits the standard output and error; its standard input is empty. It is the
+    leader of a session of its own: a Ctrl-C reaches the run only, and it can't ask for another
+    session. If it is killed, so are its children, save those that have left its process group;
+    and it kills itself and them when this process ends without having waited for it. Children
+    that it leaves behind when it answers are nobody's from then on: they work on.
 
     Raises:
         asyncio.CancelledError: It was cancelled, and the process was killed.
         anyio.BrokenWorkerProcess: The process ended by itself without an answer.
         pickle.PicklingError: Something can't be sent from the one process to the other.
+        TypeError: The function returned an awaitable.
         BaseException: What the function raised, with a note of its traceback.
     """
-    if getattr(sys.modules["__main__"], "is_importing_main", False):
+    if getattr(sys.modules["__main__"], _child._IS_IMPORTING, False):
         # Not an ordinary error: it shall end the run that should not have begun here.
         raise SystemExit(
             "a script with steps that run in a process is imported by that process too; "
@@ -223,15 +234,16 @@ class _Process:
             return _read(file.read(), code)
 
     def _wait_for_child(self, file: IO[bytes]) -> int:
-        command = [sys.executable, "-P", asyncflow._child.__file__]
-        child = subprocess.Popen(command, stdin=file, process_group=0)
-        with self._lock:
-            self._child = child
-        if self._is_killed:
-            self.kill()
-        code = child.wait()
-        with self._lock:
-            self._child = None  # from here on its number may be another's
+        with _lifeline() as ends:
+            command = [*_command(), *map(str, ends)]
+            child = subprocess.Popen(command, stdin=file, pass_fds=ends, start_new_session=True)
+            with self._lock:
+                self._child = child
+            if self._is_killed:
+                self.kill()
+            code = child.wait()
+            with self._lock:
+                self._child = None  # from here on its number may be another's
         return code
 
     def kill(self) -> None:
@@ -247,44 +259,109 @@ class _Process:
                     os.killpg(self._child.pid, signal.SIGKILL)
 
 
+@contextmanager
+def _lifeline() -> Iterator[tuple[int, ...]]:
+    """Open a pipe, and give the end of it, if any, that another process is to watch.
+
+    The other end, which only this process holds, is closed however this process ends.
+    """
+    if sys.platform == "win32":  # pragma: no cover
+        yield ()
+        return
+    theirs, ours = os.pipe()
+    try:
+        yield (theirs,)
+    finally:
+        os.close(theirs)
+        os.close(ours)
+
+
+def _command() -> list[str]:
+    # With the options of this interpreter, as multiprocessing does it too.
+    flags: list[str] = subprocess._args_from_interpreter_flags()  # type: ignore[attr-defined]
+    return [_executable(), *flags, "-P", _child.__file__]
+
+
+def _executable() -> str:
+    """Return the interpreter for the processes.
+
+    Raises:
+        RuntimeError: There is none, or it can't run our program.
+    """
+    from multiprocessing import spawn  # only those who use it shall wait for its import
+
+    path = os.fsdecode(spawn.get_executable() or "")
+    naming = "name a Python interpreter with multiprocessing.set_executable()"
+    if not path:
+        problem = f"sys.executable is empty; {naming}"
+    elif getattr(sys, "frozen", False) and path == sys.executable:
+        # Started with our program, it would start itself, and so on without end.
+        problem = f"this is a frozen application, which would start itself; {naming}"
+    elif not os.path.isfile(_child.__file__):
+        problem = f"{_child.__file__} is no file, as in an archive; unpack it"
+    else:
+        return path
+    raise RuntimeError(
+        f"steps with runs_in='process' can't run here: {problem}, or use runs_in='thread'"
+    )
+
+
 def _question(function: Callable[..., Any], arguments: dict[str, Any]) -> bytes:
     try:
         call = pickle.dumps((function, arguments), pickle.HIGHEST_PROTOCOL)
     except Exception as error:
         raise pickle.PicklingError(
-            f"{function!r} or an argument of it can't be pickled, as a process needs it: {error}"
+            f"{text_of(repr, function)} or an argument of it can't be pickled, as a process needs "
+            f"it: {text_of(str, error)}"
         ) from error
-    main = None
-    if b"_main__" in call:  # and only then: a script should not be run for nothing
-        main = _main_of(sys.modules["__main__"])
-        # The name that its classes have there, and so in the answer.
-        sys.modules.setdefault("__mp_main__", sys.modules["__main__"])
-    return b"?" + pickle.dumps(((sys.path, sys.argv), main, call), pickle.HIGHEST_PROTOCOL)
+    main = sys.modules["__main__"]
+    # The name that its classes have in the process, and so in the answer.
+    sys.modules.setdefault("__mp_main__", main)
+    return b"?" + pickle.dumps(
+        ((sys.path, sys.argv), _main_of(main), call), pickle.HIGHEST_PROTOCOL
+    )
 
 
 def _main_of(main: Any) -> tuple[str, str] | None:
     """Tell how to import the main module again; ``None``: it can't be."""
-    if getattr(main, "__spec__", None) is not None:
-        return "module", main.__spec__.name
-    path = getattr(main, "__file__", None)
-    return None if path is None else ("path", os.path.abspath(path))
+    spec = getattr(main, "__spec__", None)
+    if not can_be_imported_again(main):
+        return None
+    if spec is not None and spec.name != "__main__":
+        return "module", spec.name
+    # Of a folder or an archive that is run, its name says nothing.
+    loader = getattr(spec, "loader", None)
+    return "path", os.path.abspath(getattr(loader, "archive", main.__file__))
 
 
 def _read(answer: bytes, code: int) -> Any:
     if answer[:1] != b"!":
-        how = f"with exit code {code}" if code >= 0 else f"by {signal.Signals(-code).name}"
-        raise BrokenWorkerProcess(f"the process of the step ended {how} before it had a result")
+        raise BrokenWorkerProcess(
+            f"the process of the step ended {_how(code)} before it had a result"
+        )
     try:
         kind, content, trace = pickle.loads(answer[1:])
     except Exception as error:
         raise pickle.PicklingError(
-            f"what the function returned can't be unpickled: {type(error).__name__}: {error}"
+            f"what the function returned can't be unpickled: {_child._said(error)}"
         ) from error
     if kind == "returned":
         return content
     problem = content if kind == "raised" else pickle.PicklingError(content)
-    problem.add_note(f"In the process:\n{trace.rstrip()}")
+    if not isinstance(problem, BaseException):
+        problem = pickle.PicklingError(f"the error of the function came back as {type(problem)}")
+    with suppress(Exception):  # an error may refuse notes, and is what counts
+        problem.add_note(f"In the process:\n{trace.rstrip()}")
     try:
         raise problem
     finally:
         del problem, content  # or it would keep itself, through this frame
+
+
+def _how(code: int) -> str:
+    if code >= 0:
+        return f"with exit code {code}"
+    try:
+        return f"by {signal.Signals(-code).name}"
+    except ValueError:  # most of the real-time signals have no name
+        return f"by signal {-code}"

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
 import sys
 import threading
 import time
 from pathlib import Path
+
+from asyncflow._workers import run_in_process
 
 
 class Unpicklable(Exception):
@@ -29,6 +32,46 @@ class Grudging:
         return int, ("grudging",)
 
 
+class Stubborn(Exception):
+    """It wants neither notes nor attributes, and can't be printed."""
+
+    def __setattr__(self, name, value):
+        raise AttributeError("frozen")
+
+    def add_note(self, note):
+        raise AttributeError("frozen")
+
+    def __str__(self):
+        raise ValueError("no text")
+
+
+class Turncoat(Exception):
+    """It can be pickled, but what is made from that is no exception."""
+
+    def __reduce__(self):
+        return str, ("not an error",)
+
+
+class Unprintable(Stubborn):
+    """Nor can it be pickled, and its traceback can't be formatted."""
+
+    def __reduce__(self):
+        raise Stubborn
+
+    def __getattribute__(self, name):
+        if name == "__cause__":
+            raise ValueError("no cause")
+        return super().__getattribute__(name)
+
+
+async def be_async():
+    return 1
+
+
+def give_back(value):
+    return value
+
+
 def add(left=1, right=2):
     return left + right
 
@@ -41,6 +84,27 @@ def fail(text):
     error = KeyError(text)
     error.detail = [text]
     raise error
+
+
+def throw(error):
+    raise error()
+
+
+def end_by(number):
+    os.kill(os.getpid(), number)
+
+
+def options():
+    return sys.flags.optimize, sys.flags.safe_path
+
+
+def leader():
+    return os.getpid(), os.getsid(0), os.getpgid(0)
+
+
+def nest(path):
+    """Let a process hang that this one waits for."""
+    asyncio.run(run_in_process(hang, {"path": path}))
 
 
 def raise_of_two():

@@ -12,6 +12,7 @@ import threading
 import time
 from pathlib import Path
 
+import anyio
 import process_work as work
 import pytest
 
@@ -215,6 +216,33 @@ async def test_a_cancelled_caller_gets_its_cancellation_after_the_thread_has_end
 
     assert not early
     assert blocking.running == 0
+
+
+@pytest.mark.parametrize("turns", range(12))
+@pytest.mark.parametrize("is_taken", [False, True])
+def test_a_run_of_a_thread_that_is_cancelled_at_any_turn_keeps_no_place(
+    in_real_time, turns, is_taken
+):
+    async def main():
+        limiter = anyio.to_thread.current_default_thread_limiter()
+        limiter.total_tokens = 1
+        if is_taken:
+            limiter.acquire_on_behalf_of_nowait("another")
+        run = asyncio.ensure_future(run_pipeline([WorkflowStep("a", int, runs_in="thread")]))
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        is_late = run.done()
+
+        run.cancel()
+        if is_taken:
+            limiter.release_on_behalf_of("another")
+        await asyncio.wait([run])
+
+        assert is_late or run.cancelled()
+        assert limiter.statistics().borrowed_tokens == 0
+        assert limiter.statistics().tasks_waiting == 0
+
+    in_real_time(main())
 
 
 async def test_a_thread_sees_the_context_of_the_caller_and_its_step():
