@@ -24,7 +24,7 @@ from types import FrameType
 from typing import Any, TypeAlias
 from weakref import ref
 
-__all__ = ["OnBlock", "Watch", "watch"]
+__all__ = ["OnBlock", "Watch", "has_virtual_time", "watch"]
 
 OnBlock: TypeAlias = Callable[[asyncio.Task[Any] | None, float, str], object]
 """Called with the task, for how many milliseconds it blocked, and the line at which it did."""
@@ -80,11 +80,16 @@ def watch(loop: asyncio.AbstractEventLoop, on_block: OnBlock) -> Watch:
     Returns:
         What is to be stopped. If it is dropped instead, that is as good, only later.
     """
-    if abs(loop.time() - time.monotonic()) > 1:
+    if has_virtual_time(loop):
         return _NoWatch(loop, on_block)
     handle = Watch(loop, on_block)
     _monitor.add(handle)
     return handle
+
+
+def has_virtual_time(loop: asyncio.AbstractEventLoop) -> bool:
+    """Whether the loop's clock is its own, and not the one that all real loops share."""
+    return abs(loop.time() - time.monotonic()) > 1
 
 
 class _Ping:
