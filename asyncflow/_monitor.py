@@ -5,8 +5,9 @@ Rules:
 1. While a loop is in a task, a ping lies in its queue, and the loop answers as soon as it gets
    there. As long as it does not, and each look finds the same task, that task blocks: for it
    can't have its turn twice while a ping waits.
-2. A thread costs more than a short run. So a run that lasted a while ends the thread and waits
-   for that. A shorter one leaves it for the next, and if there is none it soon ends by itself.
+2. A thread costs more than a short run, and one that starts later could not look at what blocks
+   at once. So a run that lasted a while ends the thread and waits for that. A shorter one leaves
+   it for the next, and it ends by itself when a look finds no run, so at most one tick later.
 3. A C function may keep the interpreter to itself, so that our thread can't look. Then it wakes
    too late, and if the loop's thread has computed meanwhile, its task has blocked.
 """
@@ -19,6 +20,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from functools import cache, partial
 from types import FrameType
 from typing import Any, TypeAlias
@@ -35,8 +37,6 @@ _TICK_S = _BLOCK_S / 4 + 0.0005
 """How long the thread sleeps between two looks: the fifth at the same task finds a block."""
 _LONG_S = 0.01
 """A run of that length ends the thread, at a cost of less than a hundredth of it."""
-_LINGER_S = 0.05
-"""How long the thread waits for another short run."""
 _SUSPENDED_S = 1.0
 """A process that did not compute for so long, while our thread should have, was stopped."""
 
@@ -177,46 +177,78 @@ class _Monitor:
                 known = set() if watched is None else watched.watches
                 watched = self._loops[handle.loop] = _WatchedLoop(handle.loop, known)
             watched.watches.add(ref(handle))
-            if self._thread is None:
-                self._end = threading.Event()
-                # Not a daemon: those may crash the interpreter while it ends.
-                self._thread = threading.Thread(
-                    target=self._run, args=(self._end,), name="asyncflow loop monitor"
-                )
-                self._thread.start()
+            self._start_thread()
 
     def remove(self, handle: Watch, *, ends_the_thread: bool) -> None:
         with self._lock:
             watched = self._loops.get(handle.loop)
             if watched is not None:  # else the loop was closed, or this is the child of a fork
                 watched.watches.discard(ref(handle))
-            if not ends_the_thread or self._thread is None or self._is_in_use():
+                if not watched.watches:
+                    del self._loops[handle.loop]
+            if not ends_the_thread or self._watched():
                 return
-            self._loops.clear()
-            thread, self._thread = self._thread, None
-            self._end.set()
-        thread.join()
+            thread = self._release_thread()
+        if thread is not None:
+            thread.join()
 
-    def _is_in_use(self) -> bool:
-        return any(watched.is_watched() for watched in self._loops.values())
+    def pause(self) -> None:
+        """End the thread before a fork: with a second one it would warn, and rightly so."""
+        with self._lock:
+            thread = self._release_thread()
+        if thread is not None:
+            thread.join()
+
+    def go_on(self) -> None:
+        """Let the thread begin again after a fork, once a loop that needs it has its next turn."""
+        with self._lock:
+            watched = self._watched()
+        for each in watched:
+            with suppress(RuntimeError):  # it has been closed just now
+                each.loop.call_soon_threadsafe(self._begin_again)
+
+    def _begin_again(self) -> None:
+        with self._lock:
+            if self._watched():
+                self._start_thread()
+
+    def _watched(self) -> list[_WatchedLoop]:
+        """Forget the loops that nobody watches any more, and return the others."""
+        for loop, watched in list(self._loops.items()):
+            if not watched.is_watched():
+                del self._loops[loop]
+        return list(self._loops.values())
+
+    def _start_thread(self) -> None:
+        if self._thread is None:
+            self._end = threading.Event()
+            # Not a daemon: those may crash the interpreter while it ends.
+            self._thread = threading.Thread(
+                target=self._run, args=(self._end,), name="asyncflow loop monitor"
+            )
+            try:
+                self._thread.start()
+            except RuntimeError:  # the process may have no more: its runs shall run all the same
+                self._thread = None
+
+    def _release_thread(self) -> threading.Thread | None:
+        """Let the thread end, and return it, for whoever waits for that."""
+        thread, self._thread = self._thread, None
+        self._end.set()
+        return thread
 
     def _run(self, end: threading.Event) -> None:
-        last = idle_since = time.monotonic()
-        main = threading.main_thread()
+        last, main = time.monotonic(), threading.main_thread()
         # The interpreter waits for us when it ends, so we ask whether the main thread has.
         while not end.wait(_TICK_S) and main.is_alive():
             slept_s, last = time.monotonic() - last, time.monotonic()
             with self._lock:
-                loops = list(self._loops.values())
-                if self._is_in_use():
-                    idle_since = last
-                elif last - idle_since > _LINGER_S and not end.is_set():
-                    self._loops.clear()
+                watched = self._watched()
+                if not watched and not end.is_set():
                     self._thread = None
                     return
-            for watched in loops:
-                if watched.is_watched():
-                    self._look(watched, slept_s)
+            for each in watched:
+                self._look(each, slept_s)
 
     def _look(self, watched: _WatchedLoop, slept_s: float) -> None:
         try:
@@ -228,7 +260,9 @@ class _Monitor:
 
 _monitor = _Monitor()
 if hasattr(os, "register_at_fork"):  # pragma: no branch
-    os.register_at_fork(after_in_child=_monitor.forget)
+    os.register_at_fork(
+        before=_monitor.pause, after_in_parent=_monitor.go_on, after_in_child=_monitor.forget
+    )
 
 
 def _cpu_clock() -> Callable[[], float]:

@@ -102,7 +102,7 @@ class VirtualTimeLoop(asyncio.SelectorEventLoop):
         if timeout is not None:
             self._now += timeout
             return events
-        if threading.active_count() > 1:
+        if _others_may_wake_us():
             events = select(_PATIENCE_S)
         if not events:
             raise HangError(_waiting(self))
@@ -136,6 +136,15 @@ class _JumpingSelector(selectors.DefaultSelector):
 
     def select(self, timeout: float | None = None) -> _Events:
         return self._jump(timeout, super().select)
+
+
+def _others_may_wake_us() -> bool:
+    """Whether there is another thread. One of `_monitor`, of an earlier run, wakes no such loop."""
+    ours = threading.current_thread()
+    return any(
+        thread is not ours and thread.name != "asyncflow loop monitor"
+        for thread in threading.enumerate()
+    )
 
 
 def _waiting(loop: asyncio.AbstractEventLoop) -> list[str]:

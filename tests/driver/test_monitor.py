@@ -17,7 +17,7 @@ import uvloop
 
 from asyncflow import _monitor
 from asyncflow._monitor import watch
-from asyncflow.testing import run_in_virtual_time
+from asyncflow.testing import HangError, run_in_virtual_time
 
 ROOT = Path(__file__).parents[2]
 
@@ -378,6 +378,51 @@ def test_short_runs_share_a_thread_which_ends_by_itself(monkeypatch):
     wait_until(lambda: not monitors())
 
 
+def test_a_loop_is_kept_no_longer_than_it_is_watched():
+    async def short():
+        watch(asyncio.get_running_loop(), print).stop()
+        dropped = watch(asyncio.get_running_loop(), print)
+        return len(_monitor._monitor._loops), dropped
+
+    async def main():
+        handle = watch(asyncio.get_running_loop(), print)
+        during, _ = await asyncio.to_thread(run, short())
+        loops = _monitor._monitor._loops
+        await asyncio.to_thread(wait_until, lambda: len(loops) == 1)
+        handle.stop()
+        return during, len(loops)
+
+    assert run(main()) == (2, 0)
+
+
+def test_a_thread_that_looks_at_others_does_not_hide_a_hang():
+    async def main():
+        watch(asyncio.get_running_loop(), print).stop()
+
+    started = time.monotonic()
+    run(main())
+    with pytest.raises(HangError):
+        run_in_virtual_time(asyncio.Event().wait())
+
+    assert time.monotonic() - started < 4  # else it has waited for that thread, for 5 s
+
+
+def test_without_a_thread_to_be_had_nothing_is_told(monkeypatch):
+    def start(_):
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Thread, "start", start)
+
+    async def main():
+        findings = Findings()
+        handle = watch(asyncio.get_running_loop(), findings)
+        await blocking("slow", 0.15)
+        handle.stop()
+        return findings
+
+    assert run(main()) == []
+
+
 def test_a_clock_that_is_not_real_is_not_watched():
     async def main():
         handle = watch(asyncio.get_running_loop(), print)
@@ -478,3 +523,54 @@ sys.exit(asyncio.run(main(None)))
     subprocess.run(
         [sys.executable, "-W", "ignore", "-c", script], timeout=50, check=True, capture_output=True
     )
+
+
+@pytest.mark.skipif(not hasattr(__import__("os"), "fork"), reason="there is no fork")
+def test_a_fork_finds_one_thread_only_and_the_loop_is_looked_at_afterwards():
+    script = f"""
+import asyncio, os, sys, threading, time
+sys.path.insert(0, {str(ROOT)!r})
+from asyncflow._monitor import watch
+
+async def main():
+    found = []
+    handle = watch(asyncio.get_running_loop(), lambda *each: found.append(each))
+    before = threading.active_count()
+    if (child := os.fork()) == 0:
+        os._exit(0)
+    os.waitpid(child, 0)
+    await asyncio.sleep(0)
+    time.sleep(0.2)
+    await asyncio.sleep(0)
+    handle.stop()
+    return before, len(found), threading.active_count()
+
+print(asyncio.run(main()))
+"""
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", script],
+        timeout=50,
+        check=True,
+        capture_output=True,
+        text=True,
+    )
+
+    assert (done.stdout, done.stderr) == ("(2, 1, 1)\n", "")
+
+
+def test_after_a_fork_only_loops_that_need_it_begin_again():
+    class Closed(asyncio.SelectorEventLoop):
+        def call_soon_threadsafe(self, *args, **kwargs):
+            raise RuntimeError("Event loop is closed")
+
+    async def main():
+        loop = asyncio.get_running_loop()
+        handle = watch(loop, print)
+        _monitor._monitor.pause()
+        _monitor._monitor.pause()  # as by two forks at a time
+        _monitor._monitor.go_on()
+        handle.stop()
+        await asyncio.sleep(0)
+        return monitors()
+
+    assert run(main()) == run(main(), Closed) == []
