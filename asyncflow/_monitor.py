@@ -19,12 +19,14 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import suppress
-from functools import cache, partial
+from functools import partial
 from types import FrameType
 from typing import Any, TypeAlias
 from weakref import ref
+
+from asyncflow._awaiting import own_line
 
 __all__ = ["OnBlock", "Watch", "has_virtual_time", "watch"]
 
@@ -39,8 +41,6 @@ _LONG_S = 0.01
 """A run of that length ends the thread, at a cost of less than a hundredth of it."""
 _SUSPENDED_S = 1.0
 """A process that did not compute for so long, while our thread should have, was stopped."""
-
-_LIBRARIES = ("asyncio", "anyio", "asyncflow", "uvloop")
 
 
 class Watch:
@@ -139,12 +139,12 @@ class _WatchedLoop:
         elif ping.task is not task or (slept_s > _SUSPENDED_S and worked_s < 0.1 * slept_s):
             ping.task, ping.since = task, time.monotonic()
         elif now - ping.since >= _BLOCK_S:
-            ping.where = _line(self.thread)
+            ping.where = own_line(_frames(self.thread))
 
     def _send(self, task: asyncio.Task[Any], since: float, has_blocked: bool) -> None:
         ping = self._ping = _Ping(task, since)
         if has_blocked:
-            ping.where = _line(self.thread)
+            ping.where = own_line(_frames(self.thread))
         self.loop.call_soon_threadsafe(self._answer, ping)
 
     def _answer(self, ping: _Ping) -> None:
@@ -275,28 +275,9 @@ def _cpu_clock() -> Callable[[], float]:
     return time.process_time  # pragma: no cover
 
 
-def _line(thread: int) -> str:
-    """Return ``file:line in function`` of the innermost line of a thread that is the user's own.
-
-    That is one of neither the standard library, nor an installed package, nor asyncflow; if
-    there is none, the innermost of all.
-    """
-    frame: FrameType | None = sys._current_frames().get(thread)
-    innermost = None
+def _frames(thread: int) -> Iterator[FrameType]:
+    """The frames that a thread is in, the innermost first."""
+    frame = sys._current_frames().get(thread)
     while frame is not None:
-        code = frame.f_code
-        line = f"{code.co_filename}:{frame.f_lineno} in {code.co_qualname}"
-        innermost = innermost or line
-        package = frame.f_globals.get("__name__", "").partition(".")[0]
-        if package not in _LIBRARIES and not code.co_filename.startswith(("<", *_installed())):
-            return line
+        yield frame
         frame = frame.f_back
-    return innermost or "an unknown place"
-
-
-@cache
-def _installed() -> tuple[str, ...]:
-    """The folders of what is not the user's own."""
-    import sysconfig  # nothing else needs it, and it takes a while to import
-
-    return tuple(sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib"))
