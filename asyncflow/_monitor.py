@@ -8,7 +8,9 @@ Rules:
 2. A thread costs more than a short run, and one that starts later could not look at what blocks
    at once. So a run that lasted a while ends the thread and waits for that. A shorter one leaves
    it for the next, and it ends by itself when a look finds no run, so at most one tick later.
-3. A C function may keep the interpreter to itself, so that our thread can't look. Then it wakes
+3. A task that waits while other threads compute does not block: of such a time, only what it has
+   computed itself counts. Nor does what an observer does in it.
+4. A C function may keep the interpreter to itself, so that our thread can't look. Then it wakes
    too late, and if the loop's thread has computed meanwhile, its task has blocked.
 """
 
@@ -27,6 +29,7 @@ from typing import Any, TypeAlias
 from weakref import ref
 
 from asyncflow._awaiting import own_line
+from asyncflow._ledger import CALLS_OBSERVERS
 
 __all__ = ["OnBlock", "Watch", "has_virtual_time", "watch"]
 
@@ -39,6 +42,11 @@ _TICK_S = _BLOCK_S / 4 + 0.0005
 """How long the thread sleeps between two looks: the fifth at the same task finds a block."""
 _LONG_S = 0.01
 """A run of that length ends the thread, at a cost of less than a hundredth of it."""
+_IDLE = 0.02
+"""Who computes for less than this part of the time sits in a call that blocks."""
+_BUSY = 0.25
+"""If others compute for that part of the time for which a thread waits, it waits for them. They
+need not compute all the time: on a loaded machine they wait too, for other processes."""
 _SUSPENDED_S = 1.0
 """A process that did not compute for so long, while our thread should have, was stopped."""
 
@@ -74,8 +82,9 @@ def watch(loop: asyncio.AbstractEventLoop, on_block: OnBlock) -> Watch:
     Args:
         loop: The loop of the present thread.
         on_block: Called in the loop's thread with the task, the milliseconds, and the line, as
-            ``file:line in function``. The task is ``None`` for a callback that is none, which
-            is told of only if it follows a task in the same turn of the loop.
+            ``file:line in function``. The task is ``None`` for an observer that a run calls in
+            it, and for a callback that is none, which is told of only if it follows a task in
+            the same turn of the loop.
 
     Returns:
         What is to be stopped. If it is dropped instead, that is as good, only later.
@@ -95,12 +104,15 @@ def has_virtual_time(loop: asyncio.AbstractEventLoop) -> bool:
 class _Ping:
     """What waits in the queue of a loop; it becomes a finding if it waits there for too long."""
 
-    __slots__ = ("since", "task", "until", "where")
+    __slots__ = ("blamed", "since", "task", "until", "where")
 
     def __init__(self, task: asyncio.Task[Any] | None, since: float) -> None:
         self.task = task
         """The task that was running at each look."""
+        self.blamed: asyncio.Task[Any] | None = None
+        """That task, unless what it runs is not its own."""
         self.since = since
+        """From when on it has blocked, not counting how long other threads have held it up."""
         self.until: float | None = None
         """When it was first seen to be over."""
         self.where: str | None = None
@@ -117,6 +129,7 @@ class _WatchedLoop:
         self.thread = threading.get_ident()
         self._cpu_s = _cpu_clock()
         self._worked_s = self._cpu_s()
+        self._all_worked_s = time.process_time()
         self._ping: _Ping | None = None
 
     def is_watched(self) -> bool:
@@ -125,8 +138,7 @@ class _WatchedLoop:
     def look(self, slept_s: float) -> None:
         now = time.monotonic()
         task = asyncio.current_task(self.loop)
-        before_s, self._worked_s = self._worked_s, self._cpu_s()
-        worked_s = self._worked_s - before_s
+        worked_s, held_up_s = self._since_the_last_look(slept_s)
         ping = self._ping
         if ping is not None and ping.where is not None:
             if ping.until is None and ping.task is not task:
@@ -138,14 +150,37 @@ class _WatchedLoop:
                 self._send(task, now - held_s if is_held else time.monotonic(), is_held)
         elif ping.task is not task or (slept_s > _SUSPENDED_S and worked_s < 0.1 * slept_s):
             ping.task, ping.since = task, time.monotonic()
-        elif now - ping.since >= _BLOCK_S:
-            ping.where = own_line(_frames(self.thread))
+        else:
+            ping.since += held_up_s
+            if now - ping.since >= _BLOCK_S:
+                self._find(ping)
+
+    def _since_the_last_look(self, slept_s: float) -> tuple[float, float]:
+        """Return how long our thread has computed, and how long it was kept from that by others.
+
+        Who has computed nothing was not kept from it: it was in a call that blocks. Unless we
+        were kept from looking too, for then somebody has had the interpreter to himself.
+        """
+        before_s, self._worked_s = self._worked_s, self._cpu_s()
+        all_before_s, self._all_worked_s = self._all_worked_s, time.process_time()
+        worked_s = self._worked_s - before_s
+        others_s = self._all_worked_s - all_before_s - worked_s
+        waited_s = max(0.0, slept_s - worked_s)
+        if worked_s < slept_s * _IDLE and slept_s < _BLOCK_S:
+            return worked_s, 0.0
+        return worked_s, waited_s if others_s > waited_s * _BUSY else 0.0
 
     def _send(self, task: asyncio.Task[Any], since: float, has_blocked: bool) -> None:
         ping = self._ping = _Ping(task, since)
         if has_blocked:
-            ping.where = own_line(_frames(self.thread))
+            self._find(ping)
         self.loop.call_soon_threadsafe(self._answer, ping)
+
+    def _find(self, ping: _Ping) -> None:
+        frames = list(_frames(self.thread))
+        ping.where = own_line(frames)
+        if not any(frame.f_code is CALLS_OBSERVERS for frame in frames):
+            ping.blamed = ping.task
 
     def _answer(self, ping: _Ping) -> None:
         self._ping = None
@@ -154,7 +189,7 @@ class _WatchedLoop:
             for each in list(self.watches):
                 handle = each()
                 if handle is not None:
-                    handle.on_block(ping.task, blocked_ms, ping.where)
+                    handle.on_block(ping.blamed, blocked_ms, ping.where)
 
 
 class _Monitor:

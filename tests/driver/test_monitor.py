@@ -337,6 +337,52 @@ def test_the_frames_of_a_thread_that_has_ended_are_none():
     assert list(_monitor._frames(thread.ident)) == []
 
 
+class Clocks:
+    """How long the loop's thread has computed, and all others."""
+
+    def __init__(self, watched, monkeypatch):
+        self.own = self.others = 0.0
+        self.look = watched.look
+        watched._cpu_s = lambda: self.own
+        watched._worked_s = watched._all_worked_s = 0.0
+        monkeypatch.setattr(time, "process_time", lambda: self.own + self.others)
+
+    def pass_by(self, own, others, slept=0.025):
+        self.own, self.others = self.own + own, self.others + others
+        self.look(slept)
+
+
+@pytest.mark.parametrize(
+    ("own", "others", "slept", "is_told"),
+    [
+        (0.0, 0.0, 0.025, True),  # it sleeps
+        (0.0, 0.025, 0.025, True),  # while another one computes
+        (0.025, 0.0, 0.025, True),  # it computes
+        (0.025, 0.1, 0.025, True),  # while others do so too, on other processors
+        (0.005, 0.003, 0.025, True),  # it reads file after file
+        (0.005, 0.02, 0.025, False),  # it gets every fifth turn
+        (0.0, 0.2, 0.2, False),  # it got none, for a C function of another thread was busy
+        (0.0, 0.0, 0.2, True),  # our own thread had to wait, for another process
+    ],
+)
+def test_who_waits_for_other_threads_that_compute_does_not_block(
+    own, others, slept, is_told, monkeypatch
+):
+    async def main():
+        findings = Findings()
+        watched, _handle = await looked_at(findings)
+        clocks = Clocks(watched, monkeypatch)
+        clocks.pass_by(0.0, 0.0)
+        looks = 2 if slept >= 0.1 else 5
+        for _ in range(looks):
+            time.sleep(slept)
+            clocks.pass_by(own, others, slept)
+        await asyncio.sleep(0)
+        return findings
+
+    assert len(run(main())) == is_told
+
+
 # The thread.
 
 
