@@ -599,6 +599,20 @@ print(asyncio.run(main()))
     assert (done.stdout, done.stderr) == ("(2, 1, 1)\n", "")
 
 
+def test_after_a_fork_the_thread_begins_again_in_the_next_turn():
+    async def main():
+        handle = watch(asyncio.get_running_loop(), print)
+        _monitor._monitor.pause()
+        during = monitors()
+        _monitor._monitor.go_on()
+        await asyncio.sleep(0)
+        after = monitors()
+        handle.stop()
+        return during, len(after)
+
+    assert run(main()) == ([], 1)
+
+
 def test_after_a_fork_only_loops_that_need_it_begin_again():
     class Closed(asyncio.SelectorEventLoop):
         def call_soon_threadsafe(self, *args, **kwargs):
