@@ -10,7 +10,7 @@ from typing import Protocol
 from asyncflow._state import RunState
 from asyncflow.events import Event
 
-__all__ = ["Ledger", "Observer"]
+__all__ = ["CALLS_OBSERVERS", "Ledger", "Observer"]
 _log = logging.getLogger("asyncflow")
 
 
@@ -66,3 +66,7 @@ class Ledger:
                 interruptions[0], f"an observer raised {type(interruptions[0]).__name__}"
             )
             del interruptions[0]  # an error keeps this frame
+
+
+CALLS_OBSERVERS = Ledger._tell.__code__
+"""What is called from here is an observer's, in whatever task that may be."""

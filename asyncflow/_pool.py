@@ -7,10 +7,12 @@ threads at once.
 
 from __future__ import annotations
 
+import math
 import sys
 import threading
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Callable
+from weakref import ref
 
 __all__ = ["Pool", "Ticket"]
 
@@ -30,6 +32,7 @@ class Pool:
         per_second: How many attempts may start in a second, above 0; a fraction is fine, and
             ``None`` (the default) means no such limit. Starts are spread evenly, ``5`` lets one
             pass every 200 ms: so no second, wherever it is taken to begin, sees a burst.
+            An event loop with a virtual clock begins anew.
 
     Raises:
         TypeError: An argument has the wrong type.
@@ -37,7 +40,7 @@ class Pool:
     """
 
     __slots__ = (
-        *("_in_use", "_interval_s", "_line", "_lock", "_lost_starts", "_next_start"),
+        *("_clock", "_in_use", "_interval_s", "_line", "_lock", "_starts"),
         *("per_second", "size"),
     )
 
@@ -58,9 +61,10 @@ class Pool:
         self.size = size
         self.per_second: float | None = per_second
         self._interval_s = 0.0 if per_second is None else 1 / per_second
-        self._next_start = 0.0
-        self._lost_starts = 0
-        """How many starts before the next one were booked, and given back too late to be used."""
+        self._starts = deque[float]()
+        """When attempts start or have just started, ascending; what was given back is gone."""
+        self._clock: ref[object] | None = None
+        """Whose times those are. Weakly, for it may be an event loop."""
         self._in_use = 0
         self._line: OrderedDict[Ticket, Callable[[], object]] = OrderedDict()
         # Slots come back from other threads, and also when the collector ends a coroutine: in
@@ -102,33 +106,36 @@ class Pool:
 class Ticket:
     """A place in the line of a pool, and then a slot of it, until it is given back."""
 
-    __slots__ = ("_is_done", "_pool", "_start", "has_slot")
+    __slots__ = ("_is_done", "_pool", "_start", "_starts", "has_slot")
 
     def __init__(self, pool: Pool) -> None:
         self._pool = pool
-        self._start: float | None = None
+        self._start = -math.inf  # none is booked
+        self._starts = pool._starts
+        """Among which it is booked."""
         self._is_done = False
         self.has_slot = False
 
-    def pace(self, now: float) -> float:
+    def pace(self, now: float, clock: object) -> float:
         """Book the next start that the pool's rate allows, and return the seconds until then.
 
         Args:
             now: The time, in seconds, of the clock that will tell when they have passed.
+            clock: Which clock that is: the times of another one say nothing about its own.
         """
         pool, interval = self._pool, self._pool._interval_s
         if not interval:
             return 0.0
         with pool._lock:
-            # No more than all slots can have booked. What lies later (by half an interval, for
-            # the sums are rounded) was booked by another clock, as that of a test's event loop,
-            # which is no longer there.
-            latest = now + interval * (pool.size + pool._lost_starts + 0.5)
-            if not now < pool._next_start <= latest:
-                pool._next_start = now
-                pool._lost_starts = 0
-            self._start = pool._next_start
-            pool._next_start = self._start + interval
+            if pool._clock is None or pool._clock() is not clock:
+                pool._clock, pool._starts = ref(clock), deque()
+            starts = pool._starts
+            while starts and starts[0] + interval <= now:
+                starts.popleft()
+            # After all others that were booked, so that nobody overtakes.
+            self._start = max(now, starts[-1] + interval) if starts else now
+            starts.append(self._start)
+            self._starts = starts
         return self._start - now
 
     def give_back(self, *, unused: bool = False) -> None:
@@ -142,11 +149,8 @@ class Ticket:
             if self._is_done:
                 return
             self._is_done = True
-            if unused and self._start is not None:
-                if pool._next_start == self._start + pool._interval_s:
-                    pool._next_start = self._start
-                else:
-                    pool._lost_starts += 1
+            if unused and self._start in self._starts:
+                self._starts.remove(self._start)
             if not self.has_slot:
                 del pool._line[self]
                 return

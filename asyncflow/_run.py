@@ -147,7 +147,15 @@ class Run(Fanout):
         if self._advancing:
             self._advance_soon()  # an eager task is running within its start
         else:
+            self._advance_at_once()
+
+    def _advance_at_once(self) -> None:
+        if self._conditions:
+            # Not in the task of a step: what a condition does is not done by that one.
+            self._advance_soon()
+        else:
             self._context.run(self._advance)
+        del self  # as in _advance
 
     def _advance(self) -> None:
         """Start what is ready and skip what is doomed, until there is neither.
@@ -243,7 +251,7 @@ class Run(Fanout):
             self._note_change(unit)
         if not self._advancing:  # else an eager task has ended within its start
             if self._queue.has_news:
-                self._context.run(self._advance)
+                self._advance_at_once()
             elif not self._live:
                 self._wake_if_settled()
         del self  # as in _advance
@@ -319,7 +327,8 @@ class Run(Fanout):
     def _on_block(self, task: asyncio.Task[Any] | None, blocked_ms: float, where: str) -> None:
         """Tell of a step that has kept the event loop from doing anything else."""
         running = self._watchdog.attempt_of(task)
-        if running is not None:  # else somebody else has
+        # What runs elsewhere only waits in its task, which may be held up by others.
+        if running is not None and self._is_in_loop(running.step):
             name, attempt, item = running.step, running.attempt, running.item
             self._emit(LoopBlocked(name, attempt, self._now_ms(), blocked_ms, where, item))
             _log.warning(
@@ -327,6 +336,10 @@ class Run(Fanout):
                 'or make it a plain function with runs_in="thread"',
                 *(name, attempt, blocked_ms, where),
             )
+
+    def _is_in_loop(self, step: str) -> bool:
+        plan = self._identity.plan
+        return plan.steps[plan.index[step]].runs_in == "loop"
 
 
 def _name_of(condition: object) -> str:

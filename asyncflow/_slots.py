@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import time
 
 import anyio
 
+from asyncflow._monitor import has_virtual_time
 from asyncflow._pool import Pool, Ticket
 
 __all__ = ["Slot"]
@@ -51,7 +53,7 @@ class Slot:
         self._ticket = pool.ask(lambda: loop.call_soon_threadsafe(_resolve, called))
         if not self._ticket.has_slot:
             await called
-        delay_s = self._ticket.pace(loop.time())
+        delay_s = self._ticket.pace(loop.time(), loop if has_virtual_time(loop) else time.monotonic)
         if delay_s > 0:
             await asyncio.sleep(delay_s)
 

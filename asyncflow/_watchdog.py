@@ -80,14 +80,22 @@ class Watchdog:
         if sys.version_info >= (3, 12):
             return attempt_in(task.get_context(), self._run)
         name = task.get_name()
-        return next(
-            (
-                latest
-                for unit, latest in enumerate(self._state.units.latest)
-                if latest is not None and name == self.task_name(unit, latest.attempt)
-            ),
-            None,
-        )
+        return self._attempt_named(name) if name.startswith(self.prefix) else None
+
+    def _attempt_named(self, name: str) -> AttemptStarted | None:
+        # There may be many units: so the one name is taken apart, not all others put together.
+        unit, _, attempt = name.removeprefix(self.prefix).rpartition("#")
+        step, _, rest = unit.rpartition("[")
+        item = int(rest[:-1]) if rest[:-1].isdecimal() else None
+        for latest in self._state.units.latest:
+            if (
+                latest is not None
+                and (latest.step == unit if latest.item is None else latest.step == step)
+                and (latest.item is None or latest.item == item)
+                and str(latest.attempt) == attempt
+            ):
+                return latest
+        return None
 
     def _look(self) -> None:
         self._timer, self.horizon = None, math.inf

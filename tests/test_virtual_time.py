@@ -6,6 +6,7 @@ import asyncio
 import os
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -84,6 +85,47 @@ def test_the_clock_stands_still_while_a_thread_works():
         return finished, loop.time()
 
     assert run_in_virtual_time(main()) == (True, 0)
+
+
+@pytest.mark.parametrize("is_own", [False, True])
+def test_the_clock_stands_still_while_a_thread_works_on_after_a_cancellation(is_own):
+    released, began = threading.Event(), threading.Event()
+
+    def work():
+        began.set()
+        released.wait()
+
+    async def main():
+        loop = asyncio.get_running_loop()
+        with ThreadPoolExecutor(1) as own:
+            if is_own:
+                loop.set_default_executor(own)
+            job = loop.run_in_executor(own, work)
+            never_begins = loop.run_in_executor(own, work)
+            began.wait()
+            job.cancel()
+            never_begins.cancel()
+            threading.Timer(0.05, released.set).start()
+            await asyncio.sleep(3_600)
+            return released.is_set(), await asyncio.to_thread(lambda: "more"), loop.time()
+
+    assert run_in_virtual_time(main()) == (True, "more", 3_600)
+
+
+def test_a_thread_may_work_on_when_its_loop_is_closed():
+    released, ended = threading.Event(), []
+
+    async def main():
+        job = asyncio.get_running_loop().run_in_executor(own, released.wait)
+        job.add_done_callback(ended.append)
+        await asyncio.sleep(0)
+        job.cancel()
+
+    with ThreadPoolExecutor(1) as own:
+        run_in_virtual_time(main())
+        released.set()
+
+    assert len(ended) == 1
 
 
 def test_the_clock_stands_still_when_told_to():

@@ -22,6 +22,13 @@ from asyncflow._pool import Pool, Ticket
 EXACT = 1e-9
 
 
+class Clock:
+    """As an event loop is one: it is told from others by what it is, and can be gone."""
+
+
+CLOCK = Clock()
+
+
 def unwanted() -> None:
     raise AssertionError("it had a slot at once, or had left the line")
 
@@ -240,7 +247,7 @@ class TestThreads:
                         ticket.give_back(unused=True)  # whether it had its slot or not
                         continue
                     assert ticket.has_slot or called.wait(20)
-                    ticket.pace(turn * 1e-6)
+                    ticket.pace(turn * 1e-6, CLOCK)
                     with counting:
                         inside += 1
                         highest = max(highest, inside)
@@ -267,12 +274,12 @@ class TestThreads:
         assert (pool.in_use, pool.waiting) == (0, 0)
 
 
-def starts_of(pool: Pool, asked: list[float]) -> list[float]:
+def starts_of(pool: Pool, asked: list[float], clock: object = CLOCK) -> list[float]:
     """When those start that ask at these times, each of whom is done at once."""
     starts = []
     for now in asked:
         ticket = pool.ask(unwanted)
-        starts.append(now + ticket.pace(now))
+        starts.append(now + ticket.pace(now, clock))
         ticket.give_back()
     return starts
 
@@ -287,7 +294,7 @@ class TestRate:
     def test_starts_are_spread_evenly(self, rate: float) -> None:
         pool = Pool(100, per_second=rate)
 
-        starts = [100.0 + pool.ask(unwanted).pace(100.0) for _ in range(100)]
+        starts = [100.0 + pool.ask(unwanted).pace(100.0, CLOCK) for _ in range(100)]
 
         assert starts == pytest.approx([100.0 + n / rate for n in range(100)])
 
@@ -318,7 +325,7 @@ class TestRate:
                 held.pop(which % len(held))[1].give_back(unused=True)
             elif len(held) < size:
                 ticket = pool.ask(unwanted)
-                held.append((now + ticket.pace(now), ticket))
+                held.append((now + ticket.pace(now, CLOCK), ticket))
 
         starts.extend(start for start, _ in held)
         starts.sort()
@@ -331,104 +338,115 @@ class TestRate:
     def test_an_unused_start_is_given_back(self) -> None:
         pool = Pool(10, per_second=1)
         first, second = pool.ask(unwanted), pool.ask(unwanted)
-        assert (first.pace(0.0), second.pace(0.0)) == (0.0, 1.0)
+        assert (first.pace(0.0, CLOCK), second.pace(0.0, CLOCK)) == (0.0, 1.0)
 
         second.give_back(unused=True)
 
-        assert pool.ask(unwanted).pace(0.0) == 1.0
-        assert pool.ask(unwanted).pace(0.0) == 2.0
+        assert pool.ask(unwanted).pace(0.0, CLOCK) == 1.0
+        assert pool.ask(unwanted).pace(0.0, CLOCK) == 2.0
 
     def test_a_start_that_was_used_is_not_given_back(self) -> None:
         pool = Pool(10, per_second=1)
         ticket = pool.ask(unwanted)
-        ticket.pace(0.0)
+        ticket.pace(0.0, CLOCK)
 
         ticket.give_back()
 
-        assert pool.ask(unwanted).pace(0.0) == 1.0
+        assert pool.ask(unwanted).pace(0.0, CLOCK) == 1.0
 
-    def test_a_start_before_the_last_one_is_not_given_twice(self) -> None:
-        pool = Pool(10, per_second=1)
-        tickets = [pool.ask(unwanted) for _ in range(3)]
-        assert [ticket.pace(0.0) for ticket in tickets] == [0.0, 1.0, 2.0]
+    def test_who_is_cancelled_while_others_wait_lets_nobody_start_too_early(self) -> None:
+        pool = Pool(2, per_second=1)
+        assert starts_of(pool, [0.0]) == [0.0]
+        cancelled, waits = pool.ask(unwanted), pool.ask(unwanted)
+        assert (cancelled.pace(0.0, CLOCK), waits.pace(0.0, CLOCK)) == (1.0, 2.0)
 
-        tickets[1].give_back(unused=True)
+        cancelled.give_back(unused=True)
 
-        assert pool.ask(unwanted).pace(0.0) == 3.0
+        assert pool.ask(unwanted).pace(0.0, CLOCK) == 3.0
+
+    def test_if_all_who_wait_are_cancelled_whoever_follows_moves_up(self) -> None:
+        pool = Pool(100, per_second=1)
+        starts_of(pool, [0.0])
+        waiting = [pool.ask(unwanted) for _ in range(50)]
+        assert [ticket.pace(0.0, CLOCK) for ticket in waiting] == list(range(1, 51))
+
+        for ticket in waiting:
+            ticket.give_back(unused=True)
+
+        assert starts_of(pool, [0.25, 0.25, 0.25]) == [1.0, 2.0, 3.0]
+
+    def test_a_start_counts_until_its_interval_is_over_although_a_later_one_is_given_back(
+        self,
+    ) -> None:
+        pool = Pool(3, per_second=1)
+        assert starts_of(pool, [0.9]) == [0.9]
+        cancelled = [pool.ask(unwanted), pool.ask(unwanted)]
+        assert [ticket.pace(1.5, CLOCK) for ticket in cancelled] == pytest.approx([0.4, 1.4])
+
+        for ticket in cancelled:
+            ticket.give_back(unused=True)
+
+        assert starts_of(pool, [1.6]) == pytest.approx([1.9])
+
+    def test_a_start_that_is_long_past_can_be_given_back_all_the_same(self) -> None:
+        pool = Pool(3, per_second=1)
+        never_began = pool.ask(unwanted)
+        never_began.pace(0.0, CLOCK)
+        assert starts_of(pool, [5.0]) == [5.0]
+
+        never_began.give_back(unused=True)
+
+        assert starts_of(pool, [5.5]) == [6.0]
 
     def test_who_leaves_before_booking_a_start_has_none_to_give_back(self) -> None:
         pool = Pool(10, per_second=1)
-        pool.ask(unwanted).pace(0.0)
+        pool.ask(unwanted).pace(0.0, CLOCK)
         other = pool.ask(unwanted)
 
         other.give_back(unused=True)
 
-        assert pool.ask(unwanted).pace(0.0) == 1.0
-
-    @pytest.mark.parametrize("rate", [3, 7, 0.3, 49])
-    @pytest.mark.parametrize("size", [1, 2, 3, 10])
-    def test_no_rounding_makes_it_take_the_clock_for_another_one(
-        self, rate: float, size: int
-    ) -> None:
-        """One has ended in no time, and all slots have been booked since."""
-        for now in (0.0, 0.1, 1e6 + 0.1):
-            pool = Pool(size, per_second=rate)
-            starts_of(pool, [now])
-
-            starts = [now + pool.ask(unwanted).pace(now) for _ in range(size)]
-
-            assert starts == pytest.approx([now + n / rate for n in range(1, size + 1)])
+        assert pool.ask(unwanted).pace(0.0, CLOCK) == 1.0
 
     def test_many_who_are_cancelled_while_they_wait_let_nobody_pass_too_early(self) -> None:
         pool = Pool(2, per_second=1)
         starts_of(pool, [0.0])
         waits, is_next = pool.ask(unwanted), 1.0
-        assert waits.pace(0.0) == is_next
+        assert waits.pace(0.0, CLOCK) == is_next
 
         for _ in range(10):
             also_waits, is_next = pool.ask(unwanted), is_next + 1
-            assert also_waits.pace(0.0) == is_next
+            assert also_waits.pace(0.0, CLOCK) == is_next
             waits.give_back(unused=True)
             waits = also_waits
 
-        assert pool.ask(unwanted).pace(0.0) == 12.0
+        assert pool.ask(unwanted).pace(0.0, CLOCK) == 12.0
 
-    @pytest.mark.parametrize("now", [0.0, 10.0, 900.0])
+    @pytest.mark.parametrize("now", [0.0, 1_000.5, 10_000.0])
     def test_a_clock_of_another_event_loop_does_not_block_it(self, now: float) -> None:
-        pool = Pool(2, per_second=1)
+        pool, other = Pool(2, per_second=1), Clock()
         starts_of(pool, [1_000.0, 1_000.0])
 
-        assert starts_of(pool, [now, now]) == [now, now + 1]
+        assert starts_of(pool, [now, now], other) == [now, now + 1]
 
-    @staticmethod
-    def with_a_lost_start(at: float) -> Pool:
-        """A pool whose next start is three seconds later, with a lost one before it."""
-        pool = Pool(3, per_second=1)
-        tickets = [pool.ask(unwanted) for _ in range(3)]
-        for ticket in tickets:
-            ticket.pace(at)
-        tickets[1].give_back(unused=True)
-        tickets[2].give_back()
-        tickets[0].give_back()
-        return pool
+    def test_the_clock_of_a_loop_that_is_gone_is_no_other_loops(self) -> None:
+        pool, gone = Pool(2, per_second=1), Clock()
+        starts_of(pool, [0.0], gone)
 
-    def test_with_a_lost_start_somebody_may_have_to_wait_for_one_start_more(self) -> None:
-        for now, wait in ((99.0, 4.0), (98.6, 4.4), (98.4, 0.0)):
-            pool = self.with_a_lost_start(at=100.0)
+        del gone
 
-            assert pool.ask(unwanted).pace(now) == pytest.approx(wait)
+        assert starts_of(pool, [0.0], Clock()) == [0.0]
 
-    @pytest.mark.parametrize("now", [103.0, 103.1, 200.0])
-    def test_starts_that_were_lost_are_forgotten_with_their_time(self, now: float) -> None:
-        pool = self.with_a_lost_start(at=100.0)
-        assert starts_of(pool, [now]) == [now]
+    def test_a_start_of_another_clock_is_not_given_back_to_this_one(self) -> None:
+        pool, other = Pool(2, per_second=1), Clock()
+        cancelled = pool.ask(unwanted)
+        cancelled.pace(0.0, other)
+        assert starts_of(pool, [0.0]) == [0.0]
 
-        before = now - 2.6  # the next start is 3.6 s later: nobody has to wait so long
-        assert starts_of(pool, [before]) == [before]
+        cancelled.give_back(unused=True)
+
+        assert starts_of(pool, [0.0]) == [1.0]
 
 
 # Of the mutants that mutmut makes of `_pool`, these survive, since nothing depends on the
 # difference: `None` for `Ticket._is_done` and for `popitem(last=...)`, which are only asked
-# whether they are true; a lost start before the first one, since the first one forgets it; and
-# `pace` that takes a start exactly half an interval after the latest possible one for that of
-# another clock, since no start lies between two intervals.
+# whether they are true.

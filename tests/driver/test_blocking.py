@@ -11,7 +11,7 @@ from collections.abc import Callable
 import pytest
 import uvloop
 
-from asyncflow import RunReport, WorkflowStep, run_pipeline
+from asyncflow import Retry, RunReport, WorkflowStep, run_pipeline
 from asyncflow.events import Event, LoopBlocked, RunFinished, StepFailed, StepSucceeded
 from asyncflow.testing import run_in_virtual_time
 
@@ -144,6 +144,103 @@ def test_what_somebody_else_blocks_is_not_blamed_on_a_step(
 
     assert not [event for event in events if isinstance(event, LoopBlocked)]
     assert caplog.records == []
+
+
+def told_of(events: list[Event]) -> list[str]:
+    return [event.step for event in events if isinstance(event, LoopBlocked)]
+
+
+def test_a_condition_that_blocks_is_not_blamed_on_the_step_that_has_ended() -> None:
+    def when() -> bool:
+        block()
+        return True
+
+    report, events = run(
+        WorkflowStep("first", waits), WorkflowStep("second", waits, ["first"], when=when)
+    )
+
+    assert report.all_passed
+    assert told_of(events) == []
+
+
+def test_a_condition_that_blocks_is_not_blamed_on_a_mapped_step() -> None:
+    async def numbers() -> list[int]:
+        return [1, 2, 3]
+
+    async def work(numbers: int) -> None:
+        await asyncio.sleep(0.01)
+
+    def when() -> bool:
+        block()
+        return True
+
+    report, events = run(
+        WorkflowStep("numbers", numbers),
+        WorkflowStep("work", work, ["numbers"], map_over="numbers", max_retries=2),
+        WorkflowStep("other", waits, ["numbers"], when=when),
+    )
+
+    assert report.all_passed
+    assert told_of(events) == []
+
+
+def test_an_observer_that_blocks_is_not_blamed_on_the_step_that_it_is_told_of() -> None:
+    events: list[Event] = []
+
+    def observer(event: Event) -> None:
+        events.append(event)
+        if isinstance(event, StepSucceeded):
+            block()
+
+    with asyncio.Runner() as runner:
+        runner.run(run_pipeline([WorkflowStep("waits", waits)], observers=[observer]))
+
+    assert StepSucceeded in map(type, events)
+    assert told_of(events) == []
+
+
+def test_a_step_that_runs_in_a_thread_is_not_told_to_do_so() -> None:
+    def until(_: object) -> bool:
+        block()
+        return True
+
+    step = WorkflowStep("thread", time.monotonic, runs_in="thread", retry=Retry(until=until))
+    report, events = run(step)
+
+    assert report.all_passed
+    assert told_of(events) == []
+
+
+def test_the_attempt_is_found_whatever_the_step_is_called() -> None:
+    async def numbers() -> list[int]:
+        return [1, 2]
+
+    async def work(numbers: int) -> None:
+        if numbers == 2:
+            block()
+
+    async def stranger() -> None:
+        await asyncio.sleep(0.3)
+        block()
+
+    async def main() -> list[Event]:
+        events: list[Event] = []
+        other = asyncio.create_task(stranger(), name="asyncflow:r:nobody#1")
+        steps = [
+            WorkflowStep("numbers", numbers),
+            WorkflowStep("a#1[1]", work, ["numbers"], map_over="numbers"),
+            WorkflowStep("a[1]", blocks, ["a#1[1]"]),
+            WorkflowStep("b[]", waits, ["a[1]"]),
+        ]
+        await run_pipeline(steps, observers=[events.append], run_id="r")
+        await other
+        return events
+
+    with asyncio.Runner() as runner:
+        events = runner.run(main())
+
+    told = [event for event in events if isinstance(event, LoopBlocked)]
+    assert [(event.step, event.item) for event in told] == [("a#1[1]", 1), ("a[1]", None)]
 
 
 def test_nothing_of_it_is_left_after_a_run() -> None:

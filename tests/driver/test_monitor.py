@@ -17,7 +17,7 @@ import uvloop
 
 from asyncflow import _monitor
 from asyncflow._monitor import watch
-from asyncflow.testing import run_in_virtual_time
+from asyncflow.testing import HangError, run_in_virtual_time
 
 ROOT = Path(__file__).parents[2]
 
@@ -328,18 +328,59 @@ def test_a_thread_that_could_not_look_goes_by_what_the_loop_has_computed():
     assert blocked_ms >= 100
 
 
-def test_the_line_is_the_users_own_if_there_is_one():
-    release = threading.Event()
-    thread = threading.Thread(target=release.wait)
+def test_the_frames_of_a_thread_that_has_ended_are_none():
+    thread = threading.Thread(target=print)
     thread.start()
-    try:
-        assert thread.ident is not None
-        assert _monitor._line(thread.ident).split(" in ")[1] in {"Condition.wait", "Event.wait"}
-        assert _monitor._line(threading.get_ident()).startswith(__file__)
-    finally:
-        release.set()
-        thread.join()
-    assert _monitor._line(thread.ident) == "an unknown place"
+    thread.join()
+
+    assert thread.ident is not None
+    assert list(_monitor._frames(thread.ident)) == []
+
+
+class Clocks:
+    """How long the loop's thread has computed, and all others."""
+
+    def __init__(self, watched, monkeypatch):
+        self.own = self.others = 0.0
+        self.look = watched.look
+        watched._cpu_s = lambda: self.own
+        watched._worked_s = watched._all_worked_s = 0.0
+        monkeypatch.setattr(time, "process_time", lambda: self.own + self.others)
+
+    def pass_by(self, own, others, slept=0.025):
+        self.own, self.others = self.own + own, self.others + others
+        self.look(slept)
+
+
+@pytest.mark.parametrize(
+    ("own", "others", "slept", "is_told"),
+    [
+        (0.0, 0.0, 0.025, True),  # it sleeps
+        (0.0, 0.025, 0.025, True),  # while another one computes
+        (0.025, 0.0, 0.025, True),  # it computes
+        (0.025, 0.1, 0.025, True),  # while others do so too, on other processors
+        (0.005, 0.003, 0.025, True),  # it reads file after file
+        (0.005, 0.02, 0.025, False),  # it gets every fifth turn
+        (0.0, 0.2, 0.2, False),  # it got none, for a C function of another thread was busy
+        (0.0, 0.0, 0.2, True),  # our own thread had to wait, for another process
+    ],
+)
+def test_who_waits_for_other_threads_that_compute_does_not_block(
+    own, others, slept, is_told, monkeypatch
+):
+    async def main():
+        findings = Findings()
+        watched, _handle = await looked_at(findings)
+        clocks = Clocks(watched, monkeypatch)
+        clocks.pass_by(0.0, 0.0)
+        looks = 2 if slept >= 0.1 else 5
+        for _ in range(looks):
+            time.sleep(slept)
+            clocks.pass_by(own, others, slept)
+        await asyncio.sleep(0)
+        return findings
+
+    assert len(run(main())) == is_told
 
 
 # The thread.
@@ -376,6 +417,51 @@ def test_short_runs_share_a_thread_which_ends_by_itself(monkeypatch):
 
     assert 1 <= len(threads) <= 100
     wait_until(lambda: not monitors())
+
+
+def test_a_loop_is_kept_no_longer_than_it_is_watched():
+    async def short():
+        watch(asyncio.get_running_loop(), print).stop()
+        dropped = watch(asyncio.get_running_loop(), print)
+        return len(_monitor._monitor._loops), dropped
+
+    async def main():
+        handle = watch(asyncio.get_running_loop(), print)
+        during, _ = await asyncio.to_thread(run, short())
+        loops = _monitor._monitor._loops
+        await asyncio.to_thread(wait_until, lambda: len(loops) == 1)
+        handle.stop()
+        return during, len(loops)
+
+    assert run(main()) == (2, 0)
+
+
+def test_a_thread_that_looks_at_others_does_not_hide_a_hang():
+    async def main():
+        watch(asyncio.get_running_loop(), print).stop()
+
+    started = time.monotonic()
+    run(main())
+    with pytest.raises(HangError):
+        run_in_virtual_time(asyncio.Event().wait())
+
+    assert time.monotonic() - started < 4  # else it has waited for that thread, for 5 s
+
+
+def test_without_a_thread_to_be_had_nothing_is_told(monkeypatch):
+    def start(_):
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Thread, "start", start)
+
+    async def main():
+        findings = Findings()
+        handle = watch(asyncio.get_running_loop(), findings)
+        await blocking("slow", 0.15)
+        handle.stop()
+        return findings
+
+    assert run(main()) == []
 
 
 def test_a_clock_that_is_not_real_is_not_watched():
@@ -478,3 +564,68 @@ sys.exit(asyncio.run(main(None)))
     subprocess.run(
         [sys.executable, "-W", "ignore", "-c", script], timeout=50, check=True, capture_output=True
     )
+
+
+@pytest.mark.skipif(not hasattr(__import__("os"), "fork"), reason="there is no fork")
+def test_a_fork_finds_one_thread_only_and_the_loop_is_looked_at_afterwards():
+    script = f"""
+import asyncio, os, sys, threading, time
+sys.path.insert(0, {str(ROOT)!r})
+from asyncflow._monitor import watch
+
+async def main():
+    found = []
+    handle = watch(asyncio.get_running_loop(), lambda *each: found.append(each))
+    before = threading.active_count()
+    if (child := os.fork()) == 0:
+        os._exit(0)
+    os.waitpid(child, 0)
+    await asyncio.sleep(0)
+    time.sleep(0.2)
+    await asyncio.sleep(0)
+    handle.stop()
+    return before, len(found), threading.active_count()
+
+print(asyncio.run(main()))
+"""
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", script],
+        timeout=50,
+        check=True,
+        capture_output=True,
+        text=True,
+    )
+
+    assert (done.stdout, done.stderr) == ("(2, 1, 1)\n", "")
+
+
+def test_after_a_fork_the_thread_begins_again_in_the_next_turn():
+    async def main():
+        handle = watch(asyncio.get_running_loop(), print)
+        _monitor._monitor.pause()
+        during = monitors()
+        _monitor._monitor.go_on()
+        await asyncio.sleep(0)
+        after = monitors()
+        handle.stop()
+        return during, len(after)
+
+    assert run(main()) == ([], 1)
+
+
+def test_after_a_fork_only_loops_that_need_it_begin_again():
+    class Closed(asyncio.SelectorEventLoop):
+        def call_soon_threadsafe(self, *args, **kwargs):
+            raise RuntimeError("Event loop is closed")
+
+    async def main():
+        loop = asyncio.get_running_loop()
+        handle = watch(loop, print)
+        _monitor._monitor.pause()
+        _monitor._monitor.pause()  # as by two forks at a time
+        _monitor._monitor.go_on()
+        handle.stop()
+        await asyncio.sleep(0)
+        return monitors()
+
+    assert run(main()) == run(main(), Closed) == []

@@ -11,7 +11,7 @@ import pytest
 
 from asyncflow import Pool, StepStatus, StepTimeoutError, WorkflowStep, current_step, run_pipeline
 from asyncflow.events import AttemptStarted, RunFinished
-from asyncflow.testing import VirtualTimeLoop
+from asyncflow.testing import VirtualTimeLoop, run_in_virtual_time
 
 
 class Gauge:
@@ -126,6 +126,30 @@ async def test_a_rate_spreads_the_starts_evenly():
         assert [round(start, 6) for start in starts] == [0, 10, 20, 30, 40]
     assert all(later - earlier > 5 for earlier, later in itertools.pairwise(starts))
     assert is_empty(pool)
+
+
+def test_virtual_runs_that_share_a_rate_are_the_same_again_and_again():
+    pool = Pool(2, per_second=1)
+
+    async def main():
+        steps = [WorkflowStep(f"s{n}", Gauge(), pool=pool) for n in range(4)]
+        await asyncio.sleep(0.75)
+        return [result.queued_ms for result in (await run_pipeline(steps)).results]
+
+    runs = [run_in_virtual_time(main()) for _ in range(4)]
+
+    assert runs[0] == pytest.approx([0, 1_000, 2_000, 3_000])
+    assert runs.count(runs[0]) == 4
+
+
+def test_real_loops_share_a_rate():
+    pool = Pool(2, per_second=0.001)
+    step = WorkflowStep("a", Gauge(), pool=pool)
+
+    first, second = (asyncio.run(run_pipeline([step], deadline_ms=500)) for _ in range(2))
+
+    assert first["a"].status is StepStatus.SUCCESS
+    assert second["a"].status is StepStatus.SKIPPED  # it would have waited for 1,000 s
 
 
 async def test_a_step_that_waits_for_a_pool_when_the_run_stops_is_skipped_and_leaves_the_line():
