@@ -67,7 +67,6 @@ class Run(Fanout):
         self._advancing = False
         self._settled: asyncio.Future[None] | None = None
         self._interruption: BaseException | None = None
-        self._monitor: Watch | None = None
         self._deadline: asyncio.TimerHandle | None = None
 
     async def execute(self) -> RunReport:
@@ -76,7 +75,7 @@ class Run(Fanout):
         if self._state.limits.deadline_ms is not None:
             ends = self._identity.ends
             self._deadline = self._loop.call_at(ends, self._time_out, context=self._context)
-        self._monitor = watch(self._loop, self._on_block)
+        self._monitor: Watch = watch(self._loop, self._on_block)
         cancellation: BaseException | None = None
         try:
             async with asyncio.TaskGroup() as self._group:
@@ -97,9 +96,8 @@ class Run(Fanout):
 
     def _close(self) -> None:
         self._watchdog.stop()
-        if self._monitor is not None:
-            self._monitor.stop()
-            self._monitor = None  # it leads back to us
+        self._monitor.stop()
+        del self._monitor  # it leads back to us
         if self._deadline is not None:
             self._deadline.cancel()
         if not self._is_broken:

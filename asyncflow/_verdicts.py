@@ -88,7 +88,7 @@ class Verdicts(Ledger):
                     await asyncio.wait([work])
                 except asyncio.CancelledError:
                     continue
-            if not work.cancelled():
+            if not work.cancelled():  # pragma: no cover - only before 3.12
                 shortfall: Shortfall | None = work.result()
                 return shortfall
         if self._state.units.results[unit] is not None:

@@ -79,10 +79,11 @@ class Watchdog:
             return None
         if sys.version_info >= (3, 12):
             return attempt_in(task.get_context(), self._run)
-        name = task.get_name()
-        return self._attempt_named(name) if name.startswith(self.prefix) else None
+        return self._attempt_named(task.get_name())  # pragma: no cover
 
     def _attempt_named(self, name: str) -> AttemptStarted | None:
+        if not name.startswith(self.prefix):
+            return None
         # There may be many units: so the one name is taken apart, not all others put together.
         unit, _, attempt = name.removeprefix(self.prefix).rpartition("#")
         step, _, rest = unit.rpartition("[")

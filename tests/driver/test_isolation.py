@@ -74,8 +74,11 @@ async def test_an_attempt_is_named_also_if_the_one_before_has_left_nothing():
     assert names[1:] == ["a#2", "a#3"]
 
 
-async def test_a_stranger_who_cancels_an_attempt_before_its_first_line_only_delays_it():
-    flaky, pool = Flaky(), Pool(1)
+@pytest.mark.parametrize("pool", [None, Pool(1)], ids=["no pool", "pool"])
+async def test_a_stranger_who_cancels_an_attempt_before_its_first_line_only_delays_it(
+    pool: Pool | None,
+):
+    flaky = Flaky()
     run = asyncio.ensure_future(run_pipeline([WorkflowStep("a", flaky, max_retries=2, pool=pool)]))
 
     (await unbegun(":a#2")).cancel()
@@ -84,7 +87,22 @@ async def test_a_stranger_who_cancels_an_attempt_before_its_first_line_only_dela
     assert report["a"].output == "done"
     assert report["a"].attempts == 2
     assert flaky.seen == ["clean", "clean"]
-    assert (pool.in_use, pool.waiting) == (0, 0)
+    assert pool is None or (pool.in_use, pool.waiting) == (0, 0)
+
+
+async def test_an_isolated_attempt_that_cancels_its_task_with_its_last_line_has_succeeded():
+    flaky = Flaky()
+
+    async def action() -> str:
+        value = await flaky()
+        task = asyncio.current_task()
+        assert task is not None
+        task.cancel()
+        return value
+
+    report = await run_pipeline([WorkflowStep("a", action, max_retries=2)])
+
+    assert (report["a"].status, report["a"].output) == (StepStatus.SUCCESS, "done")
 
 
 @pytest.mark.parametrize("turns", range(25))

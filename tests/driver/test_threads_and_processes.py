@@ -373,3 +373,26 @@ def test_a_process_that_is_cut_short_is_gone_with_its_children(in_real_time, tmp
     if report is not None:
         assert report["a"].status is (FAILED if how == "attempt" else CANCELLED)
         assert not report["a"].abandoned
+
+
+def test_a_clean_up_step_in_a_thread_is_not_bound_by_the_deadline_of_the_run():
+    async def slow():
+        await asyncio.sleep(60)
+
+    def tidy():
+        time.sleep(0.05)
+        return "tidy"
+
+    with asyncio.Runner(loop_factory=asyncio.SelectorEventLoop) as runner:
+        report = runner.run(
+            run_pipeline(
+                [
+                    WorkflowStep("slow", slow),
+                    WorkflowStep("tidy", tidy, run_if="always", runs_in="thread"),
+                ],
+                deadline_ms=50,
+            )
+        )
+
+    assert report["slow"].status is StepStatus.CANCELLED
+    assert report["tidy"].output == "tidy"
