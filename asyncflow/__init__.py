@@ -13,11 +13,12 @@ from asyncflow._errors import (
     StepTimeoutError,
 )
 from asyncflow._graph import parallel_groups, topological_sort
+from asyncflow._ledger import Observer
 from asyncflow._orchestrator import Orchestrator, run_pipeline
+from asyncflow._pipeline import Pipeline, after, collect, each
 from asyncflow._pool import Pool
 from asyncflow._report import Attempt, RestoredOutput, RunReport, StepResult, StepStatus
 from asyncflow._retry import Retry
-from asyncflow._run import Observer
 from asyncflow._step import WorkflowStep
 
 __all__ = [
@@ -27,6 +28,7 @@ __all__ = [
     "IllegalEventError",
     "Observer",
     "Orchestrator",
+    "Pipeline",
     "Pool",
     "RestoredError",
     "RestoredOutput",
@@ -39,7 +41,10 @@ __all__ = [
     "StepStatus",
     "StepTimeoutError",
     "WorkflowStep",
+    "after",
+    "collect",
     "current_step",
+    "each",
     "parallel_groups",
     "run_pipeline",
     "topological_sort",

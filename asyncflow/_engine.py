@@ -1,35 +1,77 @@
-"""The default engine: runs one attempt of one step in the event loop."""
+"""The default engine: runs one attempt of one step, and what its action can ask meanwhile."""
 
 from __future__ import annotations
 
 import asyncio
 import inspect
-from collections.abc import Awaitable, Mapping
-from contextvars import ContextVar
+import math
+from collections.abc import Awaitable, Callable, Mapping
+from contextvars import Context, ContextVar
 from types import CoroutineType
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import anyio
 
 from asyncflow._errors import ActionNotAwaitableError
 from asyncflow._graph import Plan
+from asyncflow._heart import Heart
+from asyncflow._result import StepResult
 from asyncflow._step import WorkflowStep
 from asyncflow.events import AttemptStarted
 
-__all__ = ["RunContext", "StepContext", "call_action", "current_step", "enter_attempt"]
+if TYPE_CHECKING:
+    from asyncflow._workers import ThreadEnd
+
+__all__ = [
+    "AttemptExtras",
+    "RunContext",
+    "StepContext",
+    "attempt_in",
+    "attempt_variable",
+    "call_action",
+    "call_in_worker",
+    "current_step",
+    "enter_attempt",
+    "enter_run",
+    "limiter_for",
+    "prepare",
+]
+
+_run: ContextVar[RunContext] = ContextVar("asyncflow.run")
+_attempt: ContextVar[AttemptStarted | None] = ContextVar("asyncflow.attempt")
+attempt_variable = _attempt
+enter_attempt = _attempt.set
+"""Make an attempt of the run what `current_step` tells of, from here on, in this context."""
 
 
-_current: ContextVar[tuple[RunContext, AttemptStarted]] = ContextVar("asyncflow.current_step")
-enter_attempt = _current.set
-"""Make an attempt of a run what `current_step` tells of, from here on, in this task."""
+class AttemptExtras(NamedTuple):
+    """What an action can ask of an attempt only if its step has a policy for it."""
+
+    ends: float
+    """When its time is over, in seconds of the loop's clock."""
+    heart: Heart | None
+    results: Mapping[str, StepResult]
+    """The results of a clean-up step's dependencies."""
 
 
 class RunContext(NamedTuple):
-    """What all steps of a run have in common."""
+    """What all steps of a run have in common. Contexts keep it, so it keeps nothing large."""
 
     run_id: str
     plan: Plan
     loop: asyncio.AbstractEventLoop
     started: float
     """The loop's time at the start of the run, in seconds."""
+    ends: float
+    """The loop's time at which the run's deadline passes."""
+    extras: dict[tuple[str, int | None], AttemptExtras]
+    """Of each running attempt that has any, by its step and item."""
+
+
+def enter_run(run: RunContext) -> None:
+    """Make a run the one whose attempts `current_step` tells of, from here on, in this context."""
+    _run.set(run)
+    _attempt.set(None)  # it may run within a step of another run
 
 
 class StepContext:
@@ -38,18 +80,24 @@ class StepContext:
     Attributes:
         run_id: Identifies the run.
         step_name: The step.
+        item: Which item of a mapped step this is, counted from 0; ``None`` for other steps.
         attempt: Which attempt this is, counted from 1.
         max_retries: How many attempts there are in all.
-        idempotency_key: A string that is the same in every attempt of this step in this run,
-            and different in any other step or run.
+        idempotency_key: A string that is the same in every attempt of this step, or item, in
+            this run, and different in any other.
+        results: For a clean-up step (``run_if`` other than ``"success"``), the results of the
+            steps that it depends on, by name; empty for others.
     """
 
     __slots__ = (
         "_ends",
+        "_heart",
         "_loop",
         "attempt",
         "idempotency_key",
+        "item",
         "max_retries",
+        "results",
         "run_id",
         "step_name",
     )
@@ -58,45 +106,77 @@ class StepContext:
         step = run.plan.steps[run.plan.index[running.step]]
         self.run_id = run.run_id
         self.step_name = step.name
+        self.item = running.item
         self.attempt = running.attempt
         self.max_retries = step.max_retries
-        self.idempotency_key = f"{run.run_id}/{step.name}"
+        self.idempotency_key = _key(run.run_id, step.name, running.item)
         self._loop = run.loop
-        self._ends = (
-            None
-            if step.timeout_ms is None
-            else run.started + (running.at_ms + step.timeout_ms) / 1000
+        self._ends, self._heart, self.results = run.extras.get(
+            (running.step, running.item), AttemptExtras(math.inf, None, {})
         )
+        if step.timeout_ms is not None:
+            ends = run.started + (running.at_ms + step.timeout_ms) / 1000
+            self._ends = min(self._ends, ends)
+        if step.run_if == "success":
+            self._ends = min(self._ends, run.ends)
 
     def remaining_ms(self) -> float | None:
-        """Return how many milliseconds this attempt has left, not below 0; ``None``: no limit."""
-        if self._ends is None:
+        """Return how many milliseconds this attempt has left, not below 0; ``None``: no limit.
+
+        The tightest of the attempt's, the step's and the run's limit decides.
+        """
+        if self._ends == math.inf:
             return None
         return max(0.0, (self._ends - self._loop.time()) * 1000)
 
+    def heartbeat(self) -> None:
+        """Tell that the action is alive, so that the step's ``heartbeat_ms`` begins anew.
+
+        It may be called as often as one likes, from any thread; without ``heartbeat_ms`` it does
+        nothing.
+        """
+        if self._heart is not None:
+            self._heart.beat()
+
     def __repr__(self) -> str:
-        return f"<StepContext {self.step_name!r}, attempt {self.attempt}, of run {self.run_id}>"
+        item = "" if self.item is None else f", item {self.item}"
+        return (
+            f"<StepContext {self.step_name!r}{item}, attempt {self.attempt}, of run {self.run_id}>"
+        )
+
+
+def _key(run_id: str, step_name: str, item: int | None) -> str:
+    # Escaped where the parts could otherwise be told apart in two ways.
+    run = run_id.replace("%", "%25").replace("/", "%2F")
+    step = step_name.replace("%", "%25").replace("#", "%23")
+    return f"{run}/{step}" if item is None else f"{run}/{step}#{item}"
 
 
 def current_step() -> StepContext:
     """Return what is known about the step whose action is running.
 
     It works in the action, in all that the action awaits, and in the tasks and threads that
-    inherit the action's context.
+    inherit the action's context; not in another process.
 
     Raises:
         RuntimeError: No step's action is running in this context.
     """
-    try:
-        return StepContext(*_current.get())
-    except LookupError:
+    running = _attempt.get(None)
+    if running is None:
         raise RuntimeError(
-            "current_step() works only while a step's action runs, and in what it calls"
-        ) from None
+            "current_step() works only while a step's action runs, and in what it calls; "
+            "not in another process"
+        )
+    return StepContext(_run.get(), running)
+
+
+def attempt_in(context: Context, run: RunContext) -> AttemptStarted | None:
+    """Return the attempt of a run that a context is of, if it is of any."""
+    return context.get(_attempt) if context.get(_run) is run else None
 
 
 def call_action(step: WorkflowStep, arguments: Mapping[str, Any] | None) -> Awaitable[Any]:
-    """Call the step's action and return what is to be awaited.
+    """Call the step's action in the event loop and return what is to be awaited.
 
     Raises:
         ActionNotAwaitableError: The action returned something else.
@@ -105,3 +185,44 @@ def call_action(step: WorkflowStep, arguments: Mapping[str, Any] | None) -> Awai
     if type(outcome) is not CoroutineType and not inspect.isawaitable(outcome):
         raise ActionNotAwaitableError(step.name, type(outcome).__name__)
     return outcome
+
+
+def prepare(plan: Plan) -> None:
+    """Import what steps in threads and processes need, before a run's time begins to count."""
+    for index in plan.special:
+        limiter_for(plan.steps[index])
+
+
+def limiter_for(step: WorkflowStep) -> anyio.CapacityLimiter | None:
+    """Return what limits how many such workers there are, if the step runs in one."""
+    if step.runs_in == "loop":
+        return None
+    # Only those who use it shall wait for its imports.
+    from asyncflow._workers import limiter_for as limiter_of
+
+    return limiter_of(step.runs_in)
+
+
+def call_in_worker(
+    step: WorkflowStep,
+    arguments: Mapping[str, Any] | None,
+    ends: float,
+    on_abandon: Callable[[ThreadEnd], None],
+    has_lapsed: Callable[[], bool],
+) -> Awaitable[Any]:
+    """Call the step's action in a thread or a process and return what is to be awaited.
+
+    Args:
+        step: The step.
+        arguments: What to call its action with.
+        ends: When the attempt has to end, in seconds of the loop's clock.
+        on_abandon: Called when a thread has not ended by then, with what tells of its end.
+        has_lapsed: Whether, when this is cancelled, it has to end at once although it is earlier.
+    """
+    from asyncflow._workers import run_in_process, run_in_thread
+
+    if step.runs_in == "process":
+        return run_in_process(step.action, arguments)
+    return run_in_thread(
+        step.action, arguments, ends=ends, on_abandon=on_abandon, has_lapsed=has_lapsed
+    )

@@ -47,7 +47,7 @@ class StepTimeoutError(TimeoutError):
 
     Attributes:
         step_name: The step.
-        attempt: Which attempt it was, counted from 1.
+        attempt: Which attempt it was, counted from 1; 0 for a mapped step as a whole.
         timeout_ms: The limit that was exceeded, in milliseconds.
         kind: Which limit that was: ``"attempt"`` (the step's ``timeout_ms``), ``"step"`` (its
             ``deadline_ms``), ``"heartbeat"`` (its ``heartbeat_ms``) or ``"run"`` (the run's
@@ -57,7 +57,8 @@ class StepTimeoutError(TimeoutError):
     def __init__(
         self, step_name: str, attempt: int, timeout_ms: float, kind: TimeoutKind = "attempt"
     ) -> None:
-        what = _EXCEEDED[kind].format(step=repr(step_name), attempt=attempt)
+        who = f"attempt {attempt} of step {step_name!r}" if attempt else f"step {step_name!r}"
+        what = _EXCEEDED[kind].format(who=who, step=repr(step_name), attempt=attempt)
         # One argument only: OSError, the base of TimeoutError, reads two as errno and text.
         super().__init__(f"{what} {timeout_ms:g} ms")
         self.step_name = step_name
@@ -73,10 +74,10 @@ class StepTimeoutError(TimeoutError):
 TimeoutKind: TypeAlias = Literal["attempt", "step", "heartbeat", "run"]
 
 _EXCEEDED: dict[TimeoutKind, str] = {
-    "attempt": "attempt {attempt} of step {step} exceeded",
+    "attempt": "{who} exceeded",
     "step": "step {step} exceeded, in attempt {attempt}, its deadline of",
-    "heartbeat": "attempt {attempt} of step {step} gave no heartbeat for",
-    "run": "attempt {attempt} of step {step} was running when the run exceeded its deadline of",
+    "heartbeat": "{who} gave no heartbeat for",
+    "run": "{who} was running when the run exceeded its deadline of",
 }
 
 

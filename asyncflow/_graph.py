@@ -6,7 +6,9 @@ Rules:
 2. A tier holds the steps whose dependencies all stand in earlier tiers, and at least one of
    them in the tier just before.
 3. The order is the tiers one after the other, each in the order of declaration.
-4. A graph that Kahn's algorithm (A. B. Kahn, "Topological sorting of large networks", 1962)
+4. A clean-up step (``run_if`` other than ``"success"``) that names no dependencies comes after
+   all steps but those that come after such a step.
+5. A graph that Kahn's algorithm (A. B. Kahn, "Topological sorting of large networks", 1962)
    cannot empty has a cycle.
 
 Inside, a step is its index in the order of declaration: lists of integers cost a third of what
@@ -20,14 +22,27 @@ from dataclasses import dataclass
 from typing import TypeAlias
 
 from asyncflow._errors import CyclicDependencyError, nearest
-from asyncflow._signature import NO_PARAMETERS
+from asyncflow._signature import NO_PARAMETERS, Signature
 from asyncflow._step import WorkflowStep
 
-__all__ = ["Binding", "Plan", "Shape", "bind", "parallel_groups", "plan", "topological_sort"]
+__all__ = [
+    "ITEM",
+    "Binding",
+    "Plan",
+    "Shape",
+    "bind",
+    "bind_conditions",
+    "parallel_groups",
+    "plan",
+    "topological_sort",
+]
 
 Binding: TypeAlias = tuple[tuple[str, int | str], ...]
 """Where an action's arguments come from: pairs of a parameter and its source, which is the
 index of a step, whose output it receives, or the name of a run input."""
+
+ITEM = -1
+"""Stands in a binding for the step over whose output the action is mapped."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,11 +52,50 @@ class Plan:
     steps: tuple[WorkflowStep, ...]
     index: dict[str, int]
     """The index of each step by its name, in the order of declaration."""
-    dependencies: list[list[int]]
-    dependents: list[list[int]]
+    dependencies: list[tuple[int, ...]]
+    dependents: Dependents
     tiers: list[list[int]]
     order: list[int]
     """The topological order: the tiers, one after the other."""
+    special: tuple[int, ...]
+    """The steps that have a policy of their own, beside attempts and time limit."""
+    cleanups: frozenset[int]
+    """The steps whose ``run_if`` is not ``"success"``."""
+
+
+class Dependents:
+    """For each step, those that depend on it.
+
+    They lie one after the other in one list, `flat`, those of a step from `first` of the step on.
+    As a list for each step they would keep the garbage collector so busy that planning took half
+    as long again.
+    """
+
+    __slots__ = ("first", "flat")
+
+    def __init__(self, dependencies: Sequence[Sequence[int]]) -> None:
+        ends = [0] * len(dependencies)
+        for needed in dependencies:
+            for step in needed:
+                ends[step] += 1
+        total = 0
+        for step, count in enumerate(ends):
+            ends[step] = total
+            total += count
+        flat = [0] * total
+        # Until here `ends` has where those of a step begin; now it moves on with each.
+        for dependent, needed in enumerate(dependencies):
+            for step in needed:
+                flat[ends[step]] = dependent
+                ends[step] += 1
+        self.flat = flat
+        self.first = [0, *ends]
+
+    def __getitem__(self, step: int) -> list[int]:
+        return self.flat[self.first[step] : self.first[step + 1]]
+
+    def __len__(self) -> int:
+        return len(self.first) - 1
 
 
 class Shape(Mapping[str, tuple[str, ...]]):
@@ -53,7 +107,11 @@ class Shape(Mapping[str, tuple[str, ...]]):
         self._plan = plan
 
     def __getitem__(self, name: str) -> tuple[str, ...]:
-        return self._plan.steps[self._plan.index[name]].depends_on
+        index = self._plan.index[name]
+        named = self._plan.steps[index].depends_on
+        if named or index not in self._plan.cleanups:
+            return named
+        return tuple(self._plan.steps[other].name for other in self._plan.dependencies[index])
 
     def __iter__(self) -> Iterator[str]:
         steps = self._plan.steps
@@ -97,8 +155,13 @@ def parallel_groups(steps: Iterable[WorkflowStep]) -> list[list[str]]:
     return [[planned.steps[index].name for index in tier] for tier in planned.tiers]
 
 
-def plan(steps: Iterable[WorkflowStep]) -> Plan:
+def plan(steps: Iterable[WorkflowStep], targets: Iterable[str] | None = None) -> Plan:
     """Check a pipeline and work out its tiers.
+
+    Args:
+        steps: The steps, in any order.
+        targets: The names of the steps to be run; the others are left out, except what these
+            depend on. ``None`` means all. The whole pipeline is checked in either case.
 
     Raises:
         TypeError: Something among the steps is not a `WorkflowStep`.
@@ -110,16 +173,63 @@ def plan(steps: Iterable[WorkflowStep]) -> Plan:
     steps = tuple(steps)
     index = _index(steps)
     try:
-        dependencies = [[index[name] for name in step.depends_on] for step in steps]
+        # Tuples of integers, because the garbage collector need not look at them again.
+        dependencies = [tuple([index[name] for name in step.depends_on]) for step in steps]
     except KeyError:
         raise _unknown_dependency(steps, index) from None
-    dependents: list[list[int]] = [[] for _ in steps]
-    for dependent, needed in enumerate(dependencies):
-        for dependency in needed:
-            dependents[dependency].append(dependent)
+    special = tuple(at for at, step in enumerate(steps) if not step.is_plain)
+    cleanups = frozenset(at for at in special if steps[at].run_if != "success")
+    dependents = Dependents(dependencies)
+    last = [at for at in cleanups if not dependencies[at]]
+    if last:
+        _put_last(last, dependencies, dependents)
+        dependents = Dependents(dependencies)
     tiers = _tiers(steps, dependencies, dependents)
+    if targets is not None:
+        needed_by_targets = _closure(_indexes_of(targets, index), steps, index)
+        return plan([step for at, step in enumerate(steps) if at in needed_by_targets])
     order = [step for tier in tiers for step in tier]
-    return Plan(steps, index, dependencies, dependents, tiers, order)
+    return Plan(steps, index, dependencies, dependents, tiers, order, special, cleanups)
+
+
+def _put_last(last: list[int], dependencies: list[tuple[int, ...]], dependents: Dependents) -> None:
+    """Make these steps depend on all others but those that depend on one of them."""
+    after_them = set(last)
+    queue = list(last)
+    for step in queue:
+        for dependent in dependents[step]:
+            if dependent not in after_them:
+                after_them.add(dependent)
+                queue.append(dependent)
+    others = tuple(step for step in range(len(dependencies)) if step not in after_them)
+    for step in last:
+        dependencies[step] = others
+
+
+def _indexes_of(targets: Iterable[str], index: Mapping[str, int]) -> list[int]:
+    if isinstance(targets, str) or not isinstance(targets, Iterable):
+        raise TypeError("targets must be a list of step names; put a single one in a list")
+    indexes = []
+    for name in targets:
+        if name not in index:
+            hint = nearest(name, index) if isinstance(name, str) else ""
+            raise ValueError(f"targets name unknown step {name!r}{hint}")
+        indexes.append(index[name])
+    return indexes
+
+
+def _closure(
+    wanted: list[int], steps: Sequence[WorkflowStep], index: Mapping[str, int]
+) -> set[int]:
+    """Return these steps and all that they name as dependencies, directly or not."""
+    reached = set(wanted)
+    queue = list(reached)
+    for step in queue:
+        for name in steps[step].depends_on:
+            if index[name] not in reached:
+                reached.add(index[name])
+                queue.append(index[name])
+    return reached
 
 
 def _index(steps: tuple[WorkflowStep, ...]) -> dict[str, int]:
@@ -142,16 +252,17 @@ def _unknown_dependency(steps: Sequence[WorkflowStep], known: Collection[str]) -
 
 
 def _tiers(
-    steps: Sequence[WorkflowStep], dependencies: list[list[int]], dependents: list[list[int]]
+    steps: Sequence[WorkflowStep], dependencies: list[tuple[int, ...]], dependents: Dependents
 ) -> list[list[int]]:
     missing = [len(needed) for needed in dependencies]
+    first, flat = dependents.first, dependents.flat
     tier_of = [0] * len(steps)
     # Kahn: the queue grows at its end while it is read. A step joins it behind its last
     # dependency, which is in the latest tier of them all.
     queue = [step for step, count in enumerate(missing) if not count]
     for step in queue:
         next_tier = tier_of[step] + 1
-        for dependent in dependents[step]:
+        for dependent in flat[first[step] : first[step + 1]]:
             missing[dependent] -= 1
             if not missing[dependent]:
                 tier_of[dependent] = next_tier
@@ -165,7 +276,7 @@ def _tiers(
     return tiers
 
 
-def _cycle(stuck: list[int], dependencies: list[list[int]]) -> list[int]:
+def _cycle(stuck: list[int], dependencies: list[tuple[int, ...]]) -> list[int]:
     """Return one circle among the steps that Kahn's algorithm could not reach.
 
     Each of them has a dependency among them, or it would have been reached. So a walk from
@@ -195,28 +306,38 @@ def bind(plan: Plan, inputs: Collection[str] = ()) -> list[Binding]:
     """
     nothing: Binding = ()
     return [
-        nothing if step.signature is NO_PARAMETERS else _binding(step, needed, inputs)
-        for step, needed in zip(plan.steps, plan.dependencies, strict=True)
+        nothing
+        if step.signature is NO_PARAMETERS
+        else _binding(step, step.signature, plan, inputs, step.map_over)
+        for step in plan.steps
     ]
 
 
-def _binding(step: WorkflowStep, needed: list[int], inputs: Collection[str]) -> Binding:
-    accepts = step.signature
-    offered = dict(zip(step.depends_on, needed, strict=True))
-    if step.parameters:
-        index_of = offered
-        renamed = {name for _, name in step.parameters}
-        offered = {name: index for name, index in index_of.items() if name not in renamed}
-        offered.update((parameter, index_of[name]) for parameter, name in step.parameters)
+def bind_conditions(plan: Plan, inputs: Collection[str] = ()) -> dict[int, Binding]:
+    """Work out where each ``when`` gets its arguments, for each step that has one, by its index.
+
+    Raises:
+        ValueError: As `bind` does.
+    """
+    return {
+        index: _binding(step, step.condition, plan, inputs, None)
+        for index, step in ((at, plan.steps[at]) for at in plan.special)
+        if step.when is not None
+    }
+
+
+def _binding(
+    step: WorkflowStep,
+    accepts: Signature,
+    plan: Plan,
+    inputs: Collection[str],
+    map_over: str | None,
+) -> Binding:
+    offered = _offered(step, plan, map_over)
     sources: list[tuple[str, int | str]] = []
     for parameter in accepts.names:
         if parameter in offered:
-            if parameter in inputs:
-                raise ValueError(
-                    f"parameter {parameter!r} of step {step.name!r} is provided twice: by a "
-                    "dependency and by a run input of that name; rename the input, or map the "
-                    "dependency to another parameter"
-                )
+            _check_single_source(step, parameter, inputs)
             sources.append((parameter, offered.pop(parameter)))
         elif parameter in inputs:
             sources.append((parameter, parameter))
@@ -226,5 +347,26 @@ def _binding(step: WorkflowStep, needed: list[int], inputs: Collection[str]) -> 
                 f"a dependency of the step nor a run input{nearest(parameter, [*offered, *inputs])}"
             )
     if accepts.takes_any:
-        sources.extend(pair for pair in offered.items() if pair[0] not in accepts.bound)
+        for parameter, source in offered.items():
+            if parameter not in accepts.bound:
+                _check_single_source(step, parameter, inputs)
+                sources.append((parameter, source))
     return tuple(sources)
+
+
+def _offered(step: WorkflowStep, plan: Plan, map_over: str | None) -> dict[str, int]:
+    """Return the sources that a step's dependencies are, by the parameter that they are for."""
+    index_of = {name: ITEM if name == map_over else plan.index[name] for name in step.depends_on}
+    renamed = {name for _, name in step.parameters}
+    offered = {name: index for name, index in index_of.items() if name not in renamed}
+    offered.update((parameter, index_of[name]) for parameter, name in step.parameters)
+    return offered
+
+
+def _check_single_source(step: WorkflowStep, parameter: str, inputs: Collection[str]) -> None:
+    if parameter in inputs:
+        raise ValueError(
+            f"parameter {parameter!r} of step {step.name!r} is provided twice: by a "
+            "dependency and by a run input of that name; rename the input, or map the "
+            "dependency to another parameter"
+        )

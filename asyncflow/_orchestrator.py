@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-import inspect
 import os
 import random
 from collections.abc import Iterable, Mapping
 from typing import Any, get_args
 
-from asyncflow._graph import bind, plan
+from asyncflow._diagram import to_mermaid
+from asyncflow._engine import prepare
+from asyncflow._graph import Shape, bind, bind_conditions, plan
+from asyncflow._ledger import Observer
+from asyncflow._numbers import check_limit
+from asyncflow._plain import is_async
 from asyncflow._report import RunReport
-from asyncflow._run import Observer, Run
+from asyncflow._run import Run
 from asyncflow._state import RunState, Schedule
 from asyncflow._step import WorkflowStep
 
@@ -28,8 +32,13 @@ class Orchestrator:
             the failed one are skipped.
         schedule: ``"tiers"`` (the default) starts a tier when the one before has ended;
             ``"ready"`` starts a step as soon as its own dependencies have succeeded.
-        max_concurrency: How many steps may run at the same time, at least 1; ``None`` (the
-            default) means no limit. A step that waits for its next attempt counts as running.
+        max_concurrency: How many attempts may run at the same time, at least 1; ``None`` (the
+            default) means no limit. A step that waits for its next attempt does not count.
+        deadline_ms: How many milliseconds the run may take; ``None`` (the default) means no
+            limit. When they have passed, the running steps are cancelled and the others skipped,
+            and the report is returned; clean-up steps (`WorkflowStep`'s ``run_if``) still run.
+        targets: The names of the steps to be run; all others are left out, except what these
+            depend on. ``None`` (the default) means all.
         observers: Callables that are given each `asyncflow.events` object as it happens.
 
     Raises:
@@ -46,14 +55,40 @@ class Orchestrator:
         *,
         schedule: Schedule = "tiers",
         max_concurrency: int | None = None,
+        deadline_ms: float | None = None,
+        targets: Iterable[str] | None = None,
         observers: Iterable[Observer] = (),
     ) -> None:
         _check_options(fail_fast, schedule, max_concurrency)
+        check_limit("deadline_ms", deadline_ms)
         self._fail_fast = fail_fast
         self._schedule: Schedule = schedule
         self._max_concurrency = max_concurrency
+        self._deadline_ms = deadline_ms
         self._observers = _checked_observers(observers)
-        self._plan = plan(steps)
+        self._plan = plan(steps, targets)
+
+    @property
+    def tiers(self) -> list[list[str]]:
+        """The names of the steps, in the groups that run at the same time; see `parallel_groups`.
+
+        It is what will be run: without what ``targets`` leave out.
+        """
+        steps = self._plan.steps
+        return [[steps[index].name for index in tier] for tier in self._plan.tiers]
+
+    @property
+    def execution_order(self) -> list[str]:
+        """The names of the steps, tier after tier; see `topological_sort`."""
+        return [name for tier in self.tiers for name in tier]
+
+    def to_mermaid(self) -> str:
+        """Return the pipeline as a Mermaid flowchart, with an arrow from each dependency.
+
+        GitHub, GitLab and many editors draw such text. `RunReport.to_mermaid` draws the same with
+        what became of the steps.
+        """
+        return to_mermaid(Shape(self._plan))
 
     async def run(
         self, *, inputs: Mapping[str, Any] | None = None, run_id: str | None = None
@@ -76,17 +111,20 @@ class Orchestrator:
         _check_asyncio()
         _check_run_id(run_id)
         inputs = _checked_inputs(inputs)
+        prepare(self._plan)
         # No variable may hold the run: what it raises keeps this frame, and would keep itself.
         return await Run(
             run_id if run_id is not None else os.urandom(8).hex(),
             self._plan,
             bind(self._plan, inputs),
+            bind_conditions(self._plan, inputs),
             inputs,
             RunState(
                 self._plan,
                 fail_fast=self._fail_fast,
                 schedule=self._schedule,
                 max_concurrency=self._max_concurrency,
+                deadline_ms=self._deadline_ms,
                 random=random.random,
             ),
             self._observers,
@@ -99,6 +137,8 @@ async def run_pipeline(
     *,
     schedule: Schedule = "tiers",
     max_concurrency: int | None = None,
+    deadline_ms: float | None = None,
+    targets: Iterable[str] | None = None,
     inputs: Mapping[str, Any] | None = None,
     run_id: str | None = None,
     observers: Iterable[Observer] = (),
@@ -113,6 +153,8 @@ async def run_pipeline(
         fail_fast,
         schedule=schedule,
         max_concurrency=max_concurrency,
+        deadline_ms=deadline_ms,
+        targets=targets,
         observers=observers,
     )
     return await orchestrator.run(inputs=inputs, run_id=run_id)
@@ -174,7 +216,7 @@ def _checked_observers(observers: object) -> tuple[Observer, ...]:
     for observer in checked:
         if not callable(observer):
             raise TypeError(f"an observer must be callable, not {type(observer).__name__}")
-        if inspect.iscoroutinefunction(observer):
+        if is_async(observer):
             raise TypeError(
                 "an observer must be a plain function, not an async one; let it put events into "
                 "a queue that something async reads"

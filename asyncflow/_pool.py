@@ -7,10 +7,12 @@ threads at once.
 
 from __future__ import annotations
 
+import math
 import sys
 import threading
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Callable
+from weakref import ref
 
 __all__ = ["Pool", "Ticket"]
 
@@ -30,13 +32,17 @@ class Pool:
         per_second: How many attempts may start in a second, above 0; a fraction is fine, and
             ``None`` (the default) means no such limit. Starts are spread evenly, ``5`` lets one
             pass every 200 ms: so no second, wherever it is taken to begin, sees a burst.
+            An event loop with a virtual clock begins anew.
 
     Raises:
         TypeError: An argument has the wrong type.
         ValueError: An argument is out of its range.
     """
 
-    __slots__ = ("_in_use", "_interval_s", "_line", "_lock", "_next_start", "per_second", "size")
+    __slots__ = (
+        *("_clock", "_in_use", "_interval_s", "_line", "_lock", "_starts"),
+        *("per_second", "size"),
+    )
 
     def __init__(self, size: int, *, per_second: float | None = None) -> None:
         if isinstance(size, bool) or not isinstance(size, int):
@@ -53,9 +59,12 @@ class Pool:
                     f"a pool's per_second must be finite and above 0, not {per_second}"
                 )
         self.size = size
-        self.per_second = per_second
+        self.per_second: float | None = per_second
         self._interval_s = 0.0 if per_second is None else 1 / per_second
-        self._next_start = 0.0
+        self._starts = deque[float]()
+        """When attempts start or have just started, ascending; what was given back is gone."""
+        self._clock: ref[object] | None = None
+        """Whose times those are. Weakly, for it may be an event loop."""
         self._in_use = 0
         self._line: OrderedDict[Ticket, Callable[[], object]] = OrderedDict()
         # Slots come back from other threads, and also when the collector ends a coroutine: in
@@ -97,30 +106,36 @@ class Pool:
 class Ticket:
     """A place in the line of a pool, and then a slot of it, until it is given back."""
 
-    __slots__ = ("_is_done", "_pool", "_start", "has_slot")
+    __slots__ = ("_is_done", "_pool", "_start", "_starts", "has_slot")
 
     def __init__(self, pool: Pool) -> None:
         self._pool = pool
-        self._start: float | None = None
+        self._start = -math.inf  # none is booked
+        self._starts = pool._starts
+        """Among which it is booked."""
         self._is_done = False
         self.has_slot = False
 
-    def pace(self, now: float) -> float:
+    def pace(self, now: float, clock: object) -> float:
         """Book the next start that the pool's rate allows, and return the seconds until then.
 
         Args:
             now: The time, in seconds, of the clock that will tell when they have passed.
+            clock: Which clock that is: the times of another one say nothing about its own.
         """
         pool, interval = self._pool, self._pool._interval_s
         if not interval:
             return 0.0
         with pool._lock:
-            # No more than all slots can have booked. What lies later was booked by another
-            # clock, as that of a test's event loop, which is no longer there.
-            if pool._next_start > now + interval * pool.size:
-                pool._next_start = now
-            self._start = max(pool._next_start, now)
-            pool._next_start = self._start + interval
+            if pool._clock is None or pool._clock() is not clock:
+                pool._clock, pool._starts = ref(clock), deque()
+            starts = pool._starts
+            while starts and starts[0] + interval <= now:
+                starts.popleft()
+            # After all others that were booked, so that nobody overtakes.
+            self._start = max(now, starts[-1] + interval) if starts else now
+            starts.append(self._start)
+            self._starts = starts
         return self._start - now
 
     def give_back(self, *, unused: bool = False) -> None:
@@ -134,9 +149,8 @@ class Ticket:
             if self._is_done:
                 return
             self._is_done = True
-            booked = self._start
-            if unused and booked is not None and pool._next_start == booked + pool._interval_s:
-                pool._next_start = booked
+            if unused and self._start in self._starts:
+                self._starts.remove(self._start)
             if not self.has_slot:
                 del pool._line[self]
                 return

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 from asyncflow._errors import ResultRefusedError
+from asyncflow._numbers import check_number
+from asyncflow._plain import is_async, plain_answer
 
 __all__ = ["AT_ONCE", "Retry", "RetryOn"]
 
@@ -53,9 +55,9 @@ class Retry:
     random: Callable[[], float] | None = None
 
     def __post_init__(self) -> None:
-        _check_number("base_ms", self.base_ms, at_least=0)
-        _check_number("factor", self.factor, at_least=1)
-        _check_number("max_ms", self.max_ms, at_least=self.base_ms)
+        check_number("Retry: base_ms", self.base_ms, 0)
+        check_number("Retry: factor", self.factor, 1)
+        check_number("Retry: max_ms", self.max_ms, self.base_ms)
         if not isinstance(self.jitter, bool):
             raise TypeError(f"Retry: jitter must be True or False, not {self.jitter!r}")
         for kind in self.on if isinstance(self.on, tuple) else (self.on,):
@@ -70,6 +72,12 @@ class Retry:
             value = getattr(self, name)
             if value is not None and not callable(value):
                 raise TypeError(f"Retry: {name} must be callable, not {type(value).__name__}")
+        for name in ("on", "until", "random"):
+            if is_async(getattr(self, name)):
+                raise TypeError(
+                    f"Retry: {name} must be a plain function; what has to be awaited belongs "
+                    "into the action"
+                )
 
     def delay_ms(self, attempt: int, error: Exception, random: Callable[[], float]) -> float | None:
         """Return how long to wait after this failure, or ``None`` if nothing shall follow it.
@@ -79,21 +87,24 @@ class Retry:
             error: What it failed with.
             random: Used for the jitter if the policy has no random source of its own.
         """
-        verdict = isinstance(error, ResultRefusedError) or self._verdict(error)
-        if verdict is False:
-            return None
-        if verdict is not True:
-            return float(verdict)
+        if self.on is not Exception and not isinstance(error, ResultRefusedError):
+            verdict = self._verdict(error)
+            if verdict is False:
+                return None
+            if verdict is not True:
+                return float(verdict)
+        if not self.base_ms:
+            return 0.0
         try:
             high = min(self.base_ms * self.factor ** (attempt - 1), self.max_ms)
         except OverflowError:
             high = self.max_ms
-        return float(high * (self.random or random)() if self.jitter and high else high)
+        return float(high * (self.random or random)() if self.jitter else high)
 
     def _verdict(self, error: Exception) -> bool | float:
         if isinstance(self.on, type | tuple):
             return isinstance(error, self.on)
-        verdict = self.on(error)
+        verdict = plain_answer("Retry: on", self.on(error))
         if isinstance(verdict, bool):
             return verdict
         if isinstance(verdict, int | float) and 0 <= verdict <= sys.float_info.max:
@@ -102,13 +113,6 @@ class Retry:
             f"Retry: on returned {verdict!r}; it must return True, False or a number of "
             "milliseconds, not below 0"
         )
-
-
-def _check_number(name: str, value: object, *, at_least: float) -> None:
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise TypeError(f"Retry: {name} must be a number, not {type(value).__name__}")
-    if not at_least <= value <= sys.float_info.max:
-        raise ValueError(f"Retry: {name} must be finite and at least {at_least:g}, not {value}")
 
 
 AT_ONCE = Retry(base_ms=0, jitter=False)

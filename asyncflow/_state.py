@@ -7,66 +7,83 @@ Rules:
 2. A step's turn comes when its tier begins (``schedule="tiers"``) or when the last of its
    dependencies settles (``schedule="ready"``). A tier begins when every step of the tier before
    has settled.
-3. When its turn comes, a step is ready if all its dependencies succeeded, and doomed if not.
-4. Once the run is stopping (a step failed under ``fail_fast``, or the run was interrupted)
-   nothing becomes ready any more, and all that was not handed out is doomed.
-5. No more than ``max_concurrency`` steps are handed out and unsettled at a time.
+3. When its turn comes, a step is ready if all its dependencies succeeded, and doomed if not. A
+   clean-up step (``run_if``) goes by another condition.
+4. Once the run is stopping (a step failed under ``fail_fast``, its deadline passed, or it was
+   interrupted) nothing becomes ready any more, and all that was not handed out is doomed. Clean-up
+   steps are spared, unless the run was interrupted; their turn comes when all others have settled.
+5. No more than ``max_concurrency`` steps are in flight at a time, and of those that share a pool
+   no more than it has slots. A step is in flight from when it is handed out to the end of its
+   attempt; for the next attempt it gets in line again.
+6. An item of a mapped step is like a step whose turn has come. The step is no longer in flight
+   itself then, and settles after its items.
 
-Nothing here reads a clock, waits, or calls a user's code. So the same events lead to the same
-state whenever and wherever they are applied.
+Nothing here reads a clock or waits, and of a user's code it calls nothing but a retry policy's.
+So the same events lead to the same state whenever and wherever they are applied.
 """
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any, Literal, TypeAlias
 
-from asyncflow._errors import ActionNotAwaitableError, IllegalEventError
+from asyncflow._errors import IllegalEventError
 from asyncflow._graph import Plan
-from asyncflow._report import Attempt, RunReport, StepResult, StepStatus
+from asyncflow._history import Histories
+from asyncflow._limits import Limits
+from asyncflow._phases import (
+    ATTEMPTING,
+    CLEARED,
+    DOOMED,
+    HANDED_OUT,
+    MAPPING,
+    PHASES,
+    QUEUED,
+    READY,
+    SETTLED,
+    WAITING,
+    WITHDRAWN,
+)
+from asyncflow._queue import StartQueue
+from asyncflow._report import RunReport
+from asyncflow._result import StepResult, StepStatus
+from asyncflow._turns import Doom, Turns
+from asyncflow._units import Units
 from asyncflow.events import (
     AttemptFailed,
     AttemptStarted,
     Event,
+    LoopBlocked,
+    MapStarted,
     Outcome,
     RunFinished,
     RunInterrupted,
     RunStarted,
+    RunTimedOut,
     StepCancelled,
     StepFailed,
     StepSkipped,
     StepSucceeded,
+    ThreadAbandoned,
 )
 
 __all__ = ["RunState", "Schedule"]
 
 Schedule: TypeAlias = Literal["tiers", "ready"]
 
-# The phases of a step. Plain integers: they are compared for every event.
-_PENDING, _READY, _HANDED_OUT, _DOOMED, _WITHDRAWN, _ATTEMPTING, _WAITING, _SETTLED = range(8)
-_PHASES = (
-    "the step's turn has not come",
-    "the step is ready",
-    "the step is about to start",
-    "the step will never start",
-    "the step was ready when the run stopped",
-    "an attempt of the step is running",
-    "the step waits for its next attempt",
-    "the step has ended",
-)
-
 
 class RunState:
     """The state of one run.
 
-    Steps go in and out by index, as in the `Plan`; events name them.
+    Steps go in and out by their index in the `Plan`; events name them. The items of mapped steps
+    have numbers too, above those of all steps: a *unit* is either.
 
     Attributes:
-        results: The result of each step that has settled, by index.
-        unsettled: How many steps have not settled.
-        has_news: Whether `ready` or `doomed` may have something new to tell.
-        stop_reason: Why the run is stopping; ``None`` while it is not.
+        units: The steps of the run and the items of its mapped steps.
+        queue: Where units wait for their start; it says whether `ready` or `doomed` has news.
+        limits: How long attempts may take, and what follows those that fail.
+        has_timed_out: Whether the run is stopping because of its deadline.
+        is_limited: Whether some unit may have to wait in line before it starts.
     """
 
     def __init__(
@@ -76,90 +93,116 @@ class RunState:
         fail_fast: bool = True,
         schedule: Schedule = "tiers",
         max_concurrency: int | None = None,
+        deadline_ms: float | None = None,
         random: Callable[[], float] = float,
     ) -> None:
-        count = len(plan.steps)
-        self._random = random
         self._plan = plan
         self._index = plan.index
         self._fail_fast = fail_fast
-        self._by_tiers = schedule == "tiers"
-        self._max_concurrency = max_concurrency
+        self.has_timed_out = False
+        units = self.units = Units(plan)
+        self._phases = units.phases
+        self._results = units.results
+        self._latest = units.latest
+        self._step_count = len(plan.steps)
         self._started: RunStarted | None = None
         self._finished: RunFinished | None = None
         self._interrupted = False
-        self.results: list[StepResult | None] = [None] * count
-        self.unsettled = count
-        self.has_news = False
-        self.stop_reason: str | None = None
-
-        self._phases = [_PENDING] * count
-        # The latest attempt that each step has started.
-        self._attempts: list[AttemptStarted | None] = [None] * count
-        self._failed_attempts: dict[int, tuple[Attempt, ...]] = {}
-
-        self._ready: deque[int] = deque()
-        self._doomed: list[tuple[int, str]] = []
-        self._in_flight = 0
-        # Which settled steps did not succeed, each with the failed step that it goes back to.
-        # One failure is not enough to remember: a step asks this of each of its dependencies.
-        self._lost: dict[int, str] = {}
-        self._tier = -1
-        self._tier_unsettled = 0
-        self._dependencies_unsettled: list[int] = []
+        self._histories = Histories(units)
+        self.queue = StartQueue(max_concurrency, units.steps, plan.special)
+        self.is_limited = self.queue.is_limited
+        self._turns = Turns(plan, units.phases, self.queue, by_tiers=schedule == "tiers")
+        self.limits = Limits(units, self.queue, deadline_ms, random)
 
     # What the driver asks.
 
     def ready(self) -> list[int]:
-        """Return the steps that may start now. Each is handed out once."""
-        self.has_news = bool(self._doomed)
-        ready, phases = self._ready, self._phases
-        room = len(ready)
-        if self._max_concurrency is not None:
-            room = min(room, self._max_concurrency - self._in_flight)
-        batch: list[int] = []
-        while ready and len(batch) < room:
-            step = ready.popleft()
-            if phases[step] == _READY:  # it may have been doomed, or started, in the meantime
-                phases[step] = _HANDED_OUT
-                batch.append(step)
-        self._in_flight += len(batch)
+        """Return the units that may start their next attempt now. Each is handed out once."""
+        phases, queue = self._phases, self.queue
+        queue.has_news = bool(self._turns.doomed)
+        # What was doomed, or cancelled, in the meantime stands in line as well.
+        if not self.is_limited:
+            batch = [unit for unit in queue.take_all() if phases[unit] == READY]
+            for unit in batch:
+                phases[unit] = HANDED_OUT
+            return batch
+        batch = []
+        for unit in queue.take():
+            if phases[unit] in (READY, QUEUED):
+                phases[unit] = HANDED_OUT if phases[unit] == READY else CLEARED
+                queue.enter(unit)
+                batch.append(unit)
         return batch
 
-    def doomed(self) -> list[tuple[int, str]]:
-        """Return the steps that will never start, each with the reason. Each is told once."""
-        doomed, self._doomed, phases = self._doomed, [], self._phases
+    def doomed(self) -> list[Doom]:
+        """Return the steps that will never start. Each is told once."""
+        doomed, self._turns.doomed, phases = self._turns.doomed, [], self._phases
         # A stored run that is being replayed has already told what became of some of them.
-        return [told for told in doomed if phases[told[0]] in (_DOOMED, _WITHDRAWN)]
+        return [doom for doom in doomed if phases[doom.step] in (DOOMED, WITHDRAWN)]
 
-    def after_failure(self, step: int, error: Exception) -> float | None:
-        """Decide what follows the failure of the attempt that is running.
+    def is_spared(self, unit: int) -> bool:
+        """Whether a unit goes on although the run is stopping: it belongs to a clean-up step."""
+        return self.units.steps[unit].run_if != "success" and not self._interrupted
 
-        Returns:
-            How many milliseconds to wait before the next attempt, or ``None`` if the step has
-            failed for good.
+    def get_in_line(self, unit: int, at_ms: float) -> None:
+        """Put a unit that has waited for its next attempt in line for it."""
+        assert self._phases[unit] == WAITING
+        self._phases[unit] = QUEUED
+        self.queue.put(unit, at_ms)
+
+    def queued_ms(self, unit: int, at_ms: float) -> float:
+        """How long a unit has stood in line for the attempt that starts now."""
+        return self.queue.queued_ms(unit, at_ms)
+
+    def add_item(self, step: int, at_ms: float) -> int:
+        """Take up the next item of a mapped step, and return its unit.
+
+        It stands in line, or, if the run is stopping, will never start.
         """
-        if isinstance(error, ActionNotAwaitableError):
-            return None  # the next call would have the same effect once more
-        attempt = self.running_attempt(step)
-        assert attempt is not None
-        declared = self._plan.steps[step]
-        if attempt.attempt >= declared.max_retries:
-            return None
-        return declared.retry.delay_ms(attempt.attempt, error, self._random)
+        unit = self.units.add_item(step)
+        if self.stop_reason is None or self.is_spared(step):
+            self._phases[unit] = READY
+            self.queue.put(unit, at_ms)
+        else:
+            self.units.end_item(unit)
+        return unit
 
-    def last_error(self, step: int) -> BaseException | None:
-        """What the latest failed attempt of the step failed with, if one has."""
-        failed = self._failed_attempts.get(step)
-        return failed[-1].error if failed else None
+    def withdraw_item(self, unit: int) -> None:
+        """Forget an item that was taken up and will never start, since the run stops."""
+        if self._phases[unit] == HANDED_OUT and self.is_limited:
+            self.queue.leave(unit)
+        self.units.end_item(unit)
 
-    def latest_attempt(self, step: int) -> AttemptStarted | None:
-        """The latest attempt that the step has started, if it has started any."""
-        return self._attempts[step]
+    def stands_in_line(self, unit: int) -> bool:
+        """Whether a unit whose turn has come has not been handed out."""
+        return self._phases[unit] == READY
 
-    def running_attempt(self, step: int) -> AttemptStarted | None:
-        """The attempt of the step that is running, if one is."""
-        return self._attempts[step] if self._phases[step] == _ATTEMPTING else None
+    def is_about_to_start(self, unit: int) -> bool:
+        """Whether a unit was handed out and has not started."""
+        return self._phases[unit] == HANDED_OUT
+
+    def last_error(self, unit: int) -> BaseException | None:
+        """What the latest failed attempt of the unit failed with, if one has."""
+        return self._histories.last_error(unit)
+
+    def running_attempt(self, unit: int) -> AttemptStarted | None:
+        """The attempt of the unit that is running, if one is."""
+        return self.units.latest[unit] if self._phases[unit] == ATTEMPTING else None
+
+    @property
+    def unsettled(self) -> int:
+        """How many steps have not settled."""
+        return self._turns.unsettled
+
+    @property
+    def ordinary_unsettled(self) -> int:
+        """How many steps have not settled and are no clean-up steps."""
+        return self._turns.ordinary_unsettled if self._plan.cleanups else self._turns.unsettled
+
+    @property
+    def stop_reason(self) -> str | None:
+        """Why the run is stopping; ``None`` while it is not."""
+        return self._turns.stop_reason
 
     @property
     def has_finished(self) -> bool:
@@ -171,7 +214,7 @@ class RunState:
         """How the run ends, or would if it ended now."""
         if self._interrupted:
             return "interrupted"
-        return "failed" if self._lost else "passed"
+        return "failed" if self._turns.lost else "passed"
 
     def report(self) -> RunReport:
         """Return the report of the run, which must have finished."""
@@ -179,9 +222,10 @@ class RunState:
         assert self._finished is not None
         return RunReport(
             self._started.run_id,
-            filter(None, map(self.results.__getitem__, self._plan.order)),
+            filter(None, map(self.units.results.__getitem__, self._plan.order)),
             total_duration_ms=self._finished.at_ms,
             wall_time=self._started.wall_time,
+            stop_reason=self.stop_reason,
         )
 
     # What the driver tells.
@@ -199,195 +243,155 @@ class RunState:
         allowed, fold = rule
         phases = self._phases
         try:
-            step = self._index[event.step]  # type: ignore[union-attr]
+            unit = self._index[event.step]  # type: ignore[union-attr]
         except KeyError:
             raise IllegalEventError(event, "the pipeline has no such step") from None
-        if phases[step] not in allowed:
-            raise IllegalEventError(event, _PHASES[phases[step]])
-        result = fold(self, step, event)
+        if event.item is not None:  # type: ignore[union-attr]
+            unit = self.units.unit_of_item(unit, event)  # type: ignore[arg-type]
+        before = phases[unit]
+        if before not in allowed:
+            raise IllegalEventError(event, PHASES[before])
+        result = fold(self, unit, event)
+        if result is not None:
+            phases[unit] = SETTLED
+            self._results[unit] = result
+        if self.is_limited:
+            self.queue.moved(unit, before, phases[unit])
         if result is None:
             return
-        phases[step] = _SETTLED
-        self.results[step] = result
-        self.unsettled -= 1
-        if self._by_tiers:
-            self._tier_unsettled -= 1
-            if not self._tier_unsettled:
-                self._begin_next_tier()
+        if self._histories.has_remarks:
+            self._results[unit] = self._histories.with_remarks(unit, result)
+        if unit < self._step_count:
+            self._turns.settled(unit, event.at_ms)  # type: ignore[union-attr]
         else:
-            self._release_dependents(step)
-        if self._ready:
-            self.has_news = True  # there is room for one more under max_concurrency
+            self.units.end_item(unit)
 
     def _on_run_started(self, event: RunStarted) -> None:
         if self._started is not None:
             raise IllegalEventError(event, "the run has started")
         self._started = event
-        if self._by_tiers:
-            self._begin_next_tier()
-        else:
-            self._dependencies_unsettled = [len(needed) for needed in self._plan.dependencies]
-            self._take_turns(self._plan.tiers[0] if self._plan.tiers else ())
+        self._turns.begin(0.0)
 
     def _on_run_interrupted(self, event: RunInterrupted) -> None:
-        if self._started is None or self._finished is not None:
-            raise IllegalEventError(event, "the run is not running")
+        self._check_runs(event)
         self._interrupted = True
-        self._stop(event.reason)
+        self._stop(event.reason, spare_cleanups=False)
+
+    def _on_run_timed_out(self, event: RunTimedOut) -> None:
+        self._check_runs(event)
+        self.has_timed_out |= self.stop_reason is None
+        reason = f"the run exceeded its deadline of {event.deadline_ms:g} ms"
+        self._stop(reason, spare_cleanups=True)
 
     def _on_run_finished(self, event: RunFinished) -> None:
-        if self._started is None or self._finished is not None:
-            raise IllegalEventError(event, "the run is not running")
+        self._check_runs(event)
         if self.unsettled:
             raise IllegalEventError(event, f"{self.unsettled} step(s) have not ended")
         self._finished = event
 
-    def _on_attempt_started(self, step: int, event: AttemptStarted) -> None:
-        latest = self._attempts[step]
+    def _check_runs(self, event: Event) -> None:
+        if self._started is None or self._finished is not None:
+            raise IllegalEventError(event, "the run is not running")
+
+    def _on_attempt_started(self, unit: int, event: AttemptStarted) -> None:
+        latest = self._latest[unit]
         if event.attempt != (1 if latest is None else latest.attempt + 1):
             raise IllegalEventError(event, f"the latest attempt was {latest!r}")
-        if self._phases[step] in (_READY, _WITHDRAWN):
-            self._in_flight += 1  # nobody asked for it: a stored run is being replayed
-        self._phases[step] = _ATTEMPTING
-        self._attempts[step] = event
+        self._latest[unit] = event
+        self._phases[unit] = ATTEMPTING
+        if self.is_limited:
+            self.queue.begin(unit)
+        if self._plan.special:
+            self.limits.start(unit, event)
 
-    def _on_attempt_failed(self, step: int, event: AttemptFailed) -> None:
-        self._failed_attempts[step] = self._history(step, event, event.error)
-        self._phases[step] = _WAITING
+    def _on_attempt_failed(self, unit: int, event: AttemptFailed) -> None:
+        self._histories.fail(unit, event)
+        self._phases[unit] = WAITING
 
-    def _on_step_succeeded(self, step: int, event: StepSucceeded) -> StepResult:
-        started = self._attempts[step]
+    def _on_map_started(self, unit: int, event: MapStarted) -> None:
+        self.units.begin_map(unit, event.at_ms)
+
+    def _on_step_succeeded(self, unit: int, event: StepSucceeded) -> StepResult:
+        started, step = self._latest[unit], self.units.steps[unit]
         # The way of most steps, without detours.
-        if started is not None and event.attempt == 1 == started.attempt:
-            self._in_flight -= 1
-            at_ms = started.at_ms
+        if started is not None and event.attempt == 1 == started.attempt and step.is_plain:
             return StepResult(
                 event.step,
                 StepStatus.SUCCESS,
                 1,
-                event.at_ms - at_ms,
+                event.at_ms - started.at_ms,
                 event.output,
                 None,
                 None,
-                at_ms,
+                started.at_ms,
+                None,
+                step.depends_on,
+                started.queued_ms,
             )
-        return self._result(step, event, StepStatus.SUCCESS, event.output, None, None)
+        return self._histories.result(unit, event, StepStatus.SUCCESS, None)
 
-    def _on_step_failed(self, step: int, event: StepFailed) -> StepResult:
-        result = self._result(step, event, StepStatus.FAILED, None, event.error, None)
-        self._lost[step] = event.step
+    def _on_step_failed(self, unit: int, event: StepFailed) -> StepResult:
+        result = self._histories.result(unit, event, StepStatus.FAILED, event.error)
+        if event.item is None:
+            self._turns.lost[unit] = event.step
         if self._fail_fast:
-            self._stop(f"step {event.step!r} failed and fail_fast is on")
+            reason = f"step {event.step!r} failed and fail_fast is on"
+            self._stop(reason, spare_cleanups=True)
         return result
 
-    def _on_step_cancelled(self, step: int, event: StepCancelled) -> StepResult:
-        result = self._result(step, event, StepStatus.CANCELLED, None, event.error, event.reason)
-        self._lost[step] = event.step
+    def _on_step_cancelled(self, unit: int, event: StepCancelled) -> StepResult:
+        result = self._histories.result(unit, event, StepStatus.CANCELLED, event.error)
+        if event.item is None:
+            self._turns.lost[unit] = event.step
         return result
 
-    def _on_step_skipped(self, step: int, event: StepSkipped) -> StepResult:
-        if self._phases[step] == _HANDED_OUT:
-            self._in_flight -= 1
-        self._lost.setdefault(step, event.step)
-        return StepResult(event.step, StepStatus.SKIPPED, reason=event.reason, recorded=())
+    def _on_step_skipped(self, unit: int, event: StepSkipped) -> StepResult:
+        grounds = self._turns.unneeded if event.on_purpose else self._turns.lost
+        grounds.setdefault(unit, event.step)
+        return self._histories.skipped(unit, event)
+
+    def _on_thread_abandoned(self, unit: int, event: ThreadAbandoned) -> None:
+        self._histories.latest(unit, event)
+        self._histories.remark(unit, abandoned=True)
+
+    def _on_loop_blocked(self, unit: int, event: LoopBlocked) -> None:
+        self._check_runs(event)
+        self._histories.block(unit, event)
 
     # How it follows.
 
-    def _result(
-        self,
-        step: int,
-        event: StepSucceeded | StepFailed | StepCancelled,
-        status: StepStatus,
-        output: Any,
-        error: BaseException | None,
-        reason: str | None,
-    ) -> StepResult:
-        started, attempts = self._attempts[step], event.attempt
-        if started is None or started.attempt != attempts:
-            raise IllegalEventError(event, f"the latest attempt is {started!r}")
-        started_ms, history = started.at_ms, None
-        if attempts > 1 or self._phases[step] == _WAITING:
-            history = self._history(step, event, error)
-            started_ms = history[0].started_ms
-        self._in_flight -= 1
-        duration_ms = event.at_ms - started_ms
-        return StepResult(
-            event.step, status, attempts, duration_ms, output, error, reason, started_ms, history
-        )
+    def _stop(self, reason: str, *, spare_cleanups: bool) -> None:
+        self._turns.stop(reason, spare_cleanups=spare_cleanups)
+        for step in self.units.maps():
+            if not spare_cleanups or self.units.steps[step].run_if == "success":
+                for unit in self.units.items(step):
+                    if self._phases[unit] == READY:
+                        self.withdraw_item(unit)
 
-    def _history(
-        self, step: int, event: _AttemptEnd, error: BaseException | None
-    ) -> tuple[Attempt, ...]:
-        """Return the attempts of a step up to the one that the event ends, if one is running."""
-        earlier = self._failed_attempts.get(step, ())
-        if self._phases[step] == _WAITING:
-            return earlier
-        started = self._attempts[step]
-        if started is None or started.attempt != event.attempt:
-            raise IllegalEventError(event, f"the latest attempt is {started!r}")
-        attempt = Attempt(event.attempt, started.at_ms, event.at_ms - started.at_ms, error)
-        return (*earlier, attempt)
-
-    def _release_dependents(self, step: int) -> None:
-        missing, turns = self._dependencies_unsettled, []
-        for dependent in self._plan.dependents[step]:
-            missing[dependent] -= 1
-            if not missing[dependent]:
-                turns.append(dependent)
-        self._take_turns(turns)
-
-    def _begin_next_tier(self) -> None:
-        self._tier += 1
-        if self._tier < len(self._plan.tiers):
-            tier = self._plan.tiers[self._tier]
-            self._tier_unsettled = len(tier)
-            self._take_turns(tier)
-
-    def _take_turns(self, steps: Iterable[int]) -> None:
-        if self.stop_reason is not None:
-            return  # they are doomed, as is all that was pending when the run stopped
-        phases, lost = self._phases, self._lost
-        self.has_news = True
-        for step in steps:
-            if lost:
-                needed = self._plan.dependencies[step]
-                cause = next((lost[other] for other in needed if other in lost), None)
-                if cause is not None:
-                    lost[step] = cause
-                    self._doom(step, f"it depends on step {cause!r}, which failed")
-                    continue
-            phases[step] = _READY
-            self._ready.append(step)
-
-    def _stop(self, reason: str) -> None:
-        if self.stop_reason is None:
-            self.stop_reason = reason
-            for step, phase in enumerate(self._phases):
-                if phase in (_PENDING, _READY):
-                    self._doom(step, reason)
-
-    def _doom(self, step: int, reason: str) -> None:
-        self.has_news = True
-        # What was ready may have been handed out, if a stored run is being replayed.
-        self._phases[step] = _WITHDRAWN if self._phases[step] == _READY else _DOOMED
-        self._doomed.append((step, reason))
-
-
-_AttemptEnd: TypeAlias = AttemptFailed | StepSucceeded | StepFailed | StepCancelled
 
 _STEP_RULES: dict[
     type, tuple[tuple[int, ...], Callable[[RunState, int, Any], StepResult | None]]
 ] = {
-    # event: the phases in which it can happen, and what it does; a result settles the step
-    AttemptStarted: ((_HANDED_OUT, _WAITING, _READY, _WITHDRAWN), RunState._on_attempt_started),
-    AttemptFailed: ((_ATTEMPTING,), RunState._on_attempt_failed),
-    StepSucceeded: ((_ATTEMPTING,), RunState._on_step_succeeded),
-    StepFailed: ((_ATTEMPTING,), RunState._on_step_failed),
-    StepCancelled: ((_ATTEMPTING, _WAITING), RunState._on_step_cancelled),
-    StepSkipped: ((_DOOMED, _WITHDRAWN, _HANDED_OUT), RunState._on_step_skipped),
+    # event: the phases in which it can happen, and what it does; a result settles the unit
+    AttemptStarted: (
+        (HANDED_OUT, WAITING, CLEARED, QUEUED, READY, WITHDRAWN),
+        RunState._on_attempt_started,
+    ),
+    AttemptFailed: ((ATTEMPTING,), RunState._on_attempt_failed),
+    MapStarted: ((HANDED_OUT, READY, WITHDRAWN), RunState._on_map_started),
+    StepSucceeded: ((ATTEMPTING, MAPPING), RunState._on_step_succeeded),
+    StepFailed: (
+        (ATTEMPTING, WAITING, MAPPING, HANDED_OUT, READY, WITHDRAWN),
+        RunState._on_step_failed,
+    ),
+    StepCancelled: ((ATTEMPTING, WAITING, QUEUED, CLEARED, MAPPING), RunState._on_step_cancelled),
+    StepSkipped: ((DOOMED, WITHDRAWN, HANDED_OUT, READY), RunState._on_step_skipped),
+    ThreadAbandoned: ((ATTEMPTING,), RunState._on_thread_abandoned),
+    LoopBlocked: ((ATTEMPTING, WAITING, QUEUED, CLEARED, SETTLED), RunState._on_loop_blocked),
 }
 _RUN_RULES: dict[type, Callable[[RunState, Any], None]] = {
     RunStarted: RunState._on_run_started,
     RunInterrupted: RunState._on_run_interrupted,
+    RunTimedOut: RunState._on_run_timed_out,
     RunFinished: RunState._on_run_finished,
 }

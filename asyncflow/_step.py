@@ -3,24 +3,52 @@
 from __future__ import annotations
 
 import inspect
-import pickle
-import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, TypeAlias, get_args
+from typing import Any, Literal, TypeAlias, TypedDict, Unpack, get_args, overload
 
 from asyncflow._errors import nearest
+from asyncflow._numbers import check_limit, check_number
+from asyncflow._plain import is_async
 from asyncflow._pool import Pool
 from asyncflow._retry import AT_ONCE, Retry
+from asyncflow._sendable import check_plain
 from asyncflow._signature import NO_PARAMETERS, Signature, signature_of
 
-__all__ = ["Action", "Condition", "RunIf", "RunsIn", "WorkflowStep"]
+__all__ = [
+    "Action",
+    "Condition",
+    "RunIf",
+    "RunsIn",
+    "StepPolicies",
+    "WorkflowStep",
+    "check_heartbeat",
+]
 
 Action: TypeAlias = Callable[..., Any]
 """It returns an awaitable, unless the step runs in a thread or a process."""
 Condition: TypeAlias = Callable[..., object]
 RunIf: TypeAlias = Literal["success", "failure", "always"]
 RunsIn: TypeAlias = Literal["loop", "thread", "process"]
+
+
+class CommonPolicies(TypedDict, total=False):
+    """The arguments of `WorkflowStep` that say how a step is run, wherever that is."""
+
+    max_retries: int
+    timeout_ms: float | None
+    retry: float | Retry
+    deadline_ms: float | None
+    heartbeat_ms: float | None
+    pool: Pool | None
+    when: Condition | None
+    run_if: RunIf
+
+
+class StepPolicies(CommonPolicies, total=False):
+    """All of them."""
+
+    runs_in: RunsIn
 
 
 @dataclass(frozen=True, slots=True, init=False)
@@ -51,7 +79,8 @@ class WorkflowStep:
             ``None`` (the default) means no limit. Waiting for a pool does not count. A wait
             that would not end in time is not begun: the step fails at once.
         heartbeat_ms: How many milliseconds an attempt may go without calling
-            ``current_step().heartbeat()``; ``None`` (the default) means no limit.
+            ``current_step().heartbeat()``; ``None`` (the default) means no limit. Not for
+            ``runs_in="process"``, where there is no `current_step`.
         pool: A `Pool`, whose slots the attempts of this step take while they run.
         map_over: One of the dependencies. The action is called once for each item of that one's
             output (any iterable or async iterable) and receives the item in its stead, all of
@@ -65,12 +94,14 @@ class WorkflowStep:
             The latter two are for clean-up and notification: they run also when the run stops
             because a step failed or its deadline passed, once everything else has ended;
             without ``depends_on`` they wait for, and look at, all other steps. An output that
-            does not exist arrives as ``None``.
+            does not exist arrives as ``None``. One that looks at all has an edge from each of
+            them: thousands of those among thousands of steps make millions of edges and take
+            seconds to plan, so let many of them name what they clean up after.
         runs_in: Where the action runs: in the event ``"loop"`` (the default), or, if it is a
             plain function, in a ``"thread"`` or a ``"process"`` of its own.
-        parameters: For which parameters ``depends_on`` was a mapping, as pairs of parameter and
-            step name. It is filled from that mapping; there is no need to give it, and with a
-            mapping what is given here does not count.
+        parameters: Which parameters receive which dependencies, if not those of their names:
+            ``{parameter: step name}``, for a ``depends_on`` that is a list because others only
+            order the steps. With a mapping there, what is given here does not count.
 
     Raises:
         TypeError: An argument has the wrong type; in particular the action is a coroutine
@@ -97,6 +128,36 @@ class WorkflowStep:
     """The parameters that the action can be given."""
     condition: Signature = field(init=False, repr=False, compare=False)
     """The parameters that ``when`` can be given."""
+    timeout_s: float | None = field(init=False, repr=False, compare=False)
+    """``timeout_ms`` in seconds."""
+    is_plain: bool = field(init=False, repr=False, compare=False)
+    """Whether it has no policy beside attempts, their time limit and the pauses between them."""
+
+    @overload
+    def __init__(
+        self,
+        name: str,
+        action: Callable[..., Awaitable[Any]],
+        depends_on: Iterable[str] | Mapping[str, str] = (),
+        *,
+        map_over: str | None = None,
+        runs_in: RunsIn = "loop",
+        parameters: Mapping[str, str] | Iterable[tuple[str, str]] = (),
+        **policies: Unpack[CommonPolicies],
+    ) -> None: ...
+
+    @overload
+    def __init__(
+        self,
+        name: str,
+        action: Action,
+        depends_on: Iterable[str] | Mapping[str, str] = (),
+        *,
+        map_over: str | None = None,
+        runs_in: Literal["thread", "process"],
+        parameters: Mapping[str, str] | Iterable[tuple[str, str]] = (),
+        **policies: Unpack[CommonPolicies],
+    ) -> None: ...
 
     def __init__(
         self,
@@ -114,15 +175,14 @@ class WorkflowStep:
         when: Condition | None = None,
         run_if: RunIf = "success",
         runs_in: RunsIn = "loop",
-        parameters: Iterable[tuple[str, str]] = (),
+        parameters: Mapping[str, str] | Iterable[tuple[str, str]] = (),
     ) -> None:
         _check_name(name)
         _check_one_of(name, "runs_in", runs_in, _PLACES)
         _check_action(name, action, runs_in)
         _check_max_retries(name, max_retries)
-        _check_limit(name, "timeout_ms", timeout_ms)
-        _check_limit(name, "deadline_ms", deadline_ms)
-        _check_limit(name, "heartbeat_ms", heartbeat_ms)
+        _check_limits(name, timeout_ms, deadline_ms, heartbeat_ms)
+        check_heartbeat(name, heartbeat_ms, runs_in)
         _check_pool(name, pool)
         _check_when(name, when)
         _check_one_of(name, "run_if", run_if, _OCCASIONS)
@@ -136,6 +196,7 @@ class WorkflowStep:
         fill(self, "depends_on", _dependency_names(name, depends_on))
         fill(self, "max_retries", max_retries)
         fill(self, "timeout_ms", timeout_ms)
+        fill(self, "timeout_s", None if timeout_ms is None else timeout_ms / 1000)
         fill(self, "retry", retry if isinstance(retry, Retry) else _constant(name, retry))
         fill(self, "deadline_ms", deadline_ms)
         fill(self, "heartbeat_ms", heartbeat_ms)
@@ -146,7 +207,11 @@ class WorkflowStep:
         fill(self, "runs_in", runs_in)
         fill(self, "parameters", _pairs(name, parameters))
         fill(self, "signature", signature_of(name, action))
-        fill(self, "condition", NO_PARAMETERS if when is None else signature_of(name, when))
+        condition = NO_PARAMETERS if when is None else signature_of(name, when, "condition")
+        fill(self, "condition", condition)
+        policies = pool, map_over, when, deadline_ms, heartbeat_ms
+        is_plain = policies == _NO_POLICIES and run_if == "success" and runs_in == "loop"
+        fill(self, "is_plain", is_plain and self.retry.until is None)
         _check_parameters(self)
         _check_map_over(self)
 
@@ -158,6 +223,8 @@ def _check_name(name: object) -> None:
         raise ValueError("a step's name must not be empty")
 
 
+_NO_POLICIES = (None,) * 5
+_LIMITS = "timeout_ms", "deadline_ms", "heartbeat_ms"
 _OCCASIONS = get_args(RunIf)
 _PLACES = get_args(RunsIn)
 
@@ -187,23 +254,7 @@ def _check_action(name: str, action: object, runs_in: str) -> None:
             "pass an async function that consumes it and returns the result"
         )
     if runs_in != "loop":
-        _check_plain(name, action, runs_in)
-
-
-def _check_plain(name: str, action: object, runs_in: str) -> None:
-    if inspect.iscoroutinefunction(action):
-        raise TypeError(
-            f"step {name!r}: an async function runs in the event loop, and runs_in={runs_in!r} "
-            "is for plain ones; leave it out, or make the action a plain function"
-        )
-    if runs_in == "process":
-        try:
-            pickle.dumps(action)
-        except Exception as error:  # the objects of users may raise anything
-            raise TypeError(
-                f"step {name!r}: its action cannot be sent to another process; use a function "
-                f"that is defined at the top of a module ({error})"
-            ) from error
+        check_plain(name, action, runs_in)
 
 
 def _check_max_retries(name: str, max_retries: object) -> None:
@@ -218,30 +269,28 @@ def _check_max_retries(name: str, max_retries: object) -> None:
         )
 
 
-def _check_limit(name: str, argument: str, limit_ms: object) -> None:
-    if limit_ms is None:
-        return
-    if isinstance(limit_ms, bool) or not isinstance(limit_ms, int | float):
-        raise TypeError(
-            f"step {name!r}: {argument} must be a number or None, not {type(limit_ms).__name__}"
-        )
-    # A NaN would break the timers of every other step of the loop: gh-105331.
-    # An integer above all floats is not infinite, but no timer can be set to it.
-    if not 0 < limit_ms <= sys.float_info.max or limit_ms / 1000 == 0:
+def _check_limits(name: str, *limits_ms: object) -> None:
+    for argument, limit_ms in zip(_LIMITS, limits_ms, strict=True):
+        if limit_ms is not None:  # most are, and the words cost as much as the check
+            check_limit(f"step {name!r}: {argument}", limit_ms)
+
+
+def check_heartbeat(name: str, heartbeat_ms: object, runs_in: str) -> None:
+    """Check that a step which must give signs of life can do so.
+
+    Raises:
+        ValueError: It can't, because its run is in another process.
+    """
+    if heartbeat_ms is not None and runs_in == "process":
         raise ValueError(
-            f"step {name!r}: {argument} must be finite and above 0, not {limit_ms}; "
-            "use None for no limit"
+            f"step {name!r}: heartbeat_ms does not work with runs_in='process', because "
+            "current_step() is not there in another process; use timeout_ms"
         )
 
 
-def _constant(name: str, retry: object) -> Retry:
-    if isinstance(retry, bool) or not isinstance(retry, int | float):
-        raise TypeError(
-            f"step {name!r}: retry must be a number of milliseconds or a Retry, "
-            f"not {type(retry).__name__}"
-        )
-    if not 0 <= retry <= sys.float_info.max:
-        raise ValueError(f"step {name!r}: retry must be finite and not below 0 ms, not {retry}")
+def _constant(name: str, retry: Any) -> Retry:
+    kind = "a number of milliseconds or a Retry"
+    check_number(f"step {name!r}: retry", retry, 0, kind=kind, unit=" ms")
     return Retry(base_ms=retry, factor=1, max_ms=retry, jitter=False) if retry else AT_ONCE
 
 
@@ -258,7 +307,7 @@ def _check_when(name: str, when: object) -> None:
         return
     if not callable(when):
         raise TypeError(f"step {name!r}: when must be callable, not {type(when).__name__}")
-    if inspect.iscoroutinefunction(when) or inspect.isasyncgenfunction(when):
+    if is_async(when):
         raise TypeError(
             f"step {name!r}: when must be a plain function; what takes time to find out "
             "belongs into a step of its own, whose output this one can look at"
@@ -281,8 +330,8 @@ def _dependency_names(name: str, depends_on: object) -> tuple[str, ...]:
     return tuple(dict.fromkeys(names))
 
 
-def _pairs(name: str, parameters: Iterable[tuple[str, str]]) -> tuple[tuple[str, str], ...]:
-    pairs = tuple(parameters)
+def _pairs(name: str, parameters: Any) -> tuple[tuple[str, str], ...]:
+    pairs = tuple(parameters.items() if isinstance(parameters, Mapping) else parameters)
     for pair in pairs:
         if not (isinstance(pair, tuple) and len(pair) == 2 and isinstance(pair[0], str)):
             raise TypeError(
@@ -294,6 +343,7 @@ def _pairs(name: str, parameters: Iterable[tuple[str, str]]) -> tuple[tuple[str,
 
 def _check_parameters(step: WorkflowStep) -> None:
     accepts = step.signature
+    known = (*accepts.names, *step.condition.names)
     for parameter, step_name in step.parameters:
         if step_name not in step.depends_on:
             raise ValueError(
@@ -301,10 +351,10 @@ def _check_parameters(step: WorkflowStep) -> None:
                 "which is not one of its dependencies"
             )
         takes_it = accepts.takes_any and parameter not in accepts.bound
-        if parameter not in accepts.names and not takes_it:
+        if parameter not in known and not takes_it:
             raise ValueError(
                 f"step {step.name!r} maps parameter {parameter!r} to {step_name!r}, but its "
-                f"action has no such parameter{nearest(parameter, accepts.names)}"
+                f"action has no such parameter{nearest(parameter, known)}"
             )
 
 

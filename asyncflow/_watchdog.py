@@ -1,14 +1,20 @@
-"""Warns of a step that goes on running although it was cancelled."""
+"""Warns of a step that goes on running although it was cancelled, and finds whose task is whose."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
 import math
-from collections.abc import Callable, Iterator
-from typing import NamedTuple
+import sys
+from collections.abc import Iterator, Mapping
+from typing import Any
 
-__all__ = ["GRACE_S", "Suspect", "Watchdog"]
+from asyncflow._awaiting import awaiting_line
+from asyncflow._engine import RunContext, attempt_in
+from asyncflow._state import RunState
+from asyncflow.events import AttemptStarted
+
+__all__ = ["GRACE_S", "Watchdog"]
 
 _log = logging.getLogger("asyncflow")
 
@@ -16,40 +22,47 @@ GRACE_S = 5.0
 """How many seconds a step may take to end after it was cancelled before it is named."""
 
 
-class Suspect(NamedTuple):
-    """A running attempt that was cancelled, or will be if it has not ended by then."""
-
-    step_name: str
-    attempt: int
-    cancelled_at: float
-    """In seconds of the loop's clock; it may lie in the future."""
-    where: Callable[[], str]
-    """Tells the line at which it waits; asked only if there is something to warn of."""
-
-
 class Watchdog:
     """Logs a warning for each attempt that has not ended `GRACE_S` after it was cancelled.
 
     It has one timer, which stands at the earliest moment at which there may be something to
     warn of. So a run in which everything ends in time pays for one timer.
+
+    Args:
+        state: The state of the run.
+        run: What the run's attempts have in common.
+        live: The task of each unit that runs.
+        asked: When the run has asked a unit to stop, for each that it has.
     """
 
-    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
-        self._loop = loop
+    def __init__(
+        self,
+        state: RunState,
+        run: RunContext,
+        live: Mapping[int, asyncio.Task[Any]],
+        asked: Mapping[int, float],
+    ) -> None:
+        self._state = state
+        self._run = run
+        self._live = live
+        self._asked = asked
+        self.prefix = f"asyncflow:{run.run_id}:"
+        """With what the names of the tasks begin."""
         self._timer: asyncio.TimerHandle | None = None
-        self._named: set[tuple[str, int]] = set()
+        self._named: set[tuple[int, int]] = set()
         self.horizon = math.inf
         """The planned look is for attempts cancelled at this time, or later."""
 
-    def expect(self, cancelled_at: float, suspects: Callable[[], Iterator[Suspect]]) -> None:
-        """Plan a look for an attempt that is cancelled at the given time of the loop's clock.
+    def task_name(self, unit: int, attempt: int) -> str:
+        """Return what the task is called in which an attempt runs."""
+        return f"{self.prefix}{self._state.units.name_of(unit)}#{attempt}"
 
-        Only the timer keeps the callable, which belongs to the run: else the two were a cycle.
-        """
+    def expect(self, cancelled_at: float) -> None:
+        """Plan a look for an attempt that is cancelled at the given time of the loop's clock."""
         if cancelled_at < self.horizon:
             self.stop()
             self.horizon = cancelled_at
-            self._timer = self._loop.call_at(cancelled_at + GRACE_S, self._look, suspects)
+            self._timer = self._run.loop.call_at(cancelled_at + GRACE_S, self._look)
 
     def stop(self) -> None:
         """Plan no look."""
@@ -57,20 +70,66 @@ class Watchdog:
             self._timer.cancel()
         self._timer, self.horizon = None, math.inf
 
-    def _look(self, suspects: Callable[[], Iterator[Suspect]]) -> None:
+    def attempt_of(self, task: asyncio.Task[Any] | None) -> AttemptStarted | None:
+        """Return the attempt of the run that a task belongs to, if it does to one.
+
+        Before 3.12 a task that an action has made can't be told from others.
+        """
+        if task is None:
+            return None
+        if sys.version_info >= (3, 12):
+            return attempt_in(task.get_context(), self._run)
+        return self._attempt_named(task.get_name())  # pragma: no cover
+
+    def _attempt_named(self, name: str) -> AttemptStarted | None:
+        if not name.startswith(self.prefix):
+            return None
+        # There may be many units: so the one name is taken apart, not all others put together.
+        unit, _, attempt = name.removeprefix(self.prefix).rpartition("#")
+        step, _, rest = unit.rpartition("[")
+        item = int(rest[:-1]) if rest[:-1].isdecimal() else None
+        for latest in self._state.units.latest:
+            if (
+                latest is not None
+                and (latest.step == unit if latest.item is None else latest.step == step)
+                and (latest.item is None or latest.item == item)
+                and str(latest.attempt) == attempt
+            ):
+                return latest
+        return None
+
+    def _look(self) -> None:
         self._timer, self.horizon = None, math.inf
-        latest = self._loop.time() - GRACE_S + 0.001  # a timer may fire that much too early
-        for suspect in suspects():
-            attempt = suspect.step_name, suspect.attempt
-            if attempt in self._named:
+        latest = self._run.loop.time() - GRACE_S + 0.001  # a timer may fire that much too early
+        for unit, running, cancelled_at in self._suspects():
+            if (unit, running.attempt) in self._named:
                 continue
-            if suspect.cancelled_at > latest:
-                self.expect(suspect.cancelled_at, suspects)
+            if cancelled_at > latest:
+                self.expect(cancelled_at)
                 continue
-            self._named.add(attempt)
+            self._named.add((unit, running.attempt))
             _log.warning(
                 "step %r, attempt %d, has not ended %g s after it was cancelled; it is at %s",
-                *attempt,
+                self._state.units.name_of(unit),
+                running.attempt,
                 GRACE_S,
-                suspect.where(),
+                self._where(unit, running.attempt),
             )
+
+    def _suspects(self) -> Iterator[tuple[int, AttemptStarted, float]]:
+        """What may run although it was cancelled, or would if it has not ended by then."""
+        for unit in self._live:
+            running = self._state.running_attempt(unit)
+            if running is None:
+                continue
+            limit = self._state.limits.of(unit, running.at_ms)
+            cancelled_ms = self._asked.get(unit, math.inf if limit is None else limit.ends_ms)
+            if cancelled_ms < math.inf:
+                yield unit, running, self._run.started + cancelled_ms / 1000
+
+    def _where(self, unit: int, attempt: int) -> str:
+        """Return the line at which an attempt waits: in its own task, if it has one."""
+        name, task = self.task_name(unit, attempt), self._live[unit]
+        tasks = asyncio.all_tasks(self._run.loop)
+        own = next((each for each in tasks if each.get_name() == name and each is not task), task)
+        return awaiting_line(own.get_coro())

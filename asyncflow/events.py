@@ -12,7 +12,7 @@ start and end of an attempt, and refusing assignments would make each of them ta
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal, TypeAlias
+from typing import Any, ClassVar, Literal, TypeAlias
 
 from asyncflow._record import record
 
@@ -20,16 +20,20 @@ __all__ = [
     "AttemptFailed",
     "AttemptStarted",
     "Event",
+    "LoopBlocked",
+    "MapStarted",
     "Outcome",
     "RunEvent",
     "RunFinished",
     "RunInterrupted",
     "RunStarted",
+    "RunTimedOut",
     "StepCancelled",
     "StepEvent",
     "StepFailed",
     "StepSkipped",
     "StepSucceeded",
+    "ThreadAbandoned",
 ]
 
 
@@ -58,6 +62,14 @@ class RunInterrupted:
 
 
 @record
+class RunTimedOut:
+    """The run exceeded its ``deadline_ms`` and stops."""
+
+    at_ms: float
+    deadline_ms: float
+
+
+@record
 class RunFinished:
     """The run ended and nothing of it is alive. Always the last event."""
 
@@ -74,6 +86,11 @@ class AttemptStarted:
     attempt: int
     """Counted from 1."""
     at_ms: float
+    queued_ms: float = 0.0
+    """How long it has waited for a pool or for ``max_concurrency`` before that."""
+    item: int | None = None
+    """Which item of a mapped step this is about, counted from 0. Here and in all events that
+    have it, ``None`` means the step itself."""
 
 
 @record
@@ -85,27 +102,41 @@ class AttemptFailed:
     at_ms: float
     error: BaseException
     retry_in_ms: float
-    """How long the step waits before its next attempt starts."""
+    """How long the step waits before its next attempt may start."""
+    item: int | None = None
+
+
+@record
+class MapStarted:
+    """A mapped step begins to go through its items."""
+
+    step: str
+    at_ms: float
+    item: ClassVar[None] = None
 
 
 @record
 class StepSucceeded:
-    """The action returned a value in time."""
+    """The action returned a value in time; or it did so for each item of a mapped step."""
 
     step: str
     attempt: int
+    """Which attempt it was; 0 for a mapped step as a whole, whose items have the attempts."""
     at_ms: float
     output: Any
+    item: int | None = None
 
 
 @record
 class StepFailed:
-    """An attempt failed and it was the last one."""
+    """An attempt failed and it was the last one; or items of a mapped step have failed so."""
 
     step: str
     attempt: int
+    """Which attempt it was; 0 if there was none: a mapped step, or its ``when`` raised."""
     at_ms: float
     error: BaseException
+    item: int | None = None
 
 
 @record
@@ -114,10 +145,12 @@ class StepCancelled:
 
     step: str
     attempt: int
+    """The latest one; 0 for a mapped step as a whole."""
     at_ms: float
     reason: str
     error: BaseException | None
     """What the step's clean-up raised, or what its last attempt failed with, if anything."""
+    item: int | None = None
 
 
 @record
@@ -127,10 +160,48 @@ class StepSkipped:
     step: str
     at_ms: float
     reason: str
+    on_purpose: bool = False
+    """Whether its ``when`` or its ``run_if`` wanted it so, not something that failed."""
+    item: ClassVar[None] = None
+
+
+@record
+class ThreadAbandoned:
+    """A thread could not be stopped when its attempt had to end, and goes on by itself.
+
+    The attempt's end follows. No other attempt starts, and no pool slot of it becomes free,
+    before the thread has ended.
+    """
+
+    step: str
+    attempt: int
+    at_ms: float
+    item: int | None = None
+
+
+@record
+class LoopBlocked:
+    """A step has kept the event loop from doing anything else. It may have ended since."""
+
+    step: str
+    attempt: int
+    at_ms: float
+    blocked_ms: float
+    where: str
+    """The line it was at: ``file:line in function``."""
+    item: int | None = None
 
 
 StepEvent: TypeAlias = (
-    AttemptStarted | AttemptFailed | StepSucceeded | StepFailed | StepCancelled | StepSkipped
+    AttemptStarted
+    | AttemptFailed
+    | MapStarted
+    | StepSucceeded
+    | StepFailed
+    | StepCancelled
+    | StepSkipped
+    | ThreadAbandoned
+    | LoopBlocked
 )
-RunEvent: TypeAlias = RunStarted | RunInterrupted | RunFinished
+RunEvent: TypeAlias = RunStarted | RunInterrupted | RunTimedOut | RunFinished
 Event: TypeAlias = StepEvent | RunEvent

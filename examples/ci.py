@@ -1,7 +1,8 @@
 """Run the checks of a Python project as a pipeline of commands.
 
 Lint, types and tests don't depend on each other, so they are one tier and run at the same time.
-If they all pass, the project is built, and what was built is imported.
+If they all pass, the project is built, and what was built is imported. The critical path at the
+end tells which of them to make faster first.
 
     python examples/ci.py [--keep-going] [--only STEP ...] [--tests PATH ...] [--project DIR]
 
@@ -282,6 +283,7 @@ def main(argv: Sequence[str] | None = None, steps: Sequence[WorkflowStep] = STEP
             return 143
         print_failures(report, artifacts)
     print(report)
+    print("Critical path:", " -> ".join(report.critical_path))
     return 0 if report.all_passed else 1
 
 

@@ -1,7 +1,8 @@
 """Train several models on scikit-learn's handwritten digits, and report the best one.
 
 The models don't depend on each other, so they are one tier: they train at the same time, each in
-a thread of its own, and the event loop stays free for whatever else the program does.
+a thread of its own, and the event loop stays free for whatever else the program does. The critical
+path at the end tells which of them took longest.
 
     python examples/ml.py [--seed N]
 
@@ -18,8 +19,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Protocol
-
-from anyio import to_thread
 
 from asyncflow import WorkflowStep, run_pipeline
 
@@ -75,12 +74,15 @@ class Score:
     """How often digit ``[i]`` was read as digit ``[j]``."""
 
 
-async def load() -> Samples:
-    images, digits = await to_thread.run_sync(partial(datasets.load_digits, return_X_y=True))
-    return Samples(images, digits)
+# The steps. Most are plain functions that run in a thread. It need not be a process: scikit-learn
+# lets other threads run while it calculates.
 
 
-async def split(load: Samples, seed: int) -> Split:
+def load() -> Samples:
+    return Samples(*datasets.load_digits(return_X_y=True))
+
+
+def split(load: Samples, seed: int) -> Split:
     """Keep a quarter of the images for the test, with as many of each digit as there are."""
     train_images, test_images, train_digits, test_digits = model_selection.train_test_split(
         load.images, load.digits, test_size=0.25, stratify=load.digits, random_state=seed
@@ -88,16 +90,14 @@ async def split(load: Samples, seed: int) -> Split:
     return Split(Samples(train_images, train_digits), Samples(test_images, test_digits))
 
 
-async def train(model: Model, split: Split) -> Model:
-    await to_thread.run_sync(model.fit, split.train.images, split.train.digits)
+def train(model: Model, split: Split) -> Model:
+    model.fit(split.train.images, split.train.digits)
     return model
 
 
-async def evaluate(split: Split, **models: Model) -> dict[str, Score]:
+def evaluate(split: Split, **models: Model) -> dict[str, Score]:
     """Return the score of each model: of each step that this one depends on, but the split."""
-    return {
-        name: await to_thread.run_sync(score, model, split.test) for name, model in models.items()
-    }
+    return {name: score(model, split.test) for name, model in models.items()}
 
 
 async def best(evaluate: dict[str, Score]) -> str:
@@ -122,14 +122,20 @@ async def report(evaluate: dict[str, Score], best: str) -> str:
 def pipeline(models: Mapping[str, Model]) -> list[WorkflowStep]:
     """Return the steps; the seed is an input of the run."""
     return [
-        WorkflowStep("load", load),
-        WorkflowStep("split", split, depends_on=["load"]),
+        WorkflowStep("load", load, runs_in="thread"),
+        WorkflowStep("split", split, depends_on=["load"], runs_in="thread"),
         *(
-            # A thread can't be stopped, so a time limit would only be found out afterwards.
-            WorkflowStep(name, partial(train, model), depends_on=["split"], timeout_ms=None)
+            # A thread can't be stopped: with a limit it would be abandoned, and train on.
+            WorkflowStep(
+                name,
+                partial(train, model),
+                depends_on=["split"],
+                runs_in="thread",
+                timeout_ms=None,
+            )
             for name, model in models.items()
         ),
-        WorkflowStep("evaluate", evaluate, depends_on=["split", *models]),
+        WorkflowStep("evaluate", evaluate, depends_on=["split", *models], runs_in="thread"),
         WorkflowStep("best", best, depends_on=["evaluate"]),
         WorkflowStep("report", report, depends_on=["evaluate", "best"]),
     ]
@@ -177,6 +183,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if outcome.all_passed:
         print(outcome["report"].output, end="\n\n")
     print(outcome)
+    print("Critical path:", " -> ".join(outcome.critical_path))
     return 0 if outcome.all_passed else 1
 
 

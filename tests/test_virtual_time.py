@@ -6,10 +6,12 @@ import asyncio
 import os
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
 from asyncflow import WorkflowStep, run_pipeline
+from asyncflow._workers import run_in_process, run_in_thread
 from asyncflow.testing import HangError, VirtualTimeLoop, run_in_virtual_time
 
 
@@ -81,6 +83,79 @@ def test_the_clock_stands_still_while_a_thread_works():
         async with asyncio.timeout(1):
             finished = await job
         return finished, loop.time()
+
+    assert run_in_virtual_time(main()) == (True, 0)
+
+
+@pytest.mark.parametrize("is_own", [False, True])
+def test_the_clock_stands_still_while_a_thread_works_on_after_a_cancellation(is_own):
+    released, began = threading.Event(), threading.Event()
+
+    def work():
+        began.set()
+        released.wait()
+
+    async def main():
+        loop = asyncio.get_running_loop()
+        with ThreadPoolExecutor(1) as own:
+            if is_own:
+                loop.set_default_executor(own)
+            job = loop.run_in_executor(own, work)
+            never_begins = loop.run_in_executor(own, work)
+            began.wait()
+            job.cancel()
+            never_begins.cancel()
+            threading.Timer(0.05, released.set).start()
+            await asyncio.sleep(3_600)
+            return released.is_set(), await asyncio.to_thread(lambda: "more"), loop.time()
+
+    assert run_in_virtual_time(main()) == (True, "more", 3_600)
+
+
+def test_a_thread_may_work_on_when_its_loop_is_closed():
+    released, ended = threading.Event(), []
+
+    async def main():
+        job = asyncio.get_running_loop().run_in_executor(own, released.wait)
+        job.add_done_callback(ended.append)
+        await asyncio.sleep(0)
+        job.cancel()
+
+    with ThreadPoolExecutor(1) as own:
+        run_in_virtual_time(main())
+        released.set()
+
+    assert len(ended) == 1
+
+
+def test_the_clock_stands_still_when_told_to():
+    async def main():
+        loop = asyncio.get_running_loop()
+        future = loop.create_future()
+        thread = threading.Timer(0.05, loop.call_soon_threadsafe, (future.set_result, "told"))
+        async with asyncio.timeout(1):
+            with loop.standing_still(), loop.standing_still():
+                loop.call_soon(thread.start)
+                answer = await future
+        thread.join()
+        stood = loop.time()
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(1):
+                await loop.create_future()
+        return answer, stood, loop.time()
+
+    assert run_in_virtual_time(main()) == ("told", 0, 1)
+
+
+def test_a_function_in_a_thread_or_a_process_takes_no_virtual_time():
+    slow = threading.Event().wait
+
+    async def main():
+        loop = asyncio.get_running_loop()
+        async with asyncio.timeout(0.001):
+            await run_in_thread(slow, {"timeout": 0.05}, ends=0.001, on_abandon=print)
+            number = await run_in_process(os.getpid, None)
+        return number != os.getpid(), loop.time()
 
     assert run_in_virtual_time(main()) == (True, 0)
 

@@ -24,6 +24,9 @@ What it does with a file:
 - However large the file is, the memory it takes is bounded: between the steps the rows are in
   scratch files. An empty file fails; one that has only a header is a table without rows.
 
+A source that can't be opened or read, and a database that is locked, are tried three times, with a
+random wait of at most 100 and 200 ms between. What another attempt would not change fails at once.
+
 Progress goes to standard error, and the result, which is one line with the counts and the report
 of the run, to standard output. The exit status is 0 if all steps succeeded, 1 if one failed, 2 if
 the command line is wrong and 130 after Ctrl-C.
@@ -33,6 +36,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import sqlite3
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -40,7 +44,7 @@ from importlib import resources
 from importlib.resources.abc import Traversable
 from pathlib import Path, PurePath
 
-from asyncflow import RunReport, WorkflowStep, run_pipeline
+from asyncflow import Pipeline, Retry, RunReport, after, run_pipeline
 from asyncflow.events import AttemptFailed, AttemptStarted, Event
 from asyncflow.examples._blocking import Checkpoint, in_thread
 from asyncflow.examples._columns import Column, Survey
@@ -49,7 +53,7 @@ from asyncflow.examples._database import Loaded, Table, replace_table
 from asyncflow.examples._names import snake_case, unique_names
 from asyncflow.examples._workspace import Workspace
 
-__all__ = ["PIPELINE", "extract", "load", "main", "notify", "run_etl", "transform", "validate"]
+__all__ = ["extract", "load", "main", "notify", "pipeline", "run_etl", "transform", "validate"]
 
 PENGUINS = resources.files("asyncflow.examples") / "data" / "penguins_raw.csv"
 
@@ -67,70 +71,78 @@ class Validated:
     """What the owner of the data should know."""
 
 
+pipeline = Pipeline("etl")
+
 # What the steps hand on is small. The rows are in the workspace, and the work on them is done in
-# a thread, so that the event loop is free meanwhile.
+# a thread, so that the event loop is free meanwhile. It is not runs_in="thread": such a thread is
+# waited for, and here it shall stop when its step is cancelled.
 
 
+@pipeline.step(max_retries=3, retry=Retry(on=OSError), timeout_ms=600_000)
 async def extract(source: Traversable, workspace: Workspace) -> Dialect:
     """Take a snapshot of the source, and find out its encoding and its delimiter."""
     return await in_thread(_take_snapshot, source, workspace)
 
 
-async def validate(extract: Dialect, workspace: Workspace) -> Validated:
+@pipeline.step(timeout_ms=None)
+async def validate(workspace: Workspace, dialect: Dialect = after(extract)) -> Validated:
     """Find out the types of the columns, and part the rows that suit them from the others."""
-    surveys = await in_thread(_survey_columns, extract, workspace)
+    surveys = await in_thread(_survey_columns, dialect, workspace)
     columns, notes = zip(*(survey.decide() for survey in surveys), strict=True)
-    accepted, quarantined = await in_thread(_part_rows, extract, columns, workspace)
+    accepted, quarantined = await in_thread(_part_rows, dialect, columns, workspace)
     return Validated(columns, accepted, quarantined, tuple(filter(None, notes)))
 
 
+@pipeline.step(timeout_ms=None)
 async def transform(
-    source: Traversable, extract: Dialect, validate: Validated, workspace: Workspace
+    source: Traversable,
+    workspace: Workspace,
+    dialect: Dialect = after(extract),
+    validated: Validated = after(validate),
 ) -> Table:
     """Convert the accepted rows to values, and give the table and its columns their names."""
-    await in_thread(_convert_rows, validate.columns, workspace)
-    headers = [column.header for column in validate.columns]
+    await in_thread(_convert_rows, validated.columns, workspace)
+    headers = [column.header for column in validated.columns]
     names = unique_names(headers, taken=["source_line"])
-    kinds = [column.kind for column in validate.columns]
+    kinds = [column.kind for column in validated.columns]
     return Table(
         name=_table_name(source),
         columns=tuple(zip(names, kinds, strict=True)),
         source=source.name,
-        encoding=extract.encoding,
-        delimiter=extract.delimiter,
+        encoding=dialect.encoding,
+        delimiter=dialect.delimiter,
     )
 
 
-async def load(transform: Table, database: Path, workspace: Workspace) -> Loaded:
+# Worth another attempt is a database that somebody else has locked. One that is damaged is not.
+@pipeline.step(max_retries=3, retry=Retry(on=sqlite3.OperationalError), timeout_ms=600_000)
+async def load(database: Path, workspace: Workspace, table: Table = after(transform)) -> Loaded:
     """Write the rows and the quarantine into the database, all or nothing."""
-    return await in_thread(_fill_database, transform, database, workspace)
+    return await in_thread(_fill_database, table, database, workspace)
 
 
-async def notify(validate: Validated, transform: Table, load: Loaded, database: Path) -> None:
+@pipeline.step
+async def notify(
+    database: Path,
+    validated: Validated = after(validate),
+    table: Table = after(transform),
+    loaded: Loaded = after(load),
+) -> None:
     """Tell in one line what was loaded, and on standard error what to know about it."""
-    for note in validate.notes:
+    for note in validated.notes:
         print(f"note: {note}", file=sys.stderr)
     print(
-        f"{transform.source}: {load.rows} row(s) loaded into table {transform.name!r} of "
-        f"{database}, {load.quarantined} quarantined",
+        f"{table.source}: {loaded.rows} row(s) loaded into table {table.name!r} of "
+        f"{database}, {loaded.quarantined} quarantined",
         flush=True,
     )
-
-
-PIPELINE = [
-    WorkflowStep("extract", extract, max_retries=3, timeout_ms=600_000),
-    WorkflowStep("validate", validate, ["extract"], timeout_ms=None),
-    WorkflowStep("transform", transform, ["extract", "validate"], timeout_ms=None),
-    WorkflowStep("load", load, ["transform"], max_retries=3, timeout_ms=600_000),
-    WorkflowStep("notify", notify, ["validate", "transform", "load"]),
-]
 
 
 async def run_etl(source: Traversable, database: Path) -> RunReport:
     """Run the pipeline for one file and return its report."""
     with Workspace() as workspace:
         inputs = {"source": source, "database": database, "workspace": workspace}
-        return await run_pipeline(PIPELINE, inputs=inputs, observers=[show_progress])
+        return await run_pipeline(pipeline, inputs=inputs, observers=[show_progress])
 
 
 def show_progress(event: Event) -> None:

@@ -11,8 +11,9 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from graphlib import TopologicalSorter
 from typing import Any
 
@@ -31,8 +32,14 @@ class Result:
     error: Exception | None = None
 
 
-async def run_by_hand(steps: Sequence[WorkflowStep]) -> dict[str, Result]:
-    """Run the steps tier by tier; one that fails for good cancels its siblings and ends the run."""
+async def run_by_hand(
+    steps: Sequence[WorkflowStep], slots: asyncio.Semaphore | None = None
+) -> dict[str, Result]:
+    """Run the steps tier by tier; one that fails for good cancels its siblings and ends the run.
+
+    With slots, an attempt waits for one of them first.
+    """
+    run_step = _run_step if slots is None else partial(_run_step_in_slot, slots)
     by_name = {step.name: step for step in steps}
     sorter = TopologicalSorter({step.name: step.depends_on for step in steps})
     sorter.prepare()
@@ -42,7 +49,7 @@ async def run_by_hand(steps: Sequence[WorkflowStep]) -> dict[str, Result]:
         try:
             async with asyncio.TaskGroup() as group:
                 for name in tier:
-                    group.create_task(_run_step(by_name[name], results), name=name)
+                    group.create_task(run_step(by_name[name], results), name=name)
         except ExceptionGroup:
             break
         sorter.done(*tier)
@@ -68,3 +75,36 @@ async def _run_step(step: WorkflowStep, results: dict[str, Result]) -> None:
         log.debug("%s: done in %.0f ms", step.name, duration_ms)
         results[step.name] = Result(step.name, "SUCCESS", attempt, duration_ms, output)
         return
+
+
+async def _run_step_in_slot(
+    slots: asyncio.Semaphore, step: WorkflowStep, results: dict[str, Result]
+) -> None:
+    # Around all attempts, as one writes it if there is just one: a limit on the time of an
+    # attempt must not count the wait.
+    async with slots:
+        await _run_step(step, results)
+
+
+async def map_by_hand(
+    action: Callable[[Any], Awaitable[Any]], items: Iterable[Any], limit: int, timeout_s: float
+) -> list[Result]:
+    """Call the action for each item, so many at the same time; keep what became of each."""
+    slots = asyncio.Semaphore(limit)
+
+    async def one(index: int, item: Any) -> Result:
+        async with slots:
+            started = time.perf_counter()
+            name = f"item {index}"
+            log.debug("%s", name)
+            try:
+                output = await asyncio.wait_for(action(item), timeout_s)
+            except Exception as error:
+                duration_ms = (time.perf_counter() - started) * 1000
+                log.debug("%s: failed after %.0f ms", name, duration_ms)
+                return Result(name, "FAILED", 1, duration_ms, error=error)
+            duration_ms = (time.perf_counter() - started) * 1000
+            log.debug("%s: done in %.0f ms", name, duration_ms)
+            return Result(name, "SUCCESS", 1, duration_ms, output)
+
+    return await asyncio.gather(*(one(index, item) for index, item in enumerate(items)))

@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import json
+import sys
+import threading
 import types
 from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Iterator
 from contextlib import contextmanager
+from functools import partial
+from itertools import dropwhile
 from typing import Any
 
 import pytest
 
-from asyncflow._awaiting import awaiting_line
+from asyncflow._awaiting import awaiting_line, own_line
 
 
 @types.coroutine
@@ -179,6 +184,58 @@ def test_what_is_not_suspended_waits_at_an_unknown_place() -> None:
     assert awaiting_line(coroutine) == "an unknown place"
     assert awaiting_line(None) == "an unknown place"
     assert awaiting_line("anything") == "an unknown place"
+
+
+def frames_of(thread: int) -> Iterator[types.FrameType]:
+    frame = sys._current_frames().get(thread)
+    while frame is not None:
+        yield frame
+        frame = frame.f_back
+
+
+def calls_the_library(call: Callable[[str], object]) -> None:
+    json.loads("1", parse_int=call)  # here
+
+
+def test_a_line_of_the_users_own_is_named_before_one_of_the_standard_library() -> None:
+    lines = list[str]()
+
+    def called_back(_: str) -> None:
+        inside = list(frames_of(threading.get_ident()))
+        in_json = dropwhile(lambda frame: frame.f_code.co_filename == __file__, inside)
+        lines.append(own_line(in_json))
+
+    calls_the_library(called_back)
+
+    assert lines == [place(calls_the_library, "# here")]
+
+
+def test_the_innermost_is_named_if_none_is_the_users_own() -> None:
+    release = threading.Event()
+    thread = threading.Thread(target=release.wait)
+    thread.start()
+    try:
+        assert thread.ident is not None
+        assert own_line(frames_of(thread.ident)).split(" in ")[1] in {
+            "Condition.wait",
+            "Event.wait",
+        }
+    finally:
+        release.set()
+        thread.join()
+
+
+def test_a_line_that_was_typed_in_is_the_users_own() -> None:
+    code = "async def typed(wait):\n    await wait()"
+    names: dict[str, Any] = {"__name__": "__main__"}
+    exec(compile(code, "<stdin>", "exec"), names)
+
+    async def outer(waits: Any) -> None:
+        await waits
+
+    asleep = names["typed"](partial(asyncio.sleep, 0))
+    with suspended(outer(asleep)) as coroutine:
+        assert awaiting_line(coroutine) == "<stdin>:2 in typed"
 
 
 # Of the mutants that mutmut makes of `_awaiting`, one survives, with another word for a module that

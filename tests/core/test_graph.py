@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import itertools
 import json
@@ -26,7 +27,7 @@ from asyncflow import (
     parallel_groups,
     topological_sort,
 )
-from asyncflow._graph import Binding, Shape, bind, plan
+from asyncflow._graph import ITEM, Binding, Plan, Shape, bind, bind_conditions, plan
 
 TRACES = Path(
     os.environ.get("ASYNCFLOW_TRACES")
@@ -220,6 +221,180 @@ class TestShape:
     def test_a_shape_knows_no_other_step(self) -> None:
         with pytest.raises(KeyError):
             Shape(plan([]))["a"]
+
+
+DIAMOND: Edges = {"d": ["b", "c"], "c": ["a"], "b": ["a"], "a": [], "e": ["d"], "f": []}
+
+
+def assert_equal(one: Plan, other: Plan) -> None:
+    assert list(one.dependents) == list(other.dependents)
+    assert dataclasses.replace(one, dependents=other.dependents) == other
+
+
+class TestTargets:
+    @given(graphs(), st.data())
+    def test_the_plan_holds_the_targets_and_all_that_they_depend_on(
+        self, edges: Edges, data: st.DataObject
+    ) -> None:
+        steps = steps_of(edges)
+        targets = data.draw(st.lists(st.sampled_from(list(edges)))) if edges else []
+
+        planned = plan(steps, targets)
+
+        oracle = oracle_of(edges)
+        needed = set(targets).union(*(nx.ancestors(oracle, target) for target in targets))
+        kept = [step for step in steps if step.name in needed]
+        assert_equal(planned, plan(kept))
+        assert list(planned.index) == [step.name for step in kept]
+
+    def test_without_targets_all_steps_are_run(self) -> None:
+        steps = steps_of(DIAMOND)
+
+        assert_equal(plan(steps, None), plan(steps))
+        assert plan(steps, []).steps == ()
+        assert_equal(plan(steps, DIAMOND), plan(steps))
+
+    def test_targets_may_be_any_iterable_of_names(self) -> None:
+        for targets in (["c", "f"], ("f", "c"), {"c": 1, "f": 2}, iter(["c", "f", "c"])):
+            assert list(plan(steps_of(DIAMOND), targets).index) == ["c", "a", "f"]
+
+    @pytest.mark.parametrize(
+        ("targets", "message"),
+        [
+            (["a", "extrakt"], "targets name unknown step 'extrakt' (did you mean 'extract'?)"),
+            (["zzz"], "targets name unknown step 'zzz'"),
+            ([3], "targets name unknown step 3"),
+            ([None], "targets name unknown step None"),
+        ],
+    )
+    def test_an_unknown_target_is_refused_with_the_nearest_name(
+        self, targets: Any, message: str
+    ) -> None:
+        with pytest.raises(ValueError, match="unknown step") as refused:
+            plan(steps_of({"a": [], "extract": ["a"]}), targets)
+
+        assert str(refused.value) == message
+
+    @pytest.mark.parametrize("targets", ["a", "extract", 3, True, nothing])
+    def test_what_is_no_list_of_names_is_refused(self, targets: Any) -> None:
+        with pytest.raises(TypeError) as refused:
+            plan(steps_of({"a": []}), targets)
+
+        assert str(refused.value) == (
+            "targets must be a list of step names; put a single one in a list"
+        )
+
+    @pytest.mark.parametrize(
+        ("others", "what"),
+        [({"x": ["y"], "y": ["x"]}, "circle"), ({"x": ["y"]}, "unknown step 'y'")],
+    )
+    def test_what_is_left_out_must_be_valid_too(self, others: Edges, what: str) -> None:
+        with pytest.raises(ValueError, match=what):
+            plan(steps_of({"a": [], **others}), ["a"])
+
+    def test_a_clean_up_step_without_dependencies_does_not_bring_all_others_with_it(self) -> None:
+        tidy = WorkflowStep("tidy", nothing, run_if="always")
+        steps = [tidy, *steps_of({"a": [], "b": ["a"]})]
+
+        assert list(plan(steps, ["tidy"]).index) == ["tidy"]
+        assert list(plan(steps, ["a"]).index) == ["a"]
+        planned = plan(steps, ["tidy", "a"])
+        assert planned.order == [1, 0]
+        assert planned.dependencies == [(1,), ()]
+
+
+def cleanup(name: str, depends_on: Iterable[str] = (), run_if: Any = "always") -> WorkflowStep:
+    return WorkflowStep(name, nothing, depends_on, run_if=run_if)
+
+
+class TestCleanUp:
+    def test_a_clean_up_step_that_names_no_dependencies_comes_after_all_others(self) -> None:
+        steps = [
+            cleanup("tidy"),
+            *steps_of({"a": [], "b": ["a"]}),
+            cleanup("log", run_if="failure"),
+        ]
+
+        planned = plan(steps)
+
+        assert parallel_groups(steps) == [["a"], ["b"], ["tidy", "log"]]
+        assert planned.dependencies == [(1, 2), (), (1,), (1, 2)]
+        assert list(map(sorted, planned.dependents)) == [[], [0, 2, 3], [0, 3], []]
+        assert planned.cleanups == {0, 3}
+        assert planned.special == (0, 3)
+        assert dict(Shape(planned)) == {
+            "a": (),
+            "b": ("a",),
+            "tidy": ("a", "b"),
+            "log": ("a", "b"),
+        }
+
+    def test_one_that_names_its_dependencies_comes_after_these(self) -> None:
+        steps = [cleanup("tidy", ["a"]), *steps_of({"a": [], "b": ["a"], "c": ["b"]})]
+
+        planned = plan(steps)
+
+        assert parallel_groups(steps) == [["a"], ["tidy", "b"], ["c"]]
+        assert dict(Shape(planned))["tidy"] == ("a",)
+        assert planned.cleanups == {0}
+
+    def test_what_depends_on_one_comes_after_it_and_is_no_dependency_of_it(self) -> None:
+        steps = [
+            *(cleanup("one"), cleanup("two")),
+            *steps_of({"a": [], "after": ["one"], "last": ["a", "after"]}),
+            cleanup("own", ["a"]),
+        ]
+
+        planned = plan(steps)
+
+        assert parallel_groups(steps) == [["a"], ["own"], ["one", "two"], ["after"], ["last"]]
+        assert dict(Shape(planned))["one"] == ("a", "own")
+        assert dict(Shape(planned))["two"] == ("a", "own")
+
+    def test_clean_up_steps_may_be_all_there_is(self) -> None:
+        steps = [cleanup("one"), cleanup("two"), *steps_of({"after": ["two"]})]
+
+        assert parallel_groups(steps) == [["one", "two"], ["after"]]
+        assert dict(Shape(plan(steps))) == {"one": (), "two": (), "after": ("two",)}
+
+    def test_one_is_never_shown_as_a_part_of_a_cycle_among_the_others(self) -> None:
+        steps = [cleanup("tidy"), *steps_of({"a": ["b"], "b": ["a"]})]
+
+        with pytest.raises(CyclicDependencyError) as refused:
+            plan(steps)
+
+        assert refused.value.cycle == ["a", "b", "a"]
+
+    @given(graphs(), st.data())
+    def test_they_make_no_cycle_and_come_after_all_but_what_comes_after_them(
+        self, edges: Edges, data: st.DataObject
+    ) -> None:
+        chosen = data.draw(st.sets(st.sampled_from(list(edges)))) if edges else set()
+        steps = [
+            cleanup(name, needs) if name in chosen else WorkflowStep(name, nothing, needs)
+            for name, needs in edges.items()
+        ]
+
+        shape = Shape(plan(steps))
+
+        last = {name for name in chosen if not edges[name]}
+        oracle = oracle_of(edges)
+        after_them = last.union(*(nx.descendants(oracle, name) for name in last))
+        others = tuple(name for name in edges if name not in after_them)
+        for name, needs in edges.items():
+            assert shape[name] == (others if name in last else tuple(needs))
+        assert set(topological_sort(steps)) == edges.keys()
+
+    def test_steps_with_policies_are_known(self) -> None:
+        steps = [
+            WorkflowStep("a", nothing, max_retries=3, timeout_ms=5, retry=7),
+            WorkflowStep("b", nothing, when=bool),
+            WorkflowStep("c", nothing, deadline_ms=5),
+        ]
+
+        planned = plan(steps)
+
+        assert (planned.special, planned.cleanups) == ((1, 2), frozenset())
 
 
 def layered(count: int, needs: int = 3, width: int = 50) -> list[WorkflowStep]:
@@ -442,3 +617,97 @@ class TestBinding:
         back = pickle.loads(pickle.dumps(steps))
 
         assert bind(plan(back)) == bind(plan(steps)) == [(), (("a", 0),)]
+
+    def test_a_keyword_that_a_dependency_and_an_input_provide_is_refused(self) -> None:
+        for action in (takes_all, takes_a_and_all):
+            with pytest.raises(ValueError, match="parameter 'b' of step 'load' is provided twice"):
+                binding_of(action, ["a", "b"], ["b"])
+        bound = functools.partial(takes_all, b=1)
+        assert binding_of(bound, ["a", "b"], ["b"]) == {"a": "<a"}
+
+
+class TestMapOver:
+    @pytest.mark.parametrize(
+        ("action", "depends_on", "expected"),
+        [
+            (takes_a, ["a"], (("a", ITEM),)),
+            (takes_a_and_b, ["a", "b"], (("a", ITEM), ("b", 1))),
+            (takes_a_and_b, {"a": "b", "b": "a"}, (("a", 1), ("b", ITEM))),
+            (takes_a_and_b, {"a": "a", "b": "a"}, (("a", ITEM), ("b", ITEM))),
+            (takes_all, ["b", "a"], (("b", 1), ("a", ITEM))),
+            (takes_all, {"x": "a"}, (("x", ITEM),)),
+        ],
+    )
+    def test_the_item_stands_in_the_place_of_the_output(
+        self, action: Callable[..., Any], depends_on: Any, expected: Binding
+    ) -> None:
+        steps = [WorkflowStep(name, nothing) for name in "ab"]
+        planned = plan([*steps, WorkflowStep("load", action, depends_on, map_over="a")])
+
+        assert bind(planned) == [(), (), expected]
+
+    def test_its_place_is_no_step(self) -> None:
+        assert ITEM not in plan(steps_of({"a": [], "b": []})).index.values()
+
+
+class TestConditions:
+    def test_a_condition_gets_its_data_by_parameter_name_as_the_action_does(self) -> None:
+        def when(b: int, url: str, limit: int = 3) -> bool:
+            return bool(b)
+
+        steps = [
+            *steps_of({"a": [], "b": []}),
+            WorkflowStep("load", takes_a, ["a", "b"], when=when),
+            WorkflowStep("plain", takes_a, ["a"]),
+            WorkflowStep("pooled", nothing, deadline_ms=5),
+            WorkflowStep("free", nothing, when=lambda: True),
+        ]
+        planned = plan(steps)
+
+        conditions = bind_conditions(planned, {"url"})
+
+        assert conditions == {2: (("b", 1), ("url", "url")), 5: ()}
+        assert bind(planned, {"url"})[2] == (("a", 0),)
+        assert bind_conditions(plan(steps_of({"a": []}))) == {}
+
+    def test_a_condition_of_a_mapped_step_sees_all_that_it_maps_over(self) -> None:
+        def when(a: list[int]) -> bool:
+            return bool(a)
+
+        load = WorkflowStep("load", takes_a, ["a"], map_over="a", when=when)
+        planned = plan([WorkflowStep("a", nothing), load])
+
+        assert bind_conditions(planned) == {1: (("a", 0),)}
+        assert bind(planned) == [(), (("a", ITEM),)]
+
+    def test_a_condition_uses_the_names_of_the_mapping(self) -> None:
+        def when(x: int) -> bool:
+            return bool(x)
+
+        async def load(x: int) -> None: ...
+
+        planned = plan(
+            [WorkflowStep("a", nothing), WorkflowStep("load", load, {"x": "a"}, when=when)]
+        )
+
+        assert bind_conditions(planned) == {1: (("x", 0),)}
+
+    def test_what_nothing_provides_to_a_condition_is_refused(self) -> None:
+        def when(rows: int) -> bool:
+            return bool(rows)
+
+        planned = plan([WorkflowStep("load", nothing, when=when)])
+
+        with pytest.raises(ValueError, match="nothing provides parameter 'rows' of step 'load'"):
+            bind_conditions(planned, {"url"})
+        with pytest.raises(ValueError, match=r"did you mean 'row'\?"):
+            bind_conditions(planned, {"row"})
+
+    def test_what_is_provided_twice_to_a_condition_is_refused(self) -> None:
+        def when(a: int) -> bool:
+            return bool(a)
+
+        steps = [WorkflowStep("a", nothing), WorkflowStep("load", nothing, ["a"], when=when)]
+
+        with pytest.raises(ValueError, match="parameter 'a' of step 'load' is provided twice"):
+            bind_conditions(plan(steps), {"a"})

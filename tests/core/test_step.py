@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from asyncflow import Retry, WorkflowStep
+from asyncflow import Pipeline, Pool, Retry, WorkflowStep
 from asyncflow._step import NO_PARAMETERS, Signature
 
 
@@ -188,36 +188,43 @@ class TestMaxRetries:
         assert WorkflowStep("load", nothing).max_retries == 1
 
 
-class TestTimeout:
+each_limit = pytest.mark.parametrize("limit", ["timeout_ms", "deadline_ms", "heartbeat_ms"])
+
+
+class TestLimits:
+    @each_limit
     @pytest.mark.parametrize("value", [True, False, "1", Decimal(1), 1j, [], nothing])
-    def test_must_be_a_number_or_none(self, value: Any) -> None:
+    def test_must_be_a_number_or_none(self, limit: str, value: Any) -> None:
         with pytest.raises(TypeError) as refused:
-            WorkflowStep("load", nothing, timeout_ms=value)
+            WorkflowStep("load", nothing, **{limit: value})
 
         assert str(refused.value) == (
-            f"step 'load': timeout_ms must be a number or None, not {type(value).__name__}"
+            f"step 'load': {limit} must be a number or None, not {type(value).__name__}"
         )
 
+    @each_limit
     @pytest.mark.parametrize(
         "value",
         # The last one is above 0 in milliseconds, but not in seconds.
         [0, -1, 0.0, -0.0, -0.5, math.nan, math.inf, -math.inf, 10**400, -(10**400), 5e-324],
     )
-    def test_must_be_finite_and_above_zero(self, value: float) -> None:
-        with pytest.raises(ValueError, match="timeout_ms") as refused:
-            WorkflowStep("load", nothing, timeout_ms=value)
+    def test_must_be_finite_and_above_zero(self, limit: str, value: float) -> None:
+        with pytest.raises(ValueError, match=limit) as refused:
+            WorkflowStep("load", nothing, **{limit: value})  # type: ignore[arg-type]
 
         assert str(refused.value) == (
-            f"step 'load': timeout_ms must be finite and above 0, not {value}; "
-            "use None for no limit"
+            f"step 'load': {limit} must be finite and above 0, not {value}; use None for no limit"
         )
 
+    @each_limit
     @pytest.mark.parametrize("value", [None, 1, 0.001, 1e-320, 30_000, 1e300, sys.float_info.max])
-    def test_is_kept(self, value: float | None) -> None:
-        assert WorkflowStep("load", nothing, timeout_ms=value).timeout_ms == value
+    def test_is_kept(self, limit: str, value: Any) -> None:
+        assert getattr(WorkflowStep("load", nothing, **{limit: value}), limit) == value
 
-    def test_is_thirty_seconds_if_not_given(self) -> None:
-        assert WorkflowStep("load", nothing).timeout_ms == 30_000
+    def test_is_thirty_seconds_an_attempt_if_not_given_and_nothing_else(self) -> None:
+        step = WorkflowStep("load", nothing)
+
+        assert (step.timeout_ms, step.deadline_ms, step.heartbeat_ms) == (30_000, None, None)
 
 
 class TestRetry:
@@ -239,7 +246,7 @@ class TestRetry:
             WorkflowStep("load", nothing, retry=value)
 
         assert str(refused.value) == (
-            f"step 'load': retry must be finite and not below 0 ms, not {value}"
+            f"step 'load': retry must be finite and at least 0 ms, not {value}"
         )
 
     @pytest.mark.parametrize("value", [0, 0.0, 1e-300, 1, 60_000, sys.float_info.max])
@@ -255,6 +262,253 @@ class TestRetry:
 
     def test_is_at_once_if_not_given(self) -> None:
         assert WorkflowStep("load", nothing).retry.delay_ms(1, OSError(), float) == 0
+
+
+def plain() -> None: ...
+
+
+async def rows() -> AsyncIterator[int]:
+    yield 1
+
+
+class TestPool:
+    def test_is_kept(self) -> None:
+        pool = Pool(3)
+
+        assert WorkflowStep("load", nothing, pool=pool).pool is pool
+        assert WorkflowStep("load", nothing).pool is None
+
+    @pytest.mark.parametrize(
+        ("value", "hint"),
+        [
+            (3, "; make one, Pool(3), and share it"),
+            (True, ""),
+            (3.0, ""),
+            ("openai", ""),
+            (Pool, ""),
+        ],
+    )
+    def test_must_be_a_pool(self, value: Any, hint: str) -> None:
+        with pytest.raises(TypeError) as refused:
+            WorkflowStep("load", nothing, pool=value)
+
+        assert str(refused.value) == (
+            f"step 'load': pool must be a Pool or None, not {type(value).__name__}{hint}"
+        )
+
+
+class TestMapOver:
+    @pytest.mark.parametrize(
+        ("action", "depends_on"),
+        [
+            (takes_x, ["x"]),
+            (takes_x, {"x": "x"}),
+            (takes_anything, ["x"]),
+            (lambda **others: nothing(), ["x"]),
+        ],
+    )
+    def test_is_one_of_the_dependencies(self, action: Any, depends_on: Any) -> None:
+        assert WorkflowStep("load", action, depends_on, map_over="x").map_over == "x"
+
+    def test_may_go_to_a_parameter_of_another_name(self) -> None:
+        assert WorkflowStep("load", takes_x, {"x": "rows"}, map_over="rows").map_over == "rows"
+
+    @pytest.mark.parametrize("source", ["rows", "", 3, ["x"]])
+    def test_must_be_a_dependency(self, source: Any) -> None:
+        with pytest.raises(ValueError, match="maps over") as refused:
+            WorkflowStep("load", takes_x, ["x"], map_over=source)
+
+        assert str(refused.value) == (
+            f"step 'load' maps over {source!r}, which is not one of its dependencies; "
+            "name it in depends_on too"
+        )
+
+    @pytest.mark.parametrize(
+        ("action", "depends_on", "parameters"),
+        [
+            (nothing, ["rows"], []),
+            (takes_x, ["rows"], []),
+            (takes_x, ["other", "rows"], [("x", "other")]),
+            (functools.partial(takes_x, x=1), ["x", "rows"], []),
+        ],
+    )
+    def test_must_have_a_parameter_that_receives_the_items(
+        self, action: Any, depends_on: Any, parameters: Any
+    ) -> None:
+        with pytest.raises(ValueError, match="maps over") as refused:
+            WorkflowStep("load", action, depends_on, map_over="rows", parameters=parameters)
+
+        assert str(refused.value) == (
+            "step 'load' maps over 'rows', but its action has no parameter of that name that "
+            "could receive the items; add one, or map it in depends_on"
+        )
+
+
+def test_an_action_in_another_process_can_give_no_signs_of_life() -> None:
+    told = (
+        "step 'a': heartbeat_ms does not work with runs_in='process', because current_step() is "
+        "not there in another process; use timeout_ms"
+    )
+
+    for make in (
+        lambda: WorkflowStep("a", print, runs_in="process", heartbeat_ms=50),
+        lambda: Pipeline("etl").step(print, name="a", runs_in="process", heartbeat_ms=50),
+    ):
+        with pytest.raises(ValueError, match="heartbeat_ms") as refused:
+            make()
+
+        assert str(refused.value) == told
+
+
+class TestWhen:
+    @pytest.mark.parametrize("when", [bool, lambda: True, functools.partial(max, 1, 2)])
+    def test_may_be_any_plain_callable(self, when: Any) -> None:
+        assert WorkflowStep("load", nothing, when=when).when == when
+
+    @pytest.mark.parametrize("when", [True, False, 0, "yes", []])
+    def test_must_be_callable(self, when: Any) -> None:
+        with pytest.raises(TypeError) as refused:
+            WorkflowStep("load", nothing, when=when)
+
+        assert str(refused.value) == (
+            f"step 'load': when must be callable, not {type(when).__name__}"
+        )
+
+    @pytest.mark.parametrize("when", [nothing, functools.partial(takes_x, 1), Loader().load, rows])
+    def test_must_not_be_async(self, when: Any) -> None:
+        with pytest.raises(TypeError) as refused:
+            WorkflowStep("load", nothing, when=when)
+
+        assert str(refused.value) == (
+            "step 'load': when must be a plain function; what takes time to find out belongs "
+            "into a step of its own, whose output this one can look at"
+        )
+
+    def test_has_a_signature_of_its_own(self) -> None:
+        step = WorkflowStep("load", takes_x, ["x"], when=lambda x, y=1: x)
+
+        assert step.condition == signature("x", "y", required="x")
+        assert step.signature == signature("x", required="x")
+        assert WorkflowStep("load", takes_x, ["x"]).condition is NO_PARAMETERS
+
+    def test_must_not_have_a_required_positional_only_parameter(self) -> None:
+        def when(table: str, /) -> bool:
+            return bool(table)
+
+        with pytest.raises(TypeError) as refused:
+            WorkflowStep("load", nothing, when=when)
+
+        assert str(refused.value) == (
+            "step 'load': parameter 'table' of its condition is positional-only, but conditions "
+            "get their data by parameter name; remove the '/'"
+        )
+
+
+class TestRunIf:
+    @pytest.mark.parametrize("value", ["success", "failure", "always"])
+    def test_is_kept(self, value: Any) -> None:
+        assert WorkflowStep("load", nothing, run_if=value).run_if == value
+
+    @pytest.mark.parametrize("value", [None, True, "", "Failure", "never", 1, []])
+    def test_must_be_one_of_three(self, value: Any) -> None:
+        with pytest.raises(ValueError, match="run_if") as refused:
+            WorkflowStep("load", nothing, run_if=value)
+
+        assert str(refused.value) == (
+            f"step 'load': run_if must be one of 'success', 'failure', 'always', not {value!r}"
+        )
+
+    def test_is_success_if_not_given(self) -> None:
+        assert WorkflowStep("load", nothing).run_if == "success"
+
+
+class TestRunsIn:
+    @pytest.mark.parametrize(
+        ("value", "action"), [("loop", nothing), ("thread", plain), ("process", plain)]
+    )
+    def test_is_kept(self, value: Any, action: Any) -> None:
+        assert WorkflowStep("load", action, runs_in=value).runs_in == value
+
+    def test_is_the_loop_if_not_given(self) -> None:
+        assert WorkflowStep("load", nothing).runs_in == "loop"
+
+    @pytest.mark.parametrize("value", [None, True, "", "threads", "Loop", 1, []])
+    def test_must_be_one_of_three(self, value: Any) -> None:
+        with pytest.raises(ValueError, match="runs_in") as refused:
+            WorkflowStep("load", plain, runs_in=value)
+
+        assert str(refused.value) == (
+            f"step 'load': runs_in must be one of 'loop', 'thread', 'process', not {value!r}"
+        )
+
+    @pytest.mark.parametrize("value", ["thread", "process"])
+    @pytest.mark.parametrize("action", [nothing, functools.partial(takes_x, 1), Loader().load])
+    def test_must_be_the_loop_for_an_async_function(self, value: Any, action: Any) -> None:
+        with pytest.raises(TypeError) as refused:
+            WorkflowStep("load", action, runs_in=value)
+
+        assert str(refused.value) == (
+            f"step 'load': an async function runs in the event loop, and runs_in={value!r} is for "
+            "plain ones; leave it out, or make the action a plain function"
+        )
+
+    @pytest.mark.parametrize("value", ["thread", "process"])
+    def test_takes_no_async_generator_function_either(self, value: Any) -> None:
+        with pytest.raises(TypeError, match="async generator function"):
+            WorkflowStep("load", rows, runs_in=value)
+
+    def test_takes_a_lambda_in_a_thread_but_not_in_a_process(self) -> None:
+        action = lambda: 1  # noqa: E731
+
+        assert WorkflowStep("load", action, runs_in="thread").action is action
+        with pytest.raises(TypeError) as refused:
+            WorkflowStep("load", action, runs_in="process")
+
+        assert str(refused.value).startswith(
+            "step 'load': its action cannot be sent to another process; use a function that is "
+            "defined at the top of a module ("
+        )
+        assert str(refused.value).endswith(f"({refused.value.__cause__})")
+
+    def test_asks_no_object_that_raises_something_of_its_own_for_more(self) -> None:
+        class Sullen:
+            def __call__(self) -> None: ...
+
+            def __reduce__(self) -> str:
+                raise RuntimeError("no")
+
+        with pytest.raises(TypeError, match=r"defined at the top of a module \(no\)$"):
+            WorkflowStep("load", Sullen(), runs_in="process")
+
+
+class TestPlain:
+    def test_a_step_with_attempts_a_timeout_and_pauses_is_plain(self) -> None:
+        for options in (
+            {},
+            {"max_retries": 3, "timeout_ms": 5, "retry": 7},
+            {"timeout_ms": None, "retry": Retry(on=OSError)},
+        ):
+            assert WorkflowStep("load", nothing, **options).is_plain  # type: ignore[arg-type]
+
+    @pytest.mark.parametrize(
+        "options",
+        [
+            {"pool": Pool(1)},
+            {"map_over": "x"},
+            {"when": bool},
+            {"deadline_ms": 5},
+            {"heartbeat_ms": 5},
+            {"run_if": "always"},
+            {"run_if": "failure"},
+            {"runs_in": "thread", "action": plain, "depends_on": []},
+            {"runs_in": "process", "action": plain, "depends_on": []},
+            {"retry": Retry(until=bool)},
+        ],
+    )
+    def test_a_step_with_any_other_policy_is_not(self, options: Any) -> None:
+        step = WorkflowStep(**{"name": "load", "action": takes_x, "depends_on": ["x"], **options})
+
+        assert not step.is_plain
 
 
 class TestDependsOn:
@@ -355,6 +609,11 @@ class TestDependsOn:
 
         assert step.parameters == (("anything", "extract"),)
 
+    def test_a_list_may_be_mapped_in_part(self) -> None:
+        step = WorkflowStep("load", takes_x, ["a", "b"], parameters={"x": "b"})
+
+        assert (step.depends_on, step.parameters) == (("a", "b"), (("x", "b"),))
+
     def test_must_hold_the_steps_that_parameters_names(self) -> None:
         with pytest.raises(ValueError, match="not one of its dep") as refused:
             WorkflowStep("load", takes_x, ["a"], parameters=[("x", "b")])
@@ -431,6 +690,12 @@ class TestData:
             {"max_retries": 2},
             {"timeout_ms": 1},
             {"retry": 1},
+            {"deadline_ms": 1},
+            {"heartbeat_ms": 1},
+            {"pool": Pool(1)},
+            {"map_over": "a"},
+            {"when": bool},
+            {"run_if": "always"},
         ):
             assert dataclasses.replace(step, **change) != step  # type: ignore[arg-type]
         assert step != "load"
@@ -550,7 +815,7 @@ class TestSignature:
 
 # Of the mutants that mutmut makes of `_step`, these survive, since they differ in nothing:
 #
-# - `_check_timeout` with `0 <=` for `0 <`: 0 seconds are refused anyway; or with 1001 for 1000: no
+# - `_check_limit` with `0 <=` for `0 <`: 0 seconds are refused anyway; or with 1001 for 1000: no
 #   float lies between what the two of them turn into 0 seconds.
-# - `_signature` that takes its short way for functions without parameters less often: `inspect`
+# - `signature_of` that takes its short way for functions without parameters less often: `inspect`
 #   comes to the same answer, only later.

@@ -145,7 +145,7 @@ async def test_a_step_whose_task_a_stranger_cancels_before_its_first_line_is_sta
 
     async def attacker():
         for task in asyncio.all_tasks() - {asyncio.current_task()}:
-            if "_run_step" in repr(task.get_coro()):
+            if "_run_unit" in repr(task.get_coro()):
                 task.cancel()
 
     report = await run_pipeline(
@@ -205,7 +205,7 @@ async def test_the_watchdog_looks_at_thousands_of_innocent_steps_at_no_cost(monk
     if not isinstance(loop, VirtualTimeLoop):
         pytest.skip("it looks after five seconds, which are too long in real time")
     looked = []
-    monkeypatch.setattr("asyncflow._run.Run._where", lambda *_: looked.append(1))
+    monkeypatch.setattr("asyncflow._watchdog.Watchdog._where", lambda *_: looked.append(1))
 
     async def long():
         await asyncio.sleep(5.6)

@@ -240,7 +240,7 @@ async def test_a_stranger_who_cancels_a_step_in_its_backoff_does_not_shorten_it(
     async def first_fails():
         if current_step().attempt == 1:
             loop = asyncio.get_running_loop()
-            steps_task = next(t for t in asyncio.all_tasks() if "_run_step" in repr(t.get_coro()))
+            steps_task = next(t for t in asyncio.all_tasks() if "_run_unit" in repr(t.get_coro()))
             loop.call_later(0.005, steps_task.cancel)
             raise ValueError
         return "recovered"

@@ -11,10 +11,10 @@ import itertools
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from turn_counting import TurnCountingLoop
 
 from asyncflow import StepStatus, StepTimeoutError, WorkflowStep, run_pipeline
 from asyncflow.events import AttemptStarted, RunFinished, StepFailed, StepSucceeded
-from asyncflow.testing import VirtualTimeLoop
 
 BEHAVIOURS = (
     "return",
@@ -114,28 +114,6 @@ OPTIONS = st.fixed_dictionaries(
         "max_concurrency": st.sampled_from([None, None, 1, 2]),
     }
 )
-
-
-class TurnCountingLoop(VirtualTimeLoop):
-    """Cancels a task at the beginning of the given turn of the loop."""
-
-    def __init__(self, turn, eager):
-        super().__init__()
-        self.turns = 0
-        self.turn = turn
-        self.victim = None
-        self.was_asked = False
-        self.complaints = []
-        self.set_exception_handler(lambda _, context: self.complaints.append(context))
-        if eager and hasattr(asyncio, "eager_task_factory"):
-            self.set_task_factory(asyncio.eager_task_factory)
-
-    def _run_once(self):
-        if self.victim is not None:
-            if self.turns == self.turn and not self.victim.done():
-                self.was_asked = self.victim.cancel("from outside")
-            self.turns += 1
-        super()._run_once()
 
 
 def simulate(steps, options, turn=None, eager=False):

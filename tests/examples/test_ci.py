@@ -123,6 +123,7 @@ def test_a_sound_project_passes_all_steps(
     assert exit_code == 0, out
     assert out.startswith("Pipeline PASSED\n")
     assert out.count("[SUCCESS]") == 5
+    assert out.endswith(" -> build -> smoke\n")
     assert "smoke passed\n" in err
 
 

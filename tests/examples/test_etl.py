@@ -21,7 +21,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from asyncflow import StepStatus
+from asyncflow import StepStatus, parallel_groups
 from asyncflow.examples import _csv_file
 from asyncflow.examples import etl as etl_module
 from asyncflow.examples._blocking import Checkpoint, StoppedError, in_thread
@@ -304,6 +304,15 @@ def test_a_header_that_cannot_be_read_fails_with_its_line(etl):
 
     assert status == 1
     assert "the header in line 2 cannot be read: a quote opens a cell and is never closed" in out
+
+
+# The steps.
+
+
+def test_each_step_has_a_tier_of_its_own():
+    tiers = parallel_groups(etl_module.pipeline)
+
+    assert tiers == [["extract"], ["validate"], ["transform"], ["load"], ["notify"]]
 
 
 # The quarantine.
@@ -599,9 +608,31 @@ def test_a_file_that_is_no_database_is_not_overwritten(etl, database):
     status, out, _ = etl("a,b\n1,2\n")
 
     assert status == 1
-    assert "[FAILED ] load (3 attempt(s)" in out
+    assert "[FAILED ] load (1 attempt(s)" in out
     assert "DatabaseError: file is not a database" in out
     assert database.read_text() == "my diary\n" * 1000
+
+
+@pytest.mark.parametrize(("refusals", "status"), [(2, "SUCCESS"), (3, "FAILED")])
+async def test_a_locked_database_has_three_attempts(
+    tmp_path, database, monkeypatch, refusals: int, status: str
+):
+    locked = itertools.repeat(sqlite3.OperationalError("database is locked"), refusals)
+
+    def replace_when_unlocked(*arguments):
+        for error in locked:
+            raise error
+        return replace_table(*arguments)
+
+    (tmp_path / "data.csv").write_text("a,b\n1,2\n")
+    monkeypatch.setattr(etl_module, "replace_table", replace_when_unlocked)
+
+    report = await run_etl(tmp_path / "data.csv", database)
+
+    assert report["load"].status is StepStatus(status)
+    assert report["load"].attempts == 3
+    assert report.all_passed is (refusals == 2)
+    assert not report.all_passed or table(database) == [(2, 1, 2)]
 
 
 def test_a_database_in_a_missing_folder_is_a_clear_error_of_load(
@@ -611,6 +642,7 @@ def test_a_database_in_a_missing_folder_is_a_clear_error_of_load(
 
     assert status == 1
     [line] = [line for line in capsys.readouterr().out.splitlines() if "] load" in line]
+    assert line.startswith("[FAILED ] load (1 attempt(s)")
     assert "FileNotFoundError" in line
     assert "the database's folder does not exist" in line
     assert str(tmp_path / "missing") in line
@@ -665,12 +697,12 @@ def test_a_load_that_is_told_to_stop_leaves_the_old_database_intact(etl, databas
 # Sources that cannot be read, and the command line.
 
 
-def failure(capsys: pytest.CaptureFixture[str]) -> str:
+def failure(capsys: pytest.CaptureFixture[str], attempts: int = 3) -> str:
     """The step extract's line of the report, in which no later step has run."""
     out = capsys.readouterr().out.splitlines()
     assert out[0] == "Pipeline FAILED"
     assert all(line.startswith("[SKIPPED]") for line in out[2:-1])
-    assert out[1].startswith("[FAILED ] extract (3 attempt(s)")
+    assert out[1].startswith(f"[FAILED ] extract ({attempts} attempt(s)")
     return out[1]
 
 
@@ -693,7 +725,7 @@ def test_a_pipe_is_refused_because_it_can_be_read_only_once(tmp_path, database, 
 
     assert main([str(tmp_path / "pipe"), "--database", str(database)]) == 1
 
-    assert "is not a regular file" in failure(capsys)
+    assert "is not a regular file" in failure(capsys, attempts=1)
 
 
 @pytest.mark.skipif(

@@ -133,7 +133,7 @@ async def test_models_train_at_the_same_time_and_none_in_the_loops_thread() -> N
 
 async def test_a_ticker_keeps_ticking_while_the_real_models_train() -> None:
     loop = asyncio.get_running_loop()
-    split = await split_digits()
+    steps = ml.pipeline({"forest": ml.candidates(seed=0)["forest"]})
     ticks = 0
 
     def tick() -> None:
@@ -142,14 +142,11 @@ async def test_a_ticker_keeps_ticking_while_the_real_models_train() -> None:
         ticker = loop.call_later(0.002, tick)
 
     ticker = loop.call_soon(tick)
-    await ml.train(ml.candidates(seed=0)["forest"], split)
+    report = await run_pipeline(steps, inputs={"seed": 0})
     ticker.cancel()
 
+    report.raise_for_failures()
     assert ticks > 5
-
-
-async def split_digits() -> ml.Split:
-    return await ml.split(await ml.load(), seed=0)
 
 
 # What it prints.
@@ -169,6 +166,9 @@ def test_it_prints_a_ranking_and_the_confusion_of_the_best(
     assert re.match(rf"best: {table[1].split()[0]}, ", best[0])
     assert len(best) == 12
     assert verdict[0] == "Pipeline PASSED"
+    assert re.fullmatch(
+        r"Critical path: load -> split -> \w+ -> evaluate -> best -> report", verdict[-1]
+    )
 
 
 def test_a_model_that_cannot_be_trained_fails_the_run(

@@ -8,7 +8,19 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 
-from asyncflow import Orchestrator, RunReport, StepResult, WorkflowStep, run_pipeline
+from asyncflow import (
+    Orchestrator,
+    Pipeline,
+    Pool,
+    Retry,
+    RunReport,
+    StepResult,
+    WorkflowStep,
+    after,
+    collect,
+    each,
+    run_pipeline,
+)
 from asyncflow.events import Event, StepSkipped
 from asyncflow.testing import run_in_virtual_time
 
@@ -27,30 +39,67 @@ async def rows() -> AsyncIterator[int]:
 
 step = WorkflowStep("extract", extract)
 
-# What is no action.
+# What is no action, or none for the event loop.
 WorkflowStep("plain", plain)  # E: arg-type
-WorkflowStep("object", extract())  # E: arg-type
 WorkflowStep("generator", rows)  # E: arg-type
-WorkflowStep("name", "extract")  # E: arg-type
-WorkflowStep("nothing", None)  # E: arg-type
-WorkflowStep("missing")  # E: call-arg
+WorkflowStep("object", extract())  # E: call-overload
+WorkflowStep("name", "extract")  # E: call-overload
+WorkflowStep("nothing", None)  # E: call-overload
+WorkflowStep("missing")  # E: call-overload
 
 # What is no name, and what are no dependencies.
-WorkflowStep(1, extract)  # E: arg-type
+WorkflowStep(1, extract)  # E: call-overload
 WorkflowStep("load", extract, [1])  # E: list-item
 WorkflowStep("load", extract, [step])  # E: list-item
-WorkflowStep("load", extract, None)  # E: arg-type
+WorkflowStep("load", extract, None)  # E: call-overload
 
 # What options do not take.
-WorkflowStep("load", extract, (), 3)  # E: call-arg
-WorkflowStep("load", extract, max_retries=None)  # E: arg-type
-WorkflowStep("load", extract, max_retries=1.5)  # E: arg-type
-WorkflowStep("load", extract, timeout_ms="1s")  # E: arg-type
-WorkflowStep("load", extract, retry=None)  # E: arg-type
-WorkflowStep("load", extract, retries=3)  # E: call-arg
+WorkflowStep("load", extract, (), 3)  # E: call-overload
+WorkflowStep("load", extract, max_retries=None)  # E: call-overload
+WorkflowStep("load", extract, max_retries=1.5)  # E: call-overload
+WorkflowStep("load", extract, timeout_ms="1s")  # E: call-overload
+WorkflowStep("load", extract, retry=None)  # E: call-overload
+WorkflowStep("load", extract, retries=3)  # E: call-overload
+WorkflowStep("load", extract, retry=[100])  # E: call-overload
+WorkflowStep("load", extract, deadline_ms="1s")  # E: call-overload
+WorkflowStep("load", extract, heartbeat_ms="1s")  # E: call-overload
+WorkflowStep("load", extract, pool=3)  # E: call-overload
+WorkflowStep("load", extract, pool="openai")  # E: call-overload
+WorkflowStep("load", extract, when=True)  # E: call-overload
+WorkflowStep("load", extract, run_if="failed")  # E: call-overload
+WorkflowStep("load", extract, run_if=True)  # E: call-overload
+WorkflowStep("load", plain, runs_in="loop")  # E: call-overload
+WorkflowStep("load", plain, runs_in="threads")  # E: call-overload
+WorkflowStep("load", plain, runs_in=None)  # E: call-overload
+WorkflowStep("load", extract, ["rows"], map_over=["rows"])  # E: call-overload
+WorkflowStep("load", extract, ["rows"], map_over=extract)  # E: call-overload
+
+
+def in_words(error: Exception) -> str:
+    return "soon"
+
+
+# What policies do not take.
+Retry(100)  # E: call-arg
+Retry(base_ms="1s")  # E: arg-type
+Retry(jitter=None)  # E: arg-type
+Retry(on=OSError())  # E: arg-type
+Retry(on=KeyboardInterrupt)  # E: arg-type
+Retry(on=[OSError, ValueError])  # E: arg-type
+Retry(on=in_words)  # E: arg-type
+Retry(until=True)  # E: arg-type
+Retry(random=7)  # E: arg-type
+Retry(attempts=3)  # E: call-arg
+Pool()  # E: call-arg
+Pool("3")  # E: arg-type
+Pool(3, 5)  # E: call-arg
+Pool(3, per_second="5")  # E: arg-type
 
 # What cannot be changed.
 step.name = "other"  # E: misc
+step.pool = Pool(3)  # E: misc
+Retry().base_ms = 5  # E: misc
+Pool(3).in_use = 2  # E: misc
 
 
 def keep(result: StepResult, event: StepSkipped, report: RunReport) -> None:
@@ -59,6 +108,14 @@ def keep(result: StepResult, event: StepSkipped, report: RunReport) -> None:
     report["a"] = result  # E: index
     report.results = []  # E: misc
     print(result.no_such_thing)  # E: attr-defined
+    result.items[0]  # E: index
+    result.items = ()  # E: misc
+    result.abandoned = True  # E: misc
+    report.critical_path()  # E: operator
+    report.critical_path = []  # E: misc
+    report.to_mermaid(report)  # E: call-arg
+    path: str = report.critical_path  # E: assignment
+    print(path)
 
 
 def watch(event: int) -> None: ...
@@ -73,7 +130,12 @@ async def main() -> None:
     await run_pipeline([step], observers=print)  # E: arg-type
     await run_pipeline([step], observers=[watch])  # E: list-item
     await run_pipeline([step], True, "ready")  # E: call-arg
+    await run_pipeline([step], deadline_ms="1s")  # E: arg-type
+    await run_pipeline([step], targets=[step])  # E: list-item
+    await run_pipeline([step], targets=1)  # E: arg-type
     Orchestrator([step], inputs={})  # E: call-arg
+    Orchestrator([step]).tiers()  # E: operator
+    Orchestrator([step]).tiers = []  # E: misc
     await Orchestrator([step]).run({"url": 1})  # E: call-arg
     report: RunReport = run_pipeline([step])  # E: assignment
     print(report[1])  # E: index
@@ -84,3 +146,63 @@ def tell(event: Event) -> str:
 
 
 run_in_virtual_time(extract)  # E: arg-type
+
+
+etl = Pipeline("etl")
+
+
+@etl.step
+async def names() -> list[str]:
+    return ["a"]
+
+
+@etl.step(runs_in="thread")
+def number() -> int:
+    return 1
+
+
+@etl.step
+async def length(name: str = each(names)) -> int:
+    return len(name)
+
+
+# What a step does not return.
+async def wrong_element(rows: list[int] = after(names)) -> None: ...  # E: arg-type
+async def wrong_type(rows: dict[str, int] = after(names)) -> None: ...  # E: arg-type
+async def wrong_plain(text: str = after(number)) -> None: ...  # E: assignment
+async def wrong_item(name: bytes = each(names)) -> None: ...  # E: assignment
+async def not_iterable(digit: int = each(number)) -> None: ...  # E: arg-type
+async def wrong_list(lengths: list[str] = collect(length)) -> None: ...  # E: arg-type
+async def not_collected(lengths: list[int] = after(length)) -> None: ...  # E: arg-type
+async def collected_whole(lengths: int = collect(length)) -> None: ...  # E: assignment
+async def wrong_of_each(text: str = each(collect(length))) -> None: ...  # E: assignment
+
+
+# What these do not take.
+after("names")  # E: call-overload
+after(names())  # E: call-overload
+each(["a", 1], 2)  # E: call-overload
+collect(etl)  # E: call-overload
+
+# What is no pipeline, no step and no policy.
+Pipeline()  # E: call-arg
+Pipeline("etl", schedule="fast")  # E: arg-type
+Pipeline("etl", deadline_ms="1s")  # E: arg-type
+etl.step("name")  # E: call-overload
+etl.step(max_retries="3")  # E: call-overload
+etl.step(retries=3)  # E: call-overload
+etl.step(pool=3)  # E: call-overload
+etl.step(run_if="failed")  # E: call-overload
+etl.step(runs_in="threads")  # E: call-overload
+etl.step(map_over=1)  # E: call-overload
+etl.step(depends_on=[1])  # E: list-item
+etl.include("inner")  # E: arg-type
+etl.include(length)  # E: arg-type
+
+
+# What the decorator leaves as it is.
+async def call() -> None:
+    await length(3)  # E: arg-type
+    await etl.run("https://example.org")  # E: call-arg
+    total: str = await length("a")  # E: assignment
+    print(total)

@@ -5,23 +5,38 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import functools
-from collections.abc import Awaitable, Callable, Mapping, Sequence
-from typing import Any, assert_type
+import random
+from collections.abc import (
+    AsyncIterable,
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Coroutine,
+    Mapping,
+    Sequence,
+)
+from typing import Any, Literal, assert_type
 
 from asyncflow import (
     Attempt,
     CyclicDependencyError,
     Observer,
     Orchestrator,
+    Pipeline,
+    Pool,
     RestoredError,
     RestoredOutput,
+    Retry,
     RunReport,
     StepContext,
     StepResult,
     StepStatus,
     StepTimeoutError,
     WorkflowStep,
+    after,
+    collect,
     current_step,
+    each,
     parallel_groups,
     run_pipeline,
     topological_sort,
@@ -30,14 +45,18 @@ from asyncflow.events import (
     AttemptFailed,
     AttemptStarted,
     Event,
+    LoopBlocked,
+    MapStarted,
     Outcome,
     RunFinished,
     RunInterrupted,
     RunStarted,
+    RunTimedOut,
     StepCancelled,
     StepFailed,
     StepSkipped,
     StepSucceeded,
+    ThreadAbandoned,
 )
 from asyncflow.testing import VirtualTimeLoop, run_in_virtual_time
 
@@ -88,6 +107,20 @@ accepted_actions = [
     WorkflowStep("sleep", asyncio.sleep),
 ]
 
+
+def plain() -> int:
+    return 1
+
+
+accepted_in_threads = [
+    WorkflowStep("thread", plain, runs_in="thread"),
+    WorkflowStep("process", plain, runs_in="process"),
+    WorkflowStep("lambda in a thread", lambda: 1, runs_in="thread"),
+    WorkflowStep("class in a thread", Loader, runs_in="thread"),
+    WorkflowStep("all", plain, ["a"], runs_in="thread", pool=Pool(2), max_retries=3, map_over="a"),
+    WorkflowStep("said to be in the loop", extract, runs_in="loop"),
+]
+
 accepted_dependencies = [
     WorkflowStep("list", extract, ["a", "b"]),
     WorkflowStep("tuple", extract, depends_on=("a", "b")),
@@ -103,7 +136,64 @@ accepted_options = [
     WorkflowStep("no limit", extract, timeout_ms=None),
 ]
 
+
+def is_busy(error: Exception) -> bool:
+    return isinstance(error, OSError)
+
+
+def retry_after_ms(error: Exception) -> bool | float:
+    return getattr(error, "retry_after_ms", True)
+
+
+def is_complete(output: list[int]) -> bool:
+    return bool(output)
+
+
+accepted_retries = [
+    Retry(),
+    Retry(base_ms=10, factor=1.5, max_ms=1_000, jitter=False),
+    Retry(on=OSError),
+    Retry(on=(OSError, ValueError)),
+    Retry(on=is_busy),
+    Retry(on=retry_after_ms),
+    Retry(on=lambda error: "busy" in str(error)),
+    Retry(until=is_complete),
+    Retry(until=bool, random=random.Random(7).random),
+]
+
+openai = Pool(5, per_second=0.5)
+assert_type(openai, Pool)
+assert_type(openai.size, int)
+rate: float | None = openai.per_second
+assert_type(openai.in_use, int)
+assert_type(openai.waiting, int)
+
+
+def is_wanted(extract: list[int], limit: int = 3) -> bool:
+    return len(extract) < limit
+
+
+accepted_policies = [
+    WorkflowStep("retry", extract, max_retries=3, retry=Retry(on=OSError)),
+    WorkflowStep("pool", extract, pool=openai),
+    WorkflowStep("no pool", extract, pool=None),
+    WorkflowStep("when", load, ["extract"], when=is_wanted),
+    WorkflowStep("when lambda", load, ["extract"], when=lambda extract: extract),
+    WorkflowStep("clean-up", extract, run_if="always"),
+    WorkflowStep("notify", extract, run_if="failure"),
+    WorkflowStep("limits", extract, deadline_ms=5_000, heartbeat_ms=0.5),
+    WorkflowStep("no limits", extract, deadline_ms=None, heartbeat_ms=None),
+    WorkflowStep("mapped", load, {"table": "pages"}, map_over="pages"),
+    WorkflowStep("not mapped", load, map_over=None),
+]
+
 step = WorkflowStep("load", load, {"table": "transform"})
+assert_type(step.retry, Retry)
+assert_type(step.pool, Pool | None)
+assert_type(step.map_over, str | None)
+assert_type(step.deadline_ms, float | None)
+assert_type(step.run_if, Literal["success", "failure", "always"])
+assert_type(step.runs_in, Literal["loop", "thread", "process"])
 assert_type(step.name, str)
 assert_type(step.depends_on, tuple[str, ...])
 assert_type(step.max_retries, int)
@@ -123,6 +213,8 @@ def watch(event: Event) -> None:
         assert_type(event.dependencies, Mapping[str, tuple[str, ...]])
     elif isinstance(event, AttemptStarted):
         assert_type(event.attempt, int)
+        assert_type(event.queued_ms, float)
+        assert_type(event.item, int | None)
     elif isinstance(event, AttemptFailed):
         assert_type(event.error, BaseException)
         assert_type(event.retry_in_ms, float)
@@ -134,6 +226,15 @@ def watch(event: Event) -> None:
         assert_type(event.error, BaseException | None)
     elif isinstance(event, StepSkipped | RunInterrupted):
         assert_type(event.reason, str)
+    elif isinstance(event, MapStarted):
+        assert_type(event.item, None)
+    elif isinstance(event, ThreadAbandoned):
+        assert_type(event.attempt, int)
+    elif isinstance(event, LoopBlocked):
+        assert_type(event.blocked_ms, float)
+        assert_type(event.where, str)
+    elif isinstance(event, RunTimedOut):
+        assert_type(event.deadline_ms, float)
     else:
         assert_type(event, RunFinished)
         assert_type(event.outcome, Outcome)
@@ -161,16 +262,24 @@ async def main() -> None:
         fail_fast=True,
         schedule="ready",
         max_concurrency=3,
+        deadline_ms=60_000,
+        targets=["load"],
         inputs={"url": "https://example.org", "limit": 3},
         run_id="r1",
         observers=observers,
     )
     orchestrator = Orchestrator(accepted_actions, True, schedule="tiers", max_concurrency=None)
+    limited = Orchestrator(accepted_actions, deadline_ms=None, targets=(n for n in ["load"]))
+    assert_type(limited.tiers, list[list[str]])
+    assert_type(limited.execution_order, list[str])
+    assert_type(limited.to_mermaid(), str)
     assert_type(await orchestrator.run(), RunReport)
     assert_type(await orchestrator.run(inputs=None, run_id=None), RunReport)
 
     as_mapping: Mapping[str, StepResult] = report
     assert_type(report["load"], StepResult)
+    assert_type(report.get("load"), StepResult | None)
+    assert_type(report.get("load", 1), StepResult | int)
     assert_type(as_mapping.get("load"), StepResult | None)
     assert_type(list(report), list[str])
     assert_type(report.results, list[StepResult])
@@ -180,6 +289,9 @@ async def main() -> None:
     assert_type(report.summary(), dict[str, int | float])
     assert_type(report.to_json(indent=2), str)
     assert_type(RunReport.from_json(b"{}"), RunReport)
+    assert_type(report.critical_path, list[str])
+    assert_type(report.to_mermaid(), str)
+    assert_type(report.stop_reason, str | None)
     report.raise_for_failures()
 
     result = report["load"]
@@ -189,6 +301,14 @@ async def main() -> None:
     assert_type(result.reason, str | None)
     assert_type(result.started_ms, float | None)
     assert_type(result.history, tuple[Attempt, ...])
+    assert_type(result.items, tuple[StepResult, ...] | None)
+    for item in result.items or ():
+        assert_type(item.step_name, str)
+    assert_type(result.depends_on, tuple[str, ...])
+    assert_type(result.queued_ms, float)
+    assert_type(result.loop_blocked_ms, float)
+    assert_type(result.abandoned, bool)
+    assert_type(result.on_purpose, bool)
     number: int = result.output
     status: str = result.status
     if result.status is StepStatus.FAILED and isinstance(result.error, StepTimeoutError):
@@ -203,6 +323,9 @@ async def main() -> None:
     assert_type(context.attempt, int)
     assert_type(context.idempotency_key, str)
     assert_type(context.remaining_ms(), float | None)
+    assert_type(context.item, int | None)
+    assert_type(context.results, Mapping[str, StepResult])
+    context.heartbeat()
 
     try:
         topological_sort([])
@@ -214,3 +337,94 @@ async def main() -> None:
 assert_type(run_in_virtual_time(extract()), list[int])
 assert_type(run_in_virtual_time(run_pipeline([]), debug=True), RunReport)
 loop: asyncio.AbstractEventLoop = VirtualTimeLoop()
+
+
+etl = Pipeline("etl")
+deep = Pipeline("deep", fail_fast=False, schedule="ready", max_concurrency=3, observers=[watch])
+
+
+@etl.step
+async def urls(start: str) -> list[str]:
+    return [start]
+
+
+@etl.step(max_retries=3, timeout_ms=None, retry=Retry(base_ms=10), pool=Pool(2), name="pages")
+async def page(url: str = each(urls), *, depth: int = 1) -> bytes:
+    return url.encode() * depth
+
+
+@etl.step(runs_in="thread")
+def count(pages: list[bytes] = collect(page)) -> int:
+    return len(pages)
+
+
+@etl.step
+async def size(page: bytes = each(collect(page))) -> int:
+    return len(page)
+
+
+@etl.step(depends_on=[count, "urls", deep], run_if="always", when=lambda urls: bool(urls))
+async def report(total: float = after(count), sizes: Sequence[int] = collect(size)) -> None: ...
+
+
+@etl.step(depends_on={"total": count, "start": "urls", "inner": deep})
+async def again(total: int, start: list[str], maybe: int | None = after(count)) -> None: ...
+
+
+@etl.step(depends_on={"urls": urls}, map_over=urls, deadline_ms=5, heartbeat_ms=0.5)
+async def mapped(urls: str) -> None: ...
+
+
+async def stream() -> AsyncIterable[int]:
+    return generated()
+
+
+async def streamed(number: int = each(stream)) -> None: ...
+
+
+async def generated() -> AsyncIterator[int]:
+    yield 1
+
+
+def numbers() -> tuple[int, ...]:
+    return (1, 2)
+
+
+async def from_thread(number: int = each(numbers)) -> None: ...
+
+
+async def from_pipeline(output: str = after(deep), item: int = each(deep)) -> None: ...
+
+
+async def from_task(one: int = after(factory), two: int = after(future)) -> None: ...
+
+
+assert_type(after(urls), list[str])
+assert_type(after(count), int)
+assert_type(after(factory), int)
+assert_type(after(deep), Any)
+assert_type(each(urls), str)
+assert_type(each(numbers), int)
+assert_type(each(stream), int)
+assert_type(each(generated), int)
+assert_type(each(deep), Any)
+assert_type(collect(page), list[bytes])
+assert_type(collect(count), list[int])
+assert_type(each(collect(page)), bytes)
+unchanged: Callable[[str], Coroutine[Any, Any, list[str]]] = etl.step(urls, name="again")
+etl.step(Loader(), name="loader", depends_on={"table": urls})
+etl.step(functools.partial(transform, factor=3), name="partial")
+etl.include(deep)
+etl.include(deep, name="other", depends_on={"rows": urls, "more": "count"})
+assert_type(etl.name, str)
+assert_type(etl.steps, list[WorkflowStep])
+assert_type(topological_sort(etl), list[str])
+
+
+async def run_it() -> None:
+    assert_type(await etl.run(), RunReport)
+    assert_type(await etl.run(start="https://example.org", self=1, run_id=2), RunReport)
+    assert_type(await run_pipeline(etl, run_id="r1", inputs={"start": "a"}), RunReport)
+    assert_type(await page("a", depth=2), bytes)
+    assert_type(count([b""]), int)
+    await Orchestrator(etl, fail_fast=False).run()

@@ -1,0 +1,248 @@
+"""How steps that are declared by functions become plain ones: each function becomes a name.
+
+Rules:
+
+1. A function stands for the one step of this pipeline that it is the action of, a pipeline for
+   the one step as which it is included.
+2. A parameter's default asks for an output (`Upstream`); a mapping in ``depends_on`` that names
+   the parameter precedes it.
+3. A step is mapped if it has a ``map_over``, or a parameter that takes each item of an output.
+   Only what says so may take the output of a mapped step: its function's return type is the
+   type of one item of that.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from types import MethodType
+from typing import TypeAlias
+
+from asyncflow._nesting import nested
+from asyncflow._signature import Upstream, upstream_of
+from asyncflow._step import Action, StepPolicies, WorkflowStep
+
+__all__ = ["Declared", "Included", "Kept", "kept", "key_of", "steps_of"]
+
+Kept: TypeAlias = tuple[object, ...] | dict[str, object]
+"""Dependencies: names, functions and pipelines, perhaps by parameter."""
+
+
+@dataclass(frozen=True, slots=True)
+class Declared:
+    """A function that is a step."""
+
+    name: str
+    function: Action
+    depends_on: Kept
+    map_over: object
+    policies: StepPolicies
+
+    def upstream(self) -> dict[str, Upstream]:
+        """Return the outputs that the action's parameters ask for and no mapping overrides."""
+        return {
+            parameter: upstream
+            for parameter, upstream in upstream_of(self.function).items()
+            if not isinstance(self.depends_on, dict) or parameter not in self.depends_on
+        }
+
+    def is_mapped(self) -> bool:
+        return self.map_over is not None or any(up.each for up in self.upstream().values())
+
+
+@dataclass(frozen=True, slots=True)
+class Included:
+    """A pipeline all of whose steps are steps."""
+
+    name: str
+    pipeline: Iterable[WorkflowStep]
+    depends_on: Kept
+
+
+def kept(name: str, depends_on: object) -> Kept:
+    """Check what a user gave as dependencies, and keep it from being changed.
+
+    Raises:
+        TypeError: It is no list or mapping of dependencies.
+    """
+    if isinstance(depends_on, str | bytes) or not isinstance(depends_on, Iterable):
+        raise TypeError(
+            f"step {name!r}: depends_on must be a list of names and functions of steps, or a "
+            f"mapping of parameter to these, not {type(depends_on).__name__}"
+        )
+    if isinstance(depends_on, Mapping):
+        for parameter in depends_on:
+            if not isinstance(parameter, str):
+                raise TypeError(
+                    f"step {name!r}: depends_on must map names of parameters, not {parameter!r}"
+                )
+        return dict(depends_on)
+    return tuple(depends_on)
+
+
+def key_of(source: object) -> object:
+    """Return what identifies a function or a pipeline; some can be neither hashed nor compared."""
+    if isinstance(source, MethodType):  # each access makes another object
+        return id(source.__self__), id(source.__func__)
+    return id(source)
+
+
+def steps_of(pipeline: str, parts: Iterable[Declared | Included]) -> tuple[WorkflowStep, ...]:
+    """Return the plain steps that a pipeline's parts stand for.
+
+    Raises:
+        ValueError: A function or a pipeline stands for no step or for several, or what takes an
+            output is not spelled as that output is.
+    """
+    return _Names(pipeline, tuple(parts)).steps()
+
+
+class _Names:
+    """The names that functions and pipelines have in one pipeline."""
+
+    def __init__(self, pipeline: str, parts: tuple[Declared | Included, ...]) -> None:
+        self._pipeline = pipeline
+        self._parts = parts
+        self._names: dict[object, list[str]] = {}
+        for part in parts:
+            source = part.function if isinstance(part, Declared) else part.pipeline
+            self._names.setdefault(key_of(source), []).append(part.name)
+        self._mapped = {p.name for p in parts if isinstance(p, Declared) and p.is_mapped()}
+
+    def steps(self) -> tuple[WorkflowStep, ...]:
+        steps: list[WorkflowStep] = []
+        for part in self._parts:
+            if isinstance(part, Declared):
+                steps.append(self._step(part))
+            else:
+                steps.extend(self._nested(part))
+        return tuple(steps)
+
+    def _nested(self, part: Included) -> list[WorkflowStep]:
+        inner = list(part.pipeline)
+        if not inner:
+            raise ValueError(
+                f"pipeline {self._pipeline!r} includes {part.name!r}, which has no steps; import "
+                "the modules that declare them first"
+            )
+        names, parameters = self._edges(part.name, part.depends_on)
+        return nested(part.name, inner, names, parameters)
+
+    def _step(self, part: Declared) -> WorkflowStep:
+        depends_on, pairs = self._edges(part.name, part.depends_on)
+        parameters = dict(pairs)
+        map_over = None if part.map_over is None else self._name(part.name, part.map_over)
+        for parameter, upstream in part.upstream().items():
+            source = self._source(part, parameter, upstream)
+            if upstream.each:
+                if map_over not in (None, source):
+                    raise ValueError(
+                        f"step {part.name!r} is mapped over both {map_over!r} and {source!r}; "
+                        "let one step return the pairs, and take each of these"
+                    )
+                map_over = source
+            depends_on.append(source)
+            parameters[parameter] = source
+        self._check_whole(part, map_over)
+        self._add_condition(part, depends_on, parameters)
+        return WorkflowStep(
+            part.name,
+            part.function,
+            depends_on,
+            parameters=parameters.items(),
+            map_over=map_over,
+            **part.policies,
+        )
+
+    def _check_whole(self, part: Declared, map_over: str | None) -> None:
+        """A mapped step gets the items of what it is mapped over, and can't have all of it too."""
+        for parameter, upstream in part.upstream().items():
+            if not upstream.each and self._source(part, parameter, upstream) == map_over:
+                raise ValueError(
+                    f"parameter {parameter!r} of step {part.name!r} takes the whole output of "
+                    f"{map_over!r}, over whose items the step is mapped; take what you need of "
+                    "the whole in a step between"
+                )
+
+    def _add_condition(
+        self, part: Declared, depends_on: list[str], parameters: dict[str, str]
+    ) -> None:
+        """Add the edges that the parameters of ``when`` declare."""
+        when = part.policies.get("when")
+        for parameter, upstream in upstream_of(when).items() if when is not None else ():
+            if isinstance(part.depends_on, dict) and parameter in part.depends_on:
+                continue
+            source = self._source(part, parameter, upstream)
+            if upstream.each:
+                raise ValueError(
+                    f"parameter {parameter!r} of the condition of step {part.name!r} takes each "
+                    f"item of {source!r}, but a condition is asked once; use "
+                    f"{'collect' if upstream.is_mapped else 'after'}()"
+                )
+            if parameters.get(parameter, source) != source:
+                raise ValueError(
+                    f"step {part.name!r}: its action and its condition take parameter "
+                    f"{parameter!r} from different steps, {parameters[parameter]!r} and "
+                    f"{source!r}; rename one of the parameters"
+                )
+            depends_on.append(source)
+            parameters[parameter] = source
+
+    def _source(self, part: Declared, parameter: str, upstream: Upstream) -> str:
+        """Return the name of the step whose output a parameter asks for."""
+        source = self._name(part.name, upstream.source, parameter)
+        if (source in self._mapped) is upstream.is_mapped:
+            return source
+        shown = _shown(upstream.source)
+        whole, item = f"collect({shown})", f"each(collect({shown}))"
+        if upstream.is_mapped:
+            whole, item = f"after({shown})", f"each({shown})"
+        raise ValueError(
+            f"parameter {parameter!r} of step {part.name!r}: step {source!r} is "
+            f"{'not mapped' if upstream.is_mapped else 'mapped, so its output is a list'}; "
+            f"write {item if upstream.each else whole}"
+        )
+
+    def _edges(self, name: str, depends_on: Kept) -> tuple[list[str], list[tuple[str, str]]]:
+        """Return the names of dependencies, and those of them that are for a parameter."""
+        if isinstance(depends_on, dict):
+            pairs = [(key, self._name(name, source, key)) for key, source in depends_on.items()]
+            return [source for _, source in pairs], pairs
+        return [self._name(name, source) for source in depends_on], []
+
+    def _name(self, step: str, source: object, parameter: str | None = None) -> str:
+        """Return the name of the step that a function or a pipeline stands for."""
+        if isinstance(source, str):
+            return source  # whether there is such a step is for the plan to see
+        names = self._names.get(key_of(source), ())
+        if len(names) == 1:
+            return names[0]
+        of = f"step {step!r}" if parameter is None else f"parameter {parameter!r} of step {step!r}"
+        if names:
+            raise ValueError(
+                f"{of} depends on {source!r}, which pipeline {self._pipeline!r} includes several "
+                f"times; name one of {', '.join(map(repr, names))} in depends_on"
+            )
+        raise self._unknown(of, source, parameter)
+
+    def _unknown(self, of: str, source: object, parameter: str | None) -> Exception:
+        if callable(source):
+            instead = "" if parameter is None else f", or give depends_on={{{parameter!r}: ...}}"
+            return ValueError(
+                f"{of} depends on {_shown(source)}, which is not a step of pipeline "
+                f"{self._pipeline!r}; decorate it with that one's step, above all its other "
+                f"decorators{instead}"
+            )
+        if isinstance(source, Iterable):
+            return ValueError(
+                f"{of} depends on {source!r}, which pipeline {self._pipeline!r} does not "
+                "include; call its include() with it"
+            )
+        return TypeError(
+            f"{of} depends on {source!r}; a dependency is the name or the function of a step, or "
+            "an included pipeline"
+        )
+
+
+def _shown(source: object) -> str:
+    return str(getattr(source, "__name__", None) or repr(source))

@@ -1,0 +1,114 @@
+"""The mapped steps of a run: their items are taken up one by one and run as units of their own.
+
+Rules:
+
+1. An item is taken from its source only when the one before has been let in, so that neither
+   items nor tasks pile up in front of a pool or of ``max_concurrency``.
+2. A mapped step ends after its items, in whatever way. What fails of them is kept together.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from abc import abstractmethod
+from contextlib import aclosing, suppress
+from functools import partial
+
+from asyncflow._attempts import Attempts
+from asyncflow._items import common_error, each_item
+from asyncflow._result import StepStatus
+from asyncflow._step import WorkflowStep
+from asyncflow._verdicts import FAILURES, as_failure, forget_cancels, leave_out_our_frames
+from asyncflow.events import MapStarted, StepFailed, StepSucceeded
+
+__all__ = ["Fanout"]
+
+_ITEMS_A_TURN = 100
+"""After how many items of a mapped step the others get a turn."""
+
+
+class Fanout(Attempts):
+    """The layer of a run that goes through the items of mapped steps."""
+
+    @abstractmethod
+    def _advance_now(self) -> None:
+        """See to what may start now, or in the next turn of the loop if that is being done."""
+
+    async def _run_items(self, unit: int) -> None:
+        """Go through the items of a mapped step. It raises nothing, as `_run_unit`."""
+        step, is_complete = self._steps[unit], False
+        error: BaseException | None = None
+        failure: Exception | None = None
+        try:
+            self._emit(MapStarted(step.name, self._now_ms()))
+            try:
+                is_complete = await self._take_up_items(unit, step)
+            except GeneratorExit:  # pragma: no cover - the loop was closed over it
+                raise
+            except BaseException as raised:
+                leave_out_our_frames(raised)
+                error = raised
+                if not isinstance(raised, FAILURES):
+                    self._interrupt(raised, f"step {step.name!r} raised {type(raised).__name__}")
+                elif unit not in self._asked:
+                    forget_cancels()
+                    failure = as_failure(error, step.name, 0)
+            while (items := self._state.units.results_of_items(unit)) is None:
+                with suppress(asyncio.CancelledError):
+                    await self._change(unit)
+            failure = common_error(step.name, items, failure)
+            if failure is not None:
+                self._emit(StepFailed(step.name, 0, self._now_ms(), failure))
+                if self._state.stop_reason is not None:
+                    self._stop_soon()
+            elif is_complete and all(item.status is StepStatus.SUCCESS for item in items):
+                output = [item.output for item in items]
+                self._emit(StepSucceeded(step.name, 0, self._now_ms(), output))
+            else:
+                self._emit(self._cancelled(unit, error))
+        except BaseException as bug:
+            self._break_off(bug, f"step {step.name!r} could not be run")
+        finally:
+            self._live.pop(unit, None)
+            self._follow_up(unit)
+            del self  # as in _run_unit
+            error = failure = items = None
+
+    async def _take_up_items(self, unit: int, step: WorkflowStep) -> bool:
+        """Make each item a unit; return whether none was left out, as when the run stops."""
+        assert step.map_over is not None
+        source = self._state.units.results[self._identity.plan.index[step.map_over]]
+        assert source is not None
+        if source.status is not StepStatus.SUCCESS:
+            return True  # it is a clean-up step, and there is nothing to go through
+        try:
+            async with aclosing(each_item(source.output, step.name)) as values:
+                async for value in values:
+                    if self._state.stop_reason is not None and not self._state.is_spared(unit):
+                        return False
+                    item = self._state.add_item(unit, self._now_ms())
+                    self._bindings.append(self._bindings[unit])
+                    self._values[item] = value
+                    self._advance_now()
+                    while self._state.stands_in_line(item):
+                        await self._change(unit)
+                    if item % _ITEMS_A_TURN == 0:
+                        await self._undisturbed(unit, partial(asyncio.sleep, 0))
+            return True
+        finally:
+            del self  # what the iteration raised keeps this frame
+
+    async def _change(self, unit: int) -> None:
+        """Wait until an item of the mapped step has been let in or has ended, or for nothing."""
+        change = self._changes[unit] = self._loop.create_future()
+        try:
+            await change
+        except asyncio.CancelledError:
+            if unit in self._asked:
+                raise
+            forget_cancels()
+
+    def _note_change(self, item: int) -> None:
+        change = self._changes.pop(self._state.units.owner_of(item), None)
+        if change is not None and not change.done():
+            change.set_result(None)

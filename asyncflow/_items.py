@@ -1,0 +1,53 @@
+"""The items of a mapped step: where they come from, and what they come to together."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, AsyncIterable, Iterable
+from typing import Any
+
+from asyncflow._result import StepResult, StepStatus, noted
+
+__all__ = ["common_error", "each_item"]
+
+
+async def each_item(source: Any, name: str) -> AsyncGenerator[Any, None]:
+    """Yield the items of what a mapped step maps over, one by one.
+
+    An asynchronous generator is closed at the end, wherever that is.
+
+    Raises:
+        TypeError: It is no iterable and no async iterable; or it is text, of which hardly
+            anybody wants each letter.
+    """
+    if isinstance(source, AsyncIterable):
+        iterator = aiter(source)
+        try:
+            async for item in iterator:
+                yield item
+        finally:
+            close = getattr(iterator, "aclose", None)
+            if close is not None:
+                await close()
+    elif isinstance(source, Iterable) and not isinstance(source, str | bytes):
+        for item in source:
+            yield item
+    else:
+        raise TypeError(
+            f"step {name!r} maps over {type(source).__name__}, which is not a collection of items"
+        )
+
+
+def common_error(name: str, items: list[StepResult], error: Exception | None) -> Exception | None:
+    """Return what a mapped step fails with, if it fails.
+
+    Args:
+        name: The step.
+        items: The results of its items.
+        error: What ended the iteration over the items too early, if anything did.
+    """
+    failed = (item for item in items if item.status is StepStatus.FAILED)
+    errors = [noted(item, f"in {item.step_name}") for item in failed]
+    if not errors:
+        return error
+    message = f"{len(errors)} item(s) of step {name!r} failed"
+    return ExceptionGroup(message, errors if error is None else [error, *errors])

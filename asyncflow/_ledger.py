@@ -1,0 +1,72 @@
+"""The books of a run: its state, and the events that are entered into it and told to observers."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from abc import abstractmethod
+from typing import Protocol
+
+from asyncflow._state import RunState
+from asyncflow.events import Event
+
+__all__ = ["CALLS_OBSERVERS", "Ledger", "Observer"]
+_log = logging.getLogger("asyncflow")
+
+
+class Observer(Protocol):
+    """Called with every event of a run, in order, as it happens.
+
+    It must return at once: the event loop waits for it. One that raises an `Exception` is
+    logged and not called again in that run; the run goes on.
+    """
+
+    def __call__(self, event: Event, /) -> object: ...
+
+
+class Ledger:
+    """Enters what happens into the state of a run, and tells it to the observers."""
+
+    def __init__(self, state: RunState, observers: tuple[Observer, ...]) -> None:
+        self._state = state
+        self._observers = observers
+        self._loop = asyncio.get_running_loop()
+        self._started = self._loop.time()
+
+    @abstractmethod
+    def _interrupt(self, cause: BaseException, reason: str) -> None:
+        """Stop the run because of something that it shall raise."""
+
+    def _now_ms(self) -> float:
+        return (self._loop.time() - self._started) * 1000
+
+    def _emit(self, event: Event) -> None:
+        self._state.apply(event)
+        if self._observers:
+            self._tell(event)
+
+    def _tell(self, event: Event) -> None:
+        interruptions = []
+        for observer in self._observers:
+            try:
+                observer(event)
+            except BaseException as error:
+                self._observers = tuple(one for one in self._observers if one is not observer)
+                if isinstance(error, Exception):
+                    subject = getattr(event, "step", "the run")
+                    _log.exception(
+                        "an observer failed and is not called again, at %s of %s",
+                        type(event).__name__,
+                        subject,
+                    )
+                else:
+                    interruptions.append(error)
+        while interruptions:  # after all have been told, so that they hear it in order
+            self._interrupt(
+                interruptions[0], f"an observer raised {type(interruptions[0]).__name__}"
+            )
+            del interruptions[0]  # an error keeps this frame
+
+
+CALLS_OBSERVERS = Ledger._tell.__code__
+"""What is called from here is an observer's, in whatever task that may be."""

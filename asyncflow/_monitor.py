@@ -1,0 +1,318 @@
+"""Tells of a task that blocks an event loop, by looking at the loop from a thread.
+
+Rules:
+
+1. While a loop is in a task, a ping lies in its queue, and the loop answers as soon as it gets
+   there. As long as it does not, and each look finds the same task, that task blocks: for it
+   can't have its turn twice while a ping waits.
+2. A thread costs more than a short run, and one that starts later could not look at what blocks
+   at once. So a run that lasted a while ends the thread and waits for that. A shorter one leaves
+   it for the next, and it ends by itself when a look finds no run, so at most one tick later.
+3. A task that waits while other threads compute does not block: of such a time, only what it has
+   computed itself counts. Nor does what an observer does in it.
+4. A C function may keep the interpreter to itself, so that our thread can't look. Then it wakes
+   too late, and if the loop's thread has computed meanwhile, its task has blocked.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from functools import partial
+from types import FrameType
+from typing import Any, TypeAlias
+from weakref import ref
+
+from asyncflow._awaiting import own_line
+from asyncflow._ledger import CALLS_OBSERVERS
+
+__all__ = ["OnBlock", "Watch", "has_virtual_time", "watch"]
+
+OnBlock: TypeAlias = Callable[[asyncio.Task[Any] | None, float, str], object]
+"""Called with the task, for how many milliseconds it blocked, and the line at which it did."""
+
+_BLOCK_S = 0.1
+"""What blocks for less is not told of."""
+_TICK_S = _BLOCK_S / 4 + 0.0005
+"""How long the thread sleeps between two looks: the fifth at the same task finds a block."""
+_LONG_S = 0.01
+"""A run of that length ends the thread, at a cost of less than a hundredth of it."""
+_IDLE = 0.02
+"""Who computes for less than this part of the time sits in a call that blocks."""
+_BUSY = 0.25
+"""If others compute for that part of the time for which a thread waits, it waits for them. They
+need not compute all the time: on a loaded machine they wait too, for other processes."""
+_SUSPENDED_S = 1.0
+"""A process that did not compute for so long, while our thread should have, was stopped."""
+
+
+class Watch:
+    """A callable that is told of what blocks a loop, until `stop`."""
+
+    __slots__ = ("__weakref__", "_since", "loop", "on_block")
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, on_block: OnBlock) -> None:
+        self.loop = loop
+        self.on_block = on_block
+        self._since = time.monotonic()
+
+    def stop(self) -> None:
+        """Tell of nothing more; if this was the last, and not a short one, the thread has ended."""
+        _monitor.remove(self, ends_the_thread=time.monotonic() - self._since > _LONG_S)
+
+
+class _NoWatch(Watch):
+    __slots__ = ()
+
+    def stop(self) -> None:
+        pass
+
+
+def watch(loop: asyncio.AbstractEventLoop, on_block: OnBlock) -> Watch:
+    """Tell of each task that blocks a loop for longer than 100 ms, as soon as it is responsive.
+
+    Whatever blocks the loop is told of, so also a task that is none of the caller's. Nothing is
+    if the loop's clock is not the real one, for then its pauses mean nothing.
+
+    Args:
+        loop: The loop of the present thread.
+        on_block: Called in the loop's thread with the task, the milliseconds, and the line, as
+            ``file:line in function``. The task is ``None`` for an observer that a run calls in
+            it, and for a callback that is none, which is told of only if it follows a task in
+            the same turn of the loop.
+
+    Returns:
+        What is to be stopped. If it is dropped instead, that is as good, only later.
+    """
+    if has_virtual_time(loop):
+        return _NoWatch(loop, on_block)
+    handle = Watch(loop, on_block)
+    _monitor.add(handle)
+    return handle
+
+
+def has_virtual_time(loop: asyncio.AbstractEventLoop) -> bool:
+    """Whether the loop's clock is its own, and not the one that all real loops share."""
+    return abs(loop.time() - time.monotonic()) > 1
+
+
+class _Ping:
+    """What waits in the queue of a loop; it becomes a finding if it waits there for too long."""
+
+    __slots__ = ("blamed", "since", "task", "until", "where")
+
+    def __init__(self, task: asyncio.Task[Any] | None, since: float) -> None:
+        self.task = task
+        """The task that was running at each look."""
+        self.blamed: asyncio.Task[Any] | None = None
+        """That task, unless what it runs is not its own."""
+        self.since = since
+        """From when on it has blocked, not counting how long other threads have held it up."""
+        self.until: float | None = None
+        """When it was first seen to be over."""
+        self.where: str | None = None
+        """The line at which it blocks; ``None`` as long as it has not done so for long."""
+
+
+class _WatchedLoop:
+    """What is known of one loop: in the monitor's thread `look`, in its own `answer`."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, watches: set[ref[Watch]]) -> None:
+        self.loop = loop
+        self.watches = watches
+        """Weakly, so that a run which nobody ever ends is not kept."""
+        self.thread = threading.get_ident()
+        self._cpu_s = _cpu_clock()
+        self._worked_s = self._cpu_s()
+        self._all_worked_s = time.process_time()
+        self._ping: _Ping | None = None
+
+    def is_watched(self) -> bool:
+        return not self.loop.is_closed() and any(each() is not None for each in self.watches)
+
+    def look(self, slept_s: float) -> None:
+        now = time.monotonic()
+        task = asyncio.current_task(self.loop)
+        worked_s, held_up_s = self._since_the_last_look(slept_s)
+        ping = self._ping
+        if ping is not None and ping.where is not None:
+            if ping.until is None and ping.task is not task:
+                ping.until = now
+        elif ping is None:
+            if task is not None:
+                held_s = slept_s - _TICK_S
+                is_held = held_s >= _BLOCK_S and worked_s >= _BLOCK_S
+                self._send(task, now - held_s if is_held else time.monotonic(), is_held)
+        elif ping.task is not task or (slept_s > _SUSPENDED_S and worked_s < 0.1 * slept_s):
+            ping.task, ping.since = task, time.monotonic()
+        else:
+            ping.since += held_up_s
+            if now - ping.since >= _BLOCK_S:
+                self._find(ping)
+
+    def _since_the_last_look(self, slept_s: float) -> tuple[float, float]:
+        """Return how long our thread has computed, and how long it was kept from that by others.
+
+        Who has computed nothing was not kept from it: it was in a call that blocks. Unless we
+        were kept from looking too, for then somebody has had the interpreter to himself.
+        """
+        before_s, self._worked_s = self._worked_s, self._cpu_s()
+        all_before_s, self._all_worked_s = self._all_worked_s, time.process_time()
+        worked_s = self._worked_s - before_s
+        others_s = self._all_worked_s - all_before_s - worked_s
+        waited_s = max(0.0, slept_s - worked_s)
+        if worked_s < slept_s * _IDLE and slept_s < _BLOCK_S:
+            return worked_s, 0.0
+        return worked_s, waited_s if others_s > waited_s * _BUSY else 0.0
+
+    def _send(self, task: asyncio.Task[Any], since: float, has_blocked: bool) -> None:
+        ping = self._ping = _Ping(task, since)
+        if has_blocked:
+            self._find(ping)
+        self.loop.call_soon_threadsafe(self._answer, ping)
+
+    def _find(self, ping: _Ping) -> None:
+        frames = list(_frames(self.thread))
+        ping.where = own_line(frames)
+        if not any(frame.f_code is CALLS_OBSERVERS for frame in frames):
+            ping.blamed = ping.task
+
+    def _answer(self, ping: _Ping) -> None:
+        self._ping = None
+        if ping.where is not None:
+            blocked_ms = ((ping.until or time.monotonic()) - ping.since) * 1000
+            for each in list(self.watches):
+                handle = each()
+                if handle is not None:
+                    handle.on_block(ping.blamed, blocked_ms, ping.where)
+
+
+class _Monitor:
+    """The watched loops of this process, and the thread that looks at them while there are any."""
+
+    def __init__(self) -> None:
+        self.forget()
+
+    def forget(self) -> None:
+        """Begin anew; in the child of a fork the thread and who held the lock are gone."""
+        self._lock = threading.Lock()
+        self._loops: dict[asyncio.AbstractEventLoop, _WatchedLoop] = {}
+        self._thread: threading.Thread | None = None
+        self._end = threading.Event()
+
+    def add(self, handle: Watch) -> None:
+        with self._lock:
+            watched = self._loops.get(handle.loop)
+            if watched is None or watched.thread != threading.get_ident():
+                known = set() if watched is None else watched.watches
+                watched = self._loops[handle.loop] = _WatchedLoop(handle.loop, known)
+            watched.watches.add(ref(handle))
+            self._start_thread()
+
+    def remove(self, handle: Watch, *, ends_the_thread: bool) -> None:
+        with self._lock:
+            watched = self._loops.get(handle.loop)
+            if watched is not None:  # else the loop was closed, or this is the child of a fork
+                watched.watches.discard(ref(handle))
+                if not watched.watches:
+                    del self._loops[handle.loop]
+            if not ends_the_thread or self._watched():
+                return
+            thread = self._release_thread()
+        if thread is not None:
+            thread.join()
+
+    def pause(self) -> None:
+        """End the thread before a fork: with a second one it would warn, and rightly so."""
+        with self._lock:
+            thread = self._release_thread()
+        if thread is not None:
+            thread.join()
+
+    def go_on(self) -> None:
+        """Let the thread begin again after a fork, once a loop that needs it has its next turn."""
+        with self._lock:
+            watched = self._watched()
+        for each in watched:
+            with suppress(RuntimeError):  # it has been closed just now
+                each.loop.call_soon_threadsafe(self._begin_again)
+
+    def _begin_again(self) -> None:
+        with self._lock:
+            if self._watched():
+                self._start_thread()
+
+    def _watched(self) -> list[_WatchedLoop]:
+        """Forget the loops that nobody watches any more, and return the others."""
+        for loop, watched in list(self._loops.items()):
+            if not watched.is_watched():
+                del self._loops[loop]
+        return list(self._loops.values())
+
+    def _start_thread(self) -> None:
+        if self._thread is None:
+            self._end = threading.Event()
+            # Not a daemon: those may crash the interpreter while it ends.
+            self._thread = threading.Thread(
+                target=self._run, args=(self._end,), name="asyncflow loop monitor"
+            )
+            try:
+                self._thread.start()
+            except RuntimeError:  # the process may have no more: its runs shall run all the same
+                self._thread = None
+
+    def _release_thread(self) -> threading.Thread | None:
+        """Let the thread end, and return it, for whoever waits for that."""
+        thread, self._thread = self._thread, None
+        self._end.set()
+        return thread
+
+    def _run(self, end: threading.Event) -> None:
+        last, main = time.monotonic(), threading.main_thread()
+        # The interpreter waits for us when it ends, so we ask whether the main thread has.
+        while not end.wait(_TICK_S) and main.is_alive():
+            slept_s, last = time.monotonic() - last, time.monotonic()
+            with self._lock:
+                watched = self._watched()
+                if not watched and not end.is_set():
+                    self._thread = None
+                    return
+            for each in watched:
+                self._look(each, slept_s)
+
+    def _look(self, watched: _WatchedLoop, slept_s: float) -> None:
+        try:
+            watched.look(slept_s)
+        except (RuntimeError, OSError):  # the loop was closed, its thread has ended
+            with self._lock:
+                self._loops.pop(watched.loop, None)
+
+
+_monitor = _Monitor()
+if hasattr(os, "register_at_fork"):  # pragma: no branch
+    os.register_at_fork(
+        before=_monitor.pause, after_in_parent=_monitor.go_on, after_in_child=_monitor.forget
+    )
+
+
+def _cpu_clock() -> Callable[[], float]:
+    """Return a clock of the seconds that this thread has computed, or else the whole process.
+
+    Made in the thread itself: to ask for the clock of one that has ended may crash.
+    """
+    if sys.platform == "linux":
+        return partial(time.clock_gettime, time.pthread_getcpuclockid(threading.get_ident()))
+    return time.process_time  # pragma: no cover
+
+
+def _frames(thread: int) -> Iterator[FrameType]:
+    """The frames that a thread is in, the innermost first."""
+    frame = sys._current_frames().get(thread)
+    while frame is not None:
+        yield frame
+        frame = frame.f_back

@@ -1,0 +1,139 @@
+"""The steps of one pipeline as steps of another, under its name.
+
+Rules:
+
+1. The step ``load`` of a pipeline that is included as ``ingest`` becomes ``ingest/load``. Whatever
+   of it names a step is renamed with it, and each parameter keeps receiving what it did.
+2. Steps without dependencies come after all that the inclusion depends on.
+3. A parameter that nothing inside provides, and for which the inclusion has a dependency,
+   receives that one's output.
+4. A clean-up step (``run_if``) that names no dependencies waits for the other steps of its own
+   pipeline, and not for those of the pipeline around it.
+5. One more step, ``ingest`` itself, comes after the last ones and hands on their outputs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+from asyncflow._errors import nearest
+from asyncflow._signature import Signature
+from asyncflow._step import WorkflowStep
+
+__all__ = ["nested"]
+
+
+def nested(
+    name: str,
+    steps: Sequence[WorkflowStep],
+    depends_on: Iterable[str] = (),
+    parameters: Iterable[tuple[str, str]] = (),
+) -> list[WorkflowStep]:
+    """Return these steps as part of another pipeline, with the one that stands for them all.
+
+    Args:
+        name: What they are included as.
+        steps: The steps, of which there is at least one.
+        depends_on: The steps of the other pipeline that these come after.
+        parameters: Which of these dependencies have another name inside, as pairs of parameter
+            and step name.
+
+    Raises:
+        ValueError: No step has a parameter that ``parameters`` names.
+    """
+    mapped = dict(parameters)
+    outside = {step: step for step in depends_on if step not in mapped.values()} | mapped
+    _check_mapped(name, steps, mapped)
+    all_others = _without_those_that_wait_for_all(steps)
+    return [*(_renamed(name, step, outside, all_others) for step in steps), _end(name, steps)]
+
+
+def _check_mapped(name: str, steps: Sequence[WorkflowStep], mapped: dict[str, str]) -> None:
+    for parameter, source in mapped.items():
+        if not any(
+            _takes(accepts, parameter)
+            for step in steps
+            for accepts in (step.signature, step.condition)
+        ):
+            known = {p for step in steps for p in (*step.signature.names, *step.condition.names)}
+            raise ValueError(
+                f"pipeline {name!r} maps parameter {parameter!r} to {source!r}, but none of its "
+                f"steps has such a parameter{nearest(parameter, known)}"
+            )
+
+
+def _renamed(
+    name: str, step: WorkflowStep, outside: dict[str, str], all_others: list[str]
+) -> WorkflowStep:
+    inside = list(step.depends_on)
+    if _waits_for_all(step):
+        inside = all_others
+    mapped = {source for _, source in step.parameters}
+    parameters = {
+        source: f"{name}/{source}"
+        for source in step.depends_on
+        if source not in mapped
+        and (_takes(step.signature, source) or _takes(step.condition, source))
+    }
+    parameters.update((parameter, f"{name}/{source}") for parameter, source in step.parameters)
+    depends_on = [f"{name}/{source}" for source in inside]
+    for parameter, source in outside.items():
+        asks = parameter in step.signature.names or parameter in step.condition.names
+        asks = asks or (not inside and _takes(step.signature, parameter))
+        asks = asks and parameter not in parameters
+        if asks:
+            parameters[parameter] = source
+        if asks or not inside:
+            depends_on.append(source)
+    return replace(
+        step,
+        name=f"{name}/{step.name}",
+        depends_on=tuple(depends_on),
+        parameters=tuple(parameters.items()),
+        map_over=None if step.map_over is None else f"{name}/{step.map_over}",
+    )
+
+
+def _takes(accepts: Signature, parameter: str) -> bool:
+    return parameter in accepts.names or (accepts.takes_any and parameter not in accepts.bound)
+
+
+def _waits_for_all(step: WorkflowStep) -> bool:
+    return step.run_if != "success" and not step.depends_on
+
+
+def _without_those_that_wait_for_all(steps: Sequence[WorkflowStep]) -> list[str]:
+    """Return the names of all steps but those that wait for all, and what comes after these."""
+    dependents: dict[str, list[str]] = {}
+    for step in steps:
+        for source in step.depends_on:
+            dependents.setdefault(source, []).append(step.name)
+    queue = [step.name for step in steps if _waits_for_all(step)]
+    late = set(queue)
+    for name in queue:  # it grows at its end while it is read
+        more = [dependent for dependent in dependents.get(name, ()) if dependent not in late]
+        late.update(more)
+        queue += more
+    return [step.name for step in steps if step.name not in late]
+
+
+def _end(name: str, steps: Sequence[WorkflowStep]) -> WorkflowStep:
+    # What runs only after a failure would keep all that depends on it from running.
+    ordinary = [s for s in steps if s.run_if != "failure" and not _waits_for_all(s)] or steps
+    depended_on = {source for step in ordinary for source in step.depends_on}
+    last = [f"{name}/{step.name}" for step in ordinary if step.name not in depended_on]
+    hand_on = _only_output if len(last) == 1 else partial(_all_outputs, len(name) + 1)
+    return WorkflowStep(name, hand_on, last, timeout_ms=None)
+
+
+# Both take their outputs under the full names, which no input of a run can have by accident.
+async def _only_output(**outputs: Any) -> Any:
+    (output,) = outputs.values()
+    return output
+
+
+async def _all_outputs(prefix: int, /, **outputs: Any) -> dict[str, Any]:
+    return {name[prefix:]: output for name, output in outputs.items()}

@@ -1,0 +1,366 @@
+"""A pipeline as decorated functions, whose edges type checkers check."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import AsyncIterable, Awaitable, Callable, Iterable, Iterator, Mapping
+from functools import partial
+from typing import Any, TypeAlias, TypeVar, Unpack, overload
+
+from asyncflow._declared import Declared, Included, kept, key_of, steps_of
+from asyncflow._ledger import Observer
+from asyncflow._orchestrator import Orchestrator
+from asyncflow._report import RunReport
+from asyncflow._signature import Upstream
+from asyncflow._state import Schedule
+from asyncflow._step import Action, StepPolicies, WorkflowStep, check_heartbeat
+
+__all__ = ["Pipeline", "after", "collect", "each"]
+
+T = TypeVar("T")
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+@overload
+def after(step: Pipeline) -> Any: ...
+@overload
+def after(step: Callable[..., Awaitable[T]]) -> T: ...
+@overload
+def after(step: Callable[..., T]) -> T: ...
+def after(step: Any) -> Any:
+    """Make a parameter receive what another step returns.
+
+    ``async def load(rows: list[Row] = after(extract))`` makes extract a dependency of load.
+
+    Args:
+        step: The function of the other step, or a `Pipeline` that is included in this one.
+
+    Returns:
+        A placeholder, with the type of what the function returns as far as type checkers know.
+
+    Raises:
+        TypeError: It is neither a function nor a pipeline.
+    """
+    return Upstream(_checked_source("after", step))
+
+
+@overload
+def each(step: Pipeline) -> Any: ...
+@overload
+def each(step: list[T]) -> T: ...
+@overload
+def each(step: Callable[..., Awaitable[Iterable[T]]]) -> T: ...
+@overload
+def each(step: Callable[..., Awaitable[AsyncIterable[T]]]) -> T: ...
+@overload
+def each(step: Callable[..., Iterable[T]]) -> T: ...
+@overload
+def each(step: Callable[..., AsyncIterable[T]]) -> T: ...
+def each(step: Any) -> Any:
+    """Call an action once for each item that another step returns.
+
+    ``async def fetch(url: str = each(list_urls))`` makes list_urls a dependency of fetch, and sets
+    the ``map_over`` of that step. What its calls return is taken with `collect`, or again one by
+    one: ``page: Page = each(collect(fetch))``.
+
+    Args:
+        step: The function of the other step, a `Pipeline` that is included in this one, or the
+            `collect` of a mapped step.
+
+    Raises:
+        TypeError: It is none of these.
+    """
+    if isinstance(step, Upstream) and step.is_mapped and not step.each:
+        return Upstream(step.source, is_mapped=True, each=True)
+    return Upstream(_checked_source("each", step), each=True)
+
+
+@overload
+def collect(step: Callable[..., Awaitable[T]]) -> list[T]: ...
+@overload
+def collect(step: Callable[..., T]) -> list[T]: ...
+def collect(step: Any) -> Any:
+    """Make a parameter receive all that a mapped step returns, as a list.
+
+    ``async def index(pages: list[Page] = collect(fetch))`` makes fetch a dependency of index. Each
+    call of fetch returned one page, and the list has the order of the items.
+
+    Args:
+        step: The function of a step that has a parameter with `each`.
+
+    Raises:
+        TypeError: It is not a function.
+    """
+    return Upstream(_checked_source("collect", step), is_mapped=True)
+
+
+def _checked_source(word: str, step: object) -> object:
+    if not callable(step) and not isinstance(step, Pipeline):
+        raise TypeError(
+            f"{word}() takes the function of another step, not {type(step).__name__}; what is "
+            "known only by name goes into @pipeline.step(depends_on=...)"
+        )
+    return step
+
+
+Dependency: TypeAlias = "str | Callable[..., Any] | Pipeline"
+"""A step by its name or function, or an included pipeline."""
+
+
+class Pipeline:
+    """Steps that are declared where their functions are: ``@pipeline.step``.
+
+    It is an iterable of its `WorkflowStep` objects, so it can be given to `run_pipeline` and to
+    whatever else takes steps. It holds no state of any run: it can be run many times, also
+    concurrently. Steps can be added at any time; a run has those that were there as it began.
+
+    Args:
+        name: What it is called when another pipeline includes it; a non-empty string.
+        fail_fast, schedule, max_concurrency, deadline_ms, observers: As `Orchestrator` takes them.
+
+    Raises:
+        TypeError: An argument has the wrong type.
+        ValueError: An argument has an impossible value.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        fail_fast: bool = True,
+        schedule: Schedule = "tiers",
+        max_concurrency: int | None = None,
+        deadline_ms: float | None = None,
+        observers: Iterable[Observer] = (),
+    ) -> None:
+        _check_name(name)
+        self._name = name
+        self._parts: dict[str, Declared | Included] = {}
+        self._functions: dict[object, str] = {}
+        self._included: list[Pipeline] = []
+        self._orchestrate = partial(
+            Orchestrator,
+            fail_fast=fail_fast,
+            schedule=schedule,
+            max_concurrency=max_concurrency,
+            deadline_ms=deadline_ms,
+            # It is planned more than once, and an iterator could be read only once.
+            observers=tuple(observers) if isinstance(observers, Iterator) else observers,
+        )
+        self._built: tuple[int, tuple[WorkflowStep, ...]] = (0, ())
+        self._planned: tuple[object, Orchestrator] = (self._built[1], self._orchestrate(()))
+
+    @property
+    def name(self) -> str:
+        """What it is called when another pipeline includes it."""
+        return self._name
+
+    @overload
+    def step(
+        self,
+        function: F,
+        /,
+        *,
+        name: str | None = None,
+        depends_on: Iterable[Dependency] | Mapping[str, Dependency] = (),
+        map_over: Dependency | None = None,
+        **policies: Unpack[StepPolicies],
+    ) -> F: ...
+    @overload
+    def step(
+        self,
+        function: None = None,
+        /,
+        *,
+        name: str | None = None,
+        depends_on: Iterable[Dependency] | Mapping[str, Dependency] = (),
+        map_over: Dependency | None = None,
+        **policies: Unpack[StepPolicies],
+    ) -> Callable[[F], F]: ...
+    def step(
+        self,
+        function: F | None = None,
+        /,
+        *,
+        name: str | None = None,
+        depends_on: Iterable[Dependency] | Mapping[str, Dependency] = (),
+        map_over: Dependency | None = None,
+        **policies: Unpack[StepPolicies],
+    ) -> F | Callable[[F], F]:
+        """Make a function a step: ``@pipeline.step``, or ``@pipeline.step(max_retries=3)``.
+
+        Args:
+            function: The action, which is returned unchanged. Its parameters that default to
+                `after`, `each` or `collect` name its dependencies.
+            name: The name of the step, without ``"/"``; by default that of the function.
+            depends_on: More dependencies, as names, functions or included pipelines, or as a
+                mapping of parameter to these. A mapping precedes a parameter's default.
+            map_over: One of the dependencies, if it is not named by `each`.
+            **policies: Whatever else `WorkflowStep` takes.
+
+        Raises:
+            TypeError: An argument has the wrong type.
+            ValueError: An argument has an impossible value, or the name or the function is
+                already a step of this pipeline.
+        """
+        if function is None:
+            return lambda function: self.step(
+                function, name=name, depends_on=depends_on, map_over=map_over, **policies
+            )
+        name = _name_of(self._name, function) if name is None else name
+        _check_policies(name, function, policies)
+        self._check_new(name)
+        if key_of(function) in self._functions:
+            raise ValueError(
+                f"the function of step {name!r} is in pipeline {self._name!r} already, as step "
+                f"{self._functions[key_of(function)]!r}; wrap it in another one to have it twice"
+            )
+        declared = Declared(name, function, kept(name, depends_on), map_over, policies)
+        self._parts[name] = declared
+        self._functions[key_of(function)] = name
+        return function
+
+    def include(
+        self,
+        pipeline: Pipeline,
+        /,
+        *,
+        name: str | None = None,
+        depends_on: Iterable[Dependency] | Mapping[str, Dependency] = (),
+    ) -> None:
+        """Make all steps of another pipeline, as ``name/step``, steps of this one.
+
+        Its options (``fail_fast``, ``observers`` and so on) don't apply here. One more step,
+        ``name`` itself, comes after its last ones. Its output is that of the last one, or a
+        dictionary of their outputs by their names if there are several.
+
+        Args:
+            pipeline: The other one. Steps that it is given later are included too.
+            name: What it is called here, without ``"/"``; by default its own name.
+            depends_on: What its steps come after. A parameter of any of them that nothing in it
+                provides, and that is named as one of these or mapped to one, receives its output.
+
+        Raises:
+            TypeError: An argument has the wrong type.
+            ValueError: The name is taken, or a pipeline would include itself.
+        """
+        if not isinstance(pipeline, Pipeline):
+            raise TypeError(f"include() takes a Pipeline, not {type(pipeline).__name__}")
+        name = pipeline.name if name is None else name
+        _check_name(name)
+        self._check_new(name)
+        if self in pipeline._inside_out():
+            raise ValueError(
+                f"pipeline {self._name!r} cannot include {pipeline.name!r}, because it would "
+                "include itself"
+            )
+        self._parts[name] = Included(name, pipeline, kept(name, depends_on))
+        self._included.append(pipeline)
+
+    @property
+    def steps(self) -> list[WorkflowStep]:
+        """Its steps, in the order in which they were declared.
+
+        Raises:
+            ValueError: A dependency is no step of this pipeline, or is not spelled as it must be.
+            TypeError: A step with ``runs_in="process"`` can't be sent to one.
+        """
+        return list(self._current())
+
+    def __iter__(self) -> Iterator[WorkflowStep]:
+        return iter(self._current())
+
+    def __repr__(self) -> str:
+        return f"Pipeline({self._name!r})"
+
+    async def run(self, /, **inputs: Any) -> RunReport:
+        """Run the pipeline with these inputs and return its report, also when steps failed.
+
+        For the other options of a run there is ``run_pipeline(pipeline, inputs={...}, ...)``.
+
+        Raises:
+            ValueError, TypeError, CyclicDependencyError: As `steps` and `Orchestrator` raise
+                them. Nothing has run.
+            BaseException: As `Orchestrator.run` raises it.
+        """
+        steps = self._current()
+        planned_for, orchestrator = self._planned
+        if planned_for is not steps:
+            orchestrator = self._orchestrate(steps)
+            self._planned = (steps, orchestrator)
+        return await orchestrator.run(inputs=inputs)
+
+    def _current(self) -> tuple[WorkflowStep, ...]:
+        if self._built[0] != self._size():
+            # Each asks those that it includes for their steps: built from the inside out, they
+            # have them, however deep they are nested.
+            for pipeline in self._inside_out():
+                pipeline._build()
+        return self._built[1]
+
+    def _build(self) -> None:
+        size = self._size()  # parts are added, and never removed or changed
+        if self._built[0] != size:
+            self._built = size, steps_of(self._name, [*self._parts.values()])
+
+    def _size(self) -> int:
+        return sum(len(pipeline._parts) for pipeline in self._inside_out())
+
+    def _inside_out(self) -> list[Pipeline]:
+        """Return this one and all in it, each once and after those that it includes."""
+        found: dict[Pipeline, None] = {}
+        stack = [self]
+        while stack:
+            missing = [inner for inner in [*stack[-1]._included] if inner not in found]
+            if missing:
+                stack += missing
+            else:
+                found[stack.pop()] = None
+        return [*found]
+
+    def _check_new(self, name: str) -> None:
+        if "/" in name:
+            raise ValueError(
+                f"name {name!r} in pipeline {self._name!r} has a '/', which stands between an "
+                "included pipeline and its steps; give it another name=..."
+            )
+        if name in self._parts:
+            raise ValueError(
+                f"pipeline {self._name!r} has a step named {name!r} already; give this one "
+                "another name=..."
+            )
+
+
+def _check_name(name: object) -> None:
+    if not isinstance(name, str):
+        raise TypeError(f"a pipeline's name must be a str, not {type(name).__name__}")
+    if not name:
+        raise ValueError("a pipeline's name must not be empty")
+
+
+def _name_of(pipeline: str, function: object) -> str:
+    if not callable(function) and not inspect.iscoroutine(function):
+        instead = "give options by keyword: step(name=...)"
+        if isinstance(function, Pipeline):
+            instead = "to have all its steps, call include() with it"
+        raise TypeError(
+            f"the step of pipeline {pipeline!r} must be a function, not "
+            f"{type(function).__name__}; {instead}"
+        )
+    name = getattr(function, "__name__", None)
+    if not isinstance(name, str) or not name.isidentifier():  # that of a lambda is none
+        raise ValueError(
+            f"a step of pipeline {pipeline!r} has no name of its own, being a "
+            f"{name or type(function).__name__}; give it one: step(..., name=...)"
+        )
+    return name
+
+
+def _check_policies(name: str, function: Action, policies: StepPolicies) -> None:
+    """Let a mistake be told where the decorator is, and not when the steps are built."""
+    checked = policies.copy()
+    if policies.get("runs_in") == "process":
+        check_heartbeat(name, policies.get("heartbeat_ms"), "process")
+        # The function can't be sent to one before its module has it.
+        checked["runs_in"] = "thread"
+    WorkflowStep(name, function, **checked)

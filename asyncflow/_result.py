@@ -1,0 +1,217 @@
+"""What became of one step: plain data that outlives its run."""
+
+from __future__ import annotations
+
+import enum
+import pickle
+import traceback
+from contextlib import suppress
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+from asyncflow._errors import RestoredError
+from asyncflow._record import record
+from asyncflow._text import text_of
+
+__all__ = ["Attempt", "RestoredOutput", "StepResult", "StepStatus", "noted", "stand_in"]
+
+
+class StepStatus(enum.StrEnum):
+    """Where a step stands. The last four are final."""
+
+    PENDING = "PENDING"
+    """It has not started."""
+    RUNNING = "RUNNING"
+    """Its first attempt has started and the step has not ended."""
+    SUCCESS = "SUCCESS"
+    """Its action returned a value in time."""
+    FAILED = "FAILED"
+    """Its last attempt failed."""
+    SKIPPED = "SKIPPED"
+    """It never started; `StepResult.reason` says why."""
+    CANCELLED = "CANCELLED"
+    """It had started and was cut short; `StepResult.reason` says why."""
+
+
+@record
+class Attempt:
+    """One attempt of a step.
+
+    Attempts are equal if their fields are. An error that raises when it is compared is equal to
+    itself only.
+    """
+
+    number: int
+    """Counted from 1."""
+    started_ms: float
+    """Milliseconds from the start of the run to the start of the attempt."""
+    duration_ms: float
+    """Milliseconds from its start to its end, its clean-up included."""
+    error: BaseException | None
+    """What it failed with; ``None`` if it succeeded, or was cancelled and cleaned up well."""
+    queued_ms: float = 0.0
+    """Milliseconds that it waited for a pool or for ``max_concurrency`` just before its start.
+    They are no part of ``duration_ms``."""
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Attempt):
+            return NotImplemented
+        return _equal(_values(self), _values(other))
+
+    def __repr__(self) -> str:
+        return _repr(self)
+
+    def __reduce__(self) -> tuple[object, ...]:
+        values = _values(self)
+        values[3] = _portable(self.error)
+        return Attempt, tuple(values)
+
+
+@record
+class StepResult:
+    """What became of one step.
+
+    Results are equal if their fields are. An output or an error that raises when it is compared,
+    as the arrays of NumPy do, is equal to itself only.
+    """
+
+    step_name: str
+    """The name of the step. That of an item of a mapped step has its index: ``fetch[3]``."""
+    status: StepStatus
+    attempts: int = 0
+    """How many attempts were started: the action was called that many times. For a mapped step,
+    the attempts of its items in all."""
+    duration_ms: float = 0.0
+    """Milliseconds from the start of the first attempt to the end of the last one, the waits
+    between them included."""
+    output: Any = None
+    """What the action returned."""
+    error: BaseException | None = None
+    """The exception as the step raised it, with its traceback and so with the local variables of
+    its frames; ``None`` on success. For a cancelled step, what its clean-up raised or what its
+    last attempt failed with, if anything."""
+    reason: str | None = None
+    """Why a step was skipped or cancelled."""
+    started_ms: float | None = None
+    """Milliseconds from the start of the run to the start of the first attempt; ``None`` if there
+    was none."""
+    recorded: tuple[Attempt, ...] | None = field(default=None, repr=False)
+    """The attempts, unless there was just one, of which all is said above; see `history`."""
+    depends_on: tuple[str, ...] = ()
+    """The names of the steps that it depends on, as declared."""
+    queued_ms: float = 0.0
+    """Milliseconds that its attempts waited for a pool or for ``max_concurrency``, in all. They
+    never count against ``timeout_ms`` or ``deadline_ms``. The wait before the first attempt comes
+    before ``started_ms``, so it is no part of ``duration_ms``; the waits before later attempts lie
+    between attempts, so they are."""
+    loop_blocked_ms: float = 0.0
+    """Milliseconds for which it blocked the event loop, as far as that was noticed: blocks of
+    more than 100 ms count, less up to 30 ms until they are."""
+    abandoned: bool = False
+    """Whether a thread of it outlived its limit, so that the thread was still running when the
+    attempt was given up."""
+    on_purpose: bool = False
+    """For a skipped step, whether that is what the pipeline asked for and not the consequence of
+    a failure: its ``when`` was false, its ``run_if`` did not apply, or it depends on such a
+    step."""
+    items: tuple[StepResult, ...] | None = None
+    """The results of the items of a mapped step, in their order; ``None`` for a step that is not
+    mapped."""
+
+    @property
+    def history(self) -> tuple[Attempt, ...]:
+        """Each attempt with its own figures, in order.
+
+        Empty for a step that never started, and for a mapped step, whose attempts stand in its
+        ``items``.
+        """
+        if self.recorded is not None:
+            return self.recorded
+        if self.started_ms is None:
+            return ()
+        return (Attempt(1, self.started_ms, self.duration_ms, self.error, self.queued_ms),)
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, StepResult):
+            return NotImplemented
+        return _equal(_values(self), _values(other))
+
+    def __repr__(self) -> str:
+        return _repr(self)
+
+    def __reduce__(self) -> tuple[object, ...]:
+        values = _values(self)
+        if not _survives(self.output):
+            values[4] = RestoredOutput(text_of(repr, self.output))
+        values[5] = _portable(self.error)
+        return StepResult, tuple(values)
+
+
+@dataclass(frozen=True, slots=True)
+class RestoredOutput:
+    """Stands, in a report read from JSON or pickled, for an output that could not go there."""
+
+    text: str
+    """The ``repr`` of the output."""
+
+
+def noted(result: StepResult, note: str) -> Exception:
+    """Return what a step or an item has failed with, with a note."""
+    error = result.error
+    assert isinstance(error, Exception)  # nothing else makes it FAILED
+    with suppress(Exception):  # some refuse a note: frozen dataclasses, for one
+        if note not in getattr(error, "__notes__", ()):
+            error.add_note(note)
+    return error
+
+
+def stand_in(error: BaseException) -> RestoredError:
+    """Return what is left of an error where it cannot go itself: type, message, traceback."""
+    if isinstance(error, RestoredError):
+        return error
+    kind = type(error)
+    try:
+        trace = "".join(traceback.format_exception(error))
+    except Exception:  # as in text_of
+        trace = ""
+    return RestoredError(f"{kind.__module__}.{kind.__qualname__}", text_of(str, error), trace)
+
+
+def _portable(error: BaseException | None) -> BaseException | None:
+    """Return the error, or its stand-in if it would not survive pickling."""
+    return error if error is None or _survives(error) else stand_in(error)
+
+
+_PLAIN = (type(None), bool, int, float, str, bytes)
+
+
+def _survives(value: object) -> bool:
+    """Whether the value can be pickled and read again."""
+    if type(value) in _PLAIN:
+        return True
+    try:
+        pickle.loads(pickle.dumps(value))
+    except Exception:  # anything at all may go wrong in there
+        return False
+    return True
+
+
+def _values(data: Attempt | StepResult) -> list[Any]:
+    return [getattr(data, each.name) for each in fields(data)]
+
+
+def _equal(one: list[Any], other: list[Any]) -> bool:
+    try:
+        # Lists take what is identical for equal. From 3.13 on, dataclasses do not.
+        return one == other
+    except Exception:  # as in text_of
+        return False
+
+
+def _repr(data: Attempt | StepResult) -> str:
+    shown = ", ".join(
+        f"{each.name}={text_of(repr, getattr(data, each.name))}"
+        for each in fields(data)
+        if each.repr
+    )
+    return f"{type(data).__name__}({shown})"

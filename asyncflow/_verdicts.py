@@ -1,0 +1,248 @@
+"""What an attempt came to, as the events that are made of it.
+
+Rules:
+
+1. What a step makes of a cancellation is judged by who asked for it, never by where it came from.
+2. A limit's cancellation counts even if the attempt swallows it and returns a value.
+3. What is neither an `Exception` nor a cancellation is not the step's failure: it ends the run.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from abc import abstractmethod
+from typing import Any, NamedTuple
+
+from asyncflow._errors import StepCancelledError, StepTimeoutError
+from asyncflow._ledger import Ledger, Observer
+from asyncflow._state import RunState
+from asyncflow.events import (
+    AttemptFailed,
+    AttemptStarted,
+    StepCancelled,
+    StepFailed,
+    StepSucceeded,
+)
+
+__all__ = [
+    "FAILURES",
+    "TIMER_SLACK_S",
+    "Shortfall",
+    "Verdicts",
+    "as_failure",
+    "cancels",
+    "forget_cancels",
+    "leave_out_our_frames",
+    "running_task",
+]
+
+# How much earlier than asked a timer may fire: uvloop counts in whole milliseconds (uvloop #739).
+TIMER_SLACK_S = 0.001
+
+FAILURES = (Exception, asyncio.CancelledError)
+"""What makes an attempt fail. All else is not the step's to handle, nor ours."""
+
+
+class Shortfall(NamedTuple):
+    """What an attempt came to, if it was not a value in time."""
+
+    error: BaseException | None
+    """What it raised; ``None`` if it returned after its task had been asked to cancel."""
+    value: Any
+    ended: float
+    """In seconds of the loop's clock."""
+    cancels: int
+    """How often its task had been asked to cancel by then."""
+
+
+class Verdicts(Ledger):
+    """The layer of a run that judges how its attempts have ended."""
+
+    def __init__(self, state: RunState, observers: tuple[Observer, ...]) -> None:
+        super().__init__(state, observers)
+        self._asked: dict[int, float] = {}
+        """The units that the run has asked to stop, and when."""
+        self._lapsed: set[int] = set()
+        """The units whose running attempt was cancelled because it gave no sign of life."""
+
+    @abstractmethod
+    def _stop_soon(self) -> None:
+        """Stop all that is to be stopped."""
+
+    def _has_begun(self, unit: int, attempt: int) -> bool:
+        """Whether the action was called for this attempt."""
+        latest = self._state.units.latest[unit]
+        return latest is not None and latest.attempt >= attempt
+
+    async def _shortfall_after(
+        self, unit: int, work: Any, cut: TimeoutError | asyncio.CancelledError
+    ) -> Shortfall | None:
+        """Return what an attempt came to when the wait for it was cut short."""
+        if isinstance(cut, TimeoutError):
+            # One of the action is handed on as a value: this is the limit's.
+            return self._timed_out(unit, cut)
+        if isinstance(work, asyncio.Task):
+            while not work.done():  # pragma: no cover - only before 3.12
+                # Before 3.12 `wait_for` abandons a timed-out task if it is cancelled then.
+                try:
+                    await asyncio.wait([work])
+                except asyncio.CancelledError:
+                    continue
+            if not work.cancelled():  # pragma: no cover - only before 3.12
+                shortfall: Shortfall | None = work.result()
+                return shortfall
+        if self._state.units.results[unit] is not None:
+            return None  # it cancelled its own task with its last line, and has succeeded
+        return Shortfall(cut, None, self._loop.time(), cancels())
+
+    def _timed_out(self, unit: int, timeout: TimeoutError) -> Shortfall:
+        running = self._state.running_attempt(unit)
+        assert running is not None
+        limit = self._state.limits.of(unit, running.at_ms)
+        assert limit is not None
+        error = StepTimeoutError(running.step, running.attempt, limit.ms, limit.kind)
+        error.__context__ = timeout.__cause__  # the cancellation: it tells where the step was
+        return Shortfall(error, None, self._loop.time(), 0)
+
+    def _judge(self, unit: int, shortfall: Shortfall) -> float | None:
+        """Tell what an attempt came to that was not a value in time.
+
+        Returns:
+            How many milliseconds to wait before the next attempt, or ``None`` if the unit ended.
+        """
+        running, asked = self._state.running_attempt(unit), unit in self._asked
+        assert running is not None
+        try:
+            error, delay_ms = self._verdict(unit, running, shortfall, asked)
+            return self._tell_end(unit, running, shortfall, error, delay_ms)
+        finally:
+            # What a retry policy raised keeps this frame too, which must not lead back to it.
+            del self
+            error = None
+
+    def _verdict(
+        self, unit: int, running: AttemptStarted, shortfall: Shortfall, asked: bool
+    ) -> tuple[BaseException | None, float | None]:
+        """Return what the attempt failed with, and the wait if another one follows it."""
+        error = self._late(unit, running, shortfall) or shortfall.error
+        if not asked:
+            forget_cancels()  # the step's own, or those of its limit
+        if asked or not isinstance(error, FAILURES):
+            return error, None
+        error = as_failure(error, running.step, running.attempt)
+        try:
+            ended_ms = (shortfall.ended - self._started) * 1000
+            return error, self._state.limits.after_failure(unit, error, ended_ms)
+        except BaseException as raised:  # by the step's retry policy
+            leave_out_our_frames(raised)
+            if raised is not error:
+                raised.__context__ = error
+            if isinstance(raised, FAILURES):
+                return as_failure(raised, running.step, running.attempt), None
+            return raised, None
+        finally:
+            del self, error  # as in _judge
+
+    def _tell_end(
+        self,
+        unit: int,
+        running: AttemptStarted,
+        shortfall: Shortfall,
+        error: BaseException | None,
+        delay_ms: float | None,
+    ) -> float | None:
+        name, attempt, item = running.step, running.attempt, running.item
+        ended_ms = (shortfall.ended - self._started) * 1000
+        if error is None:
+            self._emit(StepSucceeded(name, attempt, ended_ms, shortfall.value, item))
+        elif not isinstance(error, FAILURES):
+            reason = f"step {name!r} raised {type(error).__name__}"
+            self._emit(StepCancelled(name, attempt, ended_ms, reason, error, item))
+            self._interrupt(error, reason)
+        elif unit in self._asked:
+            self._emit(self._cancelled(unit, error))
+        elif delay_ms is not None:
+            self._emit(AttemptFailed(name, attempt, ended_ms, error, delay_ms, item))
+        else:
+            self._emit(StepFailed(name, attempt, ended_ms, error, item))
+            if self._state.stop_reason is not None:
+                self._stop_soon()
+        return delay_ms
+
+    def _late(
+        self, unit: int, running: AttemptStarted, shortfall: Shortfall
+    ) -> StepTimeoutError | None:
+        """Return the limit's error if it was a limit that the attempt answered so late."""
+        step = self._state.units.steps[unit]
+        if unit in self._lapsed:
+            self._lapsed.discard(unit)
+            assert step.heartbeat_ms is not None
+            late = StepTimeoutError(step.name, running.attempt, step.heartbeat_ms, "heartbeat")
+        else:
+            limit = self._state.limits.of(unit, running.at_ms) if shortfall.cancels else None
+            ended_ms = (shortfall.ended - self._started) * 1000
+            horizon_ms = self._asked.get(unit, ended_ms + TIMER_SLACK_S * 1000)
+            if limit is None or limit.ends_ms >= horizon_ms:
+                return None  # the cancellation was the run's, or the step's own
+            late = StepTimeoutError(step.name, running.attempt, limit.ms, limit.kind)
+        if isinstance(shortfall.error, asyncio.CancelledError):
+            late.__context__ = shortfall.error
+        else:
+            late.__cause__ = shortfall.error
+        return late
+
+    def _tell_cut_short(self, unit: int) -> None:
+        """Tell of a unit that the run has stopped while no attempt of it was running."""
+        # If it had not started, the run has told already that it was skipped.
+        if self._state.units.results[unit] is None and self._has_begun(unit, 1):
+            self._emit(self._cancelled(unit, self._state.last_error(unit)))
+
+    def _cancelled(self, unit: int, error: BaseException | None) -> StepCancelled:
+        state, name = self._state, self._state.units.steps[unit].name
+        latest, item = state.units.latest[unit], state.units.item_of(unit)
+        attempt = 0 if latest is None else latest.attempt  # it is a mapped step
+        if error is None or isinstance(error, asyncio.CancelledError):
+            error = None
+            if state.has_timed_out and state.limits.deadline_ms is not None:
+                error = StepTimeoutError(name, attempt, state.limits.deadline_ms, "run")
+        reason = state.stop_reason or ""
+        return StepCancelled(name, attempt, self._now_ms(), reason, error, item)
+
+
+def running_task() -> asyncio.Task[Any]:
+    task = asyncio.current_task()
+    assert task is not None
+    return task
+
+
+def cancels() -> int:
+    """Return how often the running task was asked to cancel."""
+    return running_task().cancelling()
+
+
+def forget_cancels() -> None:
+    """Take back all that the running task was asked to cancel."""
+    task = running_task()
+    while task.cancelling():
+        task.uncancel()
+
+
+def as_failure(error: BaseException, step_name: str, attempt: int) -> Exception:
+    """Return the error, or if it is a cancellation that nobody asked for, what stands for it."""
+    if isinstance(error, Exception):
+        return error
+    failure = StepCancelledError(step_name, attempt)
+    failure.__cause__ = error
+    return failure
+
+
+def leave_out_our_frames(error: BaseException) -> None:
+    """Let the traceback of a step's error begin in the step.
+
+    Our frames say nothing to its reader, take memory for as long as the error is kept, and lead
+    to the run, hence back to the error.
+    """
+    trace = error.__traceback__
+    while trace is not None and trace.tb_frame.f_globals["__name__"].startswith("asyncflow._"):
+        trace = trace.tb_next
+    BaseException.with_traceback(error, trace)  # its class may refuse to be assigned to

@@ -1,0 +1,628 @@
+"""Whatever happens in whatever order, every rule holds at every event, and a replay ends alike."""
+
+from __future__ import annotations
+
+import dataclasses
+import random
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import networkx as nx
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from strategies import Edges, graphs
+
+from asyncflow import (
+    ActionNotAwaitableError,
+    Pool,
+    RunReport,
+    StepStatus,
+    WorkflowStep,
+)
+from asyncflow._graph import Plan, Shape, plan
+from asyncflow._state import RunState, Schedule
+from asyncflow.events import (
+    AttemptFailed,
+    AttemptStarted,
+    Event,
+    MapStarted,
+    RunFinished,
+    RunInterrupted,
+    RunStarted,
+    RunTimedOut,
+    StepCancelled,
+    StepFailed,
+    StepSkipped,
+    StepSucceeded,
+)
+
+SUCCESS, FAILED = StepStatus.SUCCESS, StepStatus.FAILED
+SKIPPED, CANCELLED = StepStatus.SKIPPED, StepStatus.CANCELLED
+
+
+async def takes_any(**outputs: object) -> None: ...
+
+
+@dataclasses.dataclass
+class Scenario:
+    """A pipeline, how it shall run, and what shall become of each attempt."""
+
+    edges: Edges
+    schedule: Schedule
+    fail_fast: bool
+    max_concurrency: int | None
+    max_retries: dict[str, int]
+    failures: dict[str, int]
+    """How many attempts of each step, or of each of its items, fail before one succeeds."""
+    hopeless: set[str]
+    """Steps whose failures are of the kind that is not retried."""
+    run_if: dict[str, str]
+    items: dict[str, int]
+    """How many items a step has, if it is mapped."""
+    conditions: dict[str, str]
+    """What the condition of a step says: "no", or "raises"."""
+    pools: dict[str, int]
+    """The size of the pool that a step uses. Those of a size share one."""
+    step_deadlines: dict[str, float]
+    deadline_ms: float | None
+    interrupted_after: int | None
+    """After how many events the run is interrupted."""
+    chance: random.Random
+
+    def plan(self) -> Plan:
+        pools = {size: Pool(size) for size in self.pools.values()}
+        return plan(
+            WorkflowStep(
+                name,
+                takes_any,
+                needs,
+                max_retries=self.max_retries[name],
+                retry=3,
+                run_if=self.run_if.get(name, "success"),  # type: ignore[arg-type]
+                map_over=needs[0] if self.is_mapped(name) else None,
+                when=(lambda: None) if name in self.conditions else None,
+                pool=pools.get(self.pools.get(name, 0)),
+                deadline_ms=self.step_deadlines.get(name),
+            )
+            for name, needs in self.edges.items()
+        )
+
+    def state(self, plan: Plan) -> RunState:
+        return RunState(
+            plan,
+            fail_fast=self.fail_fast,
+            schedule=self.schedule,
+            max_concurrency=self.max_concurrency,
+            deadline_ms=self.deadline_ms,
+        )
+
+    def is_mapped(self, name: str) -> bool:
+        return name in self.items and bool(self.edges[name])
+
+    def will_fail(self, name: str) -> bool:
+        failures = self.failures[name]
+        if self.is_mapped(name) and not self.items[name]:
+            return False
+        return failures >= self.max_retries[name] or (failures > 0 and name in self.hopeless)
+
+
+@st.composite
+def scenarios(draw: st.DrawFn, *, stops: bool = True) -> Scenario:
+    edges = draw(graphs(max_steps=9))
+    steps = st.sampled_from(list(edges)) if edges else st.nothing()
+    few = st.integers(1, 3)
+    failures = st.sampled_from([0, 0, 0, 1, 2, 3])
+
+    def some(values: st.SearchStrategy[Any]) -> dict[str, Any]:
+        return draw(st.dictionaries(steps, values, max_size=3)) if edges else {}
+
+    return Scenario(
+        edges,
+        draw(st.sampled_from(["tiers", "ready"])),
+        draw(st.booleans()) if stops else False,
+        draw(st.none() | few),
+        {name: draw(few) for name in edges},
+        {name: draw(failures) for name in edges},
+        set(some(st.none())),
+        some(st.sampled_from(["failure", "always"])),
+        some(st.integers(0, 4)),
+        some(st.sampled_from(["no", "raises"])),
+        some(st.integers(1, 2)),
+        some(st.integers(2, 30)) if stops else {},
+        draw(st.none() | st.integers(1, 40)) if stops else None,
+        draw(st.none() | st.integers(1, 40)) if stops else None,
+        random.Random(draw(st.integers(0, 2**32))),
+    )
+
+
+class Simulation:
+    """A driver without asyncio: it does in any order what can be done next.
+
+    It keeps its own books of what was handed out, runs and has ended, and holds the state to them
+    after every event. Units go by their numbers, as the state has it.
+    """
+
+    def __init__(self, scenario: Scenario) -> None:
+        self.scenario = scenario
+        self.plan = scenario.plan()
+        self.state = scenario.state(self.plan)
+        self.events: list[Event] = []
+        self.handed_out: list[int] = []  # for the first attempt, which has not started yet
+        self.running: list[int] = []
+        self.waiting: list[int] = []
+        self.queued: list[int] = []  # for another attempt
+        self.cleared: list[int] = []
+        self.mapping: dict[int, int] = {}  # how many items are still to be taken up
+        self.items: dict[int, list[int]] = {}
+        self.is_complete: dict[int, bool] = {}
+        self.doomed: list[tuple[int, str, bool]] = []  # not skipped yet
+        self.attempts: dict[int, int] = {}
+        self.status: dict[int, StepStatus] = {}
+        self.on_purpose: set[int] = set()
+        self.ever_handed_out: set[int] = set()
+        self.taken_up_in_vain: set[int] = set()
+        self.not_handed_out_at_stop: set[int] | None = None
+        self.had_turn_at_stop: set[int] = set()
+        self.interrupted = False
+        self.timed_out = False
+
+    def run(self) -> RunReport:
+        self.emit(RunStarted("r1", 1_000.0, Shape(self.plan)))
+        while self.state.unsettled:
+            self.stop_if_due()
+            self.scenario.chance.choice(self.possible())()
+            self.check()
+        self.emit(RunFinished(self.now, self.state.outcome))
+        return self.state.report()
+
+    @property
+    def now(self) -> float:
+        return float(len(self.events))
+
+    @property
+    def in_flight(self) -> list[int]:
+        return [*self.handed_out, *self.running, *self.cleared]
+
+    def name(self, unit: int) -> str:
+        return self.state.units.steps[unit].name
+
+    def is_stopping(self, unit: int) -> bool:
+        return self.state.stop_reason is not None and not self.state.is_spared(unit)
+
+    def chances(self, part: float) -> bool:
+        return self.scenario.chance.random() < part
+
+    def possible(self) -> list[Callable[[], None]]:
+        """What a driver may do next; it does not end by itself before all steps have ended."""
+        actions: list[Callable[[], None]] = []
+        if self.state.queue.has_news:
+            actions.append(self.take_news)
+        else:
+            assert self.state.ready() == []
+            assert self.state.doomed() == []
+            self.check_that_nobody_waits_in_vain()
+        for units, action in (
+            (self.handed_out, self.start),
+            (self.running, self.end_attempt),
+            (self.waiting, self.go_on),
+            (self.cleared, self.start_again),
+            (self.doomed, self.skip),
+            ([unit for unit in self.queued if self.is_stopping(unit)], self.leave_line),
+            (self.takers(), self.take_up),
+            (self.mappers(), self.end_map),
+        ):
+            if units:
+                actions.append(action)
+        return actions
+
+    def pick(self, units: list[Any]) -> Any:
+        return units.pop(self.scenario.chance.randrange(len(units)))
+
+    def take_news(self) -> None:
+        batch = self.state.ready()
+        assert len(set(batch)) == len(batch)
+        for unit in batch:
+            assert unit not in self.status
+            assert unit not in self.taken_up_in_vain
+            if unit in self.queued:
+                self.queued.remove(unit)
+                self.cleared.append(unit)
+            else:
+                assert unit not in self.ever_handed_out
+                self.ever_handed_out.add(unit)
+                self.handed_out.append(unit)
+        self.doomed += self.state.doomed()
+        self.check()
+
+    def start(self) -> None:
+        unit = self.pick(self.handed_out)
+        name = self.name(unit)
+        if self.state.units.is_item(unit):
+            if self.is_stopping(unit) and self.chances(0.5):
+                self.taken_up_in_vain.add(unit)
+                self.state.withdraw_item(unit)
+            else:
+                self.begin_attempt(unit)
+            return
+        if self.is_stopping(unit) and self.chances(0.5):
+            assert self.state.stop_reason is not None
+            self.emit(StepSkipped(name, self.now, self.state.stop_reason))
+            self.settle(unit, SKIPPED)
+            return
+        self.check_start(unit)
+        condition = self.scenario.conditions.get(name)
+        if condition == "no":
+            self.on_purpose.add(unit)
+            self.emit(StepSkipped(name, self.now, "its condition was not met", True))
+            self.settle(unit, SKIPPED)
+        elif condition == "raises":
+            self.note_stop(self.scenario.fail_fast)
+            self.emit(StepFailed(name, 0, self.now, ValueError(name)))
+            self.settle(unit, FAILED)
+        elif self.scenario.is_mapped(name):
+            self.mapping[unit], self.items[unit] = self.scenario.items[name], []
+            self.is_complete[unit] = True
+            self.emit(MapStarted(name, self.now))
+        else:
+            self.begin_attempt(unit)
+
+    def check_start(self, unit: int) -> None:
+        needed = self.plan.dependencies[unit]
+        if unit not in self.plan.cleanups:
+            assert all(self.status.get(other) is SUCCESS for other in needed)
+        assert all(other in self.status for other in needed)
+        if self.plan.steps[unit].run_if == "failure":
+            assert any(
+                self.status[other] is not SUCCESS and other not in self.on_purpose
+                for other in needed
+            )
+        if self.scenario.schedule == "tiers":
+            earlier = next(at for at, tier in enumerate(self.plan.tiers) if unit in tier)
+            for tier in self.plan.tiers[:earlier]:
+                assert all(other in self.status for other in tier)
+        if self.not_handed_out_at_stop is not None and unit not in self.had_turn_at_stop:
+            ordinary = set(range(len(self.plan.steps))) - self.plan.cleanups
+            assert unit in self.plan.cleanups
+            assert ordinary <= self.status.keys()
+
+    def begin_attempt(self, unit: int) -> None:
+        self.attempts[unit] = self.attempts.get(unit, 0) + 1
+        self.running.append(unit)
+        queued_ms = self.state.queued_ms(unit, self.now)
+        assert 0 <= queued_ms <= self.now
+        item = self.state.units.item_of(unit)
+        self.emit(AttemptStarted(self.name(unit), self.attempts[unit], self.now, queued_ms, item))
+
+    def go_on(self) -> None:
+        unit = self.pick(self.waiting)
+        if self.is_stopping(unit):
+            self.cancel(unit)
+        elif self.state.is_limited:
+            self.queued.append(unit)
+            self.state.get_in_line(unit, self.now)
+        else:
+            self.begin_attempt(unit)
+
+    def start_again(self) -> None:
+        unit = self.pick(self.cleared)
+        if self.is_stopping(unit):
+            self.cancel(unit)
+        else:
+            self.begin_attempt(unit)
+
+    def leave_line(self) -> None:
+        unit = next(unit for unit in self.queued if self.is_stopping(unit))
+        self.queued.remove(unit)
+        self.cancel(unit)
+
+    def end_attempt(self) -> None:
+        unit = self.pick(self.running)
+        name, attempt = self.name(unit), self.attempts[unit]
+        item = self.state.units.item_of(unit)
+        if self.is_stopping(unit) and self.chances(0.7):
+            self.cancel(unit)
+        elif attempt > self.scenario.failures[name]:
+            self.emit(StepSucceeded(name, attempt, self.now, f"{name} is done", item))
+            self.settle(unit, SUCCESS)
+        else:
+            self.fail(unit, attempt, item)
+
+    def fail(self, unit: int, attempt: int, item: int | None) -> None:
+        name = self.name(unit)
+        hopeless = name in self.scenario.hopeless
+        error = ActionNotAwaitableError(name, "int") if hopeless else ValueError(name, attempt)
+        delay_ms = self.state.limits.after_failure(unit, error, self.now)
+        if delay_ms is None:
+            self.note_stop(self.scenario.fail_fast)
+            self.emit(StepFailed(name, attempt, self.now, error, item))
+            self.settle(unit, FAILED)
+        else:
+            assert not hopeless
+            assert attempt < self.scenario.max_retries[name]
+            self.waiting.append(unit)
+            self.emit(AttemptFailed(name, attempt, self.now, error, delay_ms, item))
+
+    def cancel(self, unit: int) -> None:
+        reason, item = self.state.stop_reason, self.state.units.item_of(unit)
+        assert reason is not None
+        error = ValueError(unit) if self.chances(0.5) else None
+        name, attempt = self.name(unit), self.attempts[unit]
+        self.emit(StepCancelled(name, attempt, self.now, reason, error, item))
+        self.settle(unit, CANCELLED)
+
+    def skip(self) -> None:
+        unit, reason, on_purpose = self.pick(self.doomed)
+        if on_purpose:
+            self.on_purpose.add(unit)
+        self.emit(StepSkipped(self.name(unit), self.now, reason, on_purpose))
+        self.settle(unit, SKIPPED)
+
+    # Mapped steps.
+
+    def takers(self) -> list[int]:
+        """The mapped steps that may take up another item: one at a time stands in line."""
+        return [
+            step
+            for step, left in self.mapping.items()
+            if left and not any(map(self.state.stands_in_line, self.items[step]))
+        ]
+
+    def take_up(self) -> None:
+        step = self.pick(self.takers())
+        if self.is_stopping(step) and self.chances(0.5):
+            self.mapping[step], self.is_complete[step] = 0, False
+            return
+        self.mapping[step] -= 1
+        unit = self.state.add_item(step, self.now)
+        self.items[step].append(unit)
+        if self.is_stopping(step):
+            self.taken_up_in_vain.add(unit)
+            assert not self.state.stands_in_line(unit)
+
+    def mappers(self) -> list[int]:
+        """The mapped steps that may end."""
+        results = self.state.units.results_of_items
+        return [
+            step for step, left in self.mapping.items() if not left and results(step) is not None
+        ]
+
+    def end_map(self) -> None:
+        step = self.pick(self.mappers())
+        del self.mapping[step]
+        name, items = self.name(step), self.items[step]
+        self.taken_up_in_vain.update(set(items) - self.status.keys())
+        status = {self.status.get(unit) for unit in items}
+        if FAILED in status:
+            self.emit(StepFailed(name, 0, self.now, ValueError(name)))
+            self.settle(step, FAILED)
+        elif self.is_complete[step] and status <= {SUCCESS}:
+            self.emit(StepSucceeded(name, 0, self.now, [f"{name} is done"] * len(items)))
+            self.settle(step, SUCCESS)
+        else:
+            assert self.state.stop_reason is not None
+            self.emit(StepCancelled(name, 0, self.now, self.state.stop_reason, None))
+            self.settle(step, CANCELLED)
+
+    # Stopping.
+
+    def stop_if_due(self) -> None:
+        due = self.scenario.interrupted_after
+        if due is not None and len(self.events) >= due and not self.interrupted:
+            self.interrupted = True
+            self.note_stop(True)
+            self.emit(RunInterrupted(self.now, "the caller was cancelled"))
+        deadline_ms = self.scenario.deadline_ms
+        if (
+            deadline_ms is not None
+            and self.now >= deadline_ms
+            and self.state.stop_reason is None
+            and self.state.ordinary_unsettled
+        ):
+            self.timed_out = True
+            self.note_stop(True)
+            self.emit(RunTimedOut(self.now, deadline_ms))
+
+    def note_stop(self, stops: bool) -> None:
+        if stops and self.not_handed_out_at_stop is None:
+            steps = set(range(len(self.plan.steps)))
+            self.not_handed_out_at_stop = steps - self.ever_handed_out - self.status.keys()
+            in_line = {step for step in steps if self.state.stands_in_line(step)}
+            self.had_turn_at_stop = self.ever_handed_out | in_line
+
+    # The books.
+
+    def settle(self, unit: int, status: StepStatus) -> None:
+        assert unit not in self.status
+        self.status[unit] = status
+        self.check()
+
+    def emit(self, event: Event) -> None:
+        self.state.apply(event)
+        self.events.append(event)
+        if isinstance(event, AttemptStarted | AttemptFailed | MapStarted):
+            self.check()
+
+    def room(self, unit: int) -> int:
+        """How many more units like this one may go in."""
+        pool, limit = self.state.units.steps[unit].pool, self.scenario.max_concurrency
+        rooms = [99 if limit is None else limit - len(self.in_flight)]
+        if pool is not None:
+            sharing = [one for one in self.in_flight if self.state.units.steps[one].pool is pool]
+            rooms.append(pool.size - len(sharing))
+        return min(rooms)
+
+    def check_that_nobody_waits_in_vain(self) -> None:
+        for unit in range(len(self.state.units.steps)):
+            if self.state.stands_in_line(unit) or unit in self.queued:
+                assert self.room(unit) == 0
+
+    def check(self) -> None:
+        """Hold the state to the books."""
+        for unit in self.in_flight:
+            assert self.room(unit) >= 0
+        steps = range(len(self.plan.steps))
+        unsettled = [step for step in steps if step not in self.status]
+        assert self.state.unsettled == len(unsettled)
+        ordinary = [step for step in unsettled if step not in self.plan.cleanups]
+        assert self.state.ordinary_unsettled == len(ordinary)
+        for unit in range(len(self.state.units.steps)):
+            result = self.state.units.results[unit]
+            assert (None if result is None else result.status) == self.status.get(unit)
+            latest = self.state.units.latest[unit]
+            assert (0 if latest is None else latest.attempt) == self.attempts.get(unit, 0)
+            assert (self.state.running_attempt(unit) is not None) == (unit in self.running)
+            assert self.state.is_about_to_start(unit) == (unit in self.handed_out)
+
+
+def facts(report: RunReport) -> tuple[Any, ...]:
+    return report.run_id, report.wall_time, report.total_duration_ms, report.results
+
+
+def replayed(scenario: Scenario, events: Sequence[Event]) -> RunState:
+    """Where a run stands after these events, without anything that a driver asks for."""
+    state = scenario.state(scenario.plan())
+    for event in events:
+        state.apply(event)
+    return state
+
+
+class TestAnyRun:
+    @given(scenarios())
+    @settings(max_examples=300)
+    def test_every_step_has_exactly_one_result_and_every_rule_holds_at_every_event(
+        self, scenario: Scenario
+    ) -> None:
+        simulation = Simulation(scenario)
+
+        report = simulation.run()
+
+        index = simulation.plan.index
+        assert list(report) == [simulation.name(step) for step in simulation.plan.order]
+        for name, result in report.items():
+            assert result.status is simulation.status[index[name]]
+            assert result.on_purpose is (index[name] in simulation.on_purpose)
+            assert result.depends_on == Shape(simulation.plan)[name]
+            assert (result.output is None) == (result.status is not SUCCESS)
+            assert (result.reason is None) == (result.status in (SUCCESS, FAILED))
+            if result.items is None:
+                assert result.attempts == simulation.attempts.get(index[name], 0)
+                numbers = [attempt.number for attempt in result.history]
+                assert numbers == list(range(1, result.attempts + 1))
+            else:
+                started = [
+                    unit for unit in simulation.items[index[name]] if unit in simulation.status
+                ]
+                assert len(result.items) == len(started)
+                assert result.attempts == sum(simulation.attempts[unit] for unit in started)
+            events = [
+                event
+                for event in simulation.events
+                if isinstance(event, AttemptStarted) and event.step == name
+            ]
+            assert result.queued_ms == sum(event.queued_ms for event in events)
+            assert len(events) == result.attempts
+
+    @given(scenarios(stops=False))
+    def test_without_fail_fast_exactly_what_a_failure_or_a_condition_leads_to_is_skipped(
+        self, scenario: Scenario
+    ) -> None:
+        report = Simulation(scenario).run()
+
+        oracle = nx.DiGraph(
+            (needed, name) for name, needs in Shape(scenario.plan()).items() for needed in needs
+        )
+        oracle.add_nodes_from(scenario.edges)
+        expected = dict[str, tuple[StepStatus, bool]]()
+        for name in nx.topological_sort(oracle):
+            ends = [expected[needed] for needed in oracle.predecessors(name)]
+            is_lost = any(status is not SUCCESS and not purpose for status, purpose in ends)
+            is_unneeded = any(purpose for _, purpose in ends)
+            run_if, condition = scenario.run_if.get(name), scenario.conditions.get(name)
+            if run_if is None and (is_lost or is_unneeded):
+                expected[name] = SKIPPED, not is_lost
+            elif (run_if == "failure" and not is_lost) or condition == "no":
+                expected[name] = SKIPPED, True
+            else:
+                fails = condition == "raises" or scenario.will_fail(name)
+                expected[name] = (FAILED if fails else SUCCESS), False
+        assert {name: (one.status, one.on_purpose) for name, one in report.items()} == expected
+        for result in report.skipped:
+            assert result.reason is not None
+            if "depends on" in result.reason:
+                _, cause, what = result.reason.split("'")
+                cause_status, _ = expected[cause]
+                assert cause_status is (SKIPPED if "skipped" in what else FAILED)
+                assert cause in nx.ancestors(oracle, result.step_name)
+
+    @given(scenarios())
+    def test_a_stop_skips_exactly_what_was_not_handed_out_but_clean_up_steps(
+        self, scenario: Scenario
+    ) -> None:
+        simulation = Simulation(scenario)
+
+        report = simulation.run()
+
+        index = simulation.plan.index
+        skipped = {index[name] for name in report if report[name].status is SKIPPED}
+        stopped = simulation.not_handed_out_at_stop
+        if stopped is None:
+            assert simulation.state.stop_reason is None
+            assert not report.cancelled
+        else:
+            assert skipped >= stopped - simulation.plan.cleanups
+            if not simulation.interrupted:
+                assert all(
+                    simulation.plan.steps[step].run_if != "always"
+                    for step in skipped & simulation.plan.cleanups
+                    if simulation.name(step) not in scenario.conditions
+                )
+        assert all(result.reason for result in report.skipped)
+        assert simulation.state.has_timed_out is simulation.timed_out
+
+    @given(scenarios())
+    def test_the_outcome_is_what_the_report_says(self, scenario: Scenario) -> None:
+        simulation = Simulation(scenario)
+
+        report = simulation.run()
+
+        expected = "passed" if report.all_passed else "failed"
+        assert simulation.state.outcome == ("interrupted" if simulation.interrupted else expected)
+
+    @given(scenarios())
+    def test_the_same_events_give_the_same_report(self, scenario: Scenario) -> None:
+        simulation = Simulation(scenario)
+
+        report = simulation.run()
+
+        again = replayed(scenario, simulation.events)
+        assert facts(again.report()) == facts(report)
+        assert again.outcome == simulation.state.outcome
+        assert again.stop_reason == simulation.state.stop_reason
+        assert (again.ready(), again.doomed()) == ([], [])
+
+    @given(scenarios(), st.floats(0, 1))
+    @settings(max_examples=300)
+    def test_after_any_part_of_a_run_only_what_has_not_started_is_handed_out(
+        self, scenario: Scenario, part: float
+    ) -> None:
+        simulation = Simulation(scenario)
+        simulation.run()
+        events = simulation.events[: 1 + int(part * (len(simulation.events) - 1))]
+        has_started, in_flight = set[str](), set[tuple[str, int | None]]()
+        for event in events:
+            if isinstance(event, AttemptStarted):
+                in_flight.add((event.step, event.item))
+            elif not isinstance(event, RunStarted | RunInterrupted | RunTimedOut | RunFinished):
+                in_flight.discard((event.step, event.item))
+            if not isinstance(event, RunStarted | RunInterrupted | RunTimedOut | RunFinished):
+                has_started.add(event.step)
+
+        state = replayed(scenario, events)
+        batch = state.ready()
+
+        assert has_started.isdisjoint(map(simulation.name, batch))
+        if scenario.max_concurrency is not None and batch:
+            assert len(in_flight) + len(batch) <= scenario.max_concurrency
+        if state.stop_reason is not None:
+            assert all(state.is_spared(unit) for unit in batch)
+        assert has_started.isdisjoint(simulation.name(doom.step) for doom in state.doomed())

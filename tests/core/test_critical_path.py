@@ -1,0 +1,128 @@
+"""The critical path is the chain of dependent steps that took longest in all."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from typing import Any
+
+import networkx as nx
+from hypothesis import given
+from hypothesis import strategies as st
+from strategies import Edges, graphs, oracle_of
+
+from asyncflow import RunReport, StepResult, StepStatus
+
+
+def ran(name: str, duration_ms: float, *depends_on: str, **fields: Any) -> StepResult:
+    fields = {"status": StepStatus.SUCCESS, "started_ms": 0.0, **fields}
+    return StepResult(name, duration_ms=duration_ms, depends_on=depends_on, **fields)
+
+
+def skipped(name: str, *depends_on: str) -> StepResult:
+    return StepResult(name, StepStatus.SKIPPED, depends_on=depends_on)
+
+
+def path_of(*results: StepResult) -> list[str]:
+    return RunReport("r1", results, total_duration_ms=1.0, wall_time=1.0).critical_path
+
+
+def test_it_is_the_chain_that_took_longest_not_the_one_with_most_steps() -> None:
+    path = path_of(
+        ran("a", 1), ran("b", 2), ran("c", 1, "a"), ran("d", 3, "b", "a"), ran("e", 1, "c")
+    )
+
+    assert path == ["b", "d"]
+
+
+def test_a_step_that_stands_alone_may_be_the_longest_chain() -> None:
+    assert path_of(ran("a", 1), ran("alone", 9), ran("b", 1, "a")) == ["alone"]
+
+
+def test_steps_that_failed_or_were_cut_short_took_time_too() -> None:
+    assert path_of(
+        ran("a", 5, status=StepStatus.FAILED),
+        ran("b", 7, status=StepStatus.CANCELLED),
+        skipped("c", "a"),
+    ) == ["b"]
+
+
+def test_of_equal_chains_it_is_the_one_that_comes_first() -> None:
+    assert path_of(ran("a", 1), ran("b", 1)) == ["a"]
+    assert path_of(ran("a", 1), ran("b", 1), ran("c", 1, "b", "a")) == ["a", "c"]
+    assert path_of(ran("a", 1), ran("b", 0, "a")) == ["a"]
+
+
+def test_what_takes_no_time_belongs_to_the_chain_if_more_comes_behind_it() -> None:
+    assert path_of(ran("a", 0), ran("b", 0, "a"), ran("c", 1, "b")) == ["a", "b", "c"]
+
+
+def test_an_empty_report_has_an_empty_path() -> None:
+    assert path_of() == []
+
+
+def test_a_report_in_which_nothing_started_has_an_empty_path() -> None:
+    assert path_of(skipped("a"), skipped("b", "a")) == []
+
+
+def test_it_leads_through_a_step_that_was_skipped() -> None:
+    path = path_of(ran("a", 5), ran("b", 6), skipped("skipped", "a"), ran("c", 2, "skipped"))
+
+    assert path == ["a", "c"]
+
+
+def test_a_step_that_never_started_took_no_time_whatever_stands_in_it() -> None:
+    never = StepResult("a", StepStatus.SKIPPED, duration_ms=9.0)
+
+    assert path_of(never, ran("b", 1)) == ["b"]
+
+
+def test_dependencies_that_no_run_could_have_had_do_not_break_it() -> None:
+    assert path_of(ran("a", 1, "ghost", "a", "b"), ran("b", 2, "a")) == ["a", "b"]
+
+
+def test_a_chain_of_10_000_steps_is_no_problem() -> None:
+    steps = [ran("s0", 1), *(ran(f"s{at}", 1, f"s{at - 1}") for at in range(1, 10_000))]
+
+    assert path_of(*steps) == [step.step_name for step in steps]
+
+
+@given(graphs(), st.data())
+def test_it_is_as_long_as_networkx_finds(edges: Edges, data: st.DataObject) -> None:
+    oracle = oracle_of(edges)
+    lasted = {name: data.draw(st.integers(0, 3) | st.none(), name) for name in edges}
+    order = list(nx.topological_sort(oracle))
+
+    path = path_of(
+        *(
+            skipped(name, *edges[name])
+            if (duration := lasted[name]) is None
+            else ran(name, duration, *edges[name])
+            for name in order
+        )
+    )
+
+    oracle.add_edges_from(("start", name) for name in edges)
+    for _, name, edge in oracle.edges(data=True):
+        edge["weight"] = lasted[name] or 0
+    longest = nx.dag_longest_path_length(oracle)
+    assert sum(lasted[name] or 0 for name in path) == longest
+    assert all(lasted[name] is not None for name in path)
+    assert all(nx.has_path(oracle, one, next_) for one, next_ in pairwise(path))
+
+
+@given(graphs(), st.data())
+def test_it_is_the_only_longest_chain_if_there_is_but_one(
+    edges: Edges, data: st.DataObject
+) -> None:
+    oracle = oracle_of(edges)
+    # Powers of two: no two sets of steps have the same sum.
+    powers = data.draw(st.permutations([2**number for number in range(len(edges))]))
+    lasted = dict(zip(edges, powers, strict=True))
+    order = list(nx.topological_sort(oracle))
+
+    path = path_of(*(ran(name, lasted[name], *edges[name]) for name in order))
+
+    oracle.add_edges_from(("start", name) for name in edges)
+    for _, name, edge in oracle.edges(data=True):
+        edge["weight"] = lasted[name]
+    assert ["start", *path] == (nx.dag_longest_path(oracle) or ["start"])

@@ -1,0 +1,186 @@
+"""A diagram is text that Mermaid can read, whatever the steps are called."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from strategies import Edges, graphs
+
+from asyncflow import RunReport, StepResult, StepStatus
+from asyncflow._diagram import to_mermaid
+
+NODE = re.compile(r'    (s\d+)\["([^"\n]+)"\](?::::(\w+))?')
+EDGE = re.compile(r"    (s\d+) --> (s\d+)")
+
+
+def read(code: str) -> str:
+    """The text that a label shows."""
+    return re.sub(r"#(\d+);", lambda found: chr(int(found[1])), code)
+
+
+def label_of(name: str) -> str:
+    (_, line) = to_mermaid({name: []}).split("\n")
+    node = NODE.fullmatch(line)
+    assert node is not None, line
+    return node[2]
+
+
+def test_an_arrow_leads_from_a_step_to_those_that_depend_on_it() -> None:
+    dependencies = {"extract": [], "clean": ["extract"], "load": ["clean", "extract"]}
+
+    assert to_mermaid(dependencies) == (
+        "flowchart LR\n"
+        '    s0["extract"]\n'
+        '    s1["clean"]\n'
+        '    s2["load"]\n'
+        "    s0 --> s1\n"
+        "    s1 --> s2\n"
+        "    s0 --> s2"
+    )
+
+
+def test_a_run_shows_what_became_of_each_step() -> None:
+    results = [
+        StepResult("a", StepStatus.SUCCESS, 1, 3.4, started_ms=0.0),
+        StepResult("b", StepStatus.FAILED, 1, 120.0, started_ms=0.0, depends_on=("a",)),
+        StepResult("c", StepStatus.SKIPPED, depends_on=("b",), recorded=()),
+        StepResult("d", StepStatus.CANCELLED, 1, 2.0, started_ms=0.0, depends_on=("a",)),
+        StepResult("e", StepStatus.SUCCESS, 1, 0.0, started_ms=0.0),
+    ]
+    report = RunReport("r1", results, total_duration_ms=1.0, wall_time=1.0)
+
+    assert report.to_mermaid() == (
+        "flowchart LR\n"
+        '    s0["a<br/>✓ SUCCESS 3ms"]:::success\n'
+        '    s1["b<br/>✗ FAILED 120ms"]:::failed\n'
+        '    s2["c<br/>⊘ SKIPPED"]:::skipped\n'
+        '    s3["d<br/>■ CANCELLED 2ms"]:::cancelled\n'
+        '    s4["e<br/>✓ SUCCESS 0ms"]:::success\n'
+        "    s0 --> s1\n"
+        "    s1 --> s2\n"
+        "    s0 --> s3\n"
+        "    classDef success fill:#d1fae5,stroke:#047857,color:#064e3b\n"
+        "    classDef failed fill:#fee2e2,stroke:#b91c1c,color:#7f1d1d\n"
+        "    classDef skipped fill:#f3f4f6,stroke:#6b7280,color:#1f2937,stroke-dasharray:4\n"
+        "    classDef cancelled fill:#fef3c7,stroke:#b45309,color:#78350f"
+    )
+
+
+def test_a_run_that_goes_on_can_be_drawn() -> None:
+    results = {
+        "a": StepResult("a", StepStatus.RUNNING, 1, 0.0),
+        "b": StepResult("b", StepStatus.PENDING),
+    }
+
+    drawn = to_mermaid({"a": [], "b": ["a"], "c": []}, results)
+
+    assert '    s0["a<br/>▷ RUNNING"]:::running\n' in drawn
+    assert '    s1["b<br/>○ PENDING"]:::pending\n' in drawn
+    assert '    s2["c"]\n' in drawn
+    assert "    classDef pending fill:#f3f4f6,stroke:#6b7280,color:#1f2937\n" in drawn
+    assert drawn.endswith("    classDef running fill:#dbeafe,stroke:#1d4ed8,color:#1e3a8a")
+
+
+def test_the_text_of_each_status_can_be_read_on_its_ground() -> None:
+    results = {status: StepResult(status, status) for status in StepStatus}
+
+    drawn = to_mermaid({status: [] for status in StepStatus}, results)
+
+    classes = re.findall(r"classDef \w+ fill:#(\w+),stroke:#\w+,color:#(\w+)", drawn)
+    assert len(classes) == len(StepStatus)
+    # WCAG 2.2 asks for 4.5 at least, and for 7 at its highest level.
+    assert all(contrast(fill, text) >= 7 for fill, text in classes)
+
+
+def contrast(one: str, other: str) -> float:
+    """How far two colours are apart, as WCAG 2.2 defines it: from 1 to 21."""
+    darker, lighter = sorted(map(luminance, (one, other)))
+    return (lighter + 0.05) / (darker + 0.05)
+
+
+def luminance(colour: str) -> float:
+    channels = [int(colour[at : at + 2], 16) / 255 for at in (0, 2, 4)]
+    red, green, blue = [
+        each / 12.92 if each <= 0.04045 else ((each + 0.055) / 1.055) ** 2.4 for each in channels
+    ]
+    return 0.2126 * red + 0.7152 * green + 0.0722 * blue
+
+
+def test_an_empty_pipeline_is_an_empty_diagram() -> None:
+    assert to_mermaid({}) == "flowchart LR"
+    assert RunReport("r1", [], total_duration_ms=1.0, wall_time=1.0).to_mermaid() == "flowchart LR"
+
+
+def test_a_dependency_that_is_no_step_is_drawn_too() -> None:
+    assert to_mermaid({"a": ["ghost", "a"]}) == (
+        'flowchart LR\n    s0["a"]\n    s1["ghost"]\n    s1 --> s0\n    s0 --> s0'
+    )
+
+
+def test_a_repeated_dependency_has_one_arrow() -> None:
+    assert to_mermaid({"a": [], "b": iter(["a", "a"])}).count("-->") == 1
+
+
+def test_a_result_of_no_step_is_not_drawn() -> None:
+    assert to_mermaid({}, {"a": StepResult("a", StepStatus.SUCCESS)}) == "flowchart LR"
+
+
+@pytest.mark.parametrize("name", ["extract", "my_step-2", "größe 日本 🚀", "end", "a b"])
+def test_a_plain_name_stands_in_the_text_as_it_is(name: str) -> None:
+    assert label_of(name) == name
+
+
+@pytest.mark.parametrize(
+    ("name", "label"),
+    [
+        ('a"b', "a#34;b"),
+        ("a#b;", "a#35;b#59;"),
+        ("<b>&amp;", "#60;b#62;#38;amp#59;"),
+        ("`a`", "#96;a#96;"),
+        ("fetch[3]", "fetch#91;3#93;"),
+        ("1. a", "1#46; a"),
+        ("- a", "#45; a"),
+        ("a -", "a #45;"),
+        ("_a_", "#95;a#95;"),
+        ("a__b", "a#95;#95;b"),
+        ("style a:#", "style a#58;#35;"),
+        (r"a\nb", "a#92;nb"),
+        ("a\nb", "a#92;nb"),
+        ("a\u202eb", "a#92;u202eb"),
+        ("\ud800", "#92;ud800"),
+        ("", " "),
+    ],
+)
+def test_what_mermaid_could_read_is_written_as_its_code(name: str, label: str) -> None:
+    assert label_of(name) == label
+
+
+@given(st.text())
+def test_whatever_the_name_the_label_has_no_special_characters_but_codes(name: str) -> None:
+    without_codes = re.sub(r"#\d+;", "", label_of(name))
+
+    assert not re.search(r"""[!-,./:-@\[-^`{-~]""", without_codes)
+    without_codes.encode()  # so there is no half of a character among them
+
+
+@given(st.text(st.characters(exclude_categories=["C", "Z"]), min_size=1))
+def test_the_label_shows_the_name(name: str) -> None:
+    assert read(label_of(name)) == name
+
+
+@given(graphs())
+def test_every_step_has_a_node_and_every_dependency_an_arrow(edges: Edges) -> None:
+    first, *lines = to_mermaid(edges).split("\n")
+
+    nodes = [NODE.fullmatch(line) for line in lines[: len(edges)]]
+    arrows = [EDGE.fullmatch(line) for line in lines[len(edges) :]]
+    names = {node[1]: node[2] for node in nodes if node}
+    assert first == "flowchart LR"
+    assert list(names.values()) == list(edges)
+    assert [(names[arrow[1]], names[arrow[2]]) for arrow in arrows if arrow] == [
+        (needed, name) for name, needs in edges.items() for needed in needs
+    ]
+    assert None not in arrows

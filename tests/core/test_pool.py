@@ -1,0 +1,452 @@
+"""A pool never lets in more than it has room for, and forgets nobody who stands in line."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import random
+import sys
+import threading
+from collections import deque
+from collections.abc import Callable
+from decimal import Decimal
+from fractions import Fraction
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from asyncflow._pool import Pool, Ticket
+
+EXACT = 1e-9
+
+
+class Clock:
+    """As an event loop is one: it is told from others by what it is, and can be gone."""
+
+
+CLOCK = Clock()
+
+
+def unwanted() -> None:
+    raise AssertionError("it had a slot at once, or had left the line")
+
+
+class TestArguments:
+    @pytest.mark.parametrize("size", [None, True, False, 1.0, "3", Decimal(1), math.nan, []])
+    def test_its_size_must_be_an_int(self, size: Any) -> None:
+        with pytest.raises(TypeError) as refused:
+            Pool(size)
+
+        assert str(refused.value) == f"a pool's size must be an int, not {type(size).__name__}"
+
+    @pytest.mark.parametrize("size", [0, -1, -(10**30)])
+    def test_its_size_must_be_at_least_one(self, size: int) -> None:
+        with pytest.raises(ValueError, match="size") as refused:
+            Pool(size)
+
+        assert str(refused.value) == f"a pool's size must be at least 1, not {size}"
+
+    @pytest.mark.parametrize("rate", [True, False, "5", Decimal(1), Fraction(1, 2), 1j, []])
+    def test_its_rate_must_be_a_number_or_none(self, rate: Any) -> None:
+        with pytest.raises(TypeError) as refused:
+            Pool(1, per_second=rate)
+
+        assert str(refused.value) == (
+            f"a pool's per_second must be a number or None, not {type(rate).__name__}"
+        )
+
+    @pytest.mark.parametrize(
+        "rate",
+        # The positive ones are so small, or so great, that no interval belongs to them.
+        [0, 0.0, -1, -0.1, math.nan, math.inf, -math.inf, 10**400, 5e-324, 1 / sys.float_info.max],
+    )
+    def test_its_rate_must_be_finite_and_above_zero(self, rate: float) -> None:
+        with pytest.raises(ValueError, match="per_second") as refused:
+            Pool(1, per_second=rate)
+
+        assert str(refused.value) == (f"a pool's per_second must be finite and above 0, not {rate}")
+
+    @pytest.mark.parametrize("rate", [None, 1, 0.25, 1e-300, 1.5 / sys.float_info.max, 1e300])
+    def test_what_it_was_made_of_can_be_read(self, rate: float | None) -> None:
+        pool = Pool(3, per_second=rate)
+
+        assert (pool.size, pool.per_second) == (3, rate)
+        assert (pool.in_use, pool.waiting) == (0, 0)
+
+    def test_its_rate_is_keyword_only(self) -> None:
+        with pytest.raises(TypeError, match="positional"):
+            Pool(1, 2)  # type: ignore[misc]
+
+    def test_its_repr_tells_who_is_in_and_who_waits(self) -> None:
+        pool = Pool(2, per_second=0.5)
+        for _ in range(5):
+            pool.ask(unwanted)
+
+        assert repr(pool) == "<Pool(2, per_second=0.5): 2 in use, 3 waiting>"
+        assert repr(Pool(1)) == "<Pool(1): 0 in use, 0 waiting>"
+
+    def test_two_pools_of_a_size_are_two_pools(self) -> None:
+        assert Pool(1) != Pool(1)
+        assert len({Pool(1), Pool(1)}) == 2
+
+
+class TestLine:
+    def test_a_free_slot_is_taken_at_once_without_a_call(self) -> None:
+        pool = Pool(2)
+
+        tickets = [pool.ask(unwanted) for _ in range(2)]
+
+        assert [ticket.has_slot for ticket in tickets] == [True, True]
+        assert (pool.in_use, pool.waiting) == (2, 0)
+
+    def test_who_finds_no_slot_stands_in_line_and_is_called_in_turn(self) -> None:
+        pool, called = Pool(1), list[str]()
+        first = pool.ask(unwanted)
+        waiting = {name: pool.ask(lambda name=name: called.append(name)) for name in "abc"}
+        assert [ticket.has_slot for ticket in waiting.values()] == [False] * 3
+        assert (pool.in_use, pool.waiting) == (1, 3)
+
+        for ticket in (first, *waiting.values()):
+            assert ticket.has_slot
+            ticket.give_back()
+            assert ticket.has_slot is False
+
+        assert called == ["a", "b", "c"]
+        assert (pool.in_use, pool.waiting) == (0, 0)
+
+    def test_giving_back_once_is_enough(self) -> None:
+        pool = Pool(1)
+        first = pool.ask(unwanted)
+        first.give_back()
+        second = pool.ask(unwanted)
+        third = pool.ask(lambda: None)
+
+        first.give_back()
+        first.give_back(unused=True)
+
+        assert (pool.in_use, pool.waiting) == (1, 1)
+        assert (second.has_slot, third.has_slot) == (True, False)
+
+    def test_who_leaves_the_line_is_not_called_and_takes_no_slot(self) -> None:
+        pool, called = Pool(1), list[str]()
+        first = pool.ask(unwanted)
+        impatient, patient = pool.ask(unwanted), pool.ask(lambda: called.append("patient"))
+
+        impatient.give_back()
+        impatient.give_back()
+        assert (pool.in_use, pool.waiting) == (1, 1)
+        first.give_back()
+
+        assert called == ["patient"]
+        assert (impatient.has_slot, patient.has_slot) == (False, True)
+
+    def test_who_was_called_and_no_longer_wants_the_slot_passes_it_on(self) -> None:
+        pool, called = Pool(1), list[str]()
+        first = pool.ask(unwanted)
+        second = pool.ask(lambda: called.append("second"))
+        third = pool.ask(lambda: called.append("third"))
+        first.give_back()
+
+        second.give_back(unused=True)
+
+        assert called == ["second", "third"]
+        assert third.has_slot
+
+    def test_a_slot_is_passed_over_those_whose_event_loop_is_closed(self) -> None:
+        def closed() -> None:
+            raise RuntimeError("Event loop is closed")
+
+        pool, called = Pool(1), list[str]()
+        first = pool.ask(unwanted)
+        gone = [pool.ask(closed) for _ in range(3)]
+        alive = pool.ask(lambda: called.append("alive"))
+
+        first.give_back()
+
+        assert called == ["alive"]
+        assert alive.has_slot
+        assert not any(ticket.has_slot for ticket in gone)
+        for ticket in gone:
+            ticket.give_back()  # its owner may still do so
+        assert (pool.in_use, pool.waiting) == (1, 0)
+
+    def test_a_slot_that_nobody_can_take_is_free(self) -> None:
+        def closed() -> None:
+            raise RuntimeError("Event loop is closed")
+
+        pool = Pool(1)
+        first = pool.ask(unwanted)
+        pool.ask(closed)
+
+        first.give_back()
+
+        assert (pool.in_use, pool.waiting) == (0, 0)
+        assert pool.ask(unwanted).has_slot
+
+    def test_a_call_may_give_its_slot_back_at_once(self) -> None:
+        """As happens if the collector ends a coroutine in there."""
+        pool, called = Pool(1), list[str]()
+        first = pool.ask(unwanted)
+        tickets: list[Ticket] = []
+        tickets.append(pool.ask(lambda: tickets[0].give_back()))
+        last = pool.ask(lambda: called.append("last"))
+
+        first.give_back()
+
+        assert called == ["last"]
+        assert last.has_slot
+        assert (pool.in_use, pool.waiting) == (1, 0)
+
+    @given(st.integers(1, 4), st.randoms(use_true_random=False))
+    def test_whatever_happens_nobody_overtakes_and_no_slot_is_lost(
+        self, size: int, chance: random.Random
+    ) -> None:
+        pool, line, inside = Pool(size), deque[int](), set[int]()
+        tickets: dict[int, Ticket] = {}
+
+        def call(number: int) -> Callable[[], None]:
+            def is_next() -> None:
+                assert line.popleft() == number
+                inside.add(number)
+
+            return is_next
+
+        for number in range(60):
+            if not tickets or chance.random() < 0.6:
+                line.append(number)
+                tickets[number] = pool.ask(call(number))
+                if tickets[number].has_slot:
+                    call(number)()
+            else:
+                leaver = chance.choice(list(tickets))
+                if leaver in inside:
+                    inside.remove(leaver)
+                else:
+                    line.remove(leaver)
+                tickets.pop(leaver).give_back(unused=chance.random() < 0.5)
+            assert (pool.in_use, pool.waiting) == (len(inside), len(line))
+            assert len(inside) == min(size, len(tickets))
+            assert all(ticket.has_slot == (n in inside) for n, ticket in tickets.items())
+
+
+class TestThreads:
+    def test_threads_that_hammer_it_never_hold_more_slots_than_there_are(self) -> None:
+        pool, size, inside, highest = Pool(3, per_second=1e9), 3, 0, 0
+        counting, failures = threading.Lock(), list[BaseException]()
+
+        def work(seed: int) -> None:
+            nonlocal inside, highest
+            chance = random.Random(seed)
+            try:
+                for turn in range(300):
+                    called = threading.Event()
+                    ticket = pool.ask(called.set)
+                    if chance.random() < 0.2:
+                        ticket.give_back(unused=True)  # whether it had its slot or not
+                        continue
+                    assert ticket.has_slot or called.wait(20)
+                    ticket.pace(turn * 1e-6, CLOCK)
+                    with counting:
+                        inside += 1
+                        highest = max(highest, inside)
+                    with counting:
+                        inside -= 1
+                    ticket.give_back()
+                    ticket.give_back()
+            except BaseException as failure:
+                failures.append(failure)
+
+        threads = [threading.Thread(target=work, args=(seed,)) for seed in range(8)]
+        interval = sys.getswitchinterval()
+        sys.setswitchinterval(1e-6)
+        try:
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                thread.join(30)
+        finally:
+            sys.setswitchinterval(interval)
+
+        assert not failures
+        assert 1 <= highest <= size
+        assert (pool.in_use, pool.waiting) == (0, 0)
+
+
+def starts_of(pool: Pool, asked: list[float], clock: object = CLOCK) -> list[float]:
+    """When those start that ask at these times, each of whom is done at once."""
+    starts = []
+    for now in asked:
+        ticket = pool.ask(unwanted)
+        starts.append(now + ticket.pace(now, clock))
+        ticket.give_back()
+    return starts
+
+
+class TestRate:
+    def test_without_a_rate_all_may_start_at_once(self) -> None:
+        pool = Pool(1)
+
+        assert starts_of(pool, [5.0] * 10) == [5.0] * 10
+
+    @pytest.mark.parametrize("rate", [5, 3, 0.3, 7.7, 1000, 1e-6])
+    def test_starts_are_spread_evenly(self, rate: float) -> None:
+        pool = Pool(100, per_second=rate)
+
+        starts = [100.0 + pool.ask(unwanted).pace(100.0, CLOCK) for _ in range(100)]
+
+        assert starts == pytest.approx([100.0 + n / rate for n in range(100)])
+
+    def test_who_comes_later_than_the_next_start_starts_at_once(self) -> None:
+        pool = Pool(10, per_second=2)
+
+        assert starts_of(pool, [0.0, 0.5, 3.0, 3.1, 9.0]) == pytest.approx([0.0, 0.5, 3, 3.5, 9])
+
+    @given(
+        st.integers(1, 6),
+        st.sampled_from([1, 2, 3, 7, 10, 0.5, 1.5, 0.3]),
+        st.lists(st.tuples(st.floats(0, 1.5), st.booleans(), st.integers(0, 5)), max_size=60),
+    )
+    def test_no_second_sees_more_starts_than_the_rate_and_one(
+        self, size: int, rate: float, turns: list[tuple[float, bool, int]]
+    ) -> None:
+        """Some start when they may, others are cancelled before, in any order."""
+        pool, now, starts = Pool(size, per_second=rate), 0.0, list[float]()
+        held: list[tuple[float, Ticket]] = []
+
+        for pause, is_cancelled, which in turns:
+            now += pause
+            for start, ticket in [entry for entry in held if entry[0] <= now]:
+                starts.append(start)
+                held.remove((start, ticket))
+                ticket.give_back()
+            if is_cancelled and held:
+                held.pop(which % len(held))[1].give_back(unused=True)
+            elif len(held) < size:
+                ticket = pool.ask(unwanted)
+                held.append((now + ticket.pace(now, CLOCK), ticket))
+
+        starts.extend(start for start, _ in held)
+        starts.sort()
+        for begin, first in enumerate(starts):
+            within = [start for start in starts[begin:] if start < first + 1 - EXACT]
+            assert len(within) <= rate + 1
+        for before, after in itertools.pairwise(starts):
+            assert after - before >= 1 / rate - EXACT
+
+    def test_an_unused_start_is_given_back(self) -> None:
+        pool = Pool(10, per_second=1)
+        first, second = pool.ask(unwanted), pool.ask(unwanted)
+        assert (first.pace(0.0, CLOCK), second.pace(0.0, CLOCK)) == (0.0, 1.0)
+
+        second.give_back(unused=True)
+
+        assert pool.ask(unwanted).pace(0.0, CLOCK) == 1.0
+        assert pool.ask(unwanted).pace(0.0, CLOCK) == 2.0
+
+    def test_a_start_that_was_used_is_not_given_back(self) -> None:
+        pool = Pool(10, per_second=1)
+        ticket = pool.ask(unwanted)
+        ticket.pace(0.0, CLOCK)
+
+        ticket.give_back()
+
+        assert pool.ask(unwanted).pace(0.0, CLOCK) == 1.0
+
+    def test_who_is_cancelled_while_others_wait_lets_nobody_start_too_early(self) -> None:
+        pool = Pool(2, per_second=1)
+        assert starts_of(pool, [0.0]) == [0.0]
+        cancelled, waits = pool.ask(unwanted), pool.ask(unwanted)
+        assert (cancelled.pace(0.0, CLOCK), waits.pace(0.0, CLOCK)) == (1.0, 2.0)
+
+        cancelled.give_back(unused=True)
+
+        assert pool.ask(unwanted).pace(0.0, CLOCK) == 3.0
+
+    def test_if_all_who_wait_are_cancelled_whoever_follows_moves_up(self) -> None:
+        pool = Pool(100, per_second=1)
+        starts_of(pool, [0.0])
+        waiting = [pool.ask(unwanted) for _ in range(50)]
+        assert [ticket.pace(0.0, CLOCK) for ticket in waiting] == list(range(1, 51))
+
+        for ticket in waiting:
+            ticket.give_back(unused=True)
+
+        assert starts_of(pool, [0.25, 0.25, 0.25]) == [1.0, 2.0, 3.0]
+
+    def test_a_start_counts_until_its_interval_is_over_although_a_later_one_is_given_back(
+        self,
+    ) -> None:
+        pool = Pool(3, per_second=1)
+        assert starts_of(pool, [0.9]) == [0.9]
+        cancelled = [pool.ask(unwanted), pool.ask(unwanted)]
+        assert [ticket.pace(1.5, CLOCK) for ticket in cancelled] == pytest.approx([0.4, 1.4])
+
+        for ticket in cancelled:
+            ticket.give_back(unused=True)
+
+        assert starts_of(pool, [1.6]) == pytest.approx([1.9])
+
+    def test_a_start_that_is_long_past_can_be_given_back_all_the_same(self) -> None:
+        pool = Pool(3, per_second=1)
+        never_began = pool.ask(unwanted)
+        never_began.pace(0.0, CLOCK)
+        assert starts_of(pool, [5.0]) == [5.0]
+
+        never_began.give_back(unused=True)
+
+        assert starts_of(pool, [5.5]) == [6.0]
+
+    def test_who_leaves_before_booking_a_start_has_none_to_give_back(self) -> None:
+        pool = Pool(10, per_second=1)
+        pool.ask(unwanted).pace(0.0, CLOCK)
+        other = pool.ask(unwanted)
+
+        other.give_back(unused=True)
+
+        assert pool.ask(unwanted).pace(0.0, CLOCK) == 1.0
+
+    def test_many_who_are_cancelled_while_they_wait_let_nobody_pass_too_early(self) -> None:
+        pool = Pool(2, per_second=1)
+        starts_of(pool, [0.0])
+        waits, is_next = pool.ask(unwanted), 1.0
+        assert waits.pace(0.0, CLOCK) == is_next
+
+        for _ in range(10):
+            also_waits, is_next = pool.ask(unwanted), is_next + 1
+            assert also_waits.pace(0.0, CLOCK) == is_next
+            waits.give_back(unused=True)
+            waits = also_waits
+
+        assert pool.ask(unwanted).pace(0.0, CLOCK) == 12.0
+
+    @pytest.mark.parametrize("now", [0.0, 1_000.5, 10_000.0])
+    def test_a_clock_of_another_event_loop_does_not_block_it(self, now: float) -> None:
+        pool, other = Pool(2, per_second=1), Clock()
+        starts_of(pool, [1_000.0, 1_000.0])
+
+        assert starts_of(pool, [now, now], other) == [now, now + 1]
+
+    def test_the_clock_of_a_loop_that_is_gone_is_no_other_loops(self) -> None:
+        pool, gone = Pool(2, per_second=1), Clock()
+        starts_of(pool, [0.0], gone)
+
+        del gone
+
+        assert starts_of(pool, [0.0], Clock()) == [0.0]
+
+    def test_a_start_of_another_clock_is_not_given_back_to_this_one(self) -> None:
+        pool, other = Pool(2, per_second=1), Clock()
+        cancelled = pool.ask(unwanted)
+        cancelled.pace(0.0, other)
+        assert starts_of(pool, [0.0]) == [0.0]
+
+        cancelled.give_back(unused=True)
+
+        assert starts_of(pool, [0.0]) == [1.0]
+
+
+# Of the mutants that mutmut makes of `_pool`, these survive, since nothing depends on the
+# difference: `None` for `Ticket._is_done` and for `popitem(last=...)`, which are only asked
+# whether they are true.

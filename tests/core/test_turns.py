@@ -1,0 +1,331 @@
+"""Whose turn it is: clean-up steps, steps that are skipped on purpose, and a run that stops."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from asyncflow import WorkflowStep
+from asyncflow._graph import Plan, Shape, plan
+from asyncflow._state import RunState, Schedule
+from asyncflow.events import (
+    AttemptStarted,
+    Event,
+    RunInterrupted,
+    RunStarted,
+    RunTimedOut,
+    StepCancelled,
+    StepFailed,
+    StepSkipped,
+    StepSucceeded,
+)
+
+BOOM = ValueError("boom")
+TIMED_OUT = RunTimedOut(50.0, 1_500.0)
+INTERRUPTED = RunInterrupted(60.0, "the caller was cancelled")
+FAILED_FAST = "step 'a' failed and fail_fast is on"
+
+each_schedule = pytest.mark.parametrize("schedule", ["tiers", "ready"])
+
+
+async def nothing() -> None: ...
+
+
+class Run:
+    """A state, and what a driver asks and tells, by the names of steps."""
+
+    def __init__(self, *steps: WorkflowStep, **options: Any) -> None:
+        self.plan: Plan = plan(steps)
+        self.state = RunState(self.plan, **options)
+        self.state.apply(RunStarted("r1", 1_000.0, Shape(self.plan)))
+
+    def tell(self, *events: Event) -> None:
+        for event in events:
+            self.state.apply(event)
+
+    def ready(self) -> list[str]:
+        return [self.plan.steps[unit].name for unit in self.state.ready()]
+
+    def doomed(self) -> dict[str, tuple[str, bool]]:
+        return {
+            self.plan.steps[doom.step].name: (doom.reason, doom.on_purpose)
+            for doom in self.state.doomed()
+        }
+
+    def start(self, *names: str) -> None:
+        self.tell(*(AttemptStarted(name, 1, 1.0) for name in names))
+
+    def succeed(self, *names: str) -> None:
+        self.tell(*(StepSucceeded(name, 1, 2.0, None) for name in names))
+
+    def skip_doomed(self) -> dict[str, tuple[str, bool]]:
+        """Skip what is doomed, and what is doomed because of that; return all of it."""
+        skipped: dict[str, tuple[str, bool]] = {}
+        while doomed := self.doomed():
+            skipped |= doomed
+            self.tell(*(StepSkipped(name, 3.0, *why) for name, why in doomed.items()))
+        return skipped
+
+
+def step(name: str, depends_on: Any = (), **policies: Any) -> WorkflowStep:
+    return WorkflowStep(name, nothing, depends_on, **policies)
+
+
+def failure_of(name: str) -> list[Event]:
+    return [AttemptStarted(name, 1, 1.0), StepFailed(name, 1, 2.0, BOOM)]
+
+
+def cancellation_of(name: str) -> list[Event]:
+    return [AttemptStarted(name, 1, 1.0), StepCancelled(name, 1, 2.0, "why", None)]
+
+
+@each_schedule
+class TestRunIf:
+    @pytest.mark.parametrize(
+        ("ends", "runs"),
+        [
+            ([AttemptStarted("a", 1, 1.0), StepSucceeded("a", 1, 2.0, None)], "always success"),
+            (failure_of("a"), "always failure"),
+            (cancellation_of("a"), "always failure"),
+            ([StepSkipped("a", 2.0, "why")], "always failure"),
+            ([StepSkipped("a", 2.0, "why", on_purpose=True)], "always"),
+        ],
+    )
+    def test_says_after_which_ends_of_its_dependencies_a_step_runs(
+        self, schedule: Schedule, ends: list[Event], runs: str
+    ) -> None:
+        occasions = ("success", "failure", "always")
+        followers = [step(run_if, ["a"], run_if=run_if) for run_if in occasions]
+        run = Run(step("a"), *followers, schedule=schedule, fail_fast=False)
+        assert run.ready() == ["a"]
+
+        run.tell(*ends)
+
+        assert sorted(run.ready()) == runs.split()
+        is_lost = "failure" in runs
+        expected = {
+            "success": ("it depends on step 'a', which failed", False)
+            if is_lost
+            else ("it depends on step 'a', which was skipped", True),
+            "failure": ("nothing that it looks at has failed", True),
+        }
+        assert run.doomed() == {
+            name: why for name, why in expected.items() if name not in runs.split()
+        }
+
+    def test_one_failure_among_its_dependencies_is_enough(self, schedule: Schedule) -> None:
+        run = Run(
+            *(step(name) for name in "abc"),
+            step("alarm", ["a", "b", "c"], run_if="failure"),
+            schedule=schedule,
+            fail_fast=False,
+        )
+        run.ready()
+
+        run.start("a", "c")
+        run.succeed("a", "c")
+        assert run.ready() == []
+        run.tell(*failure_of("b"))
+
+        assert run.ready() == ["alarm"]
+
+    def test_what_depends_on_a_clean_up_step_goes_by_that_ones_end(
+        self, schedule: Schedule
+    ) -> None:
+        run = Run(
+            step("a"),
+            step("alarm", ["a"], run_if="failure"),
+            step("after", ["alarm"]),
+            step("last", ["after"]),
+            schedule=schedule,
+        )
+        run.ready()
+        run.start("a")
+        run.succeed("a")
+        run.ready()
+
+        skipped = run.skip_doomed()
+
+        assert skipped == {
+            "alarm": ("nothing that it looks at has failed", True),
+            "after": ("it depends on step 'alarm', which was skipped", True),
+            "last": ("it depends on step 'alarm', which was skipped", True),
+        }
+        assert run.state.outcome == "passed"
+
+    def test_a_failure_weighs_more_than_a_skip_on_purpose(self, schedule: Schedule) -> None:
+        run = Run(step("a"), step("b"), step("c", ["a", "b"]), schedule=schedule, fail_fast=False)
+        run.ready()
+
+        run.tell(StepSkipped("a", 1.0, "why", on_purpose=True), *failure_of("b"))
+
+        assert run.doomed() == {"c": ("it depends on step 'b', which failed", False)}
+
+    def test_without_dependencies_it_comes_after_all_others(self, schedule: Schedule) -> None:
+        run = Run(step("tidy", run_if="always"), step("a"), step("b", ["a"]), schedule=schedule)
+        order = []
+
+        while batch := run.ready():
+            order.append(batch)
+            run.start(*batch)
+            run.succeed(*batch)
+
+        assert order == [["a"], ["b"], ["tidy"]]
+
+
+@each_schedule
+class TestStop:
+    @pytest.mark.parametrize("stop", [*failure_of("a")[1:], TIMED_OUT])
+    def test_clean_up_steps_run_after_all_others_have_settled(
+        self, schedule: Schedule, stop: Event
+    ) -> None:
+        run = Run(
+            *(step("a"), step("b"), step("c", ["a", "b"])),
+            step("tidy_a", ["a"], run_if="always"),
+            step("tidy", run_if="always"),
+            schedule=schedule,
+        )
+        run.ready()
+        run.start("a", "b")
+
+        run.tell(stop)
+        if stop is TIMED_OUT:
+            run.tell(StepCancelled("a", 1, 51.0, "why", None))
+        assert run.ready() == []
+        assert list(run.skip_doomed()) == ["c"]
+        assert run.ready() == []
+        assert run.state.ordinary_unsettled == 1
+        run.tell(StepCancelled("b", 1, 60.0, "why", None))
+
+        assert run.state.ordinary_unsettled == 0
+        seen = run.ready()
+        while len(seen) < 2:
+            run.start(*seen)
+            run.succeed(*seen)
+            seen += run.ready()
+        assert seen == ["tidy_a", "tidy"] if schedule == "ready" else sorted(seen)
+
+    def test_a_clean_up_step_waits_for_the_clean_up_step_that_it_names(
+        self, schedule: Schedule
+    ) -> None:
+        """Also if the steps of later tiers, which will never start, have settled long ago."""
+        run = Run(
+            *(step("a"), step("b")),
+            *(step("one", ["a"], run_if="always"), step("c", ["a"])),
+            *(step("two", ["one"], run_if="always"), step("d", ["c"])),
+            *(step(name, ["d"]) for name in "efgh"),
+            schedule=schedule,
+        )
+        run.ready()
+        run.start("a", "b")
+        run.tell(StepFailed("a", 1, 2.0, BOOM))
+        run.skip_doomed()
+
+        run.tell(StepCancelled("b", 1, 3.0, "why", None))
+
+        assert run.ready() == ["one"]
+        run.start("one")
+        assert run.ready() == []
+        run.succeed("one")
+        assert run.ready() == ["two"]
+
+    def test_an_interruption_spares_no_step(self, schedule: Schedule) -> None:
+        run = Run(step("a"), step("tidy", run_if="always"), schedule=schedule)
+        run.ready()
+
+        run.tell(INTERRUPTED)
+
+        assert run.doomed() == {"tidy": (INTERRUPTED.reason, False)}
+        assert not run.state.is_spared(1)
+
+    def test_an_interruption_dooms_the_clean_up_steps_that_a_failure_has_spared(
+        self, schedule: Schedule
+    ) -> None:
+        run = Run(
+            *(step("a"), step("b"), step("c", ["b"])),
+            step("parked", ["a"], run_if="always"),
+            step("later", ["parked"], run_if="failure"),
+            schedule=schedule,
+        )
+        run.ready()
+        run.start("a", "b")
+        run.tell(StepFailed("a", 1, 2.0, BOOM))
+        assert run.state.is_spared(3)
+        assert run.doomed() == {"c": (FAILED_FAST, False)}
+
+        run.tell(INTERRUPTED)
+
+        assert run.state.stop_reason == FAILED_FAST
+        assert run.doomed() == dict.fromkeys(["parked", "later"], (INTERRUPTED.reason, False))
+        run.tell(
+            *(StepSkipped(name, 70.0, "why") for name in ("c", "parked", "later")),
+            StepCancelled("b", 1, 70.0, "why", None),
+        )
+        assert (run.ready(), run.doomed(), run.state.unsettled) == ([], {}, 0)
+
+    def test_clean_up_steps_that_run_are_not_stopped_by_a_second_reason(
+        self, schedule: Schedule
+    ) -> None:
+        run = Run(
+            step("a"),
+            step("one", run_if="always"),
+            step("two", ["one"], run_if="always"),
+            schedule=schedule,
+        )
+        run.ready()
+        run.tell(*failure_of("a"))
+        assert run.ready() == ["one"]
+
+        run.tell(TIMED_OUT, *failure_of("one"))
+
+        assert run.state.stop_reason == FAILED_FAST
+        assert run.ready() == ["two"]
+
+    def test_a_clean_up_step_that_was_ready_before_the_stop_still_starts(
+        self, schedule: Schedule
+    ) -> None:
+        run = Run(
+            *(step("a"), step("b", ["a"]), step("tidy", ["a"], run_if="always")),
+            schedule=schedule,
+            max_concurrency=1,
+        )
+        run.ready()
+        run.start("a")
+        run.succeed("a")
+        assert run.ready() == ["b"]
+
+        run.tell(*failure_of("b"))
+
+        assert run.ready() == ["tidy"]
+
+    def test_what_depends_on_a_clean_up_step_is_doomed_and_does_not_hold_it_up(
+        self, schedule: Schedule
+    ) -> None:
+        run = Run(step("a"), step("tidy", run_if="always"), step("b", ["tidy"]), schedule=schedule)
+        run.ready()
+
+        run.tell(*failure_of("a"))
+
+        assert run.skip_doomed() == {"b": (FAILED_FAST, False)}
+        assert run.ready() == ["tidy"]
+        run.start("tidy")
+        run.succeed("tidy")
+        assert run.state.unsettled == 0
+
+    def test_a_deadline_is_the_reason_only_if_there_was_no_other(self, schedule: Schedule) -> None:
+        run = Run(step("a"), step("b"), schedule=schedule)
+        run.ready()
+        assert not run.state.has_timed_out
+
+        run.tell(TIMED_OUT)
+        assert run.state.has_timed_out
+        assert run.state.stop_reason == "the run exceeded its deadline of 1500 ms"
+        run.tell(TIMED_OUT, INTERRUPTED)
+        assert run.state.has_timed_out
+
+        other = Run(step("a"), step("b"), schedule=schedule)
+        other.ready()
+        other.tell(*failure_of("a"), TIMED_OUT)
+        assert not other.state.has_timed_out
+        assert other.state.stop_reason == FAILED_FAST

@@ -1,0 +1,379 @@
+"""The items of a mapped step are units of the run, with numbers above those of all steps."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from asyncflow import Attempt, IllegalEventError, Pool, StepStatus, WorkflowStep
+from asyncflow._graph import Shape, plan
+from asyncflow._state import RunState
+from asyncflow.events import (
+    AttemptFailed,
+    AttemptStarted,
+    Event,
+    LoopBlocked,
+    MapStarted,
+    RunFinished,
+    RunInterrupted,
+    RunStarted,
+    RunTimedOut,
+    StepCancelled,
+    StepFailed,
+    StepSucceeded,
+    ThreadAbandoned,
+)
+
+BOOM = ValueError("boom")
+INTERRUPTED = RunInterrupted(60.0, "the caller was cancelled")
+
+
+async def nothing() -> None: ...
+
+
+async def takes_a(a: object) -> None: ...
+
+
+def mapped(*, run_if: Any = "success", pool: Pool | None = None, **options: Any) -> RunState:
+    """A run in which the step m, the second one, goes through its items."""
+    state = RunState(
+        plan(
+            [
+                WorkflowStep("a", nothing),
+                WorkflowStep(
+                    *("m", takes_a, ["a"]), map_over="a", max_retries=3, run_if=run_if, pool=pool
+                ),
+            ]
+        ),
+        **options,
+    )
+    state.apply(RunStarted("r1", 1_000.0, Shape(state._plan)))
+    assert state.ready() == [0]
+    state.apply(AttemptStarted("a", 1, 1.0))
+    state.apply(StepSucceeded("a", 1, 2.0, "abc"))
+    assert state.ready() == [1]
+    state.apply(MapStarted("m", 3.0))
+    return state
+
+
+def refused(state: RunState, event: Event) -> str:
+    with pytest.raises(IllegalEventError) as refusal:
+        state.apply(event)
+    assert refusal.value.event is event
+    return refusal.value.state
+
+
+class TestItems:
+    def test_an_item_is_handed_out_when_it_was_taken_up(self) -> None:
+        state = mapped()
+        assert not state.queue.has_news
+
+        one, two = state.add_item(1, 4.0), state.add_item(1, 5.0)
+
+        assert (one, two) == (2, 3)
+        assert state.queue.has_news
+        assert state.ready() == [2, 3]
+        assert [state.units.item_of(unit) for unit in range(4)] == [None, None, 0, 1]
+        assert [state.units.is_item(unit) for unit in range(4)] == [False, False, True, True]
+        assert [state.units.name_of(unit) for unit in range(4)] == ["a", "m", "m[0]", "m[1]"]
+        assert state.units.owner_of(3) == 1
+        assert state.units.items(1) == [2, 3]
+
+    def test_the_limit_counts_items_and_not_the_step_that_goes_through_them(self) -> None:
+        state = mapped(max_concurrency=2)
+        units = [state.add_item(1, 4.0) for _ in range(4)]
+
+        assert state.ready() == units[:2]
+        assert [state.stands_in_line(unit) for unit in units] == [False, False, True, True]
+        assert [state.is_about_to_start(unit) for unit in units] == [True, True, False, False]
+        state.apply(AttemptStarted("m", 1, 5.0, item=0))
+        assert state.ready() == []
+        state.apply(StepSucceeded("m", 1, 6.0, "A", item=0))
+
+        assert state.ready() == units[2:3]
+        assert state.queued_ms(units[3], 9.0) == 5.0
+
+    def test_each_item_has_its_own_attempts(self) -> None:
+        state = mapped(random=float)
+        one, two = state.add_item(1, 4.0), state.add_item(1, 4.0)
+        state.ready()
+
+        for event in (
+            AttemptStarted("m", 1, 5.0, item=1),
+            AttemptFailed("m", 1, 6.0, BOOM, 0.0, item=1),
+            AttemptStarted("m", 2, 7.0, item=1),
+            AttemptStarted("m", 1, 8.0, item=0),
+        ):
+            state.apply(event)
+
+        running = [state.running_attempt(unit) for unit in (one, two)]
+        assert [start and start.attempt for start in running] == [1, 2]
+        assert (state.last_error(one), state.last_error(two)) == (None, BOOM)
+        assert state.limits.after_failure(two, BOOM, 8.0) == 0.0
+
+    def test_the_step_ends_after_its_items_and_holds_their_results(self) -> None:
+        state = mapped(max_concurrency=5)
+        for _ in range(2):
+            state.add_item(1, 4.0)
+        state.ready()
+        for event in (
+            AttemptStarted("m", 1, 5.0, 1.0, item=1),
+            StepSucceeded("m", 1, 7.0, "B", item=1),
+            AttemptStarted("m", 1, 6.0, 2.0, item=0),
+            ThreadAbandoned("m", 1, 6.5, item=0),
+            LoopBlocked("m", 1, 7.0, 150.0, "app.py:1 in m", item=0),
+            AttemptFailed("m", 1, 7.0, BOOM, 0.0, item=0),
+            AttemptStarted("m", 2, 8.0, 4.0, item=0),
+        ):
+            state.apply(event)
+        end = StepSucceeded("m", 0, 10.0, ["A", "B"])
+        assert refused(state, end) == "the step goes through its items"
+
+        state.apply(StepSucceeded("m", 2, 9.0, "A", item=0))
+        assert refused(state, StepSucceeded("m", 1, 10.0, [])) == "the step goes through its items"
+        state.apply(end)
+
+        result = state.units.results[1]
+        assert result is not None
+        assert result.items is not None
+        first, second = result.items
+        assert (first.step_name, first.status, first.output) == ("m[0]", StepStatus.SUCCESS, "A")
+        assert first.history == (Attempt(1, 6.0, 1.0, BOOM, 2.0), Attempt(2, 8.0, 1.0, None, 4.0))
+        assert (first.attempts, first.duration_ms, first.started_ms) == (2, 3.0, 6.0)
+        assert (first.queued_ms, first.loop_blocked_ms, first.abandoned) == (6.0, 150.0, True)
+        assert (second.step_name, second.output, second.depends_on) == ("m[1]", "B", ("a",))
+        assert second.history == (Attempt(1, 5.0, 2.0, None, 1.0),)
+        assert (result.step_name, result.status, result.attempts) == ("m", StepStatus.SUCCESS, 3)
+        assert (result.output, result.error, result.reason) == (["A", "B"], None, None)
+        assert (result.started_ms, result.duration_ms, result.history) == (3.0, 7.0, ())
+        assert (result.queued_ms, result.loop_blocked_ms, result.abandoned) == (7.0, 150.0, True)
+        assert result.depends_on == ("a",)
+        assert state.unsettled == 0
+        state.apply(RunFinished(11.0, "passed"))
+        assert list(state.report()) == ["a", "m"]
+
+    def test_a_step_without_items_may_end_at_once(self) -> None:
+        state = mapped()
+
+        state.apply(StepSucceeded("m", 0, 4.0, []))
+
+        result = state.units.results[1]
+        assert result is not None
+        assert (result.items, result.attempts, result.output) == ((), 0, [])
+
+    def test_an_item_that_fails_does_not_end_its_step(self) -> None:
+        state = mapped(fail_fast=False)
+        state.add_item(1, 4.0)
+        state.ready()
+        state.apply(AttemptStarted("m", 1, 5.0, item=0))
+
+        state.apply(StepFailed("m", 1, 6.0, BOOM, item=0))
+
+        assert (state.outcome, state.stop_reason, state.unsettled) == ("passed", None, 1)
+        state.apply(StepFailed("m", 0, 7.0, BOOM))
+        assert (state.outcome, state.unsettled) == ("failed", 0)
+        result = state.units.results[1]
+        assert result is not None
+        assert (result.status, result.error) == (StepStatus.FAILED, BOOM)
+
+    def test_an_item_that_was_cut_short_does_not_end_its_step(self) -> None:
+        state = mapped()
+        state.add_item(1, 4.0)
+        state.ready()
+        state.apply(AttemptStarted("m", 1, 5.0, item=0))
+        state.apply(INTERRUPTED)
+
+        state.apply(StepCancelled("m", 1, 61.0, "why", None, item=0))
+        state.apply(StepCancelled("m", 0, 62.0, "why", None))
+
+        result = state.units.results[1]
+        assert result is not None
+        assert result.items is not None
+        assert [item.status for item in result.items] == [StepStatus.CANCELLED]
+        assert (result.status, result.reason) == (StepStatus.CANCELLED, "why")
+
+
+class TestRefusal:
+    def test_a_step_has_no_items_before_it_goes_through_them(self) -> None:
+        state = RunState(plan([WorkflowStep("a", nothing)]))
+        state.apply(RunStarted("r1", 1_000.0, {}))
+
+        reason = refused(state, AttemptStarted("a", 1, 1.0, item=0))
+
+        assert reason == "the step has not begun to go through its items"
+
+    @pytest.mark.parametrize(
+        "event",
+        [
+            AttemptStarted("m", 2, 5.0, item=0),
+            AttemptStarted("m", 0, 5.0, item=0),
+            AttemptStarted("m", 1, 5.0, item=-1),
+            AttemptFailed("m", 1, 5.0, BOOM, 0.0, item=0),
+            StepSucceeded("m", 1, 5.0, None, item=0),
+            StepFailed("m", 0, 5.0, BOOM, item=0),
+            StepCancelled("m", 1, 5.0, "why", None, item=0),
+            LoopBlocked("m", 1, 5.0, 150.0, "", item=0),
+            ThreadAbandoned("m", 1, 5.0, item=0),
+        ],
+    )
+    def test_an_item_begins_with_its_first_attempt(self, event: Event) -> None:
+        state = mapped()
+
+        assert refused(state, event) == "the item has not been started"
+        assert len(state.units.steps) == 2
+        assert state.units.items(1) == []
+
+    def test_no_item_begins_after_its_step_has_ended(self) -> None:
+        state = mapped()
+        state.apply(StepSucceeded("m", 0, 4.0, []))
+
+        assert refused(state, AttemptStarted("m", 1, 5.0, item=0)) == (
+            "the item has not been started"
+        )
+        assert state.units.items(1) == []
+
+    @pytest.mark.parametrize("is_handed_out", [False, True])
+    def test_an_item_does_not_fail_before_its_first_attempt(self, is_handed_out: bool) -> None:
+        state = mapped()
+        state.add_item(1, 4.0)
+        if is_handed_out:
+            state.ready()
+
+        for attempt in (0, 1):
+            refused(state, StepFailed("m", attempt, 5.0, BOOM, item=0))
+
+        assert state.units.results_of_items(1) is None
+        assert state.stop_reason is None
+
+
+class TestReplay:
+    def test_items_that_nobody_took_up_come_into_being_with_their_first_attempt(self) -> None:
+        state = mapped(max_concurrency=2)
+
+        state.apply(AttemptStarted("m", 1, 5.0, item=1))
+        state.apply(AttemptStarted("m", 1, 5.0, item=0))
+
+        assert state.units.items(1) == [3, 2]
+        assert state.ready() == []
+        state.apply(StepSucceeded("m", 1, 6.0, "B", item=1))
+        assert state.units.results_of_items(1) is None
+        state.apply(StepSucceeded("m", 1, 7.0, "A", item=0))
+        results = state.units.results_of_items(1)
+        assert results is not None
+        assert [result.output for result in results] == ["A", "B"]
+
+    def test_an_item_that_was_handed_out_before_the_stop_may_start_after_it(self) -> None:
+        state = mapped()
+        state.apply(RunTimedOut(50.0, 50.0))
+
+        state.apply(AttemptStarted("m", 1, 51.0, item=0))
+
+        assert state.running_attempt(2) is not None
+
+
+class TestStop:
+    @pytest.mark.parametrize(
+        ("run_if", "stop", "is_spared"),
+        [
+            ("success", INTERRUPTED, False),
+            ("success", RunTimedOut(50.0, 50.0), False),
+            ("always", INTERRUPTED, False),
+            ("always", RunTimedOut(50.0, 50.0), True),
+        ],
+    )
+    def test_items_that_stand_in_line_are_withdrawn_unless_the_step_is_spared(
+        self, run_if: Any, stop: Event, is_spared: bool
+    ) -> None:
+        state = mapped(run_if=run_if, max_concurrency=1)
+        running, waiting = state.add_item(1, 4.0), state.add_item(1, 4.0)
+        assert state.ready() == [running]
+        state.apply(AttemptStarted("m", 1, 5.0, item=0))
+
+        state.apply(stop)
+
+        assert state.is_spared(running) is is_spared
+        assert state.stands_in_line(waiting) is is_spared
+        state.apply(StepSucceeded("m", 1, 61.0, "A", item=0))
+        assert state.ready() == ([waiting] if is_spared else [])
+        assert (state.units.results_of_items(1) is None) is is_spared
+
+    @pytest.mark.parametrize("limit", [None, 1])
+    def test_an_item_that_was_handed_out_leaves_its_place_if_it_is_withdrawn(
+        self, limit: int | None
+    ) -> None:
+        state = mapped(run_if="always", max_concurrency=limit)
+        one, two = state.add_item(1, 4.0), state.add_item(1, 4.0)
+        assert state.ready()[0] == one
+
+        state.withdraw_item(one)
+
+        assert state.ready() == ([two] if limit else [])
+        state.apply(AttemptStarted("m", 1, 5.0, item=1))
+        state.apply(StepSucceeded("m", 1, 6.0, "B", item=1))
+        results = state.units.results_of_items(1)
+        assert results is not None
+        assert [result.step_name for result in results] == ["m[1]"]
+
+    def test_an_item_that_stands_in_line_has_no_place_to_leave(self) -> None:
+        state = mapped(run_if="always", max_concurrency=1)
+        one, two, three = (state.add_item(1, 4.0) for _ in range(3))
+        assert state.ready() == [one]
+
+        state.withdraw_item(two)
+
+        assert state.ready() == []
+        state.apply(AttemptStarted("m", 1, 5.0, item=0))
+        state.apply(StepSucceeded("m", 1, 6.0, "A", item=0))
+        assert state.ready() == [three]
+
+    @pytest.mark.parametrize("run_if", ["success", "always"])
+    def test_an_item_that_is_taken_up_while_the_run_stops_never_starts(self, run_if: Any) -> None:
+        state = mapped(run_if=run_if)
+        state.apply(RunTimedOut(50.0, 50.0))
+
+        unit = state.add_item(1, 51.0)
+
+        is_spared = run_if == "always"
+        assert state.ready() == ([unit] if is_spared else [])
+        assert not state.stands_in_line(unit)
+        assert (state.units.results_of_items(1) == []) is not is_spared
+
+    def test_the_failure_of_an_item_stops_the_run_and_withdraws_the_others(self) -> None:
+        state = mapped(max_concurrency=1)
+        state.add_item(1, 4.0)
+        waiting = state.add_item(1, 4.0)
+        state.ready()
+        state.apply(AttemptStarted("m", 1, 5.0, item=0))
+
+        state.apply(StepFailed("m", 1, 6.0, BOOM, item=0))
+
+        assert state.stop_reason == "step 'm' failed and fail_fast is on"
+        assert not state.stands_in_line(waiting)
+        assert state.ready() == []
+        items = state.units.results_of_items(1)
+        assert items is not None
+        assert [item.status for item in items] == [StepStatus.FAILED]
+        assert items[0].error is BOOM
+
+
+class TestBlocked:
+    def test_a_block_that_is_noticed_late_is_in_the_results_of_item_and_step(self) -> None:
+        state = mapped()
+        state.add_item(1, 4.0)
+        state.ready()
+        state.apply(AttemptStarted("m", 1, 5.0, item=0))
+        state.apply(LoopBlocked("m", 1, 6.0, 110.0, "", item=0))
+        state.apply(StepSucceeded("m", 1, 400.0, "A", item=0))
+        late = LoopBlocked("m", 1, 401.0, 390.0, "app.py:1 in m", item=0)
+
+        state.apply(late)
+        state.apply(StepSucceeded("m", 0, 402.0, ["A"]))
+        state.apply(late)
+
+        result = state.units.results[1]
+        assert result is not None
+        assert result.items is not None
+        assert [item.loop_blocked_ms for item in result.items] == [890.0]
+        assert result.loop_blocked_ms == 890.0
+        assert result.output == ["A"]

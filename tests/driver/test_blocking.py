@@ -1,0 +1,262 @@
+"""A step that blocks the event loop is named, in real time, with the line at which it does."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+import time
+from collections.abc import Callable
+
+import pytest
+import uvloop
+
+from asyncflow import Retry, RunReport, WorkflowStep, run_pipeline
+from asyncflow.events import Event, LoopBlocked, RunFinished, StepFailed, StepSucceeded
+from asyncflow.testing import run_in_virtual_time
+
+BLOCK_S = 0.25
+
+LOOPS: dict[str, Callable[[], asyncio.AbstractEventLoop]] = {
+    "asyncio": asyncio.SelectorEventLoop,
+    "uvloop": uvloop.new_event_loop,
+}
+each_loop = pytest.mark.parametrize("loop_factory", LOOPS.values(), ids=LOOPS)
+
+
+def block() -> None:
+    time.sleep(BLOCK_S)  # this line blocks
+
+
+async def blocks() -> str:
+    block()
+    return "done"
+
+
+async def waits() -> None:
+    for _ in range(20):
+        await asyncio.sleep(0.01)
+
+
+def run(
+    *steps: WorkflowStep,
+    loop_factory: Callable[[], asyncio.AbstractEventLoop] = asyncio.SelectorEventLoop,
+) -> tuple[RunReport, list[Event]]:
+    events: list[Event] = []
+    with asyncio.Runner(loop_factory=loop_factory) as runner:
+        report = runner.run(run_pipeline(steps, fail_fast=False, observers=[events.append]))
+    return report, events
+
+
+@each_loop
+def test_a_step_that_blocks_is_named_with_the_line(
+    loop_factory: Callable[[], asyncio.AbstractEventLoop], caplog: pytest.LogCaptureFixture
+) -> None:
+    report, events = run(
+        WorkflowStep("waits", waits),
+        WorkflowStep("blocks", blocks, ["waits"]),
+        WorkflowStep("after", waits, ["blocks"]),
+        loop_factory=loop_factory,
+    )
+
+    (told,) = [event for event in events if isinstance(event, LoopBlocked)]
+    assert (told.step, told.attempt, told.item) == ("blocks", 1, None)
+    assert told.blocked_ms >= 100
+    assert __file__ in told.where
+    assert told.where.endswith("in block")
+    assert report["blocks"].loop_blocked_ms == told.blocked_ms
+    assert report["waits"].loop_blocked_ms == report["after"].loop_blocked_ms == 0
+    (warning,) = caplog.records
+    assert (warning.name, warning.levelno) == ("asyncflow", logging.WARNING)
+    assert "step 'blocks', attempt 1, blocked the event loop" in warning.getMessage()
+    assert told.where in warning.getMessage()
+
+
+def test_the_last_line_of_a_run_counts_too() -> None:
+    report, events = run(WorkflowStep("blocks", blocks))
+
+    kinds = [type(event) for event in events]
+    assert kinds.index(StepSucceeded) < kinds.index(LoopBlocked) < kinds.index(RunFinished)
+    assert report["blocks"].output == "done"
+    assert report["blocks"].loop_blocked_ms >= 100
+
+
+def test_each_attempt_is_told_of_and_the_result_has_the_sum() -> None:
+    async def blocks_and_fails() -> None:
+        block()
+        raise ValueError
+
+    report, events = run(WorkflowStep("blocks", blocks_and_fails, max_retries=2))
+
+    told = [event for event in events if isinstance(event, LoopBlocked)]
+    assert [event.attempt for event in told] == [1, 2]
+    assert report["blocks"].loop_blocked_ms == sum(event.blocked_ms for event in told)
+    assert isinstance(events[-2], StepFailed | LoopBlocked)
+
+
+def test_an_item_that_blocks_is_told_of_as_that_item() -> None:
+    async def numbers() -> list[int]:
+        return [1, 2]
+
+    async def work(numbers: int) -> None:
+        if numbers == 2:
+            block()
+
+    report, events = run(
+        WorkflowStep("numbers", numbers),
+        WorkflowStep("work", work, ["numbers"], map_over="numbers"),
+    )
+
+    (told,) = [event for event in events if isinstance(event, LoopBlocked)]
+    assert (told.step, told.item) == ("work", 1)
+    assert report["work"].items is not None
+    assert report["work"].status == "SUCCESS"
+
+
+def test_a_nested_run_tells_of_its_own_step_only() -> None:
+    inner: list[Event] = []
+
+    async def nested() -> None:
+        await run_pipeline([WorkflowStep("inner", blocks)], observers=[inner.append])
+
+    _, outer = run(WorkflowStep("nested", nested))
+
+    assert [event.step for event in inner if isinstance(event, LoopBlocked)] == ["inner"]
+    assert not [event for event in outer if isinstance(event, LoopBlocked)]
+
+
+def test_what_somebody_else_blocks_is_not_blamed_on_a_step(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async def stranger() -> None:
+        await asyncio.sleep(0.02)
+        block()
+
+    async def main() -> list[Event]:
+        events: list[Event] = []
+        task = asyncio.create_task(stranger(), name="stranger")
+        await run_pipeline([WorkflowStep("waits", waits)], observers=[events.append])
+        await task
+        return events
+
+    with asyncio.Runner() as runner:
+        events = runner.run(main())
+
+    assert not [event for event in events if isinstance(event, LoopBlocked)]
+    assert caplog.records == []
+
+
+def told_of(events: list[Event]) -> list[str]:
+    return [event.step for event in events if isinstance(event, LoopBlocked)]
+
+
+def test_a_condition_that_blocks_is_not_blamed_on_the_step_that_has_ended() -> None:
+    def when() -> bool:
+        block()
+        return True
+
+    report, events = run(
+        WorkflowStep("first", waits), WorkflowStep("second", waits, ["first"], when=when)
+    )
+
+    assert report.all_passed
+    assert told_of(events) == []
+
+
+def test_a_condition_that_blocks_is_not_blamed_on_a_mapped_step() -> None:
+    async def numbers() -> list[int]:
+        return [1, 2, 3]
+
+    async def work(numbers: int) -> None:
+        await asyncio.sleep(0.01)
+
+    def when() -> bool:
+        block()
+        return True
+
+    report, events = run(
+        WorkflowStep("numbers", numbers),
+        WorkflowStep("work", work, ["numbers"], map_over="numbers", max_retries=2),
+        WorkflowStep("other", waits, ["numbers"], when=when),
+    )
+
+    assert report.all_passed
+    assert told_of(events) == []
+
+
+def test_an_observer_that_blocks_is_not_blamed_on_the_step_that_it_is_told_of() -> None:
+    events: list[Event] = []
+
+    def observer(event: Event) -> None:
+        events.append(event)
+        if isinstance(event, StepSucceeded):
+            block()
+
+    with asyncio.Runner() as runner:
+        runner.run(run_pipeline([WorkflowStep("waits", waits)], observers=[observer]))
+
+    assert StepSucceeded in map(type, events)
+    assert told_of(events) == []
+
+
+def test_a_step_that_runs_in_a_thread_is_not_told_to_do_so() -> None:
+    def until(_: object) -> bool:
+        block()
+        return True
+
+    step = WorkflowStep("thread", time.monotonic, runs_in="thread", retry=Retry(until=until))
+    report, events = run(step)
+
+    assert report.all_passed
+    assert told_of(events) == []
+
+
+def test_the_attempt_is_found_whatever_the_step_is_called() -> None:
+    async def numbers() -> list[int]:
+        return [1, 2]
+
+    async def work(numbers: int) -> None:
+        if numbers == 2:
+            block()
+
+    async def stranger() -> None:
+        await asyncio.sleep(0.3)
+        block()
+
+    async def main() -> list[Event]:
+        events: list[Event] = []
+        other = asyncio.create_task(stranger(), name="asyncflow:r:nobody#1")
+        steps = [
+            WorkflowStep("numbers", numbers),
+            WorkflowStep("a#1[1]", work, ["numbers"], map_over="numbers"),
+            WorkflowStep("a[1]", blocks, ["a#1[1]"]),
+            WorkflowStep("b[]", waits, ["a[1]"]),
+        ]
+        await run_pipeline(steps, observers=[events.append], run_id="r")
+        await other
+        return events
+
+    with asyncio.Runner() as runner:
+        events = runner.run(main())
+
+    told = [event for event in events if isinstance(event, LoopBlocked)]
+    assert [(event.step, event.item) for event in told] == [("a#1[1]", 1), ("a[1]", None)]
+
+
+def test_nothing_of_it_is_left_after_a_run() -> None:
+    before = threading.active_count()
+
+    async def main() -> int:
+        await run_pipeline([WorkflowStep("waits", waits)])
+        return threading.active_count()
+
+    with asyncio.Runner() as runner:
+        assert runner.run(main()) == before
+
+
+def test_in_virtual_time_nothing_blocks() -> None:
+    events: list[Event] = []
+
+    run_in_virtual_time(run_pipeline([WorkflowStep("blocks", blocks)], observers=[events.append]))
+
+    assert not [event for event in events if isinstance(event, LoopBlocked)]

@@ -1,0 +1,424 @@
+"""What runs at all: conditions, clean-up steps, targets, and the errors of those who decide it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+
+import pytest
+
+from asyncflow import StepCancelledError, StepStatus, WorkflowStep, current_step, run_pipeline
+from asyncflow.events import RunFinished, RunInterrupted
+
+schedules = pytest.mark.parametrize("schedule", ["tiers", "ready"])
+SUCCESS, FAILED, SKIPPED, CANCELLED = (
+    StepStatus.SUCCESS,
+    StepStatus.FAILED,
+    StepStatus.SKIPPED,
+    StepStatus.CANCELLED,
+)
+
+
+async def succeed():
+    return "done"
+
+
+async def fail():
+    raise ValueError("broken")
+
+
+async def hang():
+    await asyncio.Event().wait()
+
+
+def statuses(report):
+    return {name: result.status for name, result in report.items()}
+
+
+# Conditions.
+
+
+@schedules
+async def test_a_step_whose_condition_is_false_is_skipped_on_purpose_with_its_descendants(schedule):
+    def is_large(source):
+        return len(source) > 100
+
+    report = await run_pipeline(
+        [
+            WorkflowStep("source", succeed),
+            WorkflowStep("large", succeed, ["source"], when=is_large),
+            WorkflowStep("after", succeed, ["large"]),
+            WorkflowStep("small", succeed, ["source"], when=lambda source: len(source) < 100),
+        ],
+        schedule=schedule,
+    )
+
+    assert statuses(report) == {
+        "source": SUCCESS,
+        "large": SKIPPED,
+        "small": SUCCESS,
+        "after": SKIPPED,
+    }
+    assert "is_large was not met" in report["large"].reason
+    assert report["after"].reason == "it depends on step 'large', which was skipped"
+    assert report.all_passed
+
+
+async def test_a_condition_whose_answer_would_have_to_be_awaited_fails_the_step():
+    async def is_large():
+        return False
+
+    report = await run_pipeline([WorkflowStep("a", succeed, when=lambda: is_large())])
+
+    assert statuses(report) == {"a": FAILED}
+    assert str(report["a"].error).startswith("the condition of step 'a' returned coroutine, which")
+
+
+async def test_a_condition_may_look_at_inputs_and_is_asked_once_before_the_first_attempt():
+    asked = []
+
+    def when(dry_run):
+        asked.append(dry_run)
+        return not dry_run
+
+    async def flaky():
+        if current_step().attempt == 1:
+            raise ValueError
+
+    step = WorkflowStep("a", flaky, when=when, max_retries=2)
+
+    for dry_run in (True, False):
+        await run_pipeline([step], inputs={"dry_run": dry_run})
+
+    assert asked == [True, False]
+
+
+async def test_a_stranger_who_cancels_an_unbegun_task_does_not_have_the_condition_asked_again():
+    asked = []
+
+    async def attacker():
+        for task in asyncio.all_tasks() - {asyncio.current_task()}:
+            if "_run_unit" in repr(task.get_coro()):
+                task.cancel()
+
+    report = await run_pipeline(
+        [
+            WorkflowStep("attacker", attacker),
+            WorkflowStep("a", succeed, when=lambda: asked.append(1) or True),
+        ]
+    )
+
+    assert report.all_passed
+    assert asked == [1]
+
+
+class Unanswerable:
+    def __bool__(self):
+        raise KeyError("neither")
+
+
+def raise_key_error():
+    raise KeyError("neither")
+
+
+@pytest.mark.parametrize("when", [raise_key_error, Unanswerable])
+@pytest.mark.parametrize("limit", [None, 1])
+async def test_a_condition_that_raises_fails_the_step_with_its_error(when, limit):
+    report = await run_pipeline(
+        [
+            WorkflowStep("a", succeed, when=when, max_retries=5),
+            WorkflowStep("b", succeed, ["a"]),
+            WorkflowStep("c", succeed),
+        ],
+        fail_fast=False,
+        max_concurrency=limit,
+    )
+
+    assert statuses(report) == {"a": FAILED, "b": SKIPPED, "c": SUCCESS}
+    assert isinstance(report["a"].error, KeyError)
+    assert report["a"].attempts == 0
+
+
+async def test_a_condition_that_raises_fails_fast():
+    report = await run_pipeline(
+        [WorkflowStep("hangs", hang), WorkflowStep("a", succeed, when=raise_key_error)]
+    )
+
+    assert (report["a"].status, report["a"].attempts) == (FAILED, 0)
+    assert report["hangs"].status in (CANCELLED, SKIPPED)
+
+
+async def test_a_condition_that_raises_a_cancellation_is_a_failure_and_cancels_nobody():
+    def when():
+        raise asyncio.CancelledError
+
+    report = await run_pipeline([WorkflowStep("a", succeed, when=when)])
+
+    assert isinstance(report["a"].error, StepCancelledError)
+    assert asyncio.current_task().cancelling() == 0
+
+
+async def test_a_condition_that_interrupts_ends_the_run_with_closed_books():
+    events = []
+
+    def when():
+        raise KeyboardInterrupt("here")
+
+    with pytest.raises(KeyboardInterrupt, match="here"):
+        await run_pipeline(
+            [WorkflowStep("a", succeed, when=when), WorkflowStep("b", hang)],
+            observers=[events.append],
+        )
+
+    assert any(isinstance(event, RunInterrupted) for event in events)
+    assert isinstance(events[-1], RunFinished)
+
+
+async def test_a_condition_changes_the_context_of_nobody():
+    variable = contextvars.ContextVar("variable", default="untouched")
+
+    async def read():
+        return variable.get()
+
+    report = await run_pipeline(
+        [
+            WorkflowStep("a", read, when=lambda: variable.set("dirty")),
+            WorkflowStep("b", read, ["a"]),
+        ]
+    )
+
+    assert [result.output for result in report.results] == ["untouched", "untouched"]
+
+
+# Clean-up steps.
+
+
+@schedules
+@pytest.mark.parametrize("fail_fast", [True, False])
+@pytest.mark.parametrize("action", [succeed, fail])
+async def test_a_clean_up_step_runs_on_its_occasion(schedule, fail_fast, action):
+    report = await run_pipeline(
+        [
+            WorkflowStep("a", action),
+            WorkflowStep("success", succeed, ["a"]),
+            WorkflowStep("failure", succeed, ["a"], run_if="failure"),
+            WorkflowStep("always", succeed, ["a"], run_if="always"),
+        ],
+        fail_fast,
+        schedule=schedule,
+    )
+
+    failed = action is fail
+    assert statuses(report) == {
+        "a": FAILED if failed else SUCCESS,
+        "success": SKIPPED if failed else SUCCESS,
+        "failure": SUCCESS if failed else SKIPPED,
+        "always": SUCCESS,
+    }
+    assert report.all_passed == (not failed)
+
+
+@schedules
+async def test_clean_up_starts_after_the_cancelled_siblings_have_ended(schedule):
+    log = []
+
+    async def slow_to_end():
+        try:
+            await asyncio.Event().wait()
+        finally:
+            await asyncio.sleep(0.005)
+            log.append("sibling ended")
+
+    async def fail_soon():
+        await asyncio.sleep(0.001)
+        raise ValueError
+
+    async def clean_up():
+        log.append("clean-up")
+
+    await run_pipeline(
+        [
+            WorkflowStep("a", fail_soon),
+            WorkflowStep("sibling", slow_to_end),
+            WorkflowStep("clean up", clean_up, ["a"], run_if="always"),
+        ],
+        schedule=schedule,
+    )
+
+    assert log == ["sibling ended", "clean-up"]
+
+
+@schedules
+async def test_clean_up_that_names_no_dependencies_waits_for_and_looks_at_all_others(schedule):
+    seen = {}
+
+    async def notify(**outputs):
+        seen.update(outputs)
+        seen["results"] = {n: r.status for n, r in current_step().results.items()}
+
+    report = await run_pipeline(
+        [
+            WorkflowStep("notify", notify, run_if="failure"),
+            WorkflowStep("a", succeed),
+            WorkflowStep("b", fail, ["a"]),
+            WorkflowStep("c", succeed, ["b"]),
+        ],
+        schedule=schedule,
+    )
+
+    assert seen == {"results": {"a": SUCCESS, "b": FAILED, "c": SKIPPED}}
+    assert report["notify"].depends_on == ("a", "b", "c")
+
+
+async def test_an_output_that_does_not_exist_arrives_as_none():
+    async def clean_up(a, b):
+        return a, b, {name: result.error for name, result in current_step().results.items()}
+
+    report = await run_pipeline(
+        [
+            WorkflowStep("a", succeed),
+            WorkflowStep("b", fail),
+            WorkflowStep("clean up", clean_up, ["a", "b"], run_if="always"),
+        ]
+    )
+
+    assert report["clean up"].output == ("done", None, {"a": None, "b": report["b"].error})
+
+
+@schedules
+@pytest.mark.parametrize("fail_fast", [True, False])
+async def test_clean_up_of_clean_up_waits_for_it_whatever_was_skipped(schedule, fail_fast):
+    log = []
+
+    async def first():
+        await asyncio.sleep(0.005)
+        log.append("first ended")
+        return "first"
+
+    async def second(first):
+        log.append(f"second got {first}")
+
+    report = await run_pipeline(
+        [
+            WorkflowStep("a", fail),
+            WorkflowStep("first", first, ["a"], run_if="always"),
+            WorkflowStep("second", second, ["first"], run_if="always"),
+            WorkflowStep("x", succeed, ["a"]),
+            WorkflowStep("y", succeed, ["x"]),
+            WorkflowStep("after first", succeed, ["first"]),
+        ],
+        fail_fast,
+        schedule=schedule,
+    )
+
+    assert log == ["first ended", "second got first"]
+    assert (report["after first"].status is SKIPPED) == fail_fast
+
+
+@schedules
+async def test_clean_up_runs_after_the_runs_deadline_with_its_own_limits(schedule):
+    async def clean_up():
+        await asyncio.sleep(0.02)
+        return "cleaned"
+
+    report = await run_pipeline(
+        [
+            WorkflowStep("a", hang),
+            WorkflowStep("clean up", clean_up, ["a"], run_if="failure", timeout_ms=1_000),
+        ],
+        schedule=schedule,
+        deadline_ms=10,
+    )
+
+    assert statuses(report) == {"a": CANCELLED, "clean up": SUCCESS}
+
+
+@schedules
+async def test_a_deadline_that_passes_during_clean_up_stops_nothing(schedule):
+    async def clean_up():
+        await asyncio.sleep(0.03)
+        return "cleaned"
+
+    report = await run_pipeline(
+        [WorkflowStep("a", succeed), WorkflowStep("clean up", clean_up, ["a"], run_if="always")],
+        schedule=schedule,
+        deadline_ms=10,
+    )
+
+    assert report["clean up"].output == "cleaned"
+    assert report.stop_reason is None
+
+
+@schedules
+@pytest.mark.parametrize("interruption", ["caller", "interrupt"])
+async def test_clean_up_is_cancelled_only_if_the_run_is_interrupted(schedule, interruption):
+    begun, ended = asyncio.Event(), []
+
+    async def clean_up():
+        begun.set()
+        try:
+            await asyncio.Event().wait()
+        finally:
+            ended.append("cancelled")
+
+    async def interrupt():
+        await begun.wait()
+        raise KeyboardInterrupt
+
+    steps = [
+        WorkflowStep("a", fail),
+        WorkflowStep("clean up", clean_up, ["a"], run_if="always"),
+        WorkflowStep("never", clean_up, ["clean up"], run_if="always"),
+    ]
+    if interruption == "interrupt":
+        steps.append(WorkflowStep("interrupt", interrupt, ["a"], run_if="always"))
+        with pytest.raises(KeyboardInterrupt):
+            await run_pipeline(steps, schedule=schedule)
+    else:
+        run = asyncio.ensure_future(run_pipeline(steps, schedule=schedule))
+        await begun.wait()
+        run.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await run
+
+    assert ended == ["cancelled"]
+
+
+@schedules
+async def test_clean_up_that_fails_is_a_failure_like_any_other_and_leaves_other_clean_up(schedule):
+    report = await run_pipeline(
+        [
+            WorkflowStep("a", fail),
+            WorkflowStep("bad", fail, ["a"], run_if="always", max_retries=2),
+            WorkflowStep("good", succeed, ["a"], run_if="always"),
+        ],
+        schedule=schedule,
+    )
+
+    assert statuses(report) == {"a": FAILED, "bad": FAILED, "good": SUCCESS}
+    assert report["bad"].attempts == 2
+
+
+# Targets.
+
+
+async def test_only_the_targets_and_what_they_need_are_run():
+    ran = []
+
+    def step(name, *needs, **options):
+        async def action():
+            ran.append(name)
+
+        return WorkflowStep(name, action, needs, **options)
+
+    steps = [
+        step("extract"),
+        step("transform", "extract"),
+        step("load", "transform"),
+        step("other"),
+        step("notify", run_if="always"),
+    ]
+
+    report = await run_pipeline(steps, targets=["transform"])
+
+    assert ran == list(report) == ["extract", "transform"]

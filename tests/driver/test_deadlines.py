@@ -1,0 +1,395 @@
+"""When attempts start and end: limits, backoffs and deadlines, to the millisecond."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import threading
+
+import pytest
+
+from asyncflow import (
+    Retry,
+    StepStatus,
+    StepTimeoutError,
+    WorkflowStep,
+    current_step,
+    run_pipeline,
+)
+from asyncflow.events import (
+    AttemptFailed,
+    AttemptStarted,
+    RunTimedOut,
+    StepCancelled,
+    StepFailed,
+    StepSucceeded,
+)
+from asyncflow.testing import VirtualTimeLoop, run_in_virtual_time
+
+LETTERS = {
+    AttemptStarted: "start",
+    AttemptFailed: "retry",
+    StepSucceeded: "success",
+    StepFailed: "fail",
+    StepCancelled: "cancel",
+    RunTimedOut: "deadline",
+}
+
+
+def timeline(events):
+    """The events as one line: what happened, and when."""
+    return " ".join(
+        f"{LETTERS[type(event)]}@{round(event.at_ms, 6):g}"
+        for event in events
+        if type(event) in LETTERS
+    )
+
+
+def doubling(base_ms, max_ms=30_000):
+    return Retry(base_ms=base_ms, factor=2, max_ms=max_ms, jitter=False)
+
+
+def attempts_that(*each_takes_ms, ends="fail"):
+    """An action whose n-th attempt takes so long and then fails, but succeeds the last time."""
+    durations = iter(each_takes_ms)
+
+    async def action():
+        takes = next(durations)
+        await asyncio.sleep(takes / 1000)
+        if ends == "fail" or current_step().attempt < len(each_takes_ms):
+            raise ValueError(takes)
+
+    return action
+
+
+async def slow_to_clean_up():
+    try:
+        await asyncio.Event().wait()
+    finally:
+        await asyncio.sleep(0.007)
+
+
+F, S = "fail", "succeed"
+TABLE = [
+    # each attempt takes, its end, attempts, timeout, retry, step's deadline, run's, what happens
+    ([0], S, 1, None, 0, None, None, "start@0 success@0"),
+    ([10], S, 1, None, 0, None, None, "start@0 success@10"),
+    ([10], F, 1, None, 0, None, None, "start@0 fail@10"),
+    ([10], S, 1, 20, 0, None, None, "start@0 success@10"),
+    ([30], S, 1, 20, 0, None, None, "start@0 fail@20"),
+    ([10], F, 1, 20, 99, None, None, "start@0 fail@10"),
+    # Another attempt.
+    ([10, 10], S, 2, None, 0, None, None, "start@0 retry@10 start@10 success@20"),
+    ([10, 10], F, 2, None, 0, None, None, "start@0 retry@10 start@10 fail@20"),
+    ([10, 10], S, 2, None, 5, None, None, "start@0 retry@10 start@15 success@25"),
+    ([10, 10], F, 2, None, 5, None, None, "start@0 retry@10 start@15 fail@25"),
+    ([0, 0, 0], S, 3, None, 5, None, None, "start@0 retry@0 start@5 retry@5 start@10 success@10"),
+    ([30, 10], S, 2, 20, 5, None, None, "start@0 retry@20 start@25 success@35"),
+    ([30, 30], F, 2, 20, 5, None, None, "start@0 retry@20 start@25 fail@45"),
+    ([30, 30], F, 2, 20, 0, None, None, "start@0 retry@20 start@20 fail@40"),
+    # The backoff grows, up to its maximum.
+    (
+        [0] * 4,
+        F,
+        4,
+        None,
+        doubling(10),
+        None,
+        None,
+        "start@0 retry@0 start@10 retry@10 start@30 retry@30 start@70 fail@70",
+    ),
+    (
+        [0] * 4,
+        F,
+        4,
+        None,
+        doubling(10, 15),
+        None,
+        None,
+        "start@0 retry@0 start@10 retry@10 start@25 retry@25 start@40 fail@40",
+    ),
+    (
+        [1, 2, 3],
+        F,
+        3,
+        None,
+        doubling(10),
+        None,
+        None,
+        "start@0 retry@1 start@11 retry@13 start@33 fail@36",
+    ),
+    # The step's deadline ends an attempt.
+    ([30], S, 1, None, 0, 20, None, "start@0 fail@20"),
+    ([10], S, 1, None, 0, 20, None, "start@0 success@10"),
+    ([30], S, 3, None, 0, 20, None, "start@0 fail@20"),
+    ([30], S, 3, 10, 0, 5, None, "start@0 fail@5"),
+    ([10, 30], S, 2, None, 0, 25, None, "start@0 retry@10 start@10 fail@25"),
+    ([10, 30], S, 2, None, 5, 25, None, "start@0 retry@10 start@15 fail@25"),
+    ([30, 30], S, 2, 10, 5, 20, None, "start@0 retry@10 start@15 fail@20"),
+    ([30, 30], S, 2, 10, 5, 40, None, "start@0 retry@10 start@15 fail@25"),
+    ([10, 5], S, 2, None, 5, 25, None, "start@0 retry@10 start@15 success@20"),
+    # No wait is begun that cannot end before it.
+    ([10], F, 2, None, 10, 20, None, "start@0 fail@10"),
+    ([10], F, 2, None, 11, 20, None, "start@0 fail@10"),
+    ([10, 0], F, 2, None, 9, 20, None, "start@0 retry@10 start@19 fail@19"),
+    ([10], F, 9, None, 1_000, 500, None, "start@0 fail@10"),
+    ([0] * 2, F, 9, None, doubling(10), 25, None, "start@0 retry@0 start@10 fail@10"),
+    # Nor one that cannot end before the run's.
+    ([10], F, 2, None, 10, None, 20, "start@0 fail@10"),
+    ([10], F, 2, None, 60, 100, 50, "start@0 fail@10"),
+    ([10], F, 2, None, 60, 50, 100, "start@0 fail@10"),
+    ([10, 0], F, 2, None, 9, None, 20, "start@0 retry@10 start@19 fail@19"),
+    # The run's deadline cuts short what runs, and tells that it did.
+    ([30], S, 1, None, 0, None, 20, "start@0 deadline@20 cancel@20"),
+    ([30], S, 1, 25, 0, None, 20, "start@0 deadline@20 cancel@20"),
+    ([30], S, 1, 15, 0, None, 20, "start@0 fail@15"),
+    ([30], S, 3, None, 0, 25, 20, "start@0 deadline@20 cancel@20"),
+    ([30], S, 3, None, 0, 15, 20, "start@0 fail@15"),
+    ([10, 30], S, 2, None, 5, None, 25, "start@0 retry@10 start@15 deadline@25 cancel@25"),
+    ([10, 30], S, 3, 5, 0, None, 8, "start@0 retry@5 start@5 deadline@8 cancel@8"),
+    ([10], S, 1, None, 0, None, 20, "start@0 success@10"),
+    ([5, 5], S, 2, 10, 5, 16, 17, "start@0 retry@5 start@10 success@15"),
+]
+
+
+@pytest.mark.parametrize(
+    ("takes", "end", "attempts", "timeout", "retry", "deadline", "of_run", "expected"), TABLE
+)
+def test_every_start_and_end_comes_at_its_time(
+    takes, end, attempts, timeout, retry, deadline, of_run, expected
+):
+    events = []
+    step = WorkflowStep(
+        "a",
+        attempts_that(*takes, ends=end),
+        max_retries=attempts,
+        timeout_ms=timeout,
+        retry=retry,
+        deadline_ms=deadline,
+    )
+
+    run_in_virtual_time(run_pipeline([step], deadline_ms=of_run, observers=[events.append]))
+
+    assert timeline(events) == expected
+
+
+@pytest.mark.parametrize(
+    ("limits", "of_run", "kind", "limit_ms"),
+    [
+        ({"timeout_ms": 10, "deadline_ms": 20}, 30, "attempt", 10),
+        ({"timeout_ms": 20, "deadline_ms": 10}, 30, "step", 10),
+        ({"timeout_ms": 20, "deadline_ms": 30}, 10, "run", 10),
+        ({"heartbeat_ms": 10, "deadline_ms": 20}, 30, "heartbeat", 10),
+        ({"timeout_ms": 10, "deadline_ms": 10}, None, "attempt", 10),
+        ({"timeout_ms": None, "deadline_ms": 10}, None, "step", 10),
+        ({"timeout_ms": None}, 10, "run", 10),
+    ],
+)
+async def test_the_error_says_which_limit_was_the_tightest(limits, of_run, kind, limit_ms):
+    report = await run_pipeline([WorkflowStep("a", slow_to_clean_up, **limits)], deadline_ms=of_run)
+
+    error = report["a"].error
+    assert isinstance(error, StepTimeoutError)
+    assert (error.kind, error.timeout_ms, error.attempt) == (kind, limit_ms, 1)
+
+
+async def test_clean_up_after_a_deadline_is_awaited_and_takes_no_further_attempt():
+    report = await run_pipeline(
+        [WorkflowStep("a", slow_to_clean_up, deadline_ms=10, max_retries=5)]
+    )
+
+    assert (report["a"].status, report["a"].attempts) == (StepStatus.FAILED, 1)
+    if isinstance(asyncio.get_running_loop(), VirtualTimeLoop):
+        assert round(report["a"].duration_ms, 6) == 17
+
+
+async def test_a_run_that_exceeds_its_deadline_skips_the_rest_and_is_not_raised():
+    report = await run_pipeline(
+        [
+            WorkflowStep("runs", slow_to_clean_up),
+            WorkflowStep("waits", slow_to_clean_up, ["runs"]),
+        ],
+        deadline_ms=10,
+    )
+
+    assert report.stop_reason == "the run exceeded its deadline of 10 ms"
+    assert (report["runs"].status, report["waits"].status) == (
+        StepStatus.CANCELLED,
+        StepStatus.SKIPPED,
+    )
+    assert report["waits"].reason == report["runs"].reason == report.stop_reason
+
+
+async def test_a_mapped_step_cut_short_by_the_runs_deadline_says_so_itself():
+    async def numbers():
+        return range(3)
+
+    async def hang(numbers):
+        await asyncio.Event().wait()
+
+    report = await run_pipeline(
+        [
+            WorkflowStep("numbers", numbers),
+            WorkflowStep("m", hang, ["numbers"], map_over="numbers"),
+        ],
+        deadline_ms=10,
+    )
+
+    assert report["m"].status is StepStatus.CANCELLED
+    assert report["m"].error.kind == "run"
+    assert str(report["m"].error).startswith("step 'm' was running when the run exceeded")
+    assert [item.error.kind for item in report["m"].items] == ["run"] * 3
+
+
+async def test_a_deadline_that_the_run_keeps_leaves_no_timer():
+    async def succeed():
+        return 1
+
+    await run_pipeline([WorkflowStep("a", succeed)], deadline_ms=60_000)
+
+    loop = asyncio.get_running_loop()
+    if isinstance(loop, VirtualTimeLoop):
+        assert [timer for timer in loop._scheduled if not timer.cancelled()] == []
+
+
+@pytest.mark.parametrize(
+    ("limits", "of_run", "remaining"),
+    [
+        ({"timeout_ms": None}, None, None),
+        ({"timeout_ms": 30, "deadline_ms": 50}, 40, 30),
+        ({"timeout_ms": 50, "deadline_ms": 30}, 40, 30),
+        ({"timeout_ms": 50, "deadline_ms": 40}, 30, 30),
+        ({"timeout_ms": 50, "deadline_ms": 40, "run_if": "always"}, 30, 40),
+    ],
+)
+async def test_the_remaining_time_is_that_of_the_tightest_limit(limits, of_run, remaining):
+    async def action():
+        return current_step().remaining_ms()
+
+    report = await run_pipeline([WorkflowStep("a", action, **limits)], deadline_ms=of_run)
+
+    if remaining is None:
+        assert report["a"].output is None
+    else:
+        assert remaining - 5 < report["a"].output <= remaining + 0.001
+
+
+async def test_each_attempt_has_less_of_the_steps_deadline_left():
+    left = []
+
+    async def fail():
+        left.append(current_step().remaining_ms())
+        await asyncio.sleep(0.004)
+        raise ValueError
+
+    await run_pipeline(
+        [WorkflowStep("a", fail, max_retries=3, retry=6, deadline_ms=100, timeout_ms=None)]
+    )
+
+    assert len(left) == 3
+    assert all(later <= earlier - 8 for earlier, later in itertools.pairwise(left))
+
+
+async def test_a_heartbeat_keeps_an_attempt_alive_for_any_length_of_time():
+    async def beats():
+        for _ in range(6):
+            await asyncio.sleep(0.01)
+            current_step().heartbeat()
+        return "alive"
+
+    report = await run_pipeline([WorkflowStep("a", beats, heartbeat_ms=30, timeout_ms=None)])
+
+    assert report["a"].output == "alive"
+
+
+async def test_an_attempt_without_a_heartbeat_is_cancelled_awaited_and_retried():
+    cleaned = []
+
+    async def dies():
+        try:
+            await asyncio.Event().wait()
+        finally:
+            await asyncio.sleep(0.005)
+            cleaned.append(current_step().attempt)
+
+    events = []
+    await run_pipeline(
+        [WorkflowStep("a", dies, heartbeat_ms=10, max_retries=2)], observers=[events.append]
+    )
+
+    assert cleaned == [1, 2]
+    if isinstance(asyncio.get_running_loop(), VirtualTimeLoop):
+        assert timeline(events) == "start@0 retry@15 start@15 fail@30"
+
+
+async def test_a_value_that_comes_after_the_last_heartbeats_limit_is_no_success():
+    async def swallows():
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            return "late"
+
+    report = await run_pipeline([WorkflowStep("a", swallows, heartbeat_ms=10)])
+
+    assert (report["a"].error.kind, report["a"].output) == ("heartbeat", None)
+
+
+async def test_each_item_of_a_mapped_step_has_its_own_heart_and_deadline():
+    async def numbers():
+        return range(4)
+
+    async def action(numbers):
+        await asyncio.sleep(0.001 if numbers % 2 else 1)
+
+    steps = [
+        WorkflowStep("numbers", numbers),
+        *(
+            WorkflowStep(
+                f"by {limit}", action, {"numbers": "numbers"}, map_over="numbers", **{limit: 15}
+            )
+            for limit in ("heartbeat_ms", "deadline_ms", "timeout_ms")
+        ),
+    ]
+
+    report = await run_pipeline(steps, fail_fast=False)
+
+    kinds = {"by heartbeat_ms": "heartbeat", "by deadline_ms": "step", "by timeout_ms": "attempt"}
+    for name, kind in kinds.items():
+        errors = [item.error and item.error.kind for item in report[name].items]
+        assert errors == [kind, None, kind, None]
+
+
+@pytest.mark.parametrize("fail_fast", [True, False])
+def test_a_step_whose_thread_goes_on_fails_at_its_deadline_and_does_not_wait_for_the_thread(
+    fail_fast,
+):
+    release = threading.Event()
+
+    async def main():
+        loop = asyncio.get_running_loop()
+        loop.call_later(0.4, release.set)  # it ends in any case
+        return await run_pipeline(
+            [
+                WorkflowStep(
+                    "a",
+                    release.wait,
+                    runs_in="thread",
+                    max_retries=3,
+                    timeout_ms=50,
+                    deadline_ms=120,
+                )
+            ],
+            fail_fast=fail_fast,
+        )
+
+    with asyncio.Runner(loop_factory=asyncio.SelectorEventLoop) as runner:
+        report = runner.run(main())
+        was_released = release.is_set()
+        release.set()
+
+    error = report["a"].error
+    assert isinstance(error, StepTimeoutError)
+    assert (error.kind, error.attempt) == ("step", 1)
+    assert report["a"].attempts == len(report["a"].history) == 1
+    assert report["a"].abandoned
+    assert not was_released

@@ -1,0 +1,76 @@
+"""A pipeline can be looked at before it is run, and nothing of the user's is called for that."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+
+from asyncflow import Orchestrator, WorkflowStep, parallel_groups, run_pipeline, topological_sort
+
+
+def forbidden(*_: object, **__: object) -> Any:
+    raise AssertionError("user code was called")
+
+
+STEPS = [
+    WorkflowStep("load", forbidden, ["clean", "enrich"], when=lambda: forbidden()),
+    WorkflowStep("extract", forbidden),
+    WorkflowStep("clean", forbidden, ["extract"]),
+    WorkflowStep("enrich", forbidden, ["extract"]),
+    WorkflowStep("notify", forbidden, run_if="always"),
+]
+
+
+async def test_the_tiers_and_the_order_are_those_of_the_functions():
+    orchestrator = Orchestrator(STEPS)
+
+    assert orchestrator.tiers == parallel_groups(STEPS)
+    assert orchestrator.tiers == [["extract"], ["clean", "enrich"], ["load"], ["notify"]]
+    assert orchestrator.execution_order == topological_sort(STEPS)
+
+
+async def test_only_what_will_be_run_is_shown():
+    orchestrator = Orchestrator(STEPS, targets=["clean"])
+
+    assert orchestrator.tiers == [["extract"], ["clean"]]
+    assert orchestrator.execution_order == ["extract", "clean"]
+    assert "enrich" not in orchestrator.to_mermaid()
+
+
+async def test_the_diagram_has_each_step_and_an_arrow_from_each_dependency():
+    text = Orchestrator(STEPS).to_mermaid()
+
+    assert text.startswith("flowchart")
+    assert all(f'"{step.name}"' in text for step in STEPS)
+    assert text.count("-->") == 2 + 1 + 1 + 4  # notify looks at all of them
+
+
+async def test_an_empty_pipeline_can_be_shown_too():
+    orchestrator = Orchestrator([])
+
+    assert (orchestrator.tiers, orchestrator.execution_order) == ([], [])
+    assert orchestrator.to_mermaid().startswith("flowchart")
+
+
+async def test_a_report_shows_what_became_of_each_step():
+    async def fine() -> None:
+        await asyncio.sleep(0.01)
+
+    report = await run_pipeline([WorkflowStep("a", fine), WorkflowStep("b", fine, ["a"])])
+
+    assert report.critical_path == ["a", "b"]
+    assert report.to_mermaid().count("SUCCESS") >= 2
+
+
+@pytest.mark.parametrize("value", ["1", True, [1]])
+async def test_the_deadline_of_a_run_must_be_a_number(value: Any):
+    with pytest.raises(TypeError, match="deadline_ms must be a number or None, not"):
+        Orchestrator([], deadline_ms=value)
+
+
+@pytest.mark.parametrize("value", [0, -1, float("nan"), float("inf"), 10**400])
+async def test_the_deadline_of_a_run_must_be_finite_and_above_zero(value: float):
+    with pytest.raises(ValueError, match="deadline_ms must be finite and above 0, not"):
+        Orchestrator([], deadline_ms=value)

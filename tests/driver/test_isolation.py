@@ -1,0 +1,173 @@
+"""An attempt finds nothing of the one before, whether that has left something or not."""
+
+from __future__ import annotations
+
+import asyncio
+from contextvars import ContextVar
+
+import pytest
+
+from asyncflow import Pool, StepStatus, WorkflowStep, current_step, run_pipeline
+from asyncflow.events import AttemptStarted, StepCancelled
+
+MARK: ContextVar[str] = ContextVar("mark", default="clean")
+
+
+class Flaky:
+    """Fails in its first attempt, after it has left something in its context."""
+
+    def __init__(self) -> None:
+        self.seen: list[str] = []
+        self.tasks: list[str] = []
+        self.cleaned = False
+
+    async def __call__(self) -> str:
+        self.seen.append(MARK.get())
+        task = asyncio.current_task()
+        assert task is not None
+        self.tasks.append(task.get_name().rpartition(":")[2])
+        MARK.set("dirty")
+        if current_step().attempt == 1:
+            raise OSError
+        return "done"
+
+    async def slow(self) -> str:
+        await self()
+        try:
+            await asyncio.sleep(60)
+        finally:
+            self.cleaned = True
+        return "late"
+
+
+async def unbegun(name: str) -> asyncio.Task[object]:
+    """Wait for a task of that name, and return it before its first line has run."""
+    while True:
+        for task in asyncio.all_tasks():
+            if task.get_name().endswith(name):
+                return task
+        await asyncio.sleep(0)
+
+
+async def test_what_an_attempt_leaves_in_its_context_is_not_found_by_the_next():
+    flaky = Flaky()
+
+    report = await run_pipeline([WorkflowStep("a", flaky, max_retries=2)])
+
+    assert report["a"].output == "done"
+    assert flaky.seen == ["clean", "clean"]
+    assert flaky.tasks[1:] == ["a#2"]  # an eager task gets its first name too late to see it
+
+
+async def test_an_attempt_is_named_also_if_the_one_before_has_left_nothing():
+    names = []
+
+    async def action() -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        names.append(task.get_name().rpartition(":")[2])
+        if current_step().attempt < 3:
+            raise OSError
+
+    await run_pipeline([WorkflowStep("a", action, max_retries=3)])
+
+    assert names[1:] == ["a#2", "a#3"]
+
+
+@pytest.mark.parametrize("pool", [None, Pool(1)], ids=["no pool", "pool"])
+async def test_a_stranger_who_cancels_an_attempt_before_its_first_line_only_delays_it(
+    pool: Pool | None,
+):
+    flaky = Flaky()
+    run = asyncio.ensure_future(run_pipeline([WorkflowStep("a", flaky, max_retries=2, pool=pool)]))
+
+    (await unbegun(":a#2")).cancel()
+    report = await run
+
+    assert report["a"].output == "done"
+    assert report["a"].attempts == 2
+    assert flaky.seen == ["clean", "clean"]
+    assert pool is None or (pool.in_use, pool.waiting) == (0, 0)
+
+
+async def test_an_isolated_attempt_that_cancels_its_task_with_its_last_line_has_succeeded():
+    flaky = Flaky()
+
+    async def action() -> str:
+        value = await flaky()
+        task = asyncio.current_task()
+        assert task is not None
+        task.cancel()
+        return value
+
+    report = await run_pipeline([WorkflowStep("a", action, max_retries=2)])
+
+    assert (report["a"].status, report["a"].output) == (StepStatus.SUCCESS, "done")
+
+
+@pytest.mark.parametrize("turns", range(25))
+async def test_a_run_may_be_cancelled_in_any_turn_between_two_isolated_attempts(turns: int):
+    flaky, pool, events = Flaky(), Pool(1), []
+    step = WorkflowStep("a", flaky.slow, max_retries=2, pool=pool)
+    run = asyncio.ensure_future(run_pipeline([step], observers=[events.append]))
+
+    for _ in range(turns):
+        await asyncio.sleep(0)
+    run.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await run
+
+    started = sum(isinstance(event, AttemptStarted) for event in events)
+    assert flaky.seen == ["clean"] * started
+    assert sum(isinstance(event, StepCancelled) for event in events) == (started > 0)
+    assert (pool.in_use, pool.waiting) == (0, 0)
+
+
+async def test_an_isolated_attempt_is_cancelled_with_the_run_and_cleans_up():
+    flaky, events = Flaky(), []
+    step = WorkflowStep("a", flaky.slow, max_retries=2)
+    run = asyncio.ensure_future(run_pipeline([step], observers=[events.append]))
+
+    while len(flaky.seen) < 2:
+        await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    run.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await run
+
+    assert flaky.cleaned
+    (told,) = [event for event in events if isinstance(event, StepCancelled)]
+    assert told.attempt == 2
+
+
+async def test_an_isolated_attempt_that_answers_the_stop_with_a_value_keeps_it():
+    flaky = Flaky()
+
+    async def stubborn() -> str:
+        await flaky()
+        try:
+            await asyncio.sleep(60)
+        except asyncio.CancelledError:
+            return "kept"
+        return "late"
+
+    async def fails() -> None:
+        while len(flaky.seen) < 2:
+            await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        raise ValueError
+
+    report = await run_pipeline(
+        [WorkflowStep("a", stubborn, max_retries=2), WorkflowStep("b", fails)]
+    )
+
+    assert report["b"].status is StepStatus.FAILED
+    assert (report["a"].status, report["a"].output) == (StepStatus.SUCCESS, "kept")
+
+
+async def test_a_heartbeat_that_nobody_asked_for_does_nothing():
+    async def beats() -> int:
+        current_step().heartbeat()
+        return 1
+
+    assert (await run_pipeline([WorkflowStep("a", beats)]))["a"].output == 1

@@ -1,0 +1,631 @@
+"""Tests of who tells that a task blocks the event loop. Blocking takes real time, so they do too.
+
+A loaded machine may hold anything up: so no test says how long something takes at most.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+import uvloop
+
+from asyncflow import _monitor
+from asyncflow._monitor import watch
+from asyncflow.testing import HangError, run_in_virtual_time
+
+ROOT = Path(__file__).parents[2]
+
+
+def eager_loop():
+    loop = asyncio.new_event_loop()
+    loop.set_task_factory(asyncio.eager_task_factory)
+    return loop
+
+
+LOOPS = {"asyncio": asyncio.new_event_loop, "uvloop": uvloop.new_event_loop}
+if sys.version_info >= (3, 12):
+    LOOPS["eager"] = eager_loop
+
+on_each_loop = pytest.mark.parametrize("factory", LOOPS.values(), ids=LOOPS)
+
+
+class Findings(list):
+    """What was told, as tuples of the task's name, the milliseconds and the line."""
+
+    def __call__(self, task, blocked_ms, where):
+        self.thread = threading.current_thread()
+        self.append((task and task.get_name(), blocked_ms, where))
+
+    @property
+    def names(self):
+        return [name for name, _, _ in self]
+
+
+def run(main, factory=asyncio.new_event_loop):
+    with asyncio.Runner(loop_factory=factory) as runner:
+        return runner.run(main)
+
+
+async def block(seconds):
+    """Block the loop; return for how long it did."""
+    started = time.monotonic()
+    time.sleep(seconds)
+    return time.monotonic() - started
+
+
+async def blocking(name, seconds):
+    return await asyncio.create_task(block(seconds), name=name)
+
+
+def monitors():
+    return [each for each in threading.enumerate() if each.name == "asyncflow loop monitor"]
+
+
+def wait_until(condition):
+    ends = time.monotonic() + 5
+    while not condition():
+        assert time.monotonic() < ends
+        time.sleep(0.005)
+
+
+@pytest.fixture(autouse=True)
+def no_thread_stays():
+    yield
+
+    wait_until(lambda: not monitors())
+
+
+# What is told.
+
+
+@on_each_loop
+def test_a_task_that_blocks_is_told_with_the_line(factory):
+    async def main():
+        findings = Findings()
+        handle = watch(asyncio.get_running_loop(), findings)
+        seconds = await blocking("slow", 0.2)
+        await asyncio.sleep(0)
+        handle.stop()
+        return findings, seconds
+
+    findings, seconds = run(main(), factory)
+
+    ((name, blocked_ms, where),) = findings
+    line = block.__code__.co_firstlineno + 3
+    assert (name, where) == ("slow", f"{__file__}:{line} in block")
+    assert 100 <= blocked_ms <= (seconds + 60) * 1000
+    assert findings.thread is threading.main_thread()
+
+
+def test_each_of_several_blocks_in_a_row_is_told_once():
+    async def main():
+        findings = Findings()
+        handle = watch(asyncio.get_running_loop(), findings)
+        for name in ("first", "second", "third"):
+            await blocking(name, 0.15)
+        handle.stop()
+        return findings
+
+    assert run(main()).names == ["first", "second", "third"]
+
+
+@on_each_loop
+def test_what_blocks_for_less_than_100_ms_is_not_told(factory):
+    async def main():
+        findings = Findings()
+        handle = watch(asyncio.get_running_loop(), findings)
+        short = [await blocking("short", 0.06) for _ in range(4)]
+        # So many in one turn of the loop that a ping waits for longer than that.
+        many = await asyncio.gather(*(block(0.01) for _ in range(20)))
+        handle.stop()
+        return findings, [seconds for seconds in (*short, *many) if seconds >= 0.1]
+
+    findings, long = run(main(), factory)
+
+    assert len(findings) <= len(long)  # on an idle machine there are none
+
+
+def test_a_c_function_that_lets_no_thread_run_is_told():
+    started = time.thread_time()
+    sum(range(1_000_000))
+    count = int(1_000_000 * 0.4 / (time.thread_time() - started))
+
+    async def compute():
+        return sum(range(count))
+
+    async def main():
+        findings = Findings()
+        handle = watch(asyncio.get_running_loop(), findings)
+        await asyncio.create_task(compute(), name="computes")
+        await asyncio.sleep(0)
+        handle.stop()
+        return findings
+
+    ((name, blocked_ms, where),) = run(main())
+
+    assert name == "computes"
+    assert blocked_ms >= 100
+    assert where.endswith("compute")
+
+
+def test_a_loop_that_waits_is_left_alone():
+    async def main():
+        findings = Findings()
+        handle = watch(asyncio.get_running_loop(), findings)
+        await asyncio.sleep(0.2)
+        handle.stop()
+        return findings
+
+    assert run(main()) == []
+
+
+def test_each_loop_is_told_of_its_own():
+    async def main(name, seconds):
+        findings = Findings()
+        handle = watch(asyncio.get_running_loop(), findings)
+        await blocking(name, seconds)
+        await asyncio.sleep(0)
+        handle.stop()
+        return findings
+
+    found = {}
+    threads = [
+        threading.Thread(
+            target=lambda name=name, seconds=seconds: found.update(
+                {name: run(main(name, seconds)).names}
+            )
+        )
+        for name, seconds in (("left", 0.2), ("right", 0.25), ("neither", 0))
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+    assert found == {"left": ["left"], "right": ["right"], "neither": []}
+
+
+def test_a_loop_may_go_on_in_another_thread():
+    findings = Findings()
+    loop = asyncio.new_event_loop()
+
+    async def begin():
+        return watch(loop, findings)
+
+    async def go_on():
+        again = watch(loop, print)
+        await blocking("elsewhere", 0.2)
+        await asyncio.sleep(0)
+        again.stop()
+
+    handle = loop.run_until_complete(begin())
+    thread = threading.Thread(target=lambda: loop.run_until_complete(go_on()))
+    thread.start()
+    thread.join()
+    handle.stop()
+    loop.close()
+
+    ((name, _, where),) = findings
+    assert name == "elsewhere"
+    assert "in block" in where
+
+
+def test_all_who_watch_a_loop_are_told_until_they_stop():
+    async def main():
+        loop = asyncio.get_running_loop()
+        first, second, dropped = Findings(), Findings(), Findings()
+        stays, stops = watch(loop, first), watch(loop, second)
+        watch(loop, dropped)
+        await blocking("one", 0.15)
+        await asyncio.sleep(0)
+        stops.stop()
+        await blocking("two", 0.15)
+        await asyncio.sleep(0)
+        stays.stop()
+        return first.names, second.names, dropped
+
+    assert run(main()) == (["one", "two"], ["one"], [])
+
+
+# How a look is taken, by hand.
+
+
+async def looked_at(findings):
+    handle = _monitor.Watch(asyncio.get_running_loop(), findings)
+    watched = _monitor._WatchedLoop(asyncio.get_running_loop(), {_monitor.ref(handle)})
+    return watched, handle
+
+
+def test_a_block_ends_when_another_task_is_seen():
+    async def main():
+        findings = Findings()
+        watched, _handle = await looked_at(findings)
+
+        async def blocks():
+            watched.look(0.025)
+            time.sleep(0.11)
+            watched.look(0.025)
+            over.append(time.monotonic())
+
+        async def follows():
+            watched.look(0.025)
+            over.append(time.monotonic())
+            watched.look(0.025)
+
+        over, began = [], time.monotonic()
+        await asyncio.gather(blocks(), follows())
+        await asyncio.sleep(0)
+        return findings, watched, (over[1] - began) * 1000
+
+    ((_, blocked_ms, where),), watched, until_the_next_ms = run(main())
+
+    assert "blocks" in where
+    assert 100 <= blocked_ms <= until_the_next_ms
+    assert not watched.is_watched()
+
+
+def test_a_task_that_follows_another_in_the_same_turn_is_looked_at_anew():
+    async def main():
+        findings = Findings()
+        watched, _handle = await looked_at(findings)
+        loop = asyncio.get_running_loop()
+
+        async def first():
+            loop.call_soon(callback)
+            watched.look(0.025)
+
+        def callback():
+            watched.look(0.025)
+            time.sleep(0.11)
+            watched.look(0.025)
+
+        await asyncio.gather(first())
+        await asyncio.sleep(0)
+        return findings
+
+    ((name, _, where),) = run(main())
+
+    assert name is None
+    assert "callback" in where
+
+
+def test_a_process_that_was_stopped_has_not_blocked():
+    async def main():
+        findings = Findings()
+        watched, _handle = await looked_at(findings)
+        watched.look(0.025)
+        time.sleep(0.11)  # as if it had been longer
+        watched.look(3600)
+        watched.look(0.025)
+        await asyncio.sleep(0)
+        return findings
+
+    assert run(main()) == []
+
+
+def test_a_thread_that_could_not_look_goes_by_what_the_loop_has_computed():
+    async def main():
+        findings = Findings()
+        watched, _handle = await looked_at(findings)
+        ends = time.thread_time() + 0.11
+        while time.thread_time() < ends:
+            pass
+        watched.look(0.2)
+        await asyncio.sleep(0)
+        time.sleep(0.001)
+        watched.look(0.2)  # it has computed nothing since
+        await asyncio.sleep(0)
+        return findings
+
+    ((_, blocked_ms, _),) = run(main())
+
+    assert blocked_ms >= 100
+
+
+def test_the_frames_of_a_thread_that_has_ended_are_none():
+    thread = threading.Thread(target=print)
+    thread.start()
+    thread.join()
+
+    assert thread.ident is not None
+    assert list(_monitor._frames(thread.ident)) == []
+
+
+class Clocks:
+    """How long the loop's thread has computed, and all others."""
+
+    def __init__(self, watched, monkeypatch):
+        self.own = self.others = 0.0
+        self.look = watched.look
+        watched._cpu_s = lambda: self.own
+        watched._worked_s = watched._all_worked_s = 0.0
+        monkeypatch.setattr(time, "process_time", lambda: self.own + self.others)
+
+    def pass_by(self, own, others, slept=0.025):
+        self.own, self.others = self.own + own, self.others + others
+        self.look(slept)
+
+
+@pytest.mark.parametrize(
+    ("own", "others", "slept", "is_told"),
+    [
+        (0.0, 0.0, 0.025, True),  # it sleeps
+        (0.0, 0.025, 0.025, True),  # while another one computes
+        (0.025, 0.0, 0.025, True),  # it computes
+        (0.025, 0.1, 0.025, True),  # while others do so too, on other processors
+        (0.005, 0.003, 0.025, True),  # it reads file after file
+        (0.005, 0.02, 0.025, False),  # it gets every fifth turn
+        (0.0, 0.2, 0.2, False),  # it got none, for a C function of another thread was busy
+        (0.0, 0.0, 0.2, True),  # our own thread had to wait, for another process
+    ],
+)
+def test_who_waits_for_other_threads_that_compute_does_not_block(
+    own, others, slept, is_told, monkeypatch
+):
+    async def main():
+        findings = Findings()
+        watched, _handle = await looked_at(findings)
+        clocks = Clocks(watched, monkeypatch)
+        clocks.pass_by(0.0, 0.0)
+        looks = 2 if slept >= 0.1 else 5
+        for _ in range(looks):
+            time.sleep(slept)
+            clocks.pass_by(own, others, slept)
+        await asyncio.sleep(0)
+        return findings
+
+    assert len(run(main())) == is_told
+
+
+# The thread.
+
+
+def test_no_thread_is_left_by_a_run_that_is_not_short():
+    async def main():
+        handle = watch(asyncio.get_running_loop(), print)
+        other = watch(asyncio.get_running_loop(), print)
+        await asyncio.sleep(_monitor._LONG_S * 1.5)
+        other.stop()
+        during = monitors()
+        handle.stop()
+        return during, monitors()
+
+    during, after = run(main())
+
+    assert len(during) == 1
+    assert after == []
+
+
+def test_short_runs_share_a_thread_which_ends_by_itself(monkeypatch):
+    monkeypatch.setattr(_monitor, "_LONG_S", 60)
+
+    async def main():
+        threads = set()
+        for _ in range(100):
+            handle = watch(asyncio.get_running_loop(), print)
+            threads.update(monitors())
+            handle.stop()
+        return threads
+
+    threads = run(main())
+
+    assert 1 <= len(threads) <= 100
+    wait_until(lambda: not monitors())
+
+
+def test_a_loop_is_kept_no_longer_than_it_is_watched():
+    async def short():
+        watch(asyncio.get_running_loop(), print).stop()
+        dropped = watch(asyncio.get_running_loop(), print)
+        return len(_monitor._monitor._loops), dropped
+
+    async def main():
+        handle = watch(asyncio.get_running_loop(), print)
+        during, _ = await asyncio.to_thread(run, short())
+        loops = _monitor._monitor._loops
+        await asyncio.to_thread(wait_until, lambda: len(loops) == 1)
+        handle.stop()
+        return during, len(loops)
+
+    assert run(main()) == (2, 0)
+
+
+def test_a_thread_that_looks_at_others_does_not_hide_a_hang():
+    async def main():
+        watch(asyncio.get_running_loop(), print).stop()
+
+    started = time.monotonic()
+    run(main())
+    with pytest.raises(HangError):
+        run_in_virtual_time(asyncio.Event().wait())
+
+    assert time.monotonic() - started < 4  # else it has waited for that thread, for 5 s
+
+
+def test_without_a_thread_to_be_had_nothing_is_told(monkeypatch):
+    def start(_):
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Thread, "start", start)
+
+    async def main():
+        findings = Findings()
+        handle = watch(asyncio.get_running_loop(), findings)
+        await blocking("slow", 0.15)
+        handle.stop()
+        return findings
+
+    assert run(main()) == []
+
+
+def test_a_clock_that_is_not_real_is_not_watched():
+    async def main():
+        handle = watch(asyncio.get_running_loop(), print)
+        during = monitors()
+        handle.stop()
+        return during
+
+    wait_until(lambda: not monitors())
+    assert run_in_virtual_time(main()) == []
+
+
+def test_who_is_forgotten_is_not_watched_any_longer():
+    async def main():
+        return watch(asyncio.get_running_loop(), print)
+
+    handle = run(main())  # the loop is closed
+    wait_until(lambda: not monitors() or not _monitor._monitor._loops)
+    handle.stop()
+
+    async def drop():
+        watch(asyncio.get_running_loop(), print)
+        await asyncio.to_thread(wait_until, lambda: not monitors())
+
+    run(drop())
+
+
+def test_a_closed_loop_is_forgotten_while_it_is_in_a_task():
+    class Closed(asyncio.SelectorEventLoop):
+        def call_soon_threadsafe(self, *args, **kwargs):
+            raise RuntimeError("Event loop is closed")
+
+    async def main():
+        loop = asyncio.get_running_loop()
+        handle = watch(loop, print)
+        wait_until(lambda: loop not in _monitor._monitor._loops)
+        handle.stop()
+
+    run(main(), Closed)
+
+
+def test_the_interpreter_ends_although_a_loop_is_watched():
+    script = f"""
+import asyncio, sys
+sys.path.insert(0, {str(ROOT)!r})
+from asyncflow._monitor import watch
+loop = asyncio.new_event_loop()
+async def main():
+    return watch(loop, print)
+handle = loop.run_until_complete(main())
+print("done")
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, timeout=50, check=True
+    )
+
+    assert done.stdout == "done\n"
+
+
+@pytest.mark.skipif(not hasattr(__import__("os"), "fork"), reason="there is no fork")
+def test_the_child_of_a_fork_begins_anew():
+    script = f"""
+import asyncio, os, sys, threading, time
+sys.path.insert(0, {str(ROOT)!r})
+from asyncflow._monitor import watch
+
+async def main(inherited):
+    found = []
+    handle = watch(asyncio.get_running_loop(), lambda *found_: found.append(found_))
+    time.sleep(0.2)
+    await asyncio.sleep(0)
+    if inherited is None and (child := os.fork()) == 0:
+        os._exit(child_main(handle))
+    handle.stop()
+    if inherited is None:
+        return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    inherited.stop()
+    return 0 if len(found) == 1 and threading.active_count() == 1 else 1
+
+def child_main(handle):
+    done = []
+    # In a thread of its own, for this one has a running loop.
+    thread = threading.Thread(target=lambda: done.append(asyncio.run(child(handle))))
+    thread.start()
+    thread.join()
+    return done[0]
+
+async def child(inherited):
+    found = []
+    handle = watch(asyncio.get_running_loop(), lambda *each: found.append(each))
+    time.sleep(0.2)
+    await asyncio.sleep(0)
+    handle.stop()
+    inherited.stop()
+    return 0 if len(found) == 1 else 1
+
+sys.exit(asyncio.run(main(None)))
+"""
+    subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", script], timeout=50, check=True, capture_output=True
+    )
+
+
+@pytest.mark.skipif(not hasattr(__import__("os"), "fork"), reason="there is no fork")
+def test_a_fork_finds_one_thread_only_and_the_loop_is_looked_at_afterwards():
+    script = f"""
+import asyncio, os, sys, threading, time
+sys.path.insert(0, {str(ROOT)!r})
+from asyncflow._monitor import watch
+
+async def main():
+    found = []
+    handle = watch(asyncio.get_running_loop(), lambda *each: found.append(each))
+    before = threading.active_count()
+    if (child := os.fork()) == 0:
+        os._exit(0)
+    os.waitpid(child, 0)
+    await asyncio.sleep(0)
+    time.sleep(0.2)
+    await asyncio.sleep(0)
+    handle.stop()
+    return before, len(found), threading.active_count()
+
+print(asyncio.run(main()))
+"""
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", script],
+        timeout=50,
+        check=True,
+        capture_output=True,
+        text=True,
+    )
+
+    assert (done.stdout, done.stderr) == ("(2, 1, 1)\n", "")
+
+
+def test_after_a_fork_the_thread_begins_again_in_the_next_turn():
+    async def main():
+        handle = watch(asyncio.get_running_loop(), print)
+        _monitor._monitor.pause()
+        during = monitors()
+        _monitor._monitor.go_on()
+        await asyncio.sleep(0)
+        after = monitors()
+        handle.stop()
+        return during, len(after)
+
+    assert run(main()) == ([], 1)
+
+
+def test_after_a_fork_only_loops_that_need_it_begin_again():
+    class Closed(asyncio.SelectorEventLoop):
+        def call_soon_threadsafe(self, *args, **kwargs):
+            raise RuntimeError("Event loop is closed")
+
+    async def main():
+        loop = asyncio.get_running_loop()
+        handle = watch(loop, print)
+        _monitor._monitor.pause()
+        _monitor._monitor.pause()  # as by two forks at a time
+        _monitor._monitor.go_on()
+        handle.stop()
+        await asyncio.sleep(0)
+        return monitors()
+
+    assert run(main()) == run(main(), Closed) == []

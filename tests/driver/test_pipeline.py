@@ -1,0 +1,949 @@
+"""A pipeline of decorated functions is the pipeline of plain steps that one would have written."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import inspect
+import re
+import sys
+import typing
+from typing import Any
+
+import pytest
+
+from asyncflow import (
+    Pipeline,
+    Pool,
+    Retry,
+    StepStatus,
+    WorkflowStep,
+    after,
+    collect,
+    each,
+    parallel_groups,
+    run_pipeline,
+)
+from asyncflow._step import StepPolicies
+from asyncflow.events import RunStarted
+
+
+async def extract(url: str) -> list[int]:
+    return [1, 2, len(url)]
+
+
+async def load(rows: list[int] = after(extract)) -> int:
+    return sum(rows)
+
+
+async def list_urls() -> list[str]:
+    return ["a", "b"]
+
+
+async def fetch(url: str = each(list_urls)) -> bytes:
+    return url.encode()
+
+
+async def parse(page: bytes = each(collect(fetch))) -> str:
+    return page.decode()
+
+
+async def index(pages: list[bytes] = collect(fetch)) -> int:
+    return len(pages)
+
+
+async def nothing() -> None:
+    pass
+
+
+def work() -> None:
+    pass
+
+
+def pipeline_of(*functions: Any, name: str = "etl", **options: Any) -> Pipeline:
+    pipeline = Pipeline(name, **options)
+    for function in functions:
+        pipeline.step(function)
+    return pipeline
+
+
+def edges(steps: Any) -> dict[str, tuple[tuple[str, ...], tuple[tuple[str, str], ...]]]:
+    return {step.name: (step.depends_on, step.parameters) for step in steps}
+
+
+def refused(text: str, kind: type[Exception] = ValueError) -> Any:
+    return pytest.raises(kind, match=re.escape(text))
+
+
+class TestSteps:
+    """Decorated functions become plain steps."""
+
+    async def test_it_runs_with_its_inputs_as_keyword_arguments(self) -> None:
+        report = await pipeline_of(extract, load).run(url="https")
+
+        assert report.all_passed
+        assert report["load"].output == 8
+
+    def test_a_default_declares_the_edge_and_its_parameter(self) -> None:
+        steps = pipeline_of(extract, load).steps
+
+        assert steps == [
+            WorkflowStep("extract", extract),
+            WorkflowStep("load", load, {"rows": "extract"}),
+        ]
+
+    def test_the_decorator_returns_the_function_unchanged(self) -> None:
+        etl = Pipeline("etl")
+
+        assert etl.step(extract) is extract
+        assert etl.step(max_retries=3)(load) is load
+        assert etl.step(nothing, name="other", timeout_ms=None) is nothing
+
+    async def test_a_function_can_be_called_with_values_of_its_own(self) -> None:
+        pipeline_of(extract, load)
+
+        assert await load([1, 2]) == 3
+
+    @pytest.mark.parametrize(
+        ("marker", "spelling"),
+        [
+            (after(extract), "after(extract)"),
+            (each(extract), "each(extract)"),
+            (collect(extract), "collect(extract)"),
+            (each(collect(extract)), "each(collect(extract))"),
+            (after(Pipeline("inner")), "after(Pipeline('inner'))"),
+        ],
+    )
+    def test_a_default_says_that_only_a_run_fills_it_in(self, marker: Any, spelling: str) -> None:
+        assert repr(marker) == (
+            f"<{spelling}: only a run fills it in; to call the function yourself, pass a value>"
+        )
+
+    async def test_a_plain_step_needs_what_the_default_promises(self) -> None:
+        with refused("nothing provides parameter 'rows' of step 'load'"):
+            await run_pipeline([WorkflowStep("load", load)])
+
+    def test_a_promise_cannot_be_kept_for_a_positional_only_parameter(self) -> None:
+        async def broken(rows: list[int] = after(extract), /) -> None: ...
+
+        with refused("'rows' of its action is positional-only", TypeError):
+            Pipeline("etl").step(broken)
+
+    def test_each_policy_is_passed_on(self) -> None:
+        etl = Pipeline("etl")
+        policies: StepPolicies = {
+            "max_retries": 3,
+            "timeout_ms": 5,
+            "retry": Retry(base_ms=7),
+            "deadline_ms": 100,
+            "heartbeat_ms": 9,
+            "pool": Pool(2),
+            "when": lambda: True,
+            "run_if": "always",
+            "runs_in": "thread",
+        }
+
+        etl.step(bool, name="step", **policies)
+
+        assert policies.keys() == StepPolicies.__annotations__.keys()
+        assert etl.steps == [WorkflowStep("step", bool, **policies)]
+
+    def test_the_policies_are_those_of_a_step_with_the_same_types(self) -> None:
+        parameters = dict(list(inspect.signature(WorkflowStep).parameters.items())[3:])
+        step = inspect.signature(Pipeline.step).parameters
+        hints = typing.get_type_hints(WorkflowStep.__init__)
+
+        expected = {name: hints[name] for name in parameters if name not in {*step, "parameters"}}
+        assert typing.get_type_hints(StepPolicies) == expected
+
+    def test_steps_are_in_the_order_of_decoration(self) -> None:
+        etl = Pipeline("etl")
+        etl.step(nothing, name="b", depends_on=["a"])
+        etl.step(extract, name="a")
+
+        assert [step.name for step in etl] == ["b", "a"]
+        assert parallel_groups(etl) == [["a"], ["b"]]
+
+    def test_steps_are_made_once_until_one_is_added(self) -> None:
+        etl = pipeline_of(extract)
+
+        before = etl.steps
+        again = etl.steps
+        etl.step(load)
+
+        assert before[0] is again[0]
+        assert before is not again
+        assert [step.name for step in etl.steps] == ["extract", "load"]
+
+    async def test_a_step_added_after_a_run_is_in_the_next(self) -> None:
+        etl = pipeline_of(extract)
+
+        first = await etl.run(url="")
+        etl.step(load)
+        second = await etl.run(url="")
+        third = await etl.run(url="a")
+
+        assert [list(report) for report in (first, second)] == [["extract"], ["extract", "load"]]
+        assert third["load"].output == 4
+
+    async def test_it_is_planned_once_for_all_runs(self) -> None:
+        class Observers(list[Any]):
+            times_read = 0
+
+            def __iter__(self) -> Any:
+                self.times_read += 1
+                return super().__iter__()
+
+        observers = Observers()
+        etl = pipeline_of(extract, observers=observers)
+        checked = observers.times_read
+
+        await etl.run(url="")
+        planned = observers.times_read
+        await etl.run(url="")
+
+        assert checked < planned == observers.times_read
+
+    async def test_it_can_be_run_concurrently_with_itself(self) -> None:
+        etl = pipeline_of(extract, load)
+
+        reports = await asyncio.gather(*(etl.run(url="x" * size) for size in range(5)))
+
+        assert [report["load"].output for report in reports] == [3, 4, 5, 6, 7]
+
+    async def test_inputs_may_be_named_as_anything_of_ours(self) -> None:
+        etl = Pipeline("etl")
+        names = ["self", "run_id", "inputs", "name", "observers"]
+
+        @etl.step
+        async def take(**given: object) -> object:
+            return given
+
+        @etl.step(name="named")
+        async def named(self: int, run_id: int, inputs: int, name: int, observers: int) -> int:
+            return self + run_id + inputs + name + observers
+
+        report = await etl.run(**dict.fromkeys(names, 2))
+
+        assert report["named"].output == 10
+
+    async def test_other_options_of_a_run_go_through_run_pipeline(self) -> None:
+        events: list[Any] = []
+
+        report = await run_pipeline(
+            pipeline_of(extract), inputs={"url": ""}, run_id="r1", observers=[events.append]
+        )
+
+        assert report.all_passed
+        assert events[0].run_id == "r1"
+
+    async def test_its_options_are_those_of_an_orchestrator(self) -> None:
+        events: list[Any] = []
+
+        async def fail() -> None:
+            raise ValueError("broken")
+
+        etl = pipeline_of(
+            fail,
+            fail_fast=False,
+            schedule="ready",
+            max_concurrency=1,
+            observers=iter([events.append]),
+        )
+        etl.step(nothing)
+        first = await etl.run()
+        etl.step(extract)
+        second = await etl.run(url="")
+
+        assert first["nothing"].status is second["extract"].status is StepStatus.SUCCESS
+        assert [type(event) for event in events].count(RunStarted) == 2
+
+    @pytest.mark.parametrize(
+        ("options", "text"),
+        [
+            ({"fail_fast": 1}, "fail_fast must be"),
+            ({"schedule": "fast"}, "schedule must be"),
+            ({"max_concurrency": 0}, "max_concurrency must be"),
+            ({"observers": print}, "observers must be a list"),
+            ({"name": 3}, "a pipeline's name must be a str, not int"),
+            ({"name": ""}, "a pipeline's name must not be empty"),
+        ],
+    )
+    def test_its_options_are_checked_when_it_is_made(
+        self, options: dict[str, Any], text: str
+    ) -> None:
+        with pytest.raises((TypeError, ValueError), match=text):
+            Pipeline(**{"name": "etl"} | options)
+
+    async def test_an_empty_pipeline_passes(self) -> None:
+        report = await Pipeline("etl").run()
+
+        assert report.all_passed
+        assert not report
+
+    def test_it_is_shown_by_its_name(self) -> None:
+        assert repr(Pipeline("etl")) == "Pipeline('etl')"
+
+    def test_it_is_no_action(self) -> None:
+        with refused("action must be an async callable, not Pipeline", TypeError):
+            WorkflowStep("inner", pipeline_of(extract))  # type: ignore[arg-type]
+
+
+class TestNames:
+    """A step has the name of its function, or the one that it is given."""
+
+    def test_a_name_can_be_given(self) -> None:
+        etl = Pipeline("etl")
+        etl.step(name="source")(extract)
+        etl.step(load)
+
+        assert edges(etl) == {"source": ((), ()), "load": (("source",), (("rows", "source"),))}
+
+    @pytest.mark.parametrize(
+        ("function", "kind"),
+        [(lambda: nothing(), "<lambda>"), (functools.partial(nothing), "partial")],
+    )
+    def test_what_has_no_name_must_be_given_one(self, function: Any, kind: str) -> None:
+        etl = Pipeline("etl")
+
+        with refused(f"has no name of its own, being a {kind}; give it one: step(..., name=...)"):
+            etl.step(function)
+        etl.step(function, name="it")
+
+        assert etl.steps == [WorkflowStep("it", function)]
+
+    def test_methods_and_callables_that_cannot_be_hashed_are_found_again(self) -> None:
+        class Client:
+            __hash__ = None  # type: ignore[assignment]
+
+            async def get(self) -> int:
+                return 1
+
+            async def __call__(self, got: int) -> None: ...
+
+        a, b = Client(), Client()
+        etl = Pipeline("etl")
+        etl.step(a.get)
+        etl.step(b.get, name="other")
+        etl.step(a, name="call", depends_on={"got": b.get})
+        etl.step(nothing, depends_on=[a, a.get])
+
+        assert edges(etl)["call"] == (("other",), (("got", "other"),))
+        assert edges(etl)["nothing"] == (("call", "get"), ())
+
+    def test_a_name_is_taken_once(self) -> None:
+        etl = pipeline_of(extract)
+
+        with refused("pipeline 'etl' has a step named 'extract' already; give this one another"):
+            etl.step(nothing, name="extract")
+
+    def test_a_function_is_one_step_of_a_pipeline(self) -> None:
+        etl = pipeline_of(extract)
+
+        with refused(
+            "the function of step 'again' is in pipeline 'etl' already, as step 'extract'"
+        ):
+            etl.step(extract, name="again")
+
+    def test_a_function_can_be_a_step_of_several_pipelines(self) -> None:
+        first, second = pipeline_of(extract, load), pipeline_of(extract, load)
+
+        assert first.steps == second.steps
+
+    def test_a_slash_is_for_included_pipelines(self) -> None:
+        etl = Pipeline("etl")
+
+        with refused("name 'a/b' in pipeline 'etl' has a '/'"):
+            etl.step(extract, name="a/b")
+        with refused("name 'team/etl' in pipeline 'etl' has a '/'"):
+            etl.include(pipeline_of(extract, name="team/etl"))
+
+    @pytest.mark.parametrize(
+        ("arguments", "text"),
+        [
+            (("extract",), "must be a function, not str; give options by keyword"),
+            ((Pipeline("in"),), "pipeline 'etl' must be a function, not Pipeline; to have all"),
+            ((extract, {"max_retries": 0}), "step 'extract': max_retries must be at least 1"),
+            ((extract, {"no_such": 0}), "no_such"),
+            ((extract, {"name": 3}), "a step's name must be a str, not int"),
+            ((extract, {"depends_on": "a"}), "step 'extract': depends_on must be a list"),
+            ((extract, {"depends_on": load}), "step 'extract': depends_on must be a list"),
+            ((extract, {"depends_on": {1: load}}), "depends_on must map names of parameters"),
+        ],
+    )
+    def test_a_mistake_is_told_at_the_decorator(self, arguments: Any, text: str) -> None:
+        function, *options = arguments
+
+        with pytest.raises((TypeError, ValueError), match=text):
+            Pipeline("etl").step(function, **(options[0] if options else {}))
+
+    def test_the_call_of_a_function_is_no_function(self) -> None:
+        with refused("pass the function itself", TypeError):
+            Pipeline("etl").step(nothing())  # type: ignore[arg-type]
+
+    def test_what_runs_in_a_process_is_sent_only_when_its_module_has_it(self) -> None:
+        etl = Pipeline("etl")
+
+        @etl.step(runs_in="process")
+        def local() -> None: ...
+
+        etl.step(nothing)
+        with refused("step 'local': its action cannot be sent to another process", TypeError):
+            etl.steps  # noqa: B018
+        assert Pipeline("etl").step(runs_in="process")(work) is work
+
+
+class TestEdges:
+    """Functions, names and included pipelines can be depended on."""
+
+    def test_order_can_be_declared_by_function_and_name_mixed(self) -> None:
+        etl = pipeline_of(extract, list_urls)
+        etl.step(depends_on=[extract, "list_urls"])(nothing)
+
+        assert edges(etl)["nothing"] == (("extract", "list_urls"), ())
+
+    async def test_a_mapping_may_hold_functions(self) -> None:
+        etl = pipeline_of(extract)
+
+        @etl.step(depends_on={"numbers": extract})
+        async def total(numbers: list[int]) -> int:
+            return sum(numbers)
+
+        assert (await etl.run(url=""))["total"].output == 3
+
+    def test_a_mapping_precedes_a_default(self) -> None:
+        etl = Pipeline("etl")
+        etl.step(nothing, name="source")
+        etl.step(depends_on={"rows": "source"})(load)
+
+        assert edges(etl)["load"] == (("source",), (("rows", "source"),))
+
+    def test_defaults_are_seen_through_wrappers_and_partials(self) -> None:
+        @functools.wraps(load)
+        async def wrapped(*args: Any, **kwargs: Any) -> Any:
+            return await load(*args, **kwargs)
+
+        etl = pipeline_of(extract, wrapped)
+        etl.step(functools.partial(load), name="partial")
+        etl.step(functools.partial(load, rows=[1]), name="filled")
+        etl.step(functools.partial(load, [1]), name="bound")
+
+        expected = (("extract",), (("rows", "extract"),))
+        assert edges(etl)["load"] == edges(etl)["partial"] == expected
+        assert edges(etl)["filled"] == edges(etl)["bound"] == ((), ())
+
+    def test_what_tells_no_signature_has_no_edges(self) -> None:
+        etl = Pipeline("etl")
+        etl.step(type, name="untold", runs_in="thread")  # written in C
+
+        assert [step.depends_on for step in etl] == [()]
+
+    @pytest.mark.parametrize(
+        ("options", "text"),
+        [
+            ({}, "parameter 'rows' of step 'load' depends on extract, which is not a step of "),
+            ({"depends_on": {"rows": extract}}, "parameter 'rows' of step 'load' depends on extr"),
+            ({"depends_on": {"rows": "a"}, "map_over": extract}, "step 'load' depends on extract"),
+        ],
+    )
+    def test_what_is_no_step_of_the_pipeline_is_told(
+        self, options: dict[str, Any], text: str
+    ) -> None:
+        etl = Pipeline("etl")
+        etl.step(**options)(load)
+
+        with refused(text):
+            etl.steps  # noqa: B018
+
+    def test_the_way_out_is_told(self) -> None:
+        etl = pipeline_of(load)
+
+        with refused(
+            "pipeline 'etl'; decorate it with that one's step, above all its other decorators, "
+            "or give depends_on={'rows': ...}"
+        ):
+            etl.steps  # noqa: B018
+
+    def test_a_pipeline_that_is_not_included_is_told(self) -> None:
+        etl = Pipeline("etl")
+        etl.step(depends_on=[Pipeline("inner")])(nothing)
+
+        with refused("Pipeline('inner'), which pipeline 'etl' does not include; call its include"):
+            etl.steps  # noqa: B018
+
+    def test_a_pipeline_that_is_included_twice_is_told(self) -> None:
+        inner = pipeline_of(nothing, name="inner")
+        etl = Pipeline("etl")
+        etl.include(inner)
+        etl.include(inner, name="again")
+        etl.step(extract, depends_on=[inner])
+
+        with refused("includes several times; name one of 'inner', 'again' in depends_on"):
+            etl.steps  # noqa: B018
+
+    def test_what_cannot_be_depended_on_is_told(self) -> None:
+        etl = Pipeline("etl")
+        etl.step(depends_on=[3])(nothing)  # type: ignore[list-item]
+
+        with refused("step 'nothing' depends on 3; a dependency is the name or", TypeError):
+            etl.steps  # noqa: B018
+
+    async def test_an_unknown_name_is_told_before_anything_runs(self) -> None:
+        etl = pipeline_of(extract)
+        etl.step(depends_on=["extrct"])(nothing)
+
+        with refused("depends on unknown step 'extrct' (did you mean 'extract'?)"):
+            await etl.run(url="")
+
+    @pytest.mark.parametrize("word", [after, each, collect])
+    def test_a_default_takes_no_name(self, word: Any) -> None:
+        with refused(f"{word.__name__}() takes the function of another step, not str", TypeError):
+            word("extract")
+        with refused(f"{word.__name__}() takes the function of another step", TypeError):
+            word(each(collect(fetch)))
+        with refused(f"{word.__name__}() takes the function of another step", TypeError):
+            word(after(extract))
+
+
+class TestMapped:
+    """A step is mapped with each, and its outputs are taken with collect."""
+
+    def test_each_declares_the_edge_and_the_mapping(self) -> None:
+        steps = pipeline_of(list_urls, fetch).steps
+
+        assert steps[1] == WorkflowStep("fetch", fetch, {"url": "list_urls"}, map_over="list_urls")
+
+    def test_collect_takes_the_list(self) -> None:
+        steps = pipeline_of(list_urls, fetch, index).steps
+
+        assert steps[2] == WorkflowStep("index", index, {"pages": "fetch"})
+
+    def test_each_of_what_is_collected_takes_its_items(self) -> None:
+        steps = pipeline_of(list_urls, fetch, parse).steps
+
+        assert steps[2] == WorkflowStep("parse", parse, {"page": "fetch"}, map_over="fetch")
+
+    @pytest.mark.parametrize("source", [list_urls, "list_urls"])
+    def test_a_mapping_can_be_declared_by_function_and_name(self, source: Any) -> None:
+        async def get(url: str) -> bytes: ...
+
+        async def count(pages: list[bytes] = collect(get)) -> None: ...
+
+        etl = pipeline_of(list_urls)
+        etl.step(depends_on={"url": source}, map_over=source)(get)
+        etl.step(count)
+
+        assert etl.steps[1].map_over == "list_urls"
+        assert etl.steps[2].depends_on == ("get",)
+
+    @pytest.mark.parametrize(
+        ("default", "problem", "instead"),
+        [
+            (after(fetch), "'fetch' is mapped, so its output is a list", "collect(fetch)"),
+            (each(fetch), "'fetch' is mapped, so its output is a list", "each(collect(fetch))"),
+            (collect(list_urls), "'list_urls' is not mapped", "after(list_urls)"),
+            (each(collect(list_urls)), "'list_urls' is not mapped", "each(list_urls)"),
+        ],
+    )
+    def test_the_wrong_word_is_told_with_the_right_one(
+        self, default: Any, problem: str, instead: str
+    ) -> None:
+        async def use(it: Any = default) -> None: ...
+
+        etl = pipeline_of(list_urls, fetch, use)
+
+        with refused(f"parameter 'it' of step 'use': step {problem}; write {instead}"):
+            etl.steps  # noqa: B018
+
+    def test_a_step_is_mapped_over_one_step(self) -> None:
+        async def pairs(url: str = each(list_urls), n: int = each(extract)) -> None: ...
+
+        with refused("step 'pairs' is mapped over both 'list_urls' and 'extract'"):
+            pipeline_of(extract, list_urls, pairs).steps  # noqa: B018
+
+    def test_two_parameters_may_take_the_same_item(self) -> None:
+        async def twice(url: str = each(list_urls), again: str = each(list_urls)) -> None: ...
+
+        step = pipeline_of(list_urls, twice).steps[1]
+
+        assert step.parameters == (("url", "list_urls"), ("again", "list_urls"))
+
+    def test_a_mapped_step_cannot_have_the_whole_too(self) -> None:
+        async def both(url: str = each(list_urls), urls: list[str] = after(list_urls)) -> None: ...
+
+        with refused("parameter 'urls' of step 'both' takes the whole output of 'list_urls'"):
+            pipeline_of(list_urls, both).steps  # noqa: B018
+
+
+class TestConditions:
+    """The parameters of a condition declare edges as those of an action do."""
+
+    def test_a_default_of_a_condition_declares_the_edge(self) -> None:
+        def is_large(rows: list[int] = after(extract)) -> bool:
+            return len(rows) > 2
+
+        etl = pipeline_of(extract)
+        etl.step(when=is_large)(load)
+
+        assert edges(etl)["load"] == (("extract",), (("rows", "extract"),))
+
+    def test_a_mapping_precedes_it(self) -> None:
+        etl = pipeline_of(extract)
+        etl.step(depends_on={"rows": "extract"}, when=lambda rows=after(nothing): bool(rows))(load)
+
+        assert edges(etl)["load"] == (("extract",), (("rows", "extract"),))
+
+    @pytest.mark.parametrize(
+        ("default", "instead"), [(each(list_urls), "after"), (each(collect(fetch)), "collect")]
+    )
+    def test_it_is_asked_once(self, default: Any, instead: str) -> None:
+        etl = pipeline_of(list_urls, fetch)
+        etl.step(when=lambda url=default: bool(url))(nothing)
+
+        with refused(f"but a condition is asked once; use {instead}()"):
+            etl.steps  # noqa: B018
+
+    def test_one_parameter_has_one_source(self) -> None:
+        etl = pipeline_of(extract, list_urls)
+        etl.step(when=lambda rows=after(list_urls): bool(rows))(load)
+
+        with refused("take parameter 'rows' from different steps, 'extract' and 'list_urls'"):
+            etl.steps  # noqa: B018
+
+
+class TestIncluded:
+    """A pipeline can be a part of another."""
+
+    async def test_its_steps_are_steps_under_its_name(self) -> None:
+        outer = Pipeline("outer")
+        outer.include(pipeline_of(extract, load, name="ingest"))
+
+        report = await outer.run(url="")
+
+        assert list(report) == ["ingest/extract", "ingest/load", "ingest"]
+        assert report["ingest"].output == 3
+
+    async def test_others_depend_on_it_and_receive_its_output(self) -> None:
+        ingest = pipeline_of(extract, load, name="ingest")
+        outer = Pipeline("outer")
+        outer.include(ingest)
+
+        @outer.step
+        async def tell(total: int = after(ingest)) -> str:
+            return f"{total} rows"
+
+        @outer.step(depends_on=["ingest", "ingest/extract"])
+        async def named(ingest: int) -> int:
+            return ingest
+
+        report = await outer.run(url="")
+
+        assert report["tell"].output == "3 rows"
+        assert report["named"].output == 3
+
+    async def test_its_output_is_that_of_its_last_steps_by_name(self) -> None:
+        outer = Pipeline("outer")
+        inner = pipeline_of(extract, list_urls, name="inner")
+        inner.include(pipeline_of(list_urls, name="deep"))
+        outer.include(inner)
+
+        # Neither is an input in the way that has the name of a step.
+        report = await outer.run(url="", extract=1, outputs=2)
+
+        assert report["inner"].output == {
+            "extract": [1, 2, 0],
+            "list_urls": ["a", "b"],
+            "deep": ["a", "b"],
+        }
+        assert "inner/deep/list_urls" in report
+
+    async def test_every_kind_of_parameter_keeps_receiving_what_it_did(self) -> None:
+        inner = pipeline_of(extract, name="inner")
+
+        @inner.step(depends_on=["extract"])
+        async def by_name(extract: list[int], url: str) -> int:
+            return len(extract) + len(url)
+
+        @inner.step(depends_on={"numbers": extract})
+        async def rest(**others: object) -> object:
+            return others
+
+        @inner.step(depends_on=["extract", "by_name"])
+        async def some(by_name: int, **others: object) -> object:
+            return by_name, others
+
+        @inner.step(depends_on=[some, rest])
+        async def order() -> None: ...
+
+        outer = Pipeline("outer")
+        outer.include(inner)
+        alone, nested = await inner.run(url=""), await outer.run(url="")
+
+        assert alone.all_passed
+        for name in alone:
+            assert nested[f"inner/{name}"].output == alone[name].output
+
+    def test_a_mapped_step_stays_one(self) -> None:
+        outer = Pipeline("outer")
+        outer.include(pipeline_of(list_urls, fetch, name="crawl"))
+
+        step = outer.steps[1]
+
+        assert step.map_over == "crawl/list_urls"
+        assert step.parameters == (("url", "crawl/list_urls"),)
+
+    def test_policies_are_kept(self) -> None:
+        inner = Pipeline("inner")
+        inner.step(max_retries=3, retry=5, pool=Pool(1), timeout_ms=7)(nothing)
+        outer = Pipeline("outer")
+        outer.include(inner)
+
+        step = outer.steps[0]
+
+        (before,) = inner.steps
+        assert (step.max_retries, step.retry, step.timeout_ms) == (3, before.retry, 7)
+        assert step.pool is before.pool
+
+    async def test_it_comes_after_what_it_depends_on_and_receives_it(self) -> None:
+        inner = pipeline_of(list_urls, name="inner")
+
+        @inner.step(depends_on=["list_urls"])
+        async def use(list_urls: list[str], url: str, table: int = 0) -> object:
+            return list_urls, url, table
+
+        @inner.step
+        async def take_all(**others: object) -> object:
+            return others
+
+        outer = Pipeline("outer")
+
+        @outer.step
+        async def url() -> str:
+            return "https"
+
+        @outer.step
+        async def count() -> int:
+            return 3
+
+        outer.include(inner, name="a", depends_on=[url])
+        outer.include(inner, name="b", depends_on={"url": "url", "table": count})
+        report = await outer.run()
+
+        assert report["a/use"].output == (["a", "b"], "https", 0)
+        assert report["b/use"].output == (["a", "b"], "https", 3)
+        assert report["a/take_all"].output == {"url": "https"}
+        assert report["b/take_all"].output == {"url": "https", "table": 3}
+        depends_on = {name: names for name, (names, _) in edges(outer).items()}
+        assert depends_on["a/list_urls"] == ("url",)
+        assert depends_on["b/list_urls"] == ("url", "count")
+        assert depends_on["a/use"] == ("a/list_urls", "url")
+
+    def test_what_is_provided_inside_comes_from_inside(self) -> None:
+        outer = pipeline_of(extract)
+        outer.include(
+            pipeline_of(extract, load, name="in"), depends_on={"rows": extract, "url": extract}
+        )
+
+        assert edges(outer)["in/load"] == (("in/extract",), (("rows", "in/extract"),))
+
+    def test_a_parameter_that_no_step_has_is_told(self) -> None:
+        outer = pipeline_of(list_urls)
+        outer.include(pipeline_of(extract, name="in"), depends_on={"ur": list_urls})
+
+        with refused(
+            "pipeline 'in' maps parameter 'ur' to 'list_urls', but none of its steps has such a "
+            "parameter (did you mean 'url'?)"
+        ):
+            outer.steps  # noqa: B018
+
+    async def test_a_cancellation_ends_all_of_its_steps(self) -> None:
+        started, ended = asyncio.Event(), []
+        inner = Pipeline("inner")
+
+        @inner.step
+        async def forever() -> None:
+            started.set()
+            try:
+                await asyncio.Event().wait()
+            finally:
+                ended.append("forever")
+
+        outer = Pipeline("outer")
+        outer.include(inner)
+        task = asyncio.ensure_future(outer.run())
+        await started.wait()
+        task.cancel()
+
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert ended == ["forever"]
+
+    async def test_a_failure_inside_stops_the_whole_run(self) -> None:
+        inner = Pipeline("inner", fail_fast=False)
+
+        @inner.step
+        async def fail() -> None:
+            raise ValueError("broken")
+
+        outer = Pipeline("outer")
+        outer.include(inner)
+        outer.step(nothing, depends_on=["inner"])
+
+        report = await outer.run()
+
+        assert report["inner/fail"].status is StepStatus.FAILED
+        assert report["nothing"].status is report["inner"].status is StepStatus.SKIPPED
+
+    def test_steps_that_it_is_given_later_are_included(self) -> None:
+        inner = pipeline_of(extract, name="inner")
+        outer = Pipeline("outer")
+        outer.include(inner)
+
+        before = len(outer.steps)
+        inner.step(load)
+
+        assert (before, len(outer.steps)) == (2, 3)
+
+    def test_an_empty_one_is_told(self) -> None:
+        outer = Pipeline("outer")
+        outer.include(Pipeline("inner"))
+
+        with refused("pipeline 'outer' includes 'inner', which has no steps; import the modules"):
+            outer.steps  # noqa: B018
+
+    def test_they_may_be_nested_deeper_than_calls_may_be(self) -> None:
+        outer = innermost = pipeline_of(extract, name="in")
+        for _ in range(200):
+            inner, outer = outer, Pipeline("in")
+            outer.include(inner)
+
+        before = len(outer.steps)
+        innermost.step(load)
+
+        assert (before, len(outer.steps)) == (201, 202)
+        with refused("because it would include itself"):
+            innermost.include(outer, name="out")
+
+    def test_one_that_is_in_it_in_two_ways_is_built_once(self) -> None:
+        inner, left, outer = pipeline_of(extract, name="in"), Pipeline("left"), Pipeline("outer")
+        left.include(inner)
+        outer.include(inner)
+        outer.include(left)
+
+        assert [step.name for step in outer] == [
+            *("in/extract", "in"),
+            *("left/in/extract", "left/in", "left"),
+        ]
+
+    def test_none_includes_itself(self) -> None:
+        a, b, c = Pipeline("a"), Pipeline("b"), Pipeline("c")
+        a.include(b)
+        b.include(c)
+
+        for outer, inner in [(a, a), (b, a), (c, a)]:
+            with refused(f"pipeline '{outer.name}' cannot include 'a', because it would include"):
+                outer.include(inner, name="x")
+
+    @pytest.mark.parametrize(
+        ("inner", "options", "kind", "text"),
+        [
+            (extract, {}, TypeError, "include() takes a Pipeline, not function"),
+            (Pipeline("a"), {"name": ""}, ValueError, "must not be empty"),
+            (Pipeline("a"), {"name": 3}, TypeError, "must be a str, not int"),
+            (Pipeline("extract"), {}, ValueError, "has a step named 'extract' already"),
+            (Pipeline("a"), {"depends_on": "b"}, TypeError, "depends_on must be a list"),
+        ],
+    )
+    def test_a_mistake_is_told_at_once(
+        self, inner: Any, options: Any, kind: type[Exception], text: str
+    ) -> None:
+        with refused(text, kind):
+            pipeline_of(extract).include(inner, **options)
+
+    def test_clean_up_waits_for_its_own_pipeline_and_nobody_for_it(self) -> None:
+        inner = pipeline_of(extract, name="in")
+        inner.step(name="clean", run_if="always")(nothing)
+        inner.step(lambda: nothing(), name="tell", depends_on=["extract"], run_if="failure")
+        inner.step(lambda: nothing(), name="closed", depends_on=["clean"])
+        inner.step(lambda: nothing(), name="mended", depends_on=["closed", "clean"])
+        outer = pipeline_of(list_urls)
+        outer.include(inner, depends_on=[list_urls])
+
+        depends_on = {name: names for name, (names, _) in edges(outer).items()}
+
+        assert depends_on["in/clean"] == ("in/extract", "in/tell")
+        assert depends_on["in/tell"] == ("in/extract",)
+        assert depends_on["in"] == ("in/extract", "in/mended")
+
+    def test_a_pipeline_of_clean_up_alone_can_be_included(self) -> None:
+        inner = Pipeline("in")
+        inner.step(run_if="always")(nothing)
+        outer = pipeline_of(list_urls)
+        outer.include(inner, depends_on=[list_urls])
+
+        assert edges(outer) == {
+            "list_urls": ((), ()),
+            "in/nothing": (("list_urls",), ()),
+            "in": (("in/nothing",), ()),
+        }
+
+    def test_a_condition_alone_keeps_receiving_what_it_did(self) -> None:
+        inner = pipeline_of(extract, name="in")
+        inner.step(when=lambda rows=after(extract): bool(rows))(nothing)
+        inner.step(lambda: nothing(), name="b", depends_on=["nothing"], when=lambda nothing: True)
+        outer = Pipeline("outer")
+        outer.include(inner)
+
+        assert edges(outer)["in/nothing"][1] == (("rows", "in/extract"),)
+        assert edges(outer)["in/b"][1] == (("nothing", "in/nothing"),)
+
+    def test_a_condition_keeps_receiving_what_it_did(self) -> None:
+        inner = pipeline_of(extract, name="in")
+        inner.step(depends_on=["extract"], when=lambda extract: bool(extract))(nothing_with)
+        outer = Pipeline("outer")
+        outer.include(inner)
+
+        assert edges(outer)["in/nothing_with"][1] == (("extract", "in/extract"),)
+
+    def test_a_condition_receives_what_the_pipeline_depends_on(self) -> None:
+        inner = pipeline_of(extract, name="in")
+        inner.step(depends_on=["extract"], when=lambda limit: bool(limit))(nothing_with)
+        outer = pipeline_of(nothing)
+        outer.include(inner, depends_on={"limit": nothing})
+
+        assert edges(outer)["in/nothing_with"] == (
+            ("in/extract", "nothing"),
+            (("extract", "in/extract"), ("limit", "nothing")),
+        )
+
+
+async def nothing_with(**_: object) -> None: ...
+
+
+def test_steps_can_be_declared_in_several_modules(
+    tmp_path: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    package = tmp_path / "several_modules"
+    package.mkdir()
+    (package / "__init__.py").write_text(
+        "from asyncflow import Pipeline\netl = Pipeline('etl')\n"
+        "from several_modules import second, first\n"
+    )
+    (package / "first.py").write_text(
+        "from several_modules import etl\n@etl.step\nasync def extract() -> int: ...\n"
+        "@etl.step(runs_in='process')\ndef work() -> None: ...\n"
+    )
+    (package / "second.py").write_text(
+        "from asyncflow import after\nfrom several_modules import etl\n"
+        "from several_modules.first import extract\n"
+        "@etl.step\nasync def load(n: int = after(extract)) -> None: ...\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+
+    from several_modules import etl  # type: ignore[import-not-found]
+
+    names = [step.name for step in etl.steps]
+    for module in [name for name in sys.modules if name.startswith("several_modules")]:
+        del sys.modules[module]
+
+    assert names == ["extract", "work", "load"]

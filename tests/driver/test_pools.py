@@ -1,0 +1,397 @@
+"""Pools: how many attempts run at once, in what order, and that every slot comes back."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import random
+import threading
+
+import pytest
+
+from asyncflow import Pool, StepStatus, StepTimeoutError, WorkflowStep, current_step, run_pipeline
+from asyncflow.events import AttemptStarted, RunFinished
+from asyncflow.testing import VirtualTimeLoop, run_in_virtual_time
+
+
+class Gauge:
+    """Counts how many calls run at the same time, and notes in which order they began."""
+
+    def __init__(self, takes=0.001):
+        self.takes = takes
+        self.running = self.highest = 0
+        self.order = []
+
+    async def __call__(self):
+        self.order.append(current_step().step_name)
+        self.running += 1
+        self.highest = max(self.highest, self.running)
+        try:
+            await asyncio.sleep(self.takes)
+        finally:
+            self.running -= 1
+
+
+def is_empty(*pools):
+    return all((pool.in_use, pool.waiting) == (0, 0) for pool in pools)
+
+
+def timers():
+    loop = asyncio.get_running_loop()
+    if not isinstance(loop, VirtualTimeLoop):
+        return []
+    return [timer for timer in loop._scheduled if not timer.cancelled()]
+
+
+async def test_steps_of_concurrent_runs_share_a_pool_in_the_order_in_which_they_came():
+    pool, gauge = Pool(2), Gauge()
+    runs = [
+        run_pipeline([WorkflowStep(f"{run}.{n}", gauge, pool=pool) for n in range(2)])
+        for run in range(5)
+    ]
+
+    reports = await asyncio.gather(*runs)
+
+    assert all(report.all_passed for report in reports)
+    assert gauge.highest == 2
+    assert gauge.order == [f"{run}.{n}" for run in range(5) for n in range(2)]
+    assert is_empty(pool)
+
+
+async def test_waiting_for_a_pool_is_recorded_and_is_no_part_of_a_steps_time():
+    pool = Pool(1)
+
+    report = await run_pipeline(
+        [
+            WorkflowStep(name, Gauge(0.05), pool=pool, timeout_ms=90, deadline_ms=95)
+            for name in "abc"
+        ]
+    )
+
+    assert report.all_passed
+    queued = [result.queued_ms for result in report.results]
+    assert queued[0] < queued[1] < queued[2]
+    if isinstance(asyncio.get_running_loop(), VirtualTimeLoop):
+        assert [round(each, 6) for each in queued] == [0, 50, 100]
+        assert [round(result.duration_ms, 6) for result in report.results] == [50, 50, 50]
+
+
+async def test_waiting_for_the_next_attempt_does_not_count_against_the_deadline_either():
+    pool = Pool(1)
+
+    async def fail_first():
+        await asyncio.sleep(0.005)
+        if current_step().attempt < 3:
+            raise ValueError
+
+    report = await run_pipeline(
+        [
+            WorkflowStep("a", fail_first, pool=pool, max_retries=3, deadline_ms=30),
+            WorkflowStep("b", Gauge(0.05), pool=pool),
+        ]
+    )
+
+    assert report.all_passed
+    assert report["a"].history[1].queued_ms > 40
+
+
+async def test_a_slot_is_free_during_a_backoff():
+    pool, log = Pool(1), []
+
+    async def fail_first():
+        log.append(f"attempt {current_step().attempt}")
+        if current_step().attempt == 1:
+            raise ValueError
+
+    async def other():
+        log.append("other")
+
+    await run_pipeline(
+        [
+            WorkflowStep("a", fail_first, pool=pool, max_retries=2, retry=10),
+            WorkflowStep("other", other, pool=pool),
+        ]
+    )
+
+    assert log == ["attempt 1", "other", "attempt 2"]
+
+
+async def test_a_rate_spreads_the_starts_evenly():
+    pool = Pool(10, per_second=100)
+
+    report = await run_pipeline([WorkflowStep(f"s{n}", Gauge(), pool=pool) for n in range(5)])
+
+    starts = [result.started_ms for result in report.results]
+    if isinstance(asyncio.get_running_loop(), VirtualTimeLoop):
+        assert [round(start, 6) for start in starts] == [0, 10, 20, 30, 40]
+    assert all(later - earlier > 5 for earlier, later in itertools.pairwise(starts))
+    assert is_empty(pool)
+
+
+def test_virtual_runs_that_share_a_rate_are_the_same_again_and_again():
+    pool = Pool(2, per_second=1)
+
+    async def main():
+        steps = [WorkflowStep(f"s{n}", Gauge(), pool=pool) for n in range(4)]
+        await asyncio.sleep(0.75)
+        return [result.queued_ms for result in (await run_pipeline(steps)).results]
+
+    runs = [run_in_virtual_time(main()) for _ in range(4)]
+
+    assert runs[0] == pytest.approx([0, 1_000, 2_000, 3_000])
+    assert runs.count(runs[0]) == 4
+
+
+def test_real_loops_share_a_rate():
+    pool = Pool(2, per_second=0.001)
+    step = WorkflowStep("a", Gauge(), pool=pool)
+
+    first, second = (asyncio.run(run_pipeline([step], deadline_ms=500)) for _ in range(2))
+
+    assert first["a"].status is StepStatus.SUCCESS
+    assert second["a"].status is StepStatus.SKIPPED  # it would have waited for 1,000 s
+
+
+async def test_a_step_that_waits_for_a_pool_when_the_run_stops_is_skipped_and_leaves_the_line():
+    pool = Pool(1)
+    holder = asyncio.ensure_future(run_pipeline([WorkflowStep("holder", Gauge(0.03), pool=pool)]))
+    await asyncio.sleep(0.005)
+
+    async def fail():
+        await asyncio.sleep(0.005)
+        raise ValueError
+
+    report = await run_pipeline(
+        [WorkflowStep("waits", Gauge(), pool=pool), WorkflowStep("fails", fail)]
+    )
+
+    assert report["waits"].status is StepStatus.SKIPPED
+    assert (pool.in_use, pool.waiting) == (1, 0)
+    await holder
+    assert is_empty(pool)
+
+
+async def test_a_run_deadline_that_passes_in_the_line_of_a_pool_skips_the_step():
+    pool = Pool(1)
+    ticket = pool.ask(lambda: None)
+
+    report = await run_pipeline([WorkflowStep("a", Gauge(), pool=pool)], deadline_ms=10)
+
+    assert report["a"].status is StepStatus.SKIPPED
+    assert report.stop_reason == "the run exceeded its deadline of 10 ms"
+    ticket.give_back()
+    assert is_empty(pool)
+
+
+async def test_a_stranger_who_cancels_a_task_in_the_line_of_a_pool_only_sends_it_back():
+    pool = Pool(1)
+    ticket = pool.ask(lambda: None)
+    gauge = Gauge()
+    run = asyncio.ensure_future(run_pipeline([WorkflowStep("a", gauge, pool=pool)]))
+    await asyncio.sleep(0.005)
+
+    for task in asyncio.all_tasks():
+        if "_run_unit" in repr(task.get_coro()):
+            task.cancel()
+    await asyncio.sleep(0.005)
+    waiting = pool.waiting
+    ticket.give_back()
+    report = await run
+
+    assert waiting == 1
+    assert report.all_passed
+    assert gauge.order == ["a"]
+    assert is_empty(pool)
+
+
+@pytest.mark.parametrize("turns", range(12))
+async def test_a_caller_cancelled_in_any_turn_leaves_every_slot_behind(turns):
+    pool = Pool(2, per_second=1_000)
+    run = asyncio.ensure_future(
+        run_pipeline(
+            [WorkflowStep(f"s{n}", Gauge(), pool=pool) for n in range(6)], max_concurrency=4
+        )
+    )
+    for _ in range(turns):
+        await asyncio.sleep(0)
+
+    run.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await run
+
+    assert is_empty(pool)
+    assert timers() == []
+
+
+async def test_a_step_that_exceeds_its_limit_holds_its_slot_until_it_has_cleaned_up():
+    pool, log = Pool(1), []
+
+    async def slow_to_end():
+        try:
+            await asyncio.Event().wait()
+        finally:
+            await asyncio.sleep(0.005)
+            log.append("cleaned")
+
+    async def other():
+        log.append("other")
+
+    report = await run_pipeline(
+        [
+            WorkflowStep("slow", slow_to_end, pool=pool, timeout_ms=10),
+            WorkflowStep("other", other, pool=pool),
+        ],
+        fail_fast=False,
+    )
+
+    assert log == ["cleaned", "other"]
+    assert isinstance(report["slow"].error, StepTimeoutError)
+
+
+def storm_steps(chance, pools, gauges):
+    """A hundred steps of every kind, which use the pools or none."""
+    steps = []
+    for n in range(100):
+        at = chance.randrange(len(pools) + 1)
+        pool = pools[at] if at < len(pools) else None
+        gauge = gauges[at]
+        kind = chance.random()
+
+        async def action(gauge=gauge, kind=kind):
+            await gauge()
+            if kind < 0.2 and current_step().attempt == 1:
+                raise ValueError
+            if kind > 0.95:
+                await asyncio.Event().wait()
+
+        needs = [f"s{chance.randrange(n)}"] if n and chance.random() < 0.3 else []
+        steps.append(
+            WorkflowStep(
+                f"s{n}",
+                action,
+                needs,
+                pool=pool,
+                max_retries=chance.randint(1, 3),
+                retry=chance.choice([0, 1, 5]),
+                timeout_ms=chance.choice([2, 10, 50]),
+            )
+        )
+    return steps
+
+
+async def test_a_storm_of_cancelled_runs_never_exceeds_a_pool_and_leaks_nothing():
+    loop = asyncio.get_running_loop()
+    if not isinstance(loop, VirtualTimeLoop):
+        pytest.skip("in real time a storm takes too long")
+    chance = random.Random(7)
+    pools = [Pool(1), Pool(3), Pool(20, per_second=5_000)]
+    gauges = [Gauge(takes) for takes in (0.0005, 0.001, 0.002, 0.001)]
+    books = []
+
+    async def one_run():
+        events = []
+        books.append(events)
+        await asyncio.sleep(chance.random() * 0.02)
+        await run_pipeline(
+            storm_steps(chance, pools, gauges),
+            chance.random() < 0.3,
+            schedule=chance.choice(["tiers", "ready"]),
+            max_concurrency=chance.choice([None, 3, 40]),
+            deadline_ms=chance.choice([None, None, 60]),
+            observers=[events.append],
+        )
+
+    runs = [asyncio.create_task(one_run()) for _ in range(50)]
+    for run in runs:
+        if chance.random() < 0.6:
+            loop.call_later(chance.random() * 0.1, run.cancel)
+    outcomes = await asyncio.gather(*runs, return_exceptions=True)
+
+    assert all(isinstance(each, asyncio.CancelledError | None) for each in outcomes)
+    assert sum(each is None for each in outcomes) > 10
+    assert sum(each is not None for each in outcomes) > 10
+    for pool, gauge in zip(pools, gauges, strict=False):
+        assert 0 < gauge.highest <= pool.size
+    assert gauges[0].highest == 1
+    assert all(gauge.running == 0 for gauge in gauges)
+    assert all(not events or isinstance(events[-1], RunFinished) for events in books)
+    assert is_empty(*pools)
+    assert timers() == []
+
+
+async def test_nobody_starves_while_others_come_again_and_again():
+    pool = Pool(1)
+
+    async def fail():
+        await asyncio.sleep(0.001)
+        raise ValueError
+
+    report = await run_pipeline(
+        [
+            *(WorkflowStep(f"busy{n}", fail, pool=pool, max_retries=20) for n in range(3)),
+            WorkflowStep("patient", Gauge(), pool=pool),
+        ],
+        fail_fast=False,
+    )
+
+    assert report["patient"].queued_ms < 30
+    assert report["patient"].status is StepStatus.SUCCESS
+
+
+@pytest.mark.parametrize("limit", [None, 1, 3])
+async def test_the_attempts_of_each_pool_start_in_the_order_in_which_they_got_in_line(limit):
+    pools = {"a": Pool(1), "b": Pool(2)}
+    events = []
+
+    await run_pipeline(
+        [WorkflowStep(f"{'ab'[n % 2]}{n}", Gauge(), pool=pools["ab"[n % 2]]) for n in range(20)],
+        max_concurrency=limit,
+        observers=[events.append],
+    )
+
+    started = [event.step for event in events if isinstance(event, AttemptStarted)]
+    for kind in "ab":
+        of_kind = [name for name in started if name.startswith(kind)]
+        assert of_kind == sorted(of_kind, key=lambda name: int(name[1:]))
+
+
+def test_a_pool_holds_across_event_loops_in_threads_and_is_empty_afterwards():
+    pool = Pool(3)
+    lock = threading.Lock()
+    running = highest = 0
+    failures = []
+
+    async def action():
+        nonlocal running, highest
+        with lock:
+            running += 1
+            highest = max(highest, running)
+        try:
+            await asyncio.sleep(0.0005)
+        finally:
+            with lock:
+                running -= 1
+
+    async def many_runs(seed):
+        chance = random.Random(seed)
+        steps = [WorkflowStep(f"s{n}", action, pool=pool) for n in range(20)]
+        tasks = [asyncio.create_task(run_pipeline(steps)) for _ in range(6)]
+        for task in tasks[:3]:
+            asyncio.get_running_loop().call_later(chance.random() * 0.02, task.cancel)
+        outcomes = await asyncio.gather(*tasks, return_exceptions=True)
+        failures.extend(
+            outcome
+            for outcome in outcomes
+            if not (isinstance(outcome, asyncio.CancelledError) or outcome.all_passed)
+        )
+
+    threads = [threading.Thread(target=asyncio.run, args=(many_runs(n),)) for n in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(30)
+
+    assert failures == []
+    assert highest == 3
+    assert running == 0
+    assert is_empty(pool)

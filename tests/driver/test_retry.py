@@ -1,0 +1,237 @@
+"""Whether and when a failed attempt is followed by another."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+
+import pytest
+
+from asyncflow import (
+    Pool,
+    ResultRefusedError,
+    Retry,
+    StepCancelledError,
+    StepStatus,
+    StepTimeoutError,
+    WorkflowStep,
+    current_step,
+    run_pipeline,
+)
+from asyncflow.events import AttemptFailed, RunFinished
+
+AT_ONCE = {"base_ms": 0}
+
+
+class Failing:
+    """Raises these errors, one an attempt, then returns the number of the attempt."""
+
+    def __init__(self, *errors):
+        self.errors = errors
+
+    async def __call__(self):
+        attempt = current_step().attempt
+        if attempt <= len(self.errors):
+            raise self.errors[attempt - 1]
+        return attempt
+
+
+async def waits_of(retry, *errors, attempts=9, **options):
+    """Run a step that fails so; return its result and the waits between its attempts."""
+    events = []
+    step = WorkflowStep("a", Failing(*errors), max_retries=attempts, retry=retry, **options)
+    report = await run_pipeline([step], observers=[events.append])
+    waits = [event.retry_in_ms for event in events if isinstance(event, AttemptFailed)]
+    return report["a"], waits
+
+
+def some(count):
+    return [ValueError(n) for n in range(count)]
+
+
+@pytest.mark.parametrize(
+    ("retry", "expected"),
+    [
+        (2, [2, 2, 2]),
+        (Retry(base_ms=1, factor=2, jitter=False), [1, 2, 4]),
+        (Retry(base_ms=1, factor=3, max_ms=5, jitter=False), [1, 3, 5]),
+        (Retry(base_ms=1, factor=1, jitter=False), [1, 1, 1]),
+        (Retry(base_ms=4, factor=2, random=lambda: 0.5), [2, 4, 8]),
+        (Retry(base_ms=4, factor=2, random=lambda: 0.0), [0, 0, 0]),
+        (Retry(base_ms=1, factor=1e308, max_ms=3, jitter=False), [1, 3, 3]),
+    ],
+)
+async def test_the_waits_are_those_of_the_policy(retry, expected):
+    result, waits = await waits_of(retry, *some(3))
+
+    assert waits == expected
+    assert result.output == 4
+
+
+async def test_the_same_random_source_gives_the_same_waits():
+    def seeded():
+        return Retry(base_ms=4, random=random.Random(7).random)
+
+    _, waits = await waits_of(seeded(), *some(4))
+    _, again = await waits_of(seeded(), *some(4))
+
+    assert waits == again
+    assert all(0 <= wait < 4 * 2**n for n, wait in enumerate(waits))
+    assert len(set(waits)) == 4
+
+
+@pytest.mark.parametrize("on", [OSError, (OSError, KeyError), lambda e: isinstance(e, OSError)])
+async def test_only_the_named_failures_are_followed_by_another_attempt(on):
+    result, waits = await waits_of(Retry(on=on, **AT_ONCE), OSError(), ValueError("other"))
+
+    assert waits == [0]
+    assert (result.status, result.attempts) == (StepStatus.FAILED, 2)
+    assert str(result.error) == "other"
+
+
+async def test_a_number_from_on_is_the_exact_wait():
+    answers = iter([3, 0, 1.5, True, False])
+    retry = Retry(base_ms=7, factor=1, jitter=False, on=lambda _: next(answers))
+
+    result, waits = await waits_of(retry, *some(9))
+
+    assert waits == [3, 0, 1.5, 7]
+    assert result.attempts == 5
+
+
+async def test_on_is_not_asked_after_the_last_attempt():
+    asked = []
+
+    await waits_of(Retry(on=lambda e: asked.append(e) or True, **AT_ONCE), *some(9), attempts=3)
+
+    assert [error.args[0] for error in asked] == [0, 1]
+
+
+async def test_on_is_given_the_timeout_too():
+    asked = []
+
+    async def hang():
+        await asyncio.Event().wait()
+
+    await run_pipeline(
+        [
+            WorkflowStep(
+                "a", hang, timeout_ms=5, max_retries=2, retry=Retry(on=lambda e: asked.append(e))
+            )
+        ]
+    )
+
+    assert isinstance(asked[0], StepTimeoutError)
+
+
+@pytest.mark.parametrize(
+    "on", [lambda _: {}["nothing"], lambda _: "soon", lambda _: -1, lambda _: float("nan")]
+)
+async def test_if_on_breaks_the_step_fails_with_that(on):
+    result, waits = await waits_of(Retry(on=on), *some(9))
+
+    assert waits == []
+    assert isinstance(result.error, KeyError | TypeError)
+    assert isinstance(result.error.__context__, ValueError)
+
+
+async def test_an_on_that_raises_what_it_is_given_makes_no_circle_of_it():
+    def on(error):
+        raise error
+
+    result, _ = await waits_of(Retry(on=on), ValueError("same"))
+
+    assert str(result.error) == "same"
+    assert result.error.__context__ is None
+
+
+async def test_an_on_that_raises_a_cancellation_fails_the_step_and_cancels_nobody():
+    def on(_):
+        raise asyncio.CancelledError
+
+    result, _ = await waits_of(Retry(on=on), *some(9))
+
+    assert isinstance(result.error, StepCancelledError)
+    assert asyncio.current_task().cancelling() == 0
+
+
+@pytest.mark.parametrize("policy", ["on", "until"])
+async def test_a_policy_that_interrupts_stops_the_run_and_closes_its_books(policy):
+    events = []
+    stop = KeyboardInterrupt()
+
+    def interrupt(_):
+        raise stop
+
+    action = Failing(*some(9)) if policy == "on" else Failing()
+    step = WorkflowStep("a", action, max_retries=3, retry=Retry(**{policy: interrupt}))
+
+    with pytest.raises(KeyboardInterrupt) as raised:
+        await run_pipeline([step], observers=[events.append])
+
+    assert raised.value is stop
+    assert isinstance(events[-1], RunFinished)
+
+
+async def test_a_refused_result_is_followed_by_another_attempt_whatever_on_says():
+    step = WorkflowStep(
+        "a",
+        Failing(),
+        max_retries=5,
+        retry=Retry(base_ms=1, until=lambda value: value == 3, on=OSError),
+    )
+
+    report = await run_pipeline([step])
+
+    assert (report["a"].output, report["a"].attempts) == (3, 3)
+    assert [type(each.error) for each in report["a"].history[:2]] == [ResultRefusedError] * 2
+
+
+async def test_a_result_that_is_refused_to_the_last_fails_the_step():
+    step = WorkflowStep("a", Failing(), max_retries=2, retry=Retry(base_ms=0, until=lambda _: 0))
+
+    report = await run_pipeline([step])
+
+    assert isinstance(report["a"].error, ResultRefusedError)
+    assert (report["a"].error.result, report["a"].output) == (2, None)
+
+
+async def test_an_until_whose_answer_would_have_to_be_awaited_fails_the_attempt():
+    async def is_done(value):
+        return False
+
+    retry = Retry(base_ms=0, until=lambda value: is_done(value))
+
+    report = await run_pipeline([WorkflowStep("a", Failing(), retry=retry)])
+
+    assert report["a"].status is StepStatus.FAILED
+    assert str(report["a"].error).startswith("Retry: until returned coroutine, which would have")
+
+
+async def test_an_until_that_raises_fails_the_attempt_with_its_error():
+    retry = Retry(base_ms=0, until=lambda value: {3: True}[value])
+
+    report = await run_pipeline([WorkflowStep("a", Failing(), max_retries=5, retry=retry)])
+
+    assert report["a"].output == 3
+    assert [type(each.error) for each in report["a"].history[:2]] == [KeyError] * 2
+
+
+@pytest.mark.parametrize("options", [{}, {"max_concurrency": 1}])
+@pytest.mark.parametrize("more", [{}, {"pool": Pool(1)}, {"deadline_ms": 10_000}])
+async def test_a_stranger_who_cancels_a_step_between_its_attempts_changes_nothing(options, more):
+    async def first_fails():
+        if current_step().attempt == 1:
+            loop = asyncio.get_running_loop()
+            for task in asyncio.all_tasks():
+                if "_run_unit" in repr(task.get_coro()):
+                    loop.call_later(0.002, task.cancel)
+            raise ValueError
+        return "recovered"
+
+    report = await run_pipeline(
+        [WorkflowStep("a", first_fails, max_retries=2, retry=10, **more)], **options
+    )
+
+    assert report["a"].output == "recovered"
+    assert report["a"].history[1].started_ms > 8

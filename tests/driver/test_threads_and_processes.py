@@ -1,0 +1,398 @@
+"""Plain functions as steps: threads, which cannot be stopped, and processes, which can.
+
+In virtual time the clock stands still while a thread runs, so limits are tested on real loops.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import os
+import threading
+import time
+from pathlib import Path
+
+import anyio
+import process_work as work
+import pytest
+
+from asyncflow import (
+    Pool,
+    StepStatus,
+    StepTimeoutError,
+    WorkflowStep,
+    current_step,
+    run_pipeline,
+)
+from asyncflow.events import AttemptStarted, ThreadAbandoned
+
+FAILED, CANCELLED = StepStatus.FAILED, StepStatus.CANCELLED
+variable: contextvars.ContextVar[str] = contextvars.ContextVar("variable", default="nothing")
+
+
+class Blocking:
+    """A function that runs until it is released, and counts how many of its calls overlap."""
+
+    def __init__(self):
+        self.begun = threading.Event()
+        self.release = threading.Event()
+        self.calls = self.running = self.highest = 0
+        self.lock = threading.Lock()
+
+    def __call__(self):
+        with self.lock:
+            self.calls += 1
+            self.running += 1
+            self.highest = max(self.highest, self.running)
+        self.begun.set()
+        assert self.release.wait(30)
+        with self.lock:
+            self.running -= 1
+        return "done"
+
+
+@pytest.fixture
+def blocking():
+    function = Blocking()
+    yield function
+    function.release.set()
+
+
+async def until(condition):
+    """Wait in real time, which a loop with a virtual clock would not let pass."""
+    for _ in range(3_000):
+        if condition():
+            return
+        await asyncio.to_thread(time.sleep, 0.001)
+    raise AssertionError("it never came")
+
+
+@pytest.fixture
+def in_real_time():
+    """Run in a loop of asyncio's own: the clock of a virtual one stands still beside a thread."""
+    return asyncio.run
+
+
+def test_a_thread_that_exceeds_its_limit_fails_on_time_and_is_abandoned(in_real_time, blocking):
+    async def main():
+        events = []
+        report = await run_pipeline(
+            [WorkflowStep("a", blocking, timeout_ms=30, runs_in="thread")],
+            observers=[events.append],
+        )
+        assert blocking.running == 1
+        return report, events
+
+    report, events = in_real_time(main())
+
+    assert isinstance(report["a"].error, StepTimeoutError)
+    assert report["a"].abandoned
+    assert sum(isinstance(event, ThreadAbandoned) for event in events) == 1
+    assert report["a"].duration_ms < 5_000
+
+
+@pytest.mark.parametrize(
+    ("limits", "of_run", "kind"),
+    [
+        ({"timeout_ms": None, "deadline_ms": 30}, None, "step"),
+        ({"timeout_ms": None, "heartbeat_ms": 30}, None, "heartbeat"),
+        ({"timeout_ms": None}, 30, "run"),
+    ],
+)
+def test_a_thread_is_abandoned_at_whatever_limit_comes_first(
+    in_real_time, blocking, limits, of_run, kind
+):
+    report = in_real_time(
+        run_pipeline([WorkflowStep("a", blocking, runs_in="thread", **limits)], deadline_ms=of_run)
+    )
+
+    assert report["a"].error.kind == kind
+    assert report["a"].abandoned
+    assert report["a"].status is (CANCELLED if kind == "run" else FAILED)
+
+
+def test_a_heartbeat_from_a_thread_keeps_it_alive(in_real_time):
+    def beats():
+        for _ in range(6):
+            time.sleep(0.02)
+            current_step().heartbeat()
+        return "alive"
+
+    report = in_real_time(
+        run_pipeline([WorkflowStep("a", beats, runs_in="thread", heartbeat_ms=100)])
+    )
+
+    assert report["a"].output == "alive"
+
+
+def test_no_attempt_starts_while_an_abandoned_thread_of_the_step_still_runs(in_real_time, blocking):
+    async def main():
+        asyncio.get_running_loop().call_later(0.1, blocking.release.set)
+        return await run_pipeline(
+            [WorkflowStep("a", blocking, timeout_ms=20, max_retries=2, runs_in="thread")]
+        )
+
+    report = in_real_time(main())
+
+    assert (blocking.calls, blocking.highest) == (2, 1)
+    assert report["a"].output == "done"
+    assert report["a"].history[1].started_ms > 80
+
+
+def test_a_slot_is_kept_until_the_abandoned_thread_has_ended(in_real_time, blocking):
+    pool = Pool(1)
+
+    async def main():
+        await run_pipeline(
+            [WorkflowStep("a", blocking, timeout_ms=20, pool=pool, runs_in="thread")]
+        )
+        kept = pool.in_use
+        blocking.release.set()
+        await until(lambda: pool.in_use == 0)
+        return kept
+
+    assert in_real_time(main()) == 1
+
+
+def test_a_slot_comes_back_from_a_thread_that_outlives_its_event_loop(in_real_time, blocking):
+    pool = Pool(1)
+    in_real_time(
+        run_pipeline([WorkflowStep("a", blocking, timeout_ms=20, pool=pool, runs_in="thread")])
+    )
+
+    async def use_the_pool():
+        asyncio.get_running_loop().call_later(0.02, blocking.release.set)
+        return await run_pipeline([WorkflowStep("b", lambda: "ran", pool=pool, runs_in="thread")])
+
+    report = in_real_time(asyncio.wait_for(use_the_pool(), 10))
+
+    assert report["b"].output == "ran"
+    assert (pool.in_use, pool.waiting) == (0, 0)
+
+
+def test_fail_fast_waits_for_a_thread_until_its_limit_and_then_abandons_it(in_real_time, blocking):
+    async def fail():
+        await until(blocking.begun.is_set)
+        raise ValueError
+
+    report = in_real_time(
+        run_pipeline(
+            [
+                WorkflowStep("thread", blocking, timeout_ms=150, runs_in="thread"),
+                WorkflowStep("fails", fail),
+            ]
+        )
+    )
+
+    assert report["thread"].status is CANCELLED
+    assert report["thread"].abandoned
+    assert report.total_duration_ms >= 140
+
+
+async def test_fail_fast_lets_a_thread_that_ends_in_time_keep_its_value(blocking):
+    async def fail():
+        await until(blocking.begun.is_set)
+        asyncio.get_running_loop().call_soon(blocking.release.set)
+        raise ValueError
+
+    report = await run_pipeline(
+        [WorkflowStep("thread", blocking, runs_in="thread"), WorkflowStep("fails", fail)]
+    )
+
+    assert report["thread"].output == "done"
+    assert not report["thread"].abandoned
+
+
+async def test_a_cancelled_caller_gets_its_cancellation_after_the_thread_has_ended(blocking):
+    run = asyncio.ensure_future(run_pipeline([WorkflowStep("a", blocking, runs_in="thread")]))
+    await until(blocking.begun.is_set)
+
+    run.cancel()
+    await asyncio.sleep(0)
+    early = run.done()
+    blocking.release.set()
+    with pytest.raises(asyncio.CancelledError):
+        await run
+
+    assert not early
+    assert blocking.running == 0
+
+
+@pytest.mark.parametrize("turns", range(12))
+@pytest.mark.parametrize("is_taken", [False, True])
+def test_a_run_of_a_thread_that_is_cancelled_at_any_turn_keeps_no_place(
+    in_real_time, turns, is_taken
+):
+    async def main():
+        limiter = anyio.to_thread.current_default_thread_limiter()
+        limiter.total_tokens = 1
+        if is_taken:
+            limiter.acquire_on_behalf_of_nowait("another")
+        run = asyncio.ensure_future(run_pipeline([WorkflowStep("a", int, runs_in="thread")]))
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        is_late = run.done()
+
+        run.cancel()
+        if is_taken:
+            limiter.release_on_behalf_of("another")
+        await asyncio.wait([run])
+
+        assert is_late or run.cancelled()
+        assert limiter.statistics().borrowed_tokens == 0
+        assert limiter.statistics().tasks_waiting == 0
+
+    in_real_time(main())
+
+
+async def test_a_thread_sees_the_context_of_the_caller_and_its_step():
+    variable.set("the caller's")
+
+    def action():
+        seen = variable.get()
+        variable.set("dirty")
+        step = current_step()
+        return seen, step.step_name, step.attempt, step.remaining_ms() > 0
+
+    report = await run_pipeline(
+        [
+            WorkflowStep("a", action, runs_in="thread"),
+            WorkflowStep("b", action, ["a"], runs_in="thread"),
+        ]
+    )
+
+    assert [result.output for result in report.results] == [
+        ("the caller's", "a", 1, True),
+        ("the caller's", "b", 1, True),
+    ]
+    assert variable.get() == "the caller's"
+
+
+async def test_mapped_threads_never_overlap_beyond_their_pool():
+    pool, lock = Pool(3), threading.Lock()
+    running = highest = 0
+
+    async def numbers():
+        return range(12)
+
+    def action(numbers):
+        nonlocal running, highest
+        with lock:
+            running += 1
+            highest = max(highest, running)
+        time.sleep(0.002)
+        with lock:
+            running -= 1
+        return numbers, current_step().item
+
+    report = await run_pipeline(
+        [
+            WorkflowStep("numbers", numbers),
+            WorkflowStep("m", action, ["numbers"], map_over="numbers", pool=pool, runs_in="thread"),
+        ]
+    )
+
+    assert report["m"].output == [(n, n) for n in range(12)]
+    assert highest <= 3
+    assert (pool.in_use, pool.waiting) == (0, 0)
+
+
+async def test_a_thread_is_retried_and_its_error_is_the_functions_own():
+    def action():
+        raise KeyError(current_step().attempt)
+
+    events = []
+    report = await run_pipeline(
+        [WorkflowStep("a", action, max_retries=2, runs_in="thread")], observers=[events.append]
+    )
+
+    assert report["a"].error.args == (2,)
+    assert sum(isinstance(event, AttemptStarted) for event in events) == 2
+    assert report["a"].error.__traceback__.tb_frame.f_code.co_name != "_attempt"
+
+
+# Processes.
+
+
+async def test_a_process_gets_arguments_and_its_error_is_the_functions_own():
+    report = await run_pipeline(
+        [
+            WorkflowStep("who", work.identify, runs_in="process"),
+            WorkflowStep("sum", work.add, runs_in="process"),
+            WorkflowStep("bad", work.fail, runs_in="process"),
+        ],
+        fail_fast=False,
+        inputs={"left": 3, "text": "x"},
+    )
+
+    assert report["who"].output != os.getpid()
+    assert report["sum"].output == 5
+    assert isinstance(report["bad"].error, KeyError)
+
+
+def is_alive(number):
+    try:
+        return Path(f"/proc/{number}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+@pytest.mark.parametrize("how", ["attempt", "run", "caller", "fail fast"])
+def test_a_process_that_is_cut_short_is_gone_with_its_children(in_real_time, tmp_path, how):
+    told = tmp_path / "told"
+
+    async def fail():
+        await until(told.exists)
+        raise ValueError
+
+    async def main():
+        limit = 1_000 if how == "attempt" else None
+        steps = [WorkflowStep("a", work.hang, timeout_ms=limit, runs_in="process")]
+        if how == "fail fast":
+            steps.append(WorkflowStep("fails", fail))
+        run = asyncio.ensure_future(
+            run_pipeline(
+                steps, inputs={"path": str(told)}, deadline_ms=1_000 if how == "run" else None
+            )
+        )
+        if how == "caller":
+            await until(told.exists)
+            run.cancel()
+        await asyncio.wait([run])
+        return None if run.cancelled() else run.result()
+
+    report = in_real_time(main())
+
+    numbers = [int(number) for number in told.read_text().split()]
+    for _ in range(1_000):
+        if not any(map(is_alive, numbers)):
+            break
+        time.sleep(0.005)
+    assert [number for number in numbers if is_alive(number)] == []
+    assert (report is None) == (how == "caller")
+    if report is not None:
+        assert report["a"].status is (FAILED if how == "attempt" else CANCELLED)
+        assert not report["a"].abandoned
+
+
+def test_a_clean_up_step_in_a_thread_is_not_bound_by_the_deadline_of_the_run():
+    async def slow():
+        await asyncio.sleep(60)
+
+    def tidy():
+        time.sleep(0.05)
+        return "tidy"
+
+    with asyncio.Runner(loop_factory=asyncio.SelectorEventLoop) as runner:
+        report = runner.run(
+            run_pipeline(
+                [
+                    WorkflowStep("slow", slow),
+                    WorkflowStep("tidy", tidy, run_if="always", runs_in="thread"),
+                ],
+                deadline_ms=50,
+            )
+        )
+
+    assert report["slow"].status is StepStatus.CANCELLED
+    assert report["tidy"].output == "tidy"

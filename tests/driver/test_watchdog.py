@@ -1,0 +1,60 @@
+"""A task is known by its name, where it can't be known by its context."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+
+import pytest
+
+from asyncflow import WorkflowStep
+from asyncflow._engine import RunContext
+from asyncflow._graph import Shape, plan
+from asyncflow._state import RunState
+from asyncflow._watchdog import Watchdog
+from asyncflow.events import AttemptStarted, MapStarted, RunStarted, StepSucceeded
+
+
+async def nothing(a: object = None) -> None: ...
+
+
+@pytest.mark.parametrize(
+    ("name", "found"),
+    [
+        ("asyncflow:r1:a#1", ("a", 1, None)),
+        ("asyncflow:r1:a#2", None),
+        ("asyncflow:r1:m[0]#1", ("m", 1, 0)),
+        ("asyncflow:r1:m[7]#1", None),
+        ("asyncflow:r1:x[0]#1", ("x[0]", 1, None)),
+        ("asyncflow:r1:never#1", None),
+        ("asyncflow:r2:a#1", None),
+        ("Task-1", None),
+    ],
+)
+async def test_an_attempt_is_found_by_the_name_of_its_task(
+    name: str, found: tuple[str, int, int | None] | None
+):
+    planned = plan(
+        [
+            WorkflowStep("a", nothing),
+            WorkflowStep("x[0]", nothing),
+            WorkflowStep("m", nothing, ["a"], map_over="a"),
+            WorkflowStep("never", nothing, ["m"]),
+        ]
+    )
+    state = RunState(planned)
+    for event in [
+        RunStarted("r1", 1.0, Shape(planned)),
+        AttemptStarted("a", 1, 1.0),
+        AttemptStarted("x[0]", 1, 1.0),
+        StepSucceeded("a", 1, 2.0, [1]),
+        StepSucceeded("x[0]", 1, 2.0, None),
+        MapStarted("m", 2.0),
+        AttemptStarted("m", 1, 3.0, item=0),
+    ]:
+        state.apply(event)
+    run = RunContext("r1", planned, asyncio.get_running_loop(), 0.0, math.inf, {})
+
+    attempt = Watchdog(state, run, {}, {})._attempt_named(name)
+
+    assert found == (attempt and (attempt.step, attempt.attempt, attempt.item))

@@ -1,0 +1,852 @@
+"""Tests of the two places beside the event loop where a step may run: a thread and a process."""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import gc
+import io
+import math
+import os
+import pickle
+import queue
+import signal
+import subprocess
+import sys
+import threading
+import time
+import weakref
+import zipfile
+from functools import partial
+from multiprocessing import spawn
+from pathlib import Path
+from types import ModuleType
+
+import anyio
+import process_work as work
+import pytest
+
+from asyncflow import _child, _workers
+from asyncflow._slots import Slot
+from asyncflow._workers import limiter_for, run_in_process, run_in_thread
+
+ROOT = Path(__file__).parents[2]
+variable: contextvars.ContextVar[str] = contextvars.ContextVar("variable")
+
+
+class Work:
+    """A function for a thread; the test sees when it has begun and says when it may end."""
+
+    def __init__(self, error=None):
+        self.loop = asyncio.get_running_loop()
+        self.begun = asyncio.Event()
+        self.release = threading.Event()
+        self.error = error
+        self.abandoned = []
+
+    def __call__(self):
+        self.loop.call_soon_threadsafe(self.begun.set)
+        assert self.release.wait(60)
+        if self.error is not None:
+            raise self.error
+        return "done"
+
+    async def start(self, *, ends=math.inf):
+        task = asyncio.ensure_future(
+            run_in_thread(self, None, ends=ends, on_abandon=self.abandoned.append)
+        )
+        await self.begun.wait()
+        return task
+
+
+def never(_):
+    raise AssertionError("abandoned")
+
+
+async def in_thread(function, arguments=None):
+    return await run_in_thread(function, arguments, ends=math.inf, on_abandon=never)
+
+
+# Threads.
+
+
+async def test_a_thread_gets_the_arguments_and_the_context():
+    variable.set("from the caller")
+
+    def function(left, right):
+        return left, right, variable.get(), threading.current_thread()
+
+    left, right, value, thread = await in_thread(function, {"left": 1, "right": 2})
+
+    assert (left, right, value) == (1, 2, "from the caller")
+    assert thread is not threading.current_thread()
+
+
+@pytest.mark.parametrize(
+    "error", [KeyError("x"), SystemExit(3), asyncio.CancelledError("of the function")]
+)
+async def test_what_a_function_raises_in_a_thread_is_raised_as_it_is(error):
+    def function():
+        raise error
+
+    with pytest.raises(type(error)) as raised:
+        await in_thread(function)
+
+    assert raised.value is error
+
+
+async def test_an_error_from_a_thread_is_in_no_cycle():
+    class Precious(Exception):
+        pass
+
+    def function():
+        raise Precious
+
+    gc.collect()
+    gc.disable()
+    try:
+        try:
+            await in_thread(function)
+        except Precious as error:
+            kept = weakref.ref(error)
+        await in_thread(int)  # the worker has forgotten the call before this one
+
+        assert kept() is None
+    finally:
+        gc.enable()
+
+
+async def test_a_run_that_stops_waits_for_the_thread_and_gets_its_value():
+    thread = Work()
+    task = await thread.start()
+
+    for _ in range(3):
+        task.cancel()
+        await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    assert not task.done()
+    thread.release.set()
+
+    assert await task == "done"
+    assert thread.abandoned == []
+
+
+async def test_a_run_that_stops_gets_the_error_of_the_thread():
+    thread = Work(KeyError("x"))
+    task = await thread.start()
+
+    task.cancel()
+    await asyncio.sleep(0)
+    thread.release.set()
+
+    with pytest.raises(KeyError):
+        await task
+
+
+@pytest.mark.parametrize("error", [None, KeyError("x")])
+async def test_a_thread_is_abandoned_when_its_time_is_up(error):
+    thread = Work(error)
+    task = await thread.start(ends=asyncio.get_running_loop().time())
+
+    task.cancel()
+    await asyncio.wait([task])
+
+    assert task.cancelled()
+    (ended,) = thread.abandoned
+    assert not ended.done()
+    thread.release.set()
+    assert await ended is None
+
+
+async def test_who_is_told_of_an_abandoned_thread_may_forget_it():
+    thread = Work()
+    task = await thread.start(ends=asyncio.get_running_loop().time())
+    task.cancel()
+    await asyncio.wait([task])
+
+    thread.abandoned[0].cancel()
+    thread.release.set()
+    await in_thread(int)
+
+
+def test_a_stopped_run_abandons_the_thread_when_its_time_is_up_too():
+    async def main():
+        loop = asyncio.get_running_loop()
+        thread = Work()
+        ends = loop.time() + 0.05
+        task = await thread.start(ends=ends)
+
+        task.cancel()
+        await asyncio.wait([task])
+
+        assert task.cancelled()
+        assert loop.time() >= ends - 0.001
+        (ended,) = thread.abandoned
+        thread.release.set()
+        await ended
+
+    asyncio.run(main())  # in real time: a virtual clock stands still for the thread
+
+
+def test_an_abandoned_thread_may_outlive_the_loop(monkeypatch):
+    complaints = []
+    monkeypatch.setattr(threading, "excepthook", complaints.append)
+    threads = []
+
+    async def main():
+        thread = Work()
+        task = await thread.start(ends=asyncio.get_running_loop().time())
+        threads.extend(t for t in threading.enumerate() if "AnyIO" in t.name)
+        task.cancel()
+        await asyncio.wait([task])
+        return thread
+
+    thread = asyncio.run(main())
+    thread.release.set()
+    for each in threads:
+        each.join()
+
+    assert threads
+    assert complaints == []
+
+
+async def test_what_is_cancelled_before_a_thread_takes_it_up_is_never_called():
+    calls = []
+    task = asyncio.ensure_future(in_thread(lambda: calls.append(1)))
+    await asyncio.sleep(0)
+
+    task.cancel()
+    await asyncio.wait([task])
+
+    assert task.cancelled()
+    await in_thread(int)
+    await asyncio.sleep(0.001)  # the clock does not stand still any more
+    assert calls == []
+
+
+async def test_a_thread_does_not_take_up_what_was_withdrawn():
+    calls = []
+    job = _workers._Job(lambda: calls.append(1))
+    assert job._claim.acquire(blocking=False)  # as the loop does when it is cancelled
+
+    await asyncio.to_thread(job._run)
+    job.ended.settle()
+
+    assert calls == []
+
+
+async def test_who_asks_after_the_end_of_a_thread_is_called_at_once():
+    ended, calls = _workers.ThreadEnd(asyncio.get_running_loop()), []
+
+    ended.come()
+    ended.call_at_once(lambda: calls.append(1))
+
+    assert calls == [1]
+
+
+async def test_a_thread_that_can_not_be_had_is_an_ordinary_error(monkeypatch):
+    def refuse(_):
+        raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", refuse)
+        with pytest.raises(RuntimeError, match="can't start new thread"):
+            await in_thread(int)
+
+    await asyncio.sleep(0.001)  # the clock does not stand still any more
+
+
+@pytest.mark.parametrize("run", [in_thread, run_in_process])
+async def test_a_plain_function_that_returns_an_awaitable_is_told_to_run_in_the_loop(run):
+    with pytest.raises(TypeError, match=r"an awaitable \(coroutine\), .*; leave runs_in out"):
+        await run(work.be_async, None)
+
+
+async def test_an_awaitable_that_is_no_coroutine_is_refused_too():
+    with pytest.raises(TypeError, match=r"an awaitable \(Future\)"):
+        await in_thread(work.give_back, {"value": asyncio.Future()})
+
+
+# Limits.
+
+
+async def test_threads_and_processes_share_the_limits_of_the_loop():
+    assert limiter_for("thread") is anyio.to_thread.current_default_thread_limiter()
+    assert limiter_for("process") is anyio.to_process.current_default_process_limiter()
+    assert limiter_for("loop") is None
+
+
+async def test_a_thread_takes_no_place_by_itself():
+    thread = Work()
+    task = await thread.start()
+
+    limiter = limiter_for("thread")
+
+    assert limiter is not None
+    assert limiter.borrowed_tokens == 0
+    thread.release.set()
+    await task
+
+
+@pytest.mark.parametrize("turns", [0, 1, 2])
+@pytest.mark.parametrize("is_freed", [False, True])
+async def test_who_is_cancelled_while_waiting_for_a_place_leaves_none_taken(turns, is_freed):
+    limiter = anyio.CapacityLimiter(1)
+    await limiter.acquire_on_behalf_of("first")
+    task = asyncio.ensure_future(limiter.acquire_on_behalf_of("second"))
+    for _ in range(turns):
+        await asyncio.sleep(0)
+
+    if is_freed:
+        limiter.release_on_behalf_of("first")
+    task.cancel()
+    await asyncio.wait([task])
+    if not is_freed:
+        limiter.release_on_behalf_of("first")
+
+    assert task.cancelled()
+    assert limiter.statistics().borrowed_tokens == 0
+    assert limiter.statistics().tasks_waiting == 0
+
+
+# How many turns a test can let pass before it cancels; more than anything here takes.
+TURNS = range(12)
+
+
+@pytest.mark.parametrize("turns", TURNS)
+@pytest.mark.parametrize("others", [0, 1])
+async def test_a_slot_that_is_cancelled_at_any_turn_leaves_no_token_taken(turns, others):
+    limiter = anyio.CapacityLimiter(1)
+    first, second, third = (Slot(None, limiter) for _ in range(3))
+    if others:
+        await first.take()
+
+    async def work():
+        await second.take()
+        try:
+            await asyncio.sleep(0)
+        finally:
+            second.give_back()
+
+    task, after = asyncio.ensure_future(work()), asyncio.ensure_future(third.take())
+    for _ in range(turns):
+        await asyncio.sleep(0)
+    is_late = task.done()
+    task.cancel()
+    if others:
+        first.give_back()
+    await asyncio.wait([task])
+
+    assert is_late or task.cancelled()
+    await asyncio.wait_for(after, 60)
+    third.give_back()
+    assert limiter.statistics().borrowed_tokens == 0
+    assert limiter.statistics().tasks_waiting == 0
+
+
+async def test_a_slot_with_a_free_token_is_taken_in_the_same_turn():
+    limiter, passed = anyio.CapacityLimiter(1), []
+    asyncio.get_running_loop().call_soon(passed.append, "a turn")
+
+    await Slot(None, limiter).take()
+
+    assert passed == []
+
+
+# Processes.
+
+
+async def test_a_function_runs_in_a_process_that_has_ended_when_it_returns():
+    number = await run_in_process(work.identify, None)
+
+    assert number != os.getpid()
+    assert not is_alive(number)
+    assert await run_in_process(work.add, {"left": 40}) == 42
+
+
+async def test_an_error_comes_back_as_it_was_raised_with_its_traceback():
+    with pytest.raises(KeyError) as raised:
+        await run_in_process(work.fail, {"text": "x"})
+
+    assert raised.value.args == ("x",)
+    assert raised.value.detail == ["x"]
+    (note,) = raised.value.__notes__
+    assert note.startswith("In the process:\nTraceback (most recent call last):\n")
+    assert "in fail" in note
+
+
+async def test_a_process_that_exits_does_so_as_in_the_loop():
+    with pytest.raises(SystemExit) as raised:
+        await run_in_process(work.leave, {"code": 3})
+
+    assert raised.value.code == 3
+
+
+async def test_a_process_that_dies_is_an_ordinary_error_that_says_how():
+    with pytest.raises(anyio.BrokenWorkerProcess, match="ended with exit code 3 before"):
+        await run_in_process(work.vanish, {"code": 3})
+    with pytest.raises(anyio.BrokenWorkerProcess, match="ended by SIGKILL before"):
+        await run_in_process(work.kill_itself, None)
+
+
+async def test_a_signal_without_a_name_is_told_by_its_number():
+    with pytest.raises(anyio.BrokenWorkerProcess, match="ended by signal 40 before"):
+        await run_in_process(work.end_by, {"number": 40})
+
+
+async def test_an_error_that_refuses_a_note_comes_back_without_one():
+    with pytest.raises(work.Stubborn):
+        await run_in_process(work.throw, {"error": work.Stubborn})
+
+
+async def test_a_process_is_the_leader_of_a_session_of_its_own():
+    number, session, group = await run_in_process(work.leader, None)
+
+    assert number == session == group
+
+
+async def test_what_can_not_be_sent_is_named():
+    class Unspeakable:
+        __reduce__ = None
+
+        def __repr__(self):
+            raise ValueError
+
+    with pytest.raises(pickle.PicklingError, match="<Unspeakable, whose repr raised ValueError>"):
+        await run_in_process(Unspeakable(), None)
+    with pytest.raises(pickle.PicklingError, match="whose str raised ValueError"):
+        await run_in_process(work.add, {"left": work.Unprintable()})
+    with pytest.raises(pickle.PicklingError, match="or an argument of it can't be pickled"):
+        await run_in_process(lambda: None, None)
+    with pytest.raises(pickle.PicklingError, match=r"function add .*can't be pickled.*lock"):
+        await run_in_process(work.add, {"left": threading.Lock()})
+
+
+@pytest.mark.parametrize(
+    ("function", "message"),
+    [
+        (work.return_a_lock, "what the function returned can't be pickled: TypeError: .*lock"),
+        (work.return_grudging, "what the function returned can't be unpickled: ValueError"),
+        (work.raise_of_two, r"raised OfTwo: one two; that error can't be pickled: TypeError"),
+        (work.raise_unpicklable, "raised Unpicklable: lost; that error can't .* not this one"),
+        (partial(work.throw, work.Turncoat), "raised Turncoat: .* back as str, which is no exc"),
+        (partial(work.throw, work.Unprintable), r"raised Unprintable; that error .*: Stubborn\n"),
+    ],
+)
+async def test_what_can_not_come_back_is_named(function, message):
+    with pytest.raises(pickle.PicklingError, match=message):
+        await run_in_process(function, None)
+
+
+async def test_a_process_prints_where_we_do_and_reads_nothing(capfd):
+    assert await run_in_process(work.talk, None) == ""
+
+    assert capfd.readouterr() == ("to the output\n", "to the errors\n")
+
+
+async def test_a_cancelled_process_and_its_children_are_killed_before_it_ends(tmp_path):
+    told = tmp_path / "numbers"
+    task = asyncio.ensure_future(run_in_process(work.hang, {"path": str(told)}))
+    await asyncio.to_thread(wait_until, told.exists)
+    process, child = map(int, told.read_text().split())
+
+    for _ in range(3):
+        task.cancel()
+        await asyncio.sleep(0)
+    await asyncio.wait([task])
+
+    assert task.cancelled()
+    assert not is_alive(process)
+    await asyncio.to_thread(wait_until, lambda: not is_alive(child))  # another reaps it
+
+
+async def test_a_process_that_is_cancelled_while_it_starts_is_killed(monkeypatch):
+    loop, starting, release = asyncio.get_running_loop(), asyncio.Event(), threading.Event()
+    started = []
+
+    class Slow(subprocess.Popen):
+        def __init__(self, *args, **kwargs):
+            loop.call_soon_threadsafe(starting.set)
+            release.wait(60)
+            super().__init__(*args, **kwargs)
+            started.append(self)
+
+    monkeypatch.setattr(subprocess, "Popen", Slow)
+    task = asyncio.ensure_future(run_in_process(time.sleep, {}))
+    await starting.wait()
+
+    task.cancel()
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    release.set()
+    await asyncio.wait([task])
+
+    assert task.cancelled()
+    (process,) = started
+    assert process.returncode == -9
+
+
+async def test_a_cancellation_that_comes_after_the_result_does_not_take_it_away(monkeypatch):
+    class Job(_workers._Job):
+        async def has_ended(self):
+            self.ended.add_done_callback(lambda _: task.cancel())
+            return await super().has_ended()
+
+    monkeypatch.setattr(_workers, "_Job", Job)
+
+    async def main():
+        await asyncio.sleep(0)
+        return await run_in_process(work.add, None)
+
+    task = asyncio.ensure_future(main())
+
+    assert await task == 3
+    assert task.cancelling() == 1
+
+
+def is_alive(number):
+    """Whether a process runs: one that nobody has reaped yet does not."""
+    try:
+        state = Path(f"/proc/{number}/stat").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+    return state.rpartition(") ")[2][0] != "Z"
+
+
+def wait_until(condition):
+    ends = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < ends
+        time.sleep(0.005)
+
+
+# The script that is the main module.
+
+SCRIPT = """
+import asyncio, sys
+sys.path.insert(0, {root!r})
+from asyncflow._workers import run_in_process
+
+print("imported as", __name__)
+
+class Point:
+    def __init__(self, x):
+        self.x = x
+
+def double(point):
+    return Point(2 * point.x)
+
+async def main():
+    answer = await run_in_process(double, {{"point": Point(21)}})
+    print(type(answer) is Point, answer.x, sys.argv[1:])
+
+{guard}asyncio.run(main())
+"""
+
+
+@pytest.mark.parametrize("how", ["script.py", "-mscript"])
+def test_a_function_of_the_script_itself_runs_in_a_process(tmp_path, how):
+    script = SCRIPT.format(root=str(ROOT), guard="if __name__ == '__main__': ")
+    (tmp_path / "script.py").write_text(script)
+
+    done = subprocess.run(
+        [sys.executable, how, "a"], cwd=tmp_path, capture_output=True, text=True, check=True
+    )
+
+    assert sorted(done.stdout.splitlines()) == [
+        "True 42 ['a']",
+        "imported as __main__",
+        "imported as __mp_main__",
+    ]
+
+
+def test_a_script_that_would_start_processes_without_end_is_told_what_it_lacks(tmp_path):
+    (tmp_path / "script.py").write_text(SCRIPT.format(root=str(ROOT), guard=""))
+
+    done = subprocess.run(
+        [sys.executable, "script.py"], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+
+    assert done.returncode == 1
+    assert "PicklingError: the process could not load the function" in done.stderr
+    assert "start the run under: if __name__ == '__main__':" in done.stderr
+
+
+FUNCTION = """
+def answer():
+    return 42
+
+if __name__ == "__main__":
+    print(asyncio.run(run_in_process(answer, None)))
+"""
+
+
+def run_python(*arguments, cwd=None):
+    """Run a program that finds asyncflow and the tests' modules, and return what it prints."""
+    paths = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
+    done = subprocess.run(
+        [sys.executable, *arguments],
+        cwd=cwd,
+        env={**os.environ, "PYTHONPATH": paths},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+# The end of the process that waits.
+
+WAITING = """
+import asyncio, process_work as work
+from asyncflow._workers import run_in_process
+asyncio.run(run_in_process(work.hang, {{"path": {path!r}}}))
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGKILL])
+def test_a_process_and_its_children_end_with_the_one_that_waits(tmp_path, number):
+    told = tmp_path / "numbers"
+    paths = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
+    with subprocess.Popen(
+        [sys.executable, "-c", WAITING.format(path=str(told))],
+        env={**os.environ, "PYTHONPATH": paths},
+    ) as parent:
+        wait_until(told.exists)
+
+        parent.send_signal(number)
+        parent.wait()
+
+    process, child = map(int, told.read_text().split())
+    wait_until(lambda: not is_alive(process) and not is_alive(child))
+
+
+async def test_what_a_killed_process_waits_for_is_killed_too(tmp_path):
+    told = tmp_path / "numbers"
+    task = asyncio.ensure_future(run_in_process(work.nest, {"path": str(told)}))
+    await asyncio.to_thread(wait_until, told.exists)
+
+    task.cancel()
+    await asyncio.wait([task])
+
+    process, child = map(int, told.read_text().split())
+    await asyncio.to_thread(wait_until, lambda: not is_alive(process) and not is_alive(child))
+
+
+def test_the_program_of_the_process_kills_its_group_when_the_pipe_is_closed(monkeypatch):
+    kills = queue.SimpleQueue()
+    monkeypatch.setattr(os, "killpg", lambda *call: kills.put(call))
+    theirs, ours = os.pipe()
+    os.set_inheritable(theirs, True)
+
+    _child._end_with(theirs)
+    assert not os.get_inheritable(theirs)
+    assert kills.empty()
+    os.close(ours)
+
+    assert kills.get(timeout=60) == (0, signal.SIGKILL)
+    _child._wait_for_end_of(theirs)  # once more here, where coverage sees it
+    os.close(theirs)
+
+
+# Where there can be no process.
+
+
+@pytest.fixture
+def executable():
+    before = spawn.get_executable()
+    yield spawn.set_executable
+    spawn.set_executable(before)
+
+
+async def test_a_frozen_application_starts_no_process_but_of_an_interpreter(
+    monkeypatch, executable
+):
+    monkeypatch.setattr(sys, "frozen", True, raising=False)
+    interpreter = sys.executable
+    with pytest.raises(RuntimeError, match=r"frozen .* multiprocessing.set_exec.*runs_in='thread'"):
+        limiter_for("process")
+
+    monkeypatch.setattr(sys, "executable", "/the/application")
+    executable(interpreter)
+
+    assert await run_in_process(work.add, None) == 3
+
+
+@pytest.mark.parametrize("nothing", ["", None])
+def test_without_an_interpreter_there_is_no_process(executable, nothing):
+    executable(nothing)
+
+    with pytest.raises(RuntimeError, match=r"sys.executable is empty; name a Python interpreter"):
+        limiter_for("process")
+
+
+def test_from_an_archive_there_is_no_process(monkeypatch):
+    monkeypatch.setattr(_child, "__file__", "/app.zip/asyncflow/_child.py")
+
+    with pytest.raises(RuntimeError, match=r"_child.py is no file, .*; unpack it, or use"):
+        limiter_for("process")
+
+
+# The program of the process, run here.
+
+
+def ask(function, arguments):
+    file = io.BytesIO(_workers._question(function, arguments))
+    _child._answer(file)
+    return _workers._read(file.getvalue(), 0)
+
+
+def test_the_program_of_the_process_answers_in_the_file_that_asked():
+    assert ask(work.add, {"left": 2, "right": 3}) == 5
+    with pytest.raises(KeyError, match="x"):
+        ask(work.fail, {"text": "x"})
+    with pytest.raises(pickle.PicklingError, match="that error can't be pickled"):
+        ask(work.raise_of_two, {})
+    with pytest.raises(pickle.PicklingError, match="back as str, which is no exception"):
+        ask(work.throw, {"error": work.Turncoat})
+    with pytest.raises(pickle.PicklingError, match="raised Unprintable; that error") as raised:
+        ask(work.throw, {"error": work.Unprintable})
+    assert raised.value.__notes__[0].startswith("In the process:\n")
+    with pytest.raises(TypeError, match="leave runs_in out"):
+        ask(work.be_async, {})
+    with pytest.raises(pickle.PicklingError, match="returned can't be pickled"):
+        ask(work.return_a_lock, {})
+    with pytest.raises(pickle.PicklingError, match="could not load the function and its arguments"):
+        ask(work.add, {"left": work.Grudging()})
+
+
+def test_what_comes_back_as_an_error_and_is_none_is_named():
+    answer = b"!" + pickle.dumps(("raised", "not an error", ""))
+
+    with pytest.raises(pickle.PicklingError, match="came back as <class 'str'>"):
+        _workers._read(answer, 0)
+
+
+def test_an_error_whose_traceback_can_not_be_printed_has_none():
+    assert _child._traceback(work.Unprintable()) == "(its traceback can't be printed)"
+
+
+@pytest.mark.parametrize("kind", ["path", "module"])
+def test_the_script_that_asked_is_imported_under_another_name(tmp_path, monkeypatch, kind):
+    path = tmp_path / "asking_script.py"
+    path.write_text(
+        "import sys\n"
+        "asked = sys.modules['__main__']\n"
+        "seen = __name__, asked._asyncflow_is_importing_main, __name__ in sys.modules\n"
+        "def function(): return 3\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setitem(sys.modules, "__main__", ModuleType("__main__"))
+    monkeypatch.setitem(sys.modules, "__mp_main__", sys.modules["__main__"])
+
+    main = kind, str(path) if kind == "path" else path.stem
+    call = b"(c__main__\nfunction\nc__mp_main__\nfunction\n0}t."
+    file = io.BytesIO(b"?" + pickle.dumps(((sys.path, sys.argv), main, call)))
+
+    _child._answer(file)
+
+    assert _workers._read(file.getvalue(), 0) == 3
+    assert sys.modules["__main__"] is sys.modules["__mp_main__"]
+    assert sys.modules["__main__"].__dict__["seen"] == ("__mp_main__", True, True)
+    assert not hasattr(sys.modules["__main__"], _child._IS_IMPORTING)
+
+
+def test_data_with_the_name_of_the_script_does_not_run_it():
+    call = pickle.dumps((work.give_back, {"value": "__main__"}))
+    main = "path", "nowhere.py"
+    file = io.BytesIO(b"?" + pickle.dumps(((sys.path, sys.argv), main, call)))
+
+    _child._answer(file)
+
+    assert _workers._read(file.getvalue(), 0) == "__main__"
+
+
+async def test_what_a_shell_defines_is_refused_by_the_process_with_the_way_out(monkeypatch):
+    main = ModuleType("__main__")
+    monkeypatch.setitem(sys.modules, "__main__", main)
+    exec("def _answer(): pass", main.__dict__)  # a name that our program has too
+
+    with pytest.raises(pickle.PicklingError, match=r"'_answer' .* notebook .*; define it in a fi"):
+        await run_in_process(main._answer, None)
+    with pytest.raises(pickle.PicklingError, match="'_answer' is defined in a main module"):
+        ask(main._answer, {})
+
+
+def test_a_main_module_is_found_by_its_name_or_its_file(monkeypatch):
+    main = ModuleType("__main__")
+    assert _workers._main_of(main) is None
+    main.__file__ = "script.py"
+    assert _workers._main_of(main) == ("path", os.path.abspath("script.py"))
+    assert _workers._main_of(asyncio) == ("module", "asyncio")
+
+
+@pytest.mark.parametrize("is_archive", [False, True])
+def test_a_folder_or_an_archive_that_is_run_is_found_by_its_path(tmp_path, is_archive):
+    code = "import asyncio\nfrom asyncflow._workers import run_in_process\n" + FUNCTION
+    place = tmp_path / "app"
+    if is_archive:
+        with zipfile.ZipFile(place, "w") as file:
+            file.writestr("__main__.py", code)
+    else:
+        place.mkdir()
+        (place / "__main__.py").write_text(code)
+
+    assert run_python(str(place)) == "42\n"
+
+
+def test_a_module_of_a_package_may_declare_steps_and_dataclasses(tmp_path):
+    (tmp_path / "pkg").mkdir()
+    (tmp_path / "pkg" / "__init__.py").touch()
+    (tmp_path / "pkg" / "job.py").write_text(
+        """
+from __future__ import annotations
+import asyncio, dataclasses
+from asyncflow import WorkflowStep, run_pipeline
+
+@dataclasses.dataclass
+class Point:
+    x: int
+    kind: dataclasses.InitVar[int] = 0
+
+def double():
+    return Point(42)
+
+STEPS = [WorkflowStep("double", double, runs_in="process")]
+
+if __name__ == "__main__":
+    print(asyncio.run(run_pipeline(STEPS))["double"].output == Point(42))
+"""
+    )
+
+    assert run_python("-m", "pkg.job", cwd=tmp_path) == "True\n"
+
+
+def test_a_process_has_the_options_of_the_interpreter():
+    code = (
+        "import asyncio, process_work as work; from asyncflow._workers import run_in_process;"
+        "print(asyncio.run(run_in_process(work.options, None)))"
+    )
+
+    assert run_python("-O", "-c", code) == "(1, True)\n"
+
+
+async def test_a_function_of_a_main_module_asks_for_it(monkeypatch):
+    main = ModuleType("__main__")
+    main.__file__ = "nowhere.py"
+    monkeypatch.setitem(sys.modules, "__main__", main)
+    monkeypatch.delitem(sys.modules, "__mp_main__", raising=False)
+    exec("def function(): pass", main.__dict__)
+
+    with pytest.raises(pickle.PicklingError, match=r"could not load .*nowhere.py"):
+        await run_in_process(main.function, None)
+
+    assert sys.modules["__mp_main__"] is main
+
+
+async def test_a_script_under_import_starts_no_process(monkeypatch):
+    monkeypatch.setattr(sys.modules["__main__"], _child._IS_IMPORTING, True, raising=False)
+
+    with pytest.raises(SystemExit, match="start the run under: if __name__ == '__main__':"):
+        await run_in_process(work.add, None)

@@ -1,0 +1,154 @@
+"""What tests let a worker process do; a module of its own, for the process imports it."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import sys
+import threading
+import time
+from pathlib import Path
+
+from asyncflow._workers import run_in_process
+
+
+class Unpicklable(Exception):
+    def __reduce__(self):
+        raise TypeError("not this one")
+
+
+class OfTwo(Exception):
+    """It can be pickled, but not be made again from what that gives."""
+
+    def __init__(self, one, two):
+        super().__init__(f"{one} {two}")
+
+
+class Grudging:
+    """It can be pickled, but not be made again."""
+
+    def __reduce__(self):
+        return int, ("grudging",)
+
+
+class Stubborn(Exception):
+    """It wants neither notes nor attributes, and can't be printed."""
+
+    def __setattr__(self, name, value):
+        raise AttributeError("frozen")
+
+    def add_note(self, note):
+        raise AttributeError("frozen")
+
+    def __str__(self):
+        raise ValueError("no text")
+
+
+class Turncoat(Exception):
+    """It can be pickled, but what is made from that is no exception."""
+
+    def __reduce__(self):
+        return str, ("not an error",)
+
+
+class Unprintable(Stubborn):
+    """Nor can it be pickled, and its traceback can't be formatted."""
+
+    def __reduce__(self):
+        raise Stubborn
+
+    def __getattribute__(self, name):
+        if name == "__cause__":
+            raise ValueError("no cause")
+        return super().__getattribute__(name)
+
+
+async def be_async():
+    return 1
+
+
+def give_back(value):
+    return value
+
+
+def add(left=1, right=2):
+    return left + right
+
+
+def identify():
+    return os.getpid()
+
+
+def fail(text):
+    error = KeyError(text)
+    error.detail = [text]
+    raise error
+
+
+def throw(error):
+    raise error()
+
+
+def end_by(number):
+    os.kill(os.getpid(), number)
+
+
+def options():
+    return sys.flags.optimize, sys.flags.safe_path
+
+
+def leader():
+    return os.getpid(), os.getsid(0), os.getpgid(0)
+
+
+def nest(path):
+    """Let a process hang that this one waits for."""
+    asyncio.run(run_in_process(hang, {"path": path}))
+
+
+def raise_of_two():
+    raise OfTwo("one", "two")
+
+
+def raise_unpicklable():
+    raise Unpicklable("lost")
+
+
+def leave(code):
+    sys.exit(code)
+
+
+def vanish(code):
+    os._exit(code)
+
+
+def kill_itself():
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def return_a_lock():
+    return threading.Lock()
+
+
+def return_grudging():
+    return Grudging()
+
+
+def talk():
+    print("to the output")
+    print("to the errors", file=sys.stderr)
+    return sys.stdin.read()
+
+
+def hang(path):
+    """Tell one's number, and that of a child, in a file; then run for ever."""
+    child = os.fork()
+    if child == 0:
+        while True:
+            time.sleep(100)
+    part = Path(path).with_suffix(".part")
+    part.write_text(f"{os.getpid()} {child}")
+    part.rename(path)
+    while True:
+        time.sleep(100)

@@ -1,0 +1,88 @@
+"""Results and reports to test with, and objects that bear nothing."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from asyncflow import RunReport, StepResult, StepStatus
+
+__all__ = [
+    "Hostile",
+    "HostileError",
+    "Refusing",
+    "cancelled",
+    "failed",
+    "mapped",
+    "raised",
+    "report_of",
+    "skipped",
+    "skipped_on_purpose",
+    "succeeded",
+]
+
+SUCCESS, FAILED = StepStatus.SUCCESS, StepStatus.FAILED
+SKIPPED, CANCELLED = StepStatus.SKIPPED, StepStatus.CANCELLED
+
+
+class Refusing(Exception):
+    """What hostile objects raise."""
+
+
+class Hostile:
+    """An output that bears nothing at all."""
+
+    def refuse(self, *_: object) -> Any:
+        raise Refusing
+
+    __repr__ = __str__ = __bool__ = __eq__ = __hash__ = __len__ = __iter__ = refuse
+    __format__ = __lt__ = __reduce__ = __reduce_ex__ = refuse
+
+
+class HostileError(Exception):
+    """An error that bears nothing but being raised."""
+
+    def refuse(self, *_: object) -> Any:
+        raise Refusing
+
+    __repr__ = __str__ = __bool__ = __eq__ = __hash__ = refuse
+    __reduce__ = __reduce_ex__ = refuse
+
+
+def report_of(*results: StepResult, total_duration_ms: float = 14.0) -> RunReport:
+    return RunReport("r1", results, total_duration_ms=total_duration_ms, wall_time=1_000.5)
+
+
+def succeeded(name: str, output: Any = None, **fields: Any) -> StepResult:
+    fields = {"attempts": 1, "duration_ms": 3.0, "started_ms": 0.0, **fields}
+    return StepResult(name, SUCCESS, output=output, **fields)
+
+
+def failed(name: str, error: BaseException, **fields: Any) -> StepResult:
+    fields = {"attempts": 1, "duration_ms": 3.0, "started_ms": 0.0, **fields}
+    return StepResult(name, FAILED, error=error, **fields)
+
+
+def skipped(name: str, reason: str = "it depends on step 'a', which failed") -> StepResult:
+    return StepResult(name, SKIPPED, reason=reason, recorded=())
+
+
+def skipped_on_purpose(name: str) -> StepResult:
+    return StepResult(name, SKIPPED, reason="its when was false", recorded=(), on_purpose=True)
+
+
+def mapped(name: str, *items: StepResult, **fields: Any) -> StepResult:
+    attempts = sum(item.attempts for item in items)
+    fields = {"attempts": attempts, "started_ms": 0.0, "recorded": (), **fields}
+    return StepResult(name, SUCCESS, items=items, **fields)
+
+
+def cancelled(name: str, error: BaseException | None = None) -> StepResult:
+    return StepResult(name, CANCELLED, 1, 2.0, None, error, "step 'a' failed", 0.0)
+
+
+def raised(error: BaseException) -> BaseException:
+    """The error with a traceback."""
+    try:
+        raise error
+    except BaseException as caught:
+        return caught
