@@ -10,6 +10,8 @@ VENV ?= .venv
 WITH ?=
 # More arguments for what is run, such as ARGS="-k cycle".
 ARGS ?=
+# What runs the tests.
+RUNNER ?= pytest
 
 py := $(VENV)/bin/python
 pip := $(py) -m pip --quiet --disable-pip-version-check --no-input
@@ -32,7 +34,7 @@ etl: $(VENV)/.has-core
 	@$(py) -m asyncflow.examples.etl $(ARGS)
 
 test: $(tested)
-	@$(py) -m pytest $(ARGS)
+	@$(py) -m $(RUNNER) $(ARGS)
 
 check: $(VENV)/.has-dev
 	@$(py) -m ruff check .
@@ -43,9 +45,9 @@ check: $(VENV)/.has-dev
 bench: $(tested)
 	@$(py) -m tests.benchmarks $(ARGS)
 
-coverage: $(tested)
-	@$(py) -m coverage erase
-	@$(py) -m coverage run -m pytest $(ARGS)
+coverage:
+	@rm -f .coverage .coverage.*
+	@$(MAKE) --no-print-directory test RUNNER="coverage run -m pytest"
 	@$(py) -m coverage combine --quiet
 	@$(py) -m coverage report
 
