@@ -304,7 +304,7 @@ class Attempts(Verdicts):
             return Shortfall(error, None, loop.time(), cancels())
         else:
             ended = loop.time()
-            if (ended >= ends - TIMER_SLACK_S or unit in self._lapsed) and cancels():
+            if (ended >= ends - TIMER_SLACK_S or self._lapsed) and cancels():
                 return Shortfall(None, value, ended, cancels())
             at_ms = (ended - self._started) * 1000
             success = StepSucceeded(step.name, attempt, at_ms, value, running.item)

@@ -19,6 +19,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import TypeAlias
 
 from asyncflow._errors import CyclicDependencyError, nearest
@@ -74,22 +75,18 @@ class Dependents:
     __slots__ = ("first", "flat")
 
     def __init__(self, dependencies: Sequence[Sequence[int]]) -> None:
-        ends = [0] * len(dependencies)
+        counts = [0] * len(dependencies)
         for needed in dependencies:
             for step in needed:
-                ends[step] += 1
-        total = 0
-        for step, count in enumerate(ends):
-            ends[step] = total
-            total += count
-        flat = [0] * total
-        # Until here `ends` has where those of a step begin; now it moves on with each.
+                counts[step] += 1
+        self.first = list(accumulate(counts, initial=0))
+        self.flat = flat = [0] * self.first[-1]
+        ends = self.first.copy()  # where the next one of each step goes
         for dependent, needed in enumerate(dependencies):
             for step in needed:
-                flat[ends[step]] = dependent
-                ends[step] += 1
-        self.flat = flat
-        self.first = [0, *ends]
+                end = ends[step]
+                flat[end] = dependent
+                ends[step] = end + 1
 
     def __getitem__(self, step: int) -> list[int]:
         return self.flat[self.first[step] : self.first[step + 1]]

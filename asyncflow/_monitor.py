@@ -40,7 +40,7 @@ _BLOCK_S = 0.1
 """What blocks for less is not told of."""
 _TICK_S = _BLOCK_S / 4 + 0.0005
 """How long the thread sleeps between two looks: the fifth at the same task finds a block."""
-_LONG_S = 0.01
+_LONG_S = 0.05
 """A run of that length ends the thread, at a cost of less than a hundredth of it."""
 _IDLE = 0.02
 """Who computes for less than this part of the time sits in a call that blocks."""

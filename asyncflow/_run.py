@@ -244,7 +244,7 @@ class Run(Fanout):
 
     def _follow_up(self, unit: int) -> None:
         """See to what follows the end of a unit."""
-        if unit in self._values:
+        if self._values and unit in self._values:
             del self._values[unit]
             self._note_change(unit)
         if not self._advancing:  # else an eager task has ended within its start

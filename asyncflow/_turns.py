@@ -75,8 +75,9 @@ class Turns:
         if self._by_tiers:
             # When the run stops, steps of later tiers settle before their turn. It matters only
             # if there are clean-up steps: else nothing begins any more.
-            self._unsettled_in[self._tier_of[step] if self._cleanups else self._tier] -= 1
-            if not self._unsettled_in[self._tier]:
+            at = self._tier_of[step] if self._cleanups else self._tier
+            left = self._unsettled_in[at] = self._unsettled_in[at] - 1
+            if not left and at == self._tier:
                 self._begin_next_tier(at_ms)
         else:
             self._release_dependents(step, at_ms)
