@@ -244,7 +244,8 @@ class Attempts(Verdicts):
         await self._undisturbed(unit, partial(asyncio.wait, [thread], timeout=left_s))
         if thread.done() or deadline_ms is None:
             return True
-        error = StepTimeoutError(latest.step, latest.attempt, deadline_ms, "step")
+        name = self._state.units.name_of(unit)
+        error = StepTimeoutError(name, latest.attempt, deadline_ms, "step")
         self._emit(StepFailed(latest.step, latest.attempt, self._now_ms(), error, latest.item))
         if self._state.stop_reason is not None:
             self._stop_soon()
@@ -344,6 +345,7 @@ class Attempts(Verdicts):
     ) -> Any:
         """Await the action of a step that has policies of its own."""
         key, extras = (running.step, running.item), self._identity.extras
+        name = self._state.units.name_of(unit)
         heart = abandon = None
         if step.heartbeat_ms is not None:
             limit_s = step.heartbeat_ms / 1000
@@ -366,7 +368,7 @@ class Attempts(Verdicts):
             del self, abandon  # as in _run_unit
         until = step.retry.until
         if until is not None and not plain_answer("Retry: until", until(value)):
-            raise ResultRefusedError(step.name, running.attempt, value)
+            raise ResultRefusedError(name, running.attempt, value)
         return value
 
     def _results_for(self, step: WorkflowStep) -> dict[str, StepResult]:

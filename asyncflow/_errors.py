@@ -46,7 +46,7 @@ class StepTimeoutError(TimeoutError):
     that exception is the ``__cause__``.
 
     Attributes:
-        step_name: The step.
+        step_name: The step; with its number, ``fetch[3]``, for an item of a mapped step.
         attempt: Which attempt it was, counted from 1; 0 for a mapped step as a whole.
         timeout_ms: The limit that was exceeded, in milliseconds.
         kind: Which limit that was: ``"attempt"`` (the step's ``timeout_ms``), ``"step"`` (its

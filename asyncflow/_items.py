@@ -6,6 +6,7 @@ from collections.abc import AsyncGenerator, AsyncIterable, Iterable
 from typing import Any
 
 from asyncflow._result import StepResult, StepStatus, noted
+from asyncflow._text import describe
 
 __all__ = ["common_error", "each_item"]
 
@@ -49,5 +50,8 @@ def common_error(name: str, items: list[StepResult], error: Exception | None) ->
     errors = [noted(item, f"in {item.step_name}") for item in failed]
     if not errors:
         return error
-    message = f"{len(errors)} item(s) of step {name!r} failed"
+    first = next(item for item in items if item.status is StepStatus.FAILED)
+    assert first.error is not None
+    told = f"{first.step_name}: {describe(first.error)}"
+    message = f"{len(errors)} of {len(items)} items of step {name!r} failed; the first is {told}"
     return ExceptionGroup(message, errors if error is None else [error, *errors])

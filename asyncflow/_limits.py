@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from contextlib import suppress
 from typing import NamedTuple
 
 from asyncflow._errors import ActionNotAwaitableError, TimeoutKind
@@ -92,10 +93,17 @@ class Limits:
         assert latest is not None
         if latest.attempt >= step.max_retries:
             return None
-        ends_ms = self.step_ends_ms(unit)
+        ends_ms, whose = self.step_ends_ms(unit), "step"
         if self.deadline_ms is not None and step.run_if == "success":
-            ends_ms = min(ends_ms, self.deadline_ms)
+            ends_ms, whose = min((ends_ms, whose), (self.deadline_ms, "run"))
         random = self._random
         del self  # what the policy raises keeps this frame, which leads to the results
         delay_ms = step.retry.delay_ms(latest.attempt, error, random)
-        return None if delay_ms is None or at_ms + delay_ms >= ends_ms - _SLACK_MS else delay_ms
+        if delay_ms is None or at_ms + delay_ms < ends_ms - _SLACK_MS:
+            return delay_ms
+        with suppress(Exception):  # some refuse a note: frozen dataclasses, for one
+            error.add_note(
+                f"no other attempt follows: its wait of {delay_ms:g} ms would pass the deadline of "
+                f"the {whose}"
+            )
+        return None

@@ -8,6 +8,7 @@ from functools import partial
 from typing import Any, TypeAlias, TypeVar, Unpack, overload
 
 from asyncflow._declared import Declared, Included, kept, key_of, steps_of
+from asyncflow._errors import nearest
 from asyncflow._ledger import Observer
 from asyncflow._orchestrator import Orchestrator
 from asyncflow._report import RunReport
@@ -273,22 +274,51 @@ class Pipeline:
     def __repr__(self) -> str:
         return f"Pipeline({self._name!r})"
 
-    async def run(self, /, **inputs: Any) -> RunReport:
-        """Run the pipeline with these inputs and return its report, also when steps failed.
+    @property
+    def orchestrator(self) -> Orchestrator:
+        """The pipeline as it stands, planned, with its options: to look at, or for a run id.
 
-        For the other options of a run there is ``run_pipeline(pipeline, inputs={...}, ...)``.
+        `run_pipeline` and `Orchestrator` take a pipeline too, but know of its steps only.
 
         Raises:
             ValueError, TypeError, CyclicDependencyError: As `steps` and `Orchestrator` raise
-                them. Nothing has run.
-            BaseException: As `Orchestrator.run` raises it.
+                them.
         """
         steps = self._current()
         planned_for, orchestrator = self._planned
         if planned_for is not steps:
             orchestrator = self._orchestrate(steps)
             self._planned = (steps, orchestrator)
+        return orchestrator
+
+    async def run(self, /, **inputs: Any) -> RunReport:
+        """Run the pipeline with these inputs and return its report, also when steps failed.
+
+        For a run id there is ``pipeline.orchestrator.run(inputs={...}, run_id=...)``.
+
+        Raises:
+            TypeError: No step takes an input of that name.
+            ValueError, TypeError, CyclicDependencyError: As `orchestrator` raises them. Nothing
+                has run.
+            BaseException: As `Orchestrator.run` raises it.
+        """
+        orchestrator = self.orchestrator
+        self._check_inputs(inputs)
         return await orchestrator.run(inputs=inputs)
+
+    def _check_inputs(self, inputs: Mapping[str, Any]) -> None:
+        taken = {
+            name
+            for step in self._current()
+            for name in (*step.signature.names, *step.condition.names)
+        }
+        for name in inputs:
+            if name not in taken:
+                raise TypeError(
+                    f"no step of pipeline {self._name!r} takes an input {name!r}"
+                    f"{nearest(name, taken)}; options are given to Pipeline(), and a run id to "
+                    "pipeline.orchestrator.run()"
+                )
 
     def _current(self) -> tuple[WorkflowStep, ...]:
         if self._built[0] != self._size():

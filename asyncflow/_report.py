@@ -240,7 +240,9 @@ def _has_failed(result: StepResult) -> bool:
 
 
 def _noted(result: StepResult, run_id: str) -> Exception:
-    note = f"in step {result.step_name!r}, attempt {result.attempts}, of run {run_id}"
+    # A mapped step has no attempt that it failed in; its items have.
+    attempt = "" if result.items is not None else f", attempt {result.attempts},"
+    note = f"in step {result.step_name!r}{attempt} of run {run_id}"
     return noted(result, note)
 
 

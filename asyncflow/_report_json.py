@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import reprlib
 import sys
@@ -22,6 +21,8 @@ __all__ = ["dump", "load"]
 def dump(figures: Mapping[str, object], results: Iterable[StepResult], indent: int | None) -> str:
     """Return the JSON text of a report: its figures, and what became of each step."""
     document = {**figures, "results": [*map(_result_to_json, results)]}
+    import json  # only those who use it shall wait for its import
+
     return json.dumps(document, indent=indent, allow_nan=False)
 
 
@@ -31,6 +32,8 @@ def load(text: str | bytes) -> tuple[dict[str, Any], list[StepResult]]:
     Raises:
         ValueError: The text is not JSON, or not that of a report.
     """
+    import json
+
     try:
         return _report_from_json(json.loads(text))
     except RecursionError:

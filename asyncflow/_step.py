@@ -93,10 +93,11 @@ class WorkflowStep:
             default), if one of them did not (``"failure"``), or in either case (``"always"``).
             The latter two are for clean-up and notification: they run also when the run stops
             because a step failed or its deadline passed, once everything else has ended;
-            without ``depends_on`` they wait for, and look at, all other steps. An output that
-            does not exist arrives as ``None``. One that looks at all has an edge from each of
-            them: thousands of those among thousands of steps make millions of edges and take
-            seconds to plan, so let many of them name what they clean up after.
+            without ``depends_on`` they wait for, and look at, all other steps but those clean-up
+            steps that name none either. An output that does not exist arrives as ``None``. One
+            that looks at all has an edge from each of them: thousands of those among thousands of
+            steps make millions of edges and take seconds to plan, so let many of them name what
+            they clean up after.
         runs_in: Where the action runs: in the event ``"loop"`` (the default), or, if it is a
             plain function, in a ``"thread"`` or a ``"process"`` of its own.
         parameters: Which parameters receive which dependencies, if not those of their names:

@@ -98,9 +98,9 @@ class Verdicts(Ledger):
     def _timed_out(self, unit: int, timeout: TimeoutError) -> Shortfall:
         running = self._state.running_attempt(unit)
         assert running is not None
-        limit = self._state.limits.of(unit, running.at_ms)
+        name, limit = self._state.units.name_of(unit), self._state.limits.of(unit, running.at_ms)
         assert limit is not None
-        error = StepTimeoutError(running.step, running.attempt, limit.ms, limit.kind)
+        error = StepTimeoutError(name, running.attempt, limit.ms, limit.kind)
         error.__context__ = timeout.__cause__  # the cancellation: it tells where the step was
         return Shortfall(error, None, self._loop.time(), 0)
 
@@ -129,7 +129,8 @@ class Verdicts(Ledger):
             forget_cancels()  # the step's own, or those of its limit
         if asked or not isinstance(error, FAILURES):
             return error, None
-        error = as_failure(error, running.step, running.attempt)
+        name = self._state.units.name_of(unit)
+        error = as_failure(error, name, running.attempt)
         try:
             ended_ms = (shortfall.ended - self._started) * 1000
             return error, self._state.limits.after_failure(unit, error, ended_ms)
@@ -138,7 +139,7 @@ class Verdicts(Ledger):
             if raised is not error:
                 raised.__context__ = error
             if isinstance(raised, FAILURES):
-                return as_failure(raised, running.step, running.attempt), None
+                return as_failure(raised, name, running.attempt), None
             return raised, None
         finally:
             del self, error  # as in _judge
@@ -173,18 +174,20 @@ class Verdicts(Ledger):
         self, unit: int, running: AttemptStarted, shortfall: Shortfall
     ) -> StepTimeoutError | None:
         """Return the limit's error if it was a limit that the attempt answered so late."""
-        step = self._state.units.steps[unit]
+        if not shortfall.cancels and unit not in self._lapsed:
+            return None
+        step, name = self._state.units.steps[unit], self._state.units.name_of(unit)
         if unit in self._lapsed:
             self._lapsed.discard(unit)
             assert step.heartbeat_ms is not None
-            late = StepTimeoutError(step.name, running.attempt, step.heartbeat_ms, "heartbeat")
+            late = StepTimeoutError(name, running.attempt, step.heartbeat_ms, "heartbeat")
         else:
-            limit = self._state.limits.of(unit, running.at_ms) if shortfall.cancels else None
+            limit = self._state.limits.of(unit, running.at_ms)
             ended_ms = (shortfall.ended - self._started) * 1000
             horizon_ms = self._asked.get(unit, ended_ms + TIMER_SLACK_S * 1000)
             if limit is None or limit.ends_ms >= horizon_ms:
                 return None  # the cancellation was the run's, or the step's own
-            late = StepTimeoutError(step.name, running.attempt, limit.ms, limit.kind)
+            late = StepTimeoutError(name, running.attempt, limit.ms, limit.kind)
         if isinstance(shortfall.error, asyncio.CancelledError):
             late.__context__ = shortfall.error
         else:
@@ -204,7 +207,8 @@ class Verdicts(Ledger):
         if error is None or isinstance(error, asyncio.CancelledError):
             error = None
             if state.has_timed_out and state.limits.deadline_ms is not None:
-                error = StepTimeoutError(name, attempt, state.limits.deadline_ms, "run")
+                whose = state.units.name_of(unit)
+                error = StepTimeoutError(whose, attempt, state.limits.deadline_ms, "run")
         reason = state.stop_reason or ""
         return StepCancelled(name, attempt, self._now_ms(), reason, error, item)
 

@@ -393,3 +393,19 @@ def test_a_step_whose_thread_goes_on_fails_at_its_deadline_and_does_not_wait_for
     assert report["a"].attempts == len(report["a"].history) == 1
     assert report["a"].abandoned
     assert not was_released
+
+
+@pytest.mark.parametrize("whose", ["step", "run"])
+async def test_a_wait_that_no_deadline_leaves_time_for_is_told_of_in_a_note(whose):
+    async def fails():
+        raise OSError
+
+    step = WorkflowStep(
+        "a", fails, max_retries=2, retry=5_000, deadline_ms=1_000 if whose == "step" else None
+    )
+    report = await run_pipeline([step], deadline_ms=1_000 if whose == "run" else None)
+
+    assert report["a"].attempts == 1
+    assert report["a"].error.__notes__ == [
+        f"no other attempt follows: its wait of 5000 ms would pass the deadline of the {whose}"
+    ]

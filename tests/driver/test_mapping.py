@@ -564,6 +564,24 @@ async def test_without_a_collector_a_dropped_report_frees_what_policies_held():
         gc.enable()
 
 
+async def test_the_error_of_an_item_names_the_item():
+    async def late(item):
+        await asyncio.sleep(60 if item == 2 else 0)
+
+    report = await run_pipeline(over([1, 2, 3], late, timeout_ms=20), fail_fast=False)
+
+    (error,) = report["m"].error.exceptions
+    assert error.step_name == "m[1]"
+    assert str(error) == "attempt 1 of step 'm[1]' exceeded 20 ms"
+    assert report["m"].error.message == (
+        "1 of 3 items of step 'm' failed; the first is m[1]: StepTimeoutError: attempt 1 of step "
+        "'m[1]' exceeded 20 ms"
+    )
+    with pytest.raises(ExceptionGroup) as raised:
+        report.raise_for_failures()
+    assert raised.value.__notes__ == [f"in step 'm' of run {report.run_id}"]
+
+
 async def test_a_stream_that_cannot_be_closed_is_read_to_its_end():
     class Countdown:
         def __init__(self) -> None:

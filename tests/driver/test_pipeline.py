@@ -289,6 +289,34 @@ class TestSteps:
             WorkflowStep("inner", pipeline_of(extract))  # type: ignore[arg-type]
 
 
+class TestRuns:
+    async def test_an_input_that_no_step_takes_is_refused(self) -> None:
+        etl = pipeline_of(extract)
+
+        with refused("takes an input 'ulr' (did you mean 'url'?)", TypeError):
+            await etl.run(ulr="")
+        with refused("a run id to pipeline.orchestrator.run()", TypeError):
+            await etl.run(url="", run_id="monday")
+
+    async def test_what_only_a_condition_takes_is_an_input_too(self) -> None:
+        etl = Pipeline("etl")
+        etl.step(when=lambda go: go)(nothing)
+
+        assert (await etl.run(go=False))["nothing"].on_purpose
+
+    async def test_its_orchestrator_has_its_options_and_takes_those_of_a_run(self) -> None:
+        events: list[object] = []
+        etl = Pipeline("etl", observers=[events.append])
+        etl.step(extract)
+
+        report = await etl.orchestrator.run(inputs={"url": ""}, run_id="monday")
+
+        assert report.run_id == "monday"
+        assert events
+        assert etl.orchestrator.tiers == [["extract"]]
+        assert etl.orchestrator is etl.orchestrator
+
+
 class TestNames:
     """A step has the name of its function, or the one that it is given."""
 
@@ -648,7 +676,7 @@ class TestIncluded:
         outer.include(inner)
 
         # Neither is an input in the way that has the name of a step.
-        report = await outer.run(url="", extract=1, outputs=2)
+        report = await run_pipeline(outer, inputs={"url": "", "extract": 1, "outputs": 2})
 
         assert report["inner"].output == {
             "extract": [1, 2, 0],
