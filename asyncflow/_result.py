@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import enum
-import pickle
 import traceback
 from contextlib import suppress
 from dataclasses import dataclass, field, fields
@@ -189,6 +188,8 @@ def _survives(value: object) -> bool:
     """Whether the value can be pickled and read again."""
     if type(value) in _PLAIN:
         return True
+    import pickle  # whoever asks has imported it; others shall not wait for it
+
     try:
         pickle.loads(pickle.dumps(value))
     except Exception:  # anything at all may go wrong in there

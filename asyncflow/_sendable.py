@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pickle
 import sys
 from functools import partial
 from types import MethodType
@@ -41,6 +40,8 @@ def _check_sendable(name: str, action: object, function: object) -> None:
             "what a shell, a notebook or python -c defines; define it in a file, and import it "
             "from there"
         )
+    import pickle  # only steps that run in a process need it
+
     try:
         pickle.dumps(action)
     except Exception as error:  # the objects of users may raise anything
