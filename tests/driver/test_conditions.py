@@ -336,13 +336,13 @@ async def test_clean_up_runs_after_the_runs_deadline_with_its_own_limits(schedul
 @schedules
 async def test_a_deadline_that_passes_during_clean_up_stops_nothing(schedule):
     async def clean_up():
-        await asyncio.sleep(0.03)
+        await asyncio.sleep(0.15)
         return "cleaned"
 
     report = await run_pipeline(
         [WorkflowStep("a", succeed), WorkflowStep("clean up", clean_up, ["a"], run_if="always")],
         schedule=schedule,
-        deadline_ms=10,
+        deadline_ms=100,
     )
 
     assert report["clean up"].output == "cleaned"

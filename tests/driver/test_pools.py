@@ -63,7 +63,7 @@ async def test_waiting_for_a_pool_is_recorded_and_is_no_part_of_a_steps_time():
 
     report = await run_pipeline(
         [
-            WorkflowStep(name, Gauge(0.05), pool=pool, timeout_ms=90, deadline_ms=95)
+            WorkflowStep(name, Gauge(0.1), pool=pool, timeout_ms=190, deadline_ms=195)
             for name in "abc"
         ]
     )
@@ -72,8 +72,8 @@ async def test_waiting_for_a_pool_is_recorded_and_is_no_part_of_a_steps_time():
     queued = [result.queued_ms for result in report.results]
     assert queued[0] < queued[1] < queued[2]
     if isinstance(asyncio.get_running_loop(), VirtualTimeLoop):
-        assert [round(each, 6) for each in queued] == [0, 50, 100]
-        assert [round(result.duration_ms, 6) for result in report.results] == [50, 50, 50]
+        assert [round(each, 6) for each in queued] == [0, 100, 200]
+        assert [round(result.duration_ms, 6) for result in report.results] == [100, 100, 100]
 
 
 async def test_waiting_for_the_next_attempt_does_not_count_against_the_deadline_either():

@@ -813,7 +813,7 @@ async def test_a_timeout_around_the_run_is_obeyed(schedule):
     cleaning = Cleaning()
 
     with pytest.raises(TimeoutError):
-        async with asyncio.timeout(0.01):
+        async with asyncio.timeout(0.1):
             await run_pipeline([WorkflowStep("a", cleaning)], schedule=schedule)
 
     assert cleaning.cleaned == 1
