@@ -19,6 +19,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from asyncflow._clock import TIMER_SLACK_S
 from asyncflow._engine import (
     AttemptExtras,
     RunContext,
@@ -39,7 +40,6 @@ from asyncflow._slots import Slot
 from asyncflow._state import RunState
 from asyncflow._step import WorkflowStep
 from asyncflow._verdicts import (
-    TIMER_SLACK_S,
     Shortfall,
     Verdicts,
     cancels,
@@ -58,7 +58,7 @@ from asyncflow.events import (
 if TYPE_CHECKING:
     from asyncflow._workers import ThreadEnd
 
-__all__ = ["FIRST_TASK_BEARS_THE_NAME", "Attempts", "forget_cancels"]
+__all__ = ["FIRST_TASK_BEARS_THE_NAME", "Attempts"]
 
 # Before 3.12 `wait_for` runs what it is given in a task of its own, and throws away what that
 # task returned if the waiting is cancelled. So there we make the task, and ask it afterwards.
@@ -246,9 +246,8 @@ class Attempts(Verdicts):
             return True
         name = self._state.units.name_of(unit)
         error = StepTimeoutError(name, latest.attempt, deadline_ms, "step")
-        self._emit(StepFailed(latest.step, latest.attempt, self._now_ms(), error, latest.item))
-        if self._state.stop_reason is not None:
-            self._stop_soon()
+        now_ms, item = self._now_ms(), latest.item
+        self._tell_failure(StepFailed(latest.step, latest.attempt, now_ms, error, item))
         return False
 
     async def _next_turn(self, unit: int) -> None:

@@ -58,9 +58,7 @@ class Fanout(Attempts):
                     await self._change(unit)
             failure = common_error(step.name, items, failure)
             if failure is not None:
-                self._emit(StepFailed(step.name, 0, self._now_ms(), failure))
-                if self._state.stop_reason is not None:
-                    self._stop_soon()
+                self._tell_failure(StepFailed(step.name, 0, self._now_ms(), failure))
             elif is_complete and all(item.status is StepStatus.SUCCESS for item in items):
                 output = [item.output for item in items]
                 self._emit(StepSucceeded(step.name, 0, self._now_ms(), output))

@@ -5,10 +5,9 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 
-__all__ = ["Heart"]
+from asyncflow._clock import TIMER_SLACK_S
 
-_TIMER_SLACK_S = 0.001
-"""How much earlier than asked a timer may fire: uvloop counts in whole milliseconds."""
+__all__ = ["Heart"]
 
 
 class Heart:
@@ -42,7 +41,7 @@ class Heart:
 
     def _look(self, lapse: Callable[[], object]) -> None:
         ends = self._last + self._limit_s
-        if self._loop.time() >= ends - _TIMER_SLACK_S:
+        if self._loop.time() >= ends - TIMER_SLACK_S:
             self._timer = None
             lapse()
         else:

@@ -46,12 +46,10 @@ def common_error(name: str, items: list[StepResult], error: Exception | None) ->
         items: The results of its items.
         error: What ended the iteration over the items too early, if anything did.
     """
-    failed = (item for item in items if item.status is StepStatus.FAILED)
+    failed = [item for item in items if item.status is StepStatus.FAILED]
     errors = [noted(item, f"in {item.step_name}") for item in failed]
     if not errors:
         return error
-    first = next(item for item in items if item.status is StepStatus.FAILED)
-    assert first.error is not None
-    told = f"{first.step_name}: {describe(first.error)}"
+    told = f"{failed[0].step_name}: {describe(errors[0])}"
     message = f"{len(errors)} of {len(items)} items of step {name!r} failed; the first is {told}"
     return ExceptionGroup(message, errors if error is None else [error, *errors])

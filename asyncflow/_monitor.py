@@ -29,9 +29,10 @@ from typing import Any, TypeAlias
 from weakref import ref
 
 from asyncflow._awaiting import own_line
+from asyncflow._clock import has_virtual_time
 from asyncflow._ledger import CALLS_OBSERVERS
 
-__all__ = ["OnBlock", "Watch", "has_virtual_time", "watch"]
+__all__ = ["OnBlock", "Watch", "watch"]
 
 OnBlock: TypeAlias = Callable[[asyncio.Task[Any] | None, float, str], object]
 """Called with the task, for how many milliseconds it blocked, and the line at which it did."""
@@ -94,11 +95,6 @@ def watch(loop: asyncio.AbstractEventLoop, on_block: OnBlock) -> Watch:
     handle = Watch(loop, on_block)
     _monitor.add(handle)
     return handle
-
-
-def has_virtual_time(loop: asyncio.AbstractEventLoop) -> bool:
-    """Whether the loop's clock is its own, and not the one that all real loops share."""
-    return abs(loop.time() - time.monotonic()) > 1
 
 
 class _Ping:

@@ -215,9 +215,7 @@ class Run(Fanout):
         except FAILURES as error:
             leave_out_our_frames(error)
             failure = as_failure(error, step.name, 0)
-            self._emit(StepFailed(step.name, 0, self._now_ms(), failure))
-            if self._state.stop_reason is not None:
-                self._stop_soon()
+            self._tell_failure(StepFailed(step.name, 0, self._now_ms(), failure))
         except BaseException as error:
             reason = f"the condition of step {step.name!r} raised {type(error).__name__}"
             self._emit(StepSkipped(step.name, self._now_ms(), reason))

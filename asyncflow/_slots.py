@@ -7,7 +7,7 @@ import time
 
 import anyio
 
-from asyncflow._monitor import has_virtual_time
+from asyncflow._clock import has_virtual_time
 from asyncflow._pool import Pool, Ticket
 
 __all__ = ["Slot"]

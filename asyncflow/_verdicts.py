@@ -13,6 +13,7 @@ import asyncio
 from abc import abstractmethod
 from typing import Any, NamedTuple
 
+from asyncflow._clock import TIMER_SLACK_S
 from asyncflow._errors import StepCancelledError, StepTimeoutError
 from asyncflow._ledger import Ledger, Observer
 from asyncflow._state import RunState
@@ -26,7 +27,6 @@ from asyncflow.events import (
 
 __all__ = [
     "FAILURES",
-    "TIMER_SLACK_S",
     "Shortfall",
     "Verdicts",
     "as_failure",
@@ -35,9 +35,6 @@ __all__ = [
     "leave_out_our_frames",
     "running_task",
 ]
-
-# How much earlier than asked a timer may fire: uvloop counts in whole milliseconds (uvloop #739).
-TIMER_SLACK_S = 0.001
 
 FAILURES = (Exception, asyncio.CancelledError)
 """What makes an attempt fail. All else is not the step's to handle, nor ours."""
@@ -165,10 +162,14 @@ class Verdicts(Ledger):
         elif delay_ms is not None:
             self._emit(AttemptFailed(name, attempt, ended_ms, error, delay_ms, item))
         else:
-            self._emit(StepFailed(name, attempt, ended_ms, error, item))
-            if self._state.stop_reason is not None:
-                self._stop_soon()
+            self._tell_failure(StepFailed(name, attempt, ended_ms, error, item))
         return delay_ms
+
+    def _tell_failure(self, failure: StepFailed) -> None:
+        """Tell that a unit has failed for good, and stop what is to be stopped because of that."""
+        self._emit(failure)
+        if self._state.stop_reason is not None:
+            self._stop_soon()
 
     def _late(
         self, unit: int, running: AttemptStarted, shortfall: Shortfall

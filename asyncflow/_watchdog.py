@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from asyncflow._awaiting import awaiting_line
+from asyncflow._clock import TIMER_SLACK_S
 from asyncflow._engine import RunContext, attempt_in
 from asyncflow._state import RunState
 from asyncflow.events import AttemptStarted
@@ -100,7 +101,7 @@ class Watchdog:
 
     def _look(self) -> None:
         self._timer, self.horizon = None, math.inf
-        latest = self._run.loop.time() - GRACE_S + 0.001  # a timer may fire that much too early
+        latest = self._run.loop.time() - GRACE_S + TIMER_SLACK_S
         for unit, running, cancelled_at in self._suspects():
             if (unit, running.attempt) in self._named:
                 continue

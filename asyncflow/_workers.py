@@ -30,13 +30,11 @@ from typing import IO, Any
 from anyio import BrokenWorkerProcess, CapacityLimiter, to_process, to_thread
 
 from asyncflow import _child
+from asyncflow._clock import TIMER_SLACK_S
 from asyncflow._sendable import can_be_imported_again
 from asyncflow._text import text_of
 
 __all__ = ["ThreadEnd", "limiter_for", "run_in_process", "run_in_thread"]
-
-# How much earlier than asked a timer may fire: uvloop counts in whole milliseconds (uvloop #739).
-_TIMER_SLACK_S = 0.001
 
 
 def limiter_for(runs_in: str) -> CapacityLimiter | None:
@@ -83,7 +81,7 @@ async def run_in_thread(
     if not await job.has_ended():
         while not job.ended.done():
             left_s = ends - job.loop.time()
-            if left_s <= _TIMER_SLACK_S or has_lapsed():
+            if left_s <= TIMER_SLACK_S or has_lapsed():
                 on_abandon(job.ended)
                 raise asyncio.CancelledError
             with suppress(asyncio.CancelledError):  # the time decides

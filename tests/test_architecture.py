@@ -21,7 +21,17 @@ FLOORS = [
         *("_phases", "_queue", "_units", "_limits", "_history", "_turns", "_state"),
     ],
     [
-        *("_heart", "_slots", "_child", "_workers", "_engine", "_watchdog", "_monitor", "_items"),
+        *(
+            "_clock",
+            "_heart",
+            "_slots",
+            "_child",
+            "_workers",
+            "_engine",
+            "_watchdog",
+            "_monitor",
+            "_items",
+        ),
         *("_ledger", "_verdicts", "_attempts", "_fanout", "_run", "_orchestrator", "_pipeline"),
     ],
     ["testing"],
