@@ -16,7 +16,7 @@ PACKAGE = Path(__file__).parents[1] / "asyncflow"
 FLOORS = [
     [
         *("_errors", "_record", "_text", "_numbers", "_plain", "_awaiting", "_retry", "_pool"),
-        *("_signature", "_sendable", "_step", "_graph", "_nesting", "_declared"),
+        *("_payload", "_signature", "_sendable", "_step", "_graph", "_nesting", "_declared"),
         *("_result", "_critical_path", "_diagram", "_report_json", "_report", "events"),
         *("_phases", "_queue", "_units", "_limits", "_history", "_turns", "_state"),
     ],
