@@ -162,8 +162,10 @@ class SQLJournal:
         _check_status(status)
         if isinstance(since, datetime):
             since = since.timestamp()
+        if pipeline is not None:
+            pipeline = column_of(pipeline)
         found = await self._do(
-            lambda: self._store.runs(status=status, pipeline=pipeline, since=since, limit=limit)
+            self._store.runs, status=status, pipeline=pipeline, since=since, limit=limit
         )
         return [_record_of(run) for run in found]
 

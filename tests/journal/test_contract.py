@@ -333,7 +333,7 @@ async def test_a_claim_is_given_back_when_its_caller_is_cancelled_as_it_comes(
 ) -> None:
     opening = asyncio.create_task(opened(journal))
     await asyncio.sleep(0)  # it has asked
-    await journal.runs()  # so the thread has claimed it, and the task will hear of it
+    journal._thread.submit(int).result(20)  # the thread has claimed it; the task will hear of it
     opening.cancel()
     with pytest.raises(asyncio.CancelledError):
         await opening
