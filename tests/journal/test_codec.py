@@ -260,10 +260,13 @@ def test_a_missing_package_is_named_with_its_extra(
     assert spec
     assert spec.loader
 
-    with pytest.raises(ImportError, match=rf"pip install 'asyncflow-tiers\[{extra}\]'"):
+    def use() -> None:
         anew = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(anew)
         trip((1, 2), codec=anew.Codec("cloudpickle", 1_000))
+
+    with pytest.raises(ImportError, match=rf"pip install 'asyncflow-tiers\[{extra}\]'"):
+        use()
 
 
 # --- the comparison ------------------------------------------------------------------------------
