@@ -146,7 +146,7 @@ _RUNS = (
 )
 _ENDED = (
     "SELECT r.run_id FROM leases l JOIN runs r ON r.run_id = l.run_id "
-    f"WHERE r.status <> 'running' AND r.updated_at < {{now}} - ? AND {_FREE}"
+    f"WHERE r.status <> 'running' AND r.updated_at <= {{now}} - ? AND {_FREE}"
 )
 
 _ROWS_AT_ONCE = 64
