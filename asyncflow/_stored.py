@@ -20,8 +20,10 @@ from asyncflow._errors import PayloadError, RunAlreadyActiveError, RunNotFoundEr
 from asyncflow._numbers import check_number
 from asyncflow._owner import is_dead, this_owner, this_process
 from asyncflow._payload import Payload
+from asyncflow._report import RestoredOutput, RunReport
 from asyncflow._rows import column_of, from_column
 from asyncflow._store import Claim, Store, StoredRun
+from asyncflow._story import Story
 from asyncflow._thread import Thread
 from asyncflow.events import Event, RunResumed, RunStarted, StepSucceeded
 
@@ -31,6 +33,8 @@ T = TypeVar("T")
 Self = TypeVar("Self", bound="SQLJournal")
 
 RunStatus = Literal["running", "passed", "failed", "interrupted"]
+
+_PICKLED = 'it is pickled, and read only with codec="cloudpickle"'
 
 _FIRST_WAIT_S, _LONGEST_WAIT_S = 0.02, 1.0
 """How long to wait before another owner of a run is asked for again."""
@@ -236,6 +240,30 @@ class SQLJournal:
         self._must_know(run_id)
         stored = self._store.events(run_id, after)
         return [StoredEvent(position, self._decoded(event)) for position, event in stored]
+
+    async def report(self, run_id: str) -> RunReport:
+        """Return the report of a run; of one that has not ended, what is known so far.
+
+        Outputs are what JSON makes of them without a type hint. In place of a secret one, and of a
+        pickled one unless the journal has ``codec="cloudpickle"``, stands a `RestoredOutput`.
+
+        Args:
+            run_id: The run.
+
+        Raises:
+            RunNotFoundError: There is no such run.
+            JournalError: The journal can't be read.
+        """
+        return await self._do(self._told, run_id)
+
+    def _told(self, run_id: str) -> RunReport:
+        self._must_know(run_id)
+        story = Story(event for _, event in self._store.events(run_id))
+        return story.report(self._output)
+
+    def _output(self, step: str, payload: Payload) -> Any:
+        value = self._value(payload)
+        return RestoredOutput(f"<{_PICKLED}>") if value is payload else value
 
     def _decoded(self, event: Event) -> Event:
         """Return an event with values in place of payloads, as far as they can be decoded."""
