@@ -7,14 +7,13 @@ import threading
 import warnings
 import weakref
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from types import TracebackType
 from typing import Any, Literal, TypeVar, get_args
 
 from asyncflow._book import Book, Desk
-from asyncflow._clerk import Clerk, Holding
+from asyncflow._clerk import Clerk, Opening
 from asyncflow._codec import CODECS, Codec
 from asyncflow._errors import PayloadError, RunAlreadyActiveError, RunNotFoundError, nearest
 from asyncflow._numbers import check_number
@@ -121,7 +120,7 @@ class SQLJournal:
         loop = asyncio.get_running_loop()
         pause = _FIRST_WAIT_S
         while True:
-            opening = _Opening(self._clerk)
+            opening = Opening(self._clerk)
             job = loop.run_in_executor(self._thread, opening.claim, run_id, loop, read)
             try:
                 holding, answer = await job
@@ -353,38 +352,6 @@ class SQLJournal:
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self._name!r})"
-
-
-class _Opening:
-    """A claim that is under way in the thread, while whoever wants it may be cancelled."""
-
-    def __init__(self, clerk: Clerk) -> None:
-        self._clerk = clerk
-        self._lock = threading.Lock()
-        self._holding: Holding | None = None
-        self._abandoned = False
-
-    def claim(
-        self,
-        run_id: str,
-        loop: asyncio.AbstractEventLoop,
-        read: Callable[[Sequence[Event]], T],
-    ) -> tuple[Holding, T]:
-        """Claim the run. The thread calls it."""
-        holding, answer = self._clerk.claim(run_id, loop, read)
-        with self._lock:
-            self._holding, abandoned = holding, self._abandoned
-        if abandoned:
-            self._clerk.give_back(holding)
-        return holding, answer
-
-    def abandon(self, thread: Thread) -> None:
-        """Have the claim given back, now or when it is there."""
-        with self._lock:
-            self._abandoned, holding = True, self._holding
-        if holding:
-            with suppress(RuntimeError):  # the journal is closed, and has given it up
-                thread.submit(self._clerk.give_back, holding)
 
 
 def _record_of(run: StoredRun) -> RunRecord:
