@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -378,7 +379,7 @@ def test_the_log_stays_short(path: Path) -> None:
     sizes = sizes_while_writing(database, path, 200)
 
     assert max(sizes) < 4.5e6
-    assert sum(after < before for before, after in zip(sizes, sizes[1:], strict=False)) >= 4
+    assert sum(after < before for before, after in pairwise(sizes)) >= 4
     assert path.stat().st_size > 10_000_000
     database.close()
     assert not path.with_name("runs.db-wal").exists()
@@ -400,9 +401,8 @@ def test_the_log_is_copied_while_nobody_can_write(
         raise caught.value
 
     monkeypatch.setattr(_sqlite, "_LOG_BYTES", 0)
-    monkeypatch.setattr(
-        _sqlite, "sqlite3", SimpleNamespace(**{**vars(sqlite3), "connect": connect})
-    )
+    ours = SimpleNamespace(**{**vars(sqlite3), "connect": connect})
+    monkeypatch.setattr(_sqlite, "sqlite3", ours)
 
     with database.transaction() as cursor:
         cursor.execute("DELETE FROM events")
