@@ -132,6 +132,8 @@ class SQLJournal:
                     raise
             else:
                 return Book(self._desk_of(loop), holding), answer
+            finally:
+                del job  # its error refers to this frame, and so to it
             await asyncio.sleep(pause)
             pause = min(2 * pause, _LONGEST_WAIT_S)
 
