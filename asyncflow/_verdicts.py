@@ -19,7 +19,7 @@ from asyncflow._errors import StepCancelledError, StepTimeoutError
 from asyncflow._journal import Book
 from asyncflow._ledger import Ledger, Observer
 from asyncflow._limits import Limit
-from asyncflow._payload import Payload
+from asyncflow._payload import REDACTED, Payload
 from asyncflow._state import RunState
 from asyncflow.events import (
     AttemptFailed,
@@ -181,6 +181,8 @@ class Verdicts(Ledger):
         """Return a success as a journal keeps it, if there is one."""
         if self._book is None:
             return None
+        if self._state.units.steps[unit].secret:
+            return replace(success, output=REDACTED)  # of a mapped step too, which may be empty
         return replace(success, output=self._payloads.pop(unit, None))
 
     def _tell_failure(self, failure: StepFailed) -> None:
