@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import asyncio
 from abc import abstractmethod
-from dataclasses import replace
 from typing import Any, NamedTuple
 
 from asyncflow._clock import TIMER_SLACK_S
@@ -181,7 +180,8 @@ class Verdicts(Ledger):
         """Return a success as a journal keeps it, if there is one."""
         if self._book is None:
             return None
-        return replace(success, output=self._payloads.pop(unit, None))
+        step, attempt, at_ms = success.step, success.attempt, success.at_ms
+        return StepSucceeded(step, attempt, at_ms, self._payloads.pop(unit, None), success.item)
 
     def _tell_failure(self, failure: StepFailed) -> None:
         """Tell that a unit has failed for good, and stop what is to be stopped because of that."""
