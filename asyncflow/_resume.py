@@ -58,12 +58,7 @@ def resume(
     afresh = story.outcome is not None or story.was_stopping or (fail_fast and has_failed)
     values, broken = _decoded(known, decode)
     held, outdated = _what_holds(story, plan, known, broken, afresh=afresh)
-    begun = unfinished.keys() | {
-        # What was skipped has not run; unless nothing else takes that back, it needs no reason.
-        name
-        for (name, _), result in known.items()
-        if not (afresh and result.status is StepStatus.SKIPPED)
-    }
+    begun = unfinished.keys() | _with_results(known, afresh=afresh)
     event = RunResumed(
         story.started.run_id,
         story.at_ms,
@@ -84,6 +79,12 @@ def resume(
     started, carried = story.started, story.carried()
     past = Past(started.run_id, started.wall_time, event.at_ms, results, carried, reasons(event))
     return event, past
+
+
+def _with_results(known: Mapping[Key, StepResult], *, afresh: bool) -> set[str]:
+    """Return the steps that have results to be outdated. In a fresh run no skip is one."""
+    skipped = StepStatus.SKIPPED
+    return {name for (name, _), one in known.items() if not (afresh and one.status is skipped)}
 
 
 def _of_plan(known: Mapping[Key, StepResult], plan: Plan) -> dict[Key, StepResult]:

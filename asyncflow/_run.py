@@ -100,7 +100,11 @@ class Run(Fanout):
         try:
             raise self._interruption or cancellation  # type: ignore[misc]
         finally:
-            del self, cancellation, failure  # or what is raised would keep itself, through this frame
+            del (
+                self,
+                cancellation,
+                failure,
+            )  # or what is raised would keep itself, through this frame
 
     def _begin(self) -> None:
         if self._book is not None:
@@ -274,7 +278,8 @@ class Run(Fanout):
 
     def _follow_up(self, unit: int) -> None:
         """See to what follows the end of a unit."""
-        self._forget_item(unit)
+        if self._values:
+            self._forget_item(unit)
         if not self._advancing:  # else an eager task has ended within its start
             if self._queue.has_news:
                 self._advance_at_once()
@@ -283,7 +288,7 @@ class Run(Fanout):
         del self  # as in _advance
 
     def _forget_item(self, unit: int) -> None:
-        if self._values and unit in self._values:
+        if unit in self._values:
             del self._values[unit]
             self._note_change(unit)
 

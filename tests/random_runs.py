@@ -152,9 +152,7 @@ class RandomPipeline:
         specs = []
         for number in range(count):
             others = [spec.name for spec in specs]
-            needs = sorted(
-                self.chance.sample(others, min(len(others), self.chance.randint(0, 2)))
-            )
+            needs = sorted(self.chance.sample(others, min(len(others), self.chance.randint(0, 2))))
             specs.append(self._spec(f"{prefix}{number}", needs))
         return specs
 

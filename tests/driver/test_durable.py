@@ -392,7 +392,6 @@ class TestResume:
         assert len(keys) == 4
         assert set(keys) == {"r/a"}
 
-
     async def test_a_run_goes_on_after_steps_that_were_skipped_on_purpose(
         self, work, journal, schedule
     ):
@@ -1028,6 +1027,18 @@ class TestResumeAll:
         assert all(report.all_passed for report in reports)
         assert not work.calls["a"]
         assert "run 'r3' can't go on: no pipeline is named 'gone'" in caplog.text
+
+    async def test_pipelines_may_be_given_by_name(self, work):
+        journal = await self.journal_with_orphans(work)
+        gone = Pipeline("gone")
+        gone.step(work.action("a"), name="a")
+
+        reports = await resume_all(
+            journal, {"one": work.diamond(), "two": Orchestrator(work.diamond()), "gone": gone}
+        )
+
+        assert sorted(report.run_id for report in reports) == ["r1", "r2", "r3"]
+        assert all(report.all_passed for report in reports)
 
     async def test_what_another_replica_has_taken_is_left_to_it(self, work):
         journal = await self.journal_with_orphans(work)
