@@ -23,7 +23,6 @@ from asyncflow._durable import Opening
 from asyncflow._errors import JournalError, StepCrashedError
 from asyncflow._fanout import Fanout
 from asyncflow._graph import Plan
-from asyncflow._journal import Book
 from asyncflow._keeper import Keeper
 from asyncflow._ledger import Observer
 from asyncflow._monitor import Watch, watch

@@ -439,7 +439,7 @@ class TestResume:
         journal = SlowToClose()
         await run_pipeline(work.diamond(), journal=journal, run_id="r")
         again = asyncio.ensure_future(run_pipeline(work.diamond(), journal=journal, run_id="r"))
-        while not journal.closing == 2:
+        while journal.closing != 2:
             await asyncio.sleep(0.001)
         again.cancel()
 
@@ -451,7 +451,7 @@ class TestResume:
         journal = SlowToClose()
         await run_pipeline(work.diamond(), journal=journal, run_id="r")
         again = asyncio.ensure_future(run_pipeline(work.diamond(), journal=journal, run_id="r"))
-        while not journal.closing == 2:
+        while journal.closing != 2:
             await asyncio.sleep(0.001)
         journal.open_books["r"].fail(JournalError("memory", "broken"))
 

@@ -27,9 +27,7 @@ from asyncflow._story import Story
 from asyncflow.events import (
     AttemptStarted,
     RunFinished,
-    RunInterrupted,
     RunResumed,
-    StepReused,
     StepSucceeded,
 )
 
