@@ -1,9 +1,9 @@
 """The runs of an event loop that a journal has open: what they write goes into few transactions.
 
 Group commit: what all runs of all event loops have to write when a transaction begins goes into
-it, and what comes while it is under way waits for the next one. Nothing is delayed for that. A
-`Desk` hands in what its loop's books have at the end of a turn, and does so again when that is
-committed. The journal's thread does one thing after the other. So when it has done what a desk
+it, and what comes while it is under way waits for the next one. Nothing is delayed for that, but by
+a turn of the loop: the end of a step and the starts that follow from it go together. A `Desk`
+hands in what its loop's books have, and does so again when that is committed. The journal's thread does one thing after the other. So when it has done what a desk
 asked for, all that this desk handed in is kept, whoever's transaction has taken it along.
 """
 
@@ -119,11 +119,13 @@ class Desk:
         self._busy = False
 
     def expect(self, book: Book) -> None:
-        """Let a book hand over what it has at the end of this turn, or after what is under way."""
+        """Let a book hand over what it has, very soon or after what is under way."""
         self._expected[book] = None
         if not self._busy:
             self._busy = True
-            self.loop.call_soon(self._send)
+            # Two turns later: in the next one begin the steps that this one's end has let start,
+            # and an end and the starts that follow shall go into one transaction.
+            self.loop.call_soon(self.loop.call_soon, self._send)
 
     def _send(self) -> None:
         books = self._sent = list(self._expected)
