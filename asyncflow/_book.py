@@ -3,8 +3,9 @@
 Group commit: what all runs of all event loops have to write when a transaction begins goes into
 it, and what comes while it is under way waits for the next one. Nothing is delayed for that, but by
 a turn of the loop: the end of a step and the starts that follow from it go together. A `Desk`
-hands in what its loop's books have, and does so again when that is committed. The journal's thread does one thing after the other. So when it has done what a desk
-asked for, all that this desk handed in is kept, whoever's transaction has taken it along.
+hands in what its loop's books have, and does so again when that is committed. The journal's thread
+does one thing after the other. So when it has done what a desk asked for, all that this desk handed
+in is kept, whoever's transaction has taken it along.
 """
 
 from __future__ import annotations
