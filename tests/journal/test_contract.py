@@ -38,7 +38,7 @@ from asyncflow.events import (
     StepSucceeded,
 )
 from asyncflow.journal import StoredEvent
-from asyncflow.testing import VirtualTimeLoop, run_in_virtual_time
+from asyncflow.testing import HangError, VirtualTimeLoop, run_in_virtual_time
 
 Make = Callable[..., Any]
 
@@ -303,6 +303,17 @@ async def refusal_of(journal: Any) -> Exception:
     raise AssertionError
 
 
+def test_a_hang_is_found_at_once_although_a_journal_is_open(make_journal: Make) -> None:
+    async def main() -> None:
+        await (await opened(make_journal())).close()
+        await asyncio.get_running_loop().create_future()
+
+    begun = time.monotonic()
+    with pytest.raises(HangError):
+        run_in_virtual_time(main())
+    assert time.monotonic() - begun < 4
+
+
 # --- owning --------------------------------------------------------------------------------------
 
 
@@ -511,13 +522,14 @@ async def test_after_a_failure_nobody_hears_that_something_is_kept(
 
 async def test_after_a_failure_nothing_is_let_go_on_although_it_is_kept(journal: Any) -> None:
     book = await opened(journal)
-    with thread_held(journal):
-        book.add(started())
-        waiting = asyncio.create_task(book.kept())
-        await asyncio.sleep(0)
-        book._holding.fail(JournalError("x", "the lease is lost"))
+    book.add(started())
+    waiting = asyncio.create_task(book.kept())
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)  # it is handed in
+    journal._thread.submit(int).result(20)  # it is kept; the loop will hear of it
+    book._holding.fail(JournalError("x", "the lease is lost"))
 
-    await journal.runs()
+    assert await kept_events(journal) == [started()]
     await asyncio.sleep(0)
 
     assert not waiting.done()
