@@ -1,0 +1,301 @@
+"""Kills processes of a run, resumes it, and looks after each whether what is promised holds.
+
+A cycle starts from a folder as a killed process has left it, in a copy, so that one beginning can
+go on in many ways: the kill points after it are swept as branches of a tree.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import sqlite3
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from contextlib import closing, contextmanager
+from dataclasses import dataclass, field
+from itertools import count
+from pathlib import Path
+from random import Random
+from tempfile import TemporaryDirectory
+from typing import Any, NamedTuple
+
+from tests.crash.zygote import RUN_ID
+
+__all__ = ["Broken", "Cycles", "Forks", "Spawns", "fast_folder"]
+
+ROOT = Path(__file__).parents[2]
+COMMAND = [sys.executable, "-m", "tests.crash.zygote"]
+
+Unit = tuple[str, str]
+"""A step, and its item or "-"."""
+
+
+class Broken(AssertionError):
+    """A promise was not kept. The message says which, and how to see it again."""
+
+
+@contextmanager
+def fast_folder() -> Iterator[Path]:
+    """A temporary folder, in memory if possible: a killed process loses nothing that it wrote."""
+    memory = Path("/dev/shm")
+    with TemporaryDirectory(dir=memory if os.access(memory, os.W_OK) else None) as folder:
+        yield Path(folder)
+
+
+class Forks:
+    """Does tasks in forks of one process: some milliseconds each."""
+
+    def __enter__(self) -> Forks:
+        pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+        self._process = subprocess.Popen(COMMAND, cwd=ROOT, text=True, **pipes)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._process.communicate()  # at the end of its input it ends
+
+    def do(self, task: dict[str, Any]) -> int:
+        """Return the exit code; that of a process killed by a signal is its number, negative."""
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._process.stdin.write(json.dumps(task) + "\n")
+        self._process.stdin.flush()
+        return int(self._process.stdout.readline())
+
+
+class Spawns:
+    """Does each task in a fresh interpreter."""
+
+    def do(self, task: dict[str, Any]) -> int:
+        return subprocess.run([*COMMAND, json.dumps(task)], cwd=ROOT, check=False).returncode
+
+
+class Row(NamedTuple):
+    """An event in the database, as far as it is looked at here."""
+
+    position: int
+    kind: str
+    step: str | None
+    item: int | None
+    attempt: int | None
+    payload: Any
+
+    @property
+    def unit(self) -> Unit:
+        return (self.step or "", "-" if self.item is None else str(self.item))
+
+
+class Effect(NamedTuple):
+    """A line of what the actions have done."""
+
+    run_id: str
+    step: str
+    item: str
+    attempt: str
+    key: str
+
+    @property
+    def unit(self) -> Unit:
+        return (self.step, self.item)
+
+
+@dataclass
+class State:
+    """A run as its processes have left it so far."""
+
+    folder: Path
+    kills: tuple[int, ...] = ()
+    rows: list[Row] = field(default_factory=list)
+    done: dict[Unit, int] = field(default_factory=dict)
+    """How often each step and item whose success is kept had run when it was first seen so."""
+
+
+class Cycles:
+    """All that is tried with one shape under one schedule.
+
+    Args:
+        engine: What runs the processes.
+        folder: An empty folder for databases.
+        shape: A name in `SHAPES`.
+        schedule: ``"tiers"`` or ``"ready"``.
+    """
+
+    def __init__(self, engine: Forks | Spawns, folder: Path, shape: str, schedule: str) -> None:
+        self._engine, self._folder, self._shape, self._schedule = engine, folder, shape, schedule
+        self._numbers = count()
+        self.killed = 0
+        """How many processes were killed."""
+        self.start = State(self._new_folder())
+        whole = self._copy(self.start)
+        self._run(whole, 0)
+        self._outcome = self._outcome_of(whole)
+        self.points: list[str] = self._outcome.pop("points")
+        """The kill points of a run that is not killed."""
+        self._effects = Counter(effect.unit for effect in _effects_in(whole.folder))
+        self._check_end(whole)
+
+    # What is tried.
+
+    def sweep(self, before: State | None = None) -> list[State]:
+        """Kill at every point, and resume after each; return what the kills have left.
+
+        Args:
+            before: What an earlier process has left; by default nothing has run.
+        """
+        killed = []
+        for kill_at in count(1):
+            state = self.kill(before or self.start, kill_at)
+            if state is None:
+                return killed
+            self._resume(state)
+            killed.append(state)
+        raise AssertionError("it counts for ever")
+
+    def walk(self, random: Random) -> None:
+        """Kill up to three processes in a row, each at a random point, and resume."""
+        self.follow([random.randint(1, len(self.points)) for _ in range(random.randint(1, 3))])
+
+    def follow(self, kills: Iterable[int]) -> None:
+        """Kill at these points, one after the other, and resume."""
+        state = self.start
+        for kill_at in kills:
+            after = self.kill(state, kill_at)
+            if after is None:
+                return
+            state = after
+        self._resume(state)
+
+    # The single steps of it.
+
+    def kill(self, before: State, kill_at: int) -> State | None:
+        """Run until that point; return what is left, or ``None`` if the run ended before it."""
+        state = self._copy(before)
+        state.kills = (*before.kills, kill_at)
+        if self._run(state, kill_at) == 0:
+            self._check_end(state)
+            shutil.rmtree(state.folder)
+            return None
+        self.killed += 1
+        self._check(state)
+        return state
+
+    def _resume(self, before: State) -> None:
+        state = self._copy(before)
+        self._run(state, 0)
+        self._check_end(state)
+        shutil.rmtree(state.folder)
+
+    def _run(self, state: State, kill_at: int) -> int:
+        task = {
+            "folder": str(state.folder),
+            "shape": self._shape,
+            "schedule": self._schedule,
+            "kill_at": kill_at,
+        }
+        code = self._engine.do(task)
+        if code == 0 or (kill_at and code == -signal.SIGKILL):
+            return code
+        error = state.folder / "error"
+        raise self._broken(state, error.read_text() if error.exists() else f"exit code {code}")
+
+    def _new_folder(self) -> Path:
+        folder = self._folder / str(next(self._numbers))
+        folder.mkdir()
+        return folder
+
+    def _copy(self, state: State) -> State:
+        folder = self._folder / str(next(self._numbers))
+        shutil.copytree(state.folder, folder)
+        return State(folder, state.kills, state.rows, dict(state.done))
+
+    # What is promised.
+
+    def _check(self, state: State) -> None:
+        """Check what must hold whenever a process has ended, however it did."""
+        kept = _rows_in(state.folder)
+        effects = _effects_in(state.folder)
+        ran = Counter(effect.unit for effect in effects)
+        self._hold(state, kept[: len(state.rows)] == state.rows, "what was kept has changed")
+        places = [row.position for row in kept]
+        self._hold(state, places == sorted(set(places)), f"the positions are {places}")
+        began = {(*row.unit, str(row.attempt)) for row in kept if row.kind == "AttemptStarted"}
+        calls = [(*effect.unit, effect.attempt) for effect in effects]
+        for call in calls:
+            self._hold(state, call in began, f"{call} had its effect before its start was kept")
+        self._hold(state, len(set(calls)) == len(calls), f"an attempt ran twice: {calls}")
+        for effect in effects:
+            key = f"{RUN_ID}/{effect.step}" + ("" if effect.item == "-" else f"#{effect.item}")
+            self._hold(state, effect.key == key, f"the idempotency key was {effect.key}")
+        for unit, times in state.done.items():
+            self._hold(state, ran[unit] == times, f"{unit} ran again, though its success was kept")
+        for unit, times in ran.items():
+            most = self._effects[unit] + len(state.kills)
+            self._hold(state, times <= most, f"{unit} ran {times} times, not {most} at most")
+        state.rows = kept
+        for row in kept:
+            if row.kind == "StepSucceeded":
+                state.done.setdefault(row.unit, ran[row.unit])
+
+    def _check_end(self, state: State) -> None:
+        """Check what must hold when the run has ended."""
+        self._check(state)
+        outcome = self._outcome_of(state)
+        for which in ("told", "stored"):
+            same = outcome[which] == self._outcome["told"]
+            text = f"the report {which} is\n{outcome[which]}\nnot\n{self._outcome['told']}"
+            self._hold(state, same, text)
+        ran = Counter(effect.unit for effect in _effects_in(state.folder))
+        for unit, times in self._effects.items():
+            self._hold(state, ran[unit] >= times, f"{unit} ran {ran[unit]} times, not {times}")
+        with closing(_read_only(state.folder)) as database:
+            found = database.execute("SELECT status FROM runs").fetchall()
+            kept = "failed" if self._shape == "failing" else "passed"
+            self._hold(state, found == [(kept,)], f"the status is {found}")
+            owners = database.execute("SELECT owner FROM leases").fetchall()
+            self._hold(state, owners == [(None,)], f"the run still has the owner {owners}")
+
+    def _hold(self, state: State, holds: bool, otherwise: str) -> None:
+        if not holds:
+            raise self._broken(state, otherwise)
+
+    def _broken(self, state: State, what: str) -> Broken:
+        note = state.folder / "killed"
+        last = f" (the last one {note.read_text()})" if note.exists() else ""
+        kills = " ".join(map(str, state.kills))
+        return Broken(
+            f"{what}\nin the shape {self._shape} under {self._schedule}, killed at its points "
+            f"{kills or 'none'}{last}; to see it again:\n"
+            f"{sys.executable} -m tests.crash replay {self._shape} {self._schedule} {kills}"
+        )
+
+    @staticmethod
+    def _outcome_of(state: State) -> dict[str, Any]:
+        outcome: dict[str, Any] = json.loads((state.folder / "outcome").read_text())
+        return outcome
+
+
+def _read_only(folder: Path) -> sqlite3.Connection:
+    return sqlite3.connect(f"file:{folder / 'runs.db'}?mode=ro", uri=True)
+
+
+def _rows_in(folder: Path) -> list[Row]:
+    if not (folder / "runs.db").exists():
+        return []
+    with closing(_read_only(folder)) as database:
+        verdict = database.execute("PRAGMA integrity_check").fetchone()[0]
+        assert verdict == "ok", verdict
+        tables = database.execute("SELECT 1 FROM sqlite_master WHERE name = 'events'").fetchall()
+        if not tables:
+            return []
+        columns = ", ".join(Row._fields)
+        query = f"SELECT {columns} FROM events WHERE run_id = ? ORDER BY position"
+        return [Row(*row) for row in database.execute(query, (RUN_ID,))]
+
+
+def _effects_in(folder: Path) -> list[Effect]:
+    path = folder / "effects"
+    lines = path.read_text().splitlines() if path.exists() else []
+    return [Effect(*line.split()) for line in lines]

@@ -1,0 +1,67 @@
+"""Processes die at every point of a durable run, and what is promised holds each time."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from itertools import product
+from pathlib import Path
+from random import Random
+
+import pytest
+
+if not hasattr(os, "fork"):
+    pytest.skip("processes are forked and killed here", allow_module_level=True)
+
+from tests.crash.cycles import Cycles, Forks, Spawns, fast_folder
+from tests.crash.shapes import SHAPES
+
+SCHEDULES = ["tiers", "ready"]
+AT_LEAST = 40
+"""So many processes are killed of each shape under each schedule."""
+
+
+@pytest.fixture(scope="module")
+def forks() -> Iterator[Forks]:
+    with Forks() as engine:
+        yield engine
+
+
+@pytest.fixture
+def folder() -> Iterator[Path]:
+    with fast_folder() as path:
+        yield path
+
+
+def test_more_than_500_processes_are_killed_in_all() -> None:
+    assert len(SHAPES) * len(SCHEDULES) * AT_LEAST > 500
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize(("shape", "schedule"), [*product(SHAPES, SCHEDULES)])
+def test_a_kept_result_is_never_computed_again_wherever_processes_die(
+    forks: Forks, folder: Path, shape: str, schedule: str
+) -> None:
+    cycles, random = Cycles(forks, folder, shape, schedule), Random(f"{shape} {schedule}")
+
+    killed = cycles.sweep()
+    cycles.sweep(random.choice(killed))
+    for _ in range(3):
+        cycles.walk(random)
+
+    assert cycles.killed >= AT_LEAST
+
+
+def test_the_points_lie_around_each_statement_and_each_effect(forks: Forks, folder: Path) -> None:
+    points = Cycles(forks, folder, "chain", "tiers").points
+
+    for what in ("BEGIN", "INSERT", "COMMIT", "the effect of third -"):
+        assert f"before {what}" in points
+        assert f"after {what}" in points
+
+
+def test_it_is_the_same_in_fresh_interpreters(folder: Path) -> None:
+    cycles, random = Cycles(Spawns(), folder, "mapped", "ready"), Random(1)
+
+    while cycles.killed < 6:
+        cycles.walk(random)
