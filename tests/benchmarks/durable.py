@@ -60,11 +60,15 @@ def durable(rounds: int) -> Iterator[Row]:
         for subject, (steps, width, length) in shapes.items():
             bench = Bench(Path(folder) / f"{width}x{length}.db", steps)
             yield Row(f"{subject}: a durable step", bench.ours_s() / len(steps) * 1e3, None, "ms")
-            yield Row("   the same without a journal", bench.plain_s() / len(steps) * 1e3, None, "ms")
+            yield Row(
+                "   the same without a journal", bench.plain_s() / len(steps) * 1e3, None, "ms"
+            )
             value = ratio(bench.ours_s, bench.by_hand_s, rounds)
             yield Row("   / its rows in sqlite3, in as few commits", value, 2.0)
         yield from against_dbos(Path(folder), max(3, rounds // 3))
-        yield Row("longest callback of the loop, 10,000 events", longest_callback_ms(rounds), 5, "ms")
+        yield Row(
+            "longest callback of the loop, 10,000 events", longest_callback_ms(rounds), 5, "ms"
+        )
 
 
 class Bench:
@@ -155,36 +159,52 @@ def against_dbos(folder: Path, rounds: int) -> Iterator[Row]:
         url = f"sqlite:///{folder / 'dbos.db'}"
         DBOS(config={"name": "bench", "system_database_url": url, "log_level": "ERROR"})
         DBOS.launch()
-        rows = []
         try:
             async with SQLiteJournal(folder / "ours.db") as journal:
-                for subject, width, length, limit in (
-                    ("a chain of steps", 1, LENGTH, 10),
-                    (f"{IN_FLIGHT} runs of a chain at once", IN_FLIGHT, 4, 1),
-                ):
-                    ours = Orchestrator(chains(1, length))
-                    pairs = []
-                    for _ in range(rounds + 1):
-
-                        async def all_of(work: Callable[..., Awaitable[object]]) -> None:
-                            await asyncio.gather(*[work() for _ in range(width)])
-
-                        our_s = await _seconds(
-                            all_of, work=lambda: ours.run(journal=journal, run_id=_new_id())
-                        )
-                        their_s = await _seconds(all_of, work=lambda: chain(length))
-                        pairs.append((our_s, their_s))
-                    steps = width * length
-                    our_ms, their_ms = (statistics.median(each) / steps * 1e3 for each in zip(*pairs[1:]))
-                    rows.append(Row(f"{subject}: a step with DBOS", their_ms, None, "ms"))
-                    rows.append(Row("   a durable step", our_ms, None, "ms"))
-                    share = statistics.median(our_s / their_s for our_s, their_s in pairs[1:])
-                    rows.append(Row("   / DBOS", share * 100, limit, "%"))
+                return [
+                    row
+                    for subject, width, length, limit in (
+                        ("a chain of steps", 1, LENGTH, 10),
+                        (f"{IN_FLIGHT} runs of a chain at once", IN_FLIGHT, 4, 1),
+                    )
+                    for row in await _beside_dbos(
+                        subject, width, length, limit, rounds, journal, chain
+                    )
+                ]
         finally:
             DBOS.destroy()
-        return rows
 
     yield from asyncio.run(measured())
+
+
+async def _beside_dbos(
+    subject: str,
+    width: int,
+    length: int,
+    limit: float,
+    rounds: int,
+    journal: SQLiteJournal,
+    their_chain: Callable[[int], Awaitable[object]],
+) -> list[Row]:
+    orchestrator = Orchestrator(chains(1, length))
+
+    async def ours() -> None:
+        runs = (orchestrator.run(journal=journal, run_id=_new_id()) for _ in range(width))
+        await asyncio.gather(*runs)
+
+    async def theirs() -> None:
+        await asyncio.gather(*[their_chain(length) for _ in range(width)])
+
+    pairs = [(await _seconds(ours), await _seconds(theirs)) for _ in range(rounds + 1)][1:]
+    our_ms, their_ms = (
+        statistics.median(times) / (width * length) * 1e3 for times in zip(*pairs, strict=True)
+    )
+    share = statistics.median(our_s / their_s for our_s, their_s in pairs)
+    return [
+        Row(f"{subject}: a step with DBOS", their_ms, None, "ms"),
+        Row("   a durable step", our_ms, None, "ms"),
+        Row("   / DBOS", share * 100, limit, "%"),
+    ]
 
 
 def longest_callback_ms(rounds: int) -> float:

@@ -1,6 +1,6 @@
 """Kills processes until a promise is broken: ``python -m tests.crash --kills 10000 --seed 7``.
 
-``python -m tests.crash replay SHAPE SCHEDULE POINT...`` does again what a failure tells. Which point
+``python -m tests.crash replay SHAPE SCHEDULE KILL...`` does again what a failure tells. Which point
 a number means can depend on how the threads of a process take turns, so try it a few times.
 """
 
@@ -21,13 +21,15 @@ def main() -> int:
     parser.add_argument("--kills", type=int, default=1_000, help="how many processes to kill")
     parser.add_argument("--seed", type=int, default=randrange(10**6), help="chooses where")
     parser.add_argument("--shape", choices=SHAPES, help="only this one")
-    parser.add_argument("replay", nargs="*", help="replay SHAPE SCHEDULE POINT...")
+    parser.add_argument("replay", nargs="*", help="replay SHAPE SCHEDULE KILL...")
     options = parser.parse_args()
     try:
         with fast_folder() as folder, Forks() as forks:
             if options.replay:
                 _, shape, schedule, *kills = options.replay
-                Cycles(forks, folder, shape, schedule).follow(map(int, kills))
+                Cycles(forks, folder, shape, schedule).follow(
+                    float(kill) if "." in kill else int(kill) for kill in kills
+                )
                 print("nothing is broken")
             else:
                 _walk(forks, folder, options)
@@ -46,7 +48,8 @@ def _walk(forks: Forks, folder: Path, options: argparse.Namespace) -> None:
             (place := folder / f"{shape}-{schedule}").mkdir()
             all_of_them.append(Cycles(forks, place, shape, schedule))
     while (killed := sum(cycles.killed for cycles in all_of_them)) < options.kills:
-        random.choice(all_of_them).walk(random)
+        cycles = random.choice(all_of_them)
+        random.choice([cycles.walk, cycles.walk, cycles.stroll, cycles.contest])(random)
     print(f"{killed} processes were killed in {time.monotonic() - began:.0f} s, nothing is broken")
 
 

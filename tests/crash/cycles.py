@@ -13,6 +13,7 @@ import signal
 import sqlite3
 import subprocess
 import sys
+import time
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import closing, contextmanager
@@ -29,6 +30,9 @@ __all__ = ["Broken", "Cycles", "Forks", "Spawns", "fast_folder"]
 
 ROOT = Path(__file__).parents[2]
 COMMAND = [sys.executable, "-m", "tests.crash.zygote"]
+
+Kill = int | float
+"""An int is the number of a kill point, a float a time after the start, in milliseconds."""
 
 Unit = tuple[str, str]
 """A step, and its item or "-"."""
@@ -57,20 +61,21 @@ class Forks:
     def __exit__(self, *_: object) -> None:
         self._process.communicate()  # at the end of its input it ends
 
-    def do(self, task: dict[str, Any]) -> int:
-        """Return the exit code; that of a process killed by a signal is its number, negative."""
+    def do(self, task: dict[str, Any]) -> list[int]:
+        """Return the exit codes; that of a process killed by a signal is its number, negative."""
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         self._process.stdin.write(json.dumps(task) + "\n")
         self._process.stdin.flush()
-        return int(self._process.stdout.readline())
+        codes: list[int] = json.loads(self._process.stdout.readline())
+        return codes
 
 
 class Spawns:
-    """Does each task in a fresh interpreter."""
+    """Does each task in a fresh interpreter. Nothing but the points of a task kills there."""
 
-    def do(self, task: dict[str, Any]) -> int:
-        return subprocess.run([*COMMAND, json.dumps(task)], cwd=ROOT, check=False).returncode
+    def do(self, task: dict[str, Any]) -> list[int]:
+        return [subprocess.run([*COMMAND, json.dumps(task)], cwd=ROOT, check=False).returncode]
 
 
 class Row(NamedTuple):
@@ -107,7 +112,7 @@ class State:
     """A run as its processes have left it so far."""
 
     folder: Path
-    kills: tuple[int, ...] = ()
+    kills: tuple[Kill, ...] = ()
     rows: list[Row] = field(default_factory=list)
     done: dict[Unit, int] = field(default_factory=dict)
     """How often each step and item whose success is kept had run when it was first seen so."""
@@ -130,7 +135,10 @@ class Cycles:
         """How many processes were killed."""
         self.start = State(self._new_folder())
         whole = self._copy(self.start)
+        began = time.perf_counter()
         self._run(whole, 0)
+        self.whole_s = time.perf_counter() - began
+        """How long a run takes that is not killed."""
         self._outcome = self._outcome_of(whole)
         self.points: list[str] = self._outcome.pop("points")
         """The kill points of a run that is not killed."""
@@ -146,8 +154,8 @@ class Cycles:
             before: What an earlier process has left; by default nothing has run.
         """
         killed = []
-        for kill_at in count(1):
-            state = self.kill(before or self.start, kill_at)
+        for point in count(1):
+            state = self.kill(before or self.start, point)
             if state is None:
                 return killed
             self._resume(state)
@@ -158,23 +166,38 @@ class Cycles:
         """Kill up to three processes in a row, each at a random point, and resume."""
         self.follow([random.randint(1, len(self.points)) for _ in range(random.randint(1, 3))])
 
-    def follow(self, kills: Iterable[int]) -> None:
-        """Kill at these points, one after the other, and resume."""
+    def stroll(self, random: Random) -> None:
+        """Kill up to three processes in a row, each after a random time, and resume."""
+        longest_ms = self.whole_s * 1000
+        self.follow([random.uniform(1, longest_ms) for _ in range(random.randint(1, 3))])
+
+    def follow(self, kills: Iterable[Kill]) -> None:
+        """Kill these processes, one after the other, and resume."""
         state = self.start
-        for kill_at in kills:
-            after = self.kill(state, kill_at)
+        for kill in kills:
+            after = self.kill(state, kill)
             if after is None:
                 return
             state = after
         self._resume(state)
 
+    def contest(self, random: Random) -> None:
+        """Kill one of two processes that run the same at the same time; the other takes over."""
+        state = self._copy(self.start)
+        kill = random.randint(1, len(self.points))
+        state.kills = (kill,)
+        codes = self._run(state, kill, rival=True)
+        self.killed += codes.count(-signal.SIGKILL)
+        self._check_end(state)
+        shutil.rmtree(state.folder)
+
     # The single steps of it.
 
-    def kill(self, before: State, kill_at: int) -> State | None:
-        """Run until that point; return what is left, or ``None`` if the run ended before it."""
+    def kill(self, before: State, kill: Kill) -> State | None:
+        """Run until the process is killed; return what is left, or ``None`` if it ended before."""
         state = self._copy(before)
-        state.kills = (*before.kills, kill_at)
-        if self._run(state, kill_at) == 0:
+        state.kills = (*before.kills, kill)
+        if self._run(state, kill) == [0]:
             self._check_end(state)
             shutil.rmtree(state.folder)
             return None
@@ -188,18 +211,22 @@ class Cycles:
         self._check_end(state)
         shutil.rmtree(state.folder)
 
-    def _run(self, state: State, kill_at: int) -> int:
+    def _run(self, state: State, kill: Kill, *, rival: bool = False) -> list[int]:
         task = {
             "folder": str(state.folder),
             "shape": self._shape,
             "schedule": self._schedule,
-            "kill_at": kill_at,
+            "point": kill if isinstance(kill, int) else 0,
+            "ms": kill if isinstance(kill, float) else 0,
+            "rival": rival,
         }
-        code = self._engine.do(task)
-        if code == 0 or (kill_at and code == -signal.SIGKILL):
-            return code
-        error = state.folder / "error"
-        raise self._broken(state, error.read_text() if error.exists() else f"exit code {code}")
+        codes = self._engine.do(task)
+        for code in codes:
+            if code != 0 and not (kill and code == -signal.SIGKILL):
+                error = state.folder / "error"
+                text = error.read_text() if error.exists() else f"exit code {code}"
+                raise self._broken(state, text)
+        return codes
 
     def _new_folder(self) -> Path:
         folder = self._folder / str(next(self._numbers))
@@ -264,7 +291,7 @@ class Cycles:
     def _broken(self, state: State, what: str) -> Broken:
         note = state.folder / "killed"
         last = f" (the last one {note.read_text()})" if note.exists() else ""
-        kills = " ".join(map(str, state.kills))
+        kills = " ".join(map(str, state.kills))  # a float has a dot
         return Broken(
             f"{what}\nin the shape {self._shape} under {self._schedule}, killed at its points "
             f"{kills or 'none'}{last}; to see it again:\n"

@@ -1,7 +1,7 @@
 """A process that forks one for each run, with everything imported: ``-m tests.crash.zygote``.
 
-It reads a task a line, as JSON, and answers each with the exit status of the process that has done
-it. With a task as its argument, it does that one itself.
+It reads a task a line, as JSON, and answers each with the exit codes of the processes that have
+done it. With a task as its argument, it does that one itself.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import json
 import os
 import signal
 import sys
+import time
 import traceback
 from pathlib import Path
 from typing import Any
@@ -27,15 +28,21 @@ RUN_ID = "r1"
 
 
 def do(task: dict[str, Any]) -> None:
-    """Start or resume the run, and write its outcome into the folder; or die in the attempt."""
+    """Start or resume the run, and write its outcome into the folder; or die in the attempt.
+
+    What a task says: ``folder``, ``shape``, ``schedule``; the kill ``point``, or 0; after how
+    many ``ms`` the zygote kills the process, or 0; whether a ``rival`` does the same beside it.
+    """
     signal.alarm(LIMIT_S)
     folder = Path(task["folder"])
-    reaper = Reaper(task["kill_at"], folder / "killed")
+    reaper = Reaper(task["point"], folder / "killed")
     reaper.watch_sqlite()
     steps = SHAPES[task["shape"]](World(folder, reaper))
     told, stored = asyncio.run(_run(folder / "runs.db", steps, task["schedule"]))
     outcome = {"told": summary(told), "stored": summary(stored), "points": reaper.passed}
-    (folder / "outcome").write_text(json.dumps(outcome))
+    part = folder / f"outcome.{os.getpid()}"
+    part.write_text(json.dumps(outcome))
+    part.rename(folder / "outcome")
 
 
 async def _run(database: Path, steps: Any, schedule: Any) -> tuple[RunReport, RunReport]:
@@ -47,6 +54,7 @@ async def _run(database: Path, steps: Any, schedule: Any) -> tuple[RunReport, Ru
             inputs=INPUTS,
             journal=journal,
             run_id=RUN_ID,
+            on_active="wait",
         )
         return report, await journal.report(RUN_ID)
 
@@ -64,11 +72,21 @@ def summary(report: RunReport) -> dict[str, list[Any]]:
 def serve() -> None:
     for line in sys.stdin:
         task = json.loads(line)
-        child = os.fork()
-        if child == 0:
-            _do_and_leave(task)
-        _, status = os.waitpid(child, 0)
-        print(os.waitstatus_to_exitcode(status), flush=True)
+        children = [_fork(task)]
+        if task["rival"]:
+            children.append(_fork({**task, "point": 0}))
+        if task["ms"]:
+            time.sleep(task["ms"] / 1000)
+            os.kill(children[0], signal.SIGKILL)
+        ends = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
+        print(json.dumps(ends), flush=True)
+
+
+def _fork(task: dict[str, Any]) -> int:
+    child = os.fork()
+    if child == 0:
+        _do_and_leave(task)
+    return child
 
 
 def _do_and_leave(task: dict[str, Any]) -> None:
