@@ -1,7 +1,7 @@
 """Where a process kills itself: at the n-th of the points that it passes.
 
-A point lies before and after each statement of SQLite that changes something, BEGIN and COMMIT
-too, and wherever an action calls `Reaper.pass_point`.
+A point lies before each statement of SQLite that changes something, BEGIN and COMMIT too, which is
+after the one before it; after each COMMIT; and wherever an action calls `Reaper.pass_point`.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ class Reaper:
     """Counts the points that its process passes, and kills it at one of them.
 
     Args:
-        kill_at: The number of the point, counted from 1; 0 for none.
+        kill_at: The number of the point, counted from 1, or its words; 0 for none.
         note: The file that is told where that was.
     """
 
-    def __init__(self, kill_at: int, note: Path) -> None:
+    def __init__(self, kill_at: int | str, note: Path) -> None:
         self.passed: list[str] = []
         """The points so far, in words that follow "it was killed"."""
         self._kill_at = kill_at
@@ -36,7 +36,7 @@ class Reaper:
     def pass_point(self, where: str) -> None:
         with self._lock:
             self.passed.append(where)
-            if len(self.passed) == self._kill_at:
+            if self._kill_at in (len(self.passed), where):
                 self._note.write_text(where)
                 os.kill(os.getpid(), signal.SIGKILL)
 
@@ -82,5 +82,6 @@ class Reaper:
             return work()
         self.pass_point(f"before {verb}")
         result = work()
-        self.pass_point(f"after {verb}")
+        if verb == "COMMIT":
+            self.pass_point("after COMMIT")
         return result

@@ -55,9 +55,8 @@ def test_a_kept_result_is_never_computed_again_wherever_processes_die(
 def test_the_points_lie_around_each_statement_and_each_effect(forks: Forks, folder: Path) -> None:
     points = Cycles(forks, folder, "chain", "tiers").points
 
-    for what in ("BEGIN", "INSERT", "COMMIT", "the effect of third -"):
-        assert f"before {what}" in points
-        assert f"after {what}" in points
+    assert {"before BEGIN", "before INSERT", "before COMMIT", "after COMMIT"} <= {*points}
+    assert {"before the effect of third -", "after the effect of third -"} <= {*points}
 
 
 def test_it_is_the_same_in_fresh_interpreters(folder: Path) -> None:
@@ -65,3 +64,44 @@ def test_it_is_the_same_in_fresh_interpreters(folder: Path) -> None:
 
     while cycles.killed < 6:
         cycles.walk(random)
+
+
+def test_a_step_that_takes_its_process_along_is_given_up_after_max_crashes(
+    forks: Forks, folder: Path
+) -> None:
+    cycles = Cycles(forks, folder, "chain", "ready")
+    state = cycles.start
+    for _ in range(4):  # max_crashes is 3
+        after = cycles.kill(state, "after the effect of second -")
+        assert after is not None
+        state = after
+
+    told = cycles.end(state)
+
+    statuses = {name: status for name, (status, *_) in told.items()}
+    assert statuses == {
+        "first": "SUCCESS",
+        "second": "FAILED",
+        "third": "SKIPPED",
+        "fourth": "SKIPPED",
+    }
+    assert told["second"][2].startswith("StepCrashedError: ")
+
+
+@pytest.mark.parametrize("shape", ["layers", "mapped"])
+def test_of_two_processes_that_run_the_same_one_takes_over_when_the_other_dies(
+    forks: Forks, folder: Path, shape: str
+) -> None:
+    cycles, random = Cycles(forks, folder, shape, "ready"), Random(2)
+
+    for _ in range(8):
+        cycles.contest(random)
+
+    assert cycles.killed > 0
+
+
+def test_a_process_may_be_killed_at_any_time(forks: Forks, folder: Path) -> None:
+    cycles, random = Cycles(forks, folder, "layers", "ready"), Random(3)
+
+    while cycles.killed < 20:
+        cycles.stroll(random)

@@ -16,6 +16,7 @@ import traceback
 from pathlib import Path
 from typing import Any
 
+from asyncflow._text import describe
 from asyncflow.journal import SQLiteJournal
 
 from asyncflow import RunReport, StepResult, run_pipeline
@@ -64,12 +65,14 @@ def summary(report: RunReport) -> dict[str, list[Any]]:
 
     def of(result: StepResult) -> list[Any]:
         items = None if result.items is None else [of(item) for item in result.items]
-        return [result.status, repr(result.output), result.error is None, result.reason, items]
+        error = None if result.error is None else describe(result.error)
+        return [result.status, repr(result.output), error, result.reason, items]
 
     return {result.step_name: of(result) for result in report.results}
 
 
 def serve() -> None:
+    print("[]", flush=True)  # ready
     for line in sys.stdin:
         task = json.loads(line)
         children = [_fork(task)]
