@@ -176,16 +176,16 @@ def nested(world: World) -> Steps:
         return word * 2
 
     @inner.step
-    async def joined(parts: list[str] = collect(double)) -> str:
+    async def joined(parts: list[str] = collect(double)) -> tuple[str, ...]:
         await world.act()
-        return "-".join(parts)
+        return (*parts, "end")
 
     outer.include(inner, depends_on=[words])
 
     @outer.step
-    async def length(text: str = after(inner)) -> int:
+    async def length(parts: tuple[str, ...] = after(inner)) -> int:
         await world.act()
-        return len(text)
+        return len(parts)
 
     return outer
 
