@@ -205,6 +205,10 @@ def cleaned_up(world: World) -> Steps:
         await world.act()
         return use
 
+    async def beyond(extra: int) -> int:
+        await world.act()
+        return extra
+
     async def give_back(rent: str, use: int) -> str:
         await world.act()
         return f"{rent} was used {use} times"
@@ -216,6 +220,7 @@ def cleaned_up(world: World) -> Steps:
         WorkflowStep("rent", rent),
         WorkflowStep("use", use, ["rent"]),
         WorkflowStep("extra", extra, ["use"], when=lambda use: use > 1_000),
+        WorkflowStep("beyond", beyond, ["extra"]),
         WorkflowStep("give_back", give_back, ["rent", "use"], run_if="always"),
         WorkflowStep("alert", alert, run_if="failure"),
     ]
