@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from itertools import product
+from itertools import cycle, product
 from pathlib import Path
 from random import Random
 
@@ -39,17 +39,29 @@ def test_more_than_500_processes_are_killed_in_all() -> None:
 
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize(("shape", "schedule"), [*product(SHAPES, SCHEDULES)])
-def test_a_kept_result_is_never_computed_again_wherever_processes_die(
+def test_a_kept_result_is_never_computed_again_wherever_a_process_dies(
     forks: Forks, folder: Path, shape: str, schedule: str
 ) -> None:
-    cycles, random = Cycles(forks, folder, shape, schedule), Random(f"{shape} {schedule}")
+    cycles = Cycles(forks, folder, shape, schedule)
 
-    killed = cycles.sweep()
-    cycles.sweep(random.choice(killed))
-    for _ in range(3):
-        cycles.walk(random)
+    cycles.sweep()
 
     assert cycles.killed >= AT_LEAST
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize(("shape", "schedule"), [*zip(SHAPES, cycle(SCHEDULES), strict=False)])
+def test_the_same_holds_when_the_resumed_process_dies_too_and_the_next_one(
+    forks: Forks, folder: Path, shape: str, schedule: str
+) -> None:
+    cycles, random = Cycles(forks, folder, shape, schedule), Random(shape)
+    first = cycles.kill(cycles.start, random.randint(1, len(cycles.points) // 2))
+    assert first is not None
+
+    second = cycles.sweep(first)
+    cycles.sweep(second[-3])
+
+    assert cycles.killed > 10
 
 
 def test_the_points_lie_around_each_statement_and_each_effect(forks: Forks, folder: Path) -> None:

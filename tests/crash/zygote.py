@@ -7,19 +7,21 @@ done it. With a task as its argument, it does that one itself.
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import os
 import signal
 import sys
+import threading
 import time
 import traceback
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
+from asyncflow import RunReport, StepResult, run_pipeline
 from asyncflow._text import describe
 from asyncflow.journal import SQLiteJournal
-
-from asyncflow import RunReport, StepResult, run_pipeline
 from tests.crash.kill_points import Reaper
 from tests.crash.shapes import INPUTS, SHAPES, World
 
@@ -28,16 +30,13 @@ LIMIT_S = 30
 RUN_ID = "r1"
 
 
-def do(task: dict[str, Any]) -> None:
+def do(task: dict[str, Any], reaper: Reaper) -> None:
     """Start or resume the run, and write its outcome into the folder; or die in the attempt.
 
     What a task says: ``folder``, ``shape``, ``schedule``; the kill ``point``, or 0; after how
     many ``ms`` the zygote kills the process, or 0; whether a ``rival`` does the same beside it.
     """
-    signal.alarm(LIMIT_S)
     folder = Path(task["folder"])
-    reaper = Reaper(task["point"], folder / "killed")
-    reaper.watch_sqlite()
     steps = SHAPES[task["shape"]](World(folder, reaper))
     told, stored = asyncio.run(_run(folder / "runs.db", steps, task["schedule"]))
     outcome = {"told": summary(told), "stored": summary(stored), "points": reaper.passed}
@@ -72,6 +71,8 @@ def summary(report: RunReport) -> dict[str, list[Any]]:
 
 
 def serve() -> None:
+    _warm_up()
+    gc.freeze()  # so that the collector of a child leaves the pages alone that it shares
     print("[]", flush=True)  # ready
     for line in sys.stdin:
         task = json.loads(line)
@@ -85,6 +86,17 @@ def serve() -> None:
         print(json.dumps(ends), flush=True)
 
 
+def _warm_up() -> None:
+    """Run each shape once: what a process does for the first time takes it longer."""
+    for name in SHAPES:
+        with TemporaryDirectory() as folder:
+            task = {"folder": folder, "shape": name, "schedule": "ready", "point": 0}
+            do(task, Reaper(0, Path(folder) / "killed"))
+    for thread in threading.enumerate():
+        if thread is not threading.main_thread():
+            thread.join()  # only a process with one thread can be forked
+
+
 def _fork(task: dict[str, Any]) -> int:
     child = os.fork()
     if child == 0:
@@ -94,8 +106,11 @@ def _fork(task: dict[str, Any]) -> int:
 
 def _do_and_leave(task: dict[str, Any]) -> None:
     code = 1
+    signal.alarm(LIMIT_S)
+    reaper = Reaper(task["point"], Path(task["folder"]) / "killed")
+    reaper.watch_sqlite()
     try:
-        do(task)
+        do(task, reaper)
         code = 0
     except BaseException:
         (Path(task["folder"]) / "error").write_text(traceback.format_exc())
