@@ -7,23 +7,24 @@ import threading
 import warnings
 import weakref
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from types import TracebackType
 from typing import Any, Literal, TypeVar, get_args
 
 from asyncflow._book import Book, Desk
-from asyncflow._clerk import Clerk, Holding
+from asyncflow._clerk import Clerk, Opening
 from asyncflow._codec import CODECS, Codec
 from asyncflow._errors import PayloadError, RunAlreadyActiveError, RunNotFoundError, nearest
 from asyncflow._numbers import check_number
 from asyncflow._owner import is_dead, this_owner, this_process
 from asyncflow._payload import Payload
+from asyncflow._report import RestoredOutput, RunReport
 from asyncflow._rows import column_of, from_column
-from asyncflow._store import Claim, Database, Store, StoredRun
+from asyncflow._store import Claim, Store, StoredRun
+from asyncflow._story import Story
 from asyncflow._thread import Thread
-from asyncflow.events import Event, RunStarted, StepSucceeded
+from asyncflow.events import Event, RunResumed, RunStarted, StepSucceeded
 
 __all__ = ["RunRecord", "RunStatus", "SQLJournal", "StoredEvent"]
 
@@ -31,6 +32,8 @@ T = TypeVar("T")
 Self = TypeVar("Self", bound="SQLJournal")
 
 RunStatus = Literal["running", "passed", "failed", "interrupted"]
+
+_PICKLED = 'it is pickled, and read only with codec="cloudpickle"'
 
 _FIRST_WAIT_S, _LONGEST_WAIT_S = 0.02, 1.0
 """How long to wait before another owner of a run is asked for again."""
@@ -67,7 +70,7 @@ class SQLJournal:
 
     def __init__(
         self,
-        database: Database,
+        store: Store,
         *,
         codec: str,
         max_payload_bytes: int,
@@ -79,9 +82,9 @@ class SQLJournal:
             raise ValueError(f"codec must be {known}, not {codec!r}{nearest(codec, CODECS)}")
         check_number("max_payload_bytes", max_payload_bytes, 1)
         check_number("lease_s", lease_s, 0.1, unit=" s")
-        self._name = database.name
+        self._name = store.database.name
         self._codec = Codec(codec, max_payload_bytes)
-        self._store = Store(database)
+        self._store = store
         claim = Claim(owner or this_owner(), this_process(), lease_s, is_dead)
         self._clerk = Clerk(self._store, claim)
         self._thread = Thread("asyncflow journal", self._clerk.renew)
@@ -117,7 +120,7 @@ class SQLJournal:
         loop = asyncio.get_running_loop()
         pause = _FIRST_WAIT_S
         while True:
-            opening = _Opening(self._clerk)
+            opening = Opening(self._clerk)
             job = loop.run_in_executor(self._thread, opening.claim, run_id, loop, read)
             try:
                 holding, answer = await job
@@ -128,9 +131,37 @@ class SQLJournal:
                 if not wait:
                     raise
             else:
-                return Book(self._desk_of(loop), holding, self._codec), answer
+                return Book(self._desk_of(loop), holding), answer
+            finally:
+                del job  # its error refers to this frame, and so to it
             await asyncio.sleep(pause)
             pause = min(2 * pause, _LONGEST_WAIT_S)
+
+    def encode(self, subject: str, value: Any, hint: Any) -> Payload:
+        """Turn a value into bytes. A run calls this.
+
+        Args:
+            subject: What the value is, for the error: "the output of step 'load'".
+            value: The value.
+            hint: Its type; `Any` if nobody knows.
+
+        Raises:
+            PayloadError: It would not come back equal, or it is too large.
+        """
+        return self._codec.encode(subject, value, hint)
+
+    def decode(self, subject: str, payload: Payload, hint: Any) -> Any:
+        """Turn bytes into the value again. A run calls this.
+
+        Args:
+            subject: What the value is, for the error.
+            payload: The bytes.
+            hint: The value's type; `Any` if nobody knows.
+
+        Raises:
+            PayloadError: They are not such a value, or this journal doesn't read pickles.
+        """
+        return self._codec.decode(subject, payload, hint)
 
     def _desk_of(self, loop: asyncio.AbstractEventLoop) -> Desk:
         with self._lock:
@@ -211,11 +242,35 @@ class SQLJournal:
         stored = self._store.events(run_id, after)
         return [StoredEvent(position, self._decoded(event)) for position, event in stored]
 
+    async def report(self, run_id: str) -> RunReport:
+        """Return the report of a run; of one that has not ended, what is known so far.
+
+        Outputs are what JSON makes of them without a type hint. In place of a secret one, and of a
+        pickled one unless the journal has ``codec="cloudpickle"``, stands a `RestoredOutput`.
+
+        Args:
+            run_id: The run.
+
+        Raises:
+            RunNotFoundError: There is no such run.
+            JournalError: The journal can't be read.
+        """
+        return await self._do(self._told, run_id)
+
+    def _told(self, run_id: str) -> RunReport:
+        self._must_know(run_id)
+        story = Story(event for _, event in self._store.events(run_id))
+        return story.report(self._output)
+
+    def _output(self, step: str, payload: Payload) -> Any:
+        value = self._value(payload)
+        return RestoredOutput(f"<{_PICKLED}>") if value is payload else value
+
     def _decoded(self, event: Event) -> Event:
         """Return an event with values in place of payloads, as far as they can be decoded."""
         if isinstance(event, StepSucceeded):
             return replace(event, output=self._value(event.output))
-        if isinstance(event, RunStarted):
+        if isinstance(event, RunStarted | RunResumed):
             inputs = {name: self._value(value) for name, value in event.inputs.items()}
             return replace(event, inputs=inputs)
         return event
@@ -260,7 +315,7 @@ class SQLJournal:
         try:
             await self._do(self._store.runs, limit=0)  # whatever is wrong shows now
         except BaseException:
-            self._end()
+            await self.aclose()  # `__aexit__` is not called
             raise
         return self
 
@@ -299,38 +354,6 @@ class SQLJournal:
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self._name!r})"
-
-
-class _Opening:
-    """A claim that is under way in the thread, while whoever wants it may be cancelled."""
-
-    def __init__(self, clerk: Clerk) -> None:
-        self._clerk = clerk
-        self._lock = threading.Lock()
-        self._holding: Holding | None = None
-        self._abandoned = False
-
-    def claim(
-        self,
-        run_id: str,
-        loop: asyncio.AbstractEventLoop,
-        read: Callable[[Sequence[Event]], T],
-    ) -> tuple[Holding, T]:
-        """Claim the run. The thread calls it."""
-        holding, answer = self._clerk.claim(run_id, loop, read)
-        with self._lock:
-            self._holding, abandoned = holding, self._abandoned
-        if abandoned:
-            self._clerk.give_back(holding)
-        return holding, answer
-
-    def abandon(self, thread: Thread) -> None:
-        """Have the claim given back, now or when it is there."""
-        with self._lock:
-            self._abandoned, holding = True, self._holding
-        if holding:
-            with suppress(RuntimeError):  # the journal is closed, and has given it up
-                thread.submit(self._clerk.give_back, holding)
 
 
 def _record_of(run: StoredRun) -> RunRecord:

@@ -21,6 +21,7 @@ import os
 
 from asyncflow._numbers import check_number
 from asyncflow._sqlite import SQLite, Synchronous
+from asyncflow._store import Store
 from asyncflow._stored import RunRecord, RunStatus, SQLJournal, StoredEvent
 
 __all__ = ["RunRecord", "RunStatus", "SQLiteJournal", "StoredEvent"]
@@ -71,7 +72,7 @@ class SQLiteJournal(SQLJournal):
             raise ValueError(f"synchronous must be 'FULL' or 'NORMAL', not {synchronous!r}")
         check_number("lease_s", lease_s, 0.1, unit=" s")
         super().__init__(
-            SQLite(os.fspath(path), synchronous, lease_s / 3),
+            Store(SQLite(os.fspath(path), synchronous, lease_s / 3)),
             codec=codec,
             max_payload_bytes=max_payload_bytes,
             lease_s=lease_s,

@@ -88,10 +88,14 @@ OF_EACH: dict[Any, tuple[st.SearchStrategy[Any], ...]] = {
         *(texts, times, graph, texts, fingerprints),
         st.dictionaries(texts, payloads, max_size=3),
     ),
-    RunResumed: (texts, times, times, graph, fingerprints, st.dictionaries(texts, texts)),
+    RunResumed: (
+        *(texts, times, times, graph, fingerprints, st.dictionaries(texts, texts)),
+        *(st.dictionaries(texts, texts), st.lists(texts, max_size=3).map(tuple), st.booleans()),
+        st.dictionaries(texts, payloads, max_size=3),
+    ),
     RunInterrupted: (times, texts),
     RunTimedOut: (times, times),
-    RunFinished: (times, st.sampled_from(["passed", "failed", "interrupted"])),
+    RunFinished: (times, st.sampled_from(["passed", "failed", "interrupted"]), texts | st.none()),
     AttemptStarted: (names, counts, times, times | st.just(0.0), items),
     AttemptFailed: (names, counts, times, errors(), times, items),
     MapStarted: (names, times),
@@ -144,6 +148,12 @@ def test_an_ordinary_text_stands_in_its_column_as_it_is(text: str) -> None:
 def back(error: BaseException) -> Any:
     row = row_of("r", 1, StepFailed("a", 1, 1.0, error))
     return event_of(row[1:]).error  # type: ignore[union-attr]
+
+
+def test_no_error_comes_back_as_none() -> None:
+    event = StepCancelled("a", 1, 1.0, "the run stopped", None)
+
+    assert event_of(row_of("r", 1, event)[1:]) == event
 
 
 class Odd(Exception):
