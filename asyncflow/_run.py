@@ -286,7 +286,8 @@ class Run(Fanout):
 
     def _follow_up(self, unit: int) -> None:
         """See to what follows the end of a unit."""
-        self._forget_item(unit)
+        if self._values:
+            self._forget_item(unit)
         if not self._advancing:  # else an eager task has ended within its start
             if self._queue.has_news:
                 self._advance_at_once()
@@ -295,7 +296,7 @@ class Run(Fanout):
         del self  # as in _advance
 
     def _forget_item(self, unit: int) -> None:
-        if self._values and unit in self._values:
+        if unit in self._values:
             del self._values[unit]
             self._note_change(unit)
 
