@@ -76,7 +76,9 @@ class Forks:
 
     def _answer(self) -> list[int]:
         assert self._process.stdout is not None
-        codes: list[int] = json.loads(self._process.stdout.readline())
+        line = self._process.stdout.readline()
+        assert line, "the zygote has died: its errors stand above"
+        codes: list[int] = json.loads(line)
         return codes
 
 
@@ -298,6 +300,12 @@ class Cycles:
             self._hold(state, is_ == should, f"the report {which} is\n{is_}\nnot\n{should}")
         told, stored = (_without_outputs(outcome[which]) for which in ("told", "stored"))
         self._hold(state, told == stored, f"the report told is\n{told}\nand stored\n{stored}")
+        for name, history in outcome["histories"].items():
+            numbers, cut_short = zip(*history, strict=True) if history else ((), ())
+            holds = [*numbers] == [*range(1, len(numbers) + 1)]
+            self._hold(state, holds, f"the attempts of {name} have the numbers {numbers}")
+            holds = sum(cut_short) <= len(state.kills)
+            self._hold(state, holds, f"{sum(cut_short)} attempts of {name} were cut short")
         ran = Counter(effect.unit for effect in _effects_in(state.folder))
         for unit, times in self._effects.items():
             self._hold(state, ran[unit] >= times, f"{unit} ran {ran[unit]} times, not {times}")

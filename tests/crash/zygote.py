@@ -19,7 +19,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from asyncflow import RunReport, StepResult, run_pipeline
+from asyncflow import RunReport, StepCrashedError, StepResult, run_pipeline
 from asyncflow._text import describe
 from asyncflow.journal import SQLiteJournal
 from tests.crash.kill_points import Reaper
@@ -39,7 +39,12 @@ def do(task: dict[str, Any], reaper: Reaper) -> None:
     folder = Path(task["folder"])
     steps = SHAPES[task["shape"]](World(folder, reaper))
     told, stored = asyncio.run(_run(folder / "runs.db", steps, task["schedule"]))
-    outcome = {"told": summary(told), "stored": summary(stored), "points": reaper.passed}
+    outcome = {
+        "told": summary(told),
+        "stored": summary(stored),
+        "histories": _histories(told),
+        "points": reaper.passed,
+    }
     part = folder / f"outcome.{os.getpid()}"
     part.write_text(json.dumps(outcome))
     part.rename(folder / "outcome")
@@ -68,6 +73,17 @@ def summary(report: RunReport) -> dict[str, list[Any]]:
         return [result.status, repr(result.output), error, result.reason, items]
 
     return {result.step_name: of(result) for result in report.results}
+
+
+def _histories(report: RunReport) -> dict[str, list[tuple[int, bool]]]:
+    """Return for each step and item the number of each attempt, and whether it was cut short."""
+    results = [each for result in report.results for each in (result, *(result.items or ()))]
+    return {
+        result.step_name: [
+            (each.number, isinstance(each.error, StepCrashedError)) for each in result.history
+        ]
+        for result in results
+    }
 
 
 def serve() -> None:
