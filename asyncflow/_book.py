@@ -123,7 +123,8 @@ class Desk:
         self._expected[book] = None
         if not self._busy:
             self._busy = True
-            self.loop.call_soon(self._send)
+            # A turn later, so that what follows from an event goes along: the start of a next step.
+            self.loop.call_soon(self.loop.call_soon, self._send)
 
     def _send(self) -> None:
         books = self._sent = list(self._expected)

@@ -305,4 +305,4 @@ def longest_callback_ms(rounds: int) -> float:
             longest = 0.0
             asyncio.run(timed(Path(folder) / f"{number}.db"))
             found.append(longest * 1e3)
-    return statistics.median(found)
+    return min(found)  # what other processes take of one is not in all of them
