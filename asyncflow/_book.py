@@ -123,8 +123,9 @@ class Desk:
         self._expected[book] = None
         if not self._busy:
             self._busy = True
-            # A turn later, so that what follows from an event goes along: the start of a next step.
-            self.loop.call_soon(self.loop.call_soon, self._send)
+            # Two turns later (one would do from Python 3.12 on), so that what follows from an event
+            # goes along: after the end of a step, the start of the next one.
+            self.loop.call_soon(self.loop.call_soon, self.loop.call_soon, self._send)
 
     def _send(self) -> None:
         books = self._sent = list(self._expected)
