@@ -38,7 +38,7 @@ from asyncflow.events import (
     StepSucceeded,
 )
 from asyncflow.journal import StoredEvent
-from asyncflow.testing import VirtualTimeLoop, run_in_virtual_time
+from asyncflow.testing import HangError, VirtualTimeLoop, run_in_virtual_time
 
 Make = Callable[..., Any]
 
@@ -301,6 +301,17 @@ async def refusal_of(journal: Any) -> Exception:
     except RunAlreadyActiveError as error:
         return error
     raise AssertionError
+
+
+def test_a_hang_is_found_at_once_although_a_journal_is_open(make_journal: Make) -> None:
+    async def main() -> None:
+        await (await opened(make_journal())).close()
+        await asyncio.get_running_loop().create_future()
+
+    begun = time.monotonic()
+    with pytest.raises(HangError):
+        run_in_virtual_time(main())
+    assert time.monotonic() - begun < 4
 
 
 # --- owning --------------------------------------------------------------------------------------
