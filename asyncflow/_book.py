@@ -2,10 +2,9 @@
 
 Group commit: what all runs of all event loops have to write when a transaction begins goes into
 it, and what comes while it is under way waits for the next one. Nothing is delayed for that, but by
-a turn of the loop: the end of a step and the starts that follow from it go together. A `Desk`
-hands in what its loop's books have, and does so again when that is committed. The journal's thread
-does one thing after the other. So when it has done what a desk asked for, all that this desk handed
-in is kept, whoever's transaction has taken it along.
+two turns of the loop. A `Desk` hands in what its loop's books have, and does so again when that is
+committed. The journal's thread does one thing after the other. So when it has done what a desk
+asked for, all that this desk handed in is kept, whoever's transaction has taken it along.
 """
 
 from __future__ import annotations
@@ -124,9 +123,9 @@ class Desk:
         self._expected[book] = None
         if not self._busy:
             self._busy = True
-            # Two turns later: in the next one begin the steps that this one's end has let start,
-            # and an end and the starts that follow shall go into one transaction.
-            self.loop.call_soon(self.loop.call_soon, self._send)
+            # Two turns later (one would do from Python 3.12 on), so that what follows from an event
+            # goes along: after the end of a step, the start of the next one.
+            self.loop.call_soon(self.loop.call_soon, self.loop.call_soon, self._send)
 
     def _send(self) -> None:
         books = self._sent = list(self._expected)
