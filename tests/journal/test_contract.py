@@ -156,8 +156,8 @@ async def test_what_comes_during_a_commit_goes_into_the_next_one(journal: Any) -
     count = count_writes(journal)
     with thread_held(journal):
         book.add(started())
-        await asyncio.sleep(0)
-        await asyncio.sleep(0)  # it is handed in
+        while book._rows:
+            await asyncio.sleep(0)  # until it is handed in
         for number, other in enumerate(others):
             other.add(started())
             await asyncio.sleep(0)
@@ -524,8 +524,8 @@ async def test_after_a_failure_nothing_is_let_go_on_although_it_is_kept(journal:
     book = await opened(journal)
     book.add(started())
     waiting = asyncio.create_task(book.kept())
-    await asyncio.sleep(0)
-    await asyncio.sleep(0)  # it is handed in
+    while book._rows:
+        await asyncio.sleep(0)  # until it is handed in
     journal._thread.submit(int).result(20)  # it is kept; the loop will hear of it
     book._holding.fail(JournalError("x", "the lease is lost"))
 
@@ -552,8 +552,8 @@ async def test_nothing_follows_events_that_could_not_be_written(journal: Any) ->
     store.write = failing_once
     with thread_held(journal):
         book.add(started())
-        await asyncio.sleep(0)
-        await asyncio.sleep(0)  # it is handed in
+        while book._rows:
+            await asyncio.sleep(0)  # until it is handed in
         book.add(attempt())
 
     with pytest.raises(JournalError, match="the line is dead"):
