@@ -275,11 +275,16 @@ async def test_a_stream_whose_closing_raises_as_the_run_stops_leaves_the_step_ca
 
 @pytest.mark.parametrize("max_concurrency", [None, 1, 2])
 async def test_a_step_whose_item_was_stopped_before_it_began_has_not_succeeded(max_concurrency):
+    async def double_at_once(item):
+        return item * 2
+
     for turns in range(20):
         told = []
         run = asyncio.ensure_future(
             run_pipeline(
-                over([1, 2], double), max_concurrency=max_concurrency, observers=[told.append]
+                over([1, 2], double_at_once),
+                max_concurrency=max_concurrency,
+                observers=[told.append],
             )
         )
         for _ in range(turns):
