@@ -232,8 +232,9 @@ class Story:
     def unfinished(self) -> dict[str, str]:
         """Return the steps that have begun and not succeeded, each with what became of it."""
         told, known = dict(self._reasons), self.known()
-        begun = [*self._units.maps(), *(self._plan.index[name] for name, _ in self.carried())]
-        told.update((self._plan.steps[step].name, "it was cut short") for step in begun)
+        maps = [self._plan.steps[step].name for step in self._units.maps()]
+        begun = [*maps, *(name for name, _ in self.carried())]
+        told.update(dict.fromkeys(begun, "it was cut short"))
         for step, result in zip(self._plan.steps, self._units.results, strict=False):
             if result is not None and result.status in _ENDS_OF_UNFINISHED:
                 told[step.name] = _ENDS_OF_UNFINISHED[result.status]
