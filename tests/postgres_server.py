@@ -169,7 +169,9 @@ class PostgresServer:
     ) -> list[tuple[object, ...]]:
         """Run one statement outside of any journal, and return its rows if it has some."""
         with psycopg.connect(self.dsn(database), autocommit=True) as connection:
-            cursor = connection.execute(statement.encode() if isinstance(statement, str) else statement)
+            cursor = connection.execute(
+                statement.encode() if isinstance(statement, str) else statement
+            )
             return cursor.fetchall() if cursor.description else []
 
     def _pg_ctl(self, what: str, *options: str) -> None:
