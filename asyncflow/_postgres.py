@@ -1,0 +1,282 @@
+"""PostgreSQL as the database of a journal, for processes on any number of machines.
+
+1. One connection, used in one thread. Whoever writes to a run locks the row of its lease, so
+   another process claims the run either before that transaction or after it.
+2. Time is told by the server: it does not matter what clock a machine has.
+3. A process that stands still does not keep others out for long: the server ends its transaction.
+   Nor does a server that stands still keep a process waiting.
+4. A lost connection is told as `Interrupted`. What to do about it is `PostgresStore`'s business.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import time
+from collections.abc import Generator, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from typing import Any, TypeVar
+
+import psycopg
+from psycopg.conninfo import conninfo_to_dict
+from psycopg.pq import TransactionStatus
+
+from asyncflow._errors import JournalError
+from asyncflow._store import Cursor
+from asyncflow._text import in_one_line
+
+__all__ = ["Interrupted", "Postgres"]
+
+T = TypeVar("T")
+
+_MIGRATIONS = [
+    [
+        # Identifiers are compared by their bytes: in the order in which Python sorts them, and
+        # whatever becomes of the server's locales.
+        'CREATE TABLE asyncflow.runs (run_id TEXT COLLATE "C" PRIMARY KEY, '
+        "pipeline TEXT NOT NULL, status TEXT NOT NULL, started_at DOUBLE PRECISION NOT NULL, "
+        "updated_at DOUBLE PRECISION NOT NULL)",
+        "CREATE INDEX runs_by_start ON asyncflow.runs (started_at, run_id)",
+        'CREATE TABLE asyncflow.leases (run_id TEXT COLLATE "C" PRIMARY KEY, '
+        "token BIGINT NOT NULL, owner TEXT, process TEXT, expires_at DOUBLE PRECISION NOT NULL)",
+        'CREATE TABLE asyncflow.events (run_id TEXT COLLATE "C" NOT NULL, '
+        "position BIGINT NOT NULL, kind TEXT NOT NULL, step TEXT, item BIGINT, attempt BIGINT, "
+        "at_ms DOUBLE PRECISION NOT NULL, codec TEXT, payload TEXT, data BYTEA, "
+        "PRIMARY KEY (run_id, position))",
+    ],
+]
+"""Number n, counted from 0, brings the schema from version n to n + 1. Never change one that was
+released: add another."""
+
+_WHO_MIGRATES = 0x6173796E63666C6F
+"""The advisory lock of who migrates: the first letters of asyncflow."""
+
+_TABLES = re.compile(r"\b(runs|leases|events)\b")
+_NOW = "extract(epoch FROM clock_timestamp())::float8"
+
+
+class Interrupted(JournalError):
+    """It may have been committed or not, and it may succeed if it is tried again."""
+
+
+class Postgres:
+    """A `asyncflow._store.Database`.
+
+    Args:
+        dsn: Its address, as a URI or as libpq's keywords and values.
+        lease_s: How long a claim holds. A server that says nothing for as long counts as lost.
+
+    Raises:
+        ValueError: The address can't be read.
+    """
+
+    def __init__(self, dsn: str, lease_s: float) -> None:
+        self._parameters = _parameters(dsn, lease_s)
+        self.name = _name(self._parameters)
+        self.lease_s = lease_s
+        # A setting that ends with its transaction: behind a pooler, the connection goes to others.
+        self._begin = (
+            "BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE; "
+            f"SET LOCAL idle_in_transaction_session_timeout = {max(1, round(lease_s / 3 * 1000))}"
+        ).encode()
+        self._connection: _Connection | None = None
+        self._phrases: dict[str, str] = {}
+        self.well_until = 0.0
+        """When the server was last asked for something or said something, by `time.monotonic`."""
+        self.was_there = False
+        """Whether it was there when it was last needed."""
+
+    def phrase(self, sql: str) -> str:
+        try:
+            return self._phrases[sql]
+        except KeyError:
+            said = _TABLES.sub(r"asyncflow.\1", sql).replace("%", "%%").replace("?", "%s")
+            said = said.replace("{now}", _NOW).replace("{lock}", " FOR UPDATE")
+            return self._phrases.setdefault(sql, said)
+
+    @contextmanager
+    def transaction(self) -> Iterator[Cursor]:
+        with self._explained():
+            connection = self._connected()
+            # Two statements in one message, which can't be prepared.
+            connection.execute(self._begin, prepare=False)
+            try:
+                yield connection.cursor()
+                connection.execute(b"COMMIT")
+            except BaseException:
+                connection.roll_back()
+                raise
+
+    @contextmanager
+    def reading(self) -> Iterator[Cursor]:
+        with self._explained():
+            yield self._connected().cursor()
+
+    def close(self) -> None:
+        connection, self._connection = self._connection, None
+        if connection:
+            connection.close()
+
+    def _connected(self) -> _Connection:
+        if self._connection is None:
+            self.well_until = time.monotonic()
+            try:
+                connection = _Connection.connect(autocommit=True, **self._parameters)
+            except psycopg.Error as error:
+                raise Interrupted(self.name, _said(error)) from error
+            connection.patience_s = self.lease_s
+            self._connection = connection
+        if not self._connection.is_ready:
+            self._bring_up_to_date(self._connection)
+            self._connection.is_ready = self.was_there = True
+        return self._connection
+
+    def _bring_up_to_date(self, connection: _Connection) -> None:
+        version = _version(connection)
+        if version < len(_MIGRATIONS):
+            with connection.transaction():
+                connection.execute("SELECT pg_advisory_xact_lock(%s)", [_WHO_MIGRATES])
+                version = _migrate(connection)
+        if version > len(_MIGRATIONS):
+            raise JournalError(
+                self.name,
+                f"a newer asyncflow has made its tables (schema {version}, and this one knows up "
+                f"to {len(_MIGRATIONS)}); they were left as they are: upgrade asyncflow, or use "
+                "another database",
+            )
+
+    @contextmanager
+    def _explained(self) -> Iterator[None]:
+        try:
+            yield
+        except psycopg.Error as error:
+            connection = self._connection
+            assert connection is not None
+            self.well_until = connection.well_until
+            is_lost = connection.is_lost()
+            if is_lost:
+                self.close()
+            if is_lost or error.sqlstate in _PASSING:
+                raise Interrupted(self.name, _said(error)) from error
+            problem, way_out = _PROBLEMS.get(error.sqlstate or "", ("the database failed", _SAFE))
+            raise JournalError(self.name, f"{problem} ({_said(error)}); {way_out}") from error
+
+
+class _Connection(psycopg.Connection[tuple[Any, ...]]):
+    """A connection that does not wait for ever for a server that says nothing."""
+
+    patience_s = math.inf
+    well_until = 0.0
+    is_ready = False
+    """Whether its tables are known to be there."""
+
+    def wait(self, gen: Generator[Any, Any, T], *args: Any, **kwargs: Any) -> T:
+        # What psycopg waits with, whatever it waits for, save while it connects.
+        self.well_until = time.monotonic()
+        return super().wait(self._listening(gen), *args, **kwargs)
+
+    def _listening(self, gen: Generator[Any, Any, T]) -> Generator[Any, Any, T]:
+        """Pass on what is asked for and what is ready, which is nothing now and then."""
+        try:
+            asked = next(gen)
+            while True:
+                ready = yield asked
+                now = time.monotonic()
+                if ready:
+                    self.well_until = now
+                elif now - self.well_until > self.patience_s:
+                    self.pgconn.finish()
+                    raise psycopg.OperationalError(
+                        f"the server has not answered for {self.patience_s:g} s"
+                    )
+                asked = gen.send(ready)
+        except StopIteration as end:
+            returned: T = end.value
+            return returned
+
+    def is_lost(self) -> bool:
+        """Whether it is of no use any more."""
+        return self.closed or self.info.transaction_status != TransactionStatus.IDLE
+
+    def roll_back(self) -> None:
+        """Undo what the transaction has done. If that fails, the connection is lost."""
+        with suppress(psycopg.Error):
+            self.execute(b"ROLLBACK")
+
+
+_SAFE = "what was committed before is safe, and nothing of this transaction was kept"
+
+_PASSING = {"40001", "40P01", "55P03", "57014"}
+"""What fails a transaction that may succeed later, on the same connection: a conflict with another
+one, a deadlock, a lock that was not free, a limit of the server's for the time of a statement."""
+
+_PROBLEMS = {
+    "53100": ("the disk of the server is full", f"{_SAFE}: make room and start the run again"),
+    "25006": (
+        "it can only be read",
+        f"{_SAFE}: name the primary server, or all of them with target_session_attrs=read-write",
+    ),
+    "42501": (
+        "this user may not do that",
+        f"{_SAFE}: to make the tables it must be allowed to create a schema in the database, and "
+        "it must own them later, or be granted their use",
+    ),
+}
+
+
+def _said(error: psycopg.Error) -> str:
+    """Return the words of the server, or of the driver, in one line."""
+    return in_one_line(" ".join(str(error.diag.message_primary or error).split()))
+
+
+def _parameters(dsn: str, lease_s: float) -> dict[str, Any]:
+    try:
+        given = conninfo_to_dict(dsn)
+    except psycopg.Error:
+        # What it says quotes parts of the address, and so perhaps of the password.
+        raise ValueError(
+            "the address of the database can't be read; it is written as "
+            "postgresql://user@host:5432/database, with %40 for a @ in a name or a password"
+        ) from None
+    defaults = {
+        "connect_timeout": max(2, min(10, round(lease_s))),
+        "fallback_application_name": "asyncflow",
+    }
+    return {**defaults, **given}
+
+
+def _name(parameters: Mapping[str, Any]) -> str:
+    """Return an address with nothing in it that is secret."""
+    user, host, port, database = (
+        parameters.get(name, "") for name in ("user", "host", "port", "dbname")
+    )
+    return (
+        f"postgresql://{user and f'{user}@'}{host or parameters.get('hostaddr', '')}"
+        f"{port and f':{port}'}/{database}"
+    )
+
+
+def _version(connection: _Connection) -> int:
+    (is_there,) = _row(connection, "SELECT to_regclass('asyncflow.schema_version') IS NOT NULL")
+    return _row(connection, "SELECT version FROM asyncflow.schema_version")[0] if is_there else 0
+
+
+def _row(connection: _Connection, sql: str) -> tuple[Any, ...]:
+    row = connection.execute(sql.encode()).fetchone()
+    assert row is not None
+    return row
+
+
+def _migrate(connection: _Connection) -> int:
+    """Bring the schema to the newest version, unless another process has just done so."""
+    if (version := _version(connection)) == 0:
+        # If there is a schema of that name, it was made for this user, who perhaps can't make one.
+        if not _row(connection, "SELECT to_regnamespace('asyncflow') IS NOT NULL")[0]:
+            connection.execute("CREATE SCHEMA asyncflow")
+        connection.execute("CREATE TABLE asyncflow.schema_version (version BIGINT NOT NULL)")
+        connection.execute("INSERT INTO asyncflow.schema_version VALUES (0)")
+    for statements in _MIGRATIONS[version:]:
+        for statement in statements:
+            connection.execute(statement.encode())
+        connection.execute("UPDATE asyncflow.schema_version SET version = version + 1")
+    return max(version, len(_MIGRATIONS))
