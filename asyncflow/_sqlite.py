@@ -1,0 +1,200 @@
+"""SQLite as the database of a journal: one connection, used in one thread.
+
+Several processes may share the file. Each transaction that writes begins with ``BEGIN IMMEDIATE``:
+one that reads first and writes then would fail at once, without waiting, if another process wrote
+in between.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from typing import Literal, TypeVar
+
+from asyncflow._errors import JournalError
+from asyncflow._text import in_one_line
+
+__all__ = ["SQLite", "Synchronous"]
+
+T = TypeVar("T")
+
+Synchronous = Literal["FULL", "NORMAL"]
+
+_MIGRATIONS = [
+    [
+        "CREATE TABLE runs (run_id TEXT PRIMARY KEY, pipeline TEXT NOT NULL, status TEXT NOT NULL, "
+        "started_at REAL NOT NULL, updated_at REAL NOT NULL) WITHOUT ROWID",
+        "CREATE INDEX runs_by_start ON runs (started_at, run_id)",
+        "CREATE TABLE leases (run_id TEXT PRIMARY KEY, token INTEGER NOT NULL, owner TEXT, "
+        "process TEXT, expires_at REAL NOT NULL) WITHOUT ROWID",
+        "CREATE TABLE events (run_id TEXT NOT NULL, position INTEGER NOT NULL, kind TEXT NOT NULL, "
+        "step TEXT, item INTEGER, attempt INTEGER, at_ms REAL NOT NULL, codec TEXT, payload TEXT, "
+        "data BLOB, PRIMARY KEY (run_id, position)) WITHOUT ROWID",
+    ],
+]
+"""Number n, counted from 0, brings the schema from version n to n + 1. Never change one that was
+released: add another."""
+
+_NOW = "((julianday('now') - 2440587.5) * 86400.0)"
+
+_SAFE = "what was committed before is safe, and nothing of this transaction was kept"
+
+
+class SQLite:
+    """A `asyncflow._store.Database`.
+
+    Args:
+        path: The file.
+        synchronous: How far a commit goes: to the disk, or to the operating system.
+        patience_s: How long to wait for other processes that write.
+    """
+
+    def __init__(self, path: str, synchronous: Synchronous, patience_s: float) -> None:
+        self.name = path
+        self._synchronous = synchronous
+        self._patience_s = patience_s
+        self._connection: sqlite3.Connection | None = None
+        self._phrases: dict[str, str] = {}
+
+    def phrase(self, sql: str) -> str:
+        try:
+            return self._phrases[sql]
+        except KeyError:
+            said = sql.replace("{now}", _NOW).replace("{lock}", "")
+            return self._phrases.setdefault(sql, said)
+
+    @contextmanager
+    def transaction(self) -> Iterator[sqlite3.Cursor]:
+        with self._explained():
+            cursor = self._connected().cursor()
+            cursor.execute("BEGIN IMMEDIATE")
+            try:
+                yield cursor
+                cursor.execute("COMMIT")
+            except BaseException:
+                self._roll_back()
+                raise
+
+    @contextmanager
+    def reading(self) -> Iterator[sqlite3.Cursor]:
+        with self._explained():
+            yield self._connected().cursor()
+
+    def close(self) -> None:
+        connection, self._connection = self._connection, None
+        if connection:
+            with suppress(sqlite3.Error):
+                connection.close()
+
+    def _roll_back(self) -> None:
+        assert self._connection
+        try:
+            if self._connection.in_transaction:
+                self._connection.execute("ROLLBACK")
+        except sqlite3.Error:
+            self.close()  # which rolls back as well
+
+    def _connected(self) -> sqlite3.Connection:
+        if self._connection is None:
+            connection = sqlite3.connect(
+                self.name, timeout=self._patience_s, isolation_level=None, cached_statements=256
+            )
+            try:
+                self._prepare(connection)
+            except BaseException:
+                connection.close()
+                raise
+            self._connection = connection
+        return self._connection
+
+    def _prepare(self, connection: sqlite3.Connection) -> None:
+        # The one statement for which SQLite does not always wait for others.
+        self._patiently(lambda: connection.execute("PRAGMA journal_mode = WAL"))
+        connection.execute(f"PRAGMA synchronous = {self._synchronous}")
+        while (version := _version(connection)) < len(_MIGRATIONS):
+            _migrate(connection, version)
+        if version > len(_MIGRATIONS):
+            raise JournalError(
+                self.name,
+                f"a newer asyncflow has written it (schema {version}, and this one knows up to "
+                f"{len(_MIGRATIONS)}); it was left as it is: upgrade asyncflow, or use another file",
+            )
+
+    def _patiently(self, call: Callable[[], T]) -> T:
+        until = time.monotonic() + self._patience_s
+        while True:
+            try:
+                return call()
+            except sqlite3.OperationalError as error:
+                if not _is_busy(error) or time.monotonic() > until:
+                    raise
+                time.sleep(0.005)
+
+    @contextmanager
+    def _explained(self) -> Iterator[None]:
+        try:
+            yield
+        except sqlite3.Error as error:
+            raise JournalError(self.name, self._explain(error)) from error
+
+    def _explain(self, error: sqlite3.Error) -> str:
+        code = getattr(error, "sqlite_errorcode", 0) & 0xFF
+        said = in_one_line(str(error))
+        what, way_out = _PROBLEMS.get(code, _UNKNOWN)
+        what = what.format(patience_s=self._patience_s)
+        return f"{what} ({said}); {way_out}"
+
+
+_PROBLEMS = {
+    sqlite3.SQLITE_FULL: ("the disk is full", f"{_SAFE}: make room and start the run again"),
+    sqlite3.SQLITE_IOERR: (
+        "the file system failed",
+        f"{_SAFE}: look at the disk, its quota and its limits, and start the run again",
+    ),
+    sqlite3.SQLITE_BUSY: (
+        "another process has kept the database locked for {patience_s:g} s",
+        f"{_SAFE}: find who holds it, such as a shell with an open transaction or a backup, or "
+        "give each a file of its own",
+    ),
+    sqlite3.SQLITE_NOTADB: ("it is no SQLite database", "it was left as it is: use another file"),
+    sqlite3.SQLITE_CORRUPT: (
+        "the database is damaged",
+        "nothing more is written to it: save a copy, try sqlite3's .recover, and use another file",
+    ),
+    sqlite3.SQLITE_READONLY: (
+        "it can only be read",
+        f"{_SAFE}: give this user the right to write to the file and to its directory",
+    ),
+    sqlite3.SQLITE_CANTOPEN: (
+        "it can't be opened",
+        "nothing was changed: its directory must exist, and this user must be allowed to write "
+        "there",
+    ),
+}
+_UNKNOWN = ("the database failed", _SAFE)
+
+
+def _is_busy(error: sqlite3.Error) -> bool:
+    return getattr(error, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_BUSY
+
+
+def _version(connection: sqlite3.Connection) -> int:
+    (version,) = connection.execute("PRAGMA user_version").fetchone()
+    return int(version)
+
+
+def _migrate(connection: sqlite3.Connection, version: int) -> None:
+    """Bring the schema from a version to the next one, unless another process just did."""
+    connection.execute("BEGIN IMMEDIATE")
+    try:
+        if _version(connection) == version:
+            for statement in _MIGRATIONS[version]:
+                connection.execute(statement)
+            connection.execute(f"PRAGMA user_version = {version + 1}")
+        connection.execute("COMMIT")
+    except BaseException:
+        with suppress(sqlite3.Error):
+            connection.execute("ROLLBACK")
+        raise

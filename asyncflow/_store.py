@@ -1,0 +1,302 @@
+"""What a journal keeps in an SQL database: runs, their events, and who owns them.
+
+The statements are the same for every database. What a second database must provide is a
+`Database`: how a transaction begins and ends, its dialect (`phrase`), its schema, and what its
+driver's errors mean, as `JournalError`. All of it is called in the journal's own thread only.
+
+- `runs` has one row a run, written with its first event. Its status follows the events.
+- `leases` says who may write to a run. Whoever claims a run raises its `token`, and every
+  transaction that writes events checks the token, so an owner that was taken for dead writes
+  nothing more when it wakes up. A row stays when its owner leaves, so that tokens only grow.
+  Times are those of the database's clock.
+- `events` has one row an event. Its columns are those of `asyncflow._rows.Row`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager
+from itertools import islice
+from typing import Any, NamedTuple, Protocol
+
+from asyncflow._errors import RunAlreadyActiveError
+from asyncflow._rows import Row
+
+__all__ = ["Change", "Claim", "Cursor", "Database", "Parcel", "StoredRun", "Store"]
+
+Parameters = Sequence[Any]
+
+
+class Cursor(Protocol):
+    """A cursor of DB-API 2.0."""
+
+    @property
+    def rowcount(self) -> int: ...
+    def execute(self, sql: str, parameters: Parameters = ..., /) -> object: ...
+    def fetchone(self) -> Any: ...
+    def fetchall(self) -> list[Any]: ...
+
+
+class Database(Protocol):
+    """One connection to a database, or several behind one face.
+
+    It connects when it is first used, and again when the connection was lost, and brings the
+    schema up to date then. Whatever the driver raises in a ``with`` block of `transaction` or
+    `reading`, or while it begins or ends one, is raised as a `JournalError`.
+    """
+
+    name: str
+    """What error messages call it: a path, an address without its password."""
+
+    def phrase(self, sql: str) -> str:
+        """Return a statement in the words of this database, and remember it.
+
+        ``?`` stands for a parameter, ``{now}`` for the seconds since the epoch by the database's
+        clock (not that of the transaction's start), as a float, and ``{lock}``, at the end of a
+        SELECT in a transaction, for what locks its rows (``FOR UPDATE``), if that needs saying.
+        """
+        ...
+
+    def transaction(self) -> AbstractContextManager[Cursor]:
+        """Begin a transaction that writes. The ``with`` block commits it, or rolls it back."""
+        ...
+
+    def reading(self) -> AbstractContextManager[Cursor]:
+        """Give a cursor for one SELECT."""
+        ...
+
+    def close(self) -> None:
+        """Disconnect, never raise. Using it again afterwards connects again."""
+        ...
+
+
+class Change(NamedTuple):
+    """What an event changes in the row of its run."""
+
+    status: str
+    pipeline: str | None = None
+    """Set by the event with which the run begins, as is ``started_at``."""
+    started_at: float | None = None
+
+
+class Parcel(NamedTuple):
+    """What one run has to write."""
+
+    run_id: str
+    token: int
+    rows: Sequence[Row]
+    change: Change | None
+    release: bool
+    """Whether its owner leaves it afterwards."""
+
+
+class Claim(NamedTuple):
+    """Who wants to own a run."""
+
+    owner: str
+    process: str
+    lease_s: float
+    is_dead: Callable[[str], bool]
+    """Whether the process of another owner is provably dead."""
+
+
+class StoredRun(NamedTuple):
+    """A row of `runs`, with what its lease says."""
+
+    run_id: str
+    pipeline: str
+    status: str
+    started_at: float
+    updated_at: float
+    owner: str | None
+    """Who has claimed it; ``None`` if nobody has, or the lease is over."""
+    process: str | None
+
+
+_FREE = "(l.owner IS NULL OR l.expires_at <= {now})"
+
+_MAKE_LEASE = (
+    "INSERT INTO leases (run_id, token, expires_at) "
+    "VALUES (?, CAST({now} * 1000 AS BIGINT), 0) ON CONFLICT (run_id) DO NOTHING"
+)
+_LEASE = "SELECT owner, process, expires_at > {now}, token FROM leases WHERE run_id = ?{lock}"
+_CLAIM = (
+    "UPDATE leases SET token = token + 1, owner = ?, process = ?, expires_at = {now} + ? "
+    "WHERE run_id = ?"
+)
+_RENEW = (
+    "UPDATE leases SET expires_at = {now} + ? WHERE run_id = ? AND token = ? AND owner IS NOT NULL"
+)
+_RELEASE = (
+    "UPDATE leases SET owner = NULL, process = NULL, expires_at = 0 WHERE run_id = ? AND token = ?"
+)
+_BEGIN_RUN = (
+    "INSERT INTO runs (run_id, pipeline, status, started_at, updated_at) "
+    "VALUES (?, ?, ?, ?, {now})"
+)
+_CHANGE_RUN = "UPDATE runs SET status = ?, updated_at = {now} WHERE run_id = ?"
+_COLUMNS = "position, kind, step, item, attempt, at_ms, codec, payload, data"
+_EVENTS = f"SELECT {_COLUMNS} FROM events WHERE run_id = ? AND position > ? ORDER BY position"
+_RUNS = (
+    "SELECT r.run_id, r.pipeline, r.status, r.started_at, r.updated_at, "
+    f"CASE WHEN {_FREE} THEN NULL ELSE l.owner END, l.process "
+    "FROM runs r LEFT JOIN leases l ON l.run_id = r.run_id"
+)
+_ENDED = (
+    "SELECT r.run_id FROM leases l JOIN runs r ON r.run_id = l.run_id "
+    f"WHERE r.status <> 'running' AND r.updated_at < {{now}} - ? AND {_FREE}"
+)
+
+_ROWS_AT_ONCE = 64
+"""How many rows one INSERT writes at most. It is a power of two."""
+
+
+class Store:
+    """The statements, in the words of one database."""
+
+    def __init__(self, database: Database) -> None:
+        self.database = database
+
+    def claim(self, run_id: str, claim: Claim) -> int:
+        """Become the owner of a run and return the token of that.
+
+        Raises:
+            RunAlreadyActiveError: Another one owns it, and may be alive.
+        """
+        phrase = self.database.phrase
+        with self.database.transaction() as cursor:
+            cursor.execute(phrase(_MAKE_LEASE), (run_id,))
+            cursor.execute(phrase(_LEASE), (run_id,))
+            owner, process, unexpired, token = cursor.fetchone()
+            if owner is not None and unexpired and not claim.is_dead(process):
+                raise RunAlreadyActiveError(run_id, owner)
+            cursor.execute(phrase(_CLAIM), (claim.owner, claim.process, claim.lease_s, run_id))
+        return int(token) + 1
+
+    def renew(self, claims: Iterable[tuple[str, int]], lease_s: float) -> set[tuple[str, int]]:
+        """Prolong claims, each a run and its token, and return those that are lost."""
+        lost = set()
+        with self.database.transaction() as cursor:
+            for run_id, token in sorted(claims):
+                cursor.execute(self.database.phrase(_RENEW), (lease_s, run_id, token))
+                if not cursor.rowcount:
+                    lost.add((run_id, token))
+        return lost
+
+    def release(self, run_id: str, token: int) -> None:
+        """Give up a claim, if it still holds."""
+        with self.database.transaction() as cursor:
+            cursor.execute(self.database.phrase(_RELEASE), (run_id, token))
+
+    def write(self, take: Callable[[], Sequence[Parcel]]) -> set[str]:
+        """Write parcels in one transaction and return the runs that others own by now.
+
+        Args:
+            take: Called once when the transaction has begun, which may take a while. It returns
+                at most one parcel a run.
+        """
+        with self.database.transaction() as cursor:
+            parcels = take()
+            owned = self._owned(cursor, parcels)
+            mine = [parcel for parcel in parcels if (parcel.run_id, parcel.token) in owned]
+            self._insert(cursor, [row for parcel in mine for row in parcel.rows])
+            for parcel in mine:
+                self._finish(cursor, parcel)
+        return {parcel.run_id for parcel in parcels} - {parcel.run_id for parcel in mine}
+
+    def _owned(self, cursor: Cursor, parcels: Sequence[Parcel]) -> set[tuple[str, int]]:
+        owned: set[tuple[str, int]] = set()
+        # In one order, so that two processes that lock rows never wait for each other.
+        for some in _chunks(sorted(parcel.run_id for parcel in parcels)):
+            cursor.execute(
+                self.database.phrase(
+                    "SELECT run_id, token FROM leases WHERE owner IS NOT NULL AND run_id IN "
+                    f"({_marks(len(some))}) ORDER BY run_id{{lock}}"
+                ),
+                some,
+            )
+            owned.update((run_id, token) for run_id, token in cursor.fetchall())
+        return owned
+
+    def _insert(self, cursor: Cursor, rows: Sequence[Row]) -> None:
+        # Few statements: after each one this thread waits for the interpreter's lock.
+        for some in _chunks(rows):
+            values = ", ".join([f"({_marks(len(some[0]))})"] * len(some))
+            cursor.execute(
+                self.database.phrase(f"INSERT INTO events (run_id, {_COLUMNS}) VALUES {values}"),
+                [value for row in some for value in row],
+            )
+
+    def _finish(self, cursor: Cursor, parcel: Parcel) -> None:
+        phrase, change = self.database.phrase, parcel.change
+        if change and change.started_at is not None:
+            begun = (parcel.run_id, change.pipeline, change.status, change.started_at)
+            cursor.execute(phrase(_BEGIN_RUN), begun)
+        elif change:
+            cursor.execute(phrase(_CHANGE_RUN), (change.status, parcel.run_id))
+        if parcel.release:
+            cursor.execute(phrase(_RELEASE), (parcel.run_id, parcel.token))
+
+    def events(self, run_id: str, after: int = 0) -> list[tuple[Any, ...]]:
+        """Return the rows of a run without its id, from a position on, in order."""
+        with self.database.reading() as cursor:
+            cursor.execute(self.database.phrase(_EVENTS), (run_id, after))
+            return cursor.fetchall()
+
+    def runs(
+        self,
+        *,
+        run_id: str | None = None,
+        status: str | None = None,
+        pipeline: str | None = None,
+        since: float | None = None,
+        limit: int | None = None,
+    ) -> list[StoredRun]:
+        """Return runs, those that began last first."""
+        asked = {
+            "r.run_id = ?": run_id,
+            "r.status = ?": status,
+            "r.pipeline = ?": pipeline,
+            "r.started_at >= ?": since,
+        }
+        where = " AND ".join(condition for condition, value in asked.items() if value is not None)
+        values = [value for value in asked.values() if value is not None]
+        sql = f"{_RUNS} WHERE {where or '1 = 1'} ORDER BY r.started_at DESC, r.run_id DESC"
+        if limit is not None:
+            sql, values = f"{sql} LIMIT ?", [*values, limit]
+        with self.database.reading() as cursor:
+            cursor.execute(self.database.phrase(sql), values)
+            return [StoredRun(*row) for row in cursor.fetchall()]
+
+    def prune(self, age_s: float, status: str | None) -> int:
+        """Delete some runs that ended that long ago and that nobody owns; return how many."""
+        sql, values = _ENDED, [age_s]
+        with self.database.transaction() as cursor:
+            if status is not None:
+                sql, values = f"{sql} AND r.status = ?", [age_s, status]
+            cursor.execute(self.database.phrase(f"{sql} LIMIT {_ROWS_AT_ONCE}{{lock}}"), values)
+            old = [run_id for (run_id,) in cursor.fetchall()]
+            for some in _chunks(old):
+                for table in ("events", "runs", "leases"):
+                    cursor.execute(
+                        self.database.phrase(
+                            f"DELETE FROM {table} WHERE run_id IN ({_marks(len(some))})"
+                        ),
+                        some,
+                    )
+        return len(old)
+
+
+def _chunks(rows: Sequence[Any]) -> Iterator[list[Any]]:
+    """Split rows into a few lengths, powers of two, so that few statements have to be compiled."""
+    rest, size = iter(rows), _ROWS_AT_ONCE
+    left = len(rows)
+    while left:
+        while size > left:
+            size //= 2
+        yield list(islice(rest, size))
+        left -= size
+
+
+def _marks(count: int) -> str:
+    return ", ".join(["?"] * count)

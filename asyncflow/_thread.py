@@ -1,0 +1,104 @@
+"""A thread that does a journal's work, one job after the other.
+
+It is an executor, so that ``loop.run_in_executor`` waits for its jobs, and it differs from that of
+the standard library in three ways: it does something of its own at set times, also while no loop
+gets to run; it never keeps the interpreter alive; and it starts when it gets its first job.
+"""
+
+from __future__ import annotations
+
+import concurrent.futures
+import os
+import queue
+import threading
+import time
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+__all__ = ["Thread"]
+
+T = TypeVar("T")
+
+_Job = tuple[concurrent.futures.Future[Any], Callable[..., Any], tuple[Any, ...]]
+
+
+class Thread(concurrent.futures.Executor):
+    """One thread.
+
+    Args:
+        name: Its name.
+        routine: Called between jobs. It returns after how many seconds it wants to be called
+            again, or ``None`` if only after the next job. It must not raise.
+    """
+
+    def __init__(self, name: str, routine: Callable[[], float | None]) -> None:
+        self._name = name
+        self._routine = routine
+        self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
+        self._lock = threading.Lock()
+        self._thread: threading.Thread | None = None
+        self._ended = False
+        self._process = os.getpid()
+
+    def submit(
+        self, fn: Callable[..., T], /, *args: Any, **kwargs: Any
+    ) -> concurrent.futures.Future[T]:
+        """Let the thread call something, after all that it was given before.
+
+        Raises:
+            RuntimeError: The thread was told to end, or this is a fork of its process.
+        """
+        future: concurrent.futures.Future[T] = concurrent.futures.Future()
+        with self._lock:
+            if self._ended:
+                raise RuntimeError("the journal is closed")
+            if self._process != os.getpid():
+                raise RuntimeError("the journal belongs to the parent of this process; open it anew")
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._work, name=self._name, daemon=True)
+                self._thread.start()
+            self._jobs.put((future, fn, args))
+        return future
+
+    def end(self, last: Callable[[], object]) -> None:
+        """Let the thread call something after all that it was given, and then end."""
+        with self._lock:
+            if self._ended:
+                return
+            self._ended = True
+            if self._thread and self._process == os.getpid():
+                self._jobs.put((concurrent.futures.Future(), last, ()))
+                self._jobs.put(None)
+
+    def join(self) -> None:
+        """Wait until the thread has ended, which it was told to."""
+        if self._thread and self._process == os.getpid():
+            self._thread.join()
+
+    def _work(self) -> None:
+        due: float | None = None
+        while True:
+            try:
+                job = self._jobs.get(timeout=due and max(0.0, due - time.monotonic()))
+            except queue.Empty:
+                pass
+            else:
+                if job is None:
+                    return
+                _do(*job)
+                del job  # what it has returned belongs to others
+            after = self._routine()
+            due = after and time.monotonic() + after
+
+
+def _do(
+    future: concurrent.futures.Future[Any], fn: Callable[..., Any], args: tuple[Any, ...]
+) -> None:
+    if not future.set_running_or_notify_cancel():
+        return
+    try:
+        result = fn(*args)
+    except BaseException as error:
+        future.set_exception(error)
+    else:
+        future.set_result(result)
