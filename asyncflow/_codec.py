@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import types
 import typing
-from collections.abc import Callable
 from typing import Any
 
 from asyncflow._errors import PayloadError
@@ -20,8 +19,7 @@ try:
     import msgspec
 except ImportError as _error:
     raise ImportError(
-        "a journal needs msgspec, which comes with an extra: "
-        "pip install 'asyncflow-tiers[journal]'"
+        "a journal needs msgspec, which comes with an extra: pip install 'asyncflow-tiers[journal]'"
     ) from _error
 
 __all__ = ["CODECS", "Codec"]

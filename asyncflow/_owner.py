@@ -43,7 +43,7 @@ def is_dead(process: str) -> bool:
     except OSError:
         pass  # of another user
     now = _started(pid)
-    return now == _NOBODY or bool(now) and now != started
+    return now == _NOBODY or (bool(now) and now != started)
 
 
 _NOBODY = "nobody"

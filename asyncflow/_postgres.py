@@ -76,7 +76,7 @@ class Postgres:
         self.lease_s = lease_s
         # A setting that ends with its transaction: behind a pooler, the connection goes to others.
         self._begin = (
-            "BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE; "
+            "BEGIN ISOLATION LEVEL READ COMMITTED; "
             f"SET LOCAL idle_in_transaction_session_timeout = {max(1, round(lease_s / 3 * 1000))}"
         ).encode()
         self._connection: _Connection | None = None

@@ -24,7 +24,10 @@ __all__ = ["PostgresStore"]
 
 T = TypeVar("T")
 
-_UNREACHABLE = "it can't be reached"
+_UNREACHABLE = (
+    "it can't be reached ({said}); nothing was written: see that the address, the user and the "
+    "password are right, and that the server runs"
+)
 _LOST = (
     "the connection was lost, and for {lease_s:g} s there was no other ({said}); what was "
     "committed before is safe, and what was just being written was kept as a whole or not at all: "
@@ -57,7 +60,7 @@ class PostgresStore(Store):
 
         return self._patiently(attempt)
 
-    def write(self, take: Callable[[], Sequence[Parcel]]) -> set[str]:
+    def write(self, take: Callable[[], Sequence[Parcel]]) -> set[tuple[str, int]]:
         taken: list[Sequence[Parcel]] = []
 
         def take_once() -> Sequence[Parcel]:
@@ -65,7 +68,7 @@ class PostgresStore(Store):
                 taken.append(take())
             return taken[0]
 
-        def attempt() -> set[str]:
+        def attempt() -> set[tuple[str, int]]:
             lost = self._lost_if_written(taken[0]) if taken else None
             return Store.write(self, take_once) if lost is None else lost
 
@@ -96,19 +99,16 @@ class PostgresStore(Store):
             found = cursor.fetchone()
         return None if found is None else int(found[0])
 
-    def _lost_if_written(self, parcels: Sequence[Parcel]) -> set[str] | None:
+    def _lost_if_written(self, parcels: Sequence[Parcel]) -> set[tuple[str, int]] | None:
         """Return what `write` would have, if it has committed the parcels; ``None`` if not."""
         leases = self._leases([parcel.run_id for parcel in parcels])
-        is_written = {
-            parcel.run_id: self._has(parcel.rows[-1])
-            if parcel.rows
-            # Nobody else gives up a claim of ours.
-            else parcel.release and leases.get(parcel.run_id) == (parcel.token, None)
-            for parcel in parcels
-        }
-        if not any(is_written.values()):
-            return None
-        return {each.run_id for each in parcels if each.rows and not is_written[each.run_id]}
+        written, missing = set(), set()
+        for run_id, token, rows, _, release in parcels:
+            if rows:
+                (written if self._has(rows[-1]) else missing).add((run_id, token))
+            elif release and leases.get(run_id) == (token, None):
+                written.add((run_id, token))  # nobody else gives up a claim of ours
+        return missing if written else None
 
     def _leases(self, run_ids: Sequence[str]) -> dict[str, tuple[int, str | None]]:
         """Return tokens and owners, after the transaction has ended that a lost connection had."""
@@ -134,7 +134,8 @@ class PostgresStore(Store):
                 return attempt()
             except Interrupted as error:
                 if not self.database.was_there:
-                    raise JournalError(name, f"{_UNREACHABLE} ({error.problem})") from error
+                    problem = _UNREACHABLE.format(said=error.problem)
+                    raise JournalError(name, problem) from error
                 give_up_at = give_up_at or self.database.well_until + lease_s
                 if time.monotonic() + pause_s > give_up_at:
                     self.database.was_there = False

@@ -41,7 +41,7 @@ from asyncflow.events import (
     ThreadAbandoned,
 )
 
-__all__ = ["Row", "event_of", "row_of"]
+__all__ = ["Row", "column_of", "event_of", "from_column", "row_of"]
 
 
 class Row(NamedTuple):
@@ -78,7 +78,7 @@ def row_of(run_id: str, position: int, event: Event) -> Row:
         run_id,
         position,
         kind.__name__,
-        step if step is None or _storable(step) else json.dumps(step),
+        None if step is None else column_of(step),
         getattr(event, "item", None),
         getattr(event, "attempt", None),
         getattr(event, "at_ms", 0.0),
@@ -115,7 +115,7 @@ def event_of(row: Sequence[Any]) -> Event:
     if cls is not RunStarted:
         values["at_ms"] = at_ms
     if step is not None:
-        values["step"] = json.loads(step) if step.startswith('"') else step
+        values["step"] = from_column(step)
     if attempt is not None:
         values["attempt"] = attempt
     if item is not None:
@@ -140,11 +140,16 @@ def _output_of(codec: str | None, payload: str | None, data: bytes | None) -> Pa
     return Payload(codec, data or b"" if payload is None else payload.encode())
 
 
-def _storable(text: str) -> bool:
-    """Whether a text can be in a column, and is not taken for JSON there."""
-    if text.startswith('"') or "\0" in text:
-        return False
-    return text.isascii() or _is_unicode(text)
+def column_of(text: str) -> str:
+    """Return a text as a column can have it: as it is, or as JSON if that is not possible."""
+    if text.startswith('"') or "\0" in text or not (text.isascii() or _is_unicode(text)):
+        return json.dumps(text)
+    return text
+
+
+def from_column(text: str) -> str:
+    """Return what `column_of` was given."""
+    return str(json.loads(text)) if text.startswith('"') else text
 
 
 def _is_unicode(text: str) -> bool:

@@ -22,7 +22,7 @@ from typing import Any, NamedTuple, Protocol
 from asyncflow._errors import RunAlreadyActiveError
 from asyncflow._rows import Row
 
-__all__ = ["Change", "Claim", "Cursor", "Database", "Parcel", "StoredRun", "Store"]
+__all__ = ["Change", "Claim", "Cursor", "Database", "Parcel", "Store", "StoredRun"]
 
 Parameters = Sequence[Any]
 
@@ -131,8 +131,7 @@ _RELEASE = (
     "UPDATE leases SET owner = NULL, process = NULL, expires_at = 0 WHERE run_id = ? AND token = ?"
 )
 _BEGIN_RUN = (
-    "INSERT INTO runs (run_id, pipeline, status, started_at, updated_at) "
-    "VALUES (?, ?, ?, ?, {now})"
+    "INSERT INTO runs (run_id, pipeline, status, started_at, updated_at) VALUES (?, ?, ?, ?, {now})"
 )
 _CHANGE_RUN = "UPDATE runs SET status = ?, updated_at = {now} WHERE run_id = ?"
 _COLUMNS = "position, kind, step, item, attempt, at_ms, codec, payload, data"
@@ -188,12 +187,11 @@ class Store:
         with self.database.transaction() as cursor:
             cursor.execute(self.database.phrase(_RELEASE), (run_id, token))
 
-    def write(self, take: Callable[[], Sequence[Parcel]]) -> set[str]:
-        """Write parcels in one transaction and return the runs that others own by now.
+    def write(self, take: Callable[[], Sequence[Parcel]]) -> set[tuple[str, int]]:
+        """Write parcels in one transaction and return the claims that are lost.
 
         Args:
-            take: Called once when the transaction has begun, which may take a while. It returns
-                at most one parcel a run.
+            take: Called once when the transaction has begun, which may take a while.
         """
         with self.database.transaction() as cursor:
             parcels = take()
@@ -202,12 +200,12 @@ class Store:
             self._insert(cursor, [row for parcel in mine for row in parcel.rows])
             for parcel in mine:
                 self._finish(cursor, parcel)
-        return {parcel.run_id for parcel in parcels} - {parcel.run_id for parcel in mine}
+        return {(parcel.run_id, parcel.token) for parcel in parcels} - owned
 
     def _owned(self, cursor: Cursor, parcels: Sequence[Parcel]) -> set[tuple[str, int]]:
         owned: set[tuple[str, int]] = set()
         # In one order, so that two processes that lock rows never wait for each other.
-        for some in _chunks(sorted(parcel.run_id for parcel in parcels)):
+        for some in _chunks(sorted({parcel.run_id for parcel in parcels})):
             cursor.execute(
                 self.database.phrase(
                     "SELECT run_id, token FROM leases WHERE owner IS NOT NULL AND run_id IN "

@@ -11,7 +11,6 @@ import concurrent.futures
 import os
 import queue
 import threading
-import time
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -40,6 +39,11 @@ class Thread(concurrent.futures.Executor):
         self._ended = False
         self._process = os.getpid()
 
+    @property
+    def has_started(self) -> bool:
+        """Whether it has been given a job."""
+        return self._thread is not None
+
     def submit(
         self, fn: Callable[..., T], /, *args: Any, **kwargs: Any
     ) -> concurrent.futures.Future[T]:
@@ -53,7 +57,9 @@ class Thread(concurrent.futures.Executor):
             if self._ended:
                 raise RuntimeError("the journal is closed")
             if self._process != os.getpid():
-                raise RuntimeError("the journal belongs to the parent of this process; open it anew")
+                raise RuntimeError(
+                    "the journal belongs to the parent of this process; open it anew"
+                )
             if self._thread is None:
                 self._thread = threading.Thread(target=self._work, name=self._name, daemon=True)
                 self._thread.start()
@@ -76,10 +82,10 @@ class Thread(concurrent.futures.Executor):
             self._thread.join()
 
     def _work(self) -> None:
-        due: float | None = None
+        pause: float | None = None
         while True:
             try:
-                job = self._jobs.get(timeout=due and max(0.0, due - time.monotonic()))
+                job = self._jobs.get(timeout=pause)
             except queue.Empty:
                 pass
             else:
@@ -87,8 +93,7 @@ class Thread(concurrent.futures.Executor):
                     return
                 _do(*job)
                 del job  # what it has returned belongs to others
-            after = self._routine()
-            due = after and time.monotonic() + after
+            pause = self._routine()
 
 
 def _do(

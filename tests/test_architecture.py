@@ -34,7 +34,12 @@ FLOORS = [
         ),
         *("_ledger", "_verdicts", "_attempts", "_fanout", "_run", "_orchestrator", "_pipeline"),
     ],
-    ["testing"],
+    [
+        *("testing", "journal"),
+        # The rooms behind the journal.
+        *("_rows", "_same", "_codec", "_thread", "_owner", "_store", "_sqlite", "_clerk", "_book"),
+        "_stored",
+    ],
     ["__init__", "examples"],
 ]
 CORE, DRIVER, ADAPTERS, FACES = FLOORS
@@ -111,8 +116,10 @@ def test_no_import_goes_up(module: str) -> None:
 
 
 @pytest.mark.parametrize("module", [m for m in MODULES if room_of(m) in ADAPTERS])
-def test_an_adapter_imports_from_the_core_only(module: str) -> None:
-    assert rooms_that(module, MODULES[module]) <= set(CORE)
+def test_an_adapter_imports_from_the_core_and_from_its_private_rooms_only(module: str) -> None:
+    private = {room for room in ADAPTERS if room.startswith("_")}
+
+    assert rooms_that(module, MODULES[module]) <= {*CORE, *private}
 
 
 @pytest.mark.parametrize("module", [m for m in MODULES if room_of(m) == "examples"])
@@ -262,6 +269,10 @@ print(json.dumps(sorted({{name.partition(".")[0] for name in set(sys.modules) - 
 def test_an_import_brings_in_anyio_and_nothing_else(module: str) -> None:
     # Whether packages hook into every start of this interpreter is not asked here.
     assert imported_by(f"import {module}") <= NEEDED
+
+
+def test_an_import_of_the_journal_brings_in_msgspec_too() -> None:
+    assert imported_by("import asyncflow.journal") <= NEEDED | {"msgspec"}
 
 
 def test_the_import_leaves_the_loop_and_the_logging_alone() -> None:

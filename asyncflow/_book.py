@@ -1,0 +1,175 @@
+"""The runs of an event loop that a journal has open: what they write goes into few transactions.
+
+Group commit: what all runs of all event loops have to write when a transaction begins goes into
+it, and what comes while it is under way waits for the next one. Nothing is delayed for that. A
+`Desk` hands in what its loop's books have at the end of a turn, and does so again when that is
+committed. The journal's thread does one thing after the other. So when it has done what a desk
+asked for, all that this desk handed in is kept, whoever's transaction has taken it along.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Callable
+from typing import Any
+
+from asyncflow._clerk import Clerk, Holding
+from asyncflow._codec import Codec
+from asyncflow._errors import JournalError
+from asyncflow._payload import Payload
+from asyncflow._rows import Row, column_of, row_of
+from asyncflow._store import Change, Parcel
+from asyncflow._thread import Thread
+from asyncflow.events import Event, RunFinished, RunResumed, RunStarted
+
+__all__ = ["Book", "Desk"]
+
+_Waiter = asyncio.Future[None]
+
+
+class Book:
+    """What one run writes. Only its event loop may use it."""
+
+    def __init__(self, desk: Desk, holding: Holding, codec: Codec) -> None:
+        self._desk = desk
+        self._holding = holding
+        self._codec = codec
+        self._added = holding.kept
+        self._rows: list[Row] = []
+        self._change: Change | None = None
+        self._closing = False
+        self._waiters: deque[tuple[int, _Waiter]] = deque()
+        self._closers: list[_Waiter] = []
+        self._on_failure: Callable[[JournalError], object] | None = None
+        holding.tell = self.settle
+
+    def watch(self, on_failure: Callable[[JournalError], object]) -> None:
+        """Have something called in the event loop, once, if the journal fails."""
+        self._on_failure = on_failure
+        self.settle()
+
+    def encode(self, subject: str, value: Any, hint: Any) -> Payload:
+        """Return a value in bytes; see `Codec.encode`."""
+        return self._codec.encode(subject, value, hint)
+
+    def decode(self, subject: str, payload: Payload, hint: Any) -> Any:
+        """Return a value again; see `Codec.decode`."""
+        return self._codec.decode(subject, payload, hint)
+
+    def add(self, event: Event) -> None:
+        """Have an event written. Never blocks. After a failure or the close it does nothing."""
+        if self._closing or self._holding.failure:
+            return
+        self._added += 1
+        self._rows.append(row_of(self._holding.run_id, self._added, event))
+        if isinstance(event, _CHANGING):
+            self._change = _changed(self._change, event)
+        self._desk.expect(self)
+
+    async def kept(self) -> None:
+        """Wait until all that was added before is committed. After a failure, wait for ever."""
+        holding = self._holding
+        if holding.failure or holding.kept < self._added:
+            waiter = self._desk.loop.create_future()
+            self._waiters.append((self._added, waiter))
+            await waiter
+
+    async def close(self) -> None:
+        """Wait until all is committed and give up the claim.
+
+        It may be cancelled, and called again.
+
+        Raises:
+            JournalError: Something was not committed.
+        """
+        if not self._closing:
+            self._closing = True
+            self._desk.expect(self)
+        if not self._holding.over:
+            waiter = self._desk.loop.create_future()
+            self._closers.append(waiter)
+            await waiter
+        if self._holding.failure:
+            raise self._holding.failure
+
+    def hand_over(self) -> tuple[Holding, Parcel]:
+        """Return what there is to write, which is forgotten here."""
+        rows, change = self._rows, self._change
+        self._rows, self._change = [], None
+        run_id, token = self._holding.run_id, self._holding.token
+        return self._holding, Parcel(run_id, token, rows, change, self._closing)
+
+    def give_up(self, error: JournalError) -> None:
+        """Note that nothing more can be handed in."""
+        self._holding.fail(error)
+        self._holding.over = True
+
+    def settle(self) -> None:
+        """Let go on what has waited for what the thread has done by now."""
+        holding, waiters = self._holding, self._waiters
+        if holding.failure and self._on_failure:
+            self._desk.loop.call_soon(self._on_failure, holding.failure)
+            self._on_failure = None
+        while waiters and not holding.failure and waiters[0][0] <= holding.kept:
+            _resolve(waiters.popleft()[1])
+        if holding.over:
+            self._on_failure = holding.tell = None
+            while self._closers:
+                _resolve(self._closers.pop())
+
+
+class Desk:
+    """The books of one event loop: it hands in what they have to write, all at once."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, thread: Thread, clerk: Clerk) -> None:
+        self.loop = loop
+        self._thread = thread
+        self._clerk = clerk
+        self._expected: dict[Book, None] = {}
+        self._sent: list[Book] = []
+        self._busy = False
+
+    def expect(self, book: Book) -> None:
+        """Let a book hand over what it has at the end of this turn, or after what is under way."""
+        self._expected[book] = None
+        if not self._busy:
+            self._busy = True
+            self.loop.call_soon(self._send)
+
+    def _send(self) -> None:
+        books = self._sent = list(self._expected)
+        self._expected.clear()
+        self._clerk.hand_in([book.hand_over() for book in books])
+        try:
+            job = self.loop.run_in_executor(self._thread, self._clerk.write)
+        except RuntimeError as error:
+            for book in books:
+                book.give_up(JournalError(self._clerk.name, str(error)))
+            self._settle()
+        else:
+            job.add_done_callback(self._settle)
+
+    def _settle(self, job: asyncio.Future[None] | None = None) -> None:
+        sent, self._sent = self._sent, []
+        self._busy = bool(self._expected)
+        if self._busy:
+            self._send()
+        for book in sent:
+            book.settle()
+
+
+_CHANGING = (RunStarted, RunResumed, RunFinished)
+
+
+def _changed(before: Change | None, event: RunStarted | RunResumed | RunFinished) -> Change:
+    """Return what events change in the row of their run."""
+    if isinstance(event, RunStarted):
+        return Change("running", column_of(event.pipeline), event.wall_time)
+    status = event.outcome if isinstance(event, RunFinished) else "running"
+    return before._replace(status=status) if before else Change(status)
+
+
+def _resolve(waiter: _Waiter) -> None:
+    if not waiter.done():
+        waiter.set_result(None)

@@ -1,0 +1,227 @@
+"""What the thread of a journal does: it claims runs, writes for them and renews the claims.
+
+Everything in here is called in that thread, but for `Clerk.hand_in`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
+from typing import TypeVar
+
+from asyncflow._errors import JournalError, LeaseLostError
+from asyncflow._rows import event_of
+from asyncflow._store import Claim, Parcel, Store
+from asyncflow._text import in_one_line, text_of
+from asyncflow.events import Event
+
+__all__ = ["Clerk", "Holding"]
+
+T = TypeVar("T")
+
+
+class Holding:
+    """A run that is claimed here, and how far the thread has come with it.
+
+    The thread changes it and the run's event loop reads it, after a job of the thread has ended or
+    when `tell` was called.
+    """
+
+    def __init__(self, run_id: str, token: int, loop: asyncio.AbstractEventLoop) -> None:
+        self.run_id = run_id
+        self.token = token
+        self.loop = loop
+        self.kept = 0
+        """Up to which position all is committed."""
+        self.failure: JournalError | None = None
+        """Why nothing more is written."""
+        self.over = False
+        """Whether the claim was given up, as far as that went."""
+        self.lease_until = math.inf
+        """Until when nobody else has claimed the run, by `time.monotonic`."""
+        self.tell: Callable[[], object] | None = None
+        """What to call in the event loop after a failure that no job of its tells of."""
+
+    def fail(self, error: JournalError) -> None:
+        """Note the first failure."""
+        self.failure = self.failure or error
+
+    def wake(self) -> None:
+        """Let the event loop hear of it."""
+        if self.tell:
+            with suppress(RuntimeError):  # the loop is closed
+                self.loop.call_soon_threadsafe(self.tell)
+
+
+class Clerk:
+    """What the thread works with.
+
+    Args:
+        store: The database.
+        claim: How this journal claims runs.
+    """
+
+    def __init__(self, store: Store, claim: Claim) -> None:
+        self.store = store
+        self.name = store.database.name
+        self._claim = claim
+        self._inbox: deque[tuple[Holding, Parcel]] = deque()
+        self._holdings: dict[tuple[str, int], Holding] = {}
+        self._due = 0.0
+
+    # --- claims ---------------------------------------------------------------------------------
+
+    def claim(
+        self,
+        run_id: str,
+        loop: asyncio.AbstractEventLoop,
+        read: Callable[[Sequence[Event]], T],
+    ) -> tuple[Holding, T]:
+        """Claim a run, and have its events read.
+
+        Raises:
+            RunAlreadyActiveError: Another one owns it.
+            JournalError: The database fails, or an event can't be read.
+            BaseException: Whatever ``read`` raises. Then the claim is given back.
+        """
+        asked = time.monotonic()
+        holding = Holding(run_id, self.store.claim(run_id, self._claim), loop)
+        holding.lease_until = asked + self._claim.lease_s
+        if not self._holdings:
+            self._due = asked + self._claim.lease_s / 3
+        self._holdings[run_id, holding.token] = holding
+        try:
+            events = self._events(run_id)
+            holding.kept = len(events)
+            return holding, read(events)
+        except BaseException:
+            self.give_back(holding)
+            raise
+
+    def _events(self, run_id: str) -> list[Event]:
+        events = []
+        for row in self.store.events(run_id):
+            try:
+                events.append(event_of(row))
+            except Exception as error:  # what is not as we have written it may be anything
+                problem = f"{type(error).__name__}: {text_of(str, error)}"
+                raise JournalError(
+                    self.name,
+                    f"event {row[0]} of run {run_id!r} can't be read ({in_one_line(problem)}); it "
+                    "was left as it is: a newer asyncflow may have written it",
+                ) from error
+        return events
+
+    def give_back(self, holding: Holding) -> None:
+        """Give up a claim for which nobody has asked to the end. If that fails, it will expire."""
+        self._holdings.pop((holding.run_id, holding.token), None)
+        with suppress(JournalError):
+            self.store.release(holding.run_id, holding.token)
+
+    # --- writing --------------------------------------------------------------------------------
+
+    def hand_in(self, work: Iterable[tuple[Holding, Parcel]]) -> None:
+        """Have parcels written by the next transaction. Any thread may call it."""
+        self._inbox.extend(work)
+
+    def write(self) -> None:
+        """Write all that was handed in, if another call has not done it yet."""
+        if not self._inbox:
+            return
+        taken: list[tuple[Holding, Parcel]] = []
+
+        def take() -> list[Parcel]:
+            while self._inbox:
+                taken.append(_still_due(*self._inbox.popleft()))
+            return [parcel for _, parcel in taken]
+
+        try:
+            lost = self.store.write(take)
+        except Exception as error:  # of the driver, if it is no JournalError
+            take()  # if it could not even begin
+            for holding, _ in taken:
+                holding.fail(self._failure(error))
+        else:
+            for holding, parcel in taken:
+                if (parcel.run_id, parcel.token) in lost:
+                    holding.fail(self._lost(holding))
+                elif parcel.rows:
+                    holding.kept = parcel.rows[-1].position
+        for holding, parcel in taken:
+            if parcel.release:
+                holding.over = True
+                self._holdings.pop((holding.run_id, holding.token), None)
+
+    def _failure(self, error: Exception) -> JournalError:
+        """Return an error for one run: each is raised, and so changed, by itself."""
+        if isinstance(error, JournalError):
+            problem = error.problem
+        else:
+            problem = in_one_line(f"{type(error).__name__}: {text_of(str, error)}")
+        mine = JournalError(self.name, problem)
+        mine.__cause__ = error
+        return mine
+
+    def _lost(self, holding: Holding) -> JournalError:
+        return LeaseLostError(
+            self.name,
+            f"another process has taken run {holding.run_id!r} over, since this one did not renew "
+            f"its lease within {self._claim.lease_s:g} s: it stood still, or its lease was taken "
+            "away; what it had committed before is safe, and the other one goes on from there",
+        )
+
+    # --- leases ---------------------------------------------------------------------------------
+
+    def renew(self) -> float | None:
+        """Renew the leases if it is time, and return in how many seconds it is again."""
+        now = time.monotonic()
+        if self._holdings and now >= self._due:
+            self._due = now + self._claim.lease_s / 3
+            self._renew(now)
+        return max(0.0, self._due - time.monotonic()) if self._holdings else None
+
+    def _renew(self, now: float) -> None:
+        for key, holding in list(self._holdings.items()):
+            if holding.loop.is_closed():  # nobody can go on with it
+                del self._holdings[key]
+        try:
+            lost = self.store.renew(self._holdings, self._claim.lease_s)
+        except Exception as error:
+            self._due = now + self._claim.lease_s / 10
+            self._count_the_days(self._failure(error))
+            return
+        for key, holding in list(self._holdings.items()):
+            if key in lost:
+                self._end(holding, self._lost(holding))
+            else:
+                holding.lease_until = now + self._claim.lease_s
+
+    def _count_the_days(self, error: JournalError) -> None:
+        now = time.monotonic()
+        for holding in list(self._holdings.values()):
+            if now >= holding.lease_until:
+                problem = f"the lease of run {holding.run_id!r} could not be renewed: "
+                self._end(holding, JournalError(error.journal, problem + error.problem))
+
+    def _end(self, holding: Holding, error: JournalError) -> None:
+        del self._holdings[holding.run_id, holding.token]
+        holding.fail(error)
+        holding.wake()
+
+    def close(self) -> None:
+        """Let all runs fail that are still open, and disconnect."""
+        for holding in list(self._holdings.values()):
+            problem = f"it was closed while run {holding.run_id!r} was going on"
+            self._end(holding, JournalError(self.name, problem))
+        self.store.database.close()
+
+
+def _still_due(holding: Holding, parcel: Parcel) -> tuple[Holding, Parcel]:
+    """Return a parcel, without its events if those before have not been written."""
+    if holding.failure:
+        parcel = parcel._replace(rows=(), change=None)
+    return holding, parcel

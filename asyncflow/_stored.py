@@ -1,0 +1,311 @@
+"""A journal that keeps its runs in an SQL database: all that the databases have in common."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import warnings
+import weakref
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from types import TracebackType
+from typing import Any, Literal, TypeVar, get_args
+
+from asyncflow._book import Book, Desk
+from asyncflow._clerk import Clerk, Holding
+from asyncflow._codec import CODECS, Codec
+from asyncflow._errors import RunAlreadyActiveError, RunNotFoundError, nearest
+from asyncflow._numbers import check_number
+from asyncflow._owner import is_dead, this_owner, this_process
+from asyncflow._rows import event_of, from_column
+from asyncflow._store import Claim, Database, Store, StoredRun
+from asyncflow._thread import Thread
+from asyncflow.events import Event
+
+__all__ = ["RunRecord", "RunStatus", "SQLJournal", "StoredEvent"]
+
+T = TypeVar("T")
+Self = TypeVar("Self", bound="SQLJournal")
+
+RunStatus = Literal["running", "passed", "failed", "interrupted"]
+
+_FIRST_WAIT_S, _LONGEST_WAIT_S = 0.02, 1.0
+"""How long to wait before another owner of a run is asked for again."""
+
+
+@dataclass(frozen=True, slots=True)
+class RunRecord:
+    """What a journal knows of a run at a glance."""
+
+    run_id: str
+    pipeline: str
+    """The name of its pipeline, if that has one."""
+    status: RunStatus
+    """``"running"`` until it has ended, also if its process has died meanwhile."""
+    started_at: float
+    """When it began, in seconds since the epoch (UTC)."""
+    updated_at: float
+    """When it began, was resumed or ended, whichever was last, in seconds since the epoch."""
+    owner: str | None
+    """Who runs it; ``None`` if nobody does, or a lease has run out."""
+
+
+@dataclass(frozen=True, slots=True)
+class StoredEvent:
+    """An event of a run, as it was kept."""
+
+    position: int
+    """Its place among the events of its run, counted from 1."""
+    event: Event
+
+
+class SQLJournal:
+    """The journal of one database."""
+
+    def __init__(
+        self,
+        database: Database,
+        *,
+        codec: str,
+        max_payload_bytes: int,
+        lease_s: float,
+        owner: str | None,
+    ) -> None:
+        if codec not in CODECS:
+            known = " or ".join(map(repr, CODECS))
+            raise ValueError(f"codec must be {known}, not {codec!r}{nearest(codec, CODECS)}")
+        self._name = database.name
+        self._codec = Codec(codec, max_payload_bytes)
+        self._store = Store(database)
+        claim = Claim(owner or this_owner(), this_process(), lease_s, is_dead)
+        self._clerk = Clerk(self._store, claim)
+        self._thread = Thread("asyncflow journal", self._clerk.renew)
+        self._lock = threading.Lock()
+        self._desks: weakref.WeakValueDictionary[asyncio.AbstractEventLoop, Desk] = (
+            weakref.WeakValueDictionary()
+        )
+        self._closed = False
+
+    # --- for a run ------------------------------------------------------------------------------
+
+    async def open(
+        self, run_id: str, *, pipeline: str, wait: bool, read: Callable[[Sequence[Event]], T]
+    ) -> tuple[Book, T]:
+        """Become the only owner of a run, and read what is kept of it. A run calls this.
+
+        Args:
+            run_id: The run.
+            pipeline: What its pipeline is called.
+            wait: Whether to wait until another owner is gone.
+            read: Called once with its events, none if it is new, in the journal's thread.
+
+        Raises:
+            RunAlreadyActiveError: Another one owns it, and is not waited for.
+            JournalError: The journal can't be read or written.
+        """
+        loop = asyncio.get_running_loop()
+        pause = _FIRST_WAIT_S
+        while True:
+            opening = _Opening(self._clerk)
+            job = loop.run_in_executor(self._thread, opening.claim, run_id, loop, read)
+            try:
+                holding, answer = await job
+            except asyncio.CancelledError:
+                opening.abandon(self._thread)
+                raise
+            except RunAlreadyActiveError:
+                if not wait:
+                    raise
+            else:
+                return Book(self._desk_of(loop), holding, self._codec), answer
+            await asyncio.sleep(pause)
+            pause = min(2 * pause, _LONGEST_WAIT_S)
+
+    def _desk_of(self, loop: asyncio.AbstractEventLoop) -> Desk:
+        with self._lock:
+            desk = self._desks.get(loop)
+            if desk is None:
+                desk = self._desks[loop] = Desk(loop, self._thread, self._clerk)
+            return desk
+
+    # --- for people -----------------------------------------------------------------------------
+
+    async def runs(
+        self,
+        status: RunStatus | None = None,
+        pipeline: str | None = None,
+        since: datetime | float | None = None,
+        limit: int | None = None,
+    ) -> list[RunRecord]:
+        """Return the runs that are kept, those that began last first.
+
+        Args:
+            status: Only those with this status.
+            pipeline: Only those of the pipeline of this name.
+            since: Only those that began then or later: a datetime, naive for local time, or
+                seconds since the epoch.
+            limit: Only so many.
+
+        Raises:
+            ValueError: There is no such status.
+            JournalError: The journal can't be read.
+        """
+        _check_status(status)
+        if isinstance(since, datetime):
+            since = since.timestamp()
+        found = await self._do(
+            lambda: self._store.runs(status=status, pipeline=pipeline, since=since, limit=limit)
+        )
+        return [_record_of(run) for run in found]
+
+    async def orphans(self) -> list[RunRecord]:
+        """Return the runs that have not ended and that nobody runs, those that began last first.
+
+        Their process is provably dead, or has not renewed its lease, or has left them when the
+        journal failed. Start them again under their id, and they go on where they were.
+
+        Raises:
+            JournalError: The journal can't be read.
+        """
+
+        def find() -> list[StoredRun]:
+            return [
+                run
+                for run in self._store.runs(status="running")
+                if run.owner is None or is_dead(run.process or "")
+            ]
+
+        return [_record_of(run) for run in await self._do(find)]
+
+    async def events(self, run_id: str, after: int = 0) -> list[StoredEvent]:
+        """Return the events of a run in their order.
+
+        Args:
+            run_id: The run.
+            after: Only those whose position is greater.
+
+        Raises:
+            RunNotFoundError: There is no such run.
+            JournalError: The journal can't be read.
+        """
+        return await self._do(self._read, run_id, after)
+
+    def _read(self, run_id: str, after: int) -> list[StoredEvent]:
+        self._must_know(run_id)
+        return [StoredEvent(row[0], event_of(row)) for row in self._store.events(run_id, after)]
+
+    def _must_know(self, run_id: str) -> StoredRun:
+        found = self._store.runs(run_id=run_id)
+        if found:
+            return found[0]
+        others = [run.run_id for run in self._store.runs(limit=1_000)]
+        raise RunNotFoundError(run_id, self._name, nearest(run_id, others))
+
+    async def prune(self, older_than: timedelta | float, *, status: RunStatus | None = None) -> int:
+        """Delete runs that have ended and return how many; never one that is active.
+
+        Args:
+            older_than: Only those that ended longer ago: a timedelta, or seconds.
+            status: Only those with this status.
+
+        Raises:
+            ValueError: There is no such status, or the age is negative.
+            JournalError: The journal can't be written.
+        """
+        _check_status(status)
+        if isinstance(older_than, timedelta):
+            older_than = older_than.total_seconds()
+        check_number("older_than", older_than, 0, kind="a timedelta or a number", unit=" s")
+        count = 0
+        # Few at a time, so that runs which write do not wait for long.
+        while some := await self._do(self._store.prune, older_than, status):
+            count += some
+        return count
+
+    # --- its life -------------------------------------------------------------------------------
+
+    async def __aenter__(self: Self) -> Self:
+        await self._do(self._store.runs, limit=0)  # whatever is wrong shows now
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        await self.aclose()
+
+    async def aclose(self) -> None:
+        """Commit what is under way and disconnect. Runs that are still going on fail."""
+        # In a thread, because the journal's own one may have to wait for the disk.
+        await asyncio.get_running_loop().run_in_executor(None, self.close)
+
+    def close(self) -> None:
+        """Do as `aclose` does, and let the calling thread wait for it."""
+        self._closed = True
+        self._thread.end(self._clerk.close)
+        self._thread.join()
+
+    def __del__(self) -> None:
+        # Without the attribute, its construction has failed.
+        if not getattr(self, "_closed", True):
+            self._thread.end(self._clerk.close)
+            if self._thread.has_started:
+                warnings.warn(f"unclosed {self!r}", ResourceWarning, source=self, stacklevel=2)
+
+    async def _do(self, call: Callable[..., T], *args: Any, **kwargs: Any) -> T:
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._thread, lambda: call(*args, **kwargs))
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self._name!r})"
+
+
+class _Opening:
+    """A claim that is under way in the thread, while whoever wants it may be cancelled."""
+
+    def __init__(self, clerk: Clerk) -> None:
+        self._clerk = clerk
+        self._lock = threading.Lock()
+        self._holding: Holding | None = None
+        self._abandoned = False
+
+    def claim(
+        self,
+        run_id: str,
+        loop: asyncio.AbstractEventLoop,
+        read: Callable[[Sequence[Event]], T],
+    ) -> tuple[Holding, T]:
+        """Claim the run. The thread calls it."""
+        holding, answer = self._clerk.claim(run_id, loop, read)
+        with self._lock:
+            self._holding, abandoned = holding, self._abandoned
+        if abandoned:
+            self._clerk.give_back(holding)
+        return holding, answer
+
+    def abandon(self, thread: Thread) -> None:
+        """Have the claim given back, now or when it is there."""
+        with self._lock:
+            self._abandoned, holding = True, self._holding
+        if holding:
+            with suppress(RuntimeError):  # the journal is closed, and has given it up
+                thread.submit(self._clerk.give_back, holding)
+
+
+def _record_of(run: StoredRun) -> RunRecord:
+    status: Any = run.status
+    return RunRecord(
+        run.run_id, from_column(run.pipeline), status, run.started_at, run.updated_at, run.owner
+    )
+
+
+def _check_status(status: str | None) -> None:
+    known = get_args(RunStatus)
+    if status is not None and status not in known:
+        raise ValueError(
+            f"there is no status {status!r}{nearest(status, known)}; it is one of {', '.join(map(repr, known))}"
+        )

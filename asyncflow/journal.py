@@ -1,0 +1,83 @@
+"""A journal keeps every event of a run, so that a run whose process has died can go on.
+
+It comes with an extra: ``pip install 'asyncflow-tiers[journal]'``::
+
+    from asyncflow.journal import SQLiteJournal
+
+    async with SQLiteJournal("runs.db") as journal:
+        report = await run_pipeline(steps, run_id="nightly-2024-06-01", journal=journal)
+
+A journal may serve any number of runs at once, in any number of event loops and threads, and any
+number of processes may share one database: a run belongs to one of them at a time. A process that
+has stopped renewing its lease on a run loses it, and then can't write to it any more.
+
+Anybody who can write to the database decides what a resumed run goes on with. With
+``codec="cloudpickle"`` they can run any code there; without it, a pickle is never read.
+"""
+
+from __future__ import annotations
+
+import os
+
+from asyncflow._numbers import check_number
+from asyncflow._sqlite import SQLite, Synchronous
+from asyncflow._stored import RunRecord, RunStatus, SQLJournal, StoredEvent
+
+__all__ = ["RunRecord", "RunStatus", "SQLiteJournal", "StoredEvent"]
+
+
+class SQLiteJournal(SQLJournal):
+    """A journal in a file, for one machine.
+
+    All work with the file is done in one thread, which starts at the first use and neither blocks
+    an event loop nor keeps the interpreter alive. Close it (``async with``, `aclose`, `close`).
+
+    The file is in WAL mode, so there are two more beside it (``-wal``, ``-shm``), and it must not
+    be on a network file system. Before version 3.51.3, SQLite has a bug (WAL reset) by which two
+    processes that write at the same instant can, very rarely, damage the file: with such a version
+    (``sqlite3.sqlite_version``), give each process a file of its own.
+
+    Args:
+        path: The file. It is created if there is none; its directory must exist.
+        synchronous: ``"FULL"``: what is committed survives that the machine loses power.
+            ``"NORMAL"``: it survives that the process dies, but the last commits may be lost if the
+            machine loses power; steps whose results are lost so run again. It is faster, and the
+            database is as safe.
+        codec: ``"json"`` keeps what comes back exactly equal from JSON, given the annotations of
+            the actions. ``"cloudpickle"`` pickles what does not, which needs an extra
+            (``asyncflow-tiers[cloudpickle]``); whoever can write to the file can then run code.
+        max_payload_bytes: How many bytes one output or one input may take.
+        lease_s: After how many seconds without a sign of life a process loses its runs. A third of
+            it is how long a write waits while other processes write.
+        owner: What others are told who runs a run; by default process id and host.
+
+    Raises:
+        ValueError: There is no such ``synchronous`` or ``codec``, or a number is out of range.
+        JournalError: When it is used: the file can't be read or written. The message says why, and
+            what is safe.
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        synchronous: Synchronous = "FULL",
+        codec: str = "json",
+        max_payload_bytes: int = 1_048_576,
+        lease_s: float = 30.0,
+        owner: str | None = None,
+    ) -> None:
+        if synchronous not in ("FULL", "NORMAL"):
+            raise ValueError(f"synchronous must be 'FULL' or 'NORMAL', not {synchronous!r}")
+        check_number("lease_s", lease_s, 0.1, unit=" s")
+        super().__init__(
+            SQLite(os.fspath(path), synchronous, lease_s / 3),
+            codec=codec,
+            max_payload_bytes=max_payload_bytes,
+            lease_s=lease_s,
+            owner=owner,
+        )
+
+
+for _public in (RunRecord, SQLiteJournal, StoredEvent):
+    _public.__module__ = __name__  # where users know them from
