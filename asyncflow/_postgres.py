@@ -5,7 +5,7 @@
 2. Time is told by the server: it does not matter what clock a machine has.
 3. A process that stands still does not keep others out for long: the server ends its transaction.
    Nor does a server that stands still keep a process waiting.
-4. A lost connection is told as `Interrupted`. What to do about it is `PostgresStore`'s business.
+4. A lost connection is told as `UnsettledError`. What to do about it is `PostgresStore`'s business.
 """
 
 from __future__ import annotations
@@ -17,15 +17,21 @@ from collections.abc import Generator, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from typing import Any, TypeVar
 
-import psycopg
-from psycopg.conninfo import conninfo_to_dict
-from psycopg.pq import TransactionStatus
-
 from asyncflow._errors import JournalError
 from asyncflow._store import Cursor
 from asyncflow._text import in_one_line
 
-__all__ = ["Interrupted", "Postgres"]
+try:
+    import psycopg
+    from psycopg.conninfo import conninfo_to_dict
+    from psycopg.pq import TransactionStatus
+except ImportError as _error:  # also if it finds no libpq
+    raise ImportError(
+        "a journal in PostgreSQL needs psycopg 3 and libpq, which come with an extra: "
+        "pip install 'asyncflow-tiers[postgres]'"
+    ) from _error
+
+__all__ = ["UnsettledError", "Postgres"]
 
 T = TypeVar("T")
 
@@ -55,7 +61,7 @@ _TABLES = re.compile(r"\b(runs|leases|events)\b")
 _NOW = "extract(epoch FROM clock_timestamp())::float8"
 
 
-class Interrupted(JournalError):
+class UnsettledError(JournalError):
     """It may have been committed or not, and it may succeed if it is tried again."""
 
 
@@ -123,7 +129,7 @@ class Postgres:
             try:
                 connection = _Connection.connect(autocommit=True, **self._parameters)
             except psycopg.Error as error:
-                raise Interrupted(self.name, _said(error)) from error
+                raise UnsettledError(self.name, _said(error)) from error
             connection.patience_s = self.lease_s
             self._connection = connection
         if not self._connection.is_ready:
@@ -157,7 +163,7 @@ class Postgres:
             if is_lost:
                 self.close()
             if is_lost or error.sqlstate in _PASSING:
-                raise Interrupted(self.name, _said(error)) from error
+                raise UnsettledError(self.name, _said(error)) from error
             problem, way_out = _PROBLEMS.get(error.sqlstate or "", ("the database failed", _SAFE))
             raise JournalError(self.name, f"{problem} ({_said(error)}); {way_out}") from error
 

@@ -16,11 +16,11 @@ from itertools import count
 from typing import Any, TypeVar
 
 from asyncflow._errors import JournalError, RunAlreadyActiveError
-from asyncflow._postgres import Interrupted, Postgres
+from asyncflow._postgres import UnsettledError, Postgres
 from asyncflow._rows import Row
 from asyncflow._store import Claim, Parcel, Store, StoredRun
 
-__all__ = ["PostgresStore"]
+__all__ = ["Postgres", "PostgresStore"]
 
 T = TypeVar("T")
 
@@ -102,7 +102,8 @@ class PostgresStore(Store):
     def _lost_if_written(self, parcels: Sequence[Parcel]) -> set[tuple[str, int]] | None:
         """Return what `write` would have, if it has committed the parcels; ``None`` if not."""
         leases = self._leases([parcel.run_id for parcel in parcels])
-        written, missing = set(), set()
+        written: set[tuple[str, int]] = set()
+        missing: set[tuple[str, int]] = set()
         for run_id, token, rows, _, release in parcels:
             if rows:
                 (written if self._has(rows[-1]) else missing).add((run_id, token))
@@ -132,7 +133,7 @@ class PostgresStore(Store):
         while True:
             try:
                 return attempt()
-            except Interrupted as error:
+            except UnsettledError as error:
                 if not self.database.was_there:
                     problem = _UNREACHABLE.format(said=error.problem)
                     raise JournalError(name, problem) from error

@@ -20,7 +20,7 @@ from asyncflow._errors import RunAlreadyActiveError, RunNotFoundError, nearest
 from asyncflow._numbers import check_number
 from asyncflow._owner import is_dead, this_owner, this_process
 from asyncflow._rows import event_of, from_column
-from asyncflow._store import Claim, Database, Store, StoredRun
+from asyncflow._store import Claim, Store, StoredRun
 from asyncflow._thread import Thread
 from asyncflow.events import Event
 
@@ -66,7 +66,7 @@ class SQLJournal:
 
     def __init__(
         self,
-        database: Database,
+        store: Store,
         *,
         codec: str,
         max_payload_bytes: int,
@@ -76,9 +76,9 @@ class SQLJournal:
         if codec not in CODECS:
             known = " or ".join(map(repr, CODECS))
             raise ValueError(f"codec must be {known}, not {codec!r}{nearest(codec, CODECS)}")
-        self._name = database.name
+        self._name = store.database.name
         self._codec = Codec(codec, max_payload_bytes)
-        self._store = Store(database)
+        self._store = store
         claim = Claim(owner or this_owner(), this_process(), lease_s, is_dead)
         self._clerk = Clerk(self._store, claim)
         self._thread = Thread("asyncflow journal", self._clerk.renew)
