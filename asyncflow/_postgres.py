@@ -104,14 +104,8 @@ class Postgres:
     def transaction(self) -> Iterator[Cursor]:
         with self._explained():
             connection = self._connected()
-            # Two statements in one message, which can't be prepared.
-            connection.execute(self._begin, prepare=False)
-            try:
+            with connection.atomically(self._begin):
                 yield connection.cursor()
-                connection.execute(b"COMMIT")
-            except BaseException:
-                connection.roll_back()
-                raise
 
     @contextmanager
     def reading(self) -> Iterator[Cursor]:
@@ -140,7 +134,7 @@ class Postgres:
     def _bring_up_to_date(self, connection: _Connection) -> None:
         version = _version(connection)
         if version < len(_MIGRATIONS):
-            with connection.transaction():
+            with connection.atomically(self._begin):
                 connection.execute("SELECT pg_advisory_xact_lock(%s)", [_WHO_MIGRATES])
                 version = _migrate(connection)
         if version > len(_MIGRATIONS):
@@ -204,10 +198,18 @@ class _Connection(psycopg.Connection[tuple[Any, ...]]):
         """Whether it is of no use any more."""
         return self.closed or self.info.transaction_status != TransactionStatus.IDLE
 
-    def roll_back(self) -> None:
-        """Undo what the transaction has done. If that fails, the connection is lost."""
-        with suppress(psycopg.Error):
-            self.execute(b"ROLLBACK")
+    @contextmanager
+    def atomically(self, begin: bytes) -> Iterator[None]:
+        """Commit all that is done in the ``with`` block, or nothing."""
+        # Several statements in one message, which can't be prepared.
+        self.execute(begin, prepare=False)
+        try:
+            yield
+            self.execute(b"COMMIT")
+        except BaseException:
+            with suppress(psycopg.Error):  # then it is lost
+                self.execute(b"ROLLBACK")
+            raise
 
 
 _SAFE = "what was committed before is safe, and nothing of this transaction was kept"
@@ -263,21 +265,20 @@ def _name(parameters: Mapping[str, Any]) -> str:
 
 
 def _version(connection: _Connection) -> int:
-    (is_there,) = _row(connection, "SELECT to_regclass('asyncflow.schema_version') IS NOT NULL")
-    return _row(connection, "SELECT version FROM asyncflow.schema_version")[0] if is_there else 0
-
-
-def _row(connection: _Connection, sql: str) -> tuple[Any, ...]:
-    row = connection.execute(sql.encode()).fetchone()
-    assert row is not None
-    return row
+    # Not by to_regclass(), which may remember from before a lock that there was no such table.
+    sql = "SELECT FROM pg_tables WHERE schemaname = 'asyncflow' AND tablename = 'schema_version'"
+    if not _is_true(connection, f"SELECT EXISTS ({sql})"):
+        return 0
+    rows = connection.execute("SELECT version FROM asyncflow.schema_version").fetchall()
+    return max([0, *(version for (version,) in rows)])
 
 
 def _migrate(connection: _Connection) -> int:
     """Bring the schema to the newest version, unless another process has just done so."""
-    if (version := _version(connection)) == 0:
+    version = _version(connection)
+    if version == 0:
         # If there is a schema of that name, it was made for this user, who perhaps can't make one.
-        if not _row(connection, "SELECT to_regnamespace('asyncflow') IS NOT NULL")[0]:
+        if not _is_true(connection, "SELECT 'asyncflow' IN (SELECT nspname FROM pg_namespace)"):
             connection.execute("CREATE SCHEMA asyncflow")
         connection.execute("CREATE TABLE asyncflow.schema_version (version BIGINT NOT NULL)")
         connection.execute("INSERT INTO asyncflow.schema_version VALUES (0)")
@@ -286,3 +287,7 @@ def _migrate(connection: _Connection) -> int:
             connection.execute(statement.encode())
         connection.execute("UPDATE asyncflow.schema_version SET version = version + 1")
     return max(version, len(_MIGRATIONS))
+
+
+def _is_true(connection: _Connection, sql: str) -> bool:
+    return connection.execute(sql.encode()).fetchone() == (True,)

@@ -116,8 +116,9 @@ class StoredRun(NamedTuple):
 _FREE = "(l.owner IS NULL OR l.expires_at <= {now})"
 
 _MAKE_LEASE = (
+    # Not DO NOTHING: in PostgreSQL, another transaction could delete the row that is there.
     "INSERT INTO leases (run_id, token, expires_at) "
-    "VALUES (?, CAST({now} * 1000 AS BIGINT), 0) ON CONFLICT (run_id) DO NOTHING"
+    "VALUES (?, CAST({now} * 1000 AS BIGINT), 0) ON CONFLICT (run_id) DO UPDATE SET token = leases.token"
 )
 _LEASE = "SELECT owner, process, expires_at > {now}, token FROM leases WHERE run_id = ?{lock}"
 _CLAIM = (

@@ -16,17 +16,18 @@ import signal
 import socket
 import subprocess
 import tempfile
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from itertools import count
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import psycopg
 import pytest
 from psycopg import sql
 
-__all__ = ["PostgresServer", "find_binaries", "running_server"]
+__all__ = ["PostgresServer", "find_binaries", "running_server", "until"]
 
 NEEDED = "needs the server of PostgreSQL: on Debian, apt-get install postgresql"
 
@@ -36,9 +37,8 @@ unix_socket_directories = '{folder}'
 port = {port}
 max_connections = 50
 shared_buffers = 16MB
-# No replica is ever started from it.
-wal_level = minimal
-max_wal_senders = 0
+# No replica is ever started from it; see `untold_commits`.
+max_wal_senders = 1
 """
 
 END_WITH_THE_TESTS = """
@@ -139,14 +139,46 @@ class PostgresServer:
         # Not FORCE: who leaves a connection open shall be found out.
         self.execute(sql.SQL("DROP DATABASE {}").format(sql.Identifier(name)))
 
-    def cut_connections(self) -> list[int]:
-        """End all connections but the one that asks for it; returns the ids of their processes."""
+    def cut_connections(self, where: str = "true") -> list[int]:
+        """End connections, which `pg_stat_activity` describes; returns their processes."""
         rows = self.execute(
             "SELECT pid, pg_terminate_backend(pid, 10000) FROM pg_stat_activity"
-            " WHERE backend_type = 'client backend' AND pid <> pg_backend_pid()"
+            f" WHERE backend_type = 'client backend' AND pid <> pg_backend_pid() AND {where}"
         )
         assert all(is_gone for _, is_gone in rows)
         return [pid for pid, _ in rows]
+
+    @contextmanager
+    def untold_commits(self) -> Iterator[Callable[[], None]]:
+        """Meanwhile nobody is told of a commit, which waits for a replica that there isn't.
+
+        What is given waits until a journal commits and cuts its connection: the commit is kept.
+        """
+        self.execute("CREATE TABLE IF NOT EXISTS probe ()")
+        self._set_standby("nobody")
+        until(self._keeps_commits_to_itself)
+
+        yield lambda: until(lambda: self.cut_connections(_UNTOLD))
+
+        self._set_standby("")
+
+    def _keeps_commits_to_itself(self) -> bool:
+        # It takes a while to change its mind.
+        probe = psycopg.connect(self.dsn(), autocommit=True)
+        pid = probe.info.backend_pid
+        probe.pgconn.send_query(b"INSERT INTO probe DEFAULT VALUES")
+        while not self.cut_connections(f"pid = {pid} AND {_UNTOLD}"):
+            probe.pgconn.consume_input()
+            if not probe.pgconn.is_busy():
+                break
+        else:
+            pid = 0
+        probe.close()
+        return not pid
+
+    def _set_standby(self, name: str) -> None:
+        self.execute(f"ALTER SYSTEM SET synchronous_standby_names = '{name}'")
+        self.execute("SELECT pg_reload_conf()")
 
     @contextmanager
     def frozen(self) -> Iterator[None]:
@@ -166,7 +198,7 @@ class PostgresServer:
 
     def execute(
         self, statement: str | sql.Composed, database: str = "postgres"
-    ) -> list[tuple[object, ...]]:
+    ) -> list[tuple[Any, ...]]:
         """Run one statement outside of any journal, and return its rows if it has some."""
         with psycopg.connect(self.dsn(database), autocommit=True) as connection:
             cursor = connection.execute(
@@ -205,6 +237,17 @@ class PostgresServer:
             extra_groups=None if self._user is None else [],
             **options,
         )
+
+
+_UNTOLD = "wait_event = 'SyncRep'"
+
+
+def until(condition: Callable[[], object]) -> None:
+    """Ask again and again, for what tells nobody when it happens."""
+    give_up_at = time.monotonic() + 20
+    while not condition():
+        assert time.monotonic() < give_up_at, "it has not happened"
+        time.sleep(0.005)
 
 
 def _free_port() -> int:

@@ -12,3 +12,10 @@ from postgres_server import PostgresServer, running_server
 def postgres_server() -> Iterator[PostgresServer]:
     with running_server() as server:
         yield server
+
+
+@pytest.fixture
+def dsn(postgres_server: PostgresServer) -> Iterator[str]:
+    """The address of an empty database, to which no connection may be left at the end."""
+    with postgres_server.new_database() as address:
+        yield address
