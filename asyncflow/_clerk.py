@@ -14,7 +14,6 @@ from contextlib import suppress
 from typing import TypeVar
 
 from asyncflow._errors import JournalError, LeaseLostError
-from asyncflow._rows import event_of
 from asyncflow._store import Claim, Parcel, Store
 from asyncflow._text import in_one_line, text_of
 from asyncflow.events import Event
@@ -95,26 +94,12 @@ class Clerk:
             self._due = asked + self._claim.lease_s / 3
         self._holdings[run_id, holding.token] = holding
         try:
-            events = self._events(run_id)
-            holding.kept = len(events)
-            return holding, read(events)
+            stored = self.store.events(run_id)
+            holding.kept = stored[-1][0] if stored else 0
+            return holding, read([event for _, event in stored])
         except BaseException:
             self.give_back(holding)
             raise
-
-    def _events(self, run_id: str) -> list[Event]:
-        events = []
-        for row in self.store.events(run_id):
-            try:
-                events.append(event_of(row))
-            except Exception as error:  # what is not as we have written it may be anything
-                problem = f"{type(error).__name__}: {text_of(str, error)}"
-                raise JournalError(
-                    self.name,
-                    f"event {row[0]} of run {run_id!r} can't be read ({in_one_line(problem)}); it "
-                    "was left as it is: a newer asyncflow may have written it",
-                ) from error
-        return events
 
     def give_back(self, holding: Holding) -> None:
         """Give up a claim for which nobody has asked to the end. If that fails, it will expire."""

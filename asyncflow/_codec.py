@@ -144,7 +144,8 @@ def _pickled(value: Any) -> tuple[bytes, str]:
 
 def _cloudpickle() -> Any:
     try:
-        import cloudpickle  # only those who ask for it need it
+        # Only those who ask for it need it.
+        import cloudpickle  # type: ignore[import-untyped]
     except ImportError as error:
         raise ImportError(
             'codec="cloudpickle" needs cloudpickle, which comes with an extra: '

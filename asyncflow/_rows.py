@@ -121,9 +121,10 @@ def event_of(row: Sequence[Any]) -> Event:
     if item is not None:
         values["item"] = item
     try:
-        return cls(**values)
+        event: Event = cls(**values)
     except TypeError as error:
         raise ValueError(f"it is no {kind}: {error}") from error
+    return event
 
 
 def _output_columns(output: Payload | None) -> tuple[str | None, str | None, bytes | None]:
@@ -185,7 +186,7 @@ def _write_error(error: BaseException | None) -> Details | None:
 def _read_error(written: Details | None) -> BaseException | None:
     if written is None:
         return None
-    error: Exception
+    error: BaseException
     if "own" in written:
         own = {f"{cls.__module__}.{cls.__qualname__}": cls for cls in _OWN}[written["type"]]
         error = own(**written["own"], **({"result": None} if own is ResultRefusedError else {}))

@@ -118,8 +118,9 @@ class SQLite:
         if version > len(_MIGRATIONS):
             raise JournalError(
                 self.name,
-                f"a newer asyncflow has written it (schema {version}, and this one knows up to "
-                f"{len(_MIGRATIONS)}); it was left as it is: upgrade asyncflow, or use another file",
+                f"a newer asyncflow has written it (schema {version}; this one knows up to "
+                f"{len(_MIGRATIONS)}). It was left as it is: upgrade asyncflow, or use another "
+                "file",
             )
 
     def _patiently(self, call: Callable[[], T]) -> T:

@@ -19,8 +19,10 @@ from contextlib import AbstractContextManager
 from itertools import islice
 from typing import Any, NamedTuple, Protocol
 
-from asyncflow._errors import RunAlreadyActiveError
-from asyncflow._rows import Row
+from asyncflow._errors import JournalError, RunAlreadyActiveError
+from asyncflow._rows import Row, event_of
+from asyncflow._text import in_one_line, text_of
+from asyncflow.events import Event
 
 __all__ = ["Change", "Claim", "Cursor", "Database", "Parcel", "Store", "StoredRun"]
 
@@ -236,11 +238,23 @@ class Store:
         if parcel.release:
             cursor.execute(phrase(_RELEASE), (parcel.run_id, parcel.token))
 
-    def events(self, run_id: str, after: int = 0) -> list[tuple[Any, ...]]:
-        """Return the rows of a run without its id, from a position on, in order."""
+    def events(self, run_id: str, after: int = 0) -> list[tuple[int, Event]]:
+        """Return the events of a run after a position, each with its own, in order."""
         with self.database.reading() as cursor:
             cursor.execute(self.database.phrase(_EVENTS), (run_id, after))
-            return cursor.fetchall()
+            rows = cursor.fetchall()
+        return [(row[0], self._event(run_id, row)) for row in rows]
+
+    def _event(self, run_id: str, row: Sequence[Any]) -> Event:
+        try:
+            return event_of(row)
+        except Exception as error:  # what is not as we have written it may be anything
+            problem = in_one_line(f"{type(error).__name__}: {text_of(str, error)}")
+            raise JournalError(
+                self.database.name,
+                f"event {row[0]} of run {run_id!r} can't be read ({problem}). It was left as it "
+                "is; a newer asyncflow may have written it",
+            ) from error
 
     def runs(
         self,
@@ -269,7 +283,8 @@ class Store:
 
     def prune(self, age_s: float, status: str | None) -> int:
         """Delete some runs that ended that long ago and that nobody owns; return how many."""
-        sql, values = _ENDED, [age_s]
+        sql = _ENDED
+        values: list[Any] = [age_s]
         with self.database.transaction() as cursor:
             if status is not None:
                 sql, values = f"{sql} AND r.status = ?", [age_s, status]

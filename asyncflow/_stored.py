@@ -8,7 +8,7 @@ import warnings
 import weakref
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from types import TracebackType
 from typing import Any, Literal, TypeVar, get_args
@@ -16,13 +16,14 @@ from typing import Any, Literal, TypeVar, get_args
 from asyncflow._book import Book, Desk
 from asyncflow._clerk import Clerk, Holding
 from asyncflow._codec import CODECS, Codec
-from asyncflow._errors import RunAlreadyActiveError, RunNotFoundError, nearest
+from asyncflow._errors import PayloadError, RunAlreadyActiveError, RunNotFoundError, nearest
 from asyncflow._numbers import check_number
 from asyncflow._owner import is_dead, this_owner, this_process
-from asyncflow._rows import event_of, from_column
+from asyncflow._payload import Payload
+from asyncflow._rows import column_of, from_column
 from asyncflow._store import Claim, Store, StoredRun
 from asyncflow._thread import Thread
-from asyncflow.events import Event
+from asyncflow.events import Event, RunStarted, StepSucceeded
 
 __all__ = ["RunRecord", "RunStatus", "SQLJournal", "StoredEvent"]
 
@@ -104,7 +105,13 @@ class SQLJournal:
         Raises:
             RunAlreadyActiveError: Another one owns it, and is not waited for.
             JournalError: The journal can't be read or written.
+            ValueError: No database would take that id.
         """
+        if not run_id or column_of(run_id) != run_id:
+            raise ValueError(
+                "run_id must have a character, no quotes at its start, and neither NUL nor "
+                f"surrogates, unlike {run_id!r}"
+            )
         loop = asyncio.get_running_loop()
         pause = _FIRST_WAIT_S
         while True:
@@ -155,8 +162,10 @@ class SQLJournal:
         _check_status(status)
         if isinstance(since, datetime):
             since = since.timestamp()
+        if pipeline is not None:
+            pipeline = column_of(pipeline)
         found = await self._do(
-            lambda: self._store.runs(status=status, pipeline=pipeline, since=since, limit=limit)
+            self._store.runs, status=status, pipeline=pipeline, since=since, limit=limit
         )
         return [_record_of(run) for run in found]
 
@@ -182,6 +191,9 @@ class SQLJournal:
     async def events(self, run_id: str, after: int = 0) -> list[StoredEvent]:
         """Return the events of a run in their order.
 
+        Outputs and inputs are what JSON makes of them without a type hint. A secret one, and a
+        pickled one unless the journal has ``codec="cloudpickle"``, stays a `Payload`.
+
         Args:
             run_id: The run.
             after: Only those whose position is greater.
@@ -194,7 +206,23 @@ class SQLJournal:
 
     def _read(self, run_id: str, after: int) -> list[StoredEvent]:
         self._must_know(run_id)
-        return [StoredEvent(row[0], event_of(row)) for row in self._store.events(run_id, after)]
+        stored = self._store.events(run_id, after)
+        return [StoredEvent(position, self._decoded(event)) for position, event in stored]
+
+    def _decoded(self, event: Event) -> Event:
+        """Return an event with values in place of payloads, as far as they can be decoded."""
+        if isinstance(event, StepSucceeded):
+            return replace(event, output=self._value(event.output))
+        if isinstance(event, RunStarted):
+            inputs = {name: self._value(value) for name, value in event.inputs.items()}
+            return replace(event, inputs=inputs)
+        return event
+
+    def _value(self, payload: Payload | None) -> Any:
+        try:
+            return payload and self._codec.decode("a value", payload, Any)
+        except PayloadError:
+            return payload
 
     def _must_know(self, run_id: str) -> StoredRun:
         found = self._store.runs(run_id=run_id)
@@ -227,7 +255,11 @@ class SQLJournal:
     # --- its life -------------------------------------------------------------------------------
 
     async def __aenter__(self: Self) -> Self:
-        await self._do(self._store.runs, limit=0)  # whatever is wrong shows now
+        try:
+            await self._do(self._store.runs, limit=0)  # whatever is wrong shows now
+        except BaseException:
+            await self.aclose()  # `__aexit__` is not called
+            raise
         return self
 
     async def __aexit__(
@@ -306,6 +338,5 @@ def _record_of(run: StoredRun) -> RunRecord:
 def _check_status(status: str | None) -> None:
     known = get_args(RunStatus)
     if status is not None and status not in known:
-        raise ValueError(
-            f"there is no status {status!r}{nearest(status, known)}; it is one of {', '.join(map(repr, known))}"
-        )
+        names = ", ".join(map(repr, known))
+        raise ValueError(f"status must be one of {names}, not {status!r}")
