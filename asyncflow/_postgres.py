@@ -31,7 +31,7 @@ except ImportError as _error:  # also if it finds no libpq
         "pip install 'asyncflow-tiers[postgres]'"
     ) from _error
 
-__all__ = ["UnsettledError", "Postgres"]
+__all__ = ["Postgres", "UnsettledError"]
 
 T = TypeVar("T")
 

@@ -16,9 +16,10 @@ from itertools import count
 from typing import Any, TypeVar
 
 from asyncflow._errors import JournalError, RunAlreadyActiveError
-from asyncflow._postgres import UnsettledError, Postgres
+from asyncflow._postgres import Postgres, UnsettledError
 from asyncflow._rows import Row
 from asyncflow._store import Claim, Parcel, Store, StoredRun
+from asyncflow.events import Event
 
 __all__ = ["Postgres", "PostgresStore"]
 
@@ -80,7 +81,7 @@ class PostgresStore(Store):
     def release(self, run_id: str, token: int) -> None:
         self._patiently(partial(super().release, run_id, token))
 
-    def events(self, run_id: str, after: int = 0) -> list[tuple[Any, ...]]:
+    def events(self, run_id: str, after: int = 0) -> list[tuple[int, Event]]:
         return self._patiently(partial(super().events, run_id, after))
 
     def runs(self, **asked: Any) -> list[StoredRun]:
@@ -124,9 +125,15 @@ class PostgresStore(Store):
             return {run_id: (token, owner) for run_id, token, owner in cursor.fetchall()}
 
     def _has(self, row: Row) -> bool:
-        # Another owner may have written one in that place.
-        stored = Store.events(self, row.run_id, row.position - 1)
-        return stored[:1] == [tuple(row[1:])]
+        with self.database.reading() as cursor:
+            cursor.execute(
+                self.database.phrase(
+                    f"SELECT {', '.join(Row._fields)} FROM events WHERE run_id = ? AND position = ?"
+                ),
+                (row.run_id, row.position),
+            )
+            # Another owner may have written one in that place.
+            return bool(cursor.fetchone() == tuple(row))
 
     def _patiently(self, attempt: Callable[[], T]) -> T:
         name, lease_s, pause_s, give_up_at = self.database.name, self.database.lease_s, 0.05, 0.0

@@ -28,6 +28,7 @@ class Place(Protocol):
         """Run one statement, commit it, and return its rows."""
         ...
 
+
 class SQLitePlace:
     def __init__(self, folder: Path) -> None:
         self.path = folder / "runs.db"
@@ -46,6 +47,7 @@ def make(**options):
             return connection.execute(sql).fetchall()
         finally:
             connection.close()
+
 
 class PostgresPlace:
     def __init__(self, dsn: str) -> None:

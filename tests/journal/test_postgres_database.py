@@ -112,7 +112,9 @@ async def test_an_unknown_database_is_told_at_once(postgres_server: PostgresServ
 async def test_a_server_that_is_not_there_is_told_at_once(postgres_server: PostgresServer) -> None:
     address = postgres_server.dsn().replace(str(postgres_server.port), "1")
 
-    with pytest.raises(JournalError, match=r"it can't be reached \(.*refused.*that the server runs"):
+    with pytest.raises(
+        JournalError, match=r"it can't be reached \(.*refused.*that the server runs"
+    ):
         await use(address)
 
 
