@@ -19,13 +19,11 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from itertools import count
 from pathlib import Path
 from typing import Any, Literal
 
 import psycopg
 import pytest
-from psycopg import sql
 
 __all__ = ["PostgresServer", "find_binaries", "running_server", "until"]
 
@@ -76,14 +74,13 @@ def running_server() -> Iterator[PostgresServer]:
         pytest.skip(NEEDED)
     server = PostgresServer(binaries)
     try:
-        server.start()
         yield server
     finally:
         server.close()
 
 
 class PostgresServer:
-    """A server that is not running yet."""
+    """A server that runs when it is made."""
 
     def __init__(self, binaries: Path) -> None:
         self._binaries = binaries
@@ -91,7 +88,6 @@ class PostgresServer:
         self._user = "postgres" if os.geteuid() == 0 else None
         self.port = _free_port()
         self.folder = Path(tempfile.mkdtemp(prefix="asyncflow-postgres."))
-        self._numbers = count(1)
         if self._user is not None:
             account = pwd.getpwnam(self._user)
             os.chown(self.folder, account.pw_uid, account.pw_gid)
@@ -105,6 +101,9 @@ class PostgresServer:
         self._run("initdb", "--auth=trust", "--username=postgres", *fast, f"--pgdata={data}")
         with (self.folder / "data" / "postgresql.conf").open("a") as settings:
             settings.write(SETTINGS.format(folder=self.folder, port=self.port))
+        self.start()
+        # One for all tests: to make one takes long.
+        self.execute(f"CREATE DATABASE {_DATABASE}")
 
     def start(self) -> None:
         """Start it; returns when it takes connections."""
@@ -131,13 +130,12 @@ class PostgresServer:
         return f"postgresql://postgres@127.0.0.1:{self.port}/{database}"
 
     @contextmanager
-    def new_database(self) -> Iterator[str]:
-        """The address of an empty database, which is dropped afterwards."""
-        name = f"test_{next(self._numbers)}"
-        self.execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(name)))
-        yield self.dsn(name)
-        # Not FORCE: who leaves a connection open shall be found out.
-        self.execute(sql.SQL("DROP DATABASE {}").format(sql.Identifier(name)))
+    def empty_database(self) -> Iterator[str]:
+        """The address of a database that is empty, and is made empty again afterwards."""
+        yield self.dsn(_DATABASE)
+        # Who leaves a connection open shall be found out.
+        until(lambda: self.execute(_CONNECTIONS) == [(0,)])
+        self.execute(_MAKE_EMPTY, _DATABASE)
 
     def cut_connections(self, where: str = "true") -> list[int]:
         """End connections, which `pg_stat_activity` describes; returns their processes."""
@@ -196,9 +194,7 @@ class PostgresServer:
             for process in every:
                 os.kill(process, signal.SIGCONT)
 
-    def execute(
-        self, statement: str | sql.Composed, database: str = "postgres"
-    ) -> list[tuple[Any, ...]]:
+    def execute(self, statement: str, database: str = "postgres") -> list[tuple[Any, ...]]:
         """Run one statement outside of any journal, and return its rows if it has some."""
         with psycopg.connect(self.dsn(database), autocommit=True) as connection:
             cursor = connection.execute(
@@ -238,6 +234,10 @@ class PostgresServer:
             **options,
         )
 
+
+_DATABASE = "tests"
+_CONNECTIONS = f"SELECT count(*) FROM pg_stat_activity WHERE datname = '{_DATABASE}'"
+_MAKE_EMPTY = "DROP SCHEMA IF EXISTS asyncflow, public CASCADE; CREATE SCHEMA public"
 
 _UNTOLD = "wait_event = 'SyncRep'"
 

@@ -77,7 +77,7 @@ def postgres_server() -> Iterator[PostgresServer]:
 @pytest.fixture
 def dsn(postgres_server: PostgresServer) -> Iterator[str]:
     """The address of an empty database, to which no connection may be left at the end."""
-    with postgres_server.new_database() as address:
+    with postgres_server.empty_database() as address:
         yield address
 
 
