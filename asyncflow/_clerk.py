@@ -102,10 +102,10 @@ class Clerk:
             raise
 
     def give_back(self, holding: Holding) -> None:
-        """Give up a claim for which nobody has asked to the end. If that fails, it will expire."""
+        """Give up a claim without writing anything. If that fails, it will expire."""
         self._holdings.pop((holding.run_id, holding.token), None)
         with suppress(JournalError):
-            self.store.release(holding.run_id, holding.token)
+            self.store.release([(holding.run_id, holding.token)])
 
     # --- writing --------------------------------------------------------------------------------
 
@@ -130,6 +130,8 @@ class Clerk:
             take()  # if it could not even begin
             for holding, _ in taken:
                 holding.fail(self._failure(error))
+            with suppress(JournalError):  # as in give_back; this time it may work, as it is small
+                self.store.release(parcel[:2] for _, parcel in taken if parcel.release)
         else:
             for holding, parcel in taken:
                 if (parcel.run_id, parcel.token) in lost:

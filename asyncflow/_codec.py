@@ -17,6 +17,7 @@ from asyncflow._text import in_one_line, text_of
 
 try:
     import msgspec
+    import msgspec.inspect
 except ImportError as _error:
     raise ImportError(
         "a journal needs msgspec, which comes with an extra: pip install 'asyncflow-tiers[journal]'"
@@ -110,12 +111,13 @@ class Codec:
 
 
 def _decoder_of(hint: Any) -> tuple[msgspec.json.Decoder[Any], bool]:
-    if hint is not Any:
-        try:
-            return msgspec.json.Decoder(hint), _is_simple(hint)
-        except Exception:  # msgspec has no idea of such a type: what JSON has by itself must do
-            pass
-    return _untyped, True
+    """Return what decodes a hint; of one that msgspec knows nothing of, what JSON has by itself."""
+    try:
+        if isinstance(msgspec.inspect.type_info(hint), msgspec.inspect.CustomType):
+            return _untyped, True
+        return msgspec.json.Decoder(hint), _is_simple(hint)
+    except Exception:  # it is no type at all, or one of those that are for type checkers only
+        return _untyped, True
 
 
 _SIMPLE = (Any, None, type(None), bool, int, float, str, list, dict)

@@ -111,12 +111,12 @@ class StepContext:
         self.max_retries = step.max_retries
         self.idempotency_key = _key(run.run_id, step.name, running.item)
         self._loop = run.loop
-        self._ends, self._heart, self.results = run.extras.get(
-            (running.step, running.item), AttemptExtras(math.inf, None, {})
-        )
-        if step.timeout_ms is not None:
-            ends = run.started + (running.at_ms + step.timeout_ms) / 1000
-            self._ends = min(self._ends, ends)
+        extras = run.extras.get((running.step, running.item))
+        if extras is None:
+            limit_ms = math.inf if step.timeout_ms is None else step.timeout_ms
+            ends = run.started + (running.at_ms + limit_ms) / 1000
+            extras = AttemptExtras(ends, None, {})
+        self._ends, self._heart, self.results = extras
         if step.run_if == "success":
             self._ends = min(self._ends, run.ends)
 

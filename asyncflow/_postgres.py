@@ -10,7 +10,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 import time
 from collections.abc import Generator, Iterator, Mapping
@@ -77,14 +76,9 @@ class Postgres:
     """
 
     def __init__(self, dsn: str, lease_s: float) -> None:
-        self._parameters = _parameters(dsn, lease_s)
+        self._parameters = _parameters(dsn)
         self.name = _name(self._parameters)
         self.lease_s = lease_s
-        # A setting that ends with its transaction: behind a pooler, the connection goes to others.
-        self._begin = (
-            "BEGIN ISOLATION LEVEL READ COMMITTED; "
-            f"SET LOCAL idle_in_transaction_session_timeout = {max(1, round(lease_s / 3 * 1000))}"
-        ).encode()
         self._connection: _Connection | None = None
         self._phrases: dict[str, str] = {}
         self.well_until = 0.0
@@ -104,7 +98,7 @@ class Postgres:
     def transaction(self) -> Iterator[Cursor]:
         with self._explained():
             connection = self._connected()
-            with connection.atomically(self._begin):
+            with connection.atomically():
                 yield connection.cursor()
 
     @contextmanager
@@ -120,21 +114,28 @@ class Postgres:
     def _connected(self) -> _Connection:
         if self._connection is None:
             self.well_until = time.monotonic()
-            try:
-                connection = _Connection.connect(autocommit=True, **self._parameters)
-            except psycopg.Error as error:
-                raise UnsettledError(self.name, _said(error)) from error
-            connection.patience_s = self.lease_s
-            self._connection = connection
+            self._connection = self._connect()
         if not self._connection.is_ready:
             self._bring_up_to_date(self._connection)
             self._connection.is_ready = self.was_there = True
         return self._connection
 
+    def _connect(self) -> _Connection:
+        defaults = {
+            "connect_timeout": max(2, min(10, int(self.lease_s))),
+            "fallback_application_name": "asyncflow",
+        }
+        try:
+            connection = _Connection.connect(autocommit=True, **{**defaults, **self._parameters})
+        except psycopg.Error as error:
+            raise UnsettledError(self.name, _said(error)) from error
+        connection.lease_s = self.lease_s
+        return connection
+
     def _bring_up_to_date(self, connection: _Connection) -> None:
         version = _version(connection)
         if version < len(_MIGRATIONS):
-            with connection.atomically(self._begin):
+            with connection.atomically():
                 connection.execute("SELECT pg_advisory_xact_lock(%s)", [_WHO_MIGRATES])
                 version = _migrate(connection)
         if version > len(_MIGRATIONS):
@@ -165,7 +166,7 @@ class Postgres:
 class _Connection(psycopg.Connection[tuple[Any, ...]]):
     """A connection that does not wait for ever for a server that says nothing."""
 
-    patience_s = math.inf
+    lease_s = 30.0
     well_until = 0.0
     is_ready = False
     """Whether its tables are known to be there."""
@@ -184,10 +185,10 @@ class _Connection(psycopg.Connection[tuple[Any, ...]]):
                 now = time.monotonic()
                 if ready:
                     self.well_until = now
-                elif now - self.well_until > self.patience_s:
+                elif now - self.well_until > self.lease_s:
                     self.pgconn.finish()
                     raise psycopg.OperationalError(
-                        f"the server has not answered for {self.patience_s:g} s"
+                        f"the server has not answered for {self.lease_s:g} s"
                     )
                 asked = gen.send(ready)
         except StopIteration as end:
@@ -199,10 +200,14 @@ class _Connection(psycopg.Connection[tuple[Any, ...]]):
         return self.closed or self.info.transaction_status != TransactionStatus.IDLE
 
     @contextmanager
-    def atomically(self, begin: bytes) -> Iterator[None]:
+    def atomically(self) -> Iterator[None]:
         """Commit all that is done in the ``with`` block, or nothing."""
-        # Several statements in one message, which can't be prepared.
-        self.execute(begin, prepare=False)
+        # The setting ends with the transaction: behind a pooler, others use the connection then.
+        begin = (
+            "BEGIN ISOLATION LEVEL READ COMMITTED; "
+            f"SET LOCAL idle_in_transaction_session_timeout = '{self.lease_s / 3:.3f} s'"
+        )
+        self.execute(begin.encode(), prepare=False)  # two statements can't be
         try:
             yield
             self.execute(b"COMMIT")
@@ -237,20 +242,15 @@ def _said(error: psycopg.Error) -> str:
     return in_one_line(" ".join(str(error.diag.message_primary or error).split()))
 
 
-def _parameters(dsn: str, lease_s: float) -> dict[str, Any]:
+def _parameters(dsn: str) -> dict[str, Any]:
     try:
-        given = conninfo_to_dict(dsn)
+        return conninfo_to_dict(dsn)
     except psycopg.Error:
         # What it says quotes parts of the address, and so perhaps of the password.
         raise ValueError(
             "the address of the database can't be read; it is written as "
             "postgresql://user@host:5432/database, with %40 for a @ in a name or a password"
         ) from None
-    defaults = {
-        "connect_timeout": max(2, min(10, round(lease_s))),
-        "fallback_application_name": "asyncflow",
-    }
-    return {**defaults, **given}
 
 
 def _name(parameters: Mapping[str, Any]) -> str:

@@ -78,8 +78,8 @@ class PostgresStore(Store):
     def renew(self, claims: Iterable[tuple[str, int]], lease_s: float) -> set[tuple[str, int]]:
         return self._patiently(partial(super().renew, list(claims), lease_s))
 
-    def release(self, run_id: str, token: int) -> None:
-        self._patiently(partial(super().release, run_id, token))
+    def release(self, claims: Iterable[tuple[str, int]]) -> None:
+        self._patiently(partial(super().release, list(claims)))
 
     def events(self, run_id: str, after: int = 0) -> list[tuple[int, Event]]:
         return self._patiently(partial(super().events, run_id, after))

@@ -174,11 +174,14 @@ def _write_error(error: BaseException | None) -> Details | None:
         return None
     left = stand_in(error)
     written: Details = {"type": left.type_name, "message": _cut(left.message)}
-    if type(error) in _OWN:
-        written["own"] = {name: getattr(error, name) for name in _OWN[type(error)]}
+    made_of = _OWN.get(type(error), ())
+    own = {name: getattr(error, name, None) for name in made_of}
+    if own and all(isinstance(value, str | int | float) for value in own.values()):
+        written["own"] = own
     else:
         written["traceback"] = _cut(left.traceback)
-    if notes := getattr(error, "__notes__", None):
+    notes = getattr(error, "__notes__", None)
+    if notes and isinstance(notes, list):
         written["notes"] = [text_of(str, note) for note in notes]
     return written
 

@@ -89,7 +89,7 @@ def _in_dict(one: dict[Any, Any], other: dict[Any, Any], path: str) -> str:
     if len(one) != len(other):
         return _say(f"{len(one)} keys would come back as {len(other)}", path)
     for (key, mine), (back, theirs) in zip(one.items(), other.items(), strict=True):
-        if found := _difference(key, back, f"{path} (a key)".lstrip()):
+        if found := _difference(key, back, f"a key of {path}" if path else "a key"):
             return found
         if found := _difference(mine, theirs, f"{path}[{_short(key)}]"):
             return found
@@ -103,7 +103,9 @@ def _in_set(one: Any, other: Any, path: str) -> str:
     for each in one:
         if each not in partners:
             return _say(f"{_short(each)} would not come back", path)
-        if found := _difference(each, partners[each], f"{path} (an element)".lstrip()):
+        if found := _difference(
+            each, partners[each], f"an element of {path}" if path else "an element"
+        ):
             return found
     return ""
 

@@ -185,10 +185,11 @@ class Store:
                     lost.add((run_id, token))
         return lost
 
-    def release(self, run_id: str, token: int) -> None:
-        """Give up a claim, if it still holds."""
+    def release(self, claims: Iterable[tuple[str, int]]) -> None:
+        """Give up claims, as far as they still hold."""
         with self.database.transaction() as cursor:
-            cursor.execute(self.database.phrase(_RELEASE), (run_id, token))
+            for run_id, token in sorted(claims):
+                cursor.execute(self.database.phrase(_RELEASE), (run_id, token))
 
     def write(self, take: Callable[[], Sequence[Parcel]]) -> set[tuple[str, int]]:
         """Write parcels in one transaction and return the claims that are lost.

@@ -77,6 +77,8 @@ class SQLJournal:
         if codec not in CODECS:
             known = " or ".join(map(repr, CODECS))
             raise ValueError(f"codec must be {known}, not {codec!r}{nearest(codec, CODECS)}")
+        check_number("max_payload_bytes", max_payload_bytes, 1)
+        check_number("lease_s", lease_s, 0.1, unit=" s")
         self._name = store.database.name
         self._codec = Codec(codec, max_payload_bytes)
         self._store = store
@@ -258,7 +260,7 @@ class SQLJournal:
         try:
             await self._do(self._store.runs, limit=0)  # whatever is wrong shows now
         except BaseException:
-            await self.aclose()  # `__aexit__` is not called
+            self._end()
             raise
         return self
 
@@ -277,14 +279,17 @@ class SQLJournal:
 
     def close(self) -> None:
         """Do as `aclose` does, and let the calling thread wait for it."""
+        self._end()
+        self._thread.join()
+
+    def _end(self) -> None:
         self._closed = True
         self._thread.end(self._clerk.close)
-        self._thread.join()
 
     def __del__(self) -> None:
         # Without the attribute, its construction has failed.
         if not getattr(self, "_closed", True):
-            self._thread.end(self._clerk.close)
+            self._end()
             if self._thread.has_started:
                 warnings.warn(f"unclosed {self!r}", ResourceWarning, source=self, stacklevel=2)
 

@@ -34,12 +34,23 @@ class Turns:
         stop_reason: Why nothing becomes ready any more, except clean-up steps.
     """
 
-    def __init__(self, plan: Plan, phases: list[int], queue: StartQueue, *, by_tiers: bool) -> None:
+    def __init__(
+        self,
+        plan: Plan,
+        phases: list[int],
+        queue: StartQueue,
+        *,
+        by_tiers: bool,
+        in_any_order: bool = False,
+    ) -> None:
         self._plan = plan
         self._phases = phases
         self._queue = queue
         self._by_tiers = by_tiers
         self._cleanups = plan.cleanups
+        # When the run stops, steps of later tiers settle before their turn, which matters only if
+        # there are clean-up steps; and what a resumed run takes over settles at its beginning.
+        self._in_any_order = in_any_order or bool(plan.cleanups)
         self.unsettled = len(plan.steps)
         self.ordinary_unsettled = len(plan.steps) - len(plan.cleanups)
         self.lost: dict[int, str] = {}
@@ -57,7 +68,7 @@ class Turns:
         if self._by_tiers:
             tiers = self._plan.tiers
             self._unsettled_in = list(map(len, tiers))
-            if self._cleanups:
+            if self._in_any_order:
                 self._tier_of = {step: at for at, tier in enumerate(tiers) for step in tier}
             self._begin_next_tier(at_ms)
         else:
@@ -73,9 +84,7 @@ class Turns:
                 parked, self._parked = self._parked, []
                 self._take_turns(parked, at_ms)
         if self._by_tiers:
-            # When the run stops, steps of later tiers settle before their turn. It matters only
-            # if there are clean-up steps: else nothing begins any more.
-            at = self._tier_of[step] if self._cleanups else self._tier
+            at = self._tier_of[step] if self._in_any_order else self._tier
             left = self._unsettled_in[at] = self._unsettled_in[at] - 1
             if not left and at == self._tier:
                 self._begin_next_tier(at_ms)
@@ -116,7 +125,7 @@ class Turns:
         if self.stop_reason is not None and not self._cleanups:
             return  # they are doomed, as is all that was pending when the run stopped
         phases, put = self._phases, self._queue.put
-        is_plain = not (self.lost or self.unneeded or self._cleanups)
+        is_plain = not (self.lost or self.unneeded or self._in_any_order)
         for step in steps:
             if is_plain or self._may_start(step):
                 phases[step] = READY
@@ -125,7 +134,7 @@ class Turns:
     def _may_start(self, step: int) -> bool:
         """Whether a step whose turn has come is ready; if it never will be, it is doomed."""
         if self._phases[step] != PENDING:
-            return False  # the run is stopping
+            return False  # the run is stopping, or has taken over its result
         needed = self._plan.dependencies[step]
         if step in self._cleanups:
             if self.stop_reason is not None and self.ordinary_unsettled:

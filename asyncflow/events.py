@@ -60,7 +60,7 @@ class RunStarted:
     """In a run with a journal, what a stored result of each step goes by: which data its action
     asks for, in words, and the step's ``version``."""
     inputs: Mapping[str, Any] = field(default_factory=dict)
-    """In a run with a journal, the run's inputs; in place of a secret one stands `REDACTED`."""
+    """The run's inputs. In place of a secret one stands a `RestoredOutput` that says so."""
 
 
 @record
@@ -75,9 +75,18 @@ class RunResumed:
     dependencies: Mapping[str, tuple[str, ...]]
     """The pipeline as it is now, as in `RunStarted`."""
     fingerprints: Mapping[str, tuple[str, str]]
-    reruns: Mapping[str, str]
-    """The steps of which the journal knew and which run again all the same, each with the reason,
-    in words that complete the sentence "it runs again because …"."""
+    outdated: Mapping[str, str] = field(default_factory=dict)
+    """The steps of which nothing that was kept holds any more, each with the reason, in words that
+    complete the sentence "it runs again because …"."""
+    unfinished: Mapping[str, str] = field(default_factory=dict)
+    """The steps that had begun and not succeeded, in the same way."""
+    recalled: tuple[str, ...] = ()
+    """The steps whose result holds, but which run again because their output is needed and was
+    not kept, being secret."""
+    afresh: bool = False
+    """Whether what is unfinished has all its attempts anew, as after a run that had ended."""
+    inputs: Mapping[str, Any] = field(default_factory=dict)
+    """The inputs that it did not have before."""
 
 
 @record
@@ -104,6 +113,8 @@ class RunFinished:
     at_ms: float
     outcome: Outcome
     """``"interrupted"`` after a `RunInterrupted`, else whether every step succeeded."""
+    stop_reason: str | None = None
+    """Why the run stopped before its end, if it did."""
 
 
 @record

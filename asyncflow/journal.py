@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import os
 
-from asyncflow._numbers import check_number
 from asyncflow._sqlite import SQLite, Synchronous
 from asyncflow._store import Store
 from asyncflow._stored import RunRecord, RunStatus, SQLJournal, StoredEvent
@@ -70,7 +69,6 @@ class SQLiteJournal(SQLJournal):
     ) -> None:
         if synchronous not in ("FULL", "NORMAL"):
             raise ValueError(f"synchronous must be 'FULL' or 'NORMAL', not {synchronous!r}")
-        check_number("lease_s", lease_s, 0.1, unit=" s")
         super().__init__(
             Store(SQLite(os.fspath(path), synchronous, lease_s / 3)),
             codec=codec,
@@ -129,7 +127,6 @@ class PostgresJournal(SQLJournal):
     ) -> None:
         from asyncflow._postgres_store import Postgres, PostgresStore  # psycopg may be missing
 
-        check_number("lease_s", lease_s, 0.1, unit=" s")
         super().__init__(
             PostgresStore(Postgres(dsn, lease_s)),
             codec=codec,

@@ -145,7 +145,7 @@ def snapshot(state: RunState) -> dict[str, Any]:
         "": state,
         "turns": state._turns,
         "queue": state.queue,
-        "histories": state._histories,
+        "histories": state.histories,
         "units": state.units,
         "limits": state.limits,
     }
@@ -609,7 +609,7 @@ class TestAttempts:
     def test_the_error_of_the_latest_failed_attempt_is_known(self) -> None:
         state = started(plan_of({"x": []}, max_retries=3))
         one, two = OSError("one"), OSError("two")
-        seen = [state.last_error(0)]
+        seen = [state.histories.last_error(0)]
 
         for event in (
             AttemptStarted("x", 1, 1.0),
@@ -618,7 +618,7 @@ class TestAttempts:
             AttemptFailed("x", 2, 4.0, two, 0.0),
         ):
             state.apply(event)
-            seen.append(state.last_error(0))
+            seen.append(state.histories.last_error(0))
 
         assert seen == [None, None, one, one, two]
 
@@ -784,7 +784,7 @@ class TestWhatFollows:
         state.apply(StepSucceeded("c", 1, 9.0, None))
 
         assert names(planned, state.ready()) == ["a"]
-        assert state.queued_ms(0, 9.5) == 4.5
+        assert state.queue.queued_ms(0, 9.5) == 4.5
         state.apply(AttemptStarted("a", 2, 9.5, 4.5))
         state.apply(StepSucceeded("a", 2, 10.0, None))
         assert state.unsettled == 0
@@ -890,17 +890,17 @@ class TestWhatFollows:
         tidy = WorkflowStep("tidy", nothing, run_if="always")
         first, *others = plan_of({"a": [], "b": ["a"], "c": ["a"]}).steps
         state = started(plan([first, *others, tidy]), schedule=schedule, max_concurrency=1)
-        assert state.queued_ms(0, 5.0) == 5.0
+        assert state.queue.queued_ms(0, 5.0) == 5.0
         state.apply(AttemptStarted("a", 1, 5.0))
 
         state.apply(StepSucceeded("a", 1, 7.0, None))
 
-        assert state.queued_ms(2, 10.0) == 3.0
+        assert state.queue.queued_ms(2, 10.0) == 3.0
         state.apply(AttemptStarted("b", 1, 11.0))
         state.apply(AttemptStarted("c", 1, 11.0))
         state.apply(StepFailed("b", 1, 12.0, BOOM))
         state.apply(StepCancelled("c", 1, 14.0, "why", None))
-        assert state.queued_ms(3, 20.0) == 6.0
+        assert state.queue.queued_ms(3, 20.0) == 6.0
 
     def test_a_clean_up_step_that_was_put_off_waits_from_when_its_turn_came(self) -> None:
         tidy = WorkflowStep("tidy", nothing, ["a"], run_if="always")
@@ -916,7 +916,7 @@ class TestWhatFollows:
         state.apply(StepSkipped("c", 6.0, "why"))
 
         assert state.ready() == [3]
-        assert state.queued_ms(3, 8.0) == 2.0
+        assert state.queue.queued_ms(3, 8.0) == 2.0
 
     @each_schedule
     def test_all_ready_steps_are_handed_out_if_there_is_no_limit(self, schedule: Schedule) -> None:

@@ -209,7 +209,7 @@ def test_an_untold_claim_is_not_taken_for_that_of_another(
     store: PostgresStore, postgres_server: PostgresServer, elsewhere: ThreadPoolExecutor
 ) -> None:
     first = store.claim("r", MINE)
-    store.release("r", first)
+    store.release([("r", first)])
 
     with postgres_server.untold_commits() as cut:
         claiming = elsewhere.submit(store.claim, "r", MINE)
@@ -368,7 +368,7 @@ def test_a_client_whose_clock_is_wrong_takes_nothing_from_others(
 def test_a_run_that_is_pruned_while_it_is_claimed_is_claimed_as_a_new_one(
     dsn: str, store: PostgresStore, elsewhere: ThreadPoolExecutor, postgres_server: PostgresServer
 ) -> None:
-    store.release("r", store.claim("r", MINE))
+    store.release([("r", store.claim("r", MINE))])
 
     with psycopg.connect(dsn) as pruning:
         pruning.execute("SELECT 1 FROM asyncflow.leases FOR UPDATE")

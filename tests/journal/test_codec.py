@@ -1,0 +1,351 @@
+"""A value is kept only if it comes back exactly equal, and the refusal says why and what to do."""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import datetime
+import decimal
+import enum
+import importlib.util
+import math
+import sys
+import typing
+import uuid
+import zoneinfo
+from pathlib import Path
+from typing import Annotated, Any, NamedTuple
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import asyncflow._codec
+from asyncflow._codec import Codec
+from asyncflow._errors import PayloadError
+from asyncflow._payload import REDACTED, Payload
+from asyncflow._same import difference
+
+SUBJECT = "the output of step 'load'"
+PLAIN, PICKLING = Codec("json", 1_000), Codec("cloudpickle", 1_000)
+
+
+def trip(value: Any, hint: Any = Any, codec: Codec = PLAIN) -> Any:
+    payload = codec.encode(SUBJECT, value, hint)
+    return codec.decode(SUBJECT, payload, hint)
+
+
+def refusal(value: Any, hint: Any = Any, codec: Codec = PLAIN) -> str:
+    with pytest.raises(PayloadError) as caught:
+        codec.encode(SUBJECT, value, hint)
+    assert caught.value.subject == SUBJECT
+    assert str(caught.value) == f"{SUBJECT} {caught.value.problem}"
+    return caught.value.problem
+
+
+class Colour(enum.Enum):
+    RED = "red"
+
+
+class Text(str): ...
+
+
+class Pair(NamedTuple):
+    left: int
+    right: str
+
+
+class Thing(msgspec.Struct):
+    name: str
+    tags: tuple[str, ...] = ()
+
+
+@dataclasses.dataclass
+class Order:
+    when: datetime.datetime
+    lines: list[Pair]
+    colour: Colour = Colour.RED
+    note: str = dataclasses.field(default="", compare=False)
+
+
+class Attrs:
+    """What attrs makes of a class, as far as msgspec asks."""
+
+    __attrs_attrs__ = (type("Attribute", (), {"name": "x"})(),)
+
+    def __init__(self, x: Any) -> None:
+        self.x = x
+
+
+NOON = datetime.datetime(2024, 6, 1, 12, tzinfo=datetime.UTC)
+
+
+@pytest.mark.parametrize(
+    ("value", "hint"),
+    [
+        *((value, Any) for value in (None, True, 1, 2**70, -0.0, 1.5, "x", "é\0", [], {"a": [1]})),
+        (None, None),
+        ((1, 2), tuple[int, ...]),
+        ({1, 2}, set[int]),
+        (frozenset({(1, 2)}), frozenset[tuple[int, int]]),
+        ({1: "x"}, dict[int, str]),
+        ({"b": 1, "a": 2}, dict),
+        (b"\xff", bytes),
+        (NOON, datetime.datetime),
+        (datetime.date(2024, 6, 1), datetime.date),
+        (datetime.timedelta(1, 2, 3), datetime.timedelta),
+        (decimal.Decimal("1.0"), decimal.Decimal),
+        (uuid.UUID(int=1), uuid.UUID),
+        (Colour.RED, Colour),
+        (Pair(1, "x"), Pair),
+        ([Thing("a", ("x",))], list[Thing]),
+        (Order(NOON, [Pair(1, "x")], note="n"), Order),
+        (1, int | str | None),
+        (1, typing.Optional[int]),  # noqa: UP045
+        ({"a": (1,)}, dict[str, tuple[int]]),
+        (1, Annotated[int, msgspec.Meta(ge=0)]),
+        (7, Annotated[int, []]),  # can't be hashed
+        (7, "a name that nobody has resolved"),
+        ([7], collections.abc.Iterable[int]),  # msgspec knows nothing of it
+        ([7], object),
+        (7, lambda: None),
+    ],
+)
+def test_what_comes_back_equal_is_kept(value: Any, hint: Any) -> None:
+    again = trip(value, hint)
+
+    assert type(again) is type(value)
+    assert again == value
+    assert repr(again) == repr(value)
+
+
+@pytest.mark.parametrize(
+    ("value", "hint", "says"),
+    [
+        ((1, 2), Any, "tuple would come back as list; annotate what the action returns, or say"),
+        ([{"a": (1,)}], Any, "tuple would come back as list, at [0]['a']"),
+        ({1: 2}, Any, "int would come back as str, at a key"),
+        ({"x": {1: 2}}, Any, "int would come back as str, at a key of ['x']"),
+        ({1, 2}, Any, "set would come back as list"),
+        (NOON, Any, "datetime.datetime would come back as str"),
+        (NOON.astimezone(zoneinfo.ZoneInfo("Europe/Berlin")), datetime.datetime, "would come back"),
+        (math.nan, Any, "float would come back as NoneType"),
+        ([math.inf], Any, "float would come back as NoneType, at [0]"),
+        (math.nan, float, "it is not what the annotation says"),
+        (1, float, "int would come back as float"),
+        ("x", int, "it is not what the annotation says: ValidationError: Expected `int`"),
+        (Order(NOON, []), Any, "test_codec.Order would come back as dict"),
+        (Text("x"), Any, "Encoding objects of type Text is unsupported"),
+        ({"x": Text("x")}, Any, "Encoding objects of type Text is unsupported"),
+        (collections.Counter("a"), Any, "collections.Counter would come back as dict"),
+        (bytearray(b"x"), bytes, "bytearray would come back as bytes"),
+        ([bytearray(b"x")], list[bytes], "bytearray would come back as bytes, at [0]"),
+        (object(), Any, "Encoding objects of type object is unsupported"),
+        (lambda: None, Any, "Encoding objects of type function is unsupported"),
+        ("\ud800", Any, "UnicodeEncodeError"),
+        (msgspec.Raw(b"1"), msgspec.Raw, "no telling whether a msgspec.Raw comes back the same"),
+    ],
+)
+def test_what_would_come_back_different_is_refused(value: Any, hint: Any, says: str) -> None:
+    problem = refusal(value, hint)
+
+    assert problem.startswith("can't be kept in the journal: ")
+    assert says in problem
+    assert 'annotate what the action returns, or say codec="cloudpickle"' in problem
+
+
+def test_what_contains_itself_is_refused() -> None:
+    endless: list[Any] = []
+    endless.append(endless)
+    deep: list[Any] = []
+    for _ in range(sys.getrecursionlimit() - 100):
+        deep = [deep]
+
+    assert "it is nested too deeply, or contains itself" in refusal(endless)
+    assert "it is nested too deeply to be compared" in refusal([deep, (1,)])
+
+
+class Odd:
+    def __eq__(self, other: object) -> bool:
+        raise RuntimeError("no")
+
+    __hash__ = None  # type: ignore[assignment]
+
+
+@dataclasses.dataclass
+class Holder:
+    a: int
+    __eq__ = Odd.__eq__  # type: ignore[assignment]
+
+    def __repr__(self) -> str:
+        raise RuntimeError("no")
+
+
+class OddProperty(msgspec.Struct):
+    a: int
+
+    def __getattribute__(self, name: str) -> Any:
+        raise RuntimeError("no")
+
+
+def test_objects_that_can_not_be_compared_break_nothing() -> None:
+    assert trip(Holder(1), Holder).a == 1
+    assert "it can't be compared with what comes back: RuntimeError" in refusal(
+        OddProperty(1), OddProperty
+    )
+
+
+def test_a_value_that_is_too_large_is_refused() -> None:
+    assert trip("x" * 998) == "x" * 998
+    for codec in (PLAIN, PICKLING):
+        assert refusal("x" * 999, codec=codec) == (
+            "takes 1,001 bytes in the journal, which keeps up to 1,000: keep it elsewhere and "
+            "return where, or raise max_payload_bytes"
+        )
+
+
+# --- cloudpickle ---------------------------------------------------------------------------------
+
+
+def test_on_request_what_json_does_not_bring_back_is_pickled() -> None:
+    assert PICKLING.encode(SUBJECT, [1], Any).codec == "json"
+    assert PICKLING.encode(SUBJECT, (1, 2), Any).codec == "cloudpickle"
+    assert trip((1, 2), codec=PICKLING) == (1, 2)
+    assert trip(lambda: 7, codec=PICKLING)() == 7
+    assert math.isnan(trip(math.nan, codec=PICKLING))
+
+
+def test_what_can_not_be_pickled_is_refused() -> None:
+    generator = (x for x in "abc")
+
+    assert refusal(generator, codec=PICKLING).startswith(
+        "can't be kept in the journal: cloudpickle can't bring it back: TypeError: "
+    )
+
+
+def test_a_pickle_is_read_on_request_only() -> None:
+    payload = PICKLING.encode(SUBJECT, (1, 2), Any)
+
+    with pytest.raises(PayloadError, match="reading a pickle can run any code"):
+        PLAIN.decode(SUBJECT, payload, Any)
+
+
+@pytest.mark.parametrize(
+    ("payload", "hint", "says"),
+    [
+        (Payload("yaml", b"x"), Any, "its codec 'yaml' is not one of 'json', 'cloudpickle'"),
+        (REDACTED, Any, "it was secret, so it was never kept"),
+        (Payload("json", b"[1"), Any, "DecodeError: Input data was truncated"),
+        (Payload("json", b'"x"'), int, "ValidationError: Expected `int`, got `str`"),
+        (Payload("cloudpickle", b"x"), Any, "UnpicklingError"),
+    ],
+)
+def test_what_can_not_be_read_is_refused(payload: Payload, hint: Any, says: str) -> None:
+    with pytest.raises(PayloadError, match="can't be read from the journal") as caught:
+        PICKLING.decode(SUBJECT, payload, hint)
+
+    assert says in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("module", "extra"), [("msgspec", "journal"), ("cloudpickle", "cloudpickle")]
+)
+def test_a_missing_package_is_named_with_its_extra(
+    monkeypatch: pytest.MonkeyPatch, module: str, extra: str
+) -> None:
+    monkeypatch.setitem(sys.modules, module, None)
+    path = Path(asyncflow._codec.__file__)
+    spec = importlib.util.spec_from_file_location("anew", path)
+    assert spec
+    assert spec.loader
+
+    def use() -> None:
+        anew = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(anew)
+        trip((1, 2), codec=anew.Codec("cloudpickle", 1_000))
+
+    with pytest.raises(ImportError, match=rf"pip install 'asyncflow-tiers\[{extra}\]'"):
+        use()
+
+
+# --- the comparison ------------------------------------------------------------------------------
+
+scalars = st.one_of(
+    *(st.none(), st.booleans(), st.integers(), st.floats(), st.text(), st.binary(max_size=3)),
+    *(st.decimals(), st.datetimes(), st.uuids()),
+)
+values = st.recursive(
+    scalars,
+    lambda inner: st.one_of(
+        st.lists(inner, max_size=3),
+        st.lists(inner, max_size=3).map(tuple),
+        st.dictionaries(st.text(max_size=2) | st.integers(), inner, max_size=3),
+        st.frozensets(st.integers() | st.text(max_size=2), max_size=3),
+    ),
+    max_leaves=8,
+)
+
+
+def told_by_hand(one: Any, other: Any) -> bool:
+    """Whether two values of this strategy are the same, told the slow way: by what is written."""
+    if isinstance(one, frozenset) and isinstance(other, frozenset):
+        return sorted(map(repr, one)) == sorted(map(repr, other))
+    if type(one) is not type(other):
+        return False
+    if isinstance(one, list | tuple):
+        return len(one) == len(other) and all(map(told_by_hand, one, other))
+    if isinstance(one, dict):
+        return told_by_hand(list(one.items()), list(other.items()))
+    return repr(one) == repr(other)
+
+
+@given(values, values, st.booleans())
+def test_the_comparison_is_strict(one: Any, other: Any, simple: bool) -> None:
+    simple = simple and b"" not in (one, other) and "b'" not in repr(other)
+
+    assert difference(one, one) == ""
+    assert (difference(one, other, simple=simple) == "") == told_by_hand(one, other)
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        (True, 1),
+        (0.0, -0.0),
+        ((1,), [1]),
+        ([1, 2], [1]),
+        ({"a": 1, "b": 2}, {"b": 2, "a": 1}),
+        ({"a": 1}, {"a": 1, "b": 2}),
+        ({1}, {True}),
+        ({1}, {2}),
+        ({1, 2}, {1}),
+        ("x", Text("x")),
+        (Colour.RED, "red"),
+        (Thing("a"), Thing("b")),
+        (Attrs(1), Attrs(True)),
+        (Order(NOON, [], note="a"), Order(NOON, [], note="b")),
+        (NOON, NOON.replace(fold=1)),
+        (object, object),
+        ([1, "x" * 200], [1, "y" * 200]),
+    ],
+)
+@pytest.mark.parametrize("simple", [True, False])
+def test_a_difference_is_found(one: Any, other: Any, simple: bool) -> None:
+    found = difference(one, other, simple=simple)
+
+    assert found
+    assert "\n" not in found
+    assert len(found) < 300
+
+
+@pytest.mark.parametrize("value", [math.nan, Attrs([1]), {Colour.RED}, {"a": {"b": [None]}}])
+def test_the_same_is_no_difference(value: Any) -> None:
+    assert difference(value, value) == ""
+
+
+def test_a_comparison_that_goes_too_deep_is_given_up() -> None:
+    endless: list[Any] = []
+    endless.append(endless)
+
+    assert difference(endless, endless) == "it is nested too deeply to be compared"
