@@ -270,7 +270,7 @@ def _version(connection: _Connection) -> int:
     if not _is_true(connection, f"SELECT EXISTS ({sql})"):
         return 0
     rows = connection.execute("SELECT version FROM asyncflow.schema_version").fetchall()
-    return max([0, *(version for (version,) in rows)])
+    return max((int(version) for (version,) in rows), default=0)
 
 
 def _migrate(connection: _Connection) -> int:
