@@ -12,12 +12,9 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Callable
-from typing import Any
 
 from asyncflow._clerk import Clerk, Holding
-from asyncflow._codec import Codec
 from asyncflow._errors import JournalError
-from asyncflow._payload import Payload
 from asyncflow._rows import Row, column_of, row_of
 from asyncflow._store import Change, Parcel
 from asyncflow._thread import Thread
@@ -31,10 +28,9 @@ _Waiter = asyncio.Future[None]
 class Book:
     """What one run writes. Only its event loop may use it."""
 
-    def __init__(self, desk: Desk, holding: Holding, codec: Codec) -> None:
+    def __init__(self, desk: Desk, holding: Holding) -> None:
         self._desk = desk
         self._holding = holding
-        self._codec = codec
         self._added = holding.kept
         self._rows: list[Row] = []
         self._change: Change | None = None
@@ -48,14 +44,6 @@ class Book:
         """Have something called in the event loop, once, if the journal fails."""
         self._on_failure = on_failure
         self.settle()
-
-    def encode(self, subject: str, value: Any, hint: Any) -> Payload:
-        """Return a value in bytes; see `Codec.encode`."""
-        return self._codec.encode(subject, value, hint)
-
-    def decode(self, subject: str, payload: Payload, hint: Any) -> Any:
-        """Return a value again; see `Codec.decode`."""
-        return self._codec.decode(subject, payload, hint)
 
     def add(self, event: Event) -> None:
         """Have an event written. Never blocks. After a failure or the close it does nothing."""

@@ -105,7 +105,7 @@ class Clerk:
         """Give up a claim without writing anything. If that fails, it will expire."""
         self._holdings.pop((holding.run_id, holding.token), None)
         with suppress(JournalError):
-            self.store.release([(holding.run_id, holding.token)])
+            self.store.release(holding.run_id, holding.token)
 
     # --- writing --------------------------------------------------------------------------------
 
@@ -131,7 +131,9 @@ class Clerk:
             for holding, _ in taken:
                 holding.fail(self._failure(error))
             with suppress(JournalError):  # as in give_back; this time it may work, as it is small
-                self.store.release(parcel[:2] for _, parcel in taken if parcel.release)
+                for holding, parcel in taken:
+                    if parcel.release:
+                        self.store.release(holding.run_id, holding.token)
         else:
             for holding, parcel in taken:
                 if (parcel.run_id, parcel.token) in lost:

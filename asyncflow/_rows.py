@@ -242,15 +242,20 @@ _CONVERSIONS: dict[str, tuple[Callable[[Any], Any], Callable[[Any], Any]]] = {
     "inputs": (_write_inputs, _read_inputs),
     "dependencies": (dict, _read_tuples),
     "fingerprints": (dict, _read_tuples),
-    "reruns": (dict, dict),
+    "outdated": (dict, dict),
+    "unfinished": (dict, dict),
+    "recalled": (list, tuple),
 }
 
 _DETAILS: dict[type[Any], tuple[str, ...]] = {
     RunStarted: ("run_id", "wall_time", "dependencies", "pipeline", "fingerprints", "inputs"),
-    RunResumed: ("run_id", "wall_time", "dependencies", "fingerprints", "reruns"),
+    RunResumed: (
+        *("run_id", "wall_time", "dependencies", "fingerprints"),
+        *("outdated", "unfinished", "recalled", "afresh", "inputs"),
+    ),
     RunInterrupted: ("reason",),
     RunTimedOut: ("deadline_ms",),
-    RunFinished: ("outcome",),
+    RunFinished: ("outcome", "stop_reason"),
     AttemptStarted: ("queued_ms",),
     AttemptFailed: ("error", "retry_in_ms"),
     MapStarted: (),

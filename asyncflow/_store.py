@@ -119,8 +119,8 @@ _FREE = "(l.owner IS NULL OR l.expires_at <= {now})"
 
 _MAKE_LEASE = (
     # Not DO NOTHING: in PostgreSQL, another transaction could delete the row that is there.
-    "INSERT INTO leases (run_id, token, expires_at) "
-    "VALUES (?, CAST({now} * 1000 AS BIGINT), 0) ON CONFLICT (run_id) DO UPDATE SET token = leases.token"
+    "INSERT INTO leases (run_id, token, expires_at) VALUES (?, CAST({now} * 1000 AS BIGINT), 0) "
+    "ON CONFLICT (run_id) DO UPDATE SET token = leases.token"
 )
 _LEASE = "SELECT owner, process, expires_at > {now}, token FROM leases WHERE run_id = ?{lock}"
 _CLAIM = (
@@ -185,11 +185,10 @@ class Store:
                     lost.add((run_id, token))
         return lost
 
-    def release(self, claims: Iterable[tuple[str, int]]) -> None:
-        """Give up claims, as far as they still hold."""
+    def release(self, run_id: str, token: int) -> None:
+        """Give up a claim, if it still holds."""
         with self.database.transaction() as cursor:
-            for run_id, token in sorted(claims):
-                cursor.execute(self.database.phrase(_RELEASE), (run_id, token))
+            cursor.execute(self.database.phrase(_RELEASE), (run_id, token))
 
     def write(self, take: Callable[[], Sequence[Parcel]]) -> set[tuple[str, int]]:
         """Write parcels in one transaction and return the claims that are lost.

@@ -23,7 +23,7 @@ from asyncflow._payload import Payload
 from asyncflow._rows import column_of, from_column
 from asyncflow._store import Claim, Store, StoredRun
 from asyncflow._thread import Thread
-from asyncflow.events import Event, RunStarted, StepSucceeded
+from asyncflow.events import Event, RunResumed, RunStarted, StepSucceeded
 
 __all__ = ["RunRecord", "RunStatus", "SQLJournal", "StoredEvent"]
 
@@ -128,9 +128,35 @@ class SQLJournal:
                 if not wait:
                     raise
             else:
-                return Book(self._desk_of(loop), holding, self._codec), answer
+                return Book(self._desk_of(loop), holding), answer
             await asyncio.sleep(pause)
             pause = min(2 * pause, _LONGEST_WAIT_S)
+
+    def encode(self, subject: str, value: Any, hint: Any) -> Payload:
+        """Turn a value into bytes. A run calls this.
+
+        Args:
+            subject: What the value is, for the error: "the output of step 'load'".
+            value: The value.
+            hint: Its type; `Any` if nobody knows.
+
+        Raises:
+            PayloadError: It would not come back equal, or it is too large.
+        """
+        return self._codec.encode(subject, value, hint)
+
+    def decode(self, subject: str, payload: Payload, hint: Any) -> Any:
+        """Turn bytes into the value again. A run calls this.
+
+        Args:
+            subject: What the value is, for the error.
+            payload: The bytes.
+            hint: The value's type; `Any` if nobody knows.
+
+        Raises:
+            PayloadError: They are not such a value, or this journal doesn't read pickles.
+        """
+        return self._codec.decode(subject, payload, hint)
 
     def _desk_of(self, loop: asyncio.AbstractEventLoop) -> Desk:
         with self._lock:
@@ -215,7 +241,7 @@ class SQLJournal:
         """Return an event with values in place of payloads, as far as they can be decoded."""
         if isinstance(event, StepSucceeded):
             return replace(event, output=self._value(event.output))
-        if isinstance(event, RunStarted):
+        if isinstance(event, RunStarted | RunResumed):
             inputs = {name: self._value(value) for name, value in event.inputs.items()}
             return replace(event, inputs=inputs)
         return event
@@ -260,7 +286,7 @@ class SQLJournal:
         try:
             await self._do(self._store.runs, limit=0)  # whatever is wrong shows now
         except BaseException:
-            self._end()
+            await self.aclose()  # `__aexit__` is not called
             raise
         return self
 

@@ -188,15 +188,12 @@ class thread_held:
         self._go_on.set()
 
 
-async def test_a_book_gives_back_the_values_that_it_was_given(journal: Any) -> None:
-    book = await opened(journal)
+async def test_a_journal_gives_back_the_values_that_it_was_given(journal: Any) -> None:
+    payload = journal.encode("the output of step 'a'", (1, 2), tuple[int, int])
 
-    payload = book.encode("the output of step 'a'", (1, 2), tuple[int, int])
-
-    assert book.decode("the output of step 'a'", payload, tuple[int, int]) == (1, 2)
+    assert journal.decode("the output of step 'a'", payload, tuple[int, int]) == (1, 2)
     with pytest.raises(PayloadError, match="the output of step 'a'"):
-        book.encode("the output of step 'a'", (1, 2), Any)
-    await book.close()
+        journal.encode("the output of step 'a'", (1, 2), Any)
 
 
 async def test_nothing_of_the_database_happens_in_the_thread_of_the_loop(journal: Any) -> None:
@@ -527,6 +524,18 @@ async def test_a_lease_that_can_not_be_renewed_ends_the_run(make_journal: Make) 
         await book.close()
 
 
+async def test_a_transaction_that_fails_for_no_reason_of_its_own_tells_why(journal: Any) -> None:
+    book = await opened(journal)
+    book.add(started())
+    book.add(AttemptStarted("a", 2**80, 1.0))  # no database takes that
+
+    with pytest.raises(JournalError, match="OverflowError") as caught:
+        await book.close()
+
+    assert caught.value.__cause__ is not None
+    assert await journal.runs() == []
+
+
 async def test_a_renewal_that_fails_once_is_repeated(make_journal: Make, place: Any) -> None:
     journal = make_journal(lease_s=0.5)
     book = await opened(journal)
@@ -594,6 +603,20 @@ async def test_a_journal_that_is_closed_ends_the_runs_that_go_on(journal: Any) -
         await opened(journal)
     await journal.aclose()
     journal.close()
+
+
+async def test_a_journal_that_is_closed_as_a_run_is_opened_ends_that_run(journal: Any) -> None:
+    opening = asyncio.create_task(opened(journal))
+    await asyncio.sleep(0)  # it has asked
+
+    journal.close()
+
+    book = await opening
+    failed = asyncio.get_running_loop().create_future()
+    book.watch(failed.set_result)
+    assert "closed while run 'r' was going on" in str(await failed)
+    with pytest.raises(JournalError, match="closed while run 'r' was going on"):
+        await book.close()
 
 
 async def test_what_is_handed_in_after_the_close_of_the_journal_is_refused(journal: Any) -> None:
@@ -915,14 +938,14 @@ async def test_a_record_follows_the_events_of_its_run(make_journal: Make) -> Non
     await book.close()
     assert await record() == ("interrupted", None)
     book = await opened(journal)
-    book.add(RunResumed("r", 1.0, 2.0, {"a": ()}, {}, {}))
+    book.add(RunResumed("r", 1.0, 2.0, {"a": ()}, {}))
     await book.kept()
     assert await record() == ("running", "me")
     book.add(RunFinished(2.0, "passed"))
     await book.close()
     assert await record() == ("passed", None)
     book = await opened(journal)
-    book.add(RunResumed("r", 2.0, 2.0, {"a": ()}, {}, {}))
+    book.add(RunResumed("r", 2.0, 2.0, {"a": ()}, {}))
     book.add(RunFinished(2.0, "failed"))
     await book.close()
     assert await record() == ("failed", None)
@@ -930,7 +953,7 @@ async def test_a_record_follows_the_events_of_its_run(make_journal: Make) -> Non
 
 async def test_the_events_can_be_followed(journal: Any) -> None:
     book = await opened(journal)
-    output = StepSucceeded("a", 1, 1.0, book.encode("the output", {"x": [1]}, Any))
+    output = StepSucceeded("a", 1, 1.0, journal.encode("the output", {"x": [1]}, Any))
     for event in (started(), attempt(), output):
         book.add(event)
     await book.kept()
@@ -946,10 +969,10 @@ async def test_the_events_can_be_followed(journal: Any) -> None:
 async def test_what_can_not_be_decoded_stays_as_it_was_kept(make_journal: Make) -> None:
     pickling, plain = make_journal(codec="cloudpickle"), make_journal()
     book = await opened(pickling)
-    inputs = {"secret": REDACTED, "url": book.encode("x", "http", str)}
+    inputs = {"secret": REDACTED, "url": pickling.encode("x", "http", str)}
     begun = RunStarted("r", 1.0, {"a": ()}, inputs=inputs)
     book.add(begun)
-    pickled = book.encode("the output", {1, 2}, Any)
+    pickled = pickling.encode("the output", {1, 2}, Any)
     book.add(StepSucceeded("a", 1, 1.0, pickled))
     book.add(StepSucceeded("a", 0, 1.0, None))
     await book.close()
@@ -1031,7 +1054,7 @@ async def test_a_run_id_that_is_used_again_has_a_greater_token(journal: Any, pla
 async def test_a_person_can_read_the_database(journal: Any, place: Any) -> None:
     book = await opened(journal)
     book.add(started())
-    book.add(StepSucceeded("a", 1, 1.0, book.encode("x", {"größe": 1}, Any)))
+    book.add(StepSucceeded("a", 1, 1.0, journal.encode("x", {"größe": 1}, Any)))
     await book.close()
 
     rows = place.query("SELECT step, codec, payload FROM events ORDER BY position")

@@ -20,9 +20,8 @@ LINUX = pytest.mark.skipif(sys.platform != "linux", reason="/proc tells who is d
 
 def of(pid: int, **changed: Any) -> str:
     """Describe a process as it would describe itself."""
-    return json.dumps(
-        {**json.loads(this_process()), "pid": pid, "started": started(pid), **changed}
-    )
+    known = {**json.loads(this_process()), "pid": pid, "started": started(pid)}
+    return json.dumps({**known, **changed})
 
 
 def started(pid: int) -> str:

@@ -197,7 +197,7 @@ async def test_runs_whose_disk_is_full_fail_and_can_go_on_later(path: Path) -> N
 
 
 CHILD = """
-import asyncio, os, resource, sys
+import asyncio, concurrent.futures.thread, os, resource, sys
 from asyncflow._errors import JournalError
 from asyncflow._payload import Payload
 from asyncflow.events import *
@@ -329,6 +329,19 @@ def test_a_connection_that_can_not_roll_back_is_given_up(path: Path) -> None:
     with database.transaction() as cursor:
         cursor.execute("SELECT count(*) FROM runs")
     database.close()
+    database.close()
+
+
+def test_what_sqlite_has_rolled_back_by_itself_is_not_rolled_back_again(path: Path) -> None:
+    database = _sqlite.SQLite(str(path), "FULL", 1.0)
+    with (
+        pytest.raises(JournalError, match="no transaction is active"),
+        database.transaction() as it,
+    ):
+        it.execute("ROLLBACK")
+
+    with database.transaction() as cursor:
+        cursor.execute("SELECT count(*) FROM runs")
     database.close()
 
 
