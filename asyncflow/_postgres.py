@@ -83,8 +83,8 @@ class Postgres:
         self._phrases: dict[str, str] = {}
         self.well_until = 0.0
         """When the server was last asked for something or said something, by `time.monotonic`."""
-        self.was_there = False
-        """Whether it was there when it was last needed."""
+        self.was_there = self.has_been_there = False
+        """Whether it was there when it was last needed, and whether it ever was."""
 
     def phrase(self, sql: str) -> str:
         try:
@@ -117,7 +117,7 @@ class Postgres:
             self._connection = self._connect()
         if not self._connection.is_ready:
             self._bring_up_to_date(self._connection)
-            self._connection.is_ready = self.was_there = True
+            self._connection.is_ready = self.was_there = self.has_been_there = True
         return self._connection
 
     def _connect(self) -> _Connection:

@@ -26,13 +26,13 @@ __all__ = ["Postgres", "PostgresStore"]
 T = TypeVar("T")
 
 _UNREACHABLE = (
-    "it can't be reached ({said}); nothing was written: see that the address, the user and the "
+    "it can't be reached ({said}); nothing was changed: see that the address, the user and the "
     "password are right, and that the server runs"
 )
 _LOST = (
-    "the connection was lost, and for {lease_s:g} s there was no other ({said}); what was "
-    "committed before is safe, and what was just being written was kept as a whole or not at all: "
-    "start the run again under its id when the server is back, and it goes on from there"
+    "the connection was lost, and there was no other in time ({said}); what was committed before "
+    "is safe, and what was just being written was kept as a whole or not at all: start the run "
+    "again under its id when the server is back, and it goes on from there"
 )
 
 
@@ -78,8 +78,8 @@ class PostgresStore(Store):
     def renew(self, claims: Iterable[tuple[str, int]], lease_s: float) -> set[tuple[str, int]]:
         return self._patiently(partial(super().renew, list(claims), lease_s))
 
-    def release(self, claims: Iterable[tuple[str, int]]) -> None:
-        self._patiently(partial(super().release, list(claims)))
+    def release(self, run_id: str, token: int) -> None:
+        self._patiently(partial(super().release, run_id, token))
 
     def events(self, run_id: str, after: int = 0) -> list[tuple[int, Event]]:
         return self._patiently(partial(super().events, run_id, after))
@@ -136,18 +136,16 @@ class PostgresStore(Store):
             return bool(cursor.fetchone() == tuple(row))
 
     def _patiently(self, attempt: Callable[[], T]) -> T:
-        name, lease_s, pause_s, give_up_at = self.database.name, self.database.lease_s, 0.05, 0.0
+        database, pause_s, give_up_at = self.database, 0.05, 0.0
         while True:
             try:
                 return attempt()
             except UnsettledError as error:
-                if not self.database.was_there:
-                    problem = _UNREACHABLE.format(said=error.problem)
-                    raise JournalError(name, problem) from error
-                give_up_at = give_up_at or self.database.well_until + lease_s
-                if time.monotonic() + pause_s > give_up_at:
-                    self.database.was_there = False
-                    problem = _LOST.format(lease_s=lease_s, said=error.problem)
-                    raise JournalError(name, problem) from error
+                give_up_at = give_up_at or database.well_until + database.lease_s
+                if not database.was_there or time.monotonic() + pause_s > give_up_at:
+                    database.was_there = False  # the next one will not wait
+                    problem = _LOST if database.has_been_there else _UNREACHABLE
+                    problem = problem.format(said=error.problem)
+                    raise JournalError(database.name, problem) from error
             time.sleep(pause_s)
             pause_s = min(2 * pause_s, 1.0)

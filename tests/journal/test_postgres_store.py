@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
@@ -209,7 +210,7 @@ def test_an_untold_claim_is_not_taken_for_that_of_another(
     store: PostgresStore, postgres_server: PostgresServer, elsewhere: ThreadPoolExecutor
 ) -> None:
     first = store.claim("r", MINE)
-    store.release([("r", first)])
+    store.release("r", first)
 
     with postgres_server.untold_commits() as cut:
         claiming = elsewhere.submit(store.claim, "r", MINE)
@@ -319,9 +320,7 @@ def test_a_server_that_stands_still_for_longer_than_a_lease_is_given_up(
     with postgres_server.frozen(), pytest.raises(JournalError) as caught:
         store.write(lambda: [parcel("r", token, 1)])
 
-    assert "for 0.5 s there was no other (the server has not answered for 0.5 s)" in str(
-        caught.value
-    )
+    assert "no other in time (the server has not answered for 0.5 s)" in str(caught.value)
     assert "committed before is safe" in str(caught.value)
     assert positions(store, "r") in ([], [1])
 
@@ -333,13 +332,17 @@ def test_a_server_that_is_away_for_longer_than_a_lease_is_given_up(
     token = store.claim("r", MINE)
     postgres_server.stop()
 
-    with pytest.raises(JournalError, match=r"connection was lost.*0\.5 s.*refused") as caught:
+    started = time.monotonic()
+    with pytest.raises(JournalError, match=r"the connection was lost.*refused") as caught:
         store.write(lambda: [parcel("r", token, 1)])
+    waited = time.monotonic() - started
     # Nobody waits for it again until it has been there.
-    with pytest.raises(JournalError, match=r"it can't be reached.*refused"):
+    with pytest.raises(JournalError, match=r"the connection was lost.*refused"):
         store.write(lambda: [parcel("r", token, 1)])
+    not_waited = time.monotonic() - started - waited
     postgres_server.start()
 
+    assert not_waited < 0.5 <= waited + 0.4
     assert type(caught.value) is JournalError
     assert store.write(lambda: [parcel("r", token, 1)]) == set()
     postgres_server.restart()
@@ -368,7 +371,7 @@ def test_a_client_whose_clock_is_wrong_takes_nothing_from_others(
 def test_a_run_that_is_pruned_while_it_is_claimed_is_claimed_as_a_new_one(
     dsn: str, store: PostgresStore, elsewhere: ThreadPoolExecutor, postgres_server: PostgresServer
 ) -> None:
-    store.release([("r", store.claim("r", MINE))])
+    store.release("r", store.claim("r", MINE))
 
     with psycopg.connect(dsn) as pruning:
         pruning.execute("SELECT 1 FROM asyncflow.leases FOR UPDATE")
