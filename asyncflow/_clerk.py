@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
@@ -16,9 +17,10 @@ from typing import TypeVar
 from asyncflow._errors import JournalError, LeaseLostError
 from asyncflow._store import Claim, Parcel, Store
 from asyncflow._text import in_one_line, text_of
+from asyncflow._thread import Thread
 from asyncflow.events import Event
 
-__all__ = ["Clerk", "Holding"]
+__all__ = ["Clerk", "Holding", "Opening"]
 
 T = TypeVar("T")
 
@@ -207,6 +209,38 @@ class Clerk:
             problem = f"it was closed while run {holding.run_id!r} was going on"
             self._end(holding, JournalError(self.name, problem))
         self.store.database.close()
+
+
+class Opening:
+    """A claim that is under way in the thread, while whoever wants it may be cancelled."""
+
+    def __init__(self, clerk: Clerk) -> None:
+        self._clerk = clerk
+        self._lock = threading.Lock()
+        self._holding: Holding | None = None
+        self._abandoned = False
+
+    def claim(
+        self,
+        run_id: str,
+        loop: asyncio.AbstractEventLoop,
+        read: Callable[[Sequence[Event]], T],
+    ) -> tuple[Holding, T]:
+        """Claim the run. The thread calls it."""
+        holding, answer = self._clerk.claim(run_id, loop, read)
+        with self._lock:
+            self._holding, abandoned = holding, self._abandoned
+        if abandoned:
+            self._clerk.give_back(holding)
+        return holding, answer
+
+    def abandon(self, thread: Thread) -> None:
+        """Have the claim given back, now or when it is there."""
+        with self._lock:
+            self._abandoned, holding = True, self._holding
+        if holding:
+            with suppress(RuntimeError):  # the journal is closed, and has given it up
+                thread.submit(self._clerk.give_back, holding)
 
 
 def _still_due(holding: Holding, parcel: Parcel) -> tuple[Holding, Parcel]:

@@ -72,26 +72,28 @@ Details = dict[str, Any]
 
 def row_of(run_id: str, position: int, event: Event) -> Row:
     """Return the row of an event. The output of a `StepSucceeded` is a `Payload` or ``None``."""
-    kind = type(event)
-    step = getattr(event, "step", None)
-    where = (
-        run_id,
-        position,
-        kind.__name__,
-        None if step is None else column_of(step),
-        getattr(event, "item", None),
-        getattr(event, "attempt", None),
-        getattr(event, "at_ms", 0.0),
-    )
+    kind = type(event).__name__
+    # These two come in large numbers.
     if isinstance(event, StepSucceeded):
-        return Row(*where, *_output_columns(event.output))
-    details = {name: getattr(event, name) for name in _DETAILS[kind]}
-    if kind is AttemptStarted and not details["queued_ms"]:
-        return Row(*where, None, None, None)
-    for name, (write, _) in _CONVERSIONS.items():
-        if name in details:
-            details[name] = write(details[name])
-    return Row(*where, None, _json(details) if details else None, None)
+        rest = _output_columns(event.output)
+    elif isinstance(event, AttemptStarted) and not event.queued_ms:
+        rest = None, None, None
+    else:
+        step, details = getattr(event, "step", None), _details(event)
+        return Row(
+            run_id,
+            position,
+            kind,
+            None if step is None else column_of(step),
+            getattr(event, "item", None),
+            getattr(event, "attempt", None),
+            getattr(event, "at_ms", 0.0),
+            None,
+            _json(details) if details else None,
+            None,
+        )
+    step, item, attempt = column_of(event.step), event.item, event.attempt
+    return Row(run_id, position, kind, step, item, attempt, event.at_ms, *rest)
 
 
 def event_of(row: Sequence[Any]) -> Event:
@@ -125,6 +127,14 @@ def event_of(row: Sequence[Any]) -> Event:
     except TypeError as error:
         raise ValueError(f"it is no {kind}: {error}") from error
     return event
+
+
+def _details(event: Event) -> Details:
+    details = {name: getattr(event, name) for name in _DETAILS[type(event)]}
+    for name, (write, _) in _CONVERSIONS.items():
+        if name in details:
+            details[name] = write(details[name])
+    return details
 
 
 def _output_columns(output: Payload | None) -> tuple[str | None, str | None, bytes | None]:

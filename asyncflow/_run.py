@@ -90,6 +90,8 @@ class Run(Fanout):
         self._close()
         if self._book is not None:
             cancellation = await self._close_book(self._book) or cancellation
+            if cancellation is not None and isinstance(self._interruption, JournalError):
+                self._interruption = None  # a cancellation from outside always gets through
         if self._interruption is None and cancellation is None:
             return self._state.report()
         try:
@@ -129,8 +131,6 @@ class Run(Fanout):
         failure = None if closing.cancelled() else closing.exception()
         if self._interruption is None:
             self._interruption = failure
-        if cancellation is not None and isinstance(self._interruption, JournalError):
-            self._interruption = None  # a cancellation from outside always gets through
         return cancellation
 
     # Waiting for the steps.

@@ -1,16 +1,21 @@
 """SQLite as the database of a journal: one connection, used in one thread.
 
-Several processes may share the file. Each transaction that writes begins with ``BEGIN IMMEDIATE``:
-one that reads first and writes then would fail at once, without waiting, if another process wrote
-in between.
+Several processes may share the file:
+
+- Each transaction that writes begins with ``BEGIN IMMEDIATE``. One that reads first and writes then
+  would fail at once, without waiting, if another process wrote in between.
+- The log is copied into the file only while nobody can write. Before version 3.51.3, SQLite could
+  damage the file if another process committed at a certain moment of that (sqlite.org/wal.html,
+  "the WAL-reset bug").
 """
 
 from __future__ import annotations
 
+import os
 import sqlite3
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from typing import Literal, TypeVar
 
 from asyncflow._errors import JournalError
@@ -39,6 +44,9 @@ released: add another."""
 
 _NOW = "((julianday('now') - 2440587.5) * 86400.0)"
 
+_LOG_BYTES = 4 * 1024 * 1024
+"""How long the log may grow. Started over, it is cut to half of that."""
+
 _SAFE = "what was committed before is safe, and nothing of this transaction was kept"
 
 
@@ -53,6 +61,8 @@ class SQLite:
 
     def __init__(self, path: str, synchronous: Synchronous, patience_s: float) -> None:
         self.name = path
+        # SQLite keeps the log beside the file that a link leads to.
+        self._path = path if path == ":memory:" else os.path.realpath(path)
         self._synchronous = synchronous
         self._patience_s = patience_s
         self._connection: sqlite3.Connection | None = None
@@ -76,6 +86,7 @@ class SQLite:
             except BaseException:
                 self._roll_back()
                 raise
+            self._shorten_log(cursor)
 
     @contextmanager
     def reading(self) -> Iterator[sqlite3.Cursor]:
@@ -88,6 +99,23 @@ class SQLite:
             with suppress(sqlite3.Error):
                 connection.close()
 
+    def _shorten_log(self, cursor: sqlite3.Cursor) -> None:
+        """Copy the log into the file if it is long. The next transaction starts it over then."""
+        try:
+            if os.stat(f"{self._path}-wal").st_size < _LOG_BYTES:
+                return
+        except OSError:  # there is none: the database is in memory
+            return
+        # Whatever fails here fails for the next transaction, too, if it matters.
+        with suppress(sqlite3.Error):
+            cursor.execute("BEGIN IMMEDIATE")
+            try:
+                # The transaction keeps others from writing, and itself from doing this.
+                with closing(sqlite3.connect(self._path, isolation_level=None)) as second:
+                    second.execute("PRAGMA wal_checkpoint(PASSIVE)")
+            finally:
+                cursor.execute("ROLLBACK")
+
     def _roll_back(self) -> None:
         assert self._connection
         try:
@@ -99,7 +127,7 @@ class SQLite:
     def _connected(self) -> sqlite3.Connection:
         if self._connection is None:
             connection = sqlite3.connect(
-                self.name, timeout=self._patience_s, isolation_level=None, cached_statements=256
+                self._path, timeout=self._patience_s, isolation_level=None, cached_statements=256
             )
             try:
                 self._prepare(connection)
@@ -113,6 +141,8 @@ class SQLite:
         # The one statement for which SQLite does not always wait for others.
         self._patiently(lambda: connection.execute("PRAGMA journal_mode = WAL"))
         connection.execute(f"PRAGMA synchronous = {self._synchronous}")
+        connection.execute("PRAGMA wal_autocheckpoint = 0")
+        connection.execute(f"PRAGMA journal_size_limit = {_LOG_BYTES // 2}")
         while (version := _version(connection)) < len(_MIGRATIONS):
             _migrate(connection, version)
         if version > len(_MIGRATIONS):

@@ -16,7 +16,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
-from itertools import islice
+from functools import cache
+from itertools import chain, islice
 from typing import Any, NamedTuple, Protocol
 
 from asyncflow._errors import JournalError, RunAlreadyActiveError
@@ -137,8 +138,10 @@ _BEGIN_RUN = (
     "INSERT INTO runs (run_id, pipeline, status, started_at, updated_at) VALUES (?, ?, ?, ?, {now})"
 )
 _CHANGE_RUN = "UPDATE runs SET status = ?, updated_at = {now} WHERE run_id = ?"
-_COLUMNS = "position, kind, step, item, attempt, at_ms, codec, payload, data"
-_EVENTS = f"SELECT {_COLUMNS} FROM events WHERE run_id = ? AND position > ? ORDER BY position"
+_EVENTS = (
+    f"SELECT {', '.join(Row._fields[1:])} FROM events "
+    "WHERE run_id = ? AND position > ? ORDER BY position"
+)
 _RUNS = (
     "SELECT r.run_id, r.pipeline, r.status, r.started_at, r.updated_at, "
     f"CASE WHEN {_FREE} THEN NULL ELSE l.owner END, l.process "
@@ -146,7 +149,7 @@ _RUNS = (
 )
 _ENDED = (
     "SELECT r.run_id FROM leases l JOIN runs r ON r.run_id = l.run_id "
-    f"WHERE r.status <> 'running' AND r.updated_at < {{now}} - ? AND {_FREE}"
+    f"WHERE r.status <> 'running' AND r.updated_at <= {{now}} - ? AND {_FREE}"
 )
 
 _ROWS_AT_ONCE = 64
@@ -208,7 +211,8 @@ class Store:
     def _owned(self, cursor: Cursor, parcels: Sequence[Parcel]) -> set[tuple[str, int]]:
         owned: set[tuple[str, int]] = set()
         # In one order, so that two processes that lock rows never wait for each other.
-        for some in _chunks(sorted({parcel.run_id for parcel in parcels})):
+        run_ids = sorted({parcel.run_id for parcel in parcels})
+        for some in _chunks([*run_ids, *run_ids[-1:] * _missing(len(run_ids))]):
             cursor.execute(
                 self.database.phrase(
                     "SELECT run_id, token FROM leases WHERE owner IS NOT NULL AND run_id IN "
@@ -222,11 +226,7 @@ class Store:
     def _insert(self, cursor: Cursor, rows: Sequence[Row]) -> None:
         # Few statements: after each one this thread waits for the interpreter's lock.
         for some in _chunks(rows):
-            values = ", ".join([f"({_marks(len(some[0]))})"] * len(some))
-            cursor.execute(
-                self.database.phrase(f"INSERT INTO events (run_id, {_COLUMNS}) VALUES {values}"),
-                [value for row in some for value in row],
-            )
+            cursor.execute(self.database.phrase(_insertion(len(some))), list(chain(*some)))
 
     def _finish(self, cursor: Cursor, parcel: Parcel) -> None:
         phrase, change = self.database.phrase, parcel.change
@@ -310,6 +310,17 @@ def _chunks(rows: Sequence[Any]) -> Iterator[list[Any]]:
             size //= 2
         yield list(islice(rest, size))
         left -= size
+
+
+def _missing(count: int) -> int:
+    """Return how many there are to the next length that `_chunks` takes in one piece."""
+    return (-count) % min(_ROWS_AT_ONCE, 1 << max(0, count - 1).bit_length())
+
+
+@cache
+def _insertion(count: int) -> str:
+    row = f"({_marks(len(Row._fields))})"
+    return f"INSERT INTO events ({', '.join(Row._fields)}) VALUES {', '.join([row] * count)}"
 
 
 def _marks(count: int) -> str:

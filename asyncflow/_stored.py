@@ -7,21 +7,22 @@ import threading
 import warnings
 import weakref
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from types import TracebackType
 from typing import Any, Literal, TypeVar, get_args
 
 from asyncflow._book import Book, Desk
-from asyncflow._clerk import Clerk, Holding
+from asyncflow._clerk import Clerk, Opening
 from asyncflow._codec import CODECS, Codec
 from asyncflow._errors import PayloadError, RunAlreadyActiveError, RunNotFoundError, nearest
 from asyncflow._numbers import check_number
 from asyncflow._owner import is_dead, this_owner, this_process
 from asyncflow._payload import Payload
+from asyncflow._report import RestoredOutput, RunReport
 from asyncflow._rows import column_of, from_column
 from asyncflow._store import Claim, Store, StoredRun
+from asyncflow._story import Story
 from asyncflow._thread import Thread
 from asyncflow.events import Event, RunResumed, RunStarted, StepSucceeded
 
@@ -31,6 +32,8 @@ T = TypeVar("T")
 Self = TypeVar("Self", bound="SQLJournal")
 
 RunStatus = Literal["running", "passed", "failed", "interrupted"]
+
+_PICKLED = 'it is pickled, and read only with codec="cloudpickle"'
 
 _FIRST_WAIT_S, _LONGEST_WAIT_S = 0.02, 1.0
 """How long to wait before another owner of a run is asked for again."""
@@ -117,7 +120,7 @@ class SQLJournal:
         loop = asyncio.get_running_loop()
         pause = _FIRST_WAIT_S
         while True:
-            opening = _Opening(self._clerk)
+            opening = Opening(self._clerk)
             job = loop.run_in_executor(self._thread, opening.claim, run_id, loop, read)
             try:
                 holding, answer = await job
@@ -129,6 +132,8 @@ class SQLJournal:
                     raise
             else:
                 return Book(self._desk_of(loop), holding), answer
+            finally:
+                del job  # its error refers to this frame, and so to it
             await asyncio.sleep(pause)
             pause = min(2 * pause, _LONGEST_WAIT_S)
 
@@ -237,6 +242,30 @@ class SQLJournal:
         stored = self._store.events(run_id, after)
         return [StoredEvent(position, self._decoded(event)) for position, event in stored]
 
+    async def report(self, run_id: str) -> RunReport:
+        """Return the report of a run; of one that has not ended, what is known so far.
+
+        Outputs are what JSON makes of them without a type hint. In place of a secret one, and of a
+        pickled one unless the journal has ``codec="cloudpickle"``, stands a `RestoredOutput`.
+
+        Args:
+            run_id: The run.
+
+        Raises:
+            RunNotFoundError: There is no such run.
+            JournalError: The journal can't be read.
+        """
+        return await self._do(self._told, run_id)
+
+    def _told(self, run_id: str) -> RunReport:
+        self._must_know(run_id)
+        story = Story(event for _, event in self._store.events(run_id))
+        return story.report(self._output)
+
+    def _output(self, step: str, payload: Payload) -> Any:
+        value = self._value(payload)
+        return RestoredOutput(f"<{_PICKLED}>") if value is payload else value
+
     def _decoded(self, event: Event) -> Event:
         """Return an event with values in place of payloads, as far as they can be decoded."""
         if isinstance(event, StepSucceeded):
@@ -325,38 +354,6 @@ class SQLJournal:
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self._name!r})"
-
-
-class _Opening:
-    """A claim that is under way in the thread, while whoever wants it may be cancelled."""
-
-    def __init__(self, clerk: Clerk) -> None:
-        self._clerk = clerk
-        self._lock = threading.Lock()
-        self._holding: Holding | None = None
-        self._abandoned = False
-
-    def claim(
-        self,
-        run_id: str,
-        loop: asyncio.AbstractEventLoop,
-        read: Callable[[Sequence[Event]], T],
-    ) -> tuple[Holding, T]:
-        """Claim the run. The thread calls it."""
-        holding, answer = self._clerk.claim(run_id, loop, read)
-        with self._lock:
-            self._holding, abandoned = holding, self._abandoned
-        if abandoned:
-            self._clerk.give_back(holding)
-        return holding, answer
-
-    def abandon(self, thread: Thread) -> None:
-        """Have the claim given back, now or when it is there."""
-        with self._lock:
-            self._abandoned, holding = True, self._holding
-        if holding:
-            with suppress(RuntimeError):  # the journal is closed, and has given it up
-                thread.submit(self._clerk.give_back, holding)
 
 
 def _record_of(run: StoredRun) -> RunRecord:

@@ -41,8 +41,8 @@ class Thread(concurrent.futures.Executor):
 
     @property
     def has_started(self) -> bool:
-        """Whether it has been given a job."""
-        return self._thread is not None
+        """Whether it has been given a job, and this is not a fork of its process."""
+        return self._thread is not None and self._process == os.getpid()
 
     def submit(
         self, fn: Callable[..., T], /, *args: Any, **kwargs: Any
@@ -72,13 +72,13 @@ class Thread(concurrent.futures.Executor):
             if self._ended:
                 return
             self._ended = True
-            if self._thread and self._process == os.getpid():
+            if self.has_started:
                 self._jobs.put((concurrent.futures.Future(), last, ()))
                 self._jobs.put(None)
 
     def join(self) -> None:
         """Wait until the thread has ended, which it was told to."""
-        if self._thread and self._process == os.getpid():
+        if self._thread and self.has_started:
             self._thread.join()
 
     def _work(self) -> None:
@@ -105,5 +105,6 @@ def _do(
         result = fn(*args)
     except BaseException as error:
         future.set_exception(error)
+        del future  # the error refers to this frame, and so to it
     else:
         future.set_result(result)

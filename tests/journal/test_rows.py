@@ -150,6 +150,12 @@ def back(error: BaseException) -> Any:
     return event_of(row[1:]).error  # type: ignore[union-attr]
 
 
+def test_no_error_comes_back_as_none() -> None:
+    event = StepCancelled("a", 1, 1.0, "the run stopped", None)
+
+    assert event_of(row_of("r", 1, event)[1:]) == event
+
+
 class Odd(Exception):
     def __str__(self) -> str:
         raise ValueError("no")

@@ -9,7 +9,9 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -355,6 +357,62 @@ async def test_it_commits_as_far_as_asked(path: Path) -> None:
 
             assert await journal._do(asked, "synchronous") == number
             assert await journal._do(asked, "journal_mode") == "wal"
+
+
+def sizes_while_writing(database: _sqlite.SQLite, path: Path, count: int) -> list[int]:
+    sizes = []
+    for position in range(count):
+        with database.transaction() as cursor:
+            cursor.execute(
+                "INSERT INTO events (run_id, position, kind, at_ms, data) VALUES (?, ?, 'x', 0, ?)",
+                ("r", position, b"x" * 100_000),
+            )
+        sizes.append(path.with_name("runs.db-wal").stat().st_size)
+    return sizes
+
+
+def test_the_log_stays_short(path: Path) -> None:
+    link = path.with_name("link.db")
+    link.symlink_to(path)
+    database = _sqlite.SQLite(str(link), "NORMAL", 1.0)
+
+    sizes = sizes_while_writing(database, path, 200)
+
+    assert max(sizes) < 4.5e6
+    assert sum(after < before for before, after in pairwise(sizes)) >= 4
+    assert path.stat().st_size > 10_000_000
+    database.close()
+    assert not path.with_name("runs.db-wal").exists()
+
+
+def test_the_log_is_copied_while_nobody_can_write(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    database = _sqlite.SQLite(str(path), "NORMAL", 1.0)
+    sizes_while_writing(database, path, 1)
+    refusals = []
+
+    def connect(*args: Any, **options: Any) -> sqlite3.Connection:
+        other = sqlite3.connect(path, timeout=0, isolation_level=None)
+        with pytest.raises(sqlite3.OperationalError, match="locked") as caught:
+            other.execute("BEGIN IMMEDIATE")
+        other.close()
+        refusals.append(caught.value)
+        raise caught.value
+
+    monkeypatch.setattr(_sqlite, "_LOG_BYTES", 0)
+    ours = SimpleNamespace(**{**vars(sqlite3), "connect": connect})
+    monkeypatch.setattr(_sqlite, "sqlite3", ours)
+
+    with database.transaction() as cursor:
+        cursor.execute("DELETE FROM events")
+
+    assert refusals  # and what was committed is no failure
+    monkeypatch.undo()
+    with database.transaction() as cursor:
+        cursor.execute("SELECT count(*) FROM events")
+        assert cursor.fetchone() == (0,)
+    database.close()
 
 
 async def test_a_file_in_memory_is_a_journal_too() -> None:

@@ -90,6 +90,7 @@ def test_a_fork_has_no_such_thread(monkeypatch: pytest.MonkeyPatch) -> None:
         fork.setattr(os, "getpid", lambda: -1)
         with pytest.raises(RuntimeError, match="belongs to the parent of this process"):
             thread.submit(int)
+        assert not thread.has_started
         thread.end(lambda: done.append(1))
         thread.join()  # which would last for ever
 
