@@ -14,7 +14,7 @@ import re
 import time
 from collections.abc import Generator, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 from asyncflow._errors import JournalError
 from asyncflow._store import Cursor
@@ -60,6 +60,14 @@ _TABLES = re.compile(r"\b(runs|leases|events)\b")
 _NOW = "extract(epoch FROM clock_timestamp())::float8"
 
 
+_BEGIN = """
+BEGIN ISOLATION LEVEL READ COMMITTED;
+SET LOCAL idle_in_transaction_session_timeout = '{stands_still_s:.3f} s';
+SELECT set_config('synchronous_commit', 'on', true)
+WHERE current_setting('synchronous_commit') = 'off';
+"""
+
+
 class UnsettledError(JournalError):
     """It may have been committed or not, and it may succeed if it is tried again."""
 
@@ -99,12 +107,12 @@ class Postgres:
         with self._explained():
             connection = self._connected()
             with connection.atomically():
-                yield connection.cursor()
+                yield _cursor_of(connection)
 
     @contextmanager
     def reading(self) -> Iterator[Cursor]:
         with self._explained():
-            yield self._connected().cursor()
+            yield _cursor_of(self._connected())
 
     def close(self) -> None:
         connection, self._connection = self._connection, None
@@ -202,12 +210,9 @@ class _Connection(psycopg.Connection[tuple[Any, ...]]):
     @contextmanager
     def atomically(self) -> Iterator[None]:
         """Commit all that is done in the ``with`` block, or nothing."""
-        # The setting ends with the transaction: behind a pooler, others use the connection then.
-        begin = (
-            "BEGIN ISOLATION LEVEL READ COMMITTED; "
-            f"SET LOCAL idle_in_transaction_session_timeout = '{self.lease_s / 3:.3f} s'"
-        )
-        self.execute(begin.encode(), prepare=False)  # two statements can't be
+        # One message of several statements, which can't be prepared. The settings end with the
+        # transaction: behind a pooler, others use the connection then.
+        self.execute(_BEGIN.format(stands_still_s=self.lease_s / 3).encode(), prepare=False)
         try:
             yield
             self.execute(b"COMMIT")
@@ -262,6 +267,11 @@ def _name(parameters: Mapping[str, Any]) -> str:
         f"postgresql://{user and f'{user}@'}{host or parameters.get('hostaddr', '')}"
         f"{port and f':{port}'}/{database}"
     )
+
+
+def _cursor_of(connection: _Connection) -> Cursor:
+    # For type checkers it takes literal statements only.
+    return cast("Cursor", connection.cursor())
 
 
 def _version(connection: _Connection) -> int:

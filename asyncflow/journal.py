@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import os
 
+from asyncflow._numbers import check_number
 from asyncflow._sqlite import SQLite, Synchronous
 from asyncflow._store import Store
 from asyncflow._stored import RunRecord, RunStatus, SQLJournal, StoredEvent
@@ -69,6 +70,7 @@ class SQLiteJournal(SQLJournal):
     ) -> None:
         if synchronous not in ("FULL", "NORMAL"):
             raise ValueError(f"synchronous must be 'FULL' or 'NORMAL', not {synchronous!r}")
+        check_number("lease_s", lease_s, 0.1, unit=" s")
         super().__init__(
             Store(SQLite(os.fspath(path), synchronous, lease_s / 3)),
             codec=codec,
@@ -92,9 +94,9 @@ class PostgresJournal(SQLJournal):
     written again: so runs live through a restart of the server, or a switch to another one, that
     takes no longer than ``lease_s``. After that they fail with a `JournalError`.
 
-    How safe a commit is, the server decides, and this leaves it as it is. With
-    ``synchronous_commit = off``, or a standby that is behind when it takes over, the last commits
-    may be lost, and steps whose results are lost run again.
+    A commit is told when it is on the server's disk (``synchronous_commit``), also where the
+    server's default is ``off``. A standby that is to take over must be a synchronous one: one that
+    is behind would have forgotten commits that were told, and claims of runs.
 
     Args:
         dsn: The address, ``postgresql://user@host:5432/database`` or in libpq's keywords. The
@@ -127,6 +129,7 @@ class PostgresJournal(SQLJournal):
     ) -> None:
         from asyncflow._postgres_store import Postgres, PostgresStore  # psycopg may be missing
 
+        check_number("lease_s", lease_s, 0.1, unit=" s")
         super().__init__(
             PostgresStore(Postgres(dsn, lease_s)),
             codec=codec,

@@ -233,6 +233,18 @@ async def test_what_can_only_be_read_says_so(dsn: str) -> None:
             await journal.open("r", pipeline="", wait=False, read=len)
 
 
+@pytest.mark.parametrize(("asked", "told"), [("off", "on"), ("on", "on"), ("local", "local")])
+def test_what_is_told_to_be_committed_is_on_the_disk(dsn: str, asked: str, told: str) -> None:
+    database = Postgres(f"{dsn}?options=-csynchronous_commit%3D{asked}", 10.0)
+
+    with database.transaction() as cursor:
+        cursor.execute("SHOW synchronous_commit")
+        found = cursor.fetchall()
+    database.close()
+
+    assert found == [(told,)]
+
+
 async def test_a_closed_journal_leaves_no_connection(
     dsn: str, postgres_server: PostgresServer
 ) -> None:
