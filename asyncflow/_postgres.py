@@ -11,6 +11,7 @@
 from __future__ import annotations
 
 import re
+import selectors
 import time
 from collections.abc import Generator, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -68,6 +69,9 @@ WHERE current_setting('synchronous_commit') = 'off';
 """
 
 
+_Selector = getattr(selectors, "PollSelector", selectors.SelectSelector)  # Windows has no other
+
+
 class UnsettledError(JournalError):
     """It may have been committed or not, and it may succeed if it is tried again."""
 
@@ -90,7 +94,7 @@ class Postgres:
         self._connection: _Connection | None = None
         self._phrases: dict[str, str] = {}
         self.well_until = 0.0
-        """When the server was last asked for something or said something, by `time.monotonic`."""
+        """When the server was last asked for something, by `time.monotonic`."""
         self.was_there = self.has_been_there = False
         """Whether it was there when it was last needed, and whether it ever was."""
 
@@ -179,29 +183,25 @@ class _Connection(psycopg.Connection[tuple[Any, ...]]):
     is_ready = False
     """Whether its tables are known to be there."""
 
-    def wait(self, gen: Generator[Any, Any, T], *args: Any, **kwargs: Any) -> T:
-        # What psycopg waits with, whatever it waits for, save while it connects.
-        self.well_until = time.monotonic()
-        return super().wait(self._listening(gen), *args, **kwargs)
-
-    def _listening(self, gen: Generator[Any, Any, T]) -> Generator[Any, Any, T]:
-        """Pass on what is asked for and what is ready, which is nothing now and then."""
-        try:
-            asked = next(gen)
-            while True:
-                ready = yield asked
-                now = time.monotonic()
-                if ready:
-                    self.well_until = now
-                elif now - self.well_until > self.lease_s:
-                    self.pgconn.finish()
-                    raise psycopg.OperationalError(
-                        f"the server has not answered for {self.lease_s:g} s"
-                    )
-                asked = gen.send(ready)
-        except StopIteration as end:
-            returned: T = end.value
-            return returned
+    def wait(self, gen: Generator[Any, Any, T], *_: Any, **__: Any) -> T:
+        """Do what psycopg has to do on the network, save connecting: it does not know a limit."""
+        with _Selector() as selector:
+            try:
+                wanted = next(gen)
+                while True:
+                    self.well_until = time.monotonic()
+                    selector.register(self.pgconn.socket, int(wanted))
+                    ready = selector.select(self.lease_s)
+                    if not ready:
+                        self.pgconn.finish()
+                        raise psycopg.OperationalError(
+                            f"the server has not answered for {self.lease_s:g} s"
+                        )
+                    selector.unregister(self.pgconn.socket)
+                    wanted = gen.send(ready[0][1])
+            except StopIteration as end:
+                returned: T = end.value
+                return returned
 
     def is_lost(self) -> bool:
         """Whether it is of no use any more."""
