@@ -128,9 +128,7 @@ _CLAIM = (
     "UPDATE leases SET token = token + 1, owner = ?, process = ?, expires_at = {now} + ? "
     "WHERE run_id = ?"
 )
-_RENEW = (
-    "UPDATE leases SET expires_at = {now} + ? WHERE run_id = ? AND token = ? AND owner IS NOT NULL"
-)
+_RENEW = "UPDATE leases SET expires_at = {now} + ? WHERE run_id = ? AND token = ?"
 _RELEASE = (
     "UPDATE leases SET owner = NULL, process = NULL, expires_at = 0 WHERE run_id = ? AND token = ?"
 )
@@ -215,7 +213,7 @@ class Store:
         for some in _chunks([*run_ids, *run_ids[-1:] * _missing(len(run_ids))]):
             cursor.execute(
                 self.database.phrase(
-                    "SELECT run_id, token FROM leases WHERE owner IS NOT NULL AND run_id IN "
+                    "SELECT run_id, token FROM leases WHERE run_id IN "
                     f"({_marks(len(some))}) ORDER BY run_id{{lock}}"
                 ),
                 some,

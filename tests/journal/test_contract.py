@@ -509,6 +509,50 @@ async def test_after_a_failure_nobody_hears_that_something_is_kept(
         await book.close()
 
 
+async def test_after_a_failure_nothing_is_let_go_on_although_it_is_kept(journal: Any) -> None:
+    book = await opened(journal)
+    with thread_held(journal):
+        book.add(started())
+        waiting = asyncio.create_task(book.kept())
+        await asyncio.sleep(0)
+        book._holding.fail(JournalError("x", "the lease is lost"))
+
+    await journal.runs()
+    await asyncio.sleep(0)
+
+    assert not waiting.done()
+    waiting.cancel()
+    book.add(attempt())
+    assert book._rows == []
+    with pytest.raises(JournalError, match="the lease is lost"):
+        await book.close()
+
+
+async def test_nothing_follows_events_that_could_not_be_written(journal: Any) -> None:
+    book = await opened(journal)
+    store = journal._store
+    write = store.write
+
+    def failing_once(take: Any) -> Any:
+        store.write = write
+        raise JournalError("x", "the line is dead")
+
+    store.write = failing_once
+    with thread_held(journal):
+        book.add(started())
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)  # it is handed in
+        book.add(attempt())
+
+    with pytest.raises(JournalError, match="the line is dead"):
+        await book.close()
+
+    assert await journal.runs() == []
+    book, events = await journal.open("r", pipeline="", wait=False, read=list)
+    assert events == []
+    await book.close()
+
+
 async def test_who_watches_after_a_failure_hears_of_it_once(journal: Any, place: Any) -> None:
     book = await opened(journal)
     take_over(place)
@@ -543,6 +587,30 @@ async def test_leases_are_renewed_also_when_nothing_is_written(
         await opened(make_journal())
     await book.close()
     assert expiry() == 0
+
+
+async def test_other_runs_do_not_keep_a_lease_from_being_renewed(
+    make_journal: Make, place: Any
+) -> None:
+    journal = make_journal(lease_s=0.3)
+    book = await opened(journal)
+    (first,) = place.query("SELECT expires_at FROM leases WHERE run_id = 'r'")
+
+    async with asyncio.timeout(20):
+        while place.query("SELECT expires_at FROM leases WHERE run_id = 'r'") == [first]:
+            await (await opened(journal, "other")).close()
+
+    await book.close()
+
+
+async def test_a_short_run_renews_nothing(journal: Any) -> None:
+    calls: list[Any] = []
+    journal._store.renew = lambda *args: calls.append(args) or set()
+    await a_run(journal, "r1")
+    await a_run(journal, "r2", outcome="passed")
+    await journal.runs()
+
+    assert calls == []
 
 
 async def test_a_blocked_loop_keeps_its_runs(make_journal: Make, place: Any) -> None:
@@ -606,7 +674,7 @@ async def test_a_transaction_that_fails_for_no_reason_of_its_own_tells_why(journ
     assert await journal.runs() == []
 
 
-async def test_a_renewal_that_fails_once_is_repeated(make_journal: Make, place: Any) -> None:
+async def test_a_renewal_that_fails_once_is_repeated(make_journal: Make) -> None:
     journal = make_journal(lease_s=0.5)
     book = await opened(journal)
     store, calls = journal._store, []
@@ -614,13 +682,13 @@ async def test_a_renewal_that_fails_once_is_repeated(make_journal: Make, place: 
 
     def failing_once(*args: Any) -> Any:
         calls.append(args)
-        if len(calls) == 1:
+        if len(calls) == 5:  # later than the first lease would have lasted
             raise JournalError("x", "the line is dead")
         return renew(*args)
 
     store.renew = failing_once
 
-    await until(lambda: len(calls) > 3)
+    await until(lambda: len(calls) > 7)
     book.add(started())
     await book.close()
 

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +54,29 @@ def test_a_process_that_stands_still_is_alive() -> None:
         child.send_signal(signal.SIGSTOP)
 
         assert not is_dead(of(child.pid))
+
+        child.kill()
+
+
+WITHOUT_MAIN_THREAD = """
+import ctypes, sys, threading
+threading.Thread(target=sys.stdin.read).start()
+ctypes.CDLL(None).pthread_exit(None)
+"""
+
+
+@LINUX
+def test_a_process_whose_main_thread_has_ended_is_alive() -> None:
+    with subprocess.Popen(
+        [sys.executable, "-c", WITHOUT_MAIN_THREAD], stdin=subprocess.PIPE
+    ) as child:
+        described = of(child.pid)
+        status = Path(f"/proc/{child.pid}/stat")
+        end = time.monotonic() + 20
+        while ") Z " not in status.read_text():
+            assert time.monotonic() < end
+
+        assert not is_dead(described)
 
         child.kill()
 
