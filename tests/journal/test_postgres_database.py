@@ -71,6 +71,12 @@ def test_a_lease_must_last_a_while() -> None:
         PostgresJournal("", lease_s=0.0)
 
 
+async def test_a_lease_may_last_for_ever(dsn: str) -> None:
+    async with PostgresJournal(dsn, lease_s=1e9) as journal:
+        book, _ = await journal.open("r", pipeline="", wait=False, read=len)
+        await book.close()
+
+
 async def test_a_wrong_password_is_told_at_once(
     dsn: str, postgres_server: PostgresServer, only_with_a_password: str
 ) -> None:
