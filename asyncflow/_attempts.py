@@ -109,14 +109,14 @@ class Attempts(Waits):
 
     async def _run_unit(self, unit: int) -> None:
         """The retry loop of one unit. It raises nothing: what happens is told in events."""
-        step, attempt = self._steps[unit], self._state.units.next_attempt(unit)
+        step, attempt = self._steps[unit], 1
         work = shortfall = slot = None
         try:
             while True:
                 if not step.is_plain:
                     slot = await self._take_slot(unit, step)
                 if self._book is not None:
-                    await self._keep_start(unit, step, attempt)
+                    attempt = await self._keep_start(unit, step, self._book)
                 limit_s = step.timeout_s if step.is_plain else self._limit_s(unit, step)
                 work = self._attempt(unit, step, attempt, limit_s)
                 if _WAIT_FOR_NEEDS_A_TASK or attempt > 1:

@@ -122,7 +122,7 @@ class RunFold:
             units.phases,
             self.queue,
             by_tiers=schedule == "tiers",
-            in_any_order=past is not None,
+            taken_over=None if past is None else past.steps_taken_over(plan),
         )
         began_ms = 0.0 if past is None else past.at_ms
         self.limits = Limits(units, self.queue, deadline_ms, random, began_ms)
@@ -315,7 +315,7 @@ _STEP_RULES: dict[
         (ATTEMPTING, WAITING, QUEUED, CLEARED, MAPPING, DOOMED, WITHDRAWN, HANDED_OUT, READY),
         RunFold._on_step_cancelled,
     ),
-    StepReused: ((PENDING, READY), RunFold._on_step_reused),
+    StepReused: ((PENDING, READY), RunFold._on_step_reused),  # ready are items only
     StepSkipped: ((DOOMED, WITHDRAWN, HANDED_OUT, READY), RunFold._on_step_skipped),
     ThreadAbandoned: ((ATTEMPTING,), RunFold._on_thread_abandoned),
     LoopBlocked: ((ATTEMPTING, WAITING, QUEUED, CLEARED, SETTLED), RunFold._on_loop_blocked),

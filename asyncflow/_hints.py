@@ -60,6 +60,8 @@ def _function_of(action: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _hints_of(function: Callable[..., Any]) -> dict[str, Any]:
+    if not getattr(function, "__annotations__", True):
+        return {}  # as `get_type_hints` would find out, which takes its time
     try:
         return get_type_hints(function, include_extras=True)
     except Exception:  # a name that exists for type checkers only, or anything else

@@ -116,7 +116,7 @@ class Histories:
             history,
             self._units.depends_on(unit),
             queued_ms,
-            secret=self._units.steps[unit].secret,
+            secret=status is StepStatus.SUCCESS and self._units.steps[unit].secret,
         )
 
     def skipped(self, unit: int, event: StepSkipped) -> StepResult:
@@ -160,7 +160,7 @@ class Histories:
             loop_blocked_ms=sum(result.loop_blocked_ms for result in items),
             abandoned=any(result.abandoned for result in items),
             items=tuple(items),
-            secret=self._units.steps[step].secret,
+            secret=status is StepStatus.SUCCESS and self._units.steps[step].secret,
         )
 
     def latest(self, unit: int, event: StepEnd | AttemptFailed | ThreadAbandoned) -> AttemptStarted:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Collection, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 from asyncflow._graph import Plan
 from asyncflow._hints import input_types, output_type
 from asyncflow._journal import Book, Journal
 from asyncflow._payload import REDACTED, Payload
+from asyncflow._shield import shield
 from asyncflow._step import WorkflowStep
 
 __all__ = ["Keeper", "OutputTypes", "inputs_to_keep"]
@@ -25,6 +27,15 @@ class OutputTypes:
         if name not in self._types:
             self._types[name] = output_type(self._plan.steps[self._plan.index[name]])
         return self._types[name]
+
+
+class Closing(NamedTuple):
+    """How the closing of a book has ended."""
+
+    failure: BaseException | None
+    """What the journal has failed with."""
+    cancellation: asyncio.CancelledError | None
+    """The cancellation that came meanwhile."""
 
 
 class Keeper:
@@ -53,6 +64,21 @@ class Keeper:
         if step.secret:
             return REDACTED
         return self._journal.encode(f"the output of step {name!r}", value, self._types[step.name])
+
+    async def close(self, run_id: str) -> Closing:
+        """Wait until all is kept, and give up the run; a cancellation does not cut that short."""
+        loop, cancellation = asyncio.get_running_loop(), None
+        closing = loop.create_task(self.book.close(), name=f"asyncflow:{run_id}")
+        with shield():
+            while not closing.done():
+                try:
+                    await asyncio.wait([closing])
+                except asyncio.CancelledError as again:
+                    cancellation = again
+        try:
+            return Closing(None if closing.cancelled() else closing.exception(), cancellation)
+        finally:
+            del cancellation  # it keeps this frame
 
 
 def inputs_to_keep(

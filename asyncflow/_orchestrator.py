@@ -168,8 +168,13 @@ class Orchestrator:
     async def _run_durably(self, journal: Journal, request: Request, *, wait: bool) -> RunReport:
         keeper, opening = await open_run(journal, request, wait=wait)
         if isinstance(opening, RunReport):
-            await keeper.book.close()
-            return opening
+            failure, cancellation = await keeper.close(request.run_id)
+            try:
+                if failure is not None or cancellation is not None:
+                    raise cancellation or failure  # type: ignore[misc]
+                return opening
+            finally:
+                del failure, cancellation  # what is raised keeps this frame
         return await self._execute(request, opening, keeper)
 
     async def _execute(

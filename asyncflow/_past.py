@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import NamedTuple, TypeAlias
 
+from asyncflow._graph import Plan
 from asyncflow._result import Attempt, StepResult
 from asyncflow.events import AttemptStarted
 
@@ -40,3 +41,7 @@ class Past:
     """What goes on with the attempts that it has left."""
     reasons: Mapping[str, str]
     """The steps of which something was known and which run again, each with the reason."""
+
+    def steps_taken_over(self, plan: Plan) -> frozenset[int]:
+        """Return the steps of a plan, and not the items, that have a result already."""
+        return frozenset(plan.index[name] for name, item in self.results if item is None)

@@ -4,16 +4,22 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Iterable, Sequence
-from typing import Protocol
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Protocol, TypeAlias
 
 from asyncflow._errors import RunAlreadyActiveError, nearest
 from asyncflow._journal import Journal
 from asyncflow._orchestrator import Orchestrator
 from asyncflow._pipeline import Pipeline
 from asyncflow._report import RunReport
+from asyncflow._step import WorkflowStep
 
-__all__ = ["Orphan", "Orphanage", "resume_all"]
+__all__ = ["Orphan", "Orphanage", "Pipelines", "resume_all"]
+
+Pipelines: TypeAlias = (
+    Iterable[Pipeline | Orchestrator]
+    | Mapping[str, Pipeline | Orchestrator | Iterable[WorkflowStep]]
+)
 _log = logging.getLogger("asyncflow")
 
 
@@ -39,9 +45,7 @@ class Orphanage(Journal, Protocol):
         ...
 
 
-async def resume_all(
-    journal: Orphanage, pipelines: Iterable[Pipeline | Orchestrator]
-) -> list[RunReport]:
+async def resume_all(journal: Orphanage, pipelines: Pipelines) -> list[RunReport]:
     """Go on with all runs of a journal whose process has died, and return their reports.
 
     A service calls it when it starts, before or while it takes new work. All of them go on at the
@@ -50,9 +54,12 @@ async def resume_all(
 
     Args:
         journal: The journal.
-        pipelines: The pipelines of which there may be runs. Each has a name of its own.
+        pipelines: The pipelines of which there may be runs: a list of `Pipeline` and `Orchestrator`
+            objects, each of which has a name of its own, or a mapping of name to such an object or
+            to a list of steps.
 
     Raises:
+        TypeError: Something among them is no pipeline.
         ValueError: Two of them have the same name, or one has none.
         JournalError: The journal has failed.
         ExceptionGroup: Some runs could not go on. The others have ended.
@@ -84,17 +91,29 @@ async def resume_all(
     return reports
 
 
-def _by_name(pipelines: Iterable[Pipeline | Orchestrator]) -> dict[str, Orchestrator]:
+def _by_name(pipelines: Pipelines) -> dict[str, Orchestrator]:
+    if isinstance(pipelines, Mapping):
+        return {name: _planned(name, pipeline) for name, pipeline in pipelines.items()}
     known: dict[str, Orchestrator] = {}
     for pipeline in pipelines:
         if not isinstance(pipeline, Pipeline | Orchestrator):
             raise TypeError(
                 "resume_all() takes Pipeline and Orchestrator objects, not "
-                f"{type(pipeline).__name__}"
+                f"{type(pipeline).__name__}; give lists of steps by name: {{'etl': steps}}"
             )
         if not pipeline.name:
             raise ValueError("an Orchestrator needs a name here: Orchestrator(..., name=...)")
         if pipeline.name in known:
             raise ValueError(f"two pipelines are named {pipeline.name!r}")
-        known[pipeline.name] = pipeline.orchestrator if isinstance(pipeline, Pipeline) else pipeline
+        known[pipeline.name] = _planned(pipeline.name, pipeline)
     return known
+
+
+def _planned(name: str, pipeline: Pipeline | Orchestrator | Iterable[WorkflowStep]) -> Orchestrator:
+    if isinstance(pipeline, Orchestrator):
+        return pipeline
+    return (
+        pipeline.orchestrator
+        if isinstance(pipeline, Pipeline)
+        else Orchestrator(pipeline, name=name)
+    )

@@ -130,7 +130,8 @@ class StepResult:
     rerun_reason: str | None = None
     """For a step of a resumed run of which its journal knew, why it ran again all the same."""
     secret: bool = False
-    """Whether the output is secret, so that neither a journal nor JSON nor `repr` shows it."""
+    """Whether there is an output and it is secret, so that neither a journal nor JSON nor `repr`
+    shows it."""
 
     @property
     def history(self) -> tuple[Attempt, ...]:

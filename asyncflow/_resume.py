@@ -14,7 +14,7 @@ Rules:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 from asyncflow._errors import PayloadError
@@ -58,7 +58,7 @@ def resume(
     afresh = story.outcome is not None or story.was_stopping or (fail_fast and has_failed)
     values, broken = _decoded(known, decode)
     held, outdated = _what_holds(story, plan, known, broken, afresh=afresh)
-    begun = unfinished.keys() | {name for name, _ in known}
+    begun = unfinished.keys() | _with_results(known, afresh=afresh)
     event = RunResumed(
         story.started.run_id,
         story.at_ms,
@@ -67,7 +67,7 @@ def resume(
         Fingerprints(plan),
         {name: why for name, why in outdated.items() if name in begun},
         {n: why for n, why in unfinished.items() if n in plan.index and n not in outdated | held},
-        _recalled(plan, held, known, bindings, conditions),
+        _recalled(plan, held, _secret(known, outdated), bindings, conditions),
         afresh,
     )
     story.apply(event)
@@ -79,6 +79,12 @@ def resume(
     started, carried = story.started, story.carried()
     past = Past(started.run_id, started.wall_time, event.at_ms, results, carried, reasons(event))
     return event, past
+
+
+def _with_results(known: Mapping[Key, StepResult], *, afresh: bool) -> set[str]:
+    """Return the steps that have results to be outdated. In a fresh run no skip is one."""
+    skipped = StepStatus.SKIPPED
+    return {name for (name, _), one in known.items() if not (afresh and one.status is skipped)}
 
 
 def _of_plan(known: Mapping[Key, StepResult], plan: Plan) -> dict[Key, StepResult]:
@@ -133,21 +139,26 @@ def _listed(names: Sequence[str]) -> str:
     return ", ".join(map(repr, names)) or "nothing"
 
 
+def _secret(known: Mapping[Key, StepResult], outdated: Mapping[str, str]) -> set[str]:
+    """Return the steps of whose results that hold, or of whose items' results, one is secret."""
+    return {name for (name, _), result in known.items() if result.secret} - outdated.keys()
+
+
 def _recalled(
     plan: Plan,
     held: Mapping[str, None],
-    known: Mapping[Key, StepResult],
+    secret: Collection[str],
     bindings: Sequence[Binding],
     conditions: Mapping[int, Binding],
 ) -> tuple[str, ...]:
-    """Return the steps that run again only because what runs needs their secret output."""
+    """Return the steps whose secret results are not taken over, because what runs needs them."""
     recalled, needed = [], set()
     for index in reversed(plan.order):
         step = plan.steps[index]
-        if step.name in held:
-            if index not in needed or not known[step.name, None].secret:
-                continue
+        if index in needed and step.name in secret:
             recalled.append(step.name)
+        elif step.name in held:
+            continue
         for _, source in (*bindings[index], *conditions.get(index, ())):
             if source == ITEM:
                 needed.add(plan.index[step.map_over or ""])

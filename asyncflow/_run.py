@@ -23,7 +23,6 @@ from asyncflow._durable import Opening
 from asyncflow._errors import JournalError, StepCrashedError
 from asyncflow._fanout import Fanout
 from asyncflow._graph import Plan
-from asyncflow._journal import Book
 from asyncflow._keeper import Keeper
 from asyncflow._ledger import Observer
 from asyncflow._monitor import Watch, watch
@@ -78,6 +77,7 @@ class Run(Fanout):
             self._deadline = self._loop.call_at(ends, self._time_out, context=self._context)
         self._monitor: Watch = watch(self._loop, self._on_block)
         cancellation: BaseException | None = None
+        failure: BaseException | None = None
         try:
             async with asyncio.TaskGroup() as self._group:
                 # From the loop, not from here: the traceback of an eager task that fails at once
@@ -88,8 +88,10 @@ class Run(Fanout):
         except asyncio.CancelledError as at_exit:
             cancellation = at_exit
         self._close()
-        if self._book is not None:
-            cancellation = await self._close_book(self._book) or cancellation
+        if self._keeper is not None:
+            failure, late = await self._keeper.close(self._identity.run_id)
+            cancellation = late or cancellation
+            self._interruption = self._interruption or failure
             if cancellation is not None and isinstance(self._interruption, JournalError):
                 self._interruption = None  # a cancellation from outside always gets through
         if self._interruption is None and cancellation is None:
@@ -97,7 +99,11 @@ class Run(Fanout):
         try:
             raise self._interruption or cancellation  # type: ignore[misc]
         finally:
-            del self, cancellation  # or what is raised would keep itself, through this frame
+            del (
+                self,
+                cancellation,
+                failure,
+            )  # or what is raised would keep itself, through this frame
 
     def _begin(self) -> None:
         if self._book is not None:
@@ -117,21 +123,6 @@ class Run(Fanout):
         if not self._is_broken:
             now_ms, state = self._now_ms(), self._state
             self._emit(RunFinished(now_ms, state.outcome, state.stop_reason))
-
-    async def _close_book(self, book: Book) -> asyncio.CancelledError | None:
-        """Wait until all is kept; return the cancellation that came meanwhile, if any."""
-        cancellation = None
-        closing = self._loop.create_task(book.close(), name=f"asyncflow:{self._identity.run_id}")
-        with shield():
-            while not closing.done():
-                try:
-                    await asyncio.wait([closing])
-                except asyncio.CancelledError as again:
-                    cancellation = again
-        failure = None if closing.cancelled() else closing.exception()
-        if self._interruption is None:
-            self._interruption = failure
-        return cancellation
 
     # Waiting for the steps.
 
@@ -286,7 +277,8 @@ class Run(Fanout):
 
     def _follow_up(self, unit: int) -> None:
         """See to what follows the end of a unit."""
-        self._forget_item(unit)
+        if self._values:
+            self._forget_item(unit)
         if not self._advancing:  # else an eager task has ended within its start
             if self._queue.has_news:
                 self._advance_at_once()
@@ -295,7 +287,7 @@ class Run(Fanout):
         del self  # as in _advance
 
     def _forget_item(self, unit: int) -> None:
-        if self._values and unit in self._values:
+        if unit in self._values:
             del self._values[unit]
             self._note_change(unit)
 

@@ -97,6 +97,7 @@ class Story:
             self._begin(event)
         elif isinstance(event, RunFinished):
             self.outcome, self._stop_reason = event.outcome, event.stop_reason
+            self.at_ms = event.at_ms  # sums of times are rounded, and the report's is this one
         elif isinstance(event, RunInterrupted | RunTimedOut):
             self.was_stopping = True
         else:
@@ -179,13 +180,12 @@ class Story:
         return None
 
     def _success(self, unit: int, event: StepSucceeded) -> StepResult:
-        output = event.output
+        whole = event
         if self._units.phases[unit] == MAPPING:  # its items have kept theirs
-            output = [item.output for item in self._units.results_of_items(unit) or ()]
-        whole = replace(event, output=output)
+            items = self._units.results_of_items(unit) or ()
+            whole = replace(event, output=[item.output for item in items])
         result = self._histories.result(unit, whole, StepStatus.SUCCESS, None)
-        is_secret = REDACTED in (output if isinstance(output, list) else [output])
-        return replace(result, secret=True) if is_secret else result
+        return replace(result, secret=True) if event.output == REDACTED else result
 
     def _settle(self, unit: int, result: StepResult) -> None:
         self._units.results[unit] = result

@@ -32,6 +32,10 @@ class Turns:
         unneeded: The same for steps that were skipped on purpose.
         doomed: The steps that will never start and of which that has not been told.
         stop_reason: Why nothing becomes ready any more, except clean-up steps.
+
+    Args:
+        taken_over: The steps of a resumed run that have a result already, and so have no turn;
+            ``None`` if the run was not resumed.
     """
 
     def __init__(
@@ -41,7 +45,7 @@ class Turns:
         queue: StartQueue,
         *,
         by_tiers: bool,
-        in_any_order: bool = False,
+        taken_over: frozenset[int] | None = None,
     ) -> None:
         self._plan = plan
         self._phases = phases
@@ -50,7 +54,8 @@ class Turns:
         self._cleanups = plan.cleanups
         # When the run stops, steps of later tiers settle before their turn, which matters only if
         # there are clean-up steps; and what a resumed run takes over settles at its beginning.
-        self._in_any_order = in_any_order or bool(plan.cleanups)
+        self._in_any_order = taken_over is not None or bool(plan.cleanups)
+        self._taken_over = taken_over or frozenset()
         self.unsettled = len(plan.steps)
         self.ordinary_unsettled = len(plan.steps) - len(plan.cleanups)
         self.lost: dict[int, str] = {}
@@ -100,7 +105,9 @@ class Turns:
             candidates = sorted(self._cleanups)
         spared = self._cleanups if spare_cleanups else ()
         for step in candidates:
-            if self._phases[step] in (PENDING, READY) and step not in spared:
+            if step in spared or step in self._taken_over:
+                continue
+            if self._phases[step] in (PENDING, READY):
                 # What was ready may have been handed out, if a stored run is being replayed.
                 was_ready = self._phases[step] == READY
                 self._doom(step, reason, phase=WITHDRAWN if was_ready else DOOMED)
@@ -133,8 +140,8 @@ class Turns:
 
     def _may_start(self, step: int) -> bool:
         """Whether a step whose turn has come is ready; if it never will be, it is doomed."""
-        if self._phases[step] != PENDING:
-            return False  # the run is stopping, or has taken over its result
+        if self._phases[step] != PENDING or step in self._taken_over:
+            return False  # the run is stopping, or has its result already
         needed = self._plan.dependencies[step]
         if step in self._cleanups:
             if self.stop_reason is not None and self.ordinary_unsettled:

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import asyncio
 from abc import abstractmethod
-from dataclasses import replace
 from typing import Any, NamedTuple
 
 from asyncflow._clock import TIMER_SLACK_S
@@ -19,7 +18,7 @@ from asyncflow._errors import StepCancelledError, StepTimeoutError
 from asyncflow._journal import Book
 from asyncflow._ledger import Ledger, Observer
 from asyncflow._limits import Limit
-from asyncflow._payload import Payload
+from asyncflow._payload import REDACTED, Payload
 from asyncflow._state import RunState
 from asyncflow.events import (
     AttemptFailed,
@@ -181,7 +180,10 @@ class Verdicts(Ledger):
         """Return a success as a journal keeps it, if there is one."""
         if self._book is None:
             return None
-        return replace(success, output=self._payloads.pop(unit, None))
+        kept = self._payloads.pop(unit, None)
+        if self._state.units.steps[unit].secret:
+            kept = REDACTED  # also of a mapped step, which may have no items
+        return StepSucceeded(success.step, success.attempt, success.at_ms, kept, success.item)
 
     def _tell_failure(self, failure: StepFailed) -> None:
         """Tell that a unit has failed for good, and stop what is to be stopped because of that."""

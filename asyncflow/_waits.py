@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 
 from asyncflow._engine import limiter_for
 from asyncflow._errors import StepTimeoutError
+from asyncflow._journal import Book
 from asyncflow._keeper import Keeper
 from asyncflow._ledger import Observer
 from asyncflow._slots import Slot
@@ -59,13 +60,14 @@ class Waits(Verdicts):
         await self._undisturbed(unit, slot.take)
         return slot
 
-    async def _keep_start(self, unit: int, step: WorkflowStep, attempt: int) -> None:
-        """Tell that an attempt starts, and wait until that is kept."""
-        assert self._book is not None
+    async def _keep_start(self, unit: int, step: WorkflowStep, book: Book) -> int:
+        """Tell that the next attempt starts, and return its number when that is kept."""
+        attempt = self._state.units.next_attempt(unit)
         started = AttemptStarted(step.name, attempt, self._now_ms())
         self._emit(self._in_full(unit, started))
-        await self._undisturbed(unit, self._book.kept)
+        await self._undisturbed(unit, book.kept)
         self._began[unit] = self._now_ms()
+        return attempt
 
     def _undo_start(self, unit: int, slot: Slot | None) -> None:
         """See to an attempt whose task was cancelled before its first line."""

@@ -81,8 +81,8 @@ class RunResumed:
     unfinished: Mapping[str, str] = field(default_factory=dict)
     """The steps that had begun and not succeeded, in the same way."""
     recalled: tuple[str, ...] = ()
-    """The steps whose result holds, but which run again because their output is needed and was
-    not kept, being secret."""
+    """The steps whose result, or whose items' results, hold, but which run again because that
+    output is needed and was not kept, being secret."""
     afresh: bool = False
     """Whether what is unfinished has all its attempts anew, as after a run that had ended."""
     inputs: Mapping[str, Any] = field(default_factory=dict)

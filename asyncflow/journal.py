@@ -33,10 +33,11 @@ class SQLiteJournal(SQLJournal):
     All work with the file is done in one thread, which starts at the first use and neither blocks
     an event loop nor keeps the interpreter alive. Close it (``async with``, `aclose`, `close`).
 
-    The file is in WAL mode, so there are two more beside it (``-wal``, ``-shm``), and it must not
-    be on a network file system. Before version 3.51.3, SQLite has a bug (WAL reset) by which two
-    processes that write at the same instant can, very rarely, damage the file: with such a version
-    (``sqlite3.sqlite_version``), give each process a file of its own.
+    The file is in WAL mode, so while it is open there are two more beside it (``-wal``, ``-shm``;
+    they belong to it), and it must not be on a network file system. Before version 3.51.3, SQLite
+    has a bug (sqlite.org/wal.html#walresetbug) by which processes that write to one file can, very
+    rarely, damage it. Journals avoid the moment in which that may happen. Other programs that write
+    to the file with such a version (``sqlite3.sqlite_version``) don't; reading is harmless.
 
     Args:
         path: The file. It is created if there is none; its directory must exist.

@@ -392,6 +392,90 @@ class TestResume:
         assert len(keys) == 4
         assert set(keys) == {"r/a"}
 
+    async def test_a_run_goes_on_after_steps_that_were_skipped_on_purpose(
+        self, work, journal, schedule
+    ):
+        steps = [
+            work.step("a"),
+            work.step("alarm", "a", run_if="failure"),
+            WorkflowStep("never", work.action("never"), ["a"], when=lambda: False),
+            work.step("after", "never"),
+            work.step("b", "a"),
+        ]
+        await run_pipeline(steps, schedule=schedule, journal=journal, run_id="r")
+        left = journal.died_after(len(journal.runs["r"]) - 1)
+
+        report = await run_pipeline(steps, schedule=schedule, journal=left, run_id="r")
+
+        assert report.all_passed
+        assert reused(report) == list(report)
+        assert all(report[name].on_purpose for name in ("alarm", "never", "after"))
+        assert set(work.calls) == {"a", "b"}
+
+    async def test_a_stop_at_once_takes_over_what_there_is(self, work, journal):
+        await run_pipeline(work.diamond(), journal=journal, run_id="r")
+        left = journal.died_after(4)
+
+        def stop(event):
+            raise KeyboardInterrupt
+
+        with pytest.raises(KeyboardInterrupt):
+            await run_pipeline(work.diamond(), journal=left, run_id="r", observers=[stop])
+
+        told = [event.step for event in left.runs["r"] if isinstance(event, StepReused)]
+        assert told == ["a"]
+        assert not left.open_books
+
+    async def test_a_step_that_was_skipped_does_not_run_again(self, work, journal):
+        work.broken.add("a")
+        await run_pipeline(work.diamond(), journal=journal, run_id="r")
+
+        report = await run_pipeline(work.diamond(), journal=journal, run_id="r")
+
+        assert report["a"].rerun_reason == "it had failed"
+        assert report["d"].rerun_reason is None
+
+    async def test_whoever_waits_for_a_stored_report_may_be_cancelled(self, work):
+        journal = SlowToClose()
+        await run_pipeline(work.diamond(), journal=journal, run_id="r")
+        again = asyncio.ensure_future(run_pipeline(work.diamond(), journal=journal, run_id="r"))
+        while journal.closing != 2:
+            await asyncio.sleep(0.001)
+        again.cancel()
+
+        with pytest.raises(asyncio.CancelledError):
+            await again
+        assert not journal.open_books
+
+    async def test_a_stored_report_is_not_returned_if_the_journal_fails(self, work):
+        journal = SlowToClose()
+        await run_pipeline(work.diamond(), journal=journal, run_id="r")
+        again = asyncio.ensure_future(run_pipeline(work.diamond(), journal=journal, run_id="r"))
+        while journal.closing != 2:
+            await asyncio.sleep(0.001)
+        journal.open_books["r"].fail(JournalError("memory", "broken"))
+
+        with pytest.raises(JournalError, match="broken"):
+            await again
+
+
+class SlowToClose(MemoryJournal):
+    """Takes a while to give up a run."""
+
+    closing = 0
+
+    async def open(self, run_id, **options):
+        book, result = await super().open(run_id, **options)
+        close = book.close
+
+        async def close_slowly():
+            self.closing += 1
+            await asyncio.sleep(0.01)
+            await close()
+
+        book.close = close_slowly
+        return book, result
+
 
 class TestChangedPipelines:
     async def run_until_d_fails(self, work, journal):
@@ -603,6 +687,63 @@ class TestSecretOutputs:
         assert report.all_passed
         assert work.calls["login"] == 1
         assert report["login"].output == RestoredOutput("redacted")
+
+    @pytest.mark.parametrize("count", [0, 3])
+    async def test_nor_are_those_of_the_items_of_a_mapped_step(self, work, journal, count):
+        async def numbers():
+            return list(range(count))
+
+        async def double(numbers):
+            work.calls["double"] += 1
+            return numbers * 2
+
+        async def total(double):
+            return sum(double)
+
+        steps = [
+            WorkflowStep("numbers", numbers),
+            WorkflowStep("double", double, ["numbers"], map_over="numbers", secret=True),
+            WorkflowStep("total", total, ["double"]),
+        ]
+        whole = await run_pipeline(steps, journal=journal, run_id="r")
+        stored = await run_pipeline(steps, journal=journal, run_id="r")
+        assert stored["double"].secret
+        assert whole["double"].secret
+
+        for kept in range(len(journal.runs["r"])):
+            left = journal.died_after(kept)
+            report = await run_pipeline(steps, journal=left, run_id="r")
+            assert report["total"].output == whole["total"].output
+
+    async def test_items_that_nobody_needs_are_not_asked_for_again(self, work, journal):
+        async def numbers():
+            return [1, 2, 3]
+
+        async def tell(numbers):
+            work.calls[numbers] += 1
+
+        steps = [
+            WorkflowStep("numbers", numbers),
+            WorkflowStep("tell", tell, ["numbers"], map_over="numbers", secret=True),
+        ]
+        await run_pipeline(steps, journal=journal, run_id="r")
+        left = journal.died_after(len(journal.runs["r"]) - 3)
+        work.calls.clear()
+
+        report = await run_pipeline(steps, journal=left, run_id="r")
+
+        assert report.all_passed
+        assert work.calls == {3: 1}
+        assert report["tell"].output == [RestoredOutput("redacted")] * 2 + [None]
+
+    async def test_what_has_no_output_has_no_secret(self, journal):
+        async def fail():
+            raise ValueError
+
+        steps = [WorkflowStep("a", fail, secret=True)]
+        report = await run_pipeline(steps, journal=journal, run_id="r")
+
+        assert not report["a"].secret
 
     async def test_a_stored_report_does_not_have_it(self, work, journal):
         steps = self.steps(work, [])
@@ -886,6 +1027,18 @@ class TestResumeAll:
         assert all(report.all_passed for report in reports)
         assert not work.calls["a"]
         assert "run 'r3' can't go on: no pipeline is named 'gone'" in caplog.text
+
+    async def test_pipelines_may_be_given_by_name(self, work):
+        journal = await self.journal_with_orphans(work)
+        gone = Pipeline("gone")
+        gone.step(work.action("a"), name="a")
+
+        reports = await resume_all(
+            journal, {"one": work.diamond(), "two": Orchestrator(work.diamond()), "gone": gone}
+        )
+
+        assert sorted(report.run_id for report in reports) == ["r1", "r2", "r3"]
+        assert all(report.all_passed for report in reports)
 
     async def test_what_another_replica_has_taken_is_left_to_it(self, work):
         journal = await self.journal_with_orphans(work)

@@ -38,7 +38,7 @@ from asyncflow.events import (
     StepSucceeded,
 )
 from asyncflow.journal import StoredEvent
-from asyncflow.testing import VirtualTimeLoop, run_in_virtual_time
+from asyncflow.testing import HangError, VirtualTimeLoop, run_in_virtual_time
 
 Make = Callable[..., Any]
 
@@ -61,6 +61,11 @@ async def opened(journal: Any, run_id: str = "r", *, wait: bool = False) -> Any:
 
 async def kept_events(journal: Any, run_id: str = "r") -> list[Event]:
     return [stored.event for stored in await journal.events(run_id)]
+
+
+async def a_few_turns() -> None:
+    for _ in range(12):
+        await asyncio.sleep(0)
 
 
 async def until(holds: Callable[[], bool]) -> None:
@@ -151,13 +156,45 @@ async def test_the_events_of_many_runs_go_into_one_transaction(journal: Any) -> 
     assert {len(await journal.events(f"r{number}")) for number in range(50)} == {2}
 
 
+async def test_what_follows_within_a_few_turns_goes_into_the_same_transaction(
+    journal: Any,
+) -> None:
+    book = await opened(journal)
+    count = count_writes(journal)
+
+    book.add(started())
+    for _ in range(5):
+        await asyncio.sleep(0)
+    book.add(attempt())
+    await book.kept()
+
+    assert count() == 1
+    await book.close()
+
+
+async def test_what_is_asked_for_goes_with_all_that_comes_in_the_same_turn(journal: Any) -> None:
+    books = [await opened(journal, f"r{number}") for number in range(3)]
+    count = count_writes(journal)
+
+    async def begin(book: Any) -> None:
+        book.add(started())
+        await book.kept()
+
+    first = asyncio.create_task(begin(books[0]))
+    books[1].add(started())
+    last = asyncio.create_task(begin(books[2]))
+    await asyncio.gather(first, last)
+
+    assert count() == 1
+    await asyncio.gather(*(book.close() for book in books))
+
+
 async def test_what_comes_during_a_commit_goes_into_the_next_one(journal: Any) -> None:
     book, others = await opened(journal), [await opened(journal, f"r{n}") for n in range(9)]
     count = count_writes(journal)
     with thread_held(journal):
         book.add(started())
-        await asyncio.sleep(0)
-        await asyncio.sleep(0)  # it is handed in
+        await a_few_turns()  # it is handed in
         for number, other in enumerate(others):
             other.add(started())
             await asyncio.sleep(0)
@@ -301,6 +338,17 @@ async def refusal_of(journal: Any) -> Exception:
     except RunAlreadyActiveError as error:
         return error
     raise AssertionError
+
+
+def test_a_hang_is_found_at_once_although_a_journal_is_open(make_journal: Make) -> None:
+    async def main() -> None:
+        await (await opened(make_journal())).close()
+        await asyncio.get_running_loop().create_future()
+
+    begun = time.monotonic()
+    with pytest.raises(HangError):
+        run_in_virtual_time(main())
+    assert time.monotonic() - begun < 4
 
 
 # --- owning --------------------------------------------------------------------------------------
@@ -514,10 +562,11 @@ async def test_after_a_failure_nothing_is_let_go_on_although_it_is_kept(journal:
     with thread_held(journal):
         book.add(started())
         waiting = asyncio.create_task(book.kept())
-        await asyncio.sleep(0)
-        book._holding.fail(JournalError("x", "the lease is lost"))
+        await a_few_turns()
+    journal._thread.submit(int).result(20)  # it is kept; the loop will hear of it
+    book._holding.fail(JournalError("x", "the lease is lost"))
 
-    await journal.runs()
+    assert await kept_events(journal) == [started()]
     await asyncio.sleep(0)
 
     assert not waiting.done()
@@ -540,8 +589,7 @@ async def test_nothing_follows_events_that_could_not_be_written(journal: Any) ->
     store.write = failing_once
     with thread_held(journal):
         book.add(started())
-        await asyncio.sleep(0)
-        await asyncio.sleep(0)  # it is handed in
+        await a_few_turns()  # it is handed in
         book.add(attempt())
 
     with pytest.raises(JournalError, match="the line is dead"):

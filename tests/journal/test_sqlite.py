@@ -357,6 +357,7 @@ async def test_it_commits_as_far_as_asked(path: Path) -> None:
 
             assert await journal._do(asked, "synchronous") == number
             assert await journal._do(asked, "journal_mode") == "wal"
+            assert await journal._do(asked, "wal_autocheckpoint") == 0
 
 
 def sizes_while_writing(database: _sqlite.SQLite, path: Path, count: int) -> list[int]:
