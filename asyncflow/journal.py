@@ -95,6 +95,9 @@ class PostgresJournal(SQLJournal):
     written again: so runs live through a restart of the server, or a switch to another one, that
     takes no longer than ``lease_s``. After that they fail with a `JournalError`.
 
+    Behind a pooler that gives each transaction another connection, such as PgBouncer, that one must
+    know prepared statements (``max_prepared_statements``, since version 1.21).
+
     A commit is told when it is on the server's disk (``synchronous_commit``), also where the
     server's default is ``off``. A standby that is to take over must be a synchronous one: one that
     is behind would have forgotten commits that were told, and claims of runs.

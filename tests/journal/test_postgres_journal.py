@@ -16,7 +16,7 @@ from postgres_server import PostgresServer
 
 from asyncflow import RunReport, WorkflowStep, run_pipeline
 from asyncflow._errors import JournalError, LeaseLostError
-from asyncflow.events import AttemptStarted, RunFinished, RunStarted
+from asyncflow.events import AttemptStarted, Event, RunFinished, RunStarted, StepSucceeded
 from asyncflow.journal import PostgresJournal
 
 ROOT = Path(__file__).parents[2]
@@ -78,19 +78,27 @@ async def test_runs_live_through_connections_that_are_cut_again_and_again(
     journal: PostgresJournal, postgres_server: PostgresServer
 ) -> None:
     calls: Counter[str] = Counter()
+    succeeded: asyncio.Queue[None] = asyncio.Queue()
+
+    def hear(event: Event) -> None:
+        if isinstance(event, StepSucceeded):
+            succeeded.put_nowait(None)
+
     runs = asyncio.gather(
         *(
-            run_pipeline(chain(60, calls), run_id=f"r{number}", journal=journal)
+            run_pipeline(chain(60, calls), run_id=f"r{number}", journal=journal, observers=[hear])
             for number in range(4)
         )
     )
 
     cuts = 0
-    while not runs.done():
-        cuts += len(await asyncio.to_thread(postgres_server.cut_connections, BY_THE_JOURNAL))
+    for _ in range(4 * 60):
+        await succeeded.get()
+        if succeeded.empty():  # so there is a commit between two cuts
+            cuts += len(await asyncio.to_thread(postgres_server.cut_connections, BY_THE_JOURNAL))
     reports = await runs
 
-    assert cuts > 1
+    assert cuts > 10
     assert all(report.all_passed for report in reports)
     assert set(calls.values()) == {4}
     await assert_whole(journal, reports)
@@ -100,12 +108,13 @@ BY_THE_JOURNAL = "application_name = 'asyncflow'"
 
 
 async def assert_whole(journal: PostgresJournal, reports: list[RunReport]) -> None:
-    """Each event of each run is there once."""
+    """Each event of each run is there once, and they give the same report."""
     for report in reports:
         events = await journal.events(report.run_id)
         assert [event.position for event in events] == list(range(1, len(events) + 1))
         assert isinstance(events[0].event, RunStarted)
         assert isinstance(events[-1].event, RunFinished)
+        assert (await journal.report(report.run_id)).to_json() == report.to_json()
 
 
 async def test_who_waits_for_a_run_lives_through_a_restart(
@@ -231,23 +240,56 @@ asyncio.run(main())
 """
 
 
-def test_of_several_processes_each_run_is_one_ones_only(
-    dsn: str, postgres_server: PostgresServer
-) -> None:
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-W", "error", "-c", RUN_ALL, dsn, str(seed)],
-            cwd=ROOT,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        for seed in range(3)
-    ]
+def replica(dsn: str, seed: int) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-W", "error", "-c", RUN_ALL, dsn, str(seed)],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+
+
+ALL_STEPS = sorted(f"r{run} {step}" for run in range(12) for step in range(8))
+
+
+def test_of_several_processes_each_run_is_one_ones_only(dsn: str) -> None:
+    processes = [replica(dsn, seed) for seed in range(3)]
 
     with ThreadPoolExecutor() as executor:
         said = list(executor.map(lambda process: process.communicate(timeout=50)[0], processes))
 
     assert [process.returncode for process in processes] == [0, 0, 0]
     # Who comes when a run has ended gets its report, and no step runs again.
-    every = [f"r{run} {step}" for run in range(12) for step in range(8)]
-    assert sorted(line for each in said for line in each.splitlines()) == sorted(every)
+    assert sorted(line for each in said for line in each.splitlines()) == ALL_STEPS
+
+
+async def test_what_a_killed_process_leaves_is_finished_by_another_one(
+    dsn: str, postgres_server: PostgresServer
+) -> None:
+    with replica(dsn, 1) as first:
+        assert first.stdout
+        calls = Counter(first.stdout.readline().strip() for _ in range(40))
+        first.kill()
+        calls.update(first.stdout.read().splitlines())
+    postgres_server.restart("immediate")
+
+    with replica(dsn, 2) as second:
+        calls.update(second.communicate(timeout=50)[0].splitlines())
+
+    assert second.returncode == 0
+    assert sorted(calls) == ALL_STEPS
+    async with PostgresJournal(dsn) as journal:
+        for record in await journal.runs():
+            assert record.status == "passed"
+            await assert_each_call_was_kept_before(journal, record.run_id, calls)
+
+
+async def assert_each_call_was_kept_before(
+    journal: PostgresJournal, run_id: str, calls: Counter[str]
+) -> None:
+    events = [stored.event for stored in await journal.events(run_id)]
+    begun = Counter(event.step for event in events if isinstance(event, AttemptStarted))
+    succeeded = Counter(event.step for event in events if isinstance(event, StepSucceeded))
+    for number in range(8):
+        assert calls[f"{run_id} {number}"] <= begun[f"s{number}"]
+        assert succeeded[f"s{number}"] == 1
