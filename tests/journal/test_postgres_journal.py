@@ -98,7 +98,7 @@ async def test_runs_live_through_connections_that_are_cut_again_and_again(
             cuts += len(await asyncio.to_thread(postgres_server.cut_connections, BY_THE_JOURNAL))
     reports = await runs
 
-    assert cuts > 10
+    assert cuts > 2
     assert all(report.all_passed for report in reports)
     assert set(calls.values()) == {4}
     await assert_whole(journal, reports)
