@@ -1,15 +1,17 @@
 """The runs of an event loop that a journal has open: what they write goes into few transactions.
 
 Group commit: what all runs of all event loops have to write when a transaction begins goes into
-it, and what comes while it is under way waits for the next one. Nothing is delayed for that. A
-`Desk` hands in what its loop's books have at the end of a turn, and does so again when that is
-committed. The journal's thread does one thing after the other. So when it has done what a desk
-asked for, all that this desk handed in is kept, whoever's transaction has taken it along.
+it, and what comes while it is under way waits for the next one. Nothing is delayed for that, but by
+a turn of the loop: the end of a step and the starts that follow from it go together. A `Desk`
+hands in what its loop's books have, and does so again when that is committed. The journal's thread
+does one thing after the other. So when it has done what a desk asked for, all that this desk handed
+in is kept, whoever's transaction has taken it along.
 """
 
 from __future__ import annotations
 
 import asyncio
+import sys
 from collections import deque
 from collections.abc import Callable
 
@@ -23,6 +25,9 @@ from asyncflow.events import Event, RunFinished, RunResumed, RunStarted
 __all__ = ["Book", "Desk"]
 
 _Waiter = asyncio.Future[None]
+
+# Before Python 3.12 an attempt has a task of its own, whose end the task of its step hears of later.
+_TURNS = 4 if sys.version_info < (3, 12) else 2
 
 
 class Book:
@@ -119,13 +124,19 @@ class Desk:
         self._busy = False
 
     def expect(self, book: Book) -> None:
-        """Let a book hand over what it has at the end of this turn, or after what is under way."""
+        """Let a book hand over what it has, very soon or after what is under way."""
         self._expected[book] = None
         if not self._busy:
             self._busy = True
-            # Two turns later (one would do from Python 3.12 on), so that what follows from an event
-            # goes along: after the end of a step, the start of the next one.
-            self.loop.call_soon(self.loop.call_soon, self.loop.call_soon, self._send)
+            # Some turns later, because in them begin the steps that this one's end has let start,
+            # and an end and the starts that follow shall go into one transaction.
+            self._send_in(_TURNS)
+
+    def _send_in(self, turns: int) -> None:
+        if turns:
+            self.loop.call_soon(self._send_in, turns - 1)
+        else:
+            self._send()
 
     def _send(self) -> None:
         books = self._sent = list(self._expected)

@@ -329,8 +329,12 @@ class SQLJournal:
 
     async def aclose(self) -> None:
         """Commit what is under way and disconnect. Runs that are still going on fail."""
-        # In a thread, because the journal's own one may have to wait for the disk.
-        await asyncio.get_running_loop().run_in_executor(None, self.close)
+        try:
+            if self._thread.has_started and not self._closed:
+                # It may have to wait for the disk.
+                await asyncio.get_running_loop().run_in_executor(self._thread, self._clerk.close)
+        finally:
+            self.close()
 
     def close(self) -> None:
         """Do as `aclose` does, and let the calling thread wait for it."""
