@@ -26,7 +26,7 @@ __all__ = ["Book", "Desk"]
 
 _Waiter = asyncio.Future[None]
 
-# Before Python 3.12 an attempt has a task of its own, whose end the task of its step hears of later.
+# Before Python 3.12 an attempt has a task of its own, of whose end that of its step hears later.
 _TURNS = 4 if sys.version_info < (3, 12) else 2
 
 
