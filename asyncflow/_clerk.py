@@ -132,7 +132,7 @@ class Clerk:
             take()  # if it could not even begin
             for holding, _ in taken:
                 holding.fail(self._failure(error))
-            with suppress(JournalError):  # as in give_back; this time it may work, as it is small
+            with suppress(Exception):  # as in give_back; this time it may work, as it is small
                 for holding, parcel in taken:
                     if parcel.release:
                         self.store.release(holding.run_id, holding.token)

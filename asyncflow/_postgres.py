@@ -90,7 +90,7 @@ class Postgres:
     def __init__(self, dsn: str, lease_s: float) -> None:
         self._parameters = _parameters(dsn)
         self.name = _name(self._parameters)
-        self.lease_s = min(lease_s, 1e6)  # much more is too much for poll(), and for the server
+        self.lease_s = lease_s
         self._connection: _Connection | None = None
         self._phrases: dict[str, str] = {}
         self.well_until = 0.0

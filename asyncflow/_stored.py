@@ -26,7 +26,7 @@ from asyncflow._story import Story
 from asyncflow._thread import Thread
 from asyncflow.events import Event, RunResumed, RunStarted, StepSucceeded
 
-__all__ = ["RunRecord", "RunStatus", "SQLJournal", "StoredEvent"]
+__all__ = ["RunRecord", "RunStatus", "SQLJournal", "StoredEvent", "check_lease"]
 
 T = TypeVar("T")
 Self = TypeVar("Self", bound="SQLJournal")
@@ -34,6 +34,8 @@ Self = TypeVar("Self", bound="SQLJournal")
 RunStatus = Literal["running", "passed", "failed", "interrupted"]
 
 _PICKLED = 'it is pickled, and read only with codec="cloudpickle"'
+
+_LONGEST_LEASE_S = 86_400
 
 _FIRST_WAIT_S, _LONGEST_WAIT_S = 0.02, 1.0
 """How long to wait before another owner of a run is asked for again."""
@@ -81,7 +83,6 @@ class SQLJournal:
             known = " or ".join(map(repr, CODECS))
             raise ValueError(f"codec must be {known}, not {codec!r}{nearest(codec, CODECS)}")
         check_number("max_payload_bytes", max_payload_bytes, 1)
-        check_number("lease_s", lease_s, 0.1, unit=" s")
         self._name = store.database.name
         self._codec = Codec(codec, max_payload_bytes)
         self._store = store
@@ -365,6 +366,21 @@ def _record_of(run: StoredRun) -> RunRecord:
     return RunRecord(
         run.run_id, from_column(run.pipeline), status, run.started_at, run.updated_at, run.owner
     )
+
+
+def check_lease(lease_s: float) -> None:
+    """Check for how long a lease is to hold.
+
+    Raises:
+        TypeError: It is no number.
+        ValueError: It is no time between a tenth of a second and a day.
+    """
+    check_number("lease_s", lease_s, 0.1, unit=" s")
+    if lease_s > _LONGEST_LEASE_S:
+        raise ValueError(
+            f"lease_s must be at most {_LONGEST_LEASE_S} s, not {lease_s:g}; it is how long others "
+            "wait for a process that has died on another machine"
+        )
 
 
 def _check_status(status: str | None) -> None:

@@ -19,10 +19,9 @@ from __future__ import annotations
 
 import os
 
-from asyncflow._numbers import check_number
 from asyncflow._sqlite import SQLite, Synchronous
 from asyncflow._store import Store
-from asyncflow._stored import RunRecord, RunStatus, SQLJournal, StoredEvent
+from asyncflow._stored import RunRecord, RunStatus, SQLJournal, StoredEvent, check_lease
 
 __all__ = ["PostgresJournal", "RunRecord", "RunStatus", "SQLiteJournal", "StoredEvent"]
 
@@ -49,7 +48,8 @@ class SQLiteJournal(SQLJournal):
             the actions. ``"cloudpickle"`` pickles what does not, which needs an extra
             (``asyncflow-tiers[cloudpickle]``); whoever can write to the file can then run code.
         max_payload_bytes: How many bytes one output or one input may take.
-        lease_s: After how many seconds without a sign of life a process loses its runs. A third of
+        lease_s: After how many seconds without a sign of life a process loses its runs, 0.1 to
+            86,400. A third of
             it is how long a write waits while other processes write.
         owner: What others are told who runs a run; by default process id and host.
 
@@ -71,7 +71,7 @@ class SQLiteJournal(SQLJournal):
     ) -> None:
         if synchronous not in ("FULL", "NORMAL"):
             raise ValueError(f"synchronous must be 'FULL' or 'NORMAL', not {synchronous!r}")
-        check_number("lease_s", lease_s, 0.1, unit=" s")
+        check_lease(lease_s)
         super().__init__(
             Store(SQLite(os.fspath(path), synchronous, lease_s / 3)),
             codec=codec,
@@ -110,7 +110,8 @@ class PostgresJournal(SQLJournal):
             the actions. ``"cloudpickle"`` pickles what does not, which needs an extra
             (``asyncflow-tiers[cloudpickle]``); whoever can write to the tables can then run code.
         max_payload_bytes: How many bytes one output or one input may take.
-        lease_s: After how many seconds without a sign of life a process loses its runs. So long a
+        lease_s: After how many seconds without a sign of life a process loses its runs, 0.1 to
+            86,400. So long a
             server may be gone, too, before the runs fail.
         owner: What others are told who runs a run; by default process id and host.
 
@@ -133,7 +134,7 @@ class PostgresJournal(SQLJournal):
     ) -> None:
         from asyncflow._postgres_store import Postgres, PostgresStore  # psycopg may be missing
 
-        check_number("lease_s", lease_s, 0.1, unit=" s")
+        check_lease(lease_s)
         super().__init__(
             PostgresStore(Postgres(dsn, lease_s)),
             codec=codec,

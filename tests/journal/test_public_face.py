@@ -5,11 +5,13 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import pickle
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 
 from asyncflow import journal
+from asyncflow.journal import PostgresJournal, SQLiteJournal
 
 NAMES = [name for name in journal.__all__ if name != "RunStatus"]
 
@@ -35,3 +37,12 @@ def test_a_public_name_and_all_that_it_has_are_documented(name: str) -> None:
 
 def test_the_names_are_in_order() -> None:
     assert journal.__all__ == sorted(journal.__all__)
+
+
+@pytest.mark.parametrize("make", [PostgresJournal, SQLiteJournal])
+@pytest.mark.parametrize(("lease_s", "limit"), [(0.0, "at least 0.1"), (1e9, "at most 86400")])
+def test_a_lease_lasts_neither_too_short_nor_too_long(
+    make: Callable[..., object], lease_s: float, limit: str
+) -> None:
+    with pytest.raises(ValueError, match=f"lease_s must be .*{limit} s"):
+        make("", lease_s=lease_s)
