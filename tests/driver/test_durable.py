@@ -212,6 +212,19 @@ class TestResume:
         assert set(work.calls.values()) == {1}
         assert not journal.open_books
 
+    async def test_a_stored_report_is_valid_whatever_annotations_say_now(self, journal):
+        async def number() -> int:
+            return 5
+
+        async def text() -> str:
+            return "five"
+
+        await run_pipeline([WorkflowStep("a", number)], journal=journal, run_id="r")
+
+        report = await run_pipeline([WorkflowStep("a", text)], journal=journal, run_id="r")
+
+        assert report["a"].output == 5
+
     async def test_a_failed_run_goes_on_with_what_has_not_succeeded(self, work, journal, schedule):
         work.broken.add("c")
         first = await run_pipeline(work.diamond(), schedule=schedule, journal=journal, run_id="r")
