@@ -59,6 +59,7 @@ def test_they_are_a_mapping_that_survives_without_the_plan():
     fingerprints = Fingerprints(plan([WorkflowStep("a", source, version="2")]))
 
     assert fingerprints == {"a": ("()", "2")}
+    assert len(fingerprints) == 1
     assert repr(fingerprints) == "{'a': ('()', '2')}"
     copy = pickle.loads(pickle.dumps(fingerprints))
     assert type(copy) is dict
