@@ -29,6 +29,7 @@ from asyncflow.events import (
     RunFinished,
     RunResumed,
     RunStarted,
+    StepFailed,
     StepSucceeded,
 )
 
@@ -231,16 +232,22 @@ def assert_same_end(report, whole, pipeline):
 
 
 def may_differ(execution):
-    """Whether a clean-up step may have seen that a secret was asked for again in vain."""
+    """Whether something has come of what is not so any more.
+
+    That is a clean-up step which has seen that a secret was asked for again in vain; and a step
+    which had no time for its other attempts, under a deadline of the run that is none any more.
+    """
+    events, shape = execution.journal.runs[RUN_ID], Shape(plan(execution.steps))
     recalled = {
-        name
-        for event in execution.journal.runs[RUN_ID]
-        if isinstance(event, RunResumed)
-        for name in event.recalled
+        name for event in events if isinstance(event, RunResumed) for name in event.recalled
     }
-    shape = Shape(plan(execution.steps))
     cleanups = [step.name for step in execution.steps if step.run_if != "success"]
-    return any(recalled.intersection(shape[name]) for name in cleanups)
+    return any(recalled.intersection(shape[name]) for name in cleanups) or any(
+        "no other attempt" in note
+        for event in events
+        if isinstance(event, StepFailed)
+        for note in getattr(event.error, "__notes__", ())
+    )
 
 
 def in_loop(pipeline, main, seed):
