@@ -9,7 +9,7 @@ from threading import Barrier
 
 import psycopg
 import pytest
-from postgres_server import PostgresServer
+from postgres_server import PostgresServer, until
 
 from asyncflow._errors import JournalError
 from asyncflow._postgres import Postgres
@@ -256,5 +256,6 @@ async def test_a_closed_journal_leaves_no_connection(
 ) -> None:
     await use(dsn)
 
+    # The server takes note of it in a moment.
     open_ones = "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'asyncflow'"
-    assert postgres_server.execute(open_ones) == [(0,)]
+    until(lambda: postgres_server.execute(open_ones) == [(0,)])

@@ -206,7 +206,7 @@ async def test_a_journal_can_be_closed_while_the_server_is_away(
 # --- several processes ----------------------------------------------------------------------------
 
 RUN_ALL = """
-import asyncio, random, sys
+import asyncio, os, random, sys
 from asyncflow import WorkflowStep, run_pipeline
 from asyncflow._errors import RunAlreadyActiveError
 from asyncflow.journal import PostgresJournal
@@ -217,7 +217,7 @@ def chain(run_id):
     def step(number):
         async def action(before=-1):
             assert before == number - 1
-            print(run_id, number, flush=True)
+            os.write(1, f"{run_id} {number}\\n".encode())  # as a whole, or not at all
             return number
         needs = {"before": f"s{number - 1}"} if number else {}
         return WorkflowStep(f"s{number}", action, depends_on=needs)
