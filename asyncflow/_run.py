@@ -99,11 +99,8 @@ class Run(Fanout):
         try:
             raise self._interruption or cancellation  # type: ignore[misc]
         finally:
-            del (
-                self,
-                cancellation,
-                failure,
-            )  # or what is raised would keep itself, through this frame
+            # Or what is raised would keep itself, through this frame.
+            del self, cancellation, failure
 
     def _begin(self) -> None:
         if self._book is not None:

@@ -39,7 +39,6 @@ from asyncflow.events import (
     RunTimedOut,
     StepCancelled,
     StepFailed,
-    StepReused,
     StepSkipped,
     StepSucceeded,
     ThreadAbandoned,
@@ -175,7 +174,7 @@ class Story:
                 return histories.result(unit, event, StepStatus.CANCELLED, event.error)
             case StepSkipped():
                 return histories.skipped(unit, event)
-            case StepReused():
+            case _:  # StepReused
                 return replace(self._kept[event.step, event.item], reused=True)
         return None
 

@@ -32,12 +32,12 @@ def key_of(event):
 class World:
     """What has become of the actions: told by events, those that a journal has kept first."""
 
-    def __init__(self, journal, pools=()):
+    def __init__(self, journal, pools, limit):
         self.journal = journal
+        self.limit = limit
         self.pools = pools
         self.failures = Counter()
         self.calls = Counter()
-        self.attempts = Counter()
         self.running = Counter()
         self.violations = []
         for event in journal.runs.get(RUN_ID, ()):
@@ -55,6 +55,8 @@ class World:
         self.running[key] += 1
         if self.running[key] > 1:
             self.violations.append(f"{key} overlaps itself")
+        if self.limit is not None and self.running.total() > self.limit:
+            self.violations.append(f"{key} makes it more than {self.limit} at once")
         start = (*key, context.attempt)
         kept = self.journal.runs[RUN_ID]
         if not any(
@@ -189,7 +191,8 @@ class RandomPipeline:
         return steps
 
     def world(self, journal):
-        return World(journal, [Pool(size) for size in self.pool_sizes])
+        pools = [Pool(size) for size in self.pool_sizes]
+        return World(journal, pools, self.options["max_concurrency"])
 
     def changed(self):
         """Return the same pipeline with a few changes, of its steps and of how it is run."""

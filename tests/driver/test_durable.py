@@ -6,6 +6,7 @@ import asyncio
 from collections import Counter
 from typing import Any
 
+import anyio
 import pytest
 from memory_journal import MemoryJournal
 
@@ -211,6 +212,19 @@ class TestResume:
         assert again.results == first.results
         assert set(work.calls.values()) == {1}
         assert not journal.open_books
+
+    async def test_a_stored_report_is_valid_whatever_annotations_say_now(self, journal):
+        async def number() -> int:
+            return 5
+
+        async def text() -> str:
+            return "five"
+
+        await run_pipeline([WorkflowStep("a", number)], journal=journal, run_id="r")
+
+        report = await run_pipeline([WorkflowStep("a", text)], journal=journal, run_id="r")
+
+        assert report["a"].output == 5
 
     async def test_a_failed_run_goes_on_with_what_has_not_succeeded(self, work, journal, schedule):
         work.broken.add("c")
@@ -1075,6 +1089,67 @@ class TestFailingJournals:
             await running
         assert isinstance(journal.runs["r"][-1], RunFinished)
         assert not journal.open_books
+
+
+class TestHosts:
+    async def test_a_cancel_scope_ends_a_run_that_goes_on_later(self, work, schedule):
+        journal = SlowToClose(latency_s=0.02)
+        with anyio.move_on_after(0.07) as scope:
+            await run_pipeline(work.diamond(), schedule=schedule, journal=journal, run_id="r")
+        assert scope.cancelled_caught
+        assert isinstance(journal.runs["r"][-1], RunFinished)
+        assert not journal.open_books
+
+        report = await run_pipeline(work.diamond(), schedule=schedule, journal=journal, run_id="r")
+
+        assert report.all_passed
+        assert work.calls["a"] == 1
+
+    async def test_a_cancel_scope_does_not_cut_short_that_a_run_is_given_up(self, work):
+        journal = SlowToClose()
+        await run_pipeline(work.diamond(), journal=journal, run_id="r")
+
+        with anyio.move_on_after(0.005) as scope:
+            report = await run_pipeline(work.diamond(), journal=journal, run_id="r")
+            assert report.all_passed
+            assert not journal.open_books
+            await asyncio.sleep(0)  # as always, anyio says it at the next opportunity
+
+        assert scope.cancelled_caught
+
+    async def test_what_runs_in_a_thread_goes_on_too(self, journal):
+        calls = Counter()
+
+        def act():
+            calls[current_step().attempt] += 1
+            return [1]
+
+        steps = [
+            WorkflowStep("a", act, runs_in="thread"),
+            WorkflowStep("b", act, ["a"], runs_in="thread", max_retries=2),
+        ]
+        await run_pipeline(steps, journal=journal, run_id="r")
+        left = journal.died_after(4)
+        assert isinstance(left.runs["r"][-1], AttemptStarted)
+        calls.clear()
+
+        report = await run_pipeline(steps, journal=left, run_id="r", max_concurrency=1)
+
+        assert report["b"].output == [1]
+        assert calls == {2: 1}
+
+    async def test_a_steps_deadline_counts_anew(self, journal):
+        async def act():
+            await asyncio.sleep(0.06)
+
+        steps = [WorkflowStep("a", act, deadline_ms=100)]
+        await run_pipeline(steps, journal=journal, run_id="r")
+        left = journal.died_after(2)
+        for _ in range(2):
+            report = await run_pipeline(steps, journal=left, run_id="r")
+            assert report.all_passed
+            left.runs["r"] = left.runs["r"][:-2]
+        assert report["a"].attempts == 3
 
 
 class Orphan:

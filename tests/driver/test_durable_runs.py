@@ -29,6 +29,7 @@ from asyncflow.events import (
     RunFinished,
     RunResumed,
     RunStarted,
+    StepFailed,
     StepSucceeded,
 )
 
@@ -230,6 +231,25 @@ def assert_same_end(report, whole, pipeline):
         assert not report.all_passed
 
 
+def may_differ(execution):
+    """Whether something has come of what is not so any more.
+
+    That is a clean-up step which has seen that a secret was asked for again in vain; and a step
+    which had no time for its other attempts, under a deadline of the run that is none any more.
+    """
+    events, shape = execution.journal.runs[RUN_ID], Shape(plan(execution.steps))
+    recalled = {
+        name for event in events if isinstance(event, RunResumed) for name in event.recalled
+    }
+    cleanups = [step.name for step in execution.steps if step.run_if != "success"]
+    return any(recalled.intersection(shape[name]) for name in cleanups) or any(
+        "no other attempt" in note
+        for event in events
+        if isinstance(event, StepFailed)
+        for note in getattr(event.error, "__notes__", ())
+    )
+
+
 def in_loop(pipeline, main, seed):
     loop = TurnCountingLoop(None, eager=seed % 3 == 0)
     try:
@@ -262,13 +282,6 @@ async def die_everywhere(pipeline, seed):
                 executions += 1
                 assert_same_end(third.report, whole, pipeline)
     return executions
-
-
-@pytest.mark.parametrize("seed", range(60))
-def test_a_run_goes_on_wherever_its_process_has_died(seed):
-    pipeline = RandomPipeline(seed)
-
-    in_loop(pipeline, die_everywhere(pipeline, seed), seed)
 
 
 async def fail_everywhere(pipeline, seed):
@@ -347,20 +360,22 @@ async def change_often(pipeline, seed):
         fresh = MemoryJournal(latency_s=pipeline.latency_s)
         whole = await Execution(current, fresh).run()
         executions += 2
-        if not has_crashed(last.report):
+        if not (has_crashed(last.report) or may_differ(last)):
             assert_same_end(last.report, whole.report, current)
     return executions
 
 
-@pytest.mark.parametrize("seed", range(60))
-def test_a_journal_may_fail_at_any_write(seed):
+PROPERTIES = {
+    "dies": die_everywhere,
+    "its journal fails": fail_everywhere,
+    "its caller is cancelled": cancel_somewhere,
+    "its pipeline is changed": change_often,
+}
+
+
+@pytest.mark.parametrize("seed", range(40))
+@pytest.mark.parametrize("what", PROPERTIES)
+def test_a_run_ends_as_if_nothing_had_happened_whenever_it(what, seed):
     pipeline = RandomPipeline(seed)
 
-    in_loop(pipeline, fail_everywhere(pipeline, seed), seed)
-
-
-@pytest.mark.parametrize("seed", range(60))
-def test_a_caller_may_be_cancelled_at_any_time(seed):
-    pipeline = RandomPipeline(seed)
-
-    in_loop(pipeline, cancel_somewhere(pipeline, seed), seed)
+    assert in_loop(pipeline, PROPERTIES[what](pipeline, seed), seed) > 1
