@@ -1,17 +1,18 @@
 """The runs of an event loop that a journal has open: what they write goes into few transactions.
 
 Group commit: what all runs of all event loops have to write when a transaction begins goes into
-it, and what comes while it is under way waits for the next one. Nothing is delayed for that, but by
-a turn of the loop: the end of a step and the starts that follow from it go together. A `Desk`
-hands in what its loop's books have, and does so again when that is committed. The journal's thread
-does one thing after the other. So when it has done what a desk asked for, all that this desk handed
-in is kept, whoever's transaction has taken it along.
+it, and what comes while it is under way waits for the next one. A `Desk` hands in what its loop's
+books have at the end of the turn in which somebody asks for it to be kept. What nobody asks for
+waits a few turns of the loop, and no time, for what may follow from it: the end of a step and the
+start of the next one go together.
+
+The journal's thread does one thing after the other. So when it has done what a desk asked for, all
+that this desk handed in is kept, whoever's transaction has taken it along.
 """
 
 from __future__ import annotations
 
 import asyncio
-import sys
 from collections import deque
 from collections.abc import Callable
 
@@ -25,9 +26,6 @@ from asyncflow.events import Event, RunFinished, RunResumed, RunStarted
 __all__ = ["Book", "Desk"]
 
 _Waiter = asyncio.Future[None]
-
-# Before Python 3.12 an attempt has a task of its own, of whose end that of its step hears later.
-_TURNS = 4 if sys.version_info < (3, 12) else 2
 
 
 class Book:
@@ -64,6 +62,8 @@ class Book:
         """Wait until all that was added before is committed. After a failure, wait for ever."""
         holding = self._holding
         if holding.failure or holding.kept < self._added:
+            if self._rows:
+                self._desk.hurry()
             waiter = self._desk.loop.create_future()
             self._waiters.append((self._added, waiter))
             await waiter
@@ -79,6 +79,7 @@ class Book:
         if not self._closing:
             self._closing = True
             self._desk.expect(self)
+            self._desk.hurry()
         if not self._holding.over:
             waiter = self._desk.loop.create_future()
             self._closers.append(waiter)
@@ -122,19 +123,25 @@ class Desk:
         self._expected: dict[Book, None] = {}
         self._sent: list[Book] = []
         self._busy = False
+        self._turns = 0
 
     def expect(self, book: Book) -> None:
-        """Let a book hand over what it has, very soon or after what is under way."""
+        """Let a book hand over what it has, a few turns from now or after what is under way."""
+        if not self._expected:
+            self._turns = _TURNS
         self._expected[book] = None
         if not self._busy:
             self._busy = True
-            # Some turns later, because in them begin the steps that this one's end has let start,
-            # and an end and the starts that follow shall go into one transaction.
-            self._send_in(_TURNS)
+            self.loop.call_soon(self._wait)
 
-    def _send_in(self, turns: int) -> None:
-        if turns:
-            self.loop.call_soon(self._send_in, turns - 1)
+    def hurry(self) -> None:
+        """Let the books hand over what they have at the end of this turn."""
+        self._turns = min(self._turns, 1)
+
+    def _wait(self) -> None:
+        if self._turns:
+            self._turns -= 1
+            self.loop.call_soon(self._wait)
         else:
             self._send()
 
@@ -155,10 +162,14 @@ class Desk:
         sent, self._sent = self._sent, []
         self._busy = bool(self._expected)
         if self._busy:
-            self._send()
+            self._wait()
         for book in sent:
             book.settle()
 
+
+_TURNS = 8
+"""How many turns of the loop to wait for what may follow. A run takes up to 4 from the end of a
+step to the start of the next one."""
 
 _CHANGING = (RunStarted, RunResumed, RunFinished)
 

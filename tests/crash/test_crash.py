@@ -17,7 +17,7 @@ from tests.crash.cycles import Cycles, Forks, Spawns, fast_folder
 from tests.crash.shapes import SHAPES
 
 SCHEDULES = ["tiers", "ready"]
-AT_LEAST = 40
+AT_LEAST = 36
 """So many processes are killed of each shape under each schedule."""
 
 

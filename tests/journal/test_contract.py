@@ -63,6 +63,11 @@ async def kept_events(journal: Any, run_id: str = "r") -> list[Event]:
     return [stored.event for stored in await journal.events(run_id)]
 
 
+async def a_few_turns() -> None:
+    for _ in range(12):
+        await asyncio.sleep(0)
+
+
 async def until(holds: Callable[[], bool]) -> None:
     """Wait for what another thread or process does."""
     async with asyncio.timeout(20):
@@ -151,13 +156,46 @@ async def test_the_events_of_many_runs_go_into_one_transaction(journal: Any) -> 
     assert {len(await journal.events(f"r{number}")) for number in range(50)} == {2}
 
 
+async def test_what_follows_within_a_few_turns_goes_into_the_same_transaction(
+    journal: Any,
+) -> None:
+    book = await opened(journal)
+    count = count_writes(journal)
+
+    book.add(started())
+    for _ in range(5):
+        await asyncio.sleep(0)
+    book.add(attempt())
+    await book.kept()
+
+    assert count() == 1
+    await book.close()
+
+
+async def test_what_is_asked_for_goes_with_all_that_comes_in_the_same_turn(journal: Any) -> None:
+    books = [await opened(journal, f"r{number}") for number in range(3)]
+    count = count_writes(journal)
+
+    async def begin(book: Any) -> None:
+        book.add(started())
+        await book.kept()
+
+    first = asyncio.create_task(begin(books[0]))
+    books[1].add(started())
+    last = asyncio.create_task(begin(books[2]))
+    await asyncio.gather(first, last)
+
+    assert count() == 1
+    await asyncio.gather(*(book.close() for book in books))
+
+
 async def test_what_comes_during_a_commit_goes_into_the_next_one(journal: Any) -> None:
     book, others = await opened(journal), [await opened(journal, f"r{n}") for n in range(9)]
     count = count_writes(journal)
     with thread_held(journal):
         book.add(started())
-        await asyncio.sleep(0)
-        await asyncio.sleep(0)  # it is handed in
+        while book._rows:
+            await asyncio.sleep(0)  # until it is handed in
         for number, other in enumerate(others):
             other.add(started())
             await asyncio.sleep(0)
@@ -522,10 +560,10 @@ async def test_after_a_failure_nobody_hears_that_something_is_kept(
 
 async def test_after_a_failure_nothing_is_let_go_on_although_it_is_kept(journal: Any) -> None:
     book = await opened(journal)
-    book.add(started())
-    waiting = asyncio.create_task(book.kept())
-    await asyncio.sleep(0)
-    await asyncio.sleep(0)  # it is handed in
+    with thread_held(journal):
+        book.add(started())
+        waiting = asyncio.create_task(book.kept())
+        await a_few_turns()
     journal._thread.submit(int).result(20)  # it is kept; the loop will hear of it
     book._holding.fail(JournalError("x", "the lease is lost"))
 
@@ -552,8 +590,8 @@ async def test_nothing_follows_events_that_could_not_be_written(journal: Any) ->
     store.write = failing_once
     with thread_held(journal):
         book.add(started())
-        await asyncio.sleep(0)
-        await asyncio.sleep(0)  # it is handed in
+        while book._rows:
+            await asyncio.sleep(0)  # until it is handed in
         book.add(attempt())
 
     with pytest.raises(JournalError, match="the line is dead"):

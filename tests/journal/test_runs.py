@@ -107,6 +107,23 @@ async def test_what_was_pickled_is_told_on_request_only(make_journal: Any) -> No
     assert (await pickling.report("r"))["numbers"].output == {1, 2}
 
 
+async def test_a_chain_costs_one_transaction_a_step(journal: Any) -> None:
+    async def step() -> int:
+        return 1
+
+    chain = [
+        WorkflowStep(f"s{number}", step, [f"s{number - 1}"] if number else [])
+        for number in range(10)
+    ]
+    writes: list[Any] = []
+    write = journal._store.write
+    journal._store.write = lambda take: writes.append(None) or write(take)
+
+    await run_pipeline(chain, journal=journal, run_id="r")
+
+    assert len(writes) == 11
+
+
 async def test_many_runs_share_a_journal(journal: Any) -> None:
     async def one(number: int) -> Any:
         return await run_pipeline(
