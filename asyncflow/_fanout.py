@@ -17,7 +17,7 @@ from typing import Any
 
 from asyncflow._attempts import Attempts
 from asyncflow._items import common_error, each_item
-from asyncflow._result import StepStatus
+from asyncflow._result import StepResult, StepStatus
 from asyncflow._step import WorkflowStep
 from asyncflow._verdicts import FAILURES, as_failure, forget_cancels, leave_out_our_frames
 from asyncflow.events import MapStarted, StepFailed, StepReused, StepSucceeded
@@ -60,7 +60,7 @@ class Fanout(Attempts):
             failure = common_error(step.name, items, failure)
             if failure is not None:
                 self._tell_failure(StepFailed(step.name, 0, self._now_ms(), failure))
-            elif is_complete and all(item.status is StepStatus.SUCCESS for item in items):
+            elif is_complete and self._have_all_succeeded(unit, items):
                 output = [item.output for item in items]
                 success = StepSucceeded(step.name, 0, self._now_ms(), output)
                 self._emit(success, self._as_kept(unit, success))
@@ -73,6 +73,11 @@ class Fanout(Attempts):
             self._follow_up(unit)
             del self  # as in _run_unit
             error = failure = items = None
+
+    def _have_all_succeeded(self, unit: int, items: list[StepResult]) -> bool:
+        # An item that was withdrawn before it began has no result.
+        is_whole = len(items) == self._state.units.count_of_items(unit)
+        return is_whole and all(item.status is StepStatus.SUCCESS for item in items)
 
     async def _take_up_items(self, unit: int, step: WorkflowStep) -> bool:
         """Make each item a unit; return whether none was left out, as when the run stops."""

@@ -52,7 +52,7 @@ def _data_of(step: WorkflowStep) -> str:
     """Return which data a step's action asks for: ``(rows=extract, url)``."""
     source_of = dict(step.parameters)
     asked = [f"{p}={source_of[p]}" if p in source_of else p for p in step.signature.names]
-    if step.signature.takes_any:
+    if step.signature.takes_any and step.depends_on:
         asked += [*sorted({f"{p}={name}" for p, name in step.parameters} - set(asked)), "**"]
     text = f"({', '.join(sorted(asked))})"
     return text if step.map_over is None else f"{text} for each of {step.map_over}"

@@ -240,6 +240,7 @@ class RunFold:
 
     def _on_step_failed(self, unit: int, event: StepFailed) -> StepResult:
         result = self.histories.result(unit, event, StepStatus.FAILED, event.error)
+        self._phases[unit] = SETTLED  # before the run stops, which withdraws what is ready
         if event.item is None:
             self._turns.lost[unit] = event.step
         if self._fail_fast:

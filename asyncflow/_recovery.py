@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Protocol, TypeAlias
+from typing import Any, Protocol, TypeAlias, cast
 
 from asyncflow._errors import RunAlreadyActiveError, nearest
 from asyncflow._journal import Journal
@@ -92,9 +92,10 @@ async def resume_all(journal: Orphanage, pipelines: Pipelines) -> list[RunReport
 
 
 def _by_name(pipelines: Pipelines) -> dict[str, Orchestrator]:
-    if isinstance(pipelines, Mapping):
-        return {name: _planned(name, pipeline) for name, pipeline in pipelines.items()}
     known: dict[str, Orchestrator] = {}
+    if isinstance(pipelines, Mapping):
+        named = cast("Mapping[str, Any]", pipelines)
+        return {name: _planned(name, pipeline) for name, pipeline in named.items()}
     for pipeline in pipelines:
         if not isinstance(pipeline, Pipeline | Orchestrator):
             raise TypeError(

@@ -15,7 +15,7 @@ Rules:
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 from asyncflow._errors import PayloadError
 from asyncflow._fingerprint import Fingerprints, difference
@@ -27,6 +27,8 @@ from asyncflow._story import Story, reasons, with_outputs
 from asyncflow.events import RunResumed
 
 __all__ = ["resume"]
+
+T = TypeVar("T")
 
 
 def resume(
@@ -76,7 +78,7 @@ def resume(
         for key in _of_plan(story.known(), plan)
         if _is_taken_over(key, held, plan, event.recalled)
     }
-    started, carried = story.started, story.carried()
+    started, carried = story.started, _of_plan(story.carried(), plan)
     past = Past(started.run_id, started.wall_time, event.at_ms, results, carried, reasons(event))
     return event, past
 
@@ -87,8 +89,9 @@ def _with_results(known: Mapping[Key, StepResult], *, afresh: bool) -> set[str]:
     return {name for (name, _), one in known.items() if not (afresh and one.status is skipped)}
 
 
-def _of_plan(known: Mapping[Key, StepResult], plan: Plan) -> dict[Key, StepResult]:
-    return {key: result for key, result in known.items() if key[0] in plan.index}
+def _of_plan(known: Mapping[Key, T], plan: Plan) -> dict[Key, T]:
+    """Return what is known of the steps that there are now, and of their items."""
+    return {key: each for key, each in known.items() if key[0] in plan.index}
 
 
 def _decoded(

@@ -62,7 +62,7 @@ class Story:
         started: How the run began.
         at_ms: The time of the latest event.
         outcome: How the run has ended; ``None`` if it has not.
-        was_stopping: Whether something but a failed step had told it to stop.
+        was_stopping: Whether it was being stopped, so that steps were cut short or left out.
         dependencies: For each step that it ever had, what that depends on, as said last.
         fingerprints: The same for their fingerprints.
         inputs: The inputs that it was given.
@@ -189,10 +189,19 @@ class Story:
 
     def _settle(self, unit: int, result: StepResult) -> None:
         self._units.results[unit] = result
+        self.was_stopping |= self._was_left_out(result)
         if self._units.is_item(unit):
             self._units.end_item(unit)
         else:
             self._units.phases[unit] = SETTLED
+
+    def _was_left_out(self, result: StepResult) -> bool:
+        """Whether a step did not run, or not to its end, because the run was being stopped."""
+        if result.status is not StepStatus.SKIPPED or result.on_purpose:
+            return result.status is StepStatus.CANCELLED
+        index, results = self._plan.index, self._units.results
+        needed = [results[index[name]] for name in result.depends_on]
+        return not any(other is not None and _is_lost(other) for other in needed)
 
     # What is to be made of it.
 
@@ -232,8 +241,9 @@ class Story:
     def unfinished(self) -> dict[str, str]:
         """Return the steps that have begun and not succeeded, each with what became of it."""
         told, known = dict(self._reasons), self.known()
-        begun = [*self._units.maps(), *(self._plan.index[name] for name, _ in self.carried())]
-        told.update((self._plan.steps[step].name, "it was cut short") for step in begun)
+        maps = [self._plan.steps[step].name for step in self._units.maps()]
+        begun = [*maps, *(name for name, _ in self.carried())]
+        told.update(dict.fromkeys(begun, "it was cut short"))
         for step, result in zip(self._plan.steps, self._units.results, strict=False):
             if result is not None and result.status in _ENDS_OF_UNFINISHED:
                 told[step.name] = _ENDS_OF_UNFINISHED[result.status]
@@ -299,6 +309,12 @@ def with_outputs(result: StepResult, decode: _Decode, step: str | None = None) -
     elif isinstance(output, Payload):
         output = decode(name, output)
     return replace(result, items=items, output=output)
+
+
+def _is_lost(result: StepResult) -> bool:
+    if result.status is StepStatus.SKIPPED:
+        return not result.on_purpose
+    return result.status in (StepStatus.FAILED, StepStatus.CANCELLED)
 
 
 def _has_succeeded(known: Mapping[Key, StepResult], name: str) -> bool:

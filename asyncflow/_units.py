@@ -9,7 +9,7 @@ from asyncflow._graph import Plan, Shape
 from asyncflow._past import Carried, Key
 from asyncflow._phases import MAPPING, PENDING, READY, SETTLED
 from asyncflow._result import StepResult
-from asyncflow.events import AttemptStarted, StepEvent, StepReused
+from asyncflow.events import AttemptStarted, StepCancelled, StepEvent, StepFailed, StepReused
 
 __all__ = ["Units"]
 
@@ -129,9 +129,9 @@ class Units:
         """Whether an event can be the first of an item."""
         if isinstance(event, StepReused):
             return True
-        if not isinstance(event, AttemptStarted) or (event.item or 0) < 0:
-            return False
-        return event.attempt == 1 or (event.step, event.item) in self._carried
+        if (event.step, event.item) in self._carried:
+            return isinstance(event, AttemptStarted | StepFailed | StepCancelled)
+        return isinstance(event, AttemptStarted) and event.attempt == 1 and (event.item or 0) >= 0
 
     def end_item(self, unit: int) -> None:
         """An item has settled, or will never start."""

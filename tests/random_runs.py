@@ -8,6 +8,7 @@ was left alone.
 from __future__ import annotations
 
 import asyncio
+import copy
 import json
 import random
 import zlib
@@ -100,8 +101,8 @@ class Spec:
                     if self.style == "hang":
                         await asyncio.Event().wait()
                     raise ValueError(f"{context.step_name} {world.failures[key]}")
-                # What a secret output is must not matter: it may be another one each time.
-                digest = zlib.crc32(json.dumps([self.name, arguments], sort_keys=True).encode())
+                said = [self.name, self.options.get("version", "")]
+                digest = zlib.crc32(json.dumps([said, arguments], sort_keys=True).encode())
                 return [digest % 1000 + number for number in range(self.size)]
             finally:
                 world.running[key] -= 1
@@ -189,6 +190,36 @@ class RandomPipeline:
 
     def world(self, journal):
         return World(journal, [Pool(size) for size in self.pool_sizes])
+
+    def changed(self):
+        """Return the same pipeline with a few changes, of its steps and of how it is run."""
+        chance, other = self.chance, copy.deepcopy(self)
+        other.chance = chance
+        specs = other.specs
+        for _ in range(chance.randint(0, 2)):
+            spec = chance.choice(specs)
+            match chance.choice(["version", "needs", "drop", "secret", "options"]):
+                case "version":
+                    spec.options["version"] = chance.choice(["", "2", "3"])
+                case "needs" if spec.needs and "map_over" not in spec.options:
+                    spec.needs.remove(chance.choice(spec.needs))
+                case "drop" if len(specs) > 1 and not other.nested:
+                    specs.remove(spec)
+                    for each in specs:
+                        each.needs = [name for name in each.needs if name != spec.name]
+                        if each.options.get("map_over") == spec.name:
+                            del each.options["map_over"]
+                case "secret":
+                    spec.options["secret"] = not spec.options.get("secret", False)
+                case _:
+                    spec.options["max_crashes"] = chance.choice([0, 1, 2])
+        other.options.update(
+            schedule=chance.choice(["tiers", "ready"]),
+            fail_fast=chance.random() < 0.4,
+            max_concurrency=chance.choice([None, None, 1, 2]),
+            deadline_ms=chance.choice([None, 5, 9]),
+        )
+        return other
 
     def describe(self):
         lines = [f"{self.options} latency={self.latency_s} pools={self.pool_sizes}"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
+from typing import Any
 
 import pytest
 from memory_journal import MemoryJournal
@@ -24,12 +25,14 @@ from asyncflow import (
     resume_all,
     run_pipeline,
 )
+from asyncflow._story import Story
 from asyncflow.events import (
     AttemptStarted,
     RunFinished,
     RunResumed,
     RunStarted,
     StepReused,
+    StepSkipped,
     StepSucceeded,
 )
 
@@ -545,6 +548,69 @@ class TestChangedPipelines:
 
         assert reused(report) == ["a", "b", "c"]
 
+    async def test_what_was_cut_short_may_be_left_out_and_come_back(self, work, journal):
+        await run_pipeline(work.diamond(), journal=journal, run_id="r")
+        left = journal.died_after(5)
+        assert isinstance(left.runs["r"][-1], AttemptStarted)
+        without = [work.step("a"), work.step("e", "a")]
+        await run_pipeline(without, journal=left, run_id="r")
+        left = left.died_after(len(left.runs["r"]) - 1)
+        await run_pipeline(without, journal=left, run_id="r")
+        left = left.died_after(len(left.runs["r"]) - 1)
+
+        report = await run_pipeline(work.diamond(), journal=left, run_id="r")
+
+        assert report.all_passed
+        assert report["b"].attempts == 2
+        assert report["b"].rerun_reason == "it was cut short"
+
+    async def test_what_a_stop_left_out_runs_if_failures_do_not_stop_any_more(self, work, journal):
+        work.broken.add("b")
+
+        async def at_once(a):
+            return a
+
+        steps = [
+            work.step("a"),
+            work.step("b", "a"),
+            WorkflowStep("c", at_once, ["a"]),
+            work.step("d", "b", "c"),
+            work.step("e", "c"),
+            work.step("end", run_if="always"),
+        ]
+        await run_pipeline(steps, journal=journal, run_id="r")
+        skips = [n for n, e in enumerate(journal.runs["r"]) if isinstance(e, StepSkipped)]
+        left = journal.died_after(skips[-1] + 1)
+
+        report = await run_pipeline(steps, False, journal=left, run_id="r")
+
+        assert statuses(report) == {
+            "a": SUCCESS,
+            "b": FAILED,
+            "c": SUCCESS,
+            "d": SKIPPED,
+            "e": SUCCESS,
+            "end": SUCCESS,
+        }
+
+    async def test_a_clean_up_step_that_is_given_something_else_runs_again(self, work, journal):
+        def steps(*needed):
+            return [
+                work.step("a"),
+                WorkflowStep("end", end, needed, run_if="always"),
+                work.step("last", "end"),
+            ]
+
+        async def end(**outputs):
+            return sorted(outputs)
+
+        work.broken.add("last")
+        await run_pipeline(steps("a"), journal=journal, run_id="r")
+        report = await run_pipeline(steps(), journal=journal, run_id="r")
+
+        assert report["end"].output == []
+        assert report["end"].rerun_reason == "its action asks for (), and asked for (**)"
+
     async def test_what_came_of_something_outdated_is_done_again(self, work, journal):
         await self.run_until_d_fails(work, journal)
         work.broken.add("e")
@@ -848,6 +914,26 @@ class TestMappedSteps:
             if item.status is FAILED
         )
         assert calls == {4: 1}
+
+    @pytest.mark.parametrize("fail_fast", [True, False])
+    async def test_a_run_goes_on_after_an_item_that_has_crashed_too_often(self, journal, fail_fast):
+        calls = Counter()
+        steps = self.steps(calls, max_crashes=0)
+        await run_pipeline(steps, journal=journal, run_id="r", max_concurrency=1)
+        start = next(
+            n
+            for n, e in enumerate(journal.runs["r"])
+            if isinstance(e, AttemptStarted) and e.item == 2
+        )
+        left = journal.died_after(start + 1)
+        report = await run_pipeline(steps, fail_fast, journal=left, run_id="r", max_concurrency=1)
+        assert isinstance(report["m"].items[2].error, StepCrashedError)
+        stored = Story(left.runs["r"]).report(lambda _, payload: left.decode("", payload, Any))
+        assert repr(stored["m"].error) == repr(report["m"].error)
+
+        report = await run_pipeline(steps, fail_fast, journal=left, run_id="r")
+
+        assert report["m"].output == [10, 20, 30, 40]
 
 
 class TestNestedPipelines:

@@ -28,6 +28,7 @@ from asyncflow.events import (
     AttemptStarted,
     RunFinished,
     RunResumed,
+    RunStarted,
     StepSucceeded,
 )
 
@@ -41,7 +42,8 @@ def decode(step, payload):
 class Execution:
     """One process's part of a run: from its start, or its resumption, to its end."""
 
-    def __init__(self, pipeline, journal):
+    def __init__(self, pipeline, journal, kind="the same"):
+        self.kind = kind
         self.pipeline = pipeline
         self.journal = journal
         self.stored = list(journal.runs.get(RUN_ID, ()))
@@ -92,7 +94,7 @@ class Execution:
 
     def check_calls(self):
         """What has succeeded is not done again, unless it is secret and needed."""
-        kept = {key_of(event) for event in self.stored if isinstance(event, StepSucceeded)}
+        kept = successes(self.stored)
         recalled, again = set(), set()
         if self.told and isinstance(self.told[0], RunResumed):
             recalled, again = set(self.told[0].recalled), set(self.told[0].outdated)
@@ -101,9 +103,9 @@ class Execution:
         for name, needed in Shape(plan(self.steps)).items():
             if late.intersection(needed):
                 late.add(name)
-        assert again <= late
+        assert again <= late or self.kind == "changing"
         secret = {step.name for step in self.steps if step.secret}
-        assert recalled <= secret
+        assert recalled <= secret or self.kind == "changing"
         again |= {step.name for step in self.steps if {step.name, step.map_over} & recalled}
         for key in self.world.calls:
             assert key not in kept or key[0] in again, f"{key} was called again"
@@ -160,6 +162,24 @@ class Execution:
         assert state.outcome == self.told[-1].outcome
 
 
+def successes(events):
+    """The steps and items that have succeeded, unless that is outdated."""
+    kept, dependencies = set(), {}
+    for event in events:
+        if isinstance(event, StepSucceeded):
+            kept.add(key_of(event))
+        elif isinstance(event, RunStarted):
+            dependencies.update(event.dependencies)
+        elif isinstance(event, RunResumed):
+            outdated, before = set(event.outdated), None
+            while before != len(outdated):
+                before = len(outdated)
+                outdated |= {n for n, needed in dependencies.items() if outdated & {*needed}}
+            kept = {key for key in kept if key[0] not in outdated}
+            dependencies.update(event.dependencies)
+    return kept
+
+
 def assert_equal(report, expected, *, secret=False):
     """Two reports say the same; secret outputs count only if they can be known."""
     for name in "run_id", "wall_time", "total_duration_ms", "stop_reason":
@@ -185,17 +205,25 @@ def text_of(value):
     return repr(value)  # errors are equal only to themselves
 
 
-def known(report):
+def known(report, secret):
     """What two runs of the same must have in common."""
     return {
-        name: (result.status, result.on_purpose, None if result.secret else result.output)
+        name: (result.status, result.on_purpose, None if name in secret else result.output)
         for name, result in report.items()
     }
 
 
+def has_crashed(report):
+    """Whether a step has failed because its process has died too often."""
+    errors = [each.error for result in report.results for each in (result, *(result.items or ()))]
+    return any(isinstance(error, StepCrashedError) for error in errors)
+
+
 def assert_same_end(report, whole, pipeline):
     if not pipeline.options["fail_fast"] or whole.all_passed:
-        assert known(report) == known(whole), report
+        both = *report.results, *whole.results
+        secret = {result.step_name for result in both if result.secret}
+        assert known(report, secret) == known(whole, secret), f"{report}\n{whole}"
     else:
         # Which steps have ended before the run stopped is a matter of time.
         assert report.failed
@@ -291,6 +319,36 @@ async def cancel_somewhere(pipeline, seed):
             execution = await Execution(pipeline, journal).run()
             executions += 1
         assert_same_end(execution.report, whole.report, pipeline)
+    return executions
+
+
+async def change_often(pipeline, seed):
+    """The run goes on again and again, each time as another pipeline, and is cut short."""
+    chance = random.Random(seed)
+    executions = 0
+    for _ in range(6):
+        journal = MemoryJournal(latency_s=pipeline.latency_s)
+        current = pipeline
+        for _ in range(4):
+            turn = chance.choice([None, None, chance.randrange(40)])
+            await Execution(current, journal, "changing").run(turn)
+            executions += 1
+            count = len(journal.runs.get(RUN_ID, ()))
+            if count and chance.random() < 0.6:
+                journal = journal.died_after(chance.randint(1, count))
+            if count and Story(journal.runs[RUN_ID]).outcome == "passed":
+                break
+            current = current.changed()
+            pipeline.latest = current
+        current.options.update(fail_fast=False, deadline_ms=None)
+        for spec in current.specs:
+            spec.options.pop("max_crashes", None)
+        last = await Execution(current, journal, "changing").run()
+        fresh = MemoryJournal(latency_s=pipeline.latency_s)
+        whole = await Execution(current, fresh).run()
+        executions += 2
+        if not has_crashed(last.report):
+            assert_same_end(last.report, whole.report, current)
     return executions
 
 

@@ -7,9 +7,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Protocol
 
+import psycopg
 import pytest
+from postgres_server import PostgresServer, running_server
 
-from asyncflow.journal import SQLiteJournal
+from asyncflow.journal import PostgresJournal, SQLiteJournal
 
 
 class Place(Protocol):
@@ -25,8 +27,6 @@ class Place(Protocol):
     def query(self, sql: str) -> list[Any]:
         """Run one statement, commit it, and return its rows."""
         ...
-
-    def remove(self) -> None: ...
 
 
 class SQLitePlace:
@@ -48,17 +48,44 @@ def make(**options):
         finally:
             connection.close()
 
-    def remove(self) -> None: ...
+
+class PostgresPlace:
+    def __init__(self, dsn: str) -> None:
+        self.dsn = dsn
+        self.source = f"""
+from asyncflow.journal import PostgresJournal
+def make(**options):
+    return PostgresJournal({dsn!r}, **options)
+"""
+
+    def make(self, **options: Any) -> PostgresJournal:
+        return PostgresJournal(self.dsn, **options)
+
+    def query(self, sql: str) -> list[Any]:
+        in_schema = "-csearch_path=asyncflow"
+        with psycopg.connect(self.dsn, autocommit=True, options=in_schema) as connection:
+            cursor = connection.execute(sql.encode())
+            return cursor.fetchall() if cursor.description else []
 
 
-PLACES: dict[str, Callable[[Path], Place]] = {"sqlite": SQLitePlace}
+@pytest.fixture(scope="session")
+def postgres_server() -> Iterator[PostgresServer]:
+    with running_server() as server:
+        yield server
 
 
-@pytest.fixture(params=PLACES)
-def place(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Place]:
-    place = PLACES[request.param](tmp_path)
-    yield place
-    place.remove()
+@pytest.fixture
+def dsn(postgres_server: PostgresServer) -> Iterator[str]:
+    """The address of an empty database, to which no connection may be left at the end."""
+    with postgres_server.empty_database() as address:
+        yield address
+
+
+@pytest.fixture(params=["sqlite", "postgres"])
+def place(request: pytest.FixtureRequest, tmp_path: Path) -> Place:
+    if request.param == "sqlite":
+        return SQLitePlace(tmp_path)
+    return PostgresPlace(request.getfixturevalue("dsn"))
 
 
 @pytest.fixture

@@ -407,7 +407,7 @@ async def test_who_waits_may_be_cancelled(make_journal: Make) -> None:
     with pytest.raises(asyncio.CancelledError):
         await waiting
     await book.close()
-    await (await opened(first)).close()
+    await (await opened(first, wait=True)).close()  # the other may be about to give it back
 
 
 @pytest.mark.parametrize("error", [ValueError("no"), KeyboardInterrupt()])
@@ -717,7 +717,7 @@ async def test_a_transaction_that_fails_for_no_reason_of_its_own_tells_why(journ
     book.add(started())
     book.add(AttemptStarted("a", 2**80, 1.0))  # no database takes that
 
-    with pytest.raises(JournalError, match="OverflowError") as caught:
+    with pytest.raises(JournalError, match=r"OverflowError|out of range") as caught:
         await book.close()
 
     assert caught.value.__cause__ is not None
