@@ -10,7 +10,7 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
-from asyncflow import Pipeline, WorkflowStep, after, collect, current_step, each
+from asyncflow import Pipeline, Pool, WorkflowStep, after, collect, current_step, each
 from tests.crash.kill_points import Reaper
 
 __all__ = ["INPUTS", "SHAPES", "World"]
@@ -28,14 +28,18 @@ class World:
 
     async def act(self) -> None:
         """Have the one effect of an attempt, with a point before and after it."""
+        await asyncio.sleep(0)
+        self.act_in_thread()
+        await asyncio.sleep(0)
+
+    def act_in_thread(self) -> None:
+        """Do the same in a plain function."""
         step = current_step()
         item = "-" if step.item is None else step.item
-        await asyncio.sleep(0)
         self._reaper.pass_point(f"before the effect of {step.step_name} {item}")
         line = f"{step.run_id} {step.step_name} {item} {step.attempt} {step.idempotency_key}\n"
         _append(self._effects, line)
         self._reaper.pass_point(f"after the effect of {step.step_name} {item}")
-        await asyncio.sleep(0)
 
     def fail_at_first(self, times: int) -> None:
         """Raise, unless this step or item has been failed so often, in whatever process."""
@@ -226,6 +230,30 @@ def cleaned_up(world: World) -> Steps:
     ]
 
 
+def limited(world: World) -> Steps:
+    """Steps in threads, which share a slot, one of them between two attempts."""
+    slot = Pool(1)
+
+    def one(seed: int) -> int:
+        world.act_in_thread()
+        return seed
+
+    def two() -> frozenset[str]:
+        world.act_in_thread()
+        world.fail_at_first(1)
+        return frozenset({"two"})
+
+    def both(one: int, two: frozenset[str]) -> list[str]:
+        world.act_in_thread()
+        return [*two] * one
+
+    return [
+        WorkflowStep("one", one, runs_in="thread", pool=slot),
+        WorkflowStep("two", two, runs_in="thread", pool=slot, max_retries=2, retry=1),
+        WorkflowStep("both", both, ["one", "two"], runs_in="thread", deadline_ms=10_000),
+    ]
+
+
 def failing(world: World) -> Steps:
     """A step that never succeeds, what depends on it, what does not, and a clean-up step."""
 
@@ -258,6 +286,7 @@ def failing(world: World) -> Steps:
 
 
 SHAPES: dict[str, Callable[[World], Steps]] = {
-    shape.__name__: shape for shape in (chain, layers, retried, mapped, nested, cleaned_up, failing)
+    shape.__name__: shape
+    for shape in (chain, layers, retried, mapped, nested, cleaned_up, limited, failing)
 }
 """By name. Each makes its steps anew for a process."""

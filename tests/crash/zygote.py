@@ -38,7 +38,8 @@ def do(task: dict[str, Any], reaper: Reaper) -> None:
     """
     folder = Path(task["folder"])
     steps = SHAPES[task["shape"]](World(folder, reaper))
-    told, stored = asyncio.run(_run(folder / "runs.db", steps, task["schedule"]))
+    fail_fast = task["shape"] != "failing"
+    told, stored = asyncio.run(_run(folder / "runs.db", steps, task["schedule"], fail_fast))
     outcome = {
         "told": summary(told),
         "stored": summary(stored),
@@ -50,11 +51,13 @@ def do(task: dict[str, Any], reaper: Reaper) -> None:
     part.rename(folder / "outcome")
 
 
-async def _run(database: Path, steps: Any, schedule: Any) -> tuple[RunReport, RunReport]:
+async def _run(
+    database: Path, steps: Any, schedule: Any, fail_fast: bool
+) -> tuple[RunReport, RunReport]:
     async with SQLiteJournal(database) as journal:
         report = await run_pipeline(
             steps,
-            fail_fast=False,
+            fail_fast,
             schedule=schedule,
             inputs=INPUTS,
             journal=journal,
