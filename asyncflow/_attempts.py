@@ -91,6 +91,8 @@ class Attempts(Waits):
         ends = math.inf if deadline_ms is None else self._loop.time() + deadline_ms / 1000
         self._identity = RunContext(run_id, plan, self._loop, self._started, ends, {})
         self._context.run(enter_run, self._identity)
+        self._is_broken = False
+        """Whether a step could not be run for a reason of ours, so that the books stay open."""
         self._live: dict[int, asyncio.Task[None]] = {}
         """The task of each unit that was started and has not ended."""
         self._values: dict[int, Any] = {}

@@ -20,6 +20,7 @@ from asyncflow._report import RunReport
 from asyncflow._result import REDACTED_OUTPUT
 from asyncflow._resume import resume
 from asyncflow._story import Story
+from asyncflow._text import in_one_line, text_of
 from asyncflow.events import Event, RunResumed, RunStarted
 
 __all__ = ["Opening", "Request", "begin", "open_run"]
@@ -97,8 +98,9 @@ def _read(
         event = replace(opening.event, fingerprints=Fingerprints(request.plan))
         return opening._replace(event=event, kept=replace(event, inputs=given))
     story = Story(events)
-    _check_inputs(request.run_id, story.inputs, given)
-    if story.outcome == "passed":
+    _check_pipeline(request, story.started.pipeline)
+    _check_inputs(journal, request, story.inputs, given)
+    if story.outcome == "passed" and story.has_all(request.plan.index):
         return story.report(partial(_decode_somehow, journal, request))
     return _go_on(journal, request, given, story)
 
@@ -114,6 +116,7 @@ def _go_on(
         plan,
         bindings=bindings,
         conditions=conditions,
+        new_inputs=new,
         fail_fast=request.fail_fast,
         wall_time=time.time(),
         decode=partial(_decode, journal, request),
@@ -129,6 +132,14 @@ def _go_on(
     )
 
 
+def _check_pipeline(request: Request, stored: str) -> None:
+    if stored and request.pipeline and stored != request.pipeline:
+        raise ValueError(
+            f"run {request.run_id!r} is one of pipeline {stored!r}, and not of "
+            f"{request.pipeline!r}; give it another run id"
+        )
+
+
 # Inputs.
 
 
@@ -138,20 +149,35 @@ def _shown(inputs: Mapping[str, Any], secret: Collection[str]) -> Mapping[str, A
     return {name: REDACTED_OUTPUT if name in secret else inputs[name] for name in inputs}
 
 
-def _check_inputs(run_id: str, stored: Mapping[str, Payload], given: Mapping[str, Payload]) -> None:
+def _check_inputs(
+    journal: Journal,
+    request: Request,
+    stored: Mapping[str, Payload],
+    given: Mapping[str, Payload],
+) -> None:
+    types = input_types(request.plan.steps, given)
     for name, payload in given.items():
         before = stored.get(name, payload)
-        # What is secret is not there to be compared, and a pickle may differ for equal values.
-        if before != payload and before.codec == payload.codec == "json":
+        if REDACTED in (before, payload) or before == payload:
+            continue  # what is secret is not there to be compared
+        was = journal.decode(f"the stored input {name!r}", before, types[name])
+        if not _is_equal(was, request.inputs[name]):
             raise ValueError(
-                f"run {run_id!r} was started with another input {name!r}: "
-                f"{_text(before)}, and not {_text(payload)}; leave the inputs out to go on with "
-                "those it has, or give it another run id"
+                f"run {request.run_id!r} was started with another input {name!r}: "
+                f"{_text(was)}, and not {_text(request.inputs[name])}; leave the inputs out to go "
+                "on with those it has, or give it another run id"
             )
 
 
-def _text(payload: Payload) -> str:
-    text = payload.data.decode(errors="replace")
+def _is_equal(one: Any, other: Any) -> bool:
+    try:
+        return type(one) is type(other) and bool(one == other)
+    except Exception:  # of arrays, and whatever else can't tell
+        return False
+
+
+def _text(value: Any) -> str:
+    text = in_one_line(text_of(repr, value))
     return text if len(text) <= 60 else f"{text[:57]}..."
 
 

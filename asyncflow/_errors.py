@@ -175,7 +175,7 @@ class RestoredError(Exception):
 
 
 class StepCrashedError(Exception):
-    """The process died, or lost the run to another one, while a step was running.
+    """The process died, or its journal failed, or it lost the run, while a step was running.
 
     It stands in the history of a resumed run for each attempt that was cut short so. A step that
     was cut short more often than its ``max_crashes`` fails with it.
@@ -195,8 +195,8 @@ class StepCrashedError(Exception):
     def __str__(self) -> str:
         times = "" if self.crashes == 1 else f", as {self.crashes} of its attempts were"
         return (
-            f"attempt {self.attempt} of step {self.step_name!r} was cut short when its process "
-            f"died{times}"
+            f"attempt {self.attempt} of step {self.step_name!r} was cut short with its process or "
+            f"its journal{times}"
         )
 
 

@@ -16,7 +16,7 @@ from functools import partial
 from typing import Any
 
 from asyncflow._attempts import Attempts
-from asyncflow._items import common_error, each_item
+from asyncflow._items import check_order, common_error, each_item
 from asyncflow._result import StepResult, StepStatus
 from asyncflow._step import WorkflowStep
 from asyncflow._verdicts import FAILURES, as_failure, forget_cancels, leave_out_our_frames
@@ -55,6 +55,8 @@ class Fanout(Attempts):
                     forget_cancels()
                     failure = as_failure(error, step.name, 0)
             while (items := self._state.units.results_of_items(unit)) is None:
+                if self._is_broken:
+                    return
                 with suppress(asyncio.CancelledError):
                     await self._change(unit)
             failure = common_error(step.name, items, failure)
@@ -87,6 +89,8 @@ class Fanout(Attempts):
         if source.status is not StepStatus.SUCCESS:
             return True  # it is a clean-up step, and there is nothing to go through
         try:
+            if self._keeper is not None:
+                check_order(source.output, step.name)
             async with aclosing(each_item(source.output, step.name)) as values:
                 async for value in values:
                     if self._state.stop_reason is not None and not self._state.is_spared(unit):

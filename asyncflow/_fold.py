@@ -269,7 +269,7 @@ class RunFold:
         if event.item is None and result.status is not StepStatus.SUCCESS:
             grounds = self._turns.unneeded if result.on_purpose else self._turns.lost
             grounds[unit] = event.step
-        return replace(result, reused=True)
+        return replace(result, reused=True, rerun_reason=None)
 
     def _on_thread_abandoned(self, unit: int, event: ThreadAbandoned) -> None:
         self.histories.latest(unit, event)

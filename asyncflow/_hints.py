@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Awaitable, Callable, Generator, Mapping
+from contextlib import suppress
 from functools import partial
+from types import SimpleNamespace
 from typing import Any, TypedDict, get_args, get_origin, get_type_hints
 
 from asyncflow._nesting import HandsOn
@@ -65,7 +67,18 @@ def _hints_of(function: Callable[..., Any]) -> dict[str, Any]:
     try:
         return get_type_hints(function, include_extras=True)
     except Exception:  # a name that exists for type checkers only, or anything else
-        return {}
+        return _hints_one_by_one(function)
+
+
+def _hints_one_by_one(function: Callable[..., Any]) -> dict[str, Any]:
+    """Return those of a function's annotations that mean something here."""
+    known = getattr(inspect.unwrap(function), "__globals__", {})
+    hints = {}
+    for name, annotation in function.__annotations__.items():
+        one = SimpleNamespace(__annotations__={name: annotation})
+        with suppress(Exception):
+            hints.update(get_type_hints(one, known, include_extras=True))
+    return hints
 
 
 def _awaited(hint: Any) -> Any:

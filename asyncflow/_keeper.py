@@ -43,10 +43,12 @@ class Keeper:
 
     Attributes:
         book: Where the events of the run go.
+        has_closed: Whether the run has been given up.
     """
 
     def __init__(self, journal: Journal, book: Book, types: OutputTypes) -> None:
         self.book = book
+        self.has_closed = False
         self._journal = journal
         self._types = types
 
@@ -67,7 +69,7 @@ class Keeper:
 
     async def close(self, run_id: str) -> Closing:
         """Wait until all is kept, and give up the run; a cancellation does not cut that short."""
-        loop, cancellation = asyncio.get_running_loop(), None
+        loop, cancellation, self.has_closed = asyncio.get_running_loop(), None, True
         closing = loop.create_task(self.book.close(), name=f"asyncflow:{run_id}")
         with shield():
             while not closing.done():

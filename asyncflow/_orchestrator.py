@@ -12,6 +12,7 @@ from typing import Any, Literal, TypeAlias, cast, get_args
 from asyncflow._diagram import to_mermaid
 from asyncflow._durable import Opening, Request, begin, open_run
 from asyncflow._engine import prepare
+from asyncflow._errors import nearest
 from asyncflow._graph import Shape, plan
 from asyncflow._journal import Journal
 from asyncflow._keeper import Keeper, OutputTypes
@@ -85,12 +86,21 @@ class Orchestrator:
         self._journal = _checked_journal(journal)
         self._secret_inputs = _checked_secret(secret_inputs)
         self._plan = plan(steps, targets)
+        self._is_whole = targets is None
         self._types = OutputTypes(self._plan)
 
     @property
     def name(self) -> str:
         """What the pipeline is called in a journal."""
         return self._name
+
+    def _check_secrets(self) -> None:
+        steps = self._plan.steps
+        taken = {name for step in steps for name in (*step.signature.names, *step.condition.names)}
+        for name in self._secret_inputs - taken:
+            raise ValueError(
+                f"secret_inputs names {name!r}, which no step takes{nearest(name, taken)}"
+            )
 
     @property
     def tiers(self) -> list[list[str]]:
@@ -150,6 +160,8 @@ class Orchestrator:
         _check_asyncio()
         _check_run_id(run_id)
         _check_on_active(on_active)
+        if self._is_whole:  # else it may be that others take them
+            self._check_secrets()
         prepare(self._plan)
         request = Request(
             run_id if run_id is not None else os.urandom(8).hex(),
@@ -175,7 +187,11 @@ class Orchestrator:
                 return opening
             finally:
                 del failure, cancellation  # what is raised keeps this frame
-        return await self._execute(request, opening, keeper)
+        try:
+            return await self._execute(request, opening, keeper)
+        finally:
+            if not keeper.has_closed:  # it could not even begin
+                await keeper.close(request.run_id)
 
     async def _execute(
         self, request: Request, opening: Opening, keeper: Keeper | None = None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Protocol, TypeAlias, cast
+from typing import Any, Literal, Protocol, TypeAlias, cast
 
 from asyncflow._errors import RunAlreadyActiveError, nearest
 from asyncflow._journal import Journal
@@ -44,50 +44,57 @@ class Orphanage(Journal, Protocol):
         """Return them."""
         ...
 
+    async def runs(self, status: Literal["interrupted"], *, limit: int | None) -> Sequence[Orphan]:
+        """Return all those that ended because they were cancelled."""
+        ...
 
-async def resume_all(journal: Orphanage, pipelines: Pipelines) -> list[RunReport]:
+
+async def resume_all(
+    journal: Orphanage, pipelines: Pipelines, *, interrupted: bool = False
+) -> list[RunReport]:
     """Go on with all runs of a journal whose process has died, and return their reports.
 
     A service calls it when it starts, before or while it takes new work. All of them go on at the
-    same time. One that another replica takes first is left to that; one whose pipeline is not
-    among those given is left as it is, with a warning.
+    same time. One that another replica takes first is left to that. One that can't go on, since
+    its pipeline is not among those given or for any other reason, is left as it is, and that is
+    logged as an error: it keeps neither the others nor the service from going on.
 
     Args:
         journal: The journal.
         pipelines: The pipelines of which there may be runs: a list of `Pipeline` and `Orchestrator`
             objects, each of which has a name of its own, or a mapping of name to such an object or
             to a list of steps.
+        interrupted: Whether the runs go on, too, that were cancelled, as all are when a service
+            shuts down gracefully. By default they don't: what was cancelled may be so on purpose.
 
     Raises:
         TypeError: Something among them is no pipeline.
         ValueError: Two of them have the same name, or one has none.
-        JournalError: The journal has failed.
-        ExceptionGroup: Some runs could not go on. The others have ended.
+        JournalError: The journal does not tell which runs there are.
     """
     known = _by_name(pipelines)
     reports: list[RunReport] = []
-    failures: list[Exception] = []
+    orphans = [*await journal.orphans()]
+    if interrupted:
+        orphans += await journal.runs("interrupted", limit=None)
 
     async def go_on(orchestrator: Orchestrator, run_id: str) -> None:
         try:
             reports.append(await orchestrator.run(run_id=run_id, journal=journal))
         except RunAlreadyActiveError:
             _log.info("run %r goes on in another process", run_id)
-        except Exception as failure:
-            failure.add_note(f"when run {run_id!r} was to go on")
-            failures.append(failure)
+        except Exception:
+            _log.exception("run %r can't go on", run_id)
 
     async with asyncio.TaskGroup() as group:
-        for orphan in await journal.orphans():
+        for orphan in orphans:
             if orphan.pipeline in known:
                 group.create_task(go_on(known[orphan.pipeline], orphan.run_id))
             else:
-                _log.warning(
+                _log.error(
                     "run %r can't go on: no pipeline is named %r%s",
                     *(orphan.run_id, orphan.pipeline, nearest(orphan.pipeline, known)),
                 )
-    if failures:
-        raise ExceptionGroup(f"{len(failures)} runs could not go on", failures)
     return reports
 
 

@@ -262,6 +262,6 @@ def _line(result: StepResult) -> str:
         parts.append(describe(result.error))
     if result.reused:
         parts.append("reused")
-    elif result.rerun_reason is not None:
+    elif result.rerun_reason is not None and result.status is not StepStatus.SKIPPED:
         parts.append(f"run again because {in_one_line(result.rerun_reason)}")
     return ": ".join(parts)

@@ -37,6 +37,7 @@ def resume(
     *,
     bindings: Sequence[Binding],
     conditions: Mapping[int, Binding],
+    new_inputs: Collection[str],
     fail_fast: bool,
     wall_time: float,
     decode: Callable[[str, Payload], Any],
@@ -48,18 +49,21 @@ def resume(
         plan: The pipeline as it is now.
         bindings: Where its actions get their arguments.
         conditions: The same for their ``when``.
+        new_inputs: The names of the inputs that the run did not have before.
         fail_fast: Whether a failure stops the run.
         wall_time: Now, in seconds since the epoch.
         decode: Makes a value of the payload of a step's output, or raises `PayloadError`.
 
     Returns:
         What tells that the run goes on, and what it has behind it.
+
+    Raises:
+        PayloadError: An output that holds can't be read.
     """
     known, unfinished = _of_plan(story.known(), plan), story.unfinished()
     has_failed = any(result.status is StepStatus.FAILED for result in known.values())
     afresh = story.outcome is not None or story.was_stopping or (fail_fast and has_failed)
-    values, broken = _decoded(known, decode)
-    held, outdated = _what_holds(story, plan, known, broken, afresh=afresh)
+    held, outdated = _what_holds(story, plan, known, new_inputs, afresh=afresh)
     begun = unfinished.keys() | _with_results(known, afresh=afresh)
     event = RunResumed(
         story.started.run_id,
@@ -74,8 +78,8 @@ def resume(
     )
     story.apply(event)
     results = {
-        key: values[key]
-        for key in _of_plan(story.known(), plan)
+        key: _decoded(result, key[0], decode)
+        for key, result in _of_plan(story.known(), plan).items()
         if _is_taken_over(key, held, plan, event.recalled)
     }
     started, carried = story.started, _of_plan(story.carried(), plan)
@@ -94,24 +98,23 @@ def _of_plan(known: Mapping[Key, T], plan: Plan) -> dict[Key, T]:
     return {key: each for key, each in known.items() if key[0] in plan.index}
 
 
-def _decoded(
-    known: Mapping[Key, StepResult], decode: Callable[[str, Payload], Any]
-) -> tuple[dict[Key, StepResult], dict[str, str]]:
-    """Return the results with their outputs, and the steps with one that can't be read."""
-    values, broken = {}, {}
-    for key, result in known.items():
-        try:
-            values[key] = with_outputs(result, decode, key[0])
-        except PayloadError as error:
-            broken[key[0]] = str(error)
-    return values, broken
+def _decoded(result: StepResult, step: str, decode: Callable[[str, Payload], Any]) -> StepResult:
+    """Return a result with its outputs. What was done is not done again because of that alone."""
+    try:
+        return with_outputs(result, decode, step)
+    except PayloadError as error:
+        raise PayloadError(
+            error.subject,
+            f"{error.problem}; nothing has run: let its type and the journal be such that it can "
+            f"be read, or give step {step!r} another version, so that it runs again",
+        ) from error
 
 
 def _what_holds(
     story: Story,
     plan: Plan,
     known: Mapping[Key, StepResult],
-    broken: Mapping[str, str],
+    new_inputs: Collection[str],
     *,
     afresh: bool,
 ) -> tuple[dict[str, None], dict[str, str]]:
@@ -122,12 +125,15 @@ def _what_holds(
     for name, needed in shape.items():
         if name not in story.fingerprints:
             continue  # it is new
-        why = broken.get(name) or difference(story.fingerprints[name], fingerprints[name])
+        why = difference(story.fingerprints[name], fingerprints[name])
         result = known.get((name, None))
         if why is None and set(needed) != set(story.dependencies[name]):
             why = f"it depends on {_listed(needed)}, and depended on " + _listed(
                 story.dependencies[name]
             )
+        added = [each for each in _asked_for(plan, name) if each in new_inputs]
+        if why is None and added:
+            why = f"the run did not have the input {added[0]!r} before"
         if why is None:
             again = next((other for other in needed if other not in held), None)
             why = None if again is None else f"step {again!r}, which it depends on, runs again"
@@ -136,6 +142,11 @@ def _what_holds(
         elif result is not None and (result.status is StepStatus.SUCCESS or not afresh):
             held[name] = None
     return held, outdated
+
+
+def _asked_for(plan: Plan, name: str) -> tuple[str, ...]:
+    """Return the parameters of a step's action; no dependency has the name of an input."""
+    return plan.steps[plan.index[name]].signature.names
 
 
 def _listed(names: Sequence[str]) -> str:

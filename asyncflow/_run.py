@@ -44,6 +44,9 @@ from asyncflow.events import (
 __all__ = ["Run"]
 _log = logging.getLogger("asyncflow")
 
+_REUSED_A_TURN = 100
+"""After how many steps that a resumed run takes over others get a turn."""
+
 
 class Run(Fanout):
     """One run of a pipeline; `execute` it once."""
@@ -62,8 +65,6 @@ class Run(Fanout):
         self._conditions = opening.conditions
         self._is_resumed = opening.past is not None
         self._stop_is_due = False
-        self._is_broken = False
-        """Whether a step could not be run for a reason of ours, so that the books stay open."""
         self._advancing = False
         self._settled: asyncio.Future[None] | None = None
         self._interruption: BaseException | None = None
@@ -71,20 +72,20 @@ class Run(Fanout):
 
     async def execute(self) -> RunReport:
         """Run the pipeline; return its report, or raise what has interrupted it."""
-        self._begin()
+        cancellation: BaseException | None = await self._begin()
         if self._state.limits.deadline_ms is not None:
             ends = self._identity.ends
             self._deadline = self._loop.call_at(ends, self._time_out, context=self._context)
         self._monitor: Watch = watch(self._loop, self._on_block)
-        cancellation: BaseException | None = None
         failure: BaseException | None = None
         try:
             async with asyncio.TaskGroup() as self._group:
                 # From the loop, not from here: the traceback of an eager task that fails at once
                 # would keep our callers' frames, and in one of them stands the report: a cycle.
-                self._advance_soon()
+                if cancellation is None:
+                    self._advance_soon()
                 # What leaves the body of a group is kept by it in a cycle, so nothing leaves it.
-                cancellation = await self._until_settled()
+                cancellation = await self._until_settled() or cancellation
         except asyncio.CancelledError as at_exit:
             cancellation = at_exit
         self._close()
@@ -102,14 +103,24 @@ class Run(Fanout):
             # Or what is raised would keep itself, through this frame.
             del self, cancellation, failure
 
-    def _begin(self) -> None:
+    async def _begin(self) -> asyncio.CancelledError | None:
+        """Tell that the run begins; return the cancellation that came meanwhile, if any."""
         if self._book is not None:
             self._book.watch(partial(self._interrupt, reason="its journal has failed"))
         self._emit(self._opening.event, self._opening.kept)
-        if self._is_resumed:
-            for index in self._identity.plan.order:
-                if self._state.holds(index):
-                    self._emit(StepReused(self._steps[index].name, self._now_ms()))
+        cancellation, state = None, self._state
+        held = filter(state.holds, self._identity.plan.order) if self._is_resumed else ()
+        for count, index in enumerate(held):
+            self._emit(StepReused(self._steps[index].name, self._now_ms()))
+            if count % _REUSED_A_TURN == _REUSED_A_TURN - 1 and cancellation is None:
+                try:
+                    await asyncio.sleep(0)
+                except asyncio.CancelledError as early:
+                    cancellation = early
+        if cancellation is not None:
+            self._tell_interruption("the caller was cancelled")
+            self._stop()
+        return cancellation
 
     def _close(self) -> None:
         self._watchdog.stop()

@@ -120,7 +120,9 @@ class Story:
 
     def _resume(self, event: RunResumed) -> None:
         kept, carried = self.known(), {} if event.afresh else self.carried()
-        outdated = self._with_what_came_of(event.outdated)
+        # What came of a step that begins anew can be among what the pipeline leaves out now.
+        begun_anew = self._with_what_came_of(event.unfinished) - set(event.unfinished)
+        outdated = self._with_what_came_of(event.outdated) | begun_anew
         for key, result in list(kept.items()):
             is_final = result.status is StepStatus.SUCCESS or not (
                 event.afresh or (key[1] is None and key[0] in event.unfinished)
@@ -175,7 +177,7 @@ class Story:
             case StepSkipped():
                 return histories.skipped(unit, event)
             case _:  # StepReused
-                return replace(self._kept[event.step, event.item], reused=True)
+                return replace(self._kept[event.step, event.item], reused=True, rerun_reason=None)
         return None
 
     def _success(self, unit: int, event: StepSucceeded) -> StepResult:
@@ -204,15 +206,18 @@ class Story:
 
     # What is to be made of it.
 
+    def has_all(self, steps: Iterable[str]) -> bool:
+        """Whether its latest pipeline has all these steps."""
+        return all(name in self._plan.index for name in steps)
+
     def known(self) -> dict[Key, StepResult]:
         """Return the results that were kept, of steps and of items; none that was cancelled."""
         known = dict(self._kept)
         for unit, result in enumerate(self._units.results):
             key = self._units.key_of(unit)
-            before = known.get(key)
             if result is None or result.status is StepStatus.CANCELLED:
                 continue
-            if before is None or before.status is not StepStatus.SUCCESS:
+            if result.status is StepStatus.SUCCESS or not _has_succeeded(known, *key):
                 known[key] = result
         return known
 
@@ -316,8 +321,8 @@ def _is_lost(result: StepResult) -> bool:
     return result.status in (StepStatus.FAILED, StepStatus.CANCELLED)
 
 
-def _has_succeeded(known: Mapping[Key, StepResult], name: str) -> bool:
-    result = known.get((name, None))
+def _has_succeeded(known: Mapping[Key, StepResult], name: str, item: int | None = None) -> bool:
+    result = known.get((name, item))
     return result is not None and result.status is StepStatus.SUCCESS
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 from abc import abstractmethod
+from types import FrameType
 from typing import Any, NamedTuple
 
 from asyncflow._clock import TIMER_SLACK_S
@@ -268,6 +269,13 @@ def leave_out_our_frames(error: BaseException) -> None:
     to the run, hence back to the error.
     """
     trace = error.__traceback__
-    while trace is not None and trace.tb_frame.f_globals["__name__"].startswith("asyncflow._"):
+    while trace is not None and trace.tb_frame.f_globals.get("__name__", "").startswith(
+        "asyncflow._"
+    ):
         trace = trace.tb_next
     BaseException.with_traceback(error, trace)  # its class may refuse to be assigned to
+
+
+def _is_ours(frame: FrameType) -> bool:
+    # What was made by `exec` may have no such name.
+    return str(frame.f_globals.get("__name__")).startswith("asyncflow._")

@@ -27,7 +27,7 @@ class MemoryJournal:
     """
 
     def __init__(self, *, latency_s: float = 0.0, fail_at: int | None = None) -> None:
-        self.runs: dict[str, list[Event]] = {}
+        self.kept: dict[str, list[Event]] = {}
         self.open_books: dict[str, MemoryBook] = {}
         self.latency_s = latency_s
         self.fail_at = fail_at
@@ -37,7 +37,7 @@ class MemoryJournal:
     def died_after(self, count: int, run_id: str = "r") -> MemoryJournal:
         """Return what is left if the process has died when so many events of a run were kept."""
         left = MemoryJournal(latency_s=self.latency_s)
-        left.runs = {run_id: self.runs[run_id][:count]}
+        left.kept = {run_id: self.kept[run_id][:count]}
         return left
 
     def encode(self, subject: str, value: Any, hint: Any) -> Payload:
@@ -64,7 +64,7 @@ class MemoryJournal:
             if not wait:
                 raise RunAlreadyActiveError(run_id, "this process")
             await asyncio.sleep(1)
-        result = read(tuple(self.runs.get(run_id, ())))
+        result = read(tuple(self.kept.get(run_id, ())))
         book = self.open_books[run_id] = MemoryBook(self, run_id)
         return book, result
 
@@ -98,7 +98,7 @@ class MemoryBook:
     def _write(self) -> None:
         self._writing = None
         journal = self._journal
-        kept = journal.runs.setdefault(self._run_id, [])
+        kept = journal.kept.setdefault(self._run_id, [])
         for event in self._pending:
             journal.added += 1
             if journal.added == journal.fail_at:

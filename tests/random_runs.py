@@ -40,7 +40,7 @@ class World:
         self.calls = Counter()
         self.running = Counter()
         self.violations = []
-        for event in journal.runs.get(RUN_ID, ()):
+        for event in journal.kept.get(RUN_ID, ()):
             self.observe(event)
 
     def observe(self, event):
@@ -58,7 +58,7 @@ class World:
         if self.limit is not None and self.running.total() > self.limit:
             self.violations.append(f"{key} makes it more than {self.limit} at once")
         start = (*key, context.attempt)
-        kept = self.journal.runs[RUN_ID]
+        kept = self.journal.kept[RUN_ID]
         if not any(
             isinstance(event, AttemptStarted) and (*key_of(event), event.attempt) == start
             for event in reversed(kept)

@@ -65,13 +65,14 @@ TABLE: list[tuple[Callable[[], Exception], type[Exception], dict[str, Any], str]
         lambda: StepCrashedError("load", 2, 1),
         Exception,
         {"step_name": "load", "attempt": 2, "crashes": 1},
-        "attempt 2 of step 'load' was cut short when its process died",
+        "attempt 2 of step 'load' was cut short with its process or its journal",
     ),
     (
         lambda: StepCrashedError("load", 5, 4),
         Exception,
         {"step_name": "load", "attempt": 5, "crashes": 4},
-        "attempt 5 of step 'load' was cut short when its process died, as 4 of its attempts were",
+        "attempt 5 of step 'load' was cut short with its process or its journal, as 4 of its "
+        "attempts were",
     ),
     (
         lambda: JournalError("runs.db", "the disk is full"),

@@ -64,15 +64,16 @@ def failed(name):
     return [AttemptStarted(name, 1, 1.0), StepFailed(name, 1, 2.0, BOOM)]
 
 
-def go_on(events, *steps, fail_fast=True):
+def go_on(events, *steps, fail_fast=True, new_inputs=()):
     """Return what is told, and the past; the story itself has heard of it."""
     planned = plan(steps)
     story = events if isinstance(events, Story) else Story(events)
     return resume(
         story,
         planned,
-        bindings=bind(planned),
-        conditions=bind_conditions(planned),
+        bindings=bind(planned, new_inputs),
+        conditions=bind_conditions(planned, new_inputs),
+        new_inputs=new_inputs,
         fail_fast=fail_fast,
         wall_time=2_000.0,
         decode=decode,
@@ -156,11 +157,60 @@ def test_without_dependencies_it_depends_on_nothing():
     assert event.outdated == {"b": "it depends on nothing, and depended on 'a'"}
 
 
-def test_an_output_that_cannot_be_read_is_outdated():
-    event, past = go_on([started(*CHAIN), *done("a", output="broken"), *done("b")], *CHAIN)
+def test_an_output_that_cannot_be_read_does_not_let_its_step_run_again():
+    events = [started(*CHAIN), *done("a", output="broken"), *done("b")]
 
-    assert "is broken" in event.outdated["a"]
+    with pytest.raises(PayloadError, match=r"output of step 'a' is broken; nothing has run: .*'a'"):
+        go_on(events, *CHAIN)
+
+
+def test_nobody_reads_an_output_that_is_outdated_anyway():
+    events = [started(*CHAIN), *done("a", output="broken"), *done("b")]
+
+    event, past = go_on(events, step("a", version="2"), *CHAIN[1:])
+
+    assert event.outdated.keys() == {"a", "b"}
     assert held(past) == []
+
+
+def test_an_input_that_the_run_did_not_have_outdates_what_takes_it():
+    async def limited(limit=0): ...
+
+    steps = step("a", action=limited), step("b", "a"), step("c")
+
+    event, past = go_on([started(*steps), *done("a", "b", "c")], *steps, new_inputs=["limit"])
+
+    assert event.outdated == {
+        "a": "the run did not have the input 'limit' before",
+        "b": "step 'a', which it depends on, runs again",
+    }
+    assert held(past) == ["c"]
+
+
+def test_a_later_success_stands_for_an_earlier_secret_one():
+    secret, plain = step("a", secret=True), step("a")
+    story = Story([started(secret, *CHAIN[1:]), *done("a", output=REDACTED), *failed("b")])
+    event, _ = go_on(story, plain, *CHAIN[1:])
+    assert event.recalled == ("a",)
+    for each in [*done("a"), *failed("b"), RunFinished(3.0, "failed")]:
+        story.apply(each)
+
+    event, past = go_on(story, plain, *CHAIN[1:])
+
+    assert event.recalled == ()
+    assert held(past) == ["a"]
+
+
+def test_what_came_of_a_failure_is_outdated_although_it_was_left_out_when_that_was_mended():
+    steps = step("z"), step("tell", "z", run_if="always")
+    story = Story([started(*steps), *failed("z"), *done("tell"), RunFinished(3.0, "failed")])
+    go_on(story, steps[0])
+    for each in [*done("z"), RunFinished(4.0, "passed")]:
+        story.apply(each)
+
+    _, past = go_on(story, *steps)
+
+    assert held(past) == ["z"]
 
 
 def test_new_steps_have_no_reason_and_old_ones_are_left_out():
@@ -293,6 +343,7 @@ def test_targets_leave_the_rest_as_it_is():
         planned,
         bindings=bind(planned),
         conditions={},
+        new_inputs=(),
         **options,
     )
     assert held(past) == ["a", "b"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
+from dataclasses import replace
 from typing import Any
 
 import anyio
@@ -26,6 +27,7 @@ from asyncflow import (
     resume_all,
     run_pipeline,
 )
+from asyncflow._payload import REDACTED, Payload
 from asyncflow._story import Story
 from asyncflow.events import (
     AttemptStarted,
@@ -110,7 +112,7 @@ class TestOneRun:
 
         await run_pipeline(work.diamond(), journal=journal, run_id="r", observers=[told.append])
 
-        kept = journal.runs["r"]
+        kept = journal.kept["r"]
         assert [type(event) for event in kept] == [type(event) for event in told]
         assert isinstance(kept[0], RunStarted)
         assert kept[-1].outcome == "passed"
@@ -119,7 +121,7 @@ class TestOneRun:
         journal = MemoryJournal(latency_s=0.05)
 
         async def act():
-            kept = [e for e in journal.runs["r"] if isinstance(e, AttemptStarted)]
+            kept = [e for e in journal.kept["r"] if isinstance(e, AttemptStarted)]
             assert current_step().step_name in [event.step for event in kept]
 
         steps = [WorkflowStep("a", act), WorkflowStep("b", act, ["a"]), WorkflowStep("c", act)]
@@ -171,7 +173,7 @@ class TestOneRun:
             await run_pipeline(work.diamond(), inputs={"x": {1}}, journal=journal, run_id="r")
 
         assert not work.calls
-        assert not journal.runs
+        assert not journal.kept
 
     async def test_the_annotated_types_are_told(self, journal):
         async def fetch(url: str) -> list[int]:
@@ -192,7 +194,7 @@ class TestOneRun:
     async def test_a_random_id_is_made_if_there_is_none(self, work, journal):
         report = await run_pipeline(work.diamond(), journal=journal)
 
-        assert list(journal.runs) == [report.run_id]
+        assert list(journal.kept) == [report.run_id]
 
     @pytest.mark.parametrize("journal", ["runs.db", 5])
     async def test_what_is_no_journal_is_refused(self, work, journal):
@@ -245,9 +247,9 @@ class TestResume:
     async def test_a_run_goes_on_wherever_its_process_has_died(self, work, journal, schedule):
         whole = await run_pipeline(work.diamond(), schedule=schedule, journal=journal, run_id="r")
 
-        for count in range(len(journal.runs["r"]) - 1):
+        for count in range(len(journal.kept["r"]) - 1):
             left, again = journal.died_after(count), Work()
-            done = {e.step for e in left.runs["r"] if isinstance(e, StepSucceeded)}
+            done = {e.step for e in left.kept["r"] if isinstance(e, StepSucceeded)}
 
             report = await run_pipeline(
                 again.diamond(), schedule=schedule, journal=left, run_id="r"
@@ -270,7 +272,7 @@ class TestResume:
         assert report["d"].started_ms >= first.total_duration_ms
         assert report.total_duration_ms > first.total_duration_ms
         assert report.wall_time == first.wall_time
-        resumed = next(e for e in journal.runs["r"] if isinstance(e, RunResumed))
+        resumed = next(e for e in journal.kept["r"] if isinstance(e, RunResumed))
         assert resumed.at_ms == first.total_duration_ms
 
     async def test_the_deadline_counts_anew(self, work, journal):
@@ -310,12 +312,12 @@ class TestResume:
 
         # The process died during the second attempt, and again during the one after it.
         left = journal.died_after(4)
-        assert isinstance(left.runs["r"][-1], AttemptStarted)
+        assert isinstance(left.kept["r"][-1], AttemptStarted)
         seen.clear()
         await run_pipeline(steps, journal=left, run_id="r")
         assert seen == [3, 4]
 
-        starts = [n for n, e in enumerate(left.runs["r"]) if isinstance(e, AttemptStarted)]
+        starts = [n for n, e in enumerate(left.kept["r"]) if isinstance(e, AttemptStarted)]
         left = left.died_after(starts[2] + 1)
         seen.clear()
         report = await run_pipeline(steps, journal=left, run_id="r")
@@ -340,7 +342,7 @@ class TestResume:
         left = journal.died_after(2)
         for _ in range(max_crashes):
             await run_pipeline(steps, journal=left, run_id="r")
-            starts = [n for n, e in enumerate(left.runs["r"]) if isinstance(e, AttemptStarted)]
+            starts = [n for n, e in enumerate(left.kept["r"]) if isinstance(e, AttemptStarted)]
             left = left.died_after(starts[-1] + 1)
         calls.clear()
 
@@ -361,7 +363,7 @@ class TestResume:
         await run_pipeline(steps, False, journal=journal, run_id="r")
         end_of_b = next(
             n
-            for n, e in enumerate(journal.runs["r"])
+            for n, e in enumerate(journal.kept["r"])
             if getattr(e, "step", "") == "b" and type(e).__name__ == "StepFailed"
         )
         left = journal.died_after(end_of_b + 1)
@@ -386,7 +388,7 @@ class TestResume:
         running.cancel()
         with pytest.raises(asyncio.CancelledError):
             await running
-        assert isinstance(journal.runs["r"][-1], RunFinished)
+        assert isinstance(journal.kept["r"][-1], RunFinished)
 
         report = await run_pipeline(work.diamond(), journal=journal, run_id="r")
 
@@ -420,7 +422,7 @@ class TestResume:
             work.step("b", "a"),
         ]
         await run_pipeline(steps, schedule=schedule, journal=journal, run_id="r")
-        left = journal.died_after(len(journal.runs["r"]) - 1)
+        left = journal.died_after(len(journal.kept["r"]) - 1)
 
         report = await run_pipeline(steps, schedule=schedule, journal=left, run_id="r")
 
@@ -439,7 +441,7 @@ class TestResume:
         with pytest.raises(KeyboardInterrupt):
             await run_pipeline(work.diamond(), journal=left, run_id="r", observers=[stop])
 
-        told = [event.step for event in left.runs["r"] if isinstance(event, StepReused)]
+        told = [event.step for event in left.kept["r"] if isinstance(event, StepReused)]
         assert told == ["a"]
         assert not left.open_books
 
@@ -492,6 +494,30 @@ class SlowToClose(MemoryJournal):
 
         book.close = close_slowly
         return book, result
+
+    @pytest.mark.parametrize("turns", [0, 1, 2, 3, 10])
+    async def test_a_caller_may_be_cancelled_while_many_steps_are_taken_over(
+        self, work, journal, turns
+    ):
+        steps = [*(work.step(str(n)) for n in range(250)), work.step("last", "0")]
+        work.broken.add("last")
+        await run_pipeline(steps, journal=journal, run_id="r")
+        work.broken.clear()
+
+        running = asyncio.ensure_future(run_pipeline(steps, journal=journal, run_id="r"))
+        while "r" not in journal.open_books:
+            await asyncio.sleep(0)
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        running.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await running
+        assert journal.kept["r"][-1].outcome == "interrupted"
+        report = await run_pipeline(steps, journal=journal, run_id="r")
+
+        assert report.all_passed
+        assert len(report.reused) >= 250
+        assert {work.calls[str(n)] for n in range(250)} == {1}
 
 
 class TestChangedPipelines:
@@ -565,12 +591,12 @@ class TestChangedPipelines:
     async def test_what_was_cut_short_may_be_left_out_and_come_back(self, work, journal):
         await run_pipeline(work.diamond(), journal=journal, run_id="r")
         left = journal.died_after(5)
-        assert isinstance(left.runs["r"][-1], AttemptStarted)
+        assert isinstance(left.kept["r"][-1], AttemptStarted)
         without = [work.step("a"), work.step("e", "a")]
         await run_pipeline(without, journal=left, run_id="r")
-        left = left.died_after(len(left.runs["r"]) - 1)
+        left = left.died_after(len(left.kept["r"]) - 1)
         await run_pipeline(without, journal=left, run_id="r")
-        left = left.died_after(len(left.runs["r"]) - 1)
+        left = left.died_after(len(left.kept["r"]) - 1)
 
         report = await run_pipeline(work.diamond(), journal=left, run_id="r")
 
@@ -593,7 +619,7 @@ class TestChangedPipelines:
             work.step("end", run_if="always"),
         ]
         await run_pipeline(steps, journal=journal, run_id="r")
-        skips = [n for n, e in enumerate(journal.runs["r"]) if isinstance(e, StepSkipped)]
+        skips = [n for n, e in enumerate(journal.kept["r"]) if isinstance(e, StepSkipped)]
         left = journal.died_after(skips[-1] + 1)
 
         report = await run_pipeline(steps, False, journal=left, run_id="r")
@@ -636,7 +662,7 @@ class TestChangedPipelines:
 
         assert reused(report) == ["a"]
 
-    async def test_an_output_that_is_no_such_value_any_more_runs_again(self, journal):
+    async def test_an_output_that_is_no_such_value_any_more_is_an_error(self, journal):
         async def number() -> int:
             return 5
 
@@ -648,10 +674,53 @@ class TestChangedPipelines:
 
         last = WorkflowStep("last", fail, {"x": "a"})
         await run_pipeline([WorkflowStep("a", number), last], journal=journal, run_id="r")
-        report = await run_pipeline([WorkflowStep("a", text), last], journal=journal, run_id="r")
+        kept = len(journal.kept["r"])
 
+        with pytest.raises(PayloadError, match="is no str any more; nothing has run"):
+            await run_pipeline([WorkflowStep("a", text), last], journal=journal, run_id="r")
+        assert len(journal.kept["r"]) == kept
+        assert not journal.open_books
+
+        new = WorkflowStep("a", text, version="2")
+        report = await run_pipeline([new, last], journal=journal, run_id="r")
         assert report["a"].output == "five"
-        assert "is no str any more" in report["a"].rerun_reason
+
+    async def test_a_run_belongs_to_a_pipeline(self, work, journal):
+        await Orchestrator(work.diamond(), name="etl").run(journal=journal, run_id="r")
+
+        with pytest.raises(ValueError, match="run 'r' is one of pipeline 'etl', and not of 'bill'"):
+            await Orchestrator(work.diamond(), name="bill").run(journal=journal, run_id="r")
+
+        assert (await run_pipeline(work.diamond(), journal=journal, run_id="r")).all_passed
+        assert not journal.open_books
+
+    async def test_a_run_that_has_passed_goes_on_with_steps_that_it_did_not_have(
+        self, work, journal
+    ):
+        await run_pipeline(work.diamond(), targets=["b"], journal=journal, run_id="r")
+
+        report = await run_pipeline(work.diamond(), journal=journal, run_id="r")
+
+        assert report.all_passed
+        assert reused(report) == ["a", "b"]
+        assert set(report) == {"a", "b", "c", "d"}
+        assert set(work.calls.values()) == {1}
+
+    async def test_a_book_is_closed_if_the_run_cannot_even_begin(self, work, journal):
+        def refuse(on_failure):
+            raise RuntimeError("no")
+
+        opened = journal.open
+
+        async def open_badly(*args, **kwargs):
+            book, answer = await opened(*args, **kwargs)
+            book.watch = refuse
+            return book, answer
+
+        journal.open = open_badly
+        with pytest.raises(RuntimeError, match="no"):
+            await run_pipeline(work.diamond(), journal=journal, run_id="r")
+        assert not journal.open_books
 
 
 class TestInputs:
@@ -683,7 +752,7 @@ class TestInputs:
             journal=journal,
             run_id="r",
         )
-        left = journal.died_after(len(journal.runs["r"]) - 2)
+        left = journal.died_after(len(journal.kept["r"]) - 2)
 
         await run_pipeline(
             [WorkflowStep("use", steps[0].action, version="2")], journal=left, run_id="r"
@@ -701,12 +770,62 @@ class TestInputs:
         assert len(seen) == 1
         assert not journal.open_books
 
+    async def test_an_equal_input_is_the_same_however_it_is_written(self, journal):
+        steps, _ = self.steps()
+        await run_pipeline(steps, inputs={"x": {"a": 1, "b": 2}}, journal=journal, run_id="r")
+
+        report = await run_pipeline(
+            steps, inputs={"x": {"b": 2, "a": 1}}, journal=journal, run_id="r"
+        )
+
+        assert report.all_passed
+
+    @pytest.mark.parametrize("x", [True, 1.0, "1" * 100])
+    async def test_an_input_of_another_type_is_another_one(self, journal, x):
+        steps, _ = self.steps()
+        await run_pipeline(steps, inputs={"x": 1}, journal=journal, run_id="r")
+
+        with pytest.raises(ValueError, match="another input 'x': 1, and not "):
+            await run_pipeline(steps, inputs={"x": x}, journal=journal, run_id="r")
+
+    async def test_an_input_that_cannot_be_compared_is_another_one(self, journal):
+        class Odd(list):
+            def __eq__(self, other):
+                raise RuntimeError
+
+            __hash__ = None
+
+        steps, _ = self.steps()
+        await run_pipeline(steps, inputs={"x": 1}, journal=journal, run_id="r")
+        journal.encode = lambda *_: Payload("json", b"[]")
+        journal.decode = lambda *_: Odd()
+
+        with pytest.raises(ValueError, match="another input 'x'"):
+            await run_pipeline(steps, inputs={"x": Odd()}, journal=journal, run_id="r")
+
+    async def test_a_secret_input_that_no_step_takes_is_a_mistake(self):
+        steps, _ = self.steps()
+
+        with pytest.raises(ValueError, match=r"'xx', which no step takes \(did you mean 'x'"):
+            await run_pipeline(steps, inputs={"x": 1}, secret_inputs=["xx"])
+
+    async def test_those_that_are_left_out_may_take_it(self, journal):
+        steps, _ = self.steps()
+
+        report = await run_pipeline(
+            [WorkflowStep("other", Work().action("other")), steps[0]],
+            targets=["other"],
+            secret_inputs=["x"],
+        )
+
+        assert report.all_passed
+
     async def test_a_secret_input_is_not_kept_and_has_to_be_given_again(self, journal):
         steps, seen = self.steps()
         told = []
         options = {"journal": journal, "run_id": "r", "secret_inputs": ["x"]}
         await run_pipeline(steps, inputs={"x": "abc", "y": 1}, observers=[told.append], **options)
-        assert "abc" not in repr(journal.runs) + repr(told)
+        assert "abc" not in repr(journal.kept) + repr(told)
 
         with pytest.raises(ValueError, match="input 'x' of run 'r' is secret"):
             await run_pipeline(steps, **options)
@@ -746,7 +865,7 @@ class TestSecretOutputs:
         steps = self.steps(work, [1])
         first = await run_pipeline(steps, journal=journal, run_id="r")
         assert first["login"].output == "s3cret"
-        assert "s3cret" not in repr(journal.runs) + repr(first["login"]) + first.to_json()
+        assert "s3cret" not in repr(journal.kept) + repr(first["login"]) + first.to_json()
 
         report = await run_pipeline(steps, journal=journal, run_id="r")
 
@@ -790,7 +909,7 @@ class TestSecretOutputs:
         assert stored["double"].secret
         assert whole["double"].secret
 
-        for kept in range(len(journal.runs["r"])):
+        for kept in range(len(journal.kept["r"])):
             left = journal.died_after(kept)
             report = await run_pipeline(steps, journal=left, run_id="r")
             assert report["total"].output == whole["total"].output
@@ -807,7 +926,7 @@ class TestSecretOutputs:
             WorkflowStep("tell", tell, ["numbers"], map_over="numbers", secret=True),
         ]
         await run_pipeline(steps, journal=journal, run_id="r")
-        left = journal.died_after(len(journal.runs["r"]) - 3)
+        left = journal.died_after(len(journal.kept["r"]) - 3)
         work.calls.clear()
 
         report = await run_pipeline(steps, journal=left, run_id="r")
@@ -885,11 +1004,11 @@ class TestMappedSteps:
     async def test_a_process_may_die_after_any_item(self, journal, schedule):
         await run_pipeline(self.steps(Counter()), journal=journal, run_id="r")
 
-        for count in range(len(journal.runs["r"]) - 1):
+        for count in range(len(journal.kept["r"]) - 1):
             left, calls = journal.died_after(count), Counter()
             done = {
                 "source" if e.step == "source" else e.item + 1
-                for e in left.runs["r"]
+                for e in left.kept["r"]
                 if isinstance(e, StepSucceeded) and (e.step == "source" or e.item is not None)
             }
             report = await run_pipeline(
@@ -912,7 +1031,7 @@ class TestMappedSteps:
         await run_pipeline(steps, False, journal=journal, run_id="r")
         start = next(
             n
-            for n, e in enumerate(journal.runs["r"])
+            for n, e in enumerate(journal.kept["r"])
             if isinstance(e, AttemptStarted) and e.item == 2
         )
         left = journal.died_after(start + 1)
@@ -936,18 +1055,59 @@ class TestMappedSteps:
         await run_pipeline(steps, journal=journal, run_id="r", max_concurrency=1)
         start = next(
             n
-            for n, e in enumerate(journal.runs["r"])
+            for n, e in enumerate(journal.kept["r"])
             if isinstance(e, AttemptStarted) and e.item == 2
         )
         left = journal.died_after(start + 1)
         report = await run_pipeline(steps, fail_fast, journal=left, run_id="r", max_concurrency=1)
         assert isinstance(report["m"].items[2].error, StepCrashedError)
-        stored = Story(left.runs["r"]).report(lambda _, payload: left.decode("", payload, Any))
+        stored = Story(left.kept["r"]).report(lambda _, payload: left.decode("", payload, Any))
         assert repr(stored["m"].error) == repr(report["m"].error)
 
         report = await run_pipeline(steps, fail_fast, journal=left, run_id="r")
 
         assert report["m"].output == [10, 20, 30, 40]
+
+    async def test_a_set_has_no_order_that_a_resumed_run_could_rely_on(self, journal):
+        async def source():
+            return "ab"
+
+        async def act(item): ...
+
+        steps = [
+            WorkflowStep("source", source),
+            WorkflowStep("m", act, {"item": "source"}, map_over="source"),
+        ]
+        journal.encode = lambda *_: Payload("json", b"[]")
+        for output in {"a"}, frozenset("a"), {"a": 1}.keys():
+            steps[0] = WorkflowStep("source", lambda output=output: asyncio.sleep(0, output))
+            report = await run_pipeline(steps, journal=journal)
+
+            assert isinstance(report["m"].error, TypeError)
+            assert "return a list" in str(report["m"].error)
+            assert (await run_pipeline(steps)).all_passed
+
+    async def test_items_of_a_source_that_is_called_again_are_not_taken_over(self, journal):
+        calls = Counter()
+        steps = self.steps(calls, broken := {3})
+        steps[0] = WorkflowStep("source", steps[0].action, secret=True)
+        await run_pipeline(steps, False, journal=journal, run_id="r")
+        broken.clear()
+
+        report = await run_pipeline(steps, False, journal=journal, run_id="r")
+
+        assert report.all_passed
+        assert calls == {"source": 2, 1: 2, 2: 2, 3: 2, 4: 2}
+
+    async def test_a_bug_of_ours_in_an_item_does_not_hang_the_run(self, journal, monkeypatch):
+        def broken(*_):
+            raise RuntimeError("a bug")
+
+        monkeypatch.setattr("asyncflow._verdicts.Verdicts._judge", broken)
+        monkeypatch.setattr("asyncflow._verdicts.Verdicts._as_kept", broken)
+
+        with pytest.raises(RuntimeError, match="a bug"):
+            await run_pipeline(self.steps(Counter(), {1}), journal=journal, run_id="r")
 
 
 class TestNestedPipelines:
@@ -1028,10 +1188,10 @@ class TestFailingJournals:
                     run_id="r",
                     observers=[told.append],
                 )
-            assert len(journal.runs["r"]) == fail_at - 1
+            assert len(journal.kept["r"]) == fail_at - 1
             assert isinstance(told[-1], RunFinished)
             assert not journal.open_books
-            done = {e.step for e in journal.runs["r"] if isinstance(e, StepSucceeded)}
+            done = {e.step for e in journal.kept["r"] if isinstance(e, StepSucceeded)}
             before = work.calls.copy()
 
             report = await run_pipeline(
@@ -1056,7 +1216,7 @@ class TestFailingJournals:
         running = asyncio.ensure_future(
             run_pipeline([WorkflowStep("a", hang, timeout_ms=None)], journal=journal, run_id="r")
         )
-        while not any(isinstance(e, AttemptStarted) for e in journal.runs.get("r", ())):
+        while not any(isinstance(e, AttemptStarted) for e in journal.kept.get("r", ())):
             await asyncio.sleep(0.001)
         journal.open_books["r"].fail(JournalError("memory", "broken"))
 
@@ -1087,7 +1247,7 @@ class TestFailingJournals:
 
         with pytest.raises(asyncio.CancelledError):
             await running
-        assert isinstance(journal.runs["r"][-1], RunFinished)
+        assert isinstance(journal.kept["r"][-1], RunFinished)
         assert not journal.open_books
 
 
@@ -1097,7 +1257,7 @@ class TestHosts:
         with anyio.move_on_after(0.07) as scope:
             await run_pipeline(work.diamond(), schedule=schedule, journal=journal, run_id="r")
         assert scope.cancelled_caught
-        assert isinstance(journal.runs["r"][-1], RunFinished)
+        assert isinstance(journal.kept["r"][-1], RunFinished)
         assert not journal.open_books
 
         report = await run_pipeline(work.diamond(), schedule=schedule, journal=journal, run_id="r")
@@ -1130,7 +1290,7 @@ class TestHosts:
         ]
         await run_pipeline(steps, journal=journal, run_id="r")
         left = journal.died_after(4)
-        assert isinstance(left.runs["r"][-1], AttemptStarted)
+        assert isinstance(left.kept["r"][-1], AttemptStarted)
         calls.clear()
 
         report = await run_pipeline(steps, journal=left, run_id="r", max_concurrency=1)
@@ -1148,7 +1308,7 @@ class TestHosts:
         for _ in range(2):
             report = await run_pipeline(steps, journal=left, run_id="r")
             assert report.all_passed
-            left.runs["r"] = left.runs["r"][:-2]
+            left.kept["r"] = left.kept["r"][:-2]
         assert report["a"].attempts == 3
 
 
@@ -1159,10 +1319,17 @@ class Orphan:
 
 
 class OrphanJournal(MemoryJournal):
+    async def runs(self, status, *, limit):
+        return [
+            Orphan(run_id, events[0].pipeline)
+            for run_id, events in self.kept.items()
+            if isinstance(events[-1], RunFinished) and events[-1].outcome == status
+        ]
+
     async def orphans(self):
         return [
             Orphan(run_id, events[0].pipeline)
-            for run_id, events in self.runs.items()
+            for run_id, events in self.kept.items()
             if not isinstance(events[-1], RunFinished)
         ]
 
@@ -1174,7 +1341,7 @@ class TestResumeAll:
             await Orchestrator(work.diamond(), name=name).run(
                 journal=journal, run_id=run_id, inputs={"x": 1}
             )
-            left.runs[run_id] = journal.runs[run_id][:7]
+            left.kept[run_id] = journal.kept[run_id][:7]
         work.calls.clear()
         return left
 
@@ -1211,17 +1378,31 @@ class TestResumeAll:
 
         assert sorted(report.run_id for report in reports) == ["r2", "r3"]
 
-    async def test_what_could_not_go_on_is_told_at_the_end(self, work):
+    async def test_what_cannot_go_on_keeps_nothing_else_from_going_on(self, work, caplog):
         journal = await self.journal_with_orphans(work)
-        bad = Orchestrator([WorkflowStep("a", work.action("a"))], name="one", secret_inputs=["x"])
-        journal.runs["r1"][0] = RunStarted("r1", 1.0, {"a": ()}, "one", inputs={"x": None})
-        good = Orchestrator(work.diamond(), name="two")
+        journal.kept["r1"][0] = replace(journal.kept["r1"][0], inputs={"x": REDACTED})
+        known = [Orchestrator(work.diamond(), name=name) for name in ("one", "two", "gone")]
 
-        with pytest.raises(ExceptionGroup, match="1 runs could not go on") as caught:
-            await resume_all(journal, [bad, good])
+        reports = await resume_all(journal, known)
 
-        assert caught.value.exceptions[0].__notes__ == ["when run 'r1' was to go on"]
-        assert isinstance(journal.runs["r2"][-1], RunFinished)
+        assert sorted(report.run_id for report in reports) == ["r2", "r3"]
+        assert "run 'r1' can't go on" in caplog.text
+        assert "input 'x' of run 'r1' is secret" in caplog.text
+
+    async def test_what_was_cancelled_goes_on_if_that_is_asked_for(self, work):
+        journal = await self.journal_with_orphans(work)
+        known = [Orchestrator(work.diamond(), name="four")]
+        running = asyncio.ensure_future(known[0].run(journal=journal, run_id="r4"))
+        while not work.calls["b"]:
+            await asyncio.sleep(0.001)
+        running.cancel()
+        await asyncio.wait([running])
+
+        assert await resume_all(journal, known) == []
+        (report,) = await resume_all(journal, known, interrupted=True)
+
+        assert report.run_id == "r4"
+        assert report.all_passed
 
     @pytest.mark.parametrize(
         ("pipelines", "error", "message"),
@@ -1241,6 +1422,6 @@ class TestResumeAll:
 
         report = await etl.run()
 
-        assert journal.runs[report.run_id][0].pipeline == "etl"
+        assert journal.kept[report.run_id][0].pipeline == "etl"
         assert etl.orchestrator.name == "etl"
         assert isinstance(report, RunReport)

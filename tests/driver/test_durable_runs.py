@@ -47,7 +47,7 @@ class Execution:
         self.kind = kind
         self.pipeline = pipeline
         self.journal = journal
-        self.stored = list(journal.runs.get(RUN_ID, ()))
+        self.stored = list(journal.kept.get(RUN_ID, ()))
         self.world = pipeline.world(journal)
         self.steps = pipeline.steps(self.world)
         self.told = []
@@ -131,12 +131,12 @@ class Execution:
                 assert result.attempts - cut <= step.max_retries
 
     def check_times(self):
-        times = [e.at_ms for e in self.journal.runs[RUN_ID][1:]]
+        times = [e.at_ms for e in self.journal.kept[RUN_ID][1:]]
         assert all(later > one - 1e-6 for one, later in pairwise(times))
 
     def check_story(self):
         """The report that a journal gives is that of the run."""
-        story = Story(self.journal.runs[RUN_ID])
+        story = Story(self.journal.kept[RUN_ID])
         assert_equal(story.report(decode), self.report)
         assert story.outcome == self.told[-1].outcome
 
@@ -150,6 +150,7 @@ class Execution:
                 planned,
                 bindings=bind(planned),
                 conditions=bind_conditions(planned),
+                new_inputs=(),
                 fail_fast=self.pipeline.options["fail_fast"],
                 wall_time=self.told[0].wall_time,
                 decode=decode,
@@ -237,7 +238,7 @@ def may_differ(execution):
     That is a clean-up step which has seen that a secret was asked for again in vain; and a step
     which had no time for its other attempts, under a deadline of the run that is none any more.
     """
-    events, shape = execution.journal.runs[RUN_ID], Shape(plan(execution.steps))
+    events, shape = execution.journal.kept[RUN_ID], Shape(plan(execution.steps))
     recalled = {
         name for event in events if isinstance(event, RunResumed) for name in event.recalled
     }
@@ -266,17 +267,17 @@ async def die_everywhere(pipeline, seed):
     chance = random.Random(seed)
     journal = MemoryJournal(latency_s=pipeline.latency_s)
     whole = (await Execution(pipeline, journal).run()).report
-    count = len(journal.runs[RUN_ID])
+    count = len(journal.kept[RUN_ID])
     executions = 1
     twice = chance.randrange(count)
     for kept in range(count + 1):
         left = journal.died_after(kept)
-        Story(left.runs[RUN_ID]).report(decode) if kept else None
+        Story(left.kept[RUN_ID]).report(decode) if kept else None
         again = await Execution(pipeline, left).run()
         executions += 1
         assert_same_end(again.report, whole, pipeline)
         if kept == twice:
-            for more in range(kept, len(left.runs[RUN_ID])):
+            for more in range(kept, len(left.kept[RUN_ID])):
                 left_again = left.died_after(more)
                 third = await Execution(pipeline, left_again).run()
                 executions += 1
@@ -288,15 +289,15 @@ async def fail_everywhere(pipeline, seed):
     """The journal fails at each of its writes; the run that follows goes on."""
     whole_journal = MemoryJournal(latency_s=pipeline.latency_s)
     whole = (await Execution(pipeline, whole_journal).run()).report
-    count = len(whole_journal.runs[RUN_ID])
+    count = len(whole_journal.kept[RUN_ID])
     executions = 1
     for fail_at in range(1, count + 1):
         journal = MemoryJournal(latency_s=pipeline.latency_s, fail_at=fail_at)
         broken = await Execution(pipeline, journal).run()
         assert isinstance(broken.error, JournalError)
         assert isinstance(broken.told[-1], RunFinished)
-        assert len(journal.runs.get(RUN_ID, ())) == fail_at - 1
-        kept = len(journal.runs.get(RUN_ID, ()))
+        assert len(journal.kept.get(RUN_ID, ())) == fail_at - 1
+        kept = len(journal.kept.get(RUN_ID, ()))
         again = await Execution(pipeline, journal).run()
         assert_same_end(again.report, whole, pipeline)
         executions += 2
@@ -325,7 +326,7 @@ async def cancel_somewhere(pipeline, seed):
             executions += 1
             if execution.report is not None:
                 break
-            events = journal.runs.get(RUN_ID)
+            events = journal.kept.get(RUN_ID)
             if events:
                 Story(events).report(decode)
         else:
@@ -346,10 +347,10 @@ async def change_often(pipeline, seed):
             turn = chance.choice([None, None, chance.randrange(40)])
             await Execution(current, journal, "changing").run(turn)
             executions += 1
-            count = len(journal.runs.get(RUN_ID, ()))
+            count = len(journal.kept.get(RUN_ID, ()))
             if count and chance.random() < 0.6:
                 journal = journal.died_after(chance.randint(1, count))
-            if count and Story(journal.runs[RUN_ID]).outcome == "passed":
+            if count and Story(journal.kept[RUN_ID]).outcome == "passed":
                 break
             current = current.changed()
             pipeline.latest = current
