@@ -33,6 +33,7 @@ __all__ = [
     "current_step",
     "enter_attempt",
     "enter_run",
+    "is_within",
     "limiter_for",
     "prepare",
 ]
@@ -168,6 +169,12 @@ def current_step() -> StepContext:
             "not in another process"
         )
     return StepContext(_run.get(), running)
+
+
+def is_within(run_id: str) -> bool:
+    """Whether this is done by a step of the run with that id."""
+    running = _attempt.get(None)
+    return running is not None and _run.get().run_id == run_id
 
 
 def attempt_in(context: Context, run: RunContext) -> AttemptStarted | None:

@@ -11,7 +11,7 @@ from typing import Any, Literal, TypeAlias, cast, get_args
 
 from asyncflow._diagram import to_mermaid
 from asyncflow._durable import Opening, Request, begin, open_run
-from asyncflow._engine import prepare
+from asyncflow._engine import is_within, prepare
 from asyncflow._errors import nearest
 from asyncflow._graph import Shape, plan
 from asyncflow._journal import Journal
@@ -178,6 +178,8 @@ class Orchestrator:
         return await self._execute(request, begin(request))
 
     async def _run_durably(self, journal: Journal, request: Request, *, wait: bool) -> RunReport:
+        if wait and is_within(request.run_id):
+            raise ValueError(f"a step of run {request.run_id!r} can't wait for the end of that run")
         keeper, opening = await open_run(journal, request, wait=wait)
         if isinstance(opening, RunReport):
             failure, cancellation = await keeper.close(request.run_id)

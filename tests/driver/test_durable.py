@@ -1162,6 +1162,19 @@ class TestOwners:
         assert one.results == two.results
         assert set(work.calls.values()) == {1}
 
+    async def test_a_step_cannot_wait_for_its_own_run(self, work, journal):
+        async def again():
+            await run_pipeline(work.diamond(), journal=journal, run_id="r", on_active="wait")
+
+        async def other():
+            await run_pipeline(work.diamond(), journal=journal, run_id="s", on_active="wait")
+
+        steps = [WorkflowStep("again", again), WorkflowStep("other", other)]
+        report = await run_pipeline(steps, False, journal=journal, run_id="r")
+
+        assert report["other"].status is SUCCESS
+        assert "can't wait for the end of that run" in str(report["again"].error)
+
     async def test_a_lost_run_is_cancelled(self, work, journal):
         running = asyncio.ensure_future(run_pipeline(work.diamond(), journal=journal, run_id="r"))
         while not work.calls["b"]:
