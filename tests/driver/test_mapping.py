@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import sys
 import weakref
 
 import pytest
@@ -506,7 +507,8 @@ async def test_100_000_items_keep_no_more_tasks_and_values_than_run_at_once():
         gc.enable()
 
     assert report["m"].attempts == calls == 100_000
-    assert most_tasks <= 105
+    # Before 3.12, `wait_for` needs a task of its own for each attempt.
+    assert most_tasks <= (105 if sys.version_info >= (3, 12) else 205)
     assert most_values <= 105
 
 
