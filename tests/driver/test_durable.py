@@ -145,14 +145,15 @@ class TestOneRun:
         assert remaining[0] > 30
 
     async def test_a_chain_takes_one_write_a_step(self, work):
+        if "uvloop" in type(asyncio.get_running_loop()).__module__:
+            pytest.skip("in real time it would take long")
         journal = MemoryJournal(latency_s=1.0)
         steps = [work.step("0"), *(work.step(str(n), str(n - 1)) for n in range(1, 10))]
 
         report = await run_pipeline(steps, journal=journal, run_id="r", deadline_ms=100_000)
 
         # One for each step's start, and one for the end; and a moment for the actions.
-        if "uvloop" not in type(asyncio.get_running_loop()).__module__:
-            assert 10_000 <= report.total_duration_ms < 11_500
+        assert 10_000 <= report.total_duration_ms < 11_500
 
     async def test_what_a_journal_cannot_keep_fails_the_step_at_once(self, journal):
         async def act():
