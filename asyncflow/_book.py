@@ -151,9 +151,9 @@ class Desk:
         self._clerk.hand_in([book.hand_over() for book in books])
         try:
             job = self.loop.run_in_executor(self._thread, self._clerk.write)
-        except RuntimeError as error:
+        except JournalError as error:
             for book in books:
-                book.give_up(JournalError(self._clerk.name, str(error)))
+                book.give_up(JournalError(error.journal, error.problem))
             self._settle()
         else:
             job.add_done_callback(self._settle)

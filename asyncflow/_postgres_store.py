@@ -84,6 +84,9 @@ class PostgresStore(Store):
     def events(self, run_id: str, after: int = 0) -> list[tuple[int, Event]]:
         return self._patiently(partial(super().events, run_id, after))
 
+    def last_position(self, run_id: str) -> int:
+        return self._patiently(partial(super().last_position, run_id))
+
     def runs(self, **asked: Any) -> list[StoredRun]:
         return self._patiently(partial(super().runs, **asked))
 

@@ -21,11 +21,14 @@ from typing import Literal, TypeVar
 from asyncflow._errors import JournalError
 from asyncflow._text import in_one_line
 
-__all__ = ["SQLite", "Synchronous"]
+__all__ = ["IN_MEMORY", "SQLite", "Synchronous"]
 
 T = TypeVar("T")
 
 Synchronous = Literal["FULL", "NORMAL"]
+
+IN_MEMORY = ":memory:"
+"""The path of a database that only its connection has."""
 
 _MIGRATIONS = [
     [
@@ -62,7 +65,7 @@ class SQLite:
     def __init__(self, path: str, synchronous: Synchronous, patience_s: float) -> None:
         self.name = path
         # SQLite keeps the log beside the file that a link leads to.
-        self._path = path if path == ":memory:" else os.path.realpath(path)
+        self._path = path if path == IN_MEMORY else os.path.realpath(path)
         self._synchronous = synchronous
         self._patience_s = patience_s
         self._connection: sqlite3.Connection | None = None

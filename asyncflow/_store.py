@@ -2,7 +2,7 @@
 
 The statements are the same for every database. What a second database must provide is a
 `Database`: how a transaction begins and ends, its dialect (`phrase`), its schema, and what its
-driver's errors mean, as `JournalError`. All of it is called in the journal's own thread only.
+driver's errors mean, as `JournalError`. All of it is called in one thread only.
 
 - `runs` has one row a run, written with its first event. Its status follows the events.
 - `leases` says who may write to a run. Whoever claims a run raises its `token`, and every
@@ -140,6 +140,7 @@ _EVENTS = (
     f"SELECT {', '.join(Row._fields[1:])} FROM events "
     "WHERE run_id = ? AND position > ? ORDER BY position"
 )
+_LAST = "SELECT COALESCE(MAX(position), 0) FROM events WHERE run_id = ?"
 _RUNS = (
     "SELECT r.run_id, r.pipeline, r.status, r.started_at, r.updated_at, "
     f"CASE WHEN {_FREE} THEN NULL ELSE l.owner END, l.process "
@@ -253,6 +254,13 @@ class Store:
                 f"event {row[0]} of run {run_id!r} can't be read ({problem}). It was left as it "
                 "is; a newer asyncflow may have written it",
             ) from error
+
+    def last_position(self, run_id: str) -> int:
+        """Return the position of the last event of a run, 0 if it has none."""
+        with self.database.reading() as cursor:
+            cursor.execute(self.database.phrase(_LAST), (run_id,))
+            ((position,),) = cursor.fetchall()
+        return int(position)
 
     def runs(
         self,

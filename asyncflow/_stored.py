@@ -1,4 +1,8 @@
-"""A journal that keeps its runs in an SQL database: all that the databases have in common."""
+"""A journal that keeps its runs in an SQL database: all that the databases have in common.
+
+It has two threads, each with a connection of its own. One writes, and claims runs; the other one
+reads, which may take long, so that no step of a run waits for that.
+"""
 
 from __future__ import annotations
 
@@ -7,33 +11,32 @@ import threading
 import warnings
 import weakref
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from contextlib import suppress
 from datetime import datetime, timedelta
 from types import TracebackType
-from typing import Any, Literal, TypeVar, get_args
+from typing import Any, TypeVar, get_args
 
+from asyncflow._archive import Archive, RunRecord, RunStatus, StoredEvent
 from asyncflow._book import Book, Desk
-from asyncflow._clerk import Clerk, Opening
+from asyncflow._clerk import Clerk, Holding, Opening
 from asyncflow._codec import CODECS, Codec
-from asyncflow._errors import PayloadError, RunAlreadyActiveError, RunNotFoundError, nearest
+from asyncflow._errors import JournalError, RunAlreadyActiveError, nearest
 from asyncflow._numbers import check_number
 from asyncflow._owner import is_dead, this_owner, this_process
 from asyncflow._payload import Payload
-from asyncflow._report import RestoredOutput, RunReport
-from asyncflow._rows import column_of, from_column
-from asyncflow._store import Claim, Store, StoredRun
-from asyncflow._story import Story
+from asyncflow._report import RunReport
+from asyncflow._rows import column_of
+from asyncflow._store import Claim, Store
 from asyncflow._thread import Thread
-from asyncflow.events import Event, RunResumed, RunStarted, StepSucceeded
+from asyncflow.events import Event
 
-__all__ = ["RunRecord", "RunStatus", "SQLJournal", "StoredEvent", "check_lease"]
+__all__ = ["SQLJournal", "check_lease"]
 
 T = TypeVar("T")
 Self = TypeVar("Self", bound="SQLJournal")
 
-RunStatus = Literal["running", "passed", "failed", "interrupted"]
-
-_PICKLED = 'it is pickled, and read only with codec="cloudpickle"'
+_THREAD = "asyncflow journal"
+"""What both threads are called: `asyncflow.testing` knows them by that."""
 
 _LONGEST_LEASE_S = 86_400
 
@@ -41,38 +44,18 @@ _FIRST_WAIT_S, _LONGEST_WAIT_S = 0.02, 1.0
 """How long to wait before another owner of a run is asked for again."""
 
 
-@dataclass(frozen=True, slots=True)
-class RunRecord:
-    """What a journal knows of a run at a glance."""
-
-    run_id: str
-    pipeline: str
-    """The name of its pipeline, if that has one."""
-    status: RunStatus
-    """``"running"`` until it has ended, also if its process has died meanwhile."""
-    started_at: float
-    """When it began, in seconds since the epoch (UTC)."""
-    updated_at: float
-    """When it began, was resumed or ended, whichever was last, in seconds since the epoch."""
-    owner: str | None
-    """Who runs it; ``None`` if nobody does, or a lease has run out."""
-
-
-@dataclass(frozen=True, slots=True)
-class StoredEvent:
-    """An event of a run, as it was kept."""
-
-    position: int
-    """Its place among the events of its run, counted from 1."""
-    event: Event
-
-
 class SQLJournal:
-    """The journal of one database."""
+    """The journal of one database.
+
+    Args:
+        store: The database.
+        second: The same one by another connection, for reading; ``None`` if there can't be such.
+    """
 
     def __init__(
         self,
         store: Store,
+        second: Store | None,
         *,
         codec: str,
         max_payload_bytes: int,
@@ -88,7 +71,9 @@ class SQLJournal:
         self._store = store
         claim = Claim(owner or this_owner(), this_process(), lease_s, is_dead)
         self._clerk = Clerk(self._store, claim)
-        self._thread = Thread("asyncflow journal", self._clerk.renew)
+        self._thread = Thread(_THREAD, self._name, self._clerk.renew)
+        self._archive = Archive(second or store, self._codec)
+        self._reader = Thread(_THREAD, self._name, lambda: None) if second else self._thread
         self._lock = threading.Lock()
         self._desks: weakref.WeakValueDictionary[asyncio.AbstractEventLoop, Desk] = (
             weakref.WeakValueDictionary()
@@ -118,25 +103,36 @@ class SQLJournal:
                 "run_id must have a character, no quotes at its start, and neither NUL nor "
                 f"surrogates, unlike {run_id!r}"
             )
-        loop = asyncio.get_running_loop()
         pause = _FIRST_WAIT_S
         while True:
-            opening = Opening(self._clerk)
-            job = loop.run_in_executor(self._thread, opening.claim, run_id, loop, read)
             try:
-                holding, answer = await job
-            except asyncio.CancelledError:
-                opening.abandon(self._thread)
-                raise
+                return await self._open(run_id, read)
             except RunAlreadyActiveError:
                 if not wait:
                     raise
-            else:
-                return Book(self._desk_of(loop), holding), answer
-            finally:
-                del job  # its error refers to this frame, and so to it
             await asyncio.sleep(pause)
             pause = min(2 * pause, _LONGEST_WAIT_S)
+
+    async def _open(self, run_id: str, read: Callable[[Sequence[Event]], T]) -> tuple[Book, T]:
+        loop, opening = asyncio.get_running_loop(), Opening(self._clerk)
+        try:
+            # Only when the claim is committed it is sure what there is to read.
+            holding = await loop.run_in_executor(self._thread, opening.claim, run_id, loop)
+            # What is new does not wait until others have been read.
+            thread = self._reader if holding.kept else self._thread
+            answer = await loop.run_in_executor(thread, self._read, holding, read)
+            return Book(self._desk_of(loop), holding), answer
+        except asyncio.CancelledError:
+            opening.abandon(self._thread)
+            raise
+        except BaseException:
+            if opening.holding:
+                with suppress(JournalError):  # the journal is closed, and has given it up
+                    await loop.run_in_executor(self._thread, opening.give_back)
+            raise
+
+    def _read(self, holding: Holding, read: Callable[[Sequence[Event]], T]) -> T:
+        return read(self._archive.past(holding.run_id, holding.kept) if holding.kept else [])
 
     def encode(self, subject: str, value: Any, hint: Any) -> Payload:
         """Turn a value into bytes. A run calls this.
@@ -198,10 +194,9 @@ class SQLJournal:
             since = since.timestamp()
         if pipeline is not None:
             pipeline = column_of(pipeline)
-        found = await self._do(
-            self._store.runs, status=status, pipeline=pipeline, since=since, limit=limit
+        return await self._ask(
+            self._archive.runs, status=status, pipeline=pipeline, since=since, limit=limit
         )
-        return [_record_of(run) for run in found]
 
     async def orphans(self) -> list[RunRecord]:
         """Return the runs that have not ended and that nobody runs, those that began last first.
@@ -212,15 +207,7 @@ class SQLJournal:
         Raises:
             JournalError: The journal can't be read.
         """
-
-        def find() -> list[StoredRun]:
-            return [
-                run
-                for run in self._store.runs(status="running")
-                if run.owner is None or is_dead(run.process or "")
-            ]
-
-        return [_record_of(run) for run in await self._do(find)]
+        return await self._ask(self._archive.orphans)
 
     async def events(self, run_id: str, after: int = 0) -> list[StoredEvent]:
         """Return the events of a run in their order.
@@ -236,12 +223,7 @@ class SQLJournal:
             RunNotFoundError: There is no such run.
             JournalError: The journal can't be read.
         """
-        return await self._do(self._read, run_id, after)
-
-    def _read(self, run_id: str, after: int) -> list[StoredEvent]:
-        self._must_know(run_id)
-        stored = self._store.events(run_id, after)
-        return [StoredEvent(position, self._decoded(event)) for position, event in stored]
+        return await self._ask(self._archive.events, run_id, after)
 
     async def report(self, run_id: str) -> RunReport:
         """Return the report of a run; of one that has not ended, what is known so far.
@@ -256,38 +238,7 @@ class SQLJournal:
             RunNotFoundError: There is no such run.
             JournalError: The journal can't be read.
         """
-        return await self._do(self._told, run_id)
-
-    def _told(self, run_id: str) -> RunReport:
-        self._must_know(run_id)
-        story = Story(event for _, event in self._store.events(run_id))
-        return story.report(self._output)
-
-    def _output(self, step: str, payload: Payload) -> Any:
-        value = self._value(payload)
-        return RestoredOutput(f"<{_PICKLED}>") if value is payload else value
-
-    def _decoded(self, event: Event) -> Event:
-        """Return an event with values in place of payloads, as far as they can be decoded."""
-        if isinstance(event, StepSucceeded):
-            return replace(event, output=self._value(event.output))
-        if isinstance(event, RunStarted | RunResumed):
-            inputs = {name: self._value(value) for name, value in event.inputs.items()}
-            return replace(event, inputs=inputs)
-        return event
-
-    def _value(self, payload: Payload | None) -> Any:
-        try:
-            return payload and self._codec.decode("a value", payload, Any)
-        except PayloadError:
-            return payload
-
-    def _must_know(self, run_id: str) -> StoredRun:
-        found = self._store.runs(run_id=run_id)
-        if found:
-            return found[0]
-        others = [run.run_id for run in self._store.runs(limit=1_000)]
-        raise RunNotFoundError(run_id, self._name, nearest(run_id, others))
+        return await self._ask(self._archive.report, run_id)
 
     async def prune(self, older_than: timedelta | float, *, status: RunStatus | None = None) -> int:
         """Delete runs that have ended and return how many; never one that is active.
@@ -330,42 +281,46 @@ class SQLJournal:
 
     async def aclose(self) -> None:
         """Commit what is under way and disconnect. Runs that are still going on fail."""
+        loop, archived = asyncio.get_running_loop(), self._archive.store.database
         try:
+            # They may have to wait for the disk. What is read may give back a claim.
+            if self._reader.has_started and not self._closed:
+                await loop.run_in_executor(self._reader, archived.close)
             if self._thread.has_started and not self._closed:
-                # It may have to wait for the disk.
-                await asyncio.get_running_loop().run_in_executor(self._thread, self._clerk.close)
+                await loop.run_in_executor(self._thread, self._clerk.close)
         finally:
             self.close()
 
     def close(self) -> None:
         """Do as `aclose` does, and let the calling thread wait for it."""
         self._end()
+        self._reader.join()
         self._thread.join()
 
     def _end(self) -> None:
         self._closed = True
         self._thread.end(self._clerk.close)
+        self._reader.end(self._archive.store.database.close)
 
     def __del__(self) -> None:
         # Without the attribute, its construction has failed.
         if not getattr(self, "_closed", True):
             self._end()
-            if self._thread.has_started:
+            if self._thread.has_started or self._reader.has_started:
                 warnings.warn(f"unclosed {self!r}", ResourceWarning, source=self, stacklevel=2)
 
     async def _do(self, call: Callable[..., T], *args: Any, **kwargs: Any) -> T:
+        """Have the thread call something that writes."""
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(self._thread, lambda: call(*args, **kwargs))
 
+    async def _ask(self, call: Callable[..., T], *args: Any, **kwargs: Any) -> T:
+        """Have the other thread call something that reads."""
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._reader, lambda: call(*args, **kwargs))
+
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self._name!r})"
-
-
-def _record_of(run: StoredRun) -> RunRecord:
-    status: Any = run.status
-    return RunRecord(
-        run.run_id, from_column(run.pipeline), status, run.started_at, run.updated_at, run.owner
-    )
 
 
 def check_lease(lease_s: float) -> None:

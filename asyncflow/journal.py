@@ -19,9 +19,10 @@ from __future__ import annotations
 
 import os
 
-from asyncflow._sqlite import SQLite, Synchronous
+from asyncflow._archive import RunRecord, RunStatus, StoredEvent
+from asyncflow._sqlite import IN_MEMORY, SQLite, Synchronous
 from asyncflow._store import Store
-from asyncflow._stored import RunRecord, RunStatus, SQLJournal, StoredEvent, check_lease
+from asyncflow._stored import SQLJournal, check_lease
 
 __all__ = ["PostgresJournal", "RunRecord", "RunStatus", "SQLiteJournal", "StoredEvent"]
 
@@ -29,8 +30,9 @@ __all__ = ["PostgresJournal", "RunRecord", "RunStatus", "SQLiteJournal", "Stored
 class SQLiteJournal(SQLJournal):
     """A journal in a file, for one machine.
 
-    All work with the file is done in one thread, which starts at the first use and neither blocks
-    an event loop nor keeps the interpreter alive. Close it (``async with``, `aclose`, `close`).
+    One thread writes to the file, another one reads from it; they start when they are first needed,
+    and neither block an event loop nor keep the interpreter alive. Close it (``async with``,
+    `aclose`, `close`).
 
     The file is in WAL mode, so while it is open there are two more beside it (``-wal``, ``-shm``;
     they belong to it), and it must not be on a network file system. Before version 3.51.3, SQLite
@@ -39,7 +41,9 @@ class SQLiteJournal(SQLJournal):
     to the file with such a version (``sqlite3.sqlite_version``) don't; reading is harmless.
 
     Args:
-        path: The file. It is created if there is none; its directory must exist.
+        path: The file. It is created if there is none; its directory must exist. With
+            ``":memory:"``, for tests, the runs are gone when the journal is closed, and reading
+            makes those that write wait.
         synchronous: ``"FULL"``: what is committed survives that the machine loses power.
             ``"NORMAL"``: it survives that the process dies, but the last commits may be lost if the
             machine loses power; steps whose results are lost so run again. It is faster, and the
@@ -72,8 +76,11 @@ class SQLiteJournal(SQLJournal):
         if synchronous not in ("FULL", "NORMAL"):
             raise ValueError(f"synchronous must be 'FULL' or 'NORMAL', not {synchronous!r}")
         check_lease(lease_s)
+        name = os.fspath(path)
+        first, second = (Store(SQLite(name, synchronous, lease_s / 3)) for _ in range(2))
         super().__init__(
-            Store(SQLite(os.fspath(path), synchronous, lease_s / 3)),
+            first,
+            None if name == IN_MEMORY else second,  # which would be another database
             codec=codec,
             max_payload_bytes=max_payload_bytes,
             lease_s=lease_s,
@@ -84,9 +91,9 @@ class SQLiteJournal(SQLJournal):
 class PostgresJournal(SQLJournal):
     """A journal in a PostgreSQL database, for processes on any number of machines.
 
-    It needs psycopg 3, which comes with an extra: ``pip install 'asyncflow-tiers[postgres]'``. All
-    work with the database is done in one thread and on one connection, which is made at the first
-    use. Close it (``async with``, `aclose`, `close`).
+    It needs psycopg 3, which comes with an extra: ``pip install 'asyncflow-tiers[postgres]'``. One
+    thread writes to the database and another one reads from it, each on a connection of its own,
+    which is made when it is first needed. Close it (``async with``, `aclose`, `close`).
 
     Its tables are in a schema of their own, ``asyncflow``, which is made when it is missing; then
     the user must be allowed to create one. Nothing depends on the clocks of the machines.
@@ -136,6 +143,7 @@ class PostgresJournal(SQLJournal):
 
         check_lease(lease_s)
         super().__init__(
+            PostgresStore(Postgres(dsn, lease_s)),
             PostgresStore(Postgres(dsn, lease_s)),
             codec=codec,
             max_payload_bytes=max_payload_bytes,

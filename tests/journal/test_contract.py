@@ -352,6 +352,70 @@ def test_a_hang_is_found_at_once_although_a_journal_is_open(make_journal: Make) 
     assert time.monotonic() - begun < 4
 
 
+# --- reading beside the writing ---------------------------------------------------------------------
+
+
+async def test_what_is_read_keeps_nobody_from_writing(journal: Any) -> None:
+    await a_run(journal, "r")
+    reading, go_on = threading.Event(), threading.Event()
+
+    def read(events: Sequence[Event]) -> int:
+        reading.set()
+        assert go_on.wait(20)
+        return len(events)
+
+    opening = asyncio.create_task(journal.open("r", pipeline="", wait=False, read=read))
+    await until(reading.is_set)
+    history = asyncio.create_task(journal.runs())
+    async with asyncio.timeout(10):
+        await a_run(journal, "other", outcome="passed")
+        assert await journal.prune(0) == 1
+    assert not history.done()
+    go_on.set()
+
+    book, count = await opening
+    assert count == 1
+    assert await ids(history) == ["r"]
+    book.add(attempt())
+    await book.close()
+    assert await kept_events(journal) == [started(), attempt()]
+
+
+async def test_what_was_committed_before_a_claim_is_read_after_it(make_journal: Make) -> None:
+    first, second = make_journal(), make_journal()
+    for number in range(20):
+        book, events = await (second if number % 2 else first).open(
+            "r", pipeline="", wait=True, read=list
+        )
+        assert len(events) == number
+        book.add(attempt(number) if number else started())
+        await book.close()
+
+
+async def test_a_reader_that_does_not_see_all_is_not_believed(journal: Any) -> None:
+    """Such as a standby that is behind, to which the connection for reading was made."""
+    await a_run(journal, "r", outcome="passed")
+    archive = journal._archive
+    archive.store.events = lambda run_id, after=0: [(1, started())]
+
+    with pytest.raises(JournalError, match=r"up to 1 of the 2 events of run 'r'"):
+        await opened(journal)
+
+    del archive.store.events
+    await (await opened(journal)).close()  # the claim was given back
+
+
+async def test_a_journal_may_be_closed_between_claim_and_reading(journal: Any) -> None:
+    await a_run(journal, "r")
+    journal._reader.end(int)
+
+    with pytest.raises(JournalError, match="closed"):
+        await opened(journal)
+
+    with pytest.raises(JournalError, match="closed"):
+        await journal.runs()
+
+
 # --- owning --------------------------------------------------------------------------------------
 
 
@@ -787,7 +851,7 @@ async def test_a_journal_that_is_closed_ends_the_runs_that_go_on(journal: Any) -
     assert "closed while run 'r' was going on" in str(await failed)
     with pytest.raises(JournalError, match="closed while run 'r' was going on"):
         await book.close()
-    with pytest.raises(RuntimeError, match="the journal is closed"):
+    with pytest.raises(JournalError, match="it is closed"):
         await opened(journal)
     await journal.aclose()
     journal.close()
@@ -799,12 +863,31 @@ async def test_a_journal_that_is_closed_as_a_run_is_opened_ends_that_run(journal
 
     journal.close()
 
-    book = await opening
+    with pytest.raises(JournalError, match="it is closed"):
+        await opening
+
+
+async def test_a_journal_that_is_closed_as_a_run_is_read_ends_that_run(journal: Any) -> None:
+    await a_run(journal, "r")
+    reading, go_on = threading.Event(), threading.Event()
+
+    def read(events: Sequence[Event]) -> None:
+        reading.set()
+        go_on.wait(20)
+
+    opening = asyncio.create_task(journal.open("r", pipeline="", wait=False, read=read))
+    await until(reading.is_set)
+    closing = asyncio.create_task(asyncio.to_thread(journal.close))
+    await until(lambda: journal._closed)
+    go_on.set()
+
+    book, _ = await opening
     failed = asyncio.get_running_loop().create_future()
     book.watch(failed.set_result)
     assert "closed while run 'r' was going on" in str(await failed)
     with pytest.raises(JournalError, match="closed while run 'r' was going on"):
         await book.close()
+    await closing
 
 
 async def test_what_is_handed_in_after_the_close_of_the_journal_is_refused(journal: Any) -> None:
@@ -1059,7 +1142,7 @@ def test_a_fork_must_open_the_journal_anew(make_journal: Make) -> None:
         code = 1
         try:
             asyncio.run(journal.runs())
-        except RuntimeError as error:
+        except JournalError as error:
             code = 0 if "parent of this process" in str(error) else 2
             journal.close()
         finally:

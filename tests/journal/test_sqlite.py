@@ -422,6 +422,9 @@ async def test_a_file_in_memory_is_a_journal_too() -> None:
         book.add(begun())
         await book.close()
         assert len(await journal.runs()) == 1
+        book, events = await journal.open("r", pipeline="", wait=False, read=list)
+        assert events == [begun()]
+        await book.close()
 
 
 @pytest.mark.parametrize(
