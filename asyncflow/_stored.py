@@ -174,7 +174,7 @@ class SQLJournal:
         status: RunStatus | None = None,
         pipeline: str | None = None,
         since: datetime | float | None = None,
-        limit: int | None = None,
+        limit: int | None = 100,
     ) -> list[RunRecord]:
         """Return the runs that are kept, those that began last first.
 
@@ -183,7 +183,7 @@ class SQLJournal:
             pipeline: Only those of the pipeline of this name.
             since: Only those that began then or later: a datetime, naive for local time, or
                 seconds since the epoch.
-            limit: Only so many.
+            limit: Only so many; ``None`` for all.
 
         Raises:
             ValueError: There is no such status.

@@ -352,7 +352,7 @@ def test_a_hang_is_found_at_once_although_a_journal_is_open(make_journal: Make) 
     assert time.monotonic() - begun < 4
 
 
-# --- reading beside the writing ---------------------------------------------------------------------
+# --- reading beside the writing ------------------------------------------------------------------
 
 
 async def test_what_is_read_keeps_nobody_from_writing(journal: Any) -> None:
@@ -1186,6 +1186,7 @@ async def test_the_runs_are_listed_newest_first(journal: Any) -> None:
     assert await ids(journal.runs(since=200)) == ["r3", "r2"]
     assert await ids(journal.runs(since=datetime.fromtimestamp(250))) == ["r3"]
     assert await ids(journal.runs(limit=2)) == ["r3", "r2"]
+    assert await ids(journal.runs(limit=None)) == ["r3", "r2", "r1"]
     newest = (await journal.runs(limit=1))[0]
     assert (newest.status, newest.pipeline, newest.started_at) == ("failed", '"nightly', 300.0)
     assert newest.updated_at == pytest.approx(time.time(), abs=60)
@@ -1307,6 +1308,8 @@ async def test_many_runs_are_pruned(journal: Any) -> None:
         book.add(RunFinished(1.0, "passed"))
     await asyncio.gather(*(book.close() for book in books))
 
+    assert len(await journal.runs()) == 100
+    assert len(await journal.runs(limit=None)) == 150
     assert await journal.prune(0) == 150
     assert await journal.runs() == []
 

@@ -68,7 +68,7 @@ def test_the_routine_is_done_after_jobs_and_at_its_time() -> None:
 
     assert enough.wait(20)
     thread.end(int)
-    with pytest.raises(JournalError, match="runs.db: it is closed: make another one to go on"):
+    with pytest.raises(JournalError, match=r"runs\.db: it is closed: make another one to go on"):
         thread.submit(int)
 
 
