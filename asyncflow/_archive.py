@@ -75,8 +75,8 @@ class Archive:
             seen = stored[-1][0] if stored else 0
             raise JournalError(
                 self._name,
-                f"it shows up to {seen} of the {last} events of run {run_id!r}, so that was not gone "
-                "on with: they seem to come from a standby that is behind; name the primary "
+                f"it shows up to {seen} of the {last} events of run {run_id!r}, so nothing was "
+                "done: they seem to come from a standby that is behind; name the primary "
                 "server, or all of them with target_session_attrs=read-write",
             )
         return [event for _, event in stored]
