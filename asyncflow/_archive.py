@@ -99,8 +99,9 @@ class Archive:
         Raises:
             RunNotFoundError: There is no such run.
         """
-        self._must_know(run_id)
         stored = self.store.events(run_id, after)
+        if not stored:
+            self.must_know(run_id)
         return [StoredEvent(position, self._decoded(event)) for position, event in stored]
 
     def report(self, run_id: str) -> RunReport:
@@ -109,9 +110,24 @@ class Archive:
         Raises:
             RunNotFoundError: There is no such run.
         """
-        self._must_know(run_id)
-        story = Story(event for _, event in self.store.events(run_id))
+        stored = self.store.events(run_id)
+        if not stored:
+            raise self._unknown(run_id)
+        story = Story(event for _, event in stored)
         return story.report(self._output)
+
+    def must_know(self, run_id: str) -> None:
+        """Look for a run.
+
+        Raises:
+            RunNotFoundError: There is no such run.
+        """
+        if not self.store.runs(run_id=run_id):
+            raise self._unknown(run_id)
+
+    def _unknown(self, run_id: str) -> RunNotFoundError:
+        others = [run.run_id for run in self.store.runs(limit=1_000)]
+        return RunNotFoundError(run_id, self._name, nearest(run_id, others))
 
     def _output(self, step: str, payload: Payload) -> Any:
         value = self._value(payload)
@@ -131,13 +147,6 @@ class Archive:
             return payload and self._codec.decode("a value", payload, Any)
         except PayloadError:
             return payload
-
-    def _must_know(self, run_id: str) -> StoredRun:
-        found = self.store.runs(run_id=run_id)
-        if found:
-            return found[0]
-        others = [run.run_id for run in self.store.runs(limit=1_000)]
-        raise RunNotFoundError(run_id, self._name, nearest(run_id, others))
 
 
 def _record_of(run: StoredRun) -> RunRecord:

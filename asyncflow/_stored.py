@@ -10,7 +10,7 @@ import asyncio
 import threading
 import warnings
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from datetime import datetime, timedelta
 from types import TracebackType
@@ -34,6 +34,9 @@ __all__ = ["SQLJournal", "check_lease"]
 
 T = TypeVar("T")
 Self = TypeVar("Self", bound="SQLJournal")
+
+_EVENTS_AT_ONCE = 2_000
+"""How many events, or runs without any, are deleted in one transaction, in some milliseconds."""
 
 _THREAD = "asyncflow journal"
 """What both threads are called: `asyncflow.testing` knows them by that."""
@@ -70,6 +73,7 @@ class SQLJournal:
         self._codec = Codec(codec, max_payload_bytes)
         self._store = store
         claim = Claim(owner or this_owner(), this_process(), lease_s, is_dead)
+        self._claim = claim
         self._clerk = Clerk(self._store, claim)
         self._thread = Thread(_THREAD, self._name, self._clerk.renew)
         self._archive = Archive(second or store, self._codec)
@@ -243,23 +247,44 @@ class SQLJournal:
     async def prune(self, older_than: timedelta | float, *, status: RunStatus | None = None) -> int:
         """Delete runs that have ended and return how many; never one that is active.
 
+        Runs that write meanwhile do not wait for long: it takes several transactions.
+
         Args:
             older_than: Only those that ended longer ago: a timedelta, or seconds.
-            status: Only those with this status.
+            status: Only those with this status, which can't be ``"running"``.
 
         Raises:
-            ValueError: There is no such status, or the age is negative.
-            JournalError: The journal can't be written.
+            ValueError: No run that has ended has such a status, or the age is negative.
+            JournalError: The journal can't be read or written.
         """
         _check_status(status)
+        if status == "running":
+            raise ValueError(
+                "prune() deletes runs that have ended, so status can't be 'running'; forget() "
+                "deletes one of those that orphans() returns"
+            )
         if isinstance(older_than, timedelta):
             older_than = older_than.total_seconds()
         check_number("older_than", older_than, 0, kind="a timedelta or a number", unit=" s")
+        found = await self._ask(self._archive.store.ended, older_than, status)
         count = 0
-        # Few at a time, so that runs which write do not wait for long.
-        while some := await self._do(self._store.prune, older_than, status):
-            count += some
+        for some in _portions(found):
+            count += await self._do(self._store.prune, some, older_than)
         return count
+
+    async def forget(self, run_id: str) -> None:
+        """Delete a run that nobody runs, whatever has become of it.
+
+        Args:
+            run_id: The run. The id may be used again, for a new one.
+
+        Raises:
+            RunNotFoundError: There is no such run.
+            RunAlreadyActiveError: Somebody runs it.
+            JournalError: The journal can't be read or written.
+        """
+        await self._ask(self._archive.must_know, run_id)
+        await self._do(self._store.forget, run_id, self._claim)
 
     # --- its life -------------------------------------------------------------------------------
 
@@ -321,6 +346,21 @@ class SQLJournal:
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self._name!r})"
+
+
+def _portions(found: Iterable[tuple[str, int]]) -> Iterator[list[str]]:
+    """Divide runs, each with the number of its events, into what one transaction may delete."""
+    some: list[str] = []
+    size = 0
+    for run_id, events in found:
+        # One that has more of them is alone.
+        if some and size + events > _EVENTS_AT_ONCE:
+            yield some
+            some, size = [], 0
+        some.append(run_id)
+        size += events + 1
+    if some:
+        yield some
 
 
 def check_lease(lease_s: float) -> None:

@@ -1299,6 +1299,8 @@ async def test_only_runs_that_have_ended_are_pruned(journal: Any, place: Any) ->
         await journal.prune(-1)
     with pytest.raises(ValueError, match="status must be"):
         await journal.prune(0, status="done")
+    with pytest.raises(ValueError, match=r"status can't be 'running'; forget\(\)"):
+        await journal.prune(0, status="running")
 
 
 async def test_many_runs_are_pruned(journal: Any) -> None:
@@ -1312,6 +1314,87 @@ async def test_many_runs_are_pruned(journal: Any) -> None:
     assert len(await journal.runs(limit=None)) == 150
     assert await journal.prune(0) == 150
     assert await journal.runs() == []
+
+
+async def test_few_events_are_deleted_at_once_however_many_a_run_has(journal: Any) -> None:
+    for run_id, count in (("small 1", 1), ("small 2", 1), ("large 1", 1_500), ("large 2", 2_500)):
+        book = await opened(journal, run_id)
+        book.add(started(run_id))
+        for number in range(count):
+            book.add(attempt(number))
+        book.add(RunFinished(1.0, "passed"))
+        await book.close()
+    store, portions = journal._store, []
+    prune = store.prune
+    store.prune = lambda run_ids, age: portions.append(run_ids) or prune(run_ids, age)
+
+    assert await journal.prune(0) == 4
+
+    assert portions == [["large 1"], ["large 2"], ["small 1", "small 2"]]
+
+
+async def test_leases_of_runs_that_never_began_are_pruned(journal: Any, place: Any) -> None:
+    await (await opened(journal, "refused")).close()
+    book = await opened(journal, "beginning")
+    await a_run(journal, "running")
+
+    assert await journal.prune(0, status="passed") == 0
+    assert len(place.query("SELECT run_id FROM leases")) == 3
+    assert await journal.prune(0) == 0
+
+    assert sorted(place.query("SELECT run_id FROM leases")) == [("beginning",), ("running",)]
+    book.add(started("beginning"))
+    await book.close()
+
+
+@pytest.mark.parametrize("outcome", [None, "passed", "interrupted"])
+async def test_a_run_can_be_forgotten(journal: Any, place: Any, outcome: Any) -> None:
+    await a_run(journal, "r", outcome=outcome)
+    await a_run(journal, "other")
+
+    await journal.forget("r")
+
+    for table in ("events", "leases", "runs"):
+        assert place.query(f"SELECT DISTINCT run_id FROM {table}") == [("other",)]
+    with pytest.raises(RunNotFoundError):
+        await journal.forget("r")
+
+
+async def test_a_run_that_somebody_owns_is_not_forgotten(
+    make_journal: Make, journal: Any, place: Any
+) -> None:
+    book = await opened(make_journal(owner="me"))
+    book.add(started())
+    await book.kept()
+
+    with pytest.raises(RunAlreadyActiveError, match="'r' is active in me"):
+        await journal.forget("r")
+    assert await kept_events(journal) == [started()]
+
+    place.query("UPDATE leases SET expires_at = 1")
+    await journal.forget("r")
+    book.add(attempt())
+    with pytest.raises(LeaseLostError):
+        await book.close()
+
+
+async def test_a_run_that_is_pruned_while_it_is_asked_for_is_not_found(
+    journal: Any, place: Any
+) -> None:
+    await a_run(journal, "r", outcome="passed")
+    events = journal._archive.store.events
+
+    def too_late(*asked: Any) -> Any:
+        for table in ("events", "runs", "leases"):
+            place.query(f"DELETE FROM {table}")
+        return events(*asked)
+
+    journal._archive.store.events = too_late
+
+    with pytest.raises(RunNotFoundError):
+        await journal.report("r")
+    with pytest.raises(RunNotFoundError):
+        await journal.events("r")
 
 
 async def test_tokens_start_from_the_clock(journal: Any, place: Any) -> None:
