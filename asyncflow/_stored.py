@@ -14,9 +14,10 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from datetime import datetime, timedelta
 from types import TracebackType
-from typing import Any, TypeVar, get_args
+from typing import Any, TypeVar
 
 from asyncflow._archive import Archive, RunRecord, RunStatus, StoredEvent
+from asyncflow._asked import check_count, check_new_id, check_status, check_text, seconds_of
 from asyncflow._book import Book, Desk
 from asyncflow._clerk import Clerk, Holding, Opening
 from asyncflow._codec import CODECS, Codec
@@ -30,7 +31,7 @@ from asyncflow._store import Claim, Store
 from asyncflow._thread import Thread
 from asyncflow.events import Event
 
-__all__ = ["SQLJournal", "check_lease"]
+__all__ = ["SQLJournal"]
 
 T = TypeVar("T")
 Self = TypeVar("Self", bound="SQLJournal")
@@ -40,8 +41,6 @@ _EVENTS_AT_ONCE = 2_000
 
 _THREAD = "asyncflow journal"
 """What both threads are called: `asyncflow.testing` knows them by that."""
-
-_LONGEST_LEASE_S = 86_400
 
 _FIRST_WAIT_S, _LONGEST_WAIT_S = 0.02, 1.0
 """How long to wait before another owner of a run is asked for again."""
@@ -100,13 +99,10 @@ class SQLJournal:
         Raises:
             RunAlreadyActiveError: Another one owns it, and is not waited for.
             JournalError: The journal can't be read or written.
-            ValueError: No database would take that id.
+            TypeError: The id is no text.
+            ValueError: No database would take it.
         """
-        if not run_id or column_of(run_id) != run_id:
-            raise ValueError(
-                "run_id must have a character, no quotes at its start, and neither NUL nor "
-                f"surrogates, unlike {run_id!r}"
-            )
+        check_new_id(run_id)
         pause = _FIRST_WAIT_S
         while True:
             try:
@@ -190,14 +186,18 @@ class SQLJournal:
             limit: Only so many; ``None`` for all.
 
         Raises:
-            ValueError: There is no such status.
+            TypeError: One of them is of another type.
+            ValueError: There is no such status, time or number.
             JournalError: The journal can't be read.
         """
-        _check_status(status)
-        if isinstance(since, datetime):
-            since = since.timestamp()
+        check_status(status)
+        if since is not None:
+            since = seconds_of(since)
         if pipeline is not None:
+            check_text("pipeline", pipeline)
             pipeline = column_of(pipeline)
+        if limit is not None:
+            check_count("limit", limit)
         return await self._ask(
             self._archive.runs, status=status, pipeline=pipeline, since=since, limit=limit
         )
@@ -227,6 +227,8 @@ class SQLJournal:
             RunNotFoundError: There is no such run.
             JournalError: The journal can't be read.
         """
+        check_text("run_id", run_id)
+        check_count("after", after)
         return await self._ask(self._archive.events, run_id, after)
 
     async def report(self, run_id: str) -> RunReport:
@@ -242,6 +244,7 @@ class SQLJournal:
             RunNotFoundError: There is no such run.
             JournalError: The journal can't be read.
         """
+        check_text("run_id", run_id)
         return await self._ask(self._archive.report, run_id)
 
     async def prune(self, older_than: timedelta | float, *, status: RunStatus | None = None) -> int:
@@ -257,7 +260,7 @@ class SQLJournal:
             ValueError: No run that has ended has such a status, or the age is negative.
             JournalError: The journal can't be read or written.
         """
-        _check_status(status)
+        check_status(status)
         if status == "running":
             raise ValueError(
                 "prune() deletes runs that have ended, so status can't be 'running'; forget() "
@@ -283,6 +286,7 @@ class SQLJournal:
             RunAlreadyActiveError: Somebody runs it.
             JournalError: The journal can't be read or written.
         """
+        check_text("run_id", run_id)
         await self._ask(self._archive.must_know, run_id)
         await self._do(self._store.forget, run_id, self._claim)
 
@@ -361,25 +365,3 @@ def _portions(found: Iterable[tuple[str, int]]) -> Iterator[list[str]]:
         size += events + 1
     if some:
         yield some
-
-
-def check_lease(lease_s: float) -> None:
-    """Check for how long a lease is to hold.
-
-    Raises:
-        TypeError: It is no number.
-        ValueError: It is no time between a tenth of a second and a day.
-    """
-    check_number("lease_s", lease_s, 0.1, unit=" s")
-    if lease_s > _LONGEST_LEASE_S:
-        raise ValueError(
-            f"lease_s must be at most {_LONGEST_LEASE_S} s, not {lease_s:g}; it is how long others "
-            "wait for a process that has died on another machine"
-        )
-
-
-def _check_status(status: str | None) -> None:
-    known = get_args(RunStatus)
-    if status is not None and status not in known:
-        names = ", ".join(map(repr, known))
-        raise ValueError(f"status must be one of {names}, not {status!r}")

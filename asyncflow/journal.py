@@ -20,9 +20,10 @@ from __future__ import annotations
 import os
 
 from asyncflow._archive import RunRecord, RunStatus, StoredEvent
+from asyncflow._asked import check_lease
 from asyncflow._sqlite import IN_MEMORY, SQLite, Synchronous
 from asyncflow._store import Store
-from asyncflow._stored import SQLJournal, check_lease
+from asyncflow._stored import SQLJournal
 
 __all__ = ["PostgresJournal", "RunRecord", "RunStatus", "SQLiteJournal", "StoredEvent"]
 

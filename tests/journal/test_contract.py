@@ -13,7 +13,7 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Sequence
-from datetime import datetime, timedelta
+from datetime import date, datetime, timedelta
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -1193,6 +1193,34 @@ async def test_the_runs_are_listed_newest_first(journal: Any) -> None:
     assert newest.owner is None
     with pytest.raises(ValueError, match=r"status must be one of 'running', .* not 'done'"):
         await journal.runs(status="done")
+
+
+@pytest.mark.parametrize(
+    ("asked", "error", "says"),
+    [
+        ({"since": "2020-01-01"}, TypeError, "since must be a datetime or seconds since the epoch"),
+        ({"since": timedelta(1)}, TypeError, "since the epoch, not timedelta"),
+        ({"since": date(2020, 1, 1)}, TypeError, "since the epoch, not date"),
+        ({"since": float("nan")}, ValueError, "since must be finite"),
+        ({"limit": "3"}, TypeError, "limit must be an int, not str"),
+        ({"limit": True}, TypeError, "limit must be an int, not bool"),
+        ({"limit": -1}, ValueError, "limit must be at least 0, not -1"),
+        ({"pipeline": 3}, TypeError, "pipeline must be a str, not int"),
+    ],
+)
+async def test_what_makes_no_sense_is_not_asked_for(
+    journal: Any, asked: Any, error: type[Exception], says: str
+) -> None:
+    with pytest.raises(error, match=says):
+        await journal.runs(**asked)
+
+
+async def test_a_run_id_that_is_no_text_is_refused(journal: Any) -> None:
+    for asking in (opened(journal, 7), journal.report(7), journal.events(7), journal.forget(7)):  # type: ignore[arg-type]
+        with pytest.raises(TypeError, match="run_id must be a str, not int"):
+            await asking
+    with pytest.raises(TypeError, match="after must be an int, not str"):
+        await journal.events("r", after="1")
 
 
 async def test_a_record_follows_the_events_of_its_run(make_journal: Make) -> None:
