@@ -16,7 +16,7 @@ from asyncflow._report import RestoredOutput, RunReport
 from asyncflow._rows import from_column
 from asyncflow._store import Store, StoredRun
 from asyncflow._story import Story
-from asyncflow.events import Event, RunResumed, RunStarted, StepSucceeded
+from asyncflow.events import Event, RunFinished, RunResumed, RunStarted, StepSucceeded
 
 __all__ = ["Archive", "RunRecord", "RunStatus", "StoredEvent"]
 
@@ -80,6 +80,14 @@ class Archive:
                 "server, or all of them with target_session_attrs=read-write",
             )
         return [event for _, event in stored]
+
+    def passed(self, run_id: str) -> list[Event]:
+        """Return the events of a run that has passed, to which nothing is ever added; else none."""
+        if not self.store.runs(run_id=run_id, status="passed"):
+            return []
+        events = [event for _, event in self.store.events(run_id)]
+        last = events[-1] if events else None
+        return events if isinstance(last, RunFinished) and last.outcome == "passed" else []
 
     def runs(self, **asked: Any) -> list[RunRecord]:
         """Return the runs that `Store.runs` returns."""

@@ -23,7 +23,7 @@ from asyncflow._store import Change, Parcel
 from asyncflow._thread import Thread
 from asyncflow.events import Event, RunFinished, RunResumed, RunStarted
 
-__all__ = ["Book", "Desk"]
+__all__ = ["Book", "Desk", "PassedBook"]
 
 _Waiter = asyncio.Future[None]
 
@@ -111,6 +111,30 @@ class Book:
             self._on_failure = holding.tell = None
             while self._closers:
                 _resolve(self._closers.pop())
+
+
+class PassedBook:
+    """What a run has to write that has passed: nothing. So nobody needs to own it."""
+
+    def __init__(self, run_id: str) -> None:
+        self._run_id = run_id
+
+    def watch(self, on_failure: Callable[[JournalError], object]) -> None:
+        """Have nothing called: nothing can fail."""
+
+    def add(self, event: Event) -> None:
+        """Refuse an event.
+
+        Raises:
+            RuntimeError: Always.
+        """
+        raise RuntimeError(f"run {self._run_id!r} has passed, so {type(event).__name__} can't be")
+
+    async def kept(self) -> None:
+        """Return at once."""
+
+    async def close(self) -> None:
+        """Do nothing."""
 
 
 class Desk:

@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 
 from asyncflow._archive import Archive, RunRecord, RunStatus, StoredEvent
 from asyncflow._asked import check_count, check_new_id, check_status, check_text, seconds_of
-from asyncflow._book import Book, Desk
+from asyncflow._book import Book, Desk, PassedBook
 from asyncflow._clerk import Clerk, Holding, Opening
 from asyncflow._codec import CODECS, Codec
 from asyncflow._errors import JournalError, RunAlreadyActiveError, nearest
@@ -87,8 +87,10 @@ class SQLJournal:
 
     async def open(
         self, run_id: str, *, pipeline: str, wait: bool, read: Callable[[Sequence[Event]], T]
-    ) -> tuple[Book, T]:
+    ) -> tuple[Book | PassedBook, T]:
         """Become the only owner of a run, and read what is kept of it. A run calls this.
+
+        One that has passed, and so can't go on, is read also while somebody else owns it.
 
         Args:
             run_id: The run.
@@ -108,6 +110,8 @@ class SQLJournal:
             try:
                 return await self._open(run_id, read)
             except RunAlreadyActiveError:
+                if answer := await self._ask(self._read_passed, run_id, read):
+                    return PassedBook(run_id), answer[0]
                 if not wait:
                     raise
             await asyncio.sleep(pause)
@@ -133,6 +137,10 @@ class SQLJournal:
 
     def _read(self, holding: Holding, read: Callable[[Sequence[Event]], T]) -> T:
         return read(self._archive.past(holding.run_id, holding.kept) if holding.kept else [])
+
+    def _read_passed(self, run_id: str, read: Callable[[Sequence[Event]], T]) -> tuple[T] | None:
+        events = self._archive.passed(run_id)
+        return (read(events),) if events else None
 
     def encode(self, subject: str, value: Any, hint: Any) -> Payload:
         """Turn a value into bytes. A run calls this.

@@ -368,14 +368,13 @@ async def test_what_is_read_keeps_nobody_from_writing(journal: Any) -> None:
     await until(reading.is_set)
     history = asyncio.create_task(journal.runs())
     async with asyncio.timeout(10):
-        await a_run(journal, "other", outcome="passed")
-        assert await journal.prune(0) == 1
+        await a_run(journal, "other")
     assert not history.done()
     go_on.set()
 
     book, count = await opening
     assert count == 1
-    assert await ids(history) == ["r"]
+    assert await ids(history) == ["r", "other"]
     book.add(attempt())
     await book.close()
     assert await kept_events(journal) == [started(), attempt()]
@@ -430,6 +429,31 @@ async def test_a_run_has_one_owner(make_journal: Make) -> None:
 
     await book.close()
     await (await opened(second)).close()
+
+
+async def test_a_run_that_has_passed_is_read_by_all_at_once(make_journal: Make, place: Any) -> None:
+    first, second = make_journal(), make_journal()
+    await a_run(first, "r", outcome="passed")
+    owner = await opened(first)
+
+    for journal in (first, second):
+        for wait in (False, True):
+            book, events = await journal.open("r", pipeline="", wait=wait, read=list)
+            assert events == [started(), RunFinished(9.0, "passed")]
+            book.watch(print)
+            await book.kept()
+            await book.close()
+            with pytest.raises(RuntimeError, match="run 'r' has passed"):
+                book.add(attempt())
+            with pytest.raises(ZeroDivisionError):
+                await journal.open("r", pipeline="", wait=wait, read=lambda _: 1 / 0)
+
+    owner.add(RunResumed("r", 1.0, 2.0, {"a": ()}, {}))
+    await owner.kept()
+    place.query("UPDATE runs SET status = 'passed'")  # which its last event does not say
+    with pytest.raises(RunAlreadyActiveError):
+        await opened(second)
+    await owner.close()
 
 
 async def test_a_run_can_be_waited_for(make_journal: Make) -> None:
