@@ -36,10 +36,15 @@ class SQLiteJournal(SQLJournal):
     `aclose`, `close`).
 
     The file is in WAL mode, so while it is open there are two more beside it (``-wal``, ``-shm``;
-    they belong to it), and it must not be on a network file system. Before version 3.51.3, SQLite
-    has a bug (sqlite.org/wal.html#walresetbug) by which processes that write to one file can, very
-    rarely, damage it. Journals avoid the moment in which that may happen. Other programs that write
-    to the file with such a version (``sqlite3.sqlite_version``) don't; reading is harmless.
+    they belong to it), and it must not be on a network file system. It must be empty, or have been
+    written by a journal: the database of another program is left as it is.
+
+    Any number of processes may share the file through journals, with every version of SQLite.
+    Versions before 3.51.3 (see ``sqlite3.sqlite_version``) can damage a file in WAL mode if one
+    process commits at a certain moment while another one copies the log into the file
+    (sqlite.org/wal.html#walresetbug). Journals copy it only while nobody can write. That does not
+    cover other programs that write to the file with such a version: theirs may copy it at any time.
+    Reading it is harmless.
 
     Args:
         path: The file. It is created if there is none; its directory must exist. With
@@ -50,12 +55,11 @@ class SQLiteJournal(SQLJournal):
             machine loses power; steps whose results are lost so run again. It is faster, and the
             database is as safe.
         codec: ``"json"`` keeps what comes back exactly equal from JSON, given the annotations of
-            the actions. ``"cloudpickle"`` pickles what does not, which needs an extra
+            the actions or without them. ``"cloudpickle"`` pickles what does not, which needs an extra
             (``asyncflow-tiers[cloudpickle]``); whoever can write to the file can then run code.
         max_payload_bytes: How many bytes one output or one input may take.
         lease_s: After how many seconds without a sign of life a process loses its runs, 0.1 to
-            86,400. A third of
-            it is how long a write waits while other processes write.
+            86,400. A third of it is how long a write waits while other processes write.
         owner: What others are told who runs a run; by default process id and host.
 
     Raises:
@@ -115,12 +119,11 @@ class PostgresJournal(SQLJournal):
             password is never shown. Several hosts may be named; then say
             ``target_session_attrs=read-write`` as well.
         codec: ``"json"`` keeps what comes back exactly equal from JSON, given the annotations of
-            the actions. ``"cloudpickle"`` pickles what does not, which needs an extra
+            the actions or without them. ``"cloudpickle"`` pickles what does not, which needs an extra
             (``asyncflow-tiers[cloudpickle]``); whoever can write to the tables can then run code.
         max_payload_bytes: How many bytes one output or one input may take.
         lease_s: After how many seconds without a sign of life a process loses its runs, 0.1 to
-            86,400. So long a
-            server may be gone, too, before the runs fail.
+            86,400. So long a server may be gone, too, before the runs fail.
         owner: What others are told who runs a run; by default process id and host.
 
     Raises:
