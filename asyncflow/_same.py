@@ -53,9 +53,9 @@ def difference(one: Any, other: Any, *, simple: bool = False) -> str:
 
 def _difference(one: Any, other: Any, path: str) -> str:
     kind = type(one)
-    if kind is float and other is None and not math.isfinite(one):
-        return _say(f"JSON has no {one!r}", path)
     if kind is not type(other):
+        if kind is float and not math.isfinite(one):
+            return _say(f"JSON has no {one!r}", path)
         return _say(f"{_name(kind)} would come back as {_name(type(other))}", path)
     if kind in _BY_VALUE:
         return "" if one == other else _changed(one, other, path)

@@ -55,8 +55,9 @@ class SQLiteJournal(SQLJournal):
             machine loses power; steps whose results are lost so run again. It is faster, and the
             database is as safe.
         codec: ``"json"`` keeps what comes back exactly equal from JSON, given the annotations of
-            the actions or without them. ``"cloudpickle"`` pickles what does not, which needs an extra
-            (``asyncflow-tiers[cloudpickle]``); whoever can write to the file can then run code.
+            the actions or without them. ``"cloudpickle"`` pickles what does not, which needs an
+            extra (``asyncflow-tiers[cloudpickle]``); whoever can write to the file can then run
+            code.
         max_payload_bytes: How many bytes one output or one input may take.
         lease_s: After how many seconds without a sign of life a process loses its runs, 0.1 to
             86,400. A third of it is how long a write waits while other processes write.
@@ -119,8 +120,9 @@ class PostgresJournal(SQLJournal):
             password is never shown. Several hosts may be named; then say
             ``target_session_attrs=read-write`` as well.
         codec: ``"json"`` keeps what comes back exactly equal from JSON, given the annotations of
-            the actions or without them. ``"cloudpickle"`` pickles what does not, which needs an extra
-            (``asyncflow-tiers[cloudpickle]``); whoever can write to the tables can then run code.
+            the actions or without them. ``"cloudpickle"`` pickles what does not, which needs an
+            extra (``asyncflow-tiers[cloudpickle]``); whoever can write to the tables can then run
+            code.
         max_payload_bytes: How many bytes one output or one input may take.
         lease_s: After how many seconds without a sign of life a process loses its runs, 0.1 to
             86,400. So long a server may be gone, too, before the runs fail.
