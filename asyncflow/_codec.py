@@ -90,7 +90,8 @@ class Codec:
         try:
             data = _encoder.encode(value)
         except RecursionError:
-            raise _refused(subject, _TOO_DEEP, f"{give} plain data") from None
+            problem = "it is nested too deeply, or contains itself"
+            raise _refused(subject, problem, f"{give} plain data") from None
         except Exception as error:  # the user's objects may raise anything
             way_out = f"{give} plain data, such as model_dump() of a pydantic model"
             problem = f"msgspec does not know how to write it ({_say(error)})"
@@ -135,15 +136,10 @@ class Codec:
             return _decoder_of(hint)
 
 
-_TOO_DEEP = "it is nested too deeply, or contains itself"
-
-
 def _problem(value: Any, data: bytes, decoder: msgspec.json.Decoder[Any], *, simple: bool) -> str:
     """Return why a value does not come back from its JSON as it was; nothing if it does."""
     try:
         back = decoder.decode(data)
-    except RecursionError:
-        return _TOO_DEEP
     except Exception as error:  # the user's classes may raise anything
         said = f"it is not what the annotation says: {_say(error)}"
         return f"{said} (JSON has no nan and no infinity)" if "got `null`" in said else said

@@ -515,6 +515,42 @@ def test_a_claim_is_given_back_when_its_events_can_not_be_read(
     asyncio.run(main())
 
 
+async def test_a_claim_is_given_back_when_its_caller_was_cancelled_as_it_was_made(
+    journal: Any,
+) -> None:
+    claiming, go_on = threading.Event(), threading.Event()
+    claim = journal._store.claim
+
+    def slowly(*args: Any) -> int:
+        claiming.set()
+        go_on.wait(20)
+        return int(claim(*args))
+
+    journal._store.claim = slowly
+    opening = asyncio.create_task(opened(journal))
+    await until(claiming.is_set)
+    opening.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await opening
+    go_on.set()
+
+    await (await opened(journal)).close()
+
+
+async def test_a_claim_is_given_back_when_nobody_can_tell_how_much_there_is_to_read(
+    journal: Any, place: Any
+) -> None:
+    def last_position(run_id: str) -> int:
+        raise JournalError("x", "the line is dead")
+
+    journal._store.last_position = last_position
+
+    with pytest.raises(JournalError, match="the line is dead"):
+        await opened(journal)
+
+    assert place.query("SELECT owner FROM leases") == [(None,)]
+
+
 async def test_a_claim_is_given_back_when_its_caller_was_cancelled_meanwhile(journal: Any) -> None:
     reading, go_on = threading.Event(), threading.Event()
 
