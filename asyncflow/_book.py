@@ -23,7 +23,7 @@ from asyncflow._store import Change, Parcel
 from asyncflow._thread import Thread
 from asyncflow.events import Event, RunFinished, RunResumed, RunStarted
 
-__all__ = ["Book", "Desk"]
+__all__ = ["Book", "Desk", "PassedBook"]
 
 _Waiter = asyncio.Future[None]
 
@@ -113,6 +113,30 @@ class Book:
                 _resolve(self._closers.pop())
 
 
+class PassedBook:
+    """What a run has to write that has passed: nothing. So nobody needs to own it."""
+
+    def __init__(self, run_id: str) -> None:
+        self._run_id = run_id
+
+    def watch(self, on_failure: Callable[[JournalError], object]) -> None:
+        """Have nothing called: nothing can fail."""
+
+    def add(self, event: Event) -> None:
+        """Refuse an event.
+
+        Raises:
+            RuntimeError: Always.
+        """
+        raise RuntimeError(f"run {self._run_id!r} has passed, so {type(event).__name__} can't be")
+
+    async def kept(self) -> None:
+        """Return at once."""
+
+    async def close(self) -> None:
+        """Do nothing."""
+
+
 class Desk:
     """The books of one event loop: it hands in what they have to write, all at once."""
 
@@ -151,9 +175,9 @@ class Desk:
         self._clerk.hand_in([book.hand_over() for book in books])
         try:
             job = self.loop.run_in_executor(self._thread, self._clerk.write)
-        except RuntimeError as error:
+        except JournalError as error:
             for book in books:
-                book.give_up(JournalError(self._clerk.name, str(error)))
+                book.give_up(JournalError(error.journal, error.problem))
             self._settle()
         else:
             job.add_done_callback(self._settle)

@@ -10,19 +10,15 @@ import math
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from contextlib import suppress
-from typing import TypeVar
 
 from asyncflow._errors import JournalError, LeaseLostError
 from asyncflow._store import Claim, Parcel, Store
 from asyncflow._text import in_one_line, text_of
 from asyncflow._thread import Thread
-from asyncflow.events import Event
 
 __all__ = ["Clerk", "Holding", "Opening"]
-
-T = TypeVar("T")
 
 
 class Holding:
@@ -76,18 +72,12 @@ class Clerk:
 
     # --- claims ---------------------------------------------------------------------------------
 
-    def claim(
-        self,
-        run_id: str,
-        loop: asyncio.AbstractEventLoop,
-        read: Callable[[Sequence[Event]], T],
-    ) -> tuple[Holding, T]:
-        """Claim a run, and have its events read.
+    def claim(self, run_id: str, loop: asyncio.AbstractEventLoop) -> Holding:
+        """Claim a run, and see how much of it is kept.
 
         Raises:
             RunAlreadyActiveError: Another one owns it.
-            JournalError: The database fails, or an event can't be read.
-            BaseException: Whatever ``read`` raises. Then the claim is given back.
+            JournalError: The database fails.
         """
         asked = time.monotonic()
         holding = Holding(run_id, self.store.claim(run_id, self._claim), loop)
@@ -96,12 +86,11 @@ class Clerk:
             self._due = asked + self._claim.lease_s / 3
         self._holdings[run_id, holding.token] = holding
         try:
-            stored = self.store.events(run_id)
-            holding.kept = stored[-1][0] if stored else 0
-            return holding, read([event for _, event in stored])
+            holding.kept = self.store.last_position(run_id)
         except BaseException:
             self.give_back(holding)
             raise
+        return holding
 
     def give_back(self, holding: Holding) -> None:
         """Give up a claim without writing anything. If that fails, it will expire."""
@@ -217,30 +206,31 @@ class Opening:
     def __init__(self, clerk: Clerk) -> None:
         self._clerk = clerk
         self._lock = threading.Lock()
-        self._holding: Holding | None = None
         self._abandoned = False
+        self.holding: Holding | None = None
+        """The claim, when it is there."""
 
-    def claim(
-        self,
-        run_id: str,
-        loop: asyncio.AbstractEventLoop,
-        read: Callable[[Sequence[Event]], T],
-    ) -> tuple[Holding, T]:
+    def claim(self, run_id: str, loop: asyncio.AbstractEventLoop) -> Holding:
         """Claim the run. The thread calls it."""
-        holding, answer = self._clerk.claim(run_id, loop, read)
+        holding = self._clerk.claim(run_id, loop)
         with self._lock:
-            self._holding, abandoned = holding, self._abandoned
+            self.holding, abandoned = holding, self._abandoned
         if abandoned:
-            self._clerk.give_back(holding)
-        return holding, answer
+            self.give_back()
+        return holding
+
+    def give_back(self) -> None:
+        """Give the claim back, which is there. The thread calls it."""
+        assert self.holding
+        self._clerk.give_back(self.holding)
 
     def abandon(self, thread: Thread) -> None:
         """Have the claim given back, now or when it is there."""
         with self._lock:
-            self._abandoned, holding = True, self._holding
+            self._abandoned, holding = True, self.holding
         if holding:
-            with suppress(RuntimeError):  # the journal is closed, and has given it up
-                thread.submit(self._clerk.give_back, holding)
+            with suppress(JournalError):  # the journal is closed, and has given it up
+                thread.submit(self.give_back)
 
 
 def _still_due(holding: Holding, parcel: Parcel) -> tuple[Holding, Parcel]:

@@ -1,6 +1,8 @@
 """Values as bytes, and back: only what comes back equal is kept.
 
-JSON by msgspec, which makes of it what a type hint asks for: tuples, sets, dates, dataclasses.
+JSON by msgspec, which makes of it what a type hint asks for: tuples, sets, dates, dataclasses. A
+value that is not quite what its hint says, such as 0 for a float, but comes back equal without the
+hint, is kept as ``json-plain``: its step has succeeded, and is not failed for that.
 cloudpickle, which keeps nearly everything and can run any code when it is read, only on request.
 """
 
@@ -8,6 +10,7 @@ from __future__ import annotations
 
 import types
 import typing
+from functools import lru_cache
 from typing import Any
 
 from asyncflow._errors import PayloadError
@@ -27,7 +30,11 @@ __all__ = ["CODECS", "Codec"]
 
 CODECS = ("json", "cloudpickle")
 
-_ANNOTATE = 'annotate what the action returns, or say codec="cloudpickle" where the journal is made'
+_PLAIN = "json-plain"
+_PICKLE = 'say codec="cloudpickle" where the journal is made'
+_DECODERS = 256
+"""How many are remembered. A hint may be a type that was made for one pipeline."""
+
 _encoder = msgspec.json.Encoder()
 _untyped = msgspec.json.Decoder()
 
@@ -44,7 +51,7 @@ class Codec:
     def __init__(self, name: str, max_bytes: int) -> None:
         self._pickles = name == "cloudpickle"
         self._max_bytes = max_bytes
-        self._decoders: dict[Any, tuple[msgspec.json.Decoder[Any], bool]] = {}
+        self._decoder = lru_cache(_DECODERS)(_decoder_of)
 
     def encode(self, subject: str, value: Any, hint: Any) -> Payload:
         """Return a value in bytes.
@@ -52,20 +59,12 @@ class Codec:
         Raises:
             PayloadError: It would not come back equal, or it is too large.
         """
-        data, problem = self._json(value, hint)
-        codec = "json"
-        if problem and self._pickles:
-            codec = "cloudpickle"
-            data, problem = _pickled(value)
-        if problem:
-            raise PayloadError(subject, f"can't be kept in the journal: {problem}")
-        if len(data) > self._max_bytes:
-            raise PayloadError(
-                subject,
-                f"takes {len(data):,} bytes in the journal, which keeps up to {self._max_bytes:,}: "
-                "keep it elsewhere and return where, or raise max_payload_bytes",
-            )
-        return Payload(codec, data)
+        try:
+            return self._as_json(subject, value, hint)
+        except PayloadError:
+            if not self._pickles:
+                raise
+        return self._as_pickle(subject, value)
 
     def decode(self, subject: str, payload: Payload, hint: Any) -> Any:
         """Return the value again.
@@ -76,7 +75,9 @@ class Codec:
         codec, data = payload
         try:
             if codec == "json":
-                return self._decoder(hint)[0].decode(data)
+                return self._decoder_for(hint)[0].decode(data)
+            if codec == _PLAIN:
+                return _untyped.decode(data)
             if codec == "cloudpickle" and self._pickles:
                 return _cloudpickle().loads(data)
         except Exception as error:  # of a pickle, anything
@@ -84,30 +85,84 @@ class Codec:
             raise PayloadError(subject, problem) from error
         raise PayloadError(subject, f"can't be read from the journal: {_refusal(codec)}")
 
-    def _json(self, value: Any, hint: Any) -> tuple[bytes, str]:
-        """Return a value as JSON and why it can't be kept so, if it can't."""
+    def _as_json(self, subject: str, value: Any, hint: Any) -> Payload:
+        give = "give" if _is_input(subject) else "return"
         try:
             data = _encoder.encode(value)
-            decoder, simple = self._decoder(hint)
-            back = decoder.decode(data)
         except RecursionError:
-            return b"", f"it is nested too deeply, or contains itself; {_ANNOTATE}"
-        except msgspec.ValidationError as error:
-            return b"", f"it is not what the annotation says: {_say(error)}; {_ANNOTATE}"
+            problem = "it is nested too deeply, or contains itself"
+            raise _refused(subject, problem, f"{give} plain data") from None
         except Exception as error:  # the user's objects may raise anything
-            return b"", f"{_say(error)}; {_ANNOTATE}"
-        changed = difference(value, back, simple=simple)
-        return data, f"{changed}; {_ANNOTATE}" if changed else ""
+            way_out = f"{give} plain data, such as model_dump() of a pydantic model"
+            problem = f"msgspec does not know how to write it ({_say(error)})"
+            raise _refused(subject, problem, way_out) from None
+        self._check_size(subject, data)
+        decoder, simple = self._decoder_for(hint)
+        problem = _problem(value, data, decoder, simple=simple)
+        if not problem:
+            return Payload("json", data)
+        if decoder is not _untyped and not _problem(value, data, _untyped, simple=True):
+            return Payload(_PLAIN, data)
+        raise _refused(subject, problem, _way_out(subject, hint))
 
-    def _decoder(self, hint: Any) -> tuple[msgspec.json.Decoder[Any], bool]:
+    def _as_pickle(self, subject: str, value: Any) -> Payload:
+        cloudpickle = _cloudpickle()
+        try:
+            data: bytes = cloudpickle.dumps(value)
+            self._check_size(subject, data)
+            cloudpickle.loads(data)
+        except PayloadError:
+            raise
+        except Exception as error:  # anything at all may go wrong in there
+            problem = f"cloudpickle can't bring it back: {_say(error)}"
+            raise PayloadError(subject, f"can't be kept in the journal: {problem}") from None
+        return Payload("cloudpickle", data)
+
+    def _check_size(self, subject: str, data: bytes) -> None:
+        """Check it before anything else is done: what is far too large would take seconds."""
+        if len(data) > self._max_bytes:
+            where = "give where it is" if _is_input(subject) else "return where"
+            raise PayloadError(
+                subject,
+                f"takes {len(data):,} bytes in the journal, which keeps up to {self._max_bytes:,}: "
+                f"keep it elsewhere and {where}, or raise max_payload_bytes",
+            )
+
+    def _decoder_for(self, hint: Any) -> tuple[msgspec.json.Decoder[Any], bool]:
         """Return what decodes values of a hint, and whether all it makes is simple."""
         try:
-            return self._decoders[hint]
-        except KeyError:
-            made = self._decoders[hint] = _decoder_of(hint)
-            return made
+            return self._decoder(hint)
         except TypeError:  # a hint that can't be hashed
             return _decoder_of(hint)
+
+
+def _problem(value: Any, data: bytes, decoder: msgspec.json.Decoder[Any], *, simple: bool) -> str:
+    """Return why a value does not come back from its JSON as it was; nothing if it does."""
+    try:
+        back = decoder.decode(data)
+    except Exception as error:  # the user's classes may raise anything
+        said = f"it is not what the annotation says: {_say(error)}"
+        return f"{said} (JSON has no nan and no infinity)" if "got `null`" in said else said
+    return difference(value, back, simple=simple)
+
+
+def _refused(subject: str, problem: str, way_out: str) -> PayloadError:
+    return PayloadError(
+        subject, f"can't be kept in the journal: {problem}; {way_out}, or {_PICKLE}"
+    )
+
+
+def _way_out(subject: str, hint: Any) -> str:
+    """Return what helps if a value does not come back equal."""
+    if _is_input(subject):
+        annotate, give = "annotate the parameter that takes it", "give"
+    else:
+        annotate, give = "annotate what the action returns", "return"
+    return annotate if hint is Any else f"{give} what the annotation says, or plain data"
+
+
+def _is_input(subject: str) -> bool:
+    return subject.startswith("input")
 
 
 def _decoder_of(hint: Any) -> tuple[msgspec.json.Decoder[Any], bool]:
@@ -131,17 +186,6 @@ def _is_simple(hint: Any) -> bool:
     arguments = [each for each in typing.get_args(hint) if each is not ...]
     known = origin in (list, dict, tuple, typing.Union, types.UnionType)
     return known and all(map(_is_simple, arguments))
-
-
-def _pickled(value: Any) -> tuple[bytes, str]:
-    """Return a value as a pickle and why it can't be kept so, if it can't."""
-    cloudpickle = _cloudpickle()
-    try:
-        data: bytes = cloudpickle.dumps(value)
-        cloudpickle.loads(data)
-    except Exception as error:  # anything at all may go wrong in there
-        return b"", f"cloudpickle can't bring it back: {_say(error)}"
-    return data, ""
 
 
 def _cloudpickle() -> Any:

@@ -84,11 +84,20 @@ class PostgresStore(Store):
     def events(self, run_id: str, after: int = 0) -> list[tuple[int, Event]]:
         return self._patiently(partial(super().events, run_id, after))
 
+    def last_position(self, run_id: str) -> int:
+        return self._patiently(partial(super().last_position, run_id))
+
     def runs(self, **asked: Any) -> list[StoredRun]:
         return self._patiently(partial(super().runs, **asked))
 
-    def prune(self, age_s: float, status: str | None) -> int:
-        return self._patiently(partial(super().prune, age_s, status))
+    def ended(self, age_s: float, status: str | None) -> list[tuple[str, int]]:
+        return self._patiently(partial(super().ended, age_s, status))
+
+    def prune(self, run_ids: Sequence[str], age_s: float) -> int:
+        return self._patiently(partial(super().prune, run_ids, age_s))
+
+    def forget(self, run_id: str, claim: Claim) -> None:
+        self._patiently(partial(super().forget, run_id, claim))
 
     def _token(self, run_id: str, process: str) -> int | None:
         """Return the token of a claim that was made although nobody has told so."""

@@ -140,7 +140,7 @@ def _details(event: Event) -> Details:
 def _output_columns(output: Payload | None) -> tuple[str | None, str | None, bytes | None]:
     if output is None:
         return None, None, None
-    if output.codec == "json":
+    if _is_text(output.codec):
         return output.codec, output.data.decode(), None
     return output.codec, None, output.data
 
@@ -149,6 +149,10 @@ def _output_of(codec: str | None, payload: str | None, data: bytes | None) -> Pa
     if codec is None:
         return None
     return Payload(codec, data or b"" if payload is None else payload.encode())
+
+
+def _is_text(codec: str) -> bool:
+    return codec.startswith("json")
 
 
 def column_of(text: str) -> str:
@@ -219,7 +223,7 @@ def _cut(text: str) -> str:
 def _write_inputs(inputs: Mapping[str, Payload]) -> Details:
     return {
         name: {"codec": codec, "json": data.decode()}
-        if codec == "json"
+        if _is_text(codec)
         else {"codec": codec, "base64": base64.b64encode(data).decode()}
         for name, (codec, data) in inputs.items()
     }

@@ -11,6 +11,7 @@ import datetime
 import decimal
 import enum
 import marshal
+import math
 import uuid
 from typing import Any
 
@@ -53,6 +54,8 @@ def difference(one: Any, other: Any, *, simple: bool = False) -> str:
 def _difference(one: Any, other: Any, path: str) -> str:
     kind = type(one)
     if kind is not type(other):
+        if kind is float and not math.isfinite(one):
+            return _say(f"JSON has no {one!r}", path)
         return _say(f"{_name(kind)} would come back as {_name(type(other))}", path)
     if kind in _BY_VALUE:
         return "" if one == other else _changed(one, other, path)

@@ -21,14 +21,23 @@ from typing import Literal, TypeVar
 from asyncflow._errors import JournalError
 from asyncflow._text import in_one_line
 
-__all__ = ["SQLite", "Synchronous"]
+__all__ = ["IN_MEMORY", "SQLite", "Synchronous"]
 
 T = TypeVar("T")
 
 Synchronous = Literal["FULL", "NORMAL"]
 
+IN_MEMORY = ":memory:"
+"""The path of a database that only its connection has."""
+
+_APPLICATION = 0x61737966
+"""What a file of ours says it is, in `PRAGMA application_id`: the first letters of asyncflow."""
+
+_TABLES = {"runs", "leases", "events"}
+
 _MIGRATIONS = [
     [
+        f"PRAGMA application_id = {_APPLICATION}",
         "CREATE TABLE runs (run_id TEXT PRIMARY KEY, pipeline TEXT NOT NULL, status TEXT NOT NULL, "
         "started_at REAL NOT NULL, updated_at REAL NOT NULL) WITHOUT ROWID",
         "CREATE INDEX runs_by_start ON runs (started_at, run_id)",
@@ -62,7 +71,7 @@ class SQLite:
     def __init__(self, path: str, synchronous: Synchronous, patience_s: float) -> None:
         self.name = path
         # SQLite keeps the log beside the file that a link leads to.
-        self._path = path if path == ":memory:" else os.path.realpath(path)
+        self._path = path if path == IN_MEMORY else os.path.realpath(path)
         self._synchronous = synchronous
         self._patience_s = patience_s
         self._connection: sqlite3.Connection | None = None
@@ -138,6 +147,7 @@ class SQLite:
         return self._connection
 
     def _prepare(self, connection: sqlite3.Connection) -> None:
+        _check_owner(connection, self.name)
         # The one statement for which SQLite does not always wait for others.
         self._patiently(lambda: connection.execute("PRAGMA journal_mode = WAL"))
         connection.execute(f"PRAGMA synchronous = {self._synchronous}")
@@ -209,6 +219,28 @@ _UNKNOWN = ("the database failed", _SAFE)
 
 def _is_busy(error: sqlite3.Error) -> bool:
     return getattr(error, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_BUSY
+
+
+def _check_owner(connection: sqlite3.Connection, name: str) -> None:
+    """See that a database is empty or ours, before anything in it is changed."""
+    connection.execute("BEGIN")  # so that all is read at one moment
+    try:
+        ((application,),) = connection.execute("PRAGMA application_id").fetchall()
+        version = _version(connection)
+        found = connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'").fetchall()
+    finally:
+        with suppress(sqlite3.Error):  # some errors have done it already
+            connection.execute("ROLLBACK")
+    tables = {table for (table,) in found}
+    is_ours = application == _APPLICATION
+    is_empty = not application and not version and not tables
+    # Before there was a first release, they did not say so.
+    is_early = not application and version and tables >= _TABLES
+    if not (is_ours or is_empty or is_early):
+        problem = "it is the database of another program"
+        if tables:
+            problem += f", with the tables {in_one_line(', '.join(sorted(tables)))}"
+        raise JournalError(name, f"{problem}; it was left as it is: use another file")
 
 
 def _version(connection: sqlite3.Connection) -> int:

@@ -2,7 +2,7 @@
 
 The statements are the same for every database. What a second database must provide is a
 `Database`: how a transaction begins and ends, its dialect (`phrase`), its schema, and what its
-driver's errors mean, as `JournalError`. All of it is called in the journal's own thread only.
+driver's errors mean, as `JournalError`. All of it is called in one thread only.
 
 - `runs` has one row a run, written with its first event. Its status follows the events.
 - `leases` says who may write to a run. Whoever claims a run raises its `token`, and every
@@ -65,7 +65,7 @@ class Database(Protocol):
         ...
 
     def reading(self) -> AbstractContextManager[Cursor]:
-        """Give a cursor for one SELECT."""
+        """Give a cursor for SELECTs."""
         ...
 
     def close(self) -> None:
@@ -140,14 +140,25 @@ _EVENTS = (
     f"SELECT {', '.join(Row._fields[1:])} FROM events "
     "WHERE run_id = ? AND position > ? ORDER BY position"
 )
+_LAST = "SELECT COALESCE(MAX(position), 0) FROM events WHERE run_id = ?"
 _RUNS = (
     "SELECT r.run_id, r.pipeline, r.status, r.started_at, r.updated_at, "
     f"CASE WHEN {_FREE} THEN NULL ELSE l.owner END, l.process "
     "FROM runs r LEFT JOIN leases l ON l.run_id = r.run_id"
 )
 _ENDED = (
-    "SELECT r.run_id FROM leases l JOIN runs r ON r.run_id = l.run_id "
-    f"WHERE r.status <> 'running' AND r.updated_at <= {{now}} - ? AND {_FREE}"
+    "SELECT r.run_id, (SELECT COALESCE(MAX(e.position), 0) FROM events e "
+    "WHERE e.run_id = r.run_id) FROM leases l JOIN runs r ON r.run_id = l.run_id "
+    f"WHERE {_FREE} AND r.status <> 'running' AND r.updated_at <= {{now}} - ?"
+)
+_ENDED_SO = f"{_ENDED} AND r.status = ?"
+_STRAY = (
+    f"SELECT l.run_id, 0 FROM leases l WHERE {_FREE} "
+    "AND NOT EXISTS (SELECT 1 FROM runs r WHERE r.run_id = l.run_id)"
+)
+_DELETABLE = (
+    f"SELECT l.run_id FROM leases l WHERE {_FREE} AND NOT EXISTS (SELECT 1 FROM runs r WHERE "
+    "r.run_id = l.run_id AND (r.status = 'running' OR r.updated_at > {now} - ?))"
 )
 
 _ROWS_AT_ONCE = 64
@@ -170,11 +181,10 @@ class Store:
         with self.database.transaction() as cursor:
             cursor.execute(phrase(_MAKE_LEASE), (run_id,))
             cursor.execute(phrase(_LEASE), (run_id,))
-            owner, process, unexpired, token = cursor.fetchone()
-            if owner is not None and unexpired and not claim.is_dead(process):
-                raise RunAlreadyActiveError(run_id, owner)
+            lease = cursor.fetchone()
+            _check_free(run_id, lease, claim)
             cursor.execute(phrase(_CLAIM), (claim.owner, claim.process, claim.lease_s, run_id))
-        return int(token) + 1
+        return int(lease[-1]) + 1
 
     def renew(self, claims: Iterable[tuple[str, int]], lease_s: float) -> set[tuple[str, int]]:
         """Prolong claims, each a run and its token, and return those that are lost."""
@@ -207,9 +217,13 @@ class Store:
         return {(parcel.run_id, parcel.token) for parcel in parcels} - owned
 
     def _owned(self, cursor: Cursor, parcels: Sequence[Parcel]) -> set[tuple[str, int]]:
+        return self._tokens(cursor, {parcel.run_id for parcel in parcels})
+
+    def _tokens(self, cursor: Cursor, of: Iterable[str]) -> set[tuple[str, int]]:
+        """Lock leases, and return each run with its token."""
         owned: set[tuple[str, int]] = set()
         # In one order, so that two processes that lock rows never wait for each other.
-        run_ids = sorted({parcel.run_id for parcel in parcels})
+        run_ids = sorted(of)
         for some in _chunks([*run_ids, *run_ids[-1:] * _missing(len(run_ids))]):
             cursor.execute(
                 self.database.phrase(
@@ -254,6 +268,13 @@ class Store:
                 "is; a newer asyncflow may have written it",
             ) from error
 
+    def last_position(self, run_id: str) -> int:
+        """Return the position of the last event of a run, 0 if it has none."""
+        with self.database.reading() as cursor:
+            cursor.execute(self.database.phrase(_LAST), (run_id,))
+            ((position,),) = cursor.fetchall()
+        return int(position)
+
     def runs(
         self,
         *,
@@ -279,24 +300,58 @@ class Store:
             cursor.execute(self.database.phrase(sql), values)
             return [StoredRun(*row) for row in cursor.fetchall()]
 
-    def prune(self, age_s: float, status: str | None) -> int:
-        """Delete some runs that ended that long ago and that nobody owns; return how many."""
-        sql = _ENDED
-        values: list[Any] = [age_s]
+    def ended(self, age_s: float, status: str | None) -> list[tuple[str, int]]:
+        """Return the runs that ended that long ago and that nobody owns, and their last positions.
+
+        With no status, leases that nobody holds and that have no run are among them.
+        """
+        sql, values = (_ENDED, [age_s]) if status is None else (_ENDED_SO, [age_s, status])
+        with self.database.reading() as cursor:
+            cursor.execute(self.database.phrase(f"{sql} ORDER BY r.run_id"), values)
+            found = cursor.fetchall()
+            if status is None:
+                cursor.execute(self.database.phrase(_STRAY))
+                found += cursor.fetchall()
+        return [(run_id, int(position)) for run_id, position in found]
+
+    def prune(self, run_ids: Sequence[str], age_s: float) -> int:
+        """Delete what `ended` has found, if that still holds; return how many runs it was."""
         with self.database.transaction() as cursor:
-            if status is not None:
-                sql, values = f"{sql} AND r.status = ?", [age_s, status]
-            cursor.execute(self.database.phrase(f"{sql} LIMIT {_ROWS_AT_ONCE}{{lock}}"), values)
-            old = [run_id for (run_id,) in cursor.fetchall()]
-            for some in _chunks(old):
-                for table in ("events", "runs", "leases"):
-                    cursor.execute(
-                        self.database.phrase(
-                            f"DELETE FROM {table} WHERE run_id IN ({_marks(len(some))})"
-                        ),
-                        some,
-                    )
-        return len(old)
+            # One statement locks them, the next one sees what they have become before that.
+            self._tokens(cursor, run_ids)
+            deleted = 0
+            for some in _chunks(run_ids):
+                sql = f"{_DELETABLE} AND l.run_id IN ({_marks(len(some))})"
+                cursor.execute(self.database.phrase(sql), [age_s, *some])
+                deleted += self._delete(cursor, [run_id for (run_id,) in cursor.fetchall()])
+        return deleted
+
+    def forget(self, run_id: str, claim: Claim) -> None:
+        """Delete a run, if there is such.
+
+        Raises:
+            RunAlreadyActiveError: Somebody owns it, and may be alive.
+        """
+        with self.database.transaction() as cursor:
+            cursor.execute(self.database.phrase(_LEASE), (run_id,))
+            for lease in cursor.fetchall():
+                _check_free(run_id, lease, claim)
+            self._delete(cursor, [run_id])
+
+    def _delete(self, cursor: Cursor, run_ids: Sequence[str]) -> int:
+        deleted = 0
+        for some in _chunks(run_ids):
+            for table in ("events", "leases", "runs"):
+                sql = f"DELETE FROM {table} WHERE run_id IN ({_marks(len(some))})"
+                cursor.execute(self.database.phrase(sql), some)
+            deleted += cursor.rowcount
+        return deleted
+
+
+def _check_free(run_id: str, lease: Sequence[Any], claim: Claim) -> None:
+    owner, process, unexpired, _ = lease
+    if owner is not None and unexpired and not claim.is_dead(process):
+        raise RunAlreadyActiveError(run_id, owner)
 
 
 def _chunks(rows: Sequence[Any]) -> Iterator[list[Any]]:

@@ -1,4 +1,8 @@
-"""A journal that keeps its runs in an SQL database: all that the databases have in common."""
+"""A journal that keeps its runs in an SQL database: all that the databases have in common.
+
+It has two threads, each with a connection of its own. One writes, and claims runs; the other one
+reads, which may take long, so that no step of a run waits for that.
+"""
 
 from __future__ import annotations
 
@@ -6,73 +10,54 @@ import asyncio
 import threading
 import warnings
 import weakref
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from datetime import datetime, timedelta
 from types import TracebackType
-from typing import Any, Literal, TypeVar, get_args
+from typing import Any, TypeVar
 
-from asyncflow._book import Book, Desk
-from asyncflow._clerk import Clerk, Opening
+from asyncflow._archive import Archive, RunRecord, RunStatus, StoredEvent
+from asyncflow._asked import check_count, check_new_id, check_status, check_text, seconds_of
+from asyncflow._book import Book, Desk, PassedBook
+from asyncflow._clerk import Clerk, Holding, Opening
 from asyncflow._codec import CODECS, Codec
-from asyncflow._errors import PayloadError, RunAlreadyActiveError, RunNotFoundError, nearest
+from asyncflow._errors import JournalError, RunAlreadyActiveError, nearest
 from asyncflow._numbers import check_number
 from asyncflow._owner import is_dead, this_owner, this_process
 from asyncflow._payload import Payload
-from asyncflow._report import RestoredOutput, RunReport
-from asyncflow._rows import column_of, from_column
-from asyncflow._store import Claim, Store, StoredRun
-from asyncflow._story import Story
+from asyncflow._report import RunReport
+from asyncflow._rows import column_of
+from asyncflow._store import Claim, Store
 from asyncflow._thread import Thread
-from asyncflow.events import Event, RunResumed, RunStarted, StepSucceeded
+from asyncflow.events import Event
 
-__all__ = ["RunRecord", "RunStatus", "SQLJournal", "StoredEvent", "check_lease"]
+__all__ = ["SQLJournal"]
 
 T = TypeVar("T")
 Self = TypeVar("Self", bound="SQLJournal")
 
-RunStatus = Literal["running", "passed", "failed", "interrupted"]
+_EVENTS_AT_ONCE = 2_000
+"""How many events, or runs without any, are deleted in one transaction, in some milliseconds."""
 
-_PICKLED = 'it is pickled, and read only with codec="cloudpickle"'
-
-_LONGEST_LEASE_S = 86_400
+_THREAD = "asyncflow journal"
+"""What both threads are called: `asyncflow.testing` knows them by that."""
 
 _FIRST_WAIT_S, _LONGEST_WAIT_S = 0.02, 1.0
 """How long to wait before another owner of a run is asked for again."""
 
 
-@dataclass(frozen=True, slots=True)
-class RunRecord:
-    """What a journal knows of a run at a glance."""
-
-    run_id: str
-    pipeline: str
-    """The name of its pipeline, if that has one."""
-    status: RunStatus
-    """``"running"`` until it has ended, also if its process has died meanwhile."""
-    started_at: float
-    """When it began, in seconds since the epoch (UTC)."""
-    updated_at: float
-    """When it began, was resumed or ended, whichever was last, in seconds since the epoch."""
-    owner: str | None
-    """Who runs it; ``None`` if nobody does, or a lease has run out."""
-
-
-@dataclass(frozen=True, slots=True)
-class StoredEvent:
-    """An event of a run, as it was kept."""
-
-    position: int
-    """Its place among the events of its run, counted from 1."""
-    event: Event
-
-
 class SQLJournal:
-    """The journal of one database."""
+    """The journal of one database.
+
+    Args:
+        store: The database.
+        second: The same one by another connection, for reading; ``None`` if there can't be such.
+    """
 
     def __init__(
         self,
         store: Store,
+        second: Store | None,
         *,
         codec: str,
         max_payload_bytes: int,
@@ -87,8 +72,11 @@ class SQLJournal:
         self._codec = Codec(codec, max_payload_bytes)
         self._store = store
         claim = Claim(owner or this_owner(), this_process(), lease_s, is_dead)
+        self._claim = claim
         self._clerk = Clerk(self._store, claim)
-        self._thread = Thread("asyncflow journal", self._clerk.renew)
+        self._thread = Thread(_THREAD, self._name, self._clerk.renew)
+        self._archive = Archive(second or store, self._codec)
+        self._reader = Thread(_THREAD, self._name, lambda: None) if second else self._thread
         self._lock = threading.Lock()
         self._desks: weakref.WeakValueDictionary[asyncio.AbstractEventLoop, Desk] = (
             weakref.WeakValueDictionary()
@@ -99,8 +87,10 @@ class SQLJournal:
 
     async def open(
         self, run_id: str, *, pipeline: str, wait: bool, read: Callable[[Sequence[Event]], T]
-    ) -> tuple[Book, T]:
+    ) -> tuple[Book | PassedBook, T]:
         """Become the only owner of a run, and read what is kept of it. A run calls this.
+
+        One that has passed, and so can't go on, is read also while somebody else owns it.
 
         Args:
             run_id: The run.
@@ -111,32 +101,46 @@ class SQLJournal:
         Raises:
             RunAlreadyActiveError: Another one owns it, and is not waited for.
             JournalError: The journal can't be read or written.
-            ValueError: No database would take that id.
+            TypeError: The id is no text.
+            ValueError: No database would take it.
         """
-        if not run_id or column_of(run_id) != run_id:
-            raise ValueError(
-                "run_id must have a character, no quotes at its start, and neither NUL nor "
-                f"surrogates, unlike {run_id!r}"
-            )
-        loop = asyncio.get_running_loop()
+        check_new_id(run_id)
         pause = _FIRST_WAIT_S
         while True:
-            opening = Opening(self._clerk)
-            job = loop.run_in_executor(self._thread, opening.claim, run_id, loop, read)
             try:
-                holding, answer = await job
-            except asyncio.CancelledError:
-                opening.abandon(self._thread)
-                raise
+                return await self._open(run_id, read)
             except RunAlreadyActiveError:
+                if answer := await self._ask(self._read_passed, run_id, read):
+                    return PassedBook(run_id), answer[0]
                 if not wait:
                     raise
-            else:
-                return Book(self._desk_of(loop), holding), answer
-            finally:
-                del job  # its error refers to this frame, and so to it
             await asyncio.sleep(pause)
             pause = min(2 * pause, _LONGEST_WAIT_S)
+
+    async def _open(self, run_id: str, read: Callable[[Sequence[Event]], T]) -> tuple[Book, T]:
+        loop, opening = asyncio.get_running_loop(), Opening(self._clerk)
+        try:
+            # Only when the claim is committed it is sure what there is to read.
+            holding = await loop.run_in_executor(self._thread, opening.claim, run_id, loop)
+            # What is new does not wait until others have been read.
+            thread = self._reader if holding.kept else self._thread
+            answer = await loop.run_in_executor(thread, self._read, holding, read)
+            return Book(self._desk_of(loop), holding), answer
+        except asyncio.CancelledError:
+            opening.abandon(self._thread)
+            raise
+        except BaseException:
+            if opening.holding:
+                with suppress(JournalError):  # the journal is closed, and has given it up
+                    await loop.run_in_executor(self._thread, opening.give_back)
+            raise
+
+    def _read(self, holding: Holding, read: Callable[[Sequence[Event]], T]) -> T:
+        return read(self._archive.past(holding.run_id, holding.kept) if holding.kept else [])
+
+    def _read_passed(self, run_id: str, read: Callable[[Sequence[Event]], T]) -> tuple[T] | None:
+        events = self._archive.passed(run_id)
+        return (read(events),) if events else None
 
     def encode(self, subject: str, value: Any, hint: Any) -> Payload:
         """Turn a value into bytes. A run calls this.
@@ -178,7 +182,7 @@ class SQLJournal:
         status: RunStatus | None = None,
         pipeline: str | None = None,
         since: datetime | float | None = None,
-        limit: int | None = None,
+        limit: int | None = 100,
     ) -> list[RunRecord]:
         """Return the runs that are kept, those that began last first.
 
@@ -187,21 +191,24 @@ class SQLJournal:
             pipeline: Only those of the pipeline of this name.
             since: Only those that began then or later: a datetime, naive for local time, or
                 seconds since the epoch.
-            limit: Only so many.
+            limit: Only so many; ``None`` for all.
 
         Raises:
-            ValueError: There is no such status.
+            TypeError: One of them is of another type.
+            ValueError: There is no such status, time or number.
             JournalError: The journal can't be read.
         """
-        _check_status(status)
-        if isinstance(since, datetime):
-            since = since.timestamp()
+        check_status(status)
+        if since is not None:
+            since = seconds_of(since)
         if pipeline is not None:
+            check_text("pipeline", pipeline)
             pipeline = column_of(pipeline)
-        found = await self._do(
-            self._store.runs, status=status, pipeline=pipeline, since=since, limit=limit
+        if limit is not None:
+            check_count("limit", limit)
+        return await self._ask(
+            self._archive.runs, status=status, pipeline=pipeline, since=since, limit=limit
         )
-        return [_record_of(run) for run in found]
 
     async def orphans(self) -> list[RunRecord]:
         """Return the runs that have not ended and that nobody runs, those that began last first.
@@ -212,15 +219,7 @@ class SQLJournal:
         Raises:
             JournalError: The journal can't be read.
         """
-
-        def find() -> list[StoredRun]:
-            return [
-                run
-                for run in self._store.runs(status="running")
-                if run.owner is None or is_dead(run.process or "")
-            ]
-
-        return [_record_of(run) for run in await self._do(find)]
+        return await self._ask(self._archive.orphans)
 
     async def events(self, run_id: str, after: int = 0) -> list[StoredEvent]:
         """Return the events of a run in their order.
@@ -236,12 +235,9 @@ class SQLJournal:
             RunNotFoundError: There is no such run.
             JournalError: The journal can't be read.
         """
-        return await self._do(self._read, run_id, after)
-
-    def _read(self, run_id: str, after: int) -> list[StoredEvent]:
-        self._must_know(run_id)
-        stored = self._store.events(run_id, after)
-        return [StoredEvent(position, self._decoded(event)) for position, event in stored]
+        check_text("run_id", run_id)
+        check_count("after", after)
+        return await self._ask(self._archive.events, run_id, after)
 
     async def report(self, run_id: str) -> RunReport:
         """Return the report of a run; of one that has not ended, what is known so far.
@@ -256,59 +252,51 @@ class SQLJournal:
             RunNotFoundError: There is no such run.
             JournalError: The journal can't be read.
         """
-        return await self._do(self._told, run_id)
-
-    def _told(self, run_id: str) -> RunReport:
-        self._must_know(run_id)
-        story = Story(event for _, event in self._store.events(run_id))
-        return story.report(self._output)
-
-    def _output(self, step: str, payload: Payload) -> Any:
-        value = self._value(payload)
-        return RestoredOutput(f"<{_PICKLED}>") if value is payload else value
-
-    def _decoded(self, event: Event) -> Event:
-        """Return an event with values in place of payloads, as far as they can be decoded."""
-        if isinstance(event, StepSucceeded):
-            return replace(event, output=self._value(event.output))
-        if isinstance(event, RunStarted | RunResumed):
-            inputs = {name: self._value(value) for name, value in event.inputs.items()}
-            return replace(event, inputs=inputs)
-        return event
-
-    def _value(self, payload: Payload | None) -> Any:
-        try:
-            return payload and self._codec.decode("a value", payload, Any)
-        except PayloadError:
-            return payload
-
-    def _must_know(self, run_id: str) -> StoredRun:
-        found = self._store.runs(run_id=run_id)
-        if found:
-            return found[0]
-        others = [run.run_id for run in self._store.runs(limit=1_000)]
-        raise RunNotFoundError(run_id, self._name, nearest(run_id, others))
+        check_text("run_id", run_id)
+        return await self._ask(self._archive.report, run_id)
 
     async def prune(self, older_than: timedelta | float, *, status: RunStatus | None = None) -> int:
         """Delete runs that have ended and return how many; never one that is active.
 
+        Runs that write meanwhile do not wait for long: it takes several transactions.
+
         Args:
             older_than: Only those that ended longer ago: a timedelta, or seconds.
-            status: Only those with this status.
+            status: Only those with this status, which can't be ``"running"``.
 
         Raises:
-            ValueError: There is no such status, or the age is negative.
-            JournalError: The journal can't be written.
+            ValueError: No run that has ended has such a status, or the age is negative.
+            JournalError: The journal can't be read or written.
         """
-        _check_status(status)
+        check_status(status)
+        if status == "running":
+            raise ValueError(
+                "prune() deletes runs that have ended, so status can't be 'running'; forget() "
+                "deletes one of those that orphans() returns"
+            )
         if isinstance(older_than, timedelta):
             older_than = older_than.total_seconds()
         check_number("older_than", older_than, 0, kind="a timedelta or a number", unit=" s")
+        found = await self._ask(self._archive.store.ended, older_than, status)
         count = 0
-        # Few at a time, so that runs which write do not wait for long.
-        while some := await self._do(self._store.prune, older_than, status):
-            count += some
+        for some in _portions(found):
+            count += await self._do(self._store.prune, some, older_than)
         return count
+
+    async def forget(self, run_id: str) -> None:
+        """Delete a run that nobody runs, whatever has become of it.
+
+        Args:
+            run_id: The run. The id may be used again, for a new one.
+
+        Raises:
+            RunNotFoundError: There is no such run.
+            RunAlreadyActiveError: Somebody runs it.
+            JournalError: The journal can't be read or written.
+        """
+        check_text("run_id", run_id)
+        await self._ask(self._archive.must_know, run_id)
+        await self._do(self._store.forget, run_id, self._claim)
 
     # --- its life -------------------------------------------------------------------------------
 
@@ -330,61 +318,58 @@ class SQLJournal:
 
     async def aclose(self) -> None:
         """Commit what is under way and disconnect. Runs that are still going on fail."""
+        loop, archived = asyncio.get_running_loop(), self._archive.store.database
         try:
+            # They may have to wait for the disk. What is read may give back a claim.
+            if self._reader.has_started and not self._closed:
+                await loop.run_in_executor(self._reader, archived.close)
             if self._thread.has_started and not self._closed:
-                # It may have to wait for the disk.
-                await asyncio.get_running_loop().run_in_executor(self._thread, self._clerk.close)
+                await loop.run_in_executor(self._thread, self._clerk.close)
         finally:
             self.close()
 
     def close(self) -> None:
         """Do as `aclose` does, and let the calling thread wait for it."""
         self._end()
+        self._reader.join()
         self._thread.join()
 
     def _end(self) -> None:
         self._closed = True
         self._thread.end(self._clerk.close)
+        self._reader.end(self._archive.store.database.close)
 
     def __del__(self) -> None:
         # Without the attribute, its construction has failed.
         if not getattr(self, "_closed", True):
             self._end()
-            if self._thread.has_started:
+            if self._thread.has_started or self._reader.has_started:
                 warnings.warn(f"unclosed {self!r}", ResourceWarning, source=self, stacklevel=2)
 
     async def _do(self, call: Callable[..., T], *args: Any, **kwargs: Any) -> T:
+        """Have the thread call something that writes."""
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(self._thread, lambda: call(*args, **kwargs))
+
+    async def _ask(self, call: Callable[..., T], *args: Any, **kwargs: Any) -> T:
+        """Have the other thread call something that reads."""
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._reader, lambda: call(*args, **kwargs))
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self._name!r})"
 
 
-def _record_of(run: StoredRun) -> RunRecord:
-    status: Any = run.status
-    return RunRecord(
-        run.run_id, from_column(run.pipeline), status, run.started_at, run.updated_at, run.owner
-    )
-
-
-def check_lease(lease_s: float) -> None:
-    """Check for how long a lease is to hold.
-
-    Raises:
-        TypeError: It is no number.
-        ValueError: It is no time between a tenth of a second and a day.
-    """
-    check_number("lease_s", lease_s, 0.1, unit=" s")
-    if lease_s > _LONGEST_LEASE_S:
-        raise ValueError(
-            f"lease_s must be at most {_LONGEST_LEASE_S} s, not {lease_s:g}; it is how long others "
-            "wait for a process that has died on another machine"
-        )
-
-
-def _check_status(status: str | None) -> None:
-    known = get_args(RunStatus)
-    if status is not None and status not in known:
-        names = ", ".join(map(repr, known))
-        raise ValueError(f"status must be one of {names}, not {status!r}")
+def _portions(found: Iterable[tuple[str, int]]) -> Iterator[list[str]]:
+    """Divide runs, each with the number of its events, into what one transaction may delete."""
+    some: list[str] = []
+    size = 0
+    for run_id, events in found:
+        # One that has more of them is alone.
+        if some and size + events > _EVENTS_AT_ONCE:
+            yield some
+            some, size = [], 0
+        some.append(run_id)
+        size += events + 1
+    if some:
+        yield some

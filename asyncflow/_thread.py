@@ -14,6 +14,8 @@ import threading
 from collections.abc import Callable
 from typing import Any, TypeVar
 
+from asyncflow._errors import JournalError
+
 __all__ = ["Thread"]
 
 T = TypeVar("T")
@@ -26,12 +28,14 @@ class Thread(concurrent.futures.Executor):
 
     Args:
         name: Its name.
+        journal: What errors call the journal.
         routine: Called between jobs. It returns after how many seconds it wants to be called
             again, or ``None`` if only after the next job. It must not raise.
     """
 
-    def __init__(self, name: str, routine: Callable[[], float | None]) -> None:
+    def __init__(self, name: str, journal: str, routine: Callable[[], float | None]) -> None:
         self._name = name
+        self._journal = journal
         self._routine = routine
         self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
         self._lock = threading.Lock()
@@ -50,19 +54,19 @@ class Thread(concurrent.futures.Executor):
         """Let the thread call something, after all that it was given before.
 
         Raises:
-            RuntimeError: The thread was told to end, or this is a fork of its process.
+            JournalError: The thread was told to end, or can't start, or this is a fork of its
+                process.
         """
         future: concurrent.futures.Future[T] = concurrent.futures.Future()
         with self._lock:
             if self._ended:
-                raise RuntimeError("the journal is closed")
+                raise JournalError(self._journal, "it is closed: make another one to go on")
             if self._process != os.getpid():
-                raise RuntimeError(
-                    "the journal belongs to the parent of this process; open it anew"
+                raise JournalError(
+                    self._journal, "it belongs to the parent of this process: open it anew"
                 )
             if self._thread is None:
-                self._thread = threading.Thread(target=self._work, name=self._name, daemon=True)
-                self._thread.start()
+                self._thread = self._started()
             self._jobs.put((future, fn, args))
         return future
 
@@ -80,6 +84,18 @@ class Thread(concurrent.futures.Executor):
         """Wait until the thread has ended, which it was told to."""
         if self._thread and self.has_started:
             self._thread.join()
+
+    def _started(self) -> threading.Thread:
+        thread = threading.Thread(target=self._work, name=self._name, daemon=True)
+        try:
+            thread.start()
+        except RuntimeError as error:
+            raise JournalError(
+                self._journal,
+                f"its thread can't be started ({error}), so nothing was read or written: this "
+                "process, or its machine, has too many of them",
+            ) from error
+        return thread
 
     def _work(self) -> None:
         pause: float | None = None

@@ -19,9 +19,11 @@ from __future__ import annotations
 
 import os
 
-from asyncflow._sqlite import SQLite, Synchronous
+from asyncflow._archive import RunRecord, RunStatus, StoredEvent
+from asyncflow._asked import check_lease
+from asyncflow._sqlite import IN_MEMORY, SQLite, Synchronous
 from asyncflow._store import Store
-from asyncflow._stored import RunRecord, RunStatus, SQLJournal, StoredEvent, check_lease
+from asyncflow._stored import SQLJournal
 
 __all__ = ["PostgresJournal", "RunRecord", "RunStatus", "SQLiteJournal", "StoredEvent"]
 
@@ -29,28 +31,36 @@ __all__ = ["PostgresJournal", "RunRecord", "RunStatus", "SQLiteJournal", "Stored
 class SQLiteJournal(SQLJournal):
     """A journal in a file, for one machine.
 
-    All work with the file is done in one thread, which starts at the first use and neither blocks
-    an event loop nor keeps the interpreter alive. Close it (``async with``, `aclose`, `close`).
+    One thread writes to the file, another one reads from it; they start when they are first needed,
+    and neither block an event loop nor keep the interpreter alive. Close it (``async with``,
+    `aclose`, `close`).
 
     The file is in WAL mode, so while it is open there are two more beside it (``-wal``, ``-shm``;
-    they belong to it), and it must not be on a network file system. Before version 3.51.3, SQLite
-    has a bug (sqlite.org/wal.html#walresetbug) by which processes that write to one file can, very
-    rarely, damage it. Journals avoid the moment in which that may happen. Other programs that write
-    to the file with such a version (``sqlite3.sqlite_version``) don't; reading is harmless.
+    they belong to it), and it must not be on a network file system. It must be empty, or have been
+    written by a journal: the database of another program is left as it is.
+
+    Any number of processes may share the file through journals, with every version of SQLite.
+    Versions before 3.51.3 (see ``sqlite3.sqlite_version``) can damage a file in WAL mode if one
+    process commits at a certain moment while another one copies the log into the file
+    (sqlite.org/wal.html#walresetbug). Journals copy it only while nobody can write. That does not
+    cover other programs that write to the file with such a version: theirs may copy it at any time.
+    Reading it is harmless.
 
     Args:
-        path: The file. It is created if there is none; its directory must exist.
+        path: The file. It is created if there is none; its directory must exist. With
+            ``":memory:"``, for tests, the runs are gone when the journal is closed, and reading
+            makes those that write wait.
         synchronous: ``"FULL"``: what is committed survives that the machine loses power.
             ``"NORMAL"``: it survives that the process dies, but the last commits may be lost if the
             machine loses power; steps whose results are lost so run again. It is faster, and the
             database is as safe.
         codec: ``"json"`` keeps what comes back exactly equal from JSON, given the annotations of
-            the actions. ``"cloudpickle"`` pickles what does not, which needs an extra
-            (``asyncflow-tiers[cloudpickle]``); whoever can write to the file can then run code.
+            the actions or without them. ``"cloudpickle"`` pickles what does not, which needs an
+            extra (``asyncflow-tiers[cloudpickle]``); whoever can write to the file can then run
+            code.
         max_payload_bytes: How many bytes one output or one input may take.
         lease_s: After how many seconds without a sign of life a process loses its runs, 0.1 to
-            86,400. A third of
-            it is how long a write waits while other processes write.
+            86,400. A third of it is how long a write waits while other processes write.
         owner: What others are told who runs a run; by default process id and host.
 
     Raises:
@@ -72,8 +82,11 @@ class SQLiteJournal(SQLJournal):
         if synchronous not in ("FULL", "NORMAL"):
             raise ValueError(f"synchronous must be 'FULL' or 'NORMAL', not {synchronous!r}")
         check_lease(lease_s)
+        name = os.fspath(path)
+        first, second = (Store(SQLite(name, synchronous, lease_s / 3)) for _ in range(2))
         super().__init__(
-            Store(SQLite(os.fspath(path), synchronous, lease_s / 3)),
+            first,
+            None if name == IN_MEMORY else second,  # which would be another database
             codec=codec,
             max_payload_bytes=max_payload_bytes,
             lease_s=lease_s,
@@ -84,9 +97,9 @@ class SQLiteJournal(SQLJournal):
 class PostgresJournal(SQLJournal):
     """A journal in a PostgreSQL database, for processes on any number of machines.
 
-    It needs psycopg 3, which comes with an extra: ``pip install 'asyncflow-tiers[postgres]'``. All
-    work with the database is done in one thread and on one connection, which is made at the first
-    use. Close it (``async with``, `aclose`, `close`).
+    It needs psycopg 3, which comes with an extra: ``pip install 'asyncflow-tiers[postgres]'``. One
+    thread writes to the database and another one reads from it, each on a connection of its own,
+    which is made when it is first needed. Close it (``async with``, `aclose`, `close`).
 
     Its tables are in a schema of their own, ``asyncflow``, which is made when it is missing; then
     the user must be allowed to create one. Nothing depends on the clocks of the machines.
@@ -107,12 +120,12 @@ class PostgresJournal(SQLJournal):
             password is never shown. Several hosts may be named; then say
             ``target_session_attrs=read-write`` as well.
         codec: ``"json"`` keeps what comes back exactly equal from JSON, given the annotations of
-            the actions. ``"cloudpickle"`` pickles what does not, which needs an extra
-            (``asyncflow-tiers[cloudpickle]``); whoever can write to the tables can then run code.
+            the actions or without them. ``"cloudpickle"`` pickles what does not, which needs an
+            extra (``asyncflow-tiers[cloudpickle]``); whoever can write to the tables can then run
+            code.
         max_payload_bytes: How many bytes one output or one input may take.
         lease_s: After how many seconds without a sign of life a process loses its runs, 0.1 to
-            86,400. So long a
-            server may be gone, too, before the runs fail.
+            86,400. So long a server may be gone, too, before the runs fail.
         owner: What others are told who runs a run; by default process id and host.
 
     Raises:
@@ -136,6 +149,7 @@ class PostgresJournal(SQLJournal):
 
         check_lease(lease_s)
         super().__init__(
+            PostgresStore(Postgres(dsn, lease_s)),
             PostgresStore(Postgres(dsn, lease_s)),
             codec=codec,
             max_payload_bytes=max_payload_bytes,

@@ -7,11 +7,13 @@ import dataclasses
 import datetime
 import decimal
 import enum
+import gc
 import importlib.util
 import math
 import sys
 import typing
 import uuid
+import weakref
 import zoneinfo
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
@@ -36,11 +38,11 @@ def trip(value: Any, hint: Any = Any, codec: Codec = PLAIN) -> Any:
     return codec.decode(SUBJECT, payload, hint)
 
 
-def refusal(value: Any, hint: Any = Any, codec: Codec = PLAIN) -> str:
+def refusal(value: Any, hint: Any = Any, codec: Codec = PLAIN, *, subject: str = SUBJECT) -> str:
     with pytest.raises(PayloadError) as caught:
-        codec.encode(SUBJECT, value, hint)
-    assert caught.value.subject == SUBJECT
-    assert str(caught.value) == f"{SUBJECT} {caught.value.problem}"
+        codec.encode(subject, value, hint)
+    assert caught.value.subject == subject
+    assert str(caught.value) == f"{subject} {caught.value.problem}"
     return caught.value.problem
 
 
@@ -130,11 +132,11 @@ def test_what_comes_back_equal_is_kept(value: Any, hint: Any) -> None:
         ({1, 2}, Any, "set would come back as list"),
         (NOON, Any, "datetime.datetime would come back as str"),
         (NOON.astimezone(zoneinfo.ZoneInfo("Europe/Berlin")), datetime.datetime, "would come back"),
-        (math.nan, Any, "float would come back as NoneType"),
-        ([math.inf], Any, "float would come back as NoneType, at [0]"),
-        (math.nan, float, "it is not what the annotation says"),
-        (1, float, "int would come back as float"),
-        ("x", int, "it is not what the annotation says: ValidationError: Expected `int`"),
+        (math.nan, Any, "JSON has no nan"),
+        ([-math.inf], Any, "JSON has no -inf, at [0]"),
+        (math.nan, float | None, "JSON has no nan"),
+        (math.nan, float, "ValidationError: Expected `float`, got `null` (JSON has no nan and no"),
+        (Order(NOON, []), int, "it is not what the annotation says: ValidationError: Expected `in"),
         (Order(NOON, []), Any, "test_codec.Order would come back as dict"),
         (Text("x"), Any, "Encoding objects of type Text is unsupported"),
         ({"x": Text("x")}, Any, "Encoding objects of type Text is unsupported"),
@@ -152,7 +154,59 @@ def test_what_would_come_back_different_is_refused(value: Any, hint: Any, says: 
 
     assert problem.startswith("can't be kept in the journal: ")
     assert says in problem
-    assert 'annotate what the action returns, or say codec="cloudpickle"' in problem
+    assert problem.endswith(', or say codec="cloudpickle" where the journal is made')
+
+
+@pytest.mark.parametrize(
+    ("value", "hint", "output", "given"),
+    [
+        ({1}, Any, "annotate what the action returns", "annotate the parameter that takes it"),
+        *(
+            (value, hint, "return plain data, such as model_dump()", "give plain data, such as")
+            for value in (object(), Text("x"))
+            for hint in (Any, object)
+        ),
+        ({1}, list, "return what the annotation says, or plain", "give what the annotation says"),
+    ],
+)
+def test_a_refusal_says_what_helps(value: Any, hint: Any, output: str, given: str) -> None:
+    assert f"; {output}" in refusal(value, hint)
+    assert f"; {given}" in refusal(value, hint, subject="input 'x'")
+
+
+@pytest.mark.parametrize(
+    ("value", "hint"),
+    [
+        (0, float),
+        ([1.5, 0], list[float]),
+        (None, Order),
+        ("x", int),
+        ({"left": 1}, Pair),
+        ([1, "x"], Pair),
+        ({"name": "a", "more": 1}, Thing),
+    ],
+)
+def test_what_is_not_as_annotated_is_kept_if_it_comes_back_equal(value: Any, hint: Any) -> None:
+    payload = PLAIN.encode(SUBJECT, value, hint)
+
+    assert payload.codec == "json-plain"
+    for later in (hint, Any, bytes):
+        again = PLAIN.decode(SUBJECT, payload, later)
+        assert repr(again) == repr(value)
+
+
+def test_the_types_of_pipelines_that_are_gone_are_forgotten() -> None:
+    codec = Codec("json", 1_000)
+    made = dataclasses.make_dataclass("Made", [("x", int)])
+    gone = weakref.ref(made)
+    assert trip(made(1), made, codec).x == 1
+
+    del made
+    for number in range(asyncflow._codec._DECODERS):
+        trip(number, typing.Literal[number], codec)  # type: ignore[valid-type]
+    gc.collect()
+
+    assert gone() is None
 
 
 def test_what_contains_itself_is_refused() -> None:
@@ -163,7 +217,9 @@ def test_what_contains_itself_is_refused() -> None:
         deep = [deep]
 
     assert "it is nested too deeply, or contains itself" in refusal(endless)
-    assert "it is nested too deeply to be compared" in refusal([deep, (1,)])
+    assert "it is nested too deeply to be compared" in refusal(
+        [deep, (1,)], codec=Codec("json", 10_000)
+    )
 
 
 class Odd:
@@ -198,11 +254,29 @@ def test_objects_that_can_not_be_compared_break_nothing() -> None:
 
 def test_a_value_that_is_too_large_is_refused() -> None:
     assert trip("x" * 998) == "x" * 998
-    for codec in (PLAIN, PICKLING):
+    for codec, size in ((PLAIN, "1,001"), (PICKLING, "1,017")):
         assert refusal("x" * 999, codec=codec) == (
-            "takes 1,001 bytes in the journal, which keeps up to 1,000: keep it elsewhere and "
+            f"takes {size} bytes in the journal, which keeps up to 1,000: keep it elsewhere and "
             "return where, or raise max_payload_bytes"
         )
+    assert "keep it elsewhere and give where it is, or" in refusal("x" * 999, subject="input 'x'")
+
+
+def test_a_value_that_is_too_large_is_not_brought_back_to_be_compared(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(asyncflow._codec, "difference", None)  # which is what takes its time
+    monkeypatch.setattr("cloudpickle.loads", None)
+
+    assert "takes 2,001 bytes" in refusal([1] * 1_000)
+    assert "bytes in the journal, which keeps up to 1,000" in refusal(b"x" * 2_000, codec=PICKLING)
+
+
+def test_what_is_too_large_as_json_may_be_small_enough_as_a_pickle() -> None:
+    value = (b"x" * 900, 1)
+
+    assert PICKLING.encode(SUBJECT, value, Any).codec == "cloudpickle"
+    assert trip(value, codec=PICKLING) == value
 
 
 # --- cloudpickle ---------------------------------------------------------------------------------

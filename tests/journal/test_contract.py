@@ -13,7 +13,7 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Sequence
-from datetime import datetime, timedelta
+from datetime import date, datetime, timedelta
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -352,6 +352,69 @@ def test_a_hang_is_found_at_once_although_a_journal_is_open(make_journal: Make) 
     assert time.monotonic() - begun < 4
 
 
+# --- reading beside the writing ------------------------------------------------------------------
+
+
+async def test_what_is_read_keeps_nobody_from_writing(journal: Any) -> None:
+    await a_run(journal, "r")
+    reading, go_on = threading.Event(), threading.Event()
+
+    def read(events: Sequence[Event]) -> int:
+        reading.set()
+        assert go_on.wait(20)
+        return len(events)
+
+    opening = asyncio.create_task(journal.open("r", pipeline="", wait=False, read=read))
+    await until(reading.is_set)
+    history = asyncio.create_task(journal.runs())
+    async with asyncio.timeout(10):
+        await a_run(journal, "other")
+    assert not history.done()
+    go_on.set()
+
+    book, count = await opening
+    assert count == 1
+    assert await ids(history) == ["r", "other"]
+    book.add(attempt())
+    await book.close()
+    assert await kept_events(journal) == [started(), attempt()]
+
+
+async def test_what_was_committed_before_a_claim_is_read_after_it(make_journal: Make) -> None:
+    first, second = make_journal(), make_journal()
+    for number in range(20):
+        book, events = await (second if number % 2 else first).open(
+            "r", pipeline="", wait=True, read=list
+        )
+        assert len(events) == number
+        book.add(attempt(number) if number else started())
+        await book.close()
+
+
+async def test_a_reader_that_does_not_see_all_is_not_believed(journal: Any) -> None:
+    """Such as a standby that is behind, to which the connection for reading was made."""
+    await a_run(journal, "r", outcome="passed")
+    archive = journal._archive
+    archive.store.events = lambda run_id, after=0: [(1, started())]
+
+    with pytest.raises(JournalError, match=r"up to 1 of the 2 events of run 'r'"):
+        await opened(journal)
+
+    del archive.store.events
+    await (await opened(journal)).close()  # the claim was given back
+
+
+async def test_a_journal_may_be_closed_between_claim_and_reading(journal: Any) -> None:
+    await a_run(journal, "r")
+    journal._reader.end(int)
+
+    with pytest.raises(JournalError, match="closed"):
+        await opened(journal)
+
+    with pytest.raises(JournalError, match="closed"):
+        await journal.runs()
+
+
 # --- owning --------------------------------------------------------------------------------------
 
 
@@ -366,6 +429,31 @@ async def test_a_run_has_one_owner(make_journal: Make) -> None:
 
     await book.close()
     await (await opened(second)).close()
+
+
+async def test_a_run_that_has_passed_is_read_by_all_at_once(make_journal: Make, place: Any) -> None:
+    first, second = make_journal(), make_journal()
+    await a_run(first, "r", outcome="passed")
+    owner = await opened(first)
+
+    for journal in (first, second):
+        for wait in (False, True):
+            book, events = await journal.open("r", pipeline="", wait=wait, read=list)
+            assert events == [started(), RunFinished(9.0, "passed")]
+            book.watch(print)
+            await book.kept()
+            await book.close()
+            with pytest.raises(RuntimeError, match="run 'r' has passed"):
+                book.add(attempt())
+            with pytest.raises(ZeroDivisionError):
+                await journal.open("r", pipeline="", wait=wait, read=lambda _: 1 / 0)
+
+    owner.add(RunResumed("r", 1.0, 2.0, {"a": ()}, {}))
+    await owner.kept()
+    place.query("UPDATE runs SET status = 'passed'")  # which its last event does not say
+    with pytest.raises(RunAlreadyActiveError):
+        await opened(second)
+    await owner.close()
 
 
 async def test_a_run_can_be_waited_for(make_journal: Make) -> None:
@@ -425,6 +513,42 @@ def test_a_claim_is_given_back_when_its_events_can_not_be_read(
         await (await opened(journal)).close()
 
     asyncio.run(main())
+
+
+async def test_a_claim_is_given_back_when_its_caller_was_cancelled_as_it_was_made(
+    journal: Any,
+) -> None:
+    claiming, go_on = threading.Event(), threading.Event()
+    claim = journal._store.claim
+
+    def slowly(*args: Any) -> int:
+        claiming.set()
+        go_on.wait(20)
+        return int(claim(*args))
+
+    journal._store.claim = slowly
+    opening = asyncio.create_task(opened(journal))
+    await until(claiming.is_set)
+    opening.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await opening
+    go_on.set()
+
+    await (await opened(journal)).close()
+
+
+async def test_a_claim_is_given_back_when_nobody_can_tell_how_much_there_is_to_read(
+    journal: Any, place: Any
+) -> None:
+    def last_position(run_id: str) -> int:
+        raise JournalError("x", "the line is dead")
+
+    journal._store.last_position = last_position
+
+    with pytest.raises(JournalError, match="the line is dead"):
+        await opened(journal)
+
+    assert place.query("SELECT owner FROM leases") == [(None,)]
 
 
 async def test_a_claim_is_given_back_when_its_caller_was_cancelled_meanwhile(journal: Any) -> None:
@@ -787,7 +911,7 @@ async def test_a_journal_that_is_closed_ends_the_runs_that_go_on(journal: Any) -
     assert "closed while run 'r' was going on" in str(await failed)
     with pytest.raises(JournalError, match="closed while run 'r' was going on"):
         await book.close()
-    with pytest.raises(RuntimeError, match="the journal is closed"):
+    with pytest.raises(JournalError, match="it is closed"):
         await opened(journal)
     await journal.aclose()
     journal.close()
@@ -799,12 +923,31 @@ async def test_a_journal_that_is_closed_as_a_run_is_opened_ends_that_run(journal
 
     journal.close()
 
-    book = await opening
+    with pytest.raises(JournalError, match="it is closed"):
+        await opening
+
+
+async def test_a_journal_that_is_closed_as_a_run_is_read_ends_that_run(journal: Any) -> None:
+    await a_run(journal, "r")
+    reading, go_on = threading.Event(), threading.Event()
+
+    def read(events: Sequence[Event]) -> None:
+        reading.set()
+        go_on.wait(20)
+
+    opening = asyncio.create_task(journal.open("r", pipeline="", wait=False, read=read))
+    await until(reading.is_set)
+    closing = asyncio.create_task(asyncio.to_thread(journal.close))
+    await until(lambda: journal._closed)
+    go_on.set()
+
+    book, _ = await opening
     failed = asyncio.get_running_loop().create_future()
     book.watch(failed.set_result)
     assert "closed while run 'r' was going on" in str(await failed)
     with pytest.raises(JournalError, match="closed while run 'r' was going on"):
         await book.close()
+    await closing
 
 
 async def test_what_is_handed_in_after_the_close_of_the_journal_is_refused(journal: Any) -> None:
@@ -1059,7 +1202,7 @@ def test_a_fork_must_open_the_journal_anew(make_journal: Make) -> None:
         code = 1
         try:
             asyncio.run(journal.runs())
-        except RuntimeError as error:
+        except JournalError as error:
             code = 0 if "parent of this process" in str(error) else 2
             journal.close()
         finally:
@@ -1103,12 +1246,41 @@ async def test_the_runs_are_listed_newest_first(journal: Any) -> None:
     assert await ids(journal.runs(since=200)) == ["r3", "r2"]
     assert await ids(journal.runs(since=datetime.fromtimestamp(250))) == ["r3"]
     assert await ids(journal.runs(limit=2)) == ["r3", "r2"]
+    assert await ids(journal.runs(limit=None)) == ["r3", "r2", "r1"]
     newest = (await journal.runs(limit=1))[0]
     assert (newest.status, newest.pipeline, newest.started_at) == ("failed", '"nightly', 300.0)
     assert newest.updated_at == pytest.approx(time.time(), abs=60)
     assert newest.owner is None
     with pytest.raises(ValueError, match=r"status must be one of 'running', .* not 'done'"):
         await journal.runs(status="done")
+
+
+@pytest.mark.parametrize(
+    ("asked", "error", "says"),
+    [
+        ({"since": "2020-01-01"}, TypeError, "since must be a datetime or seconds since the epoch"),
+        ({"since": timedelta(1)}, TypeError, "since the epoch, not timedelta"),
+        ({"since": date(2020, 1, 1)}, TypeError, "since the epoch, not date"),
+        ({"since": float("nan")}, ValueError, "since must be finite"),
+        ({"limit": "3"}, TypeError, "limit must be an int, not str"),
+        ({"limit": True}, TypeError, "limit must be an int, not bool"),
+        ({"limit": -1}, ValueError, "limit must be at least 0, not -1"),
+        ({"pipeline": 3}, TypeError, "pipeline must be a str, not int"),
+    ],
+)
+async def test_what_makes_no_sense_is_not_asked_for(
+    journal: Any, asked: Any, error: type[Exception], says: str
+) -> None:
+    with pytest.raises(error, match=says):
+        await journal.runs(**asked)
+
+
+async def test_a_run_id_that_is_no_text_is_refused(journal: Any) -> None:
+    for asking in (opened(journal, 7), journal.report(7), journal.events(7), journal.forget(7)):  # type: ignore[arg-type]
+        with pytest.raises(TypeError, match="run_id must be a str, not int"):
+            await asking
+    with pytest.raises(TypeError, match="after must be an int, not str"):
+        await journal.events("r", after="1")
 
 
 async def test_a_record_follows_the_events_of_its_run(make_journal: Make) -> None:
@@ -1215,6 +1387,8 @@ async def test_only_runs_that_have_ended_are_pruned(journal: Any, place: Any) ->
         await journal.prune(-1)
     with pytest.raises(ValueError, match="status must be"):
         await journal.prune(0, status="done")
+    with pytest.raises(ValueError, match=r"status can't be 'running'; forget\(\)"):
+        await journal.prune(0, status="running")
 
 
 async def test_many_runs_are_pruned(journal: Any) -> None:
@@ -1224,8 +1398,91 @@ async def test_many_runs_are_pruned(journal: Any) -> None:
         book.add(RunFinished(1.0, "passed"))
     await asyncio.gather(*(book.close() for book in books))
 
+    assert len(await journal.runs()) == 100
+    assert len(await journal.runs(limit=None)) == 150
     assert await journal.prune(0) == 150
     assert await journal.runs() == []
+
+
+async def test_few_events_are_deleted_at_once_however_many_a_run_has(journal: Any) -> None:
+    for run_id, count in (("small 1", 1), ("small 2", 1), ("large 1", 1_500), ("large 2", 2_500)):
+        book = await opened(journal, run_id)
+        book.add(started(run_id))
+        for number in range(count):
+            book.add(attempt(number))
+        book.add(RunFinished(1.0, "passed"))
+        await book.close()
+    store, portions = journal._store, []
+    prune = store.prune
+    store.prune = lambda run_ids, age: portions.append(run_ids) or prune(run_ids, age)
+
+    assert await journal.prune(0) == 4
+
+    assert portions == [["large 1"], ["large 2"], ["small 1", "small 2"]]
+
+
+async def test_leases_of_runs_that_never_began_are_pruned(journal: Any, place: Any) -> None:
+    await (await opened(journal, "refused")).close()
+    book = await opened(journal, "beginning")
+    await a_run(journal, "running")
+
+    assert await journal.prune(0, status="passed") == 0
+    assert len(place.query("SELECT run_id FROM leases")) == 3
+    assert await journal.prune(0) == 0
+
+    assert sorted(place.query("SELECT run_id FROM leases")) == [("beginning",), ("running",)]
+    book.add(started("beginning"))
+    await book.close()
+
+
+@pytest.mark.parametrize("outcome", [None, "passed", "interrupted"])
+async def test_a_run_can_be_forgotten(journal: Any, place: Any, outcome: Any) -> None:
+    await a_run(journal, "r", outcome=outcome)
+    await a_run(journal, "other")
+
+    await journal.forget("r")
+
+    for table in ("events", "leases", "runs"):
+        assert place.query(f"SELECT DISTINCT run_id FROM {table}") == [("other",)]
+    with pytest.raises(RunNotFoundError):
+        await journal.forget("r")
+
+
+async def test_a_run_that_somebody_owns_is_not_forgotten(
+    make_journal: Make, journal: Any, place: Any
+) -> None:
+    book = await opened(make_journal(owner="me"))
+    book.add(started())
+    await book.kept()
+
+    with pytest.raises(RunAlreadyActiveError, match="'r' is active in me"):
+        await journal.forget("r")
+    assert await kept_events(journal) == [started()]
+
+    place.query("UPDATE leases SET expires_at = 1")
+    await journal.forget("r")
+    book.add(attempt())
+    with pytest.raises(LeaseLostError):
+        await book.close()
+
+
+async def test_a_run_that_is_pruned_while_it_is_asked_for_is_not_found(
+    journal: Any, place: Any
+) -> None:
+    await a_run(journal, "r", outcome="passed")
+    events = journal._archive.store.events
+
+    def too_late(*asked: Any) -> Any:
+        for table in ("events", "runs", "leases"):
+            place.query(f"DELETE FROM {table}")
+        return events(*asked)
+
+    journal._archive.store.events = too_late
+
+    with pytest.raises(RunNotFoundError):
+        await journal.report("r")
+    with pytest.raises(RunNotFoundError):
+        await journal.events("r")
 
 
 async def test_tokens_start_from_the_clock(journal: Any, place: Any) -> None:

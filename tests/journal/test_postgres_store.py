@@ -455,11 +455,31 @@ def test_many_runs_are_pruned_without_a_trace(store: PostgresStore, dsn: str) ->
         rows = parcel(name, token, 1, 2).rows
         store.write(lambda: [Parcel(name, token, rows, ended, release)])  # noqa: B023
 
-    pruned = store.prune(0.0, "passed")
+    found = store.ended(0.0, "passed")
+    pruned = store.prune(["old", "active"], 0.0)
 
+    assert found == [("old", 2)]
     assert pruned == 1
     assert [run.run_id for run in store.runs(status="passed", pipeline="", since=0.0)] == ["active"]
     with psycopg.connect(dsn) as connection:
         for table in ("runs", "leases", "events"):
             names = connection.execute(f"SELECT DISTINCT run_id FROM asyncflow.{table}".encode())
             assert names.fetchall() == [("active",)]
+
+
+def test_a_run_that_goes_on_while_it_is_to_be_pruned_is_left(
+    dsn: str, store: PostgresStore, elsewhere: ThreadPoolExecutor, postgres_server: PostgresServer
+) -> None:
+    token = store.claim("r", MINE)
+    rows = parcel("r", token, 1).rows
+    store.write(lambda: [Parcel("r", token, rows, Change("passed", "", 0.0), True)])
+
+    with psycopg.connect(dsn) as resuming:
+        resuming.execute("SELECT 1 FROM asyncflow.leases FOR UPDATE")
+        pruning = elsewhere.submit(store.prune, ["r"], 0.0)
+        until(lambda: postgres_server.execute(WAITING_FOR_A_LOCK))
+        resuming.execute("UPDATE asyncflow.leases SET token = token + 1")
+        resuming.execute("UPDATE asyncflow.runs SET status = 'running'")
+
+    assert pruning.result() == 0
+    assert positions(store, "r") == [1]

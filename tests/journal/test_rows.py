@@ -238,3 +238,13 @@ def test_a_long_message_is_cut() -> None:
 def test_a_row_that_was_written_otherwise_is_refused(kind: str, payload: str | None) -> None:
     with pytest.raises(ValueError, match=kind):
         event_of((1, kind, None, None, None, 1.0, None, payload, None))
+
+
+def test_what_is_json_can_be_read_by_a_person() -> None:
+    for codec in ("json", "json-plain"):
+        output = Payload(codec, b'{"x":1}')
+        row = row_of("r", 1, StepSucceeded("a", 1, 1.0, output))
+        assert (row.codec, row.payload, row.data) == (codec, '{"x":1}', None)
+        started = row_of("r", 1, RunStarted("r", 1.0, {}, inputs={"x": output}))
+        assert f'"codec": "{codec}", "json": "' in str(started.payload)
+        assert event_of(row[1:]).output == output  # type: ignore[union-attr]

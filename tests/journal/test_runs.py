@@ -134,3 +134,14 @@ async def test_many_runs_share_a_journal(journal: Any) -> None:
 
     assert all(report.all_passed for report in reports)
     assert len(await journal.runs(status="passed")) == 20
+
+
+async def test_all_who_ask_at_once_for_a_run_that_has_passed_get_its_report(
+    make_journal: Any,
+) -> None:
+    await run(make_journal(), fail_fast=False)
+    passed = await run(make_journal(), fail_fast=False)
+
+    reports = await asyncio.gather(*(run(make_journal()) for _ in range(5)))
+
+    assert {str(report) for report in reports} == {str(passed)}

@@ -108,16 +108,38 @@ async def test_a_newer_schema_is_left_alone(path: Path) -> None:
     )
 
 
-async def test_tables_of_somebody_else_are_left_alone(path: Path) -> None:
-    with sqlite3.connect(path) as other:
-        other.execute("CREATE TABLE events (name TEXT)")
+@pytest.mark.parametrize(
+    ("statements", "named"),
+    [
+        ("CREATE TABLE events (name TEXT)", ", with the tables events"),
+        ("CREATE TABLE runs (x); CREATE TABLE orders (x)", ", with the tables orders, runs"),
+        ("CREATE TABLE orders (x); PRAGMA user_version = 1", ", with the tables orders"),
+        ("PRAGMA user_version = 1", ""),
+        ("PRAGMA application_id = 7", ""),
+    ],
+)
+async def test_a_database_of_another_program_is_left_as_it_is(
+    path: Path, statements: str, named: str
+) -> None:
+    other = sqlite3.connect(path)
+    other.executescript(statements)
     other.close()
+    content = path.read_bytes()
 
     problem = await problem_of(path)
 
-    assert problem == f"the database failed (table events already exists); {WHOLE}"
-    with sqlite3.connect(path) as other:
-        assert other.execute("SELECT name FROM sqlite_master").fetchall() == [("events",)]
+    assert problem == (
+        f"it is the database of another program{named}; it was left as it is: use another file"
+    )
+    assert path.read_bytes() == content
+
+
+async def test_a_file_says_whose_it_is(path: Path) -> None:
+    async with SQLiteJournal(path):
+        pass
+
+    other = sqlite3.connect(path)
+    assert other.execute("PRAGMA application_id").fetchone() == (0x61737966,)
     other.close()
 
 
@@ -422,6 +444,9 @@ async def test_a_file_in_memory_is_a_journal_too() -> None:
         book.add(begun())
         await book.close()
         assert len(await journal.runs()) == 1
+        book, events = await journal.open("r", pipeline="", wait=False, read=list)
+        assert events == [begun()]
+        await book.close()
 
 
 @pytest.mark.parametrize(
