@@ -445,8 +445,9 @@ async def test_a_run_that_has_passed_is_read_by_all_at_once(make_journal: Make, 
             await book.close()
             with pytest.raises(RuntimeError, match="run 'r' has passed"):
                 book.add(attempt())
-            with pytest.raises(ZeroDivisionError):
+            with pytest.raises(ZeroDivisionError) as caught:
                 await journal.open("r", pipeline="", wait=wait, read=lambda _: 1 / 0)
+            assert caught.value.__context__ is None
 
     owner.add(RunResumed("r", 1.0, 2.0, {"a": ()}, {}))
     await owner.kept()
@@ -577,6 +578,16 @@ async def test_a_claim_is_given_back_when_its_caller_is_cancelled_as_it_comes(
     opening.cancel()
     with pytest.raises(asyncio.CancelledError):
         await opening
+
+    await (await opened(journal)).close()
+
+
+async def test_a_claim_is_given_back_when_its_coroutine_is_closed(journal: Any) -> None:
+    opening = journal.open("r", pipeline="", wait=False, read=list)
+    opening.send(None)
+    journal._thread.submit(int).result(20)  # it is there
+
+    opening.close()
 
     await (await opened(journal)).close()
 
