@@ -624,6 +624,20 @@ async def test_waiting_may_be_cancelled_and_the_book_is_kept_all_the_same(journa
     await (await opened(journal)).close()
 
 
+async def test_a_close_that_is_cancelled_before_it_begins_gives_the_run_up(journal: Any) -> None:
+    book = await opened(journal)
+    book.add(started())
+
+    closing = asyncio.create_task(book.close())
+    closing.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await closing
+
+    async with asyncio.timeout(20):
+        await (await opened(journal, wait=True)).close()
+    assert await kept_events(journal) == [started()]
+
+
 async def test_a_close_may_be_repeated(journal: Any) -> None:
     book = await opened(journal)
     book.add(started())
