@@ -195,6 +195,29 @@ def test_what_is_not_as_annotated_is_kept_if_it_comes_back_equal(value: Any, hin
         assert repr(again) == repr(value)
 
 
+@pytest.mark.parametrize(
+    ("value", "hint"),
+    [
+        ((1, 2), collections.abc.Sequence[int]),
+        ((Pair(1, "x"),), collections.abc.Sequence[Pair]),
+        ((1, 2), collections.abc.Iterable[int]),
+        ((1, "x"), list),
+        ((1, 2), list[int] | tuple[int, ...]),
+        ((), collections.abc.Collection[str]),
+    ],
+)
+def test_a_tuple_comes_back_although_it_is_annotated_as_some_sequence(
+    value: Any, hint: Any
+) -> None:
+    payload = PLAIN.encode(SUBJECT, value, hint)
+
+    assert payload.codec == "json-tuple"
+    again = PLAIN.decode(SUBJECT, payload, hint)
+    assert again == value
+    assert repr(again) == repr(value)
+    assert type(PLAIN.decode(SUBJECT, payload, Any)) is tuple
+
+
 def test_the_types_of_pipelines_that_are_gone_are_forgotten() -> None:
     codec = Codec("json", 1_000)
     made = dataclasses.make_dataclass("Made", [("x", int)])
