@@ -141,6 +141,7 @@ def test_what_comes_back_equal_is_kept(value: Any, hint: Any) -> None:
         (Text("x"), Any, "Encoding objects of type Text is unsupported"),
         ({"x": Text("x")}, Any, "Encoding objects of type Text is unsupported"),
         (collections.Counter("a"), Any, "collections.Counter would come back as dict"),
+        (((1,),), list, "tuple would come back as list"),
         (bytearray(b"x"), bytes, "bytearray would come back as bytes"),
         ([bytearray(b"x")], list[bytes], "bytearray would come back as bytes, at [0]"),
         (object(), Any, "Encoding objects of type object is unsupported"),
