@@ -14,7 +14,8 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
+from typing import Any
 
 from asyncflow._clerk import Clerk, Holding
 from asyncflow._errors import JournalError
@@ -68,10 +69,11 @@ class Book:
             self._waiters.append((self._added, waiter))
             await waiter
 
-    async def close(self) -> None:
+    def close(self) -> Coroutine[Any, Any, None]:
         """Wait until all is committed and give up the claim.
 
-        It may be cancelled, and called again.
+        It may be cancelled, and called again. It begins when it is called: a task that awaits it
+        may be cancelled before its first step.
 
         Raises:
             JournalError: Something was not committed.
@@ -80,6 +82,9 @@ class Book:
             self._closing = True
             self._desk.expect(self)
             self._desk.hurry()
+        return self._closed()
+
+    async def _closed(self) -> None:
         if not self._holding.over:
             waiter = self._desk.loop.create_future()
             self._closers.append(waiter)

@@ -2,7 +2,8 @@
 
 JSON by msgspec, which makes of it what a type hint asks for: tuples, sets, dates, dataclasses. A
 value that is not quite what its hint says, such as 0 for a float, but comes back equal without the
-hint, is kept as ``json-plain``: its step has succeeded, and is not failed for that.
+hint, is kept as ``json-plain``, and a tuple for some sequence as ``json-tuple``: its step has
+succeeded, and is not failed for that.
 cloudpickle, which keeps nearly everything and can run any code when it is read, only on request.
 """
 
@@ -30,7 +31,7 @@ __all__ = ["CODECS", "Codec"]
 
 CODECS = ("json", "cloudpickle")
 
-_PLAIN = "json-plain"
+_PLAIN, _TUPLE = "json-plain", "json-tuple"
 _PICKLE = 'say codec="cloudpickle" where the journal is made'
 _DECODERS = 256
 """How many are remembered. A hint may be a type that was made for one pipeline."""
@@ -78,6 +79,8 @@ class Codec:
                 return self._decoder_for(hint)[0].decode(data)
             if codec == _PLAIN:
                 return _untyped.decode(data)
+            if codec == _TUPLE:
+                return self._decoder_for(_tuple_for(hint))[0].decode(data)
             if codec == "cloudpickle" and self._pickles:
                 return _cloudpickle().loads(data)
         except Exception as error:  # of a pickle, anything
@@ -103,6 +106,10 @@ class Codec:
             return Payload("json", data)
         if decoder is not _untyped and not _problem(value, data, _untyped, simple=True):
             return Payload(_PLAIN, data)
+        if type(value) is tuple and hint is not Any:
+            decoder, simple = self._decoder_for(_tuple_for(hint))
+            if not _problem(value, data, decoder, simple=simple):
+                return Payload(_TUPLE, data)
         raise _refused(subject, problem, _way_out(subject, hint))
 
     def _as_pickle(self, subject: str, value: Any) -> Payload:
@@ -146,6 +153,14 @@ def _problem(value: Any, data: bytes, decoder: msgspec.json.Decoder[Any], *, sim
     return difference(value, back, simple=simple)
 
 
+def _tuple_for(hint: Any) -> Any:
+    """Return the type of a tuple whose elements are those of a sequence, as far as that is told."""
+    # Type checkers know it as what stands in annotations, and not as what makes types.
+    kind: Any = tuple
+    of = typing.get_args(hint)
+    return kind[of[0], ...] if len(of) == 1 else kind
+
+
 def _refused(subject: str, problem: str, way_out: str) -> PayloadError:
     return PayloadError(
         subject, f"can't be kept in the journal: {problem}; {way_out}, or {_PICKLE}"
@@ -175,7 +190,7 @@ def _decoder_of(hint: Any) -> tuple[msgspec.json.Decoder[Any], bool]:
         return _untyped, True
 
 
-_SIMPLE = (Any, None, type(None), bool, int, float, str, list, dict)
+_SIMPLE = (Any, None, type(None), bool, int, float, str, list, dict, tuple)
 
 
 def _is_simple(hint: Any) -> bool:

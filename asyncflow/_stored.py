@@ -96,7 +96,7 @@ class SQLJournal:
             run_id: The run.
             pipeline: What its pipeline is called.
             wait: Whether to wait until another owner is gone.
-            read: Called once with its events, none if it is new, in the journal's thread.
+            read: Called once with its events, none if it is new, in a thread of the journal.
 
         Raises:
             RunAlreadyActiveError: Another one owns it, and is not waited for.
@@ -110,10 +110,11 @@ class SQLJournal:
             try:
                 return await self._open(run_id, read)
             except RunAlreadyActiveError:
-                if answer := await self._ask(self._read_passed, run_id, read):
-                    return PassedBook(run_id), answer[0]
-                if not wait:
+                passed = await self._ask(self._archive.passed, run_id)
+                if not passed and not wait:
                     raise
+            if passed:
+                return PassedBook(run_id), await self._ask(read, passed)
             await asyncio.sleep(pause)
             pause = min(2 * pause, _LONGEST_WAIT_S)
 
@@ -126,7 +127,7 @@ class SQLJournal:
             thread = self._reader if holding.kept else self._thread
             answer = await loop.run_in_executor(thread, self._read, holding, read)
             return Book(self._desk_of(loop), holding), answer
-        except asyncio.CancelledError:
+        except (asyncio.CancelledError, GeneratorExit):
             opening.abandon(self._thread)
             raise
         except BaseException:
@@ -137,10 +138,6 @@ class SQLJournal:
 
     def _read(self, holding: Holding, read: Callable[[Sequence[Event]], T]) -> T:
         return read(self._archive.past(holding.run_id, holding.kept) if holding.kept else [])
-
-    def _read_passed(self, run_id: str, read: Callable[[Sequence[Event]], T]) -> tuple[T] | None:
-        events = self._archive.passed(run_id)
-        return (read(events),) if events else None
 
     def encode(self, subject: str, value: Any, hint: Any) -> Payload:
         """Turn a value into bytes. A run calls this.

@@ -141,6 +141,7 @@ def test_what_comes_back_equal_is_kept(value: Any, hint: Any) -> None:
         (Text("x"), Any, "Encoding objects of type Text is unsupported"),
         ({"x": Text("x")}, Any, "Encoding objects of type Text is unsupported"),
         (collections.Counter("a"), Any, "collections.Counter would come back as dict"),
+        (((1,),), list, "tuple would come back as list"),
         (bytearray(b"x"), bytes, "bytearray would come back as bytes"),
         ([bytearray(b"x")], list[bytes], "bytearray would come back as bytes, at [0]"),
         (object(), Any, "Encoding objects of type object is unsupported"),
@@ -193,6 +194,29 @@ def test_what_is_not_as_annotated_is_kept_if_it_comes_back_equal(value: Any, hin
     for later in (hint, Any, bytes):
         again = PLAIN.decode(SUBJECT, payload, later)
         assert repr(again) == repr(value)
+
+
+@pytest.mark.parametrize(
+    ("value", "hint"),
+    [
+        ((1, 2), collections.abc.Sequence[int]),
+        ((Pair(1, "x"),), collections.abc.Sequence[Pair]),
+        ((1, 2), collections.abc.Iterable[int]),
+        ((1, "x"), list),
+        ((1, 2), list[int] | tuple[int, ...]),
+        ((), collections.abc.Collection[str]),
+    ],
+)
+def test_a_tuple_comes_back_although_it_is_annotated_as_some_sequence(
+    value: Any, hint: Any
+) -> None:
+    payload = PLAIN.encode(SUBJECT, value, hint)
+
+    assert payload.codec == "json-tuple"
+    again = PLAIN.decode(SUBJECT, payload, hint)
+    assert again == value
+    assert repr(again) == repr(value)
+    assert type(PLAIN.decode(SUBJECT, payload, Any)) is tuple
 
 
 def test_the_types_of_pipelines_that_are_gone_are_forgotten() -> None:

@@ -445,8 +445,9 @@ async def test_a_run_that_has_passed_is_read_by_all_at_once(make_journal: Make, 
             await book.close()
             with pytest.raises(RuntimeError, match="run 'r' has passed"):
                 book.add(attempt())
-            with pytest.raises(ZeroDivisionError):
+            with pytest.raises(ZeroDivisionError) as caught:
                 await journal.open("r", pipeline="", wait=wait, read=lambda _: 1 / 0)
+            assert caught.value.__context__ is None
 
     owner.add(RunResumed("r", 1.0, 2.0, {"a": ()}, {}))
     await owner.kept()
@@ -581,6 +582,16 @@ async def test_a_claim_is_given_back_when_its_caller_is_cancelled_as_it_comes(
     await (await opened(journal)).close()
 
 
+async def test_a_claim_is_given_back_when_its_coroutine_is_closed(journal: Any) -> None:
+    opening = journal.open("r", pipeline="", wait=False, read=list)
+    opening.send(None)
+    journal._thread.submit(int).result(20)  # it is there
+
+    opening.close()
+
+    await (await opened(journal)).close()
+
+
 async def test_a_claim_that_was_not_begun_is_not_made(journal: Any, place: Any) -> None:
     await journal.runs()
     with thread_held(journal):
@@ -611,6 +622,20 @@ async def test_waiting_may_be_cancelled_and_the_book_is_kept_all_the_same(journa
 
     assert await kept_events(journal) == [started()]
     await (await opened(journal)).close()
+
+
+async def test_a_close_that_is_cancelled_before_it_begins_gives_the_run_up(journal: Any) -> None:
+    book = await opened(journal)
+    book.add(started())
+
+    closing = asyncio.create_task(book.close())
+    closing.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await closing
+
+    async with asyncio.timeout(20):
+        await (await opened(journal, wait=True)).close()
+    assert await kept_events(journal) == [started()]
 
 
 async def test_a_close_may_be_repeated(journal: Any) -> None:
