@@ -18,7 +18,7 @@ from collections.abc import Callable, Coroutine
 from typing import Any
 
 from asyncflow._clerk import Clerk, Holding
-from asyncflow._errors import JournalError
+from asyncflow._errors import JournalError, RunAlreadyActiveError
 from asyncflow._rows import Row, column_of, row_of
 from asyncflow._store import Change, Parcel
 from asyncflow._thread import Thread
@@ -119,24 +119,25 @@ class Book:
 
 
 class PassedBook:
-    """What a run has to write that has passed: nothing. So nobody needs to own it."""
+    """What a run has to write that has passed: nothing. So who reads it need not own it."""
 
-    def __init__(self, run_id: str) -> None:
+    def __init__(self, run_id: str, owner: str) -> None:
         self._run_id = run_id
+        self._owner = owner
 
     def watch(self, on_failure: Callable[[JournalError], object]) -> None:
-        """Have nothing called: nothing can fail."""
-
-    def add(self, event: Event) -> None:
-        """Refuse an event.
+        """Refuse whoever wants to go on with the run after all, with steps that it did not have.
 
         Raises:
-            RuntimeError: Always.
+            RunAlreadyActiveError: Always.
         """
-        raise RuntimeError(f"run {self._run_id!r} has passed, so {type(event).__name__} can't be")
+        raise RunAlreadyActiveError(self._run_id, self._owner)
+
+    def add(self, event: Event) -> None:
+        """Do nothing: nobody gets that far."""
 
     async def kept(self) -> None:
-        """Return at once."""
+        """Return at once, as there is nothing."""
 
     async def close(self) -> None:
         """Do nothing."""

@@ -51,6 +51,8 @@ class Codec:
 
     def __init__(self, name: str, max_bytes: int) -> None:
         self._pickles = name == "cloudpickle"
+        if self._pickles:
+            _cloudpickle()  # that it is missing shall not be told after an action has run
         self._max_bytes = max_bytes
         self._decoder = lru_cache(_DECODERS)(_decoder_of)
 

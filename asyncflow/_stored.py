@@ -109,12 +109,13 @@ class SQLJournal:
         while True:
             try:
                 return await self._open(run_id, read)
-            except RunAlreadyActiveError:
+            except RunAlreadyActiveError as active:
                 passed = await self._ask(self._archive.passed, run_id)
                 if not passed and not wait:
                     raise
+                book = PassedBook(active.run_id, active.owner)
             if passed:
-                return PassedBook(run_id), await self._ask(read, passed)
+                return book, await self._ask(read, passed)
             await asyncio.sleep(pause)
             pause = min(2 * pause, _LONGEST_WAIT_S)
 
