@@ -11,7 +11,7 @@ Rules:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, Protocol, TypeVar
 
 from asyncflow._errors import JournalError
@@ -38,12 +38,13 @@ class Book(Protocol):
         It may be cancelled at any time, to no effect.
         """
 
-    async def close(self) -> None:
-        """Wait until all is kept, and give up the run.
+    def close(self) -> Coroutine[Any, Any, None]:
+        """Wait until all is kept, and give up the run. It may be cancelled, and called again.
 
         Raises:
             JournalError: The journal has failed, now or before.
         """
+        ...
 
 
 class Journal(Protocol):

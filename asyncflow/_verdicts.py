@@ -269,9 +269,7 @@ def leave_out_our_frames(error: BaseException) -> None:
     to the run, hence back to the error.
     """
     trace = error.__traceback__
-    while trace is not None and trace.tb_frame.f_globals.get("__name__", "").startswith(
-        "asyncflow._"
-    ):
+    while trace is not None and _is_ours(trace.tb_frame):
         trace = trace.tb_next
     BaseException.with_traceback(error, trace)  # its class may refuse to be assigned to
 
