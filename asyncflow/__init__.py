@@ -7,16 +7,24 @@ from asyncflow._errors import (
     ActionNotAwaitableError,
     CyclicDependencyError,
     IllegalEventError,
+    JournalError,
+    LeaseLostError,
+    PayloadError,
     RestoredError,
     ResultRefusedError,
+    RunAlreadyActiveError,
+    RunNotFoundError,
     StepCancelledError,
+    StepCrashedError,
     StepTimeoutError,
 )
 from asyncflow._graph import parallel_groups, topological_sort
+from asyncflow._journal import Journal
 from asyncflow._ledger import Observer
 from asyncflow._orchestrator import Orchestrator, run_pipeline
 from asyncflow._pipeline import Pipeline, after, collect, each
 from asyncflow._pool import Pool
+from asyncflow._recovery import resume_all
 from asyncflow._report import Attempt, RestoredOutput, RunReport, StepResult, StepStatus
 from asyncflow._retry import Retry
 from asyncflow._step import WorkflowStep
@@ -26,17 +34,24 @@ __all__ = [
     "Attempt",
     "CyclicDependencyError",
     "IllegalEventError",
+    "Journal",
+    "JournalError",
+    "LeaseLostError",
     "Observer",
     "Orchestrator",
+    "PayloadError",
     "Pipeline",
     "Pool",
     "RestoredError",
     "RestoredOutput",
     "ResultRefusedError",
     "Retry",
+    "RunAlreadyActiveError",
+    "RunNotFoundError",
     "RunReport",
     "StepCancelledError",
     "StepContext",
+    "StepCrashedError",
     "StepResult",
     "StepStatus",
     "StepTimeoutError",
@@ -46,6 +61,7 @@ __all__ = [
     "current_step",
     "each",
     "parallel_groups",
+    "resume_all",
     "run_pipeline",
     "topological_sort",
 ]

@@ -15,7 +15,7 @@ import contextvars
 import math
 import sys
 from abc import abstractmethod
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -28,29 +28,26 @@ from asyncflow._engine import (
     call_in_worker,
     enter_attempt,
     enter_run,
-    limiter_for,
 )
-from asyncflow._errors import ResultRefusedError, StepTimeoutError
+from asyncflow._errors import ResultRefusedError
 from asyncflow._graph import ITEM, Binding, Plan
 from asyncflow._heart import Heart
+from asyncflow._keeper import Keeper
 from asyncflow._ledger import Observer
 from asyncflow._plain import plain_answer
 from asyncflow._result import StepResult
-from asyncflow._slots import Slot
 from asyncflow._state import RunState
 from asyncflow._step import WorkflowStep
 from asyncflow._verdicts import (
     Shortfall,
-    Verdicts,
     cancels,
-    forget_cancels,
     leave_out_our_frames,
     running_task,
 )
+from asyncflow._waits import Waits
 from asyncflow._watchdog import Watchdog
 from asyncflow.events import (
     AttemptStarted,
-    StepFailed,
     StepSucceeded,
     ThreadAbandoned,
 )
@@ -70,7 +67,7 @@ _ALMOST_NOTHING_S = 1e-9
 """A limit that has passed already. With 0, `wait_for` would not even begin."""
 
 
-class Attempts(Verdicts):
+class Attempts(Waits):
     """Runs the attempts of the units of a run, one task a unit.
 
     What a run makes of their ends, and when it starts and stops them, is left to `Run`.
@@ -84,33 +81,25 @@ class Attempts(Verdicts):
         inputs: Mapping[str, Any],
         state: RunState,
         observers: tuple[Observer, ...],
+        keeper: Keeper | None,
     ) -> None:
-        super().__init__(state, observers)
-        self._steps = state.units.steps
-        self._queue = state.queue
-        self._is_limited = state.is_limited
+        super().__init__(state, observers, keeper)
         self._bindings = bindings
         self._inputs = inputs
         self._context = contextvars.copy_context()
         deadline_ms = state.limits.deadline_ms
-        ends = math.inf if deadline_ms is None else self._started + deadline_ms / 1000
+        ends = math.inf if deadline_ms is None else self._loop.time() + deadline_ms / 1000
         self._identity = RunContext(run_id, plan, self._loop, self._started, ends, {})
         self._context.run(enter_run, self._identity)
+        self._is_broken = False
+        """Whether a step could not be run for a reason of ours, so that the books stay open."""
         self._live: dict[int, asyncio.Task[None]] = {}
         """The task of each unit that was started and has not ended."""
-        self._turns: dict[int, asyncio.Future[None]] = {}
-        """What each unit waits for that stands in line for its next attempt."""
-        self._threads: dict[int, ThreadEnd] = {}
-        """What tells of each unit with an abandoned thread that the thread has ended."""
         self._values: dict[int, Any] = {}
         """The items that the units of mapped steps are about."""
         self._changes: dict[int, asyncio.Future[None]] = {}
         """What each mapped step waits for: that something changes among its items."""
         self._watchdog = Watchdog(state, self._identity, self._live, self._asked)
-
-    @abstractmethod
-    def _advance_soon(self) -> None:
-        """See to what may start now, in the next turn of the loop."""
 
     @abstractmethod
     def _break_off(self, bug: BaseException, reason: str) -> None:
@@ -128,6 +117,8 @@ class Attempts(Verdicts):
             while True:
                 if not step.is_plain:
                     slot = await self._take_slot(unit, step)
+                if self._book is not None:
+                    attempt = await self._keep_start(unit, step, self._book)
                 limit_s = step.timeout_s if step.is_plain else self._limit_s(unit, step)
                 work = self._attempt(unit, step, attempt, limit_s)
                 if _WAIT_FOR_NEEDS_A_TASK or attempt > 1:
@@ -160,32 +151,6 @@ class Attempts(Verdicts):
             del self
             shortfall = work = None
 
-    # Before an attempt, and between two.
-
-    async def _take_slot(self, unit: int, step: WorkflowStep) -> Slot | None:
-        limiter = limiter_for(step)
-        if step.pool is None and limiter is None:
-            return None
-        slot = Slot(step.pool, limiter)
-        await self._undisturbed(unit, slot.take)
-        return slot
-
-    def _undo_start(self, unit: int, slot: Slot | None) -> None:
-        """See to an attempt whose task was cancelled before its first line."""
-        if slot is not None:
-            slot.give_back(unused=True)
-        if unit in self._asked:
-            raise asyncio.CancelledError
-        forget_cancels()
-
-    def _give_back(self, unit: int, slot: Slot) -> None:
-        thread = self._threads.get(unit)
-        if thread is None or thread.done():
-            slot.give_back()
-        else:
-            thread.call_at_once(slot.give_back_to_pool)
-            thread.add_done_callback(lambda _: slot.give_back())
-
     def _limit_s(self, unit: int, step: WorkflowStep) -> float | None:
         """How many seconds the attempt that is about to start may take."""
         if step.deadline_ms is None:
@@ -215,62 +180,6 @@ class Attempts(Verdicts):
             if variable is not attempt_variable
         )
 
-    async def _pause(self, unit: int, delay_ms: float) -> bool:
-        """Wait between two attempts, at least one turn of the loop; return whether one follows."""
-        if self._is_limited:
-            self._advance_soon()  # there is room for another one
-        until = self._loop.time() + delay_ms / 1000
-        while True:
-            try:
-                await asyncio.sleep(max(0.0, until - self._loop.time()))
-            except asyncio.CancelledError:
-                if unit in self._asked:
-                    raise
-                forget_cancels()  # the attempt that has ended cancelled its task, or a stranger
-            if self._loop.time() >= until:
-                break
-        if unit in self._threads and not await self._thread_has_ended(unit):
-            return False
-        if self._is_limited:
-            await self._next_turn(unit)
-        return True
-
-    async def _thread_has_ended(self, unit: int) -> bool:
-        """Wait for an abandoned thread, which no attempt may overlap, but not past a deadline."""
-        thread, latest = self._threads[unit], self._state.units.latest[unit]
-        assert latest is not None
-        deadline_ms, ends_ms = self._steps[unit].deadline_ms, self._state.limits.step_ends_ms(unit)
-        left_s = None if deadline_ms is None else max(0.0, (ends_ms - self._now_ms()) / 1000)
-        await self._undisturbed(unit, partial(asyncio.wait, [thread], timeout=left_s))
-        if thread.done() or deadline_ms is None:
-            return True
-        name = self._state.units.name_of(unit)
-        error = StepTimeoutError(name, latest.attempt, deadline_ms, "step")
-        now_ms, item = self._now_ms(), latest.item
-        self._tell_failure(StepFailed(latest.step, latest.attempt, now_ms, error, item))
-        return False
-
-    async def _next_turn(self, unit: int) -> None:
-        turn = self._turns[unit] = self._loop.create_future()
-        self._state.get_in_line(unit, self._now_ms())
-        self._advance_soon()
-        try:
-            await self._undisturbed(unit, partial(asyncio.wait, [turn]))
-        finally:
-            del self._turns[unit]
-
-    async def _undisturbed(self, unit: int, wait: Callable[[], Awaitable[object]]) -> None:
-        """Wait for something, and begin anew if anybody but the run cancels that."""
-        while True:
-            try:
-                await wait()
-            except asyncio.CancelledError:
-                if unit in self._asked:
-                    raise
-                forget_cancels()
-            else:
-                return
-
     # One attempt.
 
     async def _attempt(
@@ -281,19 +190,22 @@ class Attempts(Verdicts):
             raise asyncio.CancelledError  # pragma: no cover - before 3.12, its task has begun
         loop, binding = self._loop, self._bindings[unit]
         began = loop.time()
-        running = AttemptStarted(step.name, attempt, (began - self._started) * 1000)
-        if self._is_limited or not step.is_plain:
-            running = self._in_full(unit, running)
-        self._state.apply(running)
-        if self._observers:
-            self._tell(running)
+        if self._keeper is None:
+            running = AttemptStarted(step.name, attempt, (began - self._started) * 1000)
+            if self._is_limited or not step.is_plain:
+                running = self._in_full(unit, running)
+            self._state.apply(running)
+            if self._observers:
+                self._tell(running)
+        else:
+            running = self._latest(unit)
         enter_attempt(running)
         ends = math.inf if limit_s is None else began + limit_s
         if ends < self._watchdog.horizon:
             self._watchdog.expect(ends)
         arguments = self._arguments(unit, binding) if binding else None
         try:
-            if step.is_plain:
+            if step.is_plain and self._keeper is None:
                 value = await call_action(step, arguments)
             else:
                 value = await self._call_specially(unit, step, running, arguments, ends)
@@ -308,6 +220,9 @@ class Attempts(Verdicts):
                 return Shortfall(None, value, ended, cancels())
             at_ms = (ended - self._started) * 1000
             success = StepSucceeded(step.name, attempt, at_ms, value, running.item)
+            if self._keeper is not None:
+                self._emit(success, self._as_kept(unit, success))
+                return None
             self._state.apply(success)
             if self._observers:
                 self._tell(success)
@@ -315,10 +230,10 @@ class Attempts(Verdicts):
         finally:
             del self  # as in _run_unit
 
-    def _in_full(self, unit: int, running: AttemptStarted) -> AttemptStarted:
-        queued_ms = self._state.queued_ms(unit, running.at_ms)
-        item = self._state.units.item_of(unit)
-        return AttemptStarted(running.step, running.attempt, running.at_ms, queued_ms, item)
+    def _latest(self, unit: int) -> AttemptStarted:
+        latest = self._state.units.latest[unit]
+        assert latest is not None
+        return latest
 
     def _arguments(self, unit: int, binding: Binding) -> dict[str, Any]:
         results, inputs = self._state.units.results, self._inputs
@@ -344,7 +259,7 @@ class Attempts(Verdicts):
     ) -> Any:
         """Await the action of a step that has policies of its own."""
         key, extras = (running.step, running.item), self._identity.extras
-        name = self._state.units.name_of(unit)
+        name, keeper, payloads = self._state.units.name_of(unit), self._keeper, self._payloads
         heart = abandon = None
         if step.heartbeat_ms is not None:
             limit_s = step.heartbeat_ms / 1000
@@ -368,6 +283,8 @@ class Attempts(Verdicts):
         until = step.retry.until
         if until is not None and not plain_answer("Retry: until", until(value)):
             raise ResultRefusedError(name, running.attempt, value)
+        if keeper is not None:
+            payloads[unit] = keeper.output(name, step, value)
         return value
 
     def _results_for(self, step: WorkflowStep) -> dict[str, StepResult]:

@@ -21,8 +21,9 @@ from typing import TypeAlias
 from asyncflow._nesting import nested
 from asyncflow._signature import Upstream, upstream_of
 from asyncflow._step import Action, StepPolicies, WorkflowStep
+from asyncflow._step_checks import check_heartbeat
 
-__all__ = ["Declared", "Included", "Kept", "kept", "key_of", "steps_of"]
+__all__ = ["Declared", "Included", "Kept", "check_policies", "kept", "key_of", "steps_of"]
 
 Kept: TypeAlias = tuple[object, ...] | dict[str, object]
 """Dependencies: names, functions and pipelines, perhaps by parameter."""
@@ -78,6 +79,16 @@ def kept(name: str, depends_on: object) -> Kept:
                 )
         return dict(depends_on)
     return tuple(depends_on)
+
+
+def check_policies(name: str, function: Action, policies: StepPolicies) -> None:
+    """Let a mistake be told where the decorator is, and not when the steps are built."""
+    checked = policies.copy()
+    if policies.get("runs_in") == "process":
+        check_heartbeat(name, policies.get("heartbeat_ms"), "process")
+        # The function can't be sent to one before its module has it.
+        checked["runs_in"] = "thread"
+    WorkflowStep(name, function, **checked)
 
 
 def key_of(source: object) -> object:

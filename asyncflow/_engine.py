@@ -33,6 +33,7 @@ __all__ = [
     "current_step",
     "enter_attempt",
     "enter_run",
+    "is_within",
     "limiter_for",
     "prepare",
 ]
@@ -111,12 +112,12 @@ class StepContext:
         self.max_retries = step.max_retries
         self.idempotency_key = _key(run.run_id, step.name, running.item)
         self._loop = run.loop
-        self._ends, self._heart, self.results = run.extras.get(
-            (running.step, running.item), AttemptExtras(math.inf, None, {})
-        )
-        if step.timeout_ms is not None:
-            ends = run.started + (running.at_ms + step.timeout_ms) / 1000
-            self._ends = min(self._ends, ends)
+        extras = run.extras.get((running.step, running.item))
+        if extras is None:
+            limit_ms = math.inf if step.timeout_ms is None else step.timeout_ms
+            ends = run.started + (running.at_ms + limit_ms) / 1000
+            extras = AttemptExtras(ends, None, {})
+        self._ends, self._heart, self.results = extras
         if step.run_if == "success":
             self._ends = min(self._ends, run.ends)
 
@@ -168,6 +169,12 @@ def current_step() -> StepContext:
             "not in another process"
         )
     return StepContext(_run.get(), running)
+
+
+def is_within(run_id: str) -> bool:
+    """Whether this is done by a step of the run with that id."""
+    running = _attempt.get(None)
+    return running is not None and _run.get().run_id == run_id
 
 
 def attempt_in(context: Context, run: RunContext) -> AttemptStarted | None:

@@ -14,9 +14,15 @@ __all__ = [
     "CyclicDependencyError",
     "HangError",
     "IllegalEventError",
+    "JournalError",
+    "LeaseLostError",
+    "PayloadError",
     "RestoredError",
     "ResultRefusedError",
+    "RunAlreadyActiveError",
+    "RunNotFoundError",
     "StepCancelledError",
+    "StepCrashedError",
     "StepTimeoutError",
     "nearest",
 ]
@@ -166,6 +172,110 @@ class RestoredError(Exception):
 
     def __str__(self) -> str:
         return f"{self.type_name}: {self.message}"
+
+
+class StepCrashedError(Exception):
+    """The process died, or its journal failed, or it lost the run, while a step was running.
+
+    It stands in the history of a resumed run for each attempt that was cut short so. A step that
+    was cut short more often than its ``max_crashes`` fails with it.
+
+    Attributes:
+        step_name: The step; with its number, ``fetch[3]``, for an item of a mapped step.
+        attempt: Which attempt it was, counted from 1.
+        crashes: How many of its attempts were cut short so, up to this one.
+    """
+
+    def __init__(self, step_name: str, attempt: int, crashes: int) -> None:
+        super().__init__(step_name, attempt, crashes)
+        self.step_name = step_name
+        self.attempt = attempt
+        self.crashes = crashes
+
+    def __str__(self) -> str:
+        times = "" if self.crashes == 1 else f", as {self.crashes} of its attempts were"
+        return (
+            f"attempt {self.attempt} of step {self.step_name!r} was cut short with its process or "
+            f"its journal{times}"
+        )
+
+
+class JournalError(Exception):
+    """A journal could not read or write.
+
+    The message says what happened, and what is safe. What was committed before stays committed:
+    once the cause is mended, the same run can be started again under its id.
+
+    Attributes:
+        journal: Which journal it is: its file, or its address without the password.
+    """
+
+    def __init__(self, journal: str, problem: str) -> None:
+        super().__init__(journal, problem)
+        self.journal = journal
+        self.problem = problem
+
+    def __str__(self) -> str:
+        return f"journal {self.journal}: {self.problem}"
+
+
+class LeaseLostError(JournalError):
+    """Another process has taken over the run, which this one did not keep alive in time."""
+
+
+class RunAlreadyActiveError(Exception):
+    """Another run with the same id is going on, here or in another process.
+
+    Attributes:
+        run_id: The run.
+        owner: Who runs it.
+    """
+
+    def __init__(self, run_id: str, owner: str) -> None:
+        super().__init__(run_id, owner)
+        self.run_id = run_id
+        self.owner = owner
+
+    def __str__(self) -> str:
+        return (
+            f"run {self.run_id!r} is active in {self.owner}; to wait until it has ended there, say "
+            'on_active="wait"'
+        )
+
+
+class RunNotFoundError(LookupError):
+    """A journal has no run with that id.
+
+    Attributes:
+        run_id: The id.
+        journal: Which journal it is.
+    """
+
+    def __init__(self, run_id: str, journal: str, hint: str = "") -> None:
+        super().__init__(run_id, journal, hint)
+        self.run_id = run_id
+        self.journal = journal
+        self.hint = hint
+
+    def __str__(self) -> str:
+        return f"journal {self.journal} has no run {self.run_id!r}{self.hint}"
+
+
+class PayloadError(Exception):
+    """A value can't be kept in a journal, or not be read from it again.
+
+    Attributes:
+        subject: What it is: ``the output of step 'load'``.
+        problem: What is wrong with it, and what can be done about it.
+    """
+
+    def __init__(self, subject: str, problem: str) -> None:
+        super().__init__(subject, problem)
+        self.subject = subject
+        self.problem = problem
+
+    def __str__(self) -> str:
+        return f"{self.subject} {self.problem}"
 
 
 class IllegalEventError(RuntimeError):

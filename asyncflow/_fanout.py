@@ -13,13 +13,14 @@ import asyncio
 from abc import abstractmethod
 from contextlib import aclosing, suppress
 from functools import partial
+from typing import Any
 
 from asyncflow._attempts import Attempts
-from asyncflow._items import common_error, each_item
-from asyncflow._result import StepStatus
+from asyncflow._items import check_order, common_error, each_item
+from asyncflow._result import StepResult, StepStatus
 from asyncflow._step import WorkflowStep
 from asyncflow._verdicts import FAILURES, as_failure, forget_cancels, leave_out_our_frames
-from asyncflow.events import MapStarted, StepFailed, StepSucceeded
+from asyncflow.events import MapStarted, StepFailed, StepReused, StepSucceeded
 
 __all__ = ["Fanout"]
 
@@ -54,14 +55,17 @@ class Fanout(Attempts):
                     forget_cancels()
                     failure = as_failure(error, step.name, 0)
             while (items := self._state.units.results_of_items(unit)) is None:
+                if self._is_broken:
+                    return
                 with suppress(asyncio.CancelledError):
                     await self._change(unit)
             failure = common_error(step.name, items, failure)
             if failure is not None:
                 self._tell_failure(StepFailed(step.name, 0, self._now_ms(), failure))
-            elif is_complete and all(item.status is StepStatus.SUCCESS for item in items):
+            elif is_complete and self._have_all_succeeded(unit, items):
                 output = [item.output for item in items]
-                self._emit(StepSucceeded(step.name, 0, self._now_ms(), output))
+                success = StepSucceeded(step.name, 0, self._now_ms(), output)
+                self._emit(success, self._as_kept(unit, success))
             else:
                 self._emit(self._cancelled(unit, error))
         except BaseException as bug:
@@ -72,6 +76,11 @@ class Fanout(Attempts):
             del self  # as in _run_unit
             error = failure = items = None
 
+    def _have_all_succeeded(self, unit: int, items: list[StepResult]) -> bool:
+        # An item that was withdrawn before it began has no result.
+        is_whole = len(items) == self._state.units.count_of_items(unit)
+        return is_whole and all(item.status is StepStatus.SUCCESS for item in items)
+
     async def _take_up_items(self, unit: int, step: WorkflowStep) -> bool:
         """Make each item a unit; return whether none was left out, as when the run stops."""
         assert step.map_over is not None
@@ -80,21 +89,31 @@ class Fanout(Attempts):
         if source.status is not StepStatus.SUCCESS:
             return True  # it is a clean-up step, and there is nothing to go through
         try:
+            if self._keeper is not None:
+                check_order(source.output, step.name)
             async with aclosing(each_item(source.output, step.name)) as values:
                 async for value in values:
                     if self._state.stop_reason is not None and not self._state.is_spared(unit):
                         return False
-                    item = self._state.add_item(unit, self._now_ms())
+                    number = self._state.units.count_of_items(unit)
                     self._bindings.append(self._bindings[unit])
-                    self._values[item] = value
-                    self._advance_now()
-                    while self._state.stands_in_line(item):
-                        await self._change(unit)
-                    if item % _ITEMS_A_TURN == 0:
+                    if self._state.holds(unit, number):
+                        self._emit(StepReused(step.name, self._now_ms(), number))
+                    else:
+                        await self._take_up(unit, value)
+                    if number % _ITEMS_A_TURN == 0:
                         await self._undisturbed(unit, partial(asyncio.sleep, 0))
             return True
         finally:
             del self  # what the iteration raised keeps this frame
+
+    async def _take_up(self, unit: int, value: Any) -> None:
+        """Make an item a unit, and wait until it has been let in."""
+        item = self._state.add_item(unit, self._now_ms())
+        self._values[item] = value
+        self._advance_now()
+        while self._state.stands_in_line(item):
+            await self._change(unit)
 
     async def _change(self, unit: int) -> None:
         """Wait until an item of the mapped step has been let in or has ended, or for nothing."""

@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import Any, TypeAlias
 
 from asyncflow._errors import IllegalEventError
-from asyncflow._phases import ATTEMPTING, MAPPING, PHASES, WAITING
+from asyncflow._phases import ATTEMPTING, MAPPING, PHASES
 from asyncflow._result import Attempt, StepResult, StepStatus
 from asyncflow._units import Units
 from asyncflow.events import (
@@ -40,32 +40,37 @@ class Histories:
 
     def last_error(self, unit: int) -> BaseException | None:
         """What the latest failed attempt of the unit failed with, if one has."""
-        failed = self._failed.get(unit)
+        failed = self.attempts(unit)
         return failed[-1].error if failed else None
+
+    def attempts(self, unit: int) -> tuple[Attempt, ...]:
+        """Return the attempts of the unit that have failed, also before the run was resumed."""
+        failed = self._failed.get(unit)
+        if failed is None:
+            carried = self._units.carried(unit)
+            failed = () if carried is None else carried.failed
+        return failed
 
     def fail(self, unit: int, event: AttemptFailed) -> None:
         """Note that the running attempt has failed and that another one follows."""
         started = self.latest(unit, event)
         self._failed[unit] = (
-            *self._failed.get(unit, ()),
+            *self.attempts(unit),
             _attempt(started, event, event.error),
         )
 
-    def remark(self, unit: int, *, abandoned: bool = False, **amounts: float) -> None:
-        """Note something that goes into the result as it is; amounts are added up."""
+    def remark(self, unit: int, **facts: Any) -> None:
+        """Note something that goes into the result as it is."""
         self.has_remarks = True
-        remarks = self._remarks.setdefault(unit, {})
-        if abandoned:
-            remarks["abandoned"] = True
-        for name, amount in amounts.items():
-            remarks[name] = remarks.get(name, 0.0) + amount
+        self._remarks.setdefault(unit, {}).update(facts)
 
     def block(self, unit: int, event: LoopBlocked) -> None:
         """Note that the unit has blocked the loop; it may have ended when the loop could tell."""
         latest, results = self._units.latest[unit], self._units.results
         if latest is None or not 1 <= event.attempt <= latest.attempt:
             raise IllegalEventError(event, f"the latest attempt is {latest!r}")
-        self.remark(unit, loop_blocked_ms=event.blocked_ms)
+        blocked_ms = self._remarks.get(unit, {}).get("loop_blocked_ms", 0.0) + event.blocked_ms
+        self.remark(unit, loop_blocked_ms=blocked_ms)
         result = results[unit]
         if result is None:
             return
@@ -90,12 +95,11 @@ class Histories:
         phase = self._units.phases[unit]
         if phase == MAPPING:
             return self._result_of_items(unit, event, status, error)
-        if phase < ATTEMPTING:
+        if phase < ATTEMPTING and self._units.latest[unit] is None:
             return self._result_without_attempts(unit, event, status, error)
-        started, history = self.latest(unit, event), None
+        started, history = self.latest(unit, event), self.attempts(unit) or None
         started_ms, queued_ms = started.at_ms, started.queued_ms
-        if event.attempt > 1 or phase >= WAITING:
-            history = self._failed[unit]
+        if history is not None:
             if phase == ATTEMPTING:
                 history = (*history, _attempt(started, event, error))
             started_ms = history[0].started_ms
@@ -112,6 +116,7 @@ class Histories:
             history,
             self._units.depends_on(unit),
             queued_ms,
+            secret=status is StepStatus.SUCCESS and self._units.steps[unit].secret,
         )
 
     def skipped(self, unit: int, event: StepSkipped) -> StepResult:
@@ -155,6 +160,7 @@ class Histories:
             loop_blocked_ms=sum(result.loop_blocked_ms for result in items),
             abandoned=any(result.abandoned for result in items),
             items=tuple(items),
+            secret=status is StepStatus.SUCCESS and self._units.steps[step].secret,
         )
 
     def latest(self, unit: int, event: StepEnd | AttemptFailed | ThreadAbandoned) -> AttemptStarted:

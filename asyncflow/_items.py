@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, AsyncIterable, Iterable
+from collections.abc import AsyncGenerator, AsyncIterable, Iterable, Set
 from typing import Any
 
 from asyncflow._result import StepResult, StepStatus, noted
 from asyncflow._text import describe
 
-__all__ = ["common_error", "each_item"]
+__all__ = ["check_order", "common_error", "each_item"]
 
 
 async def each_item(source: Any, name: str) -> AsyncGenerator[Any, None]:
@@ -35,6 +35,19 @@ async def each_item(source: Any, name: str) -> AsyncGenerator[Any, None]:
     else:
         raise TypeError(
             f"step {name!r} maps over {type(source).__name__}, which is not a collection of items"
+        )
+
+
+def check_order(source: Any, name: str) -> None:
+    """Check that the items have the same order in every process, since they are kept by number.
+
+    Raises:
+        TypeError: They have not, being those of a set.
+    """
+    if isinstance(source, Set):
+        raise TypeError(
+            f"step {name!r} maps over a {type(source).__name__}, which has another order in each "
+            "process, so that a resumed run could not tell its items apart; return a list"
         )
 
 

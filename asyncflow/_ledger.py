@@ -7,6 +7,7 @@ import logging
 from abc import abstractmethod
 from typing import Protocol
 
+from asyncflow._journal import Book
 from asyncflow._state import RunState
 from asyncflow.events import Event
 
@@ -27,11 +28,13 @@ class Observer(Protocol):
 class Ledger:
     """Enters what happens into the state of a run, and tells it to the observers."""
 
-    def __init__(self, state: RunState, observers: tuple[Observer, ...]) -> None:
+    def __init__(self, state: RunState, observers: tuple[Observer, ...], book: Book | None) -> None:
         self._state = state
         self._observers = observers
+        self._book = book
         self._loop = asyncio.get_running_loop()
-        self._started = self._loop.time()
+        # The clock of a run stands still while no process runs it.
+        self._started = self._loop.time() - state.limits.began_ms / 1000
 
     @abstractmethod
     def _interrupt(self, cause: BaseException, reason: str) -> None:
@@ -40,8 +43,16 @@ class Ledger:
     def _now_ms(self) -> float:
         return (self._loop.time() - self._started) * 1000
 
-    def _emit(self, event: Event) -> None:
+    def _emit(self, event: Event, kept: Event | None = None) -> None:
+        """Enter an event into the books.
+
+        Args:
+            event: The event.
+            kept: The same, as a journal keeps it, if that is not the same.
+        """
         self._state.apply(event)
+        if self._book is not None:
+            self._book.add(event if kept is None else kept)
         if self._observers:
             self._tell(event)
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import NamedTuple
 
-from asyncflow._errors import ActionNotAwaitableError, TimeoutKind
+from asyncflow._errors import ActionNotAwaitableError, PayloadError, TimeoutKind
 from asyncflow._phases import ATTEMPTING
 from asyncflow._queue import StartQueue
 from asyncflow._units import Units
@@ -35,6 +35,7 @@ class Limits:
 
     Attributes:
         deadline_ms: The run's deadline, if it has one.
+        began_ms: When the run began to count: above 0 if it was resumed.
     """
 
     def __init__(
@@ -43,8 +44,10 @@ class Limits:
         queue: StartQueue,
         deadline_ms: float | None,
         random: Callable[[], float],
+        began_ms: float = 0.0,
     ) -> None:
         self.deadline_ms = deadline_ms
+        self.began_ms = began_ms
         self._units = units
         self._queue = queue
         self._random = random
@@ -54,10 +57,10 @@ class Limits:
     def start(self, unit: int, event: AttemptStarted) -> None:
         """An attempt has started."""
         if self._units.steps[unit].deadline_ms is not None:
-            if event.attempt == 1:
-                self._counts_from[unit] = event.at_ms
-            else:
+            if unit in self._counts_from:
                 self._counts_from[unit] += event.queued_ms
+            else:
+                self._counts_from[unit] = event.at_ms
 
     def of(self, unit: int, at_ms: float) -> Limit | None:
         """Return the tighter of a unit's own two limits, for an attempt started at that time."""
@@ -87,18 +90,20 @@ class Limits:
             How many milliseconds to wait before the next attempt, or ``None`` if the unit has
             failed for good.
         """
-        if isinstance(error, ActionNotAwaitableError):
+        if isinstance(error, ActionNotAwaitableError | PayloadError):
             return None  # the next call would have the same effect once more
         latest, step = self._units.latest[unit], self._units.steps[unit]
         assert latest is not None
-        if latest.attempt >= step.max_retries:
+        carried = self._units.carried(unit)
+        attempts = latest.attempt - (0 if carried is None else carried.crashes)
+        if attempts >= step.max_retries:
             return None
         ends_ms, whose = self.step_ends_ms(unit), "step"
         if self.deadline_ms is not None and step.run_if == "success":
-            ends_ms, whose = min((ends_ms, whose), (self.deadline_ms, "run"))
+            ends_ms, whose = min((ends_ms, whose), (self.began_ms + self.deadline_ms, "run"))
         random = self._random
         del self  # what the policy raises keeps this frame, which leads to the results
-        delay_ms = step.retry.delay_ms(latest.attempt, error, random)
+        delay_ms = step.retry.delay_ms(attempts, error, random)
         if delay_ms is None or at_ms + delay_ms < ends_ms - _SLACK_MS:
             return delay_ms
         with suppress(Exception):  # some refuse a note: frozen dataclasses, for one

@@ -16,14 +16,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
-from functools import partial
 from typing import Any
 
 from asyncflow._errors import nearest
 from asyncflow._signature import Signature
 from asyncflow._step import WorkflowStep
 
-__all__ = ["nested"]
+__all__ = ["HandsOn", "nested"]
 
 
 def nested(
@@ -125,15 +124,24 @@ def _end(name: str, steps: Sequence[WorkflowStep]) -> WorkflowStep:
     ordinary = [s for s in steps if s.run_if != "failure" and not _waits_for_all(s)] or steps
     depended_on = {source for step in ordinary for source in step.depends_on}
     last = [f"{name}/{step.name}" for step in ordinary if step.name not in depended_on]
-    hand_on = _only_output if len(last) == 1 else partial(_all_outputs, len(name) + 1)
-    return WorkflowStep(name, hand_on, last, timeout_ms=None)
+    hand_on = HandsOn({step.name: step for step in ordinary if step.name not in depended_on})
+    is_secret = any(step.secret for step in hand_on.steps.values())
+    return WorkflowStep(name, hand_on, last, timeout_ms=None, secret=is_secret)
 
 
-# Both take their outputs under the full names, which no input of a run can have by accident.
-async def _only_output(**outputs: Any) -> Any:
-    (output,) = outputs.values()
-    return output
+class HandsOn:
+    """The action of the step that stands for an included pipeline.
 
+    Attributes:
+        steps: The steps whose outputs it hands on, by the names that they have inside.
+    """
 
-async def _all_outputs(prefix: int, /, **outputs: Any) -> dict[str, Any]:
-    return {name[prefix:]: output for name, output in outputs.items()}
+    def __init__(self, steps: dict[str, WorkflowStep]) -> None:
+        self.steps = steps
+
+    # It takes them under their full names, which no input of a run can have by accident.
+    async def __call__(self, **outputs: Any) -> Any:
+        """Return the only output, or a dictionary of all."""
+        if len(self.steps) == 1:
+            return next(iter(outputs.values()))
+        return dict(zip(self.steps, outputs.values(), strict=True))

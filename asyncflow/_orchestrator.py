@@ -6,11 +6,16 @@ import asyncio
 import os
 import random
 from collections.abc import Iterable, Mapping
-from typing import Any, get_args
+from pathlib import PurePath
+from typing import Any, Literal, TypeAlias, cast, get_args
 
 from asyncflow._diagram import to_mermaid
-from asyncflow._engine import prepare
-from asyncflow._graph import Shape, bind, bind_conditions, plan
+from asyncflow._durable import Opening, Request, begin, open_run
+from asyncflow._engine import is_within, prepare
+from asyncflow._errors import nearest
+from asyncflow._graph import Shape, plan
+from asyncflow._journal import Journal
+from asyncflow._keeper import Keeper, OutputTypes
 from asyncflow._ledger import Observer
 from asyncflow._numbers import check_limit
 from asyncflow._plain import is_async
@@ -19,7 +24,9 @@ from asyncflow._run import Run
 from asyncflow._state import RunState, Schedule
 from asyncflow._step import WorkflowStep
 
-__all__ = ["Orchestrator", "run_pipeline"]
+__all__ = ["OnActive", "Orchestrator", "run_pipeline"]
+
+OnActive: TypeAlias = Literal["raise", "wait"]
 
 
 class Orchestrator:
@@ -40,6 +47,10 @@ class Orchestrator:
         targets: The names of the steps to be run; all others are left out, except what these
             depend on. ``None`` (the default) means all.
         observers: Callables that are given each `asyncflow.events` object as it happens.
+        name: What the pipeline is called in a journal; empty by default.
+        journal: What keeps the runs, such as a `asyncflow.journal.SQLiteJournal`, so that they can
+            be resumed; ``None`` (the default) keeps nothing.
+        secret_inputs: The names of run inputs that must not be kept in a journal, nor shown.
 
     Raises:
         TypeError: An argument has the wrong type.
@@ -58,6 +69,9 @@ class Orchestrator:
         deadline_ms: float | None = None,
         targets: Iterable[str] | None = None,
         observers: Iterable[Observer] = (),
+        name: str = "",
+        journal: Journal | None = None,
+        secret_inputs: Iterable[str] = (),
     ) -> None:
         _check_options(fail_fast, schedule, max_concurrency)
         check_limit("deadline_ms", deadline_ms)
@@ -66,7 +80,27 @@ class Orchestrator:
         self._max_concurrency = max_concurrency
         self._deadline_ms = deadline_ms
         self._observers = _checked_observers(observers)
+        if not isinstance(name, str):
+            raise TypeError(f"name must be a str, not {type(name).__name__}")
+        self._name = name
+        self._journal = _checked_journal(journal)
+        self._secret_inputs = _checked_secret(secret_inputs)
         self._plan = plan(steps, targets)
+        self._is_whole = targets is None
+        self._types = OutputTypes(self._plan)
+
+    @property
+    def name(self) -> str:
+        """What the pipeline is called in a journal."""
+        return self._name
+
+    def _check_secrets(self) -> None:
+        steps = self._plan.steps
+        taken = {name for step in steps for name in (*step.signature.names, *step.condition.names)}
+        for name in self._secret_inputs - taken:
+            raise ValueError(
+                f"secret_inputs names {name!r}, which no step takes{nearest(name, taken)}"
+            )
 
     @property
     def tiers(self) -> list[list[str]]:
@@ -91,18 +125,33 @@ class Orchestrator:
         return to_mermaid(Shape(self._plan))
 
     async def run(
-        self, *, inputs: Mapping[str, Any] | None = None, run_id: str | None = None
+        self,
+        *,
+        inputs: Mapping[str, Any] | None = None,
+        run_id: str | None = None,
+        journal: Journal | None = None,
+        on_active: OnActive = "raise",
     ) -> RunReport:
         """Run the pipeline and return its report, also when steps failed.
 
+        With a journal, the run is started or, if there has been one of that id, goes on: what has
+        succeeded does not run again. If that run has passed, its stored report is returned.
+
         Args:
-            inputs: Values for the parameters of actions, by parameter name.
+            inputs: Values for the parameters of actions, by parameter name. A run that goes on
+                has those that it was started with.
             run_id: Identifies the run; by default a random one is made.
+            journal: What keeps this run; by default the journal of the orchestrator, if any.
+            on_active: What to do if a run of that id is going on: ``"raise"`` (the default), or
+                ``"wait"`` until it has ended, here or in another process, and then go on.
 
         Raises:
             TypeError: ``inputs`` is not a mapping, or ``run_id`` not a string.
             ValueError: Nothing provides a required parameter of an action, or both a dependency
-                and an input do. Nothing has run.
+                and an input do; or the run was started with other inputs. Nothing has run.
+            PayloadError: An input can't be kept in the journal. Nothing has run.
+            RunAlreadyActiveError: A run of that id is going on. Nothing has run.
+            JournalError: The journal has failed. The steps have ended; what was kept is safe.
             RuntimeError: No asyncio event loop is running this code.
             asyncio.CancelledError: The caller was cancelled. The steps have ended.
             BaseException: What a step raised that is neither an `Exception` nor a cancellation,
@@ -110,15 +159,50 @@ class Orchestrator:
         """
         _check_asyncio()
         _check_run_id(run_id)
-        inputs = _checked_inputs(inputs)
+        _check_on_active(on_active)
+        if self._is_whole:  # else it may be that others take them
+            self._check_secrets()
         prepare(self._plan)
+        request = Request(
+            run_id if run_id is not None else os.urandom(8).hex(),
+            self._name,
+            self._plan,
+            self._types,
+            _checked_inputs(inputs),
+            self._secret_inputs,
+            self._fail_fast,
+        )
+        journal = self._journal if journal is None else _checked_journal(journal)
+        if journal is not None:
+            return await self._run_durably(journal, request, wait=on_active == "wait")
+        return await self._execute(request, begin(request))
+
+    async def _run_durably(self, journal: Journal, request: Request, *, wait: bool) -> RunReport:
+        if wait and is_within(request.run_id):
+            raise ValueError(f"a step of run {request.run_id!r} can't wait for the end of that run")
+        keeper, opening = await open_run(journal, request, wait=wait)
+        if isinstance(opening, RunReport):
+            failure, cancellation = await keeper.close(request.run_id)
+            try:
+                if failure is not None or cancellation is not None:
+                    raise cancellation or failure  # type: ignore[misc]
+                return opening
+            finally:
+                del failure, cancellation  # what is raised keeps this frame
+        try:
+            return await self._execute(request, opening, keeper)
+        finally:
+            if not keeper.has_closed:  # it could not even begin
+                await keeper.close(request.run_id)
+
+    async def _execute(
+        self, request: Request, opening: Opening, keeper: Keeper | None = None
+    ) -> RunReport:
         # No variable may hold the run: what it raises keeps this frame, and would keep itself.
         return await Run(
-            run_id if run_id is not None else os.urandom(8).hex(),
+            request.run_id,
             self._plan,
-            bind(self._plan, inputs),
-            bind_conditions(self._plan, inputs),
-            inputs,
+            opening,
             RunState(
                 self._plan,
                 fail_fast=self._fail_fast,
@@ -126,8 +210,10 @@ class Orchestrator:
                 max_concurrency=self._max_concurrency,
                 deadline_ms=self._deadline_ms,
                 random=random.random,
+                past=opening.past,
             ),
             self._observers,
+            keeper,
         ).execute()
 
 
@@ -142,6 +228,10 @@ async def run_pipeline(
     inputs: Mapping[str, Any] | None = None,
     run_id: str | None = None,
     observers: Iterable[Observer] = (),
+    name: str = "",
+    journal: Journal | None = None,
+    on_active: OnActive = "raise",
+    secret_inputs: Iterable[str] = (),
 ) -> RunReport:
     """Check, plan and run a pipeline once, and return its report, also when steps failed.
 
@@ -156,8 +246,11 @@ async def run_pipeline(
         deadline_ms=deadline_ms,
         targets=targets,
         observers=observers,
+        name=name,
+        journal=journal,
+        secret_inputs=secret_inputs,
     )
-    return await orchestrator.run(inputs=inputs, run_id=run_id)
+    return await orchestrator.run(inputs=inputs, run_id=run_id, on_active=on_active)
 
 
 def _check_asyncio() -> None:
@@ -197,6 +290,28 @@ def _check_run_id(run_id: object) -> None:
         raise TypeError(f"run_id must be a str, not {type(run_id).__name__}")
     if not run_id:
         raise ValueError("run_id must not be empty; leave it out to have one made")
+
+
+def _check_on_active(on_active: object) -> None:
+    known = get_args(OnActive)
+    if on_active not in known:
+        raise ValueError(f"on_active must be {' or '.join(map(repr, known))}, not {on_active!r}")
+
+
+def _checked_journal(journal: Any) -> Journal | None:
+    if journal is not None and not callable(getattr(journal, "open", None)):
+        hint = "; wrap it in one: SQLiteJournal(...)" if isinstance(journal, str | PurePath) else ""
+        raise TypeError(
+            "journal must be a journal, such as those of asyncflow.journal, not "
+            f"{type(journal).__name__}{hint}"
+        )
+    return cast("Journal | None", journal)
+
+
+def _checked_secret(secret_inputs: object) -> frozenset[str]:
+    if isinstance(secret_inputs, str) or not isinstance(secret_inputs, Iterable):
+        raise TypeError("secret_inputs must be a list of input names; put a single one in a list")
+    return frozenset(secret_inputs)
 
 
 def _checked_inputs(inputs: object) -> dict[str, Any]:

@@ -7,14 +7,15 @@ from collections.abc import AsyncIterable, Awaitable, Callable, Iterable, Iterat
 from functools import partial
 from typing import Any, TypeAlias, TypeVar, Unpack, overload
 
-from asyncflow._declared import Declared, Included, kept, key_of, steps_of
+from asyncflow._declared import Declared, Included, check_policies, kept, key_of, steps_of
 from asyncflow._errors import nearest
+from asyncflow._journal import Journal
 from asyncflow._ledger import Observer
 from asyncflow._orchestrator import Orchestrator
 from asyncflow._report import RunReport
 from asyncflow._signature import Upstream
 from asyncflow._state import Schedule
-from asyncflow._step import Action, StepPolicies, WorkflowStep, check_heartbeat
+from asyncflow._step import StepPolicies, WorkflowStep
 
 __all__ = ["Pipeline", "after", "collect", "each"]
 
@@ -117,7 +118,8 @@ class Pipeline:
 
     Args:
         name: What it is called when another pipeline includes it; a non-empty string.
-        fail_fast, schedule, max_concurrency, deadline_ms, observers: As `Orchestrator` takes them.
+        fail_fast, schedule, max_concurrency, deadline_ms, observers, journal, secret_inputs: As
+            `Orchestrator` takes them.
 
     Raises:
         TypeError: An argument has the wrong type.
@@ -133,6 +135,8 @@ class Pipeline:
         max_concurrency: int | None = None,
         deadline_ms: float | None = None,
         observers: Iterable[Observer] = (),
+        journal: Journal | None = None,
+        secret_inputs: Iterable[str] = (),
     ) -> None:
         _check_name(name)
         self._name = name
@@ -147,13 +151,16 @@ class Pipeline:
             deadline_ms=deadline_ms,
             # It is planned more than once, and an iterator could be read only once.
             observers=tuple(observers) if isinstance(observers, Iterator) else observers,
+            name=name,
+            journal=journal,
+            secret_inputs=secret_inputs,
         )
         self._built: tuple[int, tuple[WorkflowStep, ...]] = (0, ())
         self._planned: tuple[object, Orchestrator] = (self._built[1], self._orchestrate(()))
 
     @property
     def name(self) -> str:
-        """What it is called when another pipeline includes it."""
+        """What it is called when another pipeline includes it, and in a journal."""
         return self._name
 
     @overload
@@ -209,7 +216,7 @@ class Pipeline:
                 function, name=name, depends_on=depends_on, map_over=map_over, **policies
             )
         name = _name_of(self._name, function) if name is None else name
-        _check_policies(name, function, policies)
+        check_policies(name, function, policies)
         self._check_new(name)
         if key_of(function) in self._functions:
             raise ValueError(
@@ -384,13 +391,3 @@ def _name_of(pipeline: str, function: object) -> str:
             f"{name or type(function).__name__}; give it one: step(..., name=...)"
         )
     return name
-
-
-def _check_policies(name: str, function: Action, policies: StepPolicies) -> None:
-    """Let a mistake be told where the decorator is, and not when the steps are built."""
-    checked = policies.copy()
-    if policies.get("runs_in") == "process":
-        check_heartbeat(name, policies.get("heartbeat_ms"), "process")
-        # The function can't be sent to one before its module has it.
-        checked["runs_in"] = "thread"
-    WorkflowStep(name, function, **checked)

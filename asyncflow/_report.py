@@ -106,6 +106,11 @@ class RunReport(Mapping[str, StepResult]):
         """The results with status ``CANCELLED``."""
         return self._with_status(StepStatus.CANCELLED)
 
+    @property
+    def reused(self) -> list[StepResult]:
+        """The results that a resumed run took from its journal: those steps did not run again."""
+        return [result for result in self._by_name.values() if result.reused]
+
     def _with_status(self, status: StepStatus) -> list[StepResult]:
         return [result for result in self._by_name.values() if result.status is status]
 
@@ -255,4 +260,8 @@ def _line(result: StepResult) -> str:
         parts.append(in_one_line(result.reason))
     if result.error is not None:
         parts.append(describe(result.error))
+    if result.reused:
+        parts.append("reused")
+    elif result.rerun_reason is not None and result.status is not StepStatus.SKIPPED:
+        parts.append(f"run again because {in_one_line(result.rerun_reason)}")
     return ": ".join(parts)

@@ -12,7 +12,14 @@ from itertools import repeat
 from typing import Any, TypeAlias
 
 from asyncflow._errors import RestoredError
-from asyncflow._result import Attempt, RestoredOutput, StepResult, StepStatus, stand_in
+from asyncflow._result import (
+    Attempt,
+    RestoredOutput,
+    StepResult,
+    StepStatus,
+    shown_output,
+    stand_in,
+)
 from asyncflow._text import text_of
 
 __all__ = ["dump", "load"]
@@ -50,7 +57,7 @@ def _result_to_json(result: StepResult) -> dict[str, object]:
         "status": result.status.value,
         "attempts": result.attempts,
         "duration_ms": result.duration_ms,
-        **_output_to_json(result.output),
+        **_output_to_json(shown_output(result)),
         "error": _error_to_json(result.error),
         "reason": result.reason,
         "started_ms": result.started_ms,
@@ -61,6 +68,9 @@ def _result_to_json(result: StepResult) -> dict[str, object]:
         "abandoned": result.abandoned,
         "on_purpose": result.on_purpose,
         "items": None if items is None else [*map(_result_to_json, items)],
+        "reused": result.reused,
+        "rerun_reason": result.rerun_reason,
+        "secret": result.secret,
     }
 
 
@@ -211,6 +221,9 @@ def _result_from_json(result: _Fields) -> StepResult:
         abandoned=result.read("abandoned", _FLAG),
         on_purpose=result.read("on_purpose", _FLAG),
         items=tuple(_results_from_json(result, "items")) if is_mapped else None,
+        reused=result.read("reused", _FLAG),
+        rerun_reason=result.read("rerun_reason", _TEXT_OR_NULL),
+        secret=result.read("secret", _FLAG),
     )
     if restored.status is StepStatus.FAILED and restored.error is None:
         raise _refusal(result.place("error"), "must not be null, because the step has failed")

@@ -12,7 +12,16 @@ from asyncflow._errors import RestoredError
 from asyncflow._record import record
 from asyncflow._text import text_of
 
-__all__ = ["Attempt", "RestoredOutput", "StepResult", "StepStatus", "noted", "stand_in"]
+__all__ = [
+    "REDACTED_OUTPUT",
+    "Attempt",
+    "RestoredOutput",
+    "StepResult",
+    "StepStatus",
+    "noted",
+    "shown_output",
+    "stand_in",
+]
 
 
 class StepStatus(enum.StrEnum):
@@ -116,6 +125,13 @@ class StepResult:
     items: tuple[StepResult, ...] | None = None
     """The results of the items of a mapped step, in their order; ``None`` for a step that is not
     mapped."""
+    reused: bool = False
+    """Whether a resumed run has taken this from its journal, so that the step did not run again."""
+    rerun_reason: str | None = None
+    """For a step of a resumed run of which its journal knew, why it ran again all the same."""
+    secret: bool = False
+    """Whether there is an output and it is secret, so that neither a journal nor JSON nor `repr`
+    shows it."""
 
     @property
     def history(self) -> tuple[Attempt, ...]:
@@ -152,6 +168,10 @@ class RestoredOutput:
 
     text: str
     """The ``repr`` of the output."""
+
+
+REDACTED_OUTPUT = RestoredOutput("redacted")
+"""Stands for an output that is secret."""
 
 
 def noted(result: StepResult, note: str) -> Exception:
@@ -209,10 +229,14 @@ def _equal(one: list[Any], other: list[Any]) -> bool:
         return False
 
 
+def shown_output(result: StepResult) -> object:
+    """Return the output, or what stands for it where it must not be seen."""
+    return REDACTED_OUTPUT if result.secret and result.output is not None else result.output
+
+
 def _repr(data: Attempt | StepResult) -> str:
-    shown = ", ".join(
-        f"{each.name}={text_of(repr, getattr(data, each.name))}"
-        for each in fields(data)
-        if each.repr
-    )
+    values = {each.name: getattr(data, each.name) for each in fields(data) if each.repr}
+    if isinstance(data, StepResult):
+        values["output"] = shown_output(data)
+    shown = ", ".join(f"{name}={text_of(repr, value)}" for name, value in values.items())
     return f"{type(data).__name__}({shown})"

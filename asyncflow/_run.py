@@ -15,35 +15,37 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import sys
-import time
-from collections.abc import Mapping
-from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from typing import Any
 
-import anyio
-
 from asyncflow._attempts import FIRST_TASK_BEARS_THE_NAME
+from asyncflow._durable import Opening
+from asyncflow._errors import JournalError, StepCrashedError
 from asyncflow._fanout import Fanout
-from asyncflow._graph import Binding, Plan, Shape
+from asyncflow._graph import Plan
+from asyncflow._keeper import Keeper
 from asyncflow._ledger import Observer
 from asyncflow._monitor import Watch, watch
 from asyncflow._plain import plain_answer
 from asyncflow._report import RunReport
+from asyncflow._shield import shield
 from asyncflow._state import RunState
 from asyncflow._verdicts import FAILURES, as_failure, leave_out_our_frames
 from asyncflow.events import (
     LoopBlocked,
     RunFinished,
     RunInterrupted,
-    RunStarted,
     RunTimedOut,
     StepFailed,
+    StepReused,
     StepSkipped,
 )
 
 __all__ = ["Run"]
 _log = logging.getLogger("asyncflow")
+
+_REUSED_A_TURN = 100
+"""After how many steps that a resumed run takes over others get a turn."""
 
 
 class Run(Fanout):
@@ -53,17 +55,16 @@ class Run(Fanout):
         self,
         run_id: str,
         plan: Plan,
-        bindings: list[Binding],
-        conditions: Mapping[int, Binding],
-        inputs: Mapping[str, Any],
+        opening: Opening,
         state: RunState,
         observers: tuple[Observer, ...],
+        keeper: Keeper | None = None,
     ) -> None:
-        super().__init__(run_id, plan, bindings, inputs, state, observers)
-        self._conditions = conditions
+        super().__init__(run_id, plan, opening.bindings, opening.inputs, state, observers, keeper)
+        self._opening = opening
+        self._conditions = opening.conditions
+        self._is_resumed = opening.past is not None
         self._stop_is_due = False
-        self._is_broken = False
-        """Whether a step could not be run for a reason of ours, so that the books stay open."""
         self._advancing = False
         self._settled: asyncio.Future[None] | None = None
         self._interruption: BaseException | None = None
@@ -71,28 +72,55 @@ class Run(Fanout):
 
     async def execute(self) -> RunReport:
         """Run the pipeline; return its report, or raise what has interrupted it."""
-        self._emit(RunStarted(self._identity.run_id, time.time(), Shape(self._identity.plan)))
+        cancellation: BaseException | None = await self._begin()
         if self._state.limits.deadline_ms is not None:
             ends = self._identity.ends
             self._deadline = self._loop.call_at(ends, self._time_out, context=self._context)
         self._monitor: Watch = watch(self._loop, self._on_block)
-        cancellation: BaseException | None = None
+        failure: BaseException | None = None
         try:
             async with asyncio.TaskGroup() as self._group:
                 # From the loop, not from here: the traceback of an eager task that fails at once
                 # would keep our callers' frames, and in one of them stands the report: a cycle.
-                self._advance_soon()
+                if cancellation is None:
+                    self._advance_soon()
                 # What leaves the body of a group is kept by it in a cycle, so nothing leaves it.
-                cancellation = await self._until_settled()
+                cancellation = await self._until_settled() or cancellation
         except asyncio.CancelledError as at_exit:
             cancellation = at_exit
         self._close()
+        if self._keeper is not None:
+            failure, late = await self._keeper.close(self._identity.run_id)
+            cancellation = late or cancellation
+            self._interruption = self._interruption or failure
+            if cancellation is not None and isinstance(self._interruption, JournalError):
+                self._interruption = None  # a cancellation from outside always gets through
         if self._interruption is None and cancellation is None:
             return self._state.report()
         try:
             raise self._interruption or cancellation  # type: ignore[misc]
         finally:
-            del self, cancellation  # or what is raised would keep itself, through this frame
+            # Or what is raised would keep itself, through this frame.
+            del self, cancellation, failure
+
+    async def _begin(self) -> asyncio.CancelledError | None:
+        """Tell that the run begins; return the cancellation that came meanwhile, if any."""
+        if self._book is not None:
+            self._book.watch(partial(self._interrupt, reason="its journal has failed"))
+        self._emit(self._opening.event, self._opening.kept)
+        cancellation, state = None, self._state
+        held = filter(state.holds, self._identity.plan.order) if self._is_resumed else ()
+        for count, index in enumerate(held):
+            self._emit(StepReused(self._steps[index].name, self._now_ms()))
+            if count % _REUSED_A_TURN == _REUSED_A_TURN - 1 and cancellation is None:
+                try:
+                    await asyncio.sleep(0)
+                except asyncio.CancelledError as early:
+                    cancellation = early
+        if cancellation is not None:
+            self._tell_interruption("the caller was cancelled")
+            self._stop()
+        return cancellation
 
     def _close(self) -> None:
         self._watchdog.stop()
@@ -101,7 +129,8 @@ class Run(Fanout):
         if self._deadline is not None:
             self._deadline.cancel()
         if not self._is_broken:
-            self._emit(RunFinished(self._now_ms(), self._state.outcome))
+            now_ms, state = self._now_ms(), self._state
+            self._emit(RunFinished(now_ms, state.outcome, state.stop_reason))
 
     # Waiting for the steps.
 
@@ -114,7 +143,7 @@ class Run(Fanout):
             self._stop()
             # anyio repeats a cancellation until it is obeyed. The shield keeps that from turning
             # the wait for the steps' clean-up into a busy loop.
-            with _shield():
+            with shield():
                 while self._live:
                     try:
                         await self._all_settled()
@@ -177,7 +206,7 @@ class Run(Fanout):
         prefix, task_name = self._watchdog.prefix, self._watchdog.task_name
         for unit in batch:
             step, run = self._steps[unit], self._run_unit
-            if not step.is_plain or unit in self._turns:
+            if not step.is_plain or unit in self._turns or self._is_resumed:
                 if not (anew or (self._is_new(unit) and self._is_wanted(unit))):
                     continue
                 if step.map_over is not None and self._state.units.item_of(unit) is None:
@@ -204,6 +233,8 @@ class Run(Fanout):
     def _is_wanted(self, unit: int) -> bool:
         """Ask a step's condition; if the step is not to run, tell that."""
         step, condition = self._steps[unit], self._steps[unit].when
+        if self._is_resumed and self._has_crashed_too_often(unit):
+            return False
         if condition is None or self._state.units.item_of(unit) is not None:
             return True
         failure = None
@@ -229,6 +260,18 @@ class Run(Fanout):
             del self  # as in _advance
         return False
 
+    def _has_crashed_too_often(self, unit: int) -> bool:
+        """Whether a unit's process has died too often while it ran; if so, tell that it failed."""
+        step, carried = self._steps[unit], self._state.units.carried(unit)
+        if carried is None or carried.crashes <= step.max_crashes:
+            return False
+        name, (latest, _, crashes) = self._state.units.name_of(unit), carried
+        error = StepCrashedError(name, latest.attempt, crashes)
+        failure = StepFailed(step.name, latest.attempt, self._now_ms(), error, latest.item)
+        self._tell_failure(failure)
+        self._forget_item(unit)
+        return True
+
     def _restart_unbegun(self, batch: list[int]) -> None:
         """Start those units anew whose tasks a stranger has cancelled before their first line.
 
@@ -242,15 +285,19 @@ class Run(Fanout):
 
     def _follow_up(self, unit: int) -> None:
         """See to what follows the end of a unit."""
-        if self._values and unit in self._values:
-            del self._values[unit]
-            self._note_change(unit)
+        if self._values:
+            self._forget_item(unit)
         if not self._advancing:  # else an eager task has ended within its start
             if self._queue.has_news:
                 self._advance_at_once()
             elif not self._live:
                 self._wake_if_settled()
         del self  # as in _advance
+
+    def _forget_item(self, unit: int) -> None:
+        if unit in self._values:
+            del self._values[unit]
+            self._note_change(unit)
 
     # Stopping them.
 
@@ -260,6 +307,9 @@ class Run(Fanout):
 
     def _skip_doomed(self) -> None:
         for index, reason, on_purpose in self._state.doomed():
+            if self._state.units.carried(index) is not None:
+                self._emit(self._cancelled(index, self._state.histories.last_error(index)))
+                continue
             name = self._steps[index].name
             self._emit(StepSkipped(name, self._now_ms(), reason, on_purpose))
 
@@ -312,13 +362,14 @@ class Run(Fanout):
         self._wake_if_settled()
 
     def _tell_unbegun(self, unit: int, now_ms: float) -> None:
-        if self._state.units.item_of(unit) is None:
+        if self._state.units.carried(unit) is not None:  # it began before the run was resumed
+            self._emit(self._cancelled(unit, self._state.histories.last_error(unit)))
+        elif self._state.units.item_of(unit) is None:
             reason = self._state.stop_reason or ""
             self._emit(StepSkipped(self._steps[unit].name, now_ms, reason))
         else:
             self._state.withdraw_item(unit)
-            del self._values[unit]
-            self._note_change(unit)
+        self._forget_item(unit)
 
     def _on_block(self, task: asyncio.Task[Any] | None, blocked_ms: float, where: str) -> None:
         """Tell of a step that has kept the event loop from doing anything else."""
@@ -341,10 +392,3 @@ class Run(Fanout):
 def _name_of(condition: object) -> str:
     name = getattr(condition, "__name__", "")
     return f" {name}" if name.isidentifier() else ""  # a lambda has none
-
-
-def _shield() -> AbstractContextManager[object]:
-    # No scope of anyio's can be around us before it has loaded its backend, which takes a while.
-    if "anyio._backends._asyncio" in sys.modules:
-        return anyio.CancelScope(shield=True)
-    return nullcontext()

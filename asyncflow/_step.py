@@ -2,18 +2,28 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias, TypedDict, Unpack, get_args, overload
 
 from asyncflow._errors import nearest
-from asyncflow._numbers import check_limit, check_number
-from asyncflow._plain import is_async
 from asyncflow._pool import Pool
 from asyncflow._retry import AT_ONCE, Retry
-from asyncflow._sendable import check_plain
 from asyncflow._signature import NO_PARAMETERS, Signature, signature_of
+from asyncflow._step_checks import (
+    check_action,
+    check_durability,
+    check_heartbeat,
+    check_limits,
+    check_max_retries,
+    check_name,
+    check_one_of,
+    check_pool,
+    check_when,
+    constant_retry,
+    dependency_names,
+    parameter_pairs,
+)
 
 __all__ = [
     "Action",
@@ -22,7 +32,6 @@ __all__ = [
     "RunsIn",
     "StepPolicies",
     "WorkflowStep",
-    "check_heartbeat",
 ]
 
 Action: TypeAlias = Callable[..., Any]
@@ -30,6 +39,10 @@ Action: TypeAlias = Callable[..., Any]
 Condition: TypeAlias = Callable[..., object]
 RunIf: TypeAlias = Literal["success", "failure", "always"]
 RunsIn: TypeAlias = Literal["loop", "thread", "process"]
+
+_NO_POLICIES = (None,) * 6
+_OCCASIONS = get_args(RunIf)
+_PLACES = get_args(RunsIn)
 
 
 class CommonPolicies(TypedDict, total=False):
@@ -43,6 +56,9 @@ class CommonPolicies(TypedDict, total=False):
     pool: Pool | None
     when: Condition | None
     run_if: RunIf
+    version: str
+    secret: bool
+    max_crashes: int
 
 
 class StepPolicies(CommonPolicies, total=False):
@@ -100,6 +116,13 @@ class WorkflowStep:
             they clean up after.
         runs_in: Where the action runs: in the event ``"loop"`` (the default), or, if it is a
             plain function, in a ``"thread"`` or a ``"process"`` of its own.
+        version: What you change when the action comes to mean something else. In a run with a
+            journal, a stored result of another version does not hold any more.
+        secret: Whether what the action returns must not be kept in a journal. If it is needed
+            when such a run is resumed, the action is called once more.
+        max_crashes: How often, in a run with a journal, the process may die while the step is
+            running. If it happens once more, the step fails with `StepCrashedError` when the run
+            is resumed. Such attempts don't count against ``max_retries``.
         parameters: Which parameters receive which dependencies, if not those of their names:
             ``{parameter: step name}``, for a ``depends_on`` that is a list because others only
             order the steps. With a mapping there, what is given here does not count.
@@ -124,6 +147,9 @@ class WorkflowStep:
     when: Condition | None = field(kw_only=True)
     run_if: RunIf = field(kw_only=True)
     runs_in: RunsIn = field(kw_only=True)
+    version: str = field(kw_only=True)
+    secret: bool = field(kw_only=True)
+    max_crashes: int = field(kw_only=True)
     parameters: tuple[tuple[str, str], ...] = field(kw_only=True)
     signature: Signature = field(init=False, repr=False, compare=False)
     """The parameters that the action can be given."""
@@ -176,17 +202,21 @@ class WorkflowStep:
         when: Condition | None = None,
         run_if: RunIf = "success",
         runs_in: RunsIn = "loop",
+        version: str = "",
+        secret: bool = False,
+        max_crashes: int = 3,
         parameters: Mapping[str, str] | Iterable[tuple[str, str]] = (),
     ) -> None:
-        _check_name(name)
-        _check_one_of(name, "runs_in", runs_in, _PLACES)
-        _check_action(name, action, runs_in)
-        _check_max_retries(name, max_retries)
-        _check_limits(name, timeout_ms, deadline_ms, heartbeat_ms)
+        check_name(name)
+        check_one_of(name, "runs_in", runs_in, _PLACES)
+        check_action(name, action, runs_in)
+        check_max_retries(name, max_retries)
+        check_limits(name, timeout_ms, deadline_ms, heartbeat_ms)
         check_heartbeat(name, heartbeat_ms, runs_in)
-        _check_pool(name, pool)
-        _check_when(name, when)
-        _check_one_of(name, "run_if", run_if, _OCCASIONS)
+        check_pool(name, pool)
+        check_when(name, when)
+        check_one_of(name, "run_if", run_if, _OCCASIONS)
+        check_durability(name, version, secret, max_crashes)
         if isinstance(depends_on, Mapping):
             parameters = depends_on.items()
             depends_on = depends_on.values()
@@ -194,11 +224,11 @@ class WorkflowStep:
         fill = object.__setattr__
         fill(self, "name", name)
         fill(self, "action", action)
-        fill(self, "depends_on", _dependency_names(name, depends_on))
+        fill(self, "depends_on", dependency_names(name, depends_on))
         fill(self, "max_retries", max_retries)
         fill(self, "timeout_ms", timeout_ms)
         fill(self, "timeout_s", None if timeout_ms is None else timeout_ms / 1000)
-        fill(self, "retry", retry if isinstance(retry, Retry) else _constant(name, retry))
+        fill(self, "retry", retry if isinstance(retry, Retry) else constant_retry(name, retry))
         fill(self, "deadline_ms", deadline_ms)
         fill(self, "heartbeat_ms", heartbeat_ms)
         fill(self, "pool", pool)
@@ -206,140 +236,18 @@ class WorkflowStep:
         fill(self, "when", when)
         fill(self, "run_if", run_if)
         fill(self, "runs_in", runs_in)
-        fill(self, "parameters", _pairs(name, parameters))
+        fill(self, "version", version)
+        fill(self, "secret", secret)
+        fill(self, "max_crashes", max_crashes)
+        fill(self, "parameters", parameter_pairs(name, parameters))
         fill(self, "signature", signature_of(name, action))
         condition = NO_PARAMETERS if when is None else signature_of(name, when, "condition")
         fill(self, "condition", condition)
-        policies = pool, map_over, when, deadline_ms, heartbeat_ms
+        policies = pool, map_over, when, deadline_ms, heartbeat_ms, secret or None
         is_plain = policies == _NO_POLICIES and run_if == "success" and runs_in == "loop"
         fill(self, "is_plain", is_plain and self.retry.until is None)
         _check_parameters(self)
         _check_map_over(self)
-
-
-def _check_name(name: object) -> None:
-    if not isinstance(name, str):
-        raise TypeError(f"a step's name must be a str, not {type(name).__name__}")
-    if not name:
-        raise ValueError("a step's name must not be empty")
-
-
-_NO_POLICIES = (None,) * 5
-_LIMITS = "timeout_ms", "deadline_ms", "heartbeat_ms"
-_OCCASIONS = get_args(RunIf)
-_PLACES = get_args(RunsIn)
-
-
-def _check_one_of(name: str, argument: str, value: object, choices: tuple[str, ...]) -> None:
-    if value not in choices:
-        raise ValueError(
-            f"step {name!r}: {argument} must be one of {', '.join(map(repr, choices))}, "
-            f"not {value!r}"
-        )
-
-
-def _check_action(name: str, action: object, runs_in: str) -> None:
-    if inspect.iscoroutine(action):
-        action.close()  # it will never be awaited, and the TypeError says so better
-        raise TypeError(
-            f"step {name!r}: action is a coroutine object, which can run only once; pass the "
-            f"function itself ({action.__name__}, without the call)"
-        )
-    if not callable(action):
-        raise TypeError(
-            f"step {name!r}: action must be an async callable, not {type(action).__name__}"
-        )
-    if inspect.isasyncgenfunction(action):
-        raise TypeError(
-            f"step {name!r}: action is an async generator function, which cannot be awaited; "
-            "pass an async function that consumes it and returns the result"
-        )
-    if runs_in != "loop":
-        check_plain(name, action, runs_in)
-
-
-def _check_max_retries(name: str, max_retries: object) -> None:
-    if isinstance(max_retries, bool) or not isinstance(max_retries, int):
-        raise TypeError(
-            f"step {name!r}: max_retries must be an int, not {type(max_retries).__name__}"
-        )
-    if max_retries < 1:
-        raise ValueError(
-            f"step {name!r}: max_retries must be at least 1, not {max_retries}; "
-            "it counts all attempts, the first one too"
-        )
-
-
-def _check_limits(name: str, *limits_ms: object) -> None:
-    for argument, limit_ms in zip(_LIMITS, limits_ms, strict=True):
-        if limit_ms is not None:  # most are, and the words cost as much as the check
-            check_limit(f"step {name!r}: {argument}", limit_ms)
-
-
-def check_heartbeat(name: str, heartbeat_ms: object, runs_in: str) -> None:
-    """Check that a step which must give signs of life can do so.
-
-    Raises:
-        ValueError: It can't, because its run is in another process.
-    """
-    if heartbeat_ms is not None and runs_in == "process":
-        raise ValueError(
-            f"step {name!r}: heartbeat_ms does not work with runs_in='process', because "
-            "current_step() is not there in another process; use timeout_ms"
-        )
-
-
-def _constant(name: str, retry: Any) -> Retry:
-    kind = "a number of milliseconds or a Retry"
-    check_number(f"step {name!r}: retry", retry, 0, kind=kind, unit=" ms")
-    return Retry(base_ms=retry, factor=1, max_ms=retry, jitter=False) if retry else AT_ONCE
-
-
-def _check_pool(name: str, pool: object) -> None:
-    if pool is not None and not isinstance(pool, Pool):
-        hint = f"; make one, Pool({pool}), and share it" if type(pool) is int else ""
-        raise TypeError(
-            f"step {name!r}: pool must be a Pool or None, not {type(pool).__name__}{hint}"
-        )
-
-
-def _check_when(name: str, when: object) -> None:
-    if when is None:
-        return
-    if not callable(when):
-        raise TypeError(f"step {name!r}: when must be callable, not {type(when).__name__}")
-    if is_async(when):
-        raise TypeError(
-            f"step {name!r}: when must be a plain function; what takes time to find out "
-            "belongs into a step of its own, whose output this one can look at"
-        )
-
-
-def _dependency_names(name: str, depends_on: object) -> tuple[str, ...]:
-    if isinstance(depends_on, str | bytes) or not isinstance(depends_on, Iterable):
-        raise TypeError(
-            f"step {name!r}: depends_on must be a list of step names or a mapping of parameter "
-            f"to step name, not {type(depends_on).__name__}"
-        )
-    names = tuple(depends_on)
-    for dependency in names:
-        if not isinstance(dependency, str):
-            raise TypeError(
-                f"step {name!r}: depends_on must hold names of steps, "
-                f"not {type(dependency).__name__}"
-            )
-    return tuple(dict.fromkeys(names))
-
-
-def _pairs(name: str, parameters: Any) -> tuple[tuple[str, str], ...]:
-    pairs = tuple(parameters.items() if isinstance(parameters, Mapping) else parameters)
-    for pair in pairs:
-        if not (isinstance(pair, tuple) and len(pair) == 2 and isinstance(pair[0], str)):
-            raise TypeError(
-                f"step {name!r}: depends_on must map names of parameters to names of steps, "
-                f"not {pair!r}"
-            )
-    return pairs
 
 
 def _check_parameters(step: WorkflowStep) -> None:

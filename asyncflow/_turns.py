@@ -32,14 +32,30 @@ class Turns:
         unneeded: The same for steps that were skipped on purpose.
         doomed: The steps that will never start and of which that has not been told.
         stop_reason: Why nothing becomes ready any more, except clean-up steps.
+
+    Args:
+        taken_over: The steps of a resumed run that have a result already, and so have no turn;
+            ``None`` if the run was not resumed.
     """
 
-    def __init__(self, plan: Plan, phases: list[int], queue: StartQueue, *, by_tiers: bool) -> None:
+    def __init__(
+        self,
+        plan: Plan,
+        phases: list[int],
+        queue: StartQueue,
+        *,
+        by_tiers: bool,
+        taken_over: frozenset[int] | None = None,
+    ) -> None:
         self._plan = plan
         self._phases = phases
         self._queue = queue
         self._by_tiers = by_tiers
         self._cleanups = plan.cleanups
+        # When the run stops, steps of later tiers settle before their turn, which matters only if
+        # there are clean-up steps; and what a resumed run takes over settles at its beginning.
+        self._in_any_order = taken_over is not None or bool(plan.cleanups)
+        self._taken_over = taken_over or frozenset()
         self.unsettled = len(plan.steps)
         self.ordinary_unsettled = len(plan.steps) - len(plan.cleanups)
         self.lost: dict[int, str] = {}
@@ -57,7 +73,7 @@ class Turns:
         if self._by_tiers:
             tiers = self._plan.tiers
             self._unsettled_in = list(map(len, tiers))
-            if self._cleanups:
+            if self._in_any_order:
                 self._tier_of = {step: at for at, tier in enumerate(tiers) for step in tier}
             self._begin_next_tier(at_ms)
         else:
@@ -73,9 +89,7 @@ class Turns:
                 parked, self._parked = self._parked, []
                 self._take_turns(parked, at_ms)
         if self._by_tiers:
-            # When the run stops, steps of later tiers settle before their turn. It matters only
-            # if there are clean-up steps: else nothing begins any more.
-            at = self._tier_of[step] if self._cleanups else self._tier
+            at = self._tier_of[step] if self._in_any_order else self._tier
             left = self._unsettled_in[at] = self._unsettled_in[at] - 1
             if not left and at == self._tier:
                 self._begin_next_tier(at_ms)
@@ -91,7 +105,9 @@ class Turns:
             candidates = sorted(self._cleanups)
         spared = self._cleanups if spare_cleanups else ()
         for step in candidates:
-            if self._phases[step] in (PENDING, READY) and step not in spared:
+            if step in spared or step in self._taken_over:
+                continue
+            if self._phases[step] in (PENDING, READY):
                 # What was ready may have been handed out, if a stored run is being replayed.
                 was_ready = self._phases[step] == READY
                 self._doom(step, reason, phase=WITHDRAWN if was_ready else DOOMED)
@@ -116,7 +132,7 @@ class Turns:
         if self.stop_reason is not None and not self._cleanups:
             return  # they are doomed, as is all that was pending when the run stopped
         phases, put = self._phases, self._queue.put
-        is_plain = not (self.lost or self.unneeded or self._cleanups)
+        is_plain = not (self.lost or self.unneeded or self._in_any_order)
         for step in steps:
             if is_plain or self._may_start(step):
                 phases[step] = READY
@@ -124,8 +140,8 @@ class Turns:
 
     def _may_start(self, step: int) -> bool:
         """Whether a step whose turn has come is ready; if it never will be, it is doomed."""
-        if self._phases[step] != PENDING:
-            return False  # the run is stopping
+        if self._phases[step] != PENDING or step in self._taken_over:
+            return False  # the run is stopping, or has its result already
         needed = self._plan.dependencies[step]
         if step in self._cleanups:
             if self.stop_reason is not None and self.ordinary_unsettled:

@@ -11,11 +11,15 @@ from __future__ import annotations
 
 import asyncio
 from abc import abstractmethod
+from types import FrameType
 from typing import Any, NamedTuple
 
 from asyncflow._clock import TIMER_SLACK_S
 from asyncflow._errors import StepCancelledError, StepTimeoutError
+from asyncflow._journal import Book
 from asyncflow._ledger import Ledger, Observer
+from asyncflow._limits import Limit
+from asyncflow._payload import REDACTED, Payload
 from asyncflow._state import RunState
 from asyncflow.events import (
     AttemptFailed,
@@ -55,12 +59,16 @@ class Shortfall(NamedTuple):
 class Verdicts(Ledger):
     """The layer of a run that judges how its attempts have ended."""
 
-    def __init__(self, state: RunState, observers: tuple[Observer, ...]) -> None:
-        super().__init__(state, observers)
+    def __init__(self, state: RunState, observers: tuple[Observer, ...], book: Book | None) -> None:
+        super().__init__(state, observers, book)
         self._asked: dict[int, float] = {}
         """The units that the run has asked to stop, and when."""
         self._lapsed: set[int] = set()
         """The units whose running attempt was cancelled because it gave no sign of life."""
+        self._began: dict[int, float] = {}
+        """When the action was called for the running attempt, if its start had to be kept first."""
+        self._payloads: dict[int, Payload] = {}
+        """What a journal is to keep of what an action has just returned."""
 
     @abstractmethod
     def _stop_soon(self) -> None:
@@ -95,11 +103,14 @@ class Verdicts(Ledger):
     def _timed_out(self, unit: int, timeout: TimeoutError) -> Shortfall:
         running = self._state.running_attempt(unit)
         assert running is not None
-        name, limit = self._state.units.name_of(unit), self._state.limits.of(unit, running.at_ms)
+        name, limit = self._state.units.name_of(unit), self._limit_of(unit, running)
         assert limit is not None
         error = StepTimeoutError(name, running.attempt, limit.ms, limit.kind)
         error.__context__ = timeout.__cause__  # the cancellation: it tells where the step was
         return Shortfall(error, None, self._loop.time(), 0)
+
+    def _limit_of(self, unit: int, running: AttemptStarted) -> Limit | None:
+        return self._state.limits.of(unit, self._began.get(unit, running.at_ms))
 
     def _judge(self, unit: int, shortfall: Shortfall) -> float | None:
         """Tell what an attempt came to that was not a value in time.
@@ -152,7 +163,8 @@ class Verdicts(Ledger):
         name, attempt, item = running.step, running.attempt, running.item
         ended_ms = (shortfall.ended - self._started) * 1000
         if error is None:
-            self._emit(StepSucceeded(name, attempt, ended_ms, shortfall.value, item))
+            success = StepSucceeded(name, attempt, ended_ms, shortfall.value, item)
+            self._emit(success, self._as_kept(unit, success))
         elif not isinstance(error, FAILURES):
             reason = f"step {name!r} raised {type(error).__name__}"
             self._emit(StepCancelled(name, attempt, ended_ms, reason, error, item))
@@ -164,6 +176,15 @@ class Verdicts(Ledger):
         else:
             self._tell_failure(StepFailed(name, attempt, ended_ms, error, item))
         return delay_ms
+
+    def _as_kept(self, unit: int, success: StepSucceeded) -> StepSucceeded | None:
+        """Return a success as a journal keeps it, if there is one."""
+        if self._book is None:
+            return None
+        kept = self._payloads.pop(unit, None)
+        if self._state.units.steps[unit].secret:
+            kept = REDACTED  # also of a mapped step, which may have no items
+        return StepSucceeded(success.step, success.attempt, success.at_ms, kept, success.item)
 
     def _tell_failure(self, failure: StepFailed) -> None:
         """Tell that a unit has failed for good, and stop what is to be stopped because of that."""
@@ -183,7 +204,7 @@ class Verdicts(Ledger):
             assert step.heartbeat_ms is not None
             late = StepTimeoutError(name, running.attempt, step.heartbeat_ms, "heartbeat")
         else:
-            limit = self._state.limits.of(unit, running.at_ms)
+            limit = self._limit_of(unit, running)
             ended_ms = (shortfall.ended - self._started) * 1000
             horizon_ms = self._asked.get(unit, ended_ms + TIMER_SLACK_S * 1000)
             if limit is None or limit.ends_ms >= horizon_ms:
@@ -199,7 +220,7 @@ class Verdicts(Ledger):
         """Tell of a unit that the run has stopped while no attempt of it was running."""
         # If it had not started, the run has told already that it was skipped.
         if self._state.units.results[unit] is None and self._has_begun(unit, 1):
-            self._emit(self._cancelled(unit, self._state.last_error(unit)))
+            self._emit(self._cancelled(unit, self._state.histories.last_error(unit)))
 
     def _cancelled(self, unit: int, error: BaseException | None) -> StepCancelled:
         state, name = self._state, self._state.units.steps[unit].name
@@ -248,6 +269,11 @@ def leave_out_our_frames(error: BaseException) -> None:
     to the run, hence back to the error.
     """
     trace = error.__traceback__
-    while trace is not None and trace.tb_frame.f_globals["__name__"].startswith("asyncflow._"):
+    while trace is not None and _is_ours(trace.tb_frame):
         trace = trace.tb_next
     BaseException.with_traceback(error, trace)  # its class may refuse to be assigned to
+
+
+def _is_ours(frame: FrameType) -> bool:
+    # What was made by `exec` may have no such name.
+    return str(frame.f_globals.get("__name__")).startswith("asyncflow._")

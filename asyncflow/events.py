@@ -2,8 +2,9 @@
 
 A run is the sequence of its events: its state, its report and every view of it are folds over
 them. They are handed to each observer in the order in which they happened. All times are
-milliseconds since the run started, on the event loop's monotonic clock; the one wall-clock time
-is `RunStarted.wall_time`, from which a view may compute the others.
+milliseconds since the run started, on the event loop's monotonic clock, which stands still while
+no process runs the run. The wall-clock times are `RunStarted.wall_time` and, in a run that was
+resumed, `RunResumed.wall_time`, from which a view may compute the others.
 
 They are slotted dataclasses that only type checkers know as frozen, because one is made for every
 start and end of an attempt, and refusing assignments would make each of them take longer.
@@ -12,6 +13,7 @@ start and end of an attempt, and refusing assignments would make each of them ta
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import field
 from typing import Any, ClassVar, Literal, TypeAlias
 
 from asyncflow._record import record
@@ -26,11 +28,13 @@ __all__ = [
     "RunEvent",
     "RunFinished",
     "RunInterrupted",
+    "RunResumed",
     "RunStarted",
     "RunTimedOut",
     "StepCancelled",
     "StepEvent",
     "StepFailed",
+    "StepReused",
     "StepSkipped",
     "StepSucceeded",
     "ThreadAbandoned",
@@ -50,6 +54,39 @@ class RunStarted:
     """When it began, in seconds since the epoch (UTC)."""
     dependencies: Mapping[str, tuple[str, ...]]
     """The pipeline: for each step, in topological order, the steps it depends on."""
+    pipeline: str = ""
+    """What the pipeline is called, if it has a name."""
+    fingerprints: Mapping[str, tuple[str, str]] = field(default_factory=dict)
+    """In a run with a journal, what a stored result of each step goes by: which data its action
+    asks for, in words, and the step's ``version``."""
+    inputs: Mapping[str, Any] = field(default_factory=dict)
+    """The run's inputs. In place of a secret one stands a `RestoredOutput` that says so."""
+
+
+@record
+class RunResumed:
+    """A run that a journal has kept goes on. What was running before was cut short."""
+
+    run_id: str
+    at_ms: float
+    """When the run stood still: the time of the last event that was kept."""
+    wall_time: float
+    """When it goes on, in seconds since the epoch (UTC)."""
+    dependencies: Mapping[str, tuple[str, ...]]
+    """The pipeline as it is now, as in `RunStarted`."""
+    fingerprints: Mapping[str, tuple[str, str]]
+    outdated: Mapping[str, str] = field(default_factory=dict)
+    """The steps of which nothing that was kept holds any more, each with the reason, in words that
+    complete the sentence "it runs again because …"."""
+    unfinished: Mapping[str, str] = field(default_factory=dict)
+    """The steps that had begun and not succeeded, in the same way."""
+    recalled: tuple[str, ...] = ()
+    """The steps whose result, or whose items' results, hold, but which run again because that
+    output is needed and was not kept, being secret."""
+    afresh: bool = False
+    """Whether what is unfinished has all its attempts anew, as after a run that had ended."""
+    inputs: Mapping[str, Any] = field(default_factory=dict)
+    """The inputs that it did not have before."""
 
 
 @record
@@ -76,6 +113,8 @@ class RunFinished:
     at_ms: float
     outcome: Outcome
     """``"interrupted"`` after a `RunInterrupted`, else whether every step succeeded."""
+    stop_reason: str | None = None
+    """Why the run stopped before its end, if it did."""
 
 
 @record
@@ -166,6 +205,15 @@ class StepSkipped:
 
 
 @record
+class StepReused:
+    """A result that a journal has kept still holds, so the step does not run again."""
+
+    step: str
+    at_ms: float
+    item: int | None = None
+
+
+@record
 class ThreadAbandoned:
     """A thread could not be stopped when its attempt had to end, and goes on by itself.
 
@@ -200,8 +248,9 @@ StepEvent: TypeAlias = (
     | StepFailed
     | StepCancelled
     | StepSkipped
+    | StepReused
     | ThreadAbandoned
     | LoopBlocked
 )
-RunEvent: TypeAlias = RunStarted | RunInterrupted | RunTimedOut | RunFinished
+RunEvent: TypeAlias = RunStarted | RunResumed | RunInterrupted | RunTimedOut | RunFinished
 Event: TypeAlias = StepEvent | RunEvent

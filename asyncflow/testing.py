@@ -180,12 +180,16 @@ class _JumpingSelector(selectors.DefaultSelector):
 
 
 def _others_may_wake_us() -> bool:
-    """Whether there is another thread. One of `_monitor`, of an earlier run, wakes no such loop."""
+    """Whether there is another thread, other than those of ours that wake no such loop."""
     ours = threading.current_thread()
     return any(
-        thread is not ours and thread.name != "asyncflow loop monitor"
-        for thread in threading.enumerate()
+        thread is not ours and thread.name not in _OUR_THREADS for thread in threading.enumerate()
     )
+
+
+_OUR_THREADS = ("asyncflow loop monitor", "asyncflow journal")
+"""The one of `_monitor` may be left from an earlier run. That of a journal wakes a loop only with
+the result of a job, and of those the loop knows."""
 
 
 def _waiting(loop: asyncio.AbstractEventLoop) -> list[str]:

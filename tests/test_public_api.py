@@ -24,17 +24,24 @@ PUBLIC = [
     "Attempt",
     "CyclicDependencyError",
     "IllegalEventError",
+    "Journal",
+    "JournalError",
+    "LeaseLostError",
     "Observer",
     "Orchestrator",
+    "PayloadError",
     "Pipeline",
     "Pool",
     "RestoredError",
     "RestoredOutput",
     "ResultRefusedError",
     "Retry",
+    "RunAlreadyActiveError",
+    "RunNotFoundError",
     "RunReport",
     "StepCancelledError",
     "StepContext",
+    "StepCrashedError",
     "StepResult",
     "StepStatus",
     "StepTimeoutError",
@@ -44,6 +51,7 @@ PUBLIC = [
     "current_step",
     "each",
     "parallel_groups",
+    "resume_all",
     "run_pipeline",
     "topological_sort",
 ]
@@ -57,11 +65,13 @@ EVENTS = [
     "RunEvent",
     "RunFinished",
     "RunInterrupted",
+    "RunResumed",
     "RunStarted",
     "RunTimedOut",
     "StepCancelled",
     "StepEvent",
     "StepFailed",
+    "StepReused",
     "StepSkipped",
     "StepSucceeded",
     "ThreadAbandoned",
@@ -87,7 +97,7 @@ def test_nothing_else_is_visible_in_the_package() -> None:
 
     modules = {name for name in seen if isinstance(getattr(asyncflow, name), ModuleType)}
     assert seen - modules == set(PUBLIC)
-    assert modules <= {"events", "testing", "examples"}
+    assert modules <= {"events", "journal", "testing", "examples"}
 
 
 @pytest.mark.parametrize("name", PUBLIC)

@@ -1,8 +1,9 @@
 """Measures asyncflow against the loop one would write by hand: ``python -m tests.benchmarks``.
 
 Every figure but the memory is a ratio of two things measured in turn, in one process, in CPU
-time, so that neither the machine's speed nor its other work matters. A round is one pair; the
-median of the pairs counts. The last line is the verdict, and so is the exit status.
+time, so that neither the machine's speed nor its other work matters; what waits for a disk is
+measured by the clock. A round is one pair; the median of the pairs counts. The last line is the
+verdict, and so is the exit status.
 """
 
 from __future__ import annotations
@@ -11,7 +12,6 @@ import argparse
 import asyncio
 import gc
 import os
-import statistics
 import subprocess
 import sys
 import time
@@ -20,12 +20,13 @@ from collections.abc import Awaitable, Callable, Iterator
 from graphlib import TopologicalSorter
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import NamedTuple
 
 from asyncflow import Orchestrator, Pool, WorkflowStep, run_pipeline, topological_sort
 from examples.replay import replay
 from tests.benchmarks.by_hand import map_by_hand, run_by_hand
+from tests.benchmarks.durable import durable
 from tests.benchmarks.graphs import SHAPES, instant, pipeline, suspending
+from tests.benchmarks.ratios import Row, ratio
 
 # Recorded workflows in WfFormat 1.5; without the folder their rows are left out.
 TRACES = Path(
@@ -40,23 +41,6 @@ TRACES = Path(
 OF_A_SEMAPHORE = 3.0
 
 
-class Row(NamedTuple):
-    subject: str
-    value: float
-    limit: float | None
-    unit: str = "x"
-
-    @property
-    def holds(self) -> bool:
-        return self.limit is None or self.value <= self.limit
-
-    def __str__(self) -> str:
-        limit = "" if self.limit is None else f"at most {self.limit:g}"
-        return f"{self.subject:<58}{self.value:>9.2f} {self.unit:<6}{limit:<14}" + (
-            "" if self.holds else "TOO MUCH"
-        )
-
-
 def cpu_s(work: Callable[[], Awaitable[object]]) -> float:
     """Return the CPU seconds that a coroutine takes in an event loop of its own."""
 
@@ -67,19 +51,6 @@ def cpu_s(work: Callable[[], Awaitable[object]]) -> float:
         return time.process_time() - started
 
     return asyncio.run(timed())
-
-
-def ratio(ours: Callable[[], float], theirs: Callable[[], float], rounds: int) -> float:
-    """Return the median of the ratios of pairs, each measured in turn, after one warm-up."""
-    ours(), theirs()
-    ratios = []
-    for number in range(rounds):
-        if number % 2:
-            their_s, our_s = theirs(), ours()
-        else:
-            our_s, their_s = ours(), theirs()
-        ratios.append(our_s / their_s)
-    return statistics.median(ratios)
 
 
 def against_the_hand_written_loop(rounds: int) -> Iterator[Row]:
@@ -320,6 +291,7 @@ def main() -> int:
         lambda _: memory(),
         importing,
         lambda _: makespans(TRACES),
+        durable,
     ]
     names = [
         "hand",
@@ -332,6 +304,7 @@ def main() -> int:
         "memory",
         "importing",
         "makespans",
+        "durable",
     ]
     for name, subject in zip(names, subjects, strict=True):
         if options.only and options.only not in name:

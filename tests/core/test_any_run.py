@@ -288,7 +288,7 @@ class Simulation:
     def begin_attempt(self, unit: int) -> None:
         self.attempts[unit] = self.attempts.get(unit, 0) + 1
         self.running.append(unit)
-        queued_ms = self.state.queued_ms(unit, self.now)
+        queued_ms = self.state.queue.queued_ms(unit, self.now)
         assert 0 <= queued_ms <= self.now
         item = self.state.units.item_of(unit)
         self.emit(AttemptStarted(self.name(unit), self.attempts[unit], self.now, queued_ms, item))

@@ -15,9 +15,15 @@ from asyncflow import (
     ActionNotAwaitableError,
     CyclicDependencyError,
     IllegalEventError,
+    JournalError,
+    LeaseLostError,
+    PayloadError,
     RestoredError,
     ResultRefusedError,
+    RunAlreadyActiveError,
+    RunNotFoundError,
     StepCancelledError,
+    StepCrashedError,
     StepTimeoutError,
     _errors,
 )
@@ -54,6 +60,50 @@ TABLE: list[tuple[Callable[[], Exception], type[Exception], dict[str, Any], str]
         TimeoutError,
         {"step_name": "load", "attempt": 2, "timeout_ms": 1500.0, "kind": "run"},
         "attempt 2 of step 'load' was running when the run exceeded its deadline of 1500 ms",
+    ),
+    (
+        lambda: StepCrashedError("load", 2, 1),
+        Exception,
+        {"step_name": "load", "attempt": 2, "crashes": 1},
+        "attempt 2 of step 'load' was cut short with its process or its journal",
+    ),
+    (
+        lambda: StepCrashedError("load", 5, 4),
+        Exception,
+        {"step_name": "load", "attempt": 5, "crashes": 4},
+        "attempt 5 of step 'load' was cut short with its process or its journal, as 4 of its "
+        "attempts were",
+    ),
+    (
+        lambda: JournalError("runs.db", "the disk is full"),
+        Exception,
+        {"journal": "runs.db", "problem": "the disk is full"},
+        "journal runs.db: the disk is full",
+    ),
+    (
+        lambda: LeaseLostError("runs.db", "another process has run 'x'"),
+        JournalError,
+        {"journal": "runs.db"},
+        "journal runs.db: another process has run 'x'",
+    ),
+    (
+        lambda: RunAlreadyActiveError("order-17", "web-1:42"),
+        Exception,
+        {"run_id": "order-17", "owner": "web-1:42"},
+        "run 'order-17' is active in web-1:42; to wait until it has ended there, say "
+        'on_active="wait"',
+    ),
+    (
+        lambda: RunNotFoundError("order-17", "runs.db", " (did you mean 'order-18'?)"),
+        LookupError,
+        {"run_id": "order-17", "journal": "runs.db"},
+        "journal runs.db has no run 'order-17' (did you mean 'order-18'?)",
+    ),
+    (
+        lambda: PayloadError("the output of step 'load'", "is too large"),
+        Exception,
+        {"subject": "the output of step 'load'", "problem": "is too large"},
+        "the output of step 'load' is too large",
     ),
     (
         lambda: ResultRefusedError("load", 2, "pending"),

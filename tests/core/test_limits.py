@@ -160,7 +160,7 @@ class TestDeadline:
         assert state.limits.of(0, 125.0) == Limit("step", 50, 160.0)
         state.ready()
         assert state.limits.of(0, 135.0) == Limit("step", 50, 170.0)
-        state.apply(AttemptStarted("x", 2, 135.0, state.queued_ms(0, 135.0)))
+        state.apply(AttemptStarted("x", 2, 135.0, state.queue.queued_ms(0, 135.0)))
         assert state.limits.of(0, 135.0) == Limit("step", 50, 170.0)
         assert state.limits.after_failure(0, BOOM, 169.9) == 0.0
         assert state.limits.after_failure(0, BOOM, 170.0) is None

@@ -16,11 +16,13 @@ from asyncflow import (
     ActionNotAwaitableError,
     Attempt,
     IllegalEventError,
+    StepCrashedError,
     StepResult,
     StepStatus,
     WorkflowStep,
 )
 from asyncflow._graph import Plan, Shape, plan
+from asyncflow._past import Carried, Past
 from asyncflow._state import RunState, Schedule
 from asyncflow._units import _Map
 from asyncflow.events import (
@@ -31,10 +33,12 @@ from asyncflow.events import (
     MapStarted,
     RunFinished,
     RunInterrupted,
+    RunResumed,
     RunStarted,
     RunTimedOut,
     StepCancelled,
     StepFailed,
+    StepReused,
     StepSkipped,
     StepSucceeded,
     ThreadAbandoned,
@@ -145,7 +149,7 @@ def snapshot(state: RunState) -> dict[str, Any]:
         "": state,
         "turns": state._turns,
         "queue": state.queue,
-        "histories": state._histories,
+        "histories": state.histories,
         "units": state.units,
         "limits": state.limits,
     }
@@ -363,6 +367,198 @@ class TestTable:
         state.apply(RunFinished(1.0, state.outcome))
         assert state.report().all_passed
         assert len(state.report()) == 0
+
+
+def past_of(*results: StepResult, carried: Sequence[str] = ()) -> Past:
+    """A past with these results, in which the first attempt of other steps was cut short."""
+    cut = {}
+    for name in carried:
+        error = StepCrashedError(name, 1, 1)
+        attempts = (Attempt(1, 1.0, 2.0, error),)
+        cut[name, None] = Carried(AttemptStarted(name, 1, 1.0), attempts, 1)
+    known = {(result.step_name, None): result for result in results}
+    return Past("r1", 1_000.0, 5.0, known, cut, dict.fromkeys(carried, "it was cut short"))
+
+
+def resumption(plan: Plan) -> RunResumed:
+    return RunResumed("r1", 5.0, 2_000.0, Shape(plan), {})
+
+
+def resumed(plan: Plan, past: Past, **options: Any) -> RunState:
+    state = RunState(plan, past=past, **options)
+    state.apply(resumption(plan))
+    return state
+
+
+@each_schedule
+class TestResumed:
+    def test_only_a_run_with_a_past_is_resumed_and_only_once(self, schedule: Schedule) -> None:
+        planned = plan_of({"a": []})
+        again = resumption(planned)
+
+        for phase in PHASES:
+            state = state_in(phase, schedule)
+            assert refused(state, again) == "it has no past"
+        assert refused(resumed(planned, past_of()), again) == "the run has started"
+
+    @pytest.mark.parametrize("phase", PHASES)
+    def test_without_a_past_nothing_is_reused(self, phase: Phase, schedule: Schedule) -> None:
+        state = state_in(phase, schedule)
+
+        why = "no result of it was kept" if phase in ("pending", "ready") else PHASES[phase]
+        if phase == "before the run":
+            why = "no result of it was kept"
+        assert refused(state, StepReused("x", 10.0)) == why
+
+    def test_a_result_is_reused_once_and_lets_others_follow(self, schedule: Schedule) -> None:
+        planned = plan_of({"a": [], "b": ["a"]})
+        state = resumed(planned, past_of(StepResult("a", SUCCESS, 1)), schedule=schedule)
+        assert state.ready() == []
+        assert (state.holds(0), state.holds(1)) == (True, False)
+        assert refused(state, StepReused("b", 5.0)) == "no result of it was kept"
+
+        state.apply(StepReused("a", 5.0))
+
+        assert refused(state, StepReused("a", 5.0)) == "the step has ended"
+        assert state.ready() == [1]
+        state.apply(AttemptStarted("b", 1, 6.0))
+        state.apply(StepSucceeded("b", 1, 7.0, None))
+        state.apply(RunFinished(8.0, "passed"))
+        report = state.report()
+        assert (report["a"].reused, report["b"].reused) == (True, False)
+        assert (report.run_id, report.wall_time) == ("r1", 1_000.0)
+
+    @pytest.mark.parametrize("is_limited", [True, False])
+    def test_what_is_reused_takes_no_place(self, is_limited: bool, schedule: Schedule) -> None:
+        planned = plan_of({"a": [], "b": [], "c": []})
+        state = resumed(
+            planned,
+            past_of(StepResult("b", SUCCESS, 1)),
+            schedule=schedule,
+            max_concurrency=2 if is_limited else None,
+        )
+        state.apply(StepReused("b", 5.0))
+
+        assert state.ready() == [0, 2]
+
+    @pytest.mark.parametrize(
+        ("result", "reason", "on_purpose"),
+        [
+            (StepResult("a", FAILED, 1, error=BOOM), "it depends on step 'a', which failed", False),
+            (StepResult("a", SKIPPED), "it depends on step 'a', which failed", False),
+            (
+                StepResult("a", SKIPPED, on_purpose=True),
+                "it depends on step 'a', which was skipped",
+                True,
+            ),
+        ],
+    )
+    def test_what_has_not_succeeded_dooms_what_depends_on_it(
+        self, result: StepResult, reason: str, on_purpose: bool, schedule: Schedule
+    ) -> None:
+        planned = plan_of({"a": [], "b": ["a"], "c": []})
+        state = resumed(planned, past_of(result), schedule=schedule, fail_fast=False)
+
+        state.apply(StepReused("a", 5.0))
+
+        assert state.ready() == [2]
+        state.apply(AttemptStarted("c", 1, 6.0))
+        state.apply(StepSucceeded("c", 1, 7.0, None))
+        assert state.doomed() == [(1, reason, on_purpose)]
+        assert state.outcome == ("passed" if on_purpose else "failed")
+
+    def test_a_stop_leaves_results_to_be_taken_over(self, schedule: Schedule) -> None:
+        planned = plan_of({"a": [], "b": []})
+        state = resumed(planned, past_of(StepResult("a", SUCCESS, 1)), schedule=schedule)
+
+        state.apply(INTERRUPTED)
+        state.apply(StepReused("a", 50.0))
+
+        assert [doom.step for doom in state.doomed()] == [1]
+
+    def test_a_clean_up_step_that_was_skipped_is_no_longer_asked(self, schedule: Schedule) -> None:
+        planned = plan([WorkflowStep("a", nothing), WorkflowStep("b", nothing, run_if="failure")])
+        results = StepResult("a", SUCCESS, 1), StepResult("b", SKIPPED, on_purpose=True)
+        state = resumed(planned, past_of(*results), schedule=schedule)
+
+        for name in "ab":
+            state.apply(StepReused(name, 5.0))
+
+        assert (state.ready(), state.doomed(), state.unsettled) == ([], [], 0)
+
+    def test_what_was_cut_short_goes_on_with_the_next_attempt(self, schedule: Schedule) -> None:
+        planned = plan_of({"a": []})
+        state = resumed(planned, past_of(carried=["a"]), schedule=schedule)
+        assert state.ready() == [0]
+        assert "the latest attempt was" in refused(state, AttemptStarted("a", 1, 6.0))
+
+        state.apply(AttemptStarted("a", 2, 6.0))
+        state.apply(StepSucceeded("a", 2, 8.0, "A"))
+        state.apply(RunFinished(8.0, "passed"))
+
+        result = state.report()["a"]
+        assert (result.attempts, result.started_ms, result.duration_ms) == (2, 1.0, 7.0)
+        assert [type(each.error) for each in result.history] == [StepCrashedError, type(None)]
+        assert result.rerun_reason == "it was cut short"
+
+    @pytest.mark.parametrize("is_handed_out", [True, False])
+    def test_what_was_cut_short_and_does_not_go_on_is_cancelled(
+        self, is_handed_out: bool, schedule: Schedule
+    ) -> None:
+        planned = plan_of({"a": [], "b": []})
+        past = past_of(carried=["a"])
+        state = resumed(planned, past, schedule=schedule, max_concurrency=1)
+        if is_handed_out:
+            assert state.ready() == [0]
+        state.apply(INTERRUPTED)
+
+        state.apply(StepCancelled("a", 1, 50.0, "why", None))
+
+        result = state.units.results[0]
+        assert result is not None
+        assert (result.status, result.attempts, len(result.history)) == (CANCELLED, 1, 1)
+        refusal = StepCancelled("b", 1, 50.0, "why", None)
+        assert refused(state, refusal) == "the step was ready when the run stopped"
+
+    @pytest.mark.parametrize("fail_fast", [True, False])
+    @pytest.mark.parametrize("limit", [None, 1])
+    def test_an_item_that_was_cut_short_too_often_fails_as_its_first_event(
+        self, fail_fast: bool, limit: int | None, schedule: Schedule
+    ) -> None:
+        mapped = WorkflowStep("x", takes_any, ["a"], map_over="a")
+        planned = plan([WorkflowStep("a", nothing), mapped])
+        error = StepCrashedError("x[0]", 1, 1)
+        start = AttemptStarted("x", 1, 1.0, item=0)
+        carried = {("x", 0): Carried(start, (Attempt(1, 1.0, 2.0, error),), 1)}
+        known = {("a", None): StepResult("a", SUCCESS, 1, output=[1])}
+        past = Past("r1", 1_000.0, 5.0, known, carried, {})
+        state = resumed(
+            planned, past, schedule=schedule, fail_fast=fail_fast, max_concurrency=limit
+        )
+
+        for event in (
+            StepReused("a", 5.0),
+            MapStarted("x", 5.0),
+            StepFailed("x", 1, 5.0, error, 0),
+            StepFailed("x", 0, 5.0, ExceptionGroup("items", [error])),
+            RunFinished(6.0, "failed"),
+        ):
+            state.apply(event)
+
+        items = state.report()["x"].items
+        assert items is not None
+        assert [(item.status, item.attempts) for item in items] == [(FAILED, 1)]
+
+    def test_an_item_of_which_nothing_is_known_cannot_end_first(self, schedule: Schedule) -> None:
+        state = state_in("mapping", schedule)
+
+        for event in (
+            StepFailed("x", 1, 5.0, BOOM, 0),
+            StepCancelled("x", 1, 5.0, "why", None, 0),
+            AttemptStarted("x", 2, 5.0, item=0),
+            AttemptStarted("x", 1, 5.0, item=-1),
+        ):
+            assert refused(state, event) == "the item has not been started"
 
 
 class TestResults:
@@ -609,7 +805,7 @@ class TestAttempts:
     def test_the_error_of_the_latest_failed_attempt_is_known(self) -> None:
         state = started(plan_of({"x": []}, max_retries=3))
         one, two = OSError("one"), OSError("two")
-        seen = [state.last_error(0)]
+        seen = [state.histories.last_error(0)]
 
         for event in (
             AttemptStarted("x", 1, 1.0),
@@ -618,7 +814,7 @@ class TestAttempts:
             AttemptFailed("x", 2, 4.0, two, 0.0),
         ):
             state.apply(event)
-            seen.append(state.last_error(0))
+            seen.append(state.histories.last_error(0))
 
         assert seen == [None, None, one, one, two]
 
@@ -784,7 +980,7 @@ class TestWhatFollows:
         state.apply(StepSucceeded("c", 1, 9.0, None))
 
         assert names(planned, state.ready()) == ["a"]
-        assert state.queued_ms(0, 9.5) == 4.5
+        assert state.queue.queued_ms(0, 9.5) == 4.5
         state.apply(AttemptStarted("a", 2, 9.5, 4.5))
         state.apply(StepSucceeded("a", 2, 10.0, None))
         assert state.unsettled == 0
@@ -890,17 +1086,17 @@ class TestWhatFollows:
         tidy = WorkflowStep("tidy", nothing, run_if="always")
         first, *others = plan_of({"a": [], "b": ["a"], "c": ["a"]}).steps
         state = started(plan([first, *others, tidy]), schedule=schedule, max_concurrency=1)
-        assert state.queued_ms(0, 5.0) == 5.0
+        assert state.queue.queued_ms(0, 5.0) == 5.0
         state.apply(AttemptStarted("a", 1, 5.0))
 
         state.apply(StepSucceeded("a", 1, 7.0, None))
 
-        assert state.queued_ms(2, 10.0) == 3.0
+        assert state.queue.queued_ms(2, 10.0) == 3.0
         state.apply(AttemptStarted("b", 1, 11.0))
         state.apply(AttemptStarted("c", 1, 11.0))
         state.apply(StepFailed("b", 1, 12.0, BOOM))
         state.apply(StepCancelled("c", 1, 14.0, "why", None))
-        assert state.queued_ms(3, 20.0) == 6.0
+        assert state.queue.queued_ms(3, 20.0) == 6.0
 
     def test_a_clean_up_step_that_was_put_off_waits_from_when_its_turn_came(self) -> None:
         tidy = WorkflowStep("tidy", nothing, ["a"], run_if="always")
@@ -916,7 +1112,7 @@ class TestWhatFollows:
         state.apply(StepSkipped("c", 6.0, "why"))
 
         assert state.ready() == [3]
-        assert state.queued_ms(3, 8.0) == 2.0
+        assert state.queue.queued_ms(3, 8.0) == 2.0
 
     @each_schedule
     def test_all_ready_steps_are_handed_out_if_there_is_no_limit(self, schedule: Schedule) -> None:

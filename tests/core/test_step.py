@@ -819,3 +819,23 @@ class TestSignature:
 #   float lies between what the two of them turn into 0 seconds.
 # - `signature_of` that takes its short way for functions without parameters less often: `inspect`
 #   comes to the same answer, only later.
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"version": 2}, TypeError, "version must be a str, not int; write version='2'"),
+        ({"version": None}, TypeError, "version must be a str, not NoneType$"),
+        ({"secret": 1}, TypeError, "secret must be True or False, not 1"),
+        ({"max_crashes": True}, TypeError, "max_crashes must be an int, not bool"),
+        ({"max_crashes": 2.0}, TypeError, "max_crashes must be an int, not float"),
+        ({"max_crashes": -1}, ValueError, "max_crashes must be at least 0, not -1"),
+    ],
+)
+def test_what_a_journal_asks_for_is_checked(
+    options: dict[str, Any], error: type[Exception], message: str
+) -> None:
+    async def act() -> None: ...
+
+    with pytest.raises(error, match=f"step 'a': {message}"):
+        WorkflowStep("a", act, **options)

@@ -92,7 +92,7 @@ class TestItems:
         state.apply(StepSucceeded("m", 1, 6.0, "A", item=0))
 
         assert state.ready() == units[2:3]
-        assert state.queued_ms(units[3], 9.0) == 5.0
+        assert state.queue.queued_ms(units[3], 9.0) == 5.0
 
     def test_each_item_has_its_own_attempts(self) -> None:
         state = mapped(random=float)
@@ -109,7 +109,7 @@ class TestItems:
 
         running = [state.running_attempt(unit) for unit in (one, two)]
         assert [start and start.attempt for start in running] == [1, 2]
-        assert (state.last_error(one), state.last_error(two)) == (None, BOOM)
+        assert (state.histories.last_error(one), state.histories.last_error(two)) == (None, BOOM)
         assert state.limits.after_failure(two, BOOM, 8.0) == 0.0
 
     def test_the_step_ends_after_its_items_and_holds_their_results(self) -> None:

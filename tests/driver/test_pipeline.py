@@ -141,6 +141,9 @@ class TestSteps:
             "when": lambda: True,
             "run_if": "always",
             "runs_in": "thread",
+            "version": "2",
+            "secret": True,
+            "max_crashes": 1,
         }
 
         etl.step(bool, name="step", **policies)

@@ -194,6 +194,8 @@ etl.step(retries=3)  # E: call-overload
 etl.step(pool=3)  # E: call-overload
 etl.step(run_if="failed")  # E: call-overload
 etl.step(runs_in="threads")  # E: call-overload
+etl.step(version=2)  # E: call-overload
+Pipeline("etl", journal="runs.db")  # E: arg-type
 etl.step(map_over=1)  # E: call-overload
 etl.step(depends_on=[1])  # E: list-item
 etl.include("inner")  # E: arg-type

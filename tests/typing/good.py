@@ -38,6 +38,7 @@ from asyncflow import (
     current_step,
     each,
     parallel_groups,
+    resume_all,
     run_pipeline,
     topological_sort,
 )
@@ -50,14 +51,17 @@ from asyncflow.events import (
     Outcome,
     RunFinished,
     RunInterrupted,
+    RunResumed,
     RunStarted,
     RunTimedOut,
     StepCancelled,
     StepFailed,
+    StepReused,
     StepSkipped,
     StepSucceeded,
     ThreadAbandoned,
 )
+from asyncflow.journal import RunRecord, SQLiteJournal, StoredEvent
 from asyncflow.testing import VirtualTimeLoop, run_in_virtual_time
 
 
@@ -228,6 +232,10 @@ def watch(event: Event) -> None:
         assert_type(event.reason, str)
     elif isinstance(event, MapStarted):
         assert_type(event.item, None)
+    elif isinstance(event, StepReused):
+        assert_type(event.item, int | None)
+    elif isinstance(event, RunResumed):
+        assert_type(event.unfinished, Mapping[str, str])
     elif isinstance(event, ThreadAbandoned):
         assert_type(event.attempt, int)
     elif isinstance(event, LoopBlocked):
@@ -428,3 +436,20 @@ async def run_it() -> None:
     assert_type(await page("a", depth=2), bytes)
     assert_type(count([b""]), int)
     await Orchestrator(etl, fail_fast=False).run()
+
+
+async def durable() -> None:
+    async with SQLiteJournal("runs.db", synchronous="NORMAL", lease_s=10) as journal:
+        report = await run_pipeline(
+            accepted_actions, journal=journal, run_id="r", on_active="wait", secret_inputs=["key"]
+        )
+        assert_type(report.reused, list[StepResult])
+        assert_type(report["a"].rerun_reason, str | None)
+        assert_type(await etl.orchestrator.run(journal=journal), RunReport)
+        assert_type(await journal.runs(status="failed", pipeline="etl"), list[RunRecord])
+        assert_type(await journal.events("r", after=3), list[StoredEvent])
+        assert_type(await journal.report("r"), RunReport)
+        assert_type(await resume_all(journal, [etl, deep.orchestrator]), list[RunReport])
+        assert_type(await resume_all(journal, {"etl": accepted_actions}), list[RunReport])
+        Pipeline("kept", journal=journal)
+        WorkflowStep("a", extract, version="2", secret=True, max_crashes=0)

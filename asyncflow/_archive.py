@@ -1,0 +1,164 @@
+"""What a journal tells of its runs, in plain data.
+
+All of it is called in the journal's thread for reading.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+from asyncflow._codec import Codec
+from asyncflow._errors import JournalError, PayloadError, RunNotFoundError, nearest
+from asyncflow._owner import is_dead
+from asyncflow._payload import Payload
+from asyncflow._report import RestoredOutput, RunReport
+from asyncflow._rows import from_column
+from asyncflow._store import Store, StoredRun
+from asyncflow._story import Story
+from asyncflow.events import Event, RunFinished, RunResumed, RunStarted, StepSucceeded
+
+__all__ = ["Archive", "RunRecord", "RunStatus", "StoredEvent"]
+
+RunStatus = Literal["running", "passed", "failed", "interrupted"]
+
+_PICKLED = 'it is pickled, and read only with codec="cloudpickle"'
+
+
+@dataclass(frozen=True, slots=True)
+class RunRecord:
+    """What a journal knows of a run at a glance."""
+
+    run_id: str
+    pipeline: str
+    """The name of its pipeline, if that has one."""
+    status: RunStatus
+    """``"running"`` until it has ended, also if its process has died meanwhile."""
+    started_at: float
+    """When it began, in seconds since the epoch (UTC)."""
+    updated_at: float
+    """When it began, was resumed or ended, whichever was last, in seconds since the epoch."""
+    owner: str | None
+    """Who runs it; ``None`` if nobody does, or a lease has run out."""
+
+
+@dataclass(frozen=True, slots=True)
+class StoredEvent:
+    """An event of a run, as it was kept."""
+
+    position: int
+    """Its place among the events of its run, counted from 1."""
+    event: Event
+
+
+class Archive:
+    """What is kept in a store, in the words of people.
+
+    Args:
+        store: The database.
+        codec: What decodes values.
+    """
+
+    def __init__(self, store: Store, codec: Codec) -> None:
+        self.store = store
+        self._name = store.database.name
+        self._codec = codec
+
+    def past(self, run_id: str, last: int) -> list[Event]:
+        """Return the events of a run that was claimed, which are so many.
+
+        Raises:
+            JournalError: Others are there: the database that is read from is behind.
+        """
+        stored = self.store.events(run_id)
+        if not stored or stored[-1][0] != last:
+            seen = stored[-1][0] if stored else 0
+            raise JournalError(
+                self._name,
+                f"it shows up to {seen} of the {last} events of run {run_id!r}, so nothing was "
+                "done: they seem to come from a standby that is behind; name the primary "
+                "server, or all of them with target_session_attrs=read-write",
+            )
+        return [event for _, event in stored]
+
+    def passed(self, run_id: str) -> list[Event]:
+        """Return the events of a run that has passed, to which nothing is ever added; else none."""
+        if not self.store.runs(run_id=run_id, status="passed"):
+            return []
+        events = [event for _, event in self.store.events(run_id)]
+        last = events[-1] if events else None
+        return events if isinstance(last, RunFinished) and last.outcome == "passed" else []
+
+    def runs(self, **asked: Any) -> list[RunRecord]:
+        """Return the runs that `Store.runs` returns."""
+        return [_record_of(run) for run in self.store.runs(**asked)]
+
+    def orphans(self) -> list[RunRecord]:
+        """Return the runs that have not ended and that nobody runs."""
+        return [
+            _record_of(run)
+            for run in self.store.runs(status="running")
+            if run.owner is None or is_dead(run.process or "")
+        ]
+
+    def events(self, run_id: str, after: int) -> list[StoredEvent]:
+        """Return the events of a run after a position.
+
+        Raises:
+            RunNotFoundError: There is no such run.
+        """
+        stored = self.store.events(run_id, after)
+        if not stored:
+            self.must_know(run_id)
+        return [StoredEvent(position, self._decoded(event)) for position, event in stored]
+
+    def report(self, run_id: str) -> RunReport:
+        """Return the report of a run, as far as it has come.
+
+        Raises:
+            RunNotFoundError: There is no such run.
+        """
+        stored = self.store.events(run_id)
+        if not stored:
+            raise self._unknown(run_id)
+        story = Story(event for _, event in stored)
+        return story.report(self._output)
+
+    def must_know(self, run_id: str) -> None:
+        """Look for a run.
+
+        Raises:
+            RunNotFoundError: There is no such run.
+        """
+        if not self.store.runs(run_id=run_id):
+            raise self._unknown(run_id)
+
+    def _unknown(self, run_id: str) -> RunNotFoundError:
+        others = [run.run_id for run in self.store.runs(limit=1_000)]
+        return RunNotFoundError(run_id, self._name, nearest(run_id, others))
+
+    def _output(self, step: str, payload: Payload) -> Any:
+        value = self._value(payload)
+        return RestoredOutput(f"<{_PICKLED}>") if value is payload else value
+
+    def _decoded(self, event: Event) -> Event:
+        """Return an event with values in place of payloads, as far as they can be decoded."""
+        if isinstance(event, StepSucceeded):
+            return replace(event, output=self._value(event.output))
+        if isinstance(event, RunStarted | RunResumed):
+            inputs = {name: self._value(value) for name, value in event.inputs.items()}
+            return replace(event, inputs=inputs)
+        return event
+
+    def _value(self, payload: Payload | None) -> Any:
+        try:
+            return payload and self._codec.decode("a value", payload, Any)
+        except PayloadError:
+            return payload
+
+
+def _record_of(run: StoredRun) -> RunRecord:
+    status: Any = run.status
+    return RunRecord(
+        run.run_id, from_column(run.pipeline), status, run.started_at, run.updated_at, run.owner
+    )

@@ -1,0 +1,240 @@
+"""What the thread of a journal does: it claims runs, writes for them and renews the claims.
+
+Everything in here is called in that thread, but for `Clerk.hand_in`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+
+from asyncflow._errors import JournalError, LeaseLostError
+from asyncflow._store import Claim, Parcel, Store
+from asyncflow._text import in_one_line, text_of
+from asyncflow._thread import Thread
+
+__all__ = ["Clerk", "Holding", "Opening"]
+
+
+class Holding:
+    """A run that is claimed here, and how far the thread has come with it.
+
+    The thread changes it and the run's event loop reads it, after a job of the thread has ended or
+    when `tell` was called.
+    """
+
+    def __init__(self, run_id: str, token: int, loop: asyncio.AbstractEventLoop) -> None:
+        self.run_id = run_id
+        self.token = token
+        self.loop = loop
+        self.kept = 0
+        """Up to which position all is committed."""
+        self.failure: JournalError | None = None
+        """Why nothing more is written."""
+        self.over = False
+        """Whether the claim was given up, as far as that went."""
+        self.lease_until = math.inf
+        """Until when nobody else has claimed the run, by `time.monotonic`."""
+        self.tell: Callable[[], object] | None = None
+        """What to call in the event loop after a failure that no job of its tells of."""
+
+    def fail(self, error: JournalError) -> None:
+        """Note the first failure."""
+        self.failure = self.failure or error
+
+    def wake(self) -> None:
+        """Let the event loop hear of it."""
+        if self.tell:
+            with suppress(RuntimeError):  # the loop is closed
+                self.loop.call_soon_threadsafe(self.tell)
+
+
+class Clerk:
+    """What the thread works with.
+
+    Args:
+        store: The database.
+        claim: How this journal claims runs.
+    """
+
+    def __init__(self, store: Store, claim: Claim) -> None:
+        self.store = store
+        self.name = store.database.name
+        self._claim = claim
+        self._inbox: deque[tuple[Holding, Parcel]] = deque()
+        self._holdings: dict[tuple[str, int], Holding] = {}
+        self._due = 0.0
+
+    # --- claims ---------------------------------------------------------------------------------
+
+    def claim(self, run_id: str, loop: asyncio.AbstractEventLoop) -> Holding:
+        """Claim a run, and see how much of it is kept.
+
+        Raises:
+            RunAlreadyActiveError: Another one owns it.
+            JournalError: The database fails.
+        """
+        asked = time.monotonic()
+        holding = Holding(run_id, self.store.claim(run_id, self._claim), loop)
+        holding.lease_until = asked + self._claim.lease_s
+        if not self._holdings:
+            self._due = asked + self._claim.lease_s / 3
+        self._holdings[run_id, holding.token] = holding
+        try:
+            holding.kept = self.store.last_position(run_id)
+        except BaseException:
+            self.give_back(holding)
+            raise
+        return holding
+
+    def give_back(self, holding: Holding) -> None:
+        """Give up a claim without writing anything. If that fails, it will expire."""
+        self._holdings.pop((holding.run_id, holding.token), None)
+        with suppress(JournalError):
+            self.store.release(holding.run_id, holding.token)
+
+    # --- writing --------------------------------------------------------------------------------
+
+    def hand_in(self, work: Iterable[tuple[Holding, Parcel]]) -> None:
+        """Have parcels written by the next transaction. Any thread may call it."""
+        self._inbox.extend(work)
+
+    def write(self) -> None:
+        """Write all that was handed in, if another call has not done it yet."""
+        if not self._inbox:
+            return
+        taken: list[tuple[Holding, Parcel]] = []
+
+        def take() -> list[Parcel]:
+            while self._inbox:
+                taken.append(_still_due(*self._inbox.popleft()))
+            return [parcel for _, parcel in taken]
+
+        try:
+            lost = self.store.write(take)
+        except Exception as error:  # of the driver, if it is no JournalError
+            take()  # if it could not even begin
+            for holding, _ in taken:
+                holding.fail(self._failure(error))
+            with suppress(Exception):  # as in give_back; this time it may work, as it is small
+                for holding, parcel in taken:
+                    if parcel.release:
+                        self.store.release(holding.run_id, holding.token)
+        else:
+            for holding, parcel in taken:
+                if (parcel.run_id, parcel.token) in lost:
+                    holding.fail(self._lost(holding))
+                elif parcel.rows:
+                    holding.kept = parcel.rows[-1].position
+        for holding, parcel in taken:
+            if parcel.release:
+                holding.over = True
+                self._holdings.pop((holding.run_id, holding.token), None)
+
+    def _failure(self, error: Exception) -> JournalError:
+        """Return an error for one run: each is raised, and so changed, by itself."""
+        if isinstance(error, JournalError):
+            problem = error.problem
+        else:
+            problem = in_one_line(f"{type(error).__name__}: {text_of(str, error)}")
+        mine = JournalError(self.name, problem)
+        mine.__cause__ = error
+        return mine
+
+    def _lost(self, holding: Holding) -> JournalError:
+        return LeaseLostError(
+            self.name,
+            f"another process has taken run {holding.run_id!r} over, since this one did not renew "
+            f"its lease within {self._claim.lease_s:g} s: it stood still, or its lease was taken "
+            "away; what it had committed before is safe, and the other one goes on from there",
+        )
+
+    # --- leases ---------------------------------------------------------------------------------
+
+    def renew(self) -> float | None:
+        """Renew the leases if it is time, and return in how many seconds it is again."""
+        now = time.monotonic()
+        if self._holdings and now >= self._due:
+            self._due = now + self._claim.lease_s / 3
+            self._renew(now)
+        return max(0.0, self._due - time.monotonic()) if self._holdings else None
+
+    def _renew(self, now: float) -> None:
+        for key, holding in list(self._holdings.items()):
+            if holding.loop.is_closed():  # nobody can go on with it
+                del self._holdings[key]
+        try:
+            lost = self.store.renew(self._holdings, self._claim.lease_s)
+        except Exception as error:
+            self._due = now + self._claim.lease_s / 10
+            self._count_the_days(self._failure(error))
+            return
+        for key, holding in list(self._holdings.items()):
+            if key in lost:
+                self._end(holding, self._lost(holding))
+            else:
+                holding.lease_until = now + self._claim.lease_s
+
+    def _count_the_days(self, error: JournalError) -> None:
+        now = time.monotonic()
+        for holding in list(self._holdings.values()):
+            if now >= holding.lease_until:
+                problem = f"the lease of run {holding.run_id!r} could not be renewed: "
+                self._end(holding, JournalError(error.journal, problem + error.problem))
+
+    def _end(self, holding: Holding, error: JournalError) -> None:
+        del self._holdings[holding.run_id, holding.token]
+        holding.fail(error)
+        holding.wake()
+
+    def close(self) -> None:
+        """Let all runs fail that are still open, and disconnect."""
+        for holding in list(self._holdings.values()):
+            problem = f"it was closed while run {holding.run_id!r} was going on"
+            self._end(holding, JournalError(self.name, problem))
+        self.store.database.close()
+
+
+class Opening:
+    """A claim that is under way in the thread, while whoever wants it may be cancelled."""
+
+    def __init__(self, clerk: Clerk) -> None:
+        self._clerk = clerk
+        self._lock = threading.Lock()
+        self._abandoned = False
+        self.holding: Holding | None = None
+        """The claim, when it is there."""
+
+    def claim(self, run_id: str, loop: asyncio.AbstractEventLoop) -> Holding:
+        """Claim the run. The thread calls it."""
+        holding = self._clerk.claim(run_id, loop)
+        with self._lock:
+            self.holding, abandoned = holding, self._abandoned
+        if abandoned:
+            self.give_back()
+        return holding
+
+    def give_back(self) -> None:
+        """Give the claim back, which is there. The thread calls it."""
+        assert self.holding
+        self._clerk.give_back(self.holding)
+
+    def abandon(self, thread: Thread) -> None:
+        """Have the claim given back, now or when it is there."""
+        with self._lock:
+            self._abandoned, holding = True, self.holding
+        if holding:
+            with suppress(JournalError):  # the journal is closed, and has given it up
+                thread.submit(self.give_back)
+
+
+def _still_due(holding: Holding, parcel: Parcel) -> tuple[Holding, Parcel]:
+    """Return a parcel, without its events if those before have not been written."""
+    if holding.failure:
+        parcel = parcel._replace(rows=(), change=None)
+    return holding, parcel

@@ -1,0 +1,215 @@
+"""How a run begins: as a new one, or with a journal as one that goes on or has passed already."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from typing import Any, NamedTuple
+
+from asyncflow._errors import PayloadError
+from asyncflow._fingerprint import Fingerprints
+from asyncflow._graph import Binding, Plan, Shape, bind, bind_conditions
+from asyncflow._hints import input_types
+from asyncflow._journal import Journal
+from asyncflow._keeper import Keeper, OutputTypes, inputs_to_keep
+from asyncflow._past import Past
+from asyncflow._payload import REDACTED, Payload
+from asyncflow._report import RunReport
+from asyncflow._result import REDACTED_OUTPUT
+from asyncflow._resume import resume
+from asyncflow._story import Story
+from asyncflow._text import in_one_line, text_of
+from asyncflow.events import Event, RunResumed, RunStarted
+
+__all__ = ["Opening", "Request", "begin", "open_run"]
+
+
+class Request(NamedTuple):
+    """The run that somebody asks for."""
+
+    run_id: str
+    pipeline: str
+    """What the pipeline is called."""
+    plan: Plan
+    types: OutputTypes
+    inputs: Mapping[str, Any]
+    secret_inputs: Collection[str]
+    fail_fast: bool
+
+
+class Opening(NamedTuple):
+    """How a run begins or goes on."""
+
+    inputs: Mapping[str, Any]
+    bindings: list[Binding]
+    conditions: Mapping[int, Binding]
+    event: RunStarted | RunResumed
+    kept: RunStarted | RunResumed | None = None
+    """The event as a journal keeps it."""
+    past: Past | None = None
+
+
+def begin(request: Request) -> Opening:
+    """Return how a run begins that no journal keeps, or none has kept before.
+
+    Raises:
+        ValueError: Nothing provides a parameter of an action, or two things do.
+    """
+    plan, inputs = request.plan, request.inputs
+    bindings, conditions = bind(plan, inputs), bind_conditions(plan, inputs)
+    event = RunStarted(
+        request.run_id,
+        time.time(),
+        Shape(plan),
+        request.pipeline,
+        inputs=_shown(inputs, request.secret_inputs),
+    )
+    return Opening(inputs, bindings, conditions, event)
+
+
+async def open_run(
+    journal: Journal, request: Request, *, wait: bool
+) -> tuple[Keeper, Opening | RunReport]:
+    """Become the owner of a run in a journal; return how it begins, or its report if it has passed.
+
+    Raises:
+        PayloadError: An input can't be kept, or not be read again.
+        ValueError: The run was started with other inputs, or as `begin` raises it.
+        RunAlreadyActiveError: Somebody else owns the run, and is not waited for.
+        JournalError: The journal has failed.
+    """
+    given = inputs_to_keep(journal, request.plan, request.inputs, request.secret_inputs)
+    book, opening = await journal.open(
+        request.run_id,
+        pipeline=request.pipeline,
+        wait=wait,
+        read=partial(_read, journal, request, given),
+    )
+    return Keeper(journal, book, request.types), opening
+
+
+def _read(
+    journal: Journal, request: Request, given: Mapping[str, Payload], events: Sequence[Event]
+) -> Opening | RunReport:
+    if not events:
+        opening = begin(request)
+        event = replace(opening.event, fingerprints=Fingerprints(request.plan))
+        return opening._replace(event=event, kept=replace(event, inputs=given))
+    story = Story(events)
+    _check_pipeline(request, story.started.pipeline)
+    _check_inputs(journal, request, story.inputs, given)
+    if story.outcome == "passed" and story.has_all(request.plan.index):
+        return story.report(partial(_decode_somehow, journal, request))
+    return _go_on(journal, request, given, story)
+
+
+def _go_on(
+    journal: Journal, request: Request, given: Mapping[str, Payload], story: Story
+) -> Opening:
+    plan, new = request.plan, {n: each for n, each in given.items() if n not in story.inputs}
+    inputs = _all_inputs(journal, request, story.inputs)
+    bindings, conditions = bind(plan, inputs), bind_conditions(plan, inputs)
+    event, past = resume(
+        story,
+        plan,
+        bindings=bindings,
+        conditions=conditions,
+        new_inputs=new,
+        fail_fast=request.fail_fast,
+        wall_time=time.time(),
+        decode=partial(_decode, journal, request),
+    )
+    shown = _shown({name: inputs[name] for name in new}, request.secret_inputs)
+    return Opening(
+        inputs,
+        bindings,
+        conditions,
+        replace(event, inputs=shown),
+        replace(event, inputs=new),
+        past,
+    )
+
+
+def _check_pipeline(request: Request, stored: str) -> None:
+    if stored and request.pipeline and stored != request.pipeline:
+        raise ValueError(
+            f"run {request.run_id!r} is one of pipeline {stored!r}, and not of "
+            f"{request.pipeline!r}; give it another run id"
+        )
+
+
+# Inputs.
+
+
+def _shown(inputs: Mapping[str, Any], secret: Collection[str]) -> Mapping[str, Any]:
+    if not secret:
+        return inputs
+    return {name: REDACTED_OUTPUT if name in secret else inputs[name] for name in inputs}
+
+
+def _check_inputs(
+    journal: Journal,
+    request: Request,
+    stored: Mapping[str, Payload],
+    given: Mapping[str, Payload],
+) -> None:
+    types = input_types(request.plan.steps, given)
+    for name, payload in given.items():
+        before = stored.get(name, payload)
+        if REDACTED in (before, payload) or before == payload:
+            continue  # what is secret is not there to be compared
+        was = journal.decode(f"the stored input {name!r}", before, types[name])
+        if not _is_equal(was, request.inputs[name]):
+            raise ValueError(
+                f"run {request.run_id!r} was started with another input {name!r}: "
+                f"{_text(was)}, and not {_text(request.inputs[name])}; leave the inputs out to go "
+                "on with those it has, or give it another run id"
+            )
+
+
+def _is_equal(one: Any, other: Any) -> bool:
+    try:
+        return type(one) is type(other) and bool(one == other)
+    except Exception:  # of arrays, and whatever else can't tell
+        return False
+
+
+def _text(value: Any) -> str:
+    text = in_one_line(text_of(repr, value))
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def _all_inputs(
+    journal: Journal, request: Request, stored: Mapping[str, Payload]
+) -> dict[str, Any]:
+    """Return the inputs with which a run goes on: those that are given now, and the stored ones."""
+    types = input_types(request.plan.steps, stored)
+    inputs = dict(request.inputs)
+    for name, payload in stored.items():
+        if name in inputs:
+            continue
+        if payload == REDACTED:
+            raise ValueError(
+                f"input {name!r} of run {request.run_id!r} is secret, so it was not kept; give it "
+                "again to go on"
+            )
+        inputs[name] = journal.decode(f"the stored input {name!r}", payload, types[name])
+    return inputs
+
+
+# Outputs.
+
+
+def _decode(journal: Journal, request: Request, step: str, payload: Payload) -> Any:
+    hint = request.types[step] if step in request.plan.index else Any
+    return journal.decode(f"the stored output of step {step!r}", payload, hint)
+
+
+def _decode_somehow(journal: Journal, request: Request, step: str, payload: Payload) -> Any:
+    """Decode an output of a run that has passed, which is valid whatever annotations say now."""
+    try:
+        return _decode(journal, request, step, payload)
+    except PayloadError:
+        return journal.decode(f"the stored output of step {step!r}", payload, Any)

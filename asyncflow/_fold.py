@@ -1,0 +1,330 @@
+"""Whatever decides what a run does next: a fold over its events.
+
+Rules:
+
+1. A step moves along the table `_STEP_RULES` and no other way. An event that cannot happen to it
+   in its phase is refused with `IllegalEventError` and changes nothing.
+2. A step's turn comes when its tier begins (``schedule="tiers"``) or when the last of its
+   dependencies settles (``schedule="ready"``). A tier begins when every step of the tier before
+   has settled.
+3. When its turn comes, a step is ready if all its dependencies succeeded, and doomed if not. A
+   clean-up step (``run_if``) goes by another condition.
+4. Once the run is stopping (a step failed under ``fail_fast``, its deadline passed, or it was
+   interrupted) nothing becomes ready any more, and all that was not handed out is doomed. Clean-up
+   steps are spared, unless the run was interrupted; their turn comes when all others have settled.
+5. No more than ``max_concurrency`` steps are in flight at a time, and of those that share a pool
+   no more than it has slots. A step is in flight from when it is handed out to the end of its
+   attempt; for the next attempt it gets in line again.
+6. An item of a mapped step is like a step whose turn has come. The step is no longer in flight
+   itself then, and settles after its items.
+
+Nothing here reads a clock or waits, and of a user's code it calls nothing but a retry policy's.
+So the same events lead to the same state whenever and wherever they are applied.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any, Literal, TypeAlias
+
+from asyncflow._errors import IllegalEventError
+from asyncflow._graph import Plan
+from asyncflow._history import Histories
+from asyncflow._limits import Limits
+from asyncflow._past import Past
+from asyncflow._phases import (
+    ATTEMPTING,
+    CLEARED,
+    DOOMED,
+    HANDED_OUT,
+    MAPPING,
+    PENDING,
+    PHASES,
+    QUEUED,
+    READY,
+    SETTLED,
+    WAITING,
+    WITHDRAWN,
+)
+from asyncflow._queue import StartQueue
+from asyncflow._result import StepResult, StepStatus
+from asyncflow._turns import Turns
+from asyncflow._units import Units
+from asyncflow.events import (
+    AttemptFailed,
+    AttemptStarted,
+    Event,
+    LoopBlocked,
+    MapStarted,
+    RunFinished,
+    RunInterrupted,
+    RunResumed,
+    RunStarted,
+    RunTimedOut,
+    StepCancelled,
+    StepFailed,
+    StepReused,
+    StepSkipped,
+    StepSucceeded,
+    ThreadAbandoned,
+)
+
+__all__ = ["RunFold", "Schedule"]
+
+Schedule: TypeAlias = Literal["tiers", "ready"]
+
+
+class RunFold:
+    """Where a run stands.
+
+    Steps go in and out by their index in the `Plan`; events name them. The items of mapped steps
+    have numbers too, above those of all steps: a *unit* is either.
+
+    Attributes:
+        units: The steps of the run and the items of its mapped steps.
+        histories: The attempts that each of them has had.
+        queue: Where units wait for their start; it says whether `ready` or `doomed` has news.
+        limits: How long attempts may take, and what follows those that fail.
+        has_timed_out: Whether the run is stopping because of its deadline.
+        is_limited: Whether some unit may have to wait in line before it starts.
+    """
+
+    def __init__(
+        self,
+        plan: Plan,
+        *,
+        fail_fast: bool = True,
+        schedule: Schedule = "tiers",
+        max_concurrency: int | None = None,
+        deadline_ms: float | None = None,
+        random: Callable[[], float] = float,
+        past: Past | None = None,
+    ) -> None:
+        self._plan = plan
+        self._past = past
+        self._index = plan.index
+        self._fail_fast = fail_fast
+        self.has_timed_out = False
+        units = self.units = Units(plan, None if past is None else past.carried)
+        self._phases = units.phases
+        self._results = units.results
+        self._latest = units.latest
+        self._step_count = len(plan.steps)
+        self._started: RunStarted | None = None
+        self._finished: RunFinished | None = None
+        self._interrupted = False
+        self.histories = Histories(units)
+        self.queue = StartQueue(max_concurrency, units.steps, plan.special)
+        self.is_limited = self.queue.is_limited
+        self._turns = Turns(
+            plan,
+            units.phases,
+            self.queue,
+            by_tiers=schedule == "tiers",
+            taken_over=None if past is None else past.steps_taken_over(plan),
+        )
+        began_ms = 0.0 if past is None else past.at_ms
+        self.limits = Limits(units, self.queue, deadline_ms, random, began_ms)
+
+    # What the driver tells.
+
+    def apply(self, event: Event) -> None:
+        """Apply an event.
+
+        Raises:
+            IllegalEventError: The event cannot happen in this state. Nothing has changed.
+        """
+        rule = _STEP_RULES.get(type(event))
+        if rule is None:
+            _RUN_RULES[type(event)](self, event)
+            return
+        allowed, fold = rule
+        phases = self._phases
+        try:
+            unit = self._index[event.step]  # type: ignore[union-attr]
+        except KeyError:
+            raise IllegalEventError(event, "the pipeline has no such step") from None
+        if event.item is not None:  # type: ignore[union-attr]
+            unit = self.units.unit_of_item(unit, event)  # type: ignore[arg-type]
+        before = phases[unit]
+        if before not in allowed:
+            raise IllegalEventError(event, PHASES[before])
+        result = fold(self, unit, event)
+        if result is not None:
+            phases[unit] = SETTLED
+            self._results[unit] = result
+        if self.is_limited:
+            self.queue.moved(unit, before, phases[unit])
+        if result is None:
+            return
+        if self.histories.has_remarks:
+            self._results[unit] = self.histories.with_remarks(unit, result)
+        if unit < self._step_count:
+            self._turns.settled(unit, event.at_ms)  # type: ignore[union-attr]
+        else:
+            self.units.end_item(unit)
+
+    def _on_run_started(self, event: RunStarted) -> None:
+        if self._started is not None:
+            raise IllegalEventError(event, "the run has started")
+        self._started = event
+        self._turns.begin(0.0)
+
+    def _on_run_resumed(self, event: RunResumed) -> None:
+        past = self._past
+        if self._started is not None or past is None:
+            raise IllegalEventError(event, "the run has started" if past else "it has no past")
+        self._started = RunStarted(past.run_id, past.wall_time, event.dependencies)
+        for name, reason in past.reasons.items():
+            self.histories.remark(self._index[name], rerun_reason=reason)
+        self._turns.begin(event.at_ms)
+
+    def _on_run_interrupted(self, event: RunInterrupted) -> None:
+        self._check_runs(event)
+        self._interrupted = True
+        self._stop(event.reason, spare_cleanups=False)
+
+    def _on_run_timed_out(self, event: RunTimedOut) -> None:
+        self._check_runs(event)
+        self.has_timed_out |= self._turns.stop_reason is None
+        reason = f"the run exceeded its deadline of {event.deadline_ms:g} ms"
+        self._stop(reason, spare_cleanups=True)
+
+    def _on_run_finished(self, event: RunFinished) -> None:
+        self._check_runs(event)
+        if self._turns.unsettled:
+            raise IllegalEventError(event, f"{self._turns.unsettled} step(s) have not ended")
+        self._finished = event
+
+    def _check_runs(self, event: Event) -> None:
+        if self._started is None or self._finished is not None:
+            raise IllegalEventError(event, "the run is not running")
+
+    def _on_attempt_started(self, unit: int, event: AttemptStarted) -> None:
+        latest = self._latest[unit]
+        if event.attempt != (1 if latest is None else latest.attempt + 1):
+            raise IllegalEventError(event, f"the latest attempt was {latest!r}")
+        self._latest[unit] = event
+        self._phases[unit] = ATTEMPTING
+        if self.is_limited:
+            self.queue.begin(unit)
+        if self._plan.special:
+            self.limits.start(unit, event)
+
+    def _on_attempt_failed(self, unit: int, event: AttemptFailed) -> None:
+        self.histories.fail(unit, event)
+        self._phases[unit] = WAITING
+
+    def _on_map_started(self, unit: int, event: MapStarted) -> None:
+        self.units.begin_map(unit, event.at_ms)
+
+    def _on_step_succeeded(self, unit: int, event: StepSucceeded) -> StepResult:
+        started, step = self._latest[unit], self.units.steps[unit]
+        # The way of most steps, without detours.
+        if started is not None and event.attempt == 1 == started.attempt and step.is_plain:
+            return StepResult(
+                event.step,
+                StepStatus.SUCCESS,
+                1,
+                event.at_ms - started.at_ms,
+                event.output,
+                None,
+                None,
+                started.at_ms,
+                None,
+                step.depends_on,
+                started.queued_ms,
+            )
+        return self.histories.result(unit, event, StepStatus.SUCCESS, None)
+
+    def _on_step_failed(self, unit: int, event: StepFailed) -> StepResult:
+        result = self.histories.result(unit, event, StepStatus.FAILED, event.error)
+        self._phases[unit] = SETTLED  # before the run stops, which withdraws what is ready
+        if event.item is None:
+            self._turns.lost[unit] = event.step
+        if self._fail_fast:
+            reason = f"step {event.step!r} failed and fail_fast is on"
+            self._stop(reason, spare_cleanups=True)
+        return result
+
+    def _on_step_cancelled(self, unit: int, event: StepCancelled) -> StepResult:
+        if self._phases[unit] < ATTEMPTING and self._latest[unit] is None:
+            raise IllegalEventError(event, PHASES[self._phases[unit]])
+        result = self.histories.result(unit, event, StepStatus.CANCELLED, event.error)
+        if event.item is None:
+            self._turns.lost[unit] = event.step
+        return result
+
+    def _on_step_skipped(self, unit: int, event: StepSkipped) -> StepResult:
+        grounds = self._turns.unneeded if event.on_purpose else self._turns.lost
+        grounds.setdefault(unit, event.step)
+        return self.histories.skipped(unit, event)
+
+    def _on_step_reused(self, unit: int, event: StepReused) -> StepResult:
+        key = event.step, event.item
+        if self._past is None or key not in self._past.results:
+            raise IllegalEventError(event, "no result of it was kept")
+        result = self._past.results[key]
+        if event.item is None and result.status is not StepStatus.SUCCESS:
+            grounds = self._turns.unneeded if result.on_purpose else self._turns.lost
+            grounds[unit] = event.step
+        return replace(result, reused=True, rerun_reason=None)
+
+    def _on_thread_abandoned(self, unit: int, event: ThreadAbandoned) -> None:
+        self.histories.latest(unit, event)
+        self.histories.remark(unit, abandoned=True)
+
+    def _on_loop_blocked(self, unit: int, event: LoopBlocked) -> None:
+        self._check_runs(event)
+        self.histories.block(unit, event)
+
+    # How it follows.
+
+    def withdraw_item(self, unit: int) -> None:
+        """Forget an item that was taken up and will never start, since the run stops."""
+        if self._phases[unit] == HANDED_OUT and self.is_limited:
+            self.queue.leave(unit)
+        self.units.end_item(unit)
+
+    def _stop(self, reason: str, *, spare_cleanups: bool) -> None:
+        self._turns.stop(reason, spare_cleanups=spare_cleanups)
+        for step in self.units.maps():
+            if not spare_cleanups or self.units.steps[step].run_if == "success":
+                for unit in self.units.items(step):
+                    if self._phases[unit] == READY:
+                        self.withdraw_item(unit)
+
+
+_STEP_RULES: dict[
+    type, tuple[tuple[int, ...], Callable[[RunFold, int, Any], StepResult | None]]
+] = {
+    # event: the phases in which it can happen, and what it does; a result settles the unit
+    AttemptStarted: (
+        (HANDED_OUT, WAITING, CLEARED, QUEUED, READY, WITHDRAWN),
+        RunFold._on_attempt_started,
+    ),
+    AttemptFailed: ((ATTEMPTING,), RunFold._on_attempt_failed),
+    MapStarted: ((HANDED_OUT, READY, WITHDRAWN), RunFold._on_map_started),
+    StepSucceeded: ((ATTEMPTING, MAPPING), RunFold._on_step_succeeded),
+    StepFailed: (
+        (ATTEMPTING, WAITING, MAPPING, HANDED_OUT, READY, WITHDRAWN),
+        RunFold._on_step_failed,
+    ),
+    StepCancelled: (
+        # What has never begun in this run may have done so before it was resumed.
+        (ATTEMPTING, WAITING, QUEUED, CLEARED, MAPPING, DOOMED, WITHDRAWN, HANDED_OUT, READY),
+        RunFold._on_step_cancelled,
+    ),
+    StepReused: ((PENDING, READY), RunFold._on_step_reused),  # ready are items only
+    StepSkipped: ((DOOMED, WITHDRAWN, HANDED_OUT, READY), RunFold._on_step_skipped),
+    ThreadAbandoned: ((ATTEMPTING,), RunFold._on_thread_abandoned),
+    LoopBlocked: ((ATTEMPTING, WAITING, QUEUED, CLEARED, SETTLED), RunFold._on_loop_blocked),
+}
+_RUN_RULES: dict[type, Callable[[RunFold, Any], None]] = {
+    RunStarted: RunFold._on_run_started,
+    RunResumed: RunFold._on_run_resumed,
+    RunInterrupted: RunFold._on_run_interrupted,
+    RunTimedOut: RunFold._on_run_timed_out,
+    RunFinished: RunFold._on_run_finished,
+}

@@ -1,0 +1,89 @@
+"""The types that a user's functions are annotated with, as far as they can be found out."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Awaitable, Callable, Generator, Mapping
+from contextlib import suppress
+from functools import partial
+from types import SimpleNamespace
+from typing import Any, TypedDict, get_args, get_origin, get_type_hints
+
+from asyncflow._nesting import HandsOn
+from asyncflow._step import WorkflowStep
+
+__all__ = ["input_types", "output_type"]
+
+
+def output_type(step: WorkflowStep) -> Any:
+    """Return the type of what a step's action comes to; `Any` if nobody has said so.
+
+    For a mapped step, that is the type of the output of one item.
+    """
+    if isinstance(step.action, HandsOn):
+        return _handed_on(step.action)
+    function = _function_of(step.action)
+    hint = _hints_of(function).get("return", Any)
+    if step.runs_in != "loop" or inspect.iscoroutinefunction(function):
+        return hint
+    return _awaited(hint)
+
+
+def input_types(steps: tuple[WorkflowStep, ...], names: Mapping[str, object]) -> dict[str, Any]:
+    """Return the type of each run input, by its name: that of the first parameter which takes it.
+
+    An input that no action takes, or of which none says a type, is `Any`.
+    """
+    types: dict[str, Any] = {}
+    for step in steps:
+        wanted = [n for n in step.signature.names if n in names and types.get(n, Any) is Any]
+        if wanted:
+            hints = _hints_of(_function_of(step.action))
+            types.update((name, hints.get(name, Any)) for name in wanted)
+    return {name: types.get(name, Any) for name in names}
+
+
+def _handed_on(action: HandsOn) -> Any:
+    # Type checkers know these as what stands in annotations, and not as what makes types.
+    list_of: Any = list
+    dict_of: Any = TypedDict
+    types = {
+        name: output_type(step) if step.map_over is None else list_of[output_type(step)]
+        for name, step in action.steps.items()
+    }
+    return next(iter(types.values())) if len(types) == 1 else dict_of("Outputs", types)
+
+
+def _function_of(action: Callable[..., Any]) -> Callable[..., Any]:
+    while isinstance(action, partial):
+        action = action.func
+    is_function = inspect.isroutine(action) or inspect.isclass(action)
+    return action if is_function else type(action).__call__
+
+
+def _hints_of(function: Callable[..., Any]) -> dict[str, Any]:
+    if not getattr(function, "__annotations__", True):
+        return {}  # as `get_type_hints` would find out, which takes its time
+    try:
+        return get_type_hints(function, include_extras=True)
+    except Exception:  # a name that exists for type checkers only, or anything else
+        return _hints_one_by_one(function)
+
+
+def _hints_one_by_one(function: Callable[..., Any]) -> dict[str, Any]:
+    """Return those of a function's annotations that mean something here."""
+    known = getattr(inspect.unwrap(function), "__globals__", {})
+    hints = {}
+    for name, annotation in function.__annotations__.items():
+        one = SimpleNamespace(__annotations__={name: annotation})
+        with suppress(Exception):
+            hints.update(get_type_hints(one, known, include_extras=True))
+    return hints
+
+
+def _awaited(hint: Any) -> Any:
+    """Return what comes of awaiting something of this type."""
+    origin, arguments = get_origin(hint), get_args(hint)
+    if not isinstance(origin, type) or not issubclass(origin, Awaitable) or not arguments:
+        return Any
+    return arguments[2] if issubclass(origin, Generator) or len(arguments) == 3 else arguments[-1]

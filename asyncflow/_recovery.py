@@ -1,0 +1,127 @@
+"""What a service does when it starts: it goes on with the runs whose process has died."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Literal, Protocol, TypeAlias, cast
+
+from asyncflow._errors import RunAlreadyActiveError, nearest
+from asyncflow._journal import Journal
+from asyncflow._orchestrator import Orchestrator
+from asyncflow._pipeline import Pipeline
+from asyncflow._report import RunReport
+from asyncflow._step import WorkflowStep
+
+__all__ = ["Orphan", "Orphanage", "Pipelines", "resume_all"]
+
+Pipelines: TypeAlias = (
+    Iterable[Pipeline | Orchestrator]
+    | Mapping[str, Pipeline | Orchestrator | Iterable[WorkflowStep]]
+)
+_log = logging.getLogger("asyncflow")
+
+
+class Orphan(Protocol):
+    """A run that nobody runs, though it has not ended."""
+
+    @property
+    def run_id(self) -> str:
+        """Identifies the run."""
+        ...
+
+    @property
+    def pipeline(self) -> str:
+        """What its pipeline is called."""
+        ...
+
+
+class Orphanage(Journal, Protocol):
+    """A journal that knows which of its runs have lost their process."""
+
+    async def orphans(self) -> Sequence[Orphan]:
+        """Return them."""
+        ...
+
+    async def runs(self, status: Literal["interrupted"], *, limit: int | None) -> Sequence[Orphan]:
+        """Return all those that ended because they were cancelled."""
+        ...
+
+
+async def resume_all(
+    journal: Orphanage, pipelines: Pipelines, *, interrupted: bool = False
+) -> list[RunReport]:
+    """Go on with all runs of a journal whose process has died, and return their reports.
+
+    A service calls it when it starts, before or while it takes new work. All of them go on at the
+    same time. One that another replica takes first is left to that. One that can't go on, since
+    its pipeline is not among those given or for any other reason, is left as it is, and that is
+    logged as an error: it keeps neither the others nor the service from going on.
+
+    Args:
+        journal: The journal.
+        pipelines: The pipelines of which there may be runs: a list of `Pipeline` and `Orchestrator`
+            objects, each of which has a name of its own, or a mapping of name to such an object or
+            to a list of steps.
+        interrupted: Whether the runs go on, too, that were cancelled, as all are when a service
+            shuts down gracefully. By default they don't: what was cancelled may be so on purpose.
+
+    Raises:
+        TypeError: Something among them is no pipeline.
+        ValueError: Two of them have the same name, or one has none.
+        JournalError: The journal does not tell which runs there are.
+    """
+    known = _by_name(pipelines)
+    reports: list[RunReport] = []
+    orphans = [*await journal.orphans()]
+    if interrupted:
+        orphans += await journal.runs("interrupted", limit=None)
+
+    async def go_on(orchestrator: Orchestrator, run_id: str) -> None:
+        try:
+            reports.append(await orchestrator.run(run_id=run_id, journal=journal))
+        except RunAlreadyActiveError:
+            _log.info("run %r goes on in another process", run_id)
+        except Exception:
+            _log.exception("run %r can't go on", run_id)
+
+    async with asyncio.TaskGroup() as group:
+        for orphan in orphans:
+            if orphan.pipeline in known:
+                group.create_task(go_on(known[orphan.pipeline], orphan.run_id))
+            else:
+                _log.error(
+                    "run %r can't go on: no pipeline is named %r%s",
+                    *(orphan.run_id, orphan.pipeline, nearest(orphan.pipeline, known)),
+                )
+    return reports
+
+
+def _by_name(pipelines: Pipelines) -> dict[str, Orchestrator]:
+    known: dict[str, Orchestrator] = {}
+    if isinstance(pipelines, Mapping):
+        named = cast("Mapping[str, Any]", pipelines)
+        return {name: _planned(name, pipeline) for name, pipeline in named.items()}
+    for pipeline in pipelines:
+        if not isinstance(pipeline, Pipeline | Orchestrator):
+            raise TypeError(
+                "resume_all() takes Pipeline and Orchestrator objects, not "
+                f"{type(pipeline).__name__}; give lists of steps by name: {{'etl': steps}}"
+            )
+        if not pipeline.name:
+            raise ValueError("an Orchestrator needs a name here: Orchestrator(..., name=...)")
+        if pipeline.name in known:
+            raise ValueError(f"two pipelines are named {pipeline.name!r}")
+        known[pipeline.name] = _planned(pipeline.name, pipeline)
+    return known
+
+
+def _planned(name: str, pipeline: Pipeline | Orchestrator | Iterable[WorkflowStep]) -> Orchestrator:
+    if isinstance(pipeline, Orchestrator):
+        return pipeline
+    return (
+        pipeline.orchestrator
+        if isinstance(pipeline, Pipeline)
+        else Orchestrator(pipeline, name=name)
+    )

@@ -1,0 +1,286 @@
+"""Events as the rows of a table, and back.
+
+Everything comes back as it was but errors: of those, asyncflow's own come back without their
+traceback and their cause, and others as `RestoredError`. What has no column of its own stands as
+JSON in `Row.payload`, so that a person can read it.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from asyncflow._errors import (
+    RestoredError,
+    ResultRefusedError,
+    StepCancelledError,
+    StepCrashedError,
+    StepTimeoutError,
+)
+from asyncflow._payload import Payload
+from asyncflow._result import stand_in
+from asyncflow._text import text_of
+from asyncflow.events import (
+    AttemptFailed,
+    AttemptStarted,
+    Event,
+    LoopBlocked,
+    MapStarted,
+    RunFinished,
+    RunInterrupted,
+    RunResumed,
+    RunStarted,
+    RunTimedOut,
+    StepCancelled,
+    StepFailed,
+    StepReused,
+    StepSkipped,
+    StepSucceeded,
+    ThreadAbandoned,
+)
+
+__all__ = ["Row", "column_of", "event_of", "from_column", "row_of"]
+
+
+class Row(NamedTuple):
+    """An event, its run and its place there."""
+
+    run_id: str
+    position: int
+    """Counted from 1."""
+    kind: str
+    """The name of the event's class."""
+    step: str | None
+    item: int | None
+    attempt: int | None
+    at_ms: float
+    codec: str | None
+    """What has encoded the output that this event has; ``None`` if it has none."""
+    payload: str | None
+    """The output if its codec is JSON; else what has no column, as a JSON object."""
+    data: bytes | None
+    """The output if its codec is another one."""
+
+
+_LONGEST = 100_000
+"""How many characters are kept of an error's message, and of its traceback."""
+
+Details = dict[str, Any]
+
+
+def row_of(run_id: str, position: int, event: Event) -> Row:
+    """Return the row of an event. The output of a `StepSucceeded` is a `Payload` or ``None``."""
+    kind = type(event).__name__
+    # These two come in large numbers.
+    if isinstance(event, StepSucceeded):
+        rest = _output_columns(event.output)
+    elif isinstance(event, AttemptStarted) and not event.queued_ms:
+        rest = None, None, None
+    else:
+        step, details = getattr(event, "step", None), _details(event)
+        return Row(
+            run_id,
+            position,
+            kind,
+            None if step is None else column_of(step),
+            getattr(event, "item", None),
+            getattr(event, "attempt", None),
+            getattr(event, "at_ms", 0.0),
+            None,
+            _json(details) if details else None,
+            None,
+        )
+    step, item, attempt = column_of(event.step), event.item, event.attempt
+    return Row(run_id, position, kind, step, item, attempt, event.at_ms, *rest)
+
+
+def event_of(row: Sequence[Any]) -> Event:
+    """Return the event of a row, which is given without its run.
+
+    Raises:
+        ValueError: A newer asyncflow, or somebody else, wrote it.
+    """
+    _, kind, step, item, attempt, at_ms, codec, payload, data = row
+    if kind not in _KINDS:
+        raise ValueError(f"there is no event {kind!r}")
+    cls = _KINDS[kind]
+    values: Details = {}
+    if cls is StepSucceeded:
+        values["output"] = _output_of(codec, payload, data)
+    elif payload is not None:
+        values = json.loads(payload)
+        for name, (_, read) in _CONVERSIONS.items():
+            if name in values:
+                values[name] = read(values[name])
+    if cls is not RunStarted:
+        values["at_ms"] = at_ms
+    if step is not None:
+        values["step"] = from_column(step)
+    if attempt is not None:
+        values["attempt"] = attempt
+    if item is not None:
+        values["item"] = item
+    try:
+        event: Event = cls(**values)
+    except TypeError as error:
+        raise ValueError(f"it is no {kind}: {error}") from error
+    return event
+
+
+def _details(event: Event) -> Details:
+    details = {name: getattr(event, name) for name in _DETAILS[type(event)]}
+    for name, (write, _) in _CONVERSIONS.items():
+        if name in details:
+            details[name] = write(details[name])
+    return details
+
+
+def _output_columns(output: Payload | None) -> tuple[str | None, str | None, bytes | None]:
+    if output is None:
+        return None, None, None
+    if _is_text(output.codec):
+        return output.codec, output.data.decode(), None
+    return output.codec, None, output.data
+
+
+def _output_of(codec: str | None, payload: str | None, data: bytes | None) -> Payload | None:
+    if codec is None:
+        return None
+    return Payload(codec, data or b"" if payload is None else payload.encode())
+
+
+def _is_text(codec: str) -> bool:
+    return codec.startswith("json")
+
+
+def column_of(text: str) -> str:
+    """Return a text as a column can have it: as it is, or as JSON if that is not possible."""
+    if text.startswith('"') or "\0" in text or not (text.isascii() or _is_unicode(text)):
+        return json.dumps(text)
+    return text
+
+
+def from_column(text: str) -> str:
+    """Return what `column_of` was given."""
+    return str(json.loads(text)) if text.startswith('"') else text
+
+
+def _is_unicode(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:  # there are surrogates in it
+        return False
+    return True
+
+
+def _json(details: Details) -> str:
+    text = json.dumps(details, ensure_ascii=False)
+    return text if _is_unicode(text) else json.dumps(details)
+
+
+# --- what JSON does not know ---------------------------------------------------------------------
+
+
+def _write_error(error: BaseException | None) -> Details | None:
+    if error is None:
+        return None
+    left = stand_in(error)
+    written: Details = {"type": left.type_name, "message": _cut(left.message)}
+    made_of = _OWN.get(type(error), ())
+    own = {name: getattr(error, name, None) for name in made_of}
+    if own and all(isinstance(value, str | int | float) for value in own.values()):
+        written["own"] = own
+    else:
+        written["traceback"] = _cut(left.traceback)
+    notes = getattr(error, "__notes__", None)
+    if notes and isinstance(notes, list):
+        written["notes"] = [text_of(str, note) for note in notes]
+    return written
+
+
+def _read_error(written: Details | None) -> BaseException | None:
+    if written is None:
+        return None
+    error: BaseException
+    if "own" in written:
+        own = {f"{cls.__module__}.{cls.__qualname__}": cls for cls in _OWN}[written["type"]]
+        error = own(**written["own"], **({"result": None} if own is ResultRefusedError else {}))
+    else:
+        error = RestoredError(written["type"], written["message"], written["traceback"])
+    for note in written.get("notes", ()):
+        error.add_note(note)
+    return error
+
+
+def _cut(text: str) -> str:
+    if len(text) <= _LONGEST:
+        return text
+    return f"{text[:_LONGEST]}… ({len(text) - _LONGEST} more characters)"
+
+
+def _write_inputs(inputs: Mapping[str, Payload]) -> Details:
+    return {
+        name: {"codec": codec, "json": data.decode()}
+        if _is_text(codec)
+        else {"codec": codec, "base64": base64.b64encode(data).decode()}
+        for name, (codec, data) in inputs.items()
+    }
+
+
+def _read_inputs(written: Details) -> dict[str, Payload]:
+    return {
+        name: Payload(
+            each["codec"],
+            each["json"].encode() if "json" in each else base64.b64decode(each["base64"]),
+        )
+        for name, each in written.items()
+    }
+
+
+def _read_tuples(written: dict[str, list[Any]]) -> dict[str, tuple[Any, ...]]:
+    return {name: tuple(values) for name, values in written.items()}
+
+
+_OWN: dict[type[BaseException], tuple[str, ...]] = {
+    StepTimeoutError: ("step_name", "attempt", "timeout_ms", "kind"),
+    ResultRefusedError: ("step_name", "attempt"),
+    StepCancelledError: ("step_name", "attempt"),
+    StepCrashedError: ("step_name", "attempt", "crashes"),
+}
+"""The errors that come back as themselves, and what they are made of."""
+
+_CONVERSIONS: dict[str, tuple[Callable[[Any], Any], Callable[[Any], Any]]] = {
+    "error": (_write_error, _read_error),
+    "inputs": (_write_inputs, _read_inputs),
+    "dependencies": (dict, _read_tuples),
+    "fingerprints": (dict, _read_tuples),
+    "outdated": (dict, dict),
+    "unfinished": (dict, dict),
+    "recalled": (list, tuple),
+}
+
+_DETAILS: dict[type[Any], tuple[str, ...]] = {
+    RunStarted: ("run_id", "wall_time", "dependencies", "pipeline", "fingerprints", "inputs"),
+    RunResumed: (
+        *("run_id", "wall_time", "dependencies", "fingerprints"),
+        *("outdated", "unfinished", "recalled", "afresh", "inputs"),
+    ),
+    RunInterrupted: ("reason",),
+    RunTimedOut: ("deadline_ms",),
+    RunFinished: ("outcome", "stop_reason"),
+    AttemptStarted: ("queued_ms",),
+    AttemptFailed: ("error", "retry_in_ms"),
+    MapStarted: (),
+    StepSucceeded: (),
+    StepFailed: ("error",),
+    StepCancelled: ("reason", "error"),
+    StepSkipped: ("reason", "on_purpose"),
+    StepReused: (),
+    ThreadAbandoned: (),
+    LoopBlocked: ("blocked_ms", "where"),
+}
+"""What has no column, for each event."""
+
+_KINDS: dict[str, type[Any]] = {cls.__name__: cls for cls in _DETAILS}

@@ -1,0 +1,336 @@
+"""What the stored events of a run tell, without the code of the pipeline that they are of.
+
+Rules:
+
+1. A run may have been resumed, also with a changed pipeline. The steps are those of the latest
+   one.
+2. A success is kept, whatever becomes of the run, until a resumption says that it is outdated.
+   Then all that has come of it is outdated too.
+3. What was running when the run stood still was cut short.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
+from typing import Any, TypeAlias
+
+from asyncflow._errors import StepCrashedError
+from asyncflow._graph import plan
+from asyncflow._history import Histories
+from asyncflow._past import Carried, Key
+from asyncflow._payload import REDACTED, Payload
+from asyncflow._phases import ATTEMPTING, MAPPING, SETTLED, WAITING
+from asyncflow._report import RunReport
+from asyncflow._result import REDACTED_OUTPUT, Attempt, StepResult, StepStatus
+from asyncflow._step import WorkflowStep
+from asyncflow._units import Units
+from asyncflow.events import (
+    AttemptFailed,
+    AttemptStarted,
+    Event,
+    LoopBlocked,
+    MapStarted,
+    Outcome,
+    RunFinished,
+    RunInterrupted,
+    RunResumed,
+    RunStarted,
+    RunTimedOut,
+    StepCancelled,
+    StepFailed,
+    StepSkipped,
+    StepSucceeded,
+    ThreadAbandoned,
+)
+
+__all__ = ["Story", "reasons", "with_outputs"]
+
+_RECALLED = "its output is secret, so it was not kept, and it is needed"
+"""Why a step runs again although its result holds."""
+
+_Decode: TypeAlias = Callable[[str, Payload], Any]
+
+
+class Story:
+    """A fold over the stored events of one run; the first is a `RunStarted`.
+
+    Outputs are `Payload` objects, as in the events of a journal.
+
+    Attributes:
+        started: How the run began.
+        at_ms: The time of the latest event.
+        outcome: How the run has ended; ``None`` if it has not.
+        was_stopping: Whether it was being stopped, so that steps were cut short or left out.
+        dependencies: For each step that it ever had, what that depends on, as said last.
+        fingerprints: The same for their fingerprints.
+        inputs: The inputs that it was given.
+    """
+
+    def __init__(self, events: Iterable[Event]) -> None:
+        self.started: RunStarted
+        self.at_ms = 0.0
+        self.outcome: Outcome | None = None
+        self.was_stopping = False
+        self.dependencies: dict[str, tuple[str, ...]] = {}
+        self.fingerprints: dict[str, tuple[str, str]] = {}
+        self.inputs: dict[str, Any] = {}
+        self._stop_reason: str | None = None
+        self._kept: dict[Key, StepResult] = {}
+        self._carried: dict[Key, Carried] = {}
+        self._reasons: dict[str, str] = {}
+        for event in events:
+            self.apply(event)
+
+    # What happened.
+
+    def apply(self, event: Event) -> None:
+        """Take in one more event."""
+        if not isinstance(event, RunStarted):
+            self.at_ms = max(self.at_ms, event.at_ms)
+        if isinstance(event, RunStarted):
+            self.started = event
+            self._begin(event)
+        elif isinstance(event, RunResumed):
+            self._resume(event)
+            self._begin(event)
+        elif isinstance(event, RunFinished):
+            self.outcome, self._stop_reason = event.outcome, event.stop_reason
+            self.at_ms = event.at_ms  # sums of times are rounded, and the report's is this one
+        elif isinstance(event, RunInterrupted | RunTimedOut):
+            self.was_stopping = True
+        else:
+            self._apply_to_unit(event)
+
+    def _begin(self, event: RunStarted | RunResumed) -> None:
+        self.outcome, self.was_stopping, self._stop_reason = None, False, None
+        self.dependencies.update(event.dependencies)
+        self.fingerprints.update(event.fingerprints)
+        self.inputs.update(event.inputs)
+        # That is all which the fold asks of a step. The dependencies of a clean-up step that
+        # names none are among those of the event.
+        steps = [WorkflowStep(n, _not_here, needed) for n, needed in event.dependencies.items()]
+        self._plan = plan(steps)
+        of_plan = {k: each for k, each in self._carried.items() if k[0] in event.dependencies}
+        self._units = Units(self._plan, of_plan)
+        self._histories = Histories(self._units)
+        self._reasons = reasons(event) if isinstance(event, RunResumed) else {}
+        for name, reason in self._reasons.items():
+            self._histories.remark(self._plan.index[name], rerun_reason=reason)
+
+    def _resume(self, event: RunResumed) -> None:
+        kept, carried = self.known(), {} if event.afresh else self.carried()
+        # What came of a step that begins anew can be among what the pipeline leaves out now.
+        begun_anew = self._with_what_came_of(event.unfinished) - set(event.unfinished)
+        outdated = self._with_what_came_of(event.outdated) | begun_anew
+        for key, result in list(kept.items()):
+            is_final = result.status is StepStatus.SUCCESS or not (
+                event.afresh or (key[1] is None and key[0] in event.unfinished)
+            )
+            if key[0] in outdated or not is_final:
+                del kept[key]
+        self._kept = kept
+        self._carried = {key: each for key, each in carried.items() if key[0] not in outdated}
+
+    def _with_what_came_of(self, outdated: Iterable[str]) -> set[str]:
+        """Return these steps and all that depend on them, directly or not."""
+        dependents: dict[str, list[str]] = {}
+        for name, needed in self.dependencies.items():
+            for other in needed:
+                dependents.setdefault(other, []).append(name)
+        queue = list(outdated)
+        reached = set(queue)
+        for name in queue:  # it grows at its end while it is read
+            more = [other for other in dependents.get(name, ()) if other not in reached]
+            reached.update(more)
+            queue += more
+        return reached
+
+    def _apply_to_unit(self, event: Any) -> None:
+        step = self._plan.index[event.step]
+        if isinstance(event, MapStarted):
+            self._units.begin_map(step, event.at_ms)
+            return
+        unit = step if event.item is None else self._units.unit_of_item(step, event)
+        result = self._fold(unit, event)
+        if result is not None:
+            self._settle(unit, self._histories.with_remarks(unit, result))
+
+    def _fold(self, unit: int, event: Any) -> StepResult | None:
+        histories, phases = self._histories, self._units.phases
+        match event:
+            case AttemptStarted():
+                self._units.latest[unit], phases[unit] = event, ATTEMPTING
+            case AttemptFailed():
+                histories.fail(unit, event)
+                phases[unit] = WAITING
+            case ThreadAbandoned():
+                histories.remark(unit, abandoned=True)
+            case LoopBlocked():
+                histories.block(unit, event)
+            case StepSucceeded():
+                return self._success(unit, event)
+            case StepFailed():
+                return histories.result(unit, event, StepStatus.FAILED, event.error)
+            case StepCancelled():
+                return histories.result(unit, event, StepStatus.CANCELLED, event.error)
+            case StepSkipped():
+                return histories.skipped(unit, event)
+            case _:  # StepReused
+                return replace(self._kept[event.step, event.item], reused=True, rerun_reason=None)
+        return None
+
+    def _success(self, unit: int, event: StepSucceeded) -> StepResult:
+        whole = event
+        if self._units.phases[unit] == MAPPING:  # its items have kept theirs
+            items = self._units.results_of_items(unit) or ()
+            whole = replace(event, output=[item.output for item in items])
+        result = self._histories.result(unit, whole, StepStatus.SUCCESS, None)
+        return replace(result, secret=True) if event.output == REDACTED else result
+
+    def _settle(self, unit: int, result: StepResult) -> None:
+        self._units.results[unit] = result
+        self.was_stopping |= self._was_left_out(result)
+        if self._units.is_item(unit):
+            self._units.end_item(unit)
+        else:
+            self._units.phases[unit] = SETTLED
+
+    def _was_left_out(self, result: StepResult) -> bool:
+        """Whether a step did not run, or not to its end, because the run was being stopped."""
+        if result.status is not StepStatus.SKIPPED or result.on_purpose:
+            return result.status is StepStatus.CANCELLED
+        index, results = self._plan.index, self._units.results
+        needed = [results[index[name]] for name in result.depends_on]
+        return not any(other is not None and _is_lost(other) for other in needed)
+
+    # What is to be made of it.
+
+    def has_all(self, steps: Iterable[str]) -> bool:
+        """Whether its latest pipeline has all these steps."""
+        return all(name in self._plan.index for name in steps)
+
+    def known(self) -> dict[Key, StepResult]:
+        """Return the results that were kept, of steps and of items; none that was cancelled."""
+        known = dict(self._kept)
+        for unit, result in enumerate(self._units.results):
+            key = self._units.key_of(unit)
+            if result is None or result.status is StepStatus.CANCELLED:
+                continue
+            if result.status is StepStatus.SUCCESS or not _has_succeeded(known, *key):
+                known[key] = result
+        return known
+
+    def carried(self) -> dict[Key, Carried]:
+        """Return what has begun and not ended, as it is when the run stands still now."""
+        carried = dict(self._carried)
+        for unit, latest in enumerate(self._units.latest):
+            if self._units.phases[unit] == SETTLED:
+                carried.pop(self._units.key_of(unit), None)
+            elif latest is not None:
+                carried[self._units.key_of(unit)] = self._cut_short(unit, latest)
+        return carried
+
+    def _cut_short(self, unit: int, latest: AttemptStarted) -> Carried:
+        failed = self._histories.attempts(unit)
+        crashes = sum(isinstance(attempt.error, StepCrashedError) for attempt in failed)
+        if self._units.phases[unit] == ATTEMPTING:
+            crashes += 1
+            error = StepCrashedError(self._units.name_of(unit), latest.attempt, crashes)
+            duration_ms = self.at_ms - latest.at_ms
+            number, started_ms, queued_ms = latest.attempt, latest.at_ms, latest.queued_ms
+            failed = (*failed, Attempt(number, started_ms, duration_ms, error, queued_ms))
+        return Carried(latest, failed, crashes)
+
+    def unfinished(self) -> dict[str, str]:
+        """Return the steps that have begun and not succeeded, each with what became of it."""
+        told, known = dict(self._reasons), self.known()
+        maps = [self._plan.steps[step].name for step in self._units.maps()]
+        begun = [*maps, *(name for name, _ in self.carried())]
+        told.update(dict.fromkeys(begun, "it was cut short"))
+        for step, result in zip(self._plan.steps, self._units.results, strict=False):
+            if result is not None and result.status in _ENDS_OF_UNFINISHED:
+                told[step.name] = _ENDS_OF_UNFINISHED[result.status]
+        return {name: why for name, why in told.items() if not _has_succeeded(known, name)}
+
+    def report(self, decode: _Decode) -> RunReport:
+        """Return the report of the run, also if it has not ended.
+
+        Args:
+            decode: Makes a value of the payload of an output; it is told the step's name.
+        """
+        results = [self._so_far(step) for step in self._plan.order]
+        return RunReport(
+            self.started.run_id,
+            [with_outputs(result, decode) for result in results],
+            total_duration_ms=self.at_ms,
+            wall_time=self.started.wall_time,
+            stop_reason=self._stop_reason,
+        )
+
+    def _so_far(self, step: int) -> StepResult:
+        """Return the result of a step, or what can be said before there is one."""
+        result, latest = self._units.results[step], self._units.latest[step]
+        if result is not None:
+            return result
+        name, depends_on = self._plan.steps[step].name, self._plan.steps[step].depends_on
+        if self._units.phases[step] == MAPPING:
+            started_ms = self._units.map_started_ms(step)
+        elif latest is None:
+            return StepResult(name, StepStatus.PENDING, recorded=(), depends_on=depends_on)
+        else:
+            started_ms = latest.at_ms
+        return StepResult(
+            name,
+            StepStatus.RUNNING,
+            0 if latest is None else latest.attempt,
+            self.at_ms - started_ms,
+            started_ms=started_ms,
+            recorded=self._histories.attempts(step),
+            depends_on=depends_on,
+        )
+
+
+def reasons(event: RunResumed) -> dict[str, str]:
+    """Return why steps of which something was known run again, by their names."""
+    return {**dict.fromkeys(event.recalled, _RECALLED), **event.unfinished, **event.outdated}
+
+
+def with_outputs(result: StepResult, decode: _Decode, step: str | None = None) -> StepResult:
+    """Return a result of a `Story` with its outputs, and not what a journal has kept of them.
+
+    Args:
+        result: The result of a step, or of an item.
+        decode: Makes a value of the payload of an output; it is told the step's name.
+        step: The mapped step, if it is that of an item.
+    """
+    items, output, name = result.items, result.output, step or result.step_name
+    if items is not None:
+        items = tuple([with_outputs(item, decode, name) for item in items])
+        output = output and [item.output for item in items]
+    elif output == REDACTED:
+        output = REDACTED_OUTPUT
+    elif isinstance(output, Payload):
+        output = decode(name, output)
+    return replace(result, items=items, output=output)
+
+
+def _is_lost(result: StepResult) -> bool:
+    if result.status is StepStatus.SKIPPED:
+        return not result.on_purpose
+    return result.status in (StepStatus.FAILED, StepStatus.CANCELLED)
+
+
+def _has_succeeded(known: Mapping[Key, StepResult], name: str, item: int | None = None) -> bool:
+    result = known.get((name, item))
+    return result is not None and result.status is StepStatus.SUCCESS
+
+
+async def _not_here() -> None:
+    """Stands for an action, which is not needed to tell what became of it."""
+
+
+_ENDS_OF_UNFINISHED = {
+    StepStatus.FAILED: "it had failed",
+    StepStatus.CANCELLED: "it was cancelled",
+}

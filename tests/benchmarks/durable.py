@@ -1,0 +1,321 @@
+"""What a durable step costs, by the clock, on the disk where temporary files are.
+
+Against a loop with `sqlite3` and group commit that one would write by hand: it writes as many rows
+with the same columns, and an action is called when the row that tells of its start is committed.
+As a floor, the bare rows are written too, by something that has no actions to call. And against
+DBOS, which also keeps a step's result in SQLite, if it is installed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import json
+import sqlite3
+import statistics
+import time
+from asyncio import Handle
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from functools import partial
+from importlib.util import find_spec
+from itertools import count
+from pathlib import Path
+from resource import RUSAGE_THREAD, getrusage
+from tempfile import TemporaryDirectory
+from typing import Any
+from unittest.mock import patch
+
+from asyncflow import Orchestrator, WorkflowStep
+from asyncflow.events import RunFinished, RunStarted
+from asyncflow.journal import SQLiteJournal
+from tests.benchmarks.graphs import SHAPES, pipeline
+from tests.benchmarks.ratios import Row, ratio
+
+__all__ = ["durable"]
+
+IN_FLIGHT = 50
+LENGTH = 100
+"""How many steps a chain has."""
+
+_numbers = count()
+
+
+async def one() -> int:
+    return 1
+
+
+def chains(width: int, length: int) -> list[WorkflowStep]:
+    """So many chains of steps beside each other."""
+    return [
+        WorkflowStep(f"c{chain}s{place}", one, [f"c{chain}s{place - 1}"] if place else [])
+        for chain in range(width)
+        for place in range(length)
+    ]
+
+
+def durable(rounds: int) -> Iterator[Row]:
+    with TemporaryDirectory() as folder:
+        shapes = {
+            "a chain of steps": (chains(1, LENGTH), 1, LENGTH),
+            f"{IN_FLIGHT} chains at once": (chains(IN_FLIGHT, 10), IN_FLIGHT, 10),
+            f"a fan of {IN_FLIGHT}": (pipeline(SHAPES["fan"](IN_FLIGHT + 2), one), IN_FLIGHT, 1),
+        }
+        for subject, (steps, width, length) in shapes.items():
+            bench = Bench(Path(folder) / f"{width}x{length}.db", steps)
+            yield Row(f"{subject}: a durable step", bench.ours_s() / len(steps) * 1e3, None, "ms")
+            yield Row(
+                "   the same without a journal", bench.plain_s() / len(steps) * 1e3, None, "ms"
+            )
+            value = ratio(bench.ours_s, bench.by_hand_s, rounds)
+            yield Row("   / by hand, with sqlite3 and group commit", value, 2.0)
+            value = ratio(bench.ours_s, bench.rows_s, rounds)
+            yield Row("   / its bare rows, in as few commits", value, None)
+        yield from against_dbos(Path(folder), max(3, rounds // 3))
+        yield Row(
+            "longest callback of the loop, 10,000 events", longest_callback_ms(rounds), 5, "ms"
+        )
+
+
+class Bench:
+    """A pipeline, a journal for it, and the rows that a run of it leaves there."""
+
+    def __init__(self, path: Path, steps: Sequence[WorkflowStep]) -> None:
+        self._path = path
+        self._steps = steps
+        self._orchestrator = Orchestrator(steps, schedule="ready")
+        self.ours_s()
+        with closing(sqlite3.connect(path)) as database:
+            database.row_factory = sqlite3.Row
+            rows = database.execute("SELECT * FROM events ORDER BY position").fetchall()
+            self._columns = rows[0].keys()
+            self._rows = [tuple(row) for row in rows]
+            (self._schema,) = database.execute(
+                "SELECT sql FROM sqlite_master WHERE name = 'events'"
+            ).fetchone()
+
+    def ours_s(self) -> float:
+        async def timed() -> float:
+            async with SQLiteJournal(self._path) as journal:
+                await journal.runs()  # so that it is open
+                return await _seconds(self._orchestrator.run, journal=journal, run_id=_new_id())
+
+        return asyncio.run(timed())
+
+    def plain_s(self) -> float:
+        return asyncio.run(_seconds(self._orchestrator.run))
+
+    def by_hand_s(self) -> float:
+        with closing(self._other_database()) as database:
+            write = partial(self._write, database)
+            return asyncio.run(_seconds(run_by_hand, steps=self._steps, write=write))
+
+    def rows_s(self) -> float:
+        """Write the rows of a run, with a commit wherever an action would have to wait for one."""
+        with closing(self._other_database()) as database:
+            gc.collect()
+            began, run_id = time.perf_counter(), _new_id()
+            for batch in self._batches():
+                self._write(database, [(run_id, *row[1:]) for row in batch])
+            return time.perf_counter() - began
+
+    def _other_database(self) -> sqlite3.Connection:
+        path = self._path.with_suffix(".other.db")
+        database = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+        database.execute("PRAGMA journal_mode = WAL")
+        database.execute("PRAGMA synchronous = FULL")
+        if not database.execute("SELECT 1 FROM sqlite_master").fetchone():
+            database.execute(self._schema)
+        return database
+
+    def _write(self, database: sqlite3.Connection, rows: list[tuple[Any, ...]]) -> None:
+        database.execute("BEGIN IMMEDIATE")
+        marks = ", ".join("?" * len(self._columns))
+        database.executemany(f"INSERT INTO events VALUES ({marks})", rows)
+        database.execute("COMMIT")
+
+    def _batches(self) -> Iterator[list[tuple[Any, ...]]]:
+        """What is kept together: ends of steps, then the starts that follow from them."""
+        kind = self._columns.index("kind")
+        batch: list[tuple[Any, ...]] = []
+        for row in self._rows:
+            if batch and batch[-1][kind] == "AttemptStarted" and row[kind] != "AttemptStarted":
+                yield batch
+                batch = []
+            batch.append(row)
+        yield batch
+
+
+async def run_by_hand(
+    steps: Sequence[WorkflowStep], write: Callable[[list[tuple[Any, ...]]], None]
+) -> None:
+    """Run steps as soon as their dependencies have ended, and keep their starts and results."""
+    loop, run_id, began = asyncio.get_running_loop(), _new_id(), time.monotonic()
+    rows: list[tuple[Any, ...]] = []
+    waiters: list[asyncio.Future[None]] = []
+    positions, is_writing = count(1), False
+    tasks: dict[str, asyncio.Task[None]] = {}
+    writers: list[asyncio.Task[None]] = []  # nobody else holds them
+
+    def add(kind: str, step: str | None = None, output: str | None = None) -> None:
+        at_ms, codec = (time.monotonic() - began) * 1000, output and "json"
+        row = (run_id, next(positions), kind, step, None, 1, at_ms, codec, output, None)
+        rows.append(row)
+
+    async def kept() -> None:
+        nonlocal is_writing
+        waiters.append(waiter := loop.create_future())
+        if not is_writing:
+            is_writing = True
+            writers.append(loop.create_task(write_all()))
+        await waiter
+
+    async def write_all() -> None:
+        nonlocal is_writing
+        while waiters:
+            served, batch = waiters.copy(), rows.copy()
+            waiters.clear(), rows.clear()
+            await loop.run_in_executor(thread, write, batch)
+            for waiter in served:
+                waiter.set_result(None)
+        is_writing = False
+
+    async def run(step: WorkflowStep) -> None:
+        for name in step.depends_on:
+            await tasks[name]
+        add("AttemptStarted", step.name)
+        await kept()
+        add("StepSucceeded", step.name, json.dumps(await step.action()))
+
+    with ThreadPoolExecutor(1) as thread:
+        add("RunStarted")
+        for step in steps:
+            tasks[step.name] = loop.create_task(run(step))
+        await asyncio.gather(*tasks.values())
+        add("RunFinished")
+        await kept()
+
+
+async def _seconds(work: Callable[..., Awaitable[object]], *values: Any, **arguments: Any) -> float:
+    gc.collect()
+    began = time.perf_counter()
+    await work(*values, **arguments)
+    return time.perf_counter() - began
+
+
+def _new_id() -> str:
+    return f"run {next(_numbers)}"
+
+
+def against_dbos(folder: Path, rounds: int) -> Iterator[Row]:
+    if find_spec("dbos") is None:
+        print("   DBOS is not installed, so it was left out: pip install --group bench")
+        return
+    from dbos import DBOS
+
+    @DBOS.step()
+    async def step(number: int) -> int:
+        return number
+
+    async def chain(length: int) -> None:
+        for number in range(length):
+            await step(number)
+
+    @DBOS.workflow()
+    async def workflow(width: int, length: int) -> None:
+        await asyncio.gather(*[chain(length) for _ in range(width)])
+
+    async def measured() -> list[Row]:
+        url = f"sqlite:///{folder / 'dbos.db'}"
+        DBOS(config={"name": "bench", "system_database_url": url, "log_level": "ERROR"})
+        DBOS.launch()
+        rows: list[Row] = []
+        try:
+            async with SQLiteJournal(folder / "ours.db") as journal:
+                # How many runs at once, of how many chains, of how many steps.
+                for subject, runs, width, length, limit in (
+                    ("a chain of steps", 1, 1, LENGTH, 10),
+                    (f"{IN_FLIGHT} chains at once", 1, IN_FLIGHT, 10, 1),
+                    (f"{IN_FLIGHT} runs of a chain at once", IN_FLIGHT, 1, 10, None),
+                ):
+                    orchestrator = Orchestrator(chains(width, length), schedule="ready")
+
+                    async def ours(orchestrator: Orchestrator = orchestrator) -> None:
+                        await orchestrator.run(journal=journal, run_id=_new_id())
+
+                    theirs = partial(workflow, width, length)
+                    pairs = [
+                        (
+                            await _seconds(_at_once, runs, ours),
+                            await _seconds(_at_once, runs, theirs),
+                        )
+                        for _ in range(rounds + 1)
+                    ][1:]
+                    rows += _shares(subject, pairs, runs * width * length, limit)
+        finally:
+            DBOS.destroy()
+        return rows
+
+    yield from asyncio.run(measured())
+
+
+async def _at_once(count: int, work: Callable[[], Awaitable[object]]) -> None:
+    await asyncio.gather(*[work() for _ in range(count)])
+
+
+def _shares(
+    subject: str, pairs: list[tuple[float, float]], steps: int, limit: float | None
+) -> list[Row]:
+    our_ms, their_ms = (
+        statistics.median(times) / steps * 1e3 for times in zip(*pairs, strict=True)
+    )
+    share = statistics.median(our_s / their_s for our_s, their_s in pairs)
+    return [
+        Row(f"{subject}: a step with DBOS", their_ms, None, "ms"),
+        Row("   a durable step", our_ms, None, "ms"),
+        Row("   / DBOS", share * 100, limit, "%"),
+    ]
+
+
+def longest_callback_ms(rounds: int) -> float:
+    """The longest time that the loop gave to one callback between a run's first and last event.
+
+    It includes waiting for the journal's thread, and not what another process took of it.
+    """
+    longest, is_on = 0.0, False
+    run_handle = Handle._run
+
+    def sampled(handle: Handle) -> None:
+        nonlocal longest
+        was_on, interruptions = is_on, _interruptions()
+        began = time.perf_counter()
+        run_handle(handle)
+        lasted = time.perf_counter() - began
+        if lasted > longest and was_on and is_on and _interruptions() == interruptions:
+            longest = lasted
+
+    def switch(event: object) -> None:
+        nonlocal is_on
+        if isinstance(event, RunStarted | RunFinished):
+            is_on = isinstance(event, RunStarted)
+
+    steps = chains(IN_FLIGHT, 100)
+    orchestrator = Orchestrator(steps, schedule="ready", observers=[switch])
+
+    async def timed(path: Path) -> None:
+        async with SQLiteJournal(path) as journal:
+            await orchestrator.run(journal=journal)
+
+    found = []
+    with TemporaryDirectory() as folder, patch.object(Handle, "_run", sampled):
+        for number in range(rounds):
+            longest = 0.0
+            asyncio.run(timed(Path(folder) / f"{number}.db"))
+            found.append(longest * 1e3)
+    return statistics.median(found)
+
+
+def _interruptions() -> int:
+    """How often the operating system has taken the processor away from this thread."""
+    return getrusage(RUSAGE_THREAD).ru_nivcsw

@@ -1,0 +1,79 @@
+"""A stored result is told to be still that of its step by which data the step asks for."""
+
+from __future__ import annotations
+
+import pickle
+from functools import partial
+
+import pytest
+
+from asyncflow import WorkflowStep
+from asyncflow._fingerprint import Fingerprints, difference
+from asyncflow._graph import plan
+
+
+async def source(): ...
+async def two(a, b): ...
+async def two_turned(b, a): ...
+async def keyword(*, a, b=1): ...
+async def some(a, **more): ...
+async def any_of_it(**outputs): ...
+async def nothing(): ...
+
+
+def of(action, *arguments, **options):
+    steps = [WorkflowStep(name, source) for name in ("a", "b", "c")]
+    return Fingerprints(plan([*steps, WorkflowStep("x", action, *arguments, **options)]))["x"]
+
+
+@pytest.mark.parametrize(
+    ("action", "depends_on", "options", "text"),
+    [
+        (nothing, (), {}, "()"),
+        (nothing, ["a"], {}, "()"),
+        (two, ["a", "b"], {}, "(a, b)"),
+        (two_turned, ["a", "b"], {}, "(a, b)"),
+        (keyword, ["a"], {}, "(a, b)"),
+        (two, {"a": "c", "b": "b"}, {}, "(a=c, b=b)"),
+        (partial(two, 1), ["b"], {}, "(b)"),
+        (partial(two, b=1), ["a"], {}, "(a)"),
+        (any_of_it, (), {}, "()"),
+        (any_of_it, ["a", "b"], {}, "(**)"),
+        (any_of_it, {"y": "b", "z": "a"}, {}, "(**, y=b, z=a)"),
+        (some, {"a": "b", "z": "c"}, {}, "(**, a=b, z=c)"),
+        (partial(some, 1), ["b"], {}, "(**)"),
+        (two, ["a", "b"], {"map_over": "a"}, "(a, b) for each of a"),
+    ],
+)
+def test_it_is_which_data_the_action_asks_for(action, depends_on, options, text):
+    assert of(action, depends_on, **options) == (text, "")
+
+
+def test_how_a_step_is_run_is_no_part_of_it():
+    policies = {"max_retries": 5, "timeout_ms": None, "retry": 3, "secret": True, "max_crashes": 0}
+
+    assert of(two, ["a", "b"], **policies) == of(two, ["b", "a"])
+
+
+def test_they_are_a_mapping_that_survives_without_the_plan():
+    fingerprints = Fingerprints(plan([WorkflowStep("a", source, version="2")]))
+
+    assert fingerprints == {"a": ("()", "2")}
+    assert len(fingerprints) == 1
+    assert repr(fingerprints) == "{'a': ('()', '2')}"
+    copy = pickle.loads(pickle.dumps(fingerprints))
+    assert type(copy) is dict
+    assert copy == {"a": ("()", "2")}
+
+
+@pytest.mark.parametrize(
+    ("stored", "now", "said"),
+    [
+        (("(a)", "1"), ("(a)", "1"), None),
+        (("(a)", "1"), ("(a)", "2"), "its version is '2', and was '1'"),
+        (("(a)", "1"), ("(a, b)", "1"), "its action asks for (a, b), and asked for (a)"),
+        (("(a)", ""), ("(b)", "2"), "its version is '2', and was ''"),
+    ],
+)
+def test_a_difference_is_told_in_words(stored, now, said):
+    assert difference(stored, now) == said

@@ -1,0 +1,352 @@
+"""What of a stored run still holds is decided step by step, along the pipeline as it is now."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from asyncflow import PayloadError, StepStatus, WorkflowStep
+from asyncflow._fingerprint import Fingerprints
+from asyncflow._graph import Shape, bind, bind_conditions, plan
+from asyncflow._payload import REDACTED, Payload
+from asyncflow._resume import resume
+from asyncflow._story import Story
+from asyncflow.events import (
+    AttemptStarted,
+    MapStarted,
+    RunFinished,
+    RunInterrupted,
+    RunResumed,
+    RunStarted,
+    StepFailed,
+    StepReused,
+    StepSkipped,
+    StepSucceeded,
+)
+
+BOOM = ValueError("boom")
+
+
+async def act(**outputs): ...
+async def alone(): ...
+
+
+def step(name, *needs, **options):
+    return WorkflowStep(name, options.pop("action", act), needs, **options)
+
+
+CHAIN = step("a"), step("b", "a"), step("c", "b")
+
+
+def started(*steps):
+    planned = plan(steps)
+    return RunStarted("r", 1_000.0, Shape(planned), "p", dict(Fingerprints(planned)))
+
+
+def kept(value):
+    return Payload("json", json.dumps(value).encode())
+
+
+def decode(step, payload):
+    if payload.data == b'"broken"':
+        raise PayloadError(f"the stored output of step {step!r}", "is broken")
+    return json.loads(payload.data)
+
+
+def done(*names, output=1):
+    for name in names:
+        yield AttemptStarted(name, 1, 1.0)
+        yield StepSucceeded(name, 1, 2.0, output if output is REDACTED else kept(output))
+
+
+def failed(name):
+    return [AttemptStarted(name, 1, 1.0), StepFailed(name, 1, 2.0, BOOM)]
+
+
+def go_on(events, *steps, fail_fast=True, new_inputs=()):
+    """Return what is told, and the past; the story itself has heard of it."""
+    planned = plan(steps)
+    story = events if isinstance(events, Story) else Story(events)
+    return resume(
+        story,
+        planned,
+        bindings=bind(planned, new_inputs),
+        conditions=bind_conditions(planned, new_inputs),
+        new_inputs=new_inputs,
+        fail_fast=fail_fast,
+        wall_time=2_000.0,
+        decode=decode,
+    )
+
+
+def held(past):
+    return sorted(name for name, item in past.results if item is None)
+
+
+def test_what_has_succeeded_holds_and_the_rest_goes_on():
+    event, past = go_on([started(*CHAIN), *done("a"), AttemptStarted("b", 1, 3.0)], *CHAIN)
+
+    assert (event.run_id, event.at_ms, event.wall_time) == ("r", 3.0, 2_000.0)
+    assert (event.outdated, event.unfinished) == ({}, {"b": "it was cut short"})
+    assert not event.afresh
+    assert held(past) == ["a"]
+    assert past.results["a", None].output == 1
+    assert past.carried["b", None].crashes == 1
+    assert past.reasons == {"b": "it was cut short"}
+    assert (past.run_id, past.wall_time, past.at_ms) == ("r", 1_000.0, 3.0)
+
+
+@pytest.mark.parametrize(
+    ("more", "fail_fast", "afresh"),
+    [
+        ([], True, False),
+        (failed("b"), False, False),
+        (failed("b"), True, True),
+        ([*failed("b"), RunFinished(3.0, "failed")], False, True),
+        ([RunInterrupted(3.0, "why")], False, True),
+        ([StepSkipped("b", 3.0, "the run stopped")], False, True),
+    ],
+)
+def test_a_run_that_had_ended_or_was_being_stopped_begins_afresh(more, fail_fast, afresh):
+    event, past = go_on([started(*CHAIN), *done("a"), *more], *CHAIN, fail_fast=fail_fast)
+
+    assert event.afresh is afresh
+    assert "a" in held(past)
+    assert ("b" in held(past)) is (not afresh and more != [])
+
+
+def test_what_was_skipped_because_of_a_failure_stays_so_while_the_run_goes_on():
+    events = [
+        started(*CHAIN),
+        *failed("a"),
+        StepSkipped("b", 2.0, "so"),
+        StepSkipped("c", 2.0, "so"),
+    ]
+
+    event, past = go_on(events, *CHAIN, fail_fast=False)
+
+    assert held(past) == ["a", "b", "c"]
+    assert event.unfinished == {}
+    assert past.results["c", None].status is StepStatus.SKIPPED
+
+
+@pytest.mark.parametrize(
+    ("b", "reason"),
+    [
+        (step("b", "a", version="2"), "its version is '2', and was ''"),
+        (step("b", "a", action=alone), "its action asks for (), and asked for (**)"),
+        (step("b"), "its action asks for (), and asked for (**)"),
+        (step("b", "a", "n"), "it depends on 'a', 'n', and depended on 'a'"),
+    ],
+)
+def test_a_changed_step_is_outdated_with_what_depends_on_it(b, reason):
+    a, _, c = CHAIN
+
+    event, past = go_on([started(*CHAIN), *done("a", "b", "c")], a, b, c, step("n"))
+
+    assert event.outdated == {"b": reason, "c": "step 'b', which it depends on, runs again"}
+    assert held(past) == ["a"]
+
+
+def test_without_dependencies_it_depends_on_nothing():
+    before = step("a"), WorkflowStep("b", alone, ["a"])
+
+    event, _ = go_on([started(*before), *done("a", "b")], step("a"), WorkflowStep("b", alone))
+
+    assert event.outdated == {"b": "it depends on nothing, and depended on 'a'"}
+
+
+def test_an_output_that_cannot_be_read_does_not_let_its_step_run_again():
+    events = [started(*CHAIN), *done("a", output="broken"), *done("b")]
+
+    with pytest.raises(PayloadError, match=r"output of step 'a' is broken; nothing has run: .*'a'"):
+        go_on(events, *CHAIN)
+
+
+def test_nobody_reads_an_output_that_is_outdated_anyway():
+    events = [started(*CHAIN), *done("a", output="broken"), *done("b")]
+
+    event, past = go_on(events, step("a", version="2"), *CHAIN[1:])
+
+    assert event.outdated.keys() == {"a", "b"}
+    assert held(past) == []
+
+
+def test_an_input_that_the_run_did_not_have_outdates_what_takes_it():
+    async def limited(limit=0): ...
+
+    steps = step("a", action=limited), step("b", "a"), step("c")
+
+    event, past = go_on([started(*steps), *done("a", "b", "c")], *steps, new_inputs=["limit"])
+
+    assert event.outdated == {
+        "a": "the run did not have the input 'limit' before",
+        "b": "step 'a', which it depends on, runs again",
+    }
+    assert held(past) == ["c"]
+
+
+def test_a_later_success_stands_for_an_earlier_secret_one():
+    secret, plain = step("a", secret=True), step("a")
+    story = Story([started(secret, *CHAIN[1:]), *done("a", output=REDACTED), *failed("b")])
+    event, _ = go_on(story, plain, *CHAIN[1:])
+    assert event.recalled == ("a",)
+    for each in [*done("a"), *failed("b"), RunFinished(3.0, "failed")]:
+        story.apply(each)
+
+    event, past = go_on(story, plain, *CHAIN[1:])
+
+    assert event.recalled == ()
+    assert held(past) == ["a"]
+
+
+def test_what_came_of_a_failure_is_outdated_although_it_was_left_out_when_that_was_mended():
+    steps = step("z"), step("tell", "z", run_if="always")
+    story = Story([started(*steps), *failed("z"), *done("tell"), RunFinished(3.0, "failed")])
+    go_on(story, steps[0])
+    for each in [*done("z"), RunFinished(4.0, "passed")]:
+        story.apply(each)
+
+    _, past = go_on(story, *steps)
+
+    assert held(past) == ["z"]
+
+
+def test_new_steps_have_no_reason_and_old_ones_are_left_out():
+    event, past = go_on(
+        [started(*CHAIN), *done("a"), AttemptStarted("b", 1, 3.0)], CHAIN[0], step("n", "a")
+    )
+
+    assert (event.outdated, event.unfinished) == ({}, {})
+    assert held(past) == ["a"]
+    assert past.carried == {}
+
+
+def test_a_clean_up_step_that_names_none_depends_on_all_and_runs_again_after_them():
+    steps = step("a"), step("b"), step("end", run_if="always")
+    event, past = go_on([started(*steps), *done("a"), *failed("b"), *done("end")], *steps)
+
+    assert event.outdated == {"end": "step 'b', which it depends on, runs again"}
+    assert held(past) == ["a"]
+
+
+class TestSecrets:
+    def steps(self, *, last=act, **options):
+        return [
+            step("login", secret=True),
+            step("use", "login"),
+            step("last", "use", "login", action=last, **options),
+        ]
+
+    def test_a_secret_that_is_needed_is_recalled(self):
+        steps = self.steps()
+        event, past = go_on(
+            [started(*steps), *done("login", output=REDACTED), *done("use")], *steps
+        )
+
+        assert event.recalled == ("login",)
+        assert held(past) == ["use"]
+        assert "is secret" in past.reasons["login"]
+
+    def test_a_secret_that_only_a_condition_asks_for_is_needed_too(self):
+        steps = self.steps(last=alone, when=lambda login: True)
+        event, _ = go_on([started(*steps), *done("login", output=REDACTED), *done("use")], *steps)
+
+        assert event.recalled == ("login",)
+
+    def test_one_that_nobody_asks_for_is_not(self):
+        steps = self.steps(last=alone)
+        event, past = go_on(
+            [started(*steps), *done("login", output=REDACTED), *done("use")], *steps
+        )
+
+        assert event.recalled == ()
+        assert held(past) == ["login", "use"]
+
+    def test_what_a_recalled_step_needs_is_recalled_with_it(self):
+        steps = step("key", secret=True), step("login", "key", secret=True), step("use", "login")
+        event, past = go_on([started(*steps), *done("key", "login", output=REDACTED)], *steps)
+
+        assert event.recalled == ("key", "login")
+        assert held(past) == []
+
+    def items(self, step_name, output, *numbers):
+        yield MapStarted(step_name, 2.0)
+        for item in numbers:
+            yield AttemptStarted(step_name, 1, 2.0, item=item)
+            yield StepSucceeded(step_name, 1, 3.0, output, item)
+
+    def test_items_of_a_recalled_source_are_not_taken_over(self):
+        steps = step("ids", secret=True), step("fetch", "ids", map_over="ids")
+        events = [
+            *(started(*steps), *done("ids", output=REDACTED)),
+            *self.items("fetch", kept(1), 0),
+        ]
+        event, past = go_on(events, *steps)
+
+        assert event.recalled == ("ids",)
+        assert past.results == {}
+
+    @pytest.mark.parametrize(("is_needed", "recalled"), [(True, ("fetch",)), (False, ())])
+    def test_secret_items_are_taken_over_if_nobody_needs_them(self, is_needed, recalled):
+        steps = [step("ids"), step("fetch", "ids", map_over="ids", secret=True)]
+        if is_needed:
+            steps.append(step("use", "fetch"))
+        events = [started(*steps), *done("ids", output=[1, 2]), *self.items("fetch", REDACTED, 0)]
+        event, past = go_on(events, *steps)
+
+        assert event.recalled == recalled
+        assert (("fetch", 0) in past.results) is not is_needed
+
+    def test_what_is_outdated_is_not_recalled(self):
+        steps = self.steps()
+        events = [started(*steps), *done("login", output=REDACTED), *done("use")]
+        event, _ = go_on(events, step("login", secret=True, version="2"), *steps[1:])
+
+        assert event.outdated.keys() == {"login", "use"}
+        assert event.recalled == ()
+
+
+def test_a_run_goes_on_three_times_with_changing_pipelines():
+    story = Story([started(*CHAIN), *done("a", "b"), AttemptStarted("c", 1, 3.0)])
+    a, b, c = CHAIN
+
+    # c is left out for a while.
+    event, past = go_on(story, a, b)
+    assert held(past) == ["a", "b"]
+    assert (event.outdated, event.unfinished) == ({}, {})
+
+    # It comes back, and b has changed.
+    b2 = step("b", "a", version="2")
+    event, past = go_on(story, a, b2, c)
+    assert held(past) == ["a"]
+    assert event.outdated.keys() == {"b", "c"}
+    assert past.carried == {}
+    for each in (StepReused("a", 3.0), *done("b")):
+        story.apply(each)
+
+    # And a has changed.
+    event, past = go_on(story, step("a", version="3"), b2, c)
+    assert held(past) == []
+    assert event.outdated.keys() == {"a", "b", "c"}
+    assert isinstance(event, RunResumed)
+
+
+def test_targets_leave_the_rest_as_it_is():
+    story = Story([started(*CHAIN), *done("a", "b", "c")])
+    planned = plan(CHAIN, ["b"])
+    options = {"fail_fast": True, "wall_time": 2.0, "decode": decode}
+
+    _, past = resume(
+        story,
+        planned,
+        bindings=bind(planned),
+        conditions={},
+        new_inputs=(),
+        **options,
+    )
+    assert held(past) == ["a", "b"]
+
+    _, past = go_on(story, *CHAIN)
+    assert held(past) == ["a", "b", "c"]

@@ -1,0 +1,326 @@
+"""What the stored events of a run tell, without the code of its pipeline."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from asyncflow import RestoredOutput, StepCrashedError, StepStatus
+from asyncflow._payload import REDACTED, Payload
+from asyncflow._story import Story
+from asyncflow.events import (
+    AttemptFailed,
+    AttemptStarted,
+    LoopBlocked,
+    MapStarted,
+    RunFinished,
+    RunInterrupted,
+    RunResumed,
+    RunStarted,
+    RunTimedOut,
+    StepCancelled,
+    StepFailed,
+    StepReused,
+    StepSkipped,
+    StepSucceeded,
+    ThreadAbandoned,
+)
+
+PENDING, RUNNING, SUCCESS, FAILED, SKIPPED, CANCELLED = StepStatus
+BOOM = ValueError("boom")
+CHAIN = {"a": (), "b": ("a",), "c": ("b",)}
+
+
+def started(dependencies=CHAIN):
+    marks = dict.fromkeys(dependencies, ("()", ""))
+    return RunStarted("r", 1_000.0, dependencies, "p", marks, {"x": kept(1)})
+
+
+def resumed(at_ms, dependencies=CHAIN, **what):
+    marks = dict.fromkeys(dependencies, ("()", "2"))
+    return RunResumed("r", at_ms, 2_000.0, dependencies, marks, **what)
+
+
+def kept(value):
+    return Payload("json", json.dumps(value).encode())
+
+
+def decode(step, payload):
+    return json.loads(payload.data)
+
+
+def success(step, at_ms, value=1, attempt=1, item=None):
+    return StepSucceeded(step, attempt, at_ms, kept(value), item)
+
+
+def statuses(story):
+    return [result.status for result in story.report(decode).results]
+
+
+class TestReports:
+    def test_a_run_that_has_only_begun_has_pending_steps(self):
+        story = Story([started()])
+
+        report = story.report(decode)
+
+        assert statuses(story) == [PENDING] * 3
+        assert (report.run_id, report.wall_time, report.total_duration_ms) == ("r", 1_000.0, 0.0)
+        assert report["b"].depends_on == ("a",)
+        assert report["b"].history == ()
+        assert story.outcome is None
+        assert story.inputs == {"x": kept(1)}
+
+    def test_a_step_that_runs_tells_how_long_and_what_has_failed(self):
+        story = Story(
+            [
+                started(),
+                AttemptStarted("a", 1, 1.0, 0.5),
+                AttemptFailed("a", 1, 3.0, BOOM, 2.0),
+                AttemptStarted("a", 2, 5.0),
+                ThreadAbandoned("a", 2, 6.0),
+                LoopBlocked("a", 2, 9.0, 150.0, "x.py:1 in a"),
+            ]
+        )
+
+        result = story.report(decode)["a"]
+
+        assert (result.status, result.attempts, result.duration_ms) == (RUNNING, 2, 4.0)
+        assert [attempt.error for attempt in result.history] == [BOOM]
+        story.apply(success("a", 10.0, 7, attempt=2))
+        result = story.report(decode)["a"]
+        assert (result.abandoned, result.loop_blocked_ms) == (True, 150.0)
+        assert (result.output, result.attempts, result.started_ms) == (7, 2, 1.0)
+        assert result.queued_ms == 0.5
+
+    def test_a_mapped_step_that_runs_has_begun_when_its_items_did(self):
+        story = Story(
+            [
+                started(),
+                AttemptStarted("a", 1, 0.0),
+                success("a", 1.0, [1, 2]),
+                MapStarted("b", 2.0),
+                AttemptStarted("b", 1, 3.0, item=0),
+                success("b", 5.0, 10, item=0),
+            ]
+        )
+
+        result = story.report(decode)["b"]
+
+        assert (result.status, result.attempts) == (RUNNING, 0)
+        assert (result.started_ms, result.duration_ms) == (2.0, 3.0)
+        assert story.unfinished() == {"b": "it was cut short"}
+
+    def test_the_outputs_of_items_make_that_of_their_step(self):
+        story = Story(
+            [
+                started({"a": (), "b": ("a",)}),
+                AttemptStarted("a", 1, 0.0),
+                StepSucceeded("a", 1, 1.0, REDACTED),
+                MapStarted("b", 2.0),
+                AttemptStarted("b", 1, 3.0, item=0),
+                AttemptStarted("b", 1, 3.0, item=1),
+                success("b", 4.0, 20, item=1),
+                success("b", 5.0, 10, item=0),
+                StepSucceeded("b", 0, 5.0, None),
+                RunFinished(6.0, "passed"),
+            ]
+        )
+
+        report = story.report(decode)
+
+        assert report["b"].output == [10, 20]
+        assert [item.output for item in report["b"].items] == [10, 20]
+        assert report["a"].output == RestoredOutput("redacted")
+        assert report["a"].secret
+        assert not report["b"].secret
+        assert report.total_duration_ms == 6.0
+
+    def test_a_decoder_is_told_which_step_it_is_about(self):
+        told = []
+        story = Story(
+            [
+                started(),
+                MapStarted("a", 0.0),
+                AttemptStarted("a", 1, 0.0, item=0),
+                success("a", 1.0, item=0),
+            ]
+        )
+        story.apply(StepSucceeded("a", 0, 1.0, None))
+
+        story.report(lambda step, payload: told.append(step))
+
+        assert told == ["a"]
+
+
+class TestStops:
+    @pytest.mark.parametrize(
+        ("events", "was_stopping"),
+        [
+            ([], False),
+            ([StepFailed("a", 1, 1.0, BOOM)], False),
+            ([StepCancelled("a", 1, 1.0, "why", None)], True),
+            ([RunInterrupted(1.0, "why")], True),
+            ([RunTimedOut(1.0, 1.0)], True),
+            ([StepFailed("a", 1, 1.0, BOOM), StepSkipped("b", 1.0, "why")], False),
+            ([success("a", 1.0), StepSkipped("b", 1.0, "why")], True),
+            ([success("a", 1.0), StepSkipped("b", 1.0, "why", on_purpose=True)], False),
+            (
+                [
+                    success("a", 1.0),
+                    StepSkipped("b", 1.0, "why", on_purpose=True),
+                    StepSkipped("c", 1.0, "why", on_purpose=True),
+                ],
+                False,
+            ),
+            (
+                [
+                    StepFailed("a", 1, 1.0, BOOM),
+                    StepSkipped("b", 1.0, "why"),
+                    StepSkipped("c", 1.0, "why"),
+                ],
+                False,
+            ),
+            ([StepSkipped("b", 1.0, "why")], True),
+        ],
+    )
+    def test_a_run_was_being_stopped_if_steps_were_left_out(self, events, was_stopping):
+        story = Story([started(), AttemptStarted("a", 1, 0.0), *events])
+
+        assert story.was_stopping is was_stopping
+        story.apply(resumed(2.0))
+        assert not story.was_stopping
+
+    def test_the_end_is_what_the_run_has_said(self):
+        story = Story([started({}), RunFinished(4.0, "failed", "so it was")])
+
+        assert (story.outcome, story.at_ms) == ("failed", 4.0)
+        assert story.report(decode).stop_reason == "so it was"
+
+
+class TestResumptions:
+    def test_what_was_running_was_cut_short_and_goes_on(self):
+        story = Story(
+            [
+                started(),
+                AttemptStarted("a", 1, 0.0),
+                AttemptFailed("a", 1, 1.0, BOOM, 0.0),
+                AttemptStarted("a", 2, 2.0),
+            ]
+        )
+        carried = story.carried()["a", None]
+        assert carried.crashes == 1
+        assert isinstance(carried.failed[1].error, StepCrashedError)
+
+        story.apply(resumed(5.0, unfinished={"a": "it was cut short"}))
+        story.apply(AttemptStarted("a", 3, 6.0))
+        assert story.carried()["a", None].crashes == 2
+        story.apply(success("a", 7.0, attempt=3))
+
+        result = story.report(decode)["a"]
+        assert (result.attempts, len(result.history), result.started_ms) == (3, 3, 0.0)
+        assert result.rerun_reason == "it was cut short"
+        assert story.carried() == {}
+        assert story.known().keys() == {("a", None)}
+
+    def test_afresh_attempts_and_failures_are_forgotten_and_successes_kept(self):
+        story = Story(
+            [
+                started(),
+                AttemptStarted("a", 1, 0.0),
+                success("a", 1.0),
+                AttemptStarted("b", 1, 1.0),
+                StepFailed("b", 1, 2.0, BOOM),
+                RunFinished(2.0, "failed"),
+                resumed(2.0, unfinished={"b": "it had failed"}, afresh=True),
+            ]
+        )
+
+        assert story.carried() == {}
+        assert story.known().keys() == {("a", None)}
+        assert story.unfinished() == {"b": "it had failed"}
+
+    def test_what_has_come_of_something_outdated_is_outdated_too(self):
+        done = [success(name, 1.0) for name in CHAIN]
+        starts = [AttemptStarted(name, 1, 0.0) for name in CHAIN]
+        story = Story([started(), *starts, *done])
+
+        story.apply(resumed(2.0, {"b": ()}, outdated={"b": "so"}))
+
+        assert story.known().keys() == {("a", None)}
+        assert story.fingerprints == {"a": ("()", ""), "b": ("()", "2"), "c": ("()", "")}
+        assert story.dependencies == {"a": (), "b": (), "c": ("b",)}
+        assert statuses(story) == [PENDING]
+
+    def test_a_success_is_kept_although_it_is_asked_for_again_in_vain(self):
+        story = Story(
+            [
+                started(),
+                AttemptStarted("a", 1, 0.0),
+                StepSucceeded("a", 1, 1.0, REDACTED),
+                resumed(2.0, recalled=("a",)),
+                AttemptStarted("a", 1, 2.0),
+                StepFailed("a", 1, 3.0, BOOM),
+            ]
+        )
+
+        assert story.known()["a", None].status is SUCCESS
+        assert story.report(decode)["a"].status is FAILED
+        assert "is secret" in story.report(decode)["a"].rerun_reason
+
+    def test_a_reused_result_says_so(self):
+        story = Story(
+            [
+                started(),
+                AttemptStarted("a", 1, 0.0),
+                success("a", 1.0, 5),
+                resumed(2.0),
+                StepReused("a", 2.0),
+            ]
+        )
+
+        result = story.report(decode)["a"]
+        assert (result.reused, result.output, result.started_ms) == (True, 5, 0.0)
+
+    def test_items_go_on_or_have_failed_too_often(self):
+        story = Story(
+            [
+                started(),
+                MapStarted("a", 0.0),
+                *(AttemptStarted("a", 1, 0.0, item=item) for item in range(3)),
+                success("a", 1.0, item=0),
+                resumed(2.0, unfinished={"a": "it was cut short"}),
+                MapStarted("a", 2.0),
+                StepReused("a", 2.0, 0),
+                StepFailed("a", 1, 2.0, StepCrashedError("a[1]", 1, 1), 1),
+                StepCancelled("a", 1, 2.0, "why", None, 2),
+                StepFailed("a", 0, 2.0, BOOM),
+            ]
+        )
+
+        result = story.report(decode)["a"]
+        assert [item.status for item in result.items] == [SUCCESS, FAILED, CANCELLED]
+        assert [item.attempts for item in result.items] == [1, 1, 1]
+        assert story.unfinished() == {"a": "it had failed"}
+
+    def test_what_vanishes_may_come_back(self):
+        story = Story(
+            [
+                started(),
+                AttemptStarted("a", 1, 0.0),
+                AttemptStarted("b", 1, 0.0),
+                success("a", 1.0),
+                resumed(2.0, {"a": ()}),
+                StepReused("a", 2.0),
+            ]
+        )
+        assert story.unfinished() == {"b": "it was cut short"}
+        assert story.carried().keys() == {("b", None)}
+
+        story.apply(resumed(3.0, unfinished=story.unfinished()))
+        story.apply(StepReused("a", 3.0))
+        story.apply(AttemptStarted("b", 2, 3.0))
+        story.apply(success("b", 4.0, attempt=2))
+
+        assert story.report(decode)["b"].attempts == 2
+        assert story.carried() == {}

@@ -1,0 +1,292 @@
+"""The pipelines whose processes are killed, and what their actions do to the world."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Callable
+from datetime import date, timedelta
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+from asyncflow import Pipeline, Pool, WorkflowStep, after, collect, current_step, each
+from tests.crash.kill_points import Reaper
+
+__all__ = ["INPUTS", "SHAPES", "World"]
+
+INPUTS = {"seed": 3}
+
+
+class World:
+    """What the actions change, and what no journal can take back."""
+
+    def __init__(self, folder: Path, reaper: Reaper) -> None:
+        self._effects = folder / "effects"
+        self._failures = folder / "failures"
+        self._reaper = reaper
+
+    async def act(self) -> None:
+        """Have the one effect of an attempt, with a point before and after it."""
+        await asyncio.sleep(0)
+        self.act_in_thread()
+        await asyncio.sleep(0)
+
+    def act_in_thread(self) -> None:
+        """Do the same in a plain function."""
+        step = current_step()
+        item = "-" if step.item is None else step.item
+        self._reaper.pass_point(f"before the effect of {step.step_name} {item}")
+        line = f"{step.run_id} {step.step_name} {item} {step.attempt} {step.idempotency_key}\n"
+        _append(self._effects, line)
+        self._reaper.pass_point(f"after the effect of {step.step_name} {item}")
+
+    def fail_at_first(self, times: int) -> None:
+        """Raise, unless this step or item has been failed so often, in whatever process."""
+        step = current_step()
+        line = f"{step.step_name} {step.item}\n"
+        failed = self._failures.read_text() if self._failures.exists() else ""
+        if failed.splitlines(keepends=True).count(line) < times:
+            _append(self._failures, line)
+            self._reaper.pass_point(f"after the failure of {step.step_name}")
+            raise ConnectionError("not yet")
+
+
+def _append(path: Path, line: str) -> None:
+    handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+    try:
+        os.write(handle, line.encode())
+    finally:
+        os.close(handle)
+
+
+Steps = list[WorkflowStep] | Pipeline
+
+
+def chain(world: World) -> Steps:
+    """One step after the other, with results that plain JSON would not give back."""
+
+    async def first(seed: int) -> date:
+        await world.act()
+        return date(2024, 2, 29) + timedelta(days=seed)
+
+    async def second(first: date) -> tuple[date, int]:
+        await world.act()
+        return first, first.day
+
+    async def third(second: tuple[date, int]) -> Decimal:
+        await world.act()
+        return Decimal(second[1]) / 4
+
+    async def fourth(third: Decimal, second: tuple[date, int]) -> dict[str, set[int]]:
+        await world.act()
+        return {str(third): {second[1], 7}}
+
+    return [
+        WorkflowStep("first", first),
+        WorkflowStep("second", second, ["first"]),
+        WorkflowStep("third", third, ["second"]),
+        WorkflowStep("fourth", fourth, ["third", "second"]),
+    ]
+
+
+def layers(world: World) -> Steps:
+    """Two layers of three steps between one at the beginning and one at the end."""
+
+    async def source(seed: int) -> int:
+        await world.act()
+        return seed
+
+    def of_all(name: str) -> Callable[..., Any]:
+        async def action(**outputs: int) -> int:
+            await world.act()
+            return sum(outputs.values()) + len(name)
+
+        return action
+
+    upper, lower = ["a", "b", "c"], ["x", "y", "z"]
+    return [
+        WorkflowStep("source", source),
+        *(WorkflowStep(name, of_all(name), ["source"]) for name in upper),
+        *(WorkflowStep(name, of_all(name), upper[:place]) for place, name in enumerate(lower, 1)),
+        WorkflowStep("sink", of_all("sink"), lower),
+    ]
+
+
+def retried(world: World) -> Steps:
+    """A step with as many attempts as it has failures and one more: none may be lost to a crash."""
+
+    async def flaky(seed: int) -> str:
+        await world.act()
+        world.fail_at_first(2)
+        return f"after two failures, {seed}"
+
+    async def beside() -> str:
+        await world.act()
+        return "beside"
+
+    async def last(flaky: str, beside: str) -> str:
+        await world.act()
+        return f"{flaky} {beside}"
+
+    return [
+        WorkflowStep("flaky", flaky, max_retries=3),
+        WorkflowStep("beside", beside),
+        WorkflowStep("last", last, ["flaky", "beside"]),
+    ]
+
+
+def mapped(world: World) -> Steps:
+    """A step for each of four items, one of which fails at first."""
+
+    async def numbers(seed: int) -> list[int]:
+        await world.act()
+        return [seed, 10, 20, 30]
+
+    async def square(number: int) -> int:
+        await world.act()
+        if number == 10:
+            world.fail_at_first(1)
+        return number**2
+
+    async def total(squares: list[int]) -> int:
+        await world.act()
+        return sum(squares)
+
+    return [
+        WorkflowStep("numbers", numbers),
+        WorkflowStep("square", square, {"number": "numbers"}, map_over="numbers", max_retries=2),
+        WorkflowStep("total", total, {"squares": "square"}),
+    ]
+
+
+def nested(world: World) -> Steps:
+    """A pipeline that includes another one, in which a step is mapped."""
+    inner, outer = Pipeline("inner"), Pipeline("outer")
+
+    @outer.step
+    async def words(seed: int) -> list[str]:
+        await world.act()
+        return ["one", "two"][:seed]
+
+    @inner.step
+    async def upper(words: list[str]) -> list[str]:
+        await world.act()
+        return [word.upper() for word in words]
+
+    @inner.step
+    async def double(word: str = each(upper)) -> str:
+        await world.act()
+        return word * 2
+
+    @inner.step
+    async def joined(parts: list[str] = collect(double)) -> tuple[str, ...]:
+        await world.act()
+        return (*parts, "end")
+
+    outer.include(inner, depends_on=[words])
+
+    @outer.step
+    async def length(parts: tuple[str, ...] = after(inner)) -> int:
+        await world.act()
+        return len(parts)
+
+    return outer
+
+
+def cleaned_up(world: World) -> Steps:
+    """Something is rented, used and given back; a part is not wanted."""
+
+    async def rent(seed: int) -> str:
+        await world.act()
+        return f"machine {seed}"
+
+    async def use(rent: str) -> int:
+        await world.act()
+        return len(rent)
+
+    async def extra(use: int) -> int:
+        await world.act()
+        return use
+
+    async def beyond(extra: int) -> int:
+        await world.act()
+        return extra
+
+    async def give_back(rent: str, use: int) -> str:
+        await world.act()
+        return f"{rent} was used {use} times"
+
+    async def alert() -> None:
+        await world.act()
+
+    return [
+        WorkflowStep("rent", rent),
+        WorkflowStep("use", use, ["rent"]),
+        WorkflowStep("extra", extra, ["use"], when=lambda use: use > 1_000),
+        WorkflowStep("beyond", beyond, ["extra"]),
+        WorkflowStep("give_back", give_back, ["rent", "use"], run_if="always"),
+        WorkflowStep("alert", alert, run_if="failure"),
+    ]
+
+
+def limited(world: World) -> Steps:
+    """Steps in threads, which share a slot, one of them between two attempts."""
+    slot = Pool(1)
+
+    def one(seed: int) -> int:
+        world.act_in_thread()
+        return seed
+
+    def two() -> frozenset[str]:
+        world.act_in_thread()
+        world.fail_at_first(1)
+        return frozenset({"two"})
+
+    def both(one: int, two: frozenset[str]) -> list[str]:
+        world.act_in_thread()
+        return [*two] * one
+
+    return [
+        WorkflowStep("one", one, runs_in="thread", pool=slot),
+        WorkflowStep("two", two, runs_in="thread", pool=slot, max_retries=2, retry=1),
+        WorkflowStep("both", both, ["one", "two"], runs_in="thread", deadline_ms=10_000),
+    ]
+
+
+def failing(world: World) -> Steps:
+    """A step that never succeeds, what depends on it, what does not, and a clean-up step."""
+
+    async def good(seed: int) -> int:
+        await world.act()
+        return seed
+
+    async def bad() -> None:
+        await world.act()
+        raise LookupError("never")
+
+    async def doomed(bad: None) -> None:
+        await world.act()
+
+    async def spared(good: int) -> int:
+        await world.act()
+        return good + 1
+
+    async def tidy(bad: None, good: int) -> str:
+        await world.act()
+        return f"tidied after {bad} {good}"
+
+    return [
+        WorkflowStep("good", good),
+        WorkflowStep("bad", bad, max_retries=2),
+        WorkflowStep("doomed", doomed, ["bad"]),
+        WorkflowStep("spared", spared, ["good"]),
+        WorkflowStep("tidy", tidy, ["bad", "good"], run_if="always"),
+    ]
+
+
+SHAPES: dict[str, Callable[[World], Steps]] = {
+    shape.__name__: shape
+    for shape in (chain, layers, retried, mapped, nested, cleaned_up, limited, failing)
+}
+"""By name. Each makes its steps anew for a process."""

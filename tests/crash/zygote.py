@@ -1,0 +1,143 @@
+"""A process that forks one for each run, with everything imported: ``-m tests.crash.zygote``.
+
+It reads a task a line, as JSON, and answers each with the exit codes of the processes that have
+done it. With a task as its argument, it does that one itself.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import json
+import os
+import signal
+import sys
+import threading
+import time
+import traceback
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from asyncflow import RunReport, StepCrashedError, StepResult, run_pipeline
+from asyncflow._text import describe
+from asyncflow.journal import SQLiteJournal
+from tests.crash.kill_points import Reaper
+from tests.crash.shapes import INPUTS, SHAPES, World
+
+LIMIT_S = 30
+"""A process that takes longer hangs."""
+RUN_ID = "r1"
+
+
+def do(task: dict[str, Any], reaper: Reaper) -> None:
+    """Start or resume the run, and write its outcome into the folder; or die in the attempt.
+
+    What a task says: ``folder``, ``shape``, ``schedule``; the kill ``point``, or 0; after how
+    many ``ms`` the zygote kills the process, or 0; whether a ``rival`` does the same beside it.
+    """
+    folder = Path(task["folder"])
+    steps = SHAPES[task["shape"]](World(folder, reaper))
+    fail_fast = task["shape"] != "failing"
+    told, stored = asyncio.run(_run(folder / "runs.db", steps, task["schedule"], fail_fast))
+    outcome = {
+        "told": summary(told),
+        "stored": summary(stored),
+        "histories": _histories(told),
+        "points": reaper.passed,
+    }
+    part = folder / f"outcome.{os.getpid()}"
+    part.write_text(json.dumps(outcome))
+    part.rename(folder / "outcome")
+
+
+async def _run(
+    database: Path, steps: Any, schedule: Any, fail_fast: bool
+) -> tuple[RunReport, RunReport]:
+    async with SQLiteJournal(database) as journal:
+        report = await run_pipeline(
+            steps,
+            fail_fast,
+            schedule=schedule,
+            inputs=INPUTS,
+            journal=journal,
+            run_id=RUN_ID,
+            on_active="wait",
+        )
+        return report, await journal.report(RUN_ID)
+
+
+def summary(report: RunReport) -> dict[str, list[Any]]:
+    """What must be the same, however often the run was resumed."""
+
+    def of(result: StepResult) -> list[Any]:
+        items = None if result.items is None else [of(item) for item in result.items]
+        error = None if result.error is None else describe(result.error)
+        return [result.status, repr(result.output), error, result.reason, items]
+
+    return {result.step_name: of(result) for result in report.results}
+
+
+def _histories(report: RunReport) -> dict[str, list[tuple[int, bool]]]:
+    """Return for each step and item the number of each attempt, and whether it was cut short."""
+    results = [each for result in report.results for each in (result, *(result.items or ()))]
+    return {
+        result.step_name: [
+            (each.number, isinstance(each.error, StepCrashedError)) for each in result.history
+        ]
+        for result in results
+    }
+
+
+def serve() -> None:
+    _warm_up()
+    gc.freeze()  # so that the collector of a child leaves the pages alone that it shares
+    print("[]", flush=True)  # ready
+    for line in sys.stdin:
+        task = json.loads(line)
+        children = [_fork(task)]
+        if task["rival"]:
+            children.append(_fork({**task, "point": 0}))
+        if task["ms"]:
+            time.sleep(task["ms"] / 1000)
+            os.kill(children[0], signal.SIGKILL)
+        ends = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
+        print(json.dumps(ends), flush=True)
+
+
+def _warm_up() -> None:
+    """Run each shape once: what a process does for the first time takes it longer."""
+    for name in SHAPES:
+        with TemporaryDirectory() as folder:
+            task = {"folder": folder, "shape": name, "schedule": "ready", "point": 0}
+            do(task, Reaper(0, Path(folder) / "killed"))
+    for thread in threading.enumerate():
+        if thread is not threading.main_thread():
+            thread.join()  # only a process with one thread can be forked
+
+
+def _fork(task: dict[str, Any]) -> int:
+    child = os.fork()
+    if child == 0:
+        _do_and_leave(task)
+    return child
+
+
+def _do_and_leave(task: dict[str, Any]) -> None:
+    code = 1
+    signal.alarm(LIMIT_S)
+    reaper = Reaper(task["point"], Path(task["folder"]) / "killed")
+    reaper.watch_sqlite()
+    try:
+        do(task, reaper)
+        code = 0
+    except BaseException:
+        (Path(task["folder"]) / "error").write_text(traceback.format_exc())
+    finally:
+        os._exit(code)  # not through what the zygote would do at its end
+
+
+if __name__ == "__main__":
+    if sys.argv[1:]:
+        _do_and_leave(json.loads(sys.argv[1]))
+    serve()

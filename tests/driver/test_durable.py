@@ -1,0 +1,1445 @@
+"""Runs that a journal keeps: what is finished is not done again, and nothing is lost."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from dataclasses import replace
+from typing import Any
+
+import anyio
+import pytest
+from memory_journal import MemoryJournal
+
+from asyncflow import (
+    JournalError,
+    Orchestrator,
+    PayloadError,
+    Pipeline,
+    RestoredOutput,
+    RunAlreadyActiveError,
+    RunReport,
+    StepCrashedError,
+    StepStatus,
+    WorkflowStep,
+    after,
+    current_step,
+    resume_all,
+    run_pipeline,
+)
+from asyncflow._payload import REDACTED, Payload
+from asyncflow._story import Story
+from asyncflow.events import (
+    AttemptStarted,
+    RunFinished,
+    RunResumed,
+    RunStarted,
+    StepReused,
+    StepSkipped,
+    StepSucceeded,
+)
+
+SUCCESS, FAILED, SKIPPED, CANCELLED = (
+    StepStatus.SUCCESS,
+    StepStatus.FAILED,
+    StepStatus.SKIPPED,
+    StepStatus.CANCELLED,
+)
+
+
+class Work:
+    """Actions that count how often each was called, and break as they are told to."""
+
+    def __init__(self) -> None:
+        self.calls: Counter[str] = Counter()
+        self.broken: set[str] = set()
+
+    def action(self, name, *needed):
+        async def act(**inputs):
+            self.calls[name] += 1
+            await asyncio.sleep(0.01)
+            if name in self.broken:
+                raise ValueError(name)
+            return [name, *(inputs[each] for each in needed)]
+
+        return act
+
+    def step(self, name, *needed, **options):
+        return WorkflowStep(name, self.action(name, *needed), needed, **options)
+
+    def diamond(self, **options):
+        return [
+            self.step("a"),
+            self.step("b", "a", **options),
+            self.step("c", "a"),
+            self.step("d", "b", "c"),
+        ]
+
+
+@pytest.fixture
+def work():
+    return Work()
+
+
+@pytest.fixture
+def journal():
+    return MemoryJournal()
+
+
+def statuses(report):
+    return {name: result.status for name, result in report.items()}
+
+
+def reused(report):
+    return [result.step_name for result in report.results if result.reused]
+
+
+@pytest.fixture(params=["tiers", "ready"])
+def schedule(request):
+    return request.param
+
+
+class TestOneRun:
+    async def test_a_run_gives_the_same_report_with_a_journal(self, work, journal, schedule):
+        report = await run_pipeline(work.diamond(), schedule=schedule, journal=journal, run_id="r")
+
+        assert report.all_passed
+        assert report["d"].output == ["d", ["b", ["a"]], ["c", ["a"]]]
+        assert reused(report) == []
+
+    async def test_every_event_is_kept_in_order(self, work, journal):
+        told = []
+
+        await run_pipeline(work.diamond(), journal=journal, run_id="r", observers=[told.append])
+
+        kept = journal.kept["r"]
+        assert [type(event) for event in kept] == [type(event) for event in told]
+        assert isinstance(kept[0], RunStarted)
+        assert kept[-1].outcome == "passed"
+
+    async def test_an_action_is_called_only_when_its_start_is_kept(self, schedule):
+        journal = MemoryJournal(latency_s=0.05)
+
+        async def act():
+            kept = [e for e in journal.kept["r"] if isinstance(e, AttemptStarted)]
+            assert current_step().step_name in [event.step for event in kept]
+
+        steps = [WorkflowStep("a", act), WorkflowStep("b", act, ["a"]), WorkflowStep("c", act)]
+        report = await run_pipeline(steps, schedule=schedule, journal=journal, run_id="r")
+
+        assert report.all_passed
+
+    async def test_waiting_for_the_journal_is_not_the_attempts_time(self):
+        journal = MemoryJournal(latency_s=0.05)
+
+        async def act():
+            remaining.append(current_step().remaining_ms())
+            await asyncio.sleep(0.02)
+
+        remaining = []
+        report = await run_pipeline(
+            [WorkflowStep("a", act, timeout_ms=40)], journal=journal, run_id="r"
+        )
+
+        assert report.all_passed
+        assert remaining[0] > 30
+
+    async def test_a_chain_takes_one_write_a_step(self, work):
+        if "uvloop" in type(asyncio.get_running_loop()).__module__:
+            pytest.skip("in real time it would take long")
+        journal = MemoryJournal(latency_s=1.0)
+        steps = [work.step("0"), *(work.step(str(n), str(n - 1)) for n in range(1, 10))]
+
+        report = await run_pipeline(steps, journal=journal, run_id="r", deadline_ms=100_000)
+
+        # One for each step's start, and one for the end; and a moment for the actions.
+        assert 10_000 <= report.total_duration_ms < 11_500
+
+    async def test_what_a_journal_cannot_keep_fails_the_step_at_once(self, journal):
+        async def act():
+            return {1, 2}
+
+        report = await run_pipeline(
+            [WorkflowStep("a", act, max_retries=3)], journal=journal, run_id="r"
+        )
+
+        assert isinstance(report["a"].error, PayloadError)
+        assert report["a"].attempts == 1
+        assert "the output of step 'a'" in str(report["a"].error)
+
+    async def test_an_input_that_cannot_be_kept_is_refused_before_anything_runs(
+        self, work, journal
+    ):
+        with pytest.raises(PayloadError, match="input 'x'"):
+            await run_pipeline(work.diamond(), inputs={"x": {1}}, journal=journal, run_id="r")
+
+        assert not work.calls
+        assert not journal.kept
+
+    async def test_the_annotated_types_are_told(self, journal):
+        async def fetch(url: str) -> list[int]:
+            return [1]
+
+        async def total(fetch: list[int]) -> int:
+            return sum(fetch)
+
+        steps = [WorkflowStep("fetch", fetch), WorkflowStep("total", total, ["fetch"])]
+        await run_pipeline(steps, inputs={"url": "u"}, journal=journal, run_id="r")
+
+        assert journal.hints == {
+            "input 'url'": str,
+            "the output of step 'fetch'": list[int],
+            "the output of step 'total'": int,
+        }
+
+    async def test_a_random_id_is_made_if_there_is_none(self, work, journal):
+        report = await run_pipeline(work.diamond(), journal=journal)
+
+        assert list(journal.kept) == [report.run_id]
+
+    @pytest.mark.parametrize("journal", ["runs.db", 5])
+    async def test_what_is_no_journal_is_refused(self, work, journal):
+        with pytest.raises(TypeError, match="journal must be a journal"):
+            await run_pipeline(work.diamond(), journal=journal)
+
+    async def test_an_unknown_word_for_on_active_is_refused(self, work, journal):
+        with pytest.raises(ValueError, match="on_active must be 'raise' or 'wait'"):
+            await run_pipeline(work.diamond(), journal=journal, on_active="maybe")
+
+
+class TestResume:
+    async def test_a_passed_run_returns_its_stored_report(self, work, journal, schedule):
+        first = await run_pipeline(work.diamond(), schedule=schedule, journal=journal, run_id="r")
+        again = await run_pipeline(work.diamond(), schedule=schedule, journal=journal, run_id="r")
+
+        assert again.results == first.results
+        assert set(work.calls.values()) == {1}
+        assert not journal.open_books
+
+    async def test_a_stored_report_is_valid_whatever_annotations_say_now(self, journal):
+        async def number() -> int:
+            return 5
+
+        async def text() -> str:
+            return "five"
+
+        await run_pipeline([WorkflowStep("a", number)], journal=journal, run_id="r")
+
+        report = await run_pipeline([WorkflowStep("a", text)], journal=journal, run_id="r")
+
+        assert report["a"].output == 5
+
+    async def test_a_failed_run_goes_on_with_what_has_not_succeeded(self, work, journal, schedule):
+        work.broken.add("c")
+        first = await run_pipeline(work.diamond(), schedule=schedule, journal=journal, run_id="r")
+        assert first["c"].status is FAILED
+        work.broken.clear()
+
+        report = await run_pipeline(work.diamond(), schedule=schedule, journal=journal, run_id="r")
+
+        assert report.all_passed
+        assert report["d"].output == ["d", ["b", ["a"]], ["c", ["a"]]]
+        assert "a" in reused(report)
+        assert work.calls["a"] == 1
+        assert report["c"].rerun_reason == "it had failed"
+        assert report["a"].rerun_reason is None
+        assert report["a"].started_ms == first["a"].started_ms
+
+    async def test_a_run_goes_on_wherever_its_process_has_died(self, work, journal, schedule):
+        whole = await run_pipeline(work.diamond(), schedule=schedule, journal=journal, run_id="r")
+
+        for count in range(len(journal.kept["r"]) - 1):
+            left, again = journal.died_after(count), Work()
+            done = {e.step for e in left.kept["r"] if isinstance(e, StepSucceeded)}
+
+            report = await run_pipeline(
+                again.diamond(), schedule=schedule, journal=left, run_id="r"
+            )
+
+            assert {n: r.output for n, r in report.items()} == {
+                n: r.output for n, r in whole.items()
+            }
+            assert report.all_passed
+            assert set(reused(report)) == done
+            assert again.calls == Counter({"a", "b", "c", "d"} - done)
+
+    async def test_the_clock_goes_on_where_it_stood_still(self, work, journal):
+        work.broken.add("d")
+        first = await run_pipeline(work.diamond(), journal=journal, run_id="r")
+        work.broken.clear()
+
+        report = await run_pipeline(work.diamond(), journal=journal, run_id="r")
+
+        assert report["d"].started_ms >= first.total_duration_ms
+        assert report.total_duration_ms > first.total_duration_ms
+        assert report.wall_time == first.wall_time
+        resumed = next(e for e in journal.kept["r"] if isinstance(e, RunResumed))
+        assert resumed.at_ms == first.total_duration_ms
+
+    async def test_the_deadline_counts_anew(self, work, journal):
+        work.broken.add("d")
+        await run_pipeline(work.diamond(), journal=journal, run_id="r", deadline_ms=400)
+        for _ in range(20):
+            await run_pipeline(work.diamond(), journal=journal, run_id="r", deadline_ms=400)
+        work.broken.clear()
+
+        report = await run_pipeline(work.diamond(), journal=journal, run_id="r", deadline_ms=400)
+
+        assert report.all_passed
+
+    async def test_observers_hear_that_a_run_goes_on_and_what_is_reused(self, work, journal):
+        work.broken.add("b")
+        await run_pipeline(work.diamond(), journal=journal, run_id="r")
+        work.broken.clear()
+        told = []
+
+        await run_pipeline(work.diamond(), journal=journal, run_id="r", observers=[told.append])
+
+        assert isinstance(told[0], RunResumed)
+        assert told[0].unfinished["b"] == "it had failed"
+        assert isinstance(told[1], StepReused)
+        assert told[1].step == "a"
+
+    async def test_attempts_that_failed_count_and_those_cut_short_do_not(self, journal):
+        seen = []
+
+        async def act():
+            seen.append(current_step().attempt)
+            raise ValueError(len(seen))
+
+        steps = [WorkflowStep("a", act, max_retries=3)]
+        await run_pipeline(steps, journal=journal, run_id="r")
+        assert seen == [1, 2, 3]
+
+        # The process died during the second attempt, and again during the one after it.
+        left = journal.died_after(4)
+        assert isinstance(left.kept["r"][-1], AttemptStarted)
+        seen.clear()
+        await run_pipeline(steps, journal=left, run_id="r")
+        assert seen == [3, 4]
+
+        starts = [n for n, e in enumerate(left.kept["r"]) if isinstance(e, AttemptStarted)]
+        left = left.died_after(starts[2] + 1)
+        seen.clear()
+        report = await run_pipeline(steps, journal=left, run_id="r")
+
+        assert seen == [4, 5]
+        result = report["a"]
+        assert (result.status, result.attempts) == (FAILED, 5)
+        errors = [type(attempt.error) for attempt in result.history]
+        assert errors == [ValueError, StepCrashedError, StepCrashedError, ValueError, ValueError]
+        assert result.rerun_reason == "it was cut short"
+
+    @pytest.mark.parametrize("max_crashes", [0, 1, 3])
+    async def test_a_step_that_kills_its_process_does_not_do_so_for_ever(
+        self, journal, max_crashes
+    ):
+        async def act():
+            calls.append(1)
+
+        calls = []
+        steps = [WorkflowStep("a", act, max_crashes=max_crashes)]
+        await run_pipeline(steps, journal=journal, run_id="r")
+        left = journal.died_after(2)
+        for _ in range(max_crashes):
+            await run_pipeline(steps, journal=left, run_id="r")
+            starts = [n for n, e in enumerate(left.kept["r"]) if isinstance(e, AttemptStarted)]
+            left = left.died_after(starts[-1] + 1)
+        calls.clear()
+
+        report = await run_pipeline(steps, journal=left, run_id="r")
+
+        assert not calls
+        error = report["a"].error
+        assert isinstance(error, StepCrashedError)
+        assert error.crashes == max_crashes + 1
+        assert report["a"].attempts == max_crashes + 1
+        # Started again, it has all its attempts anew.
+        assert (await run_pipeline(steps, journal=left, run_id="r")).all_passed
+        assert calls == [1]
+
+    async def test_a_failed_step_stays_failed_if_the_run_has_not_ended(self, work, journal):
+        work.broken.add("b")
+        steps = [*work.diamond(), work.step("e", "c")]
+        await run_pipeline(steps, False, journal=journal, run_id="r")
+        end_of_b = next(
+            n
+            for n, e in enumerate(journal.kept["r"])
+            if getattr(e, "step", "") == "b" and type(e).__name__ == "StepFailed"
+        )
+        left = journal.died_after(end_of_b + 1)
+        work.calls.clear()
+
+        report = await run_pipeline(steps, False, journal=left, run_id="r")
+
+        assert statuses(report) == {
+            "a": SUCCESS,
+            "b": FAILED,
+            "c": SUCCESS,
+            "d": SKIPPED,
+            "e": SUCCESS,
+        }
+        assert "b" not in work.calls
+        assert report["b"].reused
+
+    async def test_a_cancelled_run_goes_on(self, work, journal):
+        running = asyncio.ensure_future(run_pipeline(work.diamond(), journal=journal, run_id="r"))
+        while not work.calls["b"]:
+            await asyncio.sleep(0.001)
+        running.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await running
+        assert isinstance(journal.kept["r"][-1], RunFinished)
+
+        report = await run_pipeline(work.diamond(), journal=journal, run_id="r")
+
+        assert report.all_passed
+        assert report["b"].rerun_reason == "it was cancelled"
+        assert work.calls["a"] == 1
+
+    @pytest.mark.parametrize("turns", [0, 1, 2, 3, 10])
+    async def test_a_caller_may_be_cancelled_while_many_steps_are_taken_over(
+        self, work, journal, turns
+    ):
+        steps = [*(work.step(str(n)) for n in range(250)), work.step("last", "0")]
+        work.broken.add("last")
+        await run_pipeline(steps, journal=journal, run_id="r")
+        work.broken.clear()
+
+        running = asyncio.ensure_future(run_pipeline(steps, journal=journal, run_id="r"))
+        while "r" not in journal.open_books:
+            await asyncio.sleep(0)
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        running.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await running
+        assert journal.kept["r"][-1].outcome == "interrupted"
+        report = await run_pipeline(steps, journal=journal, run_id="r")
+
+        assert report.all_passed
+        assert len(report.reused) >= 250
+        assert {work.calls[str(n)] for n in range(250)} == {1}
+
+    async def test_the_idempotency_key_stays_the_same(self, journal):
+        keys = []
+
+        async def act():
+            keys.append(current_step().idempotency_key)
+            if len(keys) < 4:
+                raise ValueError
+
+        steps = [WorkflowStep("a", act, max_retries=2)]
+        await run_pipeline(steps, journal=journal, run_id="r")
+        await run_pipeline(steps, journal=journal, run_id="r")
+
+        assert len(keys) == 4
+        assert set(keys) == {"r/a"}
+
+    async def test_a_run_goes_on_after_steps_that_were_skipped_on_purpose(
+        self, work, journal, schedule
+    ):
+        steps = [
+            work.step("a"),
+            work.step("alarm", "a", run_if="failure"),
+            WorkflowStep("never", work.action("never"), ["a"], when=lambda: False),
+            work.step("after", "never"),
+            work.step("b", "a"),
+        ]
+        await run_pipeline(steps, schedule=schedule, journal=journal, run_id="r")
+        left = journal.died_after(len(journal.kept["r"]) - 1)
+
+        report = await run_pipeline(steps, schedule=schedule, journal=left, run_id="r")
+
+        assert report.all_passed
+        assert reused(report) == list(report)
+        assert all(report[name].on_purpose for name in ("alarm", "never", "after"))
+        assert set(work.calls) == {"a", "b"}
+
+    async def test_a_stop_at_once_takes_over_what_there_is(self, work, journal):
+        await run_pipeline(work.diamond(), journal=journal, run_id="r")
+        left = journal.died_after(4)
+
+        def stop(event):
+            raise KeyboardInterrupt
+
+        with pytest.raises(KeyboardInterrupt):
+            await run_pipeline(work.diamond(), journal=left, run_id="r", observers=[stop])
+
+        told = [event.step for event in left.kept["r"] if isinstance(event, StepReused)]
+        assert told == ["a"]
+        assert not left.open_books
+
+    async def test_a_step_that_was_skipped_does_not_run_again(self, work, journal):
+        work.broken.add("a")
+        await run_pipeline(work.diamond(), journal=journal, run_id="r")
+
+        report = await run_pipeline(work.diamond(), journal=journal, run_id="r")
+
+        assert report["a"].rerun_reason == "it had failed"
+        assert report["d"].rerun_reason is None
+
+    async def test_whoever_waits_for_a_stored_report_may_be_cancelled(self, work):
+        journal = SlowToClose()
+        await run_pipeline(work.diamond(), journal=journal, run_id="r")
+        again = asyncio.ensure_future(run_pipeline(work.diamond(), journal=journal, run_id="r"))
+        while journal.closing != 2:
+            await asyncio.sleep(0.001)
+        again.cancel()
+
+        with pytest.raises(asyncio.CancelledError):
+            await again
+        assert not journal.open_books
+
+    async def test_a_stored_report_is_not_returned_if_the_journal_fails(self, work):
+        journal = SlowToClose()
+        await run_pipeline(work.diamond(), journal=journal, run_id="r")
+        again = asyncio.ensure_future(run_pipeline(work.diamond(), journal=journal, run_id="r"))
+        while journal.closing != 2:
+            await asyncio.sleep(0.001)
+        journal.open_books["r"].fail(JournalError("memory", "broken"))
+
+        with pytest.raises(JournalError, match="broken"):
+            await again
+
+
+class SlowToClose(MemoryJournal):
+    """Takes a while to give up a run."""
+
+    closing = 0
+
+    async def open(self, run_id, **options):
+        book, result = await super().open(run_id, **options)
+        close = book.close
+
+        async def close_slowly():
+            self.closing += 1
+            await asyncio.sleep(0.01)
+            await close()
+
+        book.close = close_slowly
+        return book, result
+
+
+class TestChangedPipelines:
+    async def run_until_d_fails(self, work, journal):
+        work.broken.add("d")
+        await run_pipeline(work.diamond(), journal=journal, run_id="r")
+        work.broken.clear()
+        work.calls.clear()
+
+    async def test_a_changed_version_runs_again_with_what_depends_on_it(self, work, journal):
+        await self.run_until_d_fails(work, journal)
+
+        report = await run_pipeline(work.diamond(version="2"), journal=journal, run_id="r")
+
+        assert reused(report) == ["a", "c"]
+        assert report["b"].rerun_reason == "its version is '2', and was ''"
+        assert report["d"].rerun_reason == "step 'b', which it depends on, runs again"
+        assert work.calls == Counter("bd")
+
+    async def test_policies_may_change(self, work, journal):
+        await self.run_until_d_fails(work, journal)
+
+        report = await run_pipeline(
+            work.diamond(max_retries=5, timeout_ms=None, retry=3), journal=journal, run_id="r"
+        )
+
+        assert reused(report) == ["a", "b", "c"]
+
+    async def test_other_dependencies_or_parameters_run_again(self, work, journal):
+        await self.run_until_d_fails(work, journal)
+        a, b, _, d = work.diamond()
+
+        async def act(a, extra=None):
+            return "c"
+
+        report = await run_pipeline(
+            [a, b, WorkflowStep("c", act, ["a"]), d], journal=journal, run_id="r"
+        )
+        assert reused(report) == ["a", "b"]
+        assert report["c"].rerun_reason == "its action asks for (a, extra), and asked for (**)"
+
+        work.broken.add("d")
+        b = work.step("b", "a", "c")
+        await run_pipeline([a, b, WorkflowStep("c", act, ["a"]), d], journal=journal, run_id="s")
+        report = await run_pipeline(
+            [a, work.step("b", "a"), WorkflowStep("c", act, ["a"]), d], journal=journal, run_id="s"
+        )
+        assert report["b"].rerun_reason == "it depends on 'a', and depended on 'a', 'c'"
+
+    async def test_new_steps_run_and_old_ones_are_forgotten(self, work, journal):
+        await self.run_until_d_fails(work, journal)
+
+        report = await run_pipeline(
+            [work.step("a"), work.step("e", "a")], journal=journal, run_id="r"
+        )
+
+        assert reused(report) == ["a"]
+        assert report["e"].rerun_reason is None
+        assert work.calls == Counter("e")
+
+    async def test_what_was_left_out_for_a_while_is_not_done_again(self, work, journal):
+        await self.run_until_d_fails(work, journal)
+        work.broken.add("e")
+        changed = [work.step("a"), work.step("e", "a")]
+        await run_pipeline(changed, journal=journal, run_id="r")
+
+        report = await run_pipeline(work.diamond(), journal=journal, run_id="r")
+
+        assert reused(report) == ["a", "b", "c"]
+
+    async def test_what_was_cut_short_may_be_left_out_and_come_back(self, work, journal):
+        await run_pipeline(work.diamond(), journal=journal, run_id="r")
+        left = journal.died_after(5)
+        assert isinstance(left.kept["r"][-1], AttemptStarted)
+        without = [work.step("a"), work.step("e", "a")]
+        await run_pipeline(without, journal=left, run_id="r")
+        left = left.died_after(len(left.kept["r"]) - 1)
+        await run_pipeline(without, journal=left, run_id="r")
+        left = left.died_after(len(left.kept["r"]) - 1)
+
+        report = await run_pipeline(work.diamond(), journal=left, run_id="r")
+
+        assert report.all_passed
+        assert report["b"].attempts == 2
+        assert report["b"].rerun_reason == "it was cut short"
+
+    async def test_what_a_stop_left_out_runs_if_failures_do_not_stop_any_more(self, work, journal):
+        work.broken.add("b")
+
+        async def at_once(a):
+            return a
+
+        steps = [
+            work.step("a"),
+            work.step("b", "a"),
+            WorkflowStep("c", at_once, ["a"]),
+            work.step("d", "b", "c"),
+            work.step("e", "c"),
+            work.step("end", run_if="always"),
+        ]
+        await run_pipeline(steps, journal=journal, run_id="r")
+        skips = [n for n, e in enumerate(journal.kept["r"]) if isinstance(e, StepSkipped)]
+        left = journal.died_after(skips[-1] + 1)
+
+        report = await run_pipeline(steps, False, journal=left, run_id="r")
+
+        assert statuses(report) == {
+            "a": SUCCESS,
+            "b": FAILED,
+            "c": SUCCESS,
+            "d": SKIPPED,
+            "e": SUCCESS,
+            "end": SUCCESS,
+        }
+
+    async def test_a_clean_up_step_that_is_given_something_else_runs_again(self, work, journal):
+        def steps(*needed):
+            return [
+                work.step("a"),
+                WorkflowStep("end", end, needed, run_if="always"),
+                work.step("last", "end"),
+            ]
+
+        async def end(**outputs):
+            return sorted(outputs)
+
+        work.broken.add("last")
+        await run_pipeline(steps("a"), journal=journal, run_id="r")
+        report = await run_pipeline(steps(), journal=journal, run_id="r")
+
+        assert report["end"].output == []
+        assert report["end"].rerun_reason == "its action asks for (), and asked for (**)"
+
+    async def test_what_came_of_something_outdated_is_done_again(self, work, journal):
+        await self.run_until_d_fails(work, journal)
+        work.broken.add("e")
+        changed = [work.step("a", version="2"), work.step("e", "a")]
+        await run_pipeline(changed, journal=journal, run_id="r")
+        back = [work.step("a", version="2"), *work.diamond()[1:]]
+
+        report = await run_pipeline(back, journal=journal, run_id="r")
+
+        assert reused(report) == ["a"]
+
+    async def test_an_output_that_is_no_such_value_any_more_is_an_error(self, journal):
+        async def number() -> int:
+            return 5
+
+        async def text() -> str:
+            return "five"
+
+        async def fail(x):
+            raise ValueError
+
+        last = WorkflowStep("last", fail, {"x": "a"})
+        await run_pipeline([WorkflowStep("a", number), last], journal=journal, run_id="r")
+        kept = len(journal.kept["r"])
+
+        with pytest.raises(PayloadError, match="is no str any more; nothing has run"):
+            await run_pipeline([WorkflowStep("a", text), last], journal=journal, run_id="r")
+        assert len(journal.kept["r"]) == kept
+        assert not journal.open_books
+
+        new = WorkflowStep("a", text, version="2")
+        report = await run_pipeline([new, last], journal=journal, run_id="r")
+        assert report["a"].output == "five"
+
+    async def test_a_run_belongs_to_a_pipeline(self, work, journal):
+        await Orchestrator(work.diamond(), name="etl").run(journal=journal, run_id="r")
+
+        with pytest.raises(ValueError, match="run 'r' is one of pipeline 'etl', and not of 'bill'"):
+            await Orchestrator(work.diamond(), name="bill").run(journal=journal, run_id="r")
+
+        assert (await run_pipeline(work.diamond(), journal=journal, run_id="r")).all_passed
+        assert not journal.open_books
+
+    async def test_a_run_that_has_passed_goes_on_with_steps_that_it_did_not_have(
+        self, work, journal
+    ):
+        await run_pipeline(work.diamond(), targets=["b"], journal=journal, run_id="r")
+
+        report = await run_pipeline(work.diamond(), journal=journal, run_id="r")
+
+        assert report.all_passed
+        assert reused(report) == ["a", "b"]
+        assert set(report) == {"a", "b", "c", "d"}
+        assert set(work.calls.values()) == {1}
+
+    async def test_a_book_is_closed_if_the_run_cannot_even_begin(self, work, journal):
+        def refuse(on_failure):
+            raise RuntimeError("no")
+
+        opened = journal.open
+
+        async def open_badly(*args, **kwargs):
+            book, answer = await opened(*args, **kwargs)
+            book.watch = refuse
+            return book, answer
+
+        journal.open = open_badly
+        with pytest.raises(RuntimeError, match="no"):
+            await run_pipeline(work.diamond(), journal=journal, run_id="r")
+        assert not journal.open_books
+
+
+class TestInputs:
+    def steps(self, **options):
+        async def use(x, y=0):
+            seen.append((x, y))
+            if len(seen) == 1:
+                raise ValueError
+            return x
+
+        seen = []
+        return [WorkflowStep("use", use)], seen
+
+    async def test_a_run_goes_on_with_the_inputs_that_it_has(self, journal):
+        steps, seen = self.steps()
+        await run_pipeline(steps, inputs={"x": [1]}, journal=journal, run_id="r")
+
+        report = await run_pipeline(steps, inputs={"y": 2}, journal=journal, run_id="r")
+
+        assert seen == [([1], 0), ([1], 2)]
+        assert report.all_passed
+
+    async def test_added_inputs_are_kept_too(self, journal):
+        steps, seen = self.steps()
+        await run_pipeline(steps, inputs={"x": 1}, journal=journal, run_id="r")
+        await run_pipeline(
+            [WorkflowStep("use", steps[0].action, version="2")],
+            inputs={"y": 3},
+            journal=journal,
+            run_id="r",
+        )
+        left = journal.died_after(len(journal.kept["r"]) - 2)
+
+        await run_pipeline(
+            [WorkflowStep("use", steps[0].action, version="2")], journal=left, run_id="r"
+        )
+
+        assert seen == [(1, 0), (1, 3), (1, 3)]
+
+    async def test_other_inputs_are_refused(self, journal):
+        steps, seen = self.steps()
+        await run_pipeline(steps, inputs={"x": 1}, journal=journal, run_id="r")
+
+        with pytest.raises(ValueError, match="started with another input 'x': 1, and not 2"):
+            await run_pipeline(steps, inputs={"x": 2}, journal=journal, run_id="r")
+
+        assert len(seen) == 1
+        assert not journal.open_books
+
+    async def test_an_equal_input_is_the_same_however_it_is_written(self, journal):
+        steps, _ = self.steps()
+        await run_pipeline(steps, inputs={"x": {"a": 1, "b": 2}}, journal=journal, run_id="r")
+
+        report = await run_pipeline(
+            steps, inputs={"x": {"b": 2, "a": 1}}, journal=journal, run_id="r"
+        )
+
+        assert report.all_passed
+
+    @pytest.mark.parametrize("x", [True, 1.0, "1" * 100])
+    async def test_an_input_of_another_type_is_another_one(self, journal, x):
+        steps, _ = self.steps()
+        await run_pipeline(steps, inputs={"x": 1}, journal=journal, run_id="r")
+
+        with pytest.raises(ValueError, match="another input 'x': 1, and not "):
+            await run_pipeline(steps, inputs={"x": x}, journal=journal, run_id="r")
+
+    async def test_an_input_that_cannot_be_compared_is_another_one(self, journal):
+        class Odd(list):
+            def __eq__(self, other):
+                raise RuntimeError
+
+            __hash__ = None
+
+        steps, _ = self.steps()
+        await run_pipeline(steps, inputs={"x": 1}, journal=journal, run_id="r")
+        journal.encode = lambda *_: Payload("json", b"[]")
+        journal.decode = lambda *_: Odd()
+
+        with pytest.raises(ValueError, match="another input 'x'"):
+            await run_pipeline(steps, inputs={"x": Odd()}, journal=journal, run_id="r")
+
+    async def test_a_secret_input_that_no_step_takes_is_a_mistake(self):
+        steps, _ = self.steps()
+
+        with pytest.raises(ValueError, match=r"'xx', which no step takes \(did you mean 'x'"):
+            await run_pipeline(steps, inputs={"x": 1}, secret_inputs=["xx"])
+
+    async def test_those_that_are_left_out_may_take_it(self, journal):
+        steps, _ = self.steps()
+
+        report = await run_pipeline(
+            [WorkflowStep("other", Work().action("other")), steps[0]],
+            targets=["other"],
+            secret_inputs=["x"],
+        )
+
+        assert report.all_passed
+
+    async def test_a_secret_input_is_not_kept_and_has_to_be_given_again(self, journal):
+        steps, seen = self.steps()
+        told = []
+        options = {"journal": journal, "run_id": "r", "secret_inputs": ["x"]}
+        await run_pipeline(steps, inputs={"x": "abc", "y": 1}, observers=[told.append], **options)
+        assert "abc" not in repr(journal.kept) + repr(told)
+
+        with pytest.raises(ValueError, match="input 'x' of run 'r' is secret"):
+            await run_pipeline(steps, **options)
+        await run_pipeline(steps, inputs={"x": "def"}, **options)
+
+        assert seen == [("abc", 1), ("def", 1)]
+
+    @pytest.mark.parametrize("secret", ["x", 5])
+    async def test_secret_inputs_are_a_list(self, secret):
+        with pytest.raises(TypeError, match="secret_inputs must be a list"):
+            await run_pipeline([], secret_inputs=secret)
+
+
+class TestSecretOutputs:
+    def steps(self, work, broken):
+        async def login():
+            work.calls["login"] += 1
+            return "s3cret"
+
+        async def use(login):
+            work.calls["use"] += 1
+            return len(login)
+
+        async def fetch(login):
+            work.calls["fetch"] += 1
+            if broken:
+                raise ValueError(broken.pop())
+            return login == "s3cret"
+
+        return [
+            WorkflowStep("login", login, secret=True),
+            WorkflowStep("use", use, ["login"]),
+            WorkflowStep("fetch", fetch, ["login", "use"], max_retries=1),
+        ]
+
+    async def test_a_secret_output_is_nowhere_and_is_asked_for_again(self, work, journal):
+        steps = self.steps(work, [1])
+        first = await run_pipeline(steps, journal=journal, run_id="r")
+        assert first["login"].output == "s3cret"
+        assert "s3cret" not in repr(journal.kept) + repr(first["login"]) + first.to_json()
+
+        report = await run_pipeline(steps, journal=journal, run_id="r")
+
+        assert report.all_passed
+        assert work.calls == {"login": 2, "use": 1, "fetch": 2}
+        assert reused(report) == ["use"]
+        assert "is secret" in report["login"].rerun_reason
+
+    async def test_nobody_asks_for_it_again_if_nobody_needs_it(self, work, journal):
+        steps = self.steps(work, [])
+        work.broken.add("last")
+        steps.append(WorkflowStep("last", work.action("last"), ["fetch"]))
+        await run_pipeline(steps, journal=journal, run_id="r")
+        work.broken.clear()
+
+        report = await run_pipeline(steps, journal=journal, run_id="r")
+
+        assert report.all_passed
+        assert work.calls["login"] == 1
+        assert report["login"].output == RestoredOutput("redacted")
+
+    @pytest.mark.parametrize("count", [0, 3])
+    async def test_nor_are_those_of_the_items_of_a_mapped_step(self, work, journal, count):
+        async def numbers():
+            return list(range(count))
+
+        async def double(numbers):
+            work.calls["double"] += 1
+            return numbers * 2
+
+        async def total(double):
+            return sum(double)
+
+        steps = [
+            WorkflowStep("numbers", numbers),
+            WorkflowStep("double", double, ["numbers"], map_over="numbers", secret=True),
+            WorkflowStep("total", total, ["double"]),
+        ]
+        whole = await run_pipeline(steps, journal=journal, run_id="r")
+        stored = await run_pipeline(steps, journal=journal, run_id="r")
+        assert stored["double"].secret
+        assert whole["double"].secret
+
+        for kept in range(len(journal.kept["r"])):
+            left = journal.died_after(kept)
+            report = await run_pipeline(steps, journal=left, run_id="r")
+            assert report["total"].output == whole["total"].output
+
+    async def test_items_that_nobody_needs_are_not_asked_for_again(self, work, journal):
+        async def numbers():
+            return [1, 2, 3]
+
+        async def tell(numbers):
+            work.calls[numbers] += 1
+
+        steps = [
+            WorkflowStep("numbers", numbers),
+            WorkflowStep("tell", tell, ["numbers"], map_over="numbers", secret=True),
+        ]
+        await run_pipeline(steps, journal=journal, run_id="r")
+        left = journal.died_after(len(journal.kept["r"]) - 3)
+        work.calls.clear()
+
+        report = await run_pipeline(steps, journal=left, run_id="r")
+
+        assert report.all_passed
+        assert work.calls == {3: 1}
+        assert report["tell"].output == [RestoredOutput("redacted")] * 2 + [None]
+
+    async def test_what_has_no_output_has_no_secret(self, journal):
+        async def fail():
+            raise ValueError
+
+        steps = [WorkflowStep("a", fail, secret=True)]
+        report = await run_pipeline(steps, journal=journal, run_id="r")
+
+        assert not report["a"].secret
+
+    async def test_a_stored_report_does_not_have_it(self, work, journal):
+        steps = self.steps(work, [])
+        await run_pipeline(steps, journal=journal, run_id="r")
+
+        report = await run_pipeline(steps, journal=journal, run_id="r")
+
+        assert report["login"].output == RestoredOutput("redacted")
+        assert report["fetch"].output is True
+
+    async def test_if_asking_again_fails_what_came_of_it_still_holds(self, work, journal):
+        steps = self.steps(work, [1, 2])
+        await run_pipeline(steps, journal=journal, run_id="r")
+
+        async def refuse():
+            raise OSError
+
+        broken = [WorkflowStep("login", refuse, secret=True), *steps[1:]]
+        report = await run_pipeline(broken, journal=journal, run_id="r")
+        assert statuses(report) == {"login": FAILED, "use": SUCCESS, "fetch": SKIPPED}
+
+        report = await run_pipeline(steps, journal=journal, run_id="r")
+        assert work.calls["use"] == 1
+
+
+class TestMappedSteps:
+    def steps(self, calls, broken=(), **options):
+        async def source():
+            calls["source"] += 1
+            return [1, 2, 3, 4]
+
+        async def act(item):
+            calls[item] += 1
+            await asyncio.sleep(0.01 * item)
+            if item in broken:
+                raise ValueError(item)
+            return item * 10
+
+        return [
+            WorkflowStep("source", source),
+            WorkflowStep("m", act, {"item": "source"}, map_over="source", **options),
+        ]
+
+    async def test_items_that_succeeded_do_not_run_again(self, journal, schedule):
+        calls = Counter()
+        broken = {3}
+        await run_pipeline(self.steps(calls, broken), False, journal=journal, run_id="r")
+        broken.clear()
+
+        report = await run_pipeline(
+            self.steps(calls), False, schedule=schedule, journal=journal, run_id="r"
+        )
+
+        assert report["m"].output == [10, 20, 30, 40]
+        assert calls == {"source": 1, 1: 1, 2: 1, 3: 2, 4: 1}
+        assert [item.reused for item in report["m"].items] == [True, True, False, True]
+        assert report["m"].rerun_reason == "it had failed"
+
+    async def test_a_process_may_die_after_any_item(self, journal, schedule):
+        await run_pipeline(self.steps(Counter()), journal=journal, run_id="r")
+
+        for count in range(len(journal.kept["r"]) - 1):
+            left, calls = journal.died_after(count), Counter()
+            done = {
+                "source" if e.step == "source" else e.item + 1
+                for e in left.kept["r"]
+                if isinstance(e, StepSucceeded) and (e.step == "source" or e.item is not None)
+            }
+            report = await run_pipeline(
+                self.steps(calls), schedule=schedule, journal=left, run_id="r", max_concurrency=2
+            )
+
+            assert report["m"].output == [10, 20, 30, 40]
+            assert calls == Counter({"source", 1, 2, 3, 4} - done)
+
+    async def test_a_stored_report_has_the_items(self, journal):
+        first = await run_pipeline(self.steps(Counter()), journal=journal, run_id="r")
+
+        again = await run_pipeline(self.steps(Counter()), journal=journal, run_id="r")
+
+        assert again.results == first.results
+
+    async def test_an_item_that_kills_its_process_fails(self, journal):
+        calls = Counter()
+        steps = self.steps(calls, max_crashes=0)
+        await run_pipeline(steps, False, journal=journal, run_id="r")
+        start = next(
+            n
+            for n, e in enumerate(journal.kept["r"])
+            if isinstance(e, AttemptStarted) and e.item == 2
+        )
+        left = journal.died_after(start + 1)
+        calls.clear()
+
+        report = await run_pipeline(steps, False, journal=left, run_id="r")
+
+        assert report["m"].status is FAILED
+        assert [item.status for item in report["m"].items].count(FAILED) == 3
+        assert all(
+            isinstance(item.error, StepCrashedError)
+            for item in report["m"].items
+            if item.status is FAILED
+        )
+        assert calls == {4: 1}
+
+    @pytest.mark.parametrize("fail_fast", [True, False])
+    async def test_a_run_goes_on_after_an_item_that_has_crashed_too_often(self, journal, fail_fast):
+        calls = Counter()
+        steps = self.steps(calls, max_crashes=0)
+        await run_pipeline(steps, journal=journal, run_id="r", max_concurrency=1)
+        start = next(
+            n
+            for n, e in enumerate(journal.kept["r"])
+            if isinstance(e, AttemptStarted) and e.item == 2
+        )
+        left = journal.died_after(start + 1)
+        report = await run_pipeline(steps, fail_fast, journal=left, run_id="r", max_concurrency=1)
+        assert isinstance(report["m"].items[2].error, StepCrashedError)
+        stored = Story(left.kept["r"]).report(lambda _, payload: left.decode("", payload, Any))
+        assert repr(stored["m"].error) == repr(report["m"].error)
+
+        report = await run_pipeline(steps, fail_fast, journal=left, run_id="r")
+
+        assert report["m"].output == [10, 20, 30, 40]
+
+    async def test_a_set_has_no_order_that_a_resumed_run_could_rely_on(self, journal):
+        async def source():
+            return "ab"
+
+        async def act(item): ...
+
+        steps = [
+            WorkflowStep("source", source),
+            WorkflowStep("m", act, {"item": "source"}, map_over="source"),
+        ]
+        journal.encode = lambda *_: Payload("json", b"[]")
+        for output in {"a"}, frozenset("a"), {"a": 1}.keys():
+            steps[0] = WorkflowStep("source", lambda output=output: asyncio.sleep(0, output))
+            report = await run_pipeline(steps, journal=journal)
+
+            assert isinstance(report["m"].error, TypeError)
+            assert "return a list" in str(report["m"].error)
+            assert (await run_pipeline(steps)).all_passed
+
+    async def test_items_of_a_source_that_is_called_again_are_not_taken_over(self, journal):
+        calls = Counter()
+        steps = self.steps(calls, broken := {3})
+        steps[0] = WorkflowStep("source", steps[0].action, secret=True)
+        await run_pipeline(steps, False, journal=journal, run_id="r")
+        broken.clear()
+
+        report = await run_pipeline(steps, False, journal=journal, run_id="r")
+
+        assert report.all_passed
+        assert calls == {"source": 2, 1: 2, 2: 2, 3: 2, 4: 2}
+
+    async def test_a_bug_of_ours_in_an_item_does_not_hang_the_run(self, journal, monkeypatch):
+        def broken(*_):
+            raise RuntimeError("a bug")
+
+        monkeypatch.setattr("asyncflow._verdicts.Verdicts._judge", broken)
+
+        with pytest.raises(RuntimeError, match="a bug"):
+            await run_pipeline(self.steps(Counter(), {2}), journal=journal, run_id="r")
+        assert not journal.open_books
+
+
+class TestNestedPipelines:
+    async def test_its_steps_are_kept_one_by_one(self, journal):
+        calls = Counter()
+        inner, outer = Pipeline("inner"), Pipeline("outer")
+
+        @inner.step
+        async def one():
+            calls["one"] += 1
+            return [1]
+
+        @inner.step
+        async def two(one: list[int] = after(one)):
+            calls["two"] += 1
+            if calls["two"] == 1:
+                raise ValueError
+            return [*one, 2]
+
+        outer.include(inner)
+
+        @outer.step
+        async def end(inner: list[int] = after(inner)):
+            return sum(inner)
+
+        run = outer.orchestrator.run
+        await run(journal=journal, run_id="r")
+        report = await run(journal=journal, run_id="r")
+
+        assert report["end"].output == 3
+        assert calls == {"one": 1, "two": 2}
+
+
+class TestOwners:
+    async def test_a_run_has_one_owner(self, work, journal):
+        first = asyncio.ensure_future(run_pipeline(work.diamond(), journal=journal, run_id="r"))
+        while not work.calls:
+            await asyncio.sleep(0.001)
+
+        with pytest.raises(RunAlreadyActiveError, match="run 'r' is active in this process"):
+            await run_pipeline(work.diamond(), journal=journal, run_id="r")
+        assert (await first).all_passed
+
+    async def test_it_can_be_waited_for(self, work, journal):
+        one, two = await asyncio.gather(
+            *(
+                run_pipeline(work.diamond(), journal=journal, run_id="r", on_active="wait")
+                for _ in range(2)
+            )
+        )
+
+        assert one.results == two.results
+        assert set(work.calls.values()) == {1}
+
+    async def test_a_step_cannot_wait_for_its_own_run(self, work, journal):
+        async def again():
+            await run_pipeline(work.diamond(), journal=journal, run_id="r", on_active="wait")
+
+        async def other():
+            await run_pipeline(work.diamond(), journal=journal, run_id="s", on_active="wait")
+
+        steps = [WorkflowStep("again", again), WorkflowStep("other", other)]
+        report = await run_pipeline(steps, False, journal=journal, run_id="r")
+
+        assert report["other"].status is SUCCESS
+        assert "can't wait for the end of that run" in str(report["again"].error)
+
+    async def test_a_lost_run_is_cancelled(self, work, journal):
+        running = asyncio.ensure_future(run_pipeline(work.diamond(), journal=journal, run_id="r"))
+        while not work.calls["b"]:
+            await asyncio.sleep(0.001)
+
+        journal.open_books["r"].fail(JournalError("memory", "lost"))
+
+        with pytest.raises(JournalError, match="lost"):
+            await running
+        assert not work.calls["d"]
+
+
+class TestFailingJournals:
+    async def test_the_run_fails_with_the_error_and_a_later_one_goes_on(self, schedule):
+        for fail_at in range(1, 11):
+            work, journal = Work(), MemoryJournal(fail_at=fail_at)
+            told = []
+
+            with pytest.raises(JournalError, match="the disk is full"):
+                await run_pipeline(
+                    work.diamond(),
+                    schedule=schedule,
+                    journal=journal,
+                    run_id="r",
+                    observers=[told.append],
+                )
+            assert len(journal.kept["r"]) == fail_at - 1
+            assert isinstance(told[-1], RunFinished)
+            assert not journal.open_books
+            done = {e.step for e in journal.kept["r"] if isinstance(e, StepSucceeded)}
+            before = work.calls.copy()
+
+            report = await run_pipeline(
+                work.diamond(), schedule=schedule, journal=journal, run_id="r"
+            )
+
+            assert report.all_passed
+            assert set(reused(report)) == done
+            assert all(work.calls[name] == before[name] == 1 for name in done)
+
+    async def test_the_steps_are_cancelled_and_cleaned(self):
+        journal = MemoryJournal()
+        cleaned = []
+
+        async def hang():
+            try:
+                await asyncio.sleep(1000)
+            finally:
+                await asyncio.sleep(0.01)
+                cleaned.append(current_step().step_name)
+
+        running = asyncio.ensure_future(
+            run_pipeline([WorkflowStep("a", hang, timeout_ms=None)], journal=journal, run_id="r")
+        )
+        while not any(isinstance(e, AttemptStarted) for e in journal.kept.get("r", ())):
+            await asyncio.sleep(0.001)
+        journal.open_books["r"].fail(JournalError("memory", "broken"))
+
+        with pytest.raises(JournalError):
+            await running
+        assert cleaned == ["a"]
+
+    async def test_a_caller_who_is_cancelled_hears_of_that(self, work):
+        journal = MemoryJournal()
+        running = asyncio.ensure_future(run_pipeline(work.diamond(), journal=journal, run_id="r"))
+        while not work.calls["b"]:
+            await asyncio.sleep(0.001)
+        journal.open_books["r"].fail(JournalError("memory", "broken"))
+        running.cancel()
+
+        with pytest.raises(asyncio.CancelledError):
+            await running
+
+    async def test_a_cancellation_while_the_end_is_written_gets_through(self, work):
+        journal = MemoryJournal(latency_s=0.05)
+        told = []
+        running = asyncio.ensure_future(
+            run_pipeline(work.diamond(), journal=journal, run_id="r", observers=[told.append])
+        )
+        while not any(isinstance(event, RunFinished) for event in told):
+            await asyncio.sleep(0.001)
+        running.cancel()
+
+        with pytest.raises(asyncio.CancelledError):
+            await running
+        assert isinstance(journal.kept["r"][-1], RunFinished)
+        assert not journal.open_books
+
+
+class TestHosts:
+    async def test_a_cancel_scope_ends_a_run_that_goes_on_later(self, work, schedule):
+        journal = SlowToClose(latency_s=0.02)
+        with anyio.move_on_after(0.07) as scope:
+            await run_pipeline(work.diamond(), schedule=schedule, journal=journal, run_id="r")
+        assert scope.cancelled_caught
+        assert isinstance(journal.kept["r"][-1], RunFinished)
+        assert not journal.open_books
+
+        report = await run_pipeline(work.diamond(), schedule=schedule, journal=journal, run_id="r")
+
+        assert report.all_passed
+        assert work.calls["a"] == 1
+
+    async def test_a_cancel_scope_does_not_cut_short_that_a_run_is_given_up(self, work):
+        journal = SlowToClose()
+        await run_pipeline(work.diamond(), journal=journal, run_id="r")
+
+        with anyio.move_on_after(0.005) as scope:
+            report = await run_pipeline(work.diamond(), journal=journal, run_id="r")
+            assert report.all_passed
+            assert not journal.open_books
+            await asyncio.sleep(0)  # as always, anyio says it at the next opportunity
+
+        assert scope.cancelled_caught
+
+    async def test_what_runs_in_a_thread_goes_on_too(self, journal):
+        calls = Counter()
+
+        def act():
+            calls[current_step().attempt] += 1
+            return [1]
+
+        steps = [
+            WorkflowStep("a", act, runs_in="thread"),
+            WorkflowStep("b", act, ["a"], runs_in="thread", max_retries=2),
+        ]
+        await run_pipeline(steps, journal=journal, run_id="r")
+        left = journal.died_after(4)
+        assert isinstance(left.kept["r"][-1], AttemptStarted)
+        calls.clear()
+
+        report = await run_pipeline(steps, journal=left, run_id="r", max_concurrency=1)
+
+        assert report["b"].output == [1]
+        assert calls == {2: 1}
+
+    async def test_a_steps_deadline_counts_anew(self, journal):
+        async def act():
+            await asyncio.sleep(0.06)
+
+        steps = [WorkflowStep("a", act, deadline_ms=100)]
+        await run_pipeline(steps, journal=journal, run_id="r")
+        left = journal.died_after(2)
+        for _ in range(2):
+            report = await run_pipeline(steps, journal=left, run_id="r")
+            assert report.all_passed
+            left.kept["r"] = left.kept["r"][:-2]
+        assert report["a"].attempts == 3
+
+
+class Orphan:
+    def __init__(self, run_id, pipeline):
+        self.run_id = run_id
+        self.pipeline = pipeline
+
+
+class OrphanJournal(MemoryJournal):
+    async def runs(self, status, *, limit):
+        return [
+            Orphan(run_id, events[0].pipeline)
+            for run_id, events in self.kept.items()
+            if isinstance(events[-1], RunFinished) and events[-1].outcome == status
+        ]
+
+    async def orphans(self):
+        return [
+            Orphan(run_id, events[0].pipeline)
+            for run_id, events in self.kept.items()
+            if not isinstance(events[-1], RunFinished)
+        ]
+
+
+class TestResumeAll:
+    async def journal_with_orphans(self, work):
+        journal, left = MemoryJournal(), OrphanJournal()
+        for run_id, name in ("r1", "one"), ("r2", "two"), ("r3", "gone"):
+            await Orchestrator(work.diamond(), name=name).run(
+                journal=journal, run_id=run_id, inputs={"x": 1}
+            )
+            left.kept[run_id] = journal.kept[run_id][:7]
+        work.calls.clear()
+        return left
+
+    async def test_a_service_goes_on_with_all_that_it_knows(self, work, caplog):
+        journal = await self.journal_with_orphans(work)
+        known = [Orchestrator(work.diamond(), name=name) for name in ("one", "two")]
+
+        reports = await resume_all(journal, known)
+
+        assert sorted(report.run_id for report in reports) == ["r1", "r2"]
+        assert all(report.all_passed for report in reports)
+        assert not work.calls["a"]
+        assert "run 'r3' can't go on: no pipeline is named 'gone'" in caplog.text
+
+    async def test_pipelines_may_be_given_by_name(self, work):
+        journal = await self.journal_with_orphans(work)
+        gone = Pipeline("gone")
+        gone.step(work.action("a"), name="a")
+
+        reports = await resume_all(
+            journal, {"one": work.diamond(), "two": Orchestrator(work.diamond()), "gone": gone}
+        )
+
+        assert sorted(report.run_id for report in reports) == ["r1", "r2", "r3"]
+        assert all(report.all_passed for report in reports)
+
+    async def test_what_another_replica_has_taken_is_left_to_it(self, work):
+        journal = await self.journal_with_orphans(work)
+        journal.open_books["r1"] = None
+
+        reports = await resume_all(
+            journal, [Orchestrator(work.diamond(), name=name) for name in ("one", "two", "gone")]
+        )
+
+        assert sorted(report.run_id for report in reports) == ["r2", "r3"]
+
+    async def test_what_cannot_go_on_keeps_nothing_else_from_going_on(self, work, caplog):
+        journal = await self.journal_with_orphans(work)
+        journal.kept["r1"][0] = replace(journal.kept["r1"][0], inputs={"x": REDACTED})
+        known = [Orchestrator(work.diamond(), name=name) for name in ("one", "two", "gone")]
+
+        reports = await resume_all(journal, known)
+
+        assert sorted(report.run_id for report in reports) == ["r2", "r3"]
+        assert "run 'r1' can't go on" in caplog.text
+        assert "input 'x' of run 'r1' is secret" in caplog.text
+
+    async def test_what_was_cancelled_goes_on_if_that_is_asked_for(self, work):
+        journal = await self.journal_with_orphans(work)
+        known = [Orchestrator(work.diamond(), name="four")]
+        running = asyncio.ensure_future(known[0].run(journal=journal, run_id="r4"))
+        while not work.calls["b"]:
+            await asyncio.sleep(0.001)
+        running.cancel()
+        await asyncio.wait([running])
+
+        assert await resume_all(journal, known) == []
+        (report,) = await resume_all(journal, known, interrupted=True)
+
+        assert report.run_id == "r4"
+        assert report.all_passed
+
+    @pytest.mark.parametrize(
+        ("pipelines", "error", "message"),
+        [
+            ([5], TypeError, "takes Pipeline and Orchestrator objects, not int"),
+            ([Orchestrator([])], ValueError, "needs a name"),
+            ([Pipeline("p"), Pipeline("p")], ValueError, "two pipelines are named 'p'"),
+        ],
+    )
+    async def test_pipelines_have_names(self, journal, pipelines, error, message):
+        with pytest.raises(error, match=message):
+            await resume_all(journal, pipelines)
+
+    async def test_a_name_is_a_text(self):
+        with pytest.raises(TypeError, match="name must be a str, not int"):
+            Orchestrator([], name=5)
+
+    async def test_a_pipeline_has_its_own_name_and_journal(self, journal):
+        etl = Pipeline("etl", journal=journal)
+        etl.step(Work().action("a"), name="a")
+
+        report = await etl.run()
+
+        assert journal.kept[report.run_id][0].pipeline == "etl"
+        assert etl.orchestrator.name == "etl"
+        assert isinstance(report, RunReport)

@@ -1,0 +1,382 @@
+"""Random runs with a journal, cut short in every possible place: they end as if they had not been.
+
+Everything is made of seeds and runs in virtual time, so a failure can be repeated: its message
+names the seed and shows the pipeline.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import random
+from collections import Counter
+from dataclasses import fields
+from itertools import pairwise
+
+import pytest
+from memory_journal import MemoryJournal
+from random_runs import RUN_ID, RandomPipeline, key_of
+from turn_counting import TurnCountingLoop
+
+from asyncflow import JournalError, StepCrashedError, StepResult, StepStatus, run_pipeline
+from asyncflow._graph import Shape, bind, bind_conditions, plan
+from asyncflow._nesting import HandsOn
+from asyncflow._resume import resume
+from asyncflow._state import RunState
+from asyncflow._story import Story
+from asyncflow.events import (
+    AttemptStarted,
+    RunFinished,
+    RunResumed,
+    RunStarted,
+    StepFailed,
+    StepSucceeded,
+)
+
+SUCCESS, FAILED = StepStatus.SUCCESS, StepStatus.FAILED
+
+
+def decode(step, payload):
+    return json.loads(payload.data)
+
+
+class Execution:
+    """One process's part of a run: from its start, or its resumption, to its end."""
+
+    def __init__(self, pipeline, journal, kind="the same"):
+        self.kind = kind
+        self.pipeline = pipeline
+        self.journal = journal
+        self.stored = list(journal.kept.get(RUN_ID, ()))
+        self.world = pipeline.world(journal)
+        self.steps = pipeline.steps(self.world)
+        self.told = []
+        self.report = None
+        self.error = None
+
+    async def run(self, turn=None):
+        loop = asyncio.get_running_loop()
+        task = asyncio.Task(
+            run_pipeline(
+                self.steps,
+                journal=self.journal,
+                run_id=RUN_ID,
+                observers=[self.told.append, self.world.observe],
+                **self.pipeline.options,
+            )
+        )
+        loop.turn, loop.turns, loop.was_asked = turn, 0, False
+        loop.victim = task
+        await asyncio.wait([task])
+        loop.victim = None
+        assert task.cancelled() == loop.was_asked
+        if not task.cancelled():
+            self.error = task.exception()
+            self.report = None if self.error else task.result()
+        self.turns = loop.turns
+        self.check()
+        return self
+
+    def check(self):
+        assert asyncio.all_tasks() == {asyncio.current_task()}
+        assert not self.journal.open_books, (self.error, self.told[-3:])
+        assert self.world.violations == []
+        assert not +self.world.running
+        assert [(pool.in_use, pool.waiting) for pool in self.world.pools] == [(0, 0)] * 2
+        assert self.error is None or isinstance(self.error, JournalError)
+        self.check_calls()
+        if self.report is not None:
+            if self.told:
+                self.check_times()
+                self.check_story()
+                self.check_replay()
+            for result in self.report.results:
+                self.check_attempts(result)
+
+    def check_calls(self):
+        """What has succeeded is not done again, unless it is secret and needed."""
+        kept = successes(self.stored)
+        recalled, again = set(), set()
+        if self.told and isinstance(self.told[0], RunResumed):
+            recalled, again = set(self.told[0].recalled), set(self.told[0].outdated)
+        # A clean-up step sees to what runs again, and then whatever comes of that one.
+        late = {step.name for step in self.steps if step.run_if != "success"}
+        for name, needed in Shape(plan(self.steps)).items():
+            if late.intersection(needed):
+                late.add(name)
+        assert again <= late or self.kind == "changing"
+        secret = {step.name for step in self.steps if step.secret}
+        assert recalled <= secret or self.kind == "changing"
+        again |= {step.name for step in self.steps if {step.name, step.map_over} & recalled}
+        for key in self.world.calls:
+            assert key not in kept or key[0] in again, f"{key} was called again"
+        ours = {step.name for step in self.steps if not isinstance(step.action, HandsOn)}
+        starts = Counter(
+            key_of(e) for e in self.told if isinstance(e, AttemptStarted) and e.step in ours
+        )
+        assert all(calls <= starts[key] for key, calls in self.world.calls.items())
+        if self.report is not None and self.report.stop_reason is None:
+            assert self.world.calls == starts  # else it was perhaps stopped in between
+
+    def check_attempts(self, result):
+        by_name = {step.name: step for step in self.steps}
+        for item in result.items or ():
+            self.check_attempts(item)
+        if result.items is None:
+            assert len(result.history) == result.attempts
+            assert [each.number for each in result.history] == list(range(1, result.attempts + 1))
+            cut = sum(isinstance(each.error, StepCrashedError) for each in result.history)
+            step = by_name[result.step_name.partition("[")[0]]
+            if result.status is not FAILED or not isinstance(result.error, StepCrashedError):
+                assert result.attempts - cut <= step.max_retries
+
+    def check_times(self):
+        times = [e.at_ms for e in self.journal.kept[RUN_ID][1:]]
+        assert all(later > one - 1e-6 for one, later in pairwise(times))
+
+    def check_story(self):
+        """The report that a journal gives is that of the run."""
+        story = Story(self.journal.kept[RUN_ID])
+        assert_equal(story.report(decode), self.report)
+        assert story.outcome == self.told[-1].outcome
+
+    def check_replay(self):
+        """The events of this execution lead a fresh state to the same report."""
+        planned = plan(self.steps)
+        past = None
+        if self.stored:
+            event, past = resume(
+                Story(self.stored),
+                planned,
+                bindings=bind(planned),
+                conditions=bind_conditions(planned),
+                new_inputs=(),
+                fail_fast=self.pipeline.options["fail_fast"],
+                wall_time=self.told[0].wall_time,
+                decode=decode,
+            )
+            assert repr(event) == repr(self.told[0])
+        state = RunState(planned, past=past, **self.pipeline.options)
+        for event in self.told:
+            state.apply(event)
+        assert_equal(state.report(), self.report, secret=True)
+        assert (state.ready(), state.doomed()) == ([], [])
+        assert state.outcome == self.told[-1].outcome
+
+
+def successes(events):
+    """The steps and items that have succeeded, unless that is outdated."""
+    kept, dependencies = set(), {}
+    for event in events:
+        if isinstance(event, StepSucceeded):
+            kept.add(key_of(event))
+        elif isinstance(event, RunStarted):
+            dependencies.update(event.dependencies)
+        elif isinstance(event, RunResumed):
+            outdated, before = set(event.outdated), None
+            while before != len(outdated):
+                before = len(outdated)
+                outdated |= {n for n, needed in dependencies.items() if outdated & {*needed}}
+            kept = {key for key in kept if key[0] not in outdated}
+            dependencies.update(event.dependencies)
+    return kept
+
+
+def assert_equal(report, expected, *, secret=False):
+    """Two reports say the same; secret outputs count only if they can be known."""
+    for name in "run_id", "wall_time", "total_duration_ms", "stop_reason":
+        assert getattr(report, name) == getattr(expected, name), name
+    assert list(report) == list(expected)
+    for one, other in zip(report.results, expected.results, strict=True):
+        assert_same_result(one, other, secret)
+
+
+def assert_same_result(one, other, secret):
+    for each in fields(StepResult):
+        ours, theirs = getattr(one, each.name), getattr(other, each.name)
+        if each.name == "items":
+            assert (ours is None) == (theirs is None), (one, other)
+            assert len(ours or ()) == len(theirs or ()), (one, other)
+            for pair in zip(ours or (), theirs or (), strict=True):
+                assert_same_result(*pair, secret)
+        elif each.name != "output" or secret or not other.secret:
+            assert text_of(ours) == text_of(theirs), (each.name, one, other)
+
+
+def text_of(value):
+    return repr(value)  # errors are equal only to themselves
+
+
+def known(report, secret):
+    """What two runs of the same must have in common."""
+    return {
+        name: (result.status, result.on_purpose, None if name in secret else result.output)
+        for name, result in report.items()
+    }
+
+
+def has_crashed(report):
+    """Whether a step has failed because its process has died too often."""
+    errors = [each.error for result in report.results for each in (result, *(result.items or ()))]
+    return any(isinstance(error, StepCrashedError) for error in errors)
+
+
+def assert_same_end(report, whole, pipeline):
+    if not pipeline.options["fail_fast"] or whole.all_passed:
+        both = *report.results, *whole.results
+        secret = {result.step_name for result in both if result.secret}
+        assert known(report, secret) == known(whole, secret), f"{report}\n{whole}"
+    else:
+        # Which steps have ended before the run stopped is a matter of time.
+        assert report.failed
+        assert not report.all_passed
+
+
+def may_differ(execution):
+    """Whether something has come of what is not so any more.
+
+    That is a clean-up step which has seen that a secret was asked for again in vain; and a step
+    which had no time for its other attempts, under a deadline of the run that is none any more.
+    """
+    events, shape = execution.journal.kept[RUN_ID], Shape(plan(execution.steps))
+    recalled = {
+        name for event in events if isinstance(event, RunResumed) for name in event.recalled
+    }
+    cleanups = [step.name for step in execution.steps if step.run_if != "success"]
+    return any(recalled.intersection(shape[name]) for name in cleanups) or any(
+        "no other attempt" in note
+        for event in events
+        if isinstance(event, StepFailed)
+        for note in getattr(event.error, "__notes__", ())
+    )
+
+
+def in_loop(pipeline, main, seed):
+    loop = TurnCountingLoop(None, eager=seed % 3 == 0)
+    try:
+        with asyncio.Runner(loop_factory=lambda: loop) as runner:
+            result = runner.run(main)
+        assert loop.complaints == []
+    except BaseException as error:
+        error.add_note(f"seed {seed}:\n{pipeline.describe()}")
+        raise
+    return result
+
+
+async def die_everywhere(pipeline, seed):
+    chance = random.Random(seed)
+    journal = MemoryJournal(latency_s=pipeline.latency_s)
+    whole = (await Execution(pipeline, journal).run()).report
+    count = len(journal.kept[RUN_ID])
+    executions = 1
+    twice = chance.randrange(count)
+    for kept in range(count + 1):
+        left = journal.died_after(kept)
+        Story(left.kept[RUN_ID]).report(decode) if kept else None
+        again = await Execution(pipeline, left).run()
+        executions += 1
+        assert_same_end(again.report, whole, pipeline)
+        if kept == twice:
+            for more in range(kept, len(left.kept[RUN_ID])):
+                left_again = left.died_after(more)
+                third = await Execution(pipeline, left_again).run()
+                executions += 1
+                assert_same_end(third.report, whole, pipeline)
+    return executions
+
+
+async def fail_everywhere(pipeline, seed):
+    """The journal fails at each of its writes; the run that follows goes on."""
+    whole_journal = MemoryJournal(latency_s=pipeline.latency_s)
+    whole = (await Execution(pipeline, whole_journal).run()).report
+    count = len(whole_journal.kept[RUN_ID])
+    executions = 1
+    for fail_at in range(1, count + 1):
+        journal = MemoryJournal(latency_s=pipeline.latency_s, fail_at=fail_at)
+        broken = await Execution(pipeline, journal).run()
+        assert isinstance(broken.error, JournalError)
+        assert isinstance(broken.told[-1], RunFinished)
+        assert len(journal.kept.get(RUN_ID, ())) == fail_at - 1
+        kept = len(journal.kept.get(RUN_ID, ()))
+        again = await Execution(pipeline, journal).run()
+        assert_same_end(again.report, whole, pipeline)
+        executions += 2
+        if kept and seed % 4 == fail_at % 4:
+            # And once more, while the rest is made up for.
+            left = whole_journal.died_after(kept)
+            left.fail_at = random.Random(fail_at).randint(1, 8)
+            resumed = await Execution(pipeline, left).run()
+            if resumed.error is not None:
+                resumed = await Execution(pipeline, left).run()
+            assert_same_end(resumed.report, whole, pipeline)
+            executions += 2
+    return executions
+
+
+async def cancel_somewhere(pipeline, seed):
+    """The caller is cancelled in any turn, also while it goes on, and starts the run again."""
+    chance = random.Random(seed)
+    first = MemoryJournal(latency_s=pipeline.latency_s)
+    whole = await Execution(pipeline, first).run()
+    executions = 1
+    for _ in range(8):
+        journal = MemoryJournal(latency_s=pipeline.latency_s)
+        for _ in range(6):
+            execution = await Execution(pipeline, journal).run(chance.randrange(whole.turns + 1))
+            executions += 1
+            if execution.report is not None:
+                break
+            events = journal.kept.get(RUN_ID)
+            if events:
+                Story(events).report(decode)
+        else:
+            execution = await Execution(pipeline, journal).run()
+            executions += 1
+        assert_same_end(execution.report, whole.report, pipeline)
+    return executions
+
+
+async def change_often(pipeline, seed):
+    """The run goes on again and again, each time as another pipeline, and is cut short."""
+    chance = random.Random(seed)
+    executions = 0
+    for _ in range(6):
+        journal = MemoryJournal(latency_s=pipeline.latency_s)
+        current = pipeline
+        for _ in range(4):
+            turn = chance.choice([None, None, chance.randrange(40)])
+            await Execution(current, journal, "changing").run(turn)
+            executions += 1
+            count = len(journal.kept.get(RUN_ID, ()))
+            if count and chance.random() < 0.6:
+                journal = journal.died_after(chance.randint(1, count))
+            if count and Story(journal.kept[RUN_ID]).outcome == "passed":
+                break
+            current = current.changed()
+            pipeline.latest = current
+        current.options.update(fail_fast=False, deadline_ms=None)
+        for spec in current.specs:
+            spec.options.pop("max_crashes", None)
+        last = await Execution(current, journal, "changing").run()
+        fresh = MemoryJournal(latency_s=pipeline.latency_s)
+        whole = await Execution(current, fresh).run()
+        executions += 2
+        if not (has_crashed(last.report) or may_differ(last)):
+            assert_same_end(last.report, whole.report, current)
+    return executions
+
+
+PROPERTIES = {
+    "dies": die_everywhere,
+    "its journal fails": fail_everywhere,
+    "its caller is cancelled": cancel_somewhere,
+    "its pipeline is changed": change_often,
+}
+
+
+@pytest.mark.parametrize("seed", range(40))
+@pytest.mark.parametrize("what", PROPERTIES)
+def test_a_run_ends_as_if_nothing_had_happened_whenever_it(what, seed):
+    pipeline = RandomPipeline(seed)
+
+    assert in_loop(pipeline, PROPERTIES[what](pipeline, seed), seed) > 1

@@ -1,0 +1,449 @@
+"""A value is kept only if it comes back exactly equal, and the refusal says why and what to do."""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import datetime
+import decimal
+import enum
+import gc
+import importlib.util
+import math
+import sys
+import typing
+import uuid
+import weakref
+import zoneinfo
+from pathlib import Path
+from typing import Annotated, Any, NamedTuple
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import asyncflow._codec
+from asyncflow._codec import Codec
+from asyncflow._errors import PayloadError
+from asyncflow._payload import REDACTED, Payload
+from asyncflow._same import difference
+
+SUBJECT = "the output of step 'load'"
+PLAIN, PICKLING = Codec("json", 1_000), Codec("cloudpickle", 1_000)
+
+
+def trip(value: Any, hint: Any = Any, codec: Codec = PLAIN) -> Any:
+    payload = codec.encode(SUBJECT, value, hint)
+    return codec.decode(SUBJECT, payload, hint)
+
+
+def refusal(value: Any, hint: Any = Any, codec: Codec = PLAIN, *, subject: str = SUBJECT) -> str:
+    with pytest.raises(PayloadError) as caught:
+        codec.encode(subject, value, hint)
+    assert caught.value.subject == subject
+    assert str(caught.value) == f"{subject} {caught.value.problem}"
+    return caught.value.problem
+
+
+class Colour(enum.Enum):
+    RED = "red"
+
+
+class Text(str): ...
+
+
+class Pair(NamedTuple):
+    left: int
+    right: str
+
+
+class Thing(msgspec.Struct):
+    name: str
+    tags: tuple[str, ...] = ()
+
+
+@dataclasses.dataclass
+class Order:
+    when: datetime.datetime
+    lines: list[Pair]
+    colour: Colour = Colour.RED
+    note: str = dataclasses.field(default="", compare=False)
+
+
+class Attrs:
+    """What attrs makes of a class, as far as msgspec asks."""
+
+    __attrs_attrs__ = (type("Attribute", (), {"name": "x"})(),)
+
+    def __init__(self, x: Any) -> None:
+        self.x = x
+
+
+NOON = datetime.datetime(2024, 6, 1, 12, tzinfo=datetime.UTC)
+
+
+@pytest.mark.parametrize(
+    ("value", "hint"),
+    [
+        *((value, Any) for value in (None, True, 1, 2**70, -0.0, 1.5, "x", "é\0", [], {"a": [1]})),
+        (None, None),
+        ((1, 2), tuple[int, ...]),
+        ({1, 2}, set[int]),
+        (frozenset({(1, 2)}), frozenset[tuple[int, int]]),
+        ({1: "x"}, dict[int, str]),
+        ({"b": 1, "a": 2}, dict),
+        (b"\xff", bytes),
+        (NOON, datetime.datetime),
+        (datetime.date(2024, 6, 1), datetime.date),
+        (datetime.timedelta(1, 2, 3), datetime.timedelta),
+        (decimal.Decimal("1.0"), decimal.Decimal),
+        (uuid.UUID(int=1), uuid.UUID),
+        (Colour.RED, Colour),
+        (Pair(1, "x"), Pair),
+        ([Thing("a", ("x",))], list[Thing]),
+        (Order(NOON, [Pair(1, "x")], note="n"), Order),
+        (1, int | str | None),
+        (1, typing.Optional[int]),  # noqa: UP045
+        ({"a": (1,)}, dict[str, tuple[int]]),
+        (1, Annotated[int, msgspec.Meta(ge=0)]),
+        (7, Annotated[int, []]),  # can't be hashed
+        (7, "a name that nobody has resolved"),
+        ([7], collections.abc.Iterable[int]),  # msgspec knows nothing of it
+        ([7], object),
+        (7, lambda: None),
+    ],
+)
+def test_what_comes_back_equal_is_kept(value: Any, hint: Any) -> None:
+    again = trip(value, hint)
+
+    assert type(again) is type(value)
+    assert again == value
+    assert repr(again) == repr(value)
+
+
+@pytest.mark.parametrize(
+    ("value", "hint", "says"),
+    [
+        ((1, 2), Any, "tuple would come back as list; annotate what the action returns, or say"),
+        ([{"a": (1,)}], Any, "tuple would come back as list, at [0]['a']"),
+        ({1: 2}, Any, "int would come back as str, at a key"),
+        ({"x": {1: 2}}, Any, "int would come back as str, at a key of ['x']"),
+        ({1, 2}, Any, "set would come back as list"),
+        (NOON, Any, "datetime.datetime would come back as str"),
+        (NOON.astimezone(zoneinfo.ZoneInfo("Europe/Berlin")), datetime.datetime, "would come back"),
+        (math.nan, Any, "JSON has no nan"),
+        ([-math.inf], Any, "JSON has no -inf, at [0]"),
+        (math.nan, float | None, "JSON has no nan"),
+        (math.nan, float, "ValidationError: Expected `float`, got `null` (JSON has no nan and no"),
+        (Order(NOON, []), int, "it is not what the annotation says: ValidationError: Expected `in"),
+        (Order(NOON, []), Any, "test_codec.Order would come back as dict"),
+        (Text("x"), Any, "Encoding objects of type Text is unsupported"),
+        ({"x": Text("x")}, Any, "Encoding objects of type Text is unsupported"),
+        (collections.Counter("a"), Any, "collections.Counter would come back as dict"),
+        (((1,),), list, "tuple would come back as list"),
+        (bytearray(b"x"), bytes, "bytearray would come back as bytes"),
+        ([bytearray(b"x")], list[bytes], "bytearray would come back as bytes, at [0]"),
+        (object(), Any, "Encoding objects of type object is unsupported"),
+        (lambda: None, Any, "Encoding objects of type function is unsupported"),
+        ("\ud800", Any, "UnicodeEncodeError"),
+        (msgspec.Raw(b"1"), msgspec.Raw, "no telling whether a msgspec.Raw comes back the same"),
+    ],
+)
+def test_what_would_come_back_different_is_refused(value: Any, hint: Any, says: str) -> None:
+    problem = refusal(value, hint)
+
+    assert problem.startswith("can't be kept in the journal: ")
+    assert says in problem
+    assert problem.endswith(', or say codec="cloudpickle" where the journal is made')
+
+
+@pytest.mark.parametrize(
+    ("value", "hint", "output", "given"),
+    [
+        ({1}, Any, "annotate what the action returns", "annotate the parameter that takes it"),
+        *(
+            (value, hint, "return plain data, such as model_dump()", "give plain data, such as")
+            for value in (object(), Text("x"))
+            for hint in (Any, object)
+        ),
+        ({1}, list, "return what the annotation says, or plain", "give what the annotation says"),
+    ],
+)
+def test_a_refusal_says_what_helps(value: Any, hint: Any, output: str, given: str) -> None:
+    assert f"; {output}" in refusal(value, hint)
+    assert f"; {given}" in refusal(value, hint, subject="input 'x'")
+
+
+@pytest.mark.parametrize(
+    ("value", "hint"),
+    [
+        (0, float),
+        ([1.5, 0], list[float]),
+        (None, Order),
+        ("x", int),
+        ({"left": 1}, Pair),
+        ([1, "x"], Pair),
+        ({"name": "a", "more": 1}, Thing),
+    ],
+)
+def test_what_is_not_as_annotated_is_kept_if_it_comes_back_equal(value: Any, hint: Any) -> None:
+    payload = PLAIN.encode(SUBJECT, value, hint)
+
+    assert payload.codec == "json-plain"
+    for later in (hint, Any, bytes):
+        again = PLAIN.decode(SUBJECT, payload, later)
+        assert repr(again) == repr(value)
+
+
+@pytest.mark.parametrize(
+    ("value", "hint"),
+    [
+        ((1, 2), collections.abc.Sequence[int]),
+        ((Pair(1, "x"),), collections.abc.Sequence[Pair]),
+        ((1, 2), collections.abc.Iterable[int]),
+        ((1, "x"), list),
+        ((1, 2), list[int] | tuple[int, ...]),
+        ((), collections.abc.Collection[str]),
+    ],
+)
+def test_a_tuple_comes_back_although_it_is_annotated_as_some_sequence(
+    value: Any, hint: Any
+) -> None:
+    payload = PLAIN.encode(SUBJECT, value, hint)
+
+    assert payload.codec == "json-tuple"
+    again = PLAIN.decode(SUBJECT, payload, hint)
+    assert again == value
+    assert repr(again) == repr(value)
+    assert type(PLAIN.decode(SUBJECT, payload, Any)) is tuple
+
+
+def test_the_types_of_pipelines_that_are_gone_are_forgotten() -> None:
+    codec = Codec("json", 1_000)
+    made = dataclasses.make_dataclass("Made", [("x", int)])
+    gone = weakref.ref(made)
+    assert trip(made(1), made, codec).x == 1
+
+    del made
+    for number in range(asyncflow._codec._DECODERS):
+        trip(number, typing.Literal[number], codec)  # type: ignore[valid-type]
+    gc.collect()
+
+    assert gone() is None
+
+
+def test_what_contains_itself_is_refused() -> None:
+    endless: list[Any] = []
+    endless.append(endless)
+    deep: list[Any] = []
+    for _ in range(sys.getrecursionlimit() - 100):
+        deep = [deep]
+
+    assert "it is nested too deeply, or contains itself" in refusal(endless)
+    assert "it is nested too deeply to be compared" in refusal(
+        [deep, (1,)], codec=Codec("json", 10_000)
+    )
+
+
+class Odd:
+    def __eq__(self, other: object) -> bool:
+        raise RuntimeError("no")
+
+    __hash__ = None  # type: ignore[assignment]
+
+
+@dataclasses.dataclass
+class Holder:
+    a: int
+    __eq__ = Odd.__eq__  # type: ignore[assignment]
+
+    def __repr__(self) -> str:
+        raise RuntimeError("no")
+
+
+class OddProperty(msgspec.Struct):
+    a: int
+
+    def __getattribute__(self, name: str) -> Any:
+        raise RuntimeError("no")
+
+
+def test_objects_that_can_not_be_compared_break_nothing() -> None:
+    assert trip(Holder(1), Holder).a == 1
+    assert "it can't be compared with what comes back: RuntimeError" in refusal(
+        OddProperty(1), OddProperty
+    )
+
+
+def test_a_value_that_is_too_large_is_refused() -> None:
+    assert trip("x" * 998) == "x" * 998
+    for codec, size in ((PLAIN, "1,001"), (PICKLING, "1,017")):
+        assert refusal("x" * 999, codec=codec) == (
+            f"takes {size} bytes in the journal, which keeps up to 1,000: keep it elsewhere and "
+            "return where, or raise max_payload_bytes"
+        )
+    assert "keep it elsewhere and give where it is, or" in refusal("x" * 999, subject="input 'x'")
+
+
+def test_a_value_that_is_too_large_is_not_brought_back_to_be_compared(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(asyncflow._codec, "difference", None)  # which is what takes its time
+    monkeypatch.setattr("cloudpickle.loads", None)
+
+    assert "takes 2,001 bytes" in refusal([1] * 1_000)
+    assert "bytes in the journal, which keeps up to 1,000" in refusal(b"x" * 2_000, codec=PICKLING)
+
+
+def test_what_is_too_large_as_json_may_be_small_enough_as_a_pickle() -> None:
+    value = (b"x" * 900, 1)
+
+    assert PICKLING.encode(SUBJECT, value, Any).codec == "cloudpickle"
+    assert trip(value, codec=PICKLING) == value
+
+
+# --- cloudpickle ---------------------------------------------------------------------------------
+
+
+def test_on_request_what_json_does_not_bring_back_is_pickled() -> None:
+    assert PICKLING.encode(SUBJECT, [1], Any).codec == "json"
+    assert PICKLING.encode(SUBJECT, (1, 2), Any).codec == "cloudpickle"
+    assert trip((1, 2), codec=PICKLING) == (1, 2)
+    assert trip(lambda: 7, codec=PICKLING)() == 7
+    assert math.isnan(trip(math.nan, codec=PICKLING))
+
+
+def test_what_can_not_be_pickled_is_refused() -> None:
+    generator = (x for x in "abc")
+
+    assert refusal(generator, codec=PICKLING).startswith(
+        "can't be kept in the journal: cloudpickle can't bring it back: TypeError: "
+    )
+
+
+def test_a_pickle_is_read_on_request_only() -> None:
+    payload = PICKLING.encode(SUBJECT, (1, 2), Any)
+
+    with pytest.raises(PayloadError, match="reading a pickle can run any code"):
+        PLAIN.decode(SUBJECT, payload, Any)
+
+
+@pytest.mark.parametrize(
+    ("payload", "hint", "says"),
+    [
+        (Payload("yaml", b"x"), Any, "its codec 'yaml' is not one of 'json', 'cloudpickle'"),
+        (REDACTED, Any, "it was secret, so it was never kept"),
+        (Payload("json", b"[1"), Any, "DecodeError: Input data was truncated"),
+        (Payload("json", b'"x"'), int, "ValidationError: Expected `int`, got `str`"),
+        (Payload("cloudpickle", b"x"), Any, "UnpicklingError"),
+    ],
+)
+def test_what_can_not_be_read_is_refused(payload: Payload, hint: Any, says: str) -> None:
+    with pytest.raises(PayloadError, match="can't be read from the journal") as caught:
+        PICKLING.decode(SUBJECT, payload, hint)
+
+    assert says in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("module", "extra"), [("msgspec", "journal"), ("cloudpickle", "cloudpickle")]
+)
+def test_a_missing_package_is_named_with_its_extra(
+    monkeypatch: pytest.MonkeyPatch, module: str, extra: str
+) -> None:
+    monkeypatch.setitem(sys.modules, module, None)
+    path = Path(asyncflow._codec.__file__)
+    spec = importlib.util.spec_from_file_location("anew", path)
+    assert spec
+    assert spec.loader
+
+    def use() -> None:
+        anew = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(anew)
+        trip((1, 2), codec=anew.Codec("cloudpickle", 1_000))
+
+    with pytest.raises(ImportError, match=rf"pip install 'asyncflow-tiers\[{extra}\]'"):
+        use()
+
+
+# --- the comparison ------------------------------------------------------------------------------
+
+scalars = st.one_of(
+    *(st.none(), st.booleans(), st.integers(), st.floats(), st.text(), st.binary(max_size=3)),
+    *(st.decimals(), st.datetimes(), st.uuids()),
+)
+values = st.recursive(
+    scalars,
+    lambda inner: st.one_of(
+        st.lists(inner, max_size=3),
+        st.lists(inner, max_size=3).map(tuple),
+        st.dictionaries(st.text(max_size=2) | st.integers(), inner, max_size=3),
+        st.frozensets(st.integers() | st.text(max_size=2), max_size=3),
+    ),
+    max_leaves=8,
+)
+
+
+def told_by_hand(one: Any, other: Any) -> bool:
+    """Whether two values of this strategy are the same, told the slow way: by what is written."""
+    if isinstance(one, frozenset) and isinstance(other, frozenset):
+        return sorted(map(repr, one)) == sorted(map(repr, other))
+    if type(one) is not type(other):
+        return False
+    if isinstance(one, list | tuple):
+        return len(one) == len(other) and all(map(told_by_hand, one, other))
+    if isinstance(one, dict):
+        return told_by_hand(list(one.items()), list(other.items()))
+    return repr(one) == repr(other)
+
+
+@given(values, values, st.booleans())
+def test_the_comparison_is_strict(one: Any, other: Any, simple: bool) -> None:
+    simple = simple and b"" not in (one, other) and "b'" not in repr(other)
+
+    assert difference(one, one) == ""
+    assert (difference(one, other, simple=simple) == "") == told_by_hand(one, other)
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        (True, 1),
+        (0.0, -0.0),
+        ((1,), [1]),
+        ([1, 2], [1]),
+        ({"a": 1, "b": 2}, {"b": 2, "a": 1}),
+        ({"a": 1}, {"a": 1, "b": 2}),
+        ({1}, {True}),
+        ({1}, {2}),
+        ({1, 2}, {1}),
+        ("x", Text("x")),
+        (Colour.RED, "red"),
+        (Thing("a"), Thing("b")),
+        (Attrs(1), Attrs(True)),
+        (Order(NOON, [], note="a"), Order(NOON, [], note="b")),
+        (NOON, NOON.replace(fold=1)),
+        (object, object),
+        ([1, "x" * 200], [1, "y" * 200]),
+    ],
+)
+@pytest.mark.parametrize("simple", [True, False])
+def test_a_difference_is_found(one: Any, other: Any, simple: bool) -> None:
+    found = difference(one, other, simple=simple)
+
+    assert found
+    assert "\n" not in found
+    assert len(found) < 300
+
+
+@pytest.mark.parametrize("value", [math.nan, Attrs([1]), {Colour.RED}, {"a": {"b": [None]}}])
+def test_the_same_is_no_difference(value: Any) -> None:
+    assert difference(value, value) == ""
+
+
+def test_a_comparison_that_goes_too_deep_is_given_up() -> None:
+    endless: list[Any] = []
+    endless.append(endless)
+
+    assert difference(endless, endless) == "it is nested too deeply to be compared"

@@ -1,0 +1,127 @@
+"""A journal that an earlier version has written can be read, and its runs can go on."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Coroutine
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+import pytest
+from journal import kept_runs
+from journal.kept_runs import KEPT, PIPELINES
+
+from asyncflow import RestoredError, RestoredOutput, RunReport, StepStatus
+from asyncflow.journal import SQLiteJournal
+from asyncflow.testing import run_in_virtual_time
+
+SUCCESS, FAILED, SKIPPED, CANCELLED = (
+    StepStatus.SUCCESS,
+    StepStatus.FAILED,
+    StepStatus.SKIPPED,
+    StepStatus.CANCELLED,
+)
+
+
+@pytest.fixture(params=sorted(KEPT.glob("*.db")), ids=lambda path: path.stem)
+def path(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
+    return Path(shutil.copy(request.param, tmp_path / "runs.db"))
+
+
+def with_journal(path: Path, call: Any) -> Any:
+    async def main() -> Any:
+        async with SQLiteJournal(path) as journal:
+            return await call(journal)
+
+    coroutine: Coroutine[Any, Any, Any] = main()
+    return run_in_virtual_time(coroutine)
+
+
+def report_of(path: Path, run_id: str) -> RunReport:
+    report = with_journal(path, lambda journal: journal.report(run_id))
+    assert isinstance(report, RunReport)
+    return report
+
+
+def go_on(path: Path, run_id: str, **inputs: Any) -> RunReport:
+    report = with_journal(
+        path,
+        lambda journal: PIPELINES[run_id].run(run_id=run_id, journal=journal, inputs=inputs),
+    )
+    assert isinstance(report, RunReport)
+    return report
+
+
+def statuses(report: RunReport) -> dict[str, StepStatus]:
+    return {name: result.status for name, result in report.items()}
+
+
+def test_there_is_one() -> None:
+    assert sorted(KEPT.glob("*.db"))
+
+
+def test_its_runs_are_listed(path: Path) -> None:
+    runs = with_journal(path, lambda journal: journal.runs())
+    orphans = with_journal(path, lambda journal: journal.orphans())
+
+    assert {run.run_id: (run.pipeline, run.status) for run in runs} == {
+        "passed": ("orders", "passed"),
+        "failed": ("orders", "failed"),
+        "timed out": ("slow", "failed"),
+        "interrupted": ("slow", "interrupted"),
+        "cut short": ("slow", "running"),
+    }
+    assert [run.run_id for run in orphans] == ["cut short"]
+
+
+def test_a_run_that_has_passed_is_told(path: Path) -> None:
+    report = report_of(path, "passed")
+
+    assert report.all_passed
+    assert report["log_in"].output == RestoredOutput("redacted")
+    assert report["price"].output == ["3.00"] * 3  # nothing tells here that these are Decimals
+    assert [item.attempts for item in report["price"].items or ()] == [2, 2, 2]
+    assert isinstance((report["price"].items or ())[0].history[0].error, RestoredError)
+    assert report["clean/tidy"].output == {"1": "one"}
+    assert report["never"].on_purpose
+
+
+def test_runs_that_have_not_passed_are_told(path: Path) -> None:
+    failed = report_of(path, "failed")
+    assert failed["price"].status is FAILED
+    assert failed["load"].status is SKIPPED
+    assert failed["alarm"].output == "sent"
+    assert failed.stop_reason == "step 'price' failed and fail_fast is on"
+    assert statuses(report_of(path, "timed out")) == {"quick": SUCCESS, "slow": CANCELLED}
+    assert report_of(path, "interrupted")["slow"].reason == "the caller was cancelled"
+    assert statuses(report_of(path, "cut short")) == {
+        "quick": SUCCESS,
+        "slow": StepStatus.RUNNING,
+    }
+
+
+def test_a_run_that_has_passed_does_not_run_again(path: Path) -> None:
+    report = go_on(path, "passed", password="hunter2")
+
+    assert report["price"].output == [Decimal("3.00")] * 3
+    assert report["load"].output == ["one"]
+    assert report["extract"].output[0] == kept_runs.Row("monday ä", Decimal("1.50"), ("new", "ä"))
+
+
+def test_a_run_that_has_failed_goes_on(path: Path) -> None:
+    report = go_on(path, "failed", password="hunter2")
+
+    assert report.all_passed
+    assert {result.step_name for result in report.reused} >= {"log_in", "extract", "clean/sort"}
+    assert [item.reused for item in report["price"].items or ()] == [True, True, False]
+    assert report["load"].output == ["one"]
+
+
+@pytest.mark.parametrize("run_id", ["interrupted", "cut short"])
+def test_a_run_that_was_stopped_goes_on(path: Path, run_id: str) -> None:
+    report = go_on(path, run_id)
+
+    assert report.all_passed
+    assert report["quick"].reused
+    assert report["slow"].attempts == (2 if run_id == "cut short" else 1)

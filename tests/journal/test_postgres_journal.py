@@ -1,0 +1,295 @@
+"""Runs whose journal is in PostgreSQL live through what happens to a server, or end in order."""
+
+from __future__ import annotations
+
+import asyncio
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import AsyncIterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+from postgres_server import PostgresServer
+
+from asyncflow import RunReport, WorkflowStep, run_pipeline
+from asyncflow._errors import JournalError, LeaseLostError
+from asyncflow.events import AttemptStarted, Event, RunFinished, RunStarted, StepSucceeded
+from asyncflow.journal import PostgresJournal
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+async def journal(dsn: str) -> AsyncIterator[PostgresJournal]:
+    async with PostgresJournal(dsn, lease_s=20.0) as journal:
+        yield journal
+
+
+async def opened(journal: PostgresJournal, run_id: str = "r") -> Any:
+    book, _ = await journal.open(run_id, pipeline="", wait=False, read=list)
+    return book
+
+
+def chain(length: int, calls: Counter[str] | None = None) -> list[WorkflowStep]:
+    """Steps of which each takes what the one before has returned, and counts its calls."""
+
+    def step(number: int) -> WorkflowStep:
+        async def action(before: int = -1) -> int:
+            assert before == number - 1
+            if calls is not None:
+                calls[name] += 1
+            return number
+
+        name = f"s{number}"
+        needs = {"before": f"s{number - 1}"} if number else {}
+        return WorkflowStep(name, action, depends_on=needs)
+
+    return [step(number) for number in range(length)]
+
+
+# --- faults that a run lives through --------------------------------------------------------------
+
+
+@pytest.mark.parametrize("mode", ["fast", "immediate"])
+async def test_runs_live_through_restarts_of_the_server(
+    journal: PostgresJournal, postgres_server: PostgresServer, mode: str
+) -> None:
+    calls: Counter[str] = Counter()
+    runs = asyncio.gather(
+        *(
+            run_pipeline(chain(60, calls), run_id=f"r{number}", journal=journal)
+            for number in range(4)
+        )
+    )
+
+    for _ in range(3):
+        await asyncio.to_thread(postgres_server.restart, mode)
+    reports = await runs
+
+    assert all(report.all_passed for report in reports)
+    assert set(calls.values()) == {4}
+    await assert_whole(journal, reports)
+
+
+async def test_runs_live_through_connections_that_are_cut_again_and_again(
+    journal: PostgresJournal, postgres_server: PostgresServer
+) -> None:
+    calls: Counter[str] = Counter()
+    succeeded: asyncio.Queue[None] = asyncio.Queue()
+
+    def hear(event: Event) -> None:
+        if isinstance(event, StepSucceeded):
+            succeeded.put_nowait(None)
+
+    runs = asyncio.gather(
+        *(
+            run_pipeline(chain(60, calls), run_id=f"r{number}", journal=journal, observers=[hear])
+            for number in range(4)
+        )
+    )
+
+    cuts = 0
+    for _ in range(4 * 60):
+        await succeeded.get()
+        if succeeded.empty():  # so there is a commit between two cuts
+            cuts += len(await asyncio.to_thread(postgres_server.cut_connections, BY_THE_JOURNAL))
+    reports = await runs
+
+    assert cuts > 2
+    assert all(report.all_passed for report in reports)
+    assert set(calls.values()) == {4}
+    await assert_whole(journal, reports)
+
+
+BY_THE_JOURNAL = "application_name = 'asyncflow'"
+
+
+async def assert_whole(journal: PostgresJournal, reports: list[RunReport]) -> None:
+    """Each event of each run is there once, and they give the same report."""
+    for report in reports:
+        events = await journal.events(report.run_id)
+        assert [event.position for event in events] == list(range(1, len(events) + 1))
+        assert isinstance(events[0].event, RunStarted)
+        assert isinstance(events[-1].event, RunFinished)
+        assert (await journal.report(report.run_id)).to_json() == report.to_json()
+
+
+async def test_who_waits_for_a_run_lives_through_a_restart(
+    dsn: str, journal: PostgresJournal, postgres_server: PostgresServer
+) -> None:
+    book = await opened(journal)
+    async with PostgresJournal(dsn, lease_s=20.0) as other:
+        waiting = asyncio.create_task(other.open("r", pipeline="", wait=True, read=list))
+        await other.runs()
+
+        await asyncio.to_thread(postgres_server.restart, "immediate")
+        assert not waiting.done()
+        await book.close()
+
+        theirs, _ = await waiting
+        await theirs.close()
+
+
+# --- faults that end a run, which can go on later -------------------------------------------------
+
+
+async def test_a_run_ends_when_the_server_is_away_for_longer_than_a_lease(
+    dsn: str, postgres_server: PostgresServer
+) -> None:
+    calls: Counter[str] = Counter()
+    steps = chain(6, calls)
+
+    async def pull_the_plug(before: int) -> int:
+        calls["s3"] += 1
+        if calls["s3"] == 1:
+            await asyncio.to_thread(postgres_server.stop, "immediate")
+        return 3
+
+    steps[3] = WorkflowStep("s3", pull_the_plug, depends_on={"before": "s2"})
+    async with PostgresJournal(dsn, lease_s=0.6) as journal:
+        with pytest.raises(JournalError, match="the connection was lost") as caught:
+            await run_pipeline(steps, run_id="r", journal=journal)
+        with pytest.raises(JournalError, match="the connection was lost"):
+            await run_pipeline(steps, run_id="r", journal=journal)
+        postgres_server.start()
+        report = await run_pipeline(steps, run_id="r", journal=journal, on_active="wait")
+
+    assert not isinstance(caught.value, LeaseLostError)
+    assert report.all_passed
+    # The end of s3 was not kept, so it runs again; what was kept does not, and s4 had not begun.
+    assert calls == {"s0": 1, "s1": 1, "s2": 1, "s3": 2, "s4": 1, "s5": 1}
+
+
+async def test_a_run_ends_when_the_server_stands_still_for_longer_than_a_lease(
+    dsn: str, postgres_server: PostgresServer
+) -> None:
+    async with PostgresJournal(dsn, lease_s=0.6) as journal:
+        book = await opened(journal)
+        failed = asyncio.get_running_loop().create_future()
+        book.watch(failed.set_result)
+        book.add(RunStarted("r", 1.0, {"a": ()}))
+        await book.kept()
+
+        with postgres_server.frozen():
+            book.add(AttemptStarted("a", 1, 1.0))
+            failure = await failed
+        with pytest.raises(JournalError):
+            await book.close()
+
+        assert "the server has not answered for 0.6 s" in str(failure)
+        events = [stored.event for stored in await journal.events("r")]
+        assert events[0] == RunStarted("r", 1.0, {"a": ()})
+        again, stored = await journal.open("r", pipeline="", wait=True, read=list)
+        assert stored == events
+        await again.close()
+
+
+async def test_a_journal_can_be_closed_while_the_server_is_away(
+    dsn: str, postgres_server: PostgresServer
+) -> None:
+    journal = PostgresJournal(dsn, lease_s=0.6)
+    book = await opened(journal)
+    postgres_server.stop()
+    try:
+        book.add(RunStarted("r", 1.0, {"a": ()}))
+
+        await journal.aclose()
+        with pytest.raises(JournalError):
+            await book.close()
+    finally:
+        postgres_server.start()
+
+
+# --- several processes ----------------------------------------------------------------------------
+
+RUN_ALL = """
+import asyncio, os, random, sys
+from asyncflow import WorkflowStep, run_pipeline
+from asyncflow._errors import RunAlreadyActiveError
+from asyncflow.journal import PostgresJournal
+
+dsn, seed = sys.argv[1:]
+
+def chain(run_id):
+    def step(number):
+        async def action(before=-1):
+            assert before == number - 1
+            os.write(1, f"{run_id} {number}\\n".encode())  # as a whole, or not at all
+            return number
+        needs = {"before": f"s{number - 1}"} if number else {}
+        return WorkflowStep(f"s{number}", action, depends_on=needs)
+    return [step(number) for number in range(8)]
+
+async def attempt(run_id, journal):
+    try:
+        report = await run_pipeline(chain(run_id), run_id=run_id, journal=journal)
+    except RunAlreadyActiveError:
+        return
+    assert report.all_passed
+
+async def main():
+    names = [f"r{number}" for number in range(12)]
+    random.Random(seed).shuffle(names)
+    async with PostgresJournal(dsn, lease_s=20.0) as journal:
+        await asyncio.gather(*(attempt(name, journal) for name in names))
+
+asyncio.run(main())
+"""
+
+
+def replica(dsn: str, seed: int) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-W", "error", "-c", RUN_ALL, dsn, str(seed)],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+
+
+ALL_STEPS = sorted(f"r{run} {step}" for run in range(12) for step in range(8))
+
+
+def test_of_several_processes_each_run_is_one_ones_only(dsn: str) -> None:
+    processes = [replica(dsn, seed) for seed in range(3)]
+
+    with ThreadPoolExecutor() as executor:
+        said = list(executor.map(lambda process: process.communicate(timeout=50)[0], processes))
+
+    assert [process.returncode for process in processes] == [0, 0, 0]
+    # Who comes when a run has ended gets its report, and no step runs again.
+    assert sorted(line for each in said for line in each.splitlines()) == ALL_STEPS
+
+
+async def test_what_a_killed_process_leaves_is_finished_by_another_one(
+    dsn: str, postgres_server: PostgresServer
+) -> None:
+    with replica(dsn, 1) as first:
+        assert first.stdout
+        calls = Counter(first.stdout.readline().strip() for _ in range(40))
+        first.kill()
+        calls.update(first.stdout.read().splitlines())
+    postgres_server.restart("immediate")
+
+    with replica(dsn, 2) as second:
+        calls.update(second.communicate(timeout=50)[0].splitlines())
+
+    assert second.returncode == 0
+    assert sorted(calls) == ALL_STEPS
+    async with PostgresJournal(dsn) as journal:
+        for record in await journal.runs():
+            assert record.status == "passed"
+            await assert_each_call_was_kept_before(journal, record.run_id, calls)
+
+
+async def assert_each_call_was_kept_before(
+    journal: PostgresJournal, run_id: str, calls: Counter[str]
+) -> None:
+    events = [stored.event for stored in await journal.events(run_id)]
+    begun = Counter(event.step for event in events if isinstance(event, AttemptStarted))
+    succeeded = Counter(event.step for event in events if isinstance(event, StepSucceeded))
+    for number in range(8):
+        assert calls[f"{run_id} {number}"] <= begun[f"s{number}"]
+        assert succeeded[f"s{number}"] == 1

@@ -1,0 +1,250 @@
+"""Every event comes back from its row as it was."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import fields
+from typing import Any, get_args
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from asyncflow._errors import (
+    RestoredError,
+    ResultRefusedError,
+    StepCancelledError,
+    StepCrashedError,
+    StepTimeoutError,
+)
+from asyncflow._payload import REDACTED, Payload
+from asyncflow._rows import column_of, event_of, from_column, row_of
+from asyncflow.events import (
+    AttemptFailed,
+    AttemptStarted,
+    Event,
+    LoopBlocked,
+    MapStarted,
+    RunEvent,
+    RunFinished,
+    RunInterrupted,
+    RunResumed,
+    RunStarted,
+    RunTimedOut,
+    StepCancelled,
+    StepEvent,
+    StepFailed,
+    StepReused,
+    StepSkipped,
+    StepSucceeded,
+    ThreadAbandoned,
+)
+
+
+def has_no_pair(text: str) -> bool:
+    """Whether no two surrogates stand beside each other: JSON takes those for one character."""
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "surrogatepass") == text
+
+
+texts = st.text() | st.text(st.characters(categories=["Cs", "Cc"]), max_size=3).filter(has_no_pair)
+names = st.text(min_size=1) | st.sampled_from(['"', '"a"', "a\0", "\ud800", "é"])
+times = st.floats(0, 1e9)
+counts = st.integers(0, 2**31 - 1)
+items = st.none() | counts
+json_payloads = st.builds(
+    lambda value: Payload("json", json.dumps(value, ensure_ascii=False).encode()),
+    st.recursive(st.none() | st.text() | st.integers(), st.lists, max_leaves=5),
+)
+payloads = (
+    json_payloads | st.builds(Payload, st.just("cloudpickle"), st.binary()) | st.just(REDACTED)
+)
+restored = st.builds(RestoredError, texts, texts, texts)
+own = st.one_of(
+    st.builds(
+        StepTimeoutError,
+        texts,
+        counts,
+        st.floats(1, 1e6),
+        st.sampled_from(["attempt", "step", "heartbeat", "run"]),
+    ),
+    st.builds(StepCancelledError, texts, counts),
+    st.builds(StepCrashedError, texts, counts, counts),
+    st.builds(ResultRefusedError, texts, counts, st.none()),
+)
+
+
+@st.composite
+def errors(draw: st.DrawFn) -> BaseException:
+    error: BaseException = draw(restored | own)
+    for note in draw(st.lists(texts, max_size=2)):
+        error.add_note(note)
+    return error
+
+
+graph = st.dictionaries(texts, st.lists(texts, max_size=3).map(tuple), max_size=4)
+fingerprints = st.dictionaries(texts, st.tuples(texts, texts), max_size=3)
+OF_EACH: dict[Any, tuple[st.SearchStrategy[Any], ...]] = {
+    RunStarted: (
+        *(texts, times, graph, texts, fingerprints),
+        st.dictionaries(texts, payloads, max_size=3),
+    ),
+    RunResumed: (
+        *(texts, times, times, graph, fingerprints, st.dictionaries(texts, texts)),
+        *(st.dictionaries(texts, texts), st.lists(texts, max_size=3).map(tuple), st.booleans()),
+        st.dictionaries(texts, payloads, max_size=3),
+    ),
+    RunInterrupted: (times, texts),
+    RunTimedOut: (times, times),
+    RunFinished: (times, st.sampled_from(["passed", "failed", "interrupted"]), texts | st.none()),
+    AttemptStarted: (names, counts, times, times | st.just(0.0), items),
+    AttemptFailed: (names, counts, times, errors(), times, items),
+    MapStarted: (names, times),
+    StepSucceeded: (names, counts, times, payloads | st.none(), items),
+    StepFailed: (names, counts, times, errors(), items),
+    StepCancelled: (names, counts, times, texts, errors() | st.none(), items),
+    StepSkipped: (names, times, texts, st.booleans()),
+    StepReused: (names, times, items),
+    ThreadAbandoned: (names, counts, times, items),
+    LoopBlocked: (names, counts, times, times, texts, items),
+}
+events = st.one_of(*(st.builds(cls, *values) for cls, values in OF_EACH.items()))
+
+
+def plain(event: Event) -> dict[str, Any]:
+    """An event in values that can be compared."""
+    values = {each.name: getattr(event, each.name) for each in fields(event)}
+    if (error := values.get("error")) is not None:
+        notes = getattr(error, "__notes__", [])
+        values["error"] = (type(error), error.args, vars(error), notes)
+    return {"type": type(event), **values}
+
+
+@given(st.integers(1, 2**40), events)
+def test_every_event_comes_back_from_its_row(position: int, event: Event) -> None:
+    row = row_of("r", position, event)
+
+    assert row[:2] == ("r", position)
+    assert plain(event_of(row[1:])) == plain(event)
+    for text in (row.step, row.payload):
+        if text is not None:
+            text.encode()
+            assert "\0" not in text
+
+
+def test_that_was_every_event() -> None:
+    assert set(OF_EACH) == {*get_args(StepEvent), *get_args(RunEvent)}
+
+
+@given(texts)
+def test_every_text_comes_back_from_a_column(text: str) -> None:
+    assert from_column(column_of(text)) == text
+
+
+@given(st.text(st.characters(codec="utf-8", exclude_characters='\0"')))
+def test_an_ordinary_text_stands_in_its_column_as_it_is(text: str) -> None:
+    assert column_of(text) == text
+
+
+def back(error: BaseException) -> Any:
+    row = row_of("r", 1, StepFailed("a", 1, 1.0, error))
+    return event_of(row[1:]).error  # type: ignore[union-attr]
+
+
+def test_no_error_comes_back_as_none() -> None:
+    event = StepCancelled("a", 1, 1.0, "the run stopped", None)
+
+    assert event_of(row_of("r", 1, event)[1:]) == event
+
+
+class Odd(Exception):
+    def __str__(self) -> str:
+        raise ValueError("no")
+
+
+class OddNote:
+    def __str__(self) -> str:
+        raise ValueError("no")
+
+
+def test_an_error_comes_back_as_what_it_said() -> None:
+    error = KeyError("x")
+    error.add_note("in step 'a'")
+    try:
+        raise error
+    except KeyError as caught:
+        again = back(caught)
+
+    assert isinstance(again, RestoredError)
+    assert (again.type_name, again.message) == ("builtins.KeyError", "'x'")
+    assert "test_rows.py" in again.traceback
+    assert again.__notes__ == ["in step 'a'"]
+
+
+def test_an_error_that_can_not_be_printed_breaks_nothing() -> None:
+    odd = Odd()
+    odd.__notes__ = [OddNote(), "fine"]
+
+    again = back(odd)
+
+    assert again.type_name.endswith(".Odd")
+    assert again.message == "<Odd, whose str raised ValueError>"
+    assert again.__notes__ == ["<OddNote, whose str raised ValueError>", "fine"]
+
+
+@pytest.mark.parametrize("notes", [None, 7, "text"])
+def test_notes_that_are_no_list_break_nothing(notes: Any) -> None:
+    error = ValueError("x")
+    error.__notes__ = notes
+
+    assert back(error).message == "x"
+
+
+def test_an_error_of_asyncflow_that_was_tampered_with_comes_back_as_what_it_said() -> None:
+    error = StepCancelledError("a", 1)
+    error.step_name = object()  # type: ignore[assignment]
+    del error.attempt
+
+    assert isinstance(back(error), RestoredError)
+
+
+def test_a_class_made_from_an_error_of_asyncflow_comes_back_as_what_it_said() -> None:
+    class Mine(StepTimeoutError): ...
+
+    again = back(Mine("a", 1, 5.0))
+
+    assert isinstance(again, RestoredError)
+    assert again.message == "attempt 1 of step 'a' exceeded 5 ms"
+
+
+def test_what_an_attempt_returned_that_was_refused_is_not_kept() -> None:
+    again = back(ResultRefusedError("a", 2, object()))
+
+    assert isinstance(again, ResultRefusedError)
+    assert (again.step_name, again.attempt, again.result) == ("a", 2, None)
+
+
+def test_a_long_message_is_cut() -> None:
+    again = back(ValueError("x" * 200_000))
+
+    assert again.message.endswith("… (100000 more characters)")
+    assert len(again.message) < 100_100
+    assert len(again.traceback) < 100_100
+
+
+@pytest.mark.parametrize(
+    ("kind", "payload"),
+    [("RunPaused", None), ("RunInterrupted", None), ("RunInterrupted", '{"why": 1}')],
+)
+def test_a_row_that_was_written_otherwise_is_refused(kind: str, payload: str | None) -> None:
+    with pytest.raises(ValueError, match=kind):
+        event_of((1, kind, None, None, None, 1.0, None, payload, None))
+
+
+def test_what_is_json_can_be_read_by_a_person() -> None:
+    for codec in ("json", "json-plain"):
+        output = Payload(codec, b'{"x":1}')
+        row = row_of("r", 1, StepSucceeded("a", 1, 1.0, output))
+        assert (row.codec, row.payload, row.data) == (codec, '{"x":1}', None)
+        started = row_of("r", 1, RunStarted("r", 1.0, {}, inputs={"x": output}))
+        assert f'"codec": "{codec}", "json": "' in str(started.payload)
+        assert event_of(row[1:]).output == output  # type: ignore[union-attr]

@@ -1,0 +1,471 @@
+"""What can go wrong with a file: each error says what happened, what is safe and what to do."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sqlite3
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import pairwise
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from asyncflow import _sqlite
+from asyncflow._errors import JournalError
+from asyncflow._payload import Payload
+from asyncflow.events import AttemptStarted, RunStarted, StepSucceeded
+from asyncflow.journal import SQLiteJournal
+
+ROOT = Path(__file__).parents[2]
+SAFE = "what was committed before is safe"
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "runs.db"
+
+
+def begun(run_id: str = "r") -> RunStarted:
+    return RunStarted(run_id, 1.0, {"a": ()})
+
+
+async def opened(journal: Any, run_id: str = "r") -> Any:
+    return (await journal.open(run_id, pipeline="", wait=False, read=list))[0]
+
+
+async def problem_of(path: Path, **options: Any) -> str:
+    async with asyncio.timeout(20):
+        with pytest.raises(JournalError) as caught:
+            async with SQLiteJournal(path, **options):
+                pass
+    assert caught.value.journal == str(path)
+    assert str(caught.value) == f"journal {path}: {caught.value.problem}"
+    return caught.value.problem
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[sqlite3.Connection]:
+    """Another program has a transaction open."""
+    other = sqlite3.connect(path, isolation_level=None)
+    other.execute("BEGIN IMMEDIATE")
+    try:
+        yield other
+    finally:
+        other.close()
+
+
+async def test_a_directory_that_is_missing(path: Path) -> None:
+    problem = await problem_of(path.parent / "missing" / "runs.db")
+
+    assert problem == (
+        "it can't be opened (unable to open database file); nothing was changed: its directory "
+        "must exist, and this user must be allowed to write there"
+    )
+
+
+async def test_a_file_that_is_no_database(path: Path) -> None:
+    path.write_bytes(b"Dear diary, " * 100)
+
+    problem = await problem_of(path)
+
+    assert problem.startswith("it is no SQLite database (file is not a database); it was left as")
+    assert path.read_bytes() == b"Dear diary, " * 100
+
+
+async def test_a_damaged_database(path: Path) -> None:
+    async with SQLiteJournal(path) as journal:
+        for number in range(50):
+            book = await opened(journal, f"r{number}")
+            book.add(begun(f"r{number}"))
+            book.add(StepSucceeded("a", 1, 1.0, Payload("json", b'"%s"' % (b"x" * 2_000))))
+            await book.close()
+    content = path.read_bytes()
+    path.write_bytes(content[:4_096] + b"\xa5" * (len(content) - 4_096))
+
+    async with SQLiteJournal(path) as journal:
+        with pytest.raises(JournalError, match=r"the database is damaged \(.*malformed\); nothing"):
+            await opened(journal, "r1")
+
+
+async def test_a_newer_schema_is_left_alone(path: Path) -> None:
+    async with SQLiteJournal(path):
+        pass
+    with sqlite3.connect(path) as other:
+        other.execute("PRAGMA user_version = 99")
+    other.close()
+
+    problem = await problem_of(path)
+
+    assert problem == (
+        "a newer asyncflow has written it (schema 99; this one knows up to 1). It was left as it "
+        "is: upgrade asyncflow, or use another file"
+    )
+
+
+@pytest.mark.parametrize(
+    ("statements", "named"),
+    [
+        ("CREATE TABLE events (name TEXT)", ", with the tables events"),
+        ("CREATE TABLE runs (x); CREATE TABLE orders (x)", ", with the tables orders, runs"),
+        ("CREATE TABLE orders (x); PRAGMA user_version = 1", ", with the tables orders"),
+        ("PRAGMA user_version = 1", ""),
+        ("PRAGMA application_id = 7", ""),
+    ],
+)
+async def test_a_database_of_another_program_is_left_as_it_is(
+    path: Path, statements: str, named: str
+) -> None:
+    other = sqlite3.connect(path)
+    other.executescript(statements)
+    other.close()
+    content = path.read_bytes()
+
+    problem = await problem_of(path)
+
+    assert problem == (
+        f"it is the database of another program{named}; it was left as it is: use another file"
+    )
+    assert path.read_bytes() == content
+
+
+async def test_a_file_says_whose_it_is(path: Path) -> None:
+    async with SQLiteJournal(path):
+        pass
+
+    other = sqlite3.connect(path)
+    assert other.execute("PRAGMA application_id").fetchone() == (0x61737966,)
+    other.close()
+
+
+WHOLE = f"{SAFE}, and nothing of this transaction was kept"
+
+
+async def test_a_database_that_another_program_keeps_locked(path: Path) -> None:
+    async with SQLiteJournal(path, lease_s=0.3) as journal:
+        book = await opened(journal)
+        book.add(begun())
+        await book.kept()
+        with locked(path):
+            book.add(AttemptStarted("a", 1, 1.0))
+
+            with pytest.raises(JournalError) as caught:
+                await book.close()
+        assert [stored.event for stored in await journal.events("r")] == [begun()]
+
+    assert caught.value.problem == (
+        "another process has kept the database locked for 0.1 s (database is locked); "
+        f"{WHOLE}: find who holds it, such as a shell with an open transaction or a backup, or "
+        "give each a file of its own"
+    )
+
+
+async def test_a_new_file_that_another_program_keeps_locked(path: Path) -> None:
+    with locked(path):
+        problem = await problem_of(path, lease_s=0.3)
+
+    assert problem.startswith("another process has kept the database locked for 0.1 s")
+
+
+async def test_a_lock_that_goes_away_in_time_is_waited_for(path: Path) -> None:
+    with locked(path) as other:
+        async with asyncio.timeout(20):
+            journal = SQLiteJournal(path)
+            opening = asyncio.create_task(opened(journal))
+            while not journal._thread.has_started:
+                await asyncio.sleep(0.001)
+            other.execute("ROLLBACK")
+            book = await opening
+
+    book.add(begun())
+    await book.close()
+    await journal.aclose()
+
+
+async def test_runs_whose_disk_is_full_fail_and_can_go_on_later(path: Path) -> None:
+    journal = SQLiteJournal(path)
+    book, other = await opened(journal), await opened(journal, "other")
+    book.add(begun())
+    await book.kept()
+    connection = journal._store.database._connection  # type: ignore[attr-defined]
+    await journal._do(connection.execute, "PRAGMA max_page_count = 1")
+    failures: list[JournalError] = []
+    for each in (book, other):
+        each.watch(failures.append)
+        each.add(StepSucceeded("a", 1, 1.0, Payload("json", b'"%s"' % (b"x" * 100_000))))
+
+    for each in (book, other):
+        with pytest.raises(JournalError) as caught:
+            await each.close()
+        assert caught.value.problem == (
+            f"the disk is full (database or disk is full); {WHOLE}: make room and start the run "
+            "again"
+        )
+    await asyncio.sleep(0)
+    assert len(failures) == 2
+    assert failures[0] is not failures[1]
+
+    await journal._do(connection.execute, "PRAGMA max_page_count = 1000000")
+    again = await opened(journal)  # the claims were given up
+    await (await opened(journal, "other")).close()
+    again.add(AttemptStarted("a", 2, 1.0))
+    await again.close()
+    kept = [stored.event for stored in await journal.events("r")]
+    assert kept == [begun(), AttemptStarted("a", 2, 1.0)]
+    await journal.aclose()
+
+
+CHILD = """
+import asyncio, concurrent.futures.thread, os, resource, sys
+from asyncflow._errors import JournalError
+from asyncflow._payload import Payload
+from asyncflow.events import *
+from asyncflow.journal import SQLiteJournal
+async def main():
+    async with SQLiteJournal(sys.argv[1]) as journal:
+        book, events = await journal.open("r", pipeline="", wait=False, read=list)
+        print(len(events))
+        {body}
+        book.add(StepSucceeded("a", 1, 1.0, Payload("json", b'"%s"' % (b"x" * 1_000_000))))
+        await book.close()
+if "as nobody" in sys.argv and os.geteuid() == 0:
+    os.setuid(65534)  # the administrator may write anything
+try:
+    asyncio.run(main())
+except JournalError as error:
+    print(error.problem)
+"""
+
+
+def run_child(path: Path, *words: str, body: str = "pass") -> list[str]:
+    done = subprocess.run(
+        [sys.executable, "-c", CHILD.format(body=body), str(path), *words],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=30,
+    )
+    assert not done.stderr
+    return done.stdout.splitlines()
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs limits of a process")
+def test_a_file_that_may_not_grow(path: Path) -> None:
+    body = "resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, 200_000))"
+
+    count, problem = run_child(path, body=body)
+
+    assert (count, problem) == (
+        "0",
+        f"the file system failed (disk I/O error); {WHOLE}: look at the disk, its quota and its "
+        "limits, and start the run again",
+    )
+    assert run_child(path) == ["0"]
+    assert run_child(path) == ["1"]
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid"), reason="needs users")
+@pytest.mark.parametrize("what", ["file", "directory"])
+def test_what_may_not_be_written(tmp_path: Path, what: str) -> None:
+    path = tmp_path / "runs.db"
+    if what == "file":
+        assert run_child(path) == ["0"]
+    path.touch()
+    path.chmod(0o444)
+    tmp_path.chmod(0o555)
+    for above in tmp_path.parents[:2]:
+        above.chmod(0o755)
+
+    (problem,) = run_child(path, "as nobody")
+
+    tmp_path.chmod(0o755)
+    assert "write" in problem
+    assert "can only be read" in problem or "can't be opened" in problem
+
+
+def test_processes_that_bring_the_schema_at_once_bring_it_once(path: Path) -> None:
+    script = """
+import sys
+from asyncflow._sqlite import SQLite
+database = SQLite(sys.argv[1], "FULL", 20)
+print("ready", flush=True)
+sys.stdin.readline()
+with database.reading() as cursor:
+    cursor.execute("SELECT count(*) FROM runs")
+database.close()
+"""
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", script, str(path)],
+            cwd=ROOT,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for _ in range(4)
+    ]
+    for process in processes:
+        assert process.stdout
+        assert process.stdout.readline() == "ready\n"
+
+    for process in processes:
+        assert process.stdin
+        print(file=process.stdin, flush=True)
+
+    for process in processes:
+        process.communicate()
+        assert process.returncode == 0
+
+
+def test_a_migration_that_another_process_made_meanwhile_is_not_made_again(path: Path) -> None:
+    connection = sqlite3.connect(path, isolation_level=None)
+    _sqlite._migrate(connection, 0)
+
+    _sqlite._migrate(connection, 0)
+
+    assert _sqlite._version(connection) == 1
+    connection.close()
+
+
+def test_a_migration_that_fails_leaves_nothing(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_sqlite, "_MIGRATIONS", [["CREATE TABLE runs (x)", "CREATE TABLE"]])
+    database = _sqlite.SQLite(str(path), "FULL", 1.0)
+
+    with pytest.raises(JournalError), database.reading():
+        pass
+
+    connection = sqlite3.connect(path)
+    assert connection.execute("SELECT name FROM sqlite_master").fetchall() == []
+    assert _sqlite._version(connection) == 0
+    connection.close()
+
+
+def test_a_connection_that_can_not_roll_back_is_given_up(path: Path) -> None:
+    database = _sqlite.SQLite(str(path), "FULL", 1.0)
+    with pytest.raises(JournalError), database.transaction() as cursor:
+        database._connection.close()  # type: ignore[union-attr]
+
+    with database.transaction() as cursor:
+        cursor.execute("SELECT count(*) FROM runs")
+    database.close()
+    database.close()
+
+
+def test_what_sqlite_has_rolled_back_by_itself_is_not_rolled_back_again(path: Path) -> None:
+    database = _sqlite.SQLite(str(path), "FULL", 1.0)
+    with (
+        pytest.raises(JournalError, match="no transaction is active"),
+        database.transaction() as it,
+    ):
+        it.execute("ROLLBACK")
+
+    with database.transaction() as cursor:
+        cursor.execute("SELECT count(*) FROM runs")
+    database.close()
+
+
+async def test_it_commits_as_far_as_asked(path: Path) -> None:
+    for synchronous, number in (("FULL", 2), ("NORMAL", 1)):
+        async with SQLiteJournal(path, synchronous=synchronous) as journal:  # type: ignore[arg-type]
+            connection = journal._store.database._connection  # type: ignore[attr-defined]
+
+            def asked(about: str, connection: Any = connection) -> Any:
+                return connection.execute(f"PRAGMA {about}").fetchone()[0]
+
+            assert await journal._do(asked, "synchronous") == number
+            assert await journal._do(asked, "journal_mode") == "wal"
+            assert await journal._do(asked, "wal_autocheckpoint") == 0
+
+
+def sizes_while_writing(database: _sqlite.SQLite, path: Path, count: int) -> list[int]:
+    sizes = []
+    for position in range(count):
+        with database.transaction() as cursor:
+            cursor.execute(
+                "INSERT INTO events (run_id, position, kind, at_ms, data) VALUES (?, ?, 'x', 0, ?)",
+                ("r", position, b"x" * 100_000),
+            )
+        sizes.append(path.with_name("runs.db-wal").stat().st_size)
+    return sizes
+
+
+def test_the_log_stays_short(path: Path) -> None:
+    link = path.with_name("link.db")
+    link.symlink_to(path)
+    database = _sqlite.SQLite(str(link), "NORMAL", 1.0)
+
+    sizes = sizes_while_writing(database, path, 200)
+
+    assert max(sizes) < 4.5e6
+    assert sum(after < before for before, after in pairwise(sizes)) >= 4
+    assert path.stat().st_size > 10_000_000
+    database.close()
+    assert not path.with_name("runs.db-wal").exists()
+
+
+def test_the_log_is_copied_while_nobody_can_write(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    database = _sqlite.SQLite(str(path), "NORMAL", 1.0)
+    sizes_while_writing(database, path, 1)
+    refusals = []
+
+    def connect(*args: Any, **options: Any) -> sqlite3.Connection:
+        other = sqlite3.connect(path, timeout=0, isolation_level=None)
+        with pytest.raises(sqlite3.OperationalError, match="locked") as caught:
+            other.execute("BEGIN IMMEDIATE")
+        other.close()
+        refusals.append(caught.value)
+        raise caught.value
+
+    monkeypatch.setattr(_sqlite, "_LOG_BYTES", 0)
+    ours = SimpleNamespace(**{**vars(sqlite3), "connect": connect})
+    monkeypatch.setattr(_sqlite, "sqlite3", ours)
+
+    with database.transaction() as cursor:
+        cursor.execute("DELETE FROM events")
+
+    assert refusals  # and what was committed is no failure
+    monkeypatch.undo()
+    with database.transaction() as cursor:
+        cursor.execute("SELECT count(*) FROM events")
+        assert cursor.fetchone() == (0,)
+    database.close()
+
+
+async def test_a_file_in_memory_is_a_journal_too() -> None:
+    async with SQLiteJournal(":memory:") as journal:
+        book = await opened(journal)
+        book.add(begun())
+        await book.close()
+        assert len(await journal.runs()) == 1
+        book, events = await journal.open("r", pipeline="", wait=False, read=list)
+        assert events == [begun()]
+        await book.close()
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "says"),
+    [
+        ({"synchronous": "OFF"}, ValueError, "synchronous must be 'FULL' or 'NORMAL', not 'OFF'"),
+        ({"codec": "cloudpikle"}, ValueError, "did you mean 'cloudpickle'"),
+        ({"codec": "xml"}, ValueError, "codec must be 'json' or 'cloudpickle', not 'xml'"),
+        ({"lease_s": 0.01}, ValueError, "lease_s must be finite and at least 0.1 s, not 0.01"),
+        ({"lease_s": "1"}, TypeError, "lease_s must be a number, not str"),
+        ({"max_payload_bytes": 0}, ValueError, "max_payload_bytes must be finite and at least 1"),
+    ],
+)
+def test_an_option_that_makes_no_sense_is_refused(
+    path: Path, options: dict[str, Any], error: type[Exception], says: str
+) -> None:
+    with pytest.raises(error, match=says):
+        SQLiteJournal(path, **options)
+
+
+def test_a_journal_says_which_it_is(path: Path) -> None:
+    assert repr(SQLiteJournal(path)) == f"SQLiteJournal({str(path)!r})"

@@ -1,0 +1,232 @@
+"""Random pipelines for durable runs, made of a seed, and actions that check when they are called.
+
+What an action does depends on its arguments, and on how many of its attempts have failed as far
+as a journal knows. So a run that was cut short and goes on has to come to the same as one that
+was left alone.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import copy
+import json
+import random
+import zlib
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import Any
+
+from asyncflow import Pool, WorkflowStep, current_step
+from asyncflow._nesting import nested
+from asyncflow.events import AttemptFailed, AttemptStarted
+
+__all__ = ["RandomPipeline", "World", "key_of"]
+
+RUN_ID = "r"
+
+
+def key_of(event):
+    return event.step, event.item
+
+
+class World:
+    """What has become of the actions: told by events, those that a journal has kept first."""
+
+    def __init__(self, journal, pools, limit):
+        self.journal = journal
+        self.limit = limit
+        self.pools = pools
+        self.failures = Counter()
+        self.calls = Counter()
+        self.running = Counter()
+        self.violations = []
+        for event in journal.kept.get(RUN_ID, ()):
+            self.observe(event)
+
+    def observe(self, event):
+        if isinstance(event, AttemptFailed):
+            self.failures[key_of(event)] += 1
+        elif isinstance(event, AttemptStarted) and event.attempt == 1:
+            self.failures[key_of(event)] = 0  # also if it has all its attempts anew
+
+    def enter(self, context):
+        key = context.step_name, context.item
+        self.calls[key] += 1
+        self.running[key] += 1
+        if self.running[key] > 1:
+            self.violations.append(f"{key} overlaps itself")
+        if self.limit is not None and self.running.total() > self.limit:
+            self.violations.append(f"{key} makes it more than {self.limit} at once")
+        start = (*key, context.attempt)
+        kept = self.journal.kept[RUN_ID]
+        if not any(
+            isinstance(event, AttemptStarted) and (*key_of(event), event.attempt) == start
+            for event in reversed(kept)
+        ):
+            self.violations.append(f"the start of {start} was not kept")
+        return key
+
+
+@dataclass
+class Spec:
+    """What one step is like."""
+
+    name: str
+    needs: list[str]
+    fails: int
+    """How many of its attempts fail, or of those of each of its items with an even number."""
+    style: str
+    size: int
+    """How many items its output has."""
+    when: str | None
+    options: dict[str, Any] = field(default_factory=dict)
+    pool: int | None = None
+
+    def step(self, world):
+        options = dict(self.options)
+        if self.pool is not None:
+            options["pool"] = world.pools[self.pool]
+        if self.when is not None:
+            options["when"] = CONDITIONS[self.when]
+        return WorkflowStep(self.name, self.action(world), self.needs, **options)
+
+    def action(self, world):
+        async def act(**arguments):
+            context = current_step()
+            key = world.enter(context)
+            try:
+                if self.style == "sleep":
+                    await asyncio.sleep(0.002 + 0.001 * (len(self.name) + (key[1] or 0) % 3))
+                elif self.style == "suspend":
+                    await asyncio.sleep(0)
+                if world.failures[key] < self.fails and not (key[1] or 0) % 2:
+                    if self.style == "hang":
+                        await asyncio.Event().wait()
+                    raise ValueError(f"{context.step_name} {world.failures[key]}")
+                said = [self.name, self.options.get("version", "")]
+                digest = zlib.crc32(json.dumps([said, arguments], sort_keys=True).encode())
+                return [digest % 1000 + number for number in range(self.size)]
+            finally:
+                world.running[key] -= 1
+
+        return act
+
+
+def _no(**arguments):
+    return False
+
+
+def _yes(**arguments):
+    return True
+
+
+def _raises(**arguments):
+    raise KeyError("condition")
+
+
+CONDITIONS = {"no": _no, "yes": _yes, "raises": _raises}
+
+
+class RandomPipeline:
+    """A pipeline of a few steps of all kinds, and how it is run."""
+
+    def __init__(self, seed, *, sure=False):
+        self.chance = chance = random.Random(seed)
+        self.sure = sure
+        """Whether no step fails for good."""
+        self.pool_sizes = [chance.randint(1, 2) for _ in range(2)]
+        self.specs = self._specs("s", chance.randint(1, 6))
+        self.nested = []
+        if chance.random() < 0.3:
+            needs = [s.name for s in self.specs if chance.random() < 0.3]
+            inner = self._specs("n", chance.randint(1, 3))
+            for spec in inner:
+                spec.options.pop("run_if", None)
+            self.nested = [("inner", inner, needs)]
+        self.options = {
+            "schedule": chance.choice(["tiers", "ready"]),
+            "fail_fast": chance.random() < 0.3,
+            "max_concurrency": chance.choice([None, None, 1, 2]),
+            "deadline_ms": chance.choice([None, None, 100_000]),
+        }
+        self.latency_s = chance.choice([0.0, 0.0, 0.001])
+
+    def _specs(self, prefix, count):
+        specs = []
+        for number in range(count):
+            others = [spec.name for spec in specs]
+            needs = sorted(self.chance.sample(others, min(len(others), self.chance.randint(0, 2))))
+            specs.append(self._spec(f"{prefix}{number}", needs))
+        return specs
+
+    def _spec(self, name, needs):
+        chance = self.chance
+        most = chance.randint(1, 3)
+        fails = chance.choice([0, 0, 0, 0, 1, 2, 3])
+        if self.sure:
+            fails = min(fails, most - 1)
+        style = chance.choice(["at once", "suspend", "sleep", "sleep"])
+        options = {"max_retries": most, "retry": chance.choice([0, 0, 4])}
+        if fails and chance.random() < 0.2:
+            style, options["timeout_ms"] = "hang", 5
+        if chance.random() < 0.15:
+            options["run_if"] = chance.choice(["failure", "always"])
+        if chance.random() < 0.12:
+            options["secret"] = True
+        if chance.random() < 0.1:
+            options["deadline_ms"] = 10_000
+        if needs and chance.random() < 0.35:
+            options["map_over"] = chance.choice(needs)
+        when = None
+        if chance.random() < 0.12:
+            when = chance.choice(["yes", "no"] if self.sure else ["yes", "no", "raises"])
+        pool = chance.choice([0, 1]) if chance.random() < 0.2 else None
+        size = chance.choice([0, 1, 2, 2, 3, 5])
+        return Spec(name, needs, fails, style, size, when, options, pool)
+
+    def steps(self, world):
+        steps = [spec.step(world) for spec in self.specs]
+        for name, inner, needs in self.nested:
+            steps += nested(name, [spec.step(world) for spec in inner], needs)
+        return steps
+
+    def world(self, journal):
+        pools = [Pool(size) for size in self.pool_sizes]
+        return World(journal, pools, self.options["max_concurrency"])
+
+    def changed(self):
+        """Return the same pipeline with a few changes, of its steps and of how it is run."""
+        chance, other = self.chance, copy.deepcopy(self)
+        other.chance = chance
+        specs = other.specs
+        for _ in range(chance.randint(0, 2)):
+            spec = chance.choice(specs)
+            match chance.choice(["version", "needs", "drop", "secret", "options"]):
+                case "version":
+                    spec.options["version"] = chance.choice(["", "2", "3"])
+                case "needs" if spec.needs and "map_over" not in spec.options:
+                    spec.needs.remove(chance.choice(spec.needs))
+                case "drop" if len(specs) > 1 and not other.nested:
+                    specs.remove(spec)
+                    for each in specs:
+                        each.needs = [name for name in each.needs if name != spec.name]
+                        if each.options.get("map_over") == spec.name:
+                            del each.options["map_over"]
+                case "secret":
+                    spec.options["secret"] = not spec.options.get("secret", False)
+                case _:
+                    spec.options["max_crashes"] = chance.choice([0, 1, 2])
+        other.options.update(
+            schedule=chance.choice(["tiers", "ready"]),
+            fail_fast=chance.random() < 0.4,
+            max_concurrency=chance.choice([None, None, 1, 2]),
+            deadline_ms=chance.choice([None, 5, 9]),
+        )
+        return other
+
+    def describe(self):
+        lines = [f"{self.options} latency={self.latency_s} pools={self.pool_sizes}"]
+        lines += map(repr, self.specs)
+        for name, inner, needs in self.nested:
+            lines += [f"{name} after {needs}:", *map(repr, inner)]
+        return "\n".join(lines)
