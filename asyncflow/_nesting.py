@@ -20,7 +20,7 @@ from typing import Any
 
 from asyncflow._errors import nearest
 from asyncflow._signature import Signature
-from asyncflow._step import WorkflowStep
+from asyncflow._step import WorkflowStep, parameters_of
 
 __all__ = ["HandsOn", "nested"]
 
@@ -57,7 +57,7 @@ def _check_mapped(name: str, steps: Sequence[WorkflowStep], mapped: dict[str, st
             for step in steps
             for accepts in (step.signature, step.condition)
         ):
-            known = {p for step in steps for p in (*step.signature.names, *step.condition.names)}
+            known = parameters_of(steps)
             raise ValueError(
                 f"pipeline {name!r} maps parameter {parameter!r} to {source!r}, but none of its "
                 f"steps has such a parameter{nearest(parameter, known)}"

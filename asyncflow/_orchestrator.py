@@ -22,7 +22,7 @@ from asyncflow._plain import is_async
 from asyncflow._report import RunReport
 from asyncflow._run import Run
 from asyncflow._state import RunState, Schedule
-from asyncflow._step import WorkflowStep
+from asyncflow._step import WorkflowStep, parameters_of
 
 __all__ = ["OnActive", "Orchestrator", "run_pipeline"]
 
@@ -95,8 +95,7 @@ class Orchestrator:
         return self._name
 
     def _check_secrets(self) -> None:
-        steps = self._plan.steps
-        taken = {name for step in steps for name in (*step.signature.names, *step.condition.names)}
+        taken = parameters_of(self._plan.steps)
         for name in self._secret_inputs - taken:
             raise ValueError(
                 f"secret_inputs names {name!r}, which no step takes{nearest(name, taken)}"
@@ -160,7 +159,7 @@ class Orchestrator:
         _check_asyncio()
         _check_run_id(run_id)
         _check_on_active(on_active)
-        if self._is_whole:  # else it may be that others take them
+        if self._secret_inputs and self._is_whole:  # else it may be that others take them
             self._check_secrets()
         prepare(self._plan)
         request = Request(

@@ -15,7 +15,7 @@ from asyncflow._orchestrator import Orchestrator
 from asyncflow._report import RunReport
 from asyncflow._signature import Upstream
 from asyncflow._state import Schedule
-from asyncflow._step import StepPolicies, WorkflowStep
+from asyncflow._step import StepPolicies, WorkflowStep, parameters_of
 
 __all__ = ["Pipeline", "after", "collect", "each"]
 
@@ -314,11 +314,7 @@ class Pipeline:
         return await orchestrator.run(inputs=inputs)
 
     def _check_inputs(self, inputs: Mapping[str, Any]) -> None:
-        taken = {
-            name
-            for step in self._current()
-            for name in (*step.signature.names, *step.condition.names)
-        }
+        taken = parameters_of(self._current())
         for name in inputs:
             if name not in taken:
                 raise TypeError(

@@ -32,6 +32,7 @@ __all__ = [
     "RunsIn",
     "StepPolicies",
     "WorkflowStep",
+    "parameters_of",
 ]
 
 Action: TypeAlias = Callable[..., Any]
@@ -248,6 +249,11 @@ class WorkflowStep:
         fill(self, "is_plain", is_plain and self.retry.until is None)
         _check_parameters(self)
         _check_map_over(self)
+
+
+def parameters_of(steps: Iterable[WorkflowStep]) -> set[str]:
+    """Return all parameters that any of the actions and conditions can be given by name."""
+    return {name for step in steps for name in (*step.signature.names, *step.condition.names)}
 
 
 def _check_parameters(step: WorkflowStep) -> None:
