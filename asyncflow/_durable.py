@@ -83,7 +83,6 @@ async def open_run(
     given = inputs_to_keep(journal, request.plan, request.inputs, request.secret_inputs)
     book, opening = await journal.open(
         request.run_id,
-        pipeline=request.pipeline,
         wait=wait,
         read=partial(_read, journal, request, given),
     )

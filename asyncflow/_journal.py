@@ -72,13 +72,12 @@ class Journal(Protocol):
         ...
 
     async def open(
-        self, run_id: str, *, pipeline: str, wait: bool, read: Callable[[Sequence[Event]], T]
+        self, run_id: str, *, wait: bool, read: Callable[[Sequence[Event]], T]
     ) -> tuple[Book, T]:
         """Become the only owner of a run, and read what is kept of it.
 
         Args:
             run_id: The run, which need not exist.
-            pipeline: What its pipeline is called.
             wait: Whether to wait until another owner has ended.
             read: Called once, in another thread, with the events that are kept, in their order.
 

@@ -86,7 +86,7 @@ class SQLJournal:
     # --- for a run ------------------------------------------------------------------------------
 
     async def open(
-        self, run_id: str, *, pipeline: str, wait: bool, read: Callable[[Sequence[Event]], T]
+        self, run_id: str, *, wait: bool, read: Callable[[Sequence[Event]], T]
     ) -> tuple[Book | PassedBook, T]:
         """Become the only owner of a run, and read what is kept of it. A run calls this.
 
@@ -94,7 +94,6 @@ class SQLJournal:
 
         Args:
             run_id: The run.
-            pipeline: What its pipeline is called.
             wait: Whether to wait until another owner is gone.
             read: Called once with its events, none if it is new, in a thread of the journal.
 

@@ -57,7 +57,7 @@ class MemoryJournal:
         return value
 
     async def open(
-        self, run_id: str, *, pipeline: str, wait: bool, read: Callable[[Sequence[Event]], T]
+        self, run_id: str, *, wait: bool, read: Callable[[Sequence[Event]], T]
     ) -> tuple[MemoryBook, T]:
         await asyncio.sleep(self.latency_s)
         while run_id in self.open_books:

@@ -55,7 +55,7 @@ def attempt(number: int = 1) -> AttemptStarted:
 
 
 async def opened(journal: Any, run_id: str = "r", *, wait: bool = False) -> Any:
-    book, _ = await journal.open(run_id, pipeline="", wait=wait, read=list)
+    book, _ = await journal.open(run_id, wait=wait, read=list)
     return book
 
 
@@ -79,7 +79,7 @@ async def until(holds: Callable[[], bool]) -> None:
 
 
 async def test_a_new_run_has_no_events(journal: Any) -> None:
-    book, answer = await journal.open("r", pipeline="", wait=False, read=lambda seen: seen)
+    book, answer = await journal.open("r", wait=False, read=lambda seen: seen)
 
     assert list(answer) == []
     await book.close()
@@ -94,7 +94,7 @@ async def test_what_was_added_is_read_when_the_run_is_opened_again(
         book.add(event)
     await book.close()
 
-    again, answer = await make_journal().open("r", pipeline="", wait=False, read=list)
+    again, answer = await make_journal().open("r", wait=False, read=list)
 
     assert answer == events
     again.add(RunFinished(3.0, "passed"))
@@ -364,7 +364,7 @@ async def test_what_is_read_keeps_nobody_from_writing(journal: Any) -> None:
         assert go_on.wait(20)
         return len(events)
 
-    opening = asyncio.create_task(journal.open("r", pipeline="", wait=False, read=read))
+    opening = asyncio.create_task(journal.open("r", wait=False, read=read))
     await until(reading.is_set)
     history = asyncio.create_task(journal.runs())
     async with asyncio.timeout(10):
@@ -383,9 +383,7 @@ async def test_what_is_read_keeps_nobody_from_writing(journal: Any) -> None:
 async def test_what_was_committed_before_a_claim_is_read_after_it(make_journal: Make) -> None:
     first, second = make_journal(), make_journal()
     for number in range(20):
-        book, events = await (second if number % 2 else first).open(
-            "r", pipeline="", wait=True, read=list
-        )
+        book, events = await (second if number % 2 else first).open("r", wait=True, read=list)
         assert len(events) == number
         book.add(attempt(number) if number else started())
         await book.close()
@@ -438,7 +436,7 @@ async def test_a_run_that_has_passed_is_read_by_all_at_once(make_journal: Make, 
 
     for journal in (first, second):
         for wait in (False, True):
-            book, events = await journal.open("r", pipeline="", wait=wait, read=list)
+            book, events = await journal.open("r", wait=wait, read=list)
             assert events == [started(), RunFinished(9.0, "passed")]
             book.add(attempt())
             await book.kept()
@@ -447,7 +445,7 @@ async def test_a_run_that_has_passed_is_read_by_all_at_once(make_journal: Make, 
             with pytest.raises(RunAlreadyActiveError, match="run 'r' is active in"):
                 book.watch(print)
             with pytest.raises(ZeroDivisionError) as caught:
-                await journal.open("r", pipeline="", wait=wait, read=lambda _: 1 / 0)
+                await journal.open("r", wait=wait, read=lambda _: 1 / 0)
             assert caught.value.__context__ is None
 
     owner.add(RunResumed("r", 1.0, 2.0, {"a": ()}, {}))
@@ -510,7 +508,7 @@ def test_a_claim_is_given_back_when_its_events_can_not_be_read(
     async def main() -> None:
         journal = make_journal()
         with pytest.raises(type(error)) as caught:
-            await journal.open("r", pipeline="", wait=False, read=read)
+            await journal.open("r", wait=False, read=read)
         assert caught.value is error
         await (await opened(journal)).close()
 
@@ -560,7 +558,7 @@ async def test_a_claim_is_given_back_when_its_caller_was_cancelled_meanwhile(jou
         reading.set()
         go_on.wait(20)
 
-    opening = asyncio.create_task(journal.open("r", pipeline="", wait=False, read=read))
+    opening = asyncio.create_task(journal.open("r", wait=False, read=read))
     await until(reading.is_set)
     opening.cancel()
     with pytest.raises(asyncio.CancelledError):
@@ -584,7 +582,7 @@ async def test_a_claim_is_given_back_when_its_caller_is_cancelled_as_it_comes(
 
 
 async def test_a_claim_is_given_back_when_its_coroutine_is_closed(journal: Any) -> None:
-    opening = journal.open("r", pipeline="", wait=False, read=list)
+    opening = journal.open("r", wait=False, read=list)
     opening.send(None)
     journal._thread.submit(int).result(20)  # it is there
 
@@ -748,7 +746,7 @@ async def test_nothing_follows_events_that_could_not_be_written(journal: Any) ->
         await book.close()
 
     assert await journal.runs() == []
-    book, events = await journal.open("r", pipeline="", wait=False, read=list)
+    book, events = await journal.open("r", wait=False, read=list)
     assert events == []
     await book.close()
 
@@ -961,7 +959,7 @@ async def test_a_journal_that_is_closed_as_a_run_is_read_ends_that_run(journal: 
         reading.set()
         go_on.wait(20)
 
-    opening = asyncio.create_task(journal.open("r", pipeline="", wait=False, read=read))
+    opening = asyncio.create_task(journal.open("r", wait=False, read=read))
     await until(reading.is_set)
     closing = asyncio.create_task(asyncio.to_thread(journal.close))
     await until(lambda: journal._closed)
@@ -1028,7 +1026,7 @@ from asyncflow.events import *
 def say(*words):
     print(*words, flush=True)
 async def opened(journal, run_id="r", wait=False):
-    return (await journal.open(run_id, pipeline="", wait=wait, read=list))[0]
+    return (await journal.open(run_id, wait=wait, read=list))[0]
 {body}
 """
     return subprocess.Popen(

@@ -68,7 +68,7 @@ def test_an_address_that_cannot_be_read_is_not_shown_either(dsn: str) -> None:
 
 async def test_a_lease_may_last_for_a_day(dsn: str) -> None:
     async with PostgresJournal(dsn, lease_s=86_400) as journal:
-        book, _ = await journal.open("r", pipeline="", wait=False, read=len)
+        book, _ = await journal.open("r", wait=False, read=len)
         await book.close()
 
 
@@ -231,7 +231,7 @@ async def test_what_can_only_be_read_says_so(dsn: str) -> None:
     async with journal:
         assert await journal.runs() == []
         with pytest.raises(JournalError, match=r"it can only be read \(.*target_session_attrs"):
-            await journal.open("r", pipeline="", wait=False, read=len)
+            await journal.open("r", wait=False, read=len)
 
 
 @pytest.mark.parametrize(("asked", "told"), [("off", "on"), ("on", "on"), ("local", "local")])

@@ -29,7 +29,7 @@ async def journal(dsn: str) -> AsyncIterator[PostgresJournal]:
 
 
 async def opened(journal: PostgresJournal, run_id: str = "r") -> Any:
-    book, _ = await journal.open(run_id, pipeline="", wait=False, read=list)
+    book, _ = await journal.open(run_id, wait=False, read=list)
     return book
 
 
@@ -122,7 +122,7 @@ async def test_who_waits_for_a_run_lives_through_a_restart(
 ) -> None:
     book = await opened(journal)
     async with PostgresJournal(dsn, lease_s=20.0) as other:
-        waiting = asyncio.create_task(other.open("r", pipeline="", wait=True, read=list))
+        waiting = asyncio.create_task(other.open("r", wait=True, read=list))
         await other.runs()
 
         await asyncio.to_thread(postgres_server.restart, "immediate")
@@ -182,7 +182,7 @@ async def test_a_run_ends_when_the_server_stands_still_for_longer_than_a_lease(
         assert "the server has not answered for 0.6 s" in str(failure)
         events = [stored.event for stored in await journal.events("r")]
         assert events[0] == RunStarted("r", 1.0, {"a": ()})
-        again, stored = await journal.open("r", pipeline="", wait=True, read=list)
+        again, stored = await journal.open("r", wait=True, read=list)
         assert stored == events
         await again.close()
 

@@ -36,7 +36,7 @@ def begun(run_id: str = "r") -> RunStarted:
 
 
 async def opened(journal: Any, run_id: str = "r") -> Any:
-    return (await journal.open(run_id, pipeline="", wait=False, read=list))[0]
+    return (await journal.open(run_id, wait=False, read=list))[0]
 
 
 async def problem_of(path: Path, **options: Any) -> str:
@@ -228,7 +228,7 @@ from asyncflow.events import *
 from asyncflow.journal import SQLiteJournal
 async def main():
     async with SQLiteJournal(sys.argv[1]) as journal:
-        book, events = await journal.open("r", pipeline="", wait=False, read=list)
+        book, events = await journal.open("r", wait=False, read=list)
         print(len(events))
         {body}
         book.add(StepSucceeded("a", 1, 1.0, Payload("json", b'"%s"' % (b"x" * 1_000_000))))
@@ -444,7 +444,7 @@ async def test_a_file_in_memory_is_a_journal_too() -> None:
         book.add(begun())
         await book.close()
         assert len(await journal.runs()) == 1
-        book, events = await journal.open("r", pipeline="", wait=False, read=list)
+        book, events = await journal.open("r", wait=False, read=list)
         assert events == [begun()]
         await book.close()
 
