@@ -15,7 +15,7 @@ from contextlib import suppress
 
 from asyncflow._errors import JournalError, LeaseLostError
 from asyncflow._store import Claim, Parcel, Store
-from asyncflow._text import in_one_line, text_of
+from asyncflow._text import in_full
 from asyncflow._thread import Thread
 
 __all__ = ["Clerk", "Holding", "Opening"]
@@ -138,10 +138,7 @@ class Clerk:
 
     def _failure(self, error: Exception) -> JournalError:
         """Return an error for one run: each is raised, and so changed, by itself."""
-        if isinstance(error, JournalError):
-            problem = error.problem
-        else:
-            problem = in_one_line(f"{type(error).__name__}: {text_of(str, error)}")
+        problem = error.problem if isinstance(error, JournalError) else in_full(error)
         mine = JournalError(self.name, problem)
         mine.__cause__ = error
         return mine

@@ -17,7 +17,7 @@ from typing import Any
 from asyncflow._errors import PayloadError
 from asyncflow._payload import Payload
 from asyncflow._same import difference
-from asyncflow._text import in_one_line, text_of
+from asyncflow._text import in_full
 
 try:
     import msgspec
@@ -86,7 +86,7 @@ class Codec:
             if codec == "cloudpickle" and self._pickles:
                 return _cloudpickle().loads(data)
         except Exception as error:  # of a pickle, anything
-            problem = f"can't be read from the journal: {_say(error)}"
+            problem = f"can't be read from the journal: {in_full(error)}"
             raise PayloadError(subject, problem) from error
         raise PayloadError(subject, f"can't be read from the journal: {_refusal(codec)}")
 
@@ -99,7 +99,7 @@ class Codec:
             raise _refused(subject, problem, f"{give} plain data") from None
         except Exception as error:  # the user's objects may raise anything
             way_out = f"{give} plain data, such as model_dump() of a pydantic model"
-            problem = f"msgspec does not know how to write it ({_say(error)})"
+            problem = f"msgspec does not know how to write it ({in_full(error)})"
             raise _refused(subject, problem, way_out) from None
         self._check_size(subject, data)
         decoder, simple = self._decoder_for(hint)
@@ -123,7 +123,7 @@ class Codec:
         except PayloadError:
             raise
         except Exception as error:  # anything at all may go wrong in there
-            problem = f"cloudpickle can't bring it back: {_say(error)}"
+            problem = f"cloudpickle can't bring it back: {in_full(error)}"
             raise PayloadError(subject, f"can't be kept in the journal: {problem}") from None
         return Payload("cloudpickle", data)
 
@@ -150,7 +150,7 @@ def _problem(value: Any, data: bytes, decoder: msgspec.json.Decoder[Any], *, sim
     try:
         back = decoder.decode(data)
     except Exception as error:  # the user's classes may raise anything
-        said = f"it is not what the annotation says: {_say(error)}"
+        said = f"it is not what the annotation says: {in_full(error)}"
         return f"{said} (JSON has no nan and no infinity)" if "got `null`" in said else said
     return difference(value, back, simple=simple)
 
@@ -226,7 +226,3 @@ def _refusal(codec: str) -> str:
     if codec == "redacted":
         return "it was secret, so it was never kept"
     return f"its codec {codec!r} is not one of {', '.join(map(repr, CODECS))}"
-
-
-def _say(error: Exception) -> str:
-    return in_one_line(f"{type(error).__name__}: {text_of(str, error)}")

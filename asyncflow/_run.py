@@ -308,7 +308,7 @@ class Run(Fanout):
     def _skip_doomed(self) -> None:
         for index, reason, on_purpose in self._state.doomed():
             if self._state.units.carried(index) is not None:
-                self._emit(self._cancelled(index, self._state.histories.last_error(index)))
+                self._tell_cancelled(index)
                 continue
             name = self._steps[index].name
             self._emit(StepSkipped(name, self._now_ms(), reason, on_purpose))
@@ -363,7 +363,7 @@ class Run(Fanout):
 
     def _tell_unbegun(self, unit: int, now_ms: float) -> None:
         if self._state.units.carried(unit) is not None:  # it began before the run was resumed
-            self._emit(self._cancelled(unit, self._state.histories.last_error(unit)))
+            self._tell_cancelled(unit)
         elif self._state.units.item_of(unit) is None:
             reason = self._state.stop_reason or ""
             self._emit(StepSkipped(self._steps[unit].name, now_ms, reason))

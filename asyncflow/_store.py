@@ -22,7 +22,7 @@ from typing import Any, NamedTuple, Protocol
 
 from asyncflow._errors import JournalError, RunAlreadyActiveError
 from asyncflow._rows import Row, event_of
-from asyncflow._text import in_one_line, text_of
+from asyncflow._text import in_full
 from asyncflow.events import Event
 
 __all__ = ["Change", "Claim", "Cursor", "Database", "Parcel", "Store", "StoredRun"]
@@ -261,11 +261,10 @@ class Store:
         try:
             return event_of(row)
         except Exception as error:  # what is not as we have written it may be anything
-            problem = in_one_line(f"{type(error).__name__}: {text_of(str, error)}")
             raise JournalError(
                 self.database.name,
-                f"event {row[0]} of run {run_id!r} can't be read ({problem}). It was left as it "
-                "is; a newer asyncflow may have written it",
+                f"event {row[0]} of run {run_id!r} can't be read ({in_full(error)}). It was left "
+                "as it is; a newer asyncflow may have written it",
             ) from error
 
     def last_position(self, run_id: str) -> int:

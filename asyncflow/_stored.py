@@ -71,9 +71,8 @@ class SQLJournal:
         self._name = store.database.name
         self._codec = Codec(codec, max_payload_bytes)
         self._store = store
-        claim = Claim(owner or this_owner(), this_process(), lease_s, is_dead)
-        self._claim = claim
-        self._clerk = Clerk(self._store, claim)
+        self._claim = Claim(owner or this_owner(), this_process(), lease_s, is_dead)
+        self._clerk = Clerk(self._store, self._claim)
         self._thread = Thread(_THREAD, self._name, self._clerk.renew)
         self._archive = Archive(second or store, self._codec)
         self._reader = Thread(_THREAD, self._name, lambda: None) if second else self._thread

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 from asyncflow._errors import RestoredError
 
-__all__ = ["describe", "in_one_line", "text_of"]
+__all__ = ["describe", "in_full", "in_one_line", "text_of"]
 
 # What would end a line, move the cursor, turn the direction of writing or could not be printed.
 # Less than what `str.isprintable` refuses: the joiners of emoji and of Persian are harmless.
@@ -28,6 +28,11 @@ def describe(error: BaseException) -> str:
         name, message = error.type_name.rpartition(".")[2], error.message
     lines = message.strip().splitlines()
     return in_one_line(f"{name}: {lines[0]}" if lines else name)
+
+
+def in_full(error: BaseException) -> str:
+    """Return ``ErrorType: message`` in one line, all of the message."""
+    return in_one_line(f"{type(error).__name__}: {text_of(str, error)}")
 
 
 def text_of(render: Callable[[object], str], value: object) -> str:

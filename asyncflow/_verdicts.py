@@ -220,7 +220,11 @@ class Verdicts(Ledger):
         """Tell of a unit that the run has stopped while no attempt of it was running."""
         # If it had not started, the run has told already that it was skipped.
         if self._state.units.results[unit] is None and self._has_begun(unit, 1):
-            self._emit(self._cancelled(unit, self._state.histories.last_error(unit)))
+            self._tell_cancelled(unit)
+
+    def _tell_cancelled(self, unit: int) -> None:
+        """Tell that a unit ends here which has begun and of which no attempt is running."""
+        self._emit(self._cancelled(unit, self._state.histories.last_error(unit)))
 
     def _cancelled(self, unit: int, error: BaseException | None) -> StepCancelled:
         state, name = self._state, self._state.units.steps[unit].name
