@@ -36,6 +36,7 @@ __all__ = [
     "parallel_groups",
     "plan",
     "topological_sort",
+    "with_dependents",
 ]
 
 Binding: TypeAlias = tuple[tuple[str, int | str], ...]
@@ -213,6 +214,28 @@ def _indexes_of(targets: Iterable[str], index: Mapping[str, int]) -> list[int]:
             raise ValueError(f"targets name unknown step {name!r}{hint}")
         indexes.append(index[name])
     return indexes
+
+
+def with_dependents(
+    names: Iterable[str], dependencies: Iterable[tuple[str, Iterable[str]]]
+) -> set[str]:
+    """Return these steps and all that depend on them, directly or not.
+
+    Args:
+        names: Some steps.
+        dependencies: Each step with the names of those that it depends on.
+    """
+    dependents: dict[str, list[str]] = {}
+    for name, needed in dependencies:
+        for other in needed:
+            dependents.setdefault(other, []).append(name)
+    queue = list(names)
+    reached = set(queue)
+    for name in queue:  # it grows at its end while it is read
+        more = [other for other in dependents.get(name, ()) if other not in reached]
+        reached.update(more)
+        queue += more
+    return reached
 
 
 def _closure(

@@ -19,6 +19,7 @@ from dataclasses import replace
 from typing import Any
 
 from asyncflow._errors import nearest
+from asyncflow._graph import with_dependents
 from asyncflow._signature import Signature
 from asyncflow._step import WorkflowStep, parameters_of
 
@@ -106,16 +107,8 @@ def _waits_for_all(step: WorkflowStep) -> bool:
 
 def _without_those_that_wait_for_all(steps: Sequence[WorkflowStep]) -> list[str]:
     """Return the names of all steps but those that wait for all, and what comes after these."""
-    dependents: dict[str, list[str]] = {}
-    for step in steps:
-        for source in step.depends_on:
-            dependents.setdefault(source, []).append(step.name)
-    queue = [step.name for step in steps if _waits_for_all(step)]
-    late = set(queue)
-    for name in queue:  # it grows at its end while it is read
-        more = [dependent for dependent in dependents.get(name, ()) if dependent not in late]
-        late.update(more)
-        queue += more
+    waiting = [step.name for step in steps if _waits_for_all(step)]
+    late = with_dependents(waiting, [(step.name, step.depends_on) for step in steps])
     return [step.name for step in steps if step.name not in late]
 
 
@@ -123,8 +116,8 @@ def _end(name: str, steps: Sequence[WorkflowStep]) -> WorkflowStep:
     # What runs only after a failure would keep all that depends on it from running.
     ordinary = [s for s in steps if s.run_if != "failure" and not _waits_for_all(s)] or steps
     depended_on = {source for step in ordinary for source in step.depends_on}
-    last = [f"{name}/{step.name}" for step in ordinary if step.name not in depended_on]
     hand_on = HandsOn({step.name: step for step in ordinary if step.name not in depended_on})
+    last = [f"{name}/{step}" for step in hand_on.steps]
     is_secret = any(step.secret for step in hand_on.steps.values())
     return WorkflowStep(name, hand_on, last, timeout_ms=None, secret=is_secret)
 

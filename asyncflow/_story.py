@@ -16,7 +16,7 @@ from dataclasses import replace
 from typing import Any, TypeAlias
 
 from asyncflow._errors import StepCrashedError
-from asyncflow._graph import plan
+from asyncflow._graph import plan, with_dependents
 from asyncflow._history import Histories
 from asyncflow._past import Carried, Key
 from asyncflow._payload import REDACTED, Payload
@@ -121,8 +121,9 @@ class Story:
     def _resume(self, event: RunResumed) -> None:
         kept, carried = self.known(), {} if event.afresh else self.carried()
         # What came of a step that begins anew can be among what the pipeline leaves out now.
-        begun_anew = self._with_what_came_of(event.unfinished) - set(event.unfinished)
-        outdated = self._with_what_came_of(event.outdated) | begun_anew
+        begun_anew = with_dependents(event.unfinished, self.dependencies.items())
+        outdated = with_dependents(event.outdated, self.dependencies.items())
+        outdated |= begun_anew - event.unfinished.keys()
         for key, result in list(kept.items()):
             is_final = result.status is StepStatus.SUCCESS or not (
                 event.afresh or (key[1] is None and key[0] in event.unfinished)
@@ -131,20 +132,6 @@ class Story:
                 del kept[key]
         self._kept = kept
         self._carried = {key: each for key, each in carried.items() if key[0] not in outdated}
-
-    def _with_what_came_of(self, outdated: Iterable[str]) -> set[str]:
-        """Return these steps and all that depend on them, directly or not."""
-        dependents: dict[str, list[str]] = {}
-        for name, needed in self.dependencies.items():
-            for other in needed:
-                dependents.setdefault(other, []).append(name)
-        queue = list(outdated)
-        reached = set(queue)
-        for name in queue:  # it grows at its end while it is read
-            more = [other for other in dependents.get(name, ()) if other not in reached]
-            reached.update(more)
-            queue += more
-        return reached
 
     def _apply_to_unit(self, event: Any) -> None:
         step = self._plan.index[event.step]
