@@ -9,7 +9,7 @@ from asyncflow._archive import RunStatus
 from asyncflow._numbers import check_number
 from asyncflow._rows import column_of
 
-__all__ = ["check_count", "check_lease", "check_new_id", "check_status", "check_text", "seconds_of"]
+__all__ = ["check_lease", "check_new_id", "check_status", "check_text", "seconds_of"]
 
 _LONGEST_LEASE_S = 86_400
 
@@ -64,19 +64,6 @@ def check_status(status: str | None) -> None:
     if status is not None and status not in known:
         names = ", ".join(map(repr, known))
         raise ValueError(f"status must be one of {names}, not {status!r}")
-
-
-def check_count(what: str, count: object) -> None:
-    """Check a number of things.
-
-    Raises:
-        TypeError: It is no integer.
-        ValueError: It is below 0.
-    """
-    if isinstance(count, bool) or not isinstance(count, int):
-        raise TypeError(f"{what} must be an int, not {type(count).__name__}")
-    if count < 0:
-        raise ValueError(f"{what} must be at least 0, not {count}")
 
 
 def seconds_of(since: datetime | float) -> float:

@@ -6,7 +6,7 @@ import sys
 
 from asyncflow._text import text_of
 
-__all__ = ["check_limit", "check_number"]
+__all__ = ["check_count", "check_limit", "check_number"]
 
 
 def check_limit(what: str, limit_ms: object) -> None:
@@ -48,6 +48,28 @@ def check_number(
         raise ValueError(
             f"{what} must be finite and at least {at_least:g}{unit}, not {text_of(str, number)}"
         )
+
+
+def check_count(
+    what: str, value: object, at_least: int, *, kind: str = "an int", hint: str = ""
+) -> None:
+    """Check how many of something there are to be.
+
+    Args:
+        what: How the messages begin: what is checked.
+        value: What a user gave.
+        at_least: The smallest number.
+        kind: What it must be, in words.
+        hint: How the message ends if the number is too small.
+
+    Raises:
+        TypeError: It is no integer.
+        ValueError: It is too small.
+    """
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{what} must be {kind}, not {type(value).__name__}")
+    if value < at_least:
+        raise ValueError(f"{what} must be at least {at_least}, not {value}{hint}")
 
 
 def _checked_type(what: str, value: object, kind: str) -> float:

@@ -17,7 +17,7 @@ from asyncflow._graph import Shape, plan
 from asyncflow._journal import Journal
 from asyncflow._keeper import Keeper, OutputTypes
 from asyncflow._ledger import Observer
-from asyncflow._numbers import check_limit
+from asyncflow._numbers import check_count, check_limit
 from asyncflow._plain import is_async
 from asyncflow._report import RunReport
 from asyncflow._run import Run
@@ -270,16 +270,9 @@ def _check_options(fail_fast: object, schedule: object, max_concurrency: object)
     known = get_args(Schedule)
     if schedule not in known:
         raise ValueError(f"schedule must be {' or '.join(map(repr, known))}, not {schedule!r}")
-    if max_concurrency is None:
-        return
-    if isinstance(max_concurrency, bool) or not isinstance(max_concurrency, int):
-        raise TypeError(
-            f"max_concurrency must be an int or None, not {type(max_concurrency).__name__}"
-        )
-    if max_concurrency < 1:
-        raise ValueError(
-            f"max_concurrency must be at least 1, not {max_concurrency}; use None for no limit"
-        )
+    if max_concurrency is not None:
+        hint = "; use None for no limit"
+        check_count("max_concurrency", max_concurrency, 1, kind="an int or None", hint=hint)
 
 
 def _check_run_id(run_id: object) -> None:

@@ -14,6 +14,8 @@ from collections import OrderedDict, deque
 from collections.abc import Callable
 from weakref import ref
 
+from asyncflow._numbers import check_count
+
 __all__ = ["Pool", "Ticket"]
 
 
@@ -45,10 +47,7 @@ class Pool:
     )
 
     def __init__(self, size: int, *, per_second: float | None = None) -> None:
-        if isinstance(size, bool) or not isinstance(size, int):
-            raise TypeError(f"a pool's size must be an int, not {type(size).__name__}")
-        if size < 1:
-            raise ValueError(f"a pool's size must be at least 1, not {size}")
+        check_count("a pool's size", size, 1)
         if per_second is not None:
             if isinstance(per_second, bool) or not isinstance(per_second, int | float):
                 raise TypeError(

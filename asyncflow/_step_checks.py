@@ -6,7 +6,7 @@ import inspect
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from asyncflow._numbers import check_limit, check_number
+from asyncflow._numbers import check_count, check_limit, check_number
 from asyncflow._plain import is_async
 from asyncflow._pool import Pool
 from asyncflow._retry import AT_ONCE, Retry
@@ -66,15 +66,9 @@ def check_action(name: str, action: object, runs_in: str) -> None:
 
 
 def check_max_retries(name: str, max_retries: object) -> None:
-    if isinstance(max_retries, bool) or not isinstance(max_retries, int):
-        raise TypeError(
-            f"step {name!r}: max_retries must be an int, not {type(max_retries).__name__}"
-        )
-    if max_retries < 1:
-        raise ValueError(
-            f"step {name!r}: max_retries must be at least 1, not {max_retries}; "
-            "it counts all attempts, the first one too"
-        )
+    if type(max_retries) is not int or max_retries < 1:  # the words cost more than the check
+        hint = "; it counts all attempts, the first one too"
+        check_count(f"step {name!r}: max_retries", max_retries, 1, hint=hint)
 
 
 def check_durability(name: str, version: object, secret: object, max_crashes: object) -> None:
@@ -84,12 +78,8 @@ def check_durability(name: str, version: object, secret: object, max_crashes: ob
         raise TypeError(f"step {name!r}: version must be a str, not {type(version).__name__}{hint}")
     if not isinstance(secret, bool):
         raise TypeError(f"step {name!r}: secret must be True or False, not {secret!r}")
-    if isinstance(max_crashes, bool) or not isinstance(max_crashes, int):
-        raise TypeError(
-            f"step {name!r}: max_crashes must be an int, not {type(max_crashes).__name__}"
-        )
-    if max_crashes < 0:
-        raise ValueError(f"step {name!r}: max_crashes must be at least 0, not {max_crashes}")
+    if type(max_crashes) is not int or max_crashes < 0:  # as in `check_max_retries`
+        check_count(f"step {name!r}: max_crashes", max_crashes, 0)
 
 
 def check_limits(name: str, *limits_ms: object) -> None:

@@ -17,12 +17,12 @@ from types import TracebackType
 from typing import Any, TypeVar
 
 from asyncflow._archive import Archive, RunRecord, RunStatus, StoredEvent
-from asyncflow._asked import check_count, check_new_id, check_status, check_text, seconds_of
+from asyncflow._asked import check_new_id, check_status, check_text, seconds_of
 from asyncflow._book import Book, Desk, PassedBook
 from asyncflow._clerk import Clerk, Holding, Opening
 from asyncflow._codec import CODECS, Codec
 from asyncflow._errors import JournalError, RunAlreadyActiveError, nearest
-from asyncflow._numbers import check_number
+from asyncflow._numbers import check_count, check_number
 from asyncflow._owner import is_dead, this_owner, this_process
 from asyncflow._payload import Payload
 from asyncflow._report import RunReport
@@ -201,7 +201,7 @@ class SQLJournal:
             check_text("pipeline", pipeline)
             pipeline = column_of(pipeline)
         if limit is not None:
-            check_count("limit", limit)
+            check_count("limit", limit, 0)
         return await self._ask(
             self._archive.runs, status=status, pipeline=pipeline, since=since, limit=limit
         )
@@ -232,7 +232,7 @@ class SQLJournal:
             JournalError: The journal can't be read.
         """
         check_text("run_id", run_id)
-        check_count("after", after)
+        check_count("after", after, 0)
         return await self._ask(self._archive.events, run_id, after)
 
     async def report(self, run_id: str) -> RunReport:
