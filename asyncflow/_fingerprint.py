@@ -6,37 +6,20 @@ fingerprints of its dependencies. How it is run (attempts, limits, pools) is no 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-
-from asyncflow._graph import Plan
+from asyncflow._graph import ByName
 from asyncflow._step import WorkflowStep
 
 __all__ = ["Fingerprints", "difference"]
 
 
-class Fingerprints(Mapping[str, tuple[str, str]]):
+class Fingerprints(ByName[tuple[str, str]]):
     """For each step of a plan, which data its action asks for, in words, and its version."""
 
-    __slots__ = ("_plan",)
-
-    def __init__(self, plan: Plan) -> None:
-        self._plan = plan
+    __slots__ = ()
 
     def __getitem__(self, name: str) -> tuple[str, str]:
         step = self._plan.steps[self._plan.index[name]]
         return _data_of(step), step.version
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._plan.index)
-
-    def __len__(self) -> int:
-        return len(self._plan.index)
-
-    def __repr__(self) -> str:
-        return repr(dict(self))
-
-    def __reduce__(self) -> tuple[object, ...]:
-        return dict, (dict(self),)
 
 
 def difference(stored: tuple[str, str], now: tuple[str, str]) -> str | None:

@@ -20,7 +20,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
-from typing import TypeAlias
+from typing import TypeAlias, TypeVar
 
 from asyncflow._errors import CyclicDependencyError, nearest
 from asyncflow._signature import NO_PARAMETERS, Signature
@@ -29,6 +29,7 @@ from asyncflow._step import WorkflowStep
 __all__ = [
     "ITEM",
     "Binding",
+    "ByName",
     "Plan",
     "Shape",
     "bind",
@@ -38,6 +39,8 @@ __all__ = [
     "topological_sort",
     "with_dependents",
 ]
+
+V = TypeVar("V")
 
 Binding: TypeAlias = tuple[tuple[str, int | str], ...]
 """Where an action's arguments come from: pairs of a parameter and its source, which is the
@@ -96,24 +99,16 @@ class Dependents:
         return len(self.first) - 1
 
 
-class Shape(Mapping[str, tuple[str, ...]]):
-    """A plan seen as names: for each step, in topological order, the steps it depends on."""
+class ByName(Mapping[str, V]):
+    """What a plan says of each step, by its name, in topological order; found out when asked."""
 
     __slots__ = ("_plan",)
 
     def __init__(self, plan: Plan) -> None:
         self._plan = plan
 
-    def __getitem__(self, name: str) -> tuple[str, ...]:
-        index = self._plan.index[name]
-        named = self._plan.steps[index].depends_on
-        if named or index not in self._plan.cleanups:
-            return named
-        return tuple(self._plan.steps[other].name for other in self._plan.dependencies[index])
-
     def __iter__(self) -> Iterator[str]:
-        steps = self._plan.steps
-        return (steps[index].name for index in self._plan.order)
+        return (self._plan.steps[index].name for index in self._plan.order)
 
     def __len__(self) -> int:
         return len(self._plan.steps)
@@ -123,6 +118,19 @@ class Shape(Mapping[str, tuple[str, ...]]):
 
     def __reduce__(self) -> tuple[object, ...]:
         return dict, (dict(self),)  # without the actions, which nobody else may need
+
+
+class Shape(ByName[tuple[str, ...]]):
+    """A plan seen as names: for each step the steps it depends on."""
+
+    __slots__ = ()
+
+    def __getitem__(self, name: str) -> tuple[str, ...]:
+        index = self._plan.index[name]
+        named = self._plan.steps[index].depends_on
+        if named or index not in self._plan.cleanups:
+            return named
+        return tuple(self._plan.steps[other].name for other in self._plan.dependencies[index])
 
 
 def topological_sort(steps: Iterable[WorkflowStep]) -> list[str]:
