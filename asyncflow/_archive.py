@@ -11,8 +11,9 @@ from typing import Any, Literal
 from asyncflow._codec import Codec
 from asyncflow._errors import JournalError, PayloadError, RunNotFoundError, nearest
 from asyncflow._owner import is_dead
-from asyncflow._payload import Payload
+from asyncflow._payload import REDACTED, Payload
 from asyncflow._report import RestoredOutput, RunReport
+from asyncflow._result import REDACTED_OUTPUT
 from asyncflow._rows import from_column
 from asyncflow._store import Store, StoredRun
 from asyncflow._story import Story
@@ -122,7 +123,7 @@ class Archive:
         if not stored:
             raise self._unknown(run_id)
         story = Story(event for _, event in stored)
-        return story.report(self._output)
+        return story.report(self._shown, self._shown)
 
     def must_know(self, run_id: str) -> None:
         """Look for a run.
@@ -137,24 +138,24 @@ class Archive:
         others = [run.run_id for run in self.store.runs(limit=1_000)]
         return RunNotFoundError(run_id, self._name, nearest(run_id, others))
 
-    def _output(self, step: str, payload: Payload) -> Any:
-        value = self._value(payload)
-        return RestoredOutput(f"<{_PICKLED}>") if value is payload else value
-
     def _decoded(self, event: Event) -> Event:
         """Return an event with values in place of payloads, as far as they can be decoded."""
         if isinstance(event, StepSucceeded):
-            return replace(event, output=self._value(event.output))
+            output = event.output
+            return replace(event, output=output and self._shown(event.step, output))
         if isinstance(event, RunStarted | RunResumed):
-            inputs = {name: self._value(value) for name, value in event.inputs.items()}
+            inputs = {name: self._shown(name, value) for name, value in event.inputs.items()}
             return replace(event, inputs=inputs)
         return event
 
-    def _value(self, payload: Payload | None) -> Any:
+    def _shown(self, name: str, payload: Payload) -> Any:
+        """Return the value of an output or an input, or what stands for one that is not read."""
+        if payload == REDACTED:
+            return REDACTED_OUTPUT
         try:
-            return payload and self._codec.decode("a value", payload, Any)
+            return self._codec.decode(name, payload, Any)
         except PayloadError:
-            return payload
+            return RestoredOutput(f"<{_PICKLED}>")
 
 
 def _record_of(run: StoredRun) -> RunRecord:

@@ -10,7 +10,15 @@ from typing import Any, NamedTuple
 
 from asyncflow._errors import PayloadError
 from asyncflow._fingerprint import Fingerprints
-from asyncflow._graph import Binding, Plan, Shape, bind, bind_conditions
+from asyncflow._graph import (
+    Binding,
+    MaxRetries,
+    Plan,
+    Shape,
+    bind,
+    bind_conditions,
+    secret_steps,
+)
 from asyncflow._hints import input_types
 from asyncflow._journal import Journal
 from asyncflow._keeper import Keeper, OutputTypes, inputs_to_keep
@@ -65,6 +73,8 @@ def begin(request: Request) -> Opening:
         Shape(plan),
         request.pipeline,
         inputs=_shown(inputs, request.secret_inputs),
+        max_retries=MaxRetries(plan),
+        secret=secret_steps(plan),
     )
     return Opening(inputs, bindings, conditions, event)
 
@@ -100,7 +110,9 @@ def _read(
     _check_pipeline(request, story.started.pipeline)
     _check_inputs(journal, request, story.inputs, given)
     if story.outcome == "passed" and story.has_all(request.plan.index):
-        return story.report(partial(_decode_somehow, journal, request))
+        return story.report(
+            partial(_decode_somehow, journal, request), partial(_decode_input, journal, request)
+        )
     return _go_on(journal, request, given, story)
 
 
@@ -120,7 +132,10 @@ def _go_on(
         wall_time=time.time(),
         decode=partial(_decode, journal, request),
     )
-    shown = _shown({name: inputs[name] for name in new}, request.secret_inputs)
+    event = replace(event, pipeline=request.pipeline or story.started.pipeline)
+    all_shown = _shown(inputs, request.secret_inputs)
+    shown = {name: all_shown[name] for name in new}
+    past = replace(past, pipeline=event.pipeline, inputs=all_shown)
     return Opening(
         inputs,
         bindings,
@@ -178,6 +193,15 @@ def _is_equal(one: Any, other: Any) -> bool:
 def _text(value: Any) -> str:
     text = in_one_line(text_of(repr, value))
     return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def _decode_input(journal: Journal, request: Request, name: str, payload: Payload) -> Any:
+    """Decode an input of a run that has passed, which nobody needs any more."""
+    types = input_types(request.plan.steps, {name: payload})
+    try:
+        return journal.decode(f"the stored input {name!r}", payload, types[name])
+    except PayloadError:
+        return journal.decode(f"the stored input {name!r}", payload, Any)
 
 
 def _all_inputs(

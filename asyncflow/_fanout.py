@@ -16,11 +16,11 @@ from functools import partial
 from typing import Any
 
 from asyncflow._attempts import Attempts
-from asyncflow._items import check_order, common_error, each_item
+from asyncflow._items import check_order, common_error, count_of, each_item
 from asyncflow._result import StepResult, StepStatus
 from asyncflow._step import WorkflowStep
 from asyncflow._verdicts import FAILURES, as_failure, forget_cancels, leave_out_our_frames
-from asyncflow.events import MapStarted, StepFailed, StepReused, StepSucceeded
+from asyncflow.events import MapStarted, StepFailed, StepSucceeded
 
 __all__ = ["Fanout"]
 
@@ -41,7 +41,8 @@ class Fanout(Attempts):
         error: BaseException | None = None
         failure: Exception | None = None
         try:
-            self._emit(MapStarted(step.name, self._now_ms()))
+            count = count_of(self._source_of(step).output)
+            self._emit(MapStarted(step.name, self._now_ms(), count))
             try:
                 is_complete = await self._take_up_items(unit, step)
             except GeneratorExit:  # pragma: no cover - the loop was closed over it
@@ -81,11 +82,16 @@ class Fanout(Attempts):
         is_whole = len(items) == self._state.units.count_of_items(unit)
         return is_whole and all(item.status is StepStatus.SUCCESS for item in items)
 
-    async def _take_up_items(self, unit: int, step: WorkflowStep) -> bool:
-        """Make each item a unit; return whether none was left out, as when the run stops."""
+    def _source_of(self, step: WorkflowStep) -> StepResult:
+        """Return the result of the step over whose output a step is mapped."""
         assert step.map_over is not None
         source = self._state.units.results[self._identity.plan.index[step.map_over]]
         assert source is not None
+        return source
+
+    async def _take_up_items(self, unit: int, step: WorkflowStep) -> bool:
+        """Make each item a unit; return whether none was left out, as when the run stops."""
+        source = self._source_of(step)
         if source.status is not StepStatus.SUCCESS:
             return True  # it is a clean-up step, and there is nothing to go through
         try:
@@ -97,10 +103,11 @@ class Fanout(Attempts):
                         return False
                     number = self._state.units.count_of_items(unit)
                     self._bindings.append(self._bindings[unit])
-                    if self._state.holds(unit, number):
-                        self._emit(StepReused(step.name, self._now_ms(), number))
-                    else:
+                    held = self._state.held(unit, self._now_ms(), number)
+                    if held is None:
                         await self._take_up(unit, value)
+                    else:
+                        self._emit(held)
                     if number % _ITEMS_A_TURN == 0:
                         await self._undisturbed(unit, partial(asyncio.sleep, 0))
             return True

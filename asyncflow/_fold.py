@@ -175,7 +175,9 @@ class RunFold:
         past = self._past
         if self._started is not None or past is None:
             raise IllegalEventError(event, "the run has started" if past else "it has no past")
-        self._started = RunStarted(past.run_id, past.wall_time, event.dependencies)
+        self._started = RunStarted(
+            past.run_id, past.wall_time, event.dependencies, event.pipeline, inputs=past.inputs
+        )
         for name, reason in past.reasons.items():
             self.histories.remark(self._index[name], rerun_reason=reason)
         self._turns.begin(event.at_ms)
@@ -188,8 +190,7 @@ class RunFold:
     def _on_run_timed_out(self, event: RunTimedOut) -> None:
         self._check_runs(event)
         self.has_timed_out |= self._turns.stop_reason is None
-        reason = f"the run exceeded its deadline of {event.deadline_ms:g} ms"
-        self._stop(reason, spare_cleanups=True)
+        self._stop(event.reason, spare_cleanups=True)
 
     def _on_run_finished(self, event: RunFinished) -> None:
         self._check_runs(event)

@@ -120,6 +120,20 @@ class ByName(Mapping[str, V]):
         return dict, (dict(self),)  # without the actions, which nobody else may need
 
 
+def secret_steps(plan: Plan) -> tuple[str, ...]:
+    """Return the names of the steps whose output must not be shown."""
+    return tuple(plan.steps[index].name for index in plan.special if plan.steps[index].secret)
+
+
+class MaxRetries(ByName[int]):
+    """For each step of a plan, how many attempts it has in all."""
+
+    __slots__ = ()
+
+    def __getitem__(self, name: str) -> int:
+        return self._plan.steps[self._plan.index[name]].max_retries
+
+
 class Shape(ByName[tuple[str, ...]]):
     """A plan seen as names: for each step the steps it depends on."""
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, AsyncIterable, Iterable, Set
+from collections.abc import AsyncGenerator, AsyncIterable, Iterable, Set, Sized
 from typing import Any
 
 from asyncflow._result import StepResult, StepStatus, noted
 from asyncflow._text import describe
 
-__all__ = ["check_order", "common_error", "each_item"]
+__all__ = ["check_order", "common_error", "count_of", "each_item"]
 
 
 async def each_item(source: Any, name: str) -> AsyncGenerator[Any, None]:
@@ -36,6 +36,14 @@ async def each_item(source: Any, name: str) -> AsyncGenerator[Any, None]:
         raise TypeError(
             f"step {name!r} maps over {type(source).__name__}, which is not a collection of items"
         )
+
+
+def count_of(source: Any) -> int | None:
+    """Return how many items there will be, if what is mapped over can tell."""
+    try:
+        return len(source) if isinstance(source, Sized) else None
+    except Exception:  # it is the user's object
+        return None
 
 
 def check_order(source: Any, name: str) -> None:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import NamedTuple, TypeAlias
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple, TypeAlias
 
 from asyncflow._graph import Plan
 from asyncflow._result import Attempt, StepResult
@@ -41,6 +41,10 @@ class Past:
     """What goes on with the attempts that it has left."""
     reasons: Mapping[str, str]
     """The steps of which something was known and which run again, each with the reason."""
+    pipeline: str = ""
+    """What the pipeline is called."""
+    inputs: Mapping[str, Any] = field(default_factory=dict)
+    """All inputs of the run, with what stands for a secret one."""
 
     def steps_taken_over(self, plan: Plan) -> frozenset[int]:
         """Return the steps of a plan, and not the items, that have a result already."""

@@ -4,14 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from functools import partial
-from typing import Any, TypeVar, overload
+from typing import Any, Literal, TypeVar, overload
 
 from asyncflow._critical_path import critical_path
 from asyncflow._diagram import to_mermaid
 from asyncflow._errors import StepTimeoutError, nearest
 from asyncflow._report_json import dump, load
-from asyncflow._result import Attempt, RestoredOutput, StepResult, StepStatus, noted
+from asyncflow._result import (
+    Attempt,
+    RestoredOutput,
+    StepResult,
+    StepStatus,
+    noted,
+    portable_output,
+)
 from asyncflow._text import describe, in_one_line
+from asyncflow.events import Outcome
 
 __all__ = ["Attempt", "RestoredOutput", "RunReport", "StepResult", "StepStatus", "describe"]
 
@@ -32,9 +40,22 @@ class RunReport(Mapping[str, StepResult]):
         total_duration_ms: Milliseconds from the start of the run to its end.
         stop_reason: Why the run stopped before its end, such as a failed step under
             ``fail_fast`` or the run's deadline; ``None`` if it did not.
+        pipeline: What the pipeline is called, if it has a name.
+        inputs: The run's inputs. In place of a secret one stands a `RestoredOutput`.
+        outcome: ``"passed"``, ``"failed"``, or, for a report that a journal has of a run that was
+            told to stop or that has not ended, ``"interrupted"`` or ``"running"``.
     """
 
-    __slots__ = ("_by_name", "run_id", "stop_reason", "total_duration_ms", "wall_time")
+    __slots__ = (
+        "_by_name",
+        "inputs",
+        "outcome",
+        "pipeline",
+        "run_id",
+        "stop_reason",
+        "total_duration_ms",
+        "wall_time",
+    )
 
     def __init__(
         self,
@@ -44,12 +65,18 @@ class RunReport(Mapping[str, StepResult]):
         total_duration_ms: float,
         wall_time: float,
         stop_reason: str | None = None,
+        pipeline: str = "",
+        inputs: Mapping[str, Any] | None = None,
+        outcome: Outcome | Literal["running"] | None = None,
     ) -> None:
         self.run_id = run_id
         self.total_duration_ms = total_duration_ms
         self.wall_time = wall_time
         self.stop_reason = stop_reason
+        self.pipeline = pipeline
+        self.inputs = {} if inputs is None else inputs
         self._by_name = {result.step_name: result for result in results}
+        self.outcome = outcome or ("passed" if self.all_passed else "failed")
 
     def __getitem__(self, step_name: str) -> StepResult:
         try:
@@ -179,26 +206,28 @@ class RunReport(Mapping[str, StepResult]):
     def __str__(self) -> str:
         return "\n".join(
             [
-                f"Pipeline {'PASSED' if self.all_passed else 'FAILED'}",
+                f"Pipeline {self.outcome.upper()}",
                 *map(_line, self._by_name.values()),
                 f"Total: {self.total_duration_ms:.0f}ms",
             ]
         )
 
     def __repr__(self) -> str:
-        verdict = "PASSED" if self.all_passed else "FAILED"
-        return f"<RunReport {self.run_id} {verdict}: {len(self)} step(s)>"
+        return f"<RunReport {self.run_id} {self.outcome.upper()}: {len(self)} step(s)>"
 
     def __reduce__(self) -> tuple[object, ...]:
-        return partial(RunReport, results=self.results, **self._figures()), ()
+        inputs = {name: portable_output(value) for name, value in self.inputs.items()}
+        return partial(RunReport, results=self.results, inputs=inputs, **self._figures()), ()
 
     def _figures(self) -> dict[str, Any]:
-        """What the constructor takes beside the results."""
+        """What the constructor takes beside the results and the inputs."""
         return {
             "run_id": self.run_id,
             "wall_time": self.wall_time,
             "total_duration_ms": self.total_duration_ms,
             "stop_reason": self.stop_reason,
+            "pipeline": self.pipeline,
+            "outcome": self.outcome,
         }
 
     def to_json(self, *, indent: int | None = None) -> str:
@@ -210,7 +239,7 @@ class RunReport(Mapping[str, StepResult]):
         Args:
             indent: How many spaces a level is indented by; ``None`` writes all in one line.
         """
-        return dump(self._figures(), self._by_name.values(), indent)
+        return dump(self._figures(), self.inputs, self._by_name.values(), indent)
 
     @classmethod
     def from_json(cls, text: str | bytes) -> RunReport:

@@ -25,9 +25,18 @@ from asyncflow._text import text_of
 __all__ = ["dump", "load"]
 
 
-def dump(figures: Mapping[str, object], results: Iterable[StepResult], indent: int | None) -> str:
-    """Return the JSON text of a report: its figures, and what became of each step."""
-    document = {**figures, "results": [*map(_result_to_json, results)]}
+def dump(
+    figures: Mapping[str, object],
+    inputs: Mapping[str, object],
+    results: Iterable[StepResult],
+    indent: int | None,
+) -> str:
+    """Return the JSON text of a report: its figures, its inputs, and what became of each step."""
+    document = {
+        **figures,
+        "inputs": {name: _output_to_json(value) for name, value in inputs.items()},
+        "results": [*map(_result_to_json, results)],
+    }
     import json  # only those who use it shall wait for its import
 
     return json.dumps(document, indent=indent, allow_nan=False)
@@ -132,6 +141,8 @@ _LIST_OR_NULL: _Kind = "a list or null", list, type(None)
 _OBJECT: _Kind = "an object", dict
 _OBJECT_OR_NULL: _Kind = "an object or null", dict, type(None)
 
+_OUTCOMES = ("passed", "failed", "interrupted", "running")
+
 
 class _Fields:
     """The fields of a JSON object, checked as they are read.
@@ -186,6 +197,9 @@ def _report_from_json(document: object) -> tuple[dict[str, Any], list[StepResult
         "wall_time": report.read("wall_time", _NUMBER),
         "total_duration_ms": report.read("total_duration_ms", _NUMBER),
         "stop_reason": report.read("stop_reason", _TEXT_OR_NULL),
+        "pipeline": report.read("pipeline", _TEXT),
+        "outcome": _one_of(_OUTCOMES, report, "outcome"),
+        "inputs": _inputs_from_json(report),
     }
     return figures, _results_from_json(report, "results")
 
@@ -204,7 +218,7 @@ def _result_from_json(result: _Fields) -> StepResult:
     is_mapped = result.read("items", _LIST_OR_NULL) is not None
     restored = StepResult(
         step_name=result.read("step_name", _TEXT),
-        status=_status_from_json(result),
+        status=StepStatus(_one_of([*StepStatus], result, "status")),
         attempts=result.read("attempts", _WHOLE),
         duration_ms=result.read("duration_ms", _NUMBER),
         output=_output_from_json(result),
@@ -242,13 +256,20 @@ def _attempt_from_json(attempt: _Fields) -> Attempt:
     )
 
 
-def _status_from_json(result: _Fields) -> StepStatus:
-    word = result.read("status", _TEXT)
-    try:
-        return StepStatus(word)
-    except ValueError:
-        problem = f"must be one of {', '.join(StepStatus)}, not {reprlib.repr(word)}"
-        raise _refusal(result.place("status"), problem) from None
+def _inputs_from_json(report: _Fields) -> dict[str, object]:
+    inputs, place = report.read("inputs", _OBJECT), report.place("inputs.")
+    return {
+        name: _output_from_json(_Fields(_checked(value, _OBJECT, place + name), f"{place}{name}."))
+        for name, value in inputs.items()
+    }
+
+
+def _one_of(words: Iterable[str], owner: _Fields, name: str) -> str:
+    word: str = owner.read(name, _TEXT)
+    if word not in words:
+        problem = f"must be one of {', '.join(words)}, not {reprlib.repr(word)}"
+        raise _refusal(owner.place(name), problem)
+    return word
 
 
 def _output_from_json(result: _Fields) -> object:

@@ -19,6 +19,7 @@ __all__ = [
     "StepResult",
     "StepStatus",
     "noted",
+    "portable_output",
     "shown_output",
     "stand_in",
 ]
@@ -156,8 +157,7 @@ class StepResult:
 
     def __reduce__(self) -> tuple[object, ...]:
         values = _values(self)
-        if not _survives(self.output):
-            values[4] = RestoredOutput(text_of(repr, self.output))
+        values[4] = portable_output(self.output)
         values[5] = _portable(self.error)
         return StepResult, tuple(values)
 
@@ -194,6 +194,11 @@ def stand_in(error: BaseException) -> RestoredError:
     except Exception:  # as in text_of
         trace = ""
     return RestoredError(f"{kind.__module__}.{kind.__qualname__}", text_of(str, error), trace)
+
+
+def portable_output(value: object) -> object:
+    """Return the value, or its stand-in if it would not survive pickling."""
+    return value if _survives(value) else RestoredOutput(text_of(repr, value))
 
 
 def _portable(error: BaseException | None) -> BaseException | None:

@@ -19,7 +19,7 @@ from typing import Any, TypeVar
 
 from asyncflow._errors import PayloadError
 from asyncflow._fingerprint import Fingerprints, difference
-from asyncflow._graph import ITEM, Binding, Plan, Shape
+from asyncflow._graph import ITEM, Binding, MaxRetries, Plan, Shape, secret_steps
 from asyncflow._past import Key, Past
 from asyncflow._payload import Payload
 from asyncflow._result import StepResult, StepStatus
@@ -75,6 +75,8 @@ def resume(
         {n: why for n, why in unfinished.items() if n in plan.index and n not in outdated | held},
         _recalled(plan, held, _secret(known, outdated), bindings, conditions),
         afresh,
+        max_retries=MaxRetries(plan),
+        secret=secret_steps(plan),
     )
     story.apply(event)
     results = {

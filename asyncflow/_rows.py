@@ -20,7 +20,7 @@ from asyncflow._errors import (
     StepTimeoutError,
 )
 from asyncflow._payload import Payload
-from asyncflow._result import stand_in
+from asyncflow._result import StepStatus, stand_in
 from asyncflow._text import text_of
 from asyncflow.events import (
     AttemptFailed,
@@ -259,25 +259,31 @@ _CONVERSIONS: dict[str, tuple[Callable[[Any], Any], Callable[[Any], Any]]] = {
     "outdated": (dict, dict),
     "unfinished": (dict, dict),
     "recalled": (list, tuple),
+    "max_retries": (dict, dict),
+    "secret": (list, tuple),
+    "status": (str, StepStatus),
 }
 
 _DETAILS: dict[type[Any], tuple[str, ...]] = {
-    RunStarted: ("run_id", "wall_time", "dependencies", "pipeline", "fingerprints", "inputs"),
+    RunStarted: (
+        *("run_id", "wall_time", "dependencies", "pipeline", "fingerprints", "inputs"),
+        *("max_retries", "secret"),
+    ),
     RunResumed: (
-        *("run_id", "wall_time", "dependencies", "fingerprints"),
-        *("outdated", "unfinished", "recalled", "afresh", "inputs"),
+        *("run_id", "wall_time", "dependencies", "pipeline", "fingerprints", "inputs"),
+        *("max_retries", "secret", "outdated", "unfinished", "recalled", "afresh"),
     ),
     RunInterrupted: ("reason",),
     RunTimedOut: ("deadline_ms",),
     RunFinished: ("outcome", "stop_reason"),
     AttemptStarted: ("queued_ms",),
     AttemptFailed: ("error", "retry_in_ms"),
-    MapStarted: (),
+    MapStarted: ("count",),
     StepSucceeded: (),
     StepFailed: ("error",),
     StepCancelled: ("reason", "error"),
     StepSkipped: ("reason", "on_purpose"),
-    StepReused: (),
+    StepReused: ("status",),
     ThreadAbandoned: (),
     LoopBlocked: ("blocked_ms", "where"),
 }

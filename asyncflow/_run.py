@@ -37,7 +37,6 @@ from asyncflow.events import (
     RunInterrupted,
     RunTimedOut,
     StepFailed,
-    StepReused,
     StepSkipped,
 )
 
@@ -109,9 +108,11 @@ class Run(Fanout):
             self._book.watch(partial(self._interrupt, reason="its journal has failed"))
         self._emit(self._opening.event, self._opening.kept)
         cancellation, state = None, self._state
-        held = filter(state.holds, self._identity.plan.order) if self._is_resumed else ()
-        for count, index in enumerate(held):
-            self._emit(StepReused(self._steps[index].name, self._now_ms()))
+        order = self._identity.plan.order if self._is_resumed else ()
+        for count, index in enumerate(order):
+            held = state.held(index, self._now_ms())
+            if held is not None:
+                self._emit(held)
             if count % _REUSED_A_TURN == _REUSED_A_TURN - 1 and cancellation is None:
                 try:
                     await asyncio.sleep(0)

@@ -15,7 +15,7 @@ from asyncflow._phases import (
 )
 from asyncflow._report import RunReport
 from asyncflow._turns import Doom
-from asyncflow.events import AttemptStarted, Outcome
+from asyncflow.events import AttemptStarted, Outcome, StepReused
 
 __all__ = ["RunState", "Schedule"]
 
@@ -47,9 +47,19 @@ class RunState(RunFold):
         # A stored run that is being replayed has already told what became of some of them.
         return [doom for doom in doomed if phases[doom.step] in (DOOMED, WITHDRAWN)]
 
-    def holds(self, step: int, item: int | None = None) -> bool:
-        """Whether a resumed run has a result of a step, or of an item, that it takes over."""
-        return self._past is not None and (self.units.steps[step].name, item) in self._past.results
+    def held(self, step: int, at_ms: float, item: int | None = None) -> StepReused | None:
+        """Return what tells that a resumed run takes over the result of a step or an item, if so.
+
+        Args:
+            step: The step.
+            at_ms: When that is told.
+            item: The item of the step, if it is about that.
+        """
+        if self._past is None:
+            return None
+        name = self.units.steps[step].name
+        result = self._past.results.get((name, item))
+        return None if result is None else StepReused(name, at_ms, item, result.status)
 
     def is_spared(self, unit: int) -> bool:
         """Whether a unit goes on although the run is stopping: it belongs to a clean-up step."""
@@ -123,4 +133,7 @@ class RunState(RunFold):
             total_duration_ms=self._finished.at_ms,
             wall_time=self._started.wall_time,
             stop_reason=self.stop_reason,
+            pipeline=self._started.pipeline,
+            inputs=self._started.inputs,
+            outcome=self._finished.outcome,
         )

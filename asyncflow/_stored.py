@@ -220,8 +220,9 @@ class SQLJournal:
     async def events(self, run_id: str, after: int = 0) -> list[StoredEvent]:
         """Return the events of a run in their order.
 
-        Outputs and inputs are what JSON makes of them without a type hint. A secret one, and a
-        pickled one unless the journal has ``codec="cloudpickle"``, stays a `Payload`.
+        Outputs and inputs are what JSON makes of them without a type hint. In place of a secret
+        one, and of a pickled one unless the journal has ``codec="cloudpickle"``, stands a
+        `RestoredOutput`.
 
         Args:
             run_id: The run.

@@ -59,6 +59,7 @@ class Story:
 
     Attributes:
         started: How the run began.
+        pipeline: What the pipeline is called, as said last.
         at_ms: The time of the latest event.
         outcome: How the run has ended; ``None`` if it has not.
         was_stopping: Whether it was being stopped, so that steps were cut short or left out.
@@ -69,6 +70,7 @@ class Story:
 
     def __init__(self, events: Iterable[Event]) -> None:
         self.started: RunStarted
+        self.pipeline = ""
         self.at_ms = 0.0
         self.outcome: Outcome | None = None
         self.was_stopping = False
@@ -104,6 +106,7 @@ class Story:
 
     def _begin(self, event: RunStarted | RunResumed) -> None:
         self.outcome, self.was_stopping, self._stop_reason = None, False, None
+        self.pipeline = event.pipeline or self.pipeline
         self.dependencies.update(event.dependencies)
         self.fingerprints.update(event.fingerprints)
         self.inputs.update(event.inputs)
@@ -240,12 +243,17 @@ class Story:
                 told[step.name] = _ENDS_OF_UNFINISHED[result.status]
         return {name: why for name, why in told.items() if not _has_succeeded(known, name)}
 
-    def report(self, decode: _Decode) -> RunReport:
+    def report(self, decode: _Decode, decode_input: _Decode) -> RunReport:
         """Return the report of the run, also if it has not ended.
 
         Args:
             decode: Makes a value of the payload of an output; it is told the step's name.
+            decode_input: The same for an input; it is told the input's name.
         """
+        inputs = {
+            name: REDACTED_OUTPUT if payload == REDACTED else decode_input(name, payload)
+            for name, payload in self.inputs.items()
+        }
         results = [self._so_far(step) for step in self._plan.order]
         return RunReport(
             self.started.run_id,
@@ -253,6 +261,9 @@ class Story:
             total_duration_ms=self.at_ms,
             wall_time=self.started.wall_time,
             stop_reason=self._stop_reason,
+            pipeline=self.pipeline,
+            inputs=inputs,
+            outcome=self.outcome or "running",
         )
 
     def _so_far(self, step: int) -> StepResult:

@@ -17,6 +17,7 @@ from dataclasses import field
 from typing import Any, ClassVar, Literal, TypeAlias
 
 from asyncflow._record import record
+from asyncflow._result import StepStatus
 
 __all__ = [
     "AttemptFailed",
@@ -61,6 +62,10 @@ class RunStarted:
     asks for, in words, and the step's ``version``."""
     inputs: Mapping[str, Any] = field(default_factory=dict)
     """The run's inputs. In place of a secret one stands a `RestoredOutput` that says so."""
+    max_retries: Mapping[str, int] = field(default_factory=dict)
+    """How many attempts each step has in all."""
+    secret: tuple[str, ...] = ()
+    """The steps whose output must not be shown."""
 
 
 @record
@@ -87,6 +92,12 @@ class RunResumed:
     """Whether what is unfinished has all its attempts anew, as after a run that had ended."""
     inputs: Mapping[str, Any] = field(default_factory=dict)
     """The inputs that it did not have before."""
+    pipeline: str = ""
+    """What the pipeline is called, if it has a name."""
+    max_retries: Mapping[str, int] = field(default_factory=dict)
+    """As in `RunStarted`."""
+    secret: tuple[str, ...] = ()
+    """As in `RunStarted`."""
 
 
 @record
@@ -104,6 +115,11 @@ class RunTimedOut:
 
     at_ms: float
     deadline_ms: float
+
+    @property
+    def reason(self) -> str:
+        """Why, in words that complete the sentence "the run stopped because …"."""
+        return f"the run exceeded its deadline of {self.deadline_ms:g} ms"
 
 
 @record
@@ -151,6 +167,8 @@ class MapStarted:
 
     step: str
     at_ms: float
+    count: int | None = None
+    """How many items there are; ``None`` if nobody can tell before they have been gone through."""
     item: ClassVar[None] = None
 
 
@@ -211,6 +229,9 @@ class StepReused:
     step: str
     at_ms: float
     item: int | None = None
+    status: StepStatus = StepStatus.SUCCESS
+    """What became of it. In a run that goes on where it stood still, also what had failed for good
+    or was skipped is not run again."""
 
 
 @record

@@ -1,0 +1,391 @@
+"""What a view shows of a run at some moment: a fold over its events.
+
+Rules:
+
+1. It may begin anywhere: with the first event of a run, or with the one that tells that a stored
+   run goes on, as an observer hears it.
+2. When a run goes on, what was running before was cut short. Of what was known of a step, that
+   holds which the events say is reused, or which goes on with the attempts that it has left.
+3. What is secret goes no further than here.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, NamedTuple
+
+from asyncflow._critical_path import critical_path
+from asyncflow._errors import StepCrashedError
+from asyncflow._graph import with_dependents
+from asyncflow._result import REDACTED_OUTPUT, StepResult, StepStatus
+from asyncflow._step_view import AttemptEnd, AttemptView, StepView, end_of
+from asyncflow._story import reasons
+from asyncflow.events import (
+    AttemptFailed,
+    AttemptStarted,
+    Event,
+    LoopBlocked,
+    MapStarted,
+    Outcome,
+    RunFinished,
+    RunInterrupted,
+    RunResumed,
+    RunStarted,
+    RunTimedOut,
+    StepCancelled,
+    StepFailed,
+    StepReused,
+    StepSkipped,
+    StepSucceeded,
+    ThreadAbandoned,
+)
+
+__all__ = ["RunView", "Stretch"]
+
+
+class Stretch(NamedTuple):
+    """A time in which one process ran the run, from here to the next one."""
+
+    at_ms: float
+    wall_time: float
+    """In seconds since the epoch (UTC)."""
+
+
+class RunView:
+    """Where a run stands. It is told the events of the run, one by one.
+
+    Attributes:
+        run_id: Identifies the run.
+        pipeline: What its pipeline is called, if it has a name.
+        stretches: The times in which processes ran it: one, and one more for each time that it
+            was resumed.
+        at_ms: The time of the latest event, in milliseconds since the run started.
+        outcome: How the run has ended; ``None`` while it has not.
+        stop_reason: Why it stops, or stopped, before its end, as far as that was told.
+        inputs: The inputs of the run, with what stands for a secret one.
+        dependencies: For each step, in topological order, the steps it depends on.
+        tiers: The names of the steps in their tiers.
+        steps: What is shown of each step, in topological order.
+        counts: How many steps have which status.
+    """
+
+    def __init__(self, events: Iterable[Event] = ()) -> None:
+        self.run_id = ""
+        self.pipeline = ""
+        self.stretches: list[Stretch] = []
+        self.at_ms = 0.0
+        self.outcome: Outcome | None = None
+        self.stop_reason: str | None = None
+        self.inputs: dict[str, Any] = {}
+        self.dependencies: Mapping[str, tuple[str, ...]] = {}
+        self.tiers: list[list[str]] = []
+        self.steps: dict[str, StepView] = {}
+        self.counts: Counter[StepStatus] = Counter()
+        self._was_told_to_stop = False
+        self._before: dict[str, StepView] = {}
+        """What was known of the steps when the run went on."""
+        for event in events:
+            self.apply(event)
+
+    def apply(self, event: Event) -> None:
+        """Take in one more event."""
+        if not isinstance(event, RunStarted):
+            self.at_ms = max(self.at_ms, event.at_ms)
+        _RULES[type(event)](self, event)
+
+    # What may be asked.
+
+    @property
+    def wall_time(self) -> float:
+        """When the run started, as far as that was told, in seconds since the epoch (UTC)."""
+        return self.wall_time_of(0.0)
+
+    def wall_time_of(self, at_ms: float) -> float:
+        """Return the wall-clock time of a moment of the run, in seconds since the epoch (UTC)."""
+        begin, *others = self.stretches
+        for stretch in others:
+            if stretch.at_ms <= at_ms:
+                begin = stretch
+        return begin.wall_time + (at_ms - begin.at_ms) / 1000
+
+    def ms_at(self, wall_time: float) -> float:
+        """Return which moment of the run it is at a wall-clock time, not before the latest event.
+
+        When the run has ended, its clock stands still.
+        """
+        if self.outcome is not None or not self.stretches:
+            return self.at_ms
+        latest = self.stretches[-1]
+        return max(self.at_ms, latest.at_ms + (wall_time - latest.wall_time) * 1000)
+
+    @property
+    def word(self) -> str:
+        """The state of the run in one word: RUNNING, STOPPING, PASSED, FAILED or INTERRUPTED."""
+        if self.outcome is not None:
+            return self.outcome.upper()
+        return "RUNNING" if self.stop_reason is None else "STOPPING"
+
+    @property
+    def settled(self) -> int:
+        """How many steps have ended, in whatever way."""
+        unsettled = self.counts[StepStatus.PENDING] + self.counts[StepStatus.RUNNING]
+        return len(self.steps) - unsettled
+
+    @property
+    def first_failure(self) -> StepView | None:
+        """The step that failed first, if any has."""
+        failed = [step for step in self.steps.values() if step.status is StepStatus.FAILED]
+        return min(failed, key=lambda step: step.ended_ms or 0.0, default=None)
+
+    def causes(self) -> dict[str, str]:
+        """Return for each step that was skipped or cut short because of a failure, which it was.
+
+        In time linear in steps plus dependencies.
+        """
+        first = None if self._was_told_to_stop else self.first_failure
+        causes: dict[str, str] = {}
+        for name, step in self.steps.items():
+            cause = None if first is None else first.name
+            if step.status is StepStatus.SKIPPED:
+                if step.on_purpose:
+                    continue
+                lost = next((each for each in step.depends_on if self._is_lost(each)), None)
+                if lost is not None:
+                    cause = causes.get(lost, lost)
+            elif step.status is not StepStatus.CANCELLED:
+                continue
+            if cause is not None:
+                causes[name] = cause
+        return causes
+
+    def _is_lost(self, name: str) -> bool:
+        step = self.steps.get(name)
+        if step is None:
+            return False
+        if step.status is StepStatus.SKIPPED:
+            return not step.on_purpose
+        return step.status in (StepStatus.FAILED, StepStatus.CANCELLED)
+
+    def critical_path(self, now_ms: float) -> list[str]:
+        """Return the chain of dependent steps that has taken longest; see `RunReport`."""
+        return critical_path(
+            StepResult(
+                name,
+                step.status,
+                duration_ms=step.duration_ms(now_ms) or 0.0,
+                started_ms=step.started_ms,
+                depends_on=step.depends_on,
+            )
+            for name, step in self.steps.items()
+        )
+
+    # What happens to the run.
+
+    def _on_run_started(self, event: RunStarted) -> None:
+        self._begin(event, 0.0)
+
+    def _on_run_resumed(self, event: RunResumed) -> None:
+        self._before = self.steps
+        outdated = with_dependents(event.outdated, self.dependencies.items())
+        self._begin(event, event.at_ms)
+        for name, why in reasons(event).items():
+            if name in self.steps:
+                self.steps[name].rerun_reason = why
+        for name, before in self._before.items():
+            _cut_short(before, event.at_ms)
+            for item in (before.items or {}).values():
+                _cut_short(item, event.at_ms)
+            goes_on = before.status is StepStatus.RUNNING and not event.afresh
+            if goes_on and name in self.steps and name not in outdated and before.items is None:
+                step = self.steps[name]
+                _carry_over(step, before)
+                self._move(step, StepStatus.RUNNING)
+
+    def _begin(self, event: RunStarted | RunResumed, at_ms: float) -> None:
+        self.run_id, self.pipeline = event.run_id, event.pipeline or self.pipeline
+        self.stretches.append(Stretch(at_ms, event.wall_time))
+        self.outcome = self.stop_reason = None
+        self._was_told_to_stop = False
+        self.inputs.update(event.inputs)
+        self.dependencies = event.dependencies
+        secret, max_retries = frozenset(event.secret), event.max_retries
+        self.steps, self.tiers = {}, []
+        for name, needed in event.dependencies.items():
+            tiers = [self.steps[each].tier for each in needed if each in self.steps]
+            tier = max(tiers, default=-1) + 1
+            if tier == len(self.tiers):
+                self.tiers.append([])
+            self.tiers[tier].append(name)
+            self.steps[name] = StepView(
+                name, needed, tier, max_retries.get(name), secret=name in secret
+            )
+        self.counts = Counter({StepStatus.PENDING: len(self.steps)})
+
+    def _on_run_interrupted(self, event: RunInterrupted) -> None:
+        self.stop_reason, self._was_told_to_stop = event.reason, True
+
+    def _on_run_timed_out(self, event: RunTimedOut) -> None:
+        if self.stop_reason is None:
+            self.stop_reason, self._was_told_to_stop = event.reason, True
+
+    def _on_run_finished(self, event: RunFinished) -> None:
+        self.outcome = event.outcome
+        self.stop_reason = event.stop_reason or self.stop_reason
+
+    # What happens to a step or an item.
+
+    def _on_attempt_started(self, event: AttemptStarted) -> None:
+        unit = self._unit(event)
+        if unit.started_ms is None:
+            unit.started_ms = event.at_ms
+        unit.attempts.append(AttemptView(event.attempt, event.at_ms, event.queued_ms))
+        self._move(unit, StepStatus.RUNNING, event)
+
+    def _on_attempt_failed(self, event: AttemptFailed) -> None:
+        attempt = _close(self._unit(event), event.at_ms, end_of(event.error), event.error)
+        if attempt is not None:
+            attempt.retry_in_ms = event.retry_in_ms
+
+    def _on_map_started(self, event: MapStarted) -> None:
+        step = self.steps[event.step]
+        step.started_ms, step.items, step.item_count = event.at_ms, {}, event.count
+        step.attempts = []
+        self._move(step, StepStatus.RUNNING)
+
+    def _on_step_succeeded(self, event: StepSucceeded) -> None:
+        unit = self._unit(event)
+        _close(unit, event.at_ms, "succeeded")
+        if unit.items is not None and event.output is None:  # a journal has kept only the items'
+            unit.output = [unit.items[number].output for number in sorted(unit.items)]
+        else:
+            unit.output = event.output
+        if unit.secret:
+            unit.output = REDACTED_OUTPUT
+        self._settle(unit, StepStatus.SUCCESS, event)
+
+    def _on_step_failed(self, event: StepFailed) -> None:
+        unit = self._unit(event)
+        _close(unit, event.at_ms, end_of(event.error), event.error)
+        unit.error = event.error
+        self._settle(unit, StepStatus.FAILED, event)
+
+    def _on_step_cancelled(self, event: StepCancelled) -> None:
+        unit = self._unit(event)
+        end = end_of(event.error)
+        _close(unit, event.at_ms, end if end == "timed out" else "cancelled", event.error)
+        unit.error, unit.reason = event.error, event.reason
+        self._settle(unit, StepStatus.CANCELLED, event)
+
+    def _on_step_skipped(self, event: StepSkipped) -> None:
+        step = self.steps[event.step]
+        step.reason, step.on_purpose = event.reason, event.on_purpose
+        self._settle(step, StepStatus.SKIPPED, event)
+
+    def _on_step_reused(self, event: StepReused) -> None:
+        unit = self._unit(event)
+        before: StepView | None = self._before.get(event.step)
+        if event.item is not None and before is not None:
+            before = (before.items or {}).get(event.item)
+        if before is not None:
+            _take_over(unit, before)
+        unit.reused, unit.rerun_reason = True, None
+        self._move(unit, event.status, event)
+
+    def _on_thread_abandoned(self, event: ThreadAbandoned) -> None:
+        attempt = self._unit(event).latest
+        if attempt is not None:
+            attempt.abandoned = True
+
+    def _on_loop_blocked(self, event: LoopBlocked) -> None:
+        for attempt in reversed(self._unit(event).attempts):
+            if attempt.number == event.attempt:
+                attempt.blocks = (*attempt.blocks, event)
+                break
+
+    # Helpers.
+
+    def _unit(self, event: Any) -> StepView:
+        """Return what an event is about."""
+        step = self.steps[event.step]
+        if event.item is None:
+            return step
+        if step.items is None:
+            step.items = {}
+        item = step.items.get(event.item)
+        if item is None:
+            item = step.items[event.item] = StepView(
+                f"{step.name}[{event.item}]",
+                tier=step.tier,
+                max_retries=step.max_retries,
+                secret=step.secret,
+            )
+            step.tally[StepStatus.PENDING] += 1
+            before = self._before.get(event.step)
+            before = None if before is None else (before.items or {}).get(event.item)
+            if before is not None and type(event) is AttemptStarted and event.attempt > 1:
+                _carry_over(item, before)
+        return item
+
+    def _settle(self, unit: StepView, status: StepStatus, event: Any) -> None:
+        if unit.started_ms is not None:
+            unit.ended_ms = event.at_ms
+        self._move(unit, status, event)
+
+    def _move(self, unit: StepView, status: StepStatus, event: Any = None) -> None:
+        of_item = event is not None and event.item is not None
+        counts = self.steps[event.step].tally if of_item else self.counts
+        counts[unit.status] -= 1
+        counts[status] += 1
+        unit.status = status
+
+
+def _close(
+    unit: StepView, at_ms: float, end: AttemptEnd, error: BaseException | None = None
+) -> AttemptView | None:
+    """Note that the running attempt has ended, if one is running; return it."""
+    attempt = unit.latest
+    if attempt is None or attempt.ended_ms is not None:
+        return None
+    attempt.ended_ms, attempt.end, attempt.error = at_ms, end, error
+    return attempt
+
+
+def _cut_short(unit: StepView, at_ms: float) -> None:
+    """Note that the process died while an attempt was running, if one was."""
+    crashes = sum(attempt.end == "crashed" for attempt in unit.attempts) + 1
+    attempt = _close(unit, at_ms, "crashed")
+    if attempt is not None:
+        attempt.error = StepCrashedError(unit.name, attempt.number, crashes)
+
+
+def _carry_over(unit: StepView, before: StepView) -> None:
+    """Let a unit go on with the attempts that it has had."""
+    unit.attempts, unit.started_ms = before.attempts, before.started_ms
+
+
+def _take_over(unit: StepView, before: StepView) -> None:
+    """Give a unit the result that it had before the run went on."""
+    _carry_over(unit, before)
+    unit.ended_ms, unit.output, unit.error = before.ended_ms, before.output, before.error
+    unit.reason, unit.on_purpose = before.reason, before.on_purpose
+    unit.items, unit.item_count, unit.tally = before.items, before.item_count, before.tally
+
+
+_RULES: dict[type, Callable[[RunView, Any], None]] = {
+    RunStarted: RunView._on_run_started,
+    RunResumed: RunView._on_run_resumed,
+    RunInterrupted: RunView._on_run_interrupted,
+    RunTimedOut: RunView._on_run_timed_out,
+    RunFinished: RunView._on_run_finished,
+    AttemptStarted: RunView._on_attempt_started,
+    AttemptFailed: RunView._on_attempt_failed,
+    MapStarted: RunView._on_map_started,
+    StepSucceeded: RunView._on_step_succeeded,
+    StepFailed: RunView._on_step_failed,
+    StepCancelled: RunView._on_step_cancelled,
+    StepSkipped: RunView._on_step_skipped,
+    StepReused: RunView._on_step_reused,
+    ThreadAbandoned: RunView._on_thread_abandoned,
+    LoopBlocked: RunView._on_loop_blocked,
+}
