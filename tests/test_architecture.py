@@ -60,7 +60,8 @@ FLOORS = [
         *("testing", "journal"),
         # The rooms behind the journal.
         *("_rows", "_same", "_codec", "_thread", "_owner", "_store", "_sqlite", "_clerk", "_book"),
-        *("_archive", "_asked", "_stored", "_postgres", "_postgres_store"),
+        *("_archive", "_asked", "_inquiries", "_stored"),
+        *("_database", "_postgres", "_postgres_store"),
     ],
     ["__init__", "examples"],
 ]

@@ -37,6 +37,7 @@ PUBLIC = [
     "ResultRefusedError",
     "Retry",
     "RunAlreadyActiveError",
+    "RunCancelledError",
     "RunNotFoundError",
     "RunReport",
     "StepCancelledError",

@@ -11,9 +11,9 @@ import psycopg
 import pytest
 from postgres_server import PostgresServer, until
 
+from asyncflow._database import Cursor
 from asyncflow._errors import JournalError
 from asyncflow._postgres import Postgres
-from asyncflow._store import Cursor
 from asyncflow.journal import PostgresJournal
 
 
@@ -163,7 +163,7 @@ def test_processes_that_make_the_tables_at_once_do_not_disturb_each_other(dsn: s
         found = list(executor.map(begin, range(8)))
 
     assert found == [[]] * 8
-    assert version_in(dsn) == 1
+    assert version_in(dsn) == 2
 
 
 def version_in(dsn: str) -> int:
@@ -176,12 +176,12 @@ def version_in(dsn: str) -> int:
 async def test_newer_tables_are_left_alone(dsn: str) -> None:
     await use(dsn)
     with psycopg.connect(dsn) as connection:
-        connection.execute("UPDATE asyncflow.schema_version SET version = 2")
+        connection.execute("UPDATE asyncflow.schema_version SET version = 3")
 
-    with pytest.raises(JournalError, match=r"schema 2, and this one knows up to 1.*upgrade"):
+    with pytest.raises(JournalError, match=r"schema 3, and this one knows up to 2.*upgrade"):
         await use(dsn)
 
-    assert version_in(dsn) == 2
+    assert version_in(dsn) == 3
 
 
 def test_a_migration_happens_as_a_whole_or_not_at_all(
@@ -221,7 +221,7 @@ async def test_who_is_given_a_schema_makes_the_tables_there(guest: str, dsn: str
 
     await use(guest)
 
-    assert version_in(dsn) == 1
+    assert version_in(dsn) == 2
 
 
 async def test_what_can_only_be_read_says_so(dsn: str) -> None:
