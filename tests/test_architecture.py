@@ -26,7 +26,7 @@ FLOORS = [
             "_nesting",
             "_declared",
         ),
-        *("_result", "_critical_path", "_diagram", "_report_json", "_report", "events"),
+        *("_result", "_signs", "_critical_path", "_diagram", "_report_json", "_report", "events"),
         *("_hints", "_fingerprint", "_story", "_resume", "_step_view", "_view", "_retold"),
         *(
             "_phases",
