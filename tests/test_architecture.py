@@ -27,7 +27,7 @@ FLOORS = [
             "_declared",
         ),
         *("_result", "_critical_path", "_diagram", "_report_json", "_report", "events"),
-        *("_hints", "_fingerprint", "_story", "_resume"),
+        *("_hints", "_fingerprint", "_story", "_resume", "_events_told"),
         *(
             "_phases",
             "_past",
