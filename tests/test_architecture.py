@@ -57,7 +57,7 @@ FLOORS = [
         *("_orchestrator", "_pipeline", "_recovery"),
     ],
     [
-        *("testing", "journal"),
+        *("testing", "journal", "logs"),
         # The rooms behind the journal.
         *("_rows", "_same", "_codec", "_thread", "_owner", "_store", "_sqlite", "_clerk", "_book"),
         *("_archive", "_asked", "_stored", "_postgres", "_postgres_store"),
