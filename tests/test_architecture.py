@@ -57,7 +57,8 @@ FLOORS = [
         *("_orchestrator", "_pipeline", "_recovery"),
     ],
     [
-        *("testing", "journal", "logs"),
+        *("testing", "journal", "logs", "otel"),
+        *("_otel_conventions", "_otel_metrics", "_otel_spans"),
         # The rooms behind the journal.
         *("_rows", "_same", "_codec", "_thread", "_owner", "_store", "_sqlite", "_clerk", "_book"),
         *("_archive", "_asked", "_stored", "_postgres", "_postgres_store"),
