@@ -289,7 +289,9 @@ print(json.dumps(sorted({{name.partition(".")[0] for name in set(sys.modules) - 
     return set(json.loads(done.stdout)) - sys.stdlib_module_names - {"asyncflow"}
 
 
-@pytest.mark.parametrize("module", ["asyncflow", "asyncflow.events", "asyncflow.testing"])
+@pytest.mark.parametrize(
+    "module", ["asyncflow", "asyncflow.events", "asyncflow.logs", "asyncflow.testing"]
+)
 def test_an_import_brings_in_anyio_and_nothing_else(module: str) -> None:
     # Whether packages hook into every start of this interpreter is not asked here.
     assert imported_by(f"import {module}") <= NEEDED
