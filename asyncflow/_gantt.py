@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator
 from typing import Literal, NamedTuple, TypeAlias
 
 from asyncflow._step_view import AttemptView, StepView
-from asyncflow._times import duration_text
 from asyncflow._view import RunView
 
 __all__ = ["Bar", "Row", "Tick", "TierBand", "Timeline", "bars_of", "running_at", "ticks"]
@@ -179,10 +179,16 @@ def ticks(timeline: Timeline, about: int = 8) -> list[Tick]:
 
 
 def _tick_text(ms: float, step_ms: float) -> str:
+    """Write a time with as many places as tell it apart from the next one."""
     if not ms:
         return "0"
-    if step_ms < 1_000 and ms >= 1_000:
-        return f"{ms / 1000:.{3 if step_ms < 10 else 2 if step_ms < 100 else 1}f} s"
+    if ms < 1_000:
+        return f"{ms:g} ms"
     if ms < 60_000:
-        return f"{ms / 1000:g} s" if ms >= 1_000 else f"{ms:g} ms"
-    return duration_text(ms).replace(" 00 s", "").replace(" 00 m", "").replace(" 00 h", "")
+        places = max(0, math.ceil(-math.log10(step_ms / 1_000) - 1e-9))
+        return f"{ms / 1_000:.{places}f} s"
+    minutes, seconds = divmod(round(ms / 1_000), 60)
+    hours, minutes = divmod(minutes, 60)
+    days, hours = divmod(hours, 24)
+    parts = [(days, "d"), (hours, "h"), (minutes, "m"), (seconds, "s")]
+    return " ".join(f"{count} {unit}" for count, unit in parts if count)

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import json
 from collections.abc import Mapping, Sequence
 from functools import cache
 from importlib import resources
 from typing import Any, NamedTuple
 
 from asyncflow._dag import drawing
+from asyncflow._events_told import duration
 from asyncflow._gantt import running_at, ticks
 from asyncflow._sheet import Sheet, name_text
 from asyncflow._tale import Tale, tale
 from asyncflow._text import in_one_line
-from asyncflow._times import duration_text, moment_iso, moment_text
+from asyncflow._times import moment_iso, moment_text
 from asyncflow._view import RunView
 from asyncflow.events import Event
 
@@ -159,17 +159,15 @@ def _environment() -> jinja2.Environment:
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
-        extensions=["jinja2.ext.do"],
     )
     environment.filters.update(
-        ms=duration_text,
+        ms=duration,
         name=name_text,
         line=in_one_line,
         moment=moment_text,
         iso=moment_iso,
         num=_number,
         text=_text,
-        json=json.dumps,
     )
     return environment
 
