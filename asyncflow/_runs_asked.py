@@ -44,7 +44,7 @@ class Asked(NamedTuple):
 
     def query(self, **changes: str) -> str:
         """Return it as the query of a URL, with its question mark, but for what is changed."""
-        asked = {name: value for name, value in self._replace(**changes)._asdict().items() if value}
+        asked = {name: value for name, value in {**self._asdict(), **changes}.items() if value}
         if self.limit == _USUALLY:
             del asked["limit"]
         return f"?{urlencode(asked)}" if asked else "?"
@@ -140,5 +140,5 @@ def _place_of(before: str) -> tuple[float, str]:
     except ValueError:
         comma = ""
     if not comma or not 0 <= started_at < math.inf:
-        raise ValueError(f"before must be what a page of runs names as its next one, not {before!r}")
+        raise ValueError(f"before must be what a page names as the next one, not {before!r}")
     return started_at, run_id

@@ -8,7 +8,7 @@ from starlette.responses import JSONResponse, RedirectResponse, Response
 from asyncflow._archive import RunRecord
 from asyncflow._web_journal import RunsJournal
 from asyncflow._web_pages import link_to, problem, wants_json
-from asyncflow._web_resume import ResumeRefusedError, Resumer
+from asyncflow._web_resume import Resumer, ResumeRefusedError
 
 __all__ = ["cancel", "resume"]
 

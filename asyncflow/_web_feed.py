@@ -235,7 +235,9 @@ class Feeds:
         self._feeds: dict[str, Feed] = {}
         self._is_closed = False
 
-    async def updates(self, run_id: str, after: int, render: Render) -> AsyncGenerator[Update, None]:
+    async def updates(
+        self, run_id: str, after: int, render: Render
+    ) -> AsyncGenerator[Update, None]:
         """Tell what has changed in a run, until it has ended; see `Feed.updates`."""
         if self._is_closed:
             return

@@ -12,7 +12,16 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, JSONResponse, Response
 
-__all__ = ["asset", "asset_url", "link_to", "path_in", "problem", "render", "route_of", "wants_json"]
+__all__ = [
+    "asset",
+    "asset_url",
+    "link_to",
+    "path_in",
+    "problem",
+    "render",
+    "route_of",
+    "wants_json",
+]
 
 _ASSETS = Path(__file__).parent / "assets"
 _SERVED = {
@@ -90,9 +99,8 @@ def problem(
     """
     if wants_json(request):
         return JSONResponse({"error": title, "detail": text}, status)
-    return render(
-        request, "web_problem.html", status, status=status, title=title, text=text, links=links
-    )
+    told = {"number": status, "title": title, "text": text, "links": links}
+    return render(request, "web_problem.html", status, **told)
 
 
 def asset(request: Request) -> Response:
@@ -100,9 +108,7 @@ def asset(request: Request) -> Response:
     name = request.path_params["name"]
     if name not in _SERVED:
         return problem(request, 404, "There is no such file", "This server has no file like that.")
-    return Response(
-        _bytes_of(name), media_type=_SERVED[name], headers={"cache-control": _A_YEAR}
-    )
+    return Response(_bytes_of(name), media_type=_SERVED[name], headers={"cache-control": _A_YEAR})
 
 
 @cache

@@ -64,6 +64,13 @@ FLOORS = [
         *("_rows", "_same", "_codec", "_thread", "_owner", "_store", "_sqlite", "_clerk", "_book"),
         *("_archive", "_asked", "_inquiries", "_stored"),
         *("_database", "_postgres", "_postgres_store"),
+        # The page of a run.
+        *("html_report", "_page", "_sheet", "_gantt", "_dag", "_layout", "_preview", "_tale"),
+        "_times",
+        # The runs in a browser.
+        *("web", "_web_site", "_web_serve", "_web_guard", "_web_token", "_web_login", "_web_pages"),
+        *("_web_run", "_web_feed", "_web_stream", "_web_resume", "_web_actions", "_web_api"),
+        *("_web_journal", "_runs_page", "_runs_asked", "_runs_scatter"),
     ],
     ["__init__", "examples"],
 ]
@@ -291,7 +298,9 @@ print(json.dumps(sorted({{name.partition(".")[0] for name in set(sys.modules) - 
     return set(json.loads(done.stdout)) - sys.stdlib_module_names - {"asyncflow"}
 
 
-@pytest.mark.parametrize("module", ["asyncflow", "asyncflow.events", "asyncflow.testing"])
+@pytest.mark.parametrize(
+    "module", ["asyncflow", "asyncflow.events", "asyncflow.logs", "asyncflow.testing"]
+)
 def test_an_import_brings_in_anyio_and_nothing_else(module: str) -> None:
     # Whether packages hook into every start of this interpreter is not asked here.
     assert imported_by(f"import {module}") <= NEEDED
