@@ -130,10 +130,10 @@ def _is_from_elsewhere(request: Request, host: str) -> bool:
 
 def _add_headers(headers: MutableHeaders, nonce: str) -> None:
     source = f"'nonce-{nonce}'"
-    headers["content-security-policy"] = (
-        f"default-src 'none'; script-src {source}; style-src {source}; "
-        "style-src-attr 'unsafe-inline'; img-src data:; connect-src 'self'; form-action 'self'; "
-        "base-uri 'none'; frame-ancestors 'none'"
+    headers.setdefault(
+        "content-security-policy",
+        f"default-src 'none'; script-src {source}; style-src {source}; img-src data:; "
+        "connect-src 'self'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'",
     )
     headers["x-content-type-options"] = "nosniff"
     headers["x-frame-options"] = "DENY"
