@@ -326,8 +326,8 @@ async def test_who_claims_a_run_does_not_hear_of_what_was_asked_before(
     async with running(journal, slowly(lambda: asyncio.sleep(0.3))) as task:
         assert (await task).all_passed
     assert await tokens(place) == [None]
+    book.add(AttemptStarted("slow", 1, 1.0))
     with pytest.raises(LeaseLostError):
-        book.add(AttemptStarted("slow", 1, 1.0))
         await book.close()
 
 
