@@ -183,7 +183,7 @@ class Feed:
 
     async def _look(self) -> int:
         """Read what is new, and make the parts; return how many bytes of them have changed."""
-        now_s = time.monotonic()
+        now_s = asyncio.get_running_loop().time()
         stored = await self._journal.events(self._run_id, self._position)
         record = self._record
         if stored or record is None or now_s - self._recorded_at >= _LONGEST_S:
