@@ -33,8 +33,8 @@ def postgres_server() -> Iterator[PostgresServer]:
 
 
 @pytest.fixture
-def journal(tmp_path: Path) -> Iterator[SQLiteJournal]:
-    journal = SQLiteJournal(tmp_path / "runs.db")
+def journal() -> Iterator[SQLiteJournal]:
+    journal = SQLiteJournal(":memory:")
     yield journal
     journal.close()
 
