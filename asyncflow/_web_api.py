@@ -12,8 +12,8 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from asyncflow._archive import RunRecord, StoredEvent
-from asyncflow._errors import RestoredError, RunNotFoundError
-from asyncflow._result import RestoredOutput
+from asyncflow._errors import RunNotFoundError
+from asyncflow._result import RestoredOutput, stand_in
 from asyncflow._runs_asked import asked_in, runs_asked
 from asyncflow._text import text_of
 from asyncflow._web_journal import RunsJournal
@@ -97,6 +97,5 @@ def _json_of(value: Any, depth: int = 0) -> Any:
 
 
 def _error_json(error: BaseException) -> dict[str, str]:
-    if isinstance(error, RestoredError):
-        return {"type": error.type_name, "message": error.message}
-    return {"type": type(error).__name__, "message": text_of(str, error)}
+    kept = stand_in(error)
+    return {"type": kept.type_name, "message": kept.message}

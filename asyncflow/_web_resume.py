@@ -66,17 +66,15 @@ class Resumer:
                 self._go_on(record), name=f"asyncflow:resume:{record.run_id}", context=Context()
             )
             self._going_on[record.run_id] = task
-        waited_s = 0.0
-        while waited_s < _LONGEST_WAIT_S and not task.done():
-            await asyncio.sleep(_LOOK_EVERY_S)
-            waited_s += _LOOK_EVERY_S
-            if await self._has_begun(record):
-                return
-        if not task.done():
-            return
-        error = task.result()
-        if error is not None:
-            raise ResumeRefusedError(_why_not(record, error)) from error
+        give_up_at = asyncio.get_running_loop().time() + _LONGEST_WAIT_S
+        while not task.done() and asyncio.get_running_loop().time() < give_up_at:
+            if await self._journal.record(record.run_id) != record:
+                return  # it has begun
+            await asyncio.wait([task], timeout=_LOOK_EVERY_S)
+        if task.done() and not task.cancelled():
+            error = task.result()
+            if error is not None:
+                raise ResumeRefusedError(_why_not(error)) from error
 
     def _check(self, record: RunRecord) -> None:
         name = record.pipeline
@@ -100,10 +98,6 @@ class Resumer:
             "with its steps, its id and this journal"
         )
 
-    async def _has_begun(self, before: RunRecord) -> bool:
-        now = await self._journal.record(before.run_id)
-        return now != before
-
     async def _go_on(self, record: RunRecord) -> Exception | None:
         """Go on with a run to its end, and return why it could not."""
         run_id, pipeline = record.run_id, self._pipelines[record.pipeline]
@@ -111,6 +105,9 @@ class Resumer:
             await pipeline.run(run_id=run_id, journal=self._journal)
         except RunCancelledError:
             _log.info("run %r was cancelled", run_id)
+        except RunAlreadyActiveError as error:
+            _log.info("run %r goes on in %s", run_id, error.owner)
+            return error
         except Exception as error:
             _log.exception("run %r can't go on", run_id)
             return error
@@ -153,7 +150,7 @@ def _runnable(name: str, pipeline: Any) -> Resumable:
     return runnable  # type: ignore[no-any-return]
 
 
-def _why_not(record: RunRecord, error: Exception) -> str:
+def _why_not(error: Exception) -> str:
     if isinstance(error, RunAlreadyActiveError):
         return f"it is going on already, in {error.owner}"
     return f"{type(error).__name__}: {error}"

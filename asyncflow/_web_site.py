@@ -121,7 +121,7 @@ async def _unreadable(request: Request, error: JournalError) -> Response:
 
 async def _no_such_page(request: Request, error: HTTPException) -> Response:
     if error.status_code == 405:
-        allowed = (error.headers or {}).get("allow", "POST")
+        allowed = ", ".join(sorted((error.headers or {}).get("Allow", "").split(", ")))
         text = f"This path takes {allowed} only."
         answer = problem(request, 405, "That can't be done here", text)
         answer.headers["allow"] = allowed

@@ -315,5 +315,3 @@ async def test_a_run_that_has_ended_is_told_once(journal: Any) -> None:
     told = [each async for each in Feeds(journal).updates("r", 0, render)]
 
     assert [each.end for each in told] == ["ended"]
-
-

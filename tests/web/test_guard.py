@@ -26,7 +26,8 @@ async def kept(journal: Any) -> AsyncIterator[Any]:
 
 
 @pytest.mark.parametrize(
-    "host", ["127.0.0.1:8765", "localhost:99", "[::1]:8765", "127.8.8.8", "ui.localhost", "LOCALHOST"]
+    "host",
+    ["127.0.0.1:8765", "localhost:99", "[::1]:8765", "127.8.8.8", "ui.localhost", "LOCALHOST"],
 )
 async def test_this_machine_is_answered_without_a_token(ask: Any, kept: Any, host: str) -> None:
     answer = await ask(app(kept)).get(RUN, headers={"host": host})
