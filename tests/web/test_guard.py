@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
@@ -17,9 +16,9 @@ RUN = "/runs/nightly"
 
 
 @pytest.fixture
-async def kept(journal: Any) -> AsyncIterator[Any]:
+async def kept(journal: Any) -> Any:
     await passing().run(run_id="nightly", journal=journal)
-    yield journal
+    return journal
 
 
 # Which host.
