@@ -123,7 +123,7 @@ class Archive:
         if not stored:
             raise self._unknown(run_id)
         story = Story(event for _, event in stored)
-        return story.report(self._shown, self._shown)
+        return story.report(self._shown)
 
     def must_know(self, run_id: str) -> None:
         """Look for a run.
