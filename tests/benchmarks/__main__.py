@@ -26,6 +26,7 @@ from examples.replay import replay
 from tests.benchmarks.by_hand import map_by_hand, run_by_hand
 from tests.benchmarks.durable import durable
 from tests.benchmarks.graphs import SHAPES, instant, pipeline, suspending
+from tests.benchmarks.observing import observing
 from tests.benchmarks.ratios import Row, ratio
 
 # Recorded workflows in WfFormat 1.5; without the folder their rows are left out.
@@ -292,6 +293,7 @@ def main() -> int:
         importing,
         lambda _: makespans(TRACES),
         durable,
+        observing,
     ]
     names = [
         "hand",
@@ -305,6 +307,7 @@ def main() -> int:
         "importing",
         "makespans",
         "durable",
+        "observing",
     ]
     for name, subject in zip(names, subjects, strict=True):
         if options.only and options.only not in name:

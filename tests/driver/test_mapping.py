@@ -121,7 +121,7 @@ class Unsized(list):
 
 
 @pytest.mark.parametrize(
-    ("values", "count"), [([1, 2], 2), ((v for v in [1, 2]), None), (Unsized([1, 2]), None)]
+    ("values", "count"), [([1, 2], 2), (lambda: (v for v in [1, 2]), None), (Unsized([1, 2]), None)]
 )
 async def test_how_many_items_there_are_is_told_if_anybody_knows(values, count):
     events = []
