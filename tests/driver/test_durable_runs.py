@@ -16,6 +16,7 @@ from itertools import pairwise
 import pytest
 from memory_journal import MemoryJournal
 from random_runs import RUN_ID, RandomPipeline, key_of
+from tries import tries
 from turn_counting import TurnCountingLoop
 
 from asyncflow import (
@@ -26,11 +27,14 @@ from asyncflow import (
     StepStatus,
     run_pipeline,
 )
-from asyncflow._graph import Shape, bind, bind_conditions, plan
+from asyncflow._graph import bind, bind_conditions, plan
 from asyncflow._nesting import HandsOn
 from asyncflow._resume import resume
+from asyncflow._retold import retold
+from asyncflow._shape import Shape
 from asyncflow._state import RunState
 from asyncflow._story import Story
+from asyncflow._view import RunView
 from asyncflow.events import (
     AttemptStarted,
     RunFinished,
@@ -116,6 +120,8 @@ class Execution:
                 self.check_times()
                 self.check_story()
                 self.check_replay()
+                assert_shows(RunView(self.journal.kept[RUN_ID]), self.report)
+                assert_shows(RunView(retold(self.report)), self.report)
             for result in self.report.results:
                 self.check_attempts(result)
 
@@ -229,6 +235,41 @@ def assert_same_result(one, other, secret):
             assert text_of(ours) == text_of(theirs), (each.name, one, other)
 
 
+def assert_shows(view, report):
+    """A view shows of each step what its report says."""
+    assert (view.run_id, view.outcome or "running") == (report.run_id, report.outcome)
+    assert view.stop_reason == report.stop_reason
+    assert view.steps.keys() == report.keys()
+    for name, result in report.items():
+        step = view.steps[name]
+        assert_unit_shows(step, result)
+        if result.status is StepStatus.RUNNING:
+            continue  # what a report says of that is less
+        items = step.items or {}
+        assert len(items) == len(result.items or ())
+        for number, item in zip(sorted(items), result.items or (), strict=True):
+            assert_unit_shows(items[number], item)
+    assert +view.counts == Counter(result.status for result in report.results)
+
+
+def assert_unit_shows(unit, result):
+    assert unit.status is result.status
+    assert unit.on_purpose == result.on_purpose
+    assert (unit.reason, text_of(unit.error)) == (result.reason, text_of(result.error))
+    if result.status is StepStatus.RUNNING:
+        return
+    assert (unit.started_ms, unit.attempt_count) == (result.started_ms, result.attempts)
+    if "[" not in unit.name:
+        assert (unit.reused, unit.rerun_reason) == (result.reused, result.rerun_reason)
+    assert (unit.duration_ms(0.0) or 0.0) == pytest.approx(result.duration_ms, abs=1e-6)
+    assert [each.number for each in unit.attempts] == [each.number for each in result.history]
+    for attempt, kept in zip(unit.attempts, result.history, strict=True):
+        assert attempt.started_ms == kept.started_ms
+        assert attempt.ended_ms - attempt.started_ms == pytest.approx(kept.duration_ms, abs=1e-6)
+        assert text_of(attempt.error) == text_of(kept.error)
+        assert attempt.end == "cancelled" or (attempt.error is None) == (attempt.end == "succeeded")
+
+
 def text_of(value):
     return repr(value)  # errors are equal only to themselves
 
@@ -298,7 +339,9 @@ async def die_everywhere(pipeline, seed):
     twice = chance.randrange(count)
     for kept in range(count + 1):
         left = journal.died_after(kept)
-        Story(left.kept[RUN_ID]).report(decode) if kept else None
+        if kept:
+            so_far = left.kept[RUN_ID]
+            assert_shows(RunView(so_far), Story(so_far).report(decode))
         again = await Execution(pipeline, left).run()
         executions += 1
         assert_same_end(again.report, whole, pipeline)
@@ -412,7 +455,7 @@ PROPERTIES = {
 }
 
 
-@pytest.mark.parametrize("seed", range(40))
+@pytest.mark.parametrize("seed", range(tries(40)))
 @pytest.mark.parametrize("what", PROPERTIES)
 def test_a_run_ends_as_if_nothing_had_happened_whenever_it(what, seed):
     pipeline = RandomPipeline(seed)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import logging
 import threading
 import time
+import weakref
 from contextvars import ContextVar
 from decimal import Decimal
 
@@ -17,7 +19,7 @@ from opentelemetry.trace import NoOpTracerProvider, SpanKind
 from results import HostileError
 from telemetry import Telemetry, status_of
 
-from asyncflow import Orchestrator, WorkflowStep, current_step, run_pipeline
+from asyncflow import Orchestrator, RestoredError, WorkflowStep, current_step, run_pipeline
 from asyncflow.events import (
     AttemptFailed,
     AttemptStarted,
@@ -27,6 +29,7 @@ from asyncflow.events import (
     StepSucceeded,
     ThreadAbandoned,
 )
+from asyncflow.logs import LoggingObserver
 from asyncflow.otel import OpenTelemetryObserver
 
 MARK: ContextVar[str] = ContextVar("mark", default="nothing")
@@ -523,6 +526,21 @@ async def test_an_error_that_bears_nothing_is_told_all_the_same(otel):
     assert ends(otel, "RUN")[0] == "failure"
 
 
+async def test_an_error_that_comes_from_a_stored_report_keeps_its_type(otel):
+    async def restore():
+        raise RestoredError("builtins.KeyError", "'x'", "the first traceback")
+
+    await run_pipeline([WorkflowStep("a", restore)], observers=[otel.observer])
+
+    (told,) = exceptions(otel.span("a attempt 1"))
+    assert dict(told) == {
+        "exception.type": "KeyError",
+        "exception.message": "'x'",
+        "exception.stacktrace": "the first traceback",
+    }
+    assert ends(otel, "a")[3] == "KeyError"
+
+
 async def test_what_can_not_be_encoded_is_escaped(otel):
     name = "a\ud800\n"
 
@@ -616,6 +634,39 @@ async def test_a_resumed_run_has_a_trace_of_its_own_and_tells_what_is_reused(ote
     assert run.start_time == pytest.approx(resumed.wall_time * 1e9, abs=1_000)
     passed_ms = events[-1].at_ms - resumed.at_ms
     assert run.end_time - run.start_time == pytest.approx(passed_ms * 1e6, abs=1_000)
+
+
+# What is kept.
+
+
+async def test_without_a_collector_a_dropped_report_frees_what_observed_steps_held(otel):
+    class Held:
+        pass
+
+    held = []
+
+    async def act(**_):
+        one = Held()
+        held.append(weakref.ref(one))
+        if len(held) > 1:
+            raise ValueError
+        return one
+
+    log = logging.Logger("test")
+    log.addHandler(logging.NullHandler())
+    gc.collect()
+    gc.disable()
+    try:
+        report = await run_pipeline(
+            [WorkflowStep("a", act), WorkflowStep("b", act, ["a"], max_retries=2)],
+            observers=[otel.observer, LoggingObserver(log)],
+        )
+        assert len(held) == 3
+        assert held[0]() is not None
+        del report
+        assert [one() for one in held] == [None] * 3
+    finally:
+        gc.enable()
 
 
 # Without an SDK, and with one that fails.
