@@ -120,7 +120,11 @@ def _fast(count: int, edges: tuple[Edge, ...]) -> Layout:
 
 def _from_edges(edges: list[Edge]) -> Any:
     return fast_sugiyama.from_edges(
-        edges, vertex_spacing=1, dummy_vertices=True, dummy_size=_BEND_HEIGHT
+        edges,
+        vertex_spacing=1,
+        dummy_vertices=True,
+        dummy_size=_BEND_HEIGHT,
+        ranking_type="up",  # in layers that are our tiers
     )
 
 

@@ -83,7 +83,7 @@ class Sheet:
         self.numbers = {name: number for number, name in enumerate(view.steps)}
         self.causes = view.causes()
         self.path = view.critical_path(now_ms)
-        self.timeline = Timeline(max(now_ms, 0.001))
+        self.timeline = Timeline.until(now_ms)
         self._is_critical = frozenset(self.path)
         shown = max(len(view.steps), 1)
         self.output_limit = _within(_ALL_OUTPUTS // shown, _OUTPUT)
