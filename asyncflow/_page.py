@@ -50,9 +50,7 @@ class Live(NamedTuple):
     """The list of all runs."""
 
 
-def page(
-    view: RunView, events: Sequence[Event], *, now_ms: float, live: Live | None = None
-) -> str:
+def page(view: RunView, events: Sequence[Event], *, now_ms: float, live: Live | None = None) -> str:
     """Return the page of a run.
 
     It loads nothing. Its security policy lets no script and no style run but its own, so that what

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import NamedTuple
 
 from asyncflow._gantt import Row, TierBand, Timeline, bars_of
@@ -48,7 +49,8 @@ _ENDS_IN_ORDER = (
 )
 
 
-class Chip(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Chip:
     """A status with its sign, its word and how often it is there."""
 
     kind: str
@@ -100,8 +102,8 @@ class Sheet:
 
     @property
     def title(self) -> str:
-        """What the run is called."""
-        return name_text(self.view.pipeline) or "Run"
+        """What the run is called: by its pipeline, if that has a name."""
+        return name_text(self.view.pipeline or self.view.run_id)
 
     @property
     def counts(self) -> list[Chip]:
@@ -117,9 +119,7 @@ class Sheet:
     @property
     def failures(self) -> list[StepView]:
         """The steps that failed, the first failure first."""
-        failed = [
-            step for step in self.view.steps.values() if step.status is StepStatus.FAILED
-        ]
+        failed = [step for step in self.view.steps.values() if step.status is StepStatus.FAILED]
         return sorted(failed, key=lambda step: step.ended_ms or 0.0)
 
     @property
@@ -226,9 +226,7 @@ class Sheet:
         items = step.items or {}
         mapped = sum(each.items is not None for each in self.view.steps.values())
         most = max(min(MOST_ITEMS, MOST_ITEM_ROWS // max(mapped, 1)), 1)
-        chosen = heapq.nsmallest(
-            most, items, key=lambda number: (_urgency(items[number]), number)
-        )
+        chosen = heapq.nsmallest(most, items, key=lambda number: (_urgency(items[number]), number))
         return [items[number] for number in sorted(chosen)]
 
 

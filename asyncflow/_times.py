@@ -6,6 +6,7 @@ from datetime import UTC, datetime
 
 __all__ = ["moment_iso", "moment_text"]
 
+
 def moment_text(wall_time: float) -> str:
     """Return a moment, in seconds since the epoch, as date and time in UTC."""
     moment = _moment(wall_time)
