@@ -13,9 +13,10 @@ from asyncflow._text import in_one_line
 
 __all__ = ["Box", "Curve", "Drawing", "drawing", "wrapped"]
 
-BOX_WIDTH, GAP_ACROSS, GAP_DOWN, MARGIN = 208, 64, 18, 12
-LINE_HEIGHT, ABOVE, BELOW = 16, 18, 22
-TEXT_WIDTH = 162
+BOX_WIDTH, GAP_ACROSS, GAP_DOWN, MARGIN = 226, 60, 16, 12
+LINE_HEIGHT, AROUND = 16, 32
+"""Of a line of the name; and of what is above and below, its status included."""
+TEXT_WIDTH = 178
 """What is left of a box for a line of its name, in pixels, at 12 pixels a letter."""
 MOST_LINES = 4
 
@@ -30,6 +31,7 @@ class Box(NamedTuple):
 
     x: float
     y: float
+    height: float
     lines: tuple[str, ...]
     """Its name, in as many lines as it needs, and at most four."""
 
@@ -49,7 +51,6 @@ class Drawing(NamedTuple):
     width: float
     height: float
     box_width: float
-    box_height: float
     boxes: tuple[Box, ...]
     curves: tuple[Curve, ...]
 
@@ -62,17 +63,17 @@ def drawing(dependencies: Mapping[str, Sequence[str]]) -> Drawing:
 @lru_cache(maxsize=16)  # as for the layout
 def _drawing(pipeline: tuple[tuple[str, tuple[str, ...]], ...]) -> Drawing:
     names = [wrapped(name) for name, _ in pipeline]
-    box_height = ABOVE + BELOW + LINE_HEIGHT * max(map(len, names), default=1) - 4
+    tallest = max(map(_height, names), default=0.0)
     found = layout(dict(pipeline))
 
     def across(layer: int) -> float:
         return MARGIN + layer * (BOX_WIDTH + GAP_ACROSS)
 
     def down(place: Place) -> float:
-        return round(MARGIN + place.down * (box_height + GAP_DOWN) - GAP_DOWN / 2, 1)
+        return round(MARGIN + place.down * (tallest + GAP_DOWN) - GAP_DOWN / 2, 1)
 
     boxes = tuple(
-        Box(across(place.layer), round(down(place) - box_height / 2, 1), lines)
+        Box(across(place.layer), down(place) - _height(lines) / 2, _height(lines), lines)
         for place, lines in zip(found.places, names, strict=True)
     )
     curves = tuple(
@@ -81,12 +82,15 @@ def _drawing(pipeline: tuple[tuple[str, tuple[str, ...]], ...]) -> Drawing:
     )
     return Drawing(
         across(max(found.layers, 1)) - GAP_ACROSS + MARGIN,
-        MARGIN * 2 + found.height * (box_height + GAP_DOWN) - GAP_DOWN,
+        MARGIN * 2 + found.height * (tallest + GAP_DOWN) - GAP_DOWN,
         BOX_WIDTH,
-        box_height,
         boxes,
         curves,
     )
+
+
+def _height(lines: Sequence[str]) -> float:
+    return AROUND + LINE_HEIGHT * len(lines)
 
 
 def _path(

@@ -13,8 +13,6 @@ __all__ = ["Bar", "Row", "Tick", "TierBand", "Timeline", "bars_of", "running_at"
 
 BarKind: TypeAlias = Literal["attempt", "queue", "backoff", "blocked", "items"]
 
-_DECIMALS = 7
-"""So that a millisecond of a week is told apart."""
 _MOST_POINTS = 400
 _NICE_MS = [
     *(base * 10**power for power in (-3, -2, -1, 0, 1, 2) for base in (1, 2, 5)),
@@ -69,15 +67,23 @@ class Timeline(NamedTuple):
     """The scale of a timeline: from the start of the run to ``span_ms``."""
 
     span_ms: float
+    decimals: int
+    """Of a percentage: so many that a hundredth of a millisecond is told apart."""
+
+    @classmethod
+    def until(cls, now_ms: float) -> Timeline:
+        """Return that of a run until a moment."""
+        span_ms = max(now_ms, 0.001)
+        return cls(span_ms, max(math.ceil(math.log10(span_ms)), 1))
 
     def at(self, ms: float) -> float:
         """Return where a time lies, in percent."""
-        return round(min(max(ms / self.span_ms, 0.0), 1.0) * 100, _DECIMALS)
+        return round(min(max(ms / self.span_ms, 0.0), 1.0) * 100, self.decimals)
 
     def bar(self, kind: BarKind, start_ms: float, end_ms: float, attempt: int = 0) -> Bar:
         """Return the bar between two times."""
         left = self.at(start_ms)
-        width = round(max(self.at(end_ms) - left, 0.0), _DECIMALS)
+        width = round(max(self.at(end_ms) - left, 0.0), self.decimals)
         return Bar(kind, left, width, start_ms, end_ms, attempt)
 
     def band(self, number: int, steps: Iterable[StepView], now_ms: float) -> TierBand | None:

@@ -13,7 +13,7 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from itertools import pairwise
-from typing import Any, NamedTuple, TypeAlias
+from typing import NamedTuple, TypeAlias
 
 try:
     import fast_sugiyama
@@ -102,7 +102,7 @@ def _fast(count: int, edges: tuple[Edge, ...]) -> Layout:
         if len(part) == 1:
             continue
         own = [edge for edge in edges if edge[0] in part]
-        (((found, _, _, links), *_),) = ([*_from_edges(own)],)
+        found, links = _from_edges(own)
         # Its numbers of bends begin anew in each part.
         names = {each: each if each in part else taken + at for at, (each, _) in enumerate(found)}
         taken += len(found)
@@ -117,10 +117,17 @@ def _fast(count: int, edges: tuple[Edge, ...]) -> Layout:
     return _finished(places, count, ways)
 
 
-def _from_edges(edges: list[Edge]) -> Any:
-    return fast_sugiyama.from_edges(
-        edges, vertex_spacing=1, dummy_vertices=True, dummy_size=_BEND_HEIGHT
+def _from_edges(edges: list[Edge]) -> tuple[list[tuple[int, tuple[float, float]]], list[Edge]]:
+    """Return where the steps of one part, and the bends, lie; and the links between them."""
+    assert fast_sugiyama is not None
+    ((found, _, _, links),) = fast_sugiyama.from_edges(
+        edges,
+        vertex_spacing=1,
+        dummy_vertices=True,
+        dummy_size=_BEND_HEIGHT,
+        ranking_type="up",  # in layers that are our tiers
     )
+    return found, links
 
 
 def _parts(count: int, edges: Sequence[Edge]) -> list[set[int]]:
@@ -257,7 +264,8 @@ def _apart(wanted: list[float], layer: list[int], count: int) -> list[float]:
     With the gaps taken off, what is asked for is the nearest sequence that does not fall, as in
     isotonic regression: neighbours that would fall are pooled at their mean.
     """
-    offset, offsets = 0.0, []
+    offset = 0.0
+    offsets: list[float] = []
     for one, other in pairwise([layer[0], *layer]):
         if offsets:
             offset += (_height(one, count) + _height(other, count)) / 2

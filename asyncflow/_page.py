@@ -172,7 +172,7 @@ def _environment() -> jinja2.Environment:
 
 def _number(value: float) -> str:
     """Write a number in as few digits as it needs."""
-    text = f"{value:.7f}".rstrip("0").rstrip(".")
+    text = f"{value:.12f}".rstrip("0").rstrip(".")
     return "0" if text == "-0" else text
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import NamedTuple
 
 from asyncflow._gantt import Row, TierBand, Timeline, bars_of
@@ -48,7 +49,8 @@ _ENDS_IN_ORDER = (
 )
 
 
-class Chip(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Chip:
     """A status with its sign, its word and how often it is there."""
 
     kind: str
@@ -83,7 +85,7 @@ class Sheet:
         self.numbers = {name: number for number, name in enumerate(view.steps)}
         self.causes = view.causes()
         self.path = view.critical_path(now_ms)
-        self.timeline = Timeline(max(now_ms, 0.001))
+        self.timeline = Timeline.until(now_ms)
         self._is_critical = frozenset(self.path)
         shown = max(len(view.steps), 1)
         self.output_limit = _within(_ALL_OUTPUTS // shown, _OUTPUT)
@@ -100,8 +102,8 @@ class Sheet:
 
     @property
     def title(self) -> str:
-        """What the run is called."""
-        return name_text(self.view.pipeline) or "Run"
+        """What the run is called: by its pipeline, if that has a name."""
+        return name_text(self.view.pipeline or self.view.run_id)
 
     @property
     def counts(self) -> list[Chip]:

@@ -134,6 +134,20 @@ def test_an_example_imports_what_users_import(module: str) -> None:
     }
 
 
+def test_the_core_asks_for_what_is_above_it_in_one_place_only() -> None:
+    """`RunReport.to_html` is where users look for it, and the page is an adapter with an extra."""
+    asked = {
+        (module, node.args[0].value)
+        for module in CORE
+        for node in ast.walk(ast.parse(MODULES[module].read_text(encoding="utf-8")))
+        if isinstance(node, ast.Call)
+        and ast.unparse(node.func).endswith(("import_module", "__import__"))
+        and isinstance(node.args[0], ast.Constant)
+    }
+
+    assert asked == {("_report", "asyncflow.html_report")}
+
+
 def test_no_two_modules_import_each_other() -> None:
     reach = {module: rooms_that(module, MODULES[module]) for module in [*CORE, *DRIVER, *ADAPTERS]}
 

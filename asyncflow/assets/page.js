@@ -310,7 +310,7 @@ const tickText = (ms, step) => {
     if (count) found.push(`${count} ${unit}`);
     left = Math.max(left - count * size, 0);
   }
-  if (step < 6e4) found.push(sign(left / 1e3, "s", decimals));
+  if (left > step / 2 || !found.length) found.push(sign(left / 1e3, "s", decimals));
   return found.join(" ");
 };
 let drawing = 0;
