@@ -13,7 +13,7 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from itertools import pairwise
-from typing import NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 try:
     import fast_sugiyama
@@ -120,13 +120,14 @@ def _fast(count: int, edges: tuple[Edge, ...]) -> Layout:
 def _from_edges(edges: list[Edge]) -> tuple[list[tuple[int, tuple[float, float]]], list[Edge]]:
     """Return where the steps of one part, and the bends, lie; and the links between them."""
     assert fast_sugiyama is not None
-    ((found, _, _, links),) = fast_sugiyama.from_edges(
+    parts: Any = fast_sugiyama.from_edges(
         edges,
         vertex_spacing=1,
         dummy_vertices=True,
         dummy_size=_BEND_HEIGHT,
         ranking_type="up",  # in layers that are our tiers
     )
+    ((found, _, _, links),) = parts
     return found, links
 
 
