@@ -18,7 +18,7 @@ from asyncflow._dag import BOX_WIDTH, drawing, wrapped
             "normalise_customer_addresses_against_the_national_register_v2",
             ("normalise_customer_", "addresses_against_the_", "national_register_v2"),
         ),
-        ("a" * 40, ("a" * 25, "a" * 15)),
+        ("a" * 40, ("a" * 24, "a" * 16)),
         ("a\nb", ("a\\nb",)),
     ],
 )

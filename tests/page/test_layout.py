@@ -44,7 +44,7 @@ def in_order(dependencies: Edges) -> Edges:
 
 
 def check(found: Layout, dependencies: Edges) -> None:
-    for (one, other) in combinations(found.places, 2):
+    for one, other in combinations(found.places, 2):
         assert one.layer != other.layer or abs(one.down - other.down) >= 0.99
     for place in found.places:
         assert 0 <= place.layer < found.layers
@@ -91,7 +91,7 @@ def test_an_edge_that_spans_layers_passes_them_beside_the_steps() -> None:
 
 def test_edges_of_two_equal_rows_do_not_cross() -> None:
     names = [f"s{number}" for number in range(8)]
-    dependencies = {name: () for name in names} | {f"t{name}": (name,) for name in names[::-1]}
+    dependencies = dict.fromkeys(names, ()) | {f"t{name}": (name,) for name in names[::-1]}
 
     found = layout(dependencies)
 
@@ -101,7 +101,7 @@ def test_edges_of_two_equal_rows_do_not_cross() -> None:
 
 
 def test_steps_without_edges_have_their_places() -> None:
-    dependencies: Edges = {name: () for name in "abc"} | {"d": ("a",)}
+    dependencies: Edges = dict.fromkeys("abc", ()) | {"d": ("a",)}
 
     check(layout(dependencies), dependencies)
 
@@ -128,9 +128,7 @@ def test_a_large_graph_is_laid_out_too() -> None:
 
 def test_too_many_bends_are_left_out() -> None:
     chain: Edges = {f"s{number}": (f"s{number - 1}",) if number else () for number in range(300)}
-    dependencies = chain | {
-        f"t{number}": (f"s{number}", "s299") for number in range(0, 290, 3)
-    }
+    dependencies = chain | {f"t{number}": (f"s{number}", "s299") for number in range(0, 290, 3)}
 
     found = layout(dependencies)
 

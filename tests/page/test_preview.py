@@ -59,7 +59,13 @@ def test_what_is_secret_is_redacted_and_says_so() -> None:
 
 @pytest.mark.parametrize(
     "value",
-    ["x" * 10**7, b"x" * 10**7, list(range(10**6)), {n: [n] for n in range(10**5)}, Point(10**60, 1)],
+    [
+        "x" * 10**7,
+        b"x" * 10**7,
+        list(range(10**6)),
+        {n: [n] for n in range(10**5)},
+        Point(10**60, 1),
+    ],
 )
 def test_a_large_value_is_cut(value: object) -> None:
     shown = preview(value, 50)
