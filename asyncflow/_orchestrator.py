@@ -152,6 +152,8 @@ class Orchestrator:
                 and an input do; or the run was started with other inputs. Nothing has run.
             PayloadError: An input can't be kept in the journal. Nothing has run.
             RunAlreadyActiveError: A run of that id is going on. Nothing has run.
+            RunCancelledError: The run was cancelled through its journal. The steps have ended, and
+                the run can be started again under its id.
             JournalError: The journal has failed. The steps have ended; what was kept is safe.
             RuntimeError: No asyncio event loop is running this code.
             asyncio.CancelledError: The caller was cancelled. The steps have ended.

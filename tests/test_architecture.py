@@ -33,7 +33,8 @@ FLOORS = [
         """
         testing
         journal _rows _same _codec _thread _owner _store _sqlite _clerk _book _archive _asked
-        _stored _postgres _postgres_store
+        _stored
+        _inquiries _database _postgres _postgres_store
         logs otel _otel_conventions _otel_metrics _otel_spans
         """,
         """

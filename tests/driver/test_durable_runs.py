@@ -16,9 +16,17 @@ from itertools import pairwise
 import pytest
 from memory_journal import MemoryJournal
 from random_runs import RUN_ID, RandomPipeline, key_of
+from tries import tries
 from turn_counting import TurnCountingLoop
 
-from asyncflow import JournalError, StepCrashedError, StepResult, StepStatus, run_pipeline
+from asyncflow import (
+    JournalError,
+    RunCancelledError,
+    StepCrashedError,
+    StepResult,
+    StepStatus,
+    run_pipeline,
+)
 from asyncflow._graph import bind, bind_conditions, plan
 from asyncflow._nesting import HandsOn
 from asyncflow._resume import resume
@@ -43,6 +51,22 @@ def decode(step, payload):
     return json.loads(payload.data)
 
 
+class Request:
+    """What a loop cancels in place of a task: a run, through its journal."""
+
+    def __init__(self, journal):
+        self.book = None
+        self.journal = journal
+
+    def done(self):
+        self.book = self.journal.open_books.get(RUN_ID)
+        return self.book is None or not self.book.is_watched
+
+    def cancel(self, message):
+        self.book.cancel()
+        return False  # the task itself is not cancelled
+
+
 class Execution:
     """One process's part of a run: from its start, or its resumption, to its end."""
 
@@ -57,7 +81,7 @@ class Execution:
         self.report = None
         self.error = None
 
-    async def run(self, turn=None):
+    async def run(self, turn=None, *, through_journal=False):
         loop = asyncio.get_running_loop()
         task = asyncio.Task(
             run_pipeline(
@@ -69,7 +93,7 @@ class Execution:
             )
         )
         loop.turn, loop.turns, loop.was_asked = turn, 0, False
-        loop.victim = task
+        loop.victim = Request(self.journal) if through_journal else task
         await asyncio.wait([task])
         loop.victim = None
         assert task.cancelled() == loop.was_asked
@@ -86,7 +110,10 @@ class Execution:
         assert self.world.violations == []
         assert not +self.world.running
         assert [(pool.in_use, pool.waiting) for pool in self.world.pools] == [(0, 0)] * 2
-        assert self.error is None or isinstance(self.error, JournalError)
+        assert self.error is None or isinstance(self.error, JournalError | RunCancelledError)
+        if isinstance(self.error, RunCancelledError):
+            last = self.told[-1], self.journal.kept[RUN_ID][-1]
+            assert [event.outcome for event in last] == ["interrupted"] * 2
         self.check_calls()
         if self.report is not None:
             if self.told:
@@ -355,8 +382,17 @@ async def fail_everywhere(pipeline, seed):
     return executions
 
 
-async def cancel_somewhere(pipeline, seed):
+async def cancel_caller(pipeline, seed):
     """The caller is cancelled in any turn, also while it goes on, and starts the run again."""
+    return await cancel_somewhere(pipeline, seed, through_journal=False)
+
+
+async def cancel_through_journal(pipeline, seed):
+    """Somebody cancels the run through its journal in any turn, and it is started again."""
+    return await cancel_somewhere(pipeline, seed, through_journal=True)
+
+
+async def cancel_somewhere(pipeline, seed, *, through_journal):
     chance = random.Random(seed)
     first = MemoryJournal(latency_s=pipeline.latency_s)
     whole = await Execution(pipeline, first).run()
@@ -364,7 +400,9 @@ async def cancel_somewhere(pipeline, seed):
     for _ in range(8):
         journal = MemoryJournal(latency_s=pipeline.latency_s)
         for _ in range(6):
-            execution = await Execution(pipeline, journal).run(chance.randrange(whole.turns + 1))
+            turn = chance.randrange(whole.turns + 1)
+            execution = Execution(pipeline, journal)
+            await execution.run(turn, through_journal=through_journal)
             executions += 1
             if execution.report is not None:
                 break
@@ -411,12 +449,13 @@ async def change_often(pipeline, seed):
 PROPERTIES = {
     "dies": die_everywhere,
     "its journal fails": fail_everywhere,
-    "its caller is cancelled": cancel_somewhere,
+    "its caller is cancelled": cancel_caller,
+    "is cancelled through its journal": cancel_through_journal,
     "its pipeline is changed": change_often,
 }
 
 
-@pytest.mark.parametrize("seed", range(40))
+@pytest.mark.parametrize("seed", range(tries(40)))
 @pytest.mark.parametrize("what", PROPERTIES)
 def test_a_run_ends_as_if_nothing_had_happened_whenever_it(what, seed):
     pipeline = RandomPipeline(seed)
