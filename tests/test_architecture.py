@@ -14,60 +14,34 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "asyncflow"
 
 FLOORS = [
-    [
-        *("_errors", "_record", "_text", "_numbers", "_plain", "_awaiting", "_retry", "_pool"),
-        *(
-            "_payload",
-            "_signature",
-            "_sendable",
-            "_step_checks",
-            "_step",
-            "_graph",
-            "_nesting",
-            "_declared",
-        ),
-        *("_result", "_signs", "_critical_path", "_diagram", "_report_json", "_report", "events"),
-        *("_current", "_hints", "_fingerprint", "_story", "_resume", "_events_told"),
-        *("_step_view", "_view", "_retold"),
-        *(
-            "_phases",
-            "_past",
-            "_queue",
-            "_units",
-            "_limits",
-            "_history",
-            "_turns",
-            "_fold",
-            "_state",
-        ),
-    ],
-    [
-        *(
-            "_clock",
-            "_heart",
-            "_slots",
-            "_child",
-            "_workers",
-            "_engine",
-            "_watchdog",
-            "_monitor",
-            "_items",
-        ),
-        *("_shield", "_journal", "_keeper", "_durable"),
-        *("_observers", "_ledger", "_verdicts", "_waits", "_attempts", "_fanout", "_run"),
-        *("_orchestrator", "_pipeline", "_recovery"),
-    ],
-    [
-        *("testing", "journal", "logs", "otel"),
-        *("_otel_conventions", "_otel_metrics", "_otel_spans"),
-        # The rooms behind the journal.
-        *("_rows", "_same", "_codec", "_thread", "_owner", "_store", "_sqlite", "_clerk", "_book"),
-        *("_archive", "_asked", "_stored", "_postgres", "_postgres_store"),
-        # The page of a run.
-        *("html_report", "_page", "_sheet", "_gantt", "_dag", "_layout", "_preview", "_tale"),
-        "_times",
-    ],
-    ["__init__", "examples"],
+    floor.split()
+    for floor in (
+        """
+        _errors _record _text _numbers _plain _awaiting _retry _pool _payload _signature _sendable
+        _step_checks _step _graph _shape _nesting _declared
+        _result _signs _critical_path _diagram _report_json _report events _current
+        _hints _fingerprint _story _resume
+        _phases _past _queue _units _limits _history _turns _fold _state
+        _events_told _step_view _recollection _view _retold
+        """,
+        """
+        _clock _heart _slots _child _workers _engine _watchdog _monitor _items
+        _shield _journal _keeper _durable
+        _ledger _observers _verdicts _waits _attempts _fanout _run
+        _orchestrator _pipeline _recovery
+        """,
+        """
+        testing
+        journal _rows _same _codec _thread _owner _store _sqlite _clerk _book _archive _asked
+        _stored
+        _inquiries _database _postgres _postgres_store
+        logs otel _otel_conventions _otel_metrics _otel_spans
+        html_report _page _sheet _tale _gantt _dag _layout _preview _times
+        """,
+        """
+        __init__ examples
+        """,
+    )
 ]
 CORE, DRIVER, ADAPTERS, FACES = FLOORS
 NOT_IN_THE_CORE = {"asyncio", "time", "random", "os", "sqlite3", "logging", "anyio"}

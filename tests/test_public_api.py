@@ -38,6 +38,7 @@ PUBLIC = [
     "ResultRefusedError",
     "Retry",
     "RunAlreadyActiveError",
+    "RunCancelledError",
     "RunNotFoundError",
     "RunReport",
     "StepCancelledError",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import pytest
@@ -245,7 +246,7 @@ def test_the_axis_has_a_few_ticks_whatever_the_span(span_ms: float) -> None:
     assert 1 <= len(found) <= 10
     assert len({tick.text for tick in found}) == len(found)
     lefts = [tick.left for tick in found]
-    gaps = {round(b - a, 2) for a, b in zip(lefts, lefts[1:], strict=False)}
+    gaps = {round(b - a, 2) for a, b in itertools.pairwise(lefts)}
     assert all(math.isclose(gap, next(iter(gaps)), abs_tol=0.03) for gap in gaps)
 
 
@@ -253,4 +254,4 @@ def test_a_run_that_took_no_time_has_a_timeline() -> None:
     view = RunView([RunStarted("r", 0.0, {}), RunFinished(0.0, "passed")])
 
     assert running_at(view, 0.0) == []
-    assert [tick.left for tick in ticks(Timeline.until(0.0))][0] == 0.0
+    assert next(tick.left for tick in ticks(Timeline.until(0.0))) == 0.0

@@ -100,6 +100,12 @@ def test_edges_of_two_equal_rows_do_not_cross() -> None:
     assert order == follow
 
 
+def test_what_the_package_gets_wrong_is_laid_out_without_it() -> None:
+    dependencies: Edges = {"s0": [], "s1": ["s0"], "s2": [], "s5": ["s0", "s1"]}
+
+    check(layout(dependencies), dependencies)
+
+
 def test_steps_without_edges_have_their_places() -> None:
     dependencies: Edges = dict.fromkeys("abc", ()) | {"d": ("a",)}
 
