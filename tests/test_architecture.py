@@ -36,7 +36,7 @@ FLOORS = [
         _stored
         _inquiries _database _postgres _postgres_store
         logs otel _otel_conventions _otel_metrics _otel_spans
-        html_report _page _sheet _gantt _dag _layout _preview _tale _times
+        html_report _page _sheet _tale _gantt _dag _layout _preview _times
         web _web_site _web_serve _web_guard _web_token _web_login _web_pages
         _web_run _web_feed _web_stream _web_resume _web_actions _web_api _web_journal
         _runs_page _runs_asked _runs_scatter
