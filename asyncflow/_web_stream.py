@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import AsyncGenerator
-from contextlib import aclosing, suppress
+from contextlib import aclosing
 
 from sse_starlette import EventSourceResponse, ServerSentEvent
 from sse_starlette.sse import SendTimeoutError
@@ -39,8 +39,10 @@ class UpdateStream(EventSourceResponse):
         )
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        with suppress(SendTimeoutError):  # it may connect again
+        try:
             await super().__call__(scope, receive, send)
+        except* SendTimeoutError:  # in a group, before 3.3 of the library
+            pass  # the browser may connect again
 
 
 async def _told(updates: AsyncGenerator[Update, None]) -> AsyncGenerator[ServerSentEvent, None]:
