@@ -62,7 +62,7 @@ def _encoded(update: Update) -> bytes:
     told = {"sections": update.sections, "trouble": update.trouble, "end": update.end}
     data = json.dumps(told, ensure_ascii=False, separators=(",", ":"))
     return f"id: {update.position}\r\nevent: update\r\ndata: {data}\r\n\r\n".encode(
-        "utf-8", "replace"
+        "utf-8", "backslashreplace"
     )
 
 
