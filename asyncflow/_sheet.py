@@ -160,13 +160,14 @@ class Sheet:
 
     def note(self, unit: StepView) -> str:
         """Return in a line what there is to say of a step beside its status."""
+        notes = []
         if unit.error is not None:
-            return error_words(unit.error, _WORDS)
-        if unit.reason:
-            return _cut(in_one_line(unit.reason), _WORDS)
+            notes.append(error_words(unit.error, _WORDS))
+        elif unit.reason:
+            notes.append(_cut(in_one_line(unit.reason), _WORDS))
         if unit.reused:
-            return "reused from the journal"
-        return ""
+            notes.append("reused from the journal")
+        return "; ".join(notes)
 
     def attempts(self, unit: StepView) -> str:
         """Return how many attempts it has had, and of how many."""

@@ -396,7 +396,7 @@ const KEYS = {
   "/": () => { $("bar").scrollIntoView({ block: "nearest" }); find.focus(); find.select(); },
 };
 const clear = () => {
-  if (find.value || findStatus.value) { find.value = findStatus.value = ""; filterSteps(); } else choose(null);
+  if (find.value || findStatus.value) { find.value = findStatus.value = ""; filterSteps(); if (chosen !== null) reveal(); } else choose(null);
   document.activeElement?.matches("input, select") && document.activeElement.blur();
 };
 addEventListener("keydown", (event) => {
@@ -419,22 +419,31 @@ $("panel-previous").addEventListener("click", () => move(-1));
 
 // What is replaced comes back as the reader has left it.
 const keyOf = (details) => details.dataset.key ?? details.querySelector("summary")?.textContent.replace(/\d+/g, "");
+const focusable = (inside) => all("a, button, summary, [tabindex]", inside);
+const placeOf = (focus, element) => {
+  if (!focus || !element.contains(focus)) return null;
+  const near = focus.parentElement.closest("[data-i]"), inside = near && element.contains(near) ? near : element;
+  const query = inside === element ? null : `${inside.tagName}[data-i="${inside.dataset.i}"]`;
+  return { query, at: focusable(inside).indexOf(focus) };
+};
+const shown = new Map();
 const update = (sections) => {
-  const focus = document.activeElement, within = focus?.closest("[id]")?.id;
   for (const [id, html] of Object.entries(sections)) {
     const element = $(id);
-    if (!element) continue;
-    const scrolls = all("[id].scroll, .scroll", element).map((each) => [each.scrollLeft, each.scrollTop]);
+    if (!element || shown.get(id) === html) continue;
+    shown.set(id, html);
+    const scrolls = all(".scroll", element).map((each) => [each.scrollLeft, each.scrollTop]);
     const open = new Map(all("details", element).map((each) => [keyOf(each), each.open]));
-    const held = focus && element.contains(focus) ? all("a, button, summary, [tabindex]", element).indexOf(focus) : -1;
+    const place = placeOf(document.activeElement, element);
     element.innerHTML = html;
     for (const each of all("details", element)) if (open.has(keyOf(each))) each.open = open.get(keyOf(each));
     if (id === "gantt") applyGantt();
     if (id === "dag") applyDag();
-    all("[id].scroll, .scroll", element).forEach((each, at) => { if (scrolls[at]) [each.scrollLeft, each.scrollTop] = scrolls[at]; });
-    if (held >= 0) all("a, button, summary, [tabindex]", element)[held]?.focus({ preventScroll: true });
+    all(".scroll", element).forEach((each, at) => { if (scrolls[at]) [each.scrollLeft, each.scrollTop] = scrolls[at]; });
+    const inside = place && (place.query ? element.querySelector(place.query) : element);
+    // What is hidden until it is selected again can't have the focus yet.
+    if (inside) { show(false); focusable(inside)[place.at]?.focus({ preventScroll: true }); }
   }
-  void within;
   ready();
 };
 const ready = () => {
@@ -454,8 +463,6 @@ follow();
 // With the script off, links lead to the details at the end of the page.
 const old = /^#s(\d+)$/.exec(location.hash);
 if (old && names[old[1]] !== undefined) choose(old[1]);
-$("gantt-scroll")?.classList.add("grab");
-$("dag-scroll")?.classList.add("grab");
 document.addEventListener("scroll", (event) => { if (event.target.id === "gantt-scroll") drawTicks(); }, true);
 let resizing = 0;
 addEventListener("resize", () => { clearTimeout(resizing); resizing = setTimeout(() => { applyGantt(); applyDag(); }, 80); });
