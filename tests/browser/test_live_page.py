@@ -97,7 +97,7 @@ async def test_a_run_is_followed_while_it_goes_on_and_through_a_reload(
 ) -> None:
     gates, page = site.start("nightly/1"), tab.page
     await page.goto(site.url)
-    page.get_by_role("link", name="nightly/1").first.click()
+    await page.get_by_role("link", name="nightly/1").first.click()
 
     await expect(chip(page)).to_contain_text("RUNNING")
     await expect(live(page)).to_have_text("live")
@@ -327,7 +327,7 @@ async def test_the_list_is_as_it_is_now_and_can_be_narrowed(tab: Tab, tmp_path: 
     await page.get_by_role("link", name="Show all", exact=True).click()
     await expect(page.locator("#list tbody tr")).to_have_count(2)
 
-    await page.locator(".plot a").first.click()
+    await page.locator(".plot a").last.click()
     await expect(chip(page)).to_contain_text("PASSED")
     await page.get_by_role("link", name="All runs").click()
     await expect(page.locator("#list tbody tr")).to_have_count(2)
