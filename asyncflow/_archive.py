@@ -23,6 +23,9 @@ __all__ = ["Archive", "RunRecord", "RunStatus", "StoredEvent"]
 
 RunStatus = Literal["running", "passed", "failed", "interrupted"]
 
+_A_PAGE = 1_000
+"""How many runs to read at a time in search of orphans, which no SQL can tell."""
+
 _PICKLED = 'it is pickled, and read only with codec="cloudpickle"'
 
 
@@ -40,7 +43,23 @@ class RunRecord:
     updated_at: float
     """When it began, was resumed or ended, whichever was last, in seconds since the epoch."""
     owner: str | None
-    """Who runs it; ``None`` if nobody does, or a lease has run out."""
+    """Who runs it, or did until it died; ``None`` if nobody does, or a lease has run out."""
+    orphaned: bool = False
+    """Whether it has not ended and nobody runs it: its process is provably dead, or has not renewed
+    its lease, or has left it when the journal failed."""
+
+    @property
+    def duration_s(self) -> float | None:
+        """From when it began until it ended, in seconds, also what nobody ran it for meanwhile.
+
+        ``None`` while its status is ``"running"``.
+        """
+        return None if self.status == "running" else max(0.0, self.updated_at - self.started_at)
+
+    @property
+    def place(self) -> tuple[float, str]:
+        """Its place in the list of all runs: what ``before`` takes for the page that follows it."""
+        return self.started_at, self.run_id
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,17 +109,33 @@ class Archive:
         last = events[-1] if events else None
         return events if isinstance(last, RunFinished) and last.outcome == "passed" else []
 
-    def runs(self, **asked: Any) -> list[RunRecord]:
-        """Return the runs that `Store.runs` returns."""
-        return [_record_of(run) for run in self.store.runs(**asked)]
+    def runs(
+        self, *, orphaned: bool | None = None, limit: int | None = None, **asked: Any
+    ) -> list[RunRecord]:
+        """Return the runs that `Store.runs` returns, all of them or only the orphaned or others."""
+        if orphaned is None:
+            return [_record_of(run) for run in self.store.runs(limit=limit, **asked)]
+        if orphaned and asked.get("status") is None:
+            asked["status"] = "running"  # no other one can be
+        found: list[RunRecord] = []
+        while limit is None or len(found) < limit:
+            page = [_record_of(run) for run in self.store.runs(limit=_A_PAGE, **asked)]
+            found += [record for record in page if record.orphaned == orphaned]
+            if len(page) < _A_PAGE:
+                break
+            asked["before"] = page[-1].place
+        return found[:limit]
 
-    def orphans(self) -> list[RunRecord]:
-        """Return the runs that have not ended and that nobody runs."""
-        return [
-            _record_of(run)
-            for run in self.store.runs(status="running")
-            if run.owner is None or is_dead(run.process or "")
-        ]
+    def record(self, run_id: str) -> RunRecord:
+        """Return what is known of a run at a glance.
+
+        Raises:
+            RunNotFoundError: There is no such run.
+        """
+        runs = self.runs(run_id=run_id)
+        if not runs:
+            raise self._unknown(run_id)
+        return runs[0]
 
     def events(self, run_id: str, after: int) -> list[StoredEvent]:
         """Return the events of a run after a position.
@@ -110,7 +145,7 @@ class Archive:
         """
         stored = self.store.events(run_id, after)
         if not stored:
-            self.must_know(run_id)
+            self.record(run_id)
         return [StoredEvent(position, self._decoded(event)) for position, event in stored]
 
     def report(self, run_id: str) -> RunReport:
@@ -123,16 +158,7 @@ class Archive:
         if not stored:
             raise self._unknown(run_id)
         story = Story(event for _, event in stored)
-        return story.report(self._shown, self._shown)
-
-    def must_know(self, run_id: str) -> None:
-        """Look for a run.
-
-        Raises:
-            RunNotFoundError: There is no such run.
-        """
-        if not self.store.runs(run_id=run_id):
-            raise self._unknown(run_id)
+        return story.report(self._shown)
 
     def _unknown(self, run_id: str) -> RunNotFoundError:
         others = [run.run_id for run in self.store.runs(limit=1_000)]
@@ -160,6 +186,8 @@ class Archive:
 
 def _record_of(run: StoredRun) -> RunRecord:
     status: Any = run.status
+    orphaned = status == "running" and (run.owner is None or is_dead(run.process or ""))
+    pipeline = from_column(run.pipeline)
     return RunRecord(
-        run.run_id, from_column(run.pipeline), status, run.started_at, run.updated_at, run.owner
+        run.run_id, pipeline, status, run.started_at, run.updated_at, run.owner, orphaned
     )

@@ -3,15 +3,26 @@
 from __future__ import annotations
 
 from datetime import datetime
-from typing import get_args
+from typing import Any, get_args
 
 from asyncflow._archive import RunStatus
 from asyncflow._numbers import check_number
 from asyncflow._rows import column_of
 
-__all__ = ["check_lease", "check_new_id", "check_status", "check_text", "seconds_of"]
+__all__ = [
+    "check_flag",
+    "check_lease",
+    "check_new_id",
+    "check_sought",
+    "check_status",
+    "check_text",
+    "place_of",
+    "seconds_of",
+]
 
 _LONGEST_LEASE_S = 86_400
+_LONGEST_SOUGHT = 1_000
+_TIME = "a datetime or seconds since the epoch"
 
 
 def check_lease(lease_s: float) -> None:
@@ -66,14 +77,55 @@ def check_status(status: str | None) -> None:
         raise ValueError(f"status must be one of {names}, not {status!r}")
 
 
-def seconds_of(since: datetime | float) -> float:
+def check_flag(what: str, value: object) -> None:
+    """Check what has to be true, false or left open.
+
+    Raises:
+        TypeError: It is none of these.
+    """
+    if value is not None and not isinstance(value, bool):
+        raise TypeError(f"{what} must be True, False or None, not {type(value).__name__}")
+
+
+def check_sought(text: str) -> None:
+    """Check a text that is looked for in names.
+
+    Raises:
+        TypeError: It is no text.
+        ValueError: It is too long, or no database would take it.
+    """
+    check_text("text", text)
+    if len(text) > _LONGEST_SOUGHT or column_of(f"-{text}") != f"-{text}":
+        raise ValueError(
+            f"text must have at most {_LONGEST_SOUGHT:,} characters, and neither NUL nor surrogates"
+        )
+
+
+def seconds_of(what: str, time: datetime | float, kind: str = _TIME) -> float:
     """Return a time in seconds since the epoch.
 
     Raises:
         TypeError: It is none.
         ValueError: It is not finite, or before the epoch.
     """
-    if isinstance(since, datetime):
-        return since.timestamp()
-    check_number("since", since, 0, kind="a datetime or seconds since the epoch")
-    return since
+    if isinstance(time, datetime):
+        return time.timestamp()
+    check_number(what, time, 0, kind=kind)
+    return time
+
+
+def place_of(before: Any) -> float | tuple[float, str]:
+    """Return a time, or the place of a run in the list of all.
+
+    Raises:
+        TypeError: It is neither.
+        ValueError: It is not finite, or before the epoch.
+    """
+    if not isinstance(before, tuple):
+        return seconds_of("before", before, f"{_TIME}, or RunRecord.place")
+    try:
+        started_at, run_id = before
+    except ValueError:
+        raise TypeError("before must be a time, or what RunRecord.place gives") from None
+    check_text("the run id in before", run_id)
+    return seconds_of("the time in before", started_at), run_id

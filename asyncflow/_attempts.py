@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import logging
 import math
 import sys
 from abc import abstractmethod
@@ -48,6 +49,7 @@ from asyncflow._waits import Waits
 from asyncflow._watchdog import Watchdog
 from asyncflow.events import (
     AttemptStarted,
+    LoopBlocked,
     StepSucceeded,
     ThreadAbandoned,
 )
@@ -56,6 +58,7 @@ if TYPE_CHECKING:
     from asyncflow._workers import ThreadEnd
 
 __all__ = ["FIRST_TASK_BEARS_THE_NAME", "Attempts"]
+_log = logging.getLogger("asyncflow")
 
 # Before 3.12 `wait_for` runs what it is given in a task of its own, and throws away what that
 # task returned if the waiting is cancelled. So there we make the task, and ask it afterwards.
@@ -301,6 +304,23 @@ class Attempts(Waits):
         if unit not in self._asked and not task.cancelling():
             self._lapsed.add(unit)
             task.cancel()
+
+    def _on_block(self, task: asyncio.Task[Any] | None, blocked_ms: float, where: str) -> None:
+        """Tell of a step that has kept the event loop from doing anything else."""
+        running = self._watchdog.attempt_of(task)
+        # What runs elsewhere only waits in its task, which may be held up by others.
+        if running is not None and self._is_in_loop(running.step):
+            name, attempt, item = running.step, running.attempt, running.item
+            self._emit(LoopBlocked(name, attempt, self._now_ms(), blocked_ms, where, item))
+            _log.warning(
+                "step %r, attempt %d, blocked the event loop for %.0f ms at %s; let it await, "
+                'or make it a plain function with runs_in="thread"',
+                *(name, attempt, blocked_ms, where),
+            )
+
+    def _is_in_loop(self, step: str) -> bool:
+        plan = self._identity.plan
+        return plan.steps[plan.index[step]].runs_in == "loop"
 
     def _abandon(self, unit: int, running: AttemptStarted, thread: ThreadEnd) -> None:
         self._threads[unit] = thread

@@ -18,7 +18,7 @@ from collections.abc import Callable, Coroutine
 from typing import Any
 
 from asyncflow._clerk import Clerk, Holding
-from asyncflow._errors import JournalError, RunAlreadyActiveError
+from asyncflow._errors import JournalError, RunAlreadyActiveError, RunCancelledError
 from asyncflow._rows import Row, column_of, row_of
 from asyncflow._store import Change, Parcel
 from asyncflow._thread import Thread
@@ -27,6 +27,7 @@ from asyncflow.events import Event, RunFinished, RunResumed, RunStarted
 __all__ = ["Book", "Desk", "PassedBook"]
 
 _Waiter = asyncio.Future[None]
+_OnStop = Callable[[JournalError | RunCancelledError], object]
 
 
 class Book:
@@ -41,12 +42,13 @@ class Book:
         self._closing = False
         self._waiters: deque[tuple[int, _Waiter]] = deque()
         self._closers: list[_Waiter] = []
-        self._on_failure: Callable[[JournalError], object] | None = None
+        self._on_stop: _OnStop | None = None
+        self._is_cancelled = False
         holding.tell = self.settle
 
-    def watch(self, on_failure: Callable[[JournalError], object]) -> None:
-        """Have something called in the event loop, once, if the journal fails."""
-        self._on_failure = on_failure
+    def watch(self, on_stop: _OnStop) -> None:
+        """Have something called in the event loop if the journal fails or the run is cancelled."""
+        self._on_stop = on_stop
         self.settle()
 
     def add(self, event: Event) -> None:
@@ -107,13 +109,16 @@ class Book:
     def settle(self) -> None:
         """Let go on what has waited for what the thread has done by now."""
         holding, waiters = self._holding, self._waiters
-        if holding.failure and self._on_failure:
-            self._desk.loop.call_soon(self._on_failure, holding.failure)
-            self._on_failure = None
+        if self._on_stop and holding.is_cancelled and not self._is_cancelled:
+            self._is_cancelled = True
+            self._desk.loop.call_soon(self._on_stop, RunCancelledError(holding.run_id))
+        if self._on_stop and holding.failure:
+            self._desk.loop.call_soon(self._on_stop, holding.failure)
+            self._on_stop = None
         while waiters and not holding.failure and waiters[0][0] <= holding.kept:
             _resolve(waiters.popleft()[1])
         if holding.over:
-            self._on_failure = holding.tell = None
+            self._on_stop = holding.tell = None
             while self._closers:
                 _resolve(self._closers.pop())
 
@@ -125,7 +130,7 @@ class PassedBook:
         self._run_id = run_id
         self._owner = owner
 
-    def watch(self, on_failure: Callable[[JournalError], object]) -> None:
+    def watch(self, on_stop: _OnStop) -> None:
         """Refuse whoever wants to go on with the run after all, with steps that it did not have.
 
         Raises:

@@ -1,5 +1,7 @@
 """What the thread of a journal does: it claims runs, writes for them and renews the claims.
 
+Between its jobs it also looks, once a second, whether another process wants a run to stop.
+
 Everything in here is called in that thread, but for `Clerk.hand_in`.
 """
 
@@ -19,6 +21,9 @@ from asyncflow._text import in_full
 from asyncflow._thread import Thread
 
 __all__ = ["Clerk", "Holding", "Opening"]
+
+_LONGEST_PAUSE_S = 1.0
+"""How often to look for requests of other processes, unless leases are shorter than thrice that."""
 
 
 class Holding:
@@ -40,8 +45,10 @@ class Holding:
         """Whether the claim was given up, as far as that went."""
         self.lease_until = math.inf
         """Until when nobody else has claimed the run, by `time.monotonic`."""
+        self.is_cancelled = False
+        """Whether somebody has asked that the run be stopped."""
         self.tell: Callable[[], object] | None = None
-        """What to call in the event loop after a failure that no job of its tells of."""
+        """What to call in the event loop after something that no job of its tells of."""
 
     def fail(self, error: JournalError) -> None:
         """Note the first failure."""
@@ -69,6 +76,8 @@ class Clerk:
         self._inbox: deque[tuple[Holding, Parcel]] = deque()
         self._holdings: dict[tuple[str, int], Holding] = {}
         self._due = 0.0
+        self._look_due = 0.0
+        self._pause_s = min(_LONGEST_PAUSE_S, claim.lease_s / 3)
 
     # --- claims ---------------------------------------------------------------------------------
 
@@ -84,6 +93,7 @@ class Clerk:
         holding.lease_until = asked + self._claim.lease_s
         if not self._holdings:
             self._due = asked + self._claim.lease_s / 3
+            self._look_due = asked + self._pause_s
         self._holdings[run_id, holding.token] = holding
         try:
             holding.kept = self.store.last_position(run_id)
@@ -153,13 +163,18 @@ class Clerk:
 
     # --- leases ---------------------------------------------------------------------------------
 
-    def renew(self) -> float | None:
-        """Renew the leases if it is time, and return in how many seconds it is again."""
+    def look_after(self) -> float | None:
+        """Renew leases and look for requests, each at its time; return the seconds left."""
         now = time.monotonic()
         if self._holdings and now >= self._due:
             self._due = now + self._claim.lease_s / 3
             self._renew(now)
-        return max(0.0, self._due - time.monotonic()) if self._holdings else None
+        if self._holdings and now >= self._look_due:
+            self._look_due = now + self._pause_s
+            with suppress(Exception):  # if that matters, renewing or writing fails as well
+                self._pass_on(self.store.cancelled())
+        next_due = min(self._due, self._look_due)
+        return max(0.0, next_due - time.monotonic()) if self._holdings else None
 
     def _renew(self, now: float) -> None:
         for key, holding in list(self._holdings.items()):
@@ -188,6 +203,26 @@ class Clerk:
         del self._holdings[holding.run_id, holding.token]
         holding.fail(error)
         holding.wake()
+
+    # --- requests -------------------------------------------------------------------------------
+
+    def cancel(self, run_id: str) -> bool:
+        """Ask whoever owns a run to stop it; return whether anybody does.
+
+        Raises:
+            JournalError: The database fails.
+        """
+        token = self.store.cancel(run_id, self._claim)
+        if token is not None:
+            self._pass_on([(run_id, token)])
+        return token is not None
+
+    def _pass_on(self, requests: Iterable[tuple[str, int]]) -> None:
+        for key in requests:
+            holding = self._holdings.get(key)
+            if holding and not holding.is_cancelled:
+                holding.is_cancelled = True
+                holding.wake()
 
     def close(self) -> None:
         """Let all runs fail that are still open, and disconnect."""

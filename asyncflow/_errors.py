@@ -20,6 +20,7 @@ __all__ = [
     "RestoredError",
     "ResultRefusedError",
     "RunAlreadyActiveError",
+    "RunCancelledError",
     "RunNotFoundError",
     "StepCancelledError",
     "StepCrashedError",
@@ -240,6 +241,27 @@ class RunAlreadyActiveError(Exception):
         return (
             f"run {self.run_id!r} is active in {self.owner}; to wait until it has ended there, say "
             'on_active="wait"'
+        )
+
+
+class RunCancelledError(Exception):
+    """Somebody has cancelled the run through its journal, with ``journal.cancel(run_id)``.
+
+    Its steps have ended, clean-up included, and that is kept. A step that awaited the run and fails
+    with this error is not retried, since that would go on with what was to be stopped.
+
+    Attributes:
+        run_id: The run.
+    """
+
+    def __init__(self, run_id: str) -> None:
+        super().__init__(run_id)
+        self.run_id = run_id
+
+    def __str__(self) -> str:
+        return (
+            f"run {self.run_id!r} was cancelled through its journal; start it again under its id "
+            "to go on with it"
         )
 
 

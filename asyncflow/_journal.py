@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, Protocol, TypeVar
 
-from asyncflow._errors import JournalError
+from asyncflow._errors import JournalError, RunCancelledError
 from asyncflow._payload import Payload
 from asyncflow.events import Event
 
@@ -26,8 +26,13 @@ T = TypeVar("T")
 class Book(Protocol):
     """One run's part of a journal, while this process owns the run."""
 
-    def watch(self, on_failure: Callable[[JournalError], object]) -> None:
-        """Call a function, at most once, when the journal fails or the run is lost to another."""
+    def watch(self, on_stop: Callable[[JournalError | RunCancelledError], object]) -> None:
+        """Call a function in the event loop, not before its next turn, when the run has to stop.
+
+        With a `JournalError`, at most once, when the journal fails or the run is lost to another.
+        With a `RunCancelledError`, at most once and before that, when somebody has cancelled the
+        run through the journal, which goes on keeping what is added.
+        """
 
     def add(self, event: Event) -> None:
         """Append an event. It does not wait, and after a failure it does nothing."""

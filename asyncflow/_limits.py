@@ -7,7 +7,12 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import NamedTuple
 
-from asyncflow._errors import ActionNotAwaitableError, PayloadError, TimeoutKind
+from asyncflow._errors import (
+    ActionNotAwaitableError,
+    PayloadError,
+    RunCancelledError,
+    TimeoutKind,
+)
 from asyncflow._phases import ATTEMPTING
 from asyncflow._queue import StartQueue
 from asyncflow._units import Units
@@ -18,6 +23,11 @@ __all__ = ["Limit", "Limits"]
 _SLACK_MS = 0.01
 """By how much a limit may seem to end an attempt early: a timer may be early by the resolution of
 the clock, and sums of times are rounded."""
+
+
+_FINAL = (ActionNotAwaitableError, PayloadError, RunCancelledError)
+"""After these no attempt follows: it would have the same effect once more, or go on with a run
+that somebody has cancelled."""
 
 
 class Limit(NamedTuple):
@@ -90,8 +100,8 @@ class Limits:
             How many milliseconds to wait before the next attempt, or ``None`` if the unit has
             failed for good.
         """
-        if isinstance(error, ActionNotAwaitableError | PayloadError):
-            return None  # the next call would have the same effect once more
+        if isinstance(error, _FINAL):
+            return None
         latest, step = self._units.latest[unit], self._units.steps[unit]
         assert latest is not None
         carried = self._units.carried(unit)

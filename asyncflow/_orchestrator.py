@@ -13,13 +13,14 @@ from asyncflow._diagram import to_mermaid
 from asyncflow._durable import Opening, Request, begin, open_run
 from asyncflow._engine import is_within, prepare
 from asyncflow._errors import nearest
-from asyncflow._graph import Shape, plan
+from asyncflow._graph import plan
 from asyncflow._journal import Journal
 from asyncflow._keeper import Keeper, OutputTypes
 from asyncflow._numbers import check_count, check_limit
 from asyncflow._observers import AnyObserver, check_observers, for_run
 from asyncflow._report import RunReport
 from asyncflow._run import Run
+from asyncflow._shape import Shape
 from asyncflow._state import RunState, Schedule
 from asyncflow._step import WorkflowStep, parameters_of
 
@@ -151,6 +152,8 @@ class Orchestrator:
                 and an input do; or the run was started with other inputs. Nothing has run.
             PayloadError: An input can't be kept in the journal. Nothing has run.
             RunAlreadyActiveError: A run of that id is going on. Nothing has run.
+            RunCancelledError: The run was cancelled through its journal. The steps have ended, and
+                the run can be started again under its id.
             JournalError: The journal has failed. The steps have ended; what was kept is safe.
             RuntimeError: No asyncio event loop is running this code.
             asyncio.CancelledError: The caller was cancelled. The steps have ended.

@@ -17,8 +17,8 @@ from collections.abc import Generator, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from typing import Any, TypeVar, cast
 
+from asyncflow._database import Cursor, either_case
 from asyncflow._errors import JournalError
-from asyncflow._store import Cursor
 from asyncflow._text import in_one_line
 
 try:
@@ -49,6 +49,12 @@ _MIGRATIONS = [
         "position BIGINT NOT NULL, kind TEXT NOT NULL, step TEXT, item BIGINT, attempt BIGINT, "
         "at_ms DOUBLE PRECISION NOT NULL, codec TEXT, payload TEXT, data BYTEA, "
         "PRIMARY KEY (run_id, position))",
+    ],
+    [
+        "ALTER TABLE asyncflow.leases ADD COLUMN cancel_token BIGINT",
+        "CREATE INDEX leases_cancelled ON asyncflow.leases (run_id) WHERE cancel_token IS NOT NULL",
+        "CREATE INDEX runs_by_status ON asyncflow.runs (status, started_at, run_id)",
+        "CREATE INDEX runs_by_pipeline ON asyncflow.runs (pipeline, started_at, run_id)",
     ],
 ]
 """Number n, counted from 0, brings the schema from version n to n + 1. Never change one that was
@@ -104,7 +110,11 @@ class Postgres:
         except KeyError:
             said = _TABLES.sub(r"asyncflow.\1", sql).replace("%", "%%").replace("?", "%s")
             said = said.replace("{now}", _NOW).replace("{lock}", " FOR UPDATE")
-            return self._phrases.setdefault(sql, said)
+            return self._phrases.setdefault(sql, said.replace("{like}", "~"))
+
+    def pattern(self, text: str) -> str:
+        # Sets of letters, since ~* and ILIKE know the cases of the database's locale only.
+        return "".join(f"[{either_case(c)}]" if c.isalpha() else re.escape(c) for c in text)
 
     @contextmanager
     def transaction(self) -> Iterator[Cursor]:

@@ -84,6 +84,12 @@ class PostgresStore(Store):
     def events(self, run_id: str, after: int = 0) -> list[tuple[int, Event]]:
         return self._patiently(partial(super().events, run_id, after))
 
+    def cancel(self, run_id: str, claim: Claim) -> int | None:
+        return self._patiently(partial(super().cancel, run_id, claim))
+
+    def cancelled(self) -> list[tuple[str, int]]:
+        return self._patiently(super().cancelled)
+
     def last_position(self, run_id: str) -> int:
         return self._patiently(partial(super().last_position, run_id))
 

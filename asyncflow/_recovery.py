@@ -7,7 +7,7 @@ import logging
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal, Protocol, TypeAlias, cast
 
-from asyncflow._errors import RunAlreadyActiveError, nearest
+from asyncflow._errors import RunAlreadyActiveError, RunCancelledError, nearest
 from asyncflow._journal import Journal
 from asyncflow._orchestrator import Orchestrator
 from asyncflow._pipeline import Pipeline
@@ -83,6 +83,8 @@ async def resume_all(
             reports.append(await orchestrator.run(run_id=run_id, journal=journal))
         except RunAlreadyActiveError:
             _log.info("run %r goes on in another process", run_id)
+        except RunCancelledError as cancelled:
+            _log.info("%s", cancelled)
         except Exception:
             _log.exception("run %r can't go on", run_id)
 

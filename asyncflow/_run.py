@@ -14,13 +14,10 @@ Rules:
 from __future__ import annotations
 
 import asyncio
-import logging
-from functools import partial
-from typing import Any
 
 from asyncflow._attempts import FIRST_TASK_BEARS_THE_NAME
 from asyncflow._durable import Opening
-from asyncflow._errors import JournalError, StepCrashedError
+from asyncflow._errors import JournalError, RunCancelledError, StepCrashedError
 from asyncflow._fanout import Fanout
 from asyncflow._graph import Plan
 from asyncflow._keeper import Keeper
@@ -32,7 +29,6 @@ from asyncflow._shield import shield
 from asyncflow._state import RunState
 from asyncflow._verdicts import FAILURES, as_failure, leave_out_our_frames
 from asyncflow.events import (
-    LoopBlocked,
     RunFinished,
     RunInterrupted,
     RunTimedOut,
@@ -41,7 +37,6 @@ from asyncflow.events import (
 )
 
 __all__ = ["Run"]
-_log = logging.getLogger("asyncflow")
 
 _REUSED_A_TURN = 100
 """After how many steps that a resumed run takes over others get a turn."""
@@ -63,10 +58,11 @@ class Run(Fanout):
         self._opening = opening
         self._conditions = opening.conditions
         self._is_resumed = opening.past is not None
-        self._stop_is_due = False
+        self._stop_is_due = True  # until it has begun, there is nothing to be stopped
         self._advancing = False
         self._settled: asyncio.Future[None] | None = None
         self._interruption: BaseException | None = None
+        self._request: RunCancelledError | None = None
         self._deadline: asyncio.TimerHandle | None = None
 
     async def execute(self) -> RunReport:
@@ -94,18 +90,20 @@ class Run(Fanout):
             self._interruption = self._interruption or failure
             if cancellation is not None and isinstance(self._interruption, JournalError):
                 self._interruption = None  # a cancellation from outside always gets through
-        if self._interruption is None and cancellation is None:
+        stopped = cancellation if self._interruption is None else self._interruption
+        stopped = self._request if stopped is None else stopped
+        if stopped is None:
             return self._state.report()
         try:
-            raise self._interruption or cancellation  # type: ignore[misc]
+            raise stopped
         finally:
             # Or what is raised would keep itself, through this frame.
-            del self, cancellation, failure
+            del self, cancellation, failure, stopped
 
     async def _begin(self) -> asyncio.CancelledError | None:
         """Tell that the run begins; return the cancellation that came meanwhile, if any."""
         if self._book is not None:
-            self._book.watch(partial(self._interrupt, reason="its journal has failed"))
+            self._book.watch(self._heed)
         self._emit(self._opening.event, self._opening.kept)
         cancellation, state = None, self._state
         order = self._identity.plan.order if self._is_resumed else ()
@@ -118,9 +116,12 @@ class Run(Fanout):
                     await asyncio.sleep(0)
                 except asyncio.CancelledError as early:
                     cancellation = early
+        self._stop_is_due = False
         if cancellation is not None:
             self._tell_interruption("the caller was cancelled")
             self._stop()
+        elif state.stop_reason is not None:
+            self._stop_soon()
         return cancellation
 
     def _close(self) -> None:
@@ -321,6 +322,15 @@ class Run(Fanout):
                 self._tell_interruption(reason)
                 self._stop_soon()
 
+    def _heed(self, why: JournalError | RunCancelledError) -> None:
+        """Stop the run because of what its journal tells."""
+        if isinstance(why, JournalError):
+            self._interrupt(why, "its journal has failed")
+        elif not self._state.has_finished:
+            self._request = why
+            self._tell_interruption("the run was cancelled through its journal")
+            self._stop_soon()
+
     def _tell_interruption(self, reason: str) -> None:
         if self._state.outcome != "interrupted":
             self._emit(RunInterrupted(self._now_ms(), reason))
@@ -371,23 +381,6 @@ class Run(Fanout):
         else:
             self._state.withdraw_item(unit)
         self._forget_item(unit)
-
-    def _on_block(self, task: asyncio.Task[Any] | None, blocked_ms: float, where: str) -> None:
-        """Tell of a step that has kept the event loop from doing anything else."""
-        running = self._watchdog.attempt_of(task)
-        # What runs elsewhere only waits in its task, which may be held up by others.
-        if running is not None and self._is_in_loop(running.step):
-            name, attempt, item = running.step, running.attempt, running.item
-            self._emit(LoopBlocked(name, attempt, self._now_ms(), blocked_ms, where, item))
-            _log.warning(
-                "step %r, attempt %d, blocked the event loop for %.0f ms at %s; let it await, "
-                'or make it a plain function with runs_in="thread"',
-                *(name, attempt, blocked_ms, where),
-            )
-
-    def _is_in_loop(self, step: str) -> bool:
-        plan = self._identity.plan
-        return plan.steps[plan.index[step]].runs_in == "loop"
 
 
 def _name_of(condition: object) -> str:

@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, suppress
 from typing import Literal, TypeVar
 
+from asyncflow._database import either_case
 from asyncflow._errors import JournalError
 from asyncflow._text import in_one_line
 
@@ -46,6 +47,12 @@ _MIGRATIONS = [
         "CREATE TABLE events (run_id TEXT NOT NULL, position INTEGER NOT NULL, kind TEXT NOT NULL, "
         "step TEXT, item INTEGER, attempt INTEGER, at_ms REAL NOT NULL, codec TEXT, payload TEXT, "
         "data BLOB, PRIMARY KEY (run_id, position)) WITHOUT ROWID",
+    ],
+    [
+        "ALTER TABLE leases ADD COLUMN cancel_token INTEGER",
+        "CREATE INDEX leases_cancelled ON leases (run_id) WHERE cancel_token IS NOT NULL",
+        "CREATE INDEX runs_by_status ON runs (status, started_at, run_id)",
+        "CREATE INDEX runs_by_pipeline ON runs (pipeline, started_at, run_id)",
     ],
 ]
 """Number n, counted from 0, brings the schema from version n to n + 1. Never change one that was
@@ -81,8 +88,13 @@ class SQLite:
         try:
             return self._phrases[sql]
         except KeyError:
-            said = sql.replace("{now}", _NOW).replace("{lock}", "")
+            said = sql.replace("{now}", _NOW).replace("{lock}", "").replace("{like}", "GLOB")
             return self._phrases.setdefault(sql, said)
+
+    def pattern(self, text: str) -> str:
+        # Alone in brackets, no character means anything but itself, save one that needs none.
+        sets = [letter if letter == "^" else f"[{either_case(letter)}]" for letter in text]
+        return f"*{''.join(sets)}*"
 
     @contextmanager
     def transaction(self) -> Iterator[sqlite3.Cursor]:

@@ -2,75 +2,34 @@
 
 The statements are the same for every database. What a second database must provide is a
 `Database`: how a transaction begins and ends, its dialect (`phrase`), its schema, and what its
-driver's errors mean, as `JournalError`. All of it is called in one thread only.
+driver's errors mean, as `JournalError`.
 
 - `runs` has one row a run, written with its first event. Its status follows the events.
 - `leases` says who may write to a run. Whoever claims a run raises its `token`, and every
   transaction that writes events checks the token, so an owner that was taken for dead writes
   nothing more when it wakes up. A row stays when its owner leaves, so that tokens only grow.
-  Times are those of the database's clock.
+  `cancel_token` is the token of the claim that was asked to stop, so it asks nothing of the next
+  one. Times are those of the database's clock.
 - `events` has one row an event. Its columns are those of `asyncflow._rows.Row`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager
 from functools import cache
 from itertools import chain, islice
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
+from asyncflow._database import Cursor, Database
 from asyncflow._errors import JournalError, RunAlreadyActiveError
 from asyncflow._rows import Row, event_of
 from asyncflow._text import in_full
 from asyncflow.events import Event
 
-__all__ = ["Change", "Claim", "Cursor", "Database", "Parcel", "Store", "StoredRun"]
+__all__ = ["Change", "Claim", "Parcel", "Place", "Store", "StoredRun"]
 
-Parameters = Sequence[Any]
-
-
-class Cursor(Protocol):
-    """A cursor of DB-API 2.0."""
-
-    @property
-    def rowcount(self) -> int: ...
-    def execute(self, sql: str, parameters: Parameters = ..., /) -> object: ...
-    def fetchone(self) -> Any: ...
-    def fetchall(self) -> list[Any]: ...
-
-
-class Database(Protocol):
-    """One connection to a database, or several behind one face.
-
-    It connects when it is first used, and again when the connection was lost, and brings the
-    schema up to date then. Whatever the driver raises in a ``with`` block of `transaction` or
-    `reading`, or while it begins or ends one, is raised as a `JournalError`.
-    """
-
-    name: str
-    """What error messages call it: a path, an address without its password."""
-
-    def phrase(self, sql: str) -> str:
-        """Return a statement in the words of this database, and remember it.
-
-        ``?`` stands for a parameter, ``{now}`` for the seconds since the epoch by the database's
-        clock (not that of the transaction's start), as a float, and ``{lock}``, at the end of a
-        SELECT in a transaction, for what locks its rows (``FOR UPDATE``), if that needs saying.
-        """
-        ...
-
-    def transaction(self) -> AbstractContextManager[Cursor]:
-        """Begin a transaction that writes. The ``with`` block commits it, or rolls it back."""
-        ...
-
-    def reading(self) -> AbstractContextManager[Cursor]:
-        """Give a cursor for SELECTs."""
-        ...
-
-    def close(self) -> None:
-        """Disconnect, never raise. Using it again afterwards connects again."""
-        ...
+Place = tuple[float, str]
+"""Where a run stands in the list of all: when it began, and its id."""
 
 
 class Change(NamedTuple):
@@ -125,12 +84,18 @@ _MAKE_LEASE = (
 )
 _LEASE = "SELECT owner, process, expires_at > {now}, token FROM leases WHERE run_id = ?{lock}"
 _CLAIM = (
-    "UPDATE leases SET token = token + 1, owner = ?, process = ?, expires_at = {now} + ? "
-    "WHERE run_id = ?"
+    "UPDATE leases SET token = token + 1, owner = ?, process = ?, expires_at = {now} + ?, "
+    "cancel_token = NULL WHERE run_id = ?"
 )
 _RENEW = "UPDATE leases SET expires_at = {now} + ? WHERE run_id = ? AND token = ?"
 _RELEASE = (
-    "UPDATE leases SET owner = NULL, process = NULL, expires_at = 0 WHERE run_id = ? AND token = ?"
+    "UPDATE leases SET owner = NULL, process = NULL, expires_at = 0, cancel_token = NULL "
+    "WHERE run_id = ? AND token = ?"
+)
+_CANCEL = "UPDATE leases SET cancel_token = token WHERE run_id = ?"
+# The first condition is that of an index, which has little in it.
+_CANCELLED = (
+    "SELECT run_id, token FROM leases WHERE cancel_token IS NOT NULL AND cancel_token = token"
 )
 _BEGIN_RUN = (
     "INSERT INTO runs (run_id, pipeline, status, started_at, updated_at) VALUES (?, ?, ?, ?, {now})"
@@ -146,6 +111,8 @@ _RUNS = (
     f"CASE WHEN {_FREE} THEN NULL ELSE l.owner END, l.process "
     "FROM runs r LEFT JOIN leases l ON l.run_id = r.run_id"
 )
+_BEFORE = ("", "r.started_at < ?", "(r.started_at, r.run_id) < (?, ?)")
+"""What it means to be before a place in that list, of which so much is known."""
 _ENDED = (
     "SELECT r.run_id, (SELECT COALESCE(MAX(e.position), 0) FROM events e "
     "WHERE e.run_id = r.run_id) FROM leases l JOIN runs r ON r.run_id = l.run_id "
@@ -200,6 +167,25 @@ class Store:
         """Give up a claim, if it still holds."""
         with self.database.transaction() as cursor:
             cursor.execute(self.database.phrase(_RELEASE), (run_id, token))
+
+    def cancel(self, run_id: str, claim: Claim) -> int | None:
+        """Leave word for whoever owns a run to stop it, and return the token of that claim.
+
+        It is ``None`` if nobody owns the run, or who does is provably dead.
+        """
+        with self.database.transaction() as cursor:
+            cursor.execute(self.database.phrase(_LEASE), (run_id,))
+            lease = cursor.fetchone()
+            if lease is None or not _is_owned(lease, claim):
+                return None
+            cursor.execute(self.database.phrase(_CANCEL), (run_id,))
+        return int(lease[-1])
+
+    def cancelled(self) -> list[tuple[str, int]]:
+        """Return the claims that were asked to stop, each a run and its token."""
+        with self.database.reading() as cursor:
+            cursor.execute(self.database.phrase(_CANCELLED))
+            return [(run_id, int(token)) for run_id, token in cursor.fetchall()]
 
     def write(self, take: Callable[[], Sequence[Parcel]]) -> set[tuple[str, int]]:
         """Write parcels in one transaction and return the claims that are lost.
@@ -281,17 +267,23 @@ class Store:
         status: str | None = None,
         pipeline: str | None = None,
         since: float | None = None,
+        before: float | Place | None = None,
+        text: str | None = None,
         limit: int | None = None,
     ) -> list[StoredRun]:
         """Return runs, those that began last first."""
-        asked = {
-            "r.run_id = ?": run_id,
-            "r.status = ?": status,
-            "r.pipeline = ?": pipeline,
-            "r.started_at >= ?": since,
+        place = before if before is None or isinstance(before, tuple) else (before,)
+        pattern = None if text is None else self.database.pattern(text)
+        asked: dict[str, Sequence[Any]] = {
+            "r.run_id = ?": _some(run_id),
+            "r.status = ?": _some(status),
+            "r.pipeline = ?": _some(pipeline),
+            "r.started_at >= ?": _some(since),
+            _BEFORE[len(place or ())]: place or (),
+            "(r.run_id {like} ? OR r.pipeline {like} ?)": _some(pattern) * 2,
         }
-        where = " AND ".join(condition for condition, value in asked.items() if value is not None)
-        values = [value for value in asked.values() if value is not None]
+        where = " AND ".join(condition for condition, values in asked.items() if values)
+        values = [*chain(*asked.values())]
         sql = f"{_RUNS} WHERE {where or '1 = 1'} ORDER BY r.started_at DESC, r.run_id DESC"
         if limit is not None:
             sql, values = f"{sql} LIMIT ?", [*values, limit]
@@ -348,9 +340,17 @@ class Store:
 
 
 def _check_free(run_id: str, lease: Sequence[Any], claim: Claim) -> None:
+    if _is_owned(lease, claim):
+        raise RunAlreadyActiveError(run_id, lease[0])
+
+
+def _is_owned(lease: Sequence[Any], claim: Claim) -> bool:
     owner, process, unexpired, _ = lease
-    if owner is not None and unexpired and not claim.is_dead(process):
-        raise RunAlreadyActiveError(run_id, owner)
+    return owner is not None and bool(unexpired) and not claim.is_dead(process)
+
+
+def _some(value: Any) -> list[Any]:
+    return [] if value is None else [value]
 
 
 def _chunks(rows: Sequence[Any]) -> Iterator[list[Any]]:

@@ -7,7 +7,7 @@ import json
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
-from asyncflow import JournalError, PayloadError, RunAlreadyActiveError
+from asyncflow import JournalError, PayloadError, RunAlreadyActiveError, RunCancelledError
 from asyncflow._payload import Payload
 from asyncflow.events import Event
 
@@ -81,11 +81,11 @@ class MemoryBook:
         self._all_kept = asyncio.Event()
         self._all_kept.set()
         self._failed = asyncio.Event()
-        self._on_failure: Callable[[JournalError], object] | None = None
+        self._on_stop: Callable[[JournalError | RunCancelledError], object] | None = None
         self.failure: JournalError | None = None
 
-    def watch(self, on_failure: Callable[[JournalError], object]) -> None:
-        self._on_failure = on_failure
+    def watch(self, on_stop: Callable[[JournalError | RunCancelledError], object]) -> None:
+        self._on_stop = on_stop
 
     def add(self, event: Event) -> None:
         if self.failure is not None:
@@ -114,8 +114,18 @@ class MemoryBook:
             self._writing.cancel()
         self.failure = failure
         self._failed.set()
-        if self._on_failure is not None:
-            self._on_failure(failure)
+        if self._on_stop is not None:
+            self._on_stop(failure)
+
+    @property
+    def is_watched(self) -> bool:
+        """Whether somebody hears of requests."""
+        return self._on_stop is not None
+
+    def cancel(self) -> None:
+        """Do as when somebody cancels the run through the journal."""
+        assert self._on_stop is not None
+        self._on_stop(RunCancelledError(self._run_id))
 
     async def kept(self) -> None:
         await self._all_kept.wait()

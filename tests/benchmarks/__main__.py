@@ -26,6 +26,7 @@ from examples.replay import replay
 from tests.benchmarks.by_hand import map_by_hand, run_by_hand
 from tests.benchmarks.durable import durable
 from tests.benchmarks.graphs import SHAPES, instant, pipeline, suspending
+from tests.benchmarks.observing import observing
 from tests.benchmarks.ratios import Row, ratio
 from tests.benchmarks.watched import watched
 
@@ -293,6 +294,7 @@ def main() -> int:
         importing,
         lambda _: makespans(TRACES),
         durable,
+        observing,
         watched,
     ]
     names = [
@@ -307,6 +309,7 @@ def main() -> int:
         "importing",
         "makespans",
         "durable",
+        "observing",
         "watched",
     ]
     for name, subject in zip(names, subjects, strict=True):

@@ -103,7 +103,7 @@ async def test_a_newer_schema_is_left_alone(path: Path) -> None:
     problem = await problem_of(path)
 
     assert problem == (
-        "a newer asyncflow has written it (schema 99; this one knows up to 1). It was left as it "
+        "a newer asyncflow has written it (schema 99; this one knows up to 2). It was left as it "
         "is: upgrade asyncflow, or use another file"
     )
 
