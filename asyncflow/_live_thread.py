@@ -43,7 +43,7 @@ class Feed:
 
 
 class Drawing(Protocol):
-    """What is drawn, and where to. All but the first two methods are called in the thread."""
+    """What is drawn, and where to. All but `begin` and `mark` are called in the thread."""
 
     pause_s: float
     """How long to wait between two times, at least."""
@@ -53,8 +53,12 @@ class Drawing(Protocol):
         """Called once, when the first run starts."""
 
     @abstractmethod
-    def seal(self, *, is_last: bool) -> None:
-        """Called when a run starts or ends, with whether none goes on now."""
+    def mark(self, feed: Feed, *, is_last: bool) -> None:
+        """Called when a run ends, with whether no other one goes on."""
+
+    @abstractmethod
+    def collect(self) -> None:
+        """Take in what belongs to the runs that have ended until now, beside their events."""
 
     @abstractmethod
     def take(self, feed: Feed, events: Sequence[Event]) -> None:
@@ -133,8 +137,6 @@ class Painter:
                 return False
             if self._drawing is None:
                 self._start()
-            else:
-                self._drawing.seal(is_last=False)
             self._feeds.append(feed)
         return True
 
@@ -159,8 +161,8 @@ class Painter:
                 return False
             feed.has_ended = True
             is_last = all(each.has_ended for each in self._feeds)
-            if is_last and self._drawing is not None:
-                self._drawing.seal(is_last=True)
+            if self._drawing is not None:
+                self._drawing.mark(feed, is_last=is_last)
         if is_last:
             self._wake.set()
         return is_last
@@ -206,6 +208,7 @@ class Painter:
             feeds = list(self._feeds)
             ended = [feed for feed in feeds if feed.has_ended]
             self._is_closing = len(ended) == len(feeds)
+            drawing.collect()
         for feed in feeds:
             drawing.take(feed, [feed.events.popleft() for _ in range(len(feed.events))])
         return ended
