@@ -18,6 +18,7 @@ import weakref
 from abc import abstractmethod
 from collections import deque
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Protocol
 
 from asyncflow.events import Event, RunFinished
@@ -109,6 +110,7 @@ class Painter:
         self._thread: threading.Thread | None = None
         self._drawing: Drawing | None = None
         self._is_closing = False
+        self._at_exit = partial(self.close, _PATIENCE_S)
 
     def observer(self, *, waits: bool) -> RunObserver:
         """Return the observer of a run that starts.
@@ -171,13 +173,9 @@ class Painter:
         if self._end(feed):
             self._join(_PATIENCE_S)
 
-    def _at_exit(self) -> None:
-        self.close(_PATIENCE_S)
-
     def _join(self, timeout_s: float | None) -> None:
-        thread = self._thread
-        if thread is not None and thread is not threading.current_thread():
-            thread.join(timeout_s)
+        if self._thread is not None:
+            self._thread.join(timeout_s)
 
     # In the thread.
 

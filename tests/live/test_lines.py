@@ -52,6 +52,20 @@ def test_a_run_that_goes_on_begins_with_that() -> None:
     assert lines[0].startswith("[0:00:04.000] run nightly-2026-01-01 resumed: 12 steps")
 
 
+async def test_lines_come_while_the_run_goes_on() -> None:
+    go_on, file = asyncio.Event(), io.StringIO()
+
+    with LiveView(Console(file=file)) as view:
+        run = asyncio.ensure_future(run_pipeline([WorkflowStep("s", go_on.wait)], observers=[view]))
+        while "s started" not in file.getvalue():
+            await asyncio.sleep(0.01)
+        await asyncio.sleep(0.12)  # in which nothing happens
+        go_on.set()
+        await run
+
+    assert len(file.getvalue().splitlines()) == 4
+
+
 def test_hours_are_told() -> None:
     async def sleeps() -> None:
         await asyncio.sleep(3 * 3600 + 62.5)

@@ -377,6 +377,33 @@ async def test_many_runs_have_a_line_each(open_terminal: Callable[..., Seen]) ->
     assert sum("✓ PASSED" in line for line in seen.lines()) == 11
 
 
+async def test_as_many_runs_as_there_are_lines_have_a_line_each(
+    open_terminal: Callable[..., Seen],
+) -> None:
+    seen = open_terminal(80, 8)
+    go_on = asyncio.Event()
+    steps = [WorkflowStep("step", go_on.wait)]
+
+    with LiveView() as view:
+        runs = [
+            asyncio.ensure_future(run_pipeline(steps, run_id=f"run-{n}", observers=[view]))
+            for n in range(7)
+        ]
+        await seen.until(lambda: "run-6  ▷ RUNNING" in seen.now)
+        lines = seen.now.splitlines()
+        go_on.set()
+        await asyncio.gather(*runs)
+
+    assert [line.split()[0] for line in lines] == [f"run-{n}" for n in range(7)]
+
+
+def test_a_view_without_runs_is_nothing(seen: Seen) -> None:
+    with LiveView():
+        pass
+
+    assert seen.lines() == []
+
+
 async def test_runs_that_come_one_after_another_have_a_frame_each(seen: Seen) -> None:
     with LiveView() as view:
         for number in range(3):
