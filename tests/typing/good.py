@@ -18,6 +18,8 @@ from collections.abc import (
 from datetime import datetime
 from typing import Any, Literal, assert_type
 
+from rich.console import Console
+
 from asyncflow import (
     Attempt,
     CyclicDependencyError,
@@ -64,6 +66,7 @@ from asyncflow.events import (
     ThreadAbandoned,
 )
 from asyncflow.journal import RunRecord, SQLiteJournal, StoredEvent
+from asyncflow.live import LiveView
 from asyncflow.testing import VirtualTimeLoop, run_in_virtual_time
 
 
@@ -469,3 +472,9 @@ async def durable() -> None:
         assert_type(await resume_all(journal, {"etl": accepted_actions}), list[RunReport])
         Pipeline("kept", journal=journal)
         WorkflowStep("a", extract, version="2", secret=True, max_crashes=0)
+
+
+async def watched() -> None:
+    with LiveView(Console(stderr=True)) as view:
+        assert_type(view, LiveView)
+        await run_pipeline(accepted_actions, observers=[view, watch])
