@@ -20,7 +20,7 @@ FLOORS = [
         """
         _errors _record _text _numbers _plain _awaiting _retry _pool _payload _signature _sendable
         _step_checks _step _graph _shape _nesting _declared
-        _result _critical_path _diagram _report_json _report events _current
+        _result _signs _critical_path _diagram _report_json _report events _current
         _hints _fingerprint _story _resume
         _phases _past _queue _units _limits _history _turns _fold _state
         _events_told _step_view _recollection _view _retold
@@ -37,6 +37,8 @@ FLOORS = [
         _stored
         _inquiries _database _postgres _postgres_store
         logs otel _otel_conventions _otel_metrics _otel_spans
+        live _cells _look _live_run _live_rows _live_frame _live_screen _live_prints _live_thread
+        _live_lines _live_frames _axis _segments _timeline
         """,
         """
         __init__ examples
