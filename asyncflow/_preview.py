@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from itertools import islice
 from typing import NamedTuple
 
 from asyncflow._errors import RestoredError
@@ -158,8 +159,10 @@ _PLAIN = (type(None), bool, int, float)
 
 def _is_flat(value: Iterable[object]) -> bool:
     if isinstance(value, dict):
-        return len(value) <= 1 and all(type(each) in _PLAIN for each in value.values())
-    few = list(zip(value, range(40), strict=False))
-    return all(type(each) in _PLAIN for each, _ in few) or (
-        len(few) <= 4 and all(type(each) is str and len(each) <= 12 for each, _ in few)
-    )
+        return len(value) <= 4 and all(map(_is_short, [*value, *value.values()]))
+    few = list(islice(value, 40))
+    return all(type(each) in _PLAIN for each in few) or (len(few) <= 4 and all(map(_is_short, few)))
+
+
+def _is_short(value: object) -> bool:
+    return type(value) in _PLAIN or (type(value) is str and len(value) <= 12)

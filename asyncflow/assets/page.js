@@ -75,7 +75,7 @@ const reveal = () => {
     if (!box || !one || one.hidden) return;
     const outer = box.getBoundingClientRect(), inner = one.getBoundingClientRect();
     const above = inner.top - outer.top - 64, below = inner.bottom - outer.bottom + 30;
-    if (above < 0) box.scrollTop += above; else if (below > 0) box.scrollTop += below;
+    if (above < 0 || below > 0) box.scrollTop += (inner.top + inner.bottom - outer.top - outer.bottom) / 2;
     return [outer, inner];
   };
   into($("gantt-scroll"), document.querySelector(`.line.step[data-i="${chosen}"]`));
@@ -269,7 +269,7 @@ const fitDag = () => {
 const applyDag = () => {
   const graph = $("dag-scroll")?.firstElementChild;
   if (!graph) return;
-  const scale = zooms.dag || Math.max(fitDag(), 0.62);
+  const scale = zooms.dag || Math.max(fitDag(), 0.8);
   graph.setAttribute("width", graph.dataset.width * scale);
   graph.setAttribute("height", graph.dataset.height * scale);
 };
