@@ -62,7 +62,7 @@ def page(view: RunView, events: Sequence[Event], *, now_ms: float, live: Live | 
         now_ms: The moment that it shows, in milliseconds since the run started.
         live: What it needs to follow the run; ``None`` for a page that stands by itself.
     """
-    style, script = asset("page.css"), asset("page.js")
+    style, script = _lean(asset("page.css")), _lean(asset("page.js"))
     found = sections(view, events, now_ms=now_ms)
     return _template("page.html").render(
         sections={name: Markup(html) for name, html in found.items()},
@@ -113,6 +113,16 @@ def security_policy(styles: Sequence[str], scripts: Sequence[str], *, is_live: b
 def asset(name: str) -> str:
     """Return the text of a file that comes with the package."""
     return resources.files("asyncflow").joinpath("assets", name).read_text(encoding="utf-8")
+
+
+@cache
+def _lean(text: str) -> str:
+    """Return a style or a script without what is there for those who write it.
+
+    A comment takes lines of its own, and no string goes over the end of a line.
+    """
+    lines = (line.strip() for line in text.splitlines())
+    return "\n".join(line for line in lines if line and not line.startswith(("//", "/*")))
 
 
 def _source(text: str) -> str:

@@ -26,7 +26,7 @@ MOST_ITEMS = 30
 MOST_ITEM_ROWS = 300
 
 # In bytes of the page: all outputs together, all tracebacks together, and the limits of each one.
-_ALL_OUTPUTS, _OUTPUT = 42_000, range(160, 4_000)
+_ALL_OUTPUTS, _OUTPUT = 40_000, range(160, 4_000)
 _ALL_TRACES, _TRACE = 30_000, range(400, 12_000)
 _WORDS = 240
 _NAME = 160
