@@ -21,7 +21,7 @@ from asyncflow._errors import (
 )
 from asyncflow._graph import parallel_groups, topological_sort
 from asyncflow._journal import Journal
-from asyncflow._ledger import Observer
+from asyncflow._observers import Observer, ObserverFactory
 from asyncflow._orchestrator import Orchestrator, run_pipeline
 from asyncflow._pipeline import Pipeline, after, collect, each
 from asyncflow._pool import Pool
@@ -39,6 +39,7 @@ __all__ = [
     "JournalError",
     "LeaseLostError",
     "Observer",
+    "ObserverFactory",
     "Orchestrator",
     "PayloadError",
     "Pipeline",

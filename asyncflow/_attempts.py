@@ -21,10 +21,10 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from asyncflow._clock import TIMER_SLACK_S
+from asyncflow._current import attempt_variable
 from asyncflow._engine import (
     AttemptExtras,
     RunContext,
-    attempt_variable,
     call_action,
     call_in_worker,
     enter_attempt,
@@ -34,7 +34,7 @@ from asyncflow._errors import ResultRefusedError
 from asyncflow._graph import ITEM, Binding, Plan
 from asyncflow._heart import Heart
 from asyncflow._keeper import Keeper
-from asyncflow._ledger import Observer
+from asyncflow._observers import Observer
 from asyncflow._plain import plain_answer
 from asyncflow._result import StepResult
 from asyncflow._state import RunState
@@ -102,7 +102,7 @@ class Attempts(Waits):
         """The items that the units of mapped steps are about."""
         self._changes: dict[int, asyncio.Future[None]] = {}
         """What each mapped step waits for: that something changes among its items."""
-        self._watchdog = Watchdog(state, self._identity, self._live, self._asked)
+        self._watchdog = Watchdog(state, self._identity, self._context, self._live, self._asked)
 
     @abstractmethod
     def _break_off(self, bug: BaseException, reason: str) -> None:
@@ -203,6 +203,8 @@ class Attempts(Waits):
         else:
             running = self._latest(unit)
         enter_attempt(running)
+        if self._has_entries:
+            self._tell(running, entered=running)
         ends = math.inf if limit_s is None else began + limit_s
         if ends < self._watchdog.horizon:
             self._watchdog.expect(ends)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import anyio
 
+from asyncflow._current import attempt_variable, current, run_variable
 from asyncflow._errors import ActionNotAwaitableError
 from asyncflow._graph import Plan
 from asyncflow._heart import Heart
@@ -27,7 +28,6 @@ __all__ = [
     "RunContext",
     "StepContext",
     "attempt_in",
-    "attempt_variable",
     "call_action",
     "call_in_worker",
     "current_step",
@@ -38,10 +38,8 @@ __all__ = [
     "prepare",
 ]
 
-_run: ContextVar[RunContext] = ContextVar("asyncflow.run")
-_attempt: ContextVar[AttemptStarted | None] = ContextVar("asyncflow.attempt")
-attempt_variable = _attempt
-enter_attempt = _attempt.set
+_run: ContextVar[RunContext] = run_variable
+enter_attempt = attempt_variable.set
 """Make an attempt of the run what `current_step` tells of, from here on, in this context."""
 
 
@@ -72,7 +70,7 @@ class RunContext(NamedTuple):
 def enter_run(run: RunContext) -> None:
     """Make a run the one whose attempts `current_step` tells of, from here on, in this context."""
     _run.set(run)
-    _attempt.set(None)  # it may run within a step of another run
+    attempt_variable.set(None)  # it may run within a step of another run
 
 
 class StepContext:
@@ -162,7 +160,7 @@ def current_step() -> StepContext:
     Raises:
         RuntimeError: No step's action is running in this context.
     """
-    running = _attempt.get(None)
+    running = attempt_variable.get(None)
     if running is None:
         raise RuntimeError(
             "current_step() works only while a step's action runs, and in what it calls; "
@@ -173,13 +171,13 @@ def current_step() -> StepContext:
 
 def is_within(run_id: str) -> bool:
     """Whether this is done by a step of the run with that id."""
-    running = _attempt.get(None)
-    return running is not None and _run.get().run_id == run_id
+    running = current()
+    return running is not None and running[0] == run_id
 
 
 def attempt_in(context: Context, run: RunContext) -> AttemptStarted | None:
     """Return the attempt of a run that a context is of, if it is of any."""
-    return context.get(_attempt) if context.get(_run) is run else None
+    return context.get(attempt_variable) if context.get(_run) is run else None
 
 
 def call_action(step: WorkflowStep, arguments: Mapping[str, Any] | None) -> Awaitable[Any]:

@@ -3,26 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 from abc import abstractmethod
-from typing import Protocol
 
 from asyncflow._journal import Book
+from asyncflow._observers import Observer, entry_of, log_failure
 from asyncflow._state import RunState
-from asyncflow.events import Event
+from asyncflow.events import AttemptStarted, Event
 
-__all__ = ["CALLS_OBSERVERS", "Ledger", "Observer"]
-_log = logging.getLogger("asyncflow")
-
-
-class Observer(Protocol):
-    """Called with every event of a run, in order, as it happens.
-
-    It must return at once: the event loop waits for it. One that raises an `Exception` is
-    logged and not called again in that run; the run goes on.
-    """
-
-    def __call__(self, event: Event, /) -> object: ...
+__all__ = ["CALLS_OBSERVERS", "Ledger"]
 
 
 class Ledger:
@@ -31,6 +19,8 @@ class Ledger:
     def __init__(self, state: RunState, observers: tuple[Observer, ...], book: Book | None) -> None:
         self._state = state
         self._observers = observers
+        self._has_entries = any(entry_of(observer) is not None for observer in observers)
+        """Whether an observer does something in the context of each attempt."""
         self._book = book
         self._loop = asyncio.get_running_loop()
         # The clock of a run stands still while no process runs it.
@@ -56,20 +46,19 @@ class Ledger:
         if self._observers:
             self._tell(event)
 
-    def _tell(self, event: Event) -> None:
+    def _tell(self, event: Event, *, entered: AttemptStarted | None = None) -> None:
+        """Call the observers with an event; or in the context of an attempt that is entered."""
         interruptions = []
         for observer in self._observers:
             try:
-                observer(event)
+                if entered is None:
+                    observer(event)
+                elif (entry := entry_of(observer)) is not None:
+                    entry(entered)
             except BaseException as error:
                 self._observers = tuple(one for one in self._observers if one is not observer)
                 if isinstance(error, Exception):
-                    subject = getattr(event, "step", "the run")
-                    _log.exception(
-                        "an observer failed and is not called again, at %s of %s",
-                        type(event).__name__,
-                        subject,
-                    )
+                    log_failure(event)
                 else:
                     interruptions.append(error)
         while interruptions:  # after all have been told, so that they hear it in order

@@ -16,9 +16,8 @@ from asyncflow._errors import nearest
 from asyncflow._graph import Shape, plan
 from asyncflow._journal import Journal
 from asyncflow._keeper import Keeper, OutputTypes
-from asyncflow._ledger import Observer
 from asyncflow._numbers import check_count, check_limit
-from asyncflow._plain import is_async
+from asyncflow._observers import AnyObserver, check_observers, for_run
 from asyncflow._report import RunReport
 from asyncflow._run import Run
 from asyncflow._state import RunState, Schedule
@@ -46,7 +45,9 @@ class Orchestrator:
             and the report is returned; clean-up steps (`WorkflowStep`'s ``run_if``) still run.
         targets: The names of the steps to be run; all others are left out, except what these
             depend on. ``None`` (the default) means all.
-        observers: Callables that are given each `asyncflow.events` object as it happens.
+        observers: Callables that are given each `asyncflow.events` object as it happens; or objects
+            with a method ``for_run``, which returns such a callable for each run
+            (`ObserverFactory`).
         name: What the pipeline is called in a journal; empty by default.
         journal: What keeps the runs, such as a `asyncflow.journal.SQLiteJournal`, so that they can
             be resumed; ``None`` (the default) keeps nothing.
@@ -68,7 +69,7 @@ class Orchestrator:
         max_concurrency: int | None = None,
         deadline_ms: float | None = None,
         targets: Iterable[str] | None = None,
-        observers: Iterable[Observer] = (),
+        observers: Iterable[AnyObserver] = (),
         name: str = "",
         journal: Journal | None = None,
         secret_inputs: Iterable[str] = (),
@@ -79,7 +80,7 @@ class Orchestrator:
         self._schedule: Schedule = schedule
         self._max_concurrency = max_concurrency
         self._deadline_ms = deadline_ms
-        self._observers = _checked_observers(observers)
+        self._observers = check_observers(observers)
         if not isinstance(name, str):
             raise TypeError(f"name must be a str, not {type(name).__name__}")
         self._name = name
@@ -213,7 +214,7 @@ class Orchestrator:
                 random=random.random,
                 past=opening.past,
             ),
-            self._observers,
+            for_run(self._observers),
             keeper,
         ).execute()
 
@@ -228,7 +229,7 @@ async def run_pipeline(
     targets: Iterable[str] | None = None,
     inputs: Mapping[str, Any] | None = None,
     run_id: str | None = None,
-    observers: Iterable[Observer] = (),
+    observers: Iterable[AnyObserver] = (),
     name: str = "",
     journal: Journal | None = None,
     on_active: OnActive = "raise",
@@ -316,18 +317,3 @@ def _checked_inputs(inputs: object) -> dict[str, Any]:
             f"inputs must be a mapping of parameter name to value, not {type(inputs).__name__}"
         )
     return dict(inputs)
-
-
-def _checked_observers(observers: object) -> tuple[Observer, ...]:
-    if callable(observers) or not isinstance(observers, Iterable):
-        raise TypeError("observers must be a list of callables; put a single one in a list")
-    checked = tuple(observers)
-    for observer in checked:
-        if not callable(observer):
-            raise TypeError(f"an observer must be callable, not {type(observer).__name__}")
-        if is_async(observer):
-            raise TypeError(
-                "an observer must be a plain function, not an async one; let it put events into "
-                "a queue that something async reads"
-            )
-    return checked

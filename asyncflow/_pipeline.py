@@ -10,7 +10,7 @@ from typing import Any, TypeAlias, TypeVar, Unpack, overload
 from asyncflow._declared import Declared, Included, check_policies, kept, key_of, steps_of
 from asyncflow._errors import nearest
 from asyncflow._journal import Journal
-from asyncflow._ledger import Observer
+from asyncflow._observers import AnyObserver
 from asyncflow._orchestrator import Orchestrator
 from asyncflow._report import RunReport
 from asyncflow._signature import Upstream
@@ -134,7 +134,7 @@ class Pipeline:
         schedule: Schedule = "tiers",
         max_concurrency: int | None = None,
         deadline_ms: float | None = None,
-        observers: Iterable[Observer] = (),
+        observers: Iterable[AnyObserver] = (),
         journal: Journal | None = None,
         secret_inputs: Iterable[str] = (),
     ) -> None:

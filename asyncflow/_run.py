@@ -21,8 +21,8 @@ from asyncflow._errors import JournalError, RunCancelledError, StepCrashedError
 from asyncflow._fanout import Fanout
 from asyncflow._graph import Plan
 from asyncflow._keeper import Keeper
-from asyncflow._ledger import Observer
 from asyncflow._monitor import Watch, watch
+from asyncflow._observers import Observer
 from asyncflow._plain import plain_answer
 from asyncflow._report import RunReport
 from asyncflow._shield import shield

@@ -17,8 +17,9 @@ from typing import Any, NamedTuple
 from asyncflow._clock import TIMER_SLACK_S
 from asyncflow._errors import StepCancelledError, StepTimeoutError
 from asyncflow._journal import Book
-from asyncflow._ledger import Ledger, Observer
+from asyncflow._ledger import Ledger
 from asyncflow._limits import Limit
+from asyncflow._observers import Observer
 from asyncflow._payload import REDACTED, Payload
 from asyncflow._state import RunState
 from asyncflow.events import (

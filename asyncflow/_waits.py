@@ -19,7 +19,7 @@ from asyncflow._engine import limiter_for
 from asyncflow._errors import StepTimeoutError
 from asyncflow._journal import Book
 from asyncflow._keeper import Keeper
-from asyncflow._ledger import Observer
+from asyncflow._observers import Observer
 from asyncflow._slots import Slot
 from asyncflow._state import RunState
 from asyncflow._step import WorkflowStep

@@ -7,6 +7,7 @@ import logging
 import math
 import sys
 from collections.abc import Iterator, Mapping
+from contextvars import Context
 from typing import Any
 
 from asyncflow._awaiting import awaiting_line
@@ -32,6 +33,7 @@ class Watchdog:
     Args:
         state: The state of the run.
         run: What the run's attempts have in common.
+        context: That of the run: what is warned of here is said by none of its steps.
         live: The task of each unit that runs.
         asked: When the run has asked a unit to stop, for each that it has.
     """
@@ -40,11 +42,13 @@ class Watchdog:
         self,
         state: RunState,
         run: RunContext,
+        context: Context,
         live: Mapping[int, asyncio.Task[Any]],
         asked: Mapping[int, float],
     ) -> None:
         self._state = state
         self._run = run
+        self._context = context
         self._live = live
         self._asked = asked
         self.prefix = f"asyncflow:{run.run_id}:"
@@ -63,7 +67,8 @@ class Watchdog:
         if cancelled_at < self.horizon:
             self.stop()
             self.horizon = cancelled_at
-            self._timer = self._run.loop.call_at(cancelled_at + GRACE_S, self._look)
+            look_at = cancelled_at + GRACE_S
+            self._timer = self._run.loop.call_at(look_at, self._look, context=self._context)
 
     def stop(self) -> None:
         """Plan no look."""

@@ -28,6 +28,7 @@ PUBLIC = [
     "JournalError",
     "LeaseLostError",
     "Observer",
+    "ObserverFactory",
     "Orchestrator",
     "PayloadError",
     "Pipeline",

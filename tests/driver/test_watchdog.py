@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+from contextvars import Context
 
 import pytest
 
@@ -55,6 +56,6 @@ async def test_an_attempt_is_found_by_the_name_of_its_task(
         state.apply(event)
     run = RunContext("r1", planned, asyncio.get_running_loop(), 0.0, math.inf, {})
 
-    attempt = Watchdog(state, run, {}, {})._attempt_named(name)
+    attempt = Watchdog(state, run, Context(), {}, {})._attempt_named(name)
 
     assert found == (attempt and (attempt.step, attempt.attempt, attempt.item))

@@ -21,6 +21,7 @@ from asyncflow import (
     Attempt,
     CyclicDependencyError,
     Observer,
+    ObserverFactory,
     Orchestrator,
     Pipeline,
     Pool,
@@ -259,6 +260,15 @@ class Recorder:
 
 events: list[Event] = []
 observers: list[Observer] = [watch, Recorder(), events.append, print, lambda event: None]
+
+
+class RecorderFactory:
+    def for_run(self) -> Recorder:
+        return Recorder()
+
+
+factories: list[ObserverFactory] = [RecorderFactory()]
+Orchestrator([], observers=[watch, *factories, RecorderFactory()])
 
 
 async def main() -> None:

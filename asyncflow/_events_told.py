@@ -1,0 +1,181 @@
+"""What each event of a run reads like, as one line of plain English.
+
+Rules:
+
+1. A line holds no output and no input, since they may be secret; and nothing that ends it, moves
+   a cursor or turns the direction of writing, whatever steps and errors are called.
+2. It does not say when the event happened: each view has its own place for that.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from asyncflow._text import describe, in_one_line
+from asyncflow.events import (
+    AttemptFailed,
+    AttemptStarted,
+    Event,
+    LoopBlocked,
+    MapStarted,
+    RunFinished,
+    RunInterrupted,
+    RunResumed,
+    RunStarted,
+    RunTimedOut,
+    StepCancelled,
+    StepFailed,
+    StepReused,
+    StepSkipped,
+    StepSucceeded,
+    ThreadAbandoned,
+)
+
+__all__ = ["duration", "subject", "told"]
+
+_Attempt = Callable[[int], str]
+"""Says which attempt it is: ``attempt 2 of 3``."""
+
+
+def told(event: Event, attempts: int | None = None) -> str:
+    """Return what happened: ``extract: attempt 2 of 3 started``, ``load skipped: …``.
+
+    Args:
+        event: The event.
+        attempts: How many attempts its step has in all, if that is known and to be told.
+    """
+    total = "" if attempts is None or attempts == 1 else f" of {attempts}"
+    line = _LINES[type(event)](event, lambda number: f"attempt {number}{total}")
+    return in_one_line(line)
+
+
+def subject(event: Event) -> str:
+    """Return what an event is about: ``fetch``, ``fetch[3]`` for an item of it, or ``the run``."""
+    step = getattr(event, "step", None)
+    if step is None:
+        return "the run"
+    item = getattr(event, "item", None)
+    return in_one_line(step if item is None else f"{step}[{item}]")
+
+
+def duration(ms: float) -> str:
+    """Return a duration in the unit that suits it: ``0.2 ms``, ``12 ms``, ``1.5 s``, ``2 h 5 min``.
+
+    Args:
+        ms: Milliseconds.
+    """
+    if ms < 0.95:
+        return f"{ms:.1g} ms"
+    if ms < 999.5:
+        return f"{ms:.0f} ms"
+    if ms < 59_950:
+        return f"{ms / 1000:.1f} s"
+    minutes, seconds = divmod(round(ms / 1000), 60)
+    if minutes < 60:
+        return f"{minutes} min {seconds} s"
+    return f"{minutes // 60} h {minutes % 60} min"
+
+
+# Each line of the table.
+
+
+def _run_started(event: RunStarted, _: _Attempt) -> str:
+    pipeline = f" of {event.pipeline}" if event.pipeline else ""
+    return f"run {event.run_id}{pipeline} started: {_count(event.dependencies, 'step')}"
+
+
+def _run_resumed(event: RunResumed, _: _Attempt) -> str:
+    again = len(event.outdated) + len(event.unfinished) + len(event.recalled)
+    rest = f", {again} of which had begun and run again" if again else ""
+    return f"run {event.run_id} resumed: {_count(event.dependencies, 'step')}{rest}"
+
+
+def _run_interrupted(event: RunInterrupted, _: _Attempt) -> str:
+    return f"the run stops because {event.reason}"
+
+
+def _run_timed_out(event: RunTimedOut, _: _Attempt) -> str:
+    return f"the run stops because it exceeded its deadline of {duration(event.deadline_ms)}"
+
+
+def _run_finished(event: RunFinished, _: _Attempt) -> str:
+    outcome = "was interrupted" if event.outcome == "interrupted" else event.outcome
+    why = "" if event.stop_reason is None else f": {event.stop_reason}"
+    return f"the run {outcome} after {duration(event.at_ms)}{why}"
+
+
+def _attempt_started(event: AttemptStarted, attempt: _Attempt) -> str:
+    which, plainly = attempt(event.attempt), "attempt 1"
+    start = " started" if which == plainly else f": {which} started"
+    queued = f" after {duration(event.queued_ms)} in line" if event.queued_ms >= 1 else ""
+    return f"{subject(event)}{start}{queued}"
+
+
+def _attempt_failed(event: AttemptFailed, attempt: _Attempt) -> str:
+    again = "at once" if event.retry_in_ms <= 0 else f"in {duration(event.retry_in_ms)}"
+    which, why = attempt(event.attempt), describe(event.error)
+    return f"{subject(event)}: {which} failed, the next one follows {again}: {why}"
+
+
+def _map_started(event: MapStarted, _: _Attempt) -> str:
+    return f"{subject(event)} started to go through its items"
+
+
+def _step_succeeded(event: StepSucceeded, attempt: _Attempt) -> str:
+    return f"{subject(event)} succeeded{_in_which(event, attempt)}"
+
+
+def _step_failed(event: StepFailed, attempt: _Attempt) -> str:
+    return f"{subject(event)} failed{_in_which(event, attempt)}: {describe(event.error)}"
+
+
+def _step_cancelled(event: StepCancelled, attempt: _Attempt) -> str:
+    error = "" if event.error is None else f" ({describe(event.error)})"
+    return f"{subject(event)} cancelled{_in_which(event, attempt)}: {event.reason}{error}"
+
+
+def _step_skipped(event: StepSkipped, _: _Attempt) -> str:
+    return f"{subject(event)} skipped: {event.reason}"
+
+
+def _step_reused(event: StepReused, _: _Attempt) -> str:
+    return f"{subject(event)} reused: the journal has its result"
+
+
+def _thread_abandoned(event: ThreadAbandoned, attempt: _Attempt) -> str:
+    which = attempt(event.attempt)
+    return f"{subject(event)}: the thread of {which} can't be stopped and goes on by itself"
+
+
+def _loop_blocked(event: LoopBlocked, _: _Attempt) -> str:
+    blocked = duration(event.blocked_ms)
+    return f"{subject(event)} blocked the event loop for {blocked} at {event.where}"
+
+
+def _count(things: Mapping[str, object], noun: str) -> str:
+    return f"{len(things):,} {noun}{'' if len(things) == 1 else 's'}"
+
+
+def _in_which(event: StepSucceeded | StepFailed | StepCancelled, attempt: _Attempt) -> str:
+    """Return in which attempt a step ended, if that is not what anybody would think."""
+    return f" in {attempt(event.attempt)}" if event.attempt > 1 else ""
+
+
+_LINES: Mapping[type[Event], Callable[[Any, _Attempt], str]] = {
+    RunStarted: _run_started,
+    RunResumed: _run_resumed,
+    RunInterrupted: _run_interrupted,
+    RunTimedOut: _run_timed_out,
+    RunFinished: _run_finished,
+    AttemptStarted: _attempt_started,
+    AttemptFailed: _attempt_failed,
+    MapStarted: _map_started,
+    StepSucceeded: _step_succeeded,
+    StepFailed: _step_failed,
+    StepCancelled: _step_cancelled,
+    StepSkipped: _step_skipped,
+    StepReused: _step_reused,
+    ThreadAbandoned: _thread_abandoned,
+    LoopBlocked: _loop_blocked,
+}

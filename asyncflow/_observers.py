@@ -1,0 +1,123 @@
+"""Who is told of the events of a run: the seam for whatever watches runs.
+
+Rules:
+
+1. An observer that raises an `Exception`, wherever it is called, is logged and not called again in
+   that run. It never changes the run.
+2. What else it raises, such as a `KeyboardInterrupt`, is not the observer's: it ends the run.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable
+from typing import Protocol, TypeAlias, cast
+
+from asyncflow._plain import is_async
+from asyncflow.events import AttemptStarted, Event
+
+__all__ = [
+    "AnyObserver",
+    "Observer",
+    "ObserverFactory",
+    "check_observers",
+    "entry_of",
+    "for_run",
+    "log_failure",
+]
+_log = logging.getLogger("asyncflow")
+
+
+class Observer(Protocol):
+    """Called with every event of a run, in order, as it happens.
+
+    It must return at once: the event loop waits for it. One that raises an `Exception` is
+    logged and not called again in that run; the run goes on.
+
+    It may also have a method ``enter_attempt``, which is called with the `AttemptStarted` of each
+    attempt, after the observer was told of it. That is done in the context in which the action is
+    called next, so context variables that it sets are seen by this attempt's action, by what that
+    calls, and by the threads and tasks that inherit its context; and by nobody else.
+    """
+
+    def __call__(self, event: Event, /) -> object: ...
+
+
+class ObserverFactory(Protocol):
+    """Gives each run an observer of its own, so that one object can watch many runs at once."""
+
+    def for_run(self) -> Observer:
+        """Return the observer of one run.
+
+        It is called once at the start of each run, in the task that runs it. If it raises an
+        `Exception`, that is logged, and the run goes on without this observer.
+        """
+        ...
+
+
+AnyObserver: TypeAlias = Observer | ObserverFactory
+
+
+def entry_of(observer: Observer) -> Callable[[AttemptStarted], object] | None:
+    """Return what an observer does in the context of each attempt, if it does anything there."""
+    entry: Callable[[AttemptStarted], object] | None = getattr(observer, "enter_attempt", None)
+    return entry
+
+
+def for_run(observers: Iterable[AnyObserver]) -> tuple[Observer, ...]:
+    """Return the observers of a run that is about to start."""
+    return tuple(own for each in observers if (own := _of_one_run(each)) is not None)
+
+
+def log_failure(event: Event) -> None:
+    """Log the `Exception` that an observer has raised, which is being handled."""
+    kind, subject = type(event).__name__, getattr(event, "step", "the run")
+    _log.exception("an observer failed and is not called again, at %s of %s", kind, subject)
+
+
+def check_observers(observers: object) -> tuple[AnyObserver, ...]:
+    """Return the observers that a user gives.
+
+    Raises:
+        TypeError: They are not observers, or not in a list.
+    """
+    if callable(observers) or _is_factory(observers) or not isinstance(observers, Iterable):
+        raise TypeError("observers must be a list of callables; put a single one in a list")
+    checked = tuple(observers)
+    for observer in checked:
+        if not _is_factory(observer):
+            _check(observer)
+        elif isinstance(observer, type):
+            name = observer.__name__
+            raise TypeError(f"an observer must be an object, not a class: write {name}()")
+        elif is_async(observer.for_run):
+            raise TypeError("for_run of an observer must be a plain method, not an async one")
+    return checked
+
+
+def _of_one_run(observer: AnyObserver) -> Observer | None:
+    if not _is_factory(observer):
+        return cast("Observer", observer)
+    try:
+        own: Observer = cast("ObserverFactory", observer).for_run()
+        _check(own)
+    except Exception:
+        _log.exception("for_run of an observer failed, and the run goes on without it")
+        return None
+    return own
+
+
+def _is_factory(observer: object) -> bool:
+    return callable(getattr(observer, "for_run", None))
+
+
+def _check(observer: object) -> None:
+    if not callable(observer):
+        raise TypeError(
+            f"an observer must be callable or have a method for_run, not {type(observer).__name__}"
+        )
+    if is_async(observer):
+        raise TypeError(
+            "an observer must be a plain function, not an async one; let it put events into "
+            "a queue that something async reads"
+        )

@@ -1,0 +1,143 @@
+"""What OpenTelemetry's semantic conventions call what there is in a run.
+
+The names are those of the conventions for CI/CD pipelines, in version 1.43, and for errors. They
+stand here because the package that holds them says of itself that it may change at any time. What
+they have no name for begins with ``asyncflow``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TypeAlias
+
+from asyncflow._errors import RestoredError, StepTimeoutError
+from asyncflow.events import (
+    AttemptFailed,
+    RunFinished,
+    StepCancelled,
+    StepFailed,
+    StepSkipped,
+    StepSucceeded,
+)
+
+__all__ = [
+    "ACTION_NAME",
+    "ATTEMPT",
+    "ATTEMPT_RESULT",
+    "BLOCKED_MS",
+    "ERROR_TYPE",
+    "EXCEPTION",
+    "EXCEPTION_MESSAGE",
+    "EXCEPTION_STACKTRACE",
+    "EXCEPTION_TYPE",
+    "ITEM",
+    "LOOP_BLOCKED",
+    "METRIC_ATTEMPTS",
+    "METRIC_ATTEMPTS_ACTIVE",
+    "METRIC_ERRORS",
+    "METRIC_QUEUED",
+    "METRIC_RUNS_ACTIVE",
+    "METRIC_RUN_DURATION",
+    "METRIC_STEP_DURATION",
+    "PIPELINE_NAME",
+    "QUEUED_MS",
+    "REASON",
+    "RESULT",
+    "RESUMED",
+    "RETRY_IN_MS",
+    "REUSED",
+    "RUN",
+    "RUN_ID",
+    "RUN_STATE",
+    "RUN_STATE_EXECUTING",
+    "STEPS",
+    "TASK_NAME",
+    "TASK_RESULT",
+    "TASK_RUN_ID",
+    "THREAD_ABANDONED",
+    "WHERE",
+    "error_type",
+    "result_of",
+    "sendable",
+]
+
+PIPELINE_NAME = "cicd.pipeline.name"
+ACTION_NAME = "cicd.pipeline.action.name"
+RUN = "RUN"
+RUN_ID = "cicd.pipeline.run.id"
+RUN_STATE = "cicd.pipeline.run.state"
+RUN_STATE_EXECUTING = "executing"
+RESULT = "cicd.pipeline.result"
+TASK_NAME = "cicd.pipeline.task.name"
+TASK_RUN_ID = "cicd.pipeline.task.run.id"
+TASK_RESULT = "cicd.pipeline.task.run.result"
+
+ERROR_TYPE = "error.type"
+EXCEPTION = "exception"
+EXCEPTION_TYPE = "exception.type"
+EXCEPTION_MESSAGE = "exception.message"
+EXCEPTION_STACKTRACE = "exception.stacktrace"
+
+ATTEMPT = "asyncflow.attempt"
+ATTEMPT_RESULT = "asyncflow.attempt.result"
+ITEM = "asyncflow.item"
+QUEUED_MS = "asyncflow.queued_ms"
+REASON = "asyncflow.reason"
+RESUMED = "asyncflow.resumed"
+RETRY_IN_MS = "asyncflow.retry_in_ms"
+REUSED = "asyncflow.reused"
+STEPS = "asyncflow.steps"
+THREAD_ABANDONED = "asyncflow.thread_abandoned"
+LOOP_BLOCKED = "asyncflow.loop_blocked"
+BLOCKED_MS = "asyncflow.blocked_ms"
+WHERE = "asyncflow.where"
+
+METRIC_RUN_DURATION = "cicd.pipeline.run.duration"
+METRIC_RUNS_ACTIVE = "cicd.pipeline.run.active"
+METRIC_ERRORS = "cicd.pipeline.run.errors"
+METRIC_STEP_DURATION = "asyncflow.step.duration"
+METRIC_ATTEMPTS = "asyncflow.attempts"
+METRIC_ATTEMPTS_ACTIVE = "asyncflow.attempts.active"
+METRIC_QUEUED = "asyncflow.attempt.queue.duration"
+
+Ended: TypeAlias = StepSucceeded | AttemptFailed | StepFailed | StepCancelled | StepSkipped
+
+_OUTCOMES: Mapping[str, str] = {
+    "passed": "success",
+    "failed": "failure",
+    "interrupted": "cancellation",
+}
+_RESULTS: Mapping[type[Ended], str] = {
+    StepSucceeded: "success",
+    AttemptFailed: "failure",
+    StepFailed: "failure",
+    StepCancelled: "cancellation",
+    StepSkipped: "skip",
+}
+
+
+def result_of(event: Ended | RunFinished, *, has_timed_out: bool = False) -> str:
+    """Return the conventions' word for how a run, a step or an attempt has ended.
+
+    Args:
+        event: What ended it.
+        has_timed_out: Whether the run has exceeded its deadline.
+    """
+    if isinstance(event, RunFinished):
+        is_late = has_timed_out and event.outcome == "failed"
+        return "timeout" if is_late else _OUTCOMES[event.outcome]
+    is_late = isinstance(getattr(event, "error", None), StepTimeoutError)
+    return "timeout" if is_late else _RESULTS[type(event)]
+
+
+def error_type(error: BaseException) -> str:
+    """Return the name of the class of an error, with its module if that is no built-in one."""
+    if isinstance(error, RestoredError):
+        return error.type_name.removeprefix("builtins.")
+    kind = type(error)
+    return f"{kind.__module__}.{kind.__qualname__}".removeprefix("builtins.")
+
+
+def sendable(text: str) -> str:
+    """Return a text that can be encoded: lone surrogates keep a whole batch from being sent."""
+    return text.encode("utf-8", "backslashreplace").decode()

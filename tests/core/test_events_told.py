@@ -1,0 +1,177 @@
+"""Every event reads as one line of plain English, whatever steps and errors are called."""
+
+from __future__ import annotations
+
+import typing
+from types import UnionType
+from typing import Any
+
+import pytest
+
+from asyncflow._errors import RestoredError
+from asyncflow._events_told import duration, subject, told
+from asyncflow.events import (
+    AttemptFailed,
+    AttemptStarted,
+    Event,
+    LoopBlocked,
+    MapStarted,
+    RunFinished,
+    RunInterrupted,
+    RunResumed,
+    RunStarted,
+    RunTimedOut,
+    StepCancelled,
+    StepFailed,
+    StepReused,
+    StepSkipped,
+    StepSucceeded,
+    ThreadAbandoned,
+)
+
+ONE, TWO = {"a": ()}, {"a": (), "b": ("a",)}
+NO = ValueError("no\nand more")
+FAIL_FAST = "step 'a' failed and fail_fast is on"
+
+LINES: list[tuple[Event, int | None, str]] = [
+    (RunStarted("r1", 0.0, ONE), None, "run r1 started: 1 step"),
+    (RunStarted("r1", 0.0, TWO, "etl"), None, "run r1 of etl started: 2 steps"),
+    (RunResumed("r1", 5.0, 0.0, TWO, {}), None, "run r1 resumed: 2 steps"),
+    (
+        RunResumed("r1", 5.0, 0.0, TWO, {}, {"a": "its version is another"}, {"b": "x"}),
+        None,
+        "run r1 resumed: 2 steps, 2 of which had begun and run again",
+    ),
+    (
+        RunInterrupted(5.0, "the caller was cancelled"),
+        None,
+        "the run stops because the caller was cancelled",
+    ),
+    (RunTimedOut(5.0, 1500), None, "the run stops because it exceeded its deadline of 1.5 s"),
+    (RunFinished(5.0, "passed"), None, "the run passed after 5 ms"),
+    (RunFinished(5.0, "failed", FAIL_FAST), None, f"the run failed after 5 ms: {FAIL_FAST}"),
+    (
+        RunFinished(5.0, "interrupted", "the caller was cancelled"),
+        None,
+        "the run was interrupted after 5 ms: the caller was cancelled",
+    ),
+    (AttemptStarted("a", 1, 5.0), None, "a started"),
+    (AttemptStarted("a", 1, 5.0), 1, "a started"),
+    (AttemptStarted("a", 1, 5.0), 3, "a: attempt 1 of 3 started"),
+    (AttemptStarted("a", 2, 5.0), None, "a: attempt 2 started"),
+    (AttemptStarted("a", 2, 5.0), 3, "a: attempt 2 of 3 started"),
+    (AttemptStarted("a", 1, 5.0, 0.4), 1, "a started"),
+    (AttemptStarted("a", 1, 5.0, 40.0, 7), 1, "a[7] started after 40 ms in line"),
+    (
+        AttemptFailed("a", 1, 5.0, NO, 100.0),
+        3,
+        "a: attempt 1 of 3 failed, the next one follows in 100 ms: ValueError: no",
+    ),
+    (
+        AttemptFailed("a", 1, 5.0, NO, 0.0, 2),
+        None,
+        "a[2]: attempt 1 failed, the next one follows at once: ValueError: no",
+    ),
+    (MapStarted("a", 5.0), None, "a started to go through its items"),
+    (StepSucceeded("a", 1, 5.0, "secret"), None, "a succeeded"),
+    (StepSucceeded("a", 2, 5.0, "secret"), 3, "a succeeded in attempt 2 of 3"),
+    (StepSucceeded("a", 0, 5.0, ["secret"]), 3, "a succeeded"),
+    (StepFailed("a", 1, 5.0, NO, 3), None, "a[3] failed: ValueError: no"),
+    (StepFailed("a", 3, 5.0, NO), 3, "a failed in attempt 3 of 3: ValueError: no"),
+    (
+        StepFailed("a", 1, 5.0, RestoredError("package.Odd", "gone")),
+        None,
+        "a failed: Odd: gone",
+    ),
+    (StepCancelled("a", 1, 5.0, FAIL_FAST, None), None, f"a cancelled: {FAIL_FAST}"),
+    (
+        StepCancelled("a", 2, 5.0, FAIL_FAST, NO),
+        None,
+        f"a cancelled in attempt 2: {FAIL_FAST} (ValueError: no)",
+    ),
+    (
+        StepSkipped("b", 5.0, "it depends on step 'a', which failed"),
+        None,
+        "b skipped: it depends on step 'a', which failed",
+    ),
+    (StepReused("a", 5.0, 4), None, "a[4] reused: the journal has its result"),
+    (
+        ThreadAbandoned("a", 1, 5.0),
+        3,
+        "a: the thread of attempt 1 of 3 can't be stopped and goes on by itself",
+    ),
+    (
+        LoopBlocked("a", 1, 5.0, 350.0, "etl.py:12 in load"),
+        None,
+        "a blocked the event loop for 350 ms at etl.py:12 in load",
+    ),
+]
+
+
+def all_events() -> set[type]:
+    return {kind for kind in typing.get_args(Event) if not isinstance(kind, UnionType)}
+
+
+@pytest.mark.parametrize(("event", "attempts", "line"), LINES)
+def test_an_event_reads_so(event: Event, attempts: int | None, line: str) -> None:
+    assert told(event, attempts) == line
+
+
+def test_there_are_words_for_every_event() -> None:
+    assert {type(event) for event, _, _ in LINES} == all_events()
+
+
+NASTY = "a\n\x1b[2J\u202eb\ud800"
+
+
+def hostile(event: Any) -> Any:
+    """The same event with such texts as could spoil a terminal or a log."""
+    values = {}
+    for name in event.__slots__:
+        value = getattr(event, name)
+        values[name] = NASTY if isinstance(value, str) and name != "outcome" else value
+    return type(event)(**values)
+
+
+@pytest.mark.parametrize("kind", sorted(all_events(), key=lambda kind: kind.__name__))
+def test_a_line_stays_one_line_whatever_it_tells_of(kind: type) -> None:
+    event = hostile(next(event for event, _, _ in LINES if type(event) is kind))
+
+    line = told(event)
+
+    assert not {"\n", "\x1b", "\u202e", "\ud800"} & set(line)
+    assert "\\n\\x1b[2J" in line or kind in {RunTimedOut, RunFinished}
+
+
+@pytest.mark.parametrize("error", [ValueError("a\x1b[2J"), type("Bad\n", (Exception,), {})()])
+def test_an_error_can_not_break_the_line(error: Exception) -> None:
+    assert "\x1b" not in told(StepFailed("a", 1, 0.0, error))
+    assert "\n" not in told(StepFailed("a", 1, 0.0, error))
+
+
+def test_a_subject_is_a_step_an_item_or_the_run() -> None:
+    assert subject(StepReused("fetch", 0.0)) == "fetch"
+    assert subject(StepReused("fetch\n", 0.0, 3)) == "fetch\\n[3]"
+    assert subject(RunTimedOut(0.0, 1.0)) == "the run"
+
+
+@pytest.mark.parametrize(
+    ("ms", "text"),
+    [
+        (0.0, "0 ms"),
+        (0.2149, "0.2 ms"),
+        (0.96, "1 ms"),
+        (12.4, "12 ms"),
+        (999.4, "999 ms"),
+        (999.6, "1.0 s"),
+        (1_540, "1.5 s"),
+        (59_940, "59.9 s"),
+        (59_960, "1 min 0 s"),
+        (125_000, "2 min 5 s"),
+        (3_599_400, "59 min 59 s"),
+        (3_599_600, "1 h 0 min"),
+        (7_500_000, "2 h 5 min"),
+    ],
+)
+def test_a_duration_has_the_unit_that_suits_it(ms: float, text: str) -> None:
+    assert duration(ms) == text
