@@ -13,18 +13,11 @@ import re
 from collections.abc import Iterable, Mapping
 
 from asyncflow._result import StepResult, StepStatus
+from asyncflow._signs import SIGNS
 from asyncflow._text import in_one_line
 
 __all__ = ["to_mermaid"]
 
-_SIGNS = {
-    StepStatus.PENDING: "○",
-    StepStatus.RUNNING: "▷",
-    StepStatus.SUCCESS: "✓",
-    StepStatus.FAILED: "✗",
-    StepStatus.SKIPPED: "⊘",
-    StepStatus.CANCELLED: "■",
-}
 # Dark text on a light ground, and both are said, so they can be read on a page of either kind.
 _COLOURS = {
     StepStatus.PENDING: "fill:#f3f4f6,stroke:#6b7280,color:#1f2937",
@@ -78,7 +71,7 @@ def _shape(name: str, result: StepResult | None) -> str:
     if result is None:
         return f'["{label or " "}"]'  # Mermaid refuses an empty one
     status = result.status
-    label += f"<br/>{_SIGNS[status]} {status}"
+    label += f"<br/>{SIGNS[status]} {status}"
     if result.started_ms is not None:
         label += f" {result.duration_ms:.0f}ms"
     return f'["{label}"]:::{status.lower()}'

@@ -26,7 +26,8 @@ FLOORS = [
             "_nesting",
             "_declared",
         ),
-        *("_result", "_critical_path", "_diagram", "_report_json", "_report", "events", "_current"),
+        *("_result", "_critical_path", "_signs", "_diagram", "_report_json", "_report"),
+        *("events", "_current"),
         *("_hints", "_fingerprint", "_story", "_resume", "_step_view", "_view", "_retold"),
         "_events_told",
         *(
@@ -65,7 +66,12 @@ FLOORS = [
         *("_archive", "_asked", "_inquiries", "_stored"),
         *("_database", "_postgres", "_postgres_store"),
     ],
-    ["__init__", "examples"],
+    [
+        *("__init__", "examples"),
+        *("__main__", "_cli", "_cli_completion", "_cli_errors", "_cli_execution", "_cli_inputs"),
+        *("_cli_journal", "_cli_load", "_cli_options", "_cli_output", "_cli_plan", "_cli_run"),
+        *("_cli_runs", "_cli_show", "_cli_signals", "_cli_ui", "_run_names", "_tracebacks"),
+    ],
 ]
 CORE, DRIVER, ADAPTERS, FACES = FLOORS
 NOT_IN_THE_CORE = {"asyncio", "time", "random", "os", "sqlite3", "logging", "anyio"}

@@ -100,7 +100,7 @@ async def test_another_one_like_it_has_what_is_asked_for_and_keeps_the_rest():
         iter(steps),
         name="pair",
         targets=["bad", "good"],
-        observers=[lambda event: told.append("x")],
+        observers=[lambda _: told.append("x")],
     )
 
     other = one.replace(fail_fast=False, targets=None)
