@@ -29,14 +29,14 @@ __all__ = [
     "PASSED",
     "RUN_FAILED",
     "USAGE",
-    "Refusal",
+    "CommandError",
     "errors_explained",
 ]
 
 PASSED, RUN_FAILED, USAGE, INVALID, NOT_FOUND, BUG, INTERRUPTED = 0, 1, 2, 3, 4, 70, 130
 
 
-class Refusal(Exception):
+class CommandError(Exception):
     """Something that the command line can't do, and what to do instead.
 
     Args:
@@ -69,22 +69,22 @@ def errors_explained() -> Iterator[None]:
         raise click.exceptions.Exit(refusal.exit_code) from error
 
 
-def _refusal_of(error: BaseException) -> Refusal:
+def _refusal_of(error: BaseException) -> CommandError:
     match error:
-        case Refusal():
+        case CommandError():
             return error
         case RunNotFoundError():
             hint = "" if error.hint else "; `asyncflow runs` lists those it has"
-            return Refusal(f"{error}{hint}", NOT_FOUND)
+            return CommandError(f"{error}{hint}", NOT_FOUND)
         case RunAlreadyActiveError():
-            return Refusal(_active(error), RUN_FAILED)
+            return CommandError(_active(error), RUN_FAILED)
         case JournalError():
-            return Refusal(str(error), RUN_FAILED)
+            return CommandError(str(error), RUN_FAILED)
         case ImportError() if "asyncflow-tiers[" in str(error):
-            return Refusal(str(error), USAGE)
+            return CommandError(str(error), USAGE)
         case KeyboardInterrupt():
-            return Refusal("interrupted", INTERRUPTED)
-    return Refusal(
+            return CommandError("interrupted", INTERRUPTED)
+    return CommandError(
         "that is a bug of asyncflow, not of your pipeline; please report it with the traceback",
         BUG,
         "".join(traceback.format_exception(error)),

@@ -1,4 +1,4 @@
-"""Runs a pipeline for the command line: watched, kept, stopped by signals, and told of at its end."""
+"""One run as the command line has it: watched, kept, stopped by signals, told of at its end."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from asyncflow._cli_errors import INVALID, PASSED, RUN_FAILED, Refusal
+from asyncflow._cli_errors import INVALID, PASSED, RUN_FAILED, CommandError
 from asyncflow._cli_journal import AnyJournal, how_to_name, opened
 from asyncflow._cli_load import Loaded
 from asyncflow._cli_output import report_lines, say, say_json, tell, tracebacks, write_html
@@ -60,7 +60,7 @@ async def execute(execution: Execution) -> End:
     """Run a pipeline, and return what came of it.
 
     Raises:
-        Refusal: It can't run with these inputs.
+        CommandError: It can't run with these inputs.
         JournalError: The journal has failed.
         RunAlreadyActiveError: Somebody else runs it.
     """
@@ -99,7 +99,7 @@ async def _run(execution: Execution, run_id: str, journal: AnyJournal | None) ->
             await asyncio.wait([task])
     report = None if task.cancelled() else task.result()
     if report is None and not heard:
-        raise Refusal("stopped before the run began, so nothing has run", _code_of(stop))
+        raise CommandError("stopped before the run began, so nothing has run", _code_of(stop))
     events: Iterable[Event] = heard
     if journal is None:
         report = report or _report_of(heard)
@@ -129,7 +129,7 @@ async def _attended(
     except RunCancelledError:
         return None
     except (ValueError, TypeError, PayloadError) as error:  # no step's: those are in the report
-        raise Refusal(
+        raise CommandError(
             f"{execution.loaded.target!r} can't run: {_hinted(error)}", INVALID
         ) from error
     except (Exception, asyncio.CancelledError):

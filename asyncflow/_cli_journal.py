@@ -10,7 +10,7 @@ from pathlib import Path
 
 import click
 
-from asyncflow._cli_errors import NOT_FOUND, USAGE, Refusal
+from asyncflow._cli_errors import NOT_FOUND, USAGE, CommandError
 from asyncflow._errors import RunNotFoundError
 from asyncflow.journal import PostgresJournal, RunRecord, SQLiteJournal
 
@@ -43,10 +43,10 @@ def must_exist(journal: str) -> None:
     """Refuse a file that is not there, which a journal would make.
 
     Raises:
-        Refusal: There is no such file.
+        CommandError: There is no such file.
     """
     if not is_address(journal) and not Path(journal).is_file():
-        raise Refusal(
+        raise CommandError(
             f"there is no journal {journal!r}; name another one with --journal or in ${VARIABLE}, "
             "or make one with `asyncflow run`",
             NOT_FOUND,
@@ -57,13 +57,13 @@ def made(journal: str) -> AnyJournal:
     """Return the journal that an option names, not yet opened.
 
     Raises:
-        Refusal: The address can't be read.
+        CommandError: The address can't be read.
         ImportError: What it needs is missing.
     """
     try:
         return PostgresJournal(journal) if is_address(journal) else SQLiteJournal(journal)
     except ValueError as error:
-        raise Refusal(str(error), USAGE) from error
+        raise CommandError(str(error), USAGE) from error
 
 
 @asynccontextmanager
@@ -71,7 +71,7 @@ async def opened(journal: str) -> AsyncIterator[AnyJournal]:
     """Open a journal for as long as this lasts.
 
     Raises:
-        Refusal, ImportError: As `made` raises them.
+        CommandError, ImportError: As `made` raises them.
         JournalError: It can't be read.
     """
     async with made(journal) as one:

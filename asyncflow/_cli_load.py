@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import click
 
-from asyncflow._cli_errors import INVALID, Refusal
+from asyncflow._cli_errors import INVALID, CommandError
 from asyncflow._errors import nearest
 from asyncflow._orchestrator import Orchestrator
 from asyncflow._pipeline import Pipeline
@@ -41,7 +41,7 @@ def load(target: str, *, all_frames: bool = False) -> Loaded:
 
     Raises:
         click.UsageError: It does not read like that.
-        Refusal: It can't be imported, or is no valid pipeline.
+        CommandError: It can't be imported, or is no valid pipeline.
     """
     place, _, name = target.rpartition(":")
     if not place or not name:
@@ -88,7 +88,7 @@ class _Importing:
         if not path.is_file():
             names = [each.name for each in path.parent.glob("*.py")]
             hint = nearest(path.name, names)
-            raise Refusal(f"there is no file {self._place!r}{hint}", INVALID)
+            raise CommandError(f"there is no file {self._place!r}{hint}", INVALID)
         parts = [path.stem]
         root = path.parent
         while (root / "__init__.py").is_file():
@@ -100,13 +100,13 @@ class _Importing:
     def _check_is_that_file(self, module: ModuleType) -> None:
         path = Path(self._place).absolute()
         if not path.samefile(getattr(module, "__file__", None) or os.devnull):
-            raise Refusal(
+            raise CommandError(
                 f"{self._place} can't be imported as {self._name!r}, which is another module "
                 "already; give the file another name",
                 INVALID,
             )
 
-    def _unknown(self, missing: str) -> Refusal:
+    def _unknown(self, missing: str) -> CommandError:
         parent, _, name = missing.rpartition(".")
         places = list(getattr(sys.modules.get(parent), "__path__", ())) if parent else [os.getcwd()]
         hint = nearest(name, [module.name for module in pkgutil.iter_modules(places)])
@@ -115,15 +115,15 @@ class _Importing:
         else:
             where = f"in {parent!r}" if parent else "here, nor among what is installed"
             why = f"there is no module {name!r} {where}{hint}"
-        return Refusal(
+        return CommandError(
             f"{self._place!r} can't be imported: {why}; name a module that can be imported from "
             "this directory, or a file, such as path/to/etl.py:pipeline",
             INVALID,
         )
 
-    def _failure(self, error: BaseException) -> Refusal:
+    def _failure(self, error: BaseException) -> CommandError:
         trace = format_error(_from_users_code(error), all_frames=self._all_frames)
-        return Refusal(f"{self._place!r} can't be imported: {describe(error)}", INVALID, trace)
+        return CommandError(f"{self._place!r} can't be imported: {describe(error)}", INVALID, trace)
 
 
 def _from_users_code(error: BaseException) -> BaseException:
@@ -147,7 +147,7 @@ def _found_in(module: ModuleType, name: str) -> Any:
             names = [each for each in dir(found) if not each.startswith("_")]
             hint = nearest(part, names) or _those_there(found, names)
             owner = f"{module.__name__}:{name}".removesuffix(f".{part}").removesuffix(f":{part}")
-            raise Refusal(f"there is no {part!r} in {owner!r}{hint}", INVALID) from None
+            raise CommandError(f"there is no {part!r} in {owner!r}{hint}", INVALID) from None
     return found
 
 
@@ -160,7 +160,7 @@ def _called(target: str, function: Callable[[], Any], all_frames: bool) -> Any:
     try:
         inspect.signature(function).bind()
     except (TypeError, ValueError):
-        raise Refusal(
+        raise CommandError(
             f"{target!r} is a function that can't be called without arguments; name a pipeline, "
             "or a function without arguments that returns one",
             INVALID,
@@ -169,10 +169,10 @@ def _called(target: str, function: Callable[[], Any], all_frames: bool) -> Any:
         made = function()
     except (Exception, SystemExit) as error:
         trace = format_error(_from_users_code(error), all_frames=all_frames)
-        raise Refusal(f"{target!r} has raised {describe(error)}", INVALID, trace) from error
+        raise CommandError(f"{target!r} has raised {describe(error)}", INVALID, trace) from error
     if inspect.iscoroutine(made):
         made.close()  # or there would be a warning that nobody has awaited it
-        raise Refusal(
+        raise CommandError(
             f"{target!r} is an async function; name a pipeline, or a plain function that returns "
             "one",
             INVALID,
@@ -193,8 +193,8 @@ def _orchestrator_of(target: str, name: str, found: Any) -> Orchestrator:
         if isinstance(found, Orchestrator):
             return found if found.name else found.replace(name=name)
     except (ValueError, TypeError) as error:
-        raise Refusal(f"{target!r} is not valid: {error}", INVALID) from error
-    raise Refusal(
+        raise CommandError(f"{target!r} is not valid: {error}", INVALID) from error
+    raise CommandError(
         f"{target!r} is of type {type(found).__name__}; name a Pipeline, an Orchestrator, a list "
         "of WorkflowStep objects, or a function without arguments that returns one",
         INVALID,

@@ -19,7 +19,7 @@ import click
 from rich.console import Console
 from rich.text import Text
 
-from asyncflow._cli_errors import RUN_FAILED, Refusal
+from asyncflow._cli_errors import RUN_FAILED, CommandError
 from asyncflow._report import RunReport
 from asyncflow._result import StepResult, StepStatus
 from asyncflow._text import in_one_line
@@ -94,13 +94,13 @@ def write_html(path: Path, events: Iterable[Event]) -> None:
 
     Raises:
         ImportError: The extra that it needs is missing.
-        Refusal: The file can't be written.
+        CommandError: The file can't be written.
     """
     page = page_writer()(events)
     try:
         path.write_text(page, encoding="utf-8")
     except OSError as error:
-        raise Refusal(f"the HTML report can't be written: {error}", RUN_FAILED) from error
+        raise CommandError(f"the HTML report can't be written: {error}", RUN_FAILED) from error
 
 
 def tell(text: str, *, quiet: bool = False) -> None:

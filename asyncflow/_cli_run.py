@@ -122,7 +122,7 @@ def run(
     _run(target, None if no_journal else options["journal"], run_id, targets, options)
 
 
-@click.command()
+@click.command(short_help="Go on with a run that has not passed.")
 @run_argument
 @click.argument(
     "targets", metavar="[MODULE:PIPELINE]", nargs=-1, type=TargetType(), envvar=PIPELINES
@@ -131,8 +131,8 @@ def run(
 def resume(run: str, targets: Sequence[str], **options: Unpack[Options]) -> None:
     """Go on with a run that has failed, was stopped, or whose process has died.
 
-    RUN is its id, or how that begins, or "latest". What has succeeded does not run again. Inputs are
-    those that it was started with; only secret ones must be given again.
+    RUN is its id, or how that begins, or "latest". What has succeeded does not run again. Inputs
+    are those that it was started with; only secret ones must be given again.
 
     A journal keeps nothing that could be executed, so it must be said which pipeline that is:
     MODULE:PIPELINE as for `run`, or a list of them in the variable ASYNCFLOW_PIPELINES, of which

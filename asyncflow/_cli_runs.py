@@ -12,7 +12,7 @@ import click
 from rich.table import Table
 from rich.text import Text
 
-from asyncflow._cli_errors import RUN_FAILED, Refusal
+from asyncflow._cli_errors import RUN_FAILED, CommandError
 from asyncflow._cli_journal import find_run, must_exist, opened
 from asyncflow._cli_options import journal_option, json_option, run_argument
 from asyncflow._cli_output import STYLES, say_json, stdout_console, tell
@@ -142,5 +142,7 @@ def cancel(run: str, journal: str) -> None:
 
     record, was_asked = asyncio.run(asked())
     if not was_asked:
-        raise Refusal(f"nobody runs {record.run_id!r}, so there is nothing to stop", RUN_FAILED)
+        raise CommandError(
+            f"nobody runs {record.run_id!r}, so there is nothing to stop", RUN_FAILED
+        )
     tell(f"{record.owner} was asked to stop run {record.run_id}")

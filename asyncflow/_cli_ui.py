@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import click
 
-from asyncflow._cli_errors import USAGE, Refusal
+from asyncflow._cli_errors import USAGE, CommandError
 from asyncflow._cli_journal import made, must_exist
 from asyncflow._cli_load import load
 from asyncflow._cli_options import PIPELINES, TargetType, journal_option
@@ -58,4 +58,4 @@ def ui(
     try:
         serve(made(journal), host, port, pipelines=pipelines, token=token, open_browser=opens)
     except ValueError as error:
-        raise Refusal(str(error), USAGE) from error
+        raise CommandError(str(error), USAGE) from error
