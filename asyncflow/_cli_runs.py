@@ -58,9 +58,7 @@ def _time_of(text: str | None) -> datetime | None:
 @click.option(
     "--limit",
     type=click.IntRange(min=0),
-    default=_MANY,
-    show_default=True,
-    help="Only so many; 0 for all.",
+    help=f"Only so many; 0 for all.  [default: {_MANY}]",
 )
 @json_option
 def runs(
@@ -69,11 +67,12 @@ def runs(
     pipeline: str | None,
     since: datetime | None,
     text: str | None,
-    limit: int,
+    limit: int | None,
     as_json: bool,
 ) -> None:
     """List the runs of a journal, those that began last first."""
     must_exist(journal)
+    many = _MANY if limit is None else limit
 
     async def found() -> list[RunRecord]:
         async with opened(journal) as kept:
@@ -81,25 +80,33 @@ def runs(
                 None if status == "orphaned" else status,  # type: ignore[arg-type]
                 pipeline,
                 since,
-                limit + 1 if limit else None,
+                many + 1 if many else None,
                 text=text,
                 orphaned={"orphaned": True, "running": False}.get(status or ""),
             )
 
     records = asyncio.run(found())
-    shown = records[: limit or None]
+    shown = records[: many or None]
     if as_json:
         say_json(json.dumps([_as_json(record) for record in shown], indent=2))
     elif shown:
-        stdout_console().print(_table(shown))
+        _print(_table(shown))
     else:
         tell("no such runs")
-    if len(shown) < len(records):
+    if len(shown) < len(records) and limit is None:
         tell("there are more of them: --limit 0 shows all")
 
 
 def _as_json(record: RunRecord) -> dict[str, object]:
     return {**asdict(record), "duration_s": record.duration_s}
+
+
+def _print(table: Table) -> None:
+    console = stdout_console()
+    with console.capture() as captured:
+        console.print(table)
+    # The last column, too, is filled up with spaces, which a pipe has no use for.
+    click.echo("\n".join(line.rstrip() for line in captured.get().splitlines()))
 
 
 def _table(records: list[RunRecord]) -> Table:
@@ -124,7 +131,7 @@ def _table(records: list[RunRecord]) -> Table:
     return table
 
 
-@click.command()
+@click.command(short_help="Ask whoever runs a run to stop it.")
 @run_argument
 @journal_option
 def cancel(run: str, journal: str) -> None:

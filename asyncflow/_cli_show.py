@@ -52,7 +52,7 @@ class _Kept:
     events: Sequence[StoredEvent]
 
 
-@click.command()
+@click.command(short_help="Show a run: its report and its tracebacks.")
 @run_argument
 @journal_option
 @click.option("--timeline", is_flag=True, help="Show when each attempt of each step ran.")

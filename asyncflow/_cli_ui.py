@@ -14,7 +14,7 @@ from asyncflow._cli_options import PIPELINES, TargetType, journal_option
 __all__ = ["ui"]
 
 
-@click.command()
+@click.command(short_help="Show the runs of a journal in a browser, live.")
 @journal_option
 @click.option("--host", default="127.0.0.1", show_default=True, help="The address to bind to.")
 @click.option(
