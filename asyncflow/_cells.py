@@ -1,0 +1,52 @@
+"""Text that is made to fit into cells of a terminal, of which some characters take two or none."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from rich.cells import cell_len
+
+from asyncflow._text import in_one_line
+
+__all__ = ["clipped", "cut", "fitted", "shown"]
+
+
+def shown(text: str, encoding: str) -> str:
+    """Return the text in one line, with question marks for what an encoding does not have."""
+    return in_one_line(text).encode(encoding, "replace").decode(encoding)
+
+
+def cut(text: str, width: int, ellipsis: str = "…") -> str:
+    """Return a text of at most so many cells, without its middle if it is wider than that."""
+    if cell_len(text) <= width:
+        return text
+    kept = width - cell_len(ellipsis)
+    if kept < 1:
+        return _head(text, width)
+    tail = _head(reversed(text), kept // 2)[::-1]
+    return f"{_head(text, kept - kept // 2)}{ellipsis}{tail}"
+
+
+def clipped(text: str, width: int, ellipsis: str = "…") -> str:
+    """Return a text of at most so many cells, without its end if it is wider than that."""
+    if cell_len(text) <= width:
+        return text
+    kept = width - cell_len(ellipsis)
+    return _head(text, kept) + ellipsis if kept > 0 else _head(text, width)
+
+
+def fitted(text: str, width: int, ellipsis: str = "…") -> str:
+    """Return the text in exactly so many cells."""
+    text = cut(text, width, ellipsis)
+    return text + " " * (width - cell_len(text))
+
+
+def _head(characters: Iterable[str], width: int) -> str:
+    """Return the first characters that fit into so many cells."""
+    head = ""
+    for character in characters:
+        width -= cell_len(character)
+        if width < 0:
+            break
+        head += character
+    return head

@@ -1,0 +1,71 @@
+"""Frames on a terminal, each in the place of the one before."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import IO
+
+from rich.console import Console
+from rich.text import Text
+
+__all__ = ["Screen"]
+
+_UP, _TO_THE_END, _REST_OF_LINE, _PLAIN = "\x1b[{}A", "\x1b[J", "\x1b[K", "\x1b[0m"
+
+
+class Screen:
+    """Args:
+    console: Says how large the terminal is, and what colours it has.
+    file: What is written to.
+    """
+
+    def __init__(self, console: Console, file: IO[str]) -> None:
+        self._console = console
+        self._file = file
+        self._lines: list[tuple[str, int]] = []
+        """What stands there, and how many cells each line takes."""
+        self._width = 0
+
+    def draw(self, above: str, lines: Sequence[Text], kept: int = 0) -> None:
+        """Draw a frame in the place of the one that stands there.
+
+        Args:
+            above: Text that is to stand above it, for good.
+            lines: The lines of the frame, no more than the terminal has.
+            kept: How many lines, from the first one on, are to stay there for good.
+        """
+        width, height = self._console.size
+        rows = sum(max(-(-cells // width), 1) for _, cells in self._lines)
+        is_same = not above and width == self._width
+        output = [_UP.format(min(rows, height)) + "\r"] if rows else []
+        if above:
+            plain = _PLAIN if "\x1b" in above else ""
+            output.append(f"{_TO_THE_END}{above}{plain}")
+        drawn = [(self._styled(line), line.cell_len) for line in lines]
+        for number, (styled, _) in enumerate(drawn):
+            stands = is_same and number < rows and self._lines[number][0] == styled
+            output.append("\n" if stands else f"{styled}{_REST_OF_LINE}\n")
+        if not is_same or rows > len(drawn):
+            output.append(_TO_THE_END)
+        self._lines, self._width = drawn[kept:], width
+        self.write("".join(output))
+
+    def write(self, text: str) -> None:
+        """Write text, with escapes for what the terminal's encoding does not have.
+
+        Raises:
+            OSError: Nobody reads it any more.
+        """
+        if not text:
+            return
+        encoding = getattr(self._file, "encoding", None) or "utf-8"
+        try:
+            self._file.write(text.encode(encoding, "backslashreplace").decode(encoding))
+            self._file.flush()
+        except ValueError as error:
+            raise OSError("the stream is closed") from error
+
+    def _styled(self, line: Text) -> str:
+        with self._console.capture() as captured:
+            self._console.print(line, end="", highlight=False, soft_wrap=True)
+        return captured.get()
