@@ -20,6 +20,7 @@ from rich.console import Console
 from rich.text import Text
 
 from asyncflow._cli_errors import RUN_FAILED, CommandError
+from asyncflow._look import COLOURS, sign_of_run
 from asyncflow._report import RunReport
 from asyncflow._result import StepResult, StepStatus
 from asyncflow._text import in_one_line
@@ -27,7 +28,6 @@ from asyncflow._tracebacks import format_error
 from asyncflow.events import Event
 
 __all__ = [
-    "STYLES",
     "logs_on_stderr",
     "only_results_on_stdout",
     "page_writer",
@@ -40,18 +40,7 @@ __all__ = [
     "write_html",
 ]
 
-STYLES = {
-    "SUCCESS": "green",
-    "PASSED": "green",
-    "FAILED": "red",
-    "CANCELLED": "yellow",
-    "INTERRUPTED": "yellow",
-    "ORPHANED": "yellow",
-    "RUNNING": "blue",
-    "SKIPPED": "dim",
-    "PENDING": "dim",
-}
-_STATUS = re.compile(r"(?m)^(?:\[|Pipeline )(?P<word>[A-Z]+)")
+_STATUS = re.compile(rf"(?m)^\[(?P<step>{'|'.join(StepStatus)}) *\] |^Pipeline (?P<run>[A-Z]+)$")
 _WIDE = 100_000
 """How wide a file is, in characters."""
 
@@ -68,8 +57,9 @@ def say(text: str) -> None:
     """Write a result, the words for statuses at the start of its lines in their colours."""
     styled = Text(text)
     for found in _STATUS.finditer(text):
-        if found["word"] in STYLES:
-            styled.stylize(STYLES[found["word"]], *found.span("word"))
+        kind = found.lastgroup or ""
+        status = StepStatus(found[kind]) if kind == "step" else sign_of_run(found[kind])
+        styled.stylize(COLOURS[status], *found.span(kind))
     stdout_console().print(styled, soft_wrap=True)
 
 

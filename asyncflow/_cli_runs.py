@@ -15,15 +15,15 @@ from rich.text import Text
 from asyncflow._cli_errors import RUN_FAILED, CommandError
 from asyncflow._cli_journal import find_run, must_exist, opened
 from asyncflow._cli_options import journal_option, json_option, run_argument
-from asyncflow._cli_output import STYLES, say_json, stdout_console, tell
+from asyncflow._cli_output import say_json, stdout_console, tell
 from asyncflow._events_told import duration
+from asyncflow._look import COLOURS, look_for, sign_of_run
 from asyncflow._text import in_one_line
 from asyncflow.journal import RunRecord
 
 __all__ = ["cancel", "runs"]
 
 _STATUSES = ["running", "passed", "failed", "interrupted", "orphaned"]
-_SIGNS = {"RUNNING": "▷", "PASSED": "✓", "FAILED": "✗", "INTERRUPTED": "■", "ORPHANED": "⊘"}
 _AGE = re.compile(r"(?P<number>\d+)(?P<unit>[smhdw])")
 _UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
 _MANY = 20
@@ -90,7 +90,7 @@ def runs(
     if as_json:
         say_json(json.dumps([_as_json(record) for record in shown], indent=2))
     elif shown:
-        _print(_table(shown))
+        _print(shown)
     else:
         tell("no such runs")
     if len(shown) < len(records) and limit is None:
@@ -101,15 +101,16 @@ def _as_json(record: RunRecord) -> dict[str, object]:
     return {**asdict(record), "duration_s": record.duration_s}
 
 
-def _print(table: Table) -> None:
+def _print(records: list[RunRecord]) -> None:
     console = stdout_console()
     with console.capture() as captured:
-        console.print(table)
+        console.print(_table(records, console.encoding))
     # The last column, too, is filled up with spaces, which a pipe has no use for.
     click.echo("\n".join(line.rstrip() for line in captured.get().splitlines()))
 
 
-def _table(records: list[RunRecord]) -> Table:
+def _table(records: list[RunRecord], encoding: str) -> Table:
+    look = look_for(encoding)
     table = Table(box=None, pad_edge=False, header_style="bold")
     # Ids are to be copied, so they are shown in full.
     table.add_column("RUN", no_wrap=True, overflow="fold")
@@ -119,11 +120,12 @@ def _table(records: list[RunRecord]) -> Table:
     table.add_column("PIPELINE", no_wrap=True, overflow="ellipsis")
     for record in records:
         word = "ORPHANED" if record.orphaned else record.status.upper()
+        sign = sign_of_run(word)
         started = datetime.fromtimestamp(record.started_at).astimezone()
         took = "" if record.duration_s is None else duration(record.duration_s * 1000)
         table.add_row(
             in_one_line(record.run_id),
-            Text(f"{_SIGNS[word]} {word}", STYLES[word]),
+            Text(f"{look.signs[sign]} {word}", COLOURS[sign]),
             f"{started:%Y-%m-%d %H:%M:%S}",
             took,
             in_one_line(record.pipeline),

@@ -127,7 +127,8 @@ def _say_timeline(kept: _Kept) -> None:
 
     view, console = RunView(each.event for each in kept.events), stdout_console()
     width = console.width if console.is_terminal else _NARROW
-    console.print(timeline(view, width=width, now_ms=_now_ms(kept, view)), soft_wrap=True)
+    drawn = timeline(view, width=width, now_ms=_now_ms(kept, view), encoding=console.encoding)
+    console.print(drawn, soft_wrap=True)
 
 
 def _now_ms(kept: _Kept, view: RunView) -> float:
