@@ -15,7 +15,7 @@ def main() -> None:
     missing = [name for name in _NEEDED if importlib.util.find_spec(name) is None]
     if missing:
         sys.stderr.write(
-            f"Error: the command line needs {' and '.join(missing)}, which comes with an extra: "
+            f"Error: the command line needs {' and '.join(missing)}: "
             "pip install 'asyncflow-tiers[cli]'\n"
         )
         sys.exit(2)

@@ -9,7 +9,7 @@ from dataclasses import asdict
 from datetime import UTC, datetime, timedelta
 
 import click
-from rich.table import Table
+from rich.cells import cell_len, set_cell_size
 from rich.text import Text
 
 from asyncflow._cli_errors import RUN_FAILED, CommandError
@@ -17,7 +17,7 @@ from asyncflow._cli_journal import find_run, must_exist, opened
 from asyncflow._cli_options import journal_option, json_option, run_argument
 from asyncflow._cli_output import say_json, stdout_console, tell
 from asyncflow._events_told import duration
-from asyncflow._look import COLOURS, look_for, sign_of_run
+from asyncflow._look import COLOURS, Look, look_for, sign_of_run
 from asyncflow._text import in_one_line
 from asyncflow.journal import RunRecord
 
@@ -27,6 +27,10 @@ _STATUSES = ["running", "passed", "failed", "interrupted", "orphaned"]
 _AGE = re.compile(r"(?P<number>\d+)(?P<unit>[smhdw])")
 _UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
 _MANY = 20
+_HEADER = ["RUN", "STATUS", "STARTED", "TOOK", "PIPELINE"]
+_GAP = "  "
+_LEAST = 8
+"""How many cells the last column has, however narrow the terminal is."""
 
 
 def _time_of(text: str | None) -> datetime | None:
@@ -103,34 +107,43 @@ def _as_json(record: RunRecord) -> dict[str, object]:
 
 def _print(records: list[RunRecord]) -> None:
     console = stdout_console()
-    with console.capture() as captured:
-        console.print(_table(records, console.encoding))
-    # The last column, too, is filled up with spaces, which a pipe has no use for.
-    click.echo("\n".join(line.rstrip() for line in captured.get().splitlines()))
+    look = look_for(console.encoding)
+    rows = [_HEADER, *(_row(record, look) for record in records)]
+    # Ids are to be copied, so only the last column may be cut.
+    widths = [max(cell_len(row[column]) for row in rows) for column in range(len(_HEADER) - 1)]
+    left = max(console.width - sum(widths) - len(_GAP) * len(widths), _LEAST)
+    lines = []
+    for row in rows:
+        *cells, last = row
+        fixed = (set_cell_size(cell, width) for cell, width in zip(cells, widths, strict=True))
+        lines.append(Text(_GAP.join([*fixed, _cut(last, left, look.ellipsis)]).rstrip()))
+    lines[0].stylize("bold")
+    begin = widths[0] + len(_GAP)
+    for line, record in zip(lines[1:], records, strict=True):
+        line.stylize(COLOURS[sign_of_run(_word(record))], begin, begin + widths[1])
+    console.print(Text("\n").join(lines), soft_wrap=True)
 
 
-def _table(records: list[RunRecord], encoding: str) -> Table:
-    look = look_for(encoding)
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    # Ids are to be copied, so they are shown in full.
-    table.add_column("RUN", no_wrap=True, overflow="fold")
-    table.add_column("STATUS", no_wrap=True)
-    table.add_column("STARTED", no_wrap=True)
-    table.add_column("TOOK", no_wrap=True)
-    table.add_column("PIPELINE", no_wrap=True, overflow="ellipsis")
-    for record in records:
-        word = "ORPHANED" if record.orphaned else record.status.upper()
-        sign = sign_of_run(word)
-        started = datetime.fromtimestamp(record.started_at).astimezone()
-        took = "" if record.duration_s is None else duration(record.duration_s * 1000)
-        table.add_row(
-            in_one_line(record.run_id),
-            Text(f"{look.signs[sign]} {word}", COLOURS[sign]),
-            f"{started:%Y-%m-%d %H:%M:%S}",
-            took,
-            in_one_line(record.pipeline),
-        )
-    return table
+def _row(record: RunRecord, look: Look) -> list[str]:
+    word = _word(record)
+    started = datetime.fromtimestamp(record.started_at)
+    return [
+        in_one_line(record.run_id),
+        f"{look.signs[sign_of_run(word)]} {word}",
+        f"{started:%Y-%m-%d %H:%M:%S}",
+        "" if record.duration_s is None else duration(record.duration_s * 1000),
+        in_one_line(record.pipeline),
+    ]
+
+
+def _word(record: RunRecord) -> str:
+    return "ORPHANED" if record.orphaned else record.status.upper()
+
+
+def _cut(text: str, width: int, ellipsis: str) -> str:
+    if cell_len(text) <= width:
+        return text
+    return set_cell_size(text, width - 1).rstrip() + ellipsis
 
 
 @click.command(short_help="Ask whoever runs a run to stop it.")

@@ -23,8 +23,6 @@ __all__ = ["Stop", "stopped_by_signals"]
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _STDERR = 2
-_SHOW_CURSOR = b"\x1b[?25h"
-"""A live view hides it, and has no time to bring it back."""
 
 
 class Stop:
@@ -55,8 +53,6 @@ class Stop:
 
 def end_at_once(number: int) -> None:
     """End the process without any ado, with the exit code that a shell gives for that signal."""
-    if os.isatty(_STDERR):
-        os.write(_STDERR, _SHOW_CURSOR)
     # Not by `print`, which the interrupted code may be in the midst of.
     os.write(_STDERR, b"\nstopped at once\n")
     os._exit(128 + number)

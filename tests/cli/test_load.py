@@ -141,9 +141,7 @@ def test_what_a_function_that_makes_a_pipeline_raises_is_shown_too(shell: Shell)
 
     assert 'broken.py", line 2, in make' in result.stderr
     assert "_cli_load" not in result.stderr
-    assert result.stderr.endswith(
-        "Error: 'broken:make' has raised ValueError: no such table\n"
-    )
+    assert result.stderr.endswith("Error: 'broken:make' has raised ValueError: no such table\n")
 
 
 def test_a_file_that_is_named_like_another_module_says_so(shell: Shell) -> None:

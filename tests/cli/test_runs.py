@@ -108,9 +108,7 @@ def test_runs_can_be_chosen(shell: Shell, orphan: str) -> None:
     shell("runs", "--status", "lost", exits=2)
 
 
-def test_what_a_program_may_want_of_a_run_is_in_the_json(
-    shell: Shell, orphan: str
-) -> None:
+def test_what_a_program_may_want_of_a_run_is_in_the_json(shell: Shell, orphan: str) -> None:
 
     (run,) = shell.json("runs", "--json")
 
@@ -176,7 +174,9 @@ def test_show_tells_the_report_and_the_traceback(shell: Shell) -> None:
 
     passed, failed = shell("show", "first").stdout, shell("show", "second").stdout
 
-    assert re.match(r"Run first of etl, began [\d-]+ [\d:]+\nPipeline PASSED\n\[SUCCESS\] one", passed)
+    assert re.match(
+        r"Run first of etl, began [\d-]+ [\d:]+\nPipeline PASSED\n\[SUCCESS\] one", passed
+    )
     assert passed.endswith("ms\n")
     assert "\nStep one failed, attempt 1:\nTraceback" in failed
     assert "Stopped: step 'one' failed and fail_fast is on" in failed
