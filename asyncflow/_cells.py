@@ -8,7 +8,7 @@ from rich.cells import cell_len
 
 from asyncflow._text import in_one_line
 
-__all__ = ["clipped", "cut", "fitted", "shown"]
+__all__ = ["clipped", "cut", "fitted", "shown", "widest"]
 
 
 def shown(text: str, encoding: str) -> str:
@@ -39,6 +39,14 @@ def fitted(text: str, width: int, ellipsis: str = "…") -> str:
     """Return the text in exactly so many cells."""
     text = cut(text, width, ellipsis)
     return text + " " * (width - cell_len(text))
+
+
+def widest(names: Iterable[str]) -> int:
+    """Return how many cells the widest name takes."""
+    names = list(names)
+    if "".join(names).isascii():
+        return max(map(len, names), default=0)  # many times faster
+    return max(cell_len(in_one_line(name)) for name in names)
 
 
 def _head(characters: Iterable[str], width: int) -> str:

@@ -100,7 +100,7 @@ def _body(run: LiveRun, room: int, width: int, now_ms: float, look: Look) -> lis
     labels = [_label(span, width, look) for span in spans]
     # As wide as the widest that there may be, so that nothing moves when others are shown.
     count = len(run.view.tiers)
-    widest = (count - 1 if len(spans) == count else 0, count)
+    widest = (count - 1 if len(spans) == count else max(count - 2, 0), count)
     columns = columns_for(width, len(_label(widest, width, look)), run.name_width)
     whole, chosen = _choice(run, spans, room)
     lines = []

@@ -8,17 +8,13 @@ from __future__ import annotations
 from collections import Counter
 from itertools import accumulate
 
-from rich.cells import cell_len
-
+from asyncflow._cells import widest
 from asyncflow._result import StepStatus
 from asyncflow._step_view import StepView
-from asyncflow._text import in_one_line
 from asyncflow._view import RunView
 from asyncflow.events import Event, StepSucceeded
 
 __all__ = ["LiveRun"]
-
-_UNSETTLED = (StepStatus.PENDING, StepStatus.RUNNING)
 
 
 class LiveRun:
@@ -53,7 +49,7 @@ class LiveRun:
             return
         step = self.view.steps[name]
         before = step.status
-        if type(event) is StepSucceeded:
+        if type(event) is StepSucceeded and event.output is not None:
             event = StepSucceeded(name, event.attempt, event.at_ms, None, event.item)
         self.view.apply(event)
         if step.status is not before:
@@ -78,24 +74,31 @@ class LiveRun:
         self._settled = Counter()
         self._tallies = [Counter({StepStatus.PENDING: len(names)}) for names in view.tiers]
         self._starts = list(accumulate(map(len, view.tiers), initial=0))
-        self.name_width = max((cell_len(in_one_line(name)) for name in view.steps), default=0)
+        self.name_width = widest(view.steps)
         for step in view.steps.values():  # of a run that goes on, some run already
             if step.status is not StepStatus.PENDING:
                 self._move(step, StepStatus.PENDING)
 
     def _move(self, step: StepView, before: StepStatus) -> None:
-        status, tally = step.status, self._tallies[step.tier]
+        status, tier = step.status, step.tier
+        tally = self._tallies[tier]
         tally[before] -= 1
         tally[status] += 1
-        self.running.pop(step.name, None)
+        if before is StepStatus.RUNNING:
+            del self.running[step.name]
         if status is StepStatus.RUNNING:
             self.running[step.name] = None
         elif status is StepStatus.FAILED:
             self.failed[step.name] = None
-        self.begun_tiers = max(self.begun_tiers, step.tier + 1)
+        if tier >= self.begun_tiers:
+            self.begun_tiers = tier + 1
+        if tier == self.settled_tiers:
+            self._settle()
+
+    def _settle(self) -> None:
         while self.settled_tiers < self.begun_tiers:
             tally = self._tallies[self.settled_tiers]
-            if any(tally[each] for each in _UNSETTLED):
+            if tally[StepStatus.PENDING] or tally[StepStatus.RUNNING]:
                 break
             self._settled += tally
             self.settled_tiers += 1

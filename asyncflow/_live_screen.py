@@ -5,11 +5,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import IO
 
+from rich.color import ColorSystem
 from rich.console import Console
 from rich.text import Text
 
 __all__ = ["Screen"]
 
+_COLOURS = {
+    "standard": ColorSystem.STANDARD,
+    "256": ColorSystem.EIGHT_BIT,
+    "truecolor": ColorSystem.TRUECOLOR,
+}
 _UP, _TO_THE_END, _REST_OF_LINE, _PLAIN = "\x1b[{}A", "\x1b[J", "\x1b[K", "\x1b[0m"
 
 
@@ -66,6 +72,11 @@ class Screen:
             raise OSError("the stream is closed") from error
 
     def _styled(self, line: Text) -> str:
-        with self._console.capture() as captured:
-            self._console.print(line, end="", highlight=False, soft_wrap=True)
-        return captured.get()
+        """Return a line with its colours. `Console.print` does much more, in ten times the time."""
+        colours = _COLOURS.get(self._console.color_system or "")
+        parts = []
+        for text, style, _ in line.render(self._console):
+            if style is not None and self._console.no_color:
+                style = style.without_color
+            parts.append(text if style is None else style.render(text, color_system=colours))
+        return "".join(parts)

@@ -4,17 +4,15 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from rich.cells import cell_len
 from rich.text import Text
 
 from asyncflow._axis import ticks
-from asyncflow._cells import clipped, fitted, shown
+from asyncflow._cells import clipped, fitted, shown, widest
 from asyncflow._events_told import duration
 from asyncflow._look import ASCII, COLOURS, Look, look_for
 from asyncflow._result import StepStatus
 from asyncflow._segments import MEANINGS, Cell, Fills, Scale, cells_of
 from asyncflow._step_view import StepView
-from asyncflow._text import in_one_line
 from asyncflow._view import RunView
 
 __all__ = ["timeline"]
@@ -103,8 +101,7 @@ def _sheet(view: RunView, width: int, now_ms: float, encoding: str) -> _Sheet:
     status = 11 if width >= 56 else 1
     lasted = [duration(step.duration_ms(now_ms) or 0.0) for step in view.steps.values()]
     longest = max(map(len, lasted), default=0)
-    widest = max((cell_len(in_one_line(name)) for name in view.steps), default=0)
-    name = min(widest, max((width - status - longest) * 3 // 10, 6))
+    name = min(widest(view.steps), max((width - status - longest) * 3 // 10, 6))
     cells = max(width - status - name - longest - 6, 1)
     scale = Scale(max(now_ms, 0.001), cells)
     resumed = frozenset(scale.cell(stretch.at_ms) for stretch in view.stretches[1:])

@@ -12,10 +12,10 @@ It needs rich: ``pip install 'asyncflow-tiers[cli]'``.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from types import TracebackType
-from typing import cast
 
-from asyncflow._observers import Observer
+from asyncflow.events import Event
 
 try:
     from rich.console import Console
@@ -62,9 +62,9 @@ class LiveView:
         self._is_held = False
         self._painter = Painter(self._drawing)
 
-    def for_run(self) -> Observer:
+    def for_run(self) -> Callable[[Event], object]:
         """Return the observer of a run that starts."""
-        return cast("Observer", self._painter.observer(waits=not self._is_held))
+        return self._painter.observer(waits=not self._is_held)
 
     def __enter__(self) -> LiveView:
         self._is_held = True

@@ -59,7 +59,11 @@ FLOORS = [
         *("_orchestrator", "_pipeline", "_recovery"),
     ],
     [
-        *("testing", "journal", "logs", "otel"),
+        *("testing", "journal", "logs", "otel", "live"),
+        # The rooms behind the views in a terminal.
+        *("_cells", "_look", "_live_run", "_live_rows", "_live_frame", "_live_screen"),
+        *("_live_prints", "_live_thread", "_live_lines", "_live_frames"),
+        *("_axis", "_segments", "_timeline"),
         *("_otel_conventions", "_otel_metrics", "_otel_spans"),
         # The rooms behind the journal.
         *("_rows", "_same", "_codec", "_thread", "_owner", "_store", "_sqlite", "_clerk", "_book"),

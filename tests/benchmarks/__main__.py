@@ -27,6 +27,7 @@ from tests.benchmarks.by_hand import map_by_hand, run_by_hand
 from tests.benchmarks.durable import durable
 from tests.benchmarks.graphs import SHAPES, instant, pipeline, suspending
 from tests.benchmarks.ratios import Row, ratio
+from tests.benchmarks.watched import watched
 
 # Recorded workflows in WfFormat 1.5; without the folder their rows are left out.
 TRACES = Path(
@@ -292,6 +293,7 @@ def main() -> int:
         importing,
         lambda _: makespans(TRACES),
         durable,
+        watched,
     ]
     names = [
         "hand",
@@ -305,6 +307,7 @@ def main() -> int:
         "importing",
         "makespans",
         "durable",
+        "watched",
     ]
     for name, subject in zip(names, subjects, strict=True):
         if options.only and options.only not in name:
