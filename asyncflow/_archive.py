@@ -158,7 +158,7 @@ class Archive:
         if not stored:
             raise self._unknown(run_id)
         story = Story(event for _, event in stored)
-        return story.report(self._shown, self._shown)
+        return story.report(self._shown)
 
     def _unknown(self, run_id: str) -> RunNotFoundError:
         others = [run.run_id for run in self.store.runs(limit=1_000)]

@@ -10,15 +10,7 @@ from typing import Any, NamedTuple
 
 from asyncflow._errors import PayloadError
 from asyncflow._fingerprint import Fingerprints
-from asyncflow._graph import (
-    Binding,
-    MaxRetries,
-    Plan,
-    Shape,
-    bind,
-    bind_conditions,
-    secret_steps,
-)
+from asyncflow._graph import Binding, Plan, bind, bind_conditions
 from asyncflow._hints import input_types
 from asyncflow._journal import Journal
 from asyncflow._keeper import Keeper, OutputTypes, inputs_to_keep
@@ -27,6 +19,7 @@ from asyncflow._payload import REDACTED, Payload
 from asyncflow._report import RunReport
 from asyncflow._result import REDACTED_OUTPUT
 from asyncflow._resume import resume
+from asyncflow._shape import MaxRetries, Shape, secret_steps
 from asyncflow._story import Story
 from asyncflow._text import in_one_line, text_of
 from asyncflow.events import Event, RunResumed, RunStarted

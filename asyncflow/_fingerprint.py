@@ -6,7 +6,7 @@ fingerprints of its dependencies. How it is run (attempts, limits, pools) is no 
 
 from __future__ import annotations
 
-from asyncflow._graph import ByName
+from asyncflow._shape import ByName
 from asyncflow._step import WorkflowStep
 
 __all__ = ["Fingerprints", "difference"]

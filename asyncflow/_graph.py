@@ -17,10 +17,10 @@ dictionaries of names cost.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
-from typing import TypeAlias, TypeVar
+from typing import TypeAlias
 
 from asyncflow._errors import CyclicDependencyError, nearest
 from asyncflow._signature import NO_PARAMETERS, Signature
@@ -29,9 +29,7 @@ from asyncflow._step import WorkflowStep
 __all__ = [
     "ITEM",
     "Binding",
-    "ByName",
     "Plan",
-    "Shape",
     "bind",
     "bind_conditions",
     "parallel_groups",
@@ -39,8 +37,6 @@ __all__ = [
     "topological_sort",
     "with_dependents",
 ]
-
-V = TypeVar("V")
 
 Binding: TypeAlias = tuple[tuple[str, int | str], ...]
 """Where an action's arguments come from: pairs of a parameter and its source, which is the
@@ -97,54 +93,6 @@ class Dependents:
 
     def __len__(self) -> int:
         return len(self.first) - 1
-
-
-class ByName(Mapping[str, V]):
-    """What a plan says of each step, by its name, in topological order; found out when asked."""
-
-    __slots__ = ("_plan",)
-
-    def __init__(self, plan: Plan) -> None:
-        self._plan = plan
-
-    def __iter__(self) -> Iterator[str]:
-        return (self._plan.steps[index].name for index in self._plan.order)
-
-    def __len__(self) -> int:
-        return len(self._plan.steps)
-
-    def __repr__(self) -> str:
-        return repr(dict(self))
-
-    def __reduce__(self) -> tuple[object, ...]:
-        return dict, (dict(self),)  # without the actions, which nobody else may need
-
-
-def secret_steps(plan: Plan) -> tuple[str, ...]:
-    """Return the names of the steps whose output must not be shown."""
-    return tuple(plan.steps[index].name for index in plan.special if plan.steps[index].secret)
-
-
-class MaxRetries(ByName[int]):
-    """For each step of a plan, how many attempts it has in all."""
-
-    __slots__ = ()
-
-    def __getitem__(self, name: str) -> int:
-        return self._plan.steps[self._plan.index[name]].max_retries
-
-
-class Shape(ByName[tuple[str, ...]]):
-    """A plan seen as names: for each step the steps it depends on."""
-
-    __slots__ = ()
-
-    def __getitem__(self, name: str) -> tuple[str, ...]:
-        index = self._plan.index[name]
-        named = self._plan.steps[index].depends_on
-        if named or index not in self._plan.cleanups:
-            return named
-        return tuple(self._plan.steps[other].name for other in self._plan.dependencies[index])
 
 
 def topological_sort(steps: Iterable[WorkflowStep]) -> list[str]:

@@ -13,13 +13,14 @@ from asyncflow._diagram import to_mermaid
 from asyncflow._durable import Opening, Request, begin, open_run
 from asyncflow._engine import is_within, prepare
 from asyncflow._errors import nearest
-from asyncflow._graph import Shape, plan
+from asyncflow._graph import plan
 from asyncflow._journal import Journal
 from asyncflow._keeper import Keeper, OutputTypes
 from asyncflow._numbers import check_count, check_limit
 from asyncflow._observers import AnyObserver, check_observers, for_run
 from asyncflow._report import RunReport
 from asyncflow._run import Run
+from asyncflow._shape import Shape
 from asyncflow._state import RunState, Schedule
 from asyncflow._step import WorkflowStep, parameters_of
 

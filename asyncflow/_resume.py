@@ -19,10 +19,11 @@ from typing import Any, TypeVar
 
 from asyncflow._errors import PayloadError
 from asyncflow._fingerprint import Fingerprints, difference
-from asyncflow._graph import ITEM, Binding, MaxRetries, Plan, Shape, secret_steps
+from asyncflow._graph import ITEM, Binding, Plan
 from asyncflow._past import Key, Past
 from asyncflow._payload import Payload
 from asyncflow._result import StepResult, StepStatus
+from asyncflow._shape import MaxRetries, Shape, secret_steps
 from asyncflow._story import Story, reasons, with_outputs
 from asyncflow.events import RunResumed
 

@@ -44,9 +44,9 @@ from asyncflow.events import (
     ThreadAbandoned,
 )
 
-__all__ = ["Story", "reasons", "with_outputs"]
+__all__ = ["RECALLED", "Story", "reasons", "with_outputs"]
 
-_RECALLED = "its output is secret, so it was not kept, and it is needed"
+RECALLED = "its output is secret, so it was not kept, and it is needed"
 """Why a step runs again although its result holds."""
 
 _Decode: TypeAlias = Callable[[str, Payload], Any]
@@ -243,13 +243,14 @@ class Story:
                 told[step.name] = _ENDS_OF_UNFINISHED[result.status]
         return {name: why for name, why in told.items() if not _has_succeeded(known, name)}
 
-    def report(self, decode: _Decode, decode_input: _Decode) -> RunReport:
+    def report(self, decode: _Decode, decode_input: _Decode | None = None) -> RunReport:
         """Return the report of the run, also if it has not ended.
 
         Args:
             decode: Makes a value of the payload of an output; it is told the step's name.
-            decode_input: The same for an input; it is told the input's name.
+            decode_input: The same for an input; it is told the input's name. By default `decode`.
         """
+        decode_input = decode_input or decode
         inputs = {
             name: REDACTED_OUTPUT if payload == REDACTED else decode_input(name, payload)
             for name, payload in self.inputs.items()
@@ -291,7 +292,7 @@ class Story:
 
 def reasons(event: RunResumed) -> dict[str, str]:
     """Return why steps of which something was known run again, by their names."""
-    return {**dict.fromkeys(event.recalled, _RECALLED), **event.unfinished, **event.outdated}
+    return {**dict.fromkeys(event.recalled, RECALLED), **event.unfinished, **event.outdated}
 
 
 def with_outputs(result: StepResult, decode: _Decode, step: str | None = None) -> StepResult:

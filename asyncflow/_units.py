@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from asyncflow._errors import IllegalEventError
-from asyncflow._graph import Plan, Shape
+from asyncflow._graph import Plan
 from asyncflow._past import Carried, Key
 from asyncflow._phases import MAPPING, PENDING, READY, SETTLED
 from asyncflow._result import StepResult
+from asyncflow._shape import Shape
 from asyncflow.events import AttemptStarted, StepCancelled, StepEvent, StepFailed, StepReused
 
 __all__ = ["Units"]

@@ -16,8 +16,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
 from asyncflow._critical_path import critical_path
-from asyncflow._errors import StepCrashedError
-from asyncflow._graph import with_dependents
+from asyncflow._recollection import Recollection, attempts_before
 from asyncflow._result import REDACTED_OUTPUT, StepResult, StepStatus
 from asyncflow._step_view import AttemptEnd, AttemptView, StepView, end_of
 from asyncflow._story import reasons
@@ -83,8 +82,7 @@ class RunView:
         self.steps: dict[str, StepView] = {}
         self.counts: Counter[StepStatus] = Counter()
         self._was_told_to_stop = False
-        self._before: dict[str, StepView] = {}
-        """What was known of the steps when the run went on."""
+        self._recollection = Recollection()
         for event in events:
             self.apply(event)
 
@@ -152,7 +150,8 @@ class RunView:
                     continue
                 lost = next((each for each in step.depends_on if self._is_lost(each)), None)
                 if lost is not None:
-                    cause = causes.get(lost, lost)
+                    failed = self.steps[lost].status is StepStatus.FAILED
+                    cause = lost if failed else causes.get(lost)
             elif step.status is not StepStatus.CANCELLED:
                 continue
             if cause is not None:
@@ -186,21 +185,17 @@ class RunView:
         self._begin(event, 0.0)
 
     def _on_run_resumed(self, event: RunResumed) -> None:
-        self._before = self.steps
-        outdated = with_dependents(event.outdated, self.dependencies.items())
+        recollection = self._recollection
+        recollection.stand_still(self.steps)
+        recollection.resume(event)
         self._begin(event, event.at_ms)
         for name, why in reasons(event).items():
             if name in self.steps:
                 self.steps[name].rerun_reason = why
-        for name, before in self._before.items():
-            _cut_short(before, event.at_ms)
-            for item in (before.items or {}).values():
-                _cut_short(item, event.at_ms)
-            goes_on = before.status is StepStatus.RUNNING and not event.afresh
-            if goes_on and name in self.steps and name not in outdated and before.items is None:
-                step = self.steps[name]
-                _carry_over(step, before)
-                self._move(step, StepStatus.RUNNING)
+        for name in recollection.steps_cut_short():
+            if name in self.steps:
+                recollection.give_attempts((name, None), self.steps[name])
+                self._move(self.steps[name], StepStatus.RUNNING)
 
     def _begin(self, event: RunStarted | RunResumed, at_ms: float) -> None:
         self.run_id, self.pipeline = event.run_id, event.pipeline or self.pipeline
@@ -249,8 +244,9 @@ class RunView:
 
     def _on_map_started(self, event: MapStarted) -> None:
         step = self.steps[event.step]
-        step.started_ms, step.items, step.item_count = event.at_ms, {}, event.count
-        step.attempts = []
+        step.started_ms, step.item_count, step.attempts = event.at_ms, event.count, []
+        if step.items is None:
+            step.items = {}
         self._move(step, StepStatus.RUNNING)
 
     def _on_step_succeeded(self, event: StepSucceeded) -> None:
@@ -284,11 +280,7 @@ class RunView:
 
     def _on_step_reused(self, event: StepReused) -> None:
         unit = self._unit(event)
-        before: StepView | None = self._before.get(event.step)
-        if event.item is not None and before is not None:
-            before = (before.items or {}).get(event.item)
-        if before is not None:
-            _take_over(unit, before)
+        self._recollection.give_result((event.step, event.item), unit)
         unit.reused, unit.rerun_reason = True, None
         self._move(unit, event.status, event)
 
@@ -321,10 +313,8 @@ class RunView:
                 secret=step.secret,
             )
             step.tally[StepStatus.PENDING] += 1
-            before = self._before.get(event.step)
-            before = None if before is None else (before.items or {}).get(event.item)
-            if before is not None and type(event) is AttemptStarted and event.attempt > 1:
-                _carry_over(item, before)
+            if attempts_before(event):
+                self._recollection.give_attempts((event.step, event.item), item)
         return item
 
     def _settle(self, unit: StepView, status: StepStatus, event: Any) -> None:
@@ -349,27 +339,6 @@ def _close(
         return None
     attempt.ended_ms, attempt.end, attempt.error = at_ms, end, error
     return attempt
-
-
-def _cut_short(unit: StepView, at_ms: float) -> None:
-    """Note that the process died while an attempt was running, if one was."""
-    crashes = sum(attempt.end == "crashed" for attempt in unit.attempts) + 1
-    attempt = _close(unit, at_ms, "crashed")
-    if attempt is not None:
-        attempt.error = StepCrashedError(unit.name, attempt.number, crashes)
-
-
-def _carry_over(unit: StepView, before: StepView) -> None:
-    """Let a unit go on with the attempts that it has had."""
-    unit.attempts, unit.started_ms = before.attempts, before.started_ms
-
-
-def _take_over(unit: StepView, before: StepView) -> None:
-    """Give a unit the result that it had before the run went on."""
-    _carry_over(unit, before)
-    unit.ended_ms, unit.output, unit.error = before.ended_ms, before.output, before.error
-    unit.reason, unit.on_purpose = before.reason, before.on_purpose
-    unit.items, unit.item_count, unit.tally = before.items, before.item_count, before.tally
 
 
 _RULES: dict[type, Callable[[RunView, Any], None]] = {

@@ -117,6 +117,11 @@ class MemoryBook:
         if self._on_stop is not None:
             self._on_stop(failure)
 
+    @property
+    def is_watched(self) -> bool:
+        """Whether somebody hears of requests."""
+        return self._on_stop is not None
+
     def cancel(self) -> None:
         """Do as when somebody cancels the run through the journal."""
         assert self._on_stop is not None

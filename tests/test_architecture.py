@@ -14,68 +14,38 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "asyncflow"
 
 FLOORS = [
-    [
-        *("_errors", "_record", "_text", "_numbers", "_plain", "_awaiting", "_retry", "_pool"),
-        *(
-            "_payload",
-            "_signature",
-            "_sendable",
-            "_step_checks",
-            "_step",
-            "_graph",
-            "_nesting",
-            "_declared",
-        ),
-        *("_result", "_critical_path", "_signs", "_diagram", "_report_json", "_report"),
-        *("events", "_current"),
-        *("_hints", "_fingerprint", "_story", "_resume", "_step_view", "_view", "_retold"),
-        "_events_told",
-        *(
-            "_phases",
-            "_past",
-            "_queue",
-            "_units",
-            "_limits",
-            "_history",
-            "_turns",
-            "_fold",
-            "_state",
-        ),
-    ],
-    [
-        *(
-            "_clock",
-            "_heart",
-            "_slots",
-            "_child",
-            "_workers",
-            "_engine",
-            "_watchdog",
-            "_monitor",
-            "_items",
-        ),
-        *("_shield", "_journal", "_keeper", "_durable"),
-        *("_observers", "_ledger", "_verdicts", "_waits", "_attempts", "_fanout", "_run"),
-        *("_orchestrator", "_pipeline", "_recovery"),
-    ],
-    [
-        *("testing", "journal", "logs", "otel", "live"),
-        # The rooms behind the views in a terminal.
-        *("_cells", "_look", "_live_run", "_live_rows", "_live_frame", "_live_screen"),
-        *("_live_prints", "_live_thread", "_live_lines", "_live_frames"),
-        *("_axis", "_segments", "_timeline"),
-        *("_otel_conventions", "_otel_metrics", "_otel_spans"),
-        # The rooms behind the journal.
-        *("_rows", "_same", "_codec", "_thread", "_owner", "_store", "_sqlite", "_clerk", "_book"),
-        *("_archive", "_asked", "_inquiries", "_stored"),
-        *("_database", "_postgres", "_postgres_store"),
-    ],
-    [
-        *("__init__", "examples"),
-        *("__main__", "_cli", "_cli_completion", "_cli_errors", "_cli_execution", "_cli_inputs"),
-        *("_cli_journal", "_cli_load", "_cli_options", "_cli_output", "_cli_plan", "_cli_run"),
-        *("_cli_runs", "_cli_show", "_cli_signals", "_cli_ui", "_run_names", "_tracebacks"),
-    ],
+    floor.split()
+    for floor in (
+        """
+        _errors _record _text _numbers _plain _awaiting _retry _pool _payload _signature _sendable
+        _step_checks _step _graph _shape _nesting _declared
+        _result _critical_path _signs _diagram _report_json _report events _current
+        _hints _fingerprint _story _resume
+        _phases _past _queue _units _limits _history _turns _fold _state
+        _events_told _step_view _recollection _view _retold
+        """,
+        """
+        _clock _heart _slots _child _workers _engine _watchdog _monitor _items
+        _shield _journal _keeper _durable
+        _ledger _observers _verdicts _waits _attempts _fanout _run
+        _orchestrator _pipeline _recovery
+        """,
+        """
+        testing
+        journal _rows _same _codec _thread _owner _store _sqlite _clerk _book _archive _asked
+        _stored
+        _inquiries _database _postgres _postgres_store
+        logs otel _otel_conventions _otel_metrics _otel_spans
+        live _cells _look _live_run _live_rows _live_frame _live_screen _live_prints _live_thread
+        _live_lines _live_frames _axis _segments _timeline
+        """,
+        """
+        __init__ examples
+        __main__ _cli _cli_completion _cli_errors _cli_execution _cli_inputs _cli_journal _cli_load
+        _cli_options _cli_output _cli_plan _cli_run _cli_runs _cli_show _cli_signals _cli_ui
+        _run_names _tracebacks
+        """,
+    )
 ]
 CORE, DRIVER, ADAPTERS, FACES = FLOORS
 NOT_IN_THE_CORE = {"asyncio", "time", "random", "os", "sqlite3", "logging", "anyio"}
@@ -301,7 +271,9 @@ print(json.dumps(sorted({{name.partition(".")[0] for name in set(sys.modules) - 
     return set(json.loads(done.stdout)) - sys.stdlib_module_names - {"asyncflow"}
 
 
-@pytest.mark.parametrize("module", ["asyncflow", "asyncflow.events", "asyncflow.testing"])
+@pytest.mark.parametrize(
+    "module", ["asyncflow", "asyncflow.events", "asyncflow.logs", "asyncflow.testing"]
+)
 def test_an_import_brings_in_anyio_and_nothing_else(module: str) -> None:
     # Whether packages hook into every start of this interpreter is not asked here.
     assert imported_by(f"import {module}") <= NEEDED

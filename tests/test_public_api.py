@@ -99,7 +99,7 @@ def test_nothing_else_is_visible_in_the_package() -> None:
 
     modules = {name for name in seen if isinstance(getattr(asyncflow, name), ModuleType)}
     assert seen - modules == set(PUBLIC)
-    assert modules <= {"events", "journal", "testing", "examples"}
+    assert modules <= {"events", "examples", "journal", "logs", "otel", "testing"}
 
 
 @pytest.mark.parametrize("name", PUBLIC)

@@ -26,6 +26,7 @@ from examples.replay import replay
 from tests.benchmarks.by_hand import map_by_hand, run_by_hand
 from tests.benchmarks.durable import durable
 from tests.benchmarks.graphs import SHAPES, instant, pipeline, suspending
+from tests.benchmarks.observing import observing
 from tests.benchmarks.ratios import Row, ratio
 from tests.benchmarks.watched import watched
 
@@ -294,6 +295,7 @@ def main() -> int:
         lambda _: makespans(TRACES),
         durable,
         watched,
+        observing,
     ]
     names = [
         "hand",
@@ -308,6 +310,7 @@ def main() -> int:
         "makespans",
         "durable",
         "watched",
+        "observing",
     ]
     for name, subject in zip(names, subjects, strict=True):
         if options.only and options.only not in name:

@@ -27,7 +27,8 @@ from asyncflow import (
     parallel_groups,
     topological_sort,
 )
-from asyncflow._graph import ITEM, Binding, Plan, Shape, bind, bind_conditions, plan
+from asyncflow._graph import ITEM, Binding, Plan, bind, bind_conditions, plan
+from asyncflow._shape import Shape
 
 TRACES = Path(
     os.environ.get("ASYNCFLOW_TRACES")

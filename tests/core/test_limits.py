@@ -13,8 +13,9 @@ from asyncflow import (
     StepTimeoutError,
     WorkflowStep,
 )
-from asyncflow._graph import Shape, plan
+from asyncflow._graph import plan
 from asyncflow._limits import Limit
+from asyncflow._shape import Shape
 from asyncflow._state import RunState
 from asyncflow.events import AttemptFailed, AttemptStarted, RunStarted
 

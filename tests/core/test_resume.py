@@ -8,9 +8,10 @@ import pytest
 
 from asyncflow import PayloadError, StepStatus, WorkflowStep
 from asyncflow._fingerprint import Fingerprints
-from asyncflow._graph import Shape, bind, bind_conditions, plan
+from asyncflow._graph import bind, bind_conditions, plan
 from asyncflow._payload import REDACTED, Payload
 from asyncflow._resume import resume
+from asyncflow._shape import Shape
 from asyncflow._story import Story
 from asyncflow.events import (
     AttemptStarted,

@@ -21,8 +21,9 @@ from asyncflow import (
     StepStatus,
     WorkflowStep,
 )
-from asyncflow._graph import Plan, Shape, plan
+from asyncflow._graph import Plan, plan
 from asyncflow._past import Carried, Past
+from asyncflow._shape import Shape
 from asyncflow._state import RunState, Schedule
 from asyncflow._units import _Map
 from asyncflow.events import (
@@ -194,6 +195,7 @@ def event_of(kind: type, attempt: int) -> Event:
         "reason": "why",
         "queued_ms": 0.0,
         "item": None,
+        "count": None,
         "on_purpose": False,
         "blocked_ms": 150.0,
         "where": "app.py:1 in x",
@@ -414,7 +416,8 @@ class TestResumed:
         planned = plan_of({"a": [], "b": ["a"]})
         state = resumed(planned, past_of(StepResult("a", SUCCESS, 1)), schedule=schedule)
         assert state.ready() == []
-        assert (state.holds(0), state.holds(1)) == (True, False)
+        assert state.held(0, 5.0) == StepReused("a", 5.0)
+        assert state.held(1, 5.0) is None
         assert refused(state, StepReused("b", 5.0)) == "no result of it was kept"
 
         state.apply(StepReused("a", 5.0))

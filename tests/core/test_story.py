@@ -137,7 +137,7 @@ class TestReports:
         assert report.total_duration_ms == 6.0
 
     def test_a_decoder_is_told_which_step_it_is_about(self):
-        told = []
+        told, of_inputs = [], []
         story = Story(
             [
                 started(),
@@ -148,9 +148,12 @@ class TestReports:
         )
         story.apply(StepSucceeded("a", 0, 1.0, None))
 
-        story.report(lambda step, payload: told.append(step))
+        story.report(
+            lambda step, payload: told.append(step), lambda name, payload: of_inputs.append(name)
+        )
 
         assert told == ["a"]
+        assert of_inputs == ["x"]
 
 
 class TestStops:

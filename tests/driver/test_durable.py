@@ -839,6 +839,39 @@ class TestInputs:
         with pytest.raises(TypeError, match="secret_inputs must be a list"):
             await run_pipeline([], secret_inputs=secret)
 
+    async def test_every_report_of_a_run_has_all_its_inputs(self, work, journal):
+        async def use(x: int, key, y=0):
+            await work.step("use").action()
+            return x
+
+        steps = [WorkflowStep("use", use)]
+        inputs = {"x": 1, "key": "hunter2"}
+        options = {"journal": journal, "run_id": "r", "secret_inputs": ["key"]}
+        work.broken = {"use"}
+
+        first = await run_pipeline(steps, inputs=inputs, name="p", **options)
+        work.broken = set()
+        second = await run_pipeline(steps, inputs={"y": 2, "key": "hunter2"}, **options)
+        third = await run_pipeline(steps, **options, inputs={"key": "hunter2"})
+
+        secret = RestoredOutput("redacted")
+        assert first.inputs == {"x": 1, "key": secret}
+        assert second.inputs == third.inputs == {"x": 1, "key": secret, "y": 2}
+        assert {report.pipeline for report in (first, second, third)} == {"p"}
+
+    async def test_an_input_of_a_passed_run_is_shown_whatever_its_type_is_now(self, work, journal):
+        async def use(x):
+            return x
+
+        async def use_as_text(x: str):
+            return x
+
+        await run_pipeline([WorkflowStep("a", use)], inputs={"x": 1}, journal=journal, run_id="r")
+        steps = [WorkflowStep("a", use_as_text)]
+        report = await run_pipeline(steps, journal=journal, run_id="r")
+
+        assert report.inputs == {"x": 1}
+
 
 class TestSecretOutputs:
     def steps(self, work, broken):

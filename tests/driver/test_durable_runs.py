@@ -18,12 +18,22 @@ from memory_journal import MemoryJournal
 from random_runs import RUN_ID, RandomPipeline, key_of
 from turn_counting import TurnCountingLoop
 
-from asyncflow import JournalError, StepCrashedError, StepResult, StepStatus, run_pipeline
-from asyncflow._graph import Shape, bind, bind_conditions, plan
+from asyncflow import (
+    JournalError,
+    RunCancelledError,
+    StepCrashedError,
+    StepResult,
+    StepStatus,
+    run_pipeline,
+)
+from asyncflow._graph import bind, bind_conditions, plan
 from asyncflow._nesting import HandsOn
 from asyncflow._resume import resume
+from asyncflow._retold import retold
+from asyncflow._shape import Shape
 from asyncflow._state import RunState
 from asyncflow._story import Story
+from asyncflow._view import RunView
 from asyncflow.events import (
     AttemptStarted,
     RunFinished,
@@ -40,6 +50,22 @@ def decode(step, payload):
     return json.loads(payload.data)
 
 
+class Request:
+    """What a loop cancels in place of a task: a run, through its journal."""
+
+    def __init__(self, journal):
+        self.book = None
+        self.journal = journal
+
+    def done(self):
+        self.book = self.journal.open_books.get(RUN_ID)
+        return self.book is None or not self.book.is_watched
+
+    def cancel(self, message):
+        self.book.cancel()
+        return False  # the task itself is not cancelled
+
+
 class Execution:
     """One process's part of a run: from its start, or its resumption, to its end."""
 
@@ -54,7 +80,7 @@ class Execution:
         self.report = None
         self.error = None
 
-    async def run(self, turn=None):
+    async def run(self, turn=None, *, through_journal=False):
         loop = asyncio.get_running_loop()
         task = asyncio.Task(
             run_pipeline(
@@ -66,7 +92,7 @@ class Execution:
             )
         )
         loop.turn, loop.turns, loop.was_asked = turn, 0, False
-        loop.victim = task
+        loop.victim = Request(self.journal) if through_journal else task
         await asyncio.wait([task])
         loop.victim = None
         assert task.cancelled() == loop.was_asked
@@ -83,13 +109,18 @@ class Execution:
         assert self.world.violations == []
         assert not +self.world.running
         assert [(pool.in_use, pool.waiting) for pool in self.world.pools] == [(0, 0)] * 2
-        assert self.error is None or isinstance(self.error, JournalError)
+        assert self.error is None or isinstance(self.error, JournalError | RunCancelledError)
+        if isinstance(self.error, RunCancelledError):
+            last = self.told[-1], self.journal.kept[RUN_ID][-1]
+            assert [event.outcome for event in last] == ["interrupted"] * 2
         self.check_calls()
         if self.report is not None:
             if self.told:
                 self.check_times()
                 self.check_story()
                 self.check_replay()
+                assert_shows(RunView(self.journal.kept[RUN_ID]), self.report)
+                assert_shows(RunView(retold(self.report)), self.report)
             for result in self.report.results:
                 self.check_attempts(result)
 
@@ -203,6 +234,41 @@ def assert_same_result(one, other, secret):
             assert text_of(ours) == text_of(theirs), (each.name, one, other)
 
 
+def assert_shows(view, report):
+    """A view shows of each step what its report says."""
+    assert (view.run_id, view.outcome or "running") == (report.run_id, report.outcome)
+    assert view.stop_reason == report.stop_reason
+    assert view.steps.keys() == report.keys()
+    for name, result in report.items():
+        step = view.steps[name]
+        assert_unit_shows(step, result)
+        if result.status is StepStatus.RUNNING:
+            continue  # what a report says of that is less
+        items = step.items or {}
+        assert len(items) == len(result.items or ())
+        for number, item in zip(sorted(items), result.items or (), strict=True):
+            assert_unit_shows(items[number], item)
+    assert +view.counts == Counter(result.status for result in report.results)
+
+
+def assert_unit_shows(unit, result):
+    assert unit.status is result.status
+    assert unit.on_purpose == result.on_purpose
+    assert (unit.reason, text_of(unit.error)) == (result.reason, text_of(result.error))
+    if result.status is StepStatus.RUNNING:
+        return
+    assert (unit.started_ms, unit.attempt_count) == (result.started_ms, result.attempts)
+    if "[" not in unit.name:
+        assert (unit.reused, unit.rerun_reason) == (result.reused, result.rerun_reason)
+    assert (unit.duration_ms(0.0) or 0.0) == pytest.approx(result.duration_ms, abs=1e-6)
+    assert [each.number for each in unit.attempts] == [each.number for each in result.history]
+    for attempt, kept in zip(unit.attempts, result.history, strict=True):
+        assert attempt.started_ms == kept.started_ms
+        assert attempt.ended_ms - attempt.started_ms == pytest.approx(kept.duration_ms, abs=1e-6)
+        assert text_of(attempt.error) == text_of(kept.error)
+        assert attempt.end == "cancelled" or (attempt.error is None) == (attempt.end == "succeeded")
+
+
 def text_of(value):
     return repr(value)  # errors are equal only to themselves
 
@@ -272,7 +338,9 @@ async def die_everywhere(pipeline, seed):
     twice = chance.randrange(count)
     for kept in range(count + 1):
         left = journal.died_after(kept)
-        Story(left.kept[RUN_ID]).report(decode) if kept else None
+        if kept:
+            so_far = left.kept[RUN_ID]
+            assert_shows(RunView(so_far), Story(so_far).report(decode))
         again = await Execution(pipeline, left).run()
         executions += 1
         assert_same_end(again.report, whole, pipeline)
@@ -313,8 +381,17 @@ async def fail_everywhere(pipeline, seed):
     return executions
 
 
-async def cancel_somewhere(pipeline, seed):
+async def cancel_caller(pipeline, seed):
     """The caller is cancelled in any turn, also while it goes on, and starts the run again."""
+    return await cancel_somewhere(pipeline, seed, through_journal=False)
+
+
+async def cancel_through_journal(pipeline, seed):
+    """Somebody cancels the run through its journal in any turn, and it is started again."""
+    return await cancel_somewhere(pipeline, seed, through_journal=True)
+
+
+async def cancel_somewhere(pipeline, seed, *, through_journal):
     chance = random.Random(seed)
     first = MemoryJournal(latency_s=pipeline.latency_s)
     whole = await Execution(pipeline, first).run()
@@ -322,7 +399,9 @@ async def cancel_somewhere(pipeline, seed):
     for _ in range(8):
         journal = MemoryJournal(latency_s=pipeline.latency_s)
         for _ in range(6):
-            execution = await Execution(pipeline, journal).run(chance.randrange(whole.turns + 1))
+            turn = chance.randrange(whole.turns + 1)
+            execution = Execution(pipeline, journal)
+            await execution.run(turn, through_journal=through_journal)
             executions += 1
             if execution.report is not None:
                 break
@@ -369,7 +448,8 @@ async def change_often(pipeline, seed):
 PROPERTIES = {
     "dies": die_everywhere,
     "its journal fails": fail_everywhere,
-    "its caller is cancelled": cancel_somewhere,
+    "its caller is cancelled": cancel_caller,
+    "is cancelled through its journal": cancel_through_journal,
     "its pipeline is changed": change_often,
 }
 

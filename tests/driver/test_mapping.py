@@ -18,7 +18,7 @@ from asyncflow import (
     current_step,
     run_pipeline,
 )
-from asyncflow.events import AttemptStarted, RunFinished, StepSucceeded
+from asyncflow.events import AttemptStarted, MapStarted, RunFinished, StepSucceeded
 from asyncflow.testing import VirtualTimeLoop
 
 SUCCESS, FAILED, SKIPPED, CANCELLED = (
@@ -113,6 +113,23 @@ async def test_any_collection_or_stream_of_items_gives_results_in_their_order(va
     assert [item.step_name for item in report["m"].items] == [f"m[{n}]" for n in range(5)]
     assert [item.output for item in report["m"].items] == report["m"].output
     assert report["m"].attempts == 5
+
+
+class Unsized(list):
+    def __len__(self):
+        raise ValueError("nobody knows")
+
+
+@pytest.mark.parametrize(
+    ("values", "count"), [([1, 2], 2), (lambda: (v for v in [1, 2]), None), (Unsized([1, 2]), None)]
+)
+async def test_how_many_items_there_are_is_told_if_anybody_knows(values, count):
+    events = []
+
+    report = await run_pipeline(over(values, double), observers=[events.append])
+
+    assert report["m"].output == [2, 4]
+    assert [event.count for event in events if isinstance(event, MapStarted)] == [count]
 
 
 async def test_no_items_give_an_empty_list():

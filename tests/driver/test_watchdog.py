@@ -10,7 +10,8 @@ import pytest
 
 from asyncflow import WorkflowStep
 from asyncflow._engine import RunContext
-from asyncflow._graph import Shape, plan
+from asyncflow._graph import plan
+from asyncflow._shape import Shape
 from asyncflow._state import RunState
 from asyncflow._watchdog import Watchdog
 from asyncflow.events import AttemptStarted, MapStarted, RunStarted, StepSucceeded

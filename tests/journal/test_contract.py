@@ -21,6 +21,7 @@ from typing import Any
 import pytest
 import uvloop
 
+from asyncflow import RestoredOutput
 from asyncflow._errors import (
     JournalError,
     LeaseLostError,
@@ -29,6 +30,7 @@ from asyncflow._errors import (
     RunNotFoundError,
 )
 from asyncflow._payload import REDACTED, Payload
+from asyncflow._result import REDACTED_OUTPUT
 from asyncflow.events import (
     AttemptStarted,
     Event,
@@ -1350,7 +1352,7 @@ async def test_the_events_can_be_followed(journal: Any) -> None:
     await book.close()
 
 
-async def test_what_can_not_be_decoded_stays_as_it_was_kept(make_journal: Make) -> None:
+async def test_what_can_not_be_decoded_has_a_stand_in(make_journal: Make) -> None:
     pickling, plain = make_journal(codec="cloudpickle"), make_journal()
     book = await opened(pickling)
     inputs = {"secret": REDACTED, "url": pickling.encode("x", "http", str)}
@@ -1363,8 +1365,12 @@ async def test_what_can_not_be_decoded_stays_as_it_was_kept(make_journal: Make) 
 
     seen = await kept_events(plain)
 
-    assert seen[0] == RunStarted("r", 1.0, {"a": ()}, inputs={"secret": REDACTED, "url": "http"})
-    assert [event.output for event in seen[1:]] == [pickled, None]  # type: ignore[union-attr]
+    shown = {"secret": REDACTED_OUTPUT, "url": "http"}
+    assert seen[0] == RunStarted("r", 1.0, {"a": ()}, inputs=shown)
+    stand_in, nothing = (event.output for event in seen[1:])  # type: ignore[union-attr]
+    assert isinstance(stand_in, RestoredOutput)
+    assert "pickled" in stand_in.text
+    assert nothing is None
     assert (await kept_events(pickling))[1] == StepSucceeded("a", 1, 1.0, {1, 2})
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import shutil
+import sqlite3
 from collections.abc import Coroutine
+from contextlib import closing
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -61,6 +63,14 @@ def test_there_is_one() -> None:
     assert sorted(KEPT.glob("*.db"))
 
 
+def test_it_is_brought_up_to_date(path: Path) -> None:
+    with_journal(path, lambda journal: journal.runs())
+
+    with closing(sqlite3.connect(path)) as connection:
+        assert connection.execute("PRAGMA user_version").fetchone() == (2,)
+        assert connection.execute("SELECT count(cancel_token) FROM leases").fetchone() == (0,)
+
+
 def test_its_runs_are_listed(path: Path) -> None:
     runs = with_journal(path, lambda journal: journal.runs())
     orphans = with_journal(path, lambda journal: journal.orphans())
@@ -72,6 +82,7 @@ def test_its_runs_are_listed(path: Path) -> None:
         "interrupted": ("slow", "interrupted"),
         "cut short": ("slow", "running"),
     }
+    assert [run.run_id for run in runs if run.orphaned] == ["cut short"]
     assert [run.run_id for run in orphans] == ["cut short"]
 
 

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import sqlite3
 import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from pathlib import Path
 from threading import Barrier
 
 import psycopg
 import pytest
+from journal.kept_runs import KEPT, PIPELINES
 from postgres_server import PostgresServer, until
 
 from asyncflow._database import Cursor
 from asyncflow._errors import JournalError
-from asyncflow._postgres import Postgres
+from asyncflow._postgres import _MIGRATIONS, Postgres
 from asyncflow.journal import PostgresJournal
 
 
@@ -182,6 +186,46 @@ async def test_newer_tables_are_left_alone(dsn: str) -> None:
         await use(dsn)
 
     assert version_in(dsn) == 3
+
+
+async def test_tables_of_the_first_schema_are_brought_up_to_date(
+    dsn: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as as_it_was:
+        as_it_was.setattr("asyncflow._postgres._MIGRATIONS", _MIGRATIONS[:1])
+        assert runs_of(Postgres(dsn, 10.0)) == []
+    assert version_in(dsn) == 1
+    fill(dsn, KEPT / "schema-1-with-id.db")
+
+    async with PostgresJournal(dsn) as journal:
+        statuses = {run.run_id: run.status for run in await journal.runs()}
+        report = await journal.report("passed")
+        assert await journal.cancel("cut short") is False
+        inputs = {"password": "hunter2"}
+        again = await PIPELINES["failed"].run(run_id="failed", journal=journal, inputs=inputs)
+
+    assert statuses == {
+        "passed": "passed",
+        "failed": "failed",
+        "timed out": "failed",
+        "interrupted": "interrupted",
+        "cut short": "running",
+    }
+    assert report["price"].output == ["3.00"] * 3
+    assert again.all_passed
+    assert version_in(dsn) == 2
+
+
+def fill(dsn: str, path: Path) -> None:
+    """Copy the runs of a file into a database."""
+    with (
+        closing(sqlite3.connect(path)) as source,
+        psycopg.connect(dsn, options="-csearch_path=asyncflow") as target,
+    ):
+        for table in ("runs", "leases", "events"):
+            rows = source.execute(f"SELECT * FROM {table}")
+            marks = ", ".join(["%s"] * len(rows.description))
+            target.cursor().executemany(f"INSERT INTO {table} VALUES ({marks})".encode(), rows)
 
 
 def test_a_migration_happens_as_a_whole_or_not_at_all(

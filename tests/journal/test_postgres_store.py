@@ -98,6 +98,22 @@ def test_an_idle_connection_that_was_cut_is_made_anew(
     assert positions(store, "r") == [1]
 
 
+def test_a_request_lives_through_a_cut_connection(
+    store: PostgresStore, postgres_server: PostgresServer
+) -> None:
+    token = store.claim("r", MINE)
+    assert store.cancelled() == []
+    postgres_server.cut_connections()
+
+    assert store.cancel("r", MINE) == token
+
+    postgres_server.cut_connections()
+    assert store.cancelled() == [("r", token)]
+    store.release("r", token)
+    assert store.cancelled() == []
+    assert store.cancel("r", MINE) is None
+
+
 @pytest.mark.parametrize("mode", ["fast", "immediate"])
 def test_a_server_may_restart_between_two_transactions(
     store: PostgresStore, postgres_server: PostgresServer, mode: str

@@ -15,6 +15,7 @@ from collections.abc import (
     Mapping,
     Sequence,
 )
+from datetime import datetime
 from typing import Any, Literal, assert_type
 
 from asyncflow import (
@@ -457,6 +458,11 @@ async def durable() -> None:
         assert_type(report["a"].rerun_reason, str | None)
         assert_type(await etl.orchestrator.run(journal=journal), RunReport)
         assert_type(await journal.runs(status="failed", pipeline="etl"), list[RunRecord])
+        page = await journal.runs(text="night", orphaned=False, limit=10)
+        await journal.runs(before=page[-1].place, since=datetime(2026, 1, 1))
+        assert_type(page[0].duration_s, float | None)
+        assert_type(await journal.record("r"), RunRecord)
+        assert_type(await journal.cancel("r"), bool)
         assert_type(await journal.events("r", after=3), list[StoredEvent])
         assert_type(await journal.report("r"), RunReport)
         assert_type(await resume_all(journal, [etl, deep.orchestrator]), list[RunReport])

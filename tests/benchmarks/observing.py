@@ -1,0 +1,84 @@
+"""What observers cost, against the same run without one.
+
+The steps do nothing, so the ratios are the worst that there are; what counts is the time a step.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import io
+import logging
+import statistics
+import time
+from collections.abc import Callable, Iterator, Sequence
+
+from opentelemetry.metrics import NoOpMeterProvider
+from opentelemetry.sdk.metrics import MeterProvider
+from opentelemetry.sdk.metrics.export import InMemoryMetricReader
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+from opentelemetry.sdk.trace.sampling import ALWAYS_OFF
+from opentelemetry.trace import NoOpTracerProvider
+
+from asyncflow import ObserverFactory, run_pipeline
+from asyncflow.logs import LoggingObserver
+from asyncflow.otel import OpenTelemetryObserver
+from tests.benchmarks.graphs import SHAPES, pipeline, suspending
+from tests.benchmarks.ratios import Row, ratio
+
+__all__ = ["observing"]
+
+COUNT = 1_000
+
+
+def observing(rounds: int) -> Iterator[Row]:
+    """Yield, for each observer, the ratio and the microseconds that it adds to a step."""
+    steps = pipeline(SHAPES["layered"](COUNT), suspending)
+
+    def cpu_s(observers: Sequence[ObserverFactory]) -> float:
+        async def timed() -> float:
+            gc.collect()
+            started = time.process_time()
+            await run_pipeline(steps, observers=observers)
+            return time.process_time() - started
+
+        return asyncio.run(timed())
+
+    for subject, make, limit in OBSERVERS:
+        observers = [make()]
+        value = ratio(lambda observers=observers: cpu_s(observers), lambda: cpu_s([]), rounds)
+        yield Row(f"{COUNT:,} steps with {subject} / without", value, limit)
+        with_it = statistics.median(cpu_s(observers) for _ in range(rounds))
+        without = statistics.median(cpu_s([]) for _ in range(rounds))
+        yield Row("   more a step", (with_it - without) / COUNT * 1e6, None, "us")
+
+
+def _logging(level: int) -> LoggingObserver:
+    logger = logging.Logger("benchmark", level)
+    handler = logging.StreamHandler(io.StringIO())
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    logger.addHandler(handler)
+    return LoggingObserver(logger)
+
+
+def _sdk(*, sampled: bool) -> OpenTelemetryObserver:
+    tracing = TracerProvider(shutdown_on_exit=False, **({} if sampled else {"sampler": ALWAYS_OFF}))
+    tracing.add_span_processor(SimpleSpanProcessor(InMemorySpanExporter()))
+    return OpenTelemetryObserver(
+        tracing, MeterProvider([InMemoryMetricReader()], shutdown_on_exit=False)
+    )
+
+
+OBSERVERS: list[tuple[str, Callable[[], ObserverFactory], float]] = [
+    ("LoggingObserver, its level off", lambda: _logging(logging.WARNING), 1.5),
+    ("LoggingObserver", lambda: _logging(logging.INFO), 5.0),
+    (
+        "OpenTelemetryObserver, no SDK",
+        lambda: OpenTelemetryObserver(NoOpTracerProvider(), NoOpMeterProvider()),
+        5.0,
+    ),
+    ("OpenTelemetryObserver, not sampled", lambda: _sdk(sampled=False), 15.0),
+    ("OpenTelemetryObserver, SDK", lambda: _sdk(sampled=True), 20.0),
+]

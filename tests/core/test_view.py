@@ -1,0 +1,271 @@
+"""What views show of a run: a fold over its events.
+
+That it shows what the reports of random runs say is tested in `tests/driver/test_durable_runs.py`.
+"""
+
+import pytest
+from golden_run import GOLDEN, HOSTILE, LONG, SECRET, STOOD_STILL, WALL_TIME
+
+from asyncflow import StepStatus
+from asyncflow._view import RunView
+from asyncflow.events import (
+    AttemptFailed,
+    AttemptStarted,
+    LoopBlocked,
+    MapStarted,
+    RunFinished,
+    RunInterrupted,
+    RunResumed,
+    RunStarted,
+    RunTimedOut,
+    StepCancelled,
+    StepFailed,
+    StepReused,
+    StepSkipped,
+    StepSucceeded,
+    ThreadAbandoned,
+)
+
+PENDING, RUNNING, SUCCESS = StepStatus.PENDING, StepStatus.RUNNING, StepStatus.SUCCESS
+FAILED, SKIPPED, CANCELLED = StepStatus.FAILED, StepStatus.SKIPPED, StepStatus.CANCELLED
+BOOM = ValueError("boom")
+
+
+def begun(*names, **edges):
+    dependencies = {**dict.fromkeys(names, ()), **edges}
+    return RunStarted("r", 100.0, dependencies, max_retries=dict.fromkeys(dependencies, 3))
+
+
+def viewed(*events):
+    return RunView(events)
+
+
+class TestRun:
+    def test_before_its_first_event_there_is_nothing(self):
+        view = RunView()
+
+        assert (view.word, view.settled, view.tiers, view.ms_at(5.0)) == ("RUNNING", 0, [], 0.0)
+        assert view.first_failure is None
+
+    def test_it_has_the_tiers_of_the_pipeline(self):
+        view = viewed(begun("a", b=("a",), c=(), d=("b", "c", "elsewhere")))
+
+        assert view.tiers == [["a", "c"], ["b"], ["d"]]
+        assert [step.tier for step in view.steps.values()] == [0, 1, 0, 2]
+        assert view.steps["a"].max_retries == 3
+
+    @pytest.mark.parametrize(
+        ("events", "word", "reason"),
+        [
+            ([], "RUNNING", None),
+            (
+                [RunInterrupted(1.0, "the caller was cancelled")],
+                "STOPPING",
+                "the caller was cancelled",
+            ),
+            ([RunTimedOut(1.0, 5.0)], "STOPPING", "the run exceeded its deadline of 5 ms"),
+            (
+                [RunInterrupted(1.0, "first"), RunTimedOut(1.0, 5.0)],
+                "STOPPING",
+                "first",
+            ),
+            ([RunFinished(1.0, "failed", "why")], "FAILED", "why"),
+            (
+                [RunInterrupted(1.0, "why"), RunFinished(1.0, "interrupted")],
+                "INTERRUPTED",
+                "why",
+            ),
+        ],
+    )
+    def test_its_state_is_told_in_one_word(self, events, word, reason):
+        view = viewed(begun("a"), *events)
+
+        assert (view.word, view.stop_reason) == (word, reason)
+
+    def test_times_of_the_run_and_of_the_wall_correspond(self):
+        view = RunView(GOLDEN[:STOOD_STILL])
+        assert view.wall_time_of(1500.0) == WALL_TIME + 1.5
+        assert view.ms_at(WALL_TIME + 60.0) == 60_000.0
+        assert view.ms_at(WALL_TIME) == view.at_ms
+
+        view = RunView(GOLDEN[:-1])
+
+        assert view.wall_time == WALL_TIME
+        assert view.wall_time_of(1500.0) == WALL_TIME + 1.5
+        assert view.wall_time_of(4500.0) == WALL_TIME + 3600.5
+        assert view.ms_at(WALL_TIME + 3601.5) == 5500.0
+
+    def test_the_clock_of_a_run_that_has_ended_stands_still(self):
+        assert RunView(GOLDEN).ms_at(WALL_TIME + 1e6) == 5000.5
+
+    def test_the_golden_run_comes_to_this(self):
+        view = RunView(GOLDEN)
+
+        assert (view.word, view.pipeline, len(view.stretches)) == ("FAILED", "nightly import", 2)
+        assert view.counts == {
+            PENDING: 0,
+            RUNNING: 0,
+            SUCCESS: 7,
+            FAILED: 1,
+            SKIPPED: 3,
+            CANCELLED: 1,
+        }
+        assert view.settled == len(view.steps)
+        assert view.first_failure.name == HOSTILE
+        assert view.critical_path(5000.5) == ["rates", LONG, HOSTILE, "tidy"]
+        assert SECRET not in repr(view.steps)
+
+
+class TestStep:
+    def test_an_attempt_after_the_other(self):
+        view = viewed(begun("a"))
+        step = view.steps["a"]
+        assert (step.latest, step.retry_at_ms, step.duration_ms(9.0)) == (None, None, None)
+
+        view.apply(AttemptStarted("a", 1, 1.0, queued_ms=0.5))
+        assert (step.status, step.retry_at_ms, step.duration_ms(9.0)) == (RUNNING, None, 8.0)
+
+        view.apply(AttemptFailed("a", 1, 2.0, BOOM, 7.0))
+        assert step.retry_at_ms == 9.0
+        assert step.latest.end == "failed"
+
+        view.apply(AttemptStarted("a", 2, 9.0, queued_ms=1.5))
+        assert step.retry_at_ms is None
+
+        view.apply(StepSucceeded("a", 2, 10.0, "A"))
+        assert (step.status, step.output, step.duration_ms(99.0)) == (SUCCESS, "A", 9.0)
+        assert [(each.number, each.end) for each in step.attempts] == [
+            (1, "failed"),
+            (2, "succeeded"),
+        ]
+        assert (step.queued_ms, step.attempt_count, step.retry_at_ms) == (2.0, 2, None)
+
+    def test_what_a_limit_has_cut_short_says_so(self):
+        steps = RunView(GOLDEN).steps
+
+        ends = [item.attempts[0].end for item in steps["fetch"].items.values()]
+        assert ends == ["succeeded", "cancelled", "timed out", "cancelled"]
+        assert [each.end for each in steps[LONG].attempts] == ["crashed", "succeeded"]
+
+    def test_blocks_and_threads_are_noted_at_their_attempt(self):
+        view = viewed(
+            begun("a"),
+            AttemptStarted("a", 1, 1.0),
+            AttemptFailed("a", 1, 2.0, BOOM, 0.0),
+            AttemptStarted("a", 2, 2.0),
+            LoopBlocked("a", 1, 3.0, 150.0, "x.py:1 in a"),
+            LoopBlocked("a", 7, 3.0, 150.0, "of no attempt that was seen"),
+            ThreadAbandoned("a", 2, 4.0),
+        )
+
+        step = view.steps["a"]
+        assert [len(each.blocks) for each in step.attempts] == [1, 0]
+        assert (step.blocked_ms, step.abandoned) == (150.0, True)
+
+    def test_a_thread_of_an_attempt_that_was_not_seen_is_passed_over(self):
+        view = viewed(begun("a"), ThreadAbandoned("a", 2, 4.0))
+
+        assert not view.steps["a"].abandoned
+
+    def test_a_mapped_step_counts_its_items(self):
+        step = RunView(GOLDEN).steps["fetch"]
+
+        assert step.item_count == 4
+        assert +step.tally == {SUCCESS: 1, CANCELLED: 3}
+        assert step.items[2].name == "fetch[2]"
+        assert step.items[2].max_retries == 2
+        assert (step.attempt_count, step.queued_ms, step.abandoned) == (4, 198.0, True)
+        assert step.blocked_ms == 0.0
+
+    def test_the_output_of_a_mapped_step_is_that_of_its_items_if_only_these_were_kept(self):
+        view = viewed(
+            begun("a"),
+            MapStarted("a", 1.0, None),
+            AttemptStarted("a", 1, 1.0, item=1),
+            AttemptStarted("a", 1, 1.0, item=0),
+            StepSucceeded("a", 1, 2.0, "one", item=1),
+            StepSucceeded("a", 1, 2.0, "zero", item=0),
+            StepSucceeded("a", 0, 2.0, None),
+        )
+
+        assert view.steps["a"].output == ["zero", "one"]
+
+    def test_a_step_may_fail_before_its_first_attempt(self):
+        step = viewed(begun("a"), StepFailed("a", 0, 2.0, BOOM)).steps["a"]
+
+        assert (step.status, step.error, step.attempts, step.ended_ms) == (FAILED, BOOM, [], None)
+
+
+class TestCauses:
+    def test_each_loss_is_led_back_to_the_failure(self):
+        causes = RunView(GOLDEN).causes()
+
+        assert causes == dict.fromkeys(["fetch", "load", "notify"], HOSTILE)
+
+    def test_there_may_be_several(self):
+        view = viewed(
+            begun("a", "b", c=("a",), d=("b",), e=("c", "d"), f=(), g=("f",), h=("x",)),
+            AttemptStarted("a", 1, 1.0),
+            AttemptStarted("b", 1, 1.0),
+            StepFailed("b", 1, 2.0, BOOM),
+            StepFailed("a", 1, 3.0, BOOM),
+            *(StepSkipped(name, 3.0, "why") for name in ("c", "d", "e")),
+            StepSkipped("f", 3.0, "on purpose", on_purpose=True),
+            StepSkipped("g", 3.0, "on purpose", on_purpose=True),
+            StepSkipped("h", 3.0, "why"),
+        )
+
+        assert view.causes() == {"c": "a", "d": "b", "e": "a", "h": "b"}
+
+    def test_a_run_that_was_told_to_stop_has_none(self):
+        view = viewed(
+            begun("a", b=("a",)),
+            AttemptStarted("a", 1, 1.0),
+            RunInterrupted(2.0, "the caller was cancelled"),
+            StepCancelled("a", 1, 2.0, "the caller was cancelled", None),
+            StepSkipped("b", 2.0, "the caller was cancelled"),
+        )
+
+        assert view.causes() == {}
+
+
+class TestResumed:
+    def test_an_observer_that_hears_only_of_the_resumption_shows_what_it_can(self):
+        view = viewed(
+            RunResumed(
+                "r", 50.0, 200.0, {"a": (), "b": ("a",)}, {}, unfinished={"b": "it was cut short"}
+            ),
+            StepReused("a", 50.0),
+            AttemptStarted("b", 3, 51.0),
+        )
+
+        assert view.steps["a"].reused
+        assert view.steps["a"].status is SUCCESS
+        assert view.steps["b"].rerun_reason == "it was cut short"
+        assert view.wall_time == 200.0 - 0.05
+
+    def test_attempts_that_it_has_not_heard_of_are_not_shown(self):
+        view = viewed(
+            RunResumed("r", 50.0, 200.0, {"a": ()}, {}),
+            MapStarted("a", 50.0, 2),
+            AttemptStarted("a", 2, 51.0, item=0),
+            StepReused("a", 51.0, 1),
+        )
+
+        items = view.steps["a"].items
+        assert [each.number for each in items[0].attempts] == [2]
+        assert (items[1].status, items[1].reused) == (SUCCESS, True)
+
+    def test_what_the_pipeline_leaves_out_now_is_not_shown(self):
+        view = viewed(
+            begun("a", "b"),
+            AttemptStarted("a", 1, 1.0),
+            AttemptStarted("b", 1, 1.0),
+            RunResumed(
+                "r", 2.0, 200.0, {"b": ()}, {}, unfinished={"b": "it was cut short", "a": "gone"}
+            ),
+        )
+
+        assert list(view.steps) == ["b"]
+        assert (view.steps["b"].status, view.counts[RUNNING]) == (RUNNING, 1)
+        assert view.steps["b"].attempts[0].end == "crashed"

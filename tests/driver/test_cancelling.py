@@ -1,0 +1,396 @@
+"""A run that is cancelled through its journal stops as if its caller had been cancelled."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import pickle
+from typing import Any
+
+import pytest
+from memory_journal import MemoryJournal
+
+from asyncflow import (
+    JournalError,
+    Orchestrator,
+    RunCancelledError,
+    StepStatus,
+    WorkflowStep,
+    resume_all,
+    run_pipeline,
+)
+from asyncflow.events import (
+    AttemptFailed,
+    AttemptStarted,
+    Event,
+    MapStarted,
+    RunFinished,
+    RunInterrupted,
+    RunStarted,
+    StepCancelled,
+    StepReused,
+    StepSkipped,
+    StepSucceeded,
+)
+
+REASON = "the run was cancelled through its journal"
+
+
+class Watched:
+    """A run in a journal, of which somebody sees what happens."""
+
+    def __init__(self, *steps: WorkflowStep, journal: MemoryJournal | None = None) -> None:
+        self.steps = steps
+        self.journal = MemoryJournal() if journal is None else journal
+        self.told: list[Event] = []
+        self._news = asyncio.Event()
+
+    def start(self, **options: Any) -> asyncio.Task[Any]:
+        self.told.clear()
+        return asyncio.ensure_future(
+            run_pipeline(
+                self.steps, journal=self.journal, run_id="r", observers=[self._observe], **options
+            )
+        )
+
+    def _observe(self, event: Event) -> None:
+        self.told.append(event)
+        self._news.set()
+
+    async def until(self, kind: type[Event]) -> None:
+        while not any(isinstance(event, kind) for event in self.told):
+            self._news.clear()
+            await self._news.wait()
+
+    def cancel(self) -> None:
+        self.journal.open_books["r"].cancel()
+
+    def ends(self) -> list[tuple[str, str]]:
+        """What became of the steps that were stopped or skipped, and why."""
+        return [
+            (event.step, event.reason)
+            for event in self.told
+            if isinstance(event, StepCancelled | StepSkipped)
+        ]
+
+
+async def for_ever() -> None:
+    await asyncio.sleep(3600)
+
+
+async def quick() -> int:
+    return 1
+
+
+async def test_running_steps_are_cancelled_and_clean_up_and_the_run_can_go_on() -> None:
+    cleaned: list[str] = []
+
+    async def slow() -> int:
+        if cleaned:
+            return 7
+        try:
+            await for_ever()
+        finally:
+            await asyncio.sleep(0.01)
+            cleaned.append("slow")
+        raise AssertionError
+
+    run = Watched(
+        WorkflowStep("first", quick),
+        WorkflowStep("slow", slow, ["first"]),
+        WorkflowStep("last", quick, ["slow"]),
+    )
+    task = run.start()
+    await run.until(StepSucceeded)
+    while len([e for e in run.told if isinstance(e, AttemptStarted)]) < 2:
+        await asyncio.sleep(0)
+    await asyncio.sleep(0.001)
+    run.cancel()
+
+    with pytest.raises(RunCancelledError) as caught:
+        await task
+
+    assert caught.value.run_id == "r"
+    assert cleaned == ["slow"]
+    assert [e.reason for e in run.told if isinstance(e, RunInterrupted)] == [REASON]
+    assert sorted(run.ends()) == [("last", REASON), ("slow", REASON)]
+    finished = run.journal.kept["r"][-1]
+    assert isinstance(finished, RunFinished)
+    assert (finished.outcome, finished.stop_reason) == ("interrupted", REASON)
+    assert not run.journal.open_books
+
+    report = await run.start()
+
+    assert report.all_passed
+    assert report["first"].reused
+    assert report["slow"].output == 7
+
+
+async def test_a_backoff_is_cut_short() -> None:
+    async def broken() -> None:
+        raise ValueError("no")
+
+    run = Watched(WorkflowStep("broken", broken, max_retries=5, retry=3_600_000))
+    task = run.start()
+    await run.until(AttemptFailed)
+    await asyncio.sleep(0.01)
+
+    run.cancel()
+
+    with pytest.raises(RunCancelledError):
+        await task
+    assert run.ends() == [("broken", REASON)]
+    assert sum(isinstance(event, AttemptStarted) for event in run.told) == 1
+
+
+async def test_the_items_of_a_mapped_step_are_stopped() -> None:
+    running: set[int] = set()
+
+    async def numbers() -> list[int]:
+        return [1, 2, 3]
+
+    async def work(number: int) -> None:
+        running.add(number)
+        try:
+            if number > 1:
+                await for_ever()
+        finally:
+            await asyncio.sleep(0)
+            running.discard(number)
+
+    run = Watched(
+        WorkflowStep("numbers", numbers),
+        WorkflowStep("work", work, {"number": "numbers"}, map_over="numbers"),
+    )
+    task = run.start()
+    await run.until(MapStarted)
+    while running != {2, 3}:
+        await asyncio.sleep(0.001)
+
+    run.cancel()
+
+    with pytest.raises(RunCancelledError):
+        await task
+    assert running == set()
+    assert run.ends() == [("work", REASON)] * 3  # two items, and the step itself
+    kept = [e for e in run.journal.kept["r"] if isinstance(e, StepSucceeded)]
+    assert [(event.step, event.item) for event in kept] == [("numbers", None), ("work", 0)]
+
+
+async def test_a_run_that_has_just_begun_calls_no_action() -> None:
+    async def never() -> None:
+        raise AssertionError
+
+    run = Watched(WorkflowStep("never", never))
+    task = run.start()
+    await run.until(RunStarted)
+
+    run.cancel()
+
+    with pytest.raises(RunCancelledError):
+        await task
+    assert run.ends() == [("never", REASON)]
+
+
+async def test_a_run_that_takes_much_over_can_be_cancelled_meanwhile() -> None:
+    steps = [WorkflowStep(f"s{number}", quick) for number in range(350)]
+
+    async def broken() -> None:
+        raise ValueError("no")
+
+    run = Watched(*steps, WorkflowStep("broken", broken, [step.name for step in steps]))
+    assert not (await run.start()).all_passed
+    task = run.start()
+    await run.until(StepReused)
+    assert sum(isinstance(event, StepReused) for event in run.told) < 350
+
+    run.cancel()
+
+    with pytest.raises(RunCancelledError):
+        await task
+    assert sum(isinstance(event, StepReused) for event in run.told) == 350
+    assert run.ends() == [("broken", REASON)]
+
+
+async def test_a_journal_that_fails_while_much_is_taken_over_ends_the_run() -> None:
+    steps = [WorkflowStep(f"s{number}", quick) for number in range(350)]
+
+    async def broken() -> None:
+        raise ValueError("no")
+
+    run = Watched(*steps, WorkflowStep("broken", broken, [step.name for step in steps]))
+    await run.start()
+    task = run.start()
+    await run.until(StepReused)
+    assert sum(isinstance(event, StepReused) for event in run.told) < 350
+
+    run.journal.open_books["r"].fail(JournalError("memory", "the disk is full"))
+
+    with pytest.raises(JournalError, match="the disk is full"):
+        await task
+    assert run.ends() == [("broken", "its journal has failed")]
+
+
+async def cleaning_up(error: BaseException | None = None) -> None:
+    try:
+        await for_ever()
+    finally:
+        await asyncio.sleep(0.02)
+        if error is not None:
+            raise error
+
+
+async def stopping(run: Watched) -> asyncio.Task[Any]:
+    """Start a run, cancel it, and return it while its step cleans up."""
+    task = run.start()
+    await run.until(AttemptStarted)
+    await asyncio.sleep(0.005)
+    run.cancel()
+    await asyncio.sleep(0.005)
+    assert not task.done()
+    return task
+
+
+async def test_who_asks_again_changes_nothing() -> None:
+    run = Watched(WorkflowStep("slow", cleaning_up))
+    task = await stopping(run)
+
+    run.cancel()
+
+    with pytest.raises(RunCancelledError):
+        await task
+    assert sum(isinstance(event, RunInterrupted) for event in run.told) == 1
+    assert run.ends() == [("slow", REASON)]
+
+
+async def test_a_run_that_has_ended_is_not_interrupted() -> None:
+    journal = MemoryJournal(latency_s=0.01)
+    run = Watched(WorkflowStep("quick", quick), journal=journal)
+    task = run.start()
+    await run.until(RunFinished)
+
+    run.cancel()
+
+    assert (await task).all_passed
+
+
+async def test_a_cancellation_of_the_caller_gets_through_all_the_same() -> None:
+    run = Watched(WorkflowStep("slow", cleaning_up))
+    task = await stopping(run)
+
+    task.cancel()
+
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert [e.reason for e in run.told if isinstance(e, RunInterrupted)] == [REASON]
+
+
+async def test_who_was_cancelled_already_is_not_told_of_another_request() -> None:
+    run = Watched(WorkflowStep("slow", cleaning_up))
+    task = run.start()
+    await run.until(AttemptStarted)
+    await asyncio.sleep(0.005)
+    task.cancel()
+    await asyncio.sleep(0.005)
+
+    run.cancel()
+
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    reasons = [event.reason for event in run.told if isinstance(event, RunInterrupted)]
+    assert reasons == ["the caller was cancelled"]
+
+
+class Exit(BaseException):
+    pass
+
+
+async def test_what_no_step_may_keep_propagates_from_a_clean_up() -> None:
+    leaving = Exit()
+    run = Watched(WorkflowStep("slow", lambda: cleaning_up(leaving)))
+    task = await stopping(run)
+
+    with pytest.raises(Exit) as caught:
+        await task
+
+    assert caught.value is leaving
+
+
+async def test_a_journal_that_fails_afterwards_is_told_of() -> None:
+    run = Watched(WorkflowStep("slow", cleaning_up))
+    task = await stopping(run)
+
+    run.journal.open_books["r"].fail(JournalError("memory", "the disk is full"))
+
+    with pytest.raises(JournalError, match="the disk is full"):
+        await task
+
+
+async def test_a_step_whose_own_run_is_cancelled_is_not_tried_again() -> None:
+    inner = Watched(WorkflowStep("slow", for_ever))
+    starts: list[int] = []
+
+    async def nested() -> None:
+        starts.append(1)
+        await inner.start()
+
+    outer = asyncio.ensure_future(
+        run_pipeline([WorkflowStep("nested", nested, max_retries=5, retry=1)])
+    )
+    await inner.until(AttemptStarted)
+    await asyncio.sleep(0.001)
+
+    inner.cancel()
+
+    report = await outer
+    assert starts == [1]
+    assert report["nested"].status is StepStatus.FAILED
+    assert report["nested"].attempts == 1
+    assert isinstance(report["nested"].error, RunCancelledError)
+
+
+class Orphans(MemoryJournal):
+    """All of its runs are orphans."""
+
+    async def orphans(self) -> Any:
+        return [type("Orphan", (), {"run_id": run_id, "pipeline": "p"}) for run_id in self.kept]
+
+    async def runs(self, status: Any, *, limit: int | None) -> Any:
+        return []
+
+
+async def test_a_run_that_is_cancelled_as_it_is_taken_up_is_no_error(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level(logging.INFO, logger="asyncflow")
+    run = Watched(WorkflowStep("slow", for_ever), journal=Orphans())
+    task = await stopping(Watched(WorkflowStep("slow", cleaning_up), journal=run.journal))
+    with pytest.raises(RunCancelledError):
+        await task
+    started = asyncio.Event()
+
+    def observe(event: Event) -> None:
+        if isinstance(event, AttemptStarted):
+            started.set()
+
+    known = Orchestrator(run.steps, name="p", observers=[observe])
+    taking_up = asyncio.ensure_future(resume_all(run.journal, [known]))  # type: ignore[arg-type]
+    await started.wait()
+    await asyncio.sleep(0.001)
+
+    run.cancel()
+
+    assert await taking_up == []
+    (record,) = caplog.records
+    assert record.levelno == logging.INFO
+    assert record.getMessage().startswith("run 'r' was cancelled through its journal; start it")
+
+
+def test_the_error_says_how_to_go_on_and_can_be_sent() -> None:
+    error = pickle.loads(pickle.dumps(RunCancelledError("nightly")))
+
+    assert error.run_id == "nightly"
+    assert str(error) == (
+        "run 'nightly' was cancelled through its journal; start it again under its id to go on "
+        "with it"
+    )

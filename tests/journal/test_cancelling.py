@@ -1,0 +1,420 @@
+"""Somebody asks through a journal that a run be stopped, whatever process it is in."""
+
+from __future__ import annotations
+
+import asyncio
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from asyncflow import (
+    JournalError,
+    LeaseLostError,
+    RunCancelledError,
+    RunNotFoundError,
+    StepStatus,
+    WorkflowStep,
+    current_step,
+    run_pipeline,
+)
+from asyncflow.events import AttemptStarted, Event, RunFinished, RunInterrupted, RunStarted
+from asyncflow.testing import run_in_virtual_time
+
+Make = Callable[..., Any]
+
+ROOT = Path(__file__).parents[2]
+REASON = "the run was cancelled through its journal"
+
+
+async def quick() -> int:
+    return 1
+
+
+async def for_ever() -> None:
+    await asyncio.sleep(3600)
+
+
+def slowly(action: Callable[[], Awaitable[Any]] = for_ever) -> list[WorkflowStep]:
+    return [WorkflowStep("quick", quick), WorkflowStep("slow", action, ["quick"], timeout_ms=None)]
+
+
+@asynccontextmanager
+async def running(
+    journal: Any, steps: list[WorkflowStep] | None = None, run_id: str = "r"
+) -> AsyncIterator[asyncio.Task[Any]]:
+    """A run whose slow step has begun, until the ``with`` block has seen to its end."""
+    begun = asyncio.Event()
+
+    def observe(event: Event) -> None:
+        if isinstance(event, AttemptStarted) and event.step == "slow":
+            begun.set()
+
+    task = asyncio.ensure_future(
+        run_pipeline(steps or slowly(), journal=journal, run_id=run_id, observers=[observe])
+    )
+    async with asyncio.timeout(20):
+        await begun.wait()
+        await asyncio.sleep(0.01)
+        yield task
+        await asyncio.wait([task])
+
+
+async def until(holds: Callable[[], Awaitable[bool]]) -> None:
+    async with asyncio.timeout(20):
+        while not await holds():
+            await asyncio.sleep(0.005)
+
+
+async def tokens(place: Any) -> list[Any]:
+    return [token for (token,) in place.query("SELECT cancel_token FROM leases")]
+
+
+# --- how soon ------------------------------------------------------------------------------------
+
+
+async def test_the_journal_that_runs_it_hears_of_it_at_once(make_journal: Make) -> None:
+    journal = make_journal(lease_s=86_400)
+    async with running(journal) as task:
+        begun = time.monotonic()
+
+        assert await journal.cancel("r")
+
+        with pytest.raises(RunCancelledError):
+            await task
+    assert time.monotonic() - begun < 0.9  # so it was no look that has found it
+    record = await journal.record("r")
+    assert (record.status, record.owner, record.orphaned) == ("interrupted", None, False)
+    events = [stored.event for stored in await journal.events("r")]
+    assert [event.reason for event in events if isinstance(event, RunInterrupted)] == [REASON]
+    assert events[-1] == RunFinished(events[-1].at_ms, "interrupted", REASON)  # type: ignore[union-attr]
+    assert (await journal.report("r"))["slow"].status is StepStatus.CANCELLED
+
+
+@pytest.mark.parametrize("lease_s", [0.6, 86_400])
+async def test_another_journal_hears_of_it_within_a_second_or_a_third_of_its_lease(
+    make_journal: Make, lease_s: float
+) -> None:
+    async with running(make_journal(lease_s=lease_s)) as task:
+        begun = time.monotonic()
+
+        assert await make_journal().cancel("r")
+
+        with pytest.raises(RunCancelledError):
+            await task
+    assert time.monotonic() - begun < 5  # a second, on a machine with nothing else to do
+
+
+def test_a_run_in_virtual_time_is_cancelled_through_its_journal(make_journal: Make) -> None:
+    async def main() -> float:
+        async with make_journal() as journal:
+            task = asyncio.ensure_future(run_pipeline(slowly(), journal=journal, run_id="r"))
+            await asyncio.sleep(60)
+            assert await journal.cancel("r")
+            with pytest.raises(RunCancelledError):
+                await task
+        return asyncio.get_running_loop().time()
+
+    assert run_in_virtual_time(main()) == pytest.approx(60)
+
+
+async def test_a_step_may_cancel_its_own_run(journal: Any) -> None:
+    async def gives_up() -> None:
+        assert await journal.cancel(current_step().run_id)
+        await for_ever()
+
+    with pytest.raises(RunCancelledError):
+        await run_pipeline([WorkflowStep("gives_up", gives_up)], journal=journal)
+
+
+async def test_looking_costs_one_statement_a_second_however_many_runs_there_are(
+    make_journal: Make,
+) -> None:
+    journal = make_journal()
+    looks: list[float] = []
+    cancelled = journal._store.cancelled
+    journal._store.cancelled = lambda: looks.append(time.monotonic()) or cancelled()
+    books = [(await journal.open(f"r{n}", wait=False, read=list))[0] for n in range(20)]
+    begun = time.monotonic()
+
+    await until(lambda: asyncio.sleep(0, len(looks) == 2))
+
+    assert time.monotonic() - begun > 1.5
+    for book in books:
+        await book.close()
+
+
+async def test_a_look_that_fails_does_no_harm(make_journal: Make) -> None:
+    journal = make_journal(lease_s=0.3)
+    fails: list[bool] = []
+    cancelled = journal._store.cancelled
+
+    def failing_thrice() -> Any:
+        if len(fails) < 3:
+            fails.append(True)
+            raise JournalError("x", "the line is dead")
+        return cancelled()
+
+    journal._store.cancelled = failing_thrice
+    async with running(journal) as task:
+        assert await make_journal().cancel("r")
+        with pytest.raises(RunCancelledError):
+            await task
+    assert len(fails) == 3
+
+
+# --- when ----------------------------------------------------------------------------------------
+
+
+async def test_a_run_goes_on_after_it_was_cancelled(make_journal: Make, place: Any) -> None:
+    journal = make_journal()
+    async with running(journal):
+        await journal.cancel("r")
+    assert await tokens(place) == [None]
+
+    report = await run_pipeline(slowly(quick), journal=journal, run_id="r")
+
+    assert report.all_passed
+    assert report["quick"].reused
+    assert await journal.cancel("r") is False
+    assert (await journal.record("r")).status == "passed"
+
+
+async def test_who_asks_twice_asks_once(make_journal: Make) -> None:
+    cleaning, go_on = asyncio.Event(), asyncio.Event()
+
+    async def cleans_up() -> None:
+        try:
+            await for_ever()
+        finally:
+            cleaning.set()
+            await go_on.wait()
+
+    journal, other = make_journal(lease_s=0.3), make_journal()
+    async with running(journal, slowly(cleans_up)) as task:
+        assert await other.cancel("r")
+        assert await other.cancel("r")
+        await cleaning.wait()
+        assert await other.cancel("r")
+        assert await journal.cancel("r")
+        await asyncio.sleep(0.3)  # so that it is looked for again, too
+        assert not task.done()
+        go_on.set()
+        with pytest.raises(RunCancelledError):
+            await task
+    told = [e for e in await journal.events("r") if isinstance(e.event, RunInterrupted)]
+    assert len(told) == 1
+
+
+async def test_a_run_that_is_cancelled_before_it_has_begun_calls_nothing(
+    journal: Any, place: Any
+) -> None:
+    calls: list[int] = []
+
+    async def never() -> None:
+        calls.append(1)
+
+    last_position = journal._store.last_position
+
+    def cancel_first(run_id: str) -> int:
+        place.query("UPDATE leases SET cancel_token = token")
+        journal._clerk._look_due = 0.0
+        return int(last_position(run_id))
+
+    journal._store.last_position = cancel_first
+
+    with pytest.raises(RunCancelledError):
+        await run_pipeline([WorkflowStep("never", never)], journal=journal, run_id="r")
+
+    assert calls == []
+    assert (await journal.record("r")).status == "interrupted"
+
+
+@pytest.mark.parametrize("pause_ms", range(0, 20, 2))
+async def test_a_run_ends_by_itself_or_is_interrupted_whenever_it_is_cancelled(
+    make_journal: Make, pause_ms: int
+) -> None:
+    journal, other = make_journal(lease_s=0.1), make_journal()
+    steps = [
+        WorkflowStep(f"s{n}", lambda: asyncio.sleep(0.001), [f"s{n - 1}"] if n else [])
+        for n in range(6)
+    ]
+    await other.runs()
+
+    async def cancel() -> bool:
+        await asyncio.sleep(pause_ms / 1000)
+        who = journal if pause_ms % 4 else other
+        try:
+            return bool(await who.cancel("r"))
+        except RunNotFoundError:
+            return False
+
+    async with asyncio.timeout(20):
+        run = run_pipeline(steps, journal=journal, run_id="r")
+        ended, was_asked = await asyncio.gather(run, cancel(), return_exceptions=True)
+
+    record, events = await other.record("r"), await other.events("r")
+    if isinstance(ended, RunCancelledError):
+        assert was_asked
+        assert record.status == "interrupted"
+    else:
+        assert not isinstance(ended, BaseException)
+        assert record.status == "passed"
+    assert isinstance(events[-1].event, RunFinished)
+    assert events[-1].event.outcome == record.status
+    assert (await run_pipeline(steps, journal=other, run_id="r")).all_passed
+
+
+# --- whom ----------------------------------------------------------------------------------------
+
+
+async def test_a_run_that_nobody_runs_is_not_cancelled(journal: Any, place: Any) -> None:
+    await run_pipeline([WorkflowStep("quick", quick)], journal=journal, run_id="ended")
+    book, _ = await journal.open("orphan", wait=False, read=list)
+    book.add(RunStarted("orphan", 1.0, {"a": ()}))
+    await book.close()
+
+    assert await journal.cancel("ended") is False
+    assert await journal.cancel("orphan") is False
+
+    assert await tokens(place) == [None, None]
+    with pytest.raises(RunNotFoundError, match=r"no run 'orphen' \(did you mean 'orphan'\?\)"):
+        await journal.cancel("orphen")
+    with pytest.raises(TypeError, match="run_id must be a str, not int"):
+        await journal.cancel(7)
+
+
+async def test_a_run_whose_lease_is_over_is_not_cancelled(make_journal: Make, place: Any) -> None:
+    journal = make_journal()
+    async with running(journal) as task:
+        place.query("UPDATE leases SET expires_at = 1")
+
+        assert await make_journal().cancel("r") is False
+
+        assert not task.done()
+        task.cancel()
+
+
+async def test_who_has_lost_a_run_is_not_meant(make_journal: Make, place: Any) -> None:
+    loser, journal = make_journal(lease_s=0.3), make_journal()
+    async with running(loser) as lost:
+        place.query("UPDATE leases SET expires_at = 1")
+        async with running(journal) as task:
+            assert await make_journal().cancel("r")
+
+            with pytest.raises(LeaseLostError):
+                await lost
+            with pytest.raises(RunCancelledError):
+                await task
+    assert (await journal.record("r")).status == "interrupted"
+
+
+async def test_who_claims_a_run_does_not_hear_of_what_was_asked_before(
+    make_journal: Make, place: Any
+) -> None:
+    journal = make_journal(lease_s=0.1)
+    book, _ = await make_journal(lease_s=600).open("r", wait=False, read=list)
+    book.add(RunStarted("r", 1.0, {"quick": (), "slow": ("quick",)}))
+    await book.kept()
+    place.query("UPDATE leases SET cancel_token = token, expires_at = 1")  # its process is dead
+
+    async with running(journal, slowly(lambda: asyncio.sleep(0.3))) as task:
+        assert (await task).all_passed
+    assert await tokens(place) == [None]
+    book.add(AttemptStarted("slow", 1, 1.0))
+    with pytest.raises(LeaseLostError):
+        await book.close()
+
+
+async def test_others_go_on(make_journal: Make) -> None:
+    journal = make_journal(lease_s=0.3)
+    go_on = asyncio.Event()
+    async with running(journal, slowly(go_on.wait), "other") as other, running(journal) as task:
+        await make_journal().cancel("r")
+        with pytest.raises(RunCancelledError):
+            await task
+
+        go_on.set()
+
+        assert (await other).all_passed
+
+
+async def test_who_waits_for_the_run_goes_on_with_it(make_journal: Make) -> None:
+    journal = make_journal()
+    async with running(journal) as task:
+        waiting = asyncio.ensure_future(
+            run_pipeline(slowly(quick), journal=make_journal(), run_id="r", on_active="wait")
+        )
+        await asyncio.sleep(0.05)
+
+        await journal.cancel("r")
+
+        with pytest.raises(RunCancelledError):
+            await task
+        assert (await waiting).all_passed
+
+
+RUNNING = """
+import asyncio
+from asyncflow import *
+
+async def slow():
+    print("running", flush=True)
+    try:
+        await asyncio.sleep(3600)
+    finally:
+        await asyncio.sleep(0.01)
+        print("cleaned up", flush=True)
+
+async def main():
+    async with make() as journal:
+        try:
+            await run_pipeline([WorkflowStep("slow", slow)], journal=journal, run_id="r")
+        except RunCancelledError as cancelled:
+            print(cancelled.run_id, flush=True)
+
+asyncio.run(main())
+"""
+
+
+async def test_a_run_in_another_process_is_cancelled(journal: Any, place: Any) -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-W", "error", "-c", place.source + RUNNING],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    with process:
+        assert process.stdout
+        assert await asyncio.to_thread(process.stdout.readline) == "running\n"
+
+        assert await journal.cancel("r")
+
+        out, _ = await asyncio.to_thread(process.communicate, timeout=20)
+    assert out == "cleaned up\nr\n"
+    assert process.returncode == 0
+    assert (await journal.record("r")).status == "interrupted"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="/proc tells who is dead")
+async def test_a_run_of_a_dead_process_is_not_cancelled(journal: Any, place: Any) -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-c", place.source + RUNNING], cwd=ROOT, stdout=subprocess.PIPE, text=True
+    )
+    with process:
+        assert process.stdout
+        assert await asyncio.to_thread(process.stdout.readline) == "running\n"
+        assert not (await journal.record("r")).orphaned
+        process.kill()
+        process.wait()
+
+        assert await journal.cancel("r") is False
+
+    record = await journal.record("r")
+    assert record.orphaned
+    assert record.owner.startswith(f"process {process.pid} on ")

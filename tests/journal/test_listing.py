@@ -1,0 +1,245 @@
+"""How people find runs among many: by page, by a part of a name, by whether anybody runs them."""
+
+from __future__ import annotations
+
+import math
+import pickle
+import string
+from collections.abc import Callable
+from datetime import datetime
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from asyncflow import RunNotFoundError
+from asyncflow._sqlite import SQLite
+from asyncflow.events import RunFinished, RunStarted
+from asyncflow.journal import RunRecord
+
+Make = Callable[..., Any]
+
+
+async def a_run(
+    journal: Any,
+    run_id: str,
+    wall_time: float = 1.0,
+    *,
+    outcome: Any = "passed",
+    pipeline: str = "",
+) -> None:
+    book, _ = await journal.open(run_id, wait=False, read=list)
+    book.add(RunStarted(run_id, wall_time, {"a": ()}, pipeline))
+    if outcome:
+        book.add(RunFinished(9.0, outcome))
+    await book.close()
+
+
+async def ids(runs: Any) -> list[str]:
+    return [run.run_id for run in await runs]
+
+
+# --- page by page --------------------------------------------------------------------------------
+
+
+async def test_all_runs_are_read_page_by_page_though_some_began_at_once(journal: Any) -> None:
+    for number in range(10):
+        await a_run(journal, f"r{number}", float(number // 4), pipeline="p" if number % 2 else "q")
+
+    pages, place = [], None
+    while page := await journal.runs(limit=3, before=place):
+        pages.append([run.run_id for run in page])
+        place = page[-1].place
+
+    assert pages == [["r9", "r8", "r7"], ["r6", "r5", "r4"], ["r3", "r2", "r1"], ["r0"]]
+    assert await ids(journal.runs(before=(1.0, "r6"), pipeline="p")) == ["r5", "r3", "r1"]
+    assert await ids(journal.runs(before=(1.0, "no such run"))) == await ids(journal.runs(before=1))
+
+
+async def test_a_page_may_end_at_a_time(journal: Any) -> None:
+    for number in range(5):
+        await a_run(journal, f"r{number}", float(number))
+
+    assert await ids(journal.runs(before=3.0)) == ["r2", "r1", "r0"]
+    assert await ids(journal.runs(before=datetime.fromtimestamp(2))) == ["r1", "r0"]
+    assert await ids(journal.runs(since=1, before=3)) == ["r2", "r1"]
+    assert await ids(journal.runs(since=1, before=(3.0, "r3"), limit=1)) == ["r2"]
+    assert await journal.runs(before=0) == []
+
+
+# --- by a part of a name -------------------------------------------------------------------------
+
+
+async def test_a_text_is_looked_for_in_ids_and_names_in_either_case(journal: Any) -> None:
+    await a_run(journal, "Nightly-1", pipeline="etl")
+    await a_run(journal, "x-2", pipeline="the NIGHTLY load")
+    await a_run(journal, "Käse-3", pipeline="Ölpreise 100%")
+    await a_run(journal, "under_4", pipeline="[a-z]*?^\\d{2}|.")
+
+    async def found(text: str) -> list[str]:
+        return sorted(await ids(journal.runs(text=text)))
+
+    assert await found("nightly") == ["Nightly-1", "x-2"]
+    assert await found("NIGHTLY-") == ["Nightly-1"]
+    assert await found("ETL") == ["Nightly-1"]
+    assert await found("KÄS") == ["Käse-3"]
+    assert await found("ölPREISE") == ["Käse-3"]
+    assert await found("0%") == ["Käse-3"]
+    for text in ("[A-Z]", "]*?^", "^\\D{2}|.", "*", "?", "\\", "{", "|"):
+        assert await found(text) == ["under_4"], text
+    assert await found("_") == ["under_4"]
+    assert await found("-") == ["Käse-3", "Nightly-1", "under_4", "x-2"]
+    assert await found("a-y") == []
+    assert await found("") == ["Käse-3", "Nightly-1", "under_4", "x-2"]
+    assert await ids(journal.runs(text="nightly", pipeline="etl", status="passed")) == ["Nightly-1"]
+
+
+@given(st.text(st.sampled_from(string.punctuation + "aÄß 1"), min_size=1, max_size=6))
+def test_no_sign_means_anything_in_a_text(text: str) -> None:
+    database = SQLite(":memory:", "FULL", 1.0)
+    try:
+        with database.reading() as cursor:
+            sql = database.phrase("SELECT ? {like} ?, ? {like} ?, 'b' {like} ?")
+            pattern = database.pattern(text)
+            cursor.execute(sql, [f"x{text.lower()}y", pattern, text, pattern, pattern])
+            assert cursor.fetchone() == (1, 1, 0)
+    finally:
+        database.close()
+
+
+async def test_any_sign_is_looked_for_as_it_is(journal: Any) -> None:
+    signs = string.punctuation + " ÄßİK"
+    await a_run(journal, f"-{signs}")
+
+    for sign in [*signs, signs, signs.lower()[:30]]:
+        assert await ids(journal.runs(text=sign)) == [f"-{signs}"], sign
+
+
+# --- by whether anybody runs them ----------------------------------------------------------------
+
+
+async def test_a_record_tells_an_orphan(make_journal: Make, place: Any) -> None:
+    journal = make_journal(owner="me")
+    await a_run(journal, "ended", 1.0)
+    await a_run(journal, "left", 2.0, outcome=None)
+    books = {}
+    for number, run_id in enumerate(["going on", "silent"]):
+        books[run_id], _ = await journal.open(run_id, wait=False, read=list)
+        books[run_id].add(RunStarted(run_id, 3.0 + number, {"a": ()}))
+        await books[run_id].kept()
+    place.query("UPDATE leases SET expires_at = 1 WHERE run_id = 'silent'")
+
+    runs = {run.run_id: run for run in await journal.runs()}
+
+    assert {run_id: run.orphaned for run_id, run in runs.items()} == {
+        "silent": True,
+        "going on": False,
+        "left": True,
+        "ended": False,
+    }
+    assert (runs["going on"].owner, runs["silent"].owner) == ("me", None)
+    assert await ids(journal.runs(orphaned=True)) == ["silent", "left"]
+    assert await ids(journal.runs(orphaned=True, limit=1)) == ["silent"]
+    assert await ids(journal.runs(orphaned=True, before=(4.0, "silent"))) == ["left"]
+    assert await ids(journal.runs(orphaned=True, status="passed")) == []
+    assert await ids(journal.runs(orphaned=True, limit=0)) == []
+    assert await ids(journal.runs(orphaned=False)) == ["going on", "ended"]
+    assert await ids(journal.runs(orphaned=False, status="running")) == ["going on"]
+    assert await journal.orphans() == await journal.runs(orphaned=True)
+    await books["going on"].close()
+
+
+async def test_orphans_are_found_among_very_many_runs(
+    journal: Any, place: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("asyncflow._archive._A_PAGE", 3)
+    for number in range(10):
+        await a_run(journal, f"r{number}", float(number // 2), outcome=None)
+    place.query("UPDATE leases SET owner = 'x', process = '{}', expires_at = 1e12 WHERE token > 0")
+    place.query("UPDATE leases SET owner = NULL WHERE run_id IN ('r1', 'r8', 'r9')")
+
+    assert await ids(journal.runs(orphaned=True)) == ["r9", "r8", "r1"]
+    assert await ids(journal.runs(orphaned=True, limit=2)) == ["r9", "r8"]
+    assert await ids(journal.orphans()) == ["r9", "r8", "r1"]
+    assert len(await journal.runs(orphaned=False, limit=None)) == 7
+    assert await ids(journal.runs(orphaned=False, limit=4)) == ["r7", "r6", "r5", "r4"]
+
+
+# --- one of them ---------------------------------------------------------------------------------
+
+
+async def test_a_record_of_one_run(journal: Any, place: Any) -> None:
+    await a_run(journal, "nightly-1", 100.0, pipeline='"etl')
+    await a_run(journal, "nightly-2", 200.0, outcome=None)
+    place.query("UPDATE runs SET updated_at = 107.5")
+
+    ended = await journal.record("nightly-1")
+
+    assert ended == RunRecord("nightly-1", '"etl', "passed", 100.0, 107.5, None)
+    assert ended.duration_s == 7.5
+    assert ended.place == (100.0, "nightly-1")
+    assert (await journal.record("nightly-2")).duration_s is None
+    assert pickle.loads(pickle.dumps(ended)) == ended
+    with pytest.raises(RunNotFoundError, match=r"'nigthly-1' \(did you mean 'nightly-1'"):
+        await journal.record("nigthly-1")
+    with pytest.raises(TypeError, match="run_id must be a str, not int"):
+        await journal.record(1)
+
+
+def test_clocks_that_differ_make_no_negative_duration() -> None:
+    assert RunRecord("r", "", "failed", 100.0, 99.0, None).duration_s == 0.0
+
+
+@pytest.mark.parametrize(
+    ("asked", "error", "says"),
+    [
+        ({"before": "r1"}, TypeError, "before must be a datetime or seconds since the epoch, or"),
+        ({"before": (1.0,)}, TypeError, "before must be a time, or what RunRecord.place gives"),
+        ({"before": (1.0, 2)}, TypeError, "the run id in before must be a str, not int"),
+        ({"before": ("1", "r")}, TypeError, "the time in before must be a datetime or seconds"),
+        ({"before": (math.nan, "r")}, ValueError, "the time in before must be finite"),
+        ({"before": -1}, ValueError, "before must be finite and at least 0"),
+        ({"text": 3}, TypeError, "text must be a str, not int"),
+        ({"text": "a\0"}, ValueError, "text must have at most 1,000 characters, and neither NUL"),
+        ({"text": "\ud800"}, ValueError, "text must have at most 1,000 characters"),
+        ({"text": "x" * 1_001}, ValueError, "text must have at most 1,000 characters"),
+        ({"orphaned": 1}, TypeError, "orphaned must be True, False or None, not int"),
+    ],
+)
+async def test_what_makes_no_sense_is_not_asked_for(
+    journal: Any, asked: Any, error: type[Exception], says: str
+) -> None:
+    with pytest.raises(error, match=says):
+        await journal.runs(**asked)
+
+
+async def test_the_longest_text_is_looked_for(journal: Any) -> None:
+    await a_run(journal, "ä" * 1_000)
+
+    assert len(await journal.runs(text="Ä" * 1_000)) == 1
+
+
+async def test_lists_of_many_runs_are_read_along_an_index(place: Any, journal: Any) -> None:
+    """Else, a page out of 100,000 runs would be sorted first."""
+    await journal.runs()
+    explain = "EXPLAIN QUERY PLAN" if place.__class__.__name__ == "SQLitePlace" else "EXPLAIN"
+    if explain == "EXPLAIN":
+        place.query(
+            "INSERT INTO runs SELECT 'r' || n, 'p' || n % 9, 'passed', n, n "
+            "FROM generate_series(1, 20000) n"
+        )
+        place.query("ANALYZE runs")
+    ordered = "ORDER BY started_at DESC, run_id DESC LIMIT 100"
+    wheres = {
+        "(started_at, run_id) < (9, 'r9')": "runs_by_start",
+        "status = 'failed'": "runs_by_status",
+        "pipeline = 'p1' AND (started_at, run_id) < (9, 'r9')": "runs_by_pipeline",
+    }
+
+    for where, index in wheres.items():
+        plan = str(place.query(f"{explain} SELECT run_id FROM runs WHERE {where} {ordered}"))
+
+        assert index in plan, plan
+        assert "TEMP B-TREE" not in plan
+        assert "Sort" not in plan

@@ -1,0 +1,233 @@
+"""What is measured of runs, in seconds, and that nothing stays in flight."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections import Counter
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from memory_journal import MemoryJournal
+from random_runs import RUN_ID, RandomPipeline, key_of
+from telemetry import Telemetry
+from turn_counting import TurnCountingLoop
+
+from asyncflow import JournalError, WorkflowStep, current_step, run_pipeline
+from asyncflow.events import (
+    AttemptStarted,
+    RunFinished,
+    RunResumed,
+    RunStarted,
+    StepCancelled,
+    StepFailed,
+    StepReused,
+    StepSkipped,
+    StepSucceeded,
+)
+
+SETTLED = StepSucceeded | StepFailed | StepCancelled | StepSkipped | StepReused
+
+
+async def instant(**_):
+    return [1, 2, 3]
+
+
+async def flaky(**_):
+    await asyncio.sleep(0.5)
+    if current_step().attempt == 1:
+        raise ValueError
+
+
+async def fail(**_):
+    await asyncio.sleep(0.5)
+    raise LookupError
+
+
+def points(otel, name):
+    """The sums of histograms, or the values of counters, by the attributes."""
+    return {
+        tuple(sorted(point.attributes.items())): getattr(point, "sum", getattr(point, "value", 0))
+        for point in otel.metrics()[name]
+    }
+
+
+def counts(otel, name):
+    return [point.count for point in otel.metrics()[name]]
+
+
+ETL = ("cicd.pipeline.name", "etl")
+
+
+async def test_runs_and_steps_are_measured_in_seconds(otel):
+    await run_pipeline(
+        [WorkflowStep("a", flaky, max_retries=2, retry=1_000), WorkflowStep("b", fail, ["a"])],
+        name="etl",
+        observers=[otel.observer],
+    )
+
+    run = ETL, ("cicd.pipeline.result", "failure"), ("cicd.pipeline.run.state", "executing")
+    assert points(otel, "cicd.pipeline.run.duration") == {run: pytest.approx(2.5)}
+    assert points(otel, "asyncflow.step.duration") == {
+        (
+            ETL,
+            ("cicd.pipeline.task.name", "a"),
+            ("cicd.pipeline.task.run.result", "success"),
+        ): pytest.approx(2.0),
+        (
+            ETL,
+            ("cicd.pipeline.task.name", "b"),
+            ("cicd.pipeline.task.run.result", "failure"),
+        ): pytest.approx(0.5),
+    }
+    assert {otel.units()[name] for name in otel.units() if name.endswith("duration")} == {"s"}
+
+
+async def test_the_boundaries_of_durations_suit_seconds(otel):
+    await run_pipeline([WorkflowStep("a", instant)], observers=[otel.observer])
+
+    (point,) = otel.metrics()["asyncflow.step.duration"]
+    assert point.explicit_bounds[0] < 0.005
+    assert 3_600 in point.explicit_bounds
+
+
+async def test_attempts_and_their_errors_are_counted(otel):
+    await run_pipeline(
+        [WorkflowStep("a", flaky, max_retries=2), WorkflowStep("b", fail, ["a"])],
+        name="etl",
+        observers=[otel.observer],
+    )
+
+    assert points(otel, "asyncflow.attempts") == {
+        (("asyncflow.attempt.result", result), ETL, ("cicd.pipeline.task.name", step)): 1
+        for step, result in [("a", "failure"), ("a", "success"), ("b", "failure")]
+    }
+    assert points(otel, "cicd.pipeline.run.errors") == {
+        (ETL, ("error.type", "ValueError")): 1,
+        (ETL, ("error.type", "LookupError")): 1,
+    }
+
+
+async def test_the_wait_for_a_place_is_measured_for_each_attempt(otel):
+    async def slow(**_):
+        await asyncio.sleep(2)
+
+    await run_pipeline(
+        [WorkflowStep("a", instant), WorkflowStep("m", slow, ["a"], map_over="a")],
+        max_concurrency=1,
+        observers=[otel.observer],
+    )
+
+    by = {dict(key)["cicd.pipeline.task.name"]: each for key, each in points(otel, QUEUED).items()}
+    assert by == {"a": 0, "m": pytest.approx(4.0)}  # an item is taken up when the one before is in
+    assert sum(counts(otel, QUEUED)) == 4
+    assert sum(counts(otel, "asyncflow.step.duration")) == 2  # items are no steps
+
+
+QUEUED = "asyncflow.attempt.queue.duration"
+
+
+async def test_what_is_in_flight_is_known_meanwhile(otel):
+    seen = []
+
+    async def look(**_):
+        seen.append({name: points(otel, name) for name in otel.in_flight()})
+
+    await run_pipeline(
+        [WorkflowStep("a", instant), WorkflowStep("b", look, ["a"])],
+        name="etl",
+        observers=[otel.observer],
+    )
+
+    (seen,) = seen
+    assert sum(seen["asyncflow.attempts.active"].values()) == 1
+    assert seen["cicd.pipeline.run.active"] == {
+        (ETL, ("cicd.pipeline.run.state", "executing")): 1,
+    }
+    assert otel.in_flight() == {}
+
+
+# For any run, however it ends.
+
+
+def in_loop(main, seed):
+    loop = TurnCountingLoop(None, eager=seed % 3 == 0)
+    with asyncio.Runner(loop_factory=lambda: loop) as runner:
+        return runner.run(main)
+
+
+async def observed(pipeline, journal, otel, turn=None):
+    """Run a random pipeline, cancelled in the given turn; return its events."""
+    loop = asyncio.get_running_loop()
+    world, events = pipeline.world(journal), []
+    if journal.latency_s is None:
+        journal, world.enter = None, lambda context: (context.step_name, context.item)
+    task = asyncio.Task(
+        run_pipeline(
+            pipeline.steps(world),
+            run_id=RUN_ID,
+            journal=journal,
+            observers=[otel.observer, events.append, world.observe],
+            **pipeline.options,
+        )
+    )
+    loop.turn, loop.turns, loop.was_asked, loop.victim = turn, 0, False, task
+    await asyncio.wait([task])
+    loop.victim = None
+    assert task.cancelled() or isinstance(task.exception(), JournalError | None)
+    return events
+
+
+def check(otel, events):
+    """The spans and the counts are those of the events; nothing is in flight."""
+    assert otel.in_flight() == {}
+    spans = otel.spans  # all have ended
+    if not events:  # it has not begun, or has passed before
+        assert spans == []
+        return
+    attempts = Counter((e.step, e.attempt) for e in events if isinstance(e, AttemptStarted))
+    named = Counter(s.name for s in spans if "asyncflow.attempt" in s.attributes)
+    assert named == {f"{step} attempt {number}": n for (step, number), n in attempts.items()}
+    steps = {key_of(event) for event in events if isinstance(event, SETTLED)}
+    units = [s.attributes for s in spans if "cicd.pipeline.task.run.result" in s.attributes]
+    assert len(units) == len(steps)
+    assert {(u["cicd.pipeline.task.name"], u.get("asyncflow.item")) for u in units} == steps
+    started, finished = events[0], events[-1]
+    assert isinstance(started, RunStarted | RunResumed)
+    assert isinstance(finished, RunFinished)
+    assert len(spans) == 1 + len(units) + attempts.total()
+    by_id = {span.context.span_id: span for span in spans}
+    for span in spans:
+        if span.parent is not None:
+            above = by_id[span.parent.span_id]
+            assert above.start_time <= span.start_time <= span.end_time <= above.end_time
+    counted = sum(point.value for point in otel.metrics().get("asyncflow.attempts", []))
+    assert counted == attempts.total()
+
+
+@given(seed=st.integers(0, 1_000_000))
+@settings(max_examples=100, deadline=None)
+def test_spans_and_counts_are_those_of_the_events_of_any_run(seed):
+    pipeline, otel = RandomPipeline(seed), Telemetry()
+    journal = MemoryJournal(latency_s=pipeline.latency_s if seed % 2 else None)
+
+    check(otel, in_loop(observed(pipeline, journal, otel), seed))
+
+
+@given(seed=st.integers(0, 1_000_000), turn=st.integers(0, 40), kept=st.floats(0, 1))
+@settings(max_examples=100, deadline=None)
+def test_nothing_stays_in_flight_however_a_run_ends_and_goes_on(seed, turn, kept):
+    pipeline, otel = RandomPipeline(seed), Telemetry()
+    journal = MemoryJournal(latency_s=pipeline.latency_s)
+
+    check(otel, in_loop(observed(pipeline, journal, otel, turn), seed))
+
+    again = Telemetry()
+    left = (
+        journal.died_after(int(len(journal.kept.get(RUN_ID, ())) * kept))
+        if (RUN_ID in journal.kept)
+        else MemoryJournal()
+    )
+    left.fail_at = random.Random(seed).choice([None, 1, 2, 5])
+    check(again, in_loop(observed(pipeline, left, again), seed))

@@ -1,0 +1,730 @@
+"""A run, its steps, items and attempts have spans, as the events say and in the right places."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import logging
+import threading
+import time
+import weakref
+from contextvars import ContextVar
+from decimal import Decimal
+
+import pytest
+from memory_journal import MemoryJournal
+from opentelemetry import baggage, context, trace
+from opentelemetry.sdk.trace import SpanProcessor
+from opentelemetry.trace import NoOpTracerProvider, SpanKind
+from results import HostileError
+from telemetry import Telemetry, status_of
+
+from asyncflow import Orchestrator, RestoredError, WorkflowStep, current_step, run_pipeline
+from asyncflow.events import (
+    AttemptFailed,
+    AttemptStarted,
+    LoopBlocked,
+    RunFinished,
+    RunStarted,
+    StepSucceeded,
+    ThreadAbandoned,
+)
+from asyncflow.logs import LoggingObserver
+from asyncflow.otel import OpenTelemetryObserver
+
+MARK: ContextVar[str] = ContextVar("mark", default="nothing")
+
+
+async def instant(**_):
+    return "the output"
+
+
+async def slow(**_):
+    await asyncio.sleep(0.25)
+
+
+async def forever(**_):
+    await asyncio.Event().wait()
+
+
+async def fail(**_):
+    raise LookupError("nothing there")
+
+
+async def two():
+    return ["x", "y"]
+
+
+def flaky(failures=1):
+    async def act(**_):
+        await asyncio.sleep(0.1)
+        if current_step().attempt <= failures:
+            raise ValueError("not yet")
+
+    return act
+
+
+def paths(otel):
+    return sorted(otel.path(span) for span in otel.spans)
+
+
+async def test_a_run_its_steps_and_attempts_have_spans_within_each_other(otel):
+    await run_pipeline(
+        [
+            WorkflowStep("a", instant),
+            WorkflowStep("b", flaky(), ["a"], max_retries=2),
+            WorkflowStep("c", instant, ["a", "b"]),
+        ],
+        run_id="r1",
+        name="etl",
+        observers=[otel.observer],
+    )
+
+    assert paths(otel) == [
+        "RUN etl",
+        "RUN etl > a",
+        "RUN etl > a > a attempt 1",
+        "RUN etl > b",
+        "RUN etl > b > b attempt 1",
+        "RUN etl > b > b attempt 2",
+        "RUN etl > c",
+        "RUN etl > c > c attempt 1",
+    ]
+    assert otel.links(otel.span("a")) == []
+    assert otel.links(otel.span("b")) == ["a"]
+    assert otel.links(otel.span("c")) == ["a", "b"]
+
+
+async def test_the_spans_say_what_they_are_about(otel):
+    await run_pipeline(
+        [WorkflowStep("a", two), WorkflowStep("m", instant, ["a"], map_over="a")],
+        run_id="r1",
+        name="etl",
+        observers=[otel.observer],
+    )
+
+    run, step, item = otel.span("RUN etl"), otel.span("a"), otel.span("m item", item=1)
+    assert run.kind == SpanKind.SERVER
+    assert step.kind == SpanKind.INTERNAL
+    assert dict(run.attributes) == {
+        "cicd.pipeline.name": "etl",
+        "cicd.pipeline.action.name": "RUN",
+        "cicd.pipeline.run.id": "r1",
+        "cicd.pipeline.result": "success",
+        "asyncflow.steps": 2,
+    }
+    assert dict(step.attributes) == {
+        "cicd.pipeline.run.id": "r1",
+        "cicd.pipeline.task.name": "a",
+        "cicd.pipeline.task.run.id": "a",
+        "cicd.pipeline.task.run.result": "success",
+    }
+    assert dict(item.attributes) == {
+        "cicd.pipeline.run.id": "r1",
+        "cicd.pipeline.task.name": "m",
+        "cicd.pipeline.task.run.id": "m[1]",
+        "cicd.pipeline.task.run.result": "success",
+        "asyncflow.item": 1,
+    }
+    assert dict(otel.span("m attempt 1", item=1).attributes) == {
+        "cicd.pipeline.run.id": "r1",
+        "cicd.pipeline.task.name": "m",
+        "cicd.pipeline.task.run.id": "m[1]",
+        "asyncflow.item": 1,
+        "asyncflow.attempt": 1,
+        "asyncflow.attempt.result": "success",
+        "asyncflow.queued_ms": 0.0,
+    }
+    assert {status_of(span) for span in otel.spans} == {("OK", None)}
+
+
+async def test_the_attempts_of_an_item_are_within_it_and_that_within_its_step(otel):
+    await run_pipeline(
+        [WorkflowStep("a", two), WorkflowStep("m", flaky(), ["a"], map_over="a", max_retries=2)],
+        observers=[otel.observer],
+    )
+
+    assert paths(otel).count("RUN > m > m item > m attempt 1") == 2
+    assert paths(otel).count("RUN > m > m item > m attempt 2") == 2
+    assert otel.links(otel.span("m")) == ["a"]
+    assert otel.links(otel.span("m item", item=0)) == []
+
+
+async def test_the_times_of_the_spans_are_those_of_the_events(otel):
+    events = []
+    await run_pipeline(
+        [WorkflowStep("a", slow), WorkflowStep("b", flaky(), ["a"], max_retries=2, retry=1234.567)],
+        observers=[events.append, otel.observer],
+    )
+
+    zero = next(e.wall_time for e in events if isinstance(e, RunStarted))
+    starts = {(e.step, e.attempt): e.at_ms for e in events if isinstance(e, AttemptStarted)}
+    (failed,) = [e for e in events if isinstance(e, AttemptFailed)]
+    finished = events[-1]
+    assert isinstance(finished, RunFinished)
+    assert abs(zero - time.time()) < 60
+
+    def in_us(at_ms):
+        return Decimal(zero) * 10**6 + Decimal(at_ms) * 1000
+
+    def check(at_ns, at_ms):
+        assert abs(Decimal(at_ns) / 1000 - in_us(at_ms)) < 1
+
+    check(otel.span("RUN").start_time, 0)
+    check(otel.span("RUN").end_time, finished.at_ms)
+    check(otel.span("a").start_time, starts["a", 1])
+    check(otel.span("a").end_time, 250)
+    for number in (1, 2):
+        check(otel.span(f"b attempt {number}").start_time, starts["b", number])
+    check(otel.span("b attempt 1").end_time, failed.at_ms)
+    check(otel.span("b").start_time, starts["b", 1])
+    check(otel.span("b").end_time, finished.at_ms)
+    assert finished.at_ms == pytest.approx(250 + 100 + 1234.567 + 100)
+
+
+# What is current where.
+
+
+def current():
+    return trace.get_current_span().get_span_context().span_id
+
+
+@pytest.mark.parametrize("durable", [False, True])
+@pytest.mark.parametrize("mapped", [False, True])
+@pytest.mark.parametrize("limits", [{}, {"timeout_ms": None}, {"deadline_ms": 60_000}])
+async def test_the_span_of_an_attempt_is_current_in_its_action(otel, durable, mapped, limits):
+    found = []
+
+    async def act(**_):
+        here = current_step()
+        found.append((here.item, here.attempt, current()))
+        with otel.tracer.start_as_current_span(f"inner {here.attempt}"):
+            await asyncio.sleep(0)
+        await asyncio.create_task(in_task(here.attempt))
+        assert current() == found[-1][2] or mapped
+        if here.attempt < 3:
+            raise ValueError
+
+    async def in_task(attempt):
+        with otel.tracer.start_as_current_span(f"task {attempt}"):
+            await asyncio.sleep(0)
+
+    options = {"map_over": "a"} if mapped else {}
+    before = current()
+    report = await run_pipeline(
+        [WorkflowStep("a", two), WorkflowStep("b", act, ["a"], max_retries=3, **options, **limits)],
+        observers=[otel.observer],
+        journal=MemoryJournal(latency_s=0.001) if durable else None,
+        run_id="r",
+    )
+
+    assert report.all_passed
+    assert current() == before == 0
+    above = "RUN > b > b item" if mapped else "RUN > b"
+    for item, attempt, span_id in found:
+        more = {} if item is None else {"item": item}
+        assert otel.span(f"b attempt {attempt}", **more).context.span_id == span_id
+    for attempt in (1, 2, 3):
+        count = 2 if mapped else 1
+        for name in ("inner", "task"):
+            path = f"{above} > b attempt {attempt} > {name} {attempt}"
+            assert paths(otel).count(path) == count
+
+
+async def test_spans_made_in_the_thread_of_a_step_are_within_its_attempt(otel):
+    def act(**_):
+        with otel.tracer.start_as_current_span("in the thread"):
+            assert threading.current_thread() is not threading.main_thread()
+        if current_step().attempt == 1:
+            raise ValueError
+
+    await run_pipeline(
+        [WorkflowStep("a", act, runs_in="thread", max_retries=2)], observers=[otel.observer]
+    )
+
+    assert [path for path in paths(otel) if "thread" in path] == [
+        "RUN > a > a attempt 1 > in the thread",
+        "RUN > a > a attempt 2 > in the thread",
+    ]
+
+
+async def test_a_run_is_within_the_span_that_is_current_for_its_caller(otel):
+    async def nested():
+        await run_pipeline([WorkflowStep("inner", instant)], name="n", observers=[otel.observer])
+
+    with otel.tracer.start_as_current_span("request") as request:
+        await run_pipeline([WorkflowStep("a", nested)], observers=[otel.observer])
+        assert trace.get_current_span() is request
+
+    deepest = "request > RUN > a > a attempt 1 > RUN n > inner > inner attempt 1"
+    assert deepest in paths(otel)
+    assert otel.span("RUN").kind == SpanKind.INTERNAL
+
+
+async def test_what_else_there_is_in_the_context_of_the_caller_stays_there(otel):
+    found = []
+
+    async def act():
+        found.append(baggage.get_baggage("tenant"))
+
+    token = context.attach(baggage.set_baggage("tenant", "acme"))
+    await run_pipeline([WorkflowStep("a", act)], observers=[otel.observer])
+    context.detach(token)
+
+    assert found == ["acme"]
+
+
+@pytest.mark.parametrize("observed", [False, True])
+@pytest.mark.parametrize("durable", [False, True])
+@pytest.mark.parametrize("leaves", [False, True])
+async def test_the_context_variables_of_an_action_are_as_without_the_observer(
+    otel, observed, durable, leaves
+):
+    found = []
+
+    async def act():
+        found.append(MARK.get())
+        if leaves:
+            MARK.set("left behind")
+        if current_step().attempt < 3:
+            raise ValueError
+
+    await run_pipeline(
+        [WorkflowStep("a", act, max_retries=3, retry=1), WorkflowStep("b", act, ["a"])],
+        observers=[otel.observer] if observed else [],
+        journal=MemoryJournal() if durable else None,
+        fail_fast=False,
+    )
+
+    assert found == ["nothing"] * 4
+    assert MARK.get() == "nothing"
+
+
+async def test_conditions_and_sources_of_items_are_no_part_of_an_attempt(otel):
+    found = []
+
+    class Source:
+        async def __aiter__(self):
+            found.append(current())
+            yield 1
+
+    async def source():
+        return Source()
+
+    def condition():
+        found.append(current())
+        return True
+
+    await run_pipeline(
+        [
+            WorkflowStep("a", source),
+            WorkflowStep("m", instant, ["a"], map_over="a", when=condition),
+        ],
+        observers=[otel.observer],
+    )
+
+    assert found == [0, 0]
+
+
+async def test_concurrent_runs_have_traces_of_their_own(otel):
+    orchestrator = Orchestrator(
+        [WorkflowStep("a", slow), WorkflowStep("b", slow, ["a"])], observers=[otel.observer]
+    )
+
+    await asyncio.gather(*(orchestrator.run(run_id=f"r{number}") for number in range(3)))
+
+    assert paths(otel).count("RUN > b > b attempt 1") == 3
+    traces = {}
+    for span in otel.spans:
+        run_id = span.attributes["cicd.pipeline.run.id"]
+        traces.setdefault(span.context.trace_id, set()).add(run_id)
+    assert sorted(traces.values(), key=min) == [{"r0"}, {"r1"}, {"r2"}]
+
+
+# How they end.
+
+
+def ends(otel, name):
+    span = otel.span(name)
+    attributes = dict(span.attributes)
+    result = [
+        attributes.get(key)
+        for key in (
+            "cicd.pipeline.result",
+            "cicd.pipeline.task.run.result",
+            "asyncflow.attempt.result",
+        )
+        if key in attributes
+    ]
+    return *result, *status_of(span), attributes.get("error.type")
+
+
+def exceptions(span):
+    return [event.attributes for event in span.events if event.name == "exception"]
+
+
+async def test_a_failure_is_told_by_its_attempts_its_step_and_the_run(otel):
+    await run_pipeline([WorkflowStep("a", fail, max_retries=2)], observers=[otel.observer])
+
+    told = ("failure", "ERROR", "LookupError: nothing there", "LookupError")
+    assert ends(otel, "a attempt 1") == told
+    assert ends(otel, "a attempt 2") == told
+    assert ends(otel, "a") == told
+    why = "step 'a' failed and fail_fast is on"
+    assert ends(otel, "RUN") == ("failure", "ERROR", why, "LookupError")
+    assert otel.span("a attempt 1").attributes["asyncflow.retry_in_ms"] == 0
+    (first,), (second,) = (exceptions(otel.span(f"a attempt {n}")) for n in (1, 2))
+    assert first["exception.type"] == "LookupError"
+    assert first["exception.message"] == "nothing there"
+    assert second["exception.stacktrace"].startswith("Traceback")
+    assert "in fail" in second["exception.stacktrace"]
+    assert "_attempts.py" not in second["exception.stacktrace"]
+    assert exceptions(otel.span("a")) == exceptions(otel.span("RUN")) == []
+
+
+async def test_a_run_that_goes_on_after_a_failure_tells_the_first_one(otel):
+    await run_pipeline(
+        [WorkflowStep("a", fail), WorkflowStep("b", instant, ["a"]), WorkflowStep("c", slow)],
+        fail_fast=False,
+        observers=[otel.observer],
+    )
+
+    assert ends(otel, "RUN") == (
+        *("failure", "ERROR", "a failed: LookupError: nothing there", "LookupError"),
+    )
+    why = "it depends on step 'a', which failed"
+    assert ends(otel, "b") == ("skip", "ERROR", why, None)
+    assert otel.span("b").attributes["asyncflow.reason"] == why
+    assert otel.links(otel.span("b")) == ["a"]
+    assert ends(otel, "c")[:2] == ("success", "OK")
+
+
+async def test_a_step_that_is_skipped_on_purpose_is_all_right(otel):
+    await run_pipeline(
+        [WorkflowStep("a", fail, when=lambda: False)], name="p", observers=[otel.observer]
+    )
+
+    assert ends(otel, "a") == ("skip", "OK", None, None)
+    assert otel.span("a").start_time == otel.span("a").end_time
+    assert ends(otel, "RUN p") == ("success", "OK", None, None)
+
+
+async def test_a_timeout_is_told_as_such(otel):
+    await run_pipeline([WorkflowStep("a", forever, timeout_ms=50)], observers=[otel.observer])
+
+    result, status, description, error_type = ends(otel, "a attempt 1")
+    assert (result, status, error_type) == ("timeout", "ERROR", "asyncflow.StepTimeoutError")
+    assert "50 ms" in description
+    assert ends(otel, "a")[0] == "timeout"
+    assert ends(otel, "RUN")[0] == "failure"
+    assert "in forever" in exceptions(otel.span("a attempt 1"))[0]["exception.stacktrace"]
+
+
+async def test_the_deadline_of_a_run_is_told_as_such(otel):
+    await run_pipeline(
+        [WorkflowStep("a", forever), WorkflowStep("b", instant, ["a"])],
+        deadline_ms=50,
+        observers=[otel.observer],
+    )
+
+    why = "the run exceeded its deadline of 50 ms"
+    assert ends(otel, "RUN") == ("timeout", "ERROR", why, None)
+    assert ends(otel, "a")[:3] == ("timeout", "ERROR", why)
+    assert ends(otel, "b") == ("skip", "ERROR", why, None)
+
+
+async def test_a_cancelled_step_says_why(otel):
+    async def fails_later():
+        await asyncio.sleep(0.01)
+        raise LookupError("nothing there")
+
+    await run_pipeline(
+        [WorkflowStep("a", fails_later), WorkflowStep("b", forever)], observers=[otel.observer]
+    )
+
+    why = "step 'a' failed and fail_fast is on"
+    assert ends(otel, "b") == ("cancellation", "ERROR", why, None)
+    assert ends(otel, "b attempt 1") == ("cancellation", "ERROR", why, None)
+    assert exceptions(otel.span("b attempt 1")) == []
+
+
+async def test_a_step_that_is_cancelled_between_two_attempts_ends_with_the_error_it_had(otel):
+    async def fails_later():
+        await asyncio.sleep(0.01)
+        raise LookupError("nothing there")
+
+    await run_pipeline(
+        [WorkflowStep("a", fails_later), WorkflowStep("b", fail, max_retries=2, retry=9_000)],
+        observers=[otel.observer],
+    )
+
+    assert ends(otel, "b")[0] == "cancellation"
+    assert ends(otel, "b")[3] == "LookupError"
+    assert len(exceptions(otel.span("b attempt 1"))) == 1
+    assert exceptions(otel.span("b")) == []
+
+
+async def test_a_cancelled_run_ends_all_its_spans(otel):
+    run = asyncio.ensure_future(
+        run_pipeline(
+            [WorkflowStep("a", forever), WorkflowStep("b", instant, ["a"])],
+            observers=[otel.observer],
+        )
+    )
+    await asyncio.sleep(0.01)
+
+    run.cancel()
+    await asyncio.wait([run])
+
+    assert ends(otel, "RUN") == ("cancellation", "ERROR", "the caller was cancelled", None)
+    assert ends(otel, "a attempt 1")[:2] == ("cancellation", "ERROR")
+    assert ends(otel, "b")[:2] == ("skip", "ERROR")
+
+
+async def test_what_ends_a_program_is_told_by_the_step_that_raised_it(otel):
+    async def leave():
+        raise SystemExit(3)
+
+    with pytest.raises(SystemExit):
+        await run_pipeline([WorkflowStep("a", leave)], observers=[otel.observer])
+
+    assert ends(otel, "a attempt 1")[3] == "SystemExit"
+    assert ends(otel, "RUN")[0] == "cancellation"
+
+
+async def test_what_a_condition_raises_is_told_by_the_step(otel):
+    def condition():
+        raise KeyError("where")
+
+    await run_pipeline([WorkflowStep("a", instant, when=condition)], observers=[otel.observer])
+
+    assert paths(otel) == ["RUN", "RUN > a"]
+    assert ends(otel, "a")[0] == "failure"
+    assert exceptions(otel.span("a"))[0]["exception.type"] == "KeyError"
+
+
+async def test_the_failures_of_items_are_told_by_their_attempts_and_together_by_the_step(otel):
+    await run_pipeline(
+        [WorkflowStep("a", two), WorkflowStep("m", fail, ["a"], map_over="a")],
+        fail_fast=False,
+        observers=[otel.observer],
+    )
+
+    assert exceptions(otel.span("m attempt 1", item=0))[0]["exception.type"] == "LookupError"
+    assert exceptions(otel.span("m item", item=0)) == []
+    assert exceptions(otel.span("m"))[0]["exception.type"] == "ExceptionGroup"
+    assert ends(otel, "RUN")[3] == "ExceptionGroup"
+
+
+async def test_an_error_that_bears_nothing_is_told_all_the_same(otel):
+    async def refuse():
+        raise HostileError
+
+    await run_pipeline([WorkflowStep("a", refuse)], observers=[otel.observer])
+
+    assert ends(otel, "a attempt 1")[3] == "results.HostileError"
+    assert ends(otel, "RUN")[0] == "failure"
+
+
+async def test_an_error_that_comes_from_a_stored_report_keeps_its_type(otel):
+    async def restore():
+        raise RestoredError("builtins.KeyError", "'x'", "the first traceback")
+
+    await run_pipeline([WorkflowStep("a", restore)], observers=[otel.observer])
+
+    (told,) = exceptions(otel.span("a attempt 1"))
+    assert dict(told) == {
+        "exception.type": "KeyError",
+        "exception.message": "'x'",
+        "exception.stacktrace": "the first traceback",
+    }
+    assert ends(otel, "a")[3] == "KeyError"
+
+
+async def test_what_can_not_be_encoded_is_escaped(otel):
+    name = "a\ud800\n"
+
+    async def act():
+        raise ValueError("\udfff")
+
+    await run_pipeline([WorkflowStep(name, act)], name=name, run_id=name, observers=[otel.observer])
+
+    assert len(otel.spans) == 3
+    for span in otel.spans:
+        span.to_json().encode()
+        for values in (span.attributes, *(event.attributes for event in span.events)):
+            assert "\ud800" not in str(dict(values))
+            str(list(values.values())).encode()
+    assert otel.span("a\\ud800\\n").attributes["cicd.pipeline.task.name"] == "a\\ud800\n"
+    for points in otel.metrics().values():
+        for point in points:
+            str(dict(point.attributes)).encode()
+
+
+async def test_inputs_and_outputs_are_shown_nowhere(otel):
+    async def act(password):
+        return f"hello {password}"
+
+    async def take(a):
+        return [a]
+
+    await run_pipeline(
+        [WorkflowStep("a", act, secret=True), WorkflowStep("b", take, ["a"])],
+        inputs={"password": "hunter2"},
+        secret_inputs=["password"],
+        observers=[otel.observer],
+    )
+
+    assert len(otel.spans) == 5
+    assert "hunter2" not in "".join(span.to_json() for span in otel.spans)
+    assert "hunter2" not in repr(otel.metrics())
+
+
+def test_what_happens_in_an_attempt_is_told_by_its_span(otel):
+    observe = otel.observer.for_run()
+    for event in [
+        RunStarted("r", 1_000.0, {"a": ()}),
+        AttemptStarted("a", 1, 0.0),
+        LoopBlocked("a", 1, 400.0, 350.0, "etl.py:12 in load"),
+        ThreadAbandoned("a", 1, 500.0),
+        StepSucceeded("a", 1, 600.0, None),
+        LoopBlocked("a", 1, 610.0, 350.0, "etl.py:12 in load"),  # it has ended since
+        RunFinished(700.0, "passed"),
+    ]:
+        observe(event)
+
+    blocked, abandoned = otel.span("a attempt 1").events
+    assert blocked.name == "asyncflow.loop_blocked"
+    assert dict(blocked.attributes) == {
+        "asyncflow.blocked_ms": 350.0,
+        "asyncflow.where": "etl.py:12 in load",
+    }
+    assert blocked.timestamp == 1_000_400_000_000
+    assert abandoned.name == "asyncflow.thread_abandoned"
+    assert abandoned.timestamp == 1_000_500_000_000
+
+
+# Runs that go on.
+
+
+async def test_a_resumed_run_has_a_trace_of_its_own_and_tells_what_is_reused(otel):
+    journal, events = MemoryJournal(), []
+    steps = [
+        WorkflowStep("a", two),
+        WorkflowStep("m", slow, ["a"], map_over="a"),
+        WorkflowStep("b", slow, ["m"]),
+    ]
+    options = {"run_id": "r", "name": "etl", "max_concurrency": 1}
+    await run_pipeline(steps, journal=journal, observers=[otel.observer], **options)
+    again = Telemetry()
+    left = journal.died_after(7, "r")
+
+    await run_pipeline(steps, journal=left, observers=[again.observer, events.append], **options)
+
+    run = next(span for span in again.spans if span.name.startswith("RUN"))
+    assert run.attributes["cicd.pipeline.run.id"] == "r"
+    assert run.attributes["asyncflow.resumed"] is True
+    assert run.context.trace_id != otel.span("RUN etl").context.trace_id
+    assert "asyncflow.resumed" not in otel.span("RUN etl").attributes
+    assert again.span("a").attributes["asyncflow.reused"] is True
+    assert again.span("m item", item=0).attributes["asyncflow.reused"] is True
+    assert ends(again, "a") == ("success", "OK", None, None)
+    assert again.links(again.span("m")) == ["a"]
+    resumed = events[0]
+    assert run.start_time == pytest.approx(resumed.wall_time * 1e9, abs=1_000)
+    passed_ms = events[-1].at_ms - resumed.at_ms
+    assert run.end_time - run.start_time == pytest.approx(passed_ms * 1e6, abs=1_000)
+
+
+# What is kept.
+
+
+async def test_without_a_collector_a_dropped_report_frees_what_observed_steps_held(otel):
+    class Held:
+        pass
+
+    held = []
+
+    async def act(**_):
+        one = Held()
+        held.append(weakref.ref(one))
+        if len(held) > 1:
+            raise ValueError
+        return one
+
+    log = logging.Logger("test")
+    log.addHandler(logging.NullHandler())
+    gc.collect()
+    gc.disable()
+    try:
+        report = await run_pipeline(
+            [WorkflowStep("a", act), WorkflowStep("b", act, ["a"], max_retries=2)],
+            observers=[otel.observer, LoggingObserver(log)],
+        )
+        assert len(held) == 3
+        assert held[0]() is not None
+        del report
+        assert [one() for one in held] == [None] * 3
+    finally:
+        gc.enable()
+
+
+# Without an SDK, and with one that fails.
+
+
+@pytest.mark.parametrize("provider", [None, NoOpTracerProvider()])
+async def test_without_an_sdk_nothing_happens(provider):
+    report = await run_pipeline(
+        [WorkflowStep("a", flaky(), max_retries=2), WorkflowStep("b", fail, ["a"])],
+        observers=[OpenTelemetryObserver(provider)],
+    )
+
+    assert len(report.failed) == 1
+
+
+class Failing(SpanProcessor):
+    """Raises when it is called for the n-th time."""
+
+    def __init__(self, count):
+        self.left = count
+
+    def on_start(self, span, parent_context=None):
+        self.on_end(span)
+
+    def on_end(self, span):
+        self.left -= 1
+        if self.left == 0:
+            raise RuntimeError("the processor is broken")
+
+
+@pytest.mark.parametrize("count", range(1, 18))
+async def test_when_the_sdk_fails_nothing_stays_open_or_in_flight(count, caplog):
+    otel = Telemetry(Failing(count))
+
+    report = await run_pipeline(
+        [
+            WorkflowStep("a", two),
+            WorkflowStep("m", flaky(), ["a"], map_over="a", max_retries=2),
+            WorkflowStep("b", slow),
+        ],
+        observers=[otel.observer],
+    )
+
+    assert report.all_passed
+    assert "the processor is broken" in caplog.text
+    assert otel.in_flight() == {}
+    assert all(span.end_time is not None for span in otel._exporter.get_finished_spans())
+
+
+def test_a_run_that_nobody_tells_the_end_of_leaves_nothing_open(otel):
+    observe = otel.observer.for_run()
+    observe(RunStarted("r", 1_000.0, {"a": ()}))
+    observe(AttemptStarted("a", 1, 0.0))
+    assert otel.in_flight() == {"cicd.pipeline.run.active": 1, "asyncflow.attempts.active": 1}
+
+    del observe
+    gc.collect()
+
+    assert otel.in_flight() == {}
+    assert [span.name for span in otel.spans] == ["a attempt 1", "a", "RUN"]
+    assert {status_of(span) for span in otel.spans} == {("ERROR", "it was broken off")}

@@ -1,0 +1,88 @@
+"""What users may rely on of the modules that watch runs; nobody else pays for them."""
+
+from __future__ import annotations
+
+import importlib.util
+import inspect
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+
+import asyncflow.logs
+import asyncflow.otel
+from asyncflow import Observer, ObserverFactory
+
+modules = pytest.mark.parametrize(
+    ("module", "names"),
+    [
+        (asyncflow.logs, ["LoggingObserver", "StepFilter", "add_step"]),
+        (asyncflow.otel, ["OpenTelemetryObserver"]),
+    ],
+)
+
+
+@modules
+def test_the_public_names_are_exactly_these(module: Any, names: list[str]) -> None:
+    assert module.__all__ == names == sorted(names)
+    assert module.__doc__
+
+
+@modules
+def test_a_public_name_has_a_docstring_and_a_home(module: Any, names: list[str]) -> None:
+    for name in names:
+        public = getattr(module, name)
+        assert public.__module__ == module.__name__
+        assert inspect.getdoc(public)
+        for member, value in vars(public).items():
+            if inspect.isfunction(value) and not member.startswith("_"):
+                assert value.__doc__, member
+
+
+def test_the_observers_fit_their_seam() -> None:
+    factories: list[ObserverFactory] = [
+        asyncflow.logs.LoggingObserver(),
+        asyncflow.otel.OpenTelemetryObserver(),
+    ]
+    observers: list[Observer] = [factory.for_run() for factory in factories]
+    assert all(map(callable, observers))
+
+
+@pytest.mark.parametrize("missing", ["opentelemetry.metrics", "opentelemetry.trace"])
+def test_without_its_package_the_error_names_the_extra(
+    monkeypatch: pytest.MonkeyPatch, missing: str
+) -> None:
+    monkeypatch.setitem(sys.modules, missing, None)
+    spec = importlib.util.spec_from_file_location("anew", asyncflow.otel.__file__)
+    assert spec is not None
+    assert spec.loader is not None
+
+    with pytest.raises(ImportError, match=r"pip install 'asyncflow-tiers\[otel\]'"):
+        spec.loader.exec_module(importlib.util.module_from_spec(spec))
+
+
+def imports(statement: str, packages: list[str]) -> list[str]:
+    """Which of the packages a statement imports in a new interpreter."""
+    script = f"import sys\n{statement}\nprint(*[p for p in {packages} if p in sys.modules])"
+    command = [sys.executable, "-c", script]
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()
+
+
+OURS = ["asyncflow.logs", "asyncflow.otel", "asyncflow._events_told"]
+THEIRS = ["opentelemetry", "opentelemetry.sdk", "opentelemetry.semconv", "structlog"]
+
+
+def test_who_does_not_ask_for_them_imports_nothing_of_them() -> None:
+    run = """
+import asyncio, asyncflow
+async def act(): ...
+asyncio.run(asyncflow.run_pipeline([asyncflow.WorkflowStep("a", act)]))
+"""
+
+    assert imports(run, [*OURS, *THEIRS]) == []
+
+
+def test_logs_import_no_package_and_otel_imports_the_api_only() -> None:
+    assert imports("import asyncflow.logs", THEIRS) == []
+    assert imports("import asyncflow.otel", THEIRS) == ["opentelemetry"]
