@@ -33,7 +33,13 @@ __all__ = [
     "errors_explained",
 ]
 
-PASSED, RUN_FAILED, USAGE, INVALID, NOT_FOUND, BUG, INTERRUPTED = 0, 1, 2, 3, 4, 70, 130
+PASSED = 0
+RUN_FAILED = 1
+USAGE = 2
+INVALID = 3
+NOT_FOUND = 4
+BUG = 70
+INTERRUPTED = 130
 
 
 class CommandError(Exception):

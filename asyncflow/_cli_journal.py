@@ -29,7 +29,8 @@ __all__ = [
 
 AnyJournal = SQLiteJournal | PostgresJournal
 
-VARIABLE, DEFAULT = "ASYNCFLOW_JOURNAL", "asyncflow.db"
+VARIABLE = "ASYNCFLOW_JOURNAL"
+DEFAULT = "asyncflow.db"
 LATEST = "latest"
 _LONGEST_SOUGHT = 1_000
 

@@ -49,45 +49,46 @@ class Options(TypedDict):
     all_frames: bool
 
 
+_OPTIONS: list[Callable[[Any], Any]] = [
+    click.option(
+        "--input",
+        "input_",
+        metavar="NAME=VALUE",
+        multiple=True,
+        help="An input, as text of the type that the actions ask for.",
+    ),
+    click.option("--input-json", metavar="JSON", help="Inputs as a JSON object: '{\"days\": 3}'."),
+    click.option(
+        "--inputs",
+        metavar="FILE",
+        type=click.File(encoding="utf-8"),
+        callback=lambda ctx, param, file: None if file is None else file.read(),
+        help="A file with a JSON object of inputs; - for the standard input.",
+    ),
+    journal_option,
+    click.option(
+        "--schedule",
+        type=click.Choice(["tiers", "ready"]),
+        help="When a step may start: with its tier, or as soon as its own dependencies allow.",
+    ),
+    click.option(
+        "--keep-going",
+        is_flag=True,
+        help="When a step fails, skip only what depends on it (fail_fast=False).",
+    ),
+    click.option(
+        "--wait", is_flag=True, help="Wait if somebody else runs it, instead of refusing."
+    ),
+    html_option,
+    json_option,
+    click.option("--quiet", is_flag=True, help="Show no progress and no hints."),
+    traceback_option,
+]
+
+
 def _both(command: F) -> F:
-    options = [
-        click.option(
-            "--input",
-            "input_",
-            metavar="NAME=VALUE",
-            multiple=True,
-            help="An input, as text of the type that the actions ask for.",
-        ),
-        click.option(
-            "--input-json", metavar="JSON", help="Inputs as a JSON object: '{\"days\": 3}'."
-        ),
-        click.option(
-            "--inputs",
-            metavar="FILE",
-            type=click.File(encoding="utf-8"),
-            callback=lambda ctx, param, file: None if file is None else file.read(),
-            help="A file with a JSON object of inputs; - for the standard input.",
-        ),
-        journal_option,
-        click.option(
-            "--schedule",
-            type=click.Choice(["tiers", "ready"]),
-            help="When a step may start: with its tier, or as soon as its own dependencies allow.",
-        ),
-        click.option(
-            "--keep-going",
-            is_flag=True,
-            help="When a step fails, skip only what depends on it (fail_fast=False).",
-        ),
-        click.option(
-            "--wait", is_flag=True, help="Wait if somebody else runs it, instead of refusing."
-        ),
-        html_option,
-        json_option,
-        click.option("--quiet", is_flag=True, help="Show no progress and no hints."),
-        traceback_option,
-    ]
-    for option in reversed(options):
+    """Give a command the options that both have."""
+    for option in reversed(_OPTIONS):
         command = option(command)
     return command
 

@@ -2,34 +2,42 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import asyncio
+import sys
+import webbrowser
+from collections.abc import Callable, Mapping, Sequence
 
 import click
 
-from asyncflow._cli_errors import USAGE, CommandError
-from asyncflow._cli_journal import made, must_exist
+from asyncflow._cli_errors import PASSED, RUN_FAILED, USAGE, CommandError
+from asyncflow._cli_journal import must_exist, opened
 from asyncflow._cli_load import load
 from asyncflow._cli_options import PIPELINES, TargetType, journal_option
+from asyncflow._cli_output import logs_on_stderr, tell
+from asyncflow._cli_signals import stopped_by_signals
+from asyncflow._orchestrator import Orchestrator
 
 __all__ = ["ui"]
+
+_TOKEN = "ASYNCFLOW_TOKEN"
 
 
 @click.command(short_help="Show the runs of a journal in a browser, live.")
 @journal_option
-@click.option("--host", default="127.0.0.1", show_default=True, help="The address to bind to.")
+@click.option("--host", default="127.0.0.1", show_default=True, help="The address to listen at.")
 @click.option(
     "--port",
     type=click.IntRange(0, 65535),
-    default=8321,
+    default=8765,
     show_default=True,
-    help="The port; 0 for any that is free.",
+    help="The port; 0 for one that is free.",
 )
 @click.option(
     "--token",
     metavar="TEXT",
-    envvar="ASYNCFLOW_TOKEN",
+    envvar=_TOKEN,
     show_envvar=True,
-    help="What a browser must know; any other host than this machine needs one.",
+    help="A secret that a browser must show; needed unless only this machine can reach it.",
 )
 @click.option(
     "--pipeline",
@@ -50,12 +58,52 @@ def ui(
     targets: Sequence[str],
     opens: bool,
 ) -> None:
-    """Serve a page that shows the runs of a journal as they happen, until it is interrupted."""
+    """Serve pages that show the runs of a journal as they happen, until a signal comes.
+
+    There, runs can be cancelled, and those of the pipelines that are named here resumed.
+    """
+    must_exist(journal)
+    loaded = [load(target).orchestrator for target in targets]
+    pipelines = {orchestrator.name: orchestrator for orchestrator in loaded}
+
+    def ready(url: str) -> None:
+        tell(f"The runs of {journal} are at {url}" if is_file else f"The runs are at {url}")
+        if opens:
+            webbrowser.open(url)
+
+    is_file = "://" not in journal  # an address may hold a password
+    with logs_on_stderr():
+        code = asyncio.run(_serve(journal, host, port, token, pipelines, ready))
+    sys.exit(code)
+
+
+async def _serve(
+    journal: str,
+    host: str,
+    port: int,
+    token: str | None,
+    pipelines: Mapping[str, Orchestrator],
+    ready: Callable[[str], object],
+) -> int:
     from asyncflow.web import serve  # it comes with another extra
 
-    must_exist(journal)
-    pipelines = [load(target).orchestrator for target in targets]
-    try:
-        serve(made(journal), host, port, pipelines=pipelines, token=token, open_browser=opens)
-    except ValueError as error:
-        raise CommandError(str(error), USAGE) from error
+    async with opened(journal) as kept:
+        serving = asyncio.ensure_future(
+            serve(kept, host=host, port=port, token=token, pipelines=pipelines, on_ready=ready)
+        )
+        with stopped_by_signals(serving, _tell_stop) as stop:
+            await asyncio.wait([serving])
+        if serving.cancelled():
+            return PASSED if stop.signal is None else 128 + stop.signal
+        try:
+            serving.result()
+        except ValueError as error:
+            why = f"{error}; here it is --token TEXT, or ${_TOKEN}"
+            raise CommandError(why, USAGE) from error
+        except OSError as error:
+            raise CommandError(str(error), RUN_FAILED) from error
+    return PASSED
+
+
+def _tell_stop(name: str) -> None:
+    tell(f"{name}: the pages end; one more stops the process at once")
