@@ -38,6 +38,7 @@ FLOORS = [
         logs otel _otel_conventions _otel_metrics _otel_spans
         live _cells _look _live_run _live_rows _live_frame _live_screen _live_prints _live_thread
         _live_lines _live_frames _axis _segments _timeline
+        html_report _page _sheet _gantt _dag _layout _preview _tale _times
         """,
         """
         __init__ examples
@@ -133,6 +134,20 @@ def test_an_example_imports_what_users_import(module: str) -> None:
     assert not {room for room in rooms_that(module, MODULES[module]) if room.startswith("_")} - {
         "__init__"
     }
+
+
+def test_the_core_asks_for_what_is_above_it_in_one_place_only() -> None:
+    """`RunReport.to_html` is where users look for it, and the page is an adapter with an extra."""
+    asked = {
+        (module, node.args[0].value)
+        for module in CORE
+        for node in ast.walk(ast.parse(MODULES[module].read_text(encoding="utf-8")))
+        if isinstance(node, ast.Call)
+        and ast.unparse(node.func).endswith(("import_module", "__import__"))
+        and isinstance(node.args[0], ast.Constant)
+    }
+
+    assert asked == {("_report", "asyncflow.html_report")}
 
 
 def test_no_two_modules_import_each_other() -> None:
