@@ -118,9 +118,9 @@ def _as_json(orchestrator: Orchestrator) -> None:
 
 
 def _as_svg(orchestrator: Orchestrator) -> None:
-    from asyncflow._dag import to_svg  # it comes with another extra
+    from asyncflow._cli_svg import to_svg  # it takes a while to import
 
-    say(to_svg(orchestrator.dependencies))
+    click.echo(to_svg(orchestrator.name, orchestrator.tiers, orchestrator.dependencies))
 
 
 _FORMS: dict[str, Callable[[Orchestrator], None]] = {

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from xml.etree import ElementTree
+
 from .conftest import Shell
 
 PLAN = """
@@ -80,3 +82,31 @@ def test_nothing_is_kept(shell: Shell) -> None:
     shell("plan", "etl:pipeline")
 
     assert not list(shell.directory.glob("*.db"))
+
+
+def test_the_picture_stands_alone_and_has_a_box_for_each_step(shell: Shell) -> None:
+    shell.write(
+        "hostile.py",
+        """
+        from asyncflow import WorkflowStep
+        async def act(**_): ...
+        steps = [
+            WorkflowStep("<script>alert(1)</script>", act),
+            WorkflowStep("a & b", act),
+            WorkflowStep("two\\nlines", act, ["a & b"]),
+        ]
+        """,
+    )
+
+    text = shell("plan", "hostile:steps", "--format", "svg").stdout
+
+    root = ElementTree.fromstring(text)
+    svg = "{http://www.w3.org/2000/svg}"
+    assert root.tag == f"{svg}svg"
+    titles = [each.text for each in root.iter(f"{svg}title")]
+    assert titles == ["hostile:steps", "<script>alert(1)</script>", "a & b", "two\\nlines"]
+    assert len(list(root.iter(f"{svg}rect"))) == 3
+    assert len(list(root.iter(f"{svg}path"))) == 1
+    tiers = [each.text for each in root.iter(f"{svg}text") if each.get("class") == "tier"]
+    assert tiers == ["tier 1", "tier 1", "tier 2"]
+    assert "http" not in text.replace("http://www.w3.org/2000/svg", "")
