@@ -93,16 +93,16 @@ async def _serve(
         )
         with stopped_by_signals(serving, _tell_stop) as stop:
             await asyncio.wait([serving])
-        if serving.cancelled():
-            return PASSED if stop.signal is None else 128 + stop.signal
         try:
             serving.result()
+        except asyncio.CancelledError:
+            pass  # as it was asked to
         except ValueError as error:
             why = f"{error}; here it is --token TEXT, or ${_TOKEN}"
             raise CommandError(why, USAGE) from error
         except OSError as error:
             raise CommandError(str(error), RUN_FAILED) from error
-    return PASSED
+    return PASSED if stop.signal is None else 128 + stop.signal
 
 
 def _tell_stop(name: str) -> None:

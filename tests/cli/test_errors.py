@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import runpy
 import sys
 from importlib import util
 from typing import Any
@@ -111,6 +112,18 @@ def test_main_runs_the_command_that_the_process_was_given(
         __main__.main()
 
     assert caught.value.code == 0
+    assert capsys.readouterr().out.startswith("asyncflow, version ")
+
+
+def test_the_package_can_be_run_as_a_module(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["whatever", "--version"])
+    monkeypatch.delitem(sys.modules, "asyncflow.__main__")
+
+    with pytest.raises(SystemExit):
+        runpy.run_module("asyncflow", run_name="__main__")
+
     assert capsys.readouterr().out.startswith("asyncflow, version ")
 
 

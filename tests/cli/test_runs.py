@@ -267,6 +267,26 @@ def test_names_that_would_move_a_cursor_are_told_as_they_are_written(shell: Shel
         assert "two\nlines" not in shell(*command).stdout
 
 
+def test_a_run_of_a_pipeline_without_a_name_is_shown_too(shell: Shell) -> None:
+    keep("first", name="")
+
+    assert shell("show", "first").stdout.startswith("Run first, began ")
+
+
+def test_a_terminal_gets_colours_and_no_line_that_is_too_long(shell: Shell) -> None:
+    keep("first", fail, "a pipeline with a name that is far too long for that")
+    variables = {"FORCE_COLOR": "1", "COLUMNS": "72", "TERM": "xterm"}
+
+    table, report = shell("runs", env=variables), shell("show", "first", env=variables)
+
+    line = re.sub(r"\x1b\[[\d;]*m", "", table.stdout.splitlines()[1])
+    assert line.endswith("…")
+    assert len(line) <= 72
+    assert "\x1b[1;31m✗ FAILED" in table.stdout
+    assert "Pipeline \x1b[1;31mFAILED\x1b[0m\n" in report.stdout
+    assert "[\x1b[1;31mFAILED\x1b[0m ] one" in report.stdout
+
+
 # resume
 
 

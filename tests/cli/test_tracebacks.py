@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from asyncflow import RestoredError, RunReport, WorkflowStep, run_pipeline
+from asyncflow import RestoredError, RunReport, WorkflowStep, run_pipeline, topological_sort
 from asyncflow._tracebacks import format_error
 
 
@@ -62,6 +62,21 @@ async def test_our_frames_are_left_out_of_causes_and_groups_too(
         assert "OSError: no disk" in text
         assert "Traceback (most recent call last):" in text
     assert [line for line in full.splitlines() if line in short.splitlines()] == short.splitlines()
+
+
+async def circle() -> None:
+    topological_sort([WorkflowStep("a", deep, ["a"])])
+
+
+@pytest.mark.parametrize("stand_in", [lambda error: error, restored], ids=["live", "kept"])
+async def test_what_we_raise_in_a_step_ends_where_the_step_has_called_us(
+    stand_in: Callable[[BaseException], BaseException],
+) -> None:
+    lines = format_error(stand_in(await error_of(circle))).splitlines()
+
+    assert "in circle" in lines[1]
+    assert "circle: a -> a" in lines[-1]
+    assert "asyncflow/_" not in "".join(lines)
 
 
 async def test_an_error_of_a_limit_says_so_without_a_frame() -> None:

@@ -73,6 +73,20 @@ def test_other_machines_need_a_token(shell: Shell) -> None:
     assert "Traceback" not in result.stderr
 
 
+def test_without_being_asked_to_it_opens_no_browser(
+    shell: Shell, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shell("run", "etl:pipeline", "--quiet")
+    seen = visited(monkeypatch, signal.SIGTERM, visit)
+    timer = threading.Timer(0.5, os.kill, [os.getpid(), signal.SIGTERM])
+    timer.start()
+
+    shell("ui", "--port", "0", exits=143)
+
+    timer.join()
+    assert seen == {}
+
+
 def test_a_port_that_is_taken_is_told_in_a_line(shell: Shell) -> None:
     import socket
 
