@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 import threading
+import time
 
 import pytest
 
@@ -122,14 +123,16 @@ async def test_a_signal_that_another_thread_gets_wakes_the_loop_up() -> None:
             # Only this thread can take it then.
             thread = threading.Thread(target=take_the_signal)
             thread.start()
-            await asyncio.wait([task], timeout=10)
+            done, _ = await asyncio.wait([task], timeout=5)
             thread.join()
         finally:
             signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGTERM])
 
+    assert done == {task}
     assert task.cancelled()
 
 
 def take_the_signal() -> None:
+    time.sleep(0.2)  # until the other one waits for events
     signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGTERM])
     os.kill(os.getpid(), signal.SIGTERM)
