@@ -14,7 +14,15 @@ ARGS ?=
 RUNNER ?= pytest
 
 py := $(VENV)/bin/python
-pip := $(py) -m pip --quiet --disable-pip-version-check --no-input
+# uv takes seconds where pip takes a minute; without it, pip does the same.
+uv := $(shell command -v uv)
+ifdef uv
+make_venv := $(uv) venv --quiet --seed --allow-existing --python $(PYTHON) $(VENV)
+install := $(uv) pip install --quiet --python $(py)
+else
+make_venv := $(PYTHON) -m venv $(VENV) && $(py) -m pip --quiet install --upgrade 'pip>=25.1'
+install := $(py) -m pip --quiet --disable-pip-version-check --no-input install
+endif
 groups := $(strip test $(filter-out test,$(WITH)))
 empty :=
 tested := $(VENV)/.has-$(subst $(empty) ,-,$(groups))
@@ -53,27 +61,26 @@ coverage:
 
 # The stamp files tell what is installed, so that the second time is fast.
 
-$(VENV)/.has-pip:
+$(VENV)/.is-made:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "asyncflow needs Python 3.11 \
 	or newer, and this is %d.%d; name another one: make test PYTHON=python3.12" \
 	% sys.version_info[:2])'
 	@echo "making $(VENV) ..." >&2
-	@$(PYTHON) -m venv $(VENV)
+	@$(make_venv)
 	@echo '*' >$(VENV)/.gitignore
-	@$(pip) install --upgrade 'pip>=25.1'
 	@touch $@
 
-$(VENV)/.has-core: pyproject.toml | $(VENV)/.has-pip
+$(VENV)/.has-core: pyproject.toml | $(VENV)/.is-made
 	@echo "installing asyncflow ..." >&2
-	@$(pip) install --editable .
+	@$(install) --editable .
 	@touch $@
 
-$(tested): pyproject.toml | $(VENV)/.has-pip
+$(tested): pyproject.toml | $(VENV)/.is-made
 	@echo "installing asyncflow, and for tests: $(groups) ..." >&2
-	@$(pip) install --editable . $(addprefix --group ,$(groups))
+	@$(install) --editable . $(addprefix --group ,$(groups))
 	@touch $@
 
-$(VENV)/.has-dev: pyproject.toml | $(VENV)/.has-pip
+$(VENV)/.has-dev: pyproject.toml | $(VENV)/.is-made
 	@echo "installing asyncflow, and for development: dev ..." >&2
-	@$(pip) install --editable . --group dev
+	@$(install) --editable . --group dev
 	@touch $@

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 from asyncflow._errors import (
     RestoredError,
     ResultRefusedError,
+    RunCancelledError,
     StepCancelledError,
     StepCrashedError,
     StepTimeoutError,
@@ -248,6 +249,7 @@ _OWN: dict[type[BaseException], tuple[str, ...]] = {
     ResultRefusedError: ("step_name", "attempt"),
     StepCancelledError: ("step_name", "attempt"),
     StepCrashedError: ("step_name", "attempt", "crashes"),
+    RunCancelledError: ("run_id",),
 }
 """The errors that come back as themselves, and what they are made of."""
 

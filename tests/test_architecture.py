@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -114,6 +115,14 @@ each_module_of_the_core = pytest.mark.parametrize("module", CORE)
 
 def test_every_module_has_its_floor() -> None:
     assert {room_of(module) for module in MODULES} == {room for floor in FLOORS for room in floor}
+
+
+def test_the_walk_through_the_house_leads_through_every_room() -> None:
+    walk = (PACKAGE.parent / "docs" / "how-it-works.md").read_text(encoding="utf-8")
+
+    named = set(re.findall(r"\(\.\./asyncflow/(\w+)\.py\)", walk))
+
+    assert named == {room_of(module) for module in MODULES} - {"__init__", "examples"}
 
 
 @each_module

@@ -11,6 +11,7 @@ import networkx as nx
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from strategies import Edges, graphs
+from tries import tries
 
 from asyncflow import (
     ActionNotAwaitableError,
@@ -489,7 +490,7 @@ def replayed(scenario: Scenario, events: Sequence[Event]) -> RunState:
 
 class TestAnyRun:
     @given(scenarios())
-    @settings(max_examples=300)
+    @settings(max_examples=tries(300))
     def test_every_step_has_exactly_one_result_and_every_rule_holds_at_every_event(
         self, scenario: Scenario
     ) -> None:
@@ -602,7 +603,7 @@ class TestAnyRun:
         assert (again.ready(), again.doomed()) == ([], [])
 
     @given(scenarios(), st.floats(0, 1))
-    @settings(max_examples=300)
+    @settings(max_examples=tries(300))
     def test_after_any_part_of_a_run_only_what_has_not_started_is_handed_out(
         self, scenario: Scenario, part: float
     ) -> None:

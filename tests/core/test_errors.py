@@ -21,6 +21,7 @@ from asyncflow import (
     RestoredError,
     ResultRefusedError,
     RunAlreadyActiveError,
+    RunCancelledError,
     RunNotFoundError,
     StepCancelledError,
     StepCrashedError,
@@ -92,6 +93,13 @@ TABLE: list[tuple[Callable[[], Exception], type[Exception], dict[str, Any], str]
         {"run_id": "order-17", "owner": "web-1:42"},
         "run 'order-17' is active in web-1:42; to wait until it has ended there, say "
         'on_active="wait"',
+    ),
+    (
+        lambda: RunCancelledError("order-17"),
+        Exception,
+        {"run_id": "order-17"},
+        "run 'order-17' was cancelled through its journal; start it again under its id to go on "
+        "with it",
     ),
     (
         lambda: RunNotFoundError("order-17", "runs.db", " (did you mean 'order-18'?)"),

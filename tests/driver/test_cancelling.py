@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import pickle
 from typing import Any
 
 import pytest
@@ -384,13 +383,3 @@ async def test_a_run_that_is_cancelled_as_it_is_taken_up_is_no_error(
     (record,) = caplog.records
     assert record.levelno == logging.INFO
     assert record.getMessage().startswith("run 'r' was cancelled through its journal; start it")
-
-
-def test_the_error_says_how_to_go_on_and_can_be_sent() -> None:
-    error = pickle.loads(pickle.dumps(RunCancelledError("nightly")))
-
-    assert error.run_id == "nightly"
-    assert str(error) == (
-        "run 'nightly' was cancelled through its journal; start it again under its id to go on "
-        "with it"
-    )

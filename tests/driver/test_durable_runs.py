@@ -16,6 +16,7 @@ from itertools import pairwise
 import pytest
 from memory_journal import MemoryJournal
 from random_runs import RUN_ID, RandomPipeline, key_of
+from tries import tries
 from turn_counting import TurnCountingLoop
 
 from asyncflow import (
@@ -454,7 +455,7 @@ PROPERTIES = {
 }
 
 
-@pytest.mark.parametrize("seed", range(40))
+@pytest.mark.parametrize("seed", range(tries(40)))
 @pytest.mark.parametrize("what", PROPERTIES)
 def test_a_run_ends_as_if_nothing_had_happened_whenever_it(what, seed):
     pipeline = RandomPipeline(seed)

@@ -20,6 +20,7 @@ from typing import ClassVar
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from tries import tries
 
 from asyncflow import StepStatus, parallel_groups
 from asyncflow.examples import _csv_file
@@ -980,7 +981,7 @@ CELLS = st.one_of(
 ROWS = st.lists(st.lists(CELLS, min_size=1, max_size=4), min_size=2, max_size=12)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=tries(150), deadline=None)
 @example(rows=[[""], ["", "two\nlines"]], delimiter=";", end="\n")
 @given(rows=ROWS, delimiter=st.sampled_from(",;\t|"), end=st.sampled_from(["\n", "\r\n"]))
 def test_every_row_is_either_loaded_or_quarantined(rows: list[list[str]], delimiter: str, end: str):
@@ -1010,7 +1011,7 @@ def starts_of_rows(text: str, rows: list[list[str]], end: str) -> list[int]:
     return starts[1:]
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=tries(100), deadline=None)
 @given(content=st.binary(max_size=200))
 def test_any_bytes_end_in_a_report_and_never_in_a_traceback(content: bytes):
     with tempfile.TemporaryDirectory() as folder:

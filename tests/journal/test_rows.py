@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from asyncflow._errors import (
     RestoredError,
     ResultRefusedError,
+    RunCancelledError,
     StepCancelledError,
     StepCrashedError,
     StepTimeoutError,
@@ -69,6 +70,7 @@ own = st.one_of(
     ),
     st.builds(StepCancelledError, texts, counts),
     st.builds(StepCrashedError, texts, counts, counts),
+    st.builds(RunCancelledError, texts),
     st.builds(ResultRefusedError, texts, counts, st.none()),
 )
 
