@@ -51,7 +51,10 @@ def frame(
     room = height - len(head) - len(foot)
     body = _body(run, room, width, now_ms, look)
     blank = [Text()] * (min(least, height) - len(head) - len(body) - len(foot))
-    return [*head, *body, *blank, *foot]
+    lines = [*head, *body, *blank, *foot]
+    for line in lines:
+        line.truncate(width)  # with hardly any cells, the columns don't shrink any further
+    return lines
 
 
 def summary(run: LiveRun, width: int, now_ms: float, look: Look) -> Text:
@@ -64,7 +67,6 @@ def summary(run: LiveRun, width: int, now_ms: float, look: Look) -> Text:
     counts = tally_text(view.counts, width - text.cell_len - 3, look)
     if counts:
         text.append("   ").append(counts)
-    text.truncate(width)
     return text
 
 
@@ -85,9 +87,7 @@ def _progress(run: LiveRun, width: int, look: Look) -> Text:
     full, empty = bar(view.settled, len(view.steps), max(width - len(label), 0), look)
     colour = COLOURS[StepStatus.FAILED if run.failed else StepStatus.SUCCESS]
     text = Text(no_wrap=True)
-    text.append(full, colour).append(empty, "dim").append(label)
-    text.truncate(width)
-    return text
+    return text.append(full, colour).append(empty, "dim").append(label)
 
 
 def _stop(reason: str, width: int, look: Look) -> Text:

@@ -56,7 +56,7 @@ class Frames:
     look: What to draw with.
     """
 
-    pause_s = 0.11
+    pause_s = 0.12
 
     def __init__(self, console: Console, file: IO[str], look: Look) -> None:
         self._console = console

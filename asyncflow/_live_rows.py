@@ -45,7 +45,8 @@ def columns_for(width: int, tier: int, name: int) -> Columns:
     if width < 44:  # a sign, a name and a duration
         return Columns(0, 1, max(width - 13, 1), 0, 9)
     rest = width - tier - _STATUS - _DURATION - 6
-    name = min(name, max(10, rest * 9 // 20))
+    # At 80 columns a note has 29 cells: "next attempt in 3 s (2 of 3)".
+    name = min(name, max(16, min(rest * 9 // 20, rest - 31)))
     note = rest - name - 2
     if note < 12:
         name, note = rest, -2
@@ -83,15 +84,15 @@ def row(step: StepView, tier: str, columns: Columns, now_ms: float, look: Look) 
 def tally_text(counts: Counter[StepStatus], width: int, look: Look) -> Text:
     """Return how many steps have which status: ``✓ 12 succeeded  ○ 3 pending``."""
     found = [status for status in _WORDS if counts[status]]
-    for words in (True, False):
-        text = Text(no_wrap=True)
-        for status in found:
-            gap = ("  " if words else " ") if text else ""
-            word = f" {counts[status]:,} {_WORDS[status]}" if words else f"{counts[status]}"
-            text.append(gap).append(f"{look.signs[status]}{word}", COLOURS[status])
-        if text.cell_len <= width:
-            break
-    text.truncate(max(width, 0))
+    parts = [f" {counts[status]:,} {_WORDS[status]}" for status in found]
+    gap = 2
+    if sum(len(part) + 1 + gap for part in parts) - gap > width:
+        parts, gap = [f"{counts[status]}" for status in found], 1
+    text = Text(no_wrap=True)
+    for status, part in zip(found, parts, strict=True):
+        space = " " * gap if text else ""
+        if text.cell_len + len(space) + 1 + len(part) <= width:
+            text.append(space).append(look.signs[status] + part, COLOURS[status])
     return text
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 from asyncflow._look import COLOURS
@@ -72,19 +72,18 @@ def cells_of(step: StepView, scale: Scale, now_ms: float, fills: Fills) -> dict[
 
     if step.items is not None and step.started_ms is not None:
         paint(step.started_ms, now_ms if step.ended_ms is None else step.ended_ms, "between", "dim")
-    for unit in [step] if step.items is None else step.items.values():
+    for unit in _units(step):
         for start_ms, end_ms, part in _waits(unit, now_ms):
             paint(start_ms, end_ms, part, "dim" if part == "queue" else "yellow")
-    for unit in [step] if step.items is None else step.items.values():
-        for attempt in unit.attempts:
-            end_ms = now_ms if attempt.ended_ms is None else attempt.ended_ms
-            part, status = _PARTS[attempt.end]
-            colour = COLOURS[status]
-            span = paint(attempt.started_ms, end_ms, part, colour)
-            if step.items is None and len(step.attempts) > 1:
-                row[span[0]] = Cell(str(attempt.number % 10), f"reverse {colour}", part)
-            if attempt.end == "timed out":
-                row[span[-1]] = Cell(fills.timeout, f"reverse {colour}", "timeout")
+    for attempt in _attempts(step):
+        end_ms = now_ms if attempt.ended_ms is None else attempt.ended_ms
+        part, status = _PARTS[attempt.end]
+        colour = COLOURS[status]
+        span = paint(attempt.started_ms, end_ms, part, colour)
+        if step.items is None and len(step.attempts) > 1:
+            row[span[0]] = Cell(str(attempt.number % 10), f"reverse {colour}", part)
+        if attempt.end == "timed out":
+            row[span[-1]] = Cell(fills.timeout, f"reverse {colour}", "timeout")
     return row
 
 
@@ -96,6 +95,20 @@ _PARTS = {
     "cancelled": ("cut_short", StepStatus.CANCELLED),
     "crashed": ("cut_short", StepStatus.CANCELLED),
 }
+_ORDER = (None, "succeeded", "cancelled", "crashed", "failed", "timed out")
+"""Of items whose bars are in the same cells, that is seen which comes last here."""
+
+
+def _units(step: StepView) -> Iterable[StepView]:
+    return [step] if step.items is None else step.items.values()
+
+
+def _attempts(step: StepView) -> list[AttemptView]:
+    """Return the attempts in the order in which they are drawn."""
+    if step.items is None:
+        return step.attempts
+    attempts = [attempt for item in step.items.values() for attempt in item.attempts]
+    return sorted(attempts, key=lambda attempt: _ORDER.index(attempt.end))
 
 
 def _waits(unit: StepView, now_ms: float) -> Iterator[tuple[float, float, str]]:

@@ -102,7 +102,7 @@ def _sheet(view: RunView, width: int, now_ms: float, encoding: str) -> _Sheet:
     lasted = [duration(step.duration_ms(now_ms) or 0.0) for step in view.steps.values()]
     longest = max(map(len, lasted), default=0)
     name = min(widest(view.steps), max((width - status - longest) * 3 // 10, 6))
-    cells = max(width - status - name - longest - 6, 1)
+    cells = max(width - status - name - longest - 7, 1)
     scale = Scale(max(now_ms, 0.001), cells)
     resumed = frozenset(scale.cell(stretch.at_ms) for stretch in view.stretches[1:])
     critical = frozenset(view.critical_path(now_ms))

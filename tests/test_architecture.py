@@ -20,7 +20,7 @@ FLOORS = [
         """
         _errors _record _text _numbers _plain _awaiting _retry _pool _payload _signature _sendable
         _step_checks _step _graph _shape _nesting _declared
-        _result _critical_path _signs _diagram _report_json _report events _current
+        _result _signs _critical_path _diagram _report_json _report events _current
         _hints _fingerprint _story _resume
         _phases _past _queue _units _limits _history _turns _fold _state
         _events_told _step_view _recollection _view _retold

@@ -294,8 +294,8 @@ def main() -> int:
         importing,
         lambda _: makespans(TRACES),
         durable,
-        watched,
         observing,
+        watched,
     ]
     names = [
         "hand",
@@ -309,8 +309,8 @@ def main() -> int:
         "importing",
         "makespans",
         "durable",
-        "watched",
         "observing",
+        "watched",
     ]
     for name, subject in zip(names, subjects, strict=True):
         if options.only and options.only not in name:

@@ -1,0 +1,37 @@
+"""The events of random runs, as an observer hears them."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+from memory_journal import MemoryJournal
+from random_runs import RUN_ID, RandomPipeline
+
+from asyncflow import run_pipeline
+from asyncflow.events import Event
+from asyncflow.testing import run_in_virtual_time
+
+__all__ = ["random_events"]
+
+
+def random_events(seed: int, cut: int | None) -> list[Event]:
+    """Return the events of a run; or of one that goes on where another one was after so many."""
+    pipeline = RandomPipeline(seed)
+    journal = MemoryJournal()
+    events = _events(pipeline, journal)
+    if cut is None:
+        return events
+    return _events(pipeline, journal.died_after(min(cut, len(events) - 1)))
+
+
+def _events(pipeline: RandomPipeline, journal: MemoryJournal) -> list[Event]:
+    events: list[Event] = []
+    world = pipeline.world(journal)
+
+    async def main() -> None:
+        run: Any = partial(run_pipeline, pipeline.steps(world), run_id=RUN_ID, journal=journal)
+        await run(observers=[world.observe, events.append], **pipeline.options)
+
+    run_in_virtual_time(main())
+    return events
