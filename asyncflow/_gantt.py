@@ -68,13 +68,14 @@ class Timeline(NamedTuple):
 
     span_ms: float
     decimals: int
-    """Of a percentage: so many that a hundredth of a millisecond is told apart."""
+    """Of a percentage: so many that a hundredth of a millisecond is told apart, and more than a
+    screen has."""
 
     @classmethod
     def until(cls, now_ms: float) -> Timeline:
         """Return that of a run until a moment."""
         span_ms = max(now_ms, 0.001)
-        return cls(span_ms, max(math.ceil(math.log10(span_ms)), 1))
+        return cls(span_ms, max(math.ceil(math.log10(span_ms)), 4))
 
     def at(self, ms: float) -> float:
         """Return where a time lies, in percent."""

@@ -13,7 +13,7 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from itertools import pairwise
-from typing import NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 try:
     import fast_sugiyama
@@ -69,9 +69,32 @@ def layout(dependencies: Mapping[str, Sequence[str]]) -> Layout:
 
 @lru_cache(maxsize=64)  # a live page asks again and again
 def _layout(count: int, edges: tuple[Edge, ...]) -> Layout:
+    tiers = _tiers(count, edges)
     if fast_sugiyama is not None and 0 < len(edges) <= _MOST_FOR_FAST:
-        return _fast(count, edges)
-    return _own(count, edges)
+        found = _fast(count, edges)
+        if _is_sound(found, tiers):
+            return found
+    return _own(edges, tiers)
+
+
+def _tiers(count: int, edges: Sequence[Edge]) -> list[int]:
+    before: defaultdict[int, list[int]] = defaultdict(list)
+    for first, last in edges:
+        before[last].append(first)
+    tiers: list[int] = []
+    for number in range(count):
+        tiers.append(max((tiers[each] for each in before[number]), default=-1) + 1)
+    return tiers
+
+
+def _is_sound(found: Layout, tiers: list[int]) -> bool:
+    """Whether all steps are in their tiers and beside each other, as they are nearly always."""
+    if [place.layer for place in found.places] != tiers:
+        return False
+    ordered = sorted(found.places)
+    return all(
+        one.layer != other.layer or other.down - one.down > 0.99 for one, other in pairwise(ordered)
+    )
 
 
 def _finished(places: Mapping[int, Place], count: int, ways: Mapping[Edge, list[int]]) -> Layout:
@@ -120,13 +143,14 @@ def _fast(count: int, edges: tuple[Edge, ...]) -> Layout:
 def _from_edges(edges: list[Edge]) -> tuple[list[tuple[int, tuple[float, float]]], list[Edge]]:
     """Return where the steps of one part, and the bends, lie; and the links between them."""
     assert fast_sugiyama is not None
-    ((found, _, _, links),) = fast_sugiyama.from_edges(
+    parts: Any = fast_sugiyama.from_edges(
         edges,
         vertex_spacing=1,
         dummy_vertices=True,
         dummy_size=_BEND_HEIGHT,
         ranking_type="up",  # in layers that are our tiers
     )
+    ((found, _, _, links),) = parts
     return found, links
 
 
@@ -160,13 +184,9 @@ def _ways(edges: list[Edge], links: list[Edge], count: int) -> dict[Edge, list[i
 # Without it.
 
 
-def _own(count: int, edges: tuple[Edge, ...]) -> Layout:
-    before: defaultdict[int, list[int]] = defaultdict(list)
-    for first, last in edges:
-        before[last].append(first)
-    layer: dict[int, int] = {}
-    for number in range(count):
-        layer[number] = max((layer[each] for each in before[number]), default=-1) + 1
+def _own(edges: tuple[Edge, ...], tiers: list[int]) -> Layout:
+    count = len(tiers)
+    layer = dict(enumerate(tiers))
     ways = _bends(edges, layer, count)
     layers: Layers = [[] for _ in range(max(layer.values(), default=-1) + 1)]
     for number in sorted(layer):

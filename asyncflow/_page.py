@@ -13,7 +13,7 @@ from asyncflow._dag import drawing
 from asyncflow._events_told import duration
 from asyncflow._gantt import running_at, ticks
 from asyncflow._sheet import Sheet, name_text
-from asyncflow._tale import Tale, tale
+from asyncflow._tale import tale
 from asyncflow._text import in_one_line
 from asyncflow._times import moment_iso, moment_text
 from asyncflow._view import RunView
@@ -121,7 +121,6 @@ def _source(text: str) -> str:
 
 def _given(sheet: Sheet, events: Sequence[Event]) -> Mapping[str, Any]:
     view = sheet.view
-    told: Tale = tale(view, events)
     running = running_at(view, sheet.now_ms)
     return {
         "sheet": sheet,
@@ -132,7 +131,7 @@ def _given(sheet: Sheet, events: Sequence[Event]) -> Mapping[str, Any]:
         "strip": _strip(sheet, running),
         "graph": drawing(view.dependencies) if sheet.is_drawn else None,
         "names": list(view.steps),
-        "tale": told,
+        "tale": tale(events),
     }
 
 

@@ -24,6 +24,11 @@ class Preview(NamedTuple):
     redacted: bool = False
     """Whether the value is secret; then the text says so."""
 
+    @property
+    def size(self) -> int:
+        """How many bytes it takes in a page."""
+        return _size(self.text)
+
 
 def preview(value: object, limit: int) -> Preview:
     """Return what a value reads like in Python, in at most ``limit`` bytes of HTML.

@@ -26,8 +26,8 @@ MOST_ITEMS = 30
 MOST_ITEM_ROWS = 300
 
 # In bytes of the page: all outputs together, all tracebacks together, and the limits of each one.
-_ALL_OUTPUTS, _OUTPUT = 90_000, range(160, 4_000)
-_ALL_TRACES, _TRACE = 60_000, range(400, 12_000)
+_ALL_OUTPUTS, _OUTPUT = 42_000, range(160, 4_000)
+_ALL_TRACES, _TRACE = 30_000, range(400, 12_000)
 _WORDS = 240
 _NAME = 160
 
@@ -87,8 +87,7 @@ class Sheet:
         self.path = view.critical_path(now_ms)
         self.timeline = Timeline.until(now_ms)
         self._is_critical = frozenset(self.path)
-        shown = max(len(view.steps), 1)
-        self.output_limit = _within(_ALL_OUTPUTS // shown, _OUTPUT)
+        self._outputs = self._within_limits()
         failed = max(view.counts[StepStatus.FAILED] + view.counts[StepStatus.CANCELLED], 1)
         self.trace_limit = _within(_ALL_TRACES // failed, _TRACE)
 
@@ -161,13 +160,14 @@ class Sheet:
 
     def note(self, unit: StepView) -> str:
         """Return in a line what there is to say of a step beside its status."""
+        notes = []
         if unit.error is not None:
-            return error_words(unit.error, _WORDS)
-        if unit.reason:
-            return _cut(in_one_line(unit.reason), _WORDS)
+            notes.append(error_words(unit.error, _WORDS))
+        elif unit.reason:
+            notes.append(_cut(in_one_line(unit.reason), _WORDS))
         if unit.reused:
-            return "reused from the journal"
-        return ""
+            notes.append("reused from the journal")
+        return "; ".join(notes)
 
     def attempts(self, unit: StepView) -> str:
         """Return how many attempts it has had, and of how many."""
@@ -176,9 +176,23 @@ class Sheet:
             return str(count)
         return f"{count} of {unit.max_retries}"
 
-    def output(self, unit: StepView) -> Preview:
+    def output(self, step: StepView) -> Preview:
         """Return what is shown of its output."""
-        return preview(unit.output, self.output_limit)
+        return self._outputs[step.name]
+
+    def _within_limits(self) -> dict[str, Preview]:
+        """Return what is shown of outputs, so that small ones leave their share to large ones."""
+        steps = [step for step in self.told if step.status is StepStatus.SUCCESS]
+        left, among = _ALL_OUTPUTS, max(len(steps), 1)
+        most = _within(4 * left // among, _OUTPUT)
+        found = {step.name: preview(step.output, most) for step in steps}
+        for name in sorted(found, key=lambda name: found[name].size):
+            share = max(left // among, _OUTPUT.start)
+            if found[name].size > share:
+                found[name] = preview(self.view.steps[name].output, share)
+            left -= found[name].size
+            among -= 1
+        return found
 
     def short_output(self, item: StepView) -> Preview:
         """Return what is shown of an item's output in a list."""
@@ -186,7 +200,7 @@ class Sheet:
 
     def value(self, value: object) -> Preview:
         """Return what is shown of an input."""
-        return preview(value, max(self.output_limit, 1_000))
+        return preview(value, 1_500)
 
     def trace(self, error: BaseException) -> Preview:
         """Return what is shown of an error's traceback."""

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from asyncflow._events_told import told
-from asyncflow._view import RunView
+from asyncflow._events_told import subject, told
 from asyncflow.events import Event, RunStarted
 
 __all__ = ["Line", "Tale", "tale"]
@@ -20,7 +19,6 @@ class Line(NamedTuple):
     """One event."""
 
     at_ms: float
-    wall_time: float
     kind: str
     """The name of its class."""
     step: str | None
@@ -35,26 +33,26 @@ class Tale(NamedTuple):
     lines: tuple[Line, ...]
     left_out: int
     """How many are not listed, between the first and the last half."""
-    kinds: tuple[str, ...]
 
 
-def tale(view: RunView, events: Sequence[Event]) -> Tale:
+def tale(events: Sequence[Event]) -> Tale:
     """Return the list of the events of a run."""
     left_out = max(len(events) - MOST, 0)
     if left_out:
         events = [*events[: MOST // 2], *events[-MOST // 2 :]]
-    lines = tuple(_line(view, event) for event in events)
-    return Tale(lines, left_out, tuple(sorted({line.kind for line in lines})))
+    lines = tuple(_line(event) for event in events)
+    return Tale(lines, left_out)
 
 
-def _line(view: RunView, event: Event) -> Line:
+def _line(event: Event) -> Line:
     at_ms = 0.0 if isinstance(event, RunStarted) else event.at_ms
-    text = told(event)
+    text, about = told(event), subject(event)  # which has a column of its own
+    if event_step := getattr(event, "step", None):
+        text = text.removeprefix(about).lstrip(": ")
     return Line(
         at_ms,
-        view.wall_time_of(at_ms),
         type(event).__name__,
-        getattr(event, "step", None),
+        event_step,
         getattr(event, "attempt", None) or None,
         getattr(event, "item", None),
         text if len(text) <= _WORDS else f"{text[:_WORDS]}…",

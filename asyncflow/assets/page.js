@@ -122,18 +122,18 @@ const moveAttempt = (by) => {
 
 addEventListener("click", (event) => {
   if (event.defaultPrevented || event.button || event.metaKey || event.ctrlKey || event.shiftKey) return;
-  const target = event.target.closest?.("[data-i], [data-sort], [data-zoom], [data-export]");
+  const target = event.target.closest?.("a[href^='#s'], [data-i], [data-sort], [data-zoom], [data-export]");
   if (!target || dragged) return;
   if (target.dataset.sort) return sortBy(target);
   if (target.dataset.zoom) return zoomBy(target.dataset.of, target.dataset.zoom);
   if (target.dataset.export) return save(target.dataset.export);
   const link = event.target.closest("a, button, summary, pre, input");
-  if (link && link.dataset.i === undefined) return;
+  const number = link ? /^#s(\d+)$/.exec(link.getAttribute("href") ?? "")?.[1] : target.dataset.i;
+  if (number === undefined) return;
   if (!link && (target.tagName === "ARTICLE" || String(getSelection()))) return;
   if (link) event.preventDefault();
-  const bar = event.target.closest(".bar, a[data-a]");
-  const of = bar && bar.dataset.a !== "0" ? bar.dataset.a : target.tagName === "TR" ? target.dataset.a : undefined;
-  choose(target.dataset.i, of ?? null);
+  const of = event.target.closest(".bar, a[data-a], tr[data-a]")?.dataset.a ?? "0";
+  choose(number, of === "0" ? null : of);
 });
 
 // The filter of the steps.
@@ -165,7 +165,7 @@ findStatus.addEventListener("change", filterSteps);
 // The filter of the events.
 const eventText = $("event-text"), eventKind = $("event-kind"), eventStep = $("event-step");
 const readKinds = () => {
-  const kinds = [...new Set(all("#events-table tr[data-k]").map((row) => row.dataset.k))].sort();
+  const kinds = [...new Set(all("#events-table tr[data-ms]").map((row) => row.cells[1].textContent))].sort();
   if (kinds.join() === [...eventKind.options].slice(1).map((each) => each.value).join()) return;
   const before = eventKind.value;
   eventKind.length = 1;
@@ -175,8 +175,8 @@ const readKinds = () => {
 function filterEvents() {
   const text = eventText.value.trim().toLowerCase(), kind = eventKind.value;
   const only = eventStep.checked && chosen !== null;
-  for (const row of all("#events-table tr[data-k]")) {
-    row.hidden = (kind && row.dataset.k !== kind) || (only && row.dataset.i !== chosen)
+  for (const row of all("#events-table tr[data-ms]")) {
+    row.hidden = (kind && row.cells[1].textContent !== kind) || (only && row.dataset.i !== chosen)
       || (text && !row.textContent.toLowerCase().includes(text));
   }
 }
@@ -185,8 +185,15 @@ eventKind.addEventListener("change", filterEvents);
 eventStep.addEventListener("change", filterEvents);
 
 // The events that are shown, as a file.
-const records = () => all("#events-table tr[data-k]:not([hidden])").map((row) => ({
-  at_ms: +row.dataset.ms, time: row.dataset.time, event: row.dataset.k,
+const timeOf = (ms) => {
+  const clock = $("events-table").dataset.clock.trim().split(" ").map(Number);
+  let at = 0;
+  while (at + 2 < clock.length && clock[at + 2] <= ms) at += 2;
+  const moment = new Date(clock[at + 1] + ms - clock[at]);
+  return Number.isNaN(+moment) ? null : moment.toISOString();
+};
+const records = () => all("#events-table tr[data-ms]:not([hidden])").map((row) => ({
+  at_ms: +row.dataset.ms, time: timeOf(+row.dataset.ms), event: row.cells[1].textContent,
   step: row.dataset.i === undefined ? row.cells[2].textContent || null : names[row.dataset.i],
   attempt: row.dataset.a ? +row.dataset.a : null, item: row.dataset.item ? +row.dataset.item : null,
   text: row.cells[3].textContent,
@@ -221,7 +228,7 @@ const sort = () => {
   const number = table.tHead.rows[0].cells[column].classList.contains("number");
   const key = (row) => {
     const of = row.cells[column];
-    return number ? parseFloat(of.dataset.v ?? of.textContent) : of.textContent.trim().toLowerCase();
+    return number ? parseFloat(of.dataset.v ?? (of.textContent === "–" ? -1 : of.textContent)) : of.textContent.trim().toLowerCase();
   };
   const rows = [...table.tBodies[0].rows].map((row) => [key(row), +row.dataset.i, row]);
   const compare = (one, other) => (number ? one - other : one.localeCompare(other, undefined, { numeric: true }));
@@ -336,7 +343,7 @@ const drawTicks = () => {
       texts.push(svg("text", { x: at, y: 18, dx: number ? 0 : 2, "text-anchor": anchor }, tickText(number * step, step)));
       lines.push(svg("line", { x1: at, x2: at, y1: 0, y2: "100%" }));
     }
-    chart.querySelector(".axis .track").replaceChildren(...texts);
+    chart.querySelector(".ticks").replaceChildren(...texts);
     chart.querySelector(".grid").replaceChildren(...lines);
   });
 };
@@ -389,7 +396,7 @@ const KEYS = {
   "/": () => { $("bar").scrollIntoView({ block: "nearest" }); find.focus(); find.select(); },
 };
 const clear = () => {
-  if (find.value || findStatus.value) { find.value = findStatus.value = ""; filterSteps(); } else choose(null);
+  if (find.value || findStatus.value) { find.value = findStatus.value = ""; filterSteps(); if (chosen !== null) reveal(); } else choose(null);
   document.activeElement?.matches("input, select") && document.activeElement.blur();
 };
 addEventListener("keydown", (event) => {
@@ -412,22 +419,31 @@ $("panel-previous").addEventListener("click", () => move(-1));
 
 // What is replaced comes back as the reader has left it.
 const keyOf = (details) => details.dataset.key ?? details.querySelector("summary")?.textContent.replace(/\d+/g, "");
+const focusable = (inside) => all("a, button, summary, [tabindex]", inside);
+const placeOf = (focus, element) => {
+  if (!focus || !element.contains(focus)) return null;
+  const near = focus.parentElement.closest("[data-i]"), inside = near && element.contains(near) ? near : element;
+  const query = inside === element ? null : `${inside.tagName}[data-i="${inside.dataset.i}"]`;
+  return { query, at: focusable(inside).indexOf(focus) };
+};
+const shown = new Map();
 const update = (sections) => {
-  const focus = document.activeElement, within = focus?.closest("[id]")?.id;
   for (const [id, html] of Object.entries(sections)) {
     const element = $(id);
-    if (!element) continue;
-    const scrolls = all("[id].scroll, .scroll", element).map((each) => [each.scrollLeft, each.scrollTop]);
+    if (!element || shown.get(id) === html) continue;
+    shown.set(id, html);
+    const scrolls = all(".scroll", element).map((each) => [each.scrollLeft, each.scrollTop]);
     const open = new Map(all("details", element).map((each) => [keyOf(each), each.open]));
-    const held = focus && element.contains(focus) ? all("a, button, summary, [tabindex]", element).indexOf(focus) : -1;
+    const place = placeOf(document.activeElement, element);
     element.innerHTML = html;
     for (const each of all("details", element)) if (open.has(keyOf(each))) each.open = open.get(keyOf(each));
     if (id === "gantt") applyGantt();
     if (id === "dag") applyDag();
-    all("[id].scroll, .scroll", element).forEach((each, at) => { if (scrolls[at]) [each.scrollLeft, each.scrollTop] = scrolls[at]; });
-    if (held >= 0) all("a, button, summary, [tabindex]", element)[held]?.focus({ preventScroll: true });
+    all(".scroll", element).forEach((each, at) => { if (scrolls[at]) [each.scrollLeft, each.scrollTop] = scrolls[at]; });
+    const inside = place && (place.query ? element.querySelector(place.query) : element);
+    // What is hidden until it is selected again can't have the focus yet.
+    if (inside) { show(false); focusable(inside)[place.at]?.focus({ preventScroll: true }); }
   }
-  void within;
   ready();
 };
 const ready = () => {
@@ -447,8 +463,6 @@ follow();
 // With the script off, links lead to the details at the end of the page.
 const old = /^#s(\d+)$/.exec(location.hash);
 if (old && names[old[1]] !== undefined) choose(old[1]);
-$("gantt-scroll")?.classList.add("grab");
-$("dag-scroll")?.classList.add("grab");
 document.addEventListener("scroll", (event) => { if (event.target.id === "gantt-scroll") drawTicks(); }, true);
 let resizing = 0;
 addEventListener("resize", () => { clearTimeout(resizing); resizing = setTimeout(() => { applyGantt(); applyDag(); }, 80); });
