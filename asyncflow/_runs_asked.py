@@ -47,7 +47,7 @@ class Asked(NamedTuple):
         asked = {name: value for name, value in {**self._asdict(), **changes}.items() if value}
         if self.limit == _USUALLY:
             del asked["limit"]
-        return f"?{urlencode(asked)}" if asked else "?"
+        return f"?{urlencode(asked, errors='replace')}" if asked else "?"
 
 
 def asked_in(query: Mapping[str, str]) -> Asked:

@@ -19,10 +19,25 @@ HEIGHT, _TOP, _BOTTOM = 168, 12, 140
 _MARGIN = 2.5
 """How much of the width stays free at either end, in percent."""
 
-_DURATIONS_S = (0.001, 0.01, 0.1, 1, 10, 60, 600, 3_600, 36_000, 86_400, 864_000, 8_640_000)
+_WORDS = {
+    0.001: "1 ms",
+    0.01: "10 ms",
+    0.1: "100 ms",
+    1: "1 s",
+    10: "10 s",
+    60: "1 min",
+    600: "10 min",
+    3_600: "1 h",
+    36_000: "10 h",
+    86_400: "1 d",
+    864_000: "10 d",
+    8_640_000: "100 d",
+}
+_DURATIONS_S = tuple(_WORDS)
+_DAY_S = 86_400
 _STEPS_S = (
     *(1, 2, 5, 10, 30, 60, 120, 300, 600, 1_800, 3_600, 7_200, 10_800, 21_600, 43_200),
-    *(86_400 * days for days in (1, 2, 5, 10, 30, 90, 365, 3_650, 36_500)),
+    *(_DAY_S * days for days in (1, 2, 5, 10, 30, 90, 365, 3_650, 36_500)),
 )
 _MOST_STEPS = 6
 
@@ -44,6 +59,8 @@ class Mark(NamedTuple):
     """In percent from the left, or in pixels from the top."""
     value: float
     """A time in seconds since the epoch, or a duration in seconds."""
+    words: str = ""
+    """What a duration reads like."""
 
 
 class Scatter(NamedTuple):
@@ -53,8 +70,9 @@ class Scatter(NamedTuple):
     """Each run with its place: in percent from the left, and in pixels from the top."""
     times: list[Mark]
     durations: list[Mark]
-    has_days: bool
-    """Whether its times are more than a day apart, so that their dates matter."""
+    form: str
+    """What matters of its times: ``second``, ``minute``, ``day``, or ``moment`` for the last two
+    together."""
 
 
 def scatter(dots: Sequence[Dot]) -> Scatter | None:
@@ -81,9 +99,17 @@ def scatter(dots: Sequence[Dot]) -> Scatter | None:
     return Scatter(
         [(across(dot.started_at), down(dot.duration_s), dot) for dot in dots],
         [Mark(across(tick * step), tick * step) for tick in ticks],
-        [Mark(down(each), each) for each in _DURATIONS_S if low <= each <= high],
-        last - first > 86_400,
+        [Mark(down(each), each, _WORDS[each]) for each in _DURATIONS_S if low <= each <= high],
+        _form_of(step, last - first),
     )
+
+
+def _form_of(step_s: float, span_s: float) -> str:
+    if step_s >= _DAY_S:
+        return "day"
+    if span_s > _DAY_S / 2:
+        return "moment"
+    return "minute" if step_s >= 60 else "second"
 
 
 def _range_of(durations_s: Sequence[float]) -> tuple[float, float]:

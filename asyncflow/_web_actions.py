@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from starlette.requests import Request
-from starlette.responses import JSONResponse, RedirectResponse, Response
+from starlette.responses import RedirectResponse, Response
 
 from asyncflow._archive import RunRecord
 from asyncflow._web_journal import RunsJournal
-from asyncflow._web_pages import link_to, problem, wants_json
+from asyncflow._web_pages import json_answer, link_to, problem, wants_json
 from asyncflow._web_resume import Resumer, ResumeRefusedError
 
 __all__ = ["cancel", "resume"]
@@ -51,7 +51,7 @@ async def resume(request: Request, journal: RunsJournal, resumer: Resumer) -> Re
 
 def _done(request: Request, run_id: str, what: str) -> Response:
     if wants_json(request):
-        return JSONResponse({"done": what})
+        return json_answer({"done": what})
     return RedirectResponse(f"{link_to(request, 'runs', run_id)}?done={what}", 303)
 
 

@@ -9,7 +9,7 @@ from dataclasses import fields
 from typing import Any
 
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import Response
 
 from asyncflow._archive import RunRecord, StoredEvent
 from asyncflow._errors import RunNotFoundError
@@ -17,7 +17,7 @@ from asyncflow._result import RestoredOutput, stand_in
 from asyncflow._runs_asked import asked_in, runs_asked
 from asyncflow._text import text_of
 from asyncflow._web_journal import RunsJournal
-from asyncflow._web_pages import path_in, problem
+from asyncflow._web_pages import json_answer, path_in, problem
 
 __all__ = ["event_json", "list_runs", "tell_run"]
 
@@ -34,7 +34,7 @@ async def list_runs(request: Request, journal: RunsJournal) -> Response:
     except ValueError as error:
         return problem(request, 400, "The query can't be read", str(error))
     url = path_in(request, "/api/runs") + asked.query(before=following) if following else None
-    return JSONResponse({"runs": [_record_json(record) for record in runs], "next": url})
+    return json_answer({"runs": [_record_json(record) for record in runs], "next": url})
 
 
 async def tell_run(request: Request, journal: RunsJournal) -> Response:
@@ -52,7 +52,7 @@ async def tell_run(request: Request, journal: RunsJournal) -> Response:
             record = await journal.record(run_id)
     else:
         record = await journal.record(run_id)
-    return JSONResponse(_record_json(record))
+    return json_answer(_record_json(record))
 
 
 async def _events(request: Request, journal: RunsJournal, run_id: str) -> Response:
@@ -62,7 +62,7 @@ async def _events(request: Request, journal: RunsJournal, run_id: str) -> Respon
         return problem(request, 400, "The query can't be read", detail)
     stored = await journal.events(run_id, int(after))
     last = stored[-1].position if stored else int(after)
-    return JSONResponse({"events": [event_json(each) for each in stored], "last": last})
+    return json_answer({"events": [event_json(each) for each in stored], "last": last})
 
 
 def _record_json(record: RunRecord) -> dict[str, object]:

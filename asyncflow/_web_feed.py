@@ -162,7 +162,7 @@ class Feed:
 
     async def _watch(self) -> None:
         loop = asyncio.get_running_loop()
-        while not self._is_gone:
+        while True:
             began_at, before = loop.time(), self._position
             size = 0
             try:
@@ -177,6 +177,8 @@ class Feed:
                 self._trouble = f"{type(error).__name__}: {error}"
             self._changed.set()
             self._changed = asyncio.Event()
+            if self._is_gone:
+                return
             pause_s = _SHORTEST_S if self._position > before else _LONGEST_S
             took_s = loop.time() - began_at
             await asyncio.sleep(max(pause_s, _SHARE * took_s, size / _BYTES_A_SECOND))

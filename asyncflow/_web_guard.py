@@ -141,4 +141,5 @@ def _add_headers(headers: MutableHeaders, nonce: str) -> None:
     headers["referrer-policy"] = "same-origin"
     headers["cross-origin-resource-policy"] = "same-origin"
     headers["cross-origin-opener-policy"] = "same-origin"
-    headers.setdefault("cache-control", "no-store")
+    if not headers.get("cache-control", "").startswith("public"):
+        headers["cache-control"] = "no-store"

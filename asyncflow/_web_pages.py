@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import json
+from collections.abc import Mapping
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
@@ -10,11 +12,13 @@ from urllib.parse import quote
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from starlette.requests import Request
-from starlette.responses import HTMLResponse, JSONResponse, Response
+from starlette.responses import HTMLResponse, Response
 
 __all__ = [
     "asset",
     "asset_url",
+    "html_answer",
+    "json_answer",
     "link_to",
     "path_in",
     "problem",
@@ -69,7 +73,7 @@ def asset_url(request: Request, name: str) -> str:
     return path_in(request, f"/assets/{name}?v={_digest_of(name)}")
 
 
-def render(request: Request, template: str, status: int = 200, **values: Any) -> HTMLResponse:
+def render(request: Request, template: str, status: int = 200, **values: Any) -> Response:
     """Return a page."""
     html = _TEMPLATES.get_template(template).render(
         nonce=request.scope["asyncflow.nonce"],
@@ -77,7 +81,18 @@ def render(request: Request, template: str, status: int = 200, **values: Any) ->
         asset_url=partial(asset_url, request),
         **values,
     )
-    return HTMLResponse(html, status)
+    return html_answer(html, status)
+
+
+def html_answer(html: str, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
+    """Return a page as it is sent. A text of the user's may be no Unicode."""
+    return HTMLResponse(html.encode("utf-8", "backslashreplace"), status, headers)
+
+
+def json_answer(value: Any, status: int = 200) -> Response:
+    """Return a value as it is sent, in JSON, which can have texts that are no Unicode."""
+    body = json.dumps(value, allow_nan=False, separators=(",", ":"))
+    return Response(body, status, media_type="application/json")
 
 
 def problem(
@@ -98,7 +113,7 @@ def problem(
         links: Where to go from here, each with its words.
     """
     if wants_json(request):
-        return JSONResponse({"error": title, "detail": text}, status)
+        return json_answer({"error": title, "detail": text}, status)
     told = {"number": status, "title": title, "text": text, "links": links}
     return render(request, "web_problem.html", status, **told)
 

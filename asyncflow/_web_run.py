@@ -9,7 +9,7 @@ from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing, suppress
 
 from starlette.requests import Request
-from starlette.responses import HTMLResponse, JSONResponse, Response
+from starlette.responses import Response
 
 from asyncflow._archive import RunRecord, StoredEvent
 from asyncflow._errors import JournalError, RunNotFoundError
@@ -17,7 +17,15 @@ from asyncflow._page import Live, asset, page, sections, security_policy
 from asyncflow._view import RunView
 from asyncflow._web_feed import Feeds, Update, now_of
 from asyncflow._web_journal import RunsJournal
-from asyncflow._web_pages import asset_url, link_to, path_in, problem, wants_json
+from asyncflow._web_pages import (
+    asset_url,
+    html_answer,
+    json_answer,
+    link_to,
+    path_in,
+    problem,
+    wants_json,
+)
 from asyncflow._web_resume import Resumer
 from asyncflow._web_stream import UpdateStream, position_of
 from asyncflow.events import Event
@@ -51,7 +59,7 @@ async def run_page(request: Request, journal: RunsJournal) -> Response:
     html = await asyncio.to_thread(_made, stored, record, live)
     policy = security_policy([asset("page.css")], [asset("page.js")], is_live=True)
     safely = {"content-security-policy": f"{policy}; frame-ancestors 'none'"}
-    return HTMLResponse(html, headers=safely)
+    return html_answer(html, headers=safely)
 
 
 def _made(stored: Sequence[StoredEvent], record: RunRecord, live: Live) -> str:
@@ -67,7 +75,7 @@ async def follow(
     run_id = request.path_params["run_id"]
     after = position_of(request.headers.get("last-event-id") or request.query_params.get("after"))
     if wants_json(request):  # a page that has seen the end asks now and then
-        return JSONResponse({"more": not await _is_over(journal, run_id, after)})
+        return json_answer({"more": not await _is_over(journal, run_id, after)})
     return UpdateStream(_updates(run_id, after, journal, feeds, resumer))
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import AsyncGenerator
-from contextlib import aclosing, suppress
+from contextlib import aclosing
 
 from sse_starlette import EventSourceResponse, ServerSentEvent
 from sse_starlette.sse import SendTimeoutError
@@ -39,20 +39,31 @@ class UpdateStream(EventSourceResponse):
         )
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        with suppress(SendTimeoutError):  # it may connect again
+        try:
             await super().__call__(scope, receive, send)
+        except* SendTimeoutError:  # in a group, before 3.3 of the library
+            pass  # the browser may connect again
 
 
-async def _told(updates: AsyncGenerator[Update, None]) -> AsyncGenerator[ServerSentEvent, None]:
+async def _told(
+    updates: AsyncGenerator[Update, None],
+) -> AsyncGenerator[ServerSentEvent | bytes, None]:
     yield ServerSentEvent("", event="ping", retry=_RETRY_MS)
     async with aclosing(updates):
         async for update in updates:
-            told = {"sections": update.sections, "trouble": update.trouble, "end": update.end}
-            yield ServerSentEvent(
-                json.dumps(told, ensure_ascii=False, separators=(",", ":")),
-                event="update",
-                id=str(update.position),
-            )
+            yield _encoded(update)
+
+
+def _encoded(update: Update) -> bytes:
+    """Return an event of the stream. JSON has no line breaks, so nobody has to look for some.
+
+    For the page of a run with many steps that takes a tenth of the time, in the event loop.
+    """
+    told = {"sections": update.sections, "trouble": update.trouble, "end": update.end}
+    data = json.dumps(told, ensure_ascii=False, separators=(",", ":"))
+    return f"id: {update.position}\r\nevent: update\r\ndata: {data}\r\n\r\n".encode(
+        "utf-8", "backslashreplace"
+    )
 
 
 def position_of(text: str | None) -> int:

@@ -1,7 +1,7 @@
 // Keeps the list of runs as it is now, and tells its times in the reader's own zone.
 (function () {
   "use strict";
-  const EVERY_MS = 2000;
+  const EVERY_MS = 2000, AGAIN_MS = 1000;
   const live = document.getElementById("live");
   const word = document.getElementById("live-word");
   const filters = document.getElementById("filters");
@@ -9,6 +9,7 @@
   const two = (number) => String(number).padStart(2, "0");
   let latest = null;
   let asking = false;
+  let timer = 0;
 
   try {
     const theme = localStorage.getItem("asyncflow-theme");
@@ -19,8 +20,13 @@
     const at = new Date(Number(element.dataset.time) * 1000);
     const day = `${at.getFullYear()}-${two(at.getMonth() + 1)}-${two(at.getDate())}`;
     const clock = `${two(at.getHours())}:${two(at.getMinutes())}:${two(at.getSeconds())}`;
-    if (element.dataset.form === "day") return day.slice(5);
-    return element.dataset.form === "clock" ? clock : `${day} ${clock}`;
+    switch (element.dataset.form) {
+      case "second": return clock;
+      case "minute": return clock.slice(0, 5);
+      case "moment": return `${day.slice(5)} ${clock.slice(0, 5)}`;
+      case "day": return day.slice(5);
+      default: return `${day} ${clock}`;
+    }
   }
 
   function tellTimes() {
@@ -48,6 +54,7 @@
   }
 
   async function refresh() {
+    clearTimeout(timer);
     if (asking || document.hidden) return;
     asking = true;
     try {
@@ -61,6 +68,7 @@
       show("disconnected", "disconnected: the server does not answer");
     } finally {
       asking = false;
+      timer = setTimeout(refresh, live.dataset.state === "live" ? EVERY_MS : AGAIN_MS);
     }
   }
 
@@ -70,5 +78,5 @@
   document.addEventListener("visibilitychange", refresh);
   tellTimes();
   show("live", "live");
-  setInterval(refresh, EVERY_MS);
+  timer = setTimeout(refresh, EVERY_MS);
 })();

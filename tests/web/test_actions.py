@@ -17,6 +17,7 @@ from asyncflow import (
     WorkflowStep,
     after,
 )
+from asyncflow._archive import RunRecord
 from asyncflow.web import app
 
 AS_SCRIPT = {"accept": "application/json"}
@@ -86,6 +87,23 @@ async def test_what_has_ended_can_not_be_cancelled(ask: Any, journal: Any) -> No
     assert "it has failed" in answer.text
     assert 'href="/runs/r"' in answer.text
     assert (await client.post("/cancel/unknown")).status_code == 404
+
+
+async def test_an_orphan_can_not_be_cancelled(ask: Any) -> None:
+    class Orphaned:
+        runs = events = None
+
+        async def cancel(self, run_id: str) -> bool:
+            return False
+
+        async def record(self, run_id: str) -> RunRecord:
+            return RunRecord("r", "etl", "running", 0.0, 0.0, None, orphaned=True)
+
+    pages: Any = app(Orphaned())  # type: ignore[arg-type]
+    answer = await ask(pages).post("/cancel/r")
+
+    assert answer.status_code == 409
+    assert "Its process is gone, so nobody runs it." in answer.text
 
 
 # Resuming.

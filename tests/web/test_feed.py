@@ -297,8 +297,7 @@ async def test_who_looks_is_let_go_at_the_end() -> None:
 
     async def look() -> None:
         async with aclosing(feeds.updates("r", 0, render)) as updates:
-            async for update in updates:
-                told.append(update)
+            told.extend([update async for update in updates])
 
     looking = asyncio.create_task(look())
     await asyncio.sleep(1)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
 from typing import Any
 
+import httpx
 import pytest
 from starlette.applications import Starlette
 from starlette.routing import Mount
@@ -17,9 +17,9 @@ RUN = "/runs/nightly"
 
 
 @pytest.fixture
-async def kept(journal: Any) -> AsyncIterator[Any]:
+async def kept(journal: Any) -> Any:
     await passing().run(run_id="nightly", journal=journal)
-    yield journal
+    return journal
 
 
 # Which host.
@@ -296,6 +296,16 @@ async def test_links_lead_below_what_it_is_mounted_at(ask: Any, kept: Any) -> No
     assert (await client.get("/a%20b/ui/assets/web.css")).status_code == 200
     api = await client.get("/a%20b/ui/api/runs/unknown")
     assert (api.status_code, api.json()["error"]) == (404, "There is no such run")
+
+
+async def test_links_have_the_prefix_that_a_proxy_takes_away(kept: Any) -> None:
+    transport = httpx.ASGITransport(app(kept), root_path="/ui")
+    async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
+        page = await client.get("/")
+        run = await client.get("/runs/nightly")
+
+    assert 'href="/ui/runs/nightly"' in page.text
+    assert 'data-cancel-url="/ui/cancel/nightly"' in run.text
 
 
 async def test_another_protocol_is_left_to_the_app(kept: Any) -> None:

@@ -251,3 +251,25 @@ async def test_what_is_wrong_with_the_program_is_not_told(ask: Any) -> None:
 
     assert answer.status_code == 500
     assert "secret" not in answer.text
+
+
+async def test_text_that_is_no_unicode_has_its_pages_too(ask: Any, any_journal: Any) -> None:
+    odd = "odd \ud800 \x00"
+
+    async def give() -> dict[str, str]:
+        return {"text": "\x00", odd[:3]: "x"}
+
+    async def fail() -> None:
+        raise ValueError(odd)
+
+    steps = [WorkflowStep(f"give {odd}", give), WorkflowStep("fail", fail)]
+    await Orchestrator(steps, name=f"name {odd}").run(run_id="r", journal=any_journal)
+    client = ask(app(any_journal))
+
+    for url in ("/", "/runs/r", "/events/r", "/api/runs", "/api/runs/r", "/api/runs/r/events"):
+        answer = await client.get(url)
+        assert answer.status_code == 200, url
+        assert "odd" in answer.text
+    assert (await client.post("/resume/r")).status_code == 409
+    for query in ("/?pipeline=%ED%A0%80", "/?text=%ED%A0%80", "/runs/%ED%A0%80"):
+        assert (await client.get(query)).status_code in (200, 400, 404)

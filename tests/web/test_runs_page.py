@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import re
 import time
-from collections.abc import AsyncIterator
 from html import unescape
 from typing import Any
 
@@ -46,7 +45,7 @@ class Records:
 
 
 @pytest.fixture
-async def kept(any_journal: Any) -> AsyncIterator[Any]:
+async def kept(any_journal: Any) -> Any:
     await passing().run(run_id="calm-otter", journal=any_journal)
     await failing().run(run_id="bold-heron", journal=any_journal)
     gate = Gate()
@@ -54,7 +53,7 @@ async def kept(any_journal: Any) -> AsyncIterator[Any]:
     await gate.has_begun.wait()
     interrupted.cancel()
     await asyncio.gather(interrupted, return_exceptions=True)
-    yield any_journal
+    return any_journal
 
 
 async def test_all_runs_are_listed_the_latest_first(ask: Any, kept: Any) -> None:

@@ -35,7 +35,7 @@ def test_later_is_further_right_and_longer_is_higher() -> None:
     (x1, y1, _), (x2, y2, _) = drawing.dots
     assert (x1, x2) == (2.5, 97.5)
     assert y2 < y1
-    assert [mark.value for mark in drawing.durations] == [0.1, 1, 10, 60]
+    assert [mark.words for mark in drawing.durations] == ["100 ms", "1 s", "10 s", "1 min"]
     assert [mark.value for mark in drawing.times] == [0, 600, 1_200, 1_800, 2_400, 3_000, 3_600]
 
 
@@ -46,12 +46,14 @@ def test_a_single_run_is_in_the_middle() -> None:
     assert drawing.dots[0][0] == 50
 
 
-@pytest.mark.parametrize(("days", "matter"), [(0.5, False), (3, True)])
-def test_dates_are_told_where_they_matter(days: float, matter: bool) -> None:
-    drawing = scatter([Dot("a", "passed", 0, 1), Dot("b", "passed", days * 86_400, 1)])
+@pytest.mark.parametrize(
+    ("span_s", "form"), [(30, "second"), (600, "minute"), (90_000, "moment"), (900_000, "day")]
+)
+def test_of_times_is_told_what_matters(span_s: float, form: str) -> None:
+    drawing = scatter([Dot("a", "passed", 0, 1), Dot("b", "passed", span_s, 1)])
 
     assert drawing is not None
-    assert drawing.has_days is matter
+    assert drawing.form == form
 
 
 def test_nothing_is_drawn_of_no_runs() -> None:

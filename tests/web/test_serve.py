@@ -178,5 +178,5 @@ async def test_a_port_that_is_taken_is_told_of(journal: Any) -> None:
 
 
 async def test_a_name_that_leads_nowhere_is_told_of(journal: Any) -> None:
-    with pytest.raises(OSError, match="can't listen at nowhere.invalid"):
+    with pytest.raises(OSError, match=r"can't listen at nowhere\.invalid"):
         await serve(journal, host="nowhere.invalid", token=TOKEN)
