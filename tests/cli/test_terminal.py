@@ -9,7 +9,7 @@ import time
 from collections.abc import Iterator
 
 import pytest
-from live.terminals import Terminal
+from terminals import Terminal
 
 from .conftest import Shell
 
