@@ -46,6 +46,9 @@ FLOORS = [
         """,
         """
         __init__ examples
+        __main__ _cli _cli_completion _cli_errors _cli_execution _cli_inputs _cli_journal _cli_load
+        _cli_options _cli_output _cli_plan _cli_run _cli_runs _cli_show _cli_signals _cli_svg
+        _cli_ui _run_names _tracebacks
         """,
     )
 ]
