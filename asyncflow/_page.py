@@ -12,9 +12,8 @@ from typing import Any, NamedTuple
 from asyncflow._dag import drawing
 from asyncflow._events_told import duration
 from asyncflow._gantt import running_at, ticks
-from asyncflow._sheet import Sheet, name_text
+from asyncflow._sheet import Sheet, line_text, name_text
 from asyncflow._tale import tale
-from asyncflow._text import in_one_line
 from asyncflow._times import moment_iso, moment_text
 from asyncflow._view import RunView
 from asyncflow.events import Event
@@ -170,7 +169,7 @@ def _environment() -> jinja2.Environment:
     environment.filters.update(
         ms=duration,
         name=name_text,
-        line=in_one_line,
+        line=line_text,
         moment=moment_text,
         iso=moment_iso,
         num=_number,
