@@ -33,7 +33,7 @@ def test_the_page_of_a_run_that_goes_on_tells_of_what_was_before(shell: Shell) -
     for name in ("resumed.html", "shown.html"):
         page = (shell.directory / name).read_text(encoding="utf-8")
         assert "run r1 of etl:failing started" in page
-        assert "run r1 resumed" in page
+        assert "run r1 of etl:failing resumed" in page
 
 
 @pytest.mark.parametrize("path", ["no/where/out.html", "."])

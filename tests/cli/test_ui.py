@@ -6,12 +6,15 @@ import os
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import threading
+import time
 import urllib.request
 import webbrowser
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -78,18 +81,29 @@ def test_without_being_asked_to_it_opens_no_browser(
 ) -> None:
     shell("run", "etl:pipeline", "--quiet")
     seen = visited(monkeypatch, signal.SIGTERM, visit)
-    timer = threading.Timer(0.5, os.kill, [os.getpid(), signal.SIGTERM])
-    timer.start()
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    visitor = threading.Thread(target=visit_and_stop, args=[f"http://127.0.0.1:{port}/"])
+    visitor.start()
 
-    shell("ui", "--port", "0", exits=143)
+    shell("ui", "--port", str(port), exits=143)
 
-    timer.join()
+    visitor.join()
     assert seen == {}
 
 
-def test_a_port_that_is_taken_is_told_in_a_line(shell: Shell) -> None:
-    import socket
+def visit_and_stop(url: str) -> None:
+    """Send a signal to this process when the pages are there."""
+    deadline = time.monotonic() + 20
+    while time.monotonic() < deadline:
+        with suppress(OSError):
+            visit(url)
+            os.kill(os.getpid(), signal.SIGTERM)
+            return
+        time.sleep(0.02)
 
+
+def test_a_port_that_is_taken_is_told_in_a_line(shell: Shell) -> None:
     shell("run", "etl:pipeline", "--quiet")
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
