@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from asyncflow._result import StepStatus
 from asyncflow._text import describe, in_one_line
 from asyncflow.events import (
     AttemptFailed,
@@ -81,14 +82,13 @@ def duration(ms: float) -> str:
 
 
 def _run_started(event: RunStarted, _: _Attempt) -> str:
-    pipeline = f" of {event.pipeline}" if event.pipeline else ""
-    return f"run {event.run_id}{pipeline} started: {_count(event.dependencies, 'step')}"
+    return f"run {_name(event)} started: {_count(len(event.dependencies), 'step')}"
 
 
 def _run_resumed(event: RunResumed, _: _Attempt) -> str:
     again = len(event.outdated) + len(event.unfinished) + len(event.recalled)
     rest = f", {again} of which had begun and run again" if again else ""
-    return f"run {event.run_id} resumed: {_count(event.dependencies, 'step')}{rest}"
+    return f"run {_name(event)} resumed: {_count(len(event.dependencies), 'step')}{rest}"
 
 
 def _run_interrupted(event: RunInterrupted, _: _Attempt) -> str:
@@ -119,7 +119,8 @@ def _attempt_failed(event: AttemptFailed, attempt: _Attempt) -> str:
 
 
 def _map_started(event: MapStarted, _: _Attempt) -> str:
-    return f"{subject(event)} started to go through its items"
+    items = "its items" if event.count is None else _count(event.count, "item")
+    return f"{subject(event)} started to go through {items}"
 
 
 def _step_succeeded(event: StepSucceeded, attempt: _Attempt) -> str:
@@ -140,7 +141,9 @@ def _step_skipped(event: StepSkipped, _: _Attempt) -> str:
 
 
 def _step_reused(event: StepReused, _: _Attempt) -> str:
-    return f"{subject(event)} reused: the journal has its result"
+    if event.status == StepStatus.SUCCESS:
+        return f"{subject(event)} reused: the journal has its result"
+    return f"{subject(event)} not run again: it {_WAS[event.status]} before"
 
 
 def _thread_abandoned(event: ThreadAbandoned, attempt: _Attempt) -> str:
@@ -153,14 +156,24 @@ def _loop_blocked(event: LoopBlocked, _: _Attempt) -> str:
     return f"{subject(event)} blocked the event loop for {blocked} at {event.where}"
 
 
-def _count(things: Mapping[str, object], noun: str) -> str:
-    return f"{len(things):,} {noun}{'' if len(things) == 1 else 's'}"
+def _name(event: RunStarted | RunResumed) -> str:
+    return f"{event.run_id} of {event.pipeline}" if event.pipeline else event.run_id
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
 def _in_which(event: StepSucceeded | StepFailed | StepCancelled, attempt: _Attempt) -> str:
     """Return in which attempt a step ended, if that is not what anybody would think."""
     return f" in {attempt(event.attempt)}" if event.attempt > 1 else ""
 
+
+_WAS: Mapping[StepStatus, str] = {
+    StepStatus.FAILED: "failed",
+    StepStatus.SKIPPED: "was skipped",
+    StepStatus.CANCELLED: "was cancelled",
+}
 
 _LINES: Mapping[type[Event], Callable[[Any, _Attempt], str]] = {
     RunStarted: _run_started,

@@ -58,10 +58,17 @@ class ObserverFactory(Protocol):
 AnyObserver: TypeAlias = Observer | ObserverFactory
 
 
+class _Entering(Protocol):
+    def enter_attempt(self, running: AttemptStarted, /) -> object:
+        """Act in the context of an attempt."""
+        ...
+
+
 def entry_of(observer: Observer) -> Callable[[AttemptStarted], object] | None:
     """Return what an observer does in the context of each attempt, if it does anything there."""
-    entry: Callable[[AttemptStarted], object] | None = getattr(observer, "enter_attempt", None)
-    return entry
+    if not _has_method(observer, "enter_attempt"):
+        return None
+    return cast("_Entering", observer).enter_attempt
 
 
 def for_run(observers: Iterable[AnyObserver]) -> tuple[Observer, ...]:
@@ -108,7 +115,13 @@ def _of_one_run(observer: AnyObserver) -> Observer | None:
 
 
 def _is_factory(observer: object) -> bool:
-    return callable(getattr(observer, "for_run", None))
+    return _has_method(observer, "for_run")
+
+
+def _has_method(observer: object, name: str) -> bool:
+    # In its class, or is one: a mock, which is a good observer too, has whatever it is asked for.
+    kind = observer if isinstance(observer, type) else type(observer)
+    return callable(getattr(kind, name, None))
 
 
 def _check(observer: object) -> None:

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from typing import TypeAlias
 
 from asyncflow._errors import RestoredError, StepTimeoutError
+from asyncflow._result import StepStatus
 from asyncflow.events import (
     AttemptFailed,
     RunFinished,
@@ -46,6 +47,7 @@ __all__ = [
     "RESUMED",
     "RETRY_IN_MS",
     "REUSED",
+    "REUSED_RESULTS",
     "RUN",
     "RUN_ID",
     "RUN_STATE",
@@ -115,6 +117,14 @@ _RESULTS: Mapping[type[Ended], str] = {
     StepSkipped: "skip",
 }
 
+REUSED_RESULTS: Mapping[StepStatus, str] = {
+    StepStatus.SUCCESS: "success",
+    StepStatus.FAILED: "failure",
+    StepStatus.CANCELLED: "cancellation",
+    StepStatus.SKIPPED: "skip",
+}
+"""What became of a step that does not run again."""
+
 
 def result_of(event: Ended | RunFinished, *, has_timed_out: bool = False) -> str:
     """Return the conventions' word for how a run, a step or an attempt has ended.
@@ -126,7 +136,11 @@ def result_of(event: Ended | RunFinished, *, has_timed_out: bool = False) -> str
     if isinstance(event, RunFinished):
         is_late = has_timed_out and event.outcome == "failed"
         return "timeout" if is_late else _OUTCOMES[event.outcome]
-    is_late = isinstance(getattr(event, "error", None), StepTimeoutError)
+    error = getattr(event, "error", None)
+    # What is cancelled between two attempts has the error of the one before.
+    is_late = isinstance(error, StepTimeoutError) and (
+        error.kind == "run" or not isinstance(event, StepCancelled)
+    )
     return "timeout" if is_late else _RESULTS[type(event)]
 
 

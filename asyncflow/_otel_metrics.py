@@ -110,8 +110,10 @@ class RunMetrics:
             self._to.runs_active.add(-1, run)
 
     def _begin(self, event: RunStarted | RunResumed) -> None:
-        pipeline = getattr(event, "pipeline", "")
-        self._name = {PIPELINE_NAME: sendable(pipeline)} if pipeline else {}
+        self.close()  # of a stored run, the stretch before
+        self._name = {PIPELINE_NAME: sendable(event.pipeline)} if event.pipeline else {}
+        self._steps.clear()
+        self._began.clear()
         run = {**self._name, RUN_STATE: RUN_STATE_EXECUTING}
         self._to.runs_active.add(1, run)
         self._run = run

@@ -46,6 +46,7 @@ from asyncflow._otel_conventions import (
     RESUMED,
     RETRY_IN_MS,
     REUSED,
+    REUSED_RESULTS,
     RUN,
     RUN_ID,
     STEPS,
@@ -58,7 +59,7 @@ from asyncflow._otel_conventions import (
     result_of,
     sendable,
 )
-from asyncflow._result import stand_in
+from asyncflow._result import StepStatus, stand_in
 from asyncflow._text import describe, in_one_line
 from asyncflow.events import (
     AttemptFailed,
@@ -105,6 +106,8 @@ class RunSpans:
         self._tracer = tracer
         self._zero_ns = 0
         """When the clock of the run stood at 0."""
+        self._latest_ns = 0
+        """When something was told last."""
         self._run: Span | None = None
         self._context = Context()
         self._run_id: _Attributes = {}
@@ -137,21 +140,22 @@ class RunSpans:
         for span in spans:
             with suppress(Exception):  # the others shall end, too
                 span.set_status(Status(StatusCode.ERROR, "it was broken off"))
-                span.end()
+                span.end(self._latest_ns)
 
     # The run.
 
     def _start(self, event: RunStarted) -> None:
-        self._zero_ns = int(event.wall_time * 1e9)
-        self._begin(event, self._zero_ns, {})
+        self._begin(event, int(event.wall_time * 1e9), {})
 
     def _resume(self, event: RunResumed) -> None:
-        now_ns = int(event.wall_time * 1e9)
-        self._zero_ns = now_ns - round(event.at_ms * 1e6)
-        self._begin(event, now_ns, {RESUMED: True})
+        self._begin(event, int(event.wall_time * 1e9), {RESUMED: True})
+        self._zero_ns -= round(event.at_ms * 1e6)
 
     def _begin(self, event: RunStarted | RunResumed, at_ns: int, more: _Attributes) -> None:
-        pipeline = getattr(event, "pipeline", "")
+        self.close()  # of a stored run, the stretch before
+        self._begun.clear()
+        self._zero_ns = self._latest_ns = at_ns
+        pipeline = event.pipeline
         self._run_id = {RUN_ID: sendable(event.run_id)}
         self._dependencies = event.dependencies
         attributes = {
@@ -230,7 +234,10 @@ class RunSpans:
         self._end_unit(event, result_of(event), status, {REASON: reason})
 
     def _reuse(self, event: StepReused) -> None:
-        self._end_unit(event, "success", _OK, {REUSED: True})
+        result, status = REUSED_RESULTS[event.status], _OK
+        if event.status in (StepStatus.FAILED, StepStatus.CANCELLED):
+            status = Status(StatusCode.ERROR, told(event))
+        self._end_unit(event, result, status, {REUSED: True})
 
     def _end(self, event: _Ended) -> None:
         result, status, more = result_of(event), _OK, {}
@@ -307,7 +314,8 @@ class RunSpans:
         span.add_event(name, more, self._at_ns(event.at_ms))
 
     def _at_ns(self, at_ms: float) -> int:
-        return self._zero_ns + round(at_ms * 1e6)
+        self._latest_ns = self._zero_ns + round(at_ms * 1e6)
+        return self._latest_ns
 
 
 _TELLERS: Mapping[type[Event], Callable[[RunSpans, Any], object]] = {

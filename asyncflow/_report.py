@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Iterable, Iterator, Mapping
 from functools import partial
 from typing import Any, Literal, TypeVar, overload
@@ -76,7 +77,9 @@ class RunReport(Mapping[str, StepResult]):
         self.pipeline = pipeline
         self.inputs = {} if inputs is None else inputs
         self._by_name = {result.step_name: result for result in results}
-        self.outcome = outcome or ("passed" if self.all_passed else "failed")
+        self.outcome: Outcome | Literal["running"] = outcome or (
+            "passed" if self.all_passed else "failed"
+        )
 
     def __getitem__(self, step_name: str) -> StepResult:
         try:
@@ -264,6 +267,20 @@ class RunReport(Mapping[str, StepResult]):
         """
         results = self._by_name
         return to_mermaid({name: each.depends_on for name, each in results.items()}, results)
+
+    def to_html(self) -> str:
+        """Return the report as one page of HTML that needs no network and no other file.
+
+        It shows the first failure with its traceback, a timeline of all attempts, the graph, all
+        steps and events, and how inputs and outputs begin, also with JavaScript off. What is
+        secret is not in it.
+
+        Raises:
+            ImportError: The extra ``report`` is not installed. The message says how to do that.
+        """
+        # By its name, since the page is above here: who has no extras must not need it.
+        page: str = importlib.import_module("asyncflow.html_report").to_html(self)
+        return page
 
 
 def _has_failed(result: StepResult) -> bool:

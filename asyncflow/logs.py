@@ -110,7 +110,7 @@ class _RunLog:
 
     def __call__(self, event: Event) -> None:
         if isinstance(event, RunStarted | RunResumed):
-            self._run_id = event.run_id
+            self._run_id, self._attempts = event.run_id, event.max_retries
         level = self._level_of(event)
         if not self._logger.isEnabledFor(level):
             return

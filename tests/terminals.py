@@ -36,6 +36,10 @@ class Terminal:
         """Return a stream like a program's standard output."""
         return open(os.dup(self.device), "w", buffering=1, encoding=encoding)
 
+    def press(self, keys: bytes) -> None:
+        """Press some keys."""
+        os.write(self._ours, keys)
+
     def close(self) -> None:
         """Wait until all is on the screen."""
         if self.device >= 0:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -38,9 +39,16 @@ FLOORS = [
         logs otel _otel_conventions _otel_metrics _otel_spans
         live _cells _look _live_run _live_rows _live_frame _live_screen _live_prints _live_thread
         _live_lines _live_frames _axis _segments _timeline
+        html_report _page _sheet _tale _gantt _dag _layout _preview _times
+        web _web_site _web_serve _web_guard _web_token _web_login _web_pages
+        _web_run _web_feed _web_stream _web_resume _web_actions _web_api _web_journal
+        _runs_page _runs_asked _runs_scatter
         """,
         """
         __init__ examples
+        __main__ _cli _cli_completion _cli_errors _cli_execution _cli_inputs _cli_journal _cli_load
+        _cli_options _cli_output _cli_plan _cli_run _cli_runs _cli_show _cli_signals _cli_svg
+        _cli_ui _run_names _tracebacks
         """,
     )
 ]
@@ -109,6 +117,14 @@ def test_every_module_has_its_floor() -> None:
     assert {room_of(module) for module in MODULES} == {room for floor in FLOORS for room in floor}
 
 
+def test_the_walk_through_the_house_leads_through_every_room() -> None:
+    walk = (PACKAGE.parent / "docs" / "how-it-works.md").read_text(encoding="utf-8")
+
+    named = set(re.findall(r"\(\.\./asyncflow/(\w+)\.py\)", walk))
+
+    assert named == {room_of(module) for module in MODULES} - {"__init__", "examples"}
+
+
 @each_module
 def test_no_import_goes_up(module: str) -> None:
     above = {
@@ -130,6 +146,20 @@ def test_an_example_imports_what_users_import(module: str) -> None:
     assert not {room for room in rooms_that(module, MODULES[module]) if room.startswith("_")} - {
         "__init__"
     }
+
+
+def test_the_core_asks_for_what_is_above_it_in_one_place_only() -> None:
+    """`RunReport.to_html` is where users look for it, and the page is an adapter with an extra."""
+    asked = {
+        (module, node.args[0].value)
+        for module in CORE
+        for node in ast.walk(ast.parse(MODULES[module].read_text(encoding="utf-8")))
+        if isinstance(node, ast.Call)
+        and ast.unparse(node.func).endswith(("import_module", "__import__"))
+        and isinstance(node.args[0], ast.Constant)
+    }
+
+    assert asked == {("_report", "asyncflow.html_report")}
 
 
 def test_no_two_modules_import_each_other() -> None:

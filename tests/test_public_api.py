@@ -99,7 +99,18 @@ def test_nothing_else_is_visible_in_the_package() -> None:
 
     modules = {name for name in seen if isinstance(getattr(asyncflow, name), ModuleType)}
     assert seen - modules == set(PUBLIC)
-    assert modules <= {"events", "examples", "journal", "live", "logs", "otel", "testing"}
+    public = {
+        "events",
+        "examples",
+        "html_report",
+        "journal",
+        "live",
+        "logs",
+        "otel",
+        "testing",
+        "web",
+    }
+    assert modules <= public
 
 
 @pytest.mark.parametrize("name", PUBLIC)
@@ -167,6 +178,8 @@ def test_the_wheel_ships_the_marker_of_types_and_nothing_but_the_package(tmp_pat
     (wheel,) = tmp_path.glob("*.whl")
     names = zipfile.ZipFile(wheel).namelist()
     assert "asyncflow/py.typed" in names
+    assets = resources.files("asyncflow").joinpath("assets").iterdir()
+    assert {f"asyncflow/assets/{asset.name}" for asset in assets} <= set(names)
     assert {name.partition("/")[0].partition("-")[0] for name in names} == {
         "asyncflow",
         "asyncflow_tiers",

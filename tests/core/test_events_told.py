@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from asyncflow import StepStatus
 from asyncflow._errors import RestoredError
 from asyncflow._events_told import duration, subject, told
 from asyncflow.events import (
@@ -29,6 +30,7 @@ from asyncflow.events import (
     ThreadAbandoned,
 )
 
+FAILED, SKIPPED, CANCELLED = StepStatus.FAILED, StepStatus.SKIPPED, StepStatus.CANCELLED
 ONE, TWO = {"a": ()}, {"a": (), "b": ("a",)}
 NO = ValueError("no\nand more")
 FAIL_FAST = "step 'a' failed and fail_fast is on"
@@ -37,6 +39,7 @@ LINES: list[tuple[Event, int | None, str]] = [
     (RunStarted("r1", 0.0, ONE), None, "run r1 started: 1 step"),
     (RunStarted("r1", 0.0, TWO, "etl"), None, "run r1 of etl started: 2 steps"),
     (RunResumed("r1", 5.0, 0.0, TWO, {}), None, "run r1 resumed: 2 steps"),
+    (RunResumed("r1", 5.0, 0.0, TWO, {}, pipeline="etl"), None, "run r1 of etl resumed: 2 steps"),
     (
         RunResumed("r1", 5.0, 0.0, TWO, {}, {"a": "its version is another"}, {"b": "x"}),
         None,
@@ -73,6 +76,8 @@ LINES: list[tuple[Event, int | None, str]] = [
         "a[2]: attempt 1 failed, the next one follows at once: ValueError: no",
     ),
     (MapStarted("a", 5.0), None, "a started to go through its items"),
+    (MapStarted("a", 5.0, 1), None, "a started to go through 1 item"),
+    (MapStarted("a", 5.0, 12_000), None, "a started to go through 12,000 items"),
     (StepSucceeded("a", 1, 5.0, "secret"), None, "a succeeded"),
     (StepSucceeded("a", 2, 5.0, "secret"), 3, "a succeeded in attempt 2 of 3"),
     (StepSucceeded("a", 0, 5.0, ["secret"]), 3, "a succeeded"),
@@ -95,6 +100,9 @@ LINES: list[tuple[Event, int | None, str]] = [
         "b skipped: it depends on step 'a', which failed",
     ),
     (StepReused("a", 5.0, 4), None, "a[4] reused: the journal has its result"),
+    (StepReused("a", 5.0, None, FAILED), None, "a not run again: it failed before"),
+    (StepReused("a", 5.0, None, SKIPPED), None, "a not run again: it was skipped before"),
+    (StepReused("a", 5.0, None, CANCELLED), None, "a not run again: it was cancelled before"),
     (
         ThreadAbandoned("a", 1, 5.0),
         3,
@@ -121,6 +129,7 @@ def test_there_are_words_for_every_event() -> None:
     assert {type(event) for event, _, _ in LINES} == all_events()
 
 
+ENUMS = {"outcome", "status"}
 NASTY = "a\n\x1b[2J\u202eb\ud800"
 
 
@@ -129,7 +138,7 @@ def hostile(event: Any) -> Any:
     values = {}
     for name in event.__slots__:
         value = getattr(event, name)
-        values[name] = NASTY if isinstance(value, str) and name != "outcome" else value
+        values[name] = NASTY if isinstance(value, str) and name not in ENUMS else value
     return type(event)(**values)
 
 

@@ -6,6 +6,7 @@ import asyncio
 import functools
 import logging
 from contextvars import ContextVar
+from unittest.mock import Mock
 
 import pytest
 from memory_journal import MemoryJournal
@@ -133,6 +134,15 @@ async def test_a_run_of_a_journal_that_has_passed_is_not_observed_again():
         )
 
     assert len(recorder.runs) == 1
+
+
+async def test_a_mock_is_called_with_each_event_and_asked_for_nothing_else():
+    mock = Mock()
+
+    await run_pipeline([WorkflowStep("a", succeed)], observers=[mock])
+
+    assert len(mock.call_args_list) == 4
+    assert mock.method_calls == []
 
 
 class AsyncFactory:

@@ -19,13 +19,22 @@ from opentelemetry.trace import NoOpTracerProvider, SpanKind
 from results import HostileError
 from telemetry import Telemetry, status_of
 
-from asyncflow import Orchestrator, RestoredError, WorkflowStep, current_step, run_pipeline
+from asyncflow import (
+    Orchestrator,
+    RestoredError,
+    StepStatus,
+    WorkflowStep,
+    current_step,
+    run_pipeline,
+)
 from asyncflow.events import (
     AttemptFailed,
     AttemptStarted,
     LoopBlocked,
     RunFinished,
+    RunResumed,
     RunStarted,
+    StepReused,
     StepSucceeded,
     ThreadAbandoned,
 )
@@ -448,18 +457,28 @@ async def test_a_cancelled_step_says_why(otel):
     assert exceptions(otel.span("b attempt 1")) == []
 
 
-async def test_a_step_that_is_cancelled_between_two_attempts_ends_with_the_error_it_had(otel):
+@pytest.mark.parametrize(
+    ("action", "result", "error"),
+    [(fail, "failure", "LookupError"), (forever, "timeout", "asyncflow.StepTimeoutError")],
+)
+async def test_a_step_that_is_cancelled_between_two_attempts_ends_with_the_error_it_had(
+    otel, action, result, error
+):
     async def fails_later():
-        await asyncio.sleep(0.01)
+        await asyncio.sleep(0.1)
         raise LookupError("nothing there")
 
     await run_pipeline(
-        [WorkflowStep("a", fails_later), WorkflowStep("b", fail, max_retries=2, retry=9_000)],
+        [
+            WorkflowStep("a", fails_later),
+            WorkflowStep("b", action, max_retries=2, retry=9_000, timeout_ms=50),
+        ],
         observers=[otel.observer],
     )
 
+    assert ends(otel, "b attempt 1")[0] == result
     assert ends(otel, "b")[0] == "cancellation"
-    assert ends(otel, "b")[3] == "LookupError"
+    assert ends(otel, "b")[3] == error
     assert len(exceptions(otel.span("b attempt 1"))) == 1
     assert exceptions(otel.span("b")) == []
 
@@ -621,7 +640,7 @@ async def test_a_resumed_run_has_a_trace_of_its_own_and_tells_what_is_reused(ote
 
     await run_pipeline(steps, journal=left, observers=[again.observer, events.append], **options)
 
-    run = next(span for span in again.spans if span.name.startswith("RUN"))
+    run = again.span("RUN etl")
     assert run.attributes["cicd.pipeline.run.id"] == "r"
     assert run.attributes["asyncflow.resumed"] is True
     assert run.context.trace_id != otel.span("RUN etl").context.trace_id
@@ -634,6 +653,30 @@ async def test_a_resumed_run_has_a_trace_of_its_own_and_tells_what_is_reused(ote
     assert run.start_time == pytest.approx(resumed.wall_time * 1e9, abs=1_000)
     passed_ms = events[-1].at_ms - resumed.at_ms
     assert run.end_time - run.start_time == pytest.approx(passed_ms * 1e6, abs=1_000)
+
+
+@pytest.mark.parametrize(
+    ("status", "result", "code"),
+    [
+        (StepStatus.SUCCESS, "success", "OK"),
+        (StepStatus.FAILED, "failure", "ERROR"),
+        (StepStatus.CANCELLED, "cancellation", "ERROR"),
+        (StepStatus.SKIPPED, "skip", "OK"),
+    ],
+)
+def test_what_does_not_run_again_is_as_it_was(otel, status, result, code):
+    observe = otel.observer.for_run()
+
+    for event in [
+        RunResumed("r", 500.0, 1_000.0, {"a": ()}, {}, pipeline="etl"),
+        StepReused("a", 500.0, status=status),
+        RunFinished(501.0, "failed"),
+    ]:
+        observe(event)
+
+    assert ends(otel, "a")[:2] == (result, code)
+    assert otel.span("a").attributes["asyncflow.reused"] is True
+    assert otel.span("RUN etl").start_time == 1_000 * 10**9
 
 
 # What is kept.

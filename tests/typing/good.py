@@ -19,6 +19,7 @@ from datetime import datetime
 from typing import Any, Literal, assert_type
 
 from rich.console import Console
+from starlette.applications import Starlette
 
 from asyncflow import (
     Attempt,
@@ -45,6 +46,7 @@ from asyncflow import (
     resume_all,
     run_pipeline,
     topological_sort,
+    web,
 )
 from asyncflow.events import (
     AttemptFailed,
@@ -472,6 +474,9 @@ async def durable() -> None:
         assert_type(await resume_all(journal, {"etl": accepted_actions}), list[RunReport])
         Pipeline("kept", journal=journal)
         WorkflowStep("a", extract, version="2", secret=True, max_crashes=0)
+        pages = web.app(journal, pipelines={"etl": etl, "deep": deep.orchestrator}, token="x" * 16)
+        assert_type(pages, Starlette)
+        await web.serve(journal, host="::1", port=0, on_ready=print, allowed_hosts=["ops.example"])
 
 
 async def watched() -> None:

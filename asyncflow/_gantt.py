@@ -1,0 +1,201 @@
+"""Where the bars of a run's timeline lie, in percent of its width."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator
+from typing import Literal, NamedTuple, TypeAlias
+
+from asyncflow._step_view import AttemptView, StepView
+from asyncflow._view import RunView
+
+__all__ = ["Bar", "Row", "Tick", "TierBand", "Timeline", "bars_of", "running_at", "ticks"]
+
+BarKind: TypeAlias = Literal["attempt", "queue", "backoff", "blocked", "items"]
+
+_MOST_POINTS = 400
+_NICE_MS = [
+    *(base * 10**power for power in (-3, -2, -1, 0, 1, 2) for base in (1, 2, 5)),
+    *(seconds * 1_000 for seconds in (1, 2, 5, 10, 15, 30)),
+    *(minutes * 60_000 for minutes in (1, 2, 5, 10, 15, 30)),
+    *(hours * 3_600_000 for hours in (1, 2, 3, 6, 12)),
+    *(days * 86_400_000 for days in (1, 2, 7, 14, 30, 90, 365)),
+]
+
+
+class Bar(NamedTuple):
+    """Something that lasts. Where it lies is in percent of the timeline."""
+
+    kind: BarKind
+    left: float
+    width: float
+    start_ms: float
+    end_ms: float
+    attempt: int = 0
+    """Which attempt it is, or follows; 0 for the items of a mapped step as a whole."""
+    end: str = ""
+    """How an attempt has ended; ``running`` while it has not."""
+    note: str = ""
+    """More about it: at which line the loop was blocked."""
+    abandoned: bool = False
+
+
+class Row(NamedTuple):
+    """A step, or an item of a mapped step, with its bars in the order of their times."""
+
+    unit: StepView
+    bars: tuple[Bar, ...]
+
+
+class Tick(NamedTuple):
+    """A time that the axis names."""
+
+    left: float
+    text: str
+
+
+class TierBand(NamedTuple):
+    """The time in which the steps of a tier ran."""
+
+    number: int
+    left: float
+    width: float
+    duration_ms: float
+
+
+class Timeline(NamedTuple):
+    """The scale of a timeline: from the start of the run to ``span_ms``."""
+
+    span_ms: float
+    decimals: int
+    """Of a percentage: so many that a hundredth of a millisecond is told apart, and more than a
+    screen has."""
+
+    @classmethod
+    def until(cls, now_ms: float) -> Timeline:
+        """Return that of a run until a moment."""
+        span_ms = max(now_ms, 0.001)
+        return cls(span_ms, max(math.ceil(math.log10(span_ms)), 4))
+
+    def at(self, ms: float) -> float:
+        """Return where a time lies, in percent."""
+        return round(min(max(ms / self.span_ms, 0.0), 1.0) * 100, self.decimals)
+
+    def bar(self, kind: BarKind, start_ms: float, end_ms: float, attempt: int = 0) -> Bar:
+        """Return the bar between two times."""
+        left = self.at(start_ms)
+        width = round(max(self.at(end_ms) - left, 0.0), self.decimals)
+        return Bar(kind, left, width, start_ms, end_ms, attempt)
+
+    def band(self, number: int, steps: Iterable[StepView], now_ms: float) -> TierBand | None:
+        """Return the band of a tier, if any of its steps has started."""
+        times = [
+            (step.started_ms, now_ms if step.ended_ms is None else step.ended_ms)
+            for step in steps
+            if step.started_ms is not None
+        ]
+        if not times:
+            return None
+        start_ms, end_ms = min(start for start, _ in times), max(end for _, end in times)
+        bar = self.bar("items", start_ms, end_ms)
+        return TierBand(number, bar.left, bar.width, end_ms - start_ms)
+
+
+def bars_of(unit: StepView, timeline: Timeline, now_ms: float) -> tuple[Bar, ...]:
+    """Return the bars of a step or an item. A mapped step has one, from its start to its end."""
+    if unit.items is not None:
+        if unit.started_ms is None:
+            return ()
+        end_ms = now_ms if unit.ended_ms is None else unit.ended_ms
+        bar = timeline.bar("items", unit.started_ms, end_ms)
+        return (bar._replace(end=unit.status.lower()),)
+    return tuple(
+        bar for attempt in unit.attempts for bar in _bars_of(unit, attempt, timeline, now_ms)
+    )
+
+
+def _bars_of(
+    unit: StepView, attempt: AttemptView, timeline: Timeline, now_ms: float
+) -> Iterator[Bar]:
+    number, start_ms = attempt.number, attempt.started_ms
+    if attempt.queued_ms > 0:
+        yield timeline.bar("queue", start_ms - attempt.queued_ms, start_ms, number)
+    end_ms = now_ms if attempt.ended_ms is None else attempt.ended_ms
+    yield timeline.bar("attempt", start_ms, end_ms, number)._replace(
+        end=attempt.end or "running", abandoned=attempt.abandoned
+    )
+    for block in attempt.blocks:
+        from_ms = max(block.at_ms - block.blocked_ms, start_ms)
+        to_ms = min(block.at_ms, max(end_ms, from_ms))
+        yield timeline.bar("blocked", from_ms, to_ms, number)._replace(note=block.where)
+    if attempt.ended_ms is not None and attempt.retry_in_ms is not None:
+        wait_ms = end_ms + attempt.retry_in_ms
+        if unit.ended_ms is not None:  # cut short in the wait
+            wait_ms = min(wait_ms, unit.ended_ms)
+        yield timeline.bar("backoff", end_ms, wait_ms, number)
+
+
+def running_at(view: RunView, now_ms: float) -> list[tuple[float, int]]:
+    """Return how many attempts were running from which time on, at most some hundred times.
+
+    Where there are more, of each short time the most that were running at once are told.
+    """
+    changes: dict[float, int] = {}
+    for step in view.steps.values():
+        for unit in [step] if step.items is None else step.items.values():
+            for attempt in unit.attempts:
+                end_ms = now_ms if attempt.ended_ms is None else attempt.ended_ms
+                changes[attempt.started_ms] = changes.get(attempt.started_ms, 0) + 1
+                changes[end_ms] = changes.get(end_ms, 0) - 1
+    points, running = [], 0
+    for at_ms in sorted(changes):
+        if changes[at_ms]:
+            running += changes[at_ms]
+            points.append((at_ms, running))
+    return points if len(points) <= _MOST_POINTS else _thinned(points, now_ms)
+
+
+def _thinned(points: list[tuple[float, int]], now_ms: float) -> list[tuple[float, int]]:
+    width = now_ms / _MOST_POINTS
+    most: list[int] = []
+    running = 0
+    following = iter([*points, (now_ms * 2 + 1, 0)])
+    at_ms, count = next(following)
+    for number in range(_MOST_POINTS):
+        peak = running
+        while at_ms < (number + 1) * width:
+            running = count
+            peak = max(peak, running)
+            at_ms, count = next(following)
+        most.append(peak)
+    return [(number * width, peak) for number, peak in enumerate(most)] + [(now_ms, 0)]
+
+
+def ticks(timeline: Timeline, about: int = 8) -> list[Tick]:
+    """Return round times for the axis, about so many of them at most."""
+    wanted = timeline.span_ms / about
+    step_ms = next((nice for nice in _NICE_MS if nice >= wanted), None)
+    if step_ms is None:
+        years = _NICE_MS[-1]
+        step_ms = years * -(-wanted // years)
+    count = int(timeline.span_ms / step_ms * 1.000001)
+    return [
+        Tick(timeline.at(number * step_ms), _tick_text(number * step_ms, step_ms))
+        for number in range(count + 1)
+    ]
+
+
+def _tick_text(ms: float, step_ms: float) -> str:
+    """Write a time with as many places as tell it apart from the next one."""
+    if not ms:
+        return "0"
+    if ms < 1_000:
+        return f"{ms:g} ms"
+    if ms < 60_000:
+        places = max(0, math.ceil(-math.log10(step_ms / 1_000) - 1e-9))
+        return f"{ms / 1_000:.{places}f} s"
+    minutes, seconds = divmod(round(ms / 1_000), 60)
+    hours, minutes = divmod(minutes, 60)
+    days, hours = divmod(hours, 24)
+    parts = [(days, "d"), (hours, "h"), (minutes, "m"), (seconds, "s")]
+    return " ".join(f"{count} {unit}" for count, unit in parts if count)

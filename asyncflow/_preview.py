@@ -1,0 +1,171 @@
+"""What is shown of a value: a few lines, whatever it is and however large."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from itertools import islice
+from typing import NamedTuple
+
+from asyncflow._errors import RestoredError
+from asyncflow._result import REDACTED_OUTPUT, RestoredOutput, stand_in
+from asyncflow._text import describe, in_one_line, text_of
+
+__all__ = ["Preview", "error_trace", "error_words", "preview", "printable"]
+
+_DEEPEST = 8
+"""How deep into what a value holds is looked. It also ends what holds itself."""
+
+
+class Preview(NamedTuple):
+    """What is shown of a value."""
+
+    text: str
+    cut: bool
+    """Whether there is more of it."""
+    redacted: bool = False
+    """Whether the value is secret; then the text says so."""
+
+    @property
+    def size(self) -> int:
+        """How many bytes it takes in a page."""
+        return _size(self.text)
+
+
+def preview(value: object, limit: int) -> Preview:
+    """Return what a value reads like in Python, in at most ``limit`` bytes of HTML.
+
+    No more than that is looked at of a large text, list or mapping. Of an object of any other type
+    its ``repr`` is asked.
+    """
+    # No more is asked of a value than its type: whatever else it has may raise.
+    if type(value) is RestoredOutput and value == REDACTED_OUTPUT:
+        return Preview("redacted", cut=False, redacted=True)
+    writer = _Writer(limit)
+    writer.write(value, 0)
+    text = printable("".join(writer.parts))
+    shown = _beginning(text, limit)
+    return Preview(shown, cut=writer.is_full or shown != text)
+
+
+def error_words(error: BaseException, limit: int) -> str:
+    """Return ``ErrorType: message`` in one line of at most about ``limit`` characters."""
+    text = describe(error)
+    return text if len(text) <= limit else f"{text[:limit]}…"
+
+
+def error_trace(error: BaseException, limit: int) -> Preview:
+    """Return the traceback of an error, of a long one its beginning and its end."""
+    restored = stand_in(error)
+    text = restored.traceback or (
+        f"{restored.type_name}: {restored.message}" if isinstance(error, RestoredError) else ""
+    )
+    text = printable(text.rstrip() or describe(error))
+    if _size(text) <= limit:
+        return Preview(text, cut=False)
+    head = _beginning(text, limit // 3)
+    tail = _beginning(text[::-1], limit - limit // 3)[::-1]
+    left_out = len(text) - len(head) - len(tail)
+    return Preview(f"{head}\n… {left_out:,} characters left out …\n{tail}", cut=True)
+
+
+def printable(text: str) -> str:
+    """Return the text with its lines kept and all other control characters written out."""
+    return "\n".join(in_one_line(line) for line in text.expandtabs(4).split("\n"))
+
+
+def _size(text: str) -> int:
+    """Return how many bytes a text takes in a page."""
+    return sum(map(_size_of, text))
+
+
+def _size_of(letter: str) -> int:
+    return _ESCAPED.get(letter) or len(letter.encode())
+
+
+def _beginning(text: str, limit: int) -> str:
+    """Return as much of a text as goes into so many bytes of a page."""
+    left = limit
+    for at, letter in enumerate(text):
+        left -= _size_of(letter)
+        if left < 0:
+            return text[:at]
+    return text
+
+
+_ESCAPED = {"&": 5, "<": 4, ">": 4}
+
+
+class _Writer:
+    """Writes a value into parts of text until there are enough characters."""
+
+    def __init__(self, limit: int) -> None:
+        self.parts: list[str] = []
+        self._left = limit
+
+    @property
+    def is_full(self) -> bool:
+        return self._left < 0
+
+    def _put(self, text: str) -> None:
+        self.parts.append(text)
+        self._left -= len(text)
+
+    def write(self, value: object, depth: int) -> None:
+        kind = type(value)
+        if kind is RestoredOutput:
+            assert isinstance(value, RestoredOutput)
+            self._put(value.text[: self._left + 1])
+        elif kind is str or kind is bytes:
+            self._put(text_of(repr, value[: self._left + 1]))  # type: ignore[index]
+        elif kind in _BRACKETS and depth < _DEEPEST:
+            self._write_all(value, depth)
+        elif kind in _BRACKETS:
+            self._put("…")
+        else:
+            self._put(text_of(repr, value)[: self._left + 1])
+
+    def _write_all(self, value: object, depth: int) -> None:
+        before, after = _BRACKETS[type(value)]
+        assert isinstance(value, Iterable)
+        if not value:
+            self._put(_EMPTY.get(type(value), before + after))
+            return
+        indent = "\n" + "  " * (depth + 1)
+        # What is short and flat stands in one line.
+        apart, around = (", ", "") if _is_flat(value) else (f",{indent}", indent)
+        self._put(before + around)
+        for number, each in enumerate(value.items() if isinstance(value, dict) else value):
+            if self.is_full:
+                return
+            if number:
+                self._put(apart)
+            if isinstance(value, dict):
+                key, each = each
+                self.write(key, depth + 1)
+                self._put(": ")
+            self.write(each, depth + 1)
+        if type(value) is tuple and len(value) == 1:
+            self._put(",")
+        self._put(("\n" + "  " * depth if around else "") + after)
+
+
+_BRACKETS: dict[type, tuple[str, str]] = {
+    list: ("[", "]"),
+    tuple: ("(", ")"),
+    dict: ("{", "}"),
+    set: ("{", "}"),
+    frozenset: ("frozenset({", "})"),
+}
+_EMPTY: dict[type, str] = {set: "set()", frozenset: "frozenset()"}
+_PLAIN = (type(None), bool, int, float)
+
+
+def _is_flat(value: Iterable[object]) -> bool:
+    if isinstance(value, dict):
+        return len(value) <= 4 and all(map(_is_short, [*value, *value.values()]))
+    few = list(islice(value, 40))
+    return all(type(each) in _PLAIN for each in few) or (len(few) <= 4 and all(map(_is_short, few)))
+
+
+def _is_short(value: object) -> bool:
+    return type(value) in _PLAIN or (type(value) is str and len(value) <= 12)

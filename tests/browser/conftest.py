@@ -1,0 +1,66 @@
+"""A real Chromium, one for all tests; pages are cheap.
+
+The tests and the browser share one event loop, since playwright's objects belong to a loop.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import shutil
+from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import pytest
+import pytest_asyncio
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
+Open: TypeAlias = Callable[..., Awaitable[Any]]
+
+
+@pytest_asyncio.fixture(loop_scope="session", scope="session")
+async def browser() -> AsyncIterator[Any]:
+    if importlib.util.find_spec("playwright") is None:
+        pytest.skip("playwright drives the browser and is not installed")
+    if CHROMIUM is None:
+        pytest.skip("the pages are shown in chromium, which is not installed")
+    from playwright.async_api import async_playwright
+
+    async with async_playwright() as playwright:
+        browser = await playwright.chromium.launch(
+            executable_path=CHROMIUM, args=["--no-sandbox", "--force-color-profile=srgb"]
+        )
+        yield browser
+        await browser.close()
+
+
+@pytest_asyncio.fixture(loop_scope="session")
+async def opened(browser: Any, tmp_path: Path) -> AsyncIterator[Open]:
+    """Opens a page from its HTML, as a file.
+
+    The page has a list ``requests`` of what it has asked for beside the file itself, and must not
+    complain of anything unless the test takes that from its list ``complaints``.
+    """
+    contexts: list[Any] = []
+    complaints: list[str] = []
+
+    async def open_page(html: str, at: str = "", **options: Any) -> Any:
+        path = tmp_path / f"page{len(contexts)}.html"
+        path.write_text(html, encoding="utf-8")
+        options = {"viewport": {"width": 1280, "height": 900}, "color_scheme": "light"} | options
+        context = await browser.new_context(**options)
+        contexts.append(context)
+        page = await context.new_page()
+        page.requests, page.complaints = [], complaints
+        page.on("request", lambda each: page.requests.append(each.url))
+        page.on("console", lambda each: complaints.append(each.text))
+        page.on("pageerror", lambda each: complaints.append(str(each)))
+        page.on("dialog", lambda each: complaints.append(f"dialog: {each.message}"))
+        await page.goto(path.as_uri() + at)
+        assert page.requests.pop(0).startswith("file:")
+        return page
+
+    yield open_page
+    for context in contexts:
+        await context.close()
+    assert complaints == []

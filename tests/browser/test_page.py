@@ -1,0 +1,887 @@
+"""The page of a run in a real browser: what is seen, and what the reader can do with it."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Awaitable, Callable
+from itertools import combinations, pairwise
+from pathlib import Path
+from typing import Any
+
+import PIL.Image
+import pytest
+from golden_run import GOLDEN, HOSTILE, LONG, SECRET, STOOD_STILL
+
+from asyncflow import StepStatus
+from asyncflow._gantt import Timeline, bars_of
+from asyncflow._page import Live, sections
+from asyncflow._page import page as page_of
+from asyncflow._view import RunView
+from asyncflow.events import (
+    AttemptFailed,
+    AttemptStarted,
+    Event,
+    RunFinished,
+    RunStarted,
+    StepCancelled,
+    StepFailed,
+    StepSkipped,
+    StepSucceeded,
+)
+from asyncflow.html_report import to_html
+
+pytestmark = pytest.mark.asyncio(loop_scope="session")  # that of the browser
+
+Open = Callable[..., Awaitable[Any]]
+
+VIEW = RunView(GOLDEN)
+NUMBERS = {name: number for number, name in enumerate(VIEW.steps)}
+RATES, FETCH, FAILED = NUMBERS["rates"], NUMBERS["fetch"], NUMBERS[HOSTILE]
+
+
+@pytest.fixture(scope="session")
+def golden() -> str:
+    return to_html(GOLDEN)
+
+
+def sections_of(events: list[Event]) -> dict[str, str]:
+    view = RunView(events)
+    return sections(view, events, now_ms=view.at_ms)
+
+
+def many(count: int, width: int = 25) -> list[Event]:
+    names = [f"step_{number:04}" for number in range(count)]
+    dependencies = {
+        name: (names[at - width],) if at >= width else () for at, name in enumerate(names)
+    }
+    events: list[Event] = [RunStarted("many", 0.0, dependencies)]
+    for at, name in enumerate(names):
+        begin = float(at // width * 100)
+        events.append(AttemptStarted(name, 1, begin))
+        events.append(StepSucceeded(name, 1, begin + 10 + at % width * 3, {"rows": at}))
+    return [*events, RunFinished(count * 100.0 / width, "passed")]
+
+
+# What is seen.
+
+
+async def geometry(page: Any, number: int) -> tuple[dict[str, float], list[dict[str, float]]]:
+    """Where the track of a step lies, and where the bars in it do."""
+    found = await page.evaluate(
+        """number => {
+          const line = document.querySelector(`.line.step[data-i="${number}"]`);
+          const box = (of) => {
+            const {left, right, width} = of.getBoundingClientRect();
+            return {left, right, width};
+          };
+          return [box(line.querySelector("svg")), [...line.querySelectorAll(".bar")].map((bar) => {
+            const boxes = [...bar.querySelectorAll("rect")].map(box);
+            return {
+              left: Math.min(...boxes.map((each) => each.left)),
+              right: Math.max(...boxes.map((each) => each.right)),
+            };
+          })];
+        }""",
+        number,
+    )
+    return found[0], found[1]
+
+
+async def assert_bars_lie_where_the_events_say(page: Any) -> None:
+    timeline = Timeline.until(VIEW.at_ms)
+    for name, number in NUMBERS.items():
+        track, shown = await geometry(page, number)
+        bars = bars_of(VIEW.steps[name], timeline, VIEW.at_ms)
+        bars = tuple(sorted(bars, key=lambda bar: bar.kind == "blocked"))  # they are drawn last
+        assert len(shown) == len(bars)
+        for bar, seen in zip(bars, shown, strict=True):
+            left = track["left"] + bar.start_ms / VIEW.at_ms * track["width"]
+            right = track["left"] + bar.end_ms / VIEW.at_ms * track["width"]
+            if bar.kind in ("attempt", "items"):
+                right = max(right, left + 3)
+            assert seen["left"] == pytest.approx(left, abs=1), (name, bar)
+            assert seen["right"] == pytest.approx(right, abs=1), (name, bar)
+
+
+async def test_bars_lie_where_the_events_say_to_a_pixel(opened: Open, golden: str) -> None:
+    page = await opened(golden)
+
+    await assert_bars_lie_where_the_events_say(page)
+
+
+async def test_zoomed_bars_lie_where_the_events_say_to_a_pixel(opened: Open, golden: str) -> None:
+    page = await opened(golden)
+
+    for _ in range(5):
+        await page.keyboard.press("+")
+
+    track, _ = await geometry(page, RATES)
+    assert track["width"] > 5_000
+    await assert_bars_lie_where_the_events_say(page)
+
+
+async def test_bars_lie_where_the_events_say_without_a_script(opened: Open, golden: str) -> None:
+    page = await opened(golden, java_script_enabled=False)
+
+    boxes = [
+        await page.locator(f'.line.step[data-i="{RATES}"] > svg').bounding_box(),
+        *[
+            await each.bounding_box()
+            for each in await page.locator(
+                f'.line.step[data-i="{RATES}"] .bar.attempt rect:not(.least)'
+            ).all()
+        ],
+    ]
+    track, *bars = boxes
+    starts = [0.6, 1000.0, 2400.0]
+    for bar, start_ms in zip(bars, starts, strict=True):
+        assert bar["x"] == pytest.approx(track["x"] + start_ms / VIEW.at_ms * track["width"], abs=1)
+
+
+async def test_three_attempts_are_three_segments_and_two_gaps(opened: Open, golden: str) -> None:
+    page = await opened(golden)
+    line = page.locator(f'.line.step[data-i="{RATES}"]')
+
+    assert await line.locator(".bar.attempt").count() == 3
+    assert await line.locator(".bar.backoff").count() == 2
+    _, shown = await geometry(page, RATES)
+    # The first one is followed by its backoff, a wait in line and the second one, without a hole.
+    for one, other in pairwise(shown):
+        assert other["left"] == pytest.approx(one["right"], abs=1)
+
+
+async def test_a_millisecond_beside_hours_can_be_seen_and_zoomed_into(opened: Open) -> None:
+    hours = 5 * 3_600_000.0
+    page = await opened(
+        to_html(
+            [
+                RunStarted("r", 0.0, {"short": (), "long": ()}),
+                AttemptStarted("short", 1, 1_000.0),
+                AttemptStarted("long", 1, 0.0),
+                StepSucceeded("short", 1, 1_001.0, None),
+                StepSucceeded("long", 1, hours, None),
+                RunFinished(hours, "passed"),
+            ]
+        )
+    )
+
+    _, (bar,) = await geometry(page, 0)
+    assert bar["right"] - bar["left"] >= 3
+    assert await page.locator(".ticks text").all_inner_texts() != []
+    for _ in range(30):
+        await page.keyboard.press("+")
+    track, (bar,) = await geometry(page, 0)
+    assert track["width"] > 7_000_000
+    await page.evaluate("document.getElementById('gantt-scroll').scrollLeft = 0")
+    await page.wait_for_function(
+        "[...document.querySelectorAll('.ticks text')].some((of) => / m?s$/.test(of.textContent))"
+    )
+
+
+def in_all_states() -> list[Event]:
+    names = {status: f"a step that is {status}" for status in StepStatus}
+    return [
+        RunStarted("states", 0.0, dict.fromkeys(names.values(), ())),
+        AttemptStarted(names[StepStatus.SUCCESS], 1, 0.0),
+        AttemptStarted(names[StepStatus.RUNNING], 1, 0.0),
+        AttemptStarted(names[StepStatus.FAILED], 1, 0.0),
+        AttemptStarted(names[StepStatus.CANCELLED], 1, 0.0),
+        StepSucceeded(names[StepStatus.SUCCESS], 1, 9.0, None),
+        StepSkipped(names[StepStatus.SKIPPED], 9.0, "its condition was false", True),
+        StepFailed(names[StepStatus.FAILED], 1, 9.0, ValueError("no")),
+        StepCancelled(names[StepStatus.CANCELLED], 1, 9.0, "a step failed", None),
+    ]
+
+
+async def in_grey(one: Any, size: tuple[int, int]) -> bytes:
+    """What something looks like without colours: a byte for each pixel."""
+    picture = PIL.Image.open(io.BytesIO(await one.screenshot()))
+    return bytes(picture.convert("L").resize(size).tobytes())
+
+
+def difference(one: bytes, other: bytes, least: int) -> int:
+    """How many pixels are clearly different."""
+    return sum(abs(a - b) > least for a, b in zip(one, other, strict=True))
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+async def test_six_states_are_told_apart_in_greyscale(opened: Open, scheme: str) -> None:
+    page = await opened(to_html(in_all_states()), color_scheme=scheme)
+
+    for query, size in (
+        (".node.{0}", (226, 48)),
+        (".chip.{0} > span", (16, 18)),
+        (".line .sign.{0}", (16, 20)),
+    ):
+        pictures = {
+            status: await in_grey(page.locator(query.format(status.lower())).first, size)
+            for status in StepStatus
+        }
+        for one, other in combinations(StepStatus, 2):
+            assert difference(pictures[one], pictures[other], 60) >= 8, (query, one, other)
+    words = await page.locator("#steps-table .chip").all_inner_texts()
+    assert {word.split()[1] for word in words} == {status.value for status in StepStatus}
+
+
+async def test_the_ends_of_attempts_are_told_apart_in_greyscale(opened: Open, golden: str) -> None:
+    page = await opened(golden)
+
+    pictures = {
+        kind: await in_grey(page.locator(f".legend .f-{kind}").first, (24, 16))
+        for kind in ("success", "p-failed", "p-timed-out", "p-cancelled", "p-crashed", "p-running")
+    }
+
+    for one, other in combinations(pictures, 2):
+        assert difference(pictures[one], pictures[other], 25) > 40, (one, other)
+
+
+async def test_a_name_of_60_characters_can_be_read_everywhere(opened: Open, golden: str) -> None:
+    assert len(LONG) >= 60
+    page = await opened(golden, at=f"#step={LONG}")
+    number = NUMBERS[LONG]
+
+    fits = await page.evaluate(
+        """number => {
+          const is = `[data-i="${number}"]`, node = document.querySelector(`.node${is}`);
+          const box = node.querySelector(".box").getBoundingClientRect();
+          const lines = [...node.querySelectorAll(".n")];
+          const fits = (of) =>
+            of.scrollWidth <= of.clientWidth + 1 && of.scrollHeight <= of.clientHeight + 2;
+          return [
+            ...[`.line.step${is} .name`, `#steps-table tr${is} th`, `#s${number} h3`]
+              .map((query) => document.querySelector(query))
+              .map((of) => of.textContent + (fits(of) ? "" : " cut")),
+            lines.map((each) => each.textContent).join("")
+              + (lines.some((of) => of.getBoundingClientRect().right > box.right) ? " cut" : ""),
+          ];
+        }""",
+        number,
+    )
+
+    assert fits == [LONG] * 4
+
+
+async def test_text_stays_in_the_boxes_of_the_graph(opened: Open, golden: str) -> None:
+    page = await opened(golden)
+
+    assert (
+        await page.evaluate(
+            """[...document.querySelectorAll(".node")].filter((node) => {
+          const box = node.querySelector(".box").getBoundingClientRect();
+          return [...node.querySelectorAll("text")].some((text) => {
+            const of = text.getBoundingClientRect();
+            return of.left < box.left || of.right > box.right
+              || of.top < box.top - 1 || of.bottom > box.bottom + 1; });
+        }).map((node) => node.textContent)"""
+        )
+        == []
+    )
+
+
+async def test_a_narrow_screen_needs_no_sideways_scrolling(opened: Open, golden: str) -> None:
+    page = await opened(golden, viewport={"width": 400, "height": 800})
+
+    assert await page.evaluate("document.documentElement.scrollWidth") <= 400
+
+
+async def test_the_start_is_shown_by_the_readers_clock_and_once(opened: Open, golden: str) -> None:
+    page = await opened(golden, timezone_id="Asia/Tokyo", locale="en-GB")
+
+    text = await page.locator("#header").inner_text()
+    assert "1 Jan 2026, 09:00:00" in text
+    assert "UTC" not in text
+
+
+async def test_with_javascript_off_everything_is_there(opened: Open, golden: str) -> None:
+    page = await opened(golden, java_script_enabled=False, timezone_id="Asia/Tokyo")
+
+    text = await page.locator("body").inner_text()
+    assert "2026-01-01 00:00:00 UTC" in text
+    for name in VIEW.steps:
+        assert await page.locator("article", has_text=name).first.is_visible()
+    assert await page.locator("article").count() == len(VIEW.steps)
+    assert "'rows': 3" in text
+    assert "in _with_traceback" in text
+    assert "the server of the rates closed the connection" in text
+    for query in ("#gantt", "#dag svg", "#steps-table", "#events-table", "#data", "#failure"):
+        assert await page.locator(query).is_visible()
+    for query in ("#bar", "#event-tools", "[data-zoom]"):  # they could do nothing
+        assert not await page.locator(query).first.is_visible()
+
+
+async def test_printed_it_is_light_and_complete_and_has_no_buttons(
+    opened: Open, golden: str
+) -> None:
+    page = await opened(golden, color_scheme="dark")
+    await page.emulate_media(media="print", color_scheme="dark")
+
+    assert not await page.locator("button:visible:not(thead *)").count()
+    assert await page.evaluate("getComputedStyle(document.body).backgroundColor") == (
+        "rgb(255, 255, 255)"
+    )
+    assert await page.locator("article:visible").count() == len(VIEW.steps)
+    assert await page.evaluate(
+        "[...document.querySelectorAll('.scroll')]"
+        ".every((each) => each.scrollHeight <= each.clientHeight + 2)"
+    )
+    assert (await page.pdf()).startswith(b"%PDF")
+
+
+# Nothing of the run acts, and nothing is asked for.
+
+
+async def test_the_file_asks_for_nothing(opened: Open, golden: str) -> None:
+    page = await opened(golden)
+    await page.keyboard.press("ArrowDown")
+    await page.wait_for_timeout(50)
+
+    assert page.requests == []
+    assert SECRET not in await page.content()
+
+
+async def test_markup_in_names_outputs_and_errors_is_inert(opened: Open, golden: str) -> None:
+    page = await opened(golden)
+    await page.locator("#steps-table th a", has_text="alert('step')").click()
+
+    assert await page.evaluate("document.scripts.length") == 1
+    assert HOSTILE in await page.locator("#details .selected h3").inner_text()
+
+
+async def test_even_markup_that_got_in_could_not_act(opened: Open, golden: str) -> None:
+    page = await opened(golden)
+
+    await page.evaluate(
+        """asyncflow.update({data: `<img src=x onerror="window.hacked = 1">
+          <b onclick="window.hacked = 1">x</b><iframe src="data:text/html,x"></iframe>
+          <a href="javascript:window.hacked = 1">x</a>`})"""
+    )
+    await page.locator("#data b").click()
+    await page.locator("#data a").click()
+    await page.evaluate(
+        """() => { const script = document.createElement("script");
+          script.textContent = "window.hacked = 1"; document.body.append(script); }"""
+    )
+    blocked = await page.evaluate("fetch('https://example.org/').then(() => false, () => true)")
+
+    assert blocked
+    assert await page.evaluate("window.hacked") is None
+    assert len(page.complaints) >= 4
+    assert all("Content Security Policy" in each or "CSP" in each for each in page.complaints)
+    page.complaints.clear()
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("events", [GOLDEN, GOLDEN[: STOOD_STILL - 3]], ids=["ended", "running"])
+async def test_axe_finds_nothing(opened: Open, scheme: str, events: list[Event]) -> None:
+    axe = pytest.importorskip("axe_playwright_python.base", reason="axe judges accessibility")
+    script = Path(axe.__file__).with_name("axe.min.js").read_text(encoding="utf-8")
+    page = await opened(to_html(events), color_scheme=scheme, at="#step=rates&attempt=2")
+    await page.evaluate("for (const each of document.querySelectorAll('details')) each.open = true")
+
+    await page.evaluate(script)
+    found = await page.evaluate("axe.run(document, {resultTypes: ['violations']})")
+
+    assert [
+        (each["id"], node["html"][:200], node["failureSummary"][:300])
+        for each in found["violations"]
+        for node in each["nodes"]
+    ] == []
+    assert len(found["passes"]) > 20
+
+
+async def test_axe_finds_nothing_with_javascript_off_or_in_the_help(
+    opened: Open, golden: str
+) -> None:
+    axe = pytest.importorskip("axe_playwright_python.base", reason="axe judges accessibility")
+    script = Path(axe.__file__).with_name("axe.min.js").read_text(encoding="utf-8")
+    page = await opened(golden)
+    await page.keyboard.press("?")
+    await page.evaluate("document.documentElement.classList.remove('js')")
+
+    await page.evaluate(script)
+    found = await page.evaluate("axe.run(document, {resultTypes: ['violations']})")
+
+    assert [(each["id"], each["nodes"][0]["html"][:200]) for each in found["violations"]] == []
+
+
+# Selecting.
+
+
+async def selected(page: Any) -> dict[str, Any]:
+    """Which step is selected in each view, and what the address says."""
+    found = await page.evaluate(
+        """() => ({
+          gantt: document.querySelector(".line.chosen")?.dataset.i,
+          node: document.querySelector(".node.chosen")?.dataset.i,
+          row: document.querySelector("#steps-table .chosen")?.dataset.i,
+          event: document.querySelector("#events-table .chosen")?.dataset.i,
+          details: document.querySelector("#details .selected")?.dataset.i,
+          bar: document.querySelector(".bar.chosen")?.dataset.a,
+          hash: location.hash,
+        })"""
+    )
+    return {view: what for view, what in found.items() if what is not None}
+
+
+def everywhere(number: int, at: str, bar: str | None = None) -> dict[str, Any]:
+    views = dict.fromkeys(("gantt", "node", "row", "event", "details"), str(number))
+    return {**views, "hash": at} | ({} if bar is None else {"bar": bar})
+
+
+NOTHING = {"hash": ""}
+
+
+@pytest.mark.parametrize(
+    "query",
+    [
+        f'.line.step[data-i="{RATES}"] .name',
+        f'.node[data-i="{RATES}"] .box',
+        f'#steps-table tr[data-i="{RATES}"] a',
+        f'#steps-table tr[data-i="{RATES}"] td:nth-child(4)',
+    ],
+)
+async def test_a_step_that_is_selected_is_selected_everywhere(
+    opened: Open, golden: str, query: str
+) -> None:
+    page = await opened(golden)
+    assert await selected(page) == NOTHING
+    assert not await page.locator("#panel").is_visible()
+
+    await page.locator(query).first.click()
+
+    assert await selected(page) == everywhere(RATES, "#step=rates")
+    assert await page.locator("#panel h3").filter(visible=True).inner_text() == "rates"
+
+
+async def test_a_bar_and_an_event_select_their_attempt(opened: Open, golden: str) -> None:
+    page = await opened(golden)
+
+    await page.locator(f'.line.step[data-i="{RATES}"] .bar.attempt[data-a="2"]').click()
+    assert await selected(page) == everywhere(RATES, "#step=rates&attempt=2", "2")
+
+    await page.locator(f'#events-table tr[data-i="{RATES}"][data-a="1"]').first.click()
+    assert await selected(page) == everywhere(RATES, "#step=rates&attempt=1", "1")
+
+    await page.locator('#details .selected a[data-a="3"]').click()
+    assert await selected(page) == everywhere(RATES, "#step=rates&attempt=3", "3")
+
+
+async def test_a_link_selects_and_back_goes_back(opened: Open, golden: str) -> None:
+    page = await opened(golden, at="#step=rates&attempt=2")
+    assert await selected(page) == everywhere(RATES, "#step=rates&attempt=2", "2")
+
+    await page.locator("#failure h2 a").click()
+    assert (await selected(page))["details"] == str(FAILED)
+    link = await page.evaluate("location.href")
+    await page.go_back()
+    assert await selected(page) == everywhere(RATES, "#step=rates&attempt=2", "2")
+    await page.go_forward()
+    assert (await selected(page))["details"] == str(FAILED)
+
+    await page.goto("about:blank")
+    await page.goto(link)
+    assert (await selected(page))["details"] == str(FAILED)
+
+
+@pytest.mark.parametrize("at", ["#step=gone", "#step=", "#step=rates&attempt=x", "#%", "#table"])
+async def test_a_link_that_means_nothing_does_no_harm(opened: Open, golden: str, at: str) -> None:
+    page = await opened(golden, at=at)
+
+    found = await selected(page)
+    assert found.get("bar") is None
+    assert found.get("details") == (str(RATES) if "rates" in at else None)
+
+
+async def test_a_link_of_a_page_without_a_script_works_with_one(opened: Open, golden: str) -> None:
+    page = await opened(golden, at=f"#s{RATES}")
+
+    assert (await selected(page))["details"] == str(RATES)
+
+
+async def test_the_keyboard_leads_through_steps_and_attempts(opened: Open, golden: str) -> None:
+    page = await opened(golden)
+    order = [NUMBERS[name] for tier in VIEW.tiers for name in tier]
+
+    seen = []
+    for _ in order:
+        await page.keyboard.press("ArrowDown")
+        seen.append(int((await selected(page))["details"]))
+    assert seen == order
+    await page.keyboard.press("ArrowDown")  # the last one stays
+    assert (await selected(page))["details"] == str(order[-1])
+    for _ in order:
+        await page.keyboard.press("ArrowUp")
+    assert (await selected(page))["details"] == str(order[0])
+    await page.keyboard.press("ArrowDown")
+    attempts = []
+    for key in ("ArrowRight", "ArrowRight", "ArrowRight", "ArrowRight", "ArrowLeft"):
+        await page.keyboard.press(key)
+        attempts.append((await selected(page)).get("bar"))
+    assert attempts == ["1", "2", "3", "3", "2"]
+    await page.keyboard.press("Escape")
+    assert await selected(page) == NOTHING
+
+
+async def test_help_opens_and_closes_by_keyboard(opened: Open, golden: str) -> None:
+    page = await opened(golden)
+
+    await page.keyboard.press("?")
+    assert await page.locator("#help").is_visible()
+    await page.keyboard.press("ArrowDown")
+    await page.keyboard.press("Escape")
+
+    assert not await page.locator("#help").is_visible()
+    assert await selected(page) == NOTHING
+
+
+async def test_where_the_focus_is_can_be_seen(opened: Open, golden: str) -> None:
+    page = await opened(golden)
+
+    for _ in range(12):
+        await page.keyboard.press("Tab")
+        style = await page.evaluate(
+            """() => {
+              const {outlineStyle, outlineWidth} = getComputedStyle(document.activeElement);
+              return [outlineStyle, outlineWidth];
+            }"""
+        )
+        assert style == ["solid", "2px"], await page.evaluate("document.activeElement.outerHTML")
+
+
+async def test_the_panel_has_buttons_to_go_on_and_to_close(opened: Open, golden: str) -> None:
+    page = await opened(golden, at="#step=rates")
+
+    await page.locator("#panel-next").click()
+    assert (await selected(page))["details"] == str(NUMBERS["token"])
+    await page.locator("#panel-previous").click()
+    assert (await selected(page))["details"] == str(RATES)
+    await page.locator("#panel-close").click()
+    assert await selected(page) == NOTHING
+
+
+# Filtering, sorting, exporting.
+
+
+async def test_the_filter_hides_other_steps_everywhere(opened: Open, golden: str) -> None:
+    page = await opened(golden)
+
+    await page.keyboard.press("/")
+    await page.keyboard.type("CLOSED the")  # of no step
+    assert await page.locator("#found").inner_text() == "0 of 12"
+    await page.locator("#find").fill("fet")
+    assert await page.locator(".line.step:visible").count() == 1
+    assert await page.locator("details.items:visible").count() == 1
+    assert await page.locator("#steps-table tbody tr:visible").count() == 1
+    assert await page.locator(".node:not(.faint)").count() == 1
+    assert await page.locator(".tier:visible").count() == 1
+    await page.keyboard.press("ArrowDown")
+    assert (await selected(page))["details"] == str(FETCH)
+    await page.keyboard.press("Escape")
+    assert await page.locator(".line.step:visible").count() == 12
+    assert (await selected(page))["details"] == str(FETCH)
+    await page.keyboard.press("Escape")
+    assert await selected(page) == NOTHING
+
+
+async def test_steps_are_filtered_by_status(opened: Open, golden: str) -> None:
+    page = await opened(golden)
+
+    await page.locator("#find-status").select_option("skipped")
+
+    assert await page.locator("#found").inner_text() == "3 of 12"
+    assert await page.locator("#steps-table tbody tr:visible .chip.skipped").count() == 3
+
+
+async def test_the_table_of_steps_is_sorted_by_any_column(opened: Open, golden: str) -> None:
+    page = await opened(golden)
+    names = page.locator("#steps-table tbody th")
+    started = await names.all_inner_texts()
+
+    button = page.locator("#steps-table thead button", has_text="Duration")
+    await button.click()
+    upward = await names.all_inner_texts()
+    assert upward[-1] == "rates"
+    assert await page.locator("th[aria-sort=ascending]").inner_text() == "Duration"
+    await button.click()
+    assert (await names.all_inner_texts())[0] == "rates"
+    await page.locator("#steps-table thead button", has_text="Step").click()
+    assert [name.lower() for name in await names.all_inner_texts()] == sorted(
+        name.lower() for name in started
+    )
+    await page.locator("#steps-table thead button", has_text="#").click()
+    assert await names.all_inner_texts() == started
+
+
+async def test_events_are_filtered_by_text_kind_and_step(opened: Open, golden: str) -> None:
+    page = await opened(golden, at="#step=rates")
+    rows = page.locator("#events-table tbody tr:visible")
+
+    await page.locator("#event-text").fill("closed the connection")
+    assert await rows.count() == 2
+    await page.locator("#event-text").fill("")
+    await page.locator("#event-kind").select_option("AttemptStarted")
+    assert await rows.count() == sum(isinstance(event, AttemptStarted) for event in GOLDEN)
+    await page.locator("#event-step").check()
+    assert await rows.count() == 3
+    await page.locator("#event-kind").select_option("")
+    assert await rows.count() == sum(getattr(event, "step", None) == "rates" for event in GOLDEN)
+
+
+async def test_the_events_that_are_shown_are_exported(
+    opened: Open, golden: str, tmp_path: Path
+) -> None:
+    page = await opened(golden)
+
+    files = {}
+    for kind in ("json", "csv"):
+        async with page.expect_download() as waiting:
+            await page.locator(f'[data-export="{kind}"]').click()
+        download = await waiting.value
+        assert download.suggested_filename == f"nightly-2026-01-01-events.{kind}"
+        await download.save_as(tmp_path / kind)
+        files[kind] = (tmp_path / kind).read_text(encoding="utf-8")
+
+    records = json.loads(files["json"])
+    assert len(records) == len(GOLDEN)
+    assert records[6] == {
+        "at_ms": 400,
+        "time": "2026-01-01T00:00:00.400Z",
+        "event": "AttemptFailed",
+        "step": "rates",
+        "attempt": 1,
+        "item": None,
+        "text": "attempt 1 failed, the next one follows in 500 ms: "
+        "ConnectionError: the server of the rates closed the connection",
+    }
+    assert records[-1]["time"] == "2026-01-01T01:00:01.000Z"
+    rows = list(csv.DictReader(io.StringIO(files["csv"])))
+    assert [row["event"] for row in rows] == [record["event"] for record in records]
+    assert [row["text"] for row in rows] == [record["text"] for record in records]
+    assert page.requests == [] or all(url.startswith("blob:") for url in page.requests)
+
+
+async def test_a_spreadsheet_computes_nothing_of_an_export(opened: Open, tmp_path: Path) -> None:
+    page = await opened(
+        to_html([RunStarted("r", 0.0, {"=1+1": ()}), AttemptStarted("=1+1", 1, 0.0)])
+    )
+
+    async with page.expect_download() as waiting:
+        await page.locator('[data-export="csv"]').click()
+    await (await waiting.value).save_as(tmp_path / "csv")
+
+    rows = list(csv.DictReader((tmp_path / "csv").read_text(encoding="utf-8").splitlines()))
+    assert rows[1]["step"] == "'=1+1"
+
+
+# Zooming and panning.
+
+
+async def test_the_timeline_zooms_by_button_keyboard_and_wheel(opened: Open, golden: str) -> None:
+    page = await opened(golden)
+
+    async def width() -> float:
+        return (await geometry(page, RATES))[0]["width"]
+
+    full = await width()
+    await page.locator('[data-of="gantt"][data-zoom="in"]').click()
+    assert await width() == pytest.approx(full * 1.6, abs=2)
+    await page.locator('[data-of="gantt"][data-zoom="out"]').click()
+    assert await width() == pytest.approx(full, abs=2)
+    await page.keyboard.press("+")
+    await page.keyboard.press("+")
+    assert await width() == pytest.approx(full * 2.56, abs=2)
+    await page.keyboard.press("-")
+    assert await width() == pytest.approx(full * 1.6, abs=2)
+    await page.locator('[data-of="gantt"][data-zoom="fit"]').click()
+    assert await width() == pytest.approx(full, abs=2)
+
+    bar = page.locator(f'.line.step[data-i="{RATES}"] .bar.attempt[data-a="3"] rect').first
+    await bar.scroll_into_view_if_needed()
+    before = await bar.bounding_box()
+    await page.mouse.move(before["x"], before["y"] + 5)
+    await page.keyboard.down("Control")
+    await page.mouse.wheel(0, -240)
+    await page.keyboard.up("Control")
+    assert await width() > full * 1.3
+    after = await bar.bounding_box()
+    assert after["x"] == pytest.approx(before["x"], abs=3)  # what is under the pointer stays there
+    await page.keyboard.press("0")
+    assert await width() == pytest.approx(full, abs=2)
+
+
+async def test_the_axis_names_finer_times_when_zoomed(opened: Open, golden: str) -> None:
+    page = await opened(golden)
+    before = await page.locator(".ticks text").all_inner_texts()
+
+    for _ in range(8):
+        await page.keyboard.press("+")
+    await page.wait_for_function(
+        "first => [...document.querySelectorAll('.ticks text')]"
+        ".every((each) => !first.includes(each.textContent))",
+        arg=[text for text in before if text != "2 s"],
+    )
+
+    texts = await page.locator(".ticks text").all_inner_texts()
+    assert 3 <= len(texts) <= 12
+
+
+async def test_the_zoomed_timeline_is_panned_by_dragging(opened: Open, golden: str) -> None:
+    page = await opened(golden)
+    for _ in range(4):
+        await page.keyboard.press("+")
+    box = page.locator("#gantt-scroll")
+    await box.scroll_into_view_if_needed()
+    at = await box.bounding_box()
+    before = await box.evaluate("(of) => of.scrollLeft")
+
+    await page.mouse.move(at["x"] + 700, at["y"] + 150)
+    await page.mouse.down()
+    await page.mouse.move(at["x"] + 600, at["y"] + 150, steps=4)
+    await page.mouse.up()
+
+    assert await box.evaluate("(of) => of.scrollLeft") == pytest.approx(before + 100, abs=2)
+    assert await selected(page) == NOTHING  # a drag is no click
+
+
+async def test_the_graph_zooms_and_fits(opened: Open, golden: str) -> None:
+    page = await opened(golden)
+    graph, box = page.locator("#dag svg"), page.locator("#dag-scroll")
+
+    async def width() -> float:
+        return float((await graph.bounding_box())["width"])
+
+    await page.locator('[data-of="dag"][data-zoom="fit"]').click()
+    assert await width() <= (await box.bounding_box())["width"]
+    before = await width()
+    await page.locator('[data-of="dag"][data-zoom="in"]').click()
+    assert await width() == pytest.approx(before * 1.6, abs=2)
+    await box.hover()
+    await page.keyboard.down("Control")
+    await page.mouse.wheel(0, 300)
+    await page.keyboard.up("Control")
+    assert await width() < before * 1.6
+
+
+async def test_a_bar_says_at_once_what_it_is(opened: Open, golden: str) -> None:
+    page = await opened(golden)
+
+    await page.locator(f'.line.step[data-i="{RATES}"] .bar.backoff').first.hover()
+
+    assert await page.locator("#tip").inner_text() == "backoff of 500 ms after attempt 1"
+    await page.locator("h1").hover()
+    assert not await page.locator("#tip").is_visible()
+
+
+async def test_the_theme_is_switched_and_kept(opened: Open, golden: str) -> None:
+    page = await opened(golden)
+
+    async def ground() -> str:
+        return str(await page.evaluate("getComputedStyle(document.body).backgroundColor"))
+
+    light = await ground()
+    await page.keyboard.press("t")
+    assert await ground() == light
+    await page.locator("#theme").click()
+    dark = await ground()
+    assert dark != light
+    assert await page.locator("#theme").get_attribute("aria-label") == "Theme: dark"
+    await page.reload()
+    assert await ground() == dark
+    page.requests.clear()
+
+
+# A run that goes on.
+
+
+async def test_what_is_replaced_comes_back_as_the_reader_left_it(opened: Open) -> None:
+    early = GOLDEN[: STOOD_STILL + 12]
+    page = await opened(to_html(early), at="#step=rates&attempt=2")
+    await page.locator("#event-kind").select_option("AttemptStarted")
+    await page.locator("#steps-table thead button", has_text="Step").click()
+    for _ in range(3):
+        await page.locator('[data-of="gantt"][data-zoom="in"]').click()
+    await page.evaluate("document.getElementById('gantt-scroll').scrollLeft = 321")
+    await page.locator("details.items summary").click()
+    await page.locator("#find").fill("reused")
+    await page.locator('#details .selected a[data-a="2"]').focus()
+    width = (await geometry(page, RATES))[0]["width"]
+
+    await page.evaluate("(found) => asyncflow.update(found)", sections_of(GOLDEN))
+
+    assert await selected(page) == everywhere(RATES, "#step=rates&attempt=2", "2")
+    assert "FAILED" in await page.locator("#header .chip").inner_text()
+    assert await page.locator("#failure h2").is_visible()
+    assert (await geometry(page, RATES))[0]["width"] == pytest.approx(width, abs=1)
+    assert await page.evaluate("document.getElementById('gantt-scroll').scrollLeft") == 321
+    assert await page.locator("details.items").first.evaluate("(of) => of.open")
+    assert await page.locator("#events-table tbody tr:visible").count() == sum(
+        isinstance(event, AttemptStarted) for event in GOLDEN
+    )
+    names = await page.locator("#steps-table tbody tr:visible th").all_inner_texts()
+    assert names == sorted(names)
+    assert set(names) == {"archive", "extract", "index", "rates", "token", "validate"}
+    assert await page.evaluate("document.activeElement.textContent") == "2"
+
+
+async def test_a_selected_step_that_is_gone_is_no_longer_selected(opened: Open) -> None:
+    page = await opened(to_html(GOLDEN), at="#step=tidy")
+
+    await page.evaluate(
+        "(found) => asyncflow.update(found)", sections_of([RunStarted("r", 0.0, {"a": ()})])
+    )
+
+    assert (await selected(page)).get("details") is None
+
+
+# However much there is.
+
+
+async def test_500_steps_can_be_worked_with(opened: Open) -> None:
+    page = await opened(to_html(many(500)))
+
+    await page.locator("#find").fill("step_0499")
+    assert await page.locator(".line.step:visible").count() == 1
+    await page.keyboard.press("ArrowDown")
+    assert (await selected(page))["details"] == "499"
+    await page.keyboard.press("Escape")
+    line = page.locator('.line.step[data-i="499"]')
+    assert await line.evaluate(
+        """(of) => { const line = of.getBoundingClientRect();
+          const box = of.closest(".scroll").getBoundingClientRect();
+          return line.top >= box.top && line.bottom <= box.bottom; }"""
+    )
+
+
+async def test_5000_steps_still_open(opened: Open) -> None:
+    page = await opened(to_html(many(5_000, 100)))
+
+    assert "The graph is not drawn" in await page.locator("#dag").inner_text()
+    await page.evaluate("asyncflow.choose(4321)")
+    assert (await selected(page))["row"] == "4321"
+    assert "the table has" in (await page.locator("#panel").inner_text()).lower()
+
+
+async def test_a_live_page_shows_its_state(opened: Open) -> None:
+    events = GOLDEN[:STOOD_STILL]
+    view = RunView(events)
+    page = await opened(page_of(view, events, now_ms=view.at_ms, live=Live("/e", "/c", "/r")))
+
+    assert (await page.locator("#live-state").inner_text()).strip() == "connecting"
+    assert not await page.locator("#live-cancel").is_visible()
+
+
+async def test_a_wait_for_the_next_attempt_is_drawn_while_it_lasts(opened: Open) -> None:
+    events = [
+        RunStarted("r", 0.0, {"a": ()}),
+        AttemptStarted("a", 1, 0.0),
+        AttemptFailed("a", 1, 500.0, ValueError("no"), 10_000.0),
+    ]
+    view = RunView(events)
+    page = await opened(page_of(view, events, now_ms=1_000.0))
+
+    track, (_, wait) = await geometry(page, 0)
+
+    assert wait["left"] == pytest.approx(track["left"] + track["width"] / 2, abs=1)
+    assert wait["right"] == pytest.approx(track["right"], abs=1)

@@ -1,0 +1,70 @@
+"""Steps are drawn as boxes in which their names can be read."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from asyncflow._dag import BOX_WIDTH, drawing, wrapped
+
+
+@pytest.mark.parametrize(
+    ("name", "lines"),
+    [
+        ("extract", ("extract",)),
+        ("", ("",)),
+        (
+            "normalise_customer_addresses_against_the_national_register_v2",
+            ("normalise_customer_", "addresses_against_the_", "national_register_v2"),
+        ),
+        ("a" * 40, ("a" * 24, "a" * 16)),
+        ("a\nb", ("a\\nb",)),
+    ],
+)
+def test_a_name_is_broken_where_words_end(name: str, lines: tuple[str, ...]) -> None:
+    assert wrapped(name) == lines
+
+
+@pytest.mark.parametrize("letter", ["w", "M", "x", "W", "漢"])
+def test_a_name_of_60_broad_letters_is_not_wider_than_its_box(letter: str) -> None:
+    lines = wrapped(letter * 60)
+
+    assert len(lines) <= 4
+    assert max(map(len, lines)) <= 25
+
+
+@given(st.text(st.characters(codec="utf-8"), max_size=60))
+def test_a_name_keeps_all_its_letters_or_ends_in_an_ellipsis(name: str) -> None:
+    shown = "".join(wrapped(name))
+
+    assert shown.endswith("…") or "\\" in shown or shown == name
+
+
+def test_a_box_is_as_high_as_its_name_needs() -> None:
+    found = drawing({"a": (), "b" * 40: ("a",)})
+
+    small, large = found.boxes
+    assert large.height - small.height == 16
+    assert small.y + small.height / 2 == large.y + large.height / 2
+
+
+def test_a_curve_leads_from_the_right_of_a_box_to_the_left_of_the_next() -> None:
+    found = drawing({"a": (), "b": ("a",)})
+
+    first, second = found.boxes
+    (curve,) = found.curves
+    begin, _, end = curve.path.partition("C")
+    assert begin == f"M{first.x + BOX_WIDTH:g} {first.y + first.height / 2:g}"
+    assert end.endswith(f" {second.x:g} {second.y + second.height / 2:g}")
+
+
+def test_all_boxes_lie_in_the_drawing() -> None:
+    found = drawing({f"s{n}": tuple(f"s{m}" for m in range(n)) for n in range(6)})
+
+    assert all(box.x + found.box_width < found.width for box in found.boxes)
+    assert all(box.y + box.height < found.height for box in found.boxes)
+
+
+def test_no_steps_are_an_empty_drawing() -> None:
+    assert drawing({}).boxes == ()

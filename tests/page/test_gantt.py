@@ -1,0 +1,257 @@
+"""The bars of a timeline lie where the times of the events say."""
+
+from __future__ import annotations
+
+import itertools
+import math
+
+import pytest
+from golden_run import GOLDEN, LONG
+from hypothesis import given
+from hypothesis import strategies as st
+
+from asyncflow._gantt import Bar, Timeline, bars_of, running_at, ticks
+from asyncflow._view import RunView
+from asyncflow.events import (
+    AttemptFailed,
+    AttemptStarted,
+    Event,
+    LoopBlocked,
+    RunFinished,
+    RunStarted,
+    StepCancelled,
+    StepSucceeded,
+)
+
+SPAN_MS = 5000.5
+
+
+def view_of(*events: Event) -> RunView:
+    names = dict.fromkeys(event.step for event in events if isinstance(event, AttemptStarted))
+    return RunView([RunStarted("r", 0.0, dict.fromkeys(names, ())), *events])
+
+
+def bars(view: RunView, step: str, now_ms: float | None = None) -> tuple[Bar, ...]:
+    now_ms = view.at_ms if now_ms is None else now_ms
+    return bars_of(view.steps[step], Timeline.until(now_ms), now_ms)
+
+
+def test_three_attempts_give_three_segments_and_two_gaps() -> None:
+    found = bars(RunView(GOLDEN), "rates")
+
+    assert [(bar.kind, bar.start_ms, bar.end_ms) for bar in found] == [
+        ("attempt", 0.6, 400.0),
+        ("backoff", 400.0, 900.0),
+        ("queue", 900.0, 1000.0),
+        ("attempt", 1000.0, 1400.0),
+        ("backoff", 1400.0, 2400.0),
+        ("attempt", 2400.0, 2600.0),
+    ]
+    assert [bar.end for bar in found if bar.kind == "attempt"] == ["failed", "failed", "succeeded"]
+
+
+def test_a_bar_lies_where_its_times_say() -> None:
+    view = RunView(GOLDEN)
+
+    for step in view.steps:
+        for bar in bars(view, step):
+            assert bar.left == pytest.approx(bar.start_ms / SPAN_MS * 100, abs=1e-3)
+            assert bar.width == pytest.approx((bar.end_ms - bar.start_ms) / SPAN_MS * 100, abs=1e-3)
+
+
+def test_an_attempt_that_was_cut_short_with_its_process_has_crashed() -> None:
+    (crashed, again) = bars(RunView(GOLDEN), LONG)
+
+    assert (crashed.end, crashed.end_ms) == ("crashed", 4000.0)
+    assert (again.end, again.attempt) == ("succeeded", 2)
+
+
+def test_a_mapped_step_has_one_bar_for_all_its_items() -> None:
+    view = RunView(GOLDEN)
+
+    (bar,) = bars(view, "fetch")
+
+    assert (bar.kind, bar.start_ms, bar.end_ms) == ("items", 4002.0, 4902.5)
+    assert bar.end == "cancelled"
+
+
+def test_an_item_has_the_bars_of_its_attempts() -> None:
+    view = RunView(GOLDEN)
+    items = view.steps["fetch"].items
+    assert items is not None
+
+    (queued, attempt) = bars_of(items[3], Timeline.until(SPAN_MS), SPAN_MS)
+
+    assert (queued.kind, queued.start_ms, queued.end_ms) == ("queue", 4003.0, 4201.0)
+    assert (attempt.kind, attempt.end) == ("attempt", "cancelled")
+
+
+def test_an_abandoned_thread_is_marked_at_its_attempt_and_the_attempt_timed_out() -> None:
+    items = RunView(GOLDEN).steps["fetch"].items
+    assert items is not None
+
+    attempt, wait = bars_of(items[2], Timeline.until(SPAN_MS), SPAN_MS)
+
+    assert (attempt.end, attempt.abandoned) == ("timed out", True)
+    assert (wait.kind, wait.end_ms) == ("backoff", 4901.1)  # it was cut short in the wait
+
+
+def test_a_step_that_runs_has_a_bar_until_now() -> None:
+    view = view_of(AttemptStarted("a", 1, 10.0))
+
+    (bar,) = bars(view, "a", now_ms=50.0)
+
+    assert (bar.end, bar.left, bar.width) == ("running", 20.0, 80.0)
+
+
+def test_a_wait_that_goes_on_ends_at_the_edge() -> None:
+    view = view_of(AttemptStarted("a", 1, 0.0), AttemptFailed("a", 1, 50.0, ValueError("no"), 1e6))
+
+    (_, wait) = bars(view, "a", now_ms=100.0)
+
+    assert (wait.left, wait.width, wait.end_ms) == (50.0, 50.0, 50.0 + 1e6)
+
+
+def test_where_a_step_has_blocked_the_loop_is_part_of_its_bar() -> None:
+    view = view_of(
+        AttemptStarted("a", 1, 10.0),
+        StepSucceeded("a", 1, 90.0, None),
+        LoopBlocked("a", 1, 100.0, 150.0, "work.py:3 in dig"),
+    )
+
+    (_, blocked) = bars(view, "a")
+
+    assert (blocked.kind, blocked.start_ms, blocked.end_ms) == ("blocked", 10.0, 90.0)
+    assert blocked.note == "work.py:3 in dig"
+
+
+def test_a_step_that_never_started_has_no_bar() -> None:
+    view = RunView(GOLDEN)
+
+    assert bars(view, "load") == ()
+    assert Timeline.until(1.0).band(0, [view.steps["load"]], 1.0) is None
+
+
+def test_a_mapped_step_that_was_skipped_has_no_bar() -> None:
+    step = RunView(GOLDEN).steps["load"]
+    step.items = {}
+
+    assert bars_of(step, Timeline.until(1.0), 1.0) == ()
+
+
+def test_a_mapped_step_that_goes_on_has_a_bar_until_now() -> None:
+    view = RunView(GOLDEN[: next(at for at, e in enumerate(GOLDEN) if "Abandoned" in repr(e))])
+
+    (bar,) = bars(view, "fetch", now_ms=6000.0)
+
+    assert (bar.end, bar.end_ms) == ("running", 6000.0)
+
+
+def test_the_band_of_a_tier_reaches_from_its_first_start_to_its_last_end() -> None:
+    view = RunView(GOLDEN)
+    timeline = Timeline.until(SPAN_MS)
+
+    band = timeline.band(1, [view.steps["validate"], view.steps[LONG]], SPAN_MS)
+
+    assert band is not None
+    assert band.left == pytest.approx(2600.5 / SPAN_MS * 100, abs=1e-3)
+    assert band.duration_ms == 4500.0 - 2600.5
+
+
+def test_the_band_of_a_tier_that_runs_reaches_until_now() -> None:
+    view = view_of(AttemptStarted("a", 1, 10.0))
+
+    band = Timeline.until(40.0).band(0, view.steps.values(), 40.0)
+
+    assert band is not None
+    assert band.left + band.width == 100.0
+
+
+@given(st.floats(0, 1e9), st.floats(0, 1e9), st.floats(0.001, 1e9))
+def test_no_bar_leaves_the_timeline(start_ms: float, more_ms: float, span_ms: float) -> None:
+    bar = Timeline.until(span_ms).bar("attempt", start_ms, start_ms + more_ms)
+
+    assert 0 <= bar.left <= 100
+    assert bar.width >= 0
+    assert bar.left + bar.width <= 100.000001
+
+
+@pytest.mark.parametrize("span_ms", [1.0, 1e3, 3.6e6, 6e8])
+def test_a_tenth_of_a_millisecond_is_told_apart_also_in_a_week(span_ms: float) -> None:
+    timeline = Timeline.until(span_ms)
+
+    assert timeline.at(0.6) - timeline.at(0.5) == pytest.approx(0.1 / span_ms * 100, rel=0.2)
+
+
+# How many run at once.
+
+
+def test_the_strip_tells_how_many_attempts_run_from_when_on() -> None:
+    view = view_of(
+        AttemptStarted("a", 1, 0.0),
+        AttemptStarted("b", 1, 5.0),
+        StepSucceeded("a", 1, 10.0, None),
+        AttemptStarted("c", 1, 10.0),  # the one starts as the other ends
+        StepCancelled("b", 1, 20.0, "", None),
+    )
+
+    assert running_at(view, 30.0) == [(0.0, 1), (5.0, 2), (20.0, 1), (30.0, 0)]
+
+
+def test_items_of_a_mapped_step_count_in_the_strip() -> None:
+    strip = running_at(RunView(GOLDEN), SPAN_MS)
+
+    assert max(count for _, count in strip) == 4
+
+
+def test_a_strip_of_many_attempts_keeps_its_peaks_in_few_points() -> None:
+    events: list[Event] = []
+    for number in range(3_000):
+        events += [
+            AttemptStarted(f"s{number}", 1, float(number)),
+            StepSucceeded(f"s{number}", 1, number + 1.5, None),
+        ]
+    events.sort(key=lambda event: getattr(event, "at_ms", 0.0))
+    strip = running_at(view_of(*events), 3_001.0)
+
+    assert len(strip) <= 401
+    assert max(count for _, count in strip) == 2
+    assert strip[-1] == (3_001.0, 0)
+    assert [at for at, _ in strip] == sorted(at for at, _ in strip)
+
+
+# The axis.
+
+
+@pytest.mark.parametrize(
+    ("span_ms", "texts"),
+    [
+        (5.0, ["0", "1 ms", "2 ms", "3 ms", "4 ms", "5 ms"]),
+        (0.5, ["0", "0.1 ms", "0.2 ms", "0.3 ms", "0.4 ms", "0.5 ms"]),
+        (1300.0, ["0", "200 ms", "400 ms", "600 ms", "800 ms", "1.0 s", "1.2 s"]),
+        (4000.0, ["0", "500 ms", "1.0 s", "1.5 s", "2.0 s", "2.5 s", "3.0 s", "3.5 s", "4.0 s"]),
+        (100_000.0, ["0", "15 s", "30 s", "45 s", "1 m", "1 m 15 s", "1 m 30 s"]),
+        (4 * 3.6e6, ["0", "30 m", "1 h", "1 h 30 m", "2 h", "2 h 30 m", "3 h", "3 h 30 m", "4 h"]),
+        (86.4e6 * 3, ["0", "12 h", "1 d", "1 d 12 h", "2 d", "2 d 12 h", "3 d"]),
+    ],
+)
+def test_the_axis_names_round_times(span_ms: float, texts: list[str]) -> None:
+    assert [tick.text for tick in ticks(Timeline.until(span_ms))] == texts
+
+
+@given(st.floats(0.001, 1e13))
+def test_the_axis_has_a_few_ticks_whatever_the_span(span_ms: float) -> None:
+    found = ticks(Timeline.until(span_ms))
+
+    assert 1 <= len(found) <= 10
+    assert len({tick.text for tick in found}) == len(found)
+    lefts = [tick.left for tick in found]
+    gaps = {round(b - a, 2) for a, b in itertools.pairwise(lefts)}
+    assert all(math.isclose(gap, next(iter(gaps)), abs_tol=0.03) for gap in gaps)
+
+
+def test_a_run_that_took_no_time_has_a_timeline() -> None:
+    view = RunView([RunStarted("r", 0.0, {}), RunFinished(0.0, "passed")])
+
+    assert running_at(view, 0.0) == []
+    assert next(tick.left for tick in ticks(Timeline.until(0.0))) == 0.0

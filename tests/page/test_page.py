@@ -1,0 +1,721 @@
+"""The page of a run tells all of it, is one file, and lets nothing of it act."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import html.parser
+import importlib
+import re
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Iterable
+from pathlib import Path
+
+import pytest
+from golden_run import GOLDEN, HOSTILE, LONG, SECRET, STOOD_STILL
+
+from asyncflow import RestoredOutput, RunReport, StepResult, StepStatus, WorkflowStep, run_pipeline
+from asyncflow._page import Live, page, sections, security_policy
+from asyncflow._retold import retold
+from asyncflow._view import RunView
+from asyncflow.events import (
+    AttemptFailed,
+    AttemptStarted,
+    Event,
+    MapStarted,
+    RunFinished,
+    RunInterrupted,
+    RunStarted,
+    StepCancelled,
+    StepFailed,
+    StepSkipped,
+    StepSucceeded,
+)
+from asyncflow.html_report import to_html
+
+VOID = {"meta", "input", "wbr", "br", "link"}
+BLOCKS = {"h1", "h2", "h3", "h4", "p", "div", "dt", "dd", "td", "th", "tr", "li", "text", "title"}
+BLOCKS |= {"caption", "summary", "pre", "article", "section", "svg", "label", "option"}
+
+
+class Parsed(html.parser.HTMLParser):
+    """What a page holds: its elements, its text, and whether its tags fit each other."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.elements: list[tuple[str, dict[str, str | None]]] = []
+        self.texts: list[str] = []
+        self.open: list[str] = []
+        self.feed(text)
+        self.close()
+        assert not self.open, self.open
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        assert len(dict(attrs)) == len(attrs), (tag, attrs)
+        self.elements.append((tag, dict(attrs)))
+        if tag in BLOCKS:
+            self.texts.append(" ")
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.elements.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+        if tag in BLOCKS:
+            self.texts.append(" ")
+
+    def handle_data(self, data: str) -> None:
+        if not self.open or self.open[-1] not in ("style", "script"):
+            self.texts.append(data)
+
+    @property
+    def text(self) -> str:
+        return " ".join("".join(self.texts).split())
+
+    def tags(self, *names: str) -> list[dict[str, str | None]]:
+        return [attributes for tag, attributes in self.elements if tag in names]
+
+
+def started(*names: str, **more: object) -> RunStarted:
+    return RunStarted("r1", 1_000.0, dict.fromkeys(names, ()), **more)  # type: ignore[arg-type]
+
+
+def section(name: str, events: Iterable[Event]) -> str:
+    told = list(events)
+    view = RunView(told)
+    return Parsed(sections(view, told, now_ms=view.at_ms)[name]).text
+
+
+@pytest.fixture(scope="module")
+def golden() -> str:
+    return to_html(GOLDEN)
+
+
+# It is one file, and what it says of itself holds.
+
+
+def test_the_same_events_give_the_same_page(golden: str) -> None:
+    assert to_html(GOLDEN) == golden
+
+
+def test_the_same_events_give_the_same_page_in_another_process(tmp_path: Path) -> None:
+    script = (
+        "import sys; sys.path[:0] = ['.', 'tests']\n"
+        "from golden_run import GOLDEN\n"
+        "from asyncflow.html_report import to_html\n"
+        "sys.stdout.buffer.write(to_html(GOLDEN).encode())"
+    )
+
+    pages = {
+        subprocess.run(
+            [sys.executable, "-c", script],
+            cwd=Path(__file__).parents[2],
+            check=True,
+            capture_output=True,
+            env={"PYTHONHASHSEED": seed, "PATH": ""},
+        ).stdout
+        for seed in ("1", "2")
+    }
+
+    assert len(pages) == 1
+
+
+def test_a_page_is_well_formed_and_its_ids_are_unique(golden: str) -> None:
+    ids = Counter(
+        attributes["id"] for _, attributes in Parsed(golden).elements if "id" in attributes
+    )
+
+    assert ids.most_common(1)[0][1] == 1
+
+
+def test_a_page_refers_to_nothing_outside_of_itself(golden: str) -> None:
+    for tag, attributes in Parsed(golden).elements:
+        for name in ("src", "href", "action", "data", "poster", "srcset", "ping"):
+            assert (attributes.get(name) or "#").startswith("#"), (tag, attributes)
+        assert not any(name.startswith("on") or name == "style" for name in attributes)
+    style = re.search(r"<style>(.*?)</style>", golden, re.DOTALL)
+    assert style is not None
+    assert set(re.findall(r"url\((.)|(@import)", style[1])) == {("#", "")}
+
+
+def test_every_link_in_a_page_leads_somewhere(golden: str) -> None:
+    parsed = Parsed(golden)
+    ids = {attributes["id"] for _, attributes in parsed.elements if "id" in attributes}
+
+    links = {(each.get("href") or "")[1:] for each in parsed.tags("a", "use")}
+
+    assert links <= ids
+
+
+def test_the_security_policy_lets_its_own_style_and_script_run_and_nothing_else(
+    golden: str,
+) -> None:
+    (policy,) = [
+        each["content"]
+        for each in Parsed(golden).tags("meta")
+        if each.get("http-equiv") == "Content-Security-Policy"
+    ]
+    assert policy is not None
+    rules = dict(rule.split(" ", 1) for rule in policy.split("; "))
+
+    assert rules["default-src"] == rules["base-uri"] == rules["form-action"] == "'none'"
+    for tag in ("style", "script"):
+        (text,) = re.findall(rf"<{tag}>(.*?)</{tag}>", golden, re.DOTALL)
+        digest = base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
+        assert rules[f"{tag}-src"] == f"'sha256-{digest}'"
+    assert "unsafe" not in policy
+
+
+def test_a_live_page_may_talk_to_where_it_comes_from_only() -> None:
+    policy = security_policy(["a"], ["b"], is_live=True)
+
+    assert "connect-src 'self'" in policy
+    assert "script-src 'self' 'sha256-" in policy
+    assert "unsafe" not in policy
+
+
+# What it tells.
+
+
+def test_the_header_tells_how_the_run_stands() -> None:
+    text = section("header", GOLDEN)
+
+    assert "nightly import ✗ FAILED Run nightly-2026-01-01" in text
+    assert "Started 2026-01-01 00:00:00 UTC Duration 5.0 s" in text
+    assert "✓ 7 success ✗ 1 failed ⊘ 3 skipped ■ 1 cancelled" in text
+    assert "Resumed 1 time, last 2026-01-01 01:00:00 UTC" in text
+    assert f"Stopped early because step {HOSTILE!r} failed and fail_fast is on" in text
+    assert text.count("2026-01-01 00:00:00") == 1
+
+
+def test_a_pipeline_without_a_name_is_called_by_its_run() -> None:
+    text = section("header", [started("a")])
+
+    assert text.startswith("r1 ▷ RUNNING Started 1970-01-01 00:16:40 UTC Running for 0")
+    assert text.count("r1") == 1
+
+
+def test_a_run_that_is_being_stopped_says_so() -> None:
+    text = section("header", [started("a"), RunInterrupted(5.0, "someone asked for it")])
+
+    assert "■ STOPPING" in text
+    assert "Stopping because someone asked for it" in text
+
+
+def test_the_first_failure_comes_first_with_its_traceback() -> None:
+    text = section("failure", GOLDEN)
+
+    assert f"First failure: {HOSTILE} in attempt 2 of 2, 4.9 s after the start" in text
+    assert "Traceback (most recent call last)" in text
+    assert "ValueError: </pre><script>alert('error')</script> & more in a second line" in text
+
+
+def test_what_a_failure_has_skipped_or_cut_short_says_because_of_which_step() -> None:
+    text = section("failure", GOLDEN)
+
+    assert "3 steps were skipped or cancelled because of a failure" in text
+    assert f"■fetch cancelled because of {HOSTILE}" in text
+    assert f"⊘notify skipped because of {HOSTILE}" in text
+    for name in ("gantt", "steps", "details"):
+        assert f"skipped because of {HOSTILE}" in section(name, GOLDEN), name
+
+
+def test_a_run_without_a_failure_has_no_such_section() -> None:
+    assert section("failure", GOLDEN[:STOOD_STILL]) == ""
+
+
+def test_further_failures_are_told_after_the_first_one() -> None:
+    events = [
+        started("a", "b", "c"),
+        *(AttemptStarted(name, 1, 0.0) for name in "abc"),
+        StepFailed("b", 1, 5.0, ValueError("first")),
+        StepFailed("a", 1, 6.0, ValueError("second")),
+        StepFailed("c", 1, 7.0, ValueError("third")),
+    ]
+
+    text = section("failure", events)
+
+    assert text.startswith("✗ First failure: b in attempt 1, 5 ms after")
+    assert "2 more failures ✗a ValueError: second ✗c ValueError: third" in text
+
+
+def test_a_failure_before_any_attempt_and_one_of_items_say_so() -> None:
+    events = [
+        started("a"),
+        StepFailed("a", 0, 5.0, ValueError("when")),
+    ]
+    mapped = [
+        started("a"),
+        MapStarted("a", 0.0, 3),
+        AttemptStarted("a", 1, 0.0, item=0),
+        StepFailed("a", 1, 1.0, ValueError("item"), item=0),
+        StepFailed("a", 0, 2.0, ValueError("items")),
+    ]
+
+    assert "a before its first attempt ValueError: when" in section("failure", events)
+    assert "a in 1 of its 3 items, 2 ms after" in section("failure", mapped)
+
+
+def test_long_lists_of_failures_and_consequences_are_capped() -> None:
+    names = [f"s{number}" for number in range(300)]
+    run = RunStarted("r", 0.0, {"a": (), **dict.fromkeys(names, ("a",))})
+    events: list[Event] = [run, StepFailed("a", 0, 1.0, ValueError("no"))]
+    events += [StepSkipped(name, 1.0, "a failed") for name in names]
+    many: list[Event] = [started(*names)]
+    many += [StepFailed(name, 0, 1.0, ValueError("no")) for name in names]
+
+    assert "300 steps were skipped or cancelled" in section("failure", events)
+    assert "and 100 more" in section("failure", events)
+    assert "299 more failures" in section("failure", many)
+    assert "and 249 more" in section("failure", many)
+
+
+def test_each_step_has_a_row_in_the_table_with_its_figures() -> None:
+    text = section("steps", GOLDEN)
+
+    assert "2 rates ✓ SUCCESS 1 3 of 3 0.6 ms 2.6 s 100 ms reused from the journal" in text
+    assert f"6 {LONG} ✓ SUCCESS 2 2 of 2 2.6 s 1.9 s –" in text
+    assert "4 archive ⊘ SKIPPED 1 – – – – its condition was false; reused from the journal" in text
+    assert f"7 fetch ■ CANCELLED 3 4 4.0 s 900 ms 198 ms cancelled because of {HOSTILE}" in text
+
+
+def test_the_timeline_marks_what_happened_to_attempts() -> None:
+    view = RunView(GOLDEN)
+    text = sections(view, GOLDEN, now_ms=view.at_ms)["gantt"]
+    parsed = Parsed(text)
+
+    kinds = Counter(
+        (each.get("class") or "").strip()
+        for each in parsed.tags("g")
+        if (each.get("class") or "").startswith("bar") and each.get("data-a")
+    )
+    assert kinds["bar attempt e-crashed"] == 1
+    assert kinds["bar attempt e-timed-out"] == 1
+    assert kinds["bar attempt e-failed"] == 4
+    assert kinds["bar items e-cancelled"] == 1
+    assert kinds["bar blocked"] == 1
+    assert kinds["bar queue"] == 3
+    assert kinds["bar backoff"] == 4
+    used = Counter(each["href"] for each in parsed.tags("use"))
+    assert used["#i-timed-out"] == used["#i-crashed"] == 2  # one of them in the legend
+    assert used["#i-abandoned"] == 2
+    assert "the run was resumed here" in parsed.text
+    assert f"Critical path: rates → {LONG} → {HOSTILE} → tidy" in parsed.text
+
+
+def test_a_bar_says_in_words_what_it_is() -> None:
+    text = section("gantt", GOLDEN)
+
+    assert "attempt 1 failed: 399 ms, from 0.6 ms to 400 ms" in text
+    assert "backoff of 1.0 s after attempt 2" in text
+    assert "waited in line 100 ms before attempt 2" in text
+    assert "blocked the event loop for 180 ms at validate.py:12 in check" in text
+    assert "attempt 1 timed out, its thread went on" in text
+
+
+def test_the_graph_shows_status_as_sign_word_and_class() -> None:
+    view = RunView(GOLDEN)
+    text = sections(view, GOLDEN, now_ms=view.at_ms)["dag"]
+    parsed = Parsed(text)
+
+    classes = Counter((each.get("class") or "").split()[1] for each in parsed.tags("a"))
+    assert classes == {"success": 7, "failed": 1, "skipped": 3, "cancelled": 1}
+    assert "■ fetch CANCELLED · 900 ms · 4 items" in parsed.text
+    assert "✓ rates SUCCESS · 2.6 s · 3 attempts" in parsed.text
+    edges = [each for each in parsed.tags("path") if "edge" in (each.get("class") or "")]
+    assert len(edges) == sum(map(len, view.dependencies.values()))
+
+
+def test_the_details_of_a_step_tell_each_attempt_and_its_output() -> None:
+    text = section("details", GOLDEN)
+
+    assert "1 failed 0.6 ms 399 ms 500 ms ConnectionError: the server of the rates closed" in text
+    assert "Output { 'rows': 3, 'html': \"<script>alert('output')</script>\" }" in text
+    assert "It runs again because it was cut short." in text
+    assert "1 crashed 2.6 s 1.4 s –" in text
+    assert "[2] ■ cancelled 898 ms StepTimeoutError" in text
+    assert "[0] ✓ success 198 ms 'page 0'" in text
+
+
+def test_inputs_are_shown_and_secret_ones_are_not() -> None:
+    assert section("data", GOLDEN) == (
+        "url 'https://example.org/?q=<b>&x=1' password redacted: it is secret"
+    )
+    assert section("data", [started("a")]) == "The run was given no inputs."
+
+
+def test_each_event_is_listed_in_words() -> None:
+    view = RunView(GOLDEN)
+    parsed = Parsed(sections(view, GOLDEN, now_ms=view.at_ms)["events"])
+
+    rows = [each for each in parsed.tags("tr") if "data-ms" in each]
+    assert [float(each["data-ms"] or "") for each in rows] == [
+        getattr(event, "at_ms", 0.0) for event in GOLDEN
+    ]
+    (table,) = parsed.tags("table")
+    assert table["data-clock"] == "0 1767225600000 4000 1767229200000 "
+    assert (
+        "1.4 s AttemptFailed rates attempt 2 failed, the next one follows in 1.0 s" in parsed.text
+    )
+    assert "4.2 s StepSucceeded fetch[0] succeeded" in parsed.text
+
+
+def test_an_event_of_a_step_that_the_pipeline_no_longer_has_is_listed() -> None:
+    view = RunView(GOLDEN)
+    told = [*GOLDEN, AttemptFailed("gone", 1, 5.0, ValueError("x" * 1_000), 1.0)]
+
+    text = Parsed(sections(view, told, now_ms=view.at_ms)["events"]).text
+
+    assert "AttemptFailed gone" in text
+    assert "x" * 301 not in text
+
+
+def test_a_run_of_nothing_has_a_page() -> None:
+    text = Parsed(to_html([started(), RunFinished(0.0, "passed")])).text
+
+    assert "✓ PASSED" in text
+    assert text.count("The pipeline has no steps.") == 2
+
+
+def test_a_run_that_has_just_begun_has_a_page() -> None:
+    assert "○ 2 pending" in Parsed(to_html([started("a", "b")])).text
+
+
+def test_a_page_shows_any_moment_of_a_run() -> None:
+    for count in range(1, len(GOLDEN) + 1):
+        view = RunView(GOLDEN[:count])
+        found = sections(view, GOLDEN[:count], now_ms=view.at_ms + 10)
+        Parsed("".join(found.values()))
+
+
+def test_a_page_of_no_events_is_refused() -> None:
+    with pytest.raises(ValueError, match="a page needs the events of a run, from its first one"):
+        to_html([])
+
+
+# Nothing of it acts, and what is secret is not in it.
+
+
+def test_what_is_secret_is_not_in_the_page(golden: str) -> None:
+    assert SECRET not in golden
+    assert golden.count("redacted: it is secret") == 2  # an output and an input
+
+
+def test_markup_in_names_outputs_errors_and_inputs_is_text(golden: str) -> None:
+    parsed = Parsed(golden)
+
+    assert "<script>alert" not in golden
+    assert len(parsed.tags("script")) == 1
+    assert not parsed.tags("b", "img", "iframe")
+    assert HOSTILE in parsed.text
+
+
+def shape_of(parsed: Parsed) -> list[tuple[str, list[str]]]:
+    """The elements and their attributes, but for what a name is broken or cut with."""
+    return [
+        (tag, sorted(set(each) - {"title"}))
+        for tag, each in parsed.elements
+        if tag not in ("wbr", "text", "title")
+    ]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "</style></script><img src=x onerror=alert(1)>",
+        '" onmouseover="alert(1)" x=\'',
+        "{{ 7 * 7 }}{% raw %}<!--",
+        "a\nb\u202e\x00\ud800",
+    ],
+)
+def test_nothing_gets_out_of_where_it_stands(text: str) -> None:
+    events = [
+        RunStarted(text, 0.0, {text: (), "z": (text,)}, text, inputs={text: text}),
+        AttemptStarted(text, 1, 0.0),
+        StepFailed(text, 1, 1.0, ValueError(text)),
+        StepSkipped("z", 1.0, text),
+        RunFinished(2.0, "failed", text),
+    ]
+    plain = [
+        RunStarted("t", 0.0, {"t": (), "z": ("t",)}, "t", inputs={"t": "t"}),
+        AttemptStarted("t", 1, 0.0),
+        StepFailed("t", 1, 1.0, ValueError("t")),
+        StepSkipped("z", 1.0, "t"),
+        RunFinished(2.0, "failed", "t"),
+    ]
+
+    found = Parsed(to_html(events))
+
+    found.text.encode()
+    assert shape_of(found) == shape_of(Parsed(to_html(plain)))
+
+
+class Evil(Exception):
+    """Raises whatever is asked of it."""
+
+    def __repr__(self) -> str:
+        raise RuntimeError("repr")
+
+    __str__ = __bool__ = __len__ = __eq__ = __hash__ = __repr__  # type: ignore[assignment]
+
+
+def test_values_and_errors_that_can_not_be_asked_anything_are_shown() -> None:
+    class Proxy:
+        @property
+        def __class__(self) -> type:  # type: ignore[override]
+            raise RuntimeError("class")
+
+        __repr__ = Evil.__repr__
+
+    events = [
+        started("a", "b", "c", inputs={"x": Proxy()}),
+        *(AttemptStarted(name, 1, 0.0) for name in "abc"),
+        AttemptFailed("a", 1, 1.0, Evil(), 1.0),
+        AttemptStarted("a", 2, 2.0),
+        StepFailed("a", 2, 3.0, Evil()),
+        StepSucceeded("b", 1, 4.0, [Proxy(), {1: Proxy()}]),
+        StepSucceeded("c", 1, 4.0, Evil()),
+    ]
+
+    text = Parsed(to_html(events)).text
+
+    assert "Evil: <Evil, whose str raised RuntimeError>" in text
+    assert "<Proxy, whose repr raised RuntimeError>" in text
+
+
+def test_a_name_that_says_it_is_html_is_text() -> None:
+    class Html(str):
+        def __html__(self) -> str:
+            return "<img src=x>"
+
+        __str__ = __format__ = lambda self, *_: Html("<img src=x>")  # type: ignore[assignment]
+
+    name = Html("<b>a</b>")
+    events = [
+        RunStarted(name, 0.0, {name: (), "z": (name,)}, name, inputs={name: name}),
+        StepSkipped("z", 1.0, name),
+        RunFinished(2.0, "failed", name),
+    ]
+
+    parsed = Parsed(to_html(events))
+
+    assert not parsed.tags("img", "b")
+    assert "<b>a</b>" in parsed.text
+
+
+async def test_a_report_keeps_its_secrets() -> None:
+    async def token(password: str) -> str:
+        return SECRET
+
+    async def call(token: str) -> int:
+        return len(token)
+
+    report = await run_pipeline(
+        [WorkflowStep("token", token, secret=True), WorkflowStep("call", call, ["token"])],
+        inputs={"password": SECRET},
+        secret_inputs=["password"],
+    )
+
+    html = report.to_html()
+    assert report["token"].output == SECRET
+    assert SECRET not in html
+    assert html.count("redacted: it is secret") == 2
+
+
+# However much there is.
+
+
+def run_of(count: int, output: object = None, width: int = 10) -> list[Event]:
+    names = [f"step_number_{number:05}" for number in range(count)]
+    dependencies = {
+        name: tuple(names[max(at - width, 0) : at - at % width][-2:] if at >= width else ())
+        for at, name in enumerate(names)
+    }
+    events: list[Event] = [RunStarted("r", 0.0, dependencies)]
+    for at, name in enumerate(names):
+        begin = float(at // width * 100)
+        events.append(AttemptStarted(name, 1, begin, 3.0))
+        events.append(AttemptFailed(name, 1, begin + 10, ConnectionError("reset"), 20.0))
+        events.append(AttemptStarted(name, 2, begin + 30))
+        events.append(StepSucceeded(name, 2, begin + 90, output))
+    return [*events, RunFinished(count * 100.0 / width, "passed")]
+
+
+@pytest.mark.parametrize(
+    "output", ["<&>" * 10**5, {"漢": ["漢" * 50] * 1_000}, list(range(10**5)), {"a": {"b": 1}}]
+)
+def test_60_steps_take_less_than_300_kb_whatever_they_return(output: object) -> None:
+    assert len(to_html(run_of(60, output)).encode()) < 300_000
+
+
+def test_60_steps_that_fail_deeply_take_less_than_300_kb() -> None:
+    def fail(left: int) -> None:
+        if left:
+            fail(left - 1)
+        raise ValueError("x" * 5_000)
+
+    try:
+        fail(100)
+    except ValueError as raised:
+        error = raised
+    names = [f"s{number}" for number in range(60)]
+    events: list[Event] = [started(*names)]
+    for name in names:
+        events += [AttemptStarted(name, 1, 0.0), StepFailed(name, 1, 9.0, error)]
+
+    assert len(to_html(events).encode()) < 300_000
+
+
+def test_500_steps_take_less_than_two_megabytes() -> None:
+    assert len(to_html(run_of(500, {"rows": 5})).encode()) < 2_000_000
+
+
+def test_of_thousands_of_steps_the_page_says_what_it_leaves_out() -> None:
+    text = Parsed(to_html(run_of(2_500, width=50))).text
+
+    assert "The graph is not drawn: with 2500 steps nobody could read it." in text
+    assert "7002 events are left out here: a page lists 3000 of them at most." in text
+    assert "Of 2500 steps, 0 are told of here: those that did not simply succeed." in text
+    assert "step_number_02499" in text
+
+
+def test_many_items_are_capped_and_those_that_went_wrong_come_first() -> None:
+    events: list[Event] = [started("a"), MapStarted("a", 0.0, 1_000)]
+    for number in range(1_000):
+        events.append(AttemptStarted("a", 1, 0.0, item=number))
+        if number % 100 == 99:
+            events.append(StepFailed("a", 1, 5.0, ValueError("no"), item=number))
+        else:
+            events.append(StepSucceeded("a", 1, 5.0, number, item=number))
+    events.append(StepFailed("a", 0, 6.0, ValueError("items failed")))
+
+    view = RunView(events)
+    found = sections(view, events, now_ms=view.at_ms)
+
+    gantt, details = Parsed(found["gantt"]).text, Parsed(found["details"]).text
+    assert "1000 items: ✓ 990 ✗ 10 show 30" in gantt
+    for text in (gantt, details):
+        assert "[999]" in text
+        assert "[19]" in text
+        assert "[20]" not in text
+    assert "30 of 1000 items that have begun are shown" in details
+
+
+# Where it comes from.
+
+
+async def test_a_report_makes_its_page() -> None:
+    async def extract() -> list[int]:
+        return [1, 2, 3]
+
+    async def load(extract: list[int]) -> None:
+        raise ValueError("the table is locked")
+
+    report = await run_pipeline(
+        [WorkflowStep("extract", extract), WorkflowStep("load", load, ["extract"])]
+    )
+
+    text = Parsed(report.to_html()).text
+
+    assert "First failure: load" in text
+    assert "[1, 2, 3]" in text
+    assert report.to_html() == to_html(report) == to_html(retold(report))
+
+
+def test_a_report_that_was_read_from_json_makes_its_page() -> None:
+    result = StepResult("a", StepStatus.SUCCESS, 1, 3.0, object(), started_ms=0.0)
+    report = RunReport(
+        "r1",
+        [result],
+        total_duration_ms=3.0,
+        wall_time=1.0,
+        inputs={"k": RestoredOutput("redacted")},
+    )
+
+    text = Parsed(RunReport.from_json(report.to_json()).to_html()).text
+
+    assert "&lt;object" not in text
+    assert "<object object at" in text
+    assert "k redacted: it is secret" in text
+
+
+@pytest.mark.parametrize("wall_time", [float("nan"), 1e30, -1e30])
+def test_a_moment_that_no_calendar_has_is_not_shown(wall_time: float) -> None:
+    text = Parsed(to_html([RunStarted("r", wall_time, {})])).text
+
+    assert "Started at an unknown time" in text
+
+
+def test_without_the_extra_the_error_names_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "jinja2", None)
+    for module in ("html_report", "_page"):
+        monkeypatch.delitem(sys.modules, f"asyncflow.{module}")
+
+    with pytest.raises(ImportError, match=r"pip install 'asyncflow-tiers\[report\]'"):
+        RunReport("r", [], total_duration_ms=0.0, wall_time=0.0).to_html()
+
+
+def test_without_the_package_for_layouts_the_graph_is_drawn_all_the_same(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setitem(sys.modules, "fast_sugiyama", None)
+    for module in ("html_report", "_page", "_dag", "_layout"):
+        monkeypatch.delitem(sys.modules, f"asyncflow.{module}")
+
+    html = importlib.import_module("asyncflow.html_report").to_html(GOLDEN)
+
+    assert html.count('class="node') == 12
+
+
+# A page that follows its run.
+
+
+def test_a_live_page_has_what_its_script_needs() -> None:
+    view = RunView(GOLDEN[:STOOD_STILL])
+    live = Live("/e?a=1&b=2", "/cancel", "/resume", 'tok"en', "/live.js", "/")
+
+    parsed = Parsed(page(view, GOLDEN[:STOOD_STILL], now_ms=view.at_ms, live=live))
+
+    (found,) = [each for _, each in parsed.elements if each.get("id") == "live"]
+    assert found["data-events-url"] == "/e?a=1&b=2"
+    assert found["data-cancel-url"] == "/cancel"
+    assert found["data-resume-url"] == "/resume"
+    assert found["data-token"] == 'tok"en'
+    assert {"src": "/live.js", "defer": None} in parsed.tags("script")
+    assert "All runs" in parsed.text
+
+
+def test_a_live_page_can_do_with_less() -> None:
+    view = RunView(GOLDEN[:STOOD_STILL])
+
+    parsed = Parsed(page(view, GOLDEN, now_ms=view.at_ms, live=Live("/e", "/c")))
+
+    ids = {each.get("id") for _, each in parsed.elements}
+    assert "live-cancel" in ids
+    assert "live-resume" not in ids
+    assert len(parsed.tags("script")) == 1
+
+
+def test_the_sections_of_a_run_are_those_in_its_page(golden: str) -> None:
+    view = RunView(GOLDEN)
+
+    found = sections(view, GOLDEN, now_ms=view.at_ms)
+
+    assert all(f' id="{name}">{html}</' in golden for name, html in found.items())
+
+
+def test_a_step_that_was_cut_short_by_nothing_that_failed_gives_its_reason() -> None:
+    events = [
+        started("a"),
+        AttemptStarted("a", 1, 0.0),
+        RunInterrupted(1.0, "a signal came"),
+        StepCancelled("a", 1, 2.0, "a signal came", None),
+        RunFinished(2.0, "interrupted", "a signal came"),
+    ]
+
+    assert "■ CANCELLED 1 1 0 ms 2 ms – a signal came" in section("steps", events)
+    assert section("failure", events) == ""
