@@ -88,8 +88,8 @@ class RunView:
 
     def apply(self, event: Event) -> None:
         """Take in one more event."""
-        if not isinstance(event, RunStarted):
-            self.at_ms = max(self.at_ms, event.at_ms)
+        if not isinstance(event, RunStarted) and event.at_ms > self.at_ms:
+            self.at_ms = event.at_ms
         _RULES[type(event)](self, event)
 
     # What may be asked.
@@ -205,17 +205,19 @@ class RunView:
         self.inputs.update(event.inputs)
         self.dependencies = event.dependencies
         secret, max_retries = frozenset(event.secret), event.max_retries
-        self.steps, self.tiers = {}, []
+        steps: dict[str, StepView] = {}
+        tiers: list[list[str]] = []
         for name, needed in event.dependencies.items():
-            tiers = [self.steps[each].tier for each in needed if each in self.steps]
-            tier = max(tiers, default=-1) + 1
-            if tier == len(self.tiers):
-                self.tiers.append([])
-            self.tiers[tier].append(name)
-            self.steps[name] = StepView(
-                name, needed, tier, max_retries.get(name), secret=name in secret
-            )
-        self.counts = Counter({StepStatus.PENDING: len(self.steps)})
+            tier = 0
+            for each in needed:
+                if each in steps and steps[each].tier >= tier:
+                    tier = steps[each].tier + 1
+            if tier == len(tiers):
+                tiers.append([])
+            tiers[tier].append(name)
+            steps[name] = StepView(name, needed, tier, max_retries.get(name), secret=name in secret)
+        self.steps, self.tiers = steps, tiers
+        self.counts = Counter({StepStatus.PENDING: len(steps)})
 
     def _on_run_interrupted(self, event: RunInterrupted) -> None:
         self.stop_reason, self._was_told_to_stop = event.reason, True

@@ -1,0 +1,136 @@
+"""The pages around a run: what they are made of, and what they say when something is wrong."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from functools import cache, partial
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from starlette.requests import Request
+from starlette.responses import HTMLResponse, Response
+
+__all__ = [
+    "asset",
+    "asset_url",
+    "html_answer",
+    "json_answer",
+    "link_to",
+    "path_in",
+    "problem",
+    "render",
+    "route_of",
+    "wants_json",
+]
+
+_ASSETS = Path(__file__).parent / "assets"
+_SERVED = {
+    "page.css": "text/css",
+    "web.css": "text/css",
+    "web_live.js": "text/javascript",
+    "web_runs.js": "text/javascript",
+}
+_A_YEAR = "public, max-age=31536000, immutable"
+
+_TEMPLATES = Environment(
+    loader=FileSystemLoader(_ASSETS),
+    autoescape=True,
+    undefined=StrictUndefined,
+    trim_blocks=True,
+    lstrip_blocks=True,
+)
+
+
+def path_in(request: Request, path: str) -> str:
+    """Return the path of one of our pages, for a browser: the app may be mounted below others."""
+    root: str = request.scope.get("root_path", "")
+    return quote(root.rstrip("/")) + path
+
+
+def route_of(request: Request) -> str:
+    """Return which of our pages is asked for: its path without what the app is mounted below."""
+    path: str = request.scope["path"]
+    return path.removeprefix(request.scope.get("root_path", ""))
+
+
+def wants_json(request: Request) -> bool:
+    """Return whether a request was sent by a program, or a script, rather than by its reader."""
+    accepted = request.headers.get("accept", "")
+    return route_of(request).startswith("/api/") or "application/json" in accepted
+
+
+def link_to(request: Request, what: str, run_id: str) -> str:
+    """Return the path of a run's page, or of what acts on it."""
+    return path_in(request, f"/{what}/{quote(run_id, safe='')}")
+
+
+def asset_url(request: Request, name: str) -> str:
+    """Return the path of a style sheet or a script: another one when what is in it has changed."""
+    return path_in(request, f"/assets/{name}?v={_digest_of(name)}")
+
+
+def render(request: Request, template: str, status: int = 200, **values: Any) -> Response:
+    """Return a page."""
+    html = _TEMPLATES.get_template(template).render(
+        nonce=request.scope["asyncflow.nonce"],
+        home=path_in(request, "/"),
+        asset_url=partial(asset_url, request),
+        **values,
+    )
+    return html_answer(html, status)
+
+
+def html_answer(html: str, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
+    """Return a page as it is sent. A text of the user's may be no Unicode."""
+    return HTMLResponse(html.encode("utf-8", "backslashreplace"), status, headers)
+
+
+def json_answer(value: Any, status: int = 200) -> Response:
+    """Return a value as it is sent, in JSON, which can have texts that are no Unicode."""
+    body = json.dumps(value, allow_nan=False, separators=(",", ":"))
+    return Response(body, status, media_type="application/json")
+
+
+def problem(
+    request: Request,
+    status: int,
+    title: str,
+    text: str,
+    *,
+    links: list[tuple[str, str]] | None = None,
+) -> Response:
+    """Return a page that says what is wrong and what to do; or for a program, the same in JSON.
+
+    Args:
+        request: What can't be answered as it was asked.
+        status: The HTTP status.
+        title: What is wrong, in a few words.
+        text: What it means, and what to do.
+        links: Where to go from here, each with its words.
+    """
+    if wants_json(request):
+        return json_answer({"error": title, "detail": text}, status)
+    told = {"number": status, "title": title, "text": text, "links": links}
+    return render(request, "web_problem.html", status, **told)
+
+
+def asset(request: Request) -> Response:
+    """Answer with a style sheet or a script, which a browser may keep."""
+    name = request.path_params["name"]
+    if name not in _SERVED:
+        return problem(request, 404, "There is no such file", "This server has no file like that.")
+    return Response(_bytes_of(name), media_type=_SERVED[name], headers={"cache-control": _A_YEAR})
+
+
+@cache
+def _bytes_of(name: str) -> bytes:
+    return (_ASSETS / name).read_bytes()
+
+
+@cache
+def _digest_of(name: str) -> str:
+    return hashlib.sha256(_bytes_of(name)).hexdigest()[:12]

@@ -1,0 +1,92 @@
+"""A server of the pages, which ends with the task that has started it."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import Callable, Generator
+from contextlib import contextmanager, suppress
+
+import uvicorn
+from starlette.types import ASGIApp
+
+__all__ = ["serve_app"]
+
+_STREAMS_END_S = 1
+"""After how many seconds a response that still goes on is cut off."""
+
+
+class _Server(uvicorn.Server):
+    """A server that leaves signals to those who have started it."""
+
+    @contextmanager
+    def capture_signals(self) -> Generator[None, None, None]:
+        yield
+
+
+async def serve_app(
+    app: ASGIApp,
+    host: str,
+    port: int,
+    *,
+    on_ready: Callable[[str], object],
+    on_end: Callable[[], object],
+) -> None:
+    """Serve an application until the calling task is cancelled.
+
+    Args:
+        app: What to serve.
+        host: The address to listen at.
+        port: The port; 0 for a free one.
+        on_ready: Called with the URL when requests are taken.
+        on_end: Called when no more are, to have what still goes on end.
+
+    Raises:
+        OSError: Nothing can listen there; the message says why, and what to do.
+    """
+    listening = _listen(host, port)
+    config = uvicorn.Config(
+        app,
+        # A log is for whoever has set one up; and a token in a URL must not be in it.
+        log_config=None,
+        access_log=False,
+        lifespan="off",
+        server_header=False,
+        timeout_graceful_shutdown=_STREAMS_END_S,
+    )
+    server = _Server(config)
+    serving = asyncio.create_task(server.serve(sockets=[listening]), name="asyncflow:serve")
+    try:
+        on_ready(_url_of(listening))
+        await asyncio.shield(serving)
+    finally:
+        on_end()
+        server.should_exit = True
+        await _ended(serving)
+        listening.close()
+
+
+async def _ended(task: asyncio.Task[None]) -> None:
+    """Wait for a task that ends soon, also if the waiting one is cancelled once more."""
+    while not task.done():
+        with suppress(asyncio.CancelledError):
+            await asyncio.wait([task])
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    try:
+        family, *_, address = socket.getaddrinfo(
+            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+        return socket.create_server(address[:2], family=family, backlog=128)
+    except OSError as error:
+        raise OSError(
+            error.errno,
+            f"can't listen at {host}, port {port}: {error.strerror or error}; name another port, "
+            "or 0 for any that is free",
+        ) from error
+
+
+def _url_of(listening: socket.socket) -> str:
+    host, port, *_ = listening.getsockname()
+    return f"http://[{host}]:{port}/" if ":" in host else f"http://{host}:{port}/"

@@ -1,0 +1,82 @@
+// Keeps the list of runs as it is now, and tells its times in the reader's own zone.
+(function () {
+  "use strict";
+  const EVERY_MS = 2000, AGAIN_MS = 1000;
+  const live = document.getElementById("live");
+  const word = document.getElementById("live-word");
+  const filters = document.getElementById("filters");
+  const runs = document.getElementById("runs");
+  const two = (number) => String(number).padStart(2, "0");
+  let latest = null;
+  let asking = false;
+  let timer = 0;
+
+  try {
+    const theme = localStorage.getItem("asyncflow-theme");
+    if (theme) document.documentElement.dataset.theme = theme;
+  } catch { /* a browser may forbid it */ }
+
+  function inWords(element) {
+    const at = new Date(Number(element.dataset.time) * 1000);
+    const day = `${at.getFullYear()}-${two(at.getMonth() + 1)}-${two(at.getDate())}`;
+    const clock = `${two(at.getHours())}:${two(at.getMinutes())}:${two(at.getSeconds())}`;
+    switch (element.dataset.form) {
+      case "second": return clock;
+      case "minute": return clock.slice(0, 5);
+      case "moment": return `${day.slice(5)} ${clock.slice(0, 5)}`;
+      case "day": return day.slice(5);
+      default: return `${day} ${clock}`;
+    }
+  }
+
+  function tellTimes() {
+    for (const element of runs.querySelectorAll("[data-time]")) element.textContent = inWords(element);
+  }
+
+  function show(state, text) {
+    if (live.dataset.state === state) return;
+    live.dataset.state = state;
+    word.textContent = text;
+  }
+
+  function replace(text) {
+    if (text === latest) return;
+    latest = text;
+    const fresh = new DOMParser().parseFromString(text, "text/html").getElementById("runs");
+    if (!fresh) return;
+    const focused = runs.contains(document.activeElement) ? document.activeElement.getAttribute("href") : null;
+    runs.replaceChildren(...fresh.childNodes);
+    tellTimes();
+    if (focused === null) return;
+    for (const link of runs.querySelectorAll("#list a, .pages a")) {
+      if (link.getAttribute("href") === focused) { link.focus(); return; }
+    }
+  }
+
+  async function refresh() {
+    clearTimeout(timer);
+    if (asking || document.hidden) return;
+    asking = true;
+    try {
+      const answer = await fetch(location.href, { cache: "no-store", signal: AbortSignal.timeout(10000) });
+      if (answer.status === 401) { location.reload(); return; }
+      if (!answer.ok) throw new Error(String(answer.status));
+      // The nonce is another one each time.
+      replace((await answer.text()).replace(/ nonce="[^"]*"/g, ""));
+      show("live", "live");
+    } catch {
+      show("disconnected", "disconnected: the server does not answer");
+    } finally {
+      asking = false;
+      timer = setTimeout(refresh, live.dataset.state === "live" ? EVERY_MS : AGAIN_MS);
+    }
+  }
+
+  for (const select of filters.querySelectorAll("select")) {
+    select.addEventListener("change", () => filters.requestSubmit());
+  }
+  document.addEventListener("visibilitychange", refresh);
+  tellTimes();
+  show("live", "live");
+  timer = setTimeout(refresh, EVERY_MS);
+})();

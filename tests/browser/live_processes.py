@@ -1,0 +1,173 @@
+"""Servers of the pages and runs of a pipeline, in this process or in others, to be killed."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Coroutine
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+from asyncflow import Orchestrator, WorkflowStep, current_step
+from asyncflow.journal import SQLiteJournal
+from asyncflow.web import serve
+
+__all__ = ["HOSTILE", "Gates", "Inside", "Process", "pipeline"]
+
+HOSTILE = "</script><script>window.hacked=1</script><img src=x onerror='window.hacked=1'>"
+TESTS = Path(__file__).parents[1]
+
+
+class Gates:
+    """Files for which the steps of a run wait, each for the one with its name."""
+
+    def __init__(self, folder: Path, run_id: str) -> None:
+        self.run_id = run_id
+        self._folder = folder / quote(run_id, safe="")
+        self._folder.mkdir(exist_ok=True)
+
+    def open(self, *names: str) -> None:
+        for name in names:
+            (self._folder / name).touch()
+
+    def has_cleaned_up(self, name: str) -> bool:
+        return (self._folder / f"{name} has cleaned up").exists()
+
+    async def wait(self, name: str) -> None:
+        try:
+            while not (self._folder / name).exists():
+                await asyncio.sleep(0.02)
+        except asyncio.CancelledError:
+            (self._folder / f"{name} has cleaned up").touch()
+            raise
+
+
+def pipeline(folder: Path) -> Orchestrator:
+    """Three steps; two of them wait for the first one."""
+
+    def step(name: str) -> WorkflowStep:
+        async def wait() -> dict[str, str]:
+            await Gates(folder, current_step().run_id).wait(name)
+            return {"output of": name, "text": HOSTILE}
+
+        return WorkflowStep(name, wait, ["first"] if name != "first" else [], timeout_ms=None)
+
+    return Orchestrator([step("first"), step("second"), step("third")], name=f"etl {HOSTILE}")
+
+
+async def _serve(folder: Path, port: int, on_ready: Any, token: str | None = None) -> None:
+    etl = pipeline(folder)
+    async with SQLiteJournal(folder / "runs.db") as journal:
+        await serve(journal, port=port, token=token, pipelines={etl.name: etl}, on_ready=on_ready)
+
+
+class Inside:
+    """A server, and runs, in an event loop of another thread."""
+
+    def __init__(self, folder: Path, token: str | None = None) -> None:
+        self.folder = folder
+        self.url = ""
+        self._ready = threading.Event()
+        self._token = token
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_until_complete, args=(self._main(),))
+        self._thread.start()
+        assert self._ready.wait(20)
+
+    async def _main(self) -> None:
+        self._serving = asyncio.current_task()
+
+        def ready(url: str) -> None:
+            self.url = url
+            self._ready.set()
+
+        async with SQLiteJournal(self.folder / "runs.db") as self._journal:
+            with suppress(asyncio.CancelledError):
+                await _serve(self.folder, 0, ready, self._token)
+            rest = asyncio.all_tasks() - {asyncio.current_task()}
+            for task in rest:
+                task.cancel()
+            await asyncio.gather(*rest, return_exceptions=True)
+
+    def start(self, run_id: str) -> Gates:
+        """Begin a run, or go on with it."""
+        gates = Gates(self.folder, run_id)
+        self._do(self._start(run_id))
+        return gates
+
+    async def _start(self, run_id: str) -> None:
+        before = [each for each in await self._journal.runs() if each.run_id == run_id]
+        run = pipeline(self.folder).run(run_id=run_id, journal=self._journal)
+        self._run = asyncio.create_task(run)
+        self._run.add_done_callback(lambda task: task.cancelled() or task.exception())
+        while [each for each in await self._journal.runs() if each.run_id == run_id] == before:
+            await asyncio.sleep(0.01)
+
+    def stop(self) -> None:
+        """Cancel the run that was begun last, as its process does when it ends."""
+        self._loop.call_soon_threadsafe(self._run.cancel)
+
+    def _do(self, what: Coroutine[Any, Any, None]) -> None:
+        asyncio.run_coroutine_threadsafe(what, self._loop).result(20)
+
+    def close(self) -> None:
+        assert self._serving is not None
+        self._loop.call_soon_threadsafe(self._serving.cancel)
+        self._thread.join(20)
+        self._loop.close()
+
+
+class Process:
+    """A server, or a run, in a process of its own. It has begun when this is made."""
+
+    def __init__(self, what: str, folder: Path, argument: object) -> None:
+        self._process = subprocess.Popen(
+            [sys.executable, __file__, what, str(folder), str(argument)],
+            stdout=subprocess.PIPE,
+            text=True,
+            env={**os.environ, "PYTHONPATH": f"{TESTS.parent}:{TESTS}"},
+        )
+        assert self._process.stdout is not None
+        self.told = self._process.stdout.readline().strip()
+        assert self.told, "it has died"
+
+    def end(self, how: signal.Signals = signal.SIGKILL) -> int:
+        """End it, if it has not ended, and return with which code it did."""
+        if self._process.poll() is None:
+            self._process.send_signal(how)
+        code = self._process.wait(timeout=20)
+        assert self._process.stdout is not None
+        self._process.stdout.close()
+        return code
+
+
+async def _run(folder: Path, run_id: str) -> None:
+    async with SQLiteJournal(folder / "runs.db") as journal:
+        running = asyncio.create_task(pipeline(folder).run(run_id=run_id, journal=journal))
+        while run_id not in [each.run_id for each in await journal.runs()]:
+            await asyncio.sleep(0.01)
+        print(run_id, flush=True)
+        await running
+
+
+async def _main(what: str, folder: Path, argument: str) -> None:
+    task = asyncio.current_task()
+    assert task is not None
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
+    if what == "run":
+        await _run(folder, argument)
+    else:
+        await _serve(folder, int(argument), lambda url: print(url, flush=True))
+
+
+if __name__ == "__main__":
+    try:
+        asyncio.run(_main(sys.argv[1], Path(sys.argv[2]), sys.argv[3]))
+    except asyncio.CancelledError:
+        sys.exit(143)

@@ -1,0 +1,323 @@
+"""Who may see the pages, and what may act."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import httpx
+import pytest
+from starlette.applications import Starlette
+from starlette.routing import Mount
+from web.runs import passing
+
+from asyncflow.web import app
+
+TOKEN = "a token that nobody guesses"
+RUN = "/runs/nightly"
+
+
+@pytest.fixture
+async def kept(journal: Any) -> Any:
+    await passing().run(run_id="nightly", journal=journal)
+    return journal
+
+
+# Which host.
+
+
+@pytest.mark.parametrize(
+    "host",
+    ["127.0.0.1:8765", "localhost:99", "[::1]:8765", "127.8.8.8", "ui.localhost", "LOCALHOST"],
+)
+async def test_this_machine_is_answered_without_a_token(ask: Any, kept: Any, host: str) -> None:
+    answer = await ask(app(kept)).get(RUN, headers={"host": host})
+
+    assert answer.status_code == 200
+
+
+@pytest.mark.parametrize("host", ["evil.example", "evil.example:8765", "10.0.0.7", "", "[::1"])
+@pytest.mark.parametrize("path", ["/", RUN, "/events/nightly", "/api/runs", "/assets/web.css"])
+async def test_another_name_is_refused_without_a_token(
+    ask: Any, kept: Any, host: str, path: str
+) -> None:
+    answer = await ask(app(kept)).get(path, headers={"host": host})
+
+    assert answer.status_code == 421
+    assert "allowed_hosts" in answer.text
+
+
+async def test_a_host_may_be_allowed(ask: Any, kept: Any) -> None:
+    client = ask(app(kept, allowed_hosts=["Runs.example"]))
+
+    assert (await client.get(RUN, headers={"host": "runs.example:80"})).status_code == 200
+    assert (await client.get(RUN, headers={"host": "localhost"})).status_code == 200
+    assert (await client.get(RUN, headers={"host": "other.example"})).status_code == 421
+
+
+# Which site.
+
+ELSEWHERE = [
+    {"sec-fetch-site": "cross-site"},
+    {"sec-fetch-site": "same-site"},
+    {"sec-fetch-site": "same-site", "origin": "http://127.0.0.1:8765"},
+    {"origin": "http://evil.example"},
+    {"origin": "http://127.0.0.1:3000"},
+    {"origin": "null"},
+]
+
+
+@pytest.mark.parametrize("headers", ELSEWHERE)
+@pytest.mark.parametrize("act", ["cancel", "resume"])
+async def test_another_site_can_not_act(
+    ask: Any, kept: Any, act: str, headers: dict[str, str]
+) -> None:
+    answer = await ask(app(kept)).post(f"/{act}/nightly", headers=headers)
+
+    assert answer.status_code == 403
+    assert "Nothing was done" in answer.text
+
+
+async def test_another_site_can_not_act_with_a_cookie(ask: Any, kept: Any) -> None:
+    client = ask(app(kept, token=TOKEN))
+    await client.get(f"/?token={TOKEN}")
+
+    answer = await client.post("/cancel/nightly", headers={"sec-fetch-site": "cross-site"})
+
+    assert answer.status_code == 403
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"sec-fetch-site": "same-origin", "origin": "http://127.0.0.1:8765"},
+        {"origin": "http://127.0.0.1:8765"},
+        {"sec-fetch-site": "same-origin", "origin": "null"},
+        {},
+    ],
+)
+async def test_a_page_of_ours_and_a_program_may_act(
+    ask: Any, kept: Any, headers: dict[str, str]
+) -> None:
+    answer = await ask(app(kept)).post("/cancel/nightly", headers=headers)
+
+    assert answer.status_code == 409
+    assert "It has ended already: it has passed." in answer.text
+
+
+async def test_another_site_can_link_here_but_read_nothing(ask: Any, kept: Any) -> None:
+    client = ask(app(kept))
+    link = {"sec-fetch-site": "cross-site", "sec-fetch-mode": "navigate"}
+    fetch = {"sec-fetch-site": "cross-site", "sec-fetch-mode": "no-cors"}
+
+    assert (await client.get(RUN, headers=link)).status_code == 200
+    assert (await client.get("/events/nightly", headers=fetch)).status_code == 403
+    assert "access-control-allow-origin" not in (await client.get("/api/runs")).headers
+
+
+# The token.
+
+
+async def test_a_token_is_asked_for_before_anything_is_shown(ask: Any, kept: Any) -> None:
+    client = ask(app(kept, token=TOKEN), "http://runs.example")
+
+    for path in ("/", RUN, "/runs/unknown", "/nowhere"):
+        answer = await client.get(path)
+        assert answer.status_code == 401
+        assert 'type="password"' in answer.text
+        assert "nightly" not in answer.text.replace(path, "")
+    for path in ("/api/runs", "/api/runs/nightly/events", "/events/nightly"):
+        answer = await client.get(path, headers={"accept": "application/json"})
+        assert answer.status_code == 401
+        assert answer.headers["www-authenticate"] == "Bearer"
+        assert answer.json()["error"] == "The token is missing"
+    assert (await client.post("/cancel/nightly")).status_code == 401
+    assert (await client.get("/assets/web.css")).status_code == 200
+
+
+async def test_a_program_shows_the_token_in_a_header(ask: Any, kept: Any) -> None:
+    client = ask(app(kept, token=TOKEN))
+
+    right = await client.get("/api/runs", headers={"authorization": f"bearer {TOKEN}"})
+    wrong = await client.get("/api/runs", headers={"authorization": f"Bearer {TOKEN}."})
+    other = await client.get("/api/runs", headers={"authorization": f"Basic {TOKEN}"})
+
+    assert right.json()["runs"][0]["run_id"] == "nightly"
+    assert (wrong.status_code, other.status_code) == (401, 401)
+
+
+async def test_a_browser_shows_it_once_in_the_url(ask: Any, kept: Any) -> None:
+    client = ask(app(kept, token=TOKEN), "https://runs.example")
+
+    answer = await client.get(RUN, params={"token": TOKEN, "step": "load"})
+
+    assert answer.status_code == 303
+    assert answer.headers["location"] == f"{RUN}?step=load"
+    cookie = answer.headers["set-cookie"]
+    assert "HttpOnly" in cookie
+    assert "SameSite=strict" in cookie
+    assert "Secure" in cookie
+    assert "Path=/;" in cookie
+    assert TOKEN not in cookie
+    assert (await client.get(RUN)).status_code == 200
+    assert (await client.get(RUN, params={"token": "wrong", "step": "load"})).status_code == 200
+
+
+async def test_a_wrong_token_or_cookie_shows_nothing(ask: Any, kept: Any) -> None:
+    client = ask(app(kept, token=TOKEN))
+    await client.get(f"/?token={TOKEN}")
+    name = next(iter(client.cookies))
+    other = ask(app(kept, token=TOKEN))
+
+    for wrong in (b"wrong", "ä".encode()):
+        cookie = {"cookie": f"{name}=".encode() + wrong}
+        assert (await other.get("/", headers=cookie)).status_code == 401
+    assert (await other.get("/?token=wrong")).status_code == 401
+    assert (await other.post(f"/?token={TOKEN}")).status_code == 401
+
+
+async def test_the_form_takes_the_token_and_leads_where_one_was(ask: Any, kept: Any) -> None:
+    client = ask(app(kept, token=TOKEN))
+    form = (await client.get(f"{RUN}?step=a&attempt=1")).text
+    assert f'value="{RUN}?step=a&amp;attempt=1"' in form
+
+    answer = await client.post("/login", data={"token": TOKEN, "then": f"{RUN}?step=a"})
+
+    assert answer.status_code == 303
+    assert answer.headers["location"] == f"{RUN}?step=a"
+    assert (await client.get(RUN)).status_code == 200
+
+
+async def test_the_form_says_when_it_is_not_the_token(ask: Any, kept: Any) -> None:
+    client = ask(app(kept, token=TOKEN))
+
+    answer = await client.post("/login", data={"token": "wrong", "then": RUN})
+
+    assert answer.status_code == 401
+    assert "That is not the token." in answer.text
+    assert "set-cookie" not in answer.headers
+
+
+@pytest.mark.parametrize(
+    "then", ["//evil.example/x", "https://evil.example/x", "/\\evil.example/x", "\\/evil.example/x"]
+)
+async def test_the_form_leads_to_no_other_site(ask: Any, kept: Any, then: str) -> None:
+    answer = await ask(app(kept, token=TOKEN)).post("/login", data={"token": TOKEN, "then": then})
+
+    location = answer.headers["location"]
+    assert location.startswith("/")
+    assert not location.startswith(("//", "/\\"))
+
+
+async def test_the_form_refuses_what_is_too_long(ask: Any, kept: Any) -> None:
+    answer = await ask(app(kept, token=TOKEN)).post("/login", data={"token": "x" * 9_000})
+
+    assert answer.status_code == 413
+
+
+async def test_the_form_leads_to_the_list_by_default(ask: Any, kept: Any) -> None:
+    answer = await ask(app(kept, token=TOKEN)).post("/login", data={"token": TOKEN})
+
+    assert answer.headers["location"] == "/"
+
+
+async def test_there_is_no_form_without_a_token(ask: Any, kept: Any) -> None:
+    assert (await ask(app(kept)).post("/login")).status_code == 404
+
+
+async def test_two_servers_on_one_machine_have_cookies_of_their_own(ask: Any, kept: Any) -> None:
+    first, second = ask(app(kept, token=TOKEN)), ask(app(kept, token=f"{TOKEN} 2"))
+    await first.get(f"/?token={TOKEN}")
+    await second.get("/", params={"token": f"{TOKEN} 2"})
+
+    assert set(first.cookies) != set(second.cookies)
+
+
+@pytest.mark.parametrize(("token", "error"), [("short", ValueError), (b"x" * 30, TypeError)])
+def test_a_token_that_can_be_guessed_is_refused(
+    journal: Any, token: Any, error: type[Exception]
+) -> None:
+    with pytest.raises(error, match="token must"):
+        app(journal, token=token)
+
+
+# What every answer has.
+
+
+@pytest.mark.parametrize("path", ["/", RUN, "/runs/unknown", "/nowhere", "/api/runs"])
+async def test_every_answer_is_closed_to_others(ask: Any, kept: Any, path: str) -> None:
+    headers = (await ask(app(kept)).get(path)).headers
+
+    policy = headers["content-security-policy"]
+    assert "default-src 'none'" in policy
+    assert "frame-ancestors 'none'" in policy
+    assert "unsafe-inline" not in policy
+    assert headers["x-content-type-options"] == "nosniff"
+    assert headers["x-frame-options"] == "DENY"
+    assert headers["referrer-policy"] == "same-origin"
+    assert headers["cross-origin-resource-policy"] == "same-origin"
+    assert headers["cache-control"] == "no-store"
+
+
+async def test_a_nonce_is_used_once(ask: Any, kept: Any) -> None:
+    client = ask(app(kept))
+
+    first, second = [(await client.get("/")).headers["content-security-policy"] for _ in "ab"]
+
+    assert first != second
+
+
+async def test_a_file_may_be_kept_until_it_changes(ask: Any, kept: Any) -> None:
+    client = ask(app(kept))
+
+    answer = await client.get("/assets/web.css")
+
+    assert "immutable" in answer.headers["cache-control"]
+    assert answer.headers["content-type"].startswith("text/css")
+    assert (await client.get("/assets/page.html")).status_code == 404
+    assert (await client.get("/assets/..%2Fweb.py")).status_code == 404
+
+
+# Below another app.
+
+
+async def test_links_lead_below_what_it_is_mounted_at(ask: Any, kept: Any) -> None:
+    service = Starlette(routes=[Mount("/a b/ui", app(kept, token=TOKEN))])
+    client = ask(service)
+
+    admitted = await client.get(f"/a%20b/ui/runs/nightly?token={TOKEN}")
+    page = await client.get("/a%20b/ui/")
+    run = await client.get("/a%20b/ui/runs/nightly")
+
+    assert admitted.headers["location"] == "/a%20b/ui/runs/nightly"
+    assert "Path=/a%20b/ui/;" in admitted.headers["set-cookie"]
+    assert 'href="/a%20b/ui/runs/nightly"' in page.text
+    assert 'href="/a%20b/ui/assets/web.css' in page.text
+    assert 'data-events-url="/a%20b/ui/events/nightly?after=' in run.text
+    assert (await client.get("/a%20b/ui/assets/web.css")).status_code == 200
+    api = await client.get("/a%20b/ui/api/runs/unknown")
+    assert (api.status_code, api.json()["error"]) == (404, "There is no such run")
+
+
+async def test_links_have_the_prefix_that_a_proxy_takes_away(kept: Any) -> None:
+    transport = httpx.ASGITransport(app(kept), root_path="/ui")
+    async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
+        page = await client.get("/")
+        run = await client.get("/runs/nightly")
+
+    assert 'href="/ui/runs/nightly"' in page.text
+    assert 'data-cancel-url="/ui/cancel/nightly"' in run.text
+
+
+async def test_another_protocol_is_left_to_the_app(kept: Any) -> None:
+    told = []
+
+    async def send(message: Any) -> None:
+        told.append(message)
+
+    async def receive() -> Any:
+        return {"type": "websocket.connect"}
+
+    scope = {"type": "websocket", "path": "/", "headers": [], "query_string": b""}
+    await app(kept)(scope, receive, send)
+
+    assert told[0]["type"] == "websocket.close"

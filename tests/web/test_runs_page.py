@@ -1,0 +1,229 @@
+"""The list of runs."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import time
+from html import unescape
+from typing import Any
+
+import pytest
+from web.runs import Gate, failing, passing, slow
+
+from asyncflow import JournalError
+from asyncflow._archive import RunRecord
+from asyncflow.web import app
+
+HOSTILE = "<script>alert('x')</script>"
+
+
+def ids_in(html: str) -> list[str]:
+    return [unescape(found) for found in re.findall(r'<th scope="row"><a [^>]*>(.*?)</a>', html)]
+
+
+def orphan(run_id: str = "lost") -> RunRecord:
+    now = time.time()
+    return RunRecord(run_id, "etl", "running", now - 60, now - 50, None, orphaned=True)
+
+
+class Records:
+    """A journal of which nothing is known but records."""
+
+    def __init__(self, *records: RunRecord) -> None:
+        self.records = list(records)
+        self.asked: dict[str, Any] = {}
+
+    async def runs(self, *args: Any, **asked: Any) -> list[RunRecord]:
+        self.asked = {**dict(zip(("status", "pipeline", "since", "limit"), args, strict=True))}
+        self.asked |= asked
+        return self.records
+
+    events: Any = None
+    record: Any = None
+    cancel: Any = None
+
+
+@pytest.fixture
+async def kept(any_journal: Any) -> Any:
+    await passing().run(run_id="calm-otter", journal=any_journal)
+    await failing().run(run_id="bold-heron", journal=any_journal)
+    gate = Gate()
+    interrupted = asyncio.create_task(slow(gate).run(run_id="shy-lynx", journal=any_journal))
+    await gate.has_begun.wait()
+    interrupted.cancel()
+    await asyncio.gather(interrupted, return_exceptions=True)
+    return any_journal
+
+
+async def test_all_runs_are_listed_the_latest_first(ask: Any, kept: Any) -> None:
+    page = (await ask(app(kept)).get("/")).text
+
+    assert ids_in(page) == ["shy-lynx", "bold-heron", "calm-otter"]
+    for word in ("PASSED", "FAILED", "INTERRUPTED"):
+        assert f"</span> {word}</span>" in page
+
+
+@pytest.mark.parametrize(
+    ("query", "ids"),
+    [
+        ("status=failed", ["bold-heron"]),
+        ("status=interrupted", ["shy-lynx"]),
+        ("status=orphaned", []),
+        ("status=running", []),
+        ("pipeline=etl", ["calm-otter"]),
+        ("pipeline=nothing", []),
+        ("text=HERON", ["bold-heron"]),
+        ("text=etl", ["calm-otter"]),
+        ("since=1h", ["shy-lynx", "bold-heron", "calm-otter"]),
+        ("since=2999-01-01", []),
+        ("since=2020-01-01T00:00:00Z&status=passed", ["calm-otter"]),
+        ("since=0&limit=1", ["shy-lynx"]),
+        ("status=&text=&pipeline=&since=", ["shy-lynx", "bold-heron", "calm-otter"]),
+    ],
+)
+async def test_runs_are_found(ask: Any, kept: Any, query: str, ids: list[str]) -> None:
+    page = (await ask(app(kept)).get(f"/?{query}")).text
+
+    assert ids_in(page) == ids
+
+
+async def test_a_page_follows_on_a_page(ask: Any, kept: Any) -> None:
+    client, found, url = ask(app(kept)), [], "/?limit=1&text=r"
+    while url:
+        page = (await client.get(url)).text
+        found += ids_in(page)
+        older = re.search(r'href="([^"]*)">Older', page)
+        url = "/" + unescape(older[1]) if older else ""
+
+    assert found == ["bold-heron", "calm-otter"]
+    assert 'href="?text=r&amp;limit=1">← Newest' in page
+
+
+@pytest.mark.parametrize(
+    "query",
+    [
+        *("status=lost", "since=soon", "since=nan", "since=-1", "since=99999-01-01", "limit=0"),
+        *("limit=1001", "limit=x", "limit=²", "before=x", "before=1", "before=nan,x"),
+        *("text=%00", "since=1e999", "before=1e999,x"),
+    ],
+)
+@pytest.mark.parametrize("path", ["/", "/api/runs"])
+async def test_what_can_not_be_asked_for_is_said(
+    ask: Any, journal: Any, path: str, query: str
+) -> None:
+    answer = await ask(app(journal)).get(f"{path}?{query}")
+
+    assert answer.status_code == 400
+    assert re.search(rf"\b{query.partition('=')[0]} must ", answer.text)
+
+
+async def test_an_age_is_counted_from_now(ask: Any) -> None:
+    records = Records()
+    client = ask(app(records))
+
+    for age, seconds in (("30m", 1_800), ("24h", 86_400), ("7d", 604_800)):
+        await client.get(f"/?since={age}")
+        assert records.asked["since"] == pytest.approx(time.time() - seconds, abs=5)
+
+
+async def test_an_orphan_is_told_apart(ask: Any) -> None:
+    records = Records(orphan())
+    client = ask(app(records))
+
+    page = (await client.get("/?status=orphaned")).text
+
+    assert "◇</span> ORPHANED" in page
+    assert "its process is gone" in page
+    assert "10.0 s" in page
+    assert (records.asked["status"], records.asked["orphaned"]) == ("running", True)
+    await client.get("/?status=running")
+    assert (records.asked["status"], records.asked["orphaned"]) == ("running", False)
+
+
+async def test_a_run_that_goes_on_shows_its_time_so_far(ask: Any) -> None:
+    record = RunRecord("r", "", "running", time.time() - 90, 0.0, "process 7 on here")
+
+    page = (await ask(app(Records(record))).get("/")).text
+
+    assert "so far" in page
+    assert "1 min 30 s" in page
+    assert "process 7 on here" in page
+    assert "no name" in page
+
+
+async def test_each_run_is_drawn_and_links_to_its_page(ask: Any, kept: Any) -> None:
+    page = (await ask(app(kept)).get("/")).text
+
+    drawing = page[page.index('class="plot"') : page.index("</section>")]
+    assert re.findall(r'<a href="/runs/([^"]+)"', drawing) == [
+        "shy-lynx",
+        "bold-heron",
+        "calm-otter",
+    ]
+    for kind, shape in (("success", "<circle r="), ("failed", "<path d="), ("cancelled", "<rect ")):
+        mark = re.search(rf'class="mark {kind}" x="[\d.]+%".*?</svg>', drawing, re.DOTALL)
+        assert mark is not None
+        assert shape in mark[0]
+
+
+async def test_a_hostile_name_stays_text(ask: Any, journal: Any) -> None:
+    await passing(HOSTILE).run(run_id=HOSTILE, journal=journal)
+    client = ask(app(journal, pipelines={HOSTILE: passing(HOSTILE)}))
+
+    page = await client.get("/", params={"text": "<script>", "since": "2020-01-01"})
+    wrong = await client.get("/", params={"status": HOSTILE})
+    unknown = await client.get("/runs/" + HOSTILE + "x")
+
+    for answer in (page, wrong, unknown):
+        assert "<script>alert" not in answer.text
+    assert ids_in(page.text) == [HOSTILE]
+    (link,) = set(re.findall(r'href="(/runs/[^"]*)"', page.text))
+    assert (await client.get(unescape(link))).status_code == 200
+
+
+@pytest.mark.parametrize("run_id", ["a/b", "/a", "a b?c#d", "ä%2F", "x/events", "..%2f", "'\""])
+async def test_every_id_has_a_page(ask: Any, journal: Any, run_id: str) -> None:
+    await passing().run(run_id=run_id, journal=journal)
+    client = ask(app(journal))
+
+    page = (await client.get("/")).text
+    (link,) = set(re.findall(r'href="(/runs/[^"]*)"', page))
+    run = await client.get(unescape(link))
+    api = await client.get("/api" + unescape(link))
+
+    assert run.status_code == 200
+    assert api.json()["run_id"] == run_id
+
+
+async def test_an_empty_journal_says_how_to_fill_it(ask: Any, journal: Any) -> None:
+    client = ask(app(journal))
+
+    assert "No run has been kept yet" in (await client.get("/")).text
+    assert "No run is like that." in (await client.get("/?text=x")).text
+
+
+async def test_a_journal_that_can_not_be_read_is_told_of(ask: Any) -> None:
+    class Broken(Records):
+        async def runs(self, *args: Any, **asked: Any) -> list[RunRecord]:
+            raise JournalError("runs.db", "the disk is gone")
+
+    client = ask(app(Broken()))
+
+    page, told = await client.get("/"), await client.get("/api/runs")
+
+    assert page.status_code == told.status_code == 503
+    assert "journal runs.db: the disk is gone" in page.text
+    assert told.json()["error"] == "The journal can't be read"
+
+
+async def test_an_address_that_leads_nowhere_is_told_of(ask: Any, journal: Any) -> None:
+    client = ask(app(journal))
+
+    nowhere, wrong = await client.get("/nowhere"), await client.get("/cancel/x")
+    program = await client.put("/api/runs")
+
+    assert (nowhere.status_code, wrong.status_code, program.status_code) == (404, 405, 405)
+    assert "There is no such page" in nowhere.text
+    assert wrong.headers["allow"] == "POST"
+    assert program.json()["detail"] == "This path takes GET, HEAD only."

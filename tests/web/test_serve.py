@@ -1,0 +1,182 @@
+"""The server of the pages, over real sockets."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import socket
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import httpx
+import pytest
+from web.runs import Gate, passing, slow
+
+from asyncflow.web import serve
+
+TOKEN = "a token that nobody guesses"
+
+
+@asynccontextmanager
+async def served(journal: Any, **options: Any) -> AsyncIterator[tuple[httpx.AsyncClient, Any]]:
+    """Serve the pages at a free port; gives a client and the task."""
+    ready: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+    task = asyncio.create_task(serve(journal, port=0, on_ready=ready.set_result, **options))
+    await asyncio.wait([ready, task], return_when=asyncio.FIRST_COMPLETED)
+    if task.done():
+        await task
+    try:
+        async with httpx.AsyncClient(base_url=ready.result(), timeout=10) as client:
+            yield client, task
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+
+async def first_update(lines: AsyncIterator[str]) -> None:
+    async for line in lines:
+        if line == "event: update":
+            return
+
+
+async def test_the_pages_are_served_until_the_task_is_cancelled(journal: Any) -> None:
+    await passing().run(run_id="r", journal=journal)
+
+    async with served(journal) as (client, task):
+        assert client.base_url.host == "127.0.0.1"
+        assert (await client.get("/runs/r")).status_code == 200
+        assert "server" not in (await client.get("/")).headers
+        url = client.base_url
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+        with pytest.raises(httpx.ConnectError):
+            await httpx.AsyncClient().get(url)
+
+
+async def test_open_streams_end_within_a_second(any_journal: Any) -> None:
+    gate = Gate()
+    running = asyncio.create_task(slow(gate).run(run_id="r", journal=any_journal))
+    await gate.has_begun.wait()
+
+    async with served(any_journal) as (client, task), client.stream("GET", "/events/r") as stream:
+        await first_update(stream.aiter_lines())
+        began = time.monotonic()
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        took_s = time.monotonic() - began
+    gate.is_open.set()
+    await running
+
+    assert took_s < 1.5
+
+
+async def test_a_client_that_reads_nothing_does_not_hold_the_server_up(journal: Any) -> None:
+    gate = Gate()
+    running = asyncio.create_task(slow(gate).run(run_id="r", journal=journal))
+    await gate.has_begun.wait()
+
+    async with served(journal) as (client, task):
+        port = client.base_url.port
+        assert port is not None
+        with socket.create_connection(("127.0.0.1", port)) as silent:
+            silent.sendall(b"GET /events/r HTTP/1.1\r\nHost: localhost\r\n\r\n")
+            await client.get("/")
+            began = time.monotonic()
+            task.cancel()
+            await asyncio.wait([task])
+            took_s = time.monotonic() - began
+    gate.is_open.set()
+    await running
+
+    assert took_s < 3
+
+
+async def test_a_second_cancellation_still_waits_for_the_end(journal: Any) -> None:
+    async with served(journal) as (client, task):
+        await client.get("/")
+        task.cancel()
+        await asyncio.sleep(0.01)
+        task.cancel()
+        await asyncio.wait([task])
+
+        with pytest.raises(httpx.ConnectError):
+            await httpx.AsyncClient().get(client.base_url)
+
+
+async def test_a_resumed_run_ends_with_the_server(journal: Any) -> None:
+    gate = Gate()
+    interrupted = asyncio.create_task(slow(gate).run(run_id="r", journal=journal))
+    await gate.has_begun.wait()
+    interrupted.cancel()
+    await asyncio.gather(interrupted, return_exceptions=True)
+    gate.has_begun.clear()
+
+    async with served(journal, pipelines={"slow": slow(gate)}) as (client, _):
+        assert (await client.post("/resume/r")).status_code == 303
+        await gate.has_begun.wait()
+
+    assert gate.clean_ups == 2
+    assert (await journal.record("r")).status == "interrupted"
+
+
+async def test_a_step_that_exits_does_not_end_the_server(journal: Any) -> None:
+    from asyncflow import Orchestrator, WorkflowStep
+
+    calls = []
+
+    async def exits() -> None:
+        calls.append(1)
+        if len(calls) == 1:
+            raise ValueError("first")
+        raise SystemExit(3)
+
+    pipeline = Orchestrator([WorkflowStep("exits", exits)], name="p")
+    await pipeline.run(run_id="r", journal=journal)
+
+    async with served(journal, pipelines={"p": pipeline}) as (client, task):
+        await client.post("/resume/r")
+        while len(calls) < 2:
+            await asyncio.sleep(0.01)
+        assert (await client.get("/runs/r")).status_code == 200
+        assert not task.done()
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.0.2.1", "runs.example", ""])
+async def test_another_address_asks_for_a_token(journal: Any, host: str) -> None:
+    with pytest.raises(ValueError, match="needs a token of at least 16 characters"):
+        await serve(journal, host=host)
+
+
+async def test_with_a_token_it_is_served_at_any_address(journal: Any) -> None:
+    async with served(journal, host="0.0.0.0", token=TOKEN) as (client, _):
+        url = f"http://127.0.0.1:{client.base_url.port}/"
+        assert (await client.get(url)).status_code == 401
+        right = await client.get(url, headers={"authorization": f"Bearer {TOKEN}"})
+        assert right.status_code == 200
+
+
+@pytest.mark.skipif(not socket.has_ipv6, reason="needs IPv6")
+async def test_it_is_served_over_ipv6(journal: Any) -> None:
+    async with served(journal, host="::1") as (client, _):
+        assert "[::1]" in str(client.base_url)
+        assert (await client.get("/")).status_code == 200
+
+
+async def test_a_port_that_is_taken_is_told_of(journal: Any) -> None:
+    async with served(journal) as (client, _):
+        port = client.base_url.port
+        with pytest.raises(OSError, match=f"can't listen at 127.0.0.1, port {port}") as caught:
+            await serve(journal, port=port or 0)
+
+    assert caught.value.errno == errno.EADDRINUSE
+    assert "name another port" in str(caught.value)
+
+
+async def test_a_name_that_leads_nowhere_is_told_of(journal: Any) -> None:
+    with pytest.raises(OSError, match=r"can't listen at nowhere\.invalid"):
+        await serve(journal, host="nowhere.invalid", token=TOKEN)

@@ -1,0 +1,97 @@
+"""Streams over real connections."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncGenerator
+from typing import Any
+
+import pytest
+
+from asyncflow._web_feed import Update
+from asyncflow._web_stream import UpdateStream
+
+
+class Closing:
+    """Updates that never end, and note when they are let go."""
+
+    def __init__(self, size: int = 1) -> None:
+        self.is_closed = False
+        self.count = 0
+        self._size = size
+
+    async def updates(self) -> AsyncGenerator[Update, None]:
+        try:
+            while True:
+                self.count += 1
+                yield Update(self.count, {"a": "x" * self._size}, None, None)
+                await asyncio.sleep(0.001)
+        finally:
+            self.is_closed = True
+
+
+def scope() -> Any:
+    return {"type": "http", "method": "GET", "path": "/", "headers": [], "query_string": b""}
+
+
+async def test_a_viewer_that_goes_is_let_go_at_once() -> None:
+    source, sent, seen = Closing(), [], asyncio.Event()
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+        if len(sent) > 5:
+            seen.set()
+
+    async def receive() -> Any:
+        await seen.wait()
+        return {"type": "http.disconnect"}
+
+    await UpdateStream(source.updates())(scope(), receive, send)
+
+    assert source.is_closed
+
+
+async def test_a_viewer_that_takes_nothing_is_waited_for_and_then_cut_off(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("asyncflow._web_stream._PATIENCE_S", 0.2)
+    source, count = Closing(), 0
+
+    async def send(message: Any) -> None:
+        nonlocal count
+        count += 1
+        if count > 4:
+            await asyncio.sleep(1_000)
+
+    async def receive() -> Any:
+        await asyncio.sleep(1_000)
+
+    began = time.monotonic()
+    await UpdateStream(source.updates())(scope(), receive, send)
+
+    assert 0.2 <= time.monotonic() - began < 5
+    assert source.is_closed
+    assert source.count == 3  # and nothing was made for it meanwhile
+
+
+async def test_a_page_hears_that_the_server_is_alive(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("asyncflow._web_stream._PING_S", 0.02)
+    heard, seen = [], asyncio.Event()
+
+    async def nothing() -> AsyncGenerator[Update, None]:
+        await asyncio.sleep(1_000)
+        yield Update(0, {}, None, None)
+
+    async def send(message: Any) -> None:
+        heard.append(message.get("body", b""))
+        if len(heard) > 4:
+            seen.set()
+
+    async def receive() -> Any:
+        await seen.wait()
+        return {"type": "http.disconnect"}
+
+    await UpdateStream(nothing())(scope(), receive, send)
+
+    assert all(b"event: ping\r\ndata: " in each for each in heard[1:])
