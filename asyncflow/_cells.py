@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from itertools import accumulate
 
 from rich.cells import cell_len
 
@@ -23,7 +24,7 @@ def cut(text: str, width: int, ellipsis: str = "…") -> str:
     kept = width - cell_len(ellipsis)
     if kept < 1:
         return _head(text, width)
-    tail = _head(reversed(text), kept // 2)[::-1]
+    tail = _head(text[::-1], kept // 2)[::-1]
     return f"{_head(text, kept - kept // 2)}{ellipsis}{tail}"
 
 
@@ -49,12 +50,7 @@ def widest(names: Iterable[str]) -> int:
     return max(cell_len(in_one_line(name)) for name in names)
 
 
-def _head(characters: Iterable[str], width: int) -> str:
+def _head(text: str, width: int) -> str:
     """Return the first characters that fit into so many cells."""
-    head = ""
-    for character in characters:
-        width -= cell_len(character)
-        if width < 0:
-            break
-        head += character
-    return head
+    cells = accumulate(map(cell_len, text))
+    return "".join(character for character, end in zip(text, cells, strict=True) if end <= width)

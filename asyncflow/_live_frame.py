@@ -151,9 +151,8 @@ def _choice(
     steps, span_of = run.view.steps, {tier: span for span in spans for tier in range(*span)}
     chosen: dict[_Span, list[str]] = defaultdict(list)
     for name in _first(run, left):
-        if steps[name].tier in span_of:
-            chosen[span_of[steps[name].tier]].append(name)
-            left -= 1
+        chosen[span_of[steps[name].tier]].append(name)
+        left -= 1
     whole = set()
     for span in _nearest(run, spans):
         size = run.size(*span)

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import IO
 
-from rich.console import Console
 from rich.text import Text
 
 from asyncflow._cells import cut, shown
 from asyncflow._live_frame import frame, summary
-from asyncflow._live_prints import Printed, Prints
+from asyncflow._live_prints import Prints
 from asyncflow._live_run import LiveRun
 from asyncflow._live_screen import Screen
 from asyncflow._live_thread import Feed
@@ -33,6 +33,10 @@ class _Watched:
         self._ahead_ms: float | None = None
         """How far the run's clock is ahead of ours, as far as that was seen."""
 
+    @property
+    def has_begun(self) -> bool:
+        return bool(self.run.view.stretches)
+
     def take(self, events: Sequence[Event]) -> None:
         for event in events:
             self.run.apply(event)
@@ -51,88 +55,103 @@ class _Watched:
 
 class Frames:
     """Args:
-    console: Says how large the terminal is, and what colours it has.
-    file: What is written to.
+    screen: Where to draw.
+    file: What that writes to.
     look: What to draw with.
     """
 
     pause_s = 0.12
 
-    def __init__(self, console: Console, file: IO[str], look: Look) -> None:
-        self._console = console
+    def __init__(self, screen: Screen, file: IO[str], look: Look) -> None:
+        self._screen = screen
         self._look = look
-        self._screen = Screen(console, file)
-        self._prints = Prints(file)
+        self._prints: Prints[Feed] = Prints(file)
         self._runs: dict[Feed, _Watched] = {}
+        self._before: list[tuple[str, Feed]] = []
+        """The runs that have ended, each with what was printed before, that were not drawn yet."""
+        self._text = ""
+        """What was printed after that, in whole lines."""
+        self._unfinished: list[str] = []
 
     def begin(self) -> None:
         """Take in what is printed from now on."""
         self._prints.begin()
 
-    def seal(self, *, is_last: bool) -> None:
-        """Let what is printed from now on stand below the frame, or again above it."""
-        if is_last:
-            self._prints.seal()
-        else:
-            self._prints.unseal()
+    def mark(self, feed: Feed, *, is_last: bool) -> None:
+        """Let what is printed from now on stand below the last frame of a run."""
+        self._prints.mark(feed, ends_lines=is_last)
+
+    def collect(self) -> None:
+        """Take in what was printed."""
+        printed = self._prints.take()
+        self._before += printed.before
+        self._text += printed.text
+        self._unfinished = printed.unfinished
 
     def take(self, feed: Feed, events: Sequence[Event]) -> None:
         """Take in events of a run."""
         self._runs.setdefault(feed, _Watched()).take(events)
 
     def draw(self, ended: Sequence[Feed]) -> None:
-        """Draw the frames of the runs, those that have ended above the others."""
-        self._draw(self._prints.take(), ended)
+        """Draw the last frames of the runs that have ended, and those of the others below."""
+        self._draw_last(ended)
+        width, height = self._space()
+        lines = [Text(cut(shown(text, self._look.encoding), width)) for text in self._unfinished]
+        lines = lines[-max(height - _LEAST, 0) :]
+        lines += self._frames(width, height - len(lines))
+        self._screen.draw(self._text, lines)
+        self._text = ""
 
     def end(self, left: Sequence[Feed]) -> None:
-        """Draw the frames for the last time, and give the streams back."""
-        printed = self._prints.end()
-        self._draw(printed, left)
-        self._screen.write(printed.after)
+        """Draw the last frames, and give the streams back."""
+        self._draw_last(left)
+        self._screen.draw(self._text, [])
+        self._prints.end(self._screen.write)
 
     def give_up(self) -> None:
         """Give the streams back, and write what was printed, if that is possible."""
-        printed = self._prints.end()
-        try:
-            self._screen.write(printed.before + printed.after)
-        except OSError:  # it was that which failed
-            return
+        texts = [*(text for text, _ in self._before), self._text]
+        with suppress(OSError):  # it may be that which failed
+            self._screen.draw("".join(texts), [])
+        with suppress(OSError):
+            self._prints.end(self._screen.write)
 
-    def _draw(self, printed: Printed, ended: Sequence[Feed]) -> None:
-        width, height = self._console.size
-        width, height = max(width - 1, 1), max(height - 1, 1)
-        above = printed.before
-        done = [watched for feed in ended if (watched := self._runs.pop(feed, None)) is not None]
-        for watched in done[:-1] if not self._runs else done:
-            self._screen.draw(above, self._frame(watched, width, height, is_last=True), 10**9)
-            above = ""
-        lines = [Text(cut(shown(text, self._look.encoding), width)) for text in printed.unfinished]
-        lines = lines[-max(height - _LEAST, 0) :]
-        watched_now = done[-1:] if not self._runs else list(self._runs.values())
-        is_last = not self._runs
-        lines += self._frames(watched_now, width, height - len(lines), is_last=is_last)
-        self._screen.draw(above, lines, len(lines) if is_last else 0)
+    def _draw_last(self, ended: Sequence[Feed]) -> None:
+        """Draw the last frames of runs, each below what was printed before its end."""
+        unmarked = [feed for feed in ended if feed not in {feed for _, feed in self._before}]
+        if unmarked:
+            self._before += [(self._text, unmarked[0]), *(("", feed) for feed in unmarked[1:])]
+            self._text = ""
+        while self._before:
+            above, feed = self._before[0]
+            watched = self._runs.pop(feed)
+            lines = self._frame(watched, *self._space(), least=0) if watched.has_begun else []
+            self._screen.draw(above, lines, is_last=True)
+            del self._before[0]
 
-    def _frames(
-        self, runs: Sequence[_Watched], width: int, height: int, *, is_last: bool
-    ) -> list[Text]:
-        begun = [watched for watched in runs if watched.run.view.stretches]
+    def _space(self) -> tuple[int, int]:
+        """Return how many cells and lines a frame may have."""
+        width, height = self._screen.size()
+        return max(width - 1, 1), max(height - 1, 1)
+
+    def _frames(self, width: int, height: int) -> list[Text]:
+        begun = [watched for watched in self._runs.values() if watched.has_begun]
         lines: list[Text] = []
         for number, watched in enumerate(begun):
             share = (height - len(lines)) // (len(begun) - number)
             if share < _LEAST and len(begun) > 1:
                 return _many(begun, width, height, self._look)
-            lines += self._frame(watched, width, share, is_last=is_last)
+            lines += self._frame(watched, width, share, least=watched.height)
         return lines
 
-    def _frame(self, watched: _Watched, width: int, height: int, *, is_last: bool) -> list[Text]:
+    def _frame(self, watched: _Watched, width: int, height: int, *, least: int) -> list[Text]:
         lines = frame(
             watched.run,
             width=width,
             height=height,
             now_ms=watched.now_ms(),
             look=self._look,
-            least=0 if is_last else watched.height,
+            least=least,
         )
         watched.height = len(lines)
         return lines

@@ -29,7 +29,10 @@ class Lines:
     def begin(self) -> None:
         """Nothing needs to be done."""
 
-    def seal(self, *, is_last: bool) -> None:
+    def mark(self, feed: Feed, *, is_last: bool) -> None:
+        """Nothing needs to be done."""
+
+    def collect(self) -> None:
         """Nothing needs to be done."""
 
     def take(self, feed: Feed, events: Sequence[Event]) -> None:

@@ -13,27 +13,32 @@ import logging
 import os
 import sys
 import threading
-from collections.abc import Iterator
-from typing import IO, Any, NamedTuple
+from collections.abc import Callable, Iterator
+from typing import IO, Any, Generic, NamedTuple, TypeVar
 
 __all__ = ["Printed", "Prints", "is_drawn_on"]
+
+Name = TypeVar("Name")
 
 _LONGEST = 10_000
 """How many characters may wait for the end of their line."""
 
+_ROUNDS = 10
+"""How often what was printed is written, at the end, before whoever prints has to wait."""
 
-class Printed(NamedTuple):
+
+class Printed(NamedTuple, Generic[Name]):
     """What was printed since that was last asked."""
 
-    before: str
-    """Whole lines."""
+    before: list[tuple[str, Name]]
+    """What was printed before each mark, and which mark that is."""
+    text: str
+    """Whole lines, after the last mark."""
     unfinished: list[str]
     """The beginnings of lines, one of each thread that has not ended its line."""
-    after: str
-    """What was printed after all runs had ended, as it was."""
 
 
-class Prints:
+class Prints(Generic[Name]):
     """Stands in for ``sys.stdout`` and ``sys.stderr``, and in handlers of `logging`.
 
     Args:
@@ -44,9 +49,8 @@ class Prints:
     def __init__(self, screen: IO[str]) -> None:
         self._lock = threading.RLock()  # a signal handler may print too
         self._process = os.getpid()
-        self._texts: list[str] = []
+        self._texts: list[str | _Mark[Name]] = []
         self._unfinished: dict[int, str] = {}
-        self._sealed: int | None = None
         self._is_open = True
         self._replaced: list[tuple[str, IO[str], _Stream]] = []
         self._handlers: list[tuple[logging.StreamHandler[Any], IO[str], _Stream]] = []
@@ -71,39 +75,60 @@ class Prints:
                     handler.setStream(ours)
                     self._handlers.append((handler, stream, ours))
 
-    def end(self) -> Printed:
-        """Give the streams back, and return what was not taken."""
+    def end(self, write: Callable[[str], object]) -> None:
+        """Write what was not taken, let it be printed as ever, and give the streams back."""
+        try:
+            for _ in range(_ROUNDS):
+                text = self._rest()
+                if not text:
+                    break
+                write(text)
+            with self._lock:
+                write(self._rest() + "".join(self._unfinished.values()))
+                self._is_open = False  # from here on, what is printed comes after that
+        finally:
+            self._is_open = False
+            self._give_back()
+
+    def _rest(self) -> str:
+        printed = self.take()
+        return "".join([*(text for text, _ in printed.before), printed.text])
+
+    def _give_back(self) -> None:
         for name, stream, ours in self._replaced:
             if getattr(sys, name) is ours:
                 setattr(sys, name, stream)
         for handler, stream, ours in self._handlers:
             if handler.stream is ours:
                 handler.setStream(stream)
-        with self._lock:
-            self._is_open = False
-            if self._sealed is None:
-                self.seal()
-            before, after = self._texts[: self._sealed], self._texts[self._sealed :]
-            return Printed("".join(before), [], "".join([*after, *self._unfinished.values()]))
 
-    def take(self) -> Printed:
+    def take(self) -> Printed[Name]:
         """Return what was printed."""
         with self._lock:
-            texts, self._texts, self._sealed = self._texts, [], None
+            texts, self._texts = self._texts, []
             unfinished = [text.rpartition("\r")[2] for text in self._unfinished.values()]
-        return Printed("".join(texts), unfinished, "")
+        before: list[tuple[str, Name]] = []
+        lines: list[str] = []
+        for text in texts:
+            if isinstance(text, str):
+                lines.append(text)
+            else:
+                before.append(("".join(lines), text.name))
+                lines = []
+        return Printed(before, "".join(lines), unfinished)
 
-    def seal(self) -> None:
-        """Note that all runs have ended, so that what comes now stands below the last frame."""
-        with self._lock:
-            self._texts += [f"{text}\n" for text in self._unfinished.values()]
-            self._unfinished.clear()
-            self._sealed = len(self._texts)
+    def mark(self, name: Name, *, ends_lines: bool) -> None:
+        """Note that what comes now was printed after something.
 
-    def unseal(self) -> None:
-        """Note that there is another run."""
+        Args:
+            name: What that is.
+            ends_lines: Whether nobody will end the lines that have begun.
+        """
         with self._lock:
-            self._sealed = None
+            if ends_lines:
+                self._texts += [f"{text}\n" for text in self._unfinished.values()]
+                self._unfinished.clear()
+            self._texts.append(_Mark(name))
 
     def add(self, text: str) -> bool:
         """Take what is printed; return whether that was possible."""
@@ -126,10 +151,14 @@ class Prints:
         return True
 
 
+class _Mark(NamedTuple, Generic[Name]):
+    name: Name
+
+
 class _Stream:
     """A stream for text, which is the one it stands for in all but writing."""
 
-    def __init__(self, prints: Prints, stream: IO[str]) -> None:
+    def __init__(self, prints: Prints[Any], stream: IO[str]) -> None:
         self._prints = prints
         self._stream = stream
 

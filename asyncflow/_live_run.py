@@ -12,7 +12,7 @@ from asyncflow._cells import widest
 from asyncflow._result import StepStatus
 from asyncflow._step_view import StepView
 from asyncflow._view import RunView
-from asyncflow.events import Event, StepSucceeded
+from asyncflow.events import Event, RunResumed, RunStarted, StepSucceeded
 
 __all__ = ["LiveRun"]
 
@@ -42,9 +42,8 @@ class LiveRun:
         """Take in one more event. Outputs are not kept."""
         name = getattr(event, "step", None)
         if name is None:
-            plan = self.view.dependencies
             self.view.apply(event)
-            if self.view.dependencies is not plan:
+            if isinstance(event, RunStarted | RunResumed):
                 self._begin()
             return
         step = self.view.steps[name]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import IO
 
 from rich.color import ColorSystem
@@ -21,26 +21,30 @@ _UP, _TO_THE_END, _REST_OF_LINE, _PLAIN = "\x1b[{}A", "\x1b[J", "\x1b[K", "\x1b[
 
 class Screen:
     """Args:
-    console: Says how large the terminal is, and what colours it has.
+    console: Says what colours the terminal has.
     file: What is written to.
+    size: Says how many columns and lines it has, at any moment.
     """
 
-    def __init__(self, console: Console, file: IO[str]) -> None:
+    def __init__(
+        self, console: Console, file: IO[str], size: Callable[[], tuple[int, int]]
+    ) -> None:
         self._console = console
         self._file = file
+        self.size = size
         self._lines: list[tuple[str, int]] = []
         """What stands there, and how many cells each line takes."""
         self._width = 0
 
-    def draw(self, above: str, lines: Sequence[Text], kept: int = 0) -> None:
+    def draw(self, above: str, lines: Sequence[Text], *, is_last: bool = False) -> None:
         """Draw a frame in the place of the one that stands there.
 
         Args:
             above: Text that is to stand above it, for good.
             lines: The lines of the frame, no more than the terminal has.
-            kept: How many lines, from the first one on, are to stay there for good.
+            is_last: Whether it is to stay there for good.
         """
-        width, height = self._console.size
+        width, height = self.size()
         rows = sum(max(-(-cells // width), 1) for _, cells in self._lines)
         is_same = not above and width == self._width
         output = [_UP.format(min(rows, height)) + "\r"] if rows else []
@@ -53,7 +57,7 @@ class Screen:
             output.append("\n" if stands else f"{styled}{_REST_OF_LINE}\n")
         if not is_same or rows > len(drawn):
             output.append(_TO_THE_END)
-        self._lines, self._width = drawn[kept:], width
+        self._lines, self._width = [] if is_last else drawn, width
         self.write("".join(output))
 
     def write(self, text: str) -> None:

@@ -18,6 +18,7 @@ import weakref
 from abc import abstractmethod
 from collections import deque
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Protocol
 
 from asyncflow.events import Event, RunFinished
@@ -43,7 +44,7 @@ class Feed:
 
 
 class Drawing(Protocol):
-    """What is drawn, and where to. All but the first two methods are called in the thread."""
+    """What is drawn, and where to. All but `begin` and `mark` are called in the thread."""
 
     pause_s: float
     """How long to wait between two times, at least."""
@@ -53,8 +54,12 @@ class Drawing(Protocol):
         """Called once, when the first run starts."""
 
     @abstractmethod
-    def seal(self, *, is_last: bool) -> None:
-        """Called when a run starts or ends, with whether none goes on now."""
+    def mark(self, feed: Feed, *, is_last: bool) -> None:
+        """Called when a run ends, with whether no other one goes on."""
+
+    @abstractmethod
+    def collect(self) -> None:
+        """Take in what belongs to the runs that have ended until now, beside their events."""
 
     @abstractmethod
     def take(self, feed: Feed, events: Sequence[Event]) -> None:
@@ -105,6 +110,7 @@ class Painter:
         self._thread: threading.Thread | None = None
         self._drawing: Drawing | None = None
         self._is_closing = False
+        self._at_exit = partial(self.close, _PATIENCE_S)
 
     def observer(self, *, waits: bool) -> RunObserver:
         """Return the observer of a run that starts.
@@ -133,8 +139,6 @@ class Painter:
                 return False
             if self._drawing is None:
                 self._start()
-            else:
-                self._drawing.seal(is_last=False)
             self._feeds.append(feed)
         return True
 
@@ -159,8 +163,8 @@ class Painter:
                 return False
             feed.has_ended = True
             is_last = all(each.has_ended for each in self._feeds)
-            if is_last and self._drawing is not None:
-                self._drawing.seal(is_last=True)
+            if self._drawing is not None:
+                self._drawing.mark(feed, is_last=is_last)
         if is_last:
             self._wake.set()
         return is_last
@@ -169,13 +173,9 @@ class Painter:
         if self._end(feed):
             self._join(_PATIENCE_S)
 
-    def _at_exit(self) -> None:
-        self.close(_PATIENCE_S)
-
     def _join(self, timeout_s: float | None) -> None:
-        thread = self._thread
-        if thread is not None and thread is not threading.current_thread():
-            thread.join(timeout_s)
+        if self._thread is not None:
+            self._thread.join(timeout_s)
 
     # In the thread.
 
@@ -206,6 +206,7 @@ class Painter:
             feeds = list(self._feeds)
             ended = [feed for feed in feeds if feed.has_ended]
             self._is_closing = len(ended) == len(feeds)
+            drawing.collect()
         for feed in feeds:
             drawing.take(feed, [feed.events.popleft() for _ in range(len(feed.events))])
         return ended

@@ -138,7 +138,7 @@ def _place_of(before: str) -> tuple[float, str]:
     try:
         started_at = float(time)
     except ValueError:
-        comma = ""
+        started_at = math.nan
     if not comma or not 0 <= started_at < math.inf:
         raise ValueError(f"before must be what a page names as the next one, not {before!r}")
     return started_at, run_id

@@ -15,7 +15,7 @@ from asyncflow._step_view import StepView
 from asyncflow._text import in_one_line
 from asyncflow._view import RunView
 
-__all__ = ["Chip", "Sheet", "TierRows", "name_text"]
+__all__ = ["Chip", "Sheet", "TierRows", "line_text", "name_text"]
 
 MOST_STEPS_DRAWN = 2_000
 MOST_EDGES_DRAWN = 6_000
@@ -26,7 +26,7 @@ MOST_ITEMS = 30
 MOST_ITEM_ROWS = 300
 
 # In bytes of the page: all outputs together, all tracebacks together, and the limits of each one.
-_ALL_OUTPUTS, _OUTPUT = 42_000, range(160, 4_000)
+_ALL_OUTPUTS, _OUTPUT = 40_000, range(160, 4_000)
 _ALL_TRACES, _TRACE = 30_000, range(400, 12_000)
 _WORDS = 240
 _NAME = 160
@@ -164,7 +164,7 @@ class Sheet:
         if unit.error is not None:
             notes.append(error_words(unit.error, _WORDS))
         elif unit.reason:
-            notes.append(_cut(in_one_line(unit.reason), _WORDS))
+            notes.append(_cut(line_text(unit.reason), _WORDS))
         if unit.reused:
             notes.append("reused from the journal")
         return "; ".join(notes)
@@ -246,7 +246,12 @@ class Sheet:
 
 def name_text(name: str) -> str:
     """Return a name in one line, and not longer than anyone would read."""
-    return _cut(in_one_line(name), _NAME)
+    return _cut(line_text(name), _NAME)
+
+
+def line_text(text: str) -> str:
+    """Return a text in one line, as a plain ``str``: others could say that they are HTML."""
+    return in_one_line(str.encode(text, "utf-8", "surrogatepass").decode("utf-8", "surrogatepass"))
 
 
 def _cut(text: str, limit: int) -> str:

@@ -41,7 +41,7 @@ class RunsJournal(Protocol):
 
 
 class Resumable(Protocol):
-    """What runs a pipeline: an `Orchestrator`."""
+    """What runs a pipeline: an `Orchestrator`, or a `Pipeline`, which has one."""
 
     def run(self, *, run_id: str | None = None, journal: Any = None) -> Coroutine[Any, Any, Any]:
         """Start a run, or go on with it."""

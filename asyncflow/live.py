@@ -12,8 +12,11 @@ It needs rich: ``pip install 'asyncflow-tiers[cli]'``.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
+from contextlib import suppress
 from types import TracebackType
+from typing import IO
 
 from asyncflow.events import Event
 
@@ -81,10 +84,19 @@ class LiveView:
 
     def _drawing(self) -> Drawing:
         console = Console(stderr=True) if self._console is None else self._console
+        file = console.file
+        screen = Screen(console, file, lambda: self._size(console, file))
         # What writes to another view's stand-in for the stream would end up above its frame.
         is_in_place = console.is_interactive and not console.legacy_windows
         if self._console is None:  # it may be interactive because of FORCE_COLOR alone
-            is_in_place = is_in_place and console.file.isatty()
-        if is_in_place and not is_drawn_on(console.file):
-            return Frames(console, console.file, look_for(console.encoding))
-        return Lines(Screen(console, console.file).write)
+            is_in_place = is_in_place and file.isatty()
+        if is_in_place and not is_drawn_on(file):
+            return Frames(screen, file, look_for(console.encoding))
+        return Lines(screen.write)
+
+    def _size(self, console: Console, file: IO[str]) -> tuple[int, int]:
+        """Return how large the terminal is; rich looks at the standard streams only."""
+        if self._console is None and not {"COLUMNS", "LINES"} & os.environ.keys():
+            with suppress(OSError):
+                return os.get_terminal_size(file.fileno())
+        return console.size

@@ -18,7 +18,6 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from contextlib import asynccontextmanager
-from typing import Any
 
 try:
     import jinja2  # noqa: F401
@@ -33,7 +32,7 @@ except ImportError as _error:
 
 from asyncflow._numbers import check_number
 from asyncflow._web_guard import is_loopback
-from asyncflow._web_journal import RunsJournal
+from asyncflow._web_journal import Resumable, RunsJournal
 from asyncflow._web_serve import serve_app
 from asyncflow._web_site import Site
 
@@ -43,7 +42,7 @@ __all__ = ["app", "serve"]
 def app(
     journal: RunsJournal,
     *,
-    pipelines: Mapping[str, Any] | None = None,
+    pipelines: Mapping[str, Resumable] | None = None,
     token: str | None = None,
     allowed_hosts: Iterable[str] | None = None,
     grace_s: float = 30.0,
@@ -99,7 +98,7 @@ async def serve(
     *,
     host: str = "127.0.0.1",
     port: int = 8765,
-    pipelines: Mapping[str, Any] | None = None,
+    pipelines: Mapping[str, Resumable] | None = None,
     token: str | None = None,
     allowed_hosts: Iterable[str] | None = None,
     grace_s: float = 30.0,

@@ -39,9 +39,9 @@ FLOORS = [
         logs otel _otel_conventions _otel_metrics _otel_spans
         live _cells _look _live_run _live_rows _live_frame _live_screen _live_prints _live_thread
         _live_lines _live_frames _axis _segments _timeline
-        html_report _page _sheet _gantt _dag _layout _preview _tale _times
-        web _web_site _web_serve _web_guard _web_token _web_login _web_pages _web_run _web_feed
-        _web_stream _web_resume _web_actions _web_api _web_journal
+        html_report _page _sheet _tale _gantt _dag _layout _preview _times
+        web _web_site _web_serve _web_guard _web_token _web_login _web_pages
+        _web_run _web_feed _web_stream _web_resume _web_actions _web_api _web_journal
         _runs_page _runs_asked _runs_scatter
         """,
         """

@@ -15,14 +15,22 @@ from asyncflow.testing import run_in_virtual_time
 __all__ = ["random_events"]
 
 
-def random_events(seed: int, cut: int | None) -> list[Event]:
-    """Return the events of a run; or of one that goes on where another one was after so many."""
+def random_events(seed: int, cut: int | None, *, whole: bool = False) -> list[Event]:
+    """Return the events of a run.
+
+    Args:
+        seed: What is random comes of this.
+        cut: After how many events its process died, so that another one went on.
+        whole: Whether those before that are told too.
+    """
     pipeline = RandomPipeline(seed)
     journal = MemoryJournal()
     events = _events(pipeline, journal)
     if cut is None:
         return events
-    return _events(pipeline, journal.died_after(min(cut, len(events) - 1)))
+    journal = journal.died_after(min(cut, len(events) - 1))
+    before = [*journal.kept[RUN_ID]] if whole else []
+    return before + _events(pipeline, journal)
 
 
 def _events(pipeline: RandomPipeline, journal: MemoryJournal) -> list[Event]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 
 import pytest
 
@@ -26,3 +26,12 @@ def no_thread_is_left() -> Iterator[None]:
     yield
     left = set(threading.enumerate()) - before
     assert not [thread for thread in left if thread.name.startswith("asyncflow:live")]
+
+
+@pytest.hookimpl(wrapper=True, trylast=True)
+def pytest_runtest_call(item: pytest.Function) -> Generator[None, object, object]:
+    """Let the terminal of a test stand for the program's, after pytest has put its own there."""
+    seen = item.funcargs.get("seen")
+    if seen is not None:
+        seen.stand_in()
+    return (yield)

@@ -18,6 +18,8 @@ from collections.abc import (
 from datetime import datetime
 from typing import Any, Literal, assert_type
 
+from starlette.applications import Starlette
+
 from asyncflow import (
     Attempt,
     CyclicDependencyError,
@@ -43,6 +45,7 @@ from asyncflow import (
     resume_all,
     run_pipeline,
     topological_sort,
+    web,
 )
 from asyncflow.events import (
     AttemptFailed,
@@ -469,3 +472,6 @@ async def durable() -> None:
         assert_type(await resume_all(journal, {"etl": accepted_actions}), list[RunReport])
         Pipeline("kept", journal=journal)
         WorkflowStep("a", extract, version="2", secret=True, max_crashes=0)
+        pages = web.app(journal, pipelines={"etl": etl, "deep": deep.orchestrator}, token="x" * 16)
+        assert_type(pages, Starlette)
+        await web.serve(journal, host="::1", port=0, on_ready=print, allowed_hosts=["ops.example"])
