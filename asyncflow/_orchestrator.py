@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 import os
 import random
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import PurePath
-from typing import Any, Literal, TypeAlias, cast, get_args
+from typing import Any, Literal, TypeAlias, TypedDict, Unpack, cast, get_args
 
 from asyncflow._diagram import to_mermaid
 from asyncflow._durable import Opening, Request, begin, open_run
@@ -27,6 +27,20 @@ from asyncflow._step import WorkflowStep, parameters_of
 __all__ = ["OnActive", "Orchestrator", "run_pipeline"]
 
 OnActive: TypeAlias = Literal["raise", "wait"]
+
+
+class Options(TypedDict, total=False):
+    """What `Orchestrator` takes beside the steps."""
+
+    fail_fast: bool
+    schedule: Schedule
+    max_concurrency: int | None
+    deadline_ms: float | None
+    targets: Iterable[str] | None
+    observers: Iterable[AnyObserver]
+    name: str
+    journal: Journal | None
+    secret_inputs: Iterable[str]
 
 
 class Orchestrator:
@@ -87,14 +101,55 @@ class Orchestrator:
         self._name = name
         self._journal = _checked_journal(journal)
         self._secret_inputs = _checked_secret(secret_inputs)
-        self._plan = plan(steps, targets)
-        self._is_whole = targets is None
+        if isinstance(targets, Iterator):
+            targets = tuple(targets)
+        whole = plan(steps)
+        self._all_steps = whole.steps
+        self._plan = whole if targets is None else plan(whole.steps, targets)
+        self._targets = None if targets is None else tuple(targets)
         self._types = OutputTypes(self._plan)
 
     @property
     def name(self) -> str:
         """What the pipeline is called in a journal."""
         return self._name
+
+    @property
+    def steps(self) -> list[WorkflowStep]:
+        """The steps that will be run, in the order of their declaration."""
+        return list(self._plan.steps)
+
+    @property
+    def dependencies(self) -> dict[str, tuple[str, ...]]:
+        """For each step, in topological order, the names of the steps that it depends on.
+
+        A clean-up step that names none depends on all steps that it looks at.
+        """
+        return dict(Shape(self._plan))
+
+    def replace(self, **options: Unpack[Options]) -> Orchestrator:
+        """Return another one with the same steps, and with other values for these options.
+
+        Args:
+            **options: Whatever `Orchestrator` takes beside the steps. ``targets=None`` brings back
+                what the targets of this one leave out.
+
+        Raises:
+            TypeError, ValueError: As `Orchestrator` raises them.
+        """
+        own: Options = {
+            "fail_fast": self._fail_fast,
+            "schedule": self._schedule,
+            "max_concurrency": self._max_concurrency,
+            "deadline_ms": self._deadline_ms,
+            "targets": self._targets,
+            "observers": self._observers,
+            "name": self._name,
+            "journal": self._journal,
+            "secret_inputs": self._secret_inputs,
+        }
+        own.update(options)
+        return Orchestrator(self._all_steps, **own)
 
     def _check_secrets(self) -> None:
         taken = parameters_of(self._plan.steps)
@@ -132,6 +187,7 @@ class Orchestrator:
         run_id: str | None = None,
         journal: Journal | None = None,
         on_active: OnActive = "raise",
+        observers: Iterable[AnyObserver] = (),
     ) -> RunReport:
         """Run the pipeline and return its report, also when steps failed.
 
@@ -145,6 +201,7 @@ class Orchestrator:
             journal: What keeps this run; by default the journal of the orchestrator, if any.
             on_active: What to do if a run of that id is going on: ``"raise"`` (the default), or
                 ``"wait"`` until it has ended, here or in another process, and then go on.
+            observers: More observers, of this run only.
 
         Raises:
             TypeError: ``inputs`` is not a mapping, or ``run_id`` not a string.
@@ -163,7 +220,8 @@ class Orchestrator:
         _check_asyncio()
         _check_run_id(run_id)
         _check_on_active(on_active)
-        if self._secret_inputs and self._is_whole:  # else it may be that others take them
+        watching = (*self._observers, *check_observers(observers))
+        if self._secret_inputs and self._targets is None:  # else it may be that others take them
             self._check_secrets()
         prepare(self._plan)
         request = Request(
@@ -177,10 +235,18 @@ class Orchestrator:
         )
         journal = self._journal if journal is None else _checked_journal(journal)
         if journal is not None:
-            return await self._run_durably(journal, request, wait=on_active == "wait")
-        return await self._execute(request, begin(request))
+            wait = on_active == "wait"
+            return await self._run_durably(journal, request, watching, wait=wait)
+        return await self._execute(request, begin(request), watching)
 
-    async def _run_durably(self, journal: Journal, request: Request, *, wait: bool) -> RunReport:
+    async def _run_durably(
+        self,
+        journal: Journal,
+        request: Request,
+        watching: tuple[AnyObserver, ...],
+        *,
+        wait: bool,
+    ) -> RunReport:
         if wait and is_within(request.run_id):
             raise ValueError(f"a step of run {request.run_id!r} can't wait for the end of that run")
         keeper, opening = await open_run(journal, request, wait=wait)
@@ -193,13 +259,17 @@ class Orchestrator:
             finally:
                 del failure, cancellation  # what is raised keeps this frame
         try:
-            return await self._execute(request, opening, keeper)
+            return await self._execute(request, opening, watching, keeper)
         finally:
             if not keeper.has_closed:  # it could not even begin
                 await keeper.close(request.run_id)
 
     async def _execute(
-        self, request: Request, opening: Opening, keeper: Keeper | None = None
+        self,
+        request: Request,
+        opening: Opening,
+        watching: tuple[AnyObserver, ...],
+        keeper: Keeper | None = None,
     ) -> RunReport:
         # No variable may hold the run: what it raises keeps this frame, and would keep itself.
         return await Run(
@@ -215,7 +285,7 @@ class Orchestrator:
                 random=random.random,
                 past=opening.past,
             ),
-            for_run(self._observers),
+            for_run(watching),
             keeper,
         ).execute()
 

@@ -11,10 +11,9 @@ from typing import Any, NamedTuple
 
 from asyncflow._dag import drawing
 from asyncflow._events_told import duration
-from asyncflow._gantt import running_at, ticks
-from asyncflow._sheet import Sheet, name_text
+from asyncflow._gantt import ticks
+from asyncflow._sheet import Sheet, line_text, name_text
 from asyncflow._tale import tale
-from asyncflow._text import in_one_line
 from asyncflow._times import moment_iso, moment_text
 from asyncflow._view import RunView
 from asyncflow.events import Event
@@ -62,7 +61,7 @@ def page(view: RunView, events: Sequence[Event], *, now_ms: float, live: Live | 
         now_ms: The moment that it shows, in milliseconds since the run started.
         live: What it needs to follow the run; ``None`` for a page that stands by itself.
     """
-    style, script = asset("page.css"), asset("page.js")
+    style, script = _lean(asset("page.css")), _lean(asset("page.js"))
     found = sections(view, events, now_ms=now_ms)
     return _template("page.html").render(
         sections={name: Markup(html) for name, html in found.items()},
@@ -115,32 +114,32 @@ def asset(name: str) -> str:
     return resources.files("asyncflow").joinpath("assets", name).read_text(encoding="utf-8")
 
 
+@cache
+def _lean(text: str) -> str:
+    """Return a style or a script without what is there for those who write it.
+
+    A comment takes lines of its own, and no string goes over the end of a line.
+    """
+    lines = (line.strip() for line in text.splitlines())
+    return "\n".join(line for line in lines if line and not line.startswith(("//", "/*")))
+
+
 def _source(text: str) -> str:
     return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
 
 
 def _given(sheet: Sheet, events: Sequence[Event]) -> Mapping[str, Any]:
     view = sheet.view
-    running = running_at(view, sheet.now_ms)
     return {
         "sheet": sheet,
         "view": view,
         "now_ms": sheet.now_ms,
         "ticks": ticks(sheet.timeline),
-        "peak": max((count for _, count in running), default=0),
-        "strip": _strip(sheet, running),
+        "strip": sheet.strip(view.steps.values()),
         "graph": drawing(view.dependencies) if sheet.is_drawn else None,
         "names": list(view.steps),
         "tale": tale(events),
     }
-
-
-def _strip(sheet: Sheet, running: list[tuple[float, int]]) -> str:
-    """Return how many attempts ran at once as a path, 100 wide, one high for each attempt."""
-    path = ["M0 0"]
-    for at_ms, count in running:
-        path.append(f"H{_number(sheet.timeline.at(at_ms))}V{count}")
-    return "".join([*path, "V0Z"])
 
 
 @cache
@@ -160,7 +159,7 @@ def _environment() -> jinja2.Environment:
     environment.filters.update(
         ms=duration,
         name=name_text,
-        line=in_one_line,
+        line=line_text,
         moment=moment_text,
         iso=moment_iso,
         num=_number,

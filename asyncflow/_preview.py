@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from itertools import islice
 from typing import NamedTuple
 
 from asyncflow._errors import RestoredError
@@ -36,7 +37,8 @@ def preview(value: object, limit: int) -> Preview:
     No more than that is looked at of a large text, list or mapping. Of an object of any other type
     its ``repr`` is asked.
     """
-    if isinstance(value, RestoredOutput) and value == REDACTED_OUTPUT:
+    # No more is asked of a value than its type: whatever else it has may raise.
+    if type(value) is RestoredOutput and value == REDACTED_OUTPUT:
         return Preview("redacted", cut=False, redacted=True)
     writer = _Writer(limit)
     writer.write(value, 0)
@@ -110,7 +112,8 @@ class _Writer:
 
     def write(self, value: object, depth: int) -> None:
         kind = type(value)
-        if isinstance(value, RestoredOutput):
+        if kind is RestoredOutput:
+            assert isinstance(value, RestoredOutput)
             self._put(value.text[: self._left + 1])
         elif kind is str or kind is bytes:
             self._put(text_of(repr, value[: self._left + 1]))  # type: ignore[index]
@@ -131,15 +134,16 @@ class _Writer:
         # What is short and flat stands in one line.
         apart, around = (", ", "") if _is_flat(value) else (f",{indent}", indent)
         self._put(before + around)
-        for number, each in enumerate(value):
+        for number, each in enumerate(value.items() if isinstance(value, dict) else value):
             if self.is_full:
                 return
             if number:
                 self._put(apart)
-            self.write(each, depth + 1)
             if isinstance(value, dict):
+                key, each = each
+                self.write(key, depth + 1)
                 self._put(": ")
-                self.write(value[each], depth + 1)
+            self.write(each, depth + 1)
         if type(value) is tuple and len(value) == 1:
             self._put(",")
         self._put(("\n" + "  " * depth if around else "") + after)
@@ -158,8 +162,10 @@ _PLAIN = (type(None), bool, int, float)
 
 def _is_flat(value: Iterable[object]) -> bool:
     if isinstance(value, dict):
-        return len(value) <= 1 and all(type(each) in _PLAIN for each in value.values())
-    few = list(zip(value, range(40), strict=False))
-    return all(type(each) in _PLAIN for each, _ in few) or (
-        len(few) <= 4 and all(type(each) is str and len(each) <= 12 for each, _ in few)
-    )
+        return len(value) <= 4 and all(map(_is_short, [*value, *value.values()]))
+    few = list(islice(value, 40))
+    return all(type(each) in _PLAIN for each in few) or (len(few) <= 4 and all(map(_is_short, few)))
+
+
+def _is_short(value: object) -> bool:
+    return type(value) in _PLAIN or (type(value) is str and len(value) <= 12)

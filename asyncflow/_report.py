@@ -77,7 +77,9 @@ class RunReport(Mapping[str, StepResult]):
         self.pipeline = pipeline
         self.inputs = {} if inputs is None else inputs
         self._by_name = {result.step_name: result for result in results}
-        self.outcome = outcome or ("passed" if self.all_passed else "failed")
+        self.outcome: Outcome | Literal["running"] = outcome or (
+            "passed" if self.all_passed else "failed"
+        )
 
     def __getitem__(self, step_name: str) -> StepResult:
         try:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import heapq
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from asyncflow._gantt import Row, TierBand, Timeline, bars_of
+from asyncflow._gantt import Row, TierBand, Timeline, bars_of, running_at
 from asyncflow._preview import Preview, error_trace, error_words, preview
 from asyncflow._result import StepStatus
 from asyncflow._signs import SIGNS
@@ -15,7 +15,7 @@ from asyncflow._step_view import StepView
 from asyncflow._text import in_one_line
 from asyncflow._view import RunView
 
-__all__ = ["Chip", "Sheet", "TierRows", "name_text"]
+__all__ = ["Chip", "Sheet", "Strip", "TierRows", "line_text", "name_text"]
 
 MOST_STEPS_DRAWN = 2_000
 MOST_EDGES_DRAWN = 6_000
@@ -26,7 +26,7 @@ MOST_ITEMS = 30
 MOST_ITEM_ROWS = 300
 
 # In bytes of the page: all outputs together, all tracebacks together, and the limits of each one.
-_ALL_OUTPUTS, _OUTPUT = 42_000, range(160, 4_000)
+_ALL_OUTPUTS, _OUTPUT = 40_000, range(160, 4_000)
 _ALL_TRACES, _TRACE = 30_000, range(400, 12_000)
 _WORDS = 240
 _NAME = 160
@@ -57,6 +57,15 @@ class Chip:
     sign: str
     word: str
     count: int = 0
+
+
+class Strip(NamedTuple):
+    """How many attempts ran at once."""
+
+    path: str
+    """In the language of SVG: 100 wide, and one high for each attempt."""
+    most: int
+    """The most, and at least 1."""
 
 
 class TierRows(NamedTuple):
@@ -164,7 +173,7 @@ class Sheet:
         if unit.error is not None:
             notes.append(error_words(unit.error, _WORDS))
         elif unit.reason:
-            notes.append(_cut(in_one_line(unit.reason), _WORDS))
+            notes.append(_cut(line_text(unit.reason), _WORDS))
         if unit.reused:
             notes.append("reused from the journal")
         return "; ".join(notes)
@@ -227,6 +236,14 @@ class Sheet:
         """Return the row of a step or an item."""
         return Row(unit, bars_of(unit, self.timeline, self.now_ms))
 
+    def strip(self, steps: Iterable[StepView]) -> Strip:
+        """Return how many attempts of steps, or of their items, ran at once."""
+        path, most = ["M0 0"], 1
+        for at_ms, count in running_at(steps, self.now_ms):
+            path.append(f"H{self.timeline.at(at_ms):.3f}V{count}")
+            most = max(most, count)
+        return Strip("".join([*path, "V0Z"]), most)
+
     def item_count(self, step: StepView) -> int:
         """Return how many items a mapped step has, as far as that is known."""
         return max(step.item_count or 0, len(step.items or ()))
@@ -246,7 +263,12 @@ class Sheet:
 
 def name_text(name: str) -> str:
     """Return a name in one line, and not longer than anyone would read."""
-    return _cut(in_one_line(name), _NAME)
+    return _cut(line_text(name), _NAME)
+
+
+def line_text(text: str) -> str:
+    """Return a text in one line, as a plain ``str``: others could say that they are HTML."""
+    return in_one_line(str.encode(text, "utf-8", "surrogatepass").decode("utf-8", "surrogatepass"))
 
 
 def _cut(text: str, limit: int) -> str:

@@ -88,8 +88,8 @@ class RunView:
 
     def apply(self, event: Event) -> None:
         """Take in one more event."""
-        if not isinstance(event, RunStarted):
-            self.at_ms = max(self.at_ms, event.at_ms)
+        if not isinstance(event, RunStarted) and event.at_ms > self.at_ms:
+            self.at_ms = event.at_ms
         _RULES[type(event)](self, event)
 
     # What may be asked.
@@ -205,17 +205,19 @@ class RunView:
         self.inputs.update(event.inputs)
         self.dependencies = event.dependencies
         secret, max_retries = frozenset(event.secret), event.max_retries
-        self.steps, self.tiers = {}, []
+        steps: dict[str, StepView] = {}
+        tiers: list[list[str]] = []
         for name, needed in event.dependencies.items():
-            tiers = [self.steps[each].tier for each in needed if each in self.steps]
-            tier = max(tiers, default=-1) + 1
-            if tier == len(self.tiers):
-                self.tiers.append([])
-            self.tiers[tier].append(name)
-            self.steps[name] = StepView(
-                name, needed, tier, max_retries.get(name), secret=name in secret
-            )
-        self.counts = Counter({StepStatus.PENDING: len(self.steps)})
+            tier = 0
+            for each in needed:
+                if each in steps and steps[each].tier >= tier:
+                    tier = steps[each].tier + 1
+            if tier == len(tiers):
+                tiers.append([])
+            tiers[tier].append(name)
+            steps[name] = StepView(name, needed, tier, max_retries.get(name), secret=name in secret)
+        self.steps, self.tiers = steps, tiers
+        self.counts = Counter({StepStatus.PENDING: len(steps)})
 
     def _on_run_interrupted(self, event: RunInterrupted) -> None:
         self.stop_reason, self._was_told_to_stop = event.reason, True
@@ -235,7 +237,7 @@ class RunView:
         if unit.started_ms is None:
             unit.started_ms = event.at_ms
         unit.attempts.append(AttemptView(event.attempt, event.at_ms, event.queued_ms))
-        self._move(unit, StepStatus.RUNNING, event)
+        self._move(unit, StepStatus.RUNNING, self._owner(event))
 
     def _on_attempt_failed(self, event: AttemptFailed) -> None:
         attempt = _close(self._unit(event), event.at_ms, end_of(event.error), event.error)
@@ -282,7 +284,7 @@ class RunView:
         unit = self._unit(event)
         self._recollection.give_result((event.step, event.item), unit)
         unit.reused, unit.rerun_reason = True, None
-        self._move(unit, event.status, event)
+        self._move(unit, event.status, self._owner(event))
 
     def _on_thread_abandoned(self, event: ThreadAbandoned) -> None:
         attempt = self._unit(event).latest
@@ -317,14 +319,18 @@ class RunView:
                 self._recollection.give_attempts((event.step, event.item), item)
         return item
 
+    def _owner(self, event: Any) -> StepView | None:
+        """Return the mapped step if an event is about an item of it."""
+        return None if event.item is None else self.steps[event.step]
+
     def _settle(self, unit: StepView, status: StepStatus, event: Any) -> None:
         if unit.started_ms is not None:
             unit.ended_ms = event.at_ms
-        self._move(unit, status, event)
+        self._move(unit, status, self._owner(event))
 
-    def _move(self, unit: StepView, status: StepStatus, event: Any = None) -> None:
-        of_item = event is not None and event.item is not None
-        counts = self.steps[event.step].tally if of_item else self.counts
+    def _move(self, unit: StepView, status: StepStatus, step: StepView | None = None) -> None:
+        """Change the status of a step, or of an item of the given step."""
+        counts = self.counts if step is None else step.tally
         counts[unit.status] -= 1
         counts[status] += 1
         unit.status = status

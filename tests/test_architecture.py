@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -36,6 +37,8 @@ FLOORS = [
         _stored
         _inquiries _database _postgres _postgres_store
         logs otel _otel_conventions _otel_metrics _otel_spans
+        live _cells _look _live_run _live_rows _live_frame _live_screen _live_prints _live_thread
+        _live_lines _live_frames _axis _segments _timeline
         html_report _page _sheet _tale _gantt _dag _layout _preview _times
         web _web_site _web_serve _web_guard _web_token _web_login _web_pages
         _web_run _web_feed _web_stream _web_resume _web_actions _web_api _web_journal
@@ -43,6 +46,9 @@ FLOORS = [
         """,
         """
         __init__ examples
+        __main__ _cli _cli_completion _cli_errors _cli_execution _cli_inputs _cli_journal _cli_load
+        _cli_options _cli_output _cli_plan _cli_run _cli_runs _cli_show _cli_signals _cli_svg
+        _cli_ui _run_names _tracebacks
         """,
     )
 ]
@@ -109,6 +115,14 @@ each_module_of_the_core = pytest.mark.parametrize("module", CORE)
 
 def test_every_module_has_its_floor() -> None:
     assert {room_of(module) for module in MODULES} == {room for floor in FLOORS for room in floor}
+
+
+def test_the_walk_through_the_house_leads_through_every_room() -> None:
+    walk = (PACKAGE.parent / "docs" / "how-it-works.md").read_text(encoding="utf-8")
+
+    named = set(re.findall(r"\(\.\./asyncflow/(\w+)\.py\)", walk))
+
+    assert named == {room_of(module) for module in MODULES} - {"__init__", "examples"}
 
 
 @each_module

@@ -75,7 +75,7 @@ const reveal = () => {
     if (!box || !one || one.hidden) return;
     const outer = box.getBoundingClientRect(), inner = one.getBoundingClientRect();
     const above = inner.top - outer.top - 64, below = inner.bottom - outer.bottom + 30;
-    if (above < 0) box.scrollTop += above; else if (below > 0) box.scrollTop += below;
+    if (above < 0 || below > 0) box.scrollTop += (inner.top + inner.bottom - outer.top - outer.bottom) / 2;
     return [outer, inner];
   };
   into($("gantt-scroll"), document.querySelector(`.line.step[data-i="${chosen}"]`));
@@ -138,9 +138,12 @@ addEventListener("click", (event) => {
 
 // The filter of the steps.
 const find = $("find"), findStatus = $("find-status");
+let isFiltered = false;
 const filterSteps = () => {
   const words = find.value.trim().toLowerCase().split(/\s+/).filter(Boolean), status = findStatus.value;
-  const filtering = words.length || status;
+  const filtering = words.length > 0 || status !== "";
+  if (!filtering && !isFiltered) return; // thousands of steps cost time
+  isFiltered = filtering;
   let count = 0;
   const fits = new Map();
   for (const row of all("#steps-table tbody tr")) {
@@ -172,9 +175,12 @@ const readKinds = () => {
   for (const kind of kinds) eventKind.add(new Option(kind, kind));
   eventKind.value = kinds.includes(before) ? before : "";
 };
+let areFiltered = false;
 function filterEvents() {
   const text = eventText.value.trim().toLowerCase(), kind = eventKind.value;
-  const only = eventStep.checked && chosen !== null;
+  const only = eventStep.checked && chosen !== null, filtering = only || text !== "" || kind !== "";
+  if (!filtering && !areFiltered) return;
+  areFiltered = filtering;
   for (const row of all("#events-table tr[data-ms]")) {
     row.hidden = (kind && row.cells[1].textContent !== kind) || (only && row.dataset.i !== chosen)
       || (text && !row.textContent.toLowerCase().includes(text));
@@ -269,7 +275,7 @@ const fitDag = () => {
 const applyDag = () => {
   const graph = $("dag-scroll")?.firstElementChild;
   if (!graph) return;
-  const scale = zooms.dag || Math.max(fitDag(), 0.62);
+  const scale = zooms.dag || Math.max(fitDag(), 0.8);
   graph.setAttribute("width", graph.dataset.width * scale);
   graph.setAttribute("height", graph.dataset.height * scale);
 };
@@ -323,30 +329,32 @@ const tickText = (ms, step) => {
 let drawing = 0;
 const drawTicks = () => {
   cancelAnimationFrame(drawing);
-  drawing = requestAnimationFrame(() => {
-    const box = $("gantt-scroll");
-    if (!box) return;
-    const chart = box.firstElementChild, span = +chart.dataset.span, { width } = trackOf();
-    const full = width * zooms.gantt, from = (box.scrollLeft / full) * span, to = Math.min(((box.scrollLeft + width) / full) * span, span);
-    const wanted = (to - from) / Math.max(Math.floor(width / 105), 2);
-    const step = NICE.find((each) => each >= wanted) ?? Math.ceil(wanted / NICE.at(-1)) * NICE.at(-1);
-    const svg = (tag, set, text) => {
-      const made = document.createElementNS("http://www.w3.org/2000/svg", tag);
-      for (const [name, value] of Object.entries(set)) made.setAttribute(name, value);
-      if (text) made.textContent = text;
-      return made;
-    };
-    const texts = [], lines = [];
-    for (let number = Math.ceil(from / step - 1e-9); number * step <= to * (1 + 1e-9); number++) {
-      const at = `${Math.min((number * step * 100) / span, 100)}%`;
-      const anchor = !number ? "start" : number * step > from + (to - from) * 0.97 ? "end" : "middle";
-      texts.push(svg("text", { x: at, y: 18, dx: number ? 0 : 2, "text-anchor": anchor }, tickText(number * step, step)));
-      lines.push(svg("line", { x1: at, x2: at, y1: 0, y2: "100%" }));
-    }
-    chart.querySelector(".ticks").replaceChildren(...texts);
-    chart.querySelector(".grid").replaceChildren(...lines);
-  });
+  drawing = requestAnimationFrame(ticksNow);
 };
+const ticksNow = () => {
+  const box = $("gantt-scroll");
+  if (!box) return;
+  const chart = box.firstElementChild, span = +chart.dataset.span, { width } = trackOf();
+  const full = width * zooms.gantt, from = (box.scrollLeft / full) * span, to = Math.min(((box.scrollLeft + width) / full) * span, span);
+  const wanted = (to - from) / Math.max(Math.floor(width / 105), 2);
+  const step = NICE.find((each) => each >= wanted) ?? Math.ceil(wanted / NICE.at(-1)) * NICE.at(-1);
+  const svg = (tag, set, text) => {
+    const made = document.createElementNS("http://www.w3.org/2000/svg", tag);
+    for (const [name, value] of Object.entries(set)) made.setAttribute(name, value);
+    if (text) made.textContent = text;
+    return made;
+  };
+  const texts = [], lines = [];
+  for (let number = Math.ceil(from / step - 1e-9); number * step <= to * (1 + 1e-9); number++) {
+    const at = `${Math.min((number * step * 100) / span, 100)}%`;
+    const anchor = !number ? "start" : number * step > from + (to - from) * 0.97 ? "end" : "middle";
+    texts.push(svg("text", { x: at, y: 18, dx: number ? 0 : 2, "text-anchor": anchor }, tickText(number * step, step)));
+    lines.push(svg("line", { x1: at, x2: at, y1: 0, y2: "100%" }));
+  }
+  chart.querySelector(".ticks").replaceChildren(...texts);
+  chart.querySelector(".grid").replaceChildren(...lines);
+};
+addEventListener("beforeprint", () => { zoomBy("gantt", "fit"); ticksNow(); }); // on paper nothing scrolls
 
 // Dragging pans.
 let drag = null, dragged = false;
@@ -407,7 +415,7 @@ addEventListener("keydown", (event) => {
     return;
   }
   // What scrolls by itself keeps its arrows.
-  if (event.key.startsWith("Arrow") && (event.shiftKey || event.target.closest("pre"))) return;
+  if (event.key.startsWith("Arrow") && (event.shiftKey || event.target.matches("pre, #steps .scroll, #events .scroll"))) return;
   const act = KEYS[event.key];
   if (act) { event.preventDefault(); act(); }
 });

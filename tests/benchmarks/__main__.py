@@ -28,6 +28,7 @@ from tests.benchmarks.durable import durable
 from tests.benchmarks.graphs import SHAPES, instant, pipeline, suspending
 from tests.benchmarks.observing import observing
 from tests.benchmarks.ratios import Row, ratio
+from tests.benchmarks.watched import watched
 
 # Recorded workflows in WfFormat 1.5; without the folder their rows are left out.
 TRACES = Path(
@@ -294,6 +295,7 @@ def main() -> int:
         lambda _: makespans(TRACES),
         durable,
         observing,
+        watched,
     ]
     names = [
         "hand",
@@ -308,6 +310,7 @@ def main() -> int:
         "makespans",
         "durable",
         "observing",
+        "watched",
     ]
     for name, subject in zip(names, subjects, strict=True):
         if options.only and options.only not in name:

@@ -171,6 +171,16 @@ class TestText:
         assert repr(report_of(succeeded("a"))) == "<RunReport r1 PASSED: 1 step(s)>"
         assert repr(report_of(skipped("a"))) == "<RunReport r1 FAILED: 1 step(s)>"
 
+    @pytest.mark.parametrize("outcome", ["passed", "failed", "interrupted", "running"])
+    def test_a_journal_may_know_of_another_outcome(self, outcome):
+        report = RunReport(
+            "r1", [succeeded("a")], total_duration_ms=1.0, wall_time=1.0, outcome=outcome
+        )
+
+        assert report.outcome == outcome
+        assert str(report).startswith(f"Pipeline {outcome.upper()}\n")
+        assert RunReport.from_json(report.to_json()).outcome == outcome
+
     def test_a_status_reads_as_its_name(self) -> None:
         assert [str(status) for status in StepStatus] == [
             "PENDING",

@@ -74,3 +74,65 @@ async def test_the_deadline_of_a_run_must_be_a_number(value: Any):
 async def test_the_deadline_of_a_run_must_be_finite_and_above_zero(value: float):
     with pytest.raises(ValueError, match="deadline_ms must be finite and above 0, not"):
         Orchestrator([], deadline_ms=value)
+
+
+async def test_the_steps_and_their_dependencies_are_those_that_will_be_run():
+    orchestrator = Orchestrator(STEPS, targets=iter(["clean"]))
+
+    assert [step.name for step in orchestrator.steps] == ["extract", "clean"]
+    assert orchestrator.dependencies == {"extract": (), "clean": ("extract",)}
+    assert set(Orchestrator(STEPS).dependencies["notify"]) == {
+        step.name for step in STEPS if step.name != "notify"
+    }
+
+
+async def test_another_one_like_it_has_what_is_asked_for_and_keeps_the_rest():
+    told: list[str] = []
+
+    async def fail() -> None:
+        raise OSError("gone")
+
+    async def fine() -> str:
+        return "fine"
+
+    steps = [WorkflowStep("bad", fail), WorkflowStep("good", fine), WorkflowStep("more", fine)]
+    one = Orchestrator(
+        iter(steps),
+        name="pair",
+        targets=["bad", "good"],
+        observers=[lambda _: told.append("x")],
+    )
+
+    other = one.replace(fail_fast=False, targets=None)
+
+    assert other.name == "pair"
+    assert other.execution_order == ["bad", "good", "more"]
+    assert one.execution_order == ["bad", "good"]
+    assert one.replace(name="else").execution_order == ["bad", "good"]
+    report = await other.run()
+    assert [result.step_name for result in report.succeeded] == ["good", "more"]
+    assert told
+
+
+async def test_another_one_like_it_is_checked_as_the_first_was():
+    with pytest.raises(ValueError, match="schedule must be"):
+        Orchestrator(STEPS).replace(schedule="soon")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="unknown"):
+        Orchestrator(STEPS).replace(targets=["cleam"])
+
+
+async def test_a_run_may_have_observers_of_its_own():
+    async def fine() -> None: ...
+
+    always: list[object] = []
+    once: list[object] = []
+    orchestrator = Orchestrator([WorkflowStep("one", fine)], observers=[always.append])
+
+    await orchestrator.run(observers=[once.append])
+    told = len(always)
+    await orchestrator.run()
+
+    assert once == always[:told]
+    assert len(always) == 2 * told
+    with pytest.raises(TypeError, match="observers must be a list"):
+        await orchestrator.run(observers=print)  # type: ignore[arg-type]

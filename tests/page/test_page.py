@@ -454,6 +454,78 @@ def test_nothing_gets_out_of_where_it_stands(text: str) -> None:
     assert shape_of(found) == shape_of(Parsed(to_html(plain)))
 
 
+class Evil(Exception):
+    """Raises whatever is asked of it."""
+
+    def __repr__(self) -> str:
+        raise RuntimeError("repr")
+
+    __str__ = __bool__ = __len__ = __eq__ = __hash__ = __repr__  # type: ignore[assignment]
+
+
+def test_values_and_errors_that_can_not_be_asked_anything_are_shown() -> None:
+    class Proxy:
+        @property
+        def __class__(self) -> type:  # type: ignore[override]
+            raise RuntimeError("class")
+
+        __repr__ = Evil.__repr__
+
+    events = [
+        started("a", "b", "c", inputs={"x": Proxy()}),
+        *(AttemptStarted(name, 1, 0.0) for name in "abc"),
+        AttemptFailed("a", 1, 1.0, Evil(), 1.0),
+        AttemptStarted("a", 2, 2.0),
+        StepFailed("a", 2, 3.0, Evil()),
+        StepSucceeded("b", 1, 4.0, [Proxy(), {1: Proxy()}]),
+        StepSucceeded("c", 1, 4.0, Evil()),
+    ]
+
+    text = Parsed(to_html(events)).text
+
+    assert "Evil: <Evil, whose str raised RuntimeError>" in text
+    assert "<Proxy, whose repr raised RuntimeError>" in text
+
+
+def test_a_name_that_says_it_is_html_is_text() -> None:
+    class Html(str):
+        def __html__(self) -> str:
+            return "<img src=x>"
+
+        __str__ = __format__ = lambda self, *_: Html("<img src=x>")  # type: ignore[assignment]
+
+    name = Html("<b>a</b>")
+    events = [
+        RunStarted(name, 0.0, {name: (), "z": (name,)}, name, inputs={name: name}),
+        StepSkipped("z", 1.0, name),
+        RunFinished(2.0, "failed", name),
+    ]
+
+    parsed = Parsed(to_html(events))
+
+    assert not parsed.tags("img", "b")
+    assert "<b>a</b>" in parsed.text
+
+
+async def test_a_report_keeps_its_secrets() -> None:
+    async def token(password: str) -> str:
+        return SECRET
+
+    async def call(token: str) -> int:
+        return len(token)
+
+    report = await run_pipeline(
+        [WorkflowStep("token", token, secret=True), WorkflowStep("call", call, ["token"])],
+        inputs={"password": SECRET},
+        secret_inputs=["password"],
+    )
+
+    html = report.to_html()
+    assert report["token"].output == SECRET
+    assert SECRET not in html
+    assert html.count("redacted: it is secret") == 2
+
+
 # However much there is.
 
 

@@ -41,6 +41,7 @@ class Hostile:
         ([1, 2, 3], "[1, 2, 3]"),
         (["a.tmp", "b.tmp"], "['a.tmp', 'b.tmp']"),
         ({"rows": 3}, "{'rows': 3}"),
+        ({"id": 1, "name": "fx", "rate": 0.5}, "{'id': 1, 'name': 'fx', 'rate': 0.5}"),
         ({"rows": 3, "names": ["a"]}, "{\n  'rows': 3,\n  'names': ['a']\n}"),
         ([{"a": 1}, [2]], "[\n  {'a': 1},\n  [2]\n]"),
         (Point(1, 2), "Point(x=1, y=2)"),

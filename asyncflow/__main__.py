@@ -1,0 +1,31 @@
+"""The command line: ``asyncflow``, or ``python -m asyncflow``."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+
+__all__ = ["main"]
+
+_NEEDED = ("click", "rich", "msgspec")
+
+
+def main() -> None:
+    """Run a command of the command line, and end the process with its exit code."""
+    missing = [name for name in _NEEDED if importlib.util.find_spec(name) is None]
+    if missing:
+        sys.stderr.write(
+            f"Error: the command line needs {' and '.join(missing)}: "
+            "pip install 'asyncflow-tiers[cli]'\n"
+        )
+        sys.exit(2)
+    for stream in (sys.stdout, sys.stderr):
+        # What a terminal can't show, it shall at least not fail for.
+        getattr(stream, "reconfigure", lambda **_: None)(errors="backslashreplace")
+    from asyncflow._cli import commands
+
+    commands(prog_name="asyncflow")
+
+
+if __name__ == "__main__":  # else it is imported, as by a process that runs a step
+    main()

@@ -1,0 +1,106 @@
+"""The options and arguments that several commands have, and what completes them in a shell."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+from click.shell_completion import CompletionItem
+from click.types import StringParamType
+
+from asyncflow._cli_journal import DEFAULT, VARIABLE, is_address, opened
+
+__all__ = [
+    "PIPELINES",
+    "TargetType",
+    "html_option",
+    "journal_option",
+    "json_option",
+    "run_argument",
+    "traceback_option",
+]
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+PIPELINES = "ASYNCFLOW_PIPELINES"
+"""The variable that names the pipelines which runs may go on with, divided by spaces."""
+
+_MANY = 50
+
+
+class TargetType(StringParamType):
+    """``MODULE:PIPELINE``, of which the file is completed."""
+
+    name = "module:pipeline"
+
+    def shell_complete(
+        self, ctx: click.Context, param: click.Parameter, incomplete: str
+    ) -> list[CompletionItem]:
+        """Leave it to the shell to complete the file."""
+        return [CompletionItem(incomplete, type="file")]
+
+
+class RunType(StringParamType):
+    """A run, of which the id is completed."""
+
+    name = "run"
+
+    def shell_complete(
+        self, ctx: click.Context, param: click.Parameter, incomplete: str
+    ) -> list[CompletionItem]:
+        """Return the latest runs whose id begins so, if the journal can be read."""
+        journal = ctx.params.get("journal") or os.environ.get(VARIABLE) or DEFAULT
+        if not is_address(journal) and not Path(journal).is_file():
+            return []
+        with suppress(Exception):  # a shell that waits for a word is no place for errors
+            return asyncio.run(_runs_that_begin(journal, incomplete))
+        return []
+
+
+async def _runs_that_begin(journal: str, incomplete: str) -> list[CompletionItem]:
+    async with opened(journal) as found:
+        runs = await found.runs(text=incomplete, limit=_MANY)
+    return [
+        CompletionItem(run.run_id, help=f"{run.status} {run.pipeline}".strip())
+        for run in runs
+        if run.run_id.startswith(incomplete)
+    ]
+
+
+journal_option = click.option(
+    "--journal",
+    metavar="FILE|DSN",
+    default=DEFAULT,
+    envvar=VARIABLE,
+    show_envvar=True,
+    show_default=True,
+    help="What keeps the runs: a file, or postgresql://user@host/database.",
+)
+json_option = click.option("--json", "as_json", is_flag=True, help="Write JSON.")
+html_option = click.option(
+    "--html",
+    metavar="FILE",
+    type=click.Path(dir_okay=False, writable=True, path_type=Path),
+    callback=lambda ctx, param, value: _writable(value),
+    help="Write a report of the run that a browser shows.",
+)
+traceback_option = click.option(
+    "--traceback",
+    "all_frames",
+    is_flag=True,
+    help="Show all frames of tracebacks, those of asyncflow too.",
+)
+run_argument = click.argument("run", metavar="RUN", type=RunType())
+
+
+def _writable(path: Path | None) -> Path | None:
+    """Refuse a file that can't be made, before anything is done."""
+    if path is not None and not os.access(path.absolute().parent, os.W_OK):
+        why = "is not writable" if path.absolute().parent.is_dir() else "does not exist"
+        raise click.BadParameter(f"directory {str(path.absolute().parent)!r} {why}")
+    return path

@@ -1,0 +1,168 @@
+"""The command that shows one run of a journal: ``asyncflow show``."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+
+import click
+
+from asyncflow._cli_journal import find_run, must_exist, opened
+from asyncflow._cli_options import (
+    html_option,
+    journal_option,
+    json_option,
+    run_argument,
+    traceback_option,
+)
+from asyncflow._cli_output import (
+    page_writer,
+    report_lines,
+    say,
+    say_json,
+    stdout_console,
+    tell,
+    tracebacks,
+    write_html,
+)
+from asyncflow._events_told import told
+from asyncflow._report import RunReport
+from asyncflow._text import in_one_line
+from asyncflow._view import RunView
+from asyncflow.events import RunStarted
+from asyncflow.journal import RunRecord, StoredEvent
+
+__all__ = ["show"]
+
+_NARROW = 80
+"""How wide a timeline is that no terminal shows, in characters."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Kept:
+    """What a journal has of a run."""
+
+    record: RunRecord
+    report: RunReport
+    events: Sequence[StoredEvent]
+
+
+@click.command(short_help="Show a run: its report and its tracebacks.")
+@run_argument
+@journal_option
+@click.option("--timeline", is_flag=True, help="Show when each attempt of each step ran.")
+@click.option("--events", is_flag=True, help="Show all that has happened, a line each.")
+@json_option
+@html_option
+@traceback_option
+def show(
+    run: str,
+    journal: str,
+    timeline: bool,
+    events: bool,
+    as_json: bool,
+    html: Path | None,
+    all_frames: bool,
+) -> None:
+    """Show a run: its report, and the tracebacks of what has failed.
+
+    RUN is its id, or how that begins, or "latest". The exit code is 0 however the run has ended.
+    """
+    if as_json and timeline:
+        raise click.UsageError("--timeline is for people; leave it or --json out")
+    if html is not None:
+        page_writer()  # it may be missing, which should show now
+    must_exist(journal)
+    kept = asyncio.run(_read(journal, run))
+    if html is not None:
+        write_html(html, [each.event for each in kept.events])
+        tell(f"HTML report: {html}")
+    if as_json:
+        say_json(_events_as_json(kept) if events else kept.report.to_json(indent=2))
+        return
+    _say_head(kept)
+    if timeline:
+        _say_timeline(kept)
+    if events:
+        say("\n".join(_event_lines(kept)))
+    if not (timeline or events):
+        _say_report(kept.report, all_frames)
+
+
+async def _read(journal: str, run: str) -> _Kept:
+    async with opened(journal) as found:
+        record = await find_run(found, run)
+        events = await found.events(record.run_id)
+        return _Kept(record, await found.report(record.run_id), events)
+
+
+def _say_head(kept: _Kept) -> None:
+    record, view = kept.record, RunView(each.event for each in kept.events)
+    parts = [f"Run {in_one_line(record.run_id)}"]
+    if record.pipeline:
+        parts.append(f" of {in_one_line(record.pipeline)}")
+    parts.append(f", began {datetime.fromtimestamp(record.started_at):%Y-%m-%d %H:%M:%S}")
+    resumed = len(view.stretches) - 1
+    if resumed:
+        parts.append(f", resumed {resumed} time{'' if resumed == 1 else 's'}")
+    if record.orphaned:
+        parts.append(", left by its process before its end")
+    say("".join(parts))
+
+
+def _say_report(report: RunReport, all_frames: bool) -> None:
+    say(report_lines(report))
+    trace = tracebacks(report, all_frames=all_frames)
+    if trace:
+        say(f"\n{trace}")
+
+
+def _say_timeline(kept: _Kept) -> None:
+    from asyncflow._timeline import timeline  # few need it
+
+    view, console = RunView(each.event for each in kept.events), stdout_console()
+    width = console.width if console.is_terminal else _NARROW
+    drawn = timeline(view, width=width, now_ms=_now_ms(kept, view), encoding=console.encoding)
+    console.print(drawn, soft_wrap=True)
+
+
+def _now_ms(kept: _Kept, view: RunView) -> float:
+    """Return up to when the run has come; nobody knows how far an orphan came."""
+    return view.at_ms if kept.record.orphaned else view.ms_at(time.time())
+
+
+def _event_lines(kept: _Kept) -> list[str]:
+    return [f"{at_ms / 1000:12.3f} s  {text}" for at_ms, text in _told(kept)]
+
+
+def _told(kept: _Kept) -> list[tuple[float, str]]:
+    """Return for each event its time, in milliseconds since the run began, and what it says."""
+    lines, view = [], RunView()
+    for each in kept.events:
+        event = each.event
+        view.apply(event)
+        at_ms = 0.0 if isinstance(event, RunStarted) else event.at_ms
+        step = view.steps.get(getattr(event, "step", ""))
+        lines.append((at_ms, told(event, None if step is None else step.max_retries)))
+    return lines
+
+
+def _events_as_json(kept: _Kept) -> str:
+    document = [
+        {
+            "position": each.position,
+            "at_ms": at_ms,
+            "event": type(each.event).__name__,
+            "step": getattr(each.event, "step", None),
+            "item": getattr(each.event, "item", None),
+            "attempt": getattr(each.event, "attempt", None),
+            "text": text,
+        }
+        for each, (at_ms, text) in zip(kept.events, _told(kept), strict=True)
+    ]
+    return json.dumps(document, indent=2)

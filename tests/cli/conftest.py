@@ -1,0 +1,101 @@
+"""A directory with pipelines in it, and the command line as it is called there."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import textwrap
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner, Result
+
+from asyncflow._cli import commands
+
+ROOT = Path(__file__).parents[2]
+
+PIPELINES = """
+    import asyncio, datetime, enum, pathlib
+    from asyncflow import Orchestrator, Pipeline, WorkflowStep, after
+
+    pipeline = Pipeline("etl")
+
+    @pipeline.step
+    async def extract(days: int = 1):
+        return ["row"] * days
+
+    @pipeline.step(max_retries=2)
+    async def load(rows: list[str] = after(extract)):
+        return len(rows)
+
+    async def fail():
+        try:
+            int("x")
+        except ValueError as error:
+            raise OSError("no disk") from error
+
+    async def fine():
+        return "fine"
+
+    failing = [
+        WorkflowStep("bad", fail),
+        WorkflowStep("good", fine),
+        WorkflowStep("more", fine, ["good"]),
+        WorkflowStep("lost", fine, ["bad"]),
+    ]
+    nameless = Orchestrator([WorkflowStep("fine", fine)])
+
+    def made():
+        return pipeline
+"""
+
+
+class Shell:
+    """Calls the command line within this process, in a directory of its own."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+
+    def write(self, name: str, text: str) -> Path:
+        """Write a file."""
+        path = self.directory / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(textwrap.dedent(text), encoding="utf-8")
+        return path
+
+    def __call__(self, *arguments: str, exits: int = 0, **options: Any) -> Result:
+        """Run a command, which must end with that exit code."""
+        result = CliRunner().invoke(commands, arguments, **options)
+        assert result.exit_code == exits, (result.stdout, result.stderr, result.exception)
+        return result
+
+    def json(self, *arguments: str, exits: int = 0) -> Any:
+        """Return what a command writes as JSON, and nothing else."""
+        return json.loads(self(*arguments, exits=exits).stdout)
+
+
+@pytest.fixture
+def shell(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Shell]:
+    monkeypatch.chdir(tmp_path)
+    for name in ("ASYNCFLOW_JOURNAL", "ASYNCFLOW_PIPELINES", "ASYNCFLOW_TOKEN", "NO_COLOR"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    made = Shell(tmp_path)
+    made.write("etl.py", PIPELINES)
+    known = set(sys.modules)
+    ctrl_c = signal.getsignal(signal.SIGINT)
+    yield made
+    signal.signal(signal.SIGINT, ctrl_c)  # a run that leaves a thread changes it
+    for name in set(sys.modules) - known:
+        if str(getattr(sys.modules[name], "__file__", "")).startswith(str(tmp_path)):
+            del sys.modules[name]
+
+
+@pytest.fixture
+def environment(shell: Shell) -> dict[str, str]:
+    """Variables with which a real process finds this package."""
+    return {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"}

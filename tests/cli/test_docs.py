@@ -1,0 +1,70 @@
+"""The page about the command line tells each command and option, and what it shows is true."""
+
+from __future__ import annotations
+
+import re
+import shlex
+
+import click
+import pytest
+
+from asyncflow._cli import commands
+
+from .conftest import ROOT, Shell
+
+PAGE = (ROOT / "docs" / "command-line.md").read_text(encoding="utf-8")
+SECTIONS = {
+    part.partition("\n")[0].removeprefix("asyncflow "): part
+    for part in re.split(r"(?m)^## ", PAGE)
+    if part.startswith("asyncflow ")
+}
+MODULE = re.search(r"(?ms)^```python\n(.*?)^```", PAGE)
+EXAMPLES = re.findall(r"(?ms)^\$ asyncflow ([^\n]+)\n(.*?)^```", PAGE)
+
+
+def test_each_command_has_a_section_and_no_other_has_one() -> None:
+    assert list(SECTIONS) == list(commands.commands)
+    assert re.findall(r"(?m)^\| \[`asyncflow (\w+)`\]", PAGE) == list(commands.commands)
+
+
+@pytest.mark.parametrize("name", list(commands.commands))
+def test_each_option_is_told_and_no_other(name: str) -> None:
+    command = commands.commands[name]
+    options = {
+        text
+        for parameter in command.params
+        if isinstance(parameter, click.Option)
+        for text in parameter.opts
+    }
+
+    rows = re.findall(r"(?m)^\| (`--.*?) \|", SECTIONS[name].replace(r"\|", "/"))
+    told = [option for row in rows for option in re.findall(r"`(--[\w-]+)", row)]
+
+    assert sorted(told) == sorted(options)
+
+
+def test_each_option_says_what_it_is_for() -> None:
+    for name, command in commands.commands.items():
+        assert command.get_short_help_str(60), name
+        for parameter in command.params:
+            if isinstance(parameter, click.Option):
+                assert parameter.help, (name, parameter.name)
+
+
+def test_what_the_page_shows_is_what_is_shown(shell: Shell) -> None:
+    assert MODULE is not None
+    assert len(EXAMPLES) >= 5
+    shell.write("etl.py", MODULE[1])
+
+    for command, shows in EXAMPLES:
+        result = shell(*shlex.split(command), exits=1 if "FAILED" in shows else 0)
+        # Where both are a terminal, what is on the standard error comes first.
+        assert plain(result.stderr + result.stdout, shell) == plain(shows, shell), command
+
+
+def plain(text: str, shell: Shell) -> str:
+    """Leave out what is different each time."""
+    text = text.replace(f"{shell.directory}/", "")
+    text = re.sub(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d", "DATE", text)
+    text = re.sub(r" +\d\.\d{3} s", "TIME", text)
+    return re.sub(r"\d+(\.\d+)? ?ms", "TIME", text)

@@ -1,0 +1,88 @@
+"""``--html``: the page of a run, with its earlier stretches, also when it failed."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+import pytest
+
+from .conftest import Shell
+
+
+def test_a_run_leaves_its_page_also_when_it_fails(shell: Shell) -> None:
+    result = shell("run", "etl:failing", "--html", "out.html", "--run-id", "r1", exits=1)
+
+    page = (shell.directory / "out.html").read_text(encoding="utf-8")
+    assert page.startswith("<!doctype html>")
+    assert "no disk" in page
+    assert "HTML report: out.html\n" in result.stderr
+
+
+def test_without_a_journal_the_page_is_made_of_what_was_heard(shell: Shell) -> None:
+    shell("run", "etl:failing", "--html", "out.html", "--no-journal", "--quiet", exits=1)
+
+    assert "no disk" in (shell.directory / "out.html").read_text(encoding="utf-8")
+
+
+def test_the_page_of_a_run_that_goes_on_tells_of_what_was_before(shell: Shell) -> None:
+    shell("run", "etl:failing", "--run-id", "r1", "--quiet", "--keep-going", exits=1)
+    shell("resume", "r1", "etl:failing", "--quiet", "--html", "resumed.html", exits=1)
+    shell("show", "r1", "--html", "shown.html")
+
+    for name in ("resumed.html", "shown.html"):
+        page = (shell.directory / name).read_text(encoding="utf-8")
+        assert "run r1 of etl:failing started" in page
+        assert "run r1 of etl:failing resumed" in page
+
+
+@pytest.mark.parametrize("path", ["no/where/out.html", "."])
+def test_a_file_that_can_not_be_written_is_told_before_the_run(shell: Shell, path: str) -> None:
+    result = shell("run", "etl:pipeline", "--html", path, exits=2)
+
+    assert "Invalid value for '--html'" in result.stderr
+    assert not list(shell.directory.glob("*.db"))
+
+
+def test_a_directory_that_is_not_writable_is_told_before_the_run(
+    shell: Shell, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "access", lambda *_: False)
+
+    result = shell("run", "etl:pipeline", "--html", "out.html", exits=2)
+
+    assert "is not writable" in result.stderr
+
+
+def test_a_file_that_can_not_be_written_after_all_is_told_in_a_line(shell: Shell) -> None:
+    shell.write(
+        "taker.py",
+        """
+        import os
+        from asyncflow import WorkflowStep
+        async def take():
+            os.mkdir("out.html")
+        steps = [WorkflowStep("take", take)]
+        """,
+    )
+
+    result = shell("run", "taker:steps", "--html", "out.html", "--quiet", exits=1)
+
+    assert "Pipeline PASSED" in result.stdout
+    assert result.stderr.startswith("Error: the HTML report can't be written: ")
+
+
+def test_a_missing_extra_is_told_before_the_run(
+    shell: Shell, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in [name for name in sys.modules if name.startswith("asyncflow.html_report")]:
+        monkeypatch.delitem(sys.modules, name)
+    for name in [name for name in sys.modules if name.startswith("asyncflow._page")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "jinja2", None)
+
+    for command in (["run", "etl:pipeline"], ["show", "latest"]):
+        result = shell(*command, "--html", "out.html", exits=2)
+        assert result.stderr.count("\n") == 1
+        assert "pip install 'asyncflow-tiers[report]'" in result.stderr
+    assert not list(shell.directory.glob("*.db"))

@@ -1,0 +1,166 @@
+"""Inputs as text and as JSON: they get the types that the actions ask for."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from .conftest import Shell
+
+TYPED = """
+    import datetime, enum, pathlib
+    from typing import Literal
+    from asyncflow import WorkflowStep
+
+    class Colour(enum.Enum):
+        RED = "red"
+
+    async def tell(
+        days: int = 0, share: float = 0.0, deep: bool = False, name: str = "", other=None,
+        since: datetime.date = datetime.date(2000, 1, 1), tags: set[str] = frozenset(),
+        rows: list[tuple[int, str]] = (), where: pathlib.Path = pathlib.Path("."),
+        colour: Colour | None = None, mode: Literal["full", "part"] = "full",
+        anything: object = None, strange: Exception = None,
+    ):
+        return {name: repr(value) for name, value in locals().items()}
+
+    steps = [WorkflowStep("tell", tell)]
+    secret = [WorkflowStep("tell", tell)]
+"""
+
+
+def told(shell: Shell, *options: str, **more: Any) -> dict[str, str]:
+    """Return what a step got."""
+    shell.write("typed.py", TYPED)
+    result = shell.json("run", "typed:steps", "--quiet", "--no-journal", "--json", *options)
+    output: dict[str, str] = result["results"][0]["output"]
+    return output
+
+
+@pytest.mark.parametrize(
+    ("pair", "value"),
+    [
+        ("days=3", "3"),
+        ("share=0.5", "0.5"),
+        ("share=2", "2.0"),
+        ("deep=true", "True"),
+        ("deep=0", "False"),
+        ("name=3", "'3'"),
+        ("name=", "''"),
+        ("name=a=b", "'a=b'"),
+        ("other=3", "'3'"),
+        ("anything=[]", "'[]'"),
+        ("since=2024-06-01", "datetime.date(2024, 6, 1)"),
+        ('tags=["x"]', "{'x'}"),
+        ('rows=[[1, "a"]]', "[(1, 'a')]"),
+        ("mode=part", "'part'"),
+        ("colour=red", "<Colour.RED: 'red'>"),
+        ("colour=null", "None"),
+    ],
+)
+def test_text_becomes_what_the_annotation_says(shell: Shell, pair: str, value: str) -> None:
+    assert told(shell, "--input", pair)[pair.partition("=")[0]] == value
+
+
+def test_a_path_is_made_too(shell: Shell) -> None:
+    assert "a/b" in told(shell, "--input", "where=a/b")["where"]
+
+
+@pytest.mark.parametrize(
+    ("pair", "says"),
+    [
+        ("days=many", "input 'days' must be int: Expected `int`, got `str`"),
+        ("days=1.5", "input 'days' must be int: Expected `int`, got"),
+        ("mode=fast", "input 'mode' must be Literal['full', 'part']"),
+        ("rows=[[1]]", "input 'rows' must be list[tuple[int, str]]: Expected"),
+        ("strange=x", "input 'strange' must be Exception"),
+        ("dais=3", "no step takes an input 'dais' (did you mean 'days'?)"),
+        ("days", "--input takes NAME=VALUE"),
+        ("=3", "--input takes NAME=VALUE"),
+    ],
+)
+def test_what_has_another_type_is_a_wrong_usage(shell: Shell, pair: str, says: str) -> None:
+    shell.write("typed.py", TYPED)
+
+    result = shell("run", "typed:steps", "--input", pair, exits=2)
+
+    assert says in result.stderr
+    assert not list(shell.directory.glob("*.db"))
+
+
+def test_a_wrong_value_is_not_told_since_it_may_be_secret(shell: Shell) -> None:
+    shell.write("typed.py", TYPED)
+
+    for pair in ("days=hunter2", "mode=hunter2", "colour=hunter2"):
+        assert "hunter2" not in shell("run", "typed:steps", "--input", pair, exits=2).stderr
+
+
+def test_json_gives_several_at_once_and_from_a_file(shell: Shell) -> None:
+    shell.write("inputs.json", '{"days": 1, "share": 1, "name": "file", "rows": [[1, "a"]]}')
+
+    output = told(
+        shell, "--inputs", "inputs.json", "--input-json", '{"days": 2, "since": "2024-06-01"}',
+        "--input", "days=3",
+    )  # fmt: skip
+
+    assert output["days"] == "3"  # what is said last
+    assert output["share"] == "1.0"
+    assert output["name"] == "'file'"
+    assert output["rows"] == "[(1, 'a')]"
+    assert output["since"] == "datetime.date(2024, 6, 1)"
+
+
+def test_inputs_can_come_from_the_standard_input(shell: Shell) -> None:
+    shell.write("typed.py", TYPED)
+
+    result = shell(
+        "run", "typed:steps", "--quiet", "--no-journal", "--json", "--inputs", "-",
+        input='{"days": 4}',
+    )  # fmt: skip
+
+    assert '"days": "4"' in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("{", "--input-json is no JSON"),
+        ("[1]", "--input-json must be a JSON object"),
+        ('{"days": "3"}', "input 'days' must be int"),
+        ('{"dais": 3}', "did you mean 'days'?"),
+    ],
+)
+def test_json_that_is_wrong_is_a_wrong_usage(shell: Shell, text: str, says: str) -> None:
+    shell.write("typed.py", TYPED)
+
+    assert says in shell("run", "typed:steps", "--input-json", text, exits=2).stderr
+
+
+def test_a_file_that_is_not_there_is_a_wrong_usage(shell: Shell) -> None:
+    shell("run", "etl:pipeline", "--inputs", "none.json", exits=2)
+
+
+def test_an_input_that_is_missing_says_how_it_is_given(shell: Shell) -> None:
+    shell.write(
+        "needy.py",
+        """
+        from asyncflow import WorkflowStep
+        async def fetch(url: str): ...
+        steps = [WorkflowStep("fetch", fetch)]
+        """,
+    )
+
+    result = shell("run", "needy:steps", "--quiet", exits=3)
+
+    assert "nothing provides parameter 'url' of step 'fetch'" in result.stderr
+    assert "give it with --input NAME=VALUE" in result.stderr
+    assert result.stdout == ""
+
+
+def test_a_run_that_goes_on_with_other_inputs_is_refused(shell: Shell) -> None:
+    shell("run", "etl:pipeline", "--quiet", "--run-id", "r1", "--input", "days=1")
+
+    result = shell("run", "etl:pipeline", "--run-id", "r1", "--input", "days=2", exits=3)
+
+    assert "was started with another input 'days': 1, and not 2" in result.stderr

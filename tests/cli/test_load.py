@@ -1,0 +1,166 @@
+"""``MODULE:PIPELINE``: what it finds, and what it says when it finds nothing."""
+
+from __future__ import annotations
+
+import sys
+
+import pytest
+
+from .conftest import Shell
+
+
+@pytest.mark.parametrize(
+    ("target", "name", "steps"),
+    [
+        ("etl:pipeline", "etl", 2),
+        ("etl:made", "etl", 2),
+        ("etl:failing", "etl:failing", 4),
+        ("etl:nameless", "etl:nameless", 1),
+        ("etl.py:pipeline", "etl", 2),
+        ("./etl.py:failing", "etl:failing", 4),
+        ("shop.jobs.etl:pipeline", "shop", 1),
+        ("shop/jobs/etl.py:steps", "shop.jobs.etl:steps", 1),
+        ("other/alone.py:box.steps", "alone:box.steps", 1),
+    ],
+)
+def test_a_pipeline_is_found_in_a_module_or_a_file(
+    shell: Shell, target: str, name: str, steps: int
+) -> None:
+    shell.write("shop/__init__.py", "")
+    shell.write("shop/jobs/__init__.py", "")
+    shell.write("shop/jobs/rows.py", "name = 'shop'")
+    shell.write(
+        "shop/jobs/etl.py",
+        """
+        from asyncflow import Pipeline, WorkflowStep
+        from .rows import name
+        pipeline = Pipeline(name)
+        @pipeline.step
+        async def one(): ...
+        steps = [WorkflowStep("one", one)]
+        """,
+    )
+    shell.write(
+        "other/alone.py",
+        """
+        from asyncflow import WorkflowStep
+        from beside import one
+        class box:
+            steps = [WorkflowStep("one", one)]
+        """,
+    )
+    shell.write("other/beside.py", "async def one(): ...")
+
+    plan = shell.json("plan", target, "--format", "json")
+
+    assert plan["pipeline"] == name
+    assert len(plan["steps"]) == steps
+
+
+@pytest.mark.parametrize("target", ["etl", "etl:", ":pipeline", ""])
+def test_what_does_not_read_like_it_is_a_wrong_usage(shell: Shell, target: str) -> None:
+    assert "MODULE:PIPELINE" in shell("plan", target, exits=2).stderr
+
+
+@pytest.mark.parametrize(
+    ("target", "says"),
+    [
+        ("elt:pipeline", "there is no module 'elt' here, nor among what is installed (did you"),
+        ("etl.part:pipeline", "'etl' is a module, and no package"),
+        ("shop.elt:pipeline", "there is no module 'elt' in 'shop' (did you mean 'etl'?)"),
+        ("elt.py:pipeline", "there is no file 'elt.py' (did you mean 'etl.py'?)"),
+        ("no/where.py:pipeline", "there is no file 'no/where.py'"),
+        ("etl:pipelin", "there is no 'pipelin' in 'etl' (did you mean 'pipeline'?)"),
+        ("etl:xyz", "there is no 'xyz' in 'etl'; its pipelines are: nameless, pipeline"),
+        ("etl:pipeline.orders", "there is no 'orders' in 'etl:pipeline'"),
+        ("etl:asyncio", "'etl:asyncio' is of type module; name a Pipeline,"),
+        ("etl:fine", "'etl:fine' is an async function; name a pipeline, or a plain function"),
+        ("wrong:needs", "'wrong:needs' is a function that can't be called without arguments"),
+        ("wrong:cycle", "'wrong:cycle' is not valid: steps depend on each other in a circle"),
+        ("wrong:unknown", "depends on unknown step 'claen' (did you mean 'clean'?)"),
+        ("wrong:numbers", "'wrong:numbers' is not valid: "),
+        ("wrong:text", "'wrong:text' is of type str; name a Pipeline"),
+        ("wrong:dangling", "'wrong:dangling' is not valid: "),
+    ],
+)
+def test_what_can_not_be_found_or_is_not_valid_is_told_in_one_line(
+    shell: Shell, target: str, says: str
+) -> None:
+    shell.write("shop/__init__.py", "")
+    shell.write("shop/etl.py", "")
+    shell.write(
+        "wrong.py",
+        """
+        from asyncflow import Pipeline, WorkflowStep
+        async def one(): ...
+        def needs(argument): ...
+        cycle = [WorkflowStep("a", one, ["b"]), WorkflowStep("b", one, ["a"])]
+        unknown = [WorkflowStep("clean", one), WorkflowStep("load", one, ["claen"])]
+        numbers = [1, 2]
+        text = "steps"
+        dangling = Pipeline("dangling")
+        dangling.step(name="load", depends_on=["nothing"])(one)
+        """,
+    )
+
+    result = shell("plan", target, exits=3)
+
+    assert result.stdout == ""
+    assert result.stderr.startswith("Error: ")
+    assert says in result.stderr
+    assert result.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("import nothing_like_it", "ModuleNotFoundError: No module named 'nothing_like_it'"),
+        ("def helper():\n    1 / 0\nhelper()", "ZeroDivisionError: division by zero"),
+        ("import sys; sys.exit(3)", "SystemExit: 3"),
+        ("def broken(:", "SyntaxError: invalid syntax (broken.py, line 1)"),
+    ],
+)
+def test_what_a_module_raises_is_shown_with_its_own_frames(
+    shell: Shell, text: str, says: str
+) -> None:
+    shell.write("broken.py", text)
+
+    result = shell("run", "broken:pipeline", exits=3)
+
+    assert result.stderr.startswith("Traceback (most recent call last):\n") or "Syntax" in says
+    assert 'broken.py", line' in result.stderr
+    assert "importlib" not in result.stderr
+    assert "asyncflow/" not in result.stderr
+    assert result.stderr.endswith(f"Error: 'broken' can't be imported: {says}\n")
+
+
+def test_what_a_function_that_makes_a_pipeline_raises_is_shown_too(shell: Shell) -> None:
+    shell.write("broken.py", "def make():\n    raise ValueError('no such table')\n")
+
+    result = shell("run", "broken:make", exits=3)
+
+    assert 'broken.py", line 2, in make' in result.stderr
+    assert "_cli_load" not in result.stderr
+    assert result.stderr.endswith("Error: 'broken:make' has raised ValueError: no such table\n")
+
+
+def test_a_file_that_is_named_like_another_module_says_so(shell: Shell) -> None:
+    shell.write("json.py", "pipeline = []")
+
+    result = shell("plan", "json.py:pipeline", exits=3)
+
+    assert "which is another module already; give the file another name" in result.stderr
+
+
+def test_a_class_that_can_be_iterated_and_a_builtin_are_tried_too(shell: Shell) -> None:
+    shell.write("odd.py", "made = list\nodd = dict.fromkeys\n")
+
+    assert shell.json("plan", "odd:made", "--format", "json")["steps"] == []
+    shell("plan", "odd:odd", exits=3)
+
+
+def test_the_current_directory_is_where_modules_are_looked_for_first(shell: Shell) -> None:
+    shell("plan", "etl:pipeline")
+    shell("plan", "etl:pipeline")
+
+    assert sys.path.count(str(shell.directory)) == 1

@@ -1,0 +1,112 @@
+"""``asyncflow plan`` shows a pipeline in four ways, and runs nothing of it."""
+
+from __future__ import annotations
+
+from xml.etree import ElementTree
+
+from .conftest import Shell
+
+PLAN = """
+    from asyncflow import Retry, WorkflowStep
+    print("imported")
+
+    async def act(**_):
+        raise AssertionError("it was run")
+    def plain(pages):
+        raise AssertionError("it was run")
+
+    steps = [
+        WorkflowStep("pages", act, max_retries=3),
+        WorkflowStep("fetch", plain, ["pages"], map_over="pages", runs_in="thread"),
+        WorkflowStep("save", act, ["fetch", "pages"], when=lambda: 1 / 0, secret=True),
+        WorkflowStep("alert", act, run_if="failure"),
+        WorkflowStep("tidy", act, ["save"], run_if="always"),
+    ]
+"""
+
+
+def test_the_tiers_are_told_as_text(shell: Shell) -> None:
+    shell.write("plans.py", PLAN)
+
+    result = shell("plan", "plans:steps")
+
+    assert result.stdout == (
+        "Pipeline plans:steps: 5 steps in 5 tiers\n"
+        "Tier 1\n"
+        "  pages  (up to 3 attempts)\n"
+        "Tier 2\n"
+        "  fetch  after pages  (for each item of pages, in a thread)\n"
+        "Tier 3\n"
+        "  save  after fetch, pages  (if its condition is met)\n"
+        "Tier 4\n"
+        "  tidy  after save  (in any case)\n"
+        "Tier 5\n"
+        "  alert  after all others  (if something has failed)\n"
+    )
+    assert result.stderr == "imported\n"
+
+
+def test_only_what_a_target_needs_is_shown(shell: Shell) -> None:
+    shell.write("plans.py", PLAN)
+
+    result = shell("plan", "plans:steps", "--target", "pages")
+
+    assert result.stdout.startswith("Pipeline plans:steps: 1 step in 1 tier\n")
+    assert "did you mean" in shell("plan", "plans:steps", "--target", "page", exits=2).stderr
+
+
+def test_the_plan_as_json_has_what_a_program_may_need(shell: Shell) -> None:
+    shell.write("plans.py", PLAN)
+
+    plan = shell.json("plan", "plans:steps", "--format", "json")
+
+    assert plan["pipeline"] == "plans:steps"
+    assert plan["tiers"] == [["pages"], ["fetch"], ["save"], ["tidy"], ["alert"]]
+    save = plan["steps"][2]
+    assert save["name"] == "save"
+    assert save["tier"] == 3
+    assert save["depends_on"] == ["fetch", "pages"]
+    assert save["timeout_ms"] == 30_000
+    assert save["secret"] is True
+
+
+def test_mermaid_draws_each_step_and_each_dependency(shell: Shell) -> None:
+    text = shell("plan", "etl:failing", "--format", "mermaid").stdout
+
+    assert text.startswith("flowchart LR\n")
+    assert text.count("-->") == 2
+    assert '["bad"]' in text
+
+
+def test_nothing_is_kept(shell: Shell) -> None:
+    shell("plan", "etl:pipeline")
+
+    assert not list(shell.directory.glob("*.db"))
+
+
+def test_the_picture_stands_alone_and_has_a_box_for_each_step(shell: Shell) -> None:
+    shell.write(
+        "hostile.py",
+        """
+        from asyncflow import WorkflowStep
+        async def act(**_): ...
+        steps = [
+            WorkflowStep("<script>alert(1)</script>", act),
+            WorkflowStep("a & b", act),
+            WorkflowStep("two\\nlines", act, ["a & b"]),
+        ]
+        """,
+    )
+
+    text = shell("plan", "hostile:steps", "--format", "svg").stdout
+
+    root = ElementTree.fromstring(text)
+    svg = "{http://www.w3.org/2000/svg}"
+    assert root.tag == f"{svg}svg"
+    titles = [each.text for each in root.iter(f"{svg}title")]
+    assert titles == ["hostile:steps", "<script>alert(1)</script>", "a & b", "two\\nlines"]
+    assert len(list(root.iter(f"{svg}rect"))) == 3
+    assert len(list(root.iter(f"{svg}path"))) == 1
+    tiers = [each.text for each in root.iter(f"{svg}text") if each.get("class") == "tier"]
+    assert tiers == ["tier 1", "tier 1", "tier 2"]
+    assert "http" not in text.replace("http://www.w3.org/2000/svg", "")

@@ -1,0 +1,32 @@
+"""A PostgreSQL database as the journal of the command line."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+from postgres_server import running_server
+
+from .conftest import Shell
+
+
+@pytest.fixture(scope="module")
+def dsn() -> Iterator[str]:
+    with running_server() as server, server.empty_database() as address:
+        yield address
+
+
+def test_runs_are_kept_shown_and_resumed_there(
+    shell: Shell, dsn: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    failed = shell("run", "etl:failing", "--journal", dsn, "--run-id", "r1", exits=1)
+    monkeypatch.setenv("ASYNCFLOW_JOURNAL", dsn)
+    again = shell("resume", "r", "etl:failing", exits=1)
+
+    assert failed.stderr.endswith("asyncflow resume r1 etl:failing --journal DSN\n")
+    assert again.stderr.endswith("asyncflow resume r1 etl:failing\n")
+    assert [run["status"] for run in shell.json("runs", "--json")] == ["failed"]
+    assert "resumed 1 time" in shell("show", "latest").stdout
+    assert "nobody runs 'r1'" in shell("cancel", "r1", exits=1).stderr
+    assert "has no run 'r2'" in shell("show", "r2", exits=4).stderr
+    assert not list(shell.directory.glob("*.db"))

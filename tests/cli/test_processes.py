@@ -1,0 +1,265 @@
+"""The command line as real processes: how it is started, and what signals do to it."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import tomllib
+from importlib import import_module, util
+from pathlib import Path
+
+import pytest
+
+from asyncflow import __main__
+
+from .conftest import ROOT, Shell
+
+pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="there are no such signals")
+
+SLOW = """
+    import asyncio, os, pathlib, time
+    from asyncflow import WorkflowStep
+
+    async def sleep():
+        try:
+            pathlib.Path("began").write_text("")
+            await asyncio.sleep(30)
+        finally:
+            await asyncio.sleep(0.2)
+            print("cleaned up")
+
+    async def stubborn():
+        pathlib.Path("began").write_text("")
+        while True:
+            try:
+                await asyncio.sleep(30)
+            except asyncio.CancelledError:
+                print("no", flush=True)
+
+    async def block():
+        pathlib.Path("began").write_text("")
+        time.sleep(30)
+
+    def burn():
+        pathlib.Path("worker").write_text(str(os.getpid()))
+        pathlib.Path("began").write_text("")
+        time.sleep(30)
+
+    async def before():
+        return "kept"
+
+    def steps(action, **policies):
+        slow = WorkflowStep("slow", action, ["before"], **policies)
+        return [WorkflowStep("before", before), slow]
+
+    sleeping, stubborn, blocking = steps(sleep), steps(stubborn), steps(block)
+    burning = steps(burn, runs_in="process")
+    threaded = steps(burn, runs_in="thread", timeout_ms=100)
+"""
+
+
+class Process:
+    """A real process of the command line."""
+
+    def __init__(self, shell: Shell, environment: dict[str, str], *arguments: str) -> None:
+        shell.write("slow.py", SLOW)
+        self._directory = shell.directory
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "asyncflow", *arguments],
+            cwd=shell.directory,
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    def begun(self) -> Process:
+        """Wait until the slow step has begun."""
+        wait_for(self._directory / "began")
+        return self
+
+    def send(self, number: int) -> None:
+        self._process.send_signal(number)
+
+    def says(self, text: str) -> None:
+        """Read the standard error up to a line with a text."""
+        assert self._process.stderr is not None
+        while text not in (line := self._process.stderr.readline()):
+            assert line, f"nothing said {text!r}"
+
+    def is_alive(self) -> bool:
+        return self._process.poll() is None
+
+    def end(self) -> tuple[int, str, str]:
+        """Return the exit code, the standard output and the standard error."""
+        try:
+            out, err = self._process.communicate(timeout=20)
+        finally:
+            self._process.kill()
+        return self._process.returncode, out, err
+
+
+def wait_for(path: Path) -> None:
+    deadline = time.monotonic() + 20
+    while not path.exists():
+        assert time.monotonic() < deadline, f"{path.name} never came"
+        time.sleep(0.01)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_the_first_signal_ends_a_run_gracefully_and_it_can_be_resumed(
+    shell: Shell, environment: dict[str, str], number: signal.Signals
+) -> None:
+    process = Process(shell, environment, "run", "slow:sleeping", "--run-id", "r1").begun()
+
+    process.send(number)
+    code, out, err = process.end()
+
+    assert code == 128 + number
+    assert out.startswith("cleaned up\nPipeline INTERRUPTED\n")
+    assert (
+        f"{number.name}: the run is being stopped, what is running cleans up; one more stops the "
+        "process at once\n" in err
+    )
+    assert err.endswith("To go on with it: asyncflow resume r1 slow:sleeping\n")
+    assert "Traceback" not in err
+    (run,) = shell.json("runs", "--json")
+    assert (run["status"], run["orphaned"]) == ("interrupted", False)
+    path = shell.directory / "slow.py"
+    path.write_text(path.read_text().replace("await asyncio.sleep(30)", "pass"))
+    report = shell("resume", "r1", "slow:sleeping", "--quiet").stdout
+    assert "Pipeline PASSED" in report
+    assert re.search(r"\[SUCCESS\] before .*: reused", report)
+
+
+@pytest.mark.parametrize(
+    ("number", "target"),
+    [(signal.SIGINT, "slow:blocking"), (signal.SIGTERM, "slow:stubborn")],
+)
+def test_the_second_signal_ends_the_process_at_once_whatever_a_step_does(
+    shell: Shell, environment: dict[str, str], number: signal.Signals, target: str
+) -> None:
+    process = Process(shell, environment, "run", target, "--run-id", "r1", "--quiet").begun()
+
+    while process.is_alive():
+        process.send(number)
+        time.sleep(0.05)  # two at the same moment would be one
+    code, out, err = process.end()
+
+    assert code == 128 + number
+    assert "Pipeline" not in out
+    assert err.endswith("stopped at once\n")
+    (run,) = shell.json("runs", "--json")
+    assert run["orphaned"] is True  # so it can go on
+
+
+def test_without_a_journal_it_ends_just_so(shell: Shell, environment: dict[str, str]) -> None:
+    process = Process(shell, environment, "run", "slow:sleeping", "--no-journal").begun()
+
+    process.send(signal.SIGINT)
+    code, out, err = process.end()
+
+    assert code == 130
+    assert "[SUCCESS] before" in out
+    assert "[CANCELLED] slow" in out
+    assert "resume" not in err
+
+
+def test_the_process_of_a_step_does_not_outlive_it(
+    shell: Shell, environment: dict[str, str]
+) -> None:
+    process = Process(shell, environment, "run", "slow:burning", "--quiet").begun()
+    worker = int((shell.directory / "worker").read_text())
+
+    process.send(signal.SIGTERM)
+    code, out, _ = process.end()
+
+    assert code == 143
+    assert "[CANCELLED] slow" in out
+    with pytest.raises(ProcessLookupError):
+        os.kill(worker, 0)
+
+
+def test_a_thread_that_outlives_the_run_is_told_of_and_ended_by_ctrl_c(
+    shell: Shell, environment: dict[str, str]
+) -> None:
+    process = Process(shell, environment, "run", "slow:threaded").begun()
+
+    process.says("so the process waits for it; Ctrl-C ends it")
+    process.send(signal.SIGINT)
+    code, out, err = process.end()
+
+    assert code == -signal.SIGINT
+    assert "Pipeline FAILED" in out
+    assert err == ""
+
+
+def test_the_script_of_the_package_is_the_same_command_line() -> None:
+    scripts = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["scripts"]
+
+    assert list(scripts) == ["asyncflow"]
+    module, _, name = scripts["asyncflow"].partition(":")
+    assert getattr(import_module(module), name) is __main__.main
+
+
+def test_without_the_extra_a_real_process_says_so_in_one_line(
+    tmp_path: Path, environment: dict[str, str]
+) -> None:
+    for name in ("anyio", "idna", "sniffio", "typing_extensions"):
+        spec = util.find_spec(name)
+        if spec is not None and spec.origin is not None:
+            origin = Path(spec.origin)
+            if origin.name == "__init__.py":
+                shutil.copytree(origin.parent, tmp_path / name)
+            else:
+                shutil.copy(origin, tmp_path)
+    variables = {**environment, "PYTHONPATH": f"{ROOT}{os.pathsep}{tmp_path}"}
+
+    done = subprocess.run(
+        [sys.executable, "-S", "-m", "asyncflow", "runs"],
+        env=variables,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert done.stderr == (
+        "Error: the command line needs click and rich and msgspec: "
+        "pip install 'asyncflow-tiers[cli]'\n"
+    )
+
+
+def test_an_encoding_without_the_signs_is_no_error(
+    shell: Shell, environment: dict[str, str]
+) -> None:
+    shell("run", "etl:failing", "--quiet", exits=1)
+    variables = {**environment, "PYTHONIOENCODING": "ascii"}
+
+    for command in (["runs"], ["show", "latest", "--timeline"]):
+        done = subprocess.run(
+            [sys.executable, "-m", "asyncflow", *command],
+            env=variables,
+            cwd=shell.directory,
+            capture_output=True,
+            check=False,
+        )
+        assert (done.returncode, done.stderr) == (0, b"")
+        assert b"FAILED" in done.stdout
+
+
+def test_who_reads_no_further_ends_it_quietly(shell: Shell, environment: dict[str, str]) -> None:
+    shell("run", "etl:failing", "--quiet", exits=1)
+    command = f"'{sys.executable}' -m asyncflow show latest --events | head -0"
+
+    done = subprocess.run(
+        command, shell=True, env=environment, cwd=shell.directory, capture_output=True, check=False
+    )
+
+    assert done.stderr == b""

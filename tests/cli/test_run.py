@@ -1,0 +1,367 @@
+"""``asyncflow run``: what is run, what is written where, and the exit code."""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+import sqlite3
+
+import pytest
+
+from .conftest import Shell
+
+
+def test_a_run_that_passes_writes_its_report_to_the_standard_output(shell: Shell) -> None:
+    result = shell("run", "etl:pipeline", "--quiet")
+
+    assert re.fullmatch(
+        r"Pipeline PASSED\n"
+        r"\[SUCCESS\] extract \(1 attempt\(s\), \d+ms\)\n"
+        r"\[SUCCESS\] load \(1 attempt\(s\), \d+ms\)\n"
+        r"Total: \d+ms\n",
+        result.stdout,
+    )
+    assert result.stderr == ""
+
+
+def test_a_run_that_fails_says_why_it_stopped_and_shows_the_traceback_of_the_step(
+    shell: Shell,
+) -> None:
+    result = shell("run", "etl:failing", "--quiet", exits=1)
+
+    assert result.stdout.startswith("Pipeline FAILED\n")
+    assert result.stdout.endswith("\nStopped: step 'bad' failed and fail_fast is on\n")
+    assert "Step bad failed, attempt 1:\nTraceback (most recent call last):" in result.stderr
+    assert "ValueError: invalid literal" in result.stderr  # the cause
+    assert "OSError: no disk" in result.stderr
+    assert "etl.py" in result.stderr
+    assert "/asyncflow/_" not in result.stderr
+
+
+def test_with_keep_going_only_what_depends_on_the_failure_is_skipped(shell: Shell) -> None:
+    report = shell.json("run", "etl:failing", "--keep-going", "--quiet", "--json", exits=1)
+
+    statuses = {each["step_name"]: each["status"] for each in report["results"]}
+    assert statuses == {"bad": "FAILED", "good": "SUCCESS", "more": "SUCCESS", "lost": "SKIPPED"}
+    assert report["stop_reason"] is None
+
+
+def test_a_target_runs_with_what_it_depends_on_and_alone(shell: Shell) -> None:
+    result = shell("run", "etl:failing", "--target", "more", "--quiet")
+
+    assert "good" in result.stdout
+    assert "bad" not in result.stdout
+    both = shell("run", "etl:failing", "--target", "more", "--target", "lost", "--quiet", exits=1)
+    assert "lost" in both.stdout
+
+
+def test_an_unknown_target_is_a_wrong_usage_with_the_nearest_name(shell: Shell) -> None:
+    result = shell("run", "etl:failing", "--target", "mroe", exits=2)
+
+    assert "did you mean 'more'?" in result.stderr
+
+
+def test_the_schedule_can_be_chosen(shell: Shell) -> None:
+    shell.write(
+        "race.py",
+        """
+        import asyncio
+        from asyncflow import WorkflowStep
+
+        def step(name, needs=(), pause=0):
+            async def action():
+                await asyncio.sleep(pause)
+                print(name)
+            return WorkflowStep(name, action, needs)
+
+        steps = [step("slow", pause=0.1), step("quick"), step("next", ["quick"])]
+        """,
+    )
+
+    ready = shell("run", "race:steps", "--quiet", "--schedule", "ready").stdout
+    tiers = shell("run", "race:steps", "--quiet", "--schedule", "tiers").stdout
+
+    assert ready.startswith("quick\nnext\nslow\nPipeline")
+    assert tiers.startswith("quick\nslow\nnext\nPipeline")
+    shell("run", "race:steps", "--schedule", "soon", exits=2)
+
+
+def test_the_report_as_json_is_all_that_is_on_the_standard_output(shell: Shell) -> None:
+    shell.write(
+        "talker.py",
+        """
+        from asyncflow import WorkflowStep
+        print("imported")
+        async def talk():
+            print("said")
+            return 7
+        steps = [WorkflowStep("talk", talk)]
+        """,
+    )
+
+    result = shell("run", "talker:steps", "--json", "--quiet")
+
+    assert json.loads(result.stdout)["results"][0]["output"] == 7
+    assert result.stderr == "imported\nsaid\n"
+    assert "said" in shell("run", "talker:steps", "--quiet").stdout
+
+
+def test_a_run_is_kept_in_the_journal_under_a_name_that_can_be_said(shell: Shell) -> None:
+    result = shell("run", "etl:pipeline")
+
+    (run,) = shell.json("runs", "--json")
+    assert re.fullmatch(r"[a-z]+-[a-z]+-[0-9a-f]{4}", run["run_id"])
+    assert run["pipeline"] == "etl"
+    assert result.stderr.endswith(f"To see it again: asyncflow show {run['run_id']}\n")
+    assert (shell.directory / "asyncflow.db").is_file()
+
+
+def test_a_name_that_is_taken_is_not_given_to_another_run(
+    shell: Shell, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = iter(["calm-otter-0001", "calm-otter-0001", "calm-otter-0002"])
+    monkeypatch.setattr("asyncflow._cli_execution.new_run_name", lambda: next(names))
+
+    shell("run", "etl:pipeline", "--quiet")
+    shell("run", "etl:pipeline", "--quiet")
+
+    assert {run["run_id"] for run in shell.json("runs", "--json")} == {
+        "calm-otter-0001",
+        "calm-otter-0002",
+    }
+
+
+def test_where_it_is_kept_is_an_option_or_a_variable(
+    shell: Shell, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shell("run", "etl:pipeline", "--quiet", "--journal", "one.db")
+    monkeypatch.setenv("ASYNCFLOW_JOURNAL", "two.db")
+    shell("run", "etl:pipeline", "--quiet")
+    shell("run", "etl:pipeline", "--quiet", "--journal", "one.db")
+
+    assert len(shell.json("runs", "--json", "--journal", "one.db")) == 2
+    assert len(shell.json("runs", "--json")) == 1
+    assert not (shell.directory / "asyncflow.db").exists()
+
+
+def test_without_a_journal_nothing_is_kept(shell: Shell, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ASYNCFLOW_JOURNAL", "two.db")
+
+    result = shell("run", "etl:failing", "--no-journal", exits=1)
+
+    assert not list(shell.directory.glob("*.db"))
+    assert "resume" not in result.stderr
+
+
+def test_the_journal_of_the_command_line_takes_the_place_of_the_pipelines_own(
+    shell: Shell,
+) -> None:
+    shell.write(
+        "own.py",
+        """
+        from asyncflow import Pipeline
+        from asyncflow.journal import SQLiteJournal
+        pipeline = Pipeline("own", journal=SQLiteJournal("own.db"))
+        @pipeline.step
+        async def one(): ...
+        """,
+    )
+
+    shell("run", "own:pipeline", "--quiet")
+    shell("run", "own:pipeline", "--quiet", "--no-journal")
+
+    assert not (shell.directory / "own.db").exists()
+    assert len(shell.json("runs", "--json")) == 1
+
+
+def test_a_run_of_a_name_that_failed_goes_on(shell: Shell) -> None:
+    shell("run", "etl:failing", "--keep-going", "--quiet", "--run-id", "r1", exits=1)
+    report = shell.json("run", "etl:failing", "--quiet", "--run-id", "r1", "--json", exits=1)
+
+    assert {each["step_name"] for each in report["results"] if each["reused"]} == {"good", "more"}
+
+
+def test_a_run_that_has_passed_is_told_again_and_not_run(shell: Shell) -> None:
+    first = shell("run", "etl:pipeline", "--quiet", "--run-id", "r1")
+    second = shell("run", "etl:pipeline", "--run-id", "r1")
+
+    assert second.stdout == first.stdout
+    assert "run r1 has passed before" in second.stderr
+
+
+@pytest.mark.parametrize("name", ["-x", "", "latest", "a\0b", '"quoted"'])
+def test_a_name_that_could_not_be_used_again_is_refused(shell: Shell, name: str) -> None:
+    result = shell("run", "etl:pipeline", "--run-id", name, exits=2)
+
+    assert "run" in result.stderr
+    assert not list(shell.directory.glob("*.db"))
+
+
+def test_what_fails_for_good_says_how_to_go_on_with_it(shell: Shell) -> None:
+    result = shell("run", "etl:failing", "--run-id", "my run", "--journal", "a b.db", exits=1)
+
+    assert result.stderr.endswith(
+        "To go on with it: asyncflow resume 'my run' etl:failing --journal 'a b.db'\n"
+    )
+
+
+def test_no_more_than_three_tracebacks_end_a_run(shell: Shell) -> None:
+    shell.write(
+        "many.py",
+        """
+        from asyncflow import WorkflowStep
+        async def fail():
+            raise OSError("gone")
+        steps = [WorkflowStep(f"s{number}", fail) for number in range(5)]
+        """,
+    )
+
+    result = shell("run", "many:steps", "--keep-going", "--quiet", exits=1)
+
+    assert result.stderr.count("Traceback") == 3
+    assert "… and 2 more steps with errors" in result.stderr
+
+
+def test_warnings_are_logged_to_the_standard_error_unless_the_module_sees_to_that(
+    shell: Shell,
+) -> None:
+    shell.write(
+        "warner.py",
+        """
+        import logging
+        from asyncflow import WorkflowStep
+        async def warn():
+            logging.getLogger("warner").warning("look out")
+        steps = [WorkflowStep("warn", warn)]
+        """,
+    )
+    root = logging.getLogger()
+    kept, root.handlers = root.handlers, []
+    try:
+        shown = shell("run", "warner:steps", "--quiet")
+        assert root.handlers == []
+        root.addHandler(logging.NullHandler())
+        left = shell("run", "warner:steps", "--quiet")
+    finally:
+        root.handlers = kept
+
+    assert shown.stderr == "WARNING warner: look out\n"
+    assert left.stderr == ""
+
+
+def test_a_step_that_ends_the_process_ends_the_run_with_a_report(shell: Shell) -> None:
+    shell.write(
+        "leaver.py",
+        """
+        import sys
+        from asyncflow import WorkflowStep
+        async def leave():
+            sys.exit(5)
+        steps = [WorkflowStep("leave", leave)]
+        """,
+    )
+
+    kept = shell("run", "leaver:steps", "--quiet", exits=1)
+    alone = shell("run", "leaver:steps", "--quiet", "--no-journal", exits=1)
+
+    for result in (kept, alone):
+        assert result.stdout.startswith("Pipeline INTERRUPTED\n[CANCELLED] leave")
+        assert result.stdout.endswith("Stopped: step 'leave' raised SystemExit\n")
+
+
+def test_outputs_of_an_interrupted_run_that_is_not_kept_are_told_as_text(shell: Shell) -> None:
+    shell.write(
+        "leaver.py",
+        """
+        import sys
+        from asyncflow import WorkflowStep
+        async def hide():
+            return "a secret"
+        async def give():
+            return [1]
+        async def leave(give):
+            sys.exit(5)
+        steps = [
+            WorkflowStep("give", give),
+            WorkflowStep("hide", hide, secret=True),
+            WorkflowStep("leave", leave, ["give"]),
+        ]
+        """,
+    )
+
+    result = shell("run", "leaver:steps", "--quiet", "--no-journal", "--json", exits=1)
+
+    by_name = {each["step_name"]: each for each in json.loads(result.stdout)["results"]}
+    assert by_name["give"]["output_repr"] == "[1]"
+    assert "a secret" not in result.stdout
+
+
+def test_a_journal_that_is_none_is_one_line_and_left_as_it_is(shell: Shell) -> None:
+    shell.write("notes.txt", "not a database, but much longer than the header of one" * 20)
+    with sqlite3.connect(shell.directory / "other.db") as other:
+        other.execute("create table mine (x)")
+    other.close()
+
+    for name in ("notes.txt", "other.db", "nowhere/a.db"):
+        result = shell("run", "etl:pipeline", "--quiet", "--journal", name, exits=1)
+        assert result.stderr.startswith(f"Error: journal {name}: ")
+        assert result.stderr.count("\n") == 1
+    assert (shell.directory / "notes.txt").read_text().startswith("not a database")
+
+
+def test_an_address_of_a_database_that_is_not_there_is_one_paragraph_without_a_password(
+    shell: Shell,
+) -> None:
+    pytest.importorskip("psycopg")
+
+    result = shell(
+        "run", "etl:pipeline", "--quiet", "--journal",
+        "postgresql://me:hidden@127.0.0.1:1/none?connect_timeout=1", exits=1,
+    )  # fmt: skip
+    wrong = shell("runs", "--journal", "postgresql://me@host/name?nonsense=1", exits=2)
+
+    for each in (result, wrong):
+        assert each.stderr.startswith("Error: ")
+        assert "hidden" not in each.stderr
+        assert "Traceback" not in each.stderr
+
+
+def test_a_process_step_runs_from_the_command_line_too(shell: Shell) -> None:
+    shell.write(
+        "worker.py",
+        """
+        from asyncflow import WorkflowStep
+        def double():
+            return 42
+        steps = [WorkflowStep("double", double, runs_in="process")]
+        """,
+    )
+
+    report = shell.json("run", "worker:steps", "--quiet", "--json")
+
+    assert report["results"][0]["output"] == 42
+
+
+def test_a_thread_that_outlives_the_run_is_told_of(
+    shell: Shell, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shell.write(
+        "lasting.py",
+        """
+        import threading
+        from asyncflow import WorkflowStep
+        may_end = threading.Event()
+        def wait():
+            may_end.wait(20)
+        async def free():
+            may_end.set()
+        steps = [WorkflowStep("wait", wait, runs_in="thread", timeout_ms=20)]
+        ended = [*steps, WorkflowStep("free", free, run_if="always")]
+        """,
+    )
+
+    result = shell("run", "lasting:steps", "--quiet", exits=1)
+    shell("run", "lasting:ended", "--quiet", exits=1)
+
+    assert "a thread of step wait still runs and can't be stopped" in result.stderr

@@ -1,0 +1,437 @@
+"""``runs``, ``show``, ``resume`` and ``cancel``: what is asked of a journal, and done with it."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import re
+import shutil
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from asyncflow import Orchestrator, RunCancelledError, RunReport, WorkflowStep
+from asyncflow.journal import SQLiteJournal
+
+from .conftest import ROOT, Shell
+
+
+async def fine() -> str:
+    return "fine"
+
+
+async def fail() -> None:
+    raise OSError("no disk")
+
+
+def keep(run_id: str, action: Callable[[], object] = fine, name: str = "etl") -> RunReport:
+    """Keep a run in the default journal."""
+
+    async def run() -> RunReport:
+        async with SQLiteJournal("asyncflow.db") as journal:
+            orchestrator = Orchestrator([WorkflowStep("one", action)], name=name)  # type: ignore[arg-type]
+            return await orchestrator.run(run_id=run_id, journal=journal)
+
+    return asyncio.run(run())
+
+
+@pytest.fixture(scope="session")
+def orphanage(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a journal with a run whose process has died."""
+    directory = tmp_path_factory.mktemp("orphanage")
+    text = """
+import os
+from asyncflow import Pipeline
+pipeline = Pipeline("etl")
+@pipeline.step
+async def one():
+    os._exit(9)
+"""
+    (directory / "dying.py").write_text(text, encoding="utf-8")
+    command = [sys.executable, "-m", "asyncflow", "run", "dying:pipeline", "--run-id", "orphan"]
+    variables = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, cwd=directory, env=variables, capture_output=True, check=False)
+    assert done.returncode == 9, done.stderr
+    return directory / "asyncflow.db"
+
+
+@pytest.fixture
+def orphan(shell: Shell, orphanage: Path) -> str:
+    """Have a run in the default journal whose process has died; return its id."""
+    for path in orphanage.parent.glob("asyncflow.db*"):
+        shutil.copy(path, shell.directory)
+    return "orphan"
+
+
+# runs
+
+
+def test_runs_lists_those_that_began_last_first(shell: Shell) -> None:
+    keep("first")
+    keep("second", fail, "a pipeline with a long name")
+
+    result = shell("runs")
+
+    lines = result.stdout.splitlines()
+    assert lines[0].split() == ["RUN", "STATUS", "STARTED", "TOOK", "PIPELINE"]
+    assert re.fullmatch(
+        r"second  ✗ FAILED  [\d-]{10} [\d:]{8}  +[\d.]+ \w+ +a pipeline with a long name",
+        lines[1],
+    )
+    assert lines[2].startswith("first   ✓ PASSED  ")
+    assert result.stderr == ""
+
+
+def test_runs_can_be_chosen(shell: Shell, orphan: str) -> None:
+    keep("first")
+    keep("second", fail, "nightly")
+
+    def chosen(*options: str) -> list[str]:
+        return [run["run_id"] for run in shell.json("runs", "--json", *options)]
+
+    assert chosen() == ["second", "first", orphan]
+    assert chosen("--status", "failed") == ["second"]
+    assert chosen("--status", "orphaned") == [orphan]
+    assert chosen("--status", "running") == []
+    assert chosen("--pipeline", "nightly") == ["second"]
+    assert chosen("--text", "IR") == ["first"]
+    assert chosen("--limit", "1") == ["second"]
+    assert chosen("--limit", "0") == ["second", "first", orphan]
+    assert chosen("--since", "1h") == ["second", "first", orphan]
+    assert chosen("--since", "2999-01-01") == []
+    shell("runs", "--status", "lost", exits=2)
+
+
+def test_what_a_program_may_want_of_a_run_is_in_the_json(shell: Shell, orphan: str) -> None:
+
+    (run,) = shell.json("runs", "--json")
+
+    assert run["status"] == "running"
+    assert run["orphaned"] is True
+    assert run["duration_s"] is None
+    assert abs(run["started_at"] - time.time()) < 600
+    assert "⊘" not in shell("runs").stdout
+    assert "■ ORPHANED" in shell("runs").stdout
+
+
+@pytest.mark.parametrize("text", ["2x", "yesterday", "99999999999w", ""])
+def test_a_time_that_is_none_is_a_wrong_usage(shell: Shell, text: str) -> None:
+    keep("first")
+
+    assert "is no time such as 2h, 3d" in shell("runs", "--since", text, exits=2).stderr
+
+
+def test_there_are_twenty_at_first_and_a_hint_that_there_are_more(shell: Shell) -> None:
+    async def many() -> None:
+        async with SQLiteJournal("asyncflow.db", synchronous="NORMAL") as journal:
+            for number in range(21):
+                orchestrator = Orchestrator([], name="etl")
+                await orchestrator.run(run_id=f"run-{number}", journal=journal)
+
+    asyncio.run(many())
+
+    result = shell("runs")
+
+    assert len(result.stdout.splitlines()) == 1 + 20
+    assert result.stderr == "there are more of them: --limit 0 shows all\n"
+    assert shell("runs", "--limit", "20").stderr == ""
+
+
+def test_no_such_runs_is_said_and_is_no_error(shell: Shell) -> None:
+    keep("first")
+
+    result = shell("runs", "--text", "nothing")
+
+    assert (result.stdout, result.stderr) == ("", "no such runs\n")
+
+
+@pytest.mark.parametrize(
+    "command",
+    [["runs"], ["show", "latest"], ["resume", "latest", "etl:pipeline"], ["cancel", "latest"]],
+)
+def test_a_journal_that_is_not_there_is_not_made(shell: Shell, command: list[str]) -> None:
+    for options in ([], ["--journal", "other.db"]):
+        result = shell(*command, *options, exits=4)
+
+        assert result.stderr.startswith("Error: there is no journal '")
+        assert "--journal" in result.stderr
+        assert result.stdout == ""
+    assert not list(shell.directory.glob("*.db*"))
+
+
+# show
+
+
+def test_show_tells_the_report_and_the_traceback(shell: Shell) -> None:
+    keep("first")
+    keep("second", fail)
+
+    passed, failed = shell("show", "first").stdout, shell("show", "second").stdout
+
+    assert re.match(
+        r"Run first of etl, began [\d-]+ [\d:]+\nPipeline PASSED\n\[SUCCESS\] one", passed
+    )
+    assert passed.endswith("ms\n")
+    assert "\nStep one failed, attempt 1:\nTraceback" in failed
+    assert "Stopped: step 'one' failed and fail_fast is on" in failed
+    assert "OSError: no disk" in failed
+
+
+@pytest.mark.parametrize("name", ["second-one", "second", "latest"])
+def test_a_run_is_found_by_how_its_id_begins_or_as_the_latest(shell: Shell, name: str) -> None:
+    keep("first-one")
+    keep("second-one")
+
+    assert shell("show", name).stdout.startswith("Run second-one of etl")
+
+
+def test_a_beginning_of_several_is_a_wrong_usage_that_lists_them(shell: Shell) -> None:
+    for number in range(7):
+        keep(f"calm-otter-{number}")
+    keep("calm-otter")
+
+    result = shell("show", "calm", exits=2)
+
+    assert "8 runs begin with 'calm': calm-otter, calm-otter-6, " in result.stderr
+    assert "and 3 more; type more of it" in result.stderr
+    assert shell("show", "calm-otter").stdout.startswith("Run calm-otter of")  # one is just so
+
+
+@pytest.mark.parametrize("name", ["frist", "irst", "", "x" * 2_000, "a%"])
+def test_a_run_that_is_not_there_is_told_with_the_nearest(shell: Shell, name: str) -> None:
+    keep("first")
+
+    result = shell("show", name, exits=4)
+
+    assert result.stderr.startswith(f"Error: journal asyncflow.db has no run {name!r}")
+    assert "did you mean 'first'?" in result.stderr or "`asyncflow runs` lists" in result.stderr
+
+
+def test_show_as_json_is_the_report(shell: Shell) -> None:
+    keep("second", fail)
+
+    text = shell("show", "second", "--json").stdout
+
+    report = RunReport.from_json(text)
+    assert report.run_id == "second"
+    assert report.outcome == "failed"
+    assert "no disk" in str(report["one"].error)
+
+
+def test_all_that_has_happened_is_told_a_line_each(shell: Shell) -> None:
+    keep("second", fail)
+
+    lines = shell("show", "second", "--events").stdout.splitlines()
+
+    assert lines[0].startswith("Run second of etl")
+    assert re.fullmatch(r" +0\.\d{3} s  run second of etl started: 1 step", lines[1])
+    assert lines[2].endswith(" s  one started")
+    assert lines[3].endswith(" s  one failed: OSError: no disk")
+    assert lines[4].endswith("step 'one' failed and fail_fast is on")
+
+
+def test_events_as_json_have_a_position_and_a_text(shell: Shell) -> None:
+    keep("second", fail)
+
+    events = shell.json("show", "second", "--events", "--json")
+
+    assert [each["position"] for each in events] == [1, 2, 3, 4]
+    assert [each["event"] for each in events][1:3] == ["AttemptStarted", "StepFailed"]
+    assert events[2]["step"] == "one"
+    assert events[2]["text"] == "one failed: OSError: no disk"
+
+
+def test_the_timeline_has_a_row_a_step(shell: Shell, orphan: str) -> None:
+    keep("second", fail)
+
+    text = shell("show", "second", "--timeline").stdout
+
+    assert "✗ FAILED" in text
+    assert max(map(len, text.splitlines())) <= 80
+    assert "left by its process before its end" in shell("show", orphan, "--timeline").stdout
+    assert "one" in shell("show", "second", "--timeline", "--events").stdout
+    shell("show", "second", "--timeline", "--json", exits=2)
+
+
+def test_names_that_would_move_a_cursor_are_told_as_they_are_written(shell: Shell) -> None:
+    keep("evil\x1b[2Jname", fail, "two\nlines")
+
+    for command in (["runs"], ["show", "latest"], ["show", "latest", "--events"]):
+        assert "\x1b" not in shell(*command).stdout
+        assert "two\nlines" not in shell(*command).stdout
+
+
+def test_a_run_of_a_pipeline_without_a_name_is_shown_too(shell: Shell) -> None:
+    keep("first", name="")
+
+    assert shell("show", "first").stdout.startswith("Run first, began ")
+
+
+def test_a_terminal_gets_colours_and_no_line_that_is_too_long(shell: Shell) -> None:
+    keep("first", fail, "a pipeline with a name that is far too long for that")
+    variables = {"FORCE_COLOR": "1", "COLUMNS": "72", "TERM": "xterm"}
+
+    table, report = shell("runs", env=variables), shell("show", "first", env=variables)
+
+    line = re.sub(r"\x1b\[[\d;]*m", "", table.stdout.splitlines()[1])
+    assert line.endswith("…")
+    assert len(line) <= 72
+    assert "\x1b[1;31m✗ FAILED" in table.stdout
+    assert "Pipeline \x1b[1;31mFAILED\x1b[0m\n" in report.stdout
+    assert "[\x1b[1;31mFAILED\x1b[0m ] one" in report.stdout
+
+
+# resume
+
+
+def test_a_run_goes_on_where_it_was(shell: Shell) -> None:
+    shell("run", "etl:failing", "--run-id", "r1", "--quiet", "--keep-going", exits=1)
+    path = shell.directory / "etl.py"
+    path.write_text(path.read_text().replace('int("x")', "return"))
+    forget_modules(shell.directory)
+
+    result = shell("resume", "r1", "etl:failing", "--quiet")
+
+    assert "[SUCCESS] bad (1 attempt(s), " in result.stdout
+    assert "run again because it had failed" in result.stdout
+    assert result.stdout.count("reused") == 2
+    assert "resumed 1 time\n" in shell("show", "r1").stdout
+    shell("resume", "r1", "etl:failing", "--quiet")  # it has passed
+
+
+def test_what_failed_before_fails_again_with_its_exit_code(shell: Shell) -> None:
+    shell("run", "etl:failing", "--run-id", "r1", "--quiet", exits=1)
+    shell("resume", "r", "etl:failing", "--quiet", exits=1)
+
+    assert "resumed 2 times" not in shell("show", "r1").stdout
+
+
+def test_without_a_pipeline_it_is_said_what_is_to_be_given(shell: Shell) -> None:
+    shell("run", "etl:failing", "--run-id", "r1", "--quiet", exits=1)
+    keep("r2", fail, "nightly")
+
+    first, second = shell("resume", "r1", exits=2), shell("resume", "r2", exits=2)
+
+    assert "asyncflow resume r1 etl:failing, or name it in $ASYNCFLOW_PIPELINES" in first.stderr
+    assert "run 'r2' is one of pipeline 'nightly'" in second.stderr
+    assert "asyncflow resume r2 MODULE:PIPELINE" in second.stderr
+
+
+def test_a_variable_names_the_pipelines_that_runs_may_be_of(
+    shell: Shell, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shell("run", "etl:failing", "--run-id", "r1", "--quiet", exits=1)
+    keep("r2", fail, "etlx")
+    monkeypatch.setenv("ASYNCFLOW_PIPELINES", "etl:pipeline etl:failing")
+
+    shell("resume", "r1", "--quiet", exits=1)
+    unknown = shell("resume", "r2", exits=2)
+    monkeypatch.setenv("ASYNCFLOW_PIPELINES", "etl:failing")
+    shell("resume", "r1", "--quiet", exits=1)
+
+    assert "which is none of etl:pipeline, etl:failing (did you mean 'etl'?)" in unknown.stderr
+
+
+def test_another_pipeline_is_refused(shell: Shell) -> None:
+    shell("run", "etl:failing", "--run-id", "r1", "--quiet", exits=1)
+
+    result = shell("resume", "r1", "etl:pipeline", "--quiet", exits=3)
+
+    assert "is one of pipeline 'etl:failing', and not of 'etl'" in result.stderr
+
+
+def test_a_secret_input_is_given_again(shell: Shell) -> None:
+    shell.write(
+        "vault.py",
+        """
+        from asyncflow import Pipeline
+        pipeline = Pipeline("vault", secret_inputs=["key"])
+        @pipeline.step
+        async def unlock(key: str):
+            assert key == "right", "the wrong key"
+        """,
+    )
+    command = ["vault:pipeline", "--quiet"]
+    shell("run", *command, "--run-id", "r1", "--input", "key=wrong", exits=1)
+
+    missing = shell("resume", "r1", *command, exits=3)
+    shell("resume", "r1", *command, "--input", "key=right")
+
+    assert "input 'key' of run 'r1' is secret" in missing.stderr
+    for path in shell.directory.glob("asyncflow.db*"):
+        assert b"wrong" not in path.read_bytes().replace(b"the wrong key", b"")
+
+
+# What somebody else runs.
+
+
+@pytest.fixture
+def elsewhere(shell: Shell) -> Iterator[dict[str, object]]:
+    """Have a run go on in a thread of its own; it is told how that has ended."""
+    has_begun, told = threading.Event(), dict[str, object]()
+
+    async def hang() -> None:
+        has_begun.set()
+        await asyncio.sleep(30)
+
+    async def run() -> None:
+        async with SQLiteJournal("asyncflow.db") as journal:
+            orchestrator = Orchestrator([WorkflowStep("hang", hang)], name="etl")
+            told["task"] = task = asyncio.ensure_future(
+                orchestrator.run(run_id="r1", journal=journal)
+            )
+            told["loop"] = asyncio.get_running_loop()
+            (told["end"],) = await asyncio.gather(task, return_exceptions=True)
+
+    thread = threading.Thread(target=lambda: asyncio.run(run()))
+    thread.start()
+    assert has_begun.wait(10)
+    told["thread"] = thread
+    yield told
+    thread.join()
+
+
+def test_cancel_stops_a_run_of_another_journal_object(elsewhere: Any, shell: Shell) -> None:
+    said = shell("cancel", "r1").stderr
+
+    elsewhere["thread"].join()
+    assert isinstance(elsewhere["end"], RunCancelledError)
+    assert re.fullmatch(r"process \d+ on \S+ was asked to stop run r1\n", said)
+
+
+def test_a_run_that_nobody_runs_can_not_be_cancelled(shell: Shell) -> None:
+    keep("first")
+
+    result = shell("cancel", "first", exits=1)
+
+    assert "nobody runs 'first', so there is nothing to stop" in result.stderr
+
+
+def test_a_run_that_somebody_else_runs_can_be_waited_for_or_cancelled(
+    elsewhere: Any, shell: Shell
+) -> None:
+    shell.write("same.py", "from asyncflow import Pipeline\npipeline = Pipeline('etl')\n")
+    command = ["resume", "r1", "same:pipeline", "--quiet"]
+
+    refused = shell(*command, exits=1)
+    elsewhere["loop"].call_soon_threadsafe(elsewhere["task"].cancel)
+    waited = shell(*command, "--wait")
+
+    assert re.fullmatch(
+        r"Error: run 'r1' is active in .*; wait for it with --wait, or stop it there with "
+        r"`asyncflow cancel r1`\n",
+        refused.stderr,
+    )
+    assert waited.stdout.startswith("Pipeline PASSED")
+
+
+def forget_modules(directory: Path) -> None:
+    for name, module in list(sys.modules.items()):
+        if str(getattr(module, "__file__", "")).startswith(str(directory)):
+            del sys.modules[name]

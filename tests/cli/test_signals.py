@@ -1,0 +1,138 @@
+"""Signals within this process: what they stop, what is told, and the exit code."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import sys
+import threading
+import time
+
+import pytest
+
+from asyncflow._cli_signals import stopped_by_signals
+
+from .conftest import Shell
+
+pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="there are no such signals")
+
+KILLER = """
+    import asyncio, os, signal, sys
+    from asyncflow import Pipeline
+    from asyncflow.journal import SQLiteJournal
+
+    def made(number):
+        pipeline = Pipeline("killer")
+        @pipeline.step
+        async def kill():
+            os.kill(os.getpid(), number)
+            await asyncio.sleep(30)
+        return pipeline
+
+    term, int_ = made(signal.SIGTERM), made(signal.SIGINT)
+
+    cancelled = Pipeline("cancelled")
+    @cancelled.step
+    async def cancel():
+        async with SQLiteJournal("asyncflow.db") as journal:
+            assert await journal.cancel("r1")
+        await asyncio.sleep(30)
+"""
+
+
+@pytest.mark.parametrize(("target", "code"), [("killer:term", 143), ("killer:int_", 130)])
+@pytest.mark.parametrize("options", [[], ["--no-journal"]])
+def test_a_signal_stops_a_run(shell: Shell, target: str, code: int, options: list[str]) -> None:
+    shell.write("killer.py", KILLER)
+    before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+
+    result = shell("run", target, *options, exits=code)
+
+    assert "Pipeline INTERRUPTED\n[CANCELLED] kill" in result.stdout
+    assert "Stopped: the caller was cancelled" in result.stdout
+    assert "one more stops the process at once" in result.stderr
+    after = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+    assert after == before
+
+
+def test_a_run_that_was_cancelled_through_its_journal_has_failed(shell: Shell) -> None:
+    shell.write("killer.py", KILLER)
+
+    result = shell("run", "killer:cancelled", "--run-id", "r1", exits=1)
+
+    assert "Stopped: the run was cancelled through its journal" in result.stdout
+    assert "To go on with it: asyncflow resume r1 killer:cancelled" in result.stderr
+
+
+def test_before_a_run_has_begun_nothing_is_reported(
+    shell: Shell, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def wait(*_: object, **__: object) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+        await asyncio.sleep(30)
+
+    monkeypatch.setattr("asyncflow.journal.SQLiteJournal.open", wait)
+
+    result = shell("run", "etl:pipeline", "--run-id", "r1", exits=143)
+
+    assert result.stdout == ""
+    assert result.stderr.endswith("Error: stopped before the run began, so nothing has run\n")
+
+
+async def test_the_second_signal_ends_the_process_in_the_midst_of_anything(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    codes: list[int] = []
+    monkeypatch.setattr(os, "_exit", codes.append)
+    task = asyncio.ensure_future(asyncio.sleep(30))
+    told: list[str] = []
+
+    with stopped_by_signals(task, told.append) as stop:
+        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGTERM)  # the loop has had no turn
+        assert codes == [143]
+        await asyncio.wait([task])
+
+    assert stop.signal is signal.SIGINT
+    assert told == ["SIGINT"]
+    assert task.cancelled()
+    assert capfd.readouterr().err == "\nstopped at once\n"
+
+
+async def test_a_signal_after_the_end_of_the_run_changes_nothing() -> None:
+    task = asyncio.ensure_future(asyncio.sleep(0, "done"))
+    told: list[str] = []
+    await task
+
+    with stopped_by_signals(task, told.append):
+        os.kill(os.getpid(), signal.SIGINT)
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+
+    assert told == []
+    assert task.result() == "done"
+
+
+async def test_a_signal_that_another_thread_gets_wakes_the_loop_up() -> None:
+    task = asyncio.ensure_future(asyncio.sleep(30))
+
+    with stopped_by_signals(task, lambda _: None):
+        signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
+        try:
+            # Only this thread can take it then.
+            thread = threading.Thread(target=take_the_signal)
+            thread.start()
+            done, _ = await asyncio.wait([task], timeout=5)
+            thread.join()
+        finally:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGTERM])
+
+    assert done == {task}
+    assert task.cancelled()
+
+
+def take_the_signal() -> None:
+    time.sleep(0.2)  # until the other one waits for events
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGTERM])
+    os.kill(os.getpid(), signal.SIGTERM)

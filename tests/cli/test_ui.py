@@ -1,0 +1,211 @@
+"""``asyncflow ui`` and ``asyncflow completion``."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+import urllib.request
+import webbrowser
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+from click.shell_completion import ShellComplete
+
+from asyncflow._cli import commands
+
+from .conftest import ROOT, Shell
+
+pytest.importorskip("uvicorn")
+
+
+def visit(url: str) -> str:
+    with urllib.request.urlopen(url, timeout=10) as answer:
+        text: str = answer.read().decode()
+        return text
+
+
+def visited(
+    monkeypatch: pytest.MonkeyPatch, number: int, look: Callable[[str], str]
+) -> dict[str, str]:
+    """Have the browser look at what it opens, and then send a signal to this process."""
+    seen: dict[str, str] = {}
+
+    def browse(url: str) -> None:
+        seen["url"] = url
+        try:
+            seen["page"] = look(url)
+        finally:
+            os.kill(os.getpid(), number)
+
+    monkeypatch.setattr(
+        webbrowser, "open", lambda url: threading.Thread(target=browse, args=[url]).start()
+    )
+    return seen
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_the_pages_are_served_until_a_signal_comes(
+    shell: Shell, monkeypatch: pytest.MonkeyPatch, number: signal.Signals
+) -> None:
+    shell("run", "etl:pipeline", "--quiet", "--run-id", "calm-otter-1")
+    seen = visited(monkeypatch, number, visit)
+
+    result = shell("ui", "--port", "0", "--open", "--pipeline", "etl:made", exits=128 + number)
+
+    assert re.fullmatch(r"http://127\.0\.0\.1:\d+/", seen["url"])
+    assert "calm-otter-1" in seen["page"]
+    assert result.stderr.startswith(f"The runs of asyncflow.db are at {seen['url']}\n")
+    assert f"{number.name}: the pages end" in result.stderr
+
+
+def test_other_machines_need_a_token(shell: Shell) -> None:
+    shell("run", "etl:pipeline", "--quiet")
+
+    result = shell("ui", "--host", "0.0.0.0", "--port", "0", exits=2)
+
+    assert "here it is --token TEXT, or $ASYNCFLOW_TOKEN" in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_without_being_asked_to_it_opens_no_browser(
+    shell: Shell, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shell("run", "etl:pipeline", "--quiet")
+    seen = visited(monkeypatch, signal.SIGTERM, visit)
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    visitor = threading.Thread(target=visit_and_stop, args=[f"http://127.0.0.1:{port}/"])
+    visitor.start()
+
+    shell("ui", "--port", str(port), exits=143)
+
+    visitor.join()
+    assert seen == {}
+
+
+def visit_and_stop(url: str) -> None:
+    """Send a signal to this process when the pages are there."""
+    deadline = time.monotonic() + 20
+    while time.monotonic() < deadline:
+        with suppress(OSError):
+            visit(url)
+            os.kill(os.getpid(), signal.SIGTERM)
+            return
+        time.sleep(0.02)
+
+
+def test_a_port_that_is_taken_is_told_in_a_line(shell: Shell) -> None:
+    shell("run", "etl:pipeline", "--quiet")
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        result = shell("ui", "--port", str(port), exits=1)
+
+    assert result.stderr.startswith("Error: ")
+    assert str(port) in result.stderr
+
+
+def test_a_pipeline_that_can_not_be_found_is_told_before_anything_is_served(
+    shell: Shell, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shell("ui", exits=4)
+    shell("run", "etl:pipeline", "--quiet")
+    monkeypatch.setenv("ASYNCFLOW_PIPELINES", "etl:made etl:mad")
+
+    assert "did you mean 'made'?" in shell("ui", exits=3).stderr
+
+
+def test_a_missing_extra_is_told_in_a_line(shell: Shell, monkeypatch: pytest.MonkeyPatch) -> None:
+    shell("run", "etl:pipeline", "--quiet")
+    monkeypatch.delitem(sys.modules, "asyncflow.web", raising=False)
+    monkeypatch.setitem(sys.modules, "uvicorn", None)
+
+    result = shell("ui", exits=2)
+
+    assert "pip install 'asyncflow-tiers[web]'" in result.stderr
+    assert result.stderr.count("\n") == 1
+
+
+# Completion.
+
+
+def completed(*words: str) -> list[str]:
+    """Return what the last word may become."""
+    completion = ShellComplete(commands, {}, "asyncflow", "_ASYNCFLOW_COMPLETE")
+    return [item.value for item in completion.get_completions(list(words[:-1]), words[-1])]
+
+
+@pytest.mark.parametrize("kind", ["bash", "zsh", "fish"])
+def test_there_is_a_script_for_each_shell(shell: Shell, kind: str) -> None:
+    if kind == "bash" and shutil.which("bash") is None:
+        pytest.skip("click asks bash for its version, and there is none")
+
+    script = shell("completion", kind).stdout
+
+    assert "_ASYNCFLOW_COMPLETE" in script
+    assert f"{kind}_complete" in script
+    shell("completion", "csh", exits=2)
+
+
+def test_commands_and_options_are_completed(shell: Shell) -> None:
+    assert completed("re") == ["resume"]
+    assert "--keep-going" in completed("run", "--ke")
+
+
+def test_runs_are_completed_from_the_journal(shell: Shell, monkeypatch: pytest.MonkeyPatch) -> None:
+    shell("run", "etl:pipeline", "--quiet", "--run-id", "calm-otter-1")
+    shell("run", "etl:pipeline", "--quiet", "--run-id", "keen-lion-2", "--journal", "other.db")
+
+    assert completed("show", "ca") == ["calm-otter-1"]
+    assert completed("cancel", "otter") == []
+    assert completed("resume", "--journal", "other.db", "") == ["keen-lion-2"]
+    monkeypatch.setenv("ASYNCFLOW_JOURNAL", "other.db")
+    assert completed("show", "k") == ["keen-lion-2"]
+    monkeypatch.setenv("ASYNCFLOW_JOURNAL", "none.db")
+    assert completed("show", "k") == []
+    assert not (shell.directory / "none.db").exists()
+    shell.write("broken.db", "no database" * 100)
+    monkeypatch.setenv("ASYNCFLOW_JOURNAL", "broken.db")
+    assert completed("show", "k") == []
+
+
+def test_files_are_left_to_the_shell(shell: Shell) -> None:
+    completion = ShellComplete(commands, {}, "asyncflow", "_ASYNCFLOW_COMPLETE")
+
+    (item,) = completion.get_completions(["run"], "et")
+
+    assert item.type == "file"
+
+
+@pytest.mark.skipif(shutil.which("bash") is None, reason="there is no bash")
+def test_a_real_bash_completes_a_run(
+    shell: Shell, environment: dict[str, str], tmp_path: Path
+) -> None:
+    shell("run", "etl:pipeline", "--quiet", "--run-id", "calm-otter-1")
+    program = tmp_path / "bin" / "asyncflow"
+    program.parent.mkdir()
+    program.write_text(f"#!/bin/sh\nexec '{sys.executable}' -m asyncflow \"$@\"\n")
+    program.chmod(0o755)
+    script = """
+        eval "$(asyncflow completion bash)"
+        COMP_WORDS=(asyncflow show ca) COMP_CWORD=2
+        _asyncflow_completion asyncflow
+        echo "${COMPREPLY[@]}"
+    """
+    variables = {**environment, "PATH": f"{program.parent}{os.pathsep}{environment['PATH']}"}
+
+    done = subprocess.run(
+        ["bash", "-c", script], env=variables, cwd=shell.directory, capture_output=True,
+        text=True, check=False,
+    )  # fmt: skip
+
+    assert done.stdout == "calm-otter-1\n"
+    assert str(ROOT) in environment["PYTHONPATH"]

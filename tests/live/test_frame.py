@@ -1,0 +1,386 @@
+"""A frame shows how a run stands, and never has more lines or cells than there are."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import pytest
+from golden_run import GOLDEN, STOOD_STILL
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tries import tries
+from watched_runs import random_events
+
+from asyncflow import StepStatus
+from asyncflow._live_frame import frame
+from asyncflow._live_run import LiveRun
+from asyncflow._look import ASCII, UNICODE, Look, bar, look_for
+from asyncflow._view import RunView
+from asyncflow.events import (
+    AttemptFailed,
+    AttemptStarted,
+    Event,
+    MapStarted,
+    RunFinished,
+    RunInterrupted,
+    RunStarted,
+    StepCancelled,
+    StepFailed,
+    StepSkipped,
+    StepSucceeded,
+)
+
+
+def run_of(events: Iterable[Event]) -> LiveRun:
+    run = LiveRun()
+    for event in events:
+        run.apply(event)
+    return run
+
+
+def lines_of(
+    run: LiveRun,
+    width: int = 79,
+    height: int = 23,
+    now_ms: float | None = None,
+    look: Look = UNICODE,
+    least: int = 0,
+) -> list[str]:
+    now_ms = run.view.at_ms if now_ms is None else now_ms
+    lines = frame(run, width=width, height=height, now_ms=now_ms, look=look, least=least)
+    assert all(line.cell_len <= width for line in lines)
+    assert len(lines) <= height
+    return [line.plain.rstrip() for line in lines]
+
+
+def started(*names: str, needs: str | None = None, **options: object) -> RunStarted:
+    """Return the start of a run whose steps do not depend on each other, or on one of them."""
+    edges = {name: (needs,) if needs and name != needs else () for name in names}
+    return RunStarted("r", 0.0, edges, **options)  # type: ignore[arg-type]
+
+
+def layers(count: int, width: int) -> dict[str, tuple[str, ...]]:
+    return {
+        f"s{number}": (f"s{number - width}",) if number >= width else () for number in range(count)
+    }
+
+
+class TestTheGoldenRun:
+    def test_while_a_step_waits_for_its_next_attempt(self) -> None:
+        run = run_of(event for event in GOLDEN[:STOOD_STILL] if _time(event) <= 1400)
+
+        assert lines_of(run, now_ms=1_500) == WAITING.splitlines()
+
+    def test_at_its_end(self) -> None:
+        assert lines_of(run_of(GOLDEN)) == AT_THE_END.splitlines()
+
+    def test_with_few_lines_in_ascii(self) -> None:
+        run = run_of(event for event in GOLDEN if _time(event) <= 4802.7)
+
+        assert lines_of(run, height=9, look=ASCII) == IN_ASCII.splitlines()
+
+    def test_on_a_wide_terminal_nothing_is_cut(self) -> None:
+        run = run_of(GOLDEN)
+
+        lines = lines_of(run, width=199, height=49)
+
+        assert all("…" not in line for line in lines)
+        assert all(any(name in line for line in lines) for name in run.view.steps)
+
+    def test_in_very_few_lines(self) -> None:
+        lines = lines_of(run_of(GOLDEN), width=19, height=4)
+
+        assert lines == [
+            "✓7 ✗1 ■1 ⊘3",
+            "✗ <sc…t>    399 ms",
+            "━━━  12 of 12 steps",
+            "✗ FAILED  5.0 s",
+        ]
+
+
+WAITING = """\
+nightly import  run nightly-2026-01-01
+tier 1  ✓ SUCCESS    extract                                             900 ms
+        ▷ RUNNING    rates             next attempt in 1 s (3 of 3)…      1.5 s
+        ✓ SUCCESS    token                                                50 ms
+        ⊘ SKIPPED    archive           its condition was false
+tier 2  ○ PENDING    validate
+        ○ PENDING    normalis…ster_v2
+tier 3  ○ PENDING    fetch
+        ○ PENDING    index
+        ○ PENDING    <script>…script>
+tier 4  ○ PENDING    load
+tier 5  ○ PENDING    notify
+tier 6  ○ PENDING    tidy
+━━━━━━━━━━━━━━━━────────────────────────────────────────────────  3 of 12 steps
+▷ RUNNING  1.5 s   ✓ 2 succeeded  ▷ 1 running  ⊘ 1 skipped  ○ 8 pending"""
+
+AT_THE_END = """\
+nightly import  run nightly-2026-01-01 · resumed
+tier 1  ✓ SUCCESS    extract           reused                            900 ms
+        ✓ SUCCESS    rates             reused, attempt 3 of 3             2.6 s
+        ✓ SUCCESS    token             reused                             50 ms
+        ⊘ SKIPPED    archive           its condition was false
+tier 2  ✓ SUCCESS    validate          reused                            400 ms
+        ✓ SUCCESS    normalis…ster_v2  attempt 2 of 2                     1.9 s
+tier 3  ■ CANCELLED  fetch             step "<script>alert('step')<…     900 ms
+        ✓ SUCCESS    index             reused                            0.4 ms
+        ✗ FAILED     <script>…script>  ValueError: </pre><script>al…     399 ms
+tier 4  ⊘ SKIPPED    load              step "<script>alert('step')<…
+tier 5  ⊘ SKIPPED    notify            step "<script>alert('step')<…
+tier 6  ✓ SUCCESS    tidy                                                 97 ms
+stopped because step "<script>alert('st…')</script>" failed and fail_fast is on
+━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━  12 of 12 steps
+✗ FAILED  5.0 s   ✓ 7 succeeded  ✗ 1 failed  ■ 1 cancelled  ⊘ 3 skipped"""
+
+IN_ASCII = """\
+nightly import  run nightly-2026-01-01 - resumed
+tiers 1-2  v 5 succeeded  - 1 skipped
+tier 3     > RUNNING    fetch             ###---------  1 of 4 items     801 ms
+           v SUCCESS    index             reused                         0.4 ms
+           > RUNNING    <script>~script>  attempt 2 of 2                 302 ms
+tiers 4-6  o 3 pending
+#####################################---------------------------  7 of 12 steps
+> RUNNING  4.8 s   v 6 succeeded  > 2 running  - 1 skipped  o 3 pending"""
+
+
+def _time(event: Event) -> float:
+    return 0.0 if isinstance(event, RunStarted) else event.at_ms
+
+
+class TestAStep:
+    def row(self, *events: Event, now_ms: float = 0.0, width: int = 119, **options: object) -> str:
+        """Return what is said of a step, without its name and without what is the same always."""
+        run = run_of([started("s", **options), *events])
+        return " ".join(lines_of(run, width, now_ms=now_ms)[1].split()[2:])
+
+    def test_that_runs_tells_which_attempt_it_is_and_for_how_long(self) -> None:
+        begun = AttemptStarted("s", 1, 0.0)
+
+        assert self.row(begun, now_ms=1_500) == "▷ RUNNING s 1.5 s"
+        assert self.row(begun, max_retries={"s": 1}, now_ms=50) == "▷ RUNNING s 50 ms"
+        assert self.row(begun, max_retries={"s": 3}) == "▷ RUNNING s attempt 1 of 3 0 ms"
+
+    def test_that_had_to_wait_in_line_tells_how_long(self) -> None:
+        begun = AttemptStarted("s", 1, 250.0, queued_ms=200.0)
+
+        assert self.row(begun, now_ms=250) == "▷ RUNNING s 200 ms in line 0 ms"
+
+    @pytest.mark.parametrize(
+        ("now_ms", "said"), [(10, "in 3 s"), (2_500, "in 1 s"), (2_999, "in 1 s"), (3_100, "now")]
+    )
+    def test_that_waits_for_its_next_attempt_counts_down(self, now_ms: float, said: str) -> None:
+        failed = AttemptFailed("s", 1, 10.0, ConnectionError("refused"), 3_000.0)
+
+        row = self.row(AttemptStarted("s", 1, 0.0), failed, now_ms=now_ms, max_retries={"s": 2})
+
+        assert f"next attempt {said} (2 of 2): ConnectionError: refused" in row
+
+    def test_that_failed_tells_its_error_and_its_attempts(self) -> None:
+        failed = StepFailed("s", 2, 20.0, ValueError("no such row"))
+        events = [AttemptStarted("s", 1, 0.0), AttemptFailed("s", 1, 1.0, ValueError("x"), 0.0)]
+
+        row = self.row(*events, AttemptStarted("s", 2, 1.0), failed)
+
+        assert row == "✗ FAILED s ValueError: no such row, 2 attempts 20 ms"
+
+    def test_that_did_not_start_tells_why(self) -> None:
+        assert self.row(StepSkipped("s", 0.0, "its condition was false")) == (
+            "⊘ SKIPPED s its condition was false"
+        )
+
+    def test_with_an_hour_behind_it_keeps_to_its_column(self) -> None:
+        begun = AttemptStarted("s", 1, 0.0)
+
+        assert self.row(begun, now_ms=3_599_000).endswith(" 59min59s")
+
+    def test_with_items_tells_how_many_are_done(self) -> None:
+        items = [AttemptStarted("s", 1, 0.0, item=0), AttemptStarted("s", 1, 0.0, item=1)]
+        done = [StepSucceeded("s", 1, 5.0, 1, 0), StepFailed("s", 1, 5.0, ValueError("x"), 1)]
+
+        row = self.row(MapStarted("s", 0.0, 4), *items, *done, now_ms=5)
+
+        assert row == f"▷ RUNNING s {'━' * 8}{'─' * 8} 2 of 4 items, 1 failed 5 ms"
+
+    def test_with_items_that_nobody_has_counted_has_no_bar(self) -> None:
+        done = [AttemptStarted("s", 1, 0.0, item=0), StepSucceeded("s", 1, 5.0, 1, 0)]
+
+        assert self.row(MapStarted("s", 0.0), *done, now_ms=5) == "▷ RUNNING s 1 items 5 ms"
+
+    def test_with_items_that_are_done_tells_how_many_there_were(self) -> None:
+        done = [AttemptStarted("s", 1, 0.0, item=0), StepSucceeded("s", 1, 5.0, 1, 0)]
+
+        row = self.row(MapStarted("s", 0.0), *done, StepSucceeded("s", 0, 5.0, [1]))
+
+        assert row == "✓ SUCCESS s 1 items 5 ms"
+
+    def test_that_was_cut_short_tells_why(self) -> None:
+        cancelled = StepCancelled("s", 1, 7.0, "the run was cancelled", None)
+
+        row = self.row(AttemptStarted("s", 1, 0.0), cancelled)
+
+        assert row == "■ CANCELLED s the run was cancelled 7 ms"
+
+    def test_its_output_is_not_kept(self) -> None:
+        run = run_of(
+            [started("s"), AttemptStarted("s", 1, 0.0), StepSucceeded("s", 1, 1.0, "secret")]
+        )
+
+        assert run.view.steps["s"].output is None
+
+
+class TestTenThousandSteps:
+    def test_in_many_tiers_have_a_line_for_what_is_done_and_one_for_what_waits(self) -> None:
+        run = run_of([RunStarted("r", 0.0, layers(10_000, 10))])
+        for number in range(5_005):
+            run.apply(AttemptStarted(f"s{number}", 1, 0.0))
+            if number < 5_002:
+                run.apply(StepSucceeded(f"s{number}", 1, 1.0, None))
+
+        lines = lines_of(run, now_ms=5.0)
+
+        assert lines[1] == "tiers 1–500     ✓ 5,000 succeeded"
+        assert [line[16:26] for line in lines[2:-3]] == 2 * ["✓ SUCCESS "] + 3 * ["▷ RUNNING "] + (
+            5 * ["○ PENDING "]
+        )
+        assert lines[-3] == "tiers 502–1000  ○ 4,990 pending"
+
+    def test_in_one_tier_show_those_that_run_and_those_that_failed(self) -> None:
+        names = [f"s{number}" for number in range(10_000)]
+        run = run_of([started(*names)])
+        for name in names[:40]:
+            run.apply(AttemptStarted(name, 1, 0.0))
+        for name in names[10:40]:
+            run.apply(StepFailed(name, 1, 1.0, ValueError(name)))
+
+        lines = lines_of(run)
+
+        assert lines[1] == "tier 1  ▷ 10 running  ✗ 30 failed  ○ 9,960 pending"
+        assert sum("✗ FAILED" in line for line in lines[:-1]) == 9
+        assert sum("▷ RUNNING" in line for line in lines[:-1]) == 10
+
+    def test_that_all_run_are_shown_as_far_as_there_is_room(self) -> None:
+        names = [f"s{number}" for number in range(10_000)]
+        run = run_of([started(*names), *(AttemptStarted(name, 1, 0.0) for name in names)])
+
+        lines = lines_of(run)
+
+        assert len(lines) == 23
+        assert lines[1] == "tier 1  ▷ 10,000 running"
+        assert [line.split()[2] for line in lines[2:-2]] == names[:19]  # who began first
+
+    def test_of_which_tiers_between_run_too_share_the_line_of_these(self) -> None:
+        run = run_of([RunStarted("r", 0.0, layers(10_000, 2))])
+        for number in [*range(1, 8_000, 2), 8_001]:
+            run.apply(AttemptStarted(f"s{number}", 1, 0.0))
+            if number < 8_000:
+                run.apply(StepSucceeded(f"s{number}", 1, 1.0, None))
+        run.apply(AttemptStarted("s0", 1, 1.0))
+
+        lines = lines_of(run)
+
+        assert lines[1:-2] == [
+            "tiers 1–4001     ✓ 4,000 succeeded  ▷ 2 running  ○ 4,000 pending",
+            "tier 4001        ▷ RUNNING    s8001                                        1 ms",
+            "tier 1           ▷ RUNNING    s0                                           0 ms",
+            "tiers 4002–5000  ○ 1,998 pending",
+        ]
+
+    def test_a_failure_in_a_tier_that_has_no_line_is_counted_all_the_same(self) -> None:
+        run = run_of([RunStarted("r", 0.0, layers(10_000, 10))])
+        for number in range(105):
+            run.apply(AttemptStarted(f"s{number}", 1, 0.0))
+            if number < 100:
+                run.apply(StepFailed(f"s{number}", 1, 1.0, ValueError("x")))
+
+        lines = lines_of(run, height=5)
+
+        assert lines[1:3] == [
+            "tier 11         ▷ 5 running  ○ 5 pending",
+            "tiers 12–1000   ○ 9,890 pending",
+        ]
+        assert "✗ 100 failed" in lines[-1]
+
+
+class TestAFrame:
+    def test_small_tiers_have_all_their_lines_if_there_is_room(self) -> None:
+        edges = {**dict.fromkeys((f"a{n}" for n in range(30)), ()), "b": ("a0",), "c": ("b",)}
+        run = run_of([RunStarted("r", 0.0, edges)])
+
+        assert lines_of(run)[1:-2] == [
+            "tier 1  ○ 30 pending",
+            "tier 2  ○ PENDING    b",
+            "tier 3  ○ PENDING    c",
+        ]
+
+    def test_its_last_lines_stay_where_they_were(self) -> None:
+        run = run_of([started("s")])
+
+        lines = lines_of(run, least=10)
+
+        assert len(lines) == 10
+        assert lines[2:8] == [""] * 6
+        assert lines[-1].startswith("▷ RUNNING")
+
+    def test_a_run_that_stops_says_why(self) -> None:
+        run = run_of([started("s"), AttemptStarted("s", 1, 0.0)])
+        run.apply(RunInterrupted(5.0, "it was cancelled"))
+
+        assert lines_of(run)[2] == "stopped because it was cancelled"
+        assert lines_of(run)[-1].startswith("■ STOPPING  5 ms")
+        run.apply(RunFinished(6.0, "interrupted", "it was cancelled"))
+        assert lines_of(run)[-1].startswith("■ INTERRUPTED  6 ms")
+
+    def test_a_run_without_steps_is_shown_too(self) -> None:
+        run = run_of([RunStarted("r", 0.0, {}), RunFinished(1.0, "passed")])
+
+        assert lines_of(run) == ["run r", "━" * 65 + "  0 of 0 steps", "✓ PASSED  1 ms"]
+
+    def test_a_bar_is_full_only_when_all_is_done(self) -> None:
+        assert bar(999, 1_000, 10, ASCII) == ("#" * 9, "-")
+        assert bar(1, 1_000, 10, ASCII) == ("#", "-" * 9)
+        assert bar(0, 1_000, 10, ASCII) == ("", "-" * 10)
+
+    @pytest.mark.parametrize(
+        ("encoding", "signs"),
+        [("utf-8", "○▷✓✗⊘■"), ("latin-1", "o>vx-#"), ("ascii", "o>vx-#"), ("nonsense", "o>vx-#")],
+    )
+    def test_signs_are_those_that_the_encoding_has(self, encoding: str, signs: str) -> None:
+        assert "".join(look_for(encoding).signs.values()) == signs
+
+    def test_every_status_has_a_sign_of_its_own_in_one_cell(self) -> None:
+        for look in (UNICODE, ASCII):
+            assert len(set(look.signs.values())) == len(StepStatus)
+
+
+@given(
+    seed=st.integers(0, 100_000),
+    cut=st.none() | st.integers(1, 60),
+    whole=st.booleans(),
+    width=st.integers(1, 130),
+    height=st.integers(1, 40),
+)
+@settings(max_examples=tries(100), deadline=None)
+def test_a_frame_of_any_run_fits_at_any_moment_and_counts_each_step_once(
+    seed: int, cut: int | None, whole: bool, width: int, height: int
+) -> None:
+    run = LiveRun()
+    view = RunView()
+    for event in random_events(seed, cut, whole=whole):
+        run.apply(event)
+        view.apply(event)
+
+        lines = lines_of(run, width, height)
+
+        assert run.tally(0, len(view.tiers)) == view.counts
+        assert {*run.running} == _named(view, StepStatus.RUNNING)
+        assert {*run.failed} == _named(view, StepStatus.FAILED)
+        if height >= len(view.steps) + 6 and width >= 80:
+            assert sum(line[8:10] in _STARTS for line in lines) == len(view.steps)
+
+
+_STARTS = [f"{sign} " for sign in UNICODE.signs.values()]
+
+
+def _named(view: RunView, status: StepStatus) -> set[str]:
+    return {name for name, step in view.steps.items() if step.status is status}

@@ -1,0 +1,129 @@
+"""A program that shows its runs, as users see it: in a process and a terminal of its own."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from terminals import Terminal
+
+import asyncflow.live
+
+ROOT = Path(__file__).parents[2]
+
+PROGRAM = """
+import asyncio, logging
+from asyncflow import WorkflowStep, run_pipeline
+from asyncflow.live import LiveView
+
+logging.basicConfig(format="%(levelname)s %(message)s")
+calls = 0
+
+async def extract():
+    global calls
+    calls += 1
+    await asyncio.sleep(0.15)
+    if calls == 1:
+        raise ConnectionError("refused")
+    print("extracted")
+    return range(20)
+
+async def clean(number):
+    await asyncio.sleep(0.01)
+
+async def load():
+    logging.warning("the table is empty")
+    await asyncio.sleep(0.2)
+
+steps = [
+    WorkflowStep("extract orders", extract, max_retries=3, retry=200),
+    WorkflowStep("clean", clean, {"number": "extract orders"}, map_over="extract orders"),
+    WorkflowStep("load 商品", load, ["clean"]),
+]
+
+async def main():
+    with LiveView() as view:
+        report = await run_pipeline(steps, run_id="r", observers=[view])
+        print(report.all_passed)
+
+asyncio.run(main())
+"""
+
+
+def run(program: str, columns: int, **variables: str) -> Terminal:
+    terminal = Terminal(columns, 24)
+    try:
+        subprocess.run(
+            [sys.executable, "-c", program],
+            cwd=ROOT,
+            stdin=terminal.device,
+            stdout=terminal.device,
+            stderr=terminal.device,
+            env={**os.environ, "PYTHONIOENCODING": "utf-8", **variables},
+            check=True,
+            timeout=50,
+        )
+    finally:
+        terminal.close()
+    return terminal
+
+
+@pytest.mark.parametrize("columns", [80, 200])
+def test_a_program_in_a_terminal(columns: int) -> None:
+    lines = run(PROGRAM, columns).text.splitlines()
+
+    assert lines[:3] == ["extracted", "WARNING the table is empty", "run r"]
+    assert [line[8:36].rstrip() for line in lines[3:6]] == [
+        "✓ SUCCESS    extract orders",
+        "✓ SUCCESS    clean",
+        "✓ SUCCESS    load 商品",
+    ]
+    assert [line[:6] for line in lines[3:6]] == ["tier 1", "tier 2", "tier 3"]
+    assert "attempt 2 of 3" in lines[3]
+    assert "20 items" in lines[4]
+    assert lines[6] == "━" * (columns - 15) + "  3 of 3 steps"
+    assert lines[7].startswith("✓ PASSED")
+    assert lines[8:] == ["True"]
+
+
+def test_a_program_in_a_terminal_without_colours_has_none() -> None:
+    written = run(PROGRAM, 80, NO_COLOR="1").written
+
+    assert b"\x1b[3" not in written.replace(b"\x1b[3m", b"")
+    assert "✓ SUCCESS".encode() in written
+
+
+def test_a_program_whose_terminal_is_dumb_gets_lines() -> None:
+    terminal = run(PROGRAM, 200, TERM="dumb")
+
+    assert b"\x1b" not in terminal.written
+    assert "extract orders: attempt 1 of 3 failed" in terminal.text
+
+
+def test_a_program_that_ends_before_its_run_has_its_last_frame() -> None:
+    program = """
+import asyncio
+from asyncflow.events import RunStarted
+from asyncflow.live import LiveView
+
+observer = LiveView().for_run()
+observer(RunStarted("r", 0.0, {"s": ()}))
+"""
+    lines = run(program, 80).text.splitlines()
+
+    assert lines[0] == "run r"
+    assert lines[1] == "tier 1  ○ PENDING    s"
+
+
+def test_without_rich_an_import_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "rich.console", None)
+    spec = importlib.util.spec_from_file_location("asyncflow_live", asyncflow.live.__file__)
+    assert spec is not None
+    assert spec.loader is not None
+
+    with pytest.raises(ImportError, match=r"pip install 'asyncflow-tiers\[cli\]'"):
+        spec.loader.exec_module(importlib.util.module_from_spec(spec))

@@ -1,0 +1,223 @@
+"""A timeline shows each attempt and each wait where it was, in no more cells than there are."""
+
+from __future__ import annotations
+
+import pytest
+from golden_run import GOLDEN
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from rich.cells import cell_len
+from tries import tries
+from watched_runs import random_events
+
+from asyncflow import StepTimeoutError
+from asyncflow._axis import ticks
+from asyncflow._segments import Scale
+from asyncflow._timeline import timeline
+from asyncflow._view import RunView
+from asyncflow.events import (
+    AttemptFailed,
+    AttemptStarted,
+    Event,
+    RunFinished,
+    RunStarted,
+    StepFailed,
+    StepSucceeded,
+)
+
+HOUR = 3_600_000.0
+
+
+def lines_of(view: RunView, width: int = 80, **options: object) -> list[str]:
+    text = timeline(view, width=width, **options)  # type: ignore[arg-type]
+    lines = text.plain.splitlines()
+    assert all(cell_len(line) <= width for line in lines)
+    assert all(line == line.rstrip() for line in lines)
+    return lines
+
+
+def row_of(name: str, *events: Event, width: int = 80, **options: object) -> str:
+    view = RunView(events)
+    return next(line for line in lines_of(view, width, **options) if f" {name} " in f"{line} ")
+
+
+def test_the_golden_run_in_80_columns() -> None:
+    assert lines_of(RunView(GOLDEN)) == IN_80.splitlines()
+
+
+def test_the_golden_run_in_ascii() -> None:
+    lines = lines_of(RunView(GOLDEN), encoding="ascii")
+
+    assert "\n".join(lines).isascii()
+    assert lines == IN_ASCII.splitlines()
+
+
+IN_80 = """\
+                                 0              2 s            4 s
+                                 ├──────────────┬──────────────┬───────
+✓ SUCCESS   extract              ███████                       ┊        900 ms ↻
+✓ SUCCESS   rates              ◆ 1▓▓▓··░2▓▓▓·······3█          ┊         2.6 s ↻
+✓ SUCCESS   token                ░██                           ┊         50 ms ↻
+⊘ SKIPPED   archive              its condition was false                       ↻
+✓ SUCCESS   validate                                ████       ┊        400 ms ↻
+✓ SUCCESS   normalise…ister_v2 ◆                    1▒▒▒▒▒▒▒▒▒▒2████     1.9 s
+■ CANCELLED fetch                                              ▓▓▓▓▓▓!▒ 900 ms
+✓ SUCCESS   index                                      █       ┊        0.4 ms ↻
+✗ FAILED    <script>a…/script> ◆                               ┊   12▓▓ 399 ms
+⊘ SKIPPED   load                 step "<script>alert('step')</script>"…
+⊘ SKIPPED   notify               step "<script>alert('step')</script>"…
+✓ SUCCESS   tidy               ◆                               ┊      █  97 ms
+
+█ attempt   ▓ failed attempt   ▒ cut short   ! timed out   ░ in line
+· until the next attempt   ┊ resumed here   ◆ on the critical path   ↻ reused"""
+
+IN_ASCII = """\
+                                 0              2 s            4 s
+                                 +--------------+--------------+-------
+v SUCCESS   extract              =======                       :        900 ms r
+v SUCCESS   rates              * 1xxx.._2xxx.......3=          :         2.6 s r
+v SUCCESS   token                _==                           :         50 ms r
+- SKIPPED   archive              its condition was false                       r
+v SUCCESS   validate                                ====       :        400 ms r
+v SUCCESS   normalise~ister_v2 *                    1//////////2====     1.9 s
+# CANCELLED fetch                                              xxxxxx!/ 900 ms
+v SUCCESS   index                                      =       :        0.4 ms r
+x FAILED    <script>a~/script> *                               :   12xx 399 ms
+- SKIPPED   load                 step "<script>alert('step')</script>"~
+- SKIPPED   notify               step "<script>alert('step')</script>"~
+v SUCCESS   tidy               *                               :      =  97 ms
+
+= attempt   x failed attempt   / cut short   ! timed out   _ in line
+. until the next attempt   : resumed here   * on the critical path   r reused"""
+
+
+def test_three_attempts_are_three_bars_with_two_gaps() -> None:
+    error = ValueError("x")
+    events = [
+        RunStarted("r", 0.0, {"step": (), "other": ()}),
+        AttemptStarted("step", 1, 0.0),
+        AttemptFailed("step", 1, 1_000.0, error, 1_000.0),
+        AttemptStarted("step", 2, 2_000.0),
+        AttemptFailed("step", 2, 3_000.0, error, 2_000.0),
+        AttemptStarted("step", 3, 6_000.0, queued_ms=1_000.0),
+        StepFailed("step", 3, 7_000.0, StepTimeoutError("step", 3, 1_000.0, "attempt")),
+        RunFinished(7_000.0, "failed"),
+    ]
+
+    row = row_of("step", *events, width=98)
+
+    second = 10
+    assert row[20:90] == "".join(
+        [
+            "1".ljust(second, "▓"),
+            "·" * second,
+            "2".ljust(second, "▓"),
+            "·" * 2 * second,
+            "░" * second,
+            "3".ljust(second - 1, "▓") + "!",
+        ]
+    )
+    assert row.endswith(" 7.0 s")
+
+
+def test_a_millisecond_beside_hours_has_a_cell() -> None:
+    events = [
+        RunStarted("r", 0.0, {"short": (), "long": ("short",)}),
+        AttemptStarted("short", 1, 0.0),
+        StepSucceeded("short", 1, 1.0, None),
+        AttemptStarted("long", 1, 1.0),
+        StepSucceeded("long", 1, 5 * HOUR, None),
+        RunFinished(5 * HOUR, "passed"),
+    ]
+
+    assert row_of("short", *events).count("█") == 1
+    assert row_of("short", *events).endswith("1 ms")
+    assert row_of("long", *events).endswith("5 h 0 min")
+
+
+def test_what_still_runs_or_waits_reaches_up_to_now() -> None:
+    events = [
+        RunStarted("r", 0.0, {"runs": (), "waits": (), "comes": ()}),
+        AttemptStarted("runs", 1, 0.0),
+        AttemptStarted("waits", 1, 0.0),
+        AttemptFailed("waits", 1, 500.0, ValueError("x"), 9_000.0),
+    ]
+
+    assert row_of("runs", *events, now_ms=1_000.0)[20:].count("█") == 52
+    row = row_of("waits", *events, now_ms=1_000.0)
+    assert row.count("▓") + 1 == pytest.approx(row.count("·"), abs=1)
+    assert row_of("comes", *events, now_ms=1_000.0) == "○ PENDING   comes"
+
+
+def test_nothing_has_happened_yet() -> None:
+    assert lines_of(RunView([RunStarted("r", 0.0, {"a": ()})]))[2:] == ["○ PENDING   a"]
+    assert len(lines_of(RunView())) == 2
+
+
+def test_critical_steps_are_marked_and_names_are_cut_by_their_cells() -> None:
+    name = "商品目录" * 8
+    events = [
+        RunStarted("r", 0.0, {name: ()}),
+        AttemptStarted(name, 1, 0.0),
+        StepSucceeded(name, 1, 10.0, None),
+        RunFinished(10.0, "passed"),
+    ]
+
+    row = lines_of(RunView(events))[2]
+
+    assert row.startswith("✓ SUCCESS   商品目录…商品目录   ◆ ███")
+
+
+@pytest.mark.parametrize(
+    ("end_ms", "cells", "names"),
+    [
+        (0.005, 40, ["0", "0.001 ms", "0.002 ms", "0.003 ms", "0.004 ms", "0.005 ms"]),
+        (9.0, 40, ["0", "2 ms", "4 ms", "6 ms", "8 ms"]),
+        (3_000.0, 60, ["0", "500 ms", "1 s", "1.5 s", "2 s", "2.5 s", "3 s"]),
+        (90_000.0, 60, ["0", "15 s", "30 s", "45 s", "1 min", "75 s", "1.5 min"]),
+        (2 * HOUR, 50, ["0", "30 min", "1 h", "1.5 h", "2 h"]),
+        (30 * HOUR, 40, ["0", "6 h", "12 h", "18 h", "1 d", "30 h"]),
+        (100 * 24 * HOUR, 40, ["0", "32 d", "64 d", "96 d"]),
+    ],
+)
+def test_ticks_are_at_round_times(end_ms: float, cells: int, names: list[str]) -> None:
+    assert [name for _, name in ticks(end_ms, cells)] == names
+
+
+@given(st.floats(0.001, 1e12), st.integers(1, 300))
+def test_ticks_are_not_crowded(end_ms: float, cells: int) -> None:
+    times = [ms for ms, _ in ticks(end_ms, cells)]
+
+    assert times[0] == 0
+    assert times[-1] <= end_ms
+    assert len(times) <= 11
+    assert len(times) == 1 or times[1] / end_ms * cells >= 7.99
+
+
+@given(st.integers(1, 200), st.floats(0, 1000), st.floats(0, 1000))
+def test_a_time_covers_the_cells_that_it_is_in(cells: int, start_ms: float, more: float) -> None:
+    scale = Scale(2_000.0, cells)
+
+    span = scale.span(start_ms, start_ms + more)
+
+    assert len(span) >= 1
+    assert span[0] >= 0
+    assert span[-1] < cells
+    assert span[0] <= start_ms / 2_000 * cells
+    assert (start_ms + more) / 2_000 * cells <= span[-1] + 1 + 1e-6
+
+
+@given(
+    seed=st.integers(0, 100_000),
+    cut=st.none() | st.integers(1, 60),
+    width=st.integers(20, 220),
+    encoding=st.sampled_from(["utf-8", "ascii", "latin-1"]),
+)
+@settings(max_examples=tries(100), deadline=None)
+def test_any_run_fits_at_any_width(seed: int, cut: int | None, width: int, encoding: str) -> None:
+    view = RunView(random_events(seed, cut))
+
+    lines = lines_of(view, width, encoding=encoding)
+
+    assert len(lines) >= len(view.steps) + 2
+    "\n".join(lines).encode(encoding)

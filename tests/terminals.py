@@ -1,0 +1,73 @@
+"""A real pseudo-terminal, and a screen that shows what is written to it."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import pty
+import struct
+import termios
+import threading
+from typing import Any
+
+import pyte
+
+__all__ = ["Terminal"]
+
+
+class Terminal:
+    """Has so many columns and lines; what leaves the screen at the top is kept."""
+
+    def __init__(self, columns: int = 80, lines: int = 24) -> None:
+        self._screen = pyte.HistoryScreen(columns, lines, history=10_000)
+        self._stream = pyte.ByteStream(self._screen)
+        self._ours, self.device = pty.openpty()
+        self.resize(columns, lines)
+        self.written = b""
+        self._reader = threading.Thread(target=self._read)
+        self._reader.start()
+
+    def resize(self, columns: int, lines: int) -> None:
+        size = struct.pack("HHHH", lines, columns, 0, 0)
+        fcntl.ioctl(self.device, termios.TIOCSWINSZ, size)
+        self._screen.resize(lines, columns)
+
+    def open(self, encoding: str = "utf-8") -> Any:
+        """Return a stream like a program's standard output."""
+        return open(os.dup(self.device), "w", buffering=1, encoding=encoding)
+
+    def press(self, keys: bytes) -> None:
+        """Press some keys."""
+        os.write(self._ours, keys)
+
+    def close(self) -> None:
+        """Wait until all is on the screen."""
+        if self.device >= 0:
+            os.close(self.device)
+            self.device = -1
+            self._reader.join()
+            os.close(self._ours)
+
+    @property
+    def lines(self) -> list[str]:
+        """All lines, those that have left the screen too, without blanks at their ends."""
+        above = [
+            "".join(line[column].data for column in range(self._screen.columns))
+            for line in self._screen.history.top
+        ]
+        return [line.rstrip() for line in [*above, *self._screen.display]]
+
+    @property
+    def text(self) -> str:
+        return "\n".join(self.lines).rstrip()
+
+    def _read(self) -> None:
+        while True:
+            try:
+                data = os.read(self._ours, 65536)
+            except OSError:  # the last stream was closed
+                return
+            if not data:
+                return
+            self.written += data
+            self._stream.feed(data)
