@@ -27,7 +27,7 @@ except ImportError as _error:
         "pip install 'asyncflow-tiers[report]'"
     ) from _error
 
-__all__ = ["Live", "asset", "page", "sections", "security_policy"]
+__all__ = ["Live", "asset", "page", "page_policy", "sections", "security_policy"]
 
 _SECTIONS = ("header", "failure", "gantt", "dag", "steps", "events", "data", "details")
 
@@ -61,7 +61,7 @@ def page(view: RunView, events: Sequence[Event], *, now_ms: float, live: Live | 
         now_ms: The moment that it shows, in milliseconds since the run started.
         live: What it needs to follow the run; ``None`` for a page that stands by itself.
     """
-    style, script = _lean(asset("page.css")), _lean(asset("page.js"))
+    style, script = _own_texts()
     found = sections(view, events, now_ms=now_ms)
     return _template("page.html").render(
         sections={name: Markup(html) for name, html in found.items()},
@@ -69,8 +69,19 @@ def page(view: RunView, events: Sequence[Event], *, now_ms: float, live: Live | 
         live=live,
         style=Markup(style),
         script=Markup(script),
-        policy=security_policy([style], [script], is_live=live is not None),
+        policy=page_policy(is_live=live is not None),
     )
+
+
+def page_policy(*, is_live: bool) -> str:
+    """Return the Content-Security-Policy that a page has; a server sends the same as a header."""
+    style, script = _own_texts()
+    return security_policy([style], [script], is_live=is_live)
+
+
+def _own_texts() -> tuple[str, str]:
+    """Return the style and the script of a page, as they stand in it."""
+    return _lean(asset("page.css")), _lean(asset("page.js"))
 
 
 def sections(view: RunView, events: Sequence[Event], *, now_ms: float) -> dict[str, str]:
