@@ -7,7 +7,6 @@ from collections.abc import Iterable, Iterator
 from typing import Literal, NamedTuple, TypeAlias
 
 from asyncflow._step_view import AttemptView, StepView
-from asyncflow._view import RunView
 
 __all__ = ["Bar", "Row", "Tick", "TierBand", "Timeline", "bars_of", "running_at", "ticks"]
 
@@ -135,13 +134,13 @@ def _bars_of(
         yield timeline.bar("backoff", end_ms, wait_ms, number)
 
 
-def running_at(view: RunView, now_ms: float) -> list[tuple[float, int]]:
-    """Return how many attempts were running from which time on, at most some hundred times.
+def running_at(steps: Iterable[StepView], now_ms: float) -> list[tuple[float, int]]:
+    """Return how many attempts of steps were running from which time on, at most 400 times.
 
     Where there are more, of each short time the most that were running at once are told.
     """
     changes: dict[float, int] = {}
-    for step in view.steps.values():
+    for step in steps:
         for unit in [step] if step.items is None else step.items.values():
             for attempt in unit.attempts:
                 end_ms = now_ms if attempt.ended_ms is None else attempt.ended_ms

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from asyncflow._dag import drawing
 from asyncflow._events_told import duration
-from asyncflow._gantt import running_at, ticks
+from asyncflow._gantt import ticks
 from asyncflow._sheet import Sheet, line_text, name_text
 from asyncflow._tale import tale
 from asyncflow._times import moment_iso, moment_text
@@ -130,26 +130,16 @@ def _source(text: str) -> str:
 
 def _given(sheet: Sheet, events: Sequence[Event]) -> Mapping[str, Any]:
     view = sheet.view
-    running = running_at(view, sheet.now_ms)
     return {
         "sheet": sheet,
         "view": view,
         "now_ms": sheet.now_ms,
         "ticks": ticks(sheet.timeline),
-        "peak": max((count for _, count in running), default=0),
-        "strip": _strip(sheet, running),
+        "strip": sheet.strip(view.steps.values()),
         "graph": drawing(view.dependencies) if sheet.is_drawn else None,
         "names": list(view.steps),
         "tale": tale(events),
     }
-
-
-def _strip(sheet: Sheet, running: list[tuple[float, int]]) -> str:
-    """Return how many attempts ran at once as a path, 100 wide, one high for each attempt."""
-    path = ["M0 0"]
-    for at_ms, count in running:
-        path.append(f"H{_number(sheet.timeline.at(at_ms))}V{count}")
-    return "".join([*path, "V0Z"])
 
 
 @cache

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import heapq
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from asyncflow._gantt import Row, TierBand, Timeline, bars_of
+from asyncflow._gantt import Row, TierBand, Timeline, bars_of, running_at
 from asyncflow._preview import Preview, error_trace, error_words, preview
 from asyncflow._result import StepStatus
 from asyncflow._signs import SIGNS
@@ -15,7 +15,7 @@ from asyncflow._step_view import StepView
 from asyncflow._text import in_one_line
 from asyncflow._view import RunView
 
-__all__ = ["Chip", "Sheet", "TierRows", "line_text", "name_text"]
+__all__ = ["Chip", "Sheet", "Strip", "TierRows", "line_text", "name_text"]
 
 MOST_STEPS_DRAWN = 2_000
 MOST_EDGES_DRAWN = 6_000
@@ -57,6 +57,15 @@ class Chip:
     sign: str
     word: str
     count: int = 0
+
+
+class Strip(NamedTuple):
+    """How many attempts ran at once."""
+
+    path: str
+    """In the language of SVG: 100 wide, and one high for each attempt."""
+    most: int
+    """The most, and at least 1."""
 
 
 class TierRows(NamedTuple):
@@ -226,6 +235,14 @@ class Sheet:
     def row(self, unit: StepView) -> Row:
         """Return the row of a step or an item."""
         return Row(unit, bars_of(unit, self.timeline, self.now_ms))
+
+    def strip(self, steps: Iterable[StepView]) -> Strip:
+        """Return how many attempts of steps, or of their items, ran at once."""
+        path, most = ["M0 0"], 1
+        for at_ms, count in running_at(steps, self.now_ms):
+            path.append(f"H{self.timeline.at(at_ms):.3f}V{count}")
+            most = max(most, count)
+        return Strip("".join([*path, "V0Z"]), most)
 
     def item_count(self, step: StepView) -> int:
         """Return how many items a mapped step has, as far as that is known."""

@@ -329,30 +329,32 @@ const tickText = (ms, step) => {
 let drawing = 0;
 const drawTicks = () => {
   cancelAnimationFrame(drawing);
-  drawing = requestAnimationFrame(() => {
-    const box = $("gantt-scroll");
-    if (!box) return;
-    const chart = box.firstElementChild, span = +chart.dataset.span, { width } = trackOf();
-    const full = width * zooms.gantt, from = (box.scrollLeft / full) * span, to = Math.min(((box.scrollLeft + width) / full) * span, span);
-    const wanted = (to - from) / Math.max(Math.floor(width / 105), 2);
-    const step = NICE.find((each) => each >= wanted) ?? Math.ceil(wanted / NICE.at(-1)) * NICE.at(-1);
-    const svg = (tag, set, text) => {
-      const made = document.createElementNS("http://www.w3.org/2000/svg", tag);
-      for (const [name, value] of Object.entries(set)) made.setAttribute(name, value);
-      if (text) made.textContent = text;
-      return made;
-    };
-    const texts = [], lines = [];
-    for (let number = Math.ceil(from / step - 1e-9); number * step <= to * (1 + 1e-9); number++) {
-      const at = `${Math.min((number * step * 100) / span, 100)}%`;
-      const anchor = !number ? "start" : number * step > from + (to - from) * 0.97 ? "end" : "middle";
-      texts.push(svg("text", { x: at, y: 18, dx: number ? 0 : 2, "text-anchor": anchor }, tickText(number * step, step)));
-      lines.push(svg("line", { x1: at, x2: at, y1: 0, y2: "100%" }));
-    }
-    chart.querySelector(".ticks").replaceChildren(...texts);
-    chart.querySelector(".grid").replaceChildren(...lines);
-  });
+  drawing = requestAnimationFrame(ticksNow);
 };
+const ticksNow = () => {
+  const box = $("gantt-scroll");
+  if (!box) return;
+  const chart = box.firstElementChild, span = +chart.dataset.span, { width } = trackOf();
+  const full = width * zooms.gantt, from = (box.scrollLeft / full) * span, to = Math.min(((box.scrollLeft + width) / full) * span, span);
+  const wanted = (to - from) / Math.max(Math.floor(width / 105), 2);
+  const step = NICE.find((each) => each >= wanted) ?? Math.ceil(wanted / NICE.at(-1)) * NICE.at(-1);
+  const svg = (tag, set, text) => {
+    const made = document.createElementNS("http://www.w3.org/2000/svg", tag);
+    for (const [name, value] of Object.entries(set)) made.setAttribute(name, value);
+    if (text) made.textContent = text;
+    return made;
+  };
+  const texts = [], lines = [];
+  for (let number = Math.ceil(from / step - 1e-9); number * step <= to * (1 + 1e-9); number++) {
+    const at = `${Math.min((number * step * 100) / span, 100)}%`;
+    const anchor = !number ? "start" : number * step > from + (to - from) * 0.97 ? "end" : "middle";
+    texts.push(svg("text", { x: at, y: 18, dx: number ? 0 : 2, "text-anchor": anchor }, tickText(number * step, step)));
+    lines.push(svg("line", { x1: at, x2: at, y1: 0, y2: "100%" }));
+  }
+  chart.querySelector(".ticks").replaceChildren(...texts);
+  chart.querySelector(".grid").replaceChildren(...lines);
+};
+addEventListener("beforeprint", () => { zoomBy("gantt", "fit"); ticksNow(); }); // on paper nothing scrolls
 
 // Dragging pans.
 let drag = null, dragged = false;

@@ -195,10 +195,18 @@ def in_all_states() -> list[Event]:
     ]
 
 
-async def in_grey(one: Any, size: tuple[int, int]) -> bytes:
-    """What something looks like without colours: a byte for each pixel."""
-    picture = PIL.Image.open(io.BytesIO(await one.screenshot()))
-    return bytes(picture.convert("L").resize(size).tobytes())
+async def in_grey(page: Any) -> PIL.Image.Image:
+    """What all of the page looks like without colours."""
+    return PIL.Image.open(io.BytesIO(await page.screenshot(full_page=True))).convert("L")
+
+
+async def part(picture: PIL.Image.Image, one: Any, size: tuple[int, int]) -> bytes:
+    """What something on it looks like: a byte for each pixel."""
+    left, top, width, height = await one.evaluate(
+        """(of) => { const {x, y, width, height} = of.getBoundingClientRect();
+          return [x + scrollX, y + scrollY, width, height]; }"""
+    )
+    return picture.crop((left, top, left + width, top + height)).resize(size).tobytes()
 
 
 def difference(one: bytes, other: bytes, least: int) -> int:
@@ -210,13 +218,14 @@ def difference(one: bytes, other: bytes, least: int) -> int:
 async def test_six_states_are_told_apart_in_greyscale(opened: Open, scheme: str) -> None:
     page = await opened(to_html(in_all_states()), color_scheme=scheme)
 
+    picture = await in_grey(page)
     for query, size in (
         (".node.{0}", (226, 48)),
         (".chip.{0} > span", (16, 18)),
         (".line .sign.{0}", (16, 20)),
     ):
         pictures = {
-            status: await in_grey(page.locator(query.format(status.lower())).first, size)
+            status: await part(picture, page.locator(query.format(status.lower())).first, size)
             for status in StepStatus
         }
         for one, other in combinations(StepStatus, 2):
@@ -228,8 +237,9 @@ async def test_six_states_are_told_apart_in_greyscale(opened: Open, scheme: str)
 async def test_the_ends_of_attempts_are_told_apart_in_greyscale(opened: Open, golden: str) -> None:
     page = await opened(golden)
 
+    picture = await in_grey(page)
     pictures = {
-        kind: await in_grey(page.locator(f".legend .f-{kind}").first, (24, 16))
+        kind: await part(picture, page.locator(f".legend .f-{kind}").first, (24, 16))
         for kind in ("success", "p-failed", "p-timed-out", "p-cancelled", "p-crashed", "p-running")
     }
 
@@ -433,26 +443,22 @@ def everywhere(number: int, at: str, bar: str | None = None) -> dict[str, Any]:
 NOTHING = {"hash": ""}
 
 
-@pytest.mark.parametrize(
-    "query",
-    [
-        f'.line.step[data-i="{RATES}"] .name',
-        f'.node[data-i="{RATES}"] .box',
-        f'#steps-table tr[data-i="{RATES}"] a',
-        f'#steps-table tr[data-i="{RATES}"] td:nth-child(4)',
-    ],
-)
-async def test_a_step_that_is_selected_is_selected_everywhere(
-    opened: Open, golden: str, query: str
-) -> None:
+async def test_a_step_that_is_selected_is_selected_everywhere(opened: Open, golden: str) -> None:
     page = await opened(golden)
     assert await selected(page) == NOTHING
     assert not await page.locator("#panel").is_visible()
 
-    await page.locator(query).first.click()
-
-    assert await selected(page) == everywhere(RATES, "#step=rates")
-    assert await page.locator("#panel h3").filter(visible=True).inner_text() == "rates"
+    for query in (
+        f'.line.step[data-i="{RATES}"] .name',
+        f'.node[data-i="{RATES}"] .box',
+        f'#steps-table tr[data-i="{RATES}"] a',
+        f'#steps-table tr[data-i="{RATES}"] td:nth-child(4)',
+    ):
+        await page.locator(query).first.click()
+        assert await selected(page) == everywhere(RATES, "#step=rates"), query
+        assert await page.locator("#panel h3").filter(visible=True).inner_text() == "rates"
+        await page.keyboard.press("Escape")
+        assert await selected(page) == NOTHING
 
 
 async def test_a_bar_and_an_event_select_their_attempt(opened: Open, golden: str) -> None:

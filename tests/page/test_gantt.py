@@ -195,11 +195,11 @@ def test_the_strip_tells_how_many_attempts_run_from_when_on() -> None:
         StepCancelled("b", 1, 20.0, "", None),
     )
 
-    assert running_at(view, 30.0) == [(0.0, 1), (5.0, 2), (20.0, 1), (30.0, 0)]
+    assert running_at(view.steps.values(), 30.0) == [(0.0, 1), (5.0, 2), (20.0, 1), (30.0, 0)]
 
 
 def test_items_of_a_mapped_step_count_in_the_strip() -> None:
-    strip = running_at(RunView(GOLDEN), SPAN_MS)
+    strip = running_at(RunView(GOLDEN).steps.values(), SPAN_MS)
 
     assert max(count for _, count in strip) == 4
 
@@ -212,7 +212,7 @@ def test_a_strip_of_many_attempts_keeps_its_peaks_in_few_points() -> None:
             StepSucceeded(f"s{number}", 1, number + 1.5, None),
         ]
     events.sort(key=lambda event: getattr(event, "at_ms", 0.0))
-    strip = running_at(view_of(*events), 3_001.0)
+    strip = running_at(view_of(*events).steps.values(), 3_001.0)
 
     assert len(strip) <= 401
     assert max(count for _, count in strip) == 2
@@ -253,5 +253,5 @@ def test_the_axis_has_a_few_ticks_whatever_the_span(span_ms: float) -> None:
 def test_a_run_that_took_no_time_has_a_timeline() -> None:
     view = RunView([RunStarted("r", 0.0, {}), RunFinished(0.0, "passed")])
 
-    assert running_at(view, 0.0) == []
+    assert running_at(view.steps.values(), 0.0) == []
     assert next(tick.left for tick in ticks(Timeline.until(0.0))) == 0.0
