@@ -314,6 +314,8 @@ class RunView:
                 max_retries=step.max_retries,
                 secret=step.secret,
             )
+            if not step.tally:
+                step.tally = Counter()
             step.tally[StepStatus.PENDING] += 1
             if attempts_before(event):
                 self._recollection.give_attempts((event.step, event.item), item)
