@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import shlex
+import signal
+import threading
 from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, asynccontextmanager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
@@ -21,7 +23,7 @@ from asyncflow._payload import REDACTED
 from asyncflow._report import RestoredOutput, RunReport
 from asyncflow._run_names import new_run_name
 from asyncflow._story import Story
-from asyncflow._text import text_of
+from asyncflow._text import in_one_line, text_of
 from asyncflow.events import Event, RunStarted, StepSucceeded
 
 __all__ = ["End", "Execution", "execute", "tell_end"]
@@ -200,9 +202,22 @@ def tell_end(execution: Execution, end: End) -> int:
         tell(f"HTML report: {execution.html}", quiet=quiet)
     if execution.journal is not None:
         tell(_how_to_go_on(execution, report, execution.journal), quiet=quiet)
+    _tell_threads(report)
     if end.signal is not None:
         return 128 + end.signal
     return PASSED if report.outcome == "passed" else RUN_FAILED
+
+
+def _tell_threads(report: RunReport) -> None:
+    """Say why the process does not end yet, if a thread outlives the run."""
+    left = [in_one_line(name) for name, result in report.items() if result.abandoned]
+    others = set(threading.enumerate()) - {threading.main_thread()}
+    if left and any(not thread.daemon for thread in others):
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # or the interpreter would go on waiting
+        tell(
+            f"a thread of step {', '.join(left)} still runs and can't be stopped, so the process "
+            "waits for it; Ctrl-C ends it"
+        )
 
 
 def _how_to_go_on(execution: Execution, report: RunReport, journal: str) -> str:

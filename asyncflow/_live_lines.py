@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 from asyncflow._events_told import told
 from asyncflow._live_thread import Feed
@@ -38,14 +39,21 @@ class Lines:
     def take(self, feed: Feed, events: Sequence[Event]) -> None:
         """Take in events of a run."""
         for event in events:
-            if isinstance(event, RunStarted | RunResumed):
-                self._runs[feed] = in_one_line(event.run_id), event.max_retries
-                self._are_many = self._are_many or len(self._runs) > 1
-            run, attempts = self._runs.get(feed, ("", {}))
-            of_run = f" {run}:" if self._are_many else ""
+            if type(event) in _BEGINNINGS:
+                self._begin(feed, event)
+        run, attempts = self._runs.get(feed, ("", {}))
+        of_run = f" {run}:" if self._are_many else ""
+        before_ms, at = -1, ""
+        for event in events:
+            at_ms = 0 if type(event) is RunStarted else int(event.at_ms)  # type: ignore[union-attr]
+            if at_ms != before_ms:
+                before_ms, at = at_ms, _time(at_ms)
             line = told(event, attempts.get(getattr(event, "step", "")))
-            at = _time(0.0 if isinstance(event, RunStarted) else event.at_ms)
             self._text.append(f"[{at}]{of_run} {line}\n")
+
+    def _begin(self, feed: Feed, event: Any) -> None:
+        self._runs[feed] = in_one_line(event.run_id), dict(event.max_retries)
+        self._are_many = self._are_many or len(self._runs) > 1
 
     def draw(self, ended: Sequence[Feed]) -> None:
         """Write what has happened."""
@@ -63,9 +71,12 @@ class Lines:
         """Nothing needs to be done."""
 
 
-def _time(ms: float) -> str:
+_BEGINNINGS = (RunStarted, RunResumed)
+
+
+def _time(ms: int) -> str:
     """Return a time of the run's clock: ``0:00:01.234``."""
-    seconds, ms = divmod(int(ms), 1000)
+    seconds, ms = divmod(ms, 1000)
     minutes, seconds = divmod(seconds, 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{seconds:02}.{ms:03}"

@@ -47,6 +47,8 @@ def _format(error: BaseException, all_frames: bool) -> list[str]:
     try:
         trace = traceback.TracebackException.from_exception(error)
         if not all_frames:
+            if type(error).__module__.partition(".")[0] == __package__:
+                trace.__context__ = None  # it only says how we came to raise it; a cause says more
             _leave_out_our_frames(trace)
         return "".join(trace.format()).splitlines()
     except Exception:  # it is the user's object: whatever it raises must not spread

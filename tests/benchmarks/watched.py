@@ -29,13 +29,13 @@ OF_A_RUN = 1.03
 async def working() -> None:
     began = time.thread_time()
     while time.thread_time() - began < WORK_S:
-        sum(range(1_000))
+        sum(range(100))
 
 
 def watched(rounds: int) -> Iterator[Row]:
     """In the CPU time of all threads, so that of the one that draws too."""
     steps = pipeline(SHAPES["layered"](10_000), working)
-    pairs = max(3, rounds // 3)
+    pairs = max(3, rounds // 2)
     with _terminal() as (terminal, nowhere):
         for place, console in {
             "on a terminal": Console(

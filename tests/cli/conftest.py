@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import sys
 import textwrap
 from collections.abc import Iterator
@@ -86,7 +87,9 @@ def shell(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Shell]:
     made = Shell(tmp_path)
     made.write("etl.py", PIPELINES)
     known = set(sys.modules)
+    ctrl_c = signal.getsignal(signal.SIGINT)
     yield made
+    signal.signal(signal.SIGINT, ctrl_c)  # a run that leaves a thread changes it
     for name in set(sys.modules) - known:
         if str(getattr(sys.modules[name], "__file__", "")).startswith(str(tmp_path)):
             del sys.modules[name]

@@ -59,6 +59,7 @@ SLOW = """
 
     sleeping, stubborn, blocking = steps(sleep), steps(stubborn), steps(block)
     burning = steps(burn, runs_in="process")
+    threaded = steps(burn, runs_in="thread", timeout_ms=100)
 """
 
 
@@ -84,6 +85,12 @@ class Process:
 
     def send(self, number: int) -> None:
         self._process.send_signal(number)
+
+    def says(self, text: str) -> None:
+        """Read the standard error up to a line with a text."""
+        assert self._process.stderr is not None
+        while text not in (line := self._process.stderr.readline()):
+            assert line, f"nothing said {text!r}"
 
     def is_alive(self) -> bool:
         return self._process.poll() is None
@@ -176,6 +183,20 @@ def test_the_process_of_a_step_does_not_outlive_it(
     assert "[CANCELLED] slow" in out
     with pytest.raises(ProcessLookupError):
         os.kill(worker, 0)
+
+
+def test_a_thread_that_outlives_the_run_is_told_of_and_ended_by_ctrl_c(
+    shell: Shell, environment: dict[str, str]
+) -> None:
+    process = Process(shell, environment, "run", "slow:threaded").begun()
+
+    process.says("so the process waits for it; Ctrl-C ends it")
+    process.send(signal.SIGINT)
+    code, out, err = process.end()
+
+    assert code == -signal.SIGINT
+    assert "Pipeline FAILED" in out
+    assert err == ""
 
 
 def test_the_script_of_the_package_is_the_same_command_line() -> None:

@@ -341,3 +341,27 @@ def test_a_process_step_runs_from_the_command_line_too(shell: Shell) -> None:
     report = shell.json("run", "worker:steps", "--quiet", "--json")
 
     assert report["results"][0]["output"] == 42
+
+
+def test_a_thread_that_outlives_the_run_is_told_of(
+    shell: Shell, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shell.write(
+        "lasting.py",
+        """
+        import threading
+        from asyncflow import WorkflowStep
+        may_end = threading.Event()
+        def wait():
+            may_end.wait(20)
+        async def free():
+            may_end.set()
+        steps = [WorkflowStep("wait", wait, runs_in="thread", timeout_ms=20)]
+        ended = [*steps, WorkflowStep("free", free, run_if="always")]
+        """,
+    )
+
+    result = shell("run", "lasting:steps", "--quiet", exits=1)
+    shell("run", "lasting:ended", "--quiet", exits=1)
+
+    assert "a thread of step wait still runs and can't be stopped" in result.stderr

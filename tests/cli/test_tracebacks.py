@@ -83,10 +83,24 @@ async def test_an_error_of_a_limit_says_so_without_a_frame() -> None:
     async def sleep() -> None:
         await asyncio.sleep(30)
 
+    error = await error_of(sleep, timeout_ms=1)
+
+    assert format_error(error) == (
+        "asyncflow.StepTimeoutError: attempt 1 of step 'one' exceeded 1 ms"
+    )
+
+
+async def test_the_cause_of_an_error_of_ours_is_told() -> None:
+    async def sleep() -> None:
+        try:
+            await asyncio.sleep(30)
+        finally:
+            raise OSError("the disk is full")
+
     text = format_error(await error_of(sleep, timeout_ms=1))
 
-    assert "asyncflow/_" not in text
-    assert "StepTimeoutError: attempt 1 of step 'one' exceeded 1 ms" in text
+    assert "OSError: the disk is full" in text
+    assert text.endswith("StepTimeoutError: attempt 1 of step 'one' exceeded 1 ms")
 
 
 async def test_an_error_that_can_not_be_printed_is_still_told() -> None:

@@ -18,6 +18,7 @@ from collections.abc import (
 from datetime import datetime
 from typing import Any, Literal, assert_type
 
+from rich.console import Console
 from starlette.applications import Starlette
 
 from asyncflow import (
@@ -67,6 +68,7 @@ from asyncflow.events import (
     ThreadAbandoned,
 )
 from asyncflow.journal import RunRecord, SQLiteJournal, StoredEvent
+from asyncflow.live import LiveView
 from asyncflow.testing import VirtualTimeLoop, run_in_virtual_time
 
 
@@ -292,6 +294,11 @@ async def main() -> None:
     )
     orchestrator = Orchestrator(accepted_actions, True, schedule="tiers", max_concurrency=None)
     limited = Orchestrator(accepted_actions, deadline_ms=None, targets=(n for n in ["load"]))
+    varied = limited.replace(fail_fast=False, schedule="ready", targets=None, observers=[watch])
+    assert_type(varied, Orchestrator)
+    assert_type(varied.steps, list[WorkflowStep])
+    assert_type(varied.dependencies, dict[str, tuple[str, ...]])
+    assert_type(await varied.run(observers=[watch, RecorderFactory()]), RunReport)
     assert_type(limited.tiers, list[list[str]])
     assert_type(limited.execution_order, list[str])
     assert_type(limited.to_mermaid(), str)
@@ -475,3 +482,9 @@ async def durable() -> None:
         pages = web.app(journal, pipelines={"etl": etl, "deep": deep.orchestrator}, token="x" * 16)
         assert_type(pages, Starlette)
         await web.serve(journal, host="::1", port=0, on_ready=print, allowed_hosts=["ops.example"])
+
+
+async def watched() -> None:
+    with LiveView(Console(stderr=True)) as view:
+        assert_type(view, LiveView)
+        await run_pipeline(accepted_actions, observers=[view, watch])

@@ -1,0 +1,35 @@
+"""What users may rely on of the live view; nobody else pays for it."""
+
+from __future__ import annotations
+
+import inspect
+import subprocess
+import sys
+
+import asyncflow.live
+from asyncflow import Observer, ObserverFactory
+from asyncflow.live import LiveView
+
+
+def test_the_public_names_are_exactly_these() -> None:
+    assert asyncflow.live.__all__ == ["LiveView"]
+
+
+def test_a_public_name_has_a_docstring_and_a_home() -> None:
+    assert LiveView.__module__ == "asyncflow.live"
+    assert inspect.getdoc(LiveView)
+    assert inspect.getdoc(LiveView.for_run)
+
+
+def test_a_view_is_a_factory_of_observers() -> None:
+    with LiveView() as view:
+        factory: ObserverFactory = view
+        observer: Observer = factory.for_run()
+
+    assert callable(observer)
+
+
+def test_without_it_rich_is_not_imported() -> None:
+    script = "import asyncflow, sys; assert not {'rich', 'click'} & sys.modules.keys()"
+
+    subprocess.run([sys.executable, "-c", script], check=True)
