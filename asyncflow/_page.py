@@ -27,7 +27,7 @@ except ImportError as _error:
         "pip install 'asyncflow-tiers[report]'"
     ) from _error
 
-__all__ = ["Live", "asset", "page", "sections", "security_policy"]
+__all__ = ["Live", "asset", "page", "page_policy", "sections", "security_policy"]
 
 _SECTIONS = ("header", "failure", "gantt", "dag", "steps", "events", "data", "details")
 
@@ -69,8 +69,13 @@ def page(view: RunView, events: Sequence[Event], *, now_ms: float, live: Live | 
         live=live,
         style=Markup(style),
         script=Markup(script),
-        policy=security_policy([style], [script], is_live=live is not None),
+        policy=page_policy(is_live=live is not None),
     )
+
+
+def page_policy(*, is_live: bool) -> str:
+    """Return the Content-Security-Policy that a page has; a server sends the same as a header."""
+    return security_policy([asset("page.css")], [asset("page.js")], is_live=is_live)
 
 
 def sections(view: RunView, events: Sequence[Event], *, now_ms: float) -> dict[str, str]:
