@@ -61,7 +61,7 @@ def page(view: RunView, events: Sequence[Event], *, now_ms: float, live: Live | 
         now_ms: The moment that it shows, in milliseconds since the run started.
         live: What it needs to follow the run; ``None`` for a page that stands by itself.
     """
-    style, script = _own_texts()
+    style, script = asset("page.css"), asset("page.js")
     found = sections(view, events, now_ms=now_ms)
     return _template("page.html").render(
         sections={name: Markup(html) for name, html in found.items()},
@@ -75,13 +75,7 @@ def page(view: RunView, events: Sequence[Event], *, now_ms: float, live: Live | 
 
 def page_policy(*, is_live: bool) -> str:
     """Return the Content-Security-Policy that a page has; a server sends the same as a header."""
-    style, script = _own_texts()
-    return security_policy([style], [script], is_live=is_live)
-
-
-def _own_texts() -> tuple[str, str]:
-    """Return the style and the script of a page, as they stand in it."""
-    return _lean(asset("page.css")), _lean(asset("page.js"))
+    return security_policy([asset("page.css")], [asset("page.js")], is_live=is_live)
 
 
 def sections(view: RunView, events: Sequence[Event], *, now_ms: float) -> dict[str, str]:
@@ -121,16 +115,14 @@ def security_policy(styles: Sequence[str], scripts: Sequence[str], *, is_live: b
 
 @cache
 def asset(name: str) -> str:
-    """Return the text of a file that comes with the package."""
-    return resources.files("asyncflow").joinpath("assets", name).read_text(encoding="utf-8")
+    """Return the text of a file that comes with the package.
 
-
-@cache
-def _lean(text: str) -> str:
-    """Return a style or a script without what is there for those who write it.
-
-    A comment takes lines of its own, and no string goes over the end of a line.
+    Of a style or a script it is what a browser needs, without the comments and the indentation. A
+    comment takes lines of its own there, and no string goes over the end of a line.
     """
+    text = resources.files("asyncflow").joinpath("assets", name).read_text(encoding="utf-8")
+    if not name.endswith((".css", ".js")):
+        return text
     lines = (line.strip() for line in text.splitlines())
     return "\n".join(line for line in lines if line and not line.startswith(("//", "/*")))
 
