@@ -62,8 +62,9 @@ class Guard:
     def _refusal(self, request: Request) -> Response | None:
         host = request.headers.get("host", "")
         name = _name_of(host)
+        hosts = self._hosts if name else ()  # it is none, or none that can be read
         # A page of another site could have its own name lead here (DNS rebinding), and read all.
-        if self._hosts is not None and name not in self._hosts and not is_loopback(name):
+        if hosts is not None and name not in hosts and not is_loopback(name):
             return problem(
                 request,
                 421,
@@ -125,7 +126,7 @@ def _is_from_elsewhere(request: Request, host: str) -> bool:
         # A link from elsewhere may lead here: nothing is told to who has set it.
         is_link = not acts and headers.get("sec-fetch-mode") == "navigate"
         return site not in _OURS and not is_link
-    return acts and origin is not None and urlsplit(origin).netloc.lower() != host.lower()
+    return acts and origin is not None and origin.lower().partition("://")[2] != host.lower()
 
 
 def _add_headers(headers: MutableHeaders, nonce: str) -> None:

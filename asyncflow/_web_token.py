@@ -65,7 +65,10 @@ class Token:
             request: What has shown the token.
             url: Where to, on this server, whatever host it names.
         """
-        parts = urlsplit(url)
+        try:
+            parts = urlsplit(url)
+        except ValueError:  # a host that is none
+            parts = urlsplit(path_in(request, "/"))
         path = "/" + parts.path.lstrip("/\\")  # two of them would name a host
         response = RedirectResponse(path + (f"?{parts.query}" if parts.query else ""), 303)
         response.set_cookie(

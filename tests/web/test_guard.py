@@ -198,7 +198,11 @@ async def test_the_form_says_when_it_is_not_the_token(ask: Any, kept: Any) -> No
 
 
 @pytest.mark.parametrize(
-    "then", ["//evil.example/x", "https://evil.example/x", "/\\evil.example/x", "\\/evil.example/x"]
+    "then",
+    [
+        *("//evil.example/x", "https://evil.example/x", "/\\evil.example/x", "\\/evil.example/x"),
+        *("/\t/evil.example/x", "//[evil.example/x", "javascript:alert(1)", "\r\nx: y", "\ud800"),
+    ],
 )
 async def test_the_form_leads_to_no_other_site(ask: Any, kept: Any, then: str) -> None:
     answer = await ask(app(kept, token=TOKEN)).post("/login", data={"token": TOKEN, "then": then})
@@ -230,6 +234,17 @@ async def test_two_servers_on_one_machine_have_cookies_of_their_own(ask: Any, ke
     await second.get("/", params={"token": f"{TOKEN} 2"})
 
     assert set(first.cookies) != set(second.cookies)
+
+
+async def test_an_address_that_is_none_shows_nothing(ask: Any, kept: Any) -> None:
+    client = ask(app(kept, token=TOKEN))
+    await client.get(f"/?token={TOKEN}")
+
+    host = await client.get(f"/?token={TOKEN}", headers={"host": "[::1"})
+    origin = await client.post("/cancel/nightly", headers={"origin": "http://[evil"})
+
+    assert host.status_code == 421
+    assert origin.status_code == 403
 
 
 @pytest.mark.parametrize(("token", "error"), [("short", ValueError), (b"x" * 30, TypeError)])
