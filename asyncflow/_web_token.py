@@ -77,7 +77,8 @@ class Token:
             max_age=_A_MONTH_S,
             path=path_in(request, "/"),
             httponly=True,
-            samesite="strict",
+            # Not "strict": who follows a link from elsewhere would be asked for the token again.
+            samesite="lax",
             secure=request.url.scheme == "https",
         )
         return response
