@@ -314,6 +314,20 @@ async def test_a_terminal_may_be_small(
     assert seen.terminal.written
 
 
+async def test_a_terminal_may_not_know_its_size(
+    open_terminal: Callable[..., Seen], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("COLUMNS", "LINES"):
+        monkeypatch.delenv(name, raising=False)
+    seen = open_terminal()
+    seen.terminal.forget_size()
+
+    with LiveView() as view:
+        await run_pipeline([WorkflowStep("extract", quick)], observers=[view])
+
+    assert seen.lines()[-1].startswith("✓ PASSED")
+
+
 async def test_a_terminal_may_be_resized(seen: Seen) -> None:
     go_on = asyncio.Event()
     steps = [WorkflowStep(f"a step with a long name {n}", go_on.wait) for n in range(5)]
