@@ -114,6 +114,7 @@ async def test_a_run_is_followed_while_it_goes_on_and_through_a_reload(
     gates.open("second", "third")
 
     await expect(chip(page)).to_contain_text("PASSED")
+    await expect(page).to_have_title(re.compile("✓ PASSED · .* · nightly/1"))
     await expect(live(page)).to_have_text("ended")
     await expect(button(page, "Cancel")).to_be_hidden()
     await expect(button(page, "Resume")).to_be_hidden()
@@ -203,6 +204,7 @@ async def test_the_end_of_a_process_is_seen_and_its_run_resumed(
     running.end()
 
     await expect(page.locator("#live-note")).to_contain_text("orphaned")
+    await expect(chip(page)).to_contain_text("ORPHANED")
     await expect(button(page, "Cancel")).to_be_hidden()
     other = await page.context.new_page()
     await other.goto(f"{site.url}?text=killed-run")
