@@ -7,12 +7,12 @@ from collections.abc import Awaitable, Callable, Iterable
 from ipaddress import ip_address
 from urllib.parse import urlsplit
 
-from starlette.datastructures import MutableHeaders
+from starlette.datastructures import URL, MutableHeaders
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from asyncflow._web_pages import problem, route_of
+from asyncflow._web_pages import asked_url, problem, route_of
 from asyncflow._web_token import Token
 
 __all__ = ["Guard", "is_loopback"]
@@ -87,7 +87,9 @@ class Guard:
         """Return what is answered in place of a page, if the request shows no token."""
         shown = request.query_params.get("token")
         if shown is not None and request.method in _SAFE and token.is_equal_to(shown):
-            return token.admitted(request, str(request.url.remove_query_params("token")))
+            return token.admitted(
+                request, str(URL(asked_url(request)).remove_query_params("token"))
+            )
         return None if token.is_shown_by(request) else await self._login(request)
 
 
