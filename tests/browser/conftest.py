@@ -34,33 +34,54 @@ async def browser() -> AsyncIterator[Any]:
         await browser.close()
 
 
+@pytest_asyncio.fixture(loop_scope="session", scope="session")
+async def tabs() -> dict[str, list[Any]]:
+    """The tabs that no test has at present, by their options: a new one takes half a second."""
+    return {}
+
+
 @pytest_asyncio.fixture(loop_scope="session")
-async def opened(browser: Any, tmp_path: Path) -> AsyncIterator[Open]:
+async def opened(browser: Any, tabs: dict[str, list[Any]], tmp_path: Path) -> AsyncIterator[Open]:
     """Opens a page from its HTML, as a file.
 
     The page has a list ``requests`` of what it has asked for beside the file itself, and must not
     complain of anything unless the test takes that from its list ``complaints``.
     """
-    contexts: list[Any] = []
+    taken: list[tuple[str, Any]] = []
     complaints: list[str] = []
 
     async def open_page(html: str, at: str = "", **options: Any) -> Any:
-        path = tmp_path / f"page{len(contexts)}.html"
+        path = tmp_path / f"page{len(taken)}.html"
         path.write_text(html, encoding="utf-8")
         options = {"viewport": {"width": 1280, "height": 900}, "color_scheme": "light"} | options
-        context = await browser.new_context(**options)
-        contexts.append(context)
-        page = await context.new_page()
+        free = tabs.setdefault(repr(sorted(options.items())), [])
+        page = free.pop() if free else await _new_tab(browser, options)
+        taken.append((repr(sorted(options.items())), page))
         page.requests, page.complaints = [], complaints
-        page.on("request", lambda each: page.requests.append(each.url))
-        page.on("console", lambda each: complaints.append(each.text))
-        page.on("pageerror", lambda each: complaints.append(str(each)))
-        page.on("dialog", lambda each: complaints.append(f"dialog: {each.message}"))
+        await page.set_viewport_size(options["viewport"])
+        await page.mouse.move(0, 0)
         await page.goto(path.as_uri() + at)
         assert page.requests.pop(0).startswith("file:")
         return page
 
     yield open_page
-    for context in contexts:
-        await context.close()
+    for options, page in taken:
+        await _leave(page)
+        tabs[options].append(page)
     assert complaints == []
+
+
+async def _new_tab(browser: Any, options: dict[str, Any]) -> Any:
+    page = await (await browser.new_context(**options)).new_page()
+    page.on("request", lambda each: page.requests.append(each.url))
+    page.on("console", lambda each: page.complaints.append(each.text))
+    page.on("pageerror", lambda each: page.complaints.append(str(each)))
+    page.on("dialog", lambda each: page.complaints.append(f"dialog: {each.message}"))
+    return page
+
+
+async def _leave(page: Any) -> None:
+    """Forget what the page has kept in the browser, and how it was looked at."""
+    await page.evaluate("localStorage.clear()")
+    await page.emulate_media(media="null")
+    await page.goto("about:blank")
