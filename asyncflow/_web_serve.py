@@ -14,6 +14,8 @@ __all__ = ["serve_app"]
 
 _STREAMS_END_S = 1
 """After how many seconds a response that still goes on is cut off."""
+_ALL_ENDS_S = 3
+"""The same for whatever is still left; the server tells of that as an error."""
 
 
 class _Server(uvicorn.Server):
@@ -52,7 +54,7 @@ async def serve_app(
         access_log=False,
         lifespan="off",
         server_header=False,
-        timeout_graceful_shutdown=_STREAMS_END_S,
+        timeout_graceful_shutdown=_ALL_ENDS_S,
     )
     server = _Server(config)
     serving = asyncio.create_task(server.serve(sockets=[listening]), name="asyncflow:serve")
@@ -62,8 +64,16 @@ async def serve_app(
     finally:
         on_end()
         server.should_exit = True
+        cutting = asyncio.get_running_loop().call_later(_STREAMS_END_S, _cut_off, server)
         await _ended(serving)
+        cutting.cancel()
         listening.close()
+
+
+def _cut_off(server: uvicorn.Server) -> None:
+    """End the connections of clients that don't read what they are sent."""
+    for connection in list(server.server_state.connections):
+        connection.transport.abort()
 
 
 async def _ended(task: asyncio.Task[None]) -> None:

@@ -14,6 +14,7 @@ import httpx
 import pytest
 from web.runs import Gate, passing, slow
 
+from asyncflow import WorkflowStep, run_pipeline
 from asyncflow.web import serve
 
 TOKEN = "a token that nobody guesses"
@@ -94,6 +95,35 @@ async def test_a_client_that_reads_nothing_does_not_hold_the_server_up(journal: 
     await running
 
     assert took_s < 3
+
+
+async def test_a_client_that_takes_no_more_is_cut_off_without_a_word(
+    journal: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    gate = Gate()
+
+    async def nothing() -> None: ...
+
+    steps = [WorkflowStep("wait", gate), *(WorkflowStep(f"{n:0150}", nothing) for n in range(2500))]
+    running = asyncio.create_task(run_pipeline(steps, run_id="r", journal=journal))
+    await gate.has_begun.wait()
+
+    async with served(journal) as (client, task):
+        with socket.socket() as silent:
+            silent.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4_096)
+            silent.connect(("127.0.0.1", client.base_url.port))
+            silent.sendall(b"GET /events/r HTTP/1.1\r\nHost: localhost\r\n\r\n")
+            async with client.stream("GET", "/events/r") as other:  # by then, it was told too
+                await first_update(other.aiter_lines())
+            began = time.monotonic()
+            task.cancel()
+            await asyncio.wait([task])
+            took_s = time.monotonic() - began
+    gate.is_open.set()
+    await running
+
+    assert 0.5 < took_s < 2.5
+    assert [each.message for each in caplog.records if each.name.startswith("uvicorn")] == []
 
 
 async def test_a_second_cancellation_still_waits_for_the_end(journal: Any) -> None:
