@@ -165,6 +165,19 @@ def test_a_journal_that_is_not_there_is_not_made(shell: Shell, command: list[str
     assert not list(shell.directory.glob("*.db*"))
 
 
+@pytest.mark.parametrize("command", [["run", "etl:pipeline"], ["runs"], ["show", "r"], ["ui"]])
+def test_an_address_of_something_else_is_refused_and_not_told(
+    shell: Shell, command: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ASYNCFLOW_JOURNAL", "mysql://me:hunter2@host/db")
+
+    result = shell(*command, exits=2)
+
+    assert "Invalid value for '--journal'" in result.stderr
+    assert "mysql:// is no address of a journal; give a file, or postgresql://" in result.stderr
+    assert "hunter2" not in result.output
+
+
 # show
 
 
