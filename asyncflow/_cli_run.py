@@ -6,7 +6,7 @@ import asyncio
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Literal, TypedDict, TypeVar, Unpack
+from typing import Any, Literal, TextIO, TypedDict, TypeVar, Unpack
 
 import click
 
@@ -31,6 +31,14 @@ from asyncflow.journal import RunRecord
 __all__ = ["resume", "run"]
 
 F = TypeVar("F", bound=Callable[..., Any])
+
+
+def _text_of(file: TextIO) -> str:
+    try:
+        return file.read()
+    except UnicodeDecodeError as error:
+        file.close()
+        raise click.BadParameter(f"it is not encoded in UTF-8 (at byte {error.start})") from None
 
 
 class Options(TypedDict):
@@ -62,7 +70,7 @@ _OPTIONS: list[Callable[[Any], Any]] = [
         "--inputs",
         metavar="FILE",
         type=click.File(encoding="utf-8"),
-        callback=lambda ctx, param, file: None if file is None else file.read(),
+        callback=lambda ctx, param, file: None if file is None else _text_of(file),
         help="A file with a JSON object of inputs; - for the standard input.",
     ),
     journal_option,
