@@ -41,6 +41,9 @@ NOT_FOUND = 4
 BUG = 70
 INTERRUPTED = 130
 
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
+"""What the system says of a file, or the device below it, that takes no more."""
+
 
 class CommandError(Exception):
     """Something that the command line can't do, and what to do instead.
@@ -90,6 +93,9 @@ def _refusal_of(error: BaseException) -> CommandError:
             return CommandError(str(error), USAGE)
         case KeyboardInterrupt():
             return CommandError("interrupted", INTERRUPTED)
+        case OSError() if error.errno in _FULL:
+            why = f"nothing more can be written: {error.strerror}; make room, or write elsewhere"
+            return CommandError(why, RUN_FAILED)
     return CommandError(
         "that is a bug of asyncflow, not of your pipeline; please report it with the traceback",
         BUG,
