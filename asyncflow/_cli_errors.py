@@ -20,6 +20,7 @@ from asyncflow._errors import (
     RunAlreadyActiveError,
     RunNotFoundError,
 )
+from asyncflow._text import in_one_line
 
 __all__ = [
     "BUG",
@@ -74,7 +75,7 @@ def errors_explained() -> Iterator[None]:
         refusal = _refusal_of(error)
         if refusal.trace:
             click.echo(refusal.trace.rstrip("\n"), err=True)
-        click.echo(f"Error: {refusal.message}", err=True)
+        click.echo(f"Error: {in_one_line(refusal.message)}", err=True)
         raise click.exceptions.Exit(refusal.exit_code) from error
 
 

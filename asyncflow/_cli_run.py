@@ -26,6 +26,7 @@ from asyncflow._cli_options import (
 )
 from asyncflow._cli_output import logs_on_stderr, only_results_on_stdout, page_writer
 from asyncflow._errors import nearest
+from asyncflow._text import in_one_line
 from asyncflow.journal import RunRecord
 
 __all__ = ["resume", "run"]
@@ -223,7 +224,7 @@ def _pipeline_of(record: RunRecord, targets: Sequence[str], options: Options) ->
         like = record.pipeline if ":" in record.pipeline else "MODULE:PIPELINE"
         raise click.UsageError(
             f"run {record.run_id!r} is one of pipeline {record.pipeline!r}; say where that is: "
-            f"asyncflow resume {record.run_id} {like}, or name it in ${PIPELINES}"
+            f"{in_one_line(f'asyncflow resume {record.run_id} {like}')}, or name it in ${PIPELINES}"
         )
     if len(targets) == 1:
         return targets[0]
