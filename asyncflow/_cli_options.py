@@ -118,4 +118,4 @@ def _writable(path: Path | None) -> Path | None:
     if path is not None and not os.access(path.absolute().parent, os.W_OK):
         why = "is not writable" if path.absolute().parent.is_dir() else "does not exist"
         raise click.BadParameter(f"directory {str(path.absolute().parent)!r} {why}")
-    return path
+    return path and path.absolute()  # a step may go to another directory
