@@ -49,7 +49,14 @@ class Live(NamedTuple):
     """The list of all runs."""
 
 
-def page(view: RunView, events: Sequence[Event], *, now_ms: float, live: Live | None = None) -> str:
+def page(
+    view: RunView,
+    events: Sequence[Event],
+    *,
+    now_ms: float,
+    live: Live | None = None,
+    is_orphaned: bool = False,
+) -> str:
     """Return the page of a run.
 
     It loads nothing. Its security policy lets no script and no style run but its own, so that what
@@ -60,12 +67,13 @@ def page(view: RunView, events: Sequence[Event], *, now_ms: float, live: Live | 
         events: All of its events, of which the page has a list.
         now_ms: The moment that it shows, in milliseconds since the run started.
         live: What it needs to follow the run; ``None`` for a page that stands by itself.
+        is_orphaned: Whether it has not ended, but nobody runs it any more.
     """
     style, script = asset("page.css"), asset("page.js")
-    found = sections(view, events, now_ms=now_ms)
+    found = sections(view, events, now_ms=now_ms, is_orphaned=is_orphaned)
     return _template("page.html").render(
         sections={name: Markup(html) for name, html in found.items()},
-        sheet=Sheet(view, now_ms),
+        sheet=Sheet(view, now_ms, is_orphaned=is_orphaned),
         live=live,
         style=Markup(style),
         script=Markup(script),
@@ -78,7 +86,9 @@ def page_policy(*, is_live: bool) -> str:
     return security_policy([asset("page.css")], [asset("page.js")], is_live=is_live)
 
 
-def sections(view: RunView, events: Sequence[Event], *, now_ms: float) -> dict[str, str]:
+def sections(
+    view: RunView, events: Sequence[Event], *, now_ms: float, is_orphaned: bool = False
+) -> dict[str, str]:
     """Return what changes on the page of a run while it goes on.
 
     Returns:
@@ -88,7 +98,7 @@ def sections(view: RunView, events: Sequence[Event], *, now_ms: float) -> dict[s
     """
     if not view.stretches:
         raise ValueError("a page needs the events of a run, from its first one on")
-    given = _given(Sheet(view, now_ms), events)
+    given = _given(Sheet(view, now_ms, is_orphaned=is_orphaned), events)
     return {name: _template(f"{name}.html").render(given).strip() for name in _SECTIONS}
 
 

@@ -64,7 +64,8 @@ async def run_page(request: Request, journal: RunsJournal) -> Response:
 def _made(stored: Sequence[StoredEvent], record: RunRecord, live: Live) -> str:
     events = [each.event for each in stored]
     view = RunView(events)
-    return page(view, events, now_ms=now_of(view, record), live=live)
+    now_ms = now_of(view, record)
+    return page(view, events, now_ms=now_ms, live=live, is_orphaned=record.orphaned)
 
 
 async def follow(
@@ -96,7 +97,7 @@ async def _updates(
     def render(
         view: RunView, events: Sequence[Event], record: RunRecord, now_ms: float
     ) -> dict[str, str]:
-        parts = sections(view, events, now_ms=now_ms)
+        parts = sections(view, events, now_ms=now_ms, is_orphaned=record.orphaned)
         return {**parts, _ACTIONS: _actions(view, record, resumer)}
 
     async with aclosing(feeds.updates(run_id, after, render)) as updates:

@@ -32,6 +32,10 @@ class Terminal:
         fcntl.ioctl(self.device, termios.TIOCSWINSZ, size)
         self._screen.resize(lines, columns)
 
+    def forget_size(self) -> None:
+        """Be a terminal whose size nobody has set, as there are in containers."""
+        fcntl.ioctl(self.device, termios.TIOCSWINSZ, struct.pack("HHHH", 0, 0, 0, 0))
+
     def open(self, encoding: str = "utf-8") -> Any:
         """Return a stream like a program's standard output."""
         return open(os.dup(self.device), "w", buffering=1, encoding=encoding)

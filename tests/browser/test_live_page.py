@@ -114,6 +114,7 @@ async def test_a_run_is_followed_while_it_goes_on_and_through_a_reload(
     gates.open("second", "third")
 
     await expect(chip(page)).to_contain_text("PASSED")
+    await expect(page).to_have_title(re.compile("✓ PASSED · .* · nightly/1"))
     await expect(live(page)).to_have_text("ended")
     await expect(button(page, "Cancel")).to_be_hidden()
     await expect(button(page, "Resume")).to_be_hidden()
@@ -146,6 +147,35 @@ async def test_a_server_that_is_killed_comes_back_and_nothing_is_lost(
     assert await page.locator("#steps").inner_text() == steps
 
 
+KEEP_THE_STREAM = """window.EventSource = class extends EventSource {
+    constructor(url) { super(url); window.stream = this; }
+};
+window.send = (name, told) =>
+    window.stream.dispatchEvent(new MessageEvent(name, {data: JSON.stringify(told)}));"""
+
+
+async def test_a_run_that_can_not_be_read_is_not_called_live(tab: Tab, site: Inside) -> None:
+    gates, page = site.start("unreadable"), tab.page
+    await page.add_init_script(KEEP_THE_STREAM)
+    await page.goto(f"{site.url}runs/{gates.run_id}")
+    await expect(live(page)).to_have_text("live")
+
+    # The server is still there, and says so now and then.
+    told = await page.evaluate("""() => {
+        const words = [], word = document.getElementById("live-word");
+        send("update", {sections: {}, trouble: "the disk is full", end: null});
+        words.push(word.textContent);
+        send("ping", "");
+        words.push(word.textContent);
+        send("update", {sections: {}, trouble: null, end: null});
+        words.push(word.textContent);
+        return words;
+    }""")
+
+    assert told == [*["the run can't be read: the disk is full"] * 2, "live"]
+    site.stop()
+
+
 async def test_a_run_is_cancelled_and_resumed_from_its_page(tab: Tab, site: Inside) -> None:
     gates, page = site.start("to-be-cancelled"), tab.page
     gates.open("first")
@@ -174,6 +204,7 @@ async def test_the_end_of_a_process_is_seen_and_its_run_resumed(
     running.end()
 
     await expect(page.locator("#live-note")).to_contain_text("orphaned")
+    await expect(chip(page)).to_contain_text("ORPHANED")
     await expect(button(page, "Cancel")).to_be_hidden()
     other = await page.context.new_page()
     await other.goto(f"{site.url}?text=killed-run")
@@ -278,7 +309,7 @@ async def test_no_page_of_another_site_can_act(tab: Tab, site: Inside, evil: Any
     site.stop()
 
 
-async def test_the_token_is_asked_for_once(tab: Tab, tmp_path: Path) -> None:
+async def test_the_token_is_asked_for_once(tab: Tab, tmp_path: Path, evil: Any) -> None:
     site, page = Inside(tmp_path, TOKEN), tab.page
     tab.expected = ["401"]
     gates = site.start("r")
@@ -298,8 +329,19 @@ async def test_the_token_is_asked_for_once(tab: Tab, tmp_path: Path) -> None:
     assert gates.has_cleaned_up("first")
     (cookie,) = await page.context.cookies()
     assert cookie["httpOnly"]
-    assert cookie["sameSite"] == "Strict"
+    assert cookie["sameSite"] == "Lax"
     assert TOKEN not in cookie["value"]
+
+    # From a page of another site, the one with the token leads in as well as any after it.
+    await page.context.clear_cookies()
+    links = f"""<a href="{site.url}?token={quote(TOKEN)}">With it</a>
+        <a href="{site.url}runs/r">Without</a>"""
+    path = evil(links)
+    for link, title in (("With it", "Runs"), ("Without", f"etl {HOSTILE}")):
+        await page.goto(f"http://localhost{path}")
+        await page.get_by_role("link", name=link, exact=True).click()
+        await expect(page.locator("h1")).to_have_text(title)
+        assert "token" not in page.url
     site.close()
 
 
