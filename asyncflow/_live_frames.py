@@ -38,8 +38,7 @@ class _Watched:
         return bool(self.run.view.stretches)
 
     def take(self, events: Sequence[Event]) -> None:
-        for event in events:
-            self.run.apply(event)
+        self.run.apply(*events)
         if events:
             # Events come late, never early.
             ahead_ms = self.run.view.at_ms - _our_ms()

@@ -38,21 +38,28 @@ class LiveRun:
         self._starts = [0]
         """How many steps there are before each tier."""
 
-    def apply(self, event: Event) -> None:
-        """Take in one more event. Outputs are not kept."""
-        name = getattr(event, "step", None)
-        if name is None:
-            self.view.apply(event)
-            if isinstance(event, RunStarted | RunResumed):
-                self._begin()
-            return
-        step = self.view.steps[name]
-        before = step.status
-        if type(event) is StepSucceeded and event.output is not None:
-            event = StepSucceeded(name, event.attempt, event.at_ms, None, event.item)
-        self.view.apply(event)
-        if step.status is not before:
-            self._move(step, before)
+    def apply(self, *events: Event) -> None:
+        """Take in more events. Outputs are not kept."""
+        view = self.view
+        before: dict[str, StepStatus] = {}
+        for event in events:
+            name: str | None = getattr(event, "step", None)
+            if name is None:
+                view.apply(event)
+                if isinstance(event, RunStarted | RunResumed):
+                    self._begin()
+                    before.clear()
+                continue
+            if name not in before:
+                before[name] = view.steps[name].status
+            if type(event) is StepSucceeded and event.output is not None:
+                event = StepSucceeded(name, event.attempt, event.at_ms, None, event.item)
+            view.apply(event)
+        # Most steps of a large run begin and end in one go: they have moved once then.
+        for name, status in before.items():
+            step = view.steps[name]
+            if step.status is not status:
+                self._move(step, status)
 
     def tally(self, first: int, last: int) -> Counter[StepStatus]:
         """Return how many steps have which status in the tiers from one to before another one."""

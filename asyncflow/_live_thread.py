@@ -27,7 +27,7 @@ __all__ = ["Drawing", "Feed", "Painter", "RunObserver"]
 
 _log = logging.getLogger("asyncflow")
 
-_SHARE = 150
+_SHARE = 250
 """How many times longer than drawing takes, at least, are the pauses in between."""
 _LONGEST_PAUSE_S = 1.0
 _PATIENCE_S = 1.0

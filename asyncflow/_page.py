@@ -27,7 +27,7 @@ except ImportError as _error:
         "pip install 'asyncflow-tiers[report]'"
     ) from _error
 
-__all__ = ["Live", "asset", "page", "sections", "security_policy"]
+__all__ = ["Live", "asset", "page", "page_policy", "sections", "security_policy"]
 
 _SECTIONS = ("header", "failure", "gantt", "dag", "steps", "events", "data", "details")
 
@@ -49,7 +49,14 @@ class Live(NamedTuple):
     """The list of all runs."""
 
 
-def page(view: RunView, events: Sequence[Event], *, now_ms: float, live: Live | None = None) -> str:
+def page(
+    view: RunView,
+    events: Sequence[Event],
+    *,
+    now_ms: float,
+    live: Live | None = None,
+    is_orphaned: bool = False,
+) -> str:
     """Return the page of a run.
 
     It loads nothing. Its security policy lets no script and no style run but its own, so that what
@@ -60,20 +67,28 @@ def page(view: RunView, events: Sequence[Event], *, now_ms: float, live: Live | 
         events: All of its events, of which the page has a list.
         now_ms: The moment that it shows, in milliseconds since the run started.
         live: What it needs to follow the run; ``None`` for a page that stands by itself.
+        is_orphaned: Whether it has not ended, but nobody runs it any more.
     """
-    style, script = _lean(asset("page.css")), _lean(asset("page.js"))
-    found = sections(view, events, now_ms=now_ms)
+    style, script = asset("page.css"), asset("page.js")
+    found = sections(view, events, now_ms=now_ms, is_orphaned=is_orphaned)
     return _template("page.html").render(
         sections={name: Markup(html) for name, html in found.items()},
-        sheet=Sheet(view, now_ms),
+        sheet=Sheet(view, now_ms, is_orphaned=is_orphaned),
         live=live,
         style=Markup(style),
         script=Markup(script),
-        policy=security_policy([style], [script], is_live=live is not None),
+        policy=page_policy(is_live=live is not None),
     )
 
 
-def sections(view: RunView, events: Sequence[Event], *, now_ms: float) -> dict[str, str]:
+def page_policy(*, is_live: bool) -> str:
+    """Return the Content-Security-Policy that a page has; a server sends the same as a header."""
+    return security_policy([asset("page.css")], [asset("page.js")], is_live=is_live)
+
+
+def sections(
+    view: RunView, events: Sequence[Event], *, now_ms: float, is_orphaned: bool = False
+) -> dict[str, str]:
     """Return what changes on the page of a run while it goes on.
 
     Returns:
@@ -83,7 +98,7 @@ def sections(view: RunView, events: Sequence[Event], *, now_ms: float) -> dict[s
     """
     if not view.stretches:
         raise ValueError("a page needs the events of a run, from its first one on")
-    given = _given(Sheet(view, now_ms), events)
+    given = _given(Sheet(view, now_ms, is_orphaned=is_orphaned), events)
     return {name: _template(f"{name}.html").render(given).strip() for name in _SECTIONS}
 
 
@@ -110,16 +125,14 @@ def security_policy(styles: Sequence[str], scripts: Sequence[str], *, is_live: b
 
 @cache
 def asset(name: str) -> str:
-    """Return the text of a file that comes with the package."""
-    return resources.files("asyncflow").joinpath("assets", name).read_text(encoding="utf-8")
+    """Return the text of a file that comes with the package.
 
-
-@cache
-def _lean(text: str) -> str:
-    """Return a style or a script without what is there for those who write it.
-
-    A comment takes lines of its own, and no string goes over the end of a line.
+    Of a style or a script it is what a browser needs, without the comments and the indentation. A
+    comment takes lines of its own there, and no string goes over the end of a line.
     """
+    text = resources.files("asyncflow").joinpath("assets", name).read_text(encoding="utf-8")
+    if not name.endswith((".css", ".js")):
+        return text
     lines = (line.strip() for line in text.splitlines())
     return "\n".join(line for line in lines if line and not line.startswith(("//", "/*")))
 

@@ -31,14 +31,30 @@ _ALL_TRACES, _TRACE = 30_000, range(400, 12_000)
 _WORDS = 240
 _NAME = 160
 
-_RUN_SIGNS = {"PASSED": "✓", "FAILED": "✗", "INTERRUPTED": "■", "STOPPING": "■", "RUNNING": "▷"}
+_RUN_SIGNS = {
+    "PASSED": "✓",
+    "FAILED": "✗",
+    "INTERRUPTED": "■",
+    "STOPPING": "■",
+    "RUNNING": "▷",
+    "ORPHANED": "◇",
+}
 _RUN_CLASSES = {
     "PASSED": "success",
     "FAILED": "failed",
     "INTERRUPTED": "cancelled",
     "STOPPING": "cancelled",
     "RUNNING": "running",
+    "ORPHANED": "orphaned",
 }
+_BAR = (
+    StepStatus.SUCCESS,
+    StepStatus.FAILED,
+    StepStatus.CANCELLED,
+    StepStatus.SKIPPED,
+    StepStatus.RUNNING,
+    StepStatus.PENDING,
+)
 _ENDS_IN_ORDER = (
     StepStatus.FAILED,
     StepStatus.CANCELLED,
@@ -88,9 +104,10 @@ class Sheet:
         timeline: The scale of the timeline.
     """
 
-    def __init__(self, view: RunView, now_ms: float) -> None:
+    def __init__(self, view: RunView, now_ms: float, *, is_orphaned: bool = False) -> None:
         self.view = view
         self.now_ms = now_ms
+        self.is_orphaned = is_orphaned
         self.numbers = {name: number for number, name in enumerate(view.steps)}
         self.causes = view.causes()
         self.path = view.critical_path(now_ms)
@@ -105,7 +122,7 @@ class Sheet:
     @property
     def chip(self) -> Chip:
         """How the run stands."""
-        word = self.view.word
+        word = "ORPHANED" if self.is_orphaned else self.view.word
         return Chip(_RUN_CLASSES[word], _RUN_SIGNS[word], word)
 
     @property
@@ -114,10 +131,22 @@ class Sheet:
         return name_text(self.view.pipeline or self.view.run_id)
 
     @property
+    def tab(self) -> str:
+        """What a browser writes on the tab of the page."""
+        run = f" · {name_text(self.view.run_id)}" if self.view.pipeline else ""
+        return f"{self.chip.sign} {self.chip.word} · {self.title}{run}"
+
+    @property
     def counts(self) -> list[Chip]:
         """How many steps have which status, of those that there are."""
         counts = self.view.counts
         return [self.status(each, counts[each]) for each in SIGNS if counts[each]]
+
+    @property
+    def progress(self) -> list[Chip]:
+        """The same in the order in which a bar fills: what is done first, what waits last."""
+        counts = self.view.counts
+        return [self.status(each, counts[each]) for each in _BAR if counts[each]]
 
     @property
     def consequences(self) -> list[StepView]:

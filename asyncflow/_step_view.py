@@ -15,6 +15,9 @@ __all__ = ["AttemptEnd", "AttemptView", "StepView", "end_of"]
 AttemptEnd: TypeAlias = Literal["succeeded", "failed", "timed out", "cancelled", "crashed"]
 """How an attempt has ended; it has crashed if it was cut short with its process or its journal."""
 
+_NOTHING: Counter[StepStatus] = Counter()
+"""Never changed: a large run need not hold one for each of its steps."""
+
 
 @dataclass(slots=True)
 class AttemptView:
@@ -69,7 +72,7 @@ class StepView:
     """The items that have begun, by number; ``None`` if it is not mapped, or has not begun."""
     item_count: int | None = None
     """How many items there are, as far as that is known before they have been gone through."""
-    tally: Counter[StepStatus] = field(default_factory=Counter)
+    tally: Counter[StepStatus] = field(default_factory=lambda: _NOTHING)
     """How many items have which status."""
 
     @property

@@ -314,6 +314,8 @@ class RunView:
                 max_retries=step.max_retries,
                 secret=step.secret,
             )
+            if not step.tally:
+                step.tally = Counter()
             step.tally[StepStatus.PENDING] += 1
             if attempts_before(event):
                 self._recollection.give_attempts((event.step, event.item), item)
@@ -340,7 +342,7 @@ def _close(
     unit: StepView, at_ms: float, end: AttemptEnd, error: BaseException | None = None
 ) -> AttemptView | None:
     """Note that the running attempt has ended, if one is running; return it."""
-    attempt = unit.latest
+    attempt = unit.attempts[-1] if unit.attempts else None
     if attempt is None or attempt.ended_ms is not None:
         return None
     attempt.ended_ms, attempt.end, attempt.error = at_ms, end, error

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from typing import Any
 
@@ -62,6 +63,11 @@ async def _events(request: Request, journal: RunsJournal, run_id: str) -> Respon
         return problem(request, 400, "The query can't be read", detail)
     stored = await journal.events(run_id, int(after))
     last = stored[-1].position if stored else int(after)
+    # There may be hundreds of thousands of them.
+    return await asyncio.to_thread(_events_answer, stored, last)
+
+
+def _events_answer(stored: Sequence[StoredEvent], last: int) -> Response:
     return json_answer({"events": [event_json(each) for each in stored], "last": last})
 
 

@@ -85,6 +85,8 @@ class Feed:
         self._parts: dict[str, _Part] = {}
         self._version = 0
         self._trouble: str | None = None
+        self._looks_begun = self._looks_ended = 0
+        self._is_made = True
         self._is_gone = self._is_closed = False
         self._changed = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
@@ -125,9 +127,13 @@ class Feed:
             after: The position of the latest event that the viewer has seen.
         """
         with self._looked_at():
-            seen, trouble = 0, None
+            seen, trouble, looks_before = 0, None, self._looks_begun
             while not self._is_closed:
                 changed = self._changed
+                if after > self._position > 0 and self._looks_ended <= looks_before:
+                    # What was read for others so far is older than the page of this one.
+                    await changed.wait()
+                    continue
                 if self._is_gone or after > self._position > 0:
                     yield Update(after, {}, None, "gone" if self._is_gone else "reload")
                     return
@@ -165,6 +171,7 @@ class Feed:
         while True:
             began_at, before = loop.time(), self._position
             size = 0
+            self._looks_begun += 1
             try:
                 size = await self._look()
                 self._trouble = None
@@ -175,6 +182,7 @@ class Feed:
             except Exception as error:  # or the viewers would wait for ever
                 _log.exception("run %r can't be shown", self._run_id)
                 self._trouble = f"{type(error).__name__}: {error}"
+            self._looks_ended = self._looks_begun
             self._changed.set()
             self._changed = asyncio.Event()
             if self._is_gone:
@@ -193,20 +201,21 @@ class Feed:
             self._recorded_at = now_s
         goes_on = record.status == "running" and not record.orphaned
         is_due = goes_on and now_s - self._rendered_at >= _LONGEST_S
-        if not stored and record == self._record and not is_due:
+        if not stored and record == self._record and not is_due and self._is_made:
             return 0
+        is_by_events = bool(stored) and self._position > 0 and self._is_made
+        self._is_made = False
         made = await asyncio.to_thread(self._make, stored, record)
-        self._record, self._rendered_at = record, now_s
-        is_by_events = bool(stored) and self._position > 0
-        if stored:
-            self._position = stored[-1].position
+        self._record, self._rendered_at, self._is_made = record, now_s, True
         return self._take(made, self._position if is_by_events else math.inf)
 
     def _make(self, stored: Sequence[StoredEvent], record: RunRecord) -> dict[str, str]:
         """Take in the events and make the parts, which may take a while: in another thread."""
         for each in stored:
-            self._view.apply(each.event)
+            # One by one, so that none is taken in twice if something can't be shown.
+            self._position = each.position
             self._events.append(each.event)
+            self._view.apply(each.event)
         return self._render(self._view, self._events, record, now_of(self._view, record))
 
     def _take(self, made: dict[str, str], position: float) -> int:

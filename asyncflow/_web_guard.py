@@ -7,12 +7,12 @@ from collections.abc import Awaitable, Callable, Iterable
 from ipaddress import ip_address
 from urllib.parse import urlsplit
 
-from starlette.datastructures import MutableHeaders
+from starlette.datastructures import URL, MutableHeaders
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from asyncflow._web_pages import problem, route_of
+from asyncflow._web_pages import asked_url, problem, route_of
 from asyncflow._web_token import Token
 
 __all__ = ["Guard", "is_loopback"]
@@ -62,8 +62,9 @@ class Guard:
     def _refusal(self, request: Request) -> Response | None:
         host = request.headers.get("host", "")
         name = _name_of(host)
+        hosts = self._hosts if name else ()  # it is none, or none that can be read
         # A page of another site could have its own name lead here (DNS rebinding), and read all.
-        if self._hosts is not None and name not in self._hosts and not is_loopback(name):
+        if hosts is not None and name not in hosts and not is_loopback(name):
             return problem(
                 request,
                 421,
@@ -86,7 +87,9 @@ class Guard:
         """Return what is answered in place of a page, if the request shows no token."""
         shown = request.query_params.get("token")
         if shown is not None and request.method in _SAFE and token.is_equal_to(shown):
-            return token.admitted(request, str(request.url.remove_query_params("token")))
+            return token.admitted(
+                request, str(URL(asked_url(request)).remove_query_params("token"))
+            )
         return None if token.is_shown_by(request) else await self._login(request)
 
 
@@ -125,7 +128,7 @@ def _is_from_elsewhere(request: Request, host: str) -> bool:
         # A link from elsewhere may lead here: nothing is told to who has set it.
         is_link = not acts and headers.get("sec-fetch-mode") == "navigate"
         return site not in _OURS and not is_link
-    return acts and origin is not None and urlsplit(origin).netloc.lower() != host.lower()
+    return acts and origin is not None and origin.lower().partition("://")[2] != host.lower()
 
 
 def _add_headers(headers: MutableHeaders, nonce: str) -> None:

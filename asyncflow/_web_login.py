@@ -7,7 +7,7 @@ from urllib.parse import parse_qs
 from starlette.requests import Request
 from starlette.responses import Response
 
-from asyncflow._web_pages import path_in, problem, render, route_of
+from asyncflow._web_pages import asked_url, path_in, problem, render, route_of
 from asyncflow._web_token import Token
 
 __all__ = ["ask", "check"]
@@ -26,8 +26,7 @@ async def ask(request: Request) -> Response:
         )
         refusal.headers["www-authenticate"] = "Bearer"
         return refusal
-    asked = request.url.path + (f"?{request.url.query}" if request.url.query else "")
-    return _form(request, 401, asked)
+    return _form(request, 401, asked_url(request))
 
 
 async def check(request: Request, token: Token) -> Response:

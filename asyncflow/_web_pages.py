@@ -8,13 +8,14 @@ from collections.abc import Mapping
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
+from urllib.parse import quote, unquote
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, Response
 
 __all__ = [
+    "asked_url",
     "asset",
     "asset_url",
     "html_answer",
@@ -55,6 +56,18 @@ def route_of(request: Request) -> str:
     """Return which of our pages is asked for: its path without what the app is mounted below."""
     path: str = request.scope["path"]
     return path.removeprefix(request.scope.get("root_path", ""))
+
+
+def asked_url(request: Request) -> str:
+    """Return the path and the query that a request asks for, so that they can be asked for again.
+
+    As it was sent: in the path that a server has decoded, nobody can tell what of an id a slash is.
+    """
+    path: str = request.scope["path"]
+    sent: str = request.scope.get("raw_path", b"").decode("ascii", "replace")
+    return (sent if unquote(sent) == path else quote(path)) + (
+        f"?{request.url.query}" if request.url.query else ""
+    )
 
 
 def wants_json(request: Request) -> bool:

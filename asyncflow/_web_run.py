@@ -13,7 +13,7 @@ from starlette.responses import Response
 
 from asyncflow._archive import RunRecord, StoredEvent
 from asyncflow._errors import JournalError, RunNotFoundError
-from asyncflow._page import Live, asset, page, sections, security_policy
+from asyncflow._page import Live, page, page_policy, sections
 from asyncflow._view import RunView
 from asyncflow._web_feed import Feeds, Update, now_of
 from asyncflow._web_journal import RunsJournal
@@ -57,15 +57,15 @@ async def run_page(request: Request, journal: RunsJournal) -> Response:
         runs_url=path_in(request, "/"),
     )
     html = await asyncio.to_thread(_made, stored, record, live)
-    policy = security_policy([asset("page.css")], [asset("page.js")], is_live=True)
-    safely = {"content-security-policy": f"{policy}; frame-ancestors 'none'"}
-    return html_answer(html, headers=safely)
+    policy = f"{page_policy(is_live=True)}; frame-ancestors 'none'"
+    return html_answer(html, headers={"content-security-policy": policy})
 
 
 def _made(stored: Sequence[StoredEvent], record: RunRecord, live: Live) -> str:
     events = [each.event for each in stored]
     view = RunView(events)
-    return page(view, events, now_ms=now_of(view, record), live=live)
+    now_ms = now_of(view, record)
+    return page(view, events, now_ms=now_ms, live=live, is_orphaned=record.orphaned)
 
 
 async def follow(
@@ -97,7 +97,7 @@ async def _updates(
     def render(
         view: RunView, events: Sequence[Event], record: RunRecord, now_ms: float
     ) -> dict[str, str]:
-        parts = sections(view, events, now_ms=now_ms)
+        parts = sections(view, events, now_ms=now_ms, is_orphaned=record.orphaned)
         return {**parts, _ACTIONS: _actions(view, record, resumer)}
 
     async with aclosing(feeds.updates(run_id, after, render)) as updates:

@@ -65,7 +65,10 @@ class Token:
             request: What has shown the token.
             url: Where to, on this server, whatever host it names.
         """
-        parts = urlsplit(url)
+        try:
+            parts = urlsplit(url)
+        except ValueError:  # a host that is none
+            parts = urlsplit(path_in(request, "/"))
         path = "/" + parts.path.lstrip("/\\")  # two of them would name a host
         response = RedirectResponse(path + (f"?{parts.query}" if parts.query else ""), 303)
         response.set_cookie(
@@ -74,7 +77,8 @@ class Token:
             max_age=_A_MONTH_S,
             path=path_in(request, "/"),
             httponly=True,
-            samesite="strict",
+            # Not "strict": who follows a link from elsewhere would be asked for the token again.
+            samesite="lax",
             secure=request.url.scheme == "https",
         )
         return response

@@ -445,6 +445,7 @@ const update = (sections) => {
     const place = placeOf(document.activeElement, element);
     element.innerHTML = html;
     for (const each of all("details", element)) if (open.has(keyOf(each))) each.open = open.get(keyOf(each));
+    if (id === "header") document.title = element.firstElementChild.dataset.tab;
     if (id === "gantt") applyGantt();
     if (id === "dag") applyDag();
     all(".scroll", element).forEach((each, at) => { if (scrolls[at]) [each.scrollLeft, each.scrollTop] = scrolls[at]; });

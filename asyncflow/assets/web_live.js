@@ -17,7 +17,7 @@
   };
   const seen = {}; // the parts as they are on the page
   let [url, after] = live.dataset.eventsUrl.split("?after=");
-  let source = null, heard = 0, pause = AGAIN_MS, timer = 0, hidden = 0, said = "", can = {};
+  let source = null, heard = 0, pause = AGAIN_MS, timer = 0, hidden = 0, said = "", can = {}, trouble = null;
 
   function show(state, text) {
     if (live.dataset.state === state && word.textContent === text) return;
@@ -54,9 +54,10 @@
     close();
     if (document.hidden) return; // a browser has few connections
     heard = Date.now();
+    trouble = null;
     source = new EventSource(`${url}?after=${after}`);
     source.addEventListener("ping", alive);
-    source.addEventListener("update", (event) => { alive(); update(event); });
+    source.addEventListener("update", update);
     source.addEventListener("error", () => {
       // The browser connects again by itself, with the id of the last event, if it may.
       if (source && source.readyState === EventSource.CLOSED) lost();
@@ -67,11 +68,15 @@
   function alive() {
     heard = Date.now();
     pause = AGAIN_MS;
-    if (live.dataset.state !== "live") show("live", "live");
+    // A server that is there may still not be able to read the run.
+    if (trouble) show("disconnected", `the run can't be read: ${trouble}`);
+    else if (live.dataset.state !== "live") show("live", "live");
   }
 
   function update(event) {
     const told = JSON.parse(event.data);
+    trouble = told.trouble;
+    alive();
     after = event.lastEventId || after;
     if (told.end === "reload") { location.reload(); return; }
     if (told.end === "gone") { close(); show("ended", "gone: the journal has forgotten the run"); offer({}); return; }
@@ -82,8 +87,7 @@
       if (id === "live") offer(JSON.parse(html)); else fresh[id] = html;
     }
     if (Object.keys(fresh).length) window.asyncflow.update(fresh);
-    if (told.trouble) show("disconnected", `the run can't be read: ${told.trouble}`);
-    else if (told.end === "ended") {
+    if (told.end === "ended") {
       said = "";
       say(can.note || "");
       show("ended", "ended");

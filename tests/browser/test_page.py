@@ -220,7 +220,7 @@ async def test_six_states_are_told_apart_in_greyscale(opened: Open, scheme: str)
 
     picture = await in_grey(page)
     for query, size in (
-        (".node.{0}", (226, 48)),
+        (".node.{0} .side", (28, 48)),
         (".chip.{0} > span", (16, 18)),
         (".line .sign.{0}", (16, 20)),
     ):
@@ -498,6 +498,21 @@ async def test_a_link_that_means_nothing_does_no_harm(opened: Open, golden: str,
     found = await selected(page)
     assert found.get("bar") is None
     assert found.get("details") == (str(RATES) if "rates" in at else None)
+
+
+async def test_any_name_can_be_linked_to(opened: Open) -> None:
+    names = ["a&b=c", "100% + 1", "ünï/漢?", "a#b", " a  b ", "'\"<i>"]
+    page = await opened(to_html([RunStarted("r", 0.0, dict.fromkeys(names, ()))]))
+
+    for number in range(len(names)):
+        await page.keyboard.press("ArrowDown")
+        link = await page.evaluate("location.href")
+        await page.keyboard.press("Escape")
+        await page.evaluate("(to) => { location.href = to; }", link)
+        await page.wait_for_function(
+            "number => document.querySelector('#details .selected')?.dataset.i === number",
+            arg=str(number),
+        )
 
 
 async def test_a_link_of_a_page_without_a_script_works_with_one(opened: Open, golden: str) -> None:

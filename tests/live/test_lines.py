@@ -49,7 +49,7 @@ def test_the_golden_run_is_told_event_by_event() -> None:
 def test_a_run_that_goes_on_begins_with_that() -> None:
     lines = lines_of(GOLDEN[STOOD_STILL:])
 
-    assert lines[0].startswith("[0:00:04.000] run nightly-2026-01-01 of nightly import resumed: 12 steps")
+    assert lines[0].startswith("[0:00:04.000] run nightly-2026-01-01 of nightly import resumed")
 
 
 async def test_lines_come_while_the_run_goes_on() -> None:

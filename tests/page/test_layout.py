@@ -101,7 +101,7 @@ def test_edges_of_two_equal_rows_do_not_cross() -> None:
 
 
 def test_what_the_package_gets_wrong_is_laid_out_without_it() -> None:
-    dependencies: Edges = {"s0": [], "s1": ["s0"], "s2": [], "s5": ["s0", "s1"]}
+    dependencies: Edges = {name: [] for name in "abcd"} | {"e": ["a"], "f": ["a", "e"]}
 
     check(layout(dependencies), dependencies)
 

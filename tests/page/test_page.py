@@ -199,6 +199,26 @@ def test_a_pipeline_without_a_name_is_called_by_its_run() -> None:
     assert text.count("r1") == 1
 
 
+def test_the_bar_of_a_run_fills_from_what_is_done_to_what_waits() -> None:
+    view = RunView(GOLDEN[:STOOD_STILL])
+    header = sections(view, GOLDEN[:STOOD_STILL], now_ms=view.at_ms)["header"]
+
+    kinds = re.findall(r'<rect class="f-([a-z]+)"', header)
+
+    order = ["success", "failed", "cancelled", "skipped", "running", "pending"]
+    assert len(kinds) > 2
+    assert kinds == [each for each in order if each in kinds]
+
+
+def test_a_run_that_nobody_runs_any_more_says_so() -> None:
+    events = [started("a")]
+    html = page(RunView(events), events, now_ms=5.0, is_orphaned=True)
+
+    assert "<title>◇ ORPHANED · r1</title>" in html
+    assert "◇ ORPHANED Started" in Parsed(html).text
+    assert "Ran for 5 ms" in Parsed(html).text
+
+
 def test_a_run_that_is_being_stopped_says_so() -> None:
     text = section("header", [started("a"), RunInterrupted(5.0, "someone asked for it")])
 

@@ -291,6 +291,39 @@ async def test_another_run_of_the_same_id_is_loaded_anew() -> None:
     assert told == [Update(99, {}, None, "reload")]
 
 
+async def test_who_has_seen_more_than_was_read_for_others_is_told_what_follows() -> None:
+    source = OneRun()
+    feeds = Feeds(source)
+    async with aclosing(feeds.updates("r", 0, render)) as other:
+        await anext(other)
+        # The page of the second viewer was made of events that are not read for the first one yet.
+        source.add(AttemptStarted("a", 1, 1.0), AttemptStarted("a", 2, 2.0))
+
+        async with aclosing(feeds.updates("r", 3, render)) as ahead:
+            source.add(AttemptStarted("a", 3, 3.0))
+            update = await anext(ahead)
+
+    assert update.end is None
+    assert update.position == 4
+    assert update.sections["events"] == "4"
+
+
+async def test_a_page_that_could_not_be_made_once_counts_no_event_twice() -> None:
+    source, failures = OneRun(), [ZeroDivisionError("by zero")]
+
+    def broken_once(*seen: Any) -> dict[str, str]:
+        if failures:
+            raise failures.pop()
+        return render(*seen)
+
+    async with aclosing(Feeds(source).updates("r", 0, broken_once)) as updates:
+        await until(updates, lambda each: each.trouble)
+        healed = await until(updates, lambda each: not each.trouble)
+
+    assert healed.sections["events"] == "1"
+    assert healed.position == 1
+
+
 async def test_who_looks_is_let_go_at_the_end() -> None:
     feeds = Feeds(OneRun())
     told: list[Update] = []

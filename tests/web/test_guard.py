@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import html
+import re
 from typing import Any
+from urllib.parse import quote
 
 import httpx
 import pytest
@@ -154,7 +157,7 @@ async def test_a_browser_shows_it_once_in_the_url(ask: Any, kept: Any) -> None:
     assert answer.headers["location"] == f"{RUN}?step=load"
     cookie = answer.headers["set-cookie"]
     assert "HttpOnly" in cookie
-    assert "SameSite=strict" in cookie
+    assert "SameSite=lax" in cookie
     assert "Secure" in cookie
     assert "Path=/;" in cookie
     assert TOKEN not in cookie
@@ -187,6 +190,25 @@ async def test_the_form_takes_the_token_and_leads_where_one_was(ask: Any, kept: 
     assert (await client.get(RUN)).status_code == 200
 
 
+@pytest.mark.parametrize("run_id", ["what?", "a#b", "100%2F", "../x", "ä b", "//evil.example"])
+async def test_whatever_a_run_is_called_the_token_leads_to_its_page(
+    ask: Any, journal: Any, run_id: str
+) -> None:
+    await passing().run(run_id=run_id, journal=journal)
+    pages = Starlette(routes=[Mount("/ui", app(journal, token=TOKEN))])
+    url = f"/ui/runs/{quote(run_id, safe='')}"
+    by_link, by_form = ask(pages), ask(pages)
+    form = (await by_form.get(f"{url}?attempt=1")).text
+    (asked,) = re.findall(r'name="then" value="([^"]*)"', form)
+
+    link = await by_link.get(f"{url}?token={TOKEN}")
+    login = await by_form.post("/ui/login", data={"token": TOKEN, "then": html.unescape(asked)})
+
+    assert (await by_link.get(link.headers["location"])).status_code == 200
+    assert login.headers["location"].endswith("?attempt=1")
+    assert (await by_form.get(login.headers["location"])).status_code == 200
+
+
 async def test_the_form_says_when_it_is_not_the_token(ask: Any, kept: Any) -> None:
     client = ask(app(kept, token=TOKEN))
 
@@ -198,7 +220,11 @@ async def test_the_form_says_when_it_is_not_the_token(ask: Any, kept: Any) -> No
 
 
 @pytest.mark.parametrize(
-    "then", ["//evil.example/x", "https://evil.example/x", "/\\evil.example/x", "\\/evil.example/x"]
+    "then",
+    [
+        *("//evil.example/x", "https://evil.example/x", "/\\evil.example/x", "\\/evil.example/x"),
+        *("/\t/evil.example/x", "//[evil.example/x", "javascript:alert(1)", "\r\nx: y"),
+    ],
 )
 async def test_the_form_leads_to_no_other_site(ask: Any, kept: Any, then: str) -> None:
     answer = await ask(app(kept, token=TOKEN)).post("/login", data={"token": TOKEN, "then": then})
@@ -230,6 +256,17 @@ async def test_two_servers_on_one_machine_have_cookies_of_their_own(ask: Any, ke
     await second.get("/", params={"token": f"{TOKEN} 2"})
 
     assert set(first.cookies) != set(second.cookies)
+
+
+async def test_an_address_that_is_none_shows_nothing(ask: Any, kept: Any) -> None:
+    client = ask(app(kept, token=TOKEN))
+    await client.get(f"/?token={TOKEN}")
+
+    host = await client.get(f"/?token={TOKEN}", headers={"host": "[::1"})
+    origin = await client.post("/cancel/nightly", headers={"origin": "http://[evil"})
+
+    assert host.status_code == 421
+    assert origin.status_code == 403
 
 
 @pytest.mark.parametrize(("token", "error"), [("short", ValueError), (b"x" * 30, TypeError)])
@@ -321,3 +358,24 @@ async def test_another_protocol_is_left_to_the_app(kept: Any) -> None:
     await app(kept)(scope, receive, send)
 
     assert told[0]["type"] == "websocket.close"
+
+
+async def test_a_server_that_passes_on_no_path_as_it_was_sent_will_do(kept: Any) -> None:
+    told: list[Any] = []
+
+    async def send(message: Any) -> None:
+        told.append(message)
+
+    scope = {
+        "type": "http",
+        "method": "GET",
+        "path": "/runs/ä b",
+        "query_string": f"token={TOKEN}&step=a".encode(),
+        "headers": [(b"host", b"localhost")],
+        "scheme": "http",
+        "server": ("localhost", 80),
+    }
+    pages: Any = app(kept, token=TOKEN)
+    await pages(scope, None, send)
+
+    assert (b"location", b"/runs/%C3%A4%20b?step=a") in told[0]["headers"]
