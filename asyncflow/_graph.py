@@ -250,6 +250,8 @@ def _tiers(
         for needed in dependencies:
             tier_of.append(1 + max(map(tier_of.__getitem__, needed)) if needed else 0)
     except IndexError:
+        tier_of = []
+    if len(tier_of) < len(steps):  # not above: an error of the steps would show that one too
         tier_of = _in_any_order(steps, dependencies, dependents)
     tiers: list[list[int]] = [[] for _ in range(max(tier_of, default=-1) + 1)]
     for step, tier in enumerate(tier_of):
