@@ -163,7 +163,8 @@ def _run(
 ) -> None:
     if options["html"] is not None:
         page_writer()  # it may be missing, which should show now
-    with only_results_on_stdout(options["as_json"]), logs_on_stderr():
+    with only_results_on_stdout(options["as_json"]):
+        # First the module, so that what it may say of logging counts.
         loaded = _varied(load(target, all_frames=options["all_frames"]), targets, options)
         inputs = read_inputs(
             loaded.orchestrator.steps,
@@ -182,7 +183,8 @@ def _run(
             quiet=options["quiet"],
             all_frames=options["all_frames"],
         )
-        end = asyncio.run(execute(execution))
+        with logs_on_stderr():
+            end = asyncio.run(execute(execution))
     sys.exit(tell_end(execution, end))
 
 
