@@ -79,7 +79,10 @@ class Feed:
         self._render = render
         self._view = RunView()
         self._events: list[Event] = []
+        self._taken_in = 0
+        """The position of the latest event that is in the view."""
         self._position = 0
+        """The same of the parts, which are made of it in another thread."""
         self._record: RunRecord | None = None
         self._recorded_at = self._rendered_at = float("-inf")
         self._parts: dict[str, _Part] = {}
@@ -194,7 +197,7 @@ class Feed:
     async def _look(self) -> int:
         """Read what is new, and make the parts; return how many bytes of them have changed."""
         now_s = asyncio.get_running_loop().time()
-        stored = await self._journal.events(self._run_id, self._position)
+        stored = await self._journal.events(self._run_id, self._taken_in)
         record = self._record
         if stored or record is None or now_s - self._recorded_at >= _LONGEST_S:
             record = await self._journal.record(self._run_id)
@@ -207,13 +210,14 @@ class Feed:
         self._is_made = False
         made = await asyncio.to_thread(self._make, stored, record)
         self._record, self._rendered_at, self._is_made = record, now_s, True
+        self._position = self._taken_in
         return self._take(made, self._position if is_by_events else math.inf)
 
     def _make(self, stored: Sequence[StoredEvent], record: RunRecord) -> dict[str, str]:
         """Take in the events and make the parts, which may take a while: in another thread."""
         for each in stored:
             # One by one, so that none is taken in twice if something can't be shown.
-            self._position = each.position
+            self._taken_in = each.position
             self._events.append(each.event)
             self._view.apply(each.event)
         return self._render(self._view, self._events, record, now_of(self._view, record))

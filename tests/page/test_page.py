@@ -216,7 +216,7 @@ def test_a_run_that_nobody_runs_any_more_says_so() -> None:
 
     assert "<title>◇ ORPHANED · r1</title>" in html
     assert "◇ ORPHANED Started" in Parsed(html).text
-    assert "Ran for 5 ms" in Parsed(html).text
+    assert "Last event after 5 ms" in Parsed(html).text
 
 
 def test_a_run_that_is_being_stopped_says_so() -> None:

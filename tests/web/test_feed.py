@@ -324,6 +324,30 @@ async def test_a_page_that_could_not_be_made_once_counts_no_event_twice() -> Non
     assert healed.position == 1
 
 
+async def test_a_position_is_told_with_the_page_that_has_it() -> None:
+    source, loop, while_made = OneRun(), asyncio.get_running_loop(), []
+
+    async def following() -> Update:
+        return await anext(updates)
+
+    def slow_at_last(view: RunView, events: Sequence[Event], *others: Any) -> dict[str, str]:
+        if len(events) == 3:  # the viewer takes the page before while this one is being made
+            while_made.append(asyncio.run_coroutine_threadsafe(following(), loop).result(20))
+        return render(view, events, *others)
+
+    async with aclosing(Feeds(source).updates("r", 0, slow_at_last)) as updates:
+        await anext(updates)
+        source.add(AttemptStarted("a", 1, 1.0))
+        await asyncio.sleep(2)
+        source.add(AttemptStarted("a", 2, 2.0))
+        while not while_made:
+            await asyncio.sleep(0.1)
+        made = await anext(updates)
+
+    assert (while_made[0].position, while_made[0].sections) == (2, {"events": "2"})
+    assert (made.position, made.sections) == (3, {"events": "3"})
+
+
 async def test_who_looks_is_let_go_at_the_end() -> None:
     feeds = Feeds(OneRun())
     told: list[Update] = []
