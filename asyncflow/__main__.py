@@ -22,7 +22,10 @@ def main() -> None:
     for stream in (sys.stdout, sys.stderr):
         # What a terminal can't show, it shall at least not fail for.
         getattr(stream, "reconfigure", lambda **_: None)(errors="backslashreplace")
-    from asyncflow._cli import commands
+    try:
+        from asyncflow._cli import commands
+    except KeyboardInterrupt:  # it takes a while, and nothing has begun that could be told of
+        sys.exit(130)
 
     commands(prog_name="asyncflow")
 

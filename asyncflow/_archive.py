@@ -17,6 +17,7 @@ from asyncflow._result import REDACTED_OUTPUT
 from asyncflow._rows import from_column
 from asyncflow._store import Store, StoredRun
 from asyncflow._story import Story
+from asyncflow._text import in_full
 from asyncflow.events import Event, RunFinished, RunResumed, RunStarted, StepSucceeded
 
 __all__ = ["Archive", "RunRecord", "RunStatus", "StoredEvent"]
@@ -153,11 +154,19 @@ class Archive:
 
         Raises:
             RunNotFoundError: There is no such run.
+            JournalError: Its events make no sense: something else has changed them.
         """
         stored = self.store.events(run_id)
         if not stored:
             raise self._unknown(run_id)
-        story = Story(event for _, event in stored)
+        try:
+            story = Story(event for _, event in stored)
+        except Exception as error:
+            raise JournalError(
+                self._name,
+                f"the events of run {run_id!r} don't follow from each other ({in_full(error)}), "
+                "so something else has changed them; they were left as they are",
+            ) from error
         return story.report(self._shown)
 
     def _unknown(self, run_id: str) -> RunNotFoundError:

@@ -20,6 +20,7 @@ from asyncflow._errors import (
     RunAlreadyActiveError,
     RunNotFoundError,
 )
+from asyncflow._text import in_one_line
 
 __all__ = [
     "BUG",
@@ -40,6 +41,9 @@ INVALID = 3
 NOT_FOUND = 4
 BUG = 70
 INTERRUPTED = 130
+
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
+"""What the system says of a file, or the device below it, that takes no more."""
 
 
 class CommandError(Exception):
@@ -71,7 +75,7 @@ def errors_explained() -> Iterator[None]:
         refusal = _refusal_of(error)
         if refusal.trace:
             click.echo(refusal.trace.rstrip("\n"), err=True)
-        click.echo(f"Error: {refusal.message}", err=True)
+        click.echo(f"Error: {in_one_line(refusal.message)}", err=True)
         raise click.exceptions.Exit(refusal.exit_code) from error
 
 
@@ -90,6 +94,9 @@ def _refusal_of(error: BaseException) -> CommandError:
             return CommandError(str(error), USAGE)
         case KeyboardInterrupt():
             return CommandError("interrupted", INTERRUPTED)
+        case OSError() if error.errno in _FULL:
+            why = f"nothing more can be written: {error.strerror}; make room, or write elsewhere"
+            return CommandError(why, RUN_FAILED)
     return CommandError(
         "that is a bug of asyncflow, not of your pipeline; please report it with the traceback",
         BUG,

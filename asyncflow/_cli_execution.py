@@ -189,7 +189,8 @@ def tell_end(execution: Execution, end: End) -> int:
     """Write what is to be told of the end of a run, and return the exit code."""
     report, quiet = end.report, execution.quiet
     if end.was_kept:
-        tell(f"run {report.run_id} has passed before; this is what is kept of it", quiet=quiet)
+        run_id = in_one_line(report.run_id)
+        tell(f"run {run_id} has passed before; this is what is kept of it", quiet=quiet)
     trace = tracebacks(report, limit=_TRACEBACKS, all_frames=execution.all_frames)
     if trace:
         tell(f"{trace}\n")
@@ -201,7 +202,7 @@ def tell_end(execution: Execution, end: End) -> int:
         write_html(execution.html, end.events)
         tell(f"HTML report: {execution.html}", quiet=quiet)
     if execution.journal is not None:
-        tell(_how_to_go_on(execution, report, execution.journal), quiet=quiet)
+        tell(in_one_line(_how_to_go_on(execution, report, execution.journal)), quiet=quiet)
     _tell_threads(report)
     if end.signal is not None:
         return 128 + end.signal

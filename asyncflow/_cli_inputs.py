@@ -49,8 +49,8 @@ def _object(option: str, text: str | None) -> dict[str, Any]:
     if text is None:
         return {}
     try:
-        values = json.loads(text)
-    except ValueError as error:
+        values = json.loads(text.removeprefix("\ufeff"))  # which editors of Windows write
+    except (ValueError, RecursionError) as error:
         raise click.UsageError(f"{option} is no JSON: {error}") from None
     if not isinstance(values, dict):
         raise click.UsageError(f'{option} must be a JSON object, such as {{"days": 3}}')
@@ -88,7 +88,7 @@ def _from_text(name: str, text: str, kind: Any) -> Any:
         first = error
     try:
         value = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         raise _wrong_type(name, kind, first) from None
     return _from_json(name, value, kind)
 

@@ -12,6 +12,7 @@ import click
 
 from asyncflow._cli_errors import NOT_FOUND, USAGE, CommandError
 from asyncflow._errors import RunNotFoundError
+from asyncflow._text import in_one_line
 from asyncflow.journal import PostgresJournal, RunRecord, SQLiteJournal
 
 __all__ = [
@@ -98,7 +99,7 @@ async def find_run(journal: AnyJournal, run: str) -> RunRecord:
     else:
         found = []
     if len(found) > 1:
-        some = ", ".join(record.run_id for record in found[:5])
+        some = ", ".join(in_one_line(record.run_id) for record in found[:5])
         more = f" and {len(found) - 5} more" if len(found) > 5 else ""
         raise click.UsageError(
             f"{len(found)} runs begin with {run!r}: {some}{more}; type more of it"

@@ -66,7 +66,7 @@ class _Importing:
         self._name = place
 
     def module(self) -> ModuleType:
-        root = self._root_of_file() if self._is_file else Path.cwd()
+        root = self._root_of_file() if self._is_file else _here()
         if str(root) not in sys.path:
             sys.path.insert(0, str(root))  # as for `python file.py` and `python -m module`
         importlib.invalidate_caches()
@@ -84,7 +84,7 @@ class _Importing:
 
     def _root_of_file(self) -> Path:
         """Return the directory from which a file is imported, and keep the name of its module."""
-        path = Path(self._place).absolute()
+        path = _here() / self._place
         if not path.is_file():
             names = [each.name for each in path.parent.glob("*.py")]
             hint = nearest(path.name, names)
@@ -124,6 +124,15 @@ class _Importing:
     def _failure(self, error: BaseException) -> CommandError:
         trace = format_error(_from_users_code(error), all_frames=self._all_frames)
         return CommandError(f"{self._place!r} can't be imported: {describe(error)}", INVALID, trace)
+
+
+def _here() -> Path:
+    try:
+        return Path.cwd()
+    except FileNotFoundError:
+        raise CommandError(
+            "the current directory is not there any more; change to another one", INVALID
+        ) from None
 
 
 def _from_users_code(error: BaseException) -> BaseException:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import shlex
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -14,6 +15,7 @@ from click.shell_completion import CompletionItem
 from click.types import StringParamType
 
 from asyncflow._cli_journal import DEFAULT, VARIABLE, is_address, opened
+from asyncflow._text import in_one_line
 
 __all__ = [
     "PIPELINES",
@@ -66,15 +68,28 @@ async def _runs_that_begin(journal: str, incomplete: str) -> list[CompletionItem
     async with opened(journal) as found:
         runs = await found.runs(text=incomplete, limit=_MANY)
     return [
-        CompletionItem(run.run_id, help=f"{run.status} {run.pipeline}".strip())
+        CompletionItem(run.run_id, help=in_one_line(f"{run.status} {run.pipeline}".strip()))
         for run in runs
-        if run.run_id.startswith(incomplete)
+        # bash inserts it as it is, and would execute what stands in it.
+        if run.run_id.startswith(incomplete) and shlex.quote(run.run_id) == run.run_id
     ]
+
+
+def _known(journal: str) -> str:
+    """Refuse an address of something else, which would be taken for a file, password and all."""
+    scheme, is_there, _ = journal.partition("://")
+    if is_there and not is_address(journal):
+        raise click.BadParameter(
+            f"{scheme}:// is no address of a journal; give a file, or "
+            "postgresql://user@host/database"
+        )
+    return journal
 
 
 journal_option = click.option(
     "--journal",
     metavar="FILE|DSN",
+    callback=lambda ctx, param, value: _known(value),
     default=DEFAULT,
     envvar=VARIABLE,
     show_envvar=True,
@@ -103,4 +118,4 @@ def _writable(path: Path | None) -> Path | None:
     if path is not None and not os.access(path.absolute().parent, os.W_OK):
         why = "is not writable" if path.absolute().parent.is_dir() else "does not exist"
         raise click.BadParameter(f"directory {str(path.absolute().parent)!r} {why}")
-    return path
+    return path and path.absolute()  # a step may go to another directory

@@ -6,7 +6,7 @@ import asyncio
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Literal, TypedDict, TypeVar, Unpack
+from typing import Any, Literal, TextIO, TypedDict, TypeVar, Unpack
 
 import click
 
@@ -26,11 +26,20 @@ from asyncflow._cli_options import (
 )
 from asyncflow._cli_output import logs_on_stderr, only_results_on_stdout, page_writer
 from asyncflow._errors import nearest
+from asyncflow._text import in_one_line
 from asyncflow.journal import RunRecord
 
 __all__ = ["resume", "run"]
 
 F = TypeVar("F", bound=Callable[..., Any])
+
+
+def _text_of(file: TextIO) -> str:
+    try:
+        return file.read()
+    except UnicodeDecodeError as error:
+        file.close()
+        raise click.BadParameter(f"it is not encoded in UTF-8 (at byte {error.start})") from None
 
 
 class Options(TypedDict):
@@ -62,7 +71,7 @@ _OPTIONS: list[Callable[[Any], Any]] = [
         "--inputs",
         metavar="FILE",
         type=click.File(encoding="utf-8"),
-        callback=lambda ctx, param, file: None if file is None else file.read(),
+        callback=lambda ctx, param, file: None if file is None else _text_of(file),
         help="A file with a JSON object of inputs; - for the standard input.",
     ),
     journal_option,
@@ -154,7 +163,8 @@ def _run(
 ) -> None:
     if options["html"] is not None:
         page_writer()  # it may be missing, which should show now
-    with only_results_on_stdout(options["as_json"]), logs_on_stderr():
+    with only_results_on_stdout(options["as_json"]):
+        # First the module, so that what it may say of logging counts.
         loaded = _varied(load(target, all_frames=options["all_frames"]), targets, options)
         inputs = read_inputs(
             loaded.orchestrator.steps,
@@ -173,7 +183,8 @@ def _run(
             quiet=options["quiet"],
             all_frames=options["all_frames"],
         )
-        end = asyncio.run(execute(execution))
+        with logs_on_stderr():
+            end = asyncio.run(execute(execution))
     sys.exit(tell_end(execution, end))
 
 
@@ -215,7 +226,7 @@ def _pipeline_of(record: RunRecord, targets: Sequence[str], options: Options) ->
         like = record.pipeline if ":" in record.pipeline else "MODULE:PIPELINE"
         raise click.UsageError(
             f"run {record.run_id!r} is one of pipeline {record.pipeline!r}; say where that is: "
-            f"asyncflow resume {record.run_id} {like}, or name it in ${PIPELINES}"
+            f"{in_one_line(f'asyncflow resume {record.run_id} {like}')}, or name it in ${PIPELINES}"
         )
     if len(targets) == 1:
         return targets[0]

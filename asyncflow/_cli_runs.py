@@ -167,4 +167,4 @@ def cancel(run: str, journal: str) -> None:
         raise CommandError(
             f"nobody runs {record.run_id!r}, so there is nothing to stop", RUN_FAILED
         )
-    tell(f"{record.owner} was asked to stop run {record.run_id}")
+    tell(in_one_line(f"{record.owner} was asked to stop run {record.run_id}"))

@@ -97,8 +97,8 @@ def show(
 async def _read(journal: str, run: str) -> _Kept:
     async with opened(journal) as found:
         record = await find_run(found, run)
-        events = await found.events(record.run_id)
-        return _Kept(record, await found.report(record.run_id), events)
+        report = await found.report(record.run_id)
+        return _Kept(record, report, await found.events(record.run_id))
 
 
 def _say_head(kept: _Kept) -> None:

@@ -7,6 +7,8 @@ Rules:
 2. The second one ends the process within the handler of the interpreter, since a step may be
    blocking the event loop, for which a handler of the loop would wait. The loop is told of
    signals all the same: it wakes up also if they interrupt another thread.
+3. One that was ignored when the process began stays so: a script that starts it in the background
+   does that, so that Ctrl-C ends the script alone.
 """
 
 from __future__ import annotations
@@ -68,7 +70,8 @@ def stopped_by_signals(task: asyncio.Task[Any], on_stop: Callable[[str], object]
     """
     stop, loop = Stop(task, on_stop), asyncio.get_running_loop()
     before = {number: signal.getsignal(number) for number in _SIGNALS}
-    for number in _SIGNALS:
+    before = {number: kept for number, kept in before.items() if kept != signal.SIG_IGN}
+    for number in before:
         with suppress(NotImplementedError):  # on Windows
             loop.add_signal_handler(number, _nothing)
         signal.signal(number, stop.handle)

@@ -171,8 +171,8 @@ class _Names:
             if not upstream.each and self._source(part, parameter, upstream) == map_over:
                 raise ValueError(
                     f"parameter {parameter!r} of step {part.name!r} takes the whole output of "
-                    f"{map_over!r}, over whose items the step is mapped; take what you need of "
-                    "the whole in a step between"
+                    f"{map_over!r}, over whose items the step is mapped; write each(...) to get "
+                    "one item, and take what you need of the whole in a step between"
                 )
 
     def _add_condition(

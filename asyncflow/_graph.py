@@ -244,11 +244,30 @@ def _unknown_dependency(steps: Sequence[WorkflowStep], known: Collection[str]) -
 def _tiers(
     steps: Sequence[WorkflowStep], dependencies: list[tuple[int, ...]], dependents: Dependents
 ) -> list[list[int]]:
+    tier_of: list[int] = []
+    try:
+        # Most pipelines name a step before those that depend on it; then one look at each will do.
+        for needed in dependencies:
+            tier_of.append(1 + max(map(tier_of.__getitem__, needed)) if needed else 0)
+    except IndexError:
+        tier_of = []
+    if len(tier_of) < len(steps):  # not above: an error of the steps would show that one too
+        tier_of = _in_any_order(steps, dependencies, dependents)
+    tiers: list[list[int]] = [[] for _ in range(max(tier_of, default=-1) + 1)]
+    for step, tier in enumerate(tier_of):
+        tiers[tier].append(step)
+    return tiers
+
+
+def _in_any_order(
+    steps: Sequence[WorkflowStep], dependencies: list[tuple[int, ...]], dependents: Dependents
+) -> list[int]:
+    """Return the tier of each step, by Kahn's algorithm."""
     missing = [len(needed) for needed in dependencies]
     first, flat = dependents.first, dependents.flat
     tier_of = [0] * len(steps)
-    # Kahn: the queue grows at its end while it is read. A step joins it behind its last
-    # dependency, which is in the latest tier of them all.
+    # The queue grows at its end while it is read. A step joins it behind its last dependency,
+    # which is in the latest tier of them all.
     queue = [step for step, count in enumerate(missing) if not count]
     for step in queue:
         next_tier = tier_of[step] + 1
@@ -260,10 +279,7 @@ def _tiers(
     if len(queue) < len(steps):
         stuck = [step for step, count in enumerate(missing) if count]
         raise CyclicDependencyError([steps[step].name for step in _cycle(stuck, dependencies)])
-    tiers: list[list[int]] = [[] for _ in range(tier_of[queue[-1]] + 1)] if queue else []
-    for step, tier in enumerate(tier_of):
-        tiers[tier].append(step)
-    return tiers
+    return tier_of
 
 
 def _cycle(stuck: list[int], dependencies: list[tuple[int, ...]]) -> list[int]:

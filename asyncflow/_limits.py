@@ -30,6 +30,18 @@ _FINAL = (ActionNotAwaitableError, PayloadError, RunCancelledError)
 that somebody has cancelled."""
 
 
+def _is_final(error: BaseException) -> bool:
+    """Whether no attempt follows an error, be it alone or in a group, as of a TaskGroup."""
+    found = [error]
+    while found:
+        one = found.pop()
+        if isinstance(one, _FINAL):
+            return True
+        if isinstance(one, BaseExceptionGroup):
+            found += one.exceptions
+    return False
+
+
 class Limit(NamedTuple):
     """A limit of an attempt."""
 
@@ -100,7 +112,7 @@ class Limits:
             How many milliseconds to wait before the next attempt, or ``None`` if the unit has
             failed for good.
         """
-        if isinstance(error, _FINAL):
+        if _is_final(error):
             return None
         latest, step = self._units.latest[unit], self._units.steps[unit]
         assert latest is not None

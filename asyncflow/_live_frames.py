@@ -110,7 +110,7 @@ class Frames:
     def give_up(self) -> None:
         """Give the streams back, and write what was printed, if that is possible."""
         texts = [*(text for text, _ in self._before), self._text]
-        with suppress(OSError):  # it may be that which failed
+        with suppress(Exception):  # it may be that which failed
             self._screen.draw("".join(texts), [])
         with suppress(OSError):
             self._prints.end(self._screen.write)

@@ -192,7 +192,8 @@ class Orchestrator:
         """Run the pipeline and return its report, also when steps failed.
 
         With a journal, the run is started or, if there has been one of that id, goes on: what has
-        succeeded does not run again. If that run has passed, its stored report is returned.
+        succeeded does not run again. If that run has passed, its stored report is returned, unless
+        it has steps, or is given inputs, that it did not have before.
 
         Args:
             inputs: Values for the parameters of actions, by parameter name. A run that goes on

@@ -112,6 +112,7 @@ class RunMetrics:
     def _begin(self, event: RunStarted | RunResumed) -> None:
         self.close()  # of a stored run, the stretch before
         self._name = {PIPELINE_NAME: sendable(event.pipeline)} if event.pipeline else {}
+        self._has_timed_out = False
         self._steps.clear()
         self._began.clear()
         run = {**self._name, RUN_STATE: RUN_STATE_EXECUTING}

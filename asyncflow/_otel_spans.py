@@ -154,6 +154,7 @@ class RunSpans:
     def _begin(self, event: RunStarted | RunResumed, at_ns: int, more: _Attributes) -> None:
         self.close()  # of a stored run, the stretch before
         self._begun.clear()
+        self._has_timed_out, self._first_failure = False, None
         self._zero_ns = self._latest_ns = at_ns
         pipeline = event.pipeline
         self._run_id = {RUN_ID: sendable(event.run_id)}

@@ -34,8 +34,9 @@ class StartQueue:
     def __init__(
         self, limit: int | None, steps: Sequence[WorkflowStep], special: Iterable[int]
     ) -> None:
-        self.is_limited = limit is not None or any(
-            steps[step].pool is not None or steps[step].runs_in != "loop" for step in special
+        self._is_of_all = limit is not None
+        self.is_limited = self._is_of_all or not all(
+            _waits_for_nothing(steps[step]) for step in special
         )
         self.has_news = False
         self._room = math.inf if limit is None else limit
@@ -50,7 +51,7 @@ class StartQueue:
         """Put one at the end of the line."""
         self._line.append(unit)
         self.has_news = True
-        if self.is_limited:
+        if self.is_limited and (self._is_of_all or not _waits_for_nothing(self._steps[unit])):
             self._since[unit] = at_ms
 
     def queued_ms(self, unit: int, at_ms: float) -> float:
@@ -105,3 +106,8 @@ class StartQueue:
         pool = self._steps[unit].pool
         if pool is not None:
             self._taken[pool] = self._taken.get(pool, 0) + change
+
+
+def _waits_for_nothing(step: WorkflowStep) -> bool:
+    """Whether a step needs no slot of a pool, and no thread or process."""
+    return step.pool is None and step.runs_in == "loop"

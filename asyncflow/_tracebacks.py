@@ -37,9 +37,10 @@ def format_error(error: BaseException, *, all_frames: bool = False) -> str:
     """
     if isinstance(error, RestoredError):
         lines = error.traceback.splitlines() or [describe(error)]
-        lines = lines if all_frames else [*_without_our_frames(lines)]
     else:
         lines = _format(error, all_frames)
+    if not all_frames:  # of a step in a process of its own, a note holds the traceback as text
+        lines = [*_without_our_frames(lines)]
     return "\n".join(map(in_one_line, lines))
 
 

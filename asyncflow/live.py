@@ -98,7 +98,7 @@ class LiveView:
         """Return how large the terminal is; rich looks at the standard streams only."""
         if self._console is None and not {"COLUMNS", "LINES"} & os.environ.keys():
             with suppress(OSError):
-                columns, lines = os.get_terminal_size(file.fileno())
-                if columns and lines:  # one whose size nobody has set says 0
-                    return columns, lines
+                width, height = os.get_terminal_size(file.fileno())
+                if width and height:  # nobody has told a pseudo-terminal its size, if they are 0
+                    return width, height
         return console.size

@@ -5,9 +5,11 @@ from __future__ import annotations
 import fcntl
 import os
 import pty
+import select
 import struct
 import termios
 import threading
+import time
 from typing import Any
 
 import pyte
@@ -24,6 +26,8 @@ class Terminal:
         self._ours, self.device = pty.openpty()
         self.resize(columns, lines)
         self.written = b""
+        self._shown = threading.Lock()
+        """Held from when something is read until it is on the screen."""
         self._reader = threading.Thread(target=self._read)
         self._reader.start()
 
@@ -31,10 +35,6 @@ class Terminal:
         size = struct.pack("HHHH", lines, columns, 0, 0)
         fcntl.ioctl(self.device, termios.TIOCSWINSZ, size)
         self._screen.resize(lines, columns)
-
-    def forget_size(self) -> None:
-        """Be a terminal whose size nobody has set, as there are in containers."""
-        fcntl.ioctl(self.device, termios.TIOCSWINSZ, struct.pack("HHHH", 0, 0, 0, 0))
 
     def open(self, encoding: str = "utf-8") -> Any:
         """Return a stream like a program's standard output."""
@@ -63,15 +63,22 @@ class Terminal:
 
     @property
     def text(self) -> str:
-        return "\n".join(self.lines).rstrip()
+        """What the lines hold, with all that has been written so far."""
+        while True:
+            with self._shown:
+                if self.device < 0 or not select.select([self._ours], [], [], 0)[0]:
+                    return "\n".join(self.lines).rstrip()
+            time.sleep(0.001)  # the reader is about to read the rest
 
     def _read(self) -> None:
         while True:
-            try:
-                data = os.read(self._ours, 65536)
-            except OSError:  # the last stream was closed
-                return
-            if not data:
-                return
-            self.written += data
-            self._stream.feed(data)
+            select.select([self._ours], [], [])
+            with self._shown:
+                try:
+                    data = os.read(self._ours, 65536)
+                except OSError:  # the last stream was closed
+                    return
+                if not data:
+                    return
+                self.written += data
+                self._stream.feed(data)

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
+from typing import TypeVar
 
-__all__ = ["tries"]
+__all__ = ["some", "tries"]
+
+T = TypeVar("T")
 
 _SHARES = {"": 1, "all": 1, "third": 3}
 _share = _SHARES[os.environ.get("ASYNCFLOW_TRIES", "")]
@@ -13,3 +17,8 @@ _share = _SHARES[os.environ.get("ASYNCFLOW_TRIES", "")]
 def tries(count: int) -> int:
     """Return how often to try: ``count``, or a third of it with ``ASYNCFLOW_TRIES=third``."""
     return -(-count // _share)
+
+
+def some(things: Sequence[T]) -> Sequence[T]:
+    """Return all of these, or every third one with ``ASYNCFLOW_TRIES=third``."""
+    return things[::_share]

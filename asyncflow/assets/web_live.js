@@ -12,7 +12,7 @@
   const SILENCE_MS = 16000; // the server says something every 5 seconds
   const AGAIN_MS = 1000, LONGEST_MS = 5000, ASK_MS = 3000, HIDDEN_MS = 10000;
   const DONE = {
-    cancelling: "It was asked to stop. Its steps are cancelled, and clean up first.",
+    cancelling: "It was asked to stop. Its running steps are cancelled, and end their own clean-up first.",
     resumed: "It goes on. What had succeeded is not run again.",
   };
   const seen = {}; // the parts as they are on the page

@@ -78,6 +78,14 @@ class Shell:
         return json.loads(self(*arguments, exits=exits).stdout)
 
 
+@pytest.fixture(autouse=True)
+def ctrl_c() -> Iterator[None]:
+    """Let Ctrl-C interrupt, also if a shell has started the tests by ``&``, which ignores it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)  # a run that leaves a thread changes it
+
+
 @pytest.fixture
 def shell(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Shell]:
     monkeypatch.chdir(tmp_path)
@@ -87,9 +95,7 @@ def shell(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Shell]:
     made = Shell(tmp_path)
     made.write("etl.py", PIPELINES)
     known = set(sys.modules)
-    ctrl_c = signal.getsignal(signal.SIGINT)
     yield made
-    signal.signal(signal.SIGINT, ctrl_c)  # a run that leaves a thread changes it
     for name in set(sys.modules) - known:
         if str(getattr(sys.modules[name], "__file__", "")).startswith(str(tmp_path)):
             del sys.modules[name]

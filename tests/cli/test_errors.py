@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import re
 import runpy
 import sys
@@ -73,6 +74,16 @@ def test_an_interruption_while_nothing_runs_is_told_in_a_line(
     assert capsys.readouterr().err == "Error: interrupted\n"
 
 
+def test_a_full_disk_is_no_bug_of_ours(capsys: pytest.CaptureFixture[str]) -> None:
+    error = OSError(errno.ENOSPC, "No space left on device")
+
+    assert raised(error) == (1, error)
+    assert capsys.readouterr().err == (
+        "Error: nothing more can be written: No space left on device; make room, or write "
+        "elsewhere\n"
+    )
+
+
 def test_nobody_who_reads_on_is_left_to_click() -> None:
     with pytest.raises(BrokenPipeError), errors_explained():
         raise BrokenPipeError(32, "nobody reads")
@@ -101,6 +112,24 @@ def test_without_the_extra_there_is_one_line_that_names_it(
     assert capsys.readouterr().err == (
         "Error: the command line needs click and rich: pip install 'asyncflow-tiers[cli]'\n"
     )
+
+
+def test_an_interruption_while_it_is_imported_ends_it_without_a_traceback(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class Interrupted:
+        def find_spec(self, name: str, *_: object) -> None:
+            if name == "asyncflow._cli":
+                raise KeyboardInterrupt
+
+    monkeypatch.delitem(sys.modules, "asyncflow._cli")
+    monkeypatch.setattr(sys, "meta_path", [Interrupted(), *sys.meta_path])
+
+    with pytest.raises(SystemExit) as caught:
+        __main__.main()
+
+    assert caught.value.code == 130
+    assert capsys.readouterr().err == ""
 
 
 def test_main_runs_the_command_that_the_process_was_given(

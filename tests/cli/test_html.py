@@ -16,7 +16,27 @@ def test_a_run_leaves_its_page_also_when_it_fails(shell: Shell) -> None:
     page = (shell.directory / "out.html").read_text(encoding="utf-8")
     assert page.startswith("<!doctype html>")
     assert "no disk" in page
-    assert "HTML report: out.html\n" in result.stderr
+    assert f"HTML report: {shell.directory / 'out.html'}\n" in result.stderr
+
+
+def test_the_page_is_written_where_it_was_said_wherever_a_step_goes(shell: Shell) -> None:
+    shell.write(
+        "goer.py",
+        """
+        import os
+        from asyncflow import Pipeline
+        pipeline = Pipeline("goer")
+
+        @pipeline.step
+        async def go():
+            os.mkdir("elsewhere")
+            os.chdir("elsewhere")
+        """,
+    )
+
+    shell("run", "goer:pipeline", "--html", "out.html")
+
+    assert (shell.directory / "out.html").exists()
 
 
 def test_without_a_journal_the_page_is_made_of_what_was_heard(shell: Shell) -> None:

@@ -126,6 +126,7 @@ def test_inputs_can_come_from_the_standard_input(shell: Shell) -> None:
     ("text", "says"),
     [
         ("{", "--input-json is no JSON"),
+        ("[" * 100_000, "--input-json is no JSON"),
         ("[1]", "--input-json must be a JSON object"),
         ('{"days": "3"}', "input 'days' must be int"),
         ('{"dais": 3}', "did you mean 'days'?"),
@@ -135,6 +136,25 @@ def test_json_that_is_wrong_is_a_wrong_usage(shell: Shell, text: str, says: str)
     shell.write("typed.py", TYPED)
 
     assert says in shell("run", "typed:steps", "--input-json", text, exits=2).stderr
+
+
+def test_text_that_is_nested_too_deeply_is_a_wrong_usage(shell: Shell) -> None:
+    shell.write("typed.py", TYPED)
+
+    result = shell("run", "typed:steps", "--input", "tags=" + "[" * 100_000, exits=2)
+
+    assert "input 'tags' must be " in result.stderr
+
+
+def test_a_file_must_be_encoded_in_utf_8(shell: Shell) -> None:
+    path = shell.write("inputs.json", "")
+    path.write_bytes(b'\xef\xbb\xbf{"days": 2}')
+    assert "PASSED" in shell("run", "etl:pipeline", "--inputs", str(path)).stdout
+
+    path.write_bytes('{"days": "é"}'.encode("latin-1"))
+    result = shell("run", "etl:pipeline", "--inputs", str(path), exits=2)
+
+    assert "Invalid value for '--inputs': it is not encoded in UTF-8 (at byte 10)" in result.stderr
 
 
 def test_a_file_that_is_not_there_is_a_wrong_usage(shell: Shell) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 
 import pytest
@@ -157,6 +158,21 @@ def test_a_class_that_can_be_iterated_and_a_builtin_are_tried_too(shell: Shell) 
 
     assert shell.json("plan", "odd:made", "--format", "json")["steps"] == []
     shell("plan", "odd:odd", exits=3)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="it can't be removed there")
+@pytest.mark.parametrize("target", ["etl:pipeline", "etl.py:pipeline"])
+def test_the_current_directory_may_be_gone(shell: Shell, target: str) -> None:
+    gone = shell.directory / "gone"
+    gone.mkdir()
+    os.chdir(gone)
+    gone.rmdir()
+
+    result = shell("plan", target, exits=3)
+
+    assert result.stderr == (
+        "Error: the current directory is not there any more; change to another one\n"
+    )
 
 
 def test_the_current_directory_is_where_modules_are_looked_for_first(shell: Shell) -> None:

@@ -250,6 +250,33 @@ def test_warnings_are_logged_to_the_standard_error_unless_the_module_sees_to_tha
     assert left.stderr == ""
 
 
+def test_a_module_may_say_what_is_logged(shell: Shell) -> None:
+    shell.write(
+        "talker.py",
+        """
+        import logging
+        import sys
+        from asyncflow import WorkflowStep
+
+        logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+
+        async def talk() -> None:
+            logging.getLogger("talker").info("all is well")
+
+        steps = [WorkflowStep("talk", talk)]
+        """,
+    )
+    root = logging.getLogger()
+    kept, level, root.handlers = root.handlers, root.level, []
+    try:
+        shown = shell("run", "talker:steps", "--quiet")
+    finally:
+        root.handlers = kept
+        root.setLevel(level)
+
+    assert shown.stderr == "all is well\n"
+
+
 def test_a_step_that_ends_the_process_ends_the_run_with_a_report(shell: Shell) -> None:
     shell.write(
         "leaver.py",

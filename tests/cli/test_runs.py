@@ -165,6 +165,38 @@ def test_a_journal_that_is_not_there_is_not_made(shell: Shell, command: list[str
     assert not list(shell.directory.glob("*.db*"))
 
 
+def test_no_name_of_a_run_moves_the_cursor(shell: Shell) -> None:
+    for name in ("up\x1b[2A\n1", "up\x1b[2A\n2"):
+        runs = [
+            shell("run", "etl:failing", "--run-id", name, exits=1),
+            shell("run", "etl:pipeline", "--run-id", f"{name}p"),
+            shell("run", "etl:pipeline", "--run-id", f"{name}p"),
+            shell("resume", name, exits=2),
+            shell("cancel", name, exits=1),
+            shell("show", f"{name[:-1]}3", exits=4),
+            shell("show", name),
+            shell("runs"),
+        ]
+        assert not any("\x1b" in run.output for run in runs)
+    several = shell("show", "up", exits=2)
+
+    assert "\x1b" not in several.output
+    assert "up\\x1b[2A\\n2, up" in several.stderr
+
+
+@pytest.mark.parametrize("command", [["run", "etl:pipeline"], ["runs"], ["show", "r"], ["ui"]])
+def test_an_address_of_something_else_is_refused_and_not_told(
+    shell: Shell, command: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ASYNCFLOW_JOURNAL", "mysql://me:hunter2@host/db")
+
+    result = shell(*command, exits=2)
+
+    assert "Invalid value for '--journal'" in result.stderr
+    assert "mysql:// is no address of a journal; give a file, or postgresql://" in result.stderr
+    assert "hunter2" not in result.output
+
+
 # show
 
 

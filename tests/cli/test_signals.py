@@ -100,6 +100,19 @@ async def test_the_second_signal_ends_the_process_in_the_midst_of_anything(
     assert capfd.readouterr().err == "\nstopped at once\n"
 
 
+async def test_a_signal_that_is_ignored_stays_so() -> None:
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # as in a script, after `&`
+    try:
+        with stopped_by_signals(asyncio.ensure_future(asyncio.sleep(0)), print) as stop:
+            os.kill(os.getpid(), signal.SIGINT)
+            await asyncio.sleep(0)
+        assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+    assert stop.signal is None
+
+
 async def test_a_signal_after_the_end_of_the_run_changes_nothing() -> None:
     task = asyncio.ensure_future(asyncio.sleep(0, "done"))
     told: list[str] = []

@@ -7,6 +7,7 @@ import traceback
 from collections.abc import Awaitable, Callable
 from typing import Any
 
+import process_work
 import pytest
 
 from asyncflow import RestoredError, RunReport, WorkflowStep, run_pipeline, topological_sort
@@ -77,6 +78,16 @@ async def test_what_we_raise_in_a_step_ends_where_the_step_has_called_us(
     assert "in circle" in lines[1]
     assert "circle: a -> a" in lines[-1]
     assert "asyncflow/_" not in "".join(lines)
+
+
+async def test_our_frames_are_left_out_of_what_a_process_tells_too() -> None:
+    error = await error_of(process_work.raise_of_two, runs_in="process")
+    text = format_error(error)
+
+    assert "In the process:" in text
+    assert "process_work.py" in text
+    assert "_child.py" not in text
+    assert "_child.py" in format_error(error, all_frames=True)
 
 
 async def test_an_error_of_a_limit_says_so_without_a_frame() -> None:

@@ -177,6 +177,13 @@ def test_runs_are_completed_from_the_journal(shell: Shell, monkeypatch: pytest.M
     assert completed("show", "k") == []
 
 
+def test_what_a_shell_would_execute_is_not_completed(shell: Shell) -> None:
+    for name in ("ca;reboot", "ca$(reboot)", "ca\nlm", "calm:2024-06-01"):
+        shell("run", "etl:pipeline", "--quiet", "--run-id", name)
+
+    assert completed("show", "ca") == ["calm:2024-06-01"]
+
+
 def test_files_are_left_to_the_shell(shell: Shell) -> None:
     completion = ShellComplete(commands, {}, "asyncflow", "_ASYNCFLOW_COMPLETE")
 

@@ -133,6 +133,7 @@ class TestRefusal:
         assert refused.value.cycle == ["a", "b", "a"]
         assert str(refused.value) == "steps depend on each other in a circle: a -> b -> a"
         assert isinstance(refused.value, ValueError)
+        assert refused.value.__context__ is None  # how we find it is nobody's business
 
     def test_a_cycle_leads_from_each_step_to_one_that_depends_on_it(self) -> None:
         with pytest.raises(CyclicDependencyError) as refused:

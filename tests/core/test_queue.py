@@ -64,6 +64,11 @@ class TestLimit:
 
 
 class TestPools:
+    def test_who_waits_for_nothing_has_not_stood_in_line(self) -> None:
+        line = Line(None, "a-", {"a": 1})
+
+        assert [line.queue.queued_ms(unit, 7.0) for unit in (0, 1)] == [7.0, 0.0]
+
     def test_no_more_go_in_than_their_pool_has_slots(self) -> None:
         line = Line(None, "aaabb", {"a": 2, "b": 1})
 

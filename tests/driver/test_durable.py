@@ -859,6 +859,22 @@ class TestInputs:
         assert second.inputs == third.inputs == {"x": 1, "key": secret, "y": 2}
         assert {report.pipeline for report in (first, second, third)} == {"p"}
 
+    async def test_a_passed_run_goes_on_with_an_input_that_it_did_not_have(self, work, journal):
+        async def use(x=1):
+            return x
+
+        steps = [WorkflowStep("use", use), work.step("other")]
+        await run_pipeline(steps, journal=journal, run_id="r")
+
+        report = await run_pipeline(steps, inputs={"x": 9}, journal=journal, run_id="r")
+        again = await run_pipeline(steps, inputs={"x": 9}, journal=journal, run_id="r")
+
+        assert report["use"].output == again["use"].output == 9
+        assert report["use"].rerun_reason == "the run did not have the input 'x' before"
+        assert work.calls == {"other": 1}
+        with pytest.raises(ValueError, match="was started with another input 'x': 9, and not 7"):
+            await run_pipeline(steps, inputs={"x": 7}, journal=journal, run_id="r")
+
     async def test_an_input_of_a_passed_run_is_shown_whatever_its_type_is_now(self, work, journal):
         async def use(x):
             return x

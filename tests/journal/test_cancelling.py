@@ -132,6 +132,31 @@ async def test_a_step_may_cancel_its_own_run(journal: Any) -> None:
         await run_pipeline([WorkflowStep("gives_up", gives_up)], journal=journal)
 
 
+async def test_what_a_step_runs_in_a_task_group_is_not_run_again_once_it_was_cancelled(
+    journal: Any,
+) -> None:
+    begun: list[str] = []
+
+    async def outer() -> None:
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(
+                run_pipeline([WorkflowStep("inner", inner)], journal=journal, run_id="inner")
+            )
+
+    async def inner() -> None:
+        begun.append(current_step().run_id)
+        assert await journal.cancel("inner")
+        await for_ever()
+
+    report = await run_pipeline([WorkflowStep("outer", outer, max_retries=3)], journal=journal)
+
+    assert begun == ["inner"]
+    assert report["outer"].attempts == 1
+    error = report["outer"].error
+    assert isinstance(error, ExceptionGroup)
+    assert error.subgroup(RunCancelledError)
+
+
 async def test_looking_costs_one_statement_a_second_however_many_runs_there_are(
     make_journal: Make,
 ) -> None:

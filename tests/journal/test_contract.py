@@ -1381,6 +1381,17 @@ async def test_an_unknown_run_is_refused_with_the_nearest_name(journal: Any) -> 
         await journal.events("nigthly-1")
 
 
+async def test_events_that_make_no_story_are_no_report(journal: Any, place: Any) -> None:
+    book = await opened(journal)
+    for event in (started(), attempt()):
+        book.add(event)
+    await book.close()
+    place.query("DELETE FROM events WHERE position = 1")
+
+    with pytest.raises(JournalError, match=r"events of run 'r' don't follow .* as they are"):
+        await journal.report("r")
+
+
 async def test_an_event_that_nobody_knows_is_left_as_it_is(journal: Any, place: Any) -> None:
     await a_run(journal, "r")
     place.query("UPDATE events SET kind = 'RunPaused'")

@@ -34,6 +34,8 @@ from asyncflow.events import (
     RunFinished,
     RunResumed,
     RunStarted,
+    RunTimedOut,
+    StepFailed,
     StepReused,
     StepSucceeded,
     ThreadAbandoned,
@@ -677,6 +679,30 @@ def test_what_does_not_run_again_is_as_it_was(otel, status, result, code):
     assert ends(otel, "a")[:2] == (result, code)
     assert otel.span("a").attributes["asyncflow.reused"] is True
     assert otel.span("RUN etl").start_time == 1_000 * 10**9
+
+
+def test_a_run_that_goes_on_does_not_end_by_what_has_stopped_it_before(otel):
+    observe = otel.observer.for_run()
+
+    for event in [
+        RunStarted("r", 1.0, {"a": ()}, pipeline="etl"),
+        AttemptStarted("a", 1, 0.0),
+        StepFailed("a", 1, 1.0, LookupError("nothing there")),
+        RunTimedOut(2.0, 2.0),
+        RunFinished(3.0, "failed"),
+        RunResumed("r", 3.0, 1_000.0, {"a": ()}, {}, pipeline="etl"),
+        RunFinished(4.0, "failed"),
+    ]:
+        observe(event)
+
+    before, after = otel.spans[-2:]
+    assert before.attributes["cicd.pipeline.result"] == "timeout"
+    assert before.attributes["error.type"] == "LookupError"
+    assert after.attributes["cicd.pipeline.result"] == "failure"
+    assert "error.type" not in after.attributes
+    durations = otel.metrics()["cicd.pipeline.run.duration"]
+    results = [point.attributes["cicd.pipeline.result"] for point in durations]
+    assert sorted(results) == ["failure", "timeout"]
 
 
 # What is kept.
