@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from strategies import Edges, graphs
 
 import asyncflow._layout
-from asyncflow._layout import Layout, layout
+from asyncflow._layout import Layout, Place, layout
 
 
 @pytest.fixture(params=["fast", "own"], autouse=True, scope="module")
@@ -151,3 +151,23 @@ def test_places_are_as_near_to_the_wanted_ones_as_the_gaps_let_them(wanted: list
     assert all(other - one >= 1 - 1e-9 for one, other in pairwise(found))
     # No block of neighbours would lie better if it were moved as a whole.
     assert sum(found) == pytest.approx(sum(wanted), abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        (Place(0, 0.5), Place(0, 0.7), Place(1, 0.5)),  # two steps lie on each other
+        (Place(0, 0.5), Place(1, 0.5), Place(1, 1.5)),  # a step is not in its tier
+    ],
+)
+def test_whatever_the_package_may_get_wrong_is_not_used(
+    wrong: tuple[Place, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dependencies: Edges = {"a": [], "b": [], "c": ["a", "b"]}
+    broken = Layout(2, 2.0, wrong, ())
+    monkeypatch.setattr(asyncflow._layout, "_fast", lambda *_: broken)
+    asyncflow._layout._layout.cache_clear()
+
+    check(layout(dependencies), dependencies)
+
+    asyncflow._layout._layout.cache_clear()

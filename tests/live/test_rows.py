@@ -1,0 +1,27 @@
+"""How the cells of a terminal are divided between what is said of a step."""
+
+from __future__ import annotations
+
+import pytest
+
+from asyncflow._live_rows import Columns, columns_for
+
+
+@pytest.mark.parametrize(
+    ("width", "columns"),
+    [
+        (20, Columns(tier=0, status=1, name=7, note=0, duration=9)),
+        (50, Columns(tier=6, status=11, name=18, note=-2, duration=9)),
+        (80, Columns(tier=6, status=11, name=17, note=29, duration=9)),
+        (200, Columns(tier=6, status=11, name=30, note=136, duration=9)),
+    ],
+)
+def test_what_does_not_fit_is_left_out_names_last(width: int, columns: Columns) -> None:
+    assert columns_for(width, tier=6, name=30) == columns
+
+
+@pytest.mark.parametrize("width", [44, 50, 60, 70, 80, 120, 200])
+def test_all_columns_and_what_is_between_them_take_the_width(width: int) -> None:
+    columns = columns_for(width, tier=6, name=30)
+
+    assert sum(columns) + 2 * (len(columns) - 1) == width
