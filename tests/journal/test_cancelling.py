@@ -175,7 +175,7 @@ async def test_looking_costs_one_statement_a_second_however_many_runs_there_are(
 
 
 async def test_a_look_that_fails_does_no_harm(make_journal: Make) -> None:
-    journal = make_journal(lease_s=0.3)
+    journal = make_journal(lease_s=0.9)
     fails: list[bool] = []
     cancelled = journal._store.cancelled
 
@@ -220,14 +220,14 @@ async def test_who_asks_twice_asks_once(make_journal: Make) -> None:
             cleaning.set()
             await go_on.wait()
 
-    journal, other = make_journal(lease_s=0.3), make_journal()
+    journal, other = make_journal(lease_s=0.9), make_journal()
     async with running(journal, slowly(cleans_up)) as task:
         assert await other.cancel("r")
         assert await other.cancel("r")
         await cleaning.wait()
         assert await other.cancel("r")
         assert await journal.cancel("r")
-        await asyncio.sleep(0.3)  # so that it is looked for again, too
+        await asyncio.sleep(0.7)  # so that it is looked for again, too
         assert not task.done()
         go_on.set()
         with pytest.raises(RunCancelledError):
@@ -264,7 +264,7 @@ async def test_a_run_that_is_cancelled_before_it_has_begun_calls_nothing(
 async def test_a_run_ends_by_itself_or_is_interrupted_whenever_it_is_cancelled(
     make_journal: Make, pause_ms: int
 ) -> None:
-    journal, other = make_journal(lease_s=0.1), make_journal()
+    journal, other = make_journal(lease_s=0.9), make_journal()
     steps = [
         WorkflowStep(f"s{n}", lambda: asyncio.sleep(0.001), [f"s{n - 1}"] if n else [])
         for n in range(6)
@@ -326,9 +326,9 @@ async def test_a_run_whose_lease_is_over_is_not_cancelled(make_journal: Make, pl
 
 
 async def test_who_has_lost_a_run_is_not_meant(make_journal: Make, place: Any) -> None:
-    loser, journal = make_journal(lease_s=0.3), make_journal()
+    loser, journal = make_journal(lease_s=0.9), make_journal()
     async with running(loser) as lost:
-        place.query("UPDATE leases SET expires_at = 1")
+        place.query("UPDATE leases SET expires_at = 1, token = token + 1")  # so it renews in vain
         async with running(journal) as task:
             assert await make_journal().cancel("r")
 
@@ -342,13 +342,13 @@ async def test_who_has_lost_a_run_is_not_meant(make_journal: Make, place: Any) -
 async def test_who_claims_a_run_does_not_hear_of_what_was_asked_before(
     make_journal: Make, place: Any
 ) -> None:
-    journal = make_journal(lease_s=0.1)
+    journal = make_journal(lease_s=0.6)
     book, _ = await make_journal(lease_s=600).open("r", wait=False, read=list)
     book.add(RunStarted("r", 1.0, {"quick": (), "slow": ("quick",)}))
     await book.kept()
     place.query("UPDATE leases SET cancel_token = token, expires_at = 1")  # its process is dead
 
-    async with running(journal, slowly(lambda: asyncio.sleep(0.3))) as task:
+    async with running(journal, slowly(lambda: asyncio.sleep(0.6))) as task:
         assert (await task).all_passed
     assert await tokens(place) == [None]
     book.add(AttemptStarted("slow", 1, 1.0))
@@ -357,7 +357,7 @@ async def test_who_claims_a_run_does_not_hear_of_what_was_asked_before(
 
 
 async def test_others_go_on(make_journal: Make) -> None:
-    journal = make_journal(lease_s=0.3)
+    journal = make_journal(lease_s=0.9)
     go_on = asyncio.Event()
     async with running(journal, slowly(go_on.wait), "other") as other, running(journal) as task:
         await make_journal().cancel("r")
