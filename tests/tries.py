@@ -6,12 +6,14 @@ import os
 from collections.abc import Sequence
 from typing import TypeVar
 
-__all__ = ["some", "tries"]
+__all__ = ["in_full", "some", "tries"]
 
 T = TypeVar("T")
 
 _SHARES = {"": 1, "all": 1, "third": 3}
 _share = _SHARES[os.environ.get("ASYNCFLOW_TRIES", "")]
+in_full = _share == 1
+"""Whether all is tried."""
 
 
 def tries(count: int) -> int:

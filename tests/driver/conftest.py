@@ -12,6 +12,7 @@ from collections.abc import AsyncIterator, Mapping
 
 import pytest
 import uvloop
+from tries import in_full
 
 from asyncflow.testing import VirtualTimeLoop
 
@@ -34,9 +35,10 @@ class EagerLoop(VirtualTimeLoop):
 
 LOOPS: dict[str, type[asyncio.AbstractEventLoop]] = {
     "asyncio": VirtualTimeLoop,
-    "debug": DebugLoop,
     "uvloop": uvloop.Loop,
 }
+if in_full:  # what asyncio checks in its debug mode, it checks on all versions
+    LOOPS["debug"] = DebugLoop
 if sys.version_info >= (3, 12):
     LOOPS["eager"] = EagerLoop
 
