@@ -1267,9 +1267,10 @@ class TestFailingJournals:
 
     async def test_the_steps_are_cancelled_and_cleaned(self):
         journal = MemoryJournal()
-        cleaned = []
+        begun, cleaned = asyncio.Event(), []
 
         async def hang():
+            begun.set()
             try:
                 await asyncio.sleep(1000)
             finally:
@@ -1279,8 +1280,7 @@ class TestFailingJournals:
         running = asyncio.ensure_future(
             run_pipeline([WorkflowStep("a", hang, timeout_ms=None)], journal=journal, run_id="r")
         )
-        while not any(isinstance(e, AttemptStarted) for e in journal.kept.get("r", ())):
-            await asyncio.sleep(0.001)
+        await begun.wait()
         journal.open_books["r"].fail(JournalError("memory", "broken"))
 
         with pytest.raises(JournalError):
