@@ -12,6 +12,8 @@ WITH ?=
 ARGS ?=
 # What runs the tests.
 RUNNER ?= pytest
+# With AGAIN=1, only the tests that have failed the last time.
+AGAIN ?=
 
 py := $(VENV)/bin/python
 # uv takes seconds where pip takes a minute; without it, pip does the same.
@@ -23,6 +25,7 @@ else
 make_venv := $(PYTHON) -m venv $(VENV) && $(py) -m pip --quiet install --upgrade 'pip>=25.1'
 install := $(py) -m pip --quiet --disable-pip-version-check --no-input install
 endif
+last_failed := $(if $(AGAIN),--last-failed --last-failed-no-failures=none)
 groups := $(strip test $(filter-out test,$(WITH)))
 empty :=
 tested := $(VENV)/.has-$(subst $(empty) ,-,$(groups))
@@ -42,7 +45,7 @@ etl: $(VENV)/.has-core
 	@$(py) -m asyncflow.examples.etl $(ARGS)
 
 test: $(tested)
-	@$(py) -m $(RUNNER) $(ARGS)
+	@$(py) -m $(RUNNER) -o cache_dir=$(abspath $(VENV))/.pytest_cache $(last_failed) $(ARGS)
 
 check: $(VENV)/.has-dev
 	@$(py) -m ruff check .
@@ -54,7 +57,7 @@ bench: $(tested)
 	@$(py) -m tests.benchmarks $(ARGS)
 
 coverage:
-	@rm -f .coverage .coverage.*
+	@$(if $(AGAIN),true,rm -f .coverage .coverage.*)
 	@$(MAKE) --no-print-directory test RUNNER="coverage run -m pytest"
 	@$(py) -m coverage combine --quiet
 	@$(py) -m coverage report
