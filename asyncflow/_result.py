@@ -18,6 +18,7 @@ __all__ = [
     "RestoredOutput",
     "StepResult",
     "StepStatus",
+    "is_lost",
     "noted",
     "portable_output",
     "shown_output",
@@ -172,6 +173,13 @@ class RestoredOutput:
 
 REDACTED_OUTPUT = RestoredOutput("redacted")
 """Stands for an output that is secret."""
+
+
+def is_lost(status: StepStatus, on_purpose: bool) -> bool:
+    """Whether what depends on a step can't run, because the step has failed or did not run."""
+    if status is StepStatus.SKIPPED:
+        return not on_purpose
+    return status in (StepStatus.FAILED, StepStatus.CANCELLED)
 
 
 def noted(result: StepResult, note: str) -> Exception:

@@ -22,7 +22,7 @@ from asyncflow._past import Carried, Key
 from asyncflow._payload import REDACTED, Payload
 from asyncflow._phases import ATTEMPTING, MAPPING, SETTLED, WAITING
 from asyncflow._report import RunReport
-from asyncflow._result import REDACTED_OUTPUT, Attempt, StepResult, StepStatus
+from asyncflow._result import REDACTED_OUTPUT, Attempt, StepResult, StepStatus, is_lost
 from asyncflow._step import WorkflowStep
 from asyncflow._units import Units
 from asyncflow.events import (
@@ -192,7 +192,9 @@ class Story:
             return result.status is StepStatus.CANCELLED
         index, results = self._plan.index, self._units.results
         needed = [results[index[name]] for name in result.depends_on]
-        return not any(other is not None and _is_lost(other) for other in needed)
+        return not any(
+            other is not None and is_lost(other.status, other.on_purpose) for other in needed
+        )
 
     # What is to be made of it.
 
@@ -312,12 +314,6 @@ def with_outputs(result: StepResult, decode: _Decode, step: str | None = None) -
     elif isinstance(output, Payload):
         output = decode(name, output)
     return replace(result, items=items, output=output)
-
-
-def _is_lost(result: StepResult) -> bool:
-    if result.status is StepStatus.SKIPPED:
-        return not result.on_purpose
-    return result.status in (StepStatus.FAILED, StepStatus.CANCELLED)
 
 
 def _has_succeeded(known: Mapping[Key, StepResult], name: str, item: int | None = None) -> bool:

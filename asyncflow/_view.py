@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 from asyncflow._critical_path import critical_path
 from asyncflow._recollection import Recollection, attempts_before
-from asyncflow._result import REDACTED_OUTPUT, StepResult, StepStatus
+from asyncflow._result import REDACTED_OUTPUT, StepResult, StepStatus, is_lost
 from asyncflow._step_view import AttemptEnd, AttemptView, StepView, end_of
 from asyncflow._story import reasons
 from asyncflow.events import (
@@ -160,11 +160,7 @@ class RunView:
 
     def _is_lost(self, name: str) -> bool:
         step = self.steps.get(name)
-        if step is None:
-            return False
-        if step.status is StepStatus.SKIPPED:
-            return not step.on_purpose
-        return step.status in (StepStatus.FAILED, StepStatus.CANCELLED)
+        return step is not None and is_lost(step.status, step.on_purpose)
 
     def critical_path(self, now_ms: float) -> list[str]:
         """Return the chain of dependent steps that has taken longest; see `RunReport`."""
