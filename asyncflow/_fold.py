@@ -117,6 +117,9 @@ class RunFold:
         self.histories = Histories(units)
         self.queue = StartQueue(max_concurrency, units.steps, plan.special)
         self.is_limited = self.queue.is_limited
+        self._steps = units.steps
+        self._is_straight = not self.is_limited and past is None
+        """Whether steps neither stand in line nor have a past."""
         self._turns = Turns(
             plan,
             units.phases,
@@ -221,22 +224,6 @@ class RunFold:
         self.units.begin_map(unit, event.at_ms)
 
     def _on_step_succeeded(self, unit: int, event: StepSucceeded) -> StepResult:
-        started, step = self._latest[unit], self.units.steps[unit]
-        # The way of most steps, without detours.
-        if started is not None and event.attempt == 1 == started.attempt and step.is_plain:
-            return StepResult(
-                event.step,
-                StepStatus.SUCCESS,
-                1,
-                event.at_ms - started.at_ms,
-                event.output,
-                None,
-                None,
-                started.at_ms,
-                None,
-                step.depends_on,
-                started.queued_ms,
-            )
         return self.histories.result(unit, event, StepStatus.SUCCESS, None)
 
     def _on_step_failed(self, unit: int, event: StepFailed) -> StepResult:

@@ -47,12 +47,16 @@ class StartQueue:
         self._taken: dict[Pool, int] = {}
         self._since: dict[int, float] = {}
 
-    def put(self, unit: int, at_ms: float) -> None:
-        """Put one at the end of the line."""
-        self._line.append(unit)
+    def put(self, units: Sequence[int], at_ms: float) -> None:
+        """Put some at the end of the line."""
+        if not units:
+            return
+        self._line.extend(units)
         self.has_news = True
-        if self.is_limited and (self._is_of_all or not _waits_for_nothing(self._steps[unit])):
-            self._since[unit] = at_ms
+        if self.is_limited:
+            for unit in units:
+                if self._is_of_all or not _waits_for_nothing(self._steps[unit]):
+                    self._since[unit] = at_ms
 
     def queued_ms(self, unit: int, at_ms: float) -> float:
         """How long one has stood in line, or waits since it was let in."""

@@ -279,9 +279,12 @@ class Run(Fanout):
 
         Such a task never runs, so it can tell nobody. It has ended by now, a turn later.
         """
-        unbegun = [unit for unit in batch if unit in self._live and self._live[unit].done()]
+        live = self._live
+        unbegun = [
+            unit for unit in self._state.about_to_start(batch) if unit in live and live[unit].done()
+        ]
         for unit in unbegun:
-            del self._live[unit]
+            del live[unit]
         if unbegun:
             self._start(unbegun, anew=True)
 
@@ -360,7 +363,7 @@ class Run(Fanout):
             if unit in self._asked or self._state.is_spared(unit):
                 continue
             self._asked[unit] = now_ms
-            if self._state.is_about_to_start(unit):
+            if self._state.about_to_start([unit]):
                 # A task that is cancelled before its first line never runs: nobody else tells.
                 del self._live[unit]
                 self._tell_unbegun(unit, now_ms)

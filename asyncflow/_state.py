@@ -10,18 +10,66 @@ from asyncflow._phases import (
     HANDED_OUT,
     QUEUED,
     READY,
+    SETTLED,
     WAITING,
     WITHDRAWN,
 )
 from asyncflow._report import RunReport
+from asyncflow._result import StepResult, StepStatus
 from asyncflow._turns import Doom
-from asyncflow.events import AttemptStarted, Outcome, StepReused
+from asyncflow.events import AttemptStarted, Outcome, StepReused, StepSucceeded
 
 __all__ = ["RunState", "Schedule"]
 
 
 class RunState(RunFold):
     """The state of one run, which is told what happens (`apply`) and asked what follows."""
+
+    # Most steps are plain, and succeed at their first attempt. The next two are `apply` for these,
+    # without a look at what only others have; and `apply` itself for all others.
+
+    def start(self, unit: int, event: AttemptStarted) -> None:
+        """Apply the start of an attempt of a unit."""
+        phases = self._phases
+        if (
+            phases[unit] == HANDED_OUT
+            and event.attempt == 1
+            and self._steps[unit].is_plain
+            and self._is_straight
+        ):
+            self._latest[unit] = event
+            phases[unit] = ATTEMPTING
+        else:
+            self.apply(event)
+
+    def succeed(self, unit: int, event: StepSucceeded) -> None:
+        """Apply the success of an attempt of a unit."""
+        phases = self._phases
+        started, step = self._latest[unit], self._steps[unit]
+        if (
+            phases[unit] == ATTEMPTING
+            and event.attempt == 1
+            and started is not None
+            and step.is_plain
+            and self._is_straight
+            and not self.histories.has_remarks
+        ):
+            self._results[unit] = StepResult(
+                event.step,
+                StepStatus.SUCCESS,
+                1,
+                event.at_ms - started.at_ms,
+                event.output,
+                None,
+                None,
+                started.at_ms,
+                None,
+                step.depends_on,
+            )
+            phases[unit] = SETTLED
+            self._turns.settled(unit, event.at_ms)
+        else:
+            self.apply(event)
 
     def ready(self) -> list[int]:
         """Return the units that may start their next attempt now. Each is handed out once."""
@@ -69,7 +117,7 @@ class RunState(RunFold):
         """Put a unit that has waited for its next attempt in line for it."""
         assert self._phases[unit] == WAITING
         self._phases[unit] = QUEUED
-        self.queue.put(unit, at_ms)
+        self.queue.put([unit], at_ms)
 
     def add_item(self, step: int, at_ms: float) -> int:
         """Take up the next item of a mapped step, and return its unit.
@@ -79,7 +127,7 @@ class RunState(RunFold):
         unit = self.units.add_item(step)
         if self.stop_reason is None or self.is_spared(step):
             self._phases[unit] = READY
-            self.queue.put(unit, at_ms)
+            self.queue.put([unit], at_ms)
         else:
             self.units.end_item(unit)
         return unit
@@ -88,9 +136,10 @@ class RunState(RunFold):
         """Whether a unit whose turn has come has not been handed out."""
         return self._phases[unit] == READY
 
-    def is_about_to_start(self, unit: int) -> bool:
-        """Whether a unit was handed out and has not started."""
-        return self._phases[unit] == HANDED_OUT
+    def about_to_start(self, units: list[int]) -> list[int]:
+        """Return those of the units that were handed out and have not started."""
+        phases = self._phases
+        return [unit for unit in units if phases[unit] == HANDED_OUT]
 
     def running_attempt(self, unit: int) -> AttemptStarted | None:
         """The attempt of the unit that is running, if one is."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from asyncflow._graph import Plan
@@ -128,15 +128,15 @@ class Turns:
             if self._unsettled_in[self._tier]:
                 return
 
-    def _take_turns(self, steps: Iterable[int], at_ms: float) -> None:
+    def _take_turns(self, steps: Sequence[int], at_ms: float) -> None:
         if self.stop_reason is not None and not self._cleanups:
             return  # they are doomed, as is all that was pending when the run stopped
-        phases, put = self._phases, self._queue.put
-        is_plain = not (self.lost or self.unneeded or self._in_any_order)
+        if self.lost or self.unneeded or self._in_any_order:
+            steps = [step for step in steps if self._may_start(step)]
+        phases = self._phases
         for step in steps:
-            if is_plain or self._may_start(step):
-                phases[step] = READY
-                put(step, at_ms)
+            phases[step] = READY
+        self._queue.put(steps, at_ms)
 
     def _may_start(self, step: int) -> bool:
         """Whether a step whose turn has come is ready; if it never will be, it is doomed."""

@@ -439,10 +439,19 @@ class Simulation:
         self.check()
 
     def emit(self, event: Event) -> None:
-        self.state.apply(event)
+        self.apply(event)
         self.events.append(event)
         if isinstance(event, AttemptStarted | AttemptFailed | MapStarted):
             self.check()
+
+    def apply(self, event: Event) -> None:
+        """Tell the state what has happened, by the shorter ways where the driver takes them."""
+        if isinstance(event, AttemptStarted) and event.item is None:
+            self.state.start(self.plan.index[event.step], event)
+        elif isinstance(event, StepSucceeded) and event.item is None:
+            self.state.succeed(self.plan.index[event.step], event)
+        else:
+            self.state.apply(event)
 
     def room(self, unit: int) -> int:
         """How many more units like this one may go in."""
@@ -473,7 +482,9 @@ class Simulation:
             latest = self.state.units.latest[unit]
             assert (0 if latest is None else latest.attempt) == self.attempts.get(unit, 0)
             assert (self.state.running_attempt(unit) is not None) == (unit in self.running)
-            assert self.state.is_about_to_start(unit) == (unit in self.handed_out)
+        units = list(range(len(self.state.units.steps)))
+        about_to_start = self.state.about_to_start(units)
+        assert about_to_start == [unit for unit in units if unit in self.handed_out]
 
 
 def facts(report: RunReport) -> tuple[Any, ...]:

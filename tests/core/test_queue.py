@@ -24,7 +24,7 @@ class Line:
         ]
         self.queue = StartQueue(limit, self.steps, range(len(pools)))
         for unit in range(len(pools)):
-            self.queue.put(unit, float(unit))
+            self.queue.put([unit], float(unit))
 
     def take(self) -> list[int]:
         taken = []
@@ -87,7 +87,7 @@ class TestPools:
     def test_who_was_held_up_by_a_pool_goes_before_those_who_came_later(self) -> None:
         line = Line(2, "aaa--a", {"a": 1})
         assert line.take() == [0, 3]
-        line.queue.put(6, 6.0)
+        line.queue.put([6], 6.0)
         line.steps.append(line.steps[0])
 
         assert line.leave(0, 3) == [1, 4]
@@ -127,7 +127,7 @@ class TestNews:
         queue = StartQueue(limit, steps, ())
         assert queue.has_news is False
 
-        queue.put(0, 1.0)
+        queue.put([0], 1.0)
         assert queue.has_news is True
         list(queue.take())
         queue.has_news = False  # as `RunState.ready` does, which knows of other news too
@@ -165,7 +165,7 @@ class TestTime:
         line.queue.begin(0)
 
         assert line.queue.queued_ms(0, 7.0) == 0.0
-        line.queue.put(0, 8.0)
+        line.queue.put([0], 8.0)
         assert line.queue.queued_ms(0, 9.5) == 1.5
 
     def test_nobody_waits_where_nothing_is_limited(self) -> None:

@@ -107,12 +107,12 @@ def names(plan: Plan, steps: Sequence[int]) -> list[str]:
     return [plan.steps[step].name for step in steps]
 
 
-def state_in(phase: Phase, schedule: Schedule) -> RunState:
+def state_in(phase: Phase, schedule: Schedule, limit: int | None = 1) -> RunState:
     """A state in which the step x, which depends on the step a, is in a given phase."""
     map_over = "a" if phase == "mapping" else None
     x = WorkflowStep("x", takes_any, ["a"], max_retries=3, map_over=map_over)
     planned = plan([WorkflowStep("a", nothing), x])
-    options: dict[str, Any] = {"schedule": schedule, "max_concurrency": 1, "fail_fast": False}
+    options: dict[str, Any] = {"schedule": schedule, "max_concurrency": limit, "fail_fast": False}
     if phase == "before the run":
         return RunState(planned, **options)
     state = started(planned, **options)
@@ -391,6 +391,52 @@ def resumed(plan: Plan, past: Past, **options: Any) -> RunState:
     state = RunState(plan, past=past, **options)
     state.apply(resumption(plan))
     return state
+
+
+@each_schedule
+class TestTheShorterWays:
+    """`start` and `succeed` are `apply` for a unit that is known."""
+
+    @pytest.mark.parametrize("attempt", [0, 1, 2])
+    @pytest.mark.parametrize("phase", [phase for phase in PHASES if phase != "cleared"])
+    @pytest.mark.parametrize("limit", [None, 1])
+    def test_they_do_and_refuse_what_apply_does(
+        self, limit: int | None, phase: Phase, attempt: int, schedule: Schedule
+    ) -> None:
+        def after(tell: Callable[[RunState], object]) -> object:
+            return outcome(state_in(phase, schedule, limit), tell)
+
+        started, succeeded = (
+            AttemptStarted("x", attempt, 7.0),
+            StepSucceeded("x", attempt, 8.0, "X"),
+        )
+        assert after(lambda state: state.start(1, started)) == after(
+            lambda state: state.apply(started)
+        )
+        assert after(lambda state: state.succeed(1, succeeded)) == after(
+            lambda state: state.apply(succeeded)
+        )
+
+    def test_they_keep_what_was_noted(self, schedule: Schedule) -> None:
+        state = state_in("handed out", schedule, limit=None)
+
+        state.start(1, AttemptStarted("x", 1, 3.0))
+        state.apply(LoopBlocked("x", 1, 4.0, 110.0, "app.py:1 in x"))
+        state.succeed(1, StepSucceeded("x", 1, 5.0, "X"))
+
+        result = state.units.results[1]
+        assert result is not None
+        assert (result.duration_ms, result.loop_blocked_ms) == (2.0, 110.0)
+
+
+def outcome(state: RunState, tell: Callable[[RunState], object]) -> object:
+    """Return where a state stands after an event, or why it has refused it."""
+    try:
+        tell(state)
+    except IllegalEventError as error:
+        return str(error)
+    known = snapshot(state).items()
+    return {name: value for name, value in known if not name.endswith("._plan")}
 
 
 @each_schedule

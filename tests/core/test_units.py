@@ -87,7 +87,7 @@ class TestItems:
 
         assert state.ready() == units[:2]
         assert [state.stands_in_line(unit) for unit in units] == [False, False, True, True]
-        assert [state.is_about_to_start(unit) for unit in units] == [True, True, False, False]
+        assert state.about_to_start(units) == units[:2]
         state.apply(AttemptStarted("m", 1, 5.0, item=0))
         assert state.ready() == []
         state.apply(StepSucceeded("m", 1, 6.0, "A", item=0))
