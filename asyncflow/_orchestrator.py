@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-import random
 from collections.abc import Iterable, Iterator, Mapping
-from pathlib import PurePath
 from typing import Any, Literal, TypeAlias, TypedDict, Unpack, cast, get_args
 
 from asyncflow._diagram import to_mermaid
@@ -283,7 +281,7 @@ class Orchestrator:
                 schedule=self._schedule,
                 max_concurrency=self._max_concurrency,
                 deadline_ms=self._deadline_ms,
-                random=random.random,
+                random=_random,
                 past=opening.past,
             ),
             for_run(watching),
@@ -327,6 +325,13 @@ async def run_pipeline(
     return await orchestrator.run(inputs=inputs, run_id=run_id, on_active=on_active)
 
 
+def _random() -> float:
+    """Return a random number from 0 up to 1, for the jitter of a pause."""
+    from random import random  # few pipelines need what takes as long to import as ten rooms
+
+    return random()
+
+
 def _check_asyncio() -> None:
     try:
         task = asyncio.current_task()
@@ -367,7 +372,8 @@ def _check_on_active(on_active: object) -> None:
 
 def _checked_journal(journal: Any) -> Journal | None:
     if journal is not None and not callable(getattr(journal, "open", None)):
-        hint = "; wrap it in one: SQLiteJournal(...)" if isinstance(journal, str | PurePath) else ""
+        is_path = isinstance(journal, str | os.PathLike)
+        hint = "; wrap it in one: SQLiteJournal(...)" if is_path else ""
         raise TypeError(
             "journal must be a journal, such as those of asyncflow.journal, not "
             f"{type(journal).__name__}{hint}"
