@@ -18,10 +18,10 @@ import sys
 from abc import abstractmethod
 from collections.abc import Mapping
 from functools import partial
+from operator import is_
 from typing import TYPE_CHECKING, Any
 
 from asyncflow._clock import TIMER_SLACK_S
-from asyncflow._current import attempt_variable
 from asyncflow._engine import (
     AttemptExtras,
     RunContext,
@@ -75,6 +75,18 @@ class Attempts(Waits):
 
     What a run makes of their ends, and when it starts and stops them, is left to `Run`.
     """
+
+    __slots__ = (
+        "_bindings",
+        "_changes",
+        "_context",
+        "_identity",
+        "_inputs",
+        "_is_broken",
+        "_live",
+        "_values",
+        "_watchdog",
+    )
 
     def __init__(
         self,
@@ -176,12 +188,9 @@ class Attempts(Waits):
 
     def _context_is_clean(self) -> bool:
         """Whether an attempt has left nothing in the context but which attempt it was."""
+        enter_attempt(None)
         now, then = contextvars.copy_context(), self._context
-        return len(now) == len(then) and all(
-            now.get(variable) is value
-            for variable, value in then.items()
-            if variable is not attempt_variable
-        )
+        return len(now) == len(then) and all(map(is_, map(now.get, then), then.values()))
 
     # One attempt.
 
@@ -197,7 +206,7 @@ class Attempts(Waits):
             running = AttemptStarted(step.name, attempt, (began - self._started) * 1000)
             if self._is_limited or not step.is_plain:
                 running = self._in_full(unit, running)
-            self._state.apply(running)
+            self._state.start(unit, running)
             if self._observers:
                 self._tell(running)
         else:
@@ -228,7 +237,7 @@ class Attempts(Waits):
             if self._keeper is not None:
                 self._emit(success, self._as_kept(unit, success))
                 return None
-            self._state.apply(success)
+            self._state.succeed(unit, success)
             if self._observers:
                 self._tell(success)
             return None

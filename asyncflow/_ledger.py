@@ -16,6 +16,10 @@ __all__ = ["CALLS_OBSERVERS", "Ledger"]
 class Ledger:
     """Enters what happens into the state of a run, and tells it to the observers."""
 
+    # Here and above, since the attributes of a run are more than Python keeps with an object: it
+    # would look each of them up in a dictionary.
+    __slots__ = ("_book", "_has_entries", "_loop", "_observers", "_started", "_state")
+
     def __init__(self, state: RunState, observers: tuple[Observer, ...], book: Book | None) -> None:
         self._state = state
         self._observers = observers

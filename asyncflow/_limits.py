@@ -32,13 +32,15 @@ that somebody has cancelled."""
 
 def _is_final(error: BaseException) -> bool:
     """Whether no attempt follows an error, be it alone or in a group, as of a TaskGroup."""
-    found = [error]
+    if not isinstance(error, BaseExceptionGroup):
+        return isinstance(error, _FINAL)
+    found: list[BaseException] = [error]
     while found:
         one = found.pop()
-        if isinstance(one, _FINAL):
-            return True
         if isinstance(one, BaseExceptionGroup):
             found += one.exceptions
+        elif isinstance(one, _FINAL):
+            return True
     return False
 
 

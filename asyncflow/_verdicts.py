@@ -60,6 +60,8 @@ class Shortfall(NamedTuple):
 class Verdicts(Ledger):
     """The layer of a run that judges how its attempts have ended."""
 
+    __slots__ = ("_asked", "_began", "_lapsed", "_payloads")
+
     def __init__(self, state: RunState, observers: tuple[Observer, ...], book: Book | None) -> None:
         super().__init__(state, observers, book)
         self._asked: dict[int, float] = {}
@@ -133,7 +135,9 @@ class Verdicts(Ledger):
         self, unit: int, running: AttemptStarted, shortfall: Shortfall, asked: bool
     ) -> tuple[BaseException | None, float | None]:
         """Return what the attempt failed with, and the wait if another one follows it."""
-        error = self._late(unit, running, shortfall) or shortfall.error
+        error = shortfall.error
+        if shortfall.cancels or unit in self._lapsed:
+            error = self._late(unit, running, shortfall) or error
         if not asked:
             forget_cancels()  # the step's own, or those of its limit
         if asked or not isinstance(error, FAILURES):
@@ -197,8 +201,6 @@ class Verdicts(Ledger):
         self, unit: int, running: AttemptStarted, shortfall: Shortfall
     ) -> StepTimeoutError | None:
         """Return the limit's error if it was a limit that the attempt answered so late."""
-        if not shortfall.cancels and unit not in self._lapsed:
-            return None
         step, name = self._state.units.steps[unit], self._state.units.name_of(unit)
         if unit in self._lapsed:
             self._lapsed.discard(unit)

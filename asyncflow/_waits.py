@@ -35,6 +35,8 @@ __all__ = ["Waits"]
 class Waits(Verdicts):
     """The layer of a run in which its units wait for their attempts."""
 
+    __slots__ = ("_is_limited", "_keeper", "_queue", "_steps", "_threads", "_turns")
+
     def __init__(
         self, state: RunState, observers: tuple[Observer, ...], keeper: Keeper | None
     ) -> None:
@@ -94,15 +96,17 @@ class Waits(Verdicts):
         """Wait between two attempts, at least one turn of the loop; return whether one follows."""
         if self._is_limited:
             self._advance_soon()  # there is room for another one
-        until = self._loop.time() + delay_ms / 1000
+        left_s = delay_ms / 1000
+        until = self._loop.time() + left_s
         while True:
             try:
-                await asyncio.sleep(max(0.0, until - self._loop.time()))
+                await asyncio.sleep(left_s)
             except asyncio.CancelledError:
                 if unit in self._asked:
                     raise
                 forget_cancels()  # the attempt that has ended cancelled its task, or a stranger
-            if self._loop.time() >= until:
+            left_s = until - self._loop.time()
+            if left_s <= 0:
                 break
         if unit in self._threads and not await self._thread_has_ended(unit):
             return False
