@@ -49,7 +49,7 @@ class Stop:
             self._loop.call_soon_threadsafe(self._stop, self.signal.name)
 
     def _stop(self, name: str) -> None:
-        if self._task.cancel():
+        if self._task.cancel(name):
             self._on_stop(name)
 
 

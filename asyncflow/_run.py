@@ -27,6 +27,7 @@ from asyncflow._plain import plain_answer
 from asyncflow._report import RunReport
 from asyncflow._shield import shield
 from asyncflow._state import RunState
+from asyncflow._text import in_one_line
 from asyncflow._verdicts import FAILURES, as_failure, leave_out_our_frames
 from asyncflow.events import (
     RunFinished,
@@ -118,7 +119,7 @@ class Run(Fanout):
                     cancellation = early
         self._stop_is_due = False
         if cancellation is not None:
-            self._tell_interruption("the caller was cancelled")
+            self._tell_interruption(_of_the_caller(cancellation))
             self._stop()
         elif state.stop_reason is not None:
             self._stop_soon()
@@ -141,7 +142,7 @@ class Run(Fanout):
         try:
             await self._all_settled()
         except asyncio.CancelledError as cancellation:
-            self._tell_interruption("the caller was cancelled")
+            self._tell_interruption(_of_the_caller(cancellation))
             self._stop()
             # anyio repeats a cancellation until it is obeyed. The shield keeps that from turning
             # the wait for the steps' clean-up into a busy loop.
@@ -384,6 +385,13 @@ class Run(Fanout):
         else:
             self._state.withdraw_item(unit)
         self._forget_item(unit)
+
+
+def _of_the_caller(cancellation: asyncio.CancelledError) -> str:
+    """Return why a run stops whose caller was cancelled, with what that says, if anything."""
+    message = cancellation.args[0] if cancellation.args else None
+    said = f": {in_one_line(message)}" if isinstance(message, str) and message else ""
+    return f"the caller was cancelled{said}"
 
 
 def _name_of(condition: object) -> str:

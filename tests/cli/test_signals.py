@@ -50,7 +50,7 @@ def test_a_signal_stops_a_run(shell: Shell, target: str, code: int, options: lis
     result = shell("run", target, *options, exits=code)
 
     assert "Pipeline INTERRUPTED\n[CANCELLED] kill" in result.stdout
-    assert "Stopped: the caller was cancelled" in result.stdout
+    assert f"Stopped: the caller was cancelled: {signal.Signals(code - 128).name}" in result.stdout
     assert "one more stops the process at once" in result.stderr
     after = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
     assert after == before

@@ -719,7 +719,30 @@ async def test_a_cancelled_caller_gets_its_cancellation_after_the_steps_have_cle
     assert [each.cancels for each in cleaning] == [1, 1]
     assert isinstance(events[-1], RunFinished)
     assert events[-1].outcome == "interrupted"
+    assert events[-1].stop_reason == "the caller was cancelled: shutdown"
     assert sum(isinstance(event, RunInterrupted) for event in events) == 1
+
+
+@pytest.mark.parametrize(
+    ("message", "reason"),
+    [
+        (None, "the caller was cancelled"),
+        ("", "the caller was cancelled"),
+        ("two\nlines", "the caller was cancelled: two\\nlines"),
+        (Exception("not text"), "the caller was cancelled"),
+    ],
+)
+async def test_a_run_tells_what_its_caller_s_cancellation_says(message, reason, schedule):
+    cleaning, events = Cleaning(), []
+    step = WorkflowStep("a", cleaning)
+    run = asyncio.ensure_future(run_pipeline([step], schedule=schedule, observers=[events.append]))
+    await cleaning.started.wait()
+
+    run.cancel(message)
+    with pytest.raises(asyncio.CancelledError):
+        await run
+
+    assert events[-1].stop_reason == reason
 
 
 async def test_a_second_cancellation_orphans_nothing(schedule):
