@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any, TypeAlias
 
@@ -144,7 +145,7 @@ class Histories:
         items = self._units.results_of_items(step)
         if items is None or event.attempt:
             raise IllegalEventError(event, PHASES[MAPPING])
-        started_ms = self._units.map_started_ms(step)
+        started_ms = self.began_ms(step, items)
         return StepResult(
             event.step,
             status,
@@ -162,6 +163,11 @@ class Histories:
             items=tuple(items),
             secret=status is StepStatus.SUCCESS and self._units.steps[step].secret,
         )
+
+    def began_ms(self, step: int, items: Iterable[StepResult]) -> float:
+        """Return when a mapped step began, which may have been before its run was resumed."""
+        begun = [item.started_ms for item in items if item.started_ms is not None]
+        return min([self._units.map_started_ms(step), *begun])
 
     def latest(self, unit: int, event: StepEnd | AttemptFailed | ThreadAbandoned) -> AttemptStarted:
         """Return the unit's latest attempt, which must be the one that the event is about."""

@@ -269,26 +269,40 @@ class Story:
             outcome=self.outcome or "running",
         )
 
-    def _so_far(self, step: int) -> StepResult:
-        """Return the result of a step, or what can be said before there is one."""
-        result, latest = self._units.results[step], self._units.latest[step]
+    def _so_far(self, unit: int) -> StepResult:
+        """Return the result of a unit, or what can be said before there is one."""
+        result, latest = self._units.results[unit], self._units.latest[unit]
         if result is not None:
             return result
-        name, depends_on = self._plan.steps[step].name, self._plan.steps[step].depends_on
-        if self._units.phases[step] == MAPPING:
-            started_ms = self._units.map_started_ms(step)
-        elif latest is None:
+        if self._units.phases[unit] == MAPPING:
+            return self._so_far_of_items(unit)
+        name, depends_on = self._units.name_of(unit), self._units.depends_on(unit)
+        if latest is None:
             return StepResult(name, StepStatus.PENDING, recorded=(), depends_on=depends_on)
-        else:
-            started_ms = latest.at_ms
+        failed = self._histories.attempts(unit)
+        started_ms = failed[0].started_ms if failed else latest.at_ms
         return StepResult(
             name,
             StepStatus.RUNNING,
-            0 if latest is None else latest.attempt,
+            latest.attempt,
             self.at_ms - started_ms,
             started_ms=started_ms,
-            recorded=self._histories.attempts(step),
+            recorded=failed,
             depends_on=depends_on,
+        )
+
+    def _so_far_of_items(self, step: int) -> StepResult:
+        items = [self._so_far(unit) for unit in self._units.items(step)]
+        started_ms = self._histories.began_ms(step, items)
+        return StepResult(
+            self._units.name_of(step),
+            StepStatus.RUNNING,
+            sum(item.attempts for item in items),
+            self.at_ms - started_ms,
+            started_ms=started_ms,
+            recorded=(),
+            depends_on=self._units.depends_on(step),
+            items=tuple(items),
         )
 
 

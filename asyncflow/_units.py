@@ -86,7 +86,7 @@ class Units:
         self.phases[step] = MAPPING
 
     def map_started_ms(self, step: int) -> float:
-        """When it did."""
+        """When it did so last."""
         return self._maps[step].started_ms
 
     def add_item(self, step: int, item: int | None = None) -> int:

@@ -279,6 +279,8 @@ class RunView:
     def _on_step_reused(self, event: StepReused) -> None:
         unit = self._unit(event)
         self._recollection.give_result((event.step, event.item), unit)
+        if event.item is not None:
+            _begin_earlier(self.steps[event.step], unit)
         unit.reused, unit.rerun_reason = True, None
         self._move(unit, event.status, self._owner(event))
 
@@ -315,6 +317,7 @@ class RunView:
             step.tally[StepStatus.PENDING] += 1
             if attempts_before(event):
                 self._recollection.give_attempts((event.step, event.item), item)
+                _begin_earlier(step, item)
         return item
 
     def _owner(self, event: Any) -> StepView | None:
@@ -332,6 +335,12 @@ class RunView:
         counts[unit.status] -= 1
         counts[status] += 1
         unit.status = status
+
+
+def _begin_earlier(step: StepView, item: StepView) -> None:
+    """Let a mapped step have begun before its run was resumed if an item of it has."""
+    if step.started_ms is not None and item.started_ms is not None:
+        step.started_ms = min(step.started_ms, item.started_ms)
 
 
 def _close(

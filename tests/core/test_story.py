@@ -85,7 +85,7 @@ class TestReports:
 
         result = story.report(decode)["a"]
 
-        assert (result.status, result.attempts, result.duration_ms) == (RUNNING, 2, 4.0)
+        assert (result.status, result.attempts, result.duration_ms) == (RUNNING, 2, 8.0)
         assert [attempt.error for attempt in result.history] == [BOOM]
         story.apply(success("a", 10.0, 7, attempt=2))
         result = story.report(decode)["a"]
@@ -101,15 +101,51 @@ class TestReports:
                 success("a", 1.0, [1, 2]),
                 MapStarted("b", 2.0),
                 AttemptStarted("b", 1, 3.0, item=0),
+                AttemptStarted("b", 1, 3.0, item=1),
                 success("b", 5.0, 10, item=0),
             ]
         )
 
         result = story.report(decode)["b"]
 
-        assert (result.status, result.attempts) == (RUNNING, 0)
+        assert (result.status, result.attempts) == (RUNNING, 2)
         assert (result.started_ms, result.duration_ms) == (2.0, 3.0)
+        assert [item.step_name for item in result.items] == ["b[0]", "b[1]"]
+        assert [(item.status, item.output) for item in result.items] == [
+            (SUCCESS, 10),
+            (RUNNING, None),
+        ]
         assert story.unfinished() == {"b": "it was cut short"}
+
+    def test_a_mapped_step_that_goes_on_has_begun_before_the_run_was_resumed(self):
+        story = Story(
+            [
+                started(),
+                AttemptStarted("a", 1, 0.0),
+                success("a", 1.0, [1, 2]),
+                MapStarted("b", 2.0),
+                AttemptStarted("b", 1, 3.0, item=0),
+                AttemptStarted("b", 1, 4.0, item=1),
+                success("b", 5.0, 10, item=0),
+                resumed(5.0, unfinished={"b": "it was cut short"}),
+                StepReused("a", 6.0),
+                MapStarted("b", 7.0),
+            ]
+        )
+        assert story.report(decode)["b"].started_ms == 7.0  # of its items, nothing is told yet
+
+        story.apply(StepReused("b", 7.0, item=0))
+        story.apply(AttemptStarted("b", 2, 8.0, item=1))
+        running = story.report(decode)["b"]
+        story.apply(success("b", 9.0, 20, attempt=2, item=1))
+        story.apply(StepSucceeded("b", 0, 9.0, None))
+        ended = story.report(decode)["b"]
+
+        assert (running.status, running.attempts) == (RUNNING, 3)
+        assert (running.started_ms, running.duration_ms) == (3.0, 5.0)
+        assert [item.reused for item in running.items] == [True, False]
+        assert (ended.started_ms, ended.duration_ms) == (3.0, 6.0)
+        assert [item.started_ms for item in ended.items] == [3.0, 4.0]
 
     def test_the_outputs_of_items_make_that_of_their_step(self):
         story = Story(
