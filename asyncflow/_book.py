@@ -18,7 +18,7 @@ from collections.abc import Callable, Coroutine
 from typing import Any
 
 from asyncflow._clerk import Clerk, Holding
-from asyncflow._errors import JournalError, RunAlreadyActiveError, RunCancelledError
+from asyncflow._errors import JournalError, RunCancelledError
 from asyncflow._rows import Row, column_of, row_of
 from asyncflow._store import Change, Parcel
 from asyncflow._thread import Thread
@@ -126,20 +126,11 @@ class Book:
 class PassedBook:
     """What a run has to write that has passed: nothing. So who reads it need not own it."""
 
-    def __init__(self, run_id: str, owner: str) -> None:
-        self._run_id = run_id
-        self._owner = owner
-
     def watch(self, on_stop: _OnStop) -> None:
-        """Refuse whoever wants to go on with the run after all, with steps that it did not have.
-
-        Raises:
-            RunAlreadyActiveError: Always.
-        """
-        raise RunAlreadyActiveError(self._run_id, self._owner)
+        """Do nothing: nobody gets that far."""
 
     def add(self, event: Event) -> None:
-        """Do nothing: nobody gets that far."""
+        """Do nothing, either."""
 
     async def kept(self) -> None:
         """Return at once, as there is nothing."""

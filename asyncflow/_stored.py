@@ -25,6 +25,7 @@ from asyncflow._inquiries import Inquiries
 from asyncflow._numbers import check_number
 from asyncflow._owner import is_dead, this_owner, this_process
 from asyncflow._payload import Payload
+from asyncflow._report import RunReport
 from asyncflow._store import Claim, Store
 from asyncflow._thread import Thread
 from asyncflow.events import Event
@@ -84,12 +85,14 @@ class SQLJournal(Inquiries):
     ) -> tuple[Book | PassedBook, T]:
         """Become the only owner of a run, and read what is kept of it. A run calls this.
 
-        One that has passed, and so can't go on, is read also while somebody else owns it.
+        One that has passed is read also while somebody else owns it. If a report is all that comes
+        of it, it needs no owner; if it is to go on all the same, it has to be free.
 
         Args:
             run_id: The run.
             wait: Whether to wait until another owner is gone.
-            read: Called once with its events, none if it is new, in a thread of the journal.
+            read: Called with its events, none if it is new, in a thread of the journal. Called
+                again when a run that had passed, and is to go on, is free.
 
         Raises:
             RunAlreadyActiveError: Another one owns it, and is not waited for.
@@ -98,17 +101,20 @@ class SQLJournal(Inquiries):
             ValueError: No database would take it.
         """
         check_new_id(run_id)
-        pause = _FIRST_WAIT_S
+        pause, is_to_go_on = _FIRST_WAIT_S, False
         while True:
             try:
                 return await self._open(run_id, read)
             except RunAlreadyActiveError as active:
-                passed = await self._ask(self._archive.passed, run_id)
-                if not passed and not wait:
-                    raise
-                book = PassedBook(active.run_id, active.owner)
+                owner = active.owner
+            passed = [] if is_to_go_on else await self._ask(self._archive.passed, run_id)
             if passed:
-                return book, await self._ask(read, passed)
+                answer = await self._ask(read, passed)
+                if isinstance(answer, RunReport):
+                    return PassedBook(), answer
+                is_to_go_on = True
+            if not wait:
+                raise RunAlreadyActiveError(run_id, owner)
             await asyncio.sleep(pause)
             pause = min(2 * pause, _LONGEST_WAIT_S)
 

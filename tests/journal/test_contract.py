@@ -21,7 +21,7 @@ from typing import Any
 import pytest
 import uvloop
 
-from asyncflow import RestoredOutput
+from asyncflow import RestoredOutput, RunReport
 from asyncflow._errors import (
     JournalError,
     LeaseLostError,
@@ -31,6 +31,7 @@ from asyncflow._errors import (
 )
 from asyncflow._payload import REDACTED, Payload
 from asyncflow._result import REDACTED_OUTPUT
+from asyncflow._story import Story
 from asyncflow.events import (
     AttemptStarted,
     Event,
@@ -435,17 +436,21 @@ async def test_a_run_that_has_passed_is_read_by_all_at_once(make_journal: Make, 
     first, second = make_journal(), make_journal()
     await a_run(first, "r", outcome="passed")
     owner = await opened(first)
+    read: list[Event] = []
+
+    def report(events: Sequence[Event]) -> RunReport:
+        read[:] = events
+        return Story(events).report(lambda step, payload: payload)
 
     for journal in (first, second):
         for wait in (False, True):
-            book, events = await journal.open("r", wait=wait, read=list)
-            assert events == [started(), RunFinished(9.0, "passed")]
+            book, answer = await journal.open("r", wait=wait, read=report)
+            assert read == [started(), RunFinished(9.0, "passed")]
+            assert answer.outcome == "passed"
+            book.watch(print)
             book.add(attempt())
             await book.kept()
             await book.close()
-            # Who wants to go on with it, with more steps, has to wait for its owner.
-            with pytest.raises(RunAlreadyActiveError, match="run 'r' is active in"):
-                book.watch(print)
             with pytest.raises(ZeroDivisionError) as caught:
                 await journal.open("r", wait=wait, read=lambda _: 1 / 0)
             assert caught.value.__context__ is None
@@ -454,8 +459,34 @@ async def test_a_run_that_has_passed_is_read_by_all_at_once(make_journal: Make, 
     await owner.kept()
     place.query("UPDATE runs SET status = 'passed'")  # which its last event does not say
     with pytest.raises(RunAlreadyActiveError):
-        await opened(second)
+        await journal.open("r", wait=False, read=report)
     await owner.close()
+
+
+async def test_a_run_that_has_passed_and_is_to_go_on_needs_to_be_free(make_journal: Make) -> None:
+    first, second = make_journal(owner="the first"), make_journal()
+    await a_run(first, "r", outcome="passed")
+    owner = await opened(first)
+    seen: list[list[Event]] = []
+
+    def read(events: Sequence[Event]) -> int:
+        seen.append(list(events))
+        return len(events)
+
+    with pytest.raises(RunAlreadyActiveError, match="run 'r' is active in the first") as caught:
+        await second.open("r", wait=False, read=read)
+    assert caught.value.__context__ is None
+    waiting = asyncio.create_task(second.open("r", wait=True, read=read))
+    await until(lambda: len(seen) == 2)
+    owner.add(RunResumed("r", 9.0, 2.0, {"a": ()}, {}))
+    assert not waiting.done()
+
+    await owner.close()
+
+    book, count = await waiting
+    assert count == 3
+    assert [len(events) for events in seen] == [2, 2, 3]
+    await book.close()
 
 
 async def test_a_run_can_be_waited_for(make_journal: Make) -> None:

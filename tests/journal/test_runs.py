@@ -145,3 +145,23 @@ async def test_all_who_ask_at_once_for_a_run_that_has_passed_get_its_report(
     reports = await asyncio.gather(*(run(make_journal()) for _ in range(5)))
 
     assert {str(report) for report in reports} == {str(passed)}
+
+
+async def test_a_passed_run_that_gets_new_steps_is_waited_for_by_all_who_say_so(
+    make_journal: Any,
+) -> None:
+    journal = make_journal()
+    old = [WorkflowStep("count", flaky, max_retries=3)]
+    await run_pipeline(old, journal=journal, run_id="r")
+    CALLS.clear()
+    CALLS.extend([1, 2])
+    new = [*old, WorkflowStep("again", flaky)]
+    options = {"journal": journal, "run_id": "r", "on_active": "wait"}
+
+    reports = await asyncio.gather(
+        *(run_pipeline(each, **options) for each in [old, new, old, new])  # type: ignore[arg-type]
+    )
+
+    assert all(report.all_passed for report in reports)
+    assert [list(reports[at]) for at in (1, 3)] == [["count", "again"]] * 2
+    assert CALLS == [1, 2, 3]
