@@ -166,15 +166,28 @@ def _check_inputs(
     types = input_types(request.plan.steps, given)
     for name, payload in given.items():
         before = stored.get(name, payload)
-        if REDACTED in (before, payload) or before == payload:
-            continue  # what is secret is not there to be compared
+        if before == REDACTED:
+            continue  # what was secret is not there to be compared
+        if payload == REDACTED:
+            payload = _as_kept(journal, name, request.inputs[name], types[name])
+        if before == payload:
+            continue
         was = journal.decode(f"the stored input {name!r}", before, types[name])
         if not _is_equal(was, request.inputs[name]):
+            values = f": {_text(was)}, and not {_text(request.inputs[name])}"
             raise ValueError(
-                f"run {request.run_id!r} was started with another input {name!r}: "
-                f"{_text(was)}, and not {_text(request.inputs[name])}; leave the inputs out to go "
-                "on with those it has, or give it another run id"
+                f"run {request.run_id!r} was started with another input {name!r}"
+                f"{'' if name in request.secret_inputs else values}; leave the inputs out to go on "
+                "with those it has, or give it another run id"
             )
+
+
+def _as_kept(journal: Journal, name: str, value: Any, hint: Any) -> Payload:
+    """Return how a secret input would have been kept, if it could."""
+    try:
+        return journal.encode(f"input {name!r}", value, hint)
+    except PayloadError:
+        return REDACTED
 
 
 def _is_equal(one: Any, other: Any) -> bool:

@@ -834,6 +834,22 @@ class TestInputs:
 
         assert seen == [("abc", 1), ("def", 1)]
 
+    @pytest.mark.parametrize("other", [{"x": "hunter3"}, {"x": {1, 2}}])
+    async def test_an_input_that_has_become_secret_is_still_the_one_that_was_kept(
+        self, journal, other
+    ):
+        steps, seen = self.steps()
+        options = {"journal": journal, "run_id": "r"}
+        await run_pipeline(steps, inputs={"x": "hunter2", "y": 1}, **options)
+        options["secret_inputs"] = ["x"]
+
+        with pytest.raises(ValueError, match="was started with another input 'x'; leave") as told:
+            await run_pipeline(steps, inputs=other, **options)
+        await run_pipeline(steps, inputs={"x": "hunter2"}, **options)
+
+        assert "hunter" not in str(told.value)
+        assert seen == [("hunter2", 1)] * 2
+
     @pytest.mark.parametrize("secret", ["x", 5])
     async def test_secret_inputs_are_a_list(self, secret):
         with pytest.raises(TypeError, match="secret_inputs must be a list"):
