@@ -7,7 +7,7 @@ from starlette.responses import RedirectResponse, Response
 
 from asyncflow._archive import RunRecord
 from asyncflow._web_journal import RunsJournal
-from asyncflow._web_pages import json_answer, link_to, problem, wants_json
+from asyncflow._web_pages import json_answer, link_to, named_run, problem, wants_json
 from asyncflow._web_resume import Resumer, ResumeRefusedError
 
 __all__ = ["cancel", "resume"]
@@ -19,7 +19,7 @@ async def cancel(request: Request, journal: RunsJournal) -> Response:
     Raises:
         RunNotFoundError: There is no such run.
     """
-    run_id = request.path_params["run_id"]
+    run_id = named_run(request)
     if await journal.cancel(run_id):
         return _done(request, run_id, "cancelling")
     record = await journal.record(run_id)
@@ -39,7 +39,7 @@ async def resume(request: Request, journal: RunsJournal, resumer: Resumer) -> Re
     Raises:
         RunNotFoundError: There is no such run.
     """
-    run_id = request.path_params["run_id"]
+    run_id = named_run(request)
     record = await journal.record(run_id)
     try:
         await resumer.resume(record)

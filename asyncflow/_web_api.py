@@ -13,12 +13,11 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from asyncflow._archive import RunRecord, StoredEvent
-from asyncflow._errors import RunNotFoundError
 from asyncflow._result import RestoredOutput, stand_in
 from asyncflow._runs_asked import asked_in, runs_asked
 from asyncflow._text import text_of
 from asyncflow._web_journal import RunsJournal
-from asyncflow._web_pages import json_answer, path_in, problem
+from asyncflow._web_pages import asked_url, json_answer, named_run, path_in, problem
 
 __all__ = ["event_json", "list_runs", "tell_run"]
 
@@ -44,16 +43,11 @@ async def tell_run(request: Request, journal: RunsJournal) -> Response:
     Raises:
         RunNotFoundError: There is no such run.
     """
-    run_id = request.path_params["run_id"]
-    if run_id.endswith(_EVENTS):
-        try:
-            return await _events(request, journal, run_id.removesuffix(_EVENTS))
-        except RunNotFoundError:
-            # It may be a run whose id ends so.
-            record = await journal.record(run_id)
-    else:
-        record = await journal.record(run_id)
-    return json_answer(_record_json(record))
+    run_id = named_run(request)
+    # A slash that belongs to the id is quoted in what was sent.
+    if asked_url(request).partition("?")[0].endswith(_EVENTS):
+        return await _events(request, journal, run_id.removesuffix(_EVENTS))
+    return json_answer(_record_json(await journal.record(run_id)))
 
 
 async def _events(request: Request, journal: RunsJournal, run_id: str) -> Response:

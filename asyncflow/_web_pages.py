@@ -11,6 +11,7 @@ from typing import Any
 from urllib.parse import quote, unquote
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, Response
 
@@ -21,6 +22,7 @@ __all__ = [
     "html_answer",
     "json_answer",
     "link_to",
+    "named_run",
     "path_in",
     "problem",
     "render",
@@ -35,6 +37,8 @@ _SERVED = {
     "web_live.js": "text/javascript",
     "web_runs.js": "text/javascript",
 }
+_NO_TEXT = "\ufffd"
+"""What a server puts in a path in place of bytes that are no UTF-8."""
 _A_YEAR = "public, max-age=31536000, immutable"
 
 _TEMPLATES = Environment(
@@ -64,10 +68,31 @@ def asked_url(request: Request) -> str:
     As it was sent: in the path that a server has decoded, nobody can tell what of an id a slash is.
     """
     path: str = request.scope["path"]
-    sent: str = request.scope.get("raw_path", b"").decode("ascii", "replace")
+    sent = _sent_path(request)
     return (sent if unquote(sent) == path else quote(path)) + (
         f"?{request.url.query}" if request.url.query else ""
     )
+
+
+def named_run(request: Request) -> str:
+    """Return the id of the run that a path names.
+
+    Raises:
+        HTTPException: It names none: what was sent is no text.
+    """
+    run_id: str = request.path_params["run_id"]
+    if _NO_TEXT in run_id:  # or it is a run with that sign in its id
+        try:
+            unquote(_sent_path(request), errors="strict")
+        except UnicodeDecodeError:
+            raise HTTPException(404) from None
+    return run_id
+
+
+def _sent_path(request: Request) -> str:
+    """Return a path as it was sent, if the server tells."""
+    sent: bytes = request.scope.get("raw_path") or b""
+    return sent.decode("ascii", "replace")
 
 
 def wants_json(request: Request) -> bool:

@@ -22,6 +22,7 @@ from asyncflow._web_pages import (
     html_answer,
     json_answer,
     link_to,
+    named_run,
     path_in,
     problem,
     wants_json,
@@ -43,7 +44,7 @@ async def run_page(request: Request, journal: RunsJournal) -> Response:
     Raises:
         RunNotFoundError: There is no such run.
     """
-    run_id = request.path_params["run_id"]
+    run_id = named_run(request)
     stored = await journal.events(run_id)
     record = await journal.record(run_id)
     if not stored:
@@ -72,7 +73,7 @@ async def follow(
     request: Request, journal: RunsJournal, feeds: Feeds, resumer: Resumer
 ) -> Response:
     """Answer with a stream of what changes in a run, after what the browser has seen of it."""
-    run_id = request.path_params["run_id"]
+    run_id = named_run(request)
     after = position_of(request.headers.get("last-event-id") or request.query_params.get("after"))
     if wants_json(request):  # a page that has seen the end asks now and then
         return json_answer({"more": not await _is_over(journal, run_id, after)})

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from starlette.convertors import Convertor, register_url_convertor
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.requests import Request
@@ -25,6 +26,24 @@ from asyncflow._web_run import follow, run_page, unknown_run
 from asyncflow._web_token import Token
 
 __all__ = ["Site"]
+
+
+class _RunConvertor(Convertor[str]):
+    """An id in a path, with all slashes and line breaks that it has.
+
+    That of the library for paths has no line breaks, and leaves out one at the end.
+    """
+
+    regex = "(?s:.*)"
+
+    def convert(self, value: str) -> str:
+        return value
+
+    def to_string(self, value: str) -> str:
+        return value
+
+
+register_url_convertor("asyncflow_run", _RunConvertor())
 
 
 class Site:
@@ -65,12 +84,12 @@ class Site:
         act = ["POST"]
         return [
             Route("/", self._runs),
-            Route("/runs/{run_id:path}", self._run),
-            Route("/events/{run_id:path}", self._follow),
-            Route("/cancel/{run_id:path}", self._cancel, methods=act),
-            Route("/resume/{run_id:path}", self._resume, methods=act),
+            Route("/runs/{run_id:asyncflow_run}", self._run),
+            Route("/events/{run_id:asyncflow_run}", self._follow),
+            Route("/cancel/{run_id:asyncflow_run}", self._cancel, methods=act),
+            Route("/resume/{run_id:asyncflow_run}", self._resume, methods=act),
             Route("/api/runs", self._api_runs),
-            Route("/api/runs/{run_id:path}", self._api_run),
+            Route("/api/runs/{run_id:asyncflow_run}", self._api_run),
             Route("/login", self._login, methods=act),
             Route("/assets/{name}", asset),
         ]
