@@ -309,8 +309,10 @@ class Attempts(Waits):
         return {result.step_name: result for at in needed if (result := results[at]) is not None}
 
     def _lapse(self, unit: int, task: asyncio.Task[Any]) -> None:
-        """Cancel an attempt that has given no sign of life."""
-        if unit not in self._asked and not task.cancelling():
+        """Cancel an attempt that has given no sign of life, unless it is cleaning up."""
+        # A thread does not know that it was asked to stop, and works on.
+        was_asked = unit in self._asked and self._steps[unit].runs_in != "thread"
+        if not was_asked and not self._is_cut_short(unit):
             self._lapsed.add(unit)
             task.cancel()
 

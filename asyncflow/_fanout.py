@@ -17,9 +17,10 @@ from typing import Any
 
 from asyncflow._attempts import Attempts
 from asyncflow._items import check_order, common_error, count_of, each_item
+from asyncflow._ledger import FAILURES
 from asyncflow._result import StepResult, StepStatus
 from asyncflow._step import WorkflowStep
-from asyncflow._verdicts import FAILURES, as_failure, forget_cancels, leave_out_our_frames
+from asyncflow._verdicts import as_failure, forget_cancels, leave_out_our_frames
 from asyncflow.events import MapStarted, StepFailed, StepSucceeded
 
 __all__ = ["Fanout"]

@@ -10,7 +10,11 @@ from asyncflow._observers import Observer, entry_of, log_failure
 from asyncflow._state import RunState
 from asyncflow.events import AttemptStarted, Event
 
-__all__ = ["CALLS_OBSERVERS", "Ledger"]
+__all__ = ["CALLS_OBSERVERS", "FAILURES", "Ledger"]
+
+FAILURES = (Exception, asyncio.CancelledError)
+"""What makes an attempt fail, and an observer be dropped. All else is not theirs, nor ours, to
+handle. A cancellation that one of them raises is nobody's: those of the run arrive elsewhere."""
 
 
 class Ledger:
@@ -61,7 +65,7 @@ class Ledger:
                     entry(entered)
             except BaseException as error:
                 self._observers = tuple(one for one in self._observers if one is not observer)
-                if isinstance(error, Exception):
+                if isinstance(error, FAILURES):
                     log_failure(event)
                 else:
                     interruptions.append(error)

@@ -2,8 +2,8 @@
 
 Rules:
 
-1. An observer that raises an `Exception`, wherever it is called, is logged and not called again in
-   that run. It never changes the run.
+1. An observer that raises an `Exception` or a cancellation, wherever it is called, is logged and
+   not called again in that run. It never changes the run.
 2. What else it raises, such as a `KeyboardInterrupt`, is not the observer's: it ends the run.
 """
 

@@ -21,14 +21,14 @@ from asyncflow._errors import JournalError, RunCancelledError, StepCrashedError
 from asyncflow._fanout import Fanout
 from asyncflow._graph import Plan
 from asyncflow._keeper import Keeper
+from asyncflow._ledger import FAILURES
 from asyncflow._monitor import Watch, watch
 from asyncflow._observers import Observer
 from asyncflow._plain import plain_answer
 from asyncflow._report import RunReport
 from asyncflow._shield import shield
 from asyncflow._state import RunState
-from asyncflow._text import in_one_line
-from asyncflow._verdicts import FAILURES, as_failure, leave_out_our_frames
+from asyncflow._verdicts import as_failure, leave_out_our_frames, told_by
 from asyncflow.events import (
     RunFinished,
     RunInterrupted,
@@ -119,7 +119,7 @@ class Run(Fanout):
                     cancellation = early
         self._stop_is_due = False
         if cancellation is not None:
-            self._tell_interruption(_of_the_caller(cancellation))
+            self._tell_interruption(told_by(cancellation))
             self._stop()
         elif state.stop_reason is not None:
             self._stop_soon()
@@ -128,7 +128,8 @@ class Run(Fanout):
     def _close(self) -> None:
         self._watchdog.stop()
         self._monitor.stop()
-        del self._monitor  # it leads back to us
+        # They lead back to us, the group by way of our task, before 3.12.8 and 3.13.1: gh-124958.
+        del self._monitor, self._group
         if self._deadline is not None:
             self._deadline.cancel()
         if not self._is_broken:
@@ -142,7 +143,7 @@ class Run(Fanout):
         try:
             await self._all_settled()
         except asyncio.CancelledError as cancellation:
-            self._tell_interruption(_of_the_caller(cancellation))
+            self._tell_interruption(told_by(cancellation))
             self._stop()
             # anyio repeats a cancellation until it is obeyed. The shield keeps that from turning
             # the wait for the steps' clean-up into a busy loop.
@@ -205,7 +206,9 @@ class Run(Fanout):
         del self  # the traceback of an eager task keeps this frame, as it keeps that of _run_unit
 
     def _start(self, batch: list[int], *, anew: bool = False) -> None:
-        group, live, run = self._group, self._live, None
+        if not batch:
+            return
+        group, live, run, task = self._group, self._live, None, None
         prefix, task_name = self._watchdog.prefix, self._watchdog.task_name
         for unit in batch:
             step, run = self._steps[unit], self._run_unit
@@ -220,9 +223,10 @@ class Run(Fanout):
             task = group.create_task(run(unit), name=name)
             if not task.done():  # an eager one may be
                 live[unit] = task
-        if batch:
-            self._loop.call_soon(self._restart_unbegun, batch, context=self._context)
-        del self, group, live, run, task_name  # as in _advance
+        self._loop.call_soon(self._restart_unbegun, batch, context=self._context)
+        # As in _advance; and what the last condition raised keeps this frame, so not a task of
+        # another step, whose end leads to the run.
+        del self, group, live, run, task, task_name
 
     def _is_new(self, unit: int) -> bool:
         """Let a unit go on whose turn has come for another attempt; return whether it is new."""
@@ -368,8 +372,8 @@ class Run(Fanout):
                 # A task that is cancelled before its first line never runs: nobody else tells.
                 del self._live[unit]
                 self._tell_unbegun(unit, now_ms)
-            if not task.cancelling():
-                task.cancel()  # else its limit or a stranger did, and it is cleaning up
+            if not (task.cancelling() and self._is_cut_short(unit)):
+                task.cancel()
         if self._live:
             self._watchdog.expect(self._loop.time())
         if self._queue.has_news:
@@ -385,13 +389,6 @@ class Run(Fanout):
         else:
             self._state.withdraw_item(unit)
         self._forget_item(unit)
-
-
-def _of_the_caller(cancellation: asyncio.CancelledError) -> str:
-    """Return why a run stops whose caller was cancelled, with what that says, if anything."""
-    message = cancellation.args[0] if cancellation.args else None
-    said = f": {in_one_line(message)}" if isinstance(message, str) and message else ""
-    return f"the caller was cancelled{said}"
 
 
 def _name_of(condition: object) -> str:

@@ -50,6 +50,7 @@ class RunState(RunFold):
             phases[unit] == ATTEMPTING
             and event.attempt == 1
             and started is not None
+            and started.attempt == 1
             and step.is_plain
             and self._is_straight
             and not self.histories.has_remarks

@@ -17,11 +17,12 @@ from typing import Any, NamedTuple
 from asyncflow._clock import TIMER_SLACK_S
 from asyncflow._errors import StepCancelledError, StepTimeoutError
 from asyncflow._journal import Book
-from asyncflow._ledger import Ledger
+from asyncflow._ledger import FAILURES, Ledger
 from asyncflow._limits import Limit
 from asyncflow._observers import Observer
 from asyncflow._payload import REDACTED, Payload
 from asyncflow._state import RunState
+from asyncflow._text import in_one_line
 from asyncflow.events import (
     AttemptFailed,
     AttemptStarted,
@@ -31,7 +32,6 @@ from asyncflow.events import (
 )
 
 __all__ = [
-    "FAILURES",
     "Shortfall",
     "Verdicts",
     "as_failure",
@@ -39,10 +39,8 @@ __all__ = [
     "forget_cancels",
     "leave_out_our_frames",
     "running_task",
+    "told_by",
 ]
-
-FAILURES = (Exception, asyncio.CancelledError)
-"""What makes an attempt fail. All else is not the step's to handle, nor ours."""
 
 
 class Shortfall(NamedTuple):
@@ -114,6 +112,17 @@ class Verdicts(Ledger):
 
     def _limit_of(self, unit: int, running: AttemptStarted) -> Limit | None:
         return self._state.limits.of(unit, self._began.get(unit, running.at_ms))
+
+    def _is_cut_short(self, unit: int) -> bool:
+        """Whether a limit of the running attempt has cancelled it, so that it is cleaning up.
+
+        Its task can't tell: an action may have swallowed an earlier cancellation, also its own.
+        """
+        running = self._state.running_attempt(unit)
+        if running is None or unit in self._lapsed:
+            return running is not None
+        limit = self._limit_of(unit, running)
+        return limit is not None and limit.ends_ms <= self._now_ms() + TIMER_SLACK_S * 1000
 
     def _judge(self, unit: int, shortfall: Shortfall) -> float | None:
         """Tell what an attempt came to that was not a value in time.
@@ -267,6 +276,13 @@ def as_failure(error: BaseException, step_name: str, attempt: int) -> Exception:
     failure = StepCancelledError(step_name, attempt)
     failure.__cause__ = error
     return failure
+
+
+def told_by(cancellation: asyncio.CancelledError) -> str:
+    """Return why a run stops whose caller was cancelled, with what that says, if anything."""
+    message = cancellation.args[0] if cancellation.args else None
+    said = f": {in_one_line(message)}" if isinstance(message, str) and message else ""
+    return f"the caller was cancelled{said}"
 
 
 def leave_out_our_frames(error: BaseException) -> None:

@@ -417,6 +417,19 @@ class TestTheShorterWays:
             lambda state: state.apply(succeeded)
         )
 
+    def test_they_refuse_the_success_of_an_attempt_that_has_failed(
+        self, schedule: Schedule
+    ) -> None:
+        state = state_in("attempting", schedule, limit=None)
+        state.apply(AttemptFailed("x", 1, 4.0, BOOM, 0.0))
+        state.start(1, AttemptStarted("x", 2, 5.0))
+        before = snapshot(state)
+
+        with pytest.raises(IllegalEventError, match="the latest attempt"):
+            state.succeed(1, StepSucceeded("x", 1, 6.0, "X"))
+
+        assert snapshot(state) == before
+
     def test_they_keep_what_was_noted(self, schedule: Schedule) -> None:
         state = state_in("handed out", schedule, limit=None)
 

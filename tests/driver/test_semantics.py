@@ -745,6 +745,48 @@ async def test_a_run_tells_what_its_caller_s_cancellation_says(message, reason, 
     assert events[-1].stop_reason == reason
 
 
+async def swallows_a_cancellation_and_goes_on():
+    """As code does that limits its time itself and knows nothing of `Task.uncancel`."""
+    asyncio.current_task().cancel()
+    with contextlib.suppress(asyncio.CancelledError):
+        await asyncio.sleep(0)
+    await asyncio.sleep(1_000)
+
+
+@pytest.mark.parametrize("timeout_ms", [None, 30_000])
+async def test_a_step_that_has_swallowed_a_cancellation_can_be_cancelled(schedule, timeout_ms):
+    step = WorkflowStep("a", swallows_a_cancellation_and_goes_on, timeout_ms=timeout_ms)
+    started = asyncio.get_running_loop().time()
+    run = asyncio.ensure_future(run_pipeline([step], schedule=schedule))
+    await asyncio.sleep(0.01)
+
+    run.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await run
+
+    assert asyncio.get_running_loop().time() - started < 1
+
+
+@pytest.mark.parametrize(
+    ("limits", "deadline_ms", "sibling", "status"),
+    [
+        ({}, None, [WorkflowStep("b", fail)], CANCELLED),
+        ({}, 20, [], CANCELLED),
+        ({"heartbeat_ms": 20}, None, [], FAILED),
+        ({"timeout_ms": 20}, None, [], FAILED),
+    ],
+    ids=["fail_fast", "deadline", "heartbeat", "timeout"],
+)
+async def test_so_can_the_run_stop_it(schedule, limits, deadline_ms, sibling, status):
+    options = {"timeout_ms": None, **limits}
+    step = WorkflowStep("a", swallows_a_cancellation_and_goes_on, **options)
+
+    report = await run_pipeline([step, *sibling], schedule=schedule, deadline_ms=deadline_ms)
+
+    assert report["a"].status is status
+    assert report.total_duration_ms < 1_000
+
+
 async def test_a_second_cancellation_orphans_nothing(schedule):
     cleaning = Cleaning(takes=0.02)
     run = asyncio.ensure_future(run_pipeline([WorkflowStep("a", cleaning)], schedule=schedule))
@@ -1050,12 +1092,13 @@ async def test_the_same_steps_in_concurrent_runs_are_independent(schedule):
     assert [report.run_id for report in reports] == ["0", "1", "2", "3", "4"]
 
 
-async def test_an_observer_that_raises_is_logged_dropped_and_harmless(schedule, caplog):
+@pytest.mark.parametrize("error", [RuntimeError, asyncio.CancelledError])
+async def test_an_observer_that_raises_is_logged_dropped_and_harmless(schedule, error, caplog):
     seen, calls = [], []
 
     def broken(event):
         calls.append(event)
-        raise RuntimeError("observer down")
+        raise error("observer down")
 
     with caplog.at_level(logging.ERROR, "asyncflow"):
         report = await run_pipeline(
@@ -1292,6 +1335,22 @@ async def test_without_a_collector_a_dropped_report_frees_what_the_steps_held(sc
         with pytest.raises(asyncio.CancelledError):
             await run
 
+    async def run_cancelled_and_not_awaited():
+        run = asyncio.ensure_future(run_pipeline([WorkflowStep("a", hangs)], schedule=schedule))
+        while not held:
+            await asyncio.sleep(0)
+        run.cancel()
+        await asyncio.wait([run])
+
+    async def run_with_a_condition_that_raises():
+        def raises():
+            thing = hold()
+            raise ValueError(type(thing))
+
+        steps = [WorkflowStep("a", succeed, when=raises), WorkflowStep("b", succeed)]
+        report = await run_pipeline(steps, schedule=schedule)
+        assert report["a"].status is FAILED
+
     async def run_cancelled_far_below():
         async def inner():
             thing = hold()
@@ -1320,6 +1379,8 @@ async def test_without_a_collector_a_dropped_report_frees_what_the_steps_held(sc
             run_all,
             run_fail_fast,
             run_cancelled,
+            run_cancelled_and_not_awaited,
+            run_with_a_condition_that_raises,
             run_cancelled_far_below,
             run_interrupted,
         ):

@@ -111,6 +111,25 @@ def test_a_thread_is_abandoned_at_whatever_limit_comes_first(
     assert report["a"].status is (CANCELLED if kind == "run" else FAILED)
 
 
+def test_a_thread_that_was_asked_to_stop_is_abandoned_if_it_gives_no_sign_of_life(
+    in_real_time, blocking
+):
+    async def fails():
+        await until(blocking.begun.is_set)
+        raise ValueError
+
+    limits = {"timeout_ms": None, "heartbeat_ms": 50}
+    report = in_real_time(
+        run_pipeline(
+            [WorkflowStep("a", blocking, runs_in="thread", **limits), WorkflowStep("b", fails)]
+        )
+    )
+
+    assert report["a"].status is CANCELLED
+    assert report["a"].error.kind == "heartbeat"
+    assert report["a"].abandoned
+
+
 def test_a_heartbeat_from_a_thread_keeps_it_alive(in_real_time):
     def beats():
         for _ in range(6):
