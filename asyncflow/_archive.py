@@ -135,7 +135,7 @@ class Archive:
         """
         runs = self.runs(run_id=run_id)
         if not runs:
-            raise self._unknown(run_id)
+            raise self.unknown(run_id)
         return runs[0]
 
     def events(self, run_id: str, after: int) -> list[StoredEvent]:
@@ -158,7 +158,7 @@ class Archive:
         """
         stored = self.store.events(run_id)
         if not stored:
-            raise self._unknown(run_id)
+            raise self.unknown(run_id)
         try:
             story = Story(event for _, event in stored)
         except Exception as error:
@@ -169,7 +169,8 @@ class Archive:
             ) from error
         return story.report(self._shown)
 
-    def _unknown(self, run_id: str) -> RunNotFoundError:
+    def unknown(self, run_id: str) -> RunNotFoundError:
+        """Return the error that says that there is no such run, and which one was perhaps meant."""
         others = [run.run_id for run in self.store.runs(limit=1_000)]
         return RunNotFoundError(run_id, self._name, nearest(run_id, others))
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from datetime import datetime
 from typing import Any, get_args
 
 from asyncflow._archive import RunStatus
 from asyncflow._numbers import check_number
-from asyncflow._rows import column_of
+from asyncflow._rows import column_of, is_storable
 
 __all__ = [
     "check_flag",
@@ -22,6 +23,10 @@ __all__ = [
 
 _LONGEST_LEASE_S = 86_400
 _LONGEST_SOUGHT = 1_000
+_CONTROL = re.compile("[\x00-\x1f\x7f-\x9f]")
+_RELATIVE = (".", "..")
+"""What clients take out of an address before they send it."""
+
 _TIME = "a datetime or seconds since the epoch"
 
 
@@ -55,13 +60,17 @@ def check_new_id(run_id: str) -> None:
 
     Raises:
         TypeError: It is no text.
-        ValueError: No database would take it.
+        ValueError: A database, a line of text or the address of a page could not have it.
     """
     check_text("run_id", run_id)
-    if not run_id or column_of(run_id) != run_id:
+    if not run_id:
+        raise ValueError("run_id must not be empty; leave it out to have one made")
+    is_plain = column_of(run_id) == run_id and not _CONTROL.search(run_id)
+    if not is_plain or run_id in _RELATIVE:
         raise ValueError(
-            "run_id must have a character, no quotes at its start, and neither NUL nor "
-            f"surrogates, unlike {run_id!r}"
+            f"run_id can't be {run_id!r}: it stands in tables, lines of text and addresses of "
+            "pages, so it must have no control characters and no surrogates, not begin with '\"', "
+            "and not be '.' or '..'"
         )
 
 
@@ -95,7 +104,7 @@ def check_sought(text: str) -> None:
         ValueError: It is too long, or no database would take it.
     """
     check_text("text", text)
-    if len(text) > _LONGEST_SOUGHT or column_of(f"-{text}") != f"-{text}":
+    if len(text) > _LONGEST_SOUGHT or not is_storable(text):
         raise ValueError(
             f"text must have at most {_LONGEST_SOUGHT:,} characters, and neither NUL nor surrogates"
         )
@@ -119,7 +128,7 @@ def place_of(before: Any) -> float | tuple[float, str]:
 
     Raises:
         TypeError: It is neither.
-        ValueError: It is not finite, or before the epoch.
+        ValueError: It is not finite, or before the epoch, or no run can have the id.
     """
     if not isinstance(before, tuple):
         return seconds_of("before", before, f"{_TIME}, or RunRecord.place")
@@ -128,4 +137,6 @@ def place_of(before: Any) -> float | tuple[float, str]:
     except ValueError:
         raise TypeError("before must be a time, or what RunRecord.place gives") from None
     check_text("the run id in before", run_id)
+    if not is_storable(run_id):
+        raise ValueError(f"the run id in before must have neither NUL nor surrogates: {run_id!r}")
     return seconds_of("the time in before", started_at), run_id

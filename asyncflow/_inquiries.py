@@ -19,7 +19,7 @@ from asyncflow._asked import (
 from asyncflow._clerk import Clerk
 from asyncflow._numbers import check_count, check_number
 from asyncflow._report import RunReport
-from asyncflow._rows import column_of
+from asyncflow._rows import column_of, is_storable
 from asyncflow._store import Claim, Store
 from asyncflow._thread import Thread
 
@@ -118,7 +118,7 @@ class Inquiries:
             RunNotFoundError: There is no such run.
             JournalError: The journal can't be read.
         """
-        check_text("run_id", run_id)
+        await self._check_id(run_id)
         return await self._ask(self._archive.record, run_id)
 
     async def orphans(self) -> list[RunRecord]:
@@ -147,7 +147,7 @@ class Inquiries:
             RunNotFoundError: There is no such run.
             JournalError: The journal can't be read.
         """
-        check_text("run_id", run_id)
+        await self._check_id(run_id)
         check_count("after", after, 0)
         return await self._ask(self._archive.events, run_id, after)
 
@@ -164,7 +164,7 @@ class Inquiries:
             RunNotFoundError: There is no such run.
             JournalError: The journal can't be read.
         """
-        check_text("run_id", run_id)
+        await self._check_id(run_id)
         return await self._ask(self._archive.report, run_id)
 
     async def cancel(self, run_id: str) -> bool:
@@ -190,7 +190,7 @@ class Inquiries:
             RunNotFoundError: There is no such run.
             JournalError: The journal can't be read or written.
         """
-        check_text("run_id", run_id)
+        await self._check_id(run_id)
         was_asked = await self._do(self._clerk.cancel, run_id)
         if not was_asked:
             await self._ask(self._archive.record, run_id)
@@ -235,9 +235,15 @@ class Inquiries:
             RunAlreadyActiveError: Somebody runs it.
             JournalError: The journal can't be read or written.
         """
-        check_text("run_id", run_id)
+        await self._check_id(run_id)
         await self._ask(self._archive.record, run_id)
         await self._do(self._store.forget, run_id, self._claim)
+
+    async def _check_id(self, run_id: str) -> None:
+        check_text("run_id", run_id)
+        if not is_storable(run_id):
+            # Some databases would say so, some would fail.
+            raise await self._ask(self._archive.unknown, run_id)
 
     async def _do(self, call: Callable[..., T], *args: Any, **kwargs: Any) -> T:
         """Have the thread call something that writes."""

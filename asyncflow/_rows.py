@@ -42,7 +42,7 @@ from asyncflow.events import (
     ThreadAbandoned,
 )
 
-__all__ = ["Row", "column_of", "event_of", "from_column", "row_of"]
+__all__ = ["Row", "column_of", "event_of", "from_column", "is_storable", "row_of"]
 
 
 class Row(NamedTuple):
@@ -158,14 +158,17 @@ def _is_text(codec: str) -> bool:
 
 def column_of(text: str) -> str:
     """Return a text as a column can have it: as it is, or as JSON if that is not possible."""
-    if text.startswith('"') or "\0" in text or not (text.isascii() or _is_unicode(text)):
-        return json.dumps(text)
-    return text
+    return json.dumps(text) if text.startswith('"') or not is_storable(text) else text
 
 
 def from_column(text: str) -> str:
     """Return what `column_of` was given."""
     return str(json.loads(text)) if text.startswith('"') else text
+
+
+def is_storable(text: str) -> bool:
+    """Whether a column of every database can have a text as it is."""
+    return "\0" not in text and (text.isascii() or _is_unicode(text))
 
 
 def _is_unicode(text: str) -> bool:

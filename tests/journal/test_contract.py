@@ -1580,7 +1580,58 @@ async def test_a_person_can_read_the_database(journal: Any, place: Any) -> None:
     assert json.loads(rows[0][2])["dependencies"] == {"a": [], "b": ["a"]}
 
 
-@pytest.mark.parametrize("run_id", ["", "a\0b", "\ud800"])
-async def test_a_run_id_that_no_database_takes_is_refused(journal: Any, run_id: str) -> None:
-    with pytest.raises(ValueError, match="run_id must"):
+@pytest.mark.parametrize(
+    "run_id", ["a\0b", "\ud800", '"a', "a\n", "\x1b[2J", "a\x7f", "a\x85", ".", ".."]
+)
+async def test_a_run_id_that_could_not_stand_everywhere_is_refused(
+    journal: Any, run_id: str
+) -> None:
+    with pytest.raises(ValueError, match="so it must have no control characters") as caught:
         await opened(journal, run_id)
+
+    assert f"run_id can't be {run_id!r}: " in str(caught.value)
+
+
+async def test_an_empty_run_id_is_refused(journal: Any) -> None:
+    with pytest.raises(ValueError, match="must not be empty; leave it out to have one made"):
+        await opened(journal, "")
+
+
+async def test_any_other_run_id_is_fine(journal: Any, make_journal: Make) -> None:
+    ids = ["...", "./a", "a/../b", " ", "größe 7", "'a\"", "🚀", "%0A", "-x", "\\"]
+
+    for run_id in ids:
+        await a_run(journal, run_id)
+
+    assert {record.run_id for record in await make_journal().runs()} == set(ids)
+    assert [(await journal.record(run_id)).run_id for run_id in ids] == ids
+
+
+@pytest.mark.parametrize("run_id", ["", "a\0b", "\ud800", '"a'])
+@pytest.mark.parametrize("ask", ["record", "report", "events", "cancel", "forget"])
+async def test_nothing_is_found_under_an_id_that_no_run_can_have(
+    journal: Any, ask: str, run_id: str
+) -> None:
+    await a_run(journal, "ab")
+
+    with pytest.raises(RunNotFoundError) as caught:
+        await getattr(journal, ask)(run_id)
+
+    assert repr(run_id) in str(caught.value)
+    str(caught.value).encode()
+
+
+@pytest.mark.parametrize("run_id", ["a\n", ".", ".."])
+async def test_a_run_that_was_kept_before_its_id_was_refused_can_be_read(
+    journal: Any, place: Any, run_id: str
+) -> None:
+    await a_run(journal, "r", outcome="passed")
+    for table in ("events", "runs", "leases"):
+        place.query(f"UPDATE {table} SET run_id = '{run_id}'")
+
+    assert (await journal.record(run_id)).status == "passed"
+    assert len(await journal.events(run_id)) == 2
+    assert (await journal.report(run_id)).outcome == "passed"
+    assert await journal.cancel(run_id) is False
+    await journal.forget(run_id)
+    assert await journal.runs() == []

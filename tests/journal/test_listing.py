@@ -199,6 +199,8 @@ def test_clocks_that_differ_make_no_negative_duration() -> None:
         ({"before": (1.0, 2)}, TypeError, "the run id in before must be a str, not int"),
         ({"before": ("1", "r")}, TypeError, "the time in before must be a datetime or seconds"),
         ({"before": (math.nan, "r")}, ValueError, "the time in before must be finite"),
+        ({"before": (1.0, "a\0")}, ValueError, "the run id in before must have neither NUL nor"),
+        ({"before": (1.0, "\ud800")}, ValueError, "the run id in before must have neither NUL"),
         ({"before": -1}, ValueError, "before must be finite and at least 0"),
         ({"text": 3}, TypeError, "text must be a str, not int"),
         ({"text": "a\0"}, ValueError, "text must have at most 1,000 characters, and neither NUL"),
