@@ -45,6 +45,8 @@ class Execution:
     as_json: bool
     quiet: bool
     all_frames: bool
+    repeated: str
+    """The options that whoever goes on with it has to give again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -226,4 +228,4 @@ def _how_to_go_on(execution: Execution, report: RunReport, journal: str) -> str:
     if report.outcome == "passed":
         return f"To see it again: asyncflow show {run_id}{named}"
     target = shlex.quote(execution.loaded.target)
-    return f"To go on with it: asyncflow resume {run_id} {target}{named}"
+    return f"To go on with it: asyncflow resume {run_id} {target}{execution.repeated}{named}"

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import shlex
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, TextIO, TypedDict, TypeVar, Unpack
+from typing import Any, Literal, NamedTuple, TextIO, TypedDict, TypeVar, Unpack
 
 import click
 
 from asyncflow._asked import check_new_id
+from asyncflow._cli_errors import INVALID, CommandError
 from asyncflow._cli_execution import Execution, execute, tell_end
 from asyncflow._cli_inputs import read_inputs
 from asyncflow._cli_journal import LATEST, find_run, must_exist, opened
@@ -27,6 +29,7 @@ from asyncflow._cli_options import (
 from asyncflow._cli_output import logs_on_stderr, only_results_on_stdout, page_writer
 from asyncflow._errors import nearest
 from asyncflow._text import in_one_line
+from asyncflow.events import RunResumed, RunStarted
 from asyncflow.journal import RunRecord
 
 __all__ = ["resume", "run"]
@@ -51,6 +54,7 @@ class Options(TypedDict):
     journal: str
     schedule: Literal["tiers", "ready"] | None
     keep_going: bool
+    targets: Sequence[str]
     wait: bool
     html: Path | None
     as_json: bool
@@ -86,6 +90,13 @@ _OPTIONS: list[Callable[[Any], Any]] = [
         help="When a step fails, skip only what depends on it (fail_fast=False).",
     ),
     click.option(
+        "--target",
+        "targets",
+        metavar="STEP",
+        multiple=True,
+        help="Run only this step and what it depends on; may be given several times.",
+    ),
+    click.option(
         "--wait", is_flag=True, help="Wait if somebody else runs it, instead of refusing."
     ),
     html_option,
@@ -107,20 +118,7 @@ def _both(command: F) -> F:
 @_both
 @click.option("--no-journal", is_flag=True, help="Keep nothing of the run.")
 @click.option("--run-id", metavar="NAME", help="Names the run; by default a name is made.")
-@click.option(
-    "--target",
-    "targets",
-    metavar="STEP",
-    multiple=True,
-    help="Run only this step and what it depends on; may be given several times.",
-)
-def run(
-    target: str,
-    no_journal: bool,
-    run_id: str | None,
-    targets: Sequence[str],
-    **options: Unpack[Options],
-) -> None:
+def run(target: str, no_journal: bool, run_id: str | None, **options: Unpack[Options]) -> None:
     """Run a pipeline, or go on with a run of that name.
 
     MODULE:PIPELINE names a module or a file, and in it a Pipeline, an Orchestrator, a list of
@@ -129,16 +127,16 @@ def run(
     """
     if run_id is not None:
         _check_run_id(run_id)
-    _run(target, None if no_journal else options["journal"], run_id, targets, options)
+    _run(target, None if no_journal else options["journal"], run_id, options)
 
 
 @click.command(short_help="Go on with a run that has not passed.")
 @run_argument
 @click.argument(
-    "targets", metavar="[MODULE:PIPELINE]", nargs=-1, type=TargetType(), envvar=PIPELINES
+    "pipelines", metavar="[MODULE:PIPELINE]", nargs=-1, type=TargetType(), envvar=PIPELINES
 )
 @_both
-def resume(run: str, targets: Sequence[str], **options: Unpack[Options]) -> None:
+def resume(run: str, pipelines: Sequence[str], **options: Unpack[Options]) -> None:
     """Go on with a run that has failed, was stopped, or whose process has died.
 
     RUN is its id, or how that begins, or "latest". What has succeeded does not run again. Inputs
@@ -146,26 +144,29 @@ def resume(run: str, targets: Sequence[str], **options: Unpack[Options]) -> None
 
     A journal keeps nothing that could be executed, so it must be said which pipeline that is:
     MODULE:PIPELINE as for `run`, or a list of them in the variable ASYNCFLOW_PIPELINES, of which
-    the one is taken that has the name of the run's pipeline.
+    the one is taken that has the name of the run's pipeline. If that has steps which the run is
+    without, because of targets or since they are newer, --target must say what is to be run.
     """
     must_exist(options["journal"])
-    record = asyncio.run(_record_of(options["journal"], run))
-    target = _pipeline_of(record, targets, options)
-    _run(target, options["journal"], record.run_id, (), options)
+    kept = asyncio.run(_kept(options["journal"], run))
+    target = _pipeline_of(kept.record, pipelines, options)
+    _run(target, options["journal"], kept.record.run_id, options, kept)
 
 
 def _run(
     target: str,
     journal: str | None,
     run_id: str | None,
-    targets: Sequence[str],
     options: Options,
+    kept: _Kept | None = None,
 ) -> None:
     if options["html"] is not None:
         page_writer()  # it may be missing, which should show now
     with only_results_on_stdout(options["as_json"]):
         # First the module, so that what it may say of logging counts.
-        loaded = _varied(load(target, all_frames=options["all_frames"]), targets, options)
+        loaded = _varied(load(target, all_frames=options["all_frames"]), options)
+        if kept is not None:
+            _check_is_of(kept, loaded, options["targets"])
         inputs = read_inputs(
             loaded.orchestrator.steps,
             file=options["inputs"],
@@ -182,25 +183,36 @@ def _run(
             as_json=options["as_json"],
             quiet=options["quiet"],
             all_frames=options["all_frames"],
+            repeated=_repeated(options),
         )
         with logs_on_stderr():
             end = asyncio.run(execute(execution))
     sys.exit(tell_end(execution, end))
 
 
-def _varied(loaded: Loaded, targets: Sequence[str], options: Options) -> Loaded:
+def _varied(loaded: Loaded, options: Options) -> Loaded:
     """Return the pipeline with the options that were given; the others are its own."""
     orchestrator = loaded.orchestrator.replace(journal=None)
     if options["schedule"] is not None:
         orchestrator = orchestrator.replace(schedule=options["schedule"])
     if options["keep_going"]:
         orchestrator = orchestrator.replace(fail_fast=False)
-    if targets:
+    if options["targets"]:
         try:
-            orchestrator = orchestrator.replace(targets=targets)
+            orchestrator = orchestrator.replace(targets=options["targets"])
         except ValueError as error:
             raise click.UsageError(str(error)) from error
     return loaded._replace(orchestrator=orchestrator)
+
+
+def _repeated(options: Options) -> str:
+    """Return the options that whoever goes on with the run has to give again."""
+    given = [f" --target {shlex.quote(step)}" for step in options["targets"]]
+    if options["schedule"] is not None:
+        given.append(f" --schedule {options['schedule']}")
+    if options["keep_going"]:
+        given.append(" --keep-going")
+    return "".join(given)
 
 
 def _check_run_id(run_id: str) -> None:
@@ -215,9 +227,24 @@ def _check_run_id(run_id: str) -> None:
         )
 
 
-async def _record_of(journal: str, run: str) -> RunRecord:
+# The run that is to go on.
+
+
+class _Kept(NamedTuple):
+    """What a journal has of a run that is to go on."""
+
+    record: RunRecord
+    dependencies: Mapping[str, tuple[str, ...]] | None
+    """The steps with which it began, or went on the last time; none if it has not begun."""
+
+
+async def _kept(journal: str, run: str) -> _Kept:
     async with opened(journal) as found:
-        return await find_run(found, run)
+        record = await find_run(found, run)
+        events = [each.event for each in await found.events(record.run_id)]
+    begun = (each for each in reversed(events) if isinstance(each, RunStarted | RunResumed))
+    last = next(begun, None)
+    return _Kept(record, None if last is None else last.dependencies)
 
 
 def _pipeline_of(record: RunRecord, targets: Sequence[str], options: Options) -> str:
@@ -238,3 +265,41 @@ def _pipeline_of(record: RunRecord, targets: Sequence[str], options: Options) ->
             f"{', '.join(targets)}{nearest(record.pipeline, names)}"
         )
     return names[record.pipeline]
+
+
+def _check_is_of(kept: _Kept, loaded: Loaded, targets: Sequence[str]) -> None:
+    """Refuse another pipeline, and steps that the run is without, unless somebody asks for them.
+
+    Nobody can tell a step that targets have left out on purpose from one that is newer.
+    """
+    record, orchestrator = kept.record, loaded.orchestrator
+    if record.pipeline and record.pipeline != orchestrator.name:
+        raise CommandError(
+            f"{loaded.target!r} can't run: run {record.run_id!r} is one of pipeline "
+            f"{record.pipeline!r}, and not of {orchestrator.name!r}; say where "
+            f"{record.pipeline!r} is",
+            INVALID,
+        )
+    if targets or kept.dependencies is None:
+        return
+    names = [step.name for step in orchestrator.steps]
+    others = [repr(name) for name in names if name not in kept.dependencies]
+    if others:
+        needed = {name for each in kept.dependencies.values() for name in each}
+        last = [name for name in names if name in kept.dependencies and name not in needed]
+        such_as = " ".join(f"--target {shlex.quote(name)}" for name in last) or "--target STEP"
+        run_id, target = shlex.quote(record.run_id), shlex.quote(loaded.target)
+        raise click.UsageError(
+            in_one_line(
+                f"run {record.run_id!r} is without {_listed('step', others)} of {loaded.target}; "
+                f"say what is to be run, as with {such_as}, or run all of it: asyncflow run "
+                f"{target} --run-id {run_id}"
+            )
+        )
+
+
+def _listed(noun: str, names: Sequence[str]) -> str:
+    if len(names) == 1:
+        return f"{noun} {names[0]}"
+    some = [*names[:3], f"{len(names) - 3} more"] if len(names) > 4 else names
+    return f"{noun}s {', '.join(some[:-1])} and {some[-1]}"
