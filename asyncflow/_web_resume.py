@@ -11,6 +11,7 @@ from typing import Any
 from asyncflow._archive import RunRecord
 from asyncflow._errors import RunAlreadyActiveError, RunCancelledError, nearest
 from asyncflow._web_journal import Resumable, RunsJournal
+from asyncflow.events import RunResumed, RunStarted
 
 __all__ = ["ResumeRefusedError", "Resumer"]
 
@@ -59,6 +60,8 @@ class Resumer:
             ResumeRefusedError: That can't be, or it has failed at once.
         """
         self._check(record)
+        await self._check_steps(record)
+        self._check(record)  # the server may have been told to stop meanwhile
         task = self._going_on.get(record.run_id)
         if task is None:
             # Nothing of the request goes on with the run.
@@ -97,6 +100,21 @@ class Resumer:
             f"{known}; give it the pipeline with pipelines={{{name!r}: …}}, or start the run again "
             "with its steps, its id and this journal"
         )
+
+    async def _check_steps(self, record: RunRecord) -> None:
+        """Refuse steps that a run is without; who had left them out may have had a reason."""
+        events = [each.event for each in await self._journal.events(record.run_id)]
+        begun = (each for each in reversed(events) if isinstance(each, RunStarted | RunResumed))
+        last = next(begun, None)
+        steps = getattr(self._pipelines[record.pipeline], "steps", ())
+        others = [step.name for step in steps if last and step.name not in last.dependencies]
+        if others:
+            raise ResumeRefusedError(
+                f"it is without step {others[0]!r} of pipeline {record.pipeline!r}, which targets "
+                "have left out, or which is newer; say what is to be run: asyncflow resume RUN "
+                "MODULE:PIPELINE --target STEP, or start it again with its steps, its id and this "
+                "journal"
+            )
 
     async def _go_on(self, record: RunRecord) -> Exception | None:
         """Go on with a run to its end, and return why it could not."""

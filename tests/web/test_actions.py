@@ -202,12 +202,31 @@ async def test_a_pipeline_that_has_changed_too_much_says_so_at_once(
 
     async def needs(url: str) -> None: ...
 
-    other = Orchestrator([WorkflowStep("needs", needs)], name="slow")
+    other = Orchestrator([WorkflowStep("gate", needs)], name="slow")
     answer = await ask(app(journal, pipelines={"slow": other})).post("/resume/r", headers=AS_SCRIPT)
 
     assert answer.status_code == 409
-    assert "ValueError: nothing provides parameter 'url' of step 'needs'" in answer.json()["detail"]
+    assert "ValueError: nothing provides parameter 'url' of step 'gate'" in answer.json()["detail"]
     assert "run 'r' can't go on" in caplog.text
+
+
+async def test_a_run_does_not_get_steps_that_it_was_begun_without(ask: Any, journal: Any) -> None:
+    async def refuse() -> None:
+        raise ValueError("once")
+
+    gate = Gate()
+    steps = [WorkflowStep("refuse", refuse), WorkflowStep("gate", gate)]
+    pipeline = Orchestrator(steps, name="two")
+    await pipeline.replace(targets=["refuse"]).run(run_id="r", journal=journal)
+
+    answer = await ask(app(journal, pipelines={"two": pipeline})).post(
+        "/resume/r", headers=AS_SCRIPT
+    )
+
+    assert answer.status_code == 409
+    assert "it is without step 'gate' of pipeline 'two'" in answer.json()["detail"]
+    assert gate.calls == 0
+    assert (await journal.record("r")).status == "failed"
 
 
 async def test_a_run_that_somebody_else_takes_first_is_left_to_them(
@@ -277,7 +296,7 @@ async def test_a_step_that_wants_to_end_the_process_ends_its_run_only(
     async def exits() -> None:
         raise error
 
-    pipeline = Orchestrator([WorkflowStep("exits", exits)], name="slow")
+    pipeline = Orchestrator([WorkflowStep("gate", exits)], name="slow")
     client = ask(app(journal, pipelines={"slow": pipeline}))
 
     await client.post("/resume/r")
@@ -314,7 +333,7 @@ async def test_nothing_of_the_request_goes_on_with_the_run(ask: Any, journal: An
     async def look() -> None:
         seen.append(VARIABLE.get())
 
-    pipeline = Orchestrator([WorkflowStep("look", look)], name="slow")
+    pipeline = Orchestrator([WorkflowStep("gate", look)], name="slow")
     VARIABLE.set("of the request")
 
     await ask(app(journal, pipelines={"slow": pipeline})).post("/resume/r")
