@@ -178,7 +178,7 @@ def test_runs_are_completed_from_the_journal(shell: Shell, monkeypatch: pytest.M
 
 
 def test_what_a_shell_would_execute_is_not_completed(shell: Shell) -> None:
-    for name in ("ca;reboot", "ca$(reboot)", "ca\nlm", "calm:2024-06-01"):
+    for name in ("ca;reboot", "ca$(reboot)", "ca lm", "calm:2024-06-01"):
         shell("run", "etl:pipeline", "--quiet", "--run-id", name)
 
     assert completed("show", "ca") == ["calm:2024-06-01"]
