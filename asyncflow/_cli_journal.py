@@ -12,6 +12,7 @@ import click
 
 from asyncflow._cli_errors import NOT_FOUND, USAGE, CommandError
 from asyncflow._errors import RunNotFoundError
+from asyncflow._rows import is_storable
 from asyncflow._text import in_one_line
 from asyncflow.journal import PostgresJournal, RunRecord, SQLiteJournal
 
@@ -93,7 +94,7 @@ async def find_run(journal: AnyJournal, run: str) -> RunRecord:
         unknown = error
     if run == LATEST:
         found = await journal.runs(limit=1)
-    elif run and len(run) <= _LONGEST_SOUGHT:
+    elif run and len(run) <= _LONGEST_SOUGHT and is_storable(run):
         found = await journal.runs(text=run, limit=None)
         found = [record for record in found if record.run_id.startswith(run)]
     else:

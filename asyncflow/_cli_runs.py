@@ -12,6 +12,7 @@ import click
 from rich.cells import cell_len, set_cell_size
 from rich.text import Text
 
+from asyncflow._asked import check_sought
 from asyncflow._cli_errors import RUN_FAILED, CommandError
 from asyncflow._cli_journal import find_run, must_exist, opened
 from asyncflow._cli_options import journal_option, json_option, run_argument
@@ -26,7 +27,7 @@ __all__ = ["cancel", "runs"]
 _STATUSES = ["running", "passed", "failed", "interrupted", "orphaned"]
 _AGE = re.compile(r"(?P<number>\d+)(?P<unit>[smhdw])")
 _UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
-_MANY = 20
+_MANY, _MOST = 20, 1_000_000_000
 _HEADER = ["RUN", "STATUS", "STARTED", "TOOK", "PIPELINE"]
 _GAP = "  "
 _LEAST = 8
@@ -40,12 +41,25 @@ def _time_of(text: str | None) -> datetime | None:
     age = _AGE.fullmatch(text)
     try:
         if age is None:
-            return datetime.fromisoformat(text)
-        return datetime.now(UTC) - timedelta(**{_UNITS[age["unit"]]: int(age["number"])})
-    except (ValueError, OverflowError):
+            time = datetime.fromisoformat(text)
+        else:
+            time = datetime.now(UTC) - timedelta(**{_UNITS[age["unit"]]: int(age["number"])})
+        time.timestamp()  # which is not to be had of every local time
+    except (ValueError, OverflowError, OSError):
         raise click.BadParameter(
             f"{text!r} is no time such as 2h, 3d or 2024-06-01T12:00"
         ) from None
+    return time
+
+
+def _sought(text: str | None) -> str | None:
+    """Refuse a text that can't be looked for."""
+    if text is not None:
+        try:
+            check_sought(text)
+        except ValueError as error:
+            raise click.BadParameter(str(error)) from None
+    return text
 
 
 @click.command()
@@ -58,10 +72,15 @@ def _time_of(text: str | None) -> datetime | None:
     callback=lambda ctx, param, value: _time_of(value),
     help="Only those that began then or later: a date, or an age such as 2h or 3d.",
 )
-@click.option("--text", metavar="TEXT", help="Only those with this in their id or pipeline.")
+@click.option(
+    "--text",
+    metavar="TEXT",
+    callback=lambda ctx, param, value: _sought(value),
+    help="Only those with this in their id or pipeline.",
+)
 @click.option(
     "--limit",
-    type=click.IntRange(min=0),
+    type=click.IntRange(0, _MOST),
     help=f"Only so many; 0 for all.  [default: {_MANY}]",
 )
 @json_option

@@ -40,6 +40,45 @@ def test_a_wrong_usage_is_told_as_such(shell: Shell, command: list[str]) -> None
     assert result.stdout == ""
 
 
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["--since", "0001-01-01"],
+        ["--since", "9999999w"],
+        ["--text", "x" * 1_001],
+        ["--text", "\udcff"],
+        ["--limit", "9223372036854775807"],
+        ["--limit", "9" * 30],
+        ["--limit", "-1"],
+    ],
+)
+def test_what_no_run_can_be_asked_for_is_a_wrong_usage(shell: Shell, options: list[str]) -> None:
+    shell("run", "etl:pipeline", "--quiet")
+
+    result = shell("runs", *options, exits=2)
+
+    assert f"Invalid value for '{options[0]}'" in result.stderr
+
+
+def test_a_pipeline_of_which_there_can_be_none_has_no_runs(shell: Shell) -> None:
+    shell("run", "etl:pipeline", "--quiet")
+
+    assert shell("runs", "--pipeline", "\udcff").stderr == "no such runs\n"
+
+
+@pytest.mark.parametrize("run", ["\udcff", "a\udcff", '"a', "a\n", ".", ".."])
+@pytest.mark.parametrize("command", [["show"], ["cancel"], ["resume", "--quiet"]])
+def test_an_id_that_no_run_can_have_is_that_of_no_run(
+    shell: Shell, command: list[str], run: str
+) -> None:
+    shell("run", "etl:pipeline", "--quiet", "--run-id", "a")
+    target = ["etl:pipeline"] if command[0] == "resume" else []
+
+    result = shell(*command, run, *target, exits=4)
+
+    assert f"has no run {run!r}" in result.stderr
+
+
 def raised(error: BaseException) -> tuple[int, BaseException | None]:
     with pytest.raises(click.exceptions.Exit) as caught, errors_explained():
         raise error
