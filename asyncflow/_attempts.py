@@ -19,6 +19,7 @@ from abc import abstractmethod
 from collections.abc import Mapping
 from functools import partial
 from operator import is_
+from types import CoroutineType
 from typing import TYPE_CHECKING, Any
 
 from asyncflow._clock import TIMER_SLACK_S
@@ -29,6 +30,7 @@ from asyncflow._engine import (
     call_in_worker,
     enter_attempt,
     enter_run,
+    refuse_coroutine,
 )
 from asyncflow._errors import ResultRefusedError
 from asyncflow._graph import ITEM, Binding, Plan
@@ -223,6 +225,8 @@ class Attempts(Waits):
                 value = await call_action(step, arguments)
             else:
                 value = await self._call_specially(unit, step, running, arguments, ends)
+            if type(value) is CoroutineType:
+                refuse_coroutine(step, value)
         except asyncio.CancelledError:
             raise
         except BaseException as error:
@@ -236,10 +240,10 @@ class Attempts(Waits):
             success = StepSucceeded(step.name, attempt, at_ms, value, running.item)
             if self._keeper is not None:
                 self._emit(success, self._as_kept(unit, success))
-                return None
-            self._state.succeed(unit, success)
-            if self._observers:
-                self._tell(success)
+            else:
+                self._state.succeed(unit, success)
+                if self._observers:
+                    self._tell(success)
             return None
         finally:
             del self  # as in _run_unit
@@ -294,6 +298,8 @@ class Attempts(Waits):
             if heart is not None:
                 heart.stop()
             del self, abandon  # as in _run_unit
+        if type(value) is CoroutineType:
+            return value  # for it to be refused
         until = step.retry.until
         if until is not None and not plain_answer("Retry: until", until(value)):
             raise ResultRefusedError(name, running.attempt, value)

@@ -8,12 +8,12 @@ import math
 from collections.abc import Awaitable, Callable, Mapping
 from contextvars import Context, ContextVar
 from types import CoroutineType
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
 import anyio
 
 from asyncflow._current import attempt_variable, current, run_variable
-from asyncflow._errors import ActionNotAwaitableError
+from asyncflow._errors import ActionNotAwaitableError, OutputNotAwaitedError
 from asyncflow._graph import Plan
 from asyncflow._heart import Heart
 from asyncflow._result import StepResult
@@ -36,6 +36,7 @@ __all__ = [
     "is_within",
     "limiter_for",
     "prepare",
+    "refuse_coroutine",
 ]
 
 _run: ContextVar[RunContext] = run_variable
@@ -190,6 +191,16 @@ def call_action(step: WorkflowStep, arguments: Mapping[str, Any] | None) -> Awai
     if type(outcome) is not CoroutineType and not inspect.isawaitable(outcome):
         raise ActionNotAwaitableError(step.name, type(outcome).__name__)
     return outcome
+
+
+def refuse_coroutine(step: WorkflowStep, output: CoroutineType[Any, Any, Any]) -> NoReturn:
+    """Refuse what an action has returned without having awaited it.
+
+    Raises:
+        OutputNotAwaitedError: Always.
+    """
+    output.close()  # or Python would warn that nobody has awaited it
+    raise OutputNotAwaitedError(step.name, output.__qualname__)
 
 
 def prepare(plan: Plan) -> None:

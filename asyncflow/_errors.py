@@ -16,6 +16,7 @@ __all__ = [
     "IllegalEventError",
     "JournalError",
     "LeaseLostError",
+    "OutputNotAwaitedError",
     "PayloadError",
     "RestoredError",
     "ResultRefusedError",
@@ -153,6 +154,28 @@ class ActionNotAwaitableError(TypeError):
         return (
             f"the action of step {self.step_name!r} returned {self.returned}, which cannot be "
             "awaited; make it 'async def', or say runs_in=\"thread\" if it is a plain function"
+        )
+
+
+class OutputNotAwaitedError(TypeError):
+    """An action returned a coroutine: somebody has forgotten an ``await``, so that did not run.
+
+    It is not retried, since the next attempt would forget it too.
+
+    Attributes:
+        step_name: The step.
+        returned: The name of the coroutine.
+    """
+
+    def __init__(self, step_name: str, returned: str) -> None:
+        super().__init__(step_name, returned)
+        self.step_name = step_name
+        self.returned = returned
+
+    def __str__(self) -> str:
+        return (
+            f"the action of step {self.step_name!r} returned the coroutine {self.returned} without "
+            "having awaited it; put an 'await' before the call"
         )
 
 

@@ -103,6 +103,7 @@ class RunFold:
     ) -> None:
         self._plan = plan
         self._past = past
+        self._begun = frozenset() if past is None else past.steps_begun()
         self._index = plan.index
         self._fail_fast = fail_fast
         self.has_timed_out = False

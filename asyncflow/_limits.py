@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 from asyncflow._errors import (
     ActionNotAwaitableError,
+    OutputNotAwaitedError,
     PayloadError,
     RunCancelledError,
     TimeoutKind,
@@ -25,7 +26,7 @@ _SLACK_MS = 0.01
 the clock, and sums of times are rounded."""
 
 
-_FINAL = (ActionNotAwaitableError, PayloadError, RunCancelledError)
+_FINAL = (ActionNotAwaitableError, OutputNotAwaitedError, PayloadError, RunCancelledError)
 """After these no attempt follows: it would have the same effect once more, or go on with a run
 that somebody has cancelled."""
 

@@ -46,6 +46,11 @@ class Past:
     inputs: Mapping[str, Any] = field(default_factory=dict)
     """All inputs of the run, with what stands for a secret one."""
 
+    def steps_begun(self) -> frozenset[str]:
+        """The steps that go on: they, or items of theirs, had begun."""
+        items = {name for name, item in self.results if item is not None}
+        return frozenset(items.union(name for name, _ in self.carried))
+
     def steps_taken_over(self, plan: Plan) -> frozenset[int]:
         """Return the steps of a plan, and not the items, that have a result already."""
         return frozenset(plan.index[name] for name, item in self.results if item is None)

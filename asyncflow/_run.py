@@ -244,6 +244,8 @@ class Run(Fanout):
             return False
         if condition is None or self._state.units.item_of(unit) is not None:
             return True
+        if self._is_resumed and self._state.had_begun(unit):
+            return True  # it was asked then
         failure = None
         try:
             arguments = self._arguments(unit, self._conditions[unit])

@@ -110,6 +110,10 @@ class RunState(RunFold):
         result = self._past.results.get((name, item))
         return None if result is None else StepReused(name, at_ms, item, result.status)
 
+    def had_begun(self, step: int) -> bool:
+        """Whether a step, or an item of it, goes on with what it had begun before a resumption."""
+        return self.units.steps[step].name in self._begun
+
     def is_spared(self, unit: int) -> bool:
         """Whether a unit goes on although the run is stopping: it belongs to a clean-up step."""
         return self.units.steps[unit].run_if != "success" and not self._interrupted

@@ -30,6 +30,7 @@ PUBLIC = [
     "Observer",
     "ObserverFactory",
     "Orchestrator",
+    "OutputNotAwaitedError",
     "PayloadError",
     "Pipeline",
     "Pool",

@@ -17,6 +17,7 @@ from asyncflow import (
     IllegalEventError,
     JournalError,
     LeaseLostError,
+    OutputNotAwaitedError,
     PayloadError,
     RestoredError,
     ResultRefusedError,
@@ -132,6 +133,13 @@ TABLE: list[tuple[Callable[[], Exception], type[Exception], dict[str, Any], str]
         {"step_name": "load", "returned": "int"},
         "the action of step 'load' returned int, which cannot be awaited; make it 'async def', "
         'or say runs_in="thread" if it is a plain function',
+    ),
+    (
+        lambda: OutputNotAwaitedError("load", "fetch"),
+        TypeError,
+        {"step_name": "load", "returned": "fetch"},
+        "the action of step 'load' returned the coroutine fetch without having awaited it; put an "
+        "'await' before the call",
     ),
     (
         lambda: RestoredError("app.DiskFull", "no space", "Traceback …"),

@@ -6,9 +6,17 @@ import asyncio
 import contextvars
 
 import pytest
+from memory_journal import MemoryJournal
 
-from asyncflow import StepCancelledError, StepStatus, WorkflowStep, current_step, run_pipeline
-from asyncflow.events import RunFinished, RunInterrupted
+from asyncflow import (
+    StepCancelledError,
+    StepCrashedError,
+    StepStatus,
+    WorkflowStep,
+    current_step,
+    run_pipeline,
+)
+from asyncflow.events import AttemptStarted, RunFinished, RunInterrupted
 
 schedules = pytest.mark.parametrize("schedule", ["tiers", "ready"])
 SUCCESS, FAILED, SKIPPED, CANCELLED = (
@@ -36,6 +44,50 @@ def statuses(report):
 
 
 # Conditions.
+
+
+async def test_a_step_that_a_dead_process_had_begun_is_not_asked_again():
+    asked = []
+
+    def when():
+        asked.append(1)
+        return len(asked) == 1
+
+    steps = [
+        WorkflowStep("source", numbers),
+        WorkflowStep("plain", succeed, when=when),
+        WorkflowStep("mapped", double, {"number": "source"}, map_over="source", when=when),
+    ]
+    for name in ("plain", "mapped"):
+        asked.clear()
+        journal = MemoryJournal()
+        chosen = [steps[0], next(step for step in steps if step.name == name)]
+        await run_pipeline(chosen, journal=journal, run_id="r")
+        assert len(asked) == 1
+        begun = next(at for at, event in enumerate(journal.kept["r"]) if is_attempt_of(event, name))
+        left = journal.died_after(begun + 1)
+
+        report = await run_pipeline(chosen, journal=left, run_id="r")
+
+        assert len(asked) == 1
+        assert report[name].status is SUCCESS
+        crashed = report[name] if name == "plain" else report[name].items[0]
+        assert [type(attempt.error) for attempt in crashed.history] == [
+            StepCrashedError,
+            type(None),
+        ]
+
+
+async def numbers():
+    return [1, 2]
+
+
+async def double(number):
+    return number * 2
+
+
+def is_attempt_of(event, step):
+    return isinstance(event, AttemptStarted) and event.step == step
 
 
 @schedules

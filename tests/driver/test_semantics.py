@@ -16,6 +16,7 @@ import pytest
 from asyncflow import (
     ActionNotAwaitableError,
     Orchestrator,
+    OutputNotAwaitedError,
     StepCancelledError,
     StepStatus,
     StepTimeoutError,
@@ -309,6 +310,22 @@ async def test_an_action_that_returns_no_awaitable_fails_after_one_call(schedule
 
     assert isinstance(report["a"].error, ActionNotAwaitableError)
     assert 'runs_in="thread"' in str(report["a"].error)
+    assert (len(calls), report["a"].attempts) == (1, 1)
+
+
+@pytest.mark.parametrize("options", [{}, {"deadline_ms": 100}])
+async def test_an_action_that_forgets_an_await_fails_after_one_call(schedule, options):
+    calls = []
+
+    async def forgets():
+        calls.append(1)
+        return succeed()
+
+    step = WorkflowStep("a", forgets, max_retries=3, **options)
+    report = await run_pipeline([step], schedule=schedule)
+
+    assert isinstance(report["a"].error, OutputNotAwaitedError)
+    assert "coroutine succeed without having awaited it" in str(report["a"].error)
     assert (len(calls), report["a"].attempts) == (1, 1)
 
 
