@@ -21,6 +21,7 @@ __all__ = [
     "LATEST",
     "VARIABLE",
     "AnyJournal",
+    "check_is_no_journal",
     "find_run",
     "how_to_name",
     "is_address",
@@ -35,6 +36,8 @@ VARIABLE = "ASYNCFLOW_JOURNAL"
 DEFAULT = "asyncflow.db"
 LATEST = "latest"
 _LONGEST_SOUGHT = 1_000
+_BESIDE = ("", "-wal", "-shm", "-journal")
+"""How the names of the files of a journal go on after that of the journal."""
 
 
 def is_address(journal: str) -> bool:
@@ -54,6 +57,25 @@ def must_exist(journal: str) -> None:
             "or make one with `asyncflow run`",
             NOT_FOUND,
         )
+
+
+def check_is_no_journal(html: Path | None, journal: str) -> None:
+    """Refuse to write a page where a journal is, or may be soon.
+
+    Raises:
+        click.BadParameter: It is one of the journal's files.
+    """
+    if html is None or is_address(journal):
+        return
+    kept = Path(journal).resolve()  # what a link leads to has the others beside it
+    for suffix in _BESIDE:
+        file = Path(f"{kept}{suffix}")
+        if html.resolve() == file or (html.exists() and file.exists() and html.samefile(file)):
+            raise click.BadParameter(
+                f"{str(html)!r} is part of the journal {journal!r}, which would be lost; name "
+                "another file",
+                param_hint="'--html'",
+            )
 
 
 def made(journal: str) -> AnyJournal:

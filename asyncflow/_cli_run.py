@@ -15,7 +15,7 @@ from asyncflow._asked import check_new_id
 from asyncflow._cli_errors import INVALID, CommandError
 from asyncflow._cli_execution import Execution, execute, tell_end
 from asyncflow._cli_inputs import read_inputs
-from asyncflow._cli_journal import LATEST, find_run, must_exist, opened
+from asyncflow._cli_journal import LATEST, check_is_no_journal, find_run, must_exist, opened
 from asyncflow._cli_load import Loaded, load
 from asyncflow._cli_options import (
     PIPELINES,
@@ -160,6 +160,7 @@ def _run(
     options: Options,
     kept: _Kept | None = None,
 ) -> None:
+    check_is_no_journal(options["html"], options["journal"])
     if options["html"] is not None:
         page_writer()  # it may be missing, which should show now
     with only_results_on_stdout(options["as_json"]):

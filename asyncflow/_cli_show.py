@@ -12,7 +12,7 @@ from pathlib import Path
 
 import click
 
-from asyncflow._cli_journal import find_run, must_exist, opened
+from asyncflow._cli_journal import check_is_no_journal, find_run, must_exist, opened
 from asyncflow._cli_options import (
     html_option,
     journal_option,
@@ -75,6 +75,7 @@ def show(
     """
     if as_json and timeline:
         raise click.UsageError("--timeline is for people; leave it or --json out")
+    check_is_no_journal(html, journal)
     if html is not None:
         page_writer()  # it may be missing, which should show now
     must_exist(journal)

@@ -106,3 +106,44 @@ def test_a_missing_extra_is_told_before_the_run(
         assert result.stderr.count("\n") == 1
         assert "pip install 'asyncflow-tiers[report]'" in result.stderr
     assert not list(shell.directory.glob("*.db"))
+
+
+@pytest.mark.parametrize("suffix", ["", "-wal", "-shm", "-journal"])
+@pytest.mark.parametrize("command", [["run", "etl:failing"], ["show", "r1"], ["resume", "r1"]])
+def test_the_page_never_takes_the_place_of_the_journal(
+    shell: Shell, command: list[str], suffix: str
+) -> None:
+    shell("run", "etl:failing", "--run-id", "r1", "--quiet", exits=1)
+    known = shell("runs").stdout
+    target = ["etl:failing"] if command[0] == "resume" else []
+
+    for path in (f"asyncflow.db{suffix}", f"../{shell.directory.name}/asyncflow.db{suffix}"):
+        result = shell(*command, *target, "--html", path, exits=2)
+        assert "Invalid value for '--html'" in result.stderr
+        assert "is part of the journal" in result.stderr
+
+    assert shell("runs").stdout == known
+
+
+def test_a_link_to_the_journal_is_the_journal(shell: Shell) -> None:
+    shell("run", "etl:failing", "--run-id", "r1", "--quiet", exits=1)
+    for name, target in (("soft.html", "asyncflow.db"), ("soft.db", "asyncflow.db")):
+        (shell.directory / name).symlink_to(target)
+    os.link("asyncflow.db", "hard.html")
+
+    for path in ("soft.html", "hard.html"):
+        shell("show", "r1", "--html", path, exits=2)
+    shell("show", "r1", "--journal", "soft.db", "--html", "asyncflow.db-wal", exits=2)
+    shell("show", "r1", "--journal", "soft.db", "--html", "soft.db", exits=2)
+
+
+def test_a_journal_that_is_yet_to_be_made_or_not_used_is_not_overwritten_either(
+    shell: Shell,
+) -> None:
+    shell("run", "etl:pipeline", "--journal", "new.db", "--html", "new.db", exits=2)
+    assert not (shell.directory / "new.db").exists()
+    shell("run", "etl:pipeline", "--journal", "new.db", "--quiet")
+
+    shell("run", "etl:pipeline", "--no-journal", "--journal", "new.db", "--html", "new.db", exits=2)
+
+    assert len(shell.json("runs", "--json", "--journal", "new.db")) == 1
