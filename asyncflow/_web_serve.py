@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import socket
 from collections.abc import Callable, Generator
 from contextlib import contextmanager, suppress
@@ -16,6 +17,9 @@ _STREAMS_END_S = 1
 """After how many seconds a response that still goes on is cut off."""
 _ALL_ENDS_S = 3
 """The same for whatever is still left; the server tells of that as an error."""
+
+_ANOTHER_HOST = "name another host, such as 127.0.0.1"
+_ANOTHER_PORT = "name another port, or 0 for any that is free"
 
 
 class _Server(uvicorn.Server):
@@ -89,12 +93,12 @@ def _listen(host: str, port: int) -> socket.socket:
             host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
         )[0]
         return socket.create_server(address[:2], family=family, backlog=128)
-    except OSError as error:
-        raise OSError(
-            error.errno,
-            f"can't listen at {host}, port {port}: {error.strerror or error}; name another port, "
-            "or 0 for any that is free",
-        ) from error
+    except (OSError, ValueError) as error:  # a name may be none that can be encoded
+        number = getattr(error, "errno", None) or errno.EINVAL
+        why = getattr(error, "strerror", None) or error
+        is_host = number == errno.EADDRNOTAVAIL or isinstance(error, ValueError | socket.gaierror)
+        hint = _ANOTHER_HOST if is_host else _ANOTHER_PORT
+        raise OSError(number, f"can't listen at {host}, port {port}: {why}; {hint}") from error
 
 
 def _url_of(listening: socket.socket) -> str:

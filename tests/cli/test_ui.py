@@ -113,6 +113,15 @@ def test_a_port_that_is_taken_is_told_in_a_line(shell: Shell) -> None:
     assert str(port) in result.stderr
 
 
+def test_a_host_that_there_can_not_be_is_no_matter_of_the_token(shell: Shell) -> None:
+    shell("run", "etl:pipeline", "--quiet")
+
+    result = shell("ui", "--host", "x" * 70, "--token", "t" * 16, exits=1)
+
+    assert "can't listen at xxx" in result.stderr
+    assert "--token" not in result.stderr
+
+
 def test_a_pipeline_that_can_not_be_found_is_told_before_anything_is_served(
     shell: Shell, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -207,6 +207,9 @@ async def test_a_port_that_is_taken_is_told_of(journal: Any) -> None:
     assert "name another port" in str(caught.value)
 
 
-async def test_a_name_that_leads_nowhere_is_told_of(journal: Any) -> None:
-    with pytest.raises(OSError, match=r"can't listen at nowhere\.invalid"):
-        await serve(journal, host="nowhere.invalid", token=TOKEN)
+@pytest.mark.parametrize("host", ["x" * 70, "a..b", "a\0b", "nowhere.invalid", "192.0.2.1"])
+async def test_a_host_that_there_can_not_be_is_told_as_such(journal: Any, host: str) -> None:
+    with pytest.raises(OSError, match=r"name another host, such as 127\.0\.0\.1") as caught:
+        await serve(journal, host=host, token=TOKEN)
+
+    assert f"can't listen at {host}, port 8765: " in str(caught.value)
