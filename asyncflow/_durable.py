@@ -127,15 +127,18 @@ def _go_on(
         decode=partial(_decode, journal, request),
     )
     event = replace(event, pipeline=request.pipeline or story.started.pipeline)
-    all_shown = _shown(inputs, request.secret_inputs)
-    shown = {name: all_shown[name] for name in new}
+    all_shown = _shown(inputs, story.secret_inputs.union(request.secret_inputs))
+    # Those that have become secret are told of once more, so that nobody shows them any longer.
+    now_secret = {*request.secret_inputs} - story.secret_inputs
+    to_keep = {**dict.fromkeys(sorted(now_secret & story.inputs.keys()), REDACTED), **new}
+    shown = {name: all_shown[name] for name in to_keep}
     past = replace(past, pipeline=event.pipeline, inputs=all_shown)
     return Opening(
         inputs,
         bindings,
         conditions,
         replace(event, inputs=shown),
-        replace(event, inputs=new),
+        replace(event, inputs=to_keep),
         past,
     )
 

@@ -7,12 +7,13 @@ stands what those results and attempts were.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from asyncflow._errors import StepCrashedError
 from asyncflow._graph import with_dependents
 from asyncflow._past import Key
-from asyncflow._result import StepStatus
+from asyncflow._result import REDACTED_OUTPUT, StepStatus
 from asyncflow._step_view import StepView
 from asyncflow.events import AttemptStarted, RunResumed
 
@@ -31,11 +32,15 @@ class Recollection:
         """Take in where the run stood still."""
         for name, step in steps.items():
             self._dependencies[name] = step.depends_on
+            if step.reused and (name, None) in self._kept:
+                continue  # it is what it was, and perhaps is shown with less now
             self._take_in((name, None), step)
             for number, item in (step.items or {}).items():
                 self._take_in((name, number), item)
 
     def _take_in(self, key: Key, unit: StepView) -> None:
+        if unit.reused and key in self._kept:
+            return
         attempt = unit.latest
         if attempt is not None and attempt.ended_ms is None:
             crashes = sum(each.end == "crashed" for each in unit.attempts) + 1
@@ -89,6 +94,16 @@ class Recollection:
         unit.ended_ms, unit.output, unit.error = before.ended_ms, before.output, before.error
         unit.reason, unit.on_purpose = before.reason, before.on_purpose
         unit.items, unit.item_count, unit.tally = before.items, before.item_count, before.tally
+        if unit.secret:
+            unit.output = _without_secret(before)
+            unit.items = before.items and {
+                number: replace(item, output=_without_secret(item), secret=True)
+                for number, item in before.items.items()
+            }
+
+
+def _without_secret(unit: StepView) -> Any:
+    return REDACTED_OUTPUT if unit.status is StepStatus.SUCCESS else unit.output
 
 
 def attempts_before(event: Any) -> int:

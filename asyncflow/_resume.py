@@ -24,7 +24,7 @@ from asyncflow._past import Key, Past
 from asyncflow._payload import Payload
 from asyncflow._result import StepResult, StepStatus
 from asyncflow._shape import MaxRetries, Shape, secret_steps
-from asyncflow._story import Story, reasons, with_outputs
+from asyncflow._story import Story, as_secret, reasons, with_outputs
 from asyncflow.events import RunResumed
 
 __all__ = ["resume"]
@@ -81,7 +81,7 @@ def resume(
     )
     story.apply(event)
     results = {
-        key: _decoded(result, key[0], decode)
+        key: _decoded(result, key[0], decode, event.secret)
         for key, result in _of_plan(story.known(), plan).items()
         if _is_taken_over(key, held, plan, event.recalled)
     }
@@ -101,16 +101,22 @@ def _of_plan(known: Mapping[Key, T], plan: Plan) -> dict[Key, T]:
     return {key: each for key, each in known.items() if key[0] in plan.index}
 
 
-def _decoded(result: StepResult, step: str, decode: Callable[[str, Payload], Any]) -> StepResult:
+def _decoded(
+    result: StepResult,
+    step: str,
+    decode: Callable[[str, Payload], Any],
+    secret: Collection[str],
+) -> StepResult:
     """Return a result with its outputs. What was done is not done again because of that alone."""
     try:
-        return with_outputs(result, decode, step)
+        decoded = with_outputs(result, decode, step)
     except PayloadError as error:
         raise PayloadError(
             error.subject,
             f"{error.problem}; nothing has run: let its type and the journal be such that it can "
             f"be read, or give step {step!r} another version, so that it runs again",
         ) from error
+    return as_secret(decoded) if step in secret else decoded
 
 
 def _what_holds(

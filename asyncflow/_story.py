@@ -7,6 +7,8 @@ Rules:
 2. A success is kept, whatever becomes of the run, until a resumption says that it is outdated.
    Then all that has come of it is outdated too.
 3. What was running when the run stood still was cut short.
+4. What is secret now is not told, also if it was kept when it was not. To the run that goes on it
+   is what it was.
 """
 
 from __future__ import annotations
@@ -44,7 +46,7 @@ from asyncflow.events import (
     ThreadAbandoned,
 )
 
-__all__ = ["RECALLED", "Story", "reasons", "with_outputs"]
+__all__ = ["RECALLED", "Story", "as_secret", "reasons", "with_outputs"]
 
 RECALLED = "its output is secret, so it was not kept, and it is needed"
 """Why a step runs again although its result holds."""
@@ -66,6 +68,7 @@ class Story:
         dependencies: For each step that it ever had, what that depends on, as said last.
         fingerprints: The same for their fingerprints.
         inputs: The inputs that it was given.
+        secret_inputs: Those of them that are not to be told.
     """
 
     def __init__(self, events: Iterable[Event]) -> None:
@@ -77,6 +80,8 @@ class Story:
         self.dependencies: dict[str, tuple[str, ...]] = {}
         self.fingerprints: dict[str, tuple[str, str]] = {}
         self.inputs: dict[str, Any] = {}
+        self.secret_inputs: set[str] = set()
+        self._secret: frozenset[str] = frozenset()
         self._stop_reason: str | None = None
         self._kept: dict[Key, StepResult] = {}
         self._carried: dict[Key, Carried] = {}
@@ -109,7 +114,13 @@ class Story:
         self.pipeline = event.pipeline or self.pipeline
         self.dependencies.update(event.dependencies)
         self.fingerprints.update(event.fingerprints)
-        self.inputs.update(event.inputs)
+        self._secret = frozenset(event.secret)
+        for name, payload in event.inputs.items():
+            if payload == REDACTED:
+                self.secret_inputs.add(name)
+                self.inputs.setdefault(name, payload)
+            else:
+                self.inputs[name] = payload
         # That is all which the fold asks of a step. The dependencies of a clean-up step that
         # names none are among those of the event.
         steps = [WorkflowStep(n, _not_here, needed) for n, needed in event.dependencies.items()]
@@ -254,10 +265,13 @@ class Story:
         """
         decode_input = decode_input or decode
         inputs = {
-            name: REDACTED_OUTPUT if payload == REDACTED else decode_input(name, payload)
+            name: REDACTED_OUTPUT if name in self.secret_inputs else decode_input(name, payload)
             for name, payload in self.inputs.items()
         }
-        results = [self._so_far(step) for step in self._plan.order]
+        results = [
+            as_secret(result) if result.step_name in self._secret else result
+            for result in map(self._so_far, self._plan.order)
+        ]
         return RunReport(
             self.started.run_id,
             [with_outputs(result, decode) for result in results],
@@ -323,11 +337,17 @@ def with_outputs(result: StepResult, decode: _Decode, step: str | None = None) -
     if items is not None:
         items = tuple([with_outputs(item, decode, name) for item in items])
         output = output and [item.output for item in items]
-    elif output == REDACTED:
+    elif output == REDACTED or result.secret:
         output = REDACTED_OUTPUT
     elif isinstance(output, Payload):
         output = decode(name, output)
     return replace(result, items=items, output=output)
+
+
+def as_secret(result: StepResult) -> StepResult:
+    """Return the result of a step that is secret, as such, also if it was not when it was kept."""
+    items = result.items and tuple(map(as_secret, result.items))
+    return replace(result, items=items, secret=result.status is StepStatus.SUCCESS)
 
 
 def _has_succeeded(known: Mapping[Key, StepResult], name: str, item: int | None = None) -> bool:

@@ -172,6 +172,30 @@ class TestReports:
         assert not report["b"].secret
         assert report.total_duration_ms == 6.0
 
+    def test_what_is_secret_now_is_not_told_of_items_that_are_still_coming_either(self):
+        story = Story(
+            [
+                started({"a": ()}),
+                MapStarted("a", 0.0),
+                AttemptStarted("a", 1, 0.0, item=0),
+                AttemptStarted("a", 1, 0.0, item=1),
+                success("a", 1.0, 10, item=0),
+                resumed(2.0, {"a": ()}, secret=("a",), inputs={"x": REDACTED}),
+                MapStarted("a", 2.0),
+                StepReused("a", 2.0, 0),
+                AttemptStarted("a", 2, 3.0, item=1),
+            ]
+        )
+
+        report = story.report(decode)
+
+        done, running = report["a"].items
+        assert (done.output, done.secret) == (RestoredOutput("redacted"), True)
+        assert (running.status, running.secret) == (RUNNING, False)
+        assert report.inputs == {"x": RestoredOutput("redacted")}
+        assert story.known()["a", 0].output == kept(10)  # to who goes on with it
+        assert story.inputs == {"x": kept(1)}
+
     def test_a_decoder_is_told_which_step_it_is_about(self):
         told, of_inputs = [], []
         story = Story(

@@ -256,6 +256,30 @@ class TestResumed:
         assert [each.number for each in items[0].attempts] == [2]
         assert (items[1].status, items[1].reused) == (SUCCESS, True)
 
+    def test_what_is_secret_now_is_not_shown_although_it_was_kept_before(self):
+        events = [
+            begun("a", "b"),
+            AttemptStarted("a", 1, 1.0),
+            StepSucceeded("a", 1, 2.0, SECRET),
+            MapStarted("b", 2.0),
+            AttemptStarted("b", 1, 3.0, item=0),
+            StepSucceeded("b", 1, 4.0, SECRET, 0),
+            AttemptStarted("b", 1, 4.0, item=1),
+            StepFailed("b", 1, 5.0, BOOM, 1),
+            StepFailed("b", 0, 5.0, BOOM),
+        ]
+        edges, reused = {"a": (), "b": ()}, StepReused("b", 6.0, status=FAILED)
+        resumed = RunResumed("r", 6.0, 200.0, edges, {}, secret=("a", "b"))
+        openly = RunResumed("r", 7.0, 300.0, edges, {})
+
+        view = viewed(*events, resumed, StepReused("a", 6.0), reused)
+        later = viewed(*events, resumed, StepReused("a", 6.0), reused, openly, reused)
+
+        assert SECRET not in repr(view.steps)
+        assert view.steps["b"].items[0].secret
+        assert view.steps["b"].items[1].output is None
+        assert later.steps["b"].items[0].output == SECRET
+
     def test_what_the_pipeline_leaves_out_now_is_not_shown(self):
         view = viewed(
             begun("a", "b"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections import Counter
 from dataclasses import replace
 from typing import Any
@@ -28,7 +29,9 @@ from asyncflow import (
     run_pipeline,
 )
 from asyncflow._payload import REDACTED, Payload
+from asyncflow._retold import retold
 from asyncflow._story import Story
+from asyncflow._view import RunView
 from asyncflow.events import (
     AttemptStarted,
     RunFinished,
@@ -45,6 +48,10 @@ SUCCESS, FAILED, SKIPPED, CANCELLED = (
     StepStatus.SKIPPED,
     StepStatus.CANCELLED,
 )
+
+
+def decode(step, payload):
+    return json.loads(payload.data)
 
 
 class Work:
@@ -850,6 +857,47 @@ class TestInputs:
         assert "hunter" not in str(told.value)
         assert seen == [("hunter2", 1)] * 2
 
+    async def test_an_input_that_has_become_secret_is_shown_nowhere_any_more(self, journal):
+        steps, seen = self.steps()
+        told = []
+        options = {"journal": journal, "run_id": "r"}
+        await run_pipeline(steps, inputs={"x": "hunter2", "y": 1}, **options)
+        begun = Story(journal.kept["r"])
+
+        report = await run_pipeline(steps, secret_inputs=["x"], observers=[told.append], **options)
+
+        inputs = {"x": RestoredOutput("redacted"), "y": 1}
+        assert seen == [("hunter2", 1)] * 2
+        assert begun.report(decode).inputs == {"x": "hunter2", "y": 1}
+        assert told[0].inputs == {"x": RestoredOutput("redacted")}
+        for one in (report, Story(journal.kept["r"]).report(decode)):
+            assert one.inputs == inputs
+        for events in (retold(report), journal.kept["r"]):
+            assert RunView(events).inputs["x"] in (REDACTED, RestoredOutput("redacted"))
+
+    async def test_an_input_that_was_secret_once_stays_so(self, journal):
+        async def use(x, y):
+            if len(seen) < 3:
+                seen.append((x, y))
+                raise ValueError
+            return y
+
+        seen = []
+        steps = [WorkflowStep("use", use)]
+        options = {"journal": journal, "run_id": "r"}
+        await run_pipeline(steps, inputs={"x": 1, "y": 2}, **options)
+        await run_pipeline(steps, secret_inputs=["x"], **options)
+
+        third = await run_pipeline(steps, **options)  # it was kept, and is there still
+        with pytest.raises(ValueError, match="was started with another input 'x'"):
+            await run_pipeline(steps, inputs={"x": 3}, **options)
+        fourth = await run_pipeline(steps, inputs={"x": 1}, **options)
+
+        assert seen == [(1, 2)] * 3
+        for report in (third, fourth):
+            assert report.inputs == {"x": RestoredOutput("redacted"), "y": 2}
+        assert Story(journal.kept["r"]).report(decode).inputs == fourth.inputs
+
     @pytest.mark.parametrize("secret", ["x", 5])
     async def test_secret_inputs_are_a_list(self, secret):
         with pytest.raises(TypeError, match="secret_inputs must be a list"):
@@ -1000,6 +1048,47 @@ class TestSecretOutputs:
         assert report.all_passed
         assert work.calls == {3: 1}
         assert report["tell"].output == [RestoredOutput("redacted")] * 2 + [None]
+
+    async def test_what_has_become_secret_is_shown_no_more_and_is_not_computed_again(
+        self, work, journal
+    ):
+        def steps(*, secret):
+            login, use, fetch = self.steps(work, broken)
+            numbers = WorkflowStep("numbers", pair)
+            tell = WorkflowStep("tell", one, ["numbers"], map_over="numbers", secret=secret)
+            return [replace(login, secret=secret), use, fetch, numbers, tell]
+
+        async def pair():
+            return [1, 2]
+
+        async def one(numbers):
+            work.calls["tell"] += 1
+            return f"s3cret {numbers}"
+
+        broken = [1, 2]
+        options = {"journal": journal, "run_id": "r", "fail_fast": False}
+        first = await run_pipeline(steps(secret=False), **options)
+        assert not first["login"].secret
+
+        second = await run_pipeline(steps(secret=True), **options)
+        told = Story(journal.kept["r"]).report(decode), RunView(journal.kept["r"])
+        third = await run_pipeline(steps(secret=False), **options)
+
+        assert work.calls == {"login": 1, "use": 1, "fetch": 3, "tell": 2}
+        assert second["login"].output == "s3cret"  # to those who have the report itself
+        assert "s3cret" not in repr([*second.values()]) + second.to_json() + second.to_html()
+        assert "s3cret" not in repr([*told[0].values()]) + repr(told[1].steps)
+        for report in (second, told[0]):
+            assert {name for name, each in report.items() if each.secret} == {"login", "tell"}
+            assert all(item.secret for item in report["tell"].items)
+        # And what it is said to be now counts: its value is there still.
+        for report in (third, Story(journal.kept["r"]).report(decode)):
+            assert not report["login"].secret
+            assert report["login"].output == "s3cret"
+            assert report["tell"].output == ["s3cret 1", "s3cret 2"]
+        shown = RunView(journal.kept["r"]).steps
+        assert decode("login", shown["login"].output) == "s3cret"
+        assert decode("tell", shown["tell"].items[1].output) == "s3cret 2"
 
     async def test_what_has_no_output_has_no_secret(self, journal):
         async def fail():

@@ -29,6 +29,8 @@ from asyncflow import (
 )
 from asyncflow._graph import bind, bind_conditions, plan
 from asyncflow._nesting import HandsOn
+from asyncflow._payload import REDACTED, Payload
+from asyncflow._result import REDACTED_OUTPUT
 from asyncflow._resume import resume
 from asyncflow._retold import retold
 from asyncflow._shape import Shape
@@ -255,6 +257,7 @@ def assert_unit_shows(unit, result, now_ms):
     assert unit.on_purpose == result.on_purpose
     assert (unit.reason, text_of(unit.error)) == (result.reason, text_of(result.error))
     assert (unit.started_ms, unit.attempt_count) == (result.started_ms, result.attempts)
+    assert_output_shows(unit, result)
     if "[" not in unit.name:
         assert (unit.reused, unit.rerun_reason) == (result.reused, result.rerun_reason)
     assert (unit.duration_ms(now_ms) or 0.0) == pytest.approx(result.duration_ms, abs=1e-6)
@@ -265,6 +268,19 @@ def assert_unit_shows(unit, result, now_ms):
         assert attempt.ended_ms - attempt.started_ms == pytest.approx(kept.duration_ms, abs=1e-6)
         assert text_of(attempt.error) == text_of(kept.error)
         assert attempt.end == "cancelled" or (attempt.error is None) == (attempt.end == "succeeded")
+
+
+def assert_output_shows(unit, result):
+    """A view shows no secret output, and any other one."""
+    if result.status is SUCCESS:
+        assert result.secret or not unit.secret
+        output = unit.output
+        if result.secret:
+            outputs = output if isinstance(output, list) else [output]
+            assert all(each in (REDACTED, REDACTED_OUTPUT, None) for each in outputs)
+        elif result.items is None:
+            is_kept = isinstance(output, Payload) and output != REDACTED
+            assert (decode(unit.name, output) if is_kept else output) == result.output
 
 
 def text_of(value):
