@@ -134,8 +134,9 @@ def _place(result: StepResult) -> tuple[bool, float]:
 def _traceback(result: StepResult, all_frames: bool) -> str:
     assert result.error is not None
     name, verb = in_one_line(result.step_name), result.status.lower()
-    head = f"Step {name} {verb}, attempt {result.attempts}:"
-    return f"{head}\n{format_error(result.error, all_frames=all_frames)}"
+    # Those of a mapped step are of all its items.
+    attempt = "" if result.items is not None else f", attempt {result.attempts}"
+    return f"Step {name} {verb}{attempt}:\n{format_error(result.error, all_frames=all_frames)}"
 
 
 @contextmanager

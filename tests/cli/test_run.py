@@ -39,6 +39,32 @@ def test_a_run_that_fails_says_why_it_stopped_and_shows_the_traceback_of_the_ste
     assert "/asyncflow/_" not in result.stderr
 
 
+def test_the_attempts_of_a_mapped_step_are_those_of_its_items_and_not_told_as_one(
+    shell: Shell,
+) -> None:
+    shell.write(
+        "mapped.py",
+        """
+        from asyncflow import WorkflowStep
+        async def numbers():
+            return [1, 2, 3]
+        async def halve(number):
+            assert number != 2, "odd"
+        steps = [
+            WorkflowStep("numbers", numbers),
+            WorkflowStep(
+                "halve", halve, {"number": "numbers"}, map_over="numbers", max_retries=2
+            ),
+        ]
+        """,
+    )
+
+    result = shell("run", "mapped:steps", "--quiet", "--run-id", "r1", exits=1)
+
+    assert result.stderr.startswith("Step halve failed:\n  | ExceptionGroup: 1 of 3 items")
+    assert "\nStep halve failed:\n" in shell("show", "r1").stdout
+
+
 def test_with_keep_going_only_what_depends_on_the_failure_is_skipped(shell: Shell) -> None:
     report = shell.json("run", "etl:failing", "--keep-going", "--quiet", "--json", exits=1)
 
