@@ -14,9 +14,9 @@ def main() -> None:
     """Run a command of the command line, and end the process with its exit code."""
     missing = [name for name in _NEEDED if importlib.util.find_spec(name) is None]
     if missing:
+        needed = " and ".join(filter(None, [", ".join(missing[:-1]), missing[-1]]))
         sys.stderr.write(
-            f"Error: the command line needs {' and '.join(missing)}: "
-            "pip install 'asyncflow-tiers[cli]'\n"
+            f"Error: the command line needs {needed}: pip install 'asyncflow-tiers[cli]'\n"
         )
         sys.exit(2)
     for stream in (sys.stdout, sys.stderr):

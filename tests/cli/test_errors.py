@@ -139,7 +139,7 @@ def test_without_the_extra_there_is_one_line_that_names_it(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     find = util.find_spec
-    lost = {"click", "rich"}
+    lost = {"click", "rich", "msgspec"}
     monkeypatch.setattr(
         util, "find_spec", lambda name, *more: None if name in lost else find(name, *more)
     )
@@ -149,7 +149,8 @@ def test_without_the_extra_there_is_one_line_that_names_it(
 
     assert caught.value.code == 2
     assert capsys.readouterr().err == (
-        "Error: the command line needs click and rich: pip install 'asyncflow-tiers[cli]'\n"
+        "Error: the command line needs click, rich and msgspec: "
+        "pip install 'asyncflow-tiers[cli]'\n"
     )
 
 
