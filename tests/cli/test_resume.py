@@ -134,6 +134,16 @@ def test_a_run_that_shares_no_step_with_the_pipeline_is_told_so(shop: Shell) -> 
     assert "--target STEP" in refused.stderr
 
 
+def test_another_pipeline_is_refused_in_words_for_who_resumes(shop: Shell) -> None:
+    shop("run", "shop:pipeline", "--run-id", "t1", "--quiet", exits=1)
+
+    for target in ("etl:pipeline", "etl:failing"):
+        refused = shop("resume", "t1", target, exits=3)
+        assert "run 't1' is one of pipeline 'shop', and not of 'etl" in refused.stderr
+        assert "say where 'shop' is" in refused.stderr
+        assert "another run id" not in refused.stderr
+
+
 def test_an_unknown_target_is_a_wrong_usage(shop: Shell) -> None:
     shop("run", "shop:pipeline", "--run-id", "t1", "--quiet", exits=1)
 
