@@ -87,7 +87,7 @@ def _run_started(event: RunStarted, _: _Attempt) -> str:
 
 def _run_resumed(event: RunResumed, _: _Attempt) -> str:
     again = len(event.outdated) + len(event.unfinished) + len(event.recalled)
-    rest = f", {again} of which had begun and run again" if again else ""
+    rest = f", {again} of which {'runs' if again == 1 else 'run'} again" if again else ""
     return f"run {_name(event)} resumed: {_count(len(event.dependencies), 'step')}{rest}"
 
 

@@ -349,8 +349,9 @@ def _binding(
             sources.append((parameter, parameter))
         elif parameter in accepts.required:
             raise ValueError(
-                f"nothing provides parameter {parameter!r} of step {step.name!r}: it is neither "
-                f"a dependency of the step nor a run input{nearest(parameter, [*offered, *inputs])}"
+                f"nothing provides parameter {parameter!r} of "
+                f"{'the condition of ' if accepts is step.condition else ''}step {step.name!r}: "
+                f"{_why_nothing_provides(step, parameter, [*offered, *inputs])}"
             )
     if accepts.takes_any:
         for parameter, source in offered.items():
@@ -358,6 +359,13 @@ def _binding(
                 _check_single_source(step, parameter, inputs)
                 sources.append((parameter, source))
     return tuple(sources)
+
+
+def _why_nothing_provides(step: WorkflowStep, parameter: str, known: list[str]) -> str:
+    for received, name in step.parameters:
+        if name == parameter:
+            return f"the output of step {name!r} is received as {received!r} there"
+    return f"it is neither a dependency of the step nor a run input{nearest(parameter, known)}"
 
 
 def _offered(step: WorkflowStep, plan: Plan, map_over: str | None) -> dict[str, int]:

@@ -301,17 +301,25 @@ class Pipeline:
     async def run(self, /, **inputs: Any) -> RunReport:
         """Run the pipeline with these inputs and return its report, also when steps failed.
 
-        For a run id there is ``pipeline.orchestrator.run(inputs={...}, run_id=...)``.
-
         Raises:
             TypeError: No step takes an input of that name.
             ValueError, TypeError, CyclicDependencyError: As `orchestrator` raises them. Nothing
                 has run.
             BaseException: As `Orchestrator.run` raises it.
         """
+        return await self._run(None, inputs)
+
+    async def run_as(self, run_id: str, /, **inputs: Any) -> RunReport:
+        """Run the pipeline under an id; with a journal, go on with the run that has it, if any.
+
+        It raises what `run` raises. For more there is ``pipeline.orchestrator.run(...)``.
+        """
+        return await self._run(run_id, inputs)
+
+    async def _run(self, run_id: str | None, inputs: Mapping[str, Any]) -> RunReport:
         orchestrator = self.orchestrator
         self._check_inputs(inputs)
-        return await orchestrator.run(inputs=inputs)
+        return await orchestrator.run(inputs=inputs, run_id=run_id)
 
     def _check_inputs(self, inputs: Mapping[str, Any]) -> None:
         taken = parameters_of(self._current())
@@ -320,7 +328,7 @@ class Pipeline:
                 raise TypeError(
                     f"no step of pipeline {self._name!r} takes an input {name!r}"
                     f"{nearest(name, taken)}; options are given to Pipeline(), and a run id to "
-                    "pipeline.orchestrator.run()"
+                    "run_as()"
                 )
 
     def _current(self) -> tuple[WorkflowStep, ...]:

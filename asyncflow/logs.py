@@ -88,17 +88,42 @@ class LoggingObserver:
     that it has, such as ``queued_ms``, ``retry_in_ms``, ``reason`` and ``outcome``.
 
     Args:
-        logger: The logger; by default the one named ``"asyncflow.run"``.
-        level: The level of what is as it should be.
+        logger: The logger, or its name.
+        level: The level of what is as it should be, or its name, such as ``"DEBUG"``.
+
+    Raises:
+        TypeError: The logger is none, or the level neither a number nor a name.
+        ValueError: There is no level of that name.
     """
 
-    def __init__(self, logger: logging.Logger | None = None, level: int = logging.INFO) -> None:
-        self._logger = logging.getLogger("asyncflow.run") if logger is None else logger
-        self._level = level
+    def __init__(
+        self, logger: logging.Logger | str = "asyncflow.run", level: int | str = logging.INFO
+    ) -> None:
+        self._logger = _checked_logger(logger)
+        self._level = _checked_level(level)
 
     def for_run(self) -> _RunLog:
         """Return what logs the events of one run."""
         return _RunLog(self._logger, self._level)
+
+
+def _checked_logger(logger: logging.Logger | str) -> logging.Logger:
+    if isinstance(logger, str):
+        return logging.getLogger(logger)
+    if not callable(getattr(logger, "log", None)):  # an adapter is as good
+        raise TypeError(f"logger must be a Logger or its name, not {type(logger).__name__}")
+    return logger
+
+
+def _checked_level(level: int | str) -> int:
+    if isinstance(level, str):
+        known = logging.getLevelNamesMapping()
+        if level.upper() not in known:
+            raise ValueError(f"level must be one of {', '.join(known)}, not {level!r}")
+        return known[level.upper()]
+    if not isinstance(level, int) or isinstance(level, bool):
+        raise TypeError(f"level must be a number or a name, not {type(level).__name__}")
+    return level
 
 
 class _RunLog:

@@ -44,6 +44,9 @@ class OpenTelemetryObserver:
     Args:
         tracer_provider: Makes the spans; by default what is set for the whole process.
         meter_provider: Takes the measurements; by default what is set for the whole process.
+
+    Raises:
+        TypeError: What is given is no such provider.
     """
 
     def __init__(
@@ -51,12 +54,20 @@ class OpenTelemetryObserver:
         tracer_provider: TracerProvider | None = None,
         meter_provider: MeterProvider | None = None,
     ) -> None:
+        _check("tracer_provider", tracer_provider, "get_tracer")
+        _check("meter_provider", meter_provider, "get_meter")
         self._tracer = get_tracer(_NAME, tracer_provider=tracer_provider)
         self._instruments = Instruments(get_meter(_NAME, meter_provider=meter_provider))
 
     def for_run(self) -> _RunTelemetry:
         """Return what observes one run."""
         return _RunTelemetry(self._tracer, self._instruments)
+
+
+def _check(name: str, provider: object, method: str) -> None:
+    if provider is not None and not callable(getattr(provider, method, None)):
+        kind = name.replace("_", " ").title().replace(" ", "")
+        raise TypeError(f"{name} must be a {kind}, not {type(provider).__name__}")
 
 
 class _RunTelemetry:

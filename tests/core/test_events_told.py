@@ -43,7 +43,7 @@ LINES: list[tuple[Event, int | None, str]] = [
     (
         RunResumed("r1", 5.0, 0.0, TWO, {}, {"a": "its version is another"}, {"b": "x"}),
         None,
-        "run r1 resumed: 2 steps, 2 of which had begun and run again",
+        "run r1 resumed: 2 steps, 2 of which run again",
     ),
     (
         RunInterrupted(5.0, "the caller was cancelled"),

@@ -503,6 +503,9 @@ def binding_of(
     }
 
 
+UNKNOWN = "it is neither a dependency of the step nor a run input"
+
+
 class TestBinding:
     @pytest.mark.parametrize(
         ("action", "depends_on", "inputs", "expected"),
@@ -559,24 +562,49 @@ class TestBinding:
         assert list(binding_of(takes_a_and_all, ["c", "a", "b"])) == ["a", "c", "b"]
 
     @pytest.mark.parametrize(
-        ("action", "depends_on", "inputs", "parameter"),
+        ("action", "depends_on", "inputs", "parameter", "why"),
         [
-            (takes_a, [], [], "a"),
-            (takes_a, ["b"], ["c"], "a"),
-            (takes_a_and_b, {"a": "b"}, [], "b"),
-            (takes_a_and_all, ["b"], [], "a"),
-            (takes_a_and_all, {"x": "a"}, [], "a"),
+            (takes_a, [], [], "a", UNKNOWN),
+            (takes_a, ["b"], ["c"], "a", UNKNOWN),
+            (takes_a_and_all, ["b"], [], "a", UNKNOWN),
+            (takes_a_and_b, {"a": "b"}, [], "b", "the output of step 'b' is received as 'a' there"),
+            (
+                takes_a_and_all,
+                {"x": "a"},
+                [],
+                "a",
+                "the output of step 'a' is received as 'x' there",
+            ),
         ],
     )
     def test_a_required_parameter_that_nothing_provides_is_refused(
-        self, action: Callable[..., Any], depends_on: Any, inputs: list[str], parameter: str
+        self,
+        action: Callable[..., Any],
+        depends_on: Any,
+        inputs: list[str],
+        parameter: str,
+        why: str,
     ) -> None:
         with pytest.raises(ValueError, match="nothing provides") as refused:
             binding_of(action, depends_on, inputs)
 
         assert str(refused.value) == (
-            f"nothing provides parameter {parameter!r} of step 'load': it is neither "
-            "a dependency of the step nor a run input"
+            f"nothing provides parameter {parameter!r} of step 'load': {why}"
+        )
+
+    def test_the_parameter_of_a_condition_is_told_from_one_of_the_action(self) -> None:
+        async def load(q: int) -> None: ...
+
+        steps = [
+            WorkflowStep("use", load),
+            WorkflowStep("load", load, {"q": "use"}, when=lambda use: use > 0),
+        ]
+        with pytest.raises(ValueError, match="nothing provides") as refused:
+            bind_conditions(plan(steps))
+
+        assert str(refused.value) == (
+            "nothing provides parameter 'use' of the condition of step 'load': the output of step "
+            "'use' is received as 'q' there"
         )
 
     def test_the_nearest_dependency_or_input_is_offered(self) -> None:
@@ -700,7 +728,7 @@ class TestConditions:
 
         planned = plan([WorkflowStep("load", nothing, when=when)])
 
-        with pytest.raises(ValueError, match="nothing provides parameter 'rows' of step 'load'"):
+        with pytest.raises(ValueError, match="'rows' of the condition of step 'load'"):
             bind_conditions(planned, {"url"})
         with pytest.raises(ValueError, match=r"did you mean 'row'\?"):
             bind_conditions(planned, {"row"})

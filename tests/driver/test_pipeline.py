@@ -11,6 +11,7 @@ import typing
 from typing import Any
 
 import pytest
+from memory_journal import MemoryJournal
 
 from asyncflow import (
     Pipeline,
@@ -298,8 +299,27 @@ class TestRuns:
 
         with refused("takes an input 'ulr' (did you mean 'url'?)", TypeError):
             await etl.run(ulr="")
-        with refused("a run id to pipeline.orchestrator.run()", TypeError):
+        with refused("a run id to run_as()", TypeError):
             await etl.run(url="", run_id="monday")
+        with refused("takes an input 'ulr' (did you mean 'url'?)", TypeError):
+            await etl.run_as("monday", ulr="")
+
+    async def test_a_run_may_have_an_id_under_which_it_goes_on(self) -> None:
+        calls: list[str] = []
+        etl = Pipeline("etl", journal=MemoryJournal())
+
+        @etl.step
+        async def fetch(run_id: str) -> None:
+            calls.append(run_id)
+            if len(calls) == 1:
+                raise ValueError
+
+        first = await etl.run_as("monday", run_id="an input of that name")
+        second = await etl.run_as("monday")
+
+        assert (first.run_id, first.outcome) == ("monday", "failed")
+        assert (second.run_id, second.outcome) == ("monday", "passed")
+        assert calls == ["an input of that name"] * 2
 
     async def test_what_only_a_condition_takes_is_an_input_too(self) -> None:
         etl = Pipeline("etl")

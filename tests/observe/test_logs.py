@@ -271,6 +271,27 @@ def test_ordinary_events_have_the_level_that_was_asked_for(log, records):
     assert [record.levelname for record in records] == ["ERROR", "ERROR"]
 
 
+def test_a_logger_and_a_level_may_be_named(caplog):
+    with caplog.at_level(logging.DEBUG, "feeds"):
+        run(WorkflowStep("a", items), observers=[LoggingObserver("feeds", "debug")])
+
+    assert {(record.name, record.levelname) for record in caplog.records} == {("feeds", "DEBUG")}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "problem"),
+    [
+        ((3,), TypeError, "logger must be a Logger or its name, not int"),
+        (("feeds", "LOUD"), ValueError, "level must be one of CRITICAL, .*, not 'LOUD'"),
+        (("feeds", None), TypeError, "level must be a number or a name, not NoneType"),
+        (("feeds", True), TypeError, "level must be a number or a name, not bool"),
+    ],
+)
+def test_what_is_no_logger_or_level_is_refused_when_the_observer_is_made(arguments, error, problem):
+    with pytest.raises(error, match=problem):
+        LoggingObserver(*arguments)
+
+
 def test_the_default_logger_is_a_child_of_that_of_asyncflow(caplog):
     with caplog.at_level(logging.INFO, "asyncflow"):
         run(WorkflowStep("a", items), observers=[LoggingObserver()])
@@ -320,6 +341,6 @@ def test_a_resumed_run_says_so_and_what_is_reused(log, text):
 
     messages = [line.rpartition("|")[2] for line in text()]
     assert messages[:2] == [
-        "run r1 resumed: 2 steps, 1 of which had begun and run again",
+        "run r1 resumed: 2 steps, 1 of which runs again",
         "a reused: the journal has its result",
     ]

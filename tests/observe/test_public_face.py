@@ -49,6 +49,14 @@ def test_the_observers_fit_their_seam() -> None:
     assert all(map(callable, observers))
 
 
+@pytest.mark.parametrize(
+    ("name", "kind"), [("tracer_provider", "TracerProvider"), ("meter_provider", "MeterProvider")]
+)
+def test_what_is_no_provider_is_refused_when_the_observer_is_made(name: str, kind: str) -> None:
+    with pytest.raises(TypeError, match=f"{name} must be a {kind}, not str"):
+        asyncflow.otel.OpenTelemetryObserver(**{name: "x"})  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize("missing", ["opentelemetry.metrics", "opentelemetry.trace"])
 def test_without_its_package_the_error_names_the_extra(
     monkeypatch: pytest.MonkeyPatch, missing: str
