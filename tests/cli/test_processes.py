@@ -231,7 +231,7 @@ def test_without_the_extra_a_real_process_says_so_in_one_line(
     assert done.returncode == 2
     assert done.stdout == ""
     assert done.stderr == (
-        "Error: the command line needs click and rich and msgspec: "
+        "Error: the command line needs click, rich and msgspec: "
         "pip install 'asyncflow-tiers[cli]'\n"
     )
 
