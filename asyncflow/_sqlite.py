@@ -196,6 +196,8 @@ class SQLite:
         code = getattr(error, "sqlite_errorcode", 0) & 0xFF
         said = in_one_line(str(error))
         what, way_out = _PROBLEMS.get(code, _UNKNOWN)
+        if code == sqlite3.SQLITE_CANTOPEN and os.path.isdir(self._path):
+            what, way_out = "it is a directory", "name a file in it, such as runs.db"
         what = what.format(patience_s=self._patience_s)
         return f"{what} ({said}); {way_out}"
 

@@ -20,7 +20,7 @@ from __future__ import annotations
 import os
 
 from asyncflow._archive import RunRecord, RunStatus, StoredEvent
-from asyncflow._asked import check_lease
+from asyncflow._asked import check_lease, check_text
 from asyncflow._sqlite import IN_MEMORY, SQLite, Synchronous
 from asyncflow._store import Store
 from asyncflow._stored import SQLJournal
@@ -64,7 +64,9 @@ class SQLiteJournal(SQLJournal):
         owner: What others are told who runs a run; by default process id and host.
 
     Raises:
-        ValueError: There is no such ``synchronous`` or ``codec``, or a number is out of range.
+        TypeError: The path is neither text nor a path.
+        ValueError: It is the address of something else, there is no such ``synchronous`` or
+            ``codec``, or a number is out of range.
         JournalError: When it is used: the file can't be read or written. The message says why, and
             what is safe.
     """
@@ -82,7 +84,7 @@ class SQLiteJournal(SQLJournal):
         if synchronous not in ("FULL", "NORMAL"):
             raise ValueError(f"synchronous must be 'FULL' or 'NORMAL', not {synchronous!r}")
         check_lease(lease_s)
-        name = os.fspath(path)
+        name = _checked_path(path)
         first, second = (Store(SQLite(name, synchronous, lease_s / 3)) for _ in range(2))
         super().__init__(
             first,
@@ -130,6 +132,7 @@ class PostgresJournal(SQLJournal):
 
     Raises:
         ImportError: psycopg, or the library that it needs, is missing.
+        TypeError: The address is no text.
         ValueError: The address can't be read, there is no such ``codec``, or a number is out of
             range.
         JournalError: When it is used: the database can't be reached, read or written. The message
@@ -147,6 +150,7 @@ class PostgresJournal(SQLJournal):
     ) -> None:
         from asyncflow._postgres_store import Postgres, PostgresStore  # psycopg may be missing
 
+        check_text("dsn", dsn)
         check_lease(lease_s)
         super().__init__(
             PostgresStore(Postgres(dsn, lease_s)),
@@ -156,6 +160,19 @@ class PostgresJournal(SQLJournal):
             lease_s=lease_s,
             owner=owner,
         )
+
+
+def _checked_path(path: object) -> str:
+    name = os.fspath(path) if isinstance(path, os.PathLike) else path
+    if not isinstance(name, str):
+        raise TypeError(f"path must be a str or a path such as a pathlib.Path, not {path!r}")
+    scheme, has_scheme, _ = name.partition("://")
+    if has_scheme and scheme.replace("+", "").isalnum():
+        # What follows may hold a password.
+        is_postgres = scheme.startswith("postgres")
+        way_out = "give it to PostgresJournal" if is_postgres else "give a path, such as 'runs.db'"
+        raise ValueError(f"path must be that of a file, not a {scheme}:// address; {way_out}")
+    return name
 
 
 for _public in (PostgresJournal, RunRecord, SQLiteJournal, StoredEvent):

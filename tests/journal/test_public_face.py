@@ -46,3 +46,8 @@ def test_a_lease_lasts_neither_too_short_nor_too_long(
 ) -> None:
     with pytest.raises(ValueError, match=f"lease_s must be .*{limit} s"):
         make("", lease_s=lease_s)
+
+
+def test_the_address_of_a_postgres_journal_is_a_text() -> None:
+    with pytest.raises(TypeError, match="dsn must be a str, not int"):
+        PostgresJournal(3)  # type: ignore[arg-type]

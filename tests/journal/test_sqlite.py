@@ -69,6 +69,12 @@ async def test_a_directory_that_is_missing(path: Path) -> None:
     )
 
 
+async def test_a_directory_in_place_of_a_file(tmp_path: Path) -> None:
+    assert await problem_of(tmp_path) == (
+        "it is a directory (unable to open database file); name a file in it, such as runs.db"
+    )
+
+
 async def test_a_file_that_is_no_database(path: Path) -> None:
     path.write_bytes(b"Dear diary, " * 100)
 
@@ -465,6 +471,25 @@ def test_an_option_that_makes_no_sense_is_refused(
 ) -> None:
     with pytest.raises(error, match=says):
         SQLiteJournal(path, **options)
+
+
+@pytest.mark.parametrize(
+    ("given", "error", "says"),
+    [
+        ("postgresql://me:pass@host/x", ValueError, "not a postgresql:// address; give it to Post"),
+        ("postgres://host/x", ValueError, "not a postgres:// address; give it to PostgresJournal"),
+        ("postgresql+psycopg://me:pass@host/x", ValueError, "give it to PostgresJournal"),
+        ("sqlite:///x.db", ValueError, "of a file, not a sqlite:// address; give a path, such as"),
+        (3, TypeError, "path must be a str or a path such as a pathlib.Path, not 3"),
+        (b"x.db", TypeError, "path must be a str or a path such as a pathlib.Path, not b'x.db'"),
+        (None, TypeError, "path must be a str or a path such as a pathlib.Path, not None"),
+    ],
+)
+def test_what_is_no_path_is_refused(given: Any, error: type[Exception], says: str) -> None:
+    with pytest.raises(error, match=says) as caught:
+        SQLiteJournal(given)
+
+    assert "pass@" not in str(caught.value)
 
 
 def test_a_journal_says_which_it_is(path: Path) -> None:
