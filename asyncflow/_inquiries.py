@@ -196,16 +196,17 @@ class Inquiries:
             await self._ask(self._archive.record, run_id)
         return was_asked
 
-    async def prune(self, older_than: timedelta | float, *, status: RunStatus | None = None) -> int:
+    async def prune(self, older_than: timedelta, *, status: RunStatus | None = None) -> int:
         """Delete runs that have ended and return how many; never one that is active.
 
         Runs that write meanwhile do not wait for long: it takes several transactions.
 
         Args:
-            older_than: Only those that ended longer ago: a timedelta, or seconds.
+            older_than: Only those that ended longer ago than this, such as ``timedelta(days=90)``.
             status: Only those with this status, which can't be ``"running"``.
 
         Raises:
+            TypeError: The age is no timedelta. A number would not tell its unit.
             ValueError: No run that has ended has such a status, or the age is negative.
             JournalError: The journal can't be read or written.
         """
@@ -215,13 +216,17 @@ class Inquiries:
                 "prune() deletes runs that have ended, so status can't be 'running'; forget() "
                 "deletes one of those that orphans() returns"
             )
-        if isinstance(older_than, timedelta):
-            older_than = older_than.total_seconds()
-        check_number("older_than", older_than, 0, kind="a timedelta or a number", unit=" s")
-        found = await self._ask(self._archive.store.ended, older_than, status)
+        if not isinstance(older_than, timedelta):
+            raise TypeError(
+                f"older_than must be a timedelta, such as timedelta(days=90), not {older_than!r}: "
+                "a number does not tell its unit"
+            )
+        age_s = older_than.total_seconds()
+        check_number("older_than", age_s, 0, kind="a timedelta", unit=" s")
+        found = await self._ask(self._archive.store.ended, age_s, status)
         count = 0
         for some in _portions(found):
-            count += await self._do(self._store.prune, some, older_than)
+            count += await self._do(self._store.prune, some, age_s)
         return count
 
     async def forget(self, run_id: str) -> None:

@@ -258,7 +258,7 @@ async def test_nothing_of_the_database_happens_in_the_thread_of_the_loop(journal
         await journal.runs()
         await journal.events("r")
         await journal.orphans()
-        await journal.prune(0)
+        await journal.prune(timedelta(0))
 
     assert threads == {"asyncflow journal"}
 
@@ -1446,7 +1446,7 @@ async def test_only_runs_that_have_ended_are_pruned(journal: Any, place: Any) ->
     book = await opened(journal, "active")
 
     assert await journal.prune(timedelta(hours=1), status="passed") == 1
-    assert await journal.prune(3_600) == 1
+    assert await journal.prune(timedelta(hours=1)) == 1
     assert sorted(await ids(journal.runs())) == ["active", "new", "running"]
     assert {run_id for (run_id,) in place.query("SELECT run_id FROM leases")} == {
         *("active", "new", "running")
@@ -1456,11 +1456,21 @@ async def test_only_runs_that_have_ended_are_pruned(journal: Any, place: Any) ->
     }
     await book.close()
     with pytest.raises(ValueError, match="older_than must be finite and at least 0 s"):
-        await journal.prune(-1)
+        await journal.prune(timedelta(-1))
     with pytest.raises(ValueError, match="status must be"):
-        await journal.prune(0, status="done")
+        await journal.prune(timedelta(0), status="done")
     with pytest.raises(ValueError, match=r"status can't be 'running'; forget\(\)"):
-        await journal.prune(0, status="running")
+        await journal.prune(timedelta(0), status="running")
+
+
+@pytest.mark.parametrize("age", [90, 0.5, True, "90 days", None])
+async def test_what_does_not_tell_its_unit_prunes_nothing(journal: Any, age: Any) -> None:
+    await a_run(journal, "r", outcome="passed")
+
+    with pytest.raises(TypeError, match=r"such as timedelta\(days=90\), not .*: a number does not"):
+        await journal.prune(age)
+
+    assert await ids(journal.runs()) == ["r"]
 
 
 async def test_many_runs_are_pruned(journal: Any) -> None:
@@ -1472,7 +1482,7 @@ async def test_many_runs_are_pruned(journal: Any) -> None:
 
     assert len(await journal.runs()) == 100
     assert len(await journal.runs(limit=None)) == 150
-    assert await journal.prune(0) == 150
+    assert await journal.prune(timedelta(0)) == 150
     assert await journal.runs() == []
 
 
@@ -1488,7 +1498,7 @@ async def test_few_events_are_deleted_at_once_however_many_a_run_has(journal: An
     prune = store.prune
     store.prune = lambda run_ids, age: portions.append(run_ids) or prune(run_ids, age)
 
-    assert await journal.prune(0) == 4
+    assert await journal.prune(timedelta(0)) == 4
 
     assert portions == [["large 1"], ["large 2"], ["small 1", "small 2"]]
 
@@ -1498,9 +1508,9 @@ async def test_leases_of_runs_that_never_began_are_pruned(journal: Any, place: A
     book = await opened(journal, "beginning")
     await a_run(journal, "running")
 
-    assert await journal.prune(0, status="passed") == 0
+    assert await journal.prune(timedelta(0), status="passed") == 0
     assert len(place.query("SELECT run_id FROM leases")) == 3
-    assert await journal.prune(0) == 0
+    assert await journal.prune(timedelta(0)) == 0
 
     assert sorted(place.query("SELECT run_id FROM leases")) == [("beginning",), ("running",)]
     book.add(started("beginning"))
