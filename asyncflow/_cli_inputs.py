@@ -3,9 +3,16 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import is_dataclass
+from datetime import date, datetime, time, timedelta
+from decimal import Decimal
+from enum import Enum
 from pathlib import PurePath
-from typing import Any
+from types import NoneType, UnionType
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
+from uuid import UUID
 
 import click
 import msgspec
@@ -15,6 +22,21 @@ from asyncflow._hints import input_types
 from asyncflow._step import WorkflowStep, parameters_of
 
 __all__ = ["read_inputs"]
+
+_WRITTEN: Mapping[Any, str] = {
+    bool: "true or false",
+    int: "such as 3",
+    float: "such as 0.5",
+    Decimal: "such as 9.99",
+    date: "such as 2024-06-01",
+    datetime: "such as 2024-06-01T12:00:00",
+    time: "such as 12:30:00",
+    timedelta: "such as P1D or PT30M",
+    UUID: "such as 6f1c1e9e-0d0b-4d7e-9a55-0c1c5a1f2b3d",
+    bytes: "in Base64",
+}
+_MOST = 10
+"""How many of the values are named that an input can have."""
 
 
 def read_inputs(
@@ -82,14 +104,12 @@ def _from_text(name: str, text: str, kind: Any) -> Any:
     """Return what a text means to its reader: 3 for an int, a list if it is JSON of one."""
     if kind in (Any, str, object):
         return text
-    try:
+    with suppress(Exception):  # it may be JSON
         return msgspec.convert(text, kind, strict=False, dec_hook=_path)
-    except Exception as error:
-        first = error
     try:
         value = json.loads(text)
     except (ValueError, RecursionError):
-        raise _wrong_type(name, kind, first) from None
+        raise _wrong_type(name, kind) from None
     return _from_json(name, value, kind)
 
 
@@ -100,8 +120,49 @@ def _path(kind: type, value: Any) -> Any:
     raise NotImplementedError(f"{kind.__name__} can be made of no text")
 
 
-def _wrong_type(name: str, kind: Any, error: Exception) -> click.UsageError:
-    wanted = kind.__name__ if isinstance(kind, type) else str(kind).replace("typing.", "")
+def _wrong_type(name: str, kind: Any, error: Exception | None = None) -> click.UsageError:
     # Other words may repeat the value.
     why = f": {error}" if str(error).startswith("Expected") else ""
-    return click.UsageError(f"input {name!r} must be {wanted}{why}")
+    return click.UsageError(f"input {name!r} must be {_accepted(kind)}{why}")
+
+
+# What is accepted, in words.
+
+
+def _accepted(kind: Any) -> str:
+    """Return what a type is called, and how a value of it is written."""
+    kind = getattr(kind, "__supertype__", kind)  # of a NewType
+    origin, arguments = get_origin(kind), get_args(kind)
+    if origin is Annotated:
+        return _accepted(arguments[0])
+    if origin in (Union, UnionType):
+        return ", or ".join(dict.fromkeys(map(_accepted, arguments)))
+    if origin is Literal:
+        return _one_of(arguments)
+    if kind is NoneType:
+        return "null"
+    if isinstance(kind, type) and issubclass(kind, Enum):
+        return _one_of([each.value for each in kind])
+    is_plain = isinstance(kind, type) and not arguments
+    name = kind.__name__ if is_plain else str(kind).replace("typing.", "")
+    how = _WRITTEN.get(kind) if is_plain else None
+    how = how or _as_json(origin or kind, arguments)
+    return f"{name}, {how}" if how else name
+
+
+def _one_of(values: Sequence[Any]) -> str:
+    some = ["null" if value is None else repr(value) for value in values[:_MOST]]
+    return f"one of {', '.join(some)}{', …' if len(values) > _MOST else ''}"
+
+
+def _as_json(kind: Any, arguments: tuple[Any, ...]) -> str:
+    """Return how something is written that is neither a text nor a scalar."""
+    if not isinstance(kind, type):
+        return ""
+    if issubclass(kind, Mapping) or is_dataclass(kind) or hasattr(kind, "__struct_fields__"):
+        return "as a JSON object"
+    if not issubclass(kind, Collection) or issubclass(kind, str | bytes):
+        return ""
+    such_as = {int: ", such as [1, 2]", str: ', such as ["a", "b"]'}
+    of_one_type = len(arguments) == 1 and isinstance(arguments[0], type)
+    return "as a JSON array" + (such_as.get(arguments[0], "") if of_one_type else "")

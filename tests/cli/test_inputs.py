@@ -70,10 +70,14 @@ def test_a_path_is_made_too(shell: Shell) -> None:
 @pytest.mark.parametrize(
     ("pair", "says"),
     [
-        ("days=many", "input 'days' must be int: Expected `int`, got `str`"),
-        ("days=1.5", "input 'days' must be int: Expected `int`, got"),
-        ("mode=fast", "input 'mode' must be Literal['full', 'part']"),
-        ("rows=[[1]]", "input 'rows' must be list[tuple[int, str]]: Expected"),
+        ("days=many", "input 'days' must be int, such as 3\n"),
+        ("days=1.5", "input 'days' must be int, such as 3: Expected `int`, got"),
+        ("mode=fast", "input 'mode' must be one of 'full', 'part'\n"),
+        (
+            "rows=[[1]]",
+            "input 'rows' must be list[tuple[int, str]], as a JSON array: Expected `array` of "
+            "length 2",
+        ),
         ("strange=x", "input 'strange' must be Exception"),
         ("dais=3", "no step takes an input 'dais' (did you mean 'days'?)"),
         ("days", "--input takes NAME=VALUE"),
@@ -87,6 +91,65 @@ def test_what_has_another_type_is_a_wrong_usage(shell: Shell, pair: str, says: s
 
     assert says in result.stderr
     assert not list(shell.directory.glob("*.db"))
+
+
+@pytest.mark.parametrize(
+    ("kind", "says"),
+    [
+        ("bool", "bool, true or false"),
+        ("float", "float, such as 0.5"),
+        ("datetime.date", "date, such as 2024-06-01"),
+        ("datetime.datetime", "datetime, such as 2024-06-01T12:00:00"),
+        ("datetime.time", "time, such as 12:30:00"),
+        ("datetime.timedelta", "timedelta, such as P1D or PT30M"),
+        ("decimal.Decimal", "Decimal, such as 9.99"),
+        ("bytes", "bytes, in Base64"),
+        ("uuid.UUID", "UUID, such as 6f1c1e9e-0d0b-4d7e-9a55-0c1c5a1f2b3d"),
+        ("int | None", "int, such as 3, or null"),
+        ("Colour", "one of 'red', 2"),
+        ("Colour | None", "one of 'red', 2, or null"),
+        ("Literal['a', 1, None]", "one of 'a', 1, null"),
+        ("Annotated[int, 'a number']", "int, such as 3"),
+        ("NewType('Days', int)", "int, such as 3"),
+        ("list[int]", "list[int], as a JSON array, such as [1, 2]"),
+        ("set[str]", 'set[str], as a JSON array, such as ["a", "b"]'),
+        ("tuple[datetime.date, ...]", "tuple[datetime.date, ...], as a JSON array"),
+        ("list", "list, as a JSON array"),
+        ("dict[str, int]", "dict[str, int], as a JSON object"),
+        ("Point", "Point, as a JSON object"),
+        ("Named", "Named, as a JSON object"),
+        ("Many", "one of 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, …"),
+    ],
+)
+def test_what_is_accepted_is_told_with_an_example(shell: Shell, kind: str, says: str) -> None:
+    shell.write(
+        "kinds.py",
+        f"""
+        import dataclasses, datetime, decimal, enum, uuid
+        from typing import Annotated, Literal, NewType, TypedDict
+        from asyncflow import WorkflowStep
+
+        class Colour(enum.Enum):
+            RED = "red"
+            GREEN = 2
+
+        Many = enum.Enum("Many", {{f"N{{number}}": number for number in range(99)}})
+
+        @dataclasses.dataclass
+        class Point:
+            x: int
+
+        class Named(TypedDict):
+            name: str
+
+        async def tell(value: {kind}): ...
+        steps = [WorkflowStep("tell", tell)]
+        """,
+    )
+
+    result = shell("run", "kinds:steps", "--input", "value=hunter2?", exits=2)
+
+    assert result.stderr.endswith(f"Error: input 'value' must be {says}\n")
 
 
 def test_a_wrong_value_is_not_told_since_it_may_be_secret(shell: Shell) -> None:
