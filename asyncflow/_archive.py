@@ -40,9 +40,10 @@ class RunRecord:
     status: RunStatus
     """``"running"`` until it has ended, also if its process has died meanwhile."""
     started_at: float
-    """When it began, in seconds since the epoch (UTC)."""
+    """When it began, in seconds since the epoch (UTC), by the clock of the machine that ran it."""
     updated_at: float
-    """When it began, was resumed or ended, whichever was last, in seconds since the epoch."""
+    """When it began, was resumed or ended, whichever was last, in seconds since the epoch, by the
+    clock of the database, which may be that of another machine."""
     owner: str | None
     """Who runs it, or did until it died; ``None`` if nobody does, or a lease has run out."""
     orphaned: bool = False
@@ -53,7 +54,9 @@ class RunRecord:
     def duration_s(self) -> float | None:
         """From when it began until it ended, in seconds, also what nobody ran it for meanwhile.
 
-        ``None`` while its status is ``"running"``.
+        ``None`` while its status is ``"running"``. If the clocks of the database and of the machine
+        that began the run differ, it is off by that much, and at least 0. What the steps took
+        depends on no wall clock: `RunReport.total_duration_ms`.
         """
         return None if self.status == "running" else max(0.0, self.updated_at - self.started_at)
 

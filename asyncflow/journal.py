@@ -104,7 +104,8 @@ class PostgresJournal(SQLJournal):
     which is made when it is first needed. Close it (``async with``, `aclose`, `close`).
 
     Its tables are in a schema of their own, ``asyncflow``, which is made when it is missing; then
-    the user must be allowed to create one. Nothing depends on the clocks of the machines.
+    the user must be allowed to create one. Who owns a run does not depend on the clocks of the
+    machines.
 
     A lost connection is made anew. What was being written is looked up and, if it was not kept,
     written again: so runs live through a restart of the server, or a switch to another one, that
