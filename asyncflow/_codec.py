@@ -100,7 +100,7 @@ class Codec:
         except Exception as error:  # the user's objects may raise anything
             way_out = f"{give} plain data, such as model_dump() of a pydantic model"
             problem = f"msgspec does not know how to write it ({in_full(error)})"
-            raise _refused(subject, problem, way_out) from None
+            raise _refused(subject, problem, way_out, _instead(subject)) from None
         self._check_size(subject, data)
         decoder, simple = self._decoder_for(hint)
         problem = _problem(value, data, decoder, simple=simple)
@@ -123,7 +123,7 @@ class Codec:
         except PayloadError:
             raise
         except Exception as error:  # anything at all may go wrong in there
-            problem = f"cloudpickle can't bring it back: {in_full(error)}"
+            problem = f"cloudpickle can't bring it back: {in_full(error)}{_instead(subject)}"
             raise PayloadError(subject, f"can't be kept in the journal: {problem}") from None
         return Payload("cloudpickle", data)
 
@@ -163,9 +163,19 @@ def _tuple_for(hint: Any) -> Any:
     return kind[of[0], ...] if len(of) == 1 else kind
 
 
-def _refused(subject: str, problem: str, way_out: str) -> PayloadError:
+def _refused(subject: str, problem: str, way_out: str, instead: str = "") -> PayloadError:
     return PayloadError(
-        subject, f"can't be kept in the journal: {problem}; {way_out}, or {_PICKLE}"
+        subject, f"can't be kept in the journal: {problem}; {way_out}, or {_PICKLE}{instead}"
+    )
+
+
+def _instead(subject: str) -> str:
+    """Return what helps if an input is no data at all, which is often so."""
+    if not _is_input(subject):
+        return ""
+    return (
+        "; a client or a connection can't be an input of a run with a journal: let the action get "
+        "it from a module, a context variable, or the object that it is a method of"
     )
 
 

@@ -11,6 +11,7 @@ import gc
 import importlib.util
 import math
 import sys
+import threading
 import typing
 import uuid
 import weakref
@@ -320,6 +321,14 @@ def test_what_can_not_be_pickled_is_refused() -> None:
     assert refusal(generator, codec=PICKLING).startswith(
         "can't be kept in the journal: cloudpickle can't bring it back: TypeError: "
     )
+
+
+@pytest.mark.parametrize("codec", [PLAIN, PICKLING])
+def test_an_input_that_is_no_data_is_told_where_it_belongs(codec: Codec) -> None:
+    connection, hint = threading.Lock(), "; a client or a connection can't be an input of a run "
+
+    assert hint in refusal(connection, codec=codec, subject="input 'client'")
+    assert hint not in refusal(connection, codec=codec)
 
 
 def test_a_pickle_is_read_on_request_only() -> None:
