@@ -11,7 +11,7 @@ from asyncflow._cli_completion import completion
 from asyncflow._cli_errors import errors_explained
 from asyncflow._cli_plan import plan
 from asyncflow._cli_run import resume, run
-from asyncflow._cli_runs import cancel, runs
+from asyncflow._cli_runs import cancel, forget, prune, runs
 from asyncflow._cli_show import show
 from asyncflow._cli_ui import ui
 
@@ -46,5 +46,5 @@ def commands() -> None:
     """
 
 
-for _command in (run, plan, runs, show, resume, cancel, ui, completion):
+for _command in (run, plan, runs, show, resume, cancel, prune, forget, ui, completion):
     commands.add_command(_command)

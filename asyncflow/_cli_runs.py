@@ -1,10 +1,12 @@
-"""The commands for the runs of a journal: ``asyncflow runs`` and ``asyncflow cancel``."""
+"""The commands for the runs of a journal: ``runs``, ``cancel``, ``prune`` and ``forget``."""
 
 from __future__ import annotations
 
 import asyncio
 import json
 import re
+import shlex
+import time as clock
 from dataclasses import asdict
 from datetime import UTC, datetime, timedelta
 
@@ -16,13 +18,14 @@ from asyncflow._asked import check_sought
 from asyncflow._cli_errors import RUN_FAILED, CommandError
 from asyncflow._cli_journal import find_run, must_exist, opened
 from asyncflow._cli_options import journal_option, json_option, run_argument
-from asyncflow._cli_output import say_json, stdout_console, tell
+from asyncflow._cli_output import say, say_json, stdout_console, tell
+from asyncflow._errors import RunAlreadyActiveError
 from asyncflow._events_told import duration
 from asyncflow._look import COLOURS, Look, look_for, sign_of_run
 from asyncflow._text import in_one_line
 from asyncflow.journal import RunRecord
 
-__all__ = ["cancel", "runs"]
+__all__ = ["cancel", "forget", "prune", "runs"]
 
 _STATUSES = ["running", "passed", "failed", "interrupted", "orphaned"]
 _AGE = re.compile(r"(?P<number>\d+)(?P<unit>[smhdw])")
@@ -49,6 +52,13 @@ def _time_of(text: str | None) -> datetime | None:
         raise click.BadParameter(
             f"{text!r} is no time such as 2h, 3d or 2024-06-01T12:00"
         ) from None
+    return time
+
+
+def _past(time: datetime | None) -> datetime | None:
+    """Refuse a time that is yet to come."""
+    if time is not None and time.timestamp() > clock.time():
+        raise click.BadParameter("nothing can have ended before a time that is yet to come")
     return time
 
 
@@ -187,3 +197,70 @@ def cancel(run: str, journal: str) -> None:
             f"nobody runs {record.run_id!r}, so there is nothing to stop", RUN_FAILED
         )
     tell(in_one_line(f"{record.owner} was asked to stop run {record.run_id}"))
+
+
+@click.command(short_help="Remove runs that ended long ago.")
+@click.option(
+    "--older-than",
+    "time",
+    metavar="TIME",
+    required=True,
+    callback=lambda ctx, param, value: _past(_time_of(value)),
+    help="Those that ended before then: an age such as 90d or 12h, or a date.",
+)
+@journal_option
+@json_option
+def prune(time: datetime, journal: str, as_json: bool) -> None:
+    """Remove the runs of a journal that ended long ago, and never one that has not ended.
+
+    It can't be undone.
+    """
+    must_exist(journal)
+
+    async def pruned() -> int:
+        async with opened(journal) as kept:
+            return await kept.prune(timedelta(seconds=clock.time() - time.timestamp()))
+
+    count = asyncio.run(pruned())
+    if as_json:
+        say_json(json.dumps({"removed": count}, indent=2))
+    else:
+        before = datetime.fromtimestamp(time.timestamp())
+        number = f"{count:,} run{'' if count == 1 else 's'}"
+        say(f"removed {number} that ended before {before:%Y-%m-%d %H:%M:%S}")
+
+
+@click.command(short_help="Remove a run that nobody runs.")
+@run_argument
+@journal_option
+@json_option
+def forget(run: str, journal: str, as_json: bool) -> None:
+    """Remove a run from its journal, whatever has become of it, unless somebody runs it.
+
+    It can't be undone, so RUN is the whole id. The id may be used again, for a new run.
+    """
+    must_exist(journal)
+
+    async def forgotten() -> RunRecord:
+        async with opened(journal) as kept:
+            record = await kept.record(run)
+            await kept.forget(run)
+            return record
+
+    try:
+        record = asyncio.run(forgotten())
+    except RunAlreadyActiveError as error:
+        why = f"run {run!r} is active in {error.owner}, so it is kept; stop it there with"
+        hint = f"`asyncflow cancel {shlex.quote(run)}`, and then forget it"
+        raise CommandError(f"{why} {hint}", RUN_FAILED) from error
+    if as_json:
+        say_json(json.dumps(_as_json(record), indent=2))
+    else:
+        of = f" of {record.pipeline}" if record.pipeline else ""
+        say(in_one_line(f"removed run {run}{of}, which {_had_ended(record)}"))
+
+
+def _had_ended(record: RunRecord) -> str:
+    if record.status == "running":
+        return "its process had left before its end"
+    return "was interrupted" if record.status == "interrupted" else f"had {record.status}"
