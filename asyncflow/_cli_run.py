@@ -15,7 +15,14 @@ from asyncflow._asked import check_new_id
 from asyncflow._cli_errors import INVALID, CommandError
 from asyncflow._cli_execution import Execution, execute, tell_end
 from asyncflow._cli_inputs import read_inputs
-from asyncflow._cli_journal import LATEST, check_is_no_journal, find_run, must_exist, opened
+from asyncflow._cli_journal import (
+    LATEST,
+    check_is_no_journal,
+    find_run,
+    how_to_name,
+    must_exist,
+    opened,
+)
 from asyncflow._cli_load import Loaded, load
 from asyncflow._cli_options import (
     PIPELINES,
@@ -167,7 +174,7 @@ def _run(
         # First the module, so that what it may say of logging counts.
         loaded = _varied(load(target, all_frames=options["all_frames"]), options)
         if kept is not None:
-            _check_is_of(kept, loaded, options["targets"])
+            _check_is_of(kept, loaded, options["targets"], options["journal"])
         inputs = read_inputs(
             loaded.orchestrator.steps,
             file=options["inputs"],
@@ -252,9 +259,10 @@ def _pipeline_of(record: RunRecord, targets: Sequence[str], options: Options) ->
     """Return which pipeline a run is to go on with."""
     if not targets:
         like = record.pipeline if ":" in record.pipeline else "MODULE:PIPELINE"
+        command = f"asyncflow resume {record.run_id} {like}{how_to_name(options['journal'])}"
         raise click.UsageError(
             f"run {record.run_id!r} is one of pipeline {record.pipeline!r}; say where that is: "
-            f"{in_one_line(f'asyncflow resume {record.run_id} {like}')}, or name it in ${PIPELINES}"
+            f"{in_one_line(command)}, or name it in ${PIPELINES}"
         )
     if len(targets) == 1:
         return targets[0]
@@ -268,7 +276,7 @@ def _pipeline_of(record: RunRecord, targets: Sequence[str], options: Options) ->
     return names[record.pipeline]
 
 
-def _check_is_of(kept: _Kept, loaded: Loaded, targets: Sequence[str]) -> None:
+def _check_is_of(kept: _Kept, loaded: Loaded, targets: Sequence[str], journal: str) -> None:
     """Refuse another pipeline, and steps that the run is without, unless somebody asks for them.
 
     Nobody can tell a step that targets have left out on purpose from one that is newer.
@@ -288,13 +296,14 @@ def _check_is_of(kept: _Kept, loaded: Loaded, targets: Sequence[str]) -> None:
     if others:
         needed = {name for each in kept.dependencies.values() for name in each}
         last = [name for name in names if name in kept.dependencies and name not in needed]
-        such_as = " ".join(f"--target {shlex.quote(name)}" for name in last) or "--target STEP"
+        some = [shlex.quote(name) for name in last] if len(last) <= 4 else []
+        such_as = " ".join(f"--target {name}" for name in some or ["STEP"])
         run_id, target = shlex.quote(record.run_id), shlex.quote(loaded.target)
         raise click.UsageError(
             in_one_line(
-                f"run {record.run_id!r} is without {_listed('step', others)} of {loaded.target}; "
-                f"say what is to be run, as with {such_as}, or run all of it: asyncflow run "
-                f"{target} --run-id {run_id}"
+                f"run {record.run_id!r} is without {_listed('step', others)} of {loaded.target}, "
+                f"left out by targets or newer; say what is to be run, as with {such_as}, or run "
+                f"all of it: asyncflow run {target} --run-id {run_id}{how_to_name(journal)}"
             )
         )
 

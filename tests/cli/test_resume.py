@@ -75,11 +75,22 @@ def test_what_targets_have_left_out_is_not_run_unless_that_is_said(shop: Shell) 
 
     refused = shop("resume", "t1", "shop:pipeline", exits=2)
 
-    assert "run 't1' is without step 'dangerous' of shop:pipeline" in refused.stderr
+    assert "run 't1' is without step 'dangerous' of shop:pipeline, left out by" in refused.stderr
     assert "--target load" in refused.stderr
     assert "asyncflow run shop:pipeline --run-id t1" in refused.stderr
     assert not ran.exists()
     assert shop.json("runs", "--json")[0]["status"] == "failed"
+
+
+def test_what_is_said_to_be_called_names_the_journal(shop: Shell) -> None:
+    journal = ["--journal", "a b.db"]
+    shop("run", "shop:pipeline", "--run-id", "t1", "--target", "load", *journal, exits=1)
+
+    others = shop("resume", "t1", "shop:pipeline", *journal, exits=2)
+    nowhere = shop("resume", "t1", *journal, exits=2)
+
+    assert "asyncflow run shop:pipeline --run-id t1 --journal 'a b.db'\n" in others.stderr
+    assert "asyncflow resume t1 MODULE:PIPELINE --journal 'a b.db', or" in nowhere.stderr
 
 
 def test_a_run_that_has_passed_does_not_get_more_steps_unless_that_is_said(shop: Shell) -> None:
@@ -128,7 +139,7 @@ def test_a_run_that_shares_no_step_with_the_pipeline_is_told_so(shop: Shell) -> 
 
     refused = shop("resume", "t1", "other:pipeline", exits=2)
 
-    assert "run 't1' is without steps 'fetch', 'store' and 'clean' of other:pipeline" in (
+    assert "run 't1' is without steps 'fetch', 'store' and 'clean' of other:pipeline, left out" in (
         refused.stderr
     )
     assert "--target STEP" in refused.stderr
