@@ -89,8 +89,7 @@ class StepResult:
     """The name of the step. That of an item of a mapped step has its index: ``fetch[3]``."""
     status: StepStatus
     attempts: int = 0
-    """How many attempts were started: the action was called that many times. For a mapped step,
-    the attempts of its items in all."""
+    """How many attempts were started. For a mapped step, those of its items in all."""
     duration_ms: float = 0.0
     """Milliseconds from the start of the first attempt to the end of the last one, the waits
     between them included."""
