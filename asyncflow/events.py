@@ -91,7 +91,7 @@ class RunResumed:
     afresh: bool = False
     """Whether what is unfinished has all its attempts anew, as after a run that had ended."""
     inputs: Mapping[str, Any] = field(default_factory=dict)
-    """The inputs that it did not have before."""
+    """The inputs that it did not have before, and what stands for those that have become secret."""
     pipeline: str = ""
     """What the pipeline is called, if it has a name."""
     max_retries: Mapping[str, int] = field(default_factory=dict)
