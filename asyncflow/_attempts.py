@@ -238,12 +238,10 @@ class Attempts(Waits):
                 return Shortfall(None, value, ended, cancels())
             at_ms = (ended - self._started) * 1000
             success = StepSucceeded(step.name, attempt, at_ms, value, running.item)
-            if self._keeper is not None:
-                self._emit(success, self._as_kept(unit, success))
-            else:
-                self._state.succeed(unit, success)
-                if self._observers:
-                    self._tell(success)
+            kept = None if self._keeper is None else self._as_kept(unit, success)
+            self._state.succeed(unit, success)
+            if self._keeper is not None or self._observers:
+                self._pass_on(success, kept)
             return None
         finally:
             del self  # as in _run_unit

@@ -49,6 +49,10 @@ class Ledger:
             kept: The same, as a journal keeps it, if that is not the same.
         """
         self._state.apply(event)
+        self._pass_on(event, kept)
+
+    def _pass_on(self, event: Event, kept: Event | None = None) -> None:
+        """Have an event kept that was applied, and tell it to the observers."""
         if self._book is not None:
             self._book.add(event if kept is None else kept)
         if self._observers:

@@ -66,7 +66,10 @@ class Waits(Verdicts):
         """Tell that the next attempt starts, and return its number when that is kept."""
         attempt = self._state.units.next_attempt(unit)
         started = AttemptStarted(step.name, attempt, self._now_ms())
-        self._emit(self._in_full(unit, started))
+        if self._is_limited or not step.is_plain:
+            started = self._in_full(unit, started)
+        self._state.start(unit, started)
+        self._pass_on(started)
         await self._undisturbed(unit, book.kept)
         self._began[unit] = self._now_ms()
         return attempt
