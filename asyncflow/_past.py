@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, TypeAlias
 
+from asyncflow._errors import StepCrashedError
 from asyncflow._graph import Plan
 from asyncflow._result import Attempt, StepResult
 from asyncflow.events import AttemptStarted
@@ -24,6 +25,11 @@ class Carried(NamedTuple):
     """All of them. One that was cut short has failed with a `StepCrashedError`."""
     crashes: int
     """How many of them were cut short."""
+
+    @property
+    def was_cut_short(self) -> bool:
+        """Whether the latest one was."""
+        return bool(self.failed) and isinstance(self.failed[-1].error, StepCrashedError)
 
 
 @dataclass(frozen=True, slots=True)

@@ -272,7 +272,7 @@ class Run(Fanout):
     def _has_crashed_too_often(self, unit: int) -> bool:
         """Whether a unit's process has died too often while it ran; if so, tell that it failed."""
         step, carried = self._steps[unit], self._state.units.carried(unit)
-        if carried is None or carried.crashes <= step.max_crashes:
+        if carried is None or not carried.was_cut_short or carried.crashes <= step.max_crashes:
             return False
         name, (latest, _, crashes) = self._state.units.name_of(unit), carried
         error = StepCrashedError(name, latest.attempt, crashes)

@@ -33,6 +33,7 @@ from asyncflow._retold import retold
 from asyncflow._story import Story
 from asyncflow._view import RunView
 from asyncflow.events import (
+    AttemptFailed,
     AttemptStarted,
     RunFinished,
     RunResumed,
@@ -336,6 +337,28 @@ class TestResume:
         errors = [type(attempt.error) for attempt in result.history]
         assert errors == [ValueError, StepCrashedError, StepCrashedError, ValueError, ValueError]
         assert result.rerun_reason == "it was cut short"
+
+    async def test_a_step_whose_latest_attempt_only_failed_has_its_next_one(self, journal):
+        async def act():
+            if current_step().attempt == 2:
+                raise ValueError
+
+        steps = [WorkflowStep("a", act, max_retries=3, max_crashes=1)]
+        stricter = [WorkflowStep("a", act, max_retries=3, max_crashes=0)]
+        await run_pipeline(steps, journal=journal, run_id="r")
+        crashed = journal.died_after(2)  # in its first attempt
+        await run_pipeline(steps, journal=crashed, run_id="r")
+        failed = next(
+            n for n, event in enumerate(crashed.kept["r"]) if isinstance(event, AttemptFailed)
+        )
+
+        report = await run_pipeline(stricter, journal=crashed.died_after(failed + 1), run_id="r")
+
+        assert [type(attempt.error) for attempt in report["a"].history] == [
+            StepCrashedError,
+            ValueError,
+            type(None),
+        ]
 
     @pytest.mark.parametrize("max_crashes", [0, 1, 3])
     async def test_a_step_that_kills_its_process_does_not_do_so_for_ever(

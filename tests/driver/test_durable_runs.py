@@ -304,7 +304,12 @@ def has_crashed(report):
 def assert_same_end(report, whole, pipeline):
     if not pipeline.options["fail_fast"] or whole.all_passed:
         both = *report.results, *whole.results
-        secret = {result.step_name for result in both if result.secret}
+        # What was kept of an item while its step was secret is lost, also if that is no more so.
+        secret = {
+            result.step_name
+            for result in both
+            if any(each.secret for each in (result, *(result.items or ())))
+        }
         assert known(report, secret) == known(whole, secret), f"{report}\n{whole}"
     else:
         # Which steps have ended before the run stopped is a matter of time.
