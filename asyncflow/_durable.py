@@ -101,7 +101,7 @@ def _read(
         return opening._replace(event=event, kept=replace(event, inputs=given))
     story = Story(events)
     _check_pipeline(request, story.started.pipeline)
-    _check_inputs(journal, request, story.inputs, given)
+    _check_inputs(journal, request, story, given)
     has_new_inputs = not given.keys() <= story.inputs.keys()
     if story.outcome == "passed" and story.has_all(request.plan.index) and not has_new_inputs:
         return story.report(
@@ -163,12 +163,13 @@ def _shown(inputs: Mapping[str, Any], secret: Collection[str]) -> Mapping[str, A
 def _check_inputs(
     journal: Journal,
     request: Request,
-    stored: Mapping[str, Payload],
+    story: Story,
     given: Mapping[str, Payload],
 ) -> None:
     types = input_types(request.plan.steps, given)
+    secret = story.secret_inputs.union(request.secret_inputs)
     for name, payload in given.items():
-        before = stored.get(name, payload)
+        before = story.inputs.get(name, payload)
         if before == REDACTED:
             continue  # what was secret is not there to be compared
         if payload == REDACTED:
@@ -180,7 +181,7 @@ def _check_inputs(
             values = f": {_text(was)}, and not {_text(request.inputs[name])}"
             raise ValueError(
                 f"run {request.run_id!r} was started with another input {name!r}"
-                f"{'' if name in request.secret_inputs else values}; leave the inputs out to go on "
+                f"{'' if name in secret else values}; leave the inputs out to go on "
                 "with those it has, or give it another run id"
             )
 

@@ -921,6 +921,19 @@ class TestInputs:
             assert report.inputs == {"x": RestoredOutput("redacted"), "y": 2}
         assert Story(journal.kept["r"]).report(decode).inputs == fourth.inputs
 
+    async def test_an_input_that_was_secret_once_is_not_told_to_who_gives_another(self, journal):
+        steps, _ = self.steps()
+        options = {"journal": journal, "run_id": "r"}
+        await run_pipeline(steps, inputs={"x": "hunter2", "y": 1}, **options)
+        await run_pipeline(steps, secret_inputs=["x"], **options)
+
+        with pytest.raises(ValueError, match="was started with another input 'x'; leave") as told:
+            await run_pipeline(steps, inputs={"x": "hunter3"}, **options)
+        with pytest.raises(ValueError, match="another input 'y': 1, and not 2; leave"):
+            await run_pipeline(steps, inputs={"y": 2}, **options)
+
+        assert "hunter" not in str(told.value)
+
     @pytest.mark.parametrize("secret", ["x", 5])
     async def test_secret_inputs_are_a_list(self, secret):
         with pytest.raises(TypeError, match="secret_inputs must be a list"):
