@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import is_dataclass
 from datetime import date, datetime, time, timedelta
 from decimal import Decimal
@@ -37,6 +37,8 @@ _WRITTEN: Mapping[Any, str] = {
 }
 _MOST = 10
 """How many of the values are named that an input can have."""
+_CONSTRAINT = re.compile(r"Expected `[^`]*` ")
+"""How msgspec begins to tell what a value must be like, beyond its type: "of length <= 3"."""
 
 
 def read_inputs(
@@ -104,13 +106,18 @@ def _from_text(name: str, text: str, kind: Any) -> Any:
     """Return what a text means to its reader: 3 for an int, a list if it is JSON of one."""
     if kind in (Any, str, object):
         return text
-    with suppress(Exception):  # it may be JSON
-        return msgspec.convert(text, kind, strict=False, dec_hook=_path)
     try:
-        value = json.loads(text)
+        return msgspec.convert(text, kind, strict=False, dec_hook=_path)
+    except Exception as error:  # it may be JSON
+        broken = error if _CONSTRAINT.match(str(error)) else None
+    try:
+        return _from_json(name, json.loads(text), kind)
     except (ValueError, RecursionError):
-        raise _wrong_type(name, kind) from None
-    return _from_json(name, value, kind)
+        raise _wrong_type(name, kind, broken) from None
+    except click.UsageError:
+        if broken is None:
+            raise
+        raise _wrong_type(name, kind, broken) from None
 
 
 def _path(kind: type, value: Any) -> Any:
@@ -131,7 +138,8 @@ def _wrong_type(name: str, kind: Any, error: Exception | None = None) -> click.U
 
 def _accepted(kind: Any) -> str:
     """Return what a type is called, and how a value of it is written."""
-    kind = getattr(kind, "__supertype__", kind)  # of a NewType
+    while hasattr(kind, "__supertype__"):  # a NewType, perhaps of another one
+        kind = kind.__supertype__
     origin, arguments = get_origin(kind), get_args(kind)
     if origin is Annotated:
         return _accepted(arguments[0])

@@ -111,6 +111,7 @@ def test_what_has_another_type_is_a_wrong_usage(shell: Shell, pair: str, says: s
         ("Literal['a', 1, None]", "one of 'a', 1, null"),
         ("Annotated[int, 'a number']", "int, such as 3"),
         ("NewType('Days', int)", "int, such as 3"),
+        ("NewType('Days', NewType('Count', int))", "int, such as 3"),
         ("list[int]", "list[int], as a JSON array, such as [1, 2]"),
         ("set[str]", 'set[str], as a JSON array, such as ["a", "b"]'),
         ("tuple[datetime.date, ...]", "tuple[datetime.date, ...], as a JSON array"),
@@ -150,6 +151,57 @@ def test_what_is_accepted_is_told_with_an_example(shell: Shell, kind: str, says:
     result = shell("run", "kinds:steps", "--input", "value=hunter2?", exits=2)
 
     assert result.stderr.endswith(f"Error: input 'value' must be {says}\n")
+
+
+@pytest.mark.parametrize(
+    ("kind", "text", "says"),
+    [
+        ("Annotated[str, Meta(pattern='^[A-Z]+$')]", "hunter", "`str` matching regex '^[A-Z]+$'"),
+        ("Annotated[str, Meta(pattern='^[A-Z]+$')]", "007", "`str` matching regex '^[A-Z]+$'"),
+        ("Annotated[str, Meta(max_length=2)]", "007", "`str` of length <= 2"),
+        ("Annotated[str, Meta(min_length=9)] | None", "hunter", "`str` of length >= 9"),
+        ("Annotated[int, Meta(ge=9)]", "-70", "`int` >= 9"),
+        ("Annotated[list[int], Meta(max_length=1)]", "[7, 7]", "`array` of length <= 1"),
+    ],
+)
+def test_what_a_value_must_be_like_is_told(shell: Shell, kind: str, text: str, says: str) -> None:
+    shell.write(
+        "narrow.py",
+        f"""
+        from typing import Annotated
+        from msgspec import Meta
+        from asyncflow import WorkflowStep
+
+        async def tell(value: {kind}): ...
+        steps = [WorkflowStep("tell", tell)]
+        """,
+    )
+
+    result = shell("run", "narrow:steps", "--input", f"value={text}", exits=2)
+
+    assert result.stderr.endswith(f": Expected {says}\n")
+    assert text not in result.stderr
+
+
+def test_a_text_that_breaks_a_constraint_may_be_json_that_keeps_it(shell: Shell) -> None:
+    shell.write(
+        "narrow.py",
+        """
+        from typing import Annotated
+        from msgspec import Meta
+        from asyncflow import WorkflowStep
+
+        async def tell(value: Annotated[str, Meta(pattern="^[A-Z]+$")]):
+            return value
+        steps = [WorkflowStep("tell", tell)]
+        """,
+    )
+
+    report = shell.json(
+        "run", "narrow:steps", "--quiet", "--no-journal", "--json", "--input", 'value="ABC"'
+    )
+
+    assert report["results"][0]["output"] == "ABC"
 
 
 def test_a_wrong_value_is_not_told_since_it_may_be_secret(shell: Shell) -> None:
