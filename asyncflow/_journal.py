@@ -84,10 +84,12 @@ class Journal(Protocol):
         Args:
             run_id: The run, which need not exist.
             wait: Whether to wait until another owner has ended.
-            read: Called once, in another thread, with the events that are kept, in their order.
+            read: Called in another thread with the events that are kept, in their order; again,
+                with those that there are then, if the run was read before it was owned. Only the
+                latest answer counts.
 
         Returns:
-            The run's book, and what ``read`` returned.
+            The run's book, and what ``read`` returned at last.
 
         Raises:
             RunAlreadyActiveError: It has another owner.
