@@ -28,9 +28,9 @@ from asyncflow._engine import (
     RunContext,
     call_action,
     call_in_worker,
+    check_coroutine,
     enter_attempt,
     enter_run,
-    refuse_coroutine,
 )
 from asyncflow._errors import ResultRefusedError
 from asyncflow._graph import ITEM, Binding, Plan
@@ -226,7 +226,7 @@ class Attempts(Waits):
             else:
                 value = await self._call_specially(unit, step, running, arguments, ends)
             if type(value) is CoroutineType:
-                refuse_coroutine(step, value)
+                check_coroutine(step, value)
         except asyncio.CancelledError:
             raise
         except BaseException as error:
@@ -297,7 +297,7 @@ class Attempts(Waits):
                 heart.stop()
             del self, abandon  # as in _run_unit
         if type(value) is CoroutineType:
-            return value  # for it to be refused
+            check_coroutine(step, value)
         until = step.retry.until
         if until is not None and not plain_answer("Retry: until", until(value)):
             raise ResultRefusedError(name, running.attempt, value)

@@ -8,7 +8,7 @@ import math
 from collections.abc import Awaitable, Callable, Mapping
 from contextvars import Context, ContextVar
 from types import CoroutineType
-from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import anyio
 
@@ -30,13 +30,13 @@ __all__ = [
     "attempt_in",
     "call_action",
     "call_in_worker",
+    "check_coroutine",
     "current_step",
     "enter_attempt",
     "enter_run",
     "is_within",
     "limiter_for",
     "prepare",
-    "refuse_coroutine",
 ]
 
 _run: ContextVar[RunContext] = run_variable
@@ -193,14 +193,15 @@ def call_action(step: WorkflowStep, arguments: Mapping[str, Any] | None) -> Awai
     return outcome
 
 
-def refuse_coroutine(step: WorkflowStep, output: CoroutineType[Any, Any, Any]) -> NoReturn:
-    """Refuse what an action has returned without having awaited it.
+def check_coroutine(step: WorkflowStep, output: CoroutineType[Any, Any, Any]) -> None:
+    """Refuse a coroutine that an action has returned and that nobody has begun to await.
 
     Raises:
-        OutputNotAwaitedError: Always.
+        OutputNotAwaitedError: It is one.
     """
-    output.close()  # or Python would warn that nobody has awaited it
-    raise OutputNotAwaitedError(step.name, output.__qualname__)
+    if inspect.getcoroutinestate(output) == inspect.CORO_CREATED:
+        output.close()  # or Python would warn that nobody has awaited it
+        raise OutputNotAwaitedError(step.name, output.__qualname__)
 
 
 def prepare(plan: Plan) -> None:

@@ -17,7 +17,7 @@ from typing import Any
 
 from asyncflow._attempts import Attempts
 from asyncflow._items import check_order, common_error, count_of, each_item
-from asyncflow._ledger import FAILURES
+from asyncflow._observers import FAILURES
 from asyncflow._result import StepResult, StepStatus
 from asyncflow._step import WorkflowStep
 from asyncflow._verdicts import as_failure, forget_cancels, leave_out_our_frames

@@ -6,15 +6,11 @@ import asyncio
 from abc import abstractmethod
 
 from asyncflow._journal import Book
-from asyncflow._observers import Observer, entry_of, log_failure
+from asyncflow._observers import FAILURES, Observer, entry_of, log_failure
 from asyncflow._state import RunState
 from asyncflow.events import AttemptStarted, Event
 
-__all__ = ["CALLS_OBSERVERS", "FAILURES", "Ledger"]
-
-FAILURES = (Exception, asyncio.CancelledError)
-"""What makes an attempt fail, and an observer be dropped. All else is not theirs, nor ours, to
-handle. A cancellation that one of them raises is nobody's: those of the run arrive elsewhere."""
+__all__ = ["CALLS_OBSERVERS", "Ledger"]
 
 
 class Ledger:

@@ -9,6 +9,7 @@ Rules:
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import Callable, Iterable
 from typing import Protocol, TypeAlias, cast
@@ -17,6 +18,7 @@ from asyncflow._plain import is_async
 from asyncflow.events import AttemptStarted, Event
 
 __all__ = [
+    "FAILURES",
     "AnyObserver",
     "Observer",
     "ObserverFactory",
@@ -27,12 +29,16 @@ __all__ = [
 ]
 _log = logging.getLogger("asyncflow")
 
+FAILURES = (Exception, asyncio.CancelledError)
+"""What makes an attempt fail, and an observer be dropped. All else is not theirs, nor ours, to
+handle. A cancellation that one of them raises is nobody's: those of the run arrive elsewhere."""
+
 
 class Observer(Protocol):
     """Called with every event of a run, in order, as it happens.
 
-    It must return at once: the event loop waits for it. One that raises an `Exception` is
-    logged and not called again in that run; the run goes on.
+    It must return at once: the event loop waits for it. One that raises an `Exception`, or a
+    cancellation, is logged and not called again in that run; the run goes on.
 
     It may also have a method ``enter_attempt``, which is called with the `AttemptStarted` of each
     attempt, after the observer was told of it. That is done in the context in which the action is
@@ -50,7 +56,7 @@ class ObserverFactory(Protocol):
         """Return the observer of one run.
 
         It is called once at the start of each run, in the task that runs it. If it raises an
-        `Exception`, that is logged, and the run goes on without this observer.
+        `Exception`, or a cancellation, that is logged, and the run goes on without this observer.
         """
         ...
 
@@ -77,7 +83,7 @@ def for_run(observers: Iterable[AnyObserver]) -> tuple[Observer, ...]:
 
 
 def log_failure(event: Event) -> None:
-    """Log the `Exception` that an observer has raised, which is being handled."""
+    """Log what an observer has raised, which is being handled."""
     kind, subject = type(event).__name__, getattr(event, "step", "the run")
     _log.exception("an observer failed and is not called again, at %s of %s", kind, subject)
 
@@ -108,7 +114,7 @@ def _of_one_run(observer: AnyObserver) -> Observer | None:
     try:
         own: Observer = cast("ObserverFactory", observer).for_run()
         _check(own)
-    except Exception:
+    except FAILURES:
         _log.exception("for_run of an observer failed, and the run goes on without it")
         return None
     return own

@@ -312,8 +312,11 @@ class Pipeline:
     async def run_as(self, run_id: str, /, **inputs: Any) -> RunReport:
         """Run the pipeline under an id; with a journal, go on with the run that has it, if any.
 
-        It raises what `run` raises. For more there is ``pipeline.orchestrator.run(...)``.
+        Raises:
+            TypeError: The id is no string; or as `run` raises it, and whatever else that does.
         """
+        if not isinstance(run_id, str):
+            raise TypeError(f"run_id must be a str, not {type(run_id).__name__}")
         return await self._run(run_id, inputs)
 
     async def _run(self, run_id: str | None, inputs: Mapping[str, Any]) -> RunReport:

@@ -17,18 +17,19 @@ import asyncio
 
 from asyncflow._attempts import FIRST_TASK_BEARS_THE_NAME
 from asyncflow._durable import Opening
-from asyncflow._errors import JournalError, RunCancelledError, StepCrashedError
+from asyncflow._errors import JournalError, RunCancelledError
 from asyncflow._fanout import Fanout
 from asyncflow._graph import Plan
 from asyncflow._keeper import Keeper
-from asyncflow._ledger import FAILURES
 from asyncflow._monitor import Watch, watch
-from asyncflow._observers import Observer
+from asyncflow._observers import FAILURES, Observer
 from asyncflow._plain import plain_answer
 from asyncflow._report import RunReport
 from asyncflow._shield import shield
 from asyncflow._state import RunState
+from asyncflow._text import name_to_add
 from asyncflow._verdicts import as_failure, leave_out_our_frames, told_by
+from asyncflow._watchdog import GRACE_S
 from asyncflow.events import (
     RunFinished,
     RunInterrupted,
@@ -65,6 +66,9 @@ class Run(Fanout):
         self._interruption: BaseException | None = None
         self._request: RunCancelledError | None = None
         self._deadline: asyncio.TimerHandle | None = None
+        self._doubtful: list[int] = []
+        """The units that were to stop and were not cancelled, since somebody else had done so."""
+        self._insistence: asyncio.TimerHandle | None = None
 
     async def execute(self) -> RunReport:
         """Run the pipeline; return its report, or raise what has interrupted it."""
@@ -130,8 +134,9 @@ class Run(Fanout):
         self._monitor.stop()
         # They lead back to us, the group by way of our task, before 3.12.8 and 3.13.1: gh-124958.
         del self._monitor, self._group
-        if self._deadline is not None:
-            self._deadline.cancel()
+        for timer in (self._deadline, self._insistence):
+            if timer is not None:
+                timer.cancel()
         if not self._is_broken:
             now_ms, state = self._now_ms(), self._state
             self._emit(RunFinished(now_ms, state.outcome, state.stop_reason))
@@ -241,6 +246,7 @@ class Run(Fanout):
         """Ask a step's condition; if the step is not to run, tell that."""
         step, condition = self._steps[unit], self._steps[unit].when
         if self._is_resumed and self._has_crashed_too_often(unit):
+            self._forget_item(unit)
             return False
         if condition is None or self._state.units.item_of(unit) is not None:
             return True
@@ -262,24 +268,12 @@ class Run(Fanout):
             leave_out_our_frames(error)
             self._interrupt(error, reason)
         else:
-            reason = f"its condition{_name_of(condition)} was not met"
+            reason = f"its condition{name_to_add(condition)} was not met"
             self._emit(StepSkipped(step.name, self._now_ms(), reason, on_purpose=True))
         finally:
             failure = None  # what the condition raised keeps this frame
             del self  # as in _advance
         return False
-
-    def _has_crashed_too_often(self, unit: int) -> bool:
-        """Whether a unit's process has died too often while it ran; if so, tell that it failed."""
-        step, carried = self._steps[unit], self._state.units.carried(unit)
-        if carried is None or not carried.was_cut_short or carried.crashes <= step.max_crashes:
-            return False
-        name, (latest, _, crashes) = self._state.units.name_of(unit), carried
-        error = StepCrashedError(name, latest.attempt, crashes)
-        failure = StepFailed(step.name, latest.attempt, self._now_ms(), error, latest.item)
-        self._tell_failure(failure)
-        self._forget_item(unit)
-        return True
 
     def _restart_unbegun(self, batch: list[int]) -> None:
         """Start those units anew whose tasks a stranger has cancelled before their first line.
@@ -374,13 +368,26 @@ class Run(Fanout):
                 # A task that is cancelled before its first line never runs: nobody else tells.
                 del self._live[unit]
                 self._tell_unbegun(unit, now_ms)
-            if not (task.cancelling() and self._is_cut_short(unit)):
+            if not self._is_cancelled_already(unit, task):
                 task.cancel()
+            elif not self._is_cut_short(unit):
+                self._doubtful.append(unit)
         if self._live:
             self._watchdog.expect(self._loop.time())
+        if self._doubtful:
+            if self._insistence is not None:
+                self._insistence.cancel()
+            self._insistence = self._loop.call_later(GRACE_S, self._insist, context=self._context)
         if self._queue.has_news:
             self._advance_soon()
         self._wake_if_settled()
+
+    def _insist(self) -> None:
+        """Cancel what others have cancelled and what goes on all the same: it swallowed that."""
+        for unit in self._doubtful:
+            if unit in self._live:
+                self._live[unit].cancel()
+        self._doubtful.clear()
 
     def _tell_unbegun(self, unit: int, now_ms: float) -> None:
         if self._state.units.carried(unit) is not None:  # it began before the run was resumed
@@ -391,8 +398,3 @@ class Run(Fanout):
         else:
             self._state.withdraw_item(unit)
         self._forget_item(unit)
-
-
-def _name_of(condition: object) -> str:
-    name = getattr(condition, "__name__", "")
-    return f" {name}" if name.isidentifier() else ""  # a lambda has none

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 from asyncflow._errors import RestoredError
 
-__all__ = ["describe", "in_full", "in_one_line", "text_of"]
+__all__ = ["describe", "in_full", "in_one_line", "name_to_add", "text_of"]
 
 # What would end a line, move the cursor, turn the direction of writing or could not be printed.
 # Less than what `str.isprintable` refuses: the joiners of emoji and of Persian are harmless.
@@ -41,3 +41,9 @@ def text_of(render: Callable[[object], str], value: object) -> str:
         return render(value)
     except Exception as error:  # it is the user's object: whatever it raises must not spread
         return f"<{type(value).__name__}, whose {render.__name__} raised {type(error).__name__}>"
+
+
+def name_to_add(function: object) -> str:
+    """Return the name of a function after a blank, or nothing if it has none, as a lambda."""
+    name = getattr(function, "__name__", "")
+    return f" {name}" if name.isidentifier() else ""

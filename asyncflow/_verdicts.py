@@ -15,11 +15,11 @@ from types import FrameType
 from typing import Any, NamedTuple
 
 from asyncflow._clock import TIMER_SLACK_S
-from asyncflow._errors import StepCancelledError, StepTimeoutError
+from asyncflow._errors import StepCancelledError, StepCrashedError, StepTimeoutError
 from asyncflow._journal import Book
-from asyncflow._ledger import FAILURES, Ledger
+from asyncflow._ledger import Ledger
 from asyncflow._limits import Limit
-from asyncflow._observers import Observer
+from asyncflow._observers import FAILURES, Observer
 from asyncflow._payload import REDACTED, Payload
 from asyncflow._state import RunState
 from asyncflow._text import in_one_line
@@ -41,6 +41,10 @@ __all__ = [
     "running_task",
     "told_by",
 ]
+
+
+_OF_ANYIO = ("Cancelled by cancel scope", "Cancelled via cancel scope")
+"""How anyio's cancellations begin, which tell of its objects and their addresses."""
 
 
 class Shortfall(NamedTuple):
@@ -113,8 +117,14 @@ class Verdicts(Ledger):
     def _limit_of(self, unit: int, running: AttemptStarted) -> Limit | None:
         return self._state.limits.of(unit, self._began.get(unit, running.at_ms))
 
+    def _is_cancelled_already(self, unit: int, task: asyncio.Task[None]) -> bool:
+        """Whether the running attempt was cancelled by somebody else, so that it may clean up."""
+        if self._state.running_attempt(unit) is None:
+            return False
+        return unit in self._lapsed or bool(task.cancelling())
+
     def _is_cut_short(self, unit: int) -> bool:
-        """Whether a limit of the running attempt has cancelled it, so that it is cleaning up.
+        """Whether it was a limit that has cancelled the running attempt.
 
         Its task can't tell: an action may have swallowed an earlier cancellation, also its own.
         """
@@ -206,6 +216,17 @@ class Verdicts(Ledger):
         if self._state.stop_reason is not None:
             self._stop_soon()
 
+    def _has_crashed_too_often(self, unit: int) -> bool:
+        """Whether a unit's process has died too often while it ran; if so, tell that it failed."""
+        step, carried = self._state.units.steps[unit], self._state.units.carried(unit)
+        if carried is None or not carried.was_cut_short or carried.crashes <= step.max_crashes:
+            return False
+        name, (latest, _, crashes) = self._state.units.name_of(unit), carried
+        error = StepCrashedError(name, latest.attempt, crashes)
+        failure = StepFailed(step.name, latest.attempt, self._now_ms(), error, latest.item)
+        self._tell_failure(failure)
+        return True
+
     def _late(
         self, unit: int, running: AttemptStarted, shortfall: Shortfall
     ) -> StepTimeoutError | None:
@@ -281,8 +302,9 @@ def as_failure(error: BaseException, step_name: str, attempt: int) -> Exception:
 def told_by(cancellation: asyncio.CancelledError) -> str:
     """Return why a run stops whose caller was cancelled, with what that says, if anything."""
     message = cancellation.args[0] if cancellation.args else None
-    said = f": {in_one_line(message)}" if isinstance(message, str) and message else ""
-    return f"the caller was cancelled{said}"
+    if not isinstance(message, str) or not message or message.startswith(_OF_ANYIO):
+        return "the caller was cancelled"
+    return f"the caller was cancelled: {in_one_line(message)}"
 
 
 def leave_out_our_frames(error: BaseException) -> None:

@@ -118,9 +118,10 @@ def _checked_logger(logger: logging.Logger | str) -> logging.Logger:
 def _checked_level(level: int | str) -> int:
     if isinstance(level, str):
         known = logging.getLevelNamesMapping()
-        if level.upper() not in known:
+        named = level if level in known else level.upper()
+        if named not in known:
             raise ValueError(f"level must be one of {', '.join(known)}, not {level!r}")
-        return known[level.upper()]
+        return known[named]
     if not isinstance(level, int) or isinstance(level, bool):
         raise TypeError(f"level must be a number or a name, not {type(level).__name__}")
     return level

@@ -11,6 +11,7 @@ import textwrap
 import threading
 import time
 
+import anyio
 import pytest
 
 from asyncflow import Orchestrator, WorkflowStep, run_pipeline
@@ -107,6 +108,14 @@ async def test_an_unusable_input_or_run_id_is_refused_before_anything_runs():
         await run_pipeline([WorkflowStep("a", action)], run_id="")
 
     assert ran == []
+
+
+async def test_a_scope_of_anyio_tells_no_reason_that_differs_from_run_to_run():
+    events = []
+    with anyio.move_on_after(0.01):
+        await run_pipeline([WorkflowStep("a", asyncio.Event().wait)], observers=[events.append])
+
+    assert events[-1].stop_reason == "the caller was cancelled"
 
 
 async def test_all_tasks_may_be_cancelled_at_once_as_at_shutdown():

@@ -99,6 +99,7 @@ async def observe_async(event): ...
     ("observer", "problem"),
     [
         (Broken(RuntimeError("no observer today")), "no observer today"),
+        (Broken(asyncio.CancelledError("nor tomorrow")), "nor tomorrow"),
         (Giving(None), "must be callable"),
         (Giving(observe_async), "not an async one"),
     ],

@@ -303,6 +303,8 @@ class TestRuns:
             await etl.run(url="", run_id="monday")
         with refused("takes an input 'ulr' (did you mean 'url'?)", TypeError):
             await etl.run_as("monday", ulr="")
+        with refused("run_id must be a str, not NoneType", TypeError):
+            await etl.run_as(None, url="")  # type: ignore[arg-type]
 
     async def test_a_run_may_have_an_id_under_which_it_goes_on(self) -> None:
         calls: list[str] = []

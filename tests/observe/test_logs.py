@@ -278,6 +278,15 @@ def test_a_logger_and_a_level_may_be_named(caplog):
     assert {(record.name, record.levelname) for record in caplog.records} == {("feeds", "DEBUG")}
 
 
+def test_a_level_may_have_a_name_of_its_own(log, records):
+    logging.addLevelName(15, "fine")
+    log.setLevel(1)
+
+    run(WorkflowStep("a", items), observers=[LoggingObserver(log, "fine")])
+
+    assert {record.levelno for record in records} == {15}
+
+
 @pytest.mark.parametrize(
     ("arguments", "error", "problem"),
     [
