@@ -35,8 +35,8 @@ from asyncflow._cli_options import (
 )
 from asyncflow._cli_output import logs_on_stderr, only_results_on_stdout, page_writer
 from asyncflow._errors import nearest
+from asyncflow._story import latest_steps
 from asyncflow._text import in_one_line
-from asyncflow.events import RunResumed, RunStarted
 from asyncflow.journal import RunRecord
 
 __all__ = ["resume", "run"]
@@ -242,7 +242,7 @@ class _Kept(NamedTuple):
     """What a journal has of a run that is to go on."""
 
     record: RunRecord
-    dependencies: Mapping[str, tuple[str, ...]] | None
+    dependencies: Mapping[str, tuple[str, ...]]
     """The steps with which it began, or went on the last time; none if it has not begun."""
 
 
@@ -250,9 +250,7 @@ async def _kept(journal: str, run: str) -> _Kept:
     async with opened(journal) as found:
         record = await find_run(found, run)
         events = [each.event for each in await found.events(record.run_id)]
-    begun = (each for each in reversed(events) if isinstance(each, RunStarted | RunResumed))
-    last = next(begun, None)
-    return _Kept(record, None if last is None else last.dependencies)
+    return _Kept(record, latest_steps(events))
 
 
 def _pipeline_of(record: RunRecord, targets: Sequence[str], options: Options) -> str:
@@ -289,7 +287,7 @@ def _check_is_of(kept: _Kept, loaded: Loaded, targets: Sequence[str], journal: s
             f"{record.pipeline!r} is",
             INVALID,
         )
-    if targets or kept.dependencies is None:
+    if targets or not kept.dependencies:
         return
     names = [step.name for step in orchestrator.steps]
     others = [repr(name) for name in names if name not in kept.dependencies]

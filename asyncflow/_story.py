@@ -13,7 +13,7 @@ Rules:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, TypeAlias
 
@@ -46,7 +46,7 @@ from asyncflow.events import (
     ThreadAbandoned,
 )
 
-__all__ = ["RECALLED", "Story", "as_secret", "reasons", "with_outputs"]
+__all__ = ["RECALLED", "Story", "as_secret", "latest_steps", "reasons", "with_outputs"]
 
 RECALLED = "its output is secret, so it was not kept, and it is needed"
 """Why a step runs again although its result holds."""
@@ -318,6 +318,17 @@ class Story:
             depends_on=self._units.depends_on(step),
             items=tuple(items),
         )
+
+
+def latest_steps(events: Sequence[Event]) -> Mapping[str, tuple[str, ...]]:
+    """Return the steps with which a run began, or went on the last time; none if it has no events.
+
+    Each has with it what it depends on.
+    """
+    for event in reversed(events):
+        if isinstance(event, RunStarted | RunResumed):
+            return event.dependencies
+    return {}
 
 
 def reasons(event: RunResumed) -> dict[str, str]:

@@ -10,8 +10,8 @@ from typing import Any
 
 from asyncflow._archive import RunRecord
 from asyncflow._errors import RunAlreadyActiveError, RunCancelledError, nearest
+from asyncflow._story import latest_steps
 from asyncflow._web_journal import Resumable, RunsJournal
-from asyncflow.events import RunResumed, RunStarted
 
 __all__ = ["ResumeRefusedError", "Resumer"]
 
@@ -104,10 +104,9 @@ class Resumer:
     async def _check_steps(self, record: RunRecord) -> None:
         """Refuse steps that a run is without; who had left them out may have had a reason."""
         events = [each.event for each in await self._journal.events(record.run_id)]
-        begun = (each for each in reversed(events) if isinstance(each, RunStarted | RunResumed))
-        last = next(begun, None)
+        had = latest_steps(events)
         steps = getattr(self._pipelines[record.pipeline], "steps", ())
-        others = [step.name for step in steps if last and step.name not in last.dependencies]
+        others = [step.name for step in steps if had and step.name not in had]
         if others:
             raise ResumeRefusedError(
                 f"it is without step {others[0]!r} of pipeline {record.pipeline!r}, which targets "

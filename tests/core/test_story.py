@@ -8,7 +8,7 @@ import pytest
 
 from asyncflow import RestoredOutput, StepCrashedError, StepStatus
 from asyncflow._payload import REDACTED, Payload
-from asyncflow._story import Story
+from asyncflow._story import Story, latest_steps
 from asyncflow.events import (
     AttemptFailed,
     AttemptStarted,
@@ -56,6 +56,15 @@ def success(step, at_ms, value=1, attempt=1, item=None):
 
 def statuses(story):
     return [result.status for result in story.report(decode).results]
+
+
+class TestLatestSteps:
+    def test_they_are_those_with_which_the_run_went_on_last(self):
+        fewer = {"a": (), "b": ("a",)}
+
+        assert latest_steps([]) == {}
+        assert latest_steps([started(), AttemptStarted("a", 1, 1.0)]) == CHAIN
+        assert latest_steps([started(), resumed(1.0, fewer), AttemptStarted("a", 1, 1.0)]) == fewer
 
 
 class TestReports:
