@@ -112,6 +112,7 @@ def test_what_has_another_type_is_a_wrong_usage(shell: Shell, pair: str, says: s
         ("Annotated[int, 'a number']", "int, such as 3"),
         ("NewType('Days', int)", "int, such as 3"),
         ("NewType('Days', NewType('Count', int))", "int, such as 3"),
+        ("TypeVar('Days', bound=int)", "~Days"),
         ("list[int]", "list[int], as a JSON array, such as [1, 2]"),
         ("set[str]", 'set[str], as a JSON array, such as ["a", "b"]'),
         ("tuple[datetime.date, ...]", "tuple[datetime.date, ...], as a JSON array"),
@@ -127,7 +128,7 @@ def test_what_is_accepted_is_told_with_an_example(shell: Shell, kind: str, says:
         "kinds.py",
         f"""
         import dataclasses, datetime, decimal, enum, uuid
-        from typing import Annotated, Literal, NewType, TypedDict
+        from typing import Annotated, Literal, NewType, TypedDict, TypeVar
         from asyncflow import WorkflowStep
 
         class Colour(enum.Enum):

@@ -567,6 +567,7 @@ class TestBinding:
             (takes_a, [], [], "a", UNKNOWN),
             (takes_a, ["b"], ["c"], "a", UNKNOWN),
             (takes_a_and_all, ["b"], [], "a", UNKNOWN),
+            (takes_a_and_b, {"a": "c"}, [], "b", UNKNOWN),
             (takes_a_and_b, {"a": "b"}, [], "b", "the output of step 'b' is received as 'a' there"),
             (
                 takes_a_and_all,

@@ -836,6 +836,44 @@ async def test_so_can_the_run_stop_it(schedule, limits, deadline_ms, sibling, st
     assert report.total_duration_ms < 6_000
 
 
+async def test_who_obeys_a_stranger_is_left_alone_while_it_cleans_up(schedule):
+    needs_virtual_time()
+    if sys.version_info < (3, 12):
+        pytest.skip("an attempt has a task of its own, and the run does not see who cancels that")
+    tasks, cleaned = {}, []
+
+    async def obeys(name, takes):
+        tasks[name] = asyncio.current_task()
+        try:
+            await asyncio.Event().wait()
+        finally:
+            await asyncio.sleep(takes)
+            cleaned.append(name)
+
+    async def fails():
+        await asyncio.sleep(0.01)
+        for task in tasks.values():
+            task.cancel()
+        await asyncio.sleep(0)
+        raise ValueError
+
+    steps = [
+        WorkflowStep("swallows", swallows_a_cancellation_and_goes_on, timeout_ms=None),
+        WorkflowStep("short", lambda: obeys("short", 3)),
+        WorkflowStep("long", lambda: obeys("long", 8), timeout_ms=None),
+        WorkflowStep("fails", fails),
+    ]
+    started = asyncio.get_running_loop().time()
+    run = asyncio.ensure_future(run_pipeline(steps, schedule=schedule))
+    await asyncio.sleep(2)
+    run.cancel()  # from here on, the grace period counts anew
+    with pytest.raises(asyncio.CancelledError):
+        await run
+
+    assert cleaned == ["short"]
+    assert asyncio.get_running_loop().time() - started == pytest.approx(7, abs=0.1)
+
+
 @pytest.mark.parametrize("takes", [0.04, 7])
 @pytest.mark.parametrize("isolated", [False, True], ids=["first", "isolated"])
 @pytest.mark.parametrize("limit", ["timeout_ms", "heartbeat_ms"])

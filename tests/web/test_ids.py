@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 from starlette.applications import Starlette
-from starlette.routing import Mount
+from starlette.routing import Mount, Route
 from web.runs import Gate, passing, slow
 
 from asyncflow import RunNotFoundError
@@ -106,6 +106,12 @@ async def test_a_run_whose_name_ends_like_a_path_of_ours_is_told_apart(
     events = (await client.get("/api/runs/r%2Fevents/events")).json()["events"]
     assert events[0]["pipeline"] == "two"
     assert (await client.get("/api/runs/r/events")).json()["events"][0]["pipeline"] == "one"
+
+
+def test_a_path_that_is_made_of_an_id_has_all_of_it() -> None:
+    route = Route("/runs/{run_id:asyncflow_run}", app, name="run")
+
+    assert str(route.url_path_for("run", run_id="a/b\n")) == "/runs/a/b\n"
 
 
 @pytest.mark.parametrize("sent", ["nightly%0A", "nightly%0Ax"])
