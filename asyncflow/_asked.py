@@ -11,6 +11,7 @@ from asyncflow._numbers import check_number
 from asyncflow._rows import column_of, is_storable
 
 __all__ = [
+    "can_be_sought",
     "check_flag",
     "check_lease",
     "check_new_id",
@@ -104,10 +105,15 @@ def check_sought(text: str) -> None:
         ValueError: It is too long, or no database would take it.
     """
     check_text("text", text)
-    if len(text) > _LONGEST_SOUGHT or not is_storable(text):
+    if not can_be_sought(text):
         raise ValueError(
             f"text must have at most {_LONGEST_SOUGHT:,} characters, and neither NUL nor surrogates"
         )
+
+
+def can_be_sought(text: str) -> bool:
+    """Whether a text is short enough, and one that every database takes."""
+    return len(text) <= _LONGEST_SOUGHT and is_storable(text)
 
 
 def seconds_of(what: str, time: datetime | float, kind: str = _TIME) -> float:

@@ -223,10 +223,10 @@ class Attempts(Waits):
         try:
             if step.is_plain and self._keeper is None:
                 value = await call_action(step, arguments)
+                if type(value) is CoroutineType:
+                    check_coroutine(step, value)
             else:
                 value = await self._call_specially(unit, step, running, arguments, ends)
-            if type(value) is CoroutineType:
-                check_coroutine(step, value)
         except asyncio.CancelledError:
             raise
         except BaseException as error:

@@ -18,7 +18,7 @@ from asyncflow._cli_load import Loaded
 from asyncflow._cli_output import report_lines, say, say_json, tell, tracebacks, write_html
 from asyncflow._cli_signals import Stop, stopped_by_signals
 from asyncflow._errors import PayloadError, RunCancelledError
-from asyncflow._observers import AnyObserver
+from asyncflow._observers import FAILURES, AnyObserver
 from asyncflow._payload import REDACTED
 from asyncflow._report import RestoredOutput, RunReport
 from asyncflow._run_names import new_run_name
@@ -136,7 +136,7 @@ async def _attended(
         raise CommandError(
             f"{execution.loaded.target!r} can't run: {_hinted(error)}", INVALID
         ) from error
-    except (Exception, asyncio.CancelledError):
+    except FAILURES:
         raise
     except BaseException:  # a step has raised it, such as SystemExit, and the report says so
         return None

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import click
 
+from asyncflow._asked import can_be_sought
 from asyncflow._cli_errors import NOT_FOUND, USAGE, CommandError
 from asyncflow._errors import RunNotFoundError
-from asyncflow._rows import is_storable
 from asyncflow._text import in_one_line
 from asyncflow.journal import PostgresJournal, RunRecord, SQLiteJournal
 
@@ -35,7 +35,6 @@ AnyJournal = SQLiteJournal | PostgresJournal
 VARIABLE = "ASYNCFLOW_JOURNAL"
 DEFAULT = "asyncflow.db"
 LATEST = "latest"
-_LONGEST_SOUGHT = 1_000
 _BESIDE = ("", "-wal", "-shm", "-journal")
 """How the names of the files of a journal go on after that of the journal."""
 
@@ -116,7 +115,7 @@ async def find_run(journal: AnyJournal, run: str) -> RunRecord:
         unknown = error
     if run == LATEST:
         found = await journal.runs(limit=1)
-    elif run and len(run) <= _LONGEST_SOUGHT and is_storable(run):
+    elif run and can_be_sought(run):
         found = await journal.runs(text=run, limit=None)
         found = [record for record in found if record.run_id.startswith(run)]
     else:

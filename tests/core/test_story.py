@@ -54,6 +54,19 @@ def success(step, at_ms, value=1, attempt=1, item=None):
     return StepSucceeded(step, attempt, at_ms, kept(value), item)
 
 
+def half_mapped():
+    """Of the two items of the mapped step b, one has ended and the other one runs."""
+    return [
+        started(),
+        AttemptStarted("a", 1, 0.0),
+        success("a", 1.0, [1, 2]),
+        MapStarted("b", 2.0),
+        AttemptStarted("b", 1, 3.0, item=0),
+        AttemptStarted("b", 1, 4.0, item=1),
+        success("b", 5.0, 10, item=0),
+    ]
+
+
 def statuses(story):
     return [result.status for result in story.report(decode).results]
 
@@ -103,17 +116,7 @@ class TestReports:
         assert result.queued_ms == 0.5
 
     def test_a_mapped_step_that_runs_has_begun_when_its_items_did(self):
-        story = Story(
-            [
-                started(),
-                AttemptStarted("a", 1, 0.0),
-                success("a", 1.0, [1, 2]),
-                MapStarted("b", 2.0),
-                AttemptStarted("b", 1, 3.0, item=0),
-                AttemptStarted("b", 1, 3.0, item=1),
-                success("b", 5.0, 10, item=0),
-            ]
-        )
+        story = Story(half_mapped())
 
         result = story.report(decode)["b"]
 
@@ -129,13 +132,7 @@ class TestReports:
     def test_a_mapped_step_that_goes_on_has_begun_before_the_run_was_resumed(self):
         story = Story(
             [
-                started(),
-                AttemptStarted("a", 1, 0.0),
-                success("a", 1.0, [1, 2]),
-                MapStarted("b", 2.0),
-                AttemptStarted("b", 1, 3.0, item=0),
-                AttemptStarted("b", 1, 4.0, item=1),
-                success("b", 5.0, 10, item=0),
+                *half_mapped(),
                 resumed(5.0, unfinished={"b": "it was cut short"}),
                 StepReused("a", 6.0),
                 MapStarted("b", 7.0),
