@@ -22,17 +22,17 @@ from operator import is_
 from types import CoroutineType
 from typing import TYPE_CHECKING, Any
 
+from asyncflow._calls import call_action, call_in_worker, check_coroutine
+from asyncflow._cancels import cancels, running_task
 from asyncflow._clock import TIMER_SLACK_S
 from asyncflow._engine import (
     AttemptExtras,
     RunContext,
-    call_action,
-    call_in_worker,
-    check_coroutine,
     enter_attempt,
     enter_run,
 )
 from asyncflow._errors import ResultRefusedError
+from asyncflow._frames import leave_out_our_frames
 from asyncflow._graph import ITEM, Binding, Plan
 from asyncflow._heart import Heart
 from asyncflow._keeper import Keeper
@@ -41,12 +41,7 @@ from asyncflow._plain import plain_answer
 from asyncflow._result import StepResult
 from asyncflow._state import RunState
 from asyncflow._step import WorkflowStep
-from asyncflow._verdicts import (
-    Shortfall,
-    cancels,
-    leave_out_our_frames,
-    running_task,
-)
+from asyncflow._verdicts import Shortfall
 from asyncflow._waits import Waits
 from asyncflow._watchdog import Watchdog
 from asyncflow.events import (
@@ -106,7 +101,7 @@ class Attempts(Waits):
         self._context = contextvars.copy_context()
         deadline_ms = state.limits.deadline_ms
         ends = math.inf if deadline_ms is None else self._loop.time() + deadline_ms / 1000
-        self._identity = RunContext(run_id, plan, self._loop, self._started, ends, {})
+        self._identity = RunContext(run_id, plan, self._loop.time, self._started, ends, {})
         self._context.run(enter_run, self._identity)
         self._is_broken = False
         """Whether a step could not be run for a reason of ours, so that the books stay open."""

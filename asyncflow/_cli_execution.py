@@ -12,13 +12,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from asyncflow._cancels import FAILURES
 from asyncflow._cli_errors import INVALID, PASSED, RUN_FAILED, CommandError
 from asyncflow._cli_journal import AnyJournal, how_to_name, opened
 from asyncflow._cli_load import Loaded
 from asyncflow._cli_output import report_lines, say, say_json, tell, tracebacks, write_html
 from asyncflow._cli_signals import Stop, stopped_by_signals
 from asyncflow._errors import PayloadError, RunCancelledError
-from asyncflow._observers import FAILURES, AnyObserver
+from asyncflow._observers import AnyObserver
 from asyncflow._payload import REDACTED
 from asyncflow._report import RestoredOutput, RunReport
 from asyncflow._run_names import new_run_name

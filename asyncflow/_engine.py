@@ -2,46 +2,37 @@
 
 from __future__ import annotations
 
-import asyncio
-import inspect
 import math
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Callable, Mapping
 from contextvars import Context, ContextVar
-from types import CoroutineType
-from typing import TYPE_CHECKING, Any, NamedTuple
-
-import anyio
+from typing import NamedTuple, Protocol
 
 from asyncflow._current import attempt_variable, current, run_variable
-from asyncflow._errors import ActionNotAwaitableError, OutputNotAwaitedError
 from asyncflow._graph import Plan
-from asyncflow._heart import Heart
 from asyncflow._result import StepResult
-from asyncflow._step import WorkflowStep
 from asyncflow.events import AttemptStarted
-
-if TYPE_CHECKING:
-    from asyncflow._workers import ThreadEnd
 
 __all__ = [
     "AttemptExtras",
     "RunContext",
     "StepContext",
     "attempt_in",
-    "call_action",
-    "call_in_worker",
-    "check_coroutine",
     "current_step",
     "enter_attempt",
     "enter_run",
     "is_within",
-    "limiter_for",
-    "prepare",
 ]
 
 _run: ContextVar[RunContext] = run_variable
 enter_attempt = attempt_variable.set
 """Make an attempt of the run what `current_step` tells of, from here on, in this context."""
+
+
+class Heart(Protocol):
+    """A limit that moves on with every sign of life."""
+
+    def beat(self) -> None:
+        """Give a sign of life, from any thread."""
 
 
 class AttemptExtras(NamedTuple):
@@ -59,7 +50,8 @@ class RunContext(NamedTuple):
 
     run_id: str
     plan: Plan
-    loop: asyncio.AbstractEventLoop
+    clock: Callable[[], float]
+    """The loop's clock, in seconds."""
     started: float
     """The loop's time at the start of the run, in seconds."""
     ends: float
@@ -90,9 +82,9 @@ class StepContext:
     """
 
     __slots__ = (
+        "_clock",
         "_ends",
         "_heart",
-        "_loop",
         "attempt",
         "idempotency_key",
         "item",
@@ -110,7 +102,7 @@ class StepContext:
         self.attempt = running.attempt
         self.max_retries = step.max_retries
         self.idempotency_key = _key(run.run_id, step.name, running.item)
-        self._loop = run.loop
+        self._clock = run.clock
         extras = run.extras.get((running.step, running.item))
         if extras is None:
             limit_ms = math.inf if step.timeout_ms is None else step.timeout_ms
@@ -127,7 +119,7 @@ class StepContext:
         """
         if self._ends == math.inf:
             return None
-        return max(0.0, (self._ends - self._loop.time()) * 1000)
+        return max(0.0, (self._ends - self._clock()) * 1000)
 
     def heartbeat(self) -> None:
         """Tell that the action is alive, so that the step's ``heartbeat_ms`` begins anew.
@@ -179,67 +171,3 @@ def is_within(run_id: str) -> bool:
 def attempt_in(context: Context, run: RunContext) -> AttemptStarted | None:
     """Return the attempt of a run that a context is of, if it is of any."""
     return context.get(attempt_variable) if context.get(_run) is run else None
-
-
-def call_action(step: WorkflowStep, arguments: Mapping[str, Any] | None) -> Awaitable[Any]:
-    """Call the step's action in the event loop and return what is to be awaited.
-
-    Raises:
-        ActionNotAwaitableError: The action returned something else.
-    """
-    outcome = step.action(**arguments) if arguments else step.action()
-    if type(outcome) is not CoroutineType and not inspect.isawaitable(outcome):
-        raise ActionNotAwaitableError(step.name, type(outcome).__name__)
-    return outcome
-
-
-def check_coroutine(step: WorkflowStep, output: CoroutineType[Any, Any, Any]) -> None:
-    """Refuse a coroutine that an action has returned and that nobody has begun to await.
-
-    Raises:
-        OutputNotAwaitedError: It is one.
-    """
-    if inspect.getcoroutinestate(output) == inspect.CORO_CREATED:
-        output.close()  # or Python would warn that nobody has awaited it
-        raise OutputNotAwaitedError(step.name, output.__qualname__)
-
-
-def prepare(plan: Plan) -> None:
-    """Import what steps in threads and processes need, before a run's time begins to count."""
-    for index in plan.special:
-        limiter_for(plan.steps[index])
-
-
-def limiter_for(step: WorkflowStep) -> anyio.CapacityLimiter | None:
-    """Return what limits how many such workers there are, if the step runs in one."""
-    if step.runs_in == "loop":
-        return None
-    # Only those who use it shall wait for its imports.
-    from asyncflow._workers import limiter_for as limiter_of
-
-    return limiter_of(step.runs_in)
-
-
-def call_in_worker(
-    step: WorkflowStep,
-    arguments: Mapping[str, Any] | None,
-    ends: float,
-    on_abandon: Callable[[ThreadEnd], None],
-    has_lapsed: Callable[[], bool],
-) -> Awaitable[Any]:
-    """Call the step's action in a thread or a process and return what is to be awaited.
-
-    Args:
-        step: The step.
-        arguments: What to call its action with.
-        ends: When the attempt has to end, in seconds of the loop's clock.
-        on_abandon: Called when a thread has not ended by then, with what tells of its end.
-        has_lapsed: Whether, when this is cancelled, it has to end at once although it is earlier.
-    """
-    from asyncflow._workers import run_in_process, run_in_thread
-
-    if step.runs_in == "process":
-        return run_in_process(step.action, arguments)
-    return run_in_thread(
-        step.action, arguments, ends=ends, on_abandon=on_abandon, has_lapsed=has_lapsed
-    )

@@ -16,11 +16,12 @@ from functools import partial
 from typing import Any
 
 from asyncflow._attempts import Attempts
+from asyncflow._cancels import FAILURES, forget_cancels
+from asyncflow._frames import leave_out_our_frames
 from asyncflow._items import check_order, common_error, count_of, each_item
-from asyncflow._observers import FAILURES
 from asyncflow._result import StepResult, StepStatus
 from asyncflow._step import WorkflowStep
-from asyncflow._verdicts import as_failure, forget_cancels, leave_out_our_frames
+from asyncflow._verdicts import as_failure
 from asyncflow.events import MapStarted, StepFailed, StepSucceeded
 
 __all__ = ["Fanout"]

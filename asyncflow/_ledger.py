@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 from abc import abstractmethod
 
+from asyncflow._cancels import FAILURES
 from asyncflow._journal import Book
-from asyncflow._observers import FAILURES, Observer, entry_of, log_failure
+from asyncflow._observers import Observer, entry_of, log_failure
 from asyncflow._state import RunState
 from asyncflow.events import AttemptStarted, Event
 

@@ -9,16 +9,15 @@ Rules:
 
 from __future__ import annotations
 
-import asyncio
 import logging
 from collections.abc import Callable, Iterable
 from typing import Protocol, TypeAlias, cast
 
+from asyncflow._cancels import FAILURES
 from asyncflow._plain import is_async
 from asyncflow.events import AttemptStarted, Event
 
 __all__ = [
-    "FAILURES",
     "AnyObserver",
     "Observer",
     "ObserverFactory",
@@ -28,10 +27,6 @@ __all__ = [
     "log_failure",
 ]
 _log = logging.getLogger("asyncflow")
-
-FAILURES = (Exception, asyncio.CancelledError)
-"""What makes an attempt fail, and an observer be dropped. All else is not theirs, nor ours, to
-handle. A cancellation that one of them raises is nobody's: those of the run arrive elsewhere."""
 
 
 class Observer(Protocol):

@@ -9,11 +9,12 @@ from typing import Any, Literal, TypeAlias, TypedDict, Unpack, cast, get_args
 
 from asyncflow._diagram import to_mermaid
 from asyncflow._durable import Opening, Request, begin, open_run
-from asyncflow._engine import is_within, prepare
+from asyncflow._engine import is_within
 from asyncflow._errors import nearest
 from asyncflow._graph import plan
 from asyncflow._journal import Journal
 from asyncflow._keeper import Keeper, OutputTypes
+from asyncflow._limiters import prepare
 from asyncflow._numbers import check_count, check_limit
 from asyncflow._observers import AnyObserver, check_observers, for_run
 from asyncflow._report import RunReport

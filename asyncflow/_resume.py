@@ -24,7 +24,7 @@ from asyncflow._past import Key, Past
 from asyncflow._payload import Payload
 from asyncflow._result import StepResult, StepStatus
 from asyncflow._shape import MaxRetries, Shape, secret_steps
-from asyncflow._story import Story, as_secret, reasons, with_outputs
+from asyncflow._story import Story, as_secret, with_outputs
 from asyncflow.events import RunResumed
 
 __all__ = ["resume"]
@@ -86,7 +86,9 @@ def resume(
         if _is_taken_over(key, held, plan, event.recalled)
     }
     started, carried = story.started, _of_plan(story.carried(), plan)
-    past = Past(started.run_id, started.wall_time, event.at_ms, results, carried, reasons(event))
+    past = Past(
+        started.run_id, started.wall_time, event.at_ms, results, carried, event.rerun_reasons
+    )
     return event, past
 
 

@@ -14,8 +14,8 @@ from operator import itemgetter
 from asyncflow._report import RunReport
 from asyncflow._result import Attempt, StepResult, StepStatus, shown_output
 from asyncflow._step_view import end_of
-from asyncflow._story import RECALLED
 from asyncflow.events import (
+    RECALLED,
     AttemptFailed,
     AttemptStarted,
     Event,

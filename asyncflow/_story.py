@@ -46,9 +46,8 @@ from asyncflow.events import (
     ThreadAbandoned,
 )
 
-__all__ = ["RECALLED", "Story", "as_secret", "latest_steps", "reasons", "with_outputs"]
+__all__ = ["Story", "as_secret", "latest_steps", "with_outputs"]
 
-RECALLED = "its output is secret, so it was not kept, and it is needed"
 """Why a step runs again although its result holds."""
 
 _Decode: TypeAlias = Callable[[str, Payload], Any]
@@ -128,7 +127,7 @@ class Story:
         of_plan = {k: each for k, each in self._carried.items() if k[0] in event.dependencies}
         self._units = Units(self._plan, of_plan)
         self._histories = Histories(self._units)
-        self._reasons = reasons(event) if isinstance(event, RunResumed) else {}
+        self._reasons = event.rerun_reasons if isinstance(event, RunResumed) else {}
         for name, reason in self._reasons.items():
             self._histories.remark(self._plan.index[name], rerun_reason=reason)
 
@@ -329,11 +328,6 @@ def latest_steps(events: Sequence[Event]) -> Mapping[str, tuple[str, ...]]:
         if isinstance(event, RunStarted | RunResumed):
             return event.dependencies
     return {}
-
-
-def reasons(event: RunResumed) -> dict[str, str]:
-    """Return why steps of which something was known run again, by their names."""
-    return {**dict.fromkeys(event.recalled, RECALLED), **event.unfinished, **event.outdated}
 
 
 def with_outputs(result: StepResult, decode: _Decode, step: str | None = None) -> StepResult:

@@ -11,15 +11,16 @@ from __future__ import annotations
 
 import asyncio
 from abc import abstractmethod
-from types import FrameType
 from typing import Any, NamedTuple
 
+from asyncflow._cancels import FAILURES, cancels, forget_cancels
 from asyncflow._clock import TIMER_SLACK_S
 from asyncflow._errors import StepCancelledError, StepCrashedError, StepTimeoutError
+from asyncflow._frames import leave_out_our_frames
 from asyncflow._journal import Book
 from asyncflow._ledger import Ledger
 from asyncflow._limits import Limit
-from asyncflow._observers import FAILURES, Observer
+from asyncflow._observers import Observer
 from asyncflow._payload import REDACTED, Payload
 from asyncflow._state import RunState
 from asyncflow._text import in_one_line
@@ -35,10 +36,6 @@ __all__ = [
     "Shortfall",
     "Verdicts",
     "as_failure",
-    "cancels",
-    "forget_cancels",
-    "leave_out_our_frames",
-    "running_task",
     "told_by",
 ]
 
@@ -272,24 +269,6 @@ class Verdicts(Ledger):
         return StepCancelled(name, attempt, self._now_ms(), reason, error, item)
 
 
-def running_task() -> asyncio.Task[Any]:
-    task = asyncio.current_task()
-    assert task is not None
-    return task
-
-
-def cancels() -> int:
-    """Return how often the running task was asked to cancel."""
-    return running_task().cancelling()
-
-
-def forget_cancels() -> None:
-    """Take back all that the running task was asked to cancel."""
-    task = running_task()
-    while task.cancelling():
-        task.uncancel()
-
-
 def as_failure(error: BaseException, step_name: str, attempt: int) -> Exception:
     """Return the error, or if it is a cancellation that nobody asked for, what stands for it."""
     if isinstance(error, Exception):
@@ -305,20 +284,3 @@ def told_by(cancellation: asyncio.CancelledError) -> str:
     if not isinstance(message, str) or not message or message.startswith(_OF_ANYIO):
         return "the caller was cancelled"
     return f"the caller was cancelled: {in_one_line(message)}"
-
-
-def leave_out_our_frames(error: BaseException) -> None:
-    """Let the traceback of a step's error begin in the step.
-
-    Our frames say nothing to its reader, take memory for as long as the error is kept, and lead
-    to the run, hence back to the error.
-    """
-    trace = error.__traceback__
-    while trace is not None and _is_ours(trace.tb_frame):
-        trace = trace.tb_next
-    BaseException.with_traceback(error, trace)  # its class may refuse to be assigned to
-
-
-def _is_ours(frame: FrameType) -> bool:
-    # What was made by `exec` may have no such name.
-    return str(frame.f_globals.get("__name__")).startswith("asyncflow._")

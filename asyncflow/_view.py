@@ -19,7 +19,6 @@ from asyncflow._critical_path import critical_path
 from asyncflow._recollection import Recollection, attempts_before
 from asyncflow._result import REDACTED_OUTPUT, StepResult, StepStatus, is_lost
 from asyncflow._step_view import AttemptEnd, AttemptView, StepView, end_of
-from asyncflow._story import reasons
 from asyncflow.events import (
     AttemptFailed,
     AttemptStarted,
@@ -185,7 +184,7 @@ class RunView:
         recollection.stand_still(self.steps)
         recollection.resume(event)
         self._begin(event, event.at_ms)
-        for name, why in reasons(event).items():
+        for name, why in event.rerun_reasons.items():
             if name in self.steps:
                 self.steps[name].rerun_reason = why
         for name in recollection.steps_cut_short():

@@ -48,6 +48,7 @@ class Watchdog:
     ) -> None:
         self._state = state
         self._run = run
+        self._loop = asyncio.get_running_loop()
         self._context = context
         self._live = live
         self._asked = asked
@@ -68,7 +69,7 @@ class Watchdog:
             self.stop()
             self.horizon = cancelled_at
             look_at = cancelled_at + GRACE_S
-            self._timer = self._run.loop.call_at(look_at, self._look, context=self._context)
+            self._timer = self._loop.call_at(look_at, self._look, context=self._context)
 
     def stop(self) -> None:
         """Plan no look."""
@@ -106,7 +107,7 @@ class Watchdog:
 
     def _look(self) -> None:
         self._timer, self.horizon = None, math.inf
-        latest = self._run.loop.time() - GRACE_S + TIMER_SLACK_S
+        latest = self._loop.time() - GRACE_S + TIMER_SLACK_S
         for unit, running, cancelled_at in self._suspects():
             if (unit, running.attempt) in self._named:
                 continue
@@ -136,6 +137,6 @@ class Watchdog:
     def _where(self, unit: int, attempt: int) -> str:
         """Return the line at which an attempt waits: in its own task, if it has one."""
         name, task = self.task_name(unit, attempt), self._live[unit]
-        tasks = asyncio.all_tasks(self._run.loop)
+        tasks = asyncio.all_tasks(self._loop)
         own = next((each for each in tasks if each.get_name() == name and each is not task), task)
         return awaiting_line(own.get_coro())

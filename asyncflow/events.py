@@ -44,6 +44,9 @@ __all__ = [
 
 Outcome: TypeAlias = Literal["passed", "failed", "interrupted"]
 
+RECALLED = "its output is secret, so it was not stored, and another step needs it"
+"""Why a step that had succeeded runs again in a resumed run, if it is in `RunResumed.recalled`."""
+
 
 @record
 class RunStarted:
@@ -98,6 +101,14 @@ class RunResumed:
     """As in `RunStarted`."""
     secret: tuple[str, ...] = ()
     """As in `RunStarted`."""
+
+    @property
+    def rerun_reasons(self) -> dict[str, str]:
+        """Why steps of which something was known run again, by step name.
+
+        Each completes the sentence "it runs again because …".
+        """
+        return {**dict.fromkeys(self.recalled, RECALLED), **self.unfinished, **self.outdated}
 
 
 @record
