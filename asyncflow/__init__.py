@@ -2,8 +2,8 @@
 
 import logging as _logging
 
-from asyncflow._engine import StepContext, current_step
-from asyncflow._errors import (
+from asyncflow._core.context import StepContext, current_step
+from asyncflow._core.errors import (
     ActionNotAwaitableError,
     CyclicDependencyError,
     IllegalEventError,
@@ -20,16 +20,16 @@ from asyncflow._errors import (
     StepCrashedError,
     StepTimeoutError,
 )
-from asyncflow._graph import parallel_groups, topological_sort
+from asyncflow._core.graph import parallel_groups, topological_sort
+from asyncflow._core.policies import Pool, Retry
+from asyncflow._core.report import RunReport
+from asyncflow._core.results import Attempt, RestoredOutput, StepResult, StepStatus
+from asyncflow._core.step import WorkflowStep
 from asyncflow._journal import Journal
 from asyncflow._observers import Observer, ObserverFactory
 from asyncflow._orchestrator import Orchestrator, run_pipeline
 from asyncflow._pipeline import Pipeline, after, collect, each
-from asyncflow._pool import Pool
 from asyncflow._recovery import resume_all
-from asyncflow._report import Attempt, RestoredOutput, RunReport, StepResult, StepStatus
-from asyncflow._retry import Retry
-from asyncflow._step import WorkflowStep
 
 __all__ = [
     "ActionNotAwaitableError",

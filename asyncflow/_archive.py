@@ -9,15 +9,13 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from asyncflow._codec import Codec
-from asyncflow._errors import JournalError, PayloadError, RunNotFoundError, nearest
+from asyncflow._core.errors import JournalError, PayloadError, RunNotFoundError, in_full, nearest
+from asyncflow._core.replay import Story
+from asyncflow._core.report import RunReport
+from asyncflow._core.results import REDACTED, REDACTED_OUTPUT, Payload, RestoredOutput
 from asyncflow._owner import is_dead
-from asyncflow._payload import REDACTED, Payload
-from asyncflow._report import RestoredOutput, RunReport
-from asyncflow._result import REDACTED_OUTPUT
 from asyncflow._rows import from_column
 from asyncflow._store import Store, StoredRun
-from asyncflow._story import Story
-from asyncflow._text import in_full
 from asyncflow.events import Event, RunFinished, RunResumed, RunStarted, StepSucceeded
 
 __all__ = ["Archive", "RunRecord", "RunStatus", "StoredEvent"]

@@ -7,7 +7,7 @@ from datetime import datetime
 from typing import Any, get_args
 
 from asyncflow._archive import RunStatus
-from asyncflow._numbers import check_number
+from asyncflow._core.arguments import check_number
 from asyncflow._rows import column_of, is_storable
 
 __all__ = [

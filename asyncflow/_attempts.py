@@ -25,22 +25,17 @@ from typing import TYPE_CHECKING, Any
 from asyncflow._calls import call_action, call_in_worker, check_coroutine
 from asyncflow._cancels import cancels, running_task
 from asyncflow._clock import TIMER_SLACK_S
-from asyncflow._engine import (
-    AttemptExtras,
-    RunContext,
-    enter_attempt,
-    enter_run,
-)
-from asyncflow._errors import ResultRefusedError
-from asyncflow._frames import leave_out_our_frames
-from asyncflow._graph import ITEM, Binding, Plan
+from asyncflow._core.arguments import plain_answer
+from asyncflow._core.context import AttemptExtras, RunContext, enter_attempt, enter_run
+from asyncflow._core.errors import ResultRefusedError
+from asyncflow._core.graph import ITEM, Binding, Plan
+from asyncflow._core.results import StepResult
+from asyncflow._core.state import RunState
+from asyncflow._core.step import WorkflowStep
+from asyncflow._core.tracebacks import leave_out_our_frames
 from asyncflow._heart import Heart
 from asyncflow._keeper import Keeper
 from asyncflow._observers import Observer
-from asyncflow._plain import plain_answer
-from asyncflow._result import StepResult
-from asyncflow._state import RunState
-from asyncflow._step import WorkflowStep
 from asyncflow._verdicts import Shortfall
 from asyncflow._waits import Waits
 from asyncflow._watchdog import Watchdog

@@ -18,7 +18,7 @@ from collections.abc import Callable, Coroutine
 from typing import Any
 
 from asyncflow._clerk import Clerk, Holding
-from asyncflow._errors import JournalError, RunCancelledError
+from asyncflow._core.errors import JournalError, RunCancelledError
 from asyncflow._rows import Row, column_of, row_of
 from asyncflow._store import Change, Parcel
 from asyncflow._thread import Thread

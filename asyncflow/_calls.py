@@ -7,8 +7,8 @@ from collections.abc import Awaitable, Callable, Mapping
 from types import CoroutineType
 from typing import TYPE_CHECKING, Any
 
-from asyncflow._errors import ActionNotAwaitableError, OutputNotAwaitedError
-from asyncflow._step import WorkflowStep
+from asyncflow._core.errors import ActionNotAwaitableError, OutputNotAwaitedError
+from asyncflow._core.step import WorkflowStep
 
 if TYPE_CHECKING:
     from asyncflow._workers import ThreadEnd

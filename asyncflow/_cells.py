@@ -7,7 +7,7 @@ from itertools import accumulate
 
 from rich.cells import cell_len
 
-from asyncflow._text import in_one_line
+from asyncflow._core.errors import in_one_line
 
 __all__ = ["clipped", "cut", "fitted", "shown", "widest"]
 

@@ -15,9 +15,8 @@ from collections import deque
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 
-from asyncflow._errors import JournalError, LeaseLostError
+from asyncflow._core.errors import JournalError, LeaseLostError, in_full
 from asyncflow._store import Claim, Parcel, Store
-from asyncflow._text import in_full
 from asyncflow._thread import Thread
 
 __all__ = ["Clerk", "Holding", "Opening"]

@@ -15,12 +15,12 @@ from contextlib import contextmanager
 
 import click
 
-from asyncflow._errors import (
+from asyncflow._core.errors import (
     JournalError,
     RunAlreadyActiveError,
     RunNotFoundError,
+    in_one_line,
 )
-from asyncflow._text import in_one_line
 
 __all__ = [
     "BUG",

@@ -18,13 +18,12 @@ from asyncflow._cli_journal import AnyJournal, how_to_name, opened
 from asyncflow._cli_load import Loaded
 from asyncflow._cli_output import report_lines, say, say_json, tell, tracebacks, write_html
 from asyncflow._cli_signals import Stop, stopped_by_signals
-from asyncflow._errors import PayloadError, RunCancelledError
+from asyncflow._core.errors import PayloadError, RunCancelledError, in_one_line, text_of
+from asyncflow._core.replay import Story
+from asyncflow._core.report import RunReport
+from asyncflow._core.results import REDACTED, RestoredOutput
 from asyncflow._observers import AnyObserver
-from asyncflow._payload import REDACTED
-from asyncflow._report import RestoredOutput, RunReport
 from asyncflow._run_names import new_run_name
-from asyncflow._story import Story
-from asyncflow._text import in_one_line, text_of
 from asyncflow.events import Event, RunStarted, StepSucceeded
 
 __all__ = ["End", "Execution", "execute", "tell_end"]

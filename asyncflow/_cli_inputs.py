@@ -17,9 +17,9 @@ from uuid import UUID
 import click
 import msgspec
 
-from asyncflow._errors import nearest
-from asyncflow._hints import input_types
-from asyncflow._step import WorkflowStep, parameters_of
+from asyncflow._core.annotations import input_types
+from asyncflow._core.errors import nearest
+from asyncflow._core.step import WorkflowStep, parameters_of
 
 __all__ = ["read_inputs"]
 

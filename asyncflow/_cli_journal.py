@@ -12,8 +12,7 @@ import click
 
 from asyncflow._asked import can_be_sought
 from asyncflow._cli_errors import NOT_FOUND, USAGE, CommandError
-from asyncflow._errors import RunNotFoundError
-from asyncflow._text import in_one_line
+from asyncflow._core.errors import RunNotFoundError, in_one_line
 from asyncflow.journal import PostgresJournal, RunRecord, SQLiteJournal
 
 __all__ = [

@@ -15,11 +15,10 @@ from typing import Any, NamedTuple
 import click
 
 from asyncflow._cli_errors import INVALID, CommandError
-from asyncflow._errors import nearest
+from asyncflow._core.errors import describe, nearest
+from asyncflow._core.tracebacks import format_error
 from asyncflow._orchestrator import Orchestrator
 from asyncflow._pipeline import Pipeline
-from asyncflow._text import describe
-from asyncflow._tracebacks import format_error
 
 __all__ = ["Loaded", "load"]
 

@@ -15,7 +15,7 @@ from click.shell_completion import CompletionItem
 from click.types import StringParamType
 
 from asyncflow._cli_journal import DEFAULT, VARIABLE, is_address, opened
-from asyncflow._text import in_one_line
+from asyncflow._core.errors import in_one_line
 
 __all__ = [
     "PIPELINES",

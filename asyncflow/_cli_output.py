@@ -20,11 +20,11 @@ from rich.console import Console
 from rich.text import Text
 
 from asyncflow._cli_errors import RUN_FAILED, CommandError
+from asyncflow._core.errors import in_one_line
+from asyncflow._core.report import RunReport
+from asyncflow._core.results import StepResult, StepStatus
+from asyncflow._core.tracebacks import format_error
 from asyncflow._look import COLOURS, sign_of_run
-from asyncflow._report import RunReport
-from asyncflow._result import StepResult, StepStatus
-from asyncflow._text import in_one_line
-from asyncflow._tracebacks import format_error
 from asyncflow.events import Event
 
 __all__ = [

@@ -10,9 +10,9 @@ import click
 from asyncflow._cli_load import load
 from asyncflow._cli_options import TargetType, traceback_option
 from asyncflow._cli_output import only_results_on_stdout, say, say_json
+from asyncflow._core.errors import in_one_line
+from asyncflow._core.step import WorkflowStep
 from asyncflow._orchestrator import Orchestrator
-from asyncflow._step import WorkflowStep
-from asyncflow._text import in_one_line
 
 __all__ = ["plan"]
 

@@ -34,9 +34,8 @@ from asyncflow._cli_options import (
     traceback_option,
 )
 from asyncflow._cli_output import logs_on_stderr, only_results_on_stdout, page_writer
-from asyncflow._errors import nearest
-from asyncflow._story import latest_steps
-from asyncflow._text import in_one_line
+from asyncflow._core.errors import in_one_line, nearest
+from asyncflow._core.replay import latest_steps
 from asyncflow.journal import RunRecord
 
 __all__ = ["resume", "run"]

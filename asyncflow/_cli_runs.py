@@ -19,10 +19,9 @@ from asyncflow._cli_errors import RUN_FAILED, CommandError
 from asyncflow._cli_journal import find_run, must_exist, opened
 from asyncflow._cli_options import journal_option, json_option, run_argument
 from asyncflow._cli_output import say, say_json, stdout_console, tell
-from asyncflow._errors import RunAlreadyActiveError
+from asyncflow._core.errors import RunAlreadyActiveError, in_one_line
 from asyncflow._events_told import duration
 from asyncflow._look import COLOURS, Look, look_for, sign_of_run
-from asyncflow._text import in_one_line
 from asyncflow.journal import RunRecord
 
 __all__ = ["cancel", "forget", "prune", "runs"]

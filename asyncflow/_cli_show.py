@@ -30,9 +30,9 @@ from asyncflow._cli_output import (
     tracebacks,
     write_html,
 )
+from asyncflow._core.errors import in_one_line
+from asyncflow._core.report import RunReport
 from asyncflow._events_told import told
-from asyncflow._report import RunReport
-from asyncflow._text import in_one_line
 from asyncflow._view import RunView
 from asyncflow.events import RunStarted
 from asyncflow.journal import RunRecord, StoredEvent

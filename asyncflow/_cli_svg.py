@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from html import escape
 
+from asyncflow._core.errors import in_one_line
 from asyncflow._dag import Box, Drawing, drawing
-from asyncflow._text import in_one_line
 
 __all__ = ["to_svg"]
 

@@ -14,10 +14,9 @@ import typing
 from functools import lru_cache
 from typing import Any
 
-from asyncflow._errors import PayloadError
-from asyncflow._payload import Payload
+from asyncflow._core.errors import PayloadError, in_full
+from asyncflow._core.results import Payload
 from asyncflow._same import difference
-from asyncflow._text import in_full
 
 try:
     import msgspec

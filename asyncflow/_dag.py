@@ -8,8 +8,8 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from typing import NamedTuple
 
+from asyncflow._core.errors import in_one_line
 from asyncflow._layout import Place, layout
-from asyncflow._text import in_one_line
 
 __all__ = ["Box", "Curve", "Drawing", "drawing", "wrapped"]
 

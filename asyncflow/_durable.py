@@ -8,20 +8,24 @@ from dataclasses import replace
 from functools import partial
 from typing import Any, NamedTuple
 
-from asyncflow._errors import PayloadError
-from asyncflow._fingerprint import Fingerprints
-from asyncflow._graph import Binding, Plan, bind, bind_conditions
-from asyncflow._hints import input_types
+from asyncflow._core.annotations import input_types
+from asyncflow._core.errors import PayloadError, in_one_line, text_of
+from asyncflow._core.graph import (
+    Binding,
+    MaxRetries,
+    Plan,
+    Shape,
+    bind,
+    bind_conditions,
+    secret_steps,
+)
+from asyncflow._core.replay import Story
+from asyncflow._core.report import RunReport
+from asyncflow._core.results import REDACTED, REDACTED_OUTPUT, Payload
+from asyncflow._core.resume import Fingerprints, resume
+from asyncflow._core.step_runs import Past
 from asyncflow._journal import Journal
 from asyncflow._keeper import Keeper, OutputTypes, inputs_to_keep
-from asyncflow._past import Past
-from asyncflow._payload import REDACTED, Payload
-from asyncflow._report import RunReport
-from asyncflow._result import REDACTED_OUTPUT
-from asyncflow._resume import resume
-from asyncflow._shape import MaxRetries, Shape, secret_steps
-from asyncflow._story import Story
-from asyncflow._text import in_one_line, text_of
 from asyncflow.events import Event, RunResumed, RunStarted
 
 __all__ = ["Opening", "Request", "begin", "open_run"]

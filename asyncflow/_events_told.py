@@ -12,8 +12,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from asyncflow._result import StepStatus
-from asyncflow._text import describe, in_one_line
+from asyncflow._core.errors import describe, in_one_line
+from asyncflow._core.results import StepStatus
 from asyncflow.events import (
     AttemptFailed,
     AttemptStarted,

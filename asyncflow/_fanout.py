@@ -17,10 +17,10 @@ from typing import Any
 
 from asyncflow._attempts import Attempts
 from asyncflow._cancels import FAILURES, forget_cancels
-from asyncflow._frames import leave_out_our_frames
+from asyncflow._core.results import StepResult, StepStatus
+from asyncflow._core.step import WorkflowStep
+from asyncflow._core.tracebacks import leave_out_our_frames
 from asyncflow._items import check_order, common_error, count_of, each_item
-from asyncflow._result import StepResult, StepStatus
-from asyncflow._step import WorkflowStep
 from asyncflow._verdicts import as_failure
 from asyncflow.events import MapStarted, StepFailed, StepSucceeded
 

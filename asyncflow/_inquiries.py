@@ -17,8 +17,8 @@ from asyncflow._asked import (
     seconds_of,
 )
 from asyncflow._clerk import Clerk
-from asyncflow._numbers import check_count, check_number
-from asyncflow._report import RunReport
+from asyncflow._core.arguments import check_count, check_number
+from asyncflow._core.report import RunReport
 from asyncflow._rows import column_of, is_storable
 from asyncflow._store import Claim, Store
 from asyncflow._thread import Thread

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator, AsyncIterable, Iterable, Set, Sized
 from typing import Any
 
-from asyncflow._result import StepResult, StepStatus, noted
-from asyncflow._text import describe
+from asyncflow._core.errors import describe
+from asyncflow._core.results import StepResult, StepStatus, noted
 
 __all__ = ["check_order", "common_error", "count_of", "each_item"]
 

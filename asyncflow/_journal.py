@@ -14,8 +14,8 @@ from __future__ import annotations
 from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, Protocol, TypeVar
 
-from asyncflow._errors import JournalError, RunCancelledError
-from asyncflow._payload import Payload
+from asyncflow._core.errors import JournalError, RunCancelledError
+from asyncflow._core.results import Payload
 from asyncflow.events import Event
 
 __all__ = ["Book", "Journal"]

@@ -6,12 +6,12 @@ import asyncio
 from collections.abc import Collection, Mapping
 from typing import Any, NamedTuple
 
-from asyncflow._graph import Plan
-from asyncflow._hints import input_types, output_type
+from asyncflow._core.annotations import input_types, output_type
+from asyncflow._core.graph import Plan
+from asyncflow._core.results import REDACTED, Payload
+from asyncflow._core.step import WorkflowStep
 from asyncflow._journal import Book, Journal
-from asyncflow._payload import REDACTED, Payload
 from asyncflow._shield import shield
-from asyncflow._step import WorkflowStep
 
 __all__ = ["Keeper", "OutputTypes", "inputs_to_keep"]
 

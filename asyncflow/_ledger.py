@@ -6,9 +6,9 @@ import asyncio
 from abc import abstractmethod
 
 from asyncflow._cancels import FAILURES
+from asyncflow._core.state import RunState
 from asyncflow._journal import Book
 from asyncflow._observers import Observer, entry_of, log_failure
-from asyncflow._state import RunState
 from asyncflow.events import AttemptStarted, Event
 
 __all__ = ["CALLS_OBSERVERS", "Ledger"]

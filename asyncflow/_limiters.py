@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import anyio
 
-from asyncflow._graph import Plan
-from asyncflow._step import WorkflowStep
+from asyncflow._core.graph import Plan
+from asyncflow._core.step import WorkflowStep
 
 __all__ = ["limiter_for", "prepare"]
 

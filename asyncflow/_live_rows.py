@@ -9,11 +9,11 @@ from typing import NamedTuple
 from rich.text import Text
 
 from asyncflow._cells import clipped, fitted, shown
+from asyncflow._core.errors import describe
+from asyncflow._core.results import StepStatus
 from asyncflow._events_told import duration
 from asyncflow._look import COLOURS, Look, bar
-from asyncflow._result import StepStatus
 from asyncflow._step_view import StepView
-from asyncflow._text import describe
 
 __all__ = ["Columns", "columns_for", "row", "tally_text"]
 

@@ -9,7 +9,7 @@ from collections import Counter
 from itertools import accumulate
 
 from asyncflow._cells import widest
-from asyncflow._result import StepStatus
+from asyncflow._core.results import StepStatus
 from asyncflow._step_view import StepView
 from asyncflow._view import RunView
 from asyncflow.events import Event, RunResumed, RunStarted, StepSucceeded

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import NamedTuple
 
-from asyncflow._result import StepStatus
-from asyncflow._signs import SIGNS
+from asyncflow._core.results import SIGNS, StepStatus
 
 __all__ = ["ASCII", "COLOURS", "UNICODE", "Look", "bar", "look_for", "sign_of_run"]
 

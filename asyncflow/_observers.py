@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable
 from typing import Protocol, TypeAlias, cast
 
 from asyncflow._cancels import FAILURES
-from asyncflow._plain import is_async
+from asyncflow._core.arguments import is_async
 from asyncflow.events import AttemptStarted, Event
 
 __all__ = [

@@ -7,21 +7,19 @@ import os
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Literal, TypeAlias, TypedDict, Unpack, cast, get_args
 
-from asyncflow._diagram import to_mermaid
+from asyncflow._core.arguments import check_count, check_limit
+from asyncflow._core.context import is_within
+from asyncflow._core.errors import nearest
+from asyncflow._core.graph import Shape, plan
+from asyncflow._core.report import RunReport, to_mermaid
+from asyncflow._core.state import RunState, Schedule
+from asyncflow._core.step import WorkflowStep, parameters_of
 from asyncflow._durable import Opening, Request, begin, open_run
-from asyncflow._engine import is_within
-from asyncflow._errors import nearest
-from asyncflow._graph import plan
 from asyncflow._journal import Journal
 from asyncflow._keeper import Keeper, OutputTypes
 from asyncflow._limiters import prepare
-from asyncflow._numbers import check_count, check_limit
 from asyncflow._observers import AnyObserver, check_observers, for_run
-from asyncflow._report import RunReport
 from asyncflow._run import Run
-from asyncflow._shape import Shape
-from asyncflow._state import RunState, Schedule
-from asyncflow._step import WorkflowStep, parameters_of
 
 __all__ = ["OnActive", "Orchestrator", "run_pipeline"]
 

@@ -10,8 +10,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TypeAlias
 
-from asyncflow._errors import RestoredError, StepTimeoutError
-from asyncflow._result import StepStatus
+from asyncflow._core.errors import RestoredError, StepTimeoutError
+from asyncflow._core.results import StepStatus
 from asyncflow.events import (
     AttemptFailed,
     RunFinished,

@@ -26,6 +26,8 @@ from opentelemetry.trace import (
     set_span_in_context,
 )
 
+from asyncflow._core.errors import describe, in_one_line
+from asyncflow._core.results import StepStatus, stand_in
 from asyncflow._events_told import told
 from asyncflow._otel_conventions import (
     ACTION_NAME,
@@ -59,8 +61,6 @@ from asyncflow._otel_conventions import (
     result_of,
     sendable,
 )
-from asyncflow._result import StepStatus, stand_in
-from asyncflow._text import describe, in_one_line
 from asyncflow.events import (
     AttemptFailed,
     AttemptStarted,

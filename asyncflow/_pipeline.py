@@ -7,15 +7,15 @@ from collections.abc import AsyncIterable, Awaitable, Callable, Iterable, Iterat
 from functools import partial
 from typing import Any, TypeAlias, TypeVar, Unpack, overload
 
-from asyncflow._declared import Declared, Included, check_policies, kept, key_of, steps_of
-from asyncflow._errors import nearest
+from asyncflow._core.arguments import Upstream
+from asyncflow._core.composition import Declared, Included, check_policies, kept, key_of, steps_of
+from asyncflow._core.errors import nearest
+from asyncflow._core.report import RunReport
+from asyncflow._core.state import Schedule
+from asyncflow._core.step import StepPolicies, WorkflowStep, parameters_of
 from asyncflow._journal import Journal
 from asyncflow._observers import AnyObserver
 from asyncflow._orchestrator import Orchestrator
-from asyncflow._report import RunReport
-from asyncflow._signature import Upstream
-from asyncflow._state import Schedule
-from asyncflow._step import StepPolicies, WorkflowStep, parameters_of
 
 __all__ = ["Pipeline", "after", "collect", "each"]
 

@@ -17,9 +17,8 @@ from collections.abc import Generator, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from typing import Any, TypeVar, cast
 
+from asyncflow._core.errors import JournalError, in_one_line
 from asyncflow._database import Cursor, either_case
-from asyncflow._errors import JournalError
-from asyncflow._text import in_one_line
 
 try:
     import psycopg

@@ -61,7 +61,8 @@ class PostgresJournal(SQLJournal):
         lease_s: float = 30.0,
         owner: str | None = None,
     ) -> None:
-        from asyncflow._postgres_store import Postgres, PostgresStore  # psycopg may be missing
+        from asyncflow._postgres import Postgres  # psycopg may be missing
+        from asyncflow._postgres_store import PostgresStore
 
         check_text("dsn", dsn)
         check_lease(lease_s)

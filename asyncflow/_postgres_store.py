@@ -15,7 +15,7 @@ from functools import partial
 from itertools import count
 from typing import Any, TypeVar
 
-from asyncflow._errors import JournalError, RunAlreadyActiveError
+from asyncflow._core.errors import JournalError, RunAlreadyActiveError
 from asyncflow._postgres import Postgres, UnsettledError
 from asyncflow._rows import Row
 from asyncflow._store import Claim, Parcel, Store, StoredRun

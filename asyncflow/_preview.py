@@ -6,9 +6,8 @@ from collections.abc import Iterable
 from itertools import islice
 from typing import NamedTuple
 
-from asyncflow._errors import RestoredError
-from asyncflow._result import REDACTED_OUTPUT, RestoredOutput, stand_in
-from asyncflow._text import describe, in_one_line, text_of
+from asyncflow._core.errors import RestoredError, describe, in_one_line, text_of
+from asyncflow._core.results import REDACTED_OUTPUT, RestoredOutput, stand_in
 
 __all__ = ["Preview", "error_trace", "error_words", "preview", "printable"]
 

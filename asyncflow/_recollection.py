@@ -10,10 +10,10 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from asyncflow._errors import StepCrashedError
-from asyncflow._graph import with_dependents
-from asyncflow._past import Key
-from asyncflow._result import REDACTED_OUTPUT, StepStatus
+from asyncflow._core.errors import StepCrashedError
+from asyncflow._core.graph import with_dependents
+from asyncflow._core.results import REDACTED_OUTPUT, StepStatus
+from asyncflow._core.step_runs import Key
 from asyncflow._step_view import StepView
 from asyncflow.events import AttemptStarted, RunResumed
 

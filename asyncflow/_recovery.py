@@ -7,12 +7,12 @@ import logging
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal, Protocol, TypeAlias, cast
 
-from asyncflow._errors import RunAlreadyActiveError, RunCancelledError, nearest
+from asyncflow._core.errors import RunAlreadyActiveError, RunCancelledError, nearest
+from asyncflow._core.report import RunReport
+from asyncflow._core.step import WorkflowStep
 from asyncflow._journal import Journal
 from asyncflow._orchestrator import Orchestrator
 from asyncflow._pipeline import Pipeline
-from asyncflow._report import RunReport
-from asyncflow._step import WorkflowStep
 
 __all__ = ["Orphan", "Orphanage", "Pipelines", "resume_all"]
 

@@ -11,8 +11,8 @@ from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from operator import itemgetter
 
-from asyncflow._report import RunReport
-from asyncflow._result import Attempt, StepResult, StepStatus, shown_output
+from asyncflow._core.report import RunReport
+from asyncflow._core.results import Attempt, StepResult, StepStatus, shown_output
 from asyncflow._step_view import end_of
 from asyncflow.events import (
     RECALLED,

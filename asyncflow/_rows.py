@@ -12,17 +12,16 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from asyncflow._errors import (
+from asyncflow._core.errors import (
     RestoredError,
     ResultRefusedError,
     RunCancelledError,
     StepCancelledError,
     StepCrashedError,
     StepTimeoutError,
+    text_of,
 )
-from asyncflow._payload import Payload
-from asyncflow._result import StepStatus, stand_in
-from asyncflow._text import text_of
+from asyncflow._core.results import Payload, StepStatus, stand_in
 from asyncflow.events import (
     AttemptFailed,
     AttemptStarted,

@@ -17,19 +17,18 @@ import asyncio
 
 from asyncflow._attempts import FIRST_TASK_BEARS_THE_NAME
 from asyncflow._cancels import FAILURES
+from asyncflow._core.arguments import plain_answer
+from asyncflow._core.errors import JournalError, RunCancelledError, name_to_add
+from asyncflow._core.graph import Plan
+from asyncflow._core.report import RunReport
+from asyncflow._core.state import RunState
+from asyncflow._core.tracebacks import leave_out_our_frames
 from asyncflow._durable import Opening
-from asyncflow._errors import JournalError, RunCancelledError
 from asyncflow._fanout import Fanout
-from asyncflow._frames import leave_out_our_frames
-from asyncflow._graph import Plan
 from asyncflow._keeper import Keeper
 from asyncflow._monitor import Watch, watch
 from asyncflow._observers import Observer
-from asyncflow._plain import plain_answer
-from asyncflow._report import RunReport
 from asyncflow._shield import shield
-from asyncflow._state import RunState
-from asyncflow._text import name_to_add
 from asyncflow._verdicts import as_failure, told_by
 from asyncflow._watchdog import GRACE_S
 from asyncflow.events import (

@@ -15,7 +15,7 @@ import math
 import uuid
 from typing import Any
 
-from asyncflow._text import in_one_line, text_of
+from asyncflow._core.errors import in_one_line, text_of
 
 __all__ = ["difference"]
 

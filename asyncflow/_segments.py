@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
+from asyncflow._core.results import StepStatus
 from asyncflow._look import COLOURS
-from asyncflow._result import StepStatus
 from asyncflow._step_view import AttemptView, StepView
 
 __all__ = ["MEANINGS", "Cell", "Fills", "Scale", "cells_of"]

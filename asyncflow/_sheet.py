@@ -7,12 +7,11 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from asyncflow._core.errors import in_one_line
+from asyncflow._core.results import SIGNS, StepStatus
 from asyncflow._gantt import Row, TierBand, Timeline, bars_of, running_at
 from asyncflow._preview import Preview, error_trace, error_words, preview
-from asyncflow._result import StepStatus
-from asyncflow._signs import SIGNS
 from asyncflow._step_view import StepView
-from asyncflow._text import in_one_line
 from asyncflow._view import RunView
 
 __all__ = ["Chip", "Sheet", "Strip", "TierRows", "line_text", "name_text"]

@@ -8,7 +8,7 @@ import time
 import anyio
 
 from asyncflow._clock import has_virtual_time
-from asyncflow._pool import Pool, Ticket
+from asyncflow._core.policies import Pool, Ticket
 
 __all__ = ["Slot"]
 

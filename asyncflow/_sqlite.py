@@ -18,9 +18,8 @@ from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, suppress
 from typing import Literal, TypeVar
 
+from asyncflow._core.errors import JournalError, in_one_line
 from asyncflow._database import either_case
-from asyncflow._errors import JournalError
-from asyncflow._text import in_one_line
 
 __all__ = ["IN_MEMORY", "SQLite", "Synchronous"]
 

@@ -6,8 +6,8 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias
 
-from asyncflow._errors import RestoredError, StepCrashedError, StepTimeoutError
-from asyncflow._result import StepStatus
+from asyncflow._core.errors import RestoredError, StepCrashedError, StepTimeoutError
+from asyncflow._core.results import StepStatus
 from asyncflow.events import LoopBlocked
 
 __all__ = ["AttemptEnd", "AttemptView", "StepView", "end_of"]

@@ -20,10 +20,9 @@ from functools import cache
 from itertools import chain, islice
 from typing import Any, NamedTuple
 
+from asyncflow._core.errors import JournalError, RunAlreadyActiveError, in_full
 from asyncflow._database import Cursor, Database
-from asyncflow._errors import JournalError, RunAlreadyActiveError
 from asyncflow._rows import Row, event_of
-from asyncflow._text import in_full
 from asyncflow.events import Event
 
 __all__ = ["Change", "Claim", "Parcel", "Place", "Store", "StoredRun"]

@@ -20,12 +20,12 @@ from asyncflow._asked import check_new_id
 from asyncflow._book import Book, Desk, PassedBook
 from asyncflow._clerk import Clerk, Holding, Opening
 from asyncflow._codec import CODECS, Codec
-from asyncflow._errors import JournalError, RunAlreadyActiveError, nearest
+from asyncflow._core.arguments import check_number
+from asyncflow._core.errors import JournalError, RunAlreadyActiveError, nearest
+from asyncflow._core.report import RunReport
+from asyncflow._core.results import Payload
 from asyncflow._inquiries import Inquiries
-from asyncflow._numbers import check_number
 from asyncflow._owner import is_dead, this_owner, this_process
-from asyncflow._payload import Payload
-from asyncflow._report import RunReport
 from asyncflow._store import Claim, Store
 from asyncflow._thread import Thread
 from asyncflow.events import Event

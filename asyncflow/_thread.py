@@ -14,7 +14,7 @@ import threading
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-from asyncflow._errors import JournalError
+from asyncflow._core.errors import JournalError
 
 __all__ = ["Thread"]
 

@@ -15,15 +15,19 @@ from typing import Any, NamedTuple
 
 from asyncflow._cancels import FAILURES, cancels, forget_cancels
 from asyncflow._clock import TIMER_SLACK_S
-from asyncflow._errors import StepCancelledError, StepCrashedError, StepTimeoutError
-from asyncflow._frames import leave_out_our_frames
+from asyncflow._core.errors import (
+    StepCancelledError,
+    StepCrashedError,
+    StepTimeoutError,
+    in_one_line,
+)
+from asyncflow._core.results import REDACTED, Payload
+from asyncflow._core.scheduler import Limit
+from asyncflow._core.state import RunState
+from asyncflow._core.tracebacks import leave_out_our_frames
 from asyncflow._journal import Book
 from asyncflow._ledger import Ledger
-from asyncflow._limits import Limit
 from asyncflow._observers import Observer
-from asyncflow._payload import REDACTED, Payload
-from asyncflow._state import RunState
-from asyncflow._text import in_one_line
 from asyncflow.events import (
     AttemptFailed,
     AttemptStarted,

@@ -15,9 +15,9 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
-from asyncflow._critical_path import critical_path
+from asyncflow._core.report import critical_path
+from asyncflow._core.results import REDACTED_OUTPUT, StepResult, StepStatus, is_lost
 from asyncflow._recollection import Recollection, attempts_before
-from asyncflow._result import REDACTED_OUTPUT, StepResult, StepStatus, is_lost
 from asyncflow._step_view import AttemptEnd, AttemptView, StepView, end_of
 from asyncflow.events import (
     AttemptFailed,

@@ -16,14 +16,14 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from asyncflow._cancels import forget_cancels
-from asyncflow._errors import StepTimeoutError
+from asyncflow._core.errors import StepTimeoutError
+from asyncflow._core.state import RunState
+from asyncflow._core.step import WorkflowStep
 from asyncflow._journal import Book
 from asyncflow._keeper import Keeper
 from asyncflow._limiters import limiter_for
 from asyncflow._observers import Observer
 from asyncflow._slots import Slot
-from asyncflow._state import RunState
-from asyncflow._step import WorkflowStep
 from asyncflow._verdicts import Verdicts
 from asyncflow.events import AttemptStarted, StepFailed
 

@@ -10,10 +10,10 @@ from collections.abc import Iterator, Mapping
 from contextvars import Context
 from typing import Any
 
-from asyncflow._awaiting import awaiting_line
 from asyncflow._clock import TIMER_SLACK_S
-from asyncflow._engine import RunContext, attempt_in
-from asyncflow._state import RunState
+from asyncflow._core.context import RunContext, attempt_in
+from asyncflow._core.state import RunState
+from asyncflow._core.tracebacks import awaiting_line
 from asyncflow.events import AttemptStarted
 
 __all__ = ["GRACE_S", "Watchdog"]

@@ -13,9 +13,9 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from asyncflow._archive import RunRecord, StoredEvent
-from asyncflow._result import RestoredOutput, stand_in
+from asyncflow._core.errors import text_of
+from asyncflow._core.results import RestoredOutput, stand_in
 from asyncflow._runs_asked import asked_in, runs_asked
-from asyncflow._text import text_of
 from asyncflow._web_journal import RunsJournal
 from asyncflow._web_pages import asked_url, json_answer, named_run, path_in, problem
 

@@ -21,7 +21,7 @@ from contextvars import Context
 from typing import NamedTuple
 
 from asyncflow._archive import RunRecord, StoredEvent
-from asyncflow._errors import JournalError, RunNotFoundError
+from asyncflow._core.errors import JournalError, RunNotFoundError
 from asyncflow._view import RunView
 from asyncflow._web_journal import RunsJournal
 from asyncflow.events import Event

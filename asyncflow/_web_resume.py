@@ -9,8 +9,8 @@ from contextvars import Context
 from typing import Any
 
 from asyncflow._archive import RunRecord
-from asyncflow._errors import RunAlreadyActiveError, RunCancelledError, nearest
-from asyncflow._story import latest_steps
+from asyncflow._core.errors import RunAlreadyActiveError, RunCancelledError, nearest
+from asyncflow._core.replay import latest_steps
 from asyncflow._web_journal import Resumable, RunsJournal
 
 __all__ = ["ResumeRefusedError", "Resumer"]

@@ -12,7 +12,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from asyncflow._archive import RunRecord, StoredEvent
-from asyncflow._errors import JournalError, RunNotFoundError
+from asyncflow._core.errors import JournalError, RunNotFoundError
 from asyncflow._page import Live, page, page_policy, sections
 from asyncflow._view import RunView
 from asyncflow._web_feed import Feeds, Update, now_of

@@ -12,7 +12,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from asyncflow._errors import JournalError, RunNotFoundError
+from asyncflow._core.errors import JournalError, RunNotFoundError
 from asyncflow._runs_page import runs_page
 from asyncflow._web_actions import cancel, resume
 from asyncflow._web_api import list_runs, tell_run

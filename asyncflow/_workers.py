@@ -31,8 +31,8 @@ from anyio import BrokenWorkerProcess, CapacityLimiter, to_process, to_thread
 
 from asyncflow import _child
 from asyncflow._clock import TIMER_SLACK_S
-from asyncflow._sendable import can_be_imported_again
-from asyncflow._text import text_of
+from asyncflow._core.arguments import can_be_imported_again
+from asyncflow._core.errors import text_of
 
 __all__ = ["ThreadEnd", "limiter_for", "run_in_process", "run_in_thread"]
 

@@ -16,8 +16,7 @@ from collections.abc import Mapping
 from dataclasses import field
 from typing import Any, ClassVar, Literal, TypeAlias
 
-from asyncflow._record import record
-from asyncflow._result import StepStatus
+from asyncflow._core.results import StepStatus, record
 
 __all__ = [
     "AttemptFailed",

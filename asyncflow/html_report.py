@@ -17,8 +17,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from asyncflow._core.report import RunReport
 from asyncflow._page import page
-from asyncflow._report import RunReport
 from asyncflow._retold import retold
 from asyncflow._view import RunView
 from asyncflow.events import Event

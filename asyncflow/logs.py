@@ -12,7 +12,7 @@ from collections.abc import Mapping, MutableMapping
 from types import TracebackType
 from typing import Any, TypeAlias
 
-from asyncflow._current import current
+from asyncflow._core.context import current
 from asyncflow._events_told import told
 from asyncflow.events import (
     AttemptFailed,

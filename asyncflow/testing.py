@@ -25,8 +25,8 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from typing import Any, TypeVar
 
-from asyncflow._awaiting import awaiting_line
-from asyncflow._errors import HangError
+from asyncflow._core.errors import HangError
+from asyncflow._core.tracebacks import awaiting_line
 
 __all__ = ["HangError", "VirtualTimeLoop", "run_in_virtual_time"]
 

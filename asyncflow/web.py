@@ -30,7 +30,7 @@ except ImportError as _error:
         "extra: pip install 'asyncflow-tiers[web]'"
     ) from _error
 
-from asyncflow._numbers import check_number
+from asyncflow._core.arguments import check_number
 from asyncflow._web_guard import is_loopback
 from asyncflow._web_journal import Resumable, RunsJournal
 from asyncflow._web_serve import serve_app

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 from asyncflow import JournalError, PayloadError, RunAlreadyActiveError, RunCancelledError
-from asyncflow._payload import Payload
+from asyncflow._core.results import Payload
 from asyncflow.events import Event
 
 __all__ = ["MemoryBook", "MemoryJournal"]

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from asyncflow import Pool, WorkflowStep, current_step
-from asyncflow._nesting import nested
+from asyncflow._core.composition import nested
 from asyncflow.events import AttemptFailed, AttemptStarted
 
 __all__ = ["RandomPipeline", "World", "key_of"]

@@ -11,8 +11,9 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from asyncflow import WorkflowStep, run_pipeline
+from asyncflow._core.errors import HangError
 from asyncflow._workers import run_in_process, run_in_thread
-from asyncflow.testing import HangError, VirtualTimeLoop, run_in_virtual_time
+from asyncflow.testing import VirtualTimeLoop, run_in_virtual_time
 
 
 def test_sleeps_and_timeouts_end_at_exactly_their_times_and_take_none():

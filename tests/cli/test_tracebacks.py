@@ -11,7 +11,7 @@ import process_work
 import pytest
 
 from asyncflow import RestoredError, RunReport, WorkflowStep, run_pipeline, topological_sort
-from asyncflow._tracebacks import format_error
+from asyncflow._core.tracebacks import format_error
 
 
 async def error_of(action: Callable[[], Awaitable[object]], **policies: Any) -> BaseException:

@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from asyncflow._awaiting import awaiting_line, own_line
+from asyncflow._core.tracebacks import awaiting_line, own_line
 
 
 @types.coroutine

@@ -27,9 +27,9 @@ from asyncflow import (
     StepCancelledError,
     StepCrashedError,
     StepTimeoutError,
-    _errors,
 )
-from asyncflow._errors import HangError, nearest
+from asyncflow._core import errors as _errors
+from asyncflow._core.errors import HangError, nearest
 from asyncflow.events import StepSkipped
 
 TABLE: list[tuple[Callable[[], Exception], type[Exception], dict[str, Any], str]] = [

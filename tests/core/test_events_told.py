@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from asyncflow import StepStatus
-from asyncflow._errors import RestoredError
+from asyncflow._core.errors import RestoredError
 from asyncflow._events_told import duration, subject, told
 from asyncflow.events import (
     AttemptFailed,

@@ -8,8 +8,8 @@ from functools import partial
 import pytest
 
 from asyncflow import WorkflowStep
-from asyncflow._fingerprint import Fingerprints, difference
-from asyncflow._graph import plan
+from asyncflow._core.graph import plan
+from asyncflow._core.resume import Fingerprints, difference
 
 
 async def source(): ...

@@ -27,8 +27,7 @@ from asyncflow import (
     parallel_groups,
     topological_sort,
 )
-from asyncflow._graph import ITEM, Binding, Plan, bind, bind_conditions, plan
-from asyncflow._shape import Shape
+from asyncflow._core.graph import ITEM, Binding, Plan, Shape, bind, bind_conditions, plan
 
 TRACES = Path(
     os.environ.get("ASYNCFLOW_TRACES")

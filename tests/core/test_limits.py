@@ -13,10 +13,9 @@ from asyncflow import (
     StepTimeoutError,
     WorkflowStep,
 )
-from asyncflow._graph import plan
-from asyncflow._limits import Limit
-from asyncflow._shape import Shape
-from asyncflow._state import RunState
+from asyncflow._core.graph import Shape, plan
+from asyncflow._core.scheduler import Limit
+from asyncflow._core.state import RunState
 from asyncflow.events import AttemptFailed, AttemptStarted, RunStarted
 
 BOOM = OSError("boom")

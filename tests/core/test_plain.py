@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from asyncflow import Orchestrator, Retry, WorkflowStep
-from asyncflow._plain import is_async, plain_answer
+from asyncflow._core.arguments import is_async, plain_answer
 
 
 async def ask(value: object = None) -> bool:

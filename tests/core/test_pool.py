@@ -17,7 +17,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from asyncflow._pool import Pool, Ticket
+from asyncflow._core.policies import Pool, Ticket
 
 EXACT = 1e-9
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from asyncflow import Pool, WorkflowStep
-from asyncflow._queue import StartQueue
+from asyncflow._core.scheduler import StartQueue
 
 
 def plain() -> None: ...

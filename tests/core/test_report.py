@@ -33,7 +33,7 @@ from asyncflow import (
     StepStatus,
     StepTimeoutError,
 )
-from asyncflow._report import describe
+from asyncflow._core.errors import describe
 
 SUCCESS, FAILED = StepStatus.SUCCESS, StepStatus.FAILED
 SKIPPED, CANCELLED = StepStatus.SKIPPED, StepStatus.CANCELLED
@@ -210,7 +210,7 @@ class TestMapping:
             raise AssertionError("a miss is no mistake")
 
         report = report_of(succeeded("a"))
-        monkeypatch.setattr("asyncflow._report.nearest", compare)
+        monkeypatch.setattr("asyncflow._core.report.nearest", compare)
 
         assert report.get("a") is report["a"]
         assert report.get("b") is None

@@ -7,12 +7,10 @@ import json
 import pytest
 
 from asyncflow import PayloadError, StepStatus, WorkflowStep
-from asyncflow._fingerprint import Fingerprints
-from asyncflow._graph import bind, bind_conditions, plan
-from asyncflow._payload import REDACTED, Payload
-from asyncflow._resume import resume
-from asyncflow._shape import Shape
-from asyncflow._story import Story
+from asyncflow._core.graph import Shape, bind, bind_conditions, plan
+from asyncflow._core.replay import Story
+from asyncflow._core.results import REDACTED, Payload
+from asyncflow._core.resume import Fingerprints, resume
 from asyncflow.events import (
     AttemptStarted,
     MapStarted,

@@ -12,10 +12,9 @@ from golden_run import GOLDEN, SECRET, STOOD_STILL
 from results import report_of
 
 from asyncflow import Attempt, RunReport, StepResult, StepStatus, StepTimeoutError
-from asyncflow._payload import REDACTED
-from asyncflow._result import REDACTED_OUTPUT
+from asyncflow._core.replay import Story
+from asyncflow._core.results import REDACTED, REDACTED_OUTPUT
 from asyncflow._retold import retold
-from asyncflow._story import Story
 from asyncflow._view import RunView
 from asyncflow.events import (
     AttemptFailed,

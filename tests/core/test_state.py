@@ -22,11 +22,9 @@ from asyncflow import (
     StepStatus,
     WorkflowStep,
 )
-from asyncflow._graph import Plan, plan
-from asyncflow._past import Carried, Past
-from asyncflow._shape import Shape
-from asyncflow._state import RunState, Schedule
-from asyncflow._units import _Map
+from asyncflow._core.graph import Plan, Shape, plan
+from asyncflow._core.state import RunState, Schedule
+from asyncflow._core.step_runs import Carried, Past, _Map
 from asyncflow.events import (
     AttemptFailed,
     AttemptStarted,

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from asyncflow import Pipeline, Pool, Retry, WorkflowStep
-from asyncflow._step import NO_PARAMETERS, Signature
+from asyncflow._core.arguments import NO_PARAMETERS, Signature
 
 
 async def nothing() -> None:

@@ -7,8 +7,8 @@ import json
 import pytest
 
 from asyncflow import RestoredOutput, StepCrashedError, StepStatus
-from asyncflow._payload import REDACTED, Payload
-from asyncflow._story import Story, latest_steps
+from asyncflow._core.replay import Story, latest_steps
+from asyncflow._core.results import REDACTED, Payload
 from asyncflow.events import (
     AttemptFailed,
     AttemptStarted,

@@ -7,9 +7,8 @@ from typing import Any
 import pytest
 
 from asyncflow import WorkflowStep
-from asyncflow._graph import Plan, plan
-from asyncflow._shape import Shape
-from asyncflow._state import RunState, Schedule
+from asyncflow._core.graph import Plan, Shape, plan
+from asyncflow._core.state import RunState, Schedule
 from asyncflow.events import (
     AttemptStarted,
     Event,

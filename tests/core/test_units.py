@@ -7,9 +7,8 @@ from typing import Any
 import pytest
 
 from asyncflow import Attempt, IllegalEventError, Pool, StepStatus, WorkflowStep
-from asyncflow._graph import plan
-from asyncflow._shape import Shape
-from asyncflow._state import RunState
+from asyncflow._core.graph import Shape, plan
+from asyncflow._core.state import RunState
 from asyncflow.events import (
     AttemptFailed,
     AttemptStarted,

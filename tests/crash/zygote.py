@@ -20,7 +20,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from asyncflow import RunReport, StepCrashedError, StepResult, run_pipeline
-from asyncflow._text import describe
+from asyncflow._core.errors import describe
 from asyncflow.journal import SQLiteJournal
 from tests.crash.kill_points import Reaper
 from tests.crash.shapes import INPUTS, SHAPES, World

@@ -28,9 +28,9 @@ from asyncflow import (
     resume_all,
     run_pipeline,
 )
-from asyncflow._payload import REDACTED, Payload
+from asyncflow._core.replay import Story
+from asyncflow._core.results import REDACTED, Payload
 from asyncflow._retold import retold
-from asyncflow._story import Story
 from asyncflow._view import RunView
 from asyncflow.events import (
     AttemptFailed,

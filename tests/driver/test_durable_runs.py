@@ -27,15 +27,13 @@ from asyncflow import (
     StepStatus,
     run_pipeline,
 )
-from asyncflow._graph import bind, bind_conditions, plan
-from asyncflow._nesting import HandsOn
-from asyncflow._payload import REDACTED, Payload
-from asyncflow._result import REDACTED_OUTPUT
-from asyncflow._resume import resume
+from asyncflow._core.composition import HandsOn
+from asyncflow._core.graph import Shape, bind, bind_conditions, plan
+from asyncflow._core.replay import Story
+from asyncflow._core.results import REDACTED, REDACTED_OUTPUT, Payload
+from asyncflow._core.resume import resume
+from asyncflow._core.state import RunState
 from asyncflow._retold import retold
-from asyncflow._shape import Shape
-from asyncflow._state import RunState
-from asyncflow._story import Story
 from asyncflow._view import RunView
 from asyncflow.events import (
     AttemptStarted,

@@ -16,8 +16,9 @@ import pytest
 import uvloop
 
 from asyncflow import _monitor
+from asyncflow._core.errors import HangError
 from asyncflow._monitor import watch
-from asyncflow.testing import HangError, run_in_virtual_time
+from asyncflow.testing import run_in_virtual_time
 
 ROOT = Path(__file__).parents[2]
 

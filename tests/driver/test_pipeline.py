@@ -25,7 +25,7 @@ from asyncflow import (
     parallel_groups,
     run_pipeline,
 )
-from asyncflow._step import StepPolicies
+from asyncflow._core.step import StepPolicies
 from asyncflow.events import RunStarted
 
 

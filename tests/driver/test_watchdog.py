@@ -9,10 +9,9 @@ from contextvars import Context
 import pytest
 
 from asyncflow import WorkflowStep
-from asyncflow._engine import RunContext
-from asyncflow._graph import plan
-from asyncflow._shape import Shape
-from asyncflow._state import RunState
+from asyncflow._core.context import RunContext
+from asyncflow._core.graph import Shape, plan
+from asyncflow._core.state import RunState
 from asyncflow._watchdog import Watchdog
 from asyncflow.events import AttemptStarted, MapStarted, RunStarted, StepSucceeded
 

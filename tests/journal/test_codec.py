@@ -26,8 +26,8 @@ from hypothesis import strategies as st
 
 import asyncflow._codec
 from asyncflow._codec import Codec
-from asyncflow._errors import PayloadError
-from asyncflow._payload import REDACTED, Payload
+from asyncflow._core.errors import PayloadError
+from asyncflow._core.results import REDACTED, Payload
 from asyncflow._same import difference
 
 SUBJECT = "the output of step 'load'"

@@ -22,16 +22,16 @@ import pytest
 import uvloop
 
 from asyncflow import RestoredOutput, RunReport
-from asyncflow._errors import (
+from asyncflow._core.errors import (
+    HangError,
     JournalError,
     LeaseLostError,
     PayloadError,
     RunAlreadyActiveError,
     RunNotFoundError,
 )
-from asyncflow._payload import REDACTED, Payload
-from asyncflow._result import REDACTED_OUTPUT
-from asyncflow._story import Story
+from asyncflow._core.replay import Story
+from asyncflow._core.results import REDACTED, REDACTED_OUTPUT, Payload
 from asyncflow.events import (
     AttemptStarted,
     Event,
@@ -41,7 +41,7 @@ from asyncflow.events import (
     StepSucceeded,
 )
 from asyncflow.journal import StoredEvent
-from asyncflow.testing import HangError, VirtualTimeLoop, run_in_virtual_time
+from asyncflow.testing import VirtualTimeLoop, run_in_virtual_time
 
 Make = Callable[..., Any]
 
@@ -1054,7 +1054,7 @@ def child(place: Any, body: str) -> subprocess.Popen[str]:
     script = f"""
 import asyncio, os, sys
 {place.source}
-from asyncflow._errors import *
+from asyncflow._core.errors import *
 from asyncflow.events import *
 def say(*words):
     print(*words, flush=True)

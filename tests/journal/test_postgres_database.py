@@ -15,8 +15,8 @@ import pytest
 from journal.kept_runs import KEPT, PIPELINES
 from postgres_server import PostgresServer, until
 
+from asyncflow._core.errors import JournalError
 from asyncflow._database import Cursor
-from asyncflow._errors import JournalError
 from asyncflow._postgres import _MIGRATIONS, Postgres
 from asyncflow.journal import PostgresJournal
 

@@ -15,7 +15,7 @@ import pytest
 from postgres_server import PostgresServer
 
 from asyncflow import RunReport, WorkflowStep, run_pipeline
-from asyncflow._errors import JournalError, LeaseLostError
+from asyncflow._core.errors import JournalError, LeaseLostError
 from asyncflow.events import AttemptStarted, Event, RunFinished, RunStarted, StepSucceeded
 from asyncflow.journal import PostgresJournal
 
@@ -208,7 +208,7 @@ async def test_a_journal_can_be_closed_while_the_server_is_away(
 RUN_ALL = """
 import asyncio, os, random, sys
 from asyncflow import WorkflowStep, run_pipeline
-from asyncflow._errors import RunAlreadyActiveError
+from asyncflow._core.errors import RunAlreadyActiveError
 from asyncflow.journal import PostgresJournal
 
 dsn, seed = sys.argv[1:]

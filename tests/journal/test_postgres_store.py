@@ -11,8 +11,8 @@ import pytest
 from postgres_server import PostgresServer, until
 from psycopg.pq import TransactionStatus
 
-from asyncflow._errors import JournalError, RunAlreadyActiveError
-from asyncflow._payload import Payload
+from asyncflow._core.errors import JournalError, RunAlreadyActiveError
+from asyncflow._core.results import Payload
 from asyncflow._postgres import Postgres
 from asyncflow._postgres_store import PostgresStore
 from asyncflow._rows import row_of

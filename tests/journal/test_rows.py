@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from asyncflow._errors import (
+from asyncflow._core.errors import (
     RestoredError,
     ResultRefusedError,
     RunCancelledError,
@@ -18,7 +18,7 @@ from asyncflow._errors import (
     StepCrashedError,
     StepTimeoutError,
 )
-from asyncflow._payload import REDACTED, Payload
+from asyncflow._core.results import REDACTED, Payload
 from asyncflow._rows import column_of, event_of, from_column, row_of
 from asyncflow.events import (
     AttemptFailed,

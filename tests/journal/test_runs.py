@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from asyncflow import RestoredOutput, StepStatus, WorkflowStep, run_pipeline
-from asyncflow._errors import RunNotFoundError
+from asyncflow._core.errors import RunNotFoundError
 from asyncflow.events import AttemptStarted, RunStarted
 
 

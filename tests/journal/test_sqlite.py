@@ -17,8 +17,8 @@ from typing import Any
 import pytest
 
 from asyncflow import _sqlite
-from asyncflow._errors import JournalError
-from asyncflow._payload import Payload
+from asyncflow._core.errors import JournalError
+from asyncflow._core.results import Payload
 from asyncflow.events import AttemptStarted, RunStarted, StepSucceeded
 from asyncflow.journal import SQLiteJournal
 
@@ -228,8 +228,8 @@ async def test_runs_whose_disk_is_full_fail_and_can_go_on_later(path: Path) -> N
 
 CHILD = """
 import asyncio, concurrent.futures.thread, os, resource, sys
-from asyncflow._errors import JournalError
-from asyncflow._payload import Payload
+from asyncflow._core.errors import JournalError
+from asyncflow._core.results import Payload
 from asyncflow.events import *
 from asyncflow.journal import SQLiteJournal
 async def main():

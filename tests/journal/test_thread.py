@@ -8,7 +8,7 @@ from itertools import chain, repeat
 
 import pytest
 
-from asyncflow._errors import JournalError
+from asyncflow._core.errors import JournalError
 from asyncflow._thread import Thread
 
 

@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from asyncflow import RestoredError, RestoredOutput
+from asyncflow._core.results import REDACTED_OUTPUT
 from asyncflow._preview import error_trace, error_words, preview, printable
-from asyncflow._result import REDACTED_OUTPUT
 
 
 @dataclasses.dataclass

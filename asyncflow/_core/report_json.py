@@ -11,8 +11,8 @@ from dataclasses import replace
 from itertools import repeat
 from typing import Any, TypeAlias
 
-from asyncflow._errors import RestoredError
-from asyncflow._result import (
+from asyncflow._core.errors import RestoredError, text_of
+from asyncflow._core.results import (
     Attempt,
     RestoredOutput,
     StepResult,
@@ -20,7 +20,6 @@ from asyncflow._result import (
     shown_output,
     stand_in,
 )
-from asyncflow._text import text_of
 
 __all__ = ["dump", "load"]
 

@@ -9,8 +9,8 @@ from functools import partial
 from types import SimpleNamespace
 from typing import Any, TypedDict, get_args, get_origin, get_type_hints
 
-from asyncflow._nesting import HandsOn
-from asyncflow._step import WorkflowStep
+from asyncflow._core.composition import HandsOn
+from asyncflow._core.step import WorkflowStep
 
 __all__ = ["input_types", "output_type"]
 

@@ -1,17 +1,31 @@
-"""What a run gives back: plain data that outlives it."""
+"""What a run gives back: plain data that outlives it.
+
+A pipeline drawn as a flowchart in the language of Mermaid.
+
+Rules:
+
+1. A node is known by a number of ours, never by a name of the user's.
+2. A label is quoted, and whatever Mermaid or its Markdown may read in it is written as its code.
+3. A status is told by a sign and by a word; its colour only repeats it.
+
+Which chain of steps a run took longest for.
+
+The critical path method (J. E. Kelley and M. R. Walker, "Critical-path planning and scheduling",
+1959), over measured durations.
+"""
 
 from __future__ import annotations
 
 import importlib
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from functools import partial
 from typing import Any, Literal, TypeVar, overload
 
-from asyncflow._critical_path import critical_path
-from asyncflow._diagram import to_mermaid
-from asyncflow._errors import StepTimeoutError, nearest
-from asyncflow._report_json import dump, load
-from asyncflow._result import (
+from asyncflow._core.errors import StepTimeoutError, describe, in_one_line, nearest
+from asyncflow._core.report_json import dump, load
+from asyncflow._core.results import (
+    SIGNS,
     Attempt,
     RestoredOutput,
     StepResult,
@@ -19,10 +33,115 @@ from asyncflow._result import (
     noted,
     portable_output,
 )
-from asyncflow._text import describe, in_one_line
 from asyncflow.events import Outcome
 
-__all__ = ["Attempt", "RestoredOutput", "RunReport", "StepResult", "StepStatus", "describe"]
+__all__ = [
+    "Attempt",
+    "RestoredOutput",
+    "RunReport",
+    "StepResult",
+    "StepStatus",
+    "critical_path",
+    "describe",
+    "to_mermaid",
+]
+
+
+def critical_path(results: Iterable[StepResult]) -> list[str]:
+    """Return the chain of dependent steps whose durations sum to the most, in order.
+
+    In time linear in steps plus dependencies, and iterative. Ties go to the step that comes first
+    in topological order. A step that never started takes no time: it links what it depends on to
+    what depends on it, and is left out of the answer.
+
+    Args:
+        results: In topological order. A dependency that does not stand before its dependent, as
+            in no report of a run, is passed over.
+    """
+    position: dict[str, int] = {}
+    chains: list[tuple[float, StepResult, int | None]] = []
+    for at, result in enumerate(results):
+        before = _longest(
+            chains, (position[each] for each in result.depends_on if each in position)
+        )
+        length = 0.0 if result.started_ms is None else result.duration_ms
+        if before is not None:
+            length += chains[before][0]
+        position[result.step_name] = at
+        chains.append((length, result, before))
+    path: list[str] = []
+    end = _longest(chains, range(len(chains)))
+    while end is not None:
+        _, result, end = chains[end]
+        if result.started_ms is not None:
+            path.append(result.step_name)
+    path.reverse()
+    return path
+
+
+def _longest(chains: list[tuple[float, StepResult, int | None]], ends: Iterable[int]) -> int | None:
+    """Return that of the ends at which the longest chain ends; of equal ones the first."""
+    return max(ends, key=lambda end: (chains[end][0], -end), default=None)
+
+
+# Dark text on a light ground, and both are said, so they can be read on a page of either kind.
+_COLOURS = {
+    StepStatus.PENDING: "fill:#f3f4f6,stroke:#6b7280,color:#1f2937",
+    StepStatus.RUNNING: "fill:#dbeafe,stroke:#1d4ed8,color:#1e3a8a",
+    StepStatus.SUCCESS: "fill:#d1fae5,stroke:#047857,color:#064e3b",
+    StepStatus.FAILED: "fill:#fee2e2,stroke:#b91c1c,color:#7f1d1d",
+    StepStatus.SKIPPED: "fill:#f3f4f6,stroke:#6b7280,color:#1f2937,stroke-dasharray:4",
+    StepStatus.CANCELLED: "fill:#fef3c7,stroke:#b45309,color:#78350f",
+}
+
+# All ASCII punctuation, but for a dash or an underscore inside of a word. Quotes and `#` belong to
+# Mermaid, `<` and `&` to HTML; `1. x`, `_x_` and `www.x.y` are Markdown, and `style x:` at the
+# start of a label has Mermaid cut off the code that comes next.
+_SPECIAL = re.compile(r"[!-,./:-@\[-^`{-~]|(?<![^\W_])[-_]|[-_](?![^\W_])")
+
+
+def to_mermaid(
+    dependencies: Mapping[str, Iterable[str]],
+    results: Mapping[str, StepResult] | None = None,
+) -> str:
+    """Return a Mermaid flowchart, from left to right, of which steps wait for which.
+
+    Args:
+        dependencies: For each step the names of those that it depends on. One that is no step of
+            the mapping is drawn like a step that has no result.
+        results: What became of the steps. The label of each one that is in it shows its status
+            and, if it started, its duration in milliseconds.
+    """
+    results = results or {}
+    needs = {name: list(dict.fromkeys(needed)) for name, needed in dependencies.items()}
+    names = dict.fromkeys([*needs, *(name for needed in needs.values() for name in needed)])
+    ids = {name: f"s{number}" for number, name in enumerate(names)}
+    # `in` first: a mapping with a hint in its KeyError would look for one.
+    found = {name: results[name] for name in names if name in results}
+    used = {result.status for result in found.values()}
+    lines = [
+        "flowchart LR",
+        *(f"    {ids[name]}{_shape(name, found.get(name))}" for name in names),
+        *(f"    {ids[first]} --> {ids[name]}" for name in needs for first in needs[name]),
+        *(
+            f"    classDef {status.lower()} {colours}"
+            for status, colours in _COLOURS.items()
+            if status in used
+        ),
+    ]
+    return "\n".join(lines)
+
+
+def _shape(name: str, result: StepResult | None) -> str:
+    label = _SPECIAL.sub(lambda found: f"#{ord(found[0])};", in_one_line(name))
+    if result is None:
+        return f'["{label or " "}"]'  # Mermaid refuses an empty one
+    status = result.status
+    label += f"<br/>{SIGNS[status]} {status}"
+    if result.started_ms is not None:
+        label += f" {result.duration_ms:.0f}ms"
+    return f'["{label}"]:::{status.lower()}'
+
 
 T = TypeVar("T")
 

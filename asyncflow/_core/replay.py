@@ -17,16 +17,29 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, TypeAlias
 
-from asyncflow._errors import StepCrashedError
-from asyncflow._graph import plan, with_dependents
-from asyncflow._history import Histories
-from asyncflow._past import Carried, Key
-from asyncflow._payload import REDACTED, Payload
-from asyncflow._phases import ATTEMPTING, MAPPING, SETTLED, WAITING
-from asyncflow._report import RunReport
-from asyncflow._result import REDACTED_OUTPUT, Attempt, StepResult, StepStatus, is_lost
-from asyncflow._step import WorkflowStep
-from asyncflow._units import Units
+from asyncflow._core.errors import StepCrashedError
+from asyncflow._core.graph import plan, with_dependents
+from asyncflow._core.report import RunReport
+from asyncflow._core.results import (
+    REDACTED,
+    REDACTED_OUTPUT,
+    Attempt,
+    Payload,
+    StepResult,
+    StepStatus,
+    is_lost,
+)
+from asyncflow._core.step import WorkflowStep
+from asyncflow._core.step_runs import (
+    ATTEMPTING,
+    MAPPING,
+    SETTLED,
+    WAITING,
+    Carried,
+    Histories,
+    Key,
+    Units,
+)
 from asyncflow.events import (
     AttemptFailed,
     AttemptStarted,

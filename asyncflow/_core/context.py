@@ -1,15 +1,17 @@
-"""The default engine: runs one attempt of one step, and what its action can ask meanwhile."""
+"""The default engine: runs one attempt of one step, and what its action can ask meanwhile.
+
+Which attempt of which run the code that asks belongs to: its context knows.
+"""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
 from contextvars import Context, ContextVar
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
-from asyncflow._current import attempt_variable, current, run_variable
-from asyncflow._graph import Plan
-from asyncflow._result import StepResult
+from asyncflow._core.graph import Plan
+from asyncflow._core.results import StepResult
 from asyncflow.events import AttemptStarted
 
 __all__ = [
@@ -17,11 +19,30 @@ __all__ = [
     "RunContext",
     "StepContext",
     "attempt_in",
+    "attempt_variable",
+    "current",
     "current_step",
     "enter_attempt",
     "enter_run",
     "is_within",
+    "run_variable",
 ]
+
+run_variable: ContextVar[Any] = ContextVar("asyncflow.run")
+"""What the attempts of the run have in common: it has at least its ``run_id``."""
+
+attempt_variable: ContextVar[AttemptStarted | None] = ContextVar("asyncflow.attempt")
+"""``None`` in what a run does between its attempts."""
+
+
+def current() -> tuple[str, AttemptStarted] | None:
+    """Return the id of the run and the start of the attempt; ``None`` outside of an action.
+
+    It knows the threads and tasks that inherit the context of the action, but no other process.
+    """
+    running = attempt_variable.get(None)
+    return None if running is None else (run_variable.get().run_id, running)
+
 
 _run: ContextVar[RunContext] = run_variable
 enter_attempt = attempt_variable.set

@@ -1,29 +1,63 @@
-"""What became of one step: plain data that outlives its run."""
+"""What became of one step: plain data that outlives its run.
+
+How plain data that is made in large numbers is declared.
+
+The sign of each status, which every view shows beside its word.
+
+A value as a journal keeps it.
+"""
 
 from __future__ import annotations
 
 import enum
 import traceback
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, fields
-from typing import Any
+from typing import Any, NamedTuple, TypeVar, dataclass_transform
 
-from asyncflow._errors import RestoredError
-from asyncflow._record import record
-from asyncflow._text import text_of
+from asyncflow._core.errors import RestoredError, text_of
 
 __all__ = [
+    "REDACTED",
     "REDACTED_OUTPUT",
+    "SIGNS",
     "Attempt",
+    "Payload",
     "RestoredOutput",
     "StepResult",
     "StepStatus",
     "is_lost",
     "noted",
     "portable_output",
+    "record",
     "shown_output",
     "stand_in",
 ]
+
+
+class Payload(NamedTuple):
+    """A value in bytes, and what can turn them into the value again."""
+
+    codec: str
+    """The name of what has encoded it; ``"redacted"`` if it was secret and is not here."""
+    data: bytes
+
+
+REDACTED = Payload("redacted", b"")
+
+
+T = TypeVar("T")
+
+
+@dataclass_transform(frozen_default=True)
+def record(cls: type[T]) -> type[T]:
+    """Make the class a slotted dataclass that type checkers know as frozen.
+
+    A run makes three of these a step. Python would take three to four times as long to make
+    them if it had to refuse assignments at run time too.
+    """
+    return dataclass(slots=True)(cls)
 
 
 class StepStatus(enum.StrEnum):
@@ -252,3 +286,14 @@ def _repr(data: Attempt | StepResult) -> str:
         values["output"] = shown_output(data)
     shown = ", ".join(f"{name}={text_of(repr, value)}" for name, value in values.items())
     return f"{type(data).__name__}({shown})"
+
+
+SIGNS: Mapping[StepStatus, str] = {
+    StepStatus.PENDING: "○",
+    StepStatus.RUNNING: "▷",
+    StepStatus.SUCCESS: "✓",
+    StepStatus.FAILED: "✗",
+    StepStatus.SKIPPED: "⊘",
+    StepStatus.CANCELLED: "■",
+}
+"""They can be told apart without colours. Each takes one cell in a terminal."""

@@ -10,6 +10,11 @@ Rules:
    not succeeded.
 4. A secret output is in no journal. If a step that runs needs it, its step runs again too; what
    has come of it before holds all the same.
+
+By what a stored result is told to be still that of its step.
+
+The fingerprint of a step is its name, which data its action asks for, its ``version``, and the
+fingerprints of its dependencies. How it is run (attempts, limits, pools) is no part of it.
 """
 
 from __future__ import annotations
@@ -17,17 +22,49 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, TypeVar
 
-from asyncflow._errors import PayloadError
-from asyncflow._fingerprint import Fingerprints, difference
-from asyncflow._graph import ITEM, Binding, Plan
-from asyncflow._past import Key, Past
-from asyncflow._payload import Payload
-from asyncflow._result import StepResult, StepStatus
-from asyncflow._shape import MaxRetries, Shape, secret_steps
-from asyncflow._story import Story, as_secret, with_outputs
+from asyncflow._core.errors import PayloadError
+from asyncflow._core.graph import ITEM, Binding, ByName, MaxRetries, Plan, Shape, secret_steps
+from asyncflow._core.replay import Story, as_secret, with_outputs
+from asyncflow._core.results import Payload, StepResult, StepStatus
+from asyncflow._core.step import WorkflowStep
+from asyncflow._core.step_runs import Key, Past
 from asyncflow.events import RunResumed
 
-__all__ = ["resume"]
+__all__ = [
+    "Fingerprints",
+    "difference",
+    "resume",
+]
+
+
+class Fingerprints(ByName[tuple[str, str]]):
+    """For each step of a plan, which data its action asks for, in words, and its version."""
+
+    __slots__ = ()
+
+    def __getitem__(self, name: str) -> tuple[str, str]:
+        step = self._plan.steps[self._plan.index[name]]
+        return _data_of(step), step.version
+
+
+def difference(stored: tuple[str, str], now: tuple[str, str]) -> str | None:
+    """Return in which way two fingerprints of a step differ, dependencies aside, if they do."""
+    if stored[1] != now[1]:
+        return f"its version is {now[1]!r}, and was {stored[1]!r}"
+    if stored[0] != now[0]:
+        return f"its action asks for {now[0]}, and asked for {stored[0]}"
+    return None
+
+
+def _data_of(step: WorkflowStep) -> str:
+    """Return which data a step's action asks for: ``(rows=extract, url)``."""
+    source_of = dict(step.parameters)
+    asked = [f"{p}={source_of[p]}" if p in source_of else p for p in step.signature.names]
+    if step.signature.takes_any and step.depends_on:
+        asked += [*sorted({f"{p}={name}" for p, name in step.parameters} - set(asked)), "**"]
+    text = f"({', '.join(sorted(asked))})"
+    return text if step.map_over is None else f"{text} for each of {step.map_over}"
+
 
 T = TypeVar("T")
 

@@ -1,0 +1,275 @@
+"""Which data a user's function asks for: its parameters, as far as they can be given by name.
+
+Checks the times and factors that users give: numbers, and such as a timer can work with.
+
+Whether an action can run beside the event loop: in a thread, or in a process that imports it.
+
+Tells async callables where plain ones are due: nobody would await what they return.
+"""
+
+from __future__ import annotations
+
+import inspect
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from types import FunctionType, MethodType
+from typing import Any, NamedTuple, TypeVar
+
+from asyncflow._core.errors import text_of
+
+__all__ = [
+    "NO_PARAMETERS",
+    "Signature",
+    "Upstream",
+    "can_be_imported_again",
+    "check_count",
+    "check_limit",
+    "check_number",
+    "check_plain",
+    "is_async",
+    "plain_answer",
+    "signature_of",
+    "upstream_of",
+]
+
+
+def check_limit(what: str, limit_ms: object) -> None:
+    """Check a limit in milliseconds: ``None``, or finite and above 0.
+
+    Raises:
+        TypeError: It is no number.
+        ValueError: It is out of this range.
+    """
+    if limit_ms is None:
+        return
+    number = _checked_type(what, limit_ms, "a number or None")
+    # A NaN would break the timers of every other step of the loop: gh-105331.
+    # An integer above all floats is not infinite, but no timer can be set to it.
+    if not 0 < number <= sys.float_info.max or number / 1000 == 0:
+        raise ValueError(
+            f"{what} must be finite and above 0, not {text_of(str, number)}; use None for no limit"
+        )
+
+
+def check_number(
+    what: str, value: object, at_least: float, *, kind: str = "a number", unit: str = ""
+) -> None:
+    """Check a number that is finite and not below another one.
+
+    Args:
+        what: How the messages begin: what is checked.
+        value: What a user gave.
+        at_least: The smallest one.
+        kind: What it must be, in words.
+        unit: What it counts, with a space before.
+
+    Raises:
+        TypeError: It is no number.
+        ValueError: It is out of this range.
+    """
+    number = _checked_type(what, value, kind)
+    if not at_least <= number <= sys.float_info.max:
+        raise ValueError(
+            f"{what} must be finite and at least {at_least:g}{unit}, not {text_of(str, number)}"
+        )
+
+
+def check_count(
+    what: str, value: object, at_least: int, *, kind: str = "an int", hint: str = ""
+) -> None:
+    """Check how many of something there are to be.
+
+    Args:
+        what: How the messages begin: what is checked.
+        value: What a user gave.
+        at_least: The smallest number.
+        kind: What it must be, in words.
+        hint: How the message ends if the number is too small.
+
+    Raises:
+        TypeError: It is no integer.
+        ValueError: It is too small.
+    """
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{what} must be {kind}, not {type(value).__name__}")
+    if value < at_least:
+        raise ValueError(f"{what} must be at least {at_least}, not {value}{hint}")
+
+
+def _checked_type(what: str, value: object, kind: str) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise TypeError(f"{what} must be {kind}, not {type(value).__name__}")
+    return value
+
+
+T = TypeVar("T")
+
+
+def is_async(function: object) -> bool:
+    """Whether calling this makes a coroutine or an async generator, as far as can be seen."""
+    while isinstance(function, partial):
+        function = function.func
+    # An instance is called through its class: what it has as an attribute does not count.
+    return _is_written_async(function) or _is_written_async(type(function).__call__)
+
+
+def _is_written_async(function: object) -> bool:
+    return inspect.iscoroutinefunction(function) or inspect.isasyncgenfunction(function)
+
+
+def plain_answer(what: str, answer: T) -> T:
+    """Return what a callable has answered.
+
+    Raises:
+        TypeError: It is an awaitable, which is always true, whatever would come of it.
+    """
+    if not inspect.isawaitable(answer):
+        return answer
+    if inspect.iscoroutine(answer):
+        answer.close()  # it will never be awaited, and the TypeError says so better
+    raise TypeError(
+        f"{what} returned {type(answer).__name__}, which would have to be awaited; it must be a "
+        "plain function that returns its answer"
+    )
+
+
+def check_plain(name: str, action: object, runs_in: str) -> None:
+    """Refuse what could only fail in a thread or a process, as far as it can be seen.
+
+    Raises:
+        TypeError: The action is async, or another process could not find it.
+    """
+    function = _function_of(action)
+    if is_async(function):
+        raise TypeError(
+            f"step {name!r}: an async function runs in the event loop, and runs_in={runs_in!r} "
+            "is for plain ones; leave it out, or make the action a plain function"
+        )
+    if runs_in == "process":
+        _check_sendable(name, action, function)
+
+
+def _check_sendable(name: str, action: object, function: object) -> None:
+    homes = {getattr(function, "__module__", None)}
+    if isinstance(action, MethodType):
+        homes.add(getattr(action.__self__, "__module__", None))
+        if not isinstance(action.__self__, type):
+            # The object may be large, and not yet be what it is when the step runs.
+            action = action.__func__
+    if "__main__" in homes and not can_be_imported_again(sys.modules["__main__"]):
+        raise TypeError(
+            f"step {name!r}: its action cannot be sent to another process, which can't import "
+            "what a shell, a notebook or python -c defines; define it in a file, and import it "
+            "from there"
+        )
+    import pickle  # only steps that run in a process need it
+
+    try:
+        pickle.dumps(action)
+    except Exception as error:  # the objects of users may raise anything
+        raise TypeError(
+            f"step {name!r}: its action cannot be sent to another process; use a function "
+            f"that is defined at the top of a module ({error})"
+        ) from error
+
+
+def _function_of(action: object) -> object:
+    """Return what is called in the end, without what is bound to it."""
+    while isinstance(action, partial | MethodType):
+        action = action.func if isinstance(action, partial) else action.__func__
+    return action
+
+
+def can_be_imported_again(main: object) -> bool:
+    """Whether a main module has a name or a file; one that is typed in or piped has none."""
+    path = getattr(main, "__file__", None)
+    # From 3.13 on, that of the standard input is "<stdin>".
+    is_file = path is not None and not path.startswith("<")
+    return is_file or getattr(main, "__spec__", None) is not None
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class Upstream:
+    """The default of a parameter that is to receive what another step returned."""
+
+    source: Any
+    """The function of that step, or the pipeline."""
+    is_mapped: bool = False
+    """Whether the source is a mapped step, whose output is a list of what its calls returned."""
+    each: bool = False
+    """Whether the parameter receives one item of the output at a time."""
+
+    def __repr__(self) -> str:
+        source = getattr(self.source, "__qualname__", None) or repr(self.source)
+        word = "collect" if self.is_mapped else "each" if self.each else "after"
+        text = f"{word}({source})"
+        text = f"each({text})" if self.is_mapped and self.each else text
+        return f"<{text}: only a run fills it in; to call the function yourself, pass a value>"
+
+
+class Signature(NamedTuple):
+    """Which parameters of an action can be filled by name."""
+
+    names: tuple[str, ...] = ()
+    required: frozenset[str] = frozenset()
+    """Those without a default, or with an `Upstream`, which is a promise and no value."""
+    takes_any: bool = False
+    """Whether there is a ``**kwargs``."""
+    bound: frozenset[str] = frozenset()
+    """Those that a `functools.partial` has filled already."""
+
+
+NO_PARAMETERS = Signature()
+
+
+def signature_of(name: str, action: Callable[..., Any], what: str = "action") -> Signature:
+    if type(action) is FunctionType and not action.__dict__:
+        # Most actions: `inspect` would take fifty times as long for the same answer.
+        code = action.__code__
+        if not (
+            code.co_argcount or code.co_kwonlyargcount or code.co_flags & inspect.CO_VARKEYWORDS
+        ):
+            return NO_PARAMETERS
+    try:
+        signature = inspect.signature(action)
+    except ValueError:  # some callables written in C do not tell
+        return NO_PARAMETERS
+    bound = _bound(action) if isinstance(action, partial) else frozenset()
+    names, required, takes_any = [], set(), False
+    for parameter in signature.parameters.values():
+        is_required = parameter.default is parameter.empty or type(parameter.default) is Upstream
+        if parameter.kind is parameter.VAR_KEYWORD:
+            takes_any = True
+        elif parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY):
+            if parameter.name not in bound:
+                names.append(parameter.name)
+                if is_required:
+                    required.add(parameter.name)
+        elif parameter.kind is parameter.POSITIONAL_ONLY and is_required:
+            raise TypeError(
+                f"step {name!r}: parameter {parameter.name!r} of its {what} is positional-only, "
+                f"but {what}s get their data by parameter name; remove the '/'"
+            )
+    if not names and not takes_any:
+        return NO_PARAMETERS
+    return Signature(tuple(names), frozenset(required), takes_any, bound)
+
+
+def upstream_of(function: Callable[..., Any]) -> dict[str, Upstream]:
+    """Return, by parameter, which outputs of other steps a function's defaults ask for."""
+    try:
+        parameters = inspect.signature(function).parameters
+    except ValueError:  # some callables written in C do not tell
+        return {}
+    return {
+        parameter.name: parameter.default
+        for parameter in parameters.values()
+        if type(parameter.default) is Upstream
+    }
+
+
+def _bound(action: partial[Any]) -> frozenset[str]:
+    positional = list(inspect.signature(action.func).parameters)[: len(action.args)]
+    return frozenset(positional).union(action.keywords)

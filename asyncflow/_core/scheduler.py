@@ -1,0 +1,421 @@
+"""Whose turn it is: when a step becomes ready, and when it is certain that it never will.
+
+How long an attempt may take, and whether another one follows it if it fails.
+
+The line in which steps wait for their start, first come, first served.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
+from typing import NamedTuple
+
+from asyncflow._core.errors import (
+    ActionNotAwaitableError,
+    OutputNotAwaitedError,
+    PayloadError,
+    RunCancelledError,
+    TimeoutKind,
+)
+from asyncflow._core.graph import Plan
+from asyncflow._core.policies import Pool
+from asyncflow._core.step import WorkflowStep
+from asyncflow._core.step_runs import (
+    ATTEMPTING,
+    DOOMED,
+    IN_FLIGHT,
+    PENDING,
+    READY,
+    WITHDRAWN,
+    Units,
+)
+from asyncflow.events import AttemptStarted
+
+__all__ = [
+    "Doom",
+    "Limit",
+    "Limits",
+    "StartQueue",
+    "Turns",
+]
+
+
+class StartQueue:
+    """Lets in who stands in line, as far as the run's limit and the pools have room.
+
+    A pool is shared with other runs, so being let in is not yet having a slot of it. But no more
+    are let in than it has slots: else those who wait for it would fill the run's own limit, and
+    keep out others who need not wait.
+
+    Attributes:
+        has_news: Whether there may be somebody to take, or a step that is newly doomed.
+        is_limited: Whether anybody may have to wait, here or for a pool or a thread.
+
+    Args:
+        limit: How many may be in at the same time; ``None`` means any number.
+        steps: The step of each unit that may stand in line, by the number of the unit. It may
+            become longer.
+        special: Those of them that may have a pool, or run elsewhere than in the event loop.
+    """
+
+    def __init__(
+        self, limit: int | None, steps: Sequence[WorkflowStep], special: Iterable[int]
+    ) -> None:
+        self._is_of_all = limit is not None
+        self.is_limited = self._is_of_all or not all(
+            _waits_for_nothing(steps[step]) for step in special
+        )
+        self.has_news = False
+        self._room = math.inf if limit is None else limit
+        self._steps = steps
+        self._line: deque[int] = deque()
+        self._held: dict[Pool, deque[int]] = {}
+        """Who was first in line when there was no room in their pool."""
+        self._taken: dict[Pool, int] = {}
+        self._since: dict[int, float] = {}
+
+    def put(self, units: Sequence[int], at_ms: float) -> None:
+        """Put some at the end of the line."""
+        if not units:
+            return
+        self._line.extend(units)
+        self.has_news = True
+        if self.is_limited:
+            for unit in units:
+                if self._is_of_all or not _waits_for_nothing(self._steps[unit]):
+                    self._since[unit] = at_ms
+
+    def queued_ms(self, unit: int, at_ms: float) -> float:
+        """How long one has stood in line, or waits since it was let in."""
+        return at_ms - self._since.get(unit, at_ms)
+
+    def take_all(self) -> list[int]:
+        """Return all who stand in line, if none of them has to wait."""
+        taken = list(self._line)
+        self._line.clear()
+        return taken
+
+    def take(self) -> Iterator[int]:
+        """Yield who may go in now. The caller says `enter` before it asks for the next."""
+        for pool, held in self._held.items():
+            while held and self._has_room(pool):
+                yield held.popleft()
+        while self._line and self._room > 0:
+            unit = self._line.popleft()
+            pool_of_unit = self._steps[unit].pool
+            if pool_of_unit is None or self._has_room(pool_of_unit):
+                yield unit
+            else:
+                self._held.setdefault(pool_of_unit, deque()).append(unit)
+
+    def _has_room(self, pool: Pool) -> bool:
+        return self._room > 0 and self._taken.get(pool, 0) < pool.size
+
+    def enter(self, unit: int) -> None:
+        """Count one as in, which need not have stood in line."""
+        self._count(unit, 1)
+
+    def leave(self, unit: int) -> None:
+        """Count one as out."""
+        self._count(unit, -1)
+        self.has_news = True
+
+    def moved(self, unit: int, before: int, now: int) -> None:
+        """Count one as in or out whose phase has changed."""
+        was_in, is_in = before in IN_FLIGHT, now in IN_FLIGHT
+        if was_in and not is_in:
+            self.leave(unit)
+        elif is_in and not was_in:
+            self.enter(unit)  # it did not stand in line: a stored run is being replayed
+
+    def begin(self, unit: int) -> None:
+        """One need no longer wait."""
+        self._since.pop(unit, None)
+
+    def _count(self, unit: int, change: int) -> None:
+        self._room -= change
+        pool = self._steps[unit].pool
+        if pool is not None:
+            self._taken[pool] = self._taken.get(pool, 0) + change
+
+
+def _waits_for_nothing(step: WorkflowStep) -> bool:
+    """Whether a step needs no slot of a pool, and no thread or process."""
+    return step.pool is None and step.runs_in == "loop"
+
+
+_SLACK_MS = 0.01
+"""By how much a limit may seem to end an attempt early: a timer may be early by the resolution of
+the clock, and sums of times are rounded."""
+
+
+_FINAL = (ActionNotAwaitableError, OutputNotAwaitedError, PayloadError, RunCancelledError)
+"""After these no attempt follows: it would have the same effect once more, or go on with a run
+that somebody has cancelled."""
+
+
+def _is_final(error: BaseException) -> bool:
+    """Whether no attempt follows an error, be it alone or in a group, as of a TaskGroup."""
+    if not isinstance(error, BaseExceptionGroup):
+        return isinstance(error, _FINAL)
+    found: list[BaseException] = [error]
+    while found:
+        one = found.pop()
+        if isinstance(one, BaseExceptionGroup):
+            found += one.exceptions
+        elif isinstance(one, _FINAL):
+            return True
+    return False
+
+
+class Limit(NamedTuple):
+    """A limit of an attempt."""
+
+    kind: TimeoutKind
+    ms: float
+    """What the step declares."""
+    ends_ms: float
+    """When it is over."""
+
+
+class Limits:
+    """The limits of the attempts of one run, and its retry policies.
+
+    Attributes:
+        deadline_ms: The run's deadline, if it has one.
+        began_ms: When the run began to count: above 0 if it was resumed.
+    """
+
+    def __init__(
+        self,
+        units: Units,
+        queue: StartQueue,
+        deadline_ms: float | None,
+        random: Callable[[], float],
+        began_ms: float = 0.0,
+    ) -> None:
+        self.deadline_ms = deadline_ms
+        self.began_ms = began_ms
+        self._units = units
+        self._queue = queue
+        self._random = random
+        self._counts_from: dict[int, float] = {}
+        """When a unit with a deadline began, plus what it has waited in line since."""
+
+    def start(self, unit: int, event: AttemptStarted) -> None:
+        """An attempt has started."""
+        if self._units.steps[unit].deadline_ms is not None:
+            if unit in self._counts_from:
+                self._counts_from[unit] += event.queued_ms
+            else:
+                self._counts_from[unit] = event.at_ms
+
+    def of(self, unit: int, at_ms: float) -> Limit | None:
+        """Return the tighter of a unit's own two limits, for an attempt started at that time."""
+        step = self._units.steps[unit]
+        limit: Limit | None = None
+        if step.timeout_ms is not None:
+            limit = Limit("attempt", step.timeout_ms, at_ms + step.timeout_ms)
+        if step.deadline_ms is not None:
+            ends_ms = self._counts_from.get(unit, at_ms) + step.deadline_ms
+            if self._units.phases[unit] != ATTEMPTING and unit in self._counts_from:
+                ends_ms += self._queue.queued_ms(unit, at_ms)
+            if limit is None or ends_ms < limit.ends_ms:
+                limit = Limit("step", step.deadline_ms, ends_ms)
+        return limit
+
+    def step_ends_ms(self, unit: int) -> float:
+        """When the deadline of a unit that has started passes, if it has one."""
+        deadline_ms = self._units.steps[unit].deadline_ms
+        return math.inf if deadline_ms is None else self._counts_from[unit] + deadline_ms
+
+    def after_failure(self, unit: int, error: Exception, at_ms: float) -> float | None:
+        """Decide what follows the failure of the attempt that is running.
+
+        It raises what the step's retry policy raises.
+
+        Returns:
+            How many milliseconds to wait before the next attempt, or ``None`` if the unit has
+            failed for good.
+        """
+        if _is_final(error):
+            return None
+        latest, step = self._units.latest[unit], self._units.steps[unit]
+        assert latest is not None
+        carried = self._units.carried(unit)
+        attempts = latest.attempt - (0 if carried is None else carried.crashes)
+        if attempts >= step.max_retries:
+            return None
+        ends_ms, whose = self.step_ends_ms(unit), "step"
+        if self.deadline_ms is not None and step.run_if == "success":
+            ends_ms, whose = min((ends_ms, whose), (self.began_ms + self.deadline_ms, "run"))
+        random = self._random
+        del self  # what the policy raises keeps this frame, which leads to the results
+        delay_ms = step.retry.delay_ms(attempts, error, random)
+        if delay_ms is None or at_ms + delay_ms < ends_ms - _SLACK_MS:
+            return delay_ms
+        with suppress(Exception):  # some refuse a note: frozen dataclasses, for one
+            error.add_note(
+                f"no other attempt follows: its wait of {delay_ms:g} ms would pass the deadline of "
+                f"the {whose}"
+            )
+        return None
+
+
+class Doom(NamedTuple):
+    """A step that will never start."""
+
+    step: int
+    reason: str
+    on_purpose: bool
+
+
+class Turns:
+    """The turns of the steps of one run. Steps are indexes of its plan.
+
+    Attributes:
+        unsettled: How many steps have not settled.
+        ordinary_unsettled: How many of them are no clean-up steps.
+        lost: Which settled steps failed, or did not run because of that, each with the failed
+            step that it goes back to. One failure is not enough to remember: a step asks this
+            of each of its dependencies.
+        unneeded: The same for steps that were skipped on purpose.
+        doomed: The steps that will never start and of which that has not been told.
+        stop_reason: Why nothing becomes ready any more, except clean-up steps.
+
+    Args:
+        taken_over: The steps of a resumed run that have a result already, and so have no turn;
+            ``None`` if the run was not resumed.
+    """
+
+    def __init__(
+        self,
+        plan: Plan,
+        phases: list[int],
+        queue: StartQueue,
+        *,
+        by_tiers: bool,
+        taken_over: frozenset[int] | None = None,
+    ) -> None:
+        self._plan = plan
+        self._phases = phases
+        self._queue = queue
+        self._by_tiers = by_tiers
+        self._cleanups = plan.cleanups
+        # When the run stops, steps of later tiers settle before their turn, which matters only if
+        # there are clean-up steps; and what a resumed run takes over settles at its beginning.
+        self._in_any_order = taken_over is not None or bool(plan.cleanups)
+        self._taken_over = taken_over or frozenset()
+        self.unsettled = len(plan.steps)
+        self.ordinary_unsettled = len(plan.steps) - len(plan.cleanups)
+        self.lost: dict[int, str] = {}
+        self.unneeded: dict[int, str] = {}
+        self.doomed: list[Doom] = []
+        self.stop_reason: str | None = None
+        self._parked: list[int] = []
+        self._tier = -1
+        self._tier_of: dict[int, int] = {}
+        self._unsettled_in: list[int] = []
+        self._dependencies_unsettled: list[int] = []
+
+    def begin(self, at_ms: float) -> None:
+        """The run starts."""
+        if self._by_tiers:
+            tiers = self._plan.tiers
+            self._unsettled_in = list(map(len, tiers))
+            if self._in_any_order:
+                self._tier_of = {step: at for at, tier in enumerate(tiers) for step in tier}
+            self._begin_next_tier(at_ms)
+        else:
+            self._dependencies_unsettled = [len(needed) for needed in self._plan.dependencies]
+            self._take_turns(self._plan.tiers[0] if self._plan.tiers else (), at_ms)
+
+    def settled(self, step: int, at_ms: float) -> None:
+        """A step has settled: others may follow."""
+        self.unsettled -= 1
+        if self._cleanups and step not in self._cleanups:
+            self.ordinary_unsettled -= 1
+            if self._parked and not self.ordinary_unsettled:
+                parked, self._parked = self._parked, []
+                self._take_turns(parked, at_ms)
+        if self._by_tiers:
+            at = self._tier_of[step] if self._in_any_order else self._tier
+            left = self._unsettled_in[at] = self._unsettled_in[at] - 1
+            if not left and at == self._tier:
+                self._begin_next_tier(at_ms)
+        else:
+            self._release_dependents(step, at_ms)
+
+    def stop(self, reason: str, *, spare_cleanups: bool) -> None:
+        """Let nothing become ready any more."""
+        if self.stop_reason is None:
+            self.stop_reason = reason
+            candidates: Iterable[int] = range(len(self._plan.steps))
+        else:
+            candidates = sorted(self._cleanups)
+        spared = self._cleanups if spare_cleanups else ()
+        for step in candidates:
+            if step in spared or step in self._taken_over:
+                continue
+            if self._phases[step] in (PENDING, READY):
+                # What was ready may have been handed out, if a stored run is being replayed.
+                was_ready = self._phases[step] == READY
+                self._doom(step, reason, phase=WITHDRAWN if was_ready else DOOMED)
+
+    def _release_dependents(self, step: int, at_ms: float) -> None:
+        missing, turns = self._dependencies_unsettled, []
+        for dependent in self._plan.dependents[step]:
+            missing[dependent] -= 1
+            if not missing[dependent]:
+                turns.append(dependent)
+        self._take_turns(turns, at_ms)
+
+    def _begin_next_tier(self, at_ms: float) -> None:
+        tiers = self._plan.tiers
+        while self._tier + 1 < len(tiers):
+            self._tier += 1
+            self._take_turns(tiers[self._tier], at_ms)
+            if self._unsettled_in[self._tier]:
+                return
+
+    def _take_turns(self, steps: Sequence[int], at_ms: float) -> None:
+        if self.stop_reason is not None and not self._cleanups:
+            return  # they are doomed, as is all that was pending when the run stopped
+        if self.lost or self.unneeded or self._in_any_order:
+            steps = [step for step in steps if self._may_start(step)]
+        phases = self._phases
+        for step in steps:
+            phases[step] = READY
+        self._queue.put(steps, at_ms)
+
+    def _may_start(self, step: int) -> bool:
+        """Whether a step whose turn has come is ready; if it never will be, it is doomed."""
+        if self._phases[step] != PENDING or step in self._taken_over:
+            return False  # the run is stopping, or has its result already
+        needed = self._plan.dependencies[step]
+        if step in self._cleanups:
+            if self.stop_reason is not None and self.ordinary_unsettled:
+                self._parked.append(step)
+                return False
+            if self._plan.steps[step].run_if == "always" or any(n in self.lost for n in needed):
+                return True
+            self._doom(step, "nothing that it looks at has failed", on_purpose=True)
+            return False
+        for grounds, what in (self.lost, "failed"), (self.unneeded, "was skipped"):
+            cause = next((grounds[other] for other in needed if other in grounds), None)
+            if cause is not None:
+                grounds[step] = cause
+                reason = f"it depends on step {cause!r}, which {what}"
+                self._doom(step, reason, on_purpose=grounds is self.unneeded)
+                return False
+        return True
+
+    def _doom(
+        self, step: int, reason: str, *, phase: int = DOOMED, on_purpose: bool = False
+    ) -> None:
+        self._phases[step] = phase
+        self.doomed.append(Doom(step, reason, on_purpose))
+        self._queue.has_news = True

@@ -1,0 +1,445 @@
+"""What has been told of the attempts of each unit, and the result that it adds up to.
+
+The units of a run: its steps, and the items of its mapped steps, each with a number.
+
+What a run that is resumed has behind it, as far as that still holds.
+
+The phases that a step of a run goes through, or an item of a mapped step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, NamedTuple, TypeAlias
+
+from asyncflow._core.errors import IllegalEventError, StepCrashedError
+from asyncflow._core.graph import Plan, Shape
+from asyncflow._core.results import Attempt, StepResult, StepStatus
+from asyncflow.events import (
+    AttemptFailed,
+    AttemptStarted,
+    LoopBlocked,
+    StepCancelled,
+    StepEvent,
+    StepFailed,
+    StepReused,
+    StepSkipped,
+    StepSucceeded,
+    ThreadAbandoned,
+)
+
+__all__ = [
+    "ATTEMPTING",
+    "CLEARED",
+    "DOOMED",
+    "HANDED_OUT",
+    "IN_FLIGHT",
+    "MAPPING",
+    "PENDING",
+    "PHASES",
+    "QUEUED",
+    "READY",
+    "SETTLED",
+    "WAITING",
+    "WITHDRAWN",
+    "Carried",
+    "Histories",
+    "Key",
+    "Past",
+    "StepEnd",
+    "Units",
+]
+
+Key: TypeAlias = tuple[str, int | None]
+"""A step, or an item of a mapped step."""
+
+
+class Carried(NamedTuple):
+    """The attempts of a step, or of an item, that has begun and not ended."""
+
+    latest: AttemptStarted
+    failed: tuple[Attempt, ...]
+    """All of them. One that was cut short has failed with a `StepCrashedError`."""
+    crashes: int
+    """How many of them were cut short."""
+
+    @property
+    def was_cut_short(self) -> bool:
+        """Whether the latest one was."""
+        return bool(self.failed) and isinstance(self.failed[-1].error, StepCrashedError)
+
+
+@dataclass(frozen=True, slots=True)
+class Past:
+    """Where a run stands that is resumed."""
+
+    run_id: str
+    wall_time: float
+    """When it began, in seconds since the epoch (UTC)."""
+    at_ms: float
+    """The time at which it stood still."""
+    results: Mapping[Key, StepResult]
+    """The results that are taken over."""
+    carried: Mapping[Key, Carried]
+    """What goes on with the attempts that it has left."""
+    reasons: Mapping[str, str]
+    """The steps of which something was known and which run again, each with the reason."""
+    pipeline: str = ""
+    """What the pipeline is called."""
+    inputs: Mapping[str, Any] = field(default_factory=dict)
+    """All inputs of the run, with what stands for a secret one."""
+
+    def steps_begun(self) -> frozenset[str]:
+        """The steps that go on: they, or items of theirs, had begun."""
+        items = {name for name, item in self.results if item is not None}
+        return frozenset(items.union(name for name, _ in self.carried))
+
+    def steps_taken_over(self, plan: Plan) -> frozenset[int]:
+        """Return the steps of a plan, and not the items, that have a result already."""
+        return frozenset(plan.index[name] for name, item in self.results if item is None)
+
+
+# Plain integers: they are compared for every event.
+PENDING = 0
+READY = 1
+HANDED_OUT = 2
+DOOMED = 3
+WITHDRAWN = 4
+ATTEMPTING = 5
+WAITING = 6
+QUEUED = 7
+CLEARED = 8
+MAPPING = 9
+SETTLED = 10
+
+PHASES = (
+    "the step's turn has not come",
+    "the step is ready",
+    "the step is about to start",
+    "the step will never start",
+    "the step was ready when the run stopped",
+    "an attempt of the step is running",
+    "the step waits for its next attempt",
+    "the step stands in line for its next attempt",
+    "the step is about to start its next attempt",
+    "the step goes through its items",
+    "the step has ended",
+)
+"""Each of them in words."""
+
+IN_FLIGHT = (HANDED_OUT, CLEARED, ATTEMPTING)
+"""Those that count against ``max_concurrency`` and the pools."""
+
+
+class Units:
+    """What a run consists of, and where each part of it stands.
+
+    The number of a step is its index in the plan; the items of mapped steps get the numbers above,
+    as they are taken up.
+
+    Attributes:
+        steps: The step that each unit is, or is an item of.
+        phases: The phase that each unit is in.
+        latest: The latest attempt that each unit has started, if it has started any; also before
+            the run was resumed.
+        results: The result of each unit that has settled.
+    """
+
+    def __init__(self, plan: Plan, carried: Mapping[Key, Carried] | None = None) -> None:
+        self._plan = plan
+        self._carried = carried or {}
+        self.steps = list(plan.steps)
+        count = len(self.steps)
+        self.phases = [PENDING] * count
+        self.latest: list[AttemptStarted | None] = [None] * count
+        for (name, item), each in self._carried.items():
+            if item is None:
+                self.latest[plan.index[name]] = each.latest
+        self.results: list[StepResult | None] = [None] * count
+        self._item_of: dict[int, tuple[int, int]] = {}
+        self._maps: dict[int, _Map] = {}
+
+    def is_item(self, unit: int) -> bool:
+        """Whether a unit is an item of a mapped step."""
+        return unit in self._item_of
+
+    def item_of(self, unit: int) -> int | None:
+        """Which item of its step a unit is; ``None`` if it is the step itself."""
+        return self._item_of[unit][1] if unit in self._item_of else None
+
+    def owner_of(self, item: int) -> int:
+        """The mapped step to which an item belongs, both as units."""
+        return self._item_of[item][0]
+
+    def name_of(self, unit: int) -> str:
+        """What a unit is called: ``fetch``, or ``fetch[3]``."""
+        name = self.steps[unit].name
+        return f"{name}[{self._item_of[unit][1]}]" if unit in self._item_of else name
+
+    def next_attempt(self, unit: int) -> int:
+        """The number of the attempt that a unit starts next."""
+        latest = self.latest[unit]
+        return 1 if latest is None else latest.attempt + 1
+
+    def carried(self, unit: int) -> Carried | None:
+        """The attempts that a unit had before its run was resumed, if it goes on with them."""
+        return self._carried.get(self.key_of(unit)) if self._carried else None
+
+    def key_of(self, unit: int) -> Key:
+        """Which step, or which item of which step, a unit is."""
+        return self.steps[unit].name, self.item_of(unit)
+
+    def depends_on(self, unit: int) -> tuple[str, ...]:
+        """The names of the steps that a unit depends on. A clean-up step may not name them all."""
+        step = self.steps[unit]
+        return step.depends_on if step.run_if == "success" else Shape(self._plan)[step.name]
+
+    # Mapped steps.
+
+    def begin_map(self, step: int, at_ms: float) -> None:
+        """A mapped step begins to go through its items."""
+        self._maps[step] = _Map(at_ms)
+        self.phases[step] = MAPPING
+
+    def map_started_ms(self, step: int) -> float:
+        """When it did so last."""
+        return self._maps[step].started_ms
+
+    def add_item(self, step: int, item: int | None = None) -> int:
+        """Make an item of a mapped step a unit, by default the item after those there are.
+
+        Each is taken up in its turn, so that there is none without all those before it.
+        """
+        unit = len(self.steps)
+        self.steps.append(self.steps[step])
+        self.phases.append(PENDING)
+        self.results.append(None)
+        mapped = self._maps[step]
+        if item is None:
+            item = len(mapped.units)
+        self._item_of[unit] = step, item
+        carried = self.carried(unit)
+        self.latest.append(None if carried is None else carried.latest)
+        mapped.units[item] = unit
+        mapped.unsettled += 1
+        return unit
+
+    def count_of_items(self, step: int) -> int:
+        """How many items of a mapped step are units."""
+        return len(self._maps[step].units)
+
+    def unit_of_item(self, step: int, event: StepEvent) -> int:
+        """Return the unit of the item that an event is about."""
+        mapped = self._maps.get(step)
+        if mapped is None:
+            raise IllegalEventError(event, "the step has not begun to go through its items")
+        assert event.item is not None
+        if event.item in mapped.units:
+            return mapped.units[event.item]
+        if self.phases[step] != MAPPING or not self._is_first(event):
+            raise IllegalEventError(event, "the item has not been started")
+        unit = self.add_item(step, event.item)  # nobody took it up: a stored run is replayed
+        self.phases[unit] = READY
+        return unit
+
+    def _is_first(self, event: StepEvent) -> bool:
+        """Whether an event can be the first of an item."""
+        if isinstance(event, StepReused):
+            return True
+        if (event.step, event.item) in self._carried:
+            return isinstance(event, AttemptStarted | StepFailed | StepCancelled)
+        return isinstance(event, AttemptStarted) and event.attempt == 1 and (event.item or 0) >= 0
+
+    def end_item(self, unit: int) -> None:
+        """An item has settled, or will never start."""
+        self.phases[unit] = SETTLED
+        self._maps[self._item_of[unit][0]].unsettled -= 1
+
+    def maps(self) -> list[int]:
+        """Return the steps that have begun to go through their items."""
+        return list(self._maps)
+
+    def items(self, step: int) -> list[int]:
+        """Return the units of a mapped step's items, in order."""
+        units = self._maps[step].units
+        return [units[item] for item in sorted(units)]
+
+    def results_of_items(self, step: int) -> list[StepResult] | None:
+        """Return the results of a mapped step's items, in order; ``None`` while one is missing."""
+        if self._maps[step].unsettled:
+            return None
+        results = map(self.results.__getitem__, self.items(step))
+        return [result for result in results if result is not None]
+
+
+class _Map:
+    """How far a run has come with the items of a mapped step."""
+
+    __slots__ = ("started_ms", "units", "unsettled")
+
+    def __init__(self, started_ms: float) -> None:
+        self.started_ms = started_ms
+        self.units: dict[int, int] = {}
+        self.unsettled = 0
+
+
+StepEnd: TypeAlias = StepSucceeded | StepFailed | StepCancelled
+
+
+class Histories:
+    """The attempts of each unit of a run, except the latest, and its result when it has ended.
+
+    Attributes:
+        has_remarks: Whether anything was noted that goes into a result as it is.
+    """
+
+    def __init__(self, units: Units) -> None:
+        self._units = units
+        self.has_remarks = False
+        self._failed: dict[int, tuple[Attempt, ...]] = {}
+        self._remarks: dict[int, dict[str, Any]] = {}
+
+    def last_error(self, unit: int) -> BaseException | None:
+        """What the latest failed attempt of the unit failed with, if one has."""
+        failed = self.attempts(unit)
+        return failed[-1].error if failed else None
+
+    def attempts(self, unit: int) -> tuple[Attempt, ...]:
+        """Return the attempts of the unit that have failed, also before the run was resumed."""
+        failed = self._failed.get(unit)
+        if failed is None:
+            carried = self._units.carried(unit)
+            failed = () if carried is None else carried.failed
+        return failed
+
+    def fail(self, unit: int, event: AttemptFailed) -> None:
+        """Note that the running attempt has failed and that another one follows."""
+        started = self.latest(unit, event)
+        self._failed[unit] = (
+            *self.attempts(unit),
+            _attempt(started, event, event.error),
+        )
+
+    def remark(self, unit: int, **facts: Any) -> None:
+        """Note something that goes into the result as it is."""
+        self.has_remarks = True
+        self._remarks.setdefault(unit, {}).update(facts)
+
+    def block(self, unit: int, event: LoopBlocked) -> None:
+        """Note that the unit has blocked the loop; it may have ended when the loop could tell."""
+        latest, results = self._units.latest[unit], self._units.results
+        if latest is None or not 1 <= event.attempt <= latest.attempt:
+            raise IllegalEventError(event, f"the latest attempt is {latest!r}")
+        blocked_ms = self._remarks.get(unit, {}).get("loop_blocked_ms", 0.0) + event.blocked_ms
+        self.remark(unit, loop_blocked_ms=blocked_ms)
+        result = results[unit]
+        if result is None:
+            return
+        results[unit] = self.with_remarks(unit, result)
+        owner = self._units.owner_of(unit) if self._units.is_item(unit) else unit
+        whole = results[owner]
+        if owner != unit and whole is not None:
+            results[owner] = replace(
+                whole,
+                loop_blocked_ms=whole.loop_blocked_ms + event.blocked_ms,
+                items=tuple(self._units.results_of_items(owner) or ()),
+            )
+
+    def with_remarks(self, unit: int, result: StepResult) -> StepResult:
+        """Return the result with what was noted of the unit."""
+        return replace(result, **self._remarks[unit]) if unit in self._remarks else result
+
+    def result(
+        self, unit: int, event: StepEnd, status: StepStatus, error: BaseException | None
+    ) -> StepResult:
+        """Return the result of a unit that has ended in one way or another."""
+        phase = self._units.phases[unit]
+        if phase == MAPPING:
+            return self._result_of_items(unit, event, status, error)
+        if phase < ATTEMPTING and self._units.latest[unit] is None:
+            return self._result_without_attempts(unit, event, status, error)
+        started, history = self.latest(unit, event), self.attempts(unit) or None
+        started_ms, queued_ms = started.at_ms, started.queued_ms
+        if history is not None:
+            if phase == ATTEMPTING:
+                history = (*history, _attempt(started, event, error))
+            started_ms = history[0].started_ms
+            queued_ms = sum(attempt.queued_ms for attempt in history)
+        return StepResult(
+            self._units.name_of(unit),
+            status,
+            event.attempt,
+            event.at_ms - started_ms,
+            event.output if isinstance(event, StepSucceeded) else None,
+            error,
+            event.reason if isinstance(event, StepCancelled) else None,
+            started_ms,
+            history,
+            self._units.depends_on(unit),
+            queued_ms,
+            secret=status is StepStatus.SUCCESS and self._units.steps[unit].secret,
+        )
+
+    def skipped(self, unit: int, event: StepSkipped) -> StepResult:
+        """Return the result of a step that will never start."""
+        return StepResult(
+            event.step,
+            StepStatus.SKIPPED,
+            reason=event.reason,
+            recorded=(),
+            depends_on=self._units.depends_on(unit),
+            on_purpose=event.on_purpose,
+        )
+
+    def _result_without_attempts(
+        self, unit: int, event: StepEnd, status: StepStatus, error: BaseException | None
+    ) -> StepResult:
+        if event.attempt or self._units.is_item(unit):
+            raise IllegalEventError(event, PHASES[self._units.phases[unit]])
+        depends_on = self._units.depends_on(unit)
+        return StepResult(event.step, status, error=error, recorded=(), depends_on=depends_on)
+
+    def _result_of_items(
+        self, step: int, event: StepEnd, status: StepStatus, error: BaseException | None
+    ) -> StepResult:
+        items = self._units.results_of_items(step)
+        if items is None or event.attempt:
+            raise IllegalEventError(event, PHASES[MAPPING])
+        started_ms = self.began_ms(step, items)
+        return StepResult(
+            event.step,
+            status,
+            sum(result.attempts for result in items),
+            event.at_ms - started_ms,
+            event.output if isinstance(event, StepSucceeded) else None,
+            error,
+            event.reason if isinstance(event, StepCancelled) else None,
+            started_ms,
+            (),
+            self._units.depends_on(step),
+            queued_ms=sum(result.queued_ms for result in items),
+            loop_blocked_ms=sum(result.loop_blocked_ms for result in items),
+            abandoned=any(result.abandoned for result in items),
+            items=tuple(items),
+            secret=status is StepStatus.SUCCESS and self._units.steps[step].secret,
+        )
+
+    def began_ms(self, step: int, items: Iterable[StepResult]) -> float:
+        """Return when a mapped step began, which may have been before its run was resumed."""
+        begun = [item.started_ms for item in items if item.started_ms is not None]
+        return min([self._units.map_started_ms(step), *begun])
+
+    def latest(self, unit: int, event: StepEnd | AttemptFailed | ThreadAbandoned) -> AttemptStarted:
+        """Return the unit's latest attempt, which must be the one that the event is about."""
+        started = self._units.latest[unit]
+        if started is None or started.attempt != event.attempt:
+            raise IllegalEventError(event, f"the latest attempt is {started!r}")
+        return started
+
+
+def _attempt(
+    started: AttemptStarted, end: StepEnd | AttemptFailed, error: BaseException | None
+) -> Attempt:
+    duration_ms = end.at_ms - started.at_ms
+    return Attempt(end.attempt, started.at_ms, duration_ms, error, started.queued_ms)

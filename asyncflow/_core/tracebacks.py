@@ -1,0 +1,169 @@
+"""What the traceback of a step's error reads like, with our own frames left out.
+
+Rules:
+
+1. A reader wants the lines of the step. Ours, which called them or stand between them, are shown
+   only if that is asked for.
+2. That holds for causes, contexts and the errors of groups too, and for a traceback of which a
+   journal has kept the text only.
+3. No text of it moves a cursor or turns the direction of writing.
+
+Tells which of the lines that code is at is the user's own.
+
+Which frames of a traceback are ours.
+"""
+
+from __future__ import annotations
+
+import re
+import traceback
+from collections.abc import Iterable, Iterator
+from functools import cache
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from asyncflow._core.errors import RestoredError, describe, in_one_line
+
+__all__ = [
+    "awaiting_line",
+    "format_error",
+    "is_internal_frame",
+    "leave_out_our_frames",
+    "own_line",
+]
+
+_PACKAGE = str(Path(__file__).parents[1] / "_")[:-1]
+# A line that begins a frame, in the text of a traceback; in that of a group it is indented more.
+_FRAME = re.compile(r'(?P<indent>[ |]*)File "(?P<path>.*)", line \d+')
+# Another machine, whose journal stored the traceback, may have the package in another folder.
+_INTERNAL = re.compile(
+    r"[/\\]asyncflow[/\\](?!examples[/\\])(\w+[/\\]_\w+|_\w+[/\\]\w+|_\w+)\.py\Z"
+)
+_LIBRARIES = ("asyncio", "anyio", "asyncflow", "uvloop")
+
+
+@cache
+def is_internal_frame(path: str) -> bool:
+    """Whether the source file of a frame belongs to asyncflow, its examples aside."""
+    if path.startswith(_PACKAGE):
+        return not path.startswith("examples", len(_PACKAGE))
+    return _INTERNAL.search(path) is not None
+
+
+def awaiting_line(coroutine: object) -> str:
+    """Return ``file:line in function`` of the innermost await that is the user's own.
+
+    What the coroutine awaits is followed down to the last coroutine, generator or asynchronous
+    generator; see `own_line`.
+    """
+    frames: list[FrameType] = []
+    awaiting: object | None = coroutine
+    while awaiting is not None:
+        frame = _first(awaiting, "cr_frame", "gi_frame", "ag_frame")
+        if frame is not None:
+            frames.append(frame)
+        awaiting = _first(awaiting, "cr_await", "gi_yieldfrom", "ag_await")
+    return own_line(reversed(frames))
+
+
+def own_line(frames: Iterable[FrameType]) -> str:
+    """Return ``file:line in function`` of the first frame that is the user's own.
+
+    That is one of neither the standard library, nor an installed package, nor asyncflow. Those
+    say little, so the first of them is named only if there is no other.
+
+    Args:
+        frames: The innermost first.
+    """
+    innermost = None
+    for frame in frames:
+        package = frame.f_globals.get("__name__", "").partition(".")[0]
+        if package not in _LIBRARIES and not frame.f_code.co_filename.startswith(_installed()):
+            return _place(frame)
+        innermost = innermost or _place(frame)
+    return innermost or "an unknown place"
+
+
+def _place(frame: FrameType) -> str:
+    """Return ``file:line in function``."""
+    code = frame.f_code
+    return f"{code.co_filename}:{frame.f_lineno} in {code.co_qualname}"
+
+
+@cache
+def _installed() -> tuple[str, ...]:
+    """With what the files begin that are not the user's own."""
+    import sysconfig  # nothing else needs it, and it takes a while to import
+
+    folders = ("stdlib", "platstdlib", "purelib", "platlib")
+    return ("<frozen ", *map(sysconfig.get_path, folders))
+
+
+def _first(thing: object, *names: str) -> Any:
+    found = (getattr(thing, name, None) for name in names)
+    return next((value for value in found if value is not None), None)
+
+
+def leave_out_our_frames(error: BaseException) -> None:
+    """Let the traceback of a step's error begin in the step.
+
+    Our frames say nothing to its reader, take memory for as long as the error is kept, and lead
+    to the run, hence back to the error.
+    """
+    trace = error.__traceback__
+    while trace is not None and is_internal_frame(trace.tb_frame.f_code.co_filename):
+        trace = trace.tb_next
+    BaseException.with_traceback(error, trace)  # its class may refuse to be assigned to
+
+
+def format_error(error: BaseException, *, all_frames: bool = False) -> str:
+    """Return the traceback of an error, its causes and the errors of a group included.
+
+    Args:
+        error: What a step raised, or what stands for it.
+        all_frames: Whether frames of asyncflow are to be shown too.
+    """
+    if isinstance(error, RestoredError):
+        lines = error.traceback.splitlines() or [describe(error)]
+    else:
+        lines = _format(error, all_frames)
+    if not all_frames:  # of a step in a process of its own, a note holds the traceback as text
+        lines = [*_without_our_frames(lines)]
+    return "\n".join(map(in_one_line, lines))
+
+
+def _format(error: BaseException, all_frames: bool) -> list[str]:
+    try:
+        trace = traceback.TracebackException.from_exception(error)
+        if not all_frames:
+            if type(error).__module__.partition(".")[0] == "asyncflow":
+                trace.__context__ = None  # it only says how we came to raise it; a cause says more
+            _leave_out_our_frames(trace)
+        return "".join(trace.format()).splitlines()
+    except Exception:  # it is the user's object: whatever it raises must not spread
+        return [describe(error)]
+
+
+def _leave_out_our_frames(trace: traceback.TracebackException) -> None:
+    stack = [trace]
+    while stack:
+        one = stack.pop()
+        frames = [frame for frame in one.stack if not is_internal_frame(frame.filename)]
+        one.stack = traceback.StackSummary.from_list(frames)
+        stack += [each for each in (one.__cause__, one.__context__) if each is not None]
+        stack += one.exceptions or ()
+
+
+def _without_our_frames(lines: list[str]) -> Iterator[str]:
+    """Leave our frames out of a text; a frame ends where the indentation ends."""
+    left_out: int | None = None
+    for line in lines:
+        frame = _FRAME.match(line)
+        indent = len(line) - len(line.lstrip(" |"))
+        if frame is not None:
+            left_out = indent if is_internal_frame(frame["path"]) else None
+        elif left_out is not None and indent <= left_out:
+            left_out = None
+        if left_out is None:
+            yield line
