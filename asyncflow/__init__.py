@@ -25,11 +25,11 @@ from asyncflow._core.policies import Pool, Retry
 from asyncflow._core.report import RunReport
 from asyncflow._core.results import Attempt, RestoredOutput, StepResult, StepStatus
 from asyncflow._core.step import WorkflowStep
-from asyncflow._journal import Journal
-from asyncflow._observers import Observer, ObserverFactory
-from asyncflow._orchestrator import Orchestrator, run_pipeline
-from asyncflow._pipeline import Pipeline, after, collect, each
-from asyncflow._recovery import resume_all
+from asyncflow._runtime.dispatcher import Observer, ObserverFactory
+from asyncflow._runtime.durable import Journal
+from asyncflow._runtime.orchestrator import Orchestrator, run_pipeline
+from asyncflow._runtime.pipeline import Pipeline, after, collect, each
+from asyncflow._runtime.recovery import resume_all
 
 __all__ = [
     "ActionNotAwaitableError",

@@ -12,7 +12,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from asyncflow._cancels import FAILURES
 from asyncflow._cli_errors import INVALID, PASSED, RUN_FAILED, CommandError
 from asyncflow._cli_journal import AnyJournal, how_to_name, opened
 from asyncflow._cli_load import Loaded
@@ -22,8 +21,9 @@ from asyncflow._core.errors import PayloadError, RunCancelledError, in_one_line,
 from asyncflow._core.replay import Story
 from asyncflow._core.report import RunReport
 from asyncflow._core.results import REDACTED, RestoredOutput
-from asyncflow._observers import AnyObserver
 from asyncflow._run_names import new_run_name
+from asyncflow._runtime.asyncio_compat import FAILURES
+from asyncflow._runtime.dispatcher import AnyObserver
 from asyncflow.events import Event, RunStarted, StepSucceeded
 
 __all__ = ["End", "Execution", "execute", "tell_end"]

@@ -17,8 +17,8 @@ import click
 from asyncflow._cli_errors import INVALID, CommandError
 from asyncflow._core.errors import describe, nearest
 from asyncflow._core.tracebacks import format_error
-from asyncflow._orchestrator import Orchestrator
-from asyncflow._pipeline import Pipeline
+from asyncflow._runtime.orchestrator import Orchestrator
+from asyncflow._runtime.pipeline import Pipeline
 
 __all__ = ["Loaded", "load"]
 

@@ -12,7 +12,7 @@ from asyncflow._cli_options import TargetType, traceback_option
 from asyncflow._cli_output import only_results_on_stdout, say, say_json
 from asyncflow._core.errors import in_one_line
 from asyncflow._core.step import WorkflowStep
-from asyncflow._orchestrator import Orchestrator
+from asyncflow._runtime.orchestrator import Orchestrator
 
 __all__ = ["plan"]
 
@@ -118,7 +118,7 @@ def _as_json(orchestrator: Orchestrator) -> None:
 
 
 def _as_svg(orchestrator: Orchestrator) -> None:
-    from asyncflow._cli_svg import to_svg  # it takes a while to import
+    from asyncflow._views.dag import to_svg  # it takes a while to import
 
     click.echo(to_svg(orchestrator.name, orchestrator.tiers, orchestrator.dependencies))
 

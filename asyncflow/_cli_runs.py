@@ -20,8 +20,8 @@ from asyncflow._cli_journal import find_run, must_exist, opened
 from asyncflow._cli_options import journal_option, json_option, run_argument
 from asyncflow._cli_output import say, say_json, stdout_console, tell
 from asyncflow._core.errors import RunAlreadyActiveError, in_one_line
-from asyncflow._events_told import duration
 from asyncflow._look import COLOURS, Look, look_for, sign_of_run
+from asyncflow._views.event_text import duration
 from asyncflow.journal import RunRecord
 
 __all__ = ["cancel", "forget", "prune", "runs"]

@@ -32,8 +32,8 @@ from asyncflow._cli_output import (
 )
 from asyncflow._core.errors import in_one_line
 from asyncflow._core.report import RunReport
-from asyncflow._events_told import told
-from asyncflow._view import RunView
+from asyncflow._views.event_text import told
+from asyncflow._views.run_view import RunView
 from asyncflow.events import RunStarted
 from asyncflow.journal import RunRecord, StoredEvent
 

@@ -15,7 +15,7 @@ from asyncflow._cli_load import load
 from asyncflow._cli_options import PIPELINES, TargetType, journal_option
 from asyncflow._cli_output import logs_on_stderr, tell
 from asyncflow._cli_signals import stopped_by_signals
-from asyncflow._orchestrator import Orchestrator
+from asyncflow._runtime.orchestrator import Orchestrator
 
 __all__ = ["ui"]
 

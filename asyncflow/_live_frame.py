@@ -18,10 +18,10 @@ from rich.text import Text
 
 from asyncflow._cells import cut, fitted, shown
 from asyncflow._core.results import StepStatus
-from asyncflow._events_told import duration
 from asyncflow._live_rows import columns_for, row, tally_text
 from asyncflow._live_run import LiveRun
 from asyncflow._look import COLOURS, Look, bar, sign_of_run
+from asyncflow._views.event_text import duration
 
 __all__ = ["frame", "summary"]
 

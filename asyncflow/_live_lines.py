@@ -6,8 +6,8 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from asyncflow._core.errors import in_one_line
-from asyncflow._events_told import told
 from asyncflow._live_thread import Feed
+from asyncflow._views.event_text import told
 from asyncflow.events import Event, RunResumed, RunStarted
 
 __all__ = ["Lines"]

@@ -11,9 +11,9 @@ from rich.text import Text
 from asyncflow._cells import clipped, fitted, shown
 from asyncflow._core.errors import describe
 from asyncflow._core.results import StepStatus
-from asyncflow._events_told import duration
 from asyncflow._look import COLOURS, Look, bar
-from asyncflow._step_view import StepView
+from asyncflow._views.event_text import duration
+from asyncflow._views.step_view import StepView
 
 __all__ = ["Columns", "columns_for", "row", "tally_text"]
 

@@ -10,8 +10,8 @@ from itertools import accumulate
 
 from asyncflow._cells import widest
 from asyncflow._core.results import StepStatus
-from asyncflow._step_view import StepView
-from asyncflow._view import RunView
+from asyncflow._views.run_view import RunView
+from asyncflow._views.step_view import StepView
 from asyncflow.events import Event, RunResumed, RunStarted, StepSucceeded
 
 __all__ = ["LiveRun"]

@@ -28,7 +28,6 @@ from opentelemetry.trace import (
 
 from asyncflow._core.errors import describe, in_one_line
 from asyncflow._core.results import StepStatus, stand_in
-from asyncflow._events_told import told
 from asyncflow._otel_conventions import (
     ACTION_NAME,
     ATTEMPT,
@@ -61,6 +60,7 @@ from asyncflow._otel_conventions import (
     result_of,
     sendable,
 )
+from asyncflow._views.event_text import told
 from asyncflow.events import (
     AttemptFailed,
     AttemptStarted,

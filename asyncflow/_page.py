@@ -9,13 +9,12 @@ from functools import cache
 from importlib import resources
 from typing import Any, NamedTuple
 
-from asyncflow._dag import drawing
-from asyncflow._events_told import duration
 from asyncflow._gantt import ticks
 from asyncflow._sheet import Sheet, line_text, name_text
-from asyncflow._tale import tale
-from asyncflow._times import moment_iso, moment_text
-from asyncflow._view import RunView
+from asyncflow._views.dag import drawing
+from asyncflow._views.event_text import duration, tale
+from asyncflow._views.preview import moment_iso, moment_text
+from asyncflow._views.run_view import RunView
 from asyncflow.events import Event
 
 try:

@@ -9,10 +9,10 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from asyncflow._archive import RunRecord
-from asyncflow._events_told import duration
 from asyncflow._runs_asked import STATES, TIMES, asked_in, runs_asked
 from asyncflow._runs_scatter import Dot, scatter
-from asyncflow._times import moment_iso, moment_text
+from asyncflow._views.event_text import duration
+from asyncflow._views.preview import moment_iso, moment_text
 from asyncflow._web_journal import RunsJournal
 from asyncflow._web_pages import link_to, path_in, problem, render
 

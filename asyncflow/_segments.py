@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from asyncflow._core.results import StepStatus
 from asyncflow._look import COLOURS
-from asyncflow._step_view import AttemptView, StepView
+from asyncflow._views.step_view import AttemptView, StepView
 
 __all__ = ["MEANINGS", "Cell", "Fills", "Scale", "cells_of"]
 

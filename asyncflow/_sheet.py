@@ -10,9 +10,9 @@ from typing import NamedTuple
 from asyncflow._core.errors import in_one_line
 from asyncflow._core.results import SIGNS, StepStatus
 from asyncflow._gantt import Row, TierBand, Timeline, bars_of, running_at
-from asyncflow._preview import Preview, error_trace, error_words, preview
-from asyncflow._step_view import StepView
-from asyncflow._view import RunView
+from asyncflow._views.preview import Preview, error_trace, error_words, preview
+from asyncflow._views.run_view import RunView
+from asyncflow._views.step_view import StepView
 
 __all__ = ["Chip", "Sheet", "Strip", "TierRows", "line_text", "name_text"]
 

@@ -9,11 +9,11 @@ from rich.text import Text
 from asyncflow._axis import ticks
 from asyncflow._cells import clipped, fitted, shown, widest
 from asyncflow._core.results import StepStatus
-from asyncflow._events_told import duration
 from asyncflow._look import ASCII, COLOURS, Look, look_for
 from asyncflow._segments import MEANINGS, Cell, Fills, Scale, cells_of
-from asyncflow._step_view import StepView
-from asyncflow._view import RunView
+from asyncflow._views.event_text import duration
+from asyncflow._views.run_view import RunView
+from asyncflow._views.step_view import StepView
 
 __all__ = ["timeline"]
 

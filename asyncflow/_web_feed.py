@@ -22,7 +22,7 @@ from typing import NamedTuple
 
 from asyncflow._archive import RunRecord, StoredEvent
 from asyncflow._core.errors import JournalError, RunNotFoundError
-from asyncflow._view import RunView
+from asyncflow._views.run_view import RunView
 from asyncflow._web_journal import RunsJournal
 from asyncflow.events import Event
 

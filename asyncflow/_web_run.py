@@ -14,7 +14,7 @@ from starlette.responses import Response
 from asyncflow._archive import RunRecord, StoredEvent
 from asyncflow._core.errors import JournalError, RunNotFoundError
 from asyncflow._page import Live, page, page_policy, sections
-from asyncflow._view import RunView
+from asyncflow._views.run_view import RunView
 from asyncflow._web_feed import Feeds, Update, now_of
 from asyncflow._web_journal import RunsJournal
 from asyncflow._web_pages import (

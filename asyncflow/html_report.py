@@ -19,8 +19,8 @@ from collections.abc import Iterable
 
 from asyncflow._core.report import RunReport
 from asyncflow._page import page
-from asyncflow._retold import retold
-from asyncflow._view import RunView
+from asyncflow._views.retold import retold
+from asyncflow._views.run_view import RunView
 from asyncflow.events import Event
 
 __all__ = ["to_html"]

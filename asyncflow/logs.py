@@ -13,7 +13,7 @@ from types import TracebackType
 from typing import Any, TypeAlias
 
 from asyncflow._core.context import current
-from asyncflow._events_told import told
+from asyncflow._views.event_text import told
 from asyncflow.events import (
     AttemptFailed,
     Event,

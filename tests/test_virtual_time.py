@@ -12,7 +12,7 @@ import pytest
 
 from asyncflow import WorkflowStep, run_pipeline
 from asyncflow._core.errors import HangError
-from asyncflow._workers import run_in_process, run_in_thread
+from asyncflow._runtime.workers import run_in_process, run_in_thread
 from asyncflow.testing import VirtualTimeLoop, run_in_virtual_time
 
 

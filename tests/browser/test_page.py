@@ -18,7 +18,7 @@ from asyncflow import StepStatus
 from asyncflow._gantt import Timeline, bars_of
 from asyncflow._page import Live, sections
 from asyncflow._page import page as page_of
-from asyncflow._view import RunView
+from asyncflow._views.run_view import RunView
 from asyncflow.events import (
     AttemptFailed,
     AttemptStarted,

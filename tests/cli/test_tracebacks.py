@@ -55,7 +55,7 @@ async def test_our_frames_are_left_out_of_causes_and_groups_too(
 
     short, full = format_error(error), format_error(error, all_frames=True)
 
-    assert "asyncflow/_report.py" in full
+    assert "asyncflow/_core/report.py" in full
     assert "asyncflow/_" not in short
     assert "raise errors.pop()" not in short
     for text in (short, full):
@@ -86,8 +86,8 @@ async def test_our_frames_are_left_out_of_what_a_process_tells_too() -> None:
 
     assert "In the process:" in text
     assert "process_work.py" in text
-    assert "_child.py" not in text
-    assert "_child.py" in format_error(error, all_frames=True)
+    assert "worker_process.py" not in text
+    assert "worker_process.py" in format_error(error, all_frames=True)
 
 
 async def test_an_error_of_a_limit_says_so_without_a_frame() -> None:

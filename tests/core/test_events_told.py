@@ -10,7 +10,7 @@ import pytest
 
 from asyncflow import StepStatus
 from asyncflow._core.errors import RestoredError
-from asyncflow._events_told import duration, subject, told
+from asyncflow._views.event_text import duration, subject, told
 from asyncflow.events import (
     AttemptFailed,
     AttemptStarted,

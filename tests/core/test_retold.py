@@ -14,8 +14,8 @@ from results import report_of
 from asyncflow import Attempt, RunReport, StepResult, StepStatus, StepTimeoutError
 from asyncflow._core.replay import Story
 from asyncflow._core.results import REDACTED, REDACTED_OUTPUT
-from asyncflow._retold import retold
-from asyncflow._view import RunView
+from asyncflow._views.retold import retold
+from asyncflow._views.run_view import RunView
 from asyncflow.events import (
     AttemptFailed,
     AttemptStarted,

@@ -7,7 +7,7 @@ import pytest
 from golden_run import GOLDEN, HOSTILE, LONG, SECRET, STOOD_STILL, WALL_TIME
 
 from asyncflow import StepStatus
-from asyncflow._view import RunView
+from asyncflow._views.run_view import RunView
 from asyncflow.events import (
     AttemptFailed,
     AttemptStarted,

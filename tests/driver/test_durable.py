@@ -30,8 +30,8 @@ from asyncflow import (
 )
 from asyncflow._core.replay import Story
 from asyncflow._core.results import REDACTED, Payload
-from asyncflow._retold import retold
-from asyncflow._view import RunView
+from asyncflow._views.retold import retold
+from asyncflow._views.run_view import RunView
 from asyncflow.events import (
     AttemptFailed,
     AttemptStarted,
@@ -1294,7 +1294,7 @@ class TestMappedSteps:
         def broken(*_):
             raise RuntimeError("a bug")
 
-        monkeypatch.setattr("asyncflow._verdicts.Verdicts._judge", broken)
+        monkeypatch.setattr("asyncflow._runtime.outcome.Verdicts._judge", broken)
 
         with pytest.raises(RuntimeError, match="a bug"):
             await run_pipeline(self.steps(Counter(), {2}), journal=journal, run_id="r")

@@ -33,8 +33,8 @@ from asyncflow._core.replay import Story
 from asyncflow._core.results import REDACTED, REDACTED_OUTPUT, Payload
 from asyncflow._core.resume import resume
 from asyncflow._core.state import RunState
-from asyncflow._retold import retold
-from asyncflow._view import RunView
+from asyncflow._views.retold import retold
+from asyncflow._views.run_view import RunView
 from asyncflow.events import (
     AttemptStarted,
     RunFinished,

@@ -674,7 +674,7 @@ async def test_a_fault_of_ours_among_items_is_raised(monkeypatch):
     def fault(*_):
         raise RuntimeError("ours")
 
-    monkeypatch.setattr("asyncflow._fanout.common_error", fault)
+    monkeypatch.setattr("asyncflow._runtime.mapping.common_error", fault)
 
     with pytest.raises(RuntimeError, match="ours"):
         await run_pipeline(over([1, 2], double))

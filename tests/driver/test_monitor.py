@@ -15,9 +15,9 @@ from pathlib import Path
 import pytest
 import uvloop
 
-from asyncflow import _monitor
 from asyncflow._core.errors import HangError
-from asyncflow._monitor import watch
+from asyncflow._runtime import loop_monitor as _monitor
+from asyncflow._runtime.loop_monitor import watch
 from asyncflow.testing import run_in_virtual_time
 
 ROOT = Path(__file__).parents[2]
@@ -509,7 +509,7 @@ def test_the_interpreter_ends_although_a_loop_is_watched():
     script = f"""
 import asyncio, sys
 sys.path.insert(0, {str(ROOT)!r})
-from asyncflow._monitor import watch
+from asyncflow._runtime.loop_monitor import watch
 loop = asyncio.new_event_loop()
 async def main():
     return watch(loop, print)
@@ -528,7 +528,7 @@ def test_the_child_of_a_fork_begins_anew():
     script = f"""
 import asyncio, os, sys, threading, time
 sys.path.insert(0, {str(ROOT)!r})
-from asyncflow._monitor import watch
+from asyncflow._runtime.loop_monitor import watch
 
 async def main(inherited):
     found = []
@@ -572,7 +572,7 @@ def test_a_fork_finds_one_thread_only_and_the_loop_is_looked_at_afterwards():
     script = f"""
 import asyncio, os, sys, threading, time
 sys.path.insert(0, {str(ROOT)!r})
-from asyncflow._monitor import watch
+from asyncflow._runtime.loop_monitor import watch
 
 async def main():
     found = []

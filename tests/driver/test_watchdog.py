@@ -12,7 +12,7 @@ from asyncflow import WorkflowStep
 from asyncflow._core.context import RunContext
 from asyncflow._core.graph import Shape, plan
 from asyncflow._core.state import RunState
-from asyncflow._watchdog import Watchdog
+from asyncflow._runtime.watchdog import Watchdog
 from asyncflow.events import AttemptStarted, MapStarted, RunStarted, StepSucceeded
 
 

@@ -26,9 +26,10 @@ import anyio
 import process_work as work
 import pytest
 
-from asyncflow import _child, _workers
-from asyncflow._slots import Slot
-from asyncflow._workers import limiter_for, run_in_process, run_in_thread
+from asyncflow._runtime import worker_process as _child
+from asyncflow._runtime import workers as _workers
+from asyncflow._runtime.permits import Slot
+from asyncflow._runtime.workers import limiter_for, run_in_process, run_in_thread
 
 ROOT = Path(__file__).parents[2]
 variable: contextvars.ContextVar[str] = contextvars.ContextVar("variable")
@@ -525,7 +526,7 @@ def wait_until(condition):
 SCRIPT = """
 import asyncio, sys
 sys.path.insert(0, {root!r})
-from asyncflow._workers import run_in_process
+from asyncflow._runtime.workers import run_in_process
 
 print("imported as", __name__)
 
@@ -600,7 +601,7 @@ def run_python(*arguments, cwd=None):
 
 WAITING = """
 import asyncio, process_work as work
-from asyncflow._workers import run_in_process
+from asyncflow._runtime.workers import run_in_process
 asyncio.run(run_in_process(work.hang, {{"path": {path!r}}}))
 """
 
@@ -784,7 +785,7 @@ def test_a_main_module_is_found_by_its_name_or_its_file(monkeypatch):
 
 @pytest.mark.parametrize("is_archive", [False, True])
 def test_a_folder_or_an_archive_that_is_run_is_found_by_its_path(tmp_path, is_archive):
-    code = "import asyncio\nfrom asyncflow._workers import run_in_process\n" + FUNCTION
+    code = "import asyncio\nfrom asyncflow._runtime.workers import run_in_process\n" + FUNCTION
     place = tmp_path / "app"
     if is_archive:
         with zipfile.ZipFile(place, "w") as file:
@@ -825,7 +826,8 @@ if __name__ == "__main__":
 
 def test_a_process_has_the_options_of_the_interpreter():
     code = (
-        "import asyncio, process_work as work; from asyncflow._workers import run_in_process;"
+        "import asyncio, process_work as work;"
+        "from asyncflow._runtime.workers import run_in_process;"
         "print(asyncio.run(run_in_process(work.options, None)))"
     )
 

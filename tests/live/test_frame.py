@@ -15,7 +15,7 @@ from asyncflow import StepStatus
 from asyncflow._live_frame import frame
 from asyncflow._live_run import LiveRun
 from asyncflow._look import ASCII, UNICODE, Look, bar, look_for
-from asyncflow._view import RunView
+from asyncflow._views.run_view import RunView
 from asyncflow.events import (
     AttemptFailed,
     AttemptStarted,

@@ -14,7 +14,7 @@ from rich.console import Console
 from terminals import Terminal
 
 from asyncflow import WorkflowStep, run_pipeline
-from asyncflow._events_told import told
+from asyncflow._views.event_text import told
 from asyncflow.events import Event
 from asyncflow.live import LiveView
 from asyncflow.testing import run_in_virtual_time

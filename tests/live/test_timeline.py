@@ -14,7 +14,7 @@ from asyncflow import StepTimeoutError
 from asyncflow._axis import ticks
 from asyncflow._segments import Scale
 from asyncflow._timeline import timeline
-from asyncflow._view import RunView
+from asyncflow._views.run_view import RunView
 from asyncflow.events import (
     AttemptFailed,
     AttemptStarted,

@@ -12,7 +12,7 @@ from pathlib import Path
 from golden_run import GOLDEN, SECRET, WALL_TIME
 from telemetry import Telemetry, status_of
 
-from asyncflow._events_told import told
+from asyncflow._views.event_text import told
 from asyncflow.events import RunStarted
 from asyncflow.logs import LoggingObserver
 

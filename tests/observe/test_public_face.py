@@ -77,7 +77,7 @@ def imports(statement: str, packages: list[str]) -> list[str]:
     return subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()
 
 
-OURS = ["asyncflow.logs", "asyncflow.otel", "asyncflow._events_told"]
+OURS = ["asyncflow.logs", "asyncflow.otel", "asyncflow._views.event_text"]
 THEIRS = ["opentelemetry", "opentelemetry.sdk", "opentelemetry.semconv", "structlog"]
 
 

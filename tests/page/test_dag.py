@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from asyncflow._dag import BOX_WIDTH, drawing, wrapped
+from asyncflow._views.dag import BOX_WIDTH, drawing, wrapped
 
 
 @pytest.mark.parametrize(

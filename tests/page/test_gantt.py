@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from asyncflow._gantt import Bar, Timeline, bars_of, running_at, ticks
-from asyncflow._view import RunView
+from asyncflow._views.run_view import RunView
 from asyncflow.events import (
     AttemptFailed,
     AttemptStarted,

@@ -9,21 +9,21 @@ from hypothesis import given
 from hypothesis import strategies as st
 from strategies import Edges, graphs
 
-import asyncflow._layout
-from asyncflow._layout import Layout, Place, layout
+import asyncflow._views.dag
+from asyncflow._views.dag import Layout, Place, layout
 
 
 @pytest.fixture(params=["fast", "own"], autouse=True, scope="module")
 def way(request: pytest.FixtureRequest) -> object:
     """Each test holds with the package that lays graphs out, and without it."""
     with pytest.MonkeyPatch.context() as patch:
-        asyncflow._layout._layout.cache_clear()
+        asyncflow._views.dag._layout.cache_clear()
         if request.param == "own":
-            patch.setattr(asyncflow._layout, "fast_sugiyama", None)
+            patch.setattr(asyncflow._views.dag, "fast_sugiyama", None)
         else:
             pytest.importorskip("fast_sugiyama", reason="fast-sugiyama is not installed")
         yield request.param
-    asyncflow._layout._layout.cache_clear()
+    asyncflow._views.dag._layout.cache_clear()
 
 
 def tiers_of(dependencies: Edges) -> list[int]:
@@ -146,7 +146,7 @@ def test_too_many_bends_are_left_out() -> None:
 def test_places_are_as_near_to_the_wanted_ones_as_the_gaps_let_them(wanted: list[float]) -> None:
     layer = list(range(len(wanted)))
 
-    found = asyncflow._layout._apart(wanted, layer, len(layer))
+    found = asyncflow._views.dag._apart(wanted, layer, len(layer))
 
     assert all(other - one >= 1 - 1e-9 for one, other in pairwise(found))
     # No block of neighbours would lie better if it were moved as a whole.
@@ -165,9 +165,9 @@ def test_whatever_the_package_may_get_wrong_is_not_used(
 ) -> None:
     dependencies: Edges = {"a": [], "b": [], "c": ["a", "b"]}
     broken = Layout(2, 2.0, wrong, ())
-    monkeypatch.setattr(asyncflow._layout, "_fast", lambda *_: broken)
-    asyncflow._layout._layout.cache_clear()
+    monkeypatch.setattr(asyncflow._views.dag, "_fast", lambda *_: broken)
+    asyncflow._views.dag._layout.cache_clear()
 
     check(layout(dependencies), dependencies)
 
-    asyncflow._layout._layout.cache_clear()
+    asyncflow._views.dag._layout.cache_clear()

@@ -18,8 +18,8 @@ from golden_run import GOLDEN, HOSTILE, LONG, SECRET, STOOD_STILL
 
 from asyncflow import RestoredOutput, RunReport, StepResult, StepStatus, WorkflowStep, run_pipeline
 from asyncflow._page import Live, page, sections, security_policy
-from asyncflow._retold import retold
-from asyncflow._view import RunView
+from asyncflow._views.retold import retold
+from asyncflow._views.run_view import RunView
 from asyncflow.events import (
     AttemptFailed,
     AttemptStarted,
@@ -683,7 +683,7 @@ def test_without_the_package_for_layouts_the_graph_is_drawn_all_the_same(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setitem(sys.modules, "fast_sugiyama", None)
-    for module in ("html_report", "_page", "_dag", "_layout"):
+    for module in ("html_report", "_page", "_views.dag"):
         monkeypatch.delitem(sys.modules, f"asyncflow.{module}")
 
     html = importlib.import_module("asyncflow.html_report").to_html(GOLDEN)

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from asyncflow import RestoredError, RestoredOutput
 from asyncflow._core.results import REDACTED_OUTPUT
-from asyncflow._preview import error_trace, error_words, preview, printable
+from asyncflow._views.preview import error_trace, error_words, preview, printable
 
 
 @dataclasses.dataclass

@@ -28,9 +28,9 @@ from types import FrameType
 from typing import Any, TypeAlias
 from weakref import ref
 
-from asyncflow._clock import has_virtual_time
 from asyncflow._core.tracebacks import own_line
-from asyncflow._ledger import CALLS_OBSERVERS
+from asyncflow._runtime.asyncio_compat import has_virtual_time
+from asyncflow._runtime.dispatcher import CALLS_OBSERVERS
 
 __all__ = ["OnBlock", "Watch", "watch"]
 

@@ -13,8 +13,6 @@ import asyncio
 from abc import abstractmethod
 from typing import Any, NamedTuple
 
-from asyncflow._cancels import FAILURES, cancels, forget_cancels
-from asyncflow._clock import TIMER_SLACK_S
 from asyncflow._core.errors import (
     StepCancelledError,
     StepCrashedError,
@@ -25,9 +23,9 @@ from asyncflow._core.results import REDACTED, Payload
 from asyncflow._core.scheduler import Limit
 from asyncflow._core.state import RunState
 from asyncflow._core.tracebacks import leave_out_our_frames
-from asyncflow._journal import Book
-from asyncflow._ledger import Ledger
-from asyncflow._observers import Observer
+from asyncflow._runtime.asyncio_compat import FAILURES, TIMER_SLACK_S, cancels, forget_cancels
+from asyncflow._runtime.dispatcher import Ledger, Observer
+from asyncflow._runtime.durable import Book
 from asyncflow.events import (
     AttemptFailed,
     AttemptStarted,

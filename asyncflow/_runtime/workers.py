@@ -29,10 +29,10 @@ from typing import IO, Any
 
 from anyio import BrokenWorkerProcess, CapacityLimiter, to_process, to_thread
 
-from asyncflow import _child
-from asyncflow._clock import TIMER_SLACK_S
 from asyncflow._core.arguments import can_be_imported_again
 from asyncflow._core.errors import text_of
+from asyncflow._runtime import worker_process as _child
+from asyncflow._runtime.asyncio_compat import TIMER_SLACK_S
 
 __all__ = ["ThreadEnd", "limiter_for", "run_in_process", "run_in_thread"]
 

@@ -4,23 +4,43 @@ A layered drawing after K. Sugiyama, S. Tagawa and M. Toda, "Methods for visual 
 hierarchical system structures" (1981). Where the package ``fast_sugiyama`` is installed it finds
 the places. Without it the layers are the tiers, each is ordered by the barycenters of its
 neighbours, and each step lies as near to its neighbours as its layer lets it.
+
+How the steps of a pipeline are drawn: boxes with their names and curves between them.
+
+A pipeline that has not run, drawn as a picture of its own in SVG.
 """
 
 from __future__ import annotations
 
+import re
+import unicodedata
 from bisect import bisect_right, insort
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import lru_cache
+from html import escape
 from itertools import pairwise
 from typing import Any, NamedTuple, TypeAlias
+
+from asyncflow._core.errors import in_one_line
+
+__all__ = [
+    "Box",
+    "Curve",
+    "Drawing",
+    "Layout",
+    "Place",
+    "drawing",
+    "layout",
+    "to_svg",
+    "wrapped",
+]
 
 try:
     import fast_sugiyama
 except ImportError:
     fast_sugiyama = None  # type: ignore[assignment]
 
-__all__ = ["Layout", "Place", "layout"]
 
 Edge: TypeAlias = tuple[int, int]
 Layers: TypeAlias = list[list[int]]
@@ -304,3 +324,189 @@ def _apart(wanted: list[float], layer: list[int], count: int) -> list[float]:
 
 def _height(number: int, count: int) -> float:
     return 1.0 if number < count else _BEND_HEIGHT
+
+
+BOX_WIDTH, GAP_ACROSS, GAP_DOWN, MARGIN = 226, 60, 16, 12
+LINE_HEIGHT, AROUND = 16, 32
+"""Of a line of the name; and of what is above and below, its status included."""
+TEXT_WIDTH = 178
+"""What is left of a box for a line of its name, in pixels, at 12 pixels a letter."""
+MOST_LINES = 4
+
+# About how wide a letter is. Too wide an estimate makes a line end early, and does no harm.
+_NARROW, _BROAD = frozenset("fijlrtI.,:;'|!()[] "), frozenset("mwMWQO@%—…")
+_NARROW_PX, _USUAL_PX, _BROAD_PX, _CAPITAL_PX = 4.8, 7.4, 11.5, 8.8
+_WORDS = re.compile(r"[^\s_\-./:]*[\s_\-./:]?")
+
+
+class Box(NamedTuple):
+    """A step. Lengths are pixels."""
+
+    x: float
+    y: float
+    height: float
+    lines: tuple[str, ...]
+    """Its name, in as many lines as it needs, and at most four."""
+
+
+class Curve(NamedTuple):
+    """An edge, from one step to another."""
+
+    first: int
+    last: int
+    path: str
+    """In the language of SVG."""
+
+
+class Drawing(NamedTuple):
+    """All of it."""
+
+    width: float
+    height: float
+    box_width: float
+    boxes: tuple[Box, ...]
+    curves: tuple[Curve, ...]
+
+
+def drawing(dependencies: Mapping[str, Sequence[str]]) -> Drawing:
+    """Draw the steps, given for each, in topological order, what it depends on."""
+    return _drawing(tuple((name, tuple(needs)) for name, needs in dependencies.items()))
+
+
+@lru_cache(maxsize=16)  # as for the layout
+def _drawing(pipeline: tuple[tuple[str, tuple[str, ...]], ...]) -> Drawing:
+    names = [wrapped(name) for name, _ in pipeline]
+    tallest = max(map(_label_height, names), default=0.0)
+    found = layout(dict(pipeline))
+
+    def across(layer: int) -> float:
+        return MARGIN + layer * (BOX_WIDTH + GAP_ACROSS)
+
+    def down(place: Place) -> float:
+        return round(MARGIN + place.down * (tallest + GAP_DOWN) - GAP_DOWN / 2, 1)
+
+    boxes = tuple(
+        Box(
+            across(place.layer), down(place) - _label_height(lines) / 2, _label_height(lines), lines
+        )
+        for place, lines in zip(found.places, names, strict=True)
+    )
+    curves = tuple(
+        Curve(first, last, _path([found.places[first], *bends, found.places[last]], across, down))
+        for first, last, bends in found.edges
+    )
+    return Drawing(
+        across(max(found.layers, 1)) - GAP_ACROSS + MARGIN,
+        MARGIN * 2 + found.height * (tallest + GAP_DOWN) - GAP_DOWN,
+        BOX_WIDTH,
+        boxes,
+        curves,
+    )
+
+
+def _label_height(lines: Sequence[str]) -> float:
+    return AROUND + LINE_HEIGHT * len(lines)
+
+
+def _path(
+    way: Sequence[Place], across: Callable[[int], float], down: Callable[[Place], float]
+) -> str:
+    x, y = across(way[0].layer) + BOX_WIDTH, down(way[0])
+    path = [f"M{x:g} {y:g}"]
+    for place in way[1:]:
+        to_x, to_y = across(place.layer), down(place)
+        middle = (x + to_x) / 2
+        path.append(f"C{middle:g} {y:g} {middle:g} {to_y:g} {to_x:g} {to_y:g}")
+        x, y = to_x + BOX_WIDTH, to_y
+        if place is not way[-1]:  # straight past the boxes of the layer
+            path.append(f"H{x:g}")
+    return "".join(path)
+
+
+def wrapped(name: str) -> tuple[str, ...]:
+    """Return a name in lines that fit into a box; what does not fit is cut off with an ellipsis."""
+    lines, line, width = [], "", 0.0
+    for word in _WORDS.findall(in_one_line(name)):
+        if line and width + _width(word) > TEXT_WIDTH:
+            lines.append(line)
+            line, width = "", 0.0
+        for letter in word:
+            if width + _width(letter) > TEXT_WIDTH:
+                lines.append(line)
+                line, width = "", 0.0
+            line += letter
+            width += _width(letter)
+    lines.append(line)
+    if len(lines) > MOST_LINES:
+        lines[MOST_LINES - 1] = f"{lines[MOST_LINES - 1][:-1]}…"
+    return tuple(lines[:MOST_LINES])
+
+
+def _width(text: str) -> float:
+    return sum(map(_width_of, text))
+
+
+def _width_of(letter: str) -> float:
+    if letter in _NARROW:
+        return _NARROW_PX
+    if letter in _BROAD or unicodedata.east_asian_width(letter) in "WF":
+        return _BROAD_PX if letter in _BROAD else 13.0
+    return _CAPITAL_PX if letter.isupper() or letter in "<>=+~#&" else _USUAL_PX
+
+
+_STYLE = """
+  .box { fill: #f8fafc; stroke: #64748b }
+  .edge { fill: none; stroke: #94a3b8; stroke-width: 1.5 }
+  text { font: 12px system-ui, sans-serif; fill: #0f172a }
+  .tier { font-size: 11px; fill: #475569 }
+  @media (prefers-color-scheme: dark) {
+    .box { fill: #1e293b; stroke: #94a3b8 }
+    .edge { stroke: #64748b }
+    text { fill: #f1f5f9 }
+    .tier { fill: #cbd5e1 }
+  }
+"""
+
+
+def to_svg(
+    name: str, tiers: Sequence[Sequence[str]], dependencies: Mapping[str, tuple[str, ...]]
+) -> str:
+    """Return the picture: a box for each step with its name and tier, a curve for each dependency.
+
+    Args:
+        name: What the pipeline is called.
+        tiers: The names of the steps in their tiers.
+        dependencies: For each step, in topological order, the steps it depends on.
+    """
+    graph = drawing(dependencies)
+    tier_of = {step: number for number, tier in enumerate(tiers, 1) for step in tier}
+    return "\n".join(
+        [
+            f'<svg xmlns="http://www.w3.org/2000/svg" width="{graph.width:g}" '
+            f'height="{graph.height:g}" viewBox="0 0 {graph.width:g} {graph.height:g}" role="img">',
+            f"<title>{_text(name)}</title>",
+            f"<style>{_STYLE}</style>",
+            *(f'<path class="edge" d="{curve.path}"/>' for curve in graph.curves),
+            *_boxes(graph, dependencies, tier_of),
+            "</svg>",
+        ]
+    )
+
+
+def _boxes(
+    graph: Drawing, steps: Mapping[str, object], tier_of: Mapping[str, int]
+) -> Iterator[str]:
+    for step, box in zip(steps, graph.boxes, strict=True):
+        yield f'<g transform="translate({box.x:g} {box.y:g})"><title>{_text(step)}</title>'
+        yield f'<rect class="box" width="{graph.box_width:g}" height="{box.height:g}" rx="6"/>'
+        yield from _lines(box)
+        yield f'<text class="tier" x="12" y="{box.height - 9:g}">tier {tier_of[step]}</text></g>'
+
+
+def _text(name: str) -> str:
+    return escape(in_one_line(name))
+
+
+def _lines(box: Box) -> Iterator[str]:
+    for number, line in enumerate(box.lines):
+        yield f'<text x="12" y="{18 + 16 * number}">{escape(line)}</text>'

@@ -21,6 +21,6 @@ def limiter_for(step: WorkflowStep) -> anyio.CapacityLimiter | None:
     if step.runs_in == "loop":
         return None
     # Only those who use it shall wait for its imports.
-    from asyncflow._workers import limiter_for as limiter_of
+    from asyncflow._runtime.workers import limiter_for as limiter_of
 
     return limiter_of(step.runs_in)

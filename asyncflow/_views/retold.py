@@ -13,7 +13,7 @@ from operator import itemgetter
 
 from asyncflow._core.report import RunReport
 from asyncflow._core.results import Attempt, StepResult, StepStatus, shown_output
-from asyncflow._step_view import end_of
+from asyncflow._views.step_view import end_of
 from asyncflow.events import (
     RECALLED,
     AttemptFailed,

@@ -11,7 +11,7 @@ from asyncflow._core.errors import ActionNotAwaitableError, OutputNotAwaitedErro
 from asyncflow._core.step import WorkflowStep
 
 if TYPE_CHECKING:
-    from asyncflow._workers import ThreadEnd
+    from asyncflow._runtime.workers import ThreadEnd
 
 __all__ = ["call_action", "call_in_worker", "check_coroutine"]
 
@@ -55,7 +55,7 @@ def call_in_worker(
         on_abandon: Called when a thread has not ended by then, with what tells of its end.
         has_lapsed: Whether, when this is cancelled, it has to end at once although it is earlier.
     """
-    from asyncflow._workers import run_in_process, run_in_thread
+    from asyncflow._runtime.workers import run_in_process, run_in_thread
 
     if step.runs_in == "process":
         return run_in_process(step.action, arguments)

@@ -1,15 +1,35 @@
-"""How a run begins: as a new one, or with a journal as one that goes on or has passed already."""
+"""How a run begins: as a new one, or with a journal as one that goes on or has passed already.
+
+What keeps a run beyond its process: the seam between the driver and a database.
+
+Rules:
+
+1. An action is called only when all that has happened before is kept, the start of its attempt
+   included. So a process that dies has done nothing that the journal could not know of.
+2. A report is returned only when the end of the run is kept.
+3. In the events of a journal, outputs and inputs are `Payload` objects. The output of a mapped
+   step as a whole is ``None``, because each of its items has kept its own.
+
+How one run with a journal keeps what its actions return, and what it was given.
+"""
 
 from __future__ import annotations
 
+import asyncio
 import time
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Coroutine, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol, TypeVar
 
-from asyncflow._core.annotations import input_types
-from asyncflow._core.errors import PayloadError, in_one_line, text_of
+from asyncflow._core.annotations import input_types, output_type
+from asyncflow._core.errors import (
+    JournalError,
+    PayloadError,
+    RunCancelledError,
+    in_one_line,
+    text_of,
+)
 from asyncflow._core.graph import (
     Binding,
     MaxRetries,
@@ -23,12 +43,182 @@ from asyncflow._core.replay import Story
 from asyncflow._core.report import RunReport
 from asyncflow._core.results import REDACTED, REDACTED_OUTPUT, Payload
 from asyncflow._core.resume import Fingerprints, resume
+from asyncflow._core.step import WorkflowStep
 from asyncflow._core.step_runs import Past
-from asyncflow._journal import Journal
-from asyncflow._keeper import Keeper, OutputTypes, inputs_to_keep
+from asyncflow._runtime.asyncio_compat import shield
 from asyncflow.events import Event, RunResumed, RunStarted
 
-__all__ = ["Opening", "Request", "begin", "open_run"]
+__all__ = [
+    "Book",
+    "Journal",
+    "Keeper",
+    "Opening",
+    "OutputTypes",
+    "Request",
+    "begin",
+    "inputs_to_keep",
+    "open_run",
+]
+
+T = TypeVar("T")
+
+
+class Book(Protocol):
+    """One run's part of a journal, while this process owns the run."""
+
+    def watch(self, on_stop: Callable[[JournalError | RunCancelledError], object]) -> None:
+        """Call a function in the event loop, not before its next turn, when the run has to stop.
+
+        With a `JournalError`, at most once, when the journal fails or the run is lost to another.
+        With a `RunCancelledError`, at most once and before that, when somebody has cancelled the
+        run through the journal, which goes on keeping what is added.
+        """
+
+    def add(self, event: Event) -> None:
+        """Append an event. It does not wait, and after a failure it does nothing."""
+
+    async def kept(self) -> None:
+        """Wait until all that was added before is kept; for ever, if the journal has failed.
+
+        It may be cancelled at any time, to no effect.
+        """
+
+    def close(self) -> Coroutine[Any, Any, None]:
+        """Wait until all is kept, and give up the run. It may be cancelled, and called again.
+
+        Raises:
+            JournalError: The journal has failed, now or before.
+        """
+        ...
+
+
+class Journal(Protocol):
+    """Keeps the events of runs; `asyncflow.journal` has such."""
+
+    def encode(self, subject: str, value: Any, hint: Any) -> Payload:
+        """Turn a value into bytes.
+
+        Args:
+            subject: What the value is, for the error: "the output of step 'load'".
+            value: The value.
+            hint: Its type, as far as annotations tell; `Any` if they don't.
+
+        Raises:
+            PayloadError: It would not come back equal.
+        """
+        ...
+
+    def decode(self, subject: str, payload: Payload, hint: Any) -> Any:
+        """Turn bytes into the value again.
+
+        Raises:
+            PayloadError: They are not such a value.
+        """
+        ...
+
+    async def open(
+        self, run_id: str, *, wait: bool, read: Callable[[Sequence[Event]], T]
+    ) -> tuple[Book, T]:
+        """Become the only owner of a run, and read what is kept of it.
+
+        Args:
+            run_id: The run, which need not exist.
+            wait: Whether to wait until another owner has ended.
+            read: Called in another thread with the events that are kept, in their order; again,
+                with those that there are then, if the run was read before it was owned. Only the
+                latest answer counts.
+
+        Returns:
+            The run's book, and what ``read`` returned at last.
+
+        Raises:
+            RunAlreadyActiveError: It has another owner.
+            JournalError: The journal has failed.
+            Exception: What ``read`` raised. The run has no owner then.
+        """
+        ...
+
+
+class OutputTypes:
+    """The types of what the actions of a plan return, each found out when it is asked for."""
+
+    def __init__(self, plan: Plan) -> None:
+        self._plan = plan
+        self._types: dict[str, Any] = {}
+
+    def __getitem__(self, name: str) -> Any:
+        if name not in self._types:
+            self._types[name] = output_type(self._plan.steps[self._plan.index[name]])
+        return self._types[name]
+
+
+class Closing(NamedTuple):
+    """How the closing of a book has ended."""
+
+    failure: BaseException | None
+    """What the journal has failed with."""
+    cancellation: asyncio.CancelledError | None
+    """The cancellation that came meanwhile."""
+
+
+class Keeper:
+    """Makes payloads of outputs, and outputs of payloads.
+
+    Attributes:
+        book: Where the events of the run go.
+        has_closed: Whether the run has been given up.
+    """
+
+    def __init__(self, journal: Journal, book: Book, types: OutputTypes) -> None:
+        self.book = book
+        self.has_closed = False
+        self._journal = journal
+        self._types = types
+
+    def output(self, name: str, step: WorkflowStep, value: Any) -> Payload:
+        """Return what is to be kept of an output.
+
+        Args:
+            name: What the step, or the item, is called.
+            step: The step.
+            value: What its action has returned.
+
+        Raises:
+            PayloadError: It can't be kept.
+        """
+        if step.secret:
+            return REDACTED
+        return self._journal.encode(f"the output of step {name!r}", value, self._types[step.name])
+
+    async def close(self, run_id: str) -> Closing:
+        """Wait until all is kept, and give up the run; a cancellation does not cut that short."""
+        loop, cancellation, self.has_closed = asyncio.get_running_loop(), None, True
+        closing = loop.create_task(self.book.close(), name=f"asyncflow:{run_id}")
+        with shield():
+            while not closing.done():
+                try:
+                    await asyncio.wait([closing])
+                except asyncio.CancelledError as again:
+                    cancellation = again
+        try:
+            return Closing(None if closing.cancelled() else closing.exception(), cancellation)
+        finally:
+            del cancellation  # it keeps this frame
+
+
+def inputs_to_keep(
+    journal: Journal, plan: Plan, inputs: Mapping[str, Any], secret: Collection[str]
+) -> dict[str, Payload]:
+    """Return what is to be kept of a run's inputs.
+
+    Raises:
+        PayloadError: One of them can't be kept.
+    """
+    types = input_types(plan.steps, inputs)
+    return {
+        name: REDACTED if name in secret else journal.encode(f"input {name!r}", value, types[name])
+        for name, value in inputs.items()
+    }
 
 
 class Request(NamedTuple):

@@ -10,9 +10,9 @@ from typing import Any, Literal, Protocol, TypeAlias, cast
 from asyncflow._core.errors import RunAlreadyActiveError, RunCancelledError, nearest
 from asyncflow._core.report import RunReport
 from asyncflow._core.step import WorkflowStep
-from asyncflow._journal import Journal
-from asyncflow._orchestrator import Orchestrator
-from asyncflow._pipeline import Pipeline
+from asyncflow._runtime.durable import Journal
+from asyncflow._runtime.orchestrator import Orchestrator
+from asyncflow._runtime.pipeline import Pipeline
 
 __all__ = ["Orphan", "Orphanage", "Pipelines", "resume_all"]
 

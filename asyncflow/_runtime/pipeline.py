@@ -13,9 +13,9 @@ from asyncflow._core.errors import nearest
 from asyncflow._core.report import RunReport
 from asyncflow._core.state import Schedule
 from asyncflow._core.step import StepPolicies, WorkflowStep, parameters_of
-from asyncflow._journal import Journal
-from asyncflow._observers import AnyObserver
-from asyncflow._orchestrator import Orchestrator
+from asyncflow._runtime.dispatcher import AnyObserver
+from asyncflow._runtime.durable import Journal
+from asyncflow._runtime.orchestrator import Orchestrator
 
 __all__ = ["Pipeline", "after", "collect", "each"]
 

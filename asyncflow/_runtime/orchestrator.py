@@ -14,12 +14,18 @@ from asyncflow._core.graph import Shape, plan
 from asyncflow._core.report import RunReport, to_mermaid
 from asyncflow._core.state import RunState, Schedule
 from asyncflow._core.step import WorkflowStep, parameters_of
-from asyncflow._durable import Opening, Request, begin, open_run
-from asyncflow._journal import Journal
-from asyncflow._keeper import Keeper, OutputTypes
-from asyncflow._limiters import prepare
-from asyncflow._observers import AnyObserver, check_observers, for_run
-from asyncflow._run import Run
+from asyncflow._runtime.dispatcher import AnyObserver, check_observers, for_run
+from asyncflow._runtime.durable import (
+    Journal,
+    Keeper,
+    Opening,
+    OutputTypes,
+    Request,
+    begin,
+    open_run,
+)
+from asyncflow._runtime.limiters import prepare
+from asyncflow._runtime.run import Run
 
 __all__ = ["OnActive", "Orchestrator", "run_pipeline"]
 

@@ -15,22 +15,20 @@ from __future__ import annotations
 
 import asyncio
 
-from asyncflow._attempts import FIRST_TASK_BEARS_THE_NAME
-from asyncflow._cancels import FAILURES
 from asyncflow._core.arguments import plain_answer
 from asyncflow._core.errors import JournalError, RunCancelledError, name_to_add
 from asyncflow._core.graph import Plan
 from asyncflow._core.report import RunReport
 from asyncflow._core.state import RunState
 from asyncflow._core.tracebacks import leave_out_our_frames
-from asyncflow._durable import Opening
-from asyncflow._fanout import Fanout
-from asyncflow._keeper import Keeper
-from asyncflow._monitor import Watch, watch
-from asyncflow._observers import Observer
-from asyncflow._shield import shield
-from asyncflow._verdicts import as_failure, told_by
-from asyncflow._watchdog import GRACE_S
+from asyncflow._runtime.asyncio_compat import FAILURES, shield
+from asyncflow._runtime.dispatcher import Observer
+from asyncflow._runtime.durable import Keeper, Opening
+from asyncflow._runtime.loop_monitor import Watch, watch
+from asyncflow._runtime.mapping import Fanout
+from asyncflow._runtime.outcome import as_failure, told_by
+from asyncflow._runtime.step_runner import FIRST_TASK_BEARS_THE_NAME
+from asyncflow._runtime.watchdog import GRACE_S
 from asyncflow.events import (
     RunFinished,
     RunInterrupted,

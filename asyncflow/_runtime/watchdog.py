@@ -1,4 +1,7 @@
-"""Warns of a step that goes on running although it was cancelled, and finds whose task is whose."""
+"""Warns of a step that goes on running although it was cancelled, and finds whose task is whose.
+
+A limit that moves on with every sign of life.
+"""
 
 from __future__ import annotations
 
@@ -6,17 +9,60 @@ import asyncio
 import logging
 import math
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextvars import Context
 from typing import Any
 
-from asyncflow._clock import TIMER_SLACK_S
 from asyncflow._core.context import RunContext, attempt_in
 from asyncflow._core.state import RunState
 from asyncflow._core.tracebacks import awaiting_line
+from asyncflow._runtime.asyncio_compat import TIMER_SLACK_S
 from asyncflow.events import AttemptStarted
 
-__all__ = ["GRACE_S", "Watchdog"]
+__all__ = [
+    "GRACE_S",
+    "Heart",
+    "Watchdog",
+]
+
+
+class Heart:
+    """Calls ``lapse`` once, when it has not beaten for so long.
+
+    Args:
+        loop: Whose clock counts.
+        limit_s: How many seconds may pass between two beats.
+        lapse: Called without arguments.
+    """
+
+    def __init__(
+        self, loop: asyncio.AbstractEventLoop, limit_s: float, lapse: Callable[[], object]
+    ) -> None:
+        self._loop = loop
+        self._limit_s = limit_s
+        self._last = loop.time()
+        self._timer: asyncio.TimerHandle | None = loop.call_at(
+            self._last + limit_s, self._look, lapse
+        )
+
+    def beat(self) -> None:
+        """Give a sign of life, from any thread."""
+        self._last = self._loop.time()
+
+    def stop(self) -> None:
+        """Need no more signs of life."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _look(self, lapse: Callable[[], object]) -> None:
+        ends = self._last + self._limit_s
+        if self._loop.time() >= ends - TIMER_SLACK_S:
+            self._timer = None
+            lapse()
+        else:
+            self._timer = self._loop.call_at(ends, self._look, lapse)
+
 
 _log = logging.getLogger("asyncflow")
 

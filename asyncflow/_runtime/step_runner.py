@@ -22,9 +22,6 @@ from operator import is_
 from types import CoroutineType
 from typing import TYPE_CHECKING, Any
 
-from asyncflow._calls import call_action, call_in_worker, check_coroutine
-from asyncflow._cancels import cancels, running_task
-from asyncflow._clock import TIMER_SLACK_S
 from asyncflow._core.arguments import plain_answer
 from asyncflow._core.context import AttemptExtras, RunContext, enter_attempt, enter_run
 from asyncflow._core.errors import ResultRefusedError
@@ -33,12 +30,13 @@ from asyncflow._core.results import StepResult
 from asyncflow._core.state import RunState
 from asyncflow._core.step import WorkflowStep
 from asyncflow._core.tracebacks import leave_out_our_frames
-from asyncflow._heart import Heart
-from asyncflow._keeper import Keeper
-from asyncflow._observers import Observer
-from asyncflow._verdicts import Shortfall
-from asyncflow._waits import Waits
-from asyncflow._watchdog import Watchdog
+from asyncflow._runtime.asyncio_compat import TIMER_SLACK_S, cancels, running_task
+from asyncflow._runtime.calls import call_action, call_in_worker, check_coroutine
+from asyncflow._runtime.dispatcher import Observer
+from asyncflow._runtime.durable import Keeper
+from asyncflow._runtime.outcome import Shortfall
+from asyncflow._runtime.permits import Waits
+from asyncflow._runtime.watchdog import Heart, Watchdog
 from asyncflow.events import (
     AttemptStarted,
     LoopBlocked,
@@ -47,7 +45,7 @@ from asyncflow.events import (
 )
 
 if TYPE_CHECKING:
-    from asyncflow._workers import ThreadEnd
+    from asyncflow._runtime.workers import ThreadEnd
 
 __all__ = ["FIRST_TASK_BEARS_THE_NAME", "Attempts"]
 _log = logging.getLogger("asyncflow")

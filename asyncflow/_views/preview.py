@@ -1,15 +1,27 @@
-"""What is shown of a value: a few lines, whatever it is and however large."""
+"""What is shown of a value: a few lines, whatever it is and however large.
+
+What moments read like on a page.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from datetime import UTC, datetime
 from itertools import islice
 from typing import NamedTuple
 
 from asyncflow._core.errors import RestoredError, describe, in_one_line, text_of
 from asyncflow._core.results import REDACTED_OUTPUT, RestoredOutput, stand_in
 
-__all__ = ["Preview", "error_trace", "error_words", "preview", "printable"]
+__all__ = [
+    "Preview",
+    "error_trace",
+    "error_words",
+    "moment_iso",
+    "moment_text",
+    "preview",
+    "printable",
+]
 
 _DEEPEST = 8
 """How deep into what a value holds is looked. It also ends what holds itself."""
@@ -168,3 +180,22 @@ def _is_flat(value: Iterable[object]) -> bool:
 
 def _is_short(value: object) -> bool:
     return type(value) in _PLAIN or (type(value) is str and len(value) <= 12)
+
+
+def moment_text(wall_time: float) -> str:
+    """Return a moment, in seconds since the epoch, as date and time in UTC."""
+    moment = _moment(wall_time)
+    return "at an unknown time" if moment is None else f"{moment:%Y-%m-%d %H:%M:%S} UTC"
+
+
+def moment_iso(wall_time: float) -> str:
+    """Return a moment, in seconds since the epoch, as machines read it, or an empty text."""
+    moment = _moment(wall_time)
+    return "" if moment is None else moment.isoformat(timespec="milliseconds")
+
+
+def _moment(wall_time: float) -> datetime | None:
+    try:
+        return datetime.fromtimestamp(wall_time, UTC)
+    except (ValueError, OverflowError, OSError):  # no clock of this world has shown it
+        return None

@@ -1,0 +1,1 @@
+"""Runs pipelines on asyncio: the driver around the pure core."""

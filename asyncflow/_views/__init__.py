@@ -1,0 +1,1 @@
+"""What every display of a run shows, without any of their extras."""
