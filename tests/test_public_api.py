@@ -179,8 +179,9 @@ def test_the_wheel_ships_the_marker_of_types_and_nothing_but_the_package(tmp_pat
     (wheel,) = tmp_path.glob("*.whl")
     names = zipfile.ZipFile(wheel).namelist()
     assert "asyncflow/py.typed" in names
-    assets = resources.files("asyncflow").joinpath("assets").iterdir()
-    assert {f"asyncflow/assets/{asset.name}" for asset in assets} <= set(names)
+    for package in ("html_report", "web"):
+        assets = resources.files(f"asyncflow.{package}").joinpath("assets").iterdir()
+        assert {f"asyncflow/{package}/assets/{asset.name}" for asset in assets} <= set(names)
     assert {name.partition("/")[0].partition("-")[0] for name in names} == {
         "asyncflow",
         "asyncflow_tiers",

@@ -15,9 +15,6 @@ import pytest
 from golden_run import GOLDEN, HOSTILE, LONG, SECRET, STOOD_STILL
 
 from asyncflow import StepStatus
-from asyncflow._gantt import Timeline, bars_of
-from asyncflow._page import Live, sections
-from asyncflow._page import page as page_of
 from asyncflow._views.run_view import RunView
 from asyncflow.events import (
     AttemptFailed,
@@ -31,6 +28,9 @@ from asyncflow.events import (
     StepSucceeded,
 )
 from asyncflow.html_report import to_html
+from asyncflow.html_report._page import Live, sections
+from asyncflow.html_report._page import page as page_of
+from asyncflow.html_report._timeline import Timeline, bars_of
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")  # that of the browser
 

@@ -14,8 +14,8 @@ import pytest
 
 import asyncflow
 from asyncflow import __main__
-from asyncflow._cli_errors import errors_explained
-from asyncflow._run_names import new_run_name
+from asyncflow._cli.execution import new_run_name
+from asyncflow._cli.output import errors_explained
 
 from .conftest import Shell
 

@@ -97,7 +97,7 @@ def test_a_missing_extra_is_told_before_the_run(
 ) -> None:
     for name in [name for name in sys.modules if name.startswith("asyncflow.html_report")]:
         monkeypatch.delitem(sys.modules, name)
-    for name in [name for name in sys.modules if name.startswith("asyncflow._page")]:
+    for name in [name for name in sys.modules if name.startswith("asyncflow.html_report._page")]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "jinja2", None)
 

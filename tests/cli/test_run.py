@@ -147,7 +147,7 @@ def test_a_name_that_is_taken_is_not_given_to_another_run(
     shell: Shell, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     names = iter(["calm-otter-0001", "calm-otter-0001", "calm-otter-0002"])
-    monkeypatch.setattr("asyncflow._cli_execution.new_run_name", lambda: next(names))
+    monkeypatch.setattr("asyncflow._cli.execution.new_run_name", lambda: next(names))
 
     shell("run", "etl:pipeline", "--quiet")
     shell("run", "etl:pipeline", "--quiet")

@@ -11,7 +11,7 @@ import time
 
 import pytest
 
-from asyncflow._cli_signals import stopped_by_signals
+from asyncflow._cli.execution import stopped_by_signals
 
 from .conftest import Shell
 

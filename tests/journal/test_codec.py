@@ -24,11 +24,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-import asyncflow._codec
-from asyncflow._codec import Codec
+import asyncflow.journal._payload_codec
 from asyncflow._core.errors import PayloadError
 from asyncflow._core.results import REDACTED, Payload
-from asyncflow._same import difference
+from asyncflow.journal._payload_codec import Codec, difference
 
 SUBJECT = "the output of step 'load'"
 PLAIN, PICKLING = Codec("json", 1_000), Codec("cloudpickle", 1_000)
@@ -227,7 +226,7 @@ def test_the_types_of_pipelines_that_are_gone_are_forgotten() -> None:
     assert trip(made(1), made, codec).x == 1
 
     del made
-    for number in range(asyncflow._codec._DECODERS):
+    for number in range(asyncflow.journal._payload_codec._DECODERS):
         trip(number, typing.Literal[number], codec)  # type: ignore[valid-type]
     gc.collect()
 
@@ -290,7 +289,9 @@ def test_a_value_that_is_too_large_is_refused() -> None:
 def test_a_value_that_is_too_large_is_not_brought_back_to_be_compared(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(asyncflow._codec, "difference", None)  # which is what takes its time
+    monkeypatch.setattr(
+        asyncflow.journal._payload_codec, "difference", None
+    )  # which is what takes its time
     monkeypatch.setattr("cloudpickle.loads", None)
 
     assert "takes 2,001 bytes" in refusal([1] * 1_000)
@@ -362,7 +363,7 @@ def test_a_missing_package_is_named_with_its_extra(
     monkeypatch: pytest.MonkeyPatch, module: str, extra: str
 ) -> None:
     monkeypatch.setitem(sys.modules, module, None)
-    path = Path(asyncflow._codec.__file__)
+    path = Path(asyncflow.journal._payload_codec.__file__)
     spec = importlib.util.spec_from_file_location("anew", path)
     assert spec
     assert spec.loader

@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 
-from asyncflow import _owner
-from asyncflow._owner import is_dead, this_owner, this_process
+from asyncflow.journal import _worker as _owner
+from asyncflow.journal._worker import is_dead, this_owner, this_process
 
 LINUX = pytest.mark.skipif(sys.platform != "linux", reason="/proc tells who is dead")
 

@@ -16,9 +16,9 @@ from journal.kept_runs import KEPT, PIPELINES
 from postgres_server import PostgresServer, until
 
 from asyncflow._core.errors import JournalError
-from asyncflow._database import Cursor
-from asyncflow._postgres import _MIGRATIONS, Postgres
 from asyncflow.journal import PostgresJournal
+from asyncflow.journal._postgres_connection import _MIGRATIONS, Postgres
+from asyncflow.journal._store import Cursor
 
 
 def runs_of(database: Postgres) -> list[object]:
@@ -125,8 +125,8 @@ async def test_a_server_that_is_not_there_is_told_at_once(postgres_server: Postg
 
 def test_without_psycopg_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "psycopg", None)
-    monkeypatch.delitem(sys.modules, "asyncflow._postgres_store")
-    monkeypatch.delitem(sys.modules, "asyncflow._postgres")
+    monkeypatch.delitem(sys.modules, "asyncflow.journal._postgres")
+    monkeypatch.delitem(sys.modules, "asyncflow.journal._postgres_connection")
 
     with pytest.raises(ImportError, match=r"pip install 'asyncflow-tiers\[postgres\]'"):
         PostgresJournal("")
@@ -192,7 +192,7 @@ async def test_tables_of_the_first_schema_are_brought_up_to_date(
     dsn: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as as_it_was:
-        as_it_was.setattr("asyncflow._postgres._MIGRATIONS", _MIGRATIONS[:1])
+        as_it_was.setattr("asyncflow.journal._postgres_connection._MIGRATIONS", _MIGRATIONS[:1])
         assert runs_of(Postgres(dsn, 10.0)) == []
     assert version_in(dsn) == 1
     fill(dsn, KEPT / "schema-1-with-id.db")
@@ -233,7 +233,7 @@ def test_a_migration_happens_as_a_whole_or_not_at_all(
 ) -> None:
     database = Postgres(dsn, 10.0)
     bad = ["CREATE TABLE asyncflow.runs ()", "CREATE TABLE asyncflow.runs ()"]
-    monkeypatch.setattr("asyncflow._postgres._MIGRATIONS", [bad])
+    monkeypatch.setattr("asyncflow.journal._postgres_connection._MIGRATIONS", [bad])
 
     with pytest.raises(JournalError, match='"runs" already exists'):
         runs_of(database)

@@ -13,11 +13,11 @@ from psycopg.pq import TransactionStatus
 
 from asyncflow._core.errors import JournalError, RunAlreadyActiveError
 from asyncflow._core.results import Payload
-from asyncflow._postgres import Postgres
-from asyncflow._postgres_store import PostgresStore
-from asyncflow._rows import row_of
-from asyncflow._store import Change, Claim, Parcel
 from asyncflow.events import AttemptStarted, StepSucceeded
+from asyncflow.journal._event_codec import row_of
+from asyncflow.journal._postgres import PostgresStore
+from asyncflow.journal._postgres_connection import Postgres
+from asyncflow.journal._store import Change, Claim, Parcel
 
 MINE = Claim("me", "{}", 30.0, lambda process: False)
 TAKING_OVER = Claim("somebody else", "{}", 30.0, lambda process: True)

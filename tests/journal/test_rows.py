@@ -19,7 +19,6 @@ from asyncflow._core.errors import (
     StepTimeoutError,
 )
 from asyncflow._core.results import REDACTED, Payload
-from asyncflow._rows import column_of, event_of, from_column, row_of
 from asyncflow.events import (
     AttemptFailed,
     AttemptStarted,
@@ -40,6 +39,7 @@ from asyncflow.events import (
     StepSucceeded,
     ThreadAbandoned,
 )
+from asyncflow.journal._event_codec import column_of, event_of, from_column, row_of
 
 
 def has_no_pair(text: str) -> bool:

@@ -16,11 +16,10 @@ from typing import Any
 
 import pytest
 
-from asyncflow import _sqlite
 from asyncflow._core.errors import JournalError
 from asyncflow._core.results import Payload
 from asyncflow.events import AttemptStarted, RunStarted, StepSucceeded
-from asyncflow.journal import SQLiteJournal
+from asyncflow.journal import SQLiteJournal, _sqlite
 
 ROOT = Path(__file__).parents[2]
 SAFE = "what was committed before is safe"
@@ -297,7 +296,7 @@ def test_what_may_not_be_written(tmp_path: Path, what: str) -> None:
 def test_processes_that_bring_the_schema_at_once_bring_it_once(path: Path) -> None:
     script = """
 import sys
-from asyncflow._sqlite import SQLite
+from asyncflow.journal._sqlite import SQLite
 database = SQLite(sys.argv[1], "FULL", 20)
 print("ready", flush=True)
 sys.stdin.readline()

@@ -9,7 +9,7 @@ from itertools import chain, repeat
 import pytest
 
 from asyncflow._core.errors import JournalError
-from asyncflow._thread import Thread
+from asyncflow.journal._worker import Thread
 
 
 def test_jobs_are_done_in_their_order() -> None:

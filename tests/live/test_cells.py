@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.cells import cell_len
 
-from asyncflow._cells import clipped, cut, fitted, shown, widest
+from asyncflow.live._theme import clipped, cut, fitted, shown, widest
 
 LATIN, WIDE, EMOJI = "extract_orders_from_shop", "商品目录を読み込む", "🚀 launch 🛰 the ☄ rocket"
 

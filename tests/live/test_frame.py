@@ -12,9 +12,6 @@ from tries import tries
 from watched_runs import random_events
 
 from asyncflow import StepStatus
-from asyncflow._live_frame import frame
-from asyncflow._live_run import LiveRun
-from asyncflow._look import ASCII, UNICODE, Look, bar, look_for
 from asyncflow._views.run_view import RunView
 from asyncflow.events import (
     AttemptFailed,
@@ -29,6 +26,8 @@ from asyncflow.events import (
     StepSkipped,
     StepSucceeded,
 )
+from asyncflow.live._frame import LiveRun, frame
+from asyncflow.live._theme import ASCII, UNICODE, Look, bar, look_for
 
 
 def run_of(events: Iterable[Event]) -> LiveRun:

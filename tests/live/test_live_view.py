@@ -23,11 +23,11 @@ from rich.console import Console
 from terminals import Terminal
 
 from asyncflow import WorkflowStep, current_step, run_pipeline
-from asyncflow import _live_frames as frames_room
-from asyncflow import _live_thread as thread_room
-from asyncflow._live_screen import Screen
 from asyncflow.events import RunStarted
 from asyncflow.live import LiveView
+from asyncflow.live import _painter as thread_room
+from asyncflow.live import _screen as frames_room
+from asyncflow.live._screen import Screen
 
 RUN_STARTED = RunStarted("r", 0.0, {"s": ()})
 

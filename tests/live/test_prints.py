@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from asyncflow._live_prints import Prints
+from asyncflow.live._screen import Prints
 
 
 @pytest.fixture

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 
 import pytest
 
-from asyncflow._live_thread import Feed, Painter
 from asyncflow.events import Event, RunFinished, RunStarted
+from asyncflow.live._painter import Feed, Painter
 
 STARTED, FINISHED = RunStarted("r", 0.0, {}), RunFinished(1.0, "passed")
 

@@ -11,9 +11,6 @@ from tries import tries
 from watched_runs import random_events
 
 from asyncflow import StepTimeoutError
-from asyncflow._axis import ticks
-from asyncflow._segments import Scale
-from asyncflow._timeline import timeline
 from asyncflow._views.run_view import RunView
 from asyncflow.events import (
     AttemptFailed,
@@ -24,6 +21,7 @@ from asyncflow.events import (
     StepFailed,
     StepSucceeded,
 )
+from asyncflow.live._timeline import Scale, ticks, timeline
 
 HOUR = 3_600_000.0
 

@@ -10,7 +10,6 @@ from golden_run import GOLDEN, LONG
 from hypothesis import given
 from hypothesis import strategies as st
 
-from asyncflow._gantt import Bar, Timeline, bars_of, running_at, ticks
 from asyncflow._views.run_view import RunView
 from asyncflow.events import (
     AttemptFailed,
@@ -22,6 +21,7 @@ from asyncflow.events import (
     StepCancelled,
     StepSucceeded,
 )
+from asyncflow.html_report._timeline import Bar, Timeline, bars_of, running_at, ticks
 
 SPAN_MS = 5000.5
 

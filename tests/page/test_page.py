@@ -17,7 +17,6 @@ import pytest
 from golden_run import GOLDEN, HOSTILE, LONG, SECRET, STOOD_STILL
 
 from asyncflow import RestoredOutput, RunReport, StepResult, StepStatus, WorkflowStep, run_pipeline
-from asyncflow._page import Live, page, sections, security_policy
 from asyncflow._views.retold import retold
 from asyncflow._views.run_view import RunView
 from asyncflow.events import (
@@ -34,6 +33,7 @@ from asyncflow.events import (
     StepSucceeded,
 )
 from asyncflow.html_report import to_html
+from asyncflow.html_report._page import Live, page, sections, security_policy
 
 VOID = {"meta", "input", "wbr", "br", "link"}
 BLOCKS = {"h1", "h2", "h3", "h4", "p", "div", "dt", "dd", "td", "th", "tr", "li", "text", "title"}
@@ -672,7 +672,7 @@ def test_a_moment_that_no_calendar_has_is_not_shown(wall_time: float) -> None:
 
 def test_without_the_extra_the_error_names_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "jinja2", None)
-    for module in ("html_report", "_page"):
+    for module in ("html_report", "html_report._page"):
         monkeypatch.delitem(sys.modules, f"asyncflow.{module}")
 
     with pytest.raises(ImportError, match=r"pip install 'asyncflow-tiers\[report\]'"):
@@ -683,7 +683,7 @@ def test_without_the_package_for_layouts_the_graph_is_drawn_all_the_same(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setitem(sys.modules, "fast_sugiyama", None)
-    for module in ("html_report", "_page", "_views.dag"):
+    for module in ("html_report", "html_report._page", "_views.dag"):
         monkeypatch.delitem(sys.modules, f"asyncflow.{module}")
 
     html = importlib.import_module("asyncflow.html_report").to_html(GOLDEN)

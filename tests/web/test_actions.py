@@ -17,7 +17,7 @@ from asyncflow import (
     WorkflowStep,
     after,
 )
-from asyncflow._archive import RunRecord
+from asyncflow.journal._queries import RunRecord
 from asyncflow.web import app
 
 AS_SCRIPT = {"accept": "application/json"}

@@ -10,10 +10,10 @@ import pytest
 from web.runs import failing, passing
 
 from asyncflow import Orchestrator, RestoredError, RestoredOutput, WorkflowStep
-from asyncflow._archive import StoredEvent
-from asyncflow._web_api import event_json
 from asyncflow.events import StepFailed, StepReused, StepSucceeded
+from asyncflow.journal._queries import StoredEvent
 from asyncflow.web import app
+from asyncflow.web._routes import event_json
 
 
 async def test_runs_are_told_page_by_page(ask: Any, any_journal: Any) -> None:

@@ -11,10 +11,10 @@ import pytest
 from web.runs import Gate, passing, slow
 
 from asyncflow import JournalError, RunNotFoundError
-from asyncflow._archive import RunRecord, StoredEvent
 from asyncflow._views.run_view import RunView
-from asyncflow._web_feed import Feeds, Update, now_of
 from asyncflow.events import AttemptStarted, Event, RunStarted
+from asyncflow.journal._queries import RunRecord, StoredEvent
+from asyncflow.web._feed import Feeds, Update, now_of
 
 
 def render(

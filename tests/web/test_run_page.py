@@ -13,7 +13,7 @@ from typing import Any
 from web.runs import Gate, failing, passing, slow
 
 from asyncflow import Orchestrator, WorkflowStep
-from asyncflow._archive import RunRecord
+from asyncflow.journal._queries import RunRecord
 from asyncflow.web import app
 
 
@@ -42,7 +42,7 @@ async def test_a_run_has_its_page(ask: Any, any_journal: Any) -> None:
     assert f'data-events-url="/events/bold-heron?after={last}"' in answer.text
     assert 'data-cancel-url="/cancel/bold-heron"' in answer.text
     assert 'data-resume-url="/resume/bold-heron"' in answer.text
-    assert '<script src="/assets/web_live.js?v=' in answer.text
+    assert '<script src="/assets/live.js?v=' in answer.text
     policy = answer.headers["content-security-policy"]
     assert "connect-src 'self'" in policy
     for element in ("style", "script"):

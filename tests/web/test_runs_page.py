@@ -12,7 +12,7 @@ import pytest
 from web.runs import Gate, failing, passing, slow
 
 from asyncflow import JournalError
-from asyncflow._archive import RunRecord
+from asyncflow.journal._queries import RunRecord
 from asyncflow.web import app
 
 HOSTILE = "<script>alert('x')</script>"

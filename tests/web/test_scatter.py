@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from asyncflow._runs_scatter import HEIGHT, Dot, scatter
+from asyncflow.web._runs_page import HEIGHT, Dot, scatter
 
 DOTS = st.builds(
     Dot,

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from asyncflow._web_feed import Update
-from asyncflow._web_stream import UpdateStream
+from asyncflow.web._feed import Update
+from asyncflow.web._run_page import UpdateStream
 
 
 class Closing:
@@ -55,7 +55,7 @@ async def test_a_viewer_that_goes_is_let_go_at_once() -> None:
 async def test_a_viewer_that_takes_nothing_is_waited_for_and_then_cut_off(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("asyncflow._web_stream._PATIENCE_S", 0.2)
+    monkeypatch.setattr("asyncflow.web._run_page._PATIENCE_S", 0.2)
     source, count = Closing(), 0
 
     async def send(message: Any) -> None:
@@ -76,7 +76,7 @@ async def test_a_viewer_that_takes_nothing_is_waited_for_and_then_cut_off(
 
 
 async def test_a_page_hears_that_the_server_is_alive(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("asyncflow._web_stream._PING_S", 0.02)
+    monkeypatch.setattr("asyncflow.web._run_page._PING_S", 0.02)
     heard, seen = [], asyncio.Event()
 
     async def nothing() -> AsyncGenerator[Update, None]:

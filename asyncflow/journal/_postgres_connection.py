@@ -1,0 +1,308 @@
+"""PostgreSQL as the database of a journal, for processes on any number of machines.
+
+1. One connection, used in one thread. Whoever writes to a run locks the row of its lease, so
+   another process claims the run either before that transaction or after it.
+2. Time is told by the server: it does not matter what clock a machine has.
+3. A process that stands still does not keep others out for long: the server ends its transaction.
+   Nor does a server that stands still keep a process waiting.
+4. A lost connection is told as `UnsettledError`. What to do about it is `PostgresStore`'s business.
+"""
+
+from __future__ import annotations
+
+import re
+import selectors
+import time
+from collections.abc import Generator, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from typing import Any, TypeVar, cast
+
+from asyncflow._core.errors import JournalError, in_one_line
+from asyncflow.journal._store import Cursor, UnsettledError, either_case
+
+try:
+    import psycopg
+    from psycopg.conninfo import conninfo_to_dict
+    from psycopg.pq import TransactionStatus
+except ImportError as _error:  # also if it finds no libpq
+    raise ImportError(
+        "a journal in PostgreSQL needs psycopg 3 and libpq, which come with an extra: "
+        "pip install 'asyncflow-tiers[postgres]'"
+    ) from _error
+
+__all__ = ["Postgres"]
+
+T = TypeVar("T")
+
+_MIGRATIONS = [
+    [
+        # Identifiers are compared by their bytes: in the order in which Python sorts them, and
+        # whatever becomes of the server's locales.
+        'CREATE TABLE asyncflow.runs (run_id TEXT COLLATE "C" PRIMARY KEY, '
+        "pipeline TEXT NOT NULL, status TEXT NOT NULL, started_at DOUBLE PRECISION NOT NULL, "
+        "updated_at DOUBLE PRECISION NOT NULL)",
+        "CREATE INDEX runs_by_start ON asyncflow.runs (started_at, run_id)",
+        'CREATE TABLE asyncflow.leases (run_id TEXT COLLATE "C" PRIMARY KEY, '
+        "token BIGINT NOT NULL, owner TEXT, process TEXT, expires_at DOUBLE PRECISION NOT NULL)",
+        'CREATE TABLE asyncflow.events (run_id TEXT COLLATE "C" NOT NULL, '
+        "position BIGINT NOT NULL, kind TEXT NOT NULL, step TEXT, item BIGINT, attempt BIGINT, "
+        "at_ms DOUBLE PRECISION NOT NULL, codec TEXT, payload TEXT, data BYTEA, "
+        "PRIMARY KEY (run_id, position))",
+    ],
+    [
+        "ALTER TABLE asyncflow.leases ADD COLUMN cancel_token BIGINT",
+        "CREATE INDEX leases_cancelled ON asyncflow.leases (run_id) WHERE cancel_token IS NOT NULL",
+        "CREATE INDEX runs_by_status ON asyncflow.runs (status, started_at, run_id)",
+        "CREATE INDEX runs_by_pipeline ON asyncflow.runs (pipeline, started_at, run_id)",
+    ],
+]
+"""Number n, counted from 0, brings the schema from version n to n + 1. Never change one that was
+released: add another."""
+
+_WHO_MIGRATES = 0x6173796E63666C6F
+"""The advisory lock of who migrates: the first letters of asyncflow."""
+
+_TABLES = re.compile(r"\b(runs|leases|events)\b")
+_NOW = "extract(epoch FROM clock_timestamp())::float8"
+
+
+_BEGIN = """
+BEGIN ISOLATION LEVEL READ COMMITTED;
+SET LOCAL idle_in_transaction_session_timeout = '{stands_still_s:.3f} s';
+SELECT set_config('synchronous_commit', 'on', true)
+WHERE current_setting('synchronous_commit') = 'off';
+"""
+
+
+_Selector = getattr(selectors, "PollSelector", selectors.SelectSelector)  # Windows has no other
+
+
+class Postgres:
+    """A `asyncflow.journal._store.Database`.
+
+    Args:
+        dsn: Its address, as a URI or as libpq's keywords and values.
+        lease_s: How long a claim holds. A server that says nothing for as long counts as lost.
+
+    Raises:
+        ValueError: The address can't be read.
+    """
+
+    def __init__(self, dsn: str, lease_s: float) -> None:
+        self._parameters = _parameters(dsn)
+        self.name = _name(self._parameters)
+        self.lease_s = lease_s
+        self._connection: _Connection | None = None
+        self._phrases: dict[str, str] = {}
+        self.well_until = 0.0
+        """When the server was last asked for something, by `time.monotonic`."""
+        self.was_there = self.has_been_there = False
+        """Whether it was there when it was last needed, and whether it ever was."""
+
+    def phrase(self, sql: str) -> str:
+        try:
+            return self._phrases[sql]
+        except KeyError:
+            said = _TABLES.sub(r"asyncflow.\1", sql).replace("%", "%%").replace("?", "%s")
+            said = said.replace("{now}", _NOW).replace("{lock}", " FOR UPDATE")
+            return self._phrases.setdefault(sql, said.replace("{like}", "~"))
+
+    def pattern(self, text: str) -> str:
+        # Sets of letters, since ~* and ILIKE know the cases of the database's locale only.
+        return "".join(f"[{either_case(c)}]" if c.isalpha() else re.escape(c) for c in text)
+
+    @contextmanager
+    def transaction(self) -> Iterator[Cursor]:
+        with self._explained():
+            connection = self._connected()
+            with connection.atomically():
+                yield _cursor_of(connection)
+
+    @contextmanager
+    def reading(self) -> Iterator[Cursor]:
+        with self._explained():
+            yield _cursor_of(self._connected())
+
+    def close(self) -> None:
+        connection, self._connection = self._connection, None
+        if connection:
+            connection.close()
+
+    def _connected(self) -> _Connection:
+        if self._connection is None:
+            self.well_until = time.monotonic()
+            self._connection = self._connect()
+        if not self._connection.is_ready:
+            self._bring_up_to_date(self._connection)
+            self._connection.is_ready = self.was_there = self.has_been_there = True
+        return self._connection
+
+    def _connect(self) -> _Connection:
+        defaults = {
+            "connect_timeout": max(2, min(10, int(self.lease_s))),
+            "fallback_application_name": "asyncflow",
+        }
+        try:
+            connection = _Connection.connect(autocommit=True, **{**defaults, **self._parameters})
+        except psycopg.Error as error:
+            raise UnsettledError(self.name, _said(error)) from error
+        connection.lease_s = self.lease_s
+        return connection
+
+    def _bring_up_to_date(self, connection: _Connection) -> None:
+        version = _version(connection)
+        if version < len(_MIGRATIONS):
+            with connection.atomically():
+                connection.execute("SELECT pg_advisory_xact_lock(%s)", [_WHO_MIGRATES])
+                version = _migrate(connection)
+        if version > len(_MIGRATIONS):
+            raise JournalError(
+                self.name,
+                f"a newer asyncflow has made its tables (schema {version}, and this one knows up "
+                f"to {len(_MIGRATIONS)}); they were left as they are: upgrade asyncflow, or use "
+                "another database",
+            )
+
+    @contextmanager
+    def _explained(self) -> Iterator[None]:
+        try:
+            yield
+        except psycopg.Error as error:
+            connection = self._connection
+            assert connection is not None
+            self.well_until = connection.well_until
+            is_lost = connection.is_lost()
+            if is_lost:
+                self.close()
+            if is_lost or error.sqlstate in _PASSING:
+                raise UnsettledError(self.name, _said(error)) from error
+            problem, way_out = _PROBLEMS.get(error.sqlstate or "", ("the database failed", _SAFE))
+            raise JournalError(self.name, f"{problem} ({_said(error)}); {way_out}") from error
+
+
+class _Connection(psycopg.Connection[tuple[Any, ...]]):
+    """A connection that does not wait for ever for a server that says nothing."""
+
+    lease_s = 30.0
+    well_until = 0.0
+    is_ready = False
+    """Whether its tables are known to be there."""
+
+    def wait(self, gen: Generator[Any, Any, T], *_: Any, **__: Any) -> T:
+        """Do what psycopg has to do on the network, save connecting: it does not know a limit."""
+        with _Selector() as selector:
+            try:
+                wanted = next(gen)
+                while True:
+                    self.well_until = time.monotonic()
+                    selector.register(self.pgconn.socket, int(wanted))
+                    ready = selector.select(self.lease_s)
+                    if not ready:
+                        self.pgconn.finish()
+                        raise psycopg.OperationalError(
+                            f"the server has not answered for {self.lease_s:g} s"
+                        )
+                    selector.unregister(self.pgconn.socket)
+                    wanted = gen.send(ready[0][1])
+            except StopIteration as end:
+                returned: T = end.value
+                return returned
+
+    def is_lost(self) -> bool:
+        """Whether it is of no use any more."""
+        return self.closed or self.info.transaction_status != TransactionStatus.IDLE
+
+    @contextmanager
+    def atomically(self) -> Iterator[None]:
+        """Commit all that is done in the ``with`` block, or nothing."""
+        # One message of several statements, which can't be prepared. The settings end with the
+        # transaction: behind a pooler, others use the connection then.
+        self.execute(_BEGIN.format(stands_still_s=self.lease_s / 3).encode(), prepare=False)
+        try:
+            yield
+            self.execute(b"COMMIT")
+        except BaseException:
+            with suppress(psycopg.Error):  # then it is lost
+                self.execute(b"ROLLBACK")
+            raise
+
+
+_SAFE = "what was committed before is safe, and nothing of this transaction was kept"
+
+_PASSING = {"40001", "40P01", "55P03", "57014"}
+"""What fails a transaction that may succeed later, on the same connection: a conflict with another
+one, a deadlock, a lock that was not free, a limit of the server's for the time of a statement."""
+
+_PROBLEMS = {
+    "53100": ("the disk of the server is full", f"{_SAFE}: make room and start the run again"),
+    "25006": (
+        "it can only be read",
+        f"{_SAFE}: name the primary server, or all of them with target_session_attrs=read-write",
+    ),
+    "42501": (
+        "this user may not do that",
+        f"{_SAFE}: to make the tables it must be allowed to create a schema in the database, and "
+        "it must own them later, or be granted their use",
+    ),
+}
+
+
+def _said(error: psycopg.Error) -> str:
+    """Return the words of the server, or of the driver, in one line."""
+    return in_one_line(" ".join(str(error.diag.message_primary or error).split()))
+
+
+def _parameters(dsn: str) -> dict[str, Any]:
+    try:
+        return conninfo_to_dict(dsn)
+    except psycopg.Error:
+        # What it says quotes parts of the address, and so perhaps of the password.
+        raise ValueError(
+            "the address of the database can't be read; it is written as "
+            "postgresql://user@host:5432/database, with %40 for a @ in a name or a password"
+        ) from None
+
+
+def _name(parameters: Mapping[str, Any]) -> str:
+    """Return an address with nothing in it that is secret."""
+    user, host, port, database = (
+        parameters.get(name, "") for name in ("user", "host", "port", "dbname")
+    )
+    return (
+        f"postgresql://{user and f'{user}@'}{host or parameters.get('hostaddr', '')}"
+        f"{port and f':{port}'}/{database}"
+    )
+
+
+def _cursor_of(connection: _Connection) -> Cursor:
+    # For type checkers it takes literal statements only.
+    return cast("Cursor", connection.cursor())
+
+
+def _version(connection: _Connection) -> int:
+    # Not by to_regclass(), which may remember from before a lock that there was no such table.
+    sql = "SELECT FROM pg_tables WHERE schemaname = 'asyncflow' AND tablename = 'schema_version'"
+    if not _is_true(connection, f"SELECT EXISTS ({sql})"):
+        return 0
+    rows = connection.execute("SELECT version FROM asyncflow.schema_version").fetchall()
+    return max((int(version) for (version,) in rows), default=0)
+
+
+def _migrate(connection: _Connection) -> int:
+    """Bring the schema to the newest version, unless another process has just done so."""
+    version = _version(connection)
+    if version == 0:
+        # If there is a schema of that name, it was made for this user, who perhaps can't make one.
+        if not _is_true(connection, "SELECT 'asyncflow' IN (SELECT nspname FROM pg_namespace)"):
+            connection.execute("CREATE SCHEMA asyncflow")
+        connection.execute("CREATE TABLE asyncflow.schema_version (version BIGINT NOT NULL)")
+        connection.execute("INSERT INTO asyncflow.schema_version VALUES (0)")
+    for statements in _MIGRATIONS[version:]:
+        for statement in statements:
+            connection.execute(statement.encode())
+        connection.execute("UPDATE asyncflow.schema_version SET version = version + 1")
+    return max(version, len(_MIGRATIONS))
+
+
+def _is_true(connection: _Connection, sql: str) -> bool:
+    return connection.execute(sql.encode()).fetchone() == (True,)

@@ -1,0 +1,366 @@
+"""SQLite as the database of a journal: one connection, used in one thread.
+
+Several processes may share the file:
+
+- Each transaction that writes begins with ``BEGIN IMMEDIATE``. One that reads first and writes then
+  would fail at once, without waiting, if another process wrote in between.
+- The log is copied into the file only while nobody can write. Before version 3.51.3, SQLite could
+  damage the file if another process committed at a certain moment of that (sqlite.org/wal.html,
+  "the WAL-reset bug").
+
+A journal in a file.
+"""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+import time
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager, suppress
+from typing import Literal, TypeVar
+
+from asyncflow._core.errors import JournalError, in_one_line
+from asyncflow.journal._base import SQLJournal
+from asyncflow.journal._queries import check_lease
+from asyncflow.journal._store import Store, either_case
+
+__all__ = [
+    "IN_MEMORY",
+    "SQLite",
+    "SQLiteJournal",
+    "Synchronous",
+]
+
+T = TypeVar("T")
+
+Synchronous = Literal["FULL", "NORMAL"]
+
+IN_MEMORY = ":memory:"
+"""The path of a database that only its connection has."""
+
+_APPLICATION = 0x61737966
+"""What a file of ours says it is, in `PRAGMA application_id`: the first letters of asyncflow."""
+
+_TABLES = {"runs", "leases", "events"}
+
+_MIGRATIONS = [
+    [
+        f"PRAGMA application_id = {_APPLICATION}",
+        "CREATE TABLE runs (run_id TEXT PRIMARY KEY, pipeline TEXT NOT NULL, status TEXT NOT NULL, "
+        "started_at REAL NOT NULL, updated_at REAL NOT NULL) WITHOUT ROWID",
+        "CREATE INDEX runs_by_start ON runs (started_at, run_id)",
+        "CREATE TABLE leases (run_id TEXT PRIMARY KEY, token INTEGER NOT NULL, owner TEXT, "
+        "process TEXT, expires_at REAL NOT NULL) WITHOUT ROWID",
+        "CREATE TABLE events (run_id TEXT NOT NULL, position INTEGER NOT NULL, kind TEXT NOT NULL, "
+        "step TEXT, item INTEGER, attempt INTEGER, at_ms REAL NOT NULL, codec TEXT, payload TEXT, "
+        "data BLOB, PRIMARY KEY (run_id, position)) WITHOUT ROWID",
+    ],
+    [
+        "ALTER TABLE leases ADD COLUMN cancel_token INTEGER",
+        "CREATE INDEX leases_cancelled ON leases (run_id) WHERE cancel_token IS NOT NULL",
+        "CREATE INDEX runs_by_status ON runs (status, started_at, run_id)",
+        "CREATE INDEX runs_by_pipeline ON runs (pipeline, started_at, run_id)",
+    ],
+]
+"""Number n, counted from 0, brings the schema from version n to n + 1. Never change one that was
+released: add another."""
+
+_NOW = "((julianday('now') - 2440587.5) * 86400.0)"
+
+_LOG_BYTES = 4 * 1024 * 1024
+"""How long the log may grow. Started over, it is cut to half of that."""
+
+_SAFE = "what was committed before is safe, and nothing of this transaction was kept"
+
+
+class SQLite:
+    """A `asyncflow.journal._store.Database`.
+
+    Args:
+        path: The file.
+        synchronous: How far a commit goes: to the disk, or to the operating system.
+        patience_s: How long to wait for other processes that write.
+    """
+
+    def __init__(self, path: str, synchronous: Synchronous, patience_s: float) -> None:
+        self.name = path
+        # SQLite keeps the log beside the file that a link leads to.
+        self._path = path if path == IN_MEMORY else os.path.realpath(path)
+        self._synchronous = synchronous
+        self._patience_s = patience_s
+        self._connection: sqlite3.Connection | None = None
+        self._phrases: dict[str, str] = {}
+
+    def phrase(self, sql: str) -> str:
+        try:
+            return self._phrases[sql]
+        except KeyError:
+            said = sql.replace("{now}", _NOW).replace("{lock}", "").replace("{like}", "GLOB")
+            return self._phrases.setdefault(sql, said)
+
+    def pattern(self, text: str) -> str:
+        # Alone in brackets, no character means anything but itself, save one that needs none.
+        sets = [letter if letter == "^" else f"[{either_case(letter)}]" for letter in text]
+        return f"*{''.join(sets)}*"
+
+    @contextmanager
+    def transaction(self) -> Iterator[sqlite3.Cursor]:
+        with self._explained():
+            cursor = self._connected().cursor()
+            cursor.execute("BEGIN IMMEDIATE")
+            try:
+                yield cursor
+                cursor.execute("COMMIT")
+            except BaseException:
+                self._roll_back()
+                raise
+            self._shorten_log(cursor)
+
+    @contextmanager
+    def reading(self) -> Iterator[sqlite3.Cursor]:
+        with self._explained():
+            yield self._connected().cursor()
+
+    def close(self) -> None:
+        connection, self._connection = self._connection, None
+        if connection:
+            with suppress(sqlite3.Error):
+                connection.close()
+
+    def _shorten_log(self, cursor: sqlite3.Cursor) -> None:
+        """Copy the log into the file if it is long. The next transaction starts it over then."""
+        try:
+            if os.stat(f"{self._path}-wal").st_size < _LOG_BYTES:
+                return
+        except OSError:  # there is none: the database is in memory
+            return
+        # Whatever fails here fails for the next transaction, too, if it matters.
+        with suppress(sqlite3.Error):
+            cursor.execute("BEGIN IMMEDIATE")
+            try:
+                # The transaction keeps others from writing, and itself from doing this.
+                with closing(sqlite3.connect(self._path, isolation_level=None)) as second:
+                    second.execute("PRAGMA wal_checkpoint(PASSIVE)")
+            finally:
+                cursor.execute("ROLLBACK")
+
+    def _roll_back(self) -> None:
+        assert self._connection
+        try:
+            if self._connection.in_transaction:
+                self._connection.execute("ROLLBACK")
+        except sqlite3.Error:
+            self.close()  # which rolls back as well
+
+    def _connected(self) -> sqlite3.Connection:
+        if self._connection is None:
+            connection = sqlite3.connect(
+                self._path, timeout=self._patience_s, isolation_level=None, cached_statements=256
+            )
+            try:
+                self._prepare(connection)
+            except BaseException:
+                connection.close()
+                raise
+            self._connection = connection
+        return self._connection
+
+    def _prepare(self, connection: sqlite3.Connection) -> None:
+        _check_owner(connection, self.name)
+        # The one statement for which SQLite does not always wait for others.
+        self._patiently(lambda: connection.execute("PRAGMA journal_mode = WAL"))
+        connection.execute(f"PRAGMA synchronous = {self._synchronous}")
+        connection.execute("PRAGMA wal_autocheckpoint = 0")
+        connection.execute(f"PRAGMA journal_size_limit = {_LOG_BYTES // 2}")
+        while (version := _version(connection)) < len(_MIGRATIONS):
+            _migrate(connection, version)
+        if version > len(_MIGRATIONS):
+            raise JournalError(
+                self.name,
+                f"a newer asyncflow has written it (schema {version}; this one knows up to "
+                f"{len(_MIGRATIONS)}). It was left as it is: upgrade asyncflow, or use another "
+                "file",
+            )
+
+    def _patiently(self, call: Callable[[], T]) -> T:
+        until = time.monotonic() + self._patience_s
+        while True:
+            try:
+                return call()
+            except sqlite3.OperationalError as error:
+                if not _is_busy(error) or time.monotonic() > until:
+                    raise
+                time.sleep(0.005)
+
+    @contextmanager
+    def _explained(self) -> Iterator[None]:
+        try:
+            yield
+        except sqlite3.Error as error:
+            raise JournalError(self.name, self._explain(error)) from error
+
+    def _explain(self, error: sqlite3.Error) -> str:
+        code = getattr(error, "sqlite_errorcode", 0) & 0xFF
+        said = in_one_line(str(error))
+        what, way_out = _PROBLEMS.get(code, _UNKNOWN)
+        if code == sqlite3.SQLITE_CANTOPEN and os.path.isdir(self._path):
+            what, way_out = "it is a directory", "name a file in it, such as runs.db"
+        what = what.format(patience_s=self._patience_s)
+        return f"{what} ({said}); {way_out}"
+
+
+_PROBLEMS = {
+    sqlite3.SQLITE_FULL: ("the disk is full", f"{_SAFE}: make room and start the run again"),
+    sqlite3.SQLITE_IOERR: (
+        "the file system failed",
+        f"{_SAFE}: look at the disk, its quota and its limits, and start the run again",
+    ),
+    sqlite3.SQLITE_BUSY: (
+        "another process has kept the database locked for {patience_s:g} s",
+        f"{_SAFE}: find who holds it, such as a shell with an open transaction or a backup, or "
+        "give each a file of its own",
+    ),
+    sqlite3.SQLITE_NOTADB: ("it is no SQLite database", "it was left as it is: use another file"),
+    sqlite3.SQLITE_CORRUPT: (
+        "the database is damaged",
+        "nothing more is written to it: save a copy, try sqlite3's .recover, and use another file",
+    ),
+    sqlite3.SQLITE_READONLY: (
+        "it can only be read",
+        f"{_SAFE}: give this user the right to write to the file and to its directory",
+    ),
+    sqlite3.SQLITE_CANTOPEN: (
+        "it can't be opened",
+        "nothing was changed: its directory must exist, and this user must be allowed to write "
+        "there",
+    ),
+}
+_UNKNOWN = ("the database failed", _SAFE)
+
+
+def _is_busy(error: sqlite3.Error) -> bool:
+    return getattr(error, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_BUSY
+
+
+def _check_owner(connection: sqlite3.Connection, name: str) -> None:
+    """See that a database is empty or ours, before anything in it is changed."""
+    connection.execute("BEGIN")  # so that all is read at one moment
+    try:
+        ((application,),) = connection.execute("PRAGMA application_id").fetchall()
+        version = _version(connection)
+        found = connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'").fetchall()
+    finally:
+        with suppress(sqlite3.Error):  # some errors have done it already
+            connection.execute("ROLLBACK")
+    tables = {table for (table,) in found}
+    is_ours = application == _APPLICATION
+    is_empty = not application and not version and not tables
+    # Before there was a first release, they did not say so.
+    is_early = not application and version and tables >= _TABLES
+    if not (is_ours or is_empty or is_early):
+        problem = "it is the database of another program"
+        if tables:
+            problem += f", with the tables {in_one_line(', '.join(sorted(tables)))}"
+        raise JournalError(name, f"{problem}; it was left as it is: use another file")
+
+
+def _version(connection: sqlite3.Connection) -> int:
+    (version,) = connection.execute("PRAGMA user_version").fetchone()
+    return int(version)
+
+
+def _migrate(connection: sqlite3.Connection, version: int) -> None:
+    """Bring the schema from a version to the next one, unless another process just did."""
+    connection.execute("BEGIN IMMEDIATE")
+    try:
+        if _version(connection) == version:
+            for statement in _MIGRATIONS[version]:
+                connection.execute(statement)
+            connection.execute(f"PRAGMA user_version = {version + 1}")
+        connection.execute("COMMIT")
+    except BaseException:
+        with suppress(sqlite3.Error):
+            connection.execute("ROLLBACK")
+        raise
+
+
+class SQLiteJournal(SQLJournal):
+    """A journal in a file, for one machine.
+
+    One thread writes to the file, another one reads from it; they start when they are first needed,
+    and neither block an event loop nor keep the interpreter alive. Close it (``async with``,
+    `aclose`, `close`).
+
+    The file is in WAL mode, so while it is open there are two more beside it (``-wal``, ``-shm``;
+    they belong to it), and it must not be on a network file system. It must be empty, or have been
+    written by a journal: the database of another program is left as it is.
+
+    Any number of processes may share the file through journals, with every version of SQLite.
+    Versions before 3.51.3 (see ``sqlite3.sqlite_version``) can damage a file in WAL mode if one
+    process commits at a certain moment while another one copies the log into the file
+    (sqlite.org/wal.html#walresetbug). Journals copy it only while nobody can write. That does not
+    cover other programs that write to the file with such a version: theirs may copy it at any time.
+    Reading it is harmless.
+
+    Args:
+        path: The file. It is created if there is none; its directory must exist. With
+            ``":memory:"``, for tests, the runs are gone when the journal is closed, and reading
+            makes those that write wait.
+        synchronous: ``"FULL"``: what is committed survives that the machine loses power.
+            ``"NORMAL"``: it survives that the process dies, but the last commits may be lost if the
+            machine loses power; steps whose results are lost so run again. It is faster, and the
+            database is as safe.
+        codec: ``"json"`` keeps what comes back exactly equal from JSON, given the annotations of
+            the actions or without them. ``"cloudpickle"`` pickles what does not, which needs an
+            extra (``asyncflow-tiers[cloudpickle]``); whoever can write to the file can then run
+            code.
+        max_payload_bytes: How many bytes one output or one input may take.
+        lease_s: After how many seconds without a sign of life a process loses its runs, 0.1 to
+            86,400. A third of it is how long a write waits while other processes write.
+        owner: What others are told who runs a run; by default process id and host.
+
+    Raises:
+        TypeError: The path is neither text nor a path.
+        ValueError: It is the address of something else, there is no such ``synchronous`` or
+            ``codec``, or a number is out of range.
+        JournalError: When it is used: the file can't be read or written. The message says why, and
+            what is safe.
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        synchronous: Synchronous = "FULL",
+        codec: str = "json",
+        max_payload_bytes: int = 1_048_576,
+        lease_s: float = 30.0,
+        owner: str | None = None,
+    ) -> None:
+        if synchronous not in ("FULL", "NORMAL"):
+            raise ValueError(f"synchronous must be 'FULL' or 'NORMAL', not {synchronous!r}")
+        check_lease(lease_s)
+        name = _checked_path(path)
+        first, second = (Store(SQLite(name, synchronous, lease_s / 3)) for _ in range(2))
+        super().__init__(
+            first,
+            None if name == IN_MEMORY else second,  # which would be another database
+            codec=codec,
+            max_payload_bytes=max_payload_bytes,
+            lease_s=lease_s,
+            owner=owner,
+        )
+
+
+def _checked_path(path: object) -> str:
+    name = os.fspath(path) if isinstance(path, os.PathLike) else path
+    if not isinstance(name, str):
+        raise TypeError(f"path must be a str or a path such as a pathlib.Path, not {path!r}")
+    scheme, has_scheme, _ = name.partition("://")
+    if has_scheme and scheme.replace("+", "").isalnum():
+        # What follows may hold a password.
+        is_postgres = scheme.startswith("postgres")
+        way_out = "give it to PostgresJournal" if is_postgres else "give a path, such as 'runs.db'"
+        raise ValueError(f"path must be that of a file, not a {scheme}:// address; {way_out}")
+    return name

@@ -1,0 +1,274 @@
+"""One run, read from its journal once for all who look at it.
+
+Rules:
+
+1. What a viewer has not taken yet is never queued: it is the difference between the parts of the
+   page as they are and the version that it has seen.
+2. A part says at which event it changed last. Who has seen the page at that event or later has it.
+   One that may have changed without an event, since time went by or a process died, is sent again.
+3. The busier a run and the larger its page, the less often its parts are made.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+import time
+from collections.abc import AsyncGenerator, Callable, Generator, Sequence
+from contextlib import aclosing, contextmanager
+from contextvars import Context
+from typing import NamedTuple
+
+from asyncflow._core.errors import JournalError, RunNotFoundError
+from asyncflow._views.run_view import RunView
+from asyncflow.events import Event
+from asyncflow.journal._queries import RunRecord, StoredEvent
+from asyncflow.web._resumer import RunsJournal
+
+__all__ = ["Feed", "Feeds", "Render", "Update", "now_of"]
+
+_SHORTEST_S = 0.3
+"""How long to wait between two looks at a run in which something happens."""
+_LONGEST_S = 1.0
+"""The same, if nothing happens; then the parts are made anew because time goes by."""
+_SHARE = 4
+"""So many times what it took to make the parts is waited, at least."""
+_BYTES_A_SECOND = 2_000_000
+"""How much one viewer is sent, at most."""
+
+_log = logging.getLogger("asyncflow")
+
+Render = Callable[[RunView, Sequence[Event], RunRecord, float], dict[str, str]]
+"""Makes the parts of a page, by the id of their element, for a time in ms since the run started."""
+
+
+class Update(NamedTuple):
+    """What a viewer is told at a time."""
+
+    position: int
+    """Of the latest event that is in it."""
+    sections: dict[str, str]
+    """The HTML of what has changed, by the id of its element."""
+    trouble: str | None
+    """Why the run can't be read at present, if it can't."""
+    end: str | None
+    """Why nothing follows: ``"ended"``, ``"gone"``, or ``"reload"`` if it is another run now."""
+
+
+class _Part(NamedTuple):
+    html: str
+    version: int
+    position: float
+
+
+class Feed:
+    """What the viewers of one run are told.
+
+    It reads the run as long as somebody looks at it.
+
+    Args:
+        journal: What keeps the run.
+        run_id: The run.
+        render: What makes the parts of its page.
+    """
+
+    def __init__(self, journal: RunsJournal, run_id: str, render: Render) -> None:
+        self._journal = journal
+        self._run_id = run_id
+        self._render = render
+        self._view = RunView()
+        self._events: list[Event] = []
+        self._taken_in = 0
+        """The position of the latest event that is in the view."""
+        self._position = 0
+        """The same of the parts, which are made of it in another thread."""
+        self._record: RunRecord | None = None
+        self._recorded_at = self._rendered_at = float("-inf")
+        self._parts: dict[str, _Part] = {}
+        self._version = 0
+        self._trouble: str | None = None
+        self._looks_begun = self._looks_ended = 0
+        self._is_made = True
+        self._is_gone = self._is_closed = False
+        self._changed = asyncio.Event()
+        self._task: asyncio.Task[None] | None = None
+        self._viewers = 0
+
+    @contextmanager
+    def _looked_at(self) -> Generator[None, None, None]:
+        self._viewers += 1
+        if self._task is None:
+            # Nothing of the first viewer's request is kept for the others.
+            self._task = asyncio.create_task(
+                self._watch(), name=f"asyncflow:watch:{self._run_id}", context=Context()
+            )
+        try:
+            yield
+        finally:
+            self._viewers -= 1
+            if not self._viewers:
+                self._task.cancel()
+                self._task = None
+
+    @property
+    def is_watched(self) -> bool:
+        """Whether somebody looks at it."""
+        return self._viewers > 0
+
+    def close(self) -> None:
+        """Let all viewers go."""
+        self._is_closed = True
+        self._changed.set()
+
+    # For a viewer.
+
+    async def updates(self, after: int) -> AsyncGenerator[Update, None]:
+        """Tell what has changed, until the run has ended.
+
+        Args:
+            after: The position of the latest event that the viewer has seen.
+        """
+        with self._looked_at():
+            seen, trouble, looks_before = 0, None, self._looks_begun
+            while not self._is_closed:
+                changed = self._changed
+                if after > self._position > 0 and self._looks_ended <= looks_before:
+                    # What was read for others so far is older than the page of this one.
+                    await changed.wait()
+                    continue
+                if self._is_gone or after > self._position > 0:
+                    yield Update(after, {}, None, "gone" if self._is_gone else "reload")
+                    return
+                has_ended = self._has_ended
+                sections = self._since(seen, after)
+                if sections or self._trouble != trouble or has_ended:
+                    update = Update(
+                        self._position, sections, self._trouble, "ended" if has_ended else None
+                    )
+                    # Before the viewer takes it: what changes meanwhile comes next.
+                    seen, trouble = self._version, self._trouble
+                    yield update
+                    if has_ended:
+                        return
+                else:
+                    await changed.wait()
+
+    def _since(self, seen: int, after: int) -> dict[str, str]:
+        return {
+            name: part.html
+            for name, part in self._parts.items()
+            if part.version > seen and (seen or part.position > after)
+        }
+
+    @property
+    def _has_ended(self) -> bool:
+        record = self._record
+        is_over = record is not None and record.status != "running"
+        return is_over and self._view.outcome is not None and not self._trouble
+
+    # The reading.
+
+    async def _watch(self) -> None:
+        loop = asyncio.get_running_loop()
+        while True:
+            began_at, before = loop.time(), self._position
+            size = 0
+            self._looks_begun += 1
+            try:
+                size = await self._look()
+                self._trouble = None
+            except RunNotFoundError:
+                self._is_gone = True
+            except JournalError as error:
+                self._trouble = str(error)
+            except Exception as error:  # or the viewers would wait for ever
+                _log.exception("run %r can't be shown", self._run_id)
+                self._trouble = f"{type(error).__name__}: {error}"
+            self._looks_ended = self._looks_begun
+            self._changed.set()
+            self._changed = asyncio.Event()
+            if self._is_gone:
+                return
+            pause_s = _SHORTEST_S if self._position > before else _LONGEST_S
+            took_s = loop.time() - began_at
+            await asyncio.sleep(max(pause_s, _SHARE * took_s, size / _BYTES_A_SECOND))
+
+    async def _look(self) -> int:
+        """Read what is new, and make the parts; return how many bytes of them have changed."""
+        now_s = asyncio.get_running_loop().time()
+        stored = await self._journal.events(self._run_id, self._taken_in)
+        record = self._record
+        if stored or record is None or now_s - self._recorded_at >= _LONGEST_S:
+            record = await self._journal.record(self._run_id)
+            self._recorded_at = now_s
+        goes_on = record.status == "running" and not record.orphaned
+        is_due = goes_on and now_s - self._rendered_at >= _LONGEST_S
+        if not stored and record == self._record and not is_due and self._is_made:
+            return 0
+        is_by_events = bool(stored) and self._position > 0 and self._is_made
+        self._is_made = False
+        made = await asyncio.to_thread(self._make, stored, record)
+        self._record, self._rendered_at, self._is_made = record, now_s, True
+        self._position = self._taken_in
+        return self._take(made, self._position if is_by_events else math.inf)
+
+    def _make(self, stored: Sequence[StoredEvent], record: RunRecord) -> dict[str, str]:
+        """Take in the events and make the parts, which may take a while: in another thread."""
+        for each in stored:
+            # One by one, so that none is taken in twice if something can't be shown.
+            self._taken_in = each.position
+            self._events.append(each.event)
+            self._view.apply(each.event)
+        return self._render(self._view, self._events, record, now_of(self._view, record))
+
+    def _take(self, made: dict[str, str], position: float) -> int:
+        version, size = self._version + 1, 0
+        for name, html in made.items():
+            part = self._parts.get(name)
+            if part is None or part.html != html:
+                self._parts[name] = _Part(html, version, position)
+                self._version = version
+                size += len(html)
+        return size
+
+
+def now_of(view: RunView, record: RunRecord) -> float:
+    """Return which moment of a run to show: the present if it goes on, else when it stood still."""
+    return view.at_ms if record.orphaned else view.ms_at(time.time())
+
+
+class Feeds:
+    """The feeds of all runs that somebody looks at.
+
+    Args:
+        journal: What keeps the runs.
+    """
+
+    def __init__(self, journal: RunsJournal) -> None:
+        self._journal = journal
+        self._feeds: dict[str, Feed] = {}
+        self._is_closed = False
+
+    async def updates(
+        self, run_id: str, after: int, render: Render
+    ) -> AsyncGenerator[Update, None]:
+        """Tell what has changed in a run, until it has ended; see `Feed.updates`."""
+        if self._is_closed:
+            return
+        feed = self._feeds.get(run_id)
+        if feed is None:
+            feed = self._feeds[run_id] = Feed(self._journal, run_id, render)
+        try:
+            async with aclosing(feed.updates(after)) as updates:
+                async for update in updates:
+                    yield update
+        finally:
+            if not feed.is_watched:
+                self._feeds.pop(run_id, None)
+
+    def close(self) -> None:
+        """Let all viewers go, now and from now on."""
+        self._is_closed = True
+        for feed in self._feeds.values():
+            feed.close()

@@ -1,0 +1,299 @@
+"""The pages, put together: which path leads where, and what answers when something goes wrong.
+
+What the pages show, in JSON for programs.
+
+What people have a run do from a page.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import fields
+from typing import Any
+
+from starlette.convertors import Convertor, register_url_convertor
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.requests import Request
+from starlette.responses import RedirectResponse, Response
+from starlette.routing import Route
+
+from asyncflow._core.errors import JournalError, RunNotFoundError, text_of
+from asyncflow._core.results import RestoredOutput, stand_in
+from asyncflow.journal._queries import RunRecord, StoredEvent
+from asyncflow.web._auth import Guard, Token, ask, check
+from asyncflow.web._feed import Feeds
+from asyncflow.web._responses import (
+    asked_url,
+    asset_response,
+    json_answer,
+    link_to,
+    named_run,
+    path_in,
+    problem,
+    wants_json,
+)
+from asyncflow.web._resumer import Resumer, ResumeRefusedError, RunsJournal
+from asyncflow.web._run_page import follow, run_page, unknown_run
+from asyncflow.web._runs_page import asked_in, runs_asked, runs_page
+
+__all__ = [
+    "Site",
+    "cancel",
+    "event_json",
+    "list_runs",
+    "resume",
+    "tell_run",
+]
+
+
+async def cancel(request: Request, journal: RunsJournal) -> Response:
+    """Ask whoever runs a run to stop it.
+
+    Raises:
+        RunNotFoundError: There is no such run.
+    """
+    run_id = named_run(request)
+    if await journal.cancel(run_id):
+        return _done(request, run_id, "cancelling")
+    record = await journal.record(run_id)
+    return _refused(request, run_id, "There is nothing to cancel", _why_not(record))
+
+
+def _why_not(record: RunRecord) -> str:
+    if record.orphaned:
+        return "Its process is gone, so nobody runs it. It stays as it is until it is resumed."
+    ended = "was interrupted" if record.status == "interrupted" else f"has {record.status}"
+    return f"It has ended already: it {ended}."
+
+
+async def resume(request: Request, journal: RunsJournal, resumer: Resumer) -> Response:
+    """Go on with a run in this process.
+
+    Raises:
+        RunNotFoundError: There is no such run.
+    """
+    run_id = named_run(request)
+    record = await journal.record(run_id)
+    try:
+        await resumer.resume(record)
+    except ResumeRefusedError as error:
+        why = f"Run {run_id!r}: {error}."
+        return _refused(request, run_id, "The run can't be resumed here", why)
+    return _done(request, run_id, "resumed")
+
+
+def _done(request: Request, run_id: str, what: str) -> Response:
+    if wants_json(request):
+        return json_answer({"done": what})
+    return RedirectResponse(f"{link_to(request, 'runs', run_id)}?done={what}", 303)
+
+
+def _refused(request: Request, run_id: str, title: str, text: str) -> Response:
+    links = [("Back to the run", link_to(request, "runs", run_id))]
+    return problem(request, 409, title, text, links=links)
+
+
+_EVENTS = "/events"
+_DEEPEST = 50
+_LONGEST = 2_000
+
+
+async def list_runs(request: Request, journal: RunsJournal) -> Response:
+    """Answer with the runs that the query asks for, and the URL of the ones that follow."""
+    try:
+        asked = asked_in(request.query_params)
+        runs, following = await runs_asked(journal, asked, time.time())
+    except ValueError as error:
+        return problem(request, 400, "The query can't be read", str(error))
+    url = path_in(request, "/api/runs") + asked.query(before=following) if following else None
+    return json_answer({"runs": [_record_json(record) for record in runs], "next": url})
+
+
+async def tell_run(request: Request, journal: RunsJournal) -> Response:
+    """Answer with one run, or with its events if the path ends so.
+
+    Raises:
+        RunNotFoundError: There is no such run.
+    """
+    run_id = named_run(request)
+    # A slash that belongs to the id is quoted in what was sent.
+    if asked_url(request).partition("?")[0].endswith(_EVENTS):
+        return await _events(request, journal, run_id.removesuffix(_EVENTS))
+    return json_answer(_record_json(await journal.record(run_id)))
+
+
+async def _events(request: Request, journal: RunsJournal, run_id: str) -> Response:
+    after = request.query_params.get("after", "0")
+    if not after.isascii() or not after.isdigit() or len(after) > 15:
+        detail = f"after must be the position of an event, not {after!r}"
+        return problem(request, 400, "The query can't be read", detail)
+    stored = await journal.events(run_id, int(after))
+    last = stored[-1].position if stored else int(after)
+    # There may be hundreds of thousands of them.
+    return await asyncio.to_thread(_events_answer, stored, last)
+
+
+def _events_answer(stored: Sequence[StoredEvent], last: int) -> Response:
+    return json_answer({"events": [event_json(each) for each in stored], "last": last})
+
+
+def _record_json(record: RunRecord) -> dict[str, object]:
+    told = {field.name: getattr(record, field.name) for field in fields(record)}
+    return {**told, "duration_s": record.duration_s}
+
+
+def event_json(stored: StoredEvent) -> dict[str, object]:
+    """Return an event as JSON has it: its name, its position, and its fields by their names."""
+    event = stored.event
+    told = {field.name: _json_of(getattr(event, field.name)) for field in fields(event)}
+    return {"position": stored.position, "event": type(event).__name__, **told}
+
+
+def _json_of(value: Any, depth: int = 0) -> Any:
+    """Return a value as JSON has it; one that JSON has not, in words."""
+    if value is None or isinstance(value, bool | int):
+        return value
+    if isinstance(value, str):
+        return str(value)  # a status is one, too
+    if isinstance(value, float):
+        return value if math.isfinite(value) else str(value)
+    if isinstance(value, BaseException):
+        return _error_json(value)
+    if isinstance(value, RestoredOutput) or depth > _DEEPEST:
+        return {"repr": text_of(repr, value)[:_LONGEST]}
+    if isinstance(value, list | tuple):
+        return [_json_of(each, depth + 1) for each in value]
+    if isinstance(value, Mapping):
+        return {str(name): _json_of(each, depth + 1) for name, each in value.items()}
+    return {"repr": text_of(repr, value)[:_LONGEST]}
+
+
+def _error_json(error: BaseException) -> dict[str, str]:
+    kept = stand_in(error)
+    return {"type": kept.type_name, "message": kept.message}
+
+
+class _RunConvertor(Convertor[str]):
+    """An id in a path, with all slashes and line breaks that it has.
+
+    That of the library for paths has no line breaks, and leaves out one at the end.
+    """
+
+    regex = "(?s:.*)"
+
+    def convert(self, value: str) -> str:
+        return value
+
+    def to_string(self, value: str) -> str:
+        return value
+
+
+register_url_convertor("asyncflow_run", _RunConvertor())
+
+
+class Site:
+    """The pages of one journal.
+
+    Args:
+        journal: The journal.
+        pipelines: The pipelines whose runs can be resumed.
+        secret: The token that is asked for, if any.
+        hosts: Under which names the pages may be asked for, beside those of this machine.
+    """
+
+    def __init__(
+        self,
+        journal: RunsJournal,
+        pipelines: Mapping[str, Any] | None,
+        secret: str | None,
+        hosts: Iterable[str] | None,
+    ) -> None:
+        self._journal = journal
+        self._token = None if secret is None else Token(secret)
+        self._hosts = () if hosts is None and secret is None else hosts
+        self._feeds = Feeds(journal)
+        self.resumer = Resumer(journal, pipelines or {})
+
+    def end_streams(self) -> None:
+        """Let go all who follow a run."""
+        self._feeds.close()
+
+    @property
+    def middleware(self) -> Sequence[Middleware]:
+        """What every request goes through."""
+        return [Middleware(Guard, token=self._token, hosts=self._hosts, login=ask)]
+
+    @property
+    def routes(self) -> Sequence[Route]:
+        """Which path leads where. An id may have slashes in it, so it comes last."""
+        act = ["POST"]
+        return [
+            Route("/", self._runs),
+            Route("/runs/{run_id:asyncflow_run}", self._run),
+            Route("/events/{run_id:asyncflow_run}", self._follow),
+            Route("/cancel/{run_id:asyncflow_run}", self._cancel, methods=act),
+            Route("/resume/{run_id:asyncflow_run}", self._resume, methods=act),
+            Route("/api/runs", self._api_runs),
+            Route("/api/runs/{run_id:asyncflow_run}", self._api_run),
+            Route("/login", self._login, methods=act),
+            Route("/assets/{name}", asset_response),
+        ]
+
+    @property
+    def exception_handlers(self) -> Mapping[Any, Any]:
+        """What answers in place of what has failed."""
+        return {
+            RunNotFoundError: self._unknown,
+            JournalError: _unreadable,
+            HTTPException: _no_such_page,
+        }
+
+    async def _runs(self, request: Request) -> Response:
+        return await runs_page(request, self._journal, self.resumer.names)
+
+    async def _run(self, request: Request) -> Response:
+        return await run_page(request, self._journal)
+
+    async def _follow(self, request: Request) -> Response:
+        return await follow(request, self._journal, self._feeds, self.resumer)
+
+    async def _cancel(self, request: Request) -> Response:
+        return await cancel(request, self._journal)
+
+    async def _resume(self, request: Request) -> Response:
+        return await resume(request, self._journal, self.resumer)
+
+    async def _api_runs(self, request: Request) -> Response:
+        return await list_runs(request, self._journal)
+
+    async def _api_run(self, request: Request) -> Response:
+        return await tell_run(request, self._journal)
+
+    async def _login(self, request: Request) -> Response:
+        if self._token is None:
+            raise HTTPException(404)
+        return await check(request, self._token)
+
+    async def _unknown(self, request: Request, error: RunNotFoundError) -> Response:
+        return await unknown_run(request, self._journal, error)
+
+
+async def _unreadable(request: Request, error: JournalError) -> Response:
+    text = f"{error}. Nothing was done. When that is mended, load the page again."
+    return problem(request, 503, "The journal can't be read", text)
+
+
+async def _no_such_page(request: Request, error: HTTPException) -> Response:
+    if error.status_code == 405:
+        allowed = ", ".join(sorted((error.headers or {}).get("Allow", "").split(", ")))
+        text = f"This path takes {allowed} only."
+        answer = problem(request, 405, "That can't be done here", text)
+        answer.headers["allow"] = allowed
+        return answer
+    links = [("All runs", path_in(request, "/"))]
+    text = "The address leads to no page of this server."
+    return problem(request, error.status_code, "There is no such page", text, links=links)
