@@ -51,7 +51,7 @@ from asyncflow._cli.output import (
     write_html,
 )
 from asyncflow._core.errors import PayloadError, RunCancelledError, in_one_line, text_of
-from asyncflow._core.replay import Story
+from asyncflow._core.replay import StoredRun
 from asyncflow._core.report import RunReport
 from asyncflow._core.results import REDACTED, RestoredOutput
 from asyncflow._runtime.asyncio_compat import FAILURES
@@ -284,7 +284,7 @@ def _code_of(stop: Stop) -> int:
 def _report_of(events: Iterable[Event]) -> RunReport:
     """Return the report of a run that was interrupted and that no journal has kept."""
     secret: frozenset[str] = frozenset()
-    story = Story(())
+    story = StoredRun(())
     for event in events:
         if isinstance(event, RunStarted):
             secret = frozenset(event.secret)

@@ -27,7 +27,7 @@ from asyncflow._core.errors import RunAlreadyActiveError, in_one_line
 from asyncflow._views.event_text import duration
 from asyncflow.journal import RunRecord
 from asyncflow.journal._queries import check_sought
-from asyncflow.live._theme import COLOURS, Look, look_for, sign_of_run
+from asyncflow.live._theme import COLOURS, Theme, look_for, sign_of_run
 
 __all__ = ["cancel", "forget", "prune", "runs"]
 
@@ -157,7 +157,7 @@ def _print(records: list[RunRecord]) -> None:
     console.print(Text("\n").join(lines), soft_wrap=True)
 
 
-def _row(record: RunRecord, look: Look) -> list[str]:
+def _row(record: RunRecord, look: Theme) -> list[str]:
     word = _word(record)
     started = datetime.fromtimestamp(record.started_at)
     return [

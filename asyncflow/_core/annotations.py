@@ -9,7 +9,7 @@ from functools import partial
 from types import SimpleNamespace
 from typing import Any, TypedDict, get_args, get_origin, get_type_hints
 
-from asyncflow._core.composition import HandsOn
+from asyncflow._core.composition import ForwardOutputs
 from asyncflow._core.step import WorkflowStep
 
 __all__ = ["input_types", "output_type"]
@@ -20,7 +20,7 @@ def output_type(step: WorkflowStep) -> Any:
 
     For a mapped step, that is the type of the output of one item.
     """
-    if isinstance(step.action, HandsOn):
+    if isinstance(step.action, ForwardOutputs):
         return _handed_on(step.action)
     function = _function_of(step.action)
     hint = _hints_of(function).get("return", Any)
@@ -43,7 +43,7 @@ def input_types(steps: tuple[WorkflowStep, ...], names: Mapping[str, object]) ->
     return {name: types.get(name, Any) for name in names}
 
 
-def _handed_on(action: HandsOn) -> Any:
+def _handed_on(action: ForwardOutputs) -> Any:
     # Type checkers know these as what stands in annotations, and not as what makes types.
     list_of: Any = list
     dict_of: Any = TypedDict

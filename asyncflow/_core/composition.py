@@ -38,7 +38,7 @@ from asyncflow._core.step import Action, StepPolicies, WorkflowStep, check_heart
 
 __all__ = [
     "Declared",
-    "HandsOn",
+    "ForwardOutputs",
     "Included",
     "Kept",
     "check_policies",
@@ -139,13 +139,13 @@ def _end(name: str, steps: Sequence[WorkflowStep]) -> WorkflowStep:
     # What runs only after a failure would keep all that depends on it from running.
     ordinary = [s for s in steps if s.run_if != "failure" and not _waits_for_all(s)] or steps
     depended_on = {source for step in ordinary for source in step.depends_on}
-    hand_on = HandsOn({step.name: step for step in ordinary if step.name not in depended_on})
+    hand_on = ForwardOutputs({step.name: step for step in ordinary if step.name not in depended_on})
     last = [f"{name}/{step}" for step in hand_on.steps]
     is_secret = any(step.secret for step in hand_on.steps.values())
     return WorkflowStep(name, hand_on, last, timeout_ms=None, secret=is_secret)
 
 
-class HandsOn:
+class ForwardOutputs:
     """The action of the step that stands for an included pipeline.
 
     Attributes:

@@ -49,7 +49,7 @@ enter_attempt = attempt_variable.set
 """Make an attempt of the run what `current_step` tells of, from here on, in this context."""
 
 
-class Heart(Protocol):
+class Heartbeat(Protocol):
     """A limit that moves on with every sign of life."""
 
     def beat(self) -> None:
@@ -61,7 +61,7 @@ class AttemptExtras(NamedTuple):
 
     ends: float
     """When its time is over, in seconds of the loop's clock."""
-    heart: Heart | None
+    heart: Heartbeat | None
     results: Mapping[str, StepResult]
     """The results of a clean-up step's dependencies."""
 

@@ -32,9 +32,9 @@ __all__ = [
     "ITEM",
     "Binding",
     "ByName",
+    "DependencyView",
     "MaxRetries",
     "Plan",
-    "Shape",
     "bind",
     "bind_conditions",
     "parallel_groups",
@@ -430,7 +430,7 @@ class MaxRetries(ByName[int]):
         return self._plan.steps[self._plan.index[name]].max_retries
 
 
-class Shape(ByName[tuple[str, ...]]):
+class DependencyView(ByName[tuple[str, ...]]):
     """A plan seen as names: for each step the steps it depends on."""
 
     __slots__ = ()

@@ -24,9 +24,9 @@ from asyncflow._core.errors import ResultRefusedError
 __all__ = [
     "AT_ONCE",
     "Pool",
+    "PoolTicket",
     "Retry",
     "RetryOn",
-    "Ticket",
 ]
 
 
@@ -76,7 +76,7 @@ class Pool:
         self._clock: ref[object] | None = None
         """Whose times those are. Weakly, for it may be an event loop."""
         self._in_use = 0
-        self._line: OrderedDict[Ticket, Callable[[], object]] = OrderedDict()
+        self._line: OrderedDict[PoolTicket, Callable[[], object]] = OrderedDict()
         # Slots come back from other threads, and also when the collector ends a coroutine: in
         # any line of this very code, hence one that the same thread may take twice.
         self._lock = threading.RLock()
@@ -91,7 +91,7 @@ class Pool:
         """How many attempts stand in line for a slot."""
         return len(self._line)
 
-    def ask(self, call: Callable[[], object]) -> Ticket:
+    def ask(self, call: Callable[[], object]) -> PoolTicket:
         """Take a slot if one is free; else stand in line.
 
         Args:
@@ -99,7 +99,7 @@ class Pool:
                 when this returns. If it raises `RuntimeError` (a closed event loop does), the
                 ticket is given back.
         """
-        ticket = Ticket(self)
+        ticket = PoolTicket(self)
         with self._lock:
             if self._in_use < self.size:
                 self._in_use += 1
@@ -113,7 +113,7 @@ class Pool:
         return f"<Pool({self.size}{rate}): {self._in_use} in use, {len(self._line)} waiting>"
 
 
-class Ticket:
+class PoolTicket:
     """A place in the line of a pool, and then a slot of it, until it is given back."""
 
     __slots__ = ("_is_done", "_pool", "_start", "_starts", "has_slot")

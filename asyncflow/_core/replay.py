@@ -35,10 +35,10 @@ from asyncflow._core.step_runs import (
     MAPPING,
     SETTLED,
     WAITING,
-    Carried,
-    Histories,
+    AttemptLog,
     Key,
-    Units,
+    PendingAttempts,
+    StepRuns,
 )
 from asyncflow.events import (
     AttemptFailed,
@@ -59,14 +59,14 @@ from asyncflow.events import (
     ThreadAbandoned,
 )
 
-__all__ = ["Story", "as_secret", "latest_steps", "with_outputs"]
+__all__ = ["StoredRun", "as_secret", "latest_steps", "with_outputs"]
 
 """Why a step runs again although its result holds."""
 
 _Decode: TypeAlias = Callable[[str, Payload], Any]
 
 
-class Story:
+class StoredRun:
     """A fold over the stored events of one run; the first is a `RunStarted`.
 
     Outputs are `Payload` objects, as in the events of a journal.
@@ -96,7 +96,7 @@ class Story:
         self._secret: frozenset[str] = frozenset()
         self._stop_reason: str | None = None
         self._kept: dict[Key, StepResult] = {}
-        self._carried: dict[Key, Carried] = {}
+        self._carried: dict[Key, PendingAttempts] = {}
         self._reasons: dict[str, str] = {}
         for event in events:
             self.apply(event)
@@ -138,8 +138,8 @@ class Story:
         steps = [WorkflowStep(n, _not_here, needed) for n, needed in event.dependencies.items()]
         self._plan = plan(steps)
         of_plan = {k: each for k, each in self._carried.items() if k[0] in event.dependencies}
-        self._units = Units(self._plan, of_plan)
-        self._histories = Histories(self._units)
+        self._units = StepRuns(self._plan, of_plan)
+        self._histories = AttemptLog(self._units)
         self._reasons = event.rerun_reasons if isinstance(event, RunResumed) else {}
         for name, reason in self._reasons.items():
             self._histories.remark(self._plan.index[name], rerun_reason=reason)
@@ -236,7 +236,7 @@ class Story:
                 known[key] = result
         return known
 
-    def carried(self) -> dict[Key, Carried]:
+    def carried(self) -> dict[Key, PendingAttempts]:
         """Return what has begun and not ended, as it is when the run stands still now."""
         carried = dict(self._carried)
         for unit, latest in enumerate(self._units.latest):
@@ -246,7 +246,7 @@ class Story:
                 carried[self._units.key_of(unit)] = self._cut_short(unit, latest)
         return carried
 
-    def _cut_short(self, unit: int, latest: AttemptStarted) -> Carried:
+    def _cut_short(self, unit: int, latest: AttemptStarted) -> PendingAttempts:
         failed = self._histories.attempts(unit)
         crashes = sum(isinstance(attempt.error, StepCrashedError) for attempt in failed)
         if self._units.phases[unit] == ATTEMPTING:
@@ -255,7 +255,7 @@ class Story:
             duration_ms = self.at_ms - latest.at_ms
             number, started_ms, queued_ms = latest.attempt, latest.at_ms, latest.queued_ms
             failed = (*failed, Attempt(number, started_ms, duration_ms, error, queued_ms))
-        return Carried(latest, failed, crashes)
+        return PendingAttempts(latest, failed, crashes)
 
     def unfinished(self) -> dict[str, str]:
         """Return the steps that have begun and not succeeded, each with what became of it."""
@@ -344,7 +344,7 @@ def latest_steps(events: Sequence[Event]) -> Mapping[str, tuple[str, ...]]:
 
 
 def with_outputs(result: StepResult, decode: _Decode, step: str | None = None) -> StepResult:
-    """Return a result of a `Story` with its outputs, and not what a journal has kept of them.
+    """Return a result of a `StoredRun` with its outputs, and not what a journal has kept of them.
 
     Args:
         result: The result of a step, or of an item.

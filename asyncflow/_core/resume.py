@@ -23,11 +23,19 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, TypeVar
 
 from asyncflow._core.errors import PayloadError
-from asyncflow._core.graph import ITEM, Binding, ByName, MaxRetries, Plan, Shape, secret_steps
-from asyncflow._core.replay import Story, as_secret, with_outputs
+from asyncflow._core.graph import (
+    ITEM,
+    Binding,
+    ByName,
+    DependencyView,
+    MaxRetries,
+    Plan,
+    secret_steps,
+)
+from asyncflow._core.replay import StoredRun, as_secret, with_outputs
 from asyncflow._core.results import Payload, StepResult, StepStatus
 from asyncflow._core.step import WorkflowStep
-from asyncflow._core.step_runs import Key, Past
+from asyncflow._core.step_runs import Checkpoint, Key
 from asyncflow.events import RunResumed
 
 __all__ = [
@@ -70,7 +78,7 @@ T = TypeVar("T")
 
 
 def resume(
-    story: Story,
+    story: StoredRun,
     plan: Plan,
     *,
     bindings: Sequence[Binding],
@@ -79,7 +87,7 @@ def resume(
     fail_fast: bool,
     wall_time: float,
     decode: Callable[[str, Payload], Any],
-) -> tuple[RunResumed, Past]:
+) -> tuple[RunResumed, Checkpoint]:
     """Decide what of a stored run holds.
 
     Args:
@@ -107,7 +115,7 @@ def resume(
         story.started.run_id,
         story.at_ms,
         wall_time,
-        Shape(plan),
+        DependencyView(plan),
         Fingerprints(plan),
         {name: why for name, why in outdated.items() if name in begun},
         {n: why for n, why in unfinished.items() if n in plan.index and n not in outdated | held},
@@ -123,7 +131,7 @@ def resume(
         if _is_taken_over(key, held, plan, event.recalled)
     }
     started, carried = story.started, _of_plan(story.carried(), plan)
-    past = Past(
+    past = Checkpoint(
         started.run_id, started.wall_time, event.at_ms, results, carried, event.rerun_reasons
     )
     return event, past
@@ -159,7 +167,7 @@ def _decoded(
 
 
 def _what_holds(
-    story: Story,
+    story: StoredRun,
     plan: Plan,
     known: Mapping[Key, StepResult],
     new_inputs: Collection[str],
@@ -169,7 +177,7 @@ def _what_holds(
     """Return the steps whose result holds, and those of which nothing holds, each with why."""
     held: dict[str, None] = {}
     outdated: dict[str, str] = {}
-    shape, fingerprints = Shape(plan), Fingerprints(plan)
+    shape, fingerprints = DependencyView(plan), Fingerprints(plan)
     for name, needed in shape.items():
         if name not in story.fingerprints:
             continue  # it is new

@@ -30,20 +30,20 @@ from asyncflow._core.step_runs import (
     PENDING,
     READY,
     WITHDRAWN,
-    Units,
+    StepRuns,
 )
 from asyncflow.events import AttemptStarted
 
 __all__ = [
-    "Doom",
+    "AdmissionQueue",
+    "Deadlines",
     "Limit",
-    "Limits",
-    "StartQueue",
-    "Turns",
+    "Readiness",
+    "SkippedStep",
 ]
 
 
-class StartQueue:
+class AdmissionQueue:
     """Lets in who stands in line, as far as the run's limit and the pools have room.
 
     A pool is shared with other runs, so being let in is not yet having a slot of it. But no more
@@ -181,7 +181,7 @@ class Limit(NamedTuple):
     """When it is over."""
 
 
-class Limits:
+class Deadlines:
     """The limits of the attempts of one run, and its retry policies.
 
     Attributes:
@@ -191,8 +191,8 @@ class Limits:
 
     def __init__(
         self,
-        units: Units,
-        queue: StartQueue,
+        units: StepRuns,
+        queue: AdmissionQueue,
         deadline_ms: float | None,
         random: Callable[[], float],
         began_ms: float = 0.0,
@@ -265,7 +265,7 @@ class Limits:
         return None
 
 
-class Doom(NamedTuple):
+class SkippedStep(NamedTuple):
     """A step that will never start."""
 
     step: int
@@ -273,7 +273,7 @@ class Doom(NamedTuple):
     on_purpose: bool
 
 
-class Turns:
+class Readiness:
     """The turns of the steps of one run. Steps are indexes of its plan.
 
     Attributes:
@@ -295,7 +295,7 @@ class Turns:
         self,
         plan: Plan,
         phases: list[int],
-        queue: StartQueue,
+        queue: AdmissionQueue,
         *,
         by_tiers: bool,
         taken_over: frozenset[int] | None = None,
@@ -313,7 +313,7 @@ class Turns:
         self.ordinary_unsettled = len(plan.steps) - len(plan.cleanups)
         self.lost: dict[int, str] = {}
         self.unneeded: dict[int, str] = {}
-        self.doomed: list[Doom] = []
+        self.doomed: list[SkippedStep] = []
         self.stop_reason: str | None = None
         self._parked: list[int] = []
         self._tier = -1
@@ -417,5 +417,5 @@ class Turns:
         self, step: int, reason: str, *, phase: int = DOOMED, on_purpose: bool = False
     ) -> None:
         self._phases[step] = phase
-        self.doomed.append(Doom(step, reason, on_purpose))
+        self.doomed.append(SkippedStep(step, reason, on_purpose))
         self._queue.has_news = True

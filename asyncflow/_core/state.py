@@ -34,7 +34,7 @@ from asyncflow._core.errors import IllegalEventError
 from asyncflow._core.graph import Plan
 from asyncflow._core.report import RunReport
 from asyncflow._core.results import StepResult, StepStatus
-from asyncflow._core.scheduler import Doom, Limits, StartQueue, Turns
+from asyncflow._core.scheduler import AdmissionQueue, Deadlines, Readiness, SkippedStep
 from asyncflow._core.step_runs import (
     ATTEMPTING,
     CLEARED,
@@ -48,9 +48,9 @@ from asyncflow._core.step_runs import (
     SETTLED,
     WAITING,
     WITHDRAWN,
-    Histories,
-    Past,
-    Units,
+    AttemptLog,
+    Checkpoint,
+    StepRuns,
 )
 from asyncflow.events import (
     AttemptFailed,
@@ -105,7 +105,7 @@ class RunFold:
         max_concurrency: int | None = None,
         deadline_ms: float | None = None,
         random: Callable[[], float] = float,
-        past: Past | None = None,
+        past: Checkpoint | None = None,
     ) -> None:
         self._plan = plan
         self._past = past
@@ -113,7 +113,7 @@ class RunFold:
         self._index = plan.index
         self._fail_fast = fail_fast
         self.has_timed_out = False
-        units = self.units = Units(plan, None if past is None else past.carried)
+        units = self.units = StepRuns(plan, None if past is None else past.carried)
         self._phases = units.phases
         self._results = units.results
         self._latest = units.latest
@@ -121,13 +121,13 @@ class RunFold:
         self._started: RunStarted | None = None
         self._finished: RunFinished | None = None
         self._interrupted = False
-        self.histories = Histories(units)
-        self.queue = StartQueue(max_concurrency, units.steps, plan.special)
+        self.histories = AttemptLog(units)
+        self.queue = AdmissionQueue(max_concurrency, units.steps, plan.special)
         self.is_limited = self.queue.is_limited
         self._steps = units.steps
         self._is_straight = not self.is_limited and past is None
         """Whether steps neither stand in line nor have a past."""
-        self._turns = Turns(
+        self._turns = Readiness(
             plan,
             units.phases,
             self.queue,
@@ -135,7 +135,7 @@ class RunFold:
             taken_over=None if past is None else past.steps_taken_over(plan),
         )
         began_ms = 0.0 if past is None else past.at_ms
-        self.limits = Limits(units, self.queue, deadline_ms, random, began_ms)
+        self.limits = Deadlines(units, self.queue, deadline_ms, random, began_ms)
 
     # What the driver tells.
 
@@ -393,7 +393,7 @@ class RunState(RunFold):
                 batch.append(unit)
         return batch
 
-    def doomed(self) -> list[Doom]:
+    def doomed(self) -> list[SkippedStep]:
         """Return the steps that will never start. Each is told once."""
         doomed, self._turns.doomed, phases = self._turns.doomed, [], self._phases
         # A stored run that is being replayed has already told what became of some of them.

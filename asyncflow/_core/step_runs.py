@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple, TypeAlias
 
 from asyncflow._core.errors import IllegalEventError, StepCrashedError
-from asyncflow._core.graph import Plan, Shape
+from asyncflow._core.graph import DependencyView, Plan
 from asyncflow._core.results import Attempt, StepResult, StepStatus
 from asyncflow.events import (
     AttemptFailed,
@@ -43,19 +43,19 @@ __all__ = [
     "SETTLED",
     "WAITING",
     "WITHDRAWN",
-    "Carried",
-    "Histories",
+    "AttemptLog",
+    "Checkpoint",
     "Key",
-    "Past",
+    "PendingAttempts",
     "StepEnd",
-    "Units",
+    "StepRuns",
 ]
 
 Key: TypeAlias = tuple[str, int | None]
 """A step, or an item of a mapped step."""
 
 
-class Carried(NamedTuple):
+class PendingAttempts(NamedTuple):
     """The attempts of a step, or of an item, that has begun and not ended."""
 
     latest: AttemptStarted
@@ -71,7 +71,7 @@ class Carried(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class Past:
+class Checkpoint:
     """Where a run stands that is resumed."""
 
     run_id: str
@@ -81,7 +81,7 @@ class Past:
     """The time at which it stood still."""
     results: Mapping[Key, StepResult]
     """The results that are taken over."""
-    carried: Mapping[Key, Carried]
+    carried: Mapping[Key, PendingAttempts]
     """What goes on with the attempts that it has left."""
     reasons: Mapping[str, str]
     """The steps of which something was known and which run again, each with the reason."""
@@ -132,7 +132,7 @@ IN_FLIGHT = (HANDED_OUT, CLEARED, ATTEMPTING)
 """Those that count against ``max_concurrency`` and the pools."""
 
 
-class Units:
+class StepRuns:
     """What a run consists of, and where each part of it stands.
 
     The number of a step is its index in the plan; the items of mapped steps get the numbers above,
@@ -146,7 +146,7 @@ class Units:
         results: The result of each unit that has settled.
     """
 
-    def __init__(self, plan: Plan, carried: Mapping[Key, Carried] | None = None) -> None:
+    def __init__(self, plan: Plan, carried: Mapping[Key, PendingAttempts] | None = None) -> None:
         self._plan = plan
         self._carried = carried or {}
         self.steps = list(plan.steps)
@@ -182,7 +182,7 @@ class Units:
         latest = self.latest[unit]
         return 1 if latest is None else latest.attempt + 1
 
-    def carried(self, unit: int) -> Carried | None:
+    def carried(self, unit: int) -> PendingAttempts | None:
         """The attempts that a unit had before its run was resumed, if it goes on with them."""
         return self._carried.get(self.key_of(unit)) if self._carried else None
 
@@ -193,7 +193,9 @@ class Units:
     def depends_on(self, unit: int) -> tuple[str, ...]:
         """The names of the steps that a unit depends on. A clean-up step may not name them all."""
         step = self.steps[unit]
-        return step.depends_on if step.run_if == "success" else Shape(self._plan)[step.name]
+        return (
+            step.depends_on if step.run_if == "success" else DependencyView(self._plan)[step.name]
+        )
 
     # Mapped steps.
 
@@ -287,14 +289,14 @@ class _Map:
 StepEnd: TypeAlias = StepSucceeded | StepFailed | StepCancelled
 
 
-class Histories:
+class AttemptLog:
     """The attempts of each unit of a run, except the latest, and its result when it has ended.
 
     Attributes:
         has_remarks: Whether anything was noted that goes into a result as it is.
     """
 
-    def __init__(self, units: Units) -> None:
+    def __init__(self, units: StepRuns) -> None:
         self._units = units
         self.has_remarks = False
         self._failed: dict[int, tuple[Attempt, ...]] = {}

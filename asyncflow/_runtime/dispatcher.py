@@ -20,7 +20,7 @@ from typing import Protocol, TypeAlias, cast
 from asyncflow._core.arguments import is_async
 from asyncflow._core.state import RunState
 from asyncflow._runtime.asyncio_compat import FAILURES
-from asyncflow._runtime.durable import Book
+from asyncflow._runtime.durable import JournalSession
 from asyncflow.events import AttemptStarted, Event
 
 __all__ = [
@@ -153,7 +153,9 @@ class Ledger:
     # would look each of them up in a dictionary.
     __slots__ = ("_book", "_has_entries", "_loop", "_observers", "_started", "_state")
 
-    def __init__(self, state: RunState, observers: tuple[Observer, ...], book: Book | None) -> None:
+    def __init__(
+        self, state: RunState, observers: tuple[Observer, ...], book: JournalSession | None
+    ) -> None:
         self._state = state
         self._observers = observers
         self._has_entries = any(entry_of(observer) is not None for observer in observers)

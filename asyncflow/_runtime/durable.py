@@ -32,29 +32,29 @@ from asyncflow._core.errors import (
 )
 from asyncflow._core.graph import (
     Binding,
+    DependencyView,
     MaxRetries,
     Plan,
-    Shape,
     bind,
     bind_conditions,
     secret_steps,
 )
-from asyncflow._core.replay import Story
+from asyncflow._core.replay import StoredRun
 from asyncflow._core.report import RunReport
 from asyncflow._core.results import REDACTED, REDACTED_OUTPUT, Payload
 from asyncflow._core.resume import Fingerprints, resume
 from asyncflow._core.step import WorkflowStep
-from asyncflow._core.step_runs import Past
+from asyncflow._core.step_runs import Checkpoint
 from asyncflow._runtime.asyncio_compat import shield
 from asyncflow.events import Event, RunResumed, RunStarted
 
 __all__ = [
-    "Book",
     "Journal",
-    "Keeper",
-    "Opening",
+    "JournalSession",
     "OutputTypes",
     "Request",
+    "RunPersistence",
+    "RunStart",
     "begin",
     "inputs_to_keep",
     "open_run",
@@ -63,7 +63,7 @@ __all__ = [
 T = TypeVar("T")
 
 
-class Book(Protocol):
+class JournalSession(Protocol):
     """One run's part of a journal, while this process owns the run."""
 
     def watch(self, on_stop: Callable[[JournalError | RunCancelledError], object]) -> None:
@@ -118,7 +118,7 @@ class Journal(Protocol):
 
     async def open(
         self, run_id: str, *, wait: bool, read: Callable[[Sequence[Event]], T]
-    ) -> tuple[Book, T]:
+    ) -> tuple[JournalSession, T]:
         """Become the only owner of a run, and read what is kept of it.
 
         Args:
@@ -161,7 +161,7 @@ class Closing(NamedTuple):
     """The cancellation that came meanwhile."""
 
 
-class Keeper:
+class RunPersistence:
     """Makes payloads of outputs, and outputs of payloads.
 
     Attributes:
@@ -169,7 +169,7 @@ class Keeper:
         has_closed: Whether the run has been given up.
     """
 
-    def __init__(self, journal: Journal, book: Book, types: OutputTypes) -> None:
+    def __init__(self, journal: Journal, book: JournalSession, types: OutputTypes) -> None:
         self.book = book
         self.has_closed = False
         self._journal = journal
@@ -234,7 +234,7 @@ class Request(NamedTuple):
     fail_fast: bool
 
 
-class Opening(NamedTuple):
+class RunStart(NamedTuple):
     """How a run begins or goes on."""
 
     inputs: Mapping[str, Any]
@@ -243,10 +243,10 @@ class Opening(NamedTuple):
     event: RunStarted | RunResumed
     kept: RunStarted | RunResumed | None = None
     """The event as a journal keeps it."""
-    past: Past | None = None
+    past: Checkpoint | None = None
 
 
-def begin(request: Request) -> Opening:
+def begin(request: Request) -> RunStart:
     """Return how a run begins that no journal keeps, or none has kept before.
 
     Raises:
@@ -257,18 +257,18 @@ def begin(request: Request) -> Opening:
     event = RunStarted(
         request.run_id,
         time.time(),
-        Shape(plan),
+        DependencyView(plan),
         request.pipeline,
         inputs=_shown(inputs, request.secret_inputs),
         max_retries=MaxRetries(plan),
         secret=secret_steps(plan),
     )
-    return Opening(inputs, bindings, conditions, event)
+    return RunStart(inputs, bindings, conditions, event)
 
 
 async def open_run(
     journal: Journal, request: Request, *, wait: bool
-) -> tuple[Keeper, Opening | RunReport]:
+) -> tuple[RunPersistence, RunStart | RunReport]:
     """Become the owner of a run in a journal; return how it begins, or its report if it has passed.
 
     Raises:
@@ -283,17 +283,17 @@ async def open_run(
         wait=wait,
         read=partial(_read, journal, request, given),
     )
-    return Keeper(journal, book, request.types), opening
+    return RunPersistence(journal, book, request.types), opening
 
 
 def _read(
     journal: Journal, request: Request, given: Mapping[str, Payload], events: Sequence[Event]
-) -> Opening | RunReport:
+) -> RunStart | RunReport:
     if not events:
         opening = begin(request)
         event = replace(opening.event, fingerprints=Fingerprints(request.plan))
         return opening._replace(event=event, kept=replace(event, inputs=given))
-    story = Story(events)
+    story = StoredRun(events)
     _check_pipeline(request, story.started.pipeline)
     _check_inputs(journal, request, story, given)
     has_new_inputs = not given.keys() <= story.inputs.keys()
@@ -305,8 +305,8 @@ def _read(
 
 
 def _go_on(
-    journal: Journal, request: Request, given: Mapping[str, Payload], story: Story
-) -> Opening:
+    journal: Journal, request: Request, given: Mapping[str, Payload], story: StoredRun
+) -> RunStart:
     plan, new = request.plan, {n: each for n, each in given.items() if n not in story.inputs}
     inputs = _all_inputs(journal, request, story.inputs)
     bindings, conditions = bind(plan, inputs), bind_conditions(plan, inputs)
@@ -327,7 +327,7 @@ def _go_on(
     to_keep = {**dict.fromkeys(sorted(now_secret & story.inputs.keys()), REDACTED), **new}
     shown = {name: all_shown[name] for name in to_keep}
     past = replace(past, pipeline=event.pipeline, inputs=all_shown)
-    return Opening(
+    return RunStart(
         inputs,
         bindings,
         conditions,
@@ -357,7 +357,7 @@ def _shown(inputs: Mapping[str, Any], secret: Collection[str]) -> Mapping[str, A
 def _check_inputs(
     journal: Journal,
     request: Request,
-    story: Story,
+    story: StoredRun,
     given: Mapping[str, Payload],
 ) -> None:
     types = input_types(request.plan.steps, given)

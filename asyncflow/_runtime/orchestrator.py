@@ -10,17 +10,17 @@ from typing import Any, Literal, TypeAlias, TypedDict, Unpack, cast, get_args
 from asyncflow._core.arguments import check_count, check_limit
 from asyncflow._core.context import is_within
 from asyncflow._core.errors import nearest
-from asyncflow._core.graph import Shape, plan
+from asyncflow._core.graph import DependencyView, plan
 from asyncflow._core.report import RunReport, to_mermaid
 from asyncflow._core.state import RunState, Schedule
 from asyncflow._core.step import WorkflowStep, parameters_of
 from asyncflow._runtime.dispatcher import AnyObserver, check_observers, for_run
 from asyncflow._runtime.durable import (
     Journal,
-    Keeper,
-    Opening,
     OutputTypes,
     Request,
+    RunPersistence,
+    RunStart,
     begin,
     open_run,
 )
@@ -128,7 +128,7 @@ class Orchestrator:
 
         A clean-up step that names none depends on all steps that it looks at.
         """
-        return dict(Shape(self._plan))
+        return dict(DependencyView(self._plan))
 
     def replace(self, **options: Unpack[Options]) -> Orchestrator:
         """Return another one with the same steps, and with other values for these options.
@@ -181,7 +181,7 @@ class Orchestrator:
         GitHub, GitLab and many editors draw such text. `RunReport.to_mermaid` draws the same with
         what became of the steps.
         """
-        return to_mermaid(Shape(self._plan))
+        return to_mermaid(DependencyView(self._plan))
 
     async def run(
         self,
@@ -271,9 +271,9 @@ class Orchestrator:
     async def _execute(
         self,
         request: Request,
-        opening: Opening,
+        opening: RunStart,
         watching: tuple[AnyObserver, ...],
-        keeper: Keeper | None = None,
+        keeper: RunPersistence | None = None,
     ) -> RunReport:
         # No variable may hold the run: what it raises keeps this frame, and would keep itself.
         return await Run(

@@ -25,7 +25,7 @@ from asyncflow._core.state import RunState
 from asyncflow._core.tracebacks import leave_out_our_frames
 from asyncflow._runtime.asyncio_compat import FAILURES, TIMER_SLACK_S, cancels, forget_cancels
 from asyncflow._runtime.dispatcher import Ledger, Observer
-from asyncflow._runtime.durable import Book
+from asyncflow._runtime.durable import JournalSession
 from asyncflow.events import (
     AttemptFailed,
     AttemptStarted,
@@ -63,7 +63,9 @@ class Verdicts(Ledger):
 
     __slots__ = ("_asked", "_began", "_lapsed", "_payloads")
 
-    def __init__(self, state: RunState, observers: tuple[Observer, ...], book: Book | None) -> None:
+    def __init__(
+        self, state: RunState, observers: tuple[Observer, ...], book: JournalSession | None
+    ) -> None:
         super().__init__(state, observers, book)
         self._asked: dict[int, float] = {}
         """The units that the run has asked to stop, and when."""

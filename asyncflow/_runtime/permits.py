@@ -21,12 +21,12 @@ from typing import TYPE_CHECKING
 import anyio
 
 from asyncflow._core.errors import StepTimeoutError
-from asyncflow._core.policies import Pool, Ticket
+from asyncflow._core.policies import Pool, PoolTicket
 from asyncflow._core.state import RunState
 from asyncflow._core.step import WorkflowStep
 from asyncflow._runtime.asyncio_compat import forget_cancels, has_virtual_time
 from asyncflow._runtime.dispatcher import Observer
-from asyncflow._runtime.durable import Book, Keeper
+from asyncflow._runtime.durable import JournalSession, RunPersistence
 from asyncflow._runtime.limiters import limiter_for
 from asyncflow._runtime.outcome import Verdicts
 from asyncflow.events import AttemptStarted, StepFailed
@@ -51,7 +51,7 @@ class Slot:
     def __init__(self, pool: Pool | None, limiter: anyio.CapacityLimiter | None) -> None:
         self._pool = pool
         self._limiter = limiter
-        self._ticket: Ticket | None = None
+        self._ticket: PoolTicket | None = None
         self._has_token = False
 
     async def take(self) -> None:
@@ -110,7 +110,7 @@ class Waits(Verdicts):
     __slots__ = ("_is_limited", "_keeper", "_queue", "_steps", "_threads", "_turns")
 
     def __init__(
-        self, state: RunState, observers: tuple[Observer, ...], keeper: Keeper | None
+        self, state: RunState, observers: tuple[Observer, ...], keeper: RunPersistence | None
     ) -> None:
         super().__init__(state, observers, None if keeper is None else keeper.book)
         self._keeper = keeper
@@ -134,7 +134,7 @@ class Waits(Verdicts):
         await self._undisturbed(unit, slot.take)
         return slot
 
-    async def _keep_start(self, unit: int, step: WorkflowStep, book: Book) -> int:
+    async def _keep_start(self, unit: int, step: WorkflowStep, book: JournalSession) -> int:
         """Tell that the next attempt starts, and return its number when that is kept."""
         attempt = self._state.units.next_attempt(unit)
         started = AttemptStarted(step.name, attempt, self._now_ms())

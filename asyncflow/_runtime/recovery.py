@@ -14,7 +14,7 @@ from asyncflow._runtime.durable import Journal
 from asyncflow._runtime.orchestrator import Orchestrator
 from asyncflow._runtime.pipeline import Pipeline
 
-__all__ = ["Orphan", "Orphanage", "Pipelines", "resume_all"]
+__all__ = ["Pipelines", "RecoverableJournal", "RecoverableRun", "resume_all"]
 
 Pipelines: TypeAlias = (
     Iterable[Pipeline | Orchestrator]
@@ -23,7 +23,7 @@ Pipelines: TypeAlias = (
 _log = logging.getLogger("asyncflow")
 
 
-class Orphan(Protocol):
+class RecoverableRun(Protocol):
     """A run that nobody runs, though it has not ended."""
 
     @property
@@ -37,20 +37,22 @@ class Orphan(Protocol):
         ...
 
 
-class Orphanage(Journal, Protocol):
+class RecoverableJournal(Journal, Protocol):
     """A journal that knows which of its runs have lost their process."""
 
-    async def orphans(self) -> Sequence[Orphan]:
+    async def orphans(self) -> Sequence[RecoverableRun]:
         """Return them."""
         ...
 
-    async def runs(self, status: Literal["interrupted"], *, limit: int | None) -> Sequence[Orphan]:
+    async def runs(
+        self, status: Literal["interrupted"], *, limit: int | None
+    ) -> Sequence[RecoverableRun]:
         """Return all those that ended because they were cancelled."""
         ...
 
 
 async def resume_all(
-    journal: Orphanage, pipelines: Pipelines, *, interrupted: bool = False
+    journal: RecoverableJournal, pipelines: Pipelines, *, interrupted: bool = False
 ) -> list[RunReport]:
     """Go on with all runs of a journal whose process has died, and return their reports.
 

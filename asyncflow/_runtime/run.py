@@ -23,7 +23,7 @@ from asyncflow._core.state import RunState
 from asyncflow._core.tracebacks import leave_out_our_frames
 from asyncflow._runtime.asyncio_compat import FAILURES, shield
 from asyncflow._runtime.dispatcher import Observer
-from asyncflow._runtime.durable import Keeper, Opening
+from asyncflow._runtime.durable import RunPersistence, RunStart
 from asyncflow._runtime.loop_monitor import Watch, watch
 from asyncflow._runtime.mapping import Fanout
 from asyncflow._runtime.outcome import as_failure, told_by
@@ -50,10 +50,10 @@ class Run(Fanout):
         self,
         run_id: str,
         plan: Plan,
-        opening: Opening,
+        opening: RunStart,
         state: RunState,
         observers: tuple[Observer, ...],
-        keeper: Keeper | None = None,
+        keeper: RunPersistence | None = None,
     ) -> None:
         super().__init__(run_id, plan, opening.bindings, opening.inputs, state, observers, keeper)
         self._opening = opening

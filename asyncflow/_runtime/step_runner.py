@@ -33,10 +33,10 @@ from asyncflow._core.tracebacks import leave_out_our_frames
 from asyncflow._runtime.asyncio_compat import TIMER_SLACK_S, cancels, running_task
 from asyncflow._runtime.calls import call_action, call_in_worker, check_coroutine
 from asyncflow._runtime.dispatcher import Observer
-from asyncflow._runtime.durable import Keeper
+from asyncflow._runtime.durable import RunPersistence
 from asyncflow._runtime.outcome import Shortfall
 from asyncflow._runtime.permits import Waits
-from asyncflow._runtime.watchdog import Heart, Watchdog
+from asyncflow._runtime.watchdog import HeartbeatTimer, Watchdog
 from asyncflow.events import (
     AttemptStarted,
     LoopBlocked,
@@ -86,7 +86,7 @@ class Attempts(Waits):
         inputs: Mapping[str, Any],
         state: RunState,
         observers: tuple[Observer, ...],
-        keeper: Keeper | None,
+        keeper: RunPersistence | None,
     ) -> None:
         super().__init__(state, observers, keeper)
         self._bindings = bindings
@@ -267,7 +267,7 @@ class Attempts(Waits):
         heart = abandon = None
         if step.heartbeat_ms is not None:
             limit_s = step.heartbeat_ms / 1000
-            heart = Heart(self._loop, limit_s, partial(self._lapse, unit, running_task()))
+            heart = HeartbeatTimer(self._loop, limit_s, partial(self._lapse, unit, running_task()))
         extras[key] = AttemptExtras(ends, heart, self._results_for(step))
         try:
             if step.runs_in == "loop":

@@ -21,12 +21,12 @@ from asyncflow.events import AttemptStarted
 
 __all__ = [
     "GRACE_S",
-    "Heart",
+    "HeartbeatTimer",
     "Watchdog",
 ]
 
 
-class Heart:
+class HeartbeatTimer:
     """Calls ``lapse`` once, when it has not beaten for so long.
 
     Args:

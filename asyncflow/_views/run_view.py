@@ -8,7 +8,7 @@ Rules:
    holds which the events say is reused, or which goes on with the attempts that it has left.
 3. What is secret goes no further than here.
 
-What a view remembers of a run when that goes on: the same as `Story` decides, for what is shown.
+What a view remembers of a run when that goes on: what `StoredRun` decides, for display.
 
 The events that follow say which results are reused, and with which attempt a step goes on; here
 stands what those results and attempts were.
@@ -50,7 +50,7 @@ from asyncflow.events import (
 __all__ = [
     "Recollection",
     "RunView",
-    "Stretch",
+    "Segment",
     "attempts_before",
 ]
 
@@ -147,7 +147,7 @@ def attempts_before(event: Any) -> int:
     return attempt - 1 if isinstance(event, AttemptStarted) else attempt
 
 
-class Stretch(NamedTuple):
+class Segment(NamedTuple):
     """A time in which one process ran the run, from here to the next one."""
 
     at_ms: float
@@ -176,7 +176,7 @@ class RunView:
     def __init__(self, events: Iterable[Event] = ()) -> None:
         self.run_id = ""
         self.pipeline = ""
-        self.stretches: list[Stretch] = []
+        self.stretches: list[Segment] = []
         self.at_ms = 0.0
         self.outcome: Outcome | None = None
         self.stop_reason: str | None = None
@@ -299,7 +299,7 @@ class RunView:
 
     def _begin(self, event: RunStarted | RunResumed, at_ms: float) -> None:
         self.run_id, self.pipeline = event.run_id, event.pipeline or self.pipeline
-        self.stretches.append(Stretch(at_ms, event.wall_time))
+        self.stretches.append(Segment(at_ms, event.wall_time))
         self.outcome = self.stop_reason = None
         self._was_told_to_stop = False
         self.inputs.update(event.inputs)

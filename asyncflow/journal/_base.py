@@ -26,7 +26,7 @@ from asyncflow.events import Event
 from asyncflow.journal._event_codec import column_of, is_storable
 from asyncflow.journal._payload_codec import CODECS, Codec
 from asyncflow.journal._queries import (
-    Archive,
+    JournalReader,
     RunRecord,
     RunStatus,
     StoredEvent,
@@ -38,12 +38,12 @@ from asyncflow.journal._queries import (
     place_of,
     seconds_of,
 )
-from asyncflow.journal._session import Book, Desk, PassedBook
+from asyncflow.journal._session import CommitQueue, FinishedSession, SQLSession
 from asyncflow.journal._store import Claim, Store
 from asyncflow.journal._worker import (
-    Clerk,
-    Holding,
-    Opening,
+    JournalWorker,
+    Lease,
+    PendingClaim,
     Thread,
     is_dead,
     this_owner,
@@ -77,9 +77,9 @@ class Inquiries:
         self,
         store: Store,
         claim: Claim,
-        clerk: Clerk,
+        clerk: JournalWorker,
         thread: Thread,
-        archive: Archive,
+        archive: JournalReader,
         reader: Thread,
     ) -> None:
         self._store = store
@@ -340,13 +340,13 @@ class SQLJournal(Inquiries):
         self._name = store.database.name
         self._codec = Codec(codec, max_payload_bytes)
         claim = Claim(owner or this_owner(), this_process(), lease_s, is_dead)
-        clerk = Clerk(store, claim)
+        clerk = JournalWorker(store, claim)
         thread = Thread(_THREAD, self._name, clerk.look_after)
-        archive = Archive(second or store, self._codec)
+        archive = JournalReader(second or store, self._codec)
         reader = Thread(_THREAD, self._name, lambda: None) if second else thread
         super().__init__(store, claim, clerk, thread, archive, reader)
         self._lock = threading.Lock()
-        self._desks: weakref.WeakValueDictionary[asyncio.AbstractEventLoop, Desk] = (
+        self._desks: weakref.WeakValueDictionary[asyncio.AbstractEventLoop, CommitQueue] = (
             weakref.WeakValueDictionary()
         )
         self._closed = False
@@ -355,7 +355,7 @@ class SQLJournal(Inquiries):
 
     async def open(
         self, run_id: str, *, wait: bool, read: Callable[[Sequence[Event]], T]
-    ) -> tuple[Book | PassedBook, T]:
+    ) -> tuple[SQLSession | FinishedSession, T]:
         """Become the only owner of a run, and read what is kept of it. A run calls this.
 
         One that has passed is read also while somebody else owns it. If a report is all that comes
@@ -384,22 +384,24 @@ class SQLJournal(Inquiries):
             if passed:
                 answer = await self._ask(read, passed)
                 if isinstance(answer, RunReport):
-                    return PassedBook(), answer
+                    return FinishedSession(), answer
                 is_to_go_on = True
             if not wait:
                 raise RunAlreadyActiveError(run_id, owner)
             await asyncio.sleep(pause)
             pause = min(2 * pause, _LONGEST_WAIT_S)
 
-    async def _open(self, run_id: str, read: Callable[[Sequence[Event]], T]) -> tuple[Book, T]:
-        loop, opening = asyncio.get_running_loop(), Opening(self._clerk)
+    async def _open(
+        self, run_id: str, read: Callable[[Sequence[Event]], T]
+    ) -> tuple[SQLSession, T]:
+        loop, opening = asyncio.get_running_loop(), PendingClaim(self._clerk)
         try:
             # Only when the claim is committed it is sure what there is to read.
             holding = await loop.run_in_executor(self._thread, opening.claim, run_id, loop)
             # What is new does not wait until others have been read.
             thread = self._reader if holding.kept else self._thread
             answer = await loop.run_in_executor(thread, self._read, holding, read)
-            return Book(self._desk_of(loop), holding), answer
+            return SQLSession(self._desk_of(loop), holding), answer
         except (asyncio.CancelledError, GeneratorExit):
             opening.abandon(self._thread)
             raise
@@ -409,7 +411,7 @@ class SQLJournal(Inquiries):
                     await loop.run_in_executor(self._thread, opening.give_back)
             raise
 
-    def _read(self, holding: Holding, read: Callable[[Sequence[Event]], T]) -> T:
+    def _read(self, holding: Lease, read: Callable[[Sequence[Event]], T]) -> T:
         return read(self._archive.past(holding.run_id, holding.kept) if holding.kept else [])
 
     def encode(self, subject: str, value: Any, hint: Any) -> Payload:
@@ -438,11 +440,11 @@ class SQLJournal(Inquiries):
         """
         return self._codec.decode(subject, payload, hint)
 
-    def _desk_of(self, loop: asyncio.AbstractEventLoop) -> Desk:
+    def _desk_of(self, loop: asyncio.AbstractEventLoop) -> CommitQueue:
         with self._lock:
             desk = self._desks.get(loop)
             if desk is None:
-                desk = self._desks[loop] = Desk(loop, self._thread, self._clerk)
+                desk = self._desks[loop] = CommitQueue(loop, self._thread, self._clerk)
             return desk
 
     # --- its life -------------------------------------------------------------------------------

@@ -22,7 +22,7 @@ from asyncflow.events import Event
 from asyncflow.journal._base import SQLJournal
 from asyncflow.journal._event_codec import Row
 from asyncflow.journal._queries import check_lease, check_text
-from asyncflow.journal._store import Claim, Parcel, Store, StoredRun, UnsettledError
+from asyncflow.journal._store import Claim, CommitBatch, RunRow, Store, UnsettledError
 
 if TYPE_CHECKING:
     from asyncflow.journal._postgres_connection import Postgres
@@ -138,10 +138,10 @@ class PostgresStore(Store):
 
         return self._patiently(attempt)
 
-    def write(self, take: Callable[[], Sequence[Parcel]]) -> set[tuple[str, int]]:
-        taken: list[Sequence[Parcel]] = []
+    def write(self, take: Callable[[], Sequence[CommitBatch]]) -> set[tuple[str, int]]:
+        taken: list[Sequence[CommitBatch]] = []
 
-        def take_once() -> Sequence[Parcel]:
+        def take_once() -> Sequence[CommitBatch]:
             if not taken:
                 taken.append(take())
             return taken[0]
@@ -170,7 +170,7 @@ class PostgresStore(Store):
     def last_position(self, run_id: str) -> int:
         return self._patiently(partial(super().last_position, run_id))
 
-    def runs(self, **asked: Any) -> list[StoredRun]:
+    def runs(self, **asked: Any) -> list[RunRow]:
         return self._patiently(partial(super().runs, **asked))
 
     def ended(self, age_s: float, status: str | None) -> list[tuple[str, int]]:
@@ -192,7 +192,7 @@ class PostgresStore(Store):
             found = cursor.fetchone()
         return None if found is None else int(found[0])
 
-    def _lost_if_written(self, parcels: Sequence[Parcel]) -> set[tuple[str, int]] | None:
+    def _lost_if_written(self, parcels: Sequence[CommitBatch]) -> set[tuple[str, int]] | None:
         """Return what `write` would have, if it has committed the parcels; ``None`` if not."""
         leases = self._leases([parcel.run_id for parcel in parcels])
         written: set[tuple[str, int]] = set()

@@ -14,17 +14,17 @@ from typing import Any, Literal, get_args
 
 from asyncflow._core.arguments import check_number
 from asyncflow._core.errors import JournalError, PayloadError, RunNotFoundError, in_full, nearest
-from asyncflow._core.replay import Story
+from asyncflow._core.replay import StoredRun
 from asyncflow._core.report import RunReport
 from asyncflow._core.results import REDACTED, REDACTED_OUTPUT, Payload, RestoredOutput
 from asyncflow.events import Event, RunFinished, RunResumed, RunStarted, StepSucceeded
 from asyncflow.journal._event_codec import column_of, from_column, is_storable
 from asyncflow.journal._payload_codec import Codec
-from asyncflow.journal._store import Store, StoredRun
+from asyncflow.journal._store import RunRow, Store
 from asyncflow.journal._worker import is_dead
 
 __all__ = [
-    "Archive",
+    "JournalReader",
     "RunRecord",
     "RunStatus",
     "StoredEvent",
@@ -92,7 +92,7 @@ class StoredEvent:
     event: Event
 
 
-class Archive:
+class JournalReader:
     """What is kept in a store, in the words of people.
 
     Args:
@@ -180,7 +180,7 @@ class Archive:
         if not stored:
             raise self.unknown(run_id)
         try:
-            story = Story(event for _, event in stored)
+            story = StoredRun(event for _, event in stored)
         except Exception as error:
             raise JournalError(
                 self._name,
@@ -214,7 +214,7 @@ class Archive:
             return RestoredOutput(f"<{_PICKLED}>")
 
 
-def _record_of(run: StoredRun) -> RunRecord:
+def _record_of(run: RunRow) -> RunRecord:
     status: Any = run.status
     orphaned = status == "running" and (run.owner is None or is_dead(run.process or ""))
     pipeline = from_column(run.pipeline)

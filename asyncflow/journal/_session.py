@@ -1,8 +1,8 @@
 """The runs of an event loop that a journal has open: what they write goes into few transactions.
 
 Group commit: what all runs of all event loops have to write when a transaction begins goes into
-it, and what comes while it is under way waits for the next one. A `Desk` hands in what its loop's
-books have at the end of the turn in which somebody asks for it to be kept. What nobody asks for
+it, and what comes while it is under way waits for the next one. A `CommitQueue` hands in what its
+loop's books have at the end of the turn in which somebody asks for it to be kept. What nobody asks for
 waits a few turns of the loop, and no time, for what may follow from it: the end of a step and the
 start of the next one go together.
 
@@ -20,19 +20,19 @@ from typing import Any
 from asyncflow._core.errors import JournalError, RunCancelledError
 from asyncflow.events import Event, RunFinished, RunResumed, RunStarted
 from asyncflow.journal._event_codec import Row, column_of, row_of
-from asyncflow.journal._store import Change, Parcel
-from asyncflow.journal._worker import Clerk, Holding, Thread
+from asyncflow.journal._store import Change, CommitBatch
+from asyncflow.journal._worker import JournalWorker, Lease, Thread
 
-__all__ = ["Book", "Desk", "PassedBook"]
+__all__ = ["CommitQueue", "FinishedSession", "SQLSession"]
 
 _Waiter = asyncio.Future[None]
 _OnStop = Callable[[JournalError | RunCancelledError], object]
 
 
-class Book:
+class SQLSession:
     """What one run writes. Only its event loop may use it."""
 
-    def __init__(self, desk: Desk, holding: Holding) -> None:
+    def __init__(self, desk: CommitQueue, holding: Lease) -> None:
         self._desk = desk
         self._holding = holding
         self._added = holding.kept
@@ -93,12 +93,12 @@ class Book:
         if self._holding.failure:
             raise self._holding.failure
 
-    def hand_over(self) -> tuple[Holding, Parcel]:
+    def hand_over(self) -> tuple[Lease, CommitBatch]:
         """Return what there is to write, which is forgotten here."""
         rows, change = self._rows, self._change
         self._rows, self._change = [], None
         run_id, token = self._holding.run_id, self._holding.token
-        return self._holding, Parcel(run_id, token, rows, change, self._closing)
+        return self._holding, CommitBatch(run_id, token, rows, change, self._closing)
 
     def give_up(self, error: JournalError) -> None:
         """Note that nothing more can be handed in."""
@@ -122,7 +122,7 @@ class Book:
                 _resolve(self._closers.pop())
 
 
-class PassedBook:
+class FinishedSession:
     """What a run has to write that has passed: nothing. So who reads it need not own it."""
 
     def watch(self, on_stop: _OnStop) -> None:
@@ -138,19 +138,21 @@ class PassedBook:
         """Do nothing."""
 
 
-class Desk:
+class CommitQueue:
     """The books of one event loop: it hands in what they have to write, all at once."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, thread: Thread, clerk: Clerk) -> None:
+    def __init__(
+        self, loop: asyncio.AbstractEventLoop, thread: Thread, clerk: JournalWorker
+    ) -> None:
         self.loop = loop
         self._thread = thread
         self._clerk = clerk
-        self._expected: dict[Book, None] = {}
-        self._sent: list[Book] = []
+        self._expected: dict[SQLSession, None] = {}
+        self._sent: list[SQLSession] = []
         self._busy = False
         self._turns = 0
 
-    def expect(self, book: Book) -> None:
+    def expect(self, book: SQLSession) -> None:
         """Let a book hand over what it has, a few turns from now or after what is under way."""
         if not self._expected:
             self._turns = _TURNS

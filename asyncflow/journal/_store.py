@@ -32,12 +32,12 @@ from asyncflow.journal._event_codec import Row, event_of
 __all__ = [
     "Change",
     "Claim",
+    "CommitBatch",
     "Cursor",
     "Database",
-    "Parcel",
     "Place",
+    "RunRow",
     "Store",
-    "StoredRun",
     "UnsettledError",
     "either_case",
 ]
@@ -115,7 +115,7 @@ class Change(NamedTuple):
     started_at: float | None = None
 
 
-class Parcel(NamedTuple):
+class CommitBatch(NamedTuple):
     """What one run has to write."""
 
     run_id: str
@@ -136,7 +136,7 @@ class Claim(NamedTuple):
     """Whether the process of another owner is provably dead."""
 
 
-class StoredRun(NamedTuple):
+class RunRow(NamedTuple):
     """A row of `runs`, with what its lease says."""
 
     run_id: str
@@ -261,7 +261,7 @@ class Store:
             cursor.execute(self.database.phrase(_CANCELLED))
             return [(run_id, int(token)) for run_id, token in cursor.fetchall()]
 
-    def write(self, take: Callable[[], Sequence[Parcel]]) -> set[tuple[str, int]]:
+    def write(self, take: Callable[[], Sequence[CommitBatch]]) -> set[tuple[str, int]]:
         """Write parcels in one transaction and return the claims that are lost.
 
         Args:
@@ -276,7 +276,7 @@ class Store:
                 self._finish(cursor, parcel)
         return {(parcel.run_id, parcel.token) for parcel in parcels} - owned
 
-    def _owned(self, cursor: Cursor, parcels: Sequence[Parcel]) -> set[tuple[str, int]]:
+    def _owned(self, cursor: Cursor, parcels: Sequence[CommitBatch]) -> set[tuple[str, int]]:
         return self._tokens(cursor, {parcel.run_id for parcel in parcels})
 
     def _tokens(self, cursor: Cursor, of: Iterable[str]) -> set[tuple[str, int]]:
@@ -300,7 +300,7 @@ class Store:
         for some in _chunks(rows):
             cursor.execute(self.database.phrase(_insertion(len(some))), list(chain(*some)))
 
-    def _finish(self, cursor: Cursor, parcel: Parcel) -> None:
+    def _finish(self, cursor: Cursor, parcel: CommitBatch) -> None:
         phrase, change = self.database.phrase, parcel.change
         if change and change.started_at is not None:
             begun = (parcel.run_id, change.pipeline, change.status, change.started_at)
@@ -344,7 +344,7 @@ class Store:
         before: float | Place | None = None,
         text: str | None = None,
         limit: int | None = None,
-    ) -> list[StoredRun]:
+    ) -> list[RunRow]:
         """Return runs, those that began last first."""
         place = before if before is None or isinstance(before, tuple) else (before,)
         pattern = None if text is None else self.database.pattern(text)
@@ -363,7 +363,7 @@ class Store:
             sql, values = f"{sql} LIMIT ?", [*values, limit]
         with self.database.reading() as cursor:
             cursor.execute(self.database.phrase(sql), values)
-            return [StoredRun(*row) for row in cursor.fetchall()]
+            return [RunRow(*row) for row in cursor.fetchall()]
 
     def ended(self, age_s: float, status: str | None) -> list[tuple[str, int]]:
         """Return the runs that ended that long ago and that nobody owns, and their last positions.

@@ -2,7 +2,7 @@
 
 Between its jobs it also looks, once a second, whether another process wants a run to stop.
 
-Everything in here is called in that thread, but for `Clerk.hand_in`.
+Everything in here is called in that thread, but for `JournalWorker.hand_in`.
 
 A thread that does a journal's work, one job after the other.
 
@@ -34,12 +34,12 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from asyncflow._core.errors import JournalError, LeaseLostError, in_full
-from asyncflow.journal._store import Claim, Parcel, Store
+from asyncflow.journal._store import Claim, CommitBatch, Store
 
 __all__ = [
-    "Clerk",
-    "Holding",
-    "Opening",
+    "JournalWorker",
+    "Lease",
+    "PendingClaim",
     "Thread",
     "is_dead",
     "this_owner",
@@ -219,7 +219,7 @@ _LONGEST_PAUSE_S = 1.0
 """How often to look for requests of other processes, unless leases are shorter than thrice that."""
 
 
-class Holding:
+class Lease:
     """A run that is claimed here, and how far the thread has come with it.
 
     The thread changes it and the run's event loop reads it, after a job of the thread has ended or
@@ -254,7 +254,7 @@ class Holding:
                 self.loop.call_soon_threadsafe(self.tell)
 
 
-class Clerk:
+class JournalWorker:
     """What the thread works with.
 
     Args:
@@ -266,15 +266,15 @@ class Clerk:
         self.store = store
         self.name = store.database.name
         self._claim = claim
-        self._inbox: deque[tuple[Holding, Parcel]] = deque()
-        self._holdings: dict[tuple[str, int], Holding] = {}
+        self._inbox: deque[tuple[Lease, CommitBatch]] = deque()
+        self._holdings: dict[tuple[str, int], Lease] = {}
         self._due = 0.0
         self._look_due = 0.0
         self._pause_s = min(_LONGEST_PAUSE_S, claim.lease_s / 3)
 
     # --- claims ---------------------------------------------------------------------------------
 
-    def claim(self, run_id: str, loop: asyncio.AbstractEventLoop) -> Holding:
+    def claim(self, run_id: str, loop: asyncio.AbstractEventLoop) -> Lease:
         """Claim a run, and see how much of it is kept.
 
         Raises:
@@ -282,7 +282,7 @@ class Clerk:
             JournalError: The database fails.
         """
         asked = time.monotonic()
-        holding = Holding(run_id, self.store.claim(run_id, self._claim), loop)
+        holding = Lease(run_id, self.store.claim(run_id, self._claim), loop)
         holding.lease_until = asked + self._claim.lease_s
         if not self._holdings:
             self._due = asked + self._claim.lease_s / 3
@@ -295,7 +295,7 @@ class Clerk:
             raise
         return holding
 
-    def give_back(self, holding: Holding) -> None:
+    def give_back(self, holding: Lease) -> None:
         """Give up a claim without writing anything. If that fails, it will expire."""
         self._holdings.pop((holding.run_id, holding.token), None)
         with suppress(JournalError):
@@ -303,7 +303,7 @@ class Clerk:
 
     # --- writing --------------------------------------------------------------------------------
 
-    def hand_in(self, work: Iterable[tuple[Holding, Parcel]]) -> None:
+    def hand_in(self, work: Iterable[tuple[Lease, CommitBatch]]) -> None:
         """Have parcels written by the next transaction. Any thread may call it."""
         self._inbox.extend(work)
 
@@ -311,9 +311,9 @@ class Clerk:
         """Write all that was handed in, if another call has not done it yet."""
         if not self._inbox:
             return
-        taken: list[tuple[Holding, Parcel]] = []
+        taken: list[tuple[Lease, CommitBatch]] = []
 
-        def take() -> list[Parcel]:
+        def take() -> list[CommitBatch]:
             while self._inbox:
                 taken.append(_still_due(*self._inbox.popleft()))
             return [parcel for _, parcel in taken]
@@ -346,7 +346,7 @@ class Clerk:
         mine.__cause__ = error
         return mine
 
-    def _lost(self, holding: Holding) -> JournalError:
+    def _lost(self, holding: Lease) -> JournalError:
         return LeaseLostError(
             self.name,
             f"another process has taken run {holding.run_id!r} over, since this one did not renew "
@@ -392,7 +392,7 @@ class Clerk:
                 problem = f"the lease of run {holding.run_id!r} could not be renewed: "
                 self._end(holding, JournalError(error.journal, problem + error.problem))
 
-    def _end(self, holding: Holding, error: JournalError) -> None:
+    def _end(self, holding: Lease, error: JournalError) -> None:
         del self._holdings[holding.run_id, holding.token]
         holding.fail(error)
         holding.wake()
@@ -425,17 +425,17 @@ class Clerk:
         self.store.database.close()
 
 
-class Opening:
+class PendingClaim:
     """A claim that is under way in the thread, while whoever wants it may be cancelled."""
 
-    def __init__(self, clerk: Clerk) -> None:
+    def __init__(self, clerk: JournalWorker) -> None:
         self._clerk = clerk
         self._lock = threading.Lock()
         self._abandoned = False
-        self.holding: Holding | None = None
+        self.holding: Lease | None = None
         """The claim, when it is there."""
 
-    def claim(self, run_id: str, loop: asyncio.AbstractEventLoop) -> Holding:
+    def claim(self, run_id: str, loop: asyncio.AbstractEventLoop) -> Lease:
         """Claim the run. The thread calls it."""
         holding = self._clerk.claim(run_id, loop)
         with self._lock:
@@ -458,7 +458,7 @@ class Opening:
                 thread.submit(self.give_back)
 
 
-def _still_due(holding: Holding, parcel: Parcel) -> tuple[Holding, Parcel]:
+def _still_due(holding: Lease, parcel: CommitBatch) -> tuple[Lease, CommitBatch]:
     """Return a parcel, without its events if those before have not been written."""
     if holding.failure:
         parcel = parcel._replace(rows=(), change=None)

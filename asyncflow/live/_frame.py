@@ -32,7 +32,7 @@ from asyncflow._views.step_view import StepView
 from asyncflow.events import Event, RunResumed, RunStarted, StepSucceeded
 from asyncflow.live._theme import (
     COLOURS,
-    Look,
+    Theme,
     bar,
     clipped,
     cut,
@@ -88,7 +88,7 @@ def columns_for(width: int, tier: int, name: int) -> Columns:
     return Columns(tier, _STATUS, name, note, _DURATION)
 
 
-def row(step: StepView, tier: str, columns: Columns, now_ms: float, look: Look) -> Text:
+def row(step: StepView, tier: str, columns: Columns, now_ms: float, look: Theme) -> Text:
     """Return the line of a step.
 
     Args:
@@ -116,7 +116,7 @@ def row(step: StepView, tier: str, columns: Columns, now_ms: float, look: Look) 
     return text.append(f"{gap}{lasted:>{columns.duration}}", "" if step.ended_ms is None else "dim")
 
 
-def tally_text(counts: Counter[StepStatus], width: int, look: Look) -> Text:
+def tally_text(counts: Counter[StepStatus], width: int, look: Theme) -> Text:
     """Return how many steps have which status: ``✓ 12 succeeded  ○ 3 pending``."""
     found = [status for status in _WORDS if counts[status]]
     parts = [f" {counts[status]:,} {_WORDS[status]}" for status in found]
@@ -131,7 +131,7 @@ def tally_text(counts: Counter[StepStatus], width: int, look: Look) -> Text:
     return text
 
 
-def _note(step: StepView, width: int, now_ms: float, look: Look) -> Text:
+def _note(step: StepView, width: int, now_ms: float, look: Theme) -> Text:
     text = Text(no_wrap=True)
     words = shown(_words(step, now_ms), look.encoding)
     if step.items is not None and step.status is StepStatus.RUNNING:
@@ -306,7 +306,7 @@ _Span = tuple[int, int]
 
 
 def frame(
-    run: LiveRun, *, width: int, height: int, now_ms: float, look: Look, least: int = 0
+    run: LiveRun, *, width: int, height: int, now_ms: float, look: Theme, least: int = 0
 ) -> list[Text]:
     """Return the lines.
 
@@ -333,7 +333,7 @@ def frame(
     return lines
 
 
-def summary(run: LiveRun, width: int, now_ms: float, look: Look) -> Text:
+def summary(run: LiveRun, width: int, now_ms: float, look: Theme) -> Text:
     """Return the line that says how a run stands: its state, its time, and how many steps."""
     view = run.view
     status = sign_of_run(view.word)
@@ -346,7 +346,7 @@ def summary(run: LiveRun, width: int, now_ms: float, look: Look) -> Text:
     return text
 
 
-def _title(run: LiveRun, width: int, look: Look) -> Text:
+def _title(run: LiveRun, width: int, look: Theme) -> Text:
     name, run_id = (shown(each, look.encoding) for each in (run.view.pipeline, run.view.run_id))
     again = f" {look.between} resumed" if len(run.view.stretches) > 1 else ""
     text = Text(no_wrap=True)
@@ -357,7 +357,7 @@ def _title(run: LiveRun, width: int, look: Look) -> Text:
     return text.append(cut(rest, max(width - text.cell_len, 0), look.ellipsis), "dim")
 
 
-def _progress(run: LiveRun, width: int, look: Look) -> Text:
+def _progress(run: LiveRun, width: int, look: Theme) -> Text:
     view = run.view
     label = f"  {view.settled:,} of {len(view.steps):,} steps"
     full, empty = bar(view.settled, len(view.steps), max(width - len(label), 0), look)
@@ -366,12 +366,12 @@ def _progress(run: LiveRun, width: int, look: Look) -> Text:
     return text.append(full, colour).append(empty, "dim").append(label)
 
 
-def _stop(reason: str, width: int, look: Look) -> Text:
+def _stop(reason: str, width: int, look: Theme) -> Text:
     said = cut(shown(f"stopped because {reason}", look.encoding), width, look.ellipsis)
     return Text(said, COLOURS[StepStatus.CANCELLED], no_wrap=True)
 
 
-def _body(run: LiveRun, room: int, width: int, now_ms: float, look: Look) -> list[Text]:
+def _body(run: LiveRun, room: int, width: int, now_ms: float, look: Theme) -> list[Text]:
     spans = _spans(run, room)
     labels = [_label(span, width, look) for span in spans]
     # As wide as the widest that there may be, so that nothing moves when others are shown.
@@ -396,7 +396,7 @@ def _body(run: LiveRun, room: int, width: int, now_ms: float, look: Look) -> lis
     return lines
 
 
-def _label(span: _Span, width: int, look: Look) -> str:
+def _label(span: _Span, width: int, look: Theme) -> str:
     first, last = span[0] + 1, span[1]
     numbers = str(first) if first == last else f"{first}{look.dash}{last}"
     if width < 70:

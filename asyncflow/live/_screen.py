@@ -29,7 +29,7 @@ from rich.text import Text
 from asyncflow.events import Event
 from asyncflow.live._frame import LiveRun, frame, summary
 from asyncflow.live._painter import Feed
-from asyncflow.live._theme import Look, cut, shown
+from asyncflow.live._theme import Theme, cut, shown
 
 __all__ = [
     "Frames",
@@ -339,7 +339,7 @@ class Frames:
 
     pause_s = 0.12
 
-    def __init__(self, screen: Screen, file: IO[str], look: Look) -> None:
+    def __init__(self, screen: Screen, file: IO[str], look: Theme) -> None:
         self._screen = screen
         self._look = look
         self._prints: Prints[Feed] = Prints(file)
@@ -434,7 +434,7 @@ class Frames:
         return lines
 
 
-def _many(runs: Sequence[_Watched], width: int, height: int, look: Look) -> list[Text]:
+def _many(runs: Sequence[_Watched], width: int, height: int, look: Theme) -> list[Text]:
     """Return a line for each run, as far as there is room."""
     shown_runs = runs if len(runs) <= height else runs[: max(height - 1, 0)]
     lines = []

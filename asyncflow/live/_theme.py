@@ -18,7 +18,7 @@ __all__ = [
     "ASCII",
     "COLOURS",
     "UNICODE",
-    "Look",
+    "Theme",
     "bar",
     "clipped",
     "cut",
@@ -74,7 +74,7 @@ def _head(text: str, width: int) -> str:
     return "".join(character for character, end in zip(text, cells, strict=True) if end <= width)
 
 
-class Look(NamedTuple):
+class Theme(NamedTuple):
     """The characters that a view is drawn with; each takes one cell."""
 
     signs: Mapping[StepStatus, str]
@@ -86,8 +86,8 @@ class Look(NamedTuple):
     between: str = "·"
 
 
-UNICODE = Look(SIGNS)
-ASCII = Look(
+UNICODE = Theme(SIGNS)
+ASCII = Theme(
     dict(zip(SIGNS, "o>vx-#", strict=True)),
     encoding="ascii",
     ellipsis="~",
@@ -108,7 +108,7 @@ COLOURS: Mapping[StepStatus, str] = {
 }
 
 
-def look_for(encoding: str, also: str = "") -> Look:
+def look_for(encoding: str, also: str = "") -> Theme:
     """Return the characters to use in an encoding.
 
     Args:
@@ -135,7 +135,7 @@ def sign_of_run(word: str) -> StepStatus:
     }.get(word, StepStatus.CANCELLED)
 
 
-def bar(done: int, total: int, width: int, look: Look) -> tuple[str, str]:
+def bar(done: int, total: int, width: int, look: Theme) -> tuple[str, str]:
     """Return the full and the empty part of a progress bar.
 
     It is full only when all is done, and not empty when anything is.

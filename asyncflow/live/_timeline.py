@@ -16,7 +16,7 @@ from asyncflow._core.results import StepStatus
 from asyncflow._views.event_text import duration
 from asyncflow._views.run_view import RunView
 from asyncflow._views.step_view import AttemptView, StepView
-from asyncflow.live._theme import ASCII, COLOURS, Look, clipped, fitted, look_for, shown, widest
+from asyncflow.live._theme import ASCII, COLOURS, Theme, clipped, fitted, look_for, shown, widest
 
 __all__ = [
     "MEANINGS",
@@ -210,7 +210,7 @@ _ASCII = _Marks("*", "r", "+", "+", "-")
 class _Sheet(NamedTuple):
     """What a timeline is drawn on."""
 
-    look: Look
+    look: Theme
     marks: _Marks
     fills: Fills
     status: int

@@ -27,7 +27,7 @@ from asyncflow import (
     parallel_groups,
     topological_sort,
 )
-from asyncflow._core.graph import ITEM, Binding, Plan, Shape, bind, bind_conditions, plan
+from asyncflow._core.graph import ITEM, Binding, DependencyView, Plan, bind, bind_conditions, plan
 
 TRACES = Path(
     os.environ.get("ASYNCFLOW_TRACES")
@@ -202,7 +202,7 @@ class TestShape:
     def test_a_shape_is_the_plan_as_names_in_topological_order(self, edges: Edges) -> None:
         steps = steps_of(edges)
 
-        shape = Shape(plan(steps))
+        shape = DependencyView(plan(steps))
 
         assert dict(shape) == {name: tuple(needs) for name, needs in edges.items()}
         assert list(shape) == topological_sort(steps)
@@ -213,7 +213,7 @@ class TestShape:
         edges: Edges = {"b": ["a"], "a": []}
         steps = [WorkflowStep(name, lambda: nothing(), needs) for name, needs in edges.items()]
 
-        back = pickle.loads(pickle.dumps(Shape(plan(steps))))
+        back = pickle.loads(pickle.dumps(DependencyView(plan(steps))))
 
         assert back == {"a": (), "b": ("a",)}
         assert list(back) == ["a", "b"]
@@ -221,7 +221,7 @@ class TestShape:
 
     def test_a_shape_knows_no_other_step(self) -> None:
         with pytest.raises(KeyError):
-            Shape(plan([]))["a"]
+            DependencyView(plan([]))["a"]
 
 
 DIAMOND: Edges = {"d": ["b", "c"], "c": ["a"], "b": ["a"], "a": [], "e": ["d"], "f": []}
@@ -323,7 +323,7 @@ class TestCleanUp:
         assert list(map(sorted, planned.dependents)) == [[], [0, 2, 3], [0, 3], []]
         assert planned.cleanups == {0, 3}
         assert planned.special == (0, 3)
-        assert dict(Shape(planned)) == {
+        assert dict(DependencyView(planned)) == {
             "a": (),
             "b": ("a",),
             "tidy": ("a", "b"),
@@ -336,7 +336,7 @@ class TestCleanUp:
         planned = plan(steps)
 
         assert parallel_groups(steps) == [["a"], ["tidy", "b"], ["c"]]
-        assert dict(Shape(planned))["tidy"] == ("a",)
+        assert dict(DependencyView(planned))["tidy"] == ("a",)
         assert planned.cleanups == {0}
 
     def test_what_depends_on_one_comes_after_it_and_is_no_dependency_of_it(self) -> None:
@@ -349,14 +349,14 @@ class TestCleanUp:
         planned = plan(steps)
 
         assert parallel_groups(steps) == [["a"], ["own"], ["one", "two"], ["after"], ["last"]]
-        assert dict(Shape(planned))["one"] == ("a", "own")
-        assert dict(Shape(planned))["two"] == ("a", "own")
+        assert dict(DependencyView(planned))["one"] == ("a", "own")
+        assert dict(DependencyView(planned))["two"] == ("a", "own")
 
     def test_clean_up_steps_may_be_all_there_is(self) -> None:
         steps = [cleanup("one"), cleanup("two"), *steps_of({"after": ["two"]})]
 
         assert parallel_groups(steps) == [["one", "two"], ["after"]]
-        assert dict(Shape(plan(steps))) == {"one": (), "two": (), "after": ("two",)}
+        assert dict(DependencyView(plan(steps))) == {"one": (), "two": (), "after": ("two",)}
 
     def test_one_is_never_shown_as_a_part_of_a_cycle_among_the_others(self) -> None:
         steps = [cleanup("tidy"), *steps_of({"a": ["b"], "b": ["a"]})]
@@ -376,7 +376,7 @@ class TestCleanUp:
             for name, needs in edges.items()
         ]
 
-        shape = Shape(plan(steps))
+        shape = DependencyView(plan(steps))
 
         last = {name for name in chosen if not edges[name]}
         oracle = oracle_of(edges)

@@ -17,7 +17,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from asyncflow._core.policies import Pool, Ticket
+from asyncflow._core.policies import Pool, PoolTicket
 
 EXACT = 1e-9
 
@@ -189,7 +189,7 @@ class TestLine:
         """As happens if the collector ends a coroutine in there."""
         pool, called = Pool(1), list[str]()
         first = pool.ask(unwanted)
-        tickets: list[Ticket] = []
+        tickets: list[PoolTicket] = []
         tickets.append(pool.ask(lambda: tickets[0].give_back()))
         last = pool.ask(lambda: called.append("last"))
 
@@ -204,7 +204,7 @@ class TestLine:
         self, size: int, chance: random.Random
     ) -> None:
         pool, line, inside = Pool(size), deque[int](), set[int]()
-        tickets: dict[int, Ticket] = {}
+        tickets: dict[int, PoolTicket] = {}
 
         def call(number: int) -> Callable[[], None]:
             def is_next() -> None:
@@ -313,7 +313,7 @@ class TestRate:
     ) -> None:
         """Some start when they may, others are cancelled before, in any order."""
         pool, now, starts = Pool(size, per_second=rate), 0.0, list[float]()
-        held: list[tuple[float, Ticket]] = []
+        held: list[tuple[float, PoolTicket]] = []
 
         for pause, is_cancelled, which in turns:
             now += pause
@@ -448,5 +448,5 @@ class TestRate:
 
 
 # Of the mutants that mutmut makes of `_pool`, these survive, since nothing depends on the
-# difference: `None` for `Ticket._is_done` and for `popitem(last=...)`, which are only asked
+# difference: `None` for `PoolTicket._is_done` and for `popitem(last=...)`, which are only asked
 # whether they are true.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from asyncflow import Pool, WorkflowStep
-from asyncflow._core.scheduler import StartQueue
+from asyncflow._core.scheduler import AdmissionQueue
 
 
 def plain() -> None: ...
@@ -22,7 +22,7 @@ class Line:
         self.steps = [
             WorkflowStep(f"s{n}", nothing, pool=by_name.get(name)) for n, name in enumerate(pools)
         ]
-        self.queue = StartQueue(limit, self.steps, range(len(pools)))
+        self.queue = AdmissionQueue(limit, self.steps, range(len(pools)))
         for unit in range(len(pools)):
             self.queue.put([unit], float(unit))
 
@@ -124,7 +124,7 @@ class TestNews:
     @pytest.mark.parametrize("limit", [None, 1])
     def test_there_is_news_when_one_gets_in_line_or_leaves(self, limit: int | None) -> None:
         steps = [WorkflowStep("a", nothing)]
-        queue = StartQueue(limit, steps, ())
+        queue = AdmissionQueue(limit, steps, ())
         assert queue.has_news is False
 
         queue.put([0], 1.0)
@@ -152,7 +152,7 @@ class TestNews:
     def test_it_knows_whether_anybody_may_have_to_wait(
         self, limit: int | None, steps: list[WorkflowStep], special: tuple[int, ...], expected: bool
     ) -> None:
-        assert StartQueue(limit, steps, special).is_limited is expected
+        assert AdmissionQueue(limit, steps, special).is_limited is expected
 
 
 class TestTime:

@@ -7,8 +7,8 @@ import json
 import pytest
 
 from asyncflow import PayloadError, StepStatus, WorkflowStep
-from asyncflow._core.graph import Shape, bind, bind_conditions, plan
-from asyncflow._core.replay import Story
+from asyncflow._core.graph import DependencyView, bind, bind_conditions, plan
+from asyncflow._core.replay import StoredRun
 from asyncflow._core.results import REDACTED, Payload
 from asyncflow._core.resume import Fingerprints, resume
 from asyncflow.events import (
@@ -40,7 +40,7 @@ CHAIN = step("a"), step("b", "a"), step("c", "b")
 
 def started(*steps):
     planned = plan(steps)
-    return RunStarted("r", 1_000.0, Shape(planned), "p", dict(Fingerprints(planned)))
+    return RunStarted("r", 1_000.0, DependencyView(planned), "p", dict(Fingerprints(planned)))
 
 
 def kept(value):
@@ -66,7 +66,7 @@ def failed(name):
 def go_on(events, *steps, fail_fast=True, new_inputs=()):
     """Return what is told, and the past; the story itself has heard of it."""
     planned = plan(steps)
-    story = events if isinstance(events, Story) else Story(events)
+    story = events if isinstance(events, StoredRun) else StoredRun(events)
     return resume(
         story,
         planned,
@@ -188,7 +188,7 @@ def test_an_input_that_the_run_did_not_have_outdates_what_takes_it():
 
 def test_a_later_success_stands_for_an_earlier_secret_one():
     secret, plain = step("a", secret=True), step("a")
-    story = Story([started(secret, *CHAIN[1:]), *done("a", output=REDACTED), *failed("b")])
+    story = StoredRun([started(secret, *CHAIN[1:]), *done("a", output=REDACTED), *failed("b")])
     event, _ = go_on(story, plain, *CHAIN[1:])
     assert event.recalled == ("a",)
     for each in [*done("a"), *failed("b"), RunFinished(3.0, "failed")]:
@@ -202,7 +202,7 @@ def test_a_later_success_stands_for_an_earlier_secret_one():
 
 def test_what_came_of_a_failure_is_outdated_although_it_was_left_out_when_that_was_mended():
     steps = step("z"), step("tell", "z", run_if="always")
-    story = Story([started(*steps), *failed("z"), *done("tell"), RunFinished(3.0, "failed")])
+    story = StoredRun([started(*steps), *failed("z"), *done("tell"), RunFinished(3.0, "failed")])
     go_on(story, steps[0])
     for each in [*done("z"), RunFinished(4.0, "passed")]:
         story.apply(each)
@@ -308,7 +308,7 @@ class TestSecrets:
 
 
 def test_a_run_goes_on_three_times_with_changing_pipelines():
-    story = Story([started(*CHAIN), *done("a", "b"), AttemptStarted("c", 1, 3.0)])
+    story = StoredRun([started(*CHAIN), *done("a", "b"), AttemptStarted("c", 1, 3.0)])
     a, b, c = CHAIN
 
     # c is left out for a while.
@@ -333,7 +333,7 @@ def test_a_run_goes_on_three_times_with_changing_pipelines():
 
 
 def test_targets_leave_the_rest_as_it_is():
-    story = Story([started(*CHAIN), *done("a", "b", "c")])
+    story = StoredRun([started(*CHAIN), *done("a", "b", "c")])
     planned = plan(CHAIN, ["b"])
     options = {"fail_fast": True, "wall_time": 2.0, "decode": decode}
 

@@ -12,7 +12,7 @@ from golden_run import GOLDEN, SECRET, STOOD_STILL
 from results import report_of
 
 from asyncflow import Attempt, RunReport, StepResult, StepStatus, StepTimeoutError
-from asyncflow._core.replay import Story
+from asyncflow._core.replay import StoredRun
 from asyncflow._core.results import REDACTED, REDACTED_OUTPUT
 from asyncflow._views.retold import retold
 from asyncflow._views.run_view import RunView
@@ -45,7 +45,7 @@ def golden_report(events):
         replace(event, output=REDACTED) if getattr(event, "output", None) == SECRET else event
         for event in events
     ]
-    return Story(kept).report(lambda step, payload: payload)
+    return StoredRun(kept).report(lambda step, payload: payload)
 
 
 def test_a_run_begins_and_ends():

@@ -22,9 +22,9 @@ from asyncflow import (
     StepStatus,
     WorkflowStep,
 )
-from asyncflow._core.graph import Plan, Shape, plan
+from asyncflow._core.graph import DependencyView, Plan, plan
 from asyncflow._core.state import RunState, Schedule
-from asyncflow._core.step_runs import Carried, Past, _Map
+from asyncflow._core.step_runs import Checkpoint, PendingAttempts, _Map
 from asyncflow.events import (
     AttemptFailed,
     AttemptStarted,
@@ -97,7 +97,7 @@ def plan_of(edges: Edges, max_retries: int = 1) -> Plan:
 
 def started(plan: Plan, **options: Any) -> RunState:
     state = RunState(plan, **options)
-    state.apply(RunStarted("r1", 1_000.0, Shape(plan)))
+    state.apply(RunStarted("r1", 1_000.0, DependencyView(plan)))
     return state
 
 
@@ -370,22 +370,22 @@ class TestTable:
         assert len(state.report()) == 0
 
 
-def past_of(*results: StepResult, carried: Sequence[str] = ()) -> Past:
+def past_of(*results: StepResult, carried: Sequence[str] = ()) -> Checkpoint:
     """A past with these results, in which the first attempt of other steps was cut short."""
     cut = {}
     for name in carried:
         error = StepCrashedError(name, 1, 1)
         attempts = (Attempt(1, 1.0, 2.0, error),)
-        cut[name, None] = Carried(AttemptStarted(name, 1, 1.0), attempts, 1)
+        cut[name, None] = PendingAttempts(AttemptStarted(name, 1, 1.0), attempts, 1)
     known = {(result.step_name, None): result for result in results}
-    return Past("r1", 1_000.0, 5.0, known, cut, dict.fromkeys(carried, "it was cut short"))
+    return Checkpoint("r1", 1_000.0, 5.0, known, cut, dict.fromkeys(carried, "it was cut short"))
 
 
 def resumption(plan: Plan) -> RunResumed:
-    return RunResumed("r1", 5.0, 2_000.0, Shape(plan), {})
+    return RunResumed("r1", 5.0, 2_000.0, DependencyView(plan), {})
 
 
-def resumed(plan: Plan, past: Past, **options: Any) -> RunState:
+def resumed(plan: Plan, past: Checkpoint, **options: Any) -> RunState:
     state = RunState(plan, past=past, **options)
     state.apply(resumption(plan))
     return state
@@ -590,9 +590,9 @@ class TestResumed:
         planned = plan([WorkflowStep("a", nothing), mapped])
         error = StepCrashedError("x[0]", 1, 1)
         start = AttemptStarted("x", 1, 1.0, item=0)
-        carried = {("x", 0): Carried(start, (Attempt(1, 1.0, 2.0, error),), 1)}
+        carried = {("x", 0): PendingAttempts(start, (Attempt(1, 1.0, 2.0, error),), 1)}
         known = {("a", None): StepResult("a", SUCCESS, 1, output=[1])}
-        past = Past("r1", 1_000.0, 5.0, known, carried, {})
+        past = Checkpoint("r1", 1_000.0, 5.0, known, carried, {})
         state = resumed(
             planned, past, schedule=schedule, fail_fast=fail_fast, max_concurrency=limit
         )
@@ -1260,12 +1260,12 @@ def test_100_000_steps_fold_in_linear_time(
 # - `RunState.__init__` with `None` for `_interrupted`, and `_on_run_interrupted` with `None` for
 #   `spare_cleanups`, which are only asked whether they are true.
 # - `RunState._on_step_succeeded` without its short way (`started` is `None`): the long way through
-#   `Histories.result` comes to the same result, only later.
-# - `Units.depends_on` and `Shape.__getitem__` that look at the edges of the plan also for steps
-#   that name their dependencies: these are the same.
-# - `Turns.__init__` with `None` for `_unsettled_in` and `_dependencies_unsettled`, which the start
-#   of the run sets before anything reads them.
-# - `Turns.settled` that gives clean-up steps their turn while other steps have not settled: it
+#   `AttemptLog.result` comes to the same result, only later.
+# - `StepRuns.depends_on` and `DependencyView.__getitem__` that look at the edges of the plan also
+#   for steps that name their dependencies: these are the same.
+# - `Readiness.__init__` with `None` for `_unsettled_in` and `_dependencies_unsettled`, which the
+#   start of the run sets before anything reads them.
+# - `Readiness.settled` that gives clean-up steps their turn while other steps have not settled: it
 #   does not come, and they are put off once more.
-# - `Turns._take_turns` that never takes its short way for plain pipelines.
+# - `Readiness._take_turns` that never takes its short way for plain pipelines.
 # - `_graph.bind` without its short way for actions without parameters: `_binding` finds none.

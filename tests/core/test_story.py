@@ -7,7 +7,7 @@ import json
 import pytest
 
 from asyncflow import RestoredOutput, StepCrashedError, StepStatus
-from asyncflow._core.replay import Story, latest_steps
+from asyncflow._core.replay import StoredRun, latest_steps
 from asyncflow._core.results import REDACTED, Payload
 from asyncflow.events import (
     AttemptFailed,
@@ -82,7 +82,7 @@ class TestLatestSteps:
 
 class TestReports:
     def test_a_run_that_has_only_begun_has_pending_steps(self):
-        story = Story([started()])
+        story = StoredRun([started()])
 
         report = story.report(decode)
 
@@ -94,7 +94,7 @@ class TestReports:
         assert story.inputs == {"x": kept(1)}
 
     def test_a_step_that_runs_tells_how_long_and_what_has_failed(self):
-        story = Story(
+        story = StoredRun(
             [
                 started(),
                 AttemptStarted("a", 1, 1.0, 0.5),
@@ -116,7 +116,7 @@ class TestReports:
         assert result.queued_ms == 0.5
 
     def test_a_mapped_step_that_runs_has_begun_when_its_items_did(self):
-        story = Story(half_mapped())
+        story = StoredRun(half_mapped())
 
         result = story.report(decode)["b"]
 
@@ -130,7 +130,7 @@ class TestReports:
         assert story.unfinished() == {"b": "it was cut short"}
 
     def test_a_mapped_step_that_goes_on_has_begun_before_the_run_was_resumed(self):
-        story = Story(
+        story = StoredRun(
             [
                 *half_mapped(),
                 resumed(5.0, unfinished={"b": "it was cut short"}),
@@ -154,7 +154,7 @@ class TestReports:
         assert [item.started_ms for item in ended.items] == [3.0, 4.0]
 
     def test_the_outputs_of_items_make_that_of_their_step(self):
-        story = Story(
+        story = StoredRun(
             [
                 started({"a": (), "b": ("a",)}),
                 AttemptStarted("a", 1, 0.0),
@@ -179,7 +179,7 @@ class TestReports:
         assert report.total_duration_ms == 6.0
 
     def test_what_is_secret_now_is_not_told_of_items_that_are_still_coming_either(self):
-        story = Story(
+        story = StoredRun(
             [
                 started({"a": ()}),
                 MapStarted("a", 0.0),
@@ -204,7 +204,7 @@ class TestReports:
 
     def test_a_decoder_is_told_which_step_it_is_about(self):
         told, of_inputs = [], []
-        story = Story(
+        story = StoredRun(
             [
                 started(),
                 MapStarted("a", 0.0),
@@ -254,14 +254,14 @@ class TestStops:
         ],
     )
     def test_a_run_was_being_stopped_if_steps_were_left_out(self, events, was_stopping):
-        story = Story([started(), AttemptStarted("a", 1, 0.0), *events])
+        story = StoredRun([started(), AttemptStarted("a", 1, 0.0), *events])
 
         assert story.was_stopping is was_stopping
         story.apply(resumed(2.0))
         assert not story.was_stopping
 
     def test_the_end_is_what_the_run_has_said(self):
-        story = Story([started({}), RunFinished(4.0, "failed", "so it was")])
+        story = StoredRun([started({}), RunFinished(4.0, "failed", "so it was")])
 
         assert (story.outcome, story.at_ms) == ("failed", 4.0)
         assert story.report(decode).stop_reason == "so it was"
@@ -269,7 +269,7 @@ class TestStops:
 
 class TestResumptions:
     def test_what_was_running_was_cut_short_and_goes_on(self):
-        story = Story(
+        story = StoredRun(
             [
                 started(),
                 AttemptStarted("a", 1, 0.0),
@@ -293,7 +293,7 @@ class TestResumptions:
         assert story.known().keys() == {("a", None)}
 
     def test_afresh_attempts_and_failures_are_forgotten_and_successes_kept(self):
-        story = Story(
+        story = StoredRun(
             [
                 started(),
                 AttemptStarted("a", 1, 0.0),
@@ -312,7 +312,7 @@ class TestResumptions:
     def test_what_has_come_of_something_outdated_is_outdated_too(self):
         done = [success(name, 1.0) for name in CHAIN]
         starts = [AttemptStarted(name, 1, 0.0) for name in CHAIN]
-        story = Story([started(), *starts, *done])
+        story = StoredRun([started(), *starts, *done])
 
         story.apply(resumed(2.0, {"b": ()}, outdated={"b": "so"}))
 
@@ -322,7 +322,7 @@ class TestResumptions:
         assert statuses(story) == [PENDING]
 
     def test_a_success_is_kept_although_it_is_asked_for_again_in_vain(self):
-        story = Story(
+        story = StoredRun(
             [
                 started(),
                 AttemptStarted("a", 1, 0.0),
@@ -338,7 +338,7 @@ class TestResumptions:
         assert "is secret" in story.report(decode)["a"].rerun_reason
 
     def test_a_reused_result_says_so(self):
-        story = Story(
+        story = StoredRun(
             [
                 started(),
                 AttemptStarted("a", 1, 0.0),
@@ -352,7 +352,7 @@ class TestResumptions:
         assert (result.reused, result.output, result.started_ms) == (True, 5, 0.0)
 
     def test_items_go_on_or_have_failed_too_often(self):
-        story = Story(
+        story = StoredRun(
             [
                 started(),
                 MapStarted("a", 0.0),
@@ -373,7 +373,7 @@ class TestResumptions:
         assert story.unfinished() == {"a": "it had failed"}
 
     def test_what_vanishes_may_come_back(self):
-        story = Story(
+        story = StoredRun(
             [
                 started(),
                 AttemptStarted("a", 1, 0.0),

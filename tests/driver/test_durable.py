@@ -28,7 +28,7 @@ from asyncflow import (
     resume_all,
     run_pipeline,
 )
-from asyncflow._core.replay import Story
+from asyncflow._core.replay import StoredRun
 from asyncflow._core.results import REDACTED, Payload
 from asyncflow._views.retold import retold
 from asyncflow._views.run_view import RunView
@@ -885,7 +885,7 @@ class TestInputs:
         told = []
         options = {"journal": journal, "run_id": "r"}
         await run_pipeline(steps, inputs={"x": "hunter2", "y": 1}, **options)
-        begun = Story(journal.kept["r"])
+        begun = StoredRun(journal.kept["r"])
 
         report = await run_pipeline(steps, secret_inputs=["x"], observers=[told.append], **options)
 
@@ -893,7 +893,7 @@ class TestInputs:
         assert seen == [("hunter2", 1)] * 2
         assert begun.report(decode).inputs == {"x": "hunter2", "y": 1}
         assert told[0].inputs == {"x": RestoredOutput("redacted")}
-        for one in (report, Story(journal.kept["r"]).report(decode)):
+        for one in (report, StoredRun(journal.kept["r"]).report(decode)):
             assert one.inputs == inputs
         for events in (retold(report), journal.kept["r"]):
             assert RunView(events).inputs["x"] in (REDACTED, RestoredOutput("redacted"))
@@ -919,7 +919,7 @@ class TestInputs:
         assert seen == [(1, 2)] * 3
         for report in (third, fourth):
             assert report.inputs == {"x": RestoredOutput("redacted"), "y": 2}
-        assert Story(journal.kept["r"]).report(decode).inputs == fourth.inputs
+        assert StoredRun(journal.kept["r"]).report(decode).inputs == fourth.inputs
 
     async def test_an_input_that_was_secret_once_is_not_told_to_who_gives_another(self, journal):
         steps, _ = self.steps()
@@ -1107,7 +1107,7 @@ class TestSecretOutputs:
         assert not first["login"].secret
 
         second = await run_pipeline(steps(secret=True), **options)
-        told = Story(journal.kept["r"]).report(decode), RunView(journal.kept["r"])
+        told = StoredRun(journal.kept["r"]).report(decode), RunView(journal.kept["r"])
         third = await run_pipeline(steps(secret=False), **options)
 
         assert work.calls == {"login": 1, "use": 1, "fetch": 3, "tell": 2}
@@ -1118,7 +1118,7 @@ class TestSecretOutputs:
             assert {name for name, each in report.items() if each.secret} == {"login", "tell"}
             assert all(item.secret for item in report["tell"].items)
         # And what it is said to be now counts: its value is there still.
-        for report in (third, Story(journal.kept["r"]).report(decode)):
+        for report in (third, StoredRun(journal.kept["r"]).report(decode)):
             assert not report["login"].secret
             assert report["login"].output == "s3cret"
             assert report["tell"].output == ["s3cret 1", "s3cret 2"]
@@ -1252,7 +1252,7 @@ class TestMappedSteps:
         left = journal.died_after(start + 1)
         report = await run_pipeline(steps, fail_fast, journal=left, run_id="r", max_concurrency=1)
         assert isinstance(report["m"].items[2].error, StepCrashedError)
-        stored = Story(left.kept["r"]).report(lambda _, payload: left.decode("", payload, Any))
+        stored = StoredRun(left.kept["r"]).report(lambda _, payload: left.decode("", payload, Any))
         assert repr(stored["m"].error) == repr(report["m"].error)
 
         report = await run_pipeline(steps, fail_fast, journal=left, run_id="r")

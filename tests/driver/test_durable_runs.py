@@ -27,9 +27,9 @@ from asyncflow import (
     StepStatus,
     run_pipeline,
 )
-from asyncflow._core.composition import HandsOn
-from asyncflow._core.graph import Shape, bind, bind_conditions, plan
-from asyncflow._core.replay import Story
+from asyncflow._core.composition import ForwardOutputs
+from asyncflow._core.graph import DependencyView, bind, bind_conditions, plan
+from asyncflow._core.replay import StoredRun
 from asyncflow._core.results import REDACTED, REDACTED_OUTPUT, Payload
 from asyncflow._core.resume import resume
 from asyncflow._core.state import RunState
@@ -133,7 +133,7 @@ class Execution:
             recalled, again = set(self.told[0].recalled), set(self.told[0].outdated)
         # A clean-up step sees to what runs again, and then whatever comes of that one.
         late = {step.name for step in self.steps if step.run_if != "success"}
-        for name, needed in Shape(plan(self.steps)).items():
+        for name, needed in DependencyView(plan(self.steps)).items():
             if late.intersection(needed):
                 late.add(name)
         assert again <= late or self.kind == "changing"
@@ -142,7 +142,7 @@ class Execution:
         again |= {step.name for step in self.steps if {step.name, step.map_over} & recalled}
         for key in self.world.calls:
             assert key not in kept or key[0] in again, f"{key} was called again"
-        ours = {step.name for step in self.steps if not isinstance(step.action, HandsOn)}
+        ours = {step.name for step in self.steps if not isinstance(step.action, ForwardOutputs)}
         starts = Counter(
             key_of(e) for e in self.told if isinstance(e, AttemptStarted) and e.step in ours
         )
@@ -168,7 +168,7 @@ class Execution:
 
     def check_story(self):
         """The report that a journal gives is that of the run."""
-        story = Story(self.journal.kept[RUN_ID])
+        story = StoredRun(self.journal.kept[RUN_ID])
         assert_equal(story.report(decode), self.report)
         assert story.outcome == self.told[-1].outcome
 
@@ -178,7 +178,7 @@ class Execution:
         past = None
         if self.stored:
             event, past = resume(
-                Story(self.stored),
+                StoredRun(self.stored),
                 planned,
                 bindings=bind(planned),
                 conditions=bind_conditions(planned),
@@ -321,7 +321,7 @@ def may_differ(execution):
     That is a clean-up step which has seen that a secret was asked for again in vain; and a step
     which had no time for its other attempts, under a deadline of the run that is none any more.
     """
-    events, shape = execution.journal.kept[RUN_ID], Shape(plan(execution.steps))
+    events, shape = execution.journal.kept[RUN_ID], DependencyView(plan(execution.steps))
     recalled = {
         name for event in events if isinstance(event, RunResumed) for name in event.recalled
     }
@@ -357,7 +357,7 @@ async def die_everywhere(pipeline, seed):
         left = journal.died_after(kept)
         if kept:
             so_far = left.kept[RUN_ID]
-            assert_shows(RunView(so_far), Story(so_far).report(decode))
+            assert_shows(RunView(so_far), StoredRun(so_far).report(decode))
         again = await Execution(pipeline, left).run()
         executions += 1
         assert_same_end(again.report, whole, pipeline)
@@ -424,7 +424,7 @@ async def cancel_somewhere(pipeline, seed, *, through_journal):
                 break
             events = journal.kept.get(RUN_ID)
             if events:
-                Story(events).report(decode)
+                StoredRun(events).report(decode)
         else:
             execution = await Execution(pipeline, journal).run()
             executions += 1
@@ -446,7 +446,7 @@ async def change_often(pipeline, seed):
             count = len(journal.kept.get(RUN_ID, ()))
             if count and chance.random() < 0.6:
                 journal = journal.died_after(chance.randint(1, count))
-            if count and Story(journal.kept[RUN_ID]).outcome == "passed":
+            if count and StoredRun(journal.kept[RUN_ID]).outcome == "passed":
                 break
             current = current.changed()
             pipeline.latest = current

@@ -10,7 +10,7 @@ import pytest
 
 from asyncflow import WorkflowStep
 from asyncflow._core.context import RunContext
-from asyncflow._core.graph import Shape, plan
+from asyncflow._core.graph import DependencyView, plan
 from asyncflow._core.state import RunState
 from asyncflow._runtime.watchdog import Watchdog
 from asyncflow.events import AttemptStarted, MapStarted, RunStarted, StepSucceeded
@@ -45,7 +45,7 @@ async def test_an_attempt_is_found_by_the_name_of_its_task(
     )
     state = RunState(planned)
     for event in [
-        RunStarted("r1", 1.0, Shape(planned)),
+        RunStarted("r1", 1.0, DependencyView(planned)),
         AttemptStarted("a", 1, 1.0),
         AttemptStarted("x[0]", 1, 1.0),
         StepSucceeded("a", 1, 2.0, [1]),

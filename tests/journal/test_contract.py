@@ -30,7 +30,7 @@ from asyncflow._core.errors import (
     RunAlreadyActiveError,
     RunNotFoundError,
 )
-from asyncflow._core.replay import Story
+from asyncflow._core.replay import StoredRun
 from asyncflow._core.results import REDACTED, REDACTED_OUTPUT, Payload
 from asyncflow.events import (
     AttemptStarted,
@@ -440,7 +440,7 @@ async def test_a_run_that_has_passed_is_read_by_all_at_once(make_journal: Make, 
 
     def report(events: Sequence[Event]) -> RunReport:
         read[:] = events
-        return Story(events).report(lambda step, payload: payload)
+        return StoredRun(events).report(lambda step, payload: payload)
 
     for journal in (first, second):
         for wait in (False, True):

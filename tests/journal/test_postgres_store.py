@@ -17,7 +17,7 @@ from asyncflow.events import AttemptStarted, StepSucceeded
 from asyncflow.journal._event_codec import row_of
 from asyncflow.journal._postgres import PostgresStore
 from asyncflow.journal._postgres_connection import Postgres
-from asyncflow.journal._store import Change, Claim, Parcel
+from asyncflow.journal._store import Change, Claim, CommitBatch
 
 MINE = Claim("me", "{}", 30.0, lambda process: False)
 TAKING_OVER = Claim("somebody else", "{}", 30.0, lambda process: True)
@@ -53,10 +53,10 @@ def elsewhere() -> Iterator[ThreadPoolExecutor]:
 
 def parcel(
     run_id: str, token: int, *positions: int, attempt: int = 1, release: bool = False
-) -> Parcel:
+) -> CommitBatch:
     rows = [row_of(run_id, each, AttemptStarted("a", attempt, each / 3)) for each in positions]
     change = Change("running", "", 0.0) if 1 in positions else None
-    return Parcel(run_id, token, rows, change, release)
+    return CommitBatch(run_id, token, rows, change, release)
 
 
 def positions(store: PostgresStore, run_id: str) -> list[int]:
@@ -79,7 +79,7 @@ def test_what_is_written_comes_back_as_it_was(store: PostgresStore) -> None:
     ]
     rows = [row_of("r", position, event) for position, event in enumerate(events, 1)]
 
-    assert store.write(lambda: [Parcel("r", token, rows, None, False)]) == set()
+    assert store.write(lambda: [CommitBatch("r", token, rows, None, False)]) == set()
 
     assert store.events("r") == list(enumerate(events, 1))
 
@@ -138,7 +138,7 @@ def test_a_server_may_restart_in_the_middle_of_a_transaction(
     token = store.claim("r", MINE)
     asked = []
 
-    def take() -> Sequence[Parcel]:
+    def take() -> Sequence[CommitBatch]:
         asked.append("once")
         postgres_server.restart(mode)
         return [parcel("r", token, 1, 2)]
@@ -212,7 +212,7 @@ def test_a_claim_whose_release_was_cut_off_is_given_up_all_the_same(
 ) -> None:
     token = store.claim("r", MINE)
 
-    def take() -> Sequence[Parcel]:
+    def take() -> Sequence[CommitBatch]:
         postgres_server.cut_connections()
         return [parcel("r", token, release=True)]
 
@@ -262,7 +262,7 @@ def test_who_has_lost_a_run_while_the_connection_was_cut_writes_nothing(
     token = store.claim("r", MINE)
     pid = process_of(store)
 
-    def take() -> Sequence[Parcel]:
+    def take() -> Sequence[CommitBatch]:
         postgres_server.cut_connections(f"pid = {pid}")
         theirs = other.claim("r", TAKING_OVER)
         other.write(lambda: [parcel("r", theirs, 1, attempt=7)])
@@ -469,7 +469,7 @@ def test_many_runs_are_pruned_without_a_trace(store: PostgresStore, dsn: str) ->
         ended = Change("passed", "", 0.0)
         release = name == "old"
         rows = parcel(name, token, 1, 2).rows
-        store.write(lambda: [Parcel(name, token, rows, ended, release)])  # noqa: B023
+        store.write(lambda: [CommitBatch(name, token, rows, ended, release)])  # noqa: B023
 
     found = store.ended(0.0, "passed")
     pruned = store.prune(["old", "active"], 0.0)
@@ -488,7 +488,7 @@ def test_a_run_that_goes_on_while_it_is_to_be_pruned_is_left(
 ) -> None:
     token = store.claim("r", MINE)
     rows = parcel("r", token, 1).rows
-    store.write(lambda: [Parcel("r", token, rows, Change("passed", "", 0.0), True)])
+    store.write(lambda: [CommitBatch("r", token, rows, Change("passed", "", 0.0), True)])
 
     with psycopg.connect(dsn) as resuming:
         resuming.execute("SELECT 1 FROM asyncflow.leases FOR UPDATE")

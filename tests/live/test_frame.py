@@ -27,7 +27,7 @@ from asyncflow.events import (
     StepSucceeded,
 )
 from asyncflow.live._frame import LiveRun, frame
-from asyncflow.live._theme import ASCII, UNICODE, Look, bar, look_for
+from asyncflow.live._theme import ASCII, UNICODE, Theme, bar, look_for
 
 
 def run_of(events: Iterable[Event]) -> LiveRun:
@@ -42,7 +42,7 @@ def lines_of(
     width: int = 79,
     height: int = 23,
     now_ms: float | None = None,
-    look: Look = UNICODE,
+    look: Theme = UNICODE,
     least: int = 0,
 ) -> list[str]:
     now_ms = run.view.at_ms if now_ms is None else now_ms
