@@ -37,7 +37,7 @@ tested := $(VENV)/.has-$(subst $(empty) ,-,$(groups))
 help:
 	@echo "make etl        run the example pipeline"
 	@echo "make test       run the tests"
-	@echo "make check      lint, check the format and the types"
+	@echo "make check      lint, check the format, the types and who imports whom"
 	@echo "make coverage   run the tests and require that they reach every line and branch"
 	@echo "make bench      measure the cost of a step"
 
@@ -52,6 +52,7 @@ check: $(VENV)/.has-dev
 	@$(py) -m ruff format --check .
 	@$(py) -m mypy --strict
 	@$(py) -m pyright --pythonpath $(py)
+	@$(VENV)/bin/lint-imports --no-logo
 
 bench: $(tested)
 	@$(py) -m tests.benchmarks $(ARGS)

@@ -2,7 +2,7 @@
 
 Group commit: what all runs of all event loops have to write when a transaction begins goes into
 it, and what comes while it is under way waits for the next one. A `CommitQueue` hands in what its
-loop's books have at the end of the turn in which somebody asks for it to be kept. What nobody asks for
+loop's sessions have at the end of the turn in which one of them asks for it to be stored. The rest
 waits a few turns of the loop, and no time, for what may follow from it: the end of a step and the
 start of the next one go together.
 
