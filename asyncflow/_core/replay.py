@@ -96,7 +96,7 @@ class StoredRun:
         self._secret: frozenset[str] = frozenset()
         self._stop_reason: str | None = None
         self._kept: dict[Key, StepResult] = {}
-        self._carried: dict[Key, PendingAttempts] = {}
+        self._pending_attempts: dict[Key, PendingAttempts] = {}
         self._reasons: dict[str, str] = {}
         for event in events:
             self.apply(event)
@@ -137,15 +137,17 @@ class StoredRun:
         # names none are among those of the event.
         steps = [WorkflowStep(n, _not_here, needed) for n, needed in event.dependencies.items()]
         self._plan = plan(steps)
-        of_plan = {k: each for k, each in self._carried.items() if k[0] in event.dependencies}
-        self._units = StepRuns(self._plan, of_plan)
-        self._histories = AttemptLog(self._units)
+        of_plan = {
+            k: each for k, each in self._pending_attempts.items() if k[0] in event.dependencies
+        }
+        self._step_runs = StepRuns(self._plan, of_plan)
+        self._attempt_log = AttemptLog(self._step_runs)
         self._reasons = event.rerun_reasons if isinstance(event, RunResumed) else {}
         for name, reason in self._reasons.items():
-            self._histories.remark(self._plan.index[name], rerun_reason=reason)
+            self._attempt_log.remark(self._plan.index[name], rerun_reason=reason)
 
     def _resume(self, event: RunResumed) -> None:
-        kept, carried = self.known(), {} if event.afresh else self.carried()
+        kept, pending_attempts = self.known(), {} if event.afresh else self.pending_attempts()
         # What came of a step that begins anew can be among what the pipeline leaves out now.
         begun_anew = with_dependents(event.unfinished, self.dependencies.items())
         outdated = with_dependents(event.outdated, self.dependencies.items())
@@ -157,63 +159,65 @@ class StoredRun:
             if key[0] in outdated or not is_final:
                 del kept[key]
         self._kept = kept
-        self._carried = {key: each for key, each in carried.items() if key[0] not in outdated}
+        self._pending_attempts = {
+            key: each for key, each in pending_attempts.items() if key[0] not in outdated
+        }
 
     def _apply_to_unit(self, event: Any) -> None:
         step = self._plan.index[event.step]
         if isinstance(event, MapStarted):
-            self._units.begin_map(step, event.at_ms)
+            self._step_runs.begin_map(step, event.at_ms)
             return
-        unit = step if event.item is None else self._units.unit_of_item(step, event)
-        result = self._fold(unit, event)
+        node = step if event.item is None else self._step_runs.node_of_item(step, event)
+        result = self._fold(node, event)
         if result is not None:
-            self._settle(unit, self._histories.with_remarks(unit, result))
+            self._settle(node, self._attempt_log.with_remarks(node, result))
 
-    def _fold(self, unit: int, event: Any) -> StepResult | None:
-        histories, phases = self._histories, self._units.phases
+    def _fold(self, node: int, event: Any) -> StepResult | None:
+        attempt_log, phases = self._attempt_log, self._step_runs.phases
         match event:
             case AttemptStarted():
-                self._units.latest[unit], phases[unit] = event, ATTEMPTING
+                self._step_runs.latest[node], phases[node] = event, ATTEMPTING
             case AttemptFailed():
-                histories.fail(unit, event)
-                phases[unit] = WAITING
+                attempt_log.fail(node, event)
+                phases[node] = WAITING
             case ThreadAbandoned():
-                histories.remark(unit, abandoned=True)
+                attempt_log.remark(node, abandoned=True)
             case LoopBlocked():
-                histories.block(unit, event)
+                attempt_log.block(node, event)
             case StepSucceeded():
-                return self._success(unit, event)
+                return self._success(node, event)
             case StepFailed():
-                return histories.result(unit, event, StepStatus.FAILED, event.error)
+                return attempt_log.result(node, event, StepStatus.FAILED, event.error)
             case StepCancelled():
-                return histories.result(unit, event, StepStatus.CANCELLED, event.error)
+                return attempt_log.result(node, event, StepStatus.CANCELLED, event.error)
             case StepSkipped():
-                return histories.skipped(unit, event)
+                return attempt_log.skipped(node, event)
             case _:  # StepReused
                 return replace(self._kept[event.step, event.item], reused=True, rerun_reason=None)
         return None
 
-    def _success(self, unit: int, event: StepSucceeded) -> StepResult:
+    def _success(self, node: int, event: StepSucceeded) -> StepResult:
         whole = event
-        if self._units.phases[unit] == MAPPING:  # its items have kept theirs
-            items = self._units.results_of_items(unit) or ()
+        if self._step_runs.phases[node] == MAPPING:  # its items have kept theirs
+            items = self._step_runs.results_of_items(node) or ()
             whole = replace(event, output=[item.output for item in items])
-        result = self._histories.result(unit, whole, StepStatus.SUCCESS, None)
+        result = self._attempt_log.result(node, whole, StepStatus.SUCCESS, None)
         return replace(result, secret=True) if event.output == REDACTED else result
 
-    def _settle(self, unit: int, result: StepResult) -> None:
-        self._units.results[unit] = result
+    def _settle(self, node: int, result: StepResult) -> None:
+        self._step_runs.results[node] = result
         self.was_stopping |= self._was_left_out(result)
-        if self._units.is_item(unit):
-            self._units.end_item(unit)
+        if self._step_runs.is_item(node):
+            self._step_runs.end_item(node)
         else:
-            self._units.phases[unit] = SETTLED
+            self._step_runs.phases[node] = SETTLED
 
     def _was_left_out(self, result: StepResult) -> bool:
         """Whether a step did not run, or not to its end, because the run was being stopped."""
         if result.status is not StepStatus.SKIPPED or result.on_purpose:
             return result.status is StepStatus.CANCELLED
-        index, results = self._plan.index, self._units.results
+        index, results = self._plan.index, self._step_runs.results
         needed = [results[index[name]] for name in result.depends_on]
         return not any(
             other is not None and is_lost(other.status, other.on_purpose) for other in needed
@@ -228,30 +232,30 @@ class StoredRun:
     def known(self) -> dict[Key, StepResult]:
         """Return the results that were kept, of steps and of items; none that was cancelled."""
         known = dict(self._kept)
-        for unit, result in enumerate(self._units.results):
-            key = self._units.key_of(unit)
+        for node, result in enumerate(self._step_runs.results):
+            key = self._step_runs.key_of(node)
             if result is None or result.status is StepStatus.CANCELLED:
                 continue
             if result.status is StepStatus.SUCCESS or not _has_succeeded(known, *key):
                 known[key] = result
         return known
 
-    def carried(self) -> dict[Key, PendingAttempts]:
+    def pending_attempts(self) -> dict[Key, PendingAttempts]:
         """Return what has begun and not ended, as it is when the run stands still now."""
-        carried = dict(self._carried)
-        for unit, latest in enumerate(self._units.latest):
-            if self._units.phases[unit] == SETTLED:
-                carried.pop(self._units.key_of(unit), None)
+        pending_attempts = dict(self._pending_attempts)
+        for node, latest in enumerate(self._step_runs.latest):
+            if self._step_runs.phases[node] == SETTLED:
+                pending_attempts.pop(self._step_runs.key_of(node), None)
             elif latest is not None:
-                carried[self._units.key_of(unit)] = self._cut_short(unit, latest)
-        return carried
+                pending_attempts[self._step_runs.key_of(node)] = self._cut_short(node, latest)
+        return pending_attempts
 
-    def _cut_short(self, unit: int, latest: AttemptStarted) -> PendingAttempts:
-        failed = self._histories.attempts(unit)
+    def _cut_short(self, node: int, latest: AttemptStarted) -> PendingAttempts:
+        failed = self._attempt_log.attempts(node)
         crashes = sum(isinstance(attempt.error, StepCrashedError) for attempt in failed)
-        if self._units.phases[unit] == ATTEMPTING:
+        if self._step_runs.phases[node] == ATTEMPTING:
             crashes += 1
-            error = StepCrashedError(self._units.name_of(unit), latest.attempt, crashes)
+            error = StepCrashedError(self._step_runs.name_of(node), latest.attempt, crashes)
             duration_ms = self.at_ms - latest.at_ms
             number, started_ms, queued_ms = latest.attempt, latest.at_ms, latest.queued_ms
             failed = (*failed, Attempt(number, started_ms, duration_ms, error, queued_ms))
@@ -260,10 +264,10 @@ class StoredRun:
     def unfinished(self) -> dict[str, str]:
         """Return the steps that have begun and not succeeded, each with what became of it."""
         told, known = dict(self._reasons), self.known()
-        maps = [self._plan.steps[step].name for step in self._units.maps()]
-        begun = [*maps, *(name for name, _ in self.carried())]
+        maps = [self._plan.steps[step].name for step in self._step_runs.maps()]
+        begun = [*maps, *(name for name, _ in self.pending_attempts())]
         told.update(dict.fromkeys(begun, "it was cut short"))
-        for step, result in zip(self._plan.steps, self._units.results, strict=False):
+        for step, result in zip(self._plan.steps, self._step_runs.results, strict=False):
             if result is not None and result.status in _ENDS_OF_UNFINISHED:
                 told[step.name] = _ENDS_OF_UNFINISHED[result.status]
         return {name: why for name, why in told.items() if not _has_succeeded(known, name)}
@@ -295,17 +299,17 @@ class StoredRun:
             outcome=self.outcome or "running",
         )
 
-    def _so_far(self, unit: int) -> StepResult:
+    def _so_far(self, node: int) -> StepResult:
         """Return the result of a unit, or what can be said before there is one."""
-        result, latest = self._units.results[unit], self._units.latest[unit]
+        result, latest = self._step_runs.results[node], self._step_runs.latest[node]
         if result is not None:
             return result
-        if self._units.phases[unit] == MAPPING:
-            return self._so_far_of_items(unit)
-        name, depends_on = self._units.name_of(unit), self._units.depends_on(unit)
+        if self._step_runs.phases[node] == MAPPING:
+            return self._so_far_of_items(node)
+        name, depends_on = self._step_runs.name_of(node), self._step_runs.depends_on(node)
         if latest is None:
             return StepResult(name, StepStatus.PENDING, recorded=(), depends_on=depends_on)
-        failed = self._histories.attempts(unit)
+        failed = self._attempt_log.attempts(node)
         started_ms = failed[0].started_ms if failed else latest.at_ms
         return StepResult(
             name,
@@ -318,16 +322,16 @@ class StoredRun:
         )
 
     def _so_far_of_items(self, step: int) -> StepResult:
-        items = [self._so_far(unit) for unit in self._units.items(step)]
-        started_ms = self._histories.began_ms(step, items)
+        items = [self._so_far(node) for node in self._step_runs.items(step)]
+        started_ms = self._attempt_log.began_ms(step, items)
         return StepResult(
-            self._units.name_of(step),
+            self._step_runs.name_of(step),
             StepStatus.RUNNING,
             sum(item.attempts for item in items),
             self.at_ms - started_ms,
             started_ms=started_ms,
             recorded=(),
-            depends_on=self._units.depends_on(step),
+            depends_on=self._step_runs.depends_on(step),
             items=tuple(items),
         )
 

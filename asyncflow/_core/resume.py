@@ -130,11 +130,16 @@ def resume(
         for key, result in _of_plan(story.known(), plan).items()
         if _is_taken_over(key, held, plan, event.recalled)
     }
-    started, carried = story.started, _of_plan(story.carried(), plan)
-    past = Checkpoint(
-        started.run_id, started.wall_time, event.at_ms, results, carried, event.rerun_reasons
+    started, pending_attempts = story.started, _of_plan(story.pending_attempts(), plan)
+    checkpoint = Checkpoint(
+        started.run_id,
+        started.wall_time,
+        event.at_ms,
+        results,
+        pending_attempts,
+        event.rerun_reasons,
     )
-    return event, past
+    return event, checkpoint
 
 
 def _with_results(known: Mapping[Key, StepResult], *, afresh: bool) -> set[str]:

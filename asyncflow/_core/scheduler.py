@@ -25,11 +25,11 @@ from asyncflow._core.policies import Pool
 from asyncflow._core.step import WorkflowStep
 from asyncflow._core.step_runs import (
     ATTEMPTING,
-    DOOMED,
+    DROPPED,
     IN_FLIGHT,
     PENDING,
     READY,
-    WITHDRAWN,
+    UNREACHABLE,
     StepRuns,
 )
 from asyncflow.events import AttemptStarted
@@ -68,7 +68,7 @@ class AdmissionQueue:
         self.is_limited = self._is_of_all or not all(
             _waits_for_nothing(steps[step]) for step in special
         )
-        self.has_news = False
+        self.is_dirty = False
         self._room = math.inf if limit is None else limit
         self._steps = steps
         self._line: deque[int] = deque()
@@ -82,15 +82,15 @@ class AdmissionQueue:
         if not units:
             return
         self._line.extend(units)
-        self.has_news = True
+        self.is_dirty = True
         if self.is_limited:
-            for unit in units:
-                if self._is_of_all or not _waits_for_nothing(self._steps[unit]):
-                    self._since[unit] = at_ms
+            for node in units:
+                if self._is_of_all or not _waits_for_nothing(self._steps[node]):
+                    self._since[node] = at_ms
 
-    def queued_ms(self, unit: int, at_ms: float) -> float:
+    def queued_ms(self, node: int, at_ms: float) -> float:
         """How long one has stood in line, or waits since it was let in."""
-        return at_ms - self._since.get(unit, at_ms)
+        return at_ms - self._since.get(node, at_ms)
 
     def take_all(self) -> list[int]:
         """Return all who stand in line, if none of them has to wait."""
@@ -104,40 +104,40 @@ class AdmissionQueue:
             while held and self._has_room(pool):
                 yield held.popleft()
         while self._line and self._room > 0:
-            unit = self._line.popleft()
-            pool_of_unit = self._steps[unit].pool
+            node = self._line.popleft()
+            pool_of_unit = self._steps[node].pool
             if pool_of_unit is None or self._has_room(pool_of_unit):
-                yield unit
+                yield node
             else:
-                self._held.setdefault(pool_of_unit, deque()).append(unit)
+                self._held.setdefault(pool_of_unit, deque()).append(node)
 
     def _has_room(self, pool: Pool) -> bool:
         return self._room > 0 and self._taken.get(pool, 0) < pool.size
 
-    def enter(self, unit: int) -> None:
+    def enter(self, node: int) -> None:
         """Count one as in, which need not have stood in line."""
-        self._count(unit, 1)
+        self._count(node, 1)
 
-    def leave(self, unit: int) -> None:
+    def leave(self, node: int) -> None:
         """Count one as out."""
-        self._count(unit, -1)
-        self.has_news = True
+        self._count(node, -1)
+        self.is_dirty = True
 
-    def moved(self, unit: int, before: int, now: int) -> None:
+    def moved(self, node: int, before: int, now: int) -> None:
         """Count one as in or out whose phase has changed."""
         was_in, is_in = before in IN_FLIGHT, now in IN_FLIGHT
         if was_in and not is_in:
-            self.leave(unit)
+            self.leave(node)
         elif is_in and not was_in:
-            self.enter(unit)  # it did not stand in line: a stored run is being replayed
+            self.enter(node)  # it did not stand in line: a stored run is being replayed
 
-    def begin(self, unit: int) -> None:
+    def begin(self, node: int) -> None:
         """One need no longer wait."""
-        self._since.pop(unit, None)
+        self._since.pop(node, None)
 
-    def _count(self, unit: int, change: int) -> None:
+    def _count(self, node: int, change: int) -> None:
         self._room -= change
-        pool = self._steps[unit].pool
+        pool = self._steps[node].pool
         if pool is not None:
             self._taken[pool] = self._taken.get(pool, 0) + change
 
@@ -199,40 +199,40 @@ class Deadlines:
     ) -> None:
         self.deadline_ms = deadline_ms
         self.began_ms = began_ms
-        self._units = units
+        self._step_runs = units
         self._queue = queue
         self._random = random
         self._counts_from: dict[int, float] = {}
         """When a unit with a deadline began, plus what it has waited in line since."""
 
-    def start(self, unit: int, event: AttemptStarted) -> None:
+    def start(self, node: int, event: AttemptStarted) -> None:
         """An attempt has started."""
-        if self._units.steps[unit].deadline_ms is not None:
-            if unit in self._counts_from:
-                self._counts_from[unit] += event.queued_ms
+        if self._step_runs.steps[node].deadline_ms is not None:
+            if node in self._counts_from:
+                self._counts_from[node] += event.queued_ms
             else:
-                self._counts_from[unit] = event.at_ms
+                self._counts_from[node] = event.at_ms
 
-    def of(self, unit: int, at_ms: float) -> Limit | None:
+    def of(self, node: int, at_ms: float) -> Limit | None:
         """Return the tighter of a unit's own two limits, for an attempt started at that time."""
-        step = self._units.steps[unit]
+        step = self._step_runs.steps[node]
         limit: Limit | None = None
         if step.timeout_ms is not None:
             limit = Limit("attempt", step.timeout_ms, at_ms + step.timeout_ms)
         if step.deadline_ms is not None:
-            ends_ms = self._counts_from.get(unit, at_ms) + step.deadline_ms
-            if self._units.phases[unit] != ATTEMPTING and unit in self._counts_from:
-                ends_ms += self._queue.queued_ms(unit, at_ms)
+            ends_ms = self._counts_from.get(node, at_ms) + step.deadline_ms
+            if self._step_runs.phases[node] != ATTEMPTING and node in self._counts_from:
+                ends_ms += self._queue.queued_ms(node, at_ms)
             if limit is None or ends_ms < limit.ends_ms:
                 limit = Limit("step", step.deadline_ms, ends_ms)
         return limit
 
-    def step_ends_ms(self, unit: int) -> float:
+    def step_ends_ms(self, node: int) -> float:
         """When the deadline of a unit that has started passes, if it has one."""
-        deadline_ms = self._units.steps[unit].deadline_ms
-        return math.inf if deadline_ms is None else self._counts_from[unit] + deadline_ms
+        deadline_ms = self._step_runs.steps[node].deadline_ms
+        return math.inf if deadline_ms is None else self._counts_from[node] + deadline_ms
 
-    def after_failure(self, unit: int, error: Exception, at_ms: float) -> float | None:
+    def retry_delay_ms(self, node: int, error: Exception, at_ms: float) -> float | None:
         """Decide what follows the failure of the attempt that is running.
 
         It raises what the step's retry policy raises.
@@ -243,13 +243,13 @@ class Deadlines:
         """
         if _is_final(error):
             return None
-        latest, step = self._units.latest[unit], self._units.steps[unit]
+        latest, step = self._step_runs.latest[node], self._step_runs.steps[node]
         assert latest is not None
-        carried = self._units.carried(unit)
-        attempts = latest.attempt - (0 if carried is None else carried.crashes)
+        pending_attempts = self._step_runs.pending_attempts(node)
+        attempts = latest.attempt - (0 if pending_attempts is None else pending_attempts.crashes)
         if attempts >= step.max_retries:
             return None
-        ends_ms, whose = self.step_ends_ms(unit), "step"
+        ends_ms, whose = self.step_ends_ms(node), "step"
         if self.deadline_ms is not None and step.run_if == "success":
             ends_ms, whose = min((ends_ms, whose), (self.began_ms + self.deadline_ms, "run"))
         random = self._random
@@ -298,7 +298,7 @@ class Readiness:
         queue: AdmissionQueue,
         *,
         by_tiers: bool,
-        taken_over: frozenset[int] | None = None,
+        restored: frozenset[int] | None = None,
     ) -> None:
         self._plan = plan
         self._phases = phases
@@ -307,13 +307,13 @@ class Readiness:
         self._cleanups = plan.cleanups
         # When the run stops, steps of later tiers settle before their turn, which matters only if
         # there are clean-up steps; and what a resumed run takes over settles at its beginning.
-        self._in_any_order = taken_over is not None or bool(plan.cleanups)
-        self._taken_over = taken_over or frozenset()
+        self._in_any_order = restored is not None or bool(plan.cleanups)
+        self._restored = restored or frozenset()
         self.unsettled = len(plan.steps)
         self.ordinary_unsettled = len(plan.steps) - len(plan.cleanups)
-        self.lost: dict[int, str] = {}
-        self.unneeded: dict[int, str] = {}
-        self.doomed: list[SkippedStep] = []
+        self.failed_by: dict[int, str] = {}
+        self.skipped_by: dict[int, str] = {}
+        self.unreachable: list[SkippedStep] = []
         self.stop_reason: str | None = None
         self._parked: list[int] = []
         self._tier = -1
@@ -349,21 +349,21 @@ class Readiness:
         else:
             self._release_dependents(step, at_ms)
 
-    def stop(self, reason: str, *, spare_cleanups: bool) -> None:
+    def stop(self, reason: str, *, exempt_cleanups: bool) -> None:
         """Let nothing become ready any more."""
         if self.stop_reason is None:
             self.stop_reason = reason
             candidates: Iterable[int] = range(len(self._plan.steps))
         else:
             candidates = sorted(self._cleanups)
-        spared = self._cleanups if spare_cleanups else ()
+        spared = self._cleanups if exempt_cleanups else ()
         for step in candidates:
-            if step in spared or step in self._taken_over:
+            if step in spared or step in self._restored:
                 continue
             if self._phases[step] in (PENDING, READY):
                 # What was ready may have been handed out, if a stored run is being replayed.
                 was_ready = self._phases[step] == READY
-                self._doom(step, reason, phase=WITHDRAWN if was_ready else DOOMED)
+                self._skip(step, reason, phase=DROPPED if was_ready else UNREACHABLE)
 
     def _release_dependents(self, step: int, at_ms: float) -> None:
         missing, turns = self._dependencies_unsettled, []
@@ -384,7 +384,7 @@ class Readiness:
     def _take_turns(self, steps: Sequence[int], at_ms: float) -> None:
         if self.stop_reason is not None and not self._cleanups:
             return  # they are doomed, as is all that was pending when the run stopped
-        if self.lost or self.unneeded or self._in_any_order:
+        if self.failed_by or self.skipped_by or self._in_any_order:
             steps = [step for step in steps if self._may_start(step)]
         phases = self._phases
         for step in steps:
@@ -393,29 +393,31 @@ class Readiness:
 
     def _may_start(self, step: int) -> bool:
         """Whether a step whose turn has come is ready; if it never will be, it is doomed."""
-        if self._phases[step] != PENDING or step in self._taken_over:
+        if self._phases[step] != PENDING or step in self._restored:
             return False  # the run is stopping, or has its result already
         needed = self._plan.dependencies[step]
         if step in self._cleanups:
             if self.stop_reason is not None and self.ordinary_unsettled:
                 self._parked.append(step)
                 return False
-            if self._plan.steps[step].run_if == "always" or any(n in self.lost for n in needed):
+            if self._plan.steps[step].run_if == "always" or any(
+                n in self.failed_by for n in needed
+            ):
                 return True
-            self._doom(step, "nothing that it looks at has failed", on_purpose=True)
+            self._skip(step, "nothing that it looks at has failed", on_purpose=True)
             return False
-        for grounds, what in (self.lost, "failed"), (self.unneeded, "was skipped"):
+        for grounds, what in (self.failed_by, "failed"), (self.skipped_by, "was skipped"):
             cause = next((grounds[other] for other in needed if other in grounds), None)
             if cause is not None:
                 grounds[step] = cause
                 reason = f"it depends on step {cause!r}, which {what}"
-                self._doom(step, reason, on_purpose=grounds is self.unneeded)
+                self._skip(step, reason, on_purpose=grounds is self.skipped_by)
                 return False
         return True
 
-    def _doom(
-        self, step: int, reason: str, *, phase: int = DOOMED, on_purpose: bool = False
+    def _skip(
+        self, step: int, reason: str, *, phase: int = UNREACHABLE, on_purpose: bool = False
     ) -> None:
         self._phases[step] = phase
-        self.doomed.append(SkippedStep(step, reason, on_purpose))
-        self._queue.has_news = True
+        self.unreachable.append(SkippedStep(step, reason, on_purpose))
+        self._queue.is_dirty = True

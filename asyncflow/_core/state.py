@@ -37,17 +37,17 @@ from asyncflow._core.results import StepResult, StepStatus
 from asyncflow._core.scheduler import AdmissionQueue, Deadlines, Readiness, SkippedStep
 from asyncflow._core.step_runs import (
     ATTEMPTING,
-    CLEARED,
-    DOOMED,
-    HANDED_OUT,
+    DROPPED,
     MAPPING,
     PENDING,
     PHASES,
     QUEUED,
     READY,
+    RESCHEDULED,
+    SCHEDULED,
     SETTLED,
+    UNREACHABLE,
     WAITING,
-    WITHDRAWN,
     AttemptLog,
     Checkpoint,
     StepRuns,
@@ -90,7 +90,7 @@ class RunFold:
     Attributes:
         units: The steps of the run and the items of its mapped steps.
         histories: The attempts that each of them has had.
-        queue: Where units wait for their start; it says whether `ready` or `doomed` has news.
+        queue: Where units wait for their start; it says whether `ready` or `unreachable` has news.
         limits: How long attempts may take, and what follows those that fail.
         has_timed_out: Whether the run is stopping because of its deadline.
         is_limited: Whether some unit may have to wait in line before it starts.
@@ -105,37 +105,39 @@ class RunFold:
         max_concurrency: int | None = None,
         deadline_ms: float | None = None,
         random: Callable[[], float] = float,
-        past: Checkpoint | None = None,
+        checkpoint: Checkpoint | None = None,
     ) -> None:
         self._plan = plan
-        self._past = past
-        self._begun = frozenset() if past is None else past.steps_begun()
+        self._checkpoint = checkpoint
+        self._begun = frozenset() if checkpoint is None else checkpoint.steps_begun()
         self._index = plan.index
         self._fail_fast = fail_fast
         self.has_timed_out = False
-        units = self.units = StepRuns(plan, None if past is None else past.carried)
-        self._phases = units.phases
-        self._results = units.results
-        self._latest = units.latest
+        step_runs = self.step_runs = StepRuns(
+            plan, None if checkpoint is None else checkpoint.pending_attempts
+        )
+        self._phases = step_runs.phases
+        self._results = step_runs.results
+        self._latest = step_runs.latest
         self._step_count = len(plan.steps)
         self._started: RunStarted | None = None
         self._finished: RunFinished | None = None
         self._interrupted = False
-        self.histories = AttemptLog(units)
-        self.queue = AdmissionQueue(max_concurrency, units.steps, plan.special)
+        self.attempt_log = AttemptLog(step_runs)
+        self.queue = AdmissionQueue(max_concurrency, step_runs.steps, plan.special)
         self.is_limited = self.queue.is_limited
-        self._steps = units.steps
-        self._is_straight = not self.is_limited and past is None
+        self._steps = step_runs.steps
+        self._is_straight = not self.is_limited and checkpoint is None
         """Whether steps neither stand in line nor have a past."""
-        self._turns = Readiness(
+        self._readiness = Readiness(
             plan,
-            units.phases,
+            step_runs.phases,
             self.queue,
             by_tiers=schedule == "tiers",
-            taken_over=None if past is None else past.steps_taken_over(plan),
+            restored=None if checkpoint is None else checkpoint.restored_steps(plan),
         )
-        began_ms = 0.0 if past is None else past.at_ms
-        self.limits = Deadlines(units, self.queue, deadline_ms, random, began_ms)
+        began_ms = 0.0 if checkpoint is None else checkpoint.at_ms
+        self.deadlines = Deadlines(step_runs, self.queue, deadline_ms, random, began_ms)
 
     # What the driver tells.
 
@@ -152,143 +154,149 @@ class RunFold:
         allowed, fold = rule
         phases = self._phases
         try:
-            unit = self._index[event.step]  # type: ignore[union-attr]
+            node = self._index[event.step]  # type: ignore[union-attr]
         except KeyError:
             raise IllegalEventError(event, "the pipeline has no such step") from None
         if event.item is not None:  # type: ignore[union-attr]
-            unit = self.units.unit_of_item(unit, event)  # type: ignore[arg-type]
-        before = phases[unit]
+            node = self.step_runs.node_of_item(node, event)  # type: ignore[arg-type]
+        before = phases[node]
         if before not in allowed:
             raise IllegalEventError(event, PHASES[before])
-        result = fold(self, unit, event)
+        result = fold(self, node, event)
         if result is not None:
-            phases[unit] = SETTLED
-            self._results[unit] = result
+            phases[node] = SETTLED
+            self._results[node] = result
         if self.is_limited:
-            self.queue.moved(unit, before, phases[unit])
+            self.queue.moved(node, before, phases[node])
         if result is None:
             return
-        if self.histories.has_remarks:
-            self._results[unit] = self.histories.with_remarks(unit, result)
-        if unit < self._step_count:
-            self._turns.settled(unit, event.at_ms)  # type: ignore[union-attr]
+        if self.attempt_log.has_remarks:
+            self._results[node] = self.attempt_log.with_remarks(node, result)
+        if node < self._step_count:
+            self._readiness.settled(node, event.at_ms)  # type: ignore[union-attr]
         else:
-            self.units.end_item(unit)
+            self.step_runs.end_item(node)
 
     def _on_run_started(self, event: RunStarted) -> None:
         if self._started is not None:
             raise IllegalEventError(event, "the run has started")
         self._started = event
-        self._turns.begin(0.0)
+        self._readiness.begin(0.0)
 
     def _on_run_resumed(self, event: RunResumed) -> None:
-        past = self._past
-        if self._started is not None or past is None:
-            raise IllegalEventError(event, "the run has started" if past else "it has no past")
+        checkpoint = self._checkpoint
+        if self._started is not None or checkpoint is None:
+            raise IllegalEventError(
+                event, "the run has started" if checkpoint else "it has no past"
+            )
         self._started = RunStarted(
-            past.run_id, past.wall_time, event.dependencies, event.pipeline, inputs=past.inputs
+            checkpoint.run_id,
+            checkpoint.wall_time,
+            event.dependencies,
+            event.pipeline,
+            inputs=checkpoint.inputs,
         )
-        for name, reason in past.reasons.items():
-            self.histories.remark(self._index[name], rerun_reason=reason)
-        self._turns.begin(event.at_ms)
+        for name, reason in checkpoint.reasons.items():
+            self.attempt_log.remark(self._index[name], rerun_reason=reason)
+        self._readiness.begin(event.at_ms)
 
     def _on_run_interrupted(self, event: RunInterrupted) -> None:
         self._check_runs(event)
         self._interrupted = True
-        self._stop(event.reason, spare_cleanups=False)
+        self._stop(event.reason, exempt_cleanups=False)
 
     def _on_run_timed_out(self, event: RunTimedOut) -> None:
         self._check_runs(event)
-        self.has_timed_out |= self._turns.stop_reason is None
-        self._stop(event.reason, spare_cleanups=True)
+        self.has_timed_out |= self._readiness.stop_reason is None
+        self._stop(event.reason, exempt_cleanups=True)
 
     def _on_run_finished(self, event: RunFinished) -> None:
         self._check_runs(event)
-        if self._turns.unsettled:
-            raise IllegalEventError(event, f"{self._turns.unsettled} step(s) have not ended")
+        if self._readiness.unsettled:
+            raise IllegalEventError(event, f"{self._readiness.unsettled} step(s) have not ended")
         self._finished = event
 
     def _check_runs(self, event: Event) -> None:
         if self._started is None or self._finished is not None:
             raise IllegalEventError(event, "the run is not running")
 
-    def _on_attempt_started(self, unit: int, event: AttemptStarted) -> None:
-        latest = self._latest[unit]
+    def _on_attempt_started(self, node: int, event: AttemptStarted) -> None:
+        latest = self._latest[node]
         if event.attempt != (1 if latest is None else latest.attempt + 1):
             raise IllegalEventError(event, f"the latest attempt was {latest!r}")
-        self._latest[unit] = event
-        self._phases[unit] = ATTEMPTING
+        self._latest[node] = event
+        self._phases[node] = ATTEMPTING
         if self.is_limited:
-            self.queue.begin(unit)
+            self.queue.begin(node)
         if self._plan.special:
-            self.limits.start(unit, event)
+            self.deadlines.start(node, event)
 
-    def _on_attempt_failed(self, unit: int, event: AttemptFailed) -> None:
-        self.histories.fail(unit, event)
-        self._phases[unit] = WAITING
+    def _on_attempt_failed(self, node: int, event: AttemptFailed) -> None:
+        self.attempt_log.fail(node, event)
+        self._phases[node] = WAITING
 
-    def _on_map_started(self, unit: int, event: MapStarted) -> None:
-        self.units.begin_map(unit, event.at_ms)
+    def _on_map_started(self, node: int, event: MapStarted) -> None:
+        self.step_runs.begin_map(node, event.at_ms)
 
-    def _on_step_succeeded(self, unit: int, event: StepSucceeded) -> StepResult:
-        return self.histories.result(unit, event, StepStatus.SUCCESS, None)
+    def _on_step_succeeded(self, node: int, event: StepSucceeded) -> StepResult:
+        return self.attempt_log.result(node, event, StepStatus.SUCCESS, None)
 
-    def _on_step_failed(self, unit: int, event: StepFailed) -> StepResult:
-        result = self.histories.result(unit, event, StepStatus.FAILED, event.error)
-        self._phases[unit] = SETTLED  # before the run stops, which withdraws what is ready
+    def _on_step_failed(self, node: int, event: StepFailed) -> StepResult:
+        result = self.attempt_log.result(node, event, StepStatus.FAILED, event.error)
+        self._phases[node] = SETTLED  # before the run stops, which withdraws what is ready
         if event.item is None:
-            self._turns.lost[unit] = event.step
+            self._readiness.failed_by[node] = event.step
         if self._fail_fast:
             reason = f"step {event.step!r} failed and fail_fast is on"
-            self._stop(reason, spare_cleanups=True)
+            self._stop(reason, exempt_cleanups=True)
         return result
 
-    def _on_step_cancelled(self, unit: int, event: StepCancelled) -> StepResult:
-        if self._phases[unit] < ATTEMPTING and self._latest[unit] is None:
-            raise IllegalEventError(event, PHASES[self._phases[unit]])
-        result = self.histories.result(unit, event, StepStatus.CANCELLED, event.error)
+    def _on_step_cancelled(self, node: int, event: StepCancelled) -> StepResult:
+        if self._phases[node] < ATTEMPTING and self._latest[node] is None:
+            raise IllegalEventError(event, PHASES[self._phases[node]])
+        result = self.attempt_log.result(node, event, StepStatus.CANCELLED, event.error)
         if event.item is None:
-            self._turns.lost[unit] = event.step
+            self._readiness.failed_by[node] = event.step
         return result
 
-    def _on_step_skipped(self, unit: int, event: StepSkipped) -> StepResult:
-        grounds = self._turns.unneeded if event.on_purpose else self._turns.lost
-        grounds.setdefault(unit, event.step)
-        return self.histories.skipped(unit, event)
+    def _on_step_skipped(self, node: int, event: StepSkipped) -> StepResult:
+        grounds = self._readiness.skipped_by if event.on_purpose else self._readiness.failed_by
+        grounds.setdefault(node, event.step)
+        return self.attempt_log.skipped(node, event)
 
-    def _on_step_reused(self, unit: int, event: StepReused) -> StepResult:
+    def _on_step_reused(self, node: int, event: StepReused) -> StepResult:
         key = event.step, event.item
-        if self._past is None or key not in self._past.results:
+        if self._checkpoint is None or key not in self._checkpoint.results:
             raise IllegalEventError(event, "no result of it was kept")
-        result = self._past.results[key]
+        result = self._checkpoint.results[key]
         if event.item is None and result.status is not StepStatus.SUCCESS:
-            grounds = self._turns.unneeded if result.on_purpose else self._turns.lost
-            grounds[unit] = event.step
+            grounds = self._readiness.skipped_by if result.on_purpose else self._readiness.failed_by
+            grounds[node] = event.step
         return replace(result, reused=True, rerun_reason=None)
 
-    def _on_thread_abandoned(self, unit: int, event: ThreadAbandoned) -> None:
-        self.histories.latest(unit, event)
-        self.histories.remark(unit, abandoned=True)
+    def _on_thread_abandoned(self, node: int, event: ThreadAbandoned) -> None:
+        self.attempt_log.latest(node, event)
+        self.attempt_log.remark(node, abandoned=True)
 
-    def _on_loop_blocked(self, unit: int, event: LoopBlocked) -> None:
+    def _on_loop_blocked(self, node: int, event: LoopBlocked) -> None:
         self._check_runs(event)
-        self.histories.block(unit, event)
+        self.attempt_log.block(node, event)
 
     # How it follows.
 
-    def withdraw_item(self, unit: int) -> None:
+    def drop_item(self, node: int) -> None:
         """Forget an item that was taken up and will never start, since the run stops."""
-        if self._phases[unit] == HANDED_OUT and self.is_limited:
-            self.queue.leave(unit)
-        self.units.end_item(unit)
+        if self._phases[node] == SCHEDULED and self.is_limited:
+            self.queue.leave(node)
+        self.step_runs.end_item(node)
 
-    def _stop(self, reason: str, *, spare_cleanups: bool) -> None:
-        self._turns.stop(reason, spare_cleanups=spare_cleanups)
-        for step in self.units.maps():
-            if not spare_cleanups or self.units.steps[step].run_if == "success":
-                for unit in self.units.items(step):
-                    if self._phases[unit] == READY:
-                        self.withdraw_item(unit)
+    def _stop(self, reason: str, *, exempt_cleanups: bool) -> None:
+        self._readiness.stop(reason, exempt_cleanups=exempt_cleanups)
+        for step in self.step_runs.maps():
+            if not exempt_cleanups or self.step_runs.steps[step].run_if == "success":
+                for node in self.step_runs.items(step):
+                    if self._phases[node] == READY:
+                        self.drop_item(node)
 
 
 _STEP_RULES: dict[
@@ -296,25 +304,25 @@ _STEP_RULES: dict[
 ] = {
     # event: the phases in which it can happen, and what it does; a result settles the unit
     AttemptStarted: (
-        (HANDED_OUT, WAITING, CLEARED, QUEUED, READY, WITHDRAWN),
+        (SCHEDULED, WAITING, RESCHEDULED, QUEUED, READY, DROPPED),
         RunFold._on_attempt_started,
     ),
     AttemptFailed: ((ATTEMPTING,), RunFold._on_attempt_failed),
-    MapStarted: ((HANDED_OUT, READY, WITHDRAWN), RunFold._on_map_started),
+    MapStarted: ((SCHEDULED, READY, DROPPED), RunFold._on_map_started),
     StepSucceeded: ((ATTEMPTING, MAPPING), RunFold._on_step_succeeded),
     StepFailed: (
-        (ATTEMPTING, WAITING, MAPPING, HANDED_OUT, READY, WITHDRAWN),
+        (ATTEMPTING, WAITING, MAPPING, SCHEDULED, READY, DROPPED),
         RunFold._on_step_failed,
     ),
     StepCancelled: (
         # What has never begun in this run may have done so before it was resumed.
-        (ATTEMPTING, WAITING, QUEUED, CLEARED, MAPPING, DOOMED, WITHDRAWN, HANDED_OUT, READY),
+        (ATTEMPTING, WAITING, QUEUED, RESCHEDULED, MAPPING, UNREACHABLE, DROPPED, SCHEDULED, READY),
         RunFold._on_step_cancelled,
     ),
     StepReused: ((PENDING, READY), RunFold._on_step_reused),  # ready are items only
-    StepSkipped: ((DOOMED, WITHDRAWN, HANDED_OUT, READY), RunFold._on_step_skipped),
+    StepSkipped: ((UNREACHABLE, DROPPED, SCHEDULED, READY), RunFold._on_step_skipped),
     ThreadAbandoned: ((ATTEMPTING,), RunFold._on_thread_abandoned),
-    LoopBlocked: ((ATTEMPTING, WAITING, QUEUED, CLEARED, SETTLED), RunFold._on_loop_blocked),
+    LoopBlocked: ((ATTEMPTING, WAITING, QUEUED, RESCHEDULED, SETTLED), RunFold._on_loop_blocked),
 }
 _RUN_RULES: dict[type, Callable[[RunFold, Any], None]] = {
     RunStarted: RunFold._on_run_started,
@@ -331,34 +339,34 @@ class RunState(RunFold):
     # Most steps are plain, and succeed at their first attempt. The next two are `apply` for these,
     # without a look at what only others have; and `apply` itself for all others.
 
-    def start(self, unit: int, event: AttemptStarted) -> None:
+    def start(self, node: int, event: AttemptStarted) -> None:
         """Apply the start of an attempt of a unit."""
         phases = self._phases
         if (
-            phases[unit] == HANDED_OUT
+            phases[node] == SCHEDULED
             and event.attempt == 1
-            and self._steps[unit].is_plain
+            and self._steps[node].is_plain
             and self._is_straight
         ):
-            self._latest[unit] = event
-            phases[unit] = ATTEMPTING
+            self._latest[node] = event
+            phases[node] = ATTEMPTING
         else:
             self.apply(event)
 
-    def succeed(self, unit: int, event: StepSucceeded) -> None:
+    def succeed(self, node: int, event: StepSucceeded) -> None:
         """Apply the success of an attempt of a unit."""
         phases = self._phases
-        started, step = self._latest[unit], self._steps[unit]
+        started, step = self._latest[node], self._steps[node]
         if (
-            phases[unit] == ATTEMPTING
+            phases[node] == ATTEMPTING
             and event.attempt == 1
             and started is not None
             and started.attempt == 1
             and step.is_plain
             and self._is_straight
-            and not self.histories.has_remarks
+            and not self.attempt_log.has_remarks
         ):
-            self._results[unit] = StepResult(
+            self._results[node] = StepResult(
                 event.step,
                 StepStatus.SUCCESS,
                 1,
@@ -370,36 +378,40 @@ class RunState(RunFold):
                 None,
                 step.depends_on,
             )
-            phases[unit] = SETTLED
-            self._turns.settled(unit, event.at_ms)
+            phases[node] = SETTLED
+            self._readiness.settled(node, event.at_ms)
         else:
             self.apply(event)
 
     def ready(self) -> list[int]:
         """Return the units that may start their next attempt now. Each is handed out once."""
         phases, queue = self._phases, self.queue
-        queue.has_news = bool(self._turns.doomed)
+        queue.is_dirty = bool(self._readiness.unreachable)
         # What was doomed, or cancelled, in the meantime stands in line as well.
         if not self.is_limited:
-            batch = [unit for unit in queue.take_all() if phases[unit] == READY]
-            for unit in batch:
-                phases[unit] = HANDED_OUT
+            batch = [node for node in queue.take_all() if phases[node] == READY]
+            for node in batch:
+                phases[node] = SCHEDULED
             return batch
         batch = []
-        for unit in queue.take():
-            if phases[unit] in (READY, QUEUED):
-                phases[unit] = HANDED_OUT if phases[unit] == READY else CLEARED
-                queue.enter(unit)
-                batch.append(unit)
+        for node in queue.take():
+            if phases[node] in (READY, QUEUED):
+                phases[node] = SCHEDULED if phases[node] == READY else RESCHEDULED
+                queue.enter(node)
+                batch.append(node)
         return batch
 
-    def doomed(self) -> list[SkippedStep]:
+    def unreachable(self) -> list[SkippedStep]:
         """Return the steps that will never start. Each is told once."""
-        doomed, self._turns.doomed, phases = self._turns.doomed, [], self._phases
+        unreachable, self._readiness.unreachable, phases = (
+            self._readiness.unreachable,
+            [],
+            self._phases,
+        )
         # A stored run that is being replayed has already told what became of some of them.
-        return [doom for doom in doomed if phases[doom.step] in (DOOMED, WITHDRAWN)]
+        return [doom for doom in unreachable if phases[doom.step] in (UNREACHABLE, DROPPED)]
 
-    def held(self, step: int, at_ms: float, item: int | None = None) -> StepReused | None:
+    def stored_end(self, step: int, at_ms: float, item: int | None = None) -> StepReused | None:
         """Return what tells that a resumed run takes over the result of a step or an item, if so.
 
         Args:
@@ -407,66 +419,68 @@ class RunState(RunFold):
             at_ms: When that is told.
             item: The item of the step, if it is about that.
         """
-        if self._past is None:
+        if self._checkpoint is None:
             return None
-        name = self.units.steps[step].name
-        result = self._past.results.get((name, item))
+        name = self.step_runs.steps[step].name
+        result = self._checkpoint.results.get((name, item))
         return None if result is None else StepReused(name, at_ms, item, result.status)
 
     def had_begun(self, step: int) -> bool:
         """Whether a step, or an item of it, goes on with what it had begun before a resumption."""
-        return self.units.steps[step].name in self._begun
+        return self.step_runs.steps[step].name in self._begun
 
-    def is_spared(self, unit: int) -> bool:
+    def is_exempt_from_stop(self, node: int) -> bool:
         """Whether a unit goes on although the run is stopping: it belongs to a clean-up step."""
-        return self.units.steps[unit].run_if != "success" and not self._interrupted
+        return self.step_runs.steps[node].run_if != "success" and not self._interrupted
 
-    def get_in_line(self, unit: int, at_ms: float) -> None:
+    def enqueue_retry(self, node: int, at_ms: float) -> None:
         """Put a unit that has waited for its next attempt in line for it."""
-        assert self._phases[unit] == WAITING
-        self._phases[unit] = QUEUED
-        self.queue.put([unit], at_ms)
+        assert self._phases[node] == WAITING
+        self._phases[node] = QUEUED
+        self.queue.put([node], at_ms)
 
     def add_item(self, step: int, at_ms: float) -> int:
         """Take up the next item of a mapped step, and return its unit.
 
         It stands in line, or, if the run is stopping, will never start.
         """
-        unit = self.units.add_item(step)
-        if self.stop_reason is None or self.is_spared(step):
-            self._phases[unit] = READY
-            self.queue.put([unit], at_ms)
+        node = self.step_runs.add_item(step)
+        if self.stop_reason is None or self.is_exempt_from_stop(step):
+            self._phases[node] = READY
+            self.queue.put([node], at_ms)
         else:
-            self.units.end_item(unit)
-        return unit
+            self.step_runs.end_item(node)
+        return node
 
-    def stands_in_line(self, unit: int) -> bool:
+    def is_queued(self, node: int) -> bool:
         """Whether a unit whose turn has come has not been handed out."""
-        return self._phases[unit] == READY
+        return self._phases[node] == READY
 
-    def about_to_start(self, units: list[int]) -> list[int]:
+    def unstarted(self, step_runs: list[int]) -> list[int]:
         """Return those of the units that were handed out and have not started."""
         phases = self._phases
-        return [unit for unit in units if phases[unit] == HANDED_OUT]
+        return [node for node in step_runs if phases[node] == SCHEDULED]
 
-    def running_attempt(self, unit: int) -> AttemptStarted | None:
+    def running_attempt(self, node: int) -> AttemptStarted | None:
         """The attempt of the unit that is running, if one is."""
-        return self.units.latest[unit] if self._phases[unit] == ATTEMPTING else None
+        return self.step_runs.latest[node] if self._phases[node] == ATTEMPTING else None
 
     @property
     def unsettled(self) -> int:
         """How many steps have not settled."""
-        return self._turns.unsettled
+        return self._readiness.unsettled
 
     @property
     def ordinary_unsettled(self) -> int:
         """How many steps have not settled and are no clean-up steps."""
-        return self._turns.ordinary_unsettled if self._plan.cleanups else self._turns.unsettled
+        return (
+            self._readiness.ordinary_unsettled if self._plan.cleanups else self._readiness.unsettled
+        )
 
     @property
     def stop_reason(self) -> str | None:
         """Why the run is stopping; ``None`` while it is not."""
-        return self._turns.stop_reason
+        return self._readiness.stop_reason
 
     @property
     def has_finished(self) -> bool:
@@ -478,7 +492,7 @@ class RunState(RunFold):
         """How the run ends, or would if it ended now."""
         if self._interrupted:
             return "interrupted"
-        return "failed" if self._turns.lost else "passed"
+        return "failed" if self._readiness.failed_by else "passed"
 
     def report(self) -> RunReport:
         """Return the report of the run, which must have finished."""
@@ -486,7 +500,7 @@ class RunState(RunFold):
         assert self._finished is not None
         return RunReport(
             self._started.run_id,
-            filter(None, map(self.units.results.__getitem__, self._plan.order)),
+            filter(None, map(self.step_runs.results.__getitem__, self._plan.order)),
             total_duration_ms=self._finished.at_ms,
             wall_time=self._started.wall_time,
             stop_reason=self.stop_reason,

@@ -31,18 +31,18 @@ from asyncflow.events import (
 
 __all__ = [
     "ATTEMPTING",
-    "CLEARED",
-    "DOOMED",
-    "HANDED_OUT",
+    "DROPPED",
     "IN_FLIGHT",
     "MAPPING",
     "PENDING",
     "PHASES",
     "QUEUED",
     "READY",
+    "RESCHEDULED",
+    "SCHEDULED",
     "SETTLED",
+    "UNREACHABLE",
     "WAITING",
-    "WITHDRAWN",
     "AttemptLog",
     "Checkpoint",
     "Key",
@@ -65,7 +65,7 @@ class PendingAttempts(NamedTuple):
     """How many of them were cut short."""
 
     @property
-    def was_cut_short(self) -> bool:
+    def is_interrupted(self) -> bool:
         """Whether the latest one was."""
         return bool(self.failed) and isinstance(self.failed[-1].error, StepCrashedError)
 
@@ -81,7 +81,7 @@ class Checkpoint:
     """The time at which it stood still."""
     results: Mapping[Key, StepResult]
     """The results that are taken over."""
-    carried: Mapping[Key, PendingAttempts]
+    pending_attempts: Mapping[Key, PendingAttempts]
     """What goes on with the attempts that it has left."""
     reasons: Mapping[str, str]
     """The steps of which something was known and which run again, each with the reason."""
@@ -93,9 +93,9 @@ class Checkpoint:
     def steps_begun(self) -> frozenset[str]:
         """The steps that go on: they, or items of theirs, had begun."""
         items = {name for name, item in self.results if item is not None}
-        return frozenset(items.union(name for name, _ in self.carried))
+        return frozenset(items.union(name for name, _ in self.pending_attempts))
 
-    def steps_taken_over(self, plan: Plan) -> frozenset[int]:
+    def restored_steps(self, plan: Plan) -> frozenset[int]:
         """Return the steps of a plan, and not the items, that have a result already."""
         return frozenset(plan.index[name] for name, item in self.results if item is None)
 
@@ -103,13 +103,13 @@ class Checkpoint:
 # Plain integers: they are compared for every event.
 PENDING = 0
 READY = 1
-HANDED_OUT = 2
-DOOMED = 3
-WITHDRAWN = 4
+SCHEDULED = 2
+UNREACHABLE = 3
+DROPPED = 4
 ATTEMPTING = 5
 WAITING = 6
 QUEUED = 7
-CLEARED = 8
+RESCHEDULED = 8
 MAPPING = 9
 SETTLED = 10
 
@@ -128,7 +128,7 @@ PHASES = (
 )
 """Each of them in words."""
 
-IN_FLIGHT = (HANDED_OUT, CLEARED, ATTEMPTING)
+IN_FLIGHT = (SCHEDULED, RESCHEDULED, ATTEMPTING)
 """Those that count against ``max_concurrency`` and the pools."""
 
 
@@ -146,53 +146,55 @@ class StepRuns:
         results: The result of each unit that has settled.
     """
 
-    def __init__(self, plan: Plan, carried: Mapping[Key, PendingAttempts] | None = None) -> None:
+    def __init__(
+        self, plan: Plan, pending_attempts: Mapping[Key, PendingAttempts] | None = None
+    ) -> None:
         self._plan = plan
-        self._carried = carried or {}
+        self._pending_attempts = pending_attempts or {}
         self.steps = list(plan.steps)
         count = len(self.steps)
         self.phases = [PENDING] * count
         self.latest: list[AttemptStarted | None] = [None] * count
-        for (name, item), each in self._carried.items():
+        for (name, item), each in self._pending_attempts.items():
             if item is None:
                 self.latest[plan.index[name]] = each.latest
         self.results: list[StepResult | None] = [None] * count
         self._item_of: dict[int, tuple[int, int]] = {}
         self._maps: dict[int, _Map] = {}
 
-    def is_item(self, unit: int) -> bool:
+    def is_item(self, node: int) -> bool:
         """Whether a unit is an item of a mapped step."""
-        return unit in self._item_of
+        return node in self._item_of
 
-    def item_of(self, unit: int) -> int | None:
+    def item_of(self, node: int) -> int | None:
         """Which item of its step a unit is; ``None`` if it is the step itself."""
-        return self._item_of[unit][1] if unit in self._item_of else None
+        return self._item_of[node][1] if node in self._item_of else None
 
     def owner_of(self, item: int) -> int:
         """The mapped step to which an item belongs, both as units."""
         return self._item_of[item][0]
 
-    def name_of(self, unit: int) -> str:
+    def name_of(self, node: int) -> str:
         """What a unit is called: ``fetch``, or ``fetch[3]``."""
-        name = self.steps[unit].name
-        return f"{name}[{self._item_of[unit][1]}]" if unit in self._item_of else name
+        name = self.steps[node].name
+        return f"{name}[{self._item_of[node][1]}]" if node in self._item_of else name
 
-    def next_attempt(self, unit: int) -> int:
+    def next_attempt(self, node: int) -> int:
         """The number of the attempt that a unit starts next."""
-        latest = self.latest[unit]
+        latest = self.latest[node]
         return 1 if latest is None else latest.attempt + 1
 
-    def carried(self, unit: int) -> PendingAttempts | None:
+    def pending_attempts(self, node: int) -> PendingAttempts | None:
         """The attempts that a unit had before its run was resumed, if it goes on with them."""
-        return self._carried.get(self.key_of(unit)) if self._carried else None
+        return self._pending_attempts.get(self.key_of(node)) if self._pending_attempts else None
 
-    def key_of(self, unit: int) -> Key:
+    def key_of(self, node: int) -> Key:
         """Which step, or which item of which step, a unit is."""
-        return self.steps[unit].name, self.item_of(unit)
+        return self.steps[node].name, self.item_of(node)
 
-    def depends_on(self, unit: int) -> tuple[str, ...]:
+    def depends_on(self, node: int) -> tuple[str, ...]:
         """The names of the steps that a unit depends on. A clean-up step may not name them all."""
-        step = self.steps[unit]
+        step = self.steps[node]
         return (
             step.depends_on if step.run_if == "success" else DependencyView(self._plan)[step.name]
         )
@@ -213,50 +215,50 @@ class StepRuns:
 
         Each is taken up in its turn, so that there is none without all those before it.
         """
-        unit = len(self.steps)
+        node = len(self.steps)
         self.steps.append(self.steps[step])
         self.phases.append(PENDING)
         self.results.append(None)
         mapped = self._maps[step]
         if item is None:
-            item = len(mapped.units)
-        self._item_of[unit] = step, item
-        carried = self.carried(unit)
-        self.latest.append(None if carried is None else carried.latest)
-        mapped.units[item] = unit
+            item = len(mapped.nodes)
+        self._item_of[node] = step, item
+        pending_attempts = self.pending_attempts(node)
+        self.latest.append(None if pending_attempts is None else pending_attempts.latest)
+        mapped.nodes[item] = node
         mapped.unsettled += 1
-        return unit
+        return node
 
     def count_of_items(self, step: int) -> int:
         """How many items of a mapped step are units."""
-        return len(self._maps[step].units)
+        return len(self._maps[step].nodes)
 
-    def unit_of_item(self, step: int, event: StepEvent) -> int:
+    def node_of_item(self, step: int, event: StepEvent) -> int:
         """Return the unit of the item that an event is about."""
         mapped = self._maps.get(step)
         if mapped is None:
             raise IllegalEventError(event, "the step has not begun to go through its items")
         assert event.item is not None
-        if event.item in mapped.units:
-            return mapped.units[event.item]
+        if event.item in mapped.nodes:
+            return mapped.nodes[event.item]
         if self.phases[step] != MAPPING or not self._is_first(event):
             raise IllegalEventError(event, "the item has not been started")
-        unit = self.add_item(step, event.item)  # nobody took it up: a stored run is replayed
-        self.phases[unit] = READY
-        return unit
+        node = self.add_item(step, event.item)  # nobody took it up: a stored run is replayed
+        self.phases[node] = READY
+        return node
 
     def _is_first(self, event: StepEvent) -> bool:
         """Whether an event can be the first of an item."""
         if isinstance(event, StepReused):
             return True
-        if (event.step, event.item) in self._carried:
+        if (event.step, event.item) in self._pending_attempts:
             return isinstance(event, AttemptStarted | StepFailed | StepCancelled)
         return isinstance(event, AttemptStarted) and event.attempt == 1 and (event.item or 0) >= 0
 
-    def end_item(self, unit: int) -> None:
+    def end_item(self, node: int) -> None:
         """An item has settled, or will never start."""
-        self.phases[unit] = SETTLED
-        self._maps[self._item_of[unit][0]].unsettled -= 1
+        self.phases[node] = SETTLED
+        self._maps[self._item_of[node][0]].unsettled -= 1
 
     def maps(self) -> list[int]:
         """Return the steps that have begun to go through their items."""
@@ -264,7 +266,7 @@ class StepRuns:
 
     def items(self, step: int) -> list[int]:
         """Return the units of a mapped step's items, in order."""
-        units = self._maps[step].units
+        units = self._maps[step].nodes
         return [units[item] for item in sorted(units)]
 
     def results_of_items(self, step: int) -> list[StepResult] | None:
@@ -278,11 +280,11 @@ class StepRuns:
 class _Map:
     """How far a run has come with the items of a mapped step."""
 
-    __slots__ = ("started_ms", "units", "unsettled")
+    __slots__ = ("nodes", "started_ms", "unsettled")
 
     def __init__(self, started_ms: float) -> None:
         self.started_ms = started_ms
-        self.units: dict[int, int] = {}
+        self.nodes: dict[int, int] = {}
         self.unsettled = 0
 
 
@@ -297,71 +299,71 @@ class AttemptLog:
     """
 
     def __init__(self, units: StepRuns) -> None:
-        self._units = units
+        self._step_runs = units
         self.has_remarks = False
         self._failed: dict[int, tuple[Attempt, ...]] = {}
         self._remarks: dict[int, dict[str, Any]] = {}
 
-    def last_error(self, unit: int) -> BaseException | None:
+    def last_error(self, node: int) -> BaseException | None:
         """What the latest failed attempt of the unit failed with, if one has."""
-        failed = self.attempts(unit)
+        failed = self.attempts(node)
         return failed[-1].error if failed else None
 
-    def attempts(self, unit: int) -> tuple[Attempt, ...]:
+    def attempts(self, node: int) -> tuple[Attempt, ...]:
         """Return the attempts of the unit that have failed, also before the run was resumed."""
-        failed = self._failed.get(unit)
+        failed = self._failed.get(node)
         if failed is None:
-            carried = self._units.carried(unit)
-            failed = () if carried is None else carried.failed
+            pending_attempts = self._step_runs.pending_attempts(node)
+            failed = () if pending_attempts is None else pending_attempts.failed
         return failed
 
-    def fail(self, unit: int, event: AttemptFailed) -> None:
+    def fail(self, node: int, event: AttemptFailed) -> None:
         """Note that the running attempt has failed and that another one follows."""
-        started = self.latest(unit, event)
-        self._failed[unit] = (
-            *self.attempts(unit),
+        started = self.latest(node, event)
+        self._failed[node] = (
+            *self.attempts(node),
             _attempt(started, event, event.error),
         )
 
-    def remark(self, unit: int, **facts: Any) -> None:
+    def remark(self, node: int, **facts: Any) -> None:
         """Note something that goes into the result as it is."""
         self.has_remarks = True
-        self._remarks.setdefault(unit, {}).update(facts)
+        self._remarks.setdefault(node, {}).update(facts)
 
-    def block(self, unit: int, event: LoopBlocked) -> None:
+    def block(self, node: int, event: LoopBlocked) -> None:
         """Note that the unit has blocked the loop; it may have ended when the loop could tell."""
-        latest, results = self._units.latest[unit], self._units.results
+        latest, results = self._step_runs.latest[node], self._step_runs.results
         if latest is None or not 1 <= event.attempt <= latest.attempt:
             raise IllegalEventError(event, f"the latest attempt is {latest!r}")
-        blocked_ms = self._remarks.get(unit, {}).get("loop_blocked_ms", 0.0) + event.blocked_ms
-        self.remark(unit, loop_blocked_ms=blocked_ms)
-        result = results[unit]
+        blocked_ms = self._remarks.get(node, {}).get("loop_blocked_ms", 0.0) + event.blocked_ms
+        self.remark(node, loop_blocked_ms=blocked_ms)
+        result = results[node]
         if result is None:
             return
-        results[unit] = self.with_remarks(unit, result)
-        owner = self._units.owner_of(unit) if self._units.is_item(unit) else unit
+        results[node] = self.with_remarks(node, result)
+        owner = self._step_runs.owner_of(node) if self._step_runs.is_item(node) else node
         whole = results[owner]
-        if owner != unit and whole is not None:
+        if owner != node and whole is not None:
             results[owner] = replace(
                 whole,
                 loop_blocked_ms=whole.loop_blocked_ms + event.blocked_ms,
-                items=tuple(self._units.results_of_items(owner) or ()),
+                items=tuple(self._step_runs.results_of_items(owner) or ()),
             )
 
-    def with_remarks(self, unit: int, result: StepResult) -> StepResult:
+    def with_remarks(self, node: int, result: StepResult) -> StepResult:
         """Return the result with what was noted of the unit."""
-        return replace(result, **self._remarks[unit]) if unit in self._remarks else result
+        return replace(result, **self._remarks[node]) if node in self._remarks else result
 
     def result(
-        self, unit: int, event: StepEnd, status: StepStatus, error: BaseException | None
+        self, node: int, event: StepEnd, status: StepStatus, error: BaseException | None
     ) -> StepResult:
         """Return the result of a unit that has ended in one way or another."""
-        phase = self._units.phases[unit]
+        phase = self._step_runs.phases[node]
         if phase == MAPPING:
-            return self._result_of_items(unit, event, status, error)
-        if phase < ATTEMPTING and self._units.latest[unit] is None:
-            return self._result_without_attempts(unit, event, status, error)
-        started, history = self.latest(unit, event), self.attempts(unit) or None
+            return self._result_of_items(node, event, status, error)
+        if phase < ATTEMPTING and self._step_runs.latest[node] is None:
+            return self._result_without_attempts(node, event, status, error)
+        started, history = self.latest(node, event), self.attempts(node) or None
         started_ms, queued_ms = started.at_ms, started.queued_ms
         if history is not None:
             if phase == ATTEMPTING:
@@ -369,7 +371,7 @@ class AttemptLog:
             started_ms = history[0].started_ms
             queued_ms = sum(attempt.queued_ms for attempt in history)
         return StepResult(
-            self._units.name_of(unit),
+            self._step_runs.name_of(node),
             status,
             event.attempt,
             event.at_ms - started_ms,
@@ -378,34 +380,34 @@ class AttemptLog:
             event.reason if isinstance(event, StepCancelled) else None,
             started_ms,
             history,
-            self._units.depends_on(unit),
+            self._step_runs.depends_on(node),
             queued_ms,
-            secret=status is StepStatus.SUCCESS and self._units.steps[unit].secret,
+            secret=status is StepStatus.SUCCESS and self._step_runs.steps[node].secret,
         )
 
-    def skipped(self, unit: int, event: StepSkipped) -> StepResult:
+    def skipped(self, node: int, event: StepSkipped) -> StepResult:
         """Return the result of a step that will never start."""
         return StepResult(
             event.step,
             StepStatus.SKIPPED,
             reason=event.reason,
             recorded=(),
-            depends_on=self._units.depends_on(unit),
+            depends_on=self._step_runs.depends_on(node),
             on_purpose=event.on_purpose,
         )
 
     def _result_without_attempts(
-        self, unit: int, event: StepEnd, status: StepStatus, error: BaseException | None
+        self, node: int, event: StepEnd, status: StepStatus, error: BaseException | None
     ) -> StepResult:
-        if event.attempt or self._units.is_item(unit):
-            raise IllegalEventError(event, PHASES[self._units.phases[unit]])
-        depends_on = self._units.depends_on(unit)
+        if event.attempt or self._step_runs.is_item(node):
+            raise IllegalEventError(event, PHASES[self._step_runs.phases[node]])
+        depends_on = self._step_runs.depends_on(node)
         return StepResult(event.step, status, error=error, recorded=(), depends_on=depends_on)
 
     def _result_of_items(
         self, step: int, event: StepEnd, status: StepStatus, error: BaseException | None
     ) -> StepResult:
-        items = self._units.results_of_items(step)
+        items = self._step_runs.results_of_items(step)
         if items is None or event.attempt:
             raise IllegalEventError(event, PHASES[MAPPING])
         started_ms = self.began_ms(step, items)
@@ -419,22 +421,22 @@ class AttemptLog:
             event.reason if isinstance(event, StepCancelled) else None,
             started_ms,
             (),
-            self._units.depends_on(step),
+            self._step_runs.depends_on(step),
             queued_ms=sum(result.queued_ms for result in items),
             loop_blocked_ms=sum(result.loop_blocked_ms for result in items),
             abandoned=any(result.abandoned for result in items),
             items=tuple(items),
-            secret=status is StepStatus.SUCCESS and self._units.steps[step].secret,
+            secret=status is StepStatus.SUCCESS and self._step_runs.steps[step].secret,
         )
 
     def began_ms(self, step: int, items: Iterable[StepResult]) -> float:
         """Return when a mapped step began, which may have been before its run was resumed."""
         begun = [item.started_ms for item in items if item.started_ms is not None]
-        return min([self._units.map_started_ms(step), *begun])
+        return min([self._step_runs.map_started_ms(step), *begun])
 
-    def latest(self, unit: int, event: StepEnd | AttemptFailed | ThreadAbandoned) -> AttemptStarted:
+    def latest(self, node: int, event: StepEnd | AttemptFailed | ThreadAbandoned) -> AttemptStarted:
         """Return the unit's latest attempt, which must be the one that the event is about."""
-        started = self._units.latest[unit]
+        started = self._step_runs.latest[node]
         if started is None or started.attempt != event.attempt:
             raise IllegalEventError(event, f"the latest attempt is {started!r}")
         return started

@@ -163,7 +163,7 @@ class Ledger:
         self._book = book
         self._loop = asyncio.get_running_loop()
         # The clock of a run stands still while no process runs it.
-        self._started = self._loop.time() - state.limits.began_ms / 1000
+        self._started = self._loop.time() - state.deadlines.began_ms / 1000
 
     @abstractmethod
     def _interrupt(self, cause: BaseException, reason: str) -> None:

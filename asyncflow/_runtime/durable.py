@@ -243,7 +243,7 @@ class RunStart(NamedTuple):
     event: RunStarted | RunResumed
     kept: RunStarted | RunResumed | None = None
     """The event as a journal keeps it."""
-    past: Checkpoint | None = None
+    checkpoint: Checkpoint | None = None
 
 
 def begin(request: Request) -> RunStart:
@@ -310,7 +310,7 @@ def _go_on(
     plan, new = request.plan, {n: each for n, each in given.items() if n not in story.inputs}
     inputs = _all_inputs(journal, request, story.inputs)
     bindings, conditions = bind(plan, inputs), bind_conditions(plan, inputs)
-    event, past = resume(
+    event, checkpoint = resume(
         story,
         plan,
         bindings=bindings,
@@ -326,14 +326,14 @@ def _go_on(
     now_secret = {*request.secret_inputs} - story.secret_inputs
     to_keep = {**dict.fromkeys(sorted(now_secret & story.inputs.keys()), REDACTED), **new}
     shown = {name: all_shown[name] for name in to_keep}
-    past = replace(past, pipeline=event.pipeline, inputs=all_shown)
+    checkpoint = replace(checkpoint, pipeline=event.pipeline, inputs=all_shown)
     return RunStart(
         inputs,
         bindings,
         conditions,
         replace(event, inputs=shown),
         replace(event, inputs=to_keep),
-        past,
+        checkpoint,
     )
 
 

@@ -112,16 +112,16 @@ class Fanout(Attempts):
     def _advance_now(self) -> None:
         """See to what may start now, or in the next turn of the loop if that is being done."""
 
-    async def _run_items(self, unit: int) -> None:
-        """Go through the items of a mapped step. It raises nothing, as `_run_unit`."""
-        step, is_complete = self._steps[unit], False
+    async def _run_items(self, node: int) -> None:
+        """Go through the items of a mapped step. It raises nothing, as `run_node`."""
+        step, is_complete = self._steps[node], False
         error: BaseException | None = None
         failure: Exception | None = None
         try:
             count = count_of(self._source_of(step).output)
             self._emit(MapStarted(step.name, self._now_ms(), count))
             try:
-                is_complete = await self._take_up_items(unit, step)
+                is_complete = await self._take_up_items(node, step)
             except GeneratorExit:  # pragma: no cover - the loop was closed over it
                 raise
             except BaseException as raised:
@@ -129,44 +129,44 @@ class Fanout(Attempts):
                 error = raised
                 if not isinstance(raised, FAILURES):
                     self._interrupt(raised, f"step {step.name!r} raised {type(raised).__name__}")
-                elif unit not in self._asked:
+                elif node not in self._asked:
                     forget_cancels()
                     failure = as_failure(error, step.name, 0)
-            while (items := self._state.units.results_of_items(unit)) is None:
+            while (items := self._state.step_runs.results_of_items(node)) is None:
                 if self._is_broken:
                     return
                 with suppress(asyncio.CancelledError):
-                    await self._change(unit)
+                    await self._change(node)
             failure = common_error(step.name, items, failure)
             if failure is not None:
                 self._tell_failure(StepFailed(step.name, 0, self._now_ms(), failure))
-            elif is_complete and self._have_all_succeeded(unit, items):
+            elif is_complete and self._have_all_succeeded(node, items):
                 output = [item.output for item in items]
                 success = StepSucceeded(step.name, 0, self._now_ms(), output)
-                self._emit(success, self._as_kept(unit, success))
+                self._emit(success, self._as_kept(node, success))
             else:
-                self._emit(self._cancelled(unit, error))
+                self._emit(self._cancelled(node, error))
         except BaseException as bug:
             self._break_off(bug, f"step {step.name!r} could not be run")
         finally:
-            self._live.pop(unit, None)
-            self._follow_up(unit)
+            self._live.pop(node, None)
+            self._follow_up(node)
             del self  # as in _run_unit
             error = failure = items = None
 
-    def _have_all_succeeded(self, unit: int, items: list[StepResult]) -> bool:
+    def _have_all_succeeded(self, node: int, items: list[StepResult]) -> bool:
         # An item that was withdrawn before it began has no result.
-        is_whole = len(items) == self._state.units.count_of_items(unit)
+        is_whole = len(items) == self._state.step_runs.count_of_items(node)
         return is_whole and all(item.status is StepStatus.SUCCESS for item in items)
 
     def _source_of(self, step: WorkflowStep) -> StepResult:
         """Return the result of the step over whose output a step is mapped."""
         assert step.map_over is not None
-        source = self._state.units.results[self._identity.plan.index[step.map_over]]
+        source = self._state.step_runs.results[self._identity.plan.index[step.map_over]]
         assert source is not None
         return source
 
-    async def _take_up_items(self, unit: int, step: WorkflowStep) -> bool:
+    async def _take_up_items(self, node: int, step: WorkflowStep) -> bool:
         """Make each item a unit; return whether none was left out, as when the run stops."""
         source = self._source_of(step)
         if source.status is not StepStatus.SUCCESS:
@@ -176,40 +176,42 @@ class Fanout(Attempts):
                 check_order(source.output, step.name)
             async with aclosing(each_item(source.output, step.name)) as values:
                 async for value in values:
-                    if self._state.stop_reason is not None and not self._state.is_spared(unit):
+                    if self._state.stop_reason is not None and not self._state.is_exempt_from_stop(
+                        node
+                    ):
                         return False
-                    number = self._state.units.count_of_items(unit)
-                    self._bindings.append(self._bindings[unit])
-                    held = self._state.held(unit, self._now_ms(), number)
-                    if held is None:
-                        await self._take_up(unit, value)
+                    number = self._state.step_runs.count_of_items(node)
+                    self._bindings.append(self._bindings[node])
+                    stored_end = self._state.stored_end(node, self._now_ms(), number)
+                    if stored_end is None:
+                        await self._take_up(node, value)
                     else:
-                        self._emit(held)
+                        self._emit(stored_end)
                     if number % _ITEMS_A_TURN == 0:
-                        await self._undisturbed(unit, partial(asyncio.sleep, 0))
+                        await self._undisturbed(node, partial(asyncio.sleep, 0))
             return True
         finally:
             del self  # what the iteration raised keeps this frame
 
-    async def _take_up(self, unit: int, value: Any) -> None:
+    async def _take_up(self, node: int, value: Any) -> None:
         """Make an item a unit, and wait until it has been let in."""
-        item = self._state.add_item(unit, self._now_ms())
+        item = self._state.add_item(node, self._now_ms())
         self._values[item] = value
         self._advance_now()
-        while self._state.stands_in_line(item):
-            await self._change(unit)
+        while self._state.is_queued(item):
+            await self._change(node)
 
-    async def _change(self, unit: int) -> None:
+    async def _change(self, node: int) -> None:
         """Wait until an item of the mapped step has been let in or has ended, or for nothing."""
-        change = self._changes[unit] = self._loop.create_future()
+        change = self._changes[node] = self._loop.create_future()
         try:
             await change
         except asyncio.CancelledError:
-            if unit in self._asked:
+            if node in self._asked:
                 raise
             forget_cancels()
 
     def _note_change(self, item: int) -> None:
-        change = self._changes.pop(self._state.units.owner_of(item), None)
+        change = self._changes.pop(self._state.step_runs.owner_of(item), None)
         if change is not None and not change.done():
             change.set_result(None)

@@ -287,7 +287,7 @@ class Orchestrator:
                 max_concurrency=self._max_concurrency,
                 deadline_ms=self._deadline_ms,
                 random=_random,
-                past=opening.past,
+                checkpoint=opening.checkpoint,
             ),
             for_run(watching),
             keeper,

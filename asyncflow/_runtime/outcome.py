@@ -80,18 +80,18 @@ class Verdicts(Ledger):
     def _stop_soon(self) -> None:
         """Stop all that is to be stopped."""
 
-    def _has_begun(self, unit: int, attempt: int) -> bool:
+    def _has_begun(self, node: int, attempt: int) -> bool:
         """Whether the action was called for this attempt."""
-        latest = self._state.units.latest[unit]
+        latest = self._state.step_runs.latest[node]
         return latest is not None and latest.attempt >= attempt
 
     async def _shortfall_after(
-        self, unit: int, work: Any, cut: TimeoutError | asyncio.CancelledError
+        self, node: int, work: Any, cut: TimeoutError | asyncio.CancelledError
     ) -> Shortfall | None:
         """Return what an attempt came to when the wait for it was cut short."""
         if isinstance(cut, TimeoutError):
             # One of the action is handed on as a value: this is the limit's.
-            return self._timed_out(unit, cut)
+            return self._timed_out(node, cut)
         if isinstance(work, asyncio.Task):
             while not work.done():  # pragma: no cover - only before 3.12
                 # Before 3.12 `wait_for` abandons a timed-out task if it is cancelled then.
@@ -102,71 +102,71 @@ class Verdicts(Ledger):
             if not work.cancelled():  # pragma: no cover - only before 3.12
                 shortfall: Shortfall | None = work.result()
                 return shortfall
-        if self._state.units.results[unit] is not None:
+        if self._state.step_runs.results[node] is not None:
             return None  # it cancelled its own task with its last line, and has succeeded
         return Shortfall(cut, None, self._loop.time(), cancels())
 
-    def _timed_out(self, unit: int, timeout: TimeoutError) -> Shortfall:
-        running = self._state.running_attempt(unit)
+    def _timed_out(self, node: int, timeout: TimeoutError) -> Shortfall:
+        running = self._state.running_attempt(node)
         assert running is not None
-        name, limit = self._state.units.name_of(unit), self._limit_of(unit, running)
+        name, limit = self._state.step_runs.name_of(node), self._limit_of(node, running)
         assert limit is not None
         error = StepTimeoutError(name, running.attempt, limit.ms, limit.kind)
         error.__context__ = timeout.__cause__  # the cancellation: it tells where the step was
         return Shortfall(error, None, self._loop.time(), 0)
 
-    def _limit_of(self, unit: int, running: AttemptStarted) -> Limit | None:
-        return self._state.limits.of(unit, self._began.get(unit, running.at_ms))
+    def _limit_of(self, node: int, running: AttemptStarted) -> Limit | None:
+        return self._state.deadlines.of(node, self._began.get(node, running.at_ms))
 
-    def _is_cancelled_already(self, unit: int, task: asyncio.Task[None]) -> bool:
+    def _is_cancelled_already(self, node: int, task: asyncio.Task[None]) -> bool:
         """Whether the running attempt was cancelled by somebody else, so that it may clean up."""
-        if self._state.running_attempt(unit) is None:
+        if self._state.running_attempt(node) is None:
             return False
-        return unit in self._lapsed or bool(task.cancelling())
+        return node in self._lapsed or bool(task.cancelling())
 
-    def _is_cut_short(self, unit: int) -> bool:
+    def _is_cut_short(self, node: int) -> bool:
         """Whether it was a limit that has cancelled the running attempt.
 
         Its task can't tell: an action may have swallowed an earlier cancellation, also its own.
         """
-        running = self._state.running_attempt(unit)
-        if running is None or unit in self._lapsed:
+        running = self._state.running_attempt(node)
+        if running is None or node in self._lapsed:
             return running is not None
-        limit = self._limit_of(unit, running)
+        limit = self._limit_of(node, running)
         return limit is not None and limit.ends_ms <= self._now_ms() + TIMER_SLACK_S * 1000
 
-    def _judge(self, unit: int, shortfall: Shortfall) -> float | None:
+    def _judge(self, node: int, shortfall: Shortfall) -> float | None:
         """Tell what an attempt came to that was not a value in time.
 
         Returns:
             How many milliseconds to wait before the next attempt, or ``None`` if the unit ended.
         """
-        running, asked = self._state.running_attempt(unit), unit in self._asked
+        running, asked = self._state.running_attempt(node), node in self._asked
         assert running is not None
         try:
-            error, delay_ms = self._verdict(unit, running, shortfall, asked)
-            return self._tell_end(unit, running, shortfall, error, delay_ms)
+            error, delay_ms = self._verdict(node, running, shortfall, asked)
+            return self._tell_end(node, running, shortfall, error, delay_ms)
         finally:
             # What a retry policy raised keeps this frame too, which must not lead back to it.
             del self
             error = None
 
     def _verdict(
-        self, unit: int, running: AttemptStarted, shortfall: Shortfall, asked: bool
+        self, node: int, running: AttemptStarted, shortfall: Shortfall, asked: bool
     ) -> tuple[BaseException | None, float | None]:
         """Return what the attempt failed with, and the wait if another one follows it."""
         error = shortfall.error
-        if shortfall.cancels or unit in self._lapsed:
-            error = self._late(unit, running, shortfall) or error
+        if shortfall.cancels or node in self._lapsed:
+            error = self._late(node, running, shortfall) or error
         if not asked:
             forget_cancels()  # the step's own, or those of its limit
         if asked or not isinstance(error, FAILURES):
             return error, None
-        name = self._state.units.name_of(unit)
+        name = self._state.step_runs.name_of(node)
         error = as_failure(error, name, running.attempt)
         try:
             ended_ms = (shortfall.ended - self._started) * 1000
-            return error, self._state.limits.after_failure(unit, error, ended_ms)
+            return error, self._state.deadlines.retry_delay_ms(node, error, ended_ms)
         except BaseException as raised:  # by the step's retry policy
             leave_out_our_frames(raised)
             if raised is not error:
@@ -179,7 +179,7 @@ class Verdicts(Ledger):
 
     def _tell_end(
         self,
-        unit: int,
+        node: int,
         running: AttemptStarted,
         shortfall: Shortfall,
         error: BaseException | None,
@@ -189,25 +189,25 @@ class Verdicts(Ledger):
         ended_ms = (shortfall.ended - self._started) * 1000
         if error is None:
             success = StepSucceeded(name, attempt, ended_ms, shortfall.value, item)
-            self._emit(success, self._as_kept(unit, success))
+            self._emit(success, self._as_kept(node, success))
         elif not isinstance(error, FAILURES):
             reason = f"step {name!r} raised {type(error).__name__}"
             self._emit(StepCancelled(name, attempt, ended_ms, reason, error, item))
             self._interrupt(error, reason)
-        elif unit in self._asked:
-            self._emit(self._cancelled(unit, error))
+        elif node in self._asked:
+            self._emit(self._cancelled(node, error))
         elif delay_ms is not None:
             self._emit(AttemptFailed(name, attempt, ended_ms, error, delay_ms, item))
         else:
             self._tell_failure(StepFailed(name, attempt, ended_ms, error, item))
         return delay_ms
 
-    def _as_kept(self, unit: int, success: StepSucceeded) -> StepSucceeded | None:
+    def _as_kept(self, node: int, success: StepSucceeded) -> StepSucceeded | None:
         """Return a success as a journal keeps it, if there is one."""
         if self._book is None:
             return None
-        kept = self._payloads.pop(unit, None)
-        if self._state.units.steps[unit].secret:
+        kept = self._payloads.pop(node, None)
+        if self._state.step_runs.steps[node].secret:
             kept = REDACTED  # also of a mapped step, which may have no items
         return StepSucceeded(success.step, success.attempt, success.at_ms, kept, success.item)
 
@@ -217,30 +217,37 @@ class Verdicts(Ledger):
         if self._state.stop_reason is not None:
             self._stop_soon()
 
-    def _has_crashed_too_often(self, unit: int) -> bool:
+    def _has_crashed_too_often(self, node: int) -> bool:
         """Whether a unit's process has died too often while it ran; if so, tell that it failed."""
-        step, carried = self._state.units.steps[unit], self._state.units.carried(unit)
-        if carried is None or not carried.was_cut_short or carried.crashes <= step.max_crashes:
+        step, pending_attempts = (
+            self._state.step_runs.steps[node],
+            self._state.step_runs.pending_attempts(node),
+        )
+        if (
+            pending_attempts is None
+            or not pending_attempts.is_interrupted
+            or pending_attempts.crashes <= step.max_crashes
+        ):
             return False
-        name, (latest, _, crashes) = self._state.units.name_of(unit), carried
+        name, (latest, _, crashes) = self._state.step_runs.name_of(node), pending_attempts
         error = StepCrashedError(name, latest.attempt, crashes)
         failure = StepFailed(step.name, latest.attempt, self._now_ms(), error, latest.item)
         self._tell_failure(failure)
         return True
 
     def _late(
-        self, unit: int, running: AttemptStarted, shortfall: Shortfall
+        self, node: int, running: AttemptStarted, shortfall: Shortfall
     ) -> StepTimeoutError | None:
         """Return the limit's error if it was a limit that the attempt answered so late."""
-        step, name = self._state.units.steps[unit], self._state.units.name_of(unit)
-        if unit in self._lapsed:
-            self._lapsed.discard(unit)
+        step, name = self._state.step_runs.steps[node], self._state.step_runs.name_of(node)
+        if node in self._lapsed:
+            self._lapsed.discard(node)
             assert step.heartbeat_ms is not None
             late = StepTimeoutError(name, running.attempt, step.heartbeat_ms, "heartbeat")
         else:
-            limit = self._limit_of(unit, running)
+            limit = self._limit_of(node, running)
             ended_ms = (shortfall.ended - self._started) * 1000
-            horizon_ms = self._asked.get(unit, ended_ms + TIMER_SLACK_S * 1000)
+            horizon_ms = self._asked.get(node, ended_ms + TIMER_SLACK_S * 1000)
             if limit is None or limit.ends_ms >= horizon_ms:
                 return None  # the cancellation was the run's, or the step's own
             late = StepTimeoutError(name, running.attempt, limit.ms, limit.kind)
@@ -250,25 +257,25 @@ class Verdicts(Ledger):
             late.__cause__ = shortfall.error
         return late
 
-    def _tell_cut_short(self, unit: int) -> None:
+    def _tell_cut_short(self, node: int) -> None:
         """Tell of a unit that the run has stopped while no attempt of it was running."""
         # If it had not started, the run has told already that it was skipped.
-        if self._state.units.results[unit] is None and self._has_begun(unit, 1):
-            self._tell_cancelled(unit)
+        if self._state.step_runs.results[node] is None and self._has_begun(node, 1):
+            self._tell_cancelled(node)
 
-    def _tell_cancelled(self, unit: int) -> None:
+    def _tell_cancelled(self, node: int) -> None:
         """Tell that a unit ends here which has begun and of which no attempt is running."""
-        self._emit(self._cancelled(unit, self._state.histories.last_error(unit)))
+        self._emit(self._cancelled(node, self._state.attempt_log.last_error(node)))
 
-    def _cancelled(self, unit: int, error: BaseException | None) -> StepCancelled:
-        state, name = self._state, self._state.units.steps[unit].name
-        latest, item = state.units.latest[unit], state.units.item_of(unit)
+    def _cancelled(self, node: int, error: BaseException | None) -> StepCancelled:
+        state, name = self._state, self._state.step_runs.steps[node].name
+        latest, item = state.step_runs.latest[node], state.step_runs.item_of(node)
         attempt = 0 if latest is None else latest.attempt  # it is a mapped step
         if error is None or isinstance(error, asyncio.CancelledError):
             error = None
-            if state.has_timed_out and state.limits.deadline_ms is not None:
-                whose = state.units.name_of(unit)
-                error = StepTimeoutError(whose, attempt, state.limits.deadline_ms, "run")
+            if state.has_timed_out and state.deadlines.deadline_ms is not None:
+                whose = state.step_runs.name_of(node)
+                error = StepTimeoutError(whose, attempt, state.deadlines.deadline_ms, "run")
         reason = state.stop_reason or ""
         return StepCancelled(name, attempt, self._now_ms(), reason, error, item)
 

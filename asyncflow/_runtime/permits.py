@@ -114,7 +114,7 @@ class Waits(Verdicts):
     ) -> None:
         super().__init__(state, observers, None if keeper is None else keeper.book)
         self._keeper = keeper
-        self._steps = state.units.steps
+        self._steps = state.step_runs.steps
         self._queue = state.queue
         self._is_limited = state.is_limited
         self._turns: dict[int, asyncio.Future[None]] = {}
@@ -126,48 +126,48 @@ class Waits(Verdicts):
     def _advance_soon(self) -> None:
         """See to what may start now, in the next turn of the loop."""
 
-    async def _take_slot(self, unit: int, step: WorkflowStep) -> Slot | None:
+    async def _take_slot(self, node: int, step: WorkflowStep) -> Slot | None:
         limiter = limiter_for(step)
         if step.pool is None and limiter is None:
             return None
         slot = Slot(step.pool, limiter)
-        await self._undisturbed(unit, slot.take)
+        await self._undisturbed(node, slot.take)
         return slot
 
-    async def _keep_start(self, unit: int, step: WorkflowStep, book: JournalSession) -> int:
+    async def _keep_start(self, node: int, step: WorkflowStep, book: JournalSession) -> int:
         """Tell that the next attempt starts, and return its number when that is kept."""
-        attempt = self._state.units.next_attempt(unit)
+        attempt = self._state.step_runs.next_attempt(node)
         started = AttemptStarted(step.name, attempt, self._now_ms())
         if self._is_limited or not step.is_plain:
-            started = self._in_full(unit, started)
-        self._state.start(unit, started)
+            started = self._in_full(node, started)
+        self._state.start(node, started)
         self._pass_on(started)
-        await self._undisturbed(unit, book.kept)
-        self._began[unit] = self._now_ms()
+        await self._undisturbed(node, book.kept)
+        self._began[node] = self._now_ms()
         return attempt
 
-    def _undo_start(self, unit: int, slot: Slot | None) -> None:
+    def _undo_start(self, node: int, slot: Slot | None) -> None:
         """See to an attempt whose task was cancelled before its first line."""
         if slot is not None:
             slot.give_back(unused=True)
-        if unit in self._asked:
+        if node in self._asked:
             raise asyncio.CancelledError
         forget_cancels()
 
-    def _give_back(self, unit: int, slot: Slot) -> None:
-        thread = self._threads.get(unit)
+    def _give_back(self, node: int, slot: Slot) -> None:
+        thread = self._threads.get(node)
         if thread is None or thread.done():
             slot.give_back()
         else:
             thread.call_at_once(slot.give_back_to_pool)
             thread.add_done_callback(lambda _: slot.give_back())
 
-    def _in_full(self, unit: int, running: AttemptStarted) -> AttemptStarted:
-        queued_ms = self._state.queue.queued_ms(unit, running.at_ms)
-        item = self._state.units.item_of(unit)
+    def _in_full(self, node: int, running: AttemptStarted) -> AttemptStarted:
+        queued_ms = self._state.queue.queued_ms(node, running.at_ms)
+        item = self._state.step_runs.item_of(node)
         return AttemptStarted(running.step, running.attempt, running.at_ms, queued_ms, item)
 
-    async def _pause(self, unit: int, delay_ms: float) -> bool:
+    async def _pause(self, node: int, delay_ms: float) -> bool:
         """Wait between two attempts, at least one turn of the loop; return whether one follows."""
         if self._is_limited:
             self._advance_soon()  # there is room for another one
@@ -177,49 +177,52 @@ class Waits(Verdicts):
             try:
                 await asyncio.sleep(left_s)
             except asyncio.CancelledError:
-                if unit in self._asked:
+                if node in self._asked:
                     raise
                 forget_cancels()  # the attempt that has ended cancelled its task, or a stranger
             left_s = until - self._loop.time()
             if left_s <= 0:
                 break
-        if unit in self._threads and not await self._thread_has_ended(unit):
+        if node in self._threads and not await self._thread_has_ended(node):
             return False
         if self._is_limited:
-            await self._next_turn(unit)
+            await self._next_turn(node)
         return True
 
-    async def _thread_has_ended(self, unit: int) -> bool:
+    async def _thread_has_ended(self, node: int) -> bool:
         """Wait for an abandoned thread, which no attempt may overlap, but not past a deadline."""
-        thread, latest = self._threads[unit], self._state.units.latest[unit]
+        thread, latest = self._threads[node], self._state.step_runs.latest[node]
         assert latest is not None
-        deadline_ms, ends_ms = self._steps[unit].deadline_ms, self._state.limits.step_ends_ms(unit)
+        deadline_ms, ends_ms = (
+            self._steps[node].deadline_ms,
+            self._state.deadlines.step_ends_ms(node),
+        )
         left_s = None if deadline_ms is None else max(0.0, (ends_ms - self._now_ms()) / 1000)
-        await self._undisturbed(unit, partial(asyncio.wait, [thread], timeout=left_s))
+        await self._undisturbed(node, partial(asyncio.wait, [thread], timeout=left_s))
         if thread.done() or deadline_ms is None:
             return True
-        name = self._state.units.name_of(unit)
+        name = self._state.step_runs.name_of(node)
         error = StepTimeoutError(name, latest.attempt, deadline_ms, "step")
         now_ms, item = self._now_ms(), latest.item
         self._tell_failure(StepFailed(latest.step, latest.attempt, now_ms, error, item))
         return False
 
-    async def _next_turn(self, unit: int) -> None:
-        turn = self._turns[unit] = self._loop.create_future()
-        self._state.get_in_line(unit, self._now_ms())
+    async def _next_turn(self, node: int) -> None:
+        turn = self._turns[node] = self._loop.create_future()
+        self._state.enqueue_retry(node, self._now_ms())
         self._advance_soon()
         try:
-            await self._undisturbed(unit, partial(asyncio.wait, [turn]))
+            await self._undisturbed(node, partial(asyncio.wait, [turn]))
         finally:
-            del self._turns[unit]
+            del self._turns[node]
 
-    async def _undisturbed(self, unit: int, wait: Callable[[], Awaitable[object]]) -> None:
+    async def _undisturbed(self, node: int, wait: Callable[[], Awaitable[object]]) -> None:
         """Wait for something, and begin anew if anybody but the run cancels that."""
         while True:
             try:
                 await wait()
             except asyncio.CancelledError:
-                if unit in self._asked:
+                if node in self._asked:
                     raise
                 forget_cancels()
             else:

@@ -58,7 +58,7 @@ class Run(Fanout):
         super().__init__(run_id, plan, opening.bindings, opening.inputs, state, observers, keeper)
         self._opening = opening
         self._conditions = opening.conditions
-        self._is_resumed = opening.past is not None
+        self._is_resumed = opening.checkpoint is not None
         self._stop_is_due = True  # until it has begun, there is nothing to be stopped
         self._advancing = False
         self._settled: asyncio.Future[None] | None = None
@@ -72,7 +72,7 @@ class Run(Fanout):
     async def execute(self) -> RunReport:
         """Run the pipeline; return its report, or raise what has interrupted it."""
         cancellation: BaseException | None = await self._begin()
-        if self._state.limits.deadline_ms is not None:
+        if self._state.deadlines.deadline_ms is not None:
             ends = self._identity.ends
             self._deadline = self._loop.call_at(ends, self._time_out, context=self._context)
         self._monitor: Watch = watch(self._loop, self._on_block)
@@ -112,9 +112,9 @@ class Run(Fanout):
         cancellation, state = None, self._state
         order = self._identity.plan.order if self._is_resumed else ()
         for count, index in enumerate(order):
-            held = state.held(index, self._now_ms())
-            if held is not None:
-                self._emit(held)
+            stored_end = state.stored_end(index, self._now_ms())
+            if stored_end is not None:
+                self._emit(stored_end)
             if count % _REUSED_A_TURN == _REUSED_A_TURN - 1 and cancellation is None:
                 try:
                     await asyncio.sleep(0)
@@ -199,7 +199,7 @@ class Run(Fanout):
         """
         self._advancing = True
         try:
-            while self._queue.has_news:
+            while self._queue.is_dirty:
                 self._start(self._state.ready())
                 self._skip_doomed()
         except BaseException as bug:
@@ -214,46 +214,46 @@ class Run(Fanout):
             return
         group, live, run, task = self._group, self._live, None, None
         prefix, task_name = self._watchdog.prefix, self._watchdog.task_name
-        for unit in batch:
-            step, run = self._steps[unit], self._run_unit
-            if not step.is_plain or unit in self._turns or self._is_resumed:
-                if not (anew or (self._is_new(unit) and self._is_wanted(unit))):
+        for node in batch:
+            step, run = self._steps[node], self.run_node
+            if not step.is_plain or node in self._turns or self._is_resumed:
+                if not (anew or (self._is_new(node) and self._is_wanted(node))):
                     continue
-                if step.map_over is not None and self._state.units.item_of(unit) is None:
+                if step.map_over is not None and self._state.step_runs.item_of(node) is None:
                     run = self._run_items
             # Where an attempt has a task of its own, that one bears the name.
-            own_name = f"{prefix}{step.name}#1" if step.is_plain else task_name(unit, 1)
+            own_name = f"{prefix}{step.name}#1" if step.is_plain else task_name(node, 1)
             name = own_name if FIRST_TASK_BEARS_THE_NAME else None
-            task = group.create_task(run(unit), name=name)
+            task = group.create_task(run(node), name=name)
             if not task.done():  # an eager one may be
-                live[unit] = task
+                live[node] = task
         self._loop.call_soon(self._restart_unbegun, batch, context=self._context)
         # As in _advance; and what the last condition raised keeps this frame, so not a task of
         # another step, whose end leads to the run.
         del self, group, live, run, task, task_name
 
-    def _is_new(self, unit: int) -> bool:
+    def _is_new(self, node: int) -> bool:
         """Let a unit go on whose turn has come for another attempt; return whether it is new."""
-        if unit in self._turns:
-            self._turns[unit].set_result(None)
+        if node in self._turns:
+            self._turns[node].set_result(None)
             return False
-        if self._state.units.item_of(unit) is not None:
-            self._note_change(unit)
+        if self._state.step_runs.item_of(node) is not None:
+            self._note_change(node)
         return True
 
-    def _is_wanted(self, unit: int) -> bool:
+    def _is_wanted(self, node: int) -> bool:
         """Ask a step's condition; if the step is not to run, tell that."""
-        step, condition = self._steps[unit], self._steps[unit].when
-        if self._is_resumed and self._has_crashed_too_often(unit):
-            self._forget_item(unit)
+        step, condition = self._steps[node], self._steps[node].when
+        if self._is_resumed and self._has_crashed_too_often(node):
+            self._forget_item(node)
             return False
-        if condition is None or self._state.units.item_of(unit) is not None:
+        if condition is None or self._state.step_runs.item_of(node) is not None:
             return True
-        if self._is_resumed and self._state.had_begun(unit):
+        if self._is_resumed and self._state.had_begun(node):
             return True  # it was asked then
         failure = None
         try:
-            arguments = self._arguments(unit, self._conditions[unit])
+            arguments = self._arguments(node, self._conditions[node])
             met = self._context.copy().run(condition, **arguments)
             if plain_answer(f"the condition of step {step.name!r}", met):
                 return True
@@ -281,28 +281,28 @@ class Run(Fanout):
         """
         live = self._live
         unbegun = [
-            unit for unit in self._state.about_to_start(batch) if unit in live and live[unit].done()
+            node for node in self._state.unstarted(batch) if node in live and live[node].done()
         ]
-        for unit in unbegun:
-            del live[unit]
+        for node in unbegun:
+            del live[node]
         if unbegun:
             self._start(unbegun, anew=True)
 
-    def _follow_up(self, unit: int) -> None:
+    def _follow_up(self, node: int) -> None:
         """See to what follows the end of a unit."""
         if self._values:
-            self._forget_item(unit)
+            self._forget_item(node)
         if not self._advancing:  # else an eager task has ended within its start
-            if self._queue.has_news:
+            if self._queue.is_dirty:
                 self._advance_at_once()
             elif not self._live:
                 self._wake_if_settled()
         del self  # as in _advance
 
-    def _forget_item(self, unit: int) -> None:
-        if unit in self._values:
-            del self._values[unit]
-            self._note_change(unit)
+    def _forget_item(self, node: int) -> None:
+        if node in self._values:
+            del self._values[node]
+            self._note_change(node)
 
     # Stopping them.
 
@@ -311,8 +311,8 @@ class Run(Fanout):
         self._interrupt(bug, reason)
 
     def _skip_doomed(self) -> None:
-        for index, reason, on_purpose in self._state.doomed():
-            if self._state.units.carried(index) is not None:
+        for index, reason, on_purpose in self._state.unreachable():
+            if self._state.step_runs.pending_attempts(index) is not None:
                 self._tell_cancelled(index)
                 continue
             name = self._steps[index].name
@@ -340,7 +340,7 @@ class Run(Fanout):
 
     def _time_out(self) -> None:
         """Stop the run because of its deadline."""
-        deadline_ms = self._state.limits.deadline_ms
+        deadline_ms = self._state.deadlines.deadline_ms
         assert deadline_ms is not None
         if self._state.stop_reason is None and self._state.ordinary_unsettled:
             self._emit(RunTimedOut(self._now_ms(), deadline_ms))
@@ -359,41 +359,43 @@ class Run(Fanout):
             return
         now_ms = self._now_ms()
         self._skip_doomed()
-        for unit, task in list(self._live.items()):
-            if unit in self._asked or self._state.is_spared(unit):
+        for node, task in list(self._live.items()):
+            if node in self._asked or self._state.is_exempt_from_stop(node):
                 continue
-            self._asked[unit] = now_ms
-            if self._state.about_to_start([unit]):
+            self._asked[node] = now_ms
+            if self._state.unstarted([node]):
                 # A task that is cancelled before its first line never runs: nobody else tells.
-                del self._live[unit]
-                self._tell_unbegun(unit, now_ms)
-            if not self._is_cancelled_already(unit, task):
+                del self._live[node]
+                self._report_unstarted(node, now_ms)
+            if not self._is_cancelled_already(node, task):
                 task.cancel()
-            elif not self._is_cut_short(unit):
-                self._doubtful.append(unit)
+            elif not self._is_cut_short(node):
+                self._doubtful.append(node)
         if self._live:
             self._watchdog.expect(self._loop.time())
         if self._doubtful:
             if self._insistence is not None:
                 self._insistence.cancel()
             self._insistence = self._loop.call_later(GRACE_S, self._insist, context=self._context)
-        if self._queue.has_news:
+        if self._queue.is_dirty:
             self._advance_soon()
         self._wake_if_settled()
 
     def _insist(self) -> None:
         """Cancel what others have cancelled and what goes on all the same: it swallowed that."""
-        for unit in self._doubtful:
-            if unit in self._live:
-                self._live[unit].cancel()
+        for node in self._doubtful:
+            if node in self._live:
+                self._live[node].cancel()
         self._doubtful.clear()
 
-    def _tell_unbegun(self, unit: int, now_ms: float) -> None:
-        if self._state.units.carried(unit) is not None:  # it began before the run was resumed
-            self._tell_cancelled(unit)
-        elif self._state.units.item_of(unit) is None:
+    def _report_unstarted(self, node: int, now_ms: float) -> None:
+        if (
+            self._state.step_runs.pending_attempts(node) is not None
+        ):  # it began before the run was resumed
+            self._tell_cancelled(node)
+        elif self._state.step_runs.item_of(node) is None:
             reason = self._state.stop_reason or ""
-            self._emit(StepSkipped(self._steps[unit].name, now_ms, reason))
+            self._emit(StepSkipped(self._steps[node].name, now_ms, reason))
         else:
-            self._state.withdraw_item(unit)
-        self._forget_item(unit)
+            self._state.drop_item(node)
+        self._forget_item(node)

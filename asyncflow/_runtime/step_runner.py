@@ -92,7 +92,7 @@ class Attempts(Waits):
         self._bindings = bindings
         self._inputs = inputs
         self._context = contextvars.copy_context()
-        deadline_ms = state.limits.deadline_ms
+        deadline_ms = state.deadlines.deadline_ms
         ends = math.inf if deadline_ms is None else self._loop.time() + deadline_ms / 1000
         self._identity = RunContext(run_id, plan, self._loop.time, self._started, ends, {})
         self._context.run(enter_run, self._identity)
@@ -111,63 +111,63 @@ class Attempts(Waits):
         """Stop the run for a reason of ours; the books stay open, since they may be wrong."""
 
     @abstractmethod
-    def _follow_up(self, unit: int) -> None:
+    def _follow_up(self, node: int) -> None:
         """See to what follows the end of a unit."""
 
-    async def _run_unit(self, unit: int) -> None:
+    async def run_node(self, node: int) -> None:
         """The retry loop of one unit. It raises nothing: what happens is told in events."""
-        step, attempt = self._steps[unit], 1
+        step, attempt = self._steps[node], 1
         work = shortfall = slot = None
         try:
             while True:
                 if not step.is_plain:
-                    slot = await self._take_slot(unit, step)
+                    slot = await self._take_slot(node, step)
                 if self._book is not None:
-                    attempt = await self._keep_start(unit, step, self._book)
-                limit_s = step.timeout_s if step.is_plain else self._limit_s(unit, step)
-                work = self._attempt(unit, step, attempt, limit_s)
+                    attempt = await self._keep_start(node, step, self._book)
+                limit_s = step.timeout_s if step.is_plain else self._limit_s(node, step)
+                work = self._attempt(node, step, attempt, limit_s)
                 if _WAIT_FOR_NEEDS_A_TASK or attempt > 1:
-                    work = self._isolated(work, unit, attempt)
+                    work = self._isolated(work, node, attempt)
                 try:
                     shortfall = await asyncio.wait_for(work, limit_s)
                 except (TimeoutError, asyncio.CancelledError) as cut:
-                    if not self._has_begun(unit, attempt):
-                        self._undo_start(unit, slot)
+                    if not self._has_begun(node, attempt):
+                        self._undo_start(node, slot)
                         continue
-                    shortfall = await self._shortfall_after(unit, work, cut)
+                    shortfall = await self._shortfall_after(node, work, cut)
                 if slot is not None:
-                    self._give_back(unit, slot)
+                    self._give_back(node, slot)
                 if shortfall is None:
                     return
-                delay_ms = self._judge(unit, shortfall)
-                if delay_ms is None or not await self._pause(unit, delay_ms):
+                delay_ms = self._judge(node, shortfall)
+                if delay_ms is None or not await self._pause(node, delay_ms):
                     return
                 attempt += 1
         except asyncio.CancelledError:
-            self._tell_cut_short(unit)
+            self._tell_cut_short(node)
         except BaseException as bug:
             self._break_off(bug, f"step {step.name!r} could not be run")
         finally:
             if slot is not None:
-                self._give_back(unit, slot)
-            self._live.pop(unit, None)
-            self._follow_up(unit)
+                self._give_back(node, slot)
+            self._live.pop(node, None)
+            self._follow_up(node)
             # An error's traceback may keep this frame, which must not lead back to the error.
             del self
             shortfall = work = None
 
-    def _limit_s(self, unit: int, step: WorkflowStep) -> float | None:
+    def _limit_s(self, node: int, step: WorkflowStep) -> float | None:
         """How many seconds the attempt that is about to start may take."""
         if step.deadline_ms is None:
             return step.timeout_s
         now_ms = self._now_ms()
-        limit = self._state.limits.of(unit, now_ms)
+        limit = self._state.deadlines.of(node, now_ms)
         assert limit is not None
         return max((limit.ends_ms - now_ms) / 1000, _ALMOST_NOTHING_S)
 
-    def _isolated(self, work: Any, unit: int, attempt: int) -> Any:
+    def _isolated(self, work: Any, node: int, attempt: int) -> Any:
         """Return an attempt's coroutine, or a task that runs it where no other one has been."""
-        name = self._watchdog.task_name(unit, attempt)
+        name = self._watchdog.task_name(node, attempt)
         if not _WAIT_FOR_NEEDS_A_TASK and self._context_is_clean():
             running_task().set_name(name)
             return work
@@ -185,36 +185,36 @@ class Attempts(Waits):
     # One attempt.
 
     async def _attempt(
-        self, unit: int, step: WorkflowStep, attempt: int, limit_s: float | None
+        self, node: int, step: WorkflowStep, attempt: int, limit_s: float | None
     ) -> Shortfall | None:
         """Call the action and await it. Only a `CancelledError` is raised: `wait_for` needs it."""
-        if self._asked and unit in self._asked:
+        if self._asked and node in self._asked:
             raise asyncio.CancelledError  # pragma: no cover - before 3.12, its task has begun
-        loop, binding = self._loop, self._bindings[unit]
+        loop, binding = self._loop, self._bindings[node]
         began = loop.time()
         if self._keeper is None:
             running = AttemptStarted(step.name, attempt, (began - self._started) * 1000)
             if self._is_limited or not step.is_plain:
-                running = self._in_full(unit, running)
-            self._state.start(unit, running)
+                running = self._in_full(node, running)
+            self._state.start(node, running)
             if self._observers:
                 self._tell(running)
         else:
-            running = self._latest(unit)
+            running = self._latest(node)
         enter_attempt(running)
         if self._has_entries:
             self._tell(running, entered=running)
         ends = math.inf if limit_s is None else began + limit_s
         if ends < self._watchdog.horizon:
             self._watchdog.expect(ends)
-        arguments = self._arguments(unit, binding) if binding else None
+        arguments = self._arguments(node, binding) if binding else None
         try:
             if step.is_plain and self._keeper is None:
                 value = await call_action(step, arguments)
                 if type(value) is CoroutineType:
                     check_coroutine(step, value)
             else:
-                value = await self._call_specially(unit, step, running, arguments, ends)
+                value = await self._call_specially(node, step, running, arguments, ends)
         except asyncio.CancelledError:
             raise
         except BaseException as error:
@@ -226,27 +226,27 @@ class Attempts(Waits):
                 return Shortfall(None, value, ended, cancels())
             at_ms = (ended - self._started) * 1000
             success = StepSucceeded(step.name, attempt, at_ms, value, running.item)
-            kept = None if self._keeper is None else self._as_kept(unit, success)
-            self._state.succeed(unit, success)
+            kept = None if self._keeper is None else self._as_kept(node, success)
+            self._state.succeed(node, success)
             if self._keeper is not None or self._observers:
                 self._pass_on(success, kept)
             return None
         finally:
             del self  # as in _run_unit
 
-    def _latest(self, unit: int) -> AttemptStarted:
-        latest = self._state.units.latest[unit]
+    def _latest(self, node: int) -> AttemptStarted:
+        latest = self._state.step_runs.latest[node]
         assert latest is not None
         return latest
 
-    def _arguments(self, unit: int, binding: Binding) -> dict[str, Any]:
-        results, inputs = self._state.units.results, self._inputs
+    def _arguments(self, node: int, binding: Binding) -> dict[str, Any]:
+        results, inputs = self._state.step_runs.results, self._inputs
         arguments = {}
         for parameter, source in binding:
             if isinstance(source, str):
                 arguments[parameter] = inputs[source]
             elif source == ITEM:
-                arguments[parameter] = self._values[unit]
+                arguments[parameter] = self._values[node]
             else:
                 result = results[source]
                 assert result is not None  # a step starts when its dependencies have settled
@@ -255,7 +255,7 @@ class Attempts(Waits):
 
     async def _call_specially(
         self,
-        unit: int,
+        node: int,
         step: WorkflowStep,
         running: AttemptStarted,
         arguments: dict[str, Any] | None,
@@ -263,21 +263,21 @@ class Attempts(Waits):
     ) -> Any:
         """Await the action of a step that has policies of its own."""
         key, extras = (running.step, running.item), self._identity.extras
-        name, keeper, payloads = self._state.units.name_of(unit), self._keeper, self._payloads
+        name, keeper, payloads = self._state.step_runs.name_of(node), self._keeper, self._payloads
         heart = abandon = None
         if step.heartbeat_ms is not None:
             limit_s = step.heartbeat_ms / 1000
-            heart = HeartbeatTimer(self._loop, limit_s, partial(self._lapse, unit, running_task()))
+            heart = HeartbeatTimer(self._loop, limit_s, partial(self._lapse, node, running_task()))
         extras[key] = AttemptExtras(ends, heart, self._results_for(step))
         try:
             if step.runs_in == "loop":
                 value = await call_action(step, arguments)
             else:
-                abandon, lapsed = partial(self._abandon, unit, running), self._lapsed
+                abandon, lapsed = partial(self._abandon, node, running), self._lapsed
                 if step.run_if == "success":
                     ends = min(ends, self._identity.ends)
                 value = await call_in_worker(
-                    step, arguments, ends, abandon, partial(lapsed.__contains__, unit)
+                    step, arguments, ends, abandon, partial(lapsed.__contains__, node)
                 )
         finally:
             del extras[key]
@@ -290,22 +290,22 @@ class Attempts(Waits):
         if until is not None and not plain_answer("Retry: until", until(value)):
             raise ResultRefusedError(name, running.attempt, value)
         if keeper is not None:
-            payloads[unit] = keeper.output(name, step, value)
+            payloads[node] = keeper.output(name, step, value)
         return value
 
     def _results_for(self, step: WorkflowStep) -> dict[str, StepResult]:
         if step.run_if == "success":
             return {}
-        plan, results = self._identity.plan, self._state.units.results
+        plan, results = self._identity.plan, self._state.step_runs.results
         needed = plan.dependencies[plan.index[step.name]]
         return {result.step_name: result for at in needed if (result := results[at]) is not None}
 
-    def _lapse(self, unit: int, task: asyncio.Task[Any]) -> None:
+    def _lapse(self, node: int, task: asyncio.Task[Any]) -> None:
         """Cancel an attempt that has given no sign of life, unless it is cleaning up."""
         # A thread does not know that it was asked to stop, and works on.
-        was_asked = unit in self._asked and self._steps[unit].runs_in != "thread"
-        if not was_asked and not self._is_cut_short(unit):
-            self._lapsed.add(unit)
+        was_asked = node in self._asked and self._steps[node].runs_in != "thread"
+        if not was_asked and not self._is_cut_short(node):
+            self._lapsed.add(node)
             task.cancel()
 
     def _on_block(self, task: asyncio.Task[Any] | None, blocked_ms: float, where: str) -> None:
@@ -325,6 +325,6 @@ class Attempts(Waits):
         plan = self._identity.plan
         return plan.steps[plan.index[step]].runs_in == "loop"
 
-    def _abandon(self, unit: int, running: AttemptStarted, thread: ThreadEnd) -> None:
-        self._threads[unit] = thread
+    def _abandon(self, node: int, running: AttemptStarted, thread: ThreadEnd) -> None:
+        self._threads[node] = thread
         self._emit(ThreadAbandoned(running.step, running.attempt, self._now_ms(), running.item))

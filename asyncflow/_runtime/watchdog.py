@@ -105,9 +105,9 @@ class Watchdog:
         self.horizon = math.inf
         """The planned look is for attempts cancelled at this time, or later."""
 
-    def task_name(self, unit: int, attempt: int) -> str:
+    def task_name(self, node: int, attempt: int) -> str:
         """Return what the task is called in which an attempt runs."""
-        return f"{self.prefix}{self._state.units.name_of(unit)}#{attempt}"
+        return f"{self.prefix}{self._state.step_runs.name_of(node)}#{attempt}"
 
     def expect(self, cancelled_at: float) -> None:
         """Plan a look for an attempt that is cancelled at the given time of the loop's clock."""
@@ -138,13 +138,13 @@ class Watchdog:
         if not name.startswith(self.prefix):
             return None
         # There may be many units: so the one name is taken apart, not all others put together.
-        unit, _, attempt = name.removeprefix(self.prefix).rpartition("#")
-        step, _, rest = unit.rpartition("[")
+        node, _, attempt = name.removeprefix(self.prefix).rpartition("#")
+        step, _, rest = node.rpartition("[")
         item = int(rest[:-1]) if rest[:-1].isdecimal() else None
-        for latest in self._state.units.latest:
+        for latest in self._state.step_runs.latest:
             if (
                 latest is not None
-                and (latest.step == unit if latest.item is None else latest.step == step)
+                and (latest.step == node if latest.item is None else latest.step == step)
                 and (latest.item is None or latest.item == item)
                 and str(latest.attempt) == attempt
             ):
@@ -154,35 +154,35 @@ class Watchdog:
     def _look(self) -> None:
         self._timer, self.horizon = None, math.inf
         latest = self._loop.time() - GRACE_S + TIMER_SLACK_S
-        for unit, running, cancelled_at in self._suspects():
-            if (unit, running.attempt) in self._named:
+        for node, running, cancelled_at in self._suspects():
+            if (node, running.attempt) in self._named:
                 continue
             if cancelled_at > latest:
                 self.expect(cancelled_at)
                 continue
-            self._named.add((unit, running.attempt))
+            self._named.add((node, running.attempt))
             _log.warning(
                 "step %r, attempt %d, has not ended %g s after it was cancelled; it is at %s",
-                self._state.units.name_of(unit),
+                self._state.step_runs.name_of(node),
                 running.attempt,
                 GRACE_S,
-                self._where(unit, running.attempt),
+                self._where(node, running.attempt),
             )
 
     def _suspects(self) -> Iterator[tuple[int, AttemptStarted, float]]:
         """What may run although it was cancelled, or would if it has not ended by then."""
-        for unit in self._live:
-            running = self._state.running_attempt(unit)
+        for node in self._live:
+            running = self._state.running_attempt(node)
             if running is None:
                 continue
-            limit = self._state.limits.of(unit, running.at_ms)
-            cancelled_ms = self._asked.get(unit, math.inf if limit is None else limit.ends_ms)
+            limit = self._state.deadlines.of(node, running.at_ms)
+            cancelled_ms = self._asked.get(node, math.inf if limit is None else limit.ends_ms)
             if cancelled_ms < math.inf:
-                yield unit, running, self._run.started + cancelled_ms / 1000
+                yield node, running, self._run.started + cancelled_ms / 1000
 
-    def _where(self, unit: int, attempt: int) -> str:
+    def _where(self, node: int, attempt: int) -> str:
         """Return the line at which an attempt waits: in its own task, if it has one."""
-        name, task = self.task_name(unit, attempt), self._live[unit]
+        name, task = self.task_name(node, attempt), self._live[node]
         tasks = asyncio.all_tasks(self._loop)
         own = next((each for each in tasks if each.get_name() == name and each is not task), task)
         return awaiting_line(own.get_coro())

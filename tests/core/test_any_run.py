@@ -156,7 +156,7 @@ class Simulation:
         self.mapping: dict[int, int] = {}  # how many items are still to be taken up
         self.items: dict[int, list[int]] = {}
         self.is_complete: dict[int, bool] = {}
-        self.doomed: list[tuple[int, str, bool]] = []  # not skipped yet
+        self.unreachable: list[tuple[int, str, bool]] = []  # not skipped yet
         self.attempts: dict[int, int] = {}
         self.status: dict[int, StepStatus] = {}
         self.on_purpose: set[int] = set()
@@ -184,11 +184,11 @@ class Simulation:
     def in_flight(self) -> list[int]:
         return [*self.handed_out, *self.running, *self.cleared]
 
-    def name(self, unit: int) -> str:
-        return self.state.units.steps[unit].name
+    def name(self, node: int) -> str:
+        return self.state.step_runs.steps[node].name
 
-    def is_stopping(self, unit: int) -> bool:
-        return self.state.stop_reason is not None and not self.state.is_spared(unit)
+    def is_stopping(self, node: int) -> bool:
+        return self.state.stop_reason is not None and not self.state.is_exempt_from_stop(node)
 
     def chances(self, part: float) -> bool:
         return self.scenario.chance.random() < part
@@ -196,167 +196,167 @@ class Simulation:
     def possible(self) -> list[Callable[[], None]]:
         """What a driver may do next; it does not end by itself before all steps have ended."""
         actions: list[Callable[[], None]] = []
-        if self.state.queue.has_news:
+        if self.state.queue.is_dirty:
             actions.append(self.take_news)
         else:
             assert self.state.ready() == []
-            assert self.state.doomed() == []
+            assert self.state.unreachable() == []
             self.check_that_nobody_waits_in_vain()
-        for units, action in (
+        for step_runs, action in (
             (self.handed_out, self.start),
             (self.running, self.end_attempt),
             (self.waiting, self.go_on),
             (self.cleared, self.start_again),
-            (self.doomed, self.skip),
-            ([unit for unit in self.queued if self.is_stopping(unit)], self.leave_line),
+            (self.unreachable, self.skip),
+            ([node for node in self.queued if self.is_stopping(node)], self.leave_line),
             (self.takers(), self.take_up),
             (self.mappers(), self.end_map),
         ):
-            if units:
+            if step_runs:
                 actions.append(action)
         return actions
 
-    def pick(self, units: list[Any]) -> Any:
-        return units.pop(self.scenario.chance.randrange(len(units)))
+    def pick(self, step_runs: list[Any]) -> Any:
+        return step_runs.pop(self.scenario.chance.randrange(len(step_runs)))
 
     def take_news(self) -> None:
         batch = self.state.ready()
         assert len(set(batch)) == len(batch)
-        for unit in batch:
-            assert unit not in self.status
-            assert unit not in self.taken_up_in_vain
-            if unit in self.queued:
-                self.queued.remove(unit)
-                self.cleared.append(unit)
+        for node in batch:
+            assert node not in self.status
+            assert node not in self.taken_up_in_vain
+            if node in self.queued:
+                self.queued.remove(node)
+                self.cleared.append(node)
             else:
-                assert unit not in self.ever_handed_out
-                self.ever_handed_out.add(unit)
-                self.handed_out.append(unit)
-        self.doomed += self.state.doomed()
+                assert node not in self.ever_handed_out
+                self.ever_handed_out.add(node)
+                self.handed_out.append(node)
+        self.unreachable += self.state.unreachable()
         self.check()
 
     def start(self) -> None:
-        unit = self.pick(self.handed_out)
-        name = self.name(unit)
-        if self.state.units.is_item(unit):
-            if self.is_stopping(unit) and self.chances(0.5):
-                self.taken_up_in_vain.add(unit)
-                self.state.withdraw_item(unit)
+        node = self.pick(self.handed_out)
+        name = self.name(node)
+        if self.state.step_runs.is_item(node):
+            if self.is_stopping(node) and self.chances(0.5):
+                self.taken_up_in_vain.add(node)
+                self.state.drop_item(node)
             else:
-                self.begin_attempt(unit)
+                self.begin_attempt(node)
             return
-        if self.is_stopping(unit) and self.chances(0.5):
+        if self.is_stopping(node) and self.chances(0.5):
             assert self.state.stop_reason is not None
             self.emit(StepSkipped(name, self.now, self.state.stop_reason))
-            self.settle(unit, SKIPPED)
+            self.settle(node, SKIPPED)
             return
-        self.check_start(unit)
+        self.check_start(node)
         condition = self.scenario.conditions.get(name)
         if condition == "no":
-            self.on_purpose.add(unit)
+            self.on_purpose.add(node)
             self.emit(StepSkipped(name, self.now, "its condition was not met", True))
-            self.settle(unit, SKIPPED)
+            self.settle(node, SKIPPED)
         elif condition == "raises":
             self.note_stop(self.scenario.fail_fast)
             self.emit(StepFailed(name, 0, self.now, ValueError(name)))
-            self.settle(unit, FAILED)
+            self.settle(node, FAILED)
         elif self.scenario.is_mapped(name):
-            self.mapping[unit], self.items[unit] = self.scenario.items[name], []
-            self.is_complete[unit] = True
+            self.mapping[node], self.items[node] = self.scenario.items[name], []
+            self.is_complete[node] = True
             self.emit(MapStarted(name, self.now))
         else:
-            self.begin_attempt(unit)
+            self.begin_attempt(node)
 
-    def check_start(self, unit: int) -> None:
-        needed = self.plan.dependencies[unit]
-        if unit not in self.plan.cleanups:
+    def check_start(self, node: int) -> None:
+        needed = self.plan.dependencies[node]
+        if node not in self.plan.cleanups:
             assert all(self.status.get(other) is SUCCESS for other in needed)
         assert all(other in self.status for other in needed)
-        if self.plan.steps[unit].run_if == "failure":
+        if self.plan.steps[node].run_if == "failure":
             assert any(
                 self.status[other] is not SUCCESS and other not in self.on_purpose
                 for other in needed
             )
         if self.scenario.schedule == "tiers":
-            earlier = next(at for at, tier in enumerate(self.plan.tiers) if unit in tier)
+            earlier = next(at for at, tier in enumerate(self.plan.tiers) if node in tier)
             for tier in self.plan.tiers[:earlier]:
                 assert all(other in self.status for other in tier)
-        if self.not_handed_out_at_stop is not None and unit not in self.had_turn_at_stop:
+        if self.not_handed_out_at_stop is not None and node not in self.had_turn_at_stop:
             ordinary = set(range(len(self.plan.steps))) - self.plan.cleanups
-            assert unit in self.plan.cleanups
+            assert node in self.plan.cleanups
             assert ordinary <= self.status.keys()
 
-    def begin_attempt(self, unit: int) -> None:
-        self.attempts[unit] = self.attempts.get(unit, 0) + 1
-        self.running.append(unit)
-        queued_ms = self.state.queue.queued_ms(unit, self.now)
+    def begin_attempt(self, node: int) -> None:
+        self.attempts[node] = self.attempts.get(node, 0) + 1
+        self.running.append(node)
+        queued_ms = self.state.queue.queued_ms(node, self.now)
         assert 0 <= queued_ms <= self.now
-        item = self.state.units.item_of(unit)
-        self.emit(AttemptStarted(self.name(unit), self.attempts[unit], self.now, queued_ms, item))
+        item = self.state.step_runs.item_of(node)
+        self.emit(AttemptStarted(self.name(node), self.attempts[node], self.now, queued_ms, item))
 
     def go_on(self) -> None:
-        unit = self.pick(self.waiting)
-        if self.is_stopping(unit):
-            self.cancel(unit)
+        node = self.pick(self.waiting)
+        if self.is_stopping(node):
+            self.cancel(node)
         elif self.state.is_limited:
-            self.queued.append(unit)
-            self.state.get_in_line(unit, self.now)
+            self.queued.append(node)
+            self.state.enqueue_retry(node, self.now)
         else:
-            self.begin_attempt(unit)
+            self.begin_attempt(node)
 
     def start_again(self) -> None:
-        unit = self.pick(self.cleared)
-        if self.is_stopping(unit):
-            self.cancel(unit)
+        node = self.pick(self.cleared)
+        if self.is_stopping(node):
+            self.cancel(node)
         else:
-            self.begin_attempt(unit)
+            self.begin_attempt(node)
 
     def leave_line(self) -> None:
-        unit = next(unit for unit in self.queued if self.is_stopping(unit))
-        self.queued.remove(unit)
-        self.cancel(unit)
+        node = next(node for node in self.queued if self.is_stopping(node))
+        self.queued.remove(node)
+        self.cancel(node)
 
     def end_attempt(self) -> None:
-        unit = self.pick(self.running)
-        name, attempt = self.name(unit), self.attempts[unit]
-        item = self.state.units.item_of(unit)
-        if self.is_stopping(unit) and self.chances(0.7):
-            self.cancel(unit)
+        node = self.pick(self.running)
+        name, attempt = self.name(node), self.attempts[node]
+        item = self.state.step_runs.item_of(node)
+        if self.is_stopping(node) and self.chances(0.7):
+            self.cancel(node)
         elif attempt > self.scenario.failures[name]:
             self.emit(StepSucceeded(name, attempt, self.now, f"{name} is done", item))
-            self.settle(unit, SUCCESS)
+            self.settle(node, SUCCESS)
         else:
-            self.fail(unit, attempt, item)
+            self.fail(node, attempt, item)
 
-    def fail(self, unit: int, attempt: int, item: int | None) -> None:
-        name = self.name(unit)
+    def fail(self, node: int, attempt: int, item: int | None) -> None:
+        name = self.name(node)
         hopeless = name in self.scenario.hopeless
         error = ActionNotAwaitableError(name, "int") if hopeless else ValueError(name, attempt)
-        delay_ms = self.state.limits.after_failure(unit, error, self.now)
+        delay_ms = self.state.deadlines.retry_delay_ms(node, error, self.now)
         if delay_ms is None:
             self.note_stop(self.scenario.fail_fast)
             self.emit(StepFailed(name, attempt, self.now, error, item))
-            self.settle(unit, FAILED)
+            self.settle(node, FAILED)
         else:
             assert not hopeless
             assert attempt < self.scenario.max_retries[name]
-            self.waiting.append(unit)
+            self.waiting.append(node)
             self.emit(AttemptFailed(name, attempt, self.now, error, delay_ms, item))
 
-    def cancel(self, unit: int) -> None:
-        reason, item = self.state.stop_reason, self.state.units.item_of(unit)
+    def cancel(self, node: int) -> None:
+        reason, item = self.state.stop_reason, self.state.step_runs.item_of(node)
         assert reason is not None
-        error = ValueError(unit) if self.chances(0.5) else None
-        name, attempt = self.name(unit), self.attempts[unit]
+        error = ValueError(node) if self.chances(0.5) else None
+        name, attempt = self.name(node), self.attempts[node]
         self.emit(StepCancelled(name, attempt, self.now, reason, error, item))
-        self.settle(unit, CANCELLED)
+        self.settle(node, CANCELLED)
 
     def skip(self) -> None:
-        unit, reason, on_purpose = self.pick(self.doomed)
+        node, reason, on_purpose = self.pick(self.unreachable)
         if on_purpose:
-            self.on_purpose.add(unit)
-        self.emit(StepSkipped(self.name(unit), self.now, reason, on_purpose))
-        self.settle(unit, SKIPPED)
+            self.on_purpose.add(node)
+        self.emit(StepSkipped(self.name(node), self.now, reason, on_purpose))
+        self.settle(node, SKIPPED)
 
     # Mapped steps.
 
@@ -365,7 +365,7 @@ class Simulation:
         return [
             step
             for step, left in self.mapping.items()
-            if left and not any(map(self.state.stands_in_line, self.items[step]))
+            if left and not any(map(self.state.is_queued, self.items[step]))
         ]
 
     def take_up(self) -> None:
@@ -374,15 +374,15 @@ class Simulation:
             self.mapping[step], self.is_complete[step] = 0, False
             return
         self.mapping[step] -= 1
-        unit = self.state.add_item(step, self.now)
-        self.items[step].append(unit)
+        node = self.state.add_item(step, self.now)
+        self.items[step].append(node)
         if self.is_stopping(step):
-            self.taken_up_in_vain.add(unit)
-            assert not self.state.stands_in_line(unit)
+            self.taken_up_in_vain.add(node)
+            assert not self.state.is_queued(node)
 
     def mappers(self) -> list[int]:
         """The mapped steps that may end."""
-        results = self.state.units.results_of_items
+        results = self.state.step_runs.results_of_items
         return [
             step for step, left in self.mapping.items() if not left and results(step) is not None
         ]
@@ -392,7 +392,7 @@ class Simulation:
         del self.mapping[step]
         name, items = self.name(step), self.items[step]
         self.taken_up_in_vain.update(set(items) - self.status.keys())
-        status = {self.status.get(unit) for unit in items}
+        status = {self.status.get(node) for node in items}
         if FAILED in status:
             self.emit(StepFailed(name, 0, self.now, ValueError(name)))
             self.settle(step, FAILED)
@@ -427,14 +427,14 @@ class Simulation:
         if stops and self.not_handed_out_at_stop is None:
             steps = set(range(len(self.plan.steps)))
             self.not_handed_out_at_stop = steps - self.ever_handed_out - self.status.keys()
-            in_line = {step for step in steps if self.state.stands_in_line(step)}
+            in_line = {step for step in steps if self.state.is_queued(step)}
             self.had_turn_at_stop = self.ever_handed_out | in_line
 
     # The books.
 
-    def settle(self, unit: int, status: StepStatus) -> None:
-        assert unit not in self.status
-        self.status[unit] = status
+    def settle(self, node: int, status: StepStatus) -> None:
+        assert node not in self.status
+        self.status[node] = status
         self.check()
 
     def emit(self, event: Event) -> None:
@@ -452,38 +452,40 @@ class Simulation:
         else:
             self.state.apply(event)
 
-    def room(self, unit: int) -> int:
+    def room(self, node: int) -> int:
         """How many more units like this one may go in."""
-        pool, limit = self.state.units.steps[unit].pool, self.scenario.max_concurrency
+        pool, limit = self.state.step_runs.steps[node].pool, self.scenario.max_concurrency
         rooms = [99 if limit is None else limit - len(self.in_flight)]
         if pool is not None:
-            sharing = [one for one in self.in_flight if self.state.units.steps[one].pool is pool]
+            sharing = [
+                one for one in self.in_flight if self.state.step_runs.steps[one].pool is pool
+            ]
             rooms.append(pool.size - len(sharing))
         return min(rooms)
 
     def check_that_nobody_waits_in_vain(self) -> None:
-        for unit in range(len(self.state.units.steps)):
-            if self.state.stands_in_line(unit) or unit in self.queued:
-                assert self.room(unit) == 0
+        for node in range(len(self.state.step_runs.steps)):
+            if self.state.is_queued(node) or node in self.queued:
+                assert self.room(node) == 0
 
     def check(self) -> None:
         """Hold the state to the books."""
-        for unit in self.in_flight:
-            assert self.room(unit) >= 0
+        for node in self.in_flight:
+            assert self.room(node) >= 0
         steps = range(len(self.plan.steps))
         unsettled = [step for step in steps if step not in self.status]
         assert self.state.unsettled == len(unsettled)
         ordinary = [step for step in unsettled if step not in self.plan.cleanups]
         assert self.state.ordinary_unsettled == len(ordinary)
-        for unit in range(len(self.state.units.steps)):
-            result = self.state.units.results[unit]
-            assert (None if result is None else result.status) == self.status.get(unit)
-            latest = self.state.units.latest[unit]
-            assert (0 if latest is None else latest.attempt) == self.attempts.get(unit, 0)
-            assert (self.state.running_attempt(unit) is not None) == (unit in self.running)
-        units = list(range(len(self.state.units.steps)))
-        about_to_start = self.state.about_to_start(units)
-        assert about_to_start == [unit for unit in units if unit in self.handed_out]
+        for node in range(len(self.state.step_runs.steps)):
+            result = self.state.step_runs.results[node]
+            assert (None if result is None else result.status) == self.status.get(node)
+            latest = self.state.step_runs.latest[node]
+            assert (0 if latest is None else latest.attempt) == self.attempts.get(node, 0)
+            assert (self.state.running_attempt(node) is not None) == (node in self.running)
+        step_runs = list(range(len(self.state.step_runs.steps)))
+        unstarted = self.state.unstarted(step_runs)
+        assert unstarted == [node for node in step_runs if node in self.handed_out]
 
 
 def facts(report: RunReport) -> tuple[Any, ...]:
@@ -522,10 +524,10 @@ class TestAnyRun:
                 assert numbers == list(range(1, result.attempts + 1))
             else:
                 started = [
-                    unit for unit in simulation.items[index[name]] if unit in simulation.status
+                    node for node in simulation.items[index[name]] if node in simulation.status
                 ]
                 assert len(result.items) == len(started)
-                assert result.attempts == sum(simulation.attempts[unit] for unit in started)
+                assert result.attempts == sum(simulation.attempts[node] for node in started)
             events = [
                 event
                 for event in simulation.events
@@ -612,7 +614,7 @@ class TestAnyRun:
         assert facts(again.report()) == facts(report)
         assert again.outcome == simulation.state.outcome
         assert again.stop_reason == simulation.state.stop_reason
-        assert (again.ready(), again.doomed()) == ([], [])
+        assert (again.ready(), again.unreachable()) == ([], [])
 
     @given(scenarios(), st.floats(0, 1))
     @settings(max_examples=tries(300))
@@ -638,5 +640,5 @@ class TestAnyRun:
         if scenario.max_concurrency is not None and batch:
             assert len(in_flight) + len(batch) <= scenario.max_concurrency
         if state.stop_reason is not None:
-            assert all(state.is_spared(unit) for unit in batch)
-        assert has_started.isdisjoint(simulation.name(doom.step) for doom in state.doomed())
+            assert all(state.is_exempt_from_stop(node) for node in batch)
+        assert has_started.isdisjoint(simulation.name(doom.step) for doom in state.unreachable())

@@ -120,8 +120,8 @@ class TestTable:
 
         now = run_until(attempt, state, 10, wait)
 
-        assert state.limits.of(0, now) == (limit and Limit(*limit))
-        assert state.limits.deadline_ms == run_deadline
+        assert state.deadlines.of(0, now) == (limit and Limit(*limit))
+        assert state.deadlines.deadline_ms == run_deadline
 
     def test_another_attempt_follows_if_there_is_one_and_its_wait_ends_in_time(
         self, timeout: Any, deadline: Any, run_deadline: Any, attempts: int, wait: float,
@@ -138,7 +138,7 @@ class TestTable:
 
         now = run_until(attempt, state, 10, wait)
 
-        assert state.limits.after_failure(0, BOOM, now + 10) == follows
+        assert state.deadlines.retry_delay_ms(0, BOOM, now + 10) == follows
 
 
 class TestDeadline:
@@ -147,7 +147,7 @@ class TestDeadline:
 
         for options in ({}, {"max_concurrency": 1}):
             state = state_of(step, **options)
-            assert state.limits.of(0, 7.0) == Limit("step", 50, 57.0)
+            assert state.deadlines.of(0, 7.0) == Limit("step", 50, 57.0)
 
     def test_does_not_count_what_an_attempt_waits_in_line(self) -> None:
         step = WorkflowStep("x", nothing, timeout_ms=None, deadline_ms=50, max_retries=9)
@@ -155,15 +155,15 @@ class TestDeadline:
         state.apply(AttemptStarted("x", 1, 100.0, 90.0))
         state.apply(AttemptFailed("x", 1, 110.0, BOOM, 5.0))
 
-        assert state.limits.of(0, 114.0) == Limit("step", 50, 150.0)
-        state.get_in_line(0, 115.0)
-        assert state.limits.of(0, 125.0) == Limit("step", 50, 160.0)
+        assert state.deadlines.of(0, 114.0) == Limit("step", 50, 150.0)
+        state.enqueue_retry(0, 115.0)
+        assert state.deadlines.of(0, 125.0) == Limit("step", 50, 160.0)
         state.ready()
-        assert state.limits.of(0, 135.0) == Limit("step", 50, 170.0)
+        assert state.deadlines.of(0, 135.0) == Limit("step", 50, 170.0)
         state.apply(AttemptStarted("x", 2, 135.0, state.queue.queued_ms(0, 135.0)))
-        assert state.limits.of(0, 135.0) == Limit("step", 50, 170.0)
-        assert state.limits.after_failure(0, BOOM, 169.9) == 0.0
-        assert state.limits.after_failure(0, BOOM, 170.0) is None
+        assert state.deadlines.of(0, 135.0) == Limit("step", 50, 170.0)
+        assert state.deadlines.retry_delay_ms(0, BOOM, 169.9) == 0.0
+        assert state.deadlines.retry_delay_ms(0, BOOM, 170.0) is None
 
     def test_that_has_ended_an_attempt_a_hair_early_is_over_all_the_same(self) -> None:
         """A timer may be early by the resolution of the clock, and sums of times are rounded."""
@@ -175,8 +175,8 @@ class TestDeadline:
             state.apply(AttemptStarted("x", 1, 100.0))
             error = StepTimeoutError("x", 1, 50, "step")
 
-            assert state.limits.after_failure(0, error, 149.9999) is None
-            assert state.limits.after_failure(0, BOOM, 149.9) == 0.0
+            assert state.deadlines.retry_delay_ms(0, error, 149.9999) is None
+            assert state.deadlines.retry_delay_ms(0, BOOM, 149.9) == 0.0
 
     def test_adds_up_what_all_attempts_have_waited_in_line(self) -> None:
         step = WorkflowStep("x", nothing, timeout_ms=None, deadline_ms=50, max_retries=9)
@@ -187,7 +187,7 @@ class TestDeadline:
                 state.apply(AttemptFailed("x", attempt - 1, at_ms - 10, BOOM, 0.0))
             state.apply(AttemptStarted("x", attempt, at_ms, queued_ms))
 
-        assert state.limits.of(0, 140.0) == Limit("step", 50, 165.0)
+        assert state.deadlines.of(0, 140.0) == Limit("step", 50, 165.0)
 
     def test_of_the_run_does_not_concern_clean_up_steps(self) -> None:
         step = WorkflowStep("x", nothing, run_if="always", retry=5, max_retries=2)
@@ -195,7 +195,7 @@ class TestDeadline:
 
         state.apply(AttemptStarted("x", 1, 100.0))
 
-        assert state.limits.after_failure(0, BOOM, 110.0) == 5.0
+        assert state.deadlines.retry_delay_ms(0, BOOM, 110.0) == 5.0
 
 
 class TestPolicy:
@@ -205,8 +205,8 @@ class TestPolicy:
 
         run_until(3, state, 10, 0)
 
-        assert state.limits.after_failure(0, BOOM, 200.0) == 20.0
-        assert state.limits.after_failure(0, OSError("boom"), 200.0) is None
+        assert state.deadlines.retry_delay_ms(0, BOOM, 200.0) == 20.0
+        assert state.deadlines.retry_delay_ms(0, OSError("boom"), 200.0) is None
 
     def test_is_not_asked_after_the_last_attempt(self) -> None:
         def on(error: Exception) -> bool:
@@ -216,7 +216,7 @@ class TestPolicy:
 
         run_until(2, state, 10, 0)
 
-        assert state.limits.after_failure(0, BOOM, 200.0) is None
+        assert state.deadlines.retry_delay_ms(0, BOOM, 200.0) is None
 
     def test_may_raise(self) -> None:
         def on(error: Exception) -> bool:
@@ -226,7 +226,7 @@ class TestPolicy:
         run_until(1, state, 10, 0)
 
         with pytest.raises(KeyError):
-            state.limits.after_failure(0, BOOM, 200.0)
+            state.deadlines.retry_delay_ms(0, BOOM, 200.0)
 
     def test_the_wait_that_a_server_asks_for_is_not_begun_if_it_ends_too_late(self) -> None:
         retry = Retry(on=lambda error: 60)
@@ -235,7 +235,7 @@ class TestPolicy:
             state = state_of(step)
             run_until(1, state, 10, 0)
 
-            assert state.limits.after_failure(0, BOOM, 110.0) == expected
+            assert state.deadlines.retry_delay_ms(0, BOOM, 110.0) == expected
 
     def test_a_refused_value_is_followed_by_another_attempt_within_the_limits(self) -> None:
         retry = Retry(base_ms=5, jitter=False, on=KeyError, until=bool)
@@ -245,9 +245,9 @@ class TestPolicy:
 
         run_until(1, state, 10, 0)
 
-        assert state.limits.after_failure(0, refusal, 110.0) == 5.0
-        assert state.limits.after_failure(0, BOOM, 110.0) is None
-        assert state.limits.after_failure(0, refusal, 145.0) is None
+        assert state.deadlines.retry_delay_ms(0, refusal, 110.0) == 5.0
+        assert state.deadlines.retry_delay_ms(0, BOOM, 110.0) is None
+        assert state.deadlines.retry_delay_ms(0, refusal, 145.0) is None
 
     def test_what_cannot_be_awaited_is_not_called_again_whatever_the_policy_says(self) -> None:
         retry = Retry(on=lambda error: True)
@@ -256,8 +256,8 @@ class TestPolicy:
 
         error = ActionNotAwaitableError("x", "int")
 
-        assert state.limits.after_failure(0, error, 110.0) is None
+        assert state.deadlines.retry_delay_ms(0, error, 110.0) is None
 
 
-# Of the mutants that mutmut makes of `_limits`, one survives: `after_failure` that begins a wait
+# Of the mutants that mutmut makes of `_limits`, one survives: `retry_delay_ms` that begins a wait
 # which ends exactly one slack before the end of the limit. No rule says what is right there.

@@ -23,19 +23,19 @@ class Line:
             WorkflowStep(f"s{n}", nothing, pool=by_name.get(name)) for n, name in enumerate(pools)
         ]
         self.queue = AdmissionQueue(limit, self.steps, range(len(pools)))
-        for unit in range(len(pools)):
-            self.queue.put([unit], float(unit))
+        for node in range(len(pools)):
+            self.queue.put([node], float(node))
 
     def take(self) -> list[int]:
         taken = []
-        for unit in self.queue.take():
-            self.queue.enter(unit)
-            taken.append(unit)
+        for node in self.queue.take():
+            self.queue.enter(node)
+            taken.append(node)
         return taken
 
-    def leave(self, *units: int) -> list[int]:
-        for unit in units:
-            self.queue.leave(unit)
+    def leave(self, *step_runs: int) -> list[int]:
+        for node in step_runs:
+            self.queue.leave(node)
         return self.take()
 
 
@@ -67,7 +67,7 @@ class TestPools:
     def test_who_waits_for_nothing_has_not_stood_in_line(self) -> None:
         line = Line(None, "a-", {"a": 1})
 
-        assert [line.queue.queued_ms(unit, 7.0) for unit in (0, 1)] == [7.0, 0.0]
+        assert [line.queue.queued_ms(node, 7.0) for node in (0, 1)] == [7.0, 0.0]
 
     def test_no_more_go_in_than_their_pool_has_slots(self) -> None:
         line = Line(None, "aaabb", {"a": 2, "b": 1})
@@ -125,16 +125,16 @@ class TestNews:
     def test_there_is_news_when_one_gets_in_line_or_leaves(self, limit: int | None) -> None:
         steps = [WorkflowStep("a", nothing)]
         queue = AdmissionQueue(limit, steps, ())
-        assert queue.has_news is False
+        assert queue.is_dirty is False
 
         queue.put([0], 1.0)
-        assert queue.has_news is True
+        assert queue.is_dirty is True
         list(queue.take())
-        queue.has_news = False  # as `RunState.ready` does, which knows of other news too
+        queue.is_dirty = False  # as `RunState.ready` does, which knows of other news too
         queue.enter(0)
-        assert queue.has_news is False
+        assert queue.is_dirty is False
         queue.leave(0)
-        assert queue.has_news is True
+        assert queue.is_dirty is True
 
     @pytest.mark.parametrize(
         ("limit", "steps", "special", "expected"),

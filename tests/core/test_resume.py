@@ -79,21 +79,21 @@ def go_on(events, *steps, fail_fast=True, new_inputs=()):
     )
 
 
-def held(past):
-    return sorted(name for name, item in past.results if item is None)
+def held(checkpoint):
+    return sorted(name for name, item in checkpoint.results if item is None)
 
 
 def test_what_has_succeeded_holds_and_the_rest_goes_on():
-    event, past = go_on([started(*CHAIN), *done("a"), AttemptStarted("b", 1, 3.0)], *CHAIN)
+    event, checkpoint = go_on([started(*CHAIN), *done("a"), AttemptStarted("b", 1, 3.0)], *CHAIN)
 
     assert (event.run_id, event.at_ms, event.wall_time) == ("r", 3.0, 2_000.0)
     assert (event.outdated, event.unfinished) == ({}, {"b": "it was cut short"})
     assert not event.afresh
-    assert held(past) == ["a"]
-    assert past.results["a", None].output == 1
-    assert past.carried["b", None].crashes == 1
-    assert past.reasons == {"b": "it was cut short"}
-    assert (past.run_id, past.wall_time, past.at_ms) == ("r", 1_000.0, 3.0)
+    assert held(checkpoint) == ["a"]
+    assert checkpoint.results["a", None].output == 1
+    assert checkpoint.pending_attempts["b", None].crashes == 1
+    assert checkpoint.reasons == {"b": "it was cut short"}
+    assert (checkpoint.run_id, checkpoint.wall_time, checkpoint.at_ms) == ("r", 1_000.0, 3.0)
 
 
 @pytest.mark.parametrize(
@@ -108,11 +108,11 @@ def test_what_has_succeeded_holds_and_the_rest_goes_on():
     ],
 )
 def test_a_run_that_had_ended_or_was_being_stopped_begins_afresh(more, fail_fast, afresh):
-    event, past = go_on([started(*CHAIN), *done("a"), *more], *CHAIN, fail_fast=fail_fast)
+    event, checkpoint = go_on([started(*CHAIN), *done("a"), *more], *CHAIN, fail_fast=fail_fast)
 
     assert event.afresh is afresh
-    assert "a" in held(past)
-    assert ("b" in held(past)) is (not afresh and more != [])
+    assert "a" in held(checkpoint)
+    assert ("b" in held(checkpoint)) is (not afresh and more != [])
 
 
 def test_what_was_skipped_because_of_a_failure_stays_so_while_the_run_goes_on():
@@ -123,11 +123,11 @@ def test_what_was_skipped_because_of_a_failure_stays_so_while_the_run_goes_on():
         StepSkipped("c", 2.0, "so"),
     ]
 
-    event, past = go_on(events, *CHAIN, fail_fast=False)
+    event, checkpoint = go_on(events, *CHAIN, fail_fast=False)
 
-    assert held(past) == ["a", "b", "c"]
+    assert held(checkpoint) == ["a", "b", "c"]
     assert event.unfinished == {}
-    assert past.results["c", None].status is StepStatus.SKIPPED
+    assert checkpoint.results["c", None].status is StepStatus.SKIPPED
 
 
 @pytest.mark.parametrize(
@@ -142,10 +142,10 @@ def test_what_was_skipped_because_of_a_failure_stays_so_while_the_run_goes_on():
 def test_a_changed_step_is_outdated_with_what_depends_on_it(b, reason):
     a, _, c = CHAIN
 
-    event, past = go_on([started(*CHAIN), *done("a", "b", "c")], a, b, c, step("n"))
+    event, checkpoint = go_on([started(*CHAIN), *done("a", "b", "c")], a, b, c, step("n"))
 
     assert event.outdated == {"b": reason, "c": "step 'b', which it depends on, runs again"}
-    assert held(past) == ["a"]
+    assert held(checkpoint) == ["a"]
 
 
 def test_without_dependencies_it_depends_on_nothing():
@@ -166,10 +166,10 @@ def test_an_output_that_cannot_be_read_does_not_let_its_step_run_again():
 def test_nobody_reads_an_output_that_is_outdated_anyway():
     events = [started(*CHAIN), *done("a", output="broken"), *done("b")]
 
-    event, past = go_on(events, step("a", version="2"), *CHAIN[1:])
+    event, checkpoint = go_on(events, step("a", version="2"), *CHAIN[1:])
 
     assert event.outdated.keys() == {"a", "b"}
-    assert held(past) == []
+    assert held(checkpoint) == []
 
 
 def test_an_input_that_the_run_did_not_have_outdates_what_takes_it():
@@ -177,13 +177,13 @@ def test_an_input_that_the_run_did_not_have_outdates_what_takes_it():
 
     steps = step("a", action=limited), step("b", "a"), step("c")
 
-    event, past = go_on([started(*steps), *done("a", "b", "c")], *steps, new_inputs=["limit"])
+    event, checkpoint = go_on([started(*steps), *done("a", "b", "c")], *steps, new_inputs=["limit"])
 
     assert event.outdated == {
         "a": "the run did not have the input 'limit' before",
         "b": "step 'a', which it depends on, runs again",
     }
-    assert held(past) == ["c"]
+    assert held(checkpoint) == ["c"]
 
 
 def test_a_later_success_stands_for_an_earlier_secret_one():
@@ -194,10 +194,10 @@ def test_a_later_success_stands_for_an_earlier_secret_one():
     for each in [*done("a"), *failed("b"), RunFinished(3.0, "failed")]:
         story.apply(each)
 
-    event, past = go_on(story, plain, *CHAIN[1:])
+    event, checkpoint = go_on(story, plain, *CHAIN[1:])
 
     assert event.recalled == ()
-    assert held(past) == ["a"]
+    assert held(checkpoint) == ["a"]
 
 
 def test_what_came_of_a_failure_is_outdated_although_it_was_left_out_when_that_was_mended():
@@ -207,27 +207,27 @@ def test_what_came_of_a_failure_is_outdated_although_it_was_left_out_when_that_w
     for each in [*done("z"), RunFinished(4.0, "passed")]:
         story.apply(each)
 
-    _, past = go_on(story, *steps)
+    _, checkpoint = go_on(story, *steps)
 
-    assert held(past) == ["z"]
+    assert held(checkpoint) == ["z"]
 
 
 def test_new_steps_have_no_reason_and_old_ones_are_left_out():
-    event, past = go_on(
+    event, checkpoint = go_on(
         [started(*CHAIN), *done("a"), AttemptStarted("b", 1, 3.0)], CHAIN[0], step("n", "a")
     )
 
     assert (event.outdated, event.unfinished) == ({}, {})
-    assert held(past) == ["a"]
-    assert past.carried == {}
+    assert held(checkpoint) == ["a"]
+    assert checkpoint.pending_attempts == {}
 
 
 def test_a_clean_up_step_that_names_none_depends_on_all_and_runs_again_after_them():
     steps = step("a"), step("b"), step("end", run_if="always")
-    event, past = go_on([started(*steps), *done("a"), *failed("b"), *done("end")], *steps)
+    event, checkpoint = go_on([started(*steps), *done("a"), *failed("b"), *done("end")], *steps)
 
     assert event.outdated == {"end": "step 'b', which it depends on, runs again"}
-    assert held(past) == ["a"]
+    assert held(checkpoint) == ["a"]
 
 
 class TestSecrets:
@@ -240,13 +240,13 @@ class TestSecrets:
 
     def test_a_secret_that_is_needed_is_recalled(self):
         steps = self.steps()
-        event, past = go_on(
+        event, checkpoint = go_on(
             [started(*steps), *done("login", output=REDACTED), *done("use")], *steps
         )
 
         assert event.recalled == ("login",)
-        assert held(past) == ["use"]
-        assert "is secret" in past.reasons["login"]
+        assert held(checkpoint) == ["use"]
+        assert "is secret" in checkpoint.reasons["login"]
 
     def test_a_secret_that_only_a_condition_asks_for_is_needed_too(self):
         steps = self.steps(last=alone, when=lambda login: True)
@@ -256,19 +256,19 @@ class TestSecrets:
 
     def test_one_that_nobody_asks_for_is_not(self):
         steps = self.steps(last=alone)
-        event, past = go_on(
+        event, checkpoint = go_on(
             [started(*steps), *done("login", output=REDACTED), *done("use")], *steps
         )
 
         assert event.recalled == ()
-        assert held(past) == ["login", "use"]
+        assert held(checkpoint) == ["login", "use"]
 
     def test_what_a_recalled_step_needs_is_recalled_with_it(self):
         steps = step("key", secret=True), step("login", "key", secret=True), step("use", "login")
-        event, past = go_on([started(*steps), *done("key", "login", output=REDACTED)], *steps)
+        event, checkpoint = go_on([started(*steps), *done("key", "login", output=REDACTED)], *steps)
 
         assert event.recalled == ("key", "login")
-        assert held(past) == []
+        assert held(checkpoint) == []
 
     def items(self, step_name, output, *numbers):
         yield MapStarted(step_name, 2.0)
@@ -282,10 +282,10 @@ class TestSecrets:
             *(started(*steps), *done("ids", output=REDACTED)),
             *self.items("fetch", kept(1), 0),
         ]
-        event, past = go_on(events, *steps)
+        event, checkpoint = go_on(events, *steps)
 
         assert event.recalled == ("ids",)
-        assert past.results == {}
+        assert checkpoint.results == {}
 
     @pytest.mark.parametrize(("is_needed", "recalled"), [(True, ("fetch",)), (False, ())])
     def test_secret_items_are_taken_over_if_nobody_needs_them(self, is_needed, recalled):
@@ -293,10 +293,10 @@ class TestSecrets:
         if is_needed:
             steps.append(step("use", "fetch"))
         events = [started(*steps), *done("ids", output=[1, 2]), *self.items("fetch", REDACTED, 0)]
-        event, past = go_on(events, *steps)
+        event, checkpoint = go_on(events, *steps)
 
         assert event.recalled == recalled
-        assert (("fetch", 0) in past.results) is not is_needed
+        assert (("fetch", 0) in checkpoint.results) is not is_needed
 
     def test_what_is_outdated_is_not_recalled(self):
         steps = self.steps()
@@ -312,22 +312,22 @@ def test_a_run_goes_on_three_times_with_changing_pipelines():
     a, b, c = CHAIN
 
     # c is left out for a while.
-    event, past = go_on(story, a, b)
-    assert held(past) == ["a", "b"]
+    event, checkpoint = go_on(story, a, b)
+    assert held(checkpoint) == ["a", "b"]
     assert (event.outdated, event.unfinished) == ({}, {})
 
     # It comes back, and b has changed.
     b2 = step("b", "a", version="2")
-    event, past = go_on(story, a, b2, c)
-    assert held(past) == ["a"]
+    event, checkpoint = go_on(story, a, b2, c)
+    assert held(checkpoint) == ["a"]
     assert event.outdated.keys() == {"b", "c"}
-    assert past.carried == {}
+    assert checkpoint.pending_attempts == {}
     for each in (StepReused("a", 3.0), *done("b")):
         story.apply(each)
 
     # And a has changed.
-    event, past = go_on(story, step("a", version="3"), b2, c)
-    assert held(past) == []
+    event, checkpoint = go_on(story, step("a", version="3"), b2, c)
+    assert held(checkpoint) == []
     assert event.outdated.keys() == {"a", "b", "c"}
     assert isinstance(event, RunResumed)
 
@@ -337,7 +337,7 @@ def test_targets_leave_the_rest_as_it_is():
     planned = plan(CHAIN, ["b"])
     options = {"fail_fast": True, "wall_time": 2.0, "decode": decode}
 
-    _, past = resume(
+    _, checkpoint = resume(
         story,
         planned,
         bindings=bind(planned),
@@ -345,7 +345,7 @@ def test_targets_leave_the_rest_as_it_is():
         new_inputs=(),
         **options,
     )
-    assert held(past) == ["a", "b"]
+    assert held(checkpoint) == ["a", "b"]
 
-    _, past = go_on(story, *CHAIN)
-    assert held(past) == ["a", "b", "c"]
+    _, checkpoint = go_on(story, *CHAIN)
+    assert held(checkpoint) == ["a", "b", "c"]

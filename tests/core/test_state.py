@@ -137,7 +137,7 @@ def state_in(phase: Phase, schedule: Schedule, limit: int | None = 1) -> RunStat
     for event in steps_to:
         state.apply(event)
     if phase in ("queued", "cleared"):
-        state.get_in_line(1, 5.0)
+        state.enqueue_retry(1, 5.0)
     if phase == "cleared":
         assert state.ready() == [1]
     return state
@@ -147,11 +147,11 @@ def snapshot(state: RunState) -> dict[str, Any]:
     """All that a state knows, in containers that do not change with it."""
     parts = {
         "": state,
-        "turns": state._turns,
+        "turns": state._readiness,
         "queue": state.queue,
-        "histories": state.histories,
-        "units": state.units,
-        "limits": state.limits,
+        "histories": state.attempt_log,
+        "units": state.step_runs,
+        "limits": state.deadlines,
     }
     return {
         f"{part}.{name}": frozen(value)
@@ -163,7 +163,7 @@ def snapshot(state: RunState) -> dict[str, Any]:
 
 def frozen(value: Any) -> Any:
     if isinstance(value, _Map):
-        return value.started_ms, frozen(value.units), value.unsettled
+        return value.started_ms, frozen(value.nodes), value.unsettled
     if isinstance(value, dict):
         return tuple((key, frozen(each)) for key, each in value.items())
     if isinstance(value, list | deque):
@@ -283,7 +283,7 @@ class TestTable:
         if phase in ("waiting", "queued", "cleared"):
             state.apply(AttemptFailed("x", 1, 4.0, BOOM, 0.0, item=0))
         if phase in ("queued", "cleared"):
-            state.get_in_line(item, 5.0)
+            state.enqueue_retry(item, 5.0)
         if phase == "cleared":
             assert state.ready() == [item]
         if phase == "settled":
@@ -364,29 +364,31 @@ class TestTable:
     def test_an_empty_run_has_nothing_to_do(self, schedule: Schedule) -> None:
         state = started(plan_of({}), schedule=schedule)
 
-        assert (state.ready(), state.doomed(), state.unsettled) == ([], [], 0)
+        assert (state.ready(), state.unreachable(), state.unsettled) == ([], [], 0)
         state.apply(RunFinished(1.0, state.outcome))
         assert state.report().all_passed
         assert len(state.report()) == 0
 
 
-def past_of(*results: StepResult, carried: Sequence[str] = ()) -> Checkpoint:
+def past_of(*results: StepResult, pending_attempts: Sequence[str] = ()) -> Checkpoint:
     """A past with these results, in which the first attempt of other steps was cut short."""
     cut = {}
-    for name in carried:
+    for name in pending_attempts:
         error = StepCrashedError(name, 1, 1)
         attempts = (Attempt(1, 1.0, 2.0, error),)
         cut[name, None] = PendingAttempts(AttemptStarted(name, 1, 1.0), attempts, 1)
     known = {(result.step_name, None): result for result in results}
-    return Checkpoint("r1", 1_000.0, 5.0, known, cut, dict.fromkeys(carried, "it was cut short"))
+    return Checkpoint(
+        "r1", 1_000.0, 5.0, known, cut, dict.fromkeys(pending_attempts, "it was cut short")
+    )
 
 
 def resumption(plan: Plan) -> RunResumed:
     return RunResumed("r1", 5.0, 2_000.0, DependencyView(plan), {})
 
 
-def resumed(plan: Plan, past: Checkpoint, **options: Any) -> RunState:
-    state = RunState(plan, past=past, **options)
+def resumed(plan: Plan, checkpoint: Checkpoint, **options: Any) -> RunState:
+    state = RunState(plan, checkpoint=checkpoint, **options)
     state.apply(resumption(plan))
     return state
 
@@ -435,7 +437,7 @@ class TestTheShorterWays:
         state.apply(LoopBlocked("x", 1, 4.0, 110.0, "app.py:1 in x"))
         state.succeed(1, StepSucceeded("x", 1, 5.0, "X"))
 
-        result = state.units.results[1]
+        result = state.step_runs.results[1]
         assert result is not None
         assert (result.duration_ms, result.loop_blocked_ms) == (2.0, 110.0)
 
@@ -474,8 +476,8 @@ class TestResumed:
         planned = plan_of({"a": [], "b": ["a"]})
         state = resumed(planned, past_of(StepResult("a", SUCCESS, 1)), schedule=schedule)
         assert state.ready() == []
-        assert state.held(0, 5.0) == StepReused("a", 5.0)
-        assert state.held(1, 5.0) is None
+        assert state.stored_end(0, 5.0) == StepReused("a", 5.0)
+        assert state.stored_end(1, 5.0) is None
         assert refused(state, StepReused("b", 5.0)) == "no result of it was kept"
 
         state.apply(StepReused("a", 5.0))
@@ -525,7 +527,7 @@ class TestResumed:
         assert state.ready() == [2]
         state.apply(AttemptStarted("c", 1, 6.0))
         state.apply(StepSucceeded("c", 1, 7.0, None))
-        assert state.doomed() == [(1, reason, on_purpose)]
+        assert state.unreachable() == [(1, reason, on_purpose)]
         assert state.outcome == ("passed" if on_purpose else "failed")
 
     def test_a_stop_leaves_results_to_be_taken_over(self, schedule: Schedule) -> None:
@@ -535,7 +537,7 @@ class TestResumed:
         state.apply(INTERRUPTED)
         state.apply(StepReused("a", 50.0))
 
-        assert [doom.step for doom in state.doomed()] == [1]
+        assert [doom.step for doom in state.unreachable()] == [1]
 
     def test_a_clean_up_step_that_was_skipped_is_no_longer_asked(self, schedule: Schedule) -> None:
         planned = plan([WorkflowStep("a", nothing), WorkflowStep("b", nothing, run_if="failure")])
@@ -545,11 +547,11 @@ class TestResumed:
         for name in "ab":
             state.apply(StepReused(name, 5.0))
 
-        assert (state.ready(), state.doomed(), state.unsettled) == ([], [], 0)
+        assert (state.ready(), state.unreachable(), state.unsettled) == ([], [], 0)
 
     def test_what_was_cut_short_goes_on_with_the_next_attempt(self, schedule: Schedule) -> None:
         planned = plan_of({"a": []})
-        state = resumed(planned, past_of(carried=["a"]), schedule=schedule)
+        state = resumed(planned, past_of(pending_attempts=["a"]), schedule=schedule)
         assert state.ready() == [0]
         assert "the latest attempt was" in refused(state, AttemptStarted("a", 1, 6.0))
 
@@ -567,15 +569,15 @@ class TestResumed:
         self, is_handed_out: bool, schedule: Schedule
     ) -> None:
         planned = plan_of({"a": [], "b": []})
-        past = past_of(carried=["a"])
-        state = resumed(planned, past, schedule=schedule, max_concurrency=1)
+        checkpoint = past_of(pending_attempts=["a"])
+        state = resumed(planned, checkpoint, schedule=schedule, max_concurrency=1)
         if is_handed_out:
             assert state.ready() == [0]
         state.apply(INTERRUPTED)
 
         state.apply(StepCancelled("a", 1, 50.0, "why", None))
 
-        result = state.units.results[0]
+        result = state.step_runs.results[0]
         assert result is not None
         assert (result.status, result.attempts, len(result.history)) == (CANCELLED, 1, 1)
         refusal = StepCancelled("b", 1, 50.0, "why", None)
@@ -590,11 +592,11 @@ class TestResumed:
         planned = plan([WorkflowStep("a", nothing), mapped])
         error = StepCrashedError("x[0]", 1, 1)
         start = AttemptStarted("x", 1, 1.0, item=0)
-        carried = {("x", 0): PendingAttempts(start, (Attempt(1, 1.0, 2.0, error),), 1)}
+        pending_attempts = {("x", 0): PendingAttempts(start, (Attempt(1, 1.0, 2.0, error),), 1)}
         known = {("a", None): StepResult("a", SUCCESS, 1, output=[1])}
-        past = Checkpoint("r1", 1_000.0, 5.0, known, carried, {})
+        checkpoint = Checkpoint("r1", 1_000.0, 5.0, known, pending_attempts, {})
         state = resumed(
-            planned, past, schedule=schedule, fail_fast=fail_fast, max_concurrency=limit
+            planned, checkpoint, schedule=schedule, fail_fast=fail_fast, max_concurrency=limit
         )
 
         for event in (
@@ -630,7 +632,7 @@ class TestResults:
         state.apply(StepSucceeded("x", 1, 5.0, "X"))
 
         expected = StepResult("x", SUCCESS, 1, 3.0, "X", None, None, 2.0, None)
-        assert state.units.results == [expected]
+        assert state.step_runs.results == [expected]
         assert expected.history == (Attempt(1, 2.0, 3.0, None),)
 
     @pytest.mark.parametrize(
@@ -658,7 +660,7 @@ class TestResults:
         ):
             state.apply(event)
 
-        (result,) = state.units.results
+        (result,) = state.step_runs.results
         assert result is not None
         output = "X" if status is SUCCESS else None
         history = (
@@ -676,7 +678,7 @@ class TestResults:
         state.apply(AttemptStarted("x", 1, 2.0))
         state.apply(event_of(kind, 1))
 
-        (result,) = state.units.results
+        (result,) = state.step_runs.results
         assert result is not None
         assert (result.attempts, result.started_ms, result.duration_ms) == (1, 2.0, 8.0)
         assert result.recorded is None
@@ -695,7 +697,7 @@ class TestResults:
         ):
             state.apply(event)
 
-        (result,) = state.units.results
+        (result,) = state.step_runs.results
         history = (Attempt(1, 2.0, 3.0, one), Attempt(2, 10.0, 7.0, two))
         assert result == StepResult("x", CANCELLED, 2, 18.0, None, two, "why", 2.0, history)
 
@@ -706,7 +708,7 @@ class TestResults:
         state.apply(AttemptFailed("x", 1, 5.0, BOOM, 5.0))
         state.apply(StepCancelled("x", 1, 7.0, "why", BOOM))
 
-        (result,) = state.units.results
+        (result,) = state.step_runs.results
         history = (Attempt(1, 2.0, 3.0, BOOM),)
         assert result == StepResult("x", CANCELLED, 1, 5.0, None, BOOM, "why", 2.0, history)
 
@@ -715,7 +717,7 @@ class TestResults:
 
         state.apply(StepSkipped("x", 3.0, "why"))
 
-        result = state.units.results[1]
+        result = state.step_runs.results[1]
         assert result == StepResult("x", SKIPPED, 0, 0.0, None, None, "why", None, (), ("a",))
         assert result.history == ()
 
@@ -773,7 +775,7 @@ class TestResults:
 
         state.apply(StepSkipped("x", 3.0, "why", on_purpose=True))
 
-        result = state.units.results[1]
+        result = state.step_runs.results[1]
         assert result is not None
         assert (result.status, result.reason, result.on_purpose) == (SKIPPED, "why", True)
 
@@ -782,7 +784,7 @@ class TestResults:
 
         state.apply(StepFailed("x", 0, 3.0, BOOM))
 
-        result = state.units.results[1]
+        result = state.step_runs.results[1]
         assert result == StepResult("x", FAILED, 0, 0.0, None, BOOM, None, None, (), ("a",))
         assert result.history == ()
 
@@ -801,7 +803,7 @@ class TestResults:
         ):
             state.apply(event)
 
-        result = state.units.results[1]
+        result = state.step_runs.results[1]
         assert result is not None
         assert (result.queued_ms, result.loop_blocked_ms, result.abandoned) == (2.5, 360.0, True)
         assert result.output == "X"
@@ -813,7 +815,7 @@ class TestResults:
         state.apply(AttemptStarted("x", 1, 3.0, 2.0))
         state.apply(StepSucceeded("x", 1, 5.0, "X"))
 
-        result = state.units.results[1]
+        result = state.step_runs.results[1]
         assert result is not None
         assert (result.queued_ms, result.duration_ms, result.abandoned) == (2.0, 2.0, False)
         assert result.history == (Attempt(1, 3.0, 2.0, None, 2.0),)
@@ -830,7 +832,7 @@ class TestResults:
         ):
             state.apply(event)
 
-        result = state.units.results[0]
+        result = state.step_runs.results[0]
         assert result is not None
         assert result.depends_on == ("b", "a")
 
@@ -842,7 +844,7 @@ class TestAttempts:
 
         for attempt in (1, 2, 3):
             state.apply(AttemptStarted("x", attempt, 1.0))
-            decisions.append(state.limits.after_failure(0, BOOM, 1.0))
+            decisions.append(state.deadlines.retry_delay_ms(0, BOOM, 1.0))
             state.apply(AttemptFailed("x", attempt, 2.0, BOOM, 0.0))
 
         assert decisions == [0.0, 0.0, None]
@@ -851,7 +853,7 @@ class TestAttempts:
         state = started(plan([WorkflowStep("x", nothing, max_retries=2, retry=250)]))
 
         state.apply(AttemptStarted("x", 1, 1.0))
-        delay_ms = state.limits.after_failure(0, BOOM, 1.0)
+        delay_ms = state.deadlines.retry_delay_ms(0, BOOM, 1.0)
 
         assert delay_ms == 250.0
         assert type(delay_ms) is float
@@ -861,12 +863,12 @@ class TestAttempts:
 
         state.apply(AttemptStarted("x", 1, 1.0))
 
-        assert state.limits.after_failure(0, ActionNotAwaitableError("x", "int"), 1.0) is None
+        assert state.deadlines.retry_delay_ms(0, ActionNotAwaitableError("x", "int"), 1.0) is None
 
     def test_the_error_of_the_latest_failed_attempt_is_known(self) -> None:
         state = started(plan_of({"x": []}, max_retries=3))
         one, two = OSError("one"), OSError("two")
-        seen = [state.histories.last_error(0)]
+        seen = [state.attempt_log.last_error(0)]
 
         for event in (
             AttemptStarted("x", 1, 1.0),
@@ -875,14 +877,14 @@ class TestAttempts:
             AttemptFailed("x", 2, 4.0, two, 0.0),
         ):
             state.apply(event)
-            seen.append(state.histories.last_error(0))
+            seen.append(state.attempt_log.last_error(0))
 
         assert seen == [None, None, one, one, two]
 
     def test_the_latest_attempt_is_known_and_whether_it_runs(self) -> None:
         state = started(plan_of({"x": []}, max_retries=3))
         first, second = AttemptStarted("x", 1, 1.0), AttemptStarted("x", 2, 3.0)
-        seen = [(state.units.latest[0], state.running_attempt(0))]
+        seen = [(state.step_runs.latest[0], state.running_attempt(0))]
 
         for event in (
             first,
@@ -891,7 +893,7 @@ class TestAttempts:
             StepSucceeded("x", 2, 4.0, None),
         ):
             state.apply(event)
-            seen.append((state.units.latest[0], state.running_attempt(0)))
+            seen.append((state.step_runs.latest[0], state.running_attempt(0)))
 
         assert seen == [
             (None, None),
@@ -929,7 +931,7 @@ class TestWhatFollows:
                 state.apply(event)
 
             assert state.ready() == []
-            assert state.doomed() == [(1, "it depends on step 'a', which failed", False)]
+            assert state.unreachable() == [(1, "it depends on step 'a', which failed", False)]
 
     def test_tiers_wait_for_the_tier_before(self) -> None:
         planned = plan_of({"a": [], "b": [], "c": ["a"]})
@@ -939,10 +941,10 @@ class TestWhatFollows:
         state.apply(AttemptStarted("a", 1, 1.0))
         state.apply(StepSucceeded("a", 1, 2.0, None))
         assert state.ready() == []
-        assert not state.queue.has_news
+        assert not state.queue.is_dirty
         state.apply(AttemptStarted("b", 1, 1.0))
         state.apply(StepSucceeded("b", 1, 2.0, None))
-        assert state.queue.has_news
+        assert state.queue.is_dirty
         assert names(planned, state.ready()) == ["c"]
 
     def test_ready_does_not_wait_for_others(self) -> None:
@@ -953,7 +955,7 @@ class TestWhatFollows:
         state.apply(AttemptStarted("a", 1, 1.0))
         state.apply(StepSucceeded("a", 1, 2.0, None))
 
-        assert state.queue.has_news
+        assert state.queue.is_dirty
         assert names(planned, state.ready()) == ["c"]
 
     @each_schedule
@@ -973,9 +975,9 @@ class TestWhatFollows:
         assert names(planned, state.ready()) == ["e"]
         state.apply(AttemptStarted("e", 1, 1.0))
         state.apply(StepSucceeded("e", 1, 2.0, None))
-        while state.queue.has_news:
+        while state.queue.is_dirty:
             assert state.ready() == []
-            for step, reason, _ in state.doomed():
+            for step, reason, _ in state.unreachable():
                 skipped[planned.steps[step].name] = reason
                 state.apply(StepSkipped(planned.steps[step].name, 3.0, reason))
             state.ready()
@@ -997,13 +999,13 @@ class TestWhatFollows:
 
         reason = "step 'a' failed and fail_fast is on"
         assert state.stop_reason == reason
-        assert state.queue.has_news
+        assert state.queue.is_dirty
         assert state.ready() == []
-        assert state.queue.has_news
-        assert state.doomed() == [(2, reason, False), (3, reason, False)]
-        assert state.doomed() == []
+        assert state.queue.is_dirty
+        assert state.unreachable() == [(2, reason, False), (3, reason, False)]
+        assert state.unreachable() == []
         state.ready()
-        assert not state.queue.has_news
+        assert not state.queue.is_dirty
         assert state.unsettled == 3
 
     @each_schedule
@@ -1017,7 +1019,7 @@ class TestWhatFollows:
         state.apply(RunInterrupted(60.0, "again"))
 
         assert state.stop_reason == INTERRUPTED.reason
-        assert state.doomed() == [(1, INTERRUPTED.reason, False)]
+        assert state.unreachable() == [(1, INTERRUPTED.reason, False)]
 
     @each_schedule
     def test_a_step_that_waits_for_its_next_attempt_leaves_its_place_and_gets_in_line_again(
@@ -1032,8 +1034,8 @@ class TestWhatFollows:
         state.apply(AttemptFailed("a", 1, 2.0, BOOM, 3.0))
         assert names(planned, state.ready()) == ["b"]
         state.apply(AttemptStarted("b", 1, 3.0))
-        state.get_in_line(0, 5.0)
-        assert state.queue.has_news
+        state.enqueue_retry(0, 5.0)
+        assert state.queue.is_dirty
         assert state.ready() == []
         state.apply(StepSucceeded("b", 1, 7.0, None))
         assert names(planned, state.ready()) == ["c"]
@@ -1057,7 +1059,7 @@ class TestWhatFollows:
         state.apply(AttemptStarted("a", 1, 1.0))
         state.apply(AttemptFailed("a", 1, 2.0, BOOM, 0.0))
         state.apply(StepSkipped("b", 2.0, "why", on_purpose=True))
-        state.get_in_line(0, 3.0)
+        state.enqueue_retry(0, 3.0)
         if phase == "cleared":
             assert state.ready() == [0]
 
@@ -1089,7 +1091,7 @@ class TestWhatFollows:
             state.apply(end(name, 1, 2.0, BOOM))
 
         assert len(state.ready()) == 1
-        ((step, reason, _),) = state.doomed()
+        ((step, reason, _),) = state.unreachable()
         state.apply(StepSkipped(planned.steps[step].name, 3.0, reason))
 
         assert state.ready() == []
@@ -1126,7 +1128,7 @@ class TestWhatFollows:
 
         assert refused(state, AttemptStarted("d", 1, 4.0)) == "the step has ended"
         assert state.ready() == []
-        assert state.doomed() == [(planned.index["c"], reason, False)]
+        assert state.unreachable() == [(planned.index["c"], reason, False)]
         state.apply(StepCancelled("b", 1, 4.0, reason, None))
         state.apply(StepSkipped("c", 4.0, reason))
         assert state.unsettled == 0
@@ -1179,12 +1181,12 @@ class TestWhatFollows:
     def test_all_ready_steps_are_handed_out_if_there_is_no_limit(self, schedule: Schedule) -> None:
         planned = plan_of({"b": [], "a": [], "c": ["a"]})
         state = RunState(planned, schedule=schedule)
-        assert state.queue.has_news is False
+        assert state.queue.is_dirty is False
         assert state.ready() == []
 
         state.apply(STARTED)
 
-        assert state.queue.has_news
+        assert state.queue.is_dirty
         assert state.ready() == [0, 1]
         assert state.ready() == []
 
@@ -1214,7 +1216,7 @@ def fold(plan: Plan, schedule: Schedule, *, fail: bool, fail_fast: bool, limit: 
             else:
                 state.apply(StepSucceeded(name, 1, 2.0, None))
             events += 2
-        for step, reason, _ in state.doomed():
+        for step, reason, _ in state.unreachable():
             state.apply(StepSkipped(plan.steps[step].name, 3.0, reason))
             events += 1
     return events
@@ -1258,7 +1260,7 @@ def test_100_000_steps_fold_in_linear_time(
 # survive the tests of this folder, since nothing that can be seen depends on the difference:
 #
 # - `RunState.__init__` with `None` for `_interrupted`, and `_on_run_interrupted` with `None` for
-#   `spare_cleanups`, which are only asked whether they are true.
+#   `exempt_cleanups`, which are only asked whether they are true.
 # - `RunState._on_step_succeeded` without its short way (`started` is `None`): the long way through
 #   `AttemptLog.result` comes to the same result, only later.
 # - `StepRuns.depends_on` and `DependencyView.__getitem__` that look at the edges of the plan also

@@ -277,19 +277,19 @@ class TestResumptions:
                 AttemptStarted("a", 2, 2.0),
             ]
         )
-        carried = story.carried()["a", None]
-        assert carried.crashes == 1
-        assert isinstance(carried.failed[1].error, StepCrashedError)
+        pending_attempts = story.pending_attempts()["a", None]
+        assert pending_attempts.crashes == 1
+        assert isinstance(pending_attempts.failed[1].error, StepCrashedError)
 
         story.apply(resumed(5.0, unfinished={"a": "it was cut short"}))
         story.apply(AttemptStarted("a", 3, 6.0))
-        assert story.carried()["a", None].crashes == 2
+        assert story.pending_attempts()["a", None].crashes == 2
         story.apply(success("a", 7.0, attempt=3))
 
         result = story.report(decode)["a"]
         assert (result.attempts, len(result.history), result.started_ms) == (3, 3, 0.0)
         assert result.rerun_reason == "it was cut short"
-        assert story.carried() == {}
+        assert story.pending_attempts() == {}
         assert story.known().keys() == {("a", None)}
 
     def test_afresh_attempts_and_failures_are_forgotten_and_successes_kept(self):
@@ -305,7 +305,7 @@ class TestResumptions:
             ]
         )
 
-        assert story.carried() == {}
+        assert story.pending_attempts() == {}
         assert story.known().keys() == {("a", None)}
         assert story.unfinished() == {"b": "it had failed"}
 
@@ -384,7 +384,7 @@ class TestResumptions:
             ]
         )
         assert story.unfinished() == {"b": "it was cut short"}
-        assert story.carried().keys() == {("b", None)}
+        assert story.pending_attempts().keys() == {("b", None)}
 
         story.apply(resumed(3.0, unfinished=story.unfinished()))
         story.apply(StepReused("a", 3.0))
@@ -392,4 +392,4 @@ class TestResumptions:
         story.apply(success("b", 4.0, attempt=2))
 
         assert story.report(decode)["b"].attempts == 2
-        assert story.carried() == {}
+        assert story.pending_attempts() == {}

@@ -45,12 +45,12 @@ class Run:
             self.state.apply(event)
 
     def ready(self) -> list[str]:
-        return [self.plan.steps[unit].name for unit in self.state.ready()]
+        return [self.plan.steps[node].name for node in self.state.ready()]
 
-    def doomed(self) -> dict[str, tuple[str, bool]]:
+    def unreachable(self) -> dict[str, tuple[str, bool]]:
         return {
             self.plan.steps[doom.step].name: (doom.reason, doom.on_purpose)
-            for doom in self.state.doomed()
+            for doom in self.state.unreachable()
         }
 
     def start(self, *names: str) -> None:
@@ -62,9 +62,9 @@ class Run:
     def skip_doomed(self) -> dict[str, tuple[str, bool]]:
         """Skip what is doomed, and what is doomed because of that; return all of it."""
         skipped: dict[str, tuple[str, bool]] = {}
-        while doomed := self.doomed():
-            skipped |= doomed
-            self.tell(*(StepSkipped(name, 3.0, *why) for name, why in doomed.items()))
+        while unreachable := self.unreachable():
+            skipped |= unreachable
+            self.tell(*(StepSkipped(name, 3.0, *why) for name, why in unreachable.items()))
         return skipped
 
 
@@ -110,7 +110,7 @@ class TestRunIf:
             else ("it depends on step 'a', which was skipped", True),
             "failure": ("nothing that it looks at has failed", True),
         }
-        assert run.doomed() == {
+        assert run.unreachable() == {
             name: why for name, why in expected.items() if name not in runs.split()
         }
 
@@ -160,7 +160,7 @@ class TestRunIf:
 
         run.tell(StepSkipped("a", 1.0, "why", on_purpose=True), *failure_of("b"))
 
-        assert run.doomed() == {"c": ("it depends on step 'b', which failed", False)}
+        assert run.unreachable() == {"c": ("it depends on step 'b', which failed", False)}
 
     def test_without_dependencies_it_comes_after_all_others(self, schedule: Schedule) -> None:
         run = Run(step("tidy", run_if="always"), step("a"), step("b", ["a"]), schedule=schedule)
@@ -236,8 +236,8 @@ class TestStop:
 
         run.tell(INTERRUPTED)
 
-        assert run.doomed() == {"tidy": (INTERRUPTED.reason, False)}
-        assert not run.state.is_spared(1)
+        assert run.unreachable() == {"tidy": (INTERRUPTED.reason, False)}
+        assert not run.state.is_exempt_from_stop(1)
 
     def test_an_interruption_dooms_the_clean_up_steps_that_a_failure_has_spared(
         self, schedule: Schedule
@@ -251,18 +251,18 @@ class TestStop:
         run.ready()
         run.start("a", "b")
         run.tell(StepFailed("a", 1, 2.0, BOOM))
-        assert run.state.is_spared(3)
-        assert run.doomed() == {"c": (FAILED_FAST, False)}
+        assert run.state.is_exempt_from_stop(3)
+        assert run.unreachable() == {"c": (FAILED_FAST, False)}
 
         run.tell(INTERRUPTED)
 
         assert run.state.stop_reason == FAILED_FAST
-        assert run.doomed() == dict.fromkeys(["parked", "later"], (INTERRUPTED.reason, False))
+        assert run.unreachable() == dict.fromkeys(["parked", "later"], (INTERRUPTED.reason, False))
         run.tell(
             *(StepSkipped(name, 70.0, "why") for name in ("c", "parked", "later")),
             StepCancelled("b", 1, 70.0, "why", None),
         )
-        assert (run.ready(), run.doomed(), run.state.unsettled) == ([], {}, 0)
+        assert (run.ready(), run.unreachable(), run.state.unsettled) == ([], {}, 0)
 
     def test_clean_up_steps_that_run_are_not_stopped_by_a_second_reason(
         self, schedule: Schedule

@@ -67,32 +67,32 @@ def refused(state: RunState, event: Event) -> str:
 class TestItems:
     def test_an_item_is_handed_out_when_it_was_taken_up(self) -> None:
         state = mapped()
-        assert not state.queue.has_news
+        assert not state.queue.is_dirty
 
         one, two = state.add_item(1, 4.0), state.add_item(1, 5.0)
 
         assert (one, two) == (2, 3)
-        assert state.queue.has_news
+        assert state.queue.is_dirty
         assert state.ready() == [2, 3]
-        assert [state.units.item_of(unit) for unit in range(4)] == [None, None, 0, 1]
-        assert [state.units.is_item(unit) for unit in range(4)] == [False, False, True, True]
-        assert [state.units.name_of(unit) for unit in range(4)] == ["a", "m", "m[0]", "m[1]"]
-        assert state.units.owner_of(3) == 1
-        assert state.units.items(1) == [2, 3]
+        assert [state.step_runs.item_of(node) for node in range(4)] == [None, None, 0, 1]
+        assert [state.step_runs.is_item(node) for node in range(4)] == [False, False, True, True]
+        assert [state.step_runs.name_of(node) for node in range(4)] == ["a", "m", "m[0]", "m[1]"]
+        assert state.step_runs.owner_of(3) == 1
+        assert state.step_runs.items(1) == [2, 3]
 
     def test_the_limit_counts_items_and_not_the_step_that_goes_through_them(self) -> None:
         state = mapped(max_concurrency=2)
-        units = [state.add_item(1, 4.0) for _ in range(4)]
+        step_runs = [state.add_item(1, 4.0) for _ in range(4)]
 
-        assert state.ready() == units[:2]
-        assert [state.stands_in_line(unit) for unit in units] == [False, False, True, True]
-        assert state.about_to_start(units) == units[:2]
+        assert state.ready() == step_runs[:2]
+        assert [state.is_queued(node) for node in step_runs] == [False, False, True, True]
+        assert state.unstarted(step_runs) == step_runs[:2]
         state.apply(AttemptStarted("m", 1, 5.0, item=0))
         assert state.ready() == []
         state.apply(StepSucceeded("m", 1, 6.0, "A", item=0))
 
-        assert state.ready() == units[2:3]
-        assert state.queue.queued_ms(units[3], 9.0) == 5.0
+        assert state.ready() == step_runs[2:3]
+        assert state.queue.queued_ms(step_runs[3], 9.0) == 5.0
 
     def test_each_item_has_its_own_attempts(self) -> None:
         state = mapped(random=float)
@@ -107,10 +107,13 @@ class TestItems:
         ):
             state.apply(event)
 
-        running = [state.running_attempt(unit) for unit in (one, two)]
+        running = [state.running_attempt(node) for node in (one, two)]
         assert [start and start.attempt for start in running] == [1, 2]
-        assert (state.histories.last_error(one), state.histories.last_error(two)) == (None, BOOM)
-        assert state.limits.after_failure(two, BOOM, 8.0) == 0.0
+        assert (state.attempt_log.last_error(one), state.attempt_log.last_error(two)) == (
+            None,
+            BOOM,
+        )
+        assert state.deadlines.retry_delay_ms(two, BOOM, 8.0) == 0.0
 
     def test_the_step_ends_after_its_items_and_holds_their_results(self) -> None:
         state = mapped(max_concurrency=5)
@@ -134,7 +137,7 @@ class TestItems:
         assert refused(state, StepSucceeded("m", 1, 10.0, [])) == "the step goes through its items"
         state.apply(end)
 
-        result = state.units.results[1]
+        result = state.step_runs.results[1]
         assert result is not None
         assert result.items is not None
         first, second = result.items
@@ -158,7 +161,7 @@ class TestItems:
 
         state.apply(StepSucceeded("m", 0, 4.0, []))
 
-        result = state.units.results[1]
+        result = state.step_runs.results[1]
         assert result is not None
         assert (result.items, result.attempts, result.output) == ((), 0, [])
 
@@ -173,7 +176,7 @@ class TestItems:
         assert (state.outcome, state.stop_reason, state.unsettled) == ("passed", None, 1)
         state.apply(StepFailed("m", 0, 7.0, BOOM))
         assert (state.outcome, state.unsettled) == ("failed", 0)
-        result = state.units.results[1]
+        result = state.step_runs.results[1]
         assert result is not None
         assert (result.status, result.error) == (StepStatus.FAILED, BOOM)
 
@@ -187,7 +190,7 @@ class TestItems:
         state.apply(StepCancelled("m", 1, 61.0, "why", None, item=0))
         state.apply(StepCancelled("m", 0, 62.0, "why", None))
 
-        result = state.units.results[1]
+        result = state.step_runs.results[1]
         assert result is not None
         assert result.items is not None
         assert [item.status for item in result.items] == [StepStatus.CANCELLED]
@@ -221,8 +224,8 @@ class TestRefusal:
         state = mapped()
 
         assert refused(state, event) == "the item has not been started"
-        assert len(state.units.steps) == 2
-        assert state.units.items(1) == []
+        assert len(state.step_runs.steps) == 2
+        assert state.step_runs.items(1) == []
 
     def test_no_item_begins_after_its_step_has_ended(self) -> None:
         state = mapped()
@@ -231,7 +234,7 @@ class TestRefusal:
         assert refused(state, AttemptStarted("m", 1, 5.0, item=0)) == (
             "the item has not been started"
         )
-        assert state.units.items(1) == []
+        assert state.step_runs.items(1) == []
 
     @pytest.mark.parametrize("is_handed_out", [False, True])
     def test_an_item_does_not_fail_before_its_first_attempt(self, is_handed_out: bool) -> None:
@@ -243,7 +246,7 @@ class TestRefusal:
         for attempt in (0, 1):
             refused(state, StepFailed("m", attempt, 5.0, BOOM, item=0))
 
-        assert state.units.results_of_items(1) is None
+        assert state.step_runs.results_of_items(1) is None
         assert state.stop_reason is None
 
 
@@ -254,12 +257,12 @@ class TestReplay:
         state.apply(AttemptStarted("m", 1, 5.0, item=1))
         state.apply(AttemptStarted("m", 1, 5.0, item=0))
 
-        assert state.units.items(1) == [3, 2]
+        assert state.step_runs.items(1) == [3, 2]
         assert state.ready() == []
         state.apply(StepSucceeded("m", 1, 6.0, "B", item=1))
-        assert state.units.results_of_items(1) is None
+        assert state.step_runs.results_of_items(1) is None
         state.apply(StepSucceeded("m", 1, 7.0, "A", item=0))
-        results = state.units.results_of_items(1)
+        results = state.step_runs.results_of_items(1)
         assert results is not None
         assert [result.output for result in results] == ["A", "B"]
 
@@ -274,7 +277,7 @@ class TestReplay:
 
 class TestStop:
     @pytest.mark.parametrize(
-        ("run_if", "stop", "is_spared"),
+        ("run_if", "stop", "is_exempt_from_stop"),
         [
             ("success", INTERRUPTED, False),
             ("success", RunTimedOut(50.0, 50.0), False),
@@ -283,7 +286,7 @@ class TestStop:
         ],
     )
     def test_items_that_stand_in_line_are_withdrawn_unless_the_step_is_spared(
-        self, run_if: Any, stop: Event, is_spared: bool
+        self, run_if: Any, stop: Event, is_exempt_from_stop: bool
     ) -> None:
         state = mapped(run_if=run_if, max_concurrency=1)
         running, waiting = state.add_item(1, 4.0), state.add_item(1, 4.0)
@@ -292,11 +295,11 @@ class TestStop:
 
         state.apply(stop)
 
-        assert state.is_spared(running) is is_spared
-        assert state.stands_in_line(waiting) is is_spared
+        assert state.is_exempt_from_stop(running) is is_exempt_from_stop
+        assert state.is_queued(waiting) is is_exempt_from_stop
         state.apply(StepSucceeded("m", 1, 61.0, "A", item=0))
-        assert state.ready() == ([waiting] if is_spared else [])
-        assert (state.units.results_of_items(1) is None) is is_spared
+        assert state.ready() == ([waiting] if is_exempt_from_stop else [])
+        assert (state.step_runs.results_of_items(1) is None) is is_exempt_from_stop
 
     @pytest.mark.parametrize("limit", [None, 1])
     def test_an_item_that_was_handed_out_leaves_its_place_if_it_is_withdrawn(
@@ -306,12 +309,12 @@ class TestStop:
         one, two = state.add_item(1, 4.0), state.add_item(1, 4.0)
         assert state.ready()[0] == one
 
-        state.withdraw_item(one)
+        state.drop_item(one)
 
         assert state.ready() == ([two] if limit else [])
         state.apply(AttemptStarted("m", 1, 5.0, item=1))
         state.apply(StepSucceeded("m", 1, 6.0, "B", item=1))
-        results = state.units.results_of_items(1)
+        results = state.step_runs.results_of_items(1)
         assert results is not None
         assert [result.step_name for result in results] == ["m[1]"]
 
@@ -320,7 +323,7 @@ class TestStop:
         one, two, three = (state.add_item(1, 4.0) for _ in range(3))
         assert state.ready() == [one]
 
-        state.withdraw_item(two)
+        state.drop_item(two)
 
         assert state.ready() == []
         state.apply(AttemptStarted("m", 1, 5.0, item=0))
@@ -332,12 +335,12 @@ class TestStop:
         state = mapped(run_if=run_if)
         state.apply(RunTimedOut(50.0, 50.0))
 
-        unit = state.add_item(1, 51.0)
+        node = state.add_item(1, 51.0)
 
-        is_spared = run_if == "always"
-        assert state.ready() == ([unit] if is_spared else [])
-        assert not state.stands_in_line(unit)
-        assert (state.units.results_of_items(1) == []) is not is_spared
+        is_exempt_from_stop = run_if == "always"
+        assert state.ready() == ([node] if is_exempt_from_stop else [])
+        assert not state.is_queued(node)
+        assert (state.step_runs.results_of_items(1) == []) is not is_exempt_from_stop
 
     def test_the_failure_of_an_item_stops_the_run_and_withdraws_the_others(self) -> None:
         state = mapped(max_concurrency=1)
@@ -349,9 +352,9 @@ class TestStop:
         state.apply(StepFailed("m", 1, 6.0, BOOM, item=0))
 
         assert state.stop_reason == "step 'm' failed and fail_fast is on"
-        assert not state.stands_in_line(waiting)
+        assert not state.is_queued(waiting)
         assert state.ready() == []
-        items = state.units.results_of_items(1)
+        items = state.step_runs.results_of_items(1)
         assert items is not None
         assert [item.status for item in items] == [StepStatus.FAILED]
         assert items[0].error is BOOM
@@ -371,7 +374,7 @@ class TestBlocked:
         state.apply(StepSucceeded("m", 0, 402.0, ["A"]))
         state.apply(late)
 
-        result = state.units.results[1]
+        result = state.step_runs.results[1]
         assert result is not None
         assert result.items is not None
         assert [item.loop_blocked_ms for item in result.items] == [890.0]
