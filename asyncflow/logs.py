@@ -12,7 +12,7 @@ from collections.abc import Mapping, MutableMapping
 from types import TracebackType
 from typing import Any, TypeAlias
 
-from asyncflow._core.context import current
+from asyncflow._core.context import current_attempt
 from asyncflow._views.event_text import told
 from asyncflow.events import (
     AttemptFailed,
@@ -172,7 +172,7 @@ def _last_word(event: Event) -> _ExcInfo:
 
 
 def _here() -> dict[str, Any] | None:
-    found = current()
+    found = current_attempt()
     if found is None:
         return None
     run_id, running = found

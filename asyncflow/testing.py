@@ -26,7 +26,7 @@ from contextlib import contextmanager, suppress
 from typing import Any, TypeVar
 
 from asyncflow._core.errors import HangError
-from asyncflow._core.tracebacks import awaiting_line
+from asyncflow._core.tracebacks import awaiting_location
 
 __all__ = ["HangError", "VirtualTimeLoop", "run_in_virtual_time"]
 
@@ -194,5 +194,6 @@ the result of a job, and of those the loop knows."""
 
 def _waiting(loop: asyncio.AbstractEventLoop) -> list[str]:
     return sorted(
-        f"{task.get_name()} at {awaiting_line(task.get_coro())}" for task in asyncio.all_tasks(loop)
+        f"{task.get_name()} at {awaiting_location(task.get_coro())}"
+        for task in asyncio.all_tasks(loop)
     )

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from asyncflow import Pool, WorkflowStep, current_step
-from asyncflow._core.composition import nested
+from asyncflow._core.composition import include_steps
 from asyncflow.events import AttemptFailed, AttemptStarted
 
 __all__ = ["RandomPipeline", "World", "key_of"]
@@ -187,7 +187,7 @@ class RandomPipeline:
     def steps(self, world):
         steps = [spec.step(world) for spec in self.specs]
         for name, inner, needs in self.nested:
-            steps += nested(name, [spec.step(world) for spec in inner], needs)
+            steps += include_steps(name, [spec.step(world) for spec in inner], needs)
         return steps
 
     def world(self, journal):

@@ -50,7 +50,7 @@ from asyncflow._cli.output import (
     tracebacks,
     write_html,
 )
-from asyncflow._core.errors import PayloadError, RunCancelledError, in_one_line, text_of
+from asyncflow._core.errors import PayloadError, RunCancelledError, escape_controls, safe_text
 from asyncflow._core.replay import StoredRun
 from asyncflow._core.report import RunReport
 from asyncflow._core.results import REDACTED, RestoredOutput
@@ -289,7 +289,7 @@ def _report_of(events: Iterable[Event]) -> RunReport:
         if isinstance(event, RunStarted):
             secret = frozenset(event.secret)
         if isinstance(event, StepSucceeded):
-            text = RestoredOutput(text_of(repr, event.output))
+            text = RestoredOutput(safe_text(repr, event.output))
             event = replace(event, output=REDACTED if event.step in secret else text)
         story.apply(event)
     return story.report(lambda _, payload: payload, lambda _, value: value)
@@ -321,7 +321,7 @@ def tell_end(execution: Execution, end: End) -> int:
     """Write what is to be told of the end of a run, and return the exit code."""
     report, quiet = end.report, execution.quiet
     if end.was_kept:
-        run_id = in_one_line(report.run_id)
+        run_id = escape_controls(report.run_id)
         tell(f"run {run_id} has passed before; this is what is kept of it", quiet=quiet)
     trace = tracebacks(report, limit=_TRACEBACKS, all_frames=execution.all_frames)
     if trace:
@@ -334,7 +334,7 @@ def tell_end(execution: Execution, end: End) -> int:
         write_html(execution.html, end.events)
         tell(f"HTML report: {execution.html}", quiet=quiet)
     if execution.journal is not None:
-        tell(in_one_line(_how_to_go_on(execution, report, execution.journal)), quiet=quiet)
+        tell(escape_controls(_how_to_go_on(execution, report, execution.journal)), quiet=quiet)
     _tell_threads(report)
     if end.signal is not None:
         return 128 + end.signal
@@ -343,7 +343,7 @@ def tell_end(execution: Execution, end: End) -> int:
 
 def _tell_threads(report: RunReport) -> None:
     """Say why the process does not end yet, if a thread outlives the run."""
-    left = [in_one_line(name) for name, result in report.items() if result.abandoned]
+    left = [escape_controls(name) for name, result in report.items() if result.abandoned]
     others = set(threading.enumerate()) - {threading.main_thread()}
     if left and any(not thread.daemon for thread in others):
         signal.signal(signal.SIGINT, signal.SIG_DFL)  # or the interpreter would go on waiting

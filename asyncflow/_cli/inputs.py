@@ -18,7 +18,7 @@ import click
 import msgspec
 
 from asyncflow._core.annotations import input_types
-from asyncflow._core.errors import nearest
+from asyncflow._core.errors import did_you_mean
 from asyncflow._core.step import WorkflowStep, parameters_of
 
 __all__ = ["read_inputs"]
@@ -92,7 +92,7 @@ def _check_names(steps: tuple[WorkflowStep, ...], names: Mapping[str, object]) -
     taken = parameters_of(steps)
     for name in names:
         if name not in taken:
-            raise click.UsageError(f"no step takes an input {name!r}{nearest(name, taken)}")
+            raise click.UsageError(f"no step takes an input {name!r}{did_you_mean(name, taken)}")
 
 
 def _from_json(name: str, value: Any, kind: Any) -> Any:

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import click
 
 from asyncflow._cli.output import INVALID, CommandError
-from asyncflow._core.errors import describe, nearest
+from asyncflow._core.errors import describe_error, did_you_mean
 from asyncflow._core.tracebacks import format_error
 from asyncflow._runtime.orchestrator import Orchestrator
 from asyncflow._runtime.pipeline import Pipeline
@@ -86,7 +86,7 @@ class _Importing:
         path = _here() / self._place
         if not path.is_file():
             names = [each.name for each in path.parent.glob("*.py")]
-            hint = nearest(path.name, names)
+            hint = did_you_mean(path.name, names)
             raise CommandError(f"there is no file {self._place!r}{hint}", INVALID)
         parts = [path.stem]
         root = path.parent
@@ -108,7 +108,7 @@ class _Importing:
     def _unknown(self, missing: str) -> CommandError:
         parent, _, name = missing.rpartition(".")
         places = list(getattr(sys.modules.get(parent), "__path__", ())) if parent else [os.getcwd()]
-        hint = nearest(name, [module.name for module in pkgutil.iter_modules(places)])
+        hint = did_you_mean(name, [module.name for module in pkgutil.iter_modules(places)])
         if parent and not places:
             why = f"{parent!r} is a module, and no package"
         else:
@@ -122,7 +122,9 @@ class _Importing:
 
     def _failure(self, error: BaseException) -> CommandError:
         trace = format_error(_from_users_code(error), all_frames=self._all_frames)
-        return CommandError(f"{self._place!r} can't be imported: {describe(error)}", INVALID, trace)
+        return CommandError(
+            f"{self._place!r} can't be imported: {describe_error(error)}", INVALID, trace
+        )
 
 
 def _here() -> Path:
@@ -153,7 +155,7 @@ def _found_in(module: ModuleType, name: str) -> Any:
             found = getattr(found, part)
         except AttributeError:
             names = [each for each in dir(found) if not each.startswith("_")]
-            hint = nearest(part, names) or _those_there(found, names)
+            hint = did_you_mean(part, names) or _those_there(found, names)
             owner = f"{module.__name__}:{name}".removesuffix(f".{part}").removesuffix(f":{part}")
             raise CommandError(f"there is no {part!r} in {owner!r}{hint}", INVALID) from None
     return found
@@ -177,7 +179,9 @@ def _called(target: str, function: Callable[[], Any], all_frames: bool) -> Any:
         made = function()
     except (Exception, SystemExit) as error:
         trace = format_error(_from_users_code(error), all_frames=all_frames)
-        raise CommandError(f"{target!r} has raised {describe(error)}", INVALID, trace) from error
+        raise CommandError(
+            f"{target!r} has raised {describe_error(error)}", INVALID, trace
+        ) from error
     if inspect.iscoroutine(made):
         made.close()  # or there would be a warning that nobody has awaited it
         raise CommandError(

@@ -18,7 +18,7 @@ from click.shell_completion import CompletionItem
 from click.types import StringParamType
 
 from asyncflow._cli.output import NOT_FOUND, USAGE, CommandError
-from asyncflow._core.errors import RunNotFoundError, in_one_line
+from asyncflow._core.errors import RunNotFoundError, escape_controls
 from asyncflow.journal import PostgresJournal, RunRecord, SQLiteJournal
 from asyncflow.journal._queries import can_be_sought
 
@@ -134,7 +134,7 @@ async def find_run(journal: AnyJournal, run: str) -> RunRecord:
     else:
         found = []
     if len(found) > 1:
-        some = ", ".join(in_one_line(record.run_id) for record in found[:5])
+        some = ", ".join(escape_controls(record.run_id) for record in found[:5])
         more = f" and {len(found) - 5} more" if len(found) > 5 else ""
         raise click.UsageError(
             f"{len(found)} runs begin with {run!r}: {some}{more}; type more of it"
@@ -195,7 +195,7 @@ async def _runs_that_begin(journal: str, incomplete: str) -> list[CompletionItem
     async with opened(journal) as found:
         runs = await found.runs(text=incomplete, limit=_MANY)
     return [
-        CompletionItem(run.run_id, help=in_one_line(f"{run.status} {run.pipeline}".strip()))
+        CompletionItem(run.run_id, help=escape_controls(f"{run.status} {run.pipeline}".strip()))
         for run in runs
         # bash inserts it as it is, and would execute what stands in it.
         if run.run_id.startswith(incomplete) and shlex.quote(run.run_id) == run.run_id

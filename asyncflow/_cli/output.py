@@ -32,7 +32,7 @@ from asyncflow._core.errors import (
     JournalError,
     RunAlreadyActiveError,
     RunNotFoundError,
-    in_one_line,
+    escape_controls,
 )
 from asyncflow._core.report import RunReport
 from asyncflow._core.results import StepResult, StepStatus
@@ -103,7 +103,7 @@ def errors_explained() -> Iterator[None]:
         refusal = _refusal_of(error)
         if refusal.trace:
             click.echo(refusal.trace.rstrip("\n"), err=True)
-        click.echo(f"Error: {in_one_line(refusal.message)}", err=True)
+        click.echo(f"Error: {escape_controls(refusal.message)}", err=True)
         raise click.exceptions.Exit(refusal.exit_code) from error
 
 
@@ -202,7 +202,7 @@ def report_lines(report: RunReport) -> str:
     """Return a report as text, and why the run stopped."""
     if report.stop_reason is None or report.outcome == "passed":
         return str(report)
-    return f"{report}\nStopped: {in_one_line(report.stop_reason)}"
+    return f"{report}\nStopped: {escape_controls(report.stop_reason)}"
 
 
 def tracebacks(report: RunReport, *, limit: int | None = None, all_frames: bool = False) -> str:
@@ -232,7 +232,7 @@ def _place(result: StepResult) -> tuple[bool, float]:
 
 def _traceback(result: StepResult, all_frames: bool) -> str:
     assert result.error is not None
-    name, verb = in_one_line(result.step_name), result.status.lower()
+    name, verb = escape_controls(result.step_name), result.status.lower()
     # Those of a mapped step are of all its items.
     attempt = "" if result.items is not None else f", attempt {result.attempts}"
     return f"Step {name} {verb}{attempt}:\n{format_error(result.error, all_frames=all_frames)}"

@@ -36,7 +36,7 @@ from asyncflow._cli.output import (
     only_results_on_stdout,
     page_writer,
 )
-from asyncflow._core.errors import in_one_line, nearest
+from asyncflow._core.errors import did_you_mean, escape_controls
 from asyncflow._core.replay import latest_steps
 from asyncflow.journal import RunRecord
 from asyncflow.journal._queries import check_new_id
@@ -262,7 +262,7 @@ def _pipeline_of(record: RunRecord, targets: Sequence[str], options: Options) ->
         command = f"asyncflow resume {record.run_id} {like}{how_to_name(options['journal'])}"
         raise click.UsageError(
             f"run {record.run_id!r} is one of pipeline {record.pipeline!r}; say where that is: "
-            f"{in_one_line(command)}, or name it in ${PIPELINES}"
+            f"{escape_controls(command)}, or name it in ${PIPELINES}"
         )
     if len(targets) == 1:
         return targets[0]
@@ -271,7 +271,7 @@ def _pipeline_of(record: RunRecord, targets: Sequence[str], options: Options) ->
     if record.pipeline not in names:
         raise click.UsageError(
             f"run {record.run_id!r} is one of pipeline {record.pipeline!r}, which is none of "
-            f"{', '.join(targets)}{nearest(record.pipeline, names)}"
+            f"{', '.join(targets)}{did_you_mean(record.pipeline, names)}"
         )
     return names[record.pipeline]
 
@@ -300,7 +300,7 @@ def _check_is_of(kept: _Kept, loaded: Loaded, targets: Sequence[str], journal: s
         such_as = " ".join(f"--target {name}" for name in some or ["STEP"])
         run_id, target = shlex.quote(record.run_id), shlex.quote(loaded.target)
         raise click.UsageError(
-            in_one_line(
+            escape_controls(
                 f"run {record.run_id!r} is without {_listed('step', others)} of {loaded.target}, "
                 f"left out by targets or newer; say what is to be run, as with {such_as}, or run "
                 f"all of it: asyncflow run {target} --run-id {run_id}{how_to_name(journal)}"

@@ -23,7 +23,7 @@ from asyncflow._cli.options import (
     run_argument,
 )
 from asyncflow._cli.output import RUN_FAILED, CommandError, say, say_json, stdout_console, tell
-from asyncflow._core.errors import RunAlreadyActiveError, in_one_line
+from asyncflow._core.errors import RunAlreadyActiveError, escape_controls
 from asyncflow._views.event_text import duration
 from asyncflow.journal import RunRecord
 from asyncflow.journal._queries import check_sought
@@ -161,11 +161,11 @@ def _row(record: RunRecord, look: Theme) -> list[str]:
     word = _word(record)
     started = datetime.fromtimestamp(record.started_at)
     return [
-        in_one_line(record.run_id),
+        escape_controls(record.run_id),
         f"{look.signs[sign_of_run(word)]} {word}",
         f"{started:%Y-%m-%d %H:%M:%S}",
         "" if record.duration_s is None else duration(record.duration_s * 1000),
-        in_one_line(record.pipeline),
+        escape_controls(record.pipeline),
     ]
 
 
@@ -200,7 +200,7 @@ def cancel(run: str, journal: str) -> None:
         raise CommandError(
             f"nobody runs {record.run_id!r}, so there is nothing to stop", RUN_FAILED
         )
-    tell(in_one_line(f"{record.owner} was asked to stop run {record.run_id}"))
+    tell(escape_controls(f"{record.owner} was asked to stop run {record.run_id}"))
 
 
 @click.command(short_help="Remove runs that ended long ago.")
@@ -261,7 +261,7 @@ def forget(run: str, journal: str, as_json: bool) -> None:
         say_json(json.dumps(_as_json(record), indent=2))
     else:
         of = f" of {record.pipeline}" if record.pipeline else ""
-        say(in_one_line(f"removed run {run}{of}, which {_had_ended(record)}"))
+        say(escape_controls(f"removed run {run}{of}, which {_had_ended(record)}"))
 
 
 def _had_ended(record: RunRecord) -> str:

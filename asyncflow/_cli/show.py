@@ -39,7 +39,7 @@ from asyncflow._cli.output import (
     tracebacks,
     write_html,
 )
-from asyncflow._core.errors import in_one_line
+from asyncflow._core.errors import escape_controls
 from asyncflow._core.report import RunReport
 from asyncflow._core.step import WorkflowStep
 from asyncflow._runtime.orchestrator import Orchestrator
@@ -90,7 +90,7 @@ def plan(target: str, form: str, targets: Sequence[str], all_frames: bool) -> No
 def _as_text(orchestrator: Orchestrator) -> None:
     steps = {step.name: step for step in orchestrator.steps}
     dependencies, tiers = orchestrator.dependencies, orchestrator.tiers
-    name = in_one_line(orchestrator.name)
+    name = escape_controls(orchestrator.name)
     lines = [f"Pipeline {name}: {_count(len(steps), 'step')} in {_count(len(tiers), 'tier')}"]
     for number, tier in enumerate(tiers, 1):
         lines.append(f"Tier {number}")
@@ -108,7 +108,7 @@ def _line(step: WorkflowStep, dependencies: tuple[str, ...]) -> str:
         parts.append("after all others")
     elif dependencies:
         parts.append(f"after {', '.join(dependencies)}")
-    return in_one_line("  ".join([*parts, *_policies(step)]))
+    return escape_controls("  ".join([*parts, *_policies(step)]))
 
 
 def _policies(step: WorkflowStep) -> list[str]:
@@ -233,9 +233,9 @@ async def _read(journal: str, run: str) -> _Kept:
 
 def _say_head(kept: _Kept) -> None:
     record, view = kept.record, RunView(each.event for each in kept.events)
-    parts = [f"Run {in_one_line(record.run_id)}"]
+    parts = [f"Run {escape_controls(record.run_id)}"]
     if record.pipeline:
-        parts.append(f" of {in_one_line(record.pipeline)}")
+        parts.append(f" of {escape_controls(record.pipeline)}")
     parts.append(f", began {datetime.fromtimestamp(record.started_at):%Y-%m-%d %H:%M:%S}")
     resumed = len(view.stretches) - 1
     if resumed:

@@ -21,9 +21,9 @@ def output_type(step: WorkflowStep) -> Any:
     For a mapped step, that is the type of the output of one item.
     """
     if isinstance(step.action, ForwardOutputs):
-        return _handed_on(step.action)
+        return _type_of_outputs(step.action)
     function = _function_of(step.action)
-    hint = _hints_of(function).get("return", Any)
+    hint = _annotations_of(function).get("return", Any)
     if step.runs_in != "loop" or inspect.iscoroutinefunction(function):
         return hint
     return _awaited(hint)
@@ -38,12 +38,12 @@ def input_types(steps: tuple[WorkflowStep, ...], names: Mapping[str, object]) ->
     for step in steps:
         wanted = [n for n in step.signature.names if n in names and types.get(n, Any) is Any]
         if wanted:
-            hints = _hints_of(_function_of(step.action))
+            hints = _annotations_of(_function_of(step.action))
             types.update((name, hints.get(name, Any)) for name in wanted)
     return {name: types.get(name, Any) for name in names}
 
 
-def _handed_on(action: ForwardOutputs) -> Any:
+def _type_of_outputs(action: ForwardOutputs) -> Any:
     # Type checkers know these as what stands in annotations, and not as what makes types.
     list_of: Any = list
     dict_of: Any = TypedDict
@@ -61,16 +61,16 @@ def _function_of(action: Callable[..., Any]) -> Callable[..., Any]:
     return action if is_function else type(action).__call__
 
 
-def _hints_of(function: Callable[..., Any]) -> dict[str, Any]:
+def _annotations_of(function: Callable[..., Any]) -> dict[str, Any]:
     if not getattr(function, "__annotations__", True):
         return {}  # as `get_type_hints` would find out, which takes its time
     try:
         return get_type_hints(function, include_extras=True)
     except Exception:  # a name that exists for type checkers only, or anything else
-        return _hints_one_by_one(function)
+        return _annotations_one_by_one(function)
 
 
-def _hints_one_by_one(function: Callable[..., Any]) -> dict[str, Any]:
+def _annotations_one_by_one(function: Callable[..., Any]) -> dict[str, Any]:
     """Return those of a function's annotations that mean something here."""
     known = getattr(inspect.unwrap(function), "__globals__", {})
     hints = {}

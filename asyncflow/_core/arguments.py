@@ -17,21 +17,21 @@ from functools import partial
 from types import FunctionType, MethodType
 from typing import Any, NamedTuple, TypeVar
 
-from asyncflow._core.errors import text_of
+from asyncflow._core.errors import safe_text
 
 __all__ = [
     "NO_PARAMETERS",
     "Signature",
     "Upstream",
-    "can_be_imported_again",
     "check_count",
     "check_limit",
     "check_number",
-    "check_plain",
+    "check_worker_action",
     "is_async",
-    "plain_answer",
+    "is_importable_main",
+    "reject_awaitable",
     "signature_of",
-    "upstream_of",
+    "upstream_defaults",
 ]
 
 
@@ -49,7 +49,8 @@ def check_limit(what: str, limit_ms: object) -> None:
     # An integer above all floats is not infinite, but no timer can be set to it.
     if not 0 < number <= sys.float_info.max or number / 1000 == 0:
         raise ValueError(
-            f"{what} must be finite and above 0, not {text_of(str, number)}; use None for no limit"
+            f"{what} must be finite and above 0, not {safe_text(str, number)}; "
+            "use None for no limit"
         )
 
 
@@ -72,7 +73,7 @@ def check_number(
     number = _checked_type(what, value, kind)
     if not at_least <= number <= sys.float_info.max:
         raise ValueError(
-            f"{what} must be finite and at least {at_least:g}{unit}, not {text_of(str, number)}"
+            f"{what} must be finite and at least {at_least:g}{unit}, not {safe_text(str, number)}"
         )
 
 
@@ -119,7 +120,7 @@ def _is_written_async(function: object) -> bool:
     return inspect.iscoroutinefunction(function) or inspect.isasyncgenfunction(function)
 
 
-def plain_answer(what: str, answer: T) -> T:
+def reject_awaitable(what: str, answer: T) -> T:
     """Return what a callable has answered.
 
     Raises:
@@ -135,7 +136,7 @@ def plain_answer(what: str, answer: T) -> T:
     )
 
 
-def check_plain(name: str, action: object, runs_in: str) -> None:
+def check_worker_action(name: str, action: object, runs_in: str) -> None:
     """Refuse what could only fail in a thread or a process, as far as it can be seen.
 
     Raises:
@@ -148,17 +149,17 @@ def check_plain(name: str, action: object, runs_in: str) -> None:
             "is for plain ones; leave it out, or make the action a plain function"
         )
     if runs_in == "process":
-        _check_sendable(name, action, function)
+        _check_picklable(name, action, function)
 
 
-def _check_sendable(name: str, action: object, function: object) -> None:
+def _check_picklable(name: str, action: object, function: object) -> None:
     homes = {getattr(function, "__module__", None)}
     if isinstance(action, MethodType):
         homes.add(getattr(action.__self__, "__module__", None))
         if not isinstance(action.__self__, type):
             # The object may be large, and not yet be what it is when the step runs.
             action = action.__func__
-    if "__main__" in homes and not can_be_imported_again(sys.modules["__main__"]):
+    if "__main__" in homes and not is_importable_main(sys.modules["__main__"]):
         raise TypeError(
             f"step {name!r}: its action cannot be sent to another process, which can't import "
             "what a shell, a notebook or python -c defines; define it in a file, and import it "
@@ -182,7 +183,7 @@ def _function_of(action: object) -> object:
     return action
 
 
-def can_be_imported_again(main: object) -> bool:
+def is_importable_main(main: object) -> bool:
     """Whether a main module has a name or a file; one that is typed in or piped has none."""
     path = getattr(main, "__file__", None)
     # From 3.13 on, that of the standard input is "<stdin>".
@@ -215,7 +216,7 @@ class Signature(NamedTuple):
     names: tuple[str, ...] = ()
     required: frozenset[str] = frozenset()
     """Those without a default, or with an `Upstream`, which is a promise and no value."""
-    takes_any: bool = False
+    takes_kwargs: bool = False
     """Whether there is a ``**kwargs``."""
     bound: frozenset[str] = frozenset()
     """Those that a `functools.partial` has filled already."""
@@ -237,11 +238,11 @@ def signature_of(name: str, action: Callable[..., Any], what: str = "action") ->
     except ValueError:  # some callables written in C do not tell
         return NO_PARAMETERS
     bound = _bound(action) if isinstance(action, partial) else frozenset()
-    names, required, takes_any = [], set(), False
+    names, required, takes_kwargs = [], set(), False
     for parameter in signature.parameters.values():
         is_required = parameter.default is parameter.empty or type(parameter.default) is Upstream
         if parameter.kind is parameter.VAR_KEYWORD:
-            takes_any = True
+            takes_kwargs = True
         elif parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY):
             if parameter.name not in bound:
                 names.append(parameter.name)
@@ -252,12 +253,12 @@ def signature_of(name: str, action: Callable[..., Any], what: str = "action") ->
                 f"step {name!r}: parameter {parameter.name!r} of its {what} is positional-only, "
                 f"but {what}s get their data by parameter name; remove the '/'"
             )
-    if not names and not takes_any:
+    if not names and not takes_kwargs:
         return NO_PARAMETERS
-    return Signature(tuple(names), frozenset(required), takes_any, bound)
+    return Signature(tuple(names), frozenset(required), takes_kwargs, bound)
 
 
-def upstream_of(function: Callable[..., Any]) -> dict[str, Upstream]:
+def upstream_defaults(function: Callable[..., Any]) -> dict[str, Upstream]:
     """Return, by parameter, which outputs of other steps a function's defaults ask for."""
     try:
         parameters = inspect.signature(function).parameters

@@ -31,25 +31,25 @@ from dataclasses import dataclass, replace
 from types import MethodType
 from typing import Any, TypeAlias
 
-from asyncflow._core.arguments import Signature, Upstream, upstream_of
-from asyncflow._core.errors import nearest
+from asyncflow._core.arguments import Signature, Upstream, upstream_defaults
+from asyncflow._core.errors import did_you_mean
 from asyncflow._core.graph import with_dependents
 from asyncflow._core.step import Action, StepPolicies, WorkflowStep, check_heartbeat, parameters_of
 
 __all__ = [
-    "Declared",
+    "DeclaredStep",
+    "Dependencies",
     "ForwardOutputs",
-    "Included",
-    "Kept",
+    "IncludedPipeline",
     "check_policies",
-    "kept",
-    "key_of",
-    "nested",
+    "checked_dependencies",
+    "identity_of",
+    "include_steps",
     "steps_of",
 ]
 
 
-def nested(
+def include_steps(
     name: str,
     steps: Sequence[WorkflowStep],
     depends_on: Iterable[str] = (),
@@ -71,7 +71,10 @@ def nested(
     outside = {step: step for step in depends_on if step not in mapped.values()} | mapped
     _check_mapped(name, steps, mapped)
     all_others = _without_those_that_wait_for_all(steps)
-    return [*(_renamed(name, step, outside, all_others) for step in steps), _end(name, steps)]
+    return [
+        *(_renamed(name, step, outside, all_others) for step in steps),
+        _closing_step(name, steps),
+    ]
 
 
 def _check_mapped(name: str, steps: Sequence[WorkflowStep], mapped: dict[str, str]) -> None:
@@ -84,7 +87,7 @@ def _check_mapped(name: str, steps: Sequence[WorkflowStep], mapped: dict[str, st
             known = parameters_of(steps)
             raise ValueError(
                 f"pipeline {name!r} maps parameter {parameter!r} to {source!r}, but none of its "
-                f"steps has such a parameter{nearest(parameter, known)}"
+                f"steps has such a parameter{did_you_mean(parameter, known)}"
             )
 
 
@@ -121,7 +124,7 @@ def _renamed(
 
 
 def _takes(accepts: Signature, parameter: str) -> bool:
-    return parameter in accepts.names or (accepts.takes_any and parameter not in accepts.bound)
+    return parameter in accepts.names or (accepts.takes_kwargs and parameter not in accepts.bound)
 
 
 def _waits_for_all(step: WorkflowStep) -> bool:
@@ -135,7 +138,7 @@ def _without_those_that_wait_for_all(steps: Sequence[WorkflowStep]) -> list[str]
     return [step.name for step in steps if step.name not in late]
 
 
-def _end(name: str, steps: Sequence[WorkflowStep]) -> WorkflowStep:
+def _closing_step(name: str, steps: Sequence[WorkflowStep]) -> WorkflowStep:
     # What runs only after a failure would keep all that depends on it from running.
     ordinary = [s for s in steps if s.run_if != "failure" and not _waits_for_all(s)] or steps
     depended_on = {source for step in ordinary for source in step.depends_on}
@@ -163,17 +166,17 @@ class ForwardOutputs:
         return dict(zip(self.steps, outputs.values(), strict=True))
 
 
-Kept: TypeAlias = tuple[object, ...] | dict[str, object]
+Dependencies: TypeAlias = tuple[object, ...] | dict[str, object]
 """Dependencies: names, functions and pipelines, perhaps by parameter."""
 
 
 @dataclass(frozen=True, slots=True)
-class Declared:
+class DeclaredStep:
     """A function that is a step."""
 
     name: str
     function: Action
-    depends_on: Kept
+    depends_on: Dependencies
     map_over: object
     policies: StepPolicies
 
@@ -181,7 +184,7 @@ class Declared:
         """Return the outputs that the action's parameters ask for and no mapping overrides."""
         return {
             parameter: upstream
-            for parameter, upstream in upstream_of(self.function).items()
+            for parameter, upstream in upstream_defaults(self.function).items()
             if not isinstance(self.depends_on, dict) or parameter not in self.depends_on
         }
 
@@ -190,15 +193,15 @@ class Declared:
 
 
 @dataclass(frozen=True, slots=True)
-class Included:
+class IncludedPipeline:
     """A pipeline all of whose steps are steps."""
 
     name: str
     pipeline: Iterable[WorkflowStep]
-    depends_on: Kept
+    depends_on: Dependencies
 
 
-def kept(name: str, depends_on: object) -> Kept:
+def checked_dependencies(name: str, depends_on: object) -> Dependencies:
     """Check what a user gave as dependencies, and keep it from being changed.
 
     Raises:
@@ -229,45 +232,47 @@ def check_policies(name: str, function: Action, policies: StepPolicies) -> None:
     WorkflowStep(name, function, **checked)
 
 
-def key_of(source: object) -> object:
+def identity_of(source: object) -> object:
     """Return what identifies a function or a pipeline; some can be neither hashed nor compared."""
     if isinstance(source, MethodType):  # each access makes another object
         return id(source.__self__), id(source.__func__)
     return id(source)
 
 
-def steps_of(pipeline: str, parts: Iterable[Declared | Included]) -> tuple[WorkflowStep, ...]:
+def steps_of(
+    pipeline: str, parts: Iterable[DeclaredStep | IncludedPipeline]
+) -> tuple[WorkflowStep, ...]:
     """Return the plain steps that a pipeline's parts stand for.
 
     Raises:
         ValueError: A function or a pipeline stands for no step or for several, or what takes an
             output is not spelled as that output is.
     """
-    return _Names(pipeline, tuple(parts)).steps()
+    return _NameResolver(pipeline, tuple(parts)).steps()
 
 
-class _Names:
+class _NameResolver:
     """The names that functions and pipelines have in one pipeline."""
 
-    def __init__(self, pipeline: str, parts: tuple[Declared | Included, ...]) -> None:
+    def __init__(self, pipeline: str, parts: tuple[DeclaredStep | IncludedPipeline, ...]) -> None:
         self._pipeline = pipeline
         self._parts = parts
         self._names: dict[object, list[str]] = {}
         for part in parts:
-            source = part.function if isinstance(part, Declared) else part.pipeline
-            self._names.setdefault(key_of(source), []).append(part.name)
-        self._mapped = {p.name for p in parts if isinstance(p, Declared) and p.is_mapped()}
+            source = part.function if isinstance(part, DeclaredStep) else part.pipeline
+            self._names.setdefault(identity_of(source), []).append(part.name)
+        self._mapped = {p.name for p in parts if isinstance(p, DeclaredStep) and p.is_mapped()}
 
     def steps(self) -> tuple[WorkflowStep, ...]:
         steps: list[WorkflowStep] = []
         for part in self._parts:
-            if isinstance(part, Declared):
+            if isinstance(part, DeclaredStep):
                 steps.append(self._step(part))
             else:
                 steps.extend(self._nested(part))
         return tuple(steps)
 
-    def _nested(self, part: Included) -> list[WorkflowStep]:
+    def _nested(self, part: IncludedPipeline) -> list[WorkflowStep]:
         inner = list(part.pipeline)
         if not inner:
             raise ValueError(
@@ -275,9 +280,9 @@ class _Names:
                 "the modules that declare them first"
             )
         names, parameters = self._edges(part.name, part.depends_on)
-        return nested(part.name, inner, names, parameters)
+        return include_steps(part.name, inner, names, parameters)
 
-    def _step(self, part: Declared) -> WorkflowStep:
+    def _step(self, part: DeclaredStep) -> WorkflowStep:
         depends_on, pairs = self._edges(part.name, part.depends_on)
         parameters = dict(pairs)
         map_over = None if part.map_over is None else self._name(part.name, part.map_over)
@@ -303,7 +308,7 @@ class _Names:
             **part.policies,
         )
 
-    def _check_whole(self, part: Declared, map_over: str | None) -> None:
+    def _check_whole(self, part: DeclaredStep, map_over: str | None) -> None:
         """A mapped step gets the items of what it is mapped over, and can't have all of it too."""
         for parameter, upstream in part.upstream().items():
             if not upstream.each and self._source(part, parameter, upstream) == map_over:
@@ -314,11 +319,11 @@ class _Names:
                 )
 
     def _add_condition(
-        self, part: Declared, depends_on: list[str], parameters: dict[str, str]
+        self, part: DeclaredStep, depends_on: list[str], parameters: dict[str, str]
     ) -> None:
         """Add the edges that the parameters of ``when`` declare."""
         when = part.policies.get("when")
-        for parameter, upstream in upstream_of(when).items() if when is not None else ():
+        for parameter, upstream in upstream_defaults(when).items() if when is not None else ():
             if isinstance(part.depends_on, dict) and parameter in part.depends_on:
                 continue
             source = self._source(part, parameter, upstream)
@@ -337,12 +342,12 @@ class _Names:
             depends_on.append(source)
             parameters[parameter] = source
 
-    def _source(self, part: Declared, parameter: str, upstream: Upstream) -> str:
+    def _source(self, part: DeclaredStep, parameter: str, upstream: Upstream) -> str:
         """Return the name of the step whose output a parameter asks for."""
         source = self._name(part.name, upstream.source, parameter)
         if (source in self._mapped) is upstream.is_mapped:
             return source
-        shown = _shown(upstream.source)
+        shown = _label(upstream.source)
         whole, item = f"collect({shown})", f"each(collect({shown}))"
         if upstream.is_mapped:
             whole, item = f"after({shown})", f"each({shown})"
@@ -352,7 +357,9 @@ class _Names:
             f"write {item if upstream.each else whole}"
         )
 
-    def _edges(self, name: str, depends_on: Kept) -> tuple[list[str], list[tuple[str, str]]]:
+    def _edges(
+        self, name: str, depends_on: Dependencies
+    ) -> tuple[list[str], list[tuple[str, str]]]:
         """Return the names of dependencies, and those of them that are for a parameter."""
         if isinstance(depends_on, dict):
             pairs = [(key, self._name(name, source, key)) for key, source in depends_on.items()]
@@ -363,7 +370,7 @@ class _Names:
         """Return the name of the step that a function or a pipeline stands for."""
         if isinstance(source, str):
             return source  # whether there is such a step is for the plan to see
-        names = self._names.get(key_of(source), ())
+        names = self._names.get(identity_of(source), ())
         if len(names) == 1:
             return names[0]
         of = f"step {step!r}" if parameter is None else f"parameter {parameter!r} of step {step!r}"
@@ -378,7 +385,7 @@ class _Names:
         if callable(source):
             instead = "" if parameter is None else f", or give depends_on={{{parameter!r}: ...}}"
             return ValueError(
-                f"{of} depends on {_shown(source)}, which is not a step of pipeline "
+                f"{of} depends on {_label(source)}, which is not a step of pipeline "
                 f"{self._pipeline!r}; decorate it with that one's step, above all its other "
                 f"decorators{instead}"
             )
@@ -393,5 +400,5 @@ class _Names:
         )
 
 
-def _shown(source: object) -> str:
+def _label(source: object) -> str:
     return str(getattr(source, "__name__", None) or repr(source))

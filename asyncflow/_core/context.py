@@ -20,11 +20,11 @@ __all__ = [
     "StepContext",
     "attempt_in",
     "attempt_variable",
-    "current",
+    "current_attempt",
     "current_step",
     "enter_attempt",
     "enter_run",
-    "is_within",
+    "is_inside_run",
     "run_variable",
 ]
 
@@ -35,7 +35,7 @@ attempt_variable: ContextVar[AttemptStarted | None] = ContextVar("asyncflow.atte
 """``None`` in what a run does between its attempts."""
 
 
-def current() -> tuple[str, AttemptStarted] | None:
+def current_attempt() -> tuple[str, AttemptStarted] | None:
     """Return the id of the run and the start of the attempt; ``None`` outside of an action.
 
     It knows the threads and tasks that inherit the context of the action, but no other process.
@@ -59,9 +59,9 @@ class Heartbeat(Protocol):
 class AttemptExtras(NamedTuple):
     """What an action can ask of an attempt only if its step has a policy for it."""
 
-    ends: float
+    deadline_s: float
     """When its time is over, in seconds of the loop's clock."""
-    heart: Heartbeat | None
+    heartbeat: Heartbeat | None
     results: Mapping[str, StepResult]
     """The results of a clean-up step's dependencies."""
 
@@ -73,9 +73,9 @@ class RunContext(NamedTuple):
     plan: Plan
     clock: Callable[[], float]
     """The loop's clock, in seconds."""
-    started: float
+    started_s: float
     """The loop's time at the start of the run, in seconds."""
-    ends: float
+    deadline_s: float
     """The loop's time at which the run's deadline passes."""
     extras: dict[tuple[str, int | None], AttemptExtras]
     """Of each running attempt that has any, by its step and item."""
@@ -104,8 +104,8 @@ class StepContext:
 
     __slots__ = (
         "_clock",
-        "_ends",
-        "_heart",
+        "_deadline_s",
+        "_heartbeat",
         "attempt",
         "idempotency_key",
         "item",
@@ -122,25 +122,25 @@ class StepContext:
         self.item = running.item
         self.attempt = running.attempt
         self.max_retries = step.max_retries
-        self.idempotency_key = _key(run.run_id, step.name, running.item)
+        self.idempotency_key = _idempotency_key(run.run_id, step.name, running.item)
         self._clock = run.clock
         extras = run.extras.get((running.step, running.item))
         if extras is None:
             limit_ms = math.inf if step.timeout_ms is None else step.timeout_ms
-            ends = run.started + (running.at_ms + limit_ms) / 1000
+            ends = run.started_s + (running.at_ms + limit_ms) / 1000
             extras = AttemptExtras(ends, None, {})
-        self._ends, self._heart, self.results = extras
+        self._deadline_s, self._heartbeat, self.results = extras
         if step.run_if == "success":
-            self._ends = min(self._ends, run.ends)
+            self._deadline_s = min(self._deadline_s, run.deadline_s)
 
     def remaining_ms(self) -> float | None:
         """Return how many milliseconds this attempt has left, not below 0; ``None``: no limit.
 
         The tightest of the attempt's, the step's and the run's limit decides.
         """
-        if self._ends == math.inf:
+        if self._deadline_s == math.inf:
             return None
-        return max(0.0, (self._ends - self._clock()) * 1000)
+        return max(0.0, (self._deadline_s - self._clock()) * 1000)
 
     def heartbeat(self) -> None:
         """Tell that the action is alive, so that the step's ``heartbeat_ms`` begins anew.
@@ -148,8 +148,8 @@ class StepContext:
         It may be called as often as one likes, from any thread; without ``heartbeat_ms`` it does
         nothing.
         """
-        if self._heart is not None:
-            self._heart.beat()
+        if self._heartbeat is not None:
+            self._heartbeat.beat()
 
     def __repr__(self) -> str:
         item = "" if self.item is None else f", item {self.item}"
@@ -158,7 +158,7 @@ class StepContext:
         )
 
 
-def _key(run_id: str, step_name: str, item: int | None) -> str:
+def _idempotency_key(run_id: str, step_name: str, item: int | None) -> str:
     # Escaped where the parts could otherwise be told apart in two ways.
     run = run_id.replace("%", "%25").replace("/", "%2F")
     step = step_name.replace("%", "%25").replace("#", "%23")
@@ -183,9 +183,9 @@ def current_step() -> StepContext:
     return StepContext(_run.get(), running)
 
 
-def is_within(run_id: str) -> bool:
+def is_inside_run(run_id: str) -> bool:
     """Whether this is done by a step of the run with that id."""
-    running = current()
+    running = current_attempt()
     return running is not None and running[0] == run_id
 
 

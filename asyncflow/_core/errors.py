@@ -29,12 +29,12 @@ __all__ = [
     "StepCancelledError",
     "StepCrashedError",
     "StepTimeoutError",
-    "describe",
-    "in_full",
-    "in_one_line",
-    "name_to_add",
-    "nearest",
-    "text_of",
+    "describe_error",
+    "describe_fully",
+    "did_you_mean",
+    "escape_controls",
+    "name_suffix",
+    "safe_text",
 ]
 
 
@@ -365,7 +365,7 @@ class HangError(RuntimeError):
         return "\n  ".join(["nothing can ever happen again, but these tasks wait:", *self.waiting])
 
 
-def nearest(word: str, known: Iterable[str]) -> str:
+def did_you_mean(word: str, known: Iterable[str]) -> str:
     """Return `` (did you mean 'x'?)`` for the likeliest misspelling, or an empty string."""
     import difflib  # only an error message needs it, and it takes a while to import
 
@@ -380,26 +380,26 @@ _UNSAFE = re.compile(
 )
 
 
-def in_one_line(text: str) -> str:
+def escape_controls(text: str) -> str:
     r"""Return the text with its control characters written as Python writes them: ``\n``."""
     return _UNSAFE.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
 
 
-def describe(error: BaseException) -> str:
+def describe_error(error: BaseException) -> str:
     """Return ``ErrorType: message`` in one line, even of an error that cannot be printed."""
-    name, message = type(error).__name__, text_of(str, error)
+    name, message = type(error).__name__, safe_text(str, error)
     if isinstance(error, RestoredError):
         name, message = error.type_name.rpartition(".")[2], error.message
     lines = message.strip().splitlines()
-    return in_one_line(f"{name}: {lines[0]}" if lines else name)
+    return escape_controls(f"{name}: {lines[0]}" if lines else name)
 
 
-def in_full(error: BaseException) -> str:
+def describe_fully(error: BaseException) -> str:
     """Return ``ErrorType: message`` in one line, all of the message."""
-    return in_one_line(f"{type(error).__name__}: {text_of(str, error)}")
+    return escape_controls(f"{type(error).__name__}: {safe_text(str, error)}")
 
 
-def text_of(render: Callable[[object], str], value: object) -> str:
+def safe_text(render: Callable[[object], str], value: object) -> str:
     """Return what ``str`` or ``repr`` gives for the value, or a placeholder if that raises."""
     try:
         return render(value)
@@ -407,7 +407,7 @@ def text_of(render: Callable[[object], str], value: object) -> str:
         return f"<{type(value).__name__}, whose {render.__name__} raised {type(error).__name__}>"
 
 
-def name_to_add(function: object) -> str:
+def name_suffix(function: object) -> str:
     """Return the name of a function after a blank, or nothing if it has none, as a lambda."""
     name = getattr(function, "__name__", "")
     return f" {name}" if name.isidentifier() else ""

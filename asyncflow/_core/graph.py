@@ -25,16 +25,16 @@ from itertools import accumulate
 from typing import TypeAlias, TypeVar
 
 from asyncflow._core.arguments import NO_PARAMETERS, Signature
-from asyncflow._core.errors import CyclicDependencyError, nearest
+from asyncflow._core.errors import CyclicDependencyError, did_you_mean
 from asyncflow._core.step import WorkflowStep
 
 __all__ = [
     "ITEM",
     "Binding",
-    "ByName",
     "DependencyView",
-    "MaxRetries",
+    "MaxRetriesView",
     "Plan",
+    "PlanView",
     "bind",
     "bind_conditions",
     "parallel_groups",
@@ -186,7 +186,7 @@ def _indexes_of(targets: Iterable[str], index: Mapping[str, int]) -> list[int]:
     indexes = []
     for name in targets:
         if name not in index:
-            hint = nearest(name, index) if isinstance(name, str) else ""
+            hint = did_you_mean(name, index) if isinstance(name, str) else ""
             raise ValueError(f"targets name unknown step {name!r}{hint}")
         indexes.append(index[name])
     return indexes
@@ -244,7 +244,9 @@ def _unknown_dependency(steps: Sequence[WorkflowStep], known: Collection[str]) -
     step, name = next(
         (step, name) for step in steps for name in step.depends_on if name not in known
     )
-    return ValueError(f"step {step.name!r} depends on unknown step {name!r}{nearest(name, known)}")
+    return ValueError(
+        f"step {step.name!r} depends on unknown step {name!r}{did_you_mean(name, known)}"
+    )
 
 
 def _tiers(
@@ -359,7 +361,7 @@ def _binding(
                 f"{'the condition of ' if accepts is step.condition else ''}step {step.name!r}: "
                 f"{_why_nothing_provides(step, parameter, [*offered, *inputs])}"
             )
-    if accepts.takes_any:
+    if accepts.takes_kwargs:
         for parameter, source in offered.items():
             if parameter not in accepts.bound:
                 _check_single_source(step, parameter, inputs)
@@ -371,7 +373,7 @@ def _why_nothing_provides(step: WorkflowStep, parameter: str, known: list[str]) 
     for received, name in step.parameters:
         if name == parameter:
             return f"the output of step {name!r} is received as {received!r} there"
-    return f"it is neither a dependency of the step nor a run input{nearest(parameter, known)}"
+    return f"it is neither a dependency of the step nor a run input{did_you_mean(parameter, known)}"
 
 
 def _offered(step: WorkflowStep, plan: Plan, map_over: str | None) -> dict[str, int]:
@@ -395,7 +397,7 @@ def _check_single_source(step: WorkflowStep, parameter: str, inputs: Collection[
 V = TypeVar("V")
 
 
-class ByName(Mapping[str, V]):
+class PlanView(Mapping[str, V]):
     """A mapping of the names of the steps, in topological order, to what is said of each."""
 
     __slots__ = ("_plan",)
@@ -421,7 +423,7 @@ def secret_steps(plan: Plan) -> tuple[str, ...]:
     return tuple(plan.steps[index].name for index in plan.special if plan.steps[index].secret)
 
 
-class MaxRetries(ByName[int]):
+class MaxRetriesView(PlanView[int]):
     """For each step of a plan, how many attempts it has in all."""
 
     __slots__ = ()
@@ -430,7 +432,7 @@ class MaxRetries(ByName[int]):
         return self._plan.steps[self._plan.index[name]].max_retries
 
 
-class DependencyView(ByName[tuple[str, ...]]):
+class DependencyView(PlanView[tuple[str, ...]]):
     """A plan seen as names: for each step the steps it depends on."""
 
     __slots__ = ()

@@ -18,11 +18,11 @@ from dataclasses import dataclass
 from typing import Any, TypeAlias
 from weakref import ref
 
-from asyncflow._core.arguments import check_count, check_number, is_async, plain_answer
+from asyncflow._core.arguments import check_count, check_number, is_async, reject_awaitable
 from asyncflow._core.errors import ResultRefusedError
 
 __all__ = [
-    "AT_ONCE",
+    "NO_BACKOFF",
     "Pool",
     "PoolTicket",
     "Retry",
@@ -53,7 +53,7 @@ class Pool:
     """
 
     __slots__ = (
-        *("_clock", "_in_use", "_interval_s", "_line", "_lock", "_starts"),
+        *("_clock", "_in_use", "_interval_s", "_queue", "_lock", "_starts"),
         *("per_second", "size"),
     )
 
@@ -76,7 +76,7 @@ class Pool:
         self._clock: ref[object] | None = None
         """Whose times those are. Weakly, for it may be an event loop."""
         self._in_use = 0
-        self._line: OrderedDict[PoolTicket, Callable[[], object]] = OrderedDict()
+        self._queue: OrderedDict[PoolTicket, Callable[[], object]] = OrderedDict()
         # Slots come back from other threads, and also when the collector ends a coroutine: in
         # any line of this very code, hence one that the same thread may take twice.
         self._lock = threading.RLock()
@@ -89,9 +89,9 @@ class Pool:
     @property
     def waiting(self) -> int:
         """How many attempts stand in line for a slot."""
-        return len(self._line)
+        return len(self._queue)
 
-    def ask(self, call: Callable[[], object]) -> PoolTicket:
+    def request_slot(self, call: Callable[[], object]) -> PoolTicket:
         """Take a slot if one is free; else stand in line.
 
         Args:
@@ -105,12 +105,12 @@ class Pool:
                 self._in_use += 1
                 ticket.has_slot = True
             else:
-                self._line[ticket] = call
+                self._queue[ticket] = call
         return ticket
 
     def __repr__(self) -> str:
         rate = "" if self.per_second is None else f", per_second={self.per_second:g}"
-        return f"<Pool({self.size}{rate}): {self._in_use} in use, {len(self._line)} waiting>"
+        return f"<Pool({self.size}{rate}): {self._in_use} in use, {len(self._queue)} waiting>"
 
 
 class PoolTicket:
@@ -126,7 +126,7 @@ class PoolTicket:
         self._is_done = False
         self.has_slot = False
 
-    def pace(self, now: float, clock: object) -> float:
+    def reserve_start(self, now: float, clock: object) -> float:
         """Book the next start that the pool's rate allows, and return the seconds until then.
 
         Args:
@@ -148,7 +148,7 @@ class PoolTicket:
             self._starts = starts
         return self._start - now
 
-    def give_back(self, *, unused: bool = False) -> None:
+    def release(self, *, unused: bool = False) -> None:
         """Leave the line, or pass the slot on to whoever is next in it. Once is enough.
 
         Args:
@@ -162,11 +162,11 @@ class PoolTicket:
             if unused and self._start in self._starts:
                 self._starts.remove(self._start)
             if not self.has_slot:
-                del pool._line[self]
+                del pool._queue[self]
                 return
             self.has_slot = False
-            while pool._line:
-                ticket, call = pool._line.popitem(last=False)
+            while pool._queue:
+                ticket, call = pool._queue.popitem(last=False)
                 ticket.has_slot = True
                 try:
                     call()
@@ -268,7 +268,7 @@ class Retry:
     def _verdict(self, error: Exception) -> bool | float:
         if isinstance(self.on, type | tuple):
             return isinstance(error, self.on)
-        verdict = plain_answer("Retry: on", self.on(error))
+        verdict = reject_awaitable("Retry: on", self.on(error))
         if isinstance(verdict, bool):
             return verdict
         if isinstance(verdict, int | float) and 0 <= verdict <= sys.float_info.max:
@@ -279,5 +279,5 @@ class Retry:
         )
 
 
-AT_ONCE = Retry(base_ms=0, jitter=False)
+NO_BACKOFF = Retry(base_ms=0, jitter=False)
 """The next attempt starts in the next turn of the event loop."""

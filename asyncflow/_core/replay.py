@@ -27,7 +27,7 @@ from asyncflow._core.results import (
     Payload,
     StepResult,
     StepStatus,
-    is_lost,
+    blocks_dependents,
 )
 from asyncflow._core.step import WorkflowStep
 from asyncflow._core.step_runs import (
@@ -220,7 +220,8 @@ class StoredRun:
         index, results = self._plan.index, self._step_runs.results
         needed = [results[index[name]] for name in result.depends_on]
         return not any(
-            other is not None and is_lost(other.status, other.on_purpose) for other in needed
+            other is not None and blocks_dependents(other.status, other.on_purpose)
+            for other in needed
         )
 
     # What is to be made of it.

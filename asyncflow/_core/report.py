@@ -22,16 +22,16 @@ from collections.abc import Iterable, Iterator, Mapping
 from functools import partial
 from typing import Any, Literal, TypeVar, overload
 
-from asyncflow._core.errors import StepTimeoutError, describe, in_one_line, nearest
+from asyncflow._core.errors import StepTimeoutError, describe_error, did_you_mean, escape_controls
 from asyncflow._core.report_json import dump, load
 from asyncflow._core.results import (
-    SIGNS,
+    STATUS_SYMBOLS,
     Attempt,
     RestoredOutput,
     StepResult,
     StepStatus,
-    noted,
-    portable_output,
+    picklable_output,
+    with_note,
 )
 from asyncflow.events import Outcome
 
@@ -42,7 +42,7 @@ __all__ = [
     "StepResult",
     "StepStatus",
     "critical_path",
-    "describe",
+    "describe_error",
     "to_mermaid",
 ]
 
@@ -121,7 +121,7 @@ def to_mermaid(
     used = {result.status for result in found.values()}
     lines = [
         "flowchart LR",
-        *(f"    {ids[name]}{_shape(name, found.get(name))}" for name in names),
+        *(f"    {ids[name]}{_node(name, found.get(name))}" for name in names),
         *(f"    {ids[first]} --> {ids[name]}" for name in needs for first in needs[name]),
         *(
             f"    classDef {status.lower()} {colours}"
@@ -132,12 +132,12 @@ def to_mermaid(
     return "\n".join(lines)
 
 
-def _shape(name: str, result: StepResult | None) -> str:
-    label = _SPECIAL.sub(lambda found: f"#{ord(found[0])};", in_one_line(name))
+def _node(name: str, result: StepResult | None) -> str:
+    label = _SPECIAL.sub(lambda found: f"#{ord(found[0])};", escape_controls(name))
     if result is None:
         return f'["{label or " "}"]'  # Mermaid refuses an empty one
     status = result.status
-    label += f"<br/>{SIGNS[status]} {status}"
+    label += f"<br/>{STATUS_SYMBOLS[status]} {status}"
     if result.started_ms is not None:
         label += f" {result.duration_ms:.0f}ms"
     return f'["{label}"]:::{status.lower()}'
@@ -204,7 +204,7 @@ class RunReport(Mapping[str, StepResult]):
         try:
             return self._by_name[step_name]
         except KeyError:
-            hint = nearest(step_name, self._by_name) if isinstance(step_name, str) else ""
+            hint = did_you_mean(step_name, self._by_name) if isinstance(step_name, str) else ""
             raise KeyError(f"no step is named {step_name!r}{hint}") from None
 
     def __contains__(self, step_name: object) -> bool:
@@ -315,7 +315,9 @@ class RunReport(Mapping[str, StepResult]):
             TimeoutError: The run exceeded its deadline while no step was running.
         """
         run_id = self.run_id
-        errors = [_noted(result, run_id) for result in self.results if _has_failed(result)]
+        errors = [
+            _error_with_note(result, run_id) for result in self.results if _has_failed(result)
+        ]
         if not errors and self.stop_reason is not None and not self.all_passed:
             raise TimeoutError(f"{self.stop_reason}, in run {run_id}")
         # No variable of this frame may keep the error, or the report: the error keeps this frame.
@@ -338,7 +340,7 @@ class RunReport(Mapping[str, StepResult]):
         return f"<RunReport {self.run_id} {self.outcome.upper()}: {len(self)} step(s)>"
 
     def __reduce__(self) -> tuple[object, ...]:
-        inputs = {name: portable_output(value) for name, value in self.inputs.items()}
+        inputs = {name: picklable_output(value) for name, value in self.inputs.items()}
         return partial(RunReport, results=self.results, inputs=inputs, **self._figures()), ()
 
     def _figures(self) -> dict[str, Any]:
@@ -409,24 +411,24 @@ def _has_failed(result: StepResult) -> bool:
     return isinstance(error, StepTimeoutError) and error.kind == "run"
 
 
-def _noted(result: StepResult, run_id: str) -> Exception:
+def _error_with_note(result: StepResult, run_id: str) -> Exception:
     # A mapped step has no attempt that it failed in; its items have.
     attempt = "" if result.items is not None else f", attempt {result.attempts},"
     note = f"in step {result.step_name!r}{attempt} of run {run_id}"
-    return noted(result, note)
+    return with_note(result, note)
 
 
 def _line(result: StepResult) -> str:
     parts = [
-        f"[{result.status:<7}] {in_one_line(result.step_name)} "
+        f"[{result.status:<7}] {escape_controls(result.step_name)} "
         f"({result.attempts} attempt(s), {result.duration_ms:.0f}ms)"
     ]
     if result.reason is not None:
-        parts.append(in_one_line(result.reason))
+        parts.append(escape_controls(result.reason))
     if result.error is not None:
-        parts.append(describe(result.error))
+        parts.append(describe_error(result.error))
     if result.reused:
         parts.append("reused")
     elif result.rerun_reason is not None and result.status is not StepStatus.SKIPPED:
-        parts.append(f"run again because {in_one_line(result.rerun_reason)}")
+        parts.append(f"run again because {escape_controls(result.rerun_reason)}")
     return ": ".join(parts)

@@ -11,14 +11,14 @@ from dataclasses import replace
 from itertools import repeat
 from typing import Any, TypeAlias
 
-from asyncflow._core.errors import RestoredError, text_of
+from asyncflow._core.errors import RestoredError, safe_text
 from asyncflow._core.results import (
     Attempt,
     RestoredOutput,
     StepResult,
     StepStatus,
-    shown_output,
-    stand_in,
+    to_restored_error,
+    visible_output,
 )
 
 __all__ = ["dump", "load"]
@@ -65,7 +65,7 @@ def _result_to_json(result: StepResult) -> dict[str, object]:
         "status": result.status.value,
         "attempts": result.attempts,
         "duration_ms": result.duration_ms,
-        **_output_to_json(shown_output(result)),
+        **_output_to_json(visible_output(result)),
         "error": _error_to_json(result.error),
         "reason": result.reason,
         "started_ms": result.started_ms,
@@ -97,13 +97,13 @@ def _output_to_json(output: object) -> dict[str, object]:
         return {"output_repr": output.text}
     if _is_plain_json(output):
         return {"output": output}
-    return {"output_repr": text_of(repr, output)}
+    return {"output_repr": safe_text(repr, output)}
 
 
 def _error_to_json(error: BaseException | None) -> dict[str, str] | None:
     if error is None:
         return None
-    kept = stand_in(error)
+    kept = to_restored_error(error)
     return {"type": kept.type_name, "message": kept.message, "traceback": kept.traceback}
 
 

@@ -16,23 +16,23 @@ from contextlib import suppress
 from dataclasses import dataclass, field, fields
 from typing import Any, NamedTuple, TypeVar, dataclass_transform
 
-from asyncflow._core.errors import RestoredError, text_of
+from asyncflow._core.errors import RestoredError, safe_text
 
 __all__ = [
     "REDACTED",
     "REDACTED_OUTPUT",
-    "SIGNS",
+    "STATUS_SYMBOLS",
     "Attempt",
     "Payload",
     "RestoredOutput",
     "StepResult",
     "StepStatus",
-    "is_lost",
-    "noted",
-    "portable_output",
+    "blocks_dependents",
+    "picklable_output",
     "record",
-    "shown_output",
-    "stand_in",
+    "to_restored_error",
+    "visible_output",
+    "with_note",
 ]
 
 
@@ -107,7 +107,7 @@ class Attempt:
 
     def __reduce__(self) -> tuple[object, ...]:
         values = _values(self)
-        values[3] = _portable(self.error)
+        values[3] = _picklable_error(self.error)
         return Attempt, tuple(values)
 
 
@@ -191,8 +191,8 @@ class StepResult:
 
     def __reduce__(self) -> tuple[object, ...]:
         values = _values(self)
-        values[4] = portable_output(self.output)
-        values[5] = _portable(self.error)
+        values[4] = picklable_output(self.output)
+        values[5] = _picklable_error(self.error)
         return StepResult, tuple(values)
 
 
@@ -208,14 +208,14 @@ REDACTED_OUTPUT = RestoredOutput("redacted")
 """Stands for an output that is secret."""
 
 
-def is_lost(status: StepStatus, on_purpose: bool) -> bool:
+def blocks_dependents(status: StepStatus, on_purpose: bool) -> bool:
     """Whether what depends on a step can't run, because the step has failed or did not run."""
     if status is StepStatus.SKIPPED:
         return not on_purpose
     return status in (StepStatus.FAILED, StepStatus.CANCELLED)
 
 
-def noted(result: StepResult, note: str) -> Exception:
+def with_note(result: StepResult, note: str) -> Exception:
     """Return what a step or an item has failed with, with a note."""
     error = result.error
     assert isinstance(error, Exception)  # nothing else makes it FAILED
@@ -225,32 +225,32 @@ def noted(result: StepResult, note: str) -> Exception:
     return error
 
 
-def stand_in(error: BaseException) -> RestoredError:
+def to_restored_error(error: BaseException) -> RestoredError:
     """Return what is left of an error where it cannot go itself: type, message, traceback."""
     if isinstance(error, RestoredError):
         return error
     kind = type(error)
     try:
         trace = "".join(traceback.format_exception(error))
-    except Exception:  # as in text_of
+    except Exception:  # as in safe_text
         trace = ""
-    return RestoredError(f"{kind.__module__}.{kind.__qualname__}", text_of(str, error), trace)
+    return RestoredError(f"{kind.__module__}.{kind.__qualname__}", safe_text(str, error), trace)
 
 
-def portable_output(value: object) -> object:
+def picklable_output(value: object) -> object:
     """Return the value, or its stand-in if it would not survive pickling."""
-    return value if _survives(value) else RestoredOutput(text_of(repr, value))
+    return value if _is_picklable(value) else RestoredOutput(safe_text(repr, value))
 
 
-def _portable(error: BaseException | None) -> BaseException | None:
+def _picklable_error(error: BaseException | None) -> BaseException | None:
     """Return the error, or its stand-in if it would not survive pickling."""
-    return error if error is None or _survives(error) else stand_in(error)
+    return error if error is None or _is_picklable(error) else to_restored_error(error)
 
 
 _PLAIN = (type(None), bool, int, float, str, bytes)
 
 
-def _survives(value: object) -> bool:
+def _is_picklable(value: object) -> bool:
     """Whether the value can be pickled and read again."""
     if type(value) in _PLAIN:
         return True
@@ -271,11 +271,11 @@ def _equal(one: list[Any], other: list[Any]) -> bool:
     try:
         # Lists take what is identical for equal. From 3.13 on, dataclasses do not.
         return one == other
-    except Exception:  # as in text_of
+    except Exception:  # as in safe_text
         return False
 
 
-def shown_output(result: StepResult) -> object:
+def visible_output(result: StepResult) -> object:
     """Return the output, or what stands for it where it must not be seen."""
     return REDACTED_OUTPUT if result.secret and result.output is not None else result.output
 
@@ -283,12 +283,12 @@ def shown_output(result: StepResult) -> object:
 def _repr(data: Attempt | StepResult) -> str:
     values = {each.name: getattr(data, each.name) for each in fields(data) if each.repr}
     if isinstance(data, StepResult):
-        values["output"] = shown_output(data)
-    shown = ", ".join(f"{name}={text_of(repr, value)}" for name, value in values.items())
+        values["output"] = visible_output(data)
+    shown = ", ".join(f"{name}={safe_text(repr, value)}" for name, value in values.items())
     return f"{type(data).__name__}({shown})"
 
 
-SIGNS: Mapping[StepStatus, str] = {
+STATUS_SYMBOLS: Mapping[StepStatus, str] = {
     StepStatus.PENDING: "○",
     StepStatus.RUNNING: "▷",
     StepStatus.SUCCESS: "✓",

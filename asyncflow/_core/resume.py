@@ -26,10 +26,10 @@ from asyncflow._core.errors import PayloadError
 from asyncflow._core.graph import (
     ITEM,
     Binding,
-    ByName,
     DependencyView,
-    MaxRetries,
+    MaxRetriesView,
     Plan,
+    PlanView,
     secret_steps,
 )
 from asyncflow._core.replay import StoredRun, as_secret, with_outputs
@@ -45,7 +45,7 @@ __all__ = [
 ]
 
 
-class Fingerprints(ByName[tuple[str, str]]):
+class Fingerprints(PlanView[tuple[str, str]]):
     """For each step of a plan, which data its action asks for, in words, and its version."""
 
     __slots__ = ()
@@ -68,7 +68,7 @@ def _data_of(step: WorkflowStep) -> str:
     """Return which data a step's action asks for: ``(rows=extract, url)``."""
     source_of = dict(step.parameters)
     asked = [f"{p}={source_of[p]}" if p in source_of else p for p in step.signature.names]
-    if step.signature.takes_any and step.depends_on:
+    if step.signature.takes_kwargs and step.depends_on:
         asked += [*sorted({f"{p}={name}" for p, name in step.parameters} - set(asked)), "**"]
     text = f"({', '.join(sorted(asked))})"
     return text if step.map_over is None else f"{text} for each of {step.map_over}"
@@ -121,7 +121,7 @@ def resume(
         {n: why for n, why in unfinished.items() if n in plan.index and n not in outdated | held},
         _recalled(plan, held, _secret(known, outdated), bindings, conditions),
         afresh,
-        max_retries=MaxRetries(plan),
+        max_retries=MaxRetriesView(plan),
         secret=secret_steps(plan),
     )
     story.apply(event)

@@ -16,12 +16,12 @@ from asyncflow._core.arguments import (
     check_count,
     check_limit,
     check_number,
-    check_plain,
+    check_worker_action,
     is_async,
     signature_of,
 )
-from asyncflow._core.errors import nearest
-from asyncflow._core.policies import AT_ONCE, Pool, Retry
+from asyncflow._core.errors import did_you_mean
+from asyncflow._core.policies import NO_BACKOFF, Pool, Retry
 
 __all__ = [
     "Action",
@@ -80,7 +80,7 @@ def check_action(name: str, action: object, runs_in: str) -> None:
             "pass an async function that consumes it and returns the result"
         )
     if runs_in != "loop":
-        check_plain(name, action, runs_in)
+        check_worker_action(name, action, runs_in)
 
 
 def check_max_retries(name: str, max_retries: object) -> None:
@@ -122,7 +122,7 @@ def check_heartbeat(name: str, heartbeat_ms: object, runs_in: str) -> None:
 def constant_retry(name: str, retry: Any) -> Retry:
     kind = "a number of milliseconds or a Retry"
     check_number(f"step {name!r}: retry", retry, 0, kind=kind, unit=" ms")
-    return Retry(base_ms=retry, factor=1, max_ms=retry, jitter=False) if retry else AT_ONCE
+    return Retry(base_ms=retry, factor=1, max_ms=retry, jitter=False) if retry else NO_BACKOFF
 
 
 def check_pool(name: str, pool: object) -> None:
@@ -332,7 +332,7 @@ class WorkflowStep:
         *,
         max_retries: int = 1,
         timeout_ms: float | None = 30_000,
-        retry: float | Retry = AT_ONCE,
+        retry: float | Retry = NO_BACKOFF,
         deadline_ms: float | None = None,
         heartbeat_ms: float | None = None,
         pool: Pool | None = None,
@@ -402,11 +402,11 @@ def _check_parameters(step: WorkflowStep) -> None:
                 f"step {step.name!r} maps parameter {parameter!r} to {step_name!r}, "
                 "which is not one of its dependencies"
             )
-        takes_it = accepts.takes_any and parameter not in accepts.bound
+        takes_it = accepts.takes_kwargs and parameter not in accepts.bound
         if parameter not in known and not takes_it:
             raise ValueError(
                 f"step {step.name!r} maps parameter {parameter!r} to {step_name!r}, but its "
-                f"action has no such parameter{nearest(parameter, known)}"
+                f"action has no such parameter{did_you_mean(parameter, known)}"
             )
 
 
@@ -420,7 +420,7 @@ def _check_map_over(step: WorkflowStep) -> None:
             "name it in depends_on too"
         )
     takers = {parameter for parameter, name in step.parameters if name == source} or {source}
-    if not accepts.takes_any and not takers.intersection(accepts.names):
+    if not accepts.takes_kwargs and not takers.intersection(accepts.names):
         raise ValueError(
             f"step {step.name!r} maps over {source!r}, but its action has no parameter of that "
             "name that could receive the items; add one, or map it in depends_on"

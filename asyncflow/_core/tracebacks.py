@@ -23,14 +23,14 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from asyncflow._core.errors import RestoredError, describe, in_one_line
+from asyncflow._core.errors import RestoredError, describe_error, escape_controls
 
 __all__ = [
-    "awaiting_line",
+    "awaiting_location",
     "format_error",
     "is_internal_frame",
-    "leave_out_our_frames",
-    "own_line",
+    "strip_internal_frames",
+    "user_location",
 ]
 
 _PACKAGE = str(Path(__file__).parents[1] / "_")[:-1]
@@ -51,11 +51,11 @@ def is_internal_frame(path: str) -> bool:
     return _INTERNAL.search(path) is not None
 
 
-def awaiting_line(coroutine: object) -> str:
+def awaiting_location(coroutine: object) -> str:
     """Return ``file:line in function`` of the innermost await that is the user's own.
 
     What the coroutine awaits is followed down to the last coroutine, generator or asynchronous
-    generator; see `own_line`.
+    generator; see `user_location`.
     """
     frames: list[FrameType] = []
     awaiting: object | None = coroutine
@@ -64,10 +64,10 @@ def awaiting_line(coroutine: object) -> str:
         if frame is not None:
             frames.append(frame)
         awaiting = _first(awaiting, "cr_await", "gi_yieldfrom", "ag_await")
-    return own_line(reversed(frames))
+    return user_location(reversed(frames))
 
 
-def own_line(frames: Iterable[FrameType]) -> str:
+def user_location(frames: Iterable[FrameType]) -> str:
     """Return ``file:line in function`` of the first frame that is the user's own.
 
     That is one of neither the standard library, nor an installed package, nor asyncflow. Those
@@ -105,7 +105,7 @@ def _first(thing: object, *names: str) -> Any:
     return next((value for value in found if value is not None), None)
 
 
-def leave_out_our_frames(error: BaseException) -> None:
+def strip_internal_frames(error: BaseException) -> None:
     """Let the traceback of a step's error begin in the step.
 
     Our frames say nothing to its reader, take memory for as long as the error is kept, and lead
@@ -125,12 +125,12 @@ def format_error(error: BaseException, *, all_frames: bool = False) -> str:
         all_frames: Whether frames of asyncflow are to be shown too.
     """
     if isinstance(error, RestoredError):
-        lines = error.traceback.splitlines() or [describe(error)]
+        lines = error.traceback.splitlines() or [describe_error(error)]
     else:
         lines = _format(error, all_frames)
     if not all_frames:  # of a step in a process of its own, a note holds the traceback as text
-        lines = [*_without_our_frames(lines)]
-    return "\n".join(map(in_one_line, lines))
+        lines = [*_without_internal_frames(lines)]
+    return "\n".join(map(escape_controls, lines))
 
 
 def _format(error: BaseException, all_frames: bool) -> list[str]:
@@ -139,13 +139,13 @@ def _format(error: BaseException, all_frames: bool) -> list[str]:
         if not all_frames:
             if type(error).__module__.partition(".")[0] == "asyncflow":
                 trace.__context__ = None  # it only says how we came to raise it; a cause says more
-            _leave_out_our_frames(trace)
+            _strip_internal_frames(trace)
         return "".join(trace.format()).splitlines()
     except Exception:  # it is the user's object: whatever it raises must not spread
-        return [describe(error)]
+        return [describe_error(error)]
 
 
-def _leave_out_our_frames(trace: traceback.TracebackException) -> None:
+def _strip_internal_frames(trace: traceback.TracebackException) -> None:
     stack = [trace]
     while stack:
         one = stack.pop()
@@ -155,7 +155,7 @@ def _leave_out_our_frames(trace: traceback.TracebackException) -> None:
         stack += one.exceptions or ()
 
 
-def _without_our_frames(lines: list[str]) -> Iterator[str]:
+def _without_internal_frames(lines: list[str]) -> Iterator[str]:
     """Leave our frames out of a text; a frame ends where the indentation ends."""
     left_out: int | None = None
     for line in lines:

@@ -27,13 +27,13 @@ from asyncflow._core.errors import (
     JournalError,
     PayloadError,
     RunCancelledError,
-    in_one_line,
-    text_of,
+    escape_controls,
+    safe_text,
 )
 from asyncflow._core.graph import (
     Binding,
     DependencyView,
-    MaxRetries,
+    MaxRetriesView,
     Plan,
     bind,
     bind_conditions,
@@ -260,7 +260,7 @@ def begin(request: Request) -> RunStart:
         DependencyView(plan),
         request.pipeline,
         inputs=_shown(inputs, request.secret_inputs),
-        max_retries=MaxRetries(plan),
+        max_retries=MaxRetriesView(plan),
         secret=secret_steps(plan),
     )
     return RunStart(inputs, bindings, conditions, event)
@@ -396,7 +396,7 @@ def _is_equal(one: Any, other: Any) -> bool:
 
 
 def _text(value: Any) -> str:
-    text = in_one_line(text_of(repr, value))
+    text = escape_controls(safe_text(repr, value))
     return text if len(text) <= 60 else f"{text[:57]}..."
 
 

@@ -28,7 +28,7 @@ from types import FrameType
 from typing import Any, TypeAlias
 from weakref import ref
 
-from asyncflow._core.tracebacks import own_line
+from asyncflow._core.tracebacks import user_location
 from asyncflow._runtime.asyncio_compat import has_virtual_time
 from asyncflow._runtime.dispatcher import CALLS_OBSERVERS
 
@@ -174,7 +174,7 @@ class _WatchedLoop:
 
     def _find(self, ping: _Ping) -> None:
         frames = list(_frames(self.thread))
-        ping.where = own_line(frames)
+        ping.where = user_location(frames)
         if not any(frame.f_code is CALLS_OBSERVERS for frame in frames):
             ping.blamed = ping.task
 

@@ -18,10 +18,10 @@ from contextlib import aclosing, suppress
 from functools import partial
 from typing import Any
 
-from asyncflow._core.errors import describe
-from asyncflow._core.results import StepResult, StepStatus, noted
+from asyncflow._core.errors import describe_error
+from asyncflow._core.results import StepResult, StepStatus, with_note
 from asyncflow._core.step import WorkflowStep
-from asyncflow._core.tracebacks import leave_out_our_frames
+from asyncflow._core.tracebacks import strip_internal_frames
 from asyncflow._runtime.asyncio_compat import FAILURES, forget_cancels
 from asyncflow._runtime.outcome import as_failure
 from asyncflow._runtime.step_runner import Attempts
@@ -93,10 +93,10 @@ def common_error(name: str, items: list[StepResult], error: Exception | None) ->
         error: What ended the iteration over the items too early, if anything did.
     """
     failed = [item for item in items if item.status is StepStatus.FAILED]
-    errors = [noted(item, f"in {item.step_name}") for item in failed]
+    errors = [with_note(item, f"in {item.step_name}") for item in failed]
     if not errors:
         return error
-    told = f"{failed[0].step_name}: {describe(errors[0])}"
+    told = f"{failed[0].step_name}: {describe_error(errors[0])}"
     message = f"{len(errors)} of {len(items)} items of step {name!r} failed; the first is {told}"
     return ExceptionGroup(message, errors if error is None else [error, *errors])
 
@@ -125,7 +125,7 @@ class Fanout(Attempts):
             except GeneratorExit:  # pragma: no cover - the loop was closed over it
                 raise
             except BaseException as raised:
-                leave_out_our_frames(raised)
+                strip_internal_frames(raised)
                 error = raised
                 if not isinstance(raised, FAILURES):
                     self._interrupt(raised, f"step {step.name!r} raised {type(raised).__name__}")

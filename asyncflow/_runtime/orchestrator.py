@@ -8,8 +8,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Literal, TypeAlias, TypedDict, Unpack, cast, get_args
 
 from asyncflow._core.arguments import check_count, check_limit
-from asyncflow._core.context import is_within
-from asyncflow._core.errors import nearest
+from asyncflow._core.context import is_inside_run
+from asyncflow._core.errors import did_you_mean
 from asyncflow._core.graph import DependencyView, plan
 from asyncflow._core.report import RunReport, to_mermaid
 from asyncflow._core.state import RunState, Schedule
@@ -158,7 +158,7 @@ class Orchestrator:
         taken = parameters_of(self._plan.steps)
         for name in self._secret_inputs - taken:
             raise ValueError(
-                f"secret_inputs names {name!r}, which no step takes{nearest(name, taken)}"
+                f"secret_inputs names {name!r}, which no step takes{did_you_mean(name, taken)}"
             )
 
     @property
@@ -251,7 +251,7 @@ class Orchestrator:
         *,
         wait: bool,
     ) -> RunReport:
-        if wait and is_within(request.run_id):
+        if wait and is_inside_run(request.run_id):
             raise ValueError(f"a step of run {request.run_id!r} can't wait for the end of that run")
         keeper, opening = await open_run(journal, request, wait=wait)
         if isinstance(opening, RunReport):

@@ -17,12 +17,12 @@ from asyncflow._core.errors import (
     StepCancelledError,
     StepCrashedError,
     StepTimeoutError,
-    in_one_line,
+    escape_controls,
 )
 from asyncflow._core.results import REDACTED, Payload
 from asyncflow._core.scheduler import Limit
 from asyncflow._core.state import RunState
-from asyncflow._core.tracebacks import leave_out_our_frames
+from asyncflow._core.tracebacks import strip_internal_frames
 from asyncflow._runtime.asyncio_compat import FAILURES, TIMER_SLACK_S, cancels, forget_cancels
 from asyncflow._runtime.dispatcher import Ledger, Observer
 from asyncflow._runtime.durable import JournalSession
@@ -168,7 +168,7 @@ class Verdicts(Ledger):
             ended_ms = (shortfall.ended - self._started) * 1000
             return error, self._state.deadlines.retry_delay_ms(node, error, ended_ms)
         except BaseException as raised:  # by the step's retry policy
-            leave_out_our_frames(raised)
+            strip_internal_frames(raised)
             if raised is not error:
                 raised.__context__ = error
             if isinstance(raised, FAILURES):
@@ -294,4 +294,4 @@ def told_by(cancellation: asyncio.CancelledError) -> str:
     message = cancellation.args[0] if cancellation.args else None
     if not isinstance(message, str) or not message or message.startswith(_OF_ANYIO):
         return "the caller was cancelled"
-    return f"the caller was cancelled: {in_one_line(message)}"
+    return f"the caller was cancelled: {escape_controls(message)}"

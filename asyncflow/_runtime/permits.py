@@ -77,10 +77,12 @@ class Slot:
     async def _take_ticket(self, pool: Pool) -> None:
         loop = asyncio.get_running_loop()
         called: asyncio.Future[None] = loop.create_future()
-        self._ticket = pool.ask(lambda: loop.call_soon_threadsafe(_resolve, called))
+        self._ticket = pool.request_slot(lambda: loop.call_soon_threadsafe(_resolve, called))
         if not self._ticket.has_slot:
             await called
-        delay_s = self._ticket.pace(loop.time(), loop if has_virtual_time(loop) else time.monotonic)
+        delay_s = self._ticket.reserve_start(
+            loop.time(), loop if has_virtual_time(loop) else time.monotonic
+        )
         if delay_s > 0:
             await asyncio.sleep(delay_s)
 
@@ -91,12 +93,12 @@ class Slot:
             self._limiter.release_on_behalf_of(self)
             self._has_token = False
         if self._ticket is not None:
-            self._ticket.give_back(unused=unused)
+            self._ticket.release(unused=unused)
 
     def give_back_to_pool(self) -> None:
         """Give back the slot of the pool only; from any thread, also if the loop is closed."""
         if self._ticket is not None:
-            self._ticket.give_back()
+            self._ticket.release()
 
 
 def _resolve(called: asyncio.Future[None]) -> None:

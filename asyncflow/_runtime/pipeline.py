@@ -8,8 +8,15 @@ from functools import partial
 from typing import Any, TypeAlias, TypeVar, Unpack, overload
 
 from asyncflow._core.arguments import Upstream
-from asyncflow._core.composition import Declared, Included, check_policies, kept, key_of, steps_of
-from asyncflow._core.errors import nearest
+from asyncflow._core.composition import (
+    DeclaredStep,
+    IncludedPipeline,
+    check_policies,
+    checked_dependencies,
+    identity_of,
+    steps_of,
+)
+from asyncflow._core.errors import did_you_mean
 from asyncflow._core.report import RunReport
 from asyncflow._core.state import Schedule
 from asyncflow._core.step import StepPolicies, WorkflowStep, parameters_of
@@ -140,7 +147,7 @@ class Pipeline:
     ) -> None:
         _check_name(name)
         self._name = name
-        self._parts: dict[str, Declared | Included] = {}
+        self._parts: dict[str, DeclaredStep | IncludedPipeline] = {}
         self._functions: dict[object, str] = {}
         self._included: list[Pipeline] = []
         self._orchestrate = partial(
@@ -218,14 +225,17 @@ class Pipeline:
         name = _name_of(self._name, function) if name is None else name
         check_policies(name, function, policies)
         self._check_new(name)
-        if key_of(function) in self._functions:
+        if identity_of(function) in self._functions:
             raise ValueError(
                 f"the function of step {name!r} is in pipeline {self._name!r} already, as step "
-                f"{self._functions[key_of(function)]!r}; wrap it in another one to have it twice"
+                f"{self._functions[identity_of(function)]!r}; wrap it in another one to have it "
+                "twice"
             )
-        declared = Declared(name, function, kept(name, depends_on), map_over, policies)
+        declared = DeclaredStep(
+            name, function, checked_dependencies(name, depends_on), map_over, policies
+        )
         self._parts[name] = declared
-        self._functions[key_of(function)] = name
+        self._functions[identity_of(function)] = name
         return function
 
     def include(
@@ -262,7 +272,7 @@ class Pipeline:
                 f"pipeline {self._name!r} cannot include {pipeline.name!r}, because it would "
                 "include itself"
             )
-        self._parts[name] = Included(name, pipeline, kept(name, depends_on))
+        self._parts[name] = IncludedPipeline(name, pipeline, checked_dependencies(name, depends_on))
         self._included.append(pipeline)
 
     @property
@@ -330,8 +340,8 @@ class Pipeline:
             if name not in taken:
                 raise TypeError(
                     f"no step of pipeline {self._name!r} takes an input {name!r}"
-                    f"{nearest(name, taken)}; options are given to Pipeline(), and a run id to "
-                    "run_as()"
+                    f"{did_you_mean(name, taken)}; options are given to Pipeline(), and a run id "
+                    "to run_as()"
                 )
 
     def _current(self) -> tuple[WorkflowStep, ...]:

@@ -7,7 +7,7 @@ import logging
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal, Protocol, TypeAlias, cast
 
-from asyncflow._core.errors import RunAlreadyActiveError, RunCancelledError, nearest
+from asyncflow._core.errors import RunAlreadyActiveError, RunCancelledError, did_you_mean
 from asyncflow._core.report import RunReport
 from asyncflow._core.step import WorkflowStep
 from asyncflow._runtime.durable import Journal
@@ -97,7 +97,7 @@ async def resume_all(
             else:
                 _log.error(
                     "run %r can't go on: no pipeline is named %r%s",
-                    *(orphan.run_id, orphan.pipeline, nearest(orphan.pipeline, known)),
+                    *(orphan.run_id, orphan.pipeline, did_you_mean(orphan.pipeline, known)),
                 )
     return reports
 

@@ -15,12 +15,12 @@ from __future__ import annotations
 
 import asyncio
 
-from asyncflow._core.arguments import plain_answer
-from asyncflow._core.errors import JournalError, RunCancelledError, name_to_add
+from asyncflow._core.arguments import reject_awaitable
+from asyncflow._core.errors import JournalError, RunCancelledError, name_suffix
 from asyncflow._core.graph import Plan
 from asyncflow._core.report import RunReport
 from asyncflow._core.state import RunState
-from asyncflow._core.tracebacks import leave_out_our_frames
+from asyncflow._core.tracebacks import strip_internal_frames
 from asyncflow._runtime.asyncio_compat import FAILURES, shield
 from asyncflow._runtime.dispatcher import Observer
 from asyncflow._runtime.durable import RunPersistence, RunStart
@@ -73,7 +73,7 @@ class Run(Fanout):
         """Run the pipeline; return its report, or raise what has interrupted it."""
         cancellation: BaseException | None = await self._begin()
         if self._state.deadlines.deadline_ms is not None:
-            ends = self._identity.ends
+            ends = self._identity.deadline_s
             self._deadline = self._loop.call_at(ends, self._time_out, context=self._context)
         self._monitor: Watch = watch(self._loop, self._on_block)
         failure: BaseException | None = None
@@ -255,19 +255,19 @@ class Run(Fanout):
         try:
             arguments = self._arguments(node, self._conditions[node])
             met = self._context.copy().run(condition, **arguments)
-            if plain_answer(f"the condition of step {step.name!r}", met):
+            if reject_awaitable(f"the condition of step {step.name!r}", met):
                 return True
         except FAILURES as error:
-            leave_out_our_frames(error)
+            strip_internal_frames(error)
             failure = as_failure(error, step.name, 0)
             self._tell_failure(StepFailed(step.name, 0, self._now_ms(), failure))
         except BaseException as error:
             reason = f"the condition of step {step.name!r} raised {type(error).__name__}"
             self._emit(StepSkipped(step.name, self._now_ms(), reason))
-            leave_out_our_frames(error)
+            strip_internal_frames(error)
             self._interrupt(error, reason)
         else:
-            reason = f"its condition{name_to_add(condition)} was not met"
+            reason = f"its condition{name_suffix(condition)} was not met"
             self._emit(StepSkipped(step.name, self._now_ms(), reason, on_purpose=True))
         finally:
             failure = None  # what the condition raised keeps this frame

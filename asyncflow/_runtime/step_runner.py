@@ -22,14 +22,14 @@ from operator import is_
 from types import CoroutineType
 from typing import TYPE_CHECKING, Any
 
-from asyncflow._core.arguments import plain_answer
+from asyncflow._core.arguments import reject_awaitable
 from asyncflow._core.context import AttemptExtras, RunContext, enter_attempt, enter_run
 from asyncflow._core.errors import ResultRefusedError
 from asyncflow._core.graph import ITEM, Binding, Plan
 from asyncflow._core.results import StepResult
 from asyncflow._core.state import RunState
 from asyncflow._core.step import WorkflowStep
-from asyncflow._core.tracebacks import leave_out_our_frames
+from asyncflow._core.tracebacks import strip_internal_frames
 from asyncflow._runtime.asyncio_compat import TIMER_SLACK_S, cancels, running_task
 from asyncflow._runtime.calls import call_action, call_in_worker, check_coroutine
 from asyncflow._runtime.dispatcher import Observer
@@ -218,7 +218,7 @@ class Attempts(Waits):
         except asyncio.CancelledError:
             raise
         except BaseException as error:
-            leave_out_our_frames(error)
+            strip_internal_frames(error)
             return Shortfall(error, None, loop.time(), cancels())
         else:
             ended = loop.time()
@@ -275,7 +275,7 @@ class Attempts(Waits):
             else:
                 abandon, lapsed = partial(self._abandon, node, running), self._lapsed
                 if step.run_if == "success":
-                    ends = min(ends, self._identity.ends)
+                    ends = min(ends, self._identity.deadline_s)
                 value = await call_in_worker(
                     step, arguments, ends, abandon, partial(lapsed.__contains__, node)
                 )
@@ -287,7 +287,7 @@ class Attempts(Waits):
         if type(value) is CoroutineType:
             check_coroutine(step, value)
         until = step.retry.until
-        if until is not None and not plain_answer("Retry: until", until(value)):
+        if until is not None and not reject_awaitable("Retry: until", until(value)):
             raise ResultRefusedError(name, running.attempt, value)
         if keeper is not None:
             payloads[node] = keeper.output(name, step, value)

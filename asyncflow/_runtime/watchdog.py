@@ -15,7 +15,7 @@ from typing import Any
 
 from asyncflow._core.context import RunContext, attempt_in
 from asyncflow._core.state import RunState
-from asyncflow._core.tracebacks import awaiting_line
+from asyncflow._core.tracebacks import awaiting_location
 from asyncflow._runtime.asyncio_compat import TIMER_SLACK_S
 from asyncflow.events import AttemptStarted
 
@@ -178,11 +178,11 @@ class Watchdog:
             limit = self._state.deadlines.of(node, running.at_ms)
             cancelled_ms = self._asked.get(node, math.inf if limit is None else limit.ends_ms)
             if cancelled_ms < math.inf:
-                yield node, running, self._run.started + cancelled_ms / 1000
+                yield node, running, self._run.started_s + cancelled_ms / 1000
 
     def _where(self, node: int, attempt: int) -> str:
         """Return the line at which an attempt waits: in its own task, if it has one."""
         name, task = self.task_name(node, attempt), self._live[node]
         tasks = asyncio.all_tasks(self._loop)
         own = next((each for each in tasks if each.get_name() == name and each is not task), task)
-        return awaiting_line(own.get_coro())
+        return awaiting_location(own.get_coro())

@@ -29,8 +29,8 @@ from typing import IO, Any
 
 from anyio import BrokenWorkerProcess, CapacityLimiter, to_process, to_thread
 
-from asyncflow._core.arguments import can_be_imported_again
-from asyncflow._core.errors import text_of
+from asyncflow._core.arguments import is_importable_main
+from asyncflow._core.errors import safe_text
 from asyncflow._runtime import worker_process as _child
 from asyncflow._runtime.asyncio_compat import TIMER_SLACK_S
 
@@ -309,8 +309,8 @@ def _question(function: Callable[..., Any], arguments: dict[str, Any]) -> bytes:
         call = pickle.dumps((function, arguments), pickle.HIGHEST_PROTOCOL)
     except Exception as error:
         raise pickle.PicklingError(
-            f"{text_of(repr, function)} or an argument of it can't be pickled, as a process needs "
-            f"it: {text_of(str, error)}"
+            f"{safe_text(repr, function)} or an argument of it can't be pickled, as a process "
+            f"needs it: {safe_text(str, error)}"
         ) from error
     main = sys.modules["__main__"]
     # The name that its classes have in the process, and so in the answer.
@@ -323,7 +323,7 @@ def _question(function: Callable[..., Any], arguments: dict[str, Any]) -> bytes:
 def _main_of(main: Any) -> tuple[str, str] | None:
     """Tell how to import the main module again; ``None``: it can't be."""
     spec = getattr(main, "__spec__", None)
-    if not can_be_imported_again(main):
+    if not is_importable_main(main):
         return None
     if spec is not None and spec.name != "__main__":
         return "module", spec.name

@@ -22,7 +22,7 @@ from html import escape
 from itertools import pairwise
 from typing import Any, NamedTuple, TypeAlias
 
-from asyncflow._core.errors import in_one_line
+from asyncflow._core.errors import escape_controls
 
 __all__ = [
     "Box",
@@ -426,7 +426,7 @@ def _path(
 def wrapped(name: str) -> tuple[str, ...]:
     """Return a name in lines that fit into a box; what does not fit is cut off with an ellipsis."""
     lines, line, width = [], "", 0.0
-    for word in _WORDS.findall(in_one_line(name)):
+    for word in _WORDS.findall(escape_controls(name)):
         if line and width + _width(word) > TEXT_WIDTH:
             lines.append(line)
             line, width = "", 0.0
@@ -504,7 +504,7 @@ def _boxes(
 
 
 def _text(name: str) -> str:
-    return escape(in_one_line(name))
+    return escape(escape_controls(name))
 
 
 def _lines(box: Box) -> Iterator[str]:

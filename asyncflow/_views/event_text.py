@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from asyncflow._core.errors import describe, in_one_line
+from asyncflow._core.errors import describe_error, escape_controls
 from asyncflow._core.results import StepStatus
 from asyncflow.events import (
     AttemptFailed,
@@ -57,7 +57,7 @@ def told(event: Event, attempts: int | None = None) -> str:
     """
     total = "" if attempts is None or attempts == 1 else f" of {attempts}"
     line = _LINES[type(event)](event, lambda number: f"attempt {number}{total}")
-    return in_one_line(line)
+    return escape_controls(line)
 
 
 def subject(event: Event) -> str:
@@ -66,7 +66,7 @@ def subject(event: Event) -> str:
     if step is None:
         return "the run"
     item = getattr(event, "item", None)
-    return in_one_line(step if item is None else f"{step}[{item}]")
+    return escape_controls(step if item is None else f"{step}[{item}]")
 
 
 def duration(ms: float) -> str:
@@ -123,7 +123,7 @@ def _attempt_started(event: AttemptStarted, attempt: _Attempt) -> str:
 
 def _attempt_failed(event: AttemptFailed, attempt: _Attempt) -> str:
     again = "at once" if event.retry_in_ms <= 0 else f"in {duration(event.retry_in_ms)}"
-    which, why = attempt(event.attempt), describe(event.error)
+    which, why = attempt(event.attempt), describe_error(event.error)
     return f"{subject(event)}: {which} failed, the next one follows {again}: {why}"
 
 
@@ -137,11 +137,11 @@ def _step_succeeded(event: StepSucceeded, attempt: _Attempt) -> str:
 
 
 def _step_failed(event: StepFailed, attempt: _Attempt) -> str:
-    return f"{subject(event)} failed{_in_which(event, attempt)}: {describe(event.error)}"
+    return f"{subject(event)} failed{_in_which(event, attempt)}: {describe_error(event.error)}"
 
 
 def _step_cancelled(event: StepCancelled, attempt: _Attempt) -> str:
-    error = "" if event.error is None else f" ({describe(event.error)})"
+    error = "" if event.error is None else f" ({describe_error(event.error)})"
     return f"{subject(event)} cancelled{_in_which(event, attempt)}: {event.reason}{error}"
 
 

@@ -10,8 +10,8 @@ from datetime import UTC, datetime
 from itertools import islice
 from typing import NamedTuple
 
-from asyncflow._core.errors import RestoredError, describe, in_one_line, text_of
-from asyncflow._core.results import REDACTED_OUTPUT, RestoredOutput, stand_in
+from asyncflow._core.errors import RestoredError, describe_error, escape_controls, safe_text
+from asyncflow._core.results import REDACTED_OUTPUT, RestoredOutput, to_restored_error
 
 __all__ = [
     "Preview",
@@ -60,17 +60,17 @@ def preview(value: object, limit: int) -> Preview:
 
 def error_words(error: BaseException, limit: int) -> str:
     """Return ``ErrorType: message`` in one line of at most about ``limit`` characters."""
-    text = describe(error)
+    text = describe_error(error)
     return text if len(text) <= limit else f"{text[:limit]}…"
 
 
 def error_trace(error: BaseException, limit: int) -> Preview:
     """Return the traceback of an error, of a long one its beginning and its end."""
-    restored = stand_in(error)
+    restored = to_restored_error(error)
     text = restored.traceback or (
         f"{restored.type_name}: {restored.message}" if isinstance(error, RestoredError) else ""
     )
-    text = printable(text.rstrip() or describe(error))
+    text = printable(text.rstrip() or describe_error(error))
     if _size(text) <= limit:
         return Preview(text, cut=False)
     head = _beginning(text, limit // 3)
@@ -81,7 +81,7 @@ def error_trace(error: BaseException, limit: int) -> Preview:
 
 def printable(text: str) -> str:
     """Return the text with its lines kept and all other control characters written out."""
-    return "\n".join(in_one_line(line) for line in text.expandtabs(4).split("\n"))
+    return "\n".join(escape_controls(line) for line in text.expandtabs(4).split("\n"))
 
 
 def _size(text: str) -> int:
@@ -127,13 +127,13 @@ class _Writer:
             assert isinstance(value, RestoredOutput)
             self._put(value.text[: self._left + 1])
         elif kind is str or kind is bytes:
-            self._put(text_of(repr, value[: self._left + 1]))  # type: ignore[index]
+            self._put(safe_text(repr, value[: self._left + 1]))  # type: ignore[index]
         elif kind in _BRACKETS and depth < _DEEPEST:
             self._write_all(value, depth)
         elif kind in _BRACKETS:
             self._put("…")
         else:
-            self._put(text_of(repr, value)[: self._left + 1])
+            self._put(safe_text(repr, value)[: self._left + 1])
 
     def _write_all(self, value: object, depth: int) -> None:
         before, after = _BRACKETS[type(value)]

@@ -12,7 +12,7 @@ from dataclasses import replace
 from operator import itemgetter
 
 from asyncflow._core.report import RunReport
-from asyncflow._core.results import Attempt, StepResult, StepStatus, shown_output
+from asyncflow._core.results import Attempt, StepResult, StepStatus, visible_output
 from asyncflow._views.step_view import end_of
 from asyncflow.events import (
     RECALLED,
@@ -244,7 +244,7 @@ def _failure(
 def _end(result: StepResult, step: str, item: int | None, attempt: int) -> Iterator[StepEvent]:
     at_ms, error = _ended_ms(result), result.error
     if result.status is StepStatus.SUCCESS:
-        yield StepSucceeded(step, attempt, at_ms, shown_output(result), item)
+        yield StepSucceeded(step, attempt, at_ms, visible_output(result), item)
     elif result.status is StepStatus.FAILED and error is not None:
         yield StepFailed(step, attempt, at_ms, error, item)
     elif result.status is StepStatus.CANCELLED:

@@ -24,7 +24,7 @@ from typing import Any, NamedTuple
 from asyncflow._core.errors import StepCrashedError
 from asyncflow._core.graph import with_dependents
 from asyncflow._core.report import critical_path
-from asyncflow._core.results import REDACTED_OUTPUT, StepResult, StepStatus, is_lost
+from asyncflow._core.results import REDACTED_OUTPUT, StepResult, StepStatus, blocks_dependents
 from asyncflow._core.step_runs import Key
 from asyncflow._views.step_view import AttemptEnd, AttemptView, StepView, end_of
 from asyncflow.events import (
@@ -264,7 +264,7 @@ class RunView:
 
     def _is_lost(self, name: str) -> bool:
         step = self.steps.get(name)
-        return step is not None and is_lost(step.status, step.on_purpose)
+        return step is not None and blocks_dependents(step.status, step.on_purpose)
 
     def critical_path(self, now_ms: float) -> list[str]:
         """Return the chain of dependent steps that has taken longest; see `RunReport`."""

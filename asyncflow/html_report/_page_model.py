@@ -7,8 +7,8 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from asyncflow._core.errors import in_one_line
-from asyncflow._core.results import SIGNS, StepStatus
+from asyncflow._core.errors import escape_controls
+from asyncflow._core.results import STATUS_SYMBOLS, StepStatus
 from asyncflow._views.preview import Preview, error_trace, error_words, preview
 from asyncflow._views.run_view import RunView
 from asyncflow._views.step_view import StepView
@@ -139,7 +139,7 @@ class Sheet:
     def counts(self) -> list[Chip]:
         """How many steps have which status, of those that there are."""
         counts = self.view.counts
-        return [self.status(each, counts[each]) for each in SIGNS if counts[each]]
+        return [self.status(each, counts[each]) for each in STATUS_SYMBOLS if counts[each]]
 
     @property
     def progress(self) -> list[Chip]:
@@ -177,7 +177,7 @@ class Sheet:
 
     def status(self, status: StepStatus, count: int = 0) -> Chip:
         """Return a status with its sign and its word."""
-        return Chip(status.lower(), SIGNS[status], status.value, count)
+        return Chip(status.lower(), STATUS_SYMBOLS[status], status.value, count)
 
     def is_critical(self, name: str) -> bool:
         """Whether a step is on the critical path."""
@@ -278,7 +278,7 @@ class Sheet:
 
     def tally(self, step: StepView) -> list[Chip]:
         """Return how many of its items have which status, of those that have begun."""
-        return [self.status(each, step.tally[each]) for each in SIGNS if step.tally[each]]
+        return [self.status(each, step.tally[each]) for each in STATUS_SYMBOLS if step.tally[each]]
 
     def items(self, step: StepView) -> list[StepView]:
         """Return those of its items that are shown, in order: rather those that went wrong."""
@@ -296,7 +296,9 @@ def name_text(name: str) -> str:
 
 def line_text(text: str) -> str:
     """Return a text in one line, as a plain ``str``: others could say that they are HTML."""
-    return in_one_line(str.encode(text, "utf-8", "surrogatepass").decode("utf-8", "surrogatepass"))
+    return escape_controls(
+        str.encode(text, "utf-8", "surrogatepass").decode("utf-8", "surrogatepass")
+    )
 
 
 def _cut(text: str, limit: int) -> str:

@@ -19,7 +19,7 @@ from types import TracebackType
 from typing import Any, TypeVar
 
 from asyncflow._core.arguments import check_count, check_number
-from asyncflow._core.errors import JournalError, RunAlreadyActiveError, nearest
+from asyncflow._core.errors import JournalError, RunAlreadyActiveError, did_you_mean
 from asyncflow._core.report import RunReport
 from asyncflow._core.results import Payload
 from asyncflow.events import Event
@@ -335,7 +335,7 @@ class SQLJournal(Inquiries):
     ) -> None:
         if codec not in CODECS:
             known = " or ".join(map(repr, CODECS))
-            raise ValueError(f"codec must be {known}, not {codec!r}{nearest(codec, CODECS)}")
+            raise ValueError(f"codec must be {known}, not {codec!r}{did_you_mean(codec, CODECS)}")
         check_number("max_payload_bytes", max_payload_bytes, 1)
         self._name = store.database.name
         self._codec = Codec(codec, max_payload_bytes)

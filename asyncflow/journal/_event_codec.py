@@ -19,9 +19,9 @@ from asyncflow._core.errors import (
     StepCancelledError,
     StepCrashedError,
     StepTimeoutError,
-    text_of,
+    safe_text,
 )
-from asyncflow._core.results import Payload, StepStatus, stand_in
+from asyncflow._core.results import Payload, StepStatus, to_restored_error
 from asyncflow.events import (
     AttemptFailed,
     AttemptStarted,
@@ -189,7 +189,7 @@ def _json(details: Details) -> str:
 def _write_error(error: BaseException | None) -> Details | None:
     if error is None:
         return None
-    left = stand_in(error)
+    left = to_restored_error(error)
     written: Details = {"type": left.type_name, "message": _cut(left.message)}
     made_of = _OWN.get(type(error), ())
     own = {name: getattr(error, name, None) for name in made_of}
@@ -199,7 +199,7 @@ def _write_error(error: BaseException | None) -> Details | None:
         written["traceback"] = _cut(left.traceback)
     notes = getattr(error, "__notes__", None)
     if notes and isinstance(notes, list):
-        written["notes"] = [text_of(str, note) for note in notes]
+        written["notes"] = [safe_text(str, note) for note in notes]
     return written
 
 

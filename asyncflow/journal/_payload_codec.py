@@ -26,7 +26,7 @@ import uuid
 from functools import lru_cache
 from typing import Any
 
-from asyncflow._core.errors import PayloadError, in_full, in_one_line, text_of
+from asyncflow._core.errors import PayloadError, describe_fully, escape_controls, safe_text
 from asyncflow._core.results import Payload
 
 __all__ = [
@@ -156,7 +156,7 @@ def _name(cls: type) -> str:
 
 
 def _short(value: Any) -> str:
-    return _middle_out(in_one_line(text_of(repr, value)))
+    return _middle_out(escape_controls(safe_text(repr, value)))
 
 
 def _middle_out(text: str) -> str:
@@ -229,7 +229,7 @@ class Codec:
             if codec == "cloudpickle" and self._pickles:
                 return _cloudpickle().loads(data)
         except Exception as error:  # of a pickle, anything
-            problem = f"can't be read from the journal: {in_full(error)}"
+            problem = f"can't be read from the journal: {describe_fully(error)}"
             raise PayloadError(subject, problem) from error
         raise PayloadError(subject, f"can't be read from the journal: {_refusal(codec)}")
 
@@ -242,7 +242,7 @@ class Codec:
             raise _refused(subject, problem, f"{give} plain data") from None
         except Exception as error:  # the user's objects may raise anything
             way_out = f"{give} plain data, such as model_dump() of a pydantic model"
-            problem = f"msgspec does not know how to write it ({in_full(error)})"
+            problem = f"msgspec does not know how to write it ({describe_fully(error)})"
             raise _refused(subject, problem, way_out, _instead(subject)) from None
         self._check_size(subject, data)
         decoder, simple = self._decoder_for(hint)
@@ -266,7 +266,7 @@ class Codec:
         except PayloadError:
             raise
         except Exception as error:  # anything at all may go wrong in there
-            problem = f"cloudpickle can't bring it back: {in_full(error)}{_instead(subject)}"
+            problem = f"cloudpickle can't bring it back: {describe_fully(error)}{_instead(subject)}"
             raise PayloadError(subject, f"can't be kept in the journal: {problem}") from None
         return Payload("cloudpickle", data)
 
@@ -293,7 +293,7 @@ def _problem(value: Any, data: bytes, decoder: msgspec.json.Decoder[Any], *, sim
     try:
         back = decoder.decode(data)
     except Exception as error:  # the user's classes may raise anything
-        said = f"it is not what the annotation says: {in_full(error)}"
+        said = f"it is not what the annotation says: {describe_fully(error)}"
         return f"{said} (JSON has no nan and no infinity)" if "got `null`" in said else said
     return difference(value, back, simple=simple)
 

@@ -17,7 +17,7 @@ from collections.abc import Generator, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from typing import Any, TypeVar, cast
 
-from asyncflow._core.errors import JournalError, in_one_line
+from asyncflow._core.errors import JournalError, escape_controls
 from asyncflow.journal._store import Cursor, UnsettledError, either_case
 
 try:
@@ -249,7 +249,7 @@ _PROBLEMS = {
 
 def _said(error: psycopg.Error) -> str:
     """Return the words of the server, or of the driver, in one line."""
-    return in_one_line(" ".join(str(error.diag.message_primary or error).split()))
+    return escape_controls(" ".join(str(error.diag.message_primary or error).split()))
 
 
 def _parameters(dsn: str) -> dict[str, Any]:

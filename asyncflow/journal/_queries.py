@@ -13,7 +13,13 @@ from datetime import datetime
 from typing import Any, Literal, get_args
 
 from asyncflow._core.arguments import check_number
-from asyncflow._core.errors import JournalError, PayloadError, RunNotFoundError, in_full, nearest
+from asyncflow._core.errors import (
+    JournalError,
+    PayloadError,
+    RunNotFoundError,
+    describe_fully,
+    did_you_mean,
+)
 from asyncflow._core.replay import StoredRun
 from asyncflow._core.report import RunReport
 from asyncflow._core.results import REDACTED, REDACTED_OUTPUT, Payload, RestoredOutput
@@ -184,15 +190,16 @@ class JournalReader:
         except Exception as error:
             raise JournalError(
                 self._name,
-                f"the events of run {run_id!r} don't follow from each other ({in_full(error)}), "
-                "so something else has changed them; they were left as they are",
+                f"the events of run {run_id!r} don't follow from each other "
+                f"({describe_fully(error)}), so something else has changed them; "
+                "they were left as they are",
             ) from error
         return story.report(self._shown)
 
     def unknown(self, run_id: str) -> RunNotFoundError:
         """Return the error that says that there is no such run, and which one was perhaps meant."""
         others = [run.run_id for run in self.store.runs(limit=1_000)]
-        return RunNotFoundError(run_id, self._name, nearest(run_id, others))
+        return RunNotFoundError(run_id, self._name, did_you_mean(run_id, others))
 
     def _decoded(self, event: Event) -> Event:
         """Return an event with values in place of payloads, as far as they can be decoded."""

@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, suppress
 from typing import Literal, TypeVar
 
-from asyncflow._core.errors import JournalError, in_one_line
+from asyncflow._core.errors import JournalError, escape_controls
 from asyncflow.journal._base import SQLJournal
 from asyncflow.journal._queries import check_lease
 from asyncflow.journal._store import Store, either_case
@@ -202,7 +202,7 @@ class SQLite:
 
     def _explain(self, error: sqlite3.Error) -> str:
         code = getattr(error, "sqlite_errorcode", 0) & 0xFF
-        said = in_one_line(str(error))
+        said = escape_controls(str(error))
         what, way_out = _PROBLEMS.get(code, _UNKNOWN)
         if code == sqlite3.SQLITE_CANTOPEN and os.path.isdir(self._path):
             what, way_out = "it is a directory", "name a file in it, such as runs.db"
@@ -261,7 +261,7 @@ def _check_owner(connection: sqlite3.Connection, name: str) -> None:
     if not (is_ours or is_empty or is_early):
         problem = "it is the database of another program"
         if tables:
-            problem += f", with the tables {in_one_line(', '.join(sorted(tables)))}"
+            problem += f", with the tables {escape_controls(', '.join(sorted(tables)))}"
         raise JournalError(name, f"{problem}; it was left as it is: use another file")
 
 

@@ -25,7 +25,7 @@ from functools import cache
 from itertools import chain, islice
 from typing import Any, NamedTuple, Protocol
 
-from asyncflow._core.errors import JournalError, RunAlreadyActiveError, in_full
+from asyncflow._core.errors import JournalError, RunAlreadyActiveError, describe_fully
 from asyncflow.events import Event
 from asyncflow.journal._event_codec import Row, event_of
 
@@ -323,8 +323,8 @@ class Store:
         except Exception as error:  # what is not as we have written it may be anything
             raise JournalError(
                 self.database.name,
-                f"event {row[0]} of run {run_id!r} can't be read ({in_full(error)}). It was left "
-                "as it is; a newer asyncflow may have written it",
+                f"event {row[0]} of run {run_id!r} can't be read ({describe_fully(error)}). It was "
+                "left as it is; a newer asyncflow may have written it",
             ) from error
 
     def last_position(self, run_id: str) -> int:

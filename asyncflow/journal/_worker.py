@@ -33,7 +33,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
-from asyncflow._core.errors import JournalError, LeaseLostError, in_full
+from asyncflow._core.errors import JournalError, LeaseLostError, describe_fully
 from asyncflow.journal._store import Claim, CommitBatch, Store
 
 __all__ = [
@@ -341,7 +341,7 @@ class JournalWorker:
 
     def _failure(self, error: Exception) -> JournalError:
         """Return an error for one run: each is raised, and so changed, by itself."""
-        problem = error.problem if isinstance(error, JournalError) else in_full(error)
+        problem = error.problem if isinstance(error, JournalError) else describe_fully(error)
         mine = JournalError(self.name, problem)
         mine.__cause__ = error
         return mine

@@ -24,7 +24,7 @@ from typing import NamedTuple
 
 from rich.text import Text
 
-from asyncflow._core.errors import describe
+from asyncflow._core.errors import describe_error
 from asyncflow._core.results import StepStatus
 from asyncflow._views.event_text import duration
 from asyncflow._views.run_view import RunView
@@ -156,7 +156,7 @@ def _words(step: StepView, now_ms: float) -> str:
         case StepStatus.RUNNING:
             parts = [_items(step), _attempt(step, now_ms), _again(step)]
         case StepStatus.FAILED:
-            error = "" if step.error is None else describe(step.error)
+            error = "" if step.error is None else describe_error(step.error)
             parts = [_items(step), error, _attempts(step)]
         case StepStatus.SKIPPED | StepStatus.CANCELLED:
             parts = [step.reason or "", _items(step)]
@@ -174,7 +174,7 @@ def _attempt(step: StepView, now_ms: float) -> str:
     of = "" if most is None else f" of {most}"
     retry_at_ms = step.retry_at_ms
     if retry_at_ms is not None:
-        why = "" if latest.error is None else f": {describe(latest.error)}"
+        why = "" if latest.error is None else f": {describe_error(latest.error)}"
         return f"{_in(retry_at_ms - now_ms)} ({latest.number + 1}{of}){why}"
     which = "" if most in (None, 1) and latest.number == 1 else f"attempt {latest.number}{of}"
     queued = f"{duration(latest.queued_ms)} in line" if latest.queued_ms >= 1 else ""

@@ -23,7 +23,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, Protocol
 
-from asyncflow._core.errors import in_one_line
+from asyncflow._core.errors import escape_controls
 from asyncflow._views.event_text import told
 from asyncflow.events import Event, RunFinished, RunResumed, RunStarted
 
@@ -279,7 +279,7 @@ class Lines:
             self._text.append(f"[{at}]{of_run} {line}\n")
 
     def _begin(self, feed: Feed, event: Any) -> None:
-        self._runs[feed] = in_one_line(event.run_id), dict(event.max_retries)
+        self._runs[feed] = escape_controls(event.run_id), dict(event.max_retries)
         self._are_many = self._are_many or len(self._runs) > 1
 
     def draw(self, ended: Sequence[Feed]) -> None:

@@ -11,8 +11,8 @@ from typing import NamedTuple
 
 from rich.cells import cell_len
 
-from asyncflow._core.errors import in_one_line
-from asyncflow._core.results import SIGNS, StepStatus
+from asyncflow._core.errors import escape_controls
+from asyncflow._core.results import STATUS_SYMBOLS, StepStatus
 
 __all__ = [
     "ASCII",
@@ -32,7 +32,7 @@ __all__ = [
 
 def shown(text: str, encoding: str) -> str:
     """Return the text in one line, with question marks for what an encoding does not have."""
-    return in_one_line(text).encode(encoding, "replace").decode(encoding)
+    return escape_controls(text).encode(encoding, "replace").decode(encoding)
 
 
 def cut(text: str, width: int, ellipsis: str = "…") -> str:
@@ -65,7 +65,7 @@ def widest(names: Iterable[str]) -> int:
     names = list(names)
     if "".join(names).isascii():
         return max(map(len, names), default=0)  # many times faster
-    return max(cell_len(in_one_line(name)) for name in names)
+    return max(cell_len(escape_controls(name)) for name in names)
 
 
 def _head(text: str, width: int) -> str:
@@ -86,9 +86,9 @@ class Theme(NamedTuple):
     between: str = "·"
 
 
-UNICODE = Theme(SIGNS)
+UNICODE = Theme(STATUS_SYMBOLS)
 ASCII = Theme(
-    dict(zip(SIGNS, "o>vx-#", strict=True)),
+    dict(zip(STATUS_SYMBOLS, "o>vx-#", strict=True)),
     encoding="ascii",
     ellipsis="~",
     dash="-",

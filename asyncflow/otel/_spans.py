@@ -26,8 +26,8 @@ from opentelemetry.trace import (
     set_span_in_context,
 )
 
-from asyncflow._core.errors import describe, in_one_line
-from asyncflow._core.results import StepStatus, stand_in
+from asyncflow._core.errors import describe_error, escape_controls
+from asyncflow._core.results import StepStatus, to_restored_error
 from asyncflow._views.event_text import told
 from asyncflow.events import (
     AttemptFailed,
@@ -169,7 +169,7 @@ class RunSpans:
         # The conventions' kind is that of what answers a request: within one, the run is a part.
         is_part = get_current_span().get_span_context().is_valid
         self._run = self._tracer.start_span(
-            in_one_line(f"{RUN} {pipeline}" if pipeline else RUN),
+            escape_controls(f"{RUN} {pipeline}" if pipeline else RUN),
             kind=SpanKind.INTERNAL if is_part else SpanKind.SERVER,
             attributes=attributes,
             start_time=at_ns,
@@ -184,14 +184,14 @@ class RunSpans:
         assert run is not None  # it has begun
         run.set_attribute(RESULT, result_of(event, has_timed_out=self._has_timed_out))
         if why is not None:
-            run.set_attribute(REASON, in_one_line(why))
+            run.set_attribute(REASON, escape_controls(why))
         if event.outcome == "passed":
             run.set_status(_OK)
         else:
             if failure is not None:
                 run.set_attribute(ERROR_TYPE, failure[0])
                 why = why or failure[1]
-            run.set_status(Status(StatusCode.ERROR, in_one_line(why or "")))
+            run.set_status(Status(StatusCode.ERROR, escape_controls(why or "")))
         run.end(self._at_ns(event.at_ms))
         self._run = None
 
@@ -207,7 +207,7 @@ class RunSpans:
 
     def _begin_unit(self, step: str, item: int | None, at_ms: float) -> _Unit:
         attributes: _Attributes = {**self._run_id, TASK_NAME: sendable(step)}
-        name, links, context = in_one_line(step), None, self._context
+        name, links, context = escape_controls(step), None, self._context
         if item is None:
             begun = (self._begun.get(needed) for needed in self._dependencies.get(step, ()))
             links = [Link(each) for each in begun if each is not None]
@@ -230,7 +230,7 @@ class RunSpans:
         del self._units[event.step, event.item]
 
     def _skip(self, event: StepSkipped) -> None:
-        reason = in_one_line(event.reason)
+        reason = escape_controls(event.reason)
         status = _OK if event.on_purpose else Status(StatusCode.ERROR, reason)
         self._end_unit(event, result_of(event), status, {REASON: reason})
 
@@ -244,10 +244,10 @@ class RunSpans:
         result, status, more = result_of(event), _OK, {}
         if not isinstance(event, StepSucceeded):
             if isinstance(event, StepCancelled):
-                more[REASON] = in_one_line(event.reason)
+                more[REASON] = escape_controls(event.reason)
                 status = Status(StatusCode.ERROR, more[REASON])
             else:
-                status = Status(StatusCode.ERROR, describe(event.error))
+                status = Status(StatusCode.ERROR, describe_error(event.error))
                 if event.item is None and self._first_failure is None:
                     self._first_failure = error_type(event.error), told(event)
             if event.error is not None:
@@ -262,7 +262,7 @@ class RunSpans:
     def _start_attempt(self, event: AttemptStarted) -> None:
         unit = self._unit(event)
         self._attempts[event.step, event.item] = self._tracer.start_span(
-            f"{in_one_line(event.step)} attempt {event.attempt}",
+            f"{escape_controls(event.step)} attempt {event.attempt}",
             unit.context,
             attributes={
                 **unit.attributes,
@@ -273,7 +273,7 @@ class RunSpans:
         )
 
     def _fail_attempt(self, event: AttemptFailed) -> None:
-        status = Status(StatusCode.ERROR, describe(event.error))
+        status = Status(StatusCode.ERROR, describe_error(event.error))
         more = {RETRY_IN_MS: event.retry_in_ms, ERROR_TYPE: error_type(event.error)}
         self._end_attempt(event, result_of(event), status, more)
 
@@ -295,7 +295,7 @@ class RunSpans:
         if not span.is_recording():
             return
         # By our own means: an error may raise when it is asked for its message.
-        shown = stand_in(error)
+        shown = to_restored_error(error)
         attributes = {
             EXCEPTION_TYPE: error_type(error),
             EXCEPTION_MESSAGE: sendable(shown.message),
@@ -310,7 +310,7 @@ class RunSpans:
             return
         more: _Attributes = {}
         if isinstance(event, LoopBlocked):
-            more = {BLOCKED_MS: event.blocked_ms, WHERE: in_one_line(event.where)}
+            more = {BLOCKED_MS: event.blocked_ms, WHERE: escape_controls(event.where)}
         name = LOOP_BLOCKED if isinstance(event, LoopBlocked) else THREAD_ABANDONED
         span.add_event(name, more, self._at_ns(event.at_ms))
 

@@ -11,7 +11,7 @@ from collections.abc import Coroutine, Mapping
 from contextvars import Context
 from typing import Any, Protocol
 
-from asyncflow._core.errors import RunAlreadyActiveError, RunCancelledError, nearest
+from asyncflow._core.errors import RunAlreadyActiveError, RunCancelledError, did_you_mean
 from asyncflow._core.replay import latest_steps
 from asyncflow.journal._queries import RunRecord, RunStatus, StoredEvent
 
@@ -142,8 +142,9 @@ class Resumer:
             )
         known = ", ".join(map(repr, self._pipelines)) or "none"
         raise ResumeRefusedError(
-            f"this server does not know the pipeline {name!r}{nearest(name, self._pipelines)}, but "
-            f"{known}; give it the pipeline with pipelines={{{name!r}: …}}, or start the run again "
+            f"this server does not know the pipeline {name!r}"
+            f"{did_you_mean(name, self._pipelines)}, but {known}; "
+            f"give it the pipeline with pipelines={{{name!r}: …}}, or start the run again "
             "with its steps, its id and this journal"
         )
 

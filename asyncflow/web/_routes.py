@@ -21,8 +21,8 @@ from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 from starlette.routing import Route
 
-from asyncflow._core.errors import JournalError, RunNotFoundError, text_of
-from asyncflow._core.results import RestoredOutput, stand_in
+from asyncflow._core.errors import JournalError, RunNotFoundError, safe_text
+from asyncflow._core.results import RestoredOutput, to_restored_error
 from asyncflow.journal._queries import RunRecord, StoredEvent
 from asyncflow.web._auth import Guard, Token, ask, check
 from asyncflow.web._feed import Feeds
@@ -164,16 +164,16 @@ def _json_of(value: Any, depth: int = 0) -> Any:
     if isinstance(value, BaseException):
         return _error_json(value)
     if isinstance(value, RestoredOutput) or depth > _DEEPEST:
-        return {"repr": text_of(repr, value)[:_LONGEST]}
+        return {"repr": safe_text(repr, value)[:_LONGEST]}
     if isinstance(value, list | tuple):
         return [_json_of(each, depth + 1) for each in value]
     if isinstance(value, Mapping):
         return {str(name): _json_of(each, depth + 1) for name, each in value.items()}
-    return {"repr": text_of(repr, value)[:_LONGEST]}
+    return {"repr": safe_text(repr, value)[:_LONGEST]}
 
 
 def _error_json(error: BaseException) -> dict[str, str]:
-    kept = stand_in(error)
+    kept = to_restored_error(error)
     return {"type": kept.type_name, "message": kept.message}
 
 

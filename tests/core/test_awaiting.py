@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from asyncflow._core.tracebacks import awaiting_line, own_line
+from asyncflow._core.tracebacks import awaiting_location, user_location
 
 
 @types.coroutine
@@ -54,7 +54,7 @@ def place(function: Callable[..., Any], text: str) -> str:
 
 def test_the_innermost_generator_is_named() -> None:
     with suspended(outer()) as coroutine:
-        assert awaiting_line(coroutine) == place(pause, "# innermost")
+        assert awaiting_location(coroutine) == place(pause, "# innermost")
 
 
 def test_an_awaitable_of_the_users_own_is_named() -> None:
@@ -62,7 +62,7 @@ def test_an_awaitable_of_the_users_own_is_named() -> None:
         await Waiting()
 
     with suspended(action()) as coroutine:
-        assert awaiting_line(coroutine) == place(Waiting.__await__, "# in __await__")
+        assert awaiting_location(coroutine) == place(Waiting.__await__, "# in __await__")
 
 
 async def test_a_line_of_a_library_is_not_named_if_there_is_one_of_the_user() -> None:
@@ -72,7 +72,7 @@ async def test_a_line_of_a_library_is_not_named_if_there_is_one_of_the_user() ->
     task = asyncio.ensure_future(action())
     await asyncio.sleep(0)
 
-    assert awaiting_line(task.get_coro()) == place(action, "# here")
+    assert awaiting_location(task.get_coro()) == place(action, "# here")
 
     task.cancel()
     await asyncio.wait([task])
@@ -82,7 +82,7 @@ async def test_a_line_of_a_library_is_named_if_there_is_no_other() -> None:
     task = asyncio.ensure_future(asyncio.Event().wait())
     await asyncio.sleep(0)
 
-    assert awaiting_line(task.get_coro()).endswith("in Event.wait")
+    assert awaiting_location(task.get_coro()).endswith("in Event.wait")
 
     task.cancel()
     await asyncio.wait([task])
@@ -98,7 +98,7 @@ def test_a_coroutine_that_loops_over_an_async_generator_is_named_at_its_loop() -
             pass
 
     with suspended(action(rows())) as coroutine:
-        assert awaiting_line(coroutine) == place(action, "# here")
+        assert awaiting_location(coroutine) == place(action, "# here")
 
 
 def test_an_async_generator_is_followed_too() -> None:
@@ -110,7 +110,7 @@ def test_an_async_generator_is_followed_too() -> None:
     step: Awaitable[int] = anext(source)
     step.__await__().__next__()
 
-    assert awaiting_line(source) == place(pause, "# innermost")
+    assert awaiting_location(source) == place(pause, "# innermost")
 
 
 async def test_an_async_generator_that_waits_in_a_library_is_named_itself() -> None:
@@ -122,7 +122,7 @@ async def test_an_async_generator_that_waits_in_a_library_is_named_itself() -> N
     step: Awaitable[int] = anext(source)
     step.__await__().__next__()
 
-    assert awaiting_line(source) == place(rows, "# here")
+    assert awaiting_location(source) == place(rows, "# here")
 
 
 def test_a_generator_is_followed_to_the_one_it_delegates_to() -> None:
@@ -134,7 +134,7 @@ def test_a_generator_is_followed_to_the_one_it_delegates_to() -> None:
         await delegate()
 
     with suspended(action()) as coroutine:
-        assert awaiting_line(coroutine) == place(pause, "# innermost")
+        assert awaiting_location(coroutine) == place(pause, "# innermost")
 
 
 class Opaque:
@@ -172,7 +172,7 @@ def test_only_asyncio_anyio_and_asyncflow_are_libraries_here(
         await wait(Opaque())  # here
 
     with suspended(action()) as coroutine:
-        line = awaiting_line(coroutine)
+        line = awaiting_location(coroutine)
 
     assert line == ("<string>:1 in wait" if is_named else place(action, "# here"))
 
@@ -181,9 +181,9 @@ def test_what_is_not_suspended_waits_at_an_unknown_place() -> None:
     coroutine = inner()
     coroutine.close()
 
-    assert awaiting_line(coroutine) == "an unknown place"
-    assert awaiting_line(None) == "an unknown place"
-    assert awaiting_line("anything") == "an unknown place"
+    assert awaiting_location(coroutine) == "an unknown place"
+    assert awaiting_location(None) == "an unknown place"
+    assert awaiting_location("anything") == "an unknown place"
 
 
 def frames_of(thread: int) -> Iterator[types.FrameType]:
@@ -203,7 +203,7 @@ def test_a_line_of_the_users_own_is_named_before_one_of_the_standard_library() -
     def called_back(_: str) -> None:
         inside = list(frames_of(threading.get_ident()))
         in_json = dropwhile(lambda frame: frame.f_code.co_filename == __file__, inside)
-        lines.append(own_line(in_json))
+        lines.append(user_location(in_json))
 
     calls_the_library(called_back)
 
@@ -216,7 +216,7 @@ def test_the_innermost_is_named_if_none_is_the_users_own() -> None:
     thread.start()
     try:
         assert thread.ident is not None
-        assert own_line(frames_of(thread.ident)).split(" in ")[1] in {
+        assert user_location(frames_of(thread.ident)).split(" in ")[1] in {
             "Condition.wait",
             "Event.wait",
         }
@@ -235,7 +235,7 @@ def test_a_line_that_was_typed_in_is_the_users_own() -> None:
 
     asleep = names["typed"](partial(asyncio.sleep, 0))
     with suspended(outer(asleep)) as coroutine:
-        assert awaiting_line(coroutine) == "<stdin>:2 in typed"
+        assert awaiting_location(coroutine) == "<stdin>:2 in typed"
 
 
 # Of the mutants that mutmut makes of `_awaiting`, one survives, with another word for a module that

@@ -29,7 +29,7 @@ from asyncflow import (
     StepTimeoutError,
 )
 from asyncflow._core import errors as _errors
-from asyncflow._core.errors import HangError, nearest
+from asyncflow._core.errors import HangError, did_you_mean
 from asyncflow.events import StepSkipped
 
 TABLE: list[tuple[Callable[[], Exception], type[Exception], dict[str, Any], str]] = [
@@ -253,11 +253,11 @@ def test_a_restored_error_needs_no_traceback() -> None:
 
 
 def test_the_nearest_name_is_offered_if_there_is_one() -> None:
-    assert nearest("extrakt", ["load", "extract", "extra"]) == " (did you mean 'extract'?)"
-    assert nearest("extrakt", iter(["extract"])) == " (did you mean 'extract'?)"
-    assert nearest("zzz", ["load", "extract"]) == ""
-    assert nearest("zzz", []) == ""
+    assert did_you_mean("extrakt", ["load", "extract", "extra"]) == " (did you mean 'extract'?)"
+    assert did_you_mean("extrakt", iter(["extract"])) == " (did you mean 'extract'?)"
+    assert did_you_mean("zzz", ["load", "extract"]) == ""
+    assert did_you_mean("zzz", []) == ""
 
 
-# Of the mutants that mutmut makes of `_errors`, two survive, which ask `difflib` in `nearest` for
-# more words than the best one: only the first is used.
+# Of the mutants that mutmut makes of `_errors`, two survive, which ask `difflib` in `did_you_mean`
+# for more words than the best one: only the first is used.

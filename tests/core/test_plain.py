@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from asyncflow import Orchestrator, Retry, WorkflowStep
-from asyncflow._core.arguments import is_async, plain_answer
+from asyncflow._core.arguments import is_async, reject_awaitable
 
 
 async def ask(value: object = None) -> bool:
@@ -82,7 +82,7 @@ def test_what_is_not_async_is_told_too(function: Any) -> None:
 
 @pytest.mark.parametrize("answer", [True, 0, None, "no", [], ValueError])
 def test_an_answer_is_handed_on(answer: object) -> None:
-    assert plain_answer("it", answer) is answer
+    assert reject_awaitable("it", answer) is answer
 
 
 async def test_an_answer_that_would_have_to_be_awaited_is_refused() -> None:
@@ -91,7 +91,7 @@ async def test_an_answer_that_would_have_to_be_awaited_is_refused() -> None:
     for make, kind in ((ask, "coroutine"), (lambda: future, "Future")):
         refuse: Callable[[], object] = make
         with pytest.raises(TypeError) as refused:
-            plain_answer("it", refuse())
+            reject_awaitable("it", refuse())
 
         assert str(refused.value) == (
             f"it returned {kind}, which would have to be awaited; it must be a plain function "

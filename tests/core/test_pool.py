@@ -82,7 +82,7 @@ class TestArguments:
     def test_its_repr_tells_who_is_in_and_who_waits(self) -> None:
         pool = Pool(2, per_second=0.5)
         for _ in range(5):
-            pool.ask(unwanted)
+            pool.request_slot(unwanted)
 
         assert repr(pool) == "<Pool(2, per_second=0.5): 2 in use, 3 waiting>"
         assert repr(Pool(1)) == "<Pool(1): 0 in use, 0 waiting>"
@@ -96,21 +96,21 @@ class TestLine:
     def test_a_free_slot_is_taken_at_once_without_a_call(self) -> None:
         pool = Pool(2)
 
-        tickets = [pool.ask(unwanted) for _ in range(2)]
+        tickets = [pool.request_slot(unwanted) for _ in range(2)]
 
         assert [ticket.has_slot for ticket in tickets] == [True, True]
         assert (pool.in_use, pool.waiting) == (2, 0)
 
     def test_who_finds_no_slot_stands_in_line_and_is_called_in_turn(self) -> None:
         pool, called = Pool(1), list[str]()
-        first = pool.ask(unwanted)
-        waiting = {name: pool.ask(lambda name=name: called.append(name)) for name in "abc"}
+        first = pool.request_slot(unwanted)
+        waiting = {name: pool.request_slot(lambda name=name: called.append(name)) for name in "abc"}
         assert [ticket.has_slot for ticket in waiting.values()] == [False] * 3
         assert (pool.in_use, pool.waiting) == (1, 3)
 
         for ticket in (first, *waiting.values()):
             assert ticket.has_slot
-            ticket.give_back()
+            ticket.release()
             assert ticket.has_slot is False
 
         assert called == ["a", "b", "c"]
@@ -118,38 +118,41 @@ class TestLine:
 
     def test_giving_back_once_is_enough(self) -> None:
         pool = Pool(1)
-        first = pool.ask(unwanted)
-        first.give_back()
-        second = pool.ask(unwanted)
-        third = pool.ask(lambda: None)
+        first = pool.request_slot(unwanted)
+        first.release()
+        second = pool.request_slot(unwanted)
+        third = pool.request_slot(lambda: None)
 
-        first.give_back()
-        first.give_back(unused=True)
+        first.release()
+        first.release(unused=True)
 
         assert (pool.in_use, pool.waiting) == (1, 1)
         assert (second.has_slot, third.has_slot) == (True, False)
 
     def test_who_leaves_the_line_is_not_called_and_takes_no_slot(self) -> None:
         pool, called = Pool(1), list[str]()
-        first = pool.ask(unwanted)
-        impatient, patient = pool.ask(unwanted), pool.ask(lambda: called.append("patient"))
+        first = pool.request_slot(unwanted)
+        impatient, patient = (
+            pool.request_slot(unwanted),
+            pool.request_slot(lambda: called.append("patient")),
+        )
 
-        impatient.give_back()
-        impatient.give_back()
+        impatient.release()
+        impatient.release()
         assert (pool.in_use, pool.waiting) == (1, 1)
-        first.give_back()
+        first.release()
 
         assert called == ["patient"]
         assert (impatient.has_slot, patient.has_slot) == (False, True)
 
     def test_who_was_called_and_no_longer_wants_the_slot_passes_it_on(self) -> None:
         pool, called = Pool(1), list[str]()
-        first = pool.ask(unwanted)
-        second = pool.ask(lambda: called.append("second"))
-        third = pool.ask(lambda: called.append("third"))
-        first.give_back()
+        first = pool.request_slot(unwanted)
+        second = pool.request_slot(lambda: called.append("second"))
+        third = pool.request_slot(lambda: called.append("third"))
+        first.release()
 
-        second.give_back(unused=True)
+        second.release(unused=True)
 
         assert called == ["second", "third"]
         assert third.has_slot
@@ -159,17 +162,17 @@ class TestLine:
             raise RuntimeError("Event loop is closed")
 
         pool, called = Pool(1), list[str]()
-        first = pool.ask(unwanted)
-        gone = [pool.ask(closed) for _ in range(3)]
-        alive = pool.ask(lambda: called.append("alive"))
+        first = pool.request_slot(unwanted)
+        gone = [pool.request_slot(closed) for _ in range(3)]
+        alive = pool.request_slot(lambda: called.append("alive"))
 
-        first.give_back()
+        first.release()
 
         assert called == ["alive"]
         assert alive.has_slot
         assert not any(ticket.has_slot for ticket in gone)
         for ticket in gone:
-            ticket.give_back()  # its owner may still do so
+            ticket.release()  # its owner may still do so
         assert (pool.in_use, pool.waiting) == (1, 0)
 
     def test_a_slot_that_nobody_can_take_is_free(self) -> None:
@@ -177,23 +180,23 @@ class TestLine:
             raise RuntimeError("Event loop is closed")
 
         pool = Pool(1)
-        first = pool.ask(unwanted)
-        pool.ask(closed)
+        first = pool.request_slot(unwanted)
+        pool.request_slot(closed)
 
-        first.give_back()
+        first.release()
 
         assert (pool.in_use, pool.waiting) == (0, 0)
-        assert pool.ask(unwanted).has_slot
+        assert pool.request_slot(unwanted).has_slot
 
     def test_a_call_may_give_its_slot_back_at_once(self) -> None:
         """As happens if the collector ends a coroutine in there."""
         pool, called = Pool(1), list[str]()
-        first = pool.ask(unwanted)
+        first = pool.request_slot(unwanted)
         tickets: list[PoolTicket] = []
-        tickets.append(pool.ask(lambda: tickets[0].give_back()))
-        last = pool.ask(lambda: called.append("last"))
+        tickets.append(pool.request_slot(lambda: tickets[0].release()))
+        last = pool.request_slot(lambda: called.append("last"))
 
-        first.give_back()
+        first.release()
 
         assert called == ["last"]
         assert last.has_slot
@@ -216,7 +219,7 @@ class TestLine:
         for number in range(60):
             if not tickets or chance.random() < 0.6:
                 line.append(number)
-                tickets[number] = pool.ask(call(number))
+                tickets[number] = pool.request_slot(call(number))
                 if tickets[number].has_slot:
                     call(number)()
             else:
@@ -225,7 +228,7 @@ class TestLine:
                     inside.remove(leaver)
                 else:
                     line.remove(leaver)
-                tickets.pop(leaver).give_back(unused=chance.random() < 0.5)
+                tickets.pop(leaver).release(unused=chance.random() < 0.5)
             assert (pool.in_use, pool.waiting) == (len(inside), len(line))
             assert len(inside) == min(size, len(tickets))
             assert all(ticket.has_slot == (n in inside) for n, ticket in tickets.items())
@@ -242,19 +245,19 @@ class TestThreads:
             try:
                 for turn in range(300):
                     called = threading.Event()
-                    ticket = pool.ask(called.set)
+                    ticket = pool.request_slot(called.set)
                     if chance.random() < 0.2:
-                        ticket.give_back(unused=True)  # whether it had its slot or not
+                        ticket.release(unused=True)  # whether it had its slot or not
                         continue
                     assert ticket.has_slot or called.wait(20)
-                    ticket.pace(turn * 1e-6, CLOCK)
+                    ticket.reserve_start(turn * 1e-6, CLOCK)
                     with counting:
                         inside += 1
                         highest = max(highest, inside)
                     with counting:
                         inside -= 1
-                    ticket.give_back()
-                    ticket.give_back()
+                    ticket.release()
+                    ticket.release()
             except BaseException as failure:
                 failures.append(failure)
 
@@ -278,9 +281,9 @@ def starts_of(pool: Pool, asked: list[float], clock: object = CLOCK) -> list[flo
     """When those start that ask at these times, each of whom is done at once."""
     starts = []
     for now in asked:
-        ticket = pool.ask(unwanted)
-        starts.append(now + ticket.pace(now, clock))
-        ticket.give_back()
+        ticket = pool.request_slot(unwanted)
+        starts.append(now + ticket.reserve_start(now, clock))
+        ticket.release()
     return starts
 
 
@@ -294,7 +297,9 @@ class TestRate:
     def test_starts_are_spread_evenly(self, rate: float) -> None:
         pool = Pool(100, per_second=rate)
 
-        starts = [100.0 + pool.ask(unwanted).pace(100.0, CLOCK) for _ in range(100)]
+        starts = [
+            100.0 + pool.request_slot(unwanted).reserve_start(100.0, CLOCK) for _ in range(100)
+        ]
 
         assert starts == pytest.approx([100.0 + n / rate for n in range(100)])
 
@@ -320,12 +325,12 @@ class TestRate:
             for start, ticket in [entry for entry in held if entry[0] <= now]:
                 starts.append(start)
                 held.remove((start, ticket))
-                ticket.give_back()
+                ticket.release()
             if is_cancelled and held:
-                held.pop(which % len(held))[1].give_back(unused=True)
+                held.pop(which % len(held))[1].release(unused=True)
             elif len(held) < size:
-                ticket = pool.ask(unwanted)
-                held.append((now + ticket.pace(now, CLOCK), ticket))
+                ticket = pool.request_slot(unwanted)
+                held.append((now + ticket.reserve_start(now, CLOCK), ticket))
 
         starts.extend(start for start, _ in held)
         starts.sort()
@@ -337,41 +342,41 @@ class TestRate:
 
     def test_an_unused_start_is_given_back(self) -> None:
         pool = Pool(10, per_second=1)
-        first, second = pool.ask(unwanted), pool.ask(unwanted)
-        assert (first.pace(0.0, CLOCK), second.pace(0.0, CLOCK)) == (0.0, 1.0)
+        first, second = pool.request_slot(unwanted), pool.request_slot(unwanted)
+        assert (first.reserve_start(0.0, CLOCK), second.reserve_start(0.0, CLOCK)) == (0.0, 1.0)
 
-        second.give_back(unused=True)
+        second.release(unused=True)
 
-        assert pool.ask(unwanted).pace(0.0, CLOCK) == 1.0
-        assert pool.ask(unwanted).pace(0.0, CLOCK) == 2.0
+        assert pool.request_slot(unwanted).reserve_start(0.0, CLOCK) == 1.0
+        assert pool.request_slot(unwanted).reserve_start(0.0, CLOCK) == 2.0
 
     def test_a_start_that_was_used_is_not_given_back(self) -> None:
         pool = Pool(10, per_second=1)
-        ticket = pool.ask(unwanted)
-        ticket.pace(0.0, CLOCK)
+        ticket = pool.request_slot(unwanted)
+        ticket.reserve_start(0.0, CLOCK)
 
-        ticket.give_back()
+        ticket.release()
 
-        assert pool.ask(unwanted).pace(0.0, CLOCK) == 1.0
+        assert pool.request_slot(unwanted).reserve_start(0.0, CLOCK) == 1.0
 
     def test_who_is_cancelled_while_others_wait_lets_nobody_start_too_early(self) -> None:
         pool = Pool(2, per_second=1)
         assert starts_of(pool, [0.0]) == [0.0]
-        cancelled, waits = pool.ask(unwanted), pool.ask(unwanted)
-        assert (cancelled.pace(0.0, CLOCK), waits.pace(0.0, CLOCK)) == (1.0, 2.0)
+        cancelled, waits = pool.request_slot(unwanted), pool.request_slot(unwanted)
+        assert (cancelled.reserve_start(0.0, CLOCK), waits.reserve_start(0.0, CLOCK)) == (1.0, 2.0)
 
-        cancelled.give_back(unused=True)
+        cancelled.release(unused=True)
 
-        assert pool.ask(unwanted).pace(0.0, CLOCK) == 3.0
+        assert pool.request_slot(unwanted).reserve_start(0.0, CLOCK) == 3.0
 
     def test_if_all_who_wait_are_cancelled_whoever_follows_moves_up(self) -> None:
         pool = Pool(100, per_second=1)
         starts_of(pool, [0.0])
-        waiting = [pool.ask(unwanted) for _ in range(50)]
-        assert [ticket.pace(0.0, CLOCK) for ticket in waiting] == list(range(1, 51))
+        waiting = [pool.request_slot(unwanted) for _ in range(50)]
+        assert [ticket.reserve_start(0.0, CLOCK) for ticket in waiting] == list(range(1, 51))
 
         for ticket in waiting:
-            ticket.give_back(unused=True)
+            ticket.release(unused=True)
 
         assert starts_of(pool, [0.25, 0.25, 0.25]) == [1.0, 2.0, 3.0]
 
@@ -380,46 +385,48 @@ class TestRate:
     ) -> None:
         pool = Pool(3, per_second=1)
         assert starts_of(pool, [0.9]) == [0.9]
-        cancelled = [pool.ask(unwanted), pool.ask(unwanted)]
-        assert [ticket.pace(1.5, CLOCK) for ticket in cancelled] == pytest.approx([0.4, 1.4])
+        cancelled = [pool.request_slot(unwanted), pool.request_slot(unwanted)]
+        assert [ticket.reserve_start(1.5, CLOCK) for ticket in cancelled] == pytest.approx(
+            [0.4, 1.4]
+        )
 
         for ticket in cancelled:
-            ticket.give_back(unused=True)
+            ticket.release(unused=True)
 
         assert starts_of(pool, [1.6]) == pytest.approx([1.9])
 
     def test_a_start_that_is_long_past_can_be_given_back_all_the_same(self) -> None:
         pool = Pool(3, per_second=1)
-        never_began = pool.ask(unwanted)
-        never_began.pace(0.0, CLOCK)
+        never_began = pool.request_slot(unwanted)
+        never_began.reserve_start(0.0, CLOCK)
         assert starts_of(pool, [5.0]) == [5.0]
 
-        never_began.give_back(unused=True)
+        never_began.release(unused=True)
 
         assert starts_of(pool, [5.5]) == [6.0]
 
     def test_who_leaves_before_booking_a_start_has_none_to_give_back(self) -> None:
         pool = Pool(10, per_second=1)
-        pool.ask(unwanted).pace(0.0, CLOCK)
-        other = pool.ask(unwanted)
+        pool.request_slot(unwanted).reserve_start(0.0, CLOCK)
+        other = pool.request_slot(unwanted)
 
-        other.give_back(unused=True)
+        other.release(unused=True)
 
-        assert pool.ask(unwanted).pace(0.0, CLOCK) == 1.0
+        assert pool.request_slot(unwanted).reserve_start(0.0, CLOCK) == 1.0
 
     def test_many_who_are_cancelled_while_they_wait_let_nobody_pass_too_early(self) -> None:
         pool = Pool(2, per_second=1)
         starts_of(pool, [0.0])
-        waits, is_next = pool.ask(unwanted), 1.0
-        assert waits.pace(0.0, CLOCK) == is_next
+        waits, is_next = pool.request_slot(unwanted), 1.0
+        assert waits.reserve_start(0.0, CLOCK) == is_next
 
         for _ in range(10):
-            also_waits, is_next = pool.ask(unwanted), is_next + 1
-            assert also_waits.pace(0.0, CLOCK) == is_next
-            waits.give_back(unused=True)
+            also_waits, is_next = pool.request_slot(unwanted), is_next + 1
+            assert also_waits.reserve_start(0.0, CLOCK) == is_next
+            waits.release(unused=True)
             waits = also_waits
 
-        assert pool.ask(unwanted).pace(0.0, CLOCK) == 12.0
+        assert pool.request_slot(unwanted).reserve_start(0.0, CLOCK) == 12.0
 
     @pytest.mark.parametrize("now", [0.0, 1_000.5, 10_000.0])
     def test_a_clock_of_another_event_loop_does_not_block_it(self, now: float) -> None:
@@ -438,11 +445,11 @@ class TestRate:
 
     def test_a_start_of_another_clock_is_not_given_back_to_this_one(self) -> None:
         pool, other = Pool(2, per_second=1), Clock()
-        cancelled = pool.ask(unwanted)
-        cancelled.pace(0.0, other)
+        cancelled = pool.request_slot(unwanted)
+        cancelled.reserve_start(0.0, other)
         assert starts_of(pool, [0.0]) == [0.0]
 
-        cancelled.give_back(unused=True)
+        cancelled.release(unused=True)
 
         assert starts_of(pool, [0.0]) == [1.0]
 

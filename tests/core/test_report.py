@@ -33,7 +33,7 @@ from asyncflow import (
     StepStatus,
     StepTimeoutError,
 )
-from asyncflow._core.errors import describe
+from asyncflow._core.errors import describe_error
 
 SUCCESS, FAILED = StepStatus.SUCCESS, StepStatus.FAILED
 SKIPPED, CANCELLED = StepStatus.SKIPPED, StepStatus.CANCELLED
@@ -118,7 +118,7 @@ class TestText:
         ],
     )
     def test_an_error_is_told_in_one_line(self, error: Exception, text: str) -> None:
-        assert describe(error) == text
+        assert describe_error(error) == text
         assert str(report_of(failed("a", error))).splitlines()[1:-1] == [
             f"[FAILED ] a (1 attempt(s), 3ms): {text}"
         ]
@@ -165,7 +165,7 @@ class TestText:
     def test_an_error_forges_no_line(self) -> None:
         odd = type("Odd\nError", (Exception,), {})
 
-        assert describe(odd("a\x1b[2Kb\u202e\nc")) == r"Odd\nError: a\x1b[2Kb\u202e"
+        assert describe_error(odd("a\x1b[2Kb\u202e\nc")) == r"Odd\nError: a\x1b[2Kb\u202e"
 
     def test_its_repr_is_short(self) -> None:
         assert repr(report_of(succeeded("a"))) == "<RunReport r1 PASSED: 1 step(s)>"
@@ -210,7 +210,7 @@ class TestMapping:
             raise AssertionError("a miss is no mistake")
 
         report = report_of(succeeded("a"))
-        monkeypatch.setattr("asyncflow._core.report.nearest", compare)
+        monkeypatch.setattr("asyncflow._core.report.did_you_mean", compare)
 
         assert report.get("a") is report["a"]
         assert report.get("b") is None

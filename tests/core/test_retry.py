@@ -18,7 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from asyncflow import ResultRefusedError, Retry
-from asyncflow._core.policies import AT_ONCE
+from asyncflow._core.policies import NO_BACKOFF
 
 BOOM = OSError("boom")
 MILLISECONDS = st.floats(0, 1e9, allow_nan=False) | st.integers(0, 10**9)
@@ -128,7 +128,7 @@ class TestFormula:
 
         assert delay_ms == 0
         assert type(delay_ms) is float
-        assert AT_ONCE.delay_ms(3, BOOM, never) == 0
+        assert NO_BACKOFF.delay_ms(3, BOOM, never) == 0
 
 
 class Flaky(OSError):

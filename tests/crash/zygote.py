@@ -20,7 +20,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from asyncflow import RunReport, StepCrashedError, StepResult, run_pipeline
-from asyncflow._core.errors import describe
+from asyncflow._core.errors import describe_error
 from asyncflow.journal import SQLiteJournal
 from tests.crash.kill_points import Reaper
 from tests.crash.shapes import INPUTS, SHAPES, World
@@ -72,7 +72,7 @@ def summary(report: RunReport) -> dict[str, list[Any]]:
 
     def of(result: StepResult) -> list[Any]:
         items = None if result.items is None else [of(item) for item in result.items]
-        error = None if result.error is None else describe(result.error)
+        error = None if result.error is None else describe_error(result.error)
         return [result.status, repr(result.output), error, result.reason, items]
 
     return {result.step_name: of(result) for result in report.results}

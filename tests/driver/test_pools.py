@@ -173,19 +173,19 @@ async def test_a_step_that_waits_for_a_pool_when_the_run_stops_is_skipped_and_le
 
 async def test_a_run_deadline_that_passes_in_the_line_of_a_pool_skips_the_step():
     pool = Pool(1)
-    ticket = pool.ask(lambda: None)
+    ticket = pool.request_slot(lambda: None)
 
     report = await run_pipeline([WorkflowStep("a", Gauge(), pool=pool)], deadline_ms=10)
 
     assert report["a"].status is StepStatus.SKIPPED
     assert report.stop_reason == "the run exceeded its deadline of 10 ms"
-    ticket.give_back()
+    ticket.release()
     assert is_empty(pool)
 
 
 async def test_a_stranger_who_cancels_a_task_in_the_line_of_a_pool_only_sends_it_back():
     pool = Pool(1)
-    ticket = pool.ask(lambda: None)
+    ticket = pool.request_slot(lambda: None)
     gauge = Gauge()
     run = asyncio.ensure_future(run_pipeline([WorkflowStep("a", gauge, pool=pool)]))
     await asyncio.sleep(0.005)
@@ -195,7 +195,7 @@ async def test_a_stranger_who_cancels_a_task_in_the_line_of_a_pool_only_sends_it
             task.cancel()
     await asyncio.sleep(0.005)
     waiting = pool.waiting
-    ticket.give_back()
+    ticket.release()
     report = await run
 
     assert waiting == 1
