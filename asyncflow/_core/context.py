@@ -24,6 +24,7 @@ __all__ = [
     "current_step",
     "enter_attempt",
     "enter_run",
+    "enter_thread",
     "is_inside_run",
     "run_variable",
 ]
@@ -33,6 +34,9 @@ run_variable: ContextVar[Any] = ContextVar("asyncflow.run")
 
 attempt_variable: ContextVar[AttemptStarted | None] = ContextVar("asyncflow.attempt")
 """``None`` in what a run does between its attempts."""
+
+_cancel_requested: ContextVar[Callable[[], bool]] = ContextVar("asyncflow.cancel_requested")
+"""Whether the attempt is to stop. A thread outlives its attempt, so its context holds its flag."""
 
 
 def current_attempt() -> tuple[str, AttemptStarted] | None:
@@ -79,12 +83,23 @@ class RunContext(NamedTuple):
     """The loop's time at which the run's deadline passes."""
     extras: dict[tuple[str, int | None], AttemptExtras]
     """Of each running attempt that has any, by its step and item."""
+    cancel_requested: Callable[[], bool]
+    """Whether the running task was asked to cancel. False where no task is running."""
 
 
 def enter_run(run: RunContext) -> None:
     """Make a run the one whose attempts `current_step` tells of, from here on, in this context."""
     _run.set(run)
     attempt_variable.set(None)  # it may run within a step of another run
+    _cancel_requested.set(run.cancel_requested)
+
+
+def enter_thread(cancel_requested: Callable[[], bool]) -> None:
+    """Make a flag the one that `StepContext.cancel_requested` reads, from here on, in this context.
+
+    It is called in the worker thread, whose context is a copy: the attempt's own stays as it is.
+    """
+    _cancel_requested.set(cancel_requested)
 
 
 class StepContext:
@@ -103,6 +118,7 @@ class StepContext:
     """
 
     __slots__ = (
+        "_cancel_requested",
         "_clock",
         "_deadline_s",
         "_heartbeat",
@@ -124,6 +140,7 @@ class StepContext:
         self.max_retries = step.max_retries
         self.idempotency_key = _idempotency_key(run.run_id, step.name, running.item)
         self._clock = run.clock
+        self._cancel_requested = _cancel_requested.get()
         extras = run.extras.get((running.step, running.item))
         if extras is None:
             limit_ms = math.inf if step.timeout_ms is None else step.timeout_ms
@@ -132,6 +149,17 @@ class StepContext:
         self._deadline_s, self._heartbeat, self.results = extras
         if step.run_if == "success":
             self._deadline_s = min(self._deadline_s, run.deadline_s)
+
+    @property
+    def cancel_requested(self) -> bool:
+        """Whether the attempt is to stop. A thread can't be cancelled, so it should look at this.
+
+        In a step with ``runs_in="thread"`` it becomes true when a time limit passes, a heartbeat
+        is missed, or the run cancels the step; it stays true, and any thread may read it. In the
+        event loop, where a `asyncio.CancelledError` says the same, it is whether the running task
+        was asked to cancel. It is false in a thread that such a step starts by itself.
+        """
+        return self._cancel_requested()
 
     def remaining_ms(self) -> float | None:
         """Return how many milliseconds this attempt has left, not below 0; ``None``: no limit.

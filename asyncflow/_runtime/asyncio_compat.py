@@ -18,6 +18,7 @@ import anyio
 __all__ = [
     "FAILURES",
     "TIMER_SLACK_S",
+    "cancel_requested",
     "cancels",
     "forget_cancels",
     "has_virtual_time",
@@ -39,6 +40,15 @@ def running_task() -> asyncio.Task[Any]:
 def cancels() -> int:
     """Return how often the running task was asked to cancel."""
     return running_task().cancelling()
+
+
+def cancel_requested() -> bool:
+    """Return whether the running task was asked to cancel; False where no task is running."""
+    try:
+        task = asyncio.current_task()
+    except RuntimeError:  # no event loop runs in this thread
+        return False
+    return task is not None and task.cancelling() > 0
 
 
 def forget_cancels() -> None:

@@ -30,7 +30,7 @@ from asyncflow._core.results import StepResult
 from asyncflow._core.state import RunState
 from asyncflow._core.step import WorkflowStep
 from asyncflow._core.tracebacks import strip_internal_frames
-from asyncflow._runtime.asyncio_compat import TIMER_SLACK_S, cancels, running_task
+from asyncflow._runtime.asyncio_compat import TIMER_SLACK_S, cancel_requested, cancels, running_task
 from asyncflow._runtime.calls import call_action, call_in_worker, check_coroutine
 from asyncflow._runtime.dispatcher import Observer
 from asyncflow._runtime.durable import RunPersistence
@@ -94,7 +94,9 @@ class Attempts(Waits):
         self._context = contextvars.copy_context()
         deadline_ms = state.deadlines.deadline_ms
         ends = math.inf if deadline_ms is None else self._loop.time() + deadline_ms / 1000
-        self._identity = RunContext(run_id, plan, self._loop.time, self._started, ends, {})
+        self._identity = RunContext(
+            run_id, plan, self._loop.time, self._started, ends, {}, cancel_requested
+        )
         self._context.run(enter_run, self._identity)
         self._is_broken = False
         """Whether a step could not be run for a reason of ours, so that the books stay open."""

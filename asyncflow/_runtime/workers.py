@@ -30,6 +30,7 @@ from typing import IO, Any
 from anyio import BrokenWorkerProcess, CapacityLimiter, to_process, to_thread
 
 from asyncflow._core.arguments import is_importable_main
+from asyncflow._core.context import enter_thread
 from asyncflow._core.errors import safe_text
 from asyncflow._runtime import worker_process as _child
 from asyncflow._runtime.asyncio_compat import TIMER_SLACK_S
@@ -63,7 +64,8 @@ async def run_in_thread(
 ) -> Any:
     """Call a function in a worker thread, in a copy of the present context.
 
-    A cancellation before the time is up is swallowed: the thread is waited for.
+    A cancellation sets the flag that `StepContext.cancel_requested` reads in the thread. Before
+    the time is up it is swallowed then: the thread is waited for.
 
     Args:
         function: What to call.
@@ -77,8 +79,10 @@ async def run_in_thread(
         asyncio.CancelledError: It was cancelled before the function was called, or abandoned.
         TypeError: The function returned an awaitable.
     """
-    job = _Job(partial(_child._called, function, arguments or {}))
+    stop = threading.Event()
+    job = _Job(partial(_call_in_thread, stop, function, arguments or {}))
     if not await job.has_ended():
+        stop.set()
         while not job.ended.done():
             left_s = ends - job.loop.time()
             if left_s <= TIMER_SLACK_S or has_lapsed():
@@ -88,6 +92,13 @@ async def run_in_thread(
                 # By a timer of our own: before 3.12 `wait_for` forgets its own when cancelled.
                 await asyncio.wait([job.ended], timeout=None if ends == math.inf else left_s)
     return job.outcome()
+
+
+def _call_in_thread(
+    stop: threading.Event, function: Callable[..., Any], arguments: Mapping[str, Any]
+) -> Any:
+    enter_thread(stop.is_set)
+    return _child._called(function, arguments)
 
 
 async def run_in_process(function: Callable[..., Any], arguments: Mapping[str, Any] | None) -> Any:

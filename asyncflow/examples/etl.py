@@ -12,24 +12,23 @@ folder unless another one is named.
 
 What it does with a file:
 
-- The first line that is not blank is the header. Encoding and delimiter are found out, see
-  `asyncflow.examples._csv_file`; so is the type of each column, see
-  `asyncflow.examples._columns`: it is the one that at least 95 of 100 of its values have, else
-  text.
-- A row that has another number of cells than the header, that cannot be read, or that has a value
-  which is not of its column's type is put into the quarantine, with the number of its line, the
-  reason and its text. No row is lost: every one is either loaded or there.
-- The rows come into a table that is named after the file, the quarantine into the table
-  ``etl_quarantine``, in one transaction. Doing it again gives the same database.
-- However large the file is, the memory it takes is bounded: between the steps the rows are in
-  scratch files. An empty file fails; one that has only a header is a table without rows.
+- The first line that is not blank is the header. Encoding, delimiter and the type of each column
+  are detected as `asyncflow.examples._csv_reader` says: at least 95 % of a column's values have its
+  type, else it is text.
+- A row goes to the quarantine if it has another number of cells than the header, cannot be read, or
+  has a value that is not of its column's type. The quarantine stores its line number, the reason
+  and its text. No row is lost: each one is either loaded or quarantined.
+- The rows go into a table named after the file, the quarantine into the table ``etl_quarantine``,
+  both in one transaction. Loading a file again gives the same database.
+- Memory is bounded, however large the file is: between the steps the rows are in scratch files. An
+  empty file fails; a file with a header only gives a table without rows.
 
-A source that can't be opened or read, and a database that is locked, are tried three times, with a
-random wait of at most 100 and 200 ms between. What another attempt would not change fails at once.
+A source that cannot be opened or read, and a database that is locked, are tried three times, with a
+random backoff of at most 100 and 200 ms. Other errors fail at once, since a retry would not help.
 
-Progress goes to standard error, and the result, which is one line with the counts and the report
-of the run, to standard output. The exit status is 0 if all steps succeeded, 1 if one failed, 2 if
-the command line is wrong and 130 after Ctrl-C.
+Progress goes to standard error. The result, one line with the counts and the report of the run,
+goes to standard output. The exit code is 0 if all steps succeeded, 1 if one failed, 2 after a usage
+error and 130 after Ctrl-C.
 """
 
 from __future__ import annotations
@@ -46,12 +45,18 @@ from pathlib import Path, PurePath
 
 from asyncflow import Pipeline, Retry, RunReport, after, run_pipeline
 from asyncflow.events import AttemptFailed, AttemptStarted, Event
-from asyncflow.examples._blocking import Checkpoint, in_thread
-from asyncflow.examples._columns import Column, Survey
-from asyncflow.examples._csv_file import Dialect, Record, copy_source, find_delimiter, open_records
-from asyncflow.examples._database import Loaded, Table, replace_table
-from asyncflow.examples._names import snake_case, unique_names
-from asyncflow.examples._workspace import Workspace
+from asyncflow.examples._csv_reader import (
+    Column,
+    Dialect,
+    Record,
+    Survey,
+    copy_source,
+    find_delimiter,
+    open_records,
+    snake_case,
+    unique_names,
+)
+from asyncflow.examples._load import Loaded, Table, Workspace, replace_table
 
 __all__ = ["extract", "load", "main", "notify", "pipeline", "run_etl", "transform", "validate"]
 
@@ -60,48 +65,85 @@ PENGUINS = resources.files("asyncflow.examples") / "data" / "penguins_raw.csv"
 
 @dataclass(frozen=True, slots=True)
 class Validated:
-    """What there is in the snapshot."""
+    """The columns of the snapshot, and how many of its rows are valid."""
 
     columns: tuple[Column, ...]
     accepted: int
-    """How many rows suit their columns."""
     quarantined: int
-    """How many do not."""
     notes: tuple[str, ...]
     """What the owner of the data should know."""
 
 
 pipeline = Pipeline("etl")
 
-# What the steps hand on is small. The rows are in the workspace, and the work on them is done in
-# a thread, so that the event loop is free meanwhile. It is not runs_in="thread": such a thread is
-# waited for, and here it shall stop when its step is cancelled.
+# The outputs of the steps are small; the rows are in the workspace. The work on them blocks, so it
+# runs in threads, where each loop over rows checks whether its step is to stop.
 
 
-@pipeline.step(max_retries=3, retry=Retry(on=OSError), timeout_ms=600_000)
-async def extract(source: Traversable, workspace: Workspace) -> Dialect:
-    """Take a snapshot of the source, and find out its encoding and its delimiter."""
-    return await in_thread(_take_snapshot, source, workspace)
+@pipeline.step(runs_in="thread", max_retries=3, retry=Retry(on=OSError), timeout_ms=600_000)
+def extract(source: Traversable, workspace: Workspace) -> Dialect:
+    """Take a snapshot of the source, and detect its encoding and its delimiter."""
+    encoding = copy_source(source, workspace.snapshot)
+    return Dialect(encoding, find_delimiter(workspace.snapshot, encoding))
 
 
-@pipeline.step(timeout_ms=None)
-async def validate(workspace: Workspace, dialect: Dialect = after(extract)) -> Validated:
-    """Find out the types of the columns, and part the rows that suit them from the others."""
-    surveys = await in_thread(_survey_columns, dialect, workspace)
-    columns, notes = zip(*(survey.decide() for survey in surveys), strict=True)
-    accepted, quarantined = await in_thread(_part_rows, dialect, columns, workspace)
-    return Validated(columns, accepted, quarantined, tuple(filter(None, notes)))
+@pipeline.step(runs_in="thread", timeout_ms=None)
+def validate(workspace: Workspace, dialect: Dialect = after(extract)) -> Validated:
+    """Detect the types of the columns, and separate the valid rows from the others."""
+    decided = [survey.decide() for survey in _survey_columns(dialect, workspace)]
+    columns = tuple(column for column, _ in decided)
+    accepted, quarantine = workspace.accepted, workspace.quarantine
+    with open_records(workspace.snapshot, dialect) as records:
+        next(records)  # the header
+        for record in records:
+            if reason := _rejection(record, columns):
+                quarantine.append([record.line, reason, record.text])
+            else:
+                accepted.append([record.line, *record.cells])
+    notes = tuple(note for _, note in decided if note)
+    return Validated(columns, accepted.count, quarantine.count, notes)
 
 
-@pipeline.step(timeout_ms=None)
-async def transform(
+def _survey_columns(dialect: Dialect, workspace: Workspace) -> list[Survey]:
+    with open_records(workspace.snapshot, dialect) as records:
+        header = next(records, None)
+        if header is None:
+            raise ValueError("the source is empty: it has not even a header")
+        if header.problem:
+            raise ValueError(f"the header in line {header.line} cannot be read: {header.problem}")
+        surveys = [Survey(cell, dialect.delimiter == ";") for cell in header.cells]
+        for record in records:
+            if len(record.cells) == len(surveys):
+                for survey, cell in zip(surveys, record.cells, strict=True):
+                    survey.add(cell)
+    return surveys
+
+
+def _rejection(record: Record, columns: tuple[Column, ...]) -> str:
+    """Return why the row is invalid; an empty string if it is valid."""
+    if record.problem:
+        return record.problem
+    if len(record.cells) != len(columns):
+        return f"{len(record.cells)} cell(s) where the header has {len(columns)}"
+    reasons = []
+    for column, cell in zip(columns, record.cells, strict=True):
+        try:
+            column.convert(cell)
+        except ValueError as error:
+            reasons.append(str(error))
+    return "; ".join(reasons)
+
+
+@pipeline.step(runs_in="thread", timeout_ms=None)
+def transform(
     source: Traversable,
     workspace: Workspace,
     dialect: Dialect = after(extract),
     validated: Validated = after(validate),
 ) -> Table:
-    """Convert the accepted rows to values, and give the table and its columns their names."""
-    await in_thread(_convert_rows, validated.columns, workspace)
+    """Convert the valid rows to values, and name the table and its columns."""
+    for line, *cells in workspace.accepted.read():
+        workspace.table.append([line, *map(Column.convert, validated.columns, cells)])
     headers = [column.header for column in validated.columns]
     names = unique_names(headers, taken=["source_line"])
     kinds = [column.kind for column in validated.columns]
@@ -114,11 +156,19 @@ async def transform(
     )
 
 
-# Worth another attempt is a database that somebody else has locked. One that is damaged is not.
-@pipeline.step(max_retries=3, retry=Retry(on=sqlite3.OperationalError), timeout_ms=600_000)
-async def load(database: Path, workspace: Workspace, table: Table = after(transform)) -> Loaded:
+def _table_name(source: Traversable) -> str:
+    name = snake_case(PurePath(source.name).stem, "table")
+    # SQLite and this module reserve these prefixes for their own tables.
+    return f"table_{name}" if name.startswith(("sqlite_", "etl_")) else name
+
+
+# A retry helps when another connection has locked the database, not when the file is damaged.
+@pipeline.step(
+    runs_in="thread", max_retries=3, retry=Retry(on=sqlite3.OperationalError), timeout_ms=600_000
+)
+def load(database: Path, workspace: Workspace, table: Table = after(transform)) -> Loaded:
     """Write the rows and the quarantine into the database, all or nothing."""
-    return await in_thread(_fill_database, table, database, workspace)
+    return replace_table(database, table, workspace.table.read(), workspace.quarantine.read())
 
 
 @pipeline.step
@@ -128,7 +178,7 @@ async def notify(
     table: Table = after(transform),
     loaded: Loaded = after(load),
 ) -> None:
-    """Tell in one line what was loaded, and on standard error what to know about it."""
+    """Print one line with the counts, and the notes to standard error."""
     for note in validated.notes:
         print(f"note: {note}", file=sys.stderr)
     print(
@@ -146,7 +196,7 @@ async def run_etl(source: Traversable, database: Path) -> RunReport:
 
 
 def show_progress(event: Event) -> None:
-    """Tell on standard error which attempt of which step begins or fails."""
+    """Print each attempt that starts or fails to standard error."""
     match event:
         case AttemptStarted(step=step, attempt=attempt):
             print(f"{step}: attempt {attempt}", file=sys.stderr)
@@ -155,7 +205,7 @@ def show_progress(event: Event) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the pipeline as the command line says, print its report and return the exit status."""
+    """Run the pipeline for a command line, print its report and return the exit code."""
     parser = argparse.ArgumentParser(
         prog="python -m asyncflow.examples.etl",
         description="Load a CSV file into an SQLite database.",
@@ -176,82 +226,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 130
     print(report)
     return 0 if report.all_passed else 1
-
-
-# The work of the steps, one job a thread.
-
-
-def _take_snapshot(checkpoint: Checkpoint, source: Traversable, workspace: Workspace) -> Dialect:
-    encoding = copy_source(checkpoint, source, workspace.snapshot)
-    return Dialect(encoding, find_delimiter(workspace.snapshot, encoding))
-
-
-def _survey_columns(checkpoint: Checkpoint, dialect: Dialect, workspace: Workspace) -> list[Survey]:
-    with open_records(checkpoint, workspace.snapshot, dialect) as records:
-        header = next(records, None)
-        if header is None:
-            raise ValueError("the source is empty: it has not even a header")
-        if header.problem:
-            raise ValueError(f"the header in line {header.line} cannot be read: {header.problem}")
-        surveys = [Survey(cell, dialect.delimiter == ";") for cell in header.cells]
-        for record in records:
-            if len(record.cells) == len(surveys):
-                for survey, cell in zip(surveys, record.cells, strict=True):
-                    survey.add(cell)
-    return surveys
-
-
-def _part_rows(
-    checkpoint: Checkpoint,
-    dialect: Dialect,
-    columns: tuple[Column, ...],
-    workspace: Workspace,
-) -> tuple[int, int]:
-    accepted, quarantine = workspace.accepted, workspace.quarantine
-    with open_records(checkpoint, workspace.snapshot, dialect) as records:
-        next(records)  # the header
-        for record in records:
-            if reason := _refusal(record, columns):
-                quarantine.append([record.line, reason, record.text])
-            else:
-                accepted.append([record.line, *record.cells])
-    return accepted.count, quarantine.count
-
-
-def _refusal(record: Record, columns: tuple[Column, ...]) -> str:
-    """Return why the row cannot be loaded; an empty string if it can."""
-    if record.problem:
-        return record.problem
-    if len(record.cells) != len(columns):
-        return f"{len(record.cells)} cell(s) where the header has {len(columns)}"
-    reasons = []
-    for column, cell in zip(columns, record.cells, strict=True):
-        try:
-            column.convert(cell)
-        except ValueError as error:
-            reasons.append(str(error))
-    return "; ".join(reasons)
-
-
-def _convert_rows(
-    checkpoint: Checkpoint, columns: tuple[Column, ...], workspace: Workspace
-) -> None:
-    for line, *cells in workspace.accepted.read(checkpoint):
-        values = map(Column.convert, columns, cells)
-        workspace.table.append([line, *values])
-
-
-def _table_name(source: Traversable) -> str:
-    name = snake_case(PurePath(source.name).stem, "table")
-    # Those are for what SQLite and this module need themselves.
-    return f"table_{name}" if name.startswith(("sqlite_", "etl_")) else name
-
-
-def _fill_database(
-    checkpoint: Checkpoint, table: Table, database: Path, workspace: Workspace
-) -> Loaded:
-    rows = workspace.table.read(checkpoint)
-    return replace_table(database, table, rows, workspace.quarantine.read(checkpoint))
 
 
 if __name__ == "__main__":

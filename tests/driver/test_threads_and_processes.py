@@ -330,6 +330,147 @@ async def test_a_thread_is_retried_and_its_error_is_the_functions_own():
     assert report["a"].error.__traceback__.tb_frame.f_code.co_name != "_attempt"
 
 
+# The stop flag.
+
+
+class Cooperative:
+    """A function that works until it is asked to stop."""
+
+    def __init__(self):
+        self.begun, self.ended = threading.Event(), threading.Event()
+        self.seen_at_start = None
+
+    def __call__(self):
+        self.seen_at_start = current_step().cancel_requested
+        self.begun.set()
+        ends = time.monotonic() + 30
+        while not current_step().cancel_requested:
+            assert time.monotonic() < ends
+            time.sleep(0.001)
+        self.ended.set()
+        raise InterruptedError
+
+
+@pytest.mark.parametrize(
+    ("limits", "deadline_ms"),
+    [
+        ({"timeout_ms": 30}, None),
+        ({"timeout_ms": None, "deadline_ms": 30}, None),
+        ({"timeout_ms": None, "heartbeat_ms": 30}, None),
+        ({"timeout_ms": None}, 30),
+    ],
+)
+def test_an_abandoned_thread_sees_that_it_is_to_stop(in_real_time, limits, deadline_ms):
+    work = Cooperative()
+
+    report = in_real_time(
+        run_pipeline([WorkflowStep("a", work, runs_in="thread", **limits)], deadline_ms=deadline_ms)
+    )
+
+    assert report["a"].abandoned
+    assert work.seen_at_start is False
+    assert work.ended.wait(30)
+
+
+async def test_a_failed_sibling_stops_a_thread_that_looks_at_the_flag():
+    work = Cooperative()
+
+    async def fail():
+        await until(work.begun.is_set)
+        raise ValueError
+
+    report = await run_pipeline(
+        [WorkflowStep("thread", work, runs_in="thread"), WorkflowStep("fails", fail)]
+    )
+
+    assert report["thread"].status is CANCELLED
+    assert not report["thread"].abandoned
+    assert work.ended.is_set()
+
+
+async def test_a_cancelled_caller_stops_a_thread_that_looks_at_the_flag():
+    work = Cooperative()
+    run = asyncio.ensure_future(run_pipeline([WorkflowStep("a", work, runs_in="thread")]))
+    await until(work.begun.is_set)
+
+    run.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await run
+
+    assert work.ended.is_set()
+
+
+def test_each_attempt_and_each_item_has_a_flag_of_its_own(in_real_time):
+    seen = []
+
+    async def items():
+        return [0, 1]
+
+    def action(items):
+        step = current_step()
+        seen.append((items, step.attempt, step.cancel_requested))
+        while items == 0 and step.attempt == 1 and not step.cancel_requested:
+            time.sleep(0.001)
+
+    limits = {"timeout_ms": 50, "max_retries": 2}
+    report = in_real_time(
+        run_pipeline(
+            [
+                WorkflowStep("items", items),
+                WorkflowStep("m", action, ["items"], map_over="items", runs_in="thread", **limits),
+            ]
+        )
+    )
+
+    report.raise_for_failures()
+    assert sorted(seen) == [(0, 1, False), (0, 2, False), (1, 1, False)]
+
+
+async def test_a_run_within_a_thread_that_is_to_stop_is_not_to_stop_itself():
+    seen = []
+
+    async def inner():
+        seen.append(current_step().cancel_requested)
+
+    def outer():
+        begun.set()
+        while not current_step().cancel_requested:
+            time.sleep(0.001)
+        asyncio.run(run_pipeline([WorkflowStep("inner", inner)]))
+        return seen
+
+    async def fail():
+        await until(begun.is_set)
+        raise ValueError
+
+    begun = threading.Event()
+    report = await run_pipeline(
+        [WorkflowStep("outer", outer, runs_in="thread"), WorkflowStep("fails", fail)]
+    )
+
+    assert report["outer"].output == [False]
+
+
+async def test_in_the_loop_the_flag_says_whether_the_running_task_was_asked_to_cancel():
+    seen = []
+
+    def look():
+        return current_step().cancel_requested
+
+    async def action():
+        seen.append(look())
+        try:
+            await asyncio.sleep(60)
+        finally:
+            seen.extend([look(), await asyncio.to_thread(look)])
+            asyncio.get_running_loop().call_soon(lambda: seen.append(look()))
+            await asyncio.sleep(0)
+
+    await run_pipeline([WorkflowStep("a", action, timeout_ms=30)])
+
+    assert seen == [False, True, False, False]  # neither a thread nor a callback is a task
+
+
 # Processes.
 
 

@@ -54,7 +54,7 @@ async def test_an_attempt_is_found_by_the_name_of_its_task(
         AttemptStarted("m", 1, 3.0, item=0),
     ]:
         state.apply(event)
-    run = RunContext("r1", planned, asyncio.get_running_loop(), 0.0, math.inf, {})
+    run = RunContext("r1", planned, asyncio.get_running_loop(), 0.0, math.inf, {}, bool)
 
     attempt = Watchdog(state, run, Context(), {}, {})._attempt_named(name)
 

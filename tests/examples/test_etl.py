@@ -12,7 +12,7 @@ import sqlite3
 import subprocess
 import sys
 import tempfile
-import threading
+import time
 from contextlib import closing
 from pathlib import Path
 from typing import ClassVar
@@ -22,12 +22,11 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from tries import tries
 
-from asyncflow import StepStatus, parallel_groups
-from asyncflow.examples import _csv_file
+from asyncflow import StepStatus, WorkflowStep, current_step, parallel_groups, run_pipeline
+from asyncflow.examples import _csv_reader
 from asyncflow.examples import etl as etl_module
-from asyncflow.examples._blocking import Checkpoint, StoppedError, in_thread
-from asyncflow.examples._database import Table, replace_table
-from asyncflow.examples._workspace import Workspace
+from asyncflow.examples._csv_reader import Dialect, open_records
+from asyncflow.examples._load import replace_table
 from asyncflow.examples.etl import main, run_etl
 
 ROOT = Path(__file__).parents[2]
@@ -148,7 +147,7 @@ def test_a_unicode_file_is_read_with_or_without_a_byte_order_mark(etl, database,
 
 
 def test_a_utf_8_character_may_stand_across_two_chunks(etl, database, monkeypatch):
-    monkeypatch.setattr(_csv_file, "_CHUNK_BYTES", 1)
+    monkeypatch.setattr(_csv_reader, "_CHUNK_BYTES", 1)
 
     etl(PLACES)
 
@@ -186,7 +185,7 @@ def test_a_binary_file_is_refused(etl, database):
     status, out, _ = etl(b"PK\x03\x04\0\0")
 
     assert status == 1
-    assert "ValueError: the source holds NUL bytes" in out
+    assert "ValueError: the source has NUL bytes" in out
     assert not database.exists()
 
 
@@ -345,7 +344,7 @@ def test_a_few_values_that_do_not_parse_are_quarantined_and_do_not_poison_the_ty
 
     assert columns(database)["x"] == "INTEGER"
     assert values(database) == list(range(39))
-    assert quarantine(database) == [(41, "column 'x': 'many' is no integer", '39,"many"')]
+    assert quarantine(database) == [(41, "column 'x': 'many' is not of type integer", '39,"many"')]
 
 
 def test_exactly_nineteen_of_twenty_values_make_a_type_and_fewer_do_not(etl, database):
@@ -362,7 +361,10 @@ def test_a_row_with_two_bad_values_has_two_reasons(etl, database):
 
     [(line, reason, _)] = quarantine(database)
     assert line == 32
-    assert reason == f"column 'a': 'x' is no integer; column 'b': '{'y' * 64}…' is no real"
+    assert (
+        reason
+        == f"column 'a': 'x' is not of type integer; column 'b': '{'y' * 64}…' is not of type real"
+    )
 
 
 def test_a_quote_that_is_never_closed_costs_one_row(etl, database):
@@ -384,7 +386,7 @@ def test_a_stray_quote_that_meets_another_one_costs_one_row(etl, database):
 
 
 def test_a_record_is_no_longer_than_the_limit(etl, database, monkeypatch):
-    monkeypatch.setattr(_csv_file, "MAX_RECORD", 50)
+    monkeypatch.setattr(_csv_reader, "MAX_RECORD", 50)
 
     etl('a,b\n1,"oops\n' + "2,x\n" * 50)
 
@@ -393,7 +395,7 @@ def test_a_record_is_no_longer_than_the_limit(etl, database, monkeypatch):
 
 
 def test_a_line_longer_than_the_limit_fails(etl, monkeypatch):
-    monkeypatch.setattr(_csv_file, "MAX_RECORD", 50)
+    monkeypatch.setattr(_csv_reader, "MAX_RECORD", 50)
 
     status, out, _ = etl("a,b\n1,2\n" + "x" * 51)
 
@@ -501,7 +503,7 @@ def test_dates_of_the_other_order_are_quarantined_if_they_are_few(etl, database)
     etl(column(*["31/01/2024"] * 30, "01/31/2024"))
 
     assert len(table(database)) == 30
-    assert quarantine(database)[0][1] == "column 'x': '01/31/2024' is no date"
+    assert quarantine(database)[0][1] == "column 'x': '01/31/2024' is not of type date"
 
 
 @pytest.mark.parametrize(
@@ -516,7 +518,7 @@ def test_dates_that_nothing_decides_stay_text_and_it_says_so(etl, database, cell
 
     assert columns(database)["x"] == "TEXT"
     assert values(database) == cells
-    assert "note: column 'x' is text: nothing tells the day from the month in" in err
+    assert "note: column 'x' is text: the day and the month are ambiguous in" in err
 
 
 @pytest.mark.parametrize(
@@ -599,7 +601,7 @@ def test_a_table_that_somebody_else_made_is_not_replaced(etl, database):
     status, out, _ = etl("a,b\n1,2\n")
 
     assert status == 1
-    assert "the database has a table 'data' that did not come from here" in out
+    assert "the database has a table 'data' that this pipeline did not create" in out
     assert dump(database) == before
 
 
@@ -651,7 +653,7 @@ def test_a_database_in_a_missing_folder_is_a_clear_error_of_load(
 
 KILLED_IN_MID_LOAD = """
 import os, pathlib, signal, sys
-from asyncflow.examples._database import Table, replace_table
+from asyncflow.examples._load import Table, replace_table
 
 def rows():
     for line in range(2, 1_000_000):
@@ -676,23 +678,41 @@ def test_a_process_killed_in_mid_load_leaves_the_old_database_intact(etl, databa
     assert dump(database) == before
 
 
-def test_a_load_that_is_told_to_stop_leaves_the_old_database_intact(etl, database):
-    etl("a,b\n1,2\n3\n")
+async def test_a_load_that_is_cancelled_stops_and_leaves_the_old_database_intact(
+    tmp_path, database, monkeypatch
+):
+    source = tmp_path / "data.csv"
+    source.write_text("a,b\n1,2\n")
+    await run_etl(source, database)
     before = dump(database)
-    calls = itertools.count()
+    loop, written = asyncio.get_running_loop(), []
 
-    def checkpoint() -> None:
-        if next(calls) == 1:
-            raise StoppedError
+    def replace_and_be_cancelled(database, table, rows, quarantine):
+        def cancelled_after_the_first():
+            for row in rows:
+                written.append(row)
+                yield row
+                loop.call_soon_threadsafe(run.cancel)
+                wait_until_it_is_to_stop()
 
-    with Workspace() as workspace:
-        workspace.table.append([2, "new"])
-        workspace.table.append([3, "new"])
-        rows = workspace.table.read(checkpoint)
-        with pytest.raises(StoppedError):
-            replace_table(database, Table("data", (("a", "text"),), "", "", ""), rows, [])
+        return replace_table(database, table, cancelled_after_the_first(), quarantine)
 
+    monkeypatch.setattr(etl_module, "replace_table", replace_and_be_cancelled)
+    source.write_text("a,b\n" + "3,4\n" * 100)
+    run = asyncio.ensure_future(run_etl(source, database))
+    with pytest.raises(asyncio.CancelledError):
+        await run
+
+    assert written == [[2, 3, 4]]
     assert dump(database) == before
+
+
+def wait_until_it_is_to_stop() -> None:
+    for _ in range(30_000):
+        if current_step().cancel_requested:
+            return
+        time.sleep(0.001)
+    raise AssertionError("the step was never asked to stop")
 
 
 # Sources that cannot be read, and the command line.
@@ -838,30 +858,75 @@ def test_ctrl_c_ends_it_with_130_and_leaves_nothing_behind(
     assert list(scratch.iterdir()) == []
 
 
-async def test_a_cancelled_job_is_waited_for_however_often_it_is_cancelled():
-    started, release, ended = asyncio.Event(), threading.Event(), []
-    loop = asyncio.get_running_loop()
+class Endless(type(Path())):
+    """A source without an end, which is cancelled while it is read."""
 
-    def job(checkpoint: Checkpoint) -> None:
-        loop.call_soon_threadsafe(started.set)
-        release.wait()
-        try:
-            checkpoint()
-        except StoppedError:
-            ended.append("stopped")
-            raise
+    run: ClassVar[asyncio.Task]
+    chunks: ClassVar[list[bytes]] = []
 
-    task = asyncio.create_task(in_thread(job))
-    await started.wait()
-    for _ in range(3):
-        task.cancel()
-        await asyncio.sleep(0)
-        assert not task.done()
-    release.set()
+    def open(self, *args, **kwargs):
+        return self
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        pass
+
+    def read(self, size: int) -> bytes:
+        self.chunks.append(b"1,2\n")
+        if len(self.chunks) == 3:
+            self.run.get_loop().call_soon_threadsafe(self.run.cancel)
+            wait_until_it_is_to_stop()
+        return self.chunks[-1]
+
+
+async def test_an_extract_that_is_cancelled_stops_at_the_next_chunk(tmp_path, database):
+    (tmp_path / "data.csv").touch()
+    Endless.run = asyncio.ensure_future(run_etl(Endless(tmp_path / "data.csv"), database))
 
     with pytest.raises(asyncio.CancelledError):
-        await task
-    assert ended == ["stopped"]
+        await Endless.run
+
+    assert len(Endless.chunks) == 3
+
+
+class BlankLines(io.RawIOBase):
+    """A very long file of blank lines."""
+
+    reads = 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seek(self, *_) -> int:
+        return 0
+
+    def readinto(self, buffer) -> int:
+        self.reads += 1
+        if self.reads > 1_000:
+            return 0
+        buffer[:] = b"\n" * len(buffer)
+        return len(buffer)
+
+
+async def test_a_cancelled_step_stops_also_where_there_is_no_record():
+    loop, begun, stopped = asyncio.get_running_loop(), asyncio.Event(), []
+
+    def read():
+        loop.call_soon_threadsafe(begun.set)
+        with open_records(BlankLines(), Dialect("utf-8", ",")) as records:
+            try:
+                next(records)
+            except asyncio.CancelledError:
+                stopped.append(True)
+
+    run = asyncio.ensure_future(run_pipeline([WorkflowStep("read", read, runs_in="thread")]))
+    await begun.wait()
+    run.cancel()
+    await asyncio.wait([run])
+
+    assert stopped == [True]
 
 
 # As a process.

@@ -353,6 +353,7 @@ async def main() -> None:
     assert_type(context.idempotency_key, str)
     assert_type(context.remaining_ms(), float | None)
     assert_type(context.item, int | None)
+    assert_type(context.cancel_requested, bool)
     assert_type(context.results, Mapping[str, StepResult])
     context.heartbeat()
 
