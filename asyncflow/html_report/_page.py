@@ -9,13 +9,13 @@ from functools import cache
 from importlib import resources
 from typing import Any, NamedTuple
 
+from asyncflow._views.axis import ticks
 from asyncflow._views.dag import drawing
 from asyncflow._views.event_text import duration, tale
 from asyncflow._views.preview import moment_iso, moment_text
 from asyncflow._views.run_view import RunView
 from asyncflow.events import Event
 from asyncflow.html_report._page_model import Sheet, line_text, name_text
-from asyncflow.html_report._timeline import ticks
 
 try:
     import jinja2
@@ -146,7 +146,7 @@ def _given(sheet: Sheet, events: Sequence[Event]) -> Mapping[str, Any]:
         "sheet": sheet,
         "view": view,
         "now_ms": sheet.now_ms,
-        "ticks": ticks(sheet.timeline),
+        "ticks": ticks(sheet.timeline.span_ms, sheet.timeline.span_ms / 8),
         "strip": sheet.strip(view.steps.values()),
         "graph": drawing(view.dependencies) if sheet.is_drawn else None,
         "names": list(view.steps),

@@ -8,18 +8,11 @@ from typing import Literal, NamedTuple, TypeAlias
 
 from asyncflow._views.step_view import AttemptView, StepView
 
-__all__ = ["Bar", "Row", "Tick", "TierBand", "Timeline", "bars_of", "running_at", "ticks"]
+__all__ = ["Bar", "Row", "TierBand", "Timeline", "bars_of", "running_at"]
 
 BarKind: TypeAlias = Literal["attempt", "queue", "backoff", "blocked", "items"]
 
 _MOST_POINTS = 400
-_NICE_MS = [
-    *(base * 10**power for power in (-3, -2, -1, 0, 1, 2) for base in (1, 2, 5)),
-    *(seconds * 1_000 for seconds in (1, 2, 5, 10, 15, 30)),
-    *(minutes * 60_000 for minutes in (1, 2, 5, 10, 15, 30)),
-    *(hours * 3_600_000 for hours in (1, 2, 3, 6, 12)),
-    *(days * 86_400_000 for days in (1, 2, 7, 14, 30, 90, 365)),
-]
 
 
 class Bar(NamedTuple):
@@ -44,13 +37,6 @@ class Row(NamedTuple):
 
     unit: StepView
     bars: tuple[Bar, ...]
-
-
-class Tick(NamedTuple):
-    """A time that the axis names."""
-
-    left: float
-    text: str
 
 
 class TierBand(NamedTuple):
@@ -168,33 +154,3 @@ def _thinned(points: list[tuple[float, int]], now_ms: float) -> list[tuple[float
             at_ms, count = next(following)
         most.append(peak)
     return [(number * width, peak) for number, peak in enumerate(most)] + [(now_ms, 0)]
-
-
-def ticks(timeline: Timeline, about: int = 8) -> list[Tick]:
-    """Return round times for the axis, about so many of them at most."""
-    wanted = timeline.span_ms / about
-    step_ms = next((nice for nice in _NICE_MS if nice >= wanted), None)
-    if step_ms is None:
-        years = _NICE_MS[-1]
-        step_ms = years * -(-wanted // years)
-    count = int(timeline.span_ms / step_ms * 1.000001)
-    return [
-        Tick(timeline.at(number * step_ms), _tick_text(number * step_ms, step_ms))
-        for number in range(count + 1)
-    ]
-
-
-def _tick_text(ms: float, step_ms: float) -> str:
-    """Write a time with as many places as tell it apart from the next one."""
-    if not ms:
-        return "0"
-    if ms < 1_000:
-        return f"{ms:g} ms"
-    if ms < 60_000:
-        places = max(0, math.ceil(-math.log10(step_ms / 1_000) - 1e-9))
-        return f"{ms / 1_000:.{places}f} s"
-    minutes, seconds = divmod(round(ms / 1_000), 60)
-    hours, minutes = divmod(minutes, 60)
-    days, hours = divmod(hours, 24)
-    parts = [(days, "d"), (hours, "h"), (minutes, "m"), (seconds, "s")]
-    return " ".join(f"{count} {unit}" for count, unit in parts if count)

@@ -24,6 +24,7 @@ from urllib.parse import urlencode
 from starlette.requests import Request
 from starlette.responses import Response
 
+from asyncflow._views.axis import tick_step_ms
 from asyncflow._views.event_text import duration
 from asyncflow._views.preview import moment_iso, moment_text
 from asyncflow.journal._queries import RunRecord
@@ -195,10 +196,6 @@ _WORDS = {
 }
 _DURATIONS_S = tuple(_WORDS)
 _DAY_S = 86_400
-_STEPS_S = (
-    *(1, 2, 5, 10, 30, 60, 120, 300, 600, 1_800, 3_600, 7_200, 10_800, 21_600, 43_200),
-    *(_DAY_S * days for days in (1, 2, 5, 10, 30, 90, 365, 3_650, 36_500)),
-)
 _MOST_STEPS = 6
 
 
@@ -254,11 +251,11 @@ def scatter(dots: Sequence[Dot]) -> Scatter | None:
         share = math.log(max(duration_s, low) / low) / math.log(high / low)
         return round(_BOTTOM - share * (_BOTTOM - _TOP), 2)
 
-    step = next((each for each in _STEPS_S if (last - first) / each <= _MOST_STEPS), _STEPS_S[-1])
-    ticks = range(math.ceil(first / step), math.floor(last / step) + 1)
+    step = tick_step_ms((last - first) / _MOST_STEPS * 1000) / 1000
+    times = range(math.ceil(first / step), math.floor(last / step) + 1)
     return Scatter(
         [(across(dot.started_at), down(dot.duration_s), dot) for dot in dots],
-        [Mark(across(tick * step), tick * step) for tick in ticks],
+        [Mark(across(tick * step), tick * step) for tick in times],
         [Mark(down(each), each, _WORDS[each]) for each in _DURATIONS_S if low <= each <= high],
         _form_of(step, last - first),
     )

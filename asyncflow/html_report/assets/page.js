@@ -306,7 +306,7 @@ addEventListener("wheel", (event) => {
   if (box.id === "dag-scroll") zoomDag(factor, event); else zoomGantt(factor, event.clientX);
 }, { passive: false });
 
-// The axis names round times, also of what is zoomed into.
+// The axis has ticks at round times, also of what is zoomed into: the same ones as in axis.py.
 const NICE = [...[-3, -2, -1, 0, 1, 2].flatMap((power) => [1, 2, 5].map((base) => base * 10 ** power)),
   ...[1, 2, 5, 10, 15, 30].map((each) => each * 1e3), ...[1, 2, 5, 10, 15, 30].map((each) => each * 6e4),
   ...[1, 2, 3, 6, 12].map((each) => each * 36e5), ...[1, 2, 7, 14, 30, 90, 365].map((each) => each * 864e5)];
