@@ -98,7 +98,6 @@ def test_no_class_name_is_defined_twice() -> None:
     assert not {name for name, count in names.items() if count > 1}
 
 
-@pytest.mark.xfail(reason="the driver is still one object in six files")
 def test_no_class_inherits_from_one_that_inherits_from_another() -> None:
     """Exceptions and protocols aside: behaviour is composed."""
     bases = {node.name: {ast.unparse(base).partition("[")[0] for base in node.bases}
@@ -118,7 +117,6 @@ def is_protocol(name: str) -> bool:
     )
 
 
-@pytest.mark.xfail(reason="the driver is still one object in six files")
 def test_no_method_is_abstract_outside_of_a_protocol() -> None:
     """An abstract method that a class calls on itself is one object in several files."""
     abstract = [

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from contextvars import Context, ContextVar
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, TypeAlias
 
 from asyncflow._core.graph import Plan
 from asyncflow._core.results import StepResult
@@ -17,6 +17,7 @@ from asyncflow.events import AttemptStarted
 __all__ = [
     "AttemptExtras",
     "RunContext",
+    "StartedAttempt",
     "StepContext",
     "attempt_in",
     "attempt_variable",
@@ -32,7 +33,10 @@ __all__ = [
 run_variable: ContextVar[Any] = ContextVar("asyncflow.run")
 """What the attempts of the run have in common: it has at least its ``run_id``."""
 
-attempt_variable: ContextVar[AttemptStarted | None] = ContextVar("asyncflow.attempt")
+StartedAttempt: TypeAlias = tuple[str, int, float, float, int | None]
+"""The fields of an `AttemptStarted`, of which each attempt makes one: a tuple costs a tenth."""
+
+attempt_variable: ContextVar[StartedAttempt | None] = ContextVar("asyncflow.attempt")
 """``None`` in what a run does between its attempts."""
 
 _cancel_requested: ContextVar[Callable[[], bool]] = ContextVar("asyncflow.cancel_requested")
@@ -45,7 +49,7 @@ def current_attempt() -> tuple[str, AttemptStarted] | None:
     It knows the threads and tasks that inherit the context of the action, but no other process.
     """
     running = attempt_variable.get(None)
-    return None if running is None else (run_variable.get().run_id, running)
+    return None if running is None else (run_variable.get().run_id, AttemptStarted(*running))
 
 
 _run: ContextVar[RunContext] = run_variable
@@ -85,6 +89,14 @@ class RunContext(NamedTuple):
     """Of each running attempt that has any, by its step and item."""
     cancel_requested: Callable[[], bool]
     """Whether the running task was asked to cancel. False where no task is running."""
+
+    def now_ms(self) -> float:
+        """Return the milliseconds since the start of the run."""
+        return (self.clock() - self.started_s) * 1000
+
+    def at_s(self, at_ms: float) -> float:
+        """Return the loop's time at a moment of the run."""
+        return self.started_s + at_ms / 1000
 
 
 def enter_run(run: RunContext) -> None:
@@ -131,20 +143,18 @@ class StepContext:
         "step_name",
     )
 
-    def __init__(self, run: RunContext, running: AttemptStarted) -> None:
-        step = run.plan.steps[run.plan.index[running.step]]
+    def __init__(self, run: RunContext, running: StartedAttempt) -> None:
+        self.step_name, self.attempt, started_ms, _, self.item = running
+        step = run.plan.steps[run.plan.index[self.step_name]]
         self.run_id = run.run_id
-        self.step_name = step.name
-        self.item = running.item
-        self.attempt = running.attempt
         self.max_retries = step.max_retries
-        self.idempotency_key = _idempotency_key(run.run_id, step.name, running.item)
+        self.idempotency_key = _idempotency_key(run.run_id, step.name, self.item)
         self._clock = run.clock
         self._cancel_requested = _cancel_requested.get()
-        extras = run.extras.get((running.step, running.item))
+        extras = run.extras.get((self.step_name, self.item))
         if extras is None:
             limit_ms = math.inf if step.timeout_ms is None else step.timeout_ms
-            ends = run.started_s + (running.at_ms + limit_ms) / 1000
+            ends = run.started_s + (started_ms + limit_ms) / 1000
             extras = AttemptExtras(ends, None, {})
         self._deadline_s, self._heartbeat, self.results = extras
         if step.run_if == "success":
@@ -213,10 +223,10 @@ def current_step() -> StepContext:
 
 def is_inside_run(run_id: str) -> bool:
     """Whether this is done by a step of the run with that id."""
-    running = current_attempt()
-    return running is not None and running[0] == run_id
+    return attempt_variable.get(None) is not None and _run.get().run_id == run_id
 
 
 def attempt_in(context: Context, run: RunContext) -> AttemptStarted | None:
     """Return the attempt of a run that a context is of, if it is of any."""
-    return context.get(attempt_variable) if context.get(_run) is run else None
+    running = context.get(attempt_variable) if context.get(_run) is run else None
+    return None if running is None else AttemptStarted(*running)

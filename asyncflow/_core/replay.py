@@ -30,16 +30,7 @@ from asyncflow._core.results import (
     blocks_dependents,
 )
 from asyncflow._core.step import WorkflowStep
-from asyncflow._core.step_runs import (
-    ATTEMPTING,
-    MAPPING,
-    SETTLED,
-    WAITING,
-    AttemptLog,
-    Key,
-    PendingAttempts,
-    StepRuns,
-)
+from asyncflow._core.step_runs import AttemptLog, Key, PendingAttempts, Phase, StepRuns
 from asyncflow.events import (
     AttemptFailed,
     AttemptStarted,
@@ -177,10 +168,10 @@ class StoredRun:
         attempt_log, phases = self._attempt_log, self._step_runs.phases
         match event:
             case AttemptStarted():
-                self._step_runs.latest[node], phases[node] = event, ATTEMPTING
+                self._step_runs.latest[node], phases[node] = event, Phase.ATTEMPTING
             case AttemptFailed():
                 attempt_log.fail(node, event)
-                phases[node] = WAITING
+                phases[node] = Phase.WAITING
             case ThreadAbandoned():
                 attempt_log.remark(node, abandoned=True)
             case LoopBlocked():
@@ -199,7 +190,7 @@ class StoredRun:
 
     def _success(self, node: int, event: StepSucceeded) -> StepResult:
         whole = event
-        if self._step_runs.phases[node] == MAPPING:  # its items have kept theirs
+        if self._step_runs.phases[node] == Phase.MAPPING:  # its items have kept theirs
             items = self._step_runs.results_of_items(node) or ()
             whole = replace(event, output=[item.output for item in items])
         result = self._attempt_log.result(node, whole, StepStatus.SUCCESS, None)
@@ -211,7 +202,7 @@ class StoredRun:
         if self._step_runs.is_item(node):
             self._step_runs.end_item(node)
         else:
-            self._step_runs.phases[node] = SETTLED
+            self._step_runs.phases[node] = Phase.SETTLED
 
     def _was_left_out(self, result: StepResult) -> bool:
         """Whether a step did not run, or not to its end, because the run was being stopped."""
@@ -245,7 +236,7 @@ class StoredRun:
         """Return what has begun and not ended, as it is when the run stands still now."""
         pending_attempts = dict(self._pending_attempts)
         for node, latest in enumerate(self._step_runs.latest):
-            if self._step_runs.phases[node] == SETTLED:
+            if self._step_runs.phases[node] == Phase.SETTLED:
                 pending_attempts.pop(self._step_runs.key_of(node), None)
             elif latest is not None:
                 pending_attempts[self._step_runs.key_of(node)] = self._cut_short(node, latest)
@@ -254,7 +245,7 @@ class StoredRun:
     def _cut_short(self, node: int, latest: AttemptStarted) -> PendingAttempts:
         failed = self._attempt_log.attempts(node)
         crashes = sum(isinstance(attempt.error, StepCrashedError) for attempt in failed)
-        if self._step_runs.phases[node] == ATTEMPTING:
+        if self._step_runs.phases[node] == Phase.ATTEMPTING:
             crashes += 1
             error = StepCrashedError(self._step_runs.name_of(node), latest.attempt, crashes)
             duration_ms = self.at_ms - latest.at_ms
@@ -305,7 +296,7 @@ class StoredRun:
         result, latest = self._step_runs.results[node], self._step_runs.latest[node]
         if result is not None:
             return result
-        if self._step_runs.phases[node] == MAPPING:
+        if self._step_runs.phases[node] == Phase.MAPPING:
             return self._so_far_of_items(node)
         name, depends_on = self._step_runs.name_of(node), self._step_runs.depends_on(node)
         if latest is None:

@@ -23,15 +23,7 @@ from asyncflow._core.errors import (
 from asyncflow._core.graph import Plan
 from asyncflow._core.policies import Pool
 from asyncflow._core.step import WorkflowStep
-from asyncflow._core.step_runs import (
-    ATTEMPTING,
-    DROPPED,
-    IN_FLIGHT,
-    PENDING,
-    READY,
-    UNREACHABLE,
-    StepRuns,
-)
+from asyncflow._core.step_runs import IN_FLIGHT, Phase, StepRuns
 from asyncflow.events import AttemptStarted
 
 __all__ = [
@@ -123,7 +115,7 @@ class AdmissionQueue:
         self._count(node, -1)
         self.is_dirty = True
 
-    def moved(self, node: int, before: int, now: int) -> None:
+    def moved(self, node: int, before: Phase, now: Phase) -> None:
         """Count one as in or out whose phase has changed."""
         was_in, is_in = before in IN_FLIGHT, now in IN_FLIGHT
         if was_in and not is_in:
@@ -221,7 +213,7 @@ class Deadlines:
             limit = Limit("attempt", step.timeout_ms, at_ms + step.timeout_ms)
         if step.deadline_ms is not None:
             ends_ms = self._counts_from.get(node, at_ms) + step.deadline_ms
-            if self._step_runs.phases[node] != ATTEMPTING and node in self._counts_from:
+            if self._step_runs.phases[node] != Phase.ATTEMPTING and node in self._counts_from:
                 ends_ms += self._queue.queued_ms(node, at_ms)
             if limit is None or ends_ms < limit.ends_ms:
                 limit = Limit("step", step.deadline_ms, ends_ms)
@@ -294,7 +286,7 @@ class Readiness:
     def __init__(
         self,
         plan: Plan,
-        phases: list[int],
+        phases: list[Phase],
         queue: AdmissionQueue,
         *,
         by_tiers: bool,
@@ -360,10 +352,10 @@ class Readiness:
         for step in candidates:
             if step in spared or step in self._restored:
                 continue
-            if self._phases[step] in (PENDING, READY):
+            if self._phases[step] in (Phase.PENDING, Phase.READY):
                 # What was ready may have been handed out, if a stored run is being replayed.
-                was_ready = self._phases[step] == READY
-                self._skip(step, reason, phase=DROPPED if was_ready else UNREACHABLE)
+                was_ready = self._phases[step] == Phase.READY
+                self._skip(step, reason, phase=Phase.DROPPED if was_ready else Phase.UNREACHABLE)
 
     def _release_dependents(self, step: int, at_ms: float) -> None:
         missing, turns = self._dependencies_unsettled, []
@@ -388,12 +380,12 @@ class Readiness:
             steps = [step for step in steps if self._may_start(step)]
         phases = self._phases
         for step in steps:
-            phases[step] = READY
+            phases[step] = Phase.READY
         self._queue.put(steps, at_ms)
 
     def _may_start(self, step: int) -> bool:
         """Whether a step whose turn has come is ready; if it never will be, it is doomed."""
-        if self._phases[step] != PENDING or step in self._restored:
+        if self._phases[step] != Phase.PENDING or step in self._restored:
             return False  # the run is stopping, or has its result already
         needed = self._plan.dependencies[step]
         if step in self._cleanups:
@@ -416,7 +408,7 @@ class Readiness:
         return True
 
     def _skip(
-        self, step: int, reason: str, *, phase: int = UNREACHABLE, on_purpose: bool = False
+        self, step: int, reason: str, *, phase: Phase = Phase.UNREACHABLE, on_purpose: bool = False
     ) -> None:
         self._phases[step] = phase
         self.unreachable.append(SkippedStep(step, reason, on_purpose))

@@ -7,21 +7,22 @@ Rules:
 2. A step's turn comes when its tier begins (``schedule="tiers"``) or when the last of its
    dependencies settles (``schedule="ready"``). A tier begins when every step of the tier before
    has settled.
-3. When its turn comes, a step is ready if all its dependencies succeeded, and doomed if not. A
-   clean-up step (``run_if``) goes by another condition.
+3. When its turn comes, a step is ready if all its dependencies succeeded, and unreachable if not.
+   A clean-up step (``run_if``) has another condition.
 4. Once the run is stopping (a step failed under ``fail_fast``, its deadline passed, or it was
-   interrupted) nothing becomes ready any more, and all that was not handed out is doomed. Clean-up
-   steps are spared, unless the run was interrupted; their turn comes when all others have settled.
-5. No more than ``max_concurrency`` steps are in flight at a time, and of those that share a pool
-   no more than it has slots. A step is in flight from when it is handed out to the end of its
-   attempt; for the next attempt it gets in line again.
-6. An item of a mapped step is like a step whose turn has come. The step is no longer in flight
-   itself then, and settles after its items.
+   interrupted) nothing becomes ready any more, and what was not scheduled is unreachable. Clean-up
+   steps are exempt, unless the run was interrupted: their turn comes when all others have settled.
+5. At most ``max_concurrency`` steps are in flight at a time, and of those that share a pool at
+   most as many as it has slots. A step is in flight from when it is scheduled to the end of its
+   attempt; for the next attempt it is queued again.
+6. An item of a mapped step is like a step whose turn has come. The mapped step itself is then no
+   longer in flight, and settles after its items.
 
-Nothing here reads a clock or waits, and of a user's code it calls nothing but a retry policy's.
+Nothing here reads a clock or waits, and the only code of a user that it calls is a retry policy.
 So the same events lead to the same state whenever and wherever they are applied.
 
-What the driver asks of the state of a run: what may start now, and what never will.
+Steps go in and out by their index in the `Plan`; events name them. The items of mapped steps have
+numbers too, above those of all steps: a *node* is either.
 """
 
 from __future__ import annotations
@@ -30,28 +31,13 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, Literal, TypeAlias
 
+from asyncflow._core.context import StartedAttempt
 from asyncflow._core.errors import IllegalEventError
 from asyncflow._core.graph import Plan
 from asyncflow._core.report import RunReport
 from asyncflow._core.results import StepResult, StepStatus
 from asyncflow._core.scheduler import AdmissionQueue, Deadlines, Readiness, SkippedStep
-from asyncflow._core.step_runs import (
-    ATTEMPTING,
-    DROPPED,
-    MAPPING,
-    PENDING,
-    PHASES,
-    QUEUED,
-    READY,
-    RESCHEDULED,
-    SCHEDULED,
-    SETTLED,
-    UNREACHABLE,
-    WAITING,
-    AttemptLog,
-    Checkpoint,
-    StepRuns,
-)
+from asyncflow._core.step_runs import AttemptLog, Checkpoint, Phase, StepRuns
 from asyncflow.events import (
     AttemptFailed,
     AttemptStarted,
@@ -72,28 +58,30 @@ from asyncflow.events import (
     ThreadAbandoned,
 )
 
-__all__ = [
-    "RunFold",
-    "RunState",
-    "Schedule",
-]
+__all__ = ["RunState", "Schedule"]
 
 Schedule: TypeAlias = Literal["tiers", "ready"]
 
+# Looked up for every step: a member of an enum takes twice as long.
+_READY, _SCHEDULED, _ATTEMPTING, _SETTLED = (
+    Phase.READY,
+    Phase.SCHEDULED,
+    Phase.ATTEMPTING,
+    Phase.SETTLED,
+)
 
-class RunFold:
-    """Where a run stands.
 
-    Steps go in and out by their index in the `Plan`; events name them. The items of mapped steps
-    have numbers too, above those of all steps: a *unit* is either.
+class RunState:
+    """The state of one run: the driver applies what happens, and asks what follows.
 
     Attributes:
-        units: The steps of the run and the items of its mapped steps.
-        histories: The attempts that each of them has had.
-        queue: Where units wait for their start; it says whether `ready` or `unreachable` has news.
-        limits: How long attempts may take, and what follows those that fail.
+        step_runs: The steps of the run and the items of its mapped steps.
+        attempt_log: The attempts that each of them has had.
+        queue: Where nodes wait for their start. It is dirty if `ready` or `unreachable` has news.
+        deadlines: How long attempts may take, and what follows those that fail.
+        stop_reason: Why the run is stopping; ``None`` while it is not.
         has_timed_out: Whether the run is stopping because of its deadline.
-        is_limited: Whether some unit may have to wait in line before it starts.
+        is_limited: Whether a node may have to wait in the queue before it starts.
     """
 
     def __init__(
@@ -112,23 +100,22 @@ class RunFold:
         self._begun = frozenset() if checkpoint is None else checkpoint.steps_begun()
         self._index = plan.index
         self._fail_fast = fail_fast
+        self.stop_reason: str | None = None
         self.has_timed_out = False
         step_runs = self.step_runs = StepRuns(
             plan, None if checkpoint is None else checkpoint.pending_attempts
         )
+        self._steps = step_runs.steps
         self._phases = step_runs.phases
-        self._results = step_runs.results
         self._latest = step_runs.latest
-        self._step_count = len(plan.steps)
+        self._results = step_runs.results
+        count = self._step_count = len(plan.steps)
         self._started: RunStarted | None = None
         self._finished: RunFinished | None = None
         self._interrupted = False
         self.attempt_log = AttemptLog(step_runs)
         self.queue = AdmissionQueue(max_concurrency, step_runs.steps, plan.special)
         self.is_limited = self.queue.is_limited
-        self._steps = step_runs.steps
-        self._is_straight = not self.is_limited and checkpoint is None
-        """Whether steps neither stand in line nor have a past."""
         self._readiness = Readiness(
             plan,
             step_runs.phases,
@@ -138,8 +125,34 @@ class RunFold:
         )
         began_ms = 0.0 if checkpoint is None else checkpoint.at_ms
         self.deadlines = Deadlines(step_runs, self.queue, deadline_ms, random, began_ms)
+        # What `begin` and `succeed` note, until somebody asks for more than that.
+        self._compact_starts: list[StartedAttempt | None] = [None] * count
+        self._compact_ends: list[tuple[float, Any] | None] = [None] * count
 
-    # What the driver tells.
+    # What happens.
+
+    def begin(self, node: int, attempt: int, at_ms: float) -> StartedAttempt:
+        """Apply the start of an attempt of a plain step, in a run that limits nothing.
+
+        `begin` and `succeed` are `apply` for most steps. They make neither events nor results of
+        what hardly anybody looks at while a run goes on, and a tuple is all that they allocate.
+        """
+        started = self._steps[node].name, attempt, at_ms, 0.0, None
+        self._compact_starts[node] = started
+        self._phases[node] = _ATTEMPTING
+        return started
+
+    def succeed(self, node: int, at_ms: float, output: Any) -> None:
+        """Apply the success of an attempt that `begin` has started."""
+        started = self._compact_starts[node]
+        if started is None or started[1] > 1 or self.attempt_log.has_remarks:
+            latest = self.latest_attempt(node)
+            assert latest is not None
+            self.apply(StepSucceeded(latest.step, latest.attempt, at_ms, output))
+            return
+        self._compact_ends[node] = at_ms, output
+        self._phases[node] = _SETTLED
+        self._readiness.settled(node, at_ms)
 
     def apply(self, event: Event) -> None:
         """Apply an event.
@@ -159,12 +172,14 @@ class RunFold:
             raise IllegalEventError(event, "the pipeline has no such step") from None
         if event.item is not None:  # type: ignore[union-attr]
             node = self.step_runs.node_of_item(node, event)  # type: ignore[arg-type]
+        elif self._compact_starts[node] is not None:
+            self._expand(node)
         before = phases[node]
         if before not in allowed:
-            raise IllegalEventError(event, PHASES[before])
+            raise IllegalEventError(event, before.text)
         result = fold(self, node, event)
         if result is not None:
-            phases[node] = SETTLED
+            phases[node] = _SETTLED
             self._results[node] = result
         if self.is_limited:
             self.queue.moved(node, before, phases[node])
@@ -177,6 +192,28 @@ class RunFold:
         else:
             self.step_runs.end_item(node)
 
+    def _expand(self, node: int) -> None:
+        """Make of what `begin` and `succeed` have noted what `apply` would have made of it."""
+        started, end = self._compact_starts[node], self._compact_ends[node]
+        assert started is not None
+        self._latest[node] = AttemptStarted(*started)
+        self._compact_starts[node] = None
+        if end is not None:
+            ended_ms, output = end
+            self._results[node] = StepResult(
+                started[0],
+                StepStatus.SUCCESS,
+                1,
+                ended_ms - started[2],
+                output,
+                None,
+                None,
+                started[2],
+                None,
+                self._steps[node].depends_on,
+            )
+            self._compact_ends[node] = None
+
     def _on_run_started(self, event: RunStarted) -> None:
         if self._started is not None:
             raise IllegalEventError(event, "the run has started")
@@ -187,7 +224,7 @@ class RunFold:
         checkpoint = self._checkpoint
         if self._started is not None or checkpoint is None:
             raise IllegalEventError(
-                event, "the run has started" if checkpoint else "it has no past"
+                event, "the run has started" if checkpoint else "the run has no checkpoint"
             )
         self._started = RunStarted(
             checkpoint.run_id,
@@ -207,7 +244,7 @@ class RunFold:
 
     def _on_run_timed_out(self, event: RunTimedOut) -> None:
         self._check_runs(event)
-        self.has_timed_out |= self._readiness.stop_reason is None
+        self.has_timed_out |= self.stop_reason is None
         self._stop(event.reason, exempt_cleanups=True)
 
     def _on_run_finished(self, event: RunFinished) -> None:
@@ -225,7 +262,7 @@ class RunFold:
         if event.attempt != (1 if latest is None else latest.attempt + 1):
             raise IllegalEventError(event, f"the latest attempt was {latest!r}")
         self._latest[node] = event
-        self._phases[node] = ATTEMPTING
+        self._phases[node] = Phase.ATTEMPTING
         if self.is_limited:
             self.queue.begin(node)
         if self._plan.special:
@@ -233,7 +270,7 @@ class RunFold:
 
     def _on_attempt_failed(self, node: int, event: AttemptFailed) -> None:
         self.attempt_log.fail(node, event)
-        self._phases[node] = WAITING
+        self._phases[node] = Phase.WAITING
 
     def _on_map_started(self, node: int, event: MapStarted) -> None:
         self.step_runs.begin_map(node, event.at_ms)
@@ -243,7 +280,7 @@ class RunFold:
 
     def _on_step_failed(self, node: int, event: StepFailed) -> StepResult:
         result = self.attempt_log.result(node, event, StepStatus.FAILED, event.error)
-        self._phases[node] = SETTLED  # before the run stops, which withdraws what is ready
+        self._phases[node] = Phase.SETTLED  # before the run stops, which drops what is ready
         if event.item is None:
             self._readiness.failed_by[node] = event.step
         if self._fail_fast:
@@ -252,8 +289,8 @@ class RunFold:
         return result
 
     def _on_step_cancelled(self, node: int, event: StepCancelled) -> StepResult:
-        if self._phases[node] < ATTEMPTING and self._latest[node] is None:
-            raise IllegalEventError(event, PHASES[self._phases[node]])
+        if self._phases[node] < Phase.ATTEMPTING and self._latest[node] is None:
+            raise IllegalEventError(event, self._phases[node].text)
         result = self.attempt_log.result(node, event, StepStatus.CANCELLED, event.error)
         if event.item is None:
             self._readiness.failed_by[node] = event.step
@@ -267,7 +304,7 @@ class RunFold:
     def _on_step_reused(self, node: int, event: StepReused) -> StepResult:
         key = event.step, event.item
         if self._checkpoint is None or key not in self._checkpoint.results:
-            raise IllegalEventError(event, "no result of it was kept")
+            raise IllegalEventError(event, "no result of it was stored")
         result = self._checkpoint.results[key]
         if event.item is None and result.status is not StepStatus.SUCCESS:
             grounds = self._readiness.skipped_by if result.on_purpose else self._readiness.failed_by
@@ -282,188 +319,125 @@ class RunFold:
         self._check_runs(event)
         self.attempt_log.block(node, event)
 
-    # How it follows.
-
     def drop_item(self, node: int) -> None:
-        """Forget an item that was taken up and will never start, since the run stops."""
-        if self._phases[node] == SCHEDULED and self.is_limited:
+        """Forget an item that was added and will never start, since the run stops."""
+        if self._phases[node] == Phase.SCHEDULED and self.is_limited:
             self.queue.leave(node)
         self.step_runs.end_item(node)
 
     def _stop(self, reason: str, *, exempt_cleanups: bool) -> None:
         self._readiness.stop(reason, exempt_cleanups=exempt_cleanups)
+        self.stop_reason = self._readiness.stop_reason
         for step in self.step_runs.maps():
             if not exempt_cleanups or self.step_runs.steps[step].run_if == "success":
                 for node in self.step_runs.items(step):
-                    if self._phases[node] == READY:
+                    if self._phases[node] == Phase.READY:
                         self.drop_item(node)
 
-
-_STEP_RULES: dict[
-    type, tuple[tuple[int, ...], Callable[[RunFold, int, Any], StepResult | None]]
-] = {
-    # event: the phases in which it can happen, and what it does; a result settles the unit
-    AttemptStarted: (
-        (SCHEDULED, WAITING, RESCHEDULED, QUEUED, READY, DROPPED),
-        RunFold._on_attempt_started,
-    ),
-    AttemptFailed: ((ATTEMPTING,), RunFold._on_attempt_failed),
-    MapStarted: ((SCHEDULED, READY, DROPPED), RunFold._on_map_started),
-    StepSucceeded: ((ATTEMPTING, MAPPING), RunFold._on_step_succeeded),
-    StepFailed: (
-        (ATTEMPTING, WAITING, MAPPING, SCHEDULED, READY, DROPPED),
-        RunFold._on_step_failed,
-    ),
-    StepCancelled: (
-        # What has never begun in this run may have done so before it was resumed.
-        (ATTEMPTING, WAITING, QUEUED, RESCHEDULED, MAPPING, UNREACHABLE, DROPPED, SCHEDULED, READY),
-        RunFold._on_step_cancelled,
-    ),
-    StepReused: ((PENDING, READY), RunFold._on_step_reused),  # ready are items only
-    StepSkipped: ((UNREACHABLE, DROPPED, SCHEDULED, READY), RunFold._on_step_skipped),
-    ThreadAbandoned: ((ATTEMPTING,), RunFold._on_thread_abandoned),
-    LoopBlocked: ((ATTEMPTING, WAITING, QUEUED, RESCHEDULED, SETTLED), RunFold._on_loop_blocked),
-}
-_RUN_RULES: dict[type, Callable[[RunFold, Any], None]] = {
-    RunStarted: RunFold._on_run_started,
-    RunResumed: RunFold._on_run_resumed,
-    RunInterrupted: RunFold._on_run_interrupted,
-    RunTimedOut: RunFold._on_run_timed_out,
-    RunFinished: RunFold._on_run_finished,
-}
-
-
-class RunState(RunFold):
-    """The state of one run, which is told what happens (`apply`) and asked what follows."""
-
-    # Most steps are plain, and succeed at their first attempt. The next two are `apply` for these,
-    # without a look at what only others have; and `apply` itself for all others.
-
-    def start(self, node: int, event: AttemptStarted) -> None:
-        """Apply the start of an attempt of a unit."""
-        phases = self._phases
-        if (
-            phases[node] == SCHEDULED
-            and event.attempt == 1
-            and self._steps[node].is_plain
-            and self._is_straight
-        ):
-            self._latest[node] = event
-            phases[node] = ATTEMPTING
-        else:
-            self.apply(event)
-
-    def succeed(self, node: int, event: StepSucceeded) -> None:
-        """Apply the success of an attempt of a unit."""
-        phases = self._phases
-        started, step = self._latest[node], self._steps[node]
-        if (
-            phases[node] == ATTEMPTING
-            and event.attempt == 1
-            and started is not None
-            and started.attempt == 1
-            and step.is_plain
-            and self._is_straight
-            and not self.attempt_log.has_remarks
-        ):
-            self._results[node] = StepResult(
-                event.step,
-                StepStatus.SUCCESS,
-                1,
-                event.at_ms - started.at_ms,
-                event.output,
-                None,
-                None,
-                started.at_ms,
-                None,
-                step.depends_on,
-            )
-            phases[node] = SETTLED
-            self._readiness.settled(node, event.at_ms)
-        else:
-            self.apply(event)
+    # What follows.
 
     def ready(self) -> list[int]:
-        """Return the units that may start their next attempt now. Each is handed out once."""
+        """Return the nodes that may start their next attempt now. Each is returned once."""
         phases, queue = self._phases, self.queue
         queue.is_dirty = bool(self._readiness.unreachable)
-        # What was doomed, or cancelled, in the meantime stands in line as well.
+        # What was queued may have become unreachable, or have been cancelled, in the meantime.
         if not self.is_limited:
-            batch = [node for node in queue.take_all() if phases[node] == READY]
+            batch = [node for node in queue.take_all() if phases[node] is _READY]
             for node in batch:
-                phases[node] = SCHEDULED
+                phases[node] = _SCHEDULED
             return batch
         batch = []
         for node in queue.take():
-            if phases[node] in (READY, QUEUED):
-                phases[node] = SCHEDULED if phases[node] == READY else RESCHEDULED
+            if phases[node] in (Phase.READY, Phase.QUEUED):
+                phases[node] = _SCHEDULED if phases[node] is _READY else Phase.RESCHEDULED
                 queue.enter(node)
                 batch.append(node)
         return batch
 
     def unreachable(self) -> list[SkippedStep]:
-        """Return the steps that will never start. Each is told once."""
-        unreachable, self._readiness.unreachable, phases = (
-            self._readiness.unreachable,
-            [],
-            self._phases,
-        )
-        # A stored run that is being replayed has already told what became of some of them.
-        return [doom for doom in unreachable if phases[doom.step] in (UNREACHABLE, DROPPED)]
+        """Return the steps that will never start. Each is returned once."""
+        skipped, self._readiness.unreachable = self._readiness.unreachable, []
+        # The events of a stored run that is replayed have settled some of them.
+        final = (Phase.UNREACHABLE, Phase.DROPPED)
+        return [each for each in skipped if self._phases[each.step] in final]
 
     def stored_end(self, step: int, at_ms: float, item: int | None = None) -> StepReused | None:
-        """Return what tells that a resumed run takes over the result of a step or an item, if so.
+        """Return the event with which a resumed run reuses a stored result, if there is one.
 
         Args:
             step: The step.
-            at_ms: When that is told.
-            item: The item of the step, if it is about that.
+            at_ms: When that happens.
+            item: The item of the step, if it is about one.
         """
         if self._checkpoint is None:
             return None
-        name = self.step_runs.steps[step].name
+        name = self._steps[step].name
         result = self._checkpoint.results.get((name, item))
         return None if result is None else StepReused(name, at_ms, item, result.status)
 
     def had_begun(self, step: int) -> bool:
-        """Whether a step, or an item of it, goes on with what it had begun before a resumption."""
-        return self.step_runs.steps[step].name in self._begun
+        """Whether a step, or an item of it, continues what it had begun before a resumption."""
+        return self._steps[step].name in self._begun
 
     def is_exempt_from_stop(self, node: int) -> bool:
-        """Whether a unit goes on although the run is stopping: it belongs to a clean-up step."""
-        return self.step_runs.steps[node].run_if != "success" and not self._interrupted
+        """Whether a node continues although the run stops: it belongs to a clean-up step."""
+        return self._steps[node].run_if != "success" and not self._interrupted
 
     def enqueue_retry(self, node: int, at_ms: float) -> None:
-        """Put a unit that has waited for its next attempt in line for it."""
-        assert self._phases[node] == WAITING
-        self._phases[node] = QUEUED
+        """Queue a node, whose backoff is over, for its next attempt."""
+        assert self._phases[node] == Phase.WAITING
+        self._phases[node] = Phase.QUEUED
         self.queue.put([node], at_ms)
 
     def add_item(self, step: int, at_ms: float) -> int:
-        """Take up the next item of a mapped step, and return its unit.
+        """Make the next item of a mapped step a node, and return that.
 
-        It stands in line, or, if the run is stopping, will never start.
+        It is queued or, if the run is stopping, will never start.
         """
         node = self.step_runs.add_item(step)
         if self.stop_reason is None or self.is_exempt_from_stop(step):
-            self._phases[node] = READY
+            self._phases[node] = Phase.READY
             self.queue.put([node], at_ms)
         else:
             self.step_runs.end_item(node)
         return node
 
     def is_queued(self, node: int) -> bool:
-        """Whether a unit whose turn has come has not been handed out."""
-        return self._phases[node] == READY
+        """Whether a node is ready and was not scheduled yet."""
+        return self._phases[node] is _READY
 
-    def unstarted(self, step_runs: list[int]) -> list[int]:
-        """Return those of the units that were handed out and have not started."""
-        phases = self._phases
-        return [node for node in step_runs if phases[node] == SCHEDULED]
+    def is_scheduled(self, node: int) -> bool:
+        """Whether a node was returned by `ready` and its first attempt has not started."""
+        return self._phases[node] is _SCHEDULED
+
+    def is_attempting(self, node: int) -> bool:
+        """Whether an attempt of the node is running."""
+        return self._phases[node] is _ATTEMPTING
+
+    def latest_attempt(self, node: int) -> AttemptStarted | None:
+        """The latest attempt that the node has started, if any; also before a resumption."""
+        if node < self._step_count and self._compact_starts[node] is not None:
+            self._expand(node)
+        return self._latest[node]
 
     def running_attempt(self, node: int) -> AttemptStarted | None:
-        """The attempt of the unit that is running, if one is."""
-        return self.step_runs.latest[node] if self._phases[node] == ATTEMPTING else None
+        """The attempt of the node that is running, if one is."""
+        return self.latest_attempt(node) if self.is_attempting(node) else None
+
+    def result(self, node: int) -> StepResult | None:
+        """The result of a node, if it has settled."""
+        if node < self._step_count and self._compact_ends[node] is not None:
+            self._expand(node)
+        return self._results[node]
+
+    def output(self, step: int) -> Any:
+        """The output of a step that has settled; ``None`` unless it has succeeded."""
+        end = self._compact_ends[step]
+        if end is not None:
+            return end[1]
+        result = self._results[step]
+        assert result is not None
+        return result.output
 
     @property
     def unsettled(self) -> int:
@@ -472,15 +446,10 @@ class RunState(RunFold):
 
     @property
     def ordinary_unsettled(self) -> int:
-        """How many steps have not settled and are no clean-up steps."""
+        """How many steps have not settled, clean-up steps aside."""
         return (
             self._readiness.ordinary_unsettled if self._plan.cleanups else self._readiness.unsettled
         )
-
-    @property
-    def stop_reason(self) -> str | None:
-        """Why the run is stopping; ``None`` while it is not."""
-        return self._readiness.stop_reason
 
     @property
     def has_finished(self) -> bool:
@@ -500,7 +469,7 @@ class RunState(RunFold):
         assert self._finished is not None
         return RunReport(
             self._started.run_id,
-            filter(None, map(self.step_runs.results.__getitem__, self._plan.order)),
+            filter(None, map(self.result, self._plan.order)),
             total_duration_ms=self._finished.at_ms,
             wall_time=self._started.wall_time,
             stop_reason=self.stop_reason,
@@ -508,3 +477,46 @@ class RunState(RunFold):
             inputs=self._started.inputs,
             outcome=self._finished.outcome,
         )
+
+
+_UNSTARTED = (Phase.READY, Phase.SCHEDULED, Phase.DROPPED)
+_BETWEEN_ATTEMPTS = (Phase.WAITING, Phase.QUEUED, Phase.RESCHEDULED)
+
+_STEP_RULES: dict[
+    type, tuple[tuple[Phase, ...], Callable[[RunState, int, Any], StepResult | None]]
+] = {
+    # event: the phases in which it can happen, and what it does; a result settles the node
+    AttemptStarted: ((*_UNSTARTED, *_BETWEEN_ATTEMPTS), RunState._on_attempt_started),
+    AttemptFailed: ((Phase.ATTEMPTING,), RunState._on_attempt_failed),
+    MapStarted: (_UNSTARTED, RunState._on_map_started),
+    StepSucceeded: ((Phase.ATTEMPTING, Phase.MAPPING), RunState._on_step_succeeded),
+    StepFailed: (
+        (Phase.ATTEMPTING, Phase.WAITING, Phase.MAPPING, *_UNSTARTED),
+        RunState._on_step_failed,
+    ),
+    StepCancelled: (
+        # What has not started in this run may have started before a resumption.
+        (
+            Phase.ATTEMPTING,
+            Phase.MAPPING,
+            Phase.UNREACHABLE,
+            *_UNSTARTED,
+            *_BETWEEN_ATTEMPTS,
+        ),
+        RunState._on_step_cancelled,
+    ),
+    StepReused: ((Phase.PENDING, Phase.READY), RunState._on_step_reused),  # ready are items only
+    StepSkipped: ((Phase.UNREACHABLE, *_UNSTARTED), RunState._on_step_skipped),
+    ThreadAbandoned: ((Phase.ATTEMPTING,), RunState._on_thread_abandoned),
+    LoopBlocked: (
+        (Phase.ATTEMPTING, Phase.SETTLED, *_BETWEEN_ATTEMPTS),
+        RunState._on_loop_blocked,
+    ),
+}
+_RUN_RULES: dict[type, Callable[[RunState, Any], None]] = {
+    RunStarted: RunState._on_run_started,
+    RunResumed: RunState._on_run_resumed,
+    RunInterrupted: RunState._on_run_interrupted,
+    RunTimedOut: RunState._on_run_timed_out,
+    RunFinished: RunState._on_run_finished,
+}

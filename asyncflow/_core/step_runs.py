@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from enum import IntEnum
 from typing import Any, NamedTuple, TypeAlias
 
 from asyncflow._core.errors import IllegalEventError, StepCrashedError
@@ -30,23 +31,12 @@ from asyncflow.events import (
 )
 
 __all__ = [
-    "ATTEMPTING",
-    "DROPPED",
     "IN_FLIGHT",
-    "MAPPING",
-    "PENDING",
-    "PHASES",
-    "QUEUED",
-    "READY",
-    "RESCHEDULED",
-    "SCHEDULED",
-    "SETTLED",
-    "UNREACHABLE",
-    "WAITING",
     "AttemptLog",
     "Checkpoint",
     "Key",
     "PendingAttempts",
+    "Phase",
     "StepEnd",
     "StepRuns",
 ]
@@ -100,36 +90,31 @@ class Checkpoint:
         return frozenset(plan.index[name] for name, item in self.results if item is None)
 
 
-# Plain integers: they are compared for every event.
-PENDING = 0
-READY = 1
-SCHEDULED = 2
-UNREACHABLE = 3
-DROPPED = 4
-ATTEMPTING = 5
-WAITING = 6
-QUEUED = 7
-RESCHEDULED = 8
-MAPPING = 9
-SETTLED = 10
+class Phase(IntEnum):
+    """Where a node stands, with the sentence that says so in errors."""
 
-PHASES = (
-    "the step's turn has not come",
-    "the step is ready",
-    "the step is about to start",
-    "the step will never start",
-    "the step was ready when the run stopped",
-    "an attempt of the step is running",
-    "the step waits for its next attempt",
-    "the step stands in line for its next attempt",
-    "the step is about to start its next attempt",
-    "the step goes through its items",
-    "the step has ended",
-)
-"""Each of them in words."""
+    text: str
 
-IN_FLIGHT = (SCHEDULED, RESCHEDULED, ATTEMPTING)
-"""Those that count against ``max_concurrency`` and the pools."""
+    PENDING = 0, "the step's turn has not come"
+    READY = 1, "the step is ready"
+    SCHEDULED = 2, "the step is about to start"
+    UNREACHABLE = 3, "the step will never start"
+    DROPPED = 4, "the step was ready when the run stopped"
+    ATTEMPTING = 5, "an attempt of the step is running"
+    WAITING = 6, "the step waits for its next attempt"
+    QUEUED = 7, "the step is queued for its next attempt"
+    RESCHEDULED = 8, "the step is about to start its next attempt"
+    MAPPING = 9, "the step goes through its items"
+    SETTLED = 10, "the step has ended"
+
+    def __new__(cls, value: int, text: str) -> Phase:
+        phase = int.__new__(cls, value)
+        phase._value_, phase.text = value, text
+        return phase
+
+
+IN_FLIGHT = (Phase.SCHEDULED, Phase.RESCHEDULED, Phase.ATTEMPTING)
+"""The phases that count against ``max_concurrency`` and the pools."""
 
 
 class StepRuns:
@@ -153,7 +138,7 @@ class StepRuns:
         self._pending_attempts = pending_attempts or {}
         self.steps = list(plan.steps)
         count = len(self.steps)
-        self.phases = [PENDING] * count
+        self.phases = [Phase.PENDING] * count
         self.latest: list[AttemptStarted | None] = [None] * count
         for (name, item), each in self._pending_attempts.items():
             if item is None:
@@ -204,7 +189,7 @@ class StepRuns:
     def begin_map(self, step: int, at_ms: float) -> None:
         """A mapped step begins to go through its items."""
         self._maps[step] = _Map(at_ms)
-        self.phases[step] = MAPPING
+        self.phases[step] = Phase.MAPPING
 
     def map_started_ms(self, step: int) -> float:
         """When it did so last."""
@@ -217,7 +202,7 @@ class StepRuns:
         """
         node = len(self.steps)
         self.steps.append(self.steps[step])
-        self.phases.append(PENDING)
+        self.phases.append(Phase.PENDING)
         self.results.append(None)
         mapped = self._maps[step]
         if item is None:
@@ -241,10 +226,10 @@ class StepRuns:
         assert event.item is not None
         if event.item in mapped.nodes:
             return mapped.nodes[event.item]
-        if self.phases[step] != MAPPING or not self._is_first(event):
+        if self.phases[step] != Phase.MAPPING or not self._is_first(event):
             raise IllegalEventError(event, "the item has not been started")
         node = self.add_item(step, event.item)  # nobody took it up: a stored run is replayed
-        self.phases[node] = READY
+        self.phases[node] = Phase.READY
         return node
 
     def _is_first(self, event: StepEvent) -> bool:
@@ -257,7 +242,7 @@ class StepRuns:
 
     def end_item(self, node: int) -> None:
         """An item has settled, or will never start."""
-        self.phases[node] = SETTLED
+        self.phases[node] = Phase.SETTLED
         self._maps[self._item_of[node][0]].unsettled -= 1
 
     def maps(self) -> list[int]:
@@ -359,14 +344,14 @@ class AttemptLog:
     ) -> StepResult:
         """Return the result of a unit that has ended in one way or another."""
         phase = self._step_runs.phases[node]
-        if phase == MAPPING:
+        if phase == Phase.MAPPING:
             return self._result_of_items(node, event, status, error)
-        if phase < ATTEMPTING and self._step_runs.latest[node] is None:
+        if phase < Phase.ATTEMPTING and self._step_runs.latest[node] is None:
             return self._result_without_attempts(node, event, status, error)
         started, history = self.latest(node, event), self.attempts(node) or None
         started_ms, queued_ms = started.at_ms, started.queued_ms
         if history is not None:
-            if phase == ATTEMPTING:
+            if phase == Phase.ATTEMPTING:
                 history = (*history, _attempt(started, event, error))
             started_ms = history[0].started_ms
             queued_ms = sum(attempt.queued_ms for attempt in history)
@@ -400,7 +385,7 @@ class AttemptLog:
         self, node: int, event: StepEnd, status: StepStatus, error: BaseException | None
     ) -> StepResult:
         if event.attempt or self._step_runs.is_item(node):
-            raise IllegalEventError(event, PHASES[self._step_runs.phases[node]])
+            raise IllegalEventError(event, self._step_runs.phases[node].text)
         depends_on = self._step_runs.depends_on(node)
         return StepResult(event.step, status, error=error, recorded=(), depends_on=depends_on)
 
@@ -409,7 +394,7 @@ class AttemptLog:
     ) -> StepResult:
         items = self._step_runs.results_of_items(step)
         if items is None or event.attempt:
-            raise IllegalEventError(event, PHASES[MAPPING])
+            raise IllegalEventError(event, Phase.MAPPING.text)
         started_ms = self.began_ms(step, items)
         return StepResult(
             event.step,

@@ -1,16 +1,12 @@
-"""What asyncio tells of the cancellations of a task.
-
-Keeps anyio from repeating a cancellation while something has to end in its own time.
-
-What is to be known of the clocks of event loops.
-"""
+"""What the driver must know of the versions of asyncio, uvloop and anyio, in one place."""
 
 from __future__ import annotations
 
 import asyncio
 import sys
 import time
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Awaitable, Callable
+from contextlib import AbstractContextManager, nullcontext, suppress
 from typing import Any
 
 import anyio
@@ -18,20 +14,30 @@ import anyio
 __all__ = [
     "FAILURES",
     "TIMER_SLACK_S",
+    "WAIT_FOR_MAKES_A_TASK",
     "cancel_requested",
     "cancels",
     "forget_cancels",
     "has_virtual_time",
+    "outlast",
     "running_task",
-    "shield",
 ]
 
 FAILURES = (Exception, asyncio.CancelledError)
-"""What makes an attempt fail, and an observer be dropped. All else is not theirs, nor ours, to
-handle. A cancellation that one of them raises is nobody's: those of the run arrive elsewhere."""
+"""What fails an attempt, and drops an observer. Everything else ends the run. A cancellation that
+one of them raises was not requested by the run: those are known otherwise."""
+
+TIMER_SLACK_S = 0.001
+"""How much earlier than asked a timer may fire: uvloop counts in whole ms (uvloop #739)."""
+
+WAIT_FOR_MAKES_A_TASK = sys.version_info < (3, 12)
+"""Before 3.12, `asyncio.wait_for` runs a coroutine in a task of its own. If it is cancelled while
+that task ends, it discards the result, and may leave the task running (gh-86296). So there the
+driver makes the task, and asks it afterwards."""
 
 
 def running_task() -> asyncio.Task[Any]:
+    """Return the task that is running."""
     task = asyncio.current_task()
     assert task is not None
     return task
@@ -58,21 +64,46 @@ def forget_cancels() -> None:
         task.uncancel()
 
 
-TIMER_SLACK_S = 0.001
-"""How much earlier than asked a timer may fire: uvloop counts in whole ms (uvloop #739)."""
+async def outlast(
+    is_over: Callable[[], bool],
+    wait: Callable[[], Awaitable[object]],
+    on_cancel: Callable[[asyncio.CancelledError], object] | None = None,
+) -> asyncio.CancelledError | None:
+    """Wait until something is over, although the waiting task is cancelled.
+
+    Args:
+        is_over: Whether it is.
+        wait: Makes what to await, again and again until it is over.
+        on_cancel: Called at the first cancellation.
+
+    Returns:
+        The first cancellation that came meanwhile, which the caller must raise or take back.
+    """
+    try:
+        while not is_over():
+            await wait()
+    except asyncio.CancelledError as cancellation:
+        if on_cancel is not None:
+            on_cancel(cancellation)
+        with _shield():
+            while not is_over():
+                with suppress(asyncio.CancelledError):
+                    await wait()
+        return cancellation
+    return None
+
+
+def _shield() -> AbstractContextManager[object]:
+    """Return a context in which anyio does not repeat a cancellation until it is obeyed.
+
+    Without it, a wait that continues after a cancellation would be a busy loop.
+    """
+    # No scope of anyio can be around us before it has loaded its backend, which takes a while.
+    if "anyio._backends._asyncio" in sys.modules:
+        return anyio.CancelScope(shield=True)
+    return nullcontext()
 
 
 def has_virtual_time(loop: asyncio.AbstractEventLoop) -> bool:
     """Whether the loop's clock is its own, and not the one that all real loops share."""
     return abs(loop.time() - time.monotonic()) > 1
-
-
-def shield() -> AbstractContextManager[object]:
-    """Return a context in which a cancellation of anyio's arrives once, if at all.
-
-    Without it, a wait that goes on after it was cancelled would become a busy loop.
-    """
-    # No scope of anyio's can be around us before it has loaded its backend, which takes a while.
-    if "anyio._backends._asyncio" in sys.modules:
-        return anyio.CancelScope(shield=True)
-    return nullcontext()

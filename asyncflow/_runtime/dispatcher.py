@@ -11,11 +11,9 @@ The books of a run: its state, and the events that are entered into it and told 
 
 from __future__ import annotations
 
-import asyncio
 import logging
-from abc import abstractmethod
 from collections.abc import Callable, Iterable
-from typing import Protocol, TypeAlias, cast
+from typing import Any, Protocol, TypeAlias, cast
 
 from asyncflow._core.arguments import is_async
 from asyncflow._core.state import RunState
@@ -24,9 +22,9 @@ from asyncflow._runtime.durable import JournalSession
 from asyncflow.events import AttemptStarted, Event
 
 __all__ = [
-    "CALLS_OBSERVERS",
+    "OBSERVER_CALLS",
     "AnyObserver",
-    "Ledger",
+    "EventDispatcher",
     "Observer",
     "ObserverFactory",
     "check_observers",
@@ -146,70 +144,72 @@ def _check(observer: object) -> None:
         )
 
 
-class Ledger:
-    """Enters what happens into the state of a run, and tells it to the observers."""
+class EventDispatcher:
+    """The only writer of a run's history: applies an event, stores it, notifies the observers.
 
-    # Here and above, since the attributes of a run are more than Python keeps with an object: it
-    # would look each of them up in a dictionary.
-    __slots__ = ("_book", "_has_entries", "_loop", "_observers", "_started", "_state")
+    Args:
+        state: What the events are applied to.
+        session: Where they are stored, if the run has a journal.
+        observers: Who is notified.
+        interrupt: Ends the run for what an observer raised that is not the observer's to raise.
+    """
 
     def __init__(
-        self, state: RunState, observers: tuple[Observer, ...], book: JournalSession | None
+        self,
+        state: RunState,
+        session: JournalSession | None,
+        observers: tuple[Observer, ...],
+        interrupt: Callable[[BaseException, str], None],
     ) -> None:
         self._state = state
-        self._observers = observers
-        self._has_entries = any(entry_of(observer) is not None for observer in observers)
+        self._session = session
+        self.observers = observers
+        self._interrupt = interrupt
+        self.has_entries = any(entry_of(observer) is not None for observer in observers)
         """Whether an observer does something in the context of each attempt."""
-        self._book = book
-        self._loop = asyncio.get_running_loop()
-        # The clock of a run stands still while no process runs it.
-        self._started = self._loop.time() - state.deadlines.began_ms / 1000
 
-    @abstractmethod
-    def _interrupt(self, cause: BaseException, reason: str) -> None:
-        """Stop the run because of something that it shall raise."""
-
-    def _now_ms(self) -> float:
-        return (self._loop.time() - self._started) * 1000
-
-    def _emit(self, event: Event, kept: Event | None = None) -> None:
-        """Enter an event into the books.
+    def emit(self, event: Event, stored: Event | None = None) -> None:
+        """Apply an event, store it, and notify the observers.
 
         Args:
             event: The event.
-            kept: The same, as a journal keeps it, if that is not the same.
+            stored: The event to store, if that is another one.
         """
         self._state.apply(event)
-        self._pass_on(event, kept)
+        if self._session is not None:
+            self._session.add(event if stored is None else stored)
+        if self.observers:
+            self.notify(event)
 
-    def _pass_on(self, event: Event, kept: Event | None = None) -> None:
-        """Have an event kept that was applied, and tell it to the observers."""
-        if self._book is not None:
-            self._book.add(event if kept is None else kept)
-        if self._observers:
-            self._tell(event)
+    def notify(self, event: Event) -> None:
+        """Notify the observers of an event that was applied."""
+        self._call_observers(event, lambda observer: observer)
 
-    def _tell(self, event: Event, *, entered: AttemptStarted | None = None) -> None:
-        """Call the observers with an event; or in the context of an attempt that is entered."""
+    def enter(self, running: AttemptStarted) -> None:
+        """Let the observers act in the context of an attempt, which must be the current one."""
+        self._call_observers(running, entry_of)
+
+    def _call_observers(
+        self, event: Any, entry: Callable[[Observer], Callable[[Any], object] | None]
+    ) -> None:
         interruptions = []
-        for observer in self._observers:
+        for observer in self.observers:
             try:
-                if entered is None:
-                    observer(event)
-                elif (entry := entry_of(observer)) is not None:
-                    entry(entered)
+                call = entry(observer)
+                if call is not None:
+                    call(event)
             except BaseException as error:
-                self._observers = tuple(one for one in self._observers if one is not observer)
+                self.observers = tuple(one for one in self.observers if one is not observer)
                 if isinstance(error, FAILURES):
                     log_failure(event)
                 else:
                     interruptions.append(error)
-        while interruptions:  # after all have been told, so that they hear it in order
+        while interruptions:  # after all were notified, so that they see the events in order
             self._interrupt(
                 interruptions[0], f"an observer raised {type(interruptions[0]).__name__}"
             )
             del interruptions[0]  # an error keeps this frame
 
 
-CALLS_OBSERVERS = Ledger._tell.__code__
+OBSERVER_CALLS = EventDispatcher._call_observers.__code__
 """What is called from here is an observer's, in whatever task that may be."""

@@ -45,7 +45,7 @@ from asyncflow._core.results import REDACTED, REDACTED_OUTPUT, Payload
 from asyncflow._core.resume import Fingerprints, resume
 from asyncflow._core.step import WorkflowStep
 from asyncflow._core.step_runs import Checkpoint
-from asyncflow._runtime.asyncio_compat import shield
+from asyncflow._runtime.asyncio_compat import outlast
 from asyncflow.events import Event, RunResumed, RunStarted
 
 __all__ = [
@@ -192,14 +192,10 @@ class RunPersistence:
 
     async def close(self, run_id: str) -> Closing:
         """Wait until all is kept, and give up the run; a cancellation does not cut that short."""
-        loop, cancellation, self.has_closed = asyncio.get_running_loop(), None, True
-        closing = loop.create_task(self.book.close(), name=f"asyncflow:{run_id}")
-        with shield():
-            while not closing.done():
-                try:
-                    await asyncio.wait([closing])
-                except asyncio.CancelledError as again:
-                    cancellation = again
+        self.has_closed = True
+        closing = asyncio.ensure_future(self.book.close())
+        closing.set_name(f"asyncflow:{run_id}")
+        cancellation = await outlast(closing.done, partial(asyncio.wait, [closing]))
         try:
             return Closing(None if closing.cancelled() else closing.exception(), cancellation)
         finally:

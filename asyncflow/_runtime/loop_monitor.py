@@ -30,7 +30,7 @@ from weakref import ref
 
 from asyncflow._core.tracebacks import user_location
 from asyncflow._runtime.asyncio_compat import has_virtual_time
-from asyncflow._runtime.dispatcher import CALLS_OBSERVERS
+from asyncflow._runtime.dispatcher import OBSERVER_CALLS
 
 __all__ = ["OnBlock", "Watch", "watch"]
 
@@ -175,7 +175,7 @@ class _WatchedLoop:
     def _find(self, ping: _Ping) -> None:
         frames = list(_frames(self.thread))
         ping.where = user_location(frames)
-        if not any(frame.f_code is CALLS_OBSERVERS for frame in frames):
+        if not any(frame.f_code is OBSERVER_CALLS for frame in frames):
             ping.blamed = ping.task
 
     def _answer(self, ping: _Ping) -> None:

@@ -24,7 +24,7 @@ from asyncflow._runtime.durable import (
     begin,
     open_run,
 )
-from asyncflow._runtime.limiters import prepare
+from asyncflow._runtime.permits import prepare_workers
 from asyncflow._runtime.run import Run
 
 __all__ = ["OnActive", "Orchestrator", "run_pipeline"]
@@ -227,7 +227,7 @@ class Orchestrator:
         watching = (*self._observers, *check_observers(observers))
         if self._secret_inputs and self._targets is None:  # else it may be that others take them
             self._check_secrets()
-        prepare(self._plan)
+        prepare_workers(self._plan)
         request = Request(
             run_id if run_id is not None else os.urandom(8).hex(),
             self._name,

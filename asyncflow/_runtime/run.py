@@ -2,34 +2,53 @@
 
 Rules:
 
-1. One task a unit (a step, or an item of a mapped one), in the run's task group. The group owns
+1. One task a node (a step, or an item of a mapped one), in the run's task group. The group owns
    their lifetimes and nothing else: no child raises into it, so it never cancels anything by
    itself. A group that aborts because of a child loses a cancellation of its parent before 3.13:
    gh-116720.
-2. Only the run stops steps: it notes whom it asked, then cancels each of them once.
-3. The run waits for its steps in the body of the group, and whatever happens to it meanwhile it
-   goes on waiting until they have all ended.
+2. Only the run stops nodes: it asks each of them once.
+3. The run waits for its nodes in the body of the group. Whatever happens to it meanwhile, it waits
+   until they have all ended.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextvars
+import logging
+import math
+from typing import Any
 
 from asyncflow._core.arguments import reject_awaitable
-from asyncflow._core.errors import JournalError, RunCancelledError, name_suffix
+from asyncflow._core.context import RunContext, enter_run
+from asyncflow._core.errors import (
+    JournalError,
+    RunCancelledError,
+    StepCrashedError,
+    name_suffix,
+)
 from asyncflow._core.graph import Plan
 from asyncflow._core.report import RunReport
 from asyncflow._core.state import RunState
+from asyncflow._core.step import WorkflowStep
 from asyncflow._core.tracebacks import strip_internal_frames
-from asyncflow._runtime.asyncio_compat import FAILURES, shield
-from asyncflow._runtime.dispatcher import Observer
+from asyncflow._runtime.asyncio_compat import (
+    FAILURES,
+    WAIT_FOR_MAKES_A_TASK,
+    cancel_requested,
+    outlast,
+)
+from asyncflow._runtime.dispatcher import EventDispatcher, Observer
 from asyncflow._runtime.durable import RunPersistence, RunStart
-from asyncflow._runtime.loop_monitor import Watch, watch
-from asyncflow._runtime.mapping import Fanout
-from asyncflow._runtime.outcome import as_failure, told_by
-from asyncflow._runtime.step_runner import FIRST_TASK_BEARS_THE_NAME
-from asyncflow._runtime.watchdog import GRACE_S
+from asyncflow._runtime.loop_monitor import watch
+from asyncflow._runtime.mapping import MapRunner
+from asyncflow._runtime.outcome import as_failure, caller_reason, step_cancelled
+from asyncflow._runtime.permits import Permits
+from asyncflow._runtime.step_runner import StepRunner
+from asyncflow._runtime.stop_control import StopControl
+from asyncflow._runtime.watchdog import Watchdog
 from asyncflow.events import (
+    LoopBlocked,
     RunFinished,
     RunInterrupted,
     RunTimedOut,
@@ -39,82 +58,144 @@ from asyncflow.events import (
 
 __all__ = ["Run"]
 
+_log = logging.getLogger("asyncflow")
+
 _REUSED_A_TURN = 100
-"""After how many steps that a resumed run takes over others get a turn."""
+"""After how many steps whose stored result a resumed run reuses other tasks get a turn."""
+_UNSTARTED_S = 0.01
+"""How soon the run looks for tasks that were cancelled before their first line."""
 
 
-class Run(Fanout):
-    """One run of a pipeline; `execute` it once."""
+class Run:
+    """One run of a pipeline; `execute` it once.
+
+    It is the host of the objects that run its steps. They call `settled`, `interrupt` and `broken`.
+
+    Args:
+        run_id: Identifies the run.
+        plan: What to run.
+        start: How the run begins.
+        state: Its state.
+        observers: Who is notified of its events.
+        persistence: Its part of a journal, if it has one.
+    """
 
     def __init__(
         self,
         run_id: str,
         plan: Plan,
-        opening: RunStart,
+        start: RunStart,
         state: RunState,
         observers: tuple[Observer, ...],
-        keeper: RunPersistence | None = None,
+        persistence: RunPersistence | None = None,
     ) -> None:
-        super().__init__(run_id, plan, opening.bindings, opening.inputs, state, observers, keeper)
-        self._opening = opening
-        self._conditions = opening.conditions
-        self._is_resumed = opening.checkpoint is not None
-        self._stop_is_due = True  # until it has begun, there is nothing to be stopped
+        loop = self._loop = asyncio.get_running_loop()
+        self._plan = plan
+        self._start_of_run = start
+        self._is_resumed = start.checkpoint is not None
+        self._state = state
+        self._queue = state.queue
+        self._steps = state.step_runs.steps
+        self._persistence = persistence
+        # The clock of a run stands still while no process runs it.
+        started_s = loop.time() - state.deadlines.began_ms / 1000
+        deadline_ms = state.deadlines.deadline_ms
+        deadline_s = math.inf if deadline_ms is None else loop.time() + deadline_ms / 1000
+        run = self._run = RunContext(
+            run_id, plan, loop.time, started_s, deadline_s, {}, cancel_requested
+        )
+        context = self._context = contextvars.copy_context()
+        context.run(enter_run, run)
+        self._live: dict[int, asyncio.Task[Any]] = {}
+        """The task of each node that was started and has not ended."""
+        session = None if persistence is None else persistence.book
+        dispatcher = self._dispatcher = EventDispatcher(state, session, observers, self.interrupt)
+        stop = self._stop_control = StopControl(state, run, context, self._live)
+        self._watchdog = Watchdog(state, run, context, self._live, stop.requested)
+        permits = self._permits = Permits(state, run, dispatcher, stop, self._advance_soon)
+        self._runner = StepRunner(
+            self,
+            run,
+            context,
+            start.bindings,
+            start.inputs,
+            state,
+            dispatcher,
+            permits,
+            stop,
+            self._watchdog,
+            persistence,
+        )
+        self._maps = MapRunner(
+            self,
+            run,
+            state,
+            dispatcher,
+            stop,
+            self._runner,
+            is_durable=persistence is not None,
+            advance=self._advance_now,
+        )
         self._advancing = False
+        self._is_broken = False
+        self._stop_is_due = True  # until the run has begun, there is nothing to be stopped
+        self._has_stopped = False
         self._settled: asyncio.Future[None] | None = None
         self._interruption: BaseException | None = None
-        self._request: RunCancelledError | None = None
+        self._cancelled_by_journal: RunCancelledError | None = None
         self._deadline: asyncio.TimerHandle | None = None
-        self._doubtful: list[int] = []
-        """The units that were to stop and were not cancelled, since somebody else had done so."""
-        self._insistence: asyncio.TimerHandle | None = None
+        self._unstarted: list[int] = []
+        self._unstarted_timer: asyncio.TimerHandle | None = None
 
     async def execute(self) -> RunReport:
         """Run the pipeline; return its report, or raise what has interrupted it."""
         cancellation: BaseException | None = await self._begin()
-        if self._state.deadlines.deadline_ms is not None:
-            ends = self._identity.deadline_s
-            self._deadline = self._loop.call_at(ends, self._time_out, context=self._context)
-        self._monitor: Watch = watch(self._loop, self._on_block)
+        if self._run.deadline_s < math.inf:
+            self._deadline = self._loop.call_at(
+                self._run.deadline_s, self._time_out, context=self._context
+            )
+        self._monitor = watch(self._loop, self._on_block)
         failure: BaseException | None = None
         try:
             async with asyncio.TaskGroup() as self._group:
                 # From the loop, not from here: the traceback of an eager task that fails at once
-                # would keep our callers' frames, and in one of them stands the report: a cycle.
+                # would keep our callers' frames, and one of them holds the report: a cycle.
                 if cancellation is None:
                     self._advance_soon()
                 # What leaves the body of a group is kept by it in a cycle, so nothing leaves it.
-                cancellation = await self._until_settled() or cancellation
+                late = await outlast(self._is_over, self._until_settled, self._on_cancel)
+                cancellation = late or cancellation
         except asyncio.CancelledError as at_exit:
             cancellation = at_exit
         self._close()
-        if self._keeper is not None:
-            failure, late = await self._keeper.close(self._identity.run_id)
+        if self._persistence is not None:
+            failure, late = await self._persistence.close(self._run.run_id)
             cancellation = late or cancellation
-            self._interruption = self._interruption or failure
+            if self._interruption is None:
+                self._interruption = failure
             if cancellation is not None and isinstance(self._interruption, JournalError):
                 self._interruption = None  # a cancellation from outside always gets through
-        stopped = cancellation if self._interruption is None else self._interruption
-        stopped = self._request if stopped is None else stopped
-        if stopped is None:
-            return self._state.report()
+        causes = [self._interruption, cancellation, self._cancelled_by_journal]
         try:
-            raise stopped
+            for cause in causes:
+                if cause is not None:
+                    raise cause
+            return self._state.report()
         finally:
             # Or what is raised would keep itself, through this frame.
-            del self, cancellation, failure, stopped
+            del self, cancellation, failure, late, causes, cause
 
     async def _begin(self) -> asyncio.CancelledError | None:
-        """Tell that the run begins; return the cancellation that came meanwhile, if any."""
-        if self._book is not None:
-            self._book.watch(self._heed)
-        self._emit(self._opening.event, self._opening.kept)
+        """Report that the run begins; return the cancellation that came meanwhile, if any."""
+        if self._persistence is not None:
+            self._persistence.book.watch(self._on_journal_stop)
+        self._dispatcher.emit(self._start_of_run.event, self._start_of_run.kept)
         cancellation, state = None, self._state
-        order = self._identity.plan.order if self._is_resumed else ()
+        order = self._plan.order if self._is_resumed else ()
         for count, index in enumerate(order):
-            stored_end = state.stored_end(index, self._now_ms())
-            if stored_end is not None:
-                self._emit(stored_end)
+            stored = state.stored_end(index, self._run.now_ms())
+            if stored is not None:
+                self._dispatcher.emit(stored)
             if count % _REUSED_A_TURN == _REUSED_A_TURN - 1 and cancellation is None:
                 try:
                     await asyncio.sleep(0)
@@ -122,48 +203,31 @@ class Run(Fanout):
                     cancellation = early
         self._stop_is_due = False
         if cancellation is not None:
-            self._tell_interruption(told_by(cancellation))
+            self._report_interruption(caller_reason(cancellation))
             self._stop()
         elif state.stop_reason is not None:
             self._stop_soon()
         return cancellation
 
     def _close(self) -> None:
+        """Report the end of the run, and let go of what could outlive it or refers back to it."""
         self._watchdog.stop()
         self._monitor.stop()
-        # They lead back to us, the group by way of our task, before 3.12.8 and 3.13.1: gh-124958.
-        del self._monitor, self._group
-        for timer in (self._deadline, self._insistence):
+        self._stop_control.close()
+        for timer in (self._deadline, self._unstarted_timer):
             if timer is not None:
                 timer.cancel()
         if not self._is_broken:
-            now_ms, state = self._now_ms(), self._state
-            self._emit(RunFinished(now_ms, state.outcome, state.stop_reason))
+            state = self._state
+            self._dispatcher.emit(RunFinished(self._run.now_ms(), state.outcome, state.stop_reason))
+        # They refer back to us; the group by way of our task before 3.12.8 and 3.13.1: gh-124958.
+        del self._dispatcher, self._permits, self._runner, self._maps, self._monitor, self._group
 
-    # Waiting for the steps.
+    # Waiting for the nodes.
 
-    async def _until_settled(self) -> asyncio.CancelledError | None:
-        """Wait until every step has ended; return the cancellation that came meanwhile, if any."""
-        try:
-            await self._all_settled()
-        except asyncio.CancelledError as cancellation:
-            self._tell_interruption(told_by(cancellation))
-            self._stop()
-            # anyio repeats a cancellation until it is obeyed. The shield keeps that from turning
-            # the wait for the steps' clean-up into a busy loop.
-            with shield():
-                while self._live:
-                    try:
-                        await self._all_settled()
-                    except asyncio.CancelledError:
-                        continue  # cancelled again; the steps were asked and end in their time
-            return cancellation
-        return None
-
-    async def _all_settled(self) -> None:
-        while not self._is_over():
-            self._settled = self._loop.create_future()
-            await self._settled
+    async def _until_settled(self) -> None:
+        self._settled = self._loop.create_future()
+        await self._settled
 
     def _wake_if_settled(self) -> None:
         waiting = self._settled
@@ -172,6 +236,21 @@ class Run(Fanout):
 
     def _is_over(self) -> bool:
         return not self._live and (not self._state.unsettled or self._is_broken)
+
+    def settled(self, node: int) -> None:
+        """See to what follows the end of a node."""
+        self._live.pop(node, None)
+        if self._runner.items:
+            self._maps.forget(node)
+        if self._state.stop_reason is not None and not self._has_stopped:
+            self._has_stopped = True
+            self._stop_soon()
+        if not self._advancing:  # else an eager task has ended within its start
+            if self._queue.is_dirty:
+                self._advance_at_once()
+            elif not self._live:
+                self._wake_if_settled()
+        del self  # as in _advance
 
     # Starting them.
 
@@ -185,67 +264,71 @@ class Run(Fanout):
             self._advance_at_once()
 
     def _advance_at_once(self) -> None:
-        if self._conditions:
-            # Not in the task of a step: what a condition does is not done by that one.
+        if self._start_of_run.conditions:
+            # Not in the task of a step, to which a condition does not belong.
             self._advance_soon()
         else:
             self._context.run(self._advance)
         del self  # as in _advance
 
     def _advance(self) -> None:
-        """Start what is ready and skip what is doomed, until there is neither.
+        """Start what is ready and skip what is unreachable, until there is neither.
 
-        Called in the run's context, so that a step's task starts with a fresh copy of it.
+        Called in the run's context, so that a node's task starts with a fresh copy of it.
         """
         self._advancing = True
         try:
             while self._queue.is_dirty:
                 self._start(self._state.ready())
-                self._skip_doomed()
+                self._skip_unreachable()
         except BaseException as bug:
-            self._break_off(bug, "a step could not be started")
+            self.broken(bug, "a step could not be started")
         finally:
             self._advancing = False
         self._wake_if_settled()
-        del self  # the traceback of an eager task keeps this frame, as it keeps that of _run_unit
+        del self  # the traceback of an eager task keeps this frame
 
-    def _start(self, batch: list[int], *, anew: bool = False) -> None:
+    def _start(self, batch: list[int], *, is_again: bool = False) -> None:
         if not batch:
             return
-        group, live, run, task = self._group, self._live, None, None
+        group, live, launch = self._group, self._live, self._runner.launch
         prefix, task_name = self._watchdog.prefix, self._watchdog.task_name
+        shortest_s = math.inf
         for node in batch:
-            step, run = self._steps[node], self.run_node
-            if not step.is_plain or node in self._turns or self._is_resumed:
-                if not (anew or (self._is_new(node) and self._is_wanted(node))):
+            step = self._steps[node]
+            task = coroutine = None
+            if not step.is_plain or self._is_resumed or self._state.is_limited:
+                if not (is_again or (self._is_new(node) and self._is_wanted(node))):
                     continue
                 if step.map_over is not None and self._state.step_runs.item_of(node) is None:
-                    run = self._run_items
-            # Where an attempt has a task of its own, that one bears the name.
+                    coroutine = self._maps.run(node, step)
+            if step.timeout_s is not None and step.timeout_s < shortest_s:
+                shortest_s = step.timeout_s
+            # Before 3.12, each attempt has a task of its own, which has that name.
             own_name = f"{prefix}{step.name}#1" if step.is_plain else task_name(node, 1)
-            name = own_name if FIRST_TASK_BEARS_THE_NAME else None
-            task = group.create_task(run(node), name=name)
+            name = None if WAIT_FOR_MAKES_A_TASK else own_name
+            task = group.create_task(coroutine or launch(node), name=name)
             if not task.done():  # an eager one may be
                 live[node] = task
-        self._loop.call_soon(self._restart_unbegun, batch, context=self._context)
+        self._watchdog.expect(self._loop.time() + shortest_s)
+        self._look_for_unstarted(batch)
         # As in _advance; and what the last condition raised keeps this frame, so not a task of
         # another step, whose end leads to the run.
-        del self, group, live, run, task, task_name
+        del self, group, live, launch, task, task_name, coroutine
 
     def _is_new(self, node: int) -> bool:
-        """Let a unit go on whose turn has come for another attempt; return whether it is new."""
-        if node in self._turns:
-            self._turns[node].set_result(None)
+        """Return whether a node makes its first attempt; let it continue if it makes another."""
+        if self._permits.readmit(node):
             return False
         if self._state.step_runs.item_of(node) is not None:
-            self._note_change(node)
+            self._maps.note_change(node)
         return True
 
     def _is_wanted(self, node: int) -> bool:
-        """Ask a step's condition; if the step is not to run, tell that."""
+        """Ask a step's condition; if the step is not to run, report that."""
         step, condition = self._steps[node], self._steps[node].when
-        if self._is_resumed and self._has_crashed_too_often(node):
-            self._forget_item(node)
+        if self._is_resumed and self._has_crashed_too_often(node, step):
+            self._maps.forget(node)
             return False
         if condition is None or self._state.step_runs.item_of(node) is not None:
             return True
@@ -253,97 +336,116 @@ class Run(Fanout):
             return True  # it was asked then
         failure = None
         try:
-            arguments = self._arguments(node, self._conditions[node])
+            arguments = self._runner.arguments(node, self._start_of_run.conditions[node])
             met = self._context.copy().run(condition, **arguments)
             if reject_awaitable(f"the condition of step {step.name!r}", met):
                 return True
         except FAILURES as error:
             strip_internal_frames(error)
             failure = as_failure(error, step.name, 0)
-            self._tell_failure(StepFailed(step.name, 0, self._now_ms(), failure))
+            self._fail(StepFailed(step.name, 0, self._run.now_ms(), failure))
         except BaseException as error:
             reason = f"the condition of step {step.name!r} raised {type(error).__name__}"
-            self._emit(StepSkipped(step.name, self._now_ms(), reason))
+            self._dispatcher.emit(StepSkipped(step.name, self._run.now_ms(), reason))
             strip_internal_frames(error)
-            self._interrupt(error, reason)
+            self.interrupt(error, reason)
         else:
             reason = f"its condition{name_suffix(condition)} was not met"
-            self._emit(StepSkipped(step.name, self._now_ms(), reason, on_purpose=True))
+            self._dispatcher.emit(
+                StepSkipped(step.name, self._run.now_ms(), reason, on_purpose=True)
+            )
         finally:
             failure = None  # what the condition raised keeps this frame
             del self  # as in _advance
         return False
 
-    def _restart_unbegun(self, batch: list[int]) -> None:
-        """Start those units anew whose tasks a stranger has cancelled before their first line.
+    def _has_crashed_too_often(self, node: int, step: WorkflowStep) -> bool:
+        """Whether a node's process has died too often while it ran; if so, report the failure."""
+        pending = self._state.step_runs.pending_attempts(node)
+        if pending is None or not pending.is_interrupted or pending.crashes <= step.max_crashes:
+            return False
+        name, (latest, _, crashes) = self._state.step_runs.name_of(node), pending
+        error = StepCrashedError(name, latest.attempt, crashes)
+        now_ms = self._run.now_ms()
+        self._fail(StepFailed(step.name, latest.attempt, now_ms, error, latest.item))
+        return True
 
-        Such a task never runs, so it can tell nobody. It has ended by now, a turn later.
+    def _fail(self, failure: StepFailed) -> None:
+        """Report a node that has failed without a task."""
+        self._dispatcher.emit(failure)
+        if self._state.stop_reason is not None:
+            self._stop_soon()
+
+    def _look_for_unstarted(self, batch: list[int]) -> None:
+        """Plan a look for tasks that a third party cancels before their first line.
+
+        Such a task never runs, so it reports nothing. One timer does for many batches.
         """
-        live = self._live
-        unbegun = [
-            node for node in self._state.unstarted(batch) if node in live and live[node].done()
+        self._unstarted += batch
+        if self._unstarted_timer is None:
+            self._unstarted_timer = self._loop.call_later(
+                _UNSTARTED_S, self._restart_unstarted, context=self._context
+            )
+
+    def _restart_unstarted(self) -> None:
+        self._unstarted_timer, batch, self._unstarted = None, self._unstarted, []
+        live, state = self._live, self._state
+        again = [
+            node
+            for node in batch
+            if node in live and live[node].done() and state.is_scheduled(node)
         ]
-        for node in unbegun:
+        for node in again:
             del live[node]
-        if unbegun:
-            self._start(unbegun, anew=True)
-
-    def _follow_up(self, node: int) -> None:
-        """See to what follows the end of a unit."""
-        if self._values:
-            self._forget_item(node)
-        if not self._advancing:  # else an eager task has ended within its start
-            if self._queue.is_dirty:
-                self._advance_at_once()
-            elif not self._live:
-                self._wake_if_settled()
-        del self  # as in _advance
-
-    def _forget_item(self, node: int) -> None:
-        if node in self._values:
-            del self._values[node]
-            self._note_change(node)
+        self._start(again, is_again=True)
 
     # Stopping them.
 
-    def _break_off(self, bug: BaseException, reason: str) -> None:
-        self._is_broken = True
-        self._interrupt(bug, reason)
-
-    def _skip_doomed(self) -> None:
-        for index, reason, on_purpose in self._state.unreachable():
-            if self._state.step_runs.pending_attempts(index) is not None:
-                self._tell_cancelled(index)
-                continue
-            name = self._steps[index].name
-            self._emit(StepSkipped(name, self._now_ms(), reason, on_purpose))
-
-    def _interrupt(self, cause: BaseException, reason: str) -> None:
+    def interrupt(self, cause: BaseException, reason: str) -> None:
+        """Stop the run; it raises the cause in the end, unless it has been interrupted before."""
         if self._interruption is None:
             self._interruption = cause
             if not self._state.has_finished:
-                self._tell_interruption(reason)
+                self._report_interruption(reason)
                 self._stop_soon()
 
-    def _heed(self, why: JournalError | RunCancelledError) -> None:
-        """Stop the run because of what its journal tells."""
+    def broken(self, bug: BaseException, reason: str) -> None:
+        """Interrupt the run for a bug of asyncflow. Its state may be wrong, so it has no end."""
+        self._is_broken = self._maps.is_broken = True
+        self.interrupt(bug, reason)
+
+    def _skip_unreachable(self) -> None:
+        for index, reason, on_purpose in self._state.unreachable():
+            now_ms = self._run.now_ms()
+            if self._state.step_runs.pending_attempts(index) is not None:
+                self._report_cancelled(index, now_ms)
+            else:
+                name = self._steps[index].name
+                self._dispatcher.emit(StepSkipped(name, now_ms, reason, on_purpose))
+
+    def _on_journal_stop(self, why: JournalError | RunCancelledError) -> None:
+        """Stop the run because its journal has failed, or was asked to cancel the run."""
         if isinstance(why, JournalError):
-            self._interrupt(why, "its journal has failed")
+            self.interrupt(why, "its journal has failed")
         elif not self._state.has_finished:
-            self._request = why
-            self._tell_interruption("the run was cancelled through its journal")
+            self._cancelled_by_journal = why
+            self._report_interruption("the run was cancelled through its journal")
             self._stop_soon()
 
-    def _tell_interruption(self, reason: str) -> None:
+    def _on_cancel(self, cancellation: asyncio.CancelledError) -> None:
+        self._report_interruption(caller_reason(cancellation))
+        self._stop()
+
+    def _report_interruption(self, reason: str) -> None:
         if self._state.outcome != "interrupted":
-            self._emit(RunInterrupted(self._now_ms(), reason))
+            self._dispatcher.emit(RunInterrupted(self._run.now_ms(), reason))
 
     def _time_out(self) -> None:
         """Stop the run because of its deadline."""
         deadline_ms = self._state.deadlines.deadline_ms
         assert deadline_ms is not None
         if self._state.stop_reason is None and self._state.ordinary_unsettled:
-            self._emit(RunTimedOut(self._now_ms(), deadline_ms))
+            self._dispatcher.emit(RunTimedOut(self._run.now_ms(), deadline_ms))
             self._stop_soon()
 
     def _stop_soon(self) -> None:
@@ -353,49 +455,55 @@ class Run(Fanout):
             self._loop.call_soon(self._stop, context=self._context)
 
     def _stop(self) -> None:
-        """Ask each live unit to stop, once."""
+        """Ask each live node to stop, once."""
         self._stop_is_due = False
-        if self._state.has_finished:
+        state, control = self._state, self._stop_control
+        if state.has_finished:
             return
-        now_ms = self._now_ms()
-        self._skip_doomed()
+        now_ms = self._run.now_ms()
+        self._skip_unreachable()
         for node, task in list(self._live.items()):
-            if node in self._asked or self._state.is_exempt_from_stop(node):
+            if node in control.requested or state.is_exempt_from_stop(node):
                 continue
-            self._asked[node] = now_ms
-            if self._state.unstarted([node]):
-                # A task that is cancelled before its first line never runs: nobody else tells.
+            control.request(node, task, now_ms)
+            if state.is_scheduled(node):
+                # A task that is cancelled before its first line never runs: it reports nothing.
                 del self._live[node]
                 self._report_unstarted(node, now_ms)
-            if not self._is_cancelled_already(node, task):
-                task.cancel()
-            elif not self._is_cut_short(node):
-                self._doubtful.append(node)
         if self._live:
             self._watchdog.expect(self._loop.time())
-        if self._doubtful:
-            if self._insistence is not None:
-                self._insistence.cancel()
-            self._insistence = self._loop.call_later(GRACE_S, self._insist, context=self._context)
+        control.grant_grace()
         if self._queue.is_dirty:
             self._advance_soon()
         self._wake_if_settled()
 
-    def _insist(self) -> None:
-        """Cancel what others have cancelled and what goes on all the same: it swallowed that."""
-        for node in self._doubtful:
-            if node in self._live:
-                self._live[node].cancel()
-        self._doubtful.clear()
-
     def _report_unstarted(self, node: int, now_ms: float) -> None:
-        if (
-            self._state.step_runs.pending_attempts(node) is not None
-        ):  # it began before the run was resumed
-            self._tell_cancelled(node)
+        if self._state.step_runs.pending_attempts(node) is not None:
+            self._report_cancelled(node, now_ms)  # it started before the run was resumed
         elif self._state.step_runs.item_of(node) is None:
             reason = self._state.stop_reason or ""
-            self._emit(StepSkipped(self._steps[node].name, now_ms, reason))
+            self._dispatcher.emit(StepSkipped(self._steps[node].name, now_ms, reason))
         else:
             self._state.drop_item(node)
-        self._forget_item(node)
+        self._maps.forget(node)
+
+    def _report_cancelled(self, node: int, now_ms: float) -> None:
+        """Report the end of a node that has started and of which no attempt is running."""
+        error = self._state.attempt_log.last_error(node)
+        self._dispatcher.emit(step_cancelled(self._state, node, now_ms, error))
+
+    def _on_block(self, task: asyncio.Task[Any] | None, blocked_ms: float, where: str) -> None:
+        """Report a step that has kept the event loop from doing anything else."""
+        running = self._watchdog.attempt_of(task)
+        # What runs elsewhere only waits in its task, which others may hold up.
+        if running is None or self._steps[self._plan.index[running.step]].runs_in != "loop":
+            return
+        name, attempt, item = running.step, running.attempt, running.item
+        self._dispatcher.emit(
+            LoopBlocked(name, attempt, self._run.now_ms(), blocked_ms, where, item)
+        )
+        _log.warning(
+            "step %r, attempt %d, blocked the event loop for %.0f ms at %s; let it await, "
+            'or make it a plain function with runs_in="thread"',
+            *(name, attempt, blocked_ms, where),
+        )

@@ -1,45 +1,63 @@
-"""The attempts of a step: its retry loop, its limits, and what becomes of each attempt.
+"""The attempts of one node: a step, or an item of a mapped step.
 
 Rules:
 
-1. `asyncio.wait_for` enforces the limits. It can't tell its own end from a `TimeoutError` of the
-   action, and it hands on the late value of an action that swallowed the cancellation. So what it
-   waits for returns errors as values, together with how often the task was asked to cancel.
-2. An attempt starts in a fresh copy of the context in which the run was started.
+1. `asyncio.wait_for` enforces an attempt's limit, and nothing else does. It can't tell its own end
+   from a `TimeoutError` of the action, and it hands on the late value of an action that swallowed
+   the cancellation. So what it awaits returns whatever happens, and has looked before how often
+   its task was asked to cancel.
+2. There are two lanes, and `StepRunner.launch` chooses one. The plain lane is for steps without
+   policies in a run without a journal or other limits, as most are; the other one can do
+   everything.
+3. An attempt starts in a fresh copy of the context in which the run was started.
+4. An error's traceback keeps the frames that it went through. None of them may lead back to the
+   error: that would be a reference cycle. Hence each ``del self``.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextvars
-import logging
+import inspect
 import math
-import sys
-from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Generator, Mapping
 from functools import partial
 from operator import is_
-from types import CoroutineType
-from typing import TYPE_CHECKING, Any
+from types import CoroutineType, coroutine
+from typing import TYPE_CHECKING, Any, Protocol
 
 from asyncflow._core.arguments import reject_awaitable
-from asyncflow._core.context import AttemptExtras, RunContext, enter_attempt, enter_run
-from asyncflow._core.errors import ResultRefusedError
-from asyncflow._core.graph import ITEM, Binding, Plan
-from asyncflow._core.results import StepResult
+from asyncflow._core.context import AttemptExtras, RunContext, enter_attempt
+from asyncflow._core.errors import (
+    ActionNotAwaitableError,
+    OutputNotAwaitedError,
+    ResultRefusedError,
+)
+from asyncflow._core.graph import ITEM, Binding
+from asyncflow._core.results import REDACTED, Payload, StepResult
 from asyncflow._core.state import RunState
 from asyncflow._core.step import WorkflowStep
 from asyncflow._core.tracebacks import strip_internal_frames
-from asyncflow._runtime.asyncio_compat import TIMER_SLACK_S, cancel_requested, cancels, running_task
-from asyncflow._runtime.calls import call_action, call_in_worker, check_coroutine
-from asyncflow._runtime.dispatcher import Observer
+from asyncflow._runtime.asyncio_compat import (
+    FAILURES,
+    TIMER_SLACK_S,
+    WAIT_FOR_MAKES_A_TASK,
+    cancels,
+    forget_cancels,
+    outlast,
+    running_task,
+)
+from asyncflow._runtime.dispatcher import EventDispatcher
 from asyncflow._runtime.durable import RunPersistence
-from asyncflow._runtime.outcome import Shortfall
-from asyncflow._runtime.permits import Waits
+from asyncflow._runtime.outcome import AttemptEnd, as_failure, error_of, step_cancelled
+from asyncflow._runtime.permits import Permits
+from asyncflow._runtime.stop_control import StopControl
 from asyncflow._runtime.watchdog import HeartbeatTimer, Watchdog
 from asyncflow.events import (
+    AttemptFailed,
     AttemptStarted,
-    LoopBlocked,
+    StepCancelled,
+    StepFailed,
     StepSucceeded,
     ThreadAbandoned,
 )
@@ -47,132 +65,371 @@ from asyncflow.events import (
 if TYPE_CHECKING:
     from asyncflow._runtime.workers import ThreadEnd
 
-__all__ = ["FIRST_TASK_BEARS_THE_NAME", "Attempts"]
-_log = logging.getLogger("asyncflow")
-
-# Before 3.12 `wait_for` runs what it is given in a task of its own, and throws away what that
-# task returned if the waiting is cancelled. So there we make the task, and ask it afterwards.
-_WAIT_FOR_NEEDS_A_TASK = sys.version_info < (3, 12)
-FIRST_TASK_BEARS_THE_NAME = not _WAIT_FOR_NEEDS_A_TASK
-"""Whether the first attempt of a unit runs in the task of the unit."""
+__all__ = ["Host", "StepRunner"]
 
 _ALMOST_NOTHING_S = 1e-9
-"""A limit that has passed already. With 0, `wait_for` would not even begin."""
+"""A limit that has passed already. With 0, `asyncio.wait_for` would not even begin."""
 
 
-class Attempts(Waits):
-    """Runs the attempts of the units of a run, one task a unit.
+class Host(Protocol):
+    """The run, as what runs its steps calls it back."""
 
-    What a run makes of their ends, and when it starts and stops them, is left to `Run`.
+    def settled(self, node: int) -> None:
+        """A node has ended, and that is reported."""
+
+    def interrupt(self, cause: BaseException, reason: str) -> None:
+        """Stop the run and raise the cause, unless it has another one."""
+
+    def broken(self, bug: BaseException, reason: str) -> None:
+        """Do the same for a bug of asyncflow. The state may be wrong from here on."""
+
+
+class StepRunner:
+    """Runs the attempts of nodes, each node in one task.
+
+    Attributes:
+        items: The items of mapped steps that are under way, by node.
+        bindings: Where each parameter of a node's action comes from, by node.
+
+    Args:
+        host: The run.
+        run: What the run's attempts have in common.
+        context: In which attempts start.
+        bindings: As above. Items add theirs.
+        inputs: The inputs of the run.
+        state: The state of the run.
+        dispatcher: Where events go.
+        permits: What attempts wait for.
+        stop: Who was asked to stop.
+        watchdog: Warns of attempts that do not end.
+        persistence: Makes payloads of outputs, and stores events; ``None`` without a journal.
     """
-
-    __slots__ = (
-        "_bindings",
-        "_changes",
-        "_context",
-        "_identity",
-        "_inputs",
-        "_is_broken",
-        "_live",
-        "_values",
-        "_watchdog",
-    )
 
     def __init__(
         self,
-        run_id: str,
-        plan: Plan,
+        host: Host,
+        run: RunContext,
+        context: contextvars.Context,
         bindings: list[Binding],
         inputs: Mapping[str, Any],
         state: RunState,
-        observers: tuple[Observer, ...],
-        keeper: RunPersistence | None,
+        dispatcher: EventDispatcher,
+        permits: Permits,
+        stop: StopControl,
+        watchdog: Watchdog,
+        persistence: RunPersistence | None,
     ) -> None:
-        super().__init__(state, observers, keeper)
-        self._bindings = bindings
+        self._host = host
+        self._run = run
+        self._context = context
         self._inputs = inputs
-        self._context = contextvars.copy_context()
-        deadline_ms = state.deadlines.deadline_ms
-        ends = math.inf if deadline_ms is None else self._loop.time() + deadline_ms / 1000
-        self._identity = RunContext(
-            run_id, plan, self._loop.time, self._started, ends, {}, cancel_requested
-        )
-        self._context.run(enter_run, self._identity)
-        self._is_broken = False
-        """Whether a step could not be run for a reason of ours, so that the books stay open."""
-        self._live: dict[int, asyncio.Task[None]] = {}
-        """The task of each unit that was started and has not ended."""
-        self._values: dict[int, Any] = {}
-        """The items that the units of mapped steps are about."""
-        self._changes: dict[int, asyncio.Future[None]] = {}
-        """What each mapped step waits for: that something changes among its items."""
-        self._watchdog = Watchdog(state, self._identity, self._context, self._live, self._asked)
+        self._state = state
+        self._dispatcher = dispatcher
+        self._permits = permits
+        self._stop = stop
+        self._watchdog = watchdog
+        self._persistence = persistence
+        self._loop = asyncio.get_running_loop()
+        self._clock, self._started_s = run.clock, run.started_s
+        self._steps = state.step_runs.steps
+        self._has_plain_lane = persistence is None and not state.is_limited
+        self.bindings = bindings
+        self.items: dict[int, Any] = {}
 
-    @abstractmethod
-    def _break_off(self, bug: BaseException, reason: str) -> None:
-        """Stop the run for a reason of ours; the books stay open, since they may be wrong."""
+    def launch(self, node: int) -> Coroutine[Any, Any, object]:
+        """Return the coroutine of a node's task. It raises nothing but a cancellation."""
+        step = self._steps[node]
+        if not (self._has_plain_lane and step.is_plain):
+            return self.run(node, step)
+        if step.max_retries == 1 and not WAIT_FOR_MAKES_A_TASK:
+            return asyncio.wait_for(self.run_plain(node, step, 1), step.timeout_s)
+        return self.run_plain_retries(node, step)
 
-    @abstractmethod
-    def _follow_up(self, node: int) -> None:
-        """See to what follows the end of a unit."""
+    # The plain lane.
 
-    async def run_node(self, node: int) -> None:
-        """The retry loop of one unit. It raises nothing: what happens is told in events."""
-        step, attempt = self._steps[node], 1
-        work = shortfall = slot = None
+    # A generator, as coroutines were once: one that a cancellation keeps from its first line does
+    # not warn that nobody has awaited it.
+    @coroutine
+    def run_plain(
+        self, node: int, step: WorkflowStep, attempt: int
+    ) -> Generator[Any, Any, float | None]:
+        """Make one attempt of a plain step. It raises nothing.
+
+        Returns:
+            How many milliseconds to wait before the next attempt; ``None`` if the step has ended.
+        """
+        try:
+            began_s = self._clock()
+            running = self._state.begin(node, attempt, (began_s - self._started_s) * 1000)
+            enter_attempt(running)
+            if self._dispatcher.observers:
+                self._notify_start(AttemptStarted(*running))
+            binding = self.bindings[node]
+            try:
+                awaitable = (
+                    step.action(**self.arguments(node, binding)) if binding else step.action()
+                )
+                if type(awaitable) is CoroutineType:
+                    output = yield from awaitable  # type: ignore[misc]  # as generators may
+                else:
+                    output = yield from _checked(step, awaitable).__await__()
+                if type(output) is CoroutineType:
+                    _refuse_unawaited(step, output)
+            except BaseException as error:
+                strip_internal_frames(error)
+                delay_ms = self._conclude(node, error, None)
+            else:
+                ended_s, limit_s = self._clock(), step.timeout_s
+                is_over = limit_s is not None and ended_s - began_s >= limit_s - TIMER_SLACK_S
+                if is_over and cancels():
+                    delay_ms = self._conclude(node, None, output)
+                else:
+                    delay_ms = None
+                    ended_ms = (ended_s - self._started_s) * 1000
+                    self._state.succeed(node, ended_ms, output)
+                    if self._dispatcher.observers:
+                        self._dispatcher.notify(StepSucceeded(step.name, attempt, ended_ms, output))
+            if delay_ms is None:
+                self._host.settled(node)
+            return delay_ms
+        except BaseException as bug:
+            self._break(node, bug)
+            return None
+        finally:
+            del self
+
+    async def run_plain_retries(self, node: int, step: WorkflowStep) -> None:
+        """Make attempts of a plain step until it has ended."""
+        attempt = 1
         try:
             while True:
-                if not step.is_plain:
-                    slot = await self._take_slot(node, step)
-                if self._book is not None:
-                    attempt = await self._keep_start(node, step, self._book)
-                limit_s = step.timeout_s if step.is_plain else self._limit_s(node, step)
-                work = self._attempt(node, step, attempt, limit_s)
-                if _WAIT_FOR_NEEDS_A_TASK or attempt > 1:
-                    work = self._isolated(work, node, attempt)
-                try:
-                    shortfall = await asyncio.wait_for(work, limit_s)
-                except (TimeoutError, asyncio.CancelledError) as cut:
-                    if not self._has_begun(node, attempt):
-                        self._undo_start(node, slot)
-                        continue
-                    shortfall = await self._shortfall_after(node, work, cut)
-                if slot is not None:
-                    self._give_back(node, slot)
-                if shortfall is None:
+                make_attempt = partial(self.run_plain, node, step, attempt)
+                delay_ms = await self._bounded(node, attempt, make_attempt, step.timeout_s)
+                if delay_ms is None:
                     return
-                delay_ms = self._judge(node, shortfall)
-                if delay_ms is None or not await self._pause(node, delay_ms):
-                    return
+                await self._permits.back_off(node, delay_ms)
                 attempt += 1
         except asyncio.CancelledError:
-            self._tell_cut_short(node)
+            self._report_cancelled(node)
+            self._host.settled(node)
         except BaseException as bug:
-            self._break_off(bug, f"step {step.name!r} could not be run")
+            self._break(node, bug)
         finally:
-            if slot is not None:
-                self._give_back(node, slot)
-            self._live.pop(node, None)
-            self._follow_up(node)
-            # An error's traceback may keep this frame, which must not lead back to the error.
-            del self
-            shortfall = work = None
+            del self, make_attempt
+
+    def _notify_start(self, running: AttemptStarted) -> None:
+        self._dispatcher.notify(running)
+        if self._dispatcher.has_entries:
+            self._dispatcher.enter(running)
+
+    # The lane that can do everything.
+
+    async def run(self, node: int, step: WorkflowStep) -> None:
+        """Make attempts of any node until it has ended."""
+        permit = make_attempt = None
+        try:
+            while True:
+                permit = await self._permits.acquire(node, step)
+                attempt = self._state.step_runs.next_attempt(node)
+                if self._persistence is not None:
+                    await self._store_start(node, self._persistence)
+                limit_s = self._limit_s(node, step)
+                make_attempt = partial(self._attempt, node, step, attempt, limit_s)
+                delay_ms = await self._bounded(node, attempt, make_attempt, limit_s)
+                if permit is not None:
+                    self._permits.release(node, permit)
+                    permit = None
+                if delay_ms is None or not await self._permits.back_off(node, delay_ms):
+                    return
+        except asyncio.CancelledError:
+            self._report_cancelled(node)
+        except BaseException as bug:
+            self._host.broken(bug, f"step {step.name!r} could not be run")
+        finally:
+            if permit is not None:
+                self._permits.release(node, permit)
+            self._host.settled(node)
+            del self, make_attempt
+
+    async def _store_start(self, node: int, persistence: RunPersistence) -> None:
+        """Report that an attempt starts, and wait until that is stored; only then is it made."""
+        self._dispatcher.emit(self._start_of(node))
+        await self._stop.undisturbed(node, persistence.book.kept)
+        self._stop.called_ms[node] = self._run.now_ms()
+
+    def _start_of(self, node: int) -> AttemptStarted:
+        runs, now_ms = self._state.step_runs, self._run.now_ms()
+        queued_ms = self._state.queue.queued_ms(node, now_ms)
+        name, attempt = runs.steps[node].name, runs.next_attempt(node)
+        return AttemptStarted(name, attempt, now_ms, queued_ms, runs.item_of(node))
 
     def _limit_s(self, node: int, step: WorkflowStep) -> float | None:
         """How many seconds the attempt that is about to start may take."""
         if step.deadline_ms is None:
             return step.timeout_s
-        now_ms = self._now_ms()
+        now_ms = self._run.now_ms()
         limit = self._state.deadlines.of(node, now_ms)
         assert limit is not None
         return max((limit.ends_ms - now_ms) / 1000, _ALMOST_NOTHING_S)
 
-    def _isolated(self, work: Any, node: int, attempt: int) -> Any:
-        """Return an attempt's coroutine, or a task that runs it where no other one has been."""
+    async def _attempt(
+        self, node: int, step: WorkflowStep, attempt: int, limit_s: float | None
+    ) -> float | None:
+        """Make one attempt of any node. It raises nothing, and returns what `run_plain` does."""
+        payload = None
+        try:
+            began_s = self._clock()
+            if self._persistence is None:
+                self._dispatcher.emit(self._start_of(node))
+            running = self._state.running_attempt(node)
+            assert running is not None
+            item = running.item
+            enter_attempt((step.name, attempt, running.at_ms, running.queued_ms, item))
+            if self._dispatcher.has_entries:
+                self._dispatcher.enter(running)
+            ends_s = math.inf if limit_s is None else began_s + limit_s
+            try:
+                output = await self._call(node, step, running, ends_s)
+                name = self._state.step_runs.name_of(node)
+                until = step.retry.until
+                if until is not None and not reject_awaitable("Retry: until", until(output)):
+                    raise ResultRefusedError(name, attempt, output)
+                if self._persistence is not None:
+                    payload = self._persistence.output(name, step, output)
+            except BaseException as error:
+                strip_internal_frames(error)
+                return self._conclude(node, error, None)
+            return self._conclude(node, None, output, payload)
+        except BaseException as bug:
+            self._host.broken(bug, f"step {step.name!r} could not be run")
+            return None
+        finally:
+            del self
+
+    async def _call(
+        self, node: int, step: WorkflowStep, running: AttemptStarted, ends_s: float
+    ) -> Any:
+        """Await the action, in the event loop or in a worker."""
+        binding, extras = self.bindings[node], self._run.extras
+        arguments = self.arguments(node, binding) if binding else {}
+        key = step.name, running.item
+        heartbeat = on_missed = None
+        if step.heartbeat_ms is not None:
+            on_missed = partial(self._stop.miss_heartbeat, node, running_task())
+            heartbeat = HeartbeatTimer(self._loop, step.heartbeat_ms / 1000, on_missed)
+        extras[key] = AttemptExtras(ends_s, heartbeat, self._results_for(node, step))
+        try:
+            if step.runs_in == "loop":
+                output = await _checked(step, step.action(**arguments))
+            else:
+                output = await self._call_in_worker(node, step, running, arguments, ends_s)
+        finally:
+            del extras[key]
+            if heartbeat is not None:
+                heartbeat.stop()
+            del self, heartbeat, on_missed
+        if type(output) is CoroutineType:
+            _refuse_unawaited(step, output)
+        return output
+
+    def _call_in_worker(
+        self,
+        node: int,
+        step: WorkflowStep,
+        running: AttemptStarted,
+        arguments: dict[str, Any],
+        ends_s: float,
+    ) -> Awaitable[Any]:
+        from asyncflow._runtime.workers import run_in_process, run_in_thread  # few need them
+
+        if step.runs_in == "process":
+            return run_in_process(step.action, arguments)
+        if step.run_if == "success":
+            ends_s = min(ends_s, self._run.deadline_s)
+        dispatcher, permits, run = self._dispatcher, self._permits, self._run
+
+        def abandon(thread: ThreadEnd) -> None:
+            permits.abandon(node, thread)
+            dispatcher.emit(ThreadAbandoned(step.name, running.attempt, run.now_ms(), running.item))
+
+        return run_in_thread(
+            step.action,
+            arguments,
+            ends=ends_s,
+            on_abandon=abandon,
+            has_lapsed=partial(self._stop.has_missed_heartbeat, node),
+        )
+
+    def _results_for(self, node: int, step: WorkflowStep) -> dict[str, StepResult]:
+        """The results of a clean-up step's dependencies."""
+        if step.run_if == "success":
+            return {}
+        plan = self._run.plan
+        found = map(self._state.result, plan.dependencies[plan.index[step.name]])
+        return {result.step_name: result for result in found if result is not None}
+
+    # Both lanes.
+
+    def arguments(self, node: int, binding: Binding) -> dict[str, Any]:
+        """Return what an action or a condition is called with."""
+        arguments = {}
+        for parameter, source in binding:
+            if isinstance(source, str):
+                arguments[parameter] = self._inputs[source]
+            elif source == ITEM:
+                arguments[parameter] = self.items[node]
+            else:
+                arguments[parameter] = self._state.output(source)
+        return arguments
+
+    async def _bounded(
+        self,
+        node: int,
+        attempt: int,
+        make_attempt: Callable[[], Awaitable[float | None]],
+        limit_s: float | None,
+    ) -> float | None:
+        """Await an attempt within its limit, and return what it does.
+
+        Raises:
+            asyncio.CancelledError: The run stops the node, and the attempt has not begun.
+        """
+        ended: list[float | None] = []
+        if limit_s is not None:
+            self._watchdog.expect(self._clock() + limit_s)
+        try:
+            while True:
+                work = self._isolated(make_attempt, ended, node, attempt)
+                try:
+                    return await asyncio.wait_for(work, limit_s)
+                except (TimeoutError, asyncio.CancelledError):
+                    # The task of the attempt was cancelled before its first line, or with its
+                    # last; or, before 3.12, this one was.
+                    if isinstance(work, asyncio.Task):
+                        await outlast(work.done, partial(asyncio.wait, [work]))
+                    if ended:
+                        return ended[0]
+                    if node in self._stop.requested:
+                        raise
+                    forget_cancels()
+        finally:
+            del self, make_attempt, work
+
+    def _isolated(
+        self,
+        make_attempt: Callable[[], Awaitable[float | None]],
+        ended: list[float | None],
+        node: int,
+        attempt: int,
+    ) -> Awaitable[float | None]:
+        """Return an attempt, or a task that runs it in a context in which none has run before."""
+        if attempt == 1 and not WAIT_FOR_MAKES_A_TASK:
+            return make_attempt()
         name = self._watchdog.task_name(node, attempt)
-        if not _WAIT_FOR_NEEDS_A_TASK and self._context_is_clean():
+        if not WAIT_FOR_MAKES_A_TASK and self._context_is_clean():
             running_task().set_name(name)
-            return work
+            return make_attempt()
+        work = _noted(make_attempt, ended)
         # Not an eager task: if it failed at once, its error's traceback would keep the frame that
         # makes it, which holds the task, which holds the error.
         context = None if attempt == 1 else self._context.copy()
@@ -184,149 +441,141 @@ class Attempts(Waits):
         now, then = contextvars.copy_context(), self._context
         return len(now) == len(then) and all(map(is_, map(now.get, then), then.values()))
 
-    # One attempt.
-
-    async def _attempt(
-        self, node: int, step: WorkflowStep, attempt: int, limit_s: float | None
-    ) -> Shortfall | None:
-        """Call the action and await it. Only a `CancelledError` is raised: `wait_for` needs it."""
-        if self._asked and node in self._asked:
-            raise asyncio.CancelledError  # pragma: no cover - before 3.12, its task has begun
-        loop, binding = self._loop, self._bindings[node]
-        began = loop.time()
-        if self._keeper is None:
-            running = AttemptStarted(step.name, attempt, (began - self._started) * 1000)
-            if self._is_limited or not step.is_plain:
-                running = self._in_full(node, running)
-            self._state.start(node, running)
-            if self._observers:
-                self._tell(running)
-        else:
-            running = self._latest(node)
-        enter_attempt(running)
-        if self._has_entries:
-            self._tell(running, entered=running)
-        ends = math.inf if limit_s is None else began + limit_s
-        if ends < self._watchdog.horizon:
-            self._watchdog.expect(ends)
-        arguments = self._arguments(node, binding) if binding else None
-        try:
-            if step.is_plain and self._keeper is None:
-                value = await call_action(step, arguments)
-                if type(value) is CoroutineType:
-                    check_coroutine(step, value)
-            else:
-                value = await self._call_specially(node, step, running, arguments, ends)
-        except asyncio.CancelledError:
-            raise
-        except BaseException as error:
-            strip_internal_frames(error)
-            return Shortfall(error, None, loop.time(), cancels())
-        else:
-            ended = loop.time()
-            if (ended >= ends - TIMER_SLACK_S or self._lapsed) and cancels():
-                return Shortfall(None, value, ended, cancels())
-            at_ms = (ended - self._started) * 1000
-            success = StepSucceeded(step.name, attempt, at_ms, value, running.item)
-            kept = None if self._keeper is None else self._as_kept(node, success)
-            self._state.succeed(node, success)
-            if self._keeper is not None or self._observers:
-                self._pass_on(success, kept)
-            return None
-        finally:
-            del self  # as in _run_unit
-
-    def _latest(self, node: int) -> AttemptStarted:
-        latest = self._state.step_runs.latest[node]
-        assert latest is not None
-        return latest
-
-    def _arguments(self, node: int, binding: Binding) -> dict[str, Any]:
-        results, inputs = self._state.step_runs.results, self._inputs
-        arguments = {}
-        for parameter, source in binding:
-            if isinstance(source, str):
-                arguments[parameter] = inputs[source]
-            elif source == ITEM:
-                arguments[parameter] = self._values[node]
-            else:
-                result = results[source]
-                assert result is not None  # a step starts when its dependencies have settled
-                arguments[parameter] = result.output
-        return arguments
-
-    async def _call_specially(
+    def _conclude(
         self,
         node: int,
-        step: WorkflowStep,
-        running: AttemptStarted,
-        arguments: dict[str, Any] | None,
-        ends: float,
-    ) -> Any:
-        """Await the action of a step that has policies of its own."""
-        key, extras = (running.step, running.item), self._identity.extras
-        name, keeper, payloads = self._state.step_runs.name_of(node), self._keeper, self._payloads
-        heart = abandon = None
-        if step.heartbeat_ms is not None:
-            limit_s = step.heartbeat_ms / 1000
-            heart = HeartbeatTimer(self._loop, limit_s, partial(self._lapse, node, running_task()))
-        extras[key] = AttemptExtras(ends, heart, self._results_for(step))
+        error: BaseException | None,
+        output: Any,
+        payload: Payload | None = None,
+    ) -> float | None:
+        """Report how an attempt has ended, in whose task this is called.
+
+        Returns:
+            How many milliseconds to wait before the next attempt; ``None`` if the node has ended.
+        """
+        state, stop = self._state, self._stop
+        running, name = state.running_attempt(node), state.step_runs.name_of(node)
+        assert running is not None
+        end = AttemptEnd(error, output, self._run.now_ms(), cancels(), payload)
+        requested_ms, step = stop.requested.get(node), self._steps[node]
+        heartbeat_ms = step.heartbeat_ms if stop.take_missed_heartbeat(node) else None
+        error = error_of(
+            end,
+            name,
+            running.attempt,
+            limit=stop.limit_of(node, running),
+            heartbeat_ms=heartbeat_ms,
+            stop_requested_ms=requested_ms,
+        )
+        delay_ms = None
         try:
-            if step.runs_in == "loop":
-                value = await call_action(step, arguments)
-            else:
-                abandon, lapsed = partial(self._abandon, node, running), self._lapsed
-                if step.run_if == "success":
-                    ends = min(ends, self._identity.deadline_s)
-                value = await call_in_worker(
-                    step, arguments, ends, abandon, partial(lapsed.__contains__, node)
-                )
+            if requested_ms is None:
+                forget_cancels()  # those of its limit, the step's own, or a third party's
+                if isinstance(error, FAILURES):
+                    failure = as_failure(error, name, running.attempt)
+                    error, delay_ms = self._retry_or_fail(node, running, failure, end.ended_ms)
+            self._report_end(node, running, end, error, delay_ms)
+            return delay_ms
         finally:
-            del extras[key]
-            if heart is not None:
-                heart.stop()
-            del self, abandon  # as in _run_unit
-        if type(value) is CoroutineType:
-            check_coroutine(step, value)
-        until = step.retry.until
-        if until is not None and not reject_awaitable("Retry: until", until(value)):
-            raise ResultRefusedError(name, running.attempt, value)
-        if keeper is not None:
-            payloads[node] = keeper.output(name, step, value)
-        return value
+            # What a retry policy raised keeps this frame.
+            del self, state, stop
+            error = failure = end = None  # type: ignore[assignment]
 
-    def _results_for(self, step: WorkflowStep) -> dict[str, StepResult]:
-        if step.run_if == "success":
-            return {}
-        plan, results = self._identity.plan, self._state.step_runs.results
-        needed = plan.dependencies[plan.index[step.name]]
-        return {result.step_name: result for at in needed if (result := results[at]) is not None}
+    def _retry_or_fail(
+        self, node: int, running: AttemptStarted, failure: Exception, ended_ms: float
+    ) -> tuple[BaseException, float | None]:
+        """Return what an attempt has failed with, and the backoff if another one follows."""
+        try:
+            return failure, self._state.deadlines.retry_delay_ms(node, failure, ended_ms)
+        except BaseException as raised:  # by the step's retry policy
+            strip_internal_frames(raised)
+            if raised is not failure:
+                raised.__context__ = failure
+            if isinstance(raised, FAILURES):
+                name = self._state.step_runs.name_of(node)
+                return as_failure(raised, name, running.attempt), None
+            return raised, None
+        finally:
+            del self, failure
 
-    def _lapse(self, node: int, task: asyncio.Task[Any]) -> None:
-        """Cancel an attempt that has given no sign of life, unless it is cleaning up."""
-        # A thread does not know that it was asked to stop, and works on.
-        was_asked = node in self._asked and self._steps[node].runs_in != "thread"
-        if not was_asked and not self._is_cut_short(node):
-            self._lapsed.add(node)
-            task.cancel()
+    def _report_end(
+        self,
+        node: int,
+        running: AttemptStarted,
+        end: AttemptEnd,
+        error: BaseException | None,
+        delay_ms: float | None,
+    ) -> None:
+        name, attempt, item, emit = (
+            running.step,
+            running.attempt,
+            running.item,
+            self._dispatcher.emit,
+        )
+        if error is None:
+            success = StepSucceeded(name, attempt, end.ended_ms, end.output, item)
+            emit(success, self.as_stored(node, success, end.payload))
+        elif not isinstance(error, FAILURES):
+            reason = f"step {name!r} raised {type(error).__name__}"
+            emit(StepCancelled(name, attempt, end.ended_ms, reason, error, item))
+            self._host.interrupt(error, reason)
+        elif node in self._stop.requested:
+            emit(step_cancelled(self._state, node, self._run.now_ms(), error))
+        elif delay_ms is not None:
+            emit(AttemptFailed(name, attempt, end.ended_ms, error, delay_ms, item))
+        else:
+            emit(StepFailed(name, attempt, end.ended_ms, error, item))
 
-    def _on_block(self, task: asyncio.Task[Any] | None, blocked_ms: float, where: str) -> None:
-        """Tell of a step that has kept the event loop from doing anything else."""
-        running = self._watchdog.attempt_of(task)
-        # What runs elsewhere only waits in its task, which may be held up by others.
-        if running is not None and self._is_in_loop(running.step):
-            name, attempt, item = running.step, running.attempt, running.item
-            self._emit(LoopBlocked(name, attempt, self._now_ms(), blocked_ms, where, item))
-            _log.warning(
-                "step %r, attempt %d, blocked the event loop for %.0f ms at %s; let it await, "
-                'or make it a plain function with runs_in="thread"',
-                *(name, attempt, blocked_ms, where),
-            )
+    def as_stored(
+        self, node: int, success: StepSucceeded, payload: Payload | None = None
+    ) -> StepSucceeded | None:
+        """Return a success as a journal stores it, if the run has one."""
+        if self._persistence is None:
+            return None
+        if self._steps[node].secret:
+            payload = REDACTED  # also of a mapped step, which may have no items
+        return StepSucceeded(success.step, success.attempt, success.at_ms, payload, success.item)
 
-    def _is_in_loop(self, step: str) -> bool:
-        plan = self._identity.plan
-        return plan.steps[plan.index[step]].runs_in == "loop"
+    def _report_cancelled(self, node: int) -> None:
+        """Report a node that the run has stopped while no attempt of it was running."""
+        # If it had not started, the run has reported already that it was skipped.
+        if self._state.result(node) is None and self._state.latest_attempt(node) is not None:
+            error = self._state.attempt_log.last_error(node)
+            self._dispatcher.emit(step_cancelled(self._state, node, self._run.now_ms(), error))
 
-    def _abandon(self, node: int, running: AttemptStarted, thread: ThreadEnd) -> None:
-        self._threads[node] = thread
-        self._emit(ThreadAbandoned(running.step, running.attempt, self._now_ms(), running.item))
+    def _break(self, node: int, bug: BaseException) -> None:
+        self._host.broken(bug, f"step {self._steps[node].name!r} could not be run")
+        self._host.settled(node)
+
+
+def _checked(step: WorkflowStep, returned: object) -> Awaitable[Any]:
+    """Return what an action has returned, if it can be awaited.
+
+    Raises:
+        ActionNotAwaitableError: It can't.
+    """
+    if not inspect.isawaitable(returned):
+        raise ActionNotAwaitableError(step.name, type(returned).__name__)
+    return returned
+
+
+def _refuse_unawaited(step: WorkflowStep, output: CoroutineType[Any, Any, Any]) -> None:
+    """Refuse an output that is a coroutine which nothing has begun to await.
+
+    Raises:
+        OutputNotAwaitedError: It is one.
+    """
+    if inspect.getcoroutinestate(output) == inspect.CORO_CREATED:
+        output.close()  # or Python would warn that it was never awaited
+        raise OutputNotAwaitedError(step.name, output.__qualname__)
+
+
+async def _noted(
+    make_attempt: Callable[[], Awaitable[float | None]], ended: list[float | None]
+) -> float | None:
+    """Make an attempt and note what it returns: a task that is cancelled too late discards it."""
+    try:
+        ended.append(await make_attempt())
+        return ended[0]
+    finally:
+        del make_attempt

@@ -444,13 +444,17 @@ class Simulation:
             self.check()
 
     def apply(self, event: Event) -> None:
-        """Tell the state what has happened, by the shorter ways where the driver takes them."""
-        if isinstance(event, AttemptStarted) and event.item is None:
-            self.state.start(self.plan.index[event.step], event)
-        elif isinstance(event, StepSucceeded) and event.item is None:
-            self.state.succeed(self.plan.index[event.step], event)
+        """Apply an event, by the short forms where the driver uses them."""
+        state, step = self.state, self.plan.index.get(getattr(event, "step", ""))
+        has_short_form = (
+            step is not None and not state.is_limited and self.plan.steps[step].is_plain
+        )
+        if has_short_form and isinstance(event, AttemptStarted):
+            state.begin(step, event.attempt, event.at_ms)
+        elif has_short_form and isinstance(event, StepSucceeded):
+            state.succeed(step, event.at_ms, event.output)
         else:
-            self.state.apply(event)
+            state.apply(event)
 
     def room(self, node: int) -> int:
         """How many more units like this one may go in."""
@@ -478,14 +482,14 @@ class Simulation:
         ordinary = [step for step in unsettled if step not in self.plan.cleanups]
         assert self.state.ordinary_unsettled == len(ordinary)
         for node in range(len(self.state.step_runs.steps)):
-            result = self.state.step_runs.results[node]
+            result = self.state.result(node)
             assert (None if result is None else result.status) == self.status.get(node)
-            latest = self.state.step_runs.latest[node]
+            latest = self.state.latest_attempt(node)
             assert (0 if latest is None else latest.attempt) == self.attempts.get(node, 0)
             assert (self.state.running_attempt(node) is not None) == (node in self.running)
         step_runs = list(range(len(self.state.step_runs.steps)))
-        unstarted = self.state.unstarted(step_runs)
-        assert unstarted == [node for node in step_runs if node in self.handed_out]
+        scheduled = list(filter(self.state.is_scheduled, step_runs))
+        assert scheduled == [node for node in step_runs if node in self.handed_out]
 
 
 def facts(report: RunReport) -> tuple[Any, ...]:

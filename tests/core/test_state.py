@@ -79,7 +79,7 @@ PHASES: dict[Phase, str] = {
     "withdrawn": "the step was ready when the run stopped",
     "attempting": "an attempt of the step is running",
     "waiting": "the step waits for its next attempt",
-    "queued": "the step stands in line for its next attempt",
+    "queued": "the step is queued for its next attempt",
     "cleared": "the step is about to start its next attempt",
     "mapping": "the step goes through its items",
     "settled": "the step has ended",
@@ -394,62 +394,68 @@ def resumed(plan: Plan, checkpoint: Checkpoint, **options: Any) -> RunState:
 
 
 @each_schedule
-class TestTheShorterWays:
-    """`start` and `succeed` are `apply` for a unit that is known."""
+class TestTheShortForms:
+    """`begin` and `succeed` are `apply` for the attempts of a plain step."""
 
-    @pytest.mark.parametrize("attempt", [0, 1, 2])
-    @pytest.mark.parametrize("phase", [phase for phase in PHASES if phase != "cleared"])
-    @pytest.mark.parametrize("limit", [None, 1])
-    def test_they_do_and_refuse_what_apply_does(
-        self, limit: int | None, phase: Phase, attempt: int, schedule: Schedule
+    @pytest.mark.parametrize("attempts", [1, 2, 3])
+    def test_they_lead_to_the_same_report_as_events(
+        self, attempts: int, schedule: Schedule
     ) -> None:
-        def after(tell: Callable[[RunState], object]) -> object:
-            return outcome(state_in(phase, schedule, limit), tell)
+        by_events, by_short_forms = (state_in("handed out", schedule, None) for _ in range(2))
+        for attempt in range(1, attempts + 1):
+            by_events.apply(AttemptStarted("x", attempt, 3.0 * attempt))
+            by_short_forms.begin(1, attempt, 3.0 * attempt)
+            if attempt < attempts:
+                failure = AttemptFailed("x", attempt, 3.0 * attempt + 1, BOOM, 0.0)
+                by_events.apply(failure)
+                by_short_forms.apply(failure)
+        by_events.apply(StepSucceeded("x", attempts, 20.0, "X"))
+        by_short_forms.succeed(1, 20.0, "X")
 
-        started, succeeded = (
-            AttemptStarted("x", attempt, 7.0),
-            StepSucceeded("x", attempt, 8.0, "X"),
-        )
-        assert after(lambda state: state.start(1, started)) == after(
-            lambda state: state.apply(started)
-        )
-        assert after(lambda state: state.succeed(1, succeeded)) == after(
-            lambda state: state.apply(succeeded)
-        )
+        for state in (by_events, by_short_forms):
+            state.apply(FINISHED)
+        assert by_short_forms.report().results == by_events.report().results
+        assert by_short_forms.output(1) == "X"
 
-    def test_they_refuse_the_success_of_an_attempt_that_has_failed(
-        self, schedule: Schedule
-    ) -> None:
-        state = state_in("attempting", schedule, limit=None)
-        state.apply(AttemptFailed("x", 1, 4.0, BOOM, 0.0))
-        state.start(1, AttemptStarted("x", 2, 5.0))
-        before = snapshot(state)
+    def test_what_was_begun_is_known(self, schedule: Schedule) -> None:
+        state = state_in("handed out", schedule, None)
+
+        state.begin(1, 1, 3.0)
+
+        assert state.is_attempting(1)
+        assert state.running_attempt(1) == AttemptStarted("x", 1, 3.0)
+        assert state.result(1) is None
+
+    def test_an_event_of_an_attempt_that_has_not_begun_is_refused(self, schedule: Schedule) -> None:
+        state = state_in("handed out", schedule, None)
+        state.begin(1, 1, 3.0)
 
         with pytest.raises(IllegalEventError, match="the latest attempt"):
-            state.succeed(1, StepSucceeded("x", 1, 6.0, "X"))
+            state.apply(StepSucceeded("x", 2, 6.0, "X"))
 
-        assert snapshot(state) == before
+        assert state.is_attempting(1)
 
-    def test_they_keep_what_was_noted(self, schedule: Schedule) -> None:
-        state = state_in("handed out", schedule, limit=None)
+    def test_a_remark_before_the_end_is_part_of_the_result(self, schedule: Schedule) -> None:
+        state = state_in("handed out", schedule, None)
 
-        state.start(1, AttemptStarted("x", 1, 3.0))
+        state.begin(1, 1, 3.0)
         state.apply(LoopBlocked("x", 1, 4.0, 110.0, "app.py:1 in x"))
-        state.succeed(1, StepSucceeded("x", 1, 5.0, "X"))
+        state.succeed(1, 5.0, "X")
 
-        result = state.step_runs.results[1]
+        result = state.result(1)
         assert result is not None
         assert (result.duration_ms, result.loop_blocked_ms) == (2.0, 110.0)
 
+    def test_a_remark_after_the_end_is_part_of_the_result(self, schedule: Schedule) -> None:
+        state = state_in("handed out", schedule, None)
 
-def outcome(state: RunState, tell: Callable[[RunState], object]) -> object:
-    """Return where a state stands after an event, or why it has refused it."""
-    try:
-        tell(state)
-    except IllegalEventError as error:
-        return str(error)
-    known = snapshot(state).items()
-    return {name: value for name, value in known if not name.endswith("._plan")}
+        state.begin(1, 1, 3.0)
+        state.succeed(1, 5.0, "X")
+        state.apply(LoopBlocked("x", 1, 6.0, 110.0, "app.py:1 in x"))
+
+        result = state.result(1)
+        assert result is not None
+        assert (result.duration_ms, result.loop_blocked_ms) == (2.0, 110.0)
 
 
 @each_schedule
@@ -460,16 +466,16 @@ class TestResumed:
 
         for phase in PHASES:
             state = state_in(phase, schedule)
-            assert refused(state, again) == "it has no past"
+            assert refused(state, again) == "the run has no checkpoint"
         assert refused(resumed(planned, past_of()), again) == "the run has started"
 
     @pytest.mark.parametrize("phase", PHASES)
     def test_without_a_past_nothing_is_reused(self, phase: Phase, schedule: Schedule) -> None:
         state = state_in(phase, schedule)
 
-        why = "no result of it was kept" if phase in ("pending", "ready") else PHASES[phase]
+        why = "no result of it was stored" if phase in ("pending", "ready") else PHASES[phase]
         if phase == "before the run":
-            why = "no result of it was kept"
+            why = "no result of it was stored"
         assert refused(state, StepReused("x", 10.0)) == why
 
     def test_a_result_is_reused_once_and_lets_others_follow(self, schedule: Schedule) -> None:
@@ -478,7 +484,7 @@ class TestResumed:
         assert state.ready() == []
         assert state.stored_end(0, 5.0) == StepReused("a", 5.0)
         assert state.stored_end(1, 5.0) is None
-        assert refused(state, StepReused("b", 5.0)) == "no result of it was kept"
+        assert refused(state, StepReused("b", 5.0)) == "no result of it was stored"
 
         state.apply(StepReused("a", 5.0))
 

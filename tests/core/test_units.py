@@ -86,7 +86,7 @@ class TestItems:
 
         assert state.ready() == step_runs[:2]
         assert [state.is_queued(node) for node in step_runs] == [False, False, True, True]
-        assert state.unstarted(step_runs) == step_runs[:2]
+        assert list(filter(state.is_scheduled, step_runs)) == step_runs[:2]
         state.apply(AttemptStarted("m", 1, 5.0, item=0))
         assert state.ready() == []
         state.apply(StepSucceeded("m", 1, 6.0, "A", item=0))

@@ -1294,7 +1294,7 @@ class TestMappedSteps:
         def broken(*_):
             raise RuntimeError("a bug")
 
-        monkeypatch.setattr("asyncflow._runtime.outcome.Verdicts._judge", broken)
+        monkeypatch.setattr("asyncflow._runtime.step_runner.StepRunner._conclude", broken)
 
         with pytest.raises(RuntimeError, match="a bug"):
             await run_pipeline(self.steps(Counter(), {2}), journal=journal, run_id="r")

@@ -188,11 +188,11 @@ class Execution:
                 decode=decode,
             )
             assert repr(event) == repr(self.told[0])
-        state = RunState(planned, past=past, **self.pipeline.options)
+        state = RunState(planned, checkpoint=past, **self.pipeline.options)
         for event in self.told:
             state.apply(event)
         assert_equal(state.report(), self.report, secret=True)
-        assert (state.ready(), state.doomed()) == ([], [])
+        assert (state.ready(), state.unreachable()) == ([], [])
         assert state.outcome == self.told[-1].outcome
 
 

@@ -1101,7 +1101,7 @@ async def test_a_defect_of_ours_stops_the_run_and_is_raised_instead_of_hanging(
     def defective(*_):
         raise ZeroDivisionError("a defect")
 
-    monkeypatch.setattr("asyncflow._runtime.run.Run._judge", defective)
+    monkeypatch.setattr("asyncflow._runtime.step_runner.StepRunner._conclude", defective)
     cleaning = Cleaning()
 
     with pytest.raises(ZeroDivisionError):

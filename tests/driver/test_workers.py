@@ -28,7 +28,7 @@ import pytest
 
 from asyncflow._runtime import worker_process as _child
 from asyncflow._runtime import workers as _workers
-from asyncflow._runtime.permits import Slot
+from asyncflow._runtime.permits import Permit
 from asyncflow._runtime.workers import limiter_for, run_in_process, run_in_thread
 
 ROOT = Path(__file__).parents[2]
@@ -318,29 +318,29 @@ TURNS = range(12)
 @pytest.mark.parametrize("others", [0, 1])
 async def test_a_slot_that_is_cancelled_at_any_turn_leaves_no_token_taken(turns, others):
     limiter = anyio.CapacityLimiter(1)
-    first, second, third = (Slot(None, limiter) for _ in range(3))
+    first, second, third = (Permit(None, limiter) for _ in range(3))
     if others:
-        await first.take()
+        await first.acquire()
 
     async def work():
-        await second.take()
+        await second.acquire()
         try:
             await asyncio.sleep(0)
         finally:
-            second.give_back()
+            second.release()
 
-    task, after = asyncio.ensure_future(work()), asyncio.ensure_future(third.take())
+    task, after = asyncio.ensure_future(work()), asyncio.ensure_future(third.acquire())
     for _ in range(turns):
         await asyncio.sleep(0)
     is_late = task.done()
     task.cancel()
     if others:
-        first.give_back()
+        first.release()
     await asyncio.wait([task])
 
     assert is_late or task.cancelled()
     await asyncio.wait_for(after, 60)
-    third.give_back()
+    third.release()
     assert limiter.statistics().borrowed_tokens == 0
     assert limiter.statistics().tasks_waiting == 0
 
@@ -349,7 +349,7 @@ async def test_a_slot_with_a_free_token_is_taken_in_the_same_turn():
     limiter, passed = anyio.CapacityLimiter(1), []
     asyncio.get_running_loop().call_soon(passed.append, "a turn")
 
-    await Slot(None, limiter).take()
+    await Permit(None, limiter).acquire()
 
     assert passed == []
 
