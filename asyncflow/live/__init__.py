@@ -27,8 +27,8 @@ except ImportError as error:
         "asyncflow.live needs rich: pip install 'asyncflow-tiers[cli]'", name="rich"
     ) from error
 
-from asyncflow.live._painter import Drawing, Lines, Painter
-from asyncflow.live._screen import Frames, Screen, is_drawn_on
+from asyncflow.live._renderer import LineRenderer, Renderer, RenderThread
+from asyncflow.live._screen import FrameRenderer, Screen, is_captured
 from asyncflow.live._theme import look_for
 
 __all__ = ["LiveView"]
@@ -60,11 +60,11 @@ class LiveView:
     def __init__(self, console: Console | None = None) -> None:
         self._console = console
         self._is_held = False
-        self._painter = Painter(self._drawing)
+        self._thread = RenderThread(self._renderer)
 
     def for_run(self) -> Callable[[Event], object]:
         """Return the observer of a run that starts."""
-        return self._painter.observer(waits=not self._is_held)
+        return self._thread.observer(waits=not self._is_held)
 
     def __enter__(self) -> LiveView:
         self._is_held = True
@@ -77,19 +77,19 @@ class LiveView:
         traceback: TracebackType | None,
     ) -> None:
         self._is_held = False
-        self._painter.close()
+        self._thread.close()
 
-    def _drawing(self) -> Drawing:
+    def _renderer(self) -> Renderer:
         console = Console(stderr=True) if self._console is None else self._console
         file = console.file
         screen = Screen(console, file, lambda: self._size(console, file))
-        # What writes to another view's stand-in for the stream would end up above its frame.
+        # What is written to a stream that another view captures would end up above its frame.
         is_in_place = console.is_interactive and not console.legacy_windows
         if self._console is None:  # it may be interactive because of FORCE_COLOR alone
             is_in_place = is_in_place and file.isatty()
-        if is_in_place and not is_drawn_on(file):
-            return Frames(screen, file, look_for(console.encoding))
-        return Lines(screen.write)
+        if is_in_place and not is_captured(file):
+            return FrameRenderer(screen, file, look_for(console.encoding))
+        return LineRenderer(screen.write)
 
     def _size(self, console: Console, file: IO[str]) -> tuple[int, int]:
         """Return how large the terminal is; rich looks at the standard streams only."""

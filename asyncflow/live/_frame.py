@@ -17,6 +17,7 @@ What is asked for each frame takes no time that grows with the number of the ste
 from __future__ import annotations
 
 import math
+import time
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from itertools import accumulate, chain, islice
@@ -216,21 +217,38 @@ class LiveRun:
     settled_tiers: How many tiers, from the first one on, have nothing left to do.
     begun_tiers: Up to which tier anything has happened.
     name_width: How many cells the widest name takes.
+    height: How many lines its latest frame has.
     """
 
     def __init__(self) -> None:
         self.view = RunView()
         self.running: dict[str, None] = {}
         self.failed: dict[str, None] = {}
-        self.settled_tiers = self.begun_tiers = self.name_width = 0
+        self.settled_tiers = self.begun_tiers = self.name_width = self.height = 0
+        self._ahead_ms: float | None = None
+        """How far the run's clock is ahead of ours; events arrive late, never early."""
         self._tallies: list[Counter[StepStatus]] = []
         self._settled: Counter[StepStatus] = Counter()
         """The sum of the tallies of the settled tiers."""
         self._starts = [0]
         """How many steps there are before each tier."""
 
+    @property
+    def has_begun(self) -> bool:
+        """Whether its first event has arrived."""
+        return bool(self.view.stretches)
+
+    def now_ms(self) -> float:
+        """Return the time on the run's clock, in milliseconds since the run started."""
+        view = self.view
+        if view.outcome is not None or self._ahead_ms is None:
+            return view.at_ms
+        return max(view.at_ms, self._ahead_ms + _our_ms())
+
     def apply(self, *events: Event) -> None:
-        """Take in more events. Outputs are not kept."""
+        """Apply more events. Outputs are not kept."""
+        if not events:
+            return
         view = self.view
         before: dict[str, StepStatus] = {}
         for event in events:
@@ -251,6 +269,8 @@ class LiveRun:
             step = view.steps[name]
             if step.status is not status:
                 self._move(step, status)
+        ahead_ms = view.at_ms - _our_ms()
+        self._ahead_ms = max(ahead_ms, ahead_ms if self._ahead_ms is None else self._ahead_ms)
 
     def tally(self, first: int, last: int) -> Counter[StepStatus]:
         """Return how many steps have which status in the tiers from one to before another one."""
@@ -299,6 +319,10 @@ class LiveRun:
                 break
             self._settled += tally
             self.settled_tiers += 1
+
+
+def _our_ms() -> float:
+    return time.monotonic() * 1000
 
 
 _Span = tuple[int, int]

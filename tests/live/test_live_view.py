@@ -25,7 +25,7 @@ from terminals import Terminal
 from asyncflow import WorkflowStep, current_step, run_pipeline
 from asyncflow.events import RunStarted
 from asyncflow.live import LiveView
-from asyncflow.live import _painter as thread_room
+from asyncflow.live import _renderer as thread_room
 from asyncflow.live import _screen as frames_room
 from asyncflow.live._screen import Screen
 
@@ -313,6 +313,7 @@ async def test_a_terminal_may_be_small(
         print("hello")
         report = await run_pipeline(steps, observers=[view])
 
+    seen.close()
     assert report.all_passed
     assert not live_threads()
     assert seen.terminal.written
@@ -695,7 +696,7 @@ async def test_a_slow_terminal_does_not_hold_up_the_run(monkeypatch: pytest.Monk
             pass
 
     console: Any = Console(file=Stuck(), force_terminal=True)  # type: ignore[arg-type]
-    monkeypatch.setattr(thread_room, "_PATIENCE_S", 0.05)
+    monkeypatch.setattr(thread_room, "_EXIT_TIMEOUT_S", 0.05)
     steps = [WorkflowStep("s", quick), WorkflowStep("t", quick, ["s"])]
 
     began = time.monotonic()
