@@ -19,7 +19,7 @@ from rich.text import Text
 
 from asyncflow.live._frame import LiveRun, frame, summary
 from asyncflow.live._renderer import EventBuffer
-from asyncflow.live._theme import Theme, cut, shown
+from asyncflow.live._theme import Theme, elide_middle, printable
 
 __all__ = [
     "CapturedOutput",
@@ -324,7 +324,7 @@ class FrameRenderer:
         self._draw_ended()
         width, height = self._space()
         encoding = self._theme.encoding
-        lines = [Text(cut(shown(text, encoding), width)) for text in self._unfinished]
+        lines = [Text(elide_middle(printable(text, encoding), width)) for text in self._unfinished]
         lines = lines[-max(height - _LEAST_LINES, 0) :]
         lines += self._frames(width, height - len(lines))
         self._screen.draw(self._text, lines)
@@ -347,7 +347,7 @@ class FrameRenderer:
             above, buffer = self._before[0]
             run = self._runs.pop(buffer, None) or LiveRun()  # it may be newer than `take`
             run.apply(*buffer.drain())
-            lines = self._frame(run, *self._space(), least=0) if run.has_begun else []
+            lines = self._frame(run, *self._space(), min_height=0) if run.has_begun else []
             self._screen.draw(above, lines, is_last=True)
             del self._before[0]
 
@@ -363,12 +363,18 @@ class FrameRenderer:
             share = (height - len(lines)) // (len(begun) - number)
             if share < _LEAST_LINES and len(begun) > 1:
                 return _many(begun, width, height, self._theme)
-            lines += self._frame(run, width, share, least=run.height)
+            lines += self._frame(run, width, share, min_height=run.height)
         return lines
 
-    def _frame(self, run: LiveRun, width: int, height: int, *, least: int) -> list[Text]:
-        now_ms = run.now_ms()
-        lines = frame(run, width=width, height=height, now_ms=now_ms, look=self._theme, least=least)
+    def _frame(self, run: LiveRun, width: int, height: int, *, min_height: int) -> list[Text]:
+        lines = frame(
+            run,
+            width=width,
+            height=height,
+            now_ms=run.now_ms(),
+            theme=self._theme,
+            min_height=min_height,
+        )
         run.height = len(lines)
         return lines
 
@@ -378,8 +384,8 @@ def _many(runs: Sequence[LiveRun], width: int, height: int, theme: Theme) -> lis
     listed = runs if len(runs) <= height else runs[: max(height - 1, 0)]
     lines = []
     for run in listed:
-        name = shown(run.view.pipeline or run.view.run_id, theme.encoding)
-        text = Text(f"{cut(name, width // 3, theme.ellipsis)}  ", no_wrap=True)
+        name = printable(run.view.pipeline or run.view.run_id, theme.encoding)
+        text = Text(f"{elide_middle(name, width // 3, theme.ellipsis)}  ", no_wrap=True)
         text.append(summary(run, width - text.cell_len, run.now_ms(), theme))
         lines.append(text)
     if len(listed) < len(runs):
