@@ -29,7 +29,6 @@ __all__ = [
     "LineRenderer",
     "RenderThread",
     "Renderer",
-    "RunObserver",
 ]
 
 _log = logging.getLogger("asyncflow")
@@ -78,23 +77,6 @@ class Renderer(Protocol):
         """Restore everything after rendering failed."""
 
 
-class RunObserver:
-    """Observes one run."""
-
-    __slots__ = ("__weakref__", "_buffer", "_end")
-
-    def __init__(self, buffer: EventBuffer, end: Callable[[EventBuffer], object]) -> None:
-        self._buffer = buffer
-        self._end = end
-
-    def __call__(self, event: Event) -> None:
-        buffer = self._buffer
-        if buffer.is_open:
-            buffer.events.append(event)
-            if type(event) is RunFinished:
-                self._end(buffer)
-
-
 class RenderThread:
     """Makes the observer of each run, and keeps a thread while there are runs.
 
@@ -112,7 +94,7 @@ class RenderThread:
         self._is_closing = False
         self._at_exit = partial(self.close, _EXIT_TIMEOUT_S)
 
-    def observer(self, *, waits: bool) -> RunObserver:
+    def observer(self, *, waits: bool) -> Callable[[Event], None]:
         """Return the observer of a run that starts.
 
         Args:
@@ -121,9 +103,16 @@ class RenderThread:
         buffer = EventBuffer()
         while not self._add(buffer):
             self._join(None)
-        observer = RunObserver(buffer, self._end_and_wait if waits else self._end)
-        weakref.finalize(observer, self._end, buffer).atexit = False
-        return observer
+        end = self._end_and_wait if waits else self._end
+
+        def observe(event: Event) -> None:
+            if buffer.is_open:
+                buffer.events.append(event)
+                if type(event) is RunFinished:
+                    end(buffer)
+
+        weakref.finalize(observe, self._end, buffer).atexit = False
+        return observe
 
     def close(self, timeout_s: float | None = None) -> None:
         """End the thread, even if runs are still running."""

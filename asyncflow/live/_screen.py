@@ -46,6 +46,11 @@ class Output(NamedTuple):
     unfinished: list[str]
     """The unfinished line of each thread."""
 
+    @property
+    def lines(self) -> str:
+        """All whole lines."""
+        return "".join([*(text for text, _ in self.before), self.text])
+
 
 class CapturedOutput:
     """Replaces ``sys.stdout``, ``sys.stderr`` and the streams of `logging` handlers.
@@ -96,20 +101,16 @@ class CapturedOutput:
         """Write what is left and restore the streams."""
         try:
             for _ in range(_FLUSHES):
-                text = self._rest()
+                text = self.take().lines
                 if not text:
                     break
                 write(text)
             with self._lock:
-                write(self._rest() + "".join(self._unfinished.values()))
+                write(self.take().lines + "".join(self._unfinished.values()))
                 self._is_open = False  # under the lock: later output comes after this one
         finally:
             self._is_open = False
             self._restore()
-
-    def _rest(self) -> str:
-        output = self.take()
-        return "".join([*(text for text, _ in output.before), output.text])
 
     def _restore(self) -> None:
         for name, stream, captured in self._streams:
@@ -122,11 +123,8 @@ class CapturedOutput:
     def take(self) -> Output:
         """Remove and return what was printed."""
         with self._lock:
-            output = Output(
-                self._before,
-                "".join(self._lines),
-                [text.rpartition("\r")[2] for text in self._unfinished.values()],
-            )
+            unfinished = [text.rpartition("\r")[2] for text in self._unfinished.values()]
+            output = Output(self._before, "".join(self._lines), unfinished)
             self._before, self._lines = [], []
         return output
 
@@ -301,11 +299,8 @@ class FrameRenderer:
         self._theme = theme
         self._captured = CapturedOutput(file)
         self._runs: dict[EventBuffer, LiveRun] = {}
-        self._before: list[tuple[str, EventBuffer]] = []
-        """The runs whose last frame is not drawn yet, each with the output before its end."""
-        self._text = ""
-        """The output after these."""
-        self._unfinished: list[str] = []
+        self._output = Output([], "", [])
+        """What is not drawn yet."""
 
     def begin(self) -> None:
         self._captured.begin()
@@ -315,41 +310,41 @@ class FrameRenderer:
 
     def take(self, buffers: Sequence[EventBuffer]) -> None:
         self._runs = {buffer: self._runs.get(buffer) or LiveRun() for buffer in buffers}
-        before, self._text, self._unfinished = self._captured.take()
-        self._before += before
+        self._output = self._captured.take()
         for buffer, run in self._runs.items():
             run.apply(*buffer.drain())
 
     def draw(self) -> None:
         self._draw_ended()
         width, height = self._space()
-        encoding = self._theme.encoding
-        lines = [Text(elide_middle(printable(text, encoding), width)) for text in self._unfinished]
-        lines = lines[-max(height - _LEAST_LINES, 0) :]
+        unfinished, encoding = self._output.unfinished, self._theme.encoding
+        hidden = max(len(unfinished) - max(height - _LEAST_LINES, 0), 0)
+        lines = [
+            Text(elide_middle(printable(text, encoding), width)) for text in unfinished[hidden:]
+        ]
         lines += self._frames(width, height - len(lines))
-        self._screen.draw(self._text, lines)
-        self._text = ""
+        self._screen.draw(self._output.text, lines)
+        self._output = Output([], "", [])
 
     def end(self) -> None:
         self._screen.draw("", [])
         self._captured.end(self._screen.write)
 
     def abort(self) -> None:
-        texts = [*(text for text, _ in self._before), self._text]
         with suppress(Exception):  # the screen may be what failed
-            self._screen.draw("".join(texts), [])
+            self._screen.draw(self._output.lines, [])
         with suppress(OSError):
             self._captured.end(self._screen.write)
 
     def _draw_ended(self) -> None:
         """Draw the last frames of the runs that ended, each below the output before its end."""
-        while self._before:
-            above, buffer = self._before[0]
+        while self._output.before:
+            above, buffer = self._output.before[0]
             run = self._runs.pop(buffer, None) or LiveRun()  # it may be newer than `take`
             run.apply(*buffer.drain())
             lines = self._frame(run, *self._space(), min_height=0) if run.has_begun else []
             self._screen.draw(above, lines, is_last=True)
-            del self._before[0]
+            del self._output.before[0]
 
     def _space(self) -> tuple[int, int]:
         """Return how many cells and lines frames may take."""

@@ -82,7 +82,7 @@ class _Cell(NamedTuple):
     """The field of `_Glyphs`."""
 
 
-class _Layout(NamedTuple):
+class _Grid(NamedTuple):
     """What all rows of a timeline share."""
 
     theme: Theme
@@ -113,17 +113,17 @@ def timeline(
             started; by default the time of its latest event.
         encoding: The encoding of the output. One that lacks the symbols gets an ASCII timeline.
     """
-    layout = _layout(view, width, view.at_ms if now_ms is None else now_ms, encoding)
+    grid = _grid(view, width, view.at_ms if now_ms is None else now_ms, encoding)
     used: set[str] = set()
-    lines = [*_axis(layout), *(_row(step, layout, used) for step in view.steps.values())]
-    lines += _legend(layout, used, width)
+    lines = [*_axis(grid), *(_row(step, grid, used) for step in view.steps.values())]
+    lines += _legend(grid, used, width)
     for line in lines:
         line.rstrip()
         line.truncate(width)
     return Text("\n", no_wrap=True, end="").join(lines)
 
 
-def _layout(view: RunView, width: int, now_ms: float, encoding: str) -> _Layout:
+def _grid(view: RunView, width: int, now_ms: float, encoding: str) -> _Grid:
     theme = theme_for(encoding, "".join(_UNICODE))
     glyphs = _ASCII if theme.dash == ASCII.dash else _UNICODE
     now_ms = max(now_ms, view.at_ms)
@@ -134,32 +134,32 @@ def _layout(view: RunView, width: int, now_ms: float, encoding: str) -> _Layout:
     scale = Scale(max(now_ms, 0.001), max(width - status - name - longest - 7, 1))
     resumed = frozenset(scale.cell(segment.at_ms) for segment in view.stretches[1:])
     critical = frozenset(view.critical_path(now_ms))
-    return _Layout(theme, glyphs, status, name, longest, scale, now_ms, critical, resumed)
+    return _Grid(theme, glyphs, status, name, longest, scale, now_ms, critical, resumed)
 
 
-def _axis(layout: _Layout) -> list[Text]:
+def _axis(grid: _Grid) -> list[Text]:
     """Return the labels of the ticks, and below them the axis."""
-    glyphs, scale = layout.glyphs, layout.scale
+    glyphs, scale = grid.glyphs, grid.scale
     labels, line = "", [glyphs.corner, *(glyphs.rule * (scale.cells - 1))]
     least_ms = scale.end_ms * max(_MIN_TICK_CELLS / scale.cells, 1 / _MAX_TICKS)
     for ms, label in ticks(scale.end_ms, least_ms):
         at = scale.cell(ms)
         if at:
             line[at] = glyphs.tick
-        if at + len(label) <= scale.cells + layout.duration and at > len(labels) - (not at):
+        if at + len(label) <= scale.cells + grid.duration and at > len(labels) - (not at):
             labels = labels.ljust(at) + label
-    margin = " " * (layout.status + layout.name + 4)
+    margin = " " * (grid.status + grid.name + 4)
     return [Text(margin + labels, "dim"), Text(margin + "".join(line), "dim")]
 
 
-def _row(step: StepView, layout: _Layout, used: set[str]) -> Text:
+def _row(step: StepView, grid: _Grid, used: set[str]) -> Text:
     """Return the row of a step, and add the parts that it shows to those that are used."""
-    theme, glyphs, cells = layout.theme, layout.glyphs, layout.scale.cells
-    is_critical = step.name in layout.critical
+    theme, glyphs, cells = grid.theme, grid.glyphs, grid.scale.cells
+    is_critical = step.name in grid.critical
     text = Text(no_wrap=True)
-    status = f"{theme.symbols[step.status]} {step.status}"[: layout.status]
-    text.append(fit(status, layout.status), COLOURS[step.status]).append(" ")
-    name = fit(printable(step.name, theme.encoding), layout.name, theme.ellipsis)
+    status = f"{theme.symbols[step.status]} {step.status}"[: grid.status]
+    text.append(fit(status, grid.status), COLOURS[step.status]).append(" ")
+    name = fit(printable(step.name, theme.encoding), grid.name, theme.ellipsis)
     text.append(name, "bold" if is_critical else "")
     text.append(f" {glyphs.critical if is_critical else ' '} ", "magenta")
     used.update(["critical"] * is_critical + ["reused"] * step.reused)
@@ -167,25 +167,25 @@ def _row(step: StepView, layout: _Layout, used: set[str]) -> Text:
         reason = elide(printable(step.reason, theme.encoding), cells, theme.ellipsis)
         text.append(fit(reason, cells), "dim")
     else:
-        row = dict.fromkeys(layout.resumed, _Cell(glyphs.resumed, "dim", "resumed"))
-        row |= _cells(step, layout)
+        row = dict.fromkeys(grid.resumed, _Cell(glyphs.resumed, "dim", "resumed"))
+        row |= _cells(step, grid)
         used.update(cell.part for cell in row.values())
         for at in range(cells):
             cell = row.get(at)
             text.append(" ") if cell is None else text.append(cell.character, cell.colour)
-    duration_ms = step.duration_ms(layout.now_ms)
+    duration_ms = step.duration_ms(grid.now_ms)
     lasted = "" if duration_ms is None else duration(duration_ms)
-    text.append(f" {lasted:>{layout.duration}}")
+    text.append(f" {lasted:>{grid.duration}}")
     return text.append(f" {glyphs.reused if step.reused else ' '}", "dim")
 
 
-def _legend(layout: _Layout, used: set[str], width: int) -> list[Text]:
+def _legend(grid: _Grid, used: set[str], width: int) -> list[Text]:
     """Return what the glyphs that are used mean, in as many lines as it takes."""
     lines: list[str] = []
     for part, meaning in _MEANINGS.items():
         if part not in used:
             continue
-        entry = f"{getattr(layout.glyphs, part)} {meaning}"
+        entry = f"{getattr(grid.glyphs, part)} {meaning}"
         if lines and len(lines[-1]) + len(entry) + 3 <= width:
             lines[-1] += f"   {entry}"
         else:
@@ -207,12 +207,12 @@ _PARTS = {
 _ORDER = tuple(_PARTS)
 
 
-def _cells(step: StepView, layout: _Layout) -> dict[int, _Cell]:
+def _cells(step: StepView, grid: _Grid) -> dict[int, _Cell]:
     row: dict[int, _Cell] = {}
-    glyphs, now_ms = layout.glyphs, layout.now_ms
+    glyphs, now_ms = grid.glyphs, grid.now_ms
 
     def paint(start_ms: float, end_ms: float | None, part: str, colour: str) -> range:
-        span = layout.scale.span(start_ms, now_ms if end_ms is None else end_ms)
+        span = grid.scale.span(start_ms, now_ms if end_ms is None else end_ms)
         row.update(dict.fromkeys(span, _Cell(getattr(glyphs, part), colour, part)))
         return span
 

@@ -221,6 +221,27 @@ async def test_frames_are_drawn_while_a_run_goes_on(seen: Seen) -> None:
     assert seen.lines()[0] == "half a line and the rest"
 
 
+async def test_a_line_is_hidden_until_its_end_if_there_is_only_room_for_the_frame(
+    open_terminal: Callable[..., Seen],
+) -> None:
+    seen, go_on = open_terminal(40, 5), asyncio.Event()
+
+    async def prints() -> None:
+        print("half a line", end="")
+        await go_on.wait()
+        print(" and the rest")
+
+    with LiveView() as view:
+        run = asyncio.ensure_future(run_pipeline([WorkflowStep("s", prints)], observers=[view]))
+        await seen.until(lambda: "▷ RUNNING" in seen.now)
+        before = seen.now
+        go_on.set()
+        await run
+
+    assert "half" not in before
+    assert seen.lines()[0] == "half a line and the rest"
+
+
 def test_lines_of_many_threads_stay_whole(seen: Seen) -> None:
     async def prints(number: int) -> None:
         def lines() -> None:
