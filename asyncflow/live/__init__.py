@@ -28,7 +28,7 @@ except ImportError as error:
     ) from error
 
 from asyncflow.live._renderer import LineRenderer, Renderer, RenderThread
-from asyncflow.live._screen import FrameRenderer, Screen, is_captured
+from asyncflow.live._screen import CapturedStream, FrameRenderer, Screen
 from asyncflow.live._theme import theme_for
 
 __all__ = ["LiveView"]
@@ -87,7 +87,7 @@ class LiveView:
         is_in_place = console.is_interactive and not console.legacy_windows
         if self._console is None:  # FORCE_COLOR alone makes a console interactive
             is_in_place = is_in_place and file.isatty()
-        if is_in_place and not is_captured(file):
+        if is_in_place and not isinstance(file, CapturedStream):
             return FrameRenderer(screen, file, theme_for(console.encoding))
         return LineRenderer(screen.write)
 

@@ -10,7 +10,7 @@ import logging
 import os
 import sys
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import IO, Any, NamedTuple
 
@@ -23,10 +23,10 @@ from asyncflow.live._theme import Theme, elide_middle, printable
 
 __all__ = [
     "CapturedOutput",
+    "CapturedStream",
     "FrameRenderer",
     "Output",
     "Screen",
-    "is_captured",
 ]
 
 _LONGEST_LINE = 10_000
@@ -74,8 +74,7 @@ class CapturedOutput:
         self._unfinished: dict[int, str] = {}
         """By thread."""
         self._is_open = True
-        self._streams: list[tuple[str, IO[str], _CapturedStream]] = []
-        self._handlers: list[tuple[logging.StreamHandler[Any], IO[str], _CapturedStream]] = []
+        self._streams: list[tuple[IO[str], CapturedStream]] = []
         self._terminal = _terminal_of(screen)
 
     @property
@@ -85,17 +84,11 @@ class CapturedOutput:
 
     def begin(self) -> None:
         """Replace the streams."""
-        for name in ("stdout", "stderr"):
-            stream = getattr(sys, name)
-            if self._terminal is None or _terminal_of(stream) != self._terminal:
-                continue
-            captured = _CapturedStream(self, stream)
-            setattr(sys, name, captured)
-            self._streams.append((name, stream, captured))
-            for handler in _stream_handlers():
-                if handler.stream is stream:
-                    handler.setStream(captured)
-                    self._handlers.append((handler, stream, captured))
+        for stream in (sys.stdout, sys.stderr):
+            if self._terminal is not None and _terminal_of(stream) == self._terminal:
+                captured = CapturedStream(self, stream)
+                self._streams.append((stream, captured))
+                _replace(stream, captured)
 
     def end(self, write: Callable[[str], object]) -> None:
         """Write what is left and restore the streams."""
@@ -110,15 +103,8 @@ class CapturedOutput:
                 self._is_open = False  # under the lock: later output comes after this one
         finally:
             self._is_open = False
-            self._restore()
-
-    def _restore(self) -> None:
-        for name, stream, captured in self._streams:
-            if getattr(sys, name) is captured:
-                setattr(sys, name, stream)
-        for handler, stream, captured in self._handlers:
-            if handler.stream is captured:
-                handler.setStream(stream)
+            for stream, captured in self._streams:
+                _replace(captured, stream)
 
     def take(self) -> Output:
         """Remove and return what was printed."""
@@ -161,7 +147,7 @@ class CapturedOutput:
         return True
 
 
-class _CapturedStream:
+class CapturedStream:
     """A text stream that captures what is written and otherwise is the stream it replaces."""
 
     def __init__(self, output: CapturedOutput, stream: IO[str]) -> None:
@@ -187,11 +173,6 @@ class _CapturedStream:
         return getattr(self._stream, name)
 
 
-def is_captured(stream: object) -> bool:
-    """Return whether another view has replaced a stream."""
-    return isinstance(stream, _CapturedStream)
-
-
 def _terminal_of(stream: Any) -> int | None:
     """Return the device number of the terminal that a stream writes to, or ``None``."""
     try:
@@ -200,11 +181,15 @@ def _terminal_of(stream: Any) -> int | None:
         return None
 
 
-def _stream_handlers() -> Iterator[logging.StreamHandler[Any]]:
+def _replace(old: object, new: Any) -> None:
+    """Replace a stream wherever it is a standard stream or that of a handler."""
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is old:
+            setattr(sys, name, new)
     for logger in [logging.getLogger(), *logging.Logger.manager.loggerDict.values()]:
         for handler in getattr(logger, "handlers", ()):
-            if isinstance(handler, logging.StreamHandler):
-                yield handler
+            if isinstance(handler, logging.StreamHandler) and handler.stream is old:
+                handler.setStream(new)
 
 
 _UP, _ERASE_BELOW, _ERASE_LINE_END, _RESET = "\x1b[{}A", "\x1b[J", "\x1b[K", "\x1b[0m"

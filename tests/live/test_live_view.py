@@ -155,6 +155,21 @@ def test_the_streams_and_the_handlers_of_logging_are_given_back(seen: Seen) -> N
     assert seen.lines()[:2] == ["a warning", "ab"]
 
 
+def test_a_handler_that_a_step_makes_writes_to_the_stream_afterwards(seen: Seen) -> None:
+    logger = logging.getLogger("test_live_view")
+
+    async def configures() -> None:
+        logger.addHandler(logging.StreamHandler())
+
+    with LiveView() as view:
+        asyncio.run(run_pipeline([WorkflowStep("s", configures)], observers=[view]))
+    (handler,) = logger.handlers
+    logger.removeHandler(handler)
+
+    assert isinstance(handler, logging.StreamHandler)
+    assert handler.stream is seen.stderr
+
+
 def test_what_somebody_else_put_in_place_of_a_stream_stays(seen: Seen) -> None:
     handler = logging.StreamHandler()
     logging.getLogger("test_live_view").addHandler(handler)
