@@ -1,8 +1,7 @@
-"""Logging: which step a record is of, and the events of a run as records.
+"""Logging: which step a record belongs to, and the events of a run as records.
 
-`StepFilter` adds the step to every record that is made inside of one, `add_step` does the same for
-structlog, and `LoggingObserver` logs what happens in a run. None of them shows an input or an
-output.
+`StepFilter` adds the step to every record that is made inside one, `add_step` does the same for
+structlog, and `LoggingObserver` logs the events of runs. Inputs and outputs are never logged.
 """
 
 from __future__ import annotations
@@ -31,31 +30,42 @@ from asyncflow.events import (
 
 __all__ = ["LoggingObserver", "StepFilter", "add_step"]
 
+_NO_STEP: Mapping[str, Any] = {"run_id": "", "step": "", "attempt": None, "item": None}
+_LEVELS = {"failed": logging.ERROR, "interrupted": logging.WARNING}
+_WARNINGS = (
+    *(AttemptFailed, StepCancelled, StepSkipped, ThreadAbandoned),
+    *(LoopBlocked, RunTimedOut, RunInterrupted),
+)
+_EVENT_FIELDS = (
+    *("pipeline", "queued_ms", "retry_in_ms", "reason", "on_purpose"),
+    *("deadline_ms", "outcome", "stop_reason", "blocked_ms", "where"),
+)
+
 _ExcInfo: TypeAlias = tuple[type[BaseException], BaseException, TracebackType | None] | None
 
 
 class StepFilter(logging.Filter):
-    """Adds to each record the step that has made it, and lets all records pass.
+    """Adds to each record the step that made it; lets every record pass.
 
-    A record that is made in an action, in what that calls, or in a thread or task that inherits its
-    context, has these attributes; any other record has the second value, so that a format string
-    may name them anyway:
+    A record that is made in an action, in what the action calls, or in a thread or task that
+    inherits its context, gets these attributes. Any other record gets the second value, so that a
+    format string may always name them:
 
-    - ``run_id``: identifies the run; or ``""``.
-    - ``step``: the step's name; or ``""``.
-    - ``attempt``: which attempt it is, counted from 1; or ``None``.
-    - ``item``: which item of a mapped step it is, counted from 0; or ``None``, as for a step that
-      is not mapped.
+    - ``run_id``: the id of the run; or ``""``.
+    - ``step``: the name of the step; or ``""``.
+    - ``attempt``: the number of the attempt, from 1; or ``None``.
+    - ``item``: the index of an item of a mapped step, from 0; or ``None``, also if the step is not
+      mapped.
 
-    What a record says of these by itself, as those of `LoggingObserver` do, is left as it is.
+    Attributes that a record already has, such as those of `LoggingObserver`, stay.
 
-    Add it to a handler: a filter of a logger does not see the records of the loggers below. With a
-    `logging.handlers.QueueHandler`, add it to that one: behind the queue nobody knows the step.
+    Add it to a handler: a filter of a logger does not see the records of its child loggers. With a
+    `logging.handlers.QueueHandler`, add it to that one: the step is unknown behind the queue.
     """
 
     def filter(self, record: logging.LogRecord) -> bool:
-        """Add the attributes to a record, and let it pass."""
-        for name, value in (_here() or _NOWHERE).items():
+        """Add the attributes to a record; return ``True``."""
+        for name, value in (_current_fields() or _NO_STEP).items():
             record.__dict__.setdefault(name, value)
         return True
 
@@ -63,37 +73,37 @@ class StepFilter(logging.Filter):
 def add_step(
     logger: Any, method: str, event_dict: MutableMapping[str, Any]
 ) -> MutableMapping[str, Any]:
-    """Add the step that logs: a processor for structlog.
+    """Add the step that logs to an event: a processor for structlog.
 
-    Inside of a step's action, and in the threads and tasks that inherit its context, it adds
-    ``run_id``, ``step``, ``attempt`` and, for an item of a mapped step, ``item``, unless the event
-    has them. Elsewhere it adds nothing.
+    In an action, and in the threads and tasks that inherit its context, it adds ``run_id``,
+    ``step``, ``attempt`` and, for an item of a mapped step, ``item``, unless the event has them.
+    Elsewhere it adds nothing.
     """
-    for name, value in (_here() or {}).items():
+    for name, value in (_current_fields() or {}).items():
         if value is not None:
             event_dict.setdefault(name, value)
     return event_dict
 
 
 class LoggingObserver:
-    """Logs each event of a run as one line, for ``observers=[LoggingObserver()]``.
+    """Logs each event of a run as one line: ``observers=[LoggingObserver()]``.
 
-    What is as it should be is logged at the given level; retries, timeouts, skipped and cancelled
-    steps, an interrupted run, a blocked event loop and an abandoned thread as warnings; failures
-    as errors, those of steps with their tracebacks.
+    Failures are logged as errors, those of steps with their tracebacks. Retries, timeouts, skipped
+    and cancelled steps, an interrupted run, a blocked event loop and an abandoned thread are
+    logged as warnings. Everything else is logged at the given level.
 
-    Beside the line, a record has the attributes ``run_id``, ``step``, ``attempt`` and ``item``, as
-    with `StepFilter`; ``kind``, the name of the event's class in `asyncflow.events`; ``at_ms``,
-    its time in milliseconds since the run started; and those of the event's own numbers and words
-    that it has, such as ``queued_ms``, ``retry_in_ms``, ``reason`` and ``outcome``.
+    Each record has the attributes ``run_id``, ``step``, ``attempt`` and ``item``, as with
+    `StepFilter`; ``kind``, the name of the event's class in `asyncflow.events`; ``at_ms``, its time
+    in milliseconds since the run started; and those of the event's own fields that it has, such as
+    ``queued_ms``, ``retry_in_ms``, ``reason`` and ``outcome``.
 
     Args:
         logger: The logger, or its name.
-        level: The level of what is as it should be, or its name, such as ``"DEBUG"``.
+        level: The level of ordinary events, or its name, such as ``"DEBUG"``.
 
     Raises:
-        TypeError: The logger is none, or the level neither a number nor a name.
-        ValueError: There is no level of that name.
+        TypeError: The logger is not a logger, or the level neither a number nor a name.
+        ValueError: The level is unknown.
     """
 
     def __init__(
@@ -103,14 +113,14 @@ class LoggingObserver:
         self._level = _checked_level(level)
 
     def for_run(self) -> _RunLog:
-        """Return what logs the events of one run."""
+        """Return the observer of one run."""
         return _RunLog(self._logger, self._level)
 
 
 def _checked_logger(logger: logging.Logger | str) -> logging.Logger:
     if isinstance(logger, str):
         return logging.getLogger(logger)
-    if not callable(getattr(logger, "log", None)):  # an adapter is as good
+    if not callable(getattr(logger, "log", None)):  # a LoggerAdapter is welcome
         raise TypeError(f"logger must be a Logger or its name, not {type(logger).__name__}")
     return logger
 
@@ -148,10 +158,10 @@ class _RunLog:
             "item": getattr(event, "item", None),
             "kind": type(event).__name__,
             "at_ms": getattr(event, "at_ms", 0.0),
-            **{name: getattr(event, name) for name in _TOLD_TOO if hasattr(event, name)},
+            **{name: getattr(event, name) for name in _EVENT_FIELDS if hasattr(event, name)},
         }
         line = told(event, self._attempts.get(step))
-        self._logger.log(level, "%s", line, extra=extra, exc_info=_last_word(event))
+        self._logger.log(level, "%s", line, extra=extra, exc_info=_exc_info(event))
 
     def _level_of(self, event: Event) -> int:
         if isinstance(event, StepFailed):
@@ -163,34 +173,18 @@ class _RunLog:
         return self._level
 
 
-def _last_word(event: Event) -> _ExcInfo:
-    """Return the error that a step ended with; of one that a retry follows, the line is enough."""
+def _exc_info(event: Event) -> _ExcInfo:
+    """Return the final error of a step; for one that is retried the line is enough."""
     if not isinstance(event, StepFailed | StepCancelled) or event.error is None:
         return None
-    # Not the error itself: logging would ask whether it is true, and it may raise.
+    # Not the error itself: logging would ask for its truth value, which may raise.
     return type(event.error), event.error, event.error.__traceback__
 
 
-def _here() -> dict[str, Any] | None:
+def _current_fields() -> dict[str, Any] | None:
     found = current_attempt()
     if found is None:
         return None
-    run_id, running = found
-    return {
-        "run_id": run_id,
-        "step": running.step,
-        "attempt": running.attempt,
-        "item": running.item,
-    }
-
-
-_NOWHERE: Mapping[str, Any] = {"run_id": "", "step": "", "attempt": None, "item": None}
-_LEVELS = {"failed": logging.ERROR, "interrupted": logging.WARNING}
-_WARNINGS = (
-    *(AttemptFailed, StepCancelled, StepSkipped, ThreadAbandoned),
-    *(LoopBlocked, RunTimedOut, RunInterrupted),
-)
-_TOLD_TOO = (
-    *("pipeline", "queued_ms", "retry_in_ms", "reason", "on_purpose"),
-    *("deadline_ms", "outcome", "stop_reason", "blocked_ms", "where"),
-)
+    run_id, attempt = found
+    fields = {"step": attempt.step, "attempt": attempt.attempt, "item": attempt.item}
+    return {"run_id": run_id, **fields}

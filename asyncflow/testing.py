@@ -1,14 +1,14 @@
-"""An event loop in which time passes only when there is nothing left to do.
+"""Tests in virtual time: an event loop whose clock jumps to the next timer when nothing is ready.
 
-Sleeps and timeouts take no real time and end in exactly the order and at exactly the times at
-which they would on an infinitely fast machine. So a test of a pipeline that backs off for hours
-takes milliseconds and always gives the same result::
+Sleeps and timeouts take no real time, and end in the order and at the times at which they would on
+an infinitely fast machine. A test of a pipeline that backs off for hours takes milliseconds and is
+deterministic::
 
     from asyncflow.testing import run_in_virtual_time
 
     report = run_in_virtual_time(run_pipeline(steps))
 
-With pytest-asyncio, give the loop to every async test, in ``conftest.py``::
+With pytest-asyncio, use the loop for every async test, in ``conftest.py``::
 
     def pytest_asyncio_loop_factories(config, item):
         return {"virtual": VirtualTimeLoop}
@@ -17,11 +17,10 @@ With pytest-asyncio, give the loop to every async test, in ``conftest.py``::
 from __future__ import annotations
 
 import asyncio
-import concurrent.futures
 import selectors
 import threading
 from collections.abc import Callable, Coroutine, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from typing import Any, TypeVar
 
@@ -30,24 +29,23 @@ from asyncflow._core.tracebacks import awaiting_location
 
 __all__ = ["HangError", "VirtualTimeLoop", "run_in_virtual_time"]
 
-HangError.__module__ = __name__  # where users know it from
+HangError.__module__ = __name__  # its public home
 
 T = TypeVar("T")
 
-_PATIENCE_S = 5.0
-"""How long, in real time, other threads may take to wake a loop that waits for nothing else."""
+_WAKE_TIMEOUT_S = 5.0
+"""How long, in real time, a loop without timers waits for other threads to wake it."""
 
 
 class VirtualTimeLoop(asyncio.SelectorEventLoop):
-    """An asyncio event loop with a virtual clock, which starts at 0.
+    """An asyncio event loop with a virtual clock that starts at 0.
 
-    When nothing is ready to run, the clock jumps to the next timer. When there is no timer
-    either, so that nothing can ever happen again, the loop raises `HangError`, which names what
-    each task waits for.
+    When nothing is ready to run, the clock jumps to the next timer. If there is no timer either,
+    nothing can ever happen again: the loop raises `HangError`, which names where each task waits.
 
-    While a job runs in an executor of this loop (`asyncio.to_thread`, `loop.run_in_executor`), or
-    a step in a thread or process, the clock stands still. It does not know of other threads, of
-    other processes and of sockets: say so with `standing_still` where code waits for those.
+    The clock stands still while a job runs in an executor of this loop (`asyncio.to_thread`,
+    `loop.run_in_executor`), or a step in a thread or process. The loop does not know about other
+    threads, processes and sockets: use `standing_still` where code waits for those.
     """
 
     def __init__(self) -> None:
@@ -57,20 +55,20 @@ class VirtualTimeLoop(asyncio.SelectorEventLoop):
         super().__init__(_JumpingSelector(self._jump))
 
     def time(self) -> float:
-        """Return the virtual time, in seconds since the loop was made."""
+        """Return the virtual time, in seconds since the loop was created."""
         return self._now
 
     @contextmanager
     def standing_still(self) -> Iterator[None]:
-        """Let the clock stand still while a ``with`` block waits for something from elsewhere.
+        """Stop the clock while a ``with`` block waits for a thread, a process or a socket.
 
-        That may be a thread, a process or a socket: what the loop can't know of::
+        The loop can't know about those::
 
             with asyncio.get_running_loop().standing_still():
                 await anyio.to_thread.run_sync(work)
 
-        Meanwhile no timer of this loop fires, in no task, and `HangError` is not raised: the
-        loop waits, in real time, for as long as it takes.
+        Meanwhile no timer of this loop fires in any task, and `HangError` is not raised: the loop
+        waits in real time, without a limit.
         """
         self._jobs += 1
         try:
@@ -81,43 +79,43 @@ class VirtualTimeLoop(asyncio.SelectorEventLoop):
     def run_in_executor(  # type: ignore[override]
         self, executor: Any, func: Callable[..., T], *args: Any
     ) -> asyncio.Future[T]:
-        """Run a function in an executor; the clock stands still until it has returned.
+        """Run a function in an executor; the clock stands still until the function returns.
 
-        So it does if the future is cancelled meanwhile: that stops no function that has begun.
+        Cancelling the future does not change that: it does not stop a function that is running.
         """
         if executor is None:
             if self._default is None:
                 self.set_default_executor(ThreadPoolExecutor(thread_name_prefix="asyncio"))
             executor = self._default
-        future = super().run_in_executor(_Noted(executor, self._note_job), func, *args)
-        # Beside the job, which ends a little before its result is here.
+        future = super().run_in_executor(_WatchedExecutor(executor, self._watch_job), func, *args)
+        # Counted apart from the job, which ends a little before its result arrives.
         self._jobs += 1
         future.add_done_callback(self._end_job)
         return future
 
     def set_default_executor(self, executor: Any) -> None:
-        """Set what runs the functions for which no executor is named."""
+        """Set the executor of functions for which none is given."""
         super().set_default_executor(executor)
         self._default = executor
 
     async def shutdown_default_executor(self, timeout: float | None = None) -> None:
-        """Wait, in real time, until the default executor's threads have ended."""
+        """Wait in real time for the threads of the default executor to end."""
         with self.standing_still():
             await super().shutdown_default_executor()
 
-    def _note_job(self, job: concurrent.futures.Future[Any]) -> None:
+    def _watch_job(self, job: Future[Any]) -> None:
         self._jobs += 1
         job.add_done_callback(self._end_job_soon)
 
-    def _end_job_soon(self, job: concurrent.futures.Future[Any]) -> None:
-        with suppress(RuntimeError):  # the loop was closed: its clock is of no use any more
+    def _end_job_soon(self, job: Future[Any]) -> None:
+        with suppress(RuntimeError):  # the loop is closed
             self.call_soon_threadsafe(self._end_job, job)
 
     def _end_job(self, _: object) -> None:
         self._jobs -= 1
 
     def _jump(self, timeout: float | None, select: _Select) -> _Events:
-        """Do what a selector does, but let the clock jump where that one would wait."""
+        """Do what a selector does, but advance the clock where a selector would wait."""
         events = select(0)
         if events or timeout == 0:
             return events
@@ -126,18 +124,18 @@ class VirtualTimeLoop(asyncio.SelectorEventLoop):
         if timeout is not None:
             self._now += timeout
             return events
-        if _others_may_wake_us():
-            events = select(_PATIENCE_S)
+        if _another_thread_may_wake_us():
+            events = select(_WAKE_TIMEOUT_S)
         if not events:
             raise HangError(_waiting(self))
         return events
 
 
 def run_in_virtual_time(main: Coroutine[Any, Any, T], *, debug: bool | None = None) -> T:
-    """Run a coroutine as `asyncio.run` does, in a `VirtualTimeLoop`, and return its result.
+    """Run a coroutine in a `VirtualTimeLoop` and return its result, as `asyncio.run` does.
 
     Args:
-        main: What to run.
+        main: The coroutine.
         debug: Whether the loop is in asyncio's debug mode.
 
     Raises:
@@ -147,20 +145,16 @@ def run_in_virtual_time(main: Coroutine[Any, Any, T], *, debug: bool | None = No
         return runner.run(main)
 
 
-class _Noted(concurrent.futures.Executor):
-    """An executor of which somebody notes what it is given."""
+class _WatchedExecutor(Executor):
+    """An executor that reports each job."""
 
-    def __init__(
-        self, executor: Any, note: Callable[[concurrent.futures.Future[Any]], object]
-    ) -> None:
+    def __init__(self, executor: Any, watch: Callable[[Future[Any]], object]) -> None:
         self._executor = executor
-        self._note = note
+        self._watch = watch
 
-    def submit(
-        self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any
-    ) -> concurrent.futures.Future[Any]:
-        job: concurrent.futures.Future[Any] = self._executor.submit(fn, *args, **kwargs)
-        self._note(job)
+    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
+        job: Future[Any] = self._executor.submit(fn, *args, **kwargs)
+        self._watch(job)
         return job
 
 
@@ -169,7 +163,7 @@ _Select = Callable[[float | None], _Events]
 
 
 class _JumpingSelector(selectors.DefaultSelector):
-    """The platform's selector, with its waiting done by somebody else."""
+    """The platform's selector, with a callback that does the waiting."""
 
     def __init__(self, jump: Callable[[float | None, _Select], _Events]) -> None:
         super().__init__()
@@ -179,17 +173,17 @@ class _JumpingSelector(selectors.DefaultSelector):
         return self._jump(timeout, super().select)
 
 
-def _others_may_wake_us() -> bool:
-    """Whether there is another thread, other than those of ours that wake no such loop."""
-    ours = threading.current_thread()
+def _another_thread_may_wake_us() -> bool:
+    current = threading.current_thread()
     return any(
-        thread is not ours and thread.name not in _OUR_THREADS for thread in threading.enumerate()
+        thread is not current and thread.name not in _SILENT_THREADS
+        for thread in threading.enumerate()
     )
 
 
-_OUR_THREADS = ("asyncflow loop monitor", "asyncflow journal")
-"""The one of `_monitor` may be left from an earlier run. That of a journal wakes a loop only with
-the result of a job, and of those the loop knows."""
+_SILENT_THREADS = ("asyncflow loop monitor", "asyncflow journal")
+"""They wake no loop by themselves. The loop monitor may be left from an earlier run; a journal only
+returns the results of jobs, which the loop knows about."""
 
 
 def _waiting(loop: asyncio.AbstractEventLoop) -> list[str]:

@@ -177,7 +177,7 @@ def test_another_thread_may_wake_a_loop_that_waits_for_nothing_else():
 
 
 def test_a_thread_that_wakes_nobody_does_not_hide_a_hang(monkeypatch):
-    monkeypatch.setattr("asyncflow.testing._PATIENCE_S", 0.01)
+    monkeypatch.setattr("asyncflow.testing._WAKE_TIMEOUT_S", 0.01)
     stop = threading.Event()
     thread = threading.Thread(target=stop.wait)
     thread.start()

@@ -38,7 +38,7 @@ from asyncflow._core.report import RunReport
 from asyncflow._core.results import StepResult, StepStatus
 from asyncflow._core.tracebacks import format_error
 from asyncflow.events import Event
-from asyncflow.live._theme import COLOURS, sign_of_run
+from asyncflow.live._theme import COLOURS, status_for_run
 
 __all__ = [
     "BUG",
@@ -157,7 +157,7 @@ def say(text: str) -> None:
     styled = Text(text)
     for found in _STATUS.finditer(text):
         kind = found.lastgroup or ""
-        status = StepStatus(found[kind]) if kind == "step" else sign_of_run(found[kind])
+        status = StepStatus(found[kind]) if kind == "step" else status_for_run(found[kind])
         styled.stylize(COLOURS[status], *found.span(kind))
     stdout_console().print(styled, soft_wrap=True)
 

@@ -27,7 +27,7 @@ from asyncflow._core.errors import RunAlreadyActiveError, escape_controls
 from asyncflow._views.event_text import duration
 from asyncflow.journal import RunRecord
 from asyncflow.journal._queries import check_sought
-from asyncflow.live._theme import COLOURS, Theme, look_for, sign_of_run
+from asyncflow.live._theme import COLOURS, Theme, status_for_run, theme_for
 
 __all__ = ["cancel", "forget", "prune", "runs"]
 
@@ -140,7 +140,7 @@ def _as_json(record: RunRecord) -> dict[str, object]:
 
 def _print(records: list[RunRecord]) -> None:
     console = stdout_console()
-    look = look_for(console.encoding)
+    look = theme_for(console.encoding)
     rows = [_HEADER, *(_row(record, look) for record in records)]
     # Ids are to be copied, so only the last column may be cut.
     widths = [max(cell_len(row[column]) for row in rows) for column in range(len(_HEADER) - 1)]
@@ -153,7 +153,7 @@ def _print(records: list[RunRecord]) -> None:
     lines[0].stylize("bold")
     begin = widths[0] + len(_GAP)
     for line, record in zip(lines[1:], records, strict=True):
-        line.stylize(COLOURS[sign_of_run(_word(record))], begin, begin + widths[1])
+        line.stylize(COLOURS[status_for_run(_word(record))], begin, begin + widths[1])
     console.print(Text("\n").join(lines), soft_wrap=True)
 
 
@@ -162,7 +162,7 @@ def _row(record: RunRecord, look: Theme) -> list[str]:
     started = datetime.fromtimestamp(record.started_at)
     return [
         escape_controls(record.run_id),
-        f"{look.signs[sign_of_run(word)]} {word}",
+        f"{look.symbols[status_for_run(word)]} {word}",
         f"{started:%Y-%m-%d %H:%M:%S}",
         "" if record.duration_s is None else duration(record.duration_s * 1000),
         escape_controls(record.pipeline),

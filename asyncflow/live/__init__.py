@@ -1,4 +1,4 @@
-"""Runs in a terminal, as they go on.
+"""A live view of runs in a terminal.
 
 ::
 
@@ -7,7 +7,7 @@
     with LiveView() as view:
         report = await run_pipeline(steps, observers=[view])
 
-It needs rich: ``pip install 'asyncflow-tiers[cli]'``.
+Requires rich: ``pip install 'asyncflow-tiers[cli]'``.
 """
 
 from __future__ import annotations
@@ -27,44 +27,44 @@ except ImportError as error:
         "asyncflow.live needs rich: pip install 'asyncflow-tiers[cli]'", name="rich"
     ) from error
 
-from asyncflow.live._painter import Drawing, Lines, Painter
-from asyncflow.live._screen import Frames, Screen, is_drawn_on
-from asyncflow.live._theme import look_for
+from asyncflow.live._renderer import LineRenderer, Renderer, RenderThread
+from asyncflow.live._screen import CapturedStream, FrameRenderer, Screen
+from asyncflow.live._theme import theme_for
 
 __all__ = ["LiveView"]
 
 
 class LiveView:
-    """Shows runs in a terminal while they go on: give it to them as an observer.
+    """Shows runs in a terminal while they run; pass it to them as an observer.
 
-    On a terminal each run has a frame that is drawn in place, about nine times a second: its steps
-    by tier, with status, attempt, the time until the next one, items and durations, and how many
-    steps are done. It never gets higher than the terminal: what is done or waits is counted in one
-    line for each tier, and steps that run or have failed are shown first. What the program prints
-    or logs meanwhile stands above. The last frame stays on the screen.
+    On a terminal each run has a frame that is redrawn in place, about eight times a second: its
+    steps by tier, with status, attempt, the time until the next one, items and durations, and how
+    many steps are done. A frame is never taller than the terminal: running and failed steps come
+    first, and each tier counts the others in one line. Whatever the program prints or logs appears
+    above the frame. The last frame stays on the screen.
 
-    Elsewhere (in a file, a pipe, a terminal that is ``dumb``) each event is one line, with the
-    time on the run's clock: ``[0:00:01.234] extract: attempt 2 of 3 started``.
+    Elsewhere (a file, a pipe, a ``dumb`` terminal) each event is one line, with the time on the
+    run's clock: ``[0:00:01.234] extract: attempt 2 of 3 started``.
 
-    ``NO_COLOR`` is respected, and nothing is told by colour alone.
+    ``NO_COLOR`` is respected, and colour never carries information alone.
 
-    It can be given to many runs at once, in any threads: their frames stand one below the other.
-    A thread of its own draws, so a slow terminal does not hold up the runs; the thread lives while
-    there are runs. In a ``with`` statement, the view ends with that at the latest, also when a run
-    ends by an error; without one, the end of the last run waits for the last frame.
+    One view may watch many runs at once, in any threads; their frames stand one below the other. A
+    thread draws, so a slow terminal never delays a run. The thread lives while there are runs. A
+    ``with`` statement ends the view, also when a run ends by an exception; without one, the end of
+    the last run waits for the last frame.
 
     Args:
-        console: Where to draw; by default a console of rich's on ``sys.stderr``.
+        console: Where to draw; by default a rich console on ``sys.stderr``.
     """
 
     def __init__(self, console: Console | None = None) -> None:
         self._console = console
         self._is_held = False
-        self._painter = Painter(self._drawing)
+        self._thread = RenderThread(self._renderer)
 
     def for_run(self) -> Callable[[Event], object]:
-        """Return the observer of a run that starts."""
-        return self._painter.observer(waits=not self._is_held)
+        """Return the observer of one run."""
+        return self._thread.observer(waits=not self._is_held)
 
     def __enter__(self) -> LiveView:
         self._is_held = True
@@ -77,25 +77,25 @@ class LiveView:
         traceback: TracebackType | None,
     ) -> None:
         self._is_held = False
-        self._painter.close()
+        self._thread.close()
 
-    def _drawing(self) -> Drawing:
+    def _renderer(self) -> Renderer:
         console = Console(stderr=True) if self._console is None else self._console
         file = console.file
         screen = Screen(console, file, lambda: self._size(console, file))
-        # What writes to another view's stand-in for the stream would end up above its frame.
+        # What is written to a stream that another view captures would end up above its frame.
         is_in_place = console.is_interactive and not console.legacy_windows
-        if self._console is None:  # it may be interactive because of FORCE_COLOR alone
+        if self._console is None:  # FORCE_COLOR alone makes a console interactive
             is_in_place = is_in_place and file.isatty()
-        if is_in_place and not is_drawn_on(file):
-            return Frames(screen, file, look_for(console.encoding))
-        return Lines(screen.write)
+        if is_in_place and not isinstance(file, CapturedStream):
+            return FrameRenderer(screen, file, theme_for(console.encoding))
+        return LineRenderer(screen.write)
 
     def _size(self, console: Console, file: IO[str]) -> tuple[int, int]:
-        """Return how large the terminal is; rich looks at the standard streams only."""
+        """Return the terminal's columns and lines; rich asks only the standard streams."""
         if self._console is None and not {"COLUMNS", "LINES"} & os.environ.keys():
             with suppress(OSError):
                 width, height = os.get_terminal_size(file.fileno())
-                if width and height:  # nobody has told a pseudo-terminal its size, if they are 0
+                if width and height:  # 0 if a pseudo-terminal does not know its size
                     return width, height
         return console.size

@@ -1,22 +1,18 @@
-"""One frame of a live view: the lines that show a run at some moment, never more than fit.
+"""One frame of a live view: the lines that show a run at a moment, never more than fit.
 
 Rules:
 
-1. If there is room for all steps, each has its line, and they stand where they stood before.
-2. Else steps that run or have failed go first, then small tiers, those near to the running ones
-   first. What has no line of its own is counted in its tier's line.
+1. If there is room for all steps, each has its line, and keeps its place.
+2. Otherwise running and failed steps come first, then small tiers, those near to the running ones
+   first. A step without a line is counted in the line of its tier.
 3. If there are too many tiers, those that are done share a line, and so do those that wait.
-
-What a live view says of one step, in one line, and of many steps in a few words.
-
-A run that is being watched: what its view shows, and where in its tiers something goes on.
-
-What is asked for each frame takes no time that grows with the number of the steps.
+4. The time that a frame takes does not grow with the number of steps.
 """
 
 from __future__ import annotations
 
 import math
+import time
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from itertools import accumulate, chain, islice
@@ -34,11 +30,11 @@ from asyncflow.live._theme import (
     COLOURS,
     Theme,
     bar,
-    clipped,
-    cut,
-    fitted,
-    shown,
-    sign_of_run,
+    elide,
+    elide_middle,
+    fit,
+    printable,
+    status_for_run,
     widest,
 )
 
@@ -47,190 +43,56 @@ __all__ = [
     "LiveRun",
     "columns_for",
     "frame",
-    "row",
     "summary",
-    "tally_text",
 ]
 
-_STATUS, _DURATION = 11, 9
-_BAR = range(4, 17)
-"""How many cells a bar may have; half of its column is for words."""
-_WORDS = {
-    StepStatus.SUCCESS: "succeeded",
-    StepStatus.RUNNING: "running",
-    StepStatus.FAILED: "failed",
-    StepStatus.CANCELLED: "cancelled",
-    StepStatus.SKIPPED: "skipped",
-    StepStatus.PENDING: "pending",
-}
 
-
-class Columns(NamedTuple):
-    """How many cells each column takes; there are two between any two."""
-
-    tier: int
-    status: int
-    name: int
-    note: int
-    duration: int
-
-
-def columns_for(width: int, tier: int, name: int) -> Columns:
-    """Return the columns for so many cells in all, of which names and tiers want some."""
-    if width < 44:  # a sign, a name and a duration
-        return Columns(0, 1, max(width - 13, 1), 0, 9)
-    rest = width - tier - _STATUS - _DURATION - 6
-    # At 80 columns a note has 29 cells: "next attempt in 3 s (2 of 3)".
-    name = min(name, max(16, min(rest * 9 // 20, rest - 31)))
-    note = rest - name - 2
-    if note < 12:
-        name, note = rest, -2
-    return Columns(tier, _STATUS, name, note, _DURATION)
-
-
-def row(step: StepView, tier: str, columns: Columns, now_ms: float, look: Theme) -> Text:
-    """Return the line of a step.
-
-    Args:
-        step: The step.
-        tier: What stands in the column of the tiers.
-        columns: How wide the columns are.
-        now_ms: What time it is, in milliseconds since the run started.
-        look: What to draw with.
-    """
-    colour = COLOURS[step.status]
-    text = Text(no_wrap=True)
-    if columns.tier:
-        text.append(fitted(tier, columns.tier + 2), "dim")
-    status = f"{look.signs[step.status]} {step.status}"
-    text.append(fitted(status[: columns.status], columns.status), colour)
-    quiet = "dim" if step.status is StepStatus.PENDING else ""
-    gap = "  " if columns.tier else " "
-    text.append(gap + fitted(shown(step.name, look.encoding), columns.name, look.ellipsis), quiet)
-    if columns.note > 0:
-        text.append("  ").append(_note(step, columns.note, now_ms, look))
-    took = step.duration_ms(now_ms)
-    lasted = "" if took is None else duration(took)
-    if len(lasted) > columns.duration:
-        lasted = lasted.replace(" ", "")
-    return text.append(f"{gap}{lasted:>{columns.duration}}", "" if step.ended_ms is None else "dim")
-
-
-def tally_text(counts: Counter[StepStatus], width: int, look: Theme) -> Text:
-    """Return how many steps have which status: ``✓ 12 succeeded  ○ 3 pending``."""
-    found = [status for status in _WORDS if counts[status]]
-    parts = [f" {counts[status]:,} {_WORDS[status]}" for status in found]
-    gap = 2
-    if sum(len(part) + 1 + gap for part in parts) - gap > width:
-        parts, gap = [f"{counts[status]}" for status in found], 1
-    text = Text(no_wrap=True)
-    for status, part in zip(found, parts, strict=True):
-        space = " " * gap if text else ""
-        if text.cell_len + len(space) + 1 + len(part) <= width:
-            text.append(space).append(look.signs[status] + part, COLOURS[status])
-    return text
-
-
-def _note(step: StepView, width: int, now_ms: float, look: Theme) -> Text:
-    text = Text(no_wrap=True)
-    words = shown(_words(step, now_ms), look.encoding)
-    if step.items is not None and step.status is StepStatus.RUNNING:
-        cells = min(width - len(words) - 2, width // 2, _BAR[-1])
-        if step.item_count is not None and cells in _BAR:
-            full, empty = bar(_settled_items(step), step.item_count, cells, look)
-            text.append(full, COLOURS[StepStatus.RUNNING]).append(f"{empty}  ", "dim")
-    colour = COLOURS[step.status] if step.status is StepStatus.FAILED else "dim"
-    if step.retry_at_ms is not None:
-        colour = "yellow"
-    text.append(clipped(words, width - text.cell_len, look.ellipsis), colour)
-    return text.append(" " * (width - text.cell_len))
-
-
-def _settled_items(step: StepView) -> int:
-    tally = step.tally
-    return tally.total() - tally[StepStatus.PENDING] - tally[StepStatus.RUNNING]
-
-
-def _words(step: StepView, now_ms: float) -> str:
-    match step.status:
-        case StepStatus.RUNNING:
-            parts = [_items(step), _attempt(step, now_ms), _again(step)]
-        case StepStatus.FAILED:
-            error = "" if step.error is None else describe_error(step.error)
-            parts = [_items(step), error, _attempts(step)]
-        case StepStatus.SKIPPED | StepStatus.CANCELLED:
-            parts = [step.reason or "", _items(step)]
-        case StepStatus.SUCCESS:
-            parts = ["reused" if step.reused else "", _items(step), _attempts(step)]
-        case _:
-            parts = [_again(step)]
-    return ", ".join(filter(None, parts))
-
-
-def _attempt(step: StepView, now_ms: float) -> str:
-    latest, most = step.latest, step.max_retries
-    if latest is None:
-        return ""
-    of = "" if most is None else f" of {most}"
-    retry_at_ms = step.retry_at_ms
-    if retry_at_ms is not None:
-        why = "" if latest.error is None else f": {describe_error(latest.error)}"
-        return f"{_in(retry_at_ms - now_ms)} ({latest.number + 1}{of}){why}"
-    which = "" if most in (None, 1) and latest.number == 1 else f"attempt {latest.number}{of}"
-    queued = f"{duration(latest.queued_ms)} in line" if latest.queued_ms >= 1 else ""
-    return ", ".join(filter(None, [which, queued]))
-
-
-def _in(left_ms: float) -> str:
-    """Return when the next attempt comes; it may have to wait in line when its time has come."""
-    return f"next attempt in {math.ceil(left_ms / 1000)} s" if left_ms > 0 else "next attempt now"
-
-
-def _attempts(step: StepView) -> str:
-    """Return how many attempts it took, if it was not what anybody would think."""
-    count, most = len(step.attempts), step.max_retries
-    if count < 2:
-        return ""
-    return f"{count} attempts" if most is None else f"attempt {count} of {most}"
-
-
-def _items(step: StepView) -> str:
-    if step.items is None:
-        return ""
-    done, failed = _settled_items(step), step.tally[StepStatus.FAILED]
-    count = f"{done:,}" if step.item_count is None else f"{done:,} of {step.item_count:,}"
-    if step.status is StepStatus.SUCCESS:
-        count = f"{done:,}"
-    return f"{count} items" + (f", {failed:,} failed" if failed else "")
-
-
-def _again(step: StepView) -> str:
-    return "" if step.rerun_reason is None else f"again, because {step.rerun_reason}"
+# The run.
 
 
 class LiveRun:
-    """Attributes:
-    view: What is known of the run.
-    running: The names of the steps that run, those that began first before others.
-    failed: The names of the steps that failed, in the order in which they did.
-    settled_tiers: How many tiers, from the first one on, have nothing left to do.
-    begun_tiers: Up to which tier anything has happened.
-    name_width: How many cells the widest name takes.
+    """A run that is watched, and what a frame needs of it without asking every step.
+
+    Attributes:
+        view: What is known of the run.
+        running: The names of the running steps, in the order of their starts.
+        failed: The names of the failed steps, in the order of their failures.
+        settled_tiers: The number of tiers, from the first on, that have nothing left to do.
+        begun_tiers: The number of tiers up to the last one in which a step has started.
+        name_width: How many cells the widest name takes.
+        height: How many lines its latest frame has.
     """
 
     def __init__(self) -> None:
         self.view = RunView()
         self.running: dict[str, None] = {}
         self.failed: dict[str, None] = {}
-        self.settled_tiers = self.begun_tiers = self.name_width = 0
-        self._tallies: list[Counter[StepStatus]] = []
+        self.settled_tiers = self.begun_tiers = self.name_width = self.height = 0
+        self._ahead_ms: float | None = None
+        """How far the run's clock is ahead of ours; events arrive late, never early."""
+        self._counts: list[Counter[StepStatus]] = []
+        """By tier."""
         self._settled: Counter[StepStatus] = Counter()
-        """The sum of the tallies of the settled tiers."""
+        """The counts of the settled tiers together."""
         self._starts = [0]
         """How many steps there are before each tier."""
 
+    @property
+    def has_begun(self) -> bool:
+        """Whether its first event has arrived."""
+        return bool(self.view.stretches)
+
+    def now_ms(self) -> float:
+        """Return the time on the run's clock, in milliseconds since the run started."""
+        view = self.view
+        if view.outcome is not None or self._ahead_ms is None:
+            return view.at_ms
+        return max(view.at_ms, self._ahead_ms + _our_ms())
+
     def apply(self, *events: Event) -> None:
-        """Take in more events. Outputs are not kept."""
+        """Apply more events. Outputs are dropped."""
+        if not events:
+            return
         view = self.view
         before: dict[str, StepStatus] = {}
         for event in events:
@@ -246,22 +108,24 @@ class LiveRun:
             if type(event) is StepSucceeded and event.output is not None:
                 event = StepSucceeded(name, event.attempt, event.at_ms, None, event.item)
             view.apply(event)
-        # Most steps of a large run begin and end in one go: they have moved once then.
+        # Most steps of a large run start and end within one batch: they move once.
         for name, status in before.items():
             step = view.steps[name]
             if step.status is not status:
                 self._move(step, status)
+        ahead_ms = view.at_ms - _our_ms()
+        self._ahead_ms = max(ahead_ms, ahead_ms if self._ahead_ms is None else self._ahead_ms)
 
-    def tally(self, first: int, last: int) -> Counter[StepStatus]:
-        """Return how many steps have which status in the tiers from one to before another one."""
+    def counts(self, first: int, last: int) -> Counter[StepStatus]:
+        """Count the statuses of the steps in the tiers from ``first`` to before ``last``."""
         if first == 0 and last == self.settled_tiers:
             return self._settled
         if first >= self.begun_tiers:
             return Counter({StepStatus.PENDING: self.size(first, last)})
-        return sum(self._tallies[first:last], Counter())
+        return sum(self._counts[first:last], Counter())
 
     def size(self, first: int, last: int) -> int:
-        """Return how many steps there are in the tiers from one to before another one."""
+        """Return how many steps the tiers from ``first`` to before ``last`` have."""
         return self._starts[last] - self._starts[first]
 
     def _begin(self) -> None:
@@ -269,139 +133,169 @@ class LiveRun:
         self.running, self.failed = {}, {}
         self.settled_tiers = self.begun_tiers = 0
         self._settled = Counter()
-        self._tallies = [Counter({StepStatus.PENDING: len(names)}) for names in view.tiers]
+        self._counts = [Counter({StepStatus.PENDING: len(names)}) for names in view.tiers]
         self._starts = list(accumulate(map(len, view.tiers), initial=0))
         self.name_width = widest(view.steps)
-        for step in view.steps.values():  # of a run that goes on, some run already
+        for step in view.steps.values():  # of a resumed run, some are already running
             if step.status is not StepStatus.PENDING:
                 self._move(step, StepStatus.PENDING)
 
     def _move(self, step: StepView, before: StepStatus) -> None:
         status, tier = step.status, step.tier
-        tally = self._tallies[tier]
-        tally[before] -= 1
-        tally[status] += 1
+        self._counts[tier][before] -= 1
+        self._counts[tier][status] += 1
         if before is StepStatus.RUNNING:
             del self.running[step.name]
         if status is StepStatus.RUNNING:
             self.running[step.name] = None
         elif status is StepStatus.FAILED:
             self.failed[step.name] = None
-        if tier >= self.begun_tiers:
-            self.begun_tiers = tier + 1
+        self.begun_tiers = max(self.begun_tiers, tier + 1)
         if tier == self.settled_tiers:
             self._settle()
 
     def _settle(self) -> None:
         while self.settled_tiers < self.begun_tiers:
-            tally = self._tallies[self.settled_tiers]
-            if tally[StepStatus.PENDING] or tally[StepStatus.RUNNING]:
+            counts = self._counts[self.settled_tiers]
+            if counts[StepStatus.PENDING] or counts[StepStatus.RUNNING]:
                 break
-            self._settled += tally
+            self._settled += counts
             self.settled_tiers += 1
 
+
+def _our_ms() -> float:
+    return time.monotonic() * 1000
+
+
+# The frame.
 
 _Span = tuple[int, int]
 """Tiers, from one to before another one, that share a line."""
 
 
 def frame(
-    run: LiveRun, *, width: int, height: int, now_ms: float, look: Theme, least: int = 0
+    run: LiveRun, *, width: int, height: int, now_ms: float, theme: Theme, min_height: int = 0
 ) -> list[Text]:
-    """Return the lines.
+    """Return the lines of a frame.
 
     Args:
         run: The run.
-        width: How many cells a line may have.
+        width: How many cells a line may take.
         height: How many lines there may be, at least 1.
-        now_ms: What time it is, in milliseconds since the run started.
-        look: What to draw with.
-        least: How many lines there are at least, so that the last ones stay where they are.
+        now_ms: The time, in milliseconds since the run started.
+        theme: What to draw with.
+        min_height: How many lines there are at least, so that the last ones keep their place.
     """
-    head = [_title(run, width, look)] if height >= 5 else []
-    foot = [summary(run, width, now_ms, look)]
+    head = [_title(run, width, theme)] if height >= 5 else []
+    foot = [summary(run, width, now_ms, theme)]
     if height >= 4:
-        foot = [_progress(run, width, look), *foot]
+        foot = [_progress(run, width, theme), *foot]
     if height >= 6 and run.view.stop_reason is not None:
-        foot = [_stop(run.view.stop_reason, width, look), *foot]
-    room = height - len(head) - len(foot)
-    body = _body(run, room, width, now_ms, look)
-    blank = [Text()] * (min(least, height) - len(head) - len(body) - len(foot))
+        foot = [_stop(run.view.stop_reason, width, theme), *foot]
+    body = _body(run, height - len(head) - len(foot), width, now_ms, theme)
+    blank = [Text()] * (min(min_height, height) - len(head) - len(body) - len(foot))
     lines = [*head, *body, *blank, *foot]
     for line in lines:
         line.truncate(width)  # with hardly any cells, the columns don't shrink any further
     return lines
 
 
-def summary(run: LiveRun, width: int, now_ms: float, look: Theme) -> Text:
-    """Return the line that says how a run stands: its state, its time, and how many steps."""
+def summary(run: LiveRun, width: int, now_ms: float, theme: Theme) -> Text:
+    """Return the line with the status of a run, its duration, and how many steps have which."""
     view = run.view
-    status = sign_of_run(view.word)
+    status = status_for_run(view.word)
     text = Text(no_wrap=True)
-    text.append(f"{look.signs[status]} {view.word}", f"bold {COLOURS[status]}")
+    text.append(f"{theme.symbols[status]} {view.word}", f"bold {COLOURS[status]}")
     text.append(f"  {duration(view.at_ms if view.outcome else now_ms)}")
-    counts = tally_text(view.counts, width - text.cell_len - 3, look)
+    counts = _counts_text(view.counts, width - text.cell_len - 3, theme)
     if counts:
         text.append("   ").append(counts)
     return text
 
 
-def _title(run: LiveRun, width: int, look: Theme) -> Text:
-    name, run_id = (shown(each, look.encoding) for each in (run.view.pipeline, run.view.run_id))
-    again = f" {look.between} resumed" if len(run.view.stretches) > 1 else ""
+def _title(run: LiveRun, width: int, theme: Theme) -> Text:
+    name = printable(run.view.pipeline, theme.encoding)
+    rest = f"run {printable(run.view.run_id, theme.encoding)}"
+    if len(run.view.stretches) > 1:
+        rest += f" {theme.separator} resumed"
     text = Text(no_wrap=True)
     if name:
-        text.append(cut(name, max(width // 2, width - 40), look.ellipsis), "bold")
-        text.append("  ")
-    rest = f"run {run_id}{again}"
-    return text.append(cut(rest, max(width - text.cell_len, 0), look.ellipsis), "dim")
+        name = elide_middle(name, max(width // 2, width - 40), theme.ellipsis)
+        text.append(name, "bold").append("  ")
+    return text.append(elide_middle(rest, max(width - text.cell_len, 0), theme.ellipsis), "dim")
 
 
-def _progress(run: LiveRun, width: int, look: Theme) -> Text:
+def _progress(run: LiveRun, width: int, theme: Theme) -> Text:
     view = run.view
     label = f"  {view.settled:,} of {len(view.steps):,} steps"
-    full, empty = bar(view.settled, len(view.steps), max(width - len(label), 0), look)
+    done, left = bar(view.settled, len(view.steps), max(width - len(label), 0), theme)
     colour = COLOURS[StepStatus.FAILED if run.failed else StepStatus.SUCCESS]
+    return Text(no_wrap=True).append(done, colour).append(left, "dim").append(label)
+
+
+def _stop(reason: str, width: int, theme: Theme) -> Text:
+    line = elide_middle(
+        printable(f"stopped because {reason}", theme.encoding), width, theme.ellipsis
+    )
+    return Text(line, COLOURS[StepStatus.CANCELLED], no_wrap=True)
+
+
+_COUNTED = {
+    StepStatus.SUCCESS: "succeeded",
+    StepStatus.RUNNING: "running",
+    StepStatus.FAILED: "failed",
+    StepStatus.CANCELLED: "cancelled",
+    StepStatus.SKIPPED: "skipped",
+    StepStatus.PENDING: "pending",
+}
+
+
+def _counts_text(counts: Counter[StepStatus], width: int, theme: Theme) -> Text:
+    """Return how many steps have which status: ``✓ 12 succeeded  ○ 3 pending``."""
+    found = [status for status in _COUNTED if counts[status]]
+    parts, gap = [f" {counts[status]:,} {_COUNTED[status]}" for status in found], "  "
+    if sum(1 + len(part) + len(gap) for part in parts) - len(gap) > width:
+        parts, gap = [f"{counts[status]}" for status in found], " "
     text = Text(no_wrap=True)
-    return text.append(full, colour).append(empty, "dim").append(label)
+    for status, part in zip(found, parts, strict=True):
+        part = f"{gap if text else ''}{theme.symbols[status]}{part}"
+        if text.cell_len + len(part) <= width:
+            text.append(part, COLOURS[status])
+    return text
 
 
-def _stop(reason: str, width: int, look: Theme) -> Text:
-    said = cut(shown(f"stopped because {reason}", look.encoding), width, look.ellipsis)
-    return Text(said, COLOURS[StepStatus.CANCELLED], no_wrap=True)
+# The tiers.
 
 
-def _body(run: LiveRun, room: int, width: int, now_ms: float, look: Theme) -> list[Text]:
+def _body(run: LiveRun, room: int, width: int, now_ms: float, theme: Theme) -> list[Text]:
     spans = _spans(run, room)
-    labels = [_label(span, width, look) for span in spans]
-    # As wide as the widest that there may be, so that nothing moves when others are shown.
+    # As wide as the widest label that may come, so that nothing moves when it does.
     count = len(run.view.tiers)
-    widest = (count - 1 if len(spans) == count else max(count - 2, 0), count)
-    columns = columns_for(width, len(_label(widest, width, look)), run.name_width)
+    last = (count - 1 if len(spans) == count else max(count - 2, 0), count)
+    columns = columns_for(width, len(_label(last, width, theme)), run.name_width)
     whole, chosen = _choice(run, spans, room)
     lines = []
-    for span, label in zip(spans, labels, strict=True):
-        names: Sequence[str] = chosen.get(span, [])
+    for span in spans:
+        label = _label(span, width, theme)
         if span not in whole:
-            counts = tally_text(run.tally(*span), width - columns.tier - 2, look)
-            gutter = fitted(label, columns.tier + 2) if columns.tier else ""
+            counts = _counts_text(run.counts(*span), width - columns.tier - 2, theme)
+            gutter = fit(label, columns.tier + 2) if columns.tier else ""
             lines.append(Text(gutter, "dim", no_wrap=True).append(counts))
             label = ""
-        for name in names:
+        for name in chosen[span]:
             step = run.view.steps[name]
             if span[1] - span[0] > 1:
-                label = _label((step.tier, step.tier + 1), width, look)
-            lines.append(row(step, label, columns, now_ms, look))
+                label = _label((step.tier, step.tier + 1), width, theme)
+            lines.append(_row(step, label, columns, now_ms, theme))
             label = ""
     return lines
 
 
-def _label(span: _Span, width: int, look: Theme) -> str:
+def _label(span: _Span, width: int, theme: Theme) -> str:
     first, last = span[0] + 1, span[1]
-    numbers = str(first) if first == last else f"{first}{look.dash}{last}"
-    if width < 70:
-        return numbers
-    return f"tier {numbers}" if first == last else f"tiers {numbers}"
+    is_one = first == last
+    numbers = str(first) if is_one else f"{first}{theme.dash}{last}"
+    return numbers if width < 70 else f"{'tier' if is_one else 'tiers'} {numbers}"
 
 
 def _spans(run: LiveRun, room: int) -> list[_Span]:
@@ -414,25 +308,28 @@ def _spans(run: LiveRun, room: int) -> list[_Span]:
     between = [(tier, tier + 1) for tier in range(done, begun)]
     if len(between) > max(room // 2 - 2, 1):
         between = [(done, begun)]
-    parts = [(0, done), *between, (begun, count)]
-    # The line of those that run is needed most.
-    return [part for part in parts if part[0] < part[1]][-room:]
+    spans = [(0, done), *between, (begun, count)]
+    # The line of the running ones matters most.
+    return [span for span in spans if span[0] < span[1]][-room:]
 
 
 def _choice(
     run: LiveRun, spans: list[_Span], room: int
-) -> tuple[set[_Span], dict[_Span, list[str]]]:
-    """Return of which tiers all steps have lines, and the steps that have lines for each tier."""
+) -> tuple[set[_Span], dict[_Span, Sequence[str]]]:
+    """Return the spans of which all steps have lines, and the steps with lines of each span."""
     left = room - len(spans)
-    steps, span_of = run.view.steps, {tier: span for span in spans for tier in range(*span)}
-    chosen: dict[_Span, list[str]] = defaultdict(list)
+    span_of = {tier: span for span in spans for tier in range(*span)}
+    first: dict[_Span, list[str]] = defaultdict(list)
     for name in _first(run, left):
-        chosen[span_of[steps[name].tier]].append(name)
+        first[span_of[run.view.steps[name].tier]].append(name)
         left -= 1
     whole = set()
-    for span in _nearest(run, spans):
-        size = run.size(*span)
-        more = size - len(chosen[span]) - 1  # its own line is not needed then
+    chosen: dict[_Span, Sequence[str]] = {span: first[span] for span in spans}
+    # Unsettled tiers first, and of these and of the others the ones next to what is running.
+    for span in sorted(
+        spans, key=lambda span: (span[0] < run.settled_tiers, abs(span[0] - run.settled_tiers))
+    ):
+        more = run.size(*span) - len(first[span]) - 1  # a whole tier needs no line of its own
         if span[1] - span[0] == 1 and more <= left:
             left -= more
             whole.add(span)
@@ -441,19 +338,128 @@ def _choice(
 
 
 def _first(run: LiveRun, count: int) -> Iterator[str]:
-    """Return the steps that are shown first: those that run, and as many that have failed."""
+    """Return the steps that are shown first: running ones, and as many failed ones."""
     failed = min(len(run.failed), max(count - len(run.running), count // 2))
     return chain(islice(run.failed, failed), islice(run.running, max(count - failed, 0)))
 
 
-def _nearest(run: LiveRun, spans: list[_Span]) -> list[_Span]:
-    """Return the tiers in the order in which they are wanted: those where something goes on,
-    those that come next, those that are done.
-    """
-    return sorted(
-        spans,
-        key=lambda span: (
-            span[0] < run.settled_tiers,
-            abs(span[0] - run.settled_tiers),
-        ),
-    )
+# The row of a step.
+
+
+class Columns(NamedTuple):
+    """How many cells each column takes; there are two between any two."""
+
+    tier: int
+    status: int
+    name: int
+    note: int
+    duration: int
+
+
+def columns_for(width: int, tier: int, name: int) -> Columns:
+    """Divide the width of a line; tiers and names take as many cells as given, or less."""
+    if width < 44:  # a symbol, a name and a duration
+        return Columns(0, 1, max(width - 13, 1), 0, 9)
+    status, lasted = 11, 9
+    rest = width - tier - status - lasted - 6
+    # At 80 columns a note has 29 cells: "next attempt in 3 s (2 of 3)".
+    name = min(name, max(16, min(rest * 9 // 20, rest - 31)))
+    note = rest - name - 2
+    if note < 12:
+        name, note = rest, -2
+    return Columns(tier, status, name, note, lasted)
+
+
+def _row(step: StepView, tier: str, columns: Columns, now_ms: float, theme: Theme) -> Text:
+    text = Text(no_wrap=True)
+    if columns.tier:
+        text.append(fit(tier, columns.tier + 2), "dim")
+    gap = "  " if columns.tier else " "
+    status = f"{theme.symbols[step.status]} {step.status}"
+    text.append(fit(status[: columns.status], columns.status), COLOURS[step.status])
+    name = fit(printable(step.name, theme.encoding), columns.name, theme.ellipsis)
+    text.append(gap + name, "dim" if step.status is StepStatus.PENDING else "")
+    if columns.note > 0:
+        text.append("  ").append(_note(step, columns.note, now_ms, theme))
+    duration_ms = step.duration_ms(now_ms)
+    lasted = "" if duration_ms is None else duration(duration_ms)
+    if len(lasted) > columns.duration:
+        lasted = lasted.replace(" ", "")
+    return text.append(f"{gap}{lasted:>{columns.duration}}", "" if step.ended_ms is None else "dim")
+
+
+_BAR_WIDTHS = range(4, 17)
+
+
+def _note(step: StepView, width: int, now_ms: float, theme: Theme) -> Text:
+    text = Text(no_wrap=True)
+    words = printable(_words(step, now_ms), theme.encoding)
+    if step.item_count is not None and step.status is StepStatus.RUNNING:
+        cells = min(width - len(words) - 2, width // 2, _BAR_WIDTHS[-1])
+        if cells in _BAR_WIDTHS:
+            done, left = bar(_settled_items(step), step.item_count, cells, theme)
+            text.append(done, COLOURS[StepStatus.RUNNING]).append(f"{left}  ", "dim")
+    colour = COLOURS[step.status] if step.status is StepStatus.FAILED else "dim"
+    if step.retry_at_ms is not None:
+        colour = "yellow"
+    text.append(elide(words, width - text.cell_len, theme.ellipsis), colour)
+    return text.append(" " * (width - text.cell_len))
+
+
+def _words(step: StepView, now_ms: float) -> str:
+    rerun = "" if step.rerun_reason is None else f"again, because {step.rerun_reason}"
+    match step.status:
+        case StepStatus.PENDING:
+            parts = [rerun]
+        case StepStatus.RUNNING:
+            parts = [_items(step), _attempt(step, now_ms), rerun]
+        case StepStatus.FAILED:
+            error = "" if step.error is None else describe_error(step.error)
+            parts = [_items(step), error, _attempts(step)]
+        case StepStatus.SUCCESS:
+            parts = ["reused" if step.reused else "", _items(step), _attempts(step)]
+        case _:
+            parts = [step.reason or "", _items(step)]
+    return ", ".join(filter(None, parts))
+
+
+def _attempt(step: StepView, now_ms: float) -> str:
+    """Return which attempt is running or comes next."""
+    latest, most = step.latest, step.max_retries
+    if latest is None:
+        return ""
+    of = "" if most is None else f" of {most}"
+    if step.retry_at_ms is not None:
+        # When its time has come, the attempt may have to queue.
+        left_s = math.ceil((step.retry_at_ms - now_ms) / 1000)
+        when = f"in {left_s} s" if left_s > 0 else "now"
+        why = "" if latest.error is None else f": {describe_error(latest.error)}"
+        return f"next attempt {when} ({latest.number + 1}{of}){why}"
+    which = "" if most in (None, 1) and latest.number == 1 else f"attempt {latest.number}{of}"
+    queued = f"queued {duration(latest.queued_ms)}" if latest.queued_ms >= 1 else ""
+    return ", ".join(filter(None, [which, queued]))
+
+
+def _attempts(step: StepView) -> str:
+    """Return how many attempts it took, if more than one."""
+    count, most = len(step.attempts), step.max_retries
+    if count < 2:
+        return ""
+    return f"{count} attempts" if most is None else f"attempt {count} of {most}"
+
+
+def _items(step: StepView) -> str:
+    if step.items is None:
+        return ""
+    count = settled = _settled_items(step)
+    of = ""
+    if step.item_count is not None and step.status is not StepStatus.SUCCESS:
+        count, of = step.item_count, f" of {step.item_count:,}"
+    failed = step.tally[StepStatus.FAILED]
+    text = f"{settled:,}{of} item{'' if count == 1 else 's'}"
+    return f"{text}, {failed:,} failed" if failed else text
+
+
+def _settled_items(step: StepView) -> int:
+    tally = step.tally
+    return tally.total() - tally[StepStatus.PENDING] - tally[StepStatus.RUNNING]

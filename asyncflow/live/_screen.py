@@ -1,14 +1,7 @@
-"""What a program prints while frames are drawn, which is to stand above them.
+"""Frames drawn in place on a terminal, with the program's output above them.
 
-Rules:
-
-1. Whoever prints never waits for the terminal, so nothing can hang together with what draws.
-2. A line stays whole, whichever threads print at once.
-3. In a process that was forked, and when nothing is drawn any more, printing is as it was.
-
-Runs as frames on a terminal, one below the other, which are drawn again and again.
-
-Frames on a terminal, each in the place of the one before.
+rich's `Live` is no substitute: it writes, and draws its frame again, in the thread that prints. A
+slow terminal would block the event loop.
 """
 
 from __future__ import annotations
@@ -17,176 +10,154 @@ import logging
 import os
 import sys
 import threading
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
-from typing import IO, Any, Generic, NamedTuple, TypeVar
+from typing import IO, Any, NamedTuple
 
-from rich.color import ColorSystem
-from rich.console import Console
+from rich.console import COLOR_SYSTEMS, Console
 from rich.text import Text
 
-from asyncflow.events import Event
 from asyncflow.live._frame import LiveRun, frame, summary
-from asyncflow.live._painter import Feed
-from asyncflow.live._theme import Theme, cut, shown
+from asyncflow.live._renderer import EventBuffer
+from asyncflow.live._theme import Theme, elide_middle, printable
 
 __all__ = [
-    "Frames",
-    "Printed",
-    "Prints",
+    "CapturedOutput",
+    "CapturedStream",
+    "FrameRenderer",
+    "Output",
     "Screen",
-    "is_drawn_on",
 ]
 
-Name = TypeVar("Name")
-
-_LONGEST = 10_000
+_LONGEST_LINE = 10_000
 """How many characters may wait for the end of their line."""
 
-_ROUNDS = 10
-"""How often what was printed is written, at the end, before whoever prints has to wait."""
+_FLUSHES = 10
+"""How often `CapturedOutput.end` writes what was printed meanwhile before it blocks printing."""
 
 
-class Printed(NamedTuple, Generic[Name]):
-    """What was printed since that was last asked."""
+class Output(NamedTuple):
+    """What was printed since the last call of `CapturedOutput.take`."""
 
-    before: list[tuple[str, Name]]
-    """What was printed before each mark, and which mark that is."""
+    before: list[tuple[str, EventBuffer]]
+    """The runs that ended meanwhile, each with the whole lines printed before its end."""
     text: str
-    """Whole lines, after the last mark."""
+    """The whole lines printed since."""
     unfinished: list[str]
-    """The beginnings of lines, one of each thread that has not ended its line."""
+    """The unfinished line of each thread."""
+
+    @property
+    def lines(self) -> str:
+        """All whole lines."""
+        return "".join([*(text for text, _ in self.before), self.text])
 
 
-class Prints(Generic[Name]):
-    """Stands in for ``sys.stdout`` and ``sys.stderr``, and in handlers of `logging`.
+class CapturedOutput:
+    """Replaces ``sys.stdout``, ``sys.stderr`` and the streams of `logging` handlers.
+
+    Rules:
+
+    1. Printing never waits for the terminal.
+    2. A line stays whole, even if several threads print at once.
+    3. A forked process, and any process after `end`, prints as usual.
 
     Args:
-        screen: The stream to which frames are drawn. Only streams to the same terminal are
-            replaced: results that go to a file must get there.
+        screen: The stream that frames are drawn on. Only streams to the same terminal are replaced:
+            redirected output must reach its file.
     """
 
     def __init__(self, screen: IO[str]) -> None:
         self._lock = threading.RLock()  # a signal handler may print too
         self._process = os.getpid()
-        self._texts: list[str | _Mark[Name]] = []
+        self._before: list[tuple[str, EventBuffer]] = []
+        self._lines: list[str] = []
         self._unfinished: dict[int, str] = {}
+        """By thread."""
         self._is_open = True
-        self._replaced: list[tuple[str, IO[str], _Stream]] = []
-        self._handlers: list[tuple[logging.StreamHandler[Any], IO[str], _Stream]] = []
+        self._streams: list[tuple[IO[str], CapturedStream]] = []
         self._terminal = _terminal_of(screen)
 
     @property
     def is_open(self) -> bool:
-        """Whether what is printed here is held back."""
+        """Whether this process captures what it prints."""
         return self._is_open and os.getpid() == self._process
 
     def begin(self) -> None:
-        """Take the place of the streams."""
-        for name in ("stdout", "stderr"):
-            stream = getattr(sys, name)
-            if self._terminal is None or _terminal_of(stream) != self._terminal:
-                continue
-            ours = _Stream(self, stream)
-            setattr(sys, name, ours)
-            self._replaced.append((name, stream, ours))
-            for handler in _handlers():
-                if handler.stream is stream:
-                    handler.setStream(ours)
-                    self._handlers.append((handler, stream, ours))
+        """Replace the streams."""
+        for stream in (sys.stdout, sys.stderr):
+            if self._terminal is not None and _terminal_of(stream) == self._terminal:
+                captured = CapturedStream(self, stream)
+                self._streams.append((stream, captured))
+                _replace(stream, captured)
 
     def end(self, write: Callable[[str], object]) -> None:
-        """Write what was not taken, let it be printed as ever, and give the streams back."""
+        """Write what is left and restore the streams."""
         try:
-            for _ in range(_ROUNDS):
-                text = self._rest()
+            for _ in range(_FLUSHES):
+                text = self.take().lines
                 if not text:
                     break
                 write(text)
             with self._lock:
-                write(self._rest() + "".join(self._unfinished.values()))
-                self._is_open = False  # from here on, what is printed comes after that
+                write(self.take().lines + "".join(self._unfinished.values()))
+                self._is_open = False  # under the lock: later output comes after this one
         finally:
             self._is_open = False
-            self._give_back()
+            for stream, captured in self._streams:
+                _replace(captured, stream)
 
-    def _rest(self) -> str:
-        printed = self.take()
-        return "".join([*(text for text, _ in printed.before), printed.text])
-
-    def _give_back(self) -> None:
-        for name, stream, ours in self._replaced:
-            if getattr(sys, name) is ours:
-                setattr(sys, name, stream)
-        for handler, stream, ours in self._handlers:
-            if handler.stream is ours:
-                handler.setStream(stream)
-
-    def take(self) -> Printed[Name]:
-        """Return what was printed."""
+    def take(self) -> Output:
+        """Remove and return what was printed."""
         with self._lock:
-            texts, self._texts = self._texts, []
             unfinished = [text.rpartition("\r")[2] for text in self._unfinished.values()]
-        before: list[tuple[str, Name]] = []
-        lines: list[str] = []
-        for text in texts:
-            if isinstance(text, str):
-                lines.append(text)
-            else:
-                before.append(("".join(lines), text.name))
-                lines = []
-        return Printed(before, "".join(lines), unfinished)
+            output = Output(self._before, "".join(self._lines), unfinished)
+            self._before, self._lines = [], []
+        return output
 
-    def mark(self, name: Name, *, ends_lines: bool) -> None:
-        """Note that what comes now was printed after something.
+    def mark(self, run: EventBuffer, *, ends_lines: bool) -> None:
+        """Record that a run ended after what was printed so far.
 
         Args:
-            name: What that is.
-            ends_lines: Whether nobody will end the lines that have begun.
+            run: The run.
+            ends_lines: Whether to end the unfinished lines, because no step is left to do so.
         """
         with self._lock:
             if ends_lines:
-                self._texts += [f"{text}\n" for text in self._unfinished.values()]
+                self._lines += [f"{text}\n" for text in self._unfinished.values()]
                 self._unfinished.clear()
-            self._texts.append(_Mark(name))
+            self._before.append(("".join(self._lines), run))
+            self._lines = []
 
     def add(self, text: str) -> bool:
-        """Take what is printed; return whether that was possible."""
+        """Capture printed text; return whether that was possible."""
         thread = threading.get_ident()
         with self._lock:
             if not self._is_open:
                 return False
-            begun = self._unfinished.pop(thread, "")
+            text = self._unfinished.pop(thread, "") + text
             whole, newline, rest = text.rpartition("\n")
             if newline:
-                self._texts.append(f"{begun}{whole}\n")
-                begun = ""
-            rest = begun + rest
-            if rest.rfind("\r", 0, -1) > 0:  # a line that is written again and again
+                self._lines.append(f"{whole}\n")
+            if rest.rfind("\r", 0, -1) > 0:  # a progress line that is overwritten again and again
                 rest = rest[rest.rfind("\r", 0, -1) :]
-            if len(rest) > _LONGEST:
-                self._texts.append(f"{rest}\n")
+            if len(rest) > _LONGEST_LINE:
+                self._lines.append(f"{rest}\n")
             elif rest:
                 self._unfinished[thread] = rest
         return True
 
 
-class _Mark(NamedTuple, Generic[Name]):
-    name: Name
+class CapturedStream:
+    """A text stream that captures what is written and otherwise is the stream it replaces."""
 
-
-class _Stream:
-    """A stream for text, which is the one it stands for in all but writing."""
-
-    def __init__(self, prints: Prints[Any], stream: IO[str]) -> None:
-        self._prints = prints
+    def __init__(self, output: CapturedOutput, stream: IO[str]) -> None:
+        self._output = output
         self._stream = stream
 
     def write(self, text: str) -> int:
         if not isinstance(text, str):
             raise TypeError(f"write() argument must be str, not {type(text).__name__}")
-        if self._prints.is_open and self._prints.add(text):
+        if self._output.is_open and self._output.add(text):
             return len(text)
         return self._stream.write(text)
 
@@ -195,7 +166,7 @@ class _Stream:
             self.write(line)
 
     def flush(self) -> None:
-        if not self._prints.is_open:
+        if not self._output.is_open:
             self._stream.flush()
 
     def __getattr__(self, name: str) -> Any:
@@ -203,39 +174,34 @@ class _Stream:
 
 
 def _terminal_of(stream: Any) -> int | None:
-    """Return the number of the terminal that a stream writes to; ``None`` if it is none."""
+    """Return the device number of the terminal that a stream writes to, or ``None``."""
     try:
         return os.fstat(stream.fileno()).st_rdev if stream.isatty() else None
-    except (AttributeError, OSError, ValueError):  # there is no stream, or no file behind it
+    except (AttributeError, OSError, ValueError):  # no stream, closed, or without a file
         return None
 
 
-def _handlers() -> Iterator[logging.StreamHandler[Any]]:
-    loggers = [logging.getLogger(), *logging.Logger.manager.loggerDict.values()]
-    for logger in loggers:
+def _replace(old: object, new: Any) -> None:
+    """Replace a stream wherever it is a standard stream or that of a handler."""
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is old:
+            setattr(sys, name, new)
+    for logger in [logging.getLogger(), *logging.Logger.manager.loggerDict.values()]:
         for handler in getattr(logger, "handlers", ()):
-            if isinstance(handler, logging.StreamHandler):
-                yield handler
+            if isinstance(handler, logging.StreamHandler) and handler.stream is old:
+                handler.setStream(new)
 
 
-def is_drawn_on(stream: object) -> bool:
-    """Return whether a stream is one that stands in for another while frames are drawn there."""
-    return isinstance(stream, _Stream)
-
-
-_COLOURS = {
-    "standard": ColorSystem.STANDARD,
-    "256": ColorSystem.EIGHT_BIT,
-    "truecolor": ColorSystem.TRUECOLOR,
-}
-_UP, _TO_THE_END, _REST_OF_LINE, _PLAIN = "\x1b[{}A", "\x1b[J", "\x1b[K", "\x1b[0m"
+_UP, _ERASE_BELOW, _ERASE_LINE_END, _RESET = "\x1b[{}A", "\x1b[J", "\x1b[K", "\x1b[0m"
 
 
 class Screen:
-    """Args:
-    console: Says what colours the terminal has.
-    file: What is written to.
-    size: Says how many columns and lines it has, at any moment.
+    """Draws frames on a terminal, each in place of the one before.
+
+    Args:
+        console: Knows the terminal's colours.
+        file: The stream to write to.
+        size: Returns the terminal's columns and lines, at any moment.
     """
 
     def __init__(
@@ -245,38 +211,38 @@ class Screen:
         self._file = file
         self.size = size
         self._lines: list[tuple[str, int]] = []
-        """What stands there, and how many cells each line takes."""
+        """The lines on the screen, each with its width in cells."""
         self._width = 0
 
     def draw(self, above: str, lines: Sequence[Text], *, is_last: bool = False) -> None:
-        """Draw a frame in the place of the one that stands there.
+        """Draw a frame in place of the current one, in a single write.
 
         Args:
-            above: Text that is to stand above it, for good.
+            above: Text to leave above the frame.
             lines: The lines of the frame, no more than the terminal has.
-            is_last: Whether it is to stay there for good.
+            is_last: Whether the frame stays: the next one is drawn below it.
         """
         width, height = self.size()
+        # A terminal that has become narrower has wrapped the lines.
         rows = sum(max(-(-cells // width), 1) for _, cells in self._lines)
         is_same = not above and width == self._width
         output = [_UP.format(min(rows, height)) + "\r"] if rows else []
         if above:
-            plain = _PLAIN if "\x1b" in above else ""
-            output.append(f"{_TO_THE_END}{above}{plain}")
+            output += [_ERASE_BELOW, above, _RESET if "\x1b" in above else ""]
         drawn = [(self._styled(line), line.cell_len) for line in lines]
         for number, (styled, _) in enumerate(drawn):
-            stands = is_same and number < rows and self._lines[number][0] == styled
-            output.append("\n" if stands else f"{styled}{_REST_OF_LINE}\n")
+            is_drawn = is_same and number < rows and self._lines[number][0] == styled
+            output.append("\n" if is_drawn else f"{styled}{_ERASE_LINE_END}\n")
         if not is_same or rows > len(drawn):
-            output.append(_TO_THE_END)
+            output.append(_ERASE_BELOW)
         self._lines, self._width = [] if is_last else drawn, width
         self.write("".join(output))
 
     def write(self, text: str) -> None:
-        """Write text, with escapes for what the terminal's encoding does not have.
+        """Write text, with escapes for what the stream's encoding lacks.
 
         Raises:
-            OSError: Nobody reads it any more.
+            OSError: The stream is closed, or its reader is gone.
         """
         if not text:
             return
@@ -288,8 +254,8 @@ class Screen:
             raise OSError("the stream is closed") from error
 
     def _styled(self, line: Text) -> str:
-        """Return a line with its colours. `Console.print` does much more, in ten times the time."""
-        colours = _COLOURS.get(self._console.color_system or "")
+        """Return a line with its colours. `Console.print` takes ten times as long."""
+        colours = COLOR_SYSTEMS.get(self._console.color_system or "")
         parts = []
         for text, style, _ in line.render(self._console):
             if style is not None and self._console.no_color:
@@ -298,156 +264,110 @@ class Screen:
         return "".join(parts)
 
 
-_LEAST = 5
-"""How many lines a frame has at least; if there is no room for that, a run is one line."""
+_LEAST_LINES = 5
+"""The height of a frame below which each run is one line instead."""
 
 
-class _Watched:
-    """A run, its clock, and how high its frame was."""
+class FrameRenderer:
+    """Draws runs as frames, one below the other.
 
-    def __init__(self) -> None:
-        self.run = LiveRun()
-        self.height = 0
-        self._ahead_ms: float | None = None
-        """How far the run's clock is ahead of ours, as far as that was seen."""
-
-    @property
-    def has_begun(self) -> bool:
-        return bool(self.run.view.stretches)
-
-    def take(self, events: Sequence[Event]) -> None:
-        self.run.apply(*events)
-        if events:
-            # Events come late, never early.
-            ahead_ms = self.run.view.at_ms - _our_ms()
-            before = ahead_ms if self._ahead_ms is None else self._ahead_ms
-            self._ahead_ms = max(ahead_ms, before)
-
-    def now_ms(self) -> float:
-        view = self.run.view
-        if view.outcome is not None or self._ahead_ms is None:
-            return view.at_ms
-        return max(view.at_ms, self._ahead_ms + _our_ms())
-
-
-class Frames:
-    """Args:
-    screen: Where to draw.
-    file: What that writes to.
-    look: What to draw with.
+    Args:
+        screen: Where to draw.
+        file: The stream that the screen writes to.
+        theme: What to draw with.
     """
 
     pause_s = 0.12
 
-    def __init__(self, screen: Screen, file: IO[str], look: Theme) -> None:
+    def __init__(self, screen: Screen, file: IO[str], theme: Theme) -> None:
         self._screen = screen
-        self._look = look
-        self._prints: Prints[Feed] = Prints(file)
-        self._runs: dict[Feed, _Watched] = {}
-        self._before: list[tuple[str, Feed]] = []
-        """The runs that have ended, each with what was printed before, that were not drawn yet."""
-        self._text = ""
-        """What was printed after that, in whole lines."""
-        self._unfinished: list[str] = []
+        self._theme = theme
+        self._captured = CapturedOutput(file)
+        self._runs: dict[EventBuffer, LiveRun] = {}
+        self._output = Output([], "", [])
+        """What is not drawn yet."""
 
     def begin(self) -> None:
-        """Take in what is printed from now on."""
-        self._prints.begin()
+        self._captured.begin()
 
-    def mark(self, feed: Feed, *, is_last: bool) -> None:
-        """Let what is printed from now on stand below the last frame of a run."""
-        self._prints.mark(feed, ends_lines=is_last)
+    def run_ended(self, buffer: EventBuffer, *, is_last: bool) -> None:
+        self._captured.mark(buffer, ends_lines=is_last)
 
-    def collect(self) -> None:
-        """Take in what was printed."""
-        printed = self._prints.take()
-        self._before += printed.before
-        self._text += printed.text
-        self._unfinished = printed.unfinished
+    def take(self, buffers: Sequence[EventBuffer]) -> None:
+        self._runs = {buffer: self._runs.get(buffer) or LiveRun() for buffer in buffers}
+        self._output = self._captured.take()
+        for buffer, run in self._runs.items():
+            run.apply(*buffer.drain())
 
-    def take(self, feed: Feed, events: Sequence[Event]) -> None:
-        """Take in events of a run."""
-        self._runs.setdefault(feed, _Watched()).take(events)
-
-    def draw(self, ended: Sequence[Feed]) -> None:
-        """Draw the last frames of the runs that have ended, and those of the others below."""
-        self._draw_last(ended)
+    def draw(self) -> None:
+        self._draw_ended()
         width, height = self._space()
-        lines = [Text(cut(shown(text, self._look.encoding), width)) for text in self._unfinished]
-        lines = lines[-max(height - _LEAST, 0) :]
+        unfinished, encoding = self._output.unfinished, self._theme.encoding
+        hidden = max(len(unfinished) - max(height - _LEAST_LINES, 0), 0)
+        lines = [
+            Text(elide_middle(printable(text, encoding), width)) for text in unfinished[hidden:]
+        ]
         lines += self._frames(width, height - len(lines))
-        self._screen.draw(self._text, lines)
-        self._text = ""
+        self._screen.draw(self._output.text, lines)
+        self._output = Output([], "", [])
 
-    def end(self, left: Sequence[Feed]) -> None:
-        """Draw the last frames, and give the streams back."""
-        self._draw_last(left)
-        self._screen.draw(self._text, [])
-        self._prints.end(self._screen.write)
+    def end(self) -> None:
+        self._screen.draw("", [])
+        self._captured.end(self._screen.write)
 
-    def give_up(self) -> None:
-        """Give the streams back, and write what was printed, if that is possible."""
-        texts = [*(text for text, _ in self._before), self._text]
-        with suppress(Exception):  # it may be that which failed
-            self._screen.draw("".join(texts), [])
+    def abort(self) -> None:
+        with suppress(Exception):  # the screen may be what failed
+            self._screen.draw(self._output.lines, [])
         with suppress(OSError):
-            self._prints.end(self._screen.write)
+            self._captured.end(self._screen.write)
 
-    def _draw_last(self, ended: Sequence[Feed]) -> None:
-        """Draw the last frames of runs, each below what was printed before its end."""
-        unmarked = [feed for feed in ended if feed not in {feed for _, feed in self._before}]
-        if unmarked:
-            self._before += [(self._text, unmarked[0]), *(("", feed) for feed in unmarked[1:])]
-            self._text = ""
-        while self._before:
-            above, feed = self._before[0]
-            watched = self._runs.pop(feed)
-            lines = self._frame(watched, *self._space(), least=0) if watched.has_begun else []
+    def _draw_ended(self) -> None:
+        """Draw the last frames of the runs that ended, each below the output before its end."""
+        while self._output.before:
+            above, buffer = self._output.before[0]
+            run = self._runs.pop(buffer, None) or LiveRun()  # it may be newer than `take`
+            run.apply(*buffer.drain())
+            lines = self._frame(run, *self._space(), min_height=0) if run.has_begun else []
             self._screen.draw(above, lines, is_last=True)
-            del self._before[0]
+            del self._output.before[0]
 
     def _space(self) -> tuple[int, int]:
-        """Return how many cells and lines a frame may have."""
+        """Return how many cells and lines frames may take."""
         width, height = self._screen.size()
         return max(width - 1, 1), max(height - 1, 1)
 
     def _frames(self, width: int, height: int) -> list[Text]:
-        begun = [watched for watched in self._runs.values() if watched.has_begun]
+        begun = [run for run in self._runs.values() if run.has_begun]
         lines: list[Text] = []
-        for number, watched in enumerate(begun):
+        for number, run in enumerate(begun):
             share = (height - len(lines)) // (len(begun) - number)
-            if share < _LEAST and len(begun) > 1:
-                return _many(begun, width, height, self._look)
-            lines += self._frame(watched, width, share, least=watched.height)
+            if share < _LEAST_LINES and len(begun) > 1:
+                return _many(begun, width, height, self._theme)
+            lines += self._frame(run, width, share, min_height=run.height)
         return lines
 
-    def _frame(self, watched: _Watched, width: int, height: int, *, least: int) -> list[Text]:
+    def _frame(self, run: LiveRun, width: int, height: int, *, min_height: int) -> list[Text]:
         lines = frame(
-            watched.run,
+            run,
             width=width,
             height=height,
-            now_ms=watched.now_ms(),
-            look=self._look,
-            least=least,
+            now_ms=run.now_ms(),
+            theme=self._theme,
+            min_height=min_height,
         )
-        watched.height = len(lines)
+        run.height = len(lines)
         return lines
 
 
-def _many(runs: Sequence[_Watched], width: int, height: int, look: Theme) -> list[Text]:
-    """Return a line for each run, as far as there is room."""
-    shown_runs = runs if len(runs) <= height else runs[: max(height - 1, 0)]
+def _many(runs: Sequence[LiveRun], width: int, height: int, theme: Theme) -> list[Text]:
+    """Return one line for each run, as far as there is room."""
+    listed = runs if len(runs) <= height else runs[: max(height - 1, 0)]
     lines = []
-    for watched in shown_runs:
-        view = watched.run.view
-        name = cut(shown(view.pipeline or view.run_id, look.encoding), width // 3, look.ellipsis)
-        text = Text(f"{name}  ", no_wrap=True)
-        text.append(summary(watched.run, width - text.cell_len, watched.now_ms(), look))
+    for run in listed:
+        name = printable(run.view.pipeline or run.view.run_id, theme.encoding)
+        text = Text(f"{elide_middle(name, width // 3, theme.ellipsis)}  ", no_wrap=True)
+        text.append(summary(run, width - text.cell_len, run.now_ms(), theme))
         lines.append(text)
-    if len(shown_runs) < len(runs):
-        lines.append(Text(f"and {len(runs) - len(shown_runs):,} more runs", "dim"))
+    if len(listed) < len(runs):
+        lines.append(Text(f"and {len(runs) - len(listed):,} more runs", "dim"))
     return lines
-
-
-def _our_ms() -> float:
-    return time.monotonic() * 1000

@@ -1,15 +1,15 @@
-"""What a run looks like in a terminal: signs, lines and colours, none of which says it alone.
+"""How runs look in a terminal: status symbols, colours, and text that fits into cells.
 
-Text that is made to fit into cells of a terminal, of which some characters take two or none.
+A cell is the width of one Latin letter; a character takes one, two or none. A word always says what
+a symbol and a colour say.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from itertools import accumulate
 from typing import NamedTuple
 
-from rich.cells import cell_len
+from rich.cells import cell_len, set_cell_size
 
 from asyncflow._core.errors import escape_controls
 from asyncflow._core.results import STATUS_SYMBOLS, StepStatus
@@ -20,44 +20,41 @@ __all__ = [
     "UNICODE",
     "Theme",
     "bar",
-    "clipped",
-    "cut",
-    "fitted",
-    "look_for",
-    "shown",
-    "sign_of_run",
+    "elide",
+    "elide_middle",
+    "fit",
+    "printable",
+    "status_for_run",
+    "theme_for",
     "widest",
 ]
 
 
-def shown(text: str, encoding: str) -> str:
-    """Return the text in one line, with question marks for what an encoding does not have."""
+def printable(text: str, encoding: str) -> str:
+    """Return the text in one line, with question marks for what the encoding lacks."""
     return escape_controls(text).encode(encoding, "replace").decode(encoding)
 
 
-def cut(text: str, width: int, ellipsis: str = "…") -> str:
-    """Return a text of at most so many cells, without its middle if it is wider than that."""
+def elide(text: str, width: int, ellipsis: str = "…") -> str:
+    """Return the text without its end if it takes more than ``width`` cells."""
     if cell_len(text) <= width:
         return text
-    kept = width - cell_len(ellipsis)
-    if kept < 1:
-        return _head(text, width)
-    tail = _head(text[::-1], kept // 2)[::-1]
-    return f"{_head(text, kept - kept // 2)}{ellipsis}{tail}"
+    return set_cell_size(set_cell_size(text, width - 1) + ellipsis, width)
 
 
-def clipped(text: str, width: int, ellipsis: str = "…") -> str:
-    """Return a text of at most so many cells, without its end if it is wider than that."""
+def elide_middle(text: str, width: int, ellipsis: str = "…") -> str:
+    """Return the text without its middle if it takes more than ``width`` cells."""
     if cell_len(text) <= width:
         return text
-    kept = width - cell_len(ellipsis)
-    return _head(text, kept) + ellipsis if kept > 0 else _head(text, width)
+    tail_width = (width - 1) // 2
+    head = set_cell_size(text, width - 1 - tail_width)
+    tail = set_cell_size(text[::-1], tail_width)[::-1]
+    return set_cell_size(f"{head}{ellipsis}{tail}", width)
 
 
-def fitted(text: str, width: int, ellipsis: str = "…") -> str:
-    """Return the text in exactly so many cells."""
-    text = cut(text, width, ellipsis)
-    return text + " " * (width - cell_len(text))
+def fit(text: str, width: int, ellipsis: str = "…") -> str:
+    """Return the text in exactly ``width`` cells, without its middle if it takes more."""
+    return set_cell_size(elide_middle(text, width, ellipsis), width)
 
 
 def widest(names: Iterable[str]) -> int:
@@ -68,22 +65,16 @@ def widest(names: Iterable[str]) -> int:
     return max(cell_len(escape_controls(name)) for name in names)
 
 
-def _head(text: str, width: int) -> str:
-    """Return the first characters that fit into so many cells."""
-    cells = accumulate(map(cell_len, text))
-    return "".join(character for character, end in zip(text, cells, strict=True) if end <= width)
-
-
 class Theme(NamedTuple):
-    """The characters that a view is drawn with; each takes one cell."""
+    """The characters that views are drawn with; each takes one cell."""
 
-    signs: Mapping[StepStatus, str]
+    symbols: Mapping[StepStatus, str]
     encoding: str = "utf-8"
     ellipsis: str = "…"
     dash: str = "–"
     done: str = "━"
-    undone: str = "─"
-    between: str = "·"
+    left: str = "─"
+    separator: str = "·"
 
 
 UNICODE = Theme(STATUS_SYMBOLS)
@@ -93,10 +84,10 @@ ASCII = Theme(
     ellipsis="~",
     dash="-",
     done="#",
-    undone="-",
-    between="-",
+    left="-",
+    separator="-",
 )
-"""For encodings that don't have the signs; these look alike."""
+"""For encodings without the Unicode symbols."""
 
 COLOURS: Mapping[StepStatus, str] = {
     StepStatus.PENDING: "dim",
@@ -108,39 +99,37 @@ COLOURS: Mapping[StepStatus, str] = {
 }
 
 
-def look_for(encoding: str, also: str = "") -> Theme:
-    """Return the characters to use in an encoding.
+def theme_for(encoding: str, also: str = "") -> Theme:
+    """Return the Unicode theme if the encoding has all its characters, else the ASCII theme.
 
     Args:
-        encoding: Its name.
-        also: What else it must have, if not all is to be in ASCII.
+        encoding: The name of the encoding.
+        also: More characters that the encoding must have.
     """
     try:
-        "".encode(encoding)
+        "".join([*UNICODE.symbols.values(), *UNICODE[2:], also]).encode(encoding)
     except LookupError:
         return ASCII
-    try:
-        "".join([*UNICODE.signs.values(), *UNICODE[2:], also]).encode(encoding)
     except UnicodeEncodeError:
         return ASCII._replace(encoding=encoding)
     return UNICODE._replace(encoding=encoding)
 
 
-def sign_of_run(word: str) -> StepStatus:
-    """Return the status whose sign and colour stand for the state of a run."""
+def status_for_run(status: str) -> StepStatus:
+    """Return the step status whose symbol and colour a run status shares."""
     return {
         "RUNNING": StepStatus.RUNNING,
         "PASSED": StepStatus.SUCCESS,
         "FAILED": StepStatus.FAILED,
-    }.get(word, StepStatus.CANCELLED)
+    }.get(status, StepStatus.CANCELLED)
 
 
-def bar(done: int, total: int, width: int, look: Theme) -> tuple[str, str]:
-    """Return the full and the empty part of a progress bar.
+def bar(done: int, total: int, width: int, theme: Theme) -> tuple[str, str]:
+    """Return the filled and the empty part of a progress bar.
 
-    It is full only when all is done, and not empty when anything is.
+    Only a complete one is full, and only one where nothing is done is empty.
     """
-    full = width if not total else width * done // total
+    filled = width * done // total if total else width
     if done:
-        full = max(full, 1)
-    return look.done * full, look.undone * (width - full)
+        filled = max(filled, 1)
+    return theme.done * filled, theme.left * (width - filled)

@@ -1,75 +1,28 @@
-"""A timeline in text: when each attempt of each step of a run went on, and when it waited.
+"""A timeline in text: when each attempt of each step ran, and when it waited.
 
-The row of one step in a timeline: which of its cells show what, so that the shortest is seen.
-
-A time axis: where its ticks are, and what they are called.
+Each step has a row of cells on a common time axis. Anything that took less than a cell still has
+one.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from typing import NamedTuple
 
 from rich.text import Text
 
 from asyncflow._core.results import StepStatus
+from asyncflow._views.axis import ticks
 from asyncflow._views.event_text import duration
 from asyncflow._views.run_view import RunView
 from asyncflow._views.step_view import AttemptView, StepView
-from asyncflow.live._theme import ASCII, COLOURS, Theme, clipped, fitted, look_for, shown, widest
+from asyncflow.live._theme import ASCII, COLOURS, Theme, elide, fit, printable, theme_for, widest
 
-__all__ = [
-    "MEANINGS",
-    "Cell",
-    "Fills",
-    "Scale",
-    "cells_of",
-    "ticks",
-    "timeline",
-]
-
-_SECOND, _MINUTE, _HOUR, _DAY = 1000.0, 60_000.0, 3_600_000.0, 86_400_000.0
-_UNITS = ((_DAY, "d"), (_HOUR, "h"), (_MINUTE, "min"), (_SECOND, "s"), (1.0, "ms"))
-_STEPS = (
-    *(unit * 10**power for power in range(-3, 3) for unit in (1.0, 2.0, 5.0)),
-    *(_SECOND * count for count in (1, 2, 5, 10, 15, 30)),
-    *(_MINUTE * count for count in (1, 2, 5, 10, 15, 30)),
-    *(_HOUR * count for count in (1, 2, 3, 6, 12)),
-)
+__all__ = ["Scale", "timeline"]
 
 
-def ticks(end_ms: float, cells: int) -> list[tuple[float, str]]:
-    """Return round times from 0 to an end, each with what it is called.
-
-    Args:
-        end_ms: Where the axis ends, in milliseconds; above 0.
-        cells: How long it is.
-
-    There are ten of them at most, and eight cells from one to the next one at least.
-    """
-    least = end_ms * max(8 / cells, 0.1)
-    step = next((step for step in _STEPS if step >= least), 0.0)
-    if not step:
-        days = 1.0
-        while days * _DAY < least:
-            days *= 2
-        step = days * _DAY
-    return [(number * step, _name(number * step, step)) for number in range(int(end_ms / step) + 1)]
-
-
-def _name(ms: float, step: float) -> str:
-    """Return a time in the largest unit in which it has no more than one decimal."""
-    if not ms:
-        return "0"
-    for size, unit in _UNITS:
-        tenths = ms / size * 10
-        if ms >= size and abs(tenths - round(tenths)) < 1e-6 and (size < _MINUTE or not tenths % 5):
-            return f"{ms / size:g} {unit}"
-    return f"{ms:.3g} ms"
-
-
-class Fills(NamedTuple):
-    """What each part of a row is drawn with."""
+class _Glyphs(NamedTuple):
+    """What each part of a timeline is drawn with."""
 
     attempt: str = "█"
     failed: str = "▓"
@@ -79,18 +32,30 @@ class Fills(NamedTuple):
     backoff: str = "·"
     between: str = "─"
     resumed: str = "┊"
+    critical: str = "◆"
+    reused: str = "↻"
+    corner: str = "├"
+    tick: str = "┬"
+    rule: str = "─"
 
 
-MEANINGS = Fills(
-    attempt="attempt",
-    failed="failed attempt",
-    cut_short="cut short",
-    timeout="timed out",
-    queue="in line",
-    backoff="until the next attempt",
-    between="between items",
-    resumed="resumed here",
-)
+_UNICODE, _ASCII = _Glyphs(), _Glyphs(*"=x/!_.-:*r++-")
+_MEANINGS = {
+    "attempt": "attempt",
+    "failed": "failed attempt",
+    "cut_short": "cut short",
+    "timeout": "timed out",
+    "queue": "queued",
+    "backoff": "backoff",
+    "between": "between items",
+    "resumed": "resumed here",
+    "critical": "on the critical path",
+    "reused": "reused",
+}
+"""The legend, by field of `_Glyphs`."""
+
+_MIN_TICK_CELLS = 9
+_MAX_TICKS = 10
 
 
 class Scale(NamedTuple):
@@ -103,60 +68,168 @@ class Scale(NamedTuple):
         return min(max(int(ms / self.end_ms * self.cells), 0), self.cells - 1)
 
     def span(self, start_ms: float, end_ms: float) -> range:
-        """Return the cells of a time; at least one."""
+        """Return the cells of a span of time; at least one."""
         first = self.cell(start_ms)
-        # A time that ends where a cell begins does not reach into that one.
+        # A time that ends where a cell begins does not reach into that cell.
         last = -int(-(end_ms / self.end_ms * self.cells) // 1) - 1
         return range(first, max(min(last, self.cells - 1), first) + 1)
 
 
-class Cell(NamedTuple):
+class _Cell(NamedTuple):
     character: str
-    colour: str = ""
-    part: str = ""
-    """The name of its part in `Fills`."""
+    colour: str
+    part: str
+    """The field of `_Glyphs`."""
 
 
-def cells_of(step: StepView, scale: Scale, now_ms: float, fills: Fills) -> dict[int, Cell]:
-    """Return what is drawn of a step, by cell. What takes less than a cell has one all the same."""
-    row: dict[int, Cell] = {}
+class _Grid(NamedTuple):
+    """What all rows of a timeline share."""
 
-    def paint(start_ms: float, end_ms: float, part: str, colour: str) -> range:
-        span = scale.span(start_ms, end_ms)
-        row.update(dict.fromkeys(span, Cell(getattr(fills, part), colour, part)))
-        return span
+    theme: Theme
+    glyphs: _Glyphs
+    status: int
+    """How many cells the column takes."""
+    name: int
+    duration: int
+    scale: Scale
+    now_ms: float
+    critical: frozenset[str]
+    resumed: frozenset[int]
+    """The cells in which the run was resumed."""
 
-    if step.items is not None and step.started_ms is not None:
-        paint(step.started_ms, now_ms if step.ended_ms is None else step.ended_ms, "between", "dim")
-    for unit in _units(step):
-        for start_ms, end_ms, part in _waits(unit, now_ms):
-            paint(start_ms, end_ms, part, "dim" if part == "queue" else "yellow")
-    for attempt in _attempts(step):
-        end_ms = now_ms if attempt.ended_ms is None else attempt.ended_ms
-        part, status = _PARTS[attempt.end]
-        colour = COLOURS[status]
-        span = paint(attempt.started_ms, end_ms, part, colour)
-        if step.items is None and len(step.attempts) > 1:
-            row[span[0]] = Cell(str(attempt.number % 10), f"reverse {colour}", part)
-        if attempt.end == "timed out":
-            row[span[-1]] = Cell(fills.timeout, f"reverse {colour}", "timeout")
-    return row
 
+def timeline(
+    view: RunView, *, width: int, now_ms: float | None = None, encoding: str = "utf-8"
+) -> Text:
+    """Return a timeline, one row for each step, without a final line break.
+
+    Each attempt, each backoff and each wait in a queue is a bar of its own. Steps on the critical
+    path are marked. If a step has several attempts, each bar begins with its number.
+
+    Args:
+        view: The run.
+        width: How many cells a line may take; fewer than 40 are hard to read.
+        now_ms: The current time of a run that has not ended, in milliseconds since the run
+            started; by default the time of its latest event.
+        encoding: The encoding of the output. One that lacks the symbols gets an ASCII timeline.
+    """
+    grid = _grid(view, width, view.at_ms if now_ms is None else now_ms, encoding)
+    used: set[str] = set()
+    lines = [*_axis(grid), *(_row(step, grid, used) for step in view.steps.values())]
+    lines += _legend(grid, used, width)
+    for line in lines:
+        line.rstrip()
+        line.truncate(width)
+    return Text("\n", no_wrap=True, end="").join(lines)
+
+
+def _grid(view: RunView, width: int, now_ms: float, encoding: str) -> _Grid:
+    theme = theme_for(encoding, "".join(_UNICODE))
+    glyphs = _ASCII if theme.dash == ASCII.dash else _UNICODE
+    now_ms = max(now_ms, view.at_ms)
+    status = 11 if width >= 56 else 1
+    lasted = [duration(step.duration_ms(now_ms) or 0.0) for step in view.steps.values()]
+    longest = max(map(len, lasted), default=0)
+    name = min(widest(view.steps), max((width - status - longest) * 3 // 10, 6))
+    scale = Scale(max(now_ms, 0.001), max(width - status - name - longest - 7, 1))
+    resumed = frozenset(scale.cell(segment.at_ms) for segment in view.stretches[1:])
+    critical = frozenset(view.critical_path(now_ms))
+    return _Grid(theme, glyphs, status, name, longest, scale, now_ms, critical, resumed)
+
+
+def _axis(grid: _Grid) -> list[Text]:
+    """Return the labels of the ticks, and below them the axis."""
+    glyphs, scale = grid.glyphs, grid.scale
+    labels, line = "", [glyphs.corner, *(glyphs.rule * (scale.cells - 1))]
+    least_ms = scale.end_ms * max(_MIN_TICK_CELLS / scale.cells, 1 / _MAX_TICKS)
+    for ms, label in ticks(scale.end_ms, least_ms):
+        at = scale.cell(ms)
+        if at:
+            line[at] = glyphs.tick
+        if at + len(label) <= scale.cells + grid.duration and at > len(labels) - (not at):
+            labels = labels.ljust(at) + label
+    margin = " " * (grid.status + grid.name + 4)
+    return [Text(margin + labels, "dim"), Text(margin + "".join(line), "dim")]
+
+
+def _row(step: StepView, grid: _Grid, used: set[str]) -> Text:
+    """Return the row of a step, and add the parts that it shows to those that are used."""
+    theme, glyphs, cells = grid.theme, grid.glyphs, grid.scale.cells
+    is_critical = step.name in grid.critical
+    text = Text(no_wrap=True)
+    status = f"{theme.symbols[step.status]} {step.status}"[: grid.status]
+    text.append(fit(status, grid.status), COLOURS[step.status]).append(" ")
+    name = fit(printable(step.name, theme.encoding), grid.name, theme.ellipsis)
+    text.append(name, "bold" if is_critical else "")
+    text.append(f" {glyphs.critical if is_critical else ' '} ", "magenta")
+    used.update(["critical"] * is_critical + ["reused"] * step.reused)
+    if step.status is StepStatus.SKIPPED and step.reason is not None:
+        reason = elide(printable(step.reason, theme.encoding), cells, theme.ellipsis)
+        text.append(fit(reason, cells), "dim")
+    else:
+        row = dict.fromkeys(grid.resumed, _Cell(glyphs.resumed, "dim", "resumed"))
+        row |= _cells(step, grid)
+        used.update(cell.part for cell in row.values())
+        for at in range(cells):
+            cell = row.get(at)
+            text.append(" ") if cell is None else text.append(cell.character, cell.colour)
+    duration_ms = step.duration_ms(grid.now_ms)
+    lasted = "" if duration_ms is None else duration(duration_ms)
+    text.append(f" {lasted:>{grid.duration}}")
+    return text.append(f" {glyphs.reused if step.reused else ' '}", "dim")
+
+
+def _legend(grid: _Grid, used: set[str], width: int) -> list[Text]:
+    """Return what the glyphs that are used mean, in as many lines as it takes."""
+    lines: list[str] = []
+    for part, meaning in _MEANINGS.items():
+        if part not in used:
+            continue
+        entry = f"{getattr(grid.glyphs, part)} {meaning}"
+        if lines and len(lines[-1]) + len(entry) + 3 <= width:
+            lines[-1] += f"   {entry}"
+        else:
+            lines.append(entry)
+    return [Text(), *(Text(line, "dim") for line in lines)] if lines else []
+
+
+# The cells of a step.
 
 _PARTS = {
     None: ("attempt", StepStatus.RUNNING),
     "succeeded": ("attempt", StepStatus.SUCCESS),
-    "failed": ("failed", StepStatus.FAILED),
-    "timed out": ("failed", StepStatus.FAILED),
     "cancelled": ("cut_short", StepStatus.CANCELLED),
     "crashed": ("cut_short", StepStatus.CANCELLED),
+    "failed": ("failed", StepStatus.FAILED),
+    "timed out": ("failed", StepStatus.FAILED),
 }
-_ORDER = (None, "succeeded", "cancelled", "crashed", "failed", "timed out")
-"""Of items whose bars are in the same cells, that is seen which comes last here."""
+"""By how an attempt ended. Of items that share a cell, the one with the last end shows."""
+_ORDER = tuple(_PARTS)
 
 
-def _units(step: StepView) -> Iterable[StepView]:
-    return [step] if step.items is None else step.items.values()
+def _cells(step: StepView, grid: _Grid) -> dict[int, _Cell]:
+    row: dict[int, _Cell] = {}
+    glyphs, now_ms = grid.glyphs, grid.now_ms
+
+    def paint(start_ms: float, end_ms: float | None, part: str, colour: str) -> range:
+        span = grid.scale.span(start_ms, now_ms if end_ms is None else end_ms)
+        row.update(dict.fromkeys(span, _Cell(getattr(glyphs, part), colour, part)))
+        return span
+
+    if step.items is not None and step.started_ms is not None:
+        paint(step.started_ms, step.ended_ms, "between", "dim")
+    for step_run in [step] if step.items is None else step.items.values():
+        for start_ms, end_ms, part in _waits(step_run, now_ms):
+            paint(start_ms, end_ms, part, "dim" if part == "queue" else "yellow")
+    for attempt in _attempts(step):
+        part, status = _PARTS[attempt.end]
+        colour = COLOURS[status]
+        span = paint(attempt.started_ms, attempt.ended_ms, part, colour)
+        if step.items is None and len(step.attempts) > 1:
+            row[span[0]] = _Cell(str(attempt.number % 10), f"reverse {colour}", part)
+        if attempt.end == "timed out":
+            row[span[-1]] = _Cell(glyphs.timeout, f"reverse {colour}", "timeout")
+    return row
 
 
 def _attempts(step: StepView) -> list[AttemptView]:
@@ -167,176 +240,15 @@ def _attempts(step: StepView) -> list[AttemptView]:
     return sorted(attempts, key=lambda attempt: _ORDER.index(attempt.end))
 
 
-def _waits(unit: StepView, now_ms: float) -> Iterator[tuple[float, float, str]]:
-    """Return when a step has waited for its next attempt, and when in line for a free slot."""
+def _waits(step_run: StepView, now_ms: float) -> Iterator[tuple[float, float, str]]:
+    """Return the backoffs and the waits in a queue, each with its start and its end."""
     before: AttemptView | None = None
-    for attempt in unit.attempts:
+    for attempt in step_run.attempts:
         begin_ms = attempt.started_ms - attempt.queued_ms
         if before is not None and before.ended_ms is not None and begin_ms > before.ended_ms:
             yield before.ended_ms, begin_ms, "backoff"
         if attempt.queued_ms > 0:
             yield max(begin_ms, 0.0), attempt.started_ms, "queue"
         before = attempt
-    if before is not None and before.ended_ms is not None and unit.retry_at_ms is not None:
-        yield before.ended_ms, min(unit.retry_at_ms, max(now_ms, before.ended_ms)), "backoff"
-
-
-_ASCII_FILLS = Fills(
-    attempt="=",
-    failed="x",
-    cut_short="/",
-    timeout="!",
-    queue="_",
-    backoff=".",
-    between="-",
-    resumed=":",
-)
-
-
-class _Marks(NamedTuple):
-    """What is not in a bar."""
-
-    critical: str
-    reused: str
-    corner: str
-    tick: str
-    rule: str
-
-
-_UNICODE = _Marks("◆", "↻", "├", "┬", "─")
-_ASCII = _Marks("*", "r", "+", "+", "-")
-
-
-class _Sheet(NamedTuple):
-    """What a timeline is drawn on."""
-
-    look: Theme
-    marks: _Marks
-    fills: Fills
-    status: int
-    """How many cells the column has."""
-    name: int
-    duration: int
-    scale: Scale
-    now_ms: float
-    critical: frozenset[str]
-    resumed: frozenset[int]
-    """In which cells the run was resumed."""
-
-    @property
-    def left(self) -> int:
-        """How many cells there are before the axis."""
-        return self.status + 1 + self.name + 3
-
-
-def timeline(
-    view: RunView, *, width: int, now_ms: float | None = None, encoding: str = "utf-8"
-) -> Text:
-    """Return a timeline, one row a step, without an end of line after the last one.
-
-    Each attempt is a bar of its own, and so are the waits between them and in line. The steps of
-    the critical path are marked. If there were several attempts, each begins with its number.
-
-    Args:
-        view: The run.
-        width: How many cells a line may have; with fewer than 40 it gets hard to read.
-        now_ms: What time it is, in milliseconds since the run started, if it has not ended; by
-            default the time of the latest event.
-        encoding: The encoding of what it is written to. One that does not have the signs gets
-            others, in ASCII.
-    """
-    sheet = _sheet(view, width, view.at_ms if now_ms is None else now_ms, encoding)
-    used: set[str] = set()
-    lines = _axis(sheet)
-    for step in view.steps.values():
-        lines.append(_row(step, sheet, used))
-    lines += _legend(sheet, used, any(step.reused for step in view.steps.values()), width)
-    for line in lines:
-        line.rstrip()
-        line.truncate(width)
-    return Text("\n", no_wrap=True, end="").join(lines)
-
-
-def _sheet(view: RunView, width: int, now_ms: float, encoding: str) -> _Sheet:
-    look = look_for(encoding, "".join([*_UNICODE, *Fills()]))
-    is_ascii = look.dash == ASCII.dash
-    marks, fills = (_ASCII, _ASCII_FILLS) if is_ascii else (_UNICODE, Fills())
-    now_ms = max(now_ms, view.at_ms)
-    status = 11 if width >= 56 else 1
-    lasted = [duration(step.duration_ms(now_ms) or 0.0) for step in view.steps.values()]
-    longest = max(map(len, lasted), default=0)
-    name = min(widest(view.steps), max((width - status - longest) * 3 // 10, 6))
-    cells = max(width - status - name - longest - 7, 1)
-    scale = Scale(max(now_ms, 0.001), cells)
-    resumed = frozenset(scale.cell(stretch.at_ms) for stretch in view.stretches[1:])
-    critical = frozenset(view.critical_path(now_ms))
-    return _Sheet(look, marks, fills, status, name, longest, scale, now_ms, critical, resumed)
-
-
-def _axis(sheet: _Sheet) -> list[Text]:
-    """Return the names of the ticks, and the line with the ticks below them."""
-    marks, scale = sheet.marks, sheet.scale
-    names, line = "", [marks.corner, *(marks.rule * (scale.cells - 1))]
-    for ms, name in ticks(scale.end_ms, scale.cells):
-        at = scale.cell(ms)
-        if at:
-            line[at] = marks.tick
-        if at + len(name) <= scale.cells + sheet.duration and at > len(names) - (not at):
-            names = names.ljust(at) + name
-    blank = " " * sheet.left
-    return [Text(blank + names, "dim"), Text(blank + "".join(line), "dim")]
-
-
-def _row(step: StepView, sheet: _Sheet, used: set[str]) -> Text:
-    look, colour = sheet.look, COLOURS[step.status]
-    is_critical = step.name in sheet.critical
-    text = Text(no_wrap=True)
-    text.append(
-        fitted(f"{look.signs[step.status]} {step.status}"[: sheet.status], sheet.status), colour
-    )
-    name = fitted(shown(step.name, look.encoding), sheet.name, look.ellipsis)
-    text.append(" ").append(name, "bold" if is_critical else "")
-    if is_critical:
-        used.add("critical")
-    text.append(f" {sheet.marks.critical if is_critical else ' '} ", "magenta")
-    cells = cells_of(step, sheet.scale, sheet.now_ms, sheet.fills)
-    used.update(cell.part for cell in cells.values())
-    if step.status is StepStatus.SKIPPED and step.reason is not None:
-        reason = clipped(shown(step.reason, look.encoding), sheet.scale.cells, look.ellipsis)
-        text.append(fitted(reason, sheet.scale.cells), "dim")
-    else:
-        for cell in _with_resumptions(cells, sheet, used):
-            text.append(cell.character, cell.colour)
-    took = step.duration_ms(sheet.now_ms)
-    lasted = "" if took is None else duration(took)
-    mark = sheet.marks.reused if step.reused else " "
-    return text.append(f" {lasted:>{sheet.duration}}").append(f" {mark}", "dim")
-
-
-def _with_resumptions(cells: dict[int, Cell], sheet: _Sheet, used: set[str]) -> list[Cell]:
-    """Return all cells of a row; a resumption is seen where nothing else is."""
-    row = [cells.get(at, Cell(" ")) for at in range(sheet.scale.cells)]
-    for at in sheet.resumed - cells.keys():
-        row[at] = Cell(sheet.fills.resumed, "dim", "resumed")
-        used.add("resumed")
-    return row
-
-
-def _legend(sheet: _Sheet, used: set[str], has_reused: bool, width: int) -> list[Text]:
-    """Return what the characters mean that there are, in as many lines as it takes."""
-    entries = [
-        f"{fill} {meaning}"
-        for part, fill, meaning in zip(Fills._fields, sheet.fills, MEANINGS, strict=True)
-        if part in used
-    ]
-    if "critical" in used:
-        entries.append(f"{sheet.marks.critical} on the critical path")
-    if has_reused:
-        entries.append(f"{sheet.marks.reused} reused")
-    lines: list[str] = []
-    for entry in entries:
-        if lines and len(lines[-1]) + len(entry) + 3 <= width:
-            lines[-1] += f"   {entry}"
-        else:
-            lines.append(entry)
-    return [Text(), *(Text(line, "dim") for line in lines)] if lines else []
+    if before is not None and before.ended_ms is not None and step_run.retry_at_ms is not None:
+        yield before.ended_ms, min(step_run.retry_at_ms, max(now_ms, before.ended_ms)), "backoff"

@@ -1,7 +1,7 @@
-"""OpenTelemetry: the spans of each run, step and attempt, and what can be measured of them.
+"""OpenTelemetry spans and metrics of runs.
 
-It needs the package ``opentelemetry-api`` only, which does nothing by itself: what becomes of spans
-and measurements is decided by the application that sets up an SDK.
+Requires ``opentelemetry-api`` only: the application decides by its SDK where spans and measurements
+go.
 """
 
 from __future__ import annotations
@@ -25,28 +25,28 @@ _NAME = "asyncflow"
 
 
 class OpenTelemetryObserver:
-    """Makes spans and measurements of runs, for ``observers=[OpenTelemetryObserver()]``.
+    """Records spans and metrics of runs: ``observers=[OpenTelemetryObserver()]``.
 
-    A run has a span, whose parent is the span that is current where the run is started; a step
-    has one within it, with links to those of the steps that it depends on; an item of a mapped
-    step has one within that of the step; and each attempt has one within that of its step or item.
-    The span of an attempt is the current one in its action, and so in the threads and tasks that
-    inherit the action's context: what makes spans there makes children of it. Nothing is current
-    any more after the run that was not before.
+    A run has a span, whose parent is the span that is current where the run starts; a step has a
+    span within it, with links to the steps it depends on; an item of a mapped step has a span
+    within that of the step; and each attempt has a span within that of its step or item. The span
+    of an attempt is current in its action, and in the threads and tasks that inherit the action's
+    context, so spans that are made there become its children. After the run, the current span is
+    what it was before.
 
-    Names and attributes are those of the semantic conventions ``cicd.pipeline.*``, and else begin
-    with ``asyncflow.``. No input and no output is ever shown. Measured in seconds are the duration
-    of runs, of steps, and of the time for which attempts wait for their turn; counted are attempts,
-    their errors, and what is in flight.
+    Names and attributes follow the semantic conventions ``cicd.pipeline.*``; others begin with
+    ``asyncflow.``. Inputs and outputs are never recorded. Durations of runs, of steps and of the
+    waits of attempts for a pool or for ``max_concurrency`` are measured in seconds; attempts, their
+    errors, and active runs and attempts are counted.
 
-    One observer serves any number of runs at the same time.
+    One observer serves any number of runs at once.
 
     Args:
-        tracer_provider: Makes the spans; by default what is set for the whole process.
-        meter_provider: Takes the measurements; by default what is set for the whole process.
+        tracer_provider: Makes the spans; by default the global one.
+        meter_provider: Records the measurements; by default the global one.
 
     Raises:
-        TypeError: What is given is no such provider.
+        TypeError: An argument is not a provider.
     """
 
     def __init__(
@@ -60,7 +60,7 @@ class OpenTelemetryObserver:
         self._instruments = Instruments(get_meter(_NAME, meter_provider=meter_provider))
 
     def for_run(self) -> _RunTelemetry:
-        """Return what observes one run."""
+        """Return the observer of one run."""
         return _RunTelemetry(self._tracer, self._instruments)
 
 
@@ -71,7 +71,7 @@ def _check(name: str, provider: object, method: str) -> None:
 
 
 class _RunTelemetry:
-    """Observes one run. However that ends, no span stays open and nothing stays in flight."""
+    """Observes one run. However it ends, no span stays open and no counter stays raised."""
 
     def __init__(self, tracer: Tracer, instruments: Instruments) -> None:
         self._spans = RunSpans(tracer)
@@ -79,9 +79,9 @@ class _RunTelemetry:
 
     def __call__(self, event: Event) -> None:
         try:
-            self._metrics.tell(event)
-            self._spans.tell(event)
-        except BaseException:  # of a processor of spans, say: we are not called again
+            self._metrics.record(event)
+            self._spans.record(event)
+        except BaseException:  # a span processor, say: the run drops this observer
             self._close()
             raise
 
@@ -89,7 +89,7 @@ class _RunTelemetry:
         self._spans.enter(running)
 
     def __del__(self) -> None:
-        # A run that is broken off, as when its loop is closed over it, tells nobody its end.
+        # A run whose loop is closed emits no last event.
         self._close()
 
     def _close(self) -> None:

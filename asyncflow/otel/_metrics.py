@@ -1,4 +1,4 @@
-"""What runs are counted by in OpenTelemetry: instruments, and one run's entries in them."""
+"""The OpenTelemetry metrics of runs."""
 
 from __future__ import annotations
 
@@ -20,33 +20,15 @@ from asyncflow.events import (
     StepFailed,
     StepSucceeded,
 )
-from asyncflow.otel._semconv import (
-    ATTEMPT_RESULT,
-    ERROR_TYPE,
-    METRIC_ATTEMPTS,
-    METRIC_ATTEMPTS_ACTIVE,
-    METRIC_ERRORS,
-    METRIC_QUEUED,
-    METRIC_RUN_DURATION,
-    METRIC_RUNS_ACTIVE,
-    METRIC_STEP_DURATION,
-    PIPELINE_NAME,
-    RESULT,
-    RUN_STATE,
-    RUN_STATE_EXECUTING,
-    TASK_NAME,
-    TASK_RESULT,
-    error_type,
-    result_of,
-    sendable,
-)
+from asyncflow.otel import _semconv as semconv
+from asyncflow.otel._semconv import encodable, error_type, result_of
 
 __all__ = ["Instruments", "RunMetrics"]
 
 _Attributes = dict[str, Any]
 _Ended = StepSucceeded | StepFailed | StepCancelled
 
-# The boundaries that are usual count milliseconds. From a step of a few to a run of an hour.
+# The usual boundaries are milliseconds. These reach from a short step to a run of an hour.
 _SECONDS = [
     *(0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5),
     *(1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0, 900.0, 3_600.0),
@@ -54,7 +36,7 @@ _SECONDS = [
 
 
 class Instruments:
-    """The instruments of a meter, for any number of runs."""
+    """The instruments of a meter, shared by all runs."""
 
     def __init__(self, meter: Meter) -> None:
         def seconds(name: str, description: str) -> Any:
@@ -62,107 +44,118 @@ class Instruments:
                 name, "s", description, explicit_bucket_boundaries_advisory=_SECONDS
             )
 
-        self.run_duration = seconds(METRIC_RUN_DURATION, "How long runs of a pipeline took.")
+        self.run_duration = seconds(
+            semconv.METRIC_RUN_DURATION, "How long runs of a pipeline took."
+        )
         self.step_duration = seconds(
-            METRIC_STEP_DURATION, "How long steps took, from their first attempt to their last."
+            semconv.METRIC_STEP_DURATION,
+            "How long steps took, from their first attempt to their last.",
         )
         self.queued = seconds(
-            METRIC_QUEUED, "How long attempts waited for a pool or for max_concurrency."
+            semconv.METRIC_QUEUED, "How long attempts waited for a pool or for max_concurrency."
         )
-        self.attempts = meter.create_counter(METRIC_ATTEMPTS, "{attempt}", "Attempts that ended.")
-        self.errors = meter.create_counter(METRIC_ERRORS, "{error}", "Attempts that failed.")
+        self.attempts = meter.create_counter(
+            semconv.METRIC_ATTEMPTS, "{attempt}", "Attempts that ended."
+        )
+        self.errors = meter.create_counter(
+            semconv.METRIC_ERRORS, "{error}", "Attempts that failed."
+        )
         self.runs_active = meter.create_up_down_counter(
-            METRIC_RUNS_ACTIVE, "{run}", "Runs that are going on."
+            semconv.METRIC_RUNS_ACTIVE, "{run}", "Runs that are running."
         )
         self.attempts_active = meter.create_up_down_counter(
-            METRIC_ATTEMPTS_ACTIVE, "{attempt}", "Attempts that are running."
+            semconv.METRIC_ATTEMPTS_ACTIVE, "{attempt}", "Attempts that are running."
         )
 
 
 class RunMetrics:
-    """Counts and measures one run."""
+    """Records the metrics of one run."""
 
     def __init__(self, instruments: Instruments) -> None:
-        self._to = instruments
+        self._instruments = instruments
         self._run: _Attributes | None = None
-        """What the run is counted by while it goes on."""
+        """The attributes of the run while it is running."""
         self._name: _Attributes = {}
         self._has_timed_out = False
         self._steps: dict[str, _Attributes] = {}
-        """What each step is counted by."""
-        self._began: dict[str, float] = {}
-        """When each step that is running began, in milliseconds of the run."""
+        """The attributes of each step."""
+        self._started_ms: dict[str, float] = {}
+        """When each running step started, on the run's clock."""
         self._running: dict[tuple[str, int | None], _Attributes] = {}
-        """The attempts that are in flight."""
+        """The attributes of each running attempt."""
 
-    def tell(self, event: Event) -> None:
-        """Enter what has happened."""
-        entry = _ENTRIES.get(type(event))
-        if entry is not None:
-            entry(self, event)
+    def record(self, event: Event) -> None:
+        """Record an event."""
+        handler = _HANDLERS.get(type(event))
+        if handler is not None:
+            handler(self, event)
 
     def close(self) -> None:
-        """Take back what is in flight, which nothing will tell the end of."""
+        """Decrement the counters of active runs and attempts whose end will not be reported."""
         while self._running:
-            self._to.attempts_active.add(-1, self._running.popitem()[1])
+            self._instruments.attempts_active.add(-1, self._running.popitem()[1])
         run, self._run = self._run, None
         if run is not None:
-            self._to.runs_active.add(-1, run)
+            self._instruments.runs_active.add(-1, run)
 
     def _begin(self, event: RunStarted | RunResumed) -> None:
-        self.close()  # of a stored run, the stretch before
-        self._name = {PIPELINE_NAME: sendable(event.pipeline)} if event.pipeline else {}
+        self.close()  # the segment before, if these are the events of a stored run
+        self._name = {semconv.PIPELINE_NAME: encodable(event.pipeline)} if event.pipeline else {}
         self._has_timed_out = False
         self._steps.clear()
-        self._began.clear()
-        run = {**self._name, RUN_STATE: RUN_STATE_EXECUTING}
-        self._to.runs_active.add(1, run)
-        self._run = run
+        self._started_ms.clear()
+        self._run = {**self._name, semconv.RUN_STATE: semconv.RUN_STATE_EXECUTING}
+        self._instruments.runs_active.add(1, self._run)
 
     def _time_out(self, _: RunTimedOut) -> None:
         self._has_timed_out = True
 
     def _finish(self, event: RunFinished) -> None:
         result = result_of(event, has_timed_out=self._has_timed_out)
-        by = {**self._name, RUN_STATE: RUN_STATE_EXECUTING, RESULT: result}
-        self._to.run_duration.record(event.at_ms / 1000, by)
+        attributes = {
+            **self._name,
+            semconv.RUN_STATE: semconv.RUN_STATE_EXECUTING,
+            semconv.RESULT: result,
+        }
+        self._instruments.run_duration.record(event.at_ms / 1000, self._name | attributes)
         self.close()
 
     def _start_attempt(self, event: AttemptStarted) -> None:
-        by = self._of(event.step)
+        attributes = self._attributes(event.step)
         if event.item is None:
-            self._began.setdefault(event.step, event.at_ms)
-        self._to.attempts_active.add(1, by)
-        self._running[event.step, event.item] = by
-        self._to.queued.record(event.queued_ms / 1000, by)
+            self._started_ms.setdefault(event.step, event.at_ms)
+        self._instruments.attempts_active.add(1, attributes)
+        self._running[event.step, event.item] = attributes
+        self._instruments.queued.record(event.queued_ms / 1000, attributes)
 
     def _start_map(self, event: MapStarted) -> None:
-        self._began[event.step] = event.at_ms
+        self._started_ms[event.step] = event.at_ms
 
     def _end_attempt(self, event: AttemptFailed | _Ended) -> None:
-        by = self._running.pop((event.step, event.item), None)
-        if by is None:
-            return  # it was cut short between two attempts, or it has none of its own
-        self._to.attempts_active.add(-1, by)
-        self._to.attempts.add(1, {**by, ATTEMPT_RESULT: result_of(event)})
+        attributes = self._running.pop((event.step, event.item), None)
+        if attributes is None:
+            return  # it was cancelled between two attempts, or is mapped and has none of its own
+        self._instruments.attempts_active.add(-1, attributes)
+        self._instruments.attempts.add(1, {**attributes, semconv.ATTEMPT_RESULT: result_of(event)})
         if isinstance(event, AttemptFailed | StepFailed):
-            self._to.errors.add(1, {**self._name, ERROR_TYPE: error_type(event.error)})
+            self._instruments.errors.add(
+                1, {**self._name, semconv.ERROR_TYPE: error_type(event.error)}
+            )
 
     def _end(self, event: _Ended) -> None:
         self._end_attempt(event)
-        began_ms = self._began.pop(event.step, None) if event.item is None else None
-        if began_ms is not None:
-            by = {**self._of(event.step), TASK_RESULT: result_of(event)}
-            self._to.step_duration.record((event.at_ms - began_ms) / 1000, by)
+        started_ms = self._started_ms.pop(event.step, None) if event.item is None else None
+        if started_ms is not None:
+            attributes = {**self._attributes(event.step), semconv.TASK_RESULT: result_of(event)}
+            self._instruments.step_duration.record((event.at_ms - started_ms) / 1000, attributes)
 
-    def _of(self, step: str) -> _Attributes:
-        found = self._steps.get(step)
-        if found is None:
-            found = self._steps[step] = {**self._name, TASK_NAME: sendable(step)}
-        return found
+    def _attributes(self, step: str) -> _Attributes:
+        if step not in self._steps:
+            self._steps[step] = {**self._name, semconv.TASK_NAME: encodable(step)}
+        return self._steps[step]
 
 
-_ENTRIES: Mapping[type[Event], Callable[[RunMetrics, Any], None]] = {
+_HANDLERS: Mapping[type[Event], Callable[[RunMetrics, Any], None]] = {
     RunStarted: RunMetrics._begin,
     RunResumed: RunMetrics._begin,
     RunTimedOut: RunMetrics._time_out,

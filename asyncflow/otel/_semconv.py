@@ -1,8 +1,7 @@
-"""What OpenTelemetry's semantic conventions call what there is in a run.
+"""The names of OpenTelemetry's semantic conventions that apply to runs.
 
-The names are those of the conventions for CI/CD pipelines, in version 1.43, and for errors. They
-stand here because the package that holds them says of itself that it may change at any time. What
-they have no name for begins with ``asyncflow``.
+They are those for CI/CD pipelines (version 1.43) and for errors. They are copied here because the
+package that holds them may change at any time. Names of our own begin with ``asyncflow``.
 """
 
 from __future__ import annotations
@@ -58,9 +57,9 @@ __all__ = [
     "TASK_RUN_ID",
     "THREAD_ABANDONED",
     "WHERE",
+    "encodable",
     "error_type",
     "result_of",
-    "sendable",
 ]
 
 PIPELINE_NAME = "cicd.pipeline.name"
@@ -123,21 +122,21 @@ REUSED_RESULTS: Mapping[StepStatus, str] = {
     StepStatus.CANCELLED: "cancellation",
     StepStatus.SKIPPED: "skip",
 }
-"""What became of a step that does not run again."""
+"""The result of a step that is not run again."""
 
 
 def result_of(event: Ended | RunFinished, *, has_timed_out: bool = False) -> str:
-    """Return the conventions' word for how a run, a step or an attempt has ended.
+    """Return the conventions' word for how a run, a step or an attempt ended.
 
     Args:
-        event: What ended it.
-        has_timed_out: Whether the run has exceeded its deadline.
+        event: The event that ended it.
+        has_timed_out: Whether the run exceeded its deadline.
     """
     if isinstance(event, RunFinished):
         is_late = has_timed_out and event.outcome == "failed"
         return "timeout" if is_late else _OUTCOMES[event.outcome]
     error = getattr(event, "error", None)
-    # What is cancelled between two attempts has the error of the one before.
+    # A step that is cancelled between two attempts has the error of the first.
     is_late = isinstance(error, StepTimeoutError) and (
         error.kind == "run" or not isinstance(event, StepCancelled)
     )
@@ -145,13 +144,13 @@ def result_of(event: Ended | RunFinished, *, has_timed_out: bool = False) -> str
 
 
 def error_type(error: BaseException) -> str:
-    """Return the name of the class of an error, with its module if that is no built-in one."""
+    """Return the qualified name of an error's class; a built-in one has no module."""
     if isinstance(error, RestoredError):
         return error.type_name.removeprefix("builtins.")
     kind = type(error)
     return f"{kind.__module__}.{kind.__qualname__}".removeprefix("builtins.")
 
 
-def sendable(text: str) -> str:
-    """Return a text that can be encoded: lone surrogates keep a whole batch from being sent."""
+def encodable(text: str) -> str:
+    """Return the text with lone surrogates escaped: one prevents the export of a whole batch."""
     return text.encode("utf-8", "backslashreplace").decode()

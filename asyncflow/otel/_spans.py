@@ -1,10 +1,10 @@
-"""The spans of one run: one for the run, for each step, for each item and for each attempt.
+"""The OpenTelemetry spans of one run: of the run, its steps, their items and attempts.
 
 Rules:
 
-1. A span begins and ends when its events say so, not when they are told.
-2. No span is current for the run itself. That of an attempt becomes current in the context of the
-   attempt, which nobody else sees and which ends with it; so nothing is ever to be put back.
+1. A span begins and ends at the times of its events, not when the observer receives them.
+2. The span of an attempt becomes current in the context of the attempt, which ends with it, so no
+   context has to be restored. No other span becomes current.
 """
 
 from __future__ import annotations
@@ -46,57 +46,27 @@ from asyncflow.events import (
     StepSucceeded,
     ThreadAbandoned,
 )
-from asyncflow.otel._semconv import (
-    ACTION_NAME,
-    ATTEMPT,
-    ATTEMPT_RESULT,
-    BLOCKED_MS,
-    ERROR_TYPE,
-    EXCEPTION,
-    EXCEPTION_MESSAGE,
-    EXCEPTION_STACKTRACE,
-    EXCEPTION_TYPE,
-    ITEM,
-    LOOP_BLOCKED,
-    PIPELINE_NAME,
-    QUEUED_MS,
-    REASON,
-    RESULT,
-    RESUMED,
-    RETRY_IN_MS,
-    REUSED,
-    REUSED_RESULTS,
-    RUN,
-    RUN_ID,
-    STEPS,
-    TASK_NAME,
-    TASK_RESULT,
-    TASK_RUN_ID,
-    THREAD_ABANDONED,
-    WHERE,
-    error_type,
-    result_of,
-    sendable,
-)
+from asyncflow.otel import _semconv as semconv
+from asyncflow.otel._semconv import encodable, error_type, result_of
 
 __all__ = ["RunSpans"]
 
 _Attributes = dict[str, Any]
 _Ended = StepSucceeded | StepFailed | StepCancelled
 _Key = tuple[str, int | None]
-"""A step and, if it is about one, an item of it."""
+"""A step and, if it is mapped, the index of an item."""
 
 _OK = Status(StatusCode.OK)
 
 
-class _Unit(NamedTuple):
-    """A step, or an item of one, that has begun and not ended."""
+class _OpenStep(NamedTuple):
+    """A step, or an item of one, whose span is open."""
 
     span: Span
     context: Context
-    """The context in which its span is the current one."""
+    """The context in which its span is current."""
     attributes: _Attributes
-    """What its attempts are known by, too."""
+    """Shared with the spans of its attempts."""
 
 
 class RunSpans:
@@ -105,74 +75,70 @@ class RunSpans:
     def __init__(self, tracer: Tracer) -> None:
         self._tracer = tracer
         self._zero_ns = 0
-        """When the clock of the run stood at 0."""
+        """The wall-clock time at which the run's clock was 0."""
         self._latest_ns = 0
-        """When something was told last."""
+        """The wall-clock time of the latest event."""
         self._run: Span | None = None
         self._context = Context()
         self._run_id: _Attributes = {}
         self._dependencies: Mapping[str, tuple[str, ...]] = {}
-        self._units: dict[_Key, _Unit] = {}
+        self._steps: dict[_Key, _OpenStep] = {}
         self._attempts: dict[_Key, Span] = {}
-        self._begun: dict[str, SpanContext] = {}
-        """Of each step that has a span; others will link to it."""
+        self._step_contexts: dict[str, SpanContext] = {}
+        """Of each step that has a span; the steps that depend on it link to it."""
         self._has_timed_out = False
         self._first_failure: tuple[str, str] | None = None
-        """Of the first step that failed, the type of its error and what is told of it."""
+        """The type of the first failed step's error, and the text of the event."""
 
-    def tell(self, event: Event) -> None:
-        """Begin or end the spans that an event is about."""
-        teller = _TELLERS.get(type(event))
-        if teller is not None:
-            teller(self, event)
+    def record(self, event: Event) -> None:
+        """Begin or end the spans that an event concerns."""
+        handler = _HANDLERS.get(type(event))
+        if handler is not None:
+            handler(self, event)
 
     def enter(self, running: AttemptStarted) -> None:
-        """Make the span of an attempt the current one, in the context that this is called in."""
+        """Make the span of an attempt current in the context of the caller."""
         attach(set_span_in_context(self._attempts[running.step, running.item]))
 
     def close(self) -> None:
-        """End all spans, whose end nothing will tell."""
-        units = [unit.span for unit in self._units.values()]
+        """End all open spans: no event will."""
+        steps = [step.span for step in self._steps.values()]
         run = () if self._run is None else (self._run,)
-        spans, self._run = [*self._attempts.values(), *units, *run], None
-        self._units.clear()
+        spans, self._run = [*self._attempts.values(), *steps, *run], None
+        self._steps.clear()
         self._attempts.clear()
         for span in spans:
-            with suppress(Exception):  # the others shall end, too
-                span.set_status(Status(StatusCode.ERROR, "it was broken off"))
+            with suppress(Exception):  # a span processor may raise; the other spans must end too
+                span.set_status(Status(StatusCode.ERROR, "did not finish"))
                 span.end(self._latest_ns)
 
     # The run.
 
-    def _start(self, event: RunStarted) -> None:
-        self._begin(event, int(event.wall_time * 1e9), {})
-
-    def _resume(self, event: RunResumed) -> None:
-        self._begin(event, int(event.wall_time * 1e9), {RESUMED: True})
-        self._zero_ns -= round(event.at_ms * 1e6)
-
-    def _begin(self, event: RunStarted | RunResumed, at_ns: int, more: _Attributes) -> None:
-        self.close()  # of a stored run, the stretch before
-        self._begun.clear()
+    def _begin(self, event: RunStarted | RunResumed) -> None:
+        self.close()  # the segment before, if these are the events of a stored run
+        self._step_contexts.clear()
         self._has_timed_out, self._first_failure = False, None
-        self._zero_ns = self._latest_ns = at_ns
+        self._zero_ns = self._latest_ns = int(event.wall_time * 1e9)
         pipeline = event.pipeline
-        self._run_id = {RUN_ID: sendable(event.run_id)}
+        self._run_id = {semconv.RUN_ID: encodable(event.run_id)}
         self._dependencies = event.dependencies
-        attributes = {
+        attributes: _Attributes = {
             **self._run_id,
-            ACTION_NAME: RUN,
-            STEPS: len(event.dependencies),
-            **({PIPELINE_NAME: sendable(pipeline)} if pipeline else {}),
-            **more,
+            semconv.ACTION_NAME: semconv.RUN,
+            semconv.STEPS: len(event.dependencies),
         }
-        # The conventions' kind is that of what answers a request: within one, the run is a part.
+        if pipeline:
+            attributes[semconv.PIPELINE_NAME] = encodable(pipeline)
+        if isinstance(event, RunResumed):
+            attributes[semconv.RESUMED] = True
+            self._zero_ns -= round(event.at_ms * 1e6)
+        # The conventions ask for SERVER, as of a request; a run within a request is a part of it.
         is_part = get_current_span().get_span_context().is_valid
         self._run = self._tracer.start_span(
-            escape_controls(f"{RUN} {pipeline}" if pipeline else RUN),
+            escape_controls(f"{semconv.RUN} {pipeline}" if pipeline else semconv.RUN),
             kind=SpanKind.INTERNAL if is_part else SpanKind.SERVER,
             attributes=attributes,
-            start_time=at_ns,
+            start_time=self._latest_ns,
         )
         self._context = set_span_in_context(self._run)
 
@@ -181,15 +147,15 @@ class RunSpans:
 
     def _finish(self, event: RunFinished) -> None:
         run, failure, why = self._run, self._first_failure, event.stop_reason
-        assert run is not None  # it has begun
-        run.set_attribute(RESULT, result_of(event, has_timed_out=self._has_timed_out))
+        assert run is not None  # it has started
+        run.set_attribute(semconv.RESULT, result_of(event, has_timed_out=self._has_timed_out))
         if why is not None:
-            run.set_attribute(REASON, escape_controls(why))
+            run.set_attribute(semconv.REASON, escape_controls(why))
         if event.outcome == "passed":
             run.set_status(_OK)
         else:
             if failure is not None:
-                run.set_attribute(ERROR_TYPE, failure[0])
+                run.set_attribute(semconv.ERROR_TYPE, failure[0])
                 why = why or failure[1]
             run.set_status(Status(StatusCode.ERROR, escape_controls(why or "")))
         run.end(self._at_ns(event.at_ms))
@@ -197,121 +163,121 @@ class RunSpans:
 
     # Steps and their items.
 
-    def _unit(self, event: Any) -> _Unit:
-        """Return the step or item that an event is about; it may begin with that."""
+    def _step(self, event: Any) -> _OpenStep:
+        """Return the step or item of an event, whose span may begin with it."""
         key = event.step, event.item
-        unit = self._units.get(key)
-        if unit is None:
-            unit = self._units[key] = self._begin_unit(event.step, event.item, event.at_ms)
-        return unit
+        if key not in self._steps:
+            self._steps[key] = self._begin_step(event.step, event.item, event.at_ms)
+        return self._steps[key]
 
-    def _begin_unit(self, step: str, item: int | None, at_ms: float) -> _Unit:
-        attributes: _Attributes = {**self._run_id, TASK_NAME: sendable(step)}
+    def _begin_step(self, step: str, item: int | None, at_ms: float) -> _OpenStep:
+        attributes: _Attributes = {**self._run_id, semconv.TASK_NAME: encodable(step)}
         name, links, context = escape_controls(step), None, self._context
         if item is None:
-            begun = (self._begun.get(needed) for needed in self._dependencies.get(step, ()))
+            begun = (self._step_contexts.get(needed) for needed in self._dependencies.get(step, ()))
             links = [Link(each) for each in begun if each is not None]
-            attributes[TASK_RUN_ID] = sendable(step)
+            attributes[semconv.TASK_RUN_ID] = encodable(step)
         else:
-            name, context = f"{name} item", self._units[step, None].context
-            attributes |= {TASK_RUN_ID: sendable(f"{step}[{item}]"), ITEM: item}
+            name, context = f"{name} item", self._steps[step, None].context
+            attributes[semconv.TASK_RUN_ID] = encodable(f"{step}[{item}]")
+            attributes[semconv.ITEM] = item
         span = self._tracer.start_span(
             name, context, attributes=attributes, links=links, start_time=self._at_ns(at_ms)
         )
         if item is None:
-            self._begun[step] = span.get_span_context()
-        return _Unit(span, set_span_in_context(span, context), attributes)
+            self._step_contexts[step] = span.get_span_context()
+        return _OpenStep(span, set_span_in_context(span, context), attributes)
 
-    def _end_unit(self, event: Any, result: str, status: Status, more: _Attributes) -> None:
-        span = self._unit(event).span
-        span.set_attributes({TASK_RESULT: result, **more})
+    def _end_step(self, event: Any, result: str, status: Status, more: _Attributes) -> None:
+        span = self._step(event).span
+        span.set_attributes({semconv.TASK_RESULT: result, **more})
         span.set_status(status)
         span.end(self._at_ns(event.at_ms))
-        del self._units[event.step, event.item]
+        del self._steps[event.step, event.item]
 
     def _skip(self, event: StepSkipped) -> None:
         reason = escape_controls(event.reason)
         status = _OK if event.on_purpose else Status(StatusCode.ERROR, reason)
-        self._end_unit(event, result_of(event), status, {REASON: reason})
+        self._end_step(event, result_of(event), status, {semconv.REASON: reason})
 
     def _reuse(self, event: StepReused) -> None:
-        result, status = REUSED_RESULTS[event.status], _OK
+        result, status = semconv.REUSED_RESULTS[event.status], _OK
         if event.status in (StepStatus.FAILED, StepStatus.CANCELLED):
             status = Status(StatusCode.ERROR, told(event))
-        self._end_unit(event, result, status, {REUSED: True})
+        self._end_step(event, result, status, {semconv.REUSED: True})
 
     def _end(self, event: _Ended) -> None:
         result, status, more = result_of(event), _OK, {}
         if not isinstance(event, StepSucceeded):
             if isinstance(event, StepCancelled):
-                more[REASON] = escape_controls(event.reason)
-                status = Status(StatusCode.ERROR, more[REASON])
+                more[semconv.REASON] = escape_controls(event.reason)
+                status = Status(StatusCode.ERROR, more[semconv.REASON])
             else:
                 status = Status(StatusCode.ERROR, describe_error(event.error))
                 if event.item is None and self._first_failure is None:
                     self._first_failure = error_type(event.error), told(event)
             if event.error is not None:
-                more[ERROR_TYPE] = error_type(event.error)
+                more[semconv.ERROR_TYPE] = error_type(event.error)
         has_attempt = self._end_attempt(event, result, status, more)
         if isinstance(event, StepFailed) and not has_attempt:
-            self._record(self._unit(event).span, event.error, event.at_ms)
-        self._end_unit(event, result, status, more)
+            self._add_exception(self._step(event).span, event.error, event.at_ms)
+        self._end_step(event, result, status, more)
 
     # Attempts.
 
     def _start_attempt(self, event: AttemptStarted) -> None:
-        unit = self._unit(event)
+        step = self._step(event)
         self._attempts[event.step, event.item] = self._tracer.start_span(
             f"{escape_controls(event.step)} attempt {event.attempt}",
-            unit.context,
-            attributes={
-                **unit.attributes,
-                ATTEMPT: event.attempt,
-                QUEUED_MS: event.queued_ms,
-            },
+            step.context,
+            attributes=step.attributes
+            | {semconv.ATTEMPT: event.attempt, semconv.QUEUED_MS: event.queued_ms},
             start_time=self._at_ns(event.at_ms),
         )
 
     def _fail_attempt(self, event: AttemptFailed) -> None:
-        status = Status(StatusCode.ERROR, describe_error(event.error))
-        more = {RETRY_IN_MS: event.retry_in_ms, ERROR_TYPE: error_type(event.error)}
+        status, kind = (
+            Status(StatusCode.ERROR, describe_error(event.error)),
+            error_type(event.error),
+        )
+        more = {semconv.RETRY_IN_MS: event.retry_in_ms, semconv.ERROR_TYPE: kind}
         self._end_attempt(event, result_of(event), status, more)
 
     def _end_attempt(
         self, event: AttemptFailed | _Ended, result: str, status: Status, more: _Attributes
     ) -> bool:
-        """End the running attempt, if there is one, and return whether there is."""
+        """End the span of the running attempt; return whether there was one."""
         span = self._attempts.pop((event.step, event.item), None)
         if span is None:
             return False
         if not isinstance(event, StepSucceeded) and event.error is not None:
-            self._record(span, event.error, event.at_ms)
-        span.set_attributes({ATTEMPT_RESULT: result, **more})
+            self._add_exception(span, event.error, event.at_ms)
+        span.set_attributes({semconv.ATTEMPT_RESULT: result, **more})
         span.set_status(status)
         span.end(self._at_ns(event.at_ms))
         return True
 
-    def _record(self, span: Span, error: BaseException, at_ms: float) -> None:
+    def _add_exception(self, span: Span, error: BaseException, at_ms: float) -> None:
         if not span.is_recording():
             return
-        # By our own means: an error may raise when it is asked for its message.
+        # Not `record_exception`: an error may raise when asked for its message.
         shown = to_restored_error(error)
         attributes = {
-            EXCEPTION_TYPE: error_type(error),
-            EXCEPTION_MESSAGE: sendable(shown.message),
-            EXCEPTION_STACKTRACE: sendable(shown.traceback),
+            semconv.EXCEPTION_TYPE: error_type(error),
+            semconv.EXCEPTION_MESSAGE: encodable(shown.message),
+            semconv.EXCEPTION_STACKTRACE: encodable(shown.traceback),
         }
-        span.add_event(EXCEPTION, attributes, self._at_ns(at_ms))
+        span.add_event(semconv.EXCEPTION, attributes, self._at_ns(at_ms))
 
-    def _note(self, event: ThreadAbandoned | LoopBlocked) -> None:
-        """Tell something of an attempt, if it has not ended by now."""
+    def _add_event(self, event: ThreadAbandoned | LoopBlocked) -> None:
+        """Add an event to the span of an attempt, unless that has ended."""
         span = self._attempts.get((event.step, event.item))
         if span is None:
             return
-        more: _Attributes = {}
+        name, more = semconv.THREAD_ABANDONED, _Attributes()
         if isinstance(event, LoopBlocked):
-            more = {BLOCKED_MS: event.blocked_ms, WHERE: escape_controls(event.where)}
-        name = LOOP_BLOCKED if isinstance(event, LoopBlocked) else THREAD_ABANDONED
+            name, where = semconv.LOOP_BLOCKED, escape_controls(event.where)
+            more = {semconv.BLOCKED_MS: event.blocked_ms, semconv.WHERE: where}
         span.add_event(name, more, self._at_ns(event.at_ms))
 
     def _at_ns(self, at_ms: float) -> int:
@@ -319,12 +285,12 @@ class RunSpans:
         return self._latest_ns
 
 
-_TELLERS: Mapping[type[Event], Callable[[RunSpans, Any], object]] = {
-    RunStarted: RunSpans._start,
-    RunResumed: RunSpans._resume,
+_HANDLERS: Mapping[type[Event], Callable[[RunSpans, Any], object]] = {
+    RunStarted: RunSpans._begin,
+    RunResumed: RunSpans._begin,
     RunTimedOut: RunSpans._time_out,
     RunFinished: RunSpans._finish,
-    MapStarted: RunSpans._unit,
+    MapStarted: RunSpans._step,
     StepSkipped: RunSpans._skip,
     StepReused: RunSpans._reuse,
     StepSucceeded: RunSpans._end,
@@ -332,6 +298,6 @@ _TELLERS: Mapping[type[Event], Callable[[RunSpans, Any], object]] = {
     StepCancelled: RunSpans._end,
     AttemptStarted: RunSpans._start_attempt,
     AttemptFailed: RunSpans._fail_attempt,
-    ThreadAbandoned: RunSpans._note,
-    LoopBlocked: RunSpans._note,
+    ThreadAbandoned: RunSpans._add_event,
+    LoopBlocked: RunSpans._add_event,
 }

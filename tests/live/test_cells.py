@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.cells import cell_len
 
-from asyncflow.live._theme import clipped, cut, fitted, shown, widest
+from asyncflow.live._theme import elide, elide_middle, fit, printable, widest
 
 LATIN, WIDE, EMOJI = "extract_orders_from_shop", "商品目录を読み込む", "🚀 launch 🛰 the ☄ rocket"
 
@@ -20,37 +20,37 @@ LATIN, WIDE, EMOJI = "extract_orders_from_shop", "商品目录を読み込む", 
         (LATIN, 10, "extra…shop"),
         (LATIN, 3, "e…p"),
         (LATIN, 2, "e…"),
-        (LATIN, 1, "e"),
+        (LATIN, 1, "…"),
         (LATIN, 0, ""),
         (WIDE, 9, "商品…込む"),
-        (WIDE, 8, "商品…む"),
+        (WIDE, 8, "商品… む"),
         ("e\u0301" * 12, 5, "e\u0301e\u0301…\u0301e\u0301e\u0301"[:5] + "e\u0301e\u0301"),
     ],
 )
 def test_a_name_is_cut_in_its_middle(name: str, width: int, expected: str) -> None:
-    assert cut(name, width).replace("…\u0301", "…") == expected
+    assert elide_middle(name, width).replace("…\u0301", "…") == expected
 
 
 def test_a_sentence_is_cut_at_its_end() -> None:
-    assert clipped("it failed", 9) == "it failed"
-    assert clipped("it failed", 6) == "it fa…"
-    assert clipped("it failed", 1) == "i"
+    assert elide("it failed", 9) == "it failed"
+    assert elide("it failed", 6) == "it fa…"
+    assert elide("it failed", 1) == "…"
 
 
 @given(st.text(max_size=30) | st.sampled_from([LATIN, WIDE, EMOJI]), st.integers(0, 30))
 def test_nothing_takes_more_cells_than_there_are(text: str, width: int) -> None:
-    assert cell_len(cut(text, width)) <= width
-    assert cell_len(clipped(text, width)) <= width
-    assert cell_len(fitted(text, width)) == width
+    assert cell_len(elide_middle(text, width)) <= width
+    assert cell_len(elide(text, width)) <= width
+    assert cell_len(fit(text, width)) == width
 
 
 @pytest.mark.parametrize("names", [[], [LATIN, "x"], [LATIN, WIDE, EMOJI], [WIDE, "a\nb"]])
 def test_the_widest_name_is_found(names: list[str]) -> None:
-    cells = max((cell_len(shown(name, "utf-8")) for name in names), default=0)
+    cells = max((cell_len(printable(name, "utf-8")) for name in names), default=0)
 
     assert widest(names) == cells
 
 
 def test_what_an_encoding_does_not_have_is_a_question_mark() -> None:
-    assert shown("café 商\n", "latin-1") == "café ?\\n"
-    assert shown("café 商\x1b[2J", "ascii") == "caf? ?\\x1b[2J"
+    assert printable("café 商\n", "latin-1") == "café ?\\n"
+    assert printable("café 商\x1b[2J", "ascii") == "caf? ?\\x1b[2J"

@@ -27,7 +27,7 @@ from asyncflow.events import (
     StepSucceeded,
 )
 from asyncflow.live._frame import LiveRun, frame
-from asyncflow.live._theme import ASCII, UNICODE, Theme, bar, look_for
+from asyncflow.live._theme import ASCII, UNICODE, Theme, bar, theme_for
 
 
 def run_of(events: Iterable[Event]) -> LiveRun:
@@ -42,11 +42,13 @@ def lines_of(
     width: int = 79,
     height: int = 23,
     now_ms: float | None = None,
-    look: Theme = UNICODE,
-    least: int = 0,
+    theme: Theme = UNICODE,
+    min_height: int = 0,
 ) -> list[str]:
     now_ms = run.view.at_ms if now_ms is None else now_ms
-    lines = frame(run, width=width, height=height, now_ms=now_ms, look=look, least=least)
+    lines = frame(
+        run, width=width, height=height, now_ms=now_ms, theme=theme, min_height=min_height
+    )
     assert all(line.cell_len <= width for line in lines)
     assert len(lines) <= height
     return [line.plain.rstrip() for line in lines]
@@ -76,7 +78,7 @@ class TestTheGoldenRun:
     def test_with_few_lines_in_ascii(self) -> None:
         run = run_of(event for event in GOLDEN if _time(event) <= 4802.7)
 
-        assert lines_of(run, height=9, look=ASCII) == IN_ASCII.splitlines()
+        assert lines_of(run, height=9, theme=ASCII) == IN_ASCII.splitlines()
 
     def test_on_a_wide_terminal_nothing_is_cut(self) -> None:
         run = run_of(GOLDEN)
@@ -163,7 +165,7 @@ class TestAStep:
     def test_that_had_to_wait_in_line_tells_how_long(self) -> None:
         begun = AttemptStarted("s", 1, 250.0, queued_ms=200.0)
 
-        assert self.row(begun, now_ms=250) == "▷ RUNNING s 200 ms in line 0 ms"
+        assert self.row(begun, now_ms=250) == "▷ RUNNING s queued 200 ms 0 ms"
 
     @pytest.mark.parametrize(
         ("now_ms", "said"), [(10, "in 3 s"), (2_500, "in 1 s"), (2_999, "in 1 s"), (3_100, "now")]
@@ -200,18 +202,20 @@ class TestAStep:
         row = self.row(MapStarted("s", 0.0, 4), *items, *done, now_ms=5)
 
         assert row == f"▷ RUNNING s {'━' * 8}{'─' * 8} 2 of 4 items, 1 failed 5 ms"
+        narrow = self.row(MapStarted("s", 0.0, 4), *items, *done, now_ms=5, width=55)
+        assert narrow == "RUNNING s 2 of 4 items, 1 failed 5 ms"
 
     def test_with_items_that_nobody_has_counted_has_no_bar(self) -> None:
         done = [AttemptStarted("s", 1, 0.0, item=0), StepSucceeded("s", 1, 5.0, 1, 0)]
 
-        assert self.row(MapStarted("s", 0.0), *done, now_ms=5) == "▷ RUNNING s 1 items 5 ms"
+        assert self.row(MapStarted("s", 0.0), *done, now_ms=5) == "▷ RUNNING s 1 item 5 ms"
 
     def test_with_items_that_are_done_tells_how_many_there_were(self) -> None:
         done = [AttemptStarted("s", 1, 0.0, item=0), StepSucceeded("s", 1, 5.0, 1, 0)]
 
         row = self.row(MapStarted("s", 0.0), *done, StepSucceeded("s", 0, 5.0, [1]))
 
-        assert row == "✓ SUCCESS s 1 items 5 ms"
+        assert row == "✓ SUCCESS s 1 item 5 ms"
 
     def test_that_was_cut_short_tells_why(self) -> None:
         cancelled = StepCancelled("s", 1, 7.0, "the run was cancelled", None)
@@ -315,7 +319,7 @@ class TestAFrame:
     def test_its_last_lines_stay_where_they_were(self) -> None:
         run = run_of([started("s")])
 
-        lines = lines_of(run, least=10)
+        lines = lines_of(run, min_height=10)
 
         assert len(lines) == 10
         assert lines[2:8] == [""] * 6
@@ -341,15 +345,15 @@ class TestAFrame:
         assert bar(0, 1_000, 10, ASCII) == ("", "-" * 10)
 
     @pytest.mark.parametrize(
-        ("encoding", "signs"),
+        ("encoding", "symbols"),
         [("utf-8", "○▷✓✗⊘■"), ("latin-1", "o>vx-#"), ("ascii", "o>vx-#"), ("nonsense", "o>vx-#")],
     )
-    def test_signs_are_those_that_the_encoding_has(self, encoding: str, signs: str) -> None:
-        assert "".join(look_for(encoding).signs.values()) == signs
+    def test_signs_are_those_that_the_encoding_has(self, encoding: str, symbols: str) -> None:
+        assert "".join(theme_for(encoding).symbols.values()) == symbols
 
     def test_every_status_has_a_sign_of_its_own_in_one_cell(self) -> None:
-        for look in (UNICODE, ASCII):
-            assert len(set(look.signs.values())) == len(StepStatus)
+        for theme in (UNICODE, ASCII):
+            assert len(set(theme.symbols.values())) == len(StepStatus)
 
 
 @given(
@@ -371,14 +375,14 @@ def test_a_frame_of_any_run_fits_at_any_moment_and_counts_each_step_once(
 
         lines = lines_of(run, width, height)
 
-        assert run.tally(0, len(view.tiers)) == view.counts
+        assert run.counts(0, len(view.tiers)) == view.counts
         assert {*run.running} == _named(view, StepStatus.RUNNING)
         assert {*run.failed} == _named(view, StepStatus.FAILED)
         if height >= len(view.steps) + 6 and width >= 80:
             assert sum(line[8:10] in _STARTS for line in lines) == len(view.steps)
 
 
-_STARTS = [f"{sign} " for sign in UNICODE.signs.values()]
+_STARTS = [f"{sign} " for sign in UNICODE.symbols.values()]
 
 
 def _named(view: RunView, status: StepStatus) -> set[str]:

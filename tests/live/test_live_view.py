@@ -25,7 +25,7 @@ from terminals import Terminal
 from asyncflow import WorkflowStep, current_step, run_pipeline
 from asyncflow.events import RunStarted
 from asyncflow.live import LiveView
-from asyncflow.live import _painter as thread_room
+from asyncflow.live import _renderer as thread_room
 from asyncflow.live import _screen as frames_room
 from asyncflow.live._screen import Screen
 
@@ -155,6 +155,21 @@ def test_the_streams_and_the_handlers_of_logging_are_given_back(seen: Seen) -> N
     assert seen.lines()[:2] == ["a warning", "ab"]
 
 
+def test_a_handler_that_a_step_makes_writes_to_the_stream_afterwards(seen: Seen) -> None:
+    logger = logging.getLogger("test_live_view")
+
+    async def configures() -> None:
+        logger.addHandler(logging.StreamHandler())
+
+    with LiveView() as view:
+        asyncio.run(run_pipeline([WorkflowStep("s", configures)], observers=[view]))
+    (handler,) = logger.handlers
+    logger.removeHandler(handler)
+
+    assert isinstance(handler, logging.StreamHandler)
+    assert handler.stream is seen.stderr
+
+
 def test_what_somebody_else_put_in_place_of_a_stream_stays(seen: Seen) -> None:
     handler = logging.StreamHandler()
     logging.getLogger("test_live_view").addHandler(handler)
@@ -218,6 +233,27 @@ async def test_frames_are_drawn_while_a_run_goes_on(seen: Seen) -> None:
 
     assert before[0] == "half a line"
     assert before[1].startswith("run ")
+    assert seen.lines()[0] == "half a line and the rest"
+
+
+async def test_a_line_is_hidden_until_its_end_if_there_is_only_room_for_the_frame(
+    open_terminal: Callable[..., Seen],
+) -> None:
+    seen, go_on = open_terminal(40, 5), asyncio.Event()
+
+    async def prints() -> None:
+        print("half a line", end="")
+        await go_on.wait()
+        print(" and the rest")
+
+    with LiveView() as view:
+        run = asyncio.ensure_future(run_pipeline([WorkflowStep("s", prints)], observers=[view]))
+        await seen.until(lambda: "▷ RUNNING" in seen.now)
+        before = seen.now
+        go_on.set()
+        await run
+
+    assert "half" not in before
     assert seen.lines()[0] == "half a line and the rest"
 
 
@@ -313,6 +349,7 @@ async def test_a_terminal_may_be_small(
         print("hello")
         report = await run_pipeline(steps, observers=[view])
 
+    seen.close()
     assert report.all_passed
     assert not live_threads()
     assert seen.terminal.written
@@ -695,7 +732,7 @@ async def test_a_slow_terminal_does_not_hold_up_the_run(monkeypatch: pytest.Monk
             pass
 
     console: Any = Console(file=Stuck(), force_terminal=True)  # type: ignore[arg-type]
-    monkeypatch.setattr(thread_room, "_PATIENCE_S", 0.05)
+    monkeypatch.setattr(thread_room, "_EXIT_TIMEOUT_S", 0.05)
     steps = [WorkflowStep("s", quick), WorkflowStep("t", quick, ["s"])]
 
     began = time.monotonic()

@@ -796,4 +796,4 @@ def test_a_run_that_nobody_tells_the_end_of_leaves_nothing_open(otel):
 
     assert otel.in_flight() == {}
     assert [span.name for span in otel.spans] == ["a attempt 1", "a", "RUN"]
-    assert {status_of(span) for span in otel.spans} == {("ERROR", "it was broken off")}
+    assert {status_of(span) for span in otel.spans} == {("ERROR", "did not finish")}
