@@ -23,21 +23,19 @@ from asyncflow._core.errors import JournalError, RunAlreadyActiveError, did_you_
 from asyncflow._core.report import RunReport
 from asyncflow._core.results import Payload
 from asyncflow.events import Event
-from asyncflow.journal._event_codec import column_of, is_storable
+from asyncflow.journal._event_codec import is_storable
 from asyncflow.journal._payload_codec import CODECS, Codec
 from asyncflow.journal._queries import (
-    JournalReader,
+    ListedStatus,
+    RunFilter,
     RunRecord,
     RunStatus,
     StoredEvent,
-    check_flag,
     check_new_id,
-    check_sought,
-    check_status,
     check_text,
-    place_of,
-    seconds_of,
+    parse_status,
 )
+from asyncflow.journal._reader import JournalReader
 from asyncflow.journal._session import CommitQueue, FinishedSession, SQLSession
 from asyncflow.journal._store import Claim, Store
 from asyncflow.journal._worker import (
@@ -91,7 +89,7 @@ class Inquiries:
 
     async def runs(
         self,
-        status: RunStatus | None = None,
+        status: ListedStatus | None = None,
         pipeline: str | None = None,
         since: datetime | float | None = None,
         limit: int | None = 100,
@@ -103,7 +101,9 @@ class Inquiries:
         """Return the runs that are kept, those that began last first.
 
         Args:
-            status: Only those with this status.
+            status: Only those with this status, in small letters or in large ones. Those that are
+                orphaned are ``"running"`` too, as `RunRecord.status` says; ``"orphaned"`` is
+                short for ``orphaned=True``.
             pipeline: Only those of the pipeline of this name.
             since: Only those that began then or later: a datetime, naive for local time, or
                 seconds since the epoch.
@@ -119,24 +119,10 @@ class Inquiries:
             ValueError: There is no such status, time or number.
             JournalError: The journal can't be read.
         """
-        check_status(status)
-        check_flag("orphaned", orphaned)
-        if pipeline is not None:
-            check_text("pipeline", pipeline)
-        if text is not None:
-            check_sought(text)
-        if limit is not None:
-            check_count("limit", limit, 0)
-        return await self._ask(
-            self._archive.runs,
-            orphaned=orphaned,
-            limit=limit,
-            status=status,
-            pipeline=None if pipeline is None else column_of(pipeline),
-            since=None if since is None else seconds_of("since", since),
-            before=None if before is None else place_of(before),
-            text=text or None,
+        where = RunFilter(
+            status, pipeline, since, limit, before=before, text=text, orphaned=orphaned
         )
+        return await self._ask(self._archive.runs, where)
 
     async def record(self, run_id: str) -> RunRecord:
         """Return what is known of a run at a glance.
@@ -240,10 +226,10 @@ class Inquiries:
             ValueError: No run that has ended has such a status, or the age is negative.
             JournalError: The journal can't be read or written.
         """
-        check_status(status)
-        if status == "running":
+        ended_as = parse_status(status)
+        if ended_as in ("running", "orphaned"):
             raise ValueError(
-                "prune() deletes runs that have ended, so status can't be 'running'; forget() "
+                f"prune() deletes runs that have ended, so status can't be {ended_as!r}; forget() "
                 "deletes one of those that orphans() returns"
             )
         if not isinstance(older_than, timedelta):
@@ -253,7 +239,7 @@ class Inquiries:
             )
         age_s = older_than.total_seconds()
         check_number("older_than", age_s, 0, kind="a timedelta", unit=" s")
-        found = await self._ask(self._archive.store.ended, age_s, status)
+        found = await self._ask(self._archive.store.ended, age_s, ended_as)
         count = 0
         for some in _portions(found):
             count += await self._do(self._store.prune, some, age_s)
@@ -412,7 +398,7 @@ class SQLJournal(Inquiries):
             raise
 
     def _read(self, holding: Lease, read: Callable[[Sequence[Event]], T]) -> T:
-        return read(self._archive.past(holding.run_id, holding.kept) if holding.kept else [])
+        return read(self._archive.history(holding.run_id, holding.kept) if holding.kept else [])
 
     def encode(self, subject: str, value: Any, hint: Any) -> Payload:
         """Turn a value into bytes. A run calls this.
@@ -451,7 +437,7 @@ class SQLJournal(Inquiries):
 
     async def __aenter__(self: Self) -> Self:
         try:
-            await self._do(self._store.runs, limit=0)  # whatever is wrong shows now
+            await self._do(self._store.runs, RunFilter(limit=0))  # whatever is wrong shows now
         except BaseException:
             await self.aclose()  # `__aexit__` is not called
             raise

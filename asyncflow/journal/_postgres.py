@@ -15,13 +15,13 @@ import uuid
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from itertools import count
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from asyncflow._core.errors import JournalError, RunAlreadyActiveError
 from asyncflow.events import Event
 from asyncflow.journal._base import SQLJournal
 from asyncflow.journal._event_codec import Row
-from asyncflow.journal._queries import check_lease, check_text
+from asyncflow.journal._queries import RunFilter, check_lease, check_text
 from asyncflow.journal._store import Claim, CommitBatch, RunRow, Store, UnsettledError
 
 if TYPE_CHECKING:
@@ -170,8 +170,11 @@ class PostgresStore(Store):
     def last_position(self, run_id: str) -> int:
         return self._patiently(partial(super().last_position, run_id))
 
-    def runs(self, **asked: Any) -> list[RunRow]:
-        return self._patiently(partial(super().runs, **asked))
+    def run(self, run_id: str) -> RunRow | None:
+        return self._patiently(partial(super().run, run_id))
+
+    def runs(self, where: RunFilter) -> list[RunRow]:
+        return self._patiently(partial(super().runs, where))
 
     def ended(self, age_s: float, status: str | None) -> list[tuple[str, int]]:
         return self._patiently(partial(super().ended, age_s, status))

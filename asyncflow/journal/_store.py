@@ -19,7 +19,7 @@ All of it is called in one thread only.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from functools import cache
 from itertools import chain, islice
@@ -27,7 +27,8 @@ from typing import Any, NamedTuple, Protocol
 
 from asyncflow._core.errors import JournalError, RunAlreadyActiveError, describe_fully
 from asyncflow.events import Event
-from asyncflow.journal._event_codec import Row, event_of
+from asyncflow.journal._event_codec import Row, column_of, event_of
+from asyncflow.journal._queries import RunFilter
 
 __all__ = [
     "Change",
@@ -35,7 +36,6 @@ __all__ = [
     "CommitBatch",
     "Cursor",
     "Database",
-    "Place",
     "RunRow",
     "Store",
     "UnsettledError",
@@ -100,10 +100,6 @@ class Database(Protocol):
 def either_case(letter: str) -> str:
     """Return a letter as it is, small and large, each once and as long as it stays one."""
     return "".join(sorted({c for c in (letter, letter.lower(), letter.upper()) if len(c) == 1}))
-
-
-Place = tuple[float, str]
-"""Where a run stands in the list of all: when it began, and its id."""
 
 
 class Change(NamedTuple):
@@ -334,30 +330,31 @@ class Store:
             ((position,),) = cursor.fetchall()
         return int(position)
 
-    def runs(
-        self,
-        *,
-        run_id: str | None = None,
-        status: str | None = None,
-        pipeline: str | None = None,
-        since: float | None = None,
-        before: float | Place | None = None,
-        text: str | None = None,
-        limit: int | None = None,
-    ) -> list[RunRow]:
-        """Return runs, those that began last first."""
+    def run(self, run_id: str) -> RunRow | None:
+        """Return the row of a run, ``None`` if there is none."""
+        rows = self._runs({"r.run_id = ?": [run_id]}, None)
+        return rows[0] if rows else None
+
+    def runs(self, where: RunFilter) -> list[RunRow]:
+        """Return the runs that a filter selects, but for its ``orphaned``, which SQL can't tell."""
+        before = where.before
         place = before if before is None or isinstance(before, tuple) else (before,)
-        pattern = None if text is None else self.database.pattern(text)
-        asked: dict[str, Sequence[Any]] = {
-            "r.run_id = ?": _some(run_id),
-            "r.status = ?": _some(status),
-            "r.pipeline = ?": _some(pipeline),
-            "r.started_at >= ?": _some(since),
-            _BEFORE[len(place or ())]: place or (),
-            "(r.run_id {like} ? OR r.pipeline {like} ?)": _some(pattern) * 2,
-        }
-        where = " AND ".join(condition for condition, values in asked.items() if values)
-        values = [*chain(*asked.values())]
+        pipeline = None if where.pipeline is None else column_of(where.pipeline)
+        pattern = None if where.text is None else self.database.pattern(where.text)
+        return self._runs(
+            {
+                "r.status = ?": _some(where.status),
+                "r.pipeline = ?": _some(pipeline),
+                "r.started_at >= ?": _some(where.since),
+                _BEFORE[len(place or ())]: place or (),
+                "(r.run_id {like} ? OR r.pipeline {like} ?)": _some(pattern) * 2,
+            },
+            where.limit,
+        )
+
+    def _runs(self, conditions: Mapping[str, Sequence[Any]], limit: int | None) -> list[RunRow]:
+        where = " AND ".join(condition for condition, values in conditions.items() if values)
+        values = [*chain(*conditions.values())]
         sql = f"{_RUNS} WHERE {where or '1 = 1'} ORDER BY r.started_at DESC, r.run_id DESC"
         if limit is not None:
             sql, values = f"{sql} LIMIT ?", [*values, limit]

@@ -17,6 +17,7 @@ from asyncflow.events import AttemptStarted, StepSucceeded
 from asyncflow.journal._event_codec import row_of
 from asyncflow.journal._postgres import PostgresStore
 from asyncflow.journal._postgres_connection import Postgres
+from asyncflow.journal._queries import RunFilter
 from asyncflow.journal._store import Change, Claim, CommitBatch
 
 MINE = Claim("me", "{}", 30.0, lambda process: False)
@@ -407,7 +408,7 @@ def fail_once(dsn: str, store: PostgresStore) -> Callable[[str], None]:
     """Let the first event that is written fail with a state of SQL."""
 
     def prepare(state: str) -> None:
-        store.runs()
+        store.runs(RunFilter())
         with psycopg.connect(dsn) as connection:
             # A sequence counts on, whatever becomes of the transaction.
             connection.execute("CREATE SEQUENCE failures")
@@ -476,7 +477,7 @@ def test_many_runs_are_pruned_without_a_trace(store: PostgresStore, dsn: str) ->
 
     assert found == [("old", 2)]
     assert pruned == 1
-    assert [run.run_id for run in store.runs(status="passed", pipeline="", since=0.0)] == ["active"]
+    assert [run.run_id for run in store.runs(RunFilter("passed", "", 0.0))] == ["active"]
     with psycopg.connect(dsn) as connection:
         for table in ("runs", "leases", "events"):
             names = connection.execute(f"SELECT DISTINCT run_id FROM asyncflow.{table}".encode())
