@@ -248,7 +248,7 @@ async def test_a_run_that_is_cancelled_before_it_has_begun_calls_nothing(
 
     def cancel_first(run_id: str) -> int:
         place.query("UPDATE leases SET cancel_token = token")
-        journal._clerk._look_due = 0.0
+        journal._worker._poll_at = 0.0
         return int(last_position(run_id))
 
     journal._store.last_position = cancel_first

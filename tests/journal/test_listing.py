@@ -100,7 +100,7 @@ def test_no_sign_means_anything_in_a_text(text: str) -> None:
     database = SQLite(":memory:", "FULL", 1.0)
     try:
         with database.reading() as cursor:
-            sql = database.phrase("SELECT ? {like} ?, ? {like} ?, 'b' {like} ?")
+            sql = database.translate("SELECT ? {like} ?, ? {like} ?, 'b' {like} ?")
             pattern = database.pattern(text)
             cursor.execute(sql, [f"x{text.lower()}y", pattern, text, pattern, pattern])
             assert cursor.fetchone() == (1, 1, 0)
