@@ -719,7 +719,7 @@ class TestChangedPipelines:
     async def test_a_run_belongs_to_a_pipeline(self, work, journal):
         await Orchestrator(work.diamond(), name="etl").run(journal=journal, run_id="r")
 
-        with pytest.raises(ValueError, match="run 'r' is one of pipeline 'etl', and not of 'bill'"):
+        with pytest.raises(ValueError, match="run 'r' belongs to pipeline 'etl', not to 'bill'"):
             await Orchestrator(work.diamond(), name="bill").run(journal=journal, run_id="r")
 
         assert (await run_pipeline(work.diamond(), journal=journal, run_id="r")).all_passed
