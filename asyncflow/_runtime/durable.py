@@ -153,15 +153,6 @@ class OutputTypes:
         return self._types[name]
 
 
-class SessionEnd(NamedTuple):
-    """How a session ended."""
-
-    failure: BaseException | None
-    """The journal's failure."""
-    cancellation: asyncio.CancelledError | None
-    """The cancellation that came meanwhile."""
-
-
 class RunPersistence:
     """Stores what one run produces.
 
@@ -191,8 +182,14 @@ class RunPersistence:
             return REDACTED
         return self._journal.encode(f"the output of step {name!r}", value, self._types[step.name])
 
-    async def close(self, run_id: str) -> SessionEnd:
-        """Wait until all events are stored, and release the run, even if cancelled meanwhile."""
+    async def close(
+        self, run_id: str
+    ) -> tuple[BaseException | None, asyncio.CancelledError | None]:
+        """Wait until all events are stored, and release the run, even if cancelled meanwhile.
+
+        Returns:
+            The journal's failure, and the cancellation that came meanwhile, if any.
+        """
         loop, cancellation, self.has_closed = asyncio.get_running_loop(), None, True
         closing = loop.create_task(self.book.close(), name=f"asyncflow:{run_id}")
         with shield():
@@ -202,7 +199,7 @@ class RunPersistence:
                 except asyncio.CancelledError as again:
                     cancellation = again
         try:
-            return SessionEnd(None if closing.cancelled() else closing.exception(), cancellation)
+            return None if closing.cancelled() else closing.exception(), cancellation
         finally:
             del cancellation  # it keeps this frame
 

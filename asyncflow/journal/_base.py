@@ -280,16 +280,10 @@ class SQLJournal:
     async def open(
         self, run_id: str, *, wait: bool, read: Callable[[Sequence[Event]], T]
     ) -> tuple[SQLSession | FinishedSession, T]:
-        """Claim a run and read its stored events. A run calls this.
+        """Claim a run and read its stored events. A run calls this; see `asyncflow.Journal`.
 
         A run that has passed needs no owner if ``read`` makes a report of its events, even while
         another process owns it. If it is to resume all the same, it must be free.
-
-        Args:
-            run_id: The run.
-            wait: Whether to wait until another owner is gone.
-            read: Called with the run's events, none if it is new, in a thread of the journal.
-                Called again when a run that had passed, and is to resume, is free.
 
         Raises:
             RunAlreadyActiveError: Another process owns it, and ``wait`` is false.
@@ -340,12 +334,7 @@ class SQLJournal:
         return read(self._reader.history(lease.run_id, lease.committed) if lease.committed else [])
 
     def encode(self, subject: str, value: Any, hint: Any) -> Payload:
-        """Encode a value. A run calls this.
-
-        Args:
-            subject: What the value is, for the error: "the output of step 'load'".
-            value: The value.
-            hint: Its type; `Any` if it is unknown.
+        """Encode a value. A run calls this; see `asyncflow.Journal`.
 
         Raises:
             PayloadError: It would not come back equal, or it is too large.
@@ -353,12 +342,7 @@ class SQLJournal:
         return self._codec.encode(subject, value, hint)
 
     def decode(self, subject: str, payload: Payload, hint: Any) -> Any:
-        """Decode a value. A run calls this.
-
-        Args:
-            subject: What the value is, for the error.
-            payload: The encoded value.
-            hint: Its type; `Any` if it is unknown.
+        """Decode a value. A run calls this; see `asyncflow.Journal`.
 
         Raises:
             PayloadError: It is not of that type, or is a pickle, which this journal does not read.

@@ -10,7 +10,8 @@ from __future__ import annotations
 import base64
 import json
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from dataclasses import fields
+from typing import Any, NamedTuple, get_args
 
 from asyncflow._core.errors import (
     RestoredError,
@@ -22,24 +23,7 @@ from asyncflow._core.errors import (
     safe_text,
 )
 from asyncflow._core.results import Payload, StepStatus, to_restored_error
-from asyncflow.events import (
-    AttemptFailed,
-    AttemptStarted,
-    Event,
-    LoopBlocked,
-    MapStarted,
-    RunFinished,
-    RunInterrupted,
-    RunResumed,
-    RunStarted,
-    RunTimedOut,
-    StepCancelled,
-    StepFailed,
-    StepReused,
-    StepSkipped,
-    StepSucceeded,
-    ThreadAbandoned,
-)
+from asyncflow.events import AttemptStarted, Event, RunStarted, StepSucceeded
 
 __all__ = ["Row", "column_of", "event_of", "from_column", "is_storable", "row_of"]
 
@@ -269,28 +253,10 @@ _CONVERSIONS: dict[str, tuple[Callable[[Any], Any], Callable[[Any], Any]]] = {
     "status": (str, StepStatus),
 }
 
+_COLUMNS = {"step", "item", "attempt", "at_ms", "output"}
 _DETAILS: dict[type[Any], tuple[str, ...]] = {
-    RunStarted: (
-        *("run_id", "wall_time", "dependencies", "pipeline", "fingerprints", "inputs"),
-        *("max_retries", "secret"),
-    ),
-    RunResumed: (
-        *("run_id", "wall_time", "dependencies", "pipeline", "fingerprints", "inputs"),
-        *("max_retries", "secret", "outdated", "unfinished", "recalled", "afresh"),
-    ),
-    RunInterrupted: ("reason",),
-    RunTimedOut: ("deadline_ms",),
-    RunFinished: ("outcome", "stop_reason"),
-    AttemptStarted: ("queued_ms",),
-    AttemptFailed: ("error", "retry_in_ms"),
-    MapStarted: ("count",),
-    StepSucceeded: (),
-    StepFailed: ("error",),
-    StepCancelled: ("reason", "error"),
-    StepSkipped: ("reason", "on_purpose"),
-    StepReused: ("status",),
-    ThreadAbandoned: (),
-    LoopBlocked: ("blocked_ms", "where"),
+    cls: tuple(each.name for each in fields(cls) if each.name not in _COLUMNS)
+    for cls in get_args(Event)
 }
 """The fields without a column, for each event."""
 

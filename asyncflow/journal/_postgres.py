@@ -5,17 +5,16 @@ from __future__ import annotations
 import json
 import time
 import uuid
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import count
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Concatenate, ParamSpec, TypeVar
 
 from asyncflow._core.errors import JournalError, RunAlreadyActiveError
-from asyncflow.events import Event
 from asyncflow.journal._base import SQLJournal
 from asyncflow.journal._event_codec import Row
-from asyncflow.journal._queries import RunFilter, check_lease, check_text
-from asyncflow.journal._store import Claim, CommitBatch, RunRow, Store, UnsettledError
+from asyncflow.journal._queries import check_lease, check_text
+from asyncflow.journal._store import Claim, CommitBatch, Store, UnsettledError
 
 if TYPE_CHECKING:
     from asyncflow.journal._postgres_connection import Postgres
@@ -91,6 +90,7 @@ class PostgresJournal(SQLJournal):
         )
 
 
+P = ParamSpec("P")
 T = TypeVar("T")
 
 _UNREACHABLE = (
@@ -102,6 +102,15 @@ _LOST = (
     "is safe, and what was just being written was stored as a whole or not at all: start the run "
     "again under its id when the server is back, and it resumes from there"
 )
+
+
+def _retried(
+    method: Callable[Concatenate[PostgresStore, P], T],
+) -> Callable[Concatenate[PostgresStore, P], T]:
+    def retried(self: PostgresStore, /, *args: P.args, **kwargs: P.kwargs) -> T:
+        return self.retry(partial(method, self, *args, **kwargs))
+
+    return retried
 
 
 class PostgresStore(Store):
@@ -128,7 +137,7 @@ class PostgresStore(Store):
                     raise
                 return token
 
-        return self._retried(attempt)
+        return self.retry(attempt)
 
     def write(self, take: Callable[[], Sequence[CommitBatch]]) -> set[tuple[str, int]]:
         taken: list[Sequence[CommitBatch]] = []
@@ -142,40 +151,19 @@ class PostgresStore(Store):
             lost = self._lost_if_written(taken[0]) if taken else None
             return Store.write(self, take_once) if lost is None else lost
 
-        return self._retried(attempt)
+        return self.retry(attempt)
 
-    def renew(self, claims: Iterable[tuple[str, int]], lease_s: float) -> set[tuple[str, int]]:
-        return self._retried(partial(super().renew, list(claims), lease_s))
-
-    def release(self, run_id: str, token: int) -> None:
-        self._retried(partial(super().release, run_id, token))
-
-    def events(self, run_id: str, after: int = 0) -> list[tuple[int, Event]]:
-        return self._retried(partial(super().events, run_id, after))
-
-    def cancel(self, run_id: str, claim: Claim) -> int | None:
-        return self._retried(partial(super().cancel, run_id, claim))
-
-    def cancelled(self) -> list[tuple[str, int]]:
-        return self._retried(super().cancelled)
-
-    def last_position(self, run_id: str) -> int:
-        return self._retried(partial(super().last_position, run_id))
-
-    def run(self, run_id: str) -> RunRow | None:
-        return self._retried(partial(super().run, run_id))
-
-    def runs(self, where: RunFilter) -> list[RunRow]:
-        return self._retried(partial(super().runs, where))
-
-    def ended(self, age_s: float, status: str | None) -> list[tuple[str, int]]:
-        return self._retried(partial(super().ended, age_s, status))
-
-    def prune(self, run_ids: Sequence[str], age_s: float) -> int:
-        return self._retried(partial(super().prune, run_ids, age_s))
-
-    def forget(self, run_id: str, claim: Claim) -> None:
-        self._retried(partial(super().forget, run_id, claim))
+    renew = _retried(Store.renew)
+    release = _retried(Store.release)
+    cancel = _retried(Store.cancel)
+    cancelled = _retried(Store.cancelled)
+    events = _retried(Store.events)
+    last_position = _retried(Store.last_position)
+    run = _retried(Store.run)
+    runs = _retried(Store.runs)
+    ended = _retried(Store.ended)
+    prune = _retried(Store.prune)
+    forget = _retried(Store.forget)
 
     def _token(self, run_id: str, process: str) -> int | None:
         """Return the token of a claim that was committed although its answer was lost."""
@@ -221,7 +209,12 @@ class PostgresStore(Store):
             # Another owner may have written another event there.
             return bool(cursor.fetchone() == tuple(row))
 
-    def _retried(self, attempt: Callable[[], T]) -> T:
+    def retry(self, attempt: Callable[[], T]) -> T:
+        """Return what a call returns, repeated while its outcome is unsettled.
+
+        Raises:
+            JournalError: The call fails, or the server is gone for too long.
+        """
         database, pause_s, give_up_at = self.database, 0.05, 0.0
         while True:
             try:
