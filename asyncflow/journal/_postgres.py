@@ -8,7 +8,7 @@ import uuid
 from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import count
-from typing import TYPE_CHECKING, Concatenate, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from asyncflow._core.errors import JournalError, RunAlreadyActiveError
 from asyncflow.journal._base import SQLJournal
@@ -90,7 +90,7 @@ class PostgresJournal(SQLJournal):
         )
 
 
-P = ParamSpec("P")
+F = TypeVar("F", bound=Callable[..., Any])
 T = TypeVar("T")
 
 _UNREACHABLE = (
@@ -104,13 +104,11 @@ _LOST = (
 )
 
 
-def _retried(
-    method: Callable[Concatenate[PostgresStore, P], T],
-) -> Callable[Concatenate[PostgresStore, P], T]:
-    def retried(self: PostgresStore, /, *args: P.args, **kwargs: P.kwargs) -> T:
+def _retried(method: F) -> F:
+    def retried(self: PostgresStore, *args: Any, **kwargs: Any) -> Any:
         return self.retry(partial(method, self, *args, **kwargs))
 
-    return retried
+    return cast("F", retried)
 
 
 class PostgresStore(Store):

@@ -164,8 +164,8 @@ async def test_looking_costs_one_statement_a_second_however_many_runs_there_are(
     looks: list[float] = []
     cancelled = journal._store.cancelled
     journal._store.cancelled = lambda: looks.append(time.monotonic()) or cancelled()
-    books = [(await journal.open(f"r{n}", wait=False, read=list))[0] for n in range(20)]
     begun = time.monotonic()
+    books = [(await journal.open(f"r{n}", wait=False, read=list))[0] for n in range(20)]
 
     await until(lambda: asyncio.sleep(0, len(looks) == 2))
 
