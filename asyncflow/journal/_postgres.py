@@ -98,7 +98,7 @@ _UNREACHABLE = (
     "password are right, and that the server runs"
 )
 _LOST = (
-    "the connection was lost, and there was no other in time ({said}); what was committed before "
+    "the connection was lost and not replaced in time ({said}); what was committed before "
     "is safe, and what was just being written was stored as a whole or not at all: start the run "
     "again under its id when the server is back, and it resumes from there"
 )

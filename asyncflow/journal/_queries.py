@@ -250,12 +250,12 @@ def check_new_id(run_id: str) -> None:
     """
     check_text("run_id", run_id)
     if not run_id:
-        raise ValueError("run_id must not be empty; leave it out to have one made")
+        raise ValueError("run_id must not be empty; leave it out for a generated one")
     is_plain = column_of(run_id) == run_id and not _CONTROL.search(run_id)
     if not is_plain or run_id in _RELATIVE:
         raise ValueError(
-            f"run_id can't be {run_id!r}: it stands in tables, lines of text and addresses of "
-            "pages, so it must have no control characters and no surrogates, not begin with '\"', "
+            f"run_id can't be {run_id!r}: it appears in tables, lines of text and URLs, so it must "
+            "have no control characters and no surrogates, not begin with '\"', "
             "and not be '.' or '..'"
         )
 

@@ -1605,7 +1605,7 @@ async def test_a_run_id_that_could_not_stand_everywhere_is_refused(
 
 
 async def test_an_empty_run_id_is_refused(journal: Any) -> None:
-    with pytest.raises(ValueError, match="must not be empty; leave it out to have one made"):
+    with pytest.raises(ValueError, match="must not be empty; leave it out for a generated one"):
         await opened(journal, "")
 
 

@@ -337,7 +337,7 @@ def test_a_server_that_stands_still_for_longer_than_a_lease_is_given_up(
     with postgres_server.frozen(), pytest.raises(JournalError) as caught:
         store.write(lambda: [batch("r", token, 1)])
 
-    assert "no other in time (the server has not answered for 0.5 s)" in str(caught.value)
+    assert "not replaced in time (the server has not answered for 0.5 s)" in str(caught.value)
     assert "committed before is safe" in str(caught.value)
     assert positions(store, "r") in ([], [1])
 
