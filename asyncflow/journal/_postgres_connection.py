@@ -15,6 +15,7 @@ import selectors
 import time
 from collections.abc import Generator, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from functools import cache
 from typing import Any, TypeVar, cast
 
 from asyncflow._core.errors import JournalError, escape_controls
@@ -90,19 +91,13 @@ class Postgres:
         self.name = _name(self._parameters)
         self.lease_s = lease_s
         self._connection: _Connection | None = None
-        self._statements: dict[str, str] = {}
         self.answered_at = 0.0
         """When the server last answered, or was last connected to, by `time.monotonic`."""
         self.is_up = self.was_up = False
         """Whether the server answered when it was last needed, and whether it ever did."""
 
     def translate(self, sql: str) -> str:
-        try:
-            return self._statements[sql]
-        except KeyError:
-            own = _TABLES.sub(r"asyncflow.\1", sql).replace("%", "%%").replace("?", "%s")
-            own = own.replace("{now}", _NOW).replace("{lock}", " FOR UPDATE")
-            return self._statements.setdefault(sql, own.replace("{like}", "~"))
+        return _translated(sql)
 
     def pattern(self, text: str) -> str:
         # Sets of letters, since ~* and ILIKE know the cases of the database's locale only.
@@ -175,6 +170,12 @@ class Postgres:
                 raise UnsettledError(self.name, _message(error)) from error
             problem, way_out = _PROBLEMS.get(error.sqlstate or "", ("the database failed", _SAFE))
             raise JournalError(self.name, f"{problem} ({_message(error)}); {way_out}") from error
+
+
+@cache
+def _translated(sql: str) -> str:
+    own = _TABLES.sub(r"asyncflow.\1", sql).replace("%", "%%").replace("?", "%s")
+    return own.replace("{now}", _NOW).replace("{lock}", " FOR UPDATE").replace("{like}", "~")
 
 
 class _Connection(psycopg.Connection[tuple[Any, ...]]):

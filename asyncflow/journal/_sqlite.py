@@ -15,6 +15,7 @@ import sqlite3
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, suppress
+from functools import cache
 from typing import Literal, TypeVar
 
 from asyncflow._core.errors import JournalError, escape_controls
@@ -87,14 +88,9 @@ class SQLite:
         self._synchronous = synchronous
         self._patience_s = patience_s
         self._connection: sqlite3.Connection | None = None
-        self._statements: dict[str, str] = {}
 
     def translate(self, sql: str) -> str:
-        try:
-            return self._statements[sql]
-        except KeyError:
-            own = sql.replace("{now}", _NOW).replace("{lock}", "").replace("{like}", "GLOB")
-            return self._statements.setdefault(sql, own)
+        return _translated(sql)
 
     def pattern(self, text: str) -> str:
         # Alone in brackets, every character but ^ stands for itself; ^ does so without brackets.
@@ -204,6 +200,11 @@ class SQLite:
             problem, way_out = "it is a directory", "name a file in it, such as runs.db"
         problem = problem.format(patience_s=self._patience_s)
         return f"{problem} ({escape_controls(str(error))}); {way_out}"
+
+
+@cache
+def _translated(sql: str) -> str:
+    return sql.replace("{now}", _NOW).replace("{lock}", "").replace("{like}", "GLOB")
 
 
 _PROBLEMS = {
