@@ -20,7 +20,7 @@ from click.types import StringParamType
 from asyncflow._cli.output import NOT_FOUND, USAGE, CommandError
 from asyncflow._core.errors import RunNotFoundError, escape_controls
 from asyncflow.journal import PostgresJournal, RunRecord, SQLiteJournal
-from asyncflow.journal._queries import can_be_sought
+from asyncflow.journal._queries import is_searchable
 
 __all__ = [
     "DEFAULT",
@@ -128,7 +128,7 @@ async def find_run(journal: AnyJournal, run: str) -> RunRecord:
         unknown = error
     if run == LATEST:
         found = await journal.runs(limit=1)
-    elif run and can_be_sought(run):
+    elif run and is_searchable(run):
         found = await journal.runs(text=run, limit=None)
         found = [record for record in found if record.run_id.startswith(run)]
     else:

@@ -26,7 +26,7 @@ from asyncflow._cli.output import RUN_FAILED, CommandError, say, say_json, stdou
 from asyncflow._core.errors import RunAlreadyActiveError, escape_controls
 from asyncflow._views.event_text import duration
 from asyncflow.journal import RunRecord
-from asyncflow.journal._queries import check_sought
+from asyncflow.journal._queries import RunFilter
 from asyncflow.live._theme import COLOURS, Theme, status_for_run, theme_for
 
 __all__ = ["cancel", "forget", "prune", "runs"]
@@ -70,7 +70,7 @@ def _sought(text: str | None) -> str | None:
     """Refuse a text that can't be looked for."""
     if text is not None:
         try:
-            check_sought(text)
+            RunFilter(text=text)
         except ValueError as error:
             raise click.BadParameter(str(error)) from None
     return text

@@ -1,16 +1,12 @@
-"""How a run begins: as a new one, or with a journal as one that goes on or has passed already.
-
-What keeps a run beyond its process: the seam between the driver and a database.
+"""Connects a run to a journal: its protocol, and how a run starts, resumes and stores its values.
 
 Rules:
 
-1. An action is called only when all that has happened before is kept, the start of its attempt
-   included. So a process that dies has done nothing that the journal could not know of.
-2. A report is returned only when the end of the run is kept.
+1. An action is called only after everything that happened before is stored, including the start of
+   its attempt. So a process that dies has done nothing that the journal does not know of.
+2. A report is returned only after the end of the run is stored.
 3. In the events of a journal, outputs and inputs are `Payload` objects. The output of a mapped
-   step as a whole is ``None``, because each of its items has kept its own.
-
-How one run with a journal keeps what its actions return, and what it was given.
+   step as a whole is ``None``, because each of its items stores its own.
 """
 
 from __future__ import annotations
@@ -56,52 +52,56 @@ __all__ = [
     "RunPersistence",
     "RunStart",
     "begin",
-    "inputs_to_keep",
     "open_run",
 ]
 
 T = TypeVar("T")
 
 
+# --- the protocol --------------------------------------------------------------------------------
+
+
 class JournalSession(Protocol):
-    """One run's part of a journal, while this process owns the run."""
+    """One run's access to a journal, while this process owns the run."""
 
     def watch(self, on_stop: Callable[[JournalError | RunCancelledError], object]) -> None:
-        """Call a function in the event loop, not before its next turn, when the run has to stop.
+        """Call a function in the event loop, not before its next turn, when the run must stop.
 
-        With a `JournalError`, at most once, when the journal fails or the run is lost to another.
-        With a `RunCancelledError`, at most once and before that, when somebody has cancelled the
-        run through the journal, which goes on keeping what is added.
+        With a `JournalError`, at most once, when the journal fails or another process takes over
+        the run. With a `RunCancelledError`, at most once and before that, when the run is cancelled
+        through the journal, which still stores what is added.
         """
 
     def add(self, event: Event) -> None:
-        """Append an event. It does not wait, and after a failure it does nothing."""
+        """Append an event. Never blocks, and does nothing after a failure or the close."""
 
     async def kept(self) -> None:
-        """Wait until all that was added before is kept; for ever, if the journal has failed.
+        """Wait until all events added so far are stored; forever if the journal has failed.
 
-        It may be cancelled at any time, to no effect.
+        It may be cancelled at any time, without effect.
         """
 
     def close(self) -> Coroutine[Any, Any, None]:
-        """Wait until all is kept, and give up the run. It may be cancelled, and called again.
+        """Wait until all events are stored, and release the run.
+
+        It begins at the call, and may be cancelled and called again.
 
         Raises:
-            JournalError: The journal has failed, now or before.
+            JournalError: The journal fails, or failed before.
         """
         ...
 
 
 class Journal(Protocol):
-    """Keeps the events of runs; `asyncflow.journal` has such."""
+    """Stores the events of runs, as the journals of `asyncflow.journal` do."""
 
     def encode(self, subject: str, value: Any, hint: Any) -> Payload:
-        """Turn a value into bytes.
+        """Encode a value.
 
         Args:
             subject: What the value is, for the error: "the output of step 'load'".
             value: The value.
-            hint: Its type, as far as annotations tell; `Any` if they don't.
+            hint: Its type by annotations; `Any` if there are none.
 
         Raises:
             PayloadError: It would not come back equal.
@@ -109,38 +109,40 @@ class Journal(Protocol):
         ...
 
     def decode(self, subject: str, payload: Payload, hint: Any) -> Any:
-        """Turn bytes into the value again.
+        """Decode a value.
 
         Raises:
-            PayloadError: They are not such a value.
+            PayloadError: It is not of that type.
         """
         ...
 
     async def open(
         self, run_id: str, *, wait: bool, read: Callable[[Sequence[Event]], T]
     ) -> tuple[JournalSession, T]:
-        """Become the only owner of a run, and read what is kept of it.
+        """Become the only owner of a run, and read its stored events.
 
         Args:
             run_id: The run, which need not exist.
-            wait: Whether to wait until another owner has ended.
-            read: Called in another thread with the events that are kept, in their order; again,
-                with those that there are then, if the run was read before it was owned. Only the
-                latest answer counts.
+            wait: Whether to wait until another owner is gone.
+            read: Called in another thread with the stored events, in their order. Called again with
+                the later ones if they were read before the run was owned; the last answer counts.
 
         Returns:
-            The run's book, and what ``read`` returned at last.
+            The run's session, and the last answer of ``read``.
 
         Raises:
             RunAlreadyActiveError: It has another owner.
-            JournalError: The journal has failed.
+            JournalError: The journal fails.
             Exception: What ``read`` raised. The run has no owner then.
         """
         ...
 
 
+# --- a run's values ------------------------------------------------------------------------------
+
+
 class OutputTypes:
-    """The types of what the actions of a plan return, each found out when it is asked for."""
+    """The annotated output type of each step of a plan, found when it is first needed."""
 
     def __init__(self, plan: Plan) -> None:
         self._plan = plan
@@ -152,21 +154,12 @@ class OutputTypes:
         return self._types[name]
 
 
-class Closing(NamedTuple):
-    """How the closing of a book has ended."""
-
-    failure: BaseException | None
-    """What the journal has failed with."""
-    cancellation: asyncio.CancelledError | None
-    """The cancellation that came meanwhile."""
-
-
 class RunPersistence:
-    """Makes payloads of outputs, and outputs of payloads.
+    """Stores what one run produces.
 
     Attributes:
-        book: Where the events of the run go.
-        has_closed: Whether the run has been given up.
+        book: The run's session, which takes its events.
+        has_closed: Whether the run has been released.
     """
 
     def __init__(self, journal: Journal, book: JournalSession, types: OutputTypes) -> None:
@@ -176,53 +169,47 @@ class RunPersistence:
         self._types = types
 
     def output(self, name: str, step: WorkflowStep, value: Any) -> Payload:
-        """Return what is to be kept of an output.
+        """Encode an output; a secret one is replaced.
 
         Args:
-            name: What the step, or the item, is called.
+            name: The name of the step, or of the item.
             step: The step.
-            value: What its action has returned.
+            value: What its action returned.
 
         Raises:
-            PayloadError: It can't be kept.
+            PayloadError: It can't be stored.
         """
         if step.secret:
             return REDACTED
         return self._journal.encode(f"the output of step {name!r}", value, self._types[step.name])
 
-    async def close(self, run_id: str) -> Closing:
-        """Wait until all is kept, and give up the run; a cancellation does not cut that short."""
+    async def close(
+        self, run_id: str
+    ) -> tuple[BaseException | None, asyncio.CancelledError | None]:
+        """Wait until all events are stored, and release the run, even if cancelled meanwhile.
+
+        Returns:
+            The journal's failure, and the cancellation that came meanwhile, if any.
+        """
         self.has_closed = True
         closing = asyncio.ensure_future(self.book.close())
         closing.set_name(f"asyncflow:{run_id}")
         cancellation = await outlast(closing.done, partial(asyncio.wait, [closing]))
         try:
-            return Closing(None if closing.cancelled() else closing.exception(), cancellation)
+            return None if closing.cancelled() else closing.exception(), cancellation
         finally:
             del cancellation  # it keeps this frame
 
 
-def inputs_to_keep(
-    journal: Journal, plan: Plan, inputs: Mapping[str, Any], secret: Collection[str]
-) -> dict[str, Payload]:
-    """Return what is to be kept of a run's inputs.
-
-    Raises:
-        PayloadError: One of them can't be kept.
-    """
-    types = input_types(plan.steps, inputs)
-    return {
-        name: REDACTED if name in secret else journal.encode(f"input {name!r}", value, types[name])
-        for name, value in inputs.items()
-    }
+# --- how a run starts or resumes -----------------------------------------------------------------
 
 
 class Request(NamedTuple):
-    """The run that somebody asks for."""
+    """The run that a caller asks for."""
 
     run_id: str
     pipeline: str
-    """What the pipeline is called."""
+    """The name of the pipeline; empty if it has none."""
     plan: Plan
     types: OutputTypes
     inputs: Mapping[str, Any]
@@ -231,19 +218,19 @@ class Request(NamedTuple):
 
 
 class RunStart(NamedTuple):
-    """How a run begins or goes on."""
+    """How a run starts or resumes."""
 
     inputs: Mapping[str, Any]
     bindings: list[Binding]
     conditions: Mapping[int, Binding]
     event: RunStarted | RunResumed
     kept: RunStarted | RunResumed | None = None
-    """The event as a journal keeps it."""
+    """The event as the journal stores it."""
     checkpoint: Checkpoint | None = None
 
 
 def begin(request: Request) -> RunStart:
-    """Return how a run begins that no journal keeps, or none has kept before.
+    """Return how a new run starts.
 
     Raises:
         ValueError: Nothing provides a parameter of an action, or two things do.
@@ -255,7 +242,7 @@ def begin(request: Request) -> RunStart:
         time.time(),
         DependencyView(plan),
         request.pipeline,
-        inputs=_shown(inputs, request.secret_inputs),
+        inputs=_redacted(inputs, request.secret_inputs),
         max_retries=MaxRetriesView(plan),
         secret=secret_steps(plan),
     )
@@ -265,175 +252,167 @@ def begin(request: Request) -> RunStart:
 async def open_run(
     journal: Journal, request: Request, *, wait: bool
 ) -> tuple[RunPersistence, RunStart | RunReport]:
-    """Become the owner of a run in a journal; return how it begins, or its report if it has passed.
+    """Claim a run in a journal; return how it starts or resumes, or its report if it has passed.
 
     Raises:
-        PayloadError: An input can't be kept, or not be read again.
+        PayloadError: An input can't be stored, or a stored one can't be read.
         ValueError: The run was started with other inputs, or as `begin` raises it.
-        RunAlreadyActiveError: Somebody else owns the run, and is not waited for.
-        JournalError: The journal has failed.
+        RunAlreadyActiveError: The run has another owner, and ``wait`` is false.
+        JournalError: The journal fails.
     """
-    given = inputs_to_keep(journal, request.plan, request.inputs, request.secret_inputs)
-    book, opening = await journal.open(
-        request.run_id,
-        wait=wait,
-        read=partial(_read, journal, request, given),
+    book, start = await journal.open(
+        request.run_id, wait=wait, read=_RunOpening(journal, request).read
     )
-    return RunPersistence(journal, book, request.types), opening
+    return RunPersistence(journal, book, request.types), start
 
 
-def _read(
-    journal: Journal, request: Request, given: Mapping[str, Payload], events: Sequence[Event]
-) -> RunStart | RunReport:
-    if not events:
-        opening = begin(request)
-        event = replace(opening.event, fingerprints=Fingerprints(request.plan))
-        return opening._replace(event=event, kept=replace(event, inputs=given))
-    story = StoredRun(events)
-    _check_pipeline(request, story.started.pipeline)
-    _check_inputs(journal, request, story, given)
-    has_new_inputs = not given.keys() <= story.inputs.keys()
-    if story.outcome == "passed" and story.has_all(request.plan.index) and not has_new_inputs:
-        return story.report(
-            partial(_decode_somehow, journal, request), partial(_decode_input, journal, request)
+class _RunOpening:
+    """Decides from the stored events of a run how it starts or resumes."""
+
+    def __init__(self, journal: Journal, request: Request) -> None:
+        self._journal = journal
+        self._request = request
+        types = input_types(request.plan.steps, request.inputs)
+        self._given = {
+            name: REDACTED
+            if name in request.secret_inputs
+            else journal.encode(f"input {name!r}", value, types[name])
+            for name, value in request.inputs.items()
+        }
+        """The inputs that the caller gives, as they are stored."""
+
+    def read(self, events: Sequence[Event]) -> RunStart | RunReport:
+        request, given = self._request, self._given
+        if not events:
+            start = begin(request)
+            event = replace(start.event, fingerprints=Fingerprints(request.plan))
+            return start._replace(event=event, kept=replace(event, inputs=given))
+        stored = StoredRun(events)
+        self._check_pipeline(stored.started.pipeline)
+        self._check_inputs(stored)
+        has_new_inputs = not given.keys() <= stored.inputs.keys()
+        if stored.outcome == "passed" and stored.has_all(request.plan.index) and not has_new_inputs:
+            return stored.report(self._decode_passed_output, self._decode_passed_input)
+        return self._resume(stored)
+
+    def _resume(self, stored: StoredRun) -> RunStart:
+        request, plan = self._request, self._request.plan
+        new = {name: each for name, each in self._given.items() if name not in stored.inputs}
+        inputs = self._all_inputs(stored.inputs)
+        bindings, conditions = bind(plan, inputs), bind_conditions(plan, inputs)
+        event, checkpoint = resume(
+            stored,
+            plan,
+            bindings=bindings,
+            conditions=conditions,
+            new_inputs=new,
+            fail_fast=request.fail_fast,
+            wall_time=time.time(),
+            decode=self._decode_output,
         )
-    return _go_on(journal, request, given, story)
-
-
-def _go_on(
-    journal: Journal, request: Request, given: Mapping[str, Payload], story: StoredRun
-) -> RunStart:
-    plan, new = request.plan, {n: each for n, each in given.items() if n not in story.inputs}
-    inputs = _all_inputs(journal, request, story.inputs)
-    bindings, conditions = bind(plan, inputs), bind_conditions(plan, inputs)
-    event, checkpoint = resume(
-        story,
-        plan,
-        bindings=bindings,
-        conditions=conditions,
-        new_inputs=new,
-        fail_fast=request.fail_fast,
-        wall_time=time.time(),
-        decode=partial(_decode, journal, request),
-    )
-    event = replace(event, pipeline=request.pipeline or story.started.pipeline)
-    all_shown = _shown(inputs, story.secret_inputs.union(request.secret_inputs))
-    # Those that have become secret are told of once more, so that nobody shows them any longer.
-    now_secret = {*request.secret_inputs} - story.secret_inputs
-    to_keep = {**dict.fromkeys(sorted(now_secret & story.inputs.keys()), REDACTED), **new}
-    shown = {name: all_shown[name] for name in to_keep}
-    checkpoint = replace(checkpoint, pipeline=event.pipeline, inputs=all_shown)
-    return RunStart(
-        inputs,
-        bindings,
-        conditions,
-        replace(event, inputs=shown),
-        replace(event, inputs=to_keep),
-        checkpoint,
-    )
-
-
-def _check_pipeline(request: Request, stored: str) -> None:
-    if stored and request.pipeline and stored != request.pipeline:
-        raise ValueError(
-            f"run {request.run_id!r} is one of pipeline {stored!r}, and not of "
-            f"{request.pipeline!r}; give it another run id"
+        event = replace(event, pipeline=request.pipeline or stored.started.pipeline)
+        shown = _redacted(inputs, stored.secret_inputs.union(request.secret_inputs))
+        # An input that has become secret is reported once more, so that no view shows its value.
+        now_secret = {*request.secret_inputs} - stored.secret_inputs
+        added = {**dict.fromkeys(sorted(now_secret & stored.inputs.keys()), REDACTED), **new}
+        return RunStart(
+            inputs,
+            bindings,
+            conditions,
+            replace(event, inputs={name: shown[name] for name in added}),
+            replace(event, inputs=added),
+            replace(checkpoint, pipeline=event.pipeline, inputs=shown),
         )
 
+    def _check_pipeline(self, stored: str) -> None:
+        run_id, pipeline = self._request.run_id, self._request.pipeline
+        if stored and pipeline and stored != pipeline:
+            raise ValueError(
+                f"run {run_id!r} belongs to pipeline {stored!r}, not to {pipeline!r}; use another "
+                "run id"
+            )
 
-# Inputs.
+    # Inputs.
+
+    def _check_inputs(self, stored: StoredRun) -> None:
+        request = self._request
+        types = input_types(request.plan.steps, self._given)
+        secret = stored.secret_inputs.union(request.secret_inputs)
+        for name, payload in self._given.items():
+            before = stored.inputs.get(name, payload)
+            if before == REDACTED:
+                continue  # a secret value was not stored and can't be compared
+            value = request.inputs[name]
+            if payload == REDACTED:
+                payload = self._encode_secret(name, value, types[name])
+            if before == payload:
+                continue
+            was = self._journal.decode(f"the stored input {name!r}", before, types[name])
+            if not _is_equal(was, value):
+                values = f": {_short(was)}, and not {_short(value)}"
+                raise ValueError(
+                    f"run {request.run_id!r} was started with another input {name!r}"
+                    f"{'' if name in secret else values}; leave the inputs out to resume with "
+                    "those it has, or use another run id"
+                )
+
+    def _encode_secret(self, name: str, value: Any, hint: Any) -> Payload:
+        """Return how a secret input would be stored if it were not secret, if it can be."""
+        try:
+            return self._journal.encode(f"input {name!r}", value, hint)
+        except PayloadError:
+            return REDACTED
+
+    def _all_inputs(self, stored: Mapping[str, Payload]) -> dict[str, Any]:
+        """Return the inputs of a resumed run: the given ones and the other stored ones."""
+        request = self._request
+        types = input_types(request.plan.steps, stored)
+        inputs = dict(request.inputs)
+        for name, payload in stored.items():
+            if name in inputs:
+                continue
+            if payload == REDACTED:
+                raise ValueError(
+                    f"input {name!r} of run {request.run_id!r} is secret, so it was not stored; "
+                    "give it again to resume"
+                )
+            inputs[name] = self._journal.decode(f"the stored input {name!r}", payload, types[name])
+        return inputs
+
+    # Stored values. Those of a run that has passed are valid whatever annotations say now.
+
+    def _decode_passed_input(self, name: str, payload: Payload) -> Any:
+        types = input_types(self._request.plan.steps, {name: payload})
+        try:
+            return self._journal.decode(f"the stored input {name!r}", payload, types[name])
+        except PayloadError:
+            return self._journal.decode(f"the stored input {name!r}", payload, Any)
+
+    def _decode_output(self, step: str, payload: Payload) -> Any:
+        request = self._request
+        hint = request.types[step] if step in request.plan.index else Any
+        return self._journal.decode(f"the stored output of step {step!r}", payload, hint)
+
+    def _decode_passed_output(self, step: str, payload: Payload) -> Any:
+        try:
+            return self._decode_output(step, payload)
+        except PayloadError:
+            return self._journal.decode(f"the stored output of step {step!r}", payload, Any)
 
 
-def _shown(inputs: Mapping[str, Any], secret: Collection[str]) -> Mapping[str, Any]:
+def _redacted(inputs: Mapping[str, Any], secret: Collection[str]) -> Mapping[str, Any]:
     if not secret:
         return inputs
     return {name: REDACTED_OUTPUT if name in secret else inputs[name] for name in inputs}
 
 
-def _check_inputs(
-    journal: Journal,
-    request: Request,
-    story: StoredRun,
-    given: Mapping[str, Payload],
-) -> None:
-    types = input_types(request.plan.steps, given)
-    secret = story.secret_inputs.union(request.secret_inputs)
-    for name, payload in given.items():
-        before = story.inputs.get(name, payload)
-        if before == REDACTED:
-            continue  # what was secret is not there to be compared
-        if payload == REDACTED:
-            payload = _as_kept(journal, name, request.inputs[name], types[name])
-        if before == payload:
-            continue
-        was = journal.decode(f"the stored input {name!r}", before, types[name])
-        if not _is_equal(was, request.inputs[name]):
-            values = f": {_text(was)}, and not {_text(request.inputs[name])}"
-            raise ValueError(
-                f"run {request.run_id!r} was started with another input {name!r}"
-                f"{'' if name in secret else values}; leave the inputs out to go on "
-                "with those it has, or give it another run id"
-            )
-
-
-def _as_kept(journal: Journal, name: str, value: Any, hint: Any) -> Payload:
-    """Return how a secret input would have been kept, if it could."""
-    try:
-        return journal.encode(f"input {name!r}", value, hint)
-    except PayloadError:
-        return REDACTED
-
-
 def _is_equal(one: Any, other: Any) -> bool:
     try:
         return type(one) is type(other) and bool(one == other)
-    except Exception:  # of arrays, and whatever else can't tell
+    except Exception:  # arrays, for example, have no single truth value
         return False
 
 
-def _text(value: Any) -> str:
+def _short(value: Any) -> str:
     text = escape_controls(safe_text(repr, value))
     return text if len(text) <= 60 else f"{text[:57]}..."
-
-
-def _decode_input(journal: Journal, request: Request, name: str, payload: Payload) -> Any:
-    """Decode an input of a run that has passed, which nobody needs any more."""
-    types = input_types(request.plan.steps, {name: payload})
-    try:
-        return journal.decode(f"the stored input {name!r}", payload, types[name])
-    except PayloadError:
-        return journal.decode(f"the stored input {name!r}", payload, Any)
-
-
-def _all_inputs(
-    journal: Journal, request: Request, stored: Mapping[str, Payload]
-) -> dict[str, Any]:
-    """Return the inputs with which a run goes on: those that are given now, and the stored ones."""
-    types = input_types(request.plan.steps, stored)
-    inputs = dict(request.inputs)
-    for name, payload in stored.items():
-        if name in inputs:
-            continue
-        if payload == REDACTED:
-            raise ValueError(
-                f"input {name!r} of run {request.run_id!r} is secret, so it was not kept; give it "
-                "again to go on"
-            )
-        inputs[name] = journal.decode(f"the stored input {name!r}", payload, types[name])
-    return inputs
-
-
-# Outputs.
-
-
-def _decode(journal: Journal, request: Request, step: str, payload: Payload) -> Any:
-    hint = request.types[step] if step in request.plan.index else Any
-    return journal.decode(f"the stored output of step {step!r}", payload, hint)
-
-
-def _decode_somehow(journal: Journal, request: Request, step: str, payload: Payload) -> Any:
-    """Decode an output of a run that has passed, which is valid whatever annotations say now."""
-    try:
-        return _decode(journal, request, step, payload)
-    except PayloadError:
-        return journal.decode(f"the stored output of step {step!r}", payload, Any)

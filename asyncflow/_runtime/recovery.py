@@ -1,4 +1,4 @@
-"""What a service does when it starts: it goes on with the runs whose process has died."""
+"""Resumes the runs of a journal whose process has died."""
 
 from __future__ import annotations
 
@@ -24,16 +24,14 @@ _log = logging.getLogger("asyncflow")
 
 
 class RecoverableRun(Protocol):
-    """A run that nobody runs, though it has not ended."""
+    """A run that a journal offers to resume."""
 
     @property
-    def run_id(self) -> str:
-        """Identifies the run."""
-        ...
+    def run_id(self) -> str: ...
 
     @property
     def pipeline(self) -> str:
-        """What its pipeline is called."""
+        """The name of its pipeline."""
         ...
 
 
@@ -41,38 +39,38 @@ class RecoverableJournal(Journal, Protocol):
     """A journal that knows which of its runs have lost their process."""
 
     async def orphans(self) -> Sequence[RecoverableRun]:
-        """Return them."""
+        """Return the runs that have not ended and that no process runs."""
         ...
 
     async def runs(
         self, status: Literal["interrupted"], *, limit: int | None
     ) -> Sequence[RecoverableRun]:
-        """Return all those that ended because they were cancelled."""
+        """Return the runs that ended because they were cancelled."""
         ...
 
 
 async def resume_all(
     journal: RecoverableJournal, pipelines: Pipelines, *, interrupted: bool = False
 ) -> list[RunReport]:
-    """Go on with all runs of a journal whose process has died, and return their reports.
+    """Resume all runs of a journal whose process has died, and return their reports.
 
-    A service calls it when it starts, before or while it takes new work. All of them go on at the
-    same time. One that another replica takes first is left to that. One that can't go on, since
-    its pipeline is not among those given or for any other reason, is left as it is, and that is
-    logged as an error: it keeps neither the others nor the service from going on.
+    A service calls it when it starts, before or while it takes new work. The runs resume
+    concurrently. A run that another replica takes first is left to it. A run that can't resume, for
+    example because its pipeline is not among those given, is logged as an error and left as it is;
+    it stops neither the other runs nor the service.
 
     Args:
         journal: The journal.
         pipelines: The pipelines of which there may be runs: a list of `Pipeline` and `Orchestrator`
             objects, each of which has a name of its own, or a mapping of name to such an object or
             to a list of steps.
-        interrupted: Whether the runs go on, too, that were cancelled, as all are when a service
-            shuts down gracefully. By default they don't: what was cancelled may be so on purpose.
+        interrupted: Whether to resume cancelled runs too, such as those of a service that was shut
+            down gracefully. Not by default: a run may have been cancelled for good.
 
     Raises:
-        TypeError: Something among them is no pipeline.
+        TypeError: One of the pipelines is not a pipeline.
         ValueError: Two of them have the same name, or one has none.
-        JournalError: The journal does not tell which runs there are.
+        JournalError: The runs can't be read from the journal.
     """
     known = _by_name(pipelines)
     reports: list[RunReport] = []
@@ -80,23 +78,23 @@ async def resume_all(
     if interrupted:
         orphans += await journal.runs("interrupted", limit=None)
 
-    async def go_on(orchestrator: Orchestrator, run_id: str) -> None:
+    async def resume(orchestrator: Orchestrator, run_id: str) -> None:
         try:
             reports.append(await orchestrator.run(run_id=run_id, journal=journal))
         except RunAlreadyActiveError:
-            _log.info("run %r goes on in another process", run_id)
+            _log.info("run %r resumes in another process", run_id)
         except RunCancelledError as cancelled:
             _log.info("%s", cancelled)
         except Exception:
-            _log.exception("run %r can't go on", run_id)
+            _log.exception("run %r can't be resumed", run_id)
 
     async with asyncio.TaskGroup() as group:
         for orphan in orphans:
             if orphan.pipeline in known:
-                group.create_task(go_on(known[orphan.pipeline], orphan.run_id))
+                group.create_task(resume(known[orphan.pipeline], orphan.run_id))
             else:
                 _log.error(
-                    "run %r can't go on: no pipeline is named %r%s",
+                    "run %r can't be resumed: no pipeline is named %r%s",
                     *(orphan.run_id, orphan.pipeline, did_you_mean(orphan.pipeline, known)),
                 )
     return reports
@@ -106,7 +104,7 @@ def _by_name(pipelines: Pipelines) -> dict[str, Orchestrator]:
     known: dict[str, Orchestrator] = {}
     if isinstance(pipelines, Mapping):
         named = cast("Mapping[str, Any]", pipelines)
-        return {name: _planned(name, pipeline) for name, pipeline in named.items()}
+        return {name: _orchestrator(name, pipeline) for name, pipeline in named.items()}
     for pipeline in pipelines:
         if not isinstance(pipeline, Pipeline | Orchestrator):
             raise TypeError(
@@ -117,15 +115,13 @@ def _by_name(pipelines: Pipelines) -> dict[str, Orchestrator]:
             raise ValueError("an Orchestrator needs a name here: Orchestrator(..., name=...)")
         if pipeline.name in known:
             raise ValueError(f"two pipelines are named {pipeline.name!r}")
-        known[pipeline.name] = _planned(pipeline.name, pipeline)
+        known[pipeline.name] = _orchestrator(pipeline.name, pipeline)
     return known
 
 
-def _planned(name: str, pipeline: Pipeline | Orchestrator | Iterable[WorkflowStep]) -> Orchestrator:
-    if isinstance(pipeline, Orchestrator):
-        return pipeline
-    return (
-        pipeline.orchestrator
-        if isinstance(pipeline, Pipeline)
-        else Orchestrator(pipeline, name=name)
-    )
+def _orchestrator(
+    name: str, pipeline: Pipeline | Orchestrator | Iterable[WorkflowStep]
+) -> Orchestrator:
+    if isinstance(pipeline, Pipeline):
+        return pipeline.orchestrator
+    return pipeline if isinstance(pipeline, Orchestrator) else Orchestrator(pipeline, name=name)

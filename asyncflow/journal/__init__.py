@@ -1,18 +1,18 @@
-"""A journal keeps every event of a run, so that a run whose process has died can go on.
+"""Journals store every event of a run, so that a run whose process has died can resume.
 
-It comes with an extra: ``pip install 'asyncflow-tiers[journal]'``::
+They come with an extra: ``pip install 'asyncflow-tiers[journal]'``::
 
     from asyncflow.journal import SQLiteJournal
 
     async with SQLiteJournal("runs.db") as journal:
         report = await run_pipeline(steps, run_id="nightly-2024-06-01", journal=journal)
 
-A journal may serve any number of runs at once, in any number of event loops and threads, and any
-number of processes may share one database: a run belongs to one of them at a time. A process that
-has stopped renewing its lease on a run loses it, and then can't write to it any more.
+One journal serves any number of runs at once, in any number of event loops and threads, and any
+number of processes may share one database. Each run belongs to one process at a time. A process
+that does not renew its lease on a run loses the run, and can't write to it any more.
 
-Anybody who can write to the database decides what a resumed run goes on with. With
-``codec="cloudpickle"`` they can run any code there; without it, a pickle is never read.
+Anyone who can write to the database decides what a resumed run starts from. With
+``codec="cloudpickle"`` they can run any code in its process; without it, a pickle is never read.
 """
 
 from __future__ import annotations
@@ -24,4 +24,4 @@ from asyncflow.journal._sqlite import SQLiteJournal
 __all__ = ["PostgresJournal", "RunRecord", "RunStatus", "SQLiteJournal", "StoredEvent"]
 
 for _public in (PostgresJournal, RunRecord, SQLiteJournal, StoredEvent):
-    _public.__module__ = __name__  # where users know them from
+    _public.__module__ = __name__  # where users import them from

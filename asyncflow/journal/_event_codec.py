@@ -1,8 +1,8 @@
-"""Events as the rows of a table, and back.
+"""Converts events to the rows of a table, and back.
 
-Everything comes back as it was but errors: of those, asyncflow's own come back without their
-traceback and their cause, and others as `RestoredError`. What has no column of its own stands as
-JSON in `Row.payload`, so that a person can read it.
+Events come back as they were, errors aside: asyncflow's own come back without their traceback and
+cause, others as `RestoredError`. Fields without a column are in `Row.payload` as JSON, so that a
+person can read them.
 """
 
 from __future__ import annotations
@@ -10,7 +10,8 @@ from __future__ import annotations
 import base64
 import json
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from dataclasses import fields
+from typing import Any, NamedTuple, get_args
 
 from asyncflow._core.errors import (
     RestoredError,
@@ -22,30 +23,13 @@ from asyncflow._core.errors import (
     safe_text,
 )
 from asyncflow._core.results import Payload, StepStatus, to_restored_error
-from asyncflow.events import (
-    AttemptFailed,
-    AttemptStarted,
-    Event,
-    LoopBlocked,
-    MapStarted,
-    RunFinished,
-    RunInterrupted,
-    RunResumed,
-    RunStarted,
-    RunTimedOut,
-    StepCancelled,
-    StepFailed,
-    StepReused,
-    StepSkipped,
-    StepSucceeded,
-    ThreadAbandoned,
-)
+from asyncflow.events import AttemptStarted, Event, RunStarted, StepSucceeded
 
 __all__ = ["Row", "column_of", "event_of", "from_column", "is_storable", "row_of"]
 
 
 class Row(NamedTuple):
-    """An event, its run and its place there."""
+    """An event with its run and its position."""
 
     run_id: str
     position: int
@@ -57,15 +41,15 @@ class Row(NamedTuple):
     attempt: int | None
     at_ms: float
     codec: str | None
-    """What has encoded the output that this event has; ``None`` if it has none."""
+    """The codec of the event's output; ``None`` if it has none."""
     payload: str | None
-    """The output if its codec is JSON; else what has no column, as a JSON object."""
+    """The output if its codec is JSON; otherwise the fields without a column, as a JSON object."""
     data: bytes | None
-    """The output if its codec is another one."""
+    """The output if its codec is not JSON."""
 
 
 _LONGEST = 100_000
-"""How many characters are kept of an error's message, and of its traceback."""
+"""How many characters are stored of an error's message, and of its traceback."""
 
 Details = dict[str, Any]
 
@@ -73,11 +57,11 @@ Details = dict[str, Any]
 def row_of(run_id: str, position: int, event: Event) -> Row:
     """Return the row of an event. The output of a `StepSucceeded` is a `Payload` or ``None``."""
     kind = type(event).__name__
-    # These two come in large numbers.
+    # Most events are of these two kinds.
     if isinstance(event, StepSucceeded):
-        rest = _output_columns(event.output)
+        output = _output_columns(event.output)
     elif isinstance(event, AttemptStarted) and not event.queued_ms:
-        rest = None, None, None
+        output = None, None, None
     else:
         step, details = getattr(event, "step", None), _details(event)
         return Row(
@@ -93,14 +77,14 @@ def row_of(run_id: str, position: int, event: Event) -> Row:
             None,
         )
     step, item, attempt = column_of(event.step), event.item, event.attempt
-    return Row(run_id, position, kind, step, item, attempt, event.at_ms, *rest)
+    return Row(run_id, position, kind, step, item, attempt, event.at_ms, *output)
 
 
 def event_of(row: Sequence[Any]) -> Event:
-    """Return the event of a row, which is given without its run.
+    """Return the event of a row, given without its run.
 
     Raises:
-        ValueError: A newer asyncflow, or somebody else, wrote it.
+        ValueError: A newer asyncflow, or another program, wrote it.
     """
     _, kind, step, item, attempt, at_ms, codec, payload, data = row
     if kind not in _KINDS:
@@ -156,24 +140,24 @@ def _is_text(codec: str) -> bool:
 
 
 def column_of(text: str) -> str:
-    """Return a text as a column can have it: as it is, or as JSON if that is not possible."""
+    """Return a text for a column: as it is, or as JSON if the column can't hold it."""
     return json.dumps(text) if text.startswith('"') or not is_storable(text) else text
 
 
 def from_column(text: str) -> str:
-    """Return what `column_of` was given."""
+    """Return the text for which `column_of` returned a column."""
     return str(json.loads(text)) if text.startswith('"') else text
 
 
 def is_storable(text: str) -> bool:
-    """Whether a column of every database can have a text as it is."""
+    """Whether every database can store a text as it is."""
     return "\0" not in text and (text.isascii() or _is_unicode(text))
 
 
 def _is_unicode(text: str) -> bool:
     try:
         text.encode()
-    except UnicodeEncodeError:  # there are surrogates in it
+    except UnicodeEncodeError:  # it has surrogates
         return False
     return True
 
@@ -183,20 +167,19 @@ def _json(details: Details) -> str:
     return text if _is_unicode(text) else json.dumps(details)
 
 
-# --- what JSON does not know ---------------------------------------------------------------------
+# --- values that JSON does not have --------------------------------------------------------------
 
 
 def _write_error(error: BaseException | None) -> Details | None:
     if error is None:
         return None
-    left = to_restored_error(error)
-    written: Details = {"type": left.type_name, "message": _cut(left.message)}
-    made_of = _OWN.get(type(error), ())
-    own = {name: getattr(error, name, None) for name in made_of}
+    restored = to_restored_error(error)
+    written: Details = {"type": restored.type_name, "message": _cut(restored.message)}
+    own = {name: getattr(error, name, None) for name in _OWN.get(type(error), ())}
     if own and all(isinstance(value, str | int | float) for value in own.values()):
         written["own"] = own
     else:
-        written["traceback"] = _cut(left.traceback)
+        written["traceback"] = _cut(restored.traceback)
     notes = getattr(error, "__notes__", None)
     if notes and isinstance(notes, list):
         written["notes"] = [safe_text(str, note) for note in notes]
@@ -207,11 +190,13 @@ def _read_error(written: Details | None) -> BaseException | None:
     if written is None:
         return None
     error: BaseException
-    if "own" in written:
-        own = {f"{cls.__module__}.{cls.__qualname__}": cls for cls in _OWN}[written["type"]]
-        error = own(**written["own"], **({"result": None} if own is ResultRefusedError else {}))
+    # By its name alone: the class may have moved between modules since.
+    name = written["type"].rpartition(".")[2]
+    cls = next((cls for cls in _OWN if cls.__name__ == name), None) if "own" in written else None
+    if cls is None:
+        error = RestoredError(written["type"], written["message"], written.get("traceback", ""))
     else:
-        error = RestoredError(written["type"], written["message"], written["traceback"])
+        error = cls(**written["own"], **({"result": None} if cls is ResultRefusedError else {}))
     for note in written.get("notes", ()):
         error.add_note(note)
     return error
@@ -253,7 +238,7 @@ _OWN: dict[type[BaseException], tuple[str, ...]] = {
     StepCrashedError: ("step_name", "attempt", "crashes"),
     RunCancelledError: ("run_id",),
 }
-"""The errors that come back as themselves, and what they are made of."""
+"""The errors that come back as themselves, and the arguments of each."""
 
 _CONVERSIONS: dict[str, tuple[Callable[[Any], Any], Callable[[Any], Any]]] = {
     "error": (_write_error, _read_error),
@@ -268,29 +253,11 @@ _CONVERSIONS: dict[str, tuple[Callable[[Any], Any], Callable[[Any], Any]]] = {
     "status": (str, StepStatus),
 }
 
+_COLUMNS = {"step", "item", "attempt", "at_ms", "output"}
 _DETAILS: dict[type[Any], tuple[str, ...]] = {
-    RunStarted: (
-        *("run_id", "wall_time", "dependencies", "pipeline", "fingerprints", "inputs"),
-        *("max_retries", "secret"),
-    ),
-    RunResumed: (
-        *("run_id", "wall_time", "dependencies", "pipeline", "fingerprints", "inputs"),
-        *("max_retries", "secret", "outdated", "unfinished", "recalled", "afresh"),
-    ),
-    RunInterrupted: ("reason",),
-    RunTimedOut: ("deadline_ms",),
-    RunFinished: ("outcome", "stop_reason"),
-    AttemptStarted: ("queued_ms",),
-    AttemptFailed: ("error", "retry_in_ms"),
-    MapStarted: ("count",),
-    StepSucceeded: (),
-    StepFailed: ("error",),
-    StepCancelled: ("reason", "error"),
-    StepSkipped: ("reason", "on_purpose"),
-    StepReused: ("status",),
-    ThreadAbandoned: (),
-    LoopBlocked: ("blocked_ms", "where"),
+    cls: tuple(each.name for each in fields(cls) if each.name not in _COLUMNS)
+    for cls in get_args(Event)
 }
-"""What has no column, for each event."""
+"""The fields without a column, for each event."""
 
 _KINDS: dict[str, type[Any]] = {cls.__name__: cls for cls in _DETAILS}

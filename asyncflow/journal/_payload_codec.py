@@ -1,15 +1,13 @@
-"""Values as bytes, and back: only what comes back equal is kept.
+"""Encodes outputs and inputs as bytes, if they come back equal.
 
-JSON by msgspec, which makes of it what a type hint asks for: tuples, sets, dates, dataclasses. A
-value that is not quite what its hint says, such as 0 for a float, but comes back equal without the
-hint, is kept as ``json-plain``, and a tuple for some sequence as ``json-tuple``: its step has
-succeeded, and is not failed for that.
-cloudpickle, which keeps nearly everything and can run any code when it is read, only on request.
+As JSON, msgspec decodes what a type hint asks for: tuples, sets, dates, dataclasses. A value that
+is not quite what its hint says, such as 0 for a float, is stored as ``json-plain`` if it comes back
+equal without the hint, and a tuple for some sequence as ``json-tuple``: its step has succeeded, and
+must not fail for that. cloudpickle takes nearly everything and can run any code when it is read, so
+it is used only on request.
 
-Whether a value came back as it was: exact types, exact values, the order of dictionaries.
-
-``==`` does not do: it takes ``True`` for 1 and ``-0.0`` for ``0.0``, it doesn't take NaN for NaN,
-and classes define it as they like.
+Equal means the same types, values and order of dictionaries. ``==`` is too lax: it takes ``True``
+for 1 and ``-0.0`` for ``0.0``, does not take NaN for NaN, and is whatever a class defines.
 """
 
 from __future__ import annotations
@@ -29,102 +27,319 @@ from typing import Any
 from asyncflow._core.errors import PayloadError, describe_fully, escape_controls, safe_text
 from asyncflow._core.results import Payload
 
-__all__ = [
-    "CODECS",
-    "Codec",
-    "difference",
-]
+try:
+    import msgspec
+    import msgspec.inspect
+except ImportError as _error:
+    raise ImportError(
+        "a journal needs msgspec, which comes with an extra: pip install 'asyncflow-tiers[journal]'"
+    ) from _error
+
+__all__ = ["CODECS", "Codec", "roundtrip_difference"]
+
+CODECS = ("json", "cloudpickle")
+
+_PLAIN, _TUPLE = "json-plain", "json-tuple"
+_USE_PICKLE = 'pass codec="cloudpickle" to the journal'
+_DECODERS = 256
+"""How many decoders to cache. A hint may be a type that was made for one pipeline."""
+
+_encoder = msgspec.json.Encoder()
+_untyped = msgspec.json.Decoder()
+
+
+class Codec:
+    """How one journal encodes values.
+
+    Args:
+        name: ``"json"``, or ``"cloudpickle"`` to pickle what JSON doesn't bring back equal, and to
+            read pickles.
+        max_bytes: The maximum size of an encoded value.
+    """
+
+    def __init__(self, name: str, max_bytes: int) -> None:
+        self._pickles = name == "cloudpickle"
+        if self._pickles:
+            _cloudpickle()  # if it is missing, fail before an action has run
+        self._max_bytes = max_bytes
+        self._cached_decoder = lru_cache(_DECODERS)(_new_decoder)
+
+    def encode(self, subject: str, value: Any, hint: Any) -> Payload:
+        """Encode a value.
+
+        Raises:
+            PayloadError: It would not come back equal, or it is too large.
+        """
+        try:
+            return self._as_json(subject, value, hint)
+        except PayloadError:
+            if not self._pickles:
+                raise
+        return self._as_pickle(subject, value)
+
+    def decode(self, subject: str, payload: Payload, hint: Any) -> Any:
+        """Decode a value.
+
+        Raises:
+            PayloadError: The hint has changed since, or this codec can't or must not decode it.
+        """
+        codec, data = payload
+        try:
+            if codec == "json":
+                return self._decoder(hint)[0].decode(data)
+            if codec == _PLAIN:
+                return _untyped.decode(data)
+            if codec == _TUPLE:
+                return self._decoder(_tuple_of(hint))[0].decode(data)
+            if codec == "cloudpickle" and self._pickles:
+                return _cloudpickle().loads(data)
+        except Exception as error:  # a pickle may raise anything
+            problem = f"can't be read from the journal: {describe_fully(error)}"
+            raise PayloadError(subject, problem) from error
+        raise PayloadError(subject, f"can't be read from the journal: {_why_unreadable(codec)}")
+
+    def _as_json(self, subject: str, value: Any, hint: Any) -> Payload:
+        give = "give" if _is_input(subject) else "return"
+        try:
+            data = _encoder.encode(value)
+        except RecursionError:
+            problem = "it is nested too deeply, or contains itself"
+            raise _refused(subject, problem, f"{give} plain data") from None
+        except Exception as error:  # the user's objects may raise anything
+            way_out = f"{give} plain data, such as model_dump() of a pydantic model"
+            problem = f"msgspec does not know how to write it ({describe_fully(error)})"
+            raise _refused(subject, problem, way_out, _no_client_hint(subject)) from None
+        self._check_size(subject, data)
+        decoder, simple = self._decoder(hint)
+        problem = _problem(value, data, decoder, simple=simple)
+        if not problem:
+            return Payload("json", data)
+        if decoder is not _untyped and not _problem(value, data, _untyped, simple=True):
+            return Payload(_PLAIN, data)
+        if type(value) is tuple and hint is not Any:
+            decoder, simple = self._decoder(_tuple_of(hint))
+            if not _problem(value, data, decoder, simple=simple):
+                return Payload(_TUPLE, data)
+        raise _refused(subject, problem, _way_out(subject, hint))
+
+    def _as_pickle(self, subject: str, value: Any) -> Payload:
+        cloudpickle = _cloudpickle()
+        try:
+            data: bytes = cloudpickle.dumps(value)
+            self._check_size(subject, data)
+            cloudpickle.loads(data)
+        except PayloadError:
+            raise
+        except Exception as error:  # the user's objects may raise anything
+            problem = f"cloudpickle can't bring it back: {describe_fully(error)}"
+            raise PayloadError(
+                subject, f"can't be stored in the journal: {problem}{_no_client_hint(subject)}"
+            ) from None
+        return Payload("cloudpickle", data)
+
+    def _check_size(self, subject: str, data: bytes) -> None:
+        """Check the size before anything else: decoding what is far too large takes seconds."""
+        if len(data) > self._max_bytes:
+            where = "give where it is" if _is_input(subject) else "return where"
+            raise PayloadError(
+                subject,
+                f"takes {len(data):,} bytes in the journal, whose limit is {self._max_bytes:,}: "
+                f"store it elsewhere and {where}, or raise max_payload_bytes",
+            )
+
+    def _decoder(self, hint: Any) -> tuple[msgspec.json.Decoder[Any], bool]:
+        """Return the decoder for a hint, and whether it makes only JSON's types and tuples."""
+        try:
+            return self._cached_decoder(hint)
+        except TypeError:  # the hint can't be hashed
+            return _new_decoder(hint)
+
+
+def _problem(value: Any, data: bytes, decoder: msgspec.json.Decoder[Any], *, simple: bool) -> str:
+    """Return why a value does not come back equal from its JSON; empty if it does."""
+    try:
+        back = decoder.decode(data)
+    except Exception as error:  # the user's classes may raise anything
+        problem = f"it is not what the annotation says: {describe_fully(error)}"
+        return (
+            f"{problem} (JSON has no nan and no infinity)" if "got `null`" in problem else problem
+        )
+    return roundtrip_difference(value, back, simple=simple)
+
+
+def _refused(subject: str, problem: str, way_out: str, hint: str = "") -> PayloadError:
+    return PayloadError(
+        subject, f"can't be stored in the journal: {problem}; {way_out}, or {_USE_PICKLE}{hint}"
+    )
+
+
+def _no_client_hint(subject: str) -> str:
+    """Return what to do if an input is no data at all, which is a common mistake."""
+    if not _is_input(subject):
+        return ""
+    return (
+        "; a client or a connection can't be an input of a run with a journal: let the action get "
+        "it from a module, a context variable, or the object that it is a method of"
+    )
+
+
+def _way_out(subject: str, hint: Any) -> str:
+    """Return what to do if a value does not come back equal."""
+    if _is_input(subject):
+        annotate, give = "annotate the parameter that takes it", "give"
+    else:
+        annotate, give = "annotate what the action returns", "return"
+    return annotate if hint is Any else f"{give} what the annotation says, or plain data"
+
+
+def _is_input(subject: str) -> bool:
+    return subject.startswith("input")
+
+
+def _why_unreadable(codec: str) -> str:
+    if codec == "cloudpickle":
+        return (
+            "it was pickled, and reading a pickle can run any code; if you trust everyone who can "
+            f"write to the journal, {_USE_PICKLE}"
+        )
+    if codec == "redacted":
+        return "it was secret, so it was never stored"
+    return f"its codec {codec!r} is not one of {', '.join(map(repr, CODECS))}"
+
+
+def _cloudpickle() -> Any:
+    try:
+        import cloudpickle  # type: ignore[import-untyped]  # an extra
+    except ImportError as error:
+        raise ImportError(
+            'codec="cloudpickle" needs cloudpickle, which comes with an extra: '
+            "pip install 'asyncflow-tiers[cloudpickle]'"
+        ) from error
+    return cloudpickle
+
+
+# --- type hints ----------------------------------------------------------------------------------
+
+_SIMPLE = (Any, None, type(None), bool, int, float, str, list, dict, tuple)
+
+
+def _new_decoder(hint: Any) -> tuple[msgspec.json.Decoder[Any], bool]:
+    """Return the decoder for a hint, or the untyped one if msgspec does not know the hint."""
+    try:
+        if isinstance(msgspec.inspect.type_info(hint), msgspec.inspect.CustomType):
+            return _untyped, True
+        return msgspec.json.Decoder(hint), _is_simple(hint)
+    except Exception:  # it is not a type, or one for type checkers only
+        return _untyped, True
+
+
+def _is_simple(hint: Any) -> bool:
+    """Whether a hint asks for nothing but JSON's types and tuples."""
+    origin = typing.get_origin(hint)
+    if origin is None:
+        return any(hint is each for each in _SIMPLE)
+    arguments = [each for each in typing.get_args(hint) if each is not ...]
+    known = origin in (list, dict, tuple, typing.Union, types.UnionType)
+    return known and all(map(_is_simple, arguments))
+
+
+def _tuple_of(hint: Any) -> Any:
+    """Return the type of a tuple with the elements of a sequence, if the hint names them."""
+    kind: Any = tuple  # type checkers allow its subscript in annotations only
+    elements = typing.get_args(hint)
+    return kind[elements[0], ...] if len(elements) == 1 else kind
+
+
+# --- the comparison ------------------------------------------------------------------------------
 
 _BY_VALUE = (str, int, bytes, bytearray)
 _BY_REPR = (
     *(float, bool, type(None), decimal.Decimal, uuid.UUID, datetime.timedelta),
     *(datetime.datetime, datetime.date, datetime.time),
 )
-"""Their ``repr`` tells all about them: of a date, its time zone and ``fold`` too."""
+"""Types whose ``repr`` shows everything: of a date, its time zone and ``fold`` too."""
 
 
-def difference(one: Any, other: Any, *, simple: bool = False) -> str:
-    """Return what of a value came back different and where, in words; nothing if it is the same.
+def roundtrip_difference(value: Any, back: Any, *, simple: bool = False) -> str:
+    """Return what of a value came back different and where; empty if it is the same.
 
     Args:
-        one: The value.
-        other: What came back.
-        simple: Whether ``other`` is made of nothing but what JSON has, and tuples.
+        value: The value.
+        back: What came back.
+        simple: Whether ``back`` consists of JSON's types and tuples only.
     """
     if simple:
         try:
-            # Many times faster, and as strict: of the bytes that it also makes of other objects,
-            # none can be in what is simple. Version 2 does not ask what is interned or shared.
-            if marshal.dumps(one, 2) == marshal.dumps(other, 2):
+            # Many times faster, and as strict: marshal writes other objects as bytes too, which
+            # are not simple. Version 2 does not depend on what is interned or shared.
+            if marshal.dumps(value, 2) == marshal.dumps(back, 2):
                 return ""
         except ValueError:  # an instance of another class
             pass
     try:
-        return _difference(one, other, "")
+        return _difference(value, back, "")
     except RecursionError:
         return "it is nested too deeply to be compared"
     except Exception as error:  # the user's objects may raise anything
         return f"it can't be compared with what comes back: {type(error).__name__}"
 
 
-def _difference(one: Any, other: Any, path: str) -> str:
-    kind = type(one)
-    if kind is not type(other):
-        if kind is float and not math.isfinite(one):
-            return _say(f"JSON has no {one!r}", path)
-        return _say(f"{_name(kind)} would come back as {_name(type(other))}", path)
+def _difference(value: Any, back: Any, path: str) -> str:
+    kind = type(value)
+    if kind is not type(back):
+        if kind is float and not math.isfinite(value):
+            return _at(path, f"JSON has no {value!r}")
+        return _at(path, f"{_name(kind)} would come back as {_name(type(back))}")
     if kind in _BY_VALUE:
-        return "" if one == other else _changed(one, other, path)
+        return "" if value == back else _changed(value, back, path)
     if kind in _BY_REPR:
-        return "" if repr(one) == repr(other) else _changed(one, other, path)
-    if isinstance(one, enum.Enum):
-        return "" if one is other else _changed(one, other, path)
+        return "" if repr(value) == repr(back) else _changed(value, back, path)
+    if isinstance(value, enum.Enum):
+        return "" if value is back else _changed(value, back, path)
     if kind is dict:
-        return _in_dict(one, other, path)
-    if isinstance(one, list | tuple):
-        return _in_sequence(one, other, path)
+        return _in_dict(value, back, path)
+    if isinstance(value, list | tuple):
+        return _in_sequence(value, back, path)
     if kind in (set, frozenset):
-        return _in_set(one, other, path)
-    names = _fields(one)
+        return _in_set(value, back, path)
+    names = _fields(value)
     if names is None:
-        return _say(f"there is no telling whether a {_name(kind)} comes back the same", path)
+        return _at(path, f"there is no telling whether a {_name(kind)} comes back the same")
     for name in names:
-        found = _difference(getattr(one, name), getattr(other, name), f"{path}.{name}")
-        if found:
+        if found := _difference(getattr(value, name), getattr(back, name), f"{path}.{name}"):
             return found
     return ""
 
 
-def _in_sequence(one: Any, other: Any, path: str) -> str:
-    if len(one) != len(other):
-        return _say(f"{len(one)} elements would come back as {len(other)}", path)
-    for index, (mine, theirs) in enumerate(zip(one, other, strict=True)):
-        if found := _difference(mine, theirs, f"{path}[{index}]"):
+def _in_sequence(value: Any, back: Any, path: str) -> str:
+    if len(value) != len(back):
+        return _at(path, f"{len(value)} elements would come back as {len(back)}")
+    for index, (each, its_back) in enumerate(zip(value, back, strict=True)):
+        if found := _difference(each, its_back, f"{path}[{index}]"):
             return found
     return ""
 
 
-def _in_dict(one: dict[Any, Any], other: dict[Any, Any], path: str) -> str:
-    if len(one) != len(other):
-        return _say(f"{len(one)} keys would come back as {len(other)}", path)
-    for (key, mine), (back, theirs) in zip(one.items(), other.items(), strict=True):
-        if found := _difference(key, back, f"a key of {path}" if path else "a key"):
+def _in_dict(value: dict[Any, Any], back: dict[Any, Any], path: str) -> str:
+    if len(value) != len(back):
+        return _at(path, f"{len(value)} keys would come back as {len(back)}")
+    for (key, each), (key_back, its_back) in zip(value.items(), back.items(), strict=True):
+        if found := _difference(key, key_back, f"a key of {path}" if path else "a key"):
             return found
-        if found := _difference(mine, theirs, f"{path}[{_short(key)}]"):
+        if found := _difference(each, its_back, f"{path}[{_short(key)}]"):
             return found
     return ""
 
 
-def _in_set(one: Any, other: Any, path: str) -> str:
-    if len(one) != len(other):
-        return _say(f"{len(one)} elements would come back as {len(other)}", path)
-    partners = {each: each for each in other}
-    for each in one:
-        if each not in partners:
-            return _say(f"{_short(each)} would not come back", path)
-        if found := _difference(
-            each, partners[each], f"an element of {path}" if path else "an element"
-        ):
+def _in_set(value: Any, back: Any, path: str) -> str:
+    if len(value) != len(back):
+        return _at(path, f"{len(value)} elements would come back as {len(back)}")
+    backs = {each: each for each in back}
+    element = f"an element of {path}" if path else "an element"
+    for each in value:
+        if each not in backs:
+            return _at(path, f"{_short(each)} would not come back")
+        if found := _difference(each, backs[each], element):
             return found
     return ""
 
@@ -141,12 +356,12 @@ def _fields(value: Any) -> tuple[str, ...] | None:
     return None
 
 
-def _changed(one: Any, other: Any, path: str) -> str:
-    return _say(f"{_short(one)} would come back as {_short(other)}", path)
+def _changed(value: Any, back: Any, path: str) -> str:
+    return _at(path, f"{_short(value)} would come back as {_short(back)}")
 
 
-def _say(what: str, path: str) -> str:
-    return f"{what}, at {_middle_out(path)}" if path else what
+def _at(path: str, problem: str) -> str:
+    return f"{problem}, at {_middle_out(path)}" if path else problem
 
 
 def _name(cls: type) -> str:
@@ -161,221 +376,3 @@ def _short(value: Any) -> str:
 
 def _middle_out(text: str) -> str:
     return text if len(text) <= 80 else f"{text[:50]}…{text[-25:]}"
-
-
-try:
-    import msgspec
-    import msgspec.inspect
-except ImportError as _error:
-    raise ImportError(
-        "a journal needs msgspec, which comes with an extra: pip install 'asyncflow-tiers[journal]'"
-    ) from _error
-
-
-CODECS = ("json", "cloudpickle")
-
-_PLAIN, _TUPLE = "json-plain", "json-tuple"
-_PICKLE = 'say codec="cloudpickle" where the journal is made'
-_DECODERS = 256
-"""How many are remembered. A hint may be a type that was made for one pipeline."""
-
-_encoder = msgspec.json.Encoder()
-_untyped = msgspec.json.Decoder()
-
-
-class Codec:
-    """How the values of one journal are kept.
-
-    Args:
-        name: ``"json"``, or ``"cloudpickle"`` to pickle what JSON doesn't bring back equal, and to
-            read what was pickled.
-        max_bytes: How many bytes one value may take.
-    """
-
-    def __init__(self, name: str, max_bytes: int) -> None:
-        self._pickles = name == "cloudpickle"
-        if self._pickles:
-            _cloudpickle()  # that it is missing shall not be told after an action has run
-        self._max_bytes = max_bytes
-        self._decoder = lru_cache(_DECODERS)(_decoder_of)
-
-    def encode(self, subject: str, value: Any, hint: Any) -> Payload:
-        """Return a value in bytes.
-
-        Raises:
-            PayloadError: It would not come back equal, or it is too large.
-        """
-        try:
-            return self._as_json(subject, value, hint)
-        except PayloadError:
-            if not self._pickles:
-                raise
-        return self._as_pickle(subject, value)
-
-    def decode(self, subject: str, payload: Payload, hint: Any) -> Any:
-        """Return the value again.
-
-        Raises:
-            PayloadError: The hint is another one by now, or this codec must not or can't read it.
-        """
-        codec, data = payload
-        try:
-            if codec == "json":
-                return self._decoder_for(hint)[0].decode(data)
-            if codec == _PLAIN:
-                return _untyped.decode(data)
-            if codec == _TUPLE:
-                return self._decoder_for(_tuple_for(hint))[0].decode(data)
-            if codec == "cloudpickle" and self._pickles:
-                return _cloudpickle().loads(data)
-        except Exception as error:  # of a pickle, anything
-            problem = f"can't be read from the journal: {describe_fully(error)}"
-            raise PayloadError(subject, problem) from error
-        raise PayloadError(subject, f"can't be read from the journal: {_refusal(codec)}")
-
-    def _as_json(self, subject: str, value: Any, hint: Any) -> Payload:
-        give = "give" if _is_input(subject) else "return"
-        try:
-            data = _encoder.encode(value)
-        except RecursionError:
-            problem = "it is nested too deeply, or contains itself"
-            raise _refused(subject, problem, f"{give} plain data") from None
-        except Exception as error:  # the user's objects may raise anything
-            way_out = f"{give} plain data, such as model_dump() of a pydantic model"
-            problem = f"msgspec does not know how to write it ({describe_fully(error)})"
-            raise _refused(subject, problem, way_out, _instead(subject)) from None
-        self._check_size(subject, data)
-        decoder, simple = self._decoder_for(hint)
-        problem = _problem(value, data, decoder, simple=simple)
-        if not problem:
-            return Payload("json", data)
-        if decoder is not _untyped and not _problem(value, data, _untyped, simple=True):
-            return Payload(_PLAIN, data)
-        if type(value) is tuple and hint is not Any:
-            decoder, simple = self._decoder_for(_tuple_for(hint))
-            if not _problem(value, data, decoder, simple=simple):
-                return Payload(_TUPLE, data)
-        raise _refused(subject, problem, _way_out(subject, hint))
-
-    def _as_pickle(self, subject: str, value: Any) -> Payload:
-        cloudpickle = _cloudpickle()
-        try:
-            data: bytes = cloudpickle.dumps(value)
-            self._check_size(subject, data)
-            cloudpickle.loads(data)
-        except PayloadError:
-            raise
-        except Exception as error:  # anything at all may go wrong in there
-            problem = f"cloudpickle can't bring it back: {describe_fully(error)}{_instead(subject)}"
-            raise PayloadError(subject, f"can't be kept in the journal: {problem}") from None
-        return Payload("cloudpickle", data)
-
-    def _check_size(self, subject: str, data: bytes) -> None:
-        """Check it before anything else is done: what is far too large would take seconds."""
-        if len(data) > self._max_bytes:
-            where = "give where it is" if _is_input(subject) else "return where"
-            raise PayloadError(
-                subject,
-                f"takes {len(data):,} bytes in the journal, which keeps up to {self._max_bytes:,}: "
-                f"keep it elsewhere and {where}, or raise max_payload_bytes",
-            )
-
-    def _decoder_for(self, hint: Any) -> tuple[msgspec.json.Decoder[Any], bool]:
-        """Return what decodes values of a hint, and whether all it makes is simple."""
-        try:
-            return self._decoder(hint)
-        except TypeError:  # a hint that can't be hashed
-            return _decoder_of(hint)
-
-
-def _problem(value: Any, data: bytes, decoder: msgspec.json.Decoder[Any], *, simple: bool) -> str:
-    """Return why a value does not come back from its JSON as it was; nothing if it does."""
-    try:
-        back = decoder.decode(data)
-    except Exception as error:  # the user's classes may raise anything
-        said = f"it is not what the annotation says: {describe_fully(error)}"
-        return f"{said} (JSON has no nan and no infinity)" if "got `null`" in said else said
-    return difference(value, back, simple=simple)
-
-
-def _tuple_for(hint: Any) -> Any:
-    """Return the type of a tuple whose elements are those of a sequence, as far as that is told."""
-    # Type checkers know it as what stands in annotations, and not as what makes types.
-    kind: Any = tuple
-    of = typing.get_args(hint)
-    return kind[of[0], ...] if len(of) == 1 else kind
-
-
-def _refused(subject: str, problem: str, way_out: str, instead: str = "") -> PayloadError:
-    return PayloadError(
-        subject, f"can't be kept in the journal: {problem}; {way_out}, or {_PICKLE}{instead}"
-    )
-
-
-def _instead(subject: str) -> str:
-    """Return what helps if an input is no data at all, which is often so."""
-    if not _is_input(subject):
-        return ""
-    return (
-        "; a client or a connection can't be an input of a run with a journal: let the action get "
-        "it from a module, a context variable, or the object that it is a method of"
-    )
-
-
-def _way_out(subject: str, hint: Any) -> str:
-    """Return what helps if a value does not come back equal."""
-    if _is_input(subject):
-        annotate, give = "annotate the parameter that takes it", "give"
-    else:
-        annotate, give = "annotate what the action returns", "return"
-    return annotate if hint is Any else f"{give} what the annotation says, or plain data"
-
-
-def _is_input(subject: str) -> bool:
-    return subject.startswith("input")
-
-
-def _decoder_of(hint: Any) -> tuple[msgspec.json.Decoder[Any], bool]:
-    """Return what decodes a hint; of one that msgspec knows nothing of, what JSON has by itself."""
-    try:
-        if isinstance(msgspec.inspect.type_info(hint), msgspec.inspect.CustomType):
-            return _untyped, True
-        return msgspec.json.Decoder(hint), _is_simple(hint)
-    except Exception:  # it is no type at all, or one of those that are for type checkers only
-        return _untyped, True
-
-
-_SIMPLE = (Any, None, type(None), bool, int, float, str, list, dict, tuple)
-
-
-def _is_simple(hint: Any) -> bool:
-    """Whether a hint asks for nothing but what JSON has, and tuples."""
-    origin = typing.get_origin(hint)
-    if origin is None:
-        return any(hint is each for each in _SIMPLE)
-    arguments = [each for each in typing.get_args(hint) if each is not ...]
-    known = origin in (list, dict, tuple, typing.Union, types.UnionType)
-    return known and all(map(_is_simple, arguments))
-
-
-def _cloudpickle() -> Any:
-    try:
-        # Only those who ask for it need it.
-        import cloudpickle  # type: ignore[import-untyped]
-    except ImportError as error:
-        raise ImportError(
-            'codec="cloudpickle" needs cloudpickle, which comes with an extra: '
-            "pip install 'asyncflow-tiers[cloudpickle]'"
-        ) from error
-    return cloudpickle
-
-
-def _refusal(codec: str) -> str:
-    if codec == "cloudpickle":
-        return (
-            "it was pickled, and reading a pickle can run any code; if you trust whoever can write "
-            'to the journal, say codec="cloudpickle" where it is made'
-        )
-    if codec == "redacted":
-        return "it was secret, so it was never kept"
-    return f"its codec {codec!r} is not one of {', '.join(map(repr, CODECS))}"

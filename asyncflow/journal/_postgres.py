@@ -1,28 +1,20 @@
-"""What a journal asks of a PostgreSQL server lives through a lost connection, or a short restart.
-
-Of a transaction whose end nobody has told nothing is guessed. On a new connection it is looked up
-where to do it twice would be wrong, and done again if it was not done: for as long as a lease
-lasts, counted from when the server last showed that it was there.
-
-A journal in a PostgreSQL database.
-"""
+"""The journal in a PostgreSQL database, and how it survives a lost connection."""
 
 from __future__ import annotations
 
 import json
 import time
 import uuid
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import count
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from asyncflow._core.errors import JournalError, RunAlreadyActiveError
-from asyncflow.events import Event
 from asyncflow.journal._base import SQLJournal
 from asyncflow.journal._event_codec import Row
 from asyncflow.journal._queries import check_lease, check_text
-from asyncflow.journal._store import Claim, CommitBatch, RunRow, Store, UnsettledError
+from asyncflow.journal._store import Claim, CommitBatch, Store, UnsettledError
 
 if TYPE_CHECKING:
     from asyncflow.journal._postgres_connection import Postgres
@@ -38,39 +30,37 @@ class PostgresJournal(SQLJournal):
 
     It needs psycopg 3, which comes with an extra: ``pip install 'asyncflow-tiers[postgres]'``. One
     thread writes to the database and another one reads from it, each on a connection of its own,
-    which is made when it is first needed. Close it (``async with``, `aclose`, `close`).
+    made when it is first needed. Close it (``async with``, `aclose`, `close`).
 
-    Its tables are in a schema of their own, ``asyncflow``, which is made when it is missing; then
-    the user must be allowed to create one. Who owns a run does not depend on the clocks of the
-    machines.
+    Its tables are in a schema of their own, ``asyncflow``. If that is missing, the journal creates
+    it, and the user must be allowed to. The owner of a run does not depend on the machines' clocks.
 
-    A lost connection is made anew. What was being written is looked up and, if it was not kept,
-    written again: so runs live through a restart of the server, or a switch to another one, that
-    takes no longer than ``lease_s``. After that they fail with a `JournalError`.
+    A lost connection is replaced. What was being written is looked up and, if it is missing,
+    written again. So runs survive a restart of the server, or a switch to another one, within
+    ``lease_s``. After that they fail with a `JournalError`.
 
-    Behind a pooler that gives each transaction another connection, such as PgBouncer, that one must
-    know prepared statements (``max_prepared_statements``, since version 1.21).
+    A pooler that gives each transaction another connection, such as PgBouncer, must support
+    prepared statements (``max_prepared_statements``, since version 1.21).
 
-    A commit is told when it is on the server's disk (``synchronous_commit``), also where the
-    server's default is ``off``. A standby that is to take over must be a synchronous one: one that
-    is behind would have forgotten commits that were told, and claims of runs.
+    A commit counts when it is on the server's disk (``synchronous_commit``), even if the server's
+    default is ``off``. A standby that is to take over must be synchronous: one that lags behind
+    would have lost reported commits and claims.
 
     Args:
         dsn: The address, ``postgresql://user@host:5432/database`` or in libpq's keywords. The
-            password is never shown. Several hosts may be named; then say
-            ``target_session_attrs=read-write`` as well.
-        codec: ``"json"`` keeps what comes back exactly equal from JSON, given the annotations of
-            the actions or without them. ``"cloudpickle"`` pickles what does not, which needs an
-            extra (``asyncflow-tiers[cloudpickle]``); whoever can write to the tables can then run
+            password is never shown. With several hosts, add ``target_session_attrs=read-write``.
+        codec: ``"json"`` stores values that come back exactly equal from JSON, with or without the
+            annotations of the actions. ``"cloudpickle"`` pickles other values, which needs an extra
+            (``asyncflow-tiers[cloudpickle]``); anyone who can write to the tables can then run
             code.
-        max_payload_bytes: How many bytes one output or one input may take.
-        lease_s: After how many seconds without a sign of life a process loses its runs, 0.1 to
-            86,400. So long a server may be gone, too, before the runs fail.
-        owner: What others are told who runs a run; by default process id and host.
+        max_payload_bytes: The maximum size of one output or input, in bytes.
+        lease_s: After how many seconds without renewal a process loses its runs, 0.1 to 86,400.
+            The server may be unreachable for as long before the runs fail.
+        owner: The name of this process for others; by default its id and host.
 
     Raises:
-        ImportError: psycopg, or the library that it needs, is missing.
-        TypeError: The address is no text.
+        ImportError: psycopg or libpq is missing.
+        TypeError: The address is not a text.
         ValueError: The address can't be read, there is no such ``codec``, or a number is out of
             range.
         JournalError: When it is used: the database can't be reached, read or written. The message
@@ -100,6 +90,7 @@ class PostgresJournal(SQLJournal):
         )
 
 
+F = TypeVar("F", bound=Callable[..., Any])
 T = TypeVar("T")
 
 _UNREACHABLE = (
@@ -107,22 +98,30 @@ _UNREACHABLE = (
     "password are right, and that the server runs"
 )
 _LOST = (
-    "the connection was lost, and there was no other in time ({said}); what was committed before "
-    "is safe, and what was just being written was kept as a whole or not at all: start the run "
-    "again under its id when the server is back, and it goes on from there"
+    "the connection was lost and not replaced in time ({said}); what was committed before "
+    "is safe, and what was just being written was stored as a whole or not at all: start the run "
+    "again under its id when the server is back, and it resumes from there"
 )
 
 
-class PostgresStore(Store):
-    """Does everything again if the connection was lost, for as long as a claim holds.
+def _retried(method: F) -> F:
+    def retried(self: PostgresStore, *args: Any, **kwargs: Any) -> Any:
+        return self.retry(partial(method, self, *args, **kwargs))
 
-    What may have been committed is looked up first, where to do it twice would be wrong.
+    return cast("F", retried)
+
+
+class PostgresStore(Store):
+    """Retries everything after a lost connection, for as long as a lease lasts.
+
+    The time counts from when the server last answered. Where doing it twice would be wrong, it
+    first looks up whether the transaction was committed.
     """
 
     database: Postgres
 
     def claim(self, run_id: str, claim: Claim) -> int:
-        # No other claim has that mark, not even one of this process.
+        # No other claim has this mark, not even one of this process.
         marked = json.dumps({**json.loads(claim.process), "claim": uuid.uuid4().hex})
         attempts = count(1)
 
@@ -136,7 +135,7 @@ class PostgresStore(Store):
                     raise
                 return token
 
-        return self._patiently(attempt)
+        return self.retry(attempt)
 
     def write(self, take: Callable[[], Sequence[CommitBatch]]) -> set[tuple[str, int]]:
         taken: list[Sequence[CommitBatch]] = []
@@ -150,93 +149,79 @@ class PostgresStore(Store):
             lost = self._lost_if_written(taken[0]) if taken else None
             return Store.write(self, take_once) if lost is None else lost
 
-        return self._patiently(attempt)
+        return self.retry(attempt)
 
-    def renew(self, claims: Iterable[tuple[str, int]], lease_s: float) -> set[tuple[str, int]]:
-        return self._patiently(partial(super().renew, list(claims), lease_s))
-
-    def release(self, run_id: str, token: int) -> None:
-        self._patiently(partial(super().release, run_id, token))
-
-    def events(self, run_id: str, after: int = 0) -> list[tuple[int, Event]]:
-        return self._patiently(partial(super().events, run_id, after))
-
-    def cancel(self, run_id: str, claim: Claim) -> int | None:
-        return self._patiently(partial(super().cancel, run_id, claim))
-
-    def cancelled(self) -> list[tuple[str, int]]:
-        return self._patiently(super().cancelled)
-
-    def last_position(self, run_id: str) -> int:
-        return self._patiently(partial(super().last_position, run_id))
-
-    def runs(self, **asked: Any) -> list[RunRow]:
-        return self._patiently(partial(super().runs, **asked))
-
-    def ended(self, age_s: float, status: str | None) -> list[tuple[str, int]]:
-        return self._patiently(partial(super().ended, age_s, status))
-
-    def prune(self, run_ids: Sequence[str], age_s: float) -> int:
-        return self._patiently(partial(super().prune, run_ids, age_s))
-
-    def forget(self, run_id: str, claim: Claim) -> None:
-        self._patiently(partial(super().forget, run_id, claim))
+    renew = _retried(Store.renew)
+    release = _retried(Store.release)
+    cancel = _retried(Store.cancel)
+    cancelled = _retried(Store.cancelled)
+    events = _retried(Store.events)
+    last_position = _retried(Store.last_position)
+    run = _retried(Store.run)
+    runs = _retried(Store.runs)
+    ended = _retried(Store.ended)
+    prune = _retried(Store.prune)
+    forget = _retried(Store.forget)
 
     def _token(self, run_id: str, process: str) -> int | None:
-        """Return the token of a claim that was made although nobody has told so."""
+        """Return the token of a claim that was committed although its answer was lost."""
         with self.database.reading() as cursor:
-            cursor.execute(
-                self.database.phrase("SELECT token FROM leases WHERE run_id = ? AND process = ?"),
+            self._execute(
+                cursor,
+                "SELECT token FROM leases WHERE run_id = ? AND process = ?",
                 (run_id, process),
             )
-            found = cursor.fetchone()
-        return None if found is None else int(found[0])
+            row = cursor.fetchone()
+        return None if row is None else int(row[0])
 
-    def _lost_if_written(self, parcels: Sequence[CommitBatch]) -> set[tuple[str, int]] | None:
-        """Return what `write` would have, if it has committed the parcels; ``None`` if not."""
-        leases = self._leases([parcel.run_id for parcel in parcels])
+    def _lost_if_written(self, batches: Sequence[CommitBatch]) -> set[tuple[str, int]] | None:
+        """Return what `write` would have returned if it committed the batches; None if not."""
+        leases = self._leases([batch.run_id for batch in batches])
         written: set[tuple[str, int]] = set()
         missing: set[tuple[str, int]] = set()
-        for run_id, token, rows, _, release in parcels:
+        for run_id, token, rows, _, release in batches:
             if rows:
                 (written if self._has(rows[-1]) else missing).add((run_id, token))
             elif release and leases.get(run_id) == (token, None):
-                written.add((run_id, token))  # nobody else gives up a claim of ours
+                written.add((run_id, token))  # only its holder releases a lease
         return missing if written else None
 
     def _leases(self, run_ids: Sequence[str]) -> dict[str, tuple[int, str | None]]:
-        """Return tokens and owners, after the transaction has ended that a lost connection had."""
+        """Return tokens and owners, once the transaction of the lost connection has ended."""
         with self.database.transaction() as cursor:
-            cursor.execute(
-                self.database.phrase(
-                    "SELECT run_id, token, owner FROM leases WHERE run_id = ANY(?) "
-                    "ORDER BY run_id{lock}"
-                ),
+            self._execute(
+                cursor,
+                "SELECT run_id, token, owner FROM leases WHERE run_id = ANY(?) "
+                "ORDER BY run_id{lock}",
                 (list(run_ids),),
             )
             return {run_id: (token, owner) for run_id, token, owner in cursor.fetchall()}
 
     def _has(self, row: Row) -> bool:
         with self.database.reading() as cursor:
-            cursor.execute(
-                self.database.phrase(
-                    f"SELECT {', '.join(Row._fields)} FROM events WHERE run_id = ? AND position = ?"
-                ),
+            self._execute(
+                cursor,
+                f"SELECT {', '.join(Row._fields)} FROM events WHERE run_id = ? AND position = ?",
                 (row.run_id, row.position),
             )
-            # Another owner may have written one in that place.
+            # Another owner may have written another event there.
             return bool(cursor.fetchone() == tuple(row))
 
-    def _patiently(self, attempt: Callable[[], T]) -> T:
+    def retry(self, attempt: Callable[[], T]) -> T:
+        """Return what a call returns, repeated while its outcome is unsettled.
+
+        Raises:
+            JournalError: The call fails, or the server is gone for too long.
+        """
         database, pause_s, give_up_at = self.database, 0.05, 0.0
         while True:
             try:
                 return attempt()
             except UnsettledError as error:
-                give_up_at = give_up_at or database.well_until + database.lease_s
-                if not database.was_there or time.monotonic() + pause_s > give_up_at:
-                    database.was_there = False  # the next one will not wait
-                    problem = _LOST if database.has_been_there else _UNREACHABLE
+                give_up_at = give_up_at or database.answered_at + database.lease_s
+                if not database.is_up or time.monotonic() + pause_s > give_up_at:
+                    database.is_up = False  # the next call will not wait
+                    problem = _LOST if database.was_up else _UNREACHABLE
                     problem = problem.format(said=error.problem)
                     raise JournalError(database.name, problem) from error
             time.sleep(pause_s)

@@ -1,11 +1,11 @@
-"""PostgreSQL as the database of a journal, for processes on any number of machines.
+"""A connection to PostgreSQL as a journal's database.
 
-1. One connection, used in one thread. Whoever writes to a run locks the row of its lease, so
-   another process claims the run either before that transaction or after it.
-2. Time is told by the server: it does not matter what clock a machine has.
-3. A process that stands still does not keep others out for long: the server ends its transaction.
-   Nor does a server that stands still keep a process waiting.
-4. A lost connection is told as `UnsettledError`. What to do about it is `PostgresStore`'s business.
+1. A process that writes to a run locks the row of its lease, so another process claims the run
+   either before that transaction or after it.
+2. Times are by the server's clock. The machines' clocks do not matter.
+3. A process that stands still does not block others for long: the server ends its transaction. Nor
+   does a server that stands still block a process.
+4. A lost connection is an `UnsettledError`, which `PostgresStore` handles.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import selectors
 import time
 from collections.abc import Generator, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from functools import cache
 from typing import Any, TypeVar, cast
 
 from asyncflow._core.errors import JournalError, escape_controls
@@ -36,8 +37,7 @@ T = TypeVar("T")
 
 _MIGRATIONS = [
     [
-        # Identifiers are compared by their bytes: in the order in which Python sorts them, and
-        # whatever becomes of the server's locales.
+        # Identifiers are compared by their bytes: in Python's order, whatever the server's locales.
         'CREATE TABLE asyncflow.runs (run_id TEXT COLLATE "C" PRIMARY KEY, '
         "pipeline TEXT NOT NULL, status TEXT NOT NULL, started_at DOUBLE PRECISION NOT NULL, "
         "updated_at DOUBLE PRECISION NOT NULL)",
@@ -59,20 +59,18 @@ _MIGRATIONS = [
 """Number n, counted from 0, brings the schema from version n to n + 1. Never change one that was
 released: add another."""
 
-_WHO_MIGRATES = 0x6173796E63666C6F
-"""The advisory lock of who migrates: the first letters of asyncflow."""
+_MIGRATION_LOCK = 0x6173796E63666C6F
+"""The advisory lock for migrations: the first letters of asyncflow."""
 
 _TABLES = re.compile(r"\b(runs|leases|events)\b")
 _NOW = "extract(epoch FROM clock_timestamp())::float8"
 
-
 _BEGIN = """
 BEGIN ISOLATION LEVEL READ COMMITTED;
-SET LOCAL idle_in_transaction_session_timeout = '{stands_still_s:.3f} s';
+SET LOCAL idle_in_transaction_session_timeout = '{idle_s:.3f} s';
 SELECT set_config('synchronous_commit', 'on', true)
 WHERE current_setting('synchronous_commit') = 'off';
 """
-
 
 _Selector = getattr(selectors, "PollSelector", selectors.SelectSelector)  # Windows has no other
 
@@ -82,7 +80,7 @@ class Postgres:
 
     Args:
         dsn: Its address, as a URI or as libpq's keywords and values.
-        lease_s: How long a claim holds. A server that says nothing for as long counts as lost.
+        lease_s: How long a lease lasts. A server that does not answer for as long counts as lost.
 
     Raises:
         ValueError: The address can't be read.
@@ -93,19 +91,13 @@ class Postgres:
         self.name = _name(self._parameters)
         self.lease_s = lease_s
         self._connection: _Connection | None = None
-        self._phrases: dict[str, str] = {}
-        self.well_until = 0.0
-        """When the server was last asked for something, by `time.monotonic`."""
-        self.was_there = self.has_been_there = False
-        """Whether it was there when it was last needed, and whether it ever was."""
+        self.answered_at = 0.0
+        """When the server last answered, or was last connected to, by `time.monotonic`."""
+        self.is_up = self.was_up = False
+        """Whether the server answered when it was last needed, and whether it ever did."""
 
-    def phrase(self, sql: str) -> str:
-        try:
-            return self._phrases[sql]
-        except KeyError:
-            said = _TABLES.sub(r"asyncflow.\1", sql).replace("%", "%%").replace("?", "%s")
-            said = said.replace("{now}", _NOW).replace("{lock}", " FOR UPDATE")
-            return self._phrases.setdefault(sql, said.replace("{like}", "~"))
+    def translate(self, sql: str) -> str:
+        return _translated(sql)
 
     def pattern(self, text: str) -> str:
         # Sets of letters, since ~* and ILIKE know the cases of the database's locale only.
@@ -113,14 +105,14 @@ class Postgres:
 
     @contextmanager
     def transaction(self) -> Iterator[Cursor]:
-        with self._explained():
+        with self._translated_errors():
             connection = self._connected()
             with connection.atomically():
                 yield _cursor_of(connection)
 
     @contextmanager
     def reading(self) -> Iterator[Cursor]:
-        with self._explained():
+        with self._translated_errors():
             yield _cursor_of(self._connected())
 
     def close(self) -> None:
@@ -130,11 +122,11 @@ class Postgres:
 
     def _connected(self) -> _Connection:
         if self._connection is None:
-            self.well_until = time.monotonic()
+            self.answered_at = time.monotonic()
             self._connection = self._connect()
-        if not self._connection.is_ready:
-            self._bring_up_to_date(self._connection)
-            self._connection.is_ready = self.was_there = self.has_been_there = True
+        if not self._connection.is_migrated:
+            self._migrate(self._connection)
+            self._connection.is_migrated = self.is_up = self.was_up = True
         return self._connection
 
     def _connect(self) -> _Connection:
@@ -145,16 +137,16 @@ class Postgres:
         try:
             connection = _Connection.connect(autocommit=True, **{**defaults, **self._parameters})
         except psycopg.Error as error:
-            raise UnsettledError(self.name, _said(error)) from error
+            raise UnsettledError(self.name, _message(error)) from error
         connection.lease_s = self.lease_s
         return connection
 
-    def _bring_up_to_date(self, connection: _Connection) -> None:
+    def _migrate(self, connection: _Connection) -> None:
         version = _version(connection)
         if version < len(_MIGRATIONS):
             with connection.atomically():
-                connection.execute("SELECT pg_advisory_xact_lock(%s)", [_WHO_MIGRATES])
-                version = _migrate(connection)
+                connection.execute("SELECT pg_advisory_xact_lock(%s)", [_MIGRATION_LOCK])
+                version = _migrated(connection)
         if version > len(_MIGRATIONS):
             raise JournalError(
                 self.name,
@@ -164,37 +156,42 @@ class Postgres:
             )
 
     @contextmanager
-    def _explained(self) -> Iterator[None]:
+    def _translated_errors(self) -> Iterator[None]:
         try:
             yield
         except psycopg.Error as error:
             connection = self._connection
             assert connection is not None
-            self.well_until = connection.well_until
+            self.answered_at = connection.answered_at
             is_lost = connection.is_lost()
             if is_lost:
                 self.close()
-            if is_lost or error.sqlstate in _PASSING:
-                raise UnsettledError(self.name, _said(error)) from error
+            if is_lost or error.sqlstate in _TRANSIENT:
+                raise UnsettledError(self.name, _message(error)) from error
             problem, way_out = _PROBLEMS.get(error.sqlstate or "", ("the database failed", _SAFE))
-            raise JournalError(self.name, f"{problem} ({_said(error)}); {way_out}") from error
+            raise JournalError(self.name, f"{problem} ({_message(error)}); {way_out}") from error
+
+
+@cache
+def _translated(sql: str) -> str:
+    own = _TABLES.sub(r"asyncflow.\1", sql).replace("%", "%%").replace("?", "%s")
+    return own.replace("{now}", _NOW).replace("{lock}", " FOR UPDATE").replace("{like}", "~")
 
 
 class _Connection(psycopg.Connection[tuple[Any, ...]]):
-    """A connection that does not wait for ever for a server that says nothing."""
+    """A connection that does not wait forever for a server that does not answer."""
 
     lease_s = 30.0
-    well_until = 0.0
-    is_ready = False
-    """Whether its tables are known to be there."""
+    answered_at = 0.0
+    is_migrated = False
 
     def wait(self, gen: Generator[Any, Any, T], *_: Any, **__: Any) -> T:
-        """Do what psycopg has to do on the network, save connecting: it does not know a limit."""
+        """Do psycopg's network operations, connecting aside, with a time limit."""
         with _Selector() as selector:
             try:
                 wanted = next(gen)
                 while True:
-                    self.well_until = time.monotonic()
+                    self.answered_at = time.monotonic()
                     selector.register(self.pgconn.socket, int(wanted))
                     ready = selector.select(self.lease_s)
                     if not ready:
@@ -209,29 +206,29 @@ class _Connection(psycopg.Connection[tuple[Any, ...]]):
                 return returned
 
     def is_lost(self) -> bool:
-        """Whether it is of no use any more."""
+        """Whether it can't be used any more."""
         return self.closed or self.info.transaction_status != TransactionStatus.IDLE
 
     @contextmanager
     def atomically(self) -> Iterator[None]:
-        """Commit all that is done in the ``with`` block, or nothing."""
+        """Commit everything that the ``with`` block does, or nothing."""
         # One message of several statements, which can't be prepared. The settings end with the
-        # transaction: behind a pooler, others use the connection then.
-        self.execute(_BEGIN.format(stands_still_s=self.lease_s / 3).encode(), prepare=False)
+        # transaction, because behind a pooler, others use the connection then.
+        self.execute(_BEGIN.format(idle_s=self.lease_s / 3).encode(), prepare=False)
         try:
             yield
             self.execute(b"COMMIT")
         except BaseException:
-            with suppress(psycopg.Error):  # then it is lost
+            with suppress(psycopg.Error):  # the connection is lost
                 self.execute(b"ROLLBACK")
             raise
 
 
-_SAFE = "what was committed before is safe, and nothing of this transaction was kept"
+_SAFE = "what was committed before is safe, and nothing of this transaction was stored"
 
-_PASSING = {"40001", "40P01", "55P03", "57014"}
-"""What fails a transaction that may succeed later, on the same connection: a conflict with another
-one, a deadlock, a lock that was not free, a limit of the server's for the time of a statement."""
+_TRANSIENT = {"40001", "40P01", "55P03", "57014"}
+"""Errors of a transaction that may succeed later on the same connection: a conflict, a deadlock, a
+lock that was not free, the server's time limit for a statement."""
 
 _PROBLEMS = {
     "53100": ("the disk of the server is full", f"{_SAFE}: make room and start the run again"),
@@ -247,8 +244,8 @@ _PROBLEMS = {
 }
 
 
-def _said(error: psycopg.Error) -> str:
-    """Return the words of the server, or of the driver, in one line."""
+def _message(error: psycopg.Error) -> str:
+    """Return the message of the server, or of the driver, in one line."""
     return escape_controls(" ".join(str(error.diag.message_primary or error).split()))
 
 
@@ -256,7 +253,7 @@ def _parameters(dsn: str) -> dict[str, Any]:
     try:
         return conninfo_to_dict(dsn)
     except psycopg.Error:
-        # What it says quotes parts of the address, and so perhaps of the password.
+        # The message may quote parts of the password.
         raise ValueError(
             "the address of the database can't be read; it is written as "
             "postgresql://user@host:5432/database, with %40 for a @ in a name or a password"
@@ -264,7 +261,7 @@ def _parameters(dsn: str) -> dict[str, Any]:
 
 
 def _name(parameters: Mapping[str, Any]) -> str:
-    """Return an address with nothing in it that is secret."""
+    """Return an address without secrets."""
     user, host, port, database = (
         parameters.get(name, "") for name in ("user", "host", "port", "dbname")
     )
@@ -275,12 +272,12 @@ def _name(parameters: Mapping[str, Any]) -> str:
 
 
 def _cursor_of(connection: _Connection) -> Cursor:
-    # For type checkers it takes literal statements only.
+    # For type checkers, psycopg's cursor takes literal statements only.
     return cast("Cursor", connection.cursor())
 
 
 def _version(connection: _Connection) -> int:
-    # Not by to_regclass(), which may remember from before a lock that there was no such table.
+    # Not by to_regclass(), which may have cached before a lock that there was no such table.
     sql = "SELECT FROM pg_tables WHERE schemaname = 'asyncflow' AND tablename = 'schema_version'"
     if not _is_true(connection, f"SELECT EXISTS ({sql})"):
         return 0
@@ -288,11 +285,11 @@ def _version(connection: _Connection) -> int:
     return max((int(version) for (version,) in rows), default=0)
 
 
-def _migrate(connection: _Connection) -> int:
-    """Bring the schema to the newest version, unless another process has just done so."""
+def _migrated(connection: _Connection) -> int:
+    """Migrate the schema unless another process has just done so, and return its version."""
     version = _version(connection)
     if version == 0:
-        # If there is a schema of that name, it was made for this user, who perhaps can't make one.
+        # An existing schema was made for this user, who may not be allowed to create one.
         if not _is_true(connection, "SELECT 'asyncflow' IN (SELECT nspname FROM pg_namespace)"):
             connection.execute("CREATE SCHEMA asyncflow")
         connection.execute("CREATE TABLE asyncflow.schema_version (version BIGINT NOT NULL)")

@@ -1,13 +1,12 @@
-"""The runs of an event loop that a journal has open: what they write goes into few transactions.
+"""Group commit: the events of all runs of an event loop go to the database in few transactions.
 
-Group commit: what all runs of all event loops have to write when a transaction begins goes into
-it, and what comes while it is under way waits for the next one. A `CommitQueue` hands in what its
-loop's sessions have at the end of the turn in which one of them asks for it to be stored. The rest
-waits a few turns of the loop, and no time, for what may follow from it: the end of a step and the
-start of the next one go together.
+A transaction takes what all runs of all loops have submitted when it begins. What comes later waits
+for the next one. A `CommitQueue` submits the events of its loop's sessions at the end of the turn
+in which a session waits for its events. Otherwise it waits a few turns of the loop, and no time,
+for what may follow: the end of a step and the start of the next one go together.
 
-The journal's thread does one thing after the other. So when it has done what a desk asked for, all
-that this desk handed in is kept, whoever's transaction has taken it along.
+The worker thread runs one job after the other. So when a job of a queue is done, everything that
+the queue had submitted is committed, by whichever job.
 """
 
 from __future__ import annotations
@@ -21,148 +20,142 @@ from asyncflow._core.errors import JournalError, RunCancelledError
 from asyncflow.events import Event, RunFinished, RunResumed, RunStarted
 from asyncflow.journal._event_codec import Row, column_of, row_of
 from asyncflow.journal._store import Change, CommitBatch
-from asyncflow.journal._worker import JournalWorker, Lease, Thread
+from asyncflow.journal._worker import JournalWorker, Lease, WorkerThread
 
 __all__ = ["CommitQueue", "FinishedSession", "SQLSession"]
 
-_Waiter = asyncio.Future[None]
 _OnStop = Callable[[JournalError | RunCancelledError], object]
+_Waiter = asyncio.Future[None]
+
+_TURNS = 8
+"""How many turns of the loop to wait for what may follow. A run takes up to 4 from the end of a
+step to the start of the next one."""
+
+_CHANGING = (RunStarted, RunResumed, RunFinished)
+"""The events that change the row of their run."""
 
 
 class SQLSession:
-    """What one run writes. Only its event loop may use it."""
+    """One run's `asyncflow._runtime.durable.JournalSession`, used in its event loop only."""
 
-    def __init__(self, desk: CommitQueue, holding: Lease) -> None:
-        self._desk = desk
-        self._holding = holding
-        self._added = holding.kept
+    def __init__(self, queue: CommitQueue, lease: Lease) -> None:
+        self._queue = queue
+        self._lease = lease
+        self._added = lease.committed
+        """The position of the last event that was added."""
         self._rows: list[Row] = []
         self._change: Change | None = None
         self._closing = False
         self._waiters: deque[tuple[int, _Waiter]] = deque()
         self._closers: list[_Waiter] = []
         self._on_stop: _OnStop | None = None
-        self._is_cancelled = False
-        holding.tell = self.settle
+        self._cancel_reported = False
+        lease.on_change = self.settle
 
     def watch(self, on_stop: _OnStop) -> None:
-        """Have something called in the event loop if the journal fails or the run is cancelled."""
         self._on_stop = on_stop
         self.settle()
 
     def add(self, event: Event) -> None:
-        """Have an event written. Never blocks. After a failure or the close it does nothing."""
-        if self._closing or self._holding.failure:
+        if self._closing or self._lease.failure:
             return
         self._added += 1
-        self._rows.append(row_of(self._holding.run_id, self._added, event))
+        self._rows.append(row_of(self._lease.run_id, self._added, event))
         if isinstance(event, _CHANGING):
-            self._change = _changed(self._change, event)
-        self._desk.expect(self)
+            self._change = _merged(self._change, event)
+        self._queue.schedule(self)
 
     async def kept(self) -> None:
-        """Wait until all that was added before is committed. After a failure, wait for ever."""
-        holding = self._holding
-        if holding.failure or holding.kept < self._added:
+        lease = self._lease
+        if lease.failure or lease.committed < self._added:
             if self._rows:
-                self._desk.hurry()
-            waiter = self._desk.loop.create_future()
+                self._queue.hurry()
+            waiter = self._queue.loop.create_future()
             self._waiters.append((self._added, waiter))
             await waiter
 
     def close(self) -> Coroutine[Any, Any, None]:
-        """Wait until all is committed and give up the claim.
-
-        It may be cancelled, and called again. It begins when it is called: a task that awaits it
-        may be cancelled before its first step.
-
-        Raises:
-            JournalError: Something was not committed.
-        """
+        # It begins at the call: a task that awaits it may be cancelled before its first step.
         if not self._closing:
             self._closing = True
-            self._desk.expect(self)
-            self._desk.hurry()
+            self._queue.schedule(self)
+            self._queue.hurry()
         return self._closed()
 
     async def _closed(self) -> None:
-        if not self._holding.over:
-            waiter = self._desk.loop.create_future()
+        if not self._lease.released:
+            waiter = self._queue.loop.create_future()
             self._closers.append(waiter)
             await waiter
-        if self._holding.failure:
-            raise self._holding.failure
+        if self._lease.failure:
+            raise self._lease.failure
 
-    def hand_over(self) -> tuple[Lease, CommitBatch]:
-        """Return what there is to write, which is forgotten here."""
+    def take_batch(self) -> tuple[Lease, CommitBatch]:
+        """Return what is to be committed, and forget it."""
         rows, change = self._rows, self._change
         self._rows, self._change = [], None
-        run_id, token = self._holding.run_id, self._holding.token
-        return self._holding, CommitBatch(run_id, token, rows, change, self._closing)
+        run_id, token = self._lease.run_id, self._lease.token
+        return self._lease, CommitBatch(run_id, token, rows, change, self._closing)
 
-    def give_up(self, error: JournalError) -> None:
-        """Note that nothing more can be handed in."""
-        self._holding.fail(error)
-        self._holding.over = True
+    def fail(self, error: JournalError) -> None:
+        """End the session, because the worker takes no more batches."""
+        self._lease.fail(error)
+        self._lease.released = True
 
     def settle(self) -> None:
-        """Let go on what has waited for what the thread has done by now."""
-        holding, waiters = self._holding, self._waiters
-        if self._on_stop and holding.is_cancelled and not self._is_cancelled:
-            self._is_cancelled = True
-            self._desk.loop.call_soon(self._on_stop, RunCancelledError(holding.run_id))
-        if self._on_stop and holding.failure:
-            self._desk.loop.call_soon(self._on_stop, holding.failure)
+        """Compare with the lease: wake waiters, and report a failure or a cancel request."""
+        lease, waiters = self._lease, self._waiters
+        if self._on_stop and lease.cancel_requested and not self._cancel_reported:
+            self._cancel_reported = True
+            self._queue.loop.call_soon(self._on_stop, RunCancelledError(lease.run_id))
+        if self._on_stop and lease.failure:
+            self._queue.loop.call_soon(self._on_stop, lease.failure)
             self._on_stop = None
-        while waiters and not holding.failure and waiters[0][0] <= holding.kept:
+        while waiters and not lease.failure and waiters[0][0] <= lease.committed:
             _resolve(waiters.popleft()[1])
-        if holding.over:
-            self._on_stop = holding.tell = None
+        if lease.released:
+            self._on_stop = lease.on_change = None
             while self._closers:
                 _resolve(self._closers.pop())
 
 
 class FinishedSession:
-    """What a run has to write that has passed: nothing. So who reads it need not own it."""
+    """The session of a run that has passed: there is nothing to write, and no lease to hold."""
 
-    def watch(self, on_stop: _OnStop) -> None:
-        """Do nothing: nobody gets that far."""
+    def watch(self, on_stop: _OnStop) -> None: ...
 
-    def add(self, event: Event) -> None:
-        """Do nothing, either."""
+    def add(self, event: Event) -> None: ...
 
-    async def kept(self) -> None:
-        """Return at once, as there is nothing."""
+    async def kept(self) -> None: ...
 
-    async def close(self) -> None:
-        """Do nothing."""
+    async def close(self) -> None: ...
 
 
 class CommitQueue:
-    """The books of one event loop: it hands in what they have to write, all at once."""
+    """The sessions of one event loop that have something to commit."""
 
     def __init__(
-        self, loop: asyncio.AbstractEventLoop, thread: Thread, clerk: JournalWorker
+        self, loop: asyncio.AbstractEventLoop, thread: WorkerThread, worker: JournalWorker
     ) -> None:
         self.loop = loop
         self._thread = thread
-        self._clerk = clerk
-        self._expected: dict[SQLSession, None] = {}
-        self._sent: list[SQLSession] = []
+        self._worker = worker
+        self._scheduled: dict[SQLSession, None] = {}
+        self._submitted: list[SQLSession] = []
         self._busy = False
         self._turns = 0
 
-    def expect(self, book: SQLSession) -> None:
-        """Let a book hand over what it has, a few turns from now or after what is under way."""
-        if not self._expected:
+    def schedule(self, session: SQLSession) -> None:
+        """Submit a session's events a few turns from now, or after the job that is under way."""
+        if not self._scheduled:
             self._turns = _TURNS
-        self._expected[book] = None
+        self._scheduled[session] = None
         if not self._busy:
             self._busy = True
             self.loop.call_soon(self._wait)
 
     def hurry(self) -> None:
-        """Let the books hand over what they have at the end of this turn."""
+        """Submit at the end of this turn."""
         self._turns = min(self._turns, 1)
 
     def _wait(self) -> None:
@@ -170,39 +163,32 @@ class CommitQueue:
             self._turns -= 1
             self.loop.call_soon(self._wait)
         else:
-            self._send()
+            self._submit()
 
-    def _send(self) -> None:
-        books = self._sent = list(self._expected)
-        self._expected.clear()
-        self._clerk.hand_in([book.hand_over() for book in books])
+    def _submit(self) -> None:
+        sessions = self._submitted = list(self._scheduled)
+        self._scheduled.clear()
+        self._worker.submit([session.take_batch() for session in sessions])
         try:
-            job = self.loop.run_in_executor(self._thread, self._clerk.write)
+            job = self.loop.run_in_executor(self._thread, self._worker.commit)
         except JournalError as error:
-            for book in books:
-                book.give_up(JournalError(error.journal, error.problem))
+            for session in sessions:
+                session.fail(JournalError(error.journal, error.problem))
             self._settle()
         else:
             job.add_done_callback(self._settle)
 
     def _settle(self, job: asyncio.Future[None] | None = None) -> None:
-        sent, self._sent = self._sent, []
-        self._busy = bool(self._expected)
+        submitted, self._submitted = self._submitted, []
+        self._busy = bool(self._scheduled)
         if self._busy:
             self._wait()
-        for book in sent:
-            book.settle()
+        for session in submitted:
+            session.settle()
 
 
-_TURNS = 8
-"""How many turns of the loop to wait for what may follow. A run takes up to 4 from the end of a
-step to the start of the next one."""
-
-_CHANGING = (RunStarted, RunResumed, RunFinished)
-
-
-def _changed(before: Change | None, event: RunStarted | RunResumed | RunFinished) -> Change:
-    """Return what events change in the row of their run."""
+def _merged(before: Change | None, event: RunStarted | RunResumed | RunFinished) -> Change:
+    """Return what an event and those before it change in the row of their run."""
     if isinstance(event, RunStarted):
         return Change("running", column_of(event.pipeline), event.wall_time)
     status = event.outcome if isinstance(event, RunFinished) else "running"

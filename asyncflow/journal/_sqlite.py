@@ -1,14 +1,11 @@
-"""SQLite as the database of a journal: one connection, used in one thread.
+"""The journal in an SQLite file.
 
 Several processes may share the file:
 
-- Each transaction that writes begins with ``BEGIN IMMEDIATE``. One that reads first and writes then
-  would fail at once, without waiting, if another process wrote in between.
-- The log is copied into the file only while nobody can write. Before version 3.51.3, SQLite could
-  damage the file if another process committed at a certain moment of that (sqlite.org/wal.html,
-  "the WAL-reset bug").
-
-A journal in a file.
+- A transaction that writes begins with ``BEGIN IMMEDIATE``. If it read first, it would fail at
+  once, without waiting, when another process wrote in between.
+- A checkpoint copies the WAL into the file only while no process can write. Before version 3.51.3,
+  SQLite could damage the file otherwise (sqlite.org/wal.html, "the WAL-reset bug").
 """
 
 from __future__ import annotations
@@ -18,6 +15,7 @@ import sqlite3
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, suppress
+from functools import cache
 from typing import Literal, TypeVar
 
 from asyncflow._core.errors import JournalError, escape_controls
@@ -37,10 +35,10 @@ T = TypeVar("T")
 Synchronous = Literal["FULL", "NORMAL"]
 
 IN_MEMORY = ":memory:"
-"""The path of a database that only its connection has."""
+"""The path of a database that belongs to one connection."""
 
 _APPLICATION = 0x61737966
-"""What a file of ours says it is, in `PRAGMA application_id`: the first letters of asyncflow."""
+"""The `PRAGMA application_id` of a journal: the first letters of asyncflow."""
 
 _TABLES = {"runs", "leases", "events"}
 
@@ -68,10 +66,10 @@ released: add another."""
 
 _NOW = "((julianday('now') - 2440587.5) * 86400.0)"
 
-_LOG_BYTES = 4 * 1024 * 1024
-"""How long the log may grow. Started over, it is cut to half of that."""
+_WAL_BYTES = 4 * 1024 * 1024
+"""How large the WAL may grow. When it is restarted, it is truncated to half of that."""
 
-_SAFE = "what was committed before is safe, and nothing of this transaction was kept"
+_SAFE = "what was committed before is safe, and nothing of this transaction was stored"
 
 
 class SQLite:
@@ -79,34 +77,29 @@ class SQLite:
 
     Args:
         path: The file.
-        synchronous: How far a commit goes: to the disk, or to the operating system.
-        patience_s: How long to wait for other processes that write.
+        synchronous: Whether a commit reaches the disk, or only the operating system.
+        patience_s: How many seconds to wait for other processes that write.
     """
 
     def __init__(self, path: str, synchronous: Synchronous, patience_s: float) -> None:
         self.name = path
-        # SQLite keeps the log beside the file that a link leads to.
+        # SQLite puts the WAL beside the file that a link leads to.
         self._path = path if path == IN_MEMORY else os.path.realpath(path)
         self._synchronous = synchronous
         self._patience_s = patience_s
         self._connection: sqlite3.Connection | None = None
-        self._phrases: dict[str, str] = {}
 
-    def phrase(self, sql: str) -> str:
-        try:
-            return self._phrases[sql]
-        except KeyError:
-            said = sql.replace("{now}", _NOW).replace("{lock}", "").replace("{like}", "GLOB")
-            return self._phrases.setdefault(sql, said)
+    def translate(self, sql: str) -> str:
+        return _translated(sql)
 
     def pattern(self, text: str) -> str:
-        # Alone in brackets, no character means anything but itself, save one that needs none.
+        # Alone in brackets, every character but ^ stands for itself; ^ does so without brackets.
         sets = [letter if letter == "^" else f"[{either_case(letter)}]" for letter in text]
         return f"*{''.join(sets)}*"
 
     @contextmanager
     def transaction(self) -> Iterator[sqlite3.Cursor]:
-        with self._explained():
+        with self._translated_errors():
             cursor = self._connected().cursor()
             cursor.execute("BEGIN IMMEDIATE")
             try:
@@ -115,11 +108,11 @@ class SQLite:
             except BaseException:
                 self._roll_back()
                 raise
-            self._shorten_log(cursor)
+            self._checkpoint(cursor)
 
     @contextmanager
     def reading(self) -> Iterator[sqlite3.Cursor]:
-        with self._explained():
+        with self._translated_errors():
             yield self._connected().cursor()
 
     def close(self) -> None:
@@ -128,18 +121,18 @@ class SQLite:
             with suppress(sqlite3.Error):
                 connection.close()
 
-    def _shorten_log(self, cursor: sqlite3.Cursor) -> None:
-        """Copy the log into the file if it is long. The next transaction starts it over then."""
+    def _checkpoint(self, cursor: sqlite3.Cursor) -> None:
+        """Copy a large WAL into the file, so that the next transaction restarts it."""
         try:
-            if os.stat(f"{self._path}-wal").st_size < _LOG_BYTES:
+            if os.stat(f"{self._path}-wal").st_size < _WAL_BYTES:
                 return
         except OSError:  # there is none: the database is in memory
             return
-        # Whatever fails here fails for the next transaction, too, if it matters.
+        # A failure that matters recurs in the next transaction.
         with suppress(sqlite3.Error):
             cursor.execute("BEGIN IMMEDIATE")
             try:
-                # The transaction keeps others from writing, and itself from doing this.
+                # The transaction blocks other writers, and can't do this itself.
                 with closing(sqlite3.connect(self._path, isolation_level=None)) as second:
                     second.execute("PRAGMA wal_checkpoint(PASSIVE)")
             finally:
@@ -151,7 +144,7 @@ class SQLite:
             if self._connection.in_transaction:
                 self._connection.execute("ROLLBACK")
         except sqlite3.Error:
-            self.close()  # which rolls back as well
+            self.close()  # rolls back as well
 
     def _connected(self) -> sqlite3.Connection:
         if self._connection is None:
@@ -168,11 +161,11 @@ class SQLite:
 
     def _prepare(self, connection: sqlite3.Connection) -> None:
         _check_owner(connection, self.name)
-        # The one statement for which SQLite does not always wait for others.
+        # For this statement alone, SQLite does not always wait for others.
         self._patiently(lambda: connection.execute("PRAGMA journal_mode = WAL"))
         connection.execute(f"PRAGMA synchronous = {self._synchronous}")
         connection.execute("PRAGMA wal_autocheckpoint = 0")
-        connection.execute(f"PRAGMA journal_size_limit = {_LOG_BYTES // 2}")
+        connection.execute(f"PRAGMA journal_size_limit = {_WAL_BYTES // 2}")
         while (version := _version(connection)) < len(_MIGRATIONS):
             _migrate(connection, version)
         if version > len(_MIGRATIONS):
@@ -194,7 +187,7 @@ class SQLite:
                 time.sleep(0.005)
 
     @contextmanager
-    def _explained(self) -> Iterator[None]:
+    def _translated_errors(self) -> Iterator[None]:
         try:
             yield
         except sqlite3.Error as error:
@@ -202,12 +195,16 @@ class SQLite:
 
     def _explain(self, error: sqlite3.Error) -> str:
         code = getattr(error, "sqlite_errorcode", 0) & 0xFF
-        said = escape_controls(str(error))
-        what, way_out = _PROBLEMS.get(code, _UNKNOWN)
+        problem, way_out = _PROBLEMS.get(code, _UNKNOWN)
         if code == sqlite3.SQLITE_CANTOPEN and os.path.isdir(self._path):
-            what, way_out = "it is a directory", "name a file in it, such as runs.db"
-        what = what.format(patience_s=self._patience_s)
-        return f"{what} ({said}); {way_out}"
+            problem, way_out = "it is a directory", "name a file in it, such as runs.db"
+        problem = problem.format(patience_s=self._patience_s)
+        return f"{problem} ({escape_controls(str(error))}); {way_out}"
+
+
+@cache
+def _translated(sql: str) -> str:
+    return sql.replace("{now}", _NOW).replace("{lock}", "").replace("{like}", "GLOB")
 
 
 _PROBLEMS = {
@@ -218,10 +215,13 @@ _PROBLEMS = {
     ),
     sqlite3.SQLITE_BUSY: (
         "another process has kept the database locked for {patience_s:g} s",
-        f"{_SAFE}: find who holds it, such as a shell with an open transaction or a backup, or "
-        "give each a file of its own",
+        f"{_SAFE}: find what locks it, such as a shell with an open transaction or a backup, or "
+        "give each process a file of its own",
     ),
-    sqlite3.SQLITE_NOTADB: ("it is no SQLite database", "it was left as it is: use another file"),
+    sqlite3.SQLITE_NOTADB: (
+        "it is not an SQLite database",
+        "it was left as it is: use another file",
+    ),
     sqlite3.SQLITE_CORRUPT: (
         "the database is damaged",
         "nothing more is written to it: save a copy, try sqlite3's .recover, and use another file",
@@ -244,19 +244,19 @@ def _is_busy(error: sqlite3.Error) -> bool:
 
 
 def _check_owner(connection: sqlite3.Connection, name: str) -> None:
-    """See that a database is empty or ours, before anything in it is changed."""
-    connection.execute("BEGIN")  # so that all is read at one moment
+    """Check that a database is empty or a journal, before anything in it is changed."""
+    connection.execute("BEGIN")  # to read everything at one moment
     try:
         ((application,),) = connection.execute("PRAGMA application_id").fetchall()
         version = _version(connection)
         found = connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'").fetchall()
     finally:
-        with suppress(sqlite3.Error):  # some errors have done it already
+        with suppress(sqlite3.Error):  # some errors roll back by themselves
             connection.execute("ROLLBACK")
     tables = {table for (table,) in found}
     is_ours = application == _APPLICATION
     is_empty = not application and not version and not tables
-    # Before there was a first release, they did not say so.
+    # Before the first release, journals had no application_id.
     is_early = not application and version and tables >= _TABLES
     if not (is_ours or is_empty or is_early):
         problem = "it is the database of another program"
@@ -271,7 +271,7 @@ def _version(connection: sqlite3.Connection) -> int:
 
 
 def _migrate(connection: sqlite3.Connection, version: int) -> None:
-    """Bring the schema from a version to the next one, unless another process just did."""
+    """Migrate the schema from a version to the next one, unless another process just did."""
     connection.execute("BEGIN IMMEDIATE")
     try:
         if _version(connection) == version:
@@ -288,40 +288,37 @@ def _migrate(connection: sqlite3.Connection, version: int) -> None:
 class SQLiteJournal(SQLJournal):
     """A journal in a file, for one machine.
 
-    One thread writes to the file, another one reads from it; they start when they are first needed,
-    and neither block an event loop nor keep the interpreter alive. Close it (``async with``,
-    `aclose`, `close`).
+    One thread writes to the file and another one reads from it. They start when they are first
+    needed, and neither block an event loop nor keep the interpreter alive. Close the journal
+    (``async with``, `aclose`, `close`).
 
-    The file is in WAL mode, so while it is open there are two more beside it (``-wal``, ``-shm``;
-    they belong to it), and it must not be on a network file system. It must be empty, or have been
-    written by a journal: the database of another program is left as it is.
+    The file is in WAL mode: while it is open, two more files belong to it (``-wal``, ``-shm``), and
+    it must not be on a network file system. It must be empty, or written by a journal; the database
+    of another program is left as it is.
 
     Any number of processes may share the file through journals, with every version of SQLite.
     Versions before 3.51.3 (see ``sqlite3.sqlite_version``) can damage a file in WAL mode if one
-    process commits at a certain moment while another one copies the log into the file
-    (sqlite.org/wal.html#walresetbug). Journals copy it only while nobody can write. That does not
-    cover other programs that write to the file with such a version: theirs may copy it at any time.
-    Reading it is harmless.
+    process commits at a certain moment of another one's checkpoint
+    (sqlite.org/wal.html#walresetbug). Journals checkpoint only while no process can write. That
+    does not cover other programs that write to the file with such a version. Reading is harmless.
 
     Args:
-        path: The file. It is created if there is none; its directory must exist. With
-            ``":memory:"``, for tests, the runs are gone when the journal is closed, and reading
-            makes those that write wait.
-        synchronous: ``"FULL"``: what is committed survives that the machine loses power.
-            ``"NORMAL"``: it survives that the process dies, but the last commits may be lost if the
-            machine loses power; steps whose results are lost so run again. It is faster, and the
-            database is as safe.
-        codec: ``"json"`` keeps what comes back exactly equal from JSON, given the annotations of
-            the actions or without them. ``"cloudpickle"`` pickles what does not, which needs an
-            extra (``asyncflow-tiers[cloudpickle]``); whoever can write to the file can then run
-            code.
-        max_payload_bytes: How many bytes one output or one input may take.
-        lease_s: After how many seconds without a sign of life a process loses its runs, 0.1 to
-            86,400. A third of it is how long a write waits while other processes write.
-        owner: What others are told who runs a run; by default process id and host.
+        path: The file. It is created if it is missing; its directory must exist. With
+            ``":memory:"``, for tests, the runs are gone when the journal is closed, and writes wait
+            for reads.
+        synchronous: With ``"FULL"``, a commit survives a power failure. With ``"NORMAL"`` it
+            survives the death of the process, but a power failure may undo the last commits, whose
+            steps then run again. That is faster, and the database is as safe.
+        codec: ``"json"`` stores values that come back exactly equal from JSON, with or without the
+            annotations of the actions. ``"cloudpickle"`` pickles other values, which needs an extra
+            (``asyncflow-tiers[cloudpickle]``); anyone who can write to the file can then run code.
+        max_payload_bytes: The maximum size of one output or input, in bytes.
+        lease_s: After how many seconds without renewal a process loses its runs, 0.1 to 86,400. A
+            write waits for a third of it while other processes write.
+        owner: The name of this process for others; by default its id and host.
 
     Raises:
-        TypeError: The path is neither text nor a path.
+        TypeError: The path is neither a text nor a path.
         ValueError: It is the address of something else, there is no such ``synchronous`` or
             ``codec``, or a number is out of range.
         JournalError: When it is used: the file can't be read or written. The message says why, and
@@ -345,7 +342,7 @@ class SQLiteJournal(SQLJournal):
         first, second = (Store(SQLite(name, synchronous, lease_s / 3)) for _ in range(2))
         super().__init__(
             first,
-            None if name == IN_MEMORY else second,  # which would be another database
+            None if name == IN_MEMORY else second,  # it would be another database
             codec=codec,
             max_payload_bytes=max_payload_bytes,
             lease_s=lease_s,
@@ -359,7 +356,7 @@ def _checked_path(path: object) -> str:
         raise TypeError(f"path must be a str or a path such as a pathlib.Path, not {path!r}")
     scheme, has_scheme, _ = name.partition("://")
     if has_scheme and scheme.replace("+", "").isalnum():
-        # What follows may hold a password.
+        # The rest may hold a password.
         is_postgres = scheme.startswith("postgres")
         way_out = "give it to PostgresJournal" if is_postgres else "give a path, such as 'runs.db'"
         raise ValueError(f"path must be that of a file, not a {scheme}:// address; {way_out}")

@@ -1,25 +1,21 @@
-"""What a journal keeps in an SQL database: runs, their events, and who owns them.
+"""The SQL statements of a journal: runs, their events, and the leases of their owners.
 
-The statements are the same for every database. What a second database must provide is a
-`Database`: how a transaction begins and ends, its dialect (`phrase`), its schema, and what its
-driver's errors mean, as `JournalError`.
+They are the same for every database. A database must provide what `Database` asks for: how a
+transaction begins and ends, its dialect (`translate`), its schema, and what its driver's errors
+mean, as `JournalError`. Everything is called in one thread only.
 
-- `runs` has one row a run, written with its first event. Its status follows the events.
-- `leases` says who may write to a run. Whoever claims a run raises its `token`, and every
-  transaction that writes events checks the token, so an owner that was taken for dead writes
-  nothing more when it wakes up. A row stays when its owner leaves, so that tokens only grow.
-  `cancel_token` is the token of the claim that was asked to stop, so it asks nothing of the next
-  one. Times are those of the database's clock.
-- `events` has one row an event. Its columns are those of `asyncflow.journal._event_codec.Row`.
-
-What a journal needs of the database that it keeps its runs in.
-
-All of it is called in one thread only.
+- `runs` has one row per run, written with its first event. Its status follows the events.
+- `leases` says who may write to a run. A claim raises the run's `token`, and every transaction that
+  writes events checks the token, so an owner that stood still writes nothing after another one has
+  claimed the run. A row stays when its owner releases it, so that tokens only grow. `cancel_token`
+  is the token of the claim that was asked to stop, so the request is void for the next claim. Times
+  are by the database's clock.
+- `events` has one row per event, with the columns of `asyncflow.journal._event_codec.Row`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from functools import cache
 from itertools import chain, islice
@@ -27,7 +23,8 @@ from typing import Any, NamedTuple, Protocol
 
 from asyncflow._core.errors import JournalError, RunAlreadyActiveError, describe_fully
 from asyncflow.events import Event
-from asyncflow.journal._event_codec import Row, event_of
+from asyncflow.journal._event_codec import Row, column_of, event_of
+from asyncflow.journal._queries import RunFilter
 
 __all__ = [
     "Change",
@@ -35,7 +32,6 @@ __all__ = [
     "CommitBatch",
     "Cursor",
     "Database",
-    "Place",
     "RunRow",
     "Store",
     "UnsettledError",
@@ -46,7 +42,7 @@ Parameters = Sequence[Any]
 
 
 class UnsettledError(JournalError):
-    """It may have been committed or not, and it may succeed if it is tried again."""
+    """The transaction may or may not be committed, and may succeed if it is tried again."""
 
 
 class Cursor(Protocol):
@@ -60,74 +56,70 @@ class Cursor(Protocol):
 
 
 class Database(Protocol):
-    """One connection to a database, or several behind one face.
+    """A connection to a database.
 
-    It connects when it is first used, and again when the connection was lost, and brings the
-    schema up to date then. Whatever the driver raises in a ``with`` block of `transaction` or
-    `reading`, or while it begins or ends one, is raised as a `JournalError`.
+    It connects when it is first used and after the connection was lost, and migrates the schema
+    then. Errors of the driver in a ``with`` block of `transaction` or `reading`, or at its begin or
+    end, are raised as `JournalError`.
     """
 
     name: str
-    """What error messages call it: a path, an address without its password."""
+    """Its name in errors: a path, or an address without its password."""
 
-    def phrase(self, sql: str) -> str:
-        """Return a statement in the words of this database, and remember it.
+    def translate(self, sql: str) -> str:
+        """Return a statement in the dialect of this database, cached.
 
         ``?`` stands for a parameter, ``{now}`` for the seconds since the epoch by the database's
         clock (not that of the transaction's start), as a float, and ``{lock}``, at the end of a
-        SELECT in a transaction, for what locks its rows (``FOR UPDATE``), if that needs saying.
-        ``{like}`` compares a text with a `pattern`.
+        SELECT in a transaction, for what locks its rows (``FOR UPDATE``), if the database needs
+        that. ``{like}`` compares a text with a `pattern`.
         """
         ...
 
     def pattern(self, text: str) -> str:
-        """Return what matches every text that has this one in it, in whatever case."""
+        """Return a pattern that matches every text that contains this one, in any case."""
         ...
 
     def transaction(self) -> AbstractContextManager[Cursor]:
-        """Begin a transaction that writes. The ``with`` block commits it, or rolls it back."""
+        """Begin a transaction that writes; the end of the block commits it or rolls it back."""
         ...
 
     def reading(self) -> AbstractContextManager[Cursor]:
-        """Give a cursor for SELECTs."""
+        """Return a cursor for SELECTs."""
         ...
 
     def close(self) -> None:
-        """Disconnect, never raise. Using it again afterwards connects again."""
+        """Disconnect, and never raise. The next use connects again."""
         ...
 
 
 def either_case(letter: str) -> str:
-    """Return a letter as it is, small and large, each once and as long as it stays one."""
+    """Return a letter and its lower and upper case, each once, if that is one character."""
     return "".join(sorted({c for c in (letter, letter.lower(), letter.upper()) if len(c) == 1}))
 
 
-Place = tuple[float, str]
-"""Where a run stands in the list of all: when it began, and its id."""
-
-
 class Change(NamedTuple):
-    """What an event changes in the row of its run."""
+    """What events change in the row of their run."""
 
     status: str
     pipeline: str | None = None
-    """Set by the event with which the run begins, as is ``started_at``."""
+    """Set by the first event, as is ``started_at``."""
     started_at: float | None = None
 
 
 class CommitBatch(NamedTuple):
-    """What one run has to write."""
+    """What one run has to commit."""
 
     run_id: str
     token: int
     rows: Sequence[Row]
     change: Change | None
     release: bool
-    """Whether its owner leaves it afterwards."""
+    """Whether to release the lease afterwards."""
 
 
 class Claim(NamedTuple):
-    """Who wants to own a run."""
+    """The process that claims runs, and how."""
 
     owner: str
     process: str
@@ -137,7 +129,7 @@ class Claim(NamedTuple):
 
 
 class RunRow(NamedTuple):
-    """A row of `runs`, with what its lease says."""
+    """A row of `runs` with its lease."""
 
     run_id: str
     pipeline: str
@@ -145,7 +137,7 @@ class RunRow(NamedTuple):
     started_at: float
     updated_at: float
     owner: str | None
-    """Who has claimed it; ``None`` if nobody has, or the lease is over."""
+    """The lease holder; ``None`` if there is none, or the lease has expired."""
     process: str | None
 
 
@@ -186,13 +178,13 @@ _RUNS = (
     "FROM runs r LEFT JOIN leases l ON l.run_id = r.run_id"
 )
 _BEFORE = ("", "r.started_at < ?", "(r.started_at, r.run_id) < (?, ?)")
-"""What it means to be before a place in that list, of which so much is known."""
+"""The condition for runs before a place, by how many parts of the place are given."""
 _ENDED = (
     "SELECT r.run_id, (SELECT COALESCE(MAX(e.position), 0) FROM events e "
     "WHERE e.run_id = r.run_id) FROM leases l JOIN runs r ON r.run_id = l.run_id "
     f"WHERE {_FREE} AND r.status <> 'running' AND r.updated_at <= {{now}} - ?"
 )
-_ENDED_SO = f"{_ENDED} AND r.status = ?"
+_ENDED_AS = f"{_ENDED} AND r.status = ?"
 _STRAY = (
     f"SELECT l.run_id, 0 FROM leases l WHERE {_FREE} "
     "AND NOT EXISTS (SELECT 1 FROM runs r WHERE r.run_id = l.run_id)"
@@ -202,125 +194,124 @@ _DELETABLE = (
     "r.run_id = l.run_id AND (r.status = 'running' OR r.updated_at > {now} - ?))"
 )
 
-_ROWS_AT_ONCE = 64
-"""How many rows one INSERT writes at most. It is a power of two."""
+_CHUNK = 64
+"""How many rows or ids one statement takes at most; a power of two."""
 
 
 class Store:
-    """The statements, in the words of one database."""
+    """Executes the statements on one database."""
 
     def __init__(self, database: Database) -> None:
         self.database = database
 
+    def _execute(self, cursor: Cursor, sql: str, parameters: Parameters = ()) -> None:
+        cursor.execute(self.database.translate(sql), parameters)
+
     def claim(self, run_id: str, claim: Claim) -> int:
-        """Become the owner of a run and return the token of that.
+        """Claim a run and return the token of the claim.
 
         Raises:
-            RunAlreadyActiveError: Another one owns it, and may be alive.
+            RunAlreadyActiveError: It has another owner, which is not provably dead.
         """
-        phrase = self.database.phrase
         with self.database.transaction() as cursor:
-            cursor.execute(phrase(_MAKE_LEASE), (run_id,))
-            cursor.execute(phrase(_LEASE), (run_id,))
+            self._execute(cursor, _MAKE_LEASE, (run_id,))
+            self._execute(cursor, _LEASE, (run_id,))
             lease = cursor.fetchone()
             _check_free(run_id, lease, claim)
-            cursor.execute(phrase(_CLAIM), (claim.owner, claim.process, claim.lease_s, run_id))
+            self._execute(cursor, _CLAIM, (claim.owner, claim.process, claim.lease_s, run_id))
         return int(lease[-1]) + 1
 
     def renew(self, claims: Iterable[tuple[str, int]], lease_s: float) -> set[tuple[str, int]]:
-        """Prolong claims, each a run and its token, and return those that are lost."""
+        """Renew the leases of claims, each a run id and a token, and return the lost ones."""
         lost = set()
         with self.database.transaction() as cursor:
             for run_id, token in sorted(claims):
-                cursor.execute(self.database.phrase(_RENEW), (lease_s, run_id, token))
+                self._execute(cursor, _RENEW, (lease_s, run_id, token))
                 if not cursor.rowcount:
                     lost.add((run_id, token))
         return lost
 
     def release(self, run_id: str, token: int) -> None:
-        """Give up a claim, if it still holds."""
+        """Release the lease of a claim if the claim is still valid."""
         with self.database.transaction() as cursor:
-            cursor.execute(self.database.phrase(_RELEASE), (run_id, token))
+            self._execute(cursor, _RELEASE, (run_id, token))
 
     def cancel(self, run_id: str, claim: Claim) -> int | None:
-        """Leave word for whoever owns a run to stop it, and return the token of that claim.
+        """Request cancellation from the lease holder; return its token, or None if there is none.
 
-        It is ``None`` if nobody owns the run, or who does is provably dead.
+        A holder that is provably dead counts as none.
         """
         with self.database.transaction() as cursor:
-            cursor.execute(self.database.phrase(_LEASE), (run_id,))
+            self._execute(cursor, _LEASE, (run_id,))
             lease = cursor.fetchone()
             if lease is None or not _is_owned(lease, claim):
                 return None
-            cursor.execute(self.database.phrase(_CANCEL), (run_id,))
+            self._execute(cursor, _CANCEL, (run_id,))
         return int(lease[-1])
 
     def cancelled(self) -> list[tuple[str, int]]:
-        """Return the claims that were asked to stop, each a run and its token."""
+        """Return the claims that were asked to stop, each a run id and a token."""
         with self.database.reading() as cursor:
-            cursor.execute(self.database.phrase(_CANCELLED))
+            self._execute(cursor, _CANCELLED)
             return [(run_id, int(token)) for run_id, token in cursor.fetchall()]
 
     def write(self, take: Callable[[], Sequence[CommitBatch]]) -> set[tuple[str, int]]:
-        """Write parcels in one transaction and return the claims that are lost.
+        """Write batches in one transaction and return the claims that are lost.
 
         Args:
-            take: Called once when the transaction has begun, which may take a while.
+            take: Returns the batches. Called when the transaction has begun, which may take long.
         """
         with self.database.transaction() as cursor:
-            parcels = take()
-            owned = self._owned(cursor, parcels)
-            mine = [parcel for parcel in parcels if (parcel.run_id, parcel.token) in owned]
-            self._insert(cursor, [row for parcel in mine for row in parcel.rows])
-            for parcel in mine:
-                self._finish(cursor, parcel)
-        return {(parcel.run_id, parcel.token) for parcel in parcels} - owned
+            batches = take()
+            claims = self._lock(cursor, {batch.run_id for batch in batches})
+            owned = [batch for batch in batches if (batch.run_id, batch.token) in claims]
+            self._insert(cursor, [row for batch in owned for row in batch.rows])
+            for batch in owned:
+                self._finish(cursor, batch)
+        return {(batch.run_id, batch.token) for batch in batches} - claims
 
-    def _owned(self, cursor: Cursor, parcels: Sequence[CommitBatch]) -> set[tuple[str, int]]:
-        return self._tokens(cursor, {parcel.run_id for parcel in parcels})
-
-    def _tokens(self, cursor: Cursor, of: Iterable[str]) -> set[tuple[str, int]]:
-        """Lock leases, and return each run with its token."""
-        owned: set[tuple[str, int]] = set()
+    def _lock(self, cursor: Cursor, of: Iterable[str]) -> set[tuple[str, int]]:
+        """Lock the leases of runs, and return each run id with its token."""
+        claims: set[tuple[str, int]] = set()
         # In one order, so that two processes that lock rows never wait for each other.
         run_ids = sorted(of)
-        for some in _chunks([*run_ids, *run_ids[-1:] * _missing(len(run_ids))]):
-            cursor.execute(
-                self.database.phrase(
-                    "SELECT run_id, token FROM leases WHERE run_id IN "
-                    f"({_marks(len(some))}) ORDER BY run_id{{lock}}"
-                ),
-                some,
+        # Padded, so that few statements have to be compiled.
+        for chunk in _chunks([*run_ids, *run_ids[-1:] * _padding(len(run_ids))]):
+            self._execute(
+                cursor,
+                "SELECT run_id, token FROM leases WHERE run_id IN "
+                f"({_marks(len(chunk))}) ORDER BY run_id{{lock}}",
+                chunk,
             )
-            owned.update((run_id, token) for run_id, token in cursor.fetchall())
-        return owned
+            claims.update((run_id, token) for run_id, token in cursor.fetchall())
+        return claims
 
     def _insert(self, cursor: Cursor, rows: Sequence[Row]) -> None:
         # Few statements: after each one this thread waits for the interpreter's lock.
-        for some in _chunks(rows):
-            cursor.execute(self.database.phrase(_insertion(len(some))), list(chain(*some)))
+        for chunk in _chunks(rows):
+            self._execute(cursor, _insertion(len(chunk)), list(chain(*chunk)))
 
-    def _finish(self, cursor: Cursor, parcel: CommitBatch) -> None:
-        phrase, change = self.database.phrase, parcel.change
+    def _finish(self, cursor: Cursor, batch: CommitBatch) -> None:
+        change = batch.change
         if change and change.started_at is not None:
-            begun = (parcel.run_id, change.pipeline, change.status, change.started_at)
-            cursor.execute(phrase(_BEGIN_RUN), begun)
+            run = (batch.run_id, change.pipeline, change.status, change.started_at)
+            self._execute(cursor, _BEGIN_RUN, run)
         elif change:
-            cursor.execute(phrase(_CHANGE_RUN), (change.status, parcel.run_id))
-        if parcel.release:
-            cursor.execute(phrase(_RELEASE), (parcel.run_id, parcel.token))
+            self._execute(cursor, _CHANGE_RUN, (change.status, batch.run_id))
+        if batch.release:
+            self._execute(cursor, _RELEASE, (batch.run_id, batch.token))
 
     def events(self, run_id: str, after: int = 0) -> list[tuple[int, Event]]:
-        """Return the events of a run after a position, each with its own, in order."""
+        """Return the events of a run after a position, each with its position, in order."""
         with self.database.reading() as cursor:
-            cursor.execute(self.database.phrase(_EVENTS), (run_id, after))
+            self._execute(cursor, _EVENTS, (run_id, after))
             rows = cursor.fetchall()
         return [(row[0], self._event(run_id, row)) for row in rows]
 
     def _event(self, run_id: str, row: Sequence[Any]) -> Event:
         try:
             return event_of(row)
-        except Exception as error:  # what is not as we have written it may be anything
+        except Exception as error:  # another program may have written anything
             raise JournalError(
                 self.database.name,
                 f"event {row[0]} of run {run_id!r} can't be read ({describe_fully(error)}). It was "
@@ -330,85 +321,86 @@ class Store:
     def last_position(self, run_id: str) -> int:
         """Return the position of the last event of a run, 0 if it has none."""
         with self.database.reading() as cursor:
-            cursor.execute(self.database.phrase(_LAST), (run_id,))
+            self._execute(cursor, _LAST, (run_id,))
             ((position,),) = cursor.fetchall()
         return int(position)
 
-    def runs(
-        self,
-        *,
-        run_id: str | None = None,
-        status: str | None = None,
-        pipeline: str | None = None,
-        since: float | None = None,
-        before: float | Place | None = None,
-        text: str | None = None,
-        limit: int | None = None,
-    ) -> list[RunRow]:
-        """Return runs, those that began last first."""
+    def run(self, run_id: str) -> RunRow | None:
+        """Return the row of a run; ``None`` if there is none."""
+        rows = self._runs({"r.run_id = ?": [run_id]}, None)
+        return rows[0] if rows else None
+
+    def runs(self, where: RunFilter) -> list[RunRow]:
+        """Return the runs that a filter selects, ``orphaned`` aside, which SQL can't tell."""
+        before = where.before
         place = before if before is None or isinstance(before, tuple) else (before,)
-        pattern = None if text is None else self.database.pattern(text)
-        asked: dict[str, Sequence[Any]] = {
-            "r.run_id = ?": _some(run_id),
-            "r.status = ?": _some(status),
-            "r.pipeline = ?": _some(pipeline),
-            "r.started_at >= ?": _some(since),
-            _BEFORE[len(place or ())]: place or (),
-            "(r.run_id {like} ? OR r.pipeline {like} ?)": _some(pattern) * 2,
-        }
-        where = " AND ".join(condition for condition, values in asked.items() if values)
-        values = [*chain(*asked.values())]
+        pipeline = None if where.pipeline is None else column_of(where.pipeline)
+        pattern = None if where.text is None else self.database.pattern(where.text)
+        return self._runs(
+            {
+                "r.status = ?": _some(where.status),
+                "r.pipeline = ?": _some(pipeline),
+                "r.started_at >= ?": _some(where.since),
+                _BEFORE[len(place or ())]: place or (),
+                "(r.run_id {like} ? OR r.pipeline {like} ?)": _some(pattern) * 2,
+            },
+            where.limit,
+        )
+
+    def _runs(self, conditions: Mapping[str, Sequence[Any]], limit: int | None) -> list[RunRow]:
+        where = " AND ".join(condition for condition, values in conditions.items() if values)
+        values = [*chain(*conditions.values())]
         sql = f"{_RUNS} WHERE {where or '1 = 1'} ORDER BY r.started_at DESC, r.run_id DESC"
         if limit is not None:
             sql, values = f"{sql} LIMIT ?", [*values, limit]
         with self.database.reading() as cursor:
-            cursor.execute(self.database.phrase(sql), values)
+            self._execute(cursor, sql, values)
             return [RunRow(*row) for row in cursor.fetchall()]
 
     def ended(self, age_s: float, status: str | None) -> list[tuple[str, int]]:
-        """Return the runs that ended that long ago and that nobody owns, and their last positions.
+        """Return the runs that ended so long ago and have no owner, with their last positions.
 
-        With no status, leases that nobody holds and that have no run are among them.
+        Without a status, free leases that have no run are among them.
         """
-        sql, values = (_ENDED, [age_s]) if status is None else (_ENDED_SO, [age_s, status])
+        sql, values = (_ENDED, [age_s]) if status is None else (_ENDED_AS, [age_s, status])
         with self.database.reading() as cursor:
-            cursor.execute(self.database.phrase(f"{sql} ORDER BY r.run_id"), values)
-            found = cursor.fetchall()
+            self._execute(cursor, f"{sql} ORDER BY r.run_id", values)
+            rows = cursor.fetchall()
             if status is None:
-                cursor.execute(self.database.phrase(_STRAY))
-                found += cursor.fetchall()
-        return [(run_id, int(position)) for run_id, position in found]
+                self._execute(cursor, _STRAY)
+                rows += cursor.fetchall()
+        return [(run_id, int(position)) for run_id, position in rows]
 
     def prune(self, run_ids: Sequence[str], age_s: float) -> int:
-        """Delete what `ended` has found, if that still holds; return how many runs it was."""
+        """Delete runs that `ended` returned, if it still would; return how many that were."""
         with self.database.transaction() as cursor:
-            # One statement locks them, the next one sees what they have become before that.
-            self._tokens(cursor, run_ids)
+            # One statement locks them, the next one sees how they have changed before that.
+            self._lock(cursor, run_ids)
             deleted = 0
-            for some in _chunks(run_ids):
-                sql = f"{_DELETABLE} AND l.run_id IN ({_marks(len(some))})"
-                cursor.execute(self.database.phrase(sql), [age_s, *some])
+            for chunk in _chunks(run_ids):
+                sql = f"{_DELETABLE} AND l.run_id IN ({_marks(len(chunk))})"
+                self._execute(cursor, sql, [age_s, *chunk])
                 deleted += self._delete(cursor, [run_id for (run_id,) in cursor.fetchall()])
         return deleted
 
     def forget(self, run_id: str, claim: Claim) -> None:
-        """Delete a run, if there is such.
+        """Delete a run if it exists.
 
         Raises:
-            RunAlreadyActiveError: Somebody owns it, and may be alive.
+            RunAlreadyActiveError: It has an owner, which is not provably dead.
         """
         with self.database.transaction() as cursor:
-            cursor.execute(self.database.phrase(_LEASE), (run_id,))
+            self._execute(cursor, _LEASE, (run_id,))
             for lease in cursor.fetchall():
                 _check_free(run_id, lease, claim)
             self._delete(cursor, [run_id])
 
     def _delete(self, cursor: Cursor, run_ids: Sequence[str]) -> int:
         deleted = 0
-        for some in _chunks(run_ids):
+        for chunk in _chunks(run_ids):
             for table in ("events", "leases", "runs"):
-                sql = f"DELETE FROM {table} WHERE run_id IN ({_marks(len(some))})"
-                cursor.execute(self.database.phrase(sql), some)
+                sql = f"DELETE FROM {table} WHERE run_id IN ({_marks(len(chunk))})"
+                self._execute(cursor, sql, chunk)
             deleted += cursor.rowcount
         return deleted
 
@@ -428,9 +420,8 @@ def _some(value: Any) -> list[Any]:
 
 
 def _chunks(rows: Sequence[Any]) -> Iterator[list[Any]]:
-    """Split rows into a few lengths, powers of two, so that few statements have to be compiled."""
-    rest, size = iter(rows), _ROWS_AT_ONCE
-    left = len(rows)
+    """Split rows into lengths that are powers of two, so that few statements are compiled."""
+    rest, left, size = iter(rows), len(rows), _CHUNK
     while left:
         while size > left:
             size //= 2
@@ -438,9 +429,9 @@ def _chunks(rows: Sequence[Any]) -> Iterator[list[Any]]:
         left -= size
 
 
-def _missing(count: int) -> int:
-    """Return how many there are to the next length that `_chunks` takes in one piece."""
-    return (-count) % min(_ROWS_AT_ONCE, 1 << max(0, count - 1).bit_length())
+def _padding(count: int) -> int:
+    """Return how many rows are missing to the next length that `_chunks` does not split."""
+    return (-count) % min(_CHUNK, 1 << max(0, count - 1).bit_length())
 
 
 @cache

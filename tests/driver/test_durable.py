@@ -719,7 +719,7 @@ class TestChangedPipelines:
     async def test_a_run_belongs_to_a_pipeline(self, work, journal):
         await Orchestrator(work.diamond(), name="etl").run(journal=journal, run_id="r")
 
-        with pytest.raises(ValueError, match="run 'r' is one of pipeline 'etl', and not of 'bill'"):
+        with pytest.raises(ValueError, match="run 'r' belongs to pipeline 'etl', not to 'bill'"):
             await Orchestrator(work.diamond(), name="bill").run(journal=journal, run_id="r")
 
         assert (await run_pipeline(work.diamond(), journal=journal, run_id="r")).all_passed
@@ -1558,7 +1558,7 @@ class TestResumeAll:
         assert sorted(report.run_id for report in reports) == ["r1", "r2"]
         assert all(report.all_passed for report in reports)
         assert not work.calls["a"]
-        assert "run 'r3' can't go on: no pipeline is named 'gone'" in caplog.text
+        assert "run 'r3' can't be resumed: no pipeline is named 'gone'" in caplog.text
 
     async def test_pipelines_may_be_given_by_name(self, work):
         journal = await self.journal_with_orphans(work)
@@ -1590,7 +1590,7 @@ class TestResumeAll:
         reports = await resume_all(journal, known)
 
         assert sorted(report.run_id for report in reports) == ["r2", "r3"]
-        assert "run 'r1' can't go on" in caplog.text
+        assert "run 'r1' can't be resumed" in caplog.text
         assert "input 'x' of run 'r1' is secret" in caplog.text
 
     async def test_what_was_cancelled_goes_on_if_that_is_asked_for(self, work):

@@ -164,8 +164,8 @@ async def test_looking_costs_one_statement_a_second_however_many_runs_there_are(
     looks: list[float] = []
     cancelled = journal._store.cancelled
     journal._store.cancelled = lambda: looks.append(time.monotonic()) or cancelled()
-    books = [(await journal.open(f"r{n}", wait=False, read=list))[0] for n in range(20)]
     begun = time.monotonic()
+    books = [(await journal.open(f"r{n}", wait=False, read=list))[0] for n in range(20)]
 
     await until(lambda: asyncio.sleep(0, len(looks) == 2))
 
@@ -248,7 +248,7 @@ async def test_a_run_that_is_cancelled_before_it_has_begun_calls_nothing(
 
     def cancel_first(run_id: str) -> int:
         place.query("UPDATE leases SET cancel_token = token")
-        journal._clerk._look_due = 0.0
+        journal._worker._poll_at = 0.0
         return int(last_position(run_id))
 
     journal._store.last_position = cancel_first

@@ -27,7 +27,7 @@ from hypothesis import strategies as st
 import asyncflow.journal._payload_codec
 from asyncflow._core.errors import PayloadError
 from asyncflow._core.results import REDACTED, Payload
-from asyncflow.journal._payload_codec import Codec, difference
+from asyncflow.journal._payload_codec import Codec, roundtrip_difference
 
 SUBJECT = "the output of step 'load'"
 PLAIN, PICKLING = Codec("json", 1_000), Codec("cloudpickle", 1_000)
@@ -125,7 +125,7 @@ def test_what_comes_back_equal_is_kept(value: Any, hint: Any) -> None:
 @pytest.mark.parametrize(
     ("value", "hint", "says"),
     [
-        ((1, 2), Any, "tuple would come back as list; annotate what the action returns, or say"),
+        ((1, 2), Any, "tuple would come back as list; annotate what the action returns, or pass"),
         ([{"a": (1,)}], Any, "tuple would come back as list, at [0]['a']"),
         ({1: 2}, Any, "int would come back as str, at a key"),
         ({"x": {1: 2}}, Any, "int would come back as str, at a key of ['x']"),
@@ -153,9 +153,9 @@ def test_what_comes_back_equal_is_kept(value: Any, hint: Any) -> None:
 def test_what_would_come_back_different_is_refused(value: Any, hint: Any, says: str) -> None:
     problem = refusal(value, hint)
 
-    assert problem.startswith("can't be kept in the journal: ")
+    assert problem.startswith("can't be stored in the journal: ")
     assert says in problem
-    assert problem.endswith(', or say codec="cloudpickle" where the journal is made')
+    assert problem.endswith(', or pass codec="cloudpickle" to the journal')
 
 
 @pytest.mark.parametrize(
@@ -280,22 +280,22 @@ def test_a_value_that_is_too_large_is_refused() -> None:
     assert trip("x" * 998) == "x" * 998
     for codec, size in ((PLAIN, "1,001"), (PICKLING, "1,017")):
         assert refusal("x" * 999, codec=codec) == (
-            f"takes {size} bytes in the journal, which keeps up to 1,000: keep it elsewhere and "
+            f"takes {size} bytes in the journal, whose limit is 1,000: store it elsewhere and "
             "return where, or raise max_payload_bytes"
         )
-    assert "keep it elsewhere and give where it is, or" in refusal("x" * 999, subject="input 'x'")
+    assert "store it elsewhere and give where it is, or" in refusal("x" * 999, subject="input 'x'")
 
 
 def test_a_value_that_is_too_large_is_not_brought_back_to_be_compared(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(
-        asyncflow.journal._payload_codec, "difference", None
+        asyncflow.journal._payload_codec, "roundtrip_difference", None
     )  # which is what takes its time
     monkeypatch.setattr("cloudpickle.loads", None)
 
     assert "takes 2,001 bytes" in refusal([1] * 1_000)
-    assert "bytes in the journal, which keeps up to 1,000" in refusal(b"x" * 2_000, codec=PICKLING)
+    assert "bytes in the journal, whose limit is 1,000" in refusal(b"x" * 2_000, codec=PICKLING)
 
 
 def test_what_is_too_large_as_json_may_be_small_enough_as_a_pickle() -> None:
@@ -320,7 +320,7 @@ def test_what_can_not_be_pickled_is_refused() -> None:
     generator = (x for x in "abc")
 
     assert refusal(generator, codec=PICKLING).startswith(
-        "can't be kept in the journal: cloudpickle can't bring it back: TypeError: "
+        "can't be stored in the journal: cloudpickle can't bring it back: TypeError: "
     )
 
 
@@ -343,7 +343,7 @@ def test_a_pickle_is_read_on_request_only() -> None:
     ("payload", "hint", "says"),
     [
         (Payload("yaml", b"x"), Any, "its codec 'yaml' is not one of 'json', 'cloudpickle'"),
-        (REDACTED, Any, "it was secret, so it was never kept"),
+        (REDACTED, Any, "it was secret, so it was never stored"),
         (Payload("json", b"[1"), Any, "DecodeError: Input data was truncated"),
         (Payload("json", b'"x"'), int, "ValidationError: Expected `int`, got `str`"),
         (Payload("cloudpickle", b"x"), Any, "UnpicklingError"),
@@ -412,8 +412,8 @@ def told_by_hand(one: Any, other: Any) -> bool:
 def test_the_comparison_is_strict(one: Any, other: Any, simple: bool) -> None:
     simple = simple and b"" not in (one, other) and "b'" not in repr(other)
 
-    assert difference(one, one) == ""
-    assert (difference(one, other, simple=simple) == "") == told_by_hand(one, other)
+    assert roundtrip_difference(one, one) == ""
+    assert (roundtrip_difference(one, other, simple=simple) == "") == told_by_hand(one, other)
 
 
 @pytest.mark.parametrize(
@@ -440,7 +440,7 @@ def test_the_comparison_is_strict(one: Any, other: Any, simple: bool) -> None:
 )
 @pytest.mark.parametrize("simple", [True, False])
 def test_a_difference_is_found(one: Any, other: Any, simple: bool) -> None:
-    found = difference(one, other, simple=simple)
+    found = roundtrip_difference(one, other, simple=simple)
 
     assert found
     assert "\n" not in found
@@ -449,11 +449,11 @@ def test_a_difference_is_found(one: Any, other: Any, simple: bool) -> None:
 
 @pytest.mark.parametrize("value", [math.nan, Attrs([1]), {Colour.RED}, {"a": {"b": [None]}}])
 def test_the_same_is_no_difference(value: Any) -> None:
-    assert difference(value, value) == ""
+    assert roundtrip_difference(value, value) == ""
 
 
 def test_a_comparison_that_goes_too_deep_is_given_up() -> None:
     endless: list[Any] = []
     endless.append(endless)
 
-    assert difference(endless, endless) == "it is nested too deeply to be compared"
+    assert roundtrip_difference(endless, endless) == "it is nested too deeply to be compared"

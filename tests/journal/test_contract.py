@@ -221,7 +221,7 @@ class thread_held:
     """The thread of a journal does nothing in a ``with`` block."""
 
     def __init__(self, journal: Any) -> None:
-        self._thread = journal._thread
+        self._thread = journal._write_thread
         self._go_on = threading.Event()
 
     def __enter__(self) -> None:
@@ -395,19 +395,19 @@ async def test_what_was_committed_before_a_claim_is_read_after_it(make_journal: 
 async def test_a_reader_that_does_not_see_all_is_not_believed(journal: Any) -> None:
     """Such as a standby that is behind, to which the connection for reading was made."""
     await a_run(journal, "r", outcome="passed")
-    archive = journal._archive
-    archive.store.events = lambda run_id, after=0: [(1, started())]
+    reader = journal._reader
+    reader.store.events = lambda run_id, after=0: [(1, started())]
 
     with pytest.raises(JournalError, match=r"up to 1 of the 2 events of run 'r'"):
         await opened(journal)
 
-    del archive.store.events
+    del reader.store.events
     await (await opened(journal)).close()  # the claim was given back
 
 
 async def test_a_journal_may_be_closed_between_claim_and_reading(journal: Any) -> None:
     await a_run(journal, "r")
-    journal._reader.end(int)
+    journal._read_thread.end(int)
 
     with pytest.raises(JournalError, match="closed"):
         await opened(journal)
@@ -493,7 +493,7 @@ async def test_a_run_can_be_waited_for(make_journal: Make) -> None:
     first, second = make_journal(), make_journal()
     book = await opened(first)
     waiting = asyncio.create_task(opened(second, wait=True))
-    await until(lambda: second._thread.has_started)
+    await until(lambda: second._write_thread.has_started)
     book.add(started())
     assert not waiting.done()
 
@@ -521,7 +521,7 @@ async def test_who_waits_may_be_cancelled(make_journal: Make) -> None:
     first, second = make_journal(), make_journal()
     book = await opened(first)
     waiting = asyncio.create_task(opened(second, wait=True))
-    await until(lambda: second._thread.has_started)
+    await until(lambda: second._write_thread.has_started)
 
     waiting.cancel()
 
@@ -606,7 +606,9 @@ async def test_a_claim_is_given_back_when_its_caller_is_cancelled_as_it_comes(
 ) -> None:
     opening = asyncio.create_task(opened(journal))
     await asyncio.sleep(0)  # it has asked
-    journal._thread.submit(int).result(20)  # the thread has claimed it; the task will hear of it
+    journal._write_thread.submit(int).result(
+        20
+    )  # the thread has claimed it; the task will hear of it
     opening.cancel()
     with pytest.raises(asyncio.CancelledError):
         await opening
@@ -617,7 +619,7 @@ async def test_a_claim_is_given_back_when_its_caller_is_cancelled_as_it_comes(
 async def test_a_claim_is_given_back_when_its_coroutine_is_closed(journal: Any) -> None:
     opening = journal.open("r", wait=False, read=list)
     opening.send(None)
-    journal._thread.submit(int).result(20)  # it is there
+    journal._write_thread.submit(int).result(20)  # it is there
 
     opening.close()
 
@@ -705,7 +707,7 @@ async def test_a_run_that_was_taken_over_is_not_written_to(journal: Any, place: 
     await until(lambda: bool(failures))
     (failure,) = failures
     assert isinstance(failure, LeaseLostError)
-    assert "taken run 'r' over" in str(failure)
+    assert "taken over run 'r'" in str(failure)
     assert await kept_events(journal) == [started()]
     assert await kept_events(journal, "other") == [started("other")]
     book.add(attempt(2))
@@ -745,8 +747,8 @@ async def test_after_a_failure_nothing_is_let_go_on_although_it_is_kept(journal:
         book.add(started())
         waiting = asyncio.create_task(book.kept())
         await a_few_turns()
-    journal._thread.submit(int).result(20)  # it is kept; the loop will hear of it
-    book._holding.fail(JournalError("x", "the lease is lost"))
+    journal._write_thread.submit(int).result(20)  # it is kept; the loop will hear of it
+    book._lease.fail(JournalError("x", "the lease is lost"))
 
     assert await kept_events(journal) == [started()]
     await asyncio.sleep(0)
@@ -965,8 +967,8 @@ async def test_a_journal_that_is_closed_ends_the_runs_that_go_on(journal: Any) -
 
     await journal.aclose()
 
-    assert "closed while run 'r' was going on" in str(await failed)
-    with pytest.raises(JournalError, match="closed while run 'r' was going on"):
+    assert "closed while run 'r' was running" in str(await failed)
+    with pytest.raises(JournalError, match="closed while run 'r' was running"):
         await book.close()
     with pytest.raises(JournalError, match="it is closed"):
         await opened(journal)
@@ -1001,8 +1003,8 @@ async def test_a_journal_that_is_closed_as_a_run_is_read_ends_that_run(journal: 
     book, _ = await opening
     failed = asyncio.get_running_loop().create_future()
     book.watch(failed.set_result)
-    assert "closed while run 'r' was going on" in str(await failed)
-    with pytest.raises(JournalError, match="closed while run 'r' was going on"):
+    assert "closed while run 'r' was running" in str(await failed)
+    with pytest.raises(JournalError, match="closed while run 'r' was running"):
         await book.close()
     await closing
 
@@ -1235,7 +1237,7 @@ asyncio.run(main())
 async def test_a_journal_that_is_dropped_says_so_and_its_thread_ends(place: Any) -> None:
     journal = place.make()
     await journal.runs()
-    thread = journal._thread
+    thread = journal._write_thread
     dropped = weakref.ref(journal)
 
     with pytest.warns(ResourceWarning, match=r"unclosed .*Journal"):
@@ -1552,14 +1554,14 @@ async def test_a_run_that_is_pruned_while_it_is_asked_for_is_not_found(
     journal: Any, place: Any
 ) -> None:
     await a_run(journal, "r", outcome="passed")
-    events = journal._archive.store.events
+    events = journal._reader.store.events
 
     def too_late(*asked: Any) -> Any:
         for table in ("events", "runs", "leases"):
             place.query(f"DELETE FROM {table}")
         return events(*asked)
 
-    journal._archive.store.events = too_late
+    journal._reader.store.events = too_late
 
     with pytest.raises(RunNotFoundError):
         await journal.report("r")
@@ -1603,7 +1605,7 @@ async def test_a_run_id_that_could_not_stand_everywhere_is_refused(
 
 
 async def test_an_empty_run_id_is_refused(journal: Any) -> None:
-    with pytest.raises(ValueError, match="must not be empty; leave it out to have one made"):
+    with pytest.raises(ValueError, match="must not be empty; leave it out for a generated one"):
         await opened(journal, "")
 
 

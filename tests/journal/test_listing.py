@@ -100,7 +100,7 @@ def test_no_sign_means_anything_in_a_text(text: str) -> None:
     database = SQLite(":memory:", "FULL", 1.0)
     try:
         with database.reading() as cursor:
-            sql = database.phrase("SELECT ? {like} ?, ? {like} ?, 'b' {like} ?")
+            sql = database.translate("SELECT ? {like} ?, ? {like} ?, 'b' {like} ?")
             pattern = database.pattern(text)
             cursor.execute(sql, [f"x{text.lower()}y", pattern, text, pattern, pattern])
             assert cursor.fetchone() == (1, 1, 0)
@@ -153,7 +153,7 @@ async def test_a_record_tells_an_orphan(make_journal: Make, place: Any) -> None:
 async def test_orphans_are_found_among_very_many_runs(
     journal: Any, place: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("asyncflow.journal._queries._A_PAGE", 3)
+    monkeypatch.setattr("asyncflow.journal._reader._PAGE", 3)
     for number in range(10):
         await a_run(journal, f"r{number}", float(number // 2), outcome=None)
     place.query("UPDATE leases SET owner = 'x', process = '{}', expires_at = 1e12 WHERE token > 0")

@@ -23,7 +23,7 @@ from asyncflow.journal._store import Cursor
 
 def runs_of(database: Postgres) -> list[object]:
     def ask(cursor: Cursor) -> list[object]:
-        cursor.execute(database.phrase("SELECT run_id FROM runs"))
+        cursor.execute(database.translate("SELECT run_id FROM runs"))
         return cursor.fetchall()
 
     try:

@@ -17,6 +17,7 @@ from asyncflow.events import AttemptStarted, StepSucceeded
 from asyncflow.journal._event_codec import row_of
 from asyncflow.journal._postgres import PostgresStore
 from asyncflow.journal._postgres_connection import Postgres
+from asyncflow.journal._queries import RunFilter
 from asyncflow.journal._store import Change, Claim, CommitBatch
 
 MINE = Claim("me", "{}", 30.0, lambda process: False)
@@ -51,7 +52,7 @@ def elsewhere() -> Iterator[ThreadPoolExecutor]:
         yield executor
 
 
-def parcel(
+def batch(
     run_id: str, token: int, *positions: int, attempt: int = 1, release: bool = False
 ) -> CommitBatch:
     rows = [row_of(run_id, each, AttemptStarted("a", attempt, each / 3)) for each in positions]
@@ -93,7 +94,7 @@ def test_an_idle_connection_that_was_cut_is_made_anew(
     token = store.claim("r", MINE)
     postgres_server.cut_connections()
 
-    store.write(lambda: [parcel("r", token, 1)])
+    store.write(lambda: [batch("r", token, 1)])
 
     assert positions(store, "r") == [1]
 
@@ -119,10 +120,10 @@ def test_a_server_may_restart_between_two_transactions(
     store: PostgresStore, postgres_server: PostgresServer, mode: str
 ) -> None:
     token = store.claim("r", MINE)
-    store.write(lambda: [parcel("r", token, 1)])
+    store.write(lambda: [batch("r", token, 1)])
 
     postgres_server.restart(mode)
-    store.write(lambda: [parcel("r", token, 2)])
+    store.write(lambda: [batch("r", token, 2)])
     postgres_server.restart(mode)
     lost = store.renew([("r", token)], 30.0)
     postgres_server.restart(mode)
@@ -141,7 +142,7 @@ def test_a_server_may_restart_in_the_middle_of_a_transaction(
     def take() -> Sequence[CommitBatch]:
         asked.append("once")
         postgres_server.restart(mode)
-        return [parcel("r", token, 1, 2)]
+        return [batch("r", token, 1, 2)]
 
     lost = store.write(take)
 
@@ -155,8 +156,8 @@ def test_a_server_may_be_away_for_a_while(
 ) -> None:
     token = store.claim("r", MINE)
     postgres_server.stop()
-    tried = elsewhere.submit(store.write, lambda: [parcel("r", token, 1)])
-    until(lambda: store.database.well_until and store.database._connection is None)
+    tried = elsewhere.submit(store.write, lambda: [batch("r", token, 1)])
+    until(lambda: store.database.answered_at and store.database._connection is None)
     postgres_server.start()
 
     assert tried.result() == set()
@@ -172,22 +173,22 @@ def test_an_untold_commit_is_not_done_twice(
     token = store.claim("r", MINE)
 
     with postgres_server.untold_commits() as cut:
-        writing = elsewhere.submit(store.write, lambda: [parcel("r", token, 1, 2)])
+        writing = elsewhere.submit(store.write, lambda: [batch("r", token, 1, 2)])
         cut()
 
     assert writing.result() == set()
     assert positions(store, "r") == [1, 2]
-    assert store.write(lambda: [parcel("r", token, 3)]) == set()
+    assert store.write(lambda: [batch("r", token, 3)]) == set()
 
 
 def test_an_untold_commit_that_gave_up_the_claim_is_no_lost_lease(
     store: PostgresStore, postgres_server: PostgresServer, elsewhere: ThreadPoolExecutor
 ) -> None:
     token, only = store.claim("r", MINE), store.claim("only released", MINE)
-    parcels = [parcel("r", token, 1, release=True), parcel("only released", only, release=True)]
+    batches = [batch("r", token, 1, release=True), batch("only released", only, release=True)]
 
     with postgres_server.untold_commits() as cut:
-        writing = elsewhere.submit(store.write, lambda: parcels)
+        writing = elsewhere.submit(store.write, lambda: batches)
         cut()
 
     assert writing.result() == set()
@@ -200,7 +201,7 @@ def test_an_untold_release_alone_is_no_lost_lease(
     token = store.claim("r", MINE)
 
     with postgres_server.untold_commits() as cut:
-        writing = elsewhere.submit(store.write, lambda: [parcel("r", token, release=True)])
+        writing = elsewhere.submit(store.write, lambda: [batch("r", token, release=True)])
         cut()
 
     assert writing.result() == set()
@@ -214,7 +215,7 @@ def test_a_claim_whose_release_was_cut_off_is_given_up_all_the_same(
 
     def take() -> Sequence[CommitBatch]:
         postgres_server.cut_connections()
-        return [parcel("r", token, release=True)]
+        return [batch("r", token, release=True)]
 
     lost = store.write(take)
 
@@ -233,7 +234,7 @@ def test_an_untold_claim_is_not_taken_for_that_of_another(
         cut()
 
     assert claiming.result() == first + 1
-    assert store.write(lambda: [parcel("r", first + 1, 1)]) == set()
+    assert store.write(lambda: [batch("r", first + 1, 1)]) == set()
 
 
 def test_a_claim_of_another_is_not_taken_for_an_untold_one(
@@ -265,8 +266,8 @@ def test_who_has_lost_a_run_while_the_connection_was_cut_writes_nothing(
     def take() -> Sequence[CommitBatch]:
         postgres_server.cut_connections(f"pid = {pid}")
         theirs = other.claim("r", TAKING_OVER)
-        other.write(lambda: [parcel("r", theirs, 1, attempt=7)])
-        return [parcel("r", token, 1, 2)]
+        other.write(lambda: [batch("r", theirs, 1, attempt=7)])
+        return [batch("r", token, 1, 2)]
 
     lost = store.write(take)
 
@@ -284,7 +285,7 @@ def test_a_transaction_may_be_written_for_one_run_and_be_lost_for_another(
     make_store().claim("b", TAKING_OVER)
 
     with postgres_server.untold_commits() as cut:
-        writing = elsewhere.submit(store.write, lambda: [parcel("a", a, 1), parcel("b", b, 1)])
+        writing = elsewhere.submit(store.write, lambda: [batch("a", a, 1), batch("b", b, 1)])
         cut()
 
     assert writing.result() == {("b", b)}
@@ -309,7 +310,7 @@ def test_who_stands_still_in_a_transaction_does_not_keep_others_out(
     with pytest.raises(JournalError, match="idle-in-transaction timeout"):
         stand_still()
 
-    assert slow.write(lambda: [parcel("r", token, 1)]) == {("r", token)}
+    assert slow.write(lambda: [batch("r", token, 1)]) == {("r", token)}
 
 
 def test_a_server_may_stand_still_for_a_while(
@@ -318,7 +319,7 @@ def test_a_server_may_stand_still_for_a_while(
     token = store.claim("r", MINE)
 
     with postgres_server.frozen():
-        writing = elsewhere.submit(store.write, lambda: [parcel("r", token, 1)])
+        writing = elsewhere.submit(store.write, lambda: [batch("r", token, 1)])
         connection = store.database._connection
         assert connection is not None
         until(lambda: connection.info.transaction_status == TransactionStatus.ACTIVE)
@@ -334,9 +335,9 @@ def test_a_server_that_stands_still_for_longer_than_a_lease_is_given_up(
     token = store.claim("r", MINE)
 
     with postgres_server.frozen(), pytest.raises(JournalError) as caught:
-        store.write(lambda: [parcel("r", token, 1)])
+        store.write(lambda: [batch("r", token, 1)])
 
-    assert "no other in time (the server has not answered for 0.5 s)" in str(caught.value)
+    assert "not replaced in time (the server has not answered for 0.5 s)" in str(caught.value)
     assert "committed before is safe" in str(caught.value)
     assert positions(store, "r") in ([], [1])
 
@@ -350,17 +351,17 @@ def test_a_server_that_is_away_for_longer_than_a_lease_is_given_up(
 
     started = time.monotonic()
     with pytest.raises(JournalError, match=r"the connection was lost.*refused") as caught:
-        store.write(lambda: [parcel("r", token, 1)])
+        store.write(lambda: [batch("r", token, 1)])
     waited = time.monotonic() - started
     # Nobody waits for it again until it has been there.
     with pytest.raises(JournalError, match=r"the connection was lost.*refused"):
-        store.write(lambda: [parcel("r", token, 1)])
+        store.write(lambda: [batch("r", token, 1)])
     not_waited = time.monotonic() - started - waited
     postgres_server.start()
 
     assert not_waited < 0.5 <= waited + 0.4
     assert type(caught.value) is JournalError
-    assert store.write(lambda: [parcel("r", token, 1)]) == set()
+    assert store.write(lambda: [batch("r", token, 1)]) == set()
     postgres_server.restart()
     assert positions(store, "r") == [1]
 
@@ -378,7 +379,7 @@ def test_a_client_whose_clock_is_wrong_takes_nothing_from_others(
     with pytest.raises(RunAlreadyActiveError):
         store.claim("other", MINE)
 
-    assert store.write(lambda: [parcel("r", token, 1)]) == set()
+    assert store.write(lambda: [batch("r", token, 1)]) == set()
 
 
 # --- other transactions ---------------------------------------------------------------------------
@@ -396,7 +397,7 @@ def test_a_run_that_is_pruned_while_it_is_claimed_is_claimed_as_a_new_one(
         pruning.execute("DELETE FROM asyncflow.leases")
 
     token = claiming.result()
-    assert store.write(lambda: [parcel("r", token, 1)]) == set()
+    assert store.write(lambda: [batch("r", token, 1)]) == set()
 
 
 WAITING_FOR_A_LOCK = "SELECT 1 FROM pg_stat_activity WHERE wait_event_type = 'Lock'"
@@ -407,7 +408,7 @@ def fail_once(dsn: str, store: PostgresStore) -> Callable[[str], None]:
     """Let the first event that is written fail with a state of SQL."""
 
     def prepare(state: str) -> None:
-        store.runs()
+        store.runs(RunFilter())
         with psycopg.connect(dsn) as connection:
             # A sequence counts on, whatever becomes of the transaction.
             connection.execute("CREATE SEQUENCE failures")
@@ -435,7 +436,7 @@ def test_what_fails_for_the_sake_of_another_transaction_is_done_again(
     fail_once(state)
     token = store.claim("r", MINE)
 
-    lost = store.write(lambda: [parcel("r", token, 1)])
+    lost = store.write(lambda: [batch("r", token, 1)])
 
     assert lost == set()
     assert positions(store, "r") == [1]
@@ -455,12 +456,12 @@ def test_what_fails_for_good_is_told_with_what_is_safe(
     token = store.claim("r", MINE)
 
     with pytest.raises(JournalError) as caught:
-        store.write(lambda: [parcel("r", token, 1)])
+        store.write(lambda: [batch("r", token, 1)])
 
     assert problem in str(caught.value)
     assert isinstance(caught.value.__cause__, psycopg.Error)
     assert positions(store, "r") == []
-    assert store.write(lambda: [parcel("r", token, 1)]) == set()
+    assert store.write(lambda: [batch("r", token, 1)]) == set()
 
 
 def test_many_runs_are_pruned_without_a_trace(store: PostgresStore, dsn: str) -> None:
@@ -468,7 +469,7 @@ def test_many_runs_are_pruned_without_a_trace(store: PostgresStore, dsn: str) ->
         token = store.claim(name, MINE)
         ended = Change("passed", "", 0.0)
         release = name == "old"
-        rows = parcel(name, token, 1, 2).rows
+        rows = batch(name, token, 1, 2).rows
         store.write(lambda: [CommitBatch(name, token, rows, ended, release)])  # noqa: B023
 
     found = store.ended(0.0, "passed")
@@ -476,7 +477,7 @@ def test_many_runs_are_pruned_without_a_trace(store: PostgresStore, dsn: str) ->
 
     assert found == [("old", 2)]
     assert pruned == 1
-    assert [run.run_id for run in store.runs(status="passed", pipeline="", since=0.0)] == ["active"]
+    assert [run.run_id for run in store.runs(RunFilter("passed", "", 0.0))] == ["active"]
     with psycopg.connect(dsn) as connection:
         for table in ("runs", "leases", "events"):
             names = connection.execute(f"SELECT DISTINCT run_id FROM asyncflow.{table}".encode())
@@ -487,7 +488,7 @@ def test_a_run_that_goes_on_while_it_is_to_be_pruned_is_left(
     dsn: str, store: PostgresStore, elsewhere: ThreadPoolExecutor, postgres_server: PostgresServer
 ) -> None:
     token = store.claim("r", MINE)
-    rows = parcel("r", token, 1).rows
+    rows = batch("r", token, 1).rows
     store.write(lambda: [CommitBatch("r", token, rows, Change("passed", "", 0.0), True)])
 
     with psycopg.connect(dsn) as resuming:

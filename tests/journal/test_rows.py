@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from asyncflow import RunNotFoundError
 from asyncflow._core.errors import (
     RestoredError,
     ResultRefusedError,
@@ -19,6 +20,7 @@ from asyncflow._core.errors import (
     StepTimeoutError,
 )
 from asyncflow._core.results import REDACTED, Payload
+from asyncflow._core.tracebacks import format_error
 from asyncflow.events import (
     AttemptFailed,
     AttemptStarted,
@@ -39,6 +41,7 @@ from asyncflow.events import (
     StepSucceeded,
     ThreadAbandoned,
 )
+from asyncflow.journal import SQLiteJournal
 from asyncflow.journal._event_codec import column_of, event_of, from_column, row_of
 
 
@@ -250,3 +253,61 @@ def test_what_is_json_can_be_read_by_a_person() -> None:
         started = row_of("r", 1, RunStarted("r", 1.0, {}, inputs={"x": output}))
         assert f'"codec": "{codec}", "json": "' in str(started.payload)
         assert event_of(row[1:]).output == output  # type: ignore[union-attr]
+
+
+def read_error(written: dict[str, Any]) -> Any:
+    payload = json.dumps({"error": written})
+    return event_of((1, "StepFailed", "a", None, 1, 1.0, None, payload, None)).error  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("module", ["asyncflow", "asyncflow._errors", "asyncflow._core.errors"])
+def test_an_error_of_asyncflow_comes_back_whatever_module_its_class_was_in(module: str) -> None:
+    own = {"step_name": "a", "attempt": 2, "timeout_ms": 5, "kind": "step"}
+
+    error = read_error({"type": f"{module}.StepTimeoutError", "message": "m", "own": own})
+
+    assert isinstance(error, StepTimeoutError)
+    assert (error.step_name, error.attempt, error.timeout_ms, error.kind) == tuple(own.values())
+
+
+def test_an_error_of_asyncflow_that_this_version_does_not_know_comes_back_as_what_it_said() -> None:
+    error = read_error({"type": "asyncflow.StepPausedError", "message": "m", "own": {"a": 1}})
+
+    assert isinstance(error, RestoredError)
+    assert (error.type_name, error.message) == ("asyncflow.StepPausedError", "m")
+
+
+STORED = """Traceback (most recent call last):
+  File "/srv/asyncflow/_verdicts.py", line 8, in _attempt
+    value = await action()
+  File "/srv/asyncflow/_runtime/outcome.py", line 8, in attempt
+    value = await action()
+  File "/srv/app/steps.py", line 3, in load
+    await journal.report("x")
+  File "/srv/asyncflow/journal/_worker.py", line 9, in _run_job
+    result = fn(*args)
+ValueError: x
+"""
+
+
+def test_a_stored_traceback_is_shown_without_the_frames_of_asyncflow_whatever_version_it_was() -> (
+    None
+):
+    written = {"type": "builtins.ValueError", "message": "x", "traceback": STORED}
+
+    assert format_error(read_error(written)).splitlines() == [
+        "Traceback (most recent call last):",
+        '  File "/srv/app/steps.py", line 3, in load',
+        '    await journal.report("x")',
+        "ValueError: x",
+    ]
+
+
+async def test_a_traceback_is_shown_without_the_frames_of_a_journal() -> None:
+    async with SQLiteJournal(":memory:") as journal:
+        with pytest.raises(RunNotFoundError) as caught:
+            await journal.report("x")
+
+    assert "asyncflow/journal/_reader.py" in format_error(caught.value, all_frames=True)
+    assert "asyncflow/journal" not in format_error(caught.value)
+    assert "test_rows.py" in format_error(caught.value)

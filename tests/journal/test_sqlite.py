@@ -79,7 +79,9 @@ async def test_a_file_that_is_no_database(path: Path) -> None:
 
     problem = await problem_of(path)
 
-    assert problem.startswith("it is no SQLite database (file is not a database); it was left as")
+    assert problem.startswith(
+        "it is not an SQLite database (file is not a database); it was left as"
+    )
     assert path.read_bytes() == b"Dear diary, " * 100
 
 
@@ -148,7 +150,7 @@ async def test_a_file_says_whose_it_is(path: Path) -> None:
     other.close()
 
 
-WHOLE = f"{SAFE}, and nothing of this transaction was kept"
+WHOLE = f"{SAFE}, and nothing of this transaction was stored"
 
 
 async def test_a_database_that_another_program_keeps_locked(path: Path) -> None:
@@ -165,8 +167,8 @@ async def test_a_database_that_another_program_keeps_locked(path: Path) -> None:
 
     assert caught.value.problem == (
         "another process has kept the database locked for 0.1 s (database is locked); "
-        f"{WHOLE}: find who holds it, such as a shell with an open transaction or a backup, or "
-        "give each a file of its own"
+        f"{WHOLE}: find what locks it, such as a shell with an open transaction or a backup, or "
+        "give each process a file of its own"
     )
 
 
@@ -182,7 +184,7 @@ async def test_a_lock_that_goes_away_in_time_is_waited_for(path: Path) -> None:
         async with asyncio.timeout(20):
             journal = SQLiteJournal(path)
             opening = asyncio.create_task(opened(journal))
-            while not journal._thread.has_started:
+            while not journal._write_thread.has_started:
                 await asyncio.sleep(0.001)
             other.execute("ROLLBACK")
             book = await opening
@@ -198,7 +200,7 @@ async def test_runs_whose_disk_is_full_fail_and_can_go_on_later(path: Path) -> N
     book.add(begun())
     await book.kept()
     connection = journal._store.database._connection  # type: ignore[attr-defined]
-    await journal._do(connection.execute, "PRAGMA max_page_count = 1")
+    await journal._write(connection.execute, "PRAGMA max_page_count = 1")
     failures: list[JournalError] = []
     for each in (book, other):
         each.watch(failures.append)
@@ -215,7 +217,7 @@ async def test_runs_whose_disk_is_full_fail_and_can_go_on_later(path: Path) -> N
     assert len(failures) == 2
     assert failures[0] is not failures[1]
 
-    await journal._do(connection.execute, "PRAGMA max_page_count = 1000000")
+    await journal._write(connection.execute, "PRAGMA max_page_count = 1000000")
     again = await opened(journal)  # the claims were given up
     await (await opened(journal, "other")).close()
     again.add(AttemptStarted("a", 2, 1.0))
@@ -382,9 +384,9 @@ async def test_it_commits_as_far_as_asked(path: Path) -> None:
             def asked(about: str, connection: Any = connection) -> Any:
                 return connection.execute(f"PRAGMA {about}").fetchone()[0]
 
-            assert await journal._do(asked, "synchronous") == number
-            assert await journal._do(asked, "journal_mode") == "wal"
-            assert await journal._do(asked, "wal_autocheckpoint") == 0
+            assert await journal._write(asked, "synchronous") == number
+            assert await journal._write(asked, "journal_mode") == "wal"
+            assert await journal._write(asked, "wal_autocheckpoint") == 0
 
 
 def sizes_while_writing(database: _sqlite.SQLite, path: Path, count: int) -> list[int]:
@@ -428,7 +430,7 @@ def test_the_log_is_copied_while_nobody_can_write(
         refusals.append(caught.value)
         raise caught.value
 
-    monkeypatch.setattr(_sqlite, "_LOG_BYTES", 0)
+    monkeypatch.setattr(_sqlite, "_WAL_BYTES", 0)
     ours = SimpleNamespace(**{**vars(sqlite3), "connect": connect})
     monkeypatch.setattr(_sqlite, "sqlite3", ours)
 

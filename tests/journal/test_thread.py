@@ -9,12 +9,12 @@ from itertools import chain, repeat
 import pytest
 
 from asyncflow._core.errors import JournalError
-from asyncflow.journal._worker import Thread
+from asyncflow.journal._worker import WorkerThread
 
 
 def test_jobs_are_done_in_their_order() -> None:
     done: list[int] = []
-    thread = Thread("x", "runs.db", lambda: None)
+    thread = WorkerThread("x", "runs.db", lambda: None)
 
     for number in range(100):
         thread.submit(done.append, number)
@@ -25,7 +25,7 @@ def test_jobs_are_done_in_their_order() -> None:
 
 
 def test_what_a_job_returns_or_raises_arrives() -> None:
-    thread = Thread("x", "runs.db", lambda: None)
+    thread = WorkerThread("x", "runs.db", lambda: None)
 
     assert thread.submit(divmod, 7, 2).result(20) == (3, 1)
     assert isinstance(thread.submit(divmod, 7, 0).exception(20), ZeroDivisionError)
@@ -39,7 +39,7 @@ def test_what_a_job_returns_or_raises_arrives() -> None:
 def test_a_job_that_was_cancelled_is_left_out() -> None:
     done: list[int] = []
     go_on = threading.Event()
-    thread = Thread("x", "runs.db", lambda: None)
+    thread = WorkerThread("x", "runs.db", lambda: None)
     thread.submit(go_on.wait, 20)
 
     cancelled = thread.submit(done.append, 1).cancel()
@@ -62,18 +62,18 @@ def test_the_routine_is_done_after_jobs_and_at_its_time() -> None:
             enough.set()
         return pause
 
-    thread = Thread("x", "runs.db", routine)
+    thread = WorkerThread("x", "runs.db", routine)
 
     thread.submit(int)
 
     assert enough.wait(20)
     thread.end(int)
-    with pytest.raises(JournalError, match=r"runs\.db: it is closed: make another one to go on"):
+    with pytest.raises(JournalError, match=r"runs\.db: it is closed; open another journal"):
         thread.submit(int)
 
 
 def test_a_thread_that_was_never_needed_ends_too() -> None:
-    thread = Thread("x", "runs.db", lambda: None)
+    thread = WorkerThread("x", "runs.db", lambda: None)
 
     thread.end(int)
     thread.end(int)
@@ -84,7 +84,7 @@ def test_a_thread_that_was_never_needed_ends_too() -> None:
 
 def test_a_fork_has_no_such_thread(monkeypatch: pytest.MonkeyPatch) -> None:
     done: list[int] = []
-    thread = Thread("x", "runs.db", lambda: None)
+    thread = WorkerThread("x", "runs.db", lambda: None)
     thread.submit(int).result(20)
 
     with monkeypatch.context() as fork:
@@ -103,7 +103,7 @@ def test_a_fork_has_no_such_thread(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_thread_that_can_not_start_is_tried_again_by_the_next_job(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    thread = Thread("x", "runs.db", lambda: None)
+    thread = WorkerThread("x", "runs.db", lambda: None)
 
     def refuse(_: object) -> None:
         raise RuntimeError("can't start new thread")

@@ -469,6 +469,7 @@ async def durable() -> None:
         assert_type(report["a"].rerun_reason, str | None)
         assert_type(await etl.orchestrator.run(journal=journal), RunReport)
         assert_type(await journal.runs(status="failed", pipeline="etl"), list[RunRecord])
+        await journal.runs("ORPHANED", limit=None)
         page = await journal.runs(text="night", orphaned=False, limit=10)
         await journal.runs(before=page[-1].place, since=datetime(2026, 1, 1))
         assert_type(page[0].duration_s, float | None)

@@ -1,0 +1,105 @@
+"""How callers select runs: by the statuses that lists show, and by times that people type."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from datetime import UTC, datetime
+from typing import Any, get_args
+
+import pytest
+
+from asyncflow.journal import RunRecord, RunStatus
+from asyncflow.journal._queries import RUN_STATUSES, RunFilter, listed_status, parse_time
+
+NOW_S = datetime(2024, 6, 1, 12, tzinfo=UTC).timestamp()
+
+
+def test_lists_show_the_stored_statuses_and_one_more() -> None:
+    assert {*RUN_STATUSES} == {*get_args(RunStatus), "orphaned"}
+
+
+def test_a_list_shows_an_orphaned_run_as_such() -> None:
+    alive = RunRecord("r", "etl", "running", 0.0, 0.0, "me")
+    left = RunRecord("r", "etl", "running", 0.0, 0.0, None, orphaned=True)
+
+    assert (listed_status(alive), listed_status(left)) == ("running", "orphaned")
+
+
+@pytest.mark.parametrize("status", RUN_STATUSES)
+def test_a_status_is_accepted_as_it_is_displayed(status: Any) -> None:
+    assert RunFilter(status.upper()) == RunFilter(status)
+    assert RunFilter.listed(status.upper()) == RunFilter.listed(status)
+
+
+def test_a_run_that_has_not_ended_is_running_by_its_record_and_orphaned_or_not_in_a_list() -> None:
+    def asked(where: RunFilter) -> tuple[object, object]:
+        return where.status, where.orphaned
+
+    assert asked(RunFilter("running")) == ("running", None)
+    assert asked(RunFilter("running", orphaned=True)) == ("running", True)
+    assert asked(RunFilter("orphaned")) == ("running", True)
+    assert asked(RunFilter(orphaned=True)) == ("running", True)
+    assert asked(RunFilter.listed("running")) == ("running", False)
+    assert asked(RunFilter.listed("orphaned")) == ("running", True)
+    assert asked(RunFilter.listed("failed")) == ("failed", None)
+    assert asked(RunFilter.listed(None)) == (None, None)
+
+
+def test_a_filter_is_what_it_was_after_its_conditions_were_checked_again() -> None:
+    where = RunFilter.listed(
+        "ORPHANED",
+        pipeline='"etl',
+        since=datetime.fromtimestamp(5),
+        before=(7.0, "r"),
+        text="night",
+        limit=None,
+    )
+
+    assert RunFilter(**asdict(where)) == where
+    assert (where.since, where.before) == (5.0, (7.0, "r"))
+
+
+@pytest.mark.parametrize("status", ["lost", "PASSED ", "", 3])
+def test_an_unknown_status_is_refused_with_those_that_there_are(status: Any) -> None:
+    with pytest.raises(ValueError, match=r"status must be one of 'running', 'orphaned', .*, not "):
+        RunFilter(status)
+
+
+def test_a_status_that_contradicts_another_condition_is_refused() -> None:
+    with pytest.raises(ValueError, match="'orphaned' contradicts orphaned=False"):
+        RunFilter("orphaned", orphaned=False)
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [
+        ("30s", NOW_S - 30),
+        ("15m", NOW_S - 15 * 60),
+        ("2h", NOW_S - 2 * 3_600),
+        ("3d", NOW_S - 3 * 86_400),
+        ("1w", NOW_S - 7 * 86_400),
+        ("99999d", 0.0),
+        ("2024-06-01T12:00Z", NOW_S),
+        ("2024-06-01T14:00+02:00", NOW_S),
+        ("2024-06-01", datetime(2024, 6, 1).timestamp()),  # local
+        ("20240601", datetime(2024, 6, 1).timestamp()),
+        ("2999-01-01", datetime(2999, 1, 1).timestamp()),
+        ("1717243200", 1_717_243_200.0),
+        ("0", 0.0),
+        ("0.5", 0.5),
+    ],
+)
+def test_a_time_is_an_age_or_a_date_or_seconds(text: str, seconds: float) -> None:
+    assert parse_time(text, NOW_S) == seconds
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("", "2x", "h", "-2h", "2 h", "²h", "yesterday", "nan", "-1", "1e999", "1960-01-01"),
+        *("0001-01-01", "99999-01-01", "9999999w", f"{'9' * 5_000}d"),
+    ],
+)
+def test_an_invalid_time_is_refused_with_what_to_type(text: str) -> None:
+    with pytest.raises(ValueError, match=r"^invalid time '.*'; use an age \(2h, 3d\) or an ISO"):
+        parse_time(text, NOW_S)
