@@ -13,10 +13,10 @@ start and end of an attempt, and refusing assignments would make each of them ta
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import field
 from typing import Any, ClassVar, Literal, TypeAlias
 
-from asyncflow._core.results import StepStatus, record
+from asyncflow._core.record import made_by, record
+from asyncflow._core.results import StepStatus
 
 __all__ = [
     "AttemptFailed",
@@ -59,12 +59,12 @@ class RunStarted:
     """The pipeline: for each step, in topological order, the steps it depends on."""
     pipeline: str = ""
     """What the pipeline is called, if it has a name."""
-    fingerprints: Mapping[str, tuple[str, str]] = field(default_factory=dict)
+    fingerprints: Mapping[str, tuple[str, str]] = made_by(default_factory=dict)
     """In a run with a journal, what a stored result of each step goes by: which data its action
     asks for, in words, and the step's ``version``."""
-    inputs: Mapping[str, Any] = field(default_factory=dict)
+    inputs: Mapping[str, Any] = made_by(default_factory=dict)
     """The run's inputs. In place of a secret one stands a `RestoredOutput` that says so."""
-    max_retries: Mapping[str, int] = field(default_factory=dict)
+    max_retries: Mapping[str, int] = made_by(default_factory=dict)
     """How many attempts each step has in all."""
     secret: tuple[str, ...] = ()
     """The steps whose output must not be shown."""
@@ -82,21 +82,21 @@ class RunResumed:
     dependencies: Mapping[str, tuple[str, ...]]
     """The pipeline as it is now, as in `RunStarted`."""
     fingerprints: Mapping[str, tuple[str, str]]
-    outdated: Mapping[str, str] = field(default_factory=dict)
+    outdated: Mapping[str, str] = made_by(default_factory=dict)
     """The steps of which nothing that was kept holds any more, each with the reason, in words that
     complete the sentence "it runs again because …"."""
-    unfinished: Mapping[str, str] = field(default_factory=dict)
+    unfinished: Mapping[str, str] = made_by(default_factory=dict)
     """The steps that had begun and not succeeded, in the same way."""
     recalled: tuple[str, ...] = ()
     """The steps whose result, or whose items' results, hold, but which run again because that
     output is needed and was not kept, being secret."""
     afresh: bool = False
     """Whether what is unfinished has all its attempts anew, as after a run that had ended."""
-    inputs: Mapping[str, Any] = field(default_factory=dict)
+    inputs: Mapping[str, Any] = made_by(default_factory=dict)
     """The inputs that it did not have before, and what stands for those that have become secret."""
     pipeline: str = ""
     """What the pipeline is called, if it has a name."""
-    max_retries: Mapping[str, int] = field(default_factory=dict)
+    max_retries: Mapping[str, int] = made_by(default_factory=dict)
     """As in `RunStarted`."""
     secret: tuple[str, ...] = ()
     """As in `RunStarted`."""

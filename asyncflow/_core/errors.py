@@ -375,14 +375,12 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
 
 # What would end a line, move the cursor, turn the direction of writing or could not be printed.
 # Less than what `str.isprintable` refuses: the joiners of emoji and of Persian are harmless.
-_UNSAFE = re.compile(
-    "[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]"
-)
+_UNSAFE = "[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]"
 
 
 def escape_controls(text: str) -> str:
     r"""Return the text with its control characters written as Python writes them: ``\n``."""
-    return _UNSAFE.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
+    return re.sub(_UNSAFE, lambda found: found[0].encode("unicode_escape").decode(), text)
 
 
 def describe_error(error: BaseException) -> str:

@@ -97,7 +97,7 @@ _COLOURS = {
 # All ASCII punctuation, but for a dash or an underscore inside of a word. Quotes and `#` belong to
 # Mermaid, `<` and `&` to HTML; `1. x`, `_x_` and `www.x.y` are Markdown, and `style x:` at the
 # start of a label has Mermaid cut off the code that comes next.
-_SPECIAL = re.compile(r"[!-,./:-@\[-^`{-~]|(?<![^\W_])[-_]|[-_](?![^\W_])")
+_SPECIAL = r"[!-,./:-@\[-^`{-~]|(?<![^\W_])[-_]|[-_](?![^\W_])"
 
 
 def to_mermaid(
@@ -133,7 +133,7 @@ def to_mermaid(
 
 
 def _node(name: str, result: StepResult | None) -> str:
-    label = _SPECIAL.sub(lambda found: f"#{ord(found[0])};", escape_controls(name))
+    label = re.sub(_SPECIAL, lambda found: f"#{ord(found[0])};", escape_controls(name))
     if result is None:
         return f'["{label or " "}"]'  # Mermaid refuses an empty one
     status = result.status

@@ -7,11 +7,11 @@ import reprlib
 import sys
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import replace
 from itertools import repeat
 from typing import Any, TypeAlias
 
 from asyncflow._core.errors import RestoredError, safe_text
+from asyncflow._core.record import replace
 from asyncflow._core.results import (
     Attempt,
     RestoredOutput,

@@ -13,10 +13,10 @@ import enum
 import traceback
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field, fields
-from typing import Any, NamedTuple, TypeVar, dataclass_transform
+from typing import Any, NamedTuple
 
 from asyncflow._core.errors import RestoredError, safe_text
+from asyncflow._core.record import record, show, values_by_name
 
 __all__ = [
     "REDACTED",
@@ -29,7 +29,6 @@ __all__ = [
     "StepStatus",
     "blocks_dependents",
     "picklable_output",
-    "record",
     "to_restored_error",
     "visible_output",
     "with_note",
@@ -45,19 +44,6 @@ class Payload(NamedTuple):
 
 
 REDACTED = Payload("redacted", b"")
-
-
-T = TypeVar("T")
-
-
-@dataclass_transform(frozen_default=True)
-def record(cls: type[T]) -> type[T]:
-    """Make the class a slotted dataclass that type checkers know as frozen.
-
-    A run makes three of these a step. Python would take three to four times as long to make
-    them if it had to refuse assignments at run time too.
-    """
-    return dataclass(slots=True)(cls)
 
 
 class StepStatus(enum.StrEnum):
@@ -97,18 +83,9 @@ class Attempt:
     """Milliseconds that it waited for a pool or for ``max_concurrency`` just before its start.
     They are no part of ``duration_ms``."""
 
-    def __eq__(self, other: object) -> bool:
-        if not isinstance(other, Attempt):
-            return NotImplemented
-        return _equal(_values(self), _values(other))
-
-    def __repr__(self) -> str:
-        return _repr(self)
-
     def __reduce__(self) -> tuple[object, ...]:
-        values = _values(self)
-        values[3] = _picklable_error(self.error)
-        return Attempt, tuple(values)
+        values = values_by_name(self) | {"error": _picklable_error(self.error)}
+        return Attempt, tuple(values.values())
 
 
 @record
@@ -138,7 +115,7 @@ class StepResult:
     started_ms: float | None = None
     """Milliseconds from the start of the run to the start of the first attempt; ``None`` if there
     was none."""
-    recorded: tuple[Attempt, ...] | None = field(default=None, repr=False)
+    recorded: tuple[Attempt, ...] | None = None
     """The attempts, unless there was just one, of which all is said above; see `history`."""
     depends_on: tuple[str, ...] = ()
     """The names of the steps that it depends on, as declared."""
@@ -181,22 +158,19 @@ class StepResult:
             return ()
         return (Attempt(1, self.started_ms, self.duration_ms, self.error, self.queued_ms),)
 
-    def __eq__(self, other: object) -> bool:
-        if not isinstance(other, StepResult):
-            return NotImplemented
-        return _equal(_values(self), _values(other))
-
     def __repr__(self) -> str:
-        return _repr(self)
+        values = values_by_name(self) | {"output": visible_output(self)}
+        del values["recorded"]  # `history` says more
+        return show(self, values)
 
     def __reduce__(self) -> tuple[object, ...]:
-        values = _values(self)
-        values[4] = picklable_output(self.output)
-        values[5] = _picklable_error(self.error)
-        return StepResult, tuple(values)
+        values = values_by_name(self)
+        values["output"] = picklable_output(self.output)
+        values["error"] = _picklable_error(self.error)
+        return StepResult, tuple(values.values())
 
 
-@dataclass(frozen=True, slots=True)
+@record(frozen=True)
 class RestoredOutput:
     """Stands, in a report read from JSON or pickled, for an output that could not go there."""
 
@@ -263,29 +237,9 @@ def _is_picklable(value: object) -> bool:
     return True
 
 
-def _values(data: Attempt | StepResult) -> list[Any]:
-    return [getattr(data, each.name) for each in fields(data)]
-
-
-def _equal(one: list[Any], other: list[Any]) -> bool:
-    try:
-        # Lists take what is identical for equal. From 3.13 on, dataclasses do not.
-        return one == other
-    except Exception:  # as in safe_text
-        return False
-
-
 def visible_output(result: StepResult) -> object:
     """Return the output, or what stands for it where it must not be seen."""
     return REDACTED_OUTPUT if result.secret and result.output is not None else result.output
-
-
-def _repr(data: Attempt | StepResult) -> str:
-    values = {each.name: getattr(data, each.name) for each in fields(data) if each.repr}
-    if isinstance(data, StepResult):
-        values["output"] = visible_output(data)
-    shown = ", ".join(f"{name}={safe_text(repr, value)}" for name, value in values.items())
-    return f"{type(data).__name__}({shown})"
 
 
 STATUS_SYMBOLS: Mapping[StepStatus, str] = {

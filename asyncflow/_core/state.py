@@ -27,11 +27,11 @@ What the driver asks of the state of a run: what may start now, and what never w
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any, Literal, TypeAlias
 
 from asyncflow._core.errors import IllegalEventError
 from asyncflow._core.graph import Plan
+from asyncflow._core.record import replace
 from asyncflow._core.report import RunReport
 from asyncflow._core.results import StepResult, StepStatus
 from asyncflow._core.scheduler import AdmissionQueue, Deadlines, Readiness, SkippedStep
