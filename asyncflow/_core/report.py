@@ -340,19 +340,18 @@ class RunReport(Mapping[str, StepResult]):
         return f"<RunReport {self.run_id} {self.outcome.upper()}: {len(self)} step(s)>"
 
     def __reduce__(self) -> tuple[object, ...]:
-        inputs = {name: picklable_output(value) for name, value in self.inputs.items()}
-        return partial(RunReport, results=self.results, inputs=inputs, **self._figures()), ()
-
-    def _figures(self) -> dict[str, Any]:
-        """What the constructor takes beside the results and the inputs."""
-        return {
-            "run_id": self.run_id,
-            "wall_time": self.wall_time,
-            "total_duration_ms": self.total_duration_ms,
-            "stop_reason": self.stop_reason,
-            "pipeline": self.pipeline,
-            "outcome": self.outcome,
-        }
+        made = partial(
+            RunReport,
+            self.run_id,
+            self.results,
+            total_duration_ms=self.total_duration_ms,
+            wall_time=self.wall_time,
+            stop_reason=self.stop_reason,
+            pipeline=self.pipeline,
+            inputs={name: picklable_output(value) for name, value in self.inputs.items()},
+            outcome=self.outcome,
+        )
+        return made, ()
 
     def to_json(self, *, indent: int | None = None) -> str:
         """Return the report as JSON text.
@@ -363,7 +362,7 @@ class RunReport(Mapping[str, StepResult]):
         Args:
             indent: How many spaces a level is indented by; ``None`` writes all in one line.
         """
-        return dump(self._figures(), self.inputs, self._by_name.values(), indent)
+        return dump(self, indent)
 
     @classmethod
     def from_json(cls, text: str | bytes) -> RunReport:
@@ -375,8 +374,7 @@ class RunReport(Mapping[str, StepResult]):
             ValueError: The text is not JSON, or not that of a report: the message says what is
                 missing or wrong, and where.
         """
-        figures, results = load(text)
-        return cls(results=results, **figures)
+        return cls(**load(text))
 
     def to_mermaid(self) -> str:
         """Return the pipeline as a Mermaid flowchart that shows what became of each step.
