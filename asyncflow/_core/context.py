@@ -8,10 +8,9 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from contextvars import Context, ContextVar
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from asyncflow._core.graph import Plan
-from asyncflow._core.record import record
 from asyncflow._core.results import StepResult
 from asyncflow.events import AttemptStarted
 
@@ -61,8 +60,7 @@ class Heartbeat(Protocol):
         """Give a sign of life, from any thread."""
 
 
-@record
-class AttemptExtras:
+class AttemptExtras(NamedTuple):
     """What an action can ask of an attempt only if its step has a policy for it."""
 
     deadline_s: float
@@ -72,8 +70,7 @@ class AttemptExtras:
     """The results of a clean-up step's dependencies."""
 
 
-@record
-class RunContext:
+class RunContext(NamedTuple):
     """What all steps of a run have in common. Contexts keep it, so it keeps nothing large."""
 
     run_id: str
@@ -149,9 +146,7 @@ class StepContext:
             limit_ms = math.inf if step.timeout_ms is None else step.timeout_ms
             ends = run.started_s + (running.at_ms + limit_ms) / 1000
             extras = AttemptExtras(ends, None, {})
-        self._deadline_s = extras.deadline_s
-        self._heartbeat = extras.heartbeat
-        self.results = extras.results
+        self._deadline_s, self._heartbeat, self.results = extras
         if step.run_if == "success":
             self._deadline_s = min(self._deadline_s, run.deadline_s)
 
