@@ -1,22 +1,23 @@
 """What happens in a run, as immutable facts.
 
 A run is the sequence of its events: its state, its report and every view of it are folds over
-them. They are handed to each observer in the order in which they happened. All times are
-milliseconds since the run started, on the event loop's monotonic clock, which stands still while
-no process runs the run. The wall-clock times are `RunStarted.wall_time` and, in a run that was
-resumed, `RunResumed.wall_time`, from which a view may compute the others.
+them. Each observer receives them in the order in which they happened. All times are milliseconds
+since the run started, on the event loop's monotonic clock, which stands still while no process runs
+the run. The wall-clock times are `RunStarted.wall_time` and, in a resumed run,
+`RunResumed.wall_time`, from which a view may compute the others.
 
-They are slotted dataclasses that only type checkers know as frozen, because one is made for every
-start and end of an attempt, and refusing assignments would make each of them take longer.
+They are slotted records that only type checkers know as frozen: every start and end of an attempt
+makes one, and refusing assignments would make each of them take three times as long. The functions
+of `dataclasses` accept them.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import field
 from typing import Any, ClassVar, Literal, TypeAlias
 
-from asyncflow._core.results import StepStatus, record
+from asyncflow._core.record import made_by, record
+from asyncflow._core.results import StepStatus
 
 __all__ = [
     "AttemptFailed",
@@ -59,51 +60,52 @@ class RunStarted:
     """The pipeline: for each step, in topological order, the steps it depends on."""
     pipeline: str = ""
     """What the pipeline is called, if it has a name."""
-    fingerprints: Mapping[str, tuple[str, str]] = field(default_factory=dict)
-    """In a run with a journal, what a stored result of each step goes by: which data its action
-    asks for, in words, and the step's ``version``."""
-    inputs: Mapping[str, Any] = field(default_factory=dict)
-    """The run's inputs. In place of a secret one stands a `RestoredOutput` that says so."""
-    max_retries: Mapping[str, int] = field(default_factory=dict)
+    fingerprints: Mapping[str, tuple[str, str]] = made_by(default_factory=dict)
+    """In a run with a journal, for each step, what decides whether its stored result still holds:
+    which data its action asks for, in words, and its ``version``."""
+    inputs: Mapping[str, Any] = made_by(default_factory=dict)
+    """The run's inputs. A `RestoredOutput` stands for each secret one."""
+    max_retries: Mapping[str, int] = made_by(default_factory=dict)
     """How many attempts each step has in all."""
     secret: tuple[str, ...] = ()
-    """The steps whose output must not be shown."""
+    """The steps whose output no view may show."""
 
 
 @record
 class RunResumed:
-    """A run that a journal has kept goes on. What was running before was cut short."""
+    """A run continues from its journal. Attempts that were running before did not finish."""
 
     run_id: str
     at_ms: float
-    """When the run stood still: the time of the last event that was kept."""
+    """When the run stopped before: the time of the last stored event."""
     wall_time: float
-    """When it goes on, in seconds since the epoch (UTC)."""
+    """When it continues, in seconds since the epoch (UTC)."""
     dependencies: Mapping[str, tuple[str, ...]]
     """The pipeline as it is now, as in `RunStarted`."""
     fingerprints: Mapping[str, tuple[str, str]]
-    outdated: Mapping[str, str] = field(default_factory=dict)
-    """The steps of which nothing that was kept holds any more, each with the reason, in words that
-    complete the sentence "it runs again because …"."""
-    unfinished: Mapping[str, str] = field(default_factory=dict)
-    """The steps that had begun and not succeeded, in the same way."""
+    outdated: Mapping[str, str] = made_by(default_factory=dict)
+    """The steps whose stored results no longer hold, each with the reason, in words that complete
+    the sentence "it runs again because …"."""
+    unfinished: Mapping[str, str] = made_by(default_factory=dict)
+    """The steps that had begun and not succeeded, each with the reason in such words."""
     recalled: tuple[str, ...] = ()
-    """The steps whose result, or whose items' results, hold, but which run again because that
-    output is needed and was not kept, being secret."""
+    """The steps whose results, or whose items' results, hold, but which run again because another
+    step needs their output, which is secret and so was not stored."""
     afresh: bool = False
-    """Whether what is unfinished has all its attempts anew, as after a run that had ended."""
-    inputs: Mapping[str, Any] = field(default_factory=dict)
-    """The inputs that it did not have before, and what stands for those that have become secret."""
+    """Whether unfinished steps have all their attempts again, as after a run that had ended."""
+    inputs: Mapping[str, Any] = made_by(default_factory=dict)
+    """The inputs that the run did not have before, and what stands for those that have become
+    secret."""
     pipeline: str = ""
     """What the pipeline is called, if it has a name."""
-    max_retries: Mapping[str, int] = field(default_factory=dict)
+    max_retries: Mapping[str, int] = made_by(default_factory=dict)
     """As in `RunStarted`."""
     secret: tuple[str, ...] = ()
     """As in `RunStarted`."""
 
     @property
     def rerun_reasons(self) -> dict[str, str]:
-        """Why steps of which something was known run again, by step name.
+        """Why steps of which the journal had stored something run again, by step name.
 
         Each completes the sentence "it runs again because …".
         """
@@ -112,7 +114,7 @@ class RunResumed:
 
 @record
 class RunInterrupted:
-    """The run was told to stop by something other than a failed step."""
+    """Something other than a failed step or a deadline stopped the run."""
 
     at_ms: float
     reason: str
@@ -134,7 +136,7 @@ class RunTimedOut:
 
 @record
 class RunFinished:
-    """The run ended and nothing of it is alive. Always the last event."""
+    """The run ended, and nothing of it is alive. Always the last event."""
 
     at_ms: float
     outcome: Outcome
@@ -152,43 +154,43 @@ class AttemptStarted:
     """Counted from 1."""
     at_ms: float
     queued_ms: float = 0.0
-    """How long it has waited for a pool or for ``max_concurrency`` before that."""
+    """How many milliseconds it waited for a pool or for ``max_concurrency`` before that."""
     item: int | None = None
-    """Which item of a mapped step this is about, counted from 0. Here and in all events that
-    have it, ``None`` means the step itself."""
+    """The item of a mapped step, counted from 0. Here and in all other events, ``None`` means the
+    step itself."""
 
 
 @record
 class AttemptFailed:
-    """An attempt failed and another one follows."""
+    """An attempt failed, and another one follows."""
 
     step: str
     attempt: int
     at_ms: float
     error: BaseException
     retry_in_ms: float
-    """How long the step waits before its next attempt may start."""
+    """How many milliseconds the step waits before its next attempt may start."""
     item: int | None = None
 
 
 @record
 class MapStarted:
-    """A mapped step begins to go through its items."""
+    """A mapped step begins to read its items."""
 
     step: str
     at_ms: float
     count: int | None = None
-    """How many items there are; ``None`` if nobody can tell before they have been gone through."""
+    """How many items there are; ``None`` if only reading them all will tell."""
     item: ClassVar[None] = None
 
 
 @record
 class StepSucceeded:
-    """The action returned a value in time; or it did so for each item of a mapped step."""
+    """The action returned a value in time; for a mapped step, it did so for each item."""
 
     step: str
     attempt: int
-    """Which attempt it was; 0 for a mapped step as a whole, whose items have the attempts."""
+    """The attempt that succeeded; 0 for a mapped step as a whole, whose items have the attempts."""
     at_ms: float
     output: Any
     item: int | None = None
@@ -196,11 +198,11 @@ class StepSucceeded:
 
 @record
 class StepFailed:
-    """An attempt failed and it was the last one; or items of a mapped step have failed so."""
+    """The last attempt failed; for a mapped step, that of an item did."""
 
     step: str
     attempt: int
-    """Which attempt it was; 0 if there was none: a mapped step, or its ``when`` raised."""
+    """The attempt that failed; 0 for a mapped step, and for a step whose ``when`` raised."""
     at_ms: float
     error: BaseException
     item: int | None = None
@@ -208,11 +210,11 @@ class StepFailed:
 
 @record
 class StepCancelled:
-    """A step that had started was cut short because the run stopped."""
+    """A step that had started was cancelled because the run stopped."""
 
     step: str
     attempt: int
-    """The latest one; 0 for a mapped step as a whole."""
+    """The latest attempt; 0 for a mapped step as a whole."""
     at_ms: float
     reason: str
     error: BaseException | None
@@ -228,28 +230,28 @@ class StepSkipped:
     at_ms: float
     reason: str
     on_purpose: bool = False
-    """Whether its ``when`` or its ``run_if`` wanted it so, not something that failed."""
+    """Whether its ``when`` or its ``run_if`` is the cause, and not a failure."""
     item: ClassVar[None] = None
 
 
 @record
 class StepReused:
-    """A result that a journal has kept still holds, so the step does not run again."""
+    """A stored result still holds, so the step does not run again."""
 
     step: str
     at_ms: float
     item: int | None = None
     status: StepStatus = StepStatus.SUCCESS
-    """What became of it. In a run that goes on where it stood still, also what had failed for good
-    or was skipped is not run again."""
+    """How it ended. A run that had not ended when it was resumed also keeps the steps that had
+    failed or were skipped."""
 
 
 @record
 class ThreadAbandoned:
-    """A thread could not be stopped when its attempt had to end, and goes on by itself.
+    """A thread did not stop when its attempt had to end, and still runs.
 
-    The attempt's end follows. No other attempt starts, and no pool slot of it becomes free,
-    before the thread has ended.
+    The attempt's end follows. Until the thread has ended, no other attempt of the step starts, and
+    the attempt's pool slot stays taken.
     """
 
     step: str
@@ -260,14 +262,14 @@ class ThreadAbandoned:
 
 @record
 class LoopBlocked:
-    """A step has kept the event loop from doing anything else. It may have ended since."""
+    """A step blocked the event loop. It may have ended since."""
 
     step: str
     attempt: int
     at_ms: float
     blocked_ms: float
     where: str
-    """The line it was at: ``file:line in function``."""
+    """The line that it was at: ``file:line in function``."""
     item: int | None = None
 
 

@@ -12,12 +12,12 @@ from __future__ import annotations
 import inspect
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
 from types import FunctionType, MethodType
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
 from asyncflow._core.errors import safe_text
+from asyncflow._core.record import record
 
 __all__ = [
     "NO_PARAMETERS",
@@ -191,7 +191,7 @@ def is_importable_main(main: object) -> bool:
     return is_file or getattr(main, "__spec__", None) is not None
 
 
-@dataclass(frozen=True, slots=True, repr=False)
+@record
 class Upstream:
     """The default of a parameter that is to receive what another step returned."""
 
@@ -210,7 +210,8 @@ class Upstream:
         return f"<{text}: only a run fills it in; to call the function yourself, pass a value>"
 
 
-class Signature(NamedTuple):
+@record
+class Signature:
     """Which parameters of an action can be filled by name."""
 
     names: tuple[str, ...] = ()

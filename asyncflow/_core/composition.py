@@ -27,13 +27,13 @@ Rules:
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
 from types import MethodType
 from typing import Any, TypeAlias
 
 from asyncflow._core.arguments import Signature, Upstream, upstream_defaults
 from asyncflow._core.errors import did_you_mean
 from asyncflow._core.graph import with_dependents
+from asyncflow._core.record import record, replace
 from asyncflow._core.step import Action, StepPolicies, WorkflowStep, check_heartbeat, parameters_of
 
 __all__ = [
@@ -170,7 +170,7 @@ Dependencies: TypeAlias = tuple[object, ...] | dict[str, object]
 """Dependencies: names, functions and pipelines, perhaps by parameter."""
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class DeclaredStep:
     """A function that is a step."""
 
@@ -192,7 +192,7 @@ class DeclaredStep:
         return self.map_over is not None or any(up.each for up in self.upstream().values())
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class IncludedPipeline:
     """A pipeline all of whose steps are steps."""
 

@@ -1,9 +1,10 @@
-"""Every exception that asyncflow raises itself.
+"""The exceptions that asyncflow raises itself, and how any error reads in one line.
 
-A step's own exception is never wrapped in one of these: it is kept as it was raised.
-All of them can be pickled, and what a message tells in words stands in attributes too.
+Rules:
 
-What names, values and errors read like in one line, whatever they hold or raise.
+1. The exception of a step is never wrapped in one of these.
+2. Each of them can be pickled, and all that its message says stands in attributes too.
+3. Names and errors belong to users: nothing that they hold or raise breaks a line that shows them.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ __all__ = [
     "StepCancelledError",
     "StepCrashedError",
     "StepTimeoutError",
+    "TimeoutKind",
     "describe_error",
     "describe_fully",
     "did_you_mean",
@@ -37,9 +39,23 @@ __all__ = [
     "safe_text",
 ]
 
+TimeoutKind: TypeAlias = Literal["attempt", "step", "heartbeat", "run"]
 
-class CyclicDependencyError(ValueError):
-    """The steps depend on each other in a circle, so no order of them exists.
+
+class _AttributedError(Exception):
+    """An exception whose message is a template that its attributes fill.
+
+    A subclass passes all its arguments on, in order, so that pickle can call it with them again.
+    """
+
+    _message: str
+
+    def __str__(self) -> str:
+        return self._message.format_map(vars(self))
+
+
+class CyclicDependencyError(_AttributedError, ValueError):
+    """The steps depend on each other in a circle, so there is no order to run them in.
 
     Attributes:
         cycle: The names along the circle, each one a dependency of the next. The first and
@@ -55,15 +71,15 @@ class CyclicDependencyError(ValueError):
 
 
 class StepTimeoutError(TimeoutError):
-    """An attempt took longer than it may.
+    """An attempt exceeded a time limit.
 
-    Only the run raises it. A ``TimeoutError`` that the step raised by itself is kept as it is,
-    so the two can be told apart. If the step's clean-up raised while the limit cancelled it,
-    that exception is the ``__cause__``.
+    Only the run raises it. A ``TimeoutError`` that the step itself raises stays as it is, so the
+    two can be told apart. If the step's clean-up raises while the limit cancels it, that
+    exception is the ``__cause__``.
 
     Attributes:
         step_name: The step; with its number, ``fetch[3]``, for an item of a mapped step.
-        attempt: Which attempt it was, counted from 1; 0 for a mapped step as a whole.
+        attempt: The number of the attempt, counted from 1; 0 for a mapped step as a whole.
         timeout_ms: The limit that was exceeded, in milliseconds.
         kind: Which limit that was: ``"attempt"`` (the step's ``timeout_ms``), ``"step"`` (its
             ``deadline_ms``), ``"heartbeat"`` (its ``heartbeat_ms``) or ``"run"`` (the run's
@@ -87,8 +103,6 @@ class StepTimeoutError(TimeoutError):
         return type(self), (self.step_name, self.attempt, self.timeout_ms, self.kind), state
 
 
-TimeoutKind: TypeAlias = Literal["attempt", "step", "heartbeat", "run"]
-
 _EXCEEDED: dict[TimeoutKind, str] = {
     "attempt": "{who} exceeded",
     "step": "step {step} exceeded, in attempt {attempt}, its deadline of",
@@ -97,97 +111,88 @@ _EXCEEDED: dict[TimeoutKind, str] = {
 }
 
 
-class ResultRefusedError(Exception):
+class ResultRefusedError(_AttributedError):
     """An attempt returned a value that the step's ``Retry(until=...)`` did not accept.
 
     Attributes:
         step_name: The step.
-        attempt: Which attempt it was, counted from 1.
-        result: What it returned.
+        attempt: The number of the attempt, counted from 1.
+        result: The value.
     """
+
+    _message = (
+        "attempt {attempt} of step {step_name!r} returned a value that its Retry(until=...) "
+        "did not accept"
+    )
 
     def __init__(self, step_name: str, attempt: int, result: object) -> None:
         super().__init__(step_name, attempt, result)
-        self.step_name = step_name
-        self.attempt = attempt
-        self.result = result
-
-    def __str__(self) -> str:
-        return (
-            f"attempt {self.attempt} of step {self.step_name!r} returned a value that its "
-            "Retry(until=...) did not accept"
-        )
+        self.step_name, self.attempt, self.result = step_name, attempt, result
 
 
-class StepCancelledError(Exception):
-    """A step raised ``CancelledError`` although nobody had asked the run to stop.
+class StepCancelledError(_AttributedError):
+    """A step raised ``CancelledError`` although nothing had asked it to stop.
 
-    The step cancelled its own task, or it awaited something that somebody else cancelled. The
-    ``CancelledError`` is the ``__cause__``. This is an ordinary failure, not a cancellation, so
-    it is retried and it is no ``CancelledError``.
+    The step cancelled its own task, or it awaited something that a third party cancelled. The
+    ``CancelledError`` is the ``__cause__``. This is an ordinary failure, not a cancellation: the
+    step is retried, and this class is no ``CancelledError``.
 
     Attributes:
         step_name: The step.
-        attempt: Which attempt it was, counted from 1.
+        attempt: The number of the attempt, counted from 1.
     """
+
+    _message = (
+        "attempt {attempt} of step {step_name!r} was cancelled from inside: it cancelled its own "
+        "task or awaited something that was cancelled"
+    )
 
     def __init__(self, step_name: str, attempt: int) -> None:
         super().__init__(step_name, attempt)
-        self.step_name = step_name
-        self.attempt = attempt
-
-    def __str__(self) -> str:
-        return (
-            f"attempt {self.attempt} of step {self.step_name!r} was cancelled from inside: "
-            "it cancelled its own task or awaited something that was cancelled"
-        )
+        self.step_name, self.attempt = step_name, attempt
 
 
-class ActionNotAwaitableError(TypeError):
+class ActionNotAwaitableError(_AttributedError, TypeError):
     """An action was called and returned something that cannot be awaited.
 
-    The call has had its effect by then, so it is not retried.
+    The call has had its effect by then, so the step is not retried.
 
     Attributes:
         step_name: The step.
         returned: The name of the type that the action returned.
     """
 
+    _message = (
+        "the action of step {step_name!r} returned {returned}, which cannot be awaited; make it "
+        "'async def', or say runs_in=\"thread\" if it is a plain function"
+    )
+
     def __init__(self, step_name: str, returned: str) -> None:
         super().__init__(step_name, returned)
-        self.step_name = step_name
-        self.returned = returned
-
-    def __str__(self) -> str:
-        return (
-            f"the action of step {self.step_name!r} returned {self.returned}, which cannot be "
-            "awaited; make it 'async def', or say runs_in=\"thread\" if it is a plain function"
-        )
+        self.step_name, self.returned = step_name, returned
 
 
-class OutputNotAwaitedError(TypeError):
-    """An action returned a coroutine: somebody has forgotten an ``await``, so that did not run.
+class OutputNotAwaitedError(_AttributedError, TypeError):
+    """An action returned a coroutine: its code lacks an ``await``, so that coroutine never ran.
 
-    It is not retried, since the next attempt would forget it too.
+    The step is not retried, since the next attempt would lack it too.
 
     Attributes:
         step_name: The step.
         returned: The name of the coroutine.
     """
 
+    _message = (
+        "the action of step {step_name!r} returned the coroutine {returned} without having "
+        "awaited it; put an 'await' before the call"
+    )
+
     def __init__(self, step_name: str, returned: str) -> None:
         super().__init__(step_name, returned)
-        self.step_name = step_name
-        self.returned = returned
-
-    def __str__(self) -> str:
-        return (
-            f"the action of step {self.step_name!r} returned the coroutine {self.returned} without "
-            "having awaited it; put an 'await' before the call"
-        )
+        self.step_name, self.returned = step_name, returned
 
 
-class RestoredError(Exception):
+class RestoredError(_AttributedError):
     """Stands for an exception that did not survive a trip through JSON or pickle.
 
     Attributes:
@@ -196,43 +201,38 @@ class RestoredError(Exception):
         traceback: The original's formatted traceback, or an empty string.
     """
 
+    _message = "{type_name}: {message}"
+
     def __init__(self, type_name: str, message: str, traceback: str = "") -> None:
         super().__init__(type_name, message, traceback)
-        self.type_name = type_name
-        self.message = message
-        self.traceback = traceback
-
-    def __str__(self) -> str:
-        return f"{self.type_name}: {self.message}"
+        self.type_name, self.message, self.traceback = type_name, message, traceback
 
 
-class StepCrashedError(Exception):
-    """The process died, or its journal failed, or it lost the run, while a step was running.
+class StepCrashedError(_AttributedError):
+    """An attempt did not finish: its process died, its journal failed, or it lost its lease.
 
-    It stands in the history of a resumed run for each attempt that was cut short so. A step that
-    was cut short more often than its ``max_crashes`` fails with it.
+    It stands in the history of a resumed run for each such attempt. A step with more of them than
+    its ``max_crashes`` fails with it.
 
     Attributes:
         step_name: The step; with its number, ``fetch[3]``, for an item of a mapped step.
-        attempt: Which attempt it was, counted from 1.
-        crashes: How many of its attempts were cut short so, up to this one.
+        attempt: The number of the attempt, counted from 1.
+        crashes: How many attempts of the step did not finish, this one included.
     """
 
     def __init__(self, step_name: str, attempt: int, crashes: int) -> None:
         super().__init__(step_name, attempt, crashes)
-        self.step_name = step_name
-        self.attempt = attempt
-        self.crashes = crashes
+        self.step_name, self.attempt, self.crashes = step_name, attempt, crashes
 
     def __str__(self) -> str:
-        times = "" if self.crashes == 1 else f", as {self.crashes} of its attempts were"
+        others = "" if self.crashes == 1 else f" ({self.crashes} such attempts)"
         return (
-            f"attempt {self.attempt} of step {self.step_name!r} was cut short with its process or "
-            f"its journal{times}"
+            f"attempt {self.attempt} of step {self.step_name!r} did not finish: its process died "
+            f"or its journal failed{others}"
         )
 
 
-class JournalError(Exception):
+class JournalError(_AttributedError):
     """A journal could not read or write.
 
     The message says what happened, and what is safe. What was committed before stays committed:
@@ -240,98 +240,89 @@ class JournalError(Exception):
 
     Attributes:
         journal: Which journal it is: its file, or its address without the password.
+        problem: What happened.
     """
+
+    _message = "journal {journal}: {problem}"
 
     def __init__(self, journal: str, problem: str) -> None:
         super().__init__(journal, problem)
-        self.journal = journal
-        self.problem = problem
-
-    def __str__(self) -> str:
-        return f"journal {self.journal}: {self.problem}"
+        self.journal, self.problem = journal, problem
 
 
 class LeaseLostError(JournalError):
-    """Another process has taken over the run, which this one did not keep alive in time."""
+    """Another process acquired the run's lease, which this one did not renew in time."""
 
 
-class RunAlreadyActiveError(Exception):
-    """Another run with the same id is going on, here or in another process.
+class RunAlreadyActiveError(_AttributedError):
+    """A run with the same id is running, in this process or in another one.
 
     Attributes:
         run_id: The run.
-        owner: Who runs it.
+        owner: Which process runs it.
     """
+
+    _message = (
+        "run {run_id!r} is active in {owner}; to wait until it has ended there, say "
+        'on_active="wait"'
+    )
 
     def __init__(self, run_id: str, owner: str) -> None:
         super().__init__(run_id, owner)
-        self.run_id = run_id
-        self.owner = owner
-
-    def __str__(self) -> str:
-        return (
-            f"run {self.run_id!r} is active in {self.owner}; to wait until it has ended there, say "
-            'on_active="wait"'
-        )
+        self.run_id, self.owner = run_id, owner
 
 
-class RunCancelledError(Exception):
-    """Somebody has cancelled the run through its journal, with ``journal.cancel(run_id)``.
+class RunCancelledError(_AttributedError):
+    """The run was cancelled through its journal, with ``journal.cancel(run_id)``.
 
-    Its steps have ended, clean-up included, and that is kept. A step that awaited the run and fails
-    with this error is not retried, since that would go on with what was to be stopped.
+    Its steps have ended, clean-up included, and the journal has stored that. A step that awaits the
+    run and fails with this error is not retried: another attempt would resume the cancelled run.
 
     Attributes:
         run_id: The run.
     """
+
+    _message = (
+        "run {run_id!r} was cancelled through its journal; start it again under its id to resume it"
+    )
 
     def __init__(self, run_id: str) -> None:
         super().__init__(run_id)
         self.run_id = run_id
 
-    def __str__(self) -> str:
-        return (
-            f"run {self.run_id!r} was cancelled through its journal; start it again under its id "
-            "to go on with it"
-        )
 
-
-class RunNotFoundError(LookupError):
+class RunNotFoundError(_AttributedError, LookupError):
     """A journal has no run with that id.
 
     Attributes:
         run_id: The id.
         journal: Which journal it is.
+        hint: The end of the message: which run may have been meant.
     """
+
+    _message = "journal {journal} has no run {run_id!r}{hint}"
 
     def __init__(self, run_id: str, journal: str, hint: str = "") -> None:
         super().__init__(run_id, journal, hint)
-        self.run_id = run_id
-        self.journal = journal
-        self.hint = hint
-
-    def __str__(self) -> str:
-        return f"journal {self.journal} has no run {self.run_id!r}{self.hint}"
+        self.run_id, self.journal, self.hint = run_id, journal, hint
 
 
-class PayloadError(Exception):
-    """A value can't be kept in a journal, or not be read from it again.
+class PayloadError(_AttributedError):
+    """A journal can't store a value, or can't read it back.
 
     Attributes:
-        subject: What it is: ``the output of step 'load'``.
+        subject: Which value it is: ``the output of step 'load'``.
         problem: What is wrong with it, and what can be done about it.
     """
 
+    _message = "{subject} {problem}"
+
     def __init__(self, subject: str, problem: str) -> None:
         super().__init__(subject, problem)
-        self.subject = subject
-        self.problem = problem
-
-    def __str__(self) -> str:
-        return f"{self.subject} {self.problem}"
+        self.subject, self.problem = subject, problem
 
 
-class IllegalEventError(RuntimeError):
+class IllegalEventError(_AttributedError, RuntimeError):
     """An event cannot happen to a step, or to a run, in the state that it is in.
 
     The event was refused and has changed nothing.
@@ -341,17 +332,15 @@ class IllegalEventError(RuntimeError):
         state: In one or two words, the state that refused it.
     """
 
+    _message = "{event!r} cannot happen: {state}"
+
     def __init__(self, event: object, state: str) -> None:
         super().__init__(event, state)
-        self.event = event
-        self.state = state
-
-    def __str__(self) -> str:
-        return f"{self.event!r} cannot happen: {self.state}"
+        self.event, self.state = event, state
 
 
-class HangError(RuntimeError):
-    """In virtual time: nothing can ever happen again, and something still waits.
+class HangError(_AttributedError, RuntimeError):
+    """In virtual time: nothing can ever happen again, and tasks still wait.
 
     Attributes:
         waiting: For each task, its name and where it waits.
@@ -365,28 +354,8 @@ class HangError(RuntimeError):
         return "\n  ".join(["nothing can ever happen again, but these tasks wait:", *self.waiting])
 
 
-def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """Return `` (did you mean 'x'?)`` for the likeliest misspelling, or an empty string."""
-    import difflib  # only an error message needs it, and it takes a while to import
-
-    found = difflib.get_close_matches(word, list(known), n=1)
-    return f" (did you mean {found[0]!r}?)" if found else ""
-
-
-# What would end a line, move the cursor, turn the direction of writing or could not be printed.
-# Less than what `str.isprintable` refuses: the joiners of emoji and of Persian are harmless.
-_UNSAFE = re.compile(
-    "[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]"
-)
-
-
-def escape_controls(text: str) -> str:
-    r"""Return the text with its control characters written as Python writes them: ``\n``."""
-    return _UNSAFE.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
-
-
 def describe_error(error: BaseException) -> str:
-    """Return ``ErrorType: message`` in one line, even of an error that cannot be printed."""
+    """Return ``ErrorType: message`` in one line, the first of the message."""
     name, message = type(error).__name__, safe_text(str, error)
     if isinstance(error, RestoredError):
         name, message = error.type_name.rpartition(".")[2], error.message
@@ -395,7 +364,7 @@ def describe_error(error: BaseException) -> str:
 
 
 def describe_fully(error: BaseException) -> str:
-    """Return ``ErrorType: message`` in one line, all of the message."""
+    """Return ``ErrorType: message`` in one line, with all of the message."""
     return escape_controls(f"{type(error).__name__}: {safe_text(str, error)}")
 
 
@@ -405,6 +374,24 @@ def safe_text(render: Callable[[object], str], value: object) -> str:
         return render(value)
     except Exception as error:  # it is the user's object: whatever it raises must not spread
         return f"<{type(value).__name__}, whose {render.__name__} raised {type(error).__name__}>"
+
+
+# What would end a line, move the cursor, turn the direction of writing or could not be printed.
+# Less than what `str.isprintable` refuses: the joiners of emoji and of Persian are harmless.
+_UNSAFE = "[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]"
+
+
+def escape_controls(text: str) -> str:
+    r"""Return the text with its control characters written as Python writes them: ``\n``."""
+    return re.sub(_UNSAFE, lambda found: found[0].encode("unicode_escape").decode(), text)
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """Return `` (did you mean 'x'?)`` for the likeliest misspelling, or an empty string."""
+    import difflib  # only an error message needs it, and it takes a while to import
+
+    found = difflib.get_close_matches(word, list(known), n=1)
+    return f" (did you mean {found[0]!r}?)" if found else ""
 
 
 def name_suffix(function: object) -> str:

@@ -20,12 +20,12 @@ What a plan says of each step, by its name; found out when asked.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from itertools import accumulate
 from typing import TypeAlias, TypeVar
 
 from asyncflow._core.arguments import NO_PARAMETERS, Signature
 from asyncflow._core.errors import CyclicDependencyError, did_you_mean
+from asyncflow._core.record import record
 from asyncflow._core.step import WorkflowStep
 
 __all__ = [
@@ -52,7 +52,7 @@ ITEM = -1
 """Stands in a binding for the step over whose output the action is mapped."""
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Plan:
     """A valid pipeline, worked out. Steps are indexes; edges are kept in both directions."""
 

@@ -14,12 +14,12 @@ import sys
 import threading
 from collections import OrderedDict, deque
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any, TypeAlias
 from weakref import ref
 
 from asyncflow._core.arguments import check_count, check_number, is_async, reject_awaitable
 from asyncflow._core.errors import ResultRefusedError
+from asyncflow._core.record import record
 
 __all__ = [
     "NO_BACKOFF",
@@ -182,7 +182,7 @@ RetryOn: TypeAlias = (
 )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record(frozen=True, kw_only=True)
 class Retry:
     """How long a step waits before its next attempt, and after which failures there is one.
 

@@ -14,11 +14,11 @@ Rules:
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import replace
 from typing import Any, TypeAlias
 
 from asyncflow._core.errors import StepCrashedError
 from asyncflow._core.graph import plan, with_dependents
+from asyncflow._core.record import replace
 from asyncflow._core.report import RunReport
 from asyncflow._core.results import (
     REDACTED,

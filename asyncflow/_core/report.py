@@ -1,17 +1,12 @@
-"""What a run gives back: plain data that outlives it.
-
-A pipeline drawn as a flowchart in the language of Mermaid.
+"""The report of a run: a mapping of results, its critical path, and its flowchart.
 
 Rules:
 
-1. A node is known by a number of ours, never by a name of the user's.
-2. A label is quoted, and whatever Mermaid or its Markdown may read in it is written as its code.
-3. A status is told by a sign and by a word; its colour only repeats it.
-
-Which chain of steps a run took longest for.
-
-The critical path method (J. E. Kelley and M. R. Walker, "Critical-path planning and scheduling",
-1959), over measured durations.
+1. A report outlives its run: it can be kept, pickled and sent, and no output or error in it can
+   break its text.
+2. In a flowchart of Mermaid, a node has a number of ours, never a name of the user's. A label is
+   quoted, and whatever Mermaid or its Markdown may read in it is written as its code.
+3. A flowchart shows a status by a symbol and a word; its colour only repeats it.
 """
 
 from __future__ import annotations
@@ -26,8 +21,6 @@ from asyncflow._core.errors import StepTimeoutError, describe_error, did_you_mea
 from asyncflow._core.report_json import dump, load
 from asyncflow._core.results import (
     STATUS_SYMBOLS,
-    Attempt,
-    RestoredOutput,
     StepResult,
     StepStatus,
     picklable_output,
@@ -35,112 +28,7 @@ from asyncflow._core.results import (
 )
 from asyncflow.events import Outcome
 
-__all__ = [
-    "Attempt",
-    "RestoredOutput",
-    "RunReport",
-    "StepResult",
-    "StepStatus",
-    "critical_path",
-    "describe_error",
-    "to_mermaid",
-]
-
-
-def critical_path(results: Iterable[StepResult]) -> list[str]:
-    """Return the chain of dependent steps whose durations sum to the most, in order.
-
-    In time linear in steps plus dependencies, and iterative. Ties go to the step that comes first
-    in topological order. A step that never started takes no time: it links what it depends on to
-    what depends on it, and is left out of the answer.
-
-    Args:
-        results: In topological order. A dependency that does not stand before its dependent, as
-            in no report of a run, is passed over.
-    """
-    position: dict[str, int] = {}
-    chains: list[tuple[float, StepResult, int | None]] = []
-    for at, result in enumerate(results):
-        before = _longest(
-            chains, (position[each] for each in result.depends_on if each in position)
-        )
-        length = 0.0 if result.started_ms is None else result.duration_ms
-        if before is not None:
-            length += chains[before][0]
-        position[result.step_name] = at
-        chains.append((length, result, before))
-    path: list[str] = []
-    end = _longest(chains, range(len(chains)))
-    while end is not None:
-        _, result, end = chains[end]
-        if result.started_ms is not None:
-            path.append(result.step_name)
-    path.reverse()
-    return path
-
-
-def _longest(chains: list[tuple[float, StepResult, int | None]], ends: Iterable[int]) -> int | None:
-    """Return that of the ends at which the longest chain ends; of equal ones the first."""
-    return max(ends, key=lambda end: (chains[end][0], -end), default=None)
-
-
-# Dark text on a light ground, and both are said, so they can be read on a page of either kind.
-_COLOURS = {
-    StepStatus.PENDING: "fill:#f3f4f6,stroke:#6b7280,color:#1f2937",
-    StepStatus.RUNNING: "fill:#dbeafe,stroke:#1d4ed8,color:#1e3a8a",
-    StepStatus.SUCCESS: "fill:#d1fae5,stroke:#047857,color:#064e3b",
-    StepStatus.FAILED: "fill:#fee2e2,stroke:#b91c1c,color:#7f1d1d",
-    StepStatus.SKIPPED: "fill:#f3f4f6,stroke:#6b7280,color:#1f2937,stroke-dasharray:4",
-    StepStatus.CANCELLED: "fill:#fef3c7,stroke:#b45309,color:#78350f",
-}
-
-# All ASCII punctuation, but for a dash or an underscore inside of a word. Quotes and `#` belong to
-# Mermaid, `<` and `&` to HTML; `1. x`, `_x_` and `www.x.y` are Markdown, and `style x:` at the
-# start of a label has Mermaid cut off the code that comes next.
-_SPECIAL = re.compile(r"[!-,./:-@\[-^`{-~]|(?<![^\W_])[-_]|[-_](?![^\W_])")
-
-
-def to_mermaid(
-    dependencies: Mapping[str, Iterable[str]],
-    results: Mapping[str, StepResult] | None = None,
-) -> str:
-    """Return a Mermaid flowchart, from left to right, of which steps wait for which.
-
-    Args:
-        dependencies: For each step the names of those that it depends on. One that is no step of
-            the mapping is drawn like a step that has no result.
-        results: What became of the steps. The label of each one that is in it shows its status
-            and, if it started, its duration in milliseconds.
-    """
-    results = results or {}
-    needs = {name: list(dict.fromkeys(needed)) for name, needed in dependencies.items()}
-    names = dict.fromkeys([*needs, *(name for needed in needs.values() for name in needed)])
-    ids = {name: f"s{number}" for number, name in enumerate(names)}
-    # `in` first: a mapping with a hint in its KeyError would look for one.
-    found = {name: results[name] for name in names if name in results}
-    used = {result.status for result in found.values()}
-    lines = [
-        "flowchart LR",
-        *(f"    {ids[name]}{_node(name, found.get(name))}" for name in names),
-        *(f"    {ids[first]} --> {ids[name]}" for name in needs for first in needs[name]),
-        *(
-            f"    classDef {status.lower()} {colours}"
-            for status, colours in _COLOURS.items()
-            if status in used
-        ),
-    ]
-    return "\n".join(lines)
-
-
-def _node(name: str, result: StepResult | None) -> str:
-    label = _SPECIAL.sub(lambda found: f"#{ord(found[0])};", escape_controls(name))
-    if result is None:
-        return f'["{label or " "}"]'  # Mermaid refuses an empty one
-    status = result.status
-    label += f"<br/>{STATUS_SYMBOLS[status]} {status}"
-    if result.started_ms is not None:
-        label += f" {result.duration_ms:.0f}ms"
-    return f'["{label}"]:::{status.lower()}'
+__all__ = ["RunReport", "critical_path", "to_mermaid"]
 
 
 T = TypeVar("T")
@@ -150,20 +38,20 @@ class RunReport(Mapping[str, StepResult]):
     """The results of a run: a mapping of step name to `StepResult`, in topological order.
 
     A report holds no task and no event loop, so it can be kept, pickled and sent. Errors keep
-    their tracebacks, which pickle and JSON leave out or turn into text. What cannot be pickled
-    arrives as `RestoredOutput` and `RestoredError`. Two reports are equal only if they are the
+    their tracebacks; pickle leaves these out, and JSON has their text. `RestoredOutput` and
+    `RestoredError` stand for what could not be pickled. Two reports are equal only if they are the
     same object: outputs are never compared.
 
     Attributes:
         run_id: Identifies the run.
         wall_time: When the run started, in seconds since the epoch (UTC).
         total_duration_ms: Milliseconds from the start of the run to its end.
-        stop_reason: Why the run stopped before its end, such as a failed step under
-            ``fail_fast`` or the run's deadline; ``None`` if it did not.
+        stop_reason: Why the run stopped early, such as a failed step under ``fail_fast`` or the
+            run's deadline; ``None`` if it did not.
         pipeline: What the pipeline is called, if it has a name.
-        inputs: The run's inputs. In place of a secret one stands a `RestoredOutput`.
-        outcome: ``"passed"``, ``"failed"``, or, for a report that a journal has of a run that was
-            told to stop or that has not ended, ``"interrupted"`` or ``"running"``.
+        inputs: The run's inputs. A `RestoredOutput` stands for each secret one.
+        outcome: ``"passed"`` or ``"failed"``; in a report from a journal also ``"interrupted"``,
+            for a run that was stopped from outside, and ``"running"``, for one that has not ended.
     """
 
     __slots__ = (
@@ -225,7 +113,7 @@ class RunReport(Mapping[str, StepResult]):
         return len(self._by_name)
 
     def __eq__(self, other: object) -> bool:
-        return self is other  # the inherited one would compare outputs, which may not bear it
+        return self is other  # the inherited one compares outputs, and those may raise
 
     def __hash__(self) -> int:
         return id(self)
@@ -257,7 +145,7 @@ class RunReport(Mapping[str, StepResult]):
 
     @property
     def reused(self) -> list[StepResult]:
-        """The results that a resumed run took from its journal: those steps did not run again."""
+        """The results that a resumed run restored; those steps did not run again."""
         return [result for result in self._by_name.values() if result.reused]
 
     def _with_status(self, status: StepStatus) -> list[StepResult]:
@@ -276,20 +164,19 @@ class RunReport(Mapping[str, StepResult]):
     def critical_path(self) -> list[str]:
         """The names of the chain of dependent steps that took longest in all, in order.
 
-        This is the classic critical path method (J. E. Kelley and M. R. Walker, "Critical-path
-        planning and scheduling", 1959) over measured durations: the chain whose ``duration_ms``
-        sum to the most. Only a faster step of it can make the longest chain shorter. Waits for a
-        tier, a pool or ``max_concurrency`` are no part of it, so the run may have taken longer
-        than the sum.
+        The critical path method (J. E. Kelley and M. R. Walker, "Critical-path planning and
+        scheduling", 1959) over measured durations: the chain whose ``duration_ms`` sum to the most.
+        Only a faster step of it makes the longest chain shorter. Waits for a tier, a pool or
+        ``max_concurrency`` don't count, so the run may have taken longer than the sum.
 
         Only steps that started are named; a chain leads through a skipped step as if that took
-        no time. Ties go to the step that comes first in topological order. An empty report has
-        an empty path.
+        no time. Of equal chains, the one whose end comes first in topological order counts. An
+        empty report has an empty path.
         """
         return critical_path(self._by_name.values())
 
     def summary(self) -> dict[str, int | float]:
-        """Return the number of steps, how many ended in which way, and the duration.
+        """Return the number of steps, of each outcome, and the duration.
 
         The keys are ``total_steps``, ``succeeded``, ``failed``, ``skipped``, ``cancelled`` and
         ``total_duration_ms``.
@@ -306,7 +193,7 @@ class RunReport(Mapping[str, StepResult]):
     def raise_for_failures(self) -> None:
         """Raise what the failed steps raised; return if no step failed.
 
-        A step that the run's deadline has cut short counts as failed here.
+        A step that the run's deadline cancelled counts as failed here.
 
         Raises:
             Exception: The error of the only failed step, as itself, with a note that names
@@ -320,7 +207,7 @@ class RunReport(Mapping[str, StepResult]):
         ]
         if not errors and self.stop_reason is not None and not self.all_passed:
             raise TimeoutError(f"{self.stop_reason}, in run {run_id}")
-        # No variable of this frame may keep the error, or the report: the error keeps this frame.
+        # No variable of this frame may hold the error, or the report: the error holds this frame.
         del self
         if len(errors) == 1:
             raise errors.pop()
@@ -340,50 +227,48 @@ class RunReport(Mapping[str, StepResult]):
         return f"<RunReport {self.run_id} {self.outcome.upper()}: {len(self)} step(s)>"
 
     def __reduce__(self) -> tuple[object, ...]:
-        inputs = {name: picklable_output(value) for name, value in self.inputs.items()}
-        return partial(RunReport, results=self.results, inputs=inputs, **self._figures()), ()
-
-    def _figures(self) -> dict[str, Any]:
-        """What the constructor takes beside the results and the inputs."""
-        return {
-            "run_id": self.run_id,
-            "wall_time": self.wall_time,
-            "total_duration_ms": self.total_duration_ms,
-            "stop_reason": self.stop_reason,
-            "pipeline": self.pipeline,
-            "outcome": self.outcome,
-        }
+        made = partial(
+            RunReport,
+            self.run_id,
+            self.results,
+            total_duration_ms=self.total_duration_ms,
+            wall_time=self.wall_time,
+            stop_reason=self.stop_reason,
+            pipeline=self.pipeline,
+            inputs={name: picklable_output(value) for name, value in self.inputs.items()},
+            outcome=self.outcome,
+        )
+        return made, ()
 
     def to_json(self, *, indent: int | None = None) -> str:
         """Return the report as JSON text.
 
-        An output that JSON would not give back equal (a tuple, a set, a date, an object) is
-        written as its ``repr``; an error as its type, its message and its formatted traceback.
+        An output that JSON would not give back equal (a tuple, a set, a date, an object) appears
+        as its ``repr``; an error as its type, its message and its formatted traceback.
 
         Args:
-            indent: How many spaces a level is indented by; ``None`` writes all in one line.
+            indent: How many spaces to indent each level by; ``None`` (the default) for one line.
         """
-        return dump(self._figures(), self.inputs, self._by_name.values(), indent)
+        return dump(self, indent)
 
     @classmethod
     def from_json(cls, text: str | bytes) -> RunReport:
         """Return the report that `to_json` wrote.
 
-        What JSON could not hold comes back as `RestoredOutput` and `RestoredError`.
+        `RestoredOutput` and `RestoredError` stand for what JSON could not hold.
 
         Raises:
             ValueError: The text is not JSON, or not that of a report: the message says what is
                 missing or wrong, and where.
         """
-        figures, results = load(text)
-        return cls(results=results, **figures)
+        return cls(**load(text))
 
     def to_mermaid(self) -> str:
-        """Return the pipeline as a Mermaid flowchart that shows what became of each step.
+        """Return the pipeline as a Mermaid flowchart that shows how each step ended.
 
         It can be pasted into Markdown behind ```` ```mermaid ````. A node shows the name of its
-        step, the status as a sign and a word, and the duration in milliseconds; an arrow leads
-        from a step to those that depend on it. Mermaid by default refuses to draw more than 500
+        step, the status as a symbol and a word, and the duration in milliseconds; an arrow leads
+        from a step to those that depend on it. By default, Mermaid refuses to draw more than 500
         arrows or 50,000 characters.
         """
         results = self._by_name
@@ -393,13 +278,13 @@ class RunReport(Mapping[str, StepResult]):
         """Return the report as one page of HTML that needs no network and no other file.
 
         It shows the first failure with its traceback, a timeline of all attempts, the graph, all
-        steps and events, and how inputs and outputs begin, also with JavaScript off. What is
-        secret is not in it.
+        steps and events, and the beginnings of inputs and outputs, also with JavaScript off. It
+        contains nothing secret.
 
         Raises:
-            ImportError: The extra ``report`` is not installed. The message says how to do that.
+            ImportError: The extra ``report`` is not installed. The message says how to install it.
         """
-        # By its name, since the page is above here: who has no extras must not need it.
+        # By name: the page is in a package above the core, and needs the extra.
         page: str = importlib.import_module("asyncflow.html_report").to_html(self)
         return page
 
@@ -412,7 +297,7 @@ def _has_failed(result: StepResult) -> bool:
 
 
 def _error_with_note(result: StepResult, run_id: str) -> Exception:
-    # A mapped step has no attempt that it failed in; its items have.
+    # The attempts of a mapped step are those of its items.
     attempt = "" if result.items is not None else f", attempt {result.attempts},"
     note = f"in step {result.step_name!r}{attempt} of run {run_id}"
     return with_note(result, note)
@@ -432,3 +317,97 @@ def _line(result: StepResult) -> str:
     elif result.rerun_reason is not None and result.status is not StepStatus.SKIPPED:
         parts.append(f"run again because {escape_controls(result.rerun_reason)}")
     return ": ".join(parts)
+
+
+def critical_path(results: Iterable[StepResult]) -> list[str]:
+    """Return the names along the longest chain of dependent steps, in order.
+
+    Iterative, in time linear in steps plus dependencies. `RunReport.critical_path` has the rules.
+
+    Args:
+        results: In topological order. A dependency that does not come before its dependent is
+            ignored; no report of a run has one.
+    """
+    position: dict[str, int] = {}
+    chains: list[tuple[float, StepResult, int | None]] = []
+    for at, result in enumerate(results):
+        before = _longest(
+            chains, (position[each] for each in result.depends_on if each in position)
+        )
+        length = 0.0 if result.started_ms is None else result.duration_ms
+        if before is not None:
+            length += chains[before][0]
+        position[result.step_name] = at
+        chains.append((length, result, before))
+    path: list[str] = []
+    end = _longest(chains, range(len(chains)))
+    while end is not None:
+        _, result, end = chains[end]
+        if result.started_ms is not None:
+            path.append(result.step_name)
+    path.reverse()
+    return path
+
+
+def _longest(chains: list[tuple[float, StepResult, int | None]], ends: Iterable[int]) -> int | None:
+    """Return the end of the longest chain; of equal ones the first."""
+    return max(ends, key=lambda end: (chains[end][0], -end), default=None)
+
+
+# Dark text on a light ground, both given, so that a page of either kind shows them readably.
+_COLOURS = {
+    StepStatus.PENDING: "fill:#f3f4f6,stroke:#6b7280,color:#1f2937",
+    StepStatus.RUNNING: "fill:#dbeafe,stroke:#1d4ed8,color:#1e3a8a",
+    StepStatus.SUCCESS: "fill:#d1fae5,stroke:#047857,color:#064e3b",
+    StepStatus.FAILED: "fill:#fee2e2,stroke:#b91c1c,color:#7f1d1d",
+    StepStatus.SKIPPED: "fill:#f3f4f6,stroke:#6b7280,color:#1f2937,stroke-dasharray:4",
+    StepStatus.CANCELLED: "fill:#fef3c7,stroke:#b45309,color:#78350f",
+}
+
+# All ASCII punctuation but a dash or an underscore within a word. Quotes and `#` belong to Mermaid,
+# `<` and `&` to HTML; `1. x`, `_x_` and `www.x.y` are Markdown. After `style x:` at the start of a
+# label, Mermaid cuts off the next code.
+_SPECIAL = r"[!-,./:-@\[-^`{-~]|(?<![^\W_])[-_]|[-_](?![^\W_])"
+
+
+def to_mermaid(
+    dependencies: Mapping[str, Iterable[str]],
+    results: Mapping[str, StepResult] | None = None,
+) -> str:
+    """Return a Mermaid flowchart, from left to right, of steps and their dependencies.
+
+    Args:
+        dependencies: For each step the names of its dependencies. One that is not a step of the
+            mapping is drawn like a step without a result.
+        results: Results of steps, by name. The label of a step that has one shows its status and,
+            if it started, its duration in milliseconds.
+    """
+    results = results or {}
+    needs = {name: list(dict.fromkeys(needed)) for name, needed in dependencies.items()}
+    names = dict.fromkeys([*needs, *(name for needed in needs.values() for name in needed)])
+    ids = {name: f"s{number}" for number, name in enumerate(names)}
+    # `in` first: the KeyError of a report has a hint, which takes a while to find.
+    found = {name: results[name] for name in names if name in results}
+    used = {result.status for result in found.values()}
+    lines = [
+        "flowchart LR",
+        *(f"    {ids[name]}{_node(name, found.get(name))}" for name in names),
+        *(f"    {ids[first]} --> {ids[name]}" for name in needs for first in needs[name]),
+        *(
+            f"    classDef {status.lower()} {colours}"
+            for status, colours in _COLOURS.items()
+            if status in used
+        ),
+    ]
+    return "\n".join(lines)
+
+
+def _node(name: str, result: StepResult | None) -> str:
+    label = re.sub(_SPECIAL, lambda found: f"#{ord(found[0])};", escape_controls(name))
+    if result is None:
+        return f'["{label or " "}"]'  # Mermaid refuses an empty one
+    status = result.status
+    label += f"<br/>{STATUS_SYMBOLS[status]} {status}"
+    if result.started_ms is not None:
+        label += f" {result.duration_ms:.0f}ms"
+    return f'["{label}"]:::{status.lower()}'

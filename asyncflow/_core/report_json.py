@@ -1,4 +1,7 @@
-"""A report as JSON text, and back."""
+"""Reports as JSON text, and back: a table for each kind of object names its fields.
+
+A table says of each field how its value is written, how it is read, and what it must be.
+"""
 
 from __future__ import annotations
 
@@ -6,12 +9,12 @@ import math
 import reprlib
 import sys
 from collections import Counter
-from collections.abc import Iterable, Mapping
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Mapping
 from itertools import repeat
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 from asyncflow._core.errors import RestoredError, safe_text
+from asyncflow._core.record import replace
 from asyncflow._core.results import (
     Attempt,
     RestoredOutput,
@@ -24,25 +27,15 @@ from asyncflow._core.results import (
 __all__ = ["dump", "load"]
 
 
-def dump(
-    figures: Mapping[str, object],
-    inputs: Mapping[str, object],
-    results: Iterable[StepResult],
-    indent: int | None,
-) -> str:
-    """Return the JSON text of a report: its figures, its inputs, and what became of each step."""
-    document = {
-        **figures,
-        "inputs": {name: _output_to_json(value) for name, value in inputs.items()},
-        "results": [*map(_result_to_json, results)],
-    }
+def dump(report: object, indent: int | None) -> str:
+    """Return the JSON text of a report."""
     import json  # only those who use it shall wait for its import
 
-    return json.dumps(document, indent=indent, allow_nan=False)
+    return json.dumps(_to_json(_REPORT, report), indent=indent, allow_nan=False)
 
 
-def load(text: str | bytes) -> tuple[dict[str, Any], list[StepResult]]:
-    """Return the figures and the results that `dump` wrote.
+def load(text: str | bytes) -> dict[str, Any]:
+    """Return the arguments that make the report which `dump` wrote.
 
     Raises:
         ValueError: The text is not JSON, or not that of a report.
@@ -50,46 +43,51 @@ def load(text: str | bytes) -> tuple[dict[str, Any], list[StepResult]]:
     import json
 
     try:
-        return _report_from_json(json.loads(text))
+        return _from_json(_REPORT, _OBJECT.read(json.loads(text), "it"))
     except RecursionError:
         raise _refusal("it", "is nested too deep") from None
 
 
-# Out.
+class _Kind(NamedTuple):
+    """How a value is written, and how it is read, given its place in the document."""
+
+    write: Callable[[Any], object]
+    read: Callable[[Any, str], Any]
 
 
-def _result_to_json(result: StepResult) -> dict[str, object]:
-    items = result.items
-    return {
-        "step_name": result.step_name,
-        "status": result.status.value,
-        "attempts": result.attempts,
-        "duration_ms": result.duration_ms,
-        **_output_to_json(visible_output(result)),
-        "error": _error_to_json(result.error),
-        "reason": result.reason,
-        "started_ms": result.started_ms,
-        "history": [*map(_attempt_to_json, result.history)],
-        "depends_on": result.depends_on,
-        "queued_ms": result.queued_ms,
-        "loop_blocked_ms": result.loop_blocked_ms,
-        "abandoned": result.abandoned,
-        "on_purpose": result.on_purpose,
-        "items": None if items is None else [*map(_result_to_json, items)],
-        "reused": result.reused,
-        "rerun_reason": result.rerun_reason,
-        "secret": result.secret,
-    }
+_Table: TypeAlias = Mapping[str, _Kind | None]
+"""The fields of an object; ``None`` stands for an output, which has one of two names."""
 
 
-def _attempt_to_json(attempt: Attempt) -> dict[str, object]:
-    return {
-        "number": attempt.number,
-        "started_ms": attempt.started_ms,
-        "duration_ms": attempt.duration_ms,
-        "error": _error_to_json(attempt.error),
-        "queued_ms": attempt.queued_ms,
-    }
+def _to_json(table: _Table, data: Any) -> dict[str, object]:
+    document: dict[str, object] = {}
+    for name, kind in table.items():
+        if kind is None:
+            document |= _output_to_json(visible_output(data))
+        else:
+            document[name] = kind.write(getattr(data, name))
+    return document
+
+
+def _from_json(table: _Table, document: dict[str, Any], where: str = "") -> dict[str, Any]:
+    """Return the fields of an object; ``where`` is its place with a dot: ``results[3].``."""
+    values = {}
+    for name, kind in table.items():
+        if kind is None:
+            values[name] = _output_from_json(document, where)
+        else:
+            values[name] = kind.read(_value(document, name, where), where + name)
+    return values
+
+
+def _value(document: dict[str, Any], name: str, where: str) -> Any:
+    if name not in document:
+        raise _refusal(where + name, "is missing")
+    return document[name]
+
+
+def _refusal(place: str, problem: str) -> ValueError:
+    return ValueError(f"not the JSON of a report: {place} {problem}")
 
 
 def _output_to_json(output: object) -> dict[str, object]:
@@ -100,11 +98,10 @@ def _output_to_json(output: object) -> dict[str, object]:
     return {"output_repr": safe_text(repr, output)}
 
 
-def _error_to_json(error: BaseException | None) -> dict[str, str] | None:
-    if error is None:
-        return None
-    kept = to_restored_error(error)
-    return {"type": kept.type_name, "message": kept.message, "traceback": kept.traceback}
+def _output_from_json(document: dict[str, Any], where: str) -> object:
+    if "output_repr" in document:
+        return RestoredOutput(_TEXT.read(document["output_repr"], where + "output_repr"))
+    return _value(document, "output", where)
 
 
 def _is_plain_json(value: Any, levels: int = 100) -> bool:
@@ -124,164 +121,147 @@ def _is_plain_json(value: Any, levels: int = 100) -> bool:
     return value is None or kind in (bool, str)
 
 
-# In.
+def _plain(words: str, *types: type) -> _Kind:
+    """Return the kind of a value that JSON has itself: what it must be, in words and as types."""
 
-_Kind: TypeAlias = tuple[str, type, *tuple[type, ...]]
-"""What a value must be: in words, and as the types that are."""
+    def read(value: Any, place: str) -> Any:
+        if type(value) not in types:
+            raise _refusal(place, f"must be {words}, not {reprlib.repr(value)}")
+        # Not only what Python's JSON calls NaN and Infinity: an integer may be above all floats.
+        if float in types and value is not None and not abs(value) <= sys.float_info.max:
+            raise _refusal(place, f"must be finite, not {reprlib.repr(value)}")
+        return value
 
-_TEXT: _Kind = "text", str
-_TEXT_OR_NULL: _Kind = "text or null", str, type(None)
-_WHOLE: _Kind = "a whole number", int
-_NUMBER: _Kind = "a number", float, int
-_NUMBER_OR_NULL: _Kind = "a number or null", float, int, type(None)
-_FLAG: _Kind = "true or false", bool
-_LIST: _Kind = "a list", list
-_LIST_OR_NULL: _Kind = "a list or null", list, type(None)
-_OBJECT: _Kind = "an object", dict
-_OBJECT_OR_NULL: _Kind = "an object or null", dict, type(None)
-
-_OUTCOMES = ("passed", "failed", "interrupted", "running")
+    return _Kind(lambda value: value, read)
 
 
-class _Fields:
-    """The fields of a JSON object, checked as they are read.
-
-    ``where`` is the object's own place in the document, with a dot behind it: ``results[3].``.
-    """
-
-    def __init__(self, document: dict[str, Any], where: str = "") -> None:
-        self._document = document
-        self._where = where
-
-    def __contains__(self, name: str) -> bool:
-        return name in self._document
-
-    def read(self, name: str, kind: _Kind | None = None) -> Any:
-        """Return what stands there; without a kind, anything may."""
-        if name not in self._document:
-            raise _refusal(self.place(name), "is missing")
-        value = self._document[name]
-        return value if kind is None else _checked(value, kind, self.place(name))
-
-    def place(self, name: str) -> str:
-        return self._where + name
-
-    def each(self, name: str, kind: _Kind) -> list[tuple[Any, str]]:
-        """Return the elements of a list, each with its place."""
-        values, place = self.read(name, _LIST), self.place(name)
-        return [
-            (_checked(value, kind, f"{place}[{at}]"), f"{place}[{at}].")
-            for at, value in enumerate(values)
-        ]
+_TEXT = _plain("text", str)
+_TEXT_OR_NULL = _plain("text or null", str, type(None))
+_WHOLE = _plain("a whole number", int)
+_NUMBER = _plain("a number", float, int)
+_NUMBER_OR_NULL = _plain("a number or null", float, int, type(None))
+_FLAG = _plain("true or false", bool)
+_LIST = _plain("a list", list)
+_OBJECT = _plain("an object", dict)
 
 
-def _checked(value: Any, kind: _Kind, place: str) -> Any:
-    words, *types = kind
-    if type(value) not in types:
-        raise _refusal(place, f"must be {words}, not {reprlib.repr(value)}")
-    # Not only what Python's JSON calls NaN and Infinity: an integer may be above all floats.
-    if float in types and value is not None and not abs(value) <= sys.float_info.max:
-        raise _refusal(place, f"must be finite, not {reprlib.repr(value)}")
-    return value
+def _one_of(words: Iterable[str]) -> _Kind:
+    known = [*words]
+
+    def read(value: Any, place: str) -> Any:
+        if _TEXT.read(value, place) not in known:
+            problem = f"must be one of {', '.join(known)}, not {reprlib.repr(value)}"
+            raise _refusal(place, problem)
+        return value
+
+    return _Kind(str, read)
 
 
-def _refusal(place: str, problem: str) -> ValueError:
-    return ValueError(f"not the JSON of a report: {place} {problem}")
+def _list_of(kind: _Kind) -> _Kind:
+    def read(values: Any, place: str) -> tuple[Any, ...]:
+        values = _LIST.read(values, place)
+        return tuple(kind.read(value, f"{place}[{at}]") for at, value in enumerate(values))
+
+    return _Kind(lambda values: [*map(kind.write, values)], read)
 
 
-def _report_from_json(document: object) -> tuple[dict[str, Any], list[StepResult]]:
-    report = _Fields(_checked(document, _OBJECT, "it"))
-    figures = {
-        "run_id": report.read("run_id", _TEXT),
-        "wall_time": report.read("wall_time", _NUMBER),
-        "total_duration_ms": report.read("total_duration_ms", _NUMBER),
-        "stop_reason": report.read("stop_reason", _TEXT_OR_NULL),
-        "pipeline": report.read("pipeline", _TEXT),
-        "outcome": _one_of(_OUTCOMES, report, "outcome"),
-        "inputs": _inputs_from_json(report),
-    }
-    return figures, _results_from_json(report, "results")
+def _object(table: _Table, make: Callable[[dict[str, Any], str], Any]) -> _Kind:
+    """Return the kind of an object that is made of the fields of a table, and its place."""
+
+    def read(value: Any, place: str) -> Any:
+        where = place + "."
+        return make(_from_json(table, _OBJECT.read(value, place), where), where)
+
+    return _Kind(lambda data: _to_json(table, data), read)
 
 
-def _results_from_json(owner: _Fields, name: str) -> list[StepResult]:
-    results = [
-        _result_from_json(_Fields(document, where)) for document, where in owner.each(name, _OBJECT)
-    ]
+def _or_null(checked: _Kind, kind: _Kind) -> _Kind:
+    def read(value: Any, place: str) -> Any:
+        return None if checked.read(value, place) is None else kind.read(value, place)
+
+    return _Kind(lambda value: None if value is None else kind.write(value), read)
+
+
+def _error_to_json(error: BaseException) -> dict[str, str]:
+    left = to_restored_error(error)
+    return {"type": left.type_name, "message": left.message, "traceback": left.traceback}
+
+
+_ERROR_FIELDS: _Table = dict.fromkeys(("type", "message", "traceback"), _TEXT)
+_ERROR_OBJECT = _object(_ERROR_FIELDS, lambda fields, _: RestoredError(*fields.values()))
+_ERROR = _or_null(
+    _plain("an object or null", dict, type(None)), _Kind(_error_to_json, _ERROR_OBJECT.read)
+)
+
+_ATTEMPT: _Table = {
+    "number": _WHOLE,
+    "started_ms": _NUMBER,
+    "duration_ms": _NUMBER,
+    "error": _ERROR,
+    "queued_ms": _NUMBER,
+}
+
+
+def _result_of(fields: dict[str, Any], where: str) -> StepResult:
+    status, attempts = StepStatus(fields.pop("status")), fields.pop("history")
+    result = StepResult(status=status, recorded=attempts, **fields)
+    if status is StepStatus.FAILED and result.error is None:
+        raise _refusal(where + "error", "must not be null, because the step has failed")
+    # A single attempt is not recorded if the result itself says all of it.
+    bare = replace(result, recorded=None)
+    return bare if bare.attempts == 1 and bare.history == attempts else result
+
+
+def _results_from_json(value: Any, place: str) -> tuple[StepResult, ...]:
+    results: tuple[StepResult, ...] = _list_of(_object(_RESULT, _result_of)).read(value, place)
     for step_name, count in Counter(result.step_name for result in results).items():
         if count > 1:
-            raise _refusal(owner.place(name), f"has {count} of step {step_name!r}")
+            raise _refusal(place, f"has {count} of step {step_name!r}")
     return results
 
 
-def _result_from_json(result: _Fields) -> StepResult:
-    is_mapped = result.read("items", _LIST_OR_NULL) is not None
-    restored = StepResult(
-        step_name=result.read("step_name", _TEXT),
-        status=StepStatus(_one_of([*StepStatus], result, "status")),
-        attempts=result.read("attempts", _WHOLE),
-        duration_ms=result.read("duration_ms", _NUMBER),
-        output=_output_from_json(result),
-        error=_error_from_json(result),
-        reason=result.read("reason", _TEXT_OR_NULL),
-        started_ms=result.read("started_ms", _NUMBER_OR_NULL),
-        recorded=tuple(
-            _attempt_from_json(_Fields(document, where))
-            for document, where in result.each("history", _OBJECT)
-        ),
-        depends_on=tuple(name for name, _ in result.each("depends_on", _TEXT)),
-        queued_ms=result.read("queued_ms", _NUMBER),
-        loop_blocked_ms=result.read("loop_blocked_ms", _NUMBER),
-        abandoned=result.read("abandoned", _FLAG),
-        on_purpose=result.read("on_purpose", _FLAG),
-        items=tuple(_results_from_json(result, "items")) if is_mapped else None,
-        reused=result.read("reused", _FLAG),
-        rerun_reason=result.read("rerun_reason", _TEXT_OR_NULL),
-        secret=result.read("secret", _FLAG),
-    )
-    if restored.status is StepStatus.FAILED and restored.error is None:
-        raise _refusal(result.place("error"), "must not be null, because the step has failed")
-    # A single attempt is not recorded when nothing of it is not said in the result.
-    bare = replace(restored, recorded=None)
-    return bare if bare.attempts == 1 and bare.history == restored.recorded else restored
+_RESULTS = _Kind(lambda results: [_to_json(_RESULT, each) for each in results], _results_from_json)
+
+_RESULT: _Table = {
+    "step_name": _TEXT,
+    "status": _one_of(StepStatus),
+    "attempts": _WHOLE,
+    "duration_ms": _NUMBER,
+    "output": None,
+    "error": _ERROR,
+    "reason": _TEXT_OR_NULL,
+    "started_ms": _NUMBER_OR_NULL,
+    "history": _list_of(_object(_ATTEMPT, lambda fields, _: Attempt(**fields))),
+    "depends_on": _list_of(_TEXT),
+    "queued_ms": _NUMBER,
+    "loop_blocked_ms": _NUMBER,
+    "abandoned": _FLAG,
+    "on_purpose": _FLAG,
+    "items": _or_null(_plain("a list or null", list, type(None)), _RESULTS),
+    "reused": _FLAG,
+    "rerun_reason": _TEXT_OR_NULL,
+    "secret": _FLAG,
+}
 
 
-def _attempt_from_json(attempt: _Fields) -> Attempt:
-    return Attempt(
-        number=attempt.read("number", _WHOLE),
-        started_ms=attempt.read("started_ms", _NUMBER),
-        duration_ms=attempt.read("duration_ms", _NUMBER),
-        error=_error_from_json(attempt),
-        queued_ms=attempt.read("queued_ms", _NUMBER),
-    )
+def _inputs_to_json(inputs: Mapping[str, object]) -> dict[str, object]:
+    return {name: _output_to_json(value) for name, value in inputs.items()}
 
 
-def _inputs_from_json(report: _Fields) -> dict[str, object]:
-    inputs, place = report.read("inputs", _OBJECT), report.place("inputs.")
+def _inputs_from_json(value: Any, place: str) -> dict[str, object]:
     return {
-        name: _output_from_json(_Fields(_checked(value, _OBJECT, place + name), f"{place}{name}."))
-        for name, value in inputs.items()
+        name: _output_from_json(_OBJECT.read(each, f"{place}.{name}"), f"{place}.{name}.")
+        for name, each in _OBJECT.read(value, place).items()
     }
 
 
-def _one_of(words: Iterable[str], owner: _Fields, name: str) -> str:
-    word: str = owner.read(name, _TEXT)
-    if word not in words:
-        problem = f"must be one of {', '.join(words)}, not {reprlib.repr(word)}"
-        raise _refusal(owner.place(name), problem)
-    return word
-
-
-def _output_from_json(result: _Fields) -> object:
-    if "output_repr" in result:
-        return RestoredOutput(result.read("output_repr", _TEXT))
-    return result.read("output")
-
-
-def _error_from_json(owner: _Fields) -> RestoredError | None:
-    document = owner.read("error", _OBJECT_OR_NULL)
-    if document is None:
-        return None
-    error = _Fields(document, owner.place("error."))
-    return RestoredError(
-        error.read("type", _TEXT), error.read("message", _TEXT), error.read("traceback", _TEXT)
-    )
+_REPORT: _Table = {
+    "run_id": _TEXT,
+    "wall_time": _NUMBER,
+    "total_duration_ms": _NUMBER,
+    "stop_reason": _TEXT_OR_NULL,
+    "pipeline": _TEXT,
+    "outcome": _one_of(("passed", "failed", "interrupted", "running")),
+    "inputs": _Kind(_inputs_to_json, _inputs_from_json),
+    "results": _RESULTS,
+}

@@ -1,10 +1,11 @@
-"""What became of one step: plain data that outlives its run.
+"""Steps and their results: the data that a run leaves behind.
 
-How plain data that is made in large numbers is declared.
+Rules:
 
-The sign of each status, which every view shows beside its word.
-
-A value as a journal keeps it.
+1. A result outlives its run: it holds no task and no loop, and it can be pickled.
+2. Outputs and errors belong to users: one that can't be pickled has a stand-in, and no comparison
+   or `repr` of a result raises what one of theirs does.
+3. A secret output appears in no `repr`, no JSON and no view.
 """
 
 from __future__ import annotations
@@ -13,10 +14,10 @@ import enum
 import traceback
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field, fields
-from typing import Any, NamedTuple, TypeVar, dataclass_transform
+from typing import Any, NamedTuple
 
 from asyncflow._core.errors import RestoredError, safe_text
+from asyncflow._core.record import record, show, values_by_name
 
 __all__ = [
     "REDACTED",
@@ -29,39 +30,14 @@ __all__ = [
     "StepStatus",
     "blocks_dependents",
     "picklable_output",
-    "record",
     "to_restored_error",
     "visible_output",
     "with_note",
 ]
 
 
-class Payload(NamedTuple):
-    """A value in bytes, and what can turn them into the value again."""
-
-    codec: str
-    """The name of what has encoded it; ``"redacted"`` if it was secret and is not here."""
-    data: bytes
-
-
-REDACTED = Payload("redacted", b"")
-
-
-T = TypeVar("T")
-
-
-@dataclass_transform(frozen_default=True)
-def record(cls: type[T]) -> type[T]:
-    """Make the class a slotted dataclass that type checkers know as frozen.
-
-    A run makes three of these a step. Python would take three to four times as long to make
-    them if it had to refuse assignments at run time too.
-    """
-    return dataclass(slots=True)(cls)
-
-
 class StepStatus(enum.StrEnum):
-    """Where a step stands. The last four are final."""
+    """The state of a step. The last four are final."""
 
     PENDING = "PENDING"
     """It has not started."""
@@ -74,15 +50,50 @@ class StepStatus(enum.StrEnum):
     SKIPPED = "SKIPPED"
     """It never started; `StepResult.reason` says why."""
     CANCELLED = "CANCELLED"
-    """It had started and was cut short; `StepResult.reason` says why."""
+    """It had started and was cancelled; `StepResult.reason` says why."""
+
+
+STATUS_SYMBOLS: Mapping[StepStatus, str] = {
+    StepStatus.PENDING: "○",
+    StepStatus.RUNNING: "▷",
+    StepStatus.SUCCESS: "✓",
+    StepStatus.FAILED: "✗",
+    StepStatus.SKIPPED: "⊘",
+    StepStatus.CANCELLED: "■",
+}
+"""What every view shows beside the word. Each symbol is clear without colour and one cell wide."""
+
+
+class Payload(NamedTuple):
+    """A value as a journal stores it: in bytes, with the codec that decodes them."""
+
+    codec: str
+    """The name of the codec; ``"redacted"`` for a secret value, which is not stored."""
+    data: bytes
+
+
+REDACTED = Payload("redacted", b"")
+"""Stands for a secret value."""
+
+
+@record(frozen=True)
+class RestoredOutput:
+    """Stands for an output that JSON or pickle could not hold, or that is secret."""
+
+    text: str
+    """The ``repr`` of the output."""
+
+
+REDACTED_OUTPUT = RestoredOutput("redacted")
+"""Stands for a secret output."""
 
 
 @record
 class Attempt:
     """One attempt of a step.
 
-    Attempts are equal if their fields are. An error that raises when it is compared is equal to
-    itself only.
+    Attempts are equal if their fields are. An error that raises when it is compared equals only
+    itself.
     """
 
     number: int
@@ -92,31 +103,23 @@ class Attempt:
     duration_ms: float
     """Milliseconds from its start to its end, its clean-up included."""
     error: BaseException | None
-    """What it failed with; ``None`` if it succeeded, or was cancelled and cleaned up well."""
+    """What it failed with; ``None`` if it succeeded, or was cancelled and its clean-up raised
+    nothing."""
     queued_ms: float = 0.0
     """Milliseconds that it waited for a pool or for ``max_concurrency`` just before its start.
     They are no part of ``duration_ms``."""
 
-    def __eq__(self, other: object) -> bool:
-        if not isinstance(other, Attempt):
-            return NotImplemented
-        return _equal(_values(self), _values(other))
-
-    def __repr__(self) -> str:
-        return _repr(self)
-
     def __reduce__(self) -> tuple[object, ...]:
-        values = _values(self)
-        values[3] = _picklable_error(self.error)
-        return Attempt, tuple(values)
+        values = values_by_name(self) | {"error": _picklable_error(self.error)}
+        return Attempt, tuple(values.values())
 
 
 @record
 class StepResult:
-    """What became of one step.
+    """How one step ended.
 
     Results are equal if their fields are. An output or an error that raises when it is compared,
-    as the arrays of NumPy do, is equal to itself only.
+    as the arrays of NumPy do, equals only itself.
     """
 
     step_name: str
@@ -138,8 +141,8 @@ class StepResult:
     started_ms: float | None = None
     """Milliseconds from the start of the run to the start of the first attempt; ``None`` if there
     was none."""
-    recorded: tuple[Attempt, ...] | None = field(default=None, repr=False)
-    """The attempts, unless there was just one, of which all is said above; see `history`."""
+    recorded: tuple[Attempt, ...] | None = None
+    """The attempts, unless there was only one, which the other fields describe; see `history`."""
     depends_on: tuple[str, ...] = ()
     """The names of the steps that it depends on, as declared."""
     queued_ms: float = 0.0
@@ -148,32 +151,30 @@ class StepResult:
     before ``started_ms``, so it is no part of ``duration_ms``; the waits before later attempts lie
     between attempts, so they are."""
     loop_blocked_ms: float = 0.0
-    """Milliseconds for which it blocked the event loop, as far as that was noticed: blocks of
-    more than 100 ms count, less up to 30 ms until they are."""
+    """Milliseconds for which it blocked the event loop. Only blocks of more than 100 ms count, and
+    each of them counts up to 30 ms less than it took."""
     abandoned: bool = False
-    """Whether a thread of it outlived its limit, so that the thread was still running when the
-    attempt was given up."""
+    """Whether a thread of it outlived its limit and was still running when its attempt ended."""
     on_purpose: bool = False
-    """For a skipped step, whether that is what the pipeline asked for and not the consequence of
-    a failure: its ``when`` was false, its ``run_if`` did not apply, or it depends on such a
-    step."""
+    """For a skipped step, whether the pipeline asked for it, as opposed to a failure: its ``when``
+    was false, its ``run_if`` did not apply, or it depends on such a step."""
     items: tuple[StepResult, ...] | None = None
     """The results of the items of a mapped step, in their order; ``None`` for a step that is not
     mapped."""
     reused: bool = False
-    """Whether a resumed run has taken this from its journal, so that the step did not run again."""
+    """Whether a resumed run restored this from its journal, so that the step did not run again."""
     rerun_reason: str | None = None
-    """For a step of a resumed run of which its journal knew, why it ran again all the same."""
+    """For a step that a resumed run ran again although its journal had stored something of it, the
+    reason."""
     secret: bool = False
-    """Whether there is an output and it is secret, so that neither a journal nor JSON nor `repr`
-    shows it."""
+    """Whether there is an output that is secret, so that no journal, JSON or `repr` shows it."""
 
     @property
     def history(self) -> tuple[Attempt, ...]:
         """Each attempt with its own figures, in order.
 
-        Empty for a step that never started, and for a mapped step, whose attempts stand in its
-        ``items``.
+        Empty for a step that never started, and for a mapped step, whose ``items`` have the
+        attempts.
         """
         if self.recorded is not None:
             return self.recorded
@@ -181,42 +182,32 @@ class StepResult:
             return ()
         return (Attempt(1, self.started_ms, self.duration_ms, self.error, self.queued_ms),)
 
-    def __eq__(self, other: object) -> bool:
-        if not isinstance(other, StepResult):
-            return NotImplemented
-        return _equal(_values(self), _values(other))
-
     def __repr__(self) -> str:
-        return _repr(self)
+        values = values_by_name(self) | {"output": visible_output(self)}
+        del values["recorded"]  # `history` says more
+        return show(self, values)
 
     def __reduce__(self) -> tuple[object, ...]:
-        values = _values(self)
-        values[4] = picklable_output(self.output)
-        values[5] = _picklable_error(self.error)
-        return StepResult, tuple(values)
-
-
-@dataclass(frozen=True, slots=True)
-class RestoredOutput:
-    """Stands, in a report read from JSON or pickled, for an output that could not go there."""
-
-    text: str
-    """The ``repr`` of the output."""
-
-
-REDACTED_OUTPUT = RestoredOutput("redacted")
-"""Stands for an output that is secret."""
+        values = values_by_name(self)
+        values["output"] = picklable_output(self.output)
+        values["error"] = _picklable_error(self.error)
+        return StepResult, tuple(values.values())
 
 
 def blocks_dependents(status: StepStatus, on_purpose: bool) -> bool:
-    """Whether what depends on a step can't run, because the step has failed or did not run."""
+    """Whether steps that depend on one with this status can't run."""
     if status is StepStatus.SKIPPED:
         return not on_purpose
     return status in (StepStatus.FAILED, StepStatus.CANCELLED)
 
 
+def visible_output(result: StepResult) -> object:
+    """Return the output, or what stands for it if it is secret."""
+    return REDACTED_OUTPUT if result.secret and result.output is not None else result.output
+
+
 def with_note(result: StepResult, note: str) -> Exception:
-    """Return what a step or an item has failed with, with a note."""
+    """Return the error of a failed step or item, with a note."""
     error = result.error
     assert isinstance(error, Exception)  # nothing else makes it FAILED
     with suppress(Exception):  # some refuse a note: frozen dataclasses, for one
@@ -226,7 +217,7 @@ def with_note(result: StepResult, note: str) -> Exception:
 
 
 def to_restored_error(error: BaseException) -> RestoredError:
-    """Return what is left of an error where it cannot go itself: type, message, traceback."""
+    """Return the stand-in of an error: its type, its message, its traceback."""
     if isinstance(error, RestoredError):
         return error
     kind = type(error)
@@ -254,46 +245,10 @@ def _is_picklable(value: object) -> bool:
     """Whether the value can be pickled and read again."""
     if type(value) in _PLAIN:
         return True
-    import pickle  # whoever asks has imported it; others shall not wait for it
+    import pickle  # the caller has imported it; other programs should not wait for it
 
     try:
         pickle.loads(pickle.dumps(value))
     except Exception:  # anything at all may go wrong in there
         return False
     return True
-
-
-def _values(data: Attempt | StepResult) -> list[Any]:
-    return [getattr(data, each.name) for each in fields(data)]
-
-
-def _equal(one: list[Any], other: list[Any]) -> bool:
-    try:
-        # Lists take what is identical for equal. From 3.13 on, dataclasses do not.
-        return one == other
-    except Exception:  # as in safe_text
-        return False
-
-
-def visible_output(result: StepResult) -> object:
-    """Return the output, or what stands for it where it must not be seen."""
-    return REDACTED_OUTPUT if result.secret and result.output is not None else result.output
-
-
-def _repr(data: Attempt | StepResult) -> str:
-    values = {each.name: getattr(data, each.name) for each in fields(data) if each.repr}
-    if isinstance(data, StepResult):
-        values["output"] = visible_output(data)
-    shown = ", ".join(f"{name}={safe_text(repr, value)}" for name, value in values.items())
-    return f"{type(data).__name__}({shown})"
-
-
-STATUS_SYMBOLS: Mapping[StepStatus, str] = {
-    StepStatus.PENDING: "○",
-    StepStatus.RUNNING: "▷",
-    StepStatus.SUCCESS: "✓",
-    StepStatus.FAILED: "✗",
-    StepStatus.SKIPPED: "⊘",
-    StepStatus.CANCELLED: "■",
-}
-"""They can be told apart without colours. Each takes one cell in a terminal."""

@@ -28,12 +28,12 @@ numbers too, above those of all steps: a *node* is either.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any, Literal, TypeAlias
 
 from asyncflow._core.context import StartedAttempt
 from asyncflow._core.errors import IllegalEventError
 from asyncflow._core.graph import Plan
+from asyncflow._core.record import replace
 from asyncflow._core.report import RunReport
 from asyncflow._core.results import StepResult, StepStatus
 from asyncflow._core.scheduler import AdmissionQueue, Deadlines, Readiness, SkippedStep

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Awaitable, Callable, Iterable, Mapping
-from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias, TypedDict, Unpack, get_args, overload
 
 from asyncflow._core.arguments import (
@@ -22,6 +21,7 @@ from asyncflow._core.arguments import (
 )
 from asyncflow._core.errors import did_you_mean
 from asyncflow._core.policies import NO_BACKOFF, Pool, Retry
+from asyncflow._core.record import derived, record
 
 __all__ = [
     "Action",
@@ -205,7 +205,7 @@ class StepPolicies(CommonPolicies, total=False):
     runs_in: RunsIn
 
 
-@dataclass(frozen=True, slots=True, init=False)
+@record(frozen=True)
 class WorkflowStep:
     """One step of a pipeline: a name, an action, what it depends on and how it is run.
 
@@ -272,30 +272,32 @@ class WorkflowStep:
         ValueError: An argument has the right type and an impossible value.
     """
 
+    __match_args__ = ("name", "action", "depends_on")
+
     name: str
     action: Action
     depends_on: tuple[str, ...]
-    max_retries: int = field(kw_only=True)
-    timeout_ms: float | None = field(kw_only=True)
-    retry: Retry = field(kw_only=True)
-    deadline_ms: float | None = field(kw_only=True)
-    heartbeat_ms: float | None = field(kw_only=True)
-    pool: Pool | None = field(kw_only=True)
-    map_over: str | None = field(kw_only=True)
-    when: Condition | None = field(kw_only=True)
-    run_if: RunIf = field(kw_only=True)
-    runs_in: RunsIn = field(kw_only=True)
-    version: str = field(kw_only=True)
-    secret: bool = field(kw_only=True)
-    max_crashes: int = field(kw_only=True)
-    parameters: tuple[tuple[str, str], ...] = field(kw_only=True)
-    signature: Signature = field(init=False, repr=False, compare=False)
+    max_retries: int
+    timeout_ms: float | None
+    retry: Retry
+    deadline_ms: float | None
+    heartbeat_ms: float | None
+    pool: Pool | None
+    map_over: str | None
+    when: Condition | None
+    run_if: RunIf
+    runs_in: RunsIn
+    version: str
+    secret: bool
+    max_crashes: int
+    parameters: tuple[tuple[str, str], ...]
+    signature: Signature = derived()
     """The parameters that the action can be given."""
-    condition: Signature = field(init=False, repr=False, compare=False)
+    condition: Signature = derived()
     """The parameters that ``when`` can be given."""
-    timeout_s: float | None = field(init=False, repr=False, compare=False)
+    timeout_s: float | None = derived()
     """``timeout_ms`` in seconds."""
-    is_plain: bool = field(init=False, repr=False, compare=False)
+    is_plain: bool = derived()
     """Whether it has no policy beside attempts, their time limit and the pauses between them."""
 
     @overload

@@ -10,12 +10,12 @@ The phases that a step of a run goes through, or an item of a mapped step.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, replace
 from enum import IntEnum
 from typing import Any, NamedTuple, TypeAlias
 
 from asyncflow._core.errors import IllegalEventError, StepCrashedError
 from asyncflow._core.graph import DependencyView, Plan
+from asyncflow._core.record import made_by, record, replace
 from asyncflow._core.results import Attempt, StepResult, StepStatus
 from asyncflow.events import (
     AttemptFailed,
@@ -60,7 +60,7 @@ class PendingAttempts(NamedTuple):
         return bool(self.failed) and isinstance(self.failed[-1].error, StepCrashedError)
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Checkpoint:
     """Where a run stands that is resumed."""
 
@@ -77,7 +77,7 @@ class Checkpoint:
     """The steps of which something was known and which run again, each with the reason."""
     pipeline: str = ""
     """What the pipeline is called."""
-    inputs: Mapping[str, Any] = field(default_factory=dict)
+    inputs: Mapping[str, Any] = made_by(default_factory=dict)
     """All inputs of the run, with what stands for a secret one."""
 
     def steps_begun(self) -> frozenset[str]:

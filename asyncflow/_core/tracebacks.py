@@ -19,7 +19,6 @@ import re
 import traceback
 from collections.abc import Iterable, Iterator
 from functools import cache
-from pathlib import Path
 from types import FrameType
 from typing import Any
 
@@ -33,13 +32,11 @@ __all__ = [
     "user_location",
 ]
 
-_PACKAGE = str(Path(__file__).parents[1] / "_")[:-1]
+_PACKAGE = __file__.rpartition("_core")[0]
 # A line that begins a frame, in the text of a traceback; in that of a group it is indented more.
-_FRAME = re.compile(r'(?P<indent>[ |]*)File "(?P<path>.*)", line \d+')
+_FRAME = r'[ |]*File "(?P<path>.*)", line \d+'
 # Another machine, whose journal stored the traceback, may have the package in another folder.
-_INTERNAL = re.compile(
-    r"[/\\]asyncflow[/\\](?!examples[/\\])(\w+[/\\]_\w+|_\w+[/\\]\w+|_\w+)\.py\Z"
-)
+_INTERNAL = r"[/\\]asyncflow[/\\](?!examples[/\\])(\w+[/\\]_\w+|_\w+[/\\]\w+|_\w+)\.py\Z"
 _LIBRARIES = ("asyncio", "anyio", "asyncflow", "uvloop")
 
 
@@ -48,7 +45,7 @@ def is_internal_frame(path: str) -> bool:
     """Whether the source file of a frame belongs to asyncflow, its examples aside."""
     if path.startswith(_PACKAGE):
         return not path.startswith("examples", len(_PACKAGE))
-    return _INTERNAL.search(path) is not None
+    return re.search(_INTERNAL, path) is not None
 
 
 def awaiting_location(coroutine: object) -> str:
@@ -159,7 +156,7 @@ def _without_internal_frames(lines: list[str]) -> Iterator[str]:
     """Leave our frames out of a text; a frame ends where the indentation ends."""
     left_out: int | None = None
     for line in lines:
-        frame = _FRAME.match(line)
+        frame = re.match(_FRAME, line)
         indent = len(line) - len(line.lstrip(" |"))
         if frame is not None:
             left_out = indent if is_internal_frame(frame["path"]) else None

@@ -1,4 +1,10 @@
-"""The pipeline as a user holds it: checked and planned once, run as often as one likes."""
+"""A pipeline that is checked and planned once and run any number of times.
+
+Rules:
+
+1. Everything is checked before any action is called.
+2. An orchestrator holds no state of a run, so it can be shared and run concurrently.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +17,7 @@ from asyncflow._core.arguments import check_count, check_limit
 from asyncflow._core.context import is_inside_run
 from asyncflow._core.errors import did_you_mean
 from asyncflow._core.graph import DependencyView, plan
+from asyncflow._core.record import record, values_by_name
 from asyncflow._core.report import RunReport, to_mermaid
 from asyncflow._core.state import RunState, Schedule
 from asyncflow._core.step import WorkflowStep, parameters_of
@@ -32,8 +39,34 @@ __all__ = ["OnActive", "Orchestrator", "run_pipeline"]
 OnActive: TypeAlias = Literal["raise", "wait"]
 
 
-class Options(TypedDict, total=False):
-    """What `Orchestrator` takes beside the steps."""
+@record
+class RunOptions:
+    """The options of an `Orchestrator`, checked."""
+
+    fail_fast: bool
+    schedule: Schedule
+    max_concurrency: int | None
+    deadline_ms: float | None
+    targets: tuple[str, ...] | None
+    observers: tuple[AnyObserver, ...]
+    name: str
+    journal: Journal | None
+    secret_inputs: frozenset[str]
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.fail_fast, bool):
+            raise TypeError(f"fail_fast must be True or False, not {self.fail_fast!r}")
+        _check_choice("schedule", self.schedule, get_args(Schedule))
+        if self.max_concurrency is not None:
+            kind, hint = "an int or None", "; use None for no limit"
+            check_count("max_concurrency", self.max_concurrency, 1, kind=kind, hint=hint)
+        check_limit("deadline_ms", self.deadline_ms)
+        if not isinstance(self.name, str):
+            raise TypeError(f"name must be a str, not {type(self.name).__name__}")
+
+
+class ReplacedOptions(TypedDict, total=False):
+    """What `Orchestrator.replace` takes: any of what `Orchestrator` takes beside the steps."""
 
     fail_fast: bool
     schedule: Schedule
@@ -51,9 +84,9 @@ class Orchestrator:
 
     Args:
         steps: The steps, in any order.
-        fail_fast: What happens when a step fails for good. If true (the default), the running
-            steps are cancelled and the others skipped; if false, only the steps that depend on
-            the failed one are skipped.
+        fail_fast: What happens when the last attempt of a step fails. If true (the default), the
+            running steps are cancelled and the others skipped; if false, only the steps that
+            depend on the failed one are skipped.
         schedule: ``"tiers"`` (the default) starts a tier when the one before has ended;
             ``"ready"`` starts a step as soon as its own dependencies have succeeded.
         max_concurrency: How many attempts may run at the same time, at least 1; ``None`` (the
@@ -63,18 +96,18 @@ class Orchestrator:
             and the report is returned; clean-up steps (`WorkflowStep`'s ``run_if``) still run.
         targets: The names of the steps to be run; all others are left out, except what these
             depend on. ``None`` (the default) means all.
-        observers: Callables that are given each `asyncflow.events` object as it happens; or objects
+        observers: Callables that receive each `asyncflow.events` object as it happens; or objects
             with a method ``for_run``, which returns such a callable for each run
             (`ObserverFactory`).
         name: What the pipeline is called in a journal; empty by default.
-        journal: What keeps the runs, such as a `asyncflow.journal.SQLiteJournal`, so that they can
-            be resumed; ``None`` (the default) keeps nothing.
-        secret_inputs: The names of run inputs that must not be kept in a journal, nor shown.
+        journal: Stores the runs, so that they can be resumed: an `asyncflow.journal.SQLiteJournal`,
+            for one. ``None`` (the default) stores nothing.
+        secret_inputs: The names of run inputs that must be neither stored in a journal nor shown.
 
     Raises:
         TypeError: An argument has the wrong type.
-        ValueError: An argument has an impossible value, two steps have the same name, or a
-            dependency names an unknown step.
+        ValueError: An argument is out of its range, two steps have the same name, or a dependency
+            names an unknown step.
         CyclicDependencyError: The steps depend on each other in a circle.
     """
 
@@ -92,30 +125,28 @@ class Orchestrator:
         journal: Journal | None = None,
         secret_inputs: Iterable[str] = (),
     ) -> None:
-        _check_options(fail_fast, schedule, max_concurrency)
-        check_limit("deadline_ms", deadline_ms)
-        self._fail_fast = fail_fast
-        self._schedule: Schedule = schedule
-        self._max_concurrency = max_concurrency
-        self._deadline_ms = deadline_ms
-        self._observers = check_observers(observers)
-        if not isinstance(name, str):
-            raise TypeError(f"name must be a str, not {type(name).__name__}")
-        self._name = name
-        self._journal = _checked_journal(journal)
-        self._secret_inputs = _checked_secret(secret_inputs)
         if isinstance(targets, Iterator):
-            targets = tuple(targets)
+            targets = tuple(targets)  # it is read twice
         whole = plan(steps)
         self._all_steps = whole.steps
         self._plan = whole if targets is None else plan(whole.steps, targets)
-        self._targets = None if targets is None else tuple(targets)
         self._types = OutputTypes(self._plan)
+        self._options = RunOptions(
+            fail_fast,
+            schedule,
+            max_concurrency,
+            deadline_ms,
+            None if targets is None else tuple(targets),
+            check_observers(observers),
+            name,
+            _checked_journal(journal),
+            _checked_secret_inputs(secret_inputs),
+        )
 
     @property
     def name(self) -> str:
         """What the pipeline is called in a journal."""
-        return self._name
+        return self._options.name
 
     @property
     def steps(self) -> list[WorkflowStep]:
@@ -130,7 +161,7 @@ class Orchestrator:
         """
         return dict(DependencyView(self._plan))
 
-    def replace(self, **options: Unpack[Options]) -> Orchestrator:
+    def replace(self, **options: Unpack[ReplacedOptions]) -> Orchestrator:
         """Return another one with the same steps, and with other values for these options.
 
         Args:
@@ -140,26 +171,11 @@ class Orchestrator:
         Raises:
             TypeError, ValueError: As `Orchestrator` raises them.
         """
-        own: Options = {
-            "fail_fast": self._fail_fast,
-            "schedule": self._schedule,
-            "max_concurrency": self._max_concurrency,
-            "deadline_ms": self._deadline_ms,
-            "targets": self._targets,
-            "observers": self._observers,
-            "name": self._name,
-            "journal": self._journal,
-            "secret_inputs": self._secret_inputs,
-        }
-        own.update(options)
-        return Orchestrator(self._all_steps, **own)
+        return Orchestrator(self._all_steps, **{**values_by_name(self._options), **options})
 
-    def _check_secrets(self) -> None:
-        taken = parameters_of(self._plan.steps)
-        for name in self._secret_inputs - taken:
-            raise ValueError(
-                f"secret_inputs names {name!r}, which no step takes{did_you_mean(name, taken)}"
-            )
+    def _with_steps(self, steps: Iterable[WorkflowStep]) -> Orchestrator:
+        """Return another one with the same options, for a pipeline that has been changed."""
+        return Orchestrator(steps, **values_by_name(self._options))
 
     @property
     def tiers(self) -> list[list[str]]:
@@ -194,28 +210,28 @@ class Orchestrator:
     ) -> RunReport:
         """Run the pipeline and return its report, also when steps failed.
 
-        With a journal, the run is started or, if there has been one of that id, goes on: what has
-        succeeded does not run again. If that run has passed, its stored report is returned, unless
-        it has steps, or is given inputs, that it did not have before.
+        With a journal, a run of that id that has not passed is resumed: its completed steps never
+        run again. The stored report of one that has passed is returned, unless this pipeline has
+        steps, or is given inputs, that the run did not have.
 
         Args:
-            inputs: Values for the parameters of actions, by parameter name. A run that goes on
-                has those that it was started with.
-            run_id: Identifies the run; by default a random one is made.
-            journal: What keeps this run; by default the journal of the orchestrator, if any.
-            on_active: What to do if a run of that id is going on: ``"raise"`` (the default), or
-                ``"wait"`` until it has ended, here or in another process, and then go on.
+            inputs: Values for the parameters of actions, by parameter name. A resumed run has
+                those that it was started with.
+            run_id: Identifies the run; a random id by default.
+            journal: Stores this run; by default the journal of the orchestrator, if any.
+            on_active: What to do if a run of that id is active: ``"raise"`` (the default), or
+                ``"wait"`` until it has ended, here or in another process, and then resume it.
             observers: More observers, of this run only.
 
         Raises:
             TypeError: ``inputs`` is not a mapping, or ``run_id`` not a string.
             ValueError: Nothing provides a required parameter of an action, or both a dependency
                 and an input do; or the run was started with other inputs. Nothing has run.
-            PayloadError: An input can't be kept in the journal. Nothing has run.
-            RunAlreadyActiveError: A run of that id is going on. Nothing has run.
+            PayloadError: The journal can't store an input. Nothing has run.
+            RunAlreadyActiveError: A run of that id is active. Nothing has run.
             RunCancelledError: The run was cancelled through its journal. The steps have ended, and
                 the run can be started again under its id.
-            JournalError: The journal has failed. The steps have ended; what was kept is safe.
+            JournalError: The journal has failed. The steps have ended; what it stored is safe.
             RuntimeError: No asyncio event loop is running this code.
             asyncio.CancelledError: The caller was cancelled. The steps have ended.
             BaseException: What a step raised that is neither an `Exception` nor a cancellation,
@@ -223,74 +239,83 @@ class Orchestrator:
         """
         _check_asyncio()
         _check_run_id(run_id)
-        _check_on_active(on_active)
-        watching = (*self._observers, *check_observers(observers))
-        if self._secret_inputs and self._targets is None:  # else it may be that others take them
-            self._check_secrets()
+        _check_choice("on_active", on_active, get_args(OnActive))
+        options = self._options
+        all_observers = (*options.observers, *check_observers(observers))
+        if options.secret_inputs and options.targets is None:  # else what is left out may take them
+            self._check_secret_inputs()
         prepare_workers(self._plan)
         request = Request(
             run_id if run_id is not None else os.urandom(8).hex(),
-            self._name,
+            options.name,
             self._plan,
             self._types,
             _checked_inputs(inputs),
-            self._secret_inputs,
-            self._fail_fast,
+            options.secret_inputs,
+            options.fail_fast,
         )
-        journal = self._journal if journal is None else _checked_journal(journal)
-        if journal is not None:
-            wait = on_active == "wait"
-            return await self._run_durably(journal, request, watching, wait=wait)
-        return await self._execute(request, begin(request), watching)
+        journal = options.journal if journal is None else _checked_journal(journal)
+        if journal is None:
+            return await self._execute(request, begin(request), all_observers)
+        wait = on_active == "wait"
+        return await self._run_durably(journal, request, all_observers, wait=wait)
+
+    def _check_secret_inputs(self) -> None:
+        taken = parameters_of(self._plan.steps)
+        for name in self._options.secret_inputs - taken:
+            raise ValueError(
+                f"secret_inputs names {name!r}, which no step takes{did_you_mean(name, taken)}"
+            )
 
     async def _run_durably(
         self,
         journal: Journal,
         request: Request,
-        watching: tuple[AnyObserver, ...],
+        observers: tuple[AnyObserver, ...],
         *,
         wait: bool,
     ) -> RunReport:
         if wait and is_inside_run(request.run_id):
             raise ValueError(f"a step of run {request.run_id!r} can't wait for the end of that run")
-        keeper, opening = await open_run(journal, request, wait=wait)
-        if isinstance(opening, RunReport):
-            failure, cancellation = await keeper.close(request.run_id)
+        persistence, start = await open_run(journal, request, wait=wait)
+        if isinstance(start, RunReport):
+            failure, cancellation = await persistence.close(request.run_id)
             try:
                 if failure is not None or cancellation is not None:
                     raise cancellation or failure  # type: ignore[misc]
-                return opening
+                return start
             finally:
                 del failure, cancellation  # what is raised keeps this frame
         try:
-            return await self._execute(request, opening, watching, keeper)
+            return await self._execute(request, start, observers, persistence)
         finally:
-            if not keeper.has_closed:  # it could not even begin
-                await keeper.close(request.run_id)
+            if not persistence.has_closed:  # the run could not even begin
+                await persistence.close(request.run_id)
 
     async def _execute(
         self,
         request: Request,
-        opening: RunStart,
-        watching: tuple[AnyObserver, ...],
-        keeper: RunPersistence | None = None,
+        start: RunStart,
+        observers: tuple[AnyObserver, ...],
+        persistence: RunPersistence | None = None,
     ) -> RunReport:
+        options = self._options
         # No variable may hold the run: what it raises keeps this frame, and would keep itself.
         return await Run(
             request.run_id,
             self._plan,
-            opening,
+            start,
             RunState(
                 self._plan,
-                fail_fast=self._fail_fast,
-                schedule=self._schedule,
-                max_concurrency=self._max_concurrency,
-                deadline_ms=self._deadline_ms,
+                fail_fast=options.fail_fast,
+                schedule=options.schedule,
+                max_concurrency=options.max_concurrency,
+                deadline_ms=options.deadline_ms,
                 random=_random,
-                checkpoint=opening.checkpoint,
+                checkpoint=start.checkpoint,
             ),
-            for_run(watching),
-            keeper,
+            for_run(observers),
+            persistence,
         ).execute()
 
 
@@ -331,8 +356,8 @@ async def run_pipeline(
 
 
 def _random() -> float:
-    """Return a random number from 0 up to 1, for the jitter of a pause."""
-    from random import random  # few pipelines need what takes as long to import as ten rooms
+    """Return a random number from 0 up to 1, for the jitter of a backoff."""
+    from random import random  # few pipelines need it, and it takes a while to import
 
     return random()
 
@@ -349,15 +374,9 @@ def _check_asyncio() -> None:
         )
 
 
-def _check_options(fail_fast: object, schedule: object, max_concurrency: object) -> None:
-    if not isinstance(fail_fast, bool):
-        raise TypeError(f"fail_fast must be True or False, not {fail_fast!r}")
-    known = get_args(Schedule)
-    if schedule not in known:
-        raise ValueError(f"schedule must be {' or '.join(map(repr, known))}, not {schedule!r}")
-    if max_concurrency is not None:
-        hint = "; use None for no limit"
-        check_count("max_concurrency", max_concurrency, 1, kind="an int or None", hint=hint)
+def _check_choice(what: str, value: object, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise ValueError(f"{what} must be {' or '.join(map(repr, choices))}, not {value!r}")
 
 
 def _check_run_id(run_id: object) -> None:
@@ -367,12 +386,6 @@ def _check_run_id(run_id: object) -> None:
         raise TypeError(f"run_id must be a str, not {type(run_id).__name__}")
     if not run_id:
         raise ValueError("run_id must not be empty; leave it out to have one made")
-
-
-def _check_on_active(on_active: object) -> None:
-    known = get_args(OnActive)
-    if on_active not in known:
-        raise ValueError(f"on_active must be {' or '.join(map(repr, known))}, not {on_active!r}")
 
 
 def _checked_journal(journal: Any) -> Journal | None:
@@ -386,10 +399,10 @@ def _checked_journal(journal: Any) -> Journal | None:
     return cast("Journal | None", journal)
 
 
-def _checked_secret(secret_inputs: object) -> frozenset[str]:
-    if isinstance(secret_inputs, str) or not isinstance(secret_inputs, Iterable):
+def _checked_secret_inputs(names: object) -> frozenset[str]:
+    if isinstance(names, str) or not isinstance(names, Iterable):
         raise TypeError("secret_inputs must be a list of input names; put a single one in a list")
-    return frozenset(secret_inputs)
+    return frozenset(names)
 
 
 def _checked_inputs(inputs: object) -> dict[str, Any]:

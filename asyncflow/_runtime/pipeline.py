@@ -1,10 +1,16 @@
-"""A pipeline as decorated functions, whose edges type checkers check."""
+"""A pipeline as decorated functions, whose dependencies type checkers check.
+
+Rules:
+
+1. Steps are declared where their functions are, and a function stays what it was.
+2. A parameter's default names the step whose output it receives: `after`, `each`, `collect`.
+3. A pipeline is planned again only when steps were added to it, or to one that it includes.
+"""
 
 from __future__ import annotations
 
 import inspect
 from collections.abc import AsyncIterable, Awaitable, Callable, Iterable, Iterator, Mapping
-from functools import partial
 from typing import Any, TypeAlias, TypeVar, Unpack, overload
 
 from asyncflow._core.arguments import Upstream
@@ -37,7 +43,7 @@ def after(step: Callable[..., Awaitable[T]]) -> T: ...
 @overload
 def after(step: Callable[..., T]) -> T: ...
 def after(step: Any) -> Any:
-    """Make a parameter receive what another step returns.
+    """Make a parameter receive the output of another step.
 
     ``async def load(rows: list[Row] = after(extract))`` makes extract a dependency of load.
 
@@ -45,7 +51,7 @@ def after(step: Any) -> Any:
         step: The function of the other step, or a `Pipeline` that is included in this one.
 
     Returns:
-        A placeholder, with the type of what the function returns as far as type checkers know.
+        A placeholder. Type checkers see what the function returns.
 
     Raises:
         TypeError: It is neither a function nor a pipeline.
@@ -106,8 +112,8 @@ def collect(step: Any) -> Any:
 def _checked_source(word: str, step: object) -> object:
     if not callable(step) and not isinstance(step, Pipeline):
         raise TypeError(
-            f"{word}() takes the function of another step, not {type(step).__name__}; what is "
-            "known only by name goes into @pipeline.step(depends_on=...)"
+            f"{word}() takes the function of another step, not {type(step).__name__}; a name "
+            "goes into @pipeline.step(depends_on=...)"
         )
     return step
 
@@ -119,18 +125,19 @@ Dependency: TypeAlias = "str | Callable[..., Any] | Pipeline"
 class Pipeline:
     """Steps that are declared where their functions are: ``@pipeline.step``.
 
-    It is an iterable of its `WorkflowStep` objects, so it can be given to `run_pipeline` and to
-    whatever else takes steps. It holds no state of any run: it can be run many times, also
-    concurrently. Steps can be added at any time; a run has those that were there as it began.
+    A pipeline is an iterable of its `WorkflowStep` objects: `run_pipeline`, and whatever else takes
+    steps, accepts it. It holds no state of any run: it can be run many times, also concurrently.
+    Steps can be added at any time; a run has those that were there when it began.
 
     Args:
-        name: What it is called when another pipeline includes it; a non-empty string.
+        name: What it is called in a journal, and when another pipeline includes it; a non-empty
+            string.
         fail_fast, schedule, max_concurrency, deadline_ms, observers, journal, secret_inputs: As
             `Orchestrator` takes them.
 
     Raises:
         TypeError: An argument has the wrong type.
-        ValueError: An argument has an impossible value.
+        ValueError: An argument is out of its range.
     """
 
     def __init__(
@@ -150,24 +157,23 @@ class Pipeline:
         self._parts: dict[str, DeclaredStep | IncludedPipeline] = {}
         self._functions: dict[object, str] = {}
         self._included: list[Pipeline] = []
-        self._orchestrate = partial(
-            Orchestrator,
-            fail_fast=fail_fast,
+        self._built: tuple[int, tuple[WorkflowStep, ...]] = (0, ())
+        self._planned_steps: tuple[WorkflowStep, ...] = ()
+        self._orchestrator = Orchestrator(
+            (),
+            fail_fast,
             schedule=schedule,
             max_concurrency=max_concurrency,
             deadline_ms=deadline_ms,
-            # It is planned more than once, and an iterator could be read only once.
-            observers=tuple(observers) if isinstance(observers, Iterator) else observers,
+            observers=observers,
             name=name,
             journal=journal,
             secret_inputs=secret_inputs,
         )
-        self._built: tuple[int, tuple[WorkflowStep, ...]] = (0, ())
-        self._planned: tuple[object, Orchestrator] = (self._built[1], self._orchestrate(()))
 
     @property
     def name(self) -> str:
-        """What it is called when another pipeline includes it, and in a journal."""
+        """What it is called in a journal, and when another pipeline includes it."""
         return self._name
 
     @overload
@@ -215,8 +221,8 @@ class Pipeline:
 
         Raises:
             TypeError: An argument has the wrong type.
-            ValueError: An argument has an impossible value, or the name or the function is
-                already a step of this pipeline.
+            ValueError: An argument is out of its range, or the name or the function is already a
+                step of this pipeline.
         """
         if function is None:
             return lambda function: self.step(
@@ -253,10 +259,11 @@ class Pipeline:
         dictionary of their outputs by their names if there are several.
 
         Args:
-            pipeline: The other one. Steps that it is given later are included too.
+            pipeline: The other pipeline. Steps that are added to it later are included too.
             name: What it is called here, without ``"/"``; by default its own name.
-            depends_on: What its steps come after. A parameter of any of them that nothing in it
-                provides, and that is named as one of these or mapped to one, receives its output.
+            depends_on: The dependencies of its steps. A parameter of any of them that nothing in
+                that pipeline provides, and that has the name of one of these or is mapped to one,
+                receives its output.
 
         Raises:
             TypeError: An argument has the wrong type.
@@ -280,33 +287,33 @@ class Pipeline:
         """Its steps, in the order in which they were declared.
 
         Raises:
-            ValueError: A dependency is no step of this pipeline, or is not spelled as it must be.
+            ValueError: A dependency is no step of this pipeline, or a parameter takes an output in
+                the wrong way (`after`, `each`, `collect`).
             TypeError: A step with ``runs_in="process"`` can't be sent to one.
         """
-        return list(self._current())
+        return list(self._current_steps())
 
     def __iter__(self) -> Iterator[WorkflowStep]:
-        return iter(self._current())
+        return iter(self._current_steps())
 
     def __repr__(self) -> str:
         return f"Pipeline({self._name!r})"
 
     @property
     def orchestrator(self) -> Orchestrator:
-        """The pipeline as it stands, planned, with its options: to look at, or for a run id.
+        """The pipeline as it stands, planned, with its options.
 
-        `run_pipeline` and `Orchestrator` take a pipeline too, but know of its steps only.
+        `run_pipeline` and `Orchestrator` take a pipeline too, but only its steps.
 
         Raises:
             ValueError, TypeError, CyclicDependencyError: As `steps` and `Orchestrator` raise
                 them.
         """
-        steps = self._current()
-        planned_for, orchestrator = self._planned
-        if planned_for is not steps:
-            orchestrator = self._orchestrate(steps)
-            self._planned = (steps, orchestrator)
-        return orchestrator
+        steps = self._current_steps()
+        if self._planned_steps is not steps:
+            self._orchestrator = self._orchestrator._with_steps(steps)
+            self._planned_steps = steps
+        return self._orchestrator
 
     async def run(self, /, **inputs: Any) -> RunReport:
         """Run the pipeline with these inputs and return its report, also when steps failed.
@@ -320,10 +327,11 @@ class Pipeline:
         return await self._run(None, inputs)
 
     async def run_as(self, run_id: str, /, **inputs: Any) -> RunReport:
-        """Run the pipeline under an id; with a journal, go on with the run that has it, if any.
+        """Run the pipeline under an id; with a journal, resume the run that has it, if any.
 
         Raises:
-            TypeError: The id is no string; or as `run` raises it, and whatever else that does.
+            TypeError: The id is not a string, or no step takes an input of that name.
+            ValueError, CyclicDependencyError, BaseException: As `run` raises them.
         """
         if not isinstance(run_id, str):
             raise TypeError(f"run_id must be a str, not {type(run_id).__name__}")
@@ -335,7 +343,7 @@ class Pipeline:
         return await orchestrator.run(inputs=inputs, run_id=run_id)
 
     def _check_inputs(self, inputs: Mapping[str, Any]) -> None:
-        taken = parameters_of(self._current())
+        taken = parameters_of(self._current_steps())
         for name in inputs:
             if name not in taken:
                 raise TypeError(
@@ -344,10 +352,10 @@ class Pipeline:
                     "to run_as()"
                 )
 
-    def _current(self) -> tuple[WorkflowStep, ...]:
+    def _current_steps(self) -> tuple[WorkflowStep, ...]:
         if self._built[0] != self._size():
-            # Each asks those that it includes for their steps: built from the inside out, they
-            # have them, however deep they are nested.
+            # A build asks the included pipelines for their steps. From the inside out, those are
+            # built already, so that no depth of nesting meets the limit of recursion.
             for pipeline in self._inside_out():
                 pipeline._build()
         return self._built[1]
@@ -361,7 +369,7 @@ class Pipeline:
         return sum(len(pipeline._parts) for pipeline in self._inside_out())
 
     def _inside_out(self) -> list[Pipeline]:
-        """Return this one and all in it, each once and after those that it includes."""
+        """Return this pipeline and all within it, each once and after those that it includes."""
         found: dict[Pipeline, None] = {}
         stack = [self]
         while stack:

@@ -260,7 +260,7 @@ def importing(rounds: int) -> Iterator[Row]:
             )
 
         value = ratio(lambda: cost_s("asyncflow"), lambda: cost_s("anyio"), rounds)
-    yield Row("import asyncio, asyncflow / import asyncio, anyio", value, 1.3)
+    yield Row("import asyncio, asyncflow / import asyncio, anyio", value, 1.25)
 
 
 def makespans(folder: Path) -> Iterator[Row]:

@@ -67,14 +67,14 @@ TABLE: list[tuple[Callable[[], Exception], type[Exception], dict[str, Any], str]
         lambda: StepCrashedError("load", 2, 1),
         Exception,
         {"step_name": "load", "attempt": 2, "crashes": 1},
-        "attempt 2 of step 'load' was cut short with its process or its journal",
+        "attempt 2 of step 'load' did not finish: its process died or its journal failed",
     ),
     (
         lambda: StepCrashedError("load", 5, 4),
         Exception,
         {"step_name": "load", "attempt": 5, "crashes": 4},
-        "attempt 5 of step 'load' was cut short with its process or its journal, as 4 of its "
-        "attempts were",
+        "attempt 5 of step 'load' did not finish: its process died or its journal failed (4 such "
+        "attempts)",
     ),
     (
         lambda: JournalError("runs.db", "the disk is full"),
@@ -99,8 +99,8 @@ TABLE: list[tuple[Callable[[], Exception], type[Exception], dict[str, Any], str]
         lambda: RunCancelledError("order-17"),
         Exception,
         {"run_id": "order-17"},
-        "run 'order-17' was cancelled through its journal; start it again under its id to go on "
-        "with it",
+        "run 'order-17' was cancelled through its journal; start it again under its id to resume "
+        "it",
     ),
     (
         lambda: RunNotFoundError("order-17", "runs.db", " (did you mean 'order-18'?)"),

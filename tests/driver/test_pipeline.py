@@ -191,22 +191,26 @@ class TestSteps:
         assert third["load"].output == 4
 
     async def test_it_is_planned_once_for_all_runs(self) -> None:
-        class Observers(list[Any]):
-            times_read = 0
-
-            def __iter__(self) -> Any:
-                self.times_read += 1
-                return super().__iter__()
-
-        observers = Observers()
-        etl = pipeline_of(extract, observers=observers)
-        checked = observers.times_read
+        etl = pipeline_of(extract)
 
         await etl.run(url="")
-        planned = observers.times_read
+        planned = etl.orchestrator
         await etl.run(url="")
 
-        assert checked < planned == observers.times_read
+        assert etl.orchestrator is planned
+        etl.step(load)
+        assert etl.orchestrator is not planned
+
+    async def test_options_are_read_once_however_often_it_is_planned(self) -> None:
+        seen: list[object] = []
+        etl = pipeline_of(extract, observers=iter([seen.append]))
+
+        await etl.run(url="")
+        first = len(seen)
+        etl.step(load)
+        await etl.run(url="")
+
+        assert len(seen) > 2 * first > 0
 
     async def test_it_can_be_run_concurrently_with_itself(self) -> None:
         etl = pipeline_of(extract, load)
