@@ -14,9 +14,8 @@ from typing import Any, Literal, TextIO
 
 import click
 from click.shell_completion import CompletionItem
-from click.types import StringParamType
 
-from asyncflow._cli.output import NOT_FOUND, USAGE, CommandError
+from asyncflow._cli.output import NOT_FOUND, USAGE, CommandError, load_html_writer
 from asyncflow._core.errors import RunNotFoundError, escape_controls
 from asyncflow.journal import PostgresJournal, RunRecord, SQLiteJournal
 from asyncflow.journal._queries import can_be_sought
@@ -26,8 +25,8 @@ __all__ = [
     "PIPELINES",
     "AnyJournal",
     "RunFlags",
-    "TargetType",
-    "check_overwrites_no_journal",
+    "check_html",
+    "complete_target",
     "find_run",
     "html_option",
     "journal_flag",
@@ -75,16 +74,17 @@ def require_journal(journal: str) -> None:
         )
 
 
-def check_overwrites_no_journal(html: Path | None, journal: str) -> None:
-    """Refuse to write a page over a file that the journal has, or may create.
+def check_html(html: Path | None, journal: str) -> None:
+    """Refuse to write a page without its extra, or over a file that the journal has or may create.
 
     Raises:
-        click.BadParameter: The page would replace one.
+        click.BadParameter: The page would replace a file of the journal.
+        ImportError: The extra is missing.
     """
-    if html is None or _is_dsn(journal):
+    if html is None:
         return
     base = Path(journal).resolve()  # the other files are beside the target of a link
-    for suffix in _SUFFIXES:
+    for suffix in () if _is_dsn(journal) else _SUFFIXES:
         file = Path(f"{base}{suffix}")
         if html.resolve() == file or (html.exists() and file.exists() and html.samefile(file)):
             raise click.BadParameter(
@@ -92,6 +92,7 @@ def check_overwrites_no_journal(html: Path | None, journal: str) -> None:
                 "another file",
                 param_hint="'--html'",
             )
+    load_html_writer()
 
 
 def open_journal(journal: str) -> AnyJournal:
@@ -145,39 +146,28 @@ def journal_flag(journal: str) -> str:
     return " --journal " + ("DSN" if _is_dsn(journal) else shlex.quote(journal))
 
 
-# Types of arguments, with their completion in a shell.
+# Completion in a shell.
 
 
-class TargetType(StringParamType):
-    """``MODULE:PIPELINE``; a shell completes the file."""
-
-    name = "module:pipeline"
-
-    def shell_complete(
-        self, ctx: click.Context, param: click.Parameter, incomplete: str
-    ) -> list[CompletionItem]:
-        """Return what makes the shell complete a file."""
-        return [CompletionItem(incomplete, type="file")]
+def complete_target(
+    ctx: click.Context, param: click.Parameter, incomplete: str
+) -> list[CompletionItem]:
+    """Let the shell complete the file of ``MODULE:PIPELINE``."""
+    return [CompletionItem(incomplete, type="file")]
 
 
-class RunType(StringParamType):
-    """A run; a shell completes its id."""
-
-    name = "run"
-
-    def shell_complete(
-        self, ctx: click.Context, param: click.Parameter, incomplete: str
-    ) -> list[CompletionItem]:
-        """Return the latest runs whose ids start like that, if the journal can be read."""
-        journal = ctx.params.get("journal") or os.environ.get(_VARIABLE) or _DEFAULT
-        if not _is_dsn(journal) and not Path(journal).is_file():
-            return []
-        with suppress(Exception):  # an error would end up in the line that is completed
-            return asyncio.run(_complete(journal, incomplete))
+def _complete_run(
+    ctx: click.Context, param: click.Parameter, incomplete: str
+) -> list[CompletionItem]:
+    journal = ctx.params.get("journal") or os.environ.get(_VARIABLE) or _DEFAULT
+    if not _is_dsn(journal) and not Path(journal).is_file():
         return []
+    with suppress(Exception):  # an error would end up in the line that is completed
+        return asyncio.run(_runs_that_start_with(journal, incomplete))
+    return []
 
 
-async def _complete(journal: str, incomplete: str) -> list[CompletionItem]:
+async def _runs_that_start_with(journal: str, incomplete: str) -> list[CompletionItem]:
     async with open_journal(journal) as opened:
         runs = await opened.runs(text=incomplete, limit=_COMPLETIONS)
     return [
@@ -249,7 +239,7 @@ targets_option = click.option(
     multiple=True,
     help="Only this step and what it depends on; repeatable.",
 )
-run_argument = click.argument("run", metavar="RUN", type=RunType())
+run_argument = click.argument("run", metavar="RUN", shell_complete=_complete_run)
 
 
 @dataclass(frozen=True, slots=True)

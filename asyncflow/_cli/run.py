@@ -17,8 +17,8 @@ from asyncflow._cli.options import (
     LATEST,
     PIPELINES,
     RunFlags,
-    TargetType,
-    check_overwrites_no_journal,
+    check_html,
+    complete_target,
     find_run,
     journal_flag,
     open_journal,
@@ -29,7 +29,6 @@ from asyncflow._cli.options import (
 from asyncflow._cli.output import (
     INVALID,
     CommandError,
-    load_html_writer,
     logs_on_stderr,
     stdout_for_results_only,
 )
@@ -42,7 +41,7 @@ __all__ = ["resume", "run"]
 
 
 @click.command()
-@click.argument("target", metavar="MODULE:PIPELINE", type=TargetType())
+@click.argument("target", metavar="MODULE:PIPELINE", shell_complete=complete_target)
 @run_options
 @click.option("--no-journal", is_flag=True, help="Store nothing of the run.")
 @click.option("--run-id", metavar="NAME", help="The id of the run; by default a new name.")
@@ -61,7 +60,11 @@ def run(target: str, no_journal: bool, run_id: str | None, flags: RunFlags) -> N
 @click.command(short_help="Resume a run that has not passed.")
 @run_argument
 @click.argument(
-    "pipelines", metavar="[MODULE:PIPELINE]", nargs=-1, type=TargetType(), envvar=PIPELINES
+    "pipelines",
+    metavar="[MODULE:PIPELINE]",
+    nargs=-1,
+    shell_complete=complete_target,
+    envvar=PIPELINES,
 )
 @run_options
 def resume(run: str, pipelines: Sequence[str], flags: RunFlags) -> None:
@@ -88,9 +91,7 @@ def _execute(
     flags: RunFlags,
     resumed: _RunToResume | None = None,
 ) -> None:
-    check_overwrites_no_journal(flags.html, flags.journal)
-    if flags.html is not None:
-        load_html_writer()  # a missing extra is an error before the run
+    check_html(flags.html, flags.journal)
     with stdout_for_results_only(flags.as_json):
         # The module comes before our logging, since it may configure its own.
         loaded = _configure(load_pipeline(target, all_frames=flags.all_frames), flags)

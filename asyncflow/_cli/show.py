@@ -14,8 +14,8 @@ import click
 
 from asyncflow._cli.loader import load_pipeline, select_targets
 from asyncflow._cli.options import (
-    TargetType,
-    check_overwrites_no_journal,
+    check_html,
+    complete_target,
     find_run,
     html_option,
     journal_option,
@@ -29,7 +29,6 @@ from asyncflow._cli.options import (
 from asyncflow._cli.output import (
     format_report,
     format_tracebacks,
-    load_html_writer,
     plural,
     stdout_console,
     stdout_for_results_only,
@@ -53,7 +52,7 @@ __all__ = ["plan", "show"]
 
 
 @click.command()
-@click.argument("target", metavar="MODULE:PIPELINE", type=TargetType())
+@click.argument("target", metavar="MODULE:PIPELINE", shell_complete=complete_target)
 @click.option(
     "--format",
     "form",
@@ -191,9 +190,7 @@ def show(
     """
     if as_json and timeline:
         raise click.UsageError("--timeline and --json exclude each other")
-    check_overwrites_no_journal(html, journal)
-    if html is not None:
-        load_html_writer()  # a missing extra is an error before anything else
+    check_html(html, journal)
     require_journal(journal)
     shown = asyncio.run(_read(journal, run))
     if html is not None:

@@ -13,7 +13,7 @@ from asyncflow._cli.execution import stopped_by_signals
 from asyncflow._cli.loader import load_pipeline
 from asyncflow._cli.options import (
     PIPELINES,
-    TargetType,
+    complete_target,
     journal_option,
     open_journal,
     require_journal,
@@ -54,7 +54,7 @@ _TOKEN = "ASYNCFLOW_TOKEN"
     "--pipeline",
     "targets",
     metavar="MODULE:PIPELINE",
-    type=TargetType(),
+    shell_complete=complete_target,
     multiple=True,
     envvar=PIPELINES,
     show_envvar=True,
