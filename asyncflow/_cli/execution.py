@@ -19,7 +19,7 @@ import secrets
 import shlex
 import signal
 import threading
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from types import FrameType
@@ -114,8 +114,8 @@ async def _execute(execution: Execution, run_id: str, journal: AnyJournal | None
         if journal is None or not events:  # the journal has the others
             events.append(event)
 
-    with _live_view(execution) as view:
-        task = asyncio.ensure_future(_run(execution, run_id, journal, [*view, observe]))
+    with _live_view(enabled=not execution.flags.quiet) as observers:
+        task = asyncio.ensure_future(_run(execution, run_id, journal, [*observers, observe]))
         with stopped_by_signals(task, "stopping; running steps are cleaning up") as stop:
             await asyncio.wait([task])
     report = None if task.cancelled() else task.result()
@@ -134,14 +134,14 @@ async def _execute(execution: Execution, run_id: str, journal: AnyJournal | None
 
 
 @contextmanager
-def _live_view(execution: Execution) -> Iterator[Sequence[AnyObserver]]:
-    if execution.flags.quiet:
-        yield ()
+def _live_view(*, enabled: bool) -> Iterator[list[AnyObserver]]:
+    if not enabled:
+        yield []
         return
     from asyncflow.live import LiveView  # slow to import
 
     with LiveView() as view:
-        yield (view,)
+        yield [view]
 
 
 async def _run(

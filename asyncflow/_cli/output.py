@@ -16,7 +16,7 @@ import re
 import sys
 import traceback
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, redirect_stdout
+from contextlib import AbstractContextManager, contextmanager, nullcontext, redirect_stdout
 from pathlib import Path
 
 import click
@@ -93,14 +93,9 @@ def write_result(text: str) -> None:
     stdout_console().print(styled, soft_wrap=True)
 
 
-@contextmanager
-def stdout_for_results_only(enabled: bool) -> Iterator[None]:
+def stdout_for_results_only(enabled: bool) -> AbstractContextManager[object]:
     """Redirect what modules and steps of this process print to standard error, if enabled."""
-    if not enabled:
-        yield
-        return
-    with redirect_stdout(sys.stderr):
-        yield
+    return redirect_stdout(sys.stderr) if enabled else nullcontext()
 
 
 def load_html_writer() -> Callable[[Iterable[Event]], str]:

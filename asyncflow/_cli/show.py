@@ -50,6 +50,8 @@ __all__ = ["plan", "show"]
 
 # A pipeline.
 
+_POLICIES = ["max_retries", "timeout_ms", "deadline_ms", "map_over", "run_if", "runs_in", "secret"]
+
 
 @click.command()
 @click.argument("target", metavar="MODULE:PIPELINE", shell_complete=complete_target)
@@ -120,18 +122,8 @@ def _write_json(orchestrator: Orchestrator) -> None:
     tiers, dependencies = orchestrator.tiers, orchestrator.dependencies
     tier_of = {name: number for number, tier in enumerate(tiers, 1) for name in tier}
     steps = [
-        {
-            "name": step.name,
-            "tier": tier_of[step.name],
-            "depends_on": dependencies[step.name],
-            "max_retries": step.max_retries,
-            "timeout_ms": step.timeout_ms,
-            "deadline_ms": step.deadline_ms,
-            "map_over": step.map_over,
-            "run_if": step.run_if,
-            "runs_in": step.runs_in,
-            "secret": step.secret,
-        }
+        {"name": step.name, "tier": tier_of[step.name], "depends_on": dependencies[step.name]}
+        | {policy: getattr(step, policy) for policy in _POLICIES}
         for step in orchestrator.steps
     ]
     document = {"pipeline": orchestrator.name, "tiers": tiers, "steps": steps}
@@ -261,9 +253,7 @@ def _events_as_json(shown: _ShownRun) -> str:
             "position": each.position,
             "at_ms": at_ms,
             "event": type(each.event).__name__,
-            "step": getattr(each.event, "step", None),
-            "item": getattr(each.event, "item", None),
-            "attempt": getattr(each.event, "attempt", None),
+            **{name: getattr(each.event, name, None) for name in ("step", "item", "attempt")},
             "text": text,
         }
         for each, (at_ms, text) in zip(shown.events, _described(shown), strict=True)
