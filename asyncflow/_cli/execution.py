@@ -242,7 +242,7 @@ def _explain_threads(report: RunReport) -> None:
 
 
 class StopSignal:
-    """The signal that has asked a task to stop, if one has.
+    """The signal that stopped a task, if there was one.
 
     Attributes:
         signal: The first one.
