@@ -240,8 +240,10 @@ class _Process:
             return _outcome(file.read(), code)
 
     def _wait_for_child(self, file: IO[bytes]) -> int:
+        # The flags of this interpreter, as multiprocessing passes them on.
+        flags: list[str] = subprocess._args_from_interpreter_flags()  # type: ignore[attr-defined]
         with _lifeline() as ends:
-            command = [*_command(), *map(str, ends)]
+            command = [_executable(), *flags, "-P", _child.__file__, *map(str, ends)]
             child = subprocess.Popen(command, stdin=file, pass_fds=ends, start_new_session=True)
             with self._lock:
                 self._child = child
@@ -280,12 +282,6 @@ def _lifeline() -> Iterator[tuple[int, ...]]:
     finally:
         os.close(theirs)
         os.close(ours)
-
-
-def _command() -> list[str]:
-    # With the flags of this interpreter, as multiprocessing does.
-    flags: list[str] = subprocess._args_from_interpreter_flags()  # type: ignore[attr-defined]
-    return [_executable(), *flags, "-P", _child.__file__]
 
 
 def _executable() -> str:
