@@ -34,7 +34,7 @@ from asyncflow._core.errors import RunAlreadyActiveError, escape_controls
 from asyncflow._views.event_text import duration
 from asyncflow.journal import RunRecord
 from asyncflow.journal._queries import check_sought
-from asyncflow.live._theme import COLOURS, Theme, theme_for, status_for_run
+from asyncflow.live._theme import COLOURS, Theme, status_for_run, theme_for
 
 __all__ = ["cancel", "forget", "prune", "runs"]
 
