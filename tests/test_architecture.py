@@ -63,7 +63,7 @@ def test_no_module_is_imported_by_a_string_but_the_page_of_a_report() -> None:
 
     assert by_string == {
         ("asyncflow._core.report", "'asyncflow.html_report'"),
-        ("asyncflow._cli.loader", "self._name"),  # the user's module
+        ("asyncflow._cli.loader", "name"),  # the user's module
     }
 
 

@@ -1,4 +1,4 @@
-"""Reads the inputs of a run, as text or JSON, and gives them the types that the actions ask for."""
+"""Reads the inputs of a run from text and JSON, and converts them to the types of the actions."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from asyncflow._core.step import WorkflowStep, parameters_of
 
 __all__ = ["read_inputs"]
 
-_WRITTEN: Mapping[Any, str] = {
+_HOW_TO_WRITE: Mapping[Any, str] = {
     bool: "true or false",
     int: "such as 3",
     float: "such as 0.5",
@@ -35,10 +35,10 @@ _WRITTEN: Mapping[Any, str] = {
     UUID: "such as 6f1c1e9e-0d0b-4d7e-9a55-0c1c5a1f2b3d",
     bytes: "in Base64",
 }
-_MOST = 10
-"""How many of the values are named that an input can have."""
+_SHOWN_VALUES = 10
+"""How many of its possible values an error shows."""
 _CONSTRAINT = re.compile(r"Expected `[^`]*` ")
-"""How msgspec begins to tell what a value must be like, beyond its type: "of length <= 3"."""
+"""How an error of msgspec starts that names a constraint beyond the type: "of length <= 3"."""
 
 
 def read_inputs(
@@ -48,17 +48,17 @@ def read_inputs(
     text: str | None,
     pairs: Iterable[str],
 ) -> dict[str, Any]:
-    """Return the inputs of a run; what is given last here precedes.
+    """Return the inputs of a run; of the arguments here, a later one takes precedence.
 
     Args:
-        steps: The steps, whose annotations say the types.
-        file: The JSON of a file.
+        steps: The steps, whose annotations are the types.
+        file: The content of a JSON file.
         text: JSON.
         pairs: ``name=text`` each.
 
     Raises:
-        click.UsageError: One of them can't be read, has not the type that is asked for, or no step
-            takes it. No value is told, since it may be secret.
+        click.UsageError: An input can't be read, is of the wrong type, or is of no step. The error
+            shows no value, since it may be secret.
     """
     steps = tuple(steps)
     values = {**_object("--inputs", file), **_object("--input-json", text)}
@@ -73,9 +73,9 @@ def _object(option: str, text: str | None) -> dict[str, Any]:
     if text is None:
         return {}
     try:
-        values = json.loads(text.removeprefix("\ufeff"))  # which editors of Windows write
+        values = json.loads(text.removeprefix("\ufeff"))  # editors on Windows write it
     except (ValueError, RecursionError) as error:
-        raise click.UsageError(f"{option} is no JSON: {error}") from None
+        raise click.UsageError(f"{option} is not JSON: {error}") from None
     if not isinstance(values, dict):
         raise click.UsageError(f'{option} must be a JSON object, such as {{"days": 3}}')
     return values
@@ -98,12 +98,12 @@ def _check_names(steps: tuple[WorkflowStep, ...], names: Mapping[str, object]) -
 def _from_json(name: str, value: Any, kind: Any) -> Any:
     try:
         return msgspec.convert(value, kind, str_keys=True, dec_hook=_path)
-    except Exception as error:  # types of users may raise anything
+    except Exception as error:  # a user's type may raise anything
         raise _wrong_type(name, kind, error) from None
 
 
 def _from_text(name: str, text: str, kind: Any) -> Any:
-    """Return what a text means to its reader: 3 for an int, a list if it is JSON of one."""
+    """Return the value of a text: 3 for an int, a list if it is a JSON array."""
     if kind in (Any, str, object):
         return text
     try:
@@ -121,14 +121,14 @@ def _from_text(name: str, text: str, kind: Any) -> Any:
 
 
 def _path(kind: type, value: Any) -> Any:
-    """Make what msgspec does not know by itself."""
+    """Convert to a path, which msgspec does not support."""
     if issubclass(kind, PurePath) and isinstance(value, str):
         return kind(value)
-    raise NotImplementedError(f"{kind.__name__} can be made of no text")
+    raise NotImplementedError(f"{kind.__name__} can't be made from text")
 
 
 def _wrong_type(name: str, kind: Any, error: Exception | None = None) -> click.UsageError:
-    # Other words may repeat the value.
+    # Other errors may contain the value.
     why = f": {error}" if str(error).startswith("Expected") else ""
     return click.UsageError(f"input {name!r} must be {_accepted(kind)}{why}")
 
@@ -137,7 +137,7 @@ def _wrong_type(name: str, kind: Any, error: Exception | None = None) -> click.U
 
 
 def _accepted(kind: Any) -> str:
-    """Return what a type is called, and how a value of it is written."""
+    """Return the name of a type, and how to write a value of it."""
     while hasattr(kind, "__supertype__"):  # a NewType, perhaps of another one
         kind = kind.__supertype__
     origin, arguments = get_origin(kind), get_args(kind)
@@ -153,18 +153,18 @@ def _accepted(kind: Any) -> str:
         return _one_of([each.value for each in kind])
     is_plain = isinstance(kind, type) and not arguments
     name = kind.__name__ if is_plain else str(kind).replace("typing.", "")
-    how = _WRITTEN.get(kind) if is_plain else None
+    how = _HOW_TO_WRITE.get(kind) if is_plain else None
     how = how or _as_json(origin or kind, arguments)
     return f"{name}, {how}" if how else name
 
 
 def _one_of(values: Sequence[Any]) -> str:
-    some = ["null" if value is None else repr(value) for value in values[:_MOST]]
-    return f"one of {', '.join(some)}{', …' if len(values) > _MOST else ''}"
+    some = ["null" if value is None else repr(value) for value in values[:_SHOWN_VALUES]]
+    return f"one of {', '.join(some)}{', …' if len(values) > _SHOWN_VALUES else ''}"
 
 
 def _as_json(kind: Any, arguments: tuple[Any, ...]) -> str:
-    """Return how something is written that is neither a text nor a scalar."""
+    """Return how to write what is neither text nor a scalar."""
     if not isinstance(kind, type):
         return ""
     if issubclass(kind, Mapping) or is_dataclass(kind) or hasattr(kind, "__struct_fields__"):

@@ -1,4 +1,4 @@
-"""Finds the pipeline that ``MODULE:PIPELINE`` names, by importing the reader's code."""
+"""Loads the pipeline that ``MODULE:PIPELINE`` names, by importing the user's code."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import inspect
 import os
 import pkgutil
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
@@ -20,27 +20,26 @@ from asyncflow._core.tracebacks import format_error
 from asyncflow._runtime.orchestrator import Orchestrator
 from asyncflow._runtime.pipeline import Pipeline
 
-__all__ = ["Loaded", "load"]
+__all__ = ["LoadedPipeline", "load_pipeline", "select_targets"]
 
 
-class Loaded(NamedTuple):
-    """A pipeline that was found."""
+class LoadedPipeline(NamedTuple):
+    """A pipeline and how the user names it."""
 
     orchestrator: Orchestrator
     target: str
-    """What the reader has called it."""
 
 
-def load(target: str, *, all_frames: bool = False) -> Loaded:
-    """Import a module and return the pipeline in it.
+def load_pipeline(target: str, *, all_frames: bool = False) -> LoadedPipeline:
+    """Import a module and return a pipeline in it.
 
     Args:
-        target: ``package.module:name`` or ``path/to/file.py:name``, where the name may be dotted.
+        target: ``package.module:name`` or ``path/to/file.py:name``; the name may be dotted.
         all_frames: Whether a traceback shows all frames.
 
     Raises:
-        click.UsageError: It does not read like that.
-        CommandError: It can't be imported, or is no valid pipeline.
+        click.UsageError: The target has another form.
+        CommandError: It can't be imported, or is not a valid pipeline.
     """
     place, _, name = target.rpartition(":")
     if not place or not name:
@@ -48,125 +47,124 @@ def load(target: str, *, all_frames: bool = False) -> Loaded:
             f"{target!r} is not MODULE:PIPELINE: name a module and what is in it, such as "
             "etl:pipeline, shop.etl:pipeline or path/to/etl.py:pipeline"
         )
-    module = _Importing(place, all_frames).module()
-    found = _found_in(module, name)
+    module = _import(place, all_frames)
+    found = _look_up(module, name)
     if inspect.isroutine(found) or inspect.isclass(found):
-        found = _called(target, found, all_frames)
-    return Loaded(_orchestrator_of(target, f"{module.__name__}:{name}", found), target)
+        found = _call(target, found, all_frames)
+    return LoadedPipeline(_plan(target, f"{module.__name__}:{name}", found), target)
 
 
-class _Importing:
-    """One import of the reader's code."""
+def select_targets(orchestrator: Orchestrator, targets: Sequence[str]) -> Orchestrator:
+    """Return an orchestrator with only these steps and their dependencies; all if none is given.
 
-    def __init__(self, place: str, all_frames: bool) -> None:
-        self._place = place
-        self._all_frames = all_frames
-        self._is_file = place.endswith(".py") or os.sep in place
-        self._name = place
+    Raises:
+        click.UsageError: There is no such step.
+    """
+    try:
+        return orchestrator.replace(targets=targets) if targets else orchestrator
+    except ValueError as error:
+        raise click.UsageError(str(error)) from error
 
-    def module(self) -> ModuleType:
-        root = self._root_of_file() if self._is_file else _here()
-        if str(root) not in sys.path:
-            sys.path.insert(0, str(root))  # as for `python file.py` and `python -m module`
-        importlib.invalidate_caches()
-        try:
-            module = importlib.import_module(self._name)
-        except ModuleNotFoundError as error:
-            if error.name is None or not f"{self._name}.".startswith(f"{error.name}."):
-                raise self._failure(error) from error  # it is something that the module needs
-            raise self._unknown(error.name) from error
-        except (Exception, SystemExit) as error:
-            raise self._failure(error) from error
-        if self._is_file:
-            self._check_is_that_file(module)
-        return module
 
-    def _root_of_file(self) -> Path:
-        """Return the directory from which a file is imported, and keep the name of its module."""
-        path = _here() / self._place
-        if not path.is_file():
-            names = [each.name for each in path.parent.glob("*.py")]
-            hint = did_you_mean(path.name, names)
-            raise CommandError(f"there is no file {self._place!r}{hint}", INVALID)
-        parts = [path.stem]
-        root = path.parent
-        while (root / "__init__.py").is_file():
-            parts.append(root.name)
-            root = root.parent
-        self._name = ".".join(reversed(parts))
-        return root
+# The module.
 
-    def _check_is_that_file(self, module: ModuleType) -> None:
-        path = Path(self._place).absolute()
-        if not path.samefile(getattr(module, "__file__", None) or os.devnull):
-            raise CommandError(
-                f"{self._place} can't be imported as {self._name!r}, which is another module "
-                "already; give the file another name",
-                INVALID,
-            )
 
-    def _unknown(self, missing: str) -> CommandError:
-        parent, _, name = missing.rpartition(".")
-        places = list(getattr(sys.modules.get(parent), "__path__", ())) if parent else [os.getcwd()]
-        hint = did_you_mean(name, [module.name for module in pkgutil.iter_modules(places)])
-        if parent and not places:
-            why = f"{parent!r} is a module, and no package"
-        else:
-            where = f"in {parent!r}" if parent else "here, nor among what is installed"
-            why = f"there is no module {name!r} {where}{hint}"
-        return CommandError(
-            f"{self._place!r} can't be imported: {why}; name a module that can be imported from "
-            "this directory, or a file, such as path/to/etl.py:pipeline",
+def _import(place: str, all_frames: bool) -> ModuleType:
+    is_file = place.endswith(".py") or os.sep in place
+    root, name = _locate(place) if is_file else (_current_directory(), place)
+    if str(root) not in sys.path:
+        sys.path.insert(0, str(root))  # as `python file.py` and `python -m module` do
+    importlib.invalidate_caches()
+    try:
+        module = importlib.import_module(name)
+    except (Exception, SystemExit) as error:
+        if isinstance(error, ModuleNotFoundError) and f"{name}.".startswith(f"{error.name}."):
+            raise _missing(place, str(error.name)) from error
+        why = f"{place!r} can't be imported: {describe_error(error)}"
+        raise CommandError(why, INVALID, _user_trace(error, all_frames)) from error
+    if is_file and not Path(place).absolute().samefile(
+        getattr(module, "__file__", None) or os.devnull
+    ):
+        raise CommandError(
+            f"{place} can't be imported as {name!r}, which is another module already; give the "
+            "file another name",
             INVALID,
         )
-
-    def _failure(self, error: BaseException) -> CommandError:
-        trace = format_error(_from_users_code(error), all_frames=self._all_frames)
-        return CommandError(
-            f"{self._place!r} can't be imported: {describe_error(error)}", INVALID, trace
-        )
+    return module
 
 
-def _here() -> Path:
+def _locate(file: str) -> tuple[Path, str]:
+    """Return the directory to import a file from, and the name of its module there."""
+    path = _current_directory() / file
+    if not path.is_file():
+        hint = did_you_mean(path.name, [each.name for each in path.parent.glob("*.py")])
+        raise CommandError(f"there is no file {file!r}{hint}", INVALID)
+    parts, root = [path.stem], path.parent
+    while (root / "__init__.py").is_file():
+        parts.append(root.name)
+        root = root.parent
+    return root, ".".join(reversed(parts))
+
+
+def _current_directory() -> Path:
     try:
         return Path.cwd()
     except FileNotFoundError:
         raise CommandError(
-            "the current directory is not there any more; change to another one", INVALID
+            "the current directory does not exist any more; change to another one", INVALID
         ) from None
 
 
-def _from_users_code(error: BaseException) -> BaseException:
-    """Leave out of a traceback what imported the reader's code, and return its error."""
+def _missing(place: str, missing: str) -> CommandError:
+    parent, _, name = missing.rpartition(".")
+    paths = list(getattr(sys.modules.get(parent), "__path__", ())) if parent else [os.getcwd()]
+    if parent and not paths:
+        why = f"{parent!r} is a module, not a package"
+    else:
+        where = f"in {parent!r}" if parent else "here or among the installed packages"
+        hint = did_you_mean(name, [module.name for module in pkgutil.iter_modules(paths)])
+        why = f"there is no module {name!r} {where}{hint}"
+    return CommandError(
+        f"{place!r} can't be imported: {why}; name a module that can be imported from this "
+        "directory, or a file, such as path/to/etl.py:pipeline",
+        INVALID,
+    )
+
+
+def _user_trace(error: BaseException, all_frames: bool) -> str:
+    """Return the traceback of the user's code, without the frames that imported it."""
     trace = error.__traceback__
-    while trace is not None and _is_importing(trace.tb_frame.f_code.co_filename):
+    while trace is not None and _is_import_machinery(trace.tb_frame.f_code.co_filename):
         trace = trace.tb_next
-    return error.with_traceback(trace)
+    return format_error(error.with_traceback(trace), all_frames=all_frames)
 
 
-def _is_importing(path: str) -> bool:
+def _is_import_machinery(path: str) -> bool:
     return path == __file__ or "importlib" in path
 
 
-def _found_in(module: ModuleType, name: str) -> Any:
+# The pipeline in it.
+
+
+def _look_up(module: ModuleType, name: str) -> Any:
     found: Any = module
     for part in name.split("."):
         try:
             found = getattr(found, part)
         except AttributeError:
             names = [each for each in dir(found) if not each.startswith("_")]
-            hint = did_you_mean(part, names) or _those_there(found, names)
+            hint = did_you_mean(part, names) or _pipelines_in(found, names)
             owner = f"{module.__name__}:{name}".removesuffix(f".{part}").removesuffix(f":{part}")
             raise CommandError(f"there is no {part!r} in {owner!r}{hint}", INVALID) from None
     return found
 
 
-def _those_there(owner: Any, names: Iterable[str]) -> str:
-    there = [name for name in names if isinstance(getattr(owner, name), Pipeline | Orchestrator)]
-    return f"; its pipelines are: {', '.join(there)}" if there else ""
+def _pipelines_in(owner: Any, names: Iterable[str]) -> str:
+    found = [name for name in names if isinstance(getattr(owner, name), Pipeline | Orchestrator)]
+    return f"; its pipelines are: {', '.join(found)}" if found else ""
 
 
-def _called(target: str, function: Callable[[], Any], all_frames: bool) -> Any:
+def _call(target: str, function: Callable[[], Any], all_frames: bool) -> Any:
     try:
         inspect.signature(function).bind()
     except (TypeError, ValueError):
@@ -176,27 +174,22 @@ def _called(target: str, function: Callable[[], Any], all_frames: bool) -> Any:
             INVALID,
         ) from None
     try:
-        made = function()
+        returned = function()
     except (Exception, SystemExit) as error:
-        trace = format_error(_from_users_code(error), all_frames=all_frames)
-        raise CommandError(
-            f"{target!r} has raised {describe_error(error)}", INVALID, trace
-        ) from error
-    if inspect.iscoroutine(made):
-        made.close()  # or there would be a warning that nobody has awaited it
+        why = f"{target!r} raised {describe_error(error)}"
+        raise CommandError(why, INVALID, _user_trace(error, all_frames)) from error
+    if inspect.iscoroutine(returned):
+        returned.close()  # or Python would warn that it was never awaited
         raise CommandError(
             f"{target!r} is an async function; name a pipeline, or a plain function that returns "
             "one",
             INVALID,
         )
-    return made
+    return returned
 
 
-def _orchestrator_of(target: str, name: str, found: Any) -> Orchestrator:
-    """Return a pipeline, planned; one that has no name is called as the module and what is in it.
-
-    So it can be told of a run which pipeline it is of.
-    """
+def _plan(target: str, name: str, found: Any) -> Orchestrator:
+    """Return a planned pipeline. Without a name of its own, it is named after its module."""
     try:
         if isinstance(found, Pipeline):
             return found.orchestrator

@@ -1,248 +1,311 @@
-"""Opens the journal that an option names, and finds runs in it by what people type.
-
-The options and arguments that several commands have, and what completes them in a shell.
-"""
+"""The options and arguments that several commands share, and the journals and runs they name."""
 
 from __future__ import annotations
 
 import asyncio
 import os
 import shlex
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager, suppress
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, fields
+from functools import wraps
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TextIO
 
 import click
 from click.shell_completion import CompletionItem
-from click.types import StringParamType
 
-from asyncflow._cli.output import NOT_FOUND, USAGE, CommandError
+from asyncflow._cli.output import NOT_FOUND, USAGE, CommandError, load_html_writer
 from asyncflow._core.errors import RunNotFoundError, escape_controls
 from asyncflow.journal import PostgresJournal, RunRecord, SQLiteJournal
 from asyncflow.journal._queries import is_searchable
 
 __all__ = [
-    "DEFAULT",
     "LATEST",
     "PIPELINES",
-    "VARIABLE",
     "AnyJournal",
-    "TargetType",
-    "check_is_no_journal",
+    "RunFlags",
+    "check_html",
+    "complete_target",
     "find_run",
-    "how_to_name",
     "html_option",
-    "is_address",
+    "journal_flag",
     "journal_option",
     "json_option",
-    "made",
-    "must_exist",
-    "opened",
+    "open_journal",
+    "require_journal",
     "run_argument",
+    "run_options",
+    "targets_option",
     "traceback_option",
 ]
 
 AnyJournal = SQLiteJournal | PostgresJournal
 
-VARIABLE = "ASYNCFLOW_JOURNAL"
-DEFAULT = "asyncflow.db"
 LATEST = "latest"
-_BESIDE = ("", "-wal", "-shm", "-journal")
-"""How the names of the files of a journal go on after that of the journal."""
+PIPELINES = "ASYNCFLOW_PIPELINES"
+"""The variable with the pipelines that runs may be resumed with, separated by spaces."""
+
+_VARIABLE = "ASYNCFLOW_JOURNAL"
+_DEFAULT = "asyncflow.db"
+_SUFFIXES = ("", "-wal", "-shm", "-journal")
+"""What the names of a journal's files add to its own name."""
+_COMPLETIONS = 50
 
 
-def is_address(journal: str) -> bool:
-    """Whether it is the address of a PostgreSQL database, and not a file."""
+# Journals.
+
+
+def _is_dsn(journal: str) -> bool:
     return journal.startswith(("postgresql://", "postgres://"))
 
 
-def must_exist(journal: str) -> None:
-    """Refuse a file that is not there, which a journal would make.
+def require_journal(journal: str) -> None:
+    """Refuse a file that does not exist, which opening would create.
 
     Raises:
-        CommandError: There is no such file.
+        CommandError: It does not exist.
     """
-    if not is_address(journal) and not Path(journal).is_file():
+    if not _is_dsn(journal) and not Path(journal).is_file():
         raise CommandError(
-            f"there is no journal {journal!r}; name another one with --journal or in ${VARIABLE}, "
-            "or make one with `asyncflow run`",
+            f"journal {journal!r} does not exist; name another one with --journal or "
+            f"${_VARIABLE}, or create one with `asyncflow run`",
             NOT_FOUND,
         )
 
 
-def check_is_no_journal(html: Path | None, journal: str) -> None:
-    """Refuse to write a page where a journal is, or may be soon.
+def check_html(html: Path | None, journal: str) -> None:
+    """Refuse to write a page without its extra, or over a file that the journal has or may create.
 
     Raises:
-        click.BadParameter: It is one of the journal's files.
+        click.BadParameter: The page would replace a file of the journal.
+        ImportError: The extra is missing.
     """
-    if html is None or is_address(journal):
+    if html is None:
         return
-    kept = Path(journal).resolve()  # what a link leads to has the others beside it
-    for suffix in _BESIDE:
-        file = Path(f"{kept}{suffix}")
+    base = Path(journal).resolve()  # the other files are beside the target of a link
+    for suffix in () if _is_dsn(journal) else _SUFFIXES:
+        file = Path(f"{base}{suffix}")
         if html.resolve() == file or (html.exists() and file.exists() and html.samefile(file)):
             raise click.BadParameter(
                 f"{str(html)!r} is part of the journal {journal!r}, which would be lost; name "
                 "another file",
                 param_hint="'--html'",
             )
+    load_html_writer()
 
 
-def made(journal: str) -> AnyJournal:
-    """Return the journal that an option names, not yet opened.
+def open_journal(journal: str) -> AnyJournal:
+    """Return the journal that an option names; ``async with`` opens it.
 
     Raises:
-        CommandError: The address can't be read.
-        ImportError: What it needs is missing.
+        CommandError: The address is invalid.
+        ImportError: An extra is missing.
     """
     try:
-        return PostgresJournal(journal) if is_address(journal) else SQLiteJournal(journal)
+        return PostgresJournal(journal) if _is_dsn(journal) else SQLiteJournal(journal)
     except ValueError as error:
         raise CommandError(str(error), USAGE) from error
 
 
-@asynccontextmanager
-async def opened(journal: str) -> AsyncIterator[AnyJournal]:
-    """Open a journal for as long as this lasts.
-
-    Raises:
-        CommandError, ImportError: As `made` raises them.
-        JournalError: It can't be read.
-    """
-    async with made(journal) as one:
-        yield one
-
-
 async def find_run(journal: AnyJournal, run: str) -> RunRecord:
-    """Return the run of that id, of an id that begins so, or the one that began last.
+    """Return the run with that id, or whose id starts with it, or the latest one.
 
     Raises:
-        click.UsageError: Several begin so.
+        click.UsageError: Several ids start with it.
         RunNotFoundError: There is no such run.
     """
     try:
         return await journal.record(run)
     except RunNotFoundError as error:
         unknown = error
+    found: list[RunRecord] = []
     if run == LATEST:
         found = await journal.runs(limit=1)
     elif run and is_searchable(run):
         found = await journal.runs(text=run, limit=None)
         found = [record for record in found if record.run_id.startswith(run)]
-    else:
-        found = []
     if len(found) > 1:
         some = ", ".join(escape_controls(record.run_id) for record in found[:5])
         more = f" and {len(found) - 5} more" if len(found) > 5 else ""
         raise click.UsageError(
-            f"{len(found)} runs begin with {run!r}: {some}{more}; type more of it"
+            f"{len(found)} runs start with {run!r}: {some}{more}; type more of the id"
         )
     if not found:
         raise unknown
     return found[0]
 
 
-def how_to_name(journal: str) -> str:
-    """Return the option that names a journal in another command; empty if it needs none.
+def journal_flag(journal: str) -> str:
+    """Return the option with which another command finds a journal; empty if it needs none.
 
-    The address of a database is not told, since it may hold a password.
+    It leaves out the address of a database, which may contain a password.
     """
-    if journal == os.environ.get(VARIABLE, DEFAULT):
+    if journal == os.environ.get(_VARIABLE, _DEFAULT):
         return ""
-    return " --journal " + ("DSN" if is_address(journal) else shlex.quote(journal))
+    return " --journal " + ("DSN" if _is_dsn(journal) else shlex.quote(journal))
 
 
-F = TypeVar("F", bound=Callable[..., Any])
-
-PIPELINES = "ASYNCFLOW_PIPELINES"
-"""The variable that names the pipelines which runs may go on with, divided by spaces."""
-
-_MANY = 50
+# Completion in a shell.
 
 
-class TargetType(StringParamType):
-    """``MODULE:PIPELINE``, of which the file is completed."""
-
-    name = "module:pipeline"
-
-    def shell_complete(
-        self, ctx: click.Context, param: click.Parameter, incomplete: str
-    ) -> list[CompletionItem]:
-        """Leave it to the shell to complete the file."""
-        return [CompletionItem(incomplete, type="file")]
+def complete_target(
+    ctx: click.Context, param: click.Parameter, incomplete: str
+) -> list[CompletionItem]:
+    """Let the shell complete the file of ``MODULE:PIPELINE``."""
+    return [CompletionItem(incomplete, type="file")]
 
 
-class RunType(StringParamType):
-    """A run, of which the id is completed."""
-
-    name = "run"
-
-    def shell_complete(
-        self, ctx: click.Context, param: click.Parameter, incomplete: str
-    ) -> list[CompletionItem]:
-        """Return the latest runs whose id begins so, if the journal can be read."""
-        journal = ctx.params.get("journal") or os.environ.get(VARIABLE) or DEFAULT
-        if not is_address(journal) and not Path(journal).is_file():
-            return []
-        with suppress(Exception):  # a shell that waits for a word is no place for errors
-            return asyncio.run(_runs_that_begin(journal, incomplete))
+def _complete_run(
+    ctx: click.Context, param: click.Parameter, incomplete: str
+) -> list[CompletionItem]:
+    journal = ctx.params.get("journal") or os.environ.get(_VARIABLE) or _DEFAULT
+    if not _is_dsn(journal) and not Path(journal).is_file():
         return []
+    with suppress(Exception):  # an error would end up in the line that is completed
+        return asyncio.run(_runs_that_start_with(journal, incomplete))
+    return []
 
 
-async def _runs_that_begin(journal: str, incomplete: str) -> list[CompletionItem]:
-    async with opened(journal) as found:
-        runs = await found.runs(text=incomplete, limit=_MANY)
+async def _runs_that_start_with(journal: str, incomplete: str) -> list[CompletionItem]:
+    async with open_journal(journal) as opened:
+        runs = await opened.runs(text=incomplete, limit=_COMPLETIONS)
     return [
         CompletionItem(run.run_id, help=escape_controls(f"{run.status} {run.pipeline}".strip()))
         for run in runs
-        # bash inserts it as it is, and would execute what stands in it.
+        # bash inserts an id without quoting it, so it would execute a command in it.
         if run.run_id.startswith(incomplete) and shlex.quote(run.run_id) == run.run_id
     ]
 
 
-def _known(journal: str) -> str:
-    """Refuse an address of something else, which would be taken for a file, password and all."""
-    scheme, is_there, _ = journal.partition("://")
-    if is_there and not is_address(journal):
+# Options.
+
+
+def _check_address(journal: str) -> str:
+    """Refuse other addresses, which would become the name of a file, with a password in it."""
+    scheme, is_address, _ = journal.partition("://")
+    if is_address and not _is_dsn(journal):
         raise click.BadParameter(
-            f"{scheme}:// is no address of a journal; give a file, or "
+            f"{scheme}:// is not the address of a journal; give a file, or "
             "postgresql://user@host/database"
         )
     return journal
 
 
+def _check_is_writable(path: Path | None) -> Path | None:
+    """Refuse a file that can't be created, before anything runs."""
+    if path is not None and not os.access(path.absolute().parent, os.W_OK):
+        why = "is not writable" if path.absolute().parent.is_dir() else "does not exist"
+        raise click.BadParameter(f"directory {str(path.absolute().parent)!r} {why}")
+    return path and path.absolute()  # a step may change the current directory
+
+
+def _read_text(file: TextIO) -> str:
+    try:
+        return file.read()
+    except UnicodeDecodeError as error:
+        file.close()
+        raise click.BadParameter(f"it is not encoded in UTF-8 (at byte {error.start})") from None
+
+
 journal_option = click.option(
     "--journal",
     metavar="FILE|DSN",
-    callback=lambda ctx, param, value: _known(value),
-    default=DEFAULT,
-    envvar=VARIABLE,
+    callback=lambda ctx, param, value: _check_address(value),
+    default=_DEFAULT,
+    envvar=_VARIABLE,
     show_envvar=True,
     show_default=True,
-    help="What keeps the runs: a file, or postgresql://user@host/database.",
+    help="The journal that stores the runs: a file, or postgresql://user@host/database.",
 )
 json_option = click.option("--json", "as_json", is_flag=True, help="Write JSON.")
 html_option = click.option(
     "--html",
     metavar="FILE",
     type=click.Path(dir_okay=False, writable=True, path_type=Path),
-    callback=lambda ctx, param, value: _writable(value),
-    help="Write a report of the run that a browser shows.",
+    callback=lambda ctx, param, value: _check_is_writable(value),
+    help="Write an HTML report of the run.",
 )
 traceback_option = click.option(
     "--traceback",
     "all_frames",
     is_flag=True,
-    help="Show all frames of tracebacks, those of asyncflow too.",
+    help="Show all frames of tracebacks, including asyncflow's own.",
 )
-run_argument = click.argument("run", metavar="RUN", type=RunType())
+targets_option = click.option(
+    "--target",
+    "targets",
+    metavar="STEP",
+    multiple=True,
+    help="Only this step and what it depends on; repeatable.",
+)
+run_argument = click.argument("run", metavar="RUN", shell_complete=_complete_run)
 
 
-def _writable(path: Path | None) -> Path | None:
-    """Refuse a file that can't be made, before anything is done."""
-    if path is not None and not os.access(path.absolute().parent, os.W_OK):
-        why = "is not writable" if path.absolute().parent.is_dir() else "does not exist"
-        raise click.BadParameter(f"directory {str(path.absolute().parent)!r} {why}")
-    return path and path.absolute()  # a step may go to another directory
+@dataclass(frozen=True, slots=True)
+class RunFlags:
+    """The values of `run_options`."""
+
+    input_: Sequence[str]
+    input_json: str | None
+    inputs: str | None
+    journal: str
+    schedule: Literal["tiers", "ready"] | None
+    keep_going: bool
+    targets: Sequence[str]
+    wait: bool
+    html: Path | None
+    as_json: bool
+    quiet: bool
+    all_frames: bool
+
+
+_RUN_OPTIONS: Sequence[Callable[[Any], Any]] = (
+    click.option(
+        "--input",
+        "input_",
+        metavar="NAME=VALUE",
+        multiple=True,
+        help="An input, as text of the type that the actions declare; repeatable.",
+    ),
+    click.option("--input-json", metavar="JSON", help="Inputs as a JSON object: '{\"days\": 3}'."),
+    click.option(
+        "--inputs",
+        metavar="FILE",
+        type=click.File(encoding="utf-8"),
+        callback=lambda ctx, param, file: None if file is None else _read_text(file),
+        help="A file with a JSON object of inputs; - for the standard input.",
+    ),
+    journal_option,
+    click.option(
+        "--schedule",
+        type=click.Choice(["tiers", "ready"]),
+        help="When a step may start: with its tier, or as soon as its own dependencies allow.",
+    ),
+    click.option(
+        "--keep-going",
+        is_flag=True,
+        help="When a step fails, skip only what depends on it (fail_fast=False).",
+    ),
+    targets_option,
+    click.option(
+        "--wait", is_flag=True, help="If another process runs it, wait for that instead of failing."
+    ),
+    html_option,
+    json_option,
+    click.option("--quiet", is_flag=True, help="Show no progress and no hints."),
+    traceback_option,
+)
+
+
+def run_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Add the options of `run` and `resume` to a command, which receives them as ``flags``."""
+
+    @wraps(command)
+    def with_flags(**given: Any) -> None:
+        flags = RunFlags(**{field.name: given.pop(field.name) for field in fields(RunFlags)})
+        command(**given, flags=flags)
+
+    for option in reversed(_RUN_OPTIONS):
+        option(with_flags)
+    return with_flags

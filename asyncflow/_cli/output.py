@@ -1,16 +1,11 @@
-"""How the command line writes: results to the standard output, all else to the standard error.
+"""Writes what commands show: results to standard output, everything else to standard error.
 
 Rules:
 
-1. A colour only repeats what a word says, and only a terminal is given any.
-2. What goes into a file or a pipe is neither cut nor folded.
-
-What the command line says and returns when something is wrong.
-
-Rules:
-
-1. An error is one paragraph, which says what to do, on the standard error.
-2. A traceback is shown where the reader's own code has raised, and where ours has a bug.
+1. A colour repeats what a word says, and only a terminal receives colours.
+2. Output to a file or a pipe is neither cut nor wrapped.
+3. An error is one paragraph that says what to do.
+4. A traceback is shown where the user's own code raised, and for a bug of asyncflow.
 """
 
 from __future__ import annotations
@@ -21,7 +16,7 @@ import re
 import sys
 import traceback
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, redirect_stdout
+from contextlib import AbstractContextManager, contextmanager, nullcontext, redirect_stdout
 from pathlib import Path
 
 import click
@@ -49,17 +44,17 @@ __all__ = [
     "RUN_FAILED",
     "USAGE",
     "CommandError",
-    "errors_explained",
+    "explained_errors",
+    "format_report",
+    "format_tracebacks",
+    "load_html_writer",
     "logs_on_stderr",
-    "only_results_on_stdout",
-    "page_writer",
-    "report_lines",
-    "say",
-    "say_json",
+    "plural",
     "stdout_console",
-    "tell",
-    "tracebacks",
+    "stdout_for_results_only",
     "write_html",
+    "write_note",
+    "write_result",
 ]
 
 PASSED = 0
@@ -71,16 +66,152 @@ BUG = 70
 INTERRUPTED = 130
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
-"""What the system says of a file, or the device below it, that takes no more."""
+"""The errors of a file, or the device below it, that takes no more data."""
+_STATUS = re.compile(rf"(?m)^\[(?P<step>{'|'.join(StepStatus)}) *\] |^Pipeline (?P<run>[A-Z]+)$")
+_FILE_WIDTH = 100_000
+"""How many characters a line of a file or a pipe may have."""
+
+
+# Results.
+
+
+def stdout_console() -> Console:
+    """Return a console for results, with no limit on the width unless it is a terminal."""
+    console = Console(highlight=False, markup=False, emoji=False)
+    if not console.is_terminal:
+        console.width = _FILE_WIDTH
+    return console
+
+
+def write_result(text: str) -> None:
+    """Write a result, with the colours of the statuses at the start of its lines."""
+    styled = Text(text)
+    for found in _STATUS.finditer(text):
+        kind = found.lastgroup or ""
+        status = StepStatus(found[kind]) if kind == "step" else status_for_run(found[kind])
+        styled.stylize(COLOURS[status], *found.span(kind))
+    stdout_console().print(styled, soft_wrap=True)
+
+
+def stdout_for_results_only(enabled: bool) -> AbstractContextManager[object]:
+    """Redirect what modules and steps of this process print to standard error, if enabled."""
+    return redirect_stdout(sys.stderr) if enabled else nullcontext()
+
+
+def load_html_writer() -> Callable[[Iterable[Event]], str]:
+    """Return the function that renders the page of a run from its events.
+
+    Raises:
+        ImportError: Its extra is missing.
+    """
+    from asyncflow.html_report import to_html  # slow to import, and few commands need it
+
+    return to_html
+
+
+def write_html(path: Path, events: Iterable[Event]) -> None:
+    """Write the page of a run.
+
+    Raises:
+        ImportError: Its extra is missing.
+        CommandError: The file can't be written.
+    """
+    page = load_html_writer()(events)
+    try:
+        path.write_text(page, encoding="utf-8")
+    except OSError as error:
+        raise CommandError(f"the HTML report can't be written: {error}", RUN_FAILED) from error
+
+
+def plural(number: int, noun: str) -> str:
+    """Return a number with its noun: ``1 step``, ``2,000 steps``."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
+# Reports.
+
+
+def format_report(report: RunReport) -> str:
+    """Return a report as text, with the reason why the run stopped."""
+    if report.stop_reason is None or report.outcome == "passed":
+        return str(report)
+    return f"{report}\nStopped: {escape_controls(report.stop_reason)}"
+
+
+def format_tracebacks(
+    report: RunReport, *, limit: int | None = None, all_frames: bool = False
+) -> str:
+    """Return the tracebacks of the steps with errors, that of the first failure first.
+
+    Args:
+        report: The report of the run.
+        limit: For how many steps; ``None`` for all.
+        all_frames: Whether to include frames of asyncflow.
+    """
+    failed = [result for result in report.values() if result.error is not None]
+    failed.sort(key=_failures_by_end)
+    parts = [_format_traceback(result, all_frames) for result in failed[:limit]]
+    if limit is not None and len(failed) > limit:
+        parts.append(f"… and {len(failed) - limit} more steps with errors")
+    return "\n\n".join(parts)
+
+
+def _failures_by_end(result: StepResult) -> tuple[bool, float]:
+    ended_ms = (result.started_ms or 0.0) + result.duration_ms
+    return result.status is not StepStatus.FAILED, ended_ms
+
+
+def _format_traceback(result: StepResult, all_frames: bool) -> str:
+    assert result.error is not None
+    name, verb = escape_controls(result.step_name), result.status.lower()
+    # The attempts of a mapped step are those of all its items.
+    attempt = "" if result.items is not None else f", attempt {result.attempts}"
+    return f"Step {name} {verb}{attempt}:\n{format_error(result.error, all_frames=all_frames)}"
+
+
+# Everything else.
+
+
+def write_note(text: str, *, quiet: bool = False) -> None:
+    """Write something that is not a result to standard error, unless the user wants quiet."""
+    if not quiet:
+        click.echo(text, err=True)
+
+
+class _StderrHandler(logging.Handler):
+    """Writes to the current standard error, which a live view may have replaced."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write a record."""
+        click.echo(self.format(record), err=True)
+
+
+@contextmanager
+def logs_on_stderr() -> Iterator[None]:
+    """Show warnings that are logged meanwhile, unless the user's code has configured logging."""
+    root = logging.getLogger()
+    if root.handlers:
+        yield
+        return
+    handler = _StderrHandler(logging.WARNING)
+    handler.setFormatter(logging.Formatter("%(levelname)s %(name)s: %(message)s"))
+    root.addHandler(handler)
+    try:
+        yield
+    finally:
+        root.removeHandler(handler)
+
+
+# Errors.
 
 
 class CommandError(Exception):
-    """Something that the command line can't do, and what to do instead.
+    """A command can't do something; the message says what to do instead.
 
     Args:
         message: One paragraph.
-        exit_code: With what the process ends.
-        trace: The traceback of the reader's code, if that has raised.
+        exit_code: The exit code of the process.
+        trace: The traceback of the user's code, if that raised.
     """
 
     def __init__(self, message: str, exit_code: int, trace: str = "") -> None:
@@ -91,31 +222,35 @@ class CommandError(Exception):
 
 
 @contextmanager
-def errors_explained() -> Iterator[None]:
-    """Say what is wrong when a command raises something, and end it with the exit code for that."""
+def explained_errors() -> Iterator[None]:
+    """Explain what a command raises, and end it with the exit code for that."""
     try:
         yield
     except (click.exceptions.Exit, click.ClickException, click.Abort):
         raise
     except (KeyboardInterrupt, Exception) as error:
         if isinstance(error, OSError) and error.errno == errno.EPIPE:
-            raise  # nobody reads on, as behind `| head`
-        refusal = _refusal_of(error)
-        if refusal.trace:
-            click.echo(refusal.trace.rstrip("\n"), err=True)
-        click.echo(f"Error: {escape_controls(refusal.message)}", err=True)
-        raise click.exceptions.Exit(refusal.exit_code) from error
+            raise  # the reader has gone, as behind `| head`: click handles it
+        explained = _explain(error)
+        if explained.trace:
+            click.echo(explained.trace.rstrip("\n"), err=True)
+        click.echo(f"Error: {escape_controls(explained.message)}", err=True)
+        raise click.exceptions.Exit(explained.exit_code) from error
 
 
-def _refusal_of(error: BaseException) -> CommandError:
+def _explain(error: BaseException) -> CommandError:
     match error:
         case CommandError():
             return error
         case RunNotFoundError():
-            hint = "" if error.hint else "; `asyncflow runs` lists those it has"
+            hint = "" if error.hint else "; `asyncflow runs` lists its runs"
             return CommandError(f"{error}{hint}", NOT_FOUND)
         case RunAlreadyActiveError():
-            return CommandError(_active(error), RUN_FAILED)
+            return CommandError(
+                f"run {error.run_id!r} is active in {error.owner}; wait for it with --wait, or "
+                f"stop it with `asyncflow cancel {error.run_id}`",
+                RUN_FAILED,
+            )
         case JournalError():
             return CommandError(str(error), RUN_FAILED)
         case ImportError() if "asyncflow-tiers[" in str(error):
@@ -123,153 +258,11 @@ def _refusal_of(error: BaseException) -> CommandError:
         case KeyboardInterrupt():
             return CommandError("interrupted", INTERRUPTED)
         case OSError() if error.errno in _FULL:
-            why = f"nothing more can be written: {error.strerror}; make room, or write elsewhere"
-            return CommandError(why, RUN_FAILED)
+            return CommandError(
+                f"can't write: {error.strerror}; free some space, or write elsewhere", RUN_FAILED
+            )
     return CommandError(
-        "that is a bug of asyncflow, not of your pipeline; please report it with the traceback",
+        "this is a bug in asyncflow, not in your pipeline; please report it with the traceback",
         BUG,
         "".join(traceback.format_exception(error)),
     )
-
-
-def _active(error: RunAlreadyActiveError) -> str:
-    return (
-        f"run {error.run_id!r} is active in {error.owner}; wait for it with --wait, or stop it "
-        f"there with `asyncflow cancel {error.run_id}`"
-    )
-
-
-_STATUS = re.compile(rf"(?m)^\[(?P<step>{'|'.join(StepStatus)}) *\] |^Pipeline (?P<run>[A-Z]+)$")
-_WIDE = 100_000
-"""How wide a file is, in characters."""
-
-
-def stdout_console() -> Console:
-    """Return a console for results: as wide as the terminal, or as they are."""
-    console = Console(highlight=False, markup=False, emoji=False)
-    if not console.is_terminal:
-        console.width = _WIDE
-    return console
-
-
-def say(text: str) -> None:
-    """Write a result, the words for statuses at the start of its lines in their colours."""
-    styled = Text(text)
-    for found in _STATUS.finditer(text):
-        kind = found.lastgroup or ""
-        status = StepStatus(found[kind]) if kind == "step" else status_for_run(found[kind])
-        styled.stylize(COLOURS[status], *found.span(kind))
-    stdout_console().print(styled, soft_wrap=True)
-
-
-def say_json(text: str) -> None:
-    """Write JSON as a result."""
-    click.echo(text)
-
-
-def page_writer() -> Callable[[Iterable[Event]], str]:
-    """Return what makes the page of a run of its events.
-
-    Raises:
-        ImportError: The extra that it needs is missing.
-    """
-    from asyncflow.html_report import to_html  # few commands need it, and it takes a while
-
-    return to_html
-
-
-def write_html(path: Path, events: Iterable[Event]) -> None:
-    """Write the page of a run.
-
-    Raises:
-        ImportError: The extra that it needs is missing.
-        CommandError: The file can't be written.
-    """
-    page = page_writer()(events)
-    try:
-        path.write_text(page, encoding="utf-8")
-    except OSError as error:
-        raise CommandError(f"the HTML report can't be written: {error}", RUN_FAILED) from error
-
-
-def tell(text: str, *, quiet: bool = False) -> None:
-    """Write something that is no result."""
-    if not quiet:
-        click.echo(text, err=True)
-
-
-def report_lines(report: RunReport) -> str:
-    """Return a report as text, and why the run stopped."""
-    if report.stop_reason is None or report.outcome == "passed":
-        return str(report)
-    return f"{report}\nStopped: {escape_controls(report.stop_reason)}"
-
-
-def tracebacks(report: RunReport, *, limit: int | None = None, all_frames: bool = False) -> str:
-    """Return the tracebacks of what went wrong in a run, that of the first failure first.
-
-    Args:
-        report: The report of the run.
-        limit: For how many steps; ``None`` for all.
-        all_frames: Whether frames of asyncflow are to be shown too.
-    """
-    failed = sorted(_with_errors(report.values()), key=_place)
-    parts = [_traceback(result, all_frames) for result in failed[:limit]]
-    if limit is not None and len(failed) > limit:
-        parts.append(f"… and {len(failed) - limit} more steps with errors")
-    return "\n\n".join(parts)
-
-
-def _with_errors(results: Iterable[StepResult]) -> list[StepResult]:
-    return [result for result in results if result.error is not None]
-
-
-def _place(result: StepResult) -> tuple[bool, float]:
-    """Return where an error belongs: those of failures first, by when they ended."""
-    ended_ms = (result.started_ms or 0.0) + result.duration_ms
-    return result.status is not StepStatus.FAILED, ended_ms
-
-
-def _traceback(result: StepResult, all_frames: bool) -> str:
-    assert result.error is not None
-    name, verb = escape_controls(result.step_name), result.status.lower()
-    # Those of a mapped step are of all its items.
-    attempt = "" if result.items is not None else f", attempt {result.attempts}"
-    return f"Step {name} {verb}{attempt}:\n{format_error(result.error, all_frames=all_frames)}"
-
-
-@contextmanager
-def only_results_on_stdout(is_asked: bool) -> Iterator[None]:
-    """Let what modules and steps print go to the standard error, if only JSON may be in the other.
-
-    It is only for what this process prints by `print` and the like.
-    """
-    if not is_asked:
-        yield
-        return
-    with redirect_stdout(sys.stderr):
-        yield
-
-
-class _ToStderr(logging.Handler):
-    """Writes to what is the standard error now, which a live view may have taken over."""
-
-    def emit(self, record: logging.LogRecord) -> None:
-        """Write a record."""
-        click.echo(self.format(record), err=True)
-
-
-@contextmanager
-def logs_on_stderr() -> Iterator[None]:
-    """Show warnings that are logged meanwhile, unless somebody else has seen to that."""
-    root = logging.getLogger()
-    if root.handlers:
-        yield
-        return
-    handler = _ToStderr(logging.WARNING)
-    handler.setFormatter(logging.Formatter("%(levelname)s %(name)s: %(message)s"))
-    root.addHandler(handler)
-    try:
-        yield
-    finally:
-        root.removeHandler(handler)

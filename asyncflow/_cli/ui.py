@@ -1,4 +1,4 @@
-"""The command that shows runs in a browser, live: ``asyncflow ui``."""
+"""The command that serves the pages of a journal's runs: ``asyncflow ui``."""
 
 from __future__ import annotations
 
@@ -10,9 +10,22 @@ from collections.abc import Callable, Mapping, Sequence
 import click
 
 from asyncflow._cli.execution import stopped_by_signals
-from asyncflow._cli.loader import load
-from asyncflow._cli.options import PIPELINES, TargetType, journal_option, must_exist, opened
-from asyncflow._cli.output import PASSED, RUN_FAILED, USAGE, CommandError, logs_on_stderr, tell
+from asyncflow._cli.loader import load_pipeline
+from asyncflow._cli.options import (
+    PIPELINES,
+    complete_target,
+    journal_option,
+    open_journal,
+    require_journal,
+)
+from asyncflow._cli.output import (
+    PASSED,
+    RUN_FAILED,
+    USAGE,
+    CommandError,
+    logs_on_stderr,
+    write_note,
+)
 from asyncflow._runtime.orchestrator import Orchestrator
 
 __all__ = ["ui"]
@@ -22,56 +35,51 @@ _TOKEN = "ASYNCFLOW_TOKEN"
 
 @click.command(short_help="Show the runs of a journal in a browser, live.")
 @journal_option
-@click.option("--host", default="127.0.0.1", show_default=True, help="The address to listen at.")
+@click.option("--host", default="127.0.0.1", show_default=True, help="The address to listen on.")
 @click.option(
     "--port",
     type=click.IntRange(0, 65535),
     default=8765,
     show_default=True,
-    help="The port; 0 for one that is free.",
+    help="The port; 0 for any free one.",
 )
 @click.option(
     "--token",
     metavar="TEXT",
     envvar=_TOKEN,
     show_envvar=True,
-    help="A secret that a browser must show; needed unless only this machine can reach it.",
+    help="A secret that browsers must send; required if other machines can connect.",
 )
 @click.option(
     "--pipeline",
     "targets",
     metavar="MODULE:PIPELINE",
-    type=TargetType(),
+    shell_complete=complete_target,
     multiple=True,
     envvar=PIPELINES,
     show_envvar=True,
-    help="A pipeline whose runs may be resumed there; may be given several times.",
+    help="A pipeline whose runs the pages can resume; repeatable.",
 )
-@click.option("--open", "opens", is_flag=True, help="Open it in a browser.")
+@click.option("--open", "opens", is_flag=True, help="Open the pages in a browser.")
 def ui(
-    journal: str,
-    host: str,
-    port: int,
-    token: str | None,
-    targets: Sequence[str],
-    opens: bool,
+    journal: str, host: str, port: int, token: str | None, targets: Sequence[str], opens: bool
 ) -> None:
-    """Serve pages that show the runs of a journal as they happen, until a signal comes.
+    """Serve pages that show the runs of a journal as they happen, until a signal stops it.
 
-    There, runs can be cancelled, and those of the pipelines that are named here resumed.
+    The pages can cancel runs, and resume those of the pipelines that are named here.
     """
-    must_exist(journal)
-    loaded = [load(target).orchestrator for target in targets]
+    require_journal(journal)
+    loaded = [load_pipeline(target).orchestrator for target in targets]
     pipelines = {orchestrator.name: orchestrator for orchestrator in loaded}
 
-    def ready(url: str) -> None:
-        tell(f"The runs of {journal} are at {url}" if is_file else f"The runs are at {url}")
+    def on_ready(url: str) -> None:
+        # The address of a database may contain a password.
+        write_note(f"The runs {'' if '://' in journal else f'of {journal} '}are at {url}")
         if opens:
             webbrowser.open(url)
 
-    is_file = "://" not in journal  # an address may hold a password
     with logs_on_stderr():
-        code = asyncio.run(_serve(journal, host, port, token, pipelines, ready))
+        code = asyncio.run(_serve(journal, host, port, token, pipelines, on_ready))
     sys.exit(code)
 
 
@@ -81,27 +89,22 @@ async def _serve(
     port: int,
     token: str | None,
     pipelines: Mapping[str, Orchestrator],
-    ready: Callable[[str], object],
+    on_ready: Callable[[str], object],
 ) -> int:
-    from asyncflow.web import serve  # it comes with another extra
+    from asyncflow.web import serve  # its extra may be missing
 
-    async with opened(journal) as kept:
+    async with open_journal(journal) as opened:
         serving = asyncio.ensure_future(
-            serve(kept, host=host, port=port, token=token, pipelines=pipelines, on_ready=ready)
+            serve(opened, host=host, port=port, token=token, pipelines=pipelines, on_ready=on_ready)
         )
-        with stopped_by_signals(serving, _tell_stop) as stop:
+        with stopped_by_signals(serving, "closing the pages") as stop:
             await asyncio.wait([serving])
         try:
             serving.result()
         except asyncio.CancelledError:
-            pass  # as it was asked to
+            pass  # a signal cancelled it
         except ValueError as error:
-            why = f"{error}; here it is --token TEXT, or ${_TOKEN}"
-            raise CommandError(why, USAGE) from error
+            raise CommandError(f"{error}; use --token TEXT, or ${_TOKEN}", USAGE) from error
         except OSError as error:
             raise CommandError(str(error), RUN_FAILED) from error
     return PASSED if stop.signal is None else 128 + stop.signal
-
-
-def _tell_stop(name: str) -> None:
-    tell(f"{name}: the pages end; one more stops the process at once")

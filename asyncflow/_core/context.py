@@ -40,7 +40,7 @@ attempt_variable: ContextVar[StartedAttempt | None] = ContextVar("asyncflow.atte
 """``None`` in what a run does between its attempts."""
 
 _cancel_requested: ContextVar[Callable[[], bool]] = ContextVar("asyncflow.cancel_requested")
-"""Whether the attempt is to stop. A thread outlives its attempt, so its context holds its flag."""
+"""Whether the attempt must stop. A thread may outlive its attempt, so its context has the flag."""
 
 
 def current_attempt() -> tuple[str, AttemptStarted] | None:
@@ -109,7 +109,7 @@ def enter_run(run: RunContext) -> None:
 def enter_thread(cancel_requested: Callable[[], bool]) -> None:
     """Make a flag the one that `StepContext.cancel_requested` reads, from here on, in this context.
 
-    It is called in the worker thread, whose context is a copy: the attempt's own stays as it is.
+    The worker thread calls it, in its copy of the context: the attempt's own stays as it is.
     """
     _cancel_requested.set(cancel_requested)
 
@@ -162,12 +162,12 @@ class StepContext:
 
     @property
     def cancel_requested(self) -> bool:
-        """Whether the attempt is to stop. A thread can't be cancelled, so it should look at this.
+        """Whether the attempt must stop. A thread can't be cancelled, so it should check this.
 
         In a step with ``runs_in="thread"`` it becomes true when a time limit passes, a heartbeat
-        is missed, or the run cancels the step; it stays true, and any thread may read it. In the
-        event loop, where a `asyncio.CancelledError` says the same, it is whether the running task
-        was asked to cancel. It is false in a thread that such a step starts by itself.
+        is missed, or the run cancels the step; then it stays true. Any thread may read it. In the
+        event loop, where an `asyncio.CancelledError` reports the same, it is true in a task that
+        was asked to cancel; and it is false in threads that such a step starts itself.
         """
         return self._cancel_requested()
 

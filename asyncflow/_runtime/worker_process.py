@@ -1,9 +1,9 @@
-"""The program of a worker process: reads a call from its standard input, and answers there.
+"""The program of a worker process: reads one request from its standard input and answers it there.
 
-It is run as a script, by its path, and imports no more than it needs: that is what an attempt
-waits for. What stands in the file is the question as long as its first byte is ``?``, and the
-complete answer when it is ``!``. Its names begin with an underscore, for the main module of the
-process that asks is looked for by the name that this one has here.
+It runs as a script, by its path, and imports as little as it can, since each attempt waits for it.
+The file holds the request while its first byte is ``?``, and the whole response once it is ``!``.
+All names here begin with an underscore, so that no name of the requesting main module, which this
+script replaces, can be confused with one of them.
 """
 
 from __future__ import annotations
@@ -17,20 +17,19 @@ from collections.abc import Callable, Mapping
 from types import CoroutineType, ModuleType
 from typing import Any, BinaryIO, TypeAlias
 
-__all__ = ["_IS_IMPORTING", "_answer", "_called", "_said"]
+__all__ = ["_IS_IMPORTING", "_call", "_describe", "_respond"]
 
 _Main: TypeAlias = "tuple[str, str] | None"
-"""How to import the main module of the process that asks: its kind, and its name or path."""
+"""How to import the requesting main module: ``"module"`` or ``"path"``, and its name or path."""
 
 _IS_IMPORTING = "_asyncflow_is_importing_main"
-"""Whether the main module that asked is being imported here, so that it must not ask again."""
+"""An attribute of ``__main__`` while it is imported here, where it must not start a run."""
+
+_SIGKILL = 9  # importing `signal` takes as long as all other imports here
 
 
-_SIGKILL = 9  # not by `signal`, whose import takes as long as all others here
-
-
-def _answer(file: BinaryIO) -> None:
-    """Read the question in a file, run what it asks for, and write the answer in its place."""
+def _respond(file: BinaryIO) -> None:
+    """Read the request in a file, make the call, and write the response in its place."""
     file.seek(1)
     (sys.path[:], sys.argv[:]), main, call = pickle.load(file)
     text = _outcome(main, call)
@@ -39,7 +38,7 @@ def _answer(file: BinaryIO) -> None:
     file.write(b"?" + text)
     file.flush()
     file.seek(0)
-    file.write(b"!")  # last, so that half an answer is none
+    file.write(b"!")  # last, so that half a response is none
     file.flush()
 
 
@@ -49,7 +48,7 @@ def _outcome(main: _Main, call: bytes) -> bytes:
     except BaseException as error:
         return _failed("the process could not load the function and its arguments", error)
     try:
-        value = _called(function, arguments)
+        value = _call(function, arguments)
     except BaseException as error:
         return _raised(error)
     try:
@@ -58,7 +57,7 @@ def _outcome(main: _Main, call: bytes) -> bytes:
         return _failed("what the function returned can't be pickled", error)
 
 
-def _called(function: Callable[..., Any], arguments: Mapping[str, Any]) -> Any:
+def _call(function: Callable[..., Any], arguments: Mapping[str, Any]) -> Any:
     """Call a plain function.
 
     Raises:
@@ -67,7 +66,7 @@ def _called(function: Callable[..., Any], arguments: Mapping[str, Any]) -> Any:
     value = function(**arguments)
     if hasattr(type(value), "__await__"):
         if isinstance(value, CoroutineType):
-            value.close()  # it will never be awaited, and the error says so better
+            value.close()  # or Python would warn that it was never awaited
         raise TypeError(
             f"the action returned an awaitable ({type(value).__name__}), and only the event loop "
             "can await it; leave runs_in out, or return a plain value"
@@ -78,20 +77,22 @@ def _called(function: Callable[..., Any], arguments: Mapping[str, Any]) -> Any:
 def _raised(error: BaseException) -> bytes:
     try:
         text = pickle.dumps(("raised", error, _traceback(error)))
-        copy = pickle.loads(text)[1]  # many can be pickled, but not made again from that
+        copy = pickle.loads(text)[1]  # many errors pickle, but don't unpickle
         if not isinstance(copy, BaseException):
-            raise TypeError(f"it comes back as {type(copy).__name__}, which is no exception")
+            raise TypeError(f"it comes back as {type(copy).__name__}, which is not an exception")
     except Exception as problem:
-        return _failed(f"the function raised {_said(error)}; that error can't be pickled", problem)
+        return _failed(
+            f"the function raised {_describe(error)}; that error can't be pickled", problem
+        )
     return text
 
 
 def _failed(what: str, error: BaseException) -> bytes:
-    return pickle.dumps(("failed", f"{what}: {_said(error)}", _traceback(error)))
+    return pickle.dumps(("failed", f"{what}: {_describe(error)}", _traceback(error)))
 
 
-def _said(error: BaseException) -> str:
-    """Return the type and message of an error, if it has one that can be printed."""
+def _describe(error: BaseException) -> str:
+    """Return the type of an error, and its message if that can be printed."""
     try:
         return f"{type(error).__name__}: {error}"
     except Exception:
@@ -108,9 +109,9 @@ def _traceback(error: BaseException) -> str:
 
 
 class _Unpickler(pickle.Unpickler):
-    """Imports the main module that asked when something of it is needed, and only then.
+    """Imports the requesting main module when the request refers to it, and only then.
 
-    A script should not be run for nothing, say for data that has its name.
+    Importing a script runs it, which data that merely contains its name must not cause.
     """
 
     def __init__(self, file: BinaryIO, main: _Main) -> None:
@@ -131,13 +132,13 @@ class _Unpickler(pickle.Unpickler):
 
 
 def _import_main(kind: str, name: str) -> None:
-    """Import the script that asked, under another name, so that it does not run as one."""
+    """Import the requesting script, under another name, so that it does not run as one."""
     import runpy
 
     setattr(sys.modules["__main__"], _IS_IMPORTING, True)
-    other_name = "__mp_main__"  # that it has in the children of multiprocessing
+    other_name = "__mp_main__"  # as in the children of multiprocessing
     if kind == "module":
-        # Under its name among the modules too: there dataclasses and pickle look for it.
+        # `alter_sys` puts it into `sys.modules`, where dataclasses and pickle look for it.
         content = runpy.run_module(name, run_name=other_name, alter_sys=True)
     else:
         content = runpy.run_path(name, run_name=other_name)
@@ -147,23 +148,23 @@ def _import_main(kind: str, name: str) -> None:
 
 
 def _end_with(lifeline: int) -> None:
-    """Kill this process, and its group, when nobody holds the other end of a pipe any more."""
+    """Kill this process and its group when the other end of a pipe is closed."""
     os.set_inheritable(lifeline, False)
     _thread.start_new_thread(_wait_for_end_of, (lifeline,))
 
 
 def _wait_for_end_of(lifeline: int) -> None:
-    os.read(lifeline, 1)  # nothing is ever written into it
+    os.read(lifeline, 1)  # returns at the end of the pipe: nothing is ever written
     os.killpg(0, _SIGKILL)
 
 
 if __name__ == "__main__":  # pragma: no cover - not in the process that counts
-    this = sys.modules["__main__"]  # kept, for another takes its place
-    sys.modules["__main__"] = ModuleType("__main__")  # one in which nothing is found by mistake
+    this = sys.modules["__main__"]  # a reference, or its globals would go
+    sys.modules["__main__"] = ModuleType("__main__")  # an empty one, which has none of our names
     if len(sys.argv) > 1:
         _end_with(int(sys.argv[1]))
     with open(os.dup(0), "r+b") as own:
         nothing = os.open(os.devnull, os.O_RDONLY)
         os.dup2(nothing, 0)
         os.close(nothing)
-        _answer(own)
+        _respond(own)

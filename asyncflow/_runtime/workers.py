@@ -1,14 +1,13 @@
-"""Runs a plain function in a worker thread, or in a process of its own, for one attempt of a step.
+"""Runs one attempt of a step outside of the event loop, in a worker thread or a new process.
 
 Rules:
 
-1. A thread can't be stopped, a process can: so a thread is waited for as long as its attempt may
-   take and then abandoned, and a process is killed and waited for.
-2. Cancellations come from asyncio, not from a scope of anyio's: once for each cause, so perhaps
-   while one is being obeyed. None of them ends the wait for a process that was killed.
-3. A worker process is used once. anyio keeps its own for later, beside a task that is to end
-   them with the loop: neither would end with the run. And it can't be cancelled from asyncio
-   while it starts.
+1. A process can be stopped and a thread can't. So a cancelled process is killed and awaited. A
+   thread is asked to stop, awaited until the attempt's time is up, and then abandoned.
+2. Cancellations come from asyncio, once for each cause, so another one may arrive during a
+   clean-up. None of them ends the wait for a killed process.
+3. A worker process serves one call. anyio would pool its own beside a task that ends them with the
+   loop, so they would outlive the run; and asyncio can't cancel one of them while it starts.
 """
 
 from __future__ import annotations
@@ -39,17 +38,17 @@ __all__ = ["ThreadEnd", "limiter_for", "run_in_process", "run_in_thread"]
 
 
 def limiter_for(runs_in: str) -> CapacityLimiter | None:
-    """Return what limits how many such workers there are in this loop; ``None``: nothing.
+    """Return the limiter of such workers in this loop; ``None`` for the event loop itself.
 
-    It is to be held for as long as the worker is at work, also if the attempt has ended.
+    A caller holds a token of it as long as the worker works, even after the attempt has ended.
 
     Raises:
-        RuntimeError: There can't be such workers here.
+        RuntimeError: Processes can't be started here.
     """
     if runs_in == "thread":
         return to_thread.current_default_thread_limiter()
     if runs_in == "process":
-        _executable()  # the run asks for this before anything of it runs
+        _executable()  # called before a run starts, so an error is early
         return to_process.current_default_process_limiter()
     return None
 
@@ -62,21 +61,21 @@ async def run_in_thread(
     on_abandon: Callable[[ThreadEnd], None],
     has_lapsed: Callable[[], bool] = bool,
 ) -> Any:
-    """Call a function in a worker thread, in a copy of the present context.
+    """Call a function in a worker thread, in a copy of the current context.
 
-    A cancellation sets the flag that `StepContext.cancel_requested` reads in the thread. Before
-    the time is up it is swallowed then: the thread is waited for.
+    A cancellation sets the flag that `StepContext.cancel_requested` reads in the thread. Until the
+    time is up, it does no more: the thread is awaited.
 
     Args:
-        function: What to call.
-        arguments: By their names.
+        function: The function.
+        arguments: Its keyword arguments.
         ends: When the time is up, in seconds of the loop's clock; `math.inf` for never.
-        on_abandon: Called if the time is up and the thread still runs, with a future that is
-            done when it has ended. What it returns or raises then is dropped.
-        has_lapsed: Whether, when this is cancelled, the time is up although it is not ``ends``.
+        on_abandon: Called when the time is up while the thread runs, with a future that is done
+            when the thread has ended. The outcome of the function is dropped then.
+        has_lapsed: Called at a cancellation before ``ends``: whether the time is up all the same.
 
     Raises:
-        asyncio.CancelledError: It was cancelled before the function was called, or abandoned.
+        asyncio.CancelledError: The function was not called, or its thread was abandoned.
         TypeError: The function returned an awaitable.
     """
     stop = threading.Event()
@@ -88,8 +87,8 @@ async def run_in_thread(
             if left_s <= TIMER_SLACK_S or has_lapsed():
                 on_abandon(job.ended)
                 raise asyncio.CancelledError
-            with suppress(asyncio.CancelledError):  # the time decides
-                # By a timer of our own: before 3.12 `wait_for` forgets its own when cancelled.
+            with suppress(asyncio.CancelledError):  # only the time ends this
+                # Not the timer of `wait_for`, which before 3.12 a cancellation removes.
                 await asyncio.wait([job.ended], timeout=None if ends == math.inf else left_s)
     return job.outcome()
 
@@ -98,30 +97,28 @@ def _call_in_thread(
     stop: threading.Event, function: Callable[..., Any], arguments: Mapping[str, Any]
 ) -> Any:
     enter_thread(stop.is_set)
-    return _child._called(function, arguments)
+    return _child._call(function, arguments)
 
 
 async def run_in_process(function: Callable[..., Any], arguments: Mapping[str, Any] | None) -> Any:
     """Call a function in a new process, which has ended when this returns or raises.
 
-    The function, its arguments, and what it returns or raises are pickled, in a worker thread.
-    The process inherits the standard output and error; its standard input is empty. It is the
-    leader of a session of its own: a Ctrl-C reaches the run only, and it can't ask for another
-    session. If it is killed, so are its children, save those that have left its process group;
-    and it kills itself and them when this process ends without having waited for it. Children
-    that it leaves behind when it answers are nobody's from then on: they work on.
+    The function, its arguments and its outcome are pickled, in a worker thread. The process
+    inherits standard output and error; its standard input is empty. It leads a session of its own:
+    a Ctrl-C reaches only the run. Killing it kills its process group, and it kills that itself when
+    this process dies. Children that it leaves behind when it returns keep running.
 
     Raises:
         asyncio.CancelledError: It was cancelled, and the process was killed.
-        anyio.BrokenWorkerProcess: The process ended by itself without an answer.
-        pickle.PicklingError: Something can't be sent from the one process to the other.
+        anyio.BrokenWorkerProcess: The process died before it returned.
+        pickle.PicklingError: The function, an argument or its outcome can't be pickled.
         TypeError: The function returned an awaitable.
-        BaseException: What the function raised, with a note of its traceback.
+        BaseException: What the function raised, with its traceback in a note.
     """
     if getattr(sys.modules["__main__"], _child._IS_IMPORTING, False):
-        # Not an ordinary error: it shall end the run that should not have begun here.
+        # Not an ordinary error, which a step would report: the run itself must not be here.
         raise SystemExit(
-            "a script with steps that run in a process is imported by that process too; "
+            "a worker process imports the script whose steps it runs; "
             "start the run under: if __name__ == '__main__':"
         )
     process = _Process(function, arguments or {})
@@ -136,80 +133,80 @@ async def run_in_process(function: Callable[..., Any], arguments: Mapping[str, A
 
 
 class ThreadEnd(asyncio.Future[None]):
-    """Done when a call in a thread has ended, if the loop is still there to hear of it."""
+    """Done when a call in a thread has ended, if the loop still runs by then."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         super().__init__(loop=loop)
-        self._has_come = False
-        self._calls: list[Callable[[], object]] = []
+        self._has_ended = False
+        self._at_once: list[Callable[[], object]] = []
 
-    def call_at_once(self, call: Callable[[], object]) -> None:
-        """Call something when it comes, in any thread, also if the loop is closed by then.
+    def call_at_once(self, callback: Callable[[], object]) -> None:
+        """Call back when the thread has ended, in any thread, even if the loop is closed by then.
 
         It may be called twice.
         """
-        self._calls.append(call)
-        if self._has_come:
-            call()
+        self._at_once.append(callback)
+        if self._has_ended:
+            callback()
 
-    def come(self) -> None:
-        """Tell that the call has ended, from the thread."""
-        self._has_come = True
-        for call in self._calls:
-            call()
-        with suppress(RuntimeError):  # the loop was closed: nobody waits
-            self.get_loop().call_soon_threadsafe(self.settle)
+    def report(self) -> None:
+        """Report the end, from the thread."""
+        self._has_ended = True
+        for callback in self._at_once:
+            callback()
+        with suppress(RuntimeError):  # the loop is closed: no task waits
+            self.get_loop().call_soon_threadsafe(self.resolve)
 
-    def settle(self) -> None:
-        """Be done."""
-        if not self.done():  # whom it was handed to may have cancelled it
+    def resolve(self) -> None:
+        """Report the end, from the loop."""
+        if not self.done():  # its receiver may have cancelled it
             self.set_result(None)
 
 
 class _Job:
-    """A call in a worker thread; a loop with a clock that can stand still lets it do so meanwhile.
+    """A call in a worker thread. A virtual clock stands still meanwhile.
 
-    Of anyio's limiter we ask nothing: it would free the place of a thread that is abandoned.
+    anyio's limiter is not used, because it would free the token of an abandoned thread.
     """
 
     def __init__(self, call: Callable[[], Any]) -> None:
         self.loop = asyncio.get_running_loop()
         self.ended = ThreadEnd(self.loop)
-        """Done when the call has ended in the thread, or never will begin."""
+        """Done when the call has ended, or will never start."""
         self._call = call
         self._claim = threading.Lock()
-        """Taken by the thread if it makes the call, and by the loop if it shall not be made."""
+        """Acquired once: by the thread that makes the call, or by the loop that forbids it."""
         self._value: Any = None
         self._error: BaseException | None = None
         clock = ExitStack()
-        clock.enter_context(self._clock_standing_still())
+        clock.enter_context(self._standing_still())
         self.ended.add_done_callback(lambda _: clock.close())
 
-    def _clock_standing_still(self) -> AbstractContextManager[object]:
+    def _standing_still(self) -> AbstractContextManager[object]:
         still: AbstractContextManager[object] = getattr(self.loop, "standing_still", nullcontext)()
         return still
 
     async def has_ended(self) -> bool:
-        """Make the call and wait; return whether it ended, else this was cancelled meanwhile."""
+        """Make the call and wait for it; return False if this was cancelled meanwhile."""
         try:
-            with self._clock_standing_still():  # the thread tells us first, and anyio a bit later
+            with self._standing_still():  # `ended` is done a moment before anyio returns
                 await to_thread.run_sync(self._run, limiter=CapacityLimiter(math.inf))
         except BaseException:
             if self._claim.acquire(blocking=False):
-                self.ended.settle()
-                raise  # cancelled before the thread took it up, or there was no thread to be had
+                self.ended.resolve()
+                raise  # cancelled before the call started, or no thread could be started
             return False
         return True
 
     def outcome(self) -> Any:
-        """Return or raise what the call did."""
+        """Return or raise what the call returned or raised."""
         error, self._error = self._error, None
         try:
             if error is not None:
                 raise error
             return self._value
         finally:
-            del error  # or it would keep itself, through this frame
+            del error  # or its traceback, which has this frame, would refer to it
 
     def _run(self) -> None:
         if not self._claim.acquire(blocking=False):
@@ -218,12 +215,12 @@ class _Job:
             self._value = self._call()
         except BaseException as error:
             self._error = error
-        self.ended.come()
-        del self  # the error's traceback keeps this frame
+        self.ended.report()
+        del self  # the error's traceback has this frame
 
 
 class _Process:
-    """A call in a new process: `run` in a thread, `kill` in any other."""
+    """A call in a new process: one thread calls `run`, another one may call `kill`."""
 
     def __init__(self, function: Callable[..., Any], arguments: Mapping[str, Any]) -> None:
         self._function = function
@@ -233,18 +230,20 @@ class _Process:
         self._is_killed = False
 
     def run(self) -> Any:
-        question = _question(self._function, dict(self._arguments))
-        # A file, not a pipe: its end is known without waiting for grandchildren that hold it.
+        request = _request(self._function, dict(self._arguments))
+        # Not a pipe, which grandchildren would hold open after the process has ended.
         with tempfile.TemporaryFile() as file:
-            file.write(question)
+            file.write(request)
             file.seek(0)
             code = self._wait_for_child(file)
             file.seek(0)
-            return _read(file.read(), code)
+            return _outcome(file.read(), code)
 
     def _wait_for_child(self, file: IO[bytes]) -> int:
+        # The flags of this interpreter, as multiprocessing passes them on.
+        flags: list[str] = subprocess._args_from_interpreter_flags()  # type: ignore[attr-defined]
         with _lifeline() as ends:
-            command = [*_command(), *map(str, ends)]
+            command = [_executable(), *flags, "-P", _child.__file__, *map(str, ends)]
             child = subprocess.Popen(command, stdin=file, pass_fds=ends, start_new_session=True)
             with self._lock:
                 self._child = child
@@ -252,11 +251,11 @@ class _Process:
                 self.kill()
             code = child.wait()
             with self._lock:
-                self._child = None  # from here on its number may be another's
+                self._child = None  # from now on its pid may be another process's
         return code
 
     def kill(self) -> None:
-        """Kill the process, also if it has still to be started."""
+        """Kill the process, even before it starts."""
         with self._lock:
             self._is_killed = True
             if self._child is None:
@@ -264,15 +263,15 @@ class _Process:
             if sys.platform == "win32":  # pragma: no cover
                 self._child.kill()
             else:
-                with suppress(ProcessLookupError, PermissionError):  # it has ended just now
+                with suppress(ProcessLookupError, PermissionError):  # it has just ended
                     os.killpg(self._child.pid, signal.SIGKILL)
 
 
 @contextmanager
 def _lifeline() -> Iterator[tuple[int, ...]]:
-    """Open a pipe, and give the end of it, if any, that another process is to watch.
+    """Open a pipe and yield the end that a child watches; nothing on Windows.
 
-    The other end, which only this process holds, is closed however this process ends.
+    Only this process holds the other end, so that end closes however this process dies.
     """
     if sys.platform == "win32":  # pragma: no cover
         yield ()
@@ -285,29 +284,23 @@ def _lifeline() -> Iterator[tuple[int, ...]]:
         os.close(ours)
 
 
-def _command() -> list[str]:
-    # With the options of this interpreter, as multiprocessing does it too.
-    flags: list[str] = subprocess._args_from_interpreter_flags()  # type: ignore[attr-defined]
-    return [_executable(), *flags, "-P", _child.__file__]
-
-
 def _executable() -> str:
-    """Return the interpreter for the processes.
+    """Return the path of the interpreter for worker processes.
 
     Raises:
-        RuntimeError: There is none, or it can't run our program.
+        RuntimeError: There is none, or it can't run the worker's program.
     """
-    from multiprocessing import spawn  # only those who use it shall wait for its import
+    from multiprocessing import spawn  # slow to import, and few need it
 
     path = os.fsdecode(spawn.get_executable() or "")
     naming = "name a Python interpreter with multiprocessing.set_executable()"
     if not path:
         problem = f"sys.executable is empty; {naming}"
     elif getattr(sys, "frozen", False) and path == sys.executable:
-        # Started with our program, it would start itself, and so on without end.
+        # Given a program to run, it would run the application instead, which starts another one.
         problem = f"this is a frozen application, which would start itself; {naming}"
     elif not os.path.isfile(_child.__file__):
-        problem = f"{_child.__file__} is no file, as in an archive; unpack it"
+        problem = f"{_child.__file__} is not a file, as in an archive; unpack it"
     else:
         return path
     raise RuntimeError(
@@ -315,16 +308,16 @@ def _executable() -> str:
     )
 
 
-def _question(function: Callable[..., Any], arguments: dict[str, Any]) -> bytes:
+def _request(function: Callable[..., Any], arguments: dict[str, Any]) -> bytes:
     try:
         call = pickle.dumps((function, arguments), pickle.HIGHEST_PROTOCOL)
     except Exception as error:
         raise pickle.PicklingError(
-            f"{safe_text(repr, function)} or an argument of it can't be pickled, as a process "
-            f"needs it: {safe_text(str, error)}"
+            f"{safe_text(repr, function)} or one of its arguments can't be pickled, as a process "
+            f"requires: {safe_text(str, error)}"
         ) from error
     main = sys.modules["__main__"]
-    # The name that its classes have in the process, and so in the answer.
+    # In the process the classes of the main module have this name, and so in its response.
     sys.modules.setdefault("__mp_main__", main)
     return b"?" + pickle.dumps(
         ((sys.path, sys.argv), _main_of(main), call), pickle.HIGHEST_PROTOCOL
@@ -332,45 +325,43 @@ def _question(function: Callable[..., Any], arguments: dict[str, Any]) -> bytes:
 
 
 def _main_of(main: Any) -> tuple[str, str] | None:
-    """Tell how to import the main module again; ``None``: it can't be."""
+    """Return how to import the main module again; ``None`` if that is impossible."""
     spec = getattr(main, "__spec__", None)
     if not is_importable_main(main):
         return None
     if spec is not None and spec.name != "__main__":
         return "module", spec.name
-    # Of a folder or an archive that is run, its name says nothing.
+    # The module of a folder or an archive that is run is always named __main__.
     loader = getattr(spec, "loader", None)
     return "path", os.path.abspath(getattr(loader, "archive", main.__file__))
 
 
-def _read(answer: bytes, code: int) -> Any:
-    if answer[:1] != b"!":
-        raise BrokenWorkerProcess(
-            f"the process of the step ended {_how(code)} before it had a result"
-        )
+def _outcome(response: bytes, code: int) -> Any:
+    if response[:1] != b"!":
+        raise BrokenWorkerProcess(f"the worker process {_ending(code)} before it returned")
     try:
-        kind, content, trace = pickle.loads(answer[1:])
+        kind, content, trace = pickle.loads(response[1:])
     except Exception as error:
         raise pickle.PicklingError(
-            f"what the function returned can't be unpickled: {_child._said(error)}"
+            f"what the function returned can't be unpickled: {_child._describe(error)}"
         ) from error
     if kind == "returned":
         return content
     problem = content if kind == "raised" else pickle.PicklingError(content)
     if not isinstance(problem, BaseException):
         problem = pickle.PicklingError(f"the error of the function came back as {type(problem)}")
-    with suppress(Exception):  # an error may refuse notes, and is what counts
+    with suppress(Exception):  # an error may refuse notes
         problem.add_note(f"In the process:\n{trace.rstrip()}")
     try:
         raise problem
     finally:
-        del problem, content  # or it would keep itself, through this frame
+        del problem, content  # as in `_Job.outcome`
 
 
-def _how(code: int) -> str:
+def _ending(code: int) -> str:
     if code >= 0:
-        return f"with exit code {code}"
+        return f"ended with exit code {code}"
     try:
-        return f"by {signal.Signals(-code).name}"
+        return f"was killed by {signal.Signals(-code).name}"
     except ValueError:  # most of the real-time signals have no name
-        return f"by signal {-code}"
+        return f"was killed by signal {-code}"

@@ -8,7 +8,7 @@ How the file is read:
    as many cells as the header; of several, the one that gives more cells. A quote that is closed
    elsewhere than before a delimiter counts against it.
 3. A quote that is never closed, or is closed in the middle of a cell, costs the line on which its
-   record began and no other: reading continues with the next line.
+   record starts and no other: reading continues with the next line.
 4. A blank line is not a record.
 
 Which type a column has:
@@ -82,12 +82,12 @@ _NOT_WINDOWS_1252 = bytes([0x81, 0x8D, 0x8F, 0x90, 0x9D])
 
 
 def until_cancelled(items: Iterable[T]) -> Iterator[T]:
-    """Yield the items, as long as the step that asks for them is not to stop.
+    """Yield the items of an iterable until the current step must stop.
 
-    A thread can't be cancelled: so each loop of a step in a thread runs over this.
+    A thread can't be cancelled, so the long loops of steps in threads iterate over this.
 
     Raises:
-        asyncio.CancelledError: The step is to stop.
+        asyncio.CancelledError: The step must stop.
     """
     step = current_step()
     for item in items:
@@ -107,7 +107,7 @@ class Record(NamedTuple):
     """One record of the file: the header or a row."""
 
     line: int
-    """The number, from 1, of the line on which it begins."""
+    """The number, from 1, of the line on which it starts."""
     text: str
     """Its text without the line ending. Bytes that cannot be decoded are hexadecimal escapes."""
     cells: list[str]
@@ -185,7 +185,7 @@ def _fit(sample: str, delimiter: str) -> tuple[float, int, int]:
     The share of rows with as many cells as the header, if the header has several; the number of
     the header's cells, 0 if it cannot be read; minus the number of rows that cannot be read.
     """
-    records = _records(_Lines(io.StringIO(sample, newline="")), delimiter)
+    records = _records(_LineFeeder(io.StringIO(sample, newline="")), delimiter)
     widths = [len(record.cells) for record in islice(records, _SAMPLE_RECORDS)]
     if not widths:
         return 0.0, 0, 0
@@ -202,7 +202,7 @@ def open_records(snapshot: IO[bytes], dialect: Dialect) -> Iterator[Iterator[Rec
         ValueError: While iterating: a line is longer than `MAX_RECORD`, or UTF-16 is damaged.
     """
     with _as_text(snapshot, dialect.encoding) as text:
-        yield _records(_Lines(text), dialect.delimiter)
+        yield _records(_LineFeeder(text), dialect.delimiter)
 
 
 @contextmanager
@@ -216,7 +216,7 @@ def _as_text(snapshot: IO[bytes], encoding: str) -> Iterator[io.TextIOWrapper]:
         text.detach()  # or it would close the snapshot
 
 
-def _records(lines: _Lines, delimiter: str) -> Iterator[Record]:
+def _records(lines: _LineFeeder, delimiter: str) -> Iterator[Record]:
     reader = csv.reader(lines, delimiter=delimiter, strict=True)
     for line in until_cancelled(iter(lines.begin_record, None)):  # without end
         cells, problem = list[str](), None
@@ -248,7 +248,7 @@ def _readable(text: str) -> str:
     return text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
-class _Lines:
+class _LineFeeder:
     """Feeds a `csv.reader` the lines of one record at a time, and can feed it a line again."""
 
     def __init__(self, text: IO[str]) -> None:
@@ -259,7 +259,7 @@ class _Lines:
         self._next_line = 1
 
     def begin_record(self) -> int:
-        """Return the number, from 1, of the line on which the next record begins."""
+        """Return the number, from 1, of the line on which the next record starts."""
         self._next_line += len(self._taken)
         self._taken.clear()
         self._length = 0
@@ -272,7 +272,7 @@ class _Lines:
         self._again.extendleft(reversed(self._taken[1:]))
         del self._taken[1:]
 
-    def __iter__(self) -> _Lines:
+    def __iter__(self) -> _LineFeeder:
         return self
 
     def __next__(self) -> str:
@@ -502,7 +502,7 @@ _HUMP = re.compile(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])")
 def snake_case(text: str, default: str) -> str:
     """Return the text in lower case with ``_`` between its words; the default if it has none.
 
-    Letters of every alphabet stay, without their accents. A name that would begin with a digit
+    Letters of every alphabet stay, without their accents. A name that would start with a digit
     gets the default and a ``_`` before it.
     """
     plain = _ACCENTS.sub("", unicodedata.normalize("NFKD", text))

@@ -48,7 +48,7 @@ class Rows:
         """Yield the rows from the first one on, in a step in a thread.
 
         Raises:
-            asyncio.CancelledError: The step is to stop.
+            asyncio.CancelledError: The step must stop.
         """
         self._file.seek(0)
         return map(json.loads, until_cancelled(self._file))

@@ -77,7 +77,7 @@ class Validated:
 pipeline = Pipeline("etl")
 
 # The outputs of the steps are small; the rows are in the workspace. The work on them blocks, so it
-# runs in threads, where each loop over rows checks whether its step is to stop.
+# runs in threads, where each loop over rows checks whether its step must stop.
 
 
 @pipeline.step(runs_in="thread", max_retries=3, retry=Retry(on=OSError), timeout_ms=600_000)

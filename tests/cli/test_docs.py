@@ -57,7 +57,7 @@ def test_what_the_page_shows_is_what_is_shown(shell: Shell) -> None:
     shell.write("etl.py", MODULE[1])
 
     for command, shows in EXAMPLES:
-        result = shell(*shlex.split(command), exits=1 if "FAILED" in shows else 0)
+        result = shell(*shlex.split(command), exits=1 if "Pipeline FAILED" in shows else 0)
         # Where both are a terminal, what is on the standard error comes first.
         assert plain(result.stderr + result.stdout, shell) == plain(shows, shell), command
 

@@ -15,7 +15,7 @@ import pytest
 import asyncflow
 from asyncflow import __main__
 from asyncflow._cli.execution import new_run_name
-from asyncflow._cli.output import errors_explained
+from asyncflow._cli.output import explained_errors
 
 from .conftest import Shell
 
@@ -63,7 +63,7 @@ def test_what_no_run_can_be_asked_for_is_a_wrong_usage(shell: Shell, options: li
 def test_a_pipeline_of_which_there_can_be_none_has_no_runs(shell: Shell) -> None:
     shell("run", "etl:pipeline", "--quiet")
 
-    assert shell("runs", "--pipeline", "\udcff").stderr == "no such runs\n"
+    assert shell("runs", "--pipeline", "\udcff").stderr == "no matching runs\n"
 
 
 @pytest.mark.parametrize("run", ["\udcff", "a\udcff", '"a', "a\n", ".", ".."])
@@ -80,7 +80,7 @@ def test_an_id_that_no_run_can_have_is_that_of_no_run(
 
 
 def raised(error: BaseException) -> tuple[int, BaseException | None]:
-    with pytest.raises(click.exceptions.Exit) as caught, errors_explained():
+    with pytest.raises(click.exceptions.Exit) as caught, explained_errors():
         raise error
     return caught.value.exit_code, caught.value.__cause__
 
@@ -94,7 +94,7 @@ def test_a_bug_of_ours_is_told_as_one_with_its_traceback(
         said = capsys.readouterr().err
         assert said.startswith("Traceback (most recent call last):")
         assert said.endswith(
-            "Error: that is a bug of asyncflow, not of your pipeline; please report it with the "
+            "Error: this is a bug in asyncflow, not in your pipeline; please report it with the "
             "traceback\n"
         )
 
@@ -118,19 +118,18 @@ def test_a_full_disk_is_no_bug_of_ours(capsys: pytest.CaptureFixture[str]) -> No
 
     assert raised(error) == (1, error)
     assert capsys.readouterr().err == (
-        "Error: nothing more can be written: No space left on device; make room, or write "
-        "elsewhere\n"
+        "Error: can't write: No space left on device; free some space, or write elsewhere\n"
     )
 
 
 def test_nobody_who_reads_on_is_left_to_click() -> None:
-    with pytest.raises(BrokenPipeError), errors_explained():
+    with pytest.raises(BrokenPipeError), explained_errors():
         raise BrokenPipeError(32, "nobody reads")
 
 
 def test_what_ends_a_command_on_purpose_is_left_alone() -> None:
     for end in (click.exceptions.Exit(3), click.UsageError("no"), click.Abort(), SystemExit(4)):
-        with pytest.raises(type(end)) as caught, errors_explained():
+        with pytest.raises(type(end)) as caught, explained_errors():
             raise end
         assert caught.value is end
 

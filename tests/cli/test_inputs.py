@@ -241,8 +241,8 @@ def test_inputs_can_come_from_the_standard_input(shell: Shell) -> None:
 @pytest.mark.parametrize(
     ("text", "says"),
     [
-        ("{", "--input-json is no JSON"),
-        ("[" * 100_000, "--input-json is no JSON"),
+        ("{", "--input-json is not JSON"),
+        ("[" * 100_000, "--input-json is not JSON"),
         ("[1]", "--input-json must be a JSON object"),
         ('{"days": "3"}', "input 'days' must be int"),
         ('{"dais": 3}', "did you mean 'days'?"),

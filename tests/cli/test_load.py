@@ -66,8 +66,8 @@ def test_what_does_not_read_like_it_is_a_wrong_usage(shell: Shell, target: str) 
 @pytest.mark.parametrize(
     ("target", "says"),
     [
-        ("elt:pipeline", "there is no module 'elt' here, nor among what is installed (did you"),
-        ("etl.part:pipeline", "'etl' is a module, and no package"),
+        ("elt:pipeline", "there is no module 'elt' here or among the installed packages (did you"),
+        ("etl.part:pipeline", "'etl' is a module, not a package"),
         ("shop.elt:pipeline", "there is no module 'elt' in 'shop' (did you mean 'etl'?)"),
         ("elt.py:pipeline", "there is no file 'elt.py' (did you mean 'etl.py'?)"),
         ("no/where.py:pipeline", "there is no file 'no/where.py'"),
@@ -141,8 +141,8 @@ def test_what_a_function_that_makes_a_pipeline_raises_is_shown_too(shell: Shell)
     result = shell("run", "broken:make", exits=3)
 
     assert 'broken.py", line 2, in make' in result.stderr
-    assert "_cli_load" not in result.stderr
-    assert result.stderr.endswith("Error: 'broken:make' has raised ValueError: no such table\n")
+    assert "_cli/loader" not in result.stderr
+    assert result.stderr.endswith("Error: 'broken:make' raised ValueError: no such table\n")
 
 
 def test_a_file_that_is_named_like_another_module_says_so(shell: Shell) -> None:
@@ -171,7 +171,7 @@ def test_the_current_directory_may_be_gone(shell: Shell, target: str) -> None:
     result = shell("plan", target, exits=3)
 
     assert result.stderr == (
-        "Error: the current directory is not there any more; change to another one\n"
+        "Error: the current directory does not exist any more; change to another one\n"
     )
 
 

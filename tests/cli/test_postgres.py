@@ -27,6 +27,6 @@ def test_runs_are_kept_shown_and_resumed_there(
     assert again.stderr.endswith("asyncflow resume r1 etl:failing\n")
     assert [run["status"] for run in shell.json("runs", "--json")] == ["failed"]
     assert "resumed 1 time" in shell("show", "latest").stdout
-    assert "nobody runs 'r1'" in shell("cancel", "r1", exits=1).stderr
+    assert "no process runs 'r1'" in shell("cancel", "r1", exits=1).stderr
     assert "has no run 'r2'" in shell("show", "r2", exits=4).stderr
     assert not list(shell.directory.glob("*.db"))

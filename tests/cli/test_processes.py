@@ -122,11 +122,8 @@ def test_the_first_signal_ends_a_run_gracefully_and_it_can_be_resumed(
 
     assert code == 128 + number
     assert out.startswith("cleaned up\nPipeline INTERRUPTED\n")
-    assert (
-        f"{number.name}: the run is being stopped, what is running cleans up; one more stops the "
-        "process at once\n" in err
-    )
-    assert err.endswith("To go on with it: asyncflow resume r1 slow:sleeping\n")
+    assert f"{number.name}: stopping; running steps are cleaning up. " in err
+    assert err.endswith("To resume it: asyncflow resume r1 slow:sleeping\n")
     assert "Traceback" not in err
     (run,) = shell.json("runs", "--json")
     assert (run["status"], run["orphaned"]) == ("interrupted", False)
@@ -153,7 +150,7 @@ def test_the_second_signal_ends_the_process_at_once_whatever_a_step_does(
 
     assert code == 128 + number
     assert "Pipeline" not in out
-    assert err.endswith("stopped at once\n")
+    assert err.endswith("exited immediately\n")
     (run,) = shell.json("runs", "--json")
     assert run["orphaned"] is True  # so it can go on
 
@@ -190,7 +187,7 @@ def test_a_thread_that_outlives_the_run_is_told_of_and_ended_by_ctrl_c(
 ) -> None:
     process = Process(shell, environment, "run", "slow:threaded").begun()
 
-    process.says("so the process waits for it; Ctrl-C ends it")
+    process.says("and the process waits for it; press Ctrl-C to exit")
     process.send(signal.SIGINT)
     code, out, err = process.end()
 

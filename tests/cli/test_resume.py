@@ -44,7 +44,7 @@ def mend(shell: Shell) -> Path:
 
 def hint_of(stderr: str) -> list[str]:
     """Return the command that goes on with a run, as it is said at its end."""
-    return shlex.split(stderr.rpartition("To go on with it: asyncflow ")[2])
+    return shlex.split(stderr.rpartition("To resume it: asyncflow ")[2])
 
 
 def test_the_hint_goes_on_without_what_targets_have_left_out(shop: Shell) -> None:
@@ -75,7 +75,7 @@ def test_what_targets_have_left_out_is_not_run_unless_that_is_said(shop: Shell) 
 
     refused = shop("resume", "t1", "shop:pipeline", exits=2)
 
-    assert "run 't1' is without step 'dangerous' of shop:pipeline, left out by" in refused.stderr
+    assert "run 't1' does not have step 'dangerous' of shop:pipeline, excluded by" in refused.stderr
     assert "--target load" in refused.stderr
     assert "asyncflow run shop:pipeline --run-id t1" in refused.stderr
     assert not ran.exists()
@@ -90,7 +90,7 @@ def test_what_is_said_to_be_called_names_the_journal(shop: Shell) -> None:
     nowhere = shop("resume", "t1", *journal, exits=2)
 
     assert "asyncflow run shop:pipeline --run-id t1 --journal 'a b.db'\n" in others.stderr
-    assert "asyncflow resume t1 MODULE:PIPELINE --journal 'a b.db', or" in nowhere.stderr
+    assert "asyncflow resume t1 MODULE:PIPELINE --journal 'a b.db', or in" in nowhere.stderr
 
 
 def test_a_run_that_has_passed_does_not_get_more_steps_unless_that_is_said(shop: Shell) -> None:
@@ -100,7 +100,7 @@ def test_a_run_that_has_passed_does_not_get_more_steps_unless_that_is_said(shop:
     shop("resume", "t1", "shop:pipeline", exits=2)
     told = shop("resume", "t1", "shop:pipeline", "--target", "load")
 
-    assert "has passed before" in told.stderr
+    assert "passed earlier" in told.stderr
     assert not ran.exists()
 
 
@@ -139,8 +139,9 @@ def test_a_run_that_shares_no_step_with_the_pipeline_is_told_so(shop: Shell) -> 
 
     refused = shop("resume", "t1", "other:pipeline", exits=2)
 
-    assert "run 't1' is without steps 'fetch', 'store' and 'clean' of other:pipeline, left out" in (
-        refused.stderr
+    assert (
+        "run 't1' does not have steps 'fetch', 'store' and 'clean' of other:pipeline, excluded"
+        in (refused.stderr)
     )
     assert "--target STEP" in refused.stderr
 
@@ -150,8 +151,8 @@ def test_another_pipeline_is_refused_in_words_for_who_resumes(shop: Shell) -> No
 
     for target in ("etl:pipeline", "etl:failing"):
         refused = shop("resume", "t1", target, exits=3)
-        assert "run 't1' is one of pipeline 'shop', and not of 'etl" in refused.stderr
-        assert "say where 'shop' is" in refused.stderr
+        assert "run 't1' belongs to pipeline 'shop', not to 'etl" in refused.stderr
+        assert "name the module of 'shop'" in refused.stderr
         assert "another run id" not in refused.stderr
 
 

@@ -139,7 +139,7 @@ def test_a_run_is_kept_in_the_journal_under_a_name_that_can_be_said(shell: Shell
     (run,) = shell.json("runs", "--json")
     assert re.fullmatch(r"[a-z]+-[a-z]+-[0-9a-f]{4}", run["run_id"])
     assert run["pipeline"] == "etl"
-    assert result.stderr.endswith(f"To see it again: asyncflow show {run['run_id']}\n")
+    assert result.stderr.endswith(f"To show it again: asyncflow show {run['run_id']}\n")
     assert (shell.directory / "asyncflow.db").is_file()
 
 
@@ -213,7 +213,7 @@ def test_a_run_that_has_passed_is_told_again_and_not_run(shell: Shell) -> None:
     second = shell("run", "etl:pipeline", "--run-id", "r1")
 
     assert second.stdout == first.stdout
-    assert "run r1 has passed before" in second.stderr
+    assert "run r1 passed earlier" in second.stderr
 
 
 @pytest.mark.parametrize("name", ["-x", "", "latest", "a\0b", '"quoted"'])
@@ -228,7 +228,7 @@ def test_what_fails_for_good_says_how_to_go_on_with_it(shell: Shell) -> None:
     result = shell("run", "etl:failing", "--run-id", "my run", "--journal", "a b.db", exits=1)
 
     assert result.stderr.endswith(
-        "To go on with it: asyncflow resume 'my run' etl:failing --journal 'a b.db'\n"
+        "To resume it: asyncflow resume 'my run' etl:failing --journal 'a b.db'\n"
     )
 
 
@@ -417,4 +417,4 @@ def test_a_thread_that_outlives_the_run_is_told_of(
     result = shell("run", "lasting:steps", "--quiet", exits=1)
     shell("run", "lasting:ended", "--quiet", exits=1)
 
-    assert "a thread of step wait still runs and can't be stopped" in result.stderr
+    assert "a thread of step wait is still running, and the process waits for it" in result.stderr

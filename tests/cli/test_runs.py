@@ -101,6 +101,8 @@ def test_runs_can_be_chosen(shell: Shell, orphan: str) -> None:
     assert chosen("--status", "failed") == ["second"]
     assert chosen("--status", "orphaned") == [orphan]
     assert chosen("--status", "running") == []
+    assert chosen("--status", "FAILED") == ["second"]
+    assert chosen("--status", "Orphaned") == [orphan]
     assert chosen("--pipeline", "nightly") == ["second"]
     assert chosen("--text", "IR") == ["first"]
     assert chosen("--limit", "1") == ["second"]
@@ -126,7 +128,7 @@ def test_what_a_program_may_want_of_a_run_is_in_the_json(shell: Shell, orphan: s
 def test_a_time_that_is_none_is_a_wrong_usage(shell: Shell, text: str) -> None:
     keep("first")
 
-    assert "is no time such as 2h, 3d" in shell("runs", "--since", text, exits=2).stderr
+    assert "use an age (2h, 3d) or an ISO date" in shell("runs", "--since", text, exits=2).stderr
 
 
 def test_there_are_twenty_at_first_and_a_hint_that_there_are_more(shell: Shell) -> None:
@@ -141,7 +143,7 @@ def test_there_are_twenty_at_first_and_a_hint_that_there_are_more(shell: Shell) 
     result = shell("runs")
 
     assert len(result.stdout.splitlines()) == 1 + 20
-    assert result.stderr == "there are more of them: --limit 0 shows all\n"
+    assert result.stderr == "more runs match; --limit 0 lists all\n"
     assert shell("runs", "--limit", "20").stderr == ""
 
 
@@ -150,7 +152,7 @@ def test_no_such_runs_is_said_and_is_no_error(shell: Shell) -> None:
 
     result = shell("runs", "--text", "nothing")
 
-    assert (result.stdout, result.stderr) == ("", "no such runs\n")
+    assert (result.stdout, result.stderr) == ("", "no matching runs\n")
 
 
 @pytest.mark.parametrize(
@@ -161,7 +163,7 @@ def test_a_journal_that_is_not_there_is_not_made(shell: Shell, command: list[str
     for options in ([], ["--journal", "other.db"]):
         result = shell(*command, *options, exits=4)
 
-        assert result.stderr.startswith("Error: there is no journal '")
+        assert result.stderr.startswith("Error: journal '")
         assert "--journal" in result.stderr
         assert result.stdout == ""
     assert not list(shell.directory.glob("*.db*"))
@@ -195,7 +197,9 @@ def test_an_address_of_something_else_is_refused_and_not_told(
     result = shell(*command, exits=2)
 
     assert "Invalid value for '--journal'" in result.stderr
-    assert "mysql:// is no address of a journal; give a file, or postgresql://" in result.stderr
+    assert (
+        "mysql:// is not the address of a journal; give a file, or postgresql://" in result.stderr
+    )
     assert "hunter2" not in result.output
 
 
@@ -209,7 +213,7 @@ def test_show_tells_the_report_and_the_traceback(shell: Shell) -> None:
     passed, failed = shell("show", "first").stdout, shell("show", "second").stdout
 
     assert re.match(
-        r"Run first of etl, began [\d-]+ [\d:]+\nPipeline PASSED\n\[SUCCESS\] one", passed
+        r"Run first of etl, started [\d-]+ [\d:]+\nPipeline PASSED\n\[SUCCESS\] one", passed
     )
     assert passed.endswith("ms\n")
     assert "\nStep one failed, attempt 1:\nTraceback" in failed
@@ -232,8 +236,8 @@ def test_a_beginning_of_several_is_a_wrong_usage_that_lists_them(shell: Shell) -
 
     result = shell("show", "calm", exits=2)
 
-    assert "8 runs begin with 'calm': calm-otter, calm-otter-6, " in result.stderr
-    assert "and 3 more; type more of it" in result.stderr
+    assert "8 runs start with 'calm': calm-otter, calm-otter-6, " in result.stderr
+    assert "and 3 more; type more of the id" in result.stderr
     assert shell("show", "calm-otter").stdout.startswith("Run calm-otter of")  # one is just so
 
 
@@ -288,7 +292,10 @@ def test_the_timeline_has_a_row_a_step(shell: Shell, orphan: str) -> None:
 
     assert "✗ FAILED" in text
     assert max(map(len, text.splitlines())) <= 80
-    assert "left by its process before its end" in shell("show", orphan, "--timeline").stdout
+    assert (
+        ", orphaned: not finished, and no process runs it"
+        in shell("show", orphan, "--timeline").stdout
+    )
     assert "one" in shell("show", "second", "--timeline", "--events").stdout
     shell("show", "second", "--timeline", "--json", exits=2)
 
@@ -308,7 +315,7 @@ def test_names_that_would_move_a_cursor_are_told_as_they_are_written(shell: Shel
 def test_a_run_of_a_pipeline_without_a_name_is_shown_too(shell: Shell) -> None:
     keep("first", name="")
 
-    assert shell("show", "first").stdout.startswith("Run first, began ")
+    assert shell("show", "first").stdout.startswith("Run first, started ")
 
 
 def test_a_terminal_gets_colours_and_no_line_that_is_too_long(shell: Shell) -> None:
@@ -356,8 +363,8 @@ def test_without_a_pipeline_it_is_said_what_is_to_be_given(shell: Shell) -> None
 
     first, second = shell("resume", "r1", exits=2), shell("resume", "r2", exits=2)
 
-    assert "asyncflow resume r1 etl:failing, or name it in $ASYNCFLOW_PIPELINES" in first.stderr
-    assert "run 'r2' is one of pipeline 'nightly'" in second.stderr
+    assert "asyncflow resume r1 etl:failing, or in $ASYNCFLOW_PIPELINES" in first.stderr
+    assert "run 'r2' belongs to pipeline 'nightly'" in second.stderr
     assert "asyncflow resume r2 MODULE:PIPELINE" in second.stderr
 
 
@@ -381,7 +388,7 @@ def test_another_pipeline_is_refused(shell: Shell) -> None:
 
     result = shell("resume", "r1", "etl:pipeline", "--quiet", exits=3)
 
-    assert "is one of pipeline 'etl:failing', and not of 'etl'" in result.stderr
+    assert "belongs to pipeline 'etl:failing', not to 'etl'" in result.stderr
 
 
 def test_a_secret_input_is_given_again(shell: Shell) -> None:
@@ -440,7 +447,7 @@ def test_cancel_stops_a_run_of_another_journal_object(elsewhere: Any, shell: She
 
     elsewhere["thread"].join()
     assert isinstance(elsewhere["end"], RunCancelledError)
-    assert re.fullmatch(r"process \d+ on \S+ was asked to stop run r1\n", said)
+    assert re.fullmatch(r"asked process \d+ on \S+ to stop run r1\n", said)
 
 
 def test_a_run_that_nobody_runs_can_not_be_cancelled(shell: Shell) -> None:
@@ -448,7 +455,7 @@ def test_a_run_that_nobody_runs_can_not_be_cancelled(shell: Shell) -> None:
 
     result = shell("cancel", "first", exits=1)
 
-    assert "nobody runs 'first', so there is nothing to stop" in result.stderr
+    assert "no process runs 'first'" in result.stderr
 
 
 def test_a_run_that_somebody_else_runs_can_be_waited_for_or_cancelled(
@@ -462,7 +469,7 @@ def test_a_run_that_somebody_else_runs_can_be_waited_for_or_cancelled(
     waited = shell(*command, "--wait")
 
     assert re.fullmatch(
-        r"Error: run 'r1' is active in .*; wait for it with --wait, or stop it there with "
+        r"Error: run 'r1' is active in .*; wait for it with --wait, or stop it with "
         r"`asyncflow cancel r1`\n",
         refused.stderr,
     )

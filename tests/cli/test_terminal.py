@@ -89,7 +89,7 @@ def test_a_run_is_watched_and_then_reported(window: Window) -> None:
     assert "✗ FAILED" in text  # the live view
     assert text.index("✗ FAILED") < text.index("Traceback") < text.index("Pipeline FAILED")
     assert re.search(r"(?m)^\[FAILED \] bad \(1 attempt\(s\), \d+ms\): OSError: no disk$", text)
-    assert lines[-1].startswith("To go on with it: asyncflow resume ")
+    assert lines[-1].startswith("To resume it: asyncflow resume ")
     assert "\x1b[31mFAILED" in window.terminal.written.decode() or b"\x1b[1;31mFAILED" in (
         window.terminal.written
     )
@@ -155,7 +155,7 @@ def test_ctrl_c_stops_the_run_and_leaves_the_terminal_as_it_was(
     text = window.terminal.text
     assert code == 130
     assert "a step said this" in text
-    assert "SIGINT: the run is being stopped, what is running cleans up; one more" in text
+    assert "SIGINT: stopping; running steps are cleaning up. Press Ctrl-C again" in text
     assert "Pipeline INTERRUPTED" in text
     written = window.terminal.written
     assert written.count(b"\x1b[?25l") == written.count(b"\x1b[?25h")  # the cursor is back

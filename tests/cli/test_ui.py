@@ -64,7 +64,7 @@ def test_the_pages_are_served_until_a_signal_comes(
     assert re.fullmatch(r"http://127\.0\.0\.1:\d+/", seen["url"])
     assert "calm-otter-1" in seen["page"]
     assert result.stderr.startswith(f"The runs of asyncflow.db are at {seen['url']}\n")
-    assert f"{number.name}: the pages end" in result.stderr
+    assert f"{number.name}: closing the pages. " in result.stderr
 
 
 def test_other_machines_need_a_token(shell: Shell) -> None:
@@ -72,7 +72,7 @@ def test_other_machines_need_a_token(shell: Shell) -> None:
 
     result = shell("ui", "--host", "0.0.0.0", "--port", "0", exits=2)
 
-    assert "here it is --token TEXT, or $ASYNCFLOW_TOKEN" in result.stderr
+    assert "use --token TEXT, or $ASYNCFLOW_TOKEN" in result.stderr
     assert "Traceback" not in result.stderr
 
 

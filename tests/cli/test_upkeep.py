@@ -129,14 +129,14 @@ def test_a_run_is_forgotten_whatever_has_become_of_it(shell: Shell) -> None:
 
     passed, failed = shell("forget", "one"), shell("forget", "two")
 
-    assert (passed.stdout, passed.stderr) == ("removed run one of etl, which had passed\n", "")
-    assert failed.stdout == "removed run two of etl:failing, which had failed\n"
-    assert shell("runs").stderr == "no such runs\n"
+    assert (passed.stdout, passed.stderr) == ("removed run one of etl (PASSED)\n", "")
+    assert failed.stdout == "removed run two of etl:failing (FAILED)\n"
+    assert shell("runs").stderr == "no matching runs\n"
 
 
 @pytest.mark.parametrize(
     ("status", "says"),
-    [("running", "its process had left before its end"), ("interrupted", "was interrupted")],
+    [("running", "ORPHANED"), ("interrupted", "INTERRUPTED")],
 )
 def test_a_run_that_has_not_come_to_its_end_is_forgotten_too(
     shell: Shell, status: str, says: str
@@ -145,7 +145,7 @@ def test_a_run_that_has_not_come_to_its_end_is_forgotten_too(
     with closing(sqlite3.connect("asyncflow.db")) as database, database:
         database.execute("UPDATE runs SET status = ?", (status,))
 
-    assert shell("forget", "one").stdout == f"removed run one of etl, which {says}\n"
+    assert shell("forget", "one").stdout == f"removed run one of etl ({says})\n"
 
 
 def test_what_was_forgotten_is_told_in_json_as_the_list_does(shell: Shell) -> None:
@@ -170,7 +170,7 @@ def test_a_run_that_goes_on_is_not_forgotten(shell: Shell) -> None:
         result = shell("forget", "r1", exits=1)
 
         assert re.fullmatch(
-            r"Error: run 'r1' is active in process \d+ on .*, so it is kept; stop it there with "
+            r"Error: run 'r1' is active in process \d+ on .*; stop it with "
             r"`asyncflow cancel r1`, and then forget it\n",
             result.stderr,
         )
@@ -184,7 +184,7 @@ def test_a_run_without_a_pipeline_name_is_told_without_one(shell: Shell) -> None
 
     asyncio.run(run())
 
-    assert shell("forget", "one").stdout == "removed run one, which had passed\n"
+    assert shell("forget", "one").stdout == "removed run one (PASSED)\n"
 
 
 # Both.
@@ -192,7 +192,7 @@ def test_a_run_without_a_pipeline_name_is_told_without_one(shell: Shell) -> None
 
 @pytest.mark.parametrize("command", [["prune", "--older-than", "1d"], ["forget", "r1"]])
 def test_a_journal_that_is_not_there_is_not_made(shell: Shell, command: list[str]) -> None:
-    assert "there is no journal" in shell(*command, exits=4).stderr
+    assert "does not exist" in shell(*command, exits=4).stderr
     assert not list(shell.directory.glob("*.db*"))
 
 

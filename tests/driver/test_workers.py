@@ -231,7 +231,7 @@ async def test_a_thread_does_not_take_up_what_was_withdrawn():
     assert job._claim.acquire(blocking=False)  # as the loop does when it is cancelled
 
     await asyncio.to_thread(job._run)
-    job.ended.settle()
+    job.ended.resolve()
 
     assert calls == []
 
@@ -239,7 +239,7 @@ async def test_a_thread_does_not_take_up_what_was_withdrawn():
 async def test_who_asks_after_the_end_of_a_thread_is_called_at_once():
     ended, calls = _workers.ThreadEnd(asyncio.get_running_loop()), []
 
-    ended.come()
+    ended.report()
     ended.call_at_once(lambda: calls.append(1))
 
     assert calls == [1]
@@ -386,12 +386,12 @@ async def test_a_process_that_exits_does_so_as_in_the_loop():
 async def test_a_process_that_dies_is_an_ordinary_error_that_says_how():
     with pytest.raises(anyio.BrokenWorkerProcess, match="ended with exit code 3 before"):
         await run_in_process(work.vanish, {"code": 3})
-    with pytest.raises(anyio.BrokenWorkerProcess, match="ended by SIGKILL before"):
+    with pytest.raises(anyio.BrokenWorkerProcess, match="was killed by SIGKILL before"):
         await run_in_process(work.kill_itself, None)
 
 
 async def test_a_signal_without_a_name_is_told_by_its_number():
-    with pytest.raises(anyio.BrokenWorkerProcess, match="ended by signal 40 before"):
+    with pytest.raises(anyio.BrokenWorkerProcess, match="was killed by signal 40 before"):
         await run_in_process(work.end_by, {"number": 40})
 
 
@@ -417,7 +417,7 @@ async def test_what_can_not_be_sent_is_named():
         await run_in_process(Unspeakable(), None)
     with pytest.raises(pickle.PicklingError, match="whose str raised ValueError"):
         await run_in_process(work.add, {"left": work.Unprintable()})
-    with pytest.raises(pickle.PicklingError, match="or an argument of it can't be pickled"):
+    with pytest.raises(pickle.PicklingError, match="or one of its arguments can't be pickled"):
         await run_in_process(lambda: None, None)
     with pytest.raises(pickle.PicklingError, match=r"function add .*can't be pickled.*lock"):
         await run_in_process(work.add, {"left": threading.Lock()})
@@ -430,7 +430,10 @@ async def test_what_can_not_be_sent_is_named():
         (work.return_grudging, "what the function returned can't be unpickled: ValueError"),
         (work.raise_of_two, r"raised OfTwo: one two; that error can't be pickled: TypeError"),
         (work.raise_unpicklable, "raised Unpicklable: lost; that error can't .* not this one"),
-        (partial(work.throw, work.Turncoat), "raised Turncoat: .* back as str, which is no exc"),
+        (
+            partial(work.throw, work.Turncoat),
+            "raised Turncoat: .* back as str, which is not an exc",
+        ),
         (partial(work.throw, work.Unprintable), r"raised Unprintable; that error .*: Stubborn\n"),
     ],
 )
@@ -686,7 +689,7 @@ def test_without_an_interpreter_there_is_no_process(executable, nothing):
 def test_from_an_archive_there_is_no_process(monkeypatch):
     monkeypatch.setattr(_child, "__file__", "/app.zip/asyncflow/_child.py")
 
-    with pytest.raises(RuntimeError, match=r"_child.py is no file, .*; unpack it, or use"):
+    with pytest.raises(RuntimeError, match=r"_child.py is not a file, .*; unpack it, or use"):
         limiter_for("process")
 
 
@@ -694,9 +697,9 @@ def test_from_an_archive_there_is_no_process(monkeypatch):
 
 
 def ask(function, arguments):
-    file = io.BytesIO(_workers._question(function, arguments))
-    _child._answer(file)
-    return _workers._read(file.getvalue(), 0)
+    file = io.BytesIO(_workers._request(function, arguments))
+    _child._respond(file)
+    return _workers._outcome(file.getvalue(), 0)
 
 
 def test_the_program_of_the_process_answers_in_the_file_that_asked():
@@ -705,7 +708,7 @@ def test_the_program_of_the_process_answers_in_the_file_that_asked():
         ask(work.fail, {"text": "x"})
     with pytest.raises(pickle.PicklingError, match="that error can't be pickled"):
         ask(work.raise_of_two, {})
-    with pytest.raises(pickle.PicklingError, match="back as str, which is no exception"):
+    with pytest.raises(pickle.PicklingError, match="back as str, which is not an exception"):
         ask(work.throw, {"error": work.Turncoat})
     with pytest.raises(pickle.PicklingError, match="raised Unprintable; that error") as raised:
         ask(work.throw, {"error": work.Unprintable})
@@ -722,7 +725,7 @@ def test_what_comes_back_as_an_error_and_is_none_is_named():
     answer = b"!" + pickle.dumps(("raised", "not an error", ""))
 
     with pytest.raises(pickle.PicklingError, match="came back as <class 'str'>"):
-        _workers._read(answer, 0)
+        _workers._outcome(answer, 0)
 
 
 def test_an_error_whose_traceback_can_not_be_printed_has_none():
@@ -746,9 +749,9 @@ def test_the_script_that_asked_is_imported_under_another_name(tmp_path, monkeypa
     call = b"(c__main__\nfunction\nc__mp_main__\nfunction\n0}t."
     file = io.BytesIO(b"?" + pickle.dumps(((sys.path, sys.argv), main, call)))
 
-    _child._answer(file)
+    _child._respond(file)
 
-    assert _workers._read(file.getvalue(), 0) == 3
+    assert _workers._outcome(file.getvalue(), 0) == 3
     assert sys.modules["__main__"] is sys.modules["__mp_main__"]
     assert sys.modules["__main__"].__dict__["seen"] == ("__mp_main__", True, True)
     assert not hasattr(sys.modules["__main__"], _child._IS_IMPORTING)
@@ -759,20 +762,20 @@ def test_data_with_the_name_of_the_script_does_not_run_it():
     main = "path", "nowhere.py"
     file = io.BytesIO(b"?" + pickle.dumps(((sys.path, sys.argv), main, call)))
 
-    _child._answer(file)
+    _child._respond(file)
 
-    assert _workers._read(file.getvalue(), 0) == "__main__"
+    assert _workers._outcome(file.getvalue(), 0) == "__main__"
 
 
 async def test_what_a_shell_defines_is_refused_by_the_process_with_the_way_out(monkeypatch):
     main = ModuleType("__main__")
     monkeypatch.setitem(sys.modules, "__main__", main)
-    exec("def _answer(): pass", main.__dict__)  # a name that our program has too
+    exec("def _respond(): pass", main.__dict__)  # a name that our program has too
 
-    with pytest.raises(pickle.PicklingError, match=r"'_answer' .* notebook .*; define it in a fi"):
-        await run_in_process(main._answer, None)
-    with pytest.raises(pickle.PicklingError, match="'_answer' is defined in a main module"):
-        ask(main._answer, {})
+    with pytest.raises(pickle.PicklingError, match=r"'_respond' .* notebook .*; define it in a fi"):
+        await run_in_process(main._respond, None)
+    with pytest.raises(pickle.PicklingError, match="'_respond' is defined in a main module"):
+        ask(main._respond, {})
 
 
 def test_a_main_module_is_found_by_its_name_or_its_file(monkeypatch):

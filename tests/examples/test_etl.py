@@ -694,6 +694,7 @@ async def test_a_load_that_is_cancelled_stops_and_leaves_the_old_database_intact
                 yield row
                 loop.call_soon_threadsafe(run.cancel)
                 wait_until_it_is_to_stop()
+                written.append("asked to stop")
 
         return replace_table(database, table, cancelled_after_the_first(), quarantine)
 
@@ -703,7 +704,7 @@ async def test_a_load_that_is_cancelled_stops_and_leaves_the_old_database_intact
     with pytest.raises(asyncio.CancelledError):
         await run
 
-    assert written == [[2, 3, 4]]
+    assert written == [[2, 3, 4], "asked to stop"]
     assert dump(database) == before
 
 
@@ -863,6 +864,7 @@ class Endless(type(Path())):
 
     run: ClassVar[asyncio.Task]
     chunks: ClassVar[list[bytes]] = []
+    was_asked: ClassVar[list[bool]] = []
 
     def open(self, *args, **kwargs):
         return self
@@ -874,10 +876,11 @@ class Endless(type(Path())):
         pass
 
     def read(self, size: int) -> bytes:
-        self.chunks.append(b"1,2\n")
+        self.chunks.append(b"1,2\n" if len(self.chunks) < 1_000 else b"")
         if len(self.chunks) == 3:
             self.run.get_loop().call_soon_threadsafe(self.run.cancel)
             wait_until_it_is_to_stop()
+            self.was_asked.append(True)
         return self.chunks[-1]
 
 
@@ -888,7 +891,7 @@ async def test_an_extract_that_is_cancelled_stops_at_the_next_chunk(tmp_path, da
     with pytest.raises(asyncio.CancelledError):
         await Endless.run
 
-    assert len(Endless.chunks) == 3
+    assert (len(Endless.chunks), Endless.was_asked) == (3, [True])
 
 
 class BlankLines(io.RawIOBase):
