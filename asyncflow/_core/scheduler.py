@@ -219,6 +219,16 @@ class Deadlines:
                 limit = Limit("step", step.deadline_ms, ends_ms)
         return limit
 
+    def passed(self, node: int, at_ms: float, before_ms: float) -> Limit | None:
+        """Return the tighter limit of an attempt started at a time, if it passes before another."""
+        step = self._step_runs.steps[node]
+        if step.deadline_ms is None and (
+            step.timeout_ms is None or at_ms + step.timeout_ms >= before_ms
+        ):
+            return None  # most steps need no object to tell
+        limit = self.of(node, at_ms)
+        return limit if limit is not None and limit.ends_ms < before_ms else None
+
     def step_ends_ms(self, node: int) -> float:
         """When the deadline of a unit that has started passes, if it has one."""
         deadline_ms = self._step_runs.steps[node].deadline_ms

@@ -12,70 +12,39 @@ All functions here are pure: they read what they are given, and change nothing b
 from __future__ import annotations
 
 import asyncio
-from typing import Any, NamedTuple
 
-from asyncflow._core.errors import StepCancelledError, StepTimeoutError, escape_controls
-from asyncflow._core.results import Payload
-from asyncflow._core.scheduler import Limit
+from asyncflow._core.errors import (
+    StepCancelledError,
+    StepTimeoutError,
+    TimeoutKind,
+    escape_controls,
+)
 from asyncflow._core.state import RunState
-from asyncflow._runtime.asyncio_compat import TIMER_SLACK_S
 from asyncflow.events import StepCancelled
 
-__all__ = ["AttemptEnd", "as_failure", "caller_reason", "error_of", "step_cancelled"]
+__all__ = ["as_failure", "caller_reason", "step_cancelled", "timeout_error"]
 
 _ANYIO_MESSAGES = ("Cancelled by cancel scope", "Cancelled via cancel scope")
 """How cancellations of anyio begin, which name its objects and their addresses."""
 
 
-class AttemptEnd(NamedTuple):
-    """How an attempt ended, before it is classified."""
-
-    error: BaseException | None
-    """What the action raised; ``None`` if it returned."""
-    output: Any
-    ended_ms: float
-    cancels: int
-    """How often its task was asked to cancel by then."""
-    payload: Payload | None = None
-    """The output as a journal stores it."""
-
-
-def error_of(
-    end: AttemptEnd,
-    name: str,
-    attempt: int,
-    *,
-    limit: Limit | None,
-    heartbeat_ms: float | None,
-    stop_requested_ms: float | None,
-) -> BaseException | None:
-    """Return what an attempt has failed with; ``None`` if it has succeeded.
-
-    A limit has cut the attempt short if its task was asked to cancel after the limit had passed,
-    and before the run asked. The clock alone can't tell: a step that blocks the loop passes its
-    limit too.
+def timeout_error(
+    kind: TimeoutKind, limit_ms: float, name: str, attempt: int, error: BaseException | None
+) -> StepTimeoutError:
+    """Return what an attempt fails with that a limit has cancelled.
 
     Args:
-        end: How the attempt ended.
-        name: The name of its node.
-        attempt: Its number.
-        limit: The tighter of its limits.
-        heartbeat_ms: The step's ``heartbeat_ms``, if a missed heartbeat has cancelled it.
-        stop_requested_ms: When the run asked the node to stop, if it did.
+        kind: Which limit it was.
+        limit_ms: Its length.
+        name: The name of the node.
+        attempt: The number of the attempt.
+        error: What the action made of the cancellation; ``None`` if it returned a value.
     """
-    if heartbeat_ms is not None:
-        timeout = StepTimeoutError(name, attempt, heartbeat_ms, "heartbeat")
+    timeout = StepTimeoutError(name, attempt, limit_ms, kind)
+    if isinstance(error, asyncio.CancelledError):
+        timeout.__context__ = error  # it tells where the step was
     else:
-        horizon_ms = end.ended_ms + TIMER_SLACK_S * 1000
-        if stop_requested_ms is not None:
-            horizon_ms = stop_requested_ms
-        if not end.cancels or limit is None or limit.ends_ms >= horizon_ms:
-            return end.error  # the cancellation, if any, was the run's, or the step's own
-        timeout = StepTimeoutError(name, attempt, limit.ms, limit.kind)
-    if isinstance(end.error, asyncio.CancelledError):
-        timeout.__context__ = end.error  # it tells where the step was
-    else:
-        timeout.__cause__ = end.error
+        timeout.__cause__ = error
     return timeout
 
 

@@ -49,7 +49,7 @@ from asyncflow._runtime.asyncio_compat import (
 )
 from asyncflow._runtime.dispatcher import EventDispatcher
 from asyncflow._runtime.durable import RunPersistence
-from asyncflow._runtime.outcome import AttemptEnd, as_failure, error_of, step_cancelled
+from asyncflow._runtime.outcome import as_failure, step_cancelled, timeout_error
 from asyncflow._runtime.permits import Permits
 from asyncflow._runtime.stop_control import StopControl
 from asyncflow._runtime.watchdog import HeartbeatTimer, Watchdog
@@ -357,7 +357,7 @@ class StepRunner:
             arguments,
             ends=ends_s,
             on_abandon=abandon,
-            has_lapsed=partial(self._stop.has_missed_heartbeat, node),
+            has_lapsed=partial(self._stop.missed_heartbeat.__contains__, node),
         )
 
     def _results_for(self, node: int, step: WorkflowStep) -> dict[str, StepResult]:
@@ -411,7 +411,9 @@ class StepRunner:
                         return ended[0]
                     if node in self._stop.requested:
                         raise
-                    forget_cancels()
+                finally:
+                    if node not in self._stop.requested:
+                        forget_cancels()  # a third party's
         finally:
             del self, make_attempt, work
 
@@ -429,11 +431,27 @@ class StepRunner:
         if not WAIT_FOR_MAKES_A_TASK and self._context_is_clean():
             running_task().set_name(name)
             return make_attempt()
-        work = _noted(make_attempt, ended)
+        work = self._noted(make_attempt, ended, node)
         # Not an eager task: if it failed at once, its error's traceback would keep the frame that
         # makes it, which holds the task, which holds the error.
         context = None if attempt == 1 else self._context.copy()
         return asyncio.Task(work, loop=self._loop, name=name, context=context)
+
+    async def _noted(
+        self,
+        make_attempt: Callable[[], Awaitable[float | None]],
+        ended: list[float | None],
+        node: int,
+    ) -> float | None:
+        """Make an attempt and note what it returns, which a task may lose when it is cancelled."""
+        try:
+            if node in self._stop.requested:
+                # Before 3.12 this task begins although the one that waits for it was cancelled.
+                raise asyncio.CancelledError  # pragma: no cover
+            ended.append(await make_attempt())
+            return ended[0]
+        finally:
+            del self, make_attempt
 
     def _context_is_clean(self) -> bool:
         """Whether an attempt has left nothing in the context but which attempt it was."""
@@ -456,33 +474,26 @@ class StepRunner:
         state, stop = self._state, self._stop
         running, name = state.running_attempt(node), state.step_runs.name_of(node)
         assert running is not None
-        end = AttemptEnd(error, output, self._run.now_ms(), cancels(), payload)
-        requested_ms, step = stop.requested.get(node), self._steps[node]
-        heartbeat_ms = step.heartbeat_ms if stop.take_missed_heartbeat(node) else None
-        error = error_of(
-            end,
-            name,
-            running.attempt,
-            limit=stop.limit_of(node, running),
-            heartbeat_ms=heartbeat_ms,
-            stop_requested_ms=requested_ms,
-        )
-        delay_ms = None
+        ended_ms, attempt, delay_ms = self._run.now_ms(), running.attempt, None
+        if cancels() or stop.missed_heartbeat:
+            limit = stop.cause_of(node, running, ended_ms)
+            if limit is not None:
+                error = timeout_error(*limit, name, attempt, error)
         try:
-            if requested_ms is None:
+            if node not in stop.requested:
                 forget_cancels()  # those of its limit, the step's own, or a third party's
                 if isinstance(error, FAILURES):
-                    failure = as_failure(error, name, running.attempt)
-                    error, delay_ms = self._retry_or_fail(node, running, failure, end.ended_ms)
-            self._report_end(node, running, end, error, delay_ms)
+                    error = as_failure(error, name, attempt)
+                    error, delay_ms = self._retry_or_fail(node, name, attempt, error, ended_ms)
+            self._report_end(node, running, ended_ms, error, output, payload, delay_ms)
             return delay_ms
         finally:
             # What a retry policy raised keeps this frame.
             del self, state, stop
-            error = failure = end = None  # type: ignore[assignment]
+            error = output = None
 
     def _retry_or_fail(
-        self, node: int, running: AttemptStarted, failure: Exception, ended_ms: float
+        self, node: int, name: str, attempt: int, failure: Exception, ended_ms: float
     ) -> tuple[BaseException, float | None]:
         """Return what an attempt has failed with, and the backoff if another one follows."""
         try:
@@ -491,10 +502,8 @@ class StepRunner:
             strip_internal_frames(raised)
             if raised is not failure:
                 raised.__context__ = failure
-            if isinstance(raised, FAILURES):
-                name = self._state.step_runs.name_of(node)
-                return as_failure(raised, name, running.attempt), None
-            return raised, None
+            is_failure = isinstance(raised, FAILURES)
+            return as_failure(raised, name, attempt) if is_failure else raised, None
         finally:
             del self, failure
 
@@ -502,29 +511,27 @@ class StepRunner:
         self,
         node: int,
         running: AttemptStarted,
-        end: AttemptEnd,
+        ended_ms: float,
         error: BaseException | None,
+        output: Any,
+        payload: Payload | None,
         delay_ms: float | None,
     ) -> None:
-        name, attempt, item, emit = (
-            running.step,
-            running.attempt,
-            running.item,
-            self._dispatcher.emit,
-        )
+        emit = self._dispatcher.emit
+        name, attempt, item = running.step, running.attempt, running.item
         if error is None:
-            success = StepSucceeded(name, attempt, end.ended_ms, end.output, item)
-            emit(success, self.as_stored(node, success, end.payload))
+            success = StepSucceeded(name, attempt, ended_ms, output, item)
+            emit(success, self.as_stored(node, success, payload))
         elif not isinstance(error, FAILURES):
             reason = f"step {name!r} raised {type(error).__name__}"
-            emit(StepCancelled(name, attempt, end.ended_ms, reason, error, item))
+            emit(StepCancelled(name, attempt, ended_ms, reason, error, item))
             self._host.interrupt(error, reason)
         elif node in self._stop.requested:
-            emit(step_cancelled(self._state, node, self._run.now_ms(), error))
+            emit(step_cancelled(self._state, node, ended_ms, error))
         elif delay_ms is not None:
-            emit(AttemptFailed(name, attempt, end.ended_ms, error, delay_ms, item))
+            emit(AttemptFailed(name, attempt, ended_ms, error, delay_ms, item))
         else:
-            emit(StepFailed(name, attempt, end.ended_ms, error, item))
+            emit(StepFailed(name, attempt, ended_ms, error, item))
 
     def as_stored(
         self, node: int, success: StepSucceeded, payload: Payload | None = None
@@ -568,14 +575,3 @@ def _refuse_unawaited(step: WorkflowStep, output: CoroutineType[Any, Any, Any]) 
     if inspect.getcoroutinestate(output) == inspect.CORO_CREATED:
         output.close()  # or Python would warn that it was never awaited
         raise OutputNotAwaitedError(step.name, output.__qualname__)
-
-
-async def _noted(
-    make_attempt: Callable[[], Awaitable[float | None]], ended: list[float | None]
-) -> float | None:
-    """Make an attempt and note what it returns: a task that is cancelled too late discards it."""
-    try:
-        ended.append(await make_attempt())
-        return ended[0]
-    finally:
-        del make_attempt

@@ -17,6 +17,7 @@ from contextvars import Context
 from typing import Any
 
 from asyncflow._core.context import RunContext
+from asyncflow._core.errors import TimeoutKind
 from asyncflow._core.scheduler import Limit
 from asyncflow._core.state import RunState
 from asyncflow._runtime.asyncio_compat import TIMER_SLACK_S, forget_cancels
@@ -31,6 +32,7 @@ class StopControl:
 
     Attributes:
         requested: When the run has asked a node to stop, in milliseconds, by node.
+        missed_heartbeat: The nodes whose running attempt was cancelled for that.
         called_ms: When an action was called, by node, if that was after its attempt started: a
             journal first stores the start.
 
@@ -55,7 +57,7 @@ class StopControl:
         self._loop = asyncio.get_running_loop()
         self.requested: dict[int, float] = {}
         self.called_ms: dict[int, float] = {}
-        self._missed_heartbeat: set[int] = set()
+        self.missed_heartbeat: set[int] = set()
         self._doubtful: list[int] = []
         """The nodes that were to stop and were not cancelled, since a third party had done so."""
         self._timer: asyncio.TimerHandle | None = None
@@ -63,7 +65,7 @@ class StopControl:
     def request(self, node: int, task: asyncio.Task[Any], at_ms: float) -> None:
         """Ask a node to stop for the run."""
         self.requested[node] = at_ms
-        is_cancelled = task.cancelling() or node in self._missed_heartbeat
+        is_cancelled = task.cancelling() or node in self.missed_heartbeat
         if not is_cancelled or not self._state.is_attempting(node):
             task.cancel()
         elif not self._is_cut_short(node):
@@ -86,23 +88,31 @@ class StopControl:
         # A thread can't know that it was asked to stop, and works on.
         in_loop = self._state.step_runs.steps[node].runs_in != "thread"
         if not (in_loop and node in self.requested) and not self._is_cut_short(node):
-            self._missed_heartbeat.add(node)
+            self.missed_heartbeat.add(node)
             task.cancel()
 
-    def has_missed_heartbeat(self, node: int) -> bool:
-        """Whether the running attempt of a node was cancelled for that."""
-        return node in self._missed_heartbeat
+    def cause_of(
+        self, node: int, running: AttemptStarted, ended_ms: float
+    ) -> tuple[TimeoutKind, float] | None:
+        """Return the kind and the milliseconds of the limit that has cancelled an attempt.
 
-    def take_missed_heartbeat(self, node: int) -> bool:
-        """Return the same, once for each time: the attempt has ended."""
-        if node not in self._missed_heartbeat:
-            return False
-        self._missed_heartbeat.discard(node)
-        return True
+        It has, if it had passed before the run asked the node to stop, and by the attempt's end.
+        The clock alone can't tell: a step that blocks the loop passes its limit too. So this is
+        for attempts whose task was asked to cancel.
+        """
+        if node in self.missed_heartbeat:
+            self.missed_heartbeat.discard(node)
+            heartbeat_ms = self._state.step_runs.steps[node].heartbeat_ms
+            assert heartbeat_ms is not None
+            return "heartbeat", heartbeat_ms
+        before_ms = self.requested.get(node, ended_ms + TIMER_SLACK_S * 1000)
+        limit = self.limit_passed(node, running, before_ms)
+        return None if limit is None else (limit.kind, limit.ms)
 
-    def limit_of(self, node: int, running: AttemptStarted) -> Limit | None:
-        """Return the tighter limit of a running attempt, if it has any."""
-        return self._state.deadlines.of(node, self.called_ms.get(node, running.at_ms))
+    def limit_passed(self, node: int, running: AttemptStarted, before_ms: float) -> Limit | None:
+        """Return the limit of a running attempt that passes before a time, if one does."""
+        began_ms = self.called_ms.get(node, running.at_ms)
+        return self._state.deadlines.passed(node, began_ms, before_ms)
 
     def _is_cut_short(self, node: int) -> bool:
         """Whether a limit has cancelled the running attempt.
@@ -110,10 +120,10 @@ class StopControl:
         Its task can't tell: the action may have swallowed an earlier cancellation, also its own.
         """
         running = self._state.running_attempt(node)
-        if running is None or node in self._missed_heartbeat:
+        if running is None or node in self.missed_heartbeat:
             return running is not None
-        limit = self.limit_of(node, running)
-        return limit is not None and limit.ends_ms <= self._run.now_ms() + TIMER_SLACK_S * 1000
+        before_ms = self._run.now_ms() + TIMER_SLACK_S * 1000
+        return self.limit_passed(node, running, before_ms) is not None
 
     async def undisturbed(self, node: int, wait: Callable[[], Awaitable[object]]) -> None:
         """Wait for something in a node's task; begin again if a third party cancels that.
