@@ -179,7 +179,12 @@ class Permits:
 
         Returns:
             Whether another attempt follows. Otherwise the node has failed, and that is reported.
+
+        Raises:
+            asyncio.CancelledError: The run has asked the node to stop.
         """
+        if node in self._stop.requested:  # pragma: no cover - before 3.12
+            raise asyncio.CancelledError  # `wait_for` can swallow one that comes with the end
         if self._state.is_limited:
             self._advance_soon()  # there is room for another node
         clock = self._loop.time

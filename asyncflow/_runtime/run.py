@@ -36,6 +36,7 @@ from asyncflow._runtime.asyncio_compat import (
     FAILURES,
     WAIT_FOR_MAKES_A_TASK,
     cancel_requested,
+    clock_of,
     outlast,
 )
 from asyncflow._runtime.dispatcher import EventDispatcher, Observer
@@ -102,7 +103,7 @@ class Run:
         deadline_ms = state.deadlines.deadline_ms
         deadline_s = math.inf if deadline_ms is None else loop.time() + deadline_ms / 1000
         run = self._run = RunContext(
-            run_id, plan, loop.time, started_s, deadline_s, {}, cancel_requested
+            run_id, plan, clock_of(loop), started_s, deadline_s, {}, cancel_requested
         )
         context = self._context = contextvars.copy_context()
         context.run(enter_run, run)

@@ -412,7 +412,7 @@ class StepRunner:
                     if node in self._stop.requested:
                         raise
                 finally:
-                    if node not in self._stop.requested:
+                    if isinstance(work, asyncio.Task) and node not in self._stop.requested:
                         forget_cancels()  # a third party's
         finally:
             del self, make_attempt, work
