@@ -18,7 +18,7 @@ from typing import Any
 
 from asyncflow._core.errors import JournalError, RunCancelledError
 from asyncflow.events import Event, RunFinished, RunResumed, RunStarted
-from asyncflow.journal._event_codec import Row, column_of, row_of
+from asyncflow.journal._event_codec import EventRow, column_of, row_of
 from asyncflow.journal._store import Change, CommitBatch
 from asyncflow.journal._worker import JournalWorker, Lease, WorkerThread
 
@@ -43,7 +43,7 @@ class SQLSession:
         self._lease = lease
         self._appended = lease.committed
         """The position of the last event that was appended."""
-        self._rows: list[Row] = []
+        self._rows: list[EventRow] = []
         self._change: Change | None = None
         self._closing = False
         self._waiters: deque[tuple[int, _Waiter]] = deque()
