@@ -87,7 +87,7 @@ class MemoryBook:
     def watch(self, on_stop: Callable[[JournalError | RunCancelledError], object]) -> None:
         self._on_stop = on_stop
 
-    def add(self, event: Event) -> None:
+    def append(self, event: Event) -> None:
         if self.failure is not None:
             return
         self._pending.append(event)
@@ -127,7 +127,7 @@ class MemoryBook:
         assert self._on_stop is not None
         self._on_stop(RunCancelledError(self._run_id))
 
-    async def kept(self) -> None:
+    async def flush(self) -> None:
         await self._all_kept.wait()
 
     async def close(self) -> None:

@@ -177,7 +177,7 @@ class EventDispatcher:
         """
         self._state.apply(event)
         if self._session is not None:
-            self._session.add(event if stored is None else stored)
+            self._session.append(event if stored is None else stored)
         if self.observers:
             self.notify(event)
 

@@ -69,14 +69,14 @@ class JournalSession(Protocol):
 
         With a `JournalError`, at most once, when the journal fails or another process takes over
         the run. With a `RunCancelledError`, at most once and before that, when the run is cancelled
-        through the journal, which still stores what is added.
+        through the journal, which still stores what is appended.
         """
 
-    def add(self, event: Event) -> None:
+    def append(self, event: Event) -> None:
         """Append an event. Never blocks, and does nothing after a failure or the close."""
 
-    async def kept(self) -> None:
-        """Wait until all events added so far are stored; forever if the journal has failed.
+    async def flush(self) -> None:
+        """Wait until all events appended so far are stored; forever if the journal has failed.
 
         It may be cancelled at any time, without effect.
         """
@@ -158,12 +158,12 @@ class RunPersistence:
     """Stores what one run produces.
 
     Attributes:
-        book: The run's session, which takes its events.
+        session: Takes the events of the run.
         has_closed: Whether the run has been released.
     """
 
-    def __init__(self, journal: Journal, book: JournalSession, types: OutputTypes) -> None:
-        self.book = book
+    def __init__(self, journal: Journal, session: JournalSession, types: OutputTypes) -> None:
+        self.session = session
         self.has_closed = False
         self._journal = journal
         self._types = types
@@ -192,8 +192,7 @@ class RunPersistence:
             The journal's failure, and the cancellation that came meanwhile, if any.
         """
         self.has_closed = True
-        closing = asyncio.ensure_future(self.book.close())
-        closing.set_name(f"asyncflow:{run_id}")
+        closing = asyncio.create_task(self.session.close(), name=f"asyncflow:{run_id}")
         cancellation = await outlast(closing.done, partial(asyncio.wait, [closing]))
         try:
             return None if closing.cancelled() else closing.exception(), cancellation
@@ -224,7 +223,7 @@ class RunStart(NamedTuple):
     bindings: list[Binding]
     conditions: Mapping[int, Binding]
     event: RunStarted | RunResumed
-    kept: RunStarted | RunResumed | None = None
+    stored_event: RunStarted | RunResumed | None = None
     """The event as the journal stores it."""
     checkpoint: Checkpoint | None = None
 
@@ -260,10 +259,10 @@ async def open_run(
         RunAlreadyActiveError: The run has another owner, and ``wait`` is false.
         JournalError: The journal fails.
     """
-    book, start = await journal.open(
+    session, start = await journal.open(
         request.run_id, wait=wait, read=_RunOpening(journal, request).read
     )
-    return RunPersistence(journal, book, request.types), start
+    return RunPersistence(journal, session, request.types), start
 
 
 class _RunOpening:
@@ -286,7 +285,7 @@ class _RunOpening:
         if not events:
             start = begin(request)
             event = replace(start.event, fingerprints=Fingerprints(request.plan))
-            return start._replace(event=event, kept=replace(event, inputs=given))
+            return start._replace(event=event, stored_event=replace(event, inputs=given))
         stored = StoredRun(events)
         self._check_pipeline(stored.started.pipeline)
         self._check_inputs(stored)

@@ -109,7 +109,7 @@ class Run:
         context.run(enter_run, run)
         self._live: dict[int, asyncio.Task[Any]] = {}
         """The task of each node that was started and has not ended."""
-        session = None if persistence is None else persistence.book
+        session = None if persistence is None else persistence.session
         dispatcher = self._dispatcher = EventDispatcher(state, session, observers, self.interrupt)
         stop = self._stop_control = StopControl(state, run, context, self._live)
         self._watchdog = Watchdog(state, run, context, self._live, stop.requested)
@@ -189,8 +189,8 @@ class Run:
     async def _begin(self) -> asyncio.CancelledError | None:
         """Report that the run begins; return the cancellation that came meanwhile, if any."""
         if self._persistence is not None:
-            self._persistence.book.watch(self._on_journal_stop)
-        self._dispatcher.emit(self._start_of_run.event, self._start_of_run.kept)
+            self._persistence.session.watch(self._on_journal_stop)
+        self._dispatcher.emit(self._start_of_run.event, self._start_of_run.stored_event)
         cancellation, state = None, self._state
         order = self._plan.order if self._is_resumed else ()
         for count, index in enumerate(order):

@@ -254,7 +254,7 @@ class StepRunner:
     async def _store_start(self, node: int, persistence: RunPersistence) -> None:
         """Report that an attempt starts, and wait until that is stored; only then is it made."""
         self._dispatcher.emit(self._start_of(node))
-        await self._stop.undisturbed(node, persistence.book.kept)
+        await self._stop.undisturbed(node, persistence.session.flush)
         self._stop.called_ms[node] = self._run.now_ms()
 
     def _start_of(self, node: int) -> AttemptStarted:

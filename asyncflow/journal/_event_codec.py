@@ -1,8 +1,8 @@
 """Converts events to the rows of a table, and back.
 
 Events come back as they were, errors aside: asyncflow's own come back without their traceback and
-cause, others as `RestoredError`. Fields without a column are in `Row.payload` as JSON, so that a
-person can read them.
+cause, others as `RestoredError`. Fields without a column are in `EventRow.payload` as JSON, so
+that a person can read them.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ from asyncflow._core.errors import (
 from asyncflow._core.results import Payload, StepStatus, to_restored_error
 from asyncflow.events import AttemptStarted, Event, RunStarted, StepSucceeded
 
-__all__ = ["Row", "column_of", "event_of", "from_column", "is_storable", "row_of"]
+__all__ = ["EventRow", "column_of", "event_of", "from_column", "is_storable", "row_of"]
 
 
-class Row(NamedTuple):
+class EventRow(NamedTuple):
     """An event with its run and its position."""
 
     run_id: str
@@ -54,7 +54,7 @@ _LONGEST = 100_000
 Details = dict[str, Any]
 
 
-def row_of(run_id: str, position: int, event: Event) -> Row:
+def row_of(run_id: str, position: int, event: Event) -> EventRow:
     """Return the row of an event. The output of a `StepSucceeded` is a `Payload` or ``None``."""
     kind = type(event).__name__
     # Most events are of these two kinds.
@@ -64,7 +64,7 @@ def row_of(run_id: str, position: int, event: Event) -> Row:
         output = None, None, None
     else:
         step, details = getattr(event, "step", None), _details(event)
-        return Row(
+        return EventRow(
             run_id,
             position,
             kind,
@@ -77,7 +77,7 @@ def row_of(run_id: str, position: int, event: Event) -> Row:
             None,
         )
     step, item, attempt = column_of(event.step), event.item, event.attempt
-    return Row(run_id, position, kind, step, item, attempt, event.at_ms, *output)
+    return EventRow(run_id, position, kind, step, item, attempt, event.at_ms, *output)
 
 
 def event_of(row: Sequence[Any]) -> Event:

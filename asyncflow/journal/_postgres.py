@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from asyncflow._core.errors import JournalError, RunAlreadyActiveError
 from asyncflow.journal._base import SQLJournal
-from asyncflow.journal._event_codec import Row
+from asyncflow.journal._event_codec import EventRow
 from asyncflow.journal._queries import check_lease, check_text
 from asyncflow.journal._store import Claim, CommitBatch, Store, UnsettledError
 
@@ -197,11 +197,12 @@ class PostgresStore(Store):
             )
             return {run_id: (token, owner) for run_id, token, owner in cursor.fetchall()}
 
-    def _has(self, row: Row) -> bool:
+    def _has(self, row: EventRow) -> bool:
         with self.database.reading() as cursor:
             self._execute(
                 cursor,
-                f"SELECT {', '.join(Row._fields)} FROM events WHERE run_id = ? AND position = ?",
+                f"SELECT {', '.join(EventRow._fields)} FROM events "
+                "WHERE run_id = ? AND position = ?",
                 (row.run_id, row.position),
             )
             # Another owner may have written another event there.

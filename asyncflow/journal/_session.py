@@ -18,7 +18,7 @@ from typing import Any
 
 from asyncflow._core.errors import JournalError, RunCancelledError
 from asyncflow.events import Event, RunFinished, RunResumed, RunStarted
-from asyncflow.journal._event_codec import Row, column_of, row_of
+from asyncflow.journal._event_codec import EventRow, column_of, row_of
 from asyncflow.journal._store import Change, CommitBatch
 from asyncflow.journal._worker import JournalWorker, Lease, WorkerThread
 
@@ -41,9 +41,9 @@ class SQLSession:
     def __init__(self, queue: CommitQueue, lease: Lease) -> None:
         self._queue = queue
         self._lease = lease
-        self._added = lease.committed
-        """The position of the last event that was added."""
-        self._rows: list[Row] = []
+        self._appended = lease.committed
+        """The position of the last event that was appended."""
+        self._rows: list[EventRow] = []
         self._change: Change | None = None
         self._closing = False
         self._waiters: deque[tuple[int, _Waiter]] = deque()
@@ -56,22 +56,22 @@ class SQLSession:
         self._on_stop = on_stop
         self.settle()
 
-    def add(self, event: Event) -> None:
+    def append(self, event: Event) -> None:
         if self._closing or self._lease.failure:
             return
-        self._added += 1
-        self._rows.append(row_of(self._lease.run_id, self._added, event))
+        self._appended += 1
+        self._rows.append(row_of(self._lease.run_id, self._appended, event))
         if isinstance(event, _CHANGING):
             self._change = _merged(self._change, event)
         self._queue.schedule(self)
 
-    async def kept(self) -> None:
+    async def flush(self) -> None:
         lease = self._lease
-        if lease.failure or lease.committed < self._added:
+        if lease.failure or lease.committed < self._appended:
             if self._rows:
                 self._queue.hurry()
             waiter = self._queue.loop.create_future()
-            self._waiters.append((self._added, waiter))
+            self._waiters.append((self._appended, waiter))
             await waiter
 
     def close(self) -> Coroutine[Any, Any, None]:
@@ -124,9 +124,9 @@ class FinishedSession:
 
     def watch(self, on_stop: _OnStop) -> None: ...
 
-    def add(self, event: Event) -> None: ...
+    def append(self, event: Event) -> None: ...
 
-    async def kept(self) -> None: ...
+    async def flush(self) -> None: ...
 
     async def close(self) -> None: ...
 

@@ -10,7 +10,7 @@ mean, as `JournalError`. Everything is called in one thread only.
   claimed the run. A row stays when its owner releases it, so that tokens only grow. `cancel_token`
   is the token of the claim that was asked to stop, so the request is void for the next claim. Times
   are by the database's clock.
-- `events` has one row per event, with the columns of `asyncflow.journal._event_codec.Row`.
+- `events` has one row per event, with the columns of `asyncflow.journal._event_codec.EventRow`.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from typing import Any, NamedTuple, Protocol
 
 from asyncflow._core.errors import JournalError, RunAlreadyActiveError, describe_fully
 from asyncflow.events import Event
-from asyncflow.journal._event_codec import Row, column_of, event_of
+from asyncflow.journal._event_codec import EventRow, column_of, event_of
 from asyncflow.journal._queries import RunFilter
 
 __all__ = [
@@ -112,7 +112,7 @@ class CommitBatch(NamedTuple):
 
     run_id: str
     token: int
-    rows: Sequence[Row]
+    rows: Sequence[EventRow]
     change: Change | None
     release: bool
     """Whether to release the lease afterwards."""
@@ -168,7 +168,7 @@ _BEGIN_RUN = (
 )
 _CHANGE_RUN = "UPDATE runs SET status = ?, updated_at = {now} WHERE run_id = ?"
 _EVENTS = (
-    f"SELECT {', '.join(Row._fields[1:])} FROM events "
+    f"SELECT {', '.join(EventRow._fields[1:])} FROM events "
     "WHERE run_id = ? AND position > ? ORDER BY position"
 )
 _LAST = "SELECT COALESCE(MAX(position), 0) FROM events WHERE run_id = ?"
@@ -286,7 +286,7 @@ class Store:
             claims.update((run_id, token) for run_id, token in cursor.fetchall())
         return claims
 
-    def _insert(self, cursor: Cursor, rows: Sequence[Row]) -> None:
+    def _insert(self, cursor: Cursor, rows: Sequence[EventRow]) -> None:
         # Few statements: after each one this thread waits for the interpreter's lock.
         for chunk in _chunks(rows):
             self._execute(cursor, _insertion(len(chunk)), list(chain(*chunk)))
@@ -436,8 +436,8 @@ def _padding(count: int) -> int:
 
 @cache
 def _insertion(count: int) -> str:
-    row = f"({_marks(len(Row._fields))})"
-    return f"INSERT INTO events ({', '.join(Row._fields)}) VALUES {', '.join([row] * count)}"
+    row = f"({_marks(len(EventRow._fields))})"
+    return f"INSERT INTO events ({', '.join(EventRow._fields)}) VALUES {', '.join([row] * count)}"
 
 
 def _marks(count: int) -> str:

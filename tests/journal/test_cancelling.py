@@ -301,7 +301,7 @@ async def test_a_run_ends_by_itself_or_is_interrupted_whenever_it_is_cancelled(
 async def test_a_run_that_nobody_runs_is_not_cancelled(journal: Any, place: Any) -> None:
     await run_pipeline([WorkflowStep("quick", quick)], journal=journal, run_id="ended")
     book, _ = await journal.open("orphan", wait=False, read=list)
-    book.add(RunStarted("orphan", 1.0, {"a": ()}))
+    book.append(RunStarted("orphan", 1.0, {"a": ()}))
     await book.close()
 
     assert await journal.cancel("ended") is False
@@ -344,14 +344,14 @@ async def test_who_claims_a_run_does_not_hear_of_what_was_asked_before(
 ) -> None:
     journal = make_journal(lease_s=0.6)
     book, _ = await make_journal(lease_s=600).open("r", wait=False, read=list)
-    book.add(RunStarted("r", 1.0, {"quick": (), "slow": ("quick",)}))
-    await book.kept()
+    book.append(RunStarted("r", 1.0, {"quick": (), "slow": ("quick",)}))
+    await book.flush()
     place.query("UPDATE leases SET cancel_token = token, expires_at = 1")  # its process is dead
 
     async with running(journal, slowly(lambda: asyncio.sleep(0.6))) as task:
         assert (await task).all_passed
     assert await tokens(place) == [None]
-    book.add(AttemptStarted("slow", 1, 1.0))
+    book.append(AttemptStarted("slow", 1, 1.0))
     with pytest.raises(LeaseLostError):
         await book.close()
 

@@ -94,13 +94,13 @@ async def test_what_was_added_is_read_when_the_run_is_opened_again(
     events = [started(), attempt(), StepSucceeded("a", 1, 2.0, Payload("json", b"7"))]
     book = await opened(journal)
     for event in events:
-        book.add(event)
+        book.append(event)
     await book.close()
 
     again, answer = await make_journal().open("r", wait=False, read=list)
 
     assert answer == events
-    again.add(RunFinished(3.0, "passed"))
+    again.append(RunFinished(3.0, "passed"))
     await again.close()
     last = [
         StoredEvent(3, StepSucceeded("a", 1, 2.0, 7)),
@@ -112,9 +112,9 @@ async def test_what_was_added_is_read_when_the_run_is_opened_again(
 async def test_what_is_kept_is_committed(journal: Any, place: Any) -> None:
     book = await opened(journal)
 
-    book.add(started())
-    book.add(attempt())
-    await book.kept()
+    book.append(started())
+    book.append(attempt())
+    await book.flush()
 
     assert place.query("SELECT position, kind FROM events ORDER BY position") == [
         (1, "RunStarted"),
@@ -125,10 +125,10 @@ async def test_what_is_kept_is_committed(journal: Any, place: Any) -> None:
 
 async def test_what_is_kept_already_is_not_waited_for(journal: Any) -> None:
     book = await opened(journal)
-    book.add(started())
-    await book.kept()
+    book.append(started())
+    await book.flush()
 
-    waiting = book.kept()
+    waiting = book.flush()
 
     with pytest.raises(StopIteration):
         waiting.send(None)
@@ -138,7 +138,7 @@ async def test_what_is_kept_already_is_not_waited_for(journal: Any) -> None:
 async def test_what_was_not_waited_for_is_committed_too(journal: Any, place: Any) -> None:
     book = await opened(journal)
 
-    book.add(started())
+    book.append(started())
 
     await until(lambda: place.query("SELECT kind FROM events") == [("RunStarted",)])
     await book.close()
@@ -149,9 +149,9 @@ async def test_the_events_of_many_runs_go_into_one_transaction(journal: Any) -> 
     count = count_writes(journal)
 
     for book in books:
-        book.add(started())
-        book.add(attempt())
-    await asyncio.gather(*(book.kept() for book in books))
+        book.append(started())
+        book.append(attempt())
+    await asyncio.gather(*(book.flush() for book in books))
 
     assert count() == 1
     await asyncio.gather(*(book.close() for book in books))
@@ -165,11 +165,11 @@ async def test_what_follows_within_a_few_turns_goes_into_the_same_transaction(
     book = await opened(journal)
     count = count_writes(journal)
 
-    book.add(started())
+    book.append(started())
     for _ in range(5):
         await asyncio.sleep(0)
-    book.add(attempt())
-    await book.kept()
+    book.append(attempt())
+    await book.flush()
 
     assert count() == 1
     await book.close()
@@ -180,11 +180,11 @@ async def test_what_is_asked_for_goes_with_all_that_comes_in_the_same_turn(journ
     count = count_writes(journal)
 
     async def begin(book: Any) -> None:
-        book.add(started())
-        await book.kept()
+        book.append(started())
+        await book.flush()
 
     first = asyncio.create_task(begin(books[0]))
-    books[1].add(started())
+    books[1].append(started())
     last = asyncio.create_task(begin(books[2]))
     await asyncio.gather(first, last)
 
@@ -196,15 +196,15 @@ async def test_what_comes_during_a_commit_goes_into_the_next_one(journal: Any) -
     book, others = await opened(journal), [await opened(journal, f"r{n}") for n in range(9)]
     count = count_writes(journal)
     with thread_held(journal):
-        book.add(started())
+        book.append(started())
         while book._rows:
             await asyncio.sleep(0)  # until it is handed in
         for number, other in enumerate(others):
-            other.add(started())
+            other.append(started())
             await asyncio.sleep(0)
-            other.add(attempt(number + 1))
+            other.append(attempt(number + 1))
 
-    await asyncio.gather(*(each.kept() for each in [book, *others]))
+    await asyncio.gather(*(each.flush() for each in [book, *others]))
 
     assert count() == 2
     await asyncio.gather(*(each.close() for each in [book, *others]))
@@ -252,8 +252,8 @@ async def test_nothing_of_the_database_happens_in_the_thread_of_the_loop(journal
 
     async with journal:
         book = await opened(journal)
-        book.add(started())
-        await book.kept()
+        book.append(started())
+        await book.flush()
         await book.close()
         await journal.runs()
         await journal.events("r")
@@ -268,8 +268,8 @@ def test_time_stands_still_while_something_is_written(make_journal: Make) -> Non
         async with make_journal() as journal:
             book = await opened(journal)
             for number in range(20):
-                book.add(started() if number == 0 else attempt(number))
-                await book.kept()
+                book.append(started() if number == 0 else attempt(number))
+                await book.flush()
             await book.close()
         return asyncio.get_running_loop().time()
 
@@ -298,10 +298,10 @@ LOOPS: list[Callable[[], asyncio.AbstractEventLoop]] = [
 def test_it_works_on_every_event_loop(make_journal: Make, loop: Any) -> None:
     async def chain(journal: Any, run_id: str) -> None:
         book = await opened(journal, run_id, wait=True)
-        book.add(started(run_id))
+        book.append(started(run_id))
         for number in range(1, 10):
-            book.add(attempt(number))
-            await book.kept()
+            book.append(attempt(number))
+            await book.flush()
         await book.close()
 
     async def main() -> None:
@@ -322,8 +322,8 @@ async def test_a_book_leaves_nothing_for_the_collector(journal: Any) -> None:
         book = await opened(journal)
         refused = weakref.ref(await refusal_of(journal))
         book.watch(partial(print, book))
-        book.add(started())
-        await book.kept()
+        book.append(started())
+        await book.flush()
         await book.close()
         await journal.runs()  # the thread has forgotten it, too
         dropped = weakref.ref(book)
@@ -378,7 +378,7 @@ async def test_what_is_read_keeps_nobody_from_writing(journal: Any) -> None:
     book, count = await opening
     assert count == 1
     assert await ids(history) == ["r", "other"]
-    book.add(attempt())
+    book.append(attempt())
     await book.close()
     assert await kept_events(journal) == [started(), attempt()]
 
@@ -388,7 +388,7 @@ async def test_what_was_committed_before_a_claim_is_read_after_it(make_journal: 
     for number in range(20):
         book, events = await (second if number % 2 else first).open("r", wait=True, read=list)
         assert len(events) == number
-        book.add(attempt(number) if number else started())
+        book.append(attempt(number) if number else started())
         await book.close()
 
 
@@ -448,15 +448,15 @@ async def test_a_run_that_has_passed_is_read_by_all_at_once(make_journal: Make, 
             assert read == [started(), RunFinished(9.0, "passed")]
             assert answer.outcome == "passed"
             book.watch(print)
-            book.add(attempt())
-            await book.kept()
+            book.append(attempt())
+            await book.flush()
             await book.close()
             with pytest.raises(ZeroDivisionError) as caught:
                 await journal.open("r", wait=wait, read=lambda _: 1 / 0)
             assert caught.value.__context__ is None
 
-    owner.add(RunResumed("r", 1.0, 2.0, {"a": ()}, {}))
-    await owner.kept()
+    owner.append(RunResumed("r", 1.0, 2.0, {"a": ()}, {}))
+    await owner.flush()
     place.query("UPDATE runs SET status = 'passed'")  # which its last event does not say
     with pytest.raises(RunAlreadyActiveError):
         await journal.open("r", wait=False, read=report)
@@ -478,7 +478,7 @@ async def test_a_run_that_has_passed_and_is_to_go_on_needs_to_be_free(make_journ
     assert caught.value.__context__ is None
     waiting = asyncio.create_task(second.open("r", wait=True, read=read))
     await until(lambda: len(seen) == 2)
-    owner.add(RunResumed("r", 9.0, 2.0, {"a": ()}, {}))
+    owner.append(RunResumed("r", 9.0, 2.0, {"a": ()}, {}))
     assert not waiting.done()
 
     await owner.close()
@@ -494,7 +494,7 @@ async def test_a_run_can_be_waited_for(make_journal: Make) -> None:
     book = await opened(first)
     waiting = asyncio.create_task(opened(second, wait=True))
     await until(lambda: second._write_thread.has_started)
-    book.add(started())
+    book.append(started())
     assert not waiting.done()
 
     await book.close()
@@ -643,8 +643,8 @@ async def test_a_claim_that_was_not_begun_is_not_made(journal: Any, place: Any) 
 async def test_waiting_may_be_cancelled_and_the_book_is_kept_all_the_same(journal: Any) -> None:
     book = await opened(journal)
     with thread_held(journal):
-        book.add(started())
-        for wait in (book.kept, book.kept, book.close, book.close):
+        book.append(started())
+        for wait in (book.flush, book.flush, book.close, book.close):
             waiting = asyncio.create_task(wait())
             await asyncio.sleep(0)
             await asyncio.sleep(0)
@@ -660,7 +660,7 @@ async def test_waiting_may_be_cancelled_and_the_book_is_kept_all_the_same(journa
 
 async def test_a_close_that_is_cancelled_before_it_begins_gives_the_run_up(journal: Any) -> None:
     book = await opened(journal)
-    book.add(started())
+    book.append(started())
 
     closing = asyncio.create_task(book.close())
     closing.cancel()
@@ -674,13 +674,13 @@ async def test_a_close_that_is_cancelled_before_it_begins_gives_the_run_up(journ
 
 async def test_a_close_may_be_repeated(journal: Any) -> None:
     book = await opened(journal)
-    book.add(started())
+    book.append(started())
 
     await asyncio.gather(book.close(), book.close())
     await book.close()
 
-    book.add(attempt())
-    await book.kept()
+    book.append(attempt())
+    await book.flush()
     assert await kept_events(journal) == [started()]
 
 
@@ -696,13 +696,13 @@ async def test_a_run_that_was_taken_over_is_not_written_to(journal: Any, place: 
     failures: list[JournalError] = []
     book.watch(failures.append)
     other.watch(failures.append)
-    book.add(started())
-    await book.kept()
+    book.append(started())
+    await book.flush()
     take_over(place)
 
-    book.add(attempt())
-    other.add(started("other"))
-    await other.kept()
+    book.append(attempt())
+    other.append(started("other"))
+    await other.flush()
 
     await until(lambda: bool(failures))
     (failure,) = failures
@@ -710,7 +710,7 @@ async def test_a_run_that_was_taken_over_is_not_written_to(journal: Any, place: 
     assert "taken over run 'r'" in str(failure)
     assert await kept_events(journal) == [started()]
     assert await kept_events(journal, "other") == [started("other")]
-    book.add(attempt(2))
+    book.append(attempt(2))
     with pytest.raises(LeaseLostError):
         await book.close()
     with pytest.raises(LeaseLostError):
@@ -725,11 +725,11 @@ async def test_after_a_failure_nobody_hears_that_something_is_kept(
     book = await opened(journal)
     take_over(place)
     failed = asyncio.Event()
-    book.add(started())
-    before = asyncio.create_task(book.kept())
+    book.append(started())
+    before = asyncio.create_task(book.flush())
     book.watch(lambda failure: failed.set())
     await failed.wait()
-    after = asyncio.create_task(book.kept())
+    after = asyncio.create_task(book.flush())
 
     await journal.runs()
 
@@ -744,8 +744,8 @@ async def test_after_a_failure_nobody_hears_that_something_is_kept(
 async def test_after_a_failure_nothing_is_let_go_on_although_it_is_kept(journal: Any) -> None:
     book = await opened(journal)
     with thread_held(journal):
-        book.add(started())
-        waiting = asyncio.create_task(book.kept())
+        book.append(started())
+        waiting = asyncio.create_task(book.flush())
         await a_few_turns()
     journal._write_thread.submit(int).result(20)  # it is kept; the loop will hear of it
     book._lease.fail(JournalError("x", "the lease is lost"))
@@ -755,7 +755,7 @@ async def test_after_a_failure_nothing_is_let_go_on_although_it_is_kept(journal:
 
     assert not waiting.done()
     waiting.cancel()
-    book.add(attempt())
+    book.append(attempt())
     assert book._rows == []
     with pytest.raises(JournalError, match="the lease is lost"):
         await book.close()
@@ -772,10 +772,10 @@ async def test_nothing_follows_events_that_could_not_be_written(journal: Any) ->
 
     store.write = failing_once
     with thread_held(journal):
-        book.add(started())
+        book.append(started())
         while book._rows:
             await asyncio.sleep(0)  # until it is handed in
-        book.add(attempt())
+        book.append(attempt())
 
     with pytest.raises(JournalError, match="the line is dead"):
         await book.close()
@@ -789,10 +789,10 @@ async def test_nothing_follows_events_that_could_not_be_written(journal: Any) ->
 async def test_who_watches_after_a_failure_hears_of_it_once(journal: Any, place: Any) -> None:
     book = await opened(journal)
     take_over(place)
-    book.add(started())
+    book.append(started())
     with pytest.raises(LeaseLostError):
         await book.close()
-    book.add(attempt())
+    book.append(attempt())
     failures: list[JournalError] = []
 
     book.watch(failures.append)
@@ -855,7 +855,7 @@ async def test_a_blocked_loop_keeps_its_runs(make_journal: Make, place: Any) -> 
     while place.query("SELECT expires_at FROM leases")[0][0] < first + 0.3:
         assert time.monotonic() < end
 
-    book.add(started())
+    book.append(started())
     await book.close()
     assert await kept_events(journal) == [started()]
 
@@ -874,7 +874,7 @@ async def test_a_renewal_that_finds_the_run_taken_over_tells_so(
     assert isinstance(failure, LeaseLostError)
     with pytest.raises(LeaseLostError):
         await book.close()
-    other.add(started("other"))
+    other.append(started("other"))
     await other.close()
 
 
@@ -897,8 +897,8 @@ async def test_a_lease_that_can_not_be_renewed_ends_the_run(make_journal: Make) 
 
 async def test_a_transaction_that_fails_for_no_reason_of_its_own_tells_why(journal: Any) -> None:
     book = await opened(journal)
-    book.add(started())
-    book.add(AttemptStarted("a", 2**80, 1.0))  # no database takes that
+    book.append(started())
+    book.append(AttemptStarted("a", 2**80, 1.0))  # no database takes that
 
     with pytest.raises(JournalError, match=r"OverflowError|out of range") as caught:
         await book.close()
@@ -922,23 +922,23 @@ async def test_a_renewal_that_fails_once_is_repeated(make_journal: Make) -> None
     store.renew = failing_once
 
     await until(lambda: len(calls) > 7)
-    book.add(started())
+    book.append(started())
     await book.close()
 
 
 async def test_a_run_whose_lease_has_expired_is_taken_over(make_journal: Make, place: Any) -> None:
     first, second = make_journal(), make_journal()
     book = await opened(first)
-    book.add(started())
-    await book.kept()
+    book.append(started())
+    await book.flush()
     place.query("UPDATE leases SET expires_at = 1")
 
     again = await opened(second)
-    book.add(attempt())
+    book.append(attempt())
 
     with pytest.raises(LeaseLostError):
         await book.close()
-    again.add(attempt(2))
+    again.append(attempt(2))
     await again.close()
     assert await kept_events(second) == [started(), attempt(2)]
 
@@ -962,8 +962,8 @@ async def test_a_journal_that_is_closed_ends_the_runs_that_go_on(journal: Any) -
     book = await opened(journal)
     failed = asyncio.get_running_loop().create_future()
     book.watch(failed.set_result)
-    book.add(started())
-    await book.kept()
+    book.append(started())
+    await book.flush()
 
     await journal.aclose()
 
@@ -1011,7 +1011,7 @@ async def test_a_journal_that_is_closed_as_a_run_is_read_ends_that_run(journal: 
 
 async def test_what_is_handed_in_after_the_close_of_the_journal_is_refused(journal: Any) -> None:
     book = await opened(journal)
-    book.add(started())
+    book.append(started())
 
     journal.close()
 
@@ -1028,10 +1028,10 @@ def test_loops_in_several_threads_share_a_journal(journal: Any) -> None:
     async def work(name: str) -> None:
         async def one(run_id: str) -> None:
             book = await opened(journal, run_id)
-            book.add(started(run_id))
+            book.append(started(run_id))
             for number in range(1, rounds):
-                book.add(attempt(number))
-                await book.kept()
+                book.append(attempt(number))
+                await book.flush()
             await book.close()
 
         await asyncio.gather(*(one(f"{name}{number}") for number in range(5)))
@@ -1079,11 +1079,11 @@ async def main():
     book = await opened(journal)
     lost = asyncio.get_running_loop().create_future()
     book.watch(lost.set_result)
-    book.add(RunStarted("r", 1.0, {"a": ()}))
-    await book.kept()
+    book.append(RunStarted("r", 1.0, {"a": ()}))
+    await book.flush()
     say("ready")
     await asyncio.to_thread(sys.stdin.readline)
-    book.add(AttemptStarted("a", 1, 1.0))
+    book.append(AttemptStarted("a", 1, 1.0))
     failure = await asyncio.wait_for(lost, 20)
     say(type(failure).__name__)
     try:
@@ -1142,14 +1142,14 @@ async def test_a_process_that_was_stopped_beyond_its_lease_writes_nothing_more(
         process.send_signal(signal.SIGSTOP)
 
         book = await asyncio.wait_for(opened(journal, wait=True), 20)
-        book.add(attempt(7))
-        await book.kept()
+        book.append(attempt(7))
+        await book.flush()
         process.send_signal(signal.SIGCONT)
 
         assert process.stdin
         print(file=process.stdin, flush=True)
         assert (line_of(process), line_of(process)) == ("LeaseLostError", "lost")
-        book.add(attempt(8))
+        book.append(attempt(8))
         await book.close()
     kept = await kept_events(journal)
     assert [event.attempt for event in kept[1:]] == [7, 8]  # type: ignore[union-attr]
@@ -1193,10 +1193,10 @@ async def main():
         async def one(number):
             run_id = f"{os.getpid()}-{number}"
             book = await opened(journal, run_id)
-            book.add(RunStarted(run_id, 1.0, {"a": ()}))
+            book.append(RunStarted(run_id, 1.0, {"a": ()}))
             for number in range(20):
-                book.add(AttemptStarted("a", number, 1.0))
-                await book.kept()
+                book.append(AttemptStarted("a", number, 1.0))
+                await book.flush()
             await book.close()
         await asyncio.gather(*map(one, range(5)))
 asyncio.run(main())
@@ -1219,8 +1219,8 @@ async def main():
     global journal
     journal = make()
     book = await opened(journal)
-    book.add(RunStarted("r", 1.0, {"a": ()}))
-    await book.kept()
+    book.append(RunStarted("r", 1.0, {"a": ()}))
+    await book.flush()
     say("kept")
 asyncio.run(main())
 """
@@ -1283,9 +1283,9 @@ async def a_run(
     wall_time: float = 1.0,
 ) -> None:
     book = await opened(journal, run_id)
-    book.add(started(run_id, pipeline, wall_time))
+    book.append(started(run_id, pipeline, wall_time))
     if outcome:
-        book.add(RunFinished(9.0, outcome))
+        book.append(RunFinished(9.0, outcome))
     await book.close()
 
 
@@ -1350,22 +1350,22 @@ async def test_a_record_follows_the_events_of_its_run(make_journal: Make) -> Non
         return run.status, run.owner
 
     book = await opened(journal)
-    book.add(started())
-    await book.kept()
+    book.append(started())
+    await book.flush()
     assert await record() == ("running", "me")
-    book.add(RunFinished(1.0, "interrupted"))
+    book.append(RunFinished(1.0, "interrupted"))
     await book.close()
     assert await record() == ("interrupted", None)
     book = await opened(journal)
-    book.add(RunResumed("r", 1.0, 2.0, {"a": ()}, {}))
-    await book.kept()
+    book.append(RunResumed("r", 1.0, 2.0, {"a": ()}, {}))
+    await book.flush()
     assert await record() == ("running", "me")
-    book.add(RunFinished(2.0, "passed"))
+    book.append(RunFinished(2.0, "passed"))
     await book.close()
     assert await record() == ("passed", None)
     book = await opened(journal)
-    book.add(RunResumed("r", 2.0, 2.0, {"a": ()}, {}))
-    book.add(RunFinished(2.0, "failed"))
+    book.append(RunResumed("r", 2.0, 2.0, {"a": ()}, {}))
+    book.append(RunFinished(2.0, "failed"))
     await book.close()
     assert await record() == ("failed", None)
 
@@ -1374,8 +1374,8 @@ async def test_the_events_can_be_followed(journal: Any) -> None:
     book = await opened(journal)
     output = StepSucceeded("a", 1, 1.0, journal.encode("the output", {"x": [1]}, Any))
     for event in (started(), attempt(), output):
-        book.add(event)
-    await book.kept()
+        book.append(event)
+    await book.flush()
 
     assert (await journal.events("r"))[0] == StoredEvent(1, started())
     assert await journal.events("r", after=2) == [
@@ -1390,10 +1390,10 @@ async def test_what_can_not_be_decoded_has_a_stand_in(make_journal: Make) -> Non
     book = await opened(pickling)
     inputs = {"secret": REDACTED, "url": pickling.encode("x", "http", str)}
     begun = RunStarted("r", 1.0, {"a": ()}, inputs=inputs)
-    book.add(begun)
+    book.append(begun)
     pickled = pickling.encode("the output", {1, 2}, Any)
-    book.add(StepSucceeded("a", 1, 1.0, pickled))
-    book.add(StepSucceeded("a", 0, 1.0, None))
+    book.append(StepSucceeded("a", 1, 1.0, pickled))
+    book.append(StepSucceeded("a", 0, 1.0, None))
     await book.close()
 
     seen = await kept_events(plain)
@@ -1417,7 +1417,7 @@ async def test_an_unknown_run_is_refused_with_the_nearest_name(journal: Any) -> 
 async def test_events_that_make_no_story_are_no_report(journal: Any, place: Any) -> None:
     book = await opened(journal)
     for event in (started(), attempt()):
-        book.add(event)
+        book.append(event)
     await book.close()
     place.query("DELETE FROM events WHERE position = 1")
 
@@ -1478,8 +1478,8 @@ async def test_what_does_not_tell_its_unit_prunes_nothing(journal: Any, age: Any
 async def test_many_runs_are_pruned(journal: Any) -> None:
     books = [await opened(journal, f"r{number}") for number in range(150)]
     for book in books:
-        book.add(started())
-        book.add(RunFinished(1.0, "passed"))
+        book.append(started())
+        book.append(RunFinished(1.0, "passed"))
     await asyncio.gather(*(book.close() for book in books))
 
     assert len(await journal.runs()) == 100
@@ -1491,10 +1491,10 @@ async def test_many_runs_are_pruned(journal: Any) -> None:
 async def test_few_events_are_deleted_at_once_however_many_a_run_has(journal: Any) -> None:
     for run_id, count in (("small 1", 1), ("small 2", 1), ("large 1", 1_500), ("large 2", 2_500)):
         book = await opened(journal, run_id)
-        book.add(started(run_id))
+        book.append(started(run_id))
         for number in range(count):
-            book.add(attempt(number))
-        book.add(RunFinished(1.0, "passed"))
+            book.append(attempt(number))
+        book.append(RunFinished(1.0, "passed"))
         await book.close()
     store, portions = journal._store, []
     prune = store.prune
@@ -1515,7 +1515,7 @@ async def test_leases_of_runs_that_never_began_are_pruned(journal: Any, place: A
     assert await journal.prune(timedelta(0)) == 0
 
     assert sorted(place.query("SELECT run_id FROM leases")) == [("beginning",), ("running",)]
-    book.add(started("beginning"))
+    book.append(started("beginning"))
     await book.close()
 
 
@@ -1536,8 +1536,8 @@ async def test_a_run_that_somebody_owns_is_not_forgotten(
     make_journal: Make, journal: Any, place: Any
 ) -> None:
     book = await opened(make_journal(owner="me"))
-    book.add(started())
-    await book.kept()
+    book.append(started())
+    await book.flush()
 
     with pytest.raises(RunAlreadyActiveError, match="'r' is active in me"):
         await journal.forget("r")
@@ -1545,7 +1545,7 @@ async def test_a_run_that_somebody_owns_is_not_forgotten(
 
     place.query("UPDATE leases SET expires_at = 1")
     await journal.forget("r")
-    book.add(attempt())
+    book.append(attempt())
     with pytest.raises(LeaseLostError):
         await book.close()
 
@@ -1582,8 +1582,8 @@ async def test_tokens_start_from_the_clock(journal: Any, place: Any) -> None:
 
 async def test_a_person_can_read_the_database(journal: Any, place: Any) -> None:
     book = await opened(journal)
-    book.add(started())
-    book.add(StepSucceeded("a", 1, 1.0, journal.encode("x", {"größe": 1}, Any)))
+    book.append(started())
+    book.append(StepSucceeded("a", 1, 1.0, journal.encode("x", {"größe": 1}, Any)))
     await book.close()
 
     rows = place.query("SELECT step, codec, payload FROM events ORDER BY position")

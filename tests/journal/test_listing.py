@@ -30,9 +30,9 @@ async def a_run(
     pipeline: str = "",
 ) -> None:
     book, _ = await journal.open(run_id, wait=False, read=list)
-    book.add(RunStarted(run_id, wall_time, {"a": ()}, pipeline))
+    book.append(RunStarted(run_id, wall_time, {"a": ()}, pipeline))
     if outcome:
-        book.add(RunFinished(9.0, outcome))
+        book.append(RunFinished(9.0, outcome))
     await book.close()
 
 
@@ -126,8 +126,8 @@ async def test_a_record_tells_an_orphan(make_journal: Make, place: Any) -> None:
     books = {}
     for number, run_id in enumerate(["going on", "silent"]):
         books[run_id], _ = await journal.open(run_id, wait=False, read=list)
-        books[run_id].add(RunStarted(run_id, 3.0 + number, {"a": ()}))
-        await books[run_id].kept()
+        books[run_id].append(RunStarted(run_id, 3.0 + number, {"a": ()}))
+        await books[run_id].flush()
     place.query("UPDATE leases SET expires_at = 1 WHERE run_id = 'silent'")
 
     runs = {run.run_id: run for run in await journal.runs()}

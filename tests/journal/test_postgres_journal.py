@@ -170,11 +170,11 @@ async def test_a_run_ends_when_the_server_stands_still_for_longer_than_a_lease(
         book = await opened(journal)
         failed = asyncio.get_running_loop().create_future()
         book.watch(failed.set_result)
-        book.add(RunStarted("r", 1.0, {"a": ()}))
-        await book.kept()
+        book.append(RunStarted("r", 1.0, {"a": ()}))
+        await book.flush()
 
         with postgres_server.frozen():
-            book.add(AttemptStarted("a", 1, 1.0))
+            book.append(AttemptStarted("a", 1, 1.0))
             failure = await failed
         with pytest.raises(JournalError):
             await book.close()
@@ -194,7 +194,7 @@ async def test_a_journal_can_be_closed_while_the_server_is_away(
     book = await opened(journal)
     postgres_server.stop()
     try:
-        book.add(RunStarted("r", 1.0, {"a": ()}))
+        book.append(RunStarted("r", 1.0, {"a": ()}))
 
         await journal.aclose()
         with pytest.raises(JournalError):

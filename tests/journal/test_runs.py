@@ -81,9 +81,9 @@ async def test_a_run_that_has_failed_goes_on_where_it_was(make_journal: Any) -> 
 
 async def test_a_journal_tells_what_is_known_so_far(journal: Any) -> None:
     book, _ = await journal.open("r", wait=False, read=list)
-    book.add(RunStarted("r", 7.0, {"a": (), "b": ("a",)}))
-    book.add(AttemptStarted("a", 1, 1.0))
-    await book.kept()
+    book.append(RunStarted("r", 7.0, {"a": (), "b": ("a",)}))
+    book.append(AttemptStarted("a", 1, 1.0))
+    await book.flush()
 
     told = await journal.report("r")
 

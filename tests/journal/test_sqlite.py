@@ -89,8 +89,8 @@ async def test_a_damaged_database(path: Path) -> None:
     async with SQLiteJournal(path) as journal:
         for number in range(50):
             book = await opened(journal, f"r{number}")
-            book.add(begun(f"r{number}"))
-            book.add(StepSucceeded("a", 1, 1.0, Payload("json", b'"%s"' % (b"x" * 2_000))))
+            book.append(begun(f"r{number}"))
+            book.append(StepSucceeded("a", 1, 1.0, Payload("json", b'"%s"' % (b"x" * 2_000))))
             await book.close()
     content = path.read_bytes()
     path.write_bytes(content[:4_096] + b"\xa5" * (len(content) - 4_096))
@@ -156,10 +156,10 @@ WHOLE = f"{SAFE}, and nothing of this transaction was stored"
 async def test_a_database_that_another_program_keeps_locked(path: Path) -> None:
     async with SQLiteJournal(path, lease_s=0.3) as journal:
         book = await opened(journal)
-        book.add(begun())
-        await book.kept()
+        book.append(begun())
+        await book.flush()
         with locked(path):
-            book.add(AttemptStarted("a", 1, 1.0))
+            book.append(AttemptStarted("a", 1, 1.0))
 
             with pytest.raises(JournalError) as caught:
                 await book.close()
@@ -189,7 +189,7 @@ async def test_a_lock_that_goes_away_in_time_is_waited_for(path: Path) -> None:
             other.execute("ROLLBACK")
             book = await opening
 
-    book.add(begun())
+    book.append(begun())
     await book.close()
     await journal.aclose()
 
@@ -197,14 +197,14 @@ async def test_a_lock_that_goes_away_in_time_is_waited_for(path: Path) -> None:
 async def test_runs_whose_disk_is_full_fail_and_can_go_on_later(path: Path) -> None:
     journal = SQLiteJournal(path)
     book, other = await opened(journal), await opened(journal, "other")
-    book.add(begun())
-    await book.kept()
+    book.append(begun())
+    await book.flush()
     connection = journal._store.database._connection  # type: ignore[attr-defined]
     await journal._write(connection.execute, "PRAGMA max_page_count = 1")
     failures: list[JournalError] = []
     for each in (book, other):
         each.watch(failures.append)
-        each.add(StepSucceeded("a", 1, 1.0, Payload("json", b'"%s"' % (b"x" * 100_000))))
+        each.append(StepSucceeded("a", 1, 1.0, Payload("json", b'"%s"' % (b"x" * 100_000))))
 
     for each in (book, other):
         with pytest.raises(JournalError) as caught:
@@ -220,7 +220,7 @@ async def test_runs_whose_disk_is_full_fail_and_can_go_on_later(path: Path) -> N
     await journal._write(connection.execute, "PRAGMA max_page_count = 1000000")
     again = await opened(journal)  # the claims were given up
     await (await opened(journal, "other")).close()
-    again.add(AttemptStarted("a", 2, 1.0))
+    again.append(AttemptStarted("a", 2, 1.0))
     await again.close()
     kept = [stored.event for stored in await journal.events("r")]
     assert kept == [begun(), AttemptStarted("a", 2, 1.0)]
@@ -238,7 +238,7 @@ async def main():
         book, events = await journal.open("r", wait=False, read=list)
         print(len(events))
         {body}
-        book.add(StepSucceeded("a", 1, 1.0, Payload("json", b'"%s"' % (b"x" * 1_000_000))))
+        book.append(StepSucceeded("a", 1, 1.0, Payload("json", b'"%s"' % (b"x" * 1_000_000))))
         await book.close()
 if "as nobody" in sys.argv and os.geteuid() == 0:
     os.setuid(65534)  # the administrator may write anything
@@ -448,7 +448,7 @@ def test_the_log_is_copied_while_nobody_can_write(
 async def test_a_file_in_memory_is_a_journal_too() -> None:
     async with SQLiteJournal(":memory:") as journal:
         book = await opened(journal)
-        book.add(begun())
+        book.append(begun())
         await book.close()
         assert len(await journal.runs()) == 1
         book, events = await journal.open("r", wait=False, read=list)
