@@ -1,7 +1,6 @@
-"""What each test run starts from: which tests are slow, how many random examples, which signals.
+"""Marks the slow tests, which ``make test`` leaves out, and sets up every test process.
 
-``make test`` runs what is not slow. `SLOW` lists the reasons why a test is; pyproject.toml
-describes them.
+pyproject.toml describes the marks.
 """
 
 from __future__ import annotations
@@ -19,14 +18,14 @@ SLOW = frozenset(
     {"browser", "crash", "debug", "exhaustive", "postgres", "process", "realtime", "uvloop"}
 )
 NEEDS = {"browser": "browser", "orphanage": "process", "postgres_server": "postgres"}
-"""The marks of tests by a fixture that they have."""
+"""The mark of each test that uses a fixture."""
 
 settings.register_profile(
     "quick",
     max_examples=20,
     derandomize=True,
     database=None,
-    deadline=None,  # how long an example takes says nothing on a busy machine
+    deadline=None,  # on a busy machine, the duration of an example says nothing
     # mutmut runs all tests many times in one process, each time with new objects of their classes.
     suppress_health_check=[HealthCheck.differing_executors],
 )
@@ -37,21 +36,22 @@ settings.load_profile("quick")
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Let what tests start obey SIGINT and SIGHUP, also under ``nohup`` and ``&``.
+    """Give children of the tests the default actions of SIGINT and SIGHUP.
 
-    A child inherits an ignored signal; a handled one gets its default action back.
+    Under ``nohup`` and ``&`` these signals are ignored, and a child inherits that. A signal with a
+    handler has its default action in a child.
     """
-    if not config.getoption("numprocesses", None):  # this process runs tests, and no workers
-        os.environ.pop("COVERAGE_PROCESS_CONFIG", None)  # children of tests are not measured
+    if not config.getoption("numprocesses", None):  # this process runs tests: it has no workers
+        os.environ.pop("COVERAGE_PROCESS_CONFIG", None)  # coverage does not measure its children
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
     if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
-        signal.signal(signal.SIGHUP, lambda *_: None)  # nohup's promise holds for the tests
+        signal.signal(signal.SIGHUP, lambda *_: None)  # the tests themselves still ignore it
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark what is slow, whatever the reason."""
+    """Add the mark ``slow`` to each test that has a reason to be."""
     for item in items:
         for name in NEEDS.keys() & getattr(item, "fixturenames", ()):
             item.add_marker(NEEDS[name])
@@ -60,11 +60,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 _fast: list[str] = []
-"""The test that runs now, if it is not slow."""
+"""The id of the running test, unless that is slow."""
 
 
 def _refuse_what_is_slow(event: str, arguments: tuple[object, ...]) -> None:
-    is_long = event == "time.sleep" and arguments > (0.01,)  # what asks again and again may wait
+    is_long = event == "time.sleep" and arguments > (0.01,)  # a poll may sleep for a moment
     if _fast and (is_long or event in {"os.fork", "os.forkpty", "subprocess.Popen"}):
         raise RuntimeError(f"{event} in {_fast[0]}: mark the test as process or as realtime")
 
@@ -74,7 +74,7 @@ sys.addaudithook(_refuse_what_is_slow)
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
-    """Hold the fast tests to what they are: without processes, and without real seconds."""
+    """Fail a fast test that starts a process or sleeps."""
     _fast[:] = [] if item.get_closest_marker("slow") else [item.nodeid]
     result = yield
     _fast.clear()

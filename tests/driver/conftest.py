@@ -44,7 +44,7 @@ if sys.version_info >= (3, 12):
 def pytest_asyncio_loop_factories(
     config: pytest.Config, item: pytest.Item
 ) -> Mapping[str, type[asyncio.AbstractEventLoop]]:
-    if item.get_closest_marker("process"):  # what goes on there does not depend on the loop here
+    if item.get_closest_marker("process"):  # the loop makes no difference to another process
         return {"asyncio": LOOPS["asyncio"]}
     if item.get_closest_marker("virtual_time"):
         return {name: loop for name, loop in LOOPS.items() if issubclass(loop, VirtualTimeLoop)}
@@ -53,7 +53,7 @@ def pytest_asyncio_loop_factories(
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark what runs on a loop of which `make test` does without."""
+    """Mark the tests on the loops that ``make test`` leaves out."""
     for item in items:
         if isinstance(item, pytest.Function) and hasattr(item, "callspec"):
             loop = item.callspec.params.get("_asyncio_loop_factory")
