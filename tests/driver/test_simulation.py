@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from turn_counting import TurnCountingLoop
 
@@ -211,6 +211,7 @@ def test_every_run_keeps_the_promises(steps, options, eager):
     check_promises(steps, options, report, events)
 
 
+@settings(max_examples=settings().max_examples // 5)  # each is run once a turn
 @given(pipelines(), OPTIONS, st.booleans())
 def test_a_cancellation_in_every_single_turn_keeps_them_too(steps, options, eager):
     for turn in itertools.count():
