@@ -10,10 +10,10 @@ VENV ?= .venv
 WITH ?=
 # More arguments for what is run, such as ARGS="-k cycle".
 ARGS ?=
-# What runs the tests.
-RUNNER ?= pytest
-# With AGAIN=1, only the tests that have failed the last time.
-AGAIN ?=
+# How many tests run at the same time: as many as there are processors, or a number.
+WORKERS ?= auto
+# With COVERAGE=1, the tests must reach 95 of 100 lines and branches, and all tests every one.
+COVERAGE ?=
 
 py := $(VENV)/bin/python
 # uv takes seconds where pip takes a minute; without it, pip does the same.
@@ -25,27 +25,45 @@ else
 make_venv := $(PYTHON) -m venv $(VENV) && $(py) -m pip --quiet install --upgrade 'pip>=25.1'
 install := $(py) -m pip --quiet --disable-pip-version-check --no-input install
 endif
-last_failed := $(if $(AGAIN),--last-failed --last-failed-no-failures=none)
 groups := $(strip test $(filter-out test,$(WITH)))
 empty :=
 tested := $(VENV)/.has-$(subst $(empty) ,-,$(groups))
 
+# Bytecode is kept beside what is installed, where it harms nobody: each test process needs it.
+unexport PYTHONDONTWRITEBYTECODE
+export PYTHONPYCACHEPREFIX := $(abspath $(VENV))/.pycache
+pytest = $(py) -m $(if $(COVERAGE),coverage run -m )pytest -o cache_dir=$(abspath $(VENV))/.pytest_cache
+# A worker that has nothing left to do takes over tests of another one.
+parallel := --numprocesses=$(WORKERS) --maxprocesses=8 --dist=worksteal
+# $(call require,percentage): hold what has been reached so far against that.
+require = $(if $(COVERAGE),@$(py) -m coverage combine --append --quiet && \
+	$(py) -m coverage report --fail-under=$(1) $(if $(filter-out 100,$(1)),--format=total))
+
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help etl test check bench coverage
+.PHONY: help etl test test-all check bench
 
 help:
 	@echo "make etl        run the example pipeline"
-	@echo "make test       run the tests"
+	@echo "make test       run the fast tests, which is enough for most changes"
+	@echo "make test-all   run these and all others, which need PostgreSQL and Chromium"
 	@echo "make check      lint, check the format, the types and who imports whom"
-	@echo "make coverage   run the tests and require that they reach every line and branch"
 	@echo "make bench      measure the cost of a step"
 
 etl: $(VENV)/.has-core
 	@$(py) -m asyncflow.examples.etl $(ARGS)
 
 test: $(tested)
-	@$(py) -m $(RUNNER) -o cache_dir=$(abspath $(VENV))/.pytest_cache $(last_failed) $(ARGS)
+	@$(if $(COVERAGE),rm -f .coverage .coverage.*)
+	@$(pytest) $(parallel) $(ARGS)
+	$(call require,95)
+
+# What is about real time runs alone, when all else has ended.
+test-all: test
+	@$(pytest) $(parallel) -m "(slow or hypothesis) and not (realtime or uvloop)" \
+		--hypothesis-profile=thorough --timeout=300
+	@$(pytest) -m "realtime or uvloop" --timeout=300
+	$(call require,100)
 
 check: $(VENV)/.has-dev
 	@$(py) -m ruff check .
@@ -56,12 +74,6 @@ check: $(VENV)/.has-dev
 
 bench: $(tested)
 	@$(py) -m tests.benchmarks $(ARGS)
-
-coverage:
-	@$(if $(AGAIN),true,rm -f .coverage .coverage.*)
-	@$(MAKE) --no-print-directory test RUNNER="coverage run -m pytest"
-	@$(py) -m coverage combine --quiet
-	@$(py) -m coverage report
 
 # The stamp files tell what is installed, so that the second time is fast.
 

@@ -25,7 +25,7 @@ class Terminal:
         self._stream = pyte.ByteStream(self._screen)
         self._ours, self.device = pty.openpty()
         self.resize(columns, lines)
-        self.written = b""
+        self._written = b""
         self._shown = threading.Lock()
         """Held from when something is read until it is on the screen."""
         self._reader = threading.Thread(target=self._read)
@@ -64,11 +64,22 @@ class Terminal:
     @property
     def text(self) -> str:
         """What the lines hold, with all that has been written so far."""
+        self._let_reader_finish()
+        with self._shown:
+            return "\n".join(self.lines).rstrip()
+
+    @property
+    def written(self) -> bytes:
+        """All that has been written so far."""
+        self._let_reader_finish()
+        return self._written
+
+    def _let_reader_finish(self) -> None:
         while True:
             with self._shown:
                 if self.device < 0 or not select.select([self._ours], [], [], 0)[0]:
-                    return "\n".join(self.lines).rstrip()
-            time.sleep(0.001)  # the reader is about to read the rest
+                    return
+            time.sleep(0.001)
 
     def _read(self) -> None:
         while True:
@@ -80,5 +91,5 @@ class Terminal:
                     return
                 if not data:
                     return
-                self.written += data
+                self._written += data
                 self._stream.feed(data)

@@ -187,6 +187,7 @@ print(json.dumps(sorted({{name.partition(".")[0] for name in set(sys.modules) - 
     return set(json.loads(done.stdout)) - sys.stdlib_module_names - {"asyncflow"}
 
 
+@pytest.mark.process
 @pytest.mark.parametrize(
     ("modules", "needed"),
     [
@@ -201,6 +202,7 @@ def test_an_import_brings_in_what_its_extra_needs_and_nothing_else(
     assert imported_by(f"import {modules}") <= needed
 
 
+@pytest.mark.process
 def test_the_import_leaves_the_loop_and_the_logging_alone() -> None:
     script = """
 import asyncio, logging

@@ -65,9 +65,13 @@ def blocks_of(page: Path) -> Iterator[Block]:
 def pages() -> list[Any]:
     found = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
     return [
-        pytest.param(page, id=str(page.relative_to(ROOT)))
+        pytest.param(
+            page,
+            id=str(page.relative_to(ROOT)),
+            marks=[pytest.mark.process] if re.search(r'"process"|time\.sleep\(', code) else [],
+        )
         for page in found
-        if page.is_file() and any(block.not_run is None for block in blocks_of(page))
+        if (code := "".join(block.code for block in blocks_of(page) if block.not_run is None))
     ]
 
 

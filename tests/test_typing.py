@@ -67,7 +67,10 @@ def expected_in(file: Path) -> dict[int, str]:
     return {number: mark["code"] for number, mark in marks.items() if mark is not None}
 
 
-pytestmark = pytest.mark.timeout(300)  # a checker reads a good part of the standard library
+pytestmark = [
+    pytest.mark.process,
+    pytest.mark.timeout(300),  # a checker reads a good part of the standard library
+]
 
 
 def test_mypy_accepts_what_users_write() -> None:

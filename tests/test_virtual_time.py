@@ -148,15 +148,23 @@ def test_the_clock_stands_still_when_told_to():
     assert run_in_virtual_time(main()) == ("told", 0, 1)
 
 
-def test_a_function_in_a_thread_or_a_process_takes_no_virtual_time():
+def test_a_function_in_a_thread_takes_no_virtual_time():
     slow = threading.Event().wait
 
     async def main():
-        loop = asyncio.get_running_loop()
         async with asyncio.timeout(0.001):
             await run_in_thread(slow, {"timeout": 0.05}, ends=0.001, on_abandon=print)
+        return asyncio.get_running_loop().time()
+
+    assert run_in_virtual_time(main()) == 0
+
+
+@pytest.mark.process
+def test_a_function_in_a_process_takes_no_virtual_time():
+    async def main():
+        async with asyncio.timeout(0.001):
             number = await run_in_process(os.getpid, None)
-        return number != os.getpid(), loop.time()
+        return number != os.getpid(), asyncio.get_running_loop().time()
 
     assert run_in_virtual_time(main()) == (True, 0)
 

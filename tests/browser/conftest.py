@@ -13,19 +13,9 @@ from typing import Any, TypeAlias
 
 import pytest
 import pytest_asyncio
-from tries import some
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 Open: TypeAlias = Callable[..., Awaitable[Any]]
-
-
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave out two of three tests where random things are tried less: the pages are the same."""
-    here = Path(__file__).parent
-    ours = [item for item in items if here in item.path.parents]
-    left_out = {item.nodeid for item in ours} - {item.nodeid for item in some(ours)}
-    config.hook.pytest_deselected(items=[item for item in items if item.nodeid in left_out])
-    items[:] = [item for item in items if item.nodeid not in left_out]
 
 
 @pytest_asyncio.fixture(loop_scope="session", scope="session")

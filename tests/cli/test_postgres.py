@@ -2,18 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
-from postgres_server import running_server
 
 from .conftest import Shell
-
-
-@pytest.fixture(scope="module")
-def dsn() -> Iterator[str]:
-    with running_server() as server, server.empty_database() as address:
-        yield address
 
 
 def test_runs_are_kept_shown_and_resumed_there(

@@ -19,7 +19,10 @@ from asyncflow import __main__
 
 from .conftest import ROOT, Shell
 
-pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="there are no such signals")
+pytestmark = [
+    pytest.mark.process,
+    pytest.mark.skipif(sys.platform == "win32", reason="there are no such signals"),
+]
 
 SLOW = """
     import asyncio, os, pathlib, time

@@ -380,6 +380,7 @@ def test_an_address_of_a_database_that_is_not_there_is_one_paragraph_without_a_p
         assert "Traceback" not in each.stderr
 
 
+@pytest.mark.process
 def test_a_process_step_runs_from_the_command_line_too(shell: Shell) -> None:
     shell.write(
         "worker.py",

@@ -442,6 +442,7 @@ def elsewhere(shell: Shell) -> Iterator[dict[str, object]]:
     thread.join()
 
 
+@pytest.mark.realtime
 def test_cancel_stops_a_run_of_another_journal_object(elsewhere: Any, shell: Shell) -> None:
     said = shell("cancel", "r1").stderr
 

@@ -56,6 +56,7 @@ def test_a_signal_stops_a_run(shell: Shell, target: str, code: int, options: lis
     assert after == before
 
 
+@pytest.mark.realtime
 def test_a_run_that_was_cancelled_through_its_journal_has_failed(shell: Shell) -> None:
     shell.write("killer.py", KILLER)
 
@@ -128,6 +129,7 @@ async def test_a_signal_after_the_end_of_the_run_changes_nothing(
     assert task.result() == "done"
 
 
+@pytest.mark.realtime
 async def test_a_signal_that_another_thread_gets_wakes_the_loop_up() -> None:
     task = asyncio.ensure_future(asyncio.sleep(30))
 

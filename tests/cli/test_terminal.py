@@ -13,6 +13,8 @@ from terminals import Terminal
 
 from .conftest import Shell
 
+pytestmark = pytest.mark.process
+
 ON_A_TERMINAL = """
 import fcntl, os, sys, termios
 os.setsid()

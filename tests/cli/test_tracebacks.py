@@ -80,6 +80,7 @@ async def test_what_we_raise_in_a_step_ends_where_the_step_has_called_us(
     assert "asyncflow/_" not in "".join(lines)
 
 
+@pytest.mark.process
 async def test_our_frames_are_left_out_of_what_a_process_tells_too() -> None:
     error = await error_of(process_work.raise_of_two, runs_in="process")
     text = format_error(error)

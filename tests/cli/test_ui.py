@@ -100,7 +100,7 @@ def visit_and_stop(url: str) -> None:
             visit(url)
             os.kill(os.getpid(), signal.SIGTERM)
             return
-        time.sleep(0.02)
+        time.sleep(0.005)
 
 
 def test_a_port_that_is_taken_is_told_in_a_line(shell: Shell) -> None:
@@ -152,7 +152,7 @@ def completed(*words: str) -> list[str]:
     return [item.value for item in completion.get_completions(list(words[:-1]), words[-1])]
 
 
-@pytest.mark.parametrize("kind", ["bash", "zsh", "fish"])
+@pytest.mark.parametrize("kind", [pytest.param("bash", marks=pytest.mark.process), "zsh", "fish"])
 def test_there_is_a_script_for_each_shell(shell: Shell, kind: str) -> None:
     if kind == "bash" and shutil.which("bash") is None:
         pytest.skip("click asks bash for its version, and there is none")
@@ -201,6 +201,7 @@ def test_files_are_left_to_the_shell(shell: Shell) -> None:
     assert item.type == "file"
 
 
+@pytest.mark.process
 @pytest.mark.skipif(shutil.which("bash") is None, reason="there is no bash")
 def test_a_real_bash_completes_a_run(
     shell: Shell, environment: dict[str, str], tmp_path: Path

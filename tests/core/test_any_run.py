@@ -8,10 +8,9 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import networkx as nx
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from strategies import Edges, graphs
-from tries import tries
 
 from asyncflow import (
     ActionNotAwaitableError,
@@ -506,7 +505,6 @@ def replayed(scenario: Scenario, events: Sequence[Event]) -> RunState:
 
 class TestAnyRun:
     @given(scenarios())
-    @settings(max_examples=tries(300))
     def test_every_step_has_exactly_one_result_and_every_rule_holds_at_every_event(
         self, scenario: Scenario
     ) -> None:
@@ -621,7 +619,6 @@ class TestAnyRun:
         assert (again.ready(), again.unreachable()) == ([], [])
 
     @given(scenarios(), st.floats(0, 1))
-    @settings(max_examples=tries(300))
     def test_after_any_part_of_a_run_only_what_has_not_started_is_handed_out(
         self, scenario: Scenario, part: float
     ) -> None:

@@ -412,6 +412,7 @@ def layered(count: int, needs: int = 3, width: int = 50) -> list[WorkflowStep]:
 
 
 class TestSize:
+    @pytest.mark.exhaustive
     def test_a_chain_of_100_000_steps_needs_no_recursion(self) -> None:
         count = 100_000
         assert count > 10 * sys.getrecursionlimit()
@@ -422,6 +423,7 @@ class TestSize:
 
         assert tiers == [[f"s{i}"] for i in range(count)]
 
+    @pytest.mark.exhaustive
     def test_a_circle_of_100_000_steps_is_found(self) -> None:
         count = 100_000
         steps = [WorkflowStep(f"s{i}", nothing, [f"s{i - 1}"]) for i in range(1, count)]
@@ -431,6 +433,7 @@ class TestSize:
 
         assert refused.value.cycle == [*(f"s{i}" for i in range(count)), "s0"]
 
+    @pytest.mark.exhaustive
     def test_100_000_steps_with_300_000_dependencies_are_planned_in_linear_time(self) -> None:
         few, many = layered(20_000), layered(100_000)
         assert sum(len(step.depends_on) for step in many) == pytest.approx(300_000, rel=0.001)
@@ -439,6 +442,7 @@ class TestSize:
 
         assert ratio < 5 * 2
 
+    @pytest.mark.exhaustive
     def test_one_step_of_100_000_dependencies_is_planned_in_linear_time(self) -> None:
         def fan(count: int) -> list[WorkflowStep]:
             middle = [WorkflowStep(f"s{i}", nothing) for i in range(count)]

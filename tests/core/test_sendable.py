@@ -130,6 +130,7 @@ def test_a_shell_may_run_its_functions_in_a_thread(shell: Any) -> None:
     assert WorkflowStep("a", shell.function, runs_in="thread").runs_in == "thread"
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("how", ["-c", "-"])
 def test_python_itself_is_told_at_once(how: str) -> None:
     code = (

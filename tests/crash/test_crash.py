@@ -9,13 +9,14 @@ from pathlib import Path
 from random import Random
 
 import pytest
-from tries import some
 
 if not hasattr(os, "fork"):
     pytest.skip("processes are forked and killed here", allow_module_level=True)
 
 from tests.crash.cycles import Cycles, Forks, Spawns, fast_folder
 from tests.crash.shapes import SHAPES
+
+pytestmark = pytest.mark.crash
 
 SCHEDULES = ["tiers", "ready"]
 AT_LEAST = 36
@@ -39,7 +40,7 @@ def test_more_than_500_processes_are_killed_in_all() -> None:
 
 
 @pytest.mark.timeout(300)
-@pytest.mark.parametrize(("shape", "schedule"), some([*product(SHAPES, SCHEDULES)]))
+@pytest.mark.parametrize(("shape", "schedule"), [*product(SHAPES, SCHEDULES)])
 def test_a_kept_result_is_never_computed_again_wherever_a_process_dies(
     forks: Forks, folder: Path, shape: str, schedule: str
 ) -> None:
@@ -51,9 +52,7 @@ def test_a_kept_result_is_never_computed_again_wherever_a_process_dies(
 
 
 @pytest.mark.timeout(300)
-@pytest.mark.parametrize(
-    ("shape", "schedule"), some([*zip(SHAPES, cycle(SCHEDULES), strict=False)])
-)
+@pytest.mark.parametrize(("shape", "schedule"), [*zip(SHAPES, cycle(SCHEDULES), strict=False)])
 def test_the_same_holds_when_the_resumed_process_dies_too_and_the_next_one(
     forks: Forks, folder: Path, shape: str, schedule: str
 ) -> None:

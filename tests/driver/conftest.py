@@ -1,7 +1,7 @@
 """Every test of the driver runs on each event loop that a user may have.
 
 On uvloop time is real, so waits are short and nothing is asserted about how long they took. On
-the others it is virtual.
+the others it is virtual. uvloop and asyncio's debug mode are for ``make test-all``.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ from collections.abc import AsyncIterator, Mapping
 
 import pytest
 import uvloop
-from tries import in_full
 
 from asyncflow.testing import VirtualTimeLoop
 
@@ -36,9 +35,8 @@ class EagerLoop(VirtualTimeLoop):
 LOOPS: dict[str, type[asyncio.AbstractEventLoop]] = {
     "asyncio": VirtualTimeLoop,
     "uvloop": uvloop.Loop,
+    "debug": DebugLoop,
 }
-if in_full:  # what asyncio checks in its debug mode, it checks on all versions
-    LOOPS["debug"] = DebugLoop
 if sys.version_info >= (3, 12):
     LOOPS["eager"] = EagerLoop
 
@@ -46,7 +44,21 @@ if sys.version_info >= (3, 12):
 def pytest_asyncio_loop_factories(
     config: pytest.Config, item: pytest.Item
 ) -> Mapping[str, type[asyncio.AbstractEventLoop]]:
+    if item.get_closest_marker("process"):  # the loop makes no difference to another process
+        return {"asyncio": LOOPS["asyncio"]}
+    if item.get_closest_marker("virtual_time"):
+        return {name: loop for name, loop in LOOPS.items() if issubclass(loop, VirtualTimeLoop)}
     return LOOPS
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark the tests on the loops that ``make test`` leaves out."""
+    for item in items:
+        if isinstance(item, pytest.Function) and hasattr(item, "callspec"):
+            loop = item.callspec.params.get("_asyncio_loop_factory")
+            if loop in (uvloop.Loop, DebugLoop):
+                item.add_marker("uvloop" if loop is uvloop.Loop else "debug")
 
 
 @pytest.fixture(autouse=True)

@@ -15,6 +15,8 @@ from asyncflow import Retry, RunReport, WorkflowStep, run_pipeline
 from asyncflow.events import Event, LoopBlocked, RunFinished, StepFailed, StepSucceeded
 from asyncflow.testing import run_in_virtual_time
 
+pytestmark = pytest.mark.realtime
+
 BLOCK_S = 0.25
 
 LOOPS: dict[str, Callable[[], asyncio.AbstractEventLoop]] = {

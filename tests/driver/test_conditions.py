@@ -367,6 +367,7 @@ async def test_clean_up_of_clean_up_waits_for_it_whatever_was_skipped(schedule, 
     assert (report["after first"].status is SKIPPED) == fail_fast
 
 
+@pytest.mark.virtual_time
 @schedules
 async def test_clean_up_runs_after_the_runs_deadline_with_its_own_limits(schedule):
     async def clean_up():
@@ -385,6 +386,7 @@ async def test_clean_up_runs_after_the_runs_deadline_with_its_own_limits(schedul
     assert statuses(report) == {"a": CANCELLED, "clean up": SUCCESS}
 
 
+@pytest.mark.virtual_time
 @schedules
 async def test_a_deadline_that_passes_during_clean_up_stops_nothing(schedule):
     async def clean_up():

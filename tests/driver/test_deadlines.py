@@ -24,7 +24,9 @@ from asyncflow.events import (
     StepFailed,
     StepSucceeded,
 )
-from asyncflow.testing import VirtualTimeLoop, run_in_virtual_time
+from asyncflow.testing import run_in_virtual_time
+
+pytestmark = pytest.mark.virtual_time
 
 LETTERS = {
     AttemptStarted: "start",
@@ -199,8 +201,7 @@ async def test_clean_up_after_a_deadline_is_awaited_and_takes_no_further_attempt
     )
 
     assert (report["a"].status, report["a"].attempts) == (StepStatus.FAILED, 1)
-    if isinstance(asyncio.get_running_loop(), VirtualTimeLoop):
-        assert round(report["a"].duration_ms, 6) == 17
+    assert round(report["a"].duration_ms, 6) == 17
 
 
 async def test_a_run_that_exceeds_its_deadline_skips_the_rest_and_is_not_raised():
@@ -248,8 +249,7 @@ async def test_a_deadline_that_the_run_keeps_leaves_no_timer():
     await run_pipeline([WorkflowStep("a", succeed)], deadline_ms=60_000)
 
     loop = asyncio.get_running_loop()
-    if isinstance(loop, VirtualTimeLoop):
-        assert [timer for timer in loop._scheduled if not timer.cancelled()] == []
+    assert [timer for timer in loop._scheduled if not timer.cancelled()] == []
 
 
 @pytest.mark.parametrize(
@@ -318,8 +318,7 @@ async def test_an_attempt_without_a_heartbeat_is_cancelled_awaited_and_retried()
     )
 
     assert cleaned == [1, 2]
-    if isinstance(asyncio.get_running_loop(), VirtualTimeLoop):
-        assert timeline(events) == "start@0 retry@15 start@15 fail@30"
+    assert timeline(events) == "start@0 retry@15 start@15 fail@30"
 
 
 async def test_a_value_that_comes_after_the_last_heartbeats_limit_is_no_success():
@@ -359,6 +358,7 @@ async def test_each_item_of_a_mapped_step_has_its_own_heart_and_deadline():
         assert errors == [kind, None, kind, None]
 
 
+@pytest.mark.realtime
 @pytest.mark.parametrize("fail_fast", [True, False])
 def test_a_step_whose_thread_goes_on_fails_at_its_deadline_and_does_not_wait_for_the_thread(
     fail_fast,

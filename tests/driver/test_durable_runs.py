@@ -16,7 +16,6 @@ from itertools import pairwise
 import pytest
 from memory_journal import MemoryJournal
 from random_runs import RUN_ID, RandomPipeline, key_of
-from tries import tries
 from turn_counting import TurnCountingLoop
 
 from asyncflow import (
@@ -471,7 +470,10 @@ PROPERTIES = {
 }
 
 
-@pytest.mark.parametrize("seed", range(tries(40)))
+MORE_SEEDS = [pytest.param(seed, marks=pytest.mark.exhaustive) for seed in range(4, 40)]
+
+
+@pytest.mark.parametrize("seed", [*range(4), *MORE_SEEDS])
 @pytest.mark.parametrize("what", PROPERTIES)
 def test_a_run_ends_as_if_nothing_had_happened_whenever_it(what, seed):
     pipeline = RandomPipeline(seed)

@@ -165,6 +165,7 @@ async def test_a_step_whose_task_a_stranger_cancels_before_its_first_line_is_sta
     assert report["victim"].attempts == 1
 
 
+@pytest.mark.asyncio(loop_factories=["uvloop"])
 async def test_a_limit_that_fires_before_the_attempt_could_begin_is_none():
     # uvloop runs timers before what is ready: a stalled loop is late for both.
     calls = []
@@ -263,6 +264,7 @@ asyncio.run(service())
 """
 
 
+@pytest.mark.process
 @pytest.mark.parametrize(
     ("number", "start", "exit_code"),
     [
@@ -288,6 +290,7 @@ def test_one_signal_ends_the_program_after_the_steps_have_cleaned_up(number, sta
     assert process.returncode == exit_code
 
 
+@pytest.mark.process
 def test_system_exit_in_a_step_ends_the_program_with_its_code_after_clean_up():
     program = PROGRAM.format(
         start="""

@@ -493,6 +493,7 @@ async def test_a_limited_map_takes_its_items_only_as_fast_as_they_run():
     assert report.all_passed
 
 
+@pytest.mark.exhaustive
 async def test_100_000_items_keep_no_more_tasks_and_values_than_run_at_once():
     if type(asyncio.get_running_loop()) is not VirtualTimeLoop:
         pytest.skip("once is enough for what takes seconds")

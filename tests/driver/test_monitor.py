@@ -85,6 +85,7 @@ def no_thread_stays():
 # What is told.
 
 
+@pytest.mark.realtime
 @on_each_loop
 def test_a_task_that_blocks_is_told_with_the_line(factory):
     async def main():
@@ -104,6 +105,7 @@ def test_a_task_that_blocks_is_told_with_the_line(factory):
     assert findings.thread is threading.main_thread()
 
 
+@pytest.mark.realtime
 def test_each_of_several_blocks_in_a_row_is_told_once():
     async def main():
         findings = Findings()
@@ -116,6 +118,7 @@ def test_each_of_several_blocks_in_a_row_is_told_once():
     assert run(main()).names == ["first", "second", "third"]
 
 
+@pytest.mark.realtime
 @on_each_loop
 def test_what_blocks_for_less_than_100_ms_is_not_told(factory):
     async def main():
@@ -155,6 +158,7 @@ def test_a_c_function_that_lets_no_thread_run_is_told():
     assert where.endswith("compute")
 
 
+@pytest.mark.realtime
 def test_a_loop_that_waits_is_left_alone():
     async def main():
         findings = Findings()
@@ -166,6 +170,7 @@ def test_a_loop_that_waits_is_left_alone():
     assert run(main()) == []
 
 
+@pytest.mark.realtime
 def test_each_loop_is_told_of_its_own():
     async def main(name, seconds):
         findings = Findings()
@@ -192,6 +197,7 @@ def test_each_loop_is_told_of_its_own():
     assert found == {"left": ["left"], "right": ["right"], "neither": []}
 
 
+@pytest.mark.realtime
 def test_a_loop_may_go_on_in_another_thread():
     findings = Findings()
     loop = asyncio.new_event_loop()
@@ -217,16 +223,17 @@ def test_a_loop_may_go_on_in_another_thread():
     assert "in block" in where
 
 
+@pytest.mark.realtime
 def test_all_who_watch_a_loop_are_told_until_they_stop():
     async def main():
         loop = asyncio.get_running_loop()
         first, second, dropped = Findings(), Findings(), Findings()
         stays, stops = watch(loop, first), watch(loop, second)
         watch(loop, dropped)
-        await blocking("one", 0.15)
+        await blocking("one", 0.25)
         await asyncio.sleep(0)
         stops.stop()
-        await blocking("two", 0.15)
+        await blocking("two", 0.25)
         await asyncio.sleep(0)
         stays.stop()
         return first.names, second.names, dropped
@@ -243,6 +250,7 @@ async def looked_at(findings):
     return watched, handle
 
 
+@pytest.mark.realtime
 def test_a_block_ends_when_another_task_is_seen():
     async def main():
         findings = Findings()
@@ -271,6 +279,7 @@ def test_a_block_ends_when_another_task_is_seen():
     assert not watched.is_watched()
 
 
+@pytest.mark.realtime
 def test_a_task_that_follows_another_in_the_same_turn_is_looked_at_anew():
     async def main():
         findings = Findings()
@@ -296,6 +305,7 @@ def test_a_task_that_follows_another_in_the_same_turn_is_looked_at_anew():
     assert "callback" in where
 
 
+@pytest.mark.realtime
 def test_a_process_that_was_stopped_has_not_blocked():
     async def main():
         findings = Findings()
@@ -310,6 +320,7 @@ def test_a_process_that_was_stopped_has_not_blocked():
     assert run(main()) == []
 
 
+@pytest.mark.realtime
 def test_a_thread_that_could_not_look_goes_by_what_the_loop_has_computed():
     async def main():
         findings = Findings()
@@ -353,6 +364,7 @@ class Clocks:
         self.look(slept)
 
 
+@pytest.mark.realtime
 @pytest.mark.parametrize(
     ("own", "others", "slept", "is_told"),
     [
@@ -403,6 +415,7 @@ def test_no_thread_is_left_by_a_run_that_is_not_short():
     assert after == []
 
 
+@pytest.mark.realtime
 def test_short_runs_share_a_thread_which_ends_by_itself(monkeypatch):
     monkeypatch.setattr(_monitor, "_LONG_S", 60)
 
@@ -420,6 +433,7 @@ def test_short_runs_share_a_thread_which_ends_by_itself(monkeypatch):
     wait_until(lambda: not monitors())
 
 
+@pytest.mark.realtime
 def test_a_loop_is_kept_no_longer_than_it_is_watched():
     async def short():
         watch(asyncio.get_running_loop(), print).stop()
@@ -437,6 +451,7 @@ def test_a_loop_is_kept_no_longer_than_it_is_watched():
     assert run(main()) == (2, 0)
 
 
+@pytest.mark.realtime
 def test_a_thread_that_looks_at_others_does_not_hide_a_hang():
     async def main():
         watch(asyncio.get_running_loop(), print).stop()
@@ -449,6 +464,7 @@ def test_a_thread_that_looks_at_others_does_not_hide_a_hang():
     assert time.monotonic() - started < 4  # else it has waited for that thread, for 5 s
 
 
+@pytest.mark.realtime
 def test_without_a_thread_to_be_had_nothing_is_told(monkeypatch):
     def start(_):
         raise RuntimeError("can't start new thread")
@@ -476,6 +492,7 @@ def test_a_clock_that_is_not_real_is_not_watched():
     assert run_in_virtual_time(main()) == []
 
 
+@pytest.mark.realtime
 def test_who_is_forgotten_is_not_watched_any_longer():
     async def main():
         return watch(asyncio.get_running_loop(), print)
@@ -491,6 +508,7 @@ def test_who_is_forgotten_is_not_watched_any_longer():
     run(drop())
 
 
+@pytest.mark.realtime
 def test_a_closed_loop_is_forgotten_while_it_is_in_a_task():
     class Closed(asyncio.SelectorEventLoop):
         def call_soon_threadsafe(self, *args, **kwargs):
@@ -505,6 +523,7 @@ def test_a_closed_loop_is_forgotten_while_it_is_in_a_task():
     run(main(), Closed)
 
 
+@pytest.mark.process
 def test_the_interpreter_ends_although_a_loop_is_watched():
     script = f"""
 import asyncio, sys
@@ -523,6 +542,7 @@ print("done")
     assert done.stdout == "done\n"
 
 
+@pytest.mark.process
 @pytest.mark.skipif(not hasattr(__import__("os"), "fork"), reason="there is no fork")
 def test_the_child_of_a_fork_begins_anew():
     script = f"""
@@ -567,6 +587,7 @@ sys.exit(asyncio.run(main(None)))
     )
 
 
+@pytest.mark.process
 @pytest.mark.skipif(not hasattr(__import__("os"), "fork"), reason="there is no fork")
 def test_a_fork_finds_one_thread_only_and_the_loop_is_looked_at_afterwards():
     script = f"""
@@ -600,6 +621,7 @@ print(asyncio.run(main()))
     assert (done.stdout, done.stderr) == ("(2, 1, 1)\n", "")
 
 
+@pytest.mark.process
 def test_after_a_fork_the_thread_begins_again_in_the_next_turn():
     async def main():
         handle = watch(asyncio.get_running_loop(), print)

@@ -868,6 +868,7 @@ class TestIncluded:
         with refused("pipeline 'outer' includes 'inner', which has no steps; import the modules"):
             outer.steps  # noqa: B018
 
+    @pytest.mark.exhaustive
     def test_they_may_be_nested_deeper_than_calls_may_be(self) -> None:
         outer = innermost = pipeline_of(extract, name="in")
         for _ in range(200):

@@ -433,6 +433,7 @@ async def test_an_attempt_that_exceeds_its_limit_is_cancelled_awaited_and_retrie
         assert round(result.duration_ms, 6) == 60
 
 
+@pytest.mark.virtual_time
 async def test_a_limit_does_not_include_the_wait_for_the_tier(schedule):
     async def slow():
         await asyncio.sleep(0.05)
@@ -881,9 +882,10 @@ async def test_who_obeys_a_stranger_is_left_alone_while_it_cleans_up(schedule):
 async def test_who_cleans_up_after_a_limit_is_not_cancelled_again(
     schedule, limit, stopped_by, isolated, takes
 ):
-    if takes > 1:
+    if takes > 1 or stopped_by == "deadline":
         needs_virtual_time()
     marked, cleaned = contextvars.ContextVar("marked", default=0), []
+    is_cleaning = asyncio.Event()
 
     async def slow():
         attempt = marked.get() + 1 if not isolated else current_step().attempt
@@ -893,11 +895,12 @@ async def test_who_cleans_up_after_a_limit_is_not_cancelled_again(
         try:
             await asyncio.Event().wait()
         finally:
+            is_cleaning.set()
             await asyncio.sleep(takes)
             cleaned.append(attempt)
 
     async def fails_meanwhile():
-        await asyncio.sleep(0.03)
+        await is_cleaning.wait()
         raise ValueError
 
     limits = {"timeout_ms": None, limit: 10}
@@ -908,7 +911,7 @@ async def test_who_cleans_up_after_a_limit_is_not_cancelled_again(
         run_pipeline(steps, schedule=schedule, deadline_ms=30 if stopped_by == "deadline" else None)
     )
     if stopped_by == "caller":
-        await asyncio.sleep(0.03)
+        await is_cleaning.wait()
         run.cancel()
         with pytest.raises(asyncio.CancelledError):
             await run
@@ -997,8 +1000,13 @@ async def test_the_callers_count_of_cancellations_is_left_alone(schedule):
 
 async def test_inside_an_expiring_anyio_scope_clean_up_completes_and_the_scope_catches(schedule):
     cleaning = Cleaning()
-    with anyio.move_on_after(0.01) as scope:
-        await run_pipeline([WorkflowStep("a", cleaning)], schedule=schedule)
+    with anyio.CancelScope() as scope:
+
+        def expire(event):
+            if isinstance(event, AttemptStarted):
+                scope.deadline = anyio.current_time() + 0.01
+
+        await run_pipeline([WorkflowStep("a", cleaning)], schedule=schedule, observers=[expire])
 
     assert scope.cancelled_caught
     assert (cleaning.cancels, cleaning.cleaned) == (1, 1)

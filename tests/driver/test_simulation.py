@@ -11,7 +11,6 @@ import itertools
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tries import tries
 from turn_counting import TurnCountingLoop
 
 from asyncflow import StepStatus, StepTimeoutError, WorkflowStep, run_pipeline
@@ -206,15 +205,14 @@ def copied(steps):
 
 
 @given(pipelines(), OPTIONS, st.booleans())
-@settings(max_examples=tries(400), deadline=None)
 def test_every_run_keeps_the_promises(steps, options, eager):
     report, events, _ = simulate(steps, options, eager=eager)
 
     check_promises(steps, options, report, events)
 
 
+@settings(max_examples=settings().max_examples // 5)  # each is run once a turn
 @given(pipelines(), OPTIONS, st.booleans())
-@settings(max_examples=tries(40), deadline=None)
 def test_a_cancellation_in_every_single_turn_keeps_them_too(steps, options, eager):
     for turn in itertools.count():
         fresh = copied(steps)
@@ -225,7 +223,6 @@ def test_a_cancellation_in_every_single_turn_keeps_them_too(steps, options, eage
 
 
 @given(pipelines(), OPTIONS)
-@settings(max_examples=tries(100), deadline=None)
 def test_the_same_pipeline_runs_the_same_way_twice(steps, options):
     again = copied(steps)
 

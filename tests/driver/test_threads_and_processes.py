@@ -1,6 +1,7 @@
 """Plain functions as steps: threads, which cannot be stopped, and processes, which can.
 
-In virtual time the clock stands still while a thread runs, so limits are tested on real loops.
+In virtual time the clock stands still while a thread runs, so limits are tested with a clock that
+goes on when a thread has begun.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import contextvars
 import os
 import threading
 import time
+from functools import partial
 from pathlib import Path
 
 import anyio
@@ -38,6 +40,7 @@ class Blocking:
         self.release = threading.Event()
         self.calls = self.running = self.highest = 0
         self.lock = threading.Lock()
+        self.on_begun = lambda: None
 
     def __call__(self):
         with self.lock:
@@ -45,6 +48,7 @@ class Blocking:
             self.running += 1
             self.highest = max(self.highest, self.running)
         self.begun.set()
+        self.on_begun()
         assert self.release.wait(30)
         with self.lock:
             self.running -= 1
@@ -63,17 +67,45 @@ async def until(condition):
     for _ in range(3_000):
         if condition():
             return
-        await asyncio.to_thread(time.sleep, 0.001)
+        await asyncio.to_thread(threading.Event().wait, 0.001)
     raise AssertionError("it never came")
 
 
-@pytest.fixture
-def in_real_time():
-    """Run in a loop of asyncio's own: the clock of a virtual one stands still beside a thread."""
-    return asyncio.run
+class StoppedClock(asyncio.SelectorEventLoop):
+    """Its time passes when it is told so, also beside a thread."""
+
+    now = 0.0
+
+    def time(self):
+        return self.now
+
+    def advance(self, ms):
+        self.now += ms / 1000
 
 
-def test_a_thread_that_exceeds_its_limit_fails_on_time_and_is_abandoned(in_real_time, blocking):
+def run_when_begun(main, blocking, ms):
+    """Run with a clock that goes on by so much when the function has begun for the first time."""
+    with asyncio.Runner(loop_factory=StoppedClock) as runner:
+        loop = runner.get_loop()
+
+        def go_on():
+            blocking.on_begun = lambda: None
+            loop.call_soon_threadsafe(loop.advance, ms)
+
+        blocking.on_begun = go_on
+        return runner.run(main)
+
+
+def after_turns(callback, turns=20):
+    """Call back after more turns of the loop than anything here takes."""
+    loop = asyncio.get_running_loop()
+    if turns:
+        loop.call_soon(after_turns, callback, turns - 1)
+    else:
+        callback()
+
+
+def test_a_thread_that_exceeds_its_limit_fails_on_time_and_is_abandoned(blocking):
     async def main():
         events = []
         report = await run_pipeline(
@@ -83,12 +115,12 @@ def test_a_thread_that_exceeds_its_limit_fails_on_time_and_is_abandoned(in_real_
         assert blocking.running == 1
         return report, events
 
-    report, events = in_real_time(main())
+    report, events = run_when_begun(main(), blocking, 30)
 
     assert isinstance(report["a"].error, StepTimeoutError)
     assert report["a"].abandoned
     assert sum(isinstance(event, ThreadAbandoned) for event in events) == 1
-    assert report["a"].duration_ms < 5_000
+    assert report["a"].duration_ms == pytest.approx(30)
 
 
 @pytest.mark.parametrize(
@@ -99,66 +131,65 @@ def test_a_thread_that_exceeds_its_limit_fails_on_time_and_is_abandoned(in_real_
         ({"timeout_ms": None}, 30, "run"),
     ],
 )
-def test_a_thread_is_abandoned_at_whatever_limit_comes_first(
-    in_real_time, blocking, limits, of_run, kind
-):
-    report = in_real_time(
-        run_pipeline([WorkflowStep("a", blocking, runs_in="thread", **limits)], deadline_ms=of_run)
-    )
+def test_a_thread_is_abandoned_at_whatever_limit_comes_first(blocking, limits, of_run, kind):
+    step = WorkflowStep("a", blocking, runs_in="thread", **limits)
+
+    report = run_when_begun(run_pipeline([step], deadline_ms=of_run), blocking, 30)
 
     assert report["a"].error.kind == kind
     assert report["a"].abandoned
     assert report["a"].status is (CANCELLED if kind == "run" else FAILED)
 
 
-def test_a_thread_that_was_asked_to_stop_is_abandoned_if_it_gives_no_sign_of_life(
-    in_real_time, blocking
-):
+def test_a_thread_that_was_asked_to_stop_is_abandoned_if_it_gives_no_sign_of_life(blocking):
     async def fails():
         await until(blocking.begun.is_set)
+        after_turns(partial(asyncio.get_running_loop().advance, 50))
         raise ValueError
 
     limits = {"timeout_ms": None, "heartbeat_ms": 50}
-    report = in_real_time(
-        run_pipeline(
-            [WorkflowStep("a", blocking, runs_in="thread", **limits), WorkflowStep("b", fails)]
-        )
+    main = run_pipeline(
+        [WorkflowStep("a", blocking, runs_in="thread", **limits), WorkflowStep("b", fails)]
     )
+    report = run_when_begun(main, blocking, 0)
 
     assert report["a"].status is CANCELLED
     assert report["a"].error.kind == "heartbeat"
     assert report["a"].abandoned
 
 
-def test_a_heartbeat_from_a_thread_keeps_it_alive(in_real_time):
-    def beats():
+def test_a_heartbeat_from_a_thread_keeps_it_alive():
+    def beats(loop):
         for _ in range(6):
-            time.sleep(0.02)
+            has_passed = threading.Event()
+            loop.call_soon_threadsafe(loop.advance, 80)
+            loop.call_soon_threadsafe(has_passed.set)
+            assert has_passed.wait(30)
             current_step().heartbeat()
         return "alive"
 
-    report = in_real_time(
-        run_pipeline([WorkflowStep("a", beats, runs_in="thread", heartbeat_ms=100)])
-    )
+    with asyncio.Runner(loop_factory=StoppedClock) as runner:
+        step = WorkflowStep("a", beats, runs_in="thread", timeout_ms=None, heartbeat_ms=100)
+        report = runner.run(run_pipeline([step], inputs={"loop": runner.get_loop()}))
 
     assert report["a"].output == "alive"
+    assert report["a"].duration_ms == pytest.approx(480)
 
 
-def test_no_attempt_starts_while_an_abandoned_thread_of_the_step_still_runs(in_real_time, blocking):
-    async def main():
-        asyncio.get_running_loop().call_later(0.1, blocking.release.set)
-        return await run_pipeline(
-            [WorkflowStep("a", blocking, timeout_ms=20, max_retries=2, runs_in="thread")]
-        )
+def test_no_attempt_starts_while_an_abandoned_thread_of_the_step_still_runs(blocking):
+    def release(event):
+        if isinstance(event, ThreadAbandoned):
+            assert blocking.running == 1
+            after_turns(blocking.release.set)
 
-    report = in_real_time(main())
+    step = WorkflowStep("a", blocking, timeout_ms=20, max_retries=2, runs_in="thread")
+    report = run_when_begun(run_pipeline([step], observers=[release]), blocking, 20)
 
     assert (blocking.calls, blocking.highest) == (2, 1)
     assert report["a"].output == "done"
-    assert report["a"].history[1].started_ms > 80
 
 
-def test_a_slot_is_kept_until_the_abandoned_thread_has_ended(in_real_time, blocking):
+def test_a_slot_is_kept_until_the_abandoned_thread_has_ended(blocking):
     pool = Pool(1)
 
     async def main():
@@ -170,42 +201,41 @@ def test_a_slot_is_kept_until_the_abandoned_thread_has_ended(in_real_time, block
         await until(lambda: pool.in_use == 0)
         return kept
 
-    assert in_real_time(main()) == 1
+    assert run_when_begun(main(), blocking, 20) == 1
 
 
-def test_a_slot_comes_back_from_a_thread_that_outlives_its_event_loop(in_real_time, blocking):
+def test_a_slot_comes_back_from_a_thread_that_outlives_its_event_loop(blocking):
     pool = Pool(1)
-    in_real_time(
-        run_pipeline([WorkflowStep("a", blocking, timeout_ms=20, pool=pool, runs_in="thread")])
-    )
+    step = WorkflowStep("a", blocking, timeout_ms=20, pool=pool, runs_in="thread")
+    run_when_begun(run_pipeline([step]), blocking, 20)
 
     async def use_the_pool():
-        asyncio.get_running_loop().call_later(0.02, blocking.release.set)
+        after_turns(blocking.release.set)
         return await run_pipeline([WorkflowStep("b", lambda: "ran", pool=pool, runs_in="thread")])
 
-    report = in_real_time(asyncio.wait_for(use_the_pool(), 10))
+    report = asyncio.run(asyncio.wait_for(use_the_pool(), 30))
 
     assert report["b"].output == "ran"
     assert (pool.in_use, pool.waiting) == (0, 0)
 
 
-def test_fail_fast_waits_for_a_thread_until_its_limit_and_then_abandons_it(in_real_time, blocking):
+def test_fail_fast_waits_for_a_thread_until_its_limit_and_then_abandons_it(blocking):
     async def fail():
         await until(blocking.begun.is_set)
+        after_turns(partial(asyncio.get_running_loop().advance, 150))
         raise ValueError
 
-    report = in_real_time(
-        run_pipeline(
-            [
-                WorkflowStep("thread", blocking, timeout_ms=150, runs_in="thread"),
-                WorkflowStep("fails", fail),
-            ]
-        )
+    main = run_pipeline(
+        [
+            WorkflowStep("thread", blocking, timeout_ms=150, runs_in="thread"),
+            WorkflowStep("fails", fail),
+        ]
     )
+    report = run_when_begun(main, blocking, 0)
 
     assert report["thread"].status is CANCELLED
     assert report["thread"].abandoned
-    assert report.total_duration_ms >= 140
+    assert report.total_duration_ms >= 150
 
 
 async def test_fail_fast_lets_a_thread_that_ends_in_time_keep_its_value(blocking):
@@ -239,9 +269,7 @@ async def test_a_cancelled_caller_gets_its_cancellation_after_the_thread_has_end
 
 @pytest.mark.parametrize("turns", range(12))
 @pytest.mark.parametrize("is_taken", [False, True])
-def test_a_run_of_a_thread_that_is_cancelled_at_any_turn_keeps_no_place(
-    in_real_time, turns, is_taken
-):
+def test_a_run_of_a_thread_that_is_cancelled_at_any_turn_keeps_no_place(turns, is_taken):
     async def main():
         limiter = anyio.to_thread.current_default_thread_limiter()
         limiter.total_tokens = 1
@@ -261,7 +289,7 @@ def test_a_run_of_a_thread_that_is_cancelled_at_any_turn_keeps_no_place(
         assert limiter.statistics().borrowed_tokens == 0
         assert limiter.statistics().tasks_waiting == 0
 
-    in_real_time(main())
+    asyncio.run(main())
 
 
 async def test_a_thread_sees_the_context_of_the_caller_and_its_step():
@@ -288,7 +316,7 @@ async def test_a_thread_sees_the_context_of_the_caller_and_its_step():
 
 
 async def test_mapped_threads_never_overlap_beyond_their_pool():
-    pool, lock = Pool(3), threading.Lock()
+    pool, lock, together = Pool(3), threading.Lock(), threading.Barrier(3, timeout=30)
     running = highest = 0
 
     async def numbers():
@@ -299,7 +327,7 @@ async def test_mapped_threads_never_overlap_beyond_their_pool():
         with lock:
             running += 1
             highest = max(highest, running)
-        time.sleep(0.002)
+        together.wait()
         with lock:
             running -= 1
         return numbers, current_step().item
@@ -312,7 +340,7 @@ async def test_mapped_threads_never_overlap_beyond_their_pool():
     )
 
     assert report["m"].output == [(n, n) for n in range(12)]
-    assert highest <= 3
+    assert highest == 3
     assert (pool.in_use, pool.waiting) == (0, 0)
 
 
@@ -347,10 +375,12 @@ class Cooperative:
     def __init__(self):
         self.begun, self.ended = threading.Event(), threading.Event()
         self.seen_at_start = None
+        self.on_begun = lambda: None
 
     def __call__(self):
         self.seen_at_start = current_step().cancel_requested
         self.begun.set()
+        self.on_begun()
         work_until_cancel_is_requested()
         self.ended.set()
         raise InterruptedError
@@ -365,12 +395,11 @@ class Cooperative:
         ({"timeout_ms": None}, 30),
     ],
 )
-def test_an_abandoned_thread_sees_that_it_is_to_stop(in_real_time, limits, deadline_ms):
+def test_an_abandoned_thread_sees_that_it_is_to_stop(limits, deadline_ms):
     work = Cooperative()
+    step = WorkflowStep("a", work, runs_in="thread", **limits)
 
-    report = in_real_time(
-        run_pipeline([WorkflowStep("a", work, runs_in="thread", **limits)], deadline_ms=deadline_ms)
-    )
+    report = run_when_begun(run_pipeline([step], deadline_ms=deadline_ms), work, 30)
 
     assert report["a"].abandoned
     assert work.seen_at_start is False
@@ -405,27 +434,26 @@ async def test_a_cancelled_caller_stops_a_thread_that_looks_at_the_flag():
     assert work.ended.is_set()
 
 
-def test_each_attempt_and_each_item_has_a_flag_of_its_own(in_real_time):
+def test_each_attempt_and_each_item_has_a_flag_of_its_own():
     seen = []
 
     async def items():
         return [0, 1]
 
-    def action(items):
+    def action(items, loop):
         step = current_step()
         seen.append((items, step.attempt, step.cancel_requested))
-        if items == 0 and step.attempt == 1:
+        if len(seen) == 1:
+            loop.call_soon_threadsafe(loop.advance, 50)
             work_until_cancel_is_requested()
 
-    limits = {"timeout_ms": 50, "max_retries": 2}
-    report = in_real_time(
-        run_pipeline(
-            [
-                WorkflowStep("items", items),
-                WorkflowStep("m", action, ["items"], map_over="items", runs_in="thread", **limits),
-            ]
-        )
-    )
+    limits = {"timeout_ms": 50, "max_retries": 2, "pool": Pool(1)}
+    steps = [
+        WorkflowStep("items", items),
+        WorkflowStep("m", action, ["items"], map_over="items", runs_in="thread", **limits),
+    ]
+    with asyncio.Runner(loop_factory=StoppedClock) as runner:
+        report = runner.run(run_pipeline(steps, inputs={"loop": runner.get_loop()}))
 
     report.raise_for_failures()
     assert sorted(seen) == [(0, 1, False), (0, 2, False), (1, 1, False)]
@@ -478,6 +506,7 @@ async def test_in_the_loop_the_flag_says_whether_the_running_task_was_asked_to_c
 # Processes.
 
 
+@pytest.mark.process
 async def test_a_process_gets_arguments_and_its_error_is_the_functions_own():
     report = await run_pipeline(
         [
@@ -501,8 +530,9 @@ def is_alive(number):
         return False
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("how", ["attempt", "run", "caller", "fail fast"])
-def test_a_process_that_is_cut_short_is_gone_with_its_children(in_real_time, tmp_path, how):
+def test_a_process_that_is_cut_short_is_gone_with_its_children(tmp_path, how):
     told = tmp_path / "told"
 
     async def fail():
@@ -525,7 +555,7 @@ def test_a_process_that_is_cut_short_is_gone_with_its_children(in_real_time, tmp
         await asyncio.wait([run])
         return None if run.cancelled() else run.result()
 
-    report = in_real_time(main())
+    report = asyncio.run(main())
 
     numbers = [int(number) for number in told.read_text().split()]
     for _ in range(1_000):
@@ -539,24 +569,29 @@ def test_a_process_that_is_cut_short_is_gone_with_its_children(in_real_time, tmp
         assert not report["a"].abandoned
 
 
-def test_a_clean_up_step_in_a_thread_is_not_bound_by_the_deadline_of_the_run():
+def test_a_clean_up_step_in_a_thread_is_not_bound_by_the_deadline_of_the_run(blocking):
     async def slow():
+        asyncio.get_running_loop().advance(50)
         await asyncio.sleep(60)
 
-    def tidy():
-        time.sleep(0.05)
-        return "tidy"
+    async def main():
+        loop = asyncio.get_running_loop()
+        blocking.on_begun = lambda: loop.call_soon_threadsafe(go_on)
 
-    with asyncio.Runner(loop_factory=asyncio.SelectorEventLoop) as runner:
-        report = runner.run(
-            run_pipeline(
-                [
-                    WorkflowStep("slow", slow),
-                    WorkflowStep("tidy", tidy, run_if="always", runs_in="thread"),
-                ],
-                deadline_ms=50,
-            )
+        def go_on():
+            loop.advance(1_000)
+            after_turns(blocking.release.set)
+
+        return await run_pipeline(
+            [
+                WorkflowStep("slow", slow),
+                WorkflowStep("tidy", blocking, run_if="always", runs_in="thread"),
+            ],
+            deadline_ms=50,
         )
 
+    with asyncio.Runner(loop_factory=StoppedClock) as runner:
+        report = runner.run(main())
+
     assert report["slow"].status is StepStatus.CANCELLED
-    assert report["tidy"].output == "tidy"
+    assert report["tidy"].output == "done"

@@ -257,7 +257,9 @@ async def test_a_thread_that_can_not_be_had_is_an_ordinary_error(monkeypatch):
     await asyncio.sleep(0.001)  # the clock does not stand still any more
 
 
-@pytest.mark.parametrize("run", [in_thread, run_in_process])
+@pytest.mark.parametrize(
+    "run", [in_thread, pytest.param(run_in_process, marks=pytest.mark.process)]
+)
 async def test_a_plain_function_that_returns_an_awaitable_is_told_to_run_in_the_loop(run):
     with pytest.raises(TypeError, match=r"an awaitable \(coroutine\), .*; leave runs_in out"):
         await run(work.be_async, None)
@@ -357,6 +359,7 @@ async def test_a_slot_with_a_free_token_is_taken_in_the_same_turn():
 # Processes.
 
 
+@pytest.mark.process
 async def test_a_function_runs_in_a_process_that_has_ended_when_it_returns():
     number = await run_in_process(work.identify, None)
 
@@ -365,6 +368,7 @@ async def test_a_function_runs_in_a_process_that_has_ended_when_it_returns():
     assert await run_in_process(work.add, {"left": 40}) == 42
 
 
+@pytest.mark.process
 async def test_an_error_comes_back_as_it_was_raised_with_its_traceback():
     with pytest.raises(KeyError) as raised:
         await run_in_process(work.fail, {"text": "x"})
@@ -376,6 +380,7 @@ async def test_an_error_comes_back_as_it_was_raised_with_its_traceback():
     assert "in fail" in note
 
 
+@pytest.mark.process
 async def test_a_process_that_exits_does_so_as_in_the_loop():
     with pytest.raises(SystemExit) as raised:
         await run_in_process(work.leave, {"code": 3})
@@ -383,6 +388,7 @@ async def test_a_process_that_exits_does_so_as_in_the_loop():
     assert raised.value.code == 3
 
 
+@pytest.mark.process
 async def test_a_process_that_dies_is_an_ordinary_error_that_says_how():
     with pytest.raises(anyio.BrokenWorkerProcess, match="ended with exit code 3 before"):
         await run_in_process(work.vanish, {"code": 3})
@@ -390,16 +396,19 @@ async def test_a_process_that_dies_is_an_ordinary_error_that_says_how():
         await run_in_process(work.kill_itself, None)
 
 
+@pytest.mark.process
 async def test_a_signal_without_a_name_is_told_by_its_number():
     with pytest.raises(anyio.BrokenWorkerProcess, match="was killed by signal 40 before"):
         await run_in_process(work.end_by, {"number": 40})
 
 
+@pytest.mark.process
 async def test_an_error_that_refuses_a_note_comes_back_without_one():
     with pytest.raises(work.Stubborn):
         await run_in_process(work.throw, {"error": work.Stubborn})
 
 
+@pytest.mark.process
 async def test_a_process_is_the_leader_of_a_session_of_its_own():
     number, session, group = await run_in_process(work.leader, None)
 
@@ -423,6 +432,7 @@ async def test_what_can_not_be_sent_is_named():
         await run_in_process(work.add, {"left": threading.Lock()})
 
 
+@pytest.mark.process
 @pytest.mark.parametrize(
     ("function", "message"),
     [
@@ -442,12 +452,14 @@ async def test_what_can_not_come_back_is_named(function, message):
         await run_in_process(function, None)
 
 
+@pytest.mark.process
 async def test_a_process_prints_where_we_do_and_reads_nothing(capfd):
     assert await run_in_process(work.talk, None) == ""
 
     assert capfd.readouterr() == ("to the output\n", "to the errors\n")
 
 
+@pytest.mark.process
 async def test_a_cancelled_process_and_its_children_are_killed_before_it_ends(tmp_path):
     told = tmp_path / "numbers"
     task = asyncio.ensure_future(run_in_process(work.hang, {"path": str(told)}))
@@ -464,6 +476,7 @@ async def test_a_cancelled_process_and_its_children_are_killed_before_it_ends(tm
     await asyncio.to_thread(wait_until, lambda: not is_alive(child))  # another reaps it
 
 
+@pytest.mark.process
 async def test_a_process_that_is_cancelled_while_it_starts_is_killed(monkeypatch):
     loop, starting, release = asyncio.get_running_loop(), asyncio.Event(), threading.Event()
     started = []
@@ -490,6 +503,7 @@ async def test_a_process_that_is_cancelled_while_it_starts_is_killed(monkeypatch
     assert process.returncode == -9
 
 
+@pytest.mark.process
 async def test_a_cancellation_that_comes_after_the_result_does_not_take_it_away(monkeypatch):
     class Job(_workers._Job):
         async def has_ended(self):
@@ -548,6 +562,7 @@ async def main():
 """
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("how", ["script.py", "-mscript"])
 def test_a_function_of_the_script_itself_runs_in_a_process(tmp_path, how):
     script = SCRIPT.format(root=str(ROOT), guard="if __name__ == '__main__': ")
@@ -564,6 +579,7 @@ def test_a_function_of_the_script_itself_runs_in_a_process(tmp_path, how):
     ]
 
 
+@pytest.mark.process
 def test_a_script_that_would_start_processes_without_end_is_told_what_it_lacks(tmp_path):
     (tmp_path / "script.py").write_text(SCRIPT.format(root=str(ROOT), guard=""))
 
@@ -609,6 +625,7 @@ asyncio.run(run_in_process(work.hang, {{"path": {path!r}}}))
 """
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGKILL])
 def test_a_process_and_its_children_end_with_the_one_that_waits(tmp_path, number):
     told = tmp_path / "numbers"
@@ -626,6 +643,7 @@ def test_a_process_and_its_children_end_with_the_one_that_waits(tmp_path, number
     wait_until(lambda: not is_alive(process) and not is_alive(child))
 
 
+@pytest.mark.process
 async def test_what_a_killed_process_waits_for_is_killed_too(tmp_path):
     told = tmp_path / "numbers"
     task = asyncio.ensure_future(run_in_process(work.nest, {"path": str(told)}))
@@ -664,6 +682,7 @@ def executable():
     spawn.set_executable(before)
 
 
+@pytest.mark.process
 async def test_a_frozen_application_starts_no_process_but_of_an_interpreter(
     monkeypatch, executable
 ):
@@ -767,6 +786,7 @@ def test_data_with_the_name_of_the_script_does_not_run_it():
     assert _workers._outcome(file.getvalue(), 0) == "__main__"
 
 
+@pytest.mark.process
 async def test_what_a_shell_defines_is_refused_by_the_process_with_the_way_out(monkeypatch):
     main = ModuleType("__main__")
     monkeypatch.setitem(sys.modules, "__main__", main)
@@ -786,6 +806,7 @@ def test_a_main_module_is_found_by_its_name_or_its_file(monkeypatch):
     assert _workers._main_of(asyncio) == ("module", "asyncio")
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("is_archive", [False, True])
 def test_a_folder_or_an_archive_that_is_run_is_found_by_its_path(tmp_path, is_archive):
     code = "import asyncio\nfrom asyncflow._runtime.workers import run_in_process\n" + FUNCTION
@@ -800,6 +821,7 @@ def test_a_folder_or_an_archive_that_is_run_is_found_by_its_path(tmp_path, is_ar
     assert run_python(str(place)) == "42\n"
 
 
+@pytest.mark.process
 def test_a_module_of_a_package_may_declare_steps_and_dataclasses(tmp_path):
     (tmp_path / "pkg").mkdir()
     (tmp_path / "pkg" / "__init__.py").touch()
@@ -827,6 +849,7 @@ if __name__ == "__main__":
     assert run_python("-m", "pkg.job", cwd=tmp_path) == "True\n"
 
 
+@pytest.mark.process
 def test_a_process_has_the_options_of_the_interpreter():
     code = (
         "import asyncio, process_work as work;"
@@ -837,6 +860,7 @@ def test_a_process_has_the_options_of_the_interpreter():
     assert run_python("-O", "-c", code) == "(1, True)\n"
 
 
+@pytest.mark.process
 async def test_a_function_of_a_main_module_asks_for_it(monkeypatch):
     main = ModuleType("__main__")
     main.__file__ = "nowhere.py"

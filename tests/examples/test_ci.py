@@ -24,7 +24,10 @@ def needs(*tools: str) -> pytest.MarkDecorator:
     return pytest.mark.skipif(bool(missing), reason=f"not installed: {', '.join(missing)}")
 
 
-pytestmark = pytest.mark.skipif(os.name != "posix", reason="uses named pipes and process groups")
+pytestmark = [
+    pytest.mark.process,
+    pytest.mark.skipif(os.name != "posix", reason="uses named pipes and process groups"),
+]
 
 PYPROJECT = """
 [build-system]

@@ -18,9 +18,8 @@ from pathlib import Path
 from typing import ClassVar
 
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
-from tries import tries
 
 from asyncflow import StepStatus, WorkflowStep, current_step, parallel_groups, run_pipeline
 from asyncflow.examples import _csv_reader
@@ -667,6 +666,7 @@ replace_table(pathlib.Path(sys.argv[1]), table, rows(), [])
 """
 
 
+@pytest.mark.process
 def test_a_process_killed_in_mid_load_leaves_the_old_database_intact(etl, database):
     etl("a,b\n1,2\n3\n")
     before = dump(database)
@@ -945,6 +945,7 @@ def start(*arguments: object, cwd: Path) -> subprocess.CompletedProcess[str]:
     )
 
 
+@pytest.mark.process
 def test_as_a_process_it_prints_one_line_and_the_report(tmp_path: Path):
     ended = start(cwd=tmp_path)
 
@@ -979,6 +980,7 @@ def test_a_semicolon_inside_quotes_does_not_pass_for_a_delimiter(etl, database):
     assert table(database) == [(2, 1, "x")]
 
 
+@pytest.mark.process
 def test_as_a_process_it_exits_with_1_after_the_report_of_a_failure(tmp_path: Path):
     ended = start("no.csv", cwd=tmp_path)
 
@@ -988,6 +990,7 @@ def test_as_a_process_it_exits_with_1_after_the_report_of_a_failure(tmp_path: Pa
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.process
 def test_as_a_process_it_exits_with_2_after_a_usage_error(tmp_path: Path):
     ended = start("--no-such-option", cwd=tmp_path)
 
@@ -1029,6 +1032,7 @@ def write_rows(path: Path, count: int) -> Path:
     return path
 
 
+@pytest.mark.exhaustive
 def test_a_hundred_thousand_rows_take_hardly_more_memory_than_a_thousand(tmp_path: Path):
     small, large = write_rows(tmp_path / "s.csv", 1_000), write_rows(tmp_path / "l.csv", 100_000)
 
@@ -1049,7 +1053,6 @@ CELLS = st.one_of(
 ROWS = st.lists(st.lists(CELLS, min_size=1, max_size=4), min_size=2, max_size=12)
 
 
-@settings(max_examples=tries(150), deadline=None)
 @example(rows=[[""], ["", "two\nlines"]], delimiter=";", end="\n")
 @given(rows=ROWS, delimiter=st.sampled_from(",;\t|"), end=st.sampled_from(["\n", "\r\n"]))
 def test_every_row_is_either_loaded_or_quarantined(rows: list[list[str]], delimiter: str, end: str):
@@ -1079,7 +1082,6 @@ def starts_of_rows(text: str, rows: list[list[str]], end: str) -> list[int]:
     return starts[1:]
 
 
-@settings(max_examples=tries(100), deadline=None)
 @given(content=st.binary(max_size=200))
 def test_any_bytes_end_in_a_report_and_never_in_a_traceback(content: bytes):
     with tempfile.TemporaryDirectory() as folder:

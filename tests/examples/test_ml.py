@@ -58,6 +58,7 @@ def test_all_models_are_one_tier() -> None:
     ]
 
 
+@pytest.mark.exhaustive
 def test_the_best_model_reads_more_than_95_of_100_digits(trained: RunReport) -> None:
     scores = trained["evaluate"].output
 
@@ -66,6 +67,7 @@ def test_the_best_model_reads_more_than_95_of_100_digits(trained: RunReport) -> 
     assert scores[trained["best"].output].accuracy == max(s.accuracy for s in scores.values())
 
 
+@pytest.mark.exhaustive
 def test_a_confusion_table_counts_each_image_of_the_test_once(trained: RunReport) -> None:
     test = trained["split"].output.test
 
@@ -75,6 +77,7 @@ def test_a_confusion_table_counts_each_image_of_the_test_once(trained: RunReport
         assert right / len(test.digits) == pytest.approx(score.accuracy)
 
 
+@pytest.mark.exhaustive
 def test_the_same_seed_gives_the_same_scores(trained: RunReport) -> None:
     models = ml.candidates(seed=0)
 
@@ -131,6 +134,7 @@ async def test_models_train_at_the_same_time_and_none_in_the_loops_thread() -> N
     assert threading.get_ident() not in threads
 
 
+@pytest.mark.exhaustive
 async def test_a_ticker_keeps_ticking_while_the_real_models_train() -> None:
     loop = asyncio.get_running_loop()
     steps = ml.pipeline({"forest": ml.candidates(seed=0)["forest"]})
@@ -152,6 +156,7 @@ async def test_a_ticker_keeps_ticking_while_the_real_models_train() -> None:
 # What it prints.
 
 
+@pytest.mark.exhaustive
 def test_it_prints_a_ranking_and_the_confusion_of_the_best(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
@@ -196,6 +201,7 @@ def test_an_impossible_seed_is_a_usage_error(seed: str, capsys: pytest.CaptureFi
     assert "--seed" in capsys.readouterr().err
 
 
+@pytest.mark.process
 def test_without_scikit_learn_it_says_what_to_install() -> None:
     without = (
         "import runpy, sys; sys.modules['sklearn'] = None; "

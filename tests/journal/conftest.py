@@ -9,7 +9,6 @@ from typing import Any, Protocol
 
 import psycopg
 import pytest
-from postgres_server import PostgresServer, running_server
 
 from asyncflow.journal import PostgresJournal, SQLiteJournal
 
@@ -68,20 +67,7 @@ def make(**options):
             return cursor.fetchall() if cursor.description else []
 
 
-@pytest.fixture(scope="session")
-def postgres_server() -> Iterator[PostgresServer]:
-    with running_server() as server:
-        yield server
-
-
-@pytest.fixture
-def dsn(postgres_server: PostgresServer) -> Iterator[str]:
-    """The address of an empty database, to which no connection may be left at the end."""
-    with postgres_server.empty_database() as address:
-        yield address
-
-
-@pytest.fixture(params=["sqlite", "postgres"])
+@pytest.fixture(params=["sqlite", pytest.param("postgres", marks=pytest.mark.postgres)])
 def place(request: pytest.FixtureRequest, tmp_path: Path) -> Place:
     if request.param == "sqlite":
         return SQLitePlace(tmp_path)

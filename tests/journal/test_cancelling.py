@@ -78,6 +78,7 @@ async def tokens(place: Any) -> list[Any]:
 # --- how soon ------------------------------------------------------------------------------------
 
 
+@pytest.mark.realtime
 async def test_the_journal_that_runs_it_hears_of_it_at_once(make_journal: Make) -> None:
     journal = make_journal(lease_s=86_400)
     async with running(journal) as task:
@@ -96,6 +97,7 @@ async def test_the_journal_that_runs_it_hears_of_it_at_once(make_journal: Make) 
     assert (await journal.report("r"))["slow"].status is StepStatus.CANCELLED
 
 
+@pytest.mark.realtime
 @pytest.mark.parametrize("lease_s", [0.6, 86_400])
 async def test_another_journal_hears_of_it_within_a_second_or_a_third_of_its_lease(
     make_journal: Make, lease_s: float
@@ -157,6 +159,7 @@ async def test_what_a_step_runs_in_a_task_group_is_not_run_again_once_it_was_can
     assert error.subgroup(RunCancelledError)
 
 
+@pytest.mark.realtime
 async def test_looking_costs_one_statement_a_second_however_many_runs_there_are(
     make_journal: Make,
 ) -> None:
@@ -174,6 +177,7 @@ async def test_looking_costs_one_statement_a_second_however_many_runs_there_are(
         await book.close()
 
 
+@pytest.mark.realtime
 async def test_a_look_that_fails_does_no_harm(make_journal: Make) -> None:
     journal = make_journal(lease_s=0.9)
     fails: list[bool] = []
@@ -210,6 +214,7 @@ async def test_a_run_goes_on_after_it_was_cancelled(make_journal: Make, place: A
     assert (await journal.record("r")).status == "passed"
 
 
+@pytest.mark.realtime
 async def test_who_asks_twice_asks_once(make_journal: Make) -> None:
     cleaning, go_on = asyncio.Event(), asyncio.Event()
 
@@ -325,6 +330,7 @@ async def test_a_run_whose_lease_is_over_is_not_cancelled(make_journal: Make, pl
         task.cancel()
 
 
+@pytest.mark.realtime
 async def test_who_has_lost_a_run_is_not_meant(make_journal: Make, place: Any) -> None:
     loser, journal = make_journal(lease_s=0.9), make_journal()
     async with running(loser) as lost:
@@ -339,6 +345,7 @@ async def test_who_has_lost_a_run_is_not_meant(make_journal: Make, place: Any) -
     assert (await journal.record("r")).status == "interrupted"
 
 
+@pytest.mark.realtime
 async def test_who_claims_a_run_does_not_hear_of_what_was_asked_before(
     make_journal: Make, place: Any
 ) -> None:
@@ -356,6 +363,7 @@ async def test_who_claims_a_run_does_not_hear_of_what_was_asked_before(
         await book.close()
 
 
+@pytest.mark.realtime
 async def test_others_go_on(make_journal: Make) -> None:
     journal = make_journal(lease_s=0.9)
     go_on = asyncio.Event()
@@ -407,6 +415,7 @@ asyncio.run(main())
 """
 
 
+@pytest.mark.process
 async def test_a_run_in_another_process_is_cancelled(journal: Any, place: Any) -> None:
     process = subprocess.Popen(
         [sys.executable, "-W", "error", "-c", place.source + RUNNING],
@@ -426,6 +435,7 @@ async def test_a_run_in_another_process_is_cancelled(journal: Any, place: Any) -
     assert (await journal.record("r")).status == "interrupted"
 
 
+@pytest.mark.process
 @pytest.mark.skipif(sys.platform != "linux", reason="/proc tells who is dead")
 async def test_a_run_of_a_dead_process_is_not_cancelled(journal: Any, place: Any) -> None:
     process = subprocess.Popen(

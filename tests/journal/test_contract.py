@@ -344,6 +344,7 @@ async def refusal_of(journal: Any) -> Exception:
     raise AssertionError
 
 
+@pytest.mark.realtime
 def test_a_hang_is_found_at_once_although_a_journal_is_open(make_journal: Make) -> None:
     async def main() -> None:
         await (await opened(make_journal())).close()
@@ -504,6 +505,7 @@ async def test_a_run_can_be_waited_for(make_journal: Make) -> None:
     await other.close()
 
 
+@pytest.mark.exhaustive
 def test_a_run_is_waited_for_in_virtual_time(make_journal: Make) -> None:
     async def main() -> float:
         async with make_journal() as journal:
@@ -803,6 +805,7 @@ async def test_who_watches_after_a_failure_hears_of_it_once(journal: Any, place:
     assert len(failures) == 1
 
 
+@pytest.mark.realtime
 async def test_leases_are_renewed_also_when_nothing_is_written(
     make_journal: Make, place: Any
 ) -> None:
@@ -846,6 +849,7 @@ async def test_a_short_run_renews_nothing(journal: Any) -> None:
     assert calls == []
 
 
+@pytest.mark.realtime
 async def test_a_blocked_loop_keeps_its_runs(make_journal: Make, place: Any) -> None:
     journal = make_journal(lease_s=0.2)
     book = await opened(journal)
@@ -878,6 +882,7 @@ async def test_a_renewal_that_finds_the_run_taken_over_tells_so(
     await other.close()
 
 
+@pytest.mark.realtime
 async def test_a_lease_that_can_not_be_renewed_ends_the_run(make_journal: Make) -> None:
     journal = make_journal(lease_s=0.2)
     book = await opened(journal)
@@ -907,6 +912,7 @@ async def test_a_transaction_that_fails_for_no_reason_of_its_own_tells_why(journ
     assert await journal.runs() == []
 
 
+@pytest.mark.realtime
 async def test_a_renewal_that_fails_once_is_repeated(make_journal: Make) -> None:
     journal = make_journal(lease_s=0.5)
     book = await opened(journal)
@@ -943,6 +949,7 @@ async def test_a_run_whose_lease_has_expired_is_taken_over(make_journal: Make, p
     assert await kept_events(second) == [started(), attempt(2)]
 
 
+@pytest.mark.realtime
 async def test_a_book_of_a_dead_loop_is_not_kept_alive(make_journal: Make, place: Any) -> None:
     journal = make_journal(lease_s=0.2)
 
@@ -1100,6 +1107,7 @@ def line_of(process: subprocess.Popen[str]) -> str:
     return process.stdout.readline().strip()
 
 
+@pytest.mark.process
 @LINUX
 async def test_the_run_of_a_killed_process_is_taken_over_at_once(journal: Any, place: Any) -> None:
     with child(place, HOLDING.replace("LEASE", "600")) as process:
@@ -1132,6 +1140,7 @@ async def test_a_process_of_which_nothing_is_known_counts_as_alive(
     await book.close()
 
 
+@pytest.mark.process
 @pytest.mark.skipif(not hasattr(signal, "SIGSTOP"), reason="needs SIGSTOP")
 async def test_a_process_that_was_stopped_beyond_its_lease_writes_nothing_more(
     make_journal: Make, place: Any
@@ -1172,6 +1181,7 @@ asyncio.run(main())
 """
 
 
+@pytest.mark.process
 def test_of_two_processes_that_want_a_run_one_gets_it(place: Any) -> None:
     processes = [child(place, RACING) for _ in range(2)]
     for process in processes:  # both come to an empty database and bring the schema
@@ -1203,6 +1213,7 @@ asyncio.run(main())
 """
 
 
+@pytest.mark.process
 def test_processes_write_at_once(place: Any) -> None:
     processes = [child(place, WRITING) for _ in range(3)]
 
@@ -1213,6 +1224,7 @@ def test_processes_write_at_once(place: Any) -> None:
     assert place.query("SELECT count(*) FROM events") == [(3 * 5 * 21,)]
 
 
+@pytest.mark.process
 def test_an_interpreter_ends_though_its_journal_is_not_closed(place: Any) -> None:
     body = """
 async def main():
@@ -1251,6 +1263,7 @@ async def test_a_journal_that_was_never_used_may_be_dropped(place: Any) -> None:
     place.make()
 
 
+@pytest.mark.process
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 @pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning")
 def test_a_fork_must_open_the_journal_anew(make_journal: Make) -> None:

@@ -34,6 +34,7 @@ def test_this_process_is_alive() -> None:
     assert str(os.getpid()) in this_owner()
 
 
+@pytest.mark.process
 @LINUX
 def test_a_process_that_has_ended_is_dead() -> None:
     with subprocess.Popen(["sleep", "600"]) as child:
@@ -48,6 +49,7 @@ def test_a_process_that_has_ended_is_dead() -> None:
         assert is_dead(described)
 
 
+@pytest.mark.process
 @LINUX
 def test_a_process_that_stands_still_is_alive() -> None:
     with subprocess.Popen(["sleep", "600"]) as child:
@@ -65,6 +67,7 @@ ctypes.CDLL(None).pthread_exit(None)
 """
 
 
+@pytest.mark.process
 @LINUX
 def test_a_process_whose_main_thread_has_ended_is_alive() -> None:
     with subprocess.Popen(
@@ -86,6 +89,7 @@ def test_a_process_id_that_was_used_again_is_somebody_else() -> None:
     assert is_dead(of(os.getpid(), started="1"))
 
 
+@pytest.mark.process
 @LINUX
 def test_of_another_machine_nothing_is_known() -> None:
     with subprocess.Popen(["true"]) as child:

@@ -153,6 +153,7 @@ async def test_a_file_says_whose_it_is(path: Path) -> None:
 WHOLE = f"{SAFE}, and nothing of this transaction was stored"
 
 
+@pytest.mark.realtime
 async def test_a_database_that_another_program_keeps_locked(path: Path) -> None:
     async with SQLiteJournal(path, lease_s=0.3) as journal:
         book = await opened(journal)
@@ -172,6 +173,7 @@ async def test_a_database_that_another_program_keeps_locked(path: Path) -> None:
     )
 
 
+@pytest.mark.realtime
 async def test_a_new_file_that_another_program_keeps_locked(path: Path) -> None:
     with locked(path):
         problem = await problem_of(path, lease_s=0.3)
@@ -261,6 +263,7 @@ def run_child(path: Path, *words: str, body: str = "pass") -> list[str]:
     return done.stdout.splitlines()
 
 
+@pytest.mark.process
 @pytest.mark.skipif(sys.platform == "win32", reason="needs limits of a process")
 def test_a_file_that_may_not_grow(path: Path) -> None:
     body = "resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, 200_000))"
@@ -276,6 +279,7 @@ def test_a_file_that_may_not_grow(path: Path) -> None:
     assert run_child(path) == ["1"]
 
 
+@pytest.mark.process
 @pytest.mark.skipif(not hasattr(os, "geteuid"), reason="needs users")
 @pytest.mark.parametrize("what", ["file", "directory"])
 def test_what_may_not_be_written(tmp_path: Path, what: str) -> None:
@@ -295,6 +299,7 @@ def test_what_may_not_be_written(tmp_path: Path, what: str) -> None:
     assert "can only be read" in problem or "can't be opened" in problem
 
 
+@pytest.mark.process
 def test_processes_that_bring_the_schema_at_once_bring_it_once(path: Path) -> None:
     script = """
 import sys

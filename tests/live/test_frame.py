@@ -6,9 +6,8 @@ from collections.abc import Iterable
 
 import pytest
 from golden_run import GOLDEN, STOOD_STILL
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
-from tries import tries
 from watched_runs import random_events
 
 from asyncflow import StepStatus
@@ -363,7 +362,6 @@ class TestAFrame:
     width=st.integers(1, 130),
     height=st.integers(1, 40),
 )
-@settings(max_examples=tries(100), deadline=None)
 def test_a_frame_of_any_run_fits_at_any_moment_and_counts_each_step_once(
     seed: int, cut: int | None, whole: bool, width: int, height: int
 ) -> None:

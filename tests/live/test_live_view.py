@@ -370,6 +370,7 @@ async def test_a_terminal_may_not_know_its_size(seen: Seen) -> None:
     assert lines[-1] == "after that"
 
 
+@pytest.mark.realtime
 async def test_a_terminal_may_be_resized(seen: Seen) -> None:
     go_on = asyncio.Event()
     steps = [WorkflowStep(f"a step with a long name {n}", go_on.wait) for n in range(5)]
@@ -668,6 +669,7 @@ class TestIfDrawingFails:
 
 
 class TestWhatIsPrinted:
+    @pytest.mark.process
     def test_in_a_forked_process_goes_out_at_once(self, seen: Seen) -> None:
         async def forks() -> None:
             process = os.fork()

@@ -13,6 +13,8 @@ from terminals import Terminal
 
 import asyncflow.live
 
+pytestmark = pytest.mark.process
+
 ROOT = Path(__file__).parents[2]
 
 PROGRAM = """

@@ -6,6 +6,8 @@ import inspect
 import subprocess
 import sys
 
+import pytest
+
 import asyncflow.live
 from asyncflow import Observer, ObserverFactory
 from asyncflow.live import LiveView
@@ -29,6 +31,7 @@ def test_a_view_is_a_factory_of_observers() -> None:
     assert callable(observer)
 
 
+@pytest.mark.process
 def test_without_it_rich_is_not_imported() -> None:
     script = "import asyncflow, sys; assert not {'rich', 'click'} & sys.modules.keys()"
 

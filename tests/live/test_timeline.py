@@ -6,10 +6,9 @@ import re
 
 import pytest
 from golden_run import GOLDEN
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from rich.cells import cell_len
-from tries import tries
 from watched_runs import random_events
 
 from asyncflow import StepTimeoutError
@@ -209,7 +208,6 @@ def test_a_time_covers_the_cells_that_it_is_in(cells: int, start_ms: float, more
     width=st.integers(20, 220),
     encoding=st.sampled_from(["utf-8", "ascii", "latin-1"]),
 )
-@settings(max_examples=tries(100), deadline=None)
 def test_any_run_fits_at_any_width(seed: int, cut: int | None, width: int, encoding: str) -> None:
     view = RunView(random_events(seed, cut))
 

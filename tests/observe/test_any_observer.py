@@ -8,11 +8,10 @@ import logging
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from memory_journal import MemoryJournal
 from random_runs import RUN_ID, RandomPipeline
-from tries import tries
 
 from asyncflow import run_pipeline
 from asyncflow.events import AttemptStarted
@@ -116,7 +115,6 @@ def quiet(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @each_run
-@settings(max_examples=tries(120), deadline=None)
 def test_an_observer_that_raises_at_any_event_changes_nothing(
     seed: int, durable: bool, cut_at: int | None, count: int
 ) -> None:
@@ -128,7 +126,6 @@ def test_an_observer_that_raises_at_any_event_changes_nothing(
 
 
 @each_run
-@settings(max_examples=tries(60), deadline=None)
 def test_a_slow_observer_and_one_that_is_not_to_be_had_change_nothing(
     seed: int, durable: bool, cut_at: int | None, count: int
 ) -> None:

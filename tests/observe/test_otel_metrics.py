@@ -7,12 +7,11 @@ import random
 from collections import Counter
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from memory_journal import MemoryJournal
 from random_runs import RUN_ID, RandomPipeline, key_of
 from telemetry import Telemetry
-from tries import tries
 from turn_counting import TurnCountingLoop
 
 from asyncflow import JournalError, WorkflowStep, current_step, run_pipeline
@@ -208,7 +207,6 @@ def check(otel, events):
 
 
 @given(seed=st.integers(0, 1_000_000))
-@settings(max_examples=tries(100), deadline=None)
 def test_spans_and_counts_are_those_of_the_events_of_any_run(seed):
     pipeline, otel = RandomPipeline(seed), Telemetry()
     journal = MemoryJournal(latency_s=pipeline.latency_s if seed % 2 else None)
@@ -217,7 +215,6 @@ def test_spans_and_counts_are_those_of_the_events_of_any_run(seed):
 
 
 @given(seed=st.integers(0, 1_000_000), turn=st.integers(0, 40), kept=st.floats(0, 1))
-@settings(max_examples=tries(100), deadline=None)
 def test_nothing_stays_in_flight_however_a_run_ends_and_goes_on(seed, turn, kept):
     pipeline, otel = RandomPipeline(seed), Telemetry()
     journal = MemoryJournal(latency_s=pipeline.latency_s)

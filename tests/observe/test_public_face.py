@@ -81,6 +81,7 @@ OURS = ["asyncflow.logs", "asyncflow.otel", "asyncflow._views.event_text"]
 THEIRS = ["opentelemetry", "opentelemetry.sdk", "opentelemetry.semconv", "structlog"]
 
 
+@pytest.mark.process
 def test_who_does_not_ask_for_them_imports_nothing_of_them() -> None:
     run = """
 import asyncio, asyncflow
@@ -91,6 +92,7 @@ asyncio.run(asyncflow.run_pipeline([asyncflow.WorkflowStep("a", act)]))
     assert imports(run, [*OURS, *THEIRS]) == []
 
 
+@pytest.mark.process
 def test_logs_import_no_package_and_otel_imports_the_api_only() -> None:
     assert imports("import asyncflow.logs", THEIRS) == []
     assert imports("import asyncflow.otel", THEIRS) == ["opentelemetry"]

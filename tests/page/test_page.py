@@ -102,6 +102,7 @@ def test_the_same_events_give_the_same_page(golden: str) -> None:
     assert to_html(GOLDEN) == golden
 
 
+@pytest.mark.process
 def test_the_same_events_give_the_same_page_in_another_process(tmp_path: Path) -> None:
     script = (
         "import sys; sys.path[:0] = ['.', 'tests']\n"
@@ -594,6 +595,7 @@ def test_500_steps_take_less_than_two_megabytes() -> None:
     assert len(to_html(run_of(500, {"rows": 5})).encode()) < 2_000_000
 
 
+@pytest.mark.exhaustive
 def test_of_thousands_of_steps_the_page_says_what_it_leaves_out() -> None:
     text = Parsed(to_html(run_of(2_500, width=50))).text
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import httpx
 import pytest
-from postgres_server import PostgresServer, running_server
+from postgres_server import PostgresServer
 
 from asyncflow.journal import PostgresJournal, SQLiteJournal
 from asyncflow.testing import VirtualTimeLoop
@@ -26,12 +26,6 @@ def pytest_asyncio_loop_factories(
     return {"virtual": VirtualTimeLoop}
 
 
-@pytest.fixture(scope="session")
-def postgres_server() -> Iterator[PostgresServer]:
-    with running_server() as server:
-        yield server
-
-
 @pytest.fixture
 def journal() -> Iterator[SQLiteJournal]:
     journal = SQLiteJournal(":memory:")
@@ -39,7 +33,7 @@ def journal() -> Iterator[SQLiteJournal]:
     journal.close()
 
 
-@pytest.fixture(params=["sqlite", "postgres"])
+@pytest.fixture(params=["sqlite", pytest.param("postgres", marks=pytest.mark.postgres)])
 def any_journal(request: pytest.FixtureRequest) -> Iterator[Any]:
     """A journal in each kind of database, for what depends on that."""
     if request.param == "sqlite":

@@ -58,6 +58,7 @@ async def test_the_pages_are_served_until_the_task_is_cancelled(journal: Any) ->
             await httpx.AsyncClient().get(url)
 
 
+@pytest.mark.realtime
 async def test_open_streams_end_within_a_second(any_journal: Any) -> None:
     gate = Gate()
     running = asyncio.create_task(slow(gate).run(run_id="r", journal=any_journal))
@@ -76,6 +77,7 @@ async def test_open_streams_end_within_a_second(any_journal: Any) -> None:
     assert took_s < 1.5
 
 
+@pytest.mark.realtime
 async def test_a_client_that_reads_nothing_does_not_hold_the_server_up(journal: Any) -> None:
     gate = Gate()
     running = asyncio.create_task(slow(gate).run(run_id="r", journal=journal))
@@ -97,6 +99,7 @@ async def test_a_client_that_reads_nothing_does_not_hold_the_server_up(journal: 
     assert took_s < 3
 
 
+@pytest.mark.realtime
 async def test_a_client_that_takes_no_more_is_cut_off_without_a_word(
     journal: Any, caplog: pytest.LogCaptureFixture
 ) -> None:

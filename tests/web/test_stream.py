@@ -52,6 +52,7 @@ async def test_a_viewer_that_goes_is_let_go_at_once() -> None:
     assert source.is_closed
 
 
+@pytest.mark.realtime
 async def test_a_viewer_that_takes_nothing_is_waited_for_and_then_cut_off(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

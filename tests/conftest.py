@@ -1,0 +1,94 @@
+"""Marks the slow tests, which ``make test`` leaves out, and sets up every test process.
+
+pyproject.toml describes the marks.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from collections.abc import Iterator
+
+import pytest
+from hypothesis import HealthCheck, settings
+from postgres_server import PostgresServer, running_server
+
+SLOW = frozenset(
+    {"browser", "crash", "debug", "exhaustive", "postgres", "process", "realtime", "uvloop"}
+)
+NEEDS = {"browser": "browser", "orphanage": "process", "postgres_server": "postgres"}
+"""The mark of each test that uses a fixture."""
+
+settings.register_profile(
+    "quick",
+    max_examples=20,
+    derandomize=True,
+    database=None,
+    deadline=None,  # on a busy machine, the duration of an example says nothing
+    # mutmut runs all tests many times in one process, each time with new objects of their classes.
+    suppress_health_check=[HealthCheck.differing_executors],
+)
+settings.register_profile(
+    "thorough", settings.get_profile("quick"), max_examples=250, derandomize=False, print_blob=True
+)
+settings.load_profile("quick")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Give children of the tests the default actions of SIGINT and SIGHUP.
+
+    Under ``nohup`` and ``&`` these signals are ignored, and a child inherits that. A signal with a
+    handler has its default action in a child.
+    """
+    if not config.getoption("numprocesses", None):  # this process runs tests: it has no workers
+        os.environ.pop("COVERAGE_PROCESS_CONFIG", None)  # coverage does not measure its children
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
+        signal.signal(signal.SIGHUP, lambda *_: None)  # the tests themselves still ignore it
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Add the mark ``slow`` to each test that has a reason to be."""
+    for item in items:
+        for name in NEEDS.keys() & getattr(item, "fixturenames", ()):
+            item.add_marker(NEEDS[name])
+        if any(mark.name in SLOW for mark in item.iter_markers()):
+            item.add_marker("slow")
+
+
+_fast: list[str] = []
+"""The id of the running test, unless that is slow."""
+
+
+def _refuse_what_is_slow(event: str, arguments: tuple[object, ...]) -> None:
+    is_long = event == "time.sleep" and arguments > (0.01,)  # a poll may sleep for a moment
+    if _fast and (is_long or event in {"os.fork", "os.forkpty", "subprocess.Popen"}):
+        raise RuntimeError(f"{event} in {_fast[0]}: mark the test as process or as realtime")
+
+
+sys.addaudithook(_refuse_what_is_slow)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
+    """Fail a fast test that starts a process or sleeps."""
+    _fast[:] = [] if item.get_closest_marker("slow") else [item.nodeid]
+    result = yield
+    _fast.clear()
+    return result
+
+
+@pytest.fixture(scope="session")
+def postgres_server() -> Iterator[PostgresServer]:
+    with running_server() as server:
+        yield server
+
+
+@pytest.fixture
+def dsn(postgres_server: PostgresServer) -> Iterator[str]:
+    """The address of an empty database, to which no connection may be left at the end."""
+    with postgres_server.empty_database() as address:
+        yield address
