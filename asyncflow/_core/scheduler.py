@@ -1,8 +1,7 @@
-"""Whose turn it is: when a step becomes ready, and when it is certain that it never will.
+"""What may start now, until when, and whether again.
 
-How long an attempt may take, and whether another one follows it if it fails.
-
-The line in which steps wait for their start, first come, first served.
+`Readiness` knows when a step becomes ready, and when it never will; `AdmissionQueue` admits ready
+nodes, first come, first served; `Deadlines` limits their attempts, and decides about the next one.
 """
 
 from __future__ import annotations
@@ -36,21 +35,20 @@ __all__ = [
 
 
 class AdmissionQueue:
-    """Lets in who stands in line, as far as the run's limit and the pools have room.
+    """Admits queued nodes, as far as the run's limit and the pools have room.
 
-    A pool is shared with other runs, so being let in is not yet having a slot of it. But no more
-    are let in than it has slots: else those who wait for it would fill the run's own limit, and
-    keep out others who need not wait.
+    Other runs share a pool, so an admitted node does not have a slot of it yet. But the queue
+    admits at most as many nodes as the pool has slots: otherwise those that wait for a slot would
+    fill the run's own limit, and keep out others that need not wait.
 
     Attributes:
-        has_news: Whether there may be somebody to take, or a step that is newly doomed.
-        is_limited: Whether anybody may have to wait, here or for a pool or a thread.
+        is_dirty: Whether there may be a node to admit, or a step that has become unreachable.
+        is_limited: Whether a node may have to wait, here or for a pool, thread or process.
 
     Args:
-        limit: How many may be in at the same time; ``None`` means any number.
-        steps: The step of each unit that may stand in line, by the number of the unit. It may
-            become longer.
-        special: Those of them that may have a pool, or run elsewhere than in the event loop.
+        limit: How many nodes may be in flight at a time; ``None`` means any number.
+        steps: The step of each node. It may become longer.
+        special: The steps that may have a pool, or run elsewhere than in the event loop.
     """
 
     def __init__(
@@ -65,66 +63,66 @@ class AdmissionQueue:
         self._steps = steps
         self._line: deque[int] = deque()
         self._held: dict[Pool, deque[int]] = {}
-        """Who was first in line when there was no room in their pool."""
+        """The nodes that came first when their pool had no room."""
         self._taken: dict[Pool, int] = {}
         self._since: dict[int, float] = {}
 
-    def put(self, units: Sequence[int], at_ms: float) -> None:
-        """Put some at the end of the line."""
-        if not units:
+    def put(self, nodes: Sequence[int], at_ms: float) -> None:
+        """Queue nodes behind all others."""
+        if not nodes:
             return
-        self._line.extend(units)
+        self._line.extend(nodes)
         self.is_dirty = True
         if self.is_limited:
-            for node in units:
+            for node in nodes:
                 if self._is_of_all or not _waits_for_nothing(self._steps[node]):
                     self._since[node] = at_ms
 
     def queued_ms(self, node: int, at_ms: float) -> float:
-        """How long one has stood in line, or waits since it was let in."""
+        """How long a node has been queued, or has waited since it was admitted."""
         return at_ms - self._since.get(node, at_ms)
 
     def take_all(self) -> list[int]:
-        """Return all who stand in line, if none of them has to wait."""
+        """Return all queued nodes, if none of them has to wait."""
         taken = list(self._line)
         self._line.clear()
         return taken
 
     def take(self) -> Iterator[int]:
-        """Yield who may go in now. The caller says `enter` before it asks for the next."""
+        """Yield the nodes to admit now. The caller calls `enter` before it asks for the next."""
         for pool, held in self._held.items():
             while held and self._has_room(pool):
                 yield held.popleft()
         while self._line and self._room > 0:
             node = self._line.popleft()
-            pool_of_unit = self._steps[node].pool
-            if pool_of_unit is None or self._has_room(pool_of_unit):
+            own_pool = self._steps[node].pool
+            if own_pool is None or self._has_room(own_pool):
                 yield node
             else:
-                self._held.setdefault(pool_of_unit, deque()).append(node)
+                self._held.setdefault(own_pool, deque()).append(node)
 
     def _has_room(self, pool: Pool) -> bool:
         return self._room > 0 and self._taken.get(pool, 0) < pool.size
 
     def enter(self, node: int) -> None:
-        """Count one as in, which need not have stood in line."""
+        """Count a node as in flight. It need not have been queued."""
         self._count(node, 1)
 
     def leave(self, node: int) -> None:
-        """Count one as out."""
+        """Count a node as no longer in flight."""
         self._count(node, -1)
         self.is_dirty = True
 
     def moved(self, node: int, before: Phase, now: Phase) -> None:
-        """Count one as in or out whose phase has changed."""
+        """Count a node whose phase has changed."""
         was_in, is_in = before in IN_FLIGHT, now in IN_FLIGHT
         if was_in and not is_in:
             self.leave(node)
         elif is_in and not was_in:
-            self.enter(node)  # it did not stand in line: a stored run is being replayed
+            self.enter(node)  # it was not queued: a stored run is replayed
 
     def begin(self, node: int) -> None:
-        """One need no longer wait."""
+        """Note that a node waits no longer."""
         self._since.pop(node, None)
 
     def _count(self, node: int, change: int) -> None:
@@ -140,17 +138,16 @@ def _waits_for_nothing(step: WorkflowStep) -> bool:
 
 
 _SLACK_MS = 0.01
-"""By how much a limit may seem to end an attempt early: a timer may be early by the resolution of
-the clock, and sums of times are rounded."""
+"""How early a limit may seem to end an attempt: a timer may be early by the resolution of the
+clock, and sums of times are rounded."""
 
 
 _FINAL = (ActionNotAwaitableError, OutputNotAwaitedError, PayloadError, RunCancelledError)
-"""After these no attempt follows: it would have the same effect once more, or go on with a run
-that somebody has cancelled."""
+"""No attempt follows these: it would fail in the same way, or continue a run that was cancelled."""
 
 
 def _is_final(error: BaseException) -> bool:
-    """Whether no attempt follows an error, be it alone or in a group, as of a TaskGroup."""
+    """Whether no attempt follows an error, alone or in a group, as a TaskGroup raises it."""
     if not isinstance(error, BaseExceptionGroup):
         return isinstance(error, _FINAL)
     found: list[BaseException] = [error]
@@ -168,9 +165,9 @@ class Limit(NamedTuple):
 
     kind: TimeoutKind
     ms: float
-    """What the step declares."""
+    """As the step declares it."""
     ends_ms: float
-    """When it is over."""
+    """When it passes, in milliseconds since the start of the run."""
 
 
 class Deadlines:
@@ -178,12 +175,12 @@ class Deadlines:
 
     Attributes:
         deadline_ms: The run's deadline, if it has one.
-        began_ms: When the run began to count: above 0 if it was resumed.
+        began_ms: When this part of the run began: above 0 if it was resumed.
     """
 
     def __init__(
         self,
-        units: StepRuns,
+        step_runs: StepRuns,
         queue: AdmissionQueue,
         deadline_ms: float | None,
         random: Callable[[], float],
@@ -191,14 +188,14 @@ class Deadlines:
     ) -> None:
         self.deadline_ms = deadline_ms
         self.began_ms = began_ms
-        self._step_runs = units
+        self._step_runs = step_runs
         self._queue = queue
         self._random = random
         self._counts_from: dict[int, float] = {}
-        """When a unit with a deadline began, plus what it has waited in line since."""
+        """When a node with a deadline began, plus the time that it was queued since."""
 
     def start(self, node: int, event: AttemptStarted) -> None:
-        """An attempt has started."""
+        """Note that an attempt has started."""
         if self._step_runs.steps[node].deadline_ms is not None:
             if node in self._counts_from:
                 self._counts_from[node] += event.queued_ms
@@ -206,7 +203,7 @@ class Deadlines:
                 self._counts_from[node] = event.at_ms
 
     def of(self, node: int, at_ms: float) -> Limit | None:
-        """Return the tighter of a unit's own two limits, for an attempt started at that time."""
+        """Return the tighter of a node's two limits, for an attempt started at the given time."""
         step = self._step_runs.steps[node]
         limit: Limit | None = None
         if step.timeout_ms is not None:
@@ -230,18 +227,19 @@ class Deadlines:
         return limit if limit is not None and limit.ends_ms < before_ms else None
 
     def step_ends_ms(self, node: int) -> float:
-        """When the deadline of a unit that has started passes, if it has one."""
+        """When the deadline of a node that has started passes; infinity if it has none."""
         deadline_ms = self._step_runs.steps[node].deadline_ms
         return math.inf if deadline_ms is None else self._counts_from[node] + deadline_ms
 
     def retry_delay_ms(self, node: int, error: Exception, at_ms: float) -> float | None:
         """Decide what follows the failure of the attempt that is running.
 
-        It raises what the step's retry policy raises.
-
         Returns:
-            How many milliseconds to wait before the next attempt, or ``None`` if the unit has
+            How many milliseconds to wait before the next attempt, or ``None`` if the node has
             failed for good.
+
+        Raises:
+            BaseException: What the step's retry policy raises.
         """
         if _is_final(error):
             return None
@@ -261,8 +259,7 @@ class Deadlines:
             return delay_ms
         with suppress(Exception):  # some refuse a note: frozen dataclasses, for one
             error.add_note(
-                f"no other attempt follows: its wait of {delay_ms:g} ms would pass the deadline of "
-                f"the {whose}"
+                f"not retried: the {delay_ms:g} ms backoff would exceed the {whose}'s deadline"
             )
         return None
 
@@ -276,20 +273,23 @@ class SkippedStep(NamedTuple):
 
 
 class Readiness:
-    """The turns of the steps of one run. Steps are indexes of its plan.
+    """Which steps of a run become ready, and when. Steps are indexes of its plan.
 
     Attributes:
         unsettled: How many steps have not settled.
-        ordinary_unsettled: How many of them are no clean-up steps.
-        lost: Which settled steps failed, or did not run because of that, each with the failed
-            step that it goes back to. One failure is not enough to remember: a step asks this
-            of each of its dependencies.
-        unneeded: The same for steps that were skipped on purpose.
-        doomed: The steps that will never start and of which that has not been told.
-        stop_reason: Why nothing becomes ready any more, except clean-up steps.
+        ordinary_unsettled: The same, clean-up steps aside.
+        failed_by: The settled steps that failed, or did not run because of a failure, each with
+            the name of the step that failed first. A step asks this of each of its dependencies.
+        skipped_by: The same for steps that were skipped on purpose.
+        unreachable: The steps that will never start, until `RunState.unreachable` returns them.
+        stop_reason: Why nothing becomes ready any more, clean-up steps aside.
 
     Args:
-        taken_over: The steps of a resumed run that have a result already, and so have no turn;
+        plan: The plan of the run.
+        phases: The phase of each node.
+        queue: Where ready steps are queued.
+        by_tiers: Whether a step waits for the whole tier before it.
+        restored: The steps of a resumed run that have a result already, and so never start;
             ``None`` if the run was not resumed.
     """
 
@@ -308,7 +308,7 @@ class Readiness:
         self._by_tiers = by_tiers
         self._cleanups = plan.cleanups
         # When the run stops, steps of later tiers settle before their turn, which matters only if
-        # there are clean-up steps; and what a resumed run takes over settles at its beginning.
+        # there are clean-up steps; and what a resumed run restores settles at its beginning.
         self._in_any_order = restored is not None or bool(plan.cleanups)
         self._restored = restored or frozenset()
         self.unsettled = len(plan.steps)
@@ -324,7 +324,7 @@ class Readiness:
         self._dependencies_unsettled: list[int] = []
 
     def begin(self, at_ms: float) -> None:
-        """The run starts."""
+        """Start the run."""
         if self._by_tiers:
             tiers = self._plan.tiers
             self._unsettled_in = list(map(len, tiers))
@@ -336,7 +336,7 @@ class Readiness:
             self._take_turns(self._plan.tiers[0] if self._plan.tiers else (), at_ms)
 
     def settled(self, step: int, at_ms: float) -> None:
-        """A step has settled: others may follow."""
+        """Note that a step has settled, so that others may follow."""
         self.unsettled -= 1
         if self._cleanups and step not in self._cleanups:
             self.ordinary_unsettled -= 1
@@ -352,7 +352,7 @@ class Readiness:
             self._release_dependents(step, at_ms)
 
     def stop(self, reason: str, *, exempt_cleanups: bool) -> None:
-        """Let nothing become ready any more."""
+        """Let nothing become ready any more, clean-up steps aside if they are exempt."""
         if self.stop_reason is None:
             self.stop_reason = reason
             candidates: Iterable[int] = range(len(self._plan.steps))
@@ -363,7 +363,7 @@ class Readiness:
             if step in spared or step in self._restored:
                 continue
             if self._phases[step] in (Phase.PENDING, Phase.READY):
-                # What was ready may have been handed out, if a stored run is being replayed.
+                # What was ready may have been scheduled, if a stored run is replayed.
                 was_ready = self._phases[step] == Phase.READY
                 self._skip(step, reason, phase=Phase.DROPPED if was_ready else Phase.UNREACHABLE)
 
@@ -385,7 +385,7 @@ class Readiness:
 
     def _take_turns(self, steps: Sequence[int], at_ms: float) -> None:
         if self.stop_reason is not None and not self._cleanups:
-            return  # they are doomed, as is all that was pending when the run stopped
+            return  # they are unreachable, as is all that was pending when the run stopped
         if self.failed_by or self.skipped_by or self._in_any_order:
             steps = [step for step in steps if self._may_start(step)]
         phases = self._phases
@@ -394,7 +394,7 @@ class Readiness:
         self._queue.put(steps, at_ms)
 
     def _may_start(self, step: int) -> bool:
-        """Whether a step whose turn has come is ready; if it never will be, it is doomed."""
+        """Whether a step whose turn has come is ready; otherwise it is parked or unreachable."""
         if self._phases[step] != Phase.PENDING or step in self._restored:
             return False  # the run is stopping, or has its result already
         needed = self._plan.dependencies[step]
@@ -406,7 +406,7 @@ class Readiness:
                 n in self.failed_by for n in needed
             ):
                 return True
-            self._skip(step, "nothing that it looks at has failed", on_purpose=True)
+            self._skip(step, 'run_if="failure", and no dependency failed', on_purpose=True)
             return False
         for grounds, what in (self.failed_by, "failed"), (self.skipped_by, "was skipped"):
             cause = next((grounds[other] for other in needed if other in grounds), None)

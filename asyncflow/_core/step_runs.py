@@ -1,10 +1,7 @@
-"""What has been told of the attempts of each unit, and the result that it adds up to.
+"""The nodes of a run (its steps, and the items of its mapped steps): phases, attempts, results.
 
-The units of a run: its steps, and the items of its mapped steps, each with a number.
-
-What a run that is resumed has behind it, as far as that still holds.
-
-The phases that a step of a run goes through, or an item of a mapped step.
+`StepRuns` is the table of nodes, `AttemptLog` keeps their failed attempts and makes their results,
+and a `Checkpoint` is what a resumed run restores of both.
 """
 
 from __future__ import annotations
@@ -46,17 +43,17 @@ Key: TypeAlias = tuple[str, int | None]
 
 
 class PendingAttempts(NamedTuple):
-    """The attempts of a step, or of an item, that has begun and not ended."""
+    """The attempts of a step, or of an item, that has started and not ended."""
 
     latest: AttemptStarted
     failed: tuple[Attempt, ...]
-    """All of them. One that was cut short has failed with a `StepCrashedError`."""
+    """All of them. An interrupted one has failed with a `StepCrashedError`."""
     crashes: int
-    """How many of them were cut short."""
+    """How many of them were interrupted."""
 
     @property
     def is_interrupted(self) -> bool:
-        """Whether the latest one was."""
+        """Whether the latest attempt did not finish: its process died, or its journal failed."""
         return bool(self.failed) and isinstance(self.failed[-1].error, StepCrashedError)
 
 
@@ -70,23 +67,23 @@ class Checkpoint:
     at_ms: float
     """The time at which it stood still."""
     results: Mapping[Key, StepResult]
-    """The results that are taken over."""
+    """The results that are restored."""
     pending_attempts: Mapping[Key, PendingAttempts]
-    """What goes on with the attempts that it has left."""
+    """What continues with the attempts that it has left."""
     reasons: Mapping[str, str]
-    """The steps of which something was known and which run again, each with the reason."""
+    """Why steps of which something was known run again, by step."""
     pipeline: str = ""
     """What the pipeline is called."""
     inputs: Mapping[str, Any] = made_by(default_factory=dict)
-    """All inputs of the run, with what stands for a secret one."""
+    """All inputs of the run, with a stand-in for each secret one."""
 
     def steps_begun(self) -> frozenset[str]:
-        """The steps that go on: they, or items of theirs, had begun."""
+        """The steps that continue: they, or items of theirs, had started."""
         items = {name for name, item in self.results if item is not None}
         return frozenset(items.union(name for name, _ in self.pending_attempts))
 
     def restored_steps(self, plan: Plan) -> frozenset[int]:
-        """Return the steps of a plan, and not the items, that have a result already."""
+        """Return the steps of a plan (not the items) that have a result already."""
         return frozenset(plan.index[name] for name, item in self.results if item is None)
 
 
@@ -118,17 +115,16 @@ IN_FLIGHT = (Phase.SCHEDULED, Phase.RESCHEDULED, Phase.ATTEMPTING)
 
 
 class StepRuns:
-    """What a run consists of, and where each part of it stands.
+    """The table of the nodes of a run.
 
-    The number of a step is its index in the plan; the items of mapped steps get the numbers above,
-    as they are taken up.
+    The number of a step is its index in the plan. Items of mapped steps get the numbers above, as
+    they are added.
 
     Attributes:
-        steps: The step that each unit is, or is an item of.
-        phases: The phase that each unit is in.
-        latest: The latest attempt that each unit has started, if it has started any; also before
-            the run was resumed.
-        results: The result of each unit that has settled.
+        steps: The step of each node; for an item, the mapped one.
+        phases: The phase of each node.
+        latest: The latest attempt of each node, if it has started any; also before a resumption.
+        results: The result of each node that has settled.
     """
 
     def __init__(
@@ -148,37 +144,37 @@ class StepRuns:
         self._maps: dict[int, _Map] = {}
 
     def is_item(self, node: int) -> bool:
-        """Whether a unit is an item of a mapped step."""
+        """Whether a node is an item of a mapped step."""
         return node in self._item_of
 
     def item_of(self, node: int) -> int | None:
-        """Which item of its step a unit is; ``None`` if it is the step itself."""
+        """Which item of its step a node is; ``None`` if it is the step itself."""
         return self._item_of[node][1] if node in self._item_of else None
 
     def owner_of(self, item: int) -> int:
-        """The mapped step to which an item belongs, both as units."""
+        """The mapped step to which an item belongs, both as nodes."""
         return self._item_of[item][0]
 
     def name_of(self, node: int) -> str:
-        """What a unit is called: ``fetch``, or ``fetch[3]``."""
+        """The name of a node: ``fetch``, or ``fetch[3]``."""
         name = self.steps[node].name
         return f"{name}[{self._item_of[node][1]}]" if node in self._item_of else name
 
     def next_attempt(self, node: int) -> int:
-        """The number of the attempt that a unit starts next."""
+        """The number of the attempt that a node starts next."""
         latest = self.latest[node]
         return 1 if latest is None else latest.attempt + 1
 
     def pending_attempts(self, node: int) -> PendingAttempts | None:
-        """The attempts that a unit had before its run was resumed, if it goes on with them."""
+        """The attempts that a node had before a resumption, if it continues with them."""
         return self._pending_attempts.get(self.key_of(node)) if self._pending_attempts else None
 
     def key_of(self, node: int) -> Key:
-        """Which step, or which item of which step, a unit is."""
+        """Which step, or which item of which step, a node is."""
         return self.steps[node].name, self.item_of(node)
 
     def depends_on(self, node: int) -> tuple[str, ...]:
-        """The names of the steps that a unit depends on. A clean-up step may not name them all."""
+        """The names of the steps that a node depends on. A clean-up step may not name them all."""
         step = self.steps[node]
         return (
             step.depends_on if step.run_if == "success" else DependencyView(self._plan)[step.name]
@@ -187,19 +183,16 @@ class StepRuns:
     # Mapped steps.
 
     def begin_map(self, step: int, at_ms: float) -> None:
-        """A mapped step begins to go through its items."""
+        """Begin with the items of a mapped step."""
         self._maps[step] = _Map(at_ms)
         self.phases[step] = Phase.MAPPING
 
     def map_started_ms(self, step: int) -> float:
-        """When it did so last."""
+        """When that was last."""
         return self._maps[step].started_ms
 
     def add_item(self, step: int, item: int | None = None) -> int:
-        """Make an item of a mapped step a unit, by default the item after those there are.
-
-        Each is taken up in its turn, so that there is none without all those before it.
-        """
+        """Make an item of a mapped step a node: by default the next one."""
         node = len(self.steps)
         self.steps.append(self.steps[step])
         self.phases.append(Phase.PENDING)
@@ -215,11 +208,11 @@ class StepRuns:
         return node
 
     def count_of_items(self, step: int) -> int:
-        """How many items of a mapped step are units."""
+        """How many items of a mapped step are nodes."""
         return len(self._maps[step].nodes)
 
     def node_of_item(self, step: int, event: StepEvent) -> int:
-        """Return the unit of the item that an event is about."""
+        """Return the node of the item that an event is about."""
         mapped = self._maps.get(step)
         if mapped is None:
             raise IllegalEventError(event, "the step has not begun to go through its items")
@@ -228,7 +221,7 @@ class StepRuns:
             return mapped.nodes[event.item]
         if self.phases[step] != Phase.MAPPING or not self._is_first(event):
             raise IllegalEventError(event, "the item has not been started")
-        node = self.add_item(step, event.item)  # nobody took it up: a stored run is replayed
+        node = self.add_item(step, event.item)  # a stored run is replayed
         self.phases[node] = Phase.READY
         return node
 
@@ -246,13 +239,13 @@ class StepRuns:
         self._maps[self._item_of[node][0]].unsettled -= 1
 
     def maps(self) -> list[int]:
-        """Return the steps that have begun to go through their items."""
+        """Return the mapped steps that have begun with their items."""
         return list(self._maps)
 
     def items(self, step: int) -> list[int]:
-        """Return the units of a mapped step's items, in order."""
-        units = self._maps[step].nodes
-        return [units[item] for item in sorted(units)]
+        """Return the nodes of a mapped step's items, in order."""
+        nodes = self._maps[step].nodes
+        return [nodes[item] for item in sorted(nodes)]
 
     def results_of_items(self, step: int) -> list[StepResult] | None:
         """Return the results of a mapped step's items, in order; ``None`` while one is missing."""
@@ -263,7 +256,7 @@ class StepRuns:
 
 
 class _Map:
-    """How far a run has come with the items of a mapped step."""
+    """The items of a mapped step."""
 
     __slots__ = ("nodes", "started_ms", "unsettled")
 
@@ -277,25 +270,25 @@ StepEnd: TypeAlias = StepSucceeded | StepFailed | StepCancelled
 
 
 class AttemptLog:
-    """The attempts of each unit of a run, except the latest, and its result when it has ended.
+    """The failed attempts of each node of a run, and its result when it has ended.
 
     Attributes:
-        has_remarks: Whether anything was noted that goes into a result as it is.
+        has_remarks: Whether there are facts that go into a result as they are.
     """
 
-    def __init__(self, units: StepRuns) -> None:
-        self._step_runs = units
+    def __init__(self, step_runs: StepRuns) -> None:
+        self._step_runs = step_runs
         self.has_remarks = False
         self._failed: dict[int, tuple[Attempt, ...]] = {}
         self._remarks: dict[int, dict[str, Any]] = {}
 
     def last_error(self, node: int) -> BaseException | None:
-        """What the latest failed attempt of the unit failed with, if one has."""
+        """The error of the latest failed attempt of a node, if one has failed."""
         failed = self.attempts(node)
         return failed[-1].error if failed else None
 
     def attempts(self, node: int) -> tuple[Attempt, ...]:
-        """Return the attempts of the unit that have failed, also before the run was resumed."""
+        """Return the failed attempts of a node, also those before a resumption."""
         failed = self._failed.get(node)
         if failed is None:
             pending_attempts = self._step_runs.pending_attempts(node)
@@ -303,7 +296,7 @@ class AttemptLog:
         return failed
 
     def fail(self, node: int, event: AttemptFailed) -> None:
-        """Note that the running attempt has failed and that another one follows."""
+        """Note that the running attempt has failed, and that another one follows."""
         started = self.latest(node, event)
         self._failed[node] = (
             *self.attempts(node),
@@ -311,12 +304,12 @@ class AttemptLog:
         )
 
     def remark(self, node: int, **facts: Any) -> None:
-        """Note something that goes into the result as it is."""
+        """Note facts that go into the result as they are."""
         self.has_remarks = True
         self._remarks.setdefault(node, {}).update(facts)
 
     def block(self, node: int, event: LoopBlocked) -> None:
-        """Note that the unit has blocked the loop; it may have ended when the loop could tell."""
+        """Note that a node has blocked the loop. It may have ended before the loop could tell."""
         latest, results = self._step_runs.latest[node], self._step_runs.results
         if latest is None or not 1 <= event.attempt <= latest.attempt:
             raise IllegalEventError(event, f"the latest attempt is {latest!r}")
@@ -336,13 +329,13 @@ class AttemptLog:
             )
 
     def with_remarks(self, node: int, result: StepResult) -> StepResult:
-        """Return the result with what was noted of the unit."""
+        """Return a result with the facts that were noted of its node."""
         return replace(result, **self._remarks[node]) if node in self._remarks else result
 
     def result(
         self, node: int, event: StepEnd, status: StepStatus, error: BaseException | None
     ) -> StepResult:
-        """Return the result of a unit that has ended in one way or another."""
+        """Return the result of a node that has ended."""
         phase = self._step_runs.phases[node]
         if phase == Phase.MAPPING:
             return self._result_of_items(node, event, status, error)
@@ -415,12 +408,12 @@ class AttemptLog:
         )
 
     def began_ms(self, step: int, items: Iterable[StepResult]) -> float:
-        """Return when a mapped step began, which may have been before its run was resumed."""
+        """Return when a mapped step began, which may have been before a resumption."""
         begun = [item.started_ms for item in items if item.started_ms is not None]
         return min([self._step_runs.map_started_ms(step), *begun])
 
     def latest(self, node: int, event: StepEnd | AttemptFailed | ThreadAbandoned) -> AttemptStarted:
-        """Return the unit's latest attempt, which must be the one that the event is about."""
+        """Return a node's latest attempt, which must be the one that the event is about."""
         started = self._step_runs.latest[node]
         if started is None or started.attempt != event.attempt:
             raise IllegalEventError(event, f"the latest attempt is {started!r}")

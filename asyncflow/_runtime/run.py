@@ -157,6 +157,7 @@ class Run:
             )
         self._monitor = watch(self._loop, self._on_block)
         failure: BaseException | None = None
+        late: asyncio.CancelledError | None = None
         try:
             async with asyncio.TaskGroup() as self._group:
                 # From the loop, not from here: the traceback of an eager task that fails at once
@@ -176,15 +177,15 @@ class Run:
                 self._interruption = failure
             if cancellation is not None and isinstance(self._interruption, JournalError):
                 self._interruption = None  # a cancellation from outside always gets through
-        causes = [self._interruption, cancellation, self._cancelled_by_journal]
+        causes = (self._interruption, cancellation, self._cancelled_by_journal)
+        raised = next((cause for cause in causes if cause is not None), None)
         try:
-            for cause in causes:
-                if cause is not None:
-                    raise cause
+            if raised is not None:
+                raise raised
             return self._state.report()
         finally:
             # Or what is raised would keep itself, through this frame.
-            del self, cancellation, failure, late, causes, cause
+            del self, cancellation, failure, late, causes, raised
 
     async def _begin(self) -> asyncio.CancelledError | None:
         """Report that the run begins; return the cancellation that came meanwhile, if any."""
@@ -294,10 +295,10 @@ class Run:
             return
         group, live, launch = self._group, self._live, self._runner.launch
         prefix, task_name = self._watchdog.prefix, self._watchdog.task_name
+        task = coroutine = None
         shortest_s = math.inf
         for node in batch:
-            step = self._steps[node]
-            task = coroutine = None
+            step, coroutine = self._steps[node], None
             if not step.is_plain or self._is_resumed or self._state.is_limited:
                 if not (is_again or (self._is_new(node) and self._is_wanted(node))):
                     continue

@@ -200,7 +200,7 @@ class StepRunner:
 
     async def run_plain_retries(self, node: int, step: WorkflowStep) -> None:
         """Make attempts of a plain step until it has ended."""
-        attempt = 1
+        attempt, make_attempt = 1, None
         try:
             while True:
                 make_attempt = partial(self.run_plain, node, step, attempt)
@@ -395,6 +395,7 @@ class StepRunner:
             asyncio.CancelledError: The run stops the node, and the attempt has not begun.
         """
         ended: list[float | None] = []
+        work = None
         if limit_s is not None:
             self._watchdog.expect(self._clock() + limit_s)
         try:

@@ -108,7 +108,7 @@ class TestRunIf:
             "success": ("it depends on step 'a', which failed", False)
             if is_lost
             else ("it depends on step 'a', which was skipped", True),
-            "failure": ("nothing that it looks at has failed", True),
+            "failure": ('run_if="failure", and no dependency failed', True),
         }
         assert run.unreachable() == {
             name: why for name, why in expected.items() if name not in runs.split()
@@ -148,7 +148,7 @@ class TestRunIf:
         skipped = run.skip_doomed()
 
         assert skipped == {
-            "alarm": ("nothing that it looks at has failed", True),
+            "alarm": ('run_if="failure", and no dependency failed', True),
             "after": ("it depends on step 'alarm', which was skipped", True),
             "last": ("it depends on step 'alarm', which was skipped", True),
         }

@@ -407,5 +407,5 @@ async def test_a_wait_that_no_deadline_leaves_time_for_is_told_of_in_a_note(whos
 
     assert report["a"].attempts == 1
     assert report["a"].error.__notes__ == [
-        f"no other attempt follows: its wait of 5000 ms would pass the deadline of the {whose}"
+        f"not retried: the 5000 ms backoff would exceed the {whose}'s deadline"
     ]
