@@ -125,7 +125,7 @@ class RunState:
         )
         began_ms = 0.0 if checkpoint is None else checkpoint.at_ms
         self.deadlines = Deadlines(step_runs, self.queue, deadline_ms, random, began_ms)
-        # What `begin` and `succeed` note, until somebody asks for more than that.
+        # What `begin` and `succeed` note, until more than that is needed: see `_expand`.
         self._compact_starts: list[StartedAttempt | None] = [None] * count
         self._compact_ends: list[tuple[float, Any] | None] = [None] * count
 
@@ -134,8 +134,8 @@ class RunState:
     def begin(self, node: int, attempt: int, at_ms: float) -> StartedAttempt:
         """Apply the start of an attempt of a plain step, in a run that limits nothing.
 
-        `begin` and `succeed` are `apply` for most steps. They make neither events nor results of
-        what hardly anybody looks at while a run goes on, and a tuple is all that they allocate.
+        `begin` and `succeed` are `apply` for most steps. Each allocates a tuple, and neither event
+        nor result, which few runs need before their end.
         """
         started = self._steps[node].name, attempt, at_ms, 0.0, None
         self._compact_starts[node] = started

@@ -1,12 +1,11 @@
-"""Who is told of the events of a run: the seam for whatever watches runs.
+"""Dispatches a run's events: applies them to the state, stores them, notifies observers.
 
 Rules:
 
 1. An observer that raises an `Exception` or a cancellation, wherever it is called, is logged and
    not called again in that run. It never changes the run.
-2. What else it raises, such as a `KeyboardInterrupt`, is not the observer's: it ends the run.
-
-The books of a run: its state, and the events that are entered into it and told to observers.
+2. Anything else that it raises, such as a `KeyboardInterrupt`, ends the run.
+3. What is not stored is not reported: a journal gets an event before the observers do.
 """
 
 from __future__ import annotations
@@ -40,12 +39,12 @@ class Observer(Protocol):
     """Called with every event of a run, in order, as it happens.
 
     It must return at once: the event loop waits for it. One that raises an `Exception`, or a
-    cancellation, is logged and not called again in that run; the run goes on.
+    cancellation, is logged and not called again in that run; the run continues.
 
     It may also have a method ``enter_attempt``, which is called with the `AttemptStarted` of each
-    attempt, after the observer was told of it. That is done in the context in which the action is
-    called next, so context variables that it sets are seen by this attempt's action, by what that
-    calls, and by the threads and tasks that inherit its context; and by nobody else.
+    attempt, after the observer itself. It runs in the context in which the action is called next.
+    So the context variables that it sets are visible to this attempt's action, to what that calls,
+    and to the threads and tasks that inherit its context, and nowhere else.
     """
 
     def __call__(self, event: Event, /) -> object: ...
@@ -58,7 +57,7 @@ class ObserverFactory(Protocol):
         """Return the observer of one run.
 
         It is called once at the start of each run, in the task that runs it. If it raises an
-        `Exception`, or a cancellation, that is logged, and the run goes on without this observer.
+        `Exception`, or a cancellation, that is logged, and the run continues without the observer.
         """
         ...
 
@@ -85,7 +84,7 @@ def for_run(observers: Iterable[AnyObserver]) -> tuple[Observer, ...]:
 
 
 def log_failure(event: Event) -> None:
-    """Log what an observer has raised, which is being handled."""
+    """Log the exception of an observer, which is being handled."""
     kind, subject = type(event).__name__, getattr(event, "step", "the run")
     _log.exception("an observer failed and is not called again, at %s of %s", kind, subject)
 
@@ -117,7 +116,7 @@ def _of_one_run(observer: AnyObserver) -> Observer | None:
         own: Observer = cast("ObserverFactory", observer).for_run()
         _check(own)
     except FAILURES:
-        _log.exception("for_run of an observer failed, and the run goes on without it")
+        _log.exception("for_run of an observer failed; the run continues without it")
         return None
     return own
 

@@ -1,17 +1,17 @@
-"""Tells of a task that blocks an event loop, by looking at the loop from a thread.
+"""Reports a task that blocks an event loop, by sampling the loop from a thread.
 
 Rules:
 
-1. While a loop is in a task, a ping lies in its queue, and the loop answers as soon as it gets
-   there. As long as it does not, and each look finds the same task, that task blocks: for it
-   can't have its turn twice while a ping waits.
-2. A thread costs more than a short run, and one that starts later could not look at what blocks
-   at once. So a run that lasted a while ends the thread and waits for that. A shorter one leaves
-   it for the next, and it ends by itself when a look finds no run, so at most one tick later.
-3. A task that waits while other threads compute does not block: of such a time, only what it has
-   computed itself counts. Nor does what an observer does in it.
-4. A C function may keep the interpreter to itself, so that our thread can't look. Then it wakes
-   too late, and if the loop's thread has computed meanwhile, its task has blocked.
+1. While a loop runs a task, a ping is in its queue, which the loop answers when it gets there. As
+   long as it does not, and each look finds the same task, that task blocks the loop: a task can't
+   have its turn twice while a ping waits.
+2. A thread costs more than a short run, and one that starts later misses what blocks at once. So a
+   longer run ends the thread and joins it. A shorter run leaves it to the next one, and it ends
+   by itself at most one tick after the last run.
+3. A task that waits while other threads compute does not block. Of such a time, only what it has
+   computed itself counts. What an observer does in it does not count either.
+4. A C function may hold the interpreter, so that the thread can't look. Then the thread wakes too
+   late, and if the loop's thread has computed meanwhile, its task has blocked.
 """
 
 from __future__ import annotations
@@ -35,25 +35,25 @@ from asyncflow._runtime.dispatcher import OBSERVER_CALLS
 __all__ = ["OnBlock", "Watch", "watch"]
 
 OnBlock: TypeAlias = Callable[[asyncio.Task[Any] | None, float, str], object]
-"""Called with the task, for how many milliseconds it blocked, and the line at which it did."""
+"""Called with the task, the milliseconds for which it blocked, and the line at which it did."""
 
 _BLOCK_S = 0.1
-"""What blocks for less is not told of."""
+"""A shorter block is not reported."""
 _TICK_S = _BLOCK_S / 4 + 0.0005
-"""How long the thread sleeps between two looks: the fifth at the same task finds a block."""
+"""How long the thread sleeps between two looks: the fifth look at the same task is a block."""
 _LONG_S = 0.05
-"""A run of that length ends the thread, at a cost of less than a hundredth of it."""
+"""A run of this length ends the thread, which costs less than a hundredth of it."""
 _IDLE = 0.02
-"""Who computes for less than this part of the time sits in a call that blocks."""
+"""A thread that computes for less than this part of the time is in a call that blocks."""
 _BUSY = 0.25
-"""If others compute for that part of the time for which a thread waits, it waits for them. They
-need not compute all the time: on a loaded machine they wait too, for other processes."""
+"""If other threads compute for this part of the time for which a thread waits, it waits for them.
+They need not compute all the time: on a loaded machine they wait too, for other processes."""
 _SUSPENDED_S = 1.0
-"""A process that did not compute for so long, while our thread should have, was stopped."""
+"""A process that has not computed for this long, although it should have, was stopped."""
 
 
 class Watch:
-    """A callable that is told of what blocks a loop, until `stop`."""
+    """Has what blocks a loop reported to a callable, until `stop`."""
 
     __slots__ = ("__weakref__", "_since", "loop", "on_block")
 
@@ -63,7 +63,7 @@ class Watch:
         self._since = time.monotonic()
 
     def stop(self) -> None:
-        """Tell of nothing more; if this was the last, and not a short one, the thread has ended."""
+        """Report nothing more. After the last run, unless it was short, the thread has ended."""
         _monitor.remove(self, ends_the_thread=time.monotonic() - self._since > _LONG_S)
 
 
@@ -75,20 +75,20 @@ class _NoWatch(Watch):
 
 
 def watch(loop: asyncio.AbstractEventLoop, on_block: OnBlock) -> Watch:
-    """Tell of each task that blocks a loop for longer than 100 ms, as soon as it is responsive.
+    """Report each task that blocks a loop for longer than 100 ms, once the loop responds again.
 
-    Whatever blocks the loop is told of, so also a task that is none of the caller's. Nothing is
-    if the loop's clock is not the real one, for then its pauses mean nothing.
+    It reports any task, also one that the caller has not made. It reports nothing if the loop's
+    clock is virtual: its pauses mean nothing.
 
     Args:
-        loop: The loop of the present thread.
+        loop: The loop of the current thread.
         on_block: Called in the loop's thread with the task, the milliseconds, and the line, as
             ``file:line in function``. The task is ``None`` for an observer that a run calls in
-            it, and for a callback that is none, which is told of only if it follows a task in
-            the same turn of the loop.
+            it, and for a plain callback, which is reported only if it follows a task in the same
+            turn of the loop.
 
     Returns:
-        What is to be stopped. If it is dropped instead, that is as good, only later.
+        The watch, to be stopped. Dropping it has the same effect later.
     """
     if has_virtual_time(loop):
         return _NoWatch(loop, on_block)
@@ -98,7 +98,7 @@ def watch(loop: asyncio.AbstractEventLoop, on_block: OnBlock) -> Watch:
 
 
 class _Ping:
-    """What waits in the queue of a loop; it becomes a finding if it waits there for too long."""
+    """A callback in the queue of a loop. If it waits there for too long, the loop is blocked."""
 
     __slots__ = ("blamed", "since", "task", "until", "where")
 
@@ -106,22 +106,22 @@ class _Ping:
         self.task = task
         """The task that was running at each look."""
         self.blamed: asyncio.Task[Any] | None = None
-        """That task, unless what it runs is not its own."""
+        """That task, unless an observer runs in it."""
         self.since = since
-        """From when on it has blocked, not counting how long other threads have held it up."""
+        """Since when it has blocked, without the time for which other threads held it up."""
         self.until: float | None = None
-        """When it was first seen to be over."""
+        """When the block was first seen to be over."""
         self.where: str | None = None
-        """The line at which it blocks; ``None`` as long as it has not done so for long."""
+        """The line at which it blocks; ``None`` until it has blocked for long."""
 
 
 class _WatchedLoop:
-    """What is known of one loop: in the monitor's thread `look`, in its own `answer`."""
+    """One loop: the monitor's thread calls `look`, its own thread `_answer`."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop, watches: set[ref[Watch]]) -> None:
         self.loop = loop
         self.watches = watches
-        """Weakly, so that a run which nobody ever ends is not kept."""
+        """Weak references, so that a run that never ends is not kept alive."""
         self.thread = threading.get_ident()
         self._cpu_s = _cpu_clock()
         self._worked_s = self._cpu_s()
@@ -152,10 +152,10 @@ class _WatchedLoop:
                 self._find(ping)
 
     def _since_the_last_look(self, slept_s: float) -> tuple[float, float]:
-        """Return how long our thread has computed, and how long it was kept from that by others.
+        """Return how long the loop's thread has computed, and how long others held it up.
 
-        Who has computed nothing was not kept from it: it was in a call that blocks. Unless we
-        were kept from looking too, for then somebody has had the interpreter to himself.
+        A thread that has computed nothing was not held up: it was in a call that blocks. But if
+        this thread was kept from looking too, another one has held the interpreter.
         """
         before_s, self._worked_s = self._worked_s, self._cpu_s()
         all_before_s, self._all_worked_s = self._all_worked_s, time.process_time()
@@ -189,13 +189,13 @@ class _WatchedLoop:
 
 
 class _Monitor:
-    """The watched loops of this process, and the thread that looks at them while there are any."""
+    """The watched loops of this process, and the thread that looks at them."""
 
     def __init__(self) -> None:
         self.forget()
 
     def forget(self) -> None:
-        """Begin anew; in the child of a fork the thread and who held the lock are gone."""
+        """Begin anew: in the child of a fork, the thread and the holder of the lock are gone."""
         self._lock = threading.Lock()
         self._loops: dict[asyncio.AbstractEventLoop, _WatchedLoop] = {}
         self._thread: threading.Thread | None = None
@@ -224,14 +224,14 @@ class _Monitor:
             thread.join()
 
     def pause(self) -> None:
-        """End the thread before a fork: with a second one it would warn, and rightly so."""
+        """End the thread before a fork, which is not safe beside a second thread."""
         with self._lock:
             thread = self._release_thread()
         if thread is not None:
             thread.join()
 
-    def go_on(self) -> None:
-        """Let the thread begin again after a fork, once a loop that needs it has its next turn."""
+    def resume(self) -> None:
+        """Start the thread again after a fork, when a loop that needs it has its next turn."""
         with self._lock:
             watched = self._watched()
         for each in watched:
@@ -244,7 +244,7 @@ class _Monitor:
                 self._start_thread()
 
     def _watched(self) -> list[_WatchedLoop]:
-        """Forget the loops that nobody watches any more, and return the others."""
+        """Forget the loops that are no longer watched, and return the others."""
         for loop, watched in list(self._loops.items()):
             if not watched.is_watched():
                 del self._loops[loop]
@@ -259,11 +259,11 @@ class _Monitor:
             )
             try:
                 self._thread.start()
-            except RuntimeError:  # the process may have no more: its runs shall run all the same
+            except RuntimeError:  # the process may have no more threads: its runs continue without
                 self._thread = None
 
     def _release_thread(self) -> threading.Thread | None:
-        """Let the thread end, and return it, for whoever waits for that."""
+        """Let the thread end, and return it to be joined."""
         thread, self._thread = self._thread, None
         self._end.set()
         return thread
@@ -292,14 +292,14 @@ class _Monitor:
 _monitor = _Monitor()
 if hasattr(os, "register_at_fork"):  # pragma: no branch
     os.register_at_fork(
-        before=_monitor.pause, after_in_parent=_monitor.go_on, after_in_child=_monitor.forget
+        before=_monitor.pause, after_in_parent=_monitor.resume, after_in_child=_monitor.forget
     )
 
 
 def _cpu_clock() -> Callable[[], float]:
-    """Return a clock of the seconds that this thread has computed, or else the whole process.
+    """Return a clock of the seconds that this thread has computed; elsewhere, the process.
 
-    Made in the thread itself: to ask for the clock of one that has ended may crash.
+    Made in the thread itself: asking for the clock of a thread that has ended may crash.
     """
     if sys.platform == "linux":
         return partial(time.clock_gettime, time.pthread_getcpuclockid(threading.get_ident()))
@@ -307,7 +307,7 @@ def _cpu_clock() -> Callable[[], float]:
 
 
 def _frames(thread: int) -> Iterator[FrameType]:
-    """The frames that a thread is in, the innermost first."""
+    """The frames of a thread, the innermost first."""
     frame = sys._current_frames().get(thread)
     while frame is not None:
         yield frame

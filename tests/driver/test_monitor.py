@@ -627,7 +627,7 @@ def test_after_a_fork_the_thread_begins_again_in_the_next_turn():
         handle = watch(asyncio.get_running_loop(), print)
         _monitor._monitor.pause()
         during = monitors()
-        _monitor._monitor.go_on()
+        _monitor._monitor.resume()
         await asyncio.sleep(0)
         after = monitors()
         handle.stop()
@@ -646,7 +646,7 @@ def test_after_a_fork_only_loops_that_need_it_begin_again():
         handle = watch(loop, print)
         _monitor._monitor.pause()
         _monitor._monitor.pause()  # as by two forks at a time
-        _monitor._monitor.go_on()
+        _monitor._monitor.resume()
         handle.stop()
         await asyncio.sleep(0)
         return monitors()
