@@ -1,6 +1,6 @@
-"""The default engine: runs one attempt of one step, and what its action can ask meanwhile.
+"""What an action can ask while it runs: the attempt that its context variables name.
 
-Which attempt of which run the code that asks belongs to: its context knows.
+Threads and tasks inherit the context of an action; another process does not.
 """
 
 from __future__ import annotations
