@@ -9,9 +9,10 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from contextvars import Context, ContextVar
-from typing import NamedTuple, Protocol, TypeAlias
+from typing import Protocol, TypeAlias
 
 from asyncflow._core.graph import Plan
+from asyncflow._core.record import record
 from asyncflow._core.results import StepResult
 from asyncflow.events import AttemptStarted
 
@@ -71,7 +72,8 @@ class StepContext:
         if extras is None:
             limit_ms = math.inf if step.timeout_ms is None else step.timeout_ms
             extras = AttemptExtras(run.at_s(started_ms + limit_ms), None, {})
-        self._deadline_s, self._heartbeat, self.results = extras
+        self._heartbeat, self.results = extras.heartbeat, extras.results
+        self._deadline_s = extras.deadline_s
         if step.run_if == "success":
             self._deadline_s = min(self._deadline_s, run.deadline_s)
 
@@ -142,7 +144,8 @@ class Heartbeat(Protocol):
         """Give a heartbeat, from any thread."""
 
 
-class AttemptExtras(NamedTuple):
+@record
+class AttemptExtras:
     """What an action can ask of an attempt only if its step has a policy for it."""
 
     deadline_s: float
@@ -152,7 +155,8 @@ class AttemptExtras(NamedTuple):
     """The results of a clean-up step's dependencies."""
 
 
-class RunContext(NamedTuple):
+@record
+class RunContext:
     """What all attempts of a run have in common. Contexts hold it, so it holds nothing large."""
 
     run_id: str

@@ -2,9 +2,9 @@
 
 Rules:
 
-1. A pool neither waits nor reads a clock: whoever requests a slot passes a callable, which the pool
-   calls when the slot is free, and the time. So one pool serves any number of runs, event loops
-   and threads at once.
+1. A pool neither waits nor reads a clock: the caller passes the time, and a callable that the pool
+   calls when a slot is free. So one pool serves any number of runs, event loops and threads at
+   once.
 2. A pool is first come, first served, also in the starts that its rate allows.
 3. A retry policy decides from one failure alone whether another attempt follows, and when.
 """
