@@ -1,4 +1,7 @@
-"""The types that a user's functions are annotated with, as far as they can be found out."""
+"""Types of outputs and inputs, from the annotations of actions.
+
+An annotation that can't be evaluated, or that is missing, means `Any`.
+"""
 
 from __future__ import annotations
 
@@ -16,35 +19,29 @@ __all__ = ["input_types", "output_type"]
 
 
 def output_type(step: WorkflowStep) -> Any:
-    """Return the type of what a step's action comes to; `Any` if nobody has said so.
-
-    For a mapped step, that is the type of the output of one item.
-    """
+    """Return the type of a step's output; for a mapped step, that of one item."""
     if isinstance(step.action, ForwardOutputs):
         return _type_of_outputs(step.action)
     function = _function_of(step.action)
-    hint = _annotations_of(function).get("return", Any)
+    annotation = _annotations_of(function).get("return", Any)
     if step.runs_in != "loop" or inspect.iscoroutinefunction(function):
-        return hint
-    return _awaited(hint)
+        return annotation
+    return _awaited(annotation)
 
 
 def input_types(steps: tuple[WorkflowStep, ...], names: Mapping[str, object]) -> dict[str, Any]:
-    """Return the type of each run input, by its name: that of the first parameter which takes it.
-
-    An input that no action takes, or of which none says a type, is `Any`.
-    """
+    """Return the type of each run input: that of the first annotated parameter that takes it."""
     types: dict[str, Any] = {}
     for step in steps:
         wanted = [n for n in step.signature.names if n in names and types.get(n, Any) is Any]
         if wanted:
-            hints = _annotations_of(_function_of(step.action))
-            types.update((name, hints.get(name, Any)) for name in wanted)
+            annotations = _annotations_of(_function_of(step.action))
+            types.update((name, annotations.get(name, Any)) for name in wanted)
     return {name: types.get(name, Any) for name in names}
 
 
 def _type_of_outputs(action: ForwardOutputs) -> Any:
-    # Type checkers know these as what stands in annotations, and not as what makes types.
+    # Type checkers know these as annotations, not as values that make types.
     list_of: Any = list
     dict_of: Any = TypedDict
     types = {
@@ -63,7 +60,7 @@ def _function_of(action: Callable[..., Any]) -> Callable[..., Any]:
 
 def _annotations_of(function: Callable[..., Any]) -> dict[str, Any]:
     if not getattr(function, "__annotations__", True):
-        return {}  # as `get_type_hints` would find out, which takes its time
+        return {}  # `get_type_hints` says so too, and takes a while
     try:
         return get_type_hints(function, include_extras=True)
     except Exception:  # a name that exists for type checkers only, or anything else
@@ -71,19 +68,19 @@ def _annotations_of(function: Callable[..., Any]) -> dict[str, Any]:
 
 
 def _annotations_one_by_one(function: Callable[..., Any]) -> dict[str, Any]:
-    """Return those of a function's annotations that mean something here."""
+    """Return those of a function's annotations that can be evaluated."""
     known = getattr(inspect.unwrap(function), "__globals__", {})
-    hints = {}
+    types = {}
     for name, annotation in function.__annotations__.items():
         one = SimpleNamespace(__annotations__={name: annotation})
         with suppress(Exception):
-            hints.update(get_type_hints(one, known, include_extras=True))
-    return hints
+            types.update(get_type_hints(one, known, include_extras=True))
+    return types
 
 
-def _awaited(hint: Any) -> Any:
-    """Return what comes of awaiting something of this type."""
-    origin, arguments = get_origin(hint), get_args(hint)
+def _awaited(annotation: Any) -> Any:
+    """Return the type of the result of awaiting an object of this type."""
+    origin, arguments = get_origin(annotation), get_args(annotation)
     if not isinstance(origin, type) or not issubclass(origin, Awaitable) or not arguments:
         return Any
     return arguments[2] if issubclass(origin, Generator) or len(arguments) == 3 else arguments[-1]

@@ -1,10 +1,11 @@
-"""Which data a user's function asks for: its parameters, as far as they can be given by name.
+"""Checks of what users pass: numbers and callables, and the data that a callable asks for.
 
-Checks the times and factors that users give: numbers, and such as a timer can work with.
+Rules:
 
-Whether an action can run beside the event loop: in a thread, or in a process that imports it.
-
-Tells async callables where plain ones are due: nobody would await what they return.
+1. A message begins with the argument and ends with the way out.
+2. A number is one that a timer can work with: no bool, finite, in its range.
+3. A callable gets its data by parameter name. Where a plain function is due, an async one is
+   refused: nothing would await what it returns.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ def check_limit(what: str, limit_ms: object) -> None:
     """Check a limit in milliseconds: ``None``, or finite and above 0.
 
     Raises:
-        TypeError: It is no number.
+        TypeError: It is not a number.
         ValueError: It is out of this range.
     """
     if limit_ms is None:
@@ -57,17 +58,17 @@ def check_limit(what: str, limit_ms: object) -> None:
 def check_number(
     what: str, value: object, at_least: float, *, kind: str = "a number", unit: str = ""
 ) -> None:
-    """Check a number that is finite and not below another one.
+    """Check a number: finite and at least ``at_least``.
 
     Args:
-        what: How the messages begin: what is checked.
+        what: What is checked; the beginning of the messages.
         value: What a user gave.
-        at_least: The smallest one.
+        at_least: The smallest number.
         kind: What it must be, in words.
         unit: What it counts, with a space before.
 
     Raises:
-        TypeError: It is no number.
+        TypeError: It is not a number.
         ValueError: It is out of this range.
     """
     number = _checked_type(what, value, kind)
@@ -80,17 +81,17 @@ def check_number(
 def check_count(
     what: str, value: object, at_least: int, *, kind: str = "an int", hint: str = ""
 ) -> None:
-    """Check how many of something there are to be.
+    """Check a count: an integer and at least ``at_least``.
 
     Args:
-        what: How the messages begin: what is checked.
+        what: What is checked; the beginning of the messages.
         value: What a user gave.
-        at_least: The smallest number.
+        at_least: The smallest count.
         kind: What it must be, in words.
-        hint: How the message ends if the number is too small.
+        hint: The end of the message if the count is too small.
 
     Raises:
-        TypeError: It is no integer.
+        TypeError: It is not an integer.
         ValueError: It is too small.
     """
     if isinstance(value, bool) or not isinstance(value, int):
@@ -109,10 +110,10 @@ T = TypeVar("T")
 
 
 def is_async(function: object) -> bool:
-    """Whether calling this makes a coroutine or an async generator, as far as can be seen."""
+    """Whether calling this makes a coroutine or an async generator, as far as its code shows."""
     while isinstance(function, partial):
         function = function.func
-    # An instance is called through its class: what it has as an attribute does not count.
+    # An instance is called through its class; an attribute ``__call__`` of its own does not count.
     return _is_written_async(function) or _is_written_async(type(function).__call__)
 
 
@@ -121,10 +122,10 @@ def _is_written_async(function: object) -> bool:
 
 
 def reject_awaitable(what: str, answer: T) -> T:
-    """Return what a callable has answered.
+    """Return what a plain callable returned.
 
     Raises:
-        TypeError: It is an awaitable, which is always true, whatever would come of it.
+        TypeError: It is an awaitable, whose truth value says nothing.
     """
     if not inspect.isawaitable(answer):
         return answer
@@ -137,10 +138,10 @@ def reject_awaitable(what: str, answer: T) -> T:
 
 
 def check_worker_action(name: str, action: object, runs_in: str) -> None:
-    """Refuse what could only fail in a thread or a process, as far as it can be seen.
+    """Refuse an action that can only fail in a thread or a process, as far as its code shows.
 
     Raises:
-        TypeError: The action is async, or another process could not find it.
+        TypeError: The action is async, or another process can't import it.
     """
     function = _function_of(action)
     if is_async(function):
@@ -157,7 +158,7 @@ def _check_picklable(name: str, action: object, function: object) -> None:
     if isinstance(action, MethodType):
         homes.add(getattr(action.__self__, "__module__", None))
         if not isinstance(action.__self__, type):
-            # The object may be large, and not yet be what it is when the step runs.
+            # The object may be large, and may change before the step runs.
             action = action.__func__
     if "__main__" in homes and not is_importable_main(sys.modules["__main__"]):
         raise TypeError(
@@ -169,7 +170,7 @@ def _check_picklable(name: str, action: object, function: object) -> None:
 
     try:
         pickle.dumps(action)
-    except Exception as error:  # the objects of users may raise anything
+    except Exception as error:  # it is the user's object, and may raise anything
         raise TypeError(
             f"step {name!r}: its action cannot be sent to another process; use a function "
             f"that is defined at the top of a module ({error})"
@@ -177,28 +178,28 @@ def _check_picklable(name: str, action: object, function: object) -> None:
 
 
 def _function_of(action: object) -> object:
-    """Return what is called in the end, without what is bound to it."""
+    """Return the function below all partials and bound methods."""
     while isinstance(action, partial | MethodType):
         action = action.func if isinstance(action, partial) else action.__func__
     return action
 
 
 def is_importable_main(main: object) -> bool:
-    """Whether a main module has a name or a file; one that is typed in or piped has none."""
+    """Whether another process can import a main module: not one that was typed in or piped."""
     path = getattr(main, "__file__", None)
-    # From 3.13 on, that of the standard input is "<stdin>".
+    # From 3.13 on, the file of a piped module is "<stdin>".
     is_file = path is not None and not path.startswith("<")
     return is_file or getattr(main, "__spec__", None) is not None
 
 
 @record
 class Upstream:
-    """The default of a parameter that is to receive what another step returned."""
+    """The default of a parameter that receives the output of another step."""
 
     source: Any
-    """The function of that step, or the pipeline."""
+    """The function of that step, or the included pipeline."""
     is_mapped: bool = False
-    """Whether the source is a mapped step, whose output is a list of what its calls returned."""
+    """Whether the source is a mapped step, whose output is the list of what its calls returned."""
     each: bool = False
     """Whether the parameter receives one item of the output at a time."""
 
@@ -212,15 +213,15 @@ class Upstream:
 
 @record
 class Signature:
-    """Which parameters of an action can be filled by name."""
+    """The parameters of an action that can be given by name."""
 
     names: tuple[str, ...] = ()
     required: frozenset[str] = frozenset()
-    """Those without a default, or with an `Upstream`, which is a promise and no value."""
+    """Those without a default, or with an `Upstream`, which stands for a value."""
     takes_kwargs: bool = False
     """Whether there is a ``**kwargs``."""
     bound: frozenset[str] = frozenset()
-    """Those that a `functools.partial` has filled already."""
+    """Those that a `functools.partial` has bound."""
 
 
 NO_PARAMETERS = Signature()
@@ -228,7 +229,7 @@ NO_PARAMETERS = Signature()
 
 def signature_of(name: str, action: Callable[..., Any], what: str = "action") -> Signature:
     if type(action) is FunctionType and not action.__dict__:
-        # Most actions: `inspect` would take fifty times as long for the same answer.
+        # As most actions have none: `inspect` takes fifty times as long to say so.
         code = action.__code__
         if not (
             code.co_argcount or code.co_kwonlyargcount or code.co_flags & inspect.CO_VARKEYWORDS
@@ -236,7 +237,7 @@ def signature_of(name: str, action: Callable[..., Any], what: str = "action") ->
             return NO_PARAMETERS
     try:
         signature = inspect.signature(action)
-    except ValueError:  # some callables written in C do not tell
+    except ValueError:  # some callables written in C have none
         return NO_PARAMETERS
     bound = _bound(action) if isinstance(action, partial) else frozenset()
     names, required, takes_kwargs = [], set(), False
@@ -260,10 +261,10 @@ def signature_of(name: str, action: Callable[..., Any], what: str = "action") ->
 
 
 def upstream_defaults(function: Callable[..., Any]) -> dict[str, Upstream]:
-    """Return, by parameter, which outputs of other steps a function's defaults ask for."""
+    """Return the outputs that a function's defaults ask for, by parameter."""
     try:
         parameters = inspect.signature(function).parameters
-    except ValueError:  # some callables written in C do not tell
+    except ValueError:  # some callables written in C have none
         return {}
     return {
         parameter.name: parameter.default

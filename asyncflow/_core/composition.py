@@ -1,27 +1,21 @@
-"""How steps that are declared by functions become plain ones: each function becomes a name.
+"""How decorated functions and included pipelines become the plain steps of one pipeline.
 
 Rules:
 
-1. A function stands for the one step of this pipeline that it is the action of, a pipeline for
-   the one step as which it is included.
-2. A parameter's default asks for an output (`Upstream`); a mapping in ``depends_on`` that names
-   the parameter precedes it.
-3. A step is mapped if it has a ``map_over``, or a parameter that takes each item of an output.
-   Only what says so may take the output of a mapped step: its function's return type is the
-   type of one item of that.
-
-The steps of one pipeline as steps of another, under its name.
-
-Rules:
-
-1. The step ``load`` of a pipeline that is included as ``ingest`` becomes ``ingest/load``. Whatever
-   of it names a step is renamed with it, and each parameter keeps receiving what it did.
-2. Steps without dependencies come after all that the inclusion depends on.
-3. A parameter that nothing inside provides, and for which the inclusion has a dependency,
-   receives that one's output.
-4. A clean-up step (``run_if``) that names no dependencies waits for the other steps of its own
-   pipeline, and not for those of the pipeline around it.
-5. One more step, ``ingest`` itself, comes after the last ones and hands on their outputs.
+1. A function stands for the one step of this pipeline whose action it is; a pipeline stands for the
+   one step as which it is included.
+2. A parameter's default asks for an output (`Upstream`). A mapping in ``depends_on`` that names the
+   parameter precedes it.
+3. A step is mapped if it has a ``map_over``, or a parameter that takes each item of an output. Only
+   ``collect`` takes the output of a mapped step, since its function returns one item of that.
+4. The step ``load`` of a pipeline that is included as ``ingest`` becomes ``ingest/load``. Whatever
+   names a step in it is renamed with it, and each parameter receives what it did before.
+5. An included step without dependencies comes after all dependencies of the inclusion.
+6. A parameter for which nothing inside provides a value, and the inclusion has a dependency,
+   receives the output of that one.
+7. An included clean-up step (``run_if``) that names no dependencies waits for the other steps of
+   its own pipeline, and not for those of the pipeline around it.
+8. One more step, ``ingest`` itself, comes after the last ones and forwards their outputs.
 """
 
 from __future__ import annotations
@@ -49,6 +43,245 @@ __all__ = [
 ]
 
 
+Dependencies: TypeAlias = tuple[object, ...] | dict[str, object]
+"""Names, functions and pipelines; in a dictionary, by the parameter that receives the output."""
+
+
+@record
+class DeclaredStep:
+    """A function that was declared a step."""
+
+    name: str
+    function: Action
+    depends_on: Dependencies
+    map_over: object
+    policies: StepPolicies
+
+    def upstream(self) -> dict[str, Upstream]:
+        """Return the outputs that the action's parameters ask for and no mapping overrides."""
+        return {
+            parameter: upstream
+            for parameter, upstream in upstream_defaults(self.function).items()
+            if not isinstance(self.depends_on, dict) or parameter not in self.depends_on
+        }
+
+    def is_mapped(self) -> bool:
+        return self.map_over is not None or any(up.each for up in self.upstream().values())
+
+
+@record
+class IncludedPipeline:
+    """A pipeline that was included with all of its steps."""
+
+    name: str
+    pipeline: Iterable[WorkflowStep]
+    depends_on: Dependencies
+
+
+def checked_dependencies(name: str, depends_on: object) -> Dependencies:
+    """Return a copy of what a user gave as dependencies.
+
+    Raises:
+        TypeError: It is neither a list nor a mapping of dependencies.
+    """
+    if isinstance(depends_on, str | bytes) or not isinstance(depends_on, Iterable):
+        raise TypeError(
+            f"step {name!r}: depends_on must be a list of names and functions of steps, or a "
+            f"mapping of parameter to these, not {type(depends_on).__name__}"
+        )
+    if isinstance(depends_on, Mapping):
+        for parameter in depends_on:
+            if not isinstance(parameter, str):
+                raise TypeError(
+                    f"step {name!r}: depends_on must map names of parameters, not {parameter!r}"
+                )
+        return dict(depends_on)
+    return tuple(depends_on)
+
+
+def check_policies(name: str, function: Action, policies: StepPolicies) -> None:
+    """Report a mistake where the decorator is, and not when the steps are built."""
+    checked = policies.copy()
+    if policies.get("runs_in") == "process":
+        check_heartbeat(name, policies.get("heartbeat_ms"), "process")
+        # The function can't be pickled before its module has it.
+        checked["runs_in"] = "thread"
+    WorkflowStep(name, function, **checked)
+
+
+def identity_of(source: object) -> object:
+    """Return a key for a function or a pipeline; some can be neither hashed nor compared."""
+    if isinstance(source, MethodType):  # each access to a method makes another object
+        return id(source.__self__), id(source.__func__)
+    return id(source)
+
+
+def steps_of(
+    pipeline: str, parts: Iterable[DeclaredStep | IncludedPipeline]
+) -> tuple[WorkflowStep, ...]:
+    """Return the plain steps of a pipeline's parts.
+
+    Raises:
+        ValueError: A function or a pipeline stands for no step or for several, or a parameter takes
+            an output in a way that does not fit it.
+        TypeError: A dependency is none of a name, a function and a pipeline.
+    """
+    return _Builder(pipeline, tuple(parts)).steps()
+
+
+class _Builder:
+    """Turns the parts of one pipeline into steps: each function and pipeline into its name."""
+
+    def __init__(self, pipeline: str, parts: tuple[DeclaredStep | IncludedPipeline, ...]) -> None:
+        self._pipeline = pipeline
+        self._parts = parts
+        self._names: dict[object, list[str]] = {}
+        for part in parts:
+            source = part.function if isinstance(part, DeclaredStep) else part.pipeline
+            self._names.setdefault(identity_of(source), []).append(part.name)
+        self._mapped = {p.name for p in parts if isinstance(p, DeclaredStep) and p.is_mapped()}
+
+    def steps(self) -> tuple[WorkflowStep, ...]:
+        steps: list[WorkflowStep] = []
+        for part in self._parts:
+            if isinstance(part, DeclaredStep):
+                steps.append(self._step(part))
+            else:
+                steps.extend(self._included(part))
+        return tuple(steps)
+
+    def _included(self, part: IncludedPipeline) -> list[WorkflowStep]:
+        inner = list(part.pipeline)
+        if not inner:
+            raise ValueError(
+                f"pipeline {self._pipeline!r} includes {part.name!r}, which has no steps; import "
+                "the modules that declare them first"
+            )
+        names, parameters = self._edges(part.name, part.depends_on)
+        return include_steps(part.name, inner, names, parameters)
+
+    def _step(self, part: DeclaredStep) -> WorkflowStep:
+        depends_on, pairs = self._edges(part.name, part.depends_on)
+        parameters = dict(pairs)
+        map_over = None if part.map_over is None else self._name(part.name, part.map_over)
+        for parameter, upstream in part.upstream().items():
+            source = self._source(part, parameter, upstream)
+            if upstream.each:
+                if map_over not in (None, source):
+                    raise ValueError(
+                        f"step {part.name!r} is mapped over both {map_over!r} and {source!r}; "
+                        "let one step return the pairs, and take each of these"
+                    )
+                map_over = source
+            depends_on.append(source)
+            parameters[parameter] = source
+        self._check_takes_items(part, map_over)
+        self._add_condition(part, depends_on, parameters)
+        return WorkflowStep(
+            part.name,
+            part.function,
+            depends_on,
+            parameters=parameters.items(),
+            map_over=map_over,
+            **part.policies,
+        )
+
+    def _check_takes_items(self, part: DeclaredStep, map_over: str | None) -> None:
+        """Refuse a parameter that takes the whole output over whose items the step is mapped."""
+        for parameter, upstream in part.upstream().items():
+            if not upstream.each and self._source(part, parameter, upstream) == map_over:
+                raise ValueError(
+                    f"parameter {parameter!r} of step {part.name!r} takes the whole output of "
+                    f"{map_over!r}, over whose items the step is mapped; write each(...) to get "
+                    "one item, and take what you need of the whole in a step between"
+                )
+
+    def _add_condition(
+        self, part: DeclaredStep, depends_on: list[str], parameters: dict[str, str]
+    ) -> None:
+        """Add the dependencies that the parameters of ``when`` declare."""
+        when = part.policies.get("when")
+        for parameter, upstream in upstream_defaults(when).items() if when is not None else ():
+            if isinstance(part.depends_on, dict) and parameter in part.depends_on:
+                continue
+            source = self._source(part, parameter, upstream)
+            if upstream.each:
+                raise ValueError(
+                    f"parameter {parameter!r} of the condition of step {part.name!r} takes each "
+                    f"item of {source!r}, but a condition is asked once; use "
+                    f"{'collect' if upstream.is_mapped else 'after'}()"
+                )
+            if parameters.get(parameter, source) != source:
+                raise ValueError(
+                    f"step {part.name!r}: its action and its condition take parameter "
+                    f"{parameter!r} from different steps, {parameters[parameter]!r} and "
+                    f"{source!r}; rename one of the parameters"
+                )
+            depends_on.append(source)
+            parameters[parameter] = source
+
+    def _source(self, part: DeclaredStep, parameter: str, upstream: Upstream) -> str:
+        """Return the name of the step whose output a parameter asks for."""
+        source = self._name(part.name, upstream.source, parameter)
+        if (source in self._mapped) is upstream.is_mapped:
+            return source
+        shown = _label(upstream.source)
+        whole, item = f"collect({shown})", f"each(collect({shown}))"
+        if upstream.is_mapped:
+            whole, item = f"after({shown})", f"each({shown})"
+        raise ValueError(
+            f"parameter {parameter!r} of step {part.name!r}: step {source!r} is "
+            f"{'not mapped' if upstream.is_mapped else 'mapped, so its output is a list'}; "
+            f"write {item if upstream.each else whole}"
+        )
+
+    def _edges(
+        self, name: str, depends_on: Dependencies
+    ) -> tuple[list[str], list[tuple[str, str]]]:
+        """Return the names of dependencies, and the pairs of parameter and name among them."""
+        if isinstance(depends_on, dict):
+            pairs = [(key, self._name(name, source, key)) for key, source in depends_on.items()]
+            return [source for _, source in pairs], pairs
+        return [self._name(name, source) for source in depends_on], []
+
+    def _name(self, step: str, source: object, parameter: str | None = None) -> str:
+        """Return the name of the step that a function or a pipeline stands for."""
+        if isinstance(source, str):
+            return source  # the plan checks whether there is such a step
+        names = self._names.get(identity_of(source), ())
+        if len(names) == 1:
+            return names[0]
+        of = f"step {step!r}" if parameter is None else f"parameter {parameter!r} of step {step!r}"
+        if names:
+            raise ValueError(
+                f"{of} depends on {source!r}, which pipeline {self._pipeline!r} includes several "
+                f"times; name one of {', '.join(map(repr, names))} in depends_on"
+            )
+        raise self._unknown(of, source, parameter)
+
+    def _unknown(self, of: str, source: object, parameter: str | None) -> Exception:
+        if callable(source):
+            instead = "" if parameter is None else f", or give depends_on={{{parameter!r}: ...}}"
+            return ValueError(
+                f"{of} depends on {_label(source)}, which is not a step of pipeline "
+                f"{self._pipeline!r}; decorate it with that one's step, above all its other "
+                f"decorators{instead}"
+            )
+        if isinstance(source, Iterable):
+            return ValueError(
+                f"{of} depends on {source!r}, which pipeline {self._pipeline!r} does not "
+                "include; call its include() with it"
+            )
+        return TypeError(
+            f"{of} depends on {source!r}; a dependency is the name or the function of a step, or "
+            "an included pipeline"
+        )
+
+
+def _label(source: object) -> str:
+    return str(getattr(source, "__name__", None) or repr(source))
+
+
 def include_steps(
     name: str,
     steps: Sequence[WorkflowStep],
@@ -58,11 +291,11 @@ def include_steps(
     """Return these steps as part of another pipeline, with the one that stands for them all.
 
     Args:
-        name: What they are included as.
-        steps: The steps, of which there is at least one.
+        name: The name of the inclusion.
+        steps: The steps; at least one.
         depends_on: The steps of the other pipeline that these come after.
-        parameters: Which of these dependencies have another name inside, as pairs of parameter
-            and step name.
+        parameters: Pairs of a parameter and the one of these dependencies that it receives, if that
+            has another name.
 
     Raises:
         ValueError: No step has a parameter that ``parameters`` names.
@@ -70,7 +303,7 @@ def include_steps(
     mapped = dict(parameters)
     outside = {step: step for step in depends_on if step not in mapped.values()} | mapped
     _check_mapped(name, steps, mapped)
-    all_others = _without_those_that_wait_for_all(steps)
+    all_others = _not_waiting_for_all(steps)
     return [
         *(_renamed(name, step, outside, all_others) for step in steps),
         _closing_step(name, steps),
@@ -131,274 +364,36 @@ def _waits_for_all(step: WorkflowStep) -> bool:
     return step.run_if != "success" and not step.depends_on
 
 
-def _without_those_that_wait_for_all(steps: Sequence[WorkflowStep]) -> list[str]:
-    """Return the names of all steps but those that wait for all, and what comes after these."""
+def _not_waiting_for_all(steps: Sequence[WorkflowStep]) -> list[str]:
+    """Return the names of all steps but those that wait for all, and their dependents."""
     waiting = [step.name for step in steps if _waits_for_all(step)]
     late = with_dependents(waiting, [(step.name, step.depends_on) for step in steps])
     return [step.name for step in steps if step.name not in late]
 
 
 def _closing_step(name: str, steps: Sequence[WorkflowStep]) -> WorkflowStep:
-    # What runs only after a failure would keep all that depends on it from running.
+    # A step that runs only after a failure would keep its dependents from running.
     ordinary = [s for s in steps if s.run_if != "failure" and not _waits_for_all(s)] or steps
     depended_on = {source for step in ordinary for source in step.depends_on}
-    hand_on = ForwardOutputs({step.name: step for step in ordinary if step.name not in depended_on})
-    last = [f"{name}/{step}" for step in hand_on.steps]
-    is_secret = any(step.secret for step in hand_on.steps.values())
-    return WorkflowStep(name, hand_on, last, timeout_ms=None, secret=is_secret)
+    forward = ForwardOutputs({step.name: step for step in ordinary if step.name not in depended_on})
+    last = [f"{name}/{step}" for step in forward.steps]
+    is_secret = any(step.secret for step in forward.steps.values())
+    return WorkflowStep(name, forward, last, timeout_ms=None, secret=is_secret)
 
 
 class ForwardOutputs:
     """The action of the step that stands for an included pipeline.
 
     Attributes:
-        steps: The steps whose outputs it hands on, by the names that they have inside.
+        steps: The steps whose outputs it returns, by the names that they have inside.
     """
 
     def __init__(self, steps: dict[str, WorkflowStep]) -> None:
         self.steps = steps
 
-    # It takes them under their full names, which no input of a run can have by accident.
+    # The parameters have the full names of the steps, which no input of a run has by accident.
     async def __call__(self, **outputs: Any) -> Any:
-        """Return the only output, or a dictionary of all."""
+        """Return the only output, or a dictionary of all outputs."""
         if len(self.steps) == 1:
             return next(iter(outputs.values()))
         return dict(zip(self.steps, outputs.values(), strict=True))
-
-
-Dependencies: TypeAlias = tuple[object, ...] | dict[str, object]
-"""Dependencies: names, functions and pipelines, perhaps by parameter."""
-
-
-@record
-class DeclaredStep:
-    """A function that is a step."""
-
-    name: str
-    function: Action
-    depends_on: Dependencies
-    map_over: object
-    policies: StepPolicies
-
-    def upstream(self) -> dict[str, Upstream]:
-        """Return the outputs that the action's parameters ask for and no mapping overrides."""
-        return {
-            parameter: upstream
-            for parameter, upstream in upstream_defaults(self.function).items()
-            if not isinstance(self.depends_on, dict) or parameter not in self.depends_on
-        }
-
-    def is_mapped(self) -> bool:
-        return self.map_over is not None or any(up.each for up in self.upstream().values())
-
-
-@record
-class IncludedPipeline:
-    """A pipeline all of whose steps are steps."""
-
-    name: str
-    pipeline: Iterable[WorkflowStep]
-    depends_on: Dependencies
-
-
-def checked_dependencies(name: str, depends_on: object) -> Dependencies:
-    """Check what a user gave as dependencies, and keep it from being changed.
-
-    Raises:
-        TypeError: It is no list or mapping of dependencies.
-    """
-    if isinstance(depends_on, str | bytes) or not isinstance(depends_on, Iterable):
-        raise TypeError(
-            f"step {name!r}: depends_on must be a list of names and functions of steps, or a "
-            f"mapping of parameter to these, not {type(depends_on).__name__}"
-        )
-    if isinstance(depends_on, Mapping):
-        for parameter in depends_on:
-            if not isinstance(parameter, str):
-                raise TypeError(
-                    f"step {name!r}: depends_on must map names of parameters, not {parameter!r}"
-                )
-        return dict(depends_on)
-    return tuple(depends_on)
-
-
-def check_policies(name: str, function: Action, policies: StepPolicies) -> None:
-    """Let a mistake be told where the decorator is, and not when the steps are built."""
-    checked = policies.copy()
-    if policies.get("runs_in") == "process":
-        check_heartbeat(name, policies.get("heartbeat_ms"), "process")
-        # The function can't be sent to one before its module has it.
-        checked["runs_in"] = "thread"
-    WorkflowStep(name, function, **checked)
-
-
-def identity_of(source: object) -> object:
-    """Return what identifies a function or a pipeline; some can be neither hashed nor compared."""
-    if isinstance(source, MethodType):  # each access makes another object
-        return id(source.__self__), id(source.__func__)
-    return id(source)
-
-
-def steps_of(
-    pipeline: str, parts: Iterable[DeclaredStep | IncludedPipeline]
-) -> tuple[WorkflowStep, ...]:
-    """Return the plain steps that a pipeline's parts stand for.
-
-    Raises:
-        ValueError: A function or a pipeline stands for no step or for several, or what takes an
-            output is not spelled as that output is.
-    """
-    return _NameResolver(pipeline, tuple(parts)).steps()
-
-
-class _NameResolver:
-    """The names that functions and pipelines have in one pipeline."""
-
-    def __init__(self, pipeline: str, parts: tuple[DeclaredStep | IncludedPipeline, ...]) -> None:
-        self._pipeline = pipeline
-        self._parts = parts
-        self._names: dict[object, list[str]] = {}
-        for part in parts:
-            source = part.function if isinstance(part, DeclaredStep) else part.pipeline
-            self._names.setdefault(identity_of(source), []).append(part.name)
-        self._mapped = {p.name for p in parts if isinstance(p, DeclaredStep) and p.is_mapped()}
-
-    def steps(self) -> tuple[WorkflowStep, ...]:
-        steps: list[WorkflowStep] = []
-        for part in self._parts:
-            if isinstance(part, DeclaredStep):
-                steps.append(self._step(part))
-            else:
-                steps.extend(self._nested(part))
-        return tuple(steps)
-
-    def _nested(self, part: IncludedPipeline) -> list[WorkflowStep]:
-        inner = list(part.pipeline)
-        if not inner:
-            raise ValueError(
-                f"pipeline {self._pipeline!r} includes {part.name!r}, which has no steps; import "
-                "the modules that declare them first"
-            )
-        names, parameters = self._edges(part.name, part.depends_on)
-        return include_steps(part.name, inner, names, parameters)
-
-    def _step(self, part: DeclaredStep) -> WorkflowStep:
-        depends_on, pairs = self._edges(part.name, part.depends_on)
-        parameters = dict(pairs)
-        map_over = None if part.map_over is None else self._name(part.name, part.map_over)
-        for parameter, upstream in part.upstream().items():
-            source = self._source(part, parameter, upstream)
-            if upstream.each:
-                if map_over not in (None, source):
-                    raise ValueError(
-                        f"step {part.name!r} is mapped over both {map_over!r} and {source!r}; "
-                        "let one step return the pairs, and take each of these"
-                    )
-                map_over = source
-            depends_on.append(source)
-            parameters[parameter] = source
-        self._check_whole(part, map_over)
-        self._add_condition(part, depends_on, parameters)
-        return WorkflowStep(
-            part.name,
-            part.function,
-            depends_on,
-            parameters=parameters.items(),
-            map_over=map_over,
-            **part.policies,
-        )
-
-    def _check_whole(self, part: DeclaredStep, map_over: str | None) -> None:
-        """A mapped step gets the items of what it is mapped over, and can't have all of it too."""
-        for parameter, upstream in part.upstream().items():
-            if not upstream.each and self._source(part, parameter, upstream) == map_over:
-                raise ValueError(
-                    f"parameter {parameter!r} of step {part.name!r} takes the whole output of "
-                    f"{map_over!r}, over whose items the step is mapped; write each(...) to get "
-                    "one item, and take what you need of the whole in a step between"
-                )
-
-    def _add_condition(
-        self, part: DeclaredStep, depends_on: list[str], parameters: dict[str, str]
-    ) -> None:
-        """Add the edges that the parameters of ``when`` declare."""
-        when = part.policies.get("when")
-        for parameter, upstream in upstream_defaults(when).items() if when is not None else ():
-            if isinstance(part.depends_on, dict) and parameter in part.depends_on:
-                continue
-            source = self._source(part, parameter, upstream)
-            if upstream.each:
-                raise ValueError(
-                    f"parameter {parameter!r} of the condition of step {part.name!r} takes each "
-                    f"item of {source!r}, but a condition is asked once; use "
-                    f"{'collect' if upstream.is_mapped else 'after'}()"
-                )
-            if parameters.get(parameter, source) != source:
-                raise ValueError(
-                    f"step {part.name!r}: its action and its condition take parameter "
-                    f"{parameter!r} from different steps, {parameters[parameter]!r} and "
-                    f"{source!r}; rename one of the parameters"
-                )
-            depends_on.append(source)
-            parameters[parameter] = source
-
-    def _source(self, part: DeclaredStep, parameter: str, upstream: Upstream) -> str:
-        """Return the name of the step whose output a parameter asks for."""
-        source = self._name(part.name, upstream.source, parameter)
-        if (source in self._mapped) is upstream.is_mapped:
-            return source
-        shown = _label(upstream.source)
-        whole, item = f"collect({shown})", f"each(collect({shown}))"
-        if upstream.is_mapped:
-            whole, item = f"after({shown})", f"each({shown})"
-        raise ValueError(
-            f"parameter {parameter!r} of step {part.name!r}: step {source!r} is "
-            f"{'not mapped' if upstream.is_mapped else 'mapped, so its output is a list'}; "
-            f"write {item if upstream.each else whole}"
-        )
-
-    def _edges(
-        self, name: str, depends_on: Dependencies
-    ) -> tuple[list[str], list[tuple[str, str]]]:
-        """Return the names of dependencies, and those of them that are for a parameter."""
-        if isinstance(depends_on, dict):
-            pairs = [(key, self._name(name, source, key)) for key, source in depends_on.items()]
-            return [source for _, source in pairs], pairs
-        return [self._name(name, source) for source in depends_on], []
-
-    def _name(self, step: str, source: object, parameter: str | None = None) -> str:
-        """Return the name of the step that a function or a pipeline stands for."""
-        if isinstance(source, str):
-            return source  # whether there is such a step is for the plan to see
-        names = self._names.get(identity_of(source), ())
-        if len(names) == 1:
-            return names[0]
-        of = f"step {step!r}" if parameter is None else f"parameter {parameter!r} of step {step!r}"
-        if names:
-            raise ValueError(
-                f"{of} depends on {source!r}, which pipeline {self._pipeline!r} includes several "
-                f"times; name one of {', '.join(map(repr, names))} in depends_on"
-            )
-        raise self._unknown(of, source, parameter)
-
-    def _unknown(self, of: str, source: object, parameter: str | None) -> Exception:
-        if callable(source):
-            instead = "" if parameter is None else f", or give depends_on={{{parameter!r}: ...}}"
-            return ValueError(
-                f"{of} depends on {_label(source)}, which is not a step of pipeline "
-                f"{self._pipeline!r}; decorate it with that one's step, above all its other "
-                f"decorators{instead}"
-            )
-        if isinstance(source, Iterable):
-            return ValueError(
-                f"{of} depends on {source!r}, which pipeline {self._pipeline!r} does not "
-                "include; call its include() with it"
-            )
-        return TypeError(
-            f"{of} depends on {source!r}; a dependency is the name or the function of a step, or "
-            "an included pipeline"
-        )
-
-
-def _label(source: object) -> str:
-    return str(getattr(source, "__name__", None) or repr(source))

@@ -3,7 +3,7 @@
 Rules:
 
 1. The exception of a step is never wrapped in one of these.
-2. Each of them can be pickled, and all that its message says stands in attributes too.
+2. Each of them can be pickled, and has all that its message says as attributes too.
 3. Names and errors belong to users: nothing that they hold or raise breaks a line that shows them.
 """
 
@@ -211,8 +211,8 @@ class RestoredError(_AttributedError):
 class StepCrashedError(_AttributedError):
     """An attempt did not finish: its process died, its journal failed, or it lost its lease.
 
-    It stands in the history of a resumed run for each such attempt. A step with more of them than
-    its ``max_crashes`` fails with it.
+    The history of a resumed run has one for each such attempt. A step with more of them than its
+    ``max_crashes`` fails with the last.
 
     Attributes:
         step_name: The step; with its number, ``fetch[3]``, for an item of a mapped step.

@@ -1,25 +1,23 @@
-"""The shape of a pipeline: whether it is valid, in what order and in which tiers it runs.
+"""The plan of a pipeline: its order, its tiers, and where each action gets its arguments.
 
 Rules:
 
 1. Names are unique, and every dependency names a step.
-2. A tier holds the steps whose dependencies all stand in earlier tiers, and at least one of
-   them in the tier just before.
+2. A tier holds the steps whose dependencies are all in earlier tiers, at least one of them in the
+   tier just before.
 3. The order is the tiers one after the other, each in the order of declaration.
 4. A clean-up step (``run_if`` other than ``"success"``) that names no dependencies comes after
    all steps but those that come after such a step.
 5. A graph that Kahn's algorithm (A. B. Kahn, "Topological sorting of large networks", 1962)
    cannot empty has a cycle.
 
-Inside, a step is its index in the order of declaration: lists of integers cost a third of what
+Here, a step is its index in the order of declaration: lists of integers cost a third of what
 dictionaries of names cost.
-
-What a plan says of each step, by its name; found out when asked.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from itertools import accumulate
 from typing import TypeAlias, TypeVar
 
@@ -44,17 +42,41 @@ __all__ = [
     "with_dependents",
 ]
 
-Binding: TypeAlias = tuple[tuple[str, int | str], ...]
-"""Where an action's arguments come from: pairs of a parameter and its source, which is the
-index of a step, whose output it receives, or the name of a run input."""
+K = TypeVar("K")
+V = TypeVar("V")
 
-ITEM = -1
-"""Stands in a binding for the step over whose output the action is mapped."""
+
+def topological_sort(steps: Iterable[WorkflowStep]) -> list[str]:
+    """Return the names of the steps, each after all of its dependencies.
+
+    Kahn's algorithm, iterative, in time linear in steps plus dependencies. The order is the
+    tiers of `parallel_groups` one after the other, so it is the same for the same steps.
+
+    Raises:
+        ValueError: Two steps have the same name, or a dependency names an unknown step.
+        CyclicDependencyError: The steps depend on each other in a circle.
+    """
+    planned = plan(steps)
+    return [planned.steps[index].name for index in planned.order]
+
+
+def parallel_groups(steps: Iterable[WorkflowStep]) -> list[list[str]]:
+    """Return the tiers: groups of steps that do not depend on each other.
+
+    Every dependency of a step is in an earlier group, so the steps of a group can run at the same
+    time. Within a group, steps are in the order of declaration.
+
+    Raises:
+        ValueError: Two steps have the same name, or a dependency names an unknown step.
+        CyclicDependencyError: The steps depend on each other in a circle.
+    """
+    planned = plan(steps)
+    return [[planned.steps[index].name for index in tier] for tier in planned.tiers]
 
 
 @record
 class Plan:
-    """A valid pipeline, worked out. Steps are indexes; edges are kept in both directions."""
+    """A valid pipeline, with its order. Steps are indexes; edges are there in both directions."""
 
     steps: tuple[WorkflowStep, ...]
     index: dict[str, int]
@@ -65,17 +87,16 @@ class Plan:
     order: list[int]
     """The topological order: the tiers, one after the other."""
     special: tuple[int, ...]
-    """The steps that have a policy of their own, beside attempts and time limit."""
+    """The steps with any policy beside attempts, their time limit and the backoff between them."""
     cleanups: frozenset[int]
     """The steps whose ``run_if`` is not ``"success"``."""
 
 
 class Dependents:
-    """For each step, those that depend on it.
+    """The dependents of each step, one after the other in one list.
 
-    They lie one after the other in one list, `flat`, those of a step from `first` of the step on.
-    As a list for each step they would keep the garbage collector so busy that planning took half
-    as long again.
+    Those of a step begin at index ``first[step]`` of the list `flat`. With a list for each step,
+    the garbage collector would make planning take half as long again.
     """
 
     __slots__ = ("first", "flat")
@@ -101,41 +122,13 @@ class Dependents:
         return len(self.first) - 1
 
 
-def topological_sort(steps: Iterable[WorkflowStep]) -> list[str]:
-    """Return the names of the steps, each one after all that it depends on.
-
-    Kahn's algorithm, iterative, in time linear in steps plus dependencies. The order is the
-    tiers of `parallel_groups` one after the other, so it is the same for the same steps.
-
-    Raises:
-        ValueError: Two steps have the same name, or a dependency names an unknown step.
-        CyclicDependencyError: The steps depend on each other in a circle.
-    """
-    planned = plan(steps)
-    return [planned.steps[index].name for index in planned.order]
-
-
-def parallel_groups(steps: Iterable[WorkflowStep]) -> list[list[str]]:
-    """Return the tiers: groups of steps that do not depend on each other.
-
-    Every dependency of a step stands in an earlier group, so the steps of a group can run at
-    the same time. Within a group steps stand in the order of declaration.
-
-    Raises:
-        ValueError: Two steps have the same name, or a dependency names an unknown step.
-        CyclicDependencyError: The steps depend on each other in a circle.
-    """
-    planned = plan(steps)
-    return [[planned.steps[index].name for index in tier] for tier in planned.tiers]
-
-
 def plan(steps: Iterable[WorkflowStep], targets: Iterable[str] | None = None) -> Plan:
-    """Check a pipeline and work out its tiers.
+    """Check a pipeline and find its tiers.
 
     Args:
         steps: The steps, in any order.
-        targets: The names of the steps to be run; the others are left out, except what these
-            depend on. ``None`` means all. The whole pipeline is checked in either case.
+        targets: The names of the steps to run; all others are left out, except the dependencies of
+            these. ``None`` means all. The whole pipeline is checked in either case.
 
     Raises:
         TypeError: Something among the steps is not a `WorkflowStep`.
@@ -147,34 +140,32 @@ def plan(steps: Iterable[WorkflowStep], targets: Iterable[str] | None = None) ->
     steps = tuple(steps)
     index = _index(steps)
     try:
-        # Tuples of integers, because the garbage collector need not look at them again.
+        # Tuples of integers: the garbage collector looks at them only once.
         dependencies = [tuple([index[name] for name in step.depends_on]) for step in steps]
     except KeyError:
         raise _unknown_dependency(steps, index) from None
     special = tuple(at for at, step in enumerate(steps) if not step.is_plain)
     cleanups = frozenset(at for at in special if steps[at].run_if != "success")
     dependents = Dependents(dependencies)
-    last = [at for at in cleanups if not dependencies[at]]
-    if last:
-        _put_last(last, dependencies, dependents)
+    after_all = [at for at in cleanups if not dependencies[at]]
+    if after_all:
+        _depend_on_all_others(after_all, dependencies, dependents)
         dependents = Dependents(dependencies)
     tiers = _tiers(steps, dependencies, dependents)
     if targets is not None:
-        needed_by_targets = _closure(_indexes_of(targets, index), steps, index)
-        return plan([step for at, step in enumerate(steps) if at in needed_by_targets])
+        needed = _reachable(
+            _indexes_of(targets, index), lambda at: [index[name] for name in steps[at].depends_on]
+        )
+        return plan([step for at, step in enumerate(steps) if at in needed])
     order = [step for tier in tiers for step in tier]
     return Plan(steps, index, dependencies, dependents, tiers, order, special, cleanups)
 
 
-def _put_last(last: list[int], dependencies: list[tuple[int, ...]], dependents: Dependents) -> None:
-    """Make these steps depend on all others but those that depend on one of them."""
-    after_them = set(last)
-    queue = list(last)
-    for step in queue:
-        for dependent in dependents[step]:
-            if dependent not in after_them:
-                after_them.add(dependent)
-                queue.append(dependent)
+def _depend_on_all_others(
+    last: list[int], dependencies: list[tuple[int, ...]], dependents: Dependents
+) -> None:
+    """Make these steps depend on all steps but themselves and their dependents."""
+    after_them = _reachable(last, dependents.__getitem__)
     others = tuple(step for step in range(len(dependencies)) if step not in after_them)
     for step in last:
         dependencies[step] = others
@@ -192,39 +183,15 @@ def _indexes_of(targets: Iterable[str], index: Mapping[str, int]) -> list[int]:
     return indexes
 
 
-def with_dependents(
-    names: Iterable[str], dependencies: Iterable[tuple[str, Iterable[str]]]
-) -> set[str]:
-    """Return these steps and all that depend on them, directly or not.
-
-    Args:
-        names: Some steps.
-        dependencies: Each step with the names of those that it depends on.
-    """
-    dependents: dict[str, list[str]] = {}
-    for name, needed in dependencies:
-        for other in needed:
-            dependents.setdefault(other, []).append(name)
-    queue = list(names)
+def _reachable(start: Iterable[K], neighbours: Callable[[K], Iterable[K]]) -> set[K]:
+    """Return these steps and all that are reached from them, from neighbour to neighbour."""
+    queue = list(start)
     reached = set(queue)
-    for name in queue:  # it grows at its end while it is read
-        more = [other for other in dependents.get(name, ()) if other not in reached]
-        reached.update(more)
-        queue += more
-    return reached
-
-
-def _closure(
-    wanted: list[int], steps: Sequence[WorkflowStep], index: Mapping[str, int]
-) -> set[int]:
-    """Return these steps and all that they name as dependencies, directly or not."""
-    reached = set(wanted)
-    queue = list(reached)
-    for step in queue:
-        for name in steps[step].depends_on:
-            if index[name] not in reached:
-                reached.add(index[name])
-                queue.append(index[name])
+    for step in queue:  # it grows while it is read
+        for other in neighbours(step):
+            if other not in reached:
+                reached.add(other)
+                queue.append(other)
     return reached
 
 
@@ -254,28 +221,28 @@ def _tiers(
 ) -> list[list[int]]:
     tier_of: list[int] = []
     try:
-        # Most pipelines name a step before those that depend on it; then one look at each will do.
+        # Most pipelines declare a step before its dependents; then one look at each is enough.
         for needed in dependencies:
             tier_of.append(1 + max(map(tier_of.__getitem__, needed)) if needed else 0)
     except IndexError:
         tier_of = []
-    if len(tier_of) < len(steps):  # not above: an error of the steps would show that one too
-        tier_of = _in_any_order(steps, dependencies, dependents)
+    if len(tier_of) < len(steps):  # not above: a cyclic dependency would show that error too
+        tier_of = _kahn(steps, dependencies, dependents)
     tiers: list[list[int]] = [[] for _ in range(max(tier_of, default=-1) + 1)]
     for step, tier in enumerate(tier_of):
         tiers[tier].append(step)
     return tiers
 
 
-def _in_any_order(
+def _kahn(
     steps: Sequence[WorkflowStep], dependencies: list[tuple[int, ...]], dependents: Dependents
 ) -> list[int]:
-    """Return the tier of each step, by Kahn's algorithm."""
+    """Return the tier of each step, in whatever order they are declared."""
     missing = [len(needed) for needed in dependencies]
     first, flat = dependents.first, dependents.flat
     tier_of = [0] * len(steps)
-    # The queue grows at its end while it is read. A step joins it behind its last dependency,
-    # which is in the latest tier of them all.
+    # The queue grows while it is read. A step joins it after its last dependency, which is in the
+    # latest tier of them all.
     queue = [step for step, count in enumerate(missing) if not count]
     for step in queue:
         next_tier = tier_of[step] + 1
@@ -291,10 +258,10 @@ def _in_any_order(
 
 
 def _cycle(stuck: list[int], dependencies: list[tuple[int, ...]]) -> list[int]:
-    """Return one circle among the steps that Kahn's algorithm could not reach.
+    """Return one circle among the steps that Kahn's algorithm did not reach.
 
-    Each of them has a dependency among them, or it would have been reached. So a walk from
-    dependency to dependency never ends, and must come back to where it has been.
+    Each of them depends on another one of them. So a walk from dependency to dependency never ends,
+    and must return to a step where it has been.
     """
     among = set(stuck)
     walked: dict[int, int] = {}  # each step of the walk, and its position in it
@@ -308,8 +275,16 @@ def _cycle(stuck: list[int], dependencies: list[tuple[int, ...]]) -> list[int]:
     return [*circle[first:], *circle[:first], circle[first]]
 
 
+Binding: TypeAlias = tuple[tuple[str, int | str], ...]
+"""Where an action gets its arguments: pairs of a parameter and its source, which is the index of a
+step, for its output, or the name of a run input."""
+
+ITEM = -1
+"""Stands in a binding for the step over whose output the action is mapped."""
+
+
 def bind(plan: Plan, inputs: Collection[str] = ()) -> list[Binding]:
-    """Work out where each action gets its arguments, for each step by its index.
+    """Find where each action gets its arguments, for each step by its index.
 
     Args:
         plan: The pipeline.
@@ -328,7 +303,7 @@ def bind(plan: Plan, inputs: Collection[str] = ()) -> list[Binding]:
 
 
 def bind_conditions(plan: Plan, inputs: Collection[str] = ()) -> dict[int, Binding]:
-    """Work out where each ``when`` gets its arguments, for each step that has one, by its index.
+    """Find where each ``when`` gets its arguments, for each step that has one, by its index.
 
     Raises:
         ValueError: As `bind` does.
@@ -377,7 +352,7 @@ def _why_nothing_provides(step: WorkflowStep, parameter: str, known: list[str]) 
 
 
 def _offered(step: WorkflowStep, plan: Plan, map_over: str | None) -> dict[str, int]:
-    """Return the sources that a step's dependencies are, by the parameter that they are for."""
+    """Return a step's dependencies as sources, by the parameter that would receive their output."""
     index_of = {name: ITEM if name == map_over else plan.index[name] for name in step.depends_on}
     renamed = {name for _, name in step.parameters}
     offered = {name: index for name, index in index_of.items() if name not in renamed}
@@ -394,11 +369,29 @@ def _check_single_source(step: WorkflowStep, parameter: str, inputs: Collection[
         )
 
 
-V = TypeVar("V")
+def secret_steps(plan: Plan) -> tuple[str, ...]:
+    """Return the names of the steps whose output is secret."""
+    return tuple(plan.steps[index].name for index in plan.special if plan.steps[index].secret)
+
+
+def with_dependents(
+    names: Iterable[str], dependencies: Iterable[tuple[str, Iterable[str]]]
+) -> set[str]:
+    """Return these steps and all that depend on them, directly or not.
+
+    Args:
+        names: Some steps.
+        dependencies: Each step with the names of those that it depends on.
+    """
+    dependents: dict[str, list[str]] = {}
+    for name, needed in dependencies:
+        for other in needed:
+            dependents.setdefault(other, []).append(name)
+    return _reachable(names, lambda name: dependents.get(name, ()))
 
 
 class PlanView(Mapping[str, V]):
-    """A mapping of the names of the steps, in topological order, to what is said of each."""
+    """A mapping from each step of a plan, by name and in topological order, to something of it."""
 
     __slots__ = ("_plan",)
 
@@ -415,16 +408,11 @@ class PlanView(Mapping[str, V]):
         return repr(dict(self))
 
     def __reduce__(self) -> tuple[object, ...]:
-        return dict, (dict(self),)  # without the actions, which nobody else may need
-
-
-def secret_steps(plan: Plan) -> tuple[str, ...]:
-    """Return the names of the steps whose output must not be shown."""
-    return tuple(plan.steps[index].name for index in plan.special if plan.steps[index].secret)
+        return dict, (dict(self),)  # without the actions, which may not be picklable
 
 
 class MaxRetriesView(PlanView[int]):
-    """For each step of a plan, how many attempts it has in all."""
+    """For each step of a plan, how many attempts there are in all."""
 
     __slots__ = ()
 
@@ -433,7 +421,7 @@ class MaxRetriesView(PlanView[int]):
 
 
 class DependencyView(PlanView[tuple[str, ...]]):
-    """A plan seen as names: for each step the steps it depends on."""
+    """For each step of a plan, the names of its dependencies."""
 
     __slots__ = ()
 

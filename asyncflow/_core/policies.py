@@ -1,10 +1,12 @@
-"""A limit that steps share: how many may run at once, and how many may start in a second.
+"""The policy objects that steps take: `Retry`, and the `Pool` that steps share.
 
-Nothing here waits or reads a clock: who asks for a slot gives a callable that is called when it
-is its turn, and says what time it is. So one pool serves any number of runs, event loops and
-threads at once.
+Rules:
 
-When a step is tried again, and after how long.
+1. A pool neither waits nor reads a clock: the caller passes the time, and a callable that the pool
+   calls when a slot is free. So one pool serves any number of runs, event loops and threads at
+   once.
+2. A pool is first come, first served, also in the starts that its rate allows.
+3. A retry policy decides from one failure alone whether another attempt follows, and when.
 """
 
 from __future__ import annotations
@@ -31,21 +33,21 @@ __all__ = [
 
 
 class Pool:
-    """At most ``size`` attempts of the steps that share it run at the same time.
+    """A limit that steps share: at most ``size`` of their attempts run at the same time.
 
-    Share the object: ``WorkflowStep(..., pool=openai)``, in one pipeline or in many. It holds
-    across all concurrent runs of the process, whatever event loop or thread they run in, first
-    come, first served. A step holds its slot while an attempt runs, not between two attempts,
-    and waiting for it is no part of the step's time; see `StepResult.queued_ms`.
+    Share the object: ``WorkflowStep(..., pool=openai)``, in one pipeline or in many. It limits all
+    concurrent runs of the process together, in any event loop or thread, first come, first served.
+    An attempt holds its slot while it runs; between two attempts, a step holds none. Waiting for a
+    slot is no part of the step's time; see `StepResult.queued_ms`.
 
     A step that runs another pipeline must not share a pool with it: it would wait for itself.
 
     Args:
         size: How many slots there are, at least 1.
         per_second: How many attempts may start in a second, above 0; a fraction is fine, and
-            ``None`` (the default) means no such limit. Starts are spread evenly, ``5`` lets one
-            pass every 200 ms: so no second, wherever it is taken to begin, sees a burst.
-            An event loop with a virtual clock begins anew.
+            ``None`` (the default) means no such limit. Starts are spread evenly: with ``5`` there
+            is one every 200 ms, so that no second, wherever it begins, sees a burst. An event loop
+            with a virtual clock has starts of its own.
 
     Raises:
         TypeError: An argument has the wrong type.
@@ -72,13 +74,13 @@ class Pool:
         self.per_second: float | None = per_second
         self._interval_s = 0.0 if per_second is None else 1 / per_second
         self._starts = deque[float]()
-        """When attempts start or have just started, ascending; what was given back is gone."""
+        """When attempts start or have just started, ascending."""
         self._clock: ref[object] | None = None
-        """Whose times those are. Weakly, for it may be an event loop."""
+        """The clock of those times. Weakly, since it may be an event loop."""
         self._in_use = 0
         self._queue: OrderedDict[PoolTicket, Callable[[], object]] = OrderedDict()
-        # Slots come back from other threads, and also when the collector ends a coroutine: in
-        # any line of this very code, hence one that the same thread may take twice.
+        # Other threads release slots, and so does the garbage collector when it ends a coroutine:
+        # at any line of this code, so that the same thread may take the lock twice.
         self._lock = threading.RLock()
 
     @property
@@ -88,16 +90,16 @@ class Pool:
 
     @property
     def waiting(self) -> int:
-        """How many attempts stand in line for a slot."""
+        """How many attempts wait for a slot."""
         return len(self._queue)
 
     def request_slot(self, call: Callable[[], object]) -> PoolTicket:
-        """Take a slot if one is free; else stand in line.
+        """Take a slot if one is free, or else join the queue.
 
         Args:
-            call: Called, in any thread, once the ticket has a slot; not if it has one already
-                when this returns. If it raises `RuntimeError` (a closed event loop does), the
-                ticket is given back.
+            call: Called, in any thread, when the ticket gets a slot later; not if it has one when
+                this returns. If it raises `RuntimeError`, as a closed event loop does, the ticket
+                is released.
         """
         ticket = PoolTicket(self)
         with self._lock:
@@ -114,24 +116,24 @@ class Pool:
 
 
 class PoolTicket:
-    """A place in the line of a pool, and then a slot of it, until it is given back."""
+    """A place in the queue of a pool, and then a slot of it, until it is released."""
 
     __slots__ = ("_is_done", "_pool", "_start", "_starts", "has_slot")
 
     def __init__(self, pool: Pool) -> None:
         self._pool = pool
-        self._start = -math.inf  # none is booked
+        self._start = -math.inf  # none is reserved
         self._starts = pool._starts
-        """Among which it is booked."""
+        """Where the start is reserved."""
         self._is_done = False
         self.has_slot = False
 
     def reserve_start(self, now: float, clock: object) -> float:
-        """Book the next start that the pool's rate allows, and return the seconds until then.
+        """Reserve the next start that the pool's rate allows, and return the seconds until then.
 
         Args:
-            now: The time, in seconds, of the clock that will tell when they have passed.
-            clock: Which clock that is: the times of another one say nothing about its own.
+            now: The time of the clock, in seconds.
+            clock: Identifies the clock. A pool forgets the starts of another one.
         """
         pool, interval = self._pool, self._pool._interval_s
         if not interval:
@@ -142,17 +144,17 @@ class PoolTicket:
             starts = pool._starts
             while starts and starts[0] + interval <= now:
                 starts.popleft()
-            # After all others that were booked, so that nobody overtakes.
+            # After all others that are reserved, so that no attempt overtakes another.
             self._start = max(now, starts[-1] + interval) if starts else now
             starts.append(self._start)
             self._starts = starts
         return self._start - now
 
     def release(self, *, unused: bool = False) -> None:
-        """Leave the line, or pass the slot on to whoever is next in it. Once is enough.
+        """Leave the queue, or pass the slot on to the next in it. Only the first call counts.
 
         Args:
-            unused: Whether nothing was started, so that the booked start can be given back too.
+            unused: Whether no attempt started, so that the reserved start is free again too.
         """
         pool = self._pool
         with pool._lock:
@@ -170,7 +172,7 @@ class PoolTicket:
                 ticket.has_slot = True
                 try:
                     call()
-                except RuntimeError:  # its event loop is gone, and it with it
+                except RuntimeError:  # its event loop is closed
                     ticket._is_done, ticket.has_slot = True, False
                     continue
                 return
@@ -184,26 +186,27 @@ RetryOn: TypeAlias = (
 
 @record(frozen=True, kw_only=True)
 class Retry:
-    """How long a step waits before its next attempt, and after which failures there is one.
+    """After which failures a step has another attempt, and the backoff before it.
 
-    The wait after the n-th attempt is ``base_ms * factor ** (n - 1)``, at most ``max_ms``. With
+    The backoff after the n-th attempt is ``base_ms * factor ** (n - 1)``, at most ``max_ms``. With
     jitter it is a random part of that, from nothing to all of it ("full jitter": M. Brooker,
-    "Exponential Backoff And Jitter", AWS 2015), so that clients which failed together don't come
-    back together. How many attempts there are in all is the step's ``max_retries``.
+    "Exponential Backoff And Jitter", AWS 2015), so that clients that failed together don't return
+    together. The step's ``max_retries`` is the number of attempts in all.
 
     Attributes:
-        base_ms: The wait after the first attempt, in milliseconds; finite and not below 0.
-        factor: What each further failure multiplies it with; finite and at least 1.
-        max_ms: The longest wait, in milliseconds; not below ``base_ms``.
-        jitter: Whether the wait is a random part of this.
+        base_ms: The backoff after the first attempt, in milliseconds; finite and at least 0; 100 by
+            default.
+        factor: What each further failure multiplies it by; finite and at least 1; 2 by default.
+        max_ms: The longest backoff, in milliseconds; at least ``base_ms``; 30,000 by default.
+        jitter: Whether the backoff is a random part of this; true by default.
         on: After which failures there is another attempt: an exception type, a tuple of them, or
-            a callable that is given the exception and returns ``False`` (no), ``True`` (after
-            the wait above) or a number of milliseconds (after exactly this: what a server asked
-            for in its Retry-After). If the callable raises, the step fails with that.
-        until: Called with what an attempt returned; if the answer is false, the attempt has
-            failed with `ResultRefusedError` and is followed by another, whatever ``on`` says.
-        random: Returns a random number from 0 up to 1, for the jitter; `random.random` unless
-            given. ``random.Random(7).random`` makes the waits the same in every run.
+            a callable that receives the exception and returns ``False`` (no), ``True`` (after the
+            backoff above) or a number of milliseconds (after exactly this: the Retry-After of a
+            server). If the callable raises, the step fails with that.
+        until: Called with what an attempt returned. If it returns a false value, the attempt fails
+            with `ResultRefusedError`, and another follows, whatever ``on`` says.
+        random: Returns a random number from 0 up to 1, for the jitter; `random.random` by default.
+            ``random.Random(7).random`` makes the backoff the same in every run.
 
     Raises:
         TypeError: An attribute has the wrong type.
@@ -244,19 +247,19 @@ class Retry:
                 )
 
     def delay_ms(self, attempt: int, error: Exception, random: Callable[[], float]) -> float | None:
-        """Return how long to wait after this failure, or ``None`` if nothing shall follow it.
+        """Return the backoff after this failure, or ``None`` if no other attempt may follow.
 
         Args:
-            attempt: Which attempt has failed, counted from 1.
+            attempt: The attempt that failed, counted from 1.
             error: What it failed with.
-            random: Used for the jitter if the policy has no random source of its own.
+            random: The source of the jitter, if the policy has none of its own.
         """
         if self.on is not Exception and not isinstance(error, ResultRefusedError):
-            verdict = self._verdict(error)
-            if verdict is False:
+            answer = self._retries_on(error)
+            if answer is False:
                 return None
-            if verdict is not True:
-                return float(verdict)
+            if answer is not True:
+                return float(answer)
         if not self.base_ms:
             return 0.0
         try:
@@ -265,19 +268,19 @@ class Retry:
             high = self.max_ms
         return float(high * (self.random or random)() if self.jitter else high)
 
-    def _verdict(self, error: Exception) -> bool | float:
+    def _retries_on(self, error: Exception) -> bool | float:
         if isinstance(self.on, type | tuple):
             return isinstance(error, self.on)
-        verdict = reject_awaitable("Retry: on", self.on(error))
-        if isinstance(verdict, bool):
-            return verdict
-        if isinstance(verdict, int | float) and 0 <= verdict <= sys.float_info.max:
-            return verdict
+        answer = reject_awaitable("Retry: on", self.on(error))
+        if isinstance(answer, bool):
+            return answer
+        if isinstance(answer, int | float) and 0 <= answer <= sys.float_info.max:
+            return answer
         raise TypeError(
-            f"Retry: on returned {verdict!r}; it must return True, False or a number of "
+            f"Retry: on returned {answer!r}; it must return True, False or a number of "
             "milliseconds, not below 0"
         )
 
 
 NO_BACKOFF = Retry(base_ms=0, jitter=False)
-"""The next attempt starts in the next turn of the event loop."""
+"""The policy of a step that says nothing: the next attempt starts in the next turn of the loop."""

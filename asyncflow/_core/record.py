@@ -1,6 +1,6 @@
 """Slotted records: dataclasses that take a fifth of the time to define.
 
-Two dozen dataclasses, and the module that makes them, took a third of ``import asyncflow``.
+Two dozen dataclasses, and the module that makes them, took half of ``import asyncflow``.
 
 Rules:
 

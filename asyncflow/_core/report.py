@@ -4,7 +4,7 @@ Rules:
 
 1. A report outlives its run: it can be kept, pickled and sent, and no output or error in it can
    break its text.
-2. In a flowchart of Mermaid, a node has a number of ours, never a name of the user's. A label is
+2. In a flowchart of Mermaid, a node is named by a number, never by what a user wrote. A label is
    quoted, and whatever Mermaid or its Markdown may read in it is written as its code.
 3. A flowchart shows a status by a symbol and a word; its colour only repeats it.
 """
@@ -18,7 +18,6 @@ from functools import partial
 from typing import Any, Literal, TypeVar, overload
 
 from asyncflow._core.errors import StepTimeoutError, describe_error, did_you_mean, escape_controls
-from asyncflow._core.report_json import dump, load
 from asyncflow._core.results import (
     STATUS_SYMBOLS,
     StepResult,
@@ -249,6 +248,8 @@ class RunReport(Mapping[str, StepResult]):
         Args:
             indent: How many spaces to indent each level by; ``None`` (the default) for one line.
         """
+        from asyncflow._core.report_json import dump  # few programs need it
+
         return dump(self, indent)
 
     @classmethod
@@ -261,6 +262,8 @@ class RunReport(Mapping[str, StepResult]):
             ValueError: The text is not JSON, or not that of a report: the message says what is
                 missing or wrong, and where.
         """
+        from asyncflow._core.report_json import load
+
         return cls(**load(text))
 
     def to_mermaid(self) -> str:

@@ -5,6 +5,7 @@ A table says of each field how its value is written, how it is read, and what it
 
 from __future__ import annotations
 
+import json
 import math
 import reprlib
 import sys
@@ -29,8 +30,6 @@ __all__ = ["dump", "load"]
 
 def dump(report: object, indent: int | None) -> str:
     """Return the JSON text of a report."""
-    import json  # only those who use it shall wait for its import
-
     return json.dumps(_to_json(_REPORT, report), indent=indent, allow_nan=False)
 
 
@@ -40,8 +39,6 @@ def load(text: str | bytes) -> dict[str, Any]:
     Raises:
         ValueError: The text is not JSON, or not that of a report.
     """
-    import json
-
     try:
         return _from_json(_REPORT, _OBJECT.read(json.loads(text), "it"))
     except RecursionError:
@@ -107,7 +104,7 @@ def _output_from_json(document: dict[str, Any], where: str) -> object:
 def _is_plain_json(value: Any, levels: int = 100) -> bool:
     """Whether JSON gives the value back equal. Exact types only: no method of it is called.
 
-    What is nested deeper than that many levels, perhaps without end, is left to its ``repr``.
+    A value that is nested deeper than that many levels, or without end, is written as its ``repr``.
     """
     kind = type(value)
     if kind is dict:

@@ -1,7 +1,4 @@
-"""What a user declares: one step of a pipeline.
-
-What a user may say of a step, and what is said to one who says something else.
-"""
+"""One step of a pipeline as a user declares it, checked when it is made."""
 
 from __future__ import annotations
 
@@ -30,161 +27,23 @@ __all__ = [
     "RunsIn",
     "StepPolicies",
     "WorkflowStep",
-    "check_action",
-    "check_durability",
     "check_heartbeat",
-    "check_limits",
-    "check_max_retries",
-    "check_name",
-    "check_one_of",
-    "check_pool",
-    "check_when",
-    "constant_retry",
-    "dependency_names",
-    "parameter_pairs",
     "parameters_of",
 ]
 
-LIMITS_MS = "timeout_ms", "deadline_ms", "heartbeat_ms"
-
-
-def check_name(name: object) -> None:
-    if not isinstance(name, str):
-        raise TypeError(f"a step's name must be a str, not {type(name).__name__}")
-    if not name:
-        raise ValueError("a step's name must not be empty")
-
-
-def check_one_of(name: str, argument: str, value: object, choices: tuple[str, ...]) -> None:
-    if value not in choices:
-        raise ValueError(
-            f"step {name!r}: {argument} must be one of {', '.join(map(repr, choices))}, "
-            f"not {value!r}"
-        )
-
-
-def check_action(name: str, action: object, runs_in: str) -> None:
-    if inspect.iscoroutine(action):
-        action.close()  # it will never be awaited, and the TypeError says so better
-        raise TypeError(
-            f"step {name!r}: action is a coroutine object, which can run only once; pass the "
-            f"function itself ({action.__name__}, without the call)"
-        )
-    if not callable(action):
-        raise TypeError(
-            f"step {name!r}: action must be an async callable, not {type(action).__name__}"
-        )
-    if inspect.isasyncgenfunction(action):
-        raise TypeError(
-            f"step {name!r}: action is an async generator function, which cannot be awaited; "
-            "pass an async function that consumes it and returns the result"
-        )
-    if runs_in != "loop":
-        check_worker_action(name, action, runs_in)
-
-
-def check_max_retries(name: str, max_retries: object) -> None:
-    if type(max_retries) is not int or max_retries < 1:  # the words cost more than the check
-        hint = "; it counts all attempts, the first one too"
-        check_count(f"step {name!r}: max_retries", max_retries, 1, hint=hint)
-
-
-def check_durability(name: str, version: object, secret: object, max_crashes: object) -> None:
-    """Check what only a run with a journal asks for."""
-    if not isinstance(version, str):
-        hint = f"; write version={str(version)!r}" if type(version) in (int, float) else ""
-        raise TypeError(f"step {name!r}: version must be a str, not {type(version).__name__}{hint}")
-    if not isinstance(secret, bool):
-        raise TypeError(f"step {name!r}: secret must be True or False, not {secret!r}")
-    if type(max_crashes) is not int or max_crashes < 0:  # as in `check_max_retries`
-        check_count(f"step {name!r}: max_crashes", max_crashes, 0)
-
-
-def check_limits(name: str, *limits_ms: object) -> None:
-    for argument, limit_ms in zip(LIMITS_MS, limits_ms, strict=True):
-        if limit_ms is not None:  # most are, and the words cost as much as the check
-            check_limit(f"step {name!r}: {argument}", limit_ms)
-
-
-def check_heartbeat(name: str, heartbeat_ms: object, runs_in: str) -> None:
-    """Check that a step which must give signs of life can do so.
-
-    Raises:
-        ValueError: It can't, because its run is in another process.
-    """
-    if heartbeat_ms is not None and runs_in == "process":
-        raise ValueError(
-            f"step {name!r}: heartbeat_ms does not work with runs_in='process', because "
-            "current_step() is not there in another process; use timeout_ms"
-        )
-
-
-def constant_retry(name: str, retry: Any) -> Retry:
-    kind = "a number of milliseconds or a Retry"
-    check_number(f"step {name!r}: retry", retry, 0, kind=kind, unit=" ms")
-    return Retry(base_ms=retry, factor=1, max_ms=retry, jitter=False) if retry else NO_BACKOFF
-
-
-def check_pool(name: str, pool: object) -> None:
-    if pool is not None and not isinstance(pool, Pool):
-        hint = f"; make one, Pool({pool}), and share it" if type(pool) is int else ""
-        raise TypeError(
-            f"step {name!r}: pool must be a Pool or None, not {type(pool).__name__}{hint}"
-        )
-
-
-def check_when(name: str, when: object) -> None:
-    if when is None:
-        return
-    if not callable(when):
-        raise TypeError(f"step {name!r}: when must be callable, not {type(when).__name__}")
-    if is_async(when):
-        raise TypeError(
-            f"step {name!r}: when must be a plain function; what takes time to find out "
-            "belongs into a step of its own, whose output this one can look at"
-        )
-
-
-def dependency_names(name: str, depends_on: object) -> tuple[str, ...]:
-    if isinstance(depends_on, str | bytes) or not isinstance(depends_on, Iterable):
-        raise TypeError(
-            f"step {name!r}: depends_on must be a list of step names or a mapping of parameter "
-            f"to step name, not {type(depends_on).__name__}"
-        )
-    names = tuple(depends_on)
-    for dependency in names:
-        if not isinstance(dependency, str):
-            raise TypeError(
-                f"step {name!r}: depends_on must hold names of steps, "
-                f"not {type(dependency).__name__}"
-            )
-    return tuple(dict.fromkeys(names))
-
-
-def parameter_pairs(name: str, parameters: Any) -> tuple[tuple[str, str], ...]:
-    pairs = tuple(parameters.items() if isinstance(parameters, Mapping) else parameters)
-    for pair in pairs:
-        if not (isinstance(pair, tuple) and len(pair) == 2 and isinstance(pair[0], str)):
-            raise TypeError(
-                f"step {name!r}: depends_on must map names of parameters to names of steps, "
-                f"not {pair!r}"
-            )
-    return pairs
-
-
 Action: TypeAlias = Callable[..., Any]
-"""It returns an awaitable, unless the step runs in a thread or a process."""
+"""Returns an awaitable, unless the step runs in a thread or a process."""
 Condition: TypeAlias = Callable[..., object]
 RunIf: TypeAlias = Literal["success", "failure", "always"]
 RunsIn: TypeAlias = Literal["loop", "thread", "process"]
 
 _NO_POLICIES = (None,) * 6
-_OCCASIONS = get_args(RunIf)
-_PLACES = get_args(RunsIn)
+_RUN_IF = get_args(RunIf)
+_RUNS_IN = get_args(RunsIn)
 
 
 class CommonPolicies(TypedDict, total=False):
-    """The arguments of `WorkflowStep` that say how a step is run, wherever that is."""
+    """How a step is run, wherever it runs: arguments of `WorkflowStep`."""
 
     max_retries: int
     timeout_ms: float | None
@@ -200,7 +59,7 @@ class CommonPolicies(TypedDict, total=False):
 
 
 class StepPolicies(CommonPolicies, total=False):
-    """All of them."""
+    """How and where a step is run."""
 
     runs_in: RunsIn
 
@@ -209,8 +68,8 @@ class StepPolicies(CommonPolicies, total=False):
 class WorkflowStep:
     """One step of a pipeline: a name, an action, what it depends on and how it is run.
 
-    A step holds no state of any run, so the same object may be used in any number of
-    pipelines, runs, event loops and threads at once. It is checked when it is made.
+    A step holds no state of any run, so any number of pipelines, runs, event loops and threads can
+    use the same object at once.
 
     Args:
         name: A non-empty string, unique in its pipeline.
@@ -219,57 +78,55 @@ class WorkflowStep:
             awaitable; a plain function if ``runs_in`` says so. It gets its data by parameter
             name: a parameter with the name of a dependency receives that step's output, one
             with the name of a run input receives that input, and ``**kwargs`` receives the
-            outputs of all other dependencies. What a partial already binds is left alone.
+            outputs of all other dependencies. Parameters that a partial has bound stay as they are.
         depends_on: The names of the steps whose outputs this one needs, ``["extract"]``, or
             ``{parameter: step name}`` where a parameter has another name than the step. A
             repeated name counts once.
-        max_retries: How many attempts there are in all, at least 1 (the default: no second one).
-        timeout_ms: How many milliseconds each attempt may take; finite and above 0. ``None``
-            means no limit. Waiting for a tier, a pool or the next attempt does not count.
-        retry: A `Retry` policy, or how many milliseconds pass between the end of a failed
-            attempt and the start of the next. With 0 (the default) the next one starts in the
-            next turn of the event loop.
-        deadline_ms: How many milliseconds all attempts and the waits between them may take;
-            ``None`` (the default) means no limit. Waiting for a pool does not count. A wait
-            that would not end in time is not begun: the step fails at once.
+        max_retries: How many attempts there are in all, at least 1 (the default).
+        timeout_ms: How many milliseconds each attempt may take; finite and above 0; 30,000 by
+            default. ``None`` means no limit. Waiting for a tier, a pool or the next attempt does
+            not count.
+        retry: A `Retry` policy, or the milliseconds between the end of a failed attempt and the
+            start of the next. With 0 (the default), the next one starts in the next turn of the
+            event loop.
+        deadline_ms: How many milliseconds all attempts and the backoff between them may take;
+            ``None`` (the default) means no limit. Waiting for a pool does not count. A backoff that
+            would exceed the deadline does not begin: the step fails at once.
         heartbeat_ms: How many milliseconds an attempt may go without calling
             ``current_step().heartbeat()``; ``None`` (the default) means no limit. Not for
             ``runs_in="process"``, where there is no `current_step`.
-        pool: A `Pool`, whose slots the attempts of this step take while they run.
-        map_over: One of the dependencies. The action is called once for each item of that one's
-            output (any iterable or async iterable) and receives the item in its stead, all of
-            them concurrently. Each item has its own attempts, limits and place in the pool; the
+        pool: A `Pool`, of which each attempt takes a slot while it runs.
+        map_over: One of the dependencies. The action is called once for each item of its output
+            (any iterable or async iterable), all of them concurrently, and receives the item
+            instead of the output. Each item has its own attempts, limits and place in the pool; the
             step's output is the list of what the calls returned, in the order of the items.
-        when: A plain function that gets its data by parameter name as the action does. If what
-            it returns is false, the step is skipped on purpose, and with it all that depends
-            on it.
+        when: A plain function that gets its data by parameter name, as the action does. If it
+            returns a false value, the step and all that depends on it are skipped on purpose.
         run_if: Whether the step runs if all its dependencies succeeded (``"success"``, the
             default), if one of them did not (``"failure"``), or in either case (``"always"``).
-            The latter two are for clean-up and notification: they run also when the run stops
-            because a step failed or its deadline passed, once everything else has ended;
-            without ``depends_on`` they wait for, and look at, all other steps but those clean-up
-            steps that name none either. An output that does not exist arrives as ``None``. One
-            that looks at all has an edge from each of them: thousands of those among thousands of
-            steps make millions of edges and take seconds to plan, so let many of them name what
-            they clean up after.
+            The latter two are for clean-up and notification. They also run when the run stops
+            because a step failed or its deadline passed, once everything else has ended. Without
+            ``depends_on``, they depend on all steps but the clean-up steps that name none either.
+            They receive ``None`` for an output that does not exist. A step that depends on all has
+            an edge from each: thousands of those among thousands of steps make millions of edges
+            and take seconds to plan, so let each name what it cleans up after.
         runs_in: Where the action runs: in the event ``"loop"`` (the default), or, if it is a
             plain function, in a ``"thread"`` or a ``"process"`` of its own.
-        version: What you change when the action comes to mean something else. In a run with a
-            journal, a stored result of another version does not hold any more.
-        secret: Whether what the action returns must not be kept in a journal. If it is needed
-            when such a run is resumed, the action is called once more.
-        max_crashes: How often, in a run with a journal, the process may die while the step is
-            running. If it happens once more, the step fails with `StepCrashedError` when the run
-            is resumed. Such attempts don't count against ``max_retries``.
-        parameters: Which parameters receive which dependencies, if not those of their names:
-            ``{parameter: step name}``, for a ``depends_on`` that is a list because others only
-            order the steps. With a mapping there, what is given here does not count.
+        version: Change it when the action changes its meaning. In a run with a journal, a stored
+            result of another version no longer holds.
+        secret: Whether the output must not be stored in a journal. If a resumed run needs it, the
+            action is called again.
+        max_crashes: How many attempts, in a run with a journal, may fail to finish because their
+            process died. After one more, the step fails with `StepCrashedError` when the run is
+            resumed. Such attempts don't count against ``max_retries``. 3 by default.
+        parameters: ``{parameter: step name}`` where a parameter has another name than the step, for
+            a ``depends_on`` that is a list. A mapping in ``depends_on`` replaces this one.
 
     Raises:
         TypeError: An argument has the wrong type; in particular the action is a coroutine
             object, an async generator function or not callable, or ``depends_on`` is a single
             string.
-        ValueError: An argument has the right type and an impossible value.
+        ValueError: An argument is out of its range.
     """
 
     __match_args__ = ("name", "action", "depends_on")
@@ -298,7 +155,7 @@ class WorkflowStep:
     timeout_s: float | None = derived()
     """``timeout_ms`` in seconds."""
     is_plain: bool = derived()
-    """Whether it has no policy beside attempts, their time limit and the pauses between them."""
+    """Whether it has no policy beside attempts, their time limit and the backoff between them."""
 
     @overload
     def __init__(
@@ -347,28 +204,28 @@ class WorkflowStep:
         max_crashes: int = 3,
         parameters: Mapping[str, str] | Iterable[tuple[str, str]] = (),
     ) -> None:
-        check_name(name)
-        check_one_of(name, "runs_in", runs_in, _PLACES)
-        check_action(name, action, runs_in)
-        check_max_retries(name, max_retries)
-        check_limits(name, timeout_ms, deadline_ms, heartbeat_ms)
+        _check_name(name)
+        _check_one_of(name, "runs_in", runs_in, _RUNS_IN)
+        _check_action(name, action, runs_in)
+        _check_max_retries(name, max_retries)
+        _check_limits(name, timeout_ms, deadline_ms, heartbeat_ms)
         check_heartbeat(name, heartbeat_ms, runs_in)
-        check_pool(name, pool)
-        check_when(name, when)
-        check_one_of(name, "run_if", run_if, _OCCASIONS)
-        check_durability(name, version, secret, max_crashes)
+        _check_pool(name, pool)
+        _check_when(name, when)
+        _check_one_of(name, "run_if", run_if, _RUN_IF)
+        _check_durability(name, version, secret, max_crashes)
         if isinstance(depends_on, Mapping):
             parameters = depends_on.items()
             depends_on = depends_on.values()
-        # A frozen dataclass can be filled only behind its own back.
+        # Its own assignments are refused, since a step is frozen.
         fill = object.__setattr__
         fill(self, "name", name)
         fill(self, "action", action)
-        fill(self, "depends_on", dependency_names(name, depends_on))
+        fill(self, "depends_on", _checked_dependencies(name, depends_on))
         fill(self, "max_retries", max_retries)
         fill(self, "timeout_ms", timeout_ms)
         fill(self, "timeout_s", None if timeout_ms is None else timeout_ms / 1000)
-        fill(self, "retry", retry if isinstance(retry, Retry) else constant_retry(name, retry))
+        fill(self, "retry", retry if isinstance(retry, Retry) else _checked_retry(name, retry))
         fill(self, "deadline_ms", deadline_ms)
         fill(self, "heartbeat_ms", heartbeat_ms)
         fill(self, "pool", pool)
@@ -379,7 +236,7 @@ class WorkflowStep:
         fill(self, "version", version)
         fill(self, "secret", secret)
         fill(self, "max_crashes", max_crashes)
-        fill(self, "parameters", parameter_pairs(name, parameters))
+        fill(self, "parameters", _checked_parameters(name, parameters))
         fill(self, "signature", signature_of(name, action))
         condition = NO_PARAMETERS if when is None else signature_of(name, when, "condition")
         fill(self, "condition", condition)
@@ -391,7 +248,7 @@ class WorkflowStep:
 
 
 def parameters_of(steps: Iterable[WorkflowStep]) -> set[str]:
-    """Return all parameters that any of the actions and conditions can be given by name."""
+    """Return the names of all parameters of the steps' actions and conditions."""
     return {name for step in steps for name in (*step.signature.names, *step.condition.names)}
 
 
@@ -427,3 +284,129 @@ def _check_map_over(step: WorkflowStep) -> None:
             f"step {step.name!r} maps over {source!r}, but its action has no parameter of that "
             "name that could receive the items; add one, or map it in depends_on"
         )
+
+
+_LIMITS_MS = "timeout_ms", "deadline_ms", "heartbeat_ms"
+
+
+def _check_name(name: object) -> None:
+    if not isinstance(name, str):
+        raise TypeError(f"a step's name must be a str, not {type(name).__name__}")
+    if not name:
+        raise ValueError("a step's name must not be empty")
+
+
+def _check_one_of(name: str, argument: str, value: object, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise ValueError(
+            f"step {name!r}: {argument} must be one of {', '.join(map(repr, choices))}, "
+            f"not {value!r}"
+        )
+
+
+def _check_action(name: str, action: object, runs_in: str) -> None:
+    if inspect.iscoroutine(action):
+        action.close()  # it will never be awaited, and the TypeError says so better
+        raise TypeError(
+            f"step {name!r}: action is a coroutine object, which can run only once; pass the "
+            f"function itself ({action.__name__}, without the call)"
+        )
+    if not callable(action):
+        raise TypeError(
+            f"step {name!r}: action must be an async callable, not {type(action).__name__}"
+        )
+    if inspect.isasyncgenfunction(action):
+        raise TypeError(
+            f"step {name!r}: action is an async generator function, which cannot be awaited; "
+            "pass an async function that consumes it and returns the result"
+        )
+    if runs_in != "loop":
+        check_worker_action(name, action, runs_in)
+
+
+def _check_max_retries(name: str, max_retries: object) -> None:
+    if type(max_retries) is not int or max_retries < 1:  # the message costs more than the check
+        hint = "; it counts all attempts, the first one too"
+        check_count(f"step {name!r}: max_retries", max_retries, 1, hint=hint)
+
+
+def _check_durability(name: str, version: object, secret: object, max_crashes: object) -> None:
+    if not isinstance(version, str):
+        hint = f"; write version={str(version)!r}" if type(version) in (int, float) else ""
+        raise TypeError(f"step {name!r}: version must be a str, not {type(version).__name__}{hint}")
+    if not isinstance(secret, bool):
+        raise TypeError(f"step {name!r}: secret must be True or False, not {secret!r}")
+    if type(max_crashes) is not int or max_crashes < 0:  # as above
+        check_count(f"step {name!r}: max_crashes", max_crashes, 0)
+
+
+def _check_limits(name: str, *limits_ms: object) -> None:
+    for argument, limit_ms in zip(_LIMITS_MS, limits_ms, strict=True):
+        if limit_ms is not None:  # most are None, and the message costs as much as the check
+            check_limit(f"step {name!r}: {argument}", limit_ms)
+
+
+def check_heartbeat(name: str, heartbeat_ms: object, runs_in: str) -> None:
+    """Refuse a heartbeat limit for a step that has no way to give heartbeats.
+
+    Raises:
+        ValueError: The step runs in another process.
+    """
+    if heartbeat_ms is not None and runs_in == "process":
+        raise ValueError(
+            f"step {name!r}: heartbeat_ms does not work with runs_in='process', because "
+            "current_step() is not there in another process; use timeout_ms"
+        )
+
+
+def _checked_retry(name: str, retry: Any) -> Retry:
+    kind = "a number of milliseconds or a Retry"
+    check_number(f"step {name!r}: retry", retry, 0, kind=kind, unit=" ms")
+    return Retry(base_ms=retry, factor=1, max_ms=retry, jitter=False) if retry else NO_BACKOFF
+
+
+def _check_pool(name: str, pool: object) -> None:
+    if pool is not None and not isinstance(pool, Pool):
+        hint = f"; make one, Pool({pool}), and share it" if type(pool) is int else ""
+        raise TypeError(
+            f"step {name!r}: pool must be a Pool or None, not {type(pool).__name__}{hint}"
+        )
+
+
+def _check_when(name: str, when: object) -> None:
+    if when is None:
+        return
+    if not callable(when):
+        raise TypeError(f"step {name!r}: when must be callable, not {type(when).__name__}")
+    if is_async(when):
+        raise TypeError(
+            f"step {name!r}: when must be a plain function; if it has to await something, make "
+            "that a step of its own and take its output here"
+        )
+
+
+def _checked_dependencies(name: str, depends_on: object) -> tuple[str, ...]:
+    if isinstance(depends_on, str | bytes) or not isinstance(depends_on, Iterable):
+        raise TypeError(
+            f"step {name!r}: depends_on must be a list of step names or a mapping of parameter "
+            f"to step name, not {type(depends_on).__name__}"
+        )
+    names = tuple(depends_on)
+    for dependency in names:
+        if not isinstance(dependency, str):
+            raise TypeError(
+                f"step {name!r}: depends_on must hold names of steps, "
+                f"not {type(dependency).__name__}"
+            )
+    return tuple(dict.fromkeys(names))
+
+
+def _checked_parameters(name: str, parameters: Any) -> tuple[tuple[str, str], ...]:
+    pairs = tuple(parameters.items() if isinstance(parameters, Mapping) else parameters)
+    for pair in pairs:
+        if not (isinstance(pair, tuple) and len(pair) == 2 and isinstance(pair[0], str)):
+            raise TypeError(
+                f"step {name!r}: depends_on must map names of parameters to names of steps, "
+                f"not {pair!r}"
+            )
+    return pairs

@@ -1,16 +1,12 @@
-"""What the traceback of a step's error reads like, with our own frames left out.
+"""Frames and tracebacks: which lines are the user's, and what a step's error shows of them.
 
 Rules:
 
-1. A reader wants the lines of the step. Ours, which called them or stand between them, are shown
-   only if that is asked for.
+1. A reader wants the lines of the step. Internal frames, which call them or are between them, are
+   shown only on request.
 2. That holds for causes, contexts and the errors of groups too, and for a traceback of which a
-   journal has kept the text only.
-3. No text of it moves a cursor or turns the direction of writing.
-
-Tells which of the lines that code is at is the user's own.
-
-Which frames of a traceback are ours.
+   journal has stored the text only.
+3. No text of a traceback moves a cursor or turns the direction of writing.
 """
 
 from __future__ import annotations
@@ -33,11 +29,10 @@ __all__ = [
 ]
 
 _PACKAGE = __file__.rpartition("_core")[0]
-# A line that begins a frame, in the text of a traceback; in that of a group it is indented more.
+# The line that begins a frame in the text of a traceback; in that of a group it is indented more.
 _FRAME = r'[ |]*File "(?P<path>.*)", line \d+'
-# Another machine, whose journal stored the traceback, may have the package in another folder.
+# A stored traceback may come from a machine that has the package in another folder.
 _INTERNAL = r"[/\\]asyncflow[/\\](?!examples[/\\])(\w+[/\\]_\w+|_\w+[/\\]\w+|_\w+)\.py\Z"
-_LIBRARIES = ("asyncio", "anyio", "asyncflow", "uvloop")
 
 
 @cache
@@ -48,65 +43,11 @@ def is_internal_frame(path: str) -> bool:
     return re.search(_INTERNAL, path) is not None
 
 
-def awaiting_location(coroutine: object) -> str:
-    """Return ``file:line in function`` of the innermost await that is the user's own.
-
-    What the coroutine awaits is followed down to the last coroutine, generator or asynchronous
-    generator; see `user_location`.
-    """
-    frames: list[FrameType] = []
-    awaiting: object | None = coroutine
-    while awaiting is not None:
-        frame = _first(awaiting, "cr_frame", "gi_frame", "ag_frame")
-        if frame is not None:
-            frames.append(frame)
-        awaiting = _first(awaiting, "cr_await", "gi_yieldfrom", "ag_await")
-    return user_location(reversed(frames))
-
-
-def user_location(frames: Iterable[FrameType]) -> str:
-    """Return ``file:line in function`` of the first frame that is the user's own.
-
-    That is one of neither the standard library, nor an installed package, nor asyncflow. Those
-    say little, so the first of them is named only if there is no other.
-
-    Args:
-        frames: The innermost first.
-    """
-    innermost = None
-    for frame in frames:
-        package = frame.f_globals.get("__name__", "").partition(".")[0]
-        if package not in _LIBRARIES and not frame.f_code.co_filename.startswith(_installed()):
-            return _place(frame)
-        innermost = innermost or _place(frame)
-    return innermost or "an unknown place"
-
-
-def _place(frame: FrameType) -> str:
-    """Return ``file:line in function``."""
-    code = frame.f_code
-    return f"{code.co_filename}:{frame.f_lineno} in {code.co_qualname}"
-
-
-@cache
-def _installed() -> tuple[str, ...]:
-    """With what the files begin that are not the user's own."""
-    import sysconfig  # nothing else needs it, and it takes a while to import
-
-    folders = ("stdlib", "platstdlib", "purelib", "platlib")
-    return ("<frozen ", *map(sysconfig.get_path, folders))
-
-
-def _first(thing: object, *names: str) -> Any:
-    found = (getattr(thing, name, None) for name in names)
-    return next((value for value in found if value is not None), None)
-
-
 def strip_internal_frames(error: BaseException) -> None:
     """Let the traceback of a step's error begin in the step.
 
-    Our frames say nothing to its reader, take memory for as long as the error is kept, and lead
-    to the run, hence back to the error.
+    The internal frames before say nothing to its reader, take memory for as long as the error
+    lives, and refer to the run, hence back to the error.
     """
     trace = error.__traceback__
     while trace is not None and is_internal_frame(trace.tb_frame.f_code.co_filename):
@@ -115,17 +56,17 @@ def strip_internal_frames(error: BaseException) -> None:
 
 
 def format_error(error: BaseException, *, all_frames: bool = False) -> str:
-    """Return the traceback of an error, its causes and the errors of a group included.
+    """Return the traceback of an error, with its causes and the errors of a group.
 
     Args:
-        error: What a step raised, or what stands for it.
-        all_frames: Whether frames of asyncflow are to be shown too.
+        error: What a step raised, or its `RestoredError`.
+        all_frames: Whether to show frames of asyncflow too.
     """
     if isinstance(error, RestoredError):
         lines = error.traceback.splitlines() or [describe_error(error)]
     else:
         lines = _format(error, all_frames)
-    if not all_frames:  # of a step in a process of its own, a note holds the traceback as text
+    if not all_frames:  # for a step in a process, a note holds the traceback as text
         lines = [*_without_internal_frames(lines)]
     return "\n".join(map(escape_controls, lines))
 
@@ -135,7 +76,7 @@ def _format(error: BaseException, all_frames: bool) -> list[str]:
         trace = traceback.TracebackException.from_exception(error)
         if not all_frames:
             if type(error).__module__.partition(".")[0] == "asyncflow":
-                trace.__context__ = None  # it only says how we came to raise it; a cause says more
+                trace.__context__ = None  # it only says how asyncflow came to raise the error
             _strip_internal_frames(trace)
         return "".join(trace.format()).splitlines()
     except Exception:  # it is the user's object: whatever it raises must not spread
@@ -153,7 +94,7 @@ def _strip_internal_frames(trace: traceback.TracebackException) -> None:
 
 
 def _without_internal_frames(lines: list[str]) -> Iterator[str]:
-    """Leave our frames out of a text; a frame ends where the indentation ends."""
+    """Leave internal frames out of a text; a frame ends where its indentation ends."""
     left_out: int | None = None
     for line in lines:
         frame = re.match(_FRAME, line)
@@ -164,3 +105,59 @@ def _without_internal_frames(lines: list[str]) -> Iterator[str]:
             left_out = None
         if left_out is None:
             yield line
+
+
+_LIBRARIES = ("asyncio", "anyio", "asyncflow", "uvloop")
+
+
+def awaiting_location(coroutine: object) -> str:
+    """Return ``file:line in function`` of the user's innermost await; see `user_location`.
+
+    It follows what the coroutine awaits down to the last coroutine, generator or asynchronous
+    generator.
+    """
+    frames: list[FrameType] = []
+    awaiting: object | None = coroutine
+    while awaiting is not None:
+        frame = _first(awaiting, "cr_frame", "gi_frame", "ag_frame")
+        if frame is not None:
+            frames.append(frame)
+        awaiting = _first(awaiting, "cr_await", "gi_yieldfrom", "ag_await")
+    return user_location(reversed(frames))
+
+
+def user_location(frames: Iterable[FrameType]) -> str:
+    """Return ``file:line in function`` of the user's first frame, or else of the first frame.
+
+    A frame is the user's if it belongs to neither the standard library, nor an installed package,
+    nor asyncflow.
+
+    Args:
+        frames: The innermost first.
+    """
+    innermost = None
+    for frame in frames:
+        package = frame.f_globals.get("__name__", "").partition(".")[0]
+        if package not in _LIBRARIES and not frame.f_code.co_filename.startswith(_installed()):
+            return _place(frame)
+        innermost = innermost or _place(frame)
+    return innermost or "an unknown place"
+
+
+def _place(frame: FrameType) -> str:
+    code = frame.f_code
+    return f"{code.co_filename}:{frame.f_lineno} in {code.co_qualname}"
+
+
+@cache
+def _installed() -> tuple[str, ...]:
+    """Return the beginnings of the paths of all files that are not the user's."""
+    import sysconfig  # nothing else needs it, and it takes a while to import
+
+    folders = ("stdlib", "platstdlib", "purelib", "platlib")
+    return ("<frozen ", *map(sysconfig.get_path, folders))
+
+
+def _first(thing: object, *names: str) -> Any:
+    found = (getattr(thing, name, None) for name in names)
+    return next((value for value in found if value is not None), None)

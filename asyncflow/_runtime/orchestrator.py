@@ -194,8 +194,8 @@ class Orchestrator:
     def to_mermaid(self) -> str:
         """Return the pipeline as a Mermaid flowchart, with an arrow from each dependency.
 
-        GitHub, GitLab and many editors draw such text. `RunReport.to_mermaid` draws the same with
-        what became of the steps.
+        GitHub, GitLab and many editors draw such text. `RunReport.to_mermaid` adds how each step
+        ended.
         """
         return to_mermaid(DependencyView(self._plan))
 
@@ -285,7 +285,7 @@ class Orchestrator:
                     raise cancellation or failure  # type: ignore[misc]
                 return start
             finally:
-                del failure, cancellation  # what is raised keeps this frame
+                del failure, cancellation  # what is raised holds this frame
         try:
             return await self._execute(request, start, observers, persistence)
         finally:
@@ -300,7 +300,7 @@ class Orchestrator:
         persistence: RunPersistence | None = None,
     ) -> RunReport:
         options = self._options
-        # No variable may hold the run: what it raises keeps this frame, and would keep itself.
+        # No variable may hold the run: what it raises holds this frame, and would hold itself.
         return await Run(
             request.run_id,
             self._plan,

@@ -118,6 +118,14 @@ class TestInputs:
 
         assert input_types(steps, {"x": 1, "y": 2, "w": 3}) == {"x": int, "y": Any, "w": Any}
 
+    def test_inputs_of_several_steps_are_all_there(self):
+        async def first(x: int): ...
+        async def second(y: str): ...
+
+        steps = (WorkflowStep("first", first), WorkflowStep("second", second))
+
+        assert input_types(steps, {"x": 1, "y": "a"}) == {"x": int, "y": str}
+
     def test_nothing_is_found_out_if_there_is_no_input(self):
         assert input_types((WorkflowStep("a", unresolvable),), {}) == {}
 

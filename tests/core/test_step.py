@@ -380,8 +380,8 @@ class TestWhen:
             WorkflowStep("load", nothing, when=when)
 
         assert str(refused.value) == (
-            "step 'load': when must be a plain function; what takes time to find out belongs "
-            "into a step of its own, whose output this one can look at"
+            "step 'load': when must be a plain function; if it has to await something, make that a "
+            "step of its own and take its output here"
         )
 
     def test_has_a_signature_of_its_own(self) -> None:
