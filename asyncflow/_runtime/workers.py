@@ -32,7 +32,7 @@ from asyncflow._core.arguments import is_importable_main
 from asyncflow._core.context import enter_thread
 from asyncflow._core.errors import safe_text
 from asyncflow._runtime import worker_process as _child
-from asyncflow._runtime.asyncio_compat import TIMER_SLACK_S
+from asyncflow._runtime.asyncio_compat import TIMER_SLACK_S, outlast
 
 __all__ = ["ThreadEnd", "limiter_for", "run_in_process", "run_in_thread"]
 
@@ -125,9 +125,7 @@ async def run_in_process(function: Callable[..., Any], arguments: Mapping[str, A
     job = _Job(process.run)
     if not await job.has_ended() and not job.ended.done():
         process.kill()
-        while not job.ended.done():
-            with suppress(asyncio.CancelledError):
-                await asyncio.wait([job.ended])
+        await outlast(job.ended.done, partial(asyncio.wait, [job.ended]))
         raise asyncio.CancelledError
     return job.outcome()
 
