@@ -87,8 +87,9 @@ def _check_text(text: str | None) -> str | None:
 @journal_option
 @click.option(
     "--status",
+    metavar="STATUS",
     type=click.Choice(_STATUSES, case_sensitive=False),
-    help="Only runs with this status; ORPHANED has not finished, and no process runs it.",
+    help=f"Only runs with this status: {', '.join(_STATUSES)}.",
 )
 @click.option("--pipeline", metavar="NAME", help="Only runs of the pipeline with this name.")
 @click.option(

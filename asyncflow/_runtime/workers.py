@@ -59,7 +59,7 @@ async def run_in_thread(
     *,
     ends: float,
     on_abandon: Callable[[ThreadEnd], None],
-    has_lapsed: Callable[[], bool] = bool,
+    has_missed_heartbeat: Callable[[], bool] = bool,
 ) -> Any:
     """Call a function in a worker thread, in a copy of the current context.
 
@@ -72,7 +72,8 @@ async def run_in_thread(
         ends: When the time is up, in seconds of the loop's clock; `math.inf` for never.
         on_abandon: Called when the time is up while the thread runs, with a future that is done
             when the thread has ended. The outcome of the function is dropped then.
-        has_lapsed: Called at a cancellation before ``ends``: whether the time is up all the same.
+        has_missed_heartbeat: Called at a cancellation before ``ends``: whether the time is up,
+            because a heartbeat was missed.
 
     Raises:
         asyncio.CancelledError: The function was not called, or its thread was abandoned.
@@ -84,7 +85,7 @@ async def run_in_thread(
         stop.set()
         while not job.ended.done():
             left_s = ends - job.loop.time()
-            if left_s <= TIMER_SLACK_S or has_lapsed():
+            if left_s <= TIMER_SLACK_S or has_missed_heartbeat():
                 on_abandon(job.ended)
                 raise asyncio.CancelledError
             with suppress(asyncio.CancelledError):  # only the time ends this
