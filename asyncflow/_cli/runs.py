@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import json
-import re
 import shlex
-import time as clock
+import time
+from contextlib import suppress
 from dataclasses import asdict
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 
 import click
 from rich.cells import cell_len, set_cell_size
@@ -33,14 +33,12 @@ from asyncflow._cli.output import (
 from asyncflow._core.errors import RunAlreadyActiveError, escape_controls
 from asyncflow._views.event_text import duration
 from asyncflow.journal import RunRecord
-from asyncflow.journal._queries import RunFilter
+from asyncflow.journal._queries import RUN_STATUSES, RunFilter, listed_status, parse_time
 from asyncflow.live._theme import COLOURS, Theme, status_for_run, theme_for
 
 __all__ = ["cancel", "forget", "prune", "runs"]
 
-_STATUSES = ["RUNNING", "PASSED", "FAILED", "INTERRUPTED", "ORPHANED"]
-_AGE = re.compile(r"(?P<number>\d+)(?P<unit>[smhdw])")
-_UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
+_STATUSES = [status.upper() for status in RUN_STATUSES]
 _DEFAULT_LIMIT, _HIGHEST_LIMIT = 20, 1_000_000_000
 _HEADER = ["RUN", "STATUS", "STARTED", "TOOK", "PIPELINE"]
 _GAP = "  "
@@ -48,35 +46,30 @@ _LEAST_WIDTH = 8
 """How many cells the last column has at least, on any terminal."""
 
 
-def _parse_time(text: str | None) -> datetime | None:
+def _parse_time(text: str | None) -> float | None:
     if text is None:
         return None
-    age = _AGE.fullmatch(text)
     try:
-        if age is None:
-            time = datetime.fromisoformat(text)
-        else:
-            time = datetime.now(UTC) - timedelta(**{_UNITS[age["unit"]]: int(age["number"])})
-        time.timestamp()  # some local times have none
-    except (ValueError, OverflowError, OSError):
-        raise click.BadParameter(
-            f"invalid time {text!r}; use an age (2h, 3d) or an ISO date (2024-06-01T12:00)"
-        ) from None
-    return time
+        time_s = parse_time(text, time.time())
+    except ValueError as error:
+        raise click.BadParameter(str(error)) from None
+    with suppress(ValueError):
+        if float(text) == time_s:  # a number without a unit is a mistake: 90 for 90d
+            raise click.BadParameter(f"{text!r} has no unit; use an age, such as 2h or 3d")
+    return time_s
 
 
-def _check_is_past(time: datetime | None) -> datetime | None:
-    if time is not None and time.timestamp() > clock.time():
+def _check_is_past(time_s: float | None) -> float | None:
+    if time_s is not None and time_s > time.time():
         raise click.BadParameter("the time is in the future, and no run has ended before it")
-    return time
+    return time_s
 
 
 def _check_text(text: str | None) -> str | None:
-    if text is not None:
-        try:
-            RunFilter(text=text)
-        except ValueError as error:
-            raise click.BadParameter(str(error)) from None
+    try:
+        RunFilter(text=text)
+    except ValueError as error:
+        raise click.BadParameter(str(error)) from None
     return text
 
 
@@ -87,8 +80,9 @@ def _check_text(text: str | None) -> str | None:
 @journal_option
 @click.option(
     "--status",
+    metavar="STATUS",
     type=click.Choice(_STATUSES, case_sensitive=False),
-    help="Only runs with this status; ORPHANED has not finished, and no process runs it.",
+    help=f"Only runs with this status: {', '.join(_STATUSES)}.",
 )
 @click.option("--pipeline", metavar="NAME", help="Only runs of the pipeline with this name.")
 @click.option(
@@ -113,7 +107,7 @@ def runs(
     journal: str,
     status: str | None,
     pipeline: str | None,
-    since: datetime | None,
+    since: float | None,
     text: str | None,
     limit: int | None,
     as_json: bool,
@@ -121,17 +115,13 @@ def runs(
     """List the runs of a journal, the latest start first."""
     require_journal(journal)
     most = _DEFAULT_LIMIT if limit is None else limit
+    where = RunFilter.listed(
+        status, pipeline=pipeline, since=since, text=text, limit=most + 1 if most else None
+    )
 
     async def matching() -> list[RunRecord]:
         async with open_journal(journal) as opened:
-            return await opened.runs(
-                None if status in (None, "ORPHANED") else status.lower(),  # type: ignore[arg-type]
-                pipeline,
-                since,
-                most + 1 if most else None,
-                text=text,
-                orphaned={"ORPHANED": True, "RUNNING": False}.get(status or ""),
-            )
+            return await opened.runs(**asdict(where))
 
     records = asyncio.run(matching())
     shown = records[: most or None]
@@ -181,7 +171,7 @@ def _cells(record: RunRecord, theme: Theme) -> list[str]:
 
 
 def _status(record: RunRecord) -> str:
-    return "ORPHANED" if record.orphaned else record.status.upper()
+    return listed_status(record).upper()
 
 
 def _cut(text: str, width: int, ellipsis: str) -> str:
@@ -218,7 +208,7 @@ def cancel(run: str, journal: str) -> None:
 @click.command(short_help="Remove runs that ended long ago.")
 @click.option(
     "--older-than",
-    "time",
+    "time_s",
     metavar="TIME",
     required=True,
     callback=lambda ctx, param, value: _check_is_past(_parse_time(value)),
@@ -226,7 +216,7 @@ def cancel(run: str, journal: str) -> None:
 )
 @journal_option
 @json_option
-def prune(time: datetime, journal: str, as_json: bool) -> None:
+def prune(time_s: float, journal: str, as_json: bool) -> None:
     """Remove the runs of a journal that ended long ago, and none that has not ended.
 
     This can't be undone.
@@ -235,13 +225,13 @@ def prune(time: datetime, journal: str, as_json: bool) -> None:
 
     async def remove() -> int:
         async with open_journal(journal) as opened:
-            return await opened.prune(timedelta(seconds=clock.time() - time.timestamp()))
+            return await opened.prune(timedelta(seconds=time.time() - time_s))
 
     removed = asyncio.run(remove())
     if as_json:
         click.echo(json.dumps({"removed": removed}, indent=2))
     else:
-        before = datetime.fromtimestamp(time.timestamp())
+        before = datetime.fromtimestamp(time_s)
         number = plural(removed, "run")
         write_result(f"removed {number} that ended before {before:%Y-%m-%d %H:%M:%S}")
 

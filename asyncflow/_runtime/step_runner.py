@@ -357,7 +357,7 @@ class StepRunner:
             arguments,
             ends=ends_s,
             on_abandon=abandon,
-            has_lapsed=partial(self._stop.missed_heartbeat.__contains__, node),
+            has_missed_heartbeat=partial(self._stop.missed_heartbeat.__contains__, node),
         )
 
     def _results_for(self, node: int, step: WorkflowStep) -> dict[str, StepResult]:

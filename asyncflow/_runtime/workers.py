@@ -32,7 +32,7 @@ from asyncflow._core.arguments import is_importable_main
 from asyncflow._core.context import enter_thread
 from asyncflow._core.errors import safe_text
 from asyncflow._runtime import worker_process as _child
-from asyncflow._runtime.asyncio_compat import TIMER_SLACK_S
+from asyncflow._runtime.asyncio_compat import TIMER_SLACK_S, outlast
 
 __all__ = ["ThreadEnd", "limiter_for", "run_in_process", "run_in_thread"]
 
@@ -59,7 +59,7 @@ async def run_in_thread(
     *,
     ends: float,
     on_abandon: Callable[[ThreadEnd], None],
-    has_lapsed: Callable[[], bool] = bool,
+    has_missed_heartbeat: Callable[[], bool] = bool,
 ) -> Any:
     """Call a function in a worker thread, in a copy of the current context.
 
@@ -72,7 +72,8 @@ async def run_in_thread(
         ends: When the time is up, in seconds of the loop's clock; `math.inf` for never.
         on_abandon: Called when the time is up while the thread runs, with a future that is done
             when the thread has ended. The outcome of the function is dropped then.
-        has_lapsed: Called at a cancellation before ``ends``: whether the time is up all the same.
+        has_missed_heartbeat: Called at a cancellation before ``ends``: whether the time is up,
+            because a heartbeat was missed.
 
     Raises:
         asyncio.CancelledError: The function was not called, or its thread was abandoned.
@@ -84,7 +85,7 @@ async def run_in_thread(
         stop.set()
         while not job.ended.done():
             left_s = ends - job.loop.time()
-            if left_s <= TIMER_SLACK_S or has_lapsed():
+            if left_s <= TIMER_SLACK_S or has_missed_heartbeat():
                 on_abandon(job.ended)
                 raise asyncio.CancelledError
             with suppress(asyncio.CancelledError):  # only the time ends this
@@ -125,9 +126,7 @@ async def run_in_process(function: Callable[..., Any], arguments: Mapping[str, A
     job = _Job(process.run)
     if not await job.has_ended() and not job.ended.done():
         process.kill()
-        while not job.ended.done():
-            with suppress(asyncio.CancelledError):
-                await asyncio.wait([job.ended])
+        await outlast(job.ended.done, partial(asyncio.wait, [job.ended]))
         raise asyncio.CancelledError
     return job.outcome()
 
