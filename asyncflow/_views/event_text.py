@@ -5,14 +5,12 @@ Rules:
 1. A line holds no output and no input, since they may be secret; and nothing that ends it, moves
    a cursor or turns the direction of writing, whatever steps and errors are called.
 2. It does not say when the event happened: each view has its own place for that.
-
-The events of a run as a page lists them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Mapping
+from typing import Any
 
 from asyncflow._core.errors import describe_error, escape_controls
 from asyncflow._core.results import StepStatus
@@ -36,19 +34,16 @@ from asyncflow.events import (
 )
 
 __all__ = [
-    "Line",
-    "Tale",
+    "describe_event",
     "duration",
     "subject",
-    "tale",
-    "told",
 ]
 
 _Attempt = Callable[[int], str]
 """Says which attempt it is: ``attempt 2 of 3``."""
 
 
-def told(event: Event, attempts: int | None = None) -> str:
+def describe_event(event: Event, attempts: int | None = None) -> str:
     """Return what happened: ``extract: attempt 2 of 3 started``, ``load skipped: …``.
 
     Args:
@@ -201,52 +196,3 @@ _LINES: Mapping[type[Event], Callable[[Any, _Attempt], str]] = {
     ThreadAbandoned: _thread_abandoned,
     LoopBlocked: _loop_blocked,
 }
-
-
-MOST = 3_000
-"""So many events are listed: of more, the first and the last ones."""
-_WORDS = 300
-
-
-class Line(NamedTuple):
-    """One event."""
-
-    at_ms: float
-    kind: str
-    """The name of its class."""
-    step: str | None
-    attempt: int | None
-    item: int | None
-    text: str
-
-
-class Tale(NamedTuple):
-    """The events, in the order in which they happened."""
-
-    lines: tuple[Line, ...]
-    left_out: int
-    """How many are not listed, between the first and the last half."""
-
-
-def tale(events: Sequence[Event]) -> Tale:
-    """Return the list of the events of a run."""
-    left_out = max(len(events) - MOST, 0)
-    if left_out:
-        events = [*events[: MOST // 2], *events[-MOST // 2 :]]
-    lines = tuple(_line(event) for event in events)
-    return Tale(lines, left_out)
-
-
-def _line(event: Event) -> Line:
-    at_ms = 0.0 if isinstance(event, RunStarted) else event.at_ms
-    text, about = told(event), subject(event)  # which has a column of its own
-    if event_step := getattr(event, "step", None):
-        text = text.removeprefix(about).lstrip(": ")
-    return Line(
-        at_ms,
-        type(event).__name__,
-        event_step,
-        getattr(event, "attempt", None) or None,
-        getattr(event, "item", None),
-        text if len(text) <= _WORDS else f"{text[:_WORDS]}…",
-    )

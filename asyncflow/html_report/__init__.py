@@ -18,9 +18,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from asyncflow._core.report import RunReport
-from asyncflow._views.retold import retold
 from asyncflow._views.run_view import RunView
 from asyncflow.events import Event
+from asyncflow.html_report._event_log import event_log, log_of_report
 from asyncflow.html_report._page import page
 
 __all__ = ["to_html"]
@@ -41,6 +41,10 @@ def to_html(run: RunReport | Iterable[Event]) -> str:
     Raises:
         ValueError: There is no event.
     """
-    events = retold(run) if isinstance(run, RunReport) else list(run)
-    view = RunView(events)
-    return page(view, events, now_ms=view.at_ms)
+    if isinstance(run, RunReport):
+        view = RunView.from_report(run)
+        log = log_of_report(view)
+    else:
+        events = list(run)
+        view, log = RunView(events), event_log(events)
+    return page(view, log, now_ms=view.at_ms)

@@ -11,10 +11,10 @@ from typing import Any, NamedTuple
 
 from asyncflow._views.axis import ticks
 from asyncflow._views.dag import drawing
-from asyncflow._views.event_text import duration, tale
+from asyncflow._views.event_text import duration
 from asyncflow._views.preview import moment_iso, moment_text
 from asyncflow._views.run_view import RunView
-from asyncflow.events import Event
+from asyncflow.html_report._event_log import EventLog
 from asyncflow.html_report._page_model import Sheet, line_text, name_text
 
 try:
@@ -50,7 +50,7 @@ class Live(NamedTuple):
 
 def page(
     view: RunView,
-    events: Sequence[Event],
+    log: EventLog,
     *,
     now_ms: float,
     live: Live | None = None,
@@ -63,13 +63,13 @@ def page(
 
     Args:
         view: The run.
-        events: All of its events, of which the page has a list.
+        log: What happened in it.
         now_ms: The moment that it shows, in milliseconds since the run started.
         live: What it needs to follow the run; ``None`` for a page that stands by itself.
         is_orphaned: Whether it has not ended, but nobody runs it any more.
     """
     style, script = asset("page.css"), asset("page.js")
-    found = sections(view, events, now_ms=now_ms, is_orphaned=is_orphaned)
+    found = sections(view, log, now_ms=now_ms, is_orphaned=is_orphaned)
     return _template("page.html").render(
         sections={name: Markup(html) for name, html in found.items()},
         sheet=Sheet(view, now_ms, is_orphaned=is_orphaned),
@@ -86,7 +86,7 @@ def page_policy(*, is_live: bool) -> str:
 
 
 def sections(
-    view: RunView, events: Sequence[Event], *, now_ms: float, is_orphaned: bool = False
+    view: RunView, log: EventLog, *, now_ms: float, is_orphaned: bool = False
 ) -> dict[str, str]:
     """Return what changes on the page of a run while it goes on.
 
@@ -95,9 +95,9 @@ def sections(
         ``window.asyncflow.update`` it replaces what is there, and what the reader has selected,
         opened, filtered, zoomed and scrolled stays so.
     """
-    if not view.stretches:
+    if not view.segments:
         raise ValueError("a page needs the events of a run, from its first one on")
-    given = _given(Sheet(view, now_ms, is_orphaned=is_orphaned), events)
+    given = _given(Sheet(view, now_ms, is_orphaned=is_orphaned), log)
     return {name: _template(f"{name}.html").render(given).strip() for name in _SECTIONS}
 
 
@@ -140,7 +140,7 @@ def _source(text: str) -> str:
     return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
 
 
-def _given(sheet: Sheet, events: Sequence[Event]) -> Mapping[str, Any]:
+def _given(sheet: Sheet, log: EventLog) -> Mapping[str, Any]:
     view = sheet.view
     return {
         "sheet": sheet,
@@ -150,7 +150,7 @@ def _given(sheet: Sheet, events: Sequence[Event]) -> Mapping[str, Any]:
         "strip": sheet.strip(view.steps.values()),
         "graph": drawing(view.dependencies) if sheet.is_drawn else None,
         "names": list(view.steps),
-        "tale": tale(events),
+        "log": log,
     }
 
 

@@ -9,9 +9,9 @@ from typing import NamedTuple
 
 from asyncflow._core.errors import escape_controls
 from asyncflow._core.results import STATUS_SYMBOLS, StepStatus
+from asyncflow._core.step_view import StepView
 from asyncflow._views.preview import Preview, error_trace, error_words, preview
 from asyncflow._views.run_view import RunView
-from asyncflow._views.step_view import StepView
 from asyncflow.html_report._timeline import Row, TierBand, Timeline, bars_of, running_at
 
 __all__ = ["Chip", "Sheet", "Strip", "TierRows", "line_text", "name_text"]

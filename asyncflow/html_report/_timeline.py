@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable, Iterator
 from typing import Literal, NamedTuple, TypeAlias
 
-from asyncflow._views.step_view import AttemptView, StepView
+from asyncflow._core.step_view import AttemptView, StepView
 
 __all__ = ["Bar", "Row", "TierBand", "Timeline", "bars_of", "running_at"]
 

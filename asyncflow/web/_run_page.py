@@ -20,6 +20,7 @@ from starlette.types import Receive, Scope, Send
 from asyncflow._core.errors import JournalError, RunNotFoundError
 from asyncflow._views.run_view import RunView
 from asyncflow.events import Event
+from asyncflow.html_report._event_log import event_log
 from asyncflow.html_report._page import Live, page, page_policy, sections
 from asyncflow.journal._queries import RunRecord, StoredEvent
 from asyncflow.web._feed import Feeds, Update, now_of
@@ -133,7 +134,7 @@ def _made(stored: Sequence[StoredEvent], record: RunRecord, live: Live) -> str:
     events = [each.event for each in stored]
     view = RunView(events)
     now_ms = now_of(view, record)
-    return page(view, events, now_ms=now_ms, live=live, is_orphaned=record.orphaned)
+    return page(view, event_log(events), now_ms=now_ms, live=live, is_orphaned=record.orphaned)
 
 
 async def follow(
@@ -165,7 +166,7 @@ async def _updates(
     def render(
         view: RunView, events: Sequence[Event], record: RunRecord, now_ms: float
     ) -> dict[str, str]:
-        parts = sections(view, events, now_ms=now_ms, is_orphaned=record.orphaned)
+        parts = sections(view, event_log(events), now_ms=now_ms, is_orphaned=record.orphaned)
         return {**parts, _ACTIONS: _actions(view, record, resumer)}
 
     async with aclosing(feeds.updates(run_id, after, render)) as updates:

@@ -28,6 +28,7 @@ from asyncflow.events import (
     StepSucceeded,
 )
 from asyncflow.html_report import to_html
+from asyncflow.html_report._event_log import event_log
 from asyncflow.html_report._page import Live, sections
 from asyncflow.html_report._page import page as page_of
 from asyncflow.html_report._timeline import Timeline, bars_of
@@ -48,7 +49,7 @@ def golden() -> str:
 
 def sections_of(events: list[Event]) -> dict[str, str]:
     view = RunView(events)
-    return sections(view, events, now_ms=view.at_ms)
+    return sections(view, event_log(events), now_ms=view.at_ms)
 
 
 def many(count: int, width: int = 25) -> list[Event]:

@@ -10,7 +10,7 @@ import pytest
 
 from asyncflow import StepStatus
 from asyncflow._core.errors import RestoredError
-from asyncflow._views.event_text import duration, subject, told
+from asyncflow._views.event_text import describe_event, duration, subject
 from asyncflow.events import (
     AttemptFailed,
     AttemptStarted,
@@ -122,7 +122,7 @@ def all_events() -> set[type]:
 
 @pytest.mark.parametrize(("event", "attempts", "line"), LINES)
 def test_an_event_reads_so(event: Event, attempts: int | None, line: str) -> None:
-    assert told(event, attempts) == line
+    assert describe_event(event, attempts) == line
 
 
 def test_there_are_words_for_every_event() -> None:
@@ -146,7 +146,7 @@ def hostile(event: Any) -> Any:
 def test_a_line_stays_one_line_whatever_it_tells_of(kind: type) -> None:
     event = hostile(next(event for event, _, _ in LINES if type(event) is kind))
 
-    line = told(event)
+    line = describe_event(event)
 
     assert not {"\n", "\x1b", "\u202e", "\ud800"} & set(line)
     assert "\\n\\x1b[2J" in line or kind in {RunTimedOut, RunFinished}
@@ -154,8 +154,8 @@ def test_a_line_stays_one_line_whatever_it_tells_of(kind: type) -> None:
 
 @pytest.mark.parametrize("error", [ValueError("a\x1b[2J"), type("Bad\n", (Exception,), {})()])
 def test_an_error_can_not_break_the_line(error: Exception) -> None:
-    assert "\x1b" not in told(StepFailed("a", 1, 0.0, error))
-    assert "\n" not in told(StepFailed("a", 1, 0.0, error))
+    assert "\x1b" not in describe_event(StepFailed("a", 1, 0.0, error))
+    assert "\n" not in describe_event(StepFailed("a", 1, 0.0, error))
 
 
 def test_a_subject_is_a_step_an_item_or_the_run() -> None:

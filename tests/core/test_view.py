@@ -101,7 +101,7 @@ class TestRun:
     def test_the_golden_run_comes_to_this(self):
         view = RunView(GOLDEN)
 
-        assert (view.word, view.pipeline, len(view.stretches)) == ("FAILED", "nightly import", 2)
+        assert (view.word, view.pipeline, len(view.segments)) == ("FAILED", "nightly import", 2)
         assert view.counts == {
             PENDING: 0,
             RUNNING: 0,
