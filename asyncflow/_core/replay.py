@@ -19,7 +19,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, TypeAlias
 
-from asyncflow._core.errors import StepCrashedError
+from asyncflow._core.errors import IllegalEventError, StepCrashedError
 from asyncflow._core.graph import with_dependents
 from asyncflow._core.record import replace
 from asyncflow._core.report import RunReport
@@ -107,6 +107,8 @@ class StoredRun:
         self.fingerprints: dict[str, tuple[str, str]] = {}
         self.inputs: dict[str, Any] = {}
         self.secret_inputs: set[str] = set()
+        self._is_whole = False
+        """Whether it began with the first event, so that no attempt is unknown."""
         self._reasons: Mapping[str, str] = {}
         self._settled: dict[Key, StepView] = {}
         """What earlier segments settled, as far as it holds."""
@@ -145,7 +147,7 @@ class StoredRun:
     # The run.
 
     def _on_run_started(self, event: RunStarted) -> None:
-        self.started = event
+        self.started, self._is_whole = event, True
         self._begin(event, 0.0)
 
     def _on_run_resumed(self, event: RunResumed) -> None:
@@ -219,20 +221,19 @@ class StoredRun:
         self._move(step, StepStatus.RUNNING, event)
 
     def _on_attempt_failed(self, event: AttemptFailed) -> None:
-        attempt = _close(self._step(event), event.at_ms, end_of(event.error), event.error)
+        attempt = self._close(self._step(event), event, end_of(event.error), event.error)
         if attempt is not None:
             attempt.retry_in_ms = event.retry_in_ms
 
     def _on_map_started(self, event: MapStarted) -> None:
         step = self.steps[event.step]
         step.started_ms, step.item_count, step.attempts = event.at_ms, event.count, []
-        if step.items is None:
-            step.items, step.tally = {}, Counter()
+        step.items, step.tally = {}, Counter()
         self._move(step, StepStatus.RUNNING)
 
     def _on_step_succeeded(self, event: StepSucceeded) -> None:
         step = self._step(event)
-        _close(step, event.at_ms, "succeeded")
+        self._close(step, event, "succeeded")
         step.secret = step.secret or _is_redacted(event.output)
         if step.secret:
             step.output = REDACTED_OUTPUT
@@ -244,13 +245,13 @@ class StoredRun:
 
     def _on_step_failed(self, event: StepFailed) -> None:
         step = self._step(event)
-        _close(step, event.at_ms, end_of(event.error), event.error)
+        self._close(step, event, end_of(event.error), event.error)
         step.error = event.error
         self._settle(step, StepStatus.FAILED, event)
 
     def _on_step_cancelled(self, event: StepCancelled) -> None:
         step, end = self._step(event), end_of(event.error)
-        _close(step, event.at_ms, end if end == "timed out" else "cancelled", event.error)
+        self._close(step, event, end if end == "timed out" else "cancelled", event.error)
         step.error, step.reason = event.error, event.reason
         self._settle(step, StepStatus.CANCELLED, event)
 
@@ -288,7 +289,7 @@ class StoredRun:
         if event.item is None:
             return step
         if step.items is None:
-            step.items, step.tally = {}, Counter()
+            raise IllegalEventError(event, "the step has not begun to go through its items")
         item = step.items.get(event.item)
         if item is None:
             item = step.items[event.item] = StepView(
@@ -302,6 +303,23 @@ class StoredRun:
             self._continue((event.step, event.item), item)
             _begin_no_later(step, item)
         return item
+
+    def _close(
+        self,
+        step: StepView,
+        event: AttemptFailed | StepSucceeded | StepFailed | StepCancelled,
+        end: AttemptEnd,
+        error: BaseException | None = None,
+    ) -> AttemptView | None:
+        """End the running attempt, if one is running, and return it."""
+        attempt = step.latest
+        number = attempt.number if attempt is not None else 0 if self._is_whole else event.attempt
+        if event.attempt not in (0, number):
+            raise IllegalEventError(event, f"the latest attempt is {number}")
+        if attempt is None or attempt.ended_ms is not None:
+            return None
+        attempt.ended_ms, attempt.end, attempt.error = event.at_ms, end, error
+        return attempt
 
     def _settle(self, step: StepView, status: StepStatus, event: Any) -> None:
         if step.started_ms is not None:
@@ -469,17 +487,6 @@ _ENDS_OF_UNFINISHED = {
     StepStatus.FAILED: "it had failed",
     StepStatus.CANCELLED: "it was cancelled",
 }
-
-
-def _close(
-    step: StepView, at_ms: float, end: AttemptEnd, error: BaseException | None = None
-) -> AttemptView | None:
-    """End the running attempt, if one is running, and return it."""
-    attempt = step.latest
-    if attempt is None or attempt.ended_ms is not None:
-        return None
-    attempt.ended_ms, attempt.end, attempt.error = at_ms, end, error
-    return attempt
 
 
 def _begin_no_later(step: StepView, item: StepView) -> None:

@@ -61,7 +61,8 @@ def log_of_report(view: RunView) -> EventLog:
         logged += _log_of(step, step.name, None, view)
         for number, item in (step.items or {}).items():
             logged += _log_of(item, step.name, number, view)
-    logged.sort(key=lambda each: each.at_ms)  # stable: what happens at once stays in order
+    # Stable: what happens at once stays in order, and what was resumed had ended before.
+    logged.sort(key=lambda each: (each.at_ms, each.kind in ("RunResumed", "StepReused")))
     if view.outcome is not None:
         why = "" if view.stop_reason is None else f": {view.stop_reason}"
         text = f"the run {_OUTCOMES[view.outcome]} after {duration(view.at_ms)}{why}"
@@ -93,7 +94,7 @@ def _log_of(step: StepView, name: str, item: int | None, view: RunView) -> Itera
     for attempt in step.attempts:
         number = attempt.number
         which = f"attempt {number} " if number > 1 else ""
-        queued = f", queued for {duration(attempt.queued_ms)}" if attempt.queued_ms >= 1 else ""
+        queued = f" after {duration(attempt.queued_ms)} queued" if attempt.queued_ms >= 1 else ""
         text = f"{which}started{queued}"
         yield LoggedEvent(attempt.started_ms, "AttemptStarted", text, name, number, item)
         end_ms = attempt.ended_ms
@@ -111,8 +112,10 @@ def _log_of(step: StepView, name: str, item: int | None, view: RunView) -> Itera
             yield LoggedEvent(end_ms, "AttemptFailed", text, name, number, item)
     kind = _ENDS.get(step.status)
     if kind is not None:
-        at_ms = view.at_ms if step.ended_ms is None else step.ended_ms
-        yield LoggedEvent(at_ms, kind, _end_text(step), name, step.attempt_count or None, item)
+        unknown_ms = view.segments[-1].at_ms if step.reused else view.at_ms
+        at_ms = unknown_ms if step.ended_ms is None else step.ended_ms
+        latest = step.attempts[-1].number if step.attempts else None
+        yield LoggedEvent(at_ms, kind, _end_text(step), name, latest, item)
     if step.reused:
         at_ms = view.segments[-1].at_ms
         yield LoggedEvent(at_ms, "StepReused", "reused from the journal", name, None, item)

@@ -16,7 +16,16 @@ from pathlib import Path
 import pytest
 from golden_run import GOLDEN, HOSTILE, LONG, SECRET, STOOD_STILL
 
-from asyncflow import RestoredOutput, RunReport, StepResult, StepStatus, WorkflowStep, run_pipeline
+from asyncflow import (
+    Attempt,
+    RestoredOutput,
+    RunReport,
+    StepResult,
+    StepStatus,
+    StepTimeoutError,
+    WorkflowStep,
+    run_pipeline,
+)
 from asyncflow._views.run_view import RunView
 from asyncflow.events import (
     AttemptFailed,
@@ -32,7 +41,7 @@ from asyncflow.events import (
     StepSucceeded,
 )
 from asyncflow.html_report import to_html
-from asyncflow.html_report._event_log import event_log
+from asyncflow.html_report._event_log import event_log, log_of_report
 from asyncflow.html_report._page import Live, page, sections, security_policy
 
 VOID = {"meta", "input", "wbr", "br", "link"}
@@ -661,6 +670,85 @@ def test_a_report_that_was_read_from_json_makes_its_page() -> None:
     assert "&lt;object" not in text
     assert "<object object at" in text
     assert "k redacted: it is secret" in text
+
+
+def test_the_events_of_a_report_are_listed_as_far_as_it_knows_them() -> None:
+    late = StepTimeoutError("fetch[1]", 1, 5.0, "attempt")
+    items = (
+        StepResult("fetch[0]", StepStatus.SUCCESS, 1, 3.0, 1, started_ms=5.0, reused=True),
+        StepResult("fetch[1]", StepStatus.FAILED, 1, 4.0, None, late, None, 5.0, abandoned=True),
+    )
+    history = (Attempt(1, 0.0, 2.0, ValueError("no")), Attempt(2, 4.0, 1.0, None, queued_ms=1.5))
+    report = RunReport(
+        "r1",
+        [
+            StepResult(
+                "load",
+                StepStatus.SUCCESS,
+                2,
+                5.0,
+                started_ms=0.0,
+                recorded=history,
+                loop_blocked_ms=150.0,
+            ),
+            StepResult(
+                "fetch",
+                StepStatus.FAILED,
+                2,
+                5.0,
+                None,
+                late,
+                None,
+                5.0,
+                recorded=(),
+                items=items,
+                rerun_reason="so",
+            ),
+            StepResult("end", StepStatus.SKIPPED, reason="why", recorded=()),
+        ],
+        total_duration_ms=12.0,
+        wall_time=1.0,
+        stop_reason="it failed",
+    )
+
+    log = log_of_report(RunView.from_report(report))
+
+    assert [(each.kind, each.step, each.attempt, each.item) for each in log.events] == [
+        ("RunStarted", None, None, None),
+        ("AttemptStarted", "load", 1, None),
+        ("AttemptFailed", "load", 1, None),
+        ("AttemptStarted", "load", 2, None),
+        ("LoopBlocked", "load", 2, None),
+        ("StepSucceeded", "load", 2, None),
+        ("MapStarted", "fetch", None, None),
+        ("AttemptStarted", "fetch", 1, 0),
+        ("AttemptStarted", "fetch", 1, 1),
+        ("StepSucceeded", "fetch", 1, 0),
+        ("RunResumed", None, None, None),
+        ("StepReused", "fetch", None, 0),
+        ("ThreadAbandoned", "fetch", 1, 1),
+        ("StepFailed", "fetch", 1, 1),
+        ("StepFailed", "fetch", None, None),
+        ("StepSkipped", "end", None, None),
+        ("RunFinished", None, None, None),
+    ]
+    texts = [each.text for each in log.events]
+    assert texts[2:6] == [
+        "attempt 1 failed: ValueError: no",
+        "attempt 2 started after 2 ms queued",
+        "blocked the event loop for 150 ms",
+        "succeeded in attempt 2",
+    ]
+    assert texts[-2:] == ["skipped: why", "the run failed after 12 ms: it failed"]
+
+
+def test_of_a_report_that_goes_on_the_running_attempt_is_listed() -> None:
+    result = StepResult("a", StepStatus.RUNNING, 1, 3.0, started_ms=0.0, recorded=())
+    report = RunReport("r1", [result], total_duration_ms=3.0, wall_time=1.0, outcome="running")
+
+    log = log_of_report(RunView.from_report(report))
+
+    assert [each.kind for each in log.events] == ["RunStarted", "AttemptStarted"]
 
 
 @pytest.mark.parametrize("wall_time", [float("nan"), 1e30, -1e30])
