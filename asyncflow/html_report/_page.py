@@ -10,7 +10,7 @@ from importlib import resources
 from typing import Any, NamedTuple
 
 from asyncflow._views.axis import ticks
-from asyncflow._views.dag import drawing
+from asyncflow._views.dag import draw_graph
 from asyncflow._views.event_text import duration
 from asyncflow._views.preview import moment_iso, moment_text
 from asyncflow._views.run_view import RunView
@@ -148,7 +148,7 @@ def _given(sheet: Sheet, log: EventLog) -> Mapping[str, Any]:
         "now_ms": sheet.now_ms,
         "ticks": ticks(sheet.timeline.span_ms, sheet.timeline.span_ms / 8),
         "strip": sheet.strip(view.steps.values()),
-        "graph": drawing(view.dependencies) if sheet.is_drawn else None,
+        "graph": draw_graph(view.dependencies) if sheet.is_drawn else None,
         "names": list(view.steps),
         "log": log,
     }

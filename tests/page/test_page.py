@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import hashlib
 import html.parser
-import importlib
 import re
 import subprocess
 import sys
@@ -765,18 +764,6 @@ def test_without_the_extra_the_error_names_it(monkeypatch: pytest.MonkeyPatch) -
 
     with pytest.raises(ImportError, match=r"pip install 'asyncflow-tiers\[report\]'"):
         RunReport("r", [], total_duration_ms=0.0, wall_time=0.0).to_html()
-
-
-def test_without_the_package_for_layouts_the_graph_is_drawn_all_the_same(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setitem(sys.modules, "fast_sugiyama", None)
-    for module in ("html_report", "html_report._page", "_views.dag"):
-        monkeypatch.delitem(sys.modules, f"asyncflow.{module}")
-
-    html = importlib.import_module("asyncflow.html_report").to_html(GOLDEN)
-
-    assert html.count('class="node') == 12
 
 
 # A page that follows its run.
