@@ -15,7 +15,7 @@ from asyncflow._views.event_text import duration
 from asyncflow._views.preview import moment_iso, moment_text
 from asyncflow._views.run_view import RunView
 from asyncflow.html_report._event_log import EventLog
-from asyncflow.html_report._page_model import Sheet, line_text, name_text
+from asyncflow.html_report._page_model import PageModel, line_text, name_text
 
 try:
     import jinja2
@@ -72,7 +72,7 @@ def page(
     found = sections(view, log, now_ms=now_ms, is_orphaned=is_orphaned)
     return _template("page.html").render(
         sections={name: Markup(html) for name, html in found.items()},
-        sheet=Sheet(view, now_ms, is_orphaned=is_orphaned),
+        model=PageModel(view, now_ms, is_orphaned=is_orphaned),
         live=live,
         style=Markup(style),
         script=Markup(script),
@@ -97,7 +97,7 @@ def sections(
     """
     if not view.segments:
         raise ValueError("a page needs the events of a run, from its first one on")
-    given = _given(Sheet(view, now_ms, is_orphaned=is_orphaned), log)
+    given = _given(PageModel(view, now_ms, is_orphaned=is_orphaned), log)
     return {name: _template(f"{name}.html").render(given).strip() for name in _SECTIONS}
 
 
@@ -140,15 +140,15 @@ def _source(text: str) -> str:
     return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
 
 
-def _given(sheet: Sheet, log: EventLog) -> Mapping[str, Any]:
-    view = sheet.view
+def _given(model: PageModel, log: EventLog) -> Mapping[str, Any]:
+    view = model.view
     return {
-        "sheet": sheet,
+        "model": model,
         "view": view,
-        "now_ms": sheet.now_ms,
-        "ticks": ticks(sheet.timeline.span_ms, sheet.timeline.span_ms / 8),
-        "strip": sheet.strip(view.steps.values()),
-        "graph": draw_graph(view.dependencies) if sheet.is_drawn else None,
+        "now_ms": model.now_ms,
+        "ticks": ticks(model.timeline.span_ms, model.timeline.span_ms / 8),
+        "strip": model.strip(view.steps.values()),
+        "graph": draw_graph(view.dependencies) if model.is_drawn else None,
         "names": list(view.steps),
         "log": log,
     }

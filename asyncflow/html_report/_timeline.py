@@ -8,7 +8,7 @@ from typing import Literal, NamedTuple, TypeAlias
 
 from asyncflow._core.step_view import AttemptView, StepView
 
-__all__ = ["Bar", "Row", "TierBand", "Timeline", "bars_of", "running_at"]
+__all__ = ["Bar", "TierBand", "Timeline", "TimelineRow", "bars_of", "running_at"]
 
 BarKind: TypeAlias = Literal["attempt", "queue", "backoff", "blocked", "items"]
 
@@ -32,10 +32,10 @@ class Bar(NamedTuple):
     abandoned: bool = False
 
 
-class Row(NamedTuple):
+class TimelineRow(NamedTuple):
     """A step, or an item of a mapped step, with its bars in the order of their times."""
 
-    unit: StepView
+    step: StepView
     bars: tuple[Bar, ...]
 
 
