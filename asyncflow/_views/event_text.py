@@ -1,10 +1,10 @@
-"""What each event of a run reads like, as one line of plain English.
+"""Each event of a run as one line of plain English.
 
 Rules:
 
-1. A line holds no output and no input, since they may be secret; and nothing that ends it, moves
-   a cursor or turns the direction of writing, whatever steps and errors are called.
-2. It does not say when the event happened: each view has its own place for that.
+1. A line has no output and no input, because they may be secret. It has no control character,
+   whatever steps and errors are called.
+2. It does not say when the event happened: each display has its own place for that.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ __all__ = [
 ]
 
 _Attempt = Callable[[int], str]
-"""Says which attempt it is: ``attempt 2 of 3``."""
+"""Names an attempt by its number: ``attempt 2 of 3``."""
 
 
 def describe_event(event: Event, attempts: int | None = None) -> str:
@@ -48,7 +48,7 @@ def describe_event(event: Event, attempts: int | None = None) -> str:
 
     Args:
         event: The event.
-        attempts: How many attempts its step has in all, if that is known and to be told.
+        attempts: How many attempts its step has in all; ``None`` leaves that out.
     """
     total = "" if attempts is None or attempts == 1 else f" of {attempts}"
     line = _LINES[type(event)](event, lambda number: f"attempt {number}{total}")
@@ -56,7 +56,7 @@ def describe_event(event: Event, attempts: int | None = None) -> str:
 
 
 def subject(event: Event) -> str:
-    """Return what an event is about: ``fetch``, ``fetch[3]`` for an item of it, or ``the run``."""
+    """Return the subject of an event: ``fetch``, ``fetch[3]`` for an item, or ``the run``."""
     step = getattr(event, "step", None)
     if step is None:
         return "the run"
@@ -65,11 +65,7 @@ def subject(event: Event) -> str:
 
 
 def duration(ms: float) -> str:
-    """Return a duration in the unit that suits it: ``0.2 ms``, ``12 ms``, ``1.5 s``, ``2 h 5 min``.
-
-    Args:
-        ms: Milliseconds.
-    """
+    """Return milliseconds in the unit that suits them: ``0.2 ms``, ``1.5 s``, ``2 h 5 min``."""
     if ms < 0.95:
         return f"{ms:.1g} ms"
     if ms < 999.5:
@@ -80,9 +76,6 @@ def duration(ms: float) -> str:
     if minutes < 60:
         return f"{minutes} min {seconds} s"
     return f"{minutes // 60} h {minutes % 60} min"
-
-
-# Each line of the table.
 
 
 def _run_started(event: RunStarted, _: _Attempt) -> str:
@@ -112,19 +105,19 @@ def _run_finished(event: RunFinished, _: _Attempt) -> str:
 def _attempt_started(event: AttemptStarted, attempt: _Attempt) -> str:
     which, plainly = attempt(event.attempt), "attempt 1"
     start = " started" if which == plainly else f": {which} started"
-    queued = f" after {duration(event.queued_ms)} in line" if event.queued_ms >= 1 else ""
+    queued = f" after {duration(event.queued_ms)} in the queue" if event.queued_ms >= 1 else ""
     return f"{subject(event)}{start}{queued}"
 
 
 def _attempt_failed(event: AttemptFailed, attempt: _Attempt) -> str:
     again = "at once" if event.retry_in_ms <= 0 else f"in {duration(event.retry_in_ms)}"
     which, why = attempt(event.attempt), describe_error(event.error)
-    return f"{subject(event)}: {which} failed, the next one follows {again}: {why}"
+    return f"{subject(event)}: {which} failed, retrying {again}: {why}"
 
 
 def _map_started(event: MapStarted, _: _Attempt) -> str:
     items = "its items" if event.count is None else _count(event.count, "item")
-    return f"{subject(event)} started to go through {items}"
+    return f"{subject(event)} started mapping {items}"
 
 
 def _step_succeeded(event: StepSucceeded, attempt: _Attempt) -> str:
@@ -152,7 +145,7 @@ def _step_reused(event: StepReused, _: _Attempt) -> str:
 
 def _thread_abandoned(event: ThreadAbandoned, attempt: _Attempt) -> str:
     which = attempt(event.attempt)
-    return f"{subject(event)}: the thread of {which} can't be stopped and goes on by itself"
+    return f"{subject(event)}: the thread of {which} can't be stopped and keeps running"
 
 
 def _loop_blocked(event: LoopBlocked, _: _Attempt) -> str:
@@ -169,7 +162,7 @@ def _count(number: int, noun: str) -> str:
 
 
 def _in_which(event: StepSucceeded | StepFailed | StepCancelled, attempt: _Attempt) -> str:
-    """Return in which attempt a step ended, if that is not what anybody would think."""
+    """Return in which attempt a step ended, if not in the first one."""
     return f" in {attempt(event.attempt)}" if event.attempt > 1 else ""
 
 

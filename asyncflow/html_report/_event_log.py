@@ -89,19 +89,21 @@ def _logged(event: Event) -> LoggedEvent:
 def _log_of(step: StepView, name: str, item: int | None, view: RunView) -> Iterator[LoggedEvent]:
     """Return what happened to a step or to an item of it, in order."""
     if step.items is not None and step.started_ms is not None:
-        text = f"started to go through {len(step.items)} items"
+        text = f"started mapping {len(step.items)} items"
         yield LoggedEvent(step.started_ms, "MapStarted", text, name)
     for attempt in step.attempts:
         number = attempt.number
         which = f"attempt {number} " if number > 1 else ""
-        queued = f" after {duration(attempt.queued_ms)} queued" if attempt.queued_ms >= 1 else ""
+        queued = (
+            f" after {duration(attempt.queued_ms)} in the queue" if attempt.queued_ms >= 1 else ""
+        )
         text = f"{which}started{queued}"
         yield LoggedEvent(attempt.started_ms, "AttemptStarted", text, name, number, item)
         end_ms = attempt.ended_ms
         if end_ms is None:
             continue
         if attempt.abandoned:
-            text = f"the thread of attempt {number} can't be stopped and continues by itself"
+            text = f"the thread of attempt {number} can't be stopped and keeps running"
             yield LoggedEvent(end_ms, "ThreadAbandoned", text, name, number, item)
         for block in attempt.blocks:
             text = f"blocked the event loop for {duration(block.blocked_ms)}"

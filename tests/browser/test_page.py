@@ -674,7 +674,7 @@ async def test_the_events_that_are_shown_are_exported(
         "step": "rates",
         "attempt": 1,
         "item": None,
-        "text": "attempt 1 failed, the next one follows in 500 ms: "
+        "text": "attempt 1 failed, retrying in 500 ms: "
         "ConnectionError: the server of the rates closed the connection",
     }
     assert records[-1]["time"] == "2026-01-01T01:00:01.000Z"

@@ -87,7 +87,7 @@ def test_if_there_are_many_runs_each_line_says_which_it_is_of() -> None:
 
 
 def test_what_is_not_a_run_from_its_start_is_told_all_the_same() -> None:
-    assert lines_of(GOLDEN[3:4]) == ["[0:00:00.250] token started after 249 ms in line"]
+    assert lines_of(GOLDEN[3:4]) == ["[0:00:00.250] token started after 249 ms in the queue"]
 
 
 @pytest.mark.parametrize("variable", ["TERM", "TTY_COMPATIBLE"])

@@ -340,9 +340,9 @@ def test_a_bar_says_in_words_what_it_is() -> None:
 
     assert "attempt 1 failed: 399 ms, from 0.6 ms to 400 ms" in text
     assert "backoff of 1.0 s after attempt 2" in text
-    assert "waited in line 100 ms before attempt 2" in text
+    assert "queued for 100 ms before attempt 2" in text
     assert "blocked the event loop for 180 ms at validate.py:12 in check" in text
-    assert "attempt 1 timed out, its thread went on" in text
+    assert "attempt 1 timed out, its thread kept running" in text
 
 
 def test_the_graph_shows_status_as_sign_word_and_class() -> None:
@@ -373,7 +373,7 @@ def test_inputs_are_shown_and_secret_ones_are_not() -> None:
     assert section("data", GOLDEN) == (
         "url 'https://example.org/?q=<b>&x=1' password redacted: it is secret"
     )
-    assert section("data", [started("a")]) == "The run was given no inputs."
+    assert section("data", [started("a")]) == "The run has no inputs."
 
 
 def test_each_event_is_listed_in_words() -> None:
@@ -386,9 +386,7 @@ def test_each_event_is_listed_in_words() -> None:
     ]
     (table,) = parsed.tags("table")
     assert table["data-clock"] == "0 1767225600000 4000 1767229200000 "
-    assert (
-        "1.4 s AttemptFailed rates attempt 2 failed, the next one follows in 1.0 s" in parsed.text
-    )
+    assert "1.4 s AttemptFailed rates attempt 2 failed, retrying in 1.0 s" in parsed.text
     assert "4.2 s StepSucceeded fetch[0] succeeded" in parsed.text
 
 
@@ -605,9 +603,9 @@ def test_500_steps_take_less_than_two_megabytes() -> None:
 def test_of_thousands_of_steps_the_page_says_what_it_leaves_out() -> None:
     text = Parsed(to_html(run_of(2_500, width=50))).text
 
-    assert "The graph is not drawn: with 2500 steps nobody could read it." in text
-    assert "7002 events are left out here: a page lists 3000 of them at most." in text
-    assert "Of 2500 steps, 0 are told of here: those that did not simply succeed." in text
+    assert "The graph is not drawn, because 2500 steps are too many to read." in text
+    assert "7002 events are left out here, because a page lists at most 3000." in text
+    assert "0 of 2500 steps are shown here: those that did not succeed." in text
     assert "step_number_02499" in text
 
 
@@ -734,7 +732,7 @@ def test_the_events_of_a_report_are_listed_as_far_as_it_knows_them() -> None:
     texts = [each.text for each in log.events]
     assert texts[2:6] == [
         "attempt 1 failed: ValueError: no",
-        "attempt 2 started after 2 ms queued",
+        "attempt 2 started after 2 ms in the queue",
         "blocked the event loop for 150 ms",
         "succeeded in attempt 2",
     ]
