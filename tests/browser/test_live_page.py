@@ -300,7 +300,7 @@ async def test_no_page_of_another_site_can_act(tab: Tab, site: Inside, evil: Any
         await page.wait_for_function("window.read === 0")
         assert not await page.frames[1].locator("#header").count()
         await page.get_by_role("button", name="Win").click()
-        await expect(page.locator("h1")).to_have_text("Another site has sent this")
+        await expect(page.locator("h1")).to_have_text("Another site sent this request")
 
     await page.goto(run)
     await expect(badge(page)).to_contain_text("RUNNING")
