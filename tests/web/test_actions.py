@@ -304,7 +304,7 @@ async def test_a_step_that_wants_to_end_the_process_ends_its_run_only(
     await asyncio.sleep(1)
 
     assert (await client.get("/")).status_code == 200
-    assert "the server goes on" in caplog.text
+    assert "the server continues" in caplog.text
 
 
 async def test_a_run_that_was_cancelled_from_its_page_ends_quietly(
