@@ -13,7 +13,15 @@ from asyncflow._views.preview import Preview, error_trace, error_words, preview
 from asyncflow._views.run_view import RunView
 from asyncflow.html_report._timeline import TierBand, Timeline, TimelineRow, bars_of, running_at
 
-__all__ = ["ConcurrencyStrip", "PageModel", "StatusBadge", "TierRows", "line_text", "name_text"]
+__all__ = [
+    "RUN_BADGES",
+    "ConcurrencyStrip",
+    "PageModel",
+    "StatusBadge",
+    "TierRows",
+    "line_text",
+    "name_text",
+]
 
 MOST_STEPS_DRAWN = 2_000
 MOST_EDGES_DRAWN = 6_000
@@ -29,7 +37,7 @@ _ALL_TRACES, _TRACE = 30_000, range(400, 12_000)
 _WORDS = 240
 _NAME = 160
 
-_RUN_BADGES = {  # the CSS class and the symbol of each state
+RUN_BADGES = {
     "PASSED": ("success", "✓"),
     "FAILED": ("failed", "✗"),
     "INTERRUPTED": ("cancelled", "■"),
@@ -37,6 +45,7 @@ _RUN_BADGES = {  # the CSS class and the symbol of each state
     "RUNNING": ("running", "▷"),
     "ORPHANED": ("orphaned", "◇"),
 }
+"""The CSS class and the symbol of each status of a run."""
 _BAR = (
     StepStatus.SUCCESS,
     StepStatus.FAILED,
@@ -114,7 +123,7 @@ class PageModel:
     def badge(self) -> StatusBadge:
         """The status of the run."""
         word = "ORPHANED" if self.is_orphaned else self.view.word
-        return StatusBadge(*_RUN_BADGES[word], word)
+        return StatusBadge(*RUN_BADGES[word], word)
 
     @property
     def title(self) -> str:

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 
 from asyncflow._core.errors import RunAlreadyActiveError, RunCancelledError, did_you_mean
 from asyncflow._core.replay import latest_steps
-from asyncflow.journal._queries import RunRecord, RunStatus, StoredEvent
+from asyncflow.journal._queries import RunRecord, StoredEvent
 
 __all__ = [
     "Resumable",
@@ -23,18 +23,8 @@ __all__ = [
 class RunsJournal(Protocol):
     """What the pages need of a journal."""
 
-    async def runs(
-        self,
-        status: RunStatus | None = None,
-        pipeline: str | None = None,
-        since: float | None = None,
-        limit: int | None = 100,
-        *,
-        before: tuple[float, str] | None = None,
-        text: str | None = None,
-        orphaned: bool | None = None,
-    ) -> list[RunRecord]:
-        """Return stored runs, the latest start first."""
+    async def runs(self, *args: Any, **conditions: Any) -> list[RunRecord]:
+        """Return the runs that meet the conditions of a `RunFilter`, the latest start first."""
         ...
 
     async def record(self, run_id: str) -> RunRecord:

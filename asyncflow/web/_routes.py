@@ -33,7 +33,7 @@ from asyncflow.web._responses import (
 )
 from asyncflow.web._resumer import Resumer, ResumeRefusedError, RunsJournal
 from asyncflow.web._run_page import follow, run_page, unknown_run
-from asyncflow.web._runs_page import asked_in, runs_asked, runs_page
+from asyncflow.web._runs_page import query_in, runs_page, selected
 
 __all__ = [
     "Site",
@@ -100,11 +100,11 @@ _LONGEST = 2_000
 async def list_runs(request: Request, journal: RunsJournal) -> Response:
     """Answer with the runs that the query selects, and the URL of the next ones."""
     try:
-        asked = asked_in(request.query_params)
-        runs, following = await runs_asked(journal, asked, time.time())
+        query = query_in(request.query_params)
+        runs, following = await selected(journal, query, time.time())
     except ValueError as error:
         return problem(request, 400, "The query is invalid", str(error))
-    url = path_in(request, "/api/runs") + asked.query(before=following) if following else None
+    url = path_in(request, "/api/runs") + query.url(before=following) if following else None
     return json_answer({"runs": [_record_json(record) for record in runs], "next": url})
 
 
