@@ -12,7 +12,7 @@ from types import TracebackType
 from typing import Any, TypeAlias
 
 from asyncflow._core.context import current_attempt
-from asyncflow._views.event_text import told
+from asyncflow._views.event_text import describe_event
 from asyncflow.events import (
     AttemptFailed,
     Event,
@@ -160,7 +160,7 @@ class _RunLog:
             "at_ms": getattr(event, "at_ms", 0.0),
             **{name: getattr(event, name) for name in _EVENT_FIELDS if hasattr(event, name)},
         }
-        line = told(event, self._attempts.get(step))
+        line = describe_event(event, self._attempts.get(step))
         self._logger.log(level, "%s", line, extra=extra, exc_info=_exc_info(event))
 
     def _level_of(self, event: Event) -> int:

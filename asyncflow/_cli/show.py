@@ -40,7 +40,7 @@ from asyncflow._core.errors import escape_controls
 from asyncflow._core.report import RunReport
 from asyncflow._core.step import WorkflowStep
 from asyncflow._runtime.orchestrator import Orchestrator
-from asyncflow._views.event_text import told
+from asyncflow._views.event_text import describe_event
 from asyncflow._views.run_view import RunView
 from asyncflow.events import RunStarted
 from asyncflow.journal import RunRecord, StoredEvent
@@ -217,7 +217,7 @@ def _write_head(shown: _ShownRun) -> None:
     if record.pipeline:
         parts.append(f" of {escape_controls(record.pipeline)}")
     parts.append(f", started {datetime.fromtimestamp(record.started_at):%Y-%m-%d %H:%M:%S}")
-    if resumed := len(view.stretches) - 1:
+    if resumed := len(view.segments) - 1:
         parts.append(f", resumed {plural(resumed, 'time')}")
     if record.orphaned:
         parts.append(", orphaned: not finished, and no process runs it")
@@ -243,7 +243,7 @@ def _described(shown: _ShownRun) -> list[tuple[float, str]]:
         view.apply(event)
         at_ms = 0.0 if isinstance(event, RunStarted) else event.at_ms
         step = view.steps.get(getattr(event, "step", ""))
-        lines.append((at_ms, told(event, None if step is None else step.max_retries)))
+        lines.append((at_ms, describe_event(event, None if step is None else step.max_retries)))
     return lines
 
 

@@ -1,23 +1,26 @@
-"""What the stored events of a run tell, without the code of the pipeline that they are of.
+"""The replay of a run: the one fold over its events that reports, resumption and displays read.
 
 Rules:
 
-1. A run may have been resumed, also with a changed pipeline. The steps are those of the latest
-   one.
-2. A success is kept, whatever becomes of the run, until a resumption says that it is outdated.
-   Then all that has come of it is outdated too.
-3. What was running when the run stood still was cut short.
-4. What is secret now is not told, also if it was kept when it was not. To the run that goes on it
-   is what it was.
+1. It needs no code of the pipeline, and may begin with the first event of a run, or with the one
+   that tells an observer that a stored run resumes.
+2. A run may resume with a changed pipeline. The steps are those of its latest segment.
+3. A success stays, whatever becomes of the run, until a resumption declares it outdated, and with
+   it all that depends on it.
+4. An attempt that was running when a segment ended has crashed. In the next segment its step
+   continues with the attempts that it has left.
+5. A secret output is replaced as it arrives. A result that was stored openly, and is secret now,
+   is restored as it was and shown redacted.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, TypeAlias
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple, TypeAlias
 
-from asyncflow._core.errors import StepCrashedError
-from asyncflow._core.graph import plan, with_dependents
+from asyncflow._core.errors import IllegalEventError, StepCrashedError
+from asyncflow._core.graph import with_dependents
 from asyncflow._core.record import replace
 from asyncflow._core.report import RunReport
 from asyncflow._core.results import (
@@ -29,8 +32,8 @@ from asyncflow._core.results import (
     StepStatus,
     blocks_dependents,
 )
-from asyncflow._core.step import WorkflowStep
-from asyncflow._core.step_runs import AttemptLog, Key, PendingAttempts, Phase, StepRuns
+from asyncflow._core.step_runs import Key, PendingAttempts
+from asyncflow._core.step_view import AttemptEnd, AttemptView, Block, StepView, end_of
 from asyncflow.events import (
     AttemptFailed,
     AttemptStarted,
@@ -45,294 +48,512 @@ from asyncflow.events import (
     RunTimedOut,
     StepCancelled,
     StepFailed,
+    StepReused,
     StepSkipped,
     StepSucceeded,
     ThreadAbandoned,
 )
 
-__all__ = ["StoredRun", "as_secret", "latest_steps", "with_outputs"]
-
-"""Why a step runs again although its result holds."""
+__all__ = ["Segment", "StoredRun", "as_secret", "latest_steps", "with_outputs"]
 
 _Decode: TypeAlias = Callable[[str, Payload], Any]
+_UNSETTLED = (StepStatus.PENDING, StepStatus.RUNNING)
+
+
+class Segment(NamedTuple):
+    """What one process did of a run; this is when it began."""
+
+    at_ms: float
+    wall_time: float
+    """In seconds since the epoch (UTC)."""
 
 
 class StoredRun:
-    """A fold over the stored events of one run; the first is a `RunStarted`.
+    """Where a run stands, by its events.
 
-    Outputs are `Payload` objects, as in the events of a journal.
+    Outputs are as the events have them: values, or in those of a journal `Payload` objects.
 
     Attributes:
-        started: How the run began.
-        pipeline: What the pipeline is called, as said last.
+        started: The first event, if the replay began with it.
+        run_id: Identifies the run.
+        pipeline: The name of the pipeline, as the latest segment has it.
+        segments: One, and one more for each time that the run was resumed.
         at_ms: The time of the latest event.
         outcome: How the run has ended; ``None`` if it has not.
-        was_stopping: Whether it was being stopped, so that steps were cut short or left out.
-        dependencies: For each step that it ever had, what that depends on, as said last.
-        fingerprints: The same for their fingerprints.
-        inputs: The inputs that it was given.
-        secret_inputs: Those of them that are not to be told.
+        stop_reason: Why the run stops, or stopped, before its end.
+        was_interrupted: Whether the run was interrupted or exceeded its deadline.
+        was_stopping: Whether the run was stopping, so that steps were cancelled or left out.
+        steps: The steps of the latest segment, in topological order.
+        tiers: The names of these steps, in their tiers.
+        counts: How many of them have which status.
+        dependencies: For each step of any segment, its latest dependencies.
+        fingerprints: For each step of any segment, its latest fingerprint.
+        inputs: The inputs of the run.
+        secret_inputs: The names of those that must not be shown.
     """
 
-    def __init__(self, events: Iterable[Event]) -> None:
+    def __init__(self, events: Iterable[Event] = ()) -> None:
         self.started: RunStarted
-        self.pipeline = ""
+        self.run_id = self.pipeline = ""
+        self.segments: list[Segment] = []
         self.at_ms = 0.0
         self.outcome: Outcome | None = None
-        self.was_stopping = False
+        self.stop_reason: str | None = None
+        self.was_interrupted = self.was_stopping = False
+        self.steps: dict[str, StepView] = {}
+        self.tiers: list[list[str]] = []
+        self.counts: Counter[StepStatus] = Counter()
         self.dependencies: dict[str, tuple[str, ...]] = {}
         self.fingerprints: dict[str, tuple[str, str]] = {}
         self.inputs: dict[str, Any] = {}
         self.secret_inputs: set[str] = set()
-        self._secret: frozenset[str] = frozenset()
-        self._stop_reason: str | None = None
-        self._kept: dict[Key, StepResult] = {}
-        self._pending_attempts: dict[Key, PendingAttempts] = {}
-        self._reasons: dict[str, str] = {}
+        self._is_whole = False
+        """Whether it began with the first event, so that no attempt is unknown."""
+        self._reasons: Mapping[str, str] = {}
+        self._settled: dict[Key, StepView] = {}
+        """What earlier segments settled, as far as it holds."""
+        self._pending: dict[Key, StepView] = {}
+        """What earlier segments began, as far as it continues."""
         for event in events:
             self.apply(event)
 
-    # What happened.
+    @classmethod
+    def from_report(cls, report: RunReport) -> StoredRun:
+        """Return the run as its report has it: a resumed one as if it had been resumed once."""
+        run = cls()
+        run.run_id, run.pipeline = report.run_id, report.pipeline
+        run.segments.append(Segment(0.0, report.wall_time))
+        resumed_ms = _resumed_ms(report)
+        if resumed_ms is not None:
+            run.segments.append(Segment(resumed_ms, report.wall_time + resumed_ms / 1000))
+        run.at_ms = report.total_duration_ms
+        run.outcome = None if report.outcome == "running" else report.outcome
+        run.stop_reason, run.was_interrupted = report.stop_reason, report.outcome == "interrupted"
+        run.inputs.update(report.inputs)
+        run.dependencies = {name: result.depends_on for name, result in report.items()}
+        run._lay_out(run.dependencies)
+        run.steps = {
+            name: StepView.from_result(report[name], step.tier) for name, step in run.steps.items()
+        }
+        run.counts = Counter(step.status for step in run.steps.values())
+        return run
 
     def apply(self, event: Event) -> None:
-        """Take in one more event."""
-        if not isinstance(event, RunStarted):
-            self.at_ms = max(self.at_ms, event.at_ms)
-        if isinstance(event, RunStarted):
-            self.started = event
-            self._begin(event)
-        elif isinstance(event, RunResumed):
-            self._resume(event)
-            self._begin(event)
-        elif isinstance(event, RunFinished):
-            self.outcome, self._stop_reason = event.outcome, event.stop_reason
-            self.at_ms = event.at_ms  # sums of times are rounded, and the report's is this one
-        elif isinstance(event, RunInterrupted | RunTimedOut):
-            self.was_stopping = True
-        else:
-            self._apply_to_unit(event)
+        """Apply one more event."""
+        if not isinstance(event, RunStarted) and event.at_ms > self.at_ms:
+            self.at_ms = event.at_ms
+        _RULES[type(event)](self, event)
 
-    def _begin(self, event: RunStarted | RunResumed) -> None:
-        self.outcome, self.was_stopping, self._stop_reason = None, False, None
-        self.pipeline = event.pipeline or self.pipeline
+    # The run.
+
+    def _on_run_started(self, event: RunStarted) -> None:
+        self.started, self._is_whole = event, True
+        self._begin(event, 0.0)
+
+    def _on_run_resumed(self, event: RunResumed) -> None:
+        self._settled, self._pending = self._all_settled(), self._all_pending()
+        for key, step in self._pending.items():
+            self._crash(key, step)
+        self._forget(event)
+        self._begin(event, event.at_ms)
+        self._reasons = event.rerun_reasons
+        for name, why in self._reasons.items():
+            if name in self.steps:
+                self.steps[name].rerun_reason = why
+        for name, item in self._pending:
+            if item is None and name in self.steps:
+                self._continue((name, None), self.steps[name])
+                self._move(self.steps[name], StepStatus.RUNNING)
+
+    def _begin(self, event: RunStarted | RunResumed, at_ms: float) -> None:
+        self.run_id, self.pipeline = event.run_id, event.pipeline or self.pipeline
+        self.segments.append(Segment(at_ms, event.wall_time))
+        self.outcome = self.stop_reason = None
+        self.was_interrupted = self.was_stopping = False
+        self._reasons = {}
         self.dependencies.update(event.dependencies)
         self.fingerprints.update(event.fingerprints)
-        self._secret = frozenset(event.secret)
-        for name, payload in event.inputs.items():
-            if payload == REDACTED:
+        for name, value in event.inputs.items():
+            if _is_redacted(value):
                 self.secret_inputs.add(name)
-                self.inputs.setdefault(name, payload)
+                self.inputs.setdefault(name, value)
             else:
-                self.inputs[name] = payload
-        # That is all which the fold asks of a step. The dependencies of a clean-up step that
-        # names none are among those of the event.
-        steps = [WorkflowStep(n, _not_here, needed) for n, needed in event.dependencies.items()]
-        self._plan = plan(steps)
-        of_plan = {
-            k: each for k, each in self._pending_attempts.items() if k[0] in event.dependencies
-        }
-        self._step_runs = StepRuns(self._plan, of_plan)
-        self._attempt_log = AttemptLog(self._step_runs)
-        self._reasons = event.rerun_reasons if isinstance(event, RunResumed) else {}
-        for name, reason in self._reasons.items():
-            self._attempt_log.remark(self._plan.index[name], rerun_reason=reason)
+                self.inputs[name] = value
+        self._lay_out(event.dependencies, event.max_retries, event.secret)
 
-    def _resume(self, event: RunResumed) -> None:
-        kept, pending_attempts = self.known(), {} if event.afresh else self.pending_attempts()
-        # What came of a step that begins anew can be among what the pipeline leaves out now.
-        begun_anew = with_dependents(event.unfinished, self.dependencies.items())
-        outdated = with_dependents(event.outdated, self.dependencies.items())
-        outdated |= begun_anew - event.unfinished.keys()
-        for key, result in list(kept.items()):
-            is_final = result.status is StepStatus.SUCCESS or not (
-                event.afresh or (key[1] is None and key[0] in event.unfinished)
+    def _lay_out(
+        self,
+        dependencies: Mapping[str, tuple[str, ...]],
+        max_retries: Mapping[str, int] | None = None,
+        secret: Sequence[str] = (),
+    ) -> None:
+        """Begin with pending steps, which are given in topological order, in their tiers."""
+        steps: dict[str, StepView] = {}
+        tiers: list[list[str]] = []
+        max_retries, is_secret = max_retries or {}, frozenset(secret)
+        for name, needed in dependencies.items():
+            tier = max([steps[each].tier + 1 for each in needed if each in steps], default=0)
+            if tier == len(tiers):
+                tiers.append([])
+            tiers[tier].append(name)
+            steps[name] = StepView(
+                name, needed, tier, max_retries.get(name), secret=name in is_secret
             )
-            if key[0] in outdated or not is_final:
-                del kept[key]
-        self._kept = kept
-        self._pending_attempts = {
-            key: each for key, each in pending_attempts.items() if key[0] not in outdated
-        }
+        self.steps, self.tiers = steps, tiers
+        self.counts = Counter({StepStatus.PENDING: len(steps)})
 
-    def _apply_to_unit(self, event: Any) -> None:
-        step = self._plan.index[event.step]
-        if isinstance(event, MapStarted):
-            self._step_runs.begin_map(step, event.at_ms)
-            return
-        node = step if event.item is None else self._step_runs.node_of_item(step, event)
-        result = self._fold(node, event)
-        if result is not None:
-            self._settle(node, self._attempt_log.with_remarks(node, result))
+    def _on_run_stops(self, event: RunInterrupted | RunTimedOut) -> None:
+        if self.stop_reason is None or isinstance(event, RunInterrupted):
+            self.stop_reason = event.reason
+        self.was_interrupted = self.was_stopping = True
 
-    def _fold(self, node: int, event: Any) -> StepResult | None:
-        attempt_log, phases = self._attempt_log, self._step_runs.phases
-        match event:
-            case AttemptStarted():
-                self._step_runs.latest[node], phases[node] = event, Phase.ATTEMPTING
-            case AttemptFailed():
-                attempt_log.fail(node, event)
-                phases[node] = Phase.WAITING
-            case ThreadAbandoned():
-                attempt_log.remark(node, abandoned=True)
-            case LoopBlocked():
-                attempt_log.block(node, event)
-            case StepSucceeded():
-                return self._success(node, event)
-            case StepFailed():
-                return attempt_log.result(node, event, StepStatus.FAILED, event.error)
-            case StepCancelled():
-                return attempt_log.result(node, event, StepStatus.CANCELLED, event.error)
-            case StepSkipped():
-                return attempt_log.skipped(node, event)
-            case _:  # StepReused
-                return replace(self._kept[event.step, event.item], reused=True, rerun_reason=None)
-        return None
+    def _on_run_finished(self, event: RunFinished) -> None:
+        self.outcome, self.at_ms = event.outcome, event.at_ms
+        self.stop_reason = event.stop_reason or self.stop_reason
 
-    def _success(self, node: int, event: StepSucceeded) -> StepResult:
-        whole = event
-        if self._step_runs.phases[node] == Phase.MAPPING:  # its items have kept theirs
-            items = self._step_runs.results_of_items(node) or ()
-            whole = replace(event, output=[item.output for item in items])
-        result = self._attempt_log.result(node, whole, StepStatus.SUCCESS, None)
-        return replace(result, secret=True) if event.output == REDACTED else result
+    # A step or an item.
 
-    def _settle(self, node: int, result: StepResult) -> None:
-        self._step_runs.results[node] = result
-        self.was_stopping |= self._was_left_out(result)
-        if self._step_runs.is_item(node):
-            self._step_runs.end_item(node)
+    def _on_attempt_started(self, event: AttemptStarted) -> None:
+        step = self._step(event)
+        if step.started_ms is None:
+            step.started_ms = event.at_ms
+        step.attempts.append(AttemptView(event.attempt, event.at_ms, event.queued_ms))
+        self._move(step, StepStatus.RUNNING, event)
+
+    def _on_attempt_failed(self, event: AttemptFailed) -> None:
+        attempt = self._close(self._step(event), event, end_of(event.error), event.error)
+        if attempt is not None:
+            attempt.retry_in_ms = event.retry_in_ms
+
+    def _on_map_started(self, event: MapStarted) -> None:
+        step = self.steps[event.step]
+        step.started_ms, step.item_count, step.attempts = event.at_ms, event.count, []
+        step.items, step.tally = {}, Counter()
+        self._move(step, StepStatus.RUNNING)
+
+    def _on_step_succeeded(self, event: StepSucceeded) -> None:
+        step = self._step(event)
+        self._close(step, event, "succeeded")
+        step.secret = step.secret or _is_redacted(event.output)
+        if step.secret:
+            step.output = REDACTED_OUTPUT
+        elif step.items is not None and event.output is None:  # a journal stores only the items'
+            step.output = [step.items[number].output for number in sorted(step.items)]
         else:
-            self._step_runs.phases[node] = Phase.SETTLED
+            step.output = event.output
+        self._settle(step, StepStatus.SUCCESS, event)
 
-    def _was_left_out(self, result: StepResult) -> bool:
-        """Whether a step did not run, or not to its end, because the run was being stopped."""
-        if result.status is not StepStatus.SKIPPED or result.on_purpose:
-            return result.status is StepStatus.CANCELLED
-        index, results = self._plan.index, self._step_runs.results
-        needed = [results[index[name]] for name in result.depends_on]
-        return not any(
-            other is not None and blocks_dependents(other.status, other.on_purpose)
-            for other in needed
-        )
+    def _on_step_failed(self, event: StepFailed) -> None:
+        step = self._step(event)
+        self._close(step, event, end_of(event.error), event.error)
+        step.error = event.error
+        self._settle(step, StepStatus.FAILED, event)
 
-    # What is to be made of it.
+    def _on_step_cancelled(self, event: StepCancelled) -> None:
+        step, end = self._step(event), end_of(event.error)
+        self._close(step, event, end if end == "timed out" else "cancelled", event.error)
+        step.error, step.reason = event.error, event.reason
+        self._settle(step, StepStatus.CANCELLED, event)
+
+    def _on_step_skipped(self, event: StepSkipped) -> None:
+        step = self.steps[event.step]
+        step.reason, step.on_purpose = event.reason, event.on_purpose
+        self._settle(step, StepStatus.SKIPPED, event)
+
+    def _on_step_reused(self, event: StepReused) -> None:
+        step = self._step(event)
+        before = self._settled.get((event.step, event.item))
+        if before is not None:
+            _restore(step, before)
+        if event.item is not None:
+            _begin_no_later(self.steps[event.step], step)
+        step.reused, step.rerun_reason = True, None
+        self._note_stop(step, event.status)
+        self._move(step, event.status, event)
+
+    def _on_thread_abandoned(self, event: ThreadAbandoned) -> None:
+        attempt = self._step(event).latest
+        if attempt is not None:
+            attempt.abandoned = True
+
+    def _on_loop_blocked(self, event: LoopBlocked) -> None:
+        for attempt in reversed(self._step(event).attempts):
+            if attempt.number == event.attempt:
+                block = Block(event.at_ms, event.blocked_ms, event.where)
+                attempt.blocks = (*attempt.blocks, block)
+                break
+
+    def _step(self, event: Any) -> StepView:
+        """Return the step or the item that an event is about."""
+        step = self.steps[event.step]
+        if event.item is None:
+            return step
+        if step.items is None:
+            raise IllegalEventError(event, "the step has not begun to go through its items")
+        item = step.items.get(event.item)
+        if item is None:
+            item = step.items[event.item] = StepView(
+                f"{step.name}[{event.item}]",
+                step.depends_on,
+                step.tier,
+                step.max_retries,
+                step.secret,
+            )
+            step.tally[StepStatus.PENDING] += 1
+            self._continue((event.step, event.item), item)
+            _begin_no_later(step, item)
+        return item
+
+    def _close(
+        self,
+        step: StepView,
+        event: AttemptFailed | StepSucceeded | StepFailed | StepCancelled,
+        end: AttemptEnd,
+        error: BaseException | None = None,
+    ) -> AttemptView | None:
+        """End the running attempt, if one is running, and return it."""
+        attempt = step.latest
+        number = attempt.number if attempt is not None else 0 if self._is_whole else event.attempt
+        if event.attempt not in (0, number):
+            raise IllegalEventError(event, f"the latest attempt is {number}")
+        if attempt is None or attempt.ended_ms is not None:
+            return None
+        attempt.ended_ms, attempt.end, attempt.error = event.at_ms, end, error
+        return attempt
+
+    def _settle(self, step: StepView, status: StepStatus, event: Any) -> None:
+        if step.started_ms is not None:
+            step.ended_ms = event.at_ms
+        self._note_stop(step, status)
+        self._move(step, status, event)
+
+    def _note_stop(self, step: StepView, status: StepStatus) -> None:
+        """Note that the run stops if a step did not run, or not to its end, because of that."""
+        if status is StepStatus.CANCELLED:
+            self.was_stopping = True
+        elif status is StepStatus.SKIPPED and not step.on_purpose:
+            needed = [self.steps[name] for name in step.depends_on if name in self.steps]
+            if not any(blocks_dependents(other.status, other.on_purpose) for other in needed):
+                self.was_stopping = True
+
+    def _move(self, step: StepView, status: StepStatus, event: Any = None) -> None:
+        """Change the status of a step or an item."""
+        is_item = event is not None and event.item is not None
+        counts = self.steps[event.step].tally if is_item else self.counts
+        counts[step.status] -= 1
+        counts[status] += 1
+        step.status = status
+
+    # From one segment to the next.
+
+    def _all(self) -> Iterator[tuple[Key, StepView]]:
+        for name, step in self.steps.items():
+            yield (name, None), step
+            for number, item in (step.items or {}).items():
+                yield (name, number), item
+
+    def _all_settled(self) -> dict[Key, StepView]:
+        """Return the results that hold, of steps and of items; none that was cancelled."""
+        settled = dict(self._settled)
+        for key, step in self._all():
+            is_restored = step.reused and key in settled
+            if is_restored or step.status in (*_UNSETTLED, StepStatus.CANCELLED):
+                continue
+            before = settled.get(key)
+            if step.status is StepStatus.SUCCESS or before is None or not _has_succeeded(before):
+                settled[key] = step
+        return settled
+
+    def _all_pending(self) -> dict[Key, StepView]:
+        """Return the steps and items that have begun and not ended."""
+        pending = dict(self._pending)
+        for key, step in self._all():
+            if step.status not in _UNSETTLED:
+                pending.pop(key, None)
+            elif step.attempts:
+                pending[key] = step
+        return pending
+
+    def _crash(self, key: Key, step: StepView) -> None:
+        attempt = step.attempts[-1]
+        if attempt.ended_ms is None:
+            attempt.ended_ms, attempt.end = self.at_ms, "crashed"
+            attempt.error = _crash_of(step)
+
+    def _forget(self, event: RunResumed) -> None:
+        """Forget what does not hold any more now that the run resumes."""
+        edges = self.dependencies.items()
+        outdated = with_dependents(event.outdated, edges)
+        # Dependents of a step that begins anew may be steps that the pipeline leaves out now.
+        outdated |= with_dependents(event.unfinished, edges) - event.unfinished.keys()
+        for key, step in list(self._settled.items()):
+            begins_anew = event.afresh or (key[1] is None and key[0] in event.unfinished)
+            if key[0] in outdated or (begins_anew and not _has_succeeded(step)):
+                del self._settled[key]
+        for key in list(self._pending):
+            if event.afresh or key[0] in outdated:
+                del self._pending[key]
+
+    def _continue(self, key: Key, step: StepView) -> None:
+        """Let a step or an item continue with the attempts of earlier segments, if it had any."""
+        before = self._pending.get(key)
+        if before is not None:
+            step.attempts, step.started_ms = [*before.attempts], before.started_ms
+
+    # What resumption and reports read.
 
     def has_all(self, steps: Iterable[str]) -> bool:
-        """Whether its latest pipeline has all these steps."""
-        return all(name in self._plan.index for name in steps)
+        """Whether the latest segment has all these steps."""
+        return all(name in self.steps for name in steps)
 
     def known(self) -> dict[Key, StepResult]:
-        """Return the results that were kept, of steps and of items; none that was cancelled."""
-        known = dict(self._kept)
-        for node, result in enumerate(self._step_runs.results):
-            key = self._step_runs.key_of(node)
-            if result is None or result.status is StepStatus.CANCELLED:
-                continue
-            if result.status is StepStatus.SUCCESS or not _has_succeeded(known, *key):
-                known[key] = result
-        return known
+        """Return the results that hold, of steps and of items; none that was cancelled."""
+        return {key: step.to_result(self.at_ms) for key, step in self._all_settled().items()}
 
     def pending_attempts(self) -> dict[Key, PendingAttempts]:
-        """Return what has begun and not ended, as it is when the run stands still now."""
-        pending_attempts = dict(self._pending_attempts)
-        for node, latest in enumerate(self._step_runs.latest):
-            if self._step_runs.phases[node] == Phase.SETTLED:
-                pending_attempts.pop(self._step_runs.key_of(node), None)
-            elif latest is not None:
-                pending_attempts[self._step_runs.key_of(node)] = self._cut_short(node, latest)
-        return pending_attempts
+        """Return what has begun and not ended, as it is if the segment ends now."""
+        return {key: self._attempts_left(key, step) for key, step in self._all_pending().items()}
 
-    def _cut_short(self, node: int, latest: AttemptStarted) -> PendingAttempts:
-        failed = self._attempt_log.attempts(node)
-        crashes = sum(isinstance(attempt.error, StepCrashedError) for attempt in failed)
-        if self._step_runs.phases[node] == Phase.ATTEMPTING:
+    def _attempts_left(self, key: Key, step: StepView) -> PendingAttempts:
+        latest = step.attempts[-1]
+        history = [each.to_attempt() for each in step.attempts if each.ended_ms is not None]
+        crashes = sum(each.end == "crashed" for each in step.attempts)
+        if latest.ended_ms is None:
             crashes += 1
-            error = StepCrashedError(self._step_runs.name_of(node), latest.attempt, crashes)
-            duration_ms = self.at_ms - latest.at_ms
-            number, started_ms, queued_ms = latest.attempt, latest.at_ms, latest.queued_ms
-            failed = (*failed, Attempt(number, started_ms, duration_ms, error, queued_ms))
-        return PendingAttempts(latest, failed, crashes)
+            duration_ms = self.at_ms - latest.started_ms
+            error = _crash_of(step)
+            history.append(
+                Attempt(latest.number, latest.started_ms, duration_ms, error, latest.queued_ms)
+            )
+        start = AttemptStarted(key[0], latest.number, latest.started_ms, latest.queued_ms, key[1])
+        return PendingAttempts(start, tuple(history), crashes)
 
     def unfinished(self) -> dict[str, str]:
         """Return the steps that have begun and not succeeded, each with what became of it."""
-        told, known = dict(self._reasons), self.known()
-        maps = [self._plan.steps[step].name for step in self._step_runs.maps()]
-        begun = [*maps, *(name for name, _ in self.pending_attempts())]
-        told.update(dict.fromkeys(begun, "it was cut short"))
-        for step, result in zip(self._plan.steps, self._step_runs.results, strict=False):
-            if result is not None and result.status in _ENDS_OF_UNFINISHED:
-                told[step.name] = _ENDS_OF_UNFINISHED[result.status]
-        return {name: why for name, why in told.items() if not _has_succeeded(known, name)}
+        settled, reasons = self._all_settled(), dict(self._reasons)
+        begun = [name for name, step in self.steps.items() if step.items is not None]
+        begun += [name for name, _ in self._all_pending()]
+        reasons.update(dict.fromkeys(begun, "it was cut short"))
+        for name, step in self.steps.items():
+            if step.status in _ENDS_OF_UNFINISHED:
+                reasons[name] = _ENDS_OF_UNFINISHED[step.status]
+        succeeded = {
+            name for (name, item), step in settled.items() if item is None and _has_succeeded(step)
+        }
+        return {name: why for name, why in reasons.items() if name not in succeeded}
 
     def report(self, decode: _Decode, decode_input: _Decode | None = None) -> RunReport:
         """Return the report of the run, also if it has not ended.
 
         Args:
-            decode: Makes a value of the payload of an output; it is told the step's name.
-            decode_input: The same for an input; it is told the input's name. By default `decode`.
+            decode: Makes a value of the payload of an output; it receives the step's name.
+            decode_input: The same for an input; it receives the input's name. By default `decode`.
         """
         decode_input = decode_input or decode
         inputs = {
-            name: REDACTED_OUTPUT if name in self.secret_inputs else decode_input(name, payload)
-            for name, payload in self.inputs.items()
+            name: REDACTED_OUTPUT if name in self.secret_inputs else decode_input(name, value)
+            for name, value in self.inputs.items()
         }
-        results = [
-            as_secret(result) if result.step_name in self._secret else result
-            for result in map(self._so_far, self._plan.order)
-        ]
         return RunReport(
-            self.started.run_id,
-            [with_outputs(result, decode) for result in results],
+            self.run_id,
+            [with_outputs(step.to_result(self.at_ms), decode) for step in self.steps.values()],
             total_duration_ms=self.at_ms,
             wall_time=self.started.wall_time,
-            stop_reason=self._stop_reason,
+            stop_reason=None if self.outcome is None else self.stop_reason,
             pipeline=self.pipeline,
             inputs=inputs,
             outcome=self.outcome or "running",
         )
 
-    def _so_far(self, node: int) -> StepResult:
-        """Return the result of a unit, or what can be said before there is one."""
-        result, latest = self._step_runs.results[node], self._step_runs.latest[node]
-        if result is not None:
-            return result
-        if self._step_runs.phases[node] == Phase.MAPPING:
-            return self._so_far_of_items(node)
-        name, depends_on = self._step_runs.name_of(node), self._step_runs.depends_on(node)
-        if latest is None:
-            return StepResult(name, StepStatus.PENDING, recorded=(), depends_on=depends_on)
-        failed = self._attempt_log.attempts(node)
-        started_ms = failed[0].started_ms if failed else latest.at_ms
-        return StepResult(
-            name,
-            StepStatus.RUNNING,
-            latest.attempt,
-            self.at_ms - started_ms,
-            started_ms=started_ms,
-            recorded=failed,
-            depends_on=depends_on,
-        )
 
-    def _so_far_of_items(self, step: int) -> StepResult:
-        items = [self._so_far(node) for node in self._step_runs.items(step)]
-        started_ms = self._attempt_log.began_ms(step, items)
-        return StepResult(
-            self._step_runs.name_of(step),
-            StepStatus.RUNNING,
-            sum(item.attempts for item in items),
-            self.at_ms - started_ms,
-            started_ms=started_ms,
-            recorded=(),
-            depends_on=self._step_runs.depends_on(step),
-            items=tuple(items),
-        )
+_RULES: dict[type, Callable[[StoredRun, Any], None]] = {
+    RunStarted: StoredRun._on_run_started,
+    RunResumed: StoredRun._on_run_resumed,
+    RunInterrupted: StoredRun._on_run_stops,
+    RunTimedOut: StoredRun._on_run_stops,
+    RunFinished: StoredRun._on_run_finished,
+    AttemptStarted: StoredRun._on_attempt_started,
+    AttemptFailed: StoredRun._on_attempt_failed,
+    MapStarted: StoredRun._on_map_started,
+    StepSucceeded: StoredRun._on_step_succeeded,
+    StepFailed: StoredRun._on_step_failed,
+    StepCancelled: StoredRun._on_step_cancelled,
+    StepSkipped: StoredRun._on_step_skipped,
+    StepReused: StoredRun._on_step_reused,
+    ThreadAbandoned: StoredRun._on_thread_abandoned,
+    LoopBlocked: StoredRun._on_loop_blocked,
+}
+_ENDS_OF_UNFINISHED = {
+    StepStatus.FAILED: "it had failed",
+    StepStatus.CANCELLED: "it was cancelled",
+}
+
+
+def _begin_no_later(step: StepView, item: StepView) -> None:
+    """Let a mapped step begin no later than an item of it, which an earlier segment may have."""
+    if step.started_ms is not None and item.started_ms is not None:
+        step.started_ms = min(step.started_ms, item.started_ms)
+
+
+def _restore(step: StepView, before: StepView) -> None:
+    """Give a step or an item the result that an earlier segment settled."""
+    step.attempts, step.started_ms, step.ended_ms = (
+        before.attempts,
+        before.started_ms,
+        before.ended_ms,
+    )
+    step.output, step.error = before.output, before.error
+    step.reason, step.on_purpose = before.reason, before.on_purpose
+    step.items, step.item_count, step.tally = before.items, before.item_count, before.tally
+    if step.secret:
+        step.output = _redacted(before)
+        step.items = before.items and {
+            number: replace(item, output=_redacted(item), secret=True)
+            for number, item in before.items.items()
+        }
+    step.secret = step.secret or before.secret
+
+
+def _redacted(step: StepView) -> Any:
+    return REDACTED_OUTPUT if _has_succeeded(step) else step.output
+
+
+def _is_redacted(value: object) -> bool:
+    return type(value) is Payload and value == REDACTED  # a user's value may refuse to be compared
+
+
+def _has_succeeded(step: StepView) -> bool:
+    return step.status is StepStatus.SUCCESS
+
+
+def _crash_of(step: StepView) -> StepCrashedError:
+    crashes = sum(attempt.end == "crashed" for attempt in step.attempts) + 1
+    return StepCrashedError(step.name, step.attempts[-1].number, crashes)
+
+
+def _resumed_ms(report: RunReport) -> float | None:
+    """Return a time before which a resumed run did all that it reused, and all that crashed."""
+    known = [each for each in report.values() if each.reused or each.rerun_reason is not None]
+    if not known:
+        return None
+    ends = [0.0]
+    for result in known:
+        for each in (result, *(result.items or ())):
+            view = StepView.from_result(each)
+            if each.reused:
+                ends.append(view.ended_ms or 0.0)
+            ends += [
+                attempt.ended_ms or 0.0
+                for attempt in view.attempts
+                # The items of a step that was resumed had attempts before it began again.
+                if attempt.end == "crashed"
+                or (each is not result and attempt.started_ms < (result.started_ms or 0.0))
+            ]
+    return max(ends)
 
 
 def latest_steps(events: Sequence[Event]) -> Mapping[str, tuple[str, ...]]:
-    """Return the steps with which a run began, or went on the last time; none if it has no events.
-
-    Each has with it what it depends on.
-    """
+    """Return the steps of the latest segment, with their dependencies; none without events."""
     for event in reversed(events):
         if isinstance(event, RunStarted | RunResumed):
             return event.dependencies
@@ -340,12 +561,12 @@ def latest_steps(events: Sequence[Event]) -> Mapping[str, tuple[str, ...]]:
 
 
 def with_outputs(result: StepResult, decode: _Decode, step: str | None = None) -> StepResult:
-    """Return a result of a `StoredRun` with its outputs, and not what a journal has kept of them.
+    """Return a result of a `StoredRun` with its outputs in place of their payloads.
 
     Args:
         result: The result of a step, or of an item.
-        decode: Makes a value of the payload of an output; it is told the step's name.
-        step: The mapped step, if it is that of an item.
+        decode: Makes a value of the payload of an output; it receives the step's name.
+        step: The mapped step, if the result is an item's.
     """
     items, output, name = result.items, result.output, step or result.step_name
     if items is not None:
@@ -359,21 +580,6 @@ def with_outputs(result: StepResult, decode: _Decode, step: str | None = None) -
 
 
 def as_secret(result: StepResult) -> StepResult:
-    """Return the result of a step that is secret, as such, also if it was not when it was kept."""
+    """Return the result of a step that is secret now, and was perhaps not when it was stored."""
     items = result.items and tuple(map(as_secret, result.items))
     return replace(result, items=items, secret=result.status is StepStatus.SUCCESS)
-
-
-def _has_succeeded(known: Mapping[Key, StepResult], name: str, item: int | None = None) -> bool:
-    result = known.get((name, item))
-    return result is not None and result.status is StepStatus.SUCCESS
-
-
-async def _not_here() -> None:
-    """Stands for an action, which is not needed to tell what became of it."""
-
-
-_ENDS_OF_UNFINISHED = {
-    StepStatus.FAILED: "it had failed",
-    StepStatus.CANCELLED: "it was cancelled",
-}

@@ -1,20 +1,15 @@
-"""What of a stored run still holds when it is resumed, perhaps with a changed pipeline.
+"""Decides which results of a stored run are still valid when it resumes with a pipeline.
 
 Rules:
 
-1. What was kept of a step holds if its fingerprint is what it was, and what was kept of all steps
-   that it depends on holds too.
-2. A success that holds is taken over. So is what had failed for good or was skipped, as long as
-   the run goes on where it stood still.
-3. A run that had ended, or was told to stop, does not go on: it begins afresh with all that has
-   not succeeded.
-4. A secret output is in no journal. If a step that runs needs it, its step runs again too; what
-   has come of it before holds all the same.
-
-By what a stored result is told to be still that of its step.
-
-The fingerprint of a step is its name, which data its action asks for, its ``version``, and the
-fingerprints of its dependencies. How it is run (attempts, limits, pools) is no part of it.
+1. The result of a step is valid if its fingerprint is unchanged, and the results of all steps that
+   it depends on are valid. The fingerprint is the data that the step's action takes, and its
+   ``version``. How the step is run (attempts, limits, pools) is no part of it.
+2. A valid success is restored. So is a failure for good or a skip, if the run continues where it
+   was.
+3. A run that had ended, or was stopping, starts afresh: everything that has not succeeded runs.
+4. A journal stores no secret output. If a step that runs needs one, the step with that output runs
+   again too. Results that came of it before are valid all the same.
 """
 
 from __future__ import annotations
@@ -46,7 +41,7 @@ __all__ = [
 
 
 class Fingerprints(PlanView[tuple[str, str]]):
-    """For each step of a plan, which data its action asks for, in words, and its version."""
+    """For each step of a plan, the data that its action takes, in words, and its version."""
 
     __slots__ = ()
 
@@ -56,7 +51,7 @@ class Fingerprints(PlanView[tuple[str, str]]):
 
 
 def difference(stored: tuple[str, str], now: tuple[str, str]) -> str | None:
-    """Return in which way two fingerprints of a step differ, dependencies aside, if they do."""
+    """Return how two fingerprints of a step differ, dependencies aside; ``None`` if they don't."""
     if stored[1] != now[1]:
         return f"its version is {now[1]!r}, and was {stored[1]!r}"
     if stored[0] != now[0]:
@@ -65,12 +60,12 @@ def difference(stored: tuple[str, str], now: tuple[str, str]) -> str | None:
 
 
 def _data_of(step: WorkflowStep) -> str:
-    """Return which data a step's action asks for: ``(rows=extract, url)``."""
+    """Return which data a step's action takes: ``(rows=extract, url)``."""
     source_of = dict(step.parameters)
-    asked = [f"{p}={source_of[p]}" if p in source_of else p for p in step.signature.names]
+    taken = [f"{p}={source_of[p]}" if p in source_of else p for p in step.signature.names]
     if step.signature.takes_kwargs and step.depends_on:
-        asked += [*sorted({f"{p}={name}" for p, name in step.parameters} - set(asked)), "**"]
-    text = f"({', '.join(sorted(asked))})"
+        taken += [*sorted({f"{p}={name}" for p, name in step.parameters} - set(taken)), "**"]
+    text = f"({', '.join(sorted(taken))})"
     return text if step.map_over is None else f"{text} for each of {step.map_over}"
 
 
@@ -78,7 +73,7 @@ T = TypeVar("T")
 
 
 def resume(
-    story: StoredRun,
+    run: StoredRun,
     plan: Plan,
     *,
     bindings: Sequence[Binding],
@@ -88,49 +83,49 @@ def resume(
     wall_time: float,
     decode: Callable[[str, Payload], Any],
 ) -> tuple[RunResumed, Checkpoint]:
-    """Decide what of a stored run holds.
+    """Decide which results of a stored run are valid, and resume its replay.
 
     Args:
-        story: The run so far. It is told that the run goes on.
+        run: The replay of the run, to which the event is applied.
         plan: The pipeline as it is now.
         bindings: Where its actions get their arguments.
         conditions: The same for their ``when``.
         new_inputs: The names of the inputs that the run did not have before.
         fail_fast: Whether a failure stops the run.
-        wall_time: Now, in seconds since the epoch.
+        wall_time: The present, in seconds since the epoch.
         decode: Makes a value of the payload of a step's output, or raises `PayloadError`.
 
     Returns:
-        What tells that the run goes on, and what it has behind it.
+        The event that begins the new segment, and the checkpoint that it starts from.
 
     Raises:
-        PayloadError: An output that holds can't be read.
+        PayloadError: A valid output can't be decoded.
     """
-    known, unfinished = _of_plan(story.known(), plan), story.unfinished()
+    known, unfinished = _of_plan(run.known(), plan), run.unfinished()
     has_failed = any(result.status is StepStatus.FAILED for result in known.values())
-    afresh = story.outcome is not None or story.was_stopping or (fail_fast and has_failed)
-    held, outdated = _what_holds(story, plan, known, new_inputs, afresh=afresh)
+    afresh = run.outcome is not None or run.was_stopping or (fail_fast and has_failed)
+    valid, outdated = _valid_and_outdated(run, plan, known, new_inputs, afresh=afresh)
     begun = unfinished.keys() | _with_results(known, afresh=afresh)
     event = RunResumed(
-        story.started.run_id,
-        story.at_ms,
+        run.started.run_id,
+        run.at_ms,
         wall_time,
         DependencyView(plan),
         Fingerprints(plan),
         {name: why for name, why in outdated.items() if name in begun},
-        {n: why for n, why in unfinished.items() if n in plan.index and n not in outdated | held},
-        _recalled(plan, held, _secret(known, outdated), bindings, conditions),
+        {n: why for n, why in unfinished.items() if n in plan.index and n not in outdated | valid},
+        _recalled(plan, valid, _secret(known, outdated), bindings, conditions),
         afresh,
         max_retries=MaxRetriesView(plan),
         secret=secret_steps(plan),
     )
-    story.apply(event)
+    run.apply(event)
     results = {
         key: _decoded(result, key[0], decode, event.secret)
-        for key, result in _of_plan(story.known(), plan).items()
-        if _is_taken_over(key, held, plan, event.recalled)
+        for key, result in _of_plan(run.known(), plan).items()
+        if _is_restored(key, valid, plan, event.recalled)
     }
-    started, pending_attempts = story.started, _of_plan(story.pending_attempts(), plan)
+    started, pending_attempts = run.started, _of_plan(run.pending_attempts(), plan)
     checkpoint = Checkpoint(
         started.run_id,
         started.wall_time,
@@ -143,13 +138,13 @@ def resume(
 
 
 def _with_results(known: Mapping[Key, StepResult], *, afresh: bool) -> set[str]:
-    """Return the steps that have results to be outdated. In a fresh run no skip is one."""
+    """Return the steps with a result that can be outdated. In a fresh run a skip can't."""
     skipped = StepStatus.SKIPPED
     return {name for (name, _), one in known.items() if not (afresh and one.status is skipped)}
 
 
 def _of_plan(known: Mapping[Key, T], plan: Plan) -> dict[Key, T]:
-    """Return what is known of the steps that there are now, and of their items."""
+    """Return what is known of the plan's steps and of their items."""
     return {key: each for key, each in known.items() if key[0] in plan.index}
 
 
@@ -159,54 +154,54 @@ def _decoded(
     decode: Callable[[str, Payload], Any],
     secret: Collection[str],
 ) -> StepResult:
-    """Return a result with its outputs. What was done is not done again because of that alone."""
+    """Return a result with its outputs decoded."""
     try:
         decoded = with_outputs(result, decode, step)
     except PayloadError as error:
         raise PayloadError(
             error.subject,
-            f"{error.problem}; nothing has run: let its type and the journal be such that it can "
-            f"be read, or give step {step!r} another version, so that it runs again",
+            f"{error.problem}; nothing has run: make its type or the journal fit, or give step "
+            f"{step!r} another version so that it runs again",
         ) from error
     return as_secret(decoded) if step in secret else decoded
 
 
-def _what_holds(
-    story: StoredRun,
+def _valid_and_outdated(
+    run: StoredRun,
     plan: Plan,
     known: Mapping[Key, StepResult],
     new_inputs: Collection[str],
     *,
     afresh: bool,
 ) -> tuple[dict[str, None], dict[str, str]]:
-    """Return the steps whose result holds, and those of which nothing holds, each with why."""
-    held: dict[str, None] = {}
+    """Return the steps with a valid result, and the outdated ones, each with why."""
+    valid: dict[str, None] = {}
     outdated: dict[str, str] = {}
     shape, fingerprints = DependencyView(plan), Fingerprints(plan)
     for name, needed in shape.items():
-        if name not in story.fingerprints:
-            continue  # it is new
-        why = difference(story.fingerprints[name], fingerprints[name])
+        if name not in run.fingerprints:
+            continue  # a new step
+        why = difference(run.fingerprints[name], fingerprints[name])
         result = known.get((name, None))
-        if why is None and set(needed) != set(story.dependencies[name]):
+        if why is None and set(needed) != set(run.dependencies[name]):
             why = f"it depends on {_listed(needed)}, and depended on " + _listed(
-                story.dependencies[name]
+                run.dependencies[name]
             )
-        added = [each for each in _asked_for(plan, name) if each in new_inputs]
+        added = [each for each in _parameters(plan, name) if each in new_inputs]
         if why is None and added:
             why = f"the run did not have the input {added[0]!r} before"
         if why is None:
-            again = next((other for other in needed if other not in held), None)
+            again = next((other for other in needed if other not in valid), None)
             why = None if again is None else f"step {again!r}, which it depends on, runs again"
         if why is not None:
             outdated[name] = why
         elif result is not None and (result.status is StepStatus.SUCCESS or not afresh):
-            held[name] = None
-    return held, outdated
+            valid[name] = None
+    return valid, outdated
 
 
-def _asked_for(plan: Plan, name: str) -> tuple[str, ...]:
-    """Return the parameters of a step's action; no dependency has the name of an input."""
+def _parameters(plan: Plan, name: str) -> tuple[str, ...]:
+    """Return the parameters of a step's action; none of them is both dependency and input."""
     return plan.steps[plan.index[name]].signature.names
 
 
@@ -215,24 +210,24 @@ def _listed(names: Sequence[str]) -> str:
 
 
 def _secret(known: Mapping[Key, StepResult], outdated: Mapping[str, str]) -> set[str]:
-    """Return the steps of whose results that hold, or of whose items' results, one is secret."""
+    """Return the steps with a valid secret result, of their own or of an item."""
     return {name for (name, _), result in known.items() if result.secret} - outdated.keys()
 
 
 def _recalled(
     plan: Plan,
-    held: Mapping[str, None],
+    valid: Mapping[str, None],
     secret: Collection[str],
     bindings: Sequence[Binding],
     conditions: Mapping[int, Binding],
 ) -> tuple[str, ...]:
-    """Return the steps whose secret results are not taken over, because what runs needs them."""
+    """Return the steps with secret results that steps which run need."""
     recalled, needed = [], set()
     for index in reversed(plan.order):
         step = plan.steps[index]
         if index in needed and step.name in secret:
             recalled.append(step.name)
-        elif step.name in held:
+        elif step.name in valid:
             continue
         for _, source in (*bindings[index], *conditions.get(index, ())):
             if source == ITEM:
@@ -242,12 +237,12 @@ def _recalled(
     return tuple(reversed(recalled))
 
 
-def _is_taken_over(key: Key, held: Mapping[str, None], plan: Plan, recalled: Sequence[str]) -> bool:
-    """Whether a result that holds is used as it is."""
+def _is_restored(key: Key, valid: Mapping[str, None], plan: Plan, recalled: Sequence[str]) -> bool:
+    """Whether a valid result is restored."""
     name, item = key
     if name in recalled:
         return False
-    if item is None or name in held:
-        return item is None and name in held
-    # Its items are those of an output that may be another one now.
+    if item is None or name in valid:
+        return item is None and name in valid
+    # Its items came from an output that may differ now.
     return plan.steps[plan.index[name]].map_over not in recalled

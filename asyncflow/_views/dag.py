@@ -1,13 +1,13 @@
-"""Where the steps of a pipeline lie in a drawing from left to right, layer by layer.
+"""The graph of a pipeline as a drawing: boxes with names, and curves between them, in layers.
 
-A layered drawing after K. Sugiyama, S. Tagawa and M. Toda, "Methods for visual understanding of
-hierarchical system structures" (1981). Where the package ``fast_sugiyama`` is installed it finds
-the places. Without it the layers are the tiers, each is ordered by the barycenters of its
-neighbours, and each step lies as near to its neighbours as its layer lets it.
+Rules:
 
-How the steps of a pipeline are drawn: boxes with their names and curves between them.
-
-A pipeline that has not run, drawn as a picture of its own in SVG.
+1. The layers are the tiers, from left to right (K. Sugiyama, S. Tagawa and M. Toda, "Methods for
+   visual understanding of hierarchical system structures", 1981). An edge over several layers has
+   a bend in each one that it passes.
+2. Barycenters of neighbours order each layer, and neighbours swap places if fewer edges cross then.
+3. Each box lies as near to its neighbours as its layer lets it, and so that edges are straight.
+4. It needs nothing but the standard library, and the same pipeline gives the same drawing.
 """
 
 from __future__ import annotations
@@ -19,46 +19,43 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import lru_cache
 from html import escape
-from itertools import pairwise
-from typing import Any, NamedTuple, TypeAlias
+from itertools import accumulate, chain, pairwise
+from typing import NamedTuple, TypeAlias
 
 from asyncflow._core.errors import escape_controls
 
 __all__ = [
     "Box",
     "Curve",
-    "Drawing",
+    "GraphDrawing",
     "Layout",
     "Place",
-    "drawing",
+    "draw_graph",
     "layout",
     "to_svg",
     "wrapped",
 ]
 
-try:
-    import fast_sugiyama
-except ImportError:
-    fast_sugiyama = None  # type: ignore[assignment]
+_Edge: TypeAlias = tuple[int, int]
+_Layers: TypeAlias = list[list[int]]
+_Neighbours: TypeAlias = Mapping[int, Sequence[int]]
 
-
-Edge: TypeAlias = tuple[int, int]
-Layers: TypeAlias = list[list[int]]
-
-_SWEEPS = 6
-_MOST_FOR_FAST = 250
-"""Above so many edges the package takes seconds; a page must not."""
+_SWEEPS, _PLACINGS = 8, 10
+_MOST_SWAPPED = 2_000
+"""With more links, neighbours don't swap, because a page must not take seconds."""
 _MOST_BENDS = 8_000
-"""Above so many, edges go straight from step to step."""
+"""With more, edges go straight from step to step."""
 _BEND_HEIGHT = 0.3
-"""What an edge that passes through a layer takes of a step's height."""
+"""The height of a bend, in steps' heights."""
 
 
 class Place(NamedTuple):
-    """A place: the layer, counted from 0, and how far down, in steps' heights."""
+    """Where something lies."""
 
     layer: int
+    """Counted from 0."""
     down: float
+    """How far down its middle is, in steps' heights."""
 
 
 class Layout(NamedTuple):
@@ -68,13 +65,13 @@ class Layout(NamedTuple):
     height: float
     """In steps' heights."""
     places: tuple[Place, ...]
-    """Of each step: that of its middle."""
+    """The place of each step."""
     edges: tuple[tuple[int, int, tuple[Place, ...]], ...]
-    """From which step to which, and through which places in between."""
+    """From which step to which, and over which bends."""
 
 
 def layout(dependencies: Mapping[str, Sequence[str]]) -> Layout:
-    """Return where the steps lie, given for each, in topological order, what it depends on."""
+    """Return where the steps lie, given each with its dependencies, in topological order."""
     numbers = {name: number for number, name in enumerate(dependencies)}
     edges = tuple(
         dict.fromkeys(
@@ -88,191 +85,102 @@ def layout(dependencies: Mapping[str, Sequence[str]]) -> Layout:
 
 
 @lru_cache(maxsize=64)  # a live page asks again and again
-def _layout(count: int, edges: tuple[Edge, ...]) -> Layout:
-    tiers = _tiers(count, edges)
-    if fast_sugiyama is not None and 0 < len(edges) <= _MOST_FOR_FAST:
-        found = _fast(count, edges)
-        if _is_sound(found, tiers):
-            return found
-    return _own(edges, tiers)
-
-
-def _tiers(count: int, edges: Sequence[Edge]) -> list[int]:
+def _layout(count: int, edges: tuple[_Edge, ...]) -> Layout:
+    layer = _tiers(count, edges)
+    paths = _bends(edges, layer)
+    layers: _Layers = [[] for _ in range(max(layer, default=-1) + 1)]
+    for number, at in enumerate(layer):
+        layers[at].append(number)
     before: defaultdict[int, list[int]] = defaultdict(list)
-    for first, last in edges:
-        before[last].append(first)
-    tiers: list[int] = []
-    for number in range(count):
-        tiers.append(max((tiers[each] for each in before[number]), default=-1) + 1)
+    after: defaultdict[int, list[int]] = defaultdict(list)
+    for (first, last), bends in paths.items():
+        for one, other in pairwise([first, *bends, last]):
+            if layer[other] - layer[one] == 1:
+                before[other].append(one)
+                after[one].append(other)
+    down = _lowered(_ordered(layers, before, after), before, after, count)
+    top = min(down.values(), default=0.0) - 0.5
+    places = [Place(at, round(down[number] - top, 3)) for number, at in enumerate(layer)]
+    return Layout(
+        len(layers),
+        max((place.down for place in places), default=-0.5) + 0.5,
+        tuple(places[:count]),
+        tuple((*edge, tuple(places[bend] for bend in bends)) for edge, bends in paths.items()),
+    )
+
+
+def _tiers(count: int, edges: Sequence[_Edge]) -> list[int]:
+    tiers = [0] * count
+    for first, last in sorted(edges, key=lambda edge: edge[1]):
+        tiers[last] = max(tiers[last], tiers[first] + 1)
     return tiers
 
 
-def _is_sound(found: Layout, tiers: list[int]) -> bool:
-    """Whether all steps are in their tiers and beside each other, as they are nearly always."""
-    if [place.layer for place in found.places] != tiers:
-        return False
-    ordered = sorted(found.places)
-    return all(
-        one.layer != other.layer or other.down - one.down > 0.99 for one, other in pairwise(ordered)
-    )
-
-
-def _finished(places: Mapping[int, Place], count: int, ways: Mapping[Edge, list[int]]) -> Layout:
-    """Return a layout of places that may begin anywhere."""
-    top = min((place.down for place in places.values()), default=0.0)
-    moved = {
-        number: Place(layer, round(down - top + 0.5, 3)) for number, (layer, down) in places.items()
-    }
-    return Layout(
-        max((place.layer for place in places.values()), default=-1) + 1,
-        max((place.down for place in moved.values()), default=-0.5) + 0.5,
-        tuple(moved[number] for number in range(count)),
-        tuple(
-            (first, last, tuple(moved[bend] for bend in bends))
-            for (first, last), bends in ways.items()
-        ),
-    )
-
-
-# With the package.
-
-
-def _fast(count: int, edges: tuple[Edge, ...]) -> Layout:
-    places: dict[int, Place] = {}
-    ways: dict[Edge, list[int]] = {}
-    bottom, taken = 0.0, count
-    for part in _parts(count, edges):
-        if len(part) == 1:
-            continue
-        own = [edge for edge in edges if edge[0] in part]
-        found, links = _from_edges(own)
-        # Its numbers of bends begin anew in each part.
-        names = {each: each if each in part else taken + at for at, (each, _) in enumerate(found)}
-        taken += len(found)
-        left = sorted({-at[1] for _, at in found})
-        lowest = min(at[0] for _, at in found)
-        for each, (down, up) in found:
-            places[names[each]] = Place(left.index(-up), bottom + down - lowest)
-        bottom = max(places[names[each]].down for each, _ in found) + 1
-        ways |= _ways(own, [(names[first], names[last]) for first, last in links], count)
-    for at, number in enumerate(each for each in range(count) if each not in places):
-        places[number] = Place(0, bottom + at)
-    return _finished(places, count, ways)
-
-
-def _from_edges(edges: list[Edge]) -> tuple[list[tuple[int, tuple[float, float]]], list[Edge]]:
-    """Return where the steps of one part, and the bends, lie; and the links between them."""
-    assert fast_sugiyama is not None
-    parts: Any = fast_sugiyama.from_edges(
-        edges,
-        vertex_spacing=1,
-        dummy_vertices=True,
-        dummy_size=_BEND_HEIGHT,
-        ranking_type="up",  # in layers that are our tiers
-    )
-    ((found, _, _, links),) = parts
-    return found, links
-
-
-def _parts(count: int, edges: Sequence[Edge]) -> list[set[int]]:
-    """Return the parts that are connected, in the order of their first steps."""
-    part = {number: {number} for number in range(count)}
-    for one, other in edges:
-        small, large = sorted((part[one], part[other]), key=len)
-        if small is not large:
-            large |= small
-            for each in small:
-                part[each] = large
-    return list({id(each): each for each in part.values()}.values())
-
-
-def _ways(edges: list[Edge], links: list[Edge], count: int) -> dict[Edge, list[int]]:
-    """Return through which bends each edge goes, given the links between steps and bends."""
-    following = {first: last for first, last in links if first >= count}
-    ways: dict[Edge, list[int]] = {}
-    for first, last in links:
-        if first >= count:
-            continue
-        bends = []
-        while last >= count:
-            bends.append(last)
-            last = following[last]
-        ways[first, last] = bends
-    return {edge: ways.get(edge, []) for edge in edges}
-
-
-# Without it.
-
-
-def _own(edges: tuple[Edge, ...], tiers: list[int]) -> Layout:
-    count = len(tiers)
-    layer = dict(enumerate(tiers))
-    ways = _bends(edges, layer, count)
-    layers: Layers = [[] for _ in range(max(layer.values(), default=-1) + 1)]
-    for number in sorted(layer):
-        layers[layer[number]].append(number)
-    links = [
-        link
-        for (first, last), bends in ways.items()
-        for link in pairwise([first, *bends, last])
-        if layer[link[1]] - layer[link[0]] == 1
-    ]
-    back: defaultdict[int, list[int]] = defaultdict(list)
-    ahead: defaultdict[int, list[int]] = defaultdict(list)
-    for first, last in links:
-        back[last].append(first)
-        ahead[first].append(last)
-    layers = _ordered(layers, back, ahead)
-    down = _lowered(layers, back, ahead, count)
-    places = {number: Place(layer[number], down[number]) for number in layer}
-    return _finished(places, count, ways)
-
-
-def _bends(edges: Sequence[Edge], layer: dict[int, int], count: int) -> dict[Edge, list[int]]:
-    """Give each edge that spans several layers a bend in each layer that it passes through."""
+def _bends(edges: Sequence[_Edge], layer: list[int]) -> dict[_Edge, range]:
+    """Give each edge a bend in each layer that it passes, and append the bends to the layers."""
     lengths = sum(layer[last] - layer[first] - 1 for first, last in edges)
-    ways: dict[Edge, list[int]] = {}
+    paths: dict[_Edge, range] = {}
     for first, last in edges:
-        between = range(layer[first] + 1, layer[last]) if lengths <= _MOST_BENDS else ()
-        ways[first, last] = list(range(count, count + len(between)))
-        layer.update(zip(ways[first, last], between, strict=True))
-        count += len(between)
-    return ways
+        passed = range(layer[first] + 1, layer[last]) if lengths <= _MOST_BENDS else range(0)
+        paths[first, last] = range(len(layer), len(layer) + len(passed))
+        layer += passed
+    return paths
 
 
-def _ordered(
-    layers: Layers, back: Mapping[int, list[int]], ahead: Mapping[int, list[int]]
-) -> Layers:
+def _ordered(layers: _Layers, before: _Neighbours, after: _Neighbours) -> _Layers:
     """Return the layers in orders in which few edges cross."""
-    best, fewest = layers, _crossings(layers, ahead)
-    layers = [list(each) for each in layers]
-    for sweep in range(_SWEEPS):
-        forward = sweep % 2 == 0
-        neighbours = back if forward else ahead
-        for beside, current in pairwise(layers if forward else layers[::-1]):
-            at = {number: place for place, number in enumerate(beside)}
-            centre = {
-                number: _mean([at[each] for each in neighbours.get(number, ())], place)
-                for place, number in enumerate(current)
-            }
-            current.sort(key=centre.__getitem__)
-        crossings = _crossings(layers, ahead)
-        if crossings < fewest:
-            best, fewest = [list(each) for each in layers], crossings
+    best, fewest = layers, _crossings(layers, after)
+    for start in (0, 1):  # from the left, then from the right: the better one counts
+        current = [list(layer) for layer in layers]
+        at = {number: place for layer in current for place, number in enumerate(layer)}
+        for sweep in range(start, _SWEEPS + start):
+            if not fewest:
+                return best
+            forward = sweep % 2 == 0
+            neighbours = before if forward else after
+            for layer in current if forward else current[::-1]:
+                centre = {
+                    number: _mean([at[each] for each in neighbours.get(number, ())], at[number])
+                    for number in layer
+                }
+                layer.sort(key=centre.__getitem__)
+                at.update((number, place) for place, number in enumerate(layer))
+            _swap(current, before, after, at)
+            crossings = _crossings(current, after)
+            if crossings < fewest:
+                best, fewest = [list(layer) for layer in current], crossings
     return best
+
+
+def _swap(layers: _Layers, before: _Neighbours, after: _Neighbours, at: dict[int, int]) -> None:
+    """Swap those that lie beside each other as long as fewer edges cross then."""
+    if sum(map(len, after.values())) > _MOST_SWAPPED:
+        return
+    for layer in layers:
+        for place in chain.from_iterable([range(len(layer) - 1)] * 4):
+            one, other = layer[place : place + 2]
+            fewer = sum(
+                (at[each] > at[beside]) - (at[each] < at[beside])
+                for neighbours in (before, after)
+                for each in neighbours.get(one, ())
+                for beside in neighbours.get(other, ())
+            )
+            if fewer > 0:
+                layer[place : place + 2] = other, one
+                at[one], at[other] = place + 1, place
 
 
 def _mean(values: Sequence[float], otherwise: float) -> float:
     return sum(values) / len(values) if values else otherwise
 
 
-def _crossings(layers: Layers, ahead: Mapping[int, list[int]]) -> int:
+def _crossings(layers: _Layers, after: _Neighbours) -> int:
     crossings = 0
     for one, other in pairwise(layers):
         at = {number: place for place, number in enumerate(other)}
         ends: list[int] = []
         for number in one:
-            targets = sorted(at[each] for each in ahead.get(number, ()))
+            targets = sorted(at[each] for each in after.get(number, ()))
             crossings += sum(len(ends) - bisect_right(ends, target) for target in targets)
             for target in targets:
                 insort(ends, target)
@@ -280,57 +188,57 @@ def _crossings(layers: Layers, ahead: Mapping[int, list[int]]) -> int:
 
 
 def _lowered(
-    layers: Layers, back: Mapping[int, list[int]], ahead: Mapping[int, list[int]], count: int
+    layers: _Layers, before: _Neighbours, after: _Neighbours, count: int
 ) -> dict[int, float]:
-    """Return how far down each step and bend lies."""
-    down: dict[int, float] = {}
-    for layer in layers:
-        down.update(zip(layer, _apart([0.0] * len(layer), layer, count), strict=True))
-    for sweep in range(_SWEEPS):
+    """Return how far down each step and bend lies: in line with the median of its neighbours.
+
+    They are those on the side with more of them, so that a step stands in the middle of a fan. The
+    first sweeps look back only, or ahead only, so that the layers spread.
+    """
+    down = {number: 0.0 for layer in layers for number in layer}
+
+    def wanted(number: int, sides: Sequence[_Neighbours]) -> float:
+        near: Sequence[int] = max([each.get(number, ()) for each in sides], key=len)
+        if not near:
+            return down[number]
+        return _median(sorted([down[each] for each in near]))
+
+    for sweep in range(_PLACINGS):
         forward = sweep % 2 == 0
-        neighbours = back if forward else ahead
+        sides = (before, after) if sweep >= 4 else (before if forward else after,)
         for layer in layers if forward else layers[::-1]:
-            wanted = [
-                _mean([down[each] for each in neighbours.get(number, ())], down[number])
-                for number in layer
-            ]
-            down.update(zip(layer, _apart(wanted, layer, count), strict=True))
+            places = [wanted(number, sides) for number in layer]
+            down.update(zip(layer, _apart(places, layer, count), strict=True))
     return down
 
 
 def _apart(wanted: list[float], layer: list[int], count: int) -> list[float]:
     """Return the places nearest to the wanted ones in which nothing overlaps, in this order.
 
-    With the gaps taken off, what is asked for is the nearest sequence that does not fall, as in
-    isotonic regression: neighbours that would fall are pooled at their mean.
+    With the gaps taken off, these are the nearest sequence that does not fall, as in isotonic
+    regression: neighbours that would fall are pooled at their median.
     """
-    offset = 0.0
-    offsets: list[float] = []
-    for one, other in pairwise([layer[0], *layer]):
-        if offsets:
-            offset += (_height(one, count) + _height(other, count)) / 2
-        offsets.append(offset)
-    pools: list[tuple[float, int]] = []
-    for each, shift in zip(wanted, offsets, strict=True):
-        mean, size = each - shift, 1
-        while pools and pools[-1][0] > mean:
-            other_mean, other_size = pools.pop()
-            mean = (mean * size + other_mean * other_size) / (size + other_size)
-            size += other_size
-        pools.append((mean, size))
-    flat = [mean for mean, size in pools for _ in range(size)]
-    return [mean + shift for mean, shift in zip(flat, offsets, strict=True)]
+    heights = [1.0 if number < count else _BEND_HEIGHT for number in layer]
+    offsets = [0.0, *accumulate((one + other) / 2 for one, other in pairwise(heights))]
+    pools: list[list[float]] = []
+    for each, offset in zip(wanted, offsets, strict=True):
+        pool = [each - offset]
+        while pools and _median(pools[-1]) > _median(pool):
+            pool = sorted(pools.pop() + pool)
+        pools.append(pool)
+    flat = [middle for pool in pools for middle in [_median(pool)] * len(pool)]
+    return [middle + offset for middle, offset in zip(flat, offsets, strict=True)]
 
 
-def _height(number: int, count: int) -> float:
-    return 1.0 if number < count else _BEND_HEIGHT
+def _median(ordered: list[float]) -> float:
+    return (ordered[(len(ordered) - 1) // 2] + ordered[len(ordered) // 2]) / 2
 
 
 BOX_WIDTH, GAP_ACROSS, GAP_DOWN, MARGIN = 226, 60, 16, 12
 LINE_HEIGHT, AROUND = 16, 32
-"""Of a line of the name; and of what is above and below, its status included."""
+"""The height of a line of the name, and of what is above and below these, status included."""
 TEXT_WIDTH = 178
-"""What is left of a box for a line of its name, in pixels, at 12 pixels a letter."""
+"""How wide a line of the name may be, in pixels of a 12 pixel font."""
 MOST_LINES = 4
 
 # About how wide a letter is. Too wide an estimate makes a line end early, and does no harm.
@@ -358,8 +266,8 @@ class Curve(NamedTuple):
     """In the language of SVG."""
 
 
-class Drawing(NamedTuple):
-    """All of it."""
+class GraphDrawing(NamedTuple):
+    """The boxes of the steps, in their order, and the curves of their dependencies."""
 
     width: float
     height: float
@@ -368,13 +276,13 @@ class Drawing(NamedTuple):
     curves: tuple[Curve, ...]
 
 
-def drawing(dependencies: Mapping[str, Sequence[str]]) -> Drawing:
-    """Draw the steps, given for each, in topological order, what it depends on."""
-    return _drawing(tuple((name, tuple(needs)) for name, needs in dependencies.items()))
+def draw_graph(dependencies: Mapping[str, Sequence[str]]) -> GraphDrawing:
+    """Draw the steps, given each with its dependencies, in topological order."""
+    return _draw(tuple((name, tuple(needs)) for name, needs in dependencies.items()))
 
 
 @lru_cache(maxsize=16)  # as for the layout
-def _drawing(pipeline: tuple[tuple[str, tuple[str, ...]], ...]) -> Drawing:
+def _draw(pipeline: tuple[tuple[str, tuple[str, ...]], ...]) -> GraphDrawing:
     names = [wrapped(name) for name, _ in pipeline]
     tallest = max(map(_label_height, names), default=0.0)
     found = layout(dict(pipeline))
@@ -395,7 +303,7 @@ def _drawing(pipeline: tuple[tuple[str, tuple[str, ...]], ...]) -> Drawing:
         Curve(first, last, _path([found.places[first], *bends, found.places[last]], across, down))
         for first, last, bends in found.edges
     )
-    return Drawing(
+    return GraphDrawing(
         across(max(found.layers, 1)) - GAP_ACROSS + MARGIN,
         MARGIN * 2 + found.height * (tallest + GAP_DOWN) - GAP_DOWN,
         BOX_WIDTH,
@@ -478,7 +386,7 @@ def to_svg(
         tiers: The names of the steps in their tiers.
         dependencies: For each step, in topological order, the steps it depends on.
     """
-    graph = drawing(dependencies)
+    graph = draw_graph(dependencies)
     tier_of = {step: number for number, tier in enumerate(tiers, 1) for step in tier}
     return "\n".join(
         [
@@ -494,7 +402,7 @@ def to_svg(
 
 
 def _boxes(
-    graph: Drawing, steps: Mapping[str, object], tier_of: Mapping[str, int]
+    graph: GraphDrawing, steps: Mapping[str, object], tier_of: Mapping[str, int]
 ) -> Iterator[str]:
     for step, box in zip(steps, graph.boxes, strict=True):
         yield f'<g transform="translate({box.x:g} {box.y:g})"><title>{_text(step)}</title>'

@@ -1,18 +1,16 @@
-"""What each event of a run reads like, as one line of plain English.
+"""Each event of a run as one line of plain English.
 
 Rules:
 
-1. A line holds no output and no input, since they may be secret; and nothing that ends it, moves
-   a cursor or turns the direction of writing, whatever steps and errors are called.
-2. It does not say when the event happened: each view has its own place for that.
-
-The events of a run as a page lists them.
+1. A line has no output and no input, because they may be secret. It has no control character,
+   whatever steps and errors are called.
+2. It does not say when the event happened: each display has its own place for that.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Mapping
+from typing import Any
 
 from asyncflow._core.errors import describe_error, escape_controls
 from asyncflow._core.results import StepStatus
@@ -36,24 +34,21 @@ from asyncflow.events import (
 )
 
 __all__ = [
-    "Line",
-    "Tale",
+    "describe_event",
     "duration",
     "subject",
-    "tale",
-    "told",
 ]
 
 _Attempt = Callable[[int], str]
-"""Says which attempt it is: ``attempt 2 of 3``."""
+"""Names an attempt by its number: ``attempt 2 of 3``."""
 
 
-def told(event: Event, attempts: int | None = None) -> str:
+def describe_event(event: Event, attempts: int | None = None) -> str:
     """Return what happened: ``extract: attempt 2 of 3 started``, ``load skipped: …``.
 
     Args:
         event: The event.
-        attempts: How many attempts its step has in all, if that is known and to be told.
+        attempts: How many attempts its step has in all; ``None`` leaves that out.
     """
     total = "" if attempts is None or attempts == 1 else f" of {attempts}"
     line = _LINES[type(event)](event, lambda number: f"attempt {number}{total}")
@@ -61,7 +56,7 @@ def told(event: Event, attempts: int | None = None) -> str:
 
 
 def subject(event: Event) -> str:
-    """Return what an event is about: ``fetch``, ``fetch[3]`` for an item of it, or ``the run``."""
+    """Return the subject of an event: ``fetch``, ``fetch[3]`` for an item, or ``the run``."""
     step = getattr(event, "step", None)
     if step is None:
         return "the run"
@@ -70,11 +65,7 @@ def subject(event: Event) -> str:
 
 
 def duration(ms: float) -> str:
-    """Return a duration in the unit that suits it: ``0.2 ms``, ``12 ms``, ``1.5 s``, ``2 h 5 min``.
-
-    Args:
-        ms: Milliseconds.
-    """
+    """Return milliseconds in the unit that suits them: ``0.2 ms``, ``1.5 s``, ``2 h 5 min``."""
     if ms < 0.95:
         return f"{ms:.1g} ms"
     if ms < 999.5:
@@ -85,9 +76,6 @@ def duration(ms: float) -> str:
     if minutes < 60:
         return f"{minutes} min {seconds} s"
     return f"{minutes // 60} h {minutes % 60} min"
-
-
-# Each line of the table.
 
 
 def _run_started(event: RunStarted, _: _Attempt) -> str:
@@ -117,19 +105,19 @@ def _run_finished(event: RunFinished, _: _Attempt) -> str:
 def _attempt_started(event: AttemptStarted, attempt: _Attempt) -> str:
     which, plainly = attempt(event.attempt), "attempt 1"
     start = " started" if which == plainly else f": {which} started"
-    queued = f" after {duration(event.queued_ms)} in line" if event.queued_ms >= 1 else ""
+    queued = f" after {duration(event.queued_ms)} in the queue" if event.queued_ms >= 1 else ""
     return f"{subject(event)}{start}{queued}"
 
 
 def _attempt_failed(event: AttemptFailed, attempt: _Attempt) -> str:
     again = "at once" if event.retry_in_ms <= 0 else f"in {duration(event.retry_in_ms)}"
     which, why = attempt(event.attempt), describe_error(event.error)
-    return f"{subject(event)}: {which} failed, the next one follows {again}: {why}"
+    return f"{subject(event)}: {which} failed, retrying {again}: {why}"
 
 
 def _map_started(event: MapStarted, _: _Attempt) -> str:
     items = "its items" if event.count is None else _count(event.count, "item")
-    return f"{subject(event)} started to go through {items}"
+    return f"{subject(event)} started mapping {items}"
 
 
 def _step_succeeded(event: StepSucceeded, attempt: _Attempt) -> str:
@@ -157,7 +145,7 @@ def _step_reused(event: StepReused, _: _Attempt) -> str:
 
 def _thread_abandoned(event: ThreadAbandoned, attempt: _Attempt) -> str:
     which = attempt(event.attempt)
-    return f"{subject(event)}: the thread of {which} can't be stopped and goes on by itself"
+    return f"{subject(event)}: the thread of {which} can't be stopped and keeps running"
 
 
 def _loop_blocked(event: LoopBlocked, _: _Attempt) -> str:
@@ -174,7 +162,7 @@ def _count(number: int, noun: str) -> str:
 
 
 def _in_which(event: StepSucceeded | StepFailed | StepCancelled, attempt: _Attempt) -> str:
-    """Return in which attempt a step ended, if that is not what anybody would think."""
+    """Return in which attempt a step ended, if not in the first one."""
     return f" in {attempt(event.attempt)}" if event.attempt > 1 else ""
 
 
@@ -201,52 +189,3 @@ _LINES: Mapping[type[Event], Callable[[Any, _Attempt], str]] = {
     ThreadAbandoned: _thread_abandoned,
     LoopBlocked: _loop_blocked,
 }
-
-
-MOST = 3_000
-"""So many events are listed: of more, the first and the last ones."""
-_WORDS = 300
-
-
-class Line(NamedTuple):
-    """One event."""
-
-    at_ms: float
-    kind: str
-    """The name of its class."""
-    step: str | None
-    attempt: int | None
-    item: int | None
-    text: str
-
-
-class Tale(NamedTuple):
-    """The events, in the order in which they happened."""
-
-    lines: tuple[Line, ...]
-    left_out: int
-    """How many are not listed, between the first and the last half."""
-
-
-def tale(events: Sequence[Event]) -> Tale:
-    """Return the list of the events of a run."""
-    left_out = max(len(events) - MOST, 0)
-    if left_out:
-        events = [*events[: MOST // 2], *events[-MOST // 2 :]]
-    lines = tuple(_line(event) for event in events)
-    return Tale(lines, left_out)
-
-
-def _line(event: Event) -> Line:
-    at_ms = 0.0 if isinstance(event, RunStarted) else event.at_ms
-    text, about = told(event), subject(event)  # which has a column of its own
-    if event_step := getattr(event, "step", None):
-        text = text.removeprefix(about).lstrip(": ")
-    return Line(
-        at_ms,
-        type(event).__name__,
-        event_step,
-        getattr(event, "attempt", None) or None,
-        getattr(event, "item", None),
-        text if len(text) <= _WORDS else f"{text[:_WORDS]}…",
-    )

@@ -1,7 +1,4 @@
-"""What is shown of a value: a few lines, whatever it is and however large.
-
-What moments read like on a page.
-"""
+"""Previews of values, errors and moments: short texts, whatever the value is and however large."""
 
 from __future__ import annotations
 
@@ -24,17 +21,17 @@ __all__ = [
 ]
 
 _DEEPEST = 8
-"""How deep into what a value holds is looked. It also ends what holds itself."""
+"""How deep a preview looks into a value, which may contain itself."""
 
 
 class Preview(NamedTuple):
-    """What is shown of a value."""
+    """The text that stands for a value."""
 
     text: str
     cut: bool
-    """Whether there is more of it."""
+    """Whether the value is longer."""
     redacted: bool = False
-    """Whether the value is secret; then the text says so."""
+    """Whether the value is secret."""
 
     @property
     def size(self) -> int:
@@ -43,12 +40,11 @@ class Preview(NamedTuple):
 
 
 def preview(value: object, limit: int) -> Preview:
-    """Return what a value reads like in Python, in at most ``limit`` bytes of HTML.
+    """Return the beginning of a value's ``repr``, in at most ``limit`` bytes of HTML.
 
-    No more than that is looked at of a large text, list or mapping. Of an object of any other type
-    its ``repr`` is asked.
+    It reads no more than that of a large text, list or mapping, and breaks long ones into lines.
     """
-    # No more is asked of a value than its type: whatever else it has may raise.
+    # Only its type is safe to look at: anything else may raise.
     if type(value) is RestoredOutput and value == REDACTED_OUTPUT:
         return Preview("redacted", cut=False, redacted=True)
     writer = _Writer(limit)
@@ -65,7 +61,7 @@ def error_words(error: BaseException, limit: int) -> str:
 
 
 def error_trace(error: BaseException, limit: int) -> Preview:
-    """Return the traceback of an error, of a long one its beginning and its end."""
+    """Return the traceback of an error; a long one loses its middle."""
     restored = to_restored_error(error)
     text = restored.traceback or (
         f"{restored.type_name}: {restored.message}" if isinstance(error, RestoredError) else ""
@@ -80,7 +76,7 @@ def error_trace(error: BaseException, limit: int) -> Preview:
 
 
 def printable(text: str) -> str:
-    """Return the text with its lines kept and all other control characters written out."""
+    """Return the text with its lines, and with all other control characters escaped."""
     return "\n".join(escape_controls(line) for line in text.expandtabs(4).split("\n"))
 
 
@@ -94,7 +90,7 @@ def _size_of(letter: str) -> int:
 
 
 def _beginning(text: str, limit: int) -> str:
-    """Return as much of a text as goes into so many bytes of a page."""
+    """Return the beginning of a text that takes at most ``limit`` bytes of a page."""
     left = limit
     for at, letter in enumerate(text):
         left -= _size_of(letter)
@@ -142,7 +138,7 @@ class _Writer:
             self._put(_EMPTY.get(type(value), before + after))
             return
         indent = "\n" + "  " * (depth + 1)
-        # What is short and flat stands in one line.
+        # What is short and flat stays in one line.
         apart, around = (", ", "") if _is_flat(value) else (f",{indent}", indent)
         self._put(before + around)
         for number, each in enumerate(value.items() if isinstance(value, dict) else value):
@@ -183,13 +179,13 @@ def _is_short(value: object) -> bool:
 
 
 def moment_text(wall_time: float) -> str:
-    """Return a moment, in seconds since the epoch, as date and time in UTC."""
+    """Return seconds since the epoch as date and time in UTC."""
     moment = _moment(wall_time)
     return "at an unknown time" if moment is None else f"{moment:%Y-%m-%d %H:%M:%S} UTC"
 
 
 def moment_iso(wall_time: float) -> str:
-    """Return a moment, in seconds since the epoch, as machines read it, or an empty text."""
+    """Return seconds since the epoch in ISO 8601; empty if no calendar has that time."""
     moment = _moment(wall_time)
     return "" if moment is None else moment.isoformat(timespec="milliseconds")
 
@@ -197,5 +193,5 @@ def moment_iso(wall_time: float) -> str:
 def _moment(wall_time: float) -> datetime | None:
     try:
         return datetime.fromtimestamp(wall_time, UTC)
-    except (ValueError, OverflowError, OSError):  # no clock of this world has shown it
+    except (ValueError, OverflowError, OSError):
         return None

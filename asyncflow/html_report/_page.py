@@ -1,4 +1,4 @@
-"""The page of a run: one file of HTML that needs nothing else."""
+"""The page of a run: one HTML file with its style and script, or sections of it for an update."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from importlib import resources
 from typing import Any, NamedTuple
 
 from asyncflow._views.axis import ticks
-from asyncflow._views.dag import drawing
-from asyncflow._views.event_text import duration, tale
+from asyncflow._views.dag import draw_graph
+from asyncflow._views.event_text import duration
 from asyncflow._views.preview import moment_iso, moment_text
 from asyncflow._views.run_view import RunView
-from asyncflow.events import Event
-from asyncflow.html_report._page_model import Sheet, line_text, name_text
+from asyncflow.html_report._event_log import EventLog
+from asyncflow.html_report._page_model import PageModel, line_text, name_text
 
 try:
     import jinja2
@@ -32,25 +32,25 @@ _SECTIONS = ("header", "failure", "gantt", "dag", "steps", "events", "data", "de
 
 
 class Live(NamedTuple):
-    """What a page needs to follow a run that goes on, and to act on it."""
+    """What a page needs to follow a run, and to act on it."""
 
     events_url: str
-    """Where the sections that change are told."""
+    """The stream of the sections that change."""
     cancel_url: str
     resume_url: str | None = None
-    """``None`` if the run cannot be resumed from here."""
+    """``None`` if the page can't resume the run."""
     token: str | None = None
-    """What is sent along with an action."""
+    """Sent along with an action."""
     script_url: str | None = None
-    """The script that follows the run and acts. It finds all of this in the ``data-`` attributes
-    of the element ``#live``, and calls ``window.asyncflow.update``."""
+    """The script that follows the run and acts. It reads this from the ``data-`` attributes of the
+    element ``#live``, and calls ``window.asyncflow.update``."""
     runs_url: str | None = None
     """The list of all runs."""
 
 
 def page(
     view: RunView,
-    events: Sequence[Event],
+    log: EventLog,
     *,
     now_ms: float,
     live: Live | None = None,
@@ -58,21 +58,21 @@ def page(
 ) -> str:
     """Return the page of a run.
 
-    It loads nothing. Its security policy lets no script and no style run but its own, so that what
-    a step has returned stays text whatever it holds.
+    It loads nothing, and its security policy allows only its own script and style. So an output
+    stays text, whatever it contains.
 
     Args:
         view: The run.
-        events: All of its events, of which the page has a list.
+        log: What happened in it.
         now_ms: The moment that it shows, in milliseconds since the run started.
-        live: What it needs to follow the run; ``None`` for a page that stands by itself.
-        is_orphaned: Whether it has not ended, but nobody runs it any more.
+        live: What it needs to follow the run; ``None`` for a page of its own.
+        is_orphaned: Whether the run has not ended and its process is gone.
     """
     style, script = asset("page.css"), asset("page.js")
-    found = sections(view, events, now_ms=now_ms, is_orphaned=is_orphaned)
+    found = sections(view, log, now_ms=now_ms, is_orphaned=is_orphaned)
     return _template("page.html").render(
         sections={name: Markup(html) for name, html in found.items()},
-        sheet=Sheet(view, now_ms, is_orphaned=is_orphaned),
+        model=PageModel(view, now_ms, is_orphaned=is_orphaned),
         live=live,
         style=Markup(style),
         script=Markup(script),
@@ -81,33 +81,33 @@ def page(
 
 
 def page_policy(*, is_live: bool) -> str:
-    """Return the Content-Security-Policy that a page has; a server sends the same as a header."""
+    """Return the Content-Security-Policy of a page, which a server sends as a header too."""
     return security_policy([asset("page.css")], [asset("page.js")], is_live=is_live)
 
 
 def sections(
-    view: RunView, events: Sequence[Event], *, now_ms: float, is_orphaned: bool = False
+    view: RunView, log: EventLog, *, now_ms: float, is_orphaned: bool = False
 ) -> dict[str, str]:
-    """Return what changes on the page of a run while it goes on.
+    """Return the sections of a page, which change while its run does.
 
     Returns:
-        The HTML inside of each section, by the ``id`` of its element. Handed to
-        ``window.asyncflow.update`` it replaces what is there, and what the reader has selected,
-        opened, filtered, zoomed and scrolled stays so.
+        The inner HTML of each section, by the ``id`` of its element. The script's
+        ``window.asyncflow.update`` replaces the sections with it, and keeps what the reader has
+        selected, opened, filtered, zoomed and scrolled.
     """
-    if not view.stretches:
+    if not view.segments:
         raise ValueError("a page needs the events of a run, from its first one on")
-    given = _given(Sheet(view, now_ms, is_orphaned=is_orphaned), events)
+    given = _given(PageModel(view, now_ms, is_orphaned=is_orphaned), log)
     return {name: _template(f"{name}.html").render(given).strip() for name in _SECTIONS}
 
 
 def security_policy(styles: Sequence[str], scripts: Sequence[str], *, is_live: bool = False) -> str:
-    """Return the Content-Security-Policy under which these texts may run, and nothing else.
+    """Return the Content-Security-Policy that allows these texts, and nothing else.
 
     Args:
-        styles: What stands in the ``style`` elements of a page.
-        scripts: What stands in its ``script`` elements.
-        is_live: Whether it may also load scripts from, and connect to, where it comes from.
+        styles: The texts of a page's ``style`` elements.
+        scripts: The texts of its ``script`` elements.
+        is_live: Whether it may also load scripts from its own origin, and connect to that.
     """
     own = ["'self'"] if is_live else []
     return "; ".join(
@@ -126,8 +126,7 @@ def security_policy(styles: Sequence[str], scripts: Sequence[str], *, is_live: b
 def asset(name: str, package: str = "asyncflow.html_report") -> str:
     """Return the text of a file in the ``assets`` folder of a package.
 
-    Of a style or a script it is what a browser needs, without the comments and the indentation. A
-    comment takes lines of its own there, and no string goes over the end of a line.
+    Styles and scripts lose their comments, which have lines of their own, and their indentation.
     """
     text = resources.files(package).joinpath("assets", name).read_text(encoding="utf-8")
     if not name.endswith((".css", ".js")):
@@ -140,17 +139,17 @@ def _source(text: str) -> str:
     return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
 
 
-def _given(sheet: Sheet, events: Sequence[Event]) -> Mapping[str, Any]:
-    view = sheet.view
+def _given(model: PageModel, log: EventLog) -> Mapping[str, Any]:
+    view = model.view
     return {
-        "sheet": sheet,
+        "model": model,
         "view": view,
-        "now_ms": sheet.now_ms,
-        "ticks": ticks(sheet.timeline.span_ms, sheet.timeline.span_ms / 8),
-        "strip": sheet.strip(view.steps.values()),
-        "graph": drawing(view.dependencies) if sheet.is_drawn else None,
+        "now_ms": model.now_ms,
+        "ticks": ticks(model.timeline.span_ms, model.timeline.span_ms / 8),
+        "strip": model.strip(view.steps.values()),
+        "graph": draw_graph(view.dependencies) if model.is_drawn else None,
         "names": list(view.steps),
-        "tale": tale(events),
+        "log": log,
     }
 
 
@@ -181,11 +180,11 @@ def _environment() -> jinja2.Environment:
 
 
 def _number(value: float) -> str:
-    """Write a number in as few digits as it needs."""
+    """Return a number in as few digits as it needs."""
     text = f"{value:.12f}".rstrip("0").rstrip(".")
     return "0" if text == "-0" else text
 
 
 def _text(text: str) -> Markup:
-    """Escape what stands between tags, where quotes need not be."""
+    """Escape a text between tags, where quotes need no escape."""
     return Markup(text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;"))

@@ -1,27 +1,34 @@
-"""What the sections of a page say of a run: its words, links and limits."""
+"""The model of a page: what its sections say of a run, in which words and within which limits."""
 
 from __future__ import annotations
 
 import heapq
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from typing import NamedTuple
 
 from asyncflow._core.errors import escape_controls
 from asyncflow._core.results import STATUS_SYMBOLS, StepStatus
+from asyncflow._core.step_view import StepView
 from asyncflow._views.preview import Preview, error_trace, error_words, preview
 from asyncflow._views.run_view import RunView
-from asyncflow._views.step_view import StepView
-from asyncflow.html_report._timeline import Row, TierBand, Timeline, bars_of, running_at
+from asyncflow.html_report._timeline import TierBand, Timeline, TimelineRow, bars_of, running_at
 
-__all__ = ["Chip", "Sheet", "Strip", "TierRows", "line_text", "name_text"]
+__all__ = [
+    "RUN_BADGES",
+    "ConcurrencyStrip",
+    "PageModel",
+    "StatusBadge",
+    "TierRows",
+    "line_text",
+    "name_text",
+]
 
 MOST_STEPS_DRAWN = 2_000
 MOST_EDGES_DRAWN = 6_000
-MOST_STEPS_TOLD = 2_000
-"""Above so many, only those that did not simply succeed are told of at length."""
+MOST_STEPS_DETAILED = 2_000
+"""Of more steps, only those that did not succeed have details."""
 MOST_ITEMS = 30
-"""So many items of a mapped step are shown, and first those that went wrong."""
+"""Of more items of a mapped step, those that went wrong are shown first."""
 MOST_ITEM_ROWS = 300
 
 # In bytes of the page: all outputs together, all tracebacks together, and the limits of each one.
@@ -30,22 +37,15 @@ _ALL_TRACES, _TRACE = 30_000, range(400, 12_000)
 _WORDS = 240
 _NAME = 160
 
-_RUN_SIGNS = {
-    "PASSED": "✓",
-    "FAILED": "✗",
-    "INTERRUPTED": "■",
-    "STOPPING": "■",
-    "RUNNING": "▷",
-    "ORPHANED": "◇",
+RUN_BADGES = {
+    "PASSED": ("success", "✓"),
+    "FAILED": ("failed", "✗"),
+    "INTERRUPTED": ("cancelled", "■"),
+    "STOPPING": ("cancelled", "■"),
+    "RUNNING": ("running", "▷"),
+    "ORPHANED": ("orphaned", "◇"),
 }
-_RUN_CLASSES = {
-    "PASSED": "success",
-    "FAILED": "failed",
-    "INTERRUPTED": "cancelled",
-    "STOPPING": "cancelled",
-    "RUNNING": "running",
-    "ORPHANED": "orphaned",
-}
+"""The CSS class and the symbol of each status of a run."""
 _BAR = (
     StepStatus.SUCCESS,
     StepStatus.FAILED,
@@ -54,7 +54,7 @@ _BAR = (
     StepStatus.RUNNING,
     StepStatus.PENDING,
 )
-_ENDS_IN_ORDER = (
+_BY_URGENCY = (
     StepStatus.FAILED,
     StepStatus.CANCELLED,
     StepStatus.RUNNING,
@@ -64,23 +64,23 @@ _ENDS_IN_ORDER = (
 )
 
 
-@dataclass(frozen=True, slots=True)
-class Chip:
-    """A status with its sign, its word and how often it is there."""
+class StatusBadge(NamedTuple):
+    """A status, and how many steps have it."""
 
     kind: str
-    sign: str
+    """Its CSS class."""
+    symbol: str
     word: str
-    count: int = 0
+    number: int = 0
 
 
-class Strip(NamedTuple):
+class ConcurrencyStrip(NamedTuple):
     """How many attempts ran at once."""
 
     path: str
-    """In the language of SVG: 100 wide, and one high for each attempt."""
+    """An SVG path, 100 wide, and one high for each attempt."""
     most: int
-    """The most, and at least 1."""
+    """At least 1."""
 
 
 class TierRows(NamedTuple):
@@ -88,17 +88,18 @@ class TierRows(NamedTuple):
 
     number: int
     band: TierBand | None
-    rows: tuple[Row, ...]
+    rows: tuple[TimelineRow, ...]
 
 
-class Sheet:
+class PageModel:
     """A run as a page shows it.
 
     Attributes:
         view: The run.
         now_ms: The moment that is shown, in milliseconds since the run started.
-        numbers: The number of each step, by which the page knows it.
-        causes: For each step that a failure has skipped or cut short, the step that failed.
+        is_orphaned: Whether the run has not ended and its process is gone.
+        numbers: The number of each step, which identifies it in the page.
+        causes: For each step that a failure skipped or cancelled, the step that failed.
         path: The critical path.
         timeline: The scale of the timeline.
     """
@@ -114,42 +115,42 @@ class Sheet:
         self._is_critical = frozenset(self.path)
         self._outputs = self._within_limits()
         failed = max(view.counts[StepStatus.FAILED] + view.counts[StepStatus.CANCELLED], 1)
-        self.trace_limit = _within(_ALL_TRACES // failed, _TRACE)
+        self._trace_limit = _within(_ALL_TRACES // failed, _TRACE)
 
     # The run.
 
     @property
-    def chip(self) -> Chip:
-        """How the run stands."""
+    def badge(self) -> StatusBadge:
+        """The status of the run."""
         word = "ORPHANED" if self.is_orphaned else self.view.word
-        return Chip(_RUN_CLASSES[word], _RUN_SIGNS[word], word)
+        return StatusBadge(*RUN_BADGES[word], word)
 
     @property
     def title(self) -> str:
-        """What the run is called: by its pipeline, if that has a name."""
+        """The name of its pipeline, or else its id."""
         return name_text(self.view.pipeline or self.view.run_id)
 
     @property
     def tab(self) -> str:
-        """What a browser writes on the tab of the page."""
+        """What the browser's tab says."""
         run = f" · {name_text(self.view.run_id)}" if self.view.pipeline else ""
-        return f"{self.chip.sign} {self.chip.word} · {self.title}{run}"
+        return f"{self.badge.symbol} {self.badge.word} · {self.title}{run}"
 
     @property
-    def counts(self) -> list[Chip]:
-        """How many steps have which status, of those that there are."""
+    def counts(self) -> list[StatusBadge]:
+        """How many steps have which status."""
         counts = self.view.counts
         return [self.status(each, counts[each]) for each in STATUS_SYMBOLS if counts[each]]
 
     @property
-    def progress(self) -> list[Chip]:
-        """The same in the order in which a bar fills: what is done first, what waits last."""
+    def progress(self) -> list[StatusBadge]:
+        """The same in the order in which a progress bar fills."""
         counts = self.view.counts
         return [self.status(each, counts[each]) for each in _BAR if counts[each]]
 
     @property
     def consequences(self) -> list[StepView]:
-        """The steps that were skipped or cut short because another one failed."""
+        """The steps that a failure skipped or cancelled."""
         return [self.view.steps[name] for name in self.causes]
 
     @property
@@ -159,13 +160,13 @@ class Sheet:
         return sorted(failed, key=lambda step: step.ended_ms or 0.0)
 
     @property
-    def told(self) -> list[StepView]:
-        """The steps that are told of at length."""
+    def detailed(self) -> list[StepView]:
+        """The steps that have details."""
         steps = list(self.view.steps.values())
-        if len(steps) <= MOST_STEPS_TOLD:
+        if len(steps) <= MOST_STEPS_DETAILED:
             return steps
         odd = [step for step in steps if step.status is not StepStatus.SUCCESS]
-        return sorted(odd, key=_urgency)[:MOST_STEPS_TOLD]
+        return sorted(odd, key=_urgency)[:MOST_STEPS_DETAILED]
 
     @property
     def is_drawn(self) -> bool:
@@ -175,51 +176,47 @@ class Sheet:
 
     # A step or an item.
 
-    def status(self, status: StepStatus, count: int = 0) -> Chip:
-        """Return a status with its sign and its word."""
-        return Chip(status.lower(), STATUS_SYMBOLS[status], status.value, count)
+    def status(self, status: StepStatus, number: int = 0) -> StatusBadge:
+        """Return the badge of a status."""
+        return StatusBadge(status.lower(), STATUS_SYMBOLS[status], status.value, number)
 
     def is_critical(self, name: str) -> bool:
         """Whether a step is on the critical path."""
         return name in self._is_critical
 
-    def duration(self, unit: StepView) -> float | None:
+    def duration(self, step: StepView) -> float | None:
         """Return how long a step has taken so far, in milliseconds."""
-        return unit.duration_ms(self.now_ms)
-
-    def because(self, step: StepView) -> str | None:
-        """Return the step whose failure has skipped this one, or cut it short."""
-        return self.causes.get(step.name)
+        return step.duration_ms(self.now_ms)
 
     def verb(self, step: StepView) -> str:
-        """Return what was done to a step that a failure has skipped or cut short."""
+        """Return what a failure did to a step."""
         return "cancelled" if step.status is StepStatus.CANCELLED else "skipped"
 
-    def note(self, unit: StepView) -> str:
-        """Return in a line what there is to say of a step beside its status."""
+    def note(self, step: StepView) -> str:
+        """Return what there is to say of a step beside its status, in a line."""
         notes = []
-        if unit.error is not None:
-            notes.append(error_words(unit.error, _WORDS))
-        elif unit.reason:
-            notes.append(_cut(line_text(unit.reason), _WORDS))
-        if unit.reused:
+        if step.error is not None:
+            notes.append(error_words(step.error, _WORDS))
+        elif step.reason:
+            notes.append(_cut(line_text(step.reason), _WORDS))
+        if step.reused:
             notes.append("reused from the journal")
         return "; ".join(notes)
 
-    def attempts(self, unit: StepView) -> str:
+    def attempts(self, step: StepView) -> str:
         """Return how many attempts it has had, and of how many."""
-        count = unit.attempt_count
-        if unit.items is not None or unit.max_retries is None or unit.max_retries == 1:
+        count = step.attempt_count
+        if step.items is not None or step.max_retries is None or step.max_retries == 1:
             return str(count)
-        return f"{count} of {unit.max_retries}"
+        return f"{count} of {step.max_retries}"
 
     def output(self, step: StepView) -> Preview:
-        """Return what is shown of its output."""
+        """Return the preview of a step's output."""
         return self._outputs[step.name]
 
     def _within_limits(self) -> dict[str, Preview]:
-        """Return what is shown of outputs, so that small ones leave their share to large ones."""
-        steps = [step for step in self.told if step.status is StepStatus.SUCCESS]
+        """Return the previews of all outputs: small ones leave their share to large ones."""
+        steps = [step for step in self.detailed if step.status is StepStatus.SUCCESS]
         left, among = _ALL_OUTPUTS, max(len(steps), 1)
         most = _within(4 * left // among, _OUTPUT)
         found = {step.name: preview(step.output, most) for step in steps}
@@ -232,16 +229,16 @@ class Sheet:
         return found
 
     def short_output(self, item: StepView) -> Preview:
-        """Return what is shown of an item's output in a list."""
+        """Return the preview of an item's output."""
         return preview(item.output, 80)
 
     def value(self, value: object) -> Preview:
-        """Return what is shown of an input."""
+        """Return the preview of an input."""
         return preview(value, 1_500)
 
     def trace(self, error: BaseException) -> Preview:
         """Return what is shown of an error's traceback."""
-        return error_trace(error, self.trace_limit)
+        return error_trace(error, self._trace_limit)
 
     def first_trace(self, error: BaseException) -> Preview:
         """Return what is shown of the traceback of the first failure."""
@@ -260,28 +257,29 @@ class Sheet:
             band = self.timeline.band(number, steps, self.now_ms)
             yield TierRows(number, band, tuple(map(self.row, steps)))
 
-    def row(self, unit: StepView) -> Row:
+    def row(self, step: StepView) -> TimelineRow:
         """Return the row of a step or an item."""
-        return Row(unit, bars_of(unit, self.timeline, self.now_ms))
+        return TimelineRow(step, bars_of(step, self.timeline, self.now_ms))
 
-    def strip(self, steps: Iterable[StepView]) -> Strip:
+    def strip(self, steps: Iterable[StepView]) -> ConcurrencyStrip:
         """Return how many attempts of steps, or of their items, ran at once."""
         path, most = ["M0 0"], 1
         for at_ms, count in running_at(steps, self.now_ms):
             path.append(f"H{self.timeline.at(at_ms):.3f}V{count}")
             most = max(most, count)
-        return Strip("".join([*path, "V0Z"]), most)
+        return ConcurrencyStrip("".join([*path, "V0Z"]), most)
 
     def item_count(self, step: StepView) -> int:
         """Return how many items a mapped step has, as far as that is known."""
         return max(step.item_count or 0, len(step.items or ()))
 
-    def tally(self, step: StepView) -> list[Chip]:
-        """Return how many of its items have which status, of those that have begun."""
-        return [self.status(each, step.tally[each]) for each in STATUS_SYMBOLS if step.tally[each]]
+    def tally(self, step: StepView) -> list[StatusBadge]:
+        """Return how many of its items that have begun have which status."""
+        tally = step.tally
+        return [self.status(each, tally[each]) for each in STATUS_SYMBOLS if tally[each]]
 
     def items(self, step: StepView) -> list[StepView]:
-        """Return those of its items that are shown, in order: rather those that went wrong."""
+        """Return its items that are shown, in order: first of all those that went wrong."""
         items = step.items or {}
         mapped = sum(each.items is not None for each in self.view.steps.values())
         most = max(min(MOST_ITEMS, MOST_ITEM_ROWS // max(mapped, 1)), 1)
@@ -290,12 +288,12 @@ class Sheet:
 
 
 def name_text(name: str) -> str:
-    """Return a name in one line, and not longer than anyone would read."""
+    """Return a name in one line, cut to a length that can be read."""
     return _cut(line_text(name), _NAME)
 
 
 def line_text(text: str) -> str:
-    """Return a text in one line, as a plain ``str``: others could say that they are HTML."""
+    """Return a text in one line, as a plain ``str``: a subclass may claim to be HTML."""
     return escape_controls(
         str.encode(text, "utf-8", "surrogatepass").decode("utf-8", "surrogatepass")
     )
@@ -309,5 +307,5 @@ def _within(number: int, limits: range) -> int:
     return min(max(number, limits.start), limits.stop)
 
 
-def _urgency(unit: StepView) -> int:
-    return _ENDS_IN_ORDER.index(unit.status)
+def _urgency(step: StepView) -> int:
+    return _BY_URGENCY.index(step.status)

@@ -1,4 +1,4 @@
-"""Where the bars of a run's timeline lie, in percent of its width."""
+"""The bars of a run's timeline, and where they lie, in percent of its width."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ import math
 from collections.abc import Iterable, Iterator
 from typing import Literal, NamedTuple, TypeAlias
 
-from asyncflow._views.step_view import AttemptView, StepView
+from asyncflow._core.step_view import AttemptView, StepView
 
-__all__ = ["Bar", "Row", "TierBand", "Timeline", "bars_of", "running_at"]
+__all__ = ["Bar", "TierBand", "Timeline", "TimelineRow", "bars_of", "running_at"]
 
 BarKind: TypeAlias = Literal["attempt", "queue", "backoff", "blocked", "items"]
 
@@ -16,7 +16,7 @@ _MOST_POINTS = 400
 
 
 class Bar(NamedTuple):
-    """Something that lasts. Where it lies is in percent of the timeline."""
+    """A time from ``start_ms`` to ``end_ms``; ``left`` and ``width`` are in percent."""
 
     kind: BarKind
     left: float
@@ -26,16 +26,16 @@ class Bar(NamedTuple):
     attempt: int = 0
     """Which attempt it is, or follows; 0 for the items of a mapped step as a whole."""
     end: str = ""
-    """How an attempt has ended; ``running`` while it has not."""
+    """How an attempt ended; ``running`` if it has not."""
     note: str = ""
-    """More about it: at which line the loop was blocked."""
+    """The line that blocked the loop."""
     abandoned: bool = False
 
 
-class Row(NamedTuple):
-    """A step, or an item of a mapped step, with its bars in the order of their times."""
+class TimelineRow(NamedTuple):
+    """A step or an item, with its bars in the order of their times."""
 
-    unit: StepView
+    step: StepView
     bars: tuple[Bar, ...]
 
 
@@ -53,17 +53,16 @@ class Timeline(NamedTuple):
 
     span_ms: float
     decimals: int
-    """Of a percentage: so many that a hundredth of a millisecond is told apart, and more than a
-    screen has."""
+    """The decimals of a percentage, which tell a hundredth of a millisecond apart."""
 
     @classmethod
     def until(cls, now_ms: float) -> Timeline:
-        """Return that of a run until a moment."""
+        """Return the timeline of a run until a moment."""
         span_ms = max(now_ms, 0.001)
         return cls(span_ms, max(math.ceil(math.log10(span_ms)), 4))
 
     def at(self, ms: float) -> float:
-        """Return where a time lies, in percent."""
+        """Return the place of a time, in percent."""
         return round(min(max(ms / self.span_ms, 0.0), 1.0) * 100, self.decimals)
 
     def bar(self, kind: BarKind, start_ms: float, end_ms: float, attempt: int = 0) -> Bar:
@@ -86,21 +85,21 @@ class Timeline(NamedTuple):
         return TierBand(number, bar.left, bar.width, end_ms - start_ms)
 
 
-def bars_of(unit: StepView, timeline: Timeline, now_ms: float) -> tuple[Bar, ...]:
-    """Return the bars of a step or an item. A mapped step has one, from its start to its end."""
-    if unit.items is not None:
-        if unit.started_ms is None:
+def bars_of(step: StepView, timeline: Timeline, now_ms: float) -> tuple[Bar, ...]:
+    """Return the bars of a step or an item; a mapped step has one, for all its items."""
+    if step.items is not None:
+        if step.started_ms is None:
             return ()
-        end_ms = now_ms if unit.ended_ms is None else unit.ended_ms
-        bar = timeline.bar("items", unit.started_ms, end_ms)
-        return (bar._replace(end=unit.status.lower()),)
+        end_ms = now_ms if step.ended_ms is None else step.ended_ms
+        bar = timeline.bar("items", step.started_ms, end_ms)
+        return (bar._replace(end=step.status.lower()),)
     return tuple(
-        bar for attempt in unit.attempts for bar in _bars_of(unit, attempt, timeline, now_ms)
+        bar for attempt in step.attempts for bar in _bars_of(step, attempt, timeline, now_ms)
     )
 
 
 def _bars_of(
-    unit: StepView, attempt: AttemptView, timeline: Timeline, now_ms: float
+    step: StepView, attempt: AttemptView, timeline: Timeline, now_ms: float
 ) -> Iterator[Bar]:
     number, start_ms = attempt.number, attempt.started_ms
     if attempt.queued_ms > 0:
@@ -115,20 +114,20 @@ def _bars_of(
         yield timeline.bar("blocked", from_ms, to_ms, number)._replace(note=block.where)
     if attempt.ended_ms is not None and attempt.retry_in_ms is not None:
         wait_ms = end_ms + attempt.retry_in_ms
-        if unit.ended_ms is not None:  # cut short in the wait
-            wait_ms = min(wait_ms, unit.ended_ms)
+        if step.ended_ms is not None:  # cut short in the wait
+            wait_ms = min(wait_ms, step.ended_ms)
         yield timeline.bar("backoff", end_ms, wait_ms, number)
 
 
 def running_at(steps: Iterable[StepView], now_ms: float) -> list[tuple[float, int]]:
-    """Return how many attempts of steps were running from which time on, at most 400 times.
+    """Return at which times the number of running attempts changed, and to what.
 
-    Where there are more, of each short time the most that were running at once are told.
+    There are at most 400 times. If more are needed, each has the peak of the time around it.
     """
     changes: dict[float, int] = {}
     for step in steps:
-        for unit in [step] if step.items is None else step.items.values():
-            for attempt in unit.attempts:
+        for each in [step] if step.items is None else step.items.values():
+            for attempt in each.attempts:
                 end_ms = now_ms if attempt.ended_ms is None else attempt.ended_ms
                 changes[attempt.started_ms] = changes.get(attempt.started_ms, 0) + 1
                 changes[end_ms] = changes.get(end_ms, 0) - 1

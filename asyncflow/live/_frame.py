@@ -22,9 +22,9 @@ from rich.text import Text
 
 from asyncflow._core.errors import describe_error
 from asyncflow._core.results import StepStatus
+from asyncflow._core.step_view import StepView
 from asyncflow._views.event_text import duration
 from asyncflow._views.run_view import RunView
-from asyncflow._views.step_view import StepView
 from asyncflow.events import Event, RunResumed, RunStarted, StepSucceeded
 from asyncflow.live._theme import (
     COLOURS,
@@ -80,7 +80,7 @@ class LiveRun:
     @property
     def has_begun(self) -> bool:
         """Whether its first event has arrived."""
-        return bool(self.view.stretches)
+        return bool(self.view.segments)
 
     def now_ms(self) -> float:
         """Return the time on the run's clock, in milliseconds since the run started."""
@@ -216,7 +216,7 @@ def summary(run: LiveRun, width: int, now_ms: float, theme: Theme) -> Text:
 def _title(run: LiveRun, width: int, theme: Theme) -> Text:
     name = printable(run.view.pipeline, theme.encoding)
     rest = f"run {printable(run.view.run_id, theme.encoding)}"
-    if len(run.view.stretches) > 1:
+    if len(run.view.segments) > 1:
         rest += f" {theme.separator} resumed"
     text = Text(no_wrap=True)
     if name:

@@ -21,7 +21,7 @@ from functools import partial
 from typing import Protocol
 
 from asyncflow._core.errors import escape_controls
-from asyncflow._views.event_text import told
+from asyncflow._views.event_text import describe_event
 from asyncflow.events import Event, RunFinished, RunResumed, RunStarted
 
 __all__ = [
@@ -232,7 +232,7 @@ class LineRenderer:
                 self._are_many = self._are_many or len(self._runs) > 1
             at_ms = 0 if isinstance(event, RunStarted) else int(event.at_ms)
             prefix = f" {run_id}:" if self._are_many else ""
-            line = told(event, max_retries.get(getattr(event, "step", "")))
+            line = describe_event(event, max_retries.get(getattr(event, "step", "")))
             yield f"[{_time(at_ms)}]{prefix} {line}\n"
 
     def draw(self) -> None:

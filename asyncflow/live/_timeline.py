@@ -12,10 +12,10 @@ from typing import NamedTuple
 from rich.text import Text
 
 from asyncflow._core.results import StepStatus
+from asyncflow._core.step_view import AttemptView, StepView
 from asyncflow._views.axis import ticks
 from asyncflow._views.event_text import duration
 from asyncflow._views.run_view import RunView
-from asyncflow._views.step_view import AttemptView, StepView
 from asyncflow.live._theme import ASCII, COLOURS, Theme, elide, fit, printable, theme_for, widest
 
 __all__ = ["Scale", "timeline"]
@@ -132,7 +132,7 @@ def _grid(view: RunView, width: int, now_ms: float, encoding: str) -> _Grid:
     longest = max(map(len, lasted), default=0)
     name = min(widest(view.steps), max((width - status - longest) * 3 // 10, 6))
     scale = Scale(max(now_ms, 0.001), max(width - status - name - longest - 7, 1))
-    resumed = frozenset(scale.cell(segment.at_ms) for segment in view.stretches[1:])
+    resumed = frozenset(scale.cell(segment.at_ms) for segment in view.segments[1:])
     critical = frozenset(view.critical_path(now_ms))
     return _Grid(theme, glyphs, status, name, longest, scale, now_ms, critical, resumed)
 

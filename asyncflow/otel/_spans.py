@@ -28,7 +28,7 @@ from opentelemetry.trace import (
 
 from asyncflow._core.errors import describe_error, escape_controls
 from asyncflow._core.results import StepStatus, to_restored_error
-from asyncflow._views.event_text import told
+from asyncflow._views.event_text import describe_event
 from asyncflow.events import (
     AttemptFailed,
     AttemptStarted,
@@ -203,7 +203,7 @@ class RunSpans:
     def _reuse(self, event: StepReused) -> None:
         result, status = semconv.REUSED_RESULTS[event.status], _OK
         if event.status in (StepStatus.FAILED, StepStatus.CANCELLED):
-            status = Status(StatusCode.ERROR, told(event))
+            status = Status(StatusCode.ERROR, describe_event(event))
         self._end_step(event, result, status, {semconv.REUSED: True})
 
     def _end(self, event: _Ended) -> None:
@@ -215,7 +215,7 @@ class RunSpans:
             else:
                 status = Status(StatusCode.ERROR, describe_error(event.error))
                 if event.item is None and self._first_failure is None:
-                    self._first_failure = error_type(event.error), told(event)
+                    self._first_failure = error_type(event.error), describe_event(event)
             if event.error is not None:
                 more[semconv.ERROR_TYPE] = error_type(event.error)
         has_attempt = self._end_attempt(event, result, status, more)

@@ -1,7 +1,7 @@
-"""The runs of a journal in a browser, live: the list of them, and the page of each one.
+"""The runs of a journal in a browser, live: their list, and a page for each. Needs extra ``web``.
 
-It comes with an extra: ``pip install 'asyncflow-tiers[web]'``. ``asyncflow ui --journal runs.db``
-serves it on this machine. `app` gives it to an ASGI service that there is already::
+``asyncflow ui --journal runs.db`` serves them on this machine. `app` mounts them into an ASGI
+service::
 
     from asyncflow.web import app
     from starlette.applications import Starlette
@@ -10,8 +10,8 @@ serves it on this machine. `app` gives it to an ASGI service that there is alrea
     ui = app(journal, pipelines={"etl": etl}, token=os.environ["UI_TOKEN"])
     service = Starlette(routes=[..., Mount("/runs-ui", ui)])
 
-The pages read the journal and nothing else, so the runs may go on in any process. What people do
-there goes through the journal too, but for `resume`, which this process does itself.
+The pages read only the journal, so the runs may be in any process. Cancelling a run goes through
+the journal too. A run that is resumed from its page runs in this process.
 """
 
 from __future__ import annotations
@@ -47,27 +47,27 @@ def app(
     allowed_hosts: Iterable[str] | None = None,
     grace_s: float = 30.0,
 ) -> Starlette:
-    """Return the pages as an ASGI application, to be mounted into another one or to be served.
+    """Return the pages as an ASGI application, to mount into another one or to serve.
 
-    A framework does not run the lifespan of an application that is mounted. For the runs that were
-    resumed from a page to end cleanly with the service, enter that lifespan from its own one:
-    ``async with ui.router.lifespan_context(ui): yield``. The journal must be closed after that.
+    Frameworks don't run the lifespan of a mounted application. Enter it from the service's own
+    lifespan, so that resumed runs end cleanly with the service:
+    ``async with ui.router.lifespan_context(ui): yield``. Close the journal after that.
 
     Args:
-        journal: The journal, open as long as the pages are served. They don't close it.
-        pipelines: The pipelines whose runs can be resumed from their page, `Orchestrator` and
-            `Pipeline` objects by the name they have in the journal. By default there are none.
-        token: A secret of at least 16 characters that must be shown before anything is: in the
-            form that asks for it, as ``?token=…``, or by a program in the header
-            ``Authorization: Bearer …``. By default none is asked for.
-        allowed_hosts: The names, without ports, under which the pages may be asked for; those of
-            this machine (``localhost``, ``127.0.0.1``, ``[::1]``) always may. By default there are
-            no others, or with a token, all.
+        journal: The journal, which must stay open as long as the pages are served.
+        pipelines: The pipelines whose runs can be resumed from their page: `Orchestrator` and
+            `Pipeline` objects, by their name in the journal. By default there are none.
+        token: A secret of at least 16 characters that every request must have: from the login
+            form, as ``?token=…``, or in the header ``Authorization: Bearer …``. By default there
+            is none.
+        allowed_hosts: Host names, without ports, that requests may use beside those of this
+            machine (``localhost``, ``127.0.0.1``, ``[::1]``). By default there are no others, or
+            with a token, all.
         grace_s: How many seconds resumed runs may take to clean up when the service ends.
 
     Raises:
-        TypeError: Something among ``pipelines`` is no pipeline, or ``token`` no text.
-        ValueError: ``token`` is too short, or ``grace_s`` negative.
+        TypeError: One of ``pipelines`` is no pipeline, or ``token`` is no ``str``.
+        ValueError: ``token`` is too short, or ``grace_s`` is negative.
     """
     return _app(Site(journal, pipelines, token, allowed_hosts), grace_s)
 
@@ -106,30 +106,29 @@ async def serve(
 ) -> None:
     """Serve the pages until the calling task is cancelled.
 
-    It handles no signals: who calls it decides which of them cancel it. Then open connections are
-    cut within a second, and runs that were resumed from a page are cancelled and awaited, so that
-    they can be resumed again.
+    It handles no signals: the caller decides which of them cancel it. On cancellation it cuts open
+    connections within a second, and cancels and awaits the runs that were resumed from a page.
 
     Args:
         journal: The journal. It is not closed.
-        host: The address to listen at. Any but this machine's own asks for a ``token``.
-        port: The port; 0 for one that is free.
+        host: The address to listen at. An address that other machines can reach needs a ``token``.
+        port: The port; 0 for any that is free.
         pipelines: As `app` takes them.
         token: As `app` takes it.
         allowed_hosts: As `app` takes them.
         grace_s: As `app` takes it.
-        on_ready: Called with the URL of the list of runs, without the token, as soon as it can be
-            opened.
+        on_ready: Called with the URL of the list of runs, without the token, once the server
+            accepts connections.
 
     Raises:
-        TypeError, ValueError: As `app` raises them; or the address can be reached from other
-            machines, and there is no token.
-        OSError: Nothing can listen there. The message says why.
-        asyncio.CancelledError: The calling task was cancelled. All has ended.
+        TypeError, ValueError: As `app` raises them; or other machines can reach the address, and
+            there is no token.
+        OSError: The server can't listen there. The message says why.
+        asyncio.CancelledError: The calling task was cancelled. The server has ended.
     """
     if token is None and not is_loopback(host):
         raise ValueError(
-            f"host {host!r} can be reached from other machines, so it needs a token of at least 16 "
+            f"other machines can reach host {host!r}, so it needs a token of at least 16 "
             "characters, token=secrets.token_urlsafe(), or host='127.0.0.1'"
         )
     site = Site(journal, pipelines, token, allowed_hosts)

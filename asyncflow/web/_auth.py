@@ -1,9 +1,4 @@
-"""Which requests may see the pages, and which may act.
-
-The token that a server asks for before it shows anything.
-
-The page on which a browser shows the token once.
-"""
+"""Which requests the pages answer: those with the token, for a known host, not from other sites."""
 
 from __future__ import annotations
 
@@ -19,14 +14,14 @@ from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from asyncflow.web._responses import asked_url, path_in, problem, render, route_of
+from asyncflow.web._responses import path_in, problem, render, requested_url, route_of
 
 __all__ = [
     "Guard",
     "Token",
-    "ask",
-    "check",
     "is_loopback",
+    "log_in",
+    "login_required",
 ]
 
 _SHORTEST = 16
@@ -34,16 +29,11 @@ _A_MONTH_S = 30 * 24 * 3600
 
 
 class Token:
-    """A secret that whoever wants to see the pages must know.
-
-    A browser shows it once, and then a cookie that was made from it.
-
-    Args:
-        secret: The secret.
+    """The secret that requests must have. A browser logs in with it, and then has a cookie.
 
     Raises:
-        TypeError: It is no text.
-        ValueError: It could be guessed.
+        TypeError: The secret is no ``str``.
+        ValueError: It is too short.
     """
 
     def __init__(self, secret: str) -> None:
@@ -51,49 +41,49 @@ class Token:
             raise TypeError(f"token must be a str, not {type(secret).__name__}")
         if len(secret) < _SHORTEST:
             raise ValueError(
-                f"token must have at least {_SHORTEST} characters, so that nobody guesses it; "
+                f"token must have at least {_SHORTEST} characters, not {len(secret)}; "
                 "secrets.token_urlsafe() makes one"
             )
         self._secret = secret.encode("utf-8", "surrogatepass")
-        # Browsers don't keep the cookies of two servers on one machine apart.
+        # Servers on one machine share their cookies, whatever their ports.
         self._cookie = f"asyncflow_{self._made_for(b'name')[:8]}"
-        self._pass = self._made_for(b"pass")
+        self._cookie_value = self._made_for(b"pass")
 
     def _made_for(self, purpose: bytes) -> str:
         return hmac.new(self._secret, purpose, hashlib.sha256).hexdigest()
 
     def is_equal_to(self, shown: str) -> bool:
-        """Return whether what is shown is the token, in the same time whatever it is."""
+        """Return whether a text is the token, in a time that does not depend on the text."""
         return hmac.compare_digest(shown.encode("utf-8", "surrogatepass"), self._secret)
 
-    def is_shown_by(self, request: Request) -> bool:
-        """Return whether a request shows the token in a header, or its cookie."""
+    def is_in(self, request: Request) -> bool:
+        """Return whether a request has the token in a header, or its cookie."""
         scheme, _, shown = request.headers.get("authorization", "").partition(" ")
         if scheme.lower() == "bearer" and self.is_equal_to(shown.strip()):
             return True
         cookie = request.cookies.get(self._cookie, "")
-        return hmac.compare_digest(cookie.encode(), self._pass.encode())
+        return hmac.compare_digest(cookie.encode(), self._cookie_value.encode())
 
     def admitted(self, request: Request, url: str) -> Response:
-        """Return what sends a browser on, with the cookie that it shows from now on.
+        """Return the response that sets the cookie and redirects the browser.
 
         Args:
-            request: What has shown the token.
-            url: Where to, on this server, whatever host it names.
+            request: The request that had the token.
+            url: Where to; its host is ignored.
         """
         try:
             parts = urlsplit(url)
-        except ValueError:  # a host that is none
+        except ValueError:  # its host is invalid
             parts = urlsplit(path_in(request, "/"))
-        path = "/" + parts.path.lstrip("/\\")  # two of them would name a host
+        path = "/" + parts.path.lstrip("/\\")  # "//" would begin a host
         response = RedirectResponse(path + (f"?{parts.query}" if parts.query else ""), 303)
         response.set_cookie(
             self._cookie,
-            self._pass,
+            self._cookie_value,
             max_age=_A_MONTH_S,
             path=path_in(request, "/"),
             httponly=True,
-            # Not "strict": who follows a link from elsewhere would be asked for the token again.
+            # "strict" would ask for the token again after a link from another site.
             samesite="lax",
             secure=request.url.scheme == "https",
         )
@@ -102,23 +92,23 @@ class Token:
 
 _SAFE = ("GET", "HEAD", "OPTIONS")
 _OURS = ("same-origin", "none")
-"""Where a request comes from that a browser sends for one of our pages, or for its user."""
+"""The Sec-Fetch-Site of a request that one of our pages, or the user, caused."""
 
-Answer = Callable[[Request], Awaitable[Response]]
+_Handler = Callable[[Request], Awaitable[Response]]
 
 
 class Guard:
-    """What every request goes through, and every response.
+    """Middleware that refuses requests, and adds security headers to responses.
 
     Args:
-        app: What answers those that pass.
-        token: What has to be shown, if anything.
-        hosts: Under which names the pages may be asked for, without ports; ``None`` for any.
-        login: What answers those that show no token.
+        app: Answers the requests that pass.
+        token: The token that requests must have, if any.
+        hosts: The host names that requests may use, without ports; ``None`` for any.
+        login: _Handlers requests without the token.
     """
 
     def __init__(
-        self, app: ASGIApp, *, token: Token | None, hosts: Iterable[str] | None, login: Answer
+        self, app: ASGIApp, *, token: Token | None, hosts: Iterable[str] | None, login: _Handler
     ) -> None:
         self._app = app
         self._token = token
@@ -145,39 +135,39 @@ class Guard:
     def _refusal(self, request: Request) -> Response | None:
         host = request.headers.get("host", "")
         name = _name_of(host)
-        hosts = self._hosts if name else ()  # it is none, or none that can be read
-        # A page of another site could have its own name lead here (DNS rebinding), and read all.
+        hosts = self._hosts if name else ()  # no host, or an invalid one
+        # Another site could resolve its own name to this server and read all (DNS rebinding).
         if hosts is not None and name not in hosts and not is_loopback(name):
             return problem(
                 request,
                 421,
                 "This name is not served here",
-                f"The request is for the host {name!r}. Without a token only this machine's own "
-                "names are answered. Give the server this one, allowed_hosts=[…], or a token.",
+                f"The request is for the host {name!r}. Without a token, this server answers only "
+                "to this machine's own names. Give it the name, allowed_hosts=[…], or a token.",
             )
         if _is_from_elsewhere(request, host):
             return problem(
                 request,
                 403,
-                "Another site has sent this",
-                "What acts on a run, and what reads its data, must come from a page of this "
-                "server. Nothing was done. Open the run here, and use its buttons. Behind a proxy, "
-                "have it pass on the header Host as it came.",
+                "Another site sent this request",
+                "Requests that act on a run, or read its data, must come from a page of this "
+                "server. Nothing was done. Open the run here, and use its buttons. A proxy in "
+                "front of this server must pass on the header Host unchanged.",
             )
         return None
 
     async def _admission(self, token: Token, request: Request) -> Response | None:
-        """Return what is answered in place of a page, if the request shows no token."""
+        """Return the response to a request without the cookie; ``None`` for any other."""
         shown = request.query_params.get("token")
         if shown is not None and request.method in _SAFE and token.is_equal_to(shown):
             return token.admitted(
-                request, str(URL(asked_url(request)).remove_query_params("token"))
+                request, str(URL(requested_url(request)).remove_query_params("token"))
             )
-        return None if token.is_shown_by(request) else await self._login(request)
+        return None if token.is_in(request) else await self._login(request)
 
 
 def is_loopback(host: str) -> bool:
-    """Return whether a name or an address is one under which a machine reaches only itself."""
+    """Return whether only this machine can reach a host name or an address."""
     if host == "localhost" or host.endswith(".localhost"):
         return True
     try:
@@ -187,7 +177,7 @@ def is_loopback(host: str) -> bool:
 
 
 def _name_of(host: str) -> str:
-    """Return the host without its port, and an address of IPv6 without its brackets."""
+    """Return the host without its port, and an IPv6 address without its brackets."""
     try:
         return urlsplit(f"//{host}").hostname or ""
     except ValueError:
@@ -195,20 +185,20 @@ def _name_of(host: str) -> str:
 
 
 def _is_open(request: Request) -> bool:
-    """Return whether a request needs no token: what it gets shows nothing of any run."""
+    """Return whether a request needs no token, because the response shows nothing of any run."""
     return route_of(request).startswith(("/assets/", "/login"))
 
 
 def _is_from_elsewhere(request: Request, host: str) -> bool:
-    """Return whether the page of another site has had a browser send this.
+    """Return whether a page of another site caused a request.
 
-    A browser tells where a request comes from: most by one header, all by another one when it
-    could act. What has neither was sent by no page.
+    Most browsers say so in Sec-Fetch-Site, and all send Origin with a request that could act. A
+    request with neither comes from no page.
     """
     headers, acts = request.headers, request.method not in _SAFE
     site, origin = headers.get("sec-fetch-site"), headers.get("origin")
     if site is not None:
-        # A link from elsewhere may lead here: nothing is told to who has set it.
+        # Another site may link here: it can't read the response.
         is_link = not acts and headers.get("sec-fetch-mode") == "navigate"
         return site not in _OURS and not is_link
     return acts and origin is not None and origin.lower().partition("://")[2] != host.lower()
@@ -223,7 +213,7 @@ def _add_headers(headers: MutableHeaders, nonce: str) -> None:
     )
     headers["x-content-type-options"] = "nosniff"
     headers["x-frame-options"] = "DENY"
-    # Not "no-referrer": a browser would then not tell where a form was sent from.
+    # With "no-referrer" a browser would not say where a form comes from.
     headers["referrer-policy"] = "same-origin"
     headers["cross-origin-resource-policy"] = "same-origin"
     headers["cross-origin-opener-policy"] = "same-origin"
@@ -234,8 +224,8 @@ def _add_headers(headers: MutableHeaders, nonce: str) -> None:
 _MOST_BYTES = 8_192
 
 
-async def ask(request: Request) -> Response:
-    """Answer what shows no token: with the form for it, or a program with what it has to send."""
+async def login_required(request: Request) -> Response:
+    """Answer a request without the token: with the login form, or with what a program must send."""
     if route_of(request).startswith(("/api/", "/events/")) or request.method not in ("GET", "HEAD"):
         refusal = problem(
             request,
@@ -245,30 +235,30 @@ async def ask(request: Request) -> Response:
         )
         refusal.headers["www-authenticate"] = "Bearer"
         return refusal
-    return _form(request, 401, asked_url(request))
+    return _form(request, 401, requested_url(request))
 
 
-async def check(request: Request, token: Token) -> Response:
-    """Answer the form: with the page that was asked for first, or with the form once more."""
+async def log_in(request: Request, token: Token) -> Response:
+    """Answer the login form: with the page that was requested first, or with the form again."""
     body = b""
     async for part in request.stream():
         body += part
         if len(body) > _MOST_BYTES:
-            return problem(request, 413, "That is too long", "A token is not as long as that.")
+            return problem(request, 413, "The request is too long", "No token is as long as that.")
     fields = parse_qs(body.decode("utf-8", "replace"))
-    shown, asked = (fields.get(name, [""])[0] for name in ("token", "then"))
-    asked = asked or path_in(request, "/")
+    shown, then = (fields.get(name, [""])[0] for name in ("token", "then"))
+    then = then or path_in(request, "/")
     if token.is_equal_to(shown.strip()):
-        return token.admitted(request, asked)
-    return _form(request, 401, asked, is_wrong=True)
+        return token.admitted(request, then)
+    return _form(request, 401, then, is_wrong=True)
 
 
-def _form(request: Request, status: int, asked: str, *, is_wrong: bool = False) -> Response:
+def _form(request: Request, status: int, then: str, *, is_wrong: bool = False) -> Response:
     return render(
         request,
         "login.html",
         status,
         action=path_in(request, "/login"),
-        asked=asked,
+        then=then,
         is_wrong=is_wrong,
     )

@@ -1,12 +1,13 @@
-"""One run, read from its journal once for all who look at it.
+"""The feed of a run: reads it from its journal once for all viewers.
 
 Rules:
 
-1. What a viewer has not taken yet is never queued: it is the difference between the parts of the
-   page as they are and the version that it has seen.
-2. A part says at which event it changed last. Who has seen the page at that event or later has it.
-   One that may have changed without an event, since time went by or a process died, is sent again.
-3. The busier a run and the larger its page, the less often its parts are made.
+1. Updates are not queued: a viewer receives the difference between the parts of the page as they
+   are and the version that it has seen.
+2. A part knows at which event it changed last, and a viewer that has seen the page at that event
+   or later has it. A part that may change without an event, because time passes or a process dies,
+   is sent again.
+3. The busier a run and the larger its page, the less often the parts are rendered.
 """
 
 from __future__ import annotations
@@ -26,32 +27,32 @@ from asyncflow.events import Event
 from asyncflow.journal._queries import RunRecord, StoredEvent
 from asyncflow.web._resumer import RunsJournal
 
-__all__ = ["Feed", "Feeds", "Render", "Update", "now_of"]
+__all__ = ["Render", "RunFeed", "RunFeeds", "Update", "now_of"]
 
 _SHORTEST_S = 0.3
-"""How long to wait between two looks at a run in which something happens."""
+"""How long to wait between two reads of a run in which something happens."""
 _LONGEST_S = 1.0
-"""The same, if nothing happens; then the parts are made anew because time goes by."""
+"""The same if nothing happens; then the parts are rendered again because time passes."""
 _SHARE = 4
-"""So many times what it took to make the parts is waited, at least."""
+"""At least so many times as long as the rendering took."""
 _BYTES_A_SECOND = 2_000_000
-"""How much one viewer is sent, at most."""
+"""What one viewer receives at most."""
 
 _log = logging.getLogger("asyncflow")
 
 Render = Callable[[RunView, Sequence[Event], RunRecord, float], dict[str, str]]
-"""Makes the parts of a page, by the id of their element, for a time in ms since the run started."""
+"""Renders the parts of a page at a time, in ms since the run started, by the ids of elements."""
 
 
 class Update(NamedTuple):
-    """What a viewer is told at a time."""
+    """What a viewer receives at a time."""
 
     position: int
-    """Of the latest event that is in it."""
+    """The position of the latest event in it."""
     sections: dict[str, str]
     """The HTML of what has changed, by the id of its element."""
     trouble: str | None
-    """Why the run can't be read at present, if it can't."""
+    """Why the run can't be read at present; ``None`` if it can."""
     end: str | None
     """Why nothing follows: ``"ended"``, ``"gone"``, or ``"reload"`` if it is another run now."""
 
@@ -62,15 +63,13 @@ class _Part(NamedTuple):
     position: float
 
 
-class Feed:
-    """What the viewers of one run are told.
-
-    It reads the run as long as somebody looks at it.
+class RunFeed:
+    """The updates of one run. It reads the run as long as there are viewers.
 
     Args:
-        journal: What keeps the run.
+        journal: The journal of the run.
         run_id: The run.
-        render: What makes the parts of its page.
+        render: Renders the parts of its page.
     """
 
     def __init__(self, journal: RunsJournal, run_id: str, render: Render) -> None:
@@ -79,27 +78,27 @@ class Feed:
         self._render = render
         self._view = RunView()
         self._events: list[Event] = []
-        self._taken_in = 0
-        """The position of the latest event that is in the view."""
+        self._applied = 0
+        """The position of the latest event in the view."""
         self._position = 0
-        """The same of the parts, which are made of it in another thread."""
+        """The same of the parts, which another thread renders from the view."""
         self._record: RunRecord | None = None
         self._recorded_at = self._rendered_at = float("-inf")
         self._parts: dict[str, _Part] = {}
         self._version = 0
         self._trouble: str | None = None
-        self._looks_begun = self._looks_ended = 0
-        self._is_made = True
+        self._reads_begun = self._reads_ended = 0
+        self._is_rendered = True
         self._is_gone = self._is_closed = False
         self._changed = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
         self._viewers = 0
 
     @contextmanager
-    def _looked_at(self) -> Generator[None, None, None]:
+    def _watched(self) -> Generator[None, None, None]:
         self._viewers += 1
         if self._task is None:
-            # Nothing of the first viewer's request is kept for the others.
+            # The task has a context of its own, not that of the first viewer's request.
             self._task = asyncio.create_task(
                 self._watch(), name=f"asyncflow:watch:{self._run_id}", context=Context()
             )
@@ -113,28 +112,28 @@ class Feed:
 
     @property
     def is_watched(self) -> bool:
-        """Whether somebody looks at it."""
+        """Whether there are viewers."""
         return self._viewers > 0
 
     def close(self) -> None:
-        """Let all viewers go."""
+        """End the updates of all viewers."""
         self._is_closed = True
         self._changed.set()
 
     # For a viewer.
 
     async def updates(self, after: int) -> AsyncGenerator[Update, None]:
-        """Tell what has changed, until the run has ended.
+        """Yield what changes, until the run has ended.
 
         Args:
             after: The position of the latest event that the viewer has seen.
         """
-        with self._looked_at():
-            seen, trouble, looks_before = 0, None, self._looks_begun
+        with self._watched():
+            seen, trouble, reads_before = 0, None, self._reads_begun
             while not self._is_closed:
                 changed = self._changed
-                if after > self._position > 0 and self._looks_ended <= looks_before:
-                    # What was read for others so far is older than the page of this one.
+                if after > self._position > 0 and self._reads_ended <= reads_before:
+                    # What was read for other viewers is older than the page of this one.
                     await changed.wait()
                     continue
                 if self._is_gone or after > self._position > 0:
@@ -146,7 +145,7 @@ class Feed:
                     update = Update(
                         self._position, sections, self._trouble, "ended" if has_ended else None
                     )
-                    # Before the viewer takes it: what changes meanwhile comes next.
+                    # Before the viewer receives it: what changes meanwhile comes next.
                     seen, trouble = self._version, self._trouble
                     yield update
                     if has_ended:
@@ -174,18 +173,18 @@ class Feed:
         while True:
             began_at, before = loop.time(), self._position
             size = 0
-            self._looks_begun += 1
+            self._reads_begun += 1
             try:
-                size = await self._look()
+                size = await self._read()
                 self._trouble = None
             except RunNotFoundError:
                 self._is_gone = True
             except JournalError as error:
                 self._trouble = str(error)
-            except Exception as error:  # or the viewers would wait for ever
+            except Exception as error:  # or the viewers would wait forever
                 _log.exception("run %r can't be shown", self._run_id)
                 self._trouble = f"{type(error).__name__}: {error}"
-            self._looks_ended = self._looks_begun
+            self._reads_ended = self._reads_begun
             self._changed.set()
             self._changed = asyncio.Event()
             if self._is_gone:
@@ -194,30 +193,30 @@ class Feed:
             took_s = loop.time() - began_at
             await asyncio.sleep(max(pause_s, _SHARE * took_s, size / _BYTES_A_SECOND))
 
-    async def _look(self) -> int:
-        """Read what is new, and make the parts; return how many bytes of them have changed."""
+    async def _read(self) -> int:
+        """Read new events and render the parts; return how many bytes of these have changed."""
         now_s = asyncio.get_running_loop().time()
-        stored = await self._journal.events(self._run_id, self._taken_in)
+        stored = await self._journal.events(self._run_id, self._applied)
         record = self._record
         if stored or record is None or now_s - self._recorded_at >= _LONGEST_S:
             record = await self._journal.record(self._run_id)
             self._recorded_at = now_s
-        goes_on = record.status == "running" and not record.orphaned
-        is_due = goes_on and now_s - self._rendered_at >= _LONGEST_S
-        if not stored and record == self._record and not is_due and self._is_made:
+        is_running = record.status == "running" and not record.orphaned
+        is_due = is_running and now_s - self._rendered_at >= _LONGEST_S
+        if not stored and record == self._record and not is_due and self._is_rendered:
             return 0
-        is_by_events = bool(stored) and self._position > 0 and self._is_made
-        self._is_made = False
-        made = await asyncio.to_thread(self._make, stored, record)
-        self._record, self._rendered_at, self._is_made = record, now_s, True
-        self._position = self._taken_in
+        is_by_events = bool(stored) and self._position > 0 and self._is_rendered
+        self._is_rendered = False
+        made = await asyncio.to_thread(self._render_new, stored, record)
+        self._record, self._rendered_at, self._is_rendered = record, now_s, True
+        self._position = self._applied
         return self._take(made, self._position if is_by_events else math.inf)
 
-    def _make(self, stored: Sequence[StoredEvent], record: RunRecord) -> dict[str, str]:
-        """Take in the events and make the parts, which may take a while: in another thread."""
+    def _render_new(self, stored: Sequence[StoredEvent], record: RunRecord) -> dict[str, str]:
+        """Apply the events and render the parts; this may take a while, so in another thread."""
         for each in stored:
-            # One by one, so that none is taken in twice if something can't be shown.
-            self._taken_in = each.position
+            # One by one, so that none is applied twice if one can't be shown.
+            self._applied = each.position
             self._events.append(each.event)
             self._view.apply(each.event)
         return self._render(self._view, self._events, record, now_of(self._view, record))
@@ -234,31 +233,27 @@ class Feed:
 
 
 def now_of(view: RunView, record: RunRecord) -> float:
-    """Return which moment of a run to show: the present if it goes on, else when it stood still."""
+    """Return the moment of a run to show: the present, or of an orphaned run its latest event."""
     return view.at_ms if record.orphaned else view.ms_at(time.time())
 
 
-class Feeds:
-    """The feeds of all runs that somebody looks at.
-
-    Args:
-        journal: What keeps the runs.
-    """
+class RunFeeds:
+    """The feeds of all runs that have viewers."""
 
     def __init__(self, journal: RunsJournal) -> None:
         self._journal = journal
-        self._feeds: dict[str, Feed] = {}
+        self._feeds: dict[str, RunFeed] = {}
         self._is_closed = False
 
     async def updates(
         self, run_id: str, after: int, render: Render
     ) -> AsyncGenerator[Update, None]:
-        """Tell what has changed in a run, until it has ended; see `Feed.updates`."""
+        """Yield what changes in a run, until it has ended; see `RunFeed.updates`."""
         if self._is_closed:
             return
         feed = self._feeds.get(run_id)
         if feed is None:
-            feed = self._feeds[run_id] = Feed(self._journal, run_id, render)
+            feed = self._feeds[run_id] = RunFeed(self._journal, run_id, render)
         try:
             async with aclosing(feed.updates(after)) as updates:
                 async for update in updates:
@@ -268,7 +263,7 @@ class Feeds:
                 self._feeds.pop(run_id, None)
 
     def close(self) -> None:
-        """Let all viewers go, now and from now on."""
+        """End the updates of all viewers, now and from now on."""
         self._is_closed = True
         for feed in self._feeds.values():
             feed.close()

@@ -1,4 +1,4 @@
-"""The pages around a run: what they are made of, and what they say when something is wrong."""
+"""Responses: pages by template, JSON, assets, and what says that something is wrong."""
 
 from __future__ import annotations
 
@@ -17,7 +17,6 @@ from starlette.responses import HTMLResponse, Response
 from asyncflow.html_report._page import asset
 
 __all__ = [
-    "asked_url",
     "asset_response",
     "asset_url",
     "html_answer",
@@ -27,6 +26,7 @@ __all__ = [
     "path_in",
     "problem",
     "render",
+    "requested_url",
     "route_of",
     "wants_json",
 ]
@@ -37,9 +37,9 @@ _SERVED = {
     "live.js": ("text/javascript", "asyncflow.web"),
     "runs.js": ("text/javascript", "asyncflow.web"),
 }
-"""The media type of each file that the server hands out, and the package that it is in."""
+"""The media type and the package of each asset that the server sends."""
 _NO_TEXT = "\ufffd"
-"""What a server puts in a path in place of bytes that are no UTF-8."""
+"""A server replaces bytes of a path by it that are no UTF-8."""
 _A_YEAR = "public, max-age=31536000, immutable"
 
 _TEMPLATES = Environment(
@@ -52,21 +52,21 @@ _TEMPLATES = Environment(
 
 
 def path_in(request: Request, path: str) -> str:
-    """Return the path of one of our pages, for a browser: the app may be mounted below others."""
+    """Return the path of a page for a browser, below the path that the app is mounted at."""
     root: str = request.scope.get("root_path", "")
     return quote(root.rstrip("/")) + path
 
 
 def route_of(request: Request) -> str:
-    """Return which of our pages is asked for: its path without what the app is mounted below."""
+    """Return the path of a request below the path that the app is mounted at."""
     path: str = request.scope["path"]
     return path.removeprefix(request.scope.get("root_path", ""))
 
 
-def asked_url(request: Request) -> str:
-    """Return the path and the query that a request asks for, so that they can be asked for again.
+def requested_url(request: Request) -> str:
+    """Return the path and the query of a request, so that they can be requested again.
 
-    As it was sent: in the path that a server has decoded, nobody can tell what of an id a slash is.
+    The path is as it was sent: in a decoded path, a slash of an id looks like any other.
     """
     path: str = request.scope["path"]
     sent = _sent_path(request)
@@ -79,10 +79,10 @@ def named_run(request: Request) -> str:
     """Return the id of the run that a path names.
 
     Raises:
-        HTTPException: It names none: what was sent is no text.
+        HTTPException: It names none, because the path is no UTF-8.
     """
     run_id: str = request.path_params["run_id"]
-    if _NO_TEXT in run_id:  # or it is a run with that sign in its id
+    if _NO_TEXT in run_id:  # which the id may have itself
         try:
             unquote(_sent_path(request), errors="strict")
         except UnicodeDecodeError:
@@ -91,29 +91,29 @@ def named_run(request: Request) -> str:
 
 
 def _sent_path(request: Request) -> str:
-    """Return a path as it was sent, if the server tells."""
+    """Return a path as it was sent; empty if the server does not say."""
     sent: bytes = request.scope.get("raw_path") or b""
     return sent.decode("ascii", "replace")
 
 
 def wants_json(request: Request) -> bool:
-    """Return whether a request was sent by a program, or a script, rather than by its reader."""
+    """Return whether a program or a script sent a request."""
     accepted = request.headers.get("accept", "")
     return route_of(request).startswith("/api/") or "application/json" in accepted
 
 
 def link_to(request: Request, what: str, run_id: str) -> str:
-    """Return the path of a run's page, or of what acts on it."""
+    """Return the path of a run's page, or of an action on it."""
     return path_in(request, f"/{what}/{quote(run_id, safe='')}")
 
 
 def asset_url(request: Request, name: str) -> str:
-    """Return the path of a style sheet or a script: another one when what is in it has changed."""
+    """Return the path of a style or a script, which changes with its content."""
     return path_in(request, f"/assets/{name}?v={_digest_of(name)}")
 
 
 def render(request: Request, template: str, status: int = 200, **values: Any) -> Response:
-    """Return a page."""
+    """Return the page of a template."""
     html = _TEMPLATES.get_template(template).render(
         nonce=request.scope["asyncflow.nonce"],
         home=path_in(request, "/"),
@@ -124,12 +124,12 @@ def render(request: Request, template: str, status: int = 200, **values: Any) ->
 
 
 def html_answer(html: str, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
-    """Return a page as it is sent. A text of the user's may be no Unicode."""
+    """Return a page. A user's text may have lone surrogates, which UTF-8 lacks."""
     return HTMLResponse(html.encode("utf-8", "backslashreplace"), status, headers)
 
 
 def json_answer(value: Any, status: int = 200) -> Response:
-    """Return a value as it is sent, in JSON, which can have texts that are no Unicode."""
+    """Return a value as JSON, whose escapes can have lone surrogates."""
     body = json.dumps(value, allow_nan=False, separators=(",", ":"))
     return Response(body, status, media_type="application/json")
 
@@ -142,23 +142,24 @@ def problem(
     *,
     links: list[tuple[str, str]] | None = None,
 ) -> Response:
-    """Return a page that says what is wrong and what to do; or for a program, the same in JSON.
+    """Return a page that says what is wrong and what to do; or for a program, the same as JSON.
 
     Args:
-        request: What can't be answered as it was asked.
+        request: The request that failed.
         status: The HTTP status.
         title: What is wrong, in a few words.
-        text: What it means, and what to do.
-        links: Where to go from here, each with its words.
+        text: What that means, and what to do.
+        links: Where to go from here: texts and URLs.
     """
     if wants_json(request):
         return json_answer({"error": title, "detail": text}, status)
-    told = {"number": status, "title": title, "text": text, "links": links}
-    return render(request, "problem.html", status, **told)
+    return render(
+        request, "problem.html", status, number=status, title=title, text=text, links=links
+    )
 
 
 def asset_response(request: Request) -> Response:
-    """Answer with a style sheet or a script, which a browser may keep."""
+    """Answer with a style or a script, which a browser may cache."""
     name = request.path_params["name"]
     if name not in _SERVED:
         return problem(request, 404, "There is no such file", "This server has no file like that.")

@@ -1,9 +1,4 @@
-"""The pages, put together: which path leads where, and what answers when something goes wrong.
-
-What the pages show, in JSON for programs.
-
-What people have a run do from a page.
-"""
+"""Routes requests to pages, to JSON for programs, and to actions on runs."""
 
 from __future__ import annotations
 
@@ -24,21 +19,21 @@ from starlette.routing import Route
 from asyncflow._core.errors import JournalError, RunNotFoundError, safe_text
 from asyncflow._core.results import RestoredOutput, to_restored_error
 from asyncflow.journal._queries import RunRecord, StoredEvent
-from asyncflow.web._auth import Guard, Token, ask, check
-from asyncflow.web._feed import Feeds
+from asyncflow.web._auth import Guard, Token, log_in, login_required
+from asyncflow.web._feed import RunFeeds
 from asyncflow.web._responses import (
-    asked_url,
     asset_response,
     json_answer,
     link_to,
     named_run,
     path_in,
     problem,
+    requested_url,
     wants_json,
 )
 from asyncflow.web._resumer import Resumer, ResumeRefusedError, RunsJournal
 from asyncflow.web._run_page import follow, run_page, unknown_run
-from asyncflow.web._runs_page import asked_in, runs_asked, runs_page
+from asyncflow.web._runs_page import query_in, runs_page, selected
 
 __all__ = [
     "Site",
@@ -46,12 +41,12 @@ __all__ = [
     "event_json",
     "list_runs",
     "resume",
-    "tell_run",
+    "show_run",
 ]
 
 
 async def cancel(request: Request, journal: RunsJournal) -> Response:
-    """Ask whoever runs a run to stop it.
+    """Request the cancellation of a run.
 
     Raises:
         RunNotFoundError: There is no such run.
@@ -65,13 +60,13 @@ async def cancel(request: Request, journal: RunsJournal) -> Response:
 
 def _why_not(record: RunRecord) -> str:
     if record.orphaned:
-        return "Its process is gone, so nobody runs it. It stays as it is until it is resumed."
+        return "It is orphaned: its process is gone. It stays as it is until it is resumed."
     ended = "was interrupted" if record.status == "interrupted" else f"has {record.status}"
     return f"It has ended already: it {ended}."
 
 
 async def resume(request: Request, journal: RunsJournal, resumer: Resumer) -> Response:
-    """Go on with a run in this process.
+    """Resume a run in this process.
 
     Raises:
         RunNotFoundError: There is no such run.
@@ -103,25 +98,25 @@ _LONGEST = 2_000
 
 
 async def list_runs(request: Request, journal: RunsJournal) -> Response:
-    """Answer with the runs that the query asks for, and the URL of the ones that follow."""
+    """Answer with the runs that the query selects, and the URL of the next ones."""
     try:
-        asked = asked_in(request.query_params)
-        runs, following = await runs_asked(journal, asked, time.time())
+        query = query_in(request.query_params)
+        runs, following = await selected(journal, query, time.time())
     except ValueError as error:
-        return problem(request, 400, "The query can't be read", str(error))
-    url = path_in(request, "/api/runs") + asked.query(before=following) if following else None
+        return problem(request, 400, "The query is invalid", str(error))
+    url = path_in(request, "/api/runs") + query.url(before=following) if following else None
     return json_answer({"runs": [_record_json(record) for record in runs], "next": url})
 
 
-async def tell_run(request: Request, journal: RunsJournal) -> Response:
-    """Answer with one run, or with its events if the path ends so.
+async def show_run(request: Request, journal: RunsJournal) -> Response:
+    """Answer with one run, or with its events if the path ends in ``/events``.
 
     Raises:
         RunNotFoundError: There is no such run.
     """
     run_id = named_run(request)
-    # A slash that belongs to the id is quoted in what was sent.
-    if asked_url(request).partition("?")[0].endswith(_EVENTS):
+    # In the path as it was sent, a slash of the id is quoted.
+    if requested_url(request).partition("?")[0].endswith(_EVENTS):
         return await _events(request, journal, run_id.removesuffix(_EVENTS))
     return json_answer(_record_json(await journal.record(run_id)))
 
@@ -130,10 +125,10 @@ async def _events(request: Request, journal: RunsJournal, run_id: str) -> Respon
     after = request.query_params.get("after", "0")
     if not after.isascii() or not after.isdigit() or len(after) > 15:
         detail = f"after must be the position of an event, not {after!r}"
-        return problem(request, 400, "The query can't be read", detail)
+        return problem(request, 400, "The query is invalid", detail)
     stored = await journal.events(run_id, int(after))
     last = stored[-1].position if stored else int(after)
-    # There may be hundreds of thousands of them.
+    # There may be hundreds of thousands of events.
     return await asyncio.to_thread(_events_answer, stored, last)
 
 
@@ -142,23 +137,25 @@ def _events_answer(stored: Sequence[StoredEvent], last: int) -> Response:
 
 
 def _record_json(record: RunRecord) -> dict[str, object]:
-    told = {field.name: getattr(record, field.name) for field in fields(record)}
-    return {**told, "duration_s": record.duration_s}
+    return {
+        **{field.name: getattr(record, field.name) for field in fields(record)},
+        "duration_s": record.duration_s,
+    }
 
 
 def event_json(stored: StoredEvent) -> dict[str, object]:
-    """Return an event as JSON has it: its name, its position, and its fields by their names."""
+    """Return an event for JSON: its position, the name of its class, and its fields."""
     event = stored.event
-    told = {field.name: _json_of(getattr(event, field.name)) for field in fields(event)}
-    return {"position": stored.position, "event": type(event).__name__, **told}
+    values = {field.name: _json_of(getattr(event, field.name)) for field in fields(event)}
+    return {"position": stored.position, "event": type(event).__name__, **values}
 
 
 def _json_of(value: Any, depth: int = 0) -> Any:
-    """Return a value as JSON has it; one that JSON has not, in words."""
+    """Return a value for JSON; the ``repr`` of one that JSON lacks."""
     if value is None or isinstance(value, bool | int):
         return value
     if isinstance(value, str):
-        return str(value)  # a status is one, too
+        return str(value)  # a status is a subclass
     if isinstance(value, float):
         return value if math.isfinite(value) else str(value)
     if isinstance(value, BaseException):
@@ -178,10 +175,7 @@ def _error_json(error: BaseException) -> dict[str, str]:
 
 
 class _RunConvertor(Convertor[str]):
-    """An id in a path, with all slashes and line breaks that it has.
-
-    That of the library for paths has no line breaks, and leaves out one at the end.
-    """
+    """An id in a path, with its slashes and line breaks, which Starlette's own ``path`` lacks."""
 
     regex = "(?s:.*)"
 
@@ -201,8 +195,8 @@ class Site:
     Args:
         journal: The journal.
         pipelines: The pipelines whose runs can be resumed.
-        secret: The token that is asked for, if any.
-        hosts: Under which names the pages may be asked for, beside those of this machine.
+        secret: The token that requests must have, if any.
+        hosts: The host names that requests may use, beside those of this machine.
     """
 
     def __init__(
@@ -215,21 +209,21 @@ class Site:
         self._journal = journal
         self._token = None if secret is None else Token(secret)
         self._hosts = () if hosts is None and secret is None else hosts
-        self._feeds = Feeds(journal)
+        self._feeds = RunFeeds(journal)
         self.resumer = Resumer(journal, pipelines or {})
 
     def end_streams(self) -> None:
-        """Let go all who follow a run."""
+        """End all update streams."""
         self._feeds.close()
 
     @property
     def middleware(self) -> Sequence[Middleware]:
-        """What every request goes through."""
-        return [Middleware(Guard, token=self._token, hosts=self._hosts, login=ask)]
+        """What every request passes through."""
+        return [Middleware(Guard, token=self._token, hosts=self._hosts, login=login_required)]
 
     @property
     def routes(self) -> Sequence[Route]:
-        """Which path leads where. An id may have slashes in it, so it comes last."""
+        """Which path leads where. An id may have slashes, so it comes last."""
         act = ["POST"]
         return [
             Route("/", self._runs),
@@ -245,7 +239,7 @@ class Site:
 
     @property
     def exception_handlers(self) -> Mapping[Any, Any]:
-        """What answers in place of what has failed."""
+        """What answers in place of a handler that failed."""
         return {
             RunNotFoundError: self._unknown,
             JournalError: _unreadable,
@@ -271,19 +265,19 @@ class Site:
         return await list_runs(request, self._journal)
 
     async def _api_run(self, request: Request) -> Response:
-        return await tell_run(request, self._journal)
+        return await show_run(request, self._journal)
 
     async def _login(self, request: Request) -> Response:
         if self._token is None:
             raise HTTPException(404)
-        return await check(request, self._token)
+        return await log_in(request, self._token)
 
     async def _unknown(self, request: Request, error: RunNotFoundError) -> Response:
         return await unknown_run(request, self._journal, error)
 
 
 async def _unreadable(request: Request, error: JournalError) -> Response:
-    text = f"{error}. Nothing was done. When that is mended, load the page again."
+    text = f"{error}. Nothing was done. Load the page again once that is fixed."
     return problem(request, 503, "The journal can't be read", text)
 
 
@@ -291,9 +285,9 @@ async def _no_such_page(request: Request, error: HTTPException) -> Response:
     if error.status_code == 405:
         allowed = ", ".join(sorted((error.headers or {}).get("Allow", "").split(", ")))
         text = f"This path takes {allowed} only."
-        answer = problem(request, 405, "That can't be done here", text)
+        answer = problem(request, 405, "The method is not allowed", text)
         answer.headers["allow"] = allowed
         return answer
     links = [("All runs", path_in(request, "/"))]
-    text = "The address leads to no page of this server."
+    text = "This server has no page at this address."
     return problem(request, error.status_code, "There is no such page", text, links=links)

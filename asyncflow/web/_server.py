@@ -1,4 +1,4 @@
-"""A server of the pages, which ends with the task that has started it."""
+"""Serves the pages until the calling task is cancelled."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from starlette.types import ASGIApp
 __all__ = ["serve_app"]
 
 _STREAMS_END_S = 1
-"""After how many seconds a response that still goes on is cut off."""
+"""How long responses may take to end before their connections are cut."""
 _ALL_ENDS_S = 3
-"""The same for whatever is still left; the server tells of that as an error."""
+"""How long anything may take; then the server logs an error."""
 
 _ANOTHER_HOST = "name another host, such as 127.0.0.1"
 _ANOTHER_PORT = "name another port, or 0 for any that is free"
 
 
 class _Server(uvicorn.Server):
-    """A server that leaves signals to those who have started it."""
+    """A server that leaves signals to its caller."""
 
     @contextmanager
     def capture_signals(self) -> Generator[None, None, None]:
@@ -44,16 +44,16 @@ async def serve_app(
         app: What to serve.
         host: The address to listen at.
         port: The port; 0 for a free one.
-        on_ready: Called with the URL when requests are taken.
-        on_end: Called when no more are, to have what still goes on end.
+        on_ready: Called with the URL once requests are accepted.
+        on_end: Called when none are accepted any more, to end open streams.
 
     Raises:
-        OSError: Nothing can listen there; the message says why, and what to do.
+        OSError: The server can't listen there. The message says why, and what to do.
     """
     listening = _listen(host, port)
     config = uvicorn.Config(
         app,
-        # A log is for whoever has set one up; and a token in a URL must not be in it.
+        # Logging is the caller's to configure, and a token in a URL must not be logged.
         log_config=None,
         access_log=False,
         lifespan="off",
@@ -75,13 +75,13 @@ async def serve_app(
 
 
 def _cut_off(server: uvicorn.Server) -> None:
-    """End the connections of clients that don't read what they are sent."""
+    """Cut the connections of clients that don't read their responses."""
     for connection in list(server.server_state.connections):
         connection.transport.abort()
 
 
 async def _ended(task: asyncio.Task[None]) -> None:
-    """Wait for a task that ends soon, also if the waiting one is cancelled once more."""
+    """Wait for a task that ends soon, although the waiting one may be cancelled again."""
     while not task.done():
         with suppress(asyncio.CancelledError):
             await asyncio.wait([task])
@@ -93,7 +93,7 @@ def _listen(host: str, port: int) -> socket.socket:
             host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
         )[0]
         return socket.create_server(address[:2], family=family, backlog=128)
-    except (OSError, ValueError) as error:  # a name may be none that can be encoded
+    except (OSError, ValueError) as error:  # of a name that can't be encoded
         number = getattr(error, "errno", None) or errno.EINVAL
         why = getattr(error, "strerror", None) or error
         is_host = number == errno.EADDRNOTAVAIL or isinstance(error, ValueError | socket.gaierror)

@@ -76,8 +76,8 @@ def start(site: Inside) -> Iterator[Callable[..., Process]]:
         process.end()
 
 
-def chip(page: Page) -> Locator:
-    return page.locator("#header .chip")
+def badge(page: Page) -> Locator:
+    return page.locator("#header .badge")
 
 
 def live(page: Page) -> Locator:
@@ -99,7 +99,7 @@ async def test_a_run_is_followed_while_it_goes_on_and_through_a_reload(
     await page.goto(site.url)
     await page.get_by_role("link", name="nightly/1").first.click()
 
-    await expect(chip(page)).to_contain_text("RUNNING")
+    await expect(badge(page)).to_contain_text("RUNNING")
     await expect(live(page)).to_have_text("live")
     await expect(step(page, "first")).to_contain_text("RUNNING")
     figure = page.locator("#header .figure").first
@@ -113,7 +113,7 @@ async def test_a_run_is_followed_while_it_goes_on_and_through_a_reload(
     await expect(step(page, "second")).to_contain_text("RUNNING")
     gates.open("second", "third")
 
-    await expect(chip(page)).to_contain_text("PASSED")
+    await expect(badge(page)).to_contain_text("PASSED")
     await expect(page).to_have_title(re.compile("✓ PASSED · .* · nightly/1"))
     await expect(live(page)).to_have_text("ended")
     await expect(button(page, "Cancel")).to_be_hidden()
@@ -139,7 +139,7 @@ async def test_a_server_that_is_killed_comes_back_and_nothing_is_lost(
     await expect(step(page, "first")).to_contain_text("SUCCESS")
     await expect(step(page, "second")).to_contain_text("SUCCESS")
     gates.open("third")
-    await expect(chip(page)).to_contain_text("PASSED")
+    await expect(badge(page)).to_contain_text("PASSED")
     texts, steps = await rows.all_inner_texts(), await page.locator("#steps").inner_text()
     assert len(texts) == len(set(texts))  # nothing twice
     await page.reload()
@@ -184,15 +184,15 @@ async def test_a_run_is_cancelled_and_resumed_from_its_page(tab: Tab, site: Insi
 
     await button(page, "Cancel").click()
     await expect(page.locator("#live-note")).to_contain_text("asked to stop")
-    await expect(chip(page)).to_contain_text("INTERRUPTED")
+    await expect(badge(page)).to_contain_text("INTERRUPTED")
     assert gates.has_cleaned_up("second")
 
     await button(page, "Resume").click()
     await expect(page.locator("#live-note")).to_contain_text("It goes on.")
-    await expect(chip(page)).to_contain_text("RUNNING")
+    await expect(badge(page)).to_contain_text("RUNNING")
     await expect(live(page)).to_have_text("live")
     gates.open("second", "third")
-    await expect(chip(page)).to_contain_text("PASSED")
+    await expect(badge(page)).to_contain_text("PASSED")
 
 
 async def test_the_end_of_a_process_is_seen_and_its_run_resumed(
@@ -204,7 +204,7 @@ async def test_the_end_of_a_process_is_seen_and_its_run_resumed(
     running.end()
 
     await expect(page.locator("#live-note")).to_contain_text("orphaned")
-    await expect(chip(page)).to_contain_text("ORPHANED")
+    await expect(badge(page)).to_contain_text("ORPHANED")
     await expect(button(page, "Cancel")).to_be_hidden()
     other = await page.context.new_page()
     await other.goto(f"{site.url}?text=killed-run")
@@ -213,7 +213,7 @@ async def test_the_end_of_a_process_is_seen_and_its_run_resumed(
     await page.bring_to_front()
     await button(page, "Resume").click()
 
-    await expect(chip(page)).to_contain_text("PASSED")
+    await expect(badge(page)).to_contain_text("PASSED")
     await other.bring_to_front()
     await expect(other.locator("#list")).to_contain_text("PASSED")  # without a reload
 
@@ -224,11 +224,11 @@ async def test_a_resumption_by_somebody_else_is_noticed(tab: Tab, site: Inside) 
     await expect(live(page)).to_have_text("live")
     site.stop()
     await expect(live(page)).to_have_text("ended")
-    await expect(chip(page)).to_contain_text("INTERRUPTED")
+    await expect(badge(page)).to_contain_text("INTERRUPTED")
 
     site.start(gates.run_id)
 
-    await expect(chip(page)).to_contain_text("RUNNING")
+    await expect(badge(page)).to_contain_text("RUNNING")
     await expect(live(page)).to_have_text("live")
     site.stop()
 
@@ -242,7 +242,7 @@ async def test_a_server_that_ends_leaves_its_runs_resumable(
     await expect(live(page)).to_have_text("live")
     site.stop()
     await button(page, "Resume").click()
-    await expect(chip(page)).to_contain_text("RUNNING")
+    await expect(badge(page)).to_contain_text("RUNNING")
 
     code = server.end(signal.SIGTERM)
 
@@ -250,7 +250,7 @@ async def test_a_server_that_ends_leaves_its_runs_resumable(
     assert gates.has_cleaned_up("first")
     await expect(live(page)).to_have_text("disconnected")
     start("serve", urlsplit(server.told).port)
-    await expect(chip(page)).to_contain_text("INTERRUPTED")
+    await expect(badge(page)).to_contain_text("INTERRUPTED")
     await expect(button(page, "Resume")).to_be_visible()
 
 
@@ -300,10 +300,10 @@ async def test_no_page_of_another_site_can_act(tab: Tab, site: Inside, evil: Any
         await page.wait_for_function("window.read === 0")
         assert not await page.frames[1].locator("#header").count()
         await page.get_by_role("button", name="Win").click()
-        await expect(page.locator("h1")).to_have_text("Another site has sent this")
+        await expect(page.locator("h1")).to_have_text("Another site sent this request")
 
     await page.goto(run)
-    await expect(chip(page)).to_contain_text("RUNNING")
+    await expect(badge(page)).to_contain_text("RUNNING")
     await expect(live(page)).to_have_text("live")
     assert not gates.has_cleaned_up("first")
     site.stop()
@@ -322,10 +322,10 @@ async def test_the_token_is_asked_for_once(tab: Tab, tmp_path: Path, evil: Any) 
     await page.get_by_label("Token").fill(TOKEN)
     await page.get_by_role("button", name="Show the runs").click()
 
-    await expect(chip(page)).to_contain_text("RUNNING")
+    await expect(badge(page)).to_contain_text("RUNNING")
     await expect(live(page)).to_have_text("live")
     await button(page, "Cancel").click()
-    await expect(chip(page)).to_contain_text("INTERRUPTED")
+    await expect(badge(page)).to_contain_text("INTERRUPTED")
     assert gates.has_cleaned_up("first")
     (cookie,) = await page.context.cookies()
     assert cookie["httpOnly"]
@@ -370,7 +370,7 @@ async def test_the_list_is_as_it_is_now_and_can_be_narrowed(tab: Tab, tmp_path: 
     await expect(page.locator("#list tbody tr")).to_have_count(2)
 
     await page.locator(".plot a").last.click()
-    await expect(chip(page)).to_contain_text("PASSED")
+    await expect(badge(page)).to_contain_text("PASSED")
     await page.get_by_role("link", name="All runs").click()
     await expect(page.locator("#list tbody tr")).to_have_count(2)
     site.close()

@@ -28,6 +28,7 @@ from asyncflow.events import (
     StepSucceeded,
 )
 from asyncflow.html_report import to_html
+from asyncflow.html_report._event_log import event_log
 from asyncflow.html_report._page import Live, sections
 from asyncflow.html_report._page import page as page_of
 from asyncflow.html_report._timeline import Timeline, bars_of
@@ -48,7 +49,7 @@ def golden() -> str:
 
 def sections_of(events: list[Event]) -> dict[str, str]:
     view = RunView(events)
-    return sections(view, events, now_ms=view.at_ms)
+    return sections(view, event_log(events), now_ms=view.at_ms)
 
 
 def many(count: int, width: int = 25) -> list[Event]:
@@ -221,8 +222,8 @@ async def test_six_states_are_told_apart_in_greyscale(opened: Open, scheme: str)
     picture = await in_grey(page)
     for query, size in (
         (".node.{0} .side", (28, 48)),
-        (".chip.{0} > span", (16, 18)),
-        (".line .sign.{0}", (16, 20)),
+        (".badge.{0} > span", (16, 18)),
+        (".line .symbol.{0}", (16, 20)),
     ):
         pictures = {
             status: await part(picture, page.locator(query.format(status.lower())).first, size)
@@ -230,7 +231,7 @@ async def test_six_states_are_told_apart_in_greyscale(opened: Open, scheme: str)
         }
         for one, other in combinations(StepStatus, 2):
             assert difference(pictures[one], pictures[other], 60) >= 8, (query, one, other)
-    words = await page.locator("#steps-table .chip").all_inner_texts()
+    words = await page.locator("#steps-table .badge").all_inner_texts()
     assert {word.split()[1] for word in words} == {status.value for status in StepStatus}
 
 
@@ -612,7 +613,7 @@ async def test_steps_are_filtered_by_status(opened: Open, golden: str) -> None:
     await page.locator("#find-status").select_option("skipped")
 
     assert await page.locator("#found").inner_text() == "3 of 12"
-    assert await page.locator("#steps-table tbody tr:visible .chip.skipped").count() == 3
+    assert await page.locator("#steps-table tbody tr:visible .badge.skipped").count() == 3
 
 
 async def test_the_table_of_steps_is_sorted_by_any_column(opened: Open, golden: str) -> None:
@@ -673,7 +674,7 @@ async def test_the_events_that_are_shown_are_exported(
         "step": "rates",
         "attempt": 1,
         "item": None,
-        "text": "attempt 1 failed, the next one follows in 500 ms: "
+        "text": "attempt 1 failed, retrying in 500 ms: "
         "ConnectionError: the server of the rates closed the connection",
     }
     assert records[-1]["time"] == "2026-01-01T01:00:01.000Z"
@@ -832,7 +833,7 @@ async def test_what_is_replaced_comes_back_as_the_reader_left_it(opened: Open) -
     await page.evaluate("(found) => asyncflow.update(found)", sections_of(GOLDEN))
 
     assert await selected(page) == everywhere(RATES, "#step=rates&attempt=2", "2")
-    assert "FAILED" in await page.locator("#header .chip").inner_text()
+    assert "FAILED" in await page.locator("#header .badge").inner_text()
     assert await page.locator("#failure h2").is_visible()
     assert (await geometry(page, RATES))[0]["width"] == pytest.approx(width, abs=1)
     assert await page.evaluate("document.getElementById('gantt-scroll').scrollLeft") == 321

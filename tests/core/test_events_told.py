@@ -10,7 +10,7 @@ import pytest
 
 from asyncflow import StepStatus
 from asyncflow._core.errors import RestoredError
-from asyncflow._views.event_text import duration, subject, told
+from asyncflow._views.event_text import describe_event, duration, subject
 from asyncflow.events import (
     AttemptFailed,
     AttemptStarted,
@@ -64,20 +64,20 @@ LINES: list[tuple[Event, int | None, str]] = [
     (AttemptStarted("a", 2, 5.0), None, "a: attempt 2 started"),
     (AttemptStarted("a", 2, 5.0), 3, "a: attempt 2 of 3 started"),
     (AttemptStarted("a", 1, 5.0, 0.4), 1, "a started"),
-    (AttemptStarted("a", 1, 5.0, 40.0, 7), 1, "a[7] started after 40 ms in line"),
+    (AttemptStarted("a", 1, 5.0, 40.0, 7), 1, "a[7] started after 40 ms in the queue"),
     (
         AttemptFailed("a", 1, 5.0, NO, 100.0),
         3,
-        "a: attempt 1 of 3 failed, the next one follows in 100 ms: ValueError: no",
+        "a: attempt 1 of 3 failed, retrying in 100 ms: ValueError: no",
     ),
     (
         AttemptFailed("a", 1, 5.0, NO, 0.0, 2),
         None,
-        "a[2]: attempt 1 failed, the next one follows at once: ValueError: no",
+        "a[2]: attempt 1 failed, retrying at once: ValueError: no",
     ),
-    (MapStarted("a", 5.0), None, "a started to go through its items"),
-    (MapStarted("a", 5.0, 1), None, "a started to go through 1 item"),
-    (MapStarted("a", 5.0, 12_000), None, "a started to go through 12,000 items"),
+    (MapStarted("a", 5.0), None, "a started mapping its items"),
+    (MapStarted("a", 5.0, 1), None, "a started mapping 1 item"),
+    (MapStarted("a", 5.0, 12_000), None, "a started mapping 12,000 items"),
     (StepSucceeded("a", 1, 5.0, "secret"), None, "a succeeded"),
     (StepSucceeded("a", 2, 5.0, "secret"), 3, "a succeeded in attempt 2 of 3"),
     (StepSucceeded("a", 0, 5.0, ["secret"]), 3, "a succeeded"),
@@ -106,7 +106,7 @@ LINES: list[tuple[Event, int | None, str]] = [
     (
         ThreadAbandoned("a", 1, 5.0),
         3,
-        "a: the thread of attempt 1 of 3 can't be stopped and goes on by itself",
+        "a: the thread of attempt 1 of 3 can't be stopped and keeps running",
     ),
     (
         LoopBlocked("a", 1, 5.0, 350.0, "etl.py:12 in load"),
@@ -122,7 +122,7 @@ def all_events() -> set[type]:
 
 @pytest.mark.parametrize(("event", "attempts", "line"), LINES)
 def test_an_event_reads_so(event: Event, attempts: int | None, line: str) -> None:
-    assert told(event, attempts) == line
+    assert describe_event(event, attempts) == line
 
 
 def test_there_are_words_for_every_event() -> None:
@@ -146,7 +146,7 @@ def hostile(event: Any) -> Any:
 def test_a_line_stays_one_line_whatever_it_tells_of(kind: type) -> None:
     event = hostile(next(event for event, _, _ in LINES if type(event) is kind))
 
-    line = told(event)
+    line = describe_event(event)
 
     assert not {"\n", "\x1b", "\u202e", "\ud800"} & set(line)
     assert "\\n\\x1b[2J" in line or kind in {RunTimedOut, RunFinished}
@@ -154,8 +154,8 @@ def test_a_line_stays_one_line_whatever_it_tells_of(kind: type) -> None:
 
 @pytest.mark.parametrize("error", [ValueError("a\x1b[2J"), type("Bad\n", (Exception,), {})()])
 def test_an_error_can_not_break_the_line(error: Exception) -> None:
-    assert "\x1b" not in told(StepFailed("a", 1, 0.0, error))
-    assert "\n" not in told(StepFailed("a", 1, 0.0, error))
+    assert "\x1b" not in describe_event(StepFailed("a", 1, 0.0, error))
+    assert "\n" not in describe_event(StepFailed("a", 1, 0.0, error))
 
 
 def test_a_subject_is_a_step_an_item_or_the_run() -> None:

@@ -7,6 +7,7 @@ import json
 import pytest
 
 from asyncflow import RestoredOutput, StepCrashedError, StepStatus
+from asyncflow._core.errors import IllegalEventError
 from asyncflow._core.replay import StoredRun, latest_steps
 from asyncflow._core.results import REDACTED, Payload
 from asyncflow.events import (
@@ -265,6 +266,24 @@ class TestStops:
 
         assert (story.outcome, story.at_ms) == ("failed", 4.0)
         assert story.report(decode).stop_reason == "so it was"
+
+
+class TestRefusals:
+    @pytest.mark.parametrize(
+        "events",
+        [
+            [success("a", 1.0)],
+            [AttemptStarted("a", 1, 0.0), success("a", 1.0, attempt=2)],
+            [AttemptStarted("a", 1, 0.0), AttemptFailed("a", 3, 1.0, BOOM, 0.0)],
+        ],
+    )
+    def test_the_end_of_an_attempt_that_did_not_start_is_refused(self, events):
+        with pytest.raises(IllegalEventError, match=r"the latest attempt is [01]"):
+            StoredRun([started(), *events])
+
+    def test_an_item_of_a_step_that_is_not_mapped_is_refused(self):
+        with pytest.raises(IllegalEventError, match="has not begun to go through its items"):
+            StoredRun([started(), AttemptStarted("a", 1, 0.0, item=3)])
 
 
 class TestResumptions:

@@ -1,12 +1,19 @@
-"""What views show of a run: a fold over its events.
+"""What views show of a run, by its events or by its report.
 
 That it shows what the reports of random runs say is tested in `tests/driver/test_durable_runs.py`.
 """
 
+import pickle
+from dataclasses import replace
+
 import pytest
 from golden_run import GOLDEN, HOSTILE, LONG, SECRET, STOOD_STILL, WALL_TIME
+from results import report_of
 
-from asyncflow import StepStatus
+from asyncflow import Attempt, RunReport, StepCrashedError, StepResult, StepStatus, StepTimeoutError
+from asyncflow._core.replay import StoredRun
+from asyncflow._core.results import REDACTED, REDACTED_OUTPUT
+from asyncflow._core.step_view import StepView
 from asyncflow._views.run_view import RunView
 from asyncflow.events import (
     AttemptFailed,
@@ -101,7 +108,7 @@ class TestRun:
     def test_the_golden_run_comes_to_this(self):
         view = RunView(GOLDEN)
 
-        assert (view.word, view.pipeline, len(view.stretches)) == ("FAILED", "nightly import", 2)
+        assert (view.word, view.pipeline, len(view.segments)) == ("FAILED", "nightly import", 2)
         assert view.counts == {
             PENDING: 0,
             RUNNING: 0,
@@ -256,6 +263,13 @@ class TestResumed:
         assert [each.number for each in items[0].attempts] == [2]
         assert (items[1].status, items[1].reused) == (SUCCESS, True)
 
+    def test_the_end_of_an_attempt_that_it_has_not_heard_of_is_passed_over(self):
+        view = viewed(
+            RunResumed("r", 50.0, 200.0, {"a": ()}, {}), AttemptFailed("a", 2, 51.0, BOOM, 2.0)
+        )
+
+        assert view.steps["a"].attempts == []
+
     def test_what_is_secret_now_is_not_shown_although_it_was_kept_before(self):
         events = [
             begun("a", "b"),
@@ -293,3 +307,185 @@ class TestResumed:
         assert list(view.steps) == ["b"]
         assert (view.steps["b"].status, view.counts[RUNNING]) == (RUNNING, 1)
         assert view.steps["b"].attempts[0].end == "crashed"
+
+
+def golden_report(events):
+    """What a journal says of the golden run, which has not stored the secret output."""
+    stored = [
+        replace(event, output=REDACTED) if getattr(event, "output", None) == SECRET else event
+        for event in events
+    ]
+    return StoredRun(stored).report(lambda step, payload: payload)
+
+
+def attempts_of(result):
+    return [
+        (each.number, each.started_ms, each.ended_ms, each.end, each.retry_in_ms)
+        for each in StepView.from_result(result).attempts
+    ]
+
+
+class TestResults:
+    def test_one_attempt_is_what_the_result_says(self):
+        result = StepResult(
+            *("a", StepStatus.FAILED, 1, 2.0, None, BOOM, None, 1.0),
+            loop_blocked_ms=150.0,
+            abandoned=True,
+        )
+
+        step = StepView.from_result(result, tier=3)
+
+        assert attempts_of(result) == [(1, 1.0, 3.0, "failed", None)]
+        assert (step.tier, step.error, step.abandoned, step.blocked_ms) == (3, BOOM, True, 150.0)
+        assert step.to_result(99.0) == result
+
+    def test_the_waits_between_attempts_are_known(self):
+        history = (Attempt(1, 1.0, 1.0, BOOM), Attempt(2, 6.0, 1.0, None, queued_ms=1.5))
+        result = StepResult("a", SUCCESS, 2, 6.0, "A", started_ms=1.0, recorded=history)
+
+        assert attempts_of(result) == [
+            (1, 1.0, 2.0, "failed", 2.5),
+            (2, 6.0, 7.0, "succeeded", None),
+        ]
+
+    def test_what_was_cancelled_in_a_backoff_had_failed_before(self):
+        history = (Attempt(1, 1.0, 1.0, BOOM),)
+        result = StepResult(
+            "a", CANCELLED, 1, 5.0, None, BOOM, "why", started_ms=1.0, recorded=history
+        )
+
+        assert attempts_of(result) == [(1, 1.0, 2.0, "failed", 0.0)]
+        assert StepView.from_result(result).ended_ms == 6.0
+
+    def test_what_crashed_is_not_retried_but_runs_in_another_segment(self):
+        crash = StepCrashedError("a", 1, 1)
+        history = (Attempt(1, 1.0, 1.0, crash), Attempt(2, 6.0, 1.0, crash))
+        result = StepResult("a", CANCELLED, 2, 6.0, None, crash, started_ms=1.0, recorded=history)
+
+        assert attempts_of(result) == [
+            (1, 1.0, 2.0, "crashed", None),
+            (2, 6.0, 7.0, "cancelled", None),  # with the error of the attempt before
+        ]
+
+    def test_a_crash_may_be_the_last_attempt(self):
+        crash = StepCrashedError("a", 1, 1)
+        history = (Attempt(1, 1.0, 1.0, crash),)
+        result = StepResult("a", FAILED, 1, 6.0, None, crash, started_ms=1.0, recorded=history)
+
+        assert attempts_of(result) == [(1, 1.0, 2.0, "crashed", None)]
+
+    def test_what_ran_into_its_timeout_says_so_although_it_was_cancelled(self):
+        late = StepTimeoutError("a", 1, 5.0, "attempt")
+        result = StepResult("a", CANCELLED, 1, 6.0, None, late, "why", started_ms=1.0)
+
+        assert attempts_of(result) == [(1, 1.0, 7.0, "timed out", None)]
+
+    @pytest.mark.parametrize(
+        ("attempts", "shown"),
+        [
+            (1, [(1, 1.0, 2.0, "failed", 0.0)]),
+            (2, [(1, 1.0, 2.0, "failed", 0.0), (2, 4.0, None, None, None)]),
+        ],
+    )
+    def test_a_step_that_runs_is_shown_as_far_as_it_has_come(self, attempts, shown):
+        history = (Attempt(1, 1.0, 1.0, BOOM),)
+        result = StepResult("a", RUNNING, attempts, 5.0, started_ms=4.0, recorded=history)
+
+        found = attempts_of(result)
+
+        assert found[1:] == shown[1:]
+        assert found[0][:4] == shown[0][:4]
+
+    def test_what_is_secret_is_not_shown(self):
+        result = StepResult("a", SUCCESS, 1, 2.0, SECRET, started_ms=1.0, secret=True)
+
+        assert StepView.from_result(result).output == REDACTED_OUTPUT
+
+    @pytest.mark.parametrize(
+        "result",
+        [
+            StepResult("a", FAILED),
+            StepResult("a", SUCCESS, items=()),
+            StepResult("a", SUCCESS, 2, started_ms=0.0, recorded=(Attempt(1, 0.0, 1.0, None),)),
+            StepResult("a", RUNNING, 1, 1.0, started_ms=0.0, recorded=(), loop_blocked_ms=2.0),
+        ],
+    )
+    def test_what_no_run_comes_to_is_shown_all_the_same(self, result):
+        assert StepView.from_result(result).name == "a"
+
+
+class TestReports:
+    @pytest.mark.parametrize("count", [len(GOLDEN), STOOD_STILL])
+    def test_the_golden_run_is_shown_as_it_was(self, count):
+        report = golden_report(GOLDEN[:count])
+        whole = RunView(GOLDEN[:count])
+
+        for sent in (
+            report,
+            pickle.loads(pickle.dumps(report)),
+            RunReport.from_json(report.to_json()),
+        ):
+            view = RunView.from_report(sent)
+
+            assert [
+                (each.name, each.status, each.attempt_count) for each in view.steps.values()
+            ] == [(each.name, each.status, each.attempt_count) for each in whole.steps.values()]
+            ends = [[each.end for each in step.attempts] for step in view.steps.values()]
+            assert ends == [[each.end for each in step.attempts] for step in whole.steps.values()]
+            assert (view.word, view.stop_reason, view.inputs) == (
+                whole.word,
+                whole.stop_reason,
+                whole.inputs,
+            )
+            assert (view.tiers, view.dependencies) == (whole.tiers, whole.dependencies)
+            assert +view.counts == +whole.counts
+            assert view.causes() == whole.causes()
+            assert (view.pipeline, view.at_ms) == (whole.pipeline, whole.at_ms)
+            assert len(view.segments) == len(whole.segments)
+            assert SECRET not in repr(view.steps)
+
+    def test_the_items_of_a_mapped_step_are_shown(self):
+        items = (
+            StepResult("a[0]", SUCCESS, 1, 1.0, "x", started_ms=1.0),
+            StepResult("a[1]", FAILED, 1, 2.0, error=BOOM, started_ms=1.0),
+        )
+        result = StepResult(
+            "a", FAILED, 2, 2.0, error=BOOM, started_ms=1.0, recorded=(), items=items
+        )
+
+        step = RunView.from_report(report_of(result)).steps["a"]
+
+        assert (step.item_count, step.tally, step.attempt_count) == (2, {SUCCESS: 1, FAILED: 1}, 2)
+        assert [item.name for item in step.items.values()] == ["a[0]", "a[1]"]
+
+    def test_a_run_was_resumed_after_all_that_it_reused(self):
+        crash = StepCrashedError("b", 1, 1)
+        attempts = (Attempt(1, 2.0, 4.0, crash), Attempt(2, 8.0, 1.0, None))
+        items = (
+            StepResult("c[0]", SUCCESS, 1, 1.0, "x", started_ms=1.0, reused=True),
+            StepResult(
+                "c[1]",
+                SUCCESS,
+                2,
+                8.0,
+                "y",
+                started_ms=1.0,
+                recorded=(Attempt(1, 1.0, 6.5, BOOM), Attempt(2, 8.0, 1.0, None)),
+            ),
+        )
+        report = report_of(
+            StepResult("a", SUCCESS, 1, 1.0, "A", started_ms=0.0, reused=True),
+            StepResult("b", SUCCESS, 2, 7.0, started_ms=2.0, recorded=attempts, rerun_reason="so"),
+            StepResult(
+                "c", SUCCESS, 3, 8.0, started_ms=7.8, recorded=(), items=items, rerun_reason="so"
+            ),
+        )
+
+        view = RunView.from_report(report)
+
+        assert view.segments == [(0.0, 1_000.5), (7.5, 1_000.5075)]
+
+    def test_an_empty_report_is_an_empty_run(self):
+        view = RunView.from_report(report_of())
+
+        assert (view.word, view.steps, view.tiers, view.at_ms) == ("PASSED", {}, [], 14.0)

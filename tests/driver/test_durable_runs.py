@@ -32,7 +32,6 @@ from asyncflow._core.replay import StoredRun
 from asyncflow._core.results import REDACTED, REDACTED_OUTPUT, Payload
 from asyncflow._core.resume import resume
 from asyncflow._core.state import RunState
-from asyncflow._views.retold import retold
 from asyncflow._views.run_view import RunView
 from asyncflow.events import (
     AttemptStarted,
@@ -120,7 +119,7 @@ class Execution:
                 self.check_story()
                 self.check_replay()
                 assert_shows(RunView(self.journal.kept[RUN_ID]), self.report)
-                assert_shows(RunView(retold(self.report)), self.report)
+                assert_shows(RunView.from_report(self.report), self.report)
             for result in self.report.results:
                 self.check_attempts(result)
 

@@ -14,7 +14,7 @@ from rich.console import Console
 from terminals import Terminal
 
 from asyncflow import WorkflowStep, run_pipeline
-from asyncflow._views.event_text import told
+from asyncflow._views.event_text import describe_event
 from asyncflow.events import Event
 from asyncflow.live import LiveView
 from asyncflow.testing import run_in_virtual_time
@@ -40,7 +40,7 @@ def test_the_golden_run_is_told_event_by_event() -> None:
     for line, event in zip(lines, GOLDEN, strict=True):
         assert re.match(r"\[0:00:0\d\.\d{3}\] ", line)
         if getattr(event, "step", "") in attempts:
-            assert line[14:] == told(event, attempts[event.step])  # type: ignore[union-attr]
+            assert line[14:] == describe_event(event, attempts[event.step])  # type: ignore[union-attr]
     assert lines[0] == ("[0:00:00.000] run nightly-2026-01-01 of nightly import started: 12 steps")
     assert "[0:00:02.400] rates: attempt 3 of 3 started" in lines
     assert lines[-1].startswith("[0:00:05.000] the run failed after 5.0 s")
@@ -87,7 +87,7 @@ def test_if_there_are_many_runs_each_line_says_which_it_is_of() -> None:
 
 
 def test_what_is_not_a_run_from_its_start_is_told_all_the_same() -> None:
-    assert lines_of(GOLDEN[3:4]) == ["[0:00:00.250] token started after 249 ms in line"]
+    assert lines_of(GOLDEN[3:4]) == ["[0:00:00.250] token started after 249 ms in the queue"]
 
 
 @pytest.mark.parametrize("variable", ["TERM", "TTY_COMPATIBLE"])

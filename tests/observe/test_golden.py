@@ -12,7 +12,7 @@ from pathlib import Path
 from golden_run import GOLDEN, SECRET, WALL_TIME
 from telemetry import Telemetry, status_of
 
-from asyncflow._views.event_text import told
+from asyncflow._views.event_text import describe_event
 from asyncflow.events import RunStarted
 from asyncflow.logs import LoggingObserver
 
@@ -25,7 +25,9 @@ def test_the_golden_events_give_the_golden_text() -> None:
     begin = GOLDEN[0]
     assert isinstance(begin, RunStarted)
 
-    lines = [told(event, begin.max_retries.get(getattr(event, "step", ""))) for event in GOLDEN]
+    lines = [
+        describe_event(event, begin.max_retries.get(getattr(event, "step", ""))) for event in GOLDEN
+    ]
 
     assert lines == [line[8:] for line in LOG.splitlines()]
 

@@ -210,7 +210,7 @@ def test_the_events_of_a_run_are_logged_line_by_line(log, text):
         "INFO r1||None|None|run r1 of etl started: 4 steps",
         "INFO r1|unneeded|None|None|unneeded skipped: its condition was not met",
         "INFO r1|flaky|1|None|flaky: attempt 1 of 2 started",
-        "WARNING r1|flaky|1|None|flaky: attempt 1 of 2 failed, the next one follows in 100 ms: "
+        "WARNING r1|flaky|1|None|flaky: attempt 1 of 2 failed, retrying in 100 ms: "
         "ValueError: not yet",
         "INFO r1|flaky|2|None|flaky: attempt 2 of 2 started",
         "INFO r1|flaky|2|None|flaky succeeded in attempt 2 of 2",

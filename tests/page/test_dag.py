@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from asyncflow._views.dag import BOX_WIDTH, drawing, wrapped
+from asyncflow._views.dag import BOX_WIDTH, draw_graph, wrapped
 
 
 @pytest.mark.parametrize(
@@ -42,7 +42,7 @@ def test_a_name_keeps_all_its_letters_or_ends_in_an_ellipsis(name: str) -> None:
 
 
 def test_a_box_is_as_high_as_its_name_needs() -> None:
-    found = drawing({"a": (), "b" * 40: ("a",)})
+    found = draw_graph({"a": (), "b" * 40: ("a",)})
 
     small, large = found.boxes
     assert large.height - small.height == 16
@@ -50,7 +50,7 @@ def test_a_box_is_as_high_as_its_name_needs() -> None:
 
 
 def test_a_curve_leads_from_the_right_of_a_box_to_the_left_of_the_next() -> None:
-    found = drawing({"a": (), "b": ("a",)})
+    found = draw_graph({"a": (), "b": ("a",)})
 
     first, second = found.boxes
     (curve,) = found.curves
@@ -60,11 +60,11 @@ def test_a_curve_leads_from_the_right_of_a_box_to_the_left_of_the_next() -> None
 
 
 def test_all_boxes_lie_in_the_drawing() -> None:
-    found = drawing({f"s{n}": tuple(f"s{m}" for m in range(n)) for n in range(6)})
+    found = draw_graph({f"s{n}": tuple(f"s{m}" for m in range(n)) for n in range(6)})
 
     assert all(box.x + found.box_width < found.width for box in found.boxes)
     assert all(box.y + box.height < found.height for box in found.boxes)
 
 
 def test_no_steps_are_an_empty_drawing() -> None:
-    assert drawing({}).boxes == ()
+    assert draw_graph({}).boxes == ()

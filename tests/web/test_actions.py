@@ -103,7 +103,7 @@ async def test_an_orphan_can_not_be_cancelled(ask: Any) -> None:
     answer = await ask(pages).post("/cancel/r")
 
     assert answer.status_code == 409
-    assert "Its process is gone, so nobody runs it." in answer.text
+    assert "It is orphaned: its process is gone." in answer.text
 
 
 # Resuming.
@@ -160,7 +160,7 @@ async def test_a_run_is_resumed_once_however_often_that_is_asked(ask: Any, journ
     assert {answer.status_code for answer in answers} <= {303, 409}
     assert 303 in {answer.status_code for answer in answers}
     assert later.status_code == 409
-    assert "it is going on already" in later.text
+    assert "it is running already" in later.text
     assert gate.calls == 2
 
 
@@ -168,7 +168,7 @@ async def test_a_run_is_resumed_once_however_often_that_is_asked(ask: Any, journ
     ("name", "why"),
     [
         ("", "its pipeline has no name"),
-        ("slwo", "does not know the pipeline 'slwo' (did you mean 'slow'?)"),
+        ("slwo", "has no pipeline 'slwo' (did you mean 'slow'?)"),
     ],
 )
 async def test_a_run_of_an_unknown_pipeline_can_not_be_resumed(
@@ -191,7 +191,7 @@ async def test_a_run_that_has_passed_can_not_be_resumed(ask: Any, journal: Any) 
     answer = await ask(app(journal, pipelines={"etl": passing()})).post("/resume/r")
 
     assert answer.status_code == 409
-    assert "it has passed, so there is nothing left to do" in answer.text
+    assert "it has passed, so nothing is left to do" in answer.text
 
 
 async def test_a_pipeline_that_has_changed_too_much_says_so_at_once(
@@ -207,7 +207,7 @@ async def test_a_pipeline_that_has_changed_too_much_says_so_at_once(
 
     assert answer.status_code == 409
     assert "ValueError: nothing provides parameter 'url' of step 'gate'" in answer.json()["detail"]
-    assert "run 'r' can't go on" in caplog.text
+    assert "run 'r' can't be resumed" in caplog.text
 
 
 async def test_a_run_does_not_get_steps_that_it_was_begun_without(ask: Any, journal: Any) -> None:
@@ -224,7 +224,7 @@ async def test_a_run_does_not_get_steps_that_it_was_begun_without(ask: Any, jour
     )
 
     assert answer.status_code == 409
-    assert "it is without step 'gate' of pipeline 'two'" in answer.json()["detail"]
+    assert "it has no step 'gate' of pipeline 'two'" in answer.json()["detail"]
     assert gate.calls == 0
     assert (await journal.record("r")).status == "failed"
 
@@ -244,7 +244,7 @@ async def test_a_run_that_somebody_else_takes_first_is_left_to_them(
     answer = await ask(app(journal, pipelines={"slow": Late()})).post("/resume/r")
 
     assert answer.status_code == 409
-    assert "it is going on already, in process 7 on there" in answer.text
+    assert "it is running already, in process 7 on there" in answer.text
     assert not [record for record in caplog.records if record.levelname == "ERROR"]
 
 
@@ -304,7 +304,7 @@ async def test_a_step_that_wants_to_end_the_process_ends_its_run_only(
     await asyncio.sleep(1)
 
     assert (await client.get("/")).status_code == 200
-    assert "the server goes on" in caplog.text
+    assert "the server continues" in caplog.text
 
 
 async def test_a_run_that_was_cancelled_from_its_page_ends_quietly(
@@ -359,7 +359,7 @@ async def test_resumed_runs_end_with_the_service_and_can_be_resumed_again(
     assert gate.clean_ups == 2
     assert (await any_journal.record("r")).status == "interrupted"
     refused = await ask(pages).post("/resume/r")
-    assert "this server is about to stop" in refused.text
+    assert "this server is stopping" in refused.text
     gate.is_open.set()
     assert (await slow(gate).run(run_id="r", journal=any_journal)).all_passed
 

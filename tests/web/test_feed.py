@@ -14,7 +14,7 @@ from asyncflow import JournalError, RunNotFoundError
 from asyncflow._views.run_view import RunView
 from asyncflow.events import AttemptStarted, Event, RunStarted
 from asyncflow.journal._queries import RunRecord, StoredEvent
-from asyncflow.web._feed import Feeds, Update, now_of
+from asyncflow.web._feed import RunFeeds, Update, now_of
 
 
 def render(
@@ -75,7 +75,7 @@ async def test_a_run_is_told_from_its_start_to_its_end(any_journal: Any) -> None
     gate = Gate()
     running = asyncio.create_task(slow(gate).run(run_id="r", journal=any_journal))
     await gate.has_begun.wait()
-    feeds, told = Feeds(any_journal), []
+    feeds, told = RunFeeds(any_journal), []
 
     async with aclosing(feeds.updates("r", 0, render)) as updates:
         async for update in updates:
@@ -94,7 +94,7 @@ async def test_a_run_is_told_from_its_start_to_its_end(any_journal: Any) -> None
 
 async def test_who_comes_back_is_told_what_it_has_missed_once(journal: Any) -> None:
     source = OneRun()
-    feeds = Feeds(source)
+    feeds = RunFeeds(source)
     async with aclosing(feeds.updates("r", 0, render)) as other:
         first = await until(other, lambda each: each.sections)
         source.add(AttemptStarted("a", 1, 1.0))
@@ -111,7 +111,7 @@ async def test_who_comes_back_is_told_what_it_has_missed_once(journal: Any) -> N
 
 
 async def test_a_new_server_tells_all_since_it_can_not_know_what_was_seen() -> None:
-    async with aclosing(Feeds(OneRun()).updates("r", 1, render)) as updates:
+    async with aclosing(RunFeeds(OneRun()).updates("r", 1, render)) as updates:
         first = await anext(updates)
 
     assert set(first.sections) == {"word", "events", "name"}
@@ -119,7 +119,7 @@ async def test_a_new_server_tells_all_since_it_can_not_know_what_was_seen() -> N
 
 async def test_viewers_share_one_reading() -> None:
     source = OneRun()
-    feeds = Feeds(source)
+    feeds = RunFeeds(source)
 
     async def look() -> Update:
         async with aclosing(feeds.updates("r", 0, render)) as updates:
@@ -136,7 +136,7 @@ async def test_viewers_share_one_reading() -> None:
 
 async def test_nothing_is_read_when_nobody_looks() -> None:
     source = OneRun()
-    feeds = Feeds(source)
+    feeds = RunFeeds(source)
     for _ in range(2):
         async with aclosing(feeds.updates("r", 0, render)) as updates:
             await anext(updates)
@@ -157,7 +157,7 @@ async def test_a_busy_run_is_looked_at_a_few_times_a_second() -> None:
 
     busy = asyncio.create_task(be_busy())
     told = []
-    async with aclosing(Feeds(source).updates("r", 0, render)) as updates:
+    async with aclosing(RunFeeds(source).updates("r", 0, render)) as updates:
         async for update in updates:
             told.append(update)
             if asyncio.get_running_loop().time() > 3:
@@ -179,7 +179,7 @@ async def test_a_large_page_is_told_less_often() -> None:
         source.add(AttemptStarted("a", 1, 1.0))
         return {"all": f"{len(events)} " + "x" * 10_000_000}
 
-    async with aclosing(Feeds(source).updates("r", 0, large)) as updates:
+    async with aclosing(RunFeeds(source).updates("r", 0, large)) as updates:
         for _ in range(3):
             await anext(updates)
 
@@ -188,7 +188,7 @@ async def test_a_large_page_is_told_less_often() -> None:
 
 async def test_a_slow_viewer_gets_the_latest_and_nothing_is_kept_for_it() -> None:
     source = OneRun()
-    feeds = Feeds(source)
+    feeds = RunFeeds(source)
     async with aclosing(feeds.updates("r", 0, render)) as slow_one:
         await anext(slow_one)
 
@@ -201,7 +201,7 @@ async def test_a_slow_viewer_gets_the_latest_and_nothing_is_kept_for_it() -> Non
 
 
 async def test_time_goes_by_between_events() -> None:
-    async with aclosing(Feeds(OneRun()).updates("r", 0, timed)) as updates:
+    async with aclosing(RunFeeds(OneRun()).updates("r", 0, timed)) as updates:
         await anext(updates)
         following = [await anext(updates) for _ in range(3)]
 
@@ -210,7 +210,7 @@ async def test_time_goes_by_between_events() -> None:
 
 
 async def test_what_time_has_changed_is_told_again_to_who_comes_back() -> None:
-    feeds = Feeds(OneRun())
+    feeds = RunFeeds(OneRun())
     async with aclosing(feeds.updates("r", 0, timed)) as other:
         await anext(other)
         latest = await anext(other)
@@ -225,7 +225,7 @@ async def test_the_time_of_an_orphan_stands_still() -> None:
     source.record_ = RunRecord("r", "", "running", 0.0, 0.0, None, orphaned=True)
     view = RunView(each.event for each in source.kept)
 
-    async with aclosing(Feeds(source).updates("r", 0, timed)) as updates:
+    async with aclosing(RunFeeds(source).updates("r", 0, timed)) as updates:
         await anext(updates)
         with pytest.raises(TimeoutError):
             await asyncio.wait_for(anext(updates), 60)
@@ -242,7 +242,7 @@ async def test_it_is_told_when_a_process_has_died() -> None:
     ) -> dict[str, str]:
         return {"orphaned": str(record.orphaned)}
 
-    async with aclosing(Feeds(source).updates("r", 0, orphaned)) as updates:
+    async with aclosing(RunFeeds(source).updates("r", 0, orphaned)) as updates:
         await anext(updates)
         source.record_ = RunRecord("r", "", "running", 0.0, 0.0, None, orphaned=True)
         following = await anext(updates)
@@ -252,7 +252,7 @@ async def test_it_is_told_when_a_process_has_died() -> None:
 
 async def test_a_journal_that_fails_is_told_of_until_it_works_again() -> None:
     source = OneRun()
-    async with aclosing(Feeds(source).updates("r", 0, render)) as updates:
+    async with aclosing(RunFeeds(source).updates("r", 0, render)) as updates:
         await anext(updates)
         source.error = JournalError("runs.db", "the disk is gone")
         trouble = await anext(updates)
@@ -267,7 +267,7 @@ async def test_a_page_that_can_not_be_made_is_told_of(caplog: pytest.LogCaptureF
     def broken(*_: object) -> dict[str, str]:
         raise ZeroDivisionError("by zero")
 
-    async with aclosing(Feeds(OneRun()).updates("r", 0, broken)) as updates:
+    async with aclosing(RunFeeds(OneRun()).updates("r", 0, broken)) as updates:
         update = await anext(updates)
 
     assert update.trouble == "ZeroDivisionError: by zero"
@@ -276,7 +276,7 @@ async def test_a_page_that_can_not_be_made_is_told_of(caplog: pytest.LogCaptureF
 
 async def test_a_run_that_was_forgotten_is_gone() -> None:
     source = OneRun()
-    async with aclosing(Feeds(source).updates("r", 0, render)) as updates:
+    async with aclosing(RunFeeds(source).updates("r", 0, render)) as updates:
         await anext(updates)
         source.error = RunNotFoundError("r", "runs.db")
         told = [each async for each in updates]
@@ -285,7 +285,7 @@ async def test_a_run_that_was_forgotten_is_gone() -> None:
 
 
 async def test_another_run_of_the_same_id_is_loaded_anew() -> None:
-    async with aclosing(Feeds(OneRun()).updates("r", 99, render)) as updates:
+    async with aclosing(RunFeeds(OneRun()).updates("r", 99, render)) as updates:
         told = [each async for each in updates]
 
     assert told == [Update(99, {}, None, "reload")]
@@ -293,7 +293,7 @@ async def test_another_run_of_the_same_id_is_loaded_anew() -> None:
 
 async def test_who_has_seen_more_than_was_read_for_others_is_told_what_follows() -> None:
     source = OneRun()
-    feeds = Feeds(source)
+    feeds = RunFeeds(source)
     async with aclosing(feeds.updates("r", 0, render)) as other:
         await anext(other)
         # The page of the second viewer was made of events that are not read for the first one yet.
@@ -316,7 +316,7 @@ async def test_a_page_that_could_not_be_made_once_counts_no_event_twice() -> Non
             raise failures.pop()
         return render(*seen)
 
-    async with aclosing(Feeds(source).updates("r", 0, broken_once)) as updates:
+    async with aclosing(RunFeeds(source).updates("r", 0, broken_once)) as updates:
         await until(updates, lambda each: each.trouble)
         healed = await until(updates, lambda each: not each.trouble)
 
@@ -335,7 +335,7 @@ async def test_a_position_is_told_with_the_page_that_has_it() -> None:
             while_made.append(asyncio.run_coroutine_threadsafe(following(), loop).result(20))
         return render(view, events, *others)
 
-    async with aclosing(Feeds(source).updates("r", 0, slow_at_last)) as updates:
+    async with aclosing(RunFeeds(source).updates("r", 0, slow_at_last)) as updates:
         await anext(updates)
         source.add(AttemptStarted("a", 1, 1.0))
         await asyncio.sleep(2)
@@ -349,7 +349,7 @@ async def test_a_position_is_told_with_the_page_that_has_it() -> None:
 
 
 async def test_who_looks_is_let_go_at_the_end() -> None:
-    feeds = Feeds(OneRun())
+    feeds = RunFeeds(OneRun())
     told: list[Update] = []
 
     async def look() -> None:
@@ -368,6 +368,6 @@ async def test_who_looks_is_let_go_at_the_end() -> None:
 async def test_a_run_that_has_ended_is_told_once(journal: Any) -> None:
     await passing().run(run_id="r", journal=journal)
 
-    told = [each async for each in Feeds(journal).updates("r", 0, render)]
+    told = [each async for each in RunFeeds(journal).updates("r", 0, render)]
 
     assert [each.end for each in told] == ["ended"]

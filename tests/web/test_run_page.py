@@ -147,7 +147,7 @@ async def test_a_run_that_stops_can_not_be_cancelled_once_more(ask: Any, journal
 
     assert "STOPPING" in updates[0]["sections"]["header"]
     assert actions_of(updates[0]) == {"cancel": False, "resume": False, "note": ""}
-    assert actions_of(updates[-1])["note"] == "to resume it here, give the server its pipeline"
+    assert actions_of(updates[-1])["note"] == "to resume it here, give this server its pipeline"
 
 
 async def test_an_orphan_says_so(ask: Any, journal: Any) -> None:
@@ -195,9 +195,9 @@ async def test_an_orphan_says_so(ask: Any, journal: Any) -> None:
     unknown = await first()
 
     assert known["resume"]
-    assert known["note"] == "orphaned: its process is gone, and nobody runs it"
+    assert known["note"] == "orphaned: its process is gone"
     assert not unknown["resume"]
-    assert unknown["note"].endswith("to resume it here, give the server its pipeline")
+    assert unknown["note"].endswith("to resume it here, give this server its pipeline")
 
 
 async def test_an_unknown_run_leads_to_its_nearest_names(ask: Any, journal: Any) -> None:

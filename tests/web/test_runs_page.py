@@ -34,9 +34,8 @@ class Records:
         self.records = list(records)
         self.asked: dict[str, Any] = {}
 
-    async def runs(self, *args: Any, **asked: Any) -> list[RunRecord]:
-        self.asked = {**dict(zip(("status", "pipeline", "since", "limit"), args, strict=True))}
-        self.asked |= asked
+    async def runs(self, **asked: Any) -> list[RunRecord]:
+        self.asked = asked
         return self.records
 
     events: Any = None
@@ -115,7 +114,7 @@ async def test_what_can_not_be_asked_for_is_said(
     answer = await ask(app(journal)).get(f"{path}?{query}")
 
     assert answer.status_code == 400
-    assert re.search(rf"\b{query.partition('=')[0]} must ", answer.text)
+    assert re.search(rf"\b{query.partition('=')[0]} must |invalid time ", answer.text)
 
 
 async def test_an_age_is_counted_from_now(ask: Any) -> None:
@@ -199,8 +198,8 @@ async def test_every_id_has_a_page(ask: Any, journal: Any, run_id: str) -> None:
 async def test_an_empty_journal_says_how_to_fill_it(ask: Any, journal: Any) -> None:
     client = ask(app(journal))
 
-    assert "No run has been kept yet" in (await client.get("/")).text
-    assert "No run is like that." in (await client.get("/?text=x")).text
+    assert "No runs yet" in (await client.get("/")).text
+    assert "No run matches." in (await client.get("/?text=x")).text
 
 
 async def test_a_journal_that_can_not_be_read_is_told_of(ask: Any) -> None:

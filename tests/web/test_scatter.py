@@ -11,7 +11,7 @@ from asyncflow.web._runs_page import HEIGHT, Dot, scatter
 DOTS = st.builds(
     Dot,
     run_id=st.just("r"),
-    state=st.just("passed"),
+    status=st.just("passed"),
     started_at=st.floats(0, 4e9),
     duration_s=st.floats(0, 1e9),
 )

@@ -1,4 +1,4 @@
-// What makes the page of a run answer. Without it everything is there, and stays as it is.
+// Makes the page of a run interactive. Without it the page shows the same, and does not change.
 (() => {
 "use strict";
 const root = document.documentElement, body = document.body;
@@ -6,22 +6,22 @@ const $ = (id) => document.getElementById(id);
 const all = (query, inside = document) => [...inside.querySelectorAll(query)];
 root.classList.add("js");
 
-// The theme. A file may not be allowed to store anything.
-const THEMES = ["system", "light", "dark"], THEME_SIGNS = { system: "◐", light: "○", dark: "●" };
+// The theme. A browser may not let a file store anything.
+const THEMES = ["system", "light", "dark"], THEME_SYMBOLS = { system: "◐", light: "○", dark: "●" };
 const stored = (() => { try { return localStorage; } catch { return null; } })();
 let theme = "system";
 const setTheme = (name) => {
   theme = THEMES.includes(name) ? name : "system";
   if (theme === "system") delete root.dataset.theme; else root.dataset.theme = theme;
-  $("theme").textContent = THEME_SIGNS[theme];
+  $("theme").textContent = THEME_SYMBOLS[theme];
   $("theme").setAttribute("aria-label", `Theme: ${theme === "system" ? "as the system" : theme}`);
   $("theme").title = $("theme").getAttribute("aria-label");
-  try { stored?.setItem("asyncflow-theme", theme); } catch { /* not for this page */ }
+  try { stored?.setItem("asyncflow-theme", theme); } catch { /* not stored then */ }
 };
 const nextTheme = () => setTheme(THEMES[(THEMES.indexOf(theme) + 1) % THEMES.length]);
 try { setTheme(stored?.getItem("asyncflow-theme")); } catch { setTheme("system"); }
 
-// Times as the reader's clock shows them.
+// Times in the reader's own zone and format.
 const localTimes = () => {
   for (const time of all("time[datetime]")) {
     const moment = new Date(time.dateTime);
@@ -32,7 +32,7 @@ const localTimes = () => {
   }
 };
 
-// The selection: a step and perhaps an attempt, kept in the address.
+// The selection: a step, and perhaps an attempt of it. The address has it too.
 let chosen = null, attempt = null, names = [], numbers = new Map();
 const readNames = () => {
   names = all("#steps-table tbody tr").map((row) => [row.dataset.i, row.querySelector("th").textContent]);
@@ -104,7 +104,7 @@ const follow = () => {
 addEventListener("popstate", follow);
 addEventListener("hashchange", follow);
 
-// Steps in the order in which the timeline shows them, filtered ones left out.
+// The steps that the filter shows, in the order of the timeline.
 const inOrder = () => all(".line.step:not([hidden])").map((line) => line.dataset.i);
 const move = (by) => {
   const order = inOrder();
@@ -142,7 +142,7 @@ let isFiltered = false;
 const filterSteps = () => {
   const words = find.value.trim().toLowerCase().split(/\s+/).filter(Boolean), status = findStatus.value;
   const filtering = words.length > 0 || status !== "";
-  if (!filtering && !isFiltered) return; // thousands of steps cost time
+  if (!filtering && !isFiltered) return; // thousands of steps take time
   isFiltered = filtering;
   let count = 0;
   const fits = new Map();
@@ -190,7 +190,7 @@ eventText.addEventListener("input", filterEvents);
 eventKind.addEventListener("change", filterEvents);
 eventStep.addEventListener("change", filterEvents);
 
-// The events that are shown, as a file.
+// Exports the events that the filter shows.
 const timeOf = (ms) => {
   const clock = $("events-table").dataset.clock.trim().split(" ").map(Number);
   let at = 0;
@@ -204,7 +204,7 @@ const records = () => all("#events-table tr[data-ms]:not([hidden])").map((row) =
   attempt: row.dataset.a ? +row.dataset.a : null, item: row.dataset.item ? +row.dataset.item : null,
   text: row.cells[3].textContent,
 }));
-// A program for tables would compute what begins like a formula.
+// A spreadsheet would run a text that begins like a formula.
 const cell = (value) => {
   const text = value === null ? "" : String(value);
   const safe = typeof value === "string" && /^[=+\-@\t\r]/.test(text) ? `'${text}` : text;
@@ -244,7 +244,7 @@ const sort = () => {
   table.tHead.rows[0].cells[column].setAttribute("aria-sort", down ? "descending" : "ascending");
 };
 
-// Zoom: of the timeline its width, of the graph its size.
+// Zooming changes the width of the timeline, and the size of the graph.
 const zooms = { gantt: 1, dag: 0 };
 const trackOf = () => {
   const style = getComputedStyle(root), label = parseFloat(style.getPropertyValue("--label")), pad = parseFloat(style.getPropertyValue("--pad"));
@@ -260,7 +260,7 @@ const zoomGantt = (factor, clientX = null) => {
   const box = $("gantt-scroll");
   if (!box) return;
   const { label, width } = trackOf(), before = zooms.gantt;
-  // Browsers lay out at most some ten million pixels.
+  // Browsers lay out at most about ten million pixels.
   zooms.gantt = Math.min(Math.max(before * factor, 1), Math.max(8e6 / width, 1));
   const at = (clientX === null ? width / 2 : clientX - box.getBoundingClientRect().left - label) + box.scrollLeft;
   const shift = at * (zooms.gantt / before - 1);
@@ -306,16 +306,16 @@ addEventListener("wheel", (event) => {
   if (box.id === "dag-scroll") zoomDag(factor, event); else zoomGantt(factor, event.clientX);
 }, { passive: false });
 
-// The axis has ticks at round times, also of what is zoomed into: the same ones as in axis.py.
+// The axis has ticks at round times, also when zoomed: the same ones as in axis.py.
 const NICE = [...[-3, -2, -1, 0, 1, 2].flatMap((power) => [1, 2, 5].map((base) => base * 10 ** power)),
   ...[1, 2, 5, 10, 15, 30].map((each) => each * 1e3), ...[1, 2, 5, 10, 15, 30].map((each) => each * 6e4),
   ...[1, 2, 3, 6, 12].map((each) => each * 36e5), ...[1, 2, 7, 14, 30, 90, 365].map((each) => each * 864e5)];
 const tickText = (ms, step) => {
   if (!ms) return "0";
-  const sign = (number, unit, digits) => `${digits === undefined ? +number.toPrecision(12) : number.toFixed(digits)} ${unit}`;
-  if (ms < 1e3) return sign(ms, "ms");
+  const format = (number, unit, digits) => `${digits === undefined ? +number.toPrecision(12) : number.toFixed(digits)} ${unit}`;
+  if (ms < 1e3) return format(ms, "ms");
   const decimals = Math.max(0, Math.ceil(-Math.log10(step / 1e3) - 1e-9));
-  if (ms < 6e4) return sign(ms / 1e3, "s", decimals);
+  if (ms < 6e4) return format(ms / 1e3, "s", decimals);
   const parts = [[864e5, "d"], [36e5, "h"], [6e4, "m"]], found = [];
   let left = ms;
   for (const [size, unit] of parts) {
@@ -323,7 +323,7 @@ const tickText = (ms, step) => {
     if (count) found.push(`${count} ${unit}`);
     left = Math.max(left - count * size, 0);
   }
-  if (left > step / 2 || !found.length) found.push(sign(left / 1e3, "s", decimals));
+  if (left > step / 2 || !found.length) found.push(format(left / 1e3, "s", decimals));
   return found.join(" ");
 };
 let drawing = 0;
@@ -354,7 +354,7 @@ const ticksNow = () => {
   chart.querySelector(".ticks").replaceChildren(...texts);
   chart.querySelector(".grid").replaceChildren(...lines);
 };
-addEventListener("beforeprint", () => { zoomBy("gantt", "fit"); ticksNow(); }); // on paper nothing scrolls
+addEventListener("beforeprint", () => { zoomBy("gantt", "fit"); ticksNow(); }); // paper does not scroll
 
 // Dragging pans.
 let drag = null, dragged = false;
@@ -379,7 +379,7 @@ addEventListener("pointerup", () => { drag = null; body.classList.remove("grabbi
 addEventListener("pointercancel", () => { drag = null; body.classList.remove("grabbing"); });
 addEventListener("dragstart", (event) => { if (event.target.closest?.("#gantt-scroll, #dag-scroll")) event.preventDefault(); });
 
-// What a bar says, at once and not after a second.
+// Shows the title of a bar without the delay of the browser.
 const tip = $("tip");
 addEventListener("pointerover", (event) => {
   const over = event.target.closest?.(".bar, .marks g");
@@ -414,7 +414,7 @@ addEventListener("keydown", (event) => {
     if (event.key === "ArrowDown" && event.target === find) { event.preventDefault(); find.blur(); move(1); }
     return;
   }
-  // What scrolls by itself keeps its arrows.
+  // Arrows scroll what has its own scroll bar.
   if (event.key.startsWith("Arrow") && (event.shiftKey || event.target.matches("pre, #steps .scroll, #events .scroll"))) return;
   const act = KEYS[event.key];
   if (act) { event.preventDefault(); act(); }
@@ -425,7 +425,7 @@ $("panel-close").addEventListener("click", () => choose(null));
 $("panel-next").addEventListener("click", () => move(1));
 $("panel-previous").addEventListener("click", () => move(-1));
 
-// What is replaced comes back as the reader has left it.
+// Replaces sections, and keeps what the reader has opened, scrolled and focused.
 const keyOf = (details) => details.dataset.key ?? details.querySelector("summary")?.textContent.replace(/\d+/g, "");
 const focusable = (inside) => all("a, button, summary, [tabindex]", inside);
 const placeOf = (focus, element) => {
@@ -450,7 +450,7 @@ const update = (sections) => {
     if (id === "dag") applyDag();
     all(".scroll", element).forEach((each, at) => { if (scrolls[at]) [each.scrollLeft, each.scrollTop] = scrolls[at]; });
     const inside = place && (place.query ? element.querySelector(place.query) : element);
-    // What is hidden until it is selected again can't have the focus yet.
+    // An element that is hidden until it is selected again can't have the focus yet.
     if (inside) { show(false); focusable(inside)[place.at]?.focus({ preventScroll: true }); }
   }
   ready();
@@ -469,7 +469,7 @@ applyGantt();
 applyDag();
 ready();
 follow();
-// With the script off, links lead to the details at the end of the page.
+// Without the script, links lead to the details at the end of the page.
 const old = /^#s(\d+)$/.exec(location.hash);
 if (old && names[old[1]] !== undefined) choose(old[1]);
 document.addEventListener("scroll", (event) => { if (event.target.id === "gantt-scroll") drawTicks(); }, true);

@@ -1,4 +1,4 @@
-// Follows a run that goes on, and has it cancelled or resumed. What it needs stands in #live.
+// Follows a run, and cancels or resumes it. The attributes of #live say how.
 (function () {
   "use strict";
   const live = document.getElementById("live");
@@ -9,13 +9,13 @@
   note.setAttribute("role", "status");
   live.append(note);
 
-  const SILENCE_MS = 16000; // the server says something every 5 seconds
+  const SILENCE_MS = 16000; // the server sends a ping every 5 seconds
   const AGAIN_MS = 1000, LONGEST_MS = 5000, ASK_MS = 3000, HIDDEN_MS = 10000;
   const DONE = {
-    cancelling: "It was asked to stop. Its running steps are cancelled, and end their own clean-up first.",
-    resumed: "It goes on. What had succeeded is not run again.",
+    cancelling: "Stopping: its running steps are cancelled, and clean up first.",
+    resumed: "Resumed: completed steps are not run again.",
   };
-  const seen = {}; // the parts as they are on the page
+  const seen = {}; // the parts that the page has
   let [url, after] = live.dataset.eventsUrl.split("?after=");
   let source = null, heard = 0, pause = AGAIN_MS, timer = 0, hidden = 0, said = "", can = {}, trouble = null;
 
@@ -68,26 +68,26 @@
   function alive() {
     heard = Date.now();
     pause = AGAIN_MS;
-    // A server that is there may still not be able to read the run.
+    // A server that answers may still be unable to read the run.
     if (trouble) show("disconnected", `the run can't be read: ${trouble}`);
     else if (live.dataset.state !== "live") show("live", "live");
   }
 
   function update(event) {
-    const told = JSON.parse(event.data);
-    trouble = told.trouble;
+    const data = JSON.parse(event.data);
+    trouble = data.trouble;
     alive();
     after = event.lastEventId || after;
-    if (told.end === "reload") { location.reload(); return; }
-    if (told.end === "gone") { close(); show("ended", "gone: the journal has forgotten the run"); offer({}); return; }
+    if (data.end === "reload") { location.reload(); return; }
+    if (data.end === "gone") { close(); show("ended", "gone: the journal no longer has the run"); offer({}); return; }
     const fresh = {};
-    for (const [id, html] of Object.entries(told.sections)) {
+    for (const [id, html] of Object.entries(data.sections)) {
       if (seen[id] === html) continue;
       seen[id] = html;
       if (id === "live") offer(JSON.parse(html)); else fresh[id] = html;
     }
     if (Object.keys(fresh).length) window.asyncflow.update(fresh);
-    if (told.end === "ended") {
+    if (data.end === "ended") {
       said = "";
       say(can.note || "");
       show("ended", "ended");
@@ -96,14 +96,14 @@
   }
 
   async function ask() {
-    // A stream that only says that the run has ended is not shown as one that goes on.
+    // Polls: a stream that only says that the run has ended would look like a running one.
     if (document.hidden) { timer = setTimeout(ask, ASK_MS); return; }
     try {
       const answer = await fetch(`${url}?after=${after}`, { cache: "no-store", headers: { accept: "application/json" } });
       if (answer.status === 401) { location.reload(); return; }
       if (!answer.ok) throw new Error(String(answer.status));
-      const told = await answer.json();
-      if (told.more) connect();
+      const data = await answer.json();
+      if (data.more) connect();
       else { show("ended", "ended"); timer = setTimeout(ask, ASK_MS); }
     } catch {
       show("disconnected", "disconnected");
@@ -123,13 +123,13 @@
     try {
       const answer = await fetch(where, { method: "POST", headers: { accept: "application/json" } });
       if (answer.status === 401) { location.reload(); return; }
-      const told = await answer.json();
-      said = answer.ok ? DONE[told.done] : `${told.error}. ${told.detail}`;
+      const data = await answer.json();
+      said = answer.ok ? DONE[data.done] : `${data.error}. ${data.detail}`;
       if (answer.ok) button.hidden = true;
       say(said);
       if (answer.ok && !source) connect();
     } catch {
-      say("The server does not answer. Nothing may have been done.");
+      say("The server does not answer. The request may not have arrived.");
     }
     button.disabled = false;
   }
@@ -145,7 +145,7 @@
   setInterval(() => { if (source && Date.now() - heard > SILENCE_MS) lost(); }, 1000);
 
   const done = DONE[new URLSearchParams(location.search).get("done")];
-  if (done) { // a form has led here
+  if (done) { // after a redirect from a form
     say(said = done);
     history.replaceState(null, "", location.pathname + location.hash);
   }

@@ -1,4 +1,4 @@
-// Keeps the list of runs as it is now, and tells its times in the reader's own zone.
+// Keeps the list of runs up to date, and shows its times in the reader's own zone.
 (function () {
   "use strict";
   const EVERY_MS = 2000, AGAIN_MS = 1000;
@@ -14,9 +14,9 @@
   try {
     const theme = localStorage.getItem("asyncflow-theme");
     if (theme) document.documentElement.dataset.theme = theme;
-  } catch { /* a browser may forbid it */ }
+  } catch { /* the browser may forbid it */ }
 
-  function inWords(element) {
+  function localTime(element) {
     const at = new Date(Number(element.dataset.time) * 1000);
     const day = `${at.getFullYear()}-${two(at.getMonth() + 1)}-${two(at.getDate())}`;
     const clock = `${two(at.getHours())}:${two(at.getMinutes())}:${two(at.getSeconds())}`;
@@ -29,8 +29,8 @@
     }
   }
 
-  function tellTimes() {
-    for (const element of runs.querySelectorAll("[data-time]")) element.textContent = inWords(element);
+  function showTimes() {
+    for (const element of runs.querySelectorAll("[data-time]")) element.textContent = localTime(element);
   }
 
   function show(state, text) {
@@ -46,7 +46,7 @@
     if (!fresh) return;
     const focused = runs.contains(document.activeElement) ? document.activeElement.getAttribute("href") : null;
     runs.replaceChildren(...fresh.childNodes);
-    tellTimes();
+    showTimes();
     if (focused === null) return;
     for (const link of runs.querySelectorAll("#list a, .pages a")) {
       if (link.getAttribute("href") === focused) { link.focus(); return; }
@@ -61,7 +61,7 @@
       const answer = await fetch(location.href, { cache: "no-store", signal: AbortSignal.timeout(10000) });
       if (answer.status === 401) { location.reload(); return; }
       if (!answer.ok) throw new Error(String(answer.status));
-      // The nonce is another one each time.
+      // The nonce changes with each response.
       replace((await answer.text()).replace(/ nonce="[^"]*"/g, ""));
       show("live", "live");
     } catch {
@@ -76,7 +76,7 @@
     select.addEventListener("change", () => filters.requestSubmit());
   }
   document.addEventListener("visibilitychange", refresh);
-  tellTimes();
+  showTimes();
   show("live", "live");
   timer = setTimeout(refresh, EVERY_MS);
 })();
