@@ -215,6 +215,7 @@ assert logging.getLogger("asyncflow").level == logging.NOTSET
     subprocess.run([sys.executable, "-c", script], cwd=PACKAGE.parent, check=True)
 
 
+@pytest.mark.process
 def test_the_import_leaves_out_what_only_some_need() -> None:
     """What takes longest to import; `make bench` holds the time of all."""
     script = """
