@@ -91,7 +91,6 @@ def test_no_private_name_is_imported_from_another_module() -> None:
     assert not private
 
 
-@pytest.mark.xfail(reason="a few private classes of adapters still share a name")
 def test_no_class_name_is_defined_twice() -> None:
     names = Counter(node.name.lstrip("_") for _, node in classes())
 
