@@ -888,7 +888,9 @@ async def test_5000_steps_still_open(opened: Open) -> None:
 async def test_a_live_page_shows_its_state(opened: Open) -> None:
     events = GOLDEN[:STOOD_STILL]
     view = RunView(events)
-    page = await opened(page_of(view, event_log(events), now_ms=view.at_ms, live=Live("/e", "/c", "/r")))
+    page = await opened(
+        page_of(view, event_log(events), now_ms=view.at_ms, live=Live("/e", "/c", "/r"))
+    )
 
     assert (await page.locator("#live-state").inner_text()).strip() == "connecting"
     assert not await page.locator("#live-cancel").is_visible()
