@@ -224,7 +224,7 @@ def _range_of(durations_s: Sequence[float]) -> tuple[float, float]:
     return low, high
 
 
-class _RunRow(NamedTuple):
+class _ListRow(NamedTuple):
     """A run in the list."""
 
     record: RunRecord
@@ -272,10 +272,10 @@ async def runs_page(request: Request, journal: RunsJournal, pipelines: list[str]
     )
 
 
-def _row(request: Request, record: RunRecord, now_s: float) -> _RunRow:
+def _row(request: Request, record: RunRecord, now_s: float) -> _ListRow:
     so_far_s = (record.updated_at if record.orphaned else now_s) - record.started_at
     duration_s = record.duration_s
-    return _RunRow(
+    return _ListRow(
         record,
         listed_status(record),
         link_to(request, "runs", record.run_id),

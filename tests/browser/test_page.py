@@ -882,13 +882,15 @@ async def test_5000_steps_still_open(opened: Open) -> None:
     assert "The graph is not drawn" in await page.locator("#dag").inner_text()
     await page.evaluate("asyncflow.choose(4321)")
     assert (await selected(page))["row"] == "4321"
-    assert "the table has" in (await page.locator("#panel").inner_text()).lower()
+    assert "the table shows" in (await page.locator("#panel").inner_text()).lower()
 
 
 async def test_a_live_page_shows_its_state(opened: Open) -> None:
     events = GOLDEN[:STOOD_STILL]
     view = RunView(events)
-    page = await opened(page_of(view, events, now_ms=view.at_ms, live=Live("/e", "/c", "/r")))
+    page = await opened(
+        page_of(view, event_log(events), now_ms=view.at_ms, live=Live("/e", "/c", "/r"))
+    )
 
     assert (await page.locator("#live-state").inner_text()).strip() == "connecting"
     assert not await page.locator("#live-cancel").is_visible()
@@ -901,7 +903,7 @@ async def test_a_wait_for_the_next_attempt_is_drawn_while_it_lasts(opened: Open)
         AttemptFailed("a", 1, 500.0, ValueError("no"), 10_000.0),
     ]
     view = RunView(events)
-    page = await opened(page_of(view, events, now_ms=1_000.0))
+    page = await opened(page_of(view, event_log(events), now_ms=1_000.0))
 
     track, (_, wait) = await geometry(page, 0)
 
