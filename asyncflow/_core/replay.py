@@ -338,8 +338,9 @@ class StoredRun:
 
     def _move(self, step: StepView, status: StepStatus, event: Any = None) -> None:
         """Change the status of a step or an item."""
-        is_item = event is not None and event.item is not None
-        counts = self.steps[event.step].tally if is_item else self.counts
+        counts = self.counts
+        if event is not None and event.item is not None:
+            counts = self.steps[event.step].tally
         counts[step.status] -= 1
         counts[status] += 1
         step.status = status
