@@ -145,7 +145,7 @@ class RunState:
     def succeed(self, node: int, at_ms: float, output: Any) -> None:
         """Apply the success of an attempt that `begin` has started."""
         started = self._compact_starts[node]
-        if started is None or started[1] > 1 or self.attempt_log.has_remarks:
+        if started is None or started[1] > 1 or node in self.attempt_log.remarks:
             latest = self.latest_attempt(node)
             assert latest is not None
             self.apply(StepSucceeded(latest.step, latest.attempt, at_ms, output))
@@ -185,7 +185,7 @@ class RunState:
             self.queue.moved(node, before, phases[node])
         if result is None:
             return
-        if self.attempt_log.has_remarks:
+        if node in self.attempt_log.remarks:
             self._results[node] = self.attempt_log.with_remarks(node, result)
         if node < self._step_count:
             self._readiness.settled(node, event.at_ms)  # type: ignore[union-attr]
@@ -194,25 +194,28 @@ class RunState:
 
     def _expand(self, node: int) -> None:
         """Make of what `begin` and `succeed` have noted what `apply` would have made of it."""
-        started, end = self._compact_starts[node], self._compact_ends[node]
+        self.result(node)
+        started = self._compact_starts[node]
+        if started is not None:
+            self._latest[node] = AttemptStarted(*started)
+            self._compact_starts[node] = None
+
+    def _compact_result(self, node: int, ended_ms: float, output: Any) -> StepResult:
+        started = self._compact_starts[node]
         assert started is not None
-        self._latest[node] = AttemptStarted(*started)
-        self._compact_starts[node] = None
-        if end is not None:
-            ended_ms, output = end
-            self._results[node] = StepResult(
-                started[0],
-                StepStatus.SUCCESS,
-                1,
-                ended_ms - started[2],
-                output,
-                None,
-                None,
-                started[2],
-                None,
-                self._steps[node].depends_on,
-            )
-            self._compact_ends[node] = None
+        name, _, started_ms, _, _ = started
+        return StepResult(
+            name,
+            StepStatus.SUCCESS,
+            1,
+            ended_ms - started_ms,
+            output,
+            None,
+            None,
+            started_ms,
+            None,
+            self._steps[node].depends_on,
+        )
 
     def _on_run_started(self, event: RunStarted) -> None:
         if self._started is not None:
@@ -416,7 +419,7 @@ class RunState:
 
     def latest_attempt(self, node: int) -> AttemptStarted | None:
         """The latest attempt that the node has started, if any; also before a resumption."""
-        if node < self._step_count and self._compact_starts[node] is not None:
+        if node < self._step_count:
             self._expand(node)
         return self._latest[node]
 
@@ -426,8 +429,9 @@ class RunState:
 
     def result(self, node: int) -> StepResult | None:
         """The result of a node, if it has settled."""
-        if node < self._step_count and self._compact_ends[node] is not None:
-            self._expand(node)
+        if node < self._step_count and (end := self._compact_ends[node]) is not None:
+            self._results[node] = self._compact_result(node, *end)
+            self._compact_ends[node] = None
         return self._results[node]
 
     def output(self, step: int) -> Any:

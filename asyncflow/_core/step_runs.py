@@ -273,14 +273,13 @@ class AttemptLog:
     """The failed attempts of each node of a run, and its result when it has ended.
 
     Attributes:
-        has_remarks: Whether there are facts that go into a result as they are.
+        remarks: Facts that go into the result of a node as they are, by node.
     """
 
     def __init__(self, step_runs: StepRuns) -> None:
         self._step_runs = step_runs
-        self.has_remarks = False
         self._failed: dict[int, tuple[Attempt, ...]] = {}
-        self._remarks: dict[int, dict[str, Any]] = {}
+        self.remarks: dict[int, dict[str, Any]] = {}
 
     def last_error(self, node: int) -> BaseException | None:
         """The error of the latest failed attempt of a node, if one has failed."""
@@ -305,15 +304,14 @@ class AttemptLog:
 
     def remark(self, node: int, **facts: Any) -> None:
         """Note facts that go into the result as they are."""
-        self.has_remarks = True
-        self._remarks.setdefault(node, {}).update(facts)
+        self.remarks.setdefault(node, {}).update(facts)
 
     def block(self, node: int, event: LoopBlocked) -> None:
         """Note that a node has blocked the loop. It may have ended before the loop could tell."""
         latest, results = self._step_runs.latest[node], self._step_runs.results
         if latest is None or not 1 <= event.attempt <= latest.attempt:
             raise IllegalEventError(event, f"the latest attempt is {latest!r}")
-        blocked_ms = self._remarks.get(node, {}).get("loop_blocked_ms", 0.0) + event.blocked_ms
+        blocked_ms = self.remarks.get(node, {}).get("loop_blocked_ms", 0.0) + event.blocked_ms
         self.remark(node, loop_blocked_ms=blocked_ms)
         result = results[node]
         if result is None:
@@ -330,7 +328,7 @@ class AttemptLog:
 
     def with_remarks(self, node: int, result: StepResult) -> StepResult:
         """Return a result with the facts that were noted of its node."""
-        return replace(result, **self._remarks[node]) if node in self._remarks else result
+        return replace(result, **self.remarks[node]) if node in self.remarks else result
 
     def result(
         self, node: int, event: StepEnd, status: StepStatus, error: BaseException | None

@@ -296,10 +296,10 @@ class Run:
         group, live, launch = self._group, self._live, self._runner.launch
         prefix, task_name = self._watchdog.prefix, self._watchdog.task_name
         task = coroutine = None
-        shortest_s = math.inf
+        shortest_s, is_simple = math.inf, not (self._is_resumed or self._state.is_limited)
         for node in batch:
             step, coroutine = self._steps[node], None
-            if not step.is_plain or self._is_resumed or self._state.is_limited:
+            if not (is_simple and step.is_plain):
                 if not (is_again or (self._is_new(node) and self._is_wanted(node))):
                     continue
                 if step.map_over is not None and self._state.step_runs.item_of(node) is None:

@@ -179,16 +179,7 @@ class StepRunner:
                 strip_internal_frames(error)
                 delay_ms = self._conclude(node, error, None)
             else:
-                ended_s, limit_s = self._clock(), step.timeout_s
-                is_over = limit_s is not None and ended_s - began_s >= limit_s - TIMER_SLACK_S
-                if is_over and cancels():
-                    delay_ms = self._conclude(node, None, output)
-                else:
-                    delay_ms = None
-                    ended_ms = (ended_s - self._started_s) * 1000
-                    self._state.succeed(node, ended_ms, output)
-                    if self._dispatcher.observers:
-                        self._dispatcher.notify(StepSucceeded(step.name, attempt, ended_ms, output))
+                delay_ms = self._conclude_plain(node, step, attempt, began_s, output)
             if delay_ms is None:
                 self._host.settled(node)
             return delay_ms
@@ -197,6 +188,19 @@ class StepRunner:
             return None
         finally:
             del self
+
+    def _conclude_plain(
+        self, node: int, step: WorkflowStep, attempt: int, began_s: float, output: Any
+    ) -> float | None:
+        """Report an attempt of a plain step that has returned; see `_conclude`."""
+        ended_s, limit_s = self._clock(), step.timeout_s
+        if limit_s is not None and ended_s - began_s >= limit_s - TIMER_SLACK_S and cancels():
+            return self._conclude(node, None, output)
+        ended_ms = (ended_s - self._started_s) * 1000
+        self._state.succeed(node, ended_ms, output)
+        if self._dispatcher.observers:
+            self._dispatcher.notify(StepSucceeded(step.name, attempt, ended_ms, output))
+        return None
 
     async def run_plain_retries(self, node: int, step: WorkflowStep) -> None:
         """Make attempts of a plain step until it has ended."""
