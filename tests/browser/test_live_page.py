@@ -365,7 +365,7 @@ async def test_the_list_is_as_it_is_now_and_can_be_narrowed(tab: Tab, tmp_path: 
     await page.keyboard.press("Enter")
     await expect(page.locator("#list tbody tr")).to_have_count(1)
     await page.get_by_label("Status").select_option("failed")
-    await expect(page.locator("#runs")).to_contain_text("No run is like that.")
+    await expect(page.locator("#runs")).to_contain_text("No run matches.")
     await page.get_by_role("link", name="Show all", exact=True).click()
     await expect(page.locator("#list tbody tr")).to_have_count(2)
 
