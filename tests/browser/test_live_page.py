@@ -183,12 +183,12 @@ async def test_a_run_is_cancelled_and_resumed_from_its_page(tab: Tab, site: Insi
     await expect(step(page, "second")).to_contain_text("RUNNING")
 
     await button(page, "Cancel").click()
-    await expect(page.locator("#live-note")).to_contain_text("asked to stop")
+    await expect(page.locator("#live-note")).to_contain_text("Stopping")
     await expect(badge(page)).to_contain_text("INTERRUPTED")
     assert gates.has_cleaned_up("second")
 
     await button(page, "Resume").click()
-    await expect(page.locator("#live-note")).to_contain_text("It goes on.")
+    await expect(page.locator("#live-note")).to_contain_text("Resumed")
     await expect(badge(page)).to_contain_text("RUNNING")
     await expect(live(page)).to_have_text("live")
     gates.open("second", "third")
@@ -361,11 +361,11 @@ async def test_the_list_is_as_it_is_now_and_can_be_narrowed(tab: Tab, tmp_path: 
     time = await page.locator("#list time").first.inner_text()
     assert re.fullmatch(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d", time)
 
-    await page.get_by_label("Name of the run").fill("OTTER")
+    await page.get_by_label("Part of the id").fill("OTTER")
     await page.keyboard.press("Enter")
     await expect(page.locator("#list tbody tr")).to_have_count(1)
     await page.get_by_label("Status").select_option("failed")
-    await expect(page.locator("#runs")).to_contain_text("No run is like that.")
+    await expect(page.locator("#runs")).to_contain_text("No run matches.")
     await page.get_by_role("link", name="Show all", exact=True).click()
     await expect(page.locator("#list tbody tr")).to_have_count(2)
 
