@@ -15,7 +15,7 @@ import asyncio
 import time
 from collections.abc import Callable, Collection, Coroutine, Mapping, Sequence
 from functools import partial
-from typing import Any, NamedTuple, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeVar
 
 from asyncflow._core.annotations import input_types, output_type
 from asyncflow._core.errors import (
@@ -35,14 +35,15 @@ from asyncflow._core.graph import (
     secret_steps,
 )
 from asyncflow._core.record import replace
-from asyncflow._core.replay import StoredRun
 from asyncflow._core.report import RunReport
 from asyncflow._core.results import REDACTED, REDACTED_OUTPUT, Payload
-from asyncflow._core.resume import Fingerprints, resume
 from asyncflow._core.step import WorkflowStep
 from asyncflow._core.step_runs import Checkpoint
 from asyncflow._runtime.asyncio_compat import outlast
 from asyncflow.events import Event, RunResumed, RunStarted
+
+if TYPE_CHECKING:
+    from asyncflow._core.replay import StoredRun
 
 __all__ = [
     "Journal",
@@ -281,6 +282,9 @@ class _RunOpening:
         """The inputs that the caller gives, as they are stored."""
 
     def read(self, events: Sequence[Event]) -> RunStart | RunReport:
+        from asyncflow._core.replay import StoredRun  # a run without a journal needs neither
+        from asyncflow._core.resume import Fingerprints
+
         request, given = self._request, self._given
         if not events:
             start = begin(request)
@@ -295,6 +299,8 @@ class _RunOpening:
         return self._resume(stored)
 
     def _resume(self, stored: StoredRun) -> RunStart:
+        from asyncflow._core.resume import resume
+
         request, plan = self._request, self._request.plan
         new = {name: each for name, each in self._given.items() if name not in stored.inputs}
         inputs = self._all_inputs(stored.inputs)
