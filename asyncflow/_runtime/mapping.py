@@ -247,6 +247,6 @@ def common_error(name: str, items: list[StepResult], error: Exception | None) ->
     errors = [with_note(item, f"in {item.step_name}") for item in failed]
     if not errors:
         return error
-    told = f"{failed[0].step_name}: {describe_error(errors[0])}"
-    message = f"{len(errors)} of {len(items)} items of step {name!r} failed; the first is {told}"
+    first = f"{failed[0].step_name}: {describe_error(errors[0])}"
+    message = f"{len(errors)} of {len(items)} items of step {name!r} failed; the first is {first}"
     return ExceptionGroup(message, errors if error is None else [error, *errors])

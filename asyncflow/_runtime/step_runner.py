@@ -147,8 +147,8 @@ class StepRunner:
 
     # The plain lane.
 
-    # A generator, as coroutines were once: one that a cancellation keeps from its first line does
-    # not warn that nobody has awaited it.
+    # A generator-based coroutine: if a cancellation comes before its first line, an async function
+    # would warn that it was never awaited.
     @coroutine
     def run_plain(
         self, node: int, step: WorkflowStep, attempt: int

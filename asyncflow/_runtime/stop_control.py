@@ -1,4 +1,4 @@
-"""Who was asked to stop, by whom, and when: nobody but `StopControl` cancels a node's task.
+"""Who was asked to stop, by whom, and when: only `StopControl` cancels a node's task.
 
 Rules:
 

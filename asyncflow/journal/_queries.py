@@ -242,7 +242,7 @@ def check_text(what: str, value: object) -> None:
 
 
 def check_new_id(run_id: str) -> None:
-    """Check the id of a run that is to be stored.
+    """Check the id of a run to store.
 
     Raises:
         TypeError: It is not a text.

@@ -91,7 +91,7 @@ class SQLSession:
             raise self._lease.failure
 
     def take_batch(self) -> tuple[Lease, CommitBatch]:
-        """Return what is to be committed, and forget it."""
+        """Return what must be committed, and forget it."""
         rows, change = self._rows, self._change
         self._rows, self._change = [], None
         run_id, token = self._lease.run_id, self._lease.token
