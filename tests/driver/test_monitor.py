@@ -135,6 +135,7 @@ def test_what_blocks_for_less_than_100_ms_is_not_told(factory):
     assert len(findings) <= len(long)  # on an idle machine there are none
 
 
+@pytest.mark.realtime
 def test_a_c_function_that_lets_no_thread_run_is_told():
     started = time.thread_time()
     sum(range(1_000_000))
