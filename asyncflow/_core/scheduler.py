@@ -26,6 +26,7 @@ from asyncflow._core.step_runs import IN_FLIGHT, Phase, StepRuns
 from asyncflow.events import AttemptStarted
 
 __all__ = [
+    "ROUNDING_MS",
     "AdmissionQueue",
     "Deadlines",
     "Limit",
@@ -137,7 +138,7 @@ def _waits_for_nothing(step: WorkflowStep) -> bool:
     return step.pool is None and step.runs_in == "loop"
 
 
-_SLACK_MS = 0.01
+ROUNDING_MS = 0.01
 """How early a limit may seem to end an attempt: a timer may be early by the resolution of the
 clock, and sums of times are rounded."""
 
@@ -193,6 +194,7 @@ class Deadlines:
         self._random = random
         self._counts_from: dict[int, float] = {}
         """When a node with a deadline began, plus the time that it was queued since."""
+        self._called_ms: dict[int, float] = {}
 
     def start(self, node: int, event: AttemptStarted) -> None:
         """Note that an attempt has started."""
@@ -201,6 +203,10 @@ class Deadlines:
                 self._counts_from[node] += event.queued_ms
             else:
                 self._counts_from[node] = event.at_ms
+
+    def call(self, node: int, at_ms: float) -> None:
+        """Note that the action of a running attempt is called only now: its start is stored."""
+        self._called_ms[node] = at_ms
 
     def of(self, node: int, at_ms: float) -> Limit | None:
         """Return the tighter of a node's two limits, for an attempt started at the given time."""
@@ -217,8 +223,8 @@ class Deadlines:
         return limit
 
     def passed(self, node: int, at_ms: float, before_ms: float) -> Limit | None:
-        """Return the tighter limit of an attempt started at a time, if it passes before another."""
-        step = self._step_runs.steps[node]
+        """Return the tighter limit of a running attempt, if it passes before the given time."""
+        step, at_ms = self._step_runs.steps[node], self._called_ms.get(node, at_ms)
         if step.deadline_ms is None and (
             step.timeout_ms is None or at_ms + step.timeout_ms >= before_ms
         ):
@@ -255,7 +261,7 @@ class Deadlines:
         random = self._random
         del self  # what the policy raises keeps this frame, which leads to the results
         delay_ms = step.retry.delay_ms(attempts, error, random)
-        if delay_ms is None or at_ms + delay_ms < ends_ms - _SLACK_MS:
+        if delay_ms is None or at_ms + delay_ms < ends_ms - ROUNDING_MS:
             return delay_ms
         with suppress(Exception):  # some refuse a note: frozen dataclasses, for one
             error.add_note(

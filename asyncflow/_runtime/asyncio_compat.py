@@ -15,8 +15,8 @@ __all__ = [
     "FAILURES",
     "TIMER_SLACK_S",
     "WAIT_FOR_MAKES_A_TASK",
+    "cancel_count",
     "cancel_requested",
-    "cancels",
     "clock_of",
     "forget_cancels",
     "has_virtual_time",
@@ -31,6 +31,8 @@ one of them raises was not requested by the run: those are known otherwise."""
 TIMER_SLACK_S = 0.001
 """How much earlier than asked a timer may fire: uvloop counts in whole ms (uvloop #739)."""
 
+_COMMON_TIME = asyncio.BaseEventLoop.time  # as it is before anything patches it
+
 WAIT_FOR_MAKES_A_TASK = sys.version_info < (3, 12)
 """Before 3.12, `asyncio.wait_for` runs a coroutine in a task of its own. If it is cancelled while
 that task ends, it discards the result, and may leave the task running (gh-86296). So there the
@@ -44,7 +46,7 @@ def running_task() -> asyncio.Task[Any]:
     return task
 
 
-def cancels() -> int:
+def cancel_count() -> int:
     """Return how often the running task was asked to cancel."""
     return asyncio.current_task().cancelling()  # type: ignore[union-attr]  # there is one
 
@@ -107,7 +109,7 @@ def _shield() -> AbstractContextManager[object]:
 
 def clock_of(loop: asyncio.AbstractEventLoop) -> Callable[[], float]:
     """Return the loop's clock, without the method around it where that adds nothing."""
-    is_common = getattr(type(loop), "time", None) is asyncio.BaseEventLoop.time
+    is_common = getattr(loop.time, "__func__", None) is _COMMON_TIME
     return time.monotonic if is_common else loop.time
 
 

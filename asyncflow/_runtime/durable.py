@@ -192,13 +192,17 @@ class RunPersistence:
         Returns:
             The journal's failure, and the cancellation that came meanwhile, if any.
         """
-        self.has_closed = True
-        closing = asyncio.create_task(self.session.close(), name=f"asyncflow:{run_id}")
-        cancellation = await outlast(closing.done, partial(asyncio.wait, [closing]))
+        self.has_closed, cancellation = True, None
+        while True:
+            closing = asyncio.create_task(self.session.close(), name=f"asyncflow:{run_id}")
+            late = await outlast(closing.done, partial(asyncio.wait, [closing]))
+            cancellation = cancellation or late
+            if not closing.cancelled():  # else by a third party
+                break
         try:
-            return None if closing.cancelled() else closing.exception(), cancellation
+            return closing.exception(), cancellation
         finally:
-            del cancellation  # it keeps this frame
+            del cancellation, late  # they keep this frame
 
 
 # --- how a run starts or resumes -----------------------------------------------------------------

@@ -37,16 +37,13 @@ _ITEMS_A_TURN = 100
 class MapRunner:
     """Runs the items of mapped steps, each mapped step in one task.
 
-    Attributes:
-        is_broken: Whether the state may be wrong, so that items need not be waited for.
-
     Args:
         host: The run.
         run: What the run's attempts have in common.
         state: The state of the run.
         dispatcher: Where events go.
         stop: Who was asked to stop.
-        steps: Runs the items.
+        runner: Runs the items.
         is_durable: Whether the run has a journal.
         advance: Starts what is ready now.
     """
@@ -58,7 +55,7 @@ class MapRunner:
         state: RunState,
         dispatcher: EventDispatcher,
         stop: StopControl,
-        steps: StepRunner,
+        runner: StepRunner,
         *,
         is_durable: bool,
         advance: Callable[[], None],
@@ -67,14 +64,14 @@ class MapRunner:
         self._run = run
         self._state = state
         self._dispatcher = dispatcher
-        self._stop = stop
-        self._steps = steps
+        self._stop_control = stop
+        self._runner = runner
         self._is_durable = is_durable
         self._advance = advance
         self._loop = asyncio.get_running_loop()
         self._changes: dict[int, asyncio.Future[None]] = {}
         """What each mapped step waits for: that one of its items is scheduled or ends."""
-        self.is_broken = False
+        self._is_broken = False
 
     async def run(self, node: int, step: WorkflowStep) -> None:
         """Run a mapped step to its end. It raises nothing."""
@@ -94,11 +91,11 @@ class MapRunner:
                 if not isinstance(raised, FAILURES):
                     reason = f"step {step.name!r} raised {type(raised).__name__}"
                     self._host.interrupt(raised, reason)
-                elif node not in self._stop.requested:
+                elif node not in self._stop_control.requested:
                     forget_cancels()
                     failure = as_failure(error, step.name, 0)
             while (items := state.step_runs.results_of_items(node)) is None:
-                if self.is_broken:
+                if self._is_broken:
                     return
                 with suppress(asyncio.CancelledError):
                     await self._change(node)
@@ -107,7 +104,7 @@ class MapRunner:
                 emit(StepFailed(step.name, 0, now_ms(), failure))
             elif is_complete and self._have_all_succeeded(node, items):
                 success = StepSucceeded(step.name, 0, now_ms(), [item.output for item in items])
-                emit(success, self._steps.as_stored(node, success))
+                emit(success, self._runner.as_stored(node, success))
             else:
                 emit(step_cancelled(state, node, now_ms(), error))
         except BaseException as bug:
@@ -118,10 +115,17 @@ class MapRunner:
             del self, emit, state, now_ms
             error = failure = items = None
 
+    def give_up(self) -> None:
+        """Wait for no more items: the state may be wrong, so that they never end."""
+        self._is_broken = True
+        for change in self._changes.values():
+            if not change.done():
+                change.set_result(None)
+
     def forget(self, item: int) -> None:
         """Forget an item that has ended or will never start."""
-        if item in self._steps.items:
-            del self._steps.items[item]
+        if item in self._runner.items:
+            del self._runner.items[item]
             self.note_change(item)
 
     def note_change(self, item: int) -> None:
@@ -144,14 +148,14 @@ class MapRunner:
                     if state.stop_reason is not None and not state.is_exempt_from_stop(node):
                         return False
                     number = state.step_runs.count_of_items(node)
-                    self._steps.bindings.append(self._steps.bindings[node])
+                    self._runner.bindings.append(self._runner.bindings[node])
                     stored = state.stored_end(node, self._run.now_ms(), number)
                     if stored is None:
                         await self._add_item(node, value)
                     else:
                         self._dispatcher.emit(stored)
                     if number % _ITEMS_A_TURN == 0:
-                        await self._stop.undisturbed(node, partial(asyncio.sleep, 0))
+                        await self._stop_control.undisturbed(node, partial(asyncio.sleep, 0))
             return True
         finally:
             del self, state  # what the iteration raised keeps this frame
@@ -159,7 +163,7 @@ class MapRunner:
     async def _add_item(self, node: int, value: Any) -> None:
         """Make an item a node, and wait until it is scheduled."""
         item = self._state.add_item(node, self._run.now_ms())
-        self._steps.items[item] = value
+        self._runner.items[item] = value
         self._advance()
         while self._state.is_queued(item):
             await self._change(node)
@@ -170,7 +174,7 @@ class MapRunner:
         try:
             await change
         except asyncio.CancelledError:
-            if node in self._stop.requested:
+            if node in self._stop_control.requested:
                 raise
             forget_cancels()
 

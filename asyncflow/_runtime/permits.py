@@ -137,7 +137,7 @@ class Permits:
         self._state = state
         self._run = run
         self._dispatcher = dispatcher
-        self._stop = stop
+        self._stop_control = stop
         self._advance_soon = advance_soon
         self._loop = asyncio.get_running_loop()
         self._turns: dict[int, asyncio.Future[None]] = {}
@@ -151,14 +151,14 @@ class Permits:
         if step.pool is None and limiter is None:
             return None
         permit = Permit(step.pool, limiter)
-        await self._stop.undisturbed(node, permit.acquire)
+        await self._stop_control.undisturbed(node, permit.acquire)
         return permit
 
-    def release(self, node: int, permit: Permit) -> None:
+    def release(self, node: int, permit: Permit, *, unused: bool = False) -> None:
         """Release a permit; if its attempt has abandoned a thread, when that has ended."""
         thread = self._threads.get(node)
         if thread is None or thread.done():
-            permit.release()
+            permit.release(unused=unused)
         else:
             thread.call_at_once(permit.release_slot)
             thread.add_done_callback(lambda _: permit.release())
@@ -183,15 +183,16 @@ class Permits:
         Raises:
             asyncio.CancelledError: The run has asked the node to stop.
         """
-        if node in self._stop.requested:  # pragma: no cover - before 3.12
-            raise asyncio.CancelledError  # `wait_for` can swallow one that comes with the end
+        if node in self._stop_control.requested:
+            # The cancellation came as the attempt ended, so nothing has raised it.
+            raise asyncio.CancelledError
         if self._state.is_limited:
             self._advance_soon()  # there is room for another node
         clock = self._loop.time
         ends_s = clock() + delay_ms / 1000
-        await self._stop.undisturbed(node, lambda: asyncio.sleep(ends_s - clock()))
+        await self._stop_control.undisturbed(node, lambda: asyncio.sleep(ends_s - clock()))
         while clock() < ends_s:  # a timer may be early
-            await self._stop.undisturbed(node, lambda: asyncio.sleep(ends_s - clock()))
+            await self._stop_control.undisturbed(node, lambda: asyncio.sleep(ends_s - clock()))
         if node in self._threads and not await self._thread_has_ended(node):
             return False
         if self._state.is_limited:
@@ -207,7 +208,7 @@ class Permits:
         if deadline_ms is not None:
             ends_ms = self._state.deadlines.step_ends_ms(node)
             left_s = max(0.0, (ends_ms - self._run.now_ms()) / 1000)
-        await self._stop.undisturbed(node, partial(asyncio.wait, [thread], timeout=left_s))
+        await self._stop_control.undisturbed(node, partial(asyncio.wait, [thread], timeout=left_s))
         if thread.done() or deadline_ms is None:
             return True
         name = self._state.step_runs.name_of(node)
@@ -221,6 +222,6 @@ class Permits:
         self._state.enqueue_retry(node, self._run.now_ms())
         self._advance_soon()
         try:
-            await self._stop.undisturbed(node, partial(asyncio.wait, [turn]))
+            await self._stop_control.undisturbed(node, partial(asyncio.wait, [turn]))
         finally:
             del self._turns[node]

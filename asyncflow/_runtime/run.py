@@ -17,6 +17,7 @@ import asyncio
 import contextvars
 import logging
 import math
+from collections.abc import Sequence
 from typing import Any
 
 from asyncflow._core.arguments import reject_awaitable
@@ -63,14 +64,13 @@ _log = logging.getLogger("asyncflow")
 
 _REUSED_A_TURN = 100
 """After how many steps whose stored result a resumed run reuses other tasks get a turn."""
-_UNSTARTED_S = 0.01
-"""How soon the run looks for tasks that were cancelled before their first line."""
 
 
 class Run:
     """One run of a pipeline; `execute` it once.
 
-    It is the host of the objects that run its steps. They call `settled`, `interrupt` and `broken`.
+    It is the host of the objects that run its steps. They call `settled`, `interrupt` and `broken`,
+    and the two that make nodes ready have it advance.
 
     Args:
         run_id: Identifies the run.
@@ -138,15 +138,13 @@ class Run:
             advance=self._advance_now,
         )
         self._advancing = False
-        self._is_broken = False
+        self._is_broken = self._is_closed = False
         self._stop_is_due = True  # until the run has begun, there is nothing to be stopped
         self._has_stopped = False
-        self._settled: asyncio.Future[None] | None = None
+        self._wake_up: asyncio.Future[None] | None = None
         self._interruption: BaseException | None = None
         self._cancelled_by_journal: RunCancelledError | None = None
         self._deadline: asyncio.TimerHandle | None = None
-        self._unstarted: list[int] = []
-        self._unstarted_timer: asyncio.TimerHandle | None = None
 
     async def execute(self) -> RunReport:
         """Run the pipeline; return its report, or raise what has interrupted it."""
@@ -184,7 +182,8 @@ class Run:
                 raise raised
             return self._state.report()
         finally:
-            # Or what is raised would keep itself, through this frame.
+            # Or what is raised would keep itself, through this frame or that of an observer.
+            self._interruption = self._cancelled_by_journal = None
             del self, cancellation, failure, late, causes, raised
 
     async def _begin(self) -> asyncio.CancelledError | None:
@@ -213,12 +212,12 @@ class Run:
 
     def _close(self) -> None:
         """Report the end of the run, and let go of what could outlive it or refers back to it."""
+        self._is_closed = True
         self._watchdog.stop()
         self._monitor.stop()
         self._stop_control.close()
-        for timer in (self._deadline, self._unstarted_timer):
-            if timer is not None:
-                timer.cancel()
+        if self._deadline is not None:
+            self._deadline.cancel()
         if not self._is_broken:
             state = self._state
             self._dispatcher.emit(RunFinished(self._run.now_ms(), state.outcome, state.stop_reason))
@@ -228,13 +227,13 @@ class Run:
     # Waiting for the nodes.
 
     async def _until_settled(self) -> None:
-        self._settled = self._loop.create_future()
-        await self._settled
+        self._wake_up = self._loop.create_future()
+        await self._wake_up
 
     def _wake_if_settled(self) -> None:
-        waiting = self._settled
-        if waiting is not None and not waiting.done() and self._is_over():
-            waiting.set_result(None)
+        waiter = self._wake_up
+        if waiter is not None and not waiter.done() and self._is_over():
+            waiter.set_result(None)
 
     def _is_over(self) -> bool:
         return not self._live and (not self._state.unsettled or self._is_broken)
@@ -245,7 +244,6 @@ class Run:
         if self._runner.items:
             self._maps.forget(node)
         if self._state.stop_reason is not None and not self._has_stopped:
-            self._has_stopped = True
             self._stop_soon()
         if not self._advancing:  # else an eager task has ended within its start
             if self._queue.is_dirty:
@@ -273,13 +271,19 @@ class Run:
             self._context.run(self._advance)
         del self  # as in _advance
 
-    def _advance(self) -> None:
+    def _advance(self, again: Sequence[int] = ()) -> None:
         """Start what is ready and skip what is unreachable, until there is neither.
 
         Called in the run's context, so that a node's task starts with a fresh copy of it.
+
+        Args:
+            again: Nodes to start before that, whose tasks never began.
         """
+        if self._is_closed:
+            return
         self._advancing = True
         try:
+            self._start(again, is_again=True)
             while self._queue.is_dirty:
                 self._start(self._state.ready())
                 self._skip_unreachable()
@@ -290,7 +294,7 @@ class Run:
         self._wake_if_settled()
         del self  # the traceback of an eager task keeps this frame
 
-    def _start(self, batch: list[int], *, is_again: bool = False) -> None:
+    def _start(self, batch: Sequence[int], *, is_again: bool = False) -> None:
         if not batch:
             return
         group, live, launch = self._group, self._live, self._runner.launch
@@ -300,7 +304,7 @@ class Run:
         for node in batch:
             step, coroutine = self._steps[node], None
             if not (is_simple and step.is_plain):
-                if not (is_again or (self._is_new(node) and self._is_wanted(node))):
+                if not (is_again or (self._admit(node) and self._ask_condition(node))):
                     continue
                 if step.map_over is not None and self._state.step_runs.item_of(node) is None:
                     coroutine = self._maps.run(node, step)
@@ -313,23 +317,23 @@ class Run:
             if not task.done():  # an eager one may be
                 live[node] = task
         self._watchdog.expect(self._loop.time() + shortest_s)
-        self._look_for_unstarted(batch)
+        self._loop.call_soon(self._restart_unstarted, batch, context=self._context)
         # As in _advance; and what the last condition raised keeps this frame, so not a task of
         # another step, whose end leads to the run.
         del self, group, live, launch, task, task_name, coroutine
 
-    def _is_new(self, node: int) -> bool:
-        """Return whether a node makes its first attempt; let it continue if it makes another."""
+    def _admit(self, node: int) -> bool:
+        """Let a node continue that makes another attempt; return whether it makes its first."""
         if self._permits.readmit(node):
             return False
         if self._state.step_runs.item_of(node) is not None:
             self._maps.note_change(node)
         return True
 
-    def _is_wanted(self, node: int) -> bool:
-        """Ask a step's condition; if the step is not to run, report that."""
+    def _ask_condition(self, node: int) -> bool:
+        """Return whether a node shall run; if not, report its end."""
         step, condition = self._steps[node], self._steps[node].when
-        if self._is_resumed and self._has_crashed_too_often(node, step):
+        if self._is_resumed and self._fail_if_crashed(node, step):
             self._maps.forget(node)
             return False
         if condition is None or self._state.step_runs.item_of(node) is not None:
@@ -361,8 +365,8 @@ class Run:
             del self  # as in _advance
         return False
 
-    def _has_crashed_too_often(self, node: int, step: WorkflowStep) -> bool:
-        """Whether a node's process has died too often while it ran; if so, report the failure."""
+    def _fail_if_crashed(self, node: int, step: WorkflowStep) -> bool:
+        """Fail a node whose process has died too often while it ran; return whether it has."""
         pending = self._state.step_runs.pending_attempts(node)
         if pending is None or not pending.is_interrupted or pending.crashes <= step.max_crashes:
             return False
@@ -378,28 +382,18 @@ class Run:
         if self._state.stop_reason is not None:
             self._stop_soon()
 
-    def _look_for_unstarted(self, batch: list[int]) -> None:
-        """Plan a look for tasks that a third party cancels before their first line.
+    def _restart_unstarted(self, batch: Sequence[int]) -> None:
+        """Restart those nodes whose tasks a third party has cancelled before their first line.
 
-        Such a task never runs, so it reports nothing. One timer does for many batches.
+        Such a task never runs, so it reports nothing. A turn after its start, it has ended.
         """
-        self._unstarted += batch
-        if self._unstarted_timer is None:
-            self._unstarted_timer = self._loop.call_later(
-                _UNSTARTED_S, self._restart_unstarted, context=self._context
-            )
-
-    def _restart_unstarted(self) -> None:
-        self._unstarted_timer, batch, self._unstarted = None, self._unstarted, []
-        live, state = self._live, self._state
-        again = [
-            node
-            for node in batch
-            if node in live and live[node].done() and state.is_scheduled(node)
-        ]
+        live = self._live
+        unstarted = filter(self._state.is_scheduled, batch)
+        again = [node for node in unstarted if node in live and live[node].done()]
         for node in again:
             del live[node]
-        self._start(again, is_again=True)
+        if again:
+            self._advance(again)
 
     # Stopping them.
 
@@ -413,8 +407,10 @@ class Run:
 
     def broken(self, bug: BaseException, reason: str) -> None:
         """Interrupt the run for a bug of asyncflow. Its state may be wrong, so it has no end."""
-        self._is_broken = self._maps.is_broken = True
+        self._is_broken = True
+        self._maps.give_up()
         self.interrupt(bug, reason)
+        self._stop_soon()  # also what has started since an earlier interruption
 
     def _skip_unreachable(self) -> None:
         for index, reason, on_purpose in self._state.unreachable():
@@ -458,9 +454,9 @@ class Run:
 
     def _stop(self) -> None:
         """Ask each live node to stop, once."""
-        self._stop_is_due = False
+        self._stop_is_due, self._has_stopped = False, True
         state, control = self._state, self._stop_control
-        if state.has_finished:
+        if self._is_closed:
             return
         now_ms = self._run.now_ms()
         self._skip_unreachable()

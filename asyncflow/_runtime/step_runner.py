@@ -10,8 +10,9 @@ Rules:
    policies in a run without a journal or other limits, as most are; the other one can do
    everything.
 3. An attempt starts in a fresh copy of the context in which the run was started.
-4. An error's traceback keeps the frames that it went through. None of them may lead back to the
-   error: that would be a reference cycle. Hence each ``del self``.
+4. An error's traceback keeps the frames that it went through, and through them their callers, also
+   those that were stripped from it. None of them may lead back to the error: that would be a
+   reference cycle. Hence each ``del self``.
 """
 
 from __future__ import annotations
@@ -40,9 +41,8 @@ from asyncflow._core.step import WorkflowStep
 from asyncflow._core.tracebacks import strip_internal_frames
 from asyncflow._runtime.asyncio_compat import (
     FAILURES,
-    TIMER_SLACK_S,
     WAIT_FOR_MAKES_A_TASK,
-    cancels,
+    cancel_count,
     forget_cancels,
     outlast,
     running_task,
@@ -126,11 +126,10 @@ class StepRunner:
         self._state = state
         self._dispatcher = dispatcher
         self._permits = permits
-        self._stop = stop
+        self._stop_control = stop
         self._watchdog = watchdog
         self._persistence = persistence
         self._loop = asyncio.get_running_loop()
-        self._clock, self._started_s = run.clock, run.started_s
         self._steps = state.step_runs.steps
         self._has_plain_lane = persistence is None and not state.is_limited
         self.bindings = bindings
@@ -159,11 +158,12 @@ class StepRunner:
             How many milliseconds to wait before the next attempt; ``None`` if the step has ended.
         """
         try:
-            began_s = self._clock()
-            running = self._state.begin(node, attempt, (began_s - self._started_s) * 1000)
-            enter_attempt(running)
+            running = self._state.begin(node, attempt, self._run.now_ms())
             if self._dispatcher.observers:
-                self._notify_start(AttemptStarted(*running))
+                self._dispatcher.notify(AttemptStarted(*running))
+            enter_attempt(running)
+            if self._dispatcher.has_entries:
+                self._dispatcher.enter(AttemptStarted(*running))
             binding = self.bindings[node]
             try:
                 awaitable = (
@@ -172,14 +172,14 @@ class StepRunner:
                 if type(awaitable) is CoroutineType:
                     output = yield from awaitable  # type: ignore[misc]  # as generators may
                 else:
-                    output = yield from _checked(step, awaitable).__await__()
+                    output = yield from _awaited(_checked(step, awaitable))
                 if type(output) is CoroutineType:
                     _refuse_unawaited(step, output)
             except BaseException as error:
                 strip_internal_frames(error)
                 delay_ms = self._conclude(node, error, None)
             else:
-                delay_ms = self._conclude_plain(node, step, attempt, began_s, output)
+                delay_ms = self._conclude_plain(node, step, attempt, output)
             if delay_ms is None:
                 self._host.settled(node)
             return delay_ms
@@ -190,13 +190,12 @@ class StepRunner:
             del self
 
     def _conclude_plain(
-        self, node: int, step: WorkflowStep, attempt: int, began_s: float, output: Any
+        self, node: int, step: WorkflowStep, attempt: int, output: Any
     ) -> float | None:
         """Report an attempt of a plain step that has returned; see `_conclude`."""
-        ended_s, limit_s = self._clock(), step.timeout_s
-        if limit_s is not None and ended_s - began_s >= limit_s - TIMER_SLACK_S and cancels():
+        if cancel_count():
             return self._conclude(node, None, output)
-        ended_ms = (ended_s - self._started_s) * 1000
+        ended_ms = self._run.now_ms()
         self._state.succeed(node, ended_ms, output)
         if self._dispatcher.observers:
             self._dispatcher.notify(StepSucceeded(step.name, attempt, ended_ms, output))
@@ -221,16 +220,12 @@ class StepRunner:
         finally:
             del self, make_attempt
 
-    def _notify_start(self, running: AttemptStarted) -> None:
-        self._dispatcher.notify(running)
-        if self._dispatcher.has_entries:
-            self._dispatcher.enter(running)
-
     # The lane that can do everything.
 
     async def run(self, node: int, step: WorkflowStep) -> None:
         """Make attempts of any node until it has ended."""
         permit = make_attempt = None
+        attempt = 0
         try:
             while True:
                 permit = await self._permits.acquire(node, step)
@@ -251,15 +246,17 @@ class StepRunner:
             self._host.broken(bug, f"step {step.name!r} could not be run")
         finally:
             if permit is not None:
-                self._permits.release(node, permit)
+                latest = self._state.latest_attempt(node)
+                has_begun = latest is not None and latest.attempt == attempt
+                self._permits.release(node, permit, unused=not has_begun)
             self._host.settled(node)
             del self, make_attempt
 
     async def _store_start(self, node: int, persistence: RunPersistence) -> None:
         """Report that an attempt starts, and wait until that is stored; only then is it made."""
         self._dispatcher.emit(self._start_of(node))
-        await self._stop.undisturbed(node, persistence.session.flush)
-        self._stop.called_ms[node] = self._run.now_ms()
+        await self._stop_control.undisturbed(node, persistence.session.flush)
+        self._state.deadlines.call(node, self._run.now_ms())
 
     def _start_of(self, node: int) -> AttemptStarted:
         runs, now_ms = self._state.step_runs, self._run.now_ms()
@@ -282,7 +279,7 @@ class StepRunner:
         """Make one attempt of any node. It raises nothing, and returns what `run_plain` does."""
         payload = None
         try:
-            began_s = self._clock()
+            began_s = self._run.clock()
             if self._persistence is None:
                 self._dispatcher.emit(self._start_of(node))
             running = self._state.running_attempt(node)
@@ -319,7 +316,7 @@ class StepRunner:
         key = step.name, running.item
         heartbeat = on_missed = None
         if step.heartbeat_ms is not None:
-            on_missed = partial(self._stop.miss_heartbeat, node, running_task())
+            on_missed = partial(self._stop_control.miss_heartbeat, node, running_task())
             heartbeat = HeartbeatTimer(self._loop, step.heartbeat_ms / 1000, on_missed)
         extras[key] = AttemptExtras(ends_s, heartbeat, self._results_for(node, step))
         try:
@@ -361,7 +358,7 @@ class StepRunner:
             arguments,
             ends=ends_s,
             on_abandon=abandon,
-            has_missed_heartbeat=partial(self._stop.missed_heartbeat.__contains__, node),
+            has_missed_heartbeat=partial(self._stop_control.missed_heartbeat.__contains__, node),
         )
 
     def _results_for(self, node: int, step: WorkflowStep) -> dict[str, StepResult]:
@@ -401,7 +398,7 @@ class StepRunner:
         ended: list[float | None] = []
         work = None
         if limit_s is not None:
-            self._watchdog.expect(self._clock() + limit_s)
+            self._watchdog.expect(self._run.clock() + limit_s)
         try:
             while True:
                 work = self._isolated(make_attempt, ended, node, attempt)
@@ -414,10 +411,10 @@ class StepRunner:
                         await outlast(work.done, partial(asyncio.wait, [work]))
                     if ended:
                         return ended[0]
-                    if node in self._stop.requested:
+                    if node in self._stop_control.requested:
                         raise
                 finally:
-                    if isinstance(work, asyncio.Task) and node not in self._stop.requested:
+                    if isinstance(work, asyncio.Task) and node not in self._stop_control.requested:
                         forget_cancels()  # a third party's
         finally:
             del self, make_attempt, work
@@ -450,7 +447,7 @@ class StepRunner:
     ) -> float | None:
         """Make an attempt and note what it returns, which a task may lose when it is cancelled."""
         try:
-            if node in self._stop.requested:
+            if node in self._stop_control.requested:
                 # Before 3.12 this task begins although the one that waits for it was cancelled.
                 raise asyncio.CancelledError  # pragma: no cover
             ended.append(await make_attempt())
@@ -476,11 +473,11 @@ class StepRunner:
         Returns:
             How many milliseconds to wait before the next attempt; ``None`` if the node has ended.
         """
-        state, stop = self._state, self._stop
+        state, stop = self._state, self._stop_control
         running, name = state.running_attempt(node), state.step_runs.name_of(node)
         assert running is not None
         ended_ms, attempt, delay_ms = self._run.now_ms(), running.attempt, None
-        if cancels() or stop.missed_heartbeat:
+        if cancel_count() or stop.missed_heartbeat:
             limit = stop.cause_of(node, running, ended_ms)
             if limit is not None:
                 error = timeout_error(*limit, name, attempt, error)
@@ -531,7 +528,7 @@ class StepRunner:
             reason = f"step {name!r} raised {type(error).__name__}"
             emit(StepCancelled(name, attempt, ended_ms, reason, error, item))
             self._host.interrupt(error, reason)
-        elif node in self._stop.requested:
+        elif node in self._stop_control.requested:
             emit(step_cancelled(self._state, node, ended_ms, error))
         elif delay_ms is not None:
             emit(AttemptFailed(name, attempt, ended_ms, error, delay_ms, item))
@@ -569,6 +566,10 @@ def _checked(step: WorkflowStep, returned: object) -> Awaitable[Any]:
     if not inspect.isawaitable(returned):
         raise ActionNotAwaitableError(step.name, type(returned).__name__)
     return returned
+
+
+async def _awaited(awaitable: Awaitable[Any]) -> Any:
+    return await awaitable
 
 
 def _refuse_unawaited(step: WorkflowStep, output: CoroutineType[Any, Any, Any]) -> None:

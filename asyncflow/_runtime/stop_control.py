@@ -18,7 +18,7 @@ from typing import Any
 
 from asyncflow._core.context import RunContext
 from asyncflow._core.errors import TimeoutKind
-from asyncflow._core.scheduler import Limit
+from asyncflow._core.scheduler import ROUNDING_MS, Limit
 from asyncflow._core.state import RunState
 from asyncflow._runtime.asyncio_compat import TIMER_SLACK_S, forget_cancels
 from asyncflow._runtime.watchdog import GRACE_S
@@ -33,8 +33,6 @@ class StopControl:
     Attributes:
         requested: When the run has asked a node to stop, in milliseconds, by node.
         missed_heartbeat: The nodes whose running attempt was cancelled for that.
-        called_ms: When an action was called, by node, if that was after its attempt started: a
-            journal first stores the start.
 
     Args:
         state: The state of the run.
@@ -56,7 +54,6 @@ class StopControl:
         self._live = live
         self._loop = asyncio.get_running_loop()
         self.requested: dict[int, float] = {}
-        self.called_ms: dict[int, float] = {}
         self.missed_heartbeat: set[int] = set()
         self._doubtful: list[int] = []
         """The nodes that were to stop and were not cancelled, since a third party had done so."""
@@ -74,7 +71,7 @@ class StopControl:
     def grant_grace(self) -> None:
         """Cancel again what continues in spite of a third party's cancellation, but not soon."""
         if self._doubtful:
-            self.close()
+            self._cancel_timer()
             self._timer = self._loop.call_later(GRACE_S, self._cancel_again, context=self._context)
 
     def _cancel_again(self) -> None:
@@ -105,14 +102,15 @@ class StopControl:
             heartbeat_ms = self._state.step_runs.steps[node].heartbeat_ms
             assert heartbeat_ms is not None
             return "heartbeat", heartbeat_ms
-        before_ms = self.requested.get(node, ended_ms + TIMER_SLACK_S * 1000)
+        before_ms = ended_ms + TIMER_SLACK_S * 1000
+        if node in self.requested:
+            before_ms = self.requested[node] + ROUNDING_MS  # in a tie, the limit came first
         limit = self.limit_passed(node, running, before_ms)
         return None if limit is None else (limit.kind, limit.ms)
 
     def limit_passed(self, node: int, running: AttemptStarted, before_ms: float) -> Limit | None:
         """Return the limit of a running attempt that passes before a time, if one does."""
-        began_ms = self.called_ms.get(node, running.at_ms)
-        return self._state.deadlines.passed(node, began_ms, before_ms)
+        return self._state.deadlines.passed(node, running.at_ms, before_ms)
 
     def _is_cut_short(self, node: int) -> bool:
         """Whether a limit has cancelled the running attempt.
@@ -143,5 +141,8 @@ class StopControl:
 
     def close(self) -> None:
         """Cancel nothing again."""
+        self._cancel_timer()
+
+    def _cancel_timer(self) -> None:
         if self._timer is not None:
             self._timer.cancel()

@@ -1,0 +1,211 @@
+"""Both lanes of the step runner behave alike, at the edges that a reviewer of the driver tried."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import sys
+import time
+import types
+import weakref
+
+import pytest
+
+from asyncflow import Pool, StepStatus, StepTimeoutError, WorkflowStep, run_pipeline
+from asyncflow._runtime.asyncio_compat import clock_of
+from asyncflow._runtime.permits import Permits
+from asyncflow.events import AttemptStarted, Event
+from asyncflow.testing import VirtualTimeLoop
+
+LANES = pytest.mark.parametrize(
+    "options", [{}, {"heartbeat_ms": 60_000}, {"pool": True}], ids=["plain", "full", "pool"]
+)
+
+
+def in_lane(options: dict[str, object]) -> dict[str, object]:
+    return {"pool": Pool(1)} if "pool" in options else dict(options)
+
+
+async def nothing() -> None: ...
+
+
+async def fail() -> None:
+    raise ValueError("always")
+
+
+@LANES
+async def test_an_action_may_return_a_generator_based_coroutine(options):
+    @types.coroutine
+    def old():
+        yield from asyncio.sleep(0).__await__()
+        return 7
+
+    report = await run_pipeline([WorkflowStep("old", old, **in_lane(options))])
+
+    assert report["old"].output == 7
+
+
+@LANES
+async def test_an_observer_sees_the_start_of_an_attempt_outside_of_its_context(options):
+    from asyncflow import current_step
+
+    seen = []
+
+    def observe(event: Event) -> None:
+        if isinstance(event, AttemptStarted):
+            with pytest.raises(RuntimeError):
+                current_step()
+            seen.append(event.step)
+
+    report = await run_pipeline(
+        [WorkflowStep("a", nothing, **in_lane(options))], observers=[observe]
+    )
+
+    assert report.all_passed
+    assert seen == ["a"]
+
+
+@pytest.mark.parametrize("attempts", [1, 2])
+@LANES
+async def test_a_bug_between_two_attempts_is_raised_instead_of_hanging(
+    options, attempts, monkeypatch
+):
+    async def defective(*_):
+        raise ZeroDivisionError("a defect")
+
+    monkeypatch.setattr(Permits, "back_off", defective)
+
+    with pytest.raises(ZeroDivisionError):
+        await run_pipeline(
+            [
+                WorkflowStep("a", fail, max_retries=1 + attempts, **in_lane(options)),
+                WorkflowStep("b", nothing, depends_on=["a"]),
+            ],
+            fail_fast=False,
+        )
+
+
+@LANES
+async def test_a_third_party_does_not_cut_a_backoff_short(options):
+    tasks, calls = [], []
+
+    async def flaky():
+        tasks.append(asyncio.current_task())
+        calls.append(asyncio.get_running_loop().time())
+        if len(calls) == 1:
+            raise ValueError("once")
+
+    async def third_party():
+        while not tasks:
+            await asyncio.sleep(0)
+        await asyncio.sleep(0.005)
+        for name in {task.get_name() for task in asyncio.all_tasks()}:
+            if name.endswith("flaky#1"):
+                for task in asyncio.all_tasks():
+                    if task.get_name() == name:
+                        task.cancel()
+
+    step = WorkflowStep("flaky", flaky, max_retries=2, retry=20, **in_lane(options))
+    report, _ = await asyncio.gather(run_pipeline([step]), third_party())
+
+    assert report.all_passed
+    assert report["flaky"].attempts == 2
+    assert calls[1] - calls[0] >= 0.019
+
+
+@pytest.mark.parametrize("times", [1, 3])
+async def test_a_task_that_a_third_party_cancels_before_its_first_line_is_started_again(times):
+    loop = asyncio.get_running_loop()
+    if loop.get_task_factory() is not None:
+        pytest.skip("an eager task has had its first line when it exists")
+    cancelled = []
+
+    def cancel_new_tasks():
+        for task in asyncio.all_tasks():
+            if ":b#" in task.get_name() or (sys.version_info < (3, 12) and is_new(task)):
+                if task not in cancelled and len(cancelled) < times:
+                    cancelled.append(task)
+                    task.cancel()
+                    loop.call_soon(cancel_new_tasks)
+
+    def is_new(task):
+        coroutine = task.get_coro()
+        return getattr(coroutine, "cr_frame", None) is not None and (
+            coroutine.cr_frame.f_lasti < 0 or coroutine.cr_await is None
+        )
+
+    async def a():
+        loop.call_soon(cancel_new_tasks)
+
+    report = await run_pipeline(
+        [WorkflowStep("a", a), WorkflowStep("b", nothing, depends_on=["a"])]
+    )
+
+    assert report.all_passed
+
+
+async def test_a_clock_that_was_patched_is_the_clock_of_the_run(monkeypatch):
+    loop = asyncio.new_event_loop()
+    try:
+        assert clock_of(loop) is time.monotonic
+        monkeypatch.setattr(loop, "time", lambda: 5.0)
+        assert clock_of(loop)() == 5.0
+    finally:
+        loop.close()
+    virtual = VirtualTimeLoop()
+    try:
+        assert clock_of(virtual)() == virtual.time()
+    finally:
+        virtual.close()
+
+
+async def test_a_limit_that_passes_with_the_stop_is_told_from_it():
+    if not isinstance(asyncio.get_running_loop(), VirtualTimeLoop):
+        pytest.skip("two limits pass in the same instant only in virtual time")
+    if sys.version_info < (3, 12):
+        pytest.skip("its task is woken up a turn later")
+
+    async def slow():
+        await asyncio.sleep(1)
+
+    async def slow_to_clean_up():
+        try:
+            await asyncio.sleep(1)
+        finally:
+            await asyncio.sleep(0.005)
+
+    report = await run_pipeline(
+        [
+            WorkflowStep("slow", slow, timeout_ms=10),
+            WorkflowStep("cleans", slow_to_clean_up, timeout_ms=10),
+        ]
+    )
+
+    assert report["slow"].status is StepStatus.FAILED
+    assert isinstance(report["cleans"].error, StepTimeoutError)
+
+
+async def test_without_a_collector_an_observers_interrupt_frees_what_the_steps_held():
+    class Held:
+        pass
+
+    held = []
+
+    async def hold():
+        thing = Held()
+        held.append(weakref.ref(thing))
+        return thing
+
+    def observe(event: Event) -> None:
+        if not isinstance(event, AttemptStarted) and getattr(event, "step", "") == "a":
+            raise KeyboardInterrupt
+
+    gc.collect()
+    gc.disable()
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            await run_pipeline([WorkflowStep("a", hold)], observers=[observe])
+        await asyncio.sleep(0)
+        assert [ref() for ref in held] == [None]
+    finally:
+        gc.enable()
