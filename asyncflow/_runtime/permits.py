@@ -145,12 +145,9 @@ class Permits:
         self._threads: dict[int, ThreadEnd] = {}
         """Resolved when the abandoned thread of a node has ended."""
 
-    async def acquire(self, node: int, step: WorkflowStep) -> Permit | None:
-        """Wait for a slot of the step's pool and for a thread or process, if it needs any."""
-        limiter = _limiter_for(step)
-        if step.pool is None and limiter is None:
-            return None
-        permit = Permit(step.pool, limiter)
+    async def acquire(self, node: int, step: WorkflowStep) -> Permit:
+        """Wait for a slot of the step's pool, and for a thread or process if it needs one."""
+        permit = Permit(step.pool, _limiter_for(step))
         await self._stop_control.undisturbed(node, permit.acquire)
         return permit
 

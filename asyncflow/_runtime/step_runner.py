@@ -228,7 +228,8 @@ class StepRunner:
         attempt = 0
         try:
             while True:
-                permit = await self._permits.acquire(node, step)
+                if step.pool is not None or step.runs_in != "loop":
+                    permit = await self._permits.acquire(node, step)
                 attempt = self._state.step_runs.next_attempt(node)
                 if self._persistence is not None:
                     await self._store_start(node, self._persistence)
