@@ -74,7 +74,7 @@ def test_a_step_that_blocks_is_named_with_the_line(
     assert told.where in warning.getMessage()
 
 
-def test_the_last_line_of_a_run_counts_too() -> None:
+def test_a_block_at_the_end_of_a_run_is_reported_before_the_run_finishes() -> None:
     report, events = run(WorkflowStep("blocks", blocks))
 
     kinds = [type(event) for event in events]
@@ -83,7 +83,7 @@ def test_the_last_line_of_a_run_counts_too() -> None:
     assert report["blocks"].loop_blocked_ms >= 100
 
 
-def test_each_attempt_is_told_of_and_the_result_has_the_sum() -> None:
+def test_each_blocking_attempt_is_reported_and_the_result_has_the_sum() -> None:
     async def blocks_and_fails() -> None:
         block()
         raise ValueError
@@ -96,7 +96,7 @@ def test_each_attempt_is_told_of_and_the_result_has_the_sum() -> None:
     assert isinstance(events[-2], StepFailed | LoopBlocked)
 
 
-def test_an_item_that_blocks_is_told_of_as_that_item() -> None:
+def test_an_item_that_blocks_is_reported_with_its_index() -> None:
     async def numbers() -> list[int]:
         return [1, 2]
 
@@ -115,7 +115,7 @@ def test_an_item_that_blocks_is_told_of_as_that_item() -> None:
     assert report["work"].status == "SUCCESS"
 
 
-def test_a_nested_run_tells_of_its_own_step_only() -> None:
+def test_a_block_in_a_nested_run_is_reported_by_that_run_alone() -> None:
     inner: list[Event] = []
 
     async def nested() -> None:
@@ -127,7 +127,7 @@ def test_a_nested_run_tells_of_its_own_step_only() -> None:
     assert not [event for event in outer if isinstance(event, LoopBlocked)]
 
 
-def test_what_somebody_else_blocks_is_not_blamed_on_a_step(
+def test_a_third_party_task_that_blocks_is_not_blamed_on_a_step(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     async def stranger() -> None:
@@ -186,7 +186,7 @@ def test_a_condition_that_blocks_is_not_blamed_on_a_mapped_step() -> None:
     assert told_of(events) == []
 
 
-def test_an_observer_that_blocks_is_not_blamed_on_the_step_that_it_is_told_of() -> None:
+def test_an_observer_that_blocks_is_not_blamed_on_the_step_of_its_event() -> None:
     events: list[Event] = []
 
     def observer(event: Event) -> None:
@@ -201,7 +201,7 @@ def test_an_observer_that_blocks_is_not_blamed_on_the_step_that_it_is_told_of() 
     assert told_of(events) == []
 
 
-def test_a_step_that_runs_in_a_thread_is_not_told_to_do_so() -> None:
+def test_an_until_that_blocks_is_not_blamed_on_a_step_in_a_thread() -> None:
     def until(_: object) -> bool:
         block()
         return True
@@ -213,7 +213,7 @@ def test_a_step_that_runs_in_a_thread_is_not_told_to_do_so() -> None:
     assert told_of(events) == []
 
 
-def test_the_attempt_is_found_whatever_the_step_is_called() -> None:
+def test_the_blocking_attempt_is_found_whatever_the_name_of_its_step() -> None:
     async def numbers() -> list[int]:
         return [1, 2]
 
@@ -245,7 +245,7 @@ def test_the_attempt_is_found_whatever_the_step_is_called() -> None:
     assert [(event.step, event.item) for event in told] == [("a#1[1]", 1), ("a[1]", None)]
 
 
-def test_nothing_of_it_is_left_after_a_run() -> None:
+def test_no_monitor_thread_outlives_a_short_run() -> None:
     before = threading.active_count()
 
     async def main() -> int:
@@ -256,7 +256,7 @@ def test_nothing_of_it_is_left_after_a_run() -> None:
         assert runner.run(main()) == before
 
 
-def test_in_virtual_time_nothing_blocks() -> None:
+def test_virtual_time_reports_no_block() -> None:
     events: list[Event] = []
 
     run_in_virtual_time(run_pipeline([WorkflowStep("blocks", blocks)], observers=[events.append]))

@@ -81,7 +81,7 @@ async def quick() -> int:
     return 1
 
 
-async def test_running_steps_are_cancelled_and_clean_up_and_the_run_can_go_on() -> None:
+async def test_running_steps_are_cancelled_and_clean_up_and_the_run_can_resume() -> None:
     cleaned: list[str] = []
 
     async def slow() -> int:
@@ -125,7 +125,7 @@ async def test_running_steps_are_cancelled_and_clean_up_and_the_run_can_go_on() 
     assert report["slow"].output == 7
 
 
-async def test_a_backoff_is_cut_short() -> None:
+async def test_a_backoff_is_cancelled() -> None:
     async def broken() -> None:
         raise ValueError("no")
 
@@ -142,7 +142,7 @@ async def test_a_backoff_is_cut_short() -> None:
     assert sum(isinstance(event, AttemptStarted) for event in run.told) == 1
 
 
-async def test_the_items_of_a_mapped_step_are_stopped() -> None:
+async def test_the_items_of_a_mapped_step_are_cancelled() -> None:
     running: set[int] = set()
 
     async def numbers() -> list[int]:
@@ -176,7 +176,7 @@ async def test_the_items_of_a_mapped_step_are_stopped() -> None:
     assert [(event.step, event.item) for event in kept] == [("numbers", None), ("work", 0)]
 
 
-async def test_a_run_that_has_just_begun_calls_no_action() -> None:
+async def test_a_run_cancelled_at_its_start_calls_no_action() -> None:
     async def never() -> None:
         raise AssertionError
 
@@ -191,7 +191,7 @@ async def test_a_run_that_has_just_begun_calls_no_action() -> None:
     assert run.ends() == [("never", REASON)]
 
 
-async def test_a_run_that_takes_much_over_can_be_cancelled_meanwhile() -> None:
+async def test_a_run_can_be_cancelled_while_it_restores_many_steps() -> None:
     steps = [WorkflowStep(f"s{number}", quick) for number in range(350)]
 
     async def broken() -> None:
@@ -211,7 +211,7 @@ async def test_a_run_that_takes_much_over_can_be_cancelled_meanwhile() -> None:
     assert run.ends() == [("broken", REASON)]
 
 
-async def test_a_journal_that_fails_while_much_is_taken_over_ends_the_run() -> None:
+async def test_a_journal_failure_while_many_steps_are_restored_ends_the_run() -> None:
     steps = [WorkflowStep(f"s{number}", quick) for number in range(350)]
 
     async def broken() -> None:
@@ -250,7 +250,7 @@ async def stopping(run: Watched) -> asyncio.Task[Any]:
     return task
 
 
-async def test_who_asks_again_changes_nothing() -> None:
+async def test_a_second_cancel_request_changes_nothing() -> None:
     run = Watched(WorkflowStep("slow", cleaning_up))
     task = await stopping(run)
 
@@ -273,7 +273,7 @@ async def test_a_run_that_has_ended_is_not_interrupted() -> None:
     assert (await task).all_passed
 
 
-async def test_a_cancellation_of_the_caller_gets_through_all_the_same() -> None:
+async def test_a_cancellation_of_the_caller_still_propagates() -> None:
     run = Watched(WorkflowStep("slow", cleaning_up))
     task = await stopping(run)
 
@@ -284,7 +284,7 @@ async def test_a_cancellation_of_the_caller_gets_through_all_the_same() -> None:
     assert [e.reason for e in run.told if isinstance(e, RunInterrupted)] == [REASON]
 
 
-async def test_who_was_cancelled_already_is_not_told_of_another_request() -> None:
+async def test_a_cancel_request_after_the_callers_cancellation_adds_no_interruption() -> None:
     run = Watched(WorkflowStep("slow", cleaning_up))
     task = run.start()
     await run.until(AttemptStarted)
@@ -304,7 +304,7 @@ class Exit(BaseException):
     pass
 
 
-async def test_what_no_step_may_keep_propagates_from_a_clean_up() -> None:
+async def test_a_base_exception_from_a_clean_up_propagates() -> None:
     leaving = Exit()
     run = Watched(WorkflowStep("slow", lambda: cleaning_up(leaving)))
     task = await stopping(run)
@@ -315,7 +315,7 @@ async def test_what_no_step_may_keep_propagates_from_a_clean_up() -> None:
     assert caught.value is leaving
 
 
-async def test_a_journal_that_fails_afterwards_is_told_of() -> None:
+async def test_a_journal_failure_after_the_request_is_raised() -> None:
     run = Watched(WorkflowStep("slow", cleaning_up))
     task = await stopping(run)
 
@@ -325,7 +325,7 @@ async def test_a_journal_that_fails_afterwards_is_told_of() -> None:
         await task
 
 
-async def test_a_step_whose_own_run_is_cancelled_is_not_tried_again() -> None:
+async def test_a_step_whose_nested_run_is_cancelled_is_not_retried() -> None:
     inner = Watched(WorkflowStep("slow", for_ever))
     starts: list[int] = []
 
@@ -358,7 +358,7 @@ class Orphans(MemoryJournal):
         return []
 
 
-async def test_a_run_that_is_cancelled_as_it_is_taken_up_is_no_error(
+async def test_a_run_cancelled_while_resume_all_runs_it_is_no_error(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     caplog.set_level(logging.INFO, logger="asyncflow")

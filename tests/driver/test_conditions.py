@@ -46,7 +46,7 @@ def statuses(report):
 # Conditions.
 
 
-async def test_a_step_that_a_dead_process_had_begun_is_not_asked_again():
+async def test_the_condition_of_a_step_that_a_dead_process_started_is_not_called_again():
     asked = []
 
     def when():
@@ -116,7 +116,7 @@ async def test_a_step_whose_condition_is_false_is_skipped_on_purpose_with_its_de
     assert report.all_passed
 
 
-async def test_a_condition_whose_answer_would_have_to_be_awaited_fails_the_step():
+async def test_a_condition_that_returns_an_awaitable_fails_the_step():
     async def is_large():
         return False
 
@@ -126,7 +126,7 @@ async def test_a_condition_whose_answer_would_have_to_be_awaited_fails_the_step(
     assert str(report["a"].error).startswith("the condition of step 'a' returned coroutine, which")
 
 
-async def test_a_condition_may_look_at_inputs_and_is_asked_once_before_the_first_attempt():
+async def test_a_condition_receives_inputs_and_is_called_once_before_the_first_attempt():
     asked = []
 
     def when(dry_run):
@@ -145,7 +145,7 @@ async def test_a_condition_may_look_at_inputs_and_is_asked_once_before_the_first
     assert asked == [True, False]
 
 
-async def test_a_stranger_who_cancels_an_unbegun_task_does_not_have_the_condition_asked_again():
+async def test_a_third_party_that_cancels_an_unstarted_task_does_not_repeat_the_condition():
     asked = []
 
     async def attacker():
@@ -200,7 +200,7 @@ async def test_a_condition_that_raises_fails_fast():
     assert report["hangs"].status in (CANCELLED, SKIPPED)
 
 
-async def test_a_condition_that_raises_a_cancellation_is_a_failure_and_cancels_nobody():
+async def test_a_condition_that_raises_a_cancellation_fails_only_its_step():
     def when():
         raise asyncio.CancelledError
 
@@ -210,7 +210,7 @@ async def test_a_condition_that_raises_a_cancellation_is_a_failure_and_cancels_n
     assert asyncio.current_task().cancelling() == 0
 
 
-async def test_a_condition_that_interrupts_ends_the_run_with_closed_books():
+async def test_a_condition_that_raises_a_base_exception_interrupts_the_run():
     events = []
 
     def when():
@@ -226,7 +226,7 @@ async def test_a_condition_that_interrupts_ends_the_run_with_closed_books():
     assert isinstance(events[-1], RunFinished)
 
 
-async def test_a_condition_changes_the_context_of_nobody():
+async def test_a_condition_changes_no_context():
     variable = contextvars.ContextVar("variable", default="untouched")
 
     async def read():
@@ -248,7 +248,7 @@ async def test_a_condition_changes_the_context_of_nobody():
 @schedules
 @pytest.mark.parametrize("fail_fast", [True, False])
 @pytest.mark.parametrize("action", [succeed, fail])
-async def test_a_clean_up_step_runs_on_its_occasion(schedule, fail_fast, action):
+async def test_run_if_decides_whether_a_clean_up_step_runs(schedule, fail_fast, action):
     report = await run_pipeline(
         [
             WorkflowStep("a", action),
@@ -301,7 +301,7 @@ async def test_clean_up_starts_after_the_cancelled_siblings_have_ended(schedule)
 
 
 @schedules
-async def test_clean_up_that_names_no_dependencies_waits_for_and_looks_at_all_others(schedule):
+async def test_clean_up_without_dependencies_waits_for_all_other_steps_and_sees_them(schedule):
     seen = {}
 
     async def notify(**outputs):
@@ -322,7 +322,7 @@ async def test_clean_up_that_names_no_dependencies_waits_for_and_looks_at_all_ot
     assert report["notify"].depends_on == ("a", "b", "c")
 
 
-async def test_an_output_that_does_not_exist_arrives_as_none():
+async def test_a_missing_output_is_passed_as_none():
     async def clean_up(a, b):
         return a, b, {name: result.error for name, result in current_step().results.items()}
 
@@ -339,7 +339,9 @@ async def test_an_output_that_does_not_exist_arrives_as_none():
 
 @schedules
 @pytest.mark.parametrize("fail_fast", [True, False])
-async def test_clean_up_of_clean_up_waits_for_it_whatever_was_skipped(schedule, fail_fast):
+async def test_clean_up_waits_for_the_clean_up_it_depends_on_whatever_was_skipped(
+    schedule, fail_fast
+):
     log = []
 
     async def first():
@@ -439,7 +441,7 @@ async def test_clean_up_is_cancelled_only_if_the_run_is_interrupted(schedule, in
 
 
 @schedules
-async def test_clean_up_that_fails_is_a_failure_like_any_other_and_leaves_other_clean_up(schedule):
+async def test_a_failed_clean_up_step_does_not_stop_other_clean_up_steps(schedule):
     report = await run_pipeline(
         [
             WorkflowStep("a", fail),
@@ -456,7 +458,7 @@ async def test_clean_up_that_fails_is_a_failure_like_any_other_and_leaves_other_
 # Targets.
 
 
-async def test_only_the_targets_and_what_they_need_are_run():
+async def test_only_the_targets_and_their_dependencies_run():
     ran = []
 
     def step(name, *needs, **options):

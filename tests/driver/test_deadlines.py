@@ -195,7 +195,7 @@ async def test_the_error_says_which_limit_was_the_tightest(limits, of_run, kind,
     assert (error.kind, error.timeout_ms, error.attempt) == (kind, limit_ms, 1)
 
 
-async def test_clean_up_after_a_deadline_is_awaited_and_takes_no_further_attempt():
+async def test_clean_up_after_a_deadline_is_awaited_and_no_attempt_follows():
     report = await run_pipeline(
         [WorkflowStep("a", slow_to_clean_up, deadline_ms=10, max_retries=5)]
     )
@@ -221,7 +221,7 @@ async def test_a_run_that_exceeds_its_deadline_skips_the_rest_and_is_not_raised(
     assert report["waits"].reason == report["runs"].reason == report.stop_reason
 
 
-async def test_a_mapped_step_cut_short_by_the_runs_deadline_says_so_itself():
+async def test_a_mapped_step_cancelled_by_the_runs_deadline_has_its_own_error():
     async def numbers():
         return range(3)
 
@@ -242,7 +242,7 @@ async def test_a_mapped_step_cut_short_by_the_runs_deadline_says_so_itself():
     assert [item.error.kind for item in report["m"].items] == ["run"] * 3
 
 
-async def test_a_deadline_that_the_run_keeps_leaves_no_timer():
+async def test_a_deadline_that_the_run_meets_leaves_no_timer():
     async def succeed():
         return 1
 
@@ -262,7 +262,7 @@ async def test_a_deadline_that_the_run_keeps_leaves_no_timer():
         ({"timeout_ms": 50, "deadline_ms": 40, "run_if": "always"}, 30, 40),
     ],
 )
-async def test_the_remaining_time_is_that_of_the_tightest_limit(limits, of_run, remaining):
+async def test_the_tightest_limit_decides_the_remaining_time(limits, of_run, remaining):
     async def action():
         return current_step().remaining_ms()
 
@@ -321,7 +321,7 @@ async def test_an_attempt_without_a_heartbeat_is_cancelled_awaited_and_retried()
     assert timeline(events) == "start@0 retry@15 start@15 fail@30"
 
 
-async def test_a_value_that_comes_after_the_last_heartbeats_limit_is_no_success():
+async def test_a_value_returned_after_a_missed_heartbeat_is_no_success():
     async def swallows():
         try:
             await asyncio.Event().wait()
@@ -333,7 +333,7 @@ async def test_a_value_that_comes_after_the_last_heartbeats_limit_is_no_success(
     assert (report["a"].error.kind, report["a"].output) == ("heartbeat", None)
 
 
-async def test_each_item_of_a_mapped_step_has_its_own_heart_and_deadline():
+async def test_each_item_of_a_mapped_step_has_its_own_heartbeat_and_deadline():
     async def numbers():
         return range(4)
 
@@ -360,7 +360,7 @@ async def test_each_item_of_a_mapped_step_has_its_own_heart_and_deadline():
 
 @pytest.mark.realtime
 @pytest.mark.parametrize("fail_fast", [True, False])
-def test_a_step_whose_thread_goes_on_fails_at_its_deadline_and_does_not_wait_for_the_thread(
+def test_a_step_fails_at_its_deadline_without_waiting_for_its_running_thread(
     fail_fast,
 ):
     release = threading.Event()
@@ -396,7 +396,7 @@ def test_a_step_whose_thread_goes_on_fails_at_its_deadline_and_does_not_wait_for
 
 
 @pytest.mark.parametrize("whose", ["step", "run"])
-async def test_a_wait_that_no_deadline_leaves_time_for_is_told_of_in_a_note(whose):
+async def test_a_note_names_the_backoff_that_would_exceed_a_deadline(whose):
     async def fails():
         raise OSError
 

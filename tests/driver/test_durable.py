@@ -107,14 +107,14 @@ def schedule(request):
 
 
 class TestOneRun:
-    async def test_a_run_gives_the_same_report_with_a_journal(self, work, journal, schedule):
+    async def test_a_run_with_a_journal_returns_the_same_report(self, work, journal, schedule):
         report = await run_pipeline(work.diamond(), schedule=schedule, journal=journal, run_id="r")
 
         assert report.all_passed
         assert report["d"].output == ["d", ["b", ["a"]], ["c", ["a"]]]
         assert reused(report) == []
 
-    async def test_every_event_is_kept_in_order(self, work, journal):
+    async def test_the_journal_stores_every_event_in_order(self, work, journal):
         told = []
 
         await run_pipeline(work.diamond(), journal=journal, run_id="r", observers=[told.append])
@@ -124,7 +124,7 @@ class TestOneRun:
         assert isinstance(kept[0], RunStarted)
         assert kept[-1].outcome == "passed"
 
-    async def test_an_action_is_called_only_when_its_start_is_kept(self, schedule):
+    async def test_an_action_is_called_only_after_its_start_is_stored(self, schedule):
         journal = MemoryJournal(latency_s=0.05)
 
         async def act():
@@ -136,7 +136,7 @@ class TestOneRun:
 
         assert report.all_passed
 
-    async def test_waiting_for_the_journal_is_not_the_attempts_time(self):
+    async def test_the_timeout_of_an_attempt_excludes_the_wait_for_the_journal(self):
         journal = MemoryJournal(latency_s=0.05)
 
         async def act():
@@ -151,7 +151,7 @@ class TestOneRun:
         assert report.all_passed
         assert remaining[0] > 30
 
-    async def test_a_chain_takes_one_write_a_step(self, work):
+    async def test_a_chain_takes_one_write_per_step(self, work):
         if "uvloop" in type(asyncio.get_running_loop()).__module__:
             pytest.skip("in real time it would take long")
         journal = MemoryJournal(latency_s=1.0)
@@ -162,7 +162,7 @@ class TestOneRun:
         # One for each step's start, and one for the end; and a moment for the actions.
         assert 10_000 <= report.total_duration_ms < 11_500
 
-    async def test_what_a_journal_cannot_keep_fails_the_step_at_once(self, journal):
+    async def test_an_output_that_the_journal_cannot_encode_fails_the_step_at_once(self, journal):
         async def act():
             return {1, 2}
 
@@ -174,7 +174,7 @@ class TestOneRun:
         assert report["a"].attempts == 1
         assert "the output of step 'a'" in str(report["a"].error)
 
-    async def test_an_input_that_cannot_be_kept_is_refused_before_anything_runs(
+    async def test_an_input_that_cannot_be_encoded_is_refused_before_anything_runs(
         self, work, journal
     ):
         with pytest.raises(PayloadError, match="input 'x'"):
@@ -183,7 +183,7 @@ class TestOneRun:
         assert not work.calls
         assert not journal.kept
 
-    async def test_the_annotated_types_are_told(self, journal):
+    async def test_the_journal_receives_the_annotated_types(self, journal):
         async def fetch(url: str) -> list[int]:
             return [1]
 
@@ -199,17 +199,17 @@ class TestOneRun:
             "the output of step 'total'": int,
         }
 
-    async def test_a_random_id_is_made_if_there_is_none(self, work, journal):
+    async def test_a_run_without_an_id_receives_a_random_one(self, work, journal):
         report = await run_pipeline(work.diamond(), journal=journal)
 
         assert list(journal.kept) == [report.run_id]
 
     @pytest.mark.parametrize("journal", ["runs.db", 5])
-    async def test_what_is_no_journal_is_refused(self, work, journal):
+    async def test_an_object_that_is_no_journal_is_refused(self, work, journal):
         with pytest.raises(TypeError, match="journal must be a journal"):
             await run_pipeline(work.diamond(), journal=journal)
 
-    async def test_an_unknown_word_for_on_active_is_refused(self, work, journal):
+    async def test_an_unknown_value_of_on_active_is_refused(self, work, journal):
         with pytest.raises(ValueError, match="on_active must be 'raise' or 'wait'"):
             await run_pipeline(work.diamond(), journal=journal, on_active="maybe")
 
@@ -223,7 +223,7 @@ class TestResume:
         assert set(work.calls.values()) == {1}
         assert not journal.open_books
 
-    async def test_a_stored_report_is_valid_whatever_annotations_say_now(self, journal):
+    async def test_a_stored_report_is_valid_after_a_change_of_annotations(self, journal):
         async def number() -> int:
             return 5
 
@@ -236,7 +236,9 @@ class TestResume:
 
         assert report["a"].output == 5
 
-    async def test_a_failed_run_goes_on_with_what_has_not_succeeded(self, work, journal, schedule):
+    async def test_a_failed_run_resumes_with_the_steps_that_have_not_succeeded(
+        self, work, journal, schedule
+    ):
         work.broken.add("c")
         first = await run_pipeline(work.diamond(), schedule=schedule, journal=journal, run_id="r")
         assert first["c"].status is FAILED
@@ -252,7 +254,7 @@ class TestResume:
         assert report["a"].rerun_reason is None
         assert report["a"].started_ms == first["a"].started_ms
 
-    async def test_a_run_goes_on_wherever_its_process_has_died(self, work, journal, schedule):
+    async def test_a_run_resumes_after_its_process_died_at_any_event(self, work, journal, schedule):
         whole = await run_pipeline(work.diamond(), schedule=schedule, journal=journal, run_id="r")
 
         for count in range(len(journal.kept["r"]) - 1):
@@ -270,7 +272,7 @@ class TestResume:
             assert set(reused(report)) == done
             assert again.calls == Counter({"a", "b", "c", "d"} - done)
 
-    async def test_the_clock_goes_on_where_it_stood_still(self, work, journal):
+    async def test_the_clock_of_a_resumed_run_continues_where_it_stopped(self, work, journal):
         work.broken.add("d")
         first = await run_pipeline(work.diamond(), journal=journal, run_id="r")
         work.broken.clear()
@@ -283,7 +285,7 @@ class TestResume:
         resumed = next(e for e in journal.kept["r"] if isinstance(e, RunResumed))
         assert resumed.at_ms == first.total_duration_ms
 
-    async def test_the_deadline_counts_anew(self, work, journal):
+    async def test_the_deadline_of_a_run_restarts_on_resume(self, work, journal):
         work.broken.add("d")
         await run_pipeline(work.diamond(), journal=journal, run_id="r", deadline_ms=400)
         for _ in range(20):
@@ -294,7 +296,7 @@ class TestResume:
 
         assert report.all_passed
 
-    async def test_observers_hear_that_a_run_goes_on_and_what_is_reused(self, work, journal):
+    async def test_observers_receive_the_resumption_and_the_reused_steps(self, work, journal):
         work.broken.add("b")
         await run_pipeline(work.diamond(), journal=journal, run_id="r")
         work.broken.clear()
@@ -307,7 +309,7 @@ class TestResume:
         assert isinstance(told[1], StepReused)
         assert told[1].step == "a"
 
-    async def test_attempts_that_failed_count_and_those_cut_short_do_not(self, journal):
+    async def test_failed_attempts_count_and_crashed_ones_do_not(self, journal):
         seen = []
 
         async def act():
@@ -337,7 +339,7 @@ class TestResume:
         assert errors == [ValueError, StepCrashedError, StepCrashedError, ValueError, ValueError]
         assert result.rerun_reason == "it was cut short"
 
-    async def test_a_step_whose_latest_attempt_only_failed_has_its_next_one(self, journal):
+    async def test_a_step_whose_latest_attempt_failed_without_a_crash_is_retried(self, journal):
         async def act():
             if current_step().attempt == 2:
                 raise ValueError
@@ -360,7 +362,7 @@ class TestResume:
         ]
 
     @pytest.mark.parametrize("max_crashes", [0, 1, 3])
-    async def test_a_step_that_kills_its_process_does_not_do_so_for_ever(
+    async def test_a_step_that_kills_its_process_fails_after_max_crashes(
         self, journal, max_crashes
     ):
         async def act():
@@ -387,7 +389,7 @@ class TestResume:
         assert (await run_pipeline(steps, journal=left, run_id="r")).all_passed
         assert calls == [1]
 
-    async def test_a_failed_step_stays_failed_if_the_run_has_not_ended(self, work, journal):
+    async def test_a_failed_step_of_an_unfinished_run_stays_failed(self, work, journal):
         work.broken.add("b")
         steps = [*work.diamond(), work.step("e", "c")]
         await run_pipeline(steps, False, journal=journal, run_id="r")
@@ -411,7 +413,7 @@ class TestResume:
         assert "b" not in work.calls
         assert report["b"].reused
 
-    async def test_a_cancelled_run_goes_on(self, work, journal):
+    async def test_a_cancelled_run_resumes(self, work, journal):
         running = asyncio.ensure_future(run_pipeline(work.diamond(), journal=journal, run_id="r"))
         while not work.calls["b"]:
             await asyncio.sleep(0.001)
@@ -427,7 +429,7 @@ class TestResume:
         assert work.calls["a"] == 1
 
     @pytest.mark.parametrize("turns", [0, 1, 2, 3, 10])
-    async def test_a_caller_may_be_cancelled_while_many_steps_are_taken_over(
+    async def test_a_caller_can_be_cancelled_while_many_steps_are_restored(
         self, work, journal, turns
     ):
         steps = [*(work.step(str(n)) for n in range(250)), work.step("last", "0")]
@@ -465,7 +467,7 @@ class TestResume:
         assert len(keys) == 4
         assert set(keys) == {"r/a"}
 
-    async def test_a_run_goes_on_after_steps_that_were_skipped_on_purpose(
+    async def test_a_run_resumes_after_steps_that_were_skipped_on_purpose(
         self, work, journal, schedule
     ):
         steps = [
@@ -485,7 +487,9 @@ class TestResume:
         assert all(report[name].on_purpose for name in ("alarm", "never", "after"))
         assert set(work.calls) == {"a", "b"}
 
-    async def test_a_stop_at_once_takes_over_what_there_is(self, work, journal):
+    async def test_a_run_stopped_at_its_first_event_still_restores_completed_steps(
+        self, work, journal
+    ):
         await run_pipeline(work.diamond(), journal=journal, run_id="r")
         left = journal.died_after(4)
 
@@ -499,7 +503,7 @@ class TestResume:
         assert told == ["a"]
         assert not left.open_books
 
-    async def test_a_step_that_was_skipped_does_not_run_again(self, work, journal):
+    async def test_a_skipped_step_has_no_rerun_reason(self, work, journal):
         work.broken.add("a")
         await run_pipeline(work.diamond(), journal=journal, run_id="r")
 
@@ -508,7 +512,7 @@ class TestResume:
         assert report["a"].rerun_reason == "it had failed"
         assert report["d"].rerun_reason is None
 
-    async def test_whoever_waits_for_a_stored_report_may_be_cancelled(self, work):
+    async def test_a_caller_that_waits_for_a_stored_report_can_be_cancelled(self, work):
         journal = SlowToClose()
         await run_pipeline(work.diamond(), journal=journal, run_id="r")
         again = asyncio.ensure_future(run_pipeline(work.diamond(), journal=journal, run_id="r"))
@@ -608,7 +612,9 @@ class TestChangedPipelines:
         assert report["e"].rerun_reason is None
         assert work.calls == Counter("e")
 
-    async def test_what_was_left_out_for_a_while_is_not_done_again(self, work, journal):
+    async def test_a_completed_step_left_out_of_one_run_is_reused_when_it_returns(
+        self, work, journal
+    ):
         await self.run_until_d_fails(work, journal)
         work.broken.add("e")
         changed = [work.step("a"), work.step("e", "a")]
@@ -618,7 +624,7 @@ class TestChangedPipelines:
 
         assert reused(report) == ["a", "b", "c"]
 
-    async def test_what_was_cut_short_may_be_left_out_and_come_back(self, work, journal):
+    async def test_an_interrupted_step_left_out_of_some_runs_can_return(self, work, journal):
         await run_pipeline(work.diamond(), journal=journal, run_id="r")
         left = journal.died_after(5)
         assert isinstance(left.kept["r"][-1], AttemptStarted)
@@ -634,7 +640,7 @@ class TestChangedPipelines:
         assert report["b"].attempts == 2
         assert report["b"].rerun_reason == "it was cut short"
 
-    async def test_what_a_stop_left_out_runs_if_failures_do_not_stop_any_more(self, work, journal):
+    async def test_a_step_skipped_by_fail_fast_runs_once_fail_fast_is_off(self, work, journal):
         work.broken.add("b")
 
         async def at_once(a):
@@ -663,7 +669,7 @@ class TestChangedPipelines:
             "end": SUCCESS,
         }
 
-    async def test_a_clean_up_step_that_is_given_something_else_runs_again(self, work, journal):
+    async def test_a_clean_up_step_with_other_arguments_runs_again(self, work, journal):
         def steps(*needed):
             return [
                 work.step("a"),
@@ -681,7 +687,7 @@ class TestChangedPipelines:
         assert report["end"].output == []
         assert report["end"].rerun_reason == "its action asks for (), and asked for (**)"
 
-    async def test_what_came_of_something_outdated_is_done_again(self, work, journal):
+    async def test_a_step_that_used_an_outdated_output_runs_again(self, work, journal):
         await self.run_until_d_fails(work, journal)
         work.broken.add("e")
         changed = [work.step("a", version="2"), work.step("e", "a")]
@@ -692,7 +698,7 @@ class TestChangedPipelines:
 
         assert reused(report) == ["a"]
 
-    async def test_an_output_that_is_no_such_value_any_more_is_an_error(self, journal):
+    async def test_a_stored_output_that_no_longer_fits_its_annotation_is_an_error(self, journal):
         async def number() -> int:
             return 5
 
@@ -715,7 +721,7 @@ class TestChangedPipelines:
         report = await run_pipeline([new, last], journal=journal, run_id="r")
         assert report["a"].output == "five"
 
-    async def test_a_run_belongs_to_a_pipeline(self, work, journal):
+    async def test_a_run_belongs_to_one_pipeline(self, work, journal):
         await Orchestrator(work.diamond(), name="etl").run(journal=journal, run_id="r")
 
         with pytest.raises(ValueError, match="run 'r' belongs to pipeline 'etl', not to 'bill'"):
@@ -724,9 +730,7 @@ class TestChangedPipelines:
         assert (await run_pipeline(work.diamond(), journal=journal, run_id="r")).all_passed
         assert not journal.open_books
 
-    async def test_a_run_that_has_passed_goes_on_with_steps_that_it_did_not_have(
-        self, work, journal
-    ):
+    async def test_a_passed_run_resumes_with_added_steps(self, work, journal):
         await run_pipeline(work.diamond(), targets=["b"], journal=journal, run_id="r")
 
         report = await run_pipeline(work.diamond(), journal=journal, run_id="r")
@@ -736,7 +740,7 @@ class TestChangedPipelines:
         assert set(report) == {"a", "b", "c", "d"}
         assert set(work.calls.values()) == {1}
 
-    async def test_a_book_is_closed_if_the_run_cannot_even_begin(self, work, journal):
+    async def test_a_session_is_closed_if_the_run_cannot_start(self, work, journal):
         def refuse(on_failure):
             raise RuntimeError("no")
 
@@ -764,7 +768,7 @@ class TestInputs:
         seen = []
         return [WorkflowStep("use", use)], seen
 
-    async def test_a_run_goes_on_with_the_inputs_that_it_has(self, journal):
+    async def test_a_run_resumes_with_its_stored_inputs(self, journal):
         steps, seen = self.steps()
         await run_pipeline(steps, inputs={"x": [1]}, journal=journal, run_id="r")
 
@@ -773,7 +777,7 @@ class TestInputs:
         assert seen == [([1], 0), ([1], 2)]
         assert report.all_passed
 
-    async def test_added_inputs_are_kept_too(self, journal):
+    async def test_added_inputs_are_stored_too(self, journal):
         steps, seen = self.steps()
         await run_pipeline(steps, inputs={"x": 1}, journal=journal, run_id="r")
         await run_pipeline(
@@ -790,7 +794,7 @@ class TestInputs:
 
         assert seen == [(1, 0), (1, 3), (1, 3)]
 
-    async def test_other_inputs_are_refused(self, journal):
+    async def test_changed_inputs_are_refused(self, journal):
         steps, seen = self.steps()
         await run_pipeline(steps, inputs={"x": 1}, journal=journal, run_id="r")
 
@@ -800,7 +804,7 @@ class TestInputs:
         assert len(seen) == 1
         assert not journal.open_books
 
-    async def test_an_equal_input_is_the_same_however_it_is_written(self, journal):
+    async def test_an_equal_input_with_keys_in_another_order_is_accepted(self, journal):
         steps, _ = self.steps()
         await run_pipeline(steps, inputs={"x": {"a": 1, "b": 2}}, journal=journal, run_id="r")
 
@@ -811,14 +815,14 @@ class TestInputs:
         assert report.all_passed
 
     @pytest.mark.parametrize("x", [True, 1.0, "1" * 100])
-    async def test_an_input_of_another_type_is_another_one(self, journal, x):
+    async def test_an_input_of_another_type_is_refused(self, journal, x):
         steps, _ = self.steps()
         await run_pipeline(steps, inputs={"x": 1}, journal=journal, run_id="r")
 
         with pytest.raises(ValueError, match="another input 'x': 1, and not "):
             await run_pipeline(steps, inputs={"x": x}, journal=journal, run_id="r")
 
-    async def test_an_input_that_cannot_be_compared_is_another_one(self, journal):
+    async def test_an_input_that_cannot_be_compared_is_refused(self, journal):
         class Odd(list):
             def __eq__(self, other):
                 raise RuntimeError
@@ -833,13 +837,13 @@ class TestInputs:
         with pytest.raises(ValueError, match="another input 'x'"):
             await run_pipeline(steps, inputs={"x": Odd()}, journal=journal, run_id="r")
 
-    async def test_a_secret_input_that_no_step_takes_is_a_mistake(self):
+    async def test_a_secret_input_that_no_step_takes_is_refused(self):
         steps, _ = self.steps()
 
         with pytest.raises(ValueError, match=r"'xx', which no step takes \(did you mean 'x'"):
             await run_pipeline(steps, inputs={"x": 1}, secret_inputs=["xx"])
 
-    async def test_those_that_are_left_out_may_take_it(self, journal):
+    async def test_a_step_outside_the_targets_can_take_a_secret_input(self, journal):
         steps, _ = self.steps()
 
         report = await run_pipeline(
@@ -850,7 +854,7 @@ class TestInputs:
 
         assert report.all_passed
 
-    async def test_a_secret_input_is_not_kept_and_has_to_be_given_again(self, journal):
+    async def test_a_secret_input_is_not_stored_and_must_be_passed_again(self, journal):
         steps, seen = self.steps()
         told = []
         options = {"journal": journal, "run_id": "r", "secret_inputs": ["x"]}
@@ -864,9 +868,7 @@ class TestInputs:
         assert seen == [("abc", 1), ("def", 1)]
 
     @pytest.mark.parametrize("other", [{"x": "hunter3"}, {"x": {1, 2}}])
-    async def test_an_input_that_has_become_secret_is_still_the_one_that_was_kept(
-        self, journal, other
-    ):
+    async def test_an_input_made_secret_later_must_still_equal_the_stored_one(self, journal, other):
         steps, seen = self.steps()
         options = {"journal": journal, "run_id": "r"}
         await run_pipeline(steps, inputs={"x": "hunter2", "y": 1}, **options)
@@ -879,7 +881,7 @@ class TestInputs:
         assert "hunter" not in str(told.value)
         assert seen == [("hunter2", 1)] * 2
 
-    async def test_an_input_that_has_become_secret_is_shown_nowhere_any_more(self, journal):
+    async def test_an_input_made_secret_later_is_no_longer_shown_anywhere(self, journal):
         steps, seen = self.steps()
         told = []
         options = {"journal": journal, "run_id": "r"}
@@ -897,7 +899,7 @@ class TestInputs:
         for view in (RunView.from_report(report), RunView(journal.kept["r"])):
             assert view.inputs["x"] == RestoredOutput("redacted")
 
-    async def test_an_input_that_was_secret_once_stays_so(self, journal):
+    async def test_an_input_that_was_secret_once_stays_secret(self, journal):
         async def use(x, y):
             if len(seen) < 3:
                 seen.append((x, y))
@@ -920,7 +922,9 @@ class TestInputs:
             assert report.inputs == {"x": RestoredOutput("redacted"), "y": 2}
         assert StoredRun(journal.kept["r"]).report(decode).inputs == fourth.inputs
 
-    async def test_an_input_that_was_secret_once_is_not_told_to_who_gives_another(self, journal):
+    async def test_the_error_about_a_changed_input_hides_a_value_that_was_secret_once(
+        self, journal
+    ):
         steps, _ = self.steps()
         options = {"journal": journal, "run_id": "r"}
         await run_pipeline(steps, inputs={"x": "hunter2", "y": 1}, **options)
@@ -934,7 +938,7 @@ class TestInputs:
         assert "hunter" not in str(told.value)
 
     @pytest.mark.parametrize("secret", ["x", 5])
-    async def test_secret_inputs_are_a_list(self, secret):
+    async def test_secret_inputs_must_be_a_list(self, secret):
         with pytest.raises(TypeError, match="secret_inputs must be a list"):
             await run_pipeline([], secret_inputs=secret)
 
@@ -958,7 +962,7 @@ class TestInputs:
         assert second.inputs == third.inputs == {"x": 1, "key": secret, "y": 2}
         assert {report.pipeline for report in (first, second, third)} == {"p"}
 
-    async def test_a_passed_run_goes_on_with_an_input_that_it_did_not_have(self, work, journal):
+    async def test_a_passed_run_resumes_with_an_added_input(self, work, journal):
         async def use(x=1):
             return x
 
@@ -974,7 +978,9 @@ class TestInputs:
         with pytest.raises(ValueError, match="was started with another input 'x': 9, and not 7"):
             await run_pipeline(steps, inputs={"x": 7}, journal=journal, run_id="r")
 
-    async def test_an_input_of_a_passed_run_is_shown_whatever_its_type_is_now(self, work, journal):
+    async def test_an_input_of_a_passed_run_is_shown_after_a_change_of_its_type(
+        self, work, journal
+    ):
         async def use(x):
             return x
 
@@ -1010,7 +1016,7 @@ class TestSecretOutputs:
             WorkflowStep("fetch", fetch, ["login", "use"], max_retries=1),
         ]
 
-    async def test_a_secret_output_is_nowhere_and_is_asked_for_again(self, work, journal):
+    async def test_a_secret_output_is_not_stored_and_is_computed_again(self, work, journal):
         steps = self.steps(work, [1])
         first = await run_pipeline(steps, journal=journal, run_id="r")
         assert first["login"].output == "s3cret"
@@ -1023,7 +1029,7 @@ class TestSecretOutputs:
         assert reused(report) == ["use"]
         assert "is secret" in report["login"].rerun_reason
 
-    async def test_nobody_asks_for_it_again_if_nobody_needs_it(self, work, journal):
+    async def test_a_secret_output_that_no_step_needs_is_not_computed_again(self, work, journal):
         steps = self.steps(work, [])
         work.broken.add("last")
         steps.append(WorkflowStep("last", work.action("last"), ["fetch"]))
@@ -1037,7 +1043,9 @@ class TestSecretOutputs:
         assert report["login"].output == RestoredOutput("redacted")
 
     @pytest.mark.parametrize("count", [0, 3])
-    async def test_nor_are_those_of_the_items_of_a_mapped_step(self, work, journal, count):
+    async def test_a_mapped_step_with_secret_items_resumes_after_any_event(
+        self, work, journal, count
+    ):
         async def numbers():
             return list(range(count))
 
@@ -1063,7 +1071,7 @@ class TestSecretOutputs:
             report = await run_pipeline(steps, journal=left, run_id="r")
             assert report["total"].output == whole["total"].output
 
-    async def test_items_that_nobody_needs_are_not_asked_for_again(self, work, journal):
+    async def test_secret_items_that_no_step_needs_are_not_computed_again(self, work, journal):
         async def numbers():
             return [1, 2, 3]
 
@@ -1084,7 +1092,7 @@ class TestSecretOutputs:
         assert work.calls == {3: 1}
         assert report["tell"].output == [RestoredOutput("redacted")] * 2 + [None]
 
-    async def test_what_has_become_secret_is_shown_no_more_and_is_not_computed_again(
+    async def test_an_output_made_secret_later_is_no_longer_shown_and_is_not_computed_again(
         self, work, journal
     ):
         def steps(*, secret):
@@ -1125,7 +1133,7 @@ class TestSecretOutputs:
         assert decode("login", shown["login"].output) == "s3cret"
         assert decode("tell", shown["tell"].items[1].output) == "s3cret 2"
 
-    async def test_what_has_no_output_has_no_secret(self, journal):
+    async def test_a_failed_step_has_no_secret(self, journal):
         async def fail():
             raise ValueError
 
@@ -1134,7 +1142,7 @@ class TestSecretOutputs:
 
         assert not report["a"].secret
 
-    async def test_a_stored_report_does_not_have_it(self, work, journal):
+    async def test_a_stored_report_has_no_secret_output(self, work, journal):
         steps = self.steps(work, [])
         await run_pipeline(steps, journal=journal, run_id="r")
 
@@ -1143,7 +1151,9 @@ class TestSecretOutputs:
         assert report["login"].output == RestoredOutput("redacted")
         assert report["fetch"].output is True
 
-    async def test_if_asking_again_fails_what_came_of_it_still_holds(self, work, journal):
+    async def test_a_step_that_used_a_secret_is_reused_if_the_secret_cannot_be_computed_again(
+        self, work, journal
+    ):
         steps = self.steps(work, [1, 2])
         await run_pipeline(steps, journal=journal, run_id="r")
 
@@ -1191,7 +1201,9 @@ class TestMappedSteps:
         assert [item.reused for item in report["m"].items] == [True, True, False, True]
         assert report["m"].rerun_reason == "it had failed"
 
-    async def test_a_process_may_die_after_any_item(self, journal, schedule):
+    async def test_a_mapped_step_resumes_after_its_process_died_at_any_event(
+        self, journal, schedule
+    ):
         await run_pipeline(self.steps(Counter()), journal=journal, run_id="r")
 
         for count in range(len(journal.kept["r"]) - 1):
@@ -1239,7 +1251,7 @@ class TestMappedSteps:
         assert calls == {4: 1}
 
     @pytest.mark.parametrize("fail_fast", [True, False])
-    async def test_a_run_goes_on_after_an_item_that_has_crashed_too_often(self, journal, fail_fast):
+    async def test_a_run_resumes_after_an_item_that_crashed_too_often(self, journal, fail_fast):
         calls = Counter()
         steps = self.steps(calls, max_crashes=0)
         await run_pipeline(steps, journal=journal, run_id="r", max_concurrency=1)
@@ -1258,7 +1270,7 @@ class TestMappedSteps:
 
         assert report["m"].output == [10, 20, 30, 40]
 
-    async def test_a_set_has_no_order_that_a_resumed_run_could_rely_on(self, journal):
+    async def test_a_set_cannot_be_mapped_in_a_durable_run(self, journal):
         async def source():
             return "ab"
 
@@ -1277,7 +1289,7 @@ class TestMappedSteps:
             assert "return a list" in str(report["m"].error)
             assert (await run_pipeline(steps)).all_passed
 
-    async def test_items_of_a_source_that_is_called_again_are_not_taken_over(self, journal):
+    async def test_items_of_a_source_that_runs_again_are_not_restored(self, journal):
         calls = Counter()
         steps = self.steps(calls, broken := {3})
         steps[0] = WorkflowStep("source", steps[0].action, secret=True)
@@ -1289,7 +1301,7 @@ class TestMappedSteps:
         assert report.all_passed
         assert calls == {"source": 2, 1: 2, 2: 2, 3: 2, 4: 2}
 
-    async def test_a_bug_of_ours_in_an_item_does_not_hang_the_run(self, journal, monkeypatch):
+    async def test_an_internal_error_in_an_item_does_not_hang_the_run(self, journal, monkeypatch):
         def broken(*_):
             raise RuntimeError("a bug")
 
@@ -1301,7 +1313,7 @@ class TestMappedSteps:
 
 
 class TestNestedPipelines:
-    async def test_its_steps_are_kept_one_by_one(self, journal):
+    async def test_the_steps_of_an_included_pipeline_are_stored_one_by_one(self, journal):
         calls = Counter()
         inner, outer = Pipeline("inner"), Pipeline("outer")
 
@@ -1332,7 +1344,7 @@ class TestNestedPipelines:
 
 
 class TestOwners:
-    async def test_a_run_has_one_owner(self, work, journal):
+    async def test_an_active_run_cannot_be_started_again(self, work, journal):
         first = asyncio.ensure_future(run_pipeline(work.diamond(), journal=journal, run_id="r"))
         while not work.calls:
             await asyncio.sleep(0.001)
@@ -1341,7 +1353,7 @@ class TestOwners:
             await run_pipeline(work.diamond(), journal=journal, run_id="r")
         assert (await first).all_passed
 
-    async def test_it_can_be_waited_for(self, work, journal):
+    async def test_a_caller_can_wait_for_an_active_run(self, work, journal):
         one, two = await asyncio.gather(
             *(
                 run_pipeline(work.diamond(), journal=journal, run_id="r", on_active="wait")
@@ -1365,7 +1377,7 @@ class TestOwners:
         assert report["other"].status is SUCCESS
         assert "can't wait for the end of that run" in str(report["again"].error)
 
-    async def test_a_lost_run_is_cancelled(self, work, journal):
+    async def test_a_run_that_loses_its_lease_is_cancelled(self, work, journal):
         running = asyncio.ensure_future(run_pipeline(work.diamond(), journal=journal, run_id="r"))
         while not work.calls["b"]:
             await asyncio.sleep(0.001)
@@ -1378,7 +1390,7 @@ class TestOwners:
 
 
 class TestFailingJournals:
-    async def test_the_run_fails_with_the_error_and_a_later_one_goes_on(self, schedule):
+    async def test_a_run_fails_with_the_error_of_its_journal_and_resumes_later(self, schedule):
         for fail_at in range(1, 11):
             work, journal = Work(), MemoryJournal(fail_at=fail_at)
             told = []
@@ -1405,7 +1417,7 @@ class TestFailingJournals:
             assert set(reused(report)) == done
             assert all(work.calls[name] == before[name] == 1 for name in done)
 
-    async def test_the_steps_are_cancelled_and_cleaned(self):
+    async def test_a_journal_failure_cancels_the_steps_and_awaits_their_clean_up(self):
         journal = MemoryJournal()
         begun, cleaned = asyncio.Event(), []
 
@@ -1427,7 +1439,9 @@ class TestFailingJournals:
             await running
         assert cleaned == ["a"]
 
-    async def test_a_caller_who_is_cancelled_hears_of_that(self, work):
+    async def test_a_cancelled_caller_receives_its_cancellation_despite_a_journal_failure(
+        self, work
+    ):
         journal = MemoryJournal()
         running = asyncio.ensure_future(run_pipeline(work.diamond(), journal=journal, run_id="r"))
         while not work.calls["b"]:
@@ -1438,7 +1452,7 @@ class TestFailingJournals:
         with pytest.raises(asyncio.CancelledError):
             await running
 
-    async def test_a_cancellation_while_the_end_is_written_gets_through(self, work):
+    async def test_a_cancellation_during_the_last_write_propagates(self, work):
         journal = MemoryJournal(latency_s=0.05)
         told = []
         running = asyncio.ensure_future(
@@ -1455,7 +1469,7 @@ class TestFailingJournals:
 
 
 class TestHosts:
-    async def test_a_cancel_scope_ends_a_run_that_goes_on_later(self, work, schedule):
+    async def test_a_run_ended_by_a_cancel_scope_resumes_later(self, work, schedule):
         journal = SlowToClose(latency_s=0.02)
         with anyio.move_on_after(0.07) as scope:
             await run_pipeline(work.diamond(), schedule=schedule, journal=journal, run_id="r")
@@ -1468,7 +1482,7 @@ class TestHosts:
         assert report.all_passed
         assert work.calls["a"] == 1
 
-    async def test_a_cancel_scope_does_not_cut_short_that_a_run_is_given_up(self, work):
+    async def test_a_cancel_scope_does_not_interrupt_the_release_of_a_lease(self, work):
         journal = SlowToClose()
         await run_pipeline(work.diamond(), journal=journal, run_id="r")
 
@@ -1480,7 +1494,7 @@ class TestHosts:
 
         assert scope.cancelled_caught
 
-    async def test_what_runs_in_a_thread_goes_on_too(self, journal):
+    async def test_a_step_in_a_thread_is_retried_on_resume(self, journal):
         calls = Counter()
 
         def act():
@@ -1501,7 +1515,7 @@ class TestHosts:
         assert report["b"].output == [1]
         assert calls == {2: 1}
 
-    async def test_a_steps_deadline_counts_anew(self, journal):
+    async def test_the_deadline_of_a_step_restarts_on_resume(self, journal):
         async def act():
             await asyncio.sleep(0.06)
 
@@ -1548,7 +1562,7 @@ class TestResumeAll:
         work.calls.clear()
         return left
 
-    async def test_a_service_goes_on_with_all_that_it_knows(self, work, caplog):
+    async def test_orphans_of_known_pipelines_are_resumed(self, work, caplog):
         journal = await self.journal_with_orphans(work)
         known = [Orchestrator(work.diamond(), name=name) for name in ("one", "two")]
 
@@ -1559,7 +1573,7 @@ class TestResumeAll:
         assert not work.calls["a"]
         assert "run 'r3' can't be resumed: no pipeline is named 'gone'" in caplog.text
 
-    async def test_pipelines_may_be_given_by_name(self, work):
+    async def test_pipelines_can_be_given_by_name(self, work):
         journal = await self.journal_with_orphans(work)
         gone = Pipeline("gone")
         gone.step(work.action("a"), name="a")
@@ -1571,7 +1585,7 @@ class TestResumeAll:
         assert sorted(report.run_id for report in reports) == ["r1", "r2", "r3"]
         assert all(report.all_passed for report in reports)
 
-    async def test_what_another_replica_has_taken_is_left_to_it(self, work):
+    async def test_a_run_claimed_by_another_replica_is_left_to_it(self, work):
         journal = await self.journal_with_orphans(work)
         journal.open_books["r1"] = None
 
@@ -1581,7 +1595,7 @@ class TestResumeAll:
 
         assert sorted(report.run_id for report in reports) == ["r2", "r3"]
 
-    async def test_what_cannot_go_on_keeps_nothing_else_from_going_on(self, work, caplog):
+    async def test_a_run_that_cannot_resume_does_not_block_the_others(self, work, caplog):
         journal = await self.journal_with_orphans(work)
         journal.kept["r1"][0] = replace(journal.kept["r1"][0], inputs={"x": REDACTED})
         known = [Orchestrator(work.diamond(), name=name) for name in ("one", "two", "gone")]
@@ -1592,7 +1606,7 @@ class TestResumeAll:
         assert "run 'r1' can't be resumed" in caplog.text
         assert "input 'x' of run 'r1' is secret" in caplog.text
 
-    async def test_what_was_cancelled_goes_on_if_that_is_asked_for(self, work):
+    async def test_interrupted_runs_are_resumed_on_request(self, work):
         journal = await self.journal_with_orphans(work)
         known = [Orchestrator(work.diamond(), name="four")]
         running = asyncio.ensure_future(known[0].run(journal=journal, run_id="r4"))
@@ -1615,11 +1629,11 @@ class TestResumeAll:
             ([Pipeline("p"), Pipeline("p")], ValueError, "two pipelines are named 'p'"),
         ],
     )
-    async def test_pipelines_have_names(self, journal, pipelines, error, message):
+    async def test_pipelines_need_distinct_names(self, journal, pipelines, error, message):
         with pytest.raises(error, match=message):
             await resume_all(journal, pipelines)
 
-    async def test_a_name_is_a_text(self):
+    async def test_a_pipeline_name_must_be_a_str(self):
         with pytest.raises(TypeError, match="name must be a str, not int"):
             Orchestrator([], name=5)
 

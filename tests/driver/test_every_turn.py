@@ -156,7 +156,9 @@ def check(world, events, report):
         {"fail_fast": True, "deadline_ms": 3},
     ],
 )
-def test_a_cancellation_in_every_turn_of_everything_at_once_leaks_and_loses_nothing(options, eager):
+def test_a_cancellation_in_any_turn_of_a_run_with_every_policy_leaks_and_loses_nothing(
+    options, eager
+):
     for turn in itertools.count():
         world, events, report, turns = simulate(turn, eager, options)
         check(world, events, report)

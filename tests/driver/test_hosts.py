@@ -35,7 +35,7 @@ def test_outside_an_asyncio_loop_the_error_says_what_is_needed():
         step_without_a_loop()
 
 
-async def test_under_another_libraries_loop_it_says_so_too():
+async def test_outside_an_asyncio_task_the_error_says_what_is_needed():
     # As trio does in guest mode: its code runs in asyncio's thread, but in no asyncio task.
     loop = asyncio.get_running_loop()
     outcome = loop.create_future()
@@ -87,7 +87,7 @@ def test_the_same_orchestrator_runs_in_several_threads_at_once():
         {"fail_fast": "no"},
     ],
 )
-def test_impossible_options_are_refused_when_the_pipeline_is_made(options):
+def test_invalid_options_are_refused_when_the_pipeline_is_made(options):
     (name,) = options
 
     with pytest.raises((TypeError, ValueError), match=name.removesuffix("s")):
@@ -110,7 +110,7 @@ async def test_an_unusable_input_or_run_id_is_refused_before_anything_runs():
     assert ran == []
 
 
-async def test_a_scope_of_anyio_tells_no_reason_that_differs_from_run_to_run():
+async def test_the_stop_reason_of_an_expired_anyio_scope_is_the_same_in_every_run():
     events = []
     with anyio.move_on_after(0.01):
         await run_pipeline([WorkflowStep("a", asyncio.Event().wait)], observers=[events.append])
@@ -118,7 +118,7 @@ async def test_a_scope_of_anyio_tells_no_reason_that_differs_from_run_to_run():
     assert events[-1].stop_reason == "the caller was cancelled"
 
 
-async def test_all_tasks_may_be_cancelled_at_once_as_at_shutdown():
+async def test_all_tasks_can_be_cancelled_at_once_as_at_shutdown():
     started = asyncio.Event()
     cleaned = []
 
@@ -148,7 +148,7 @@ async def test_all_tasks_may_be_cancelled_at_once_as_at_shutdown():
     assert len(cleaned) == 2
 
 
-async def test_a_step_whose_task_a_stranger_cancels_before_its_first_line_is_started_anew():
+async def test_a_step_whose_task_a_third_party_cancels_before_its_first_line_starts_again():
     async def victim():
         return "unharmed"
 
@@ -166,7 +166,7 @@ async def test_a_step_whose_task_a_stranger_cancels_before_its_first_line_is_sta
 
 
 @pytest.mark.asyncio(loop_factories=["uvloop"])
-async def test_a_limit_that_fires_before_the_attempt_could_begin_is_none():
+async def test_a_timeout_that_fires_before_the_attempt_could_start_does_not_count():
     # uvloop runs timers before what is ready: a stalled loop is late for both.
     calls = []
 
@@ -210,7 +210,7 @@ async def test_a_task_factory_that_fails_stops_the_run_with_its_error():
         loop.set_task_factory(before)
 
 
-async def test_the_watchdog_looks_at_thousands_of_innocent_steps_at_no_cost(monkeypatch):
+async def test_the_watchdog_ignores_long_steps_that_were_not_cancelled(monkeypatch):
     loop = asyncio.get_running_loop()
     if not isinstance(loop, VirtualTimeLoop):
         pytest.skip("it looks after five seconds, which are too long in real time")

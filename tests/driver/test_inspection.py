@@ -23,7 +23,7 @@ STEPS = [
 ]
 
 
-async def test_the_tiers_and_the_order_are_those_of_the_functions():
+async def test_tiers_and_order_equal_parallel_groups_and_topological_sort():
     orchestrator = Orchestrator(STEPS)
 
     assert orchestrator.tiers == parallel_groups(STEPS)
@@ -31,7 +31,7 @@ async def test_the_tiers_and_the_order_are_those_of_the_functions():
     assert orchestrator.execution_order == topological_sort(STEPS)
 
 
-async def test_only_what_will_be_run_is_shown():
+async def test_only_steps_that_will_run_are_shown():
     orchestrator = Orchestrator(STEPS, targets=["clean"])
 
     assert orchestrator.tiers == [["extract"], ["clean"]]
@@ -54,7 +54,7 @@ async def test_an_empty_pipeline_can_be_shown_too():
     assert orchestrator.to_mermaid().startswith("flowchart")
 
 
-async def test_a_report_shows_what_became_of_each_step():
+async def test_a_report_shows_the_status_of_each_step():
     async def fine() -> None:
         await asyncio.sleep(0.01)
 
@@ -76,7 +76,7 @@ async def test_the_deadline_of_a_run_must_be_finite_and_above_zero(value: float)
         Orchestrator([], deadline_ms=value)
 
 
-async def test_the_steps_and_their_dependencies_are_those_that_will_be_run():
+async def test_only_steps_and_dependencies_that_will_run_are_listed():
     orchestrator = Orchestrator(STEPS, targets=iter(["clean"]))
 
     assert [step.name for step in orchestrator.steps] == ["extract", "clean"]
@@ -86,7 +86,7 @@ async def test_the_steps_and_their_dependencies_are_those_that_will_be_run():
     }
 
 
-async def test_another_one_like_it_has_what_is_asked_for_and_keeps_the_rest():
+async def test_replace_changes_the_given_options_and_keeps_the_others():
     told: list[str] = []
 
     async def fail() -> None:
@@ -114,14 +114,14 @@ async def test_another_one_like_it_has_what_is_asked_for_and_keeps_the_rest():
     assert told
 
 
-async def test_another_one_like_it_is_checked_as_the_first_was():
+async def test_replace_validates_its_options():
     with pytest.raises(ValueError, match="schedule must be"):
         Orchestrator(STEPS).replace(schedule="soon")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="unknown"):
         Orchestrator(STEPS).replace(targets=["cleam"])
 
 
-async def test_a_run_may_have_observers_of_its_own():
+async def test_a_run_can_have_its_own_observers():
     async def fine() -> None: ...
 
     always: list[object] = []

@@ -49,7 +49,7 @@ async def unbegun(name: str) -> asyncio.Task[object]:
         await asyncio.sleep(0)
 
 
-async def test_what_an_attempt_leaves_in_its_context_is_not_found_by_the_next():
+async def test_an_attempt_does_not_see_context_changes_of_the_one_before():
     flaky = Flaky()
 
     report = await run_pipeline([WorkflowStep("a", flaky, max_retries=2)])
@@ -59,7 +59,7 @@ async def test_what_an_attempt_leaves_in_its_context_is_not_found_by_the_next():
     assert flaky.tasks[1:] == ["a#2"]  # an eager task gets its first name too late to see it
 
 
-async def test_an_attempt_is_named_also_if_the_one_before_has_left_nothing():
+async def test_a_retry_is_named_even_if_the_attempt_before_changed_no_context():
     names = []
 
     async def action() -> None:
@@ -75,7 +75,7 @@ async def test_an_attempt_is_named_also_if_the_one_before_has_left_nothing():
 
 
 @pytest.mark.parametrize("pool", [None, Pool(1)], ids=["no pool", "pool"])
-async def test_a_stranger_who_cancels_an_attempt_before_its_first_line_only_delays_it(
+async def test_a_third_party_that_cancels_an_attempt_before_its_first_line_only_delays_it(
     pool: Pool | None,
 ):
     flaky = Flaky()
@@ -106,7 +106,7 @@ async def test_an_isolated_attempt_that_cancels_its_task_with_its_last_line_has_
 
 
 @pytest.mark.parametrize("turns", range(25))
-async def test_a_run_may_be_cancelled_in_any_turn_between_two_isolated_attempts(turns: int):
+async def test_a_run_can_be_cancelled_in_any_turn_between_two_isolated_attempts(turns: int):
     flaky, pool, events = Flaky(), Pool(1), []
     step = WorkflowStep("a", flaky.slow, max_retries=2, pool=pool)
     run = asyncio.ensure_future(run_pipeline([step], observers=[events.append]))
@@ -140,7 +140,7 @@ async def test_an_isolated_attempt_is_cancelled_with_the_run_and_cleans_up():
     assert told.attempt == 2
 
 
-async def test_an_isolated_attempt_that_answers_the_stop_with_a_value_keeps_it():
+async def test_an_isolated_attempt_that_returns_a_value_when_stopped_succeeds():
     flaky = Flaky()
 
     async def stubborn() -> str:
@@ -165,7 +165,7 @@ async def test_an_isolated_attempt_that_answers_the_stop_with_a_value_keeps_it()
     assert (report["a"].status, report["a"].output) == (StepStatus.SUCCESS, "kept")
 
 
-async def test_a_heartbeat_that_nobody_asked_for_does_nothing():
+async def test_a_heartbeat_without_a_heartbeat_limit_does_nothing():
     async def beats() -> int:
         current_step().heartbeat()
         return 1

@@ -123,7 +123,7 @@ class Unsized(list):
 @pytest.mark.parametrize(
     ("values", "count"), [([1, 2], 2), (lambda: (v for v in [1, 2]), None), (Unsized([1, 2]), None)]
 )
-async def test_how_many_items_there_are_is_told_if_anybody_knows(values, count):
+async def test_the_number_of_items_is_reported_if_the_source_has_a_length(values, count):
     events = []
 
     report = await run_pipeline(over(values, double), observers=[events.append])
@@ -139,7 +139,7 @@ async def test_no_items_give_an_empty_list():
 
 
 @pytest.mark.parametrize("value", [7, None, "text", b"bytes"])
-async def test_what_is_no_collection_fails_the_step(value):
+async def test_an_output_that_is_no_collection_fails_the_step(value):
     report = await run_pipeline(over(value, double, max_retries=3))
 
     assert isinstance(report["m"].error, TypeError)
@@ -159,7 +159,7 @@ async def test_each_item_has_its_own_attempts_and_backoff():
     assert report["m"].attempts == 10
 
 
-async def test_each_item_knows_its_number_and_has_a_key_of_its_own():
+async def test_each_item_has_its_own_index_and_idempotency_key():
     async def action(item):
         step = current_step()
         return step.item, step.idempotency_key
@@ -169,7 +169,7 @@ async def test_each_item_knows_its_number_and_has_a_key_of_its_own():
     assert report["m"].output == [(n, f"r%2F1/m#{n}") for n in range(3)]
 
 
-async def test_keys_are_distinct_whatever_the_names_of_steps_and_runs():
+async def test_idempotency_keys_are_distinct_whatever_the_names_of_steps_and_runs():
     async def source():
         return [1, 2]
 
@@ -238,7 +238,7 @@ async def test_nothing_is_started_after_an_item_has_stopped_the_run(limit):
     assert len(started) - 1 <= (limit or 400)
 
 
-async def test_an_iteration_that_breaks_fails_the_step_after_the_items_it_has_given():
+async def test_an_iteration_that_raises_fails_the_step_after_the_items_it_yielded():
     broken = OSError("the cursor is gone")
 
     report = await run_pipeline(over(AsyncItems(3, broken), double), fail_fast=False)
@@ -247,7 +247,7 @@ async def test_an_iteration_that_breaks_fails_the_step_after_the_items_it_has_gi
     assert [item.output for item in report["m"].items] == [0, 2, 4]
 
 
-async def test_an_iteration_that_breaks_joins_the_errors_of_the_items():
+async def test_an_iteration_that_raises_joins_the_errors_of_the_items():
     broken = OSError("the cursor is gone")
 
     report = await run_pipeline(over(AsyncItems(3, broken), fail_on_odd), fail_fast=False)
@@ -292,7 +292,7 @@ async def test_a_stream_whose_closing_raises_as_the_run_stops_leaves_the_step_ca
 
 
 @pytest.mark.parametrize("max_concurrency", [None, 1, 2])
-async def test_a_step_whose_item_was_stopped_before_it_began_has_not_succeeded(max_concurrency):
+async def test_a_step_whose_item_was_stopped_before_it_started_has_not_succeeded(max_concurrency):
     async def double_at_once(item):
         return item * 2
 
@@ -319,7 +319,7 @@ async def test_a_step_whose_item_was_stopped_before_it_began_has_not_succeeded(m
         assert outputs in ([], [[2, 4]])
 
 
-async def test_a_stream_that_ignores_its_cancellation_gives_no_more_items():
+async def test_a_stream_that_ignores_its_cancellation_provides_no_more_items():
     taken = []
 
     class Stubborn(AsyncItems):
@@ -405,9 +405,7 @@ def cancel_tasks(coroutine_name):
 
 @pytest.mark.parametrize("turns", range(8))
 @pytest.mark.parametrize("limit", [None, 1])
-async def test_a_stranger_who_cancels_the_task_of_a_mapped_step_while_it_waits_changes_nothing(
-    turns, limit
-):
+async def test_a_third_party_that_cancels_a_waiting_mapped_step_changes_nothing(turns, limit):
     async def attacker():
         for _ in range(turns):
             await asyncio.sleep(0)
@@ -421,7 +419,7 @@ async def test_a_stranger_who_cancels_the_task_of_a_mapped_step_while_it_waits_c
     assert report["m"].output == [item * 2 for item in range(250)]
 
 
-async def test_a_stranger_who_cancels_items_before_their_first_line_changes_nothing():
+async def test_a_third_party_that_cancels_items_before_their_first_line_changes_nothing():
     def attacked():
         for item in range(20):
             if item == 10:
@@ -473,7 +471,7 @@ async def test_no_more_items_run_at_once_than_the_limit_and_the_pool_allow(limit
     assert pool is None or (pool.in_use, pool.waiting) == (0, 0)
 
 
-async def test_a_limited_map_takes_its_items_only_as_fast_as_they_run():
+async def test_a_limited_map_reads_its_items_only_as_fast_as_they_run():
     taken = running = 0
 
     async def stream():
@@ -494,7 +492,7 @@ async def test_a_limited_map_takes_its_items_only_as_fast_as_they_run():
 
 
 @pytest.mark.exhaustive
-async def test_100_000_items_keep_no_more_tasks_and_values_than_run_at_once():
+async def test_100_000_items_hold_no_more_tasks_and_values_than_run_at_once():
     if type(asyncio.get_running_loop()) is not VirtualTimeLoop:
         pytest.skip("once is enough for what takes seconds")
     live, most_tasks, most_values = weakref.WeakSet(), 0, 0
@@ -657,7 +655,7 @@ async def test_a_stream_that_cannot_be_closed_is_read_to_its_end():
     assert report["double"].output == [4, 2, 0]
 
 
-async def test_a_clean_up_step_has_no_items_if_there_is_no_output_to_go_through():
+async def test_a_mapped_clean_up_step_has_no_items_if_its_source_failed():
     async def fail():
         raise OSError
 
@@ -671,7 +669,7 @@ async def test_a_clean_up_step_has_no_items_if_there_is_no_output_to_go_through(
     assert (report["drop"].output, report["drop"].items) == ([], ())
 
 
-async def test_a_fault_of_ours_among_items_is_raised(monkeypatch):
+async def test_an_internal_error_in_a_mapped_step_is_raised(monkeypatch):
     def fault(*_):
         raise RuntimeError("ours")
 

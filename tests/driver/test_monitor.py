@@ -87,7 +87,7 @@ def no_thread_stays():
 
 @pytest.mark.realtime
 @on_each_loop
-def test_a_task_that_blocks_is_told_with_the_line(factory):
+def test_a_task_that_blocks_is_reported_with_the_line(factory):
     async def main():
         findings = Findings()
         handle = watch(asyncio.get_running_loop(), findings)
@@ -106,7 +106,7 @@ def test_a_task_that_blocks_is_told_with_the_line(factory):
 
 
 @pytest.mark.realtime
-def test_each_of_several_blocks_in_a_row_is_told_once():
+def test_each_of_several_consecutive_blocks_is_reported_once():
     async def main():
         findings = Findings()
         handle = watch(asyncio.get_running_loop(), findings)
@@ -120,7 +120,7 @@ def test_each_of_several_blocks_in_a_row_is_told_once():
 
 @pytest.mark.realtime
 @on_each_loop
-def test_what_blocks_for_less_than_100_ms_is_not_told(factory):
+def test_a_block_of_less_than_100_ms_is_not_reported(factory):
     async def main():
         findings = Findings()
         handle = watch(asyncio.get_running_loop(), findings)
@@ -136,7 +136,7 @@ def test_what_blocks_for_less_than_100_ms_is_not_told(factory):
 
 
 @pytest.mark.realtime
-def test_a_c_function_that_lets_no_thread_run_is_told():
+def test_a_c_function_that_holds_the_gil_is_reported():
     started = time.thread_time()
     sum(range(1_000_000))
     count = int(1_000_000 * 0.4 / (time.thread_time() - started))
@@ -160,7 +160,7 @@ def test_a_c_function_that_lets_no_thread_run_is_told():
 
 
 @pytest.mark.realtime
-def test_a_loop_that_waits_is_left_alone():
+def test_an_idle_loop_is_not_reported():
     async def main():
         findings = Findings()
         handle = watch(asyncio.get_running_loop(), findings)
@@ -172,7 +172,7 @@ def test_a_loop_that_waits_is_left_alone():
 
 
 @pytest.mark.realtime
-def test_each_loop_is_told_of_its_own():
+def test_each_watch_reports_the_blocks_of_its_own_loop():
     async def main(name, seconds):
         findings = Findings()
         handle = watch(asyncio.get_running_loop(), findings)
@@ -199,7 +199,7 @@ def test_each_loop_is_told_of_its_own():
 
 
 @pytest.mark.realtime
-def test_a_loop_may_go_on_in_another_thread():
+def test_a_loop_that_moves_to_another_thread_is_still_watched():
     findings = Findings()
     loop = asyncio.new_event_loop()
 
@@ -225,7 +225,7 @@ def test_a_loop_may_go_on_in_another_thread():
 
 
 @pytest.mark.realtime
-def test_all_who_watch_a_loop_are_told_until_they_stop():
+def test_each_watch_of_a_loop_receives_reports_until_it_stops():
     async def main():
         loop = asyncio.get_running_loop()
         first, second, dropped = Findings(), Findings(), Findings()
@@ -281,7 +281,7 @@ def test_a_block_ends_when_another_task_is_seen():
 
 
 @pytest.mark.realtime
-def test_a_task_that_follows_another_in_the_same_turn_is_looked_at_anew():
+def test_a_callback_that_follows_a_task_in_the_same_turn_is_measured_separately():
     async def main():
         findings = Findings()
         watched, _handle = await looked_at(findings)
@@ -307,7 +307,7 @@ def test_a_task_that_follows_another_in_the_same_turn_is_looked_at_anew():
 
 
 @pytest.mark.realtime
-def test_a_process_that_was_stopped_has_not_blocked():
+def test_a_suspended_process_is_not_reported():
     async def main():
         findings = Findings()
         watched, _handle = await looked_at(findings)
@@ -322,7 +322,7 @@ def test_a_process_that_was_stopped_has_not_blocked():
 
 
 @pytest.mark.realtime
-def test_a_thread_that_could_not_look_goes_by_what_the_loop_has_computed():
+def test_a_delayed_monitor_goes_by_the_cpu_time_of_the_loop():
     async def main():
         findings = Findings()
         watched, _handle = await looked_at(findings)
@@ -341,7 +341,7 @@ def test_a_thread_that_could_not_look_goes_by_what_the_loop_has_computed():
     assert blocked_ms >= 100
 
 
-def test_the_frames_of_a_thread_that_has_ended_are_none():
+def test_a_thread_that_has_ended_has_no_frames():
     thread = threading.Thread(target=print)
     thread.start()
     thread.join()
@@ -379,7 +379,7 @@ class Clocks:
         (0.0, 0.0, 0.2, True),  # our own thread had to wait, for another process
     ],
 )
-def test_who_waits_for_other_threads_that_compute_does_not_block(
+def test_a_loop_that_waits_for_other_busy_threads_does_not_block(
     own, others, slept, is_told, monkeypatch
 ):
     async def main():
@@ -400,7 +400,7 @@ def test_who_waits_for_other_threads_that_compute_does_not_block(
 # The thread.
 
 
-def test_no_thread_is_left_by_a_run_that_is_not_short():
+def test_a_long_run_leaves_no_monitor_thread():
     async def main():
         handle = watch(asyncio.get_running_loop(), print)
         other = watch(asyncio.get_running_loop(), print)
@@ -435,7 +435,7 @@ def test_short_runs_share_a_thread_which_ends_by_itself(monkeypatch):
 
 
 @pytest.mark.realtime
-def test_a_loop_is_kept_no_longer_than_it_is_watched():
+def test_the_monitor_references_a_loop_only_while_it_is_watched():
     async def short():
         watch(asyncio.get_running_loop(), print).stop()
         dropped = watch(asyncio.get_running_loop(), print)
@@ -453,7 +453,7 @@ def test_a_loop_is_kept_no_longer_than_it_is_watched():
 
 
 @pytest.mark.realtime
-def test_a_thread_that_looks_at_others_does_not_hide_a_hang():
+def test_the_monitor_thread_does_not_hide_a_hang():
     async def main():
         watch(asyncio.get_running_loop(), print).stop()
 
@@ -466,7 +466,7 @@ def test_a_thread_that_looks_at_others_does_not_hide_a_hang():
 
 
 @pytest.mark.realtime
-def test_without_a_thread_to_be_had_nothing_is_told(monkeypatch):
+def test_nothing_is_reported_if_no_thread_can_start(monkeypatch):
     def start(_):
         raise RuntimeError("can't start new thread")
 
@@ -482,7 +482,7 @@ def test_without_a_thread_to_be_had_nothing_is_told(monkeypatch):
     assert run(main()) == []
 
 
-def test_a_clock_that_is_not_real_is_not_watched():
+def test_a_loop_with_a_virtual_clock_is_not_watched():
     async def main():
         handle = watch(asyncio.get_running_loop(), print)
         during = monitors()
@@ -494,7 +494,7 @@ def test_a_clock_that_is_not_real_is_not_watched():
 
 
 @pytest.mark.realtime
-def test_who_is_forgotten_is_not_watched_any_longer():
+def test_a_dropped_watch_ends():
     async def main():
         return watch(asyncio.get_running_loop(), print)
 
@@ -510,7 +510,7 @@ def test_who_is_forgotten_is_not_watched_any_longer():
 
 
 @pytest.mark.realtime
-def test_a_closed_loop_is_forgotten_while_it_is_in_a_task():
+def test_a_loop_that_is_closed_during_a_task_is_dropped():
     class Closed(asyncio.SelectorEventLoop):
         def call_soon_threadsafe(self, *args, **kwargs):
             raise RuntimeError("Event loop is closed")
@@ -525,7 +525,7 @@ def test_a_closed_loop_is_forgotten_while_it_is_in_a_task():
 
 
 @pytest.mark.process
-def test_the_interpreter_ends_although_a_loop_is_watched():
+def test_the_interpreter_exits_while_a_loop_is_watched():
     script = f"""
 import asyncio, sys
 sys.path.insert(0, {str(ROOT)!r})
@@ -545,7 +545,7 @@ print("done")
 
 @pytest.mark.process
 @pytest.mark.skipif(not hasattr(__import__("os"), "fork"), reason="there is no fork")
-def test_the_child_of_a_fork_begins_anew():
+def test_a_forked_child_starts_its_own_monitor():
     script = f"""
 import asyncio, os, sys, threading, time
 sys.path.insert(0, {str(ROOT)!r})
@@ -590,7 +590,7 @@ sys.exit(asyncio.run(main(None)))
 
 @pytest.mark.process
 @pytest.mark.skipif(not hasattr(__import__("os"), "fork"), reason="there is no fork")
-def test_a_fork_finds_one_thread_only_and_the_loop_is_looked_at_afterwards():
+def test_a_fork_sees_a_single_thread_and_the_loop_is_watched_afterwards():
     script = f"""
 import asyncio, os, sys, threading, time
 sys.path.insert(0, {str(ROOT)!r})
@@ -623,7 +623,7 @@ print(asyncio.run(main()))
 
 
 @pytest.mark.process
-def test_after_a_fork_the_thread_begins_again_in_the_next_turn():
+def test_after_a_fork_the_monitor_thread_restarts_in_the_next_turn():
     async def main():
         handle = watch(asyncio.get_running_loop(), print)
         _monitor._monitor.pause()
@@ -637,7 +637,7 @@ def test_after_a_fork_the_thread_begins_again_in_the_next_turn():
     assert run(main()) == ([], 1)
 
 
-def test_after_a_fork_only_loops_that_need_it_begin_again():
+def test_after_a_fork_no_thread_restarts_for_a_loop_that_is_not_watched():
     class Closed(asyncio.SelectorEventLoop):
         def call_soon_threadsafe(self, *args, **kwargs):
             raise RuntimeError("Event loop is closed")

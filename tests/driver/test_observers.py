@@ -104,7 +104,7 @@ async def observe_async(event): ...
         (Giving(observe_async), "not an async one"),
     ],
 )
-async def test_a_run_goes_on_without_an_observer_that_is_not_to_be_had(observer, problem, caplog):
+async def test_a_run_continues_without_an_observer_that_cannot_be_made(observer, problem, caplog):
     seen = []
 
     report = await run_pipeline([WorkflowStep("a", succeed)], observers=[observer, seen.append])
@@ -116,7 +116,7 @@ async def test_a_run_goes_on_without_an_observer_that_is_not_to_be_had(observer,
 
 
 @pytest.mark.parametrize("journal", [False, True])
-async def test_what_is_no_error_of_an_observer_ends_the_run_before_it_begins(journal):
+async def test_a_base_exception_of_an_observer_ends_the_run_before_it_starts(journal):
     kept = MemoryJournal() if journal else None
     steps = [WorkflowStep("a", succeed)]
 
@@ -126,7 +126,7 @@ async def test_what_is_no_error_of_an_observer_ends_the_run_before_it_begins(jou
     assert kept is None or not kept.open_books
 
 
-async def test_a_run_of_a_journal_that_has_passed_is_not_observed_again():
+async def test_a_stored_run_that_has_passed_is_not_observed_again():
     recorder, journal = Recorder(), MemoryJournal()
 
     for _ in range(2):
@@ -137,7 +137,7 @@ async def test_a_run_of_a_journal_that_has_passed_is_not_observed_again():
     assert len(recorder.runs) == 1
 
 
-async def test_a_mock_is_called_with_each_event_and_asked_for_nothing_else():
+async def test_a_mock_observer_is_only_called_with_events():
     mock = Mock()
 
     await run_pipeline([WorkflowStep("a", succeed)], observers=[mock])
@@ -161,7 +161,7 @@ class AsyncFactory:
         ([functools.partial(observe_async)], "not an async one"),
     ],
 )
-async def test_what_can_not_observe_is_refused(observers, problem):
+async def test_an_object_that_cannot_observe_is_refused(observers, problem):
     with pytest.raises(TypeError, match=problem):
         Orchestrator([WorkflowStep("a", succeed)], observers=observers)
 
@@ -214,7 +214,7 @@ async def test_an_observer_can_mark_the_context_of_each_attempt(options, durable
     assert MARK.get() == "nothing"
 
 
-async def test_an_observer_that_can_not_enter_an_attempt_is_dropped(caplog):
+async def test_an_observer_that_cannot_enter_an_attempt_is_dropped(caplog):
     class Refusing(MarkingRun):
         def enter_attempt(self, running):
             super().enter_attempt(running)
@@ -232,7 +232,7 @@ async def test_an_observer_that_can_not_enter_an_attempt_is_dropped(caplog):
     assert "no way in" in caplog.text
 
 
-async def test_what_is_no_error_of_an_observer_that_enters_ends_the_run():
+async def test_a_base_exception_of_an_observer_that_enters_an_attempt_ends_the_run():
     class Interrupting(MarkingRun):
         def enter_attempt(self, running):
             raise KeyboardInterrupt
@@ -241,7 +241,7 @@ async def test_what_is_no_error_of_an_observer_that_enters_ends_the_run():
         await run_pipeline([WorkflowStep("a", wait)], observers=[Interrupting()])
 
 
-async def test_what_an_observer_marks_is_not_found_by_a_condition_or_a_next_step():
+async def test_a_condition_or_a_later_step_does_not_see_the_marks_of_an_observer():
     seen = []
 
     def condition():

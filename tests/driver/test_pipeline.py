@@ -115,16 +115,18 @@ class TestSteps:
             (after(Pipeline("inner")), "after(Pipeline('inner'))"),
         ],
     )
-    def test_a_default_says_that_only_a_run_fills_it_in(self, marker: Any, spelling: str) -> None:
+    def test_the_repr_of_a_marker_says_that_only_a_run_fills_it_in(
+        self, marker: Any, spelling: str
+    ) -> None:
         assert repr(marker) == (
             f"<{spelling}: only a run fills it in; to call the function yourself, pass a value>"
         )
 
-    async def test_a_plain_step_needs_what_the_default_promises(self) -> None:
+    async def test_a_plain_step_does_not_resolve_a_marker(self) -> None:
         with refused("nothing provides parameter 'rows' of step 'load'"):
             await run_pipeline([WorkflowStep("load", load)])
 
-    def test_a_promise_cannot_be_kept_for_a_positional_only_parameter(self) -> None:
+    def test_a_positional_only_parameter_cannot_have_a_marker(self) -> None:
         async def broken(rows: list[int] = after(extract), /) -> None: ...
 
         with refused("'rows' of its action is positional-only", TypeError):
@@ -219,7 +221,7 @@ class TestSteps:
 
         assert [report["load"].output for report in reports] == [3, 4, 5, 6, 7]
 
-    async def test_inputs_may_be_named_as_anything_of_ours(self) -> None:
+    async def test_inputs_can_have_the_names_of_our_own_parameters(self) -> None:
         etl = Pipeline("etl")
         names = ["self", "run_id", "inputs", "name", "observers"]
 
@@ -289,10 +291,10 @@ class TestSteps:
         assert report.all_passed
         assert not report
 
-    def test_it_is_shown_by_its_name(self) -> None:
+    def test_the_repr_of_a_pipeline_shows_its_name(self) -> None:
         assert repr(Pipeline("etl")) == "Pipeline('etl')"
 
-    def test_it_is_no_action(self) -> None:
+    def test_a_pipeline_is_no_action(self) -> None:
         with refused("action must be an async callable, not Pipeline", TypeError):
             WorkflowStep("inner", pipeline_of(extract))  # type: ignore[arg-type]
 
@@ -310,7 +312,7 @@ class TestRuns:
         with refused("run_id must be a str, not NoneType", TypeError):
             await etl.run_as(None, url="")  # type: ignore[arg-type]
 
-    async def test_a_run_may_have_an_id_under_which_it_goes_on(self) -> None:
+    async def test_a_run_can_have_an_id_under_which_it_resumes(self) -> None:
         calls: list[str] = []
         etl = Pipeline("etl", journal=MemoryJournal())
 
@@ -327,7 +329,7 @@ class TestRuns:
         assert (second.run_id, second.outcome) == ("monday", "passed")
         assert calls == ["an input of that name"] * 2
 
-    async def test_what_only_a_condition_takes_is_an_input_too(self) -> None:
+    async def test_a_parameter_of_a_condition_alone_is_an_input_too(self) -> None:
         etl = Pipeline("etl")
         etl.step(when=lambda go: go)(nothing)
 
@@ -360,7 +362,7 @@ class TestNames:
         ("function", "kind"),
         [(lambda: nothing(), "<lambda>"), (functools.partial(nothing), "partial")],
     )
-    def test_what_has_no_name_must_be_given_one(self, function: Any, kind: str) -> None:
+    def test_a_callable_without_a_name_must_be_given_one(self, function: Any, kind: str) -> None:
         etl = Pipeline("etl")
 
         with refused(f"has no name of its own, being a {kind}; give it one: step(..., name=...)"):
@@ -388,7 +390,7 @@ class TestNames:
         assert edges(etl)["call"] == (("other",), (("got", "other"),))
         assert edges(etl)["nothing"] == (("call", "get"), ())
 
-    def test_a_name_is_taken_once(self) -> None:
+    def test_a_step_name_is_unique(self) -> None:
         etl = pipeline_of(extract)
 
         with refused("pipeline 'etl' has a step named 'extract' already; give this one another"):
@@ -428,17 +430,17 @@ class TestNames:
             ((extract, {"depends_on": {1: load}}), "depends_on must map names of parameters"),
         ],
     )
-    def test_a_mistake_is_told_at_the_decorator(self, arguments: Any, text: str) -> None:
+    def test_the_decorator_refuses_invalid_arguments(self, arguments: Any, text: str) -> None:
         function, *options = arguments
 
         with pytest.raises((TypeError, ValueError), match=text):
             Pipeline("etl").step(function, **(options[0] if options else {}))
 
-    def test_the_call_of_a_function_is_no_function(self) -> None:
+    def test_a_coroutine_instead_of_a_function_is_refused(self) -> None:
         with refused("pass the function itself", TypeError):
             Pipeline("etl").step(nothing())  # type: ignore[arg-type]
 
-    def test_what_runs_in_a_process_is_sent_only_when_its_module_has_it(self) -> None:
+    def test_a_step_in_a_process_must_be_importable_from_its_module(self) -> None:
         etl = Pipeline("etl")
 
         @etl.step(runs_in="process")
@@ -489,7 +491,7 @@ class TestEdges:
         assert edges(etl)["load"] == edges(etl)["partial"] == expected
         assert edges(etl)["filled"] == edges(etl)["bound"] == ((), ())
 
-    def test_what_tells_no_signature_has_no_edges(self) -> None:
+    def test_a_function_without_a_signature_has_no_edges(self) -> None:
         etl = Pipeline("etl")
         etl.step(type, name="untold", runs_in="thread")  # written in C
 
@@ -503,7 +505,7 @@ class TestEdges:
             ({"depends_on": {"rows": "a"}, "map_over": extract}, "step 'load' depends on extract"),
         ],
     )
-    def test_what_is_no_step_of_the_pipeline_is_told(
+    def test_a_dependency_outside_the_pipeline_is_refused(
         self, options: dict[str, Any], text: str
     ) -> None:
         etl = Pipeline("etl")
@@ -512,7 +514,7 @@ class TestEdges:
         with refused(text):
             etl.steps  # noqa: B018
 
-    def test_the_way_out_is_told(self) -> None:
+    def test_the_error_about_a_dependency_outside_the_pipeline_names_the_fix(self) -> None:
         etl = pipeline_of(load)
 
         with refused(
@@ -521,14 +523,14 @@ class TestEdges:
         ):
             etl.steps  # noqa: B018
 
-    def test_a_pipeline_that_is_not_included_is_told(self) -> None:
+    def test_a_dependency_on_a_pipeline_that_is_not_included_is_refused(self) -> None:
         etl = Pipeline("etl")
         etl.step(depends_on=[Pipeline("inner")])(nothing)
 
         with refused("Pipeline('inner'), which pipeline 'etl' does not include; call its include"):
             etl.steps  # noqa: B018
 
-    def test_a_pipeline_that_is_included_twice_is_told(self) -> None:
+    def test_a_dependency_on_a_pipeline_that_is_included_twice_is_refused(self) -> None:
         inner = pipeline_of(nothing, name="inner")
         etl = Pipeline("etl")
         etl.include(inner)
@@ -538,14 +540,14 @@ class TestEdges:
         with refused("includes several times; name one of 'inner', 'again' in depends_on"):
             etl.steps  # noqa: B018
 
-    def test_what_cannot_be_depended_on_is_told(self) -> None:
+    def test_a_dependency_that_is_no_step_is_refused(self) -> None:
         etl = Pipeline("etl")
         etl.step(depends_on=[3])(nothing)  # type: ignore[list-item]
 
         with refused("step 'nothing' depends on 3; a dependency is the name or", TypeError):
             etl.steps  # noqa: B018
 
-    async def test_an_unknown_name_is_told_before_anything_runs(self) -> None:
+    async def test_an_unknown_name_is_refused_before_anything_runs(self) -> None:
         etl = pipeline_of(extract)
         etl.step(depends_on=["extrct"])(nothing)
 
@@ -553,7 +555,7 @@ class TestEdges:
             await etl.run(url="")
 
     @pytest.mark.parametrize("word", [after, each, collect])
-    def test_a_default_takes_no_name(self, word: Any) -> None:
+    def test_a_marker_takes_a_function_and_no_name(self, word: Any) -> None:
         with refused(f"{word.__name__}() takes the function of another step, not str", TypeError):
             word("extract")
         with refused(f"{word.__name__}() takes the function of another step", TypeError):
@@ -602,7 +604,7 @@ class TestMapped:
             (each(collect(list_urls)), "'list_urls' is not mapped", "each(list_urls)"),
         ],
     )
-    def test_the_wrong_word_is_told_with_the_right_one(
+    def test_the_wrong_marker_is_refused_with_the_right_one(
         self, default: Any, problem: str, instead: str
     ) -> None:
         async def use(it: Any = default) -> None: ...
@@ -618,14 +620,14 @@ class TestMapped:
         with refused("step 'pairs' is mapped over both 'list_urls' and 'extract'"):
             pipeline_of(extract, list_urls, pairs).steps  # noqa: B018
 
-    def test_two_parameters_may_take_the_same_item(self) -> None:
+    def test_two_parameters_can_take_the_same_item(self) -> None:
         async def twice(url: str = each(list_urls), again: str = each(list_urls)) -> None: ...
 
         step = pipeline_of(list_urls, twice).steps[1]
 
         assert step.parameters == (("url", "list_urls"), ("again", "list_urls"))
 
-    def test_a_mapped_step_cannot_have_the_whole_too(self) -> None:
+    def test_a_mapped_step_cannot_take_the_whole_output_too(self) -> None:
         async def both(url: str = each(list_urls), urls: list[str] = after(list_urls)) -> None: ...
 
         with refused("parameter 'urls' of step 'both' takes the whole output of 'list_urls'"):
@@ -644,7 +646,7 @@ class TestConditions:
 
         assert edges(etl)["load"] == (("extract",), (("rows", "extract"),))
 
-    def test_a_mapping_precedes_it(self) -> None:
+    def test_a_mapping_precedes_a_default_of_a_condition(self) -> None:
         etl = pipeline_of(extract)
         etl.step(depends_on={"rows": "extract"}, when=lambda rows=after(nothing): bool(rows))(load)
 
@@ -653,7 +655,7 @@ class TestConditions:
     @pytest.mark.parametrize(
         ("default", "instead"), [(each(list_urls), "after"), (each(collect(fetch)), "collect")]
     )
-    def test_it_is_asked_once(self, default: Any, instead: str) -> None:
+    def test_a_condition_cannot_be_mapped(self, default: Any, instead: str) -> None:
         etl = pipeline_of(list_urls, fetch)
         etl.step(when=lambda url=default: bool(url))(nothing)
 
@@ -698,7 +700,7 @@ class TestIncluded:
         assert report["tell"].output == "3 rows"
         assert report["named"].output == 3
 
-    async def test_its_output_is_that_of_its_last_steps_by_name(self) -> None:
+    async def test_its_output_holds_the_outputs_of_its_last_steps_by_name(self) -> None:
         outer = Pipeline("outer")
         inner = pipeline_of(extract, list_urls, name="inner")
         inner.include(pipeline_of(list_urls, name="deep"))
@@ -714,7 +716,7 @@ class TestIncluded:
         }
         assert "inner/deep/list_urls" in report
 
-    async def test_every_kind_of_parameter_keeps_receiving_what_it_did(self) -> None:
+    async def test_every_kind_of_parameter_keeps_its_source(self) -> None:
         inner = pipeline_of(extract, name="inner")
 
         @inner.step(depends_on=["extract"])
@@ -749,7 +751,7 @@ class TestIncluded:
         assert step.map_over == "crawl/list_urls"
         assert step.parameters == (("url", "crawl/list_urls"),)
 
-    def test_policies_are_kept(self) -> None:
+    def test_an_included_step_keeps_its_policies(self) -> None:
         inner = Pipeline("inner")
         inner.step(max_retries=3, retry=5, pool=Pool(1), timeout_ms=7)(nothing)
         outer = Pipeline("outer")
@@ -761,7 +763,7 @@ class TestIncluded:
         assert (step.max_retries, step.retry, step.timeout_ms) == (3, before.retry, 7)
         assert step.pool is before.pool
 
-    async def test_it_comes_after_what_it_depends_on_and_receives_it(self) -> None:
+    async def test_it_runs_after_its_dependencies_and_receives_their_outputs(self) -> None:
         inner = pipeline_of(list_urls, name="inner")
 
         @inner.step(depends_on=["list_urls"])
@@ -795,7 +797,7 @@ class TestIncluded:
         assert depends_on["b/list_urls"] == ("url", "count")
         assert depends_on["a/use"] == ("a/list_urls", "url")
 
-    def test_what_is_provided_inside_comes_from_inside(self) -> None:
+    def test_a_step_inside_precedes_a_dependency_of_the_inclusion(self) -> None:
         outer = pipeline_of(extract)
         outer.include(
             pipeline_of(extract, load, name="in"), depends_on={"rows": extract, "url": extract}
@@ -803,7 +805,7 @@ class TestIncluded:
 
         assert edges(outer)["in/load"] == (("in/extract",), (("rows", "in/extract"),))
 
-    def test_a_parameter_that_no_step_has_is_told(self) -> None:
+    def test_a_mapped_parameter_that_no_step_has_is_refused(self) -> None:
         outer = pipeline_of(list_urls)
         outer.include(pipeline_of(extract, name="in"), depends_on={"ur": list_urls})
 
@@ -851,7 +853,7 @@ class TestIncluded:
         assert report["inner/fail"].status is StepStatus.FAILED
         assert report["nothing"].status is report["inner"].status is StepStatus.SKIPPED
 
-    def test_steps_that_it_is_given_later_are_included(self) -> None:
+    def test_steps_added_after_the_inclusion_are_included(self) -> None:
         inner = pipeline_of(extract, name="inner")
         outer = Pipeline("outer")
         outer.include(inner)
@@ -861,7 +863,7 @@ class TestIncluded:
 
         assert (before, len(outer.steps)) == (2, 3)
 
-    def test_an_empty_one_is_told(self) -> None:
+    def test_an_empty_pipeline_cannot_be_included(self) -> None:
         outer = Pipeline("outer")
         outer.include(Pipeline("inner"))
 
@@ -869,7 +871,7 @@ class TestIncluded:
             outer.steps  # noqa: B018
 
     @pytest.mark.exhaustive
-    def test_they_may_be_nested_deeper_than_calls_may_be(self) -> None:
+    def test_inclusions_can_be_nested_deeper_than_calls(self) -> None:
         outer = innermost = pipeline_of(extract, name="in")
         for _ in range(200):
             inner, outer = outer, Pipeline("in")
@@ -882,7 +884,7 @@ class TestIncluded:
         with refused("because it would include itself"):
             innermost.include(outer, name="out")
 
-    def test_one_that_is_in_it_in_two_ways_is_built_once(self) -> None:
+    def test_a_pipeline_can_be_included_directly_and_through_another(self) -> None:
         inner, left, outer = pipeline_of(extract, name="in"), Pipeline("left"), Pipeline("outer")
         left.include(inner)
         outer.include(inner)
@@ -893,7 +895,7 @@ class TestIncluded:
             *("left/in/extract", "left/in", "left"),
         ]
 
-    def test_none_includes_itself(self) -> None:
+    def test_a_pipeline_cannot_include_itself(self) -> None:
         a, b, c = Pipeline("a"), Pipeline("b"), Pipeline("c")
         a.include(b)
         b.include(c)
@@ -912,13 +914,13 @@ class TestIncluded:
             (Pipeline("a"), {"depends_on": "b"}, TypeError, "depends_on must be a list"),
         ],
     )
-    def test_a_mistake_is_told_at_once(
+    def test_include_refuses_invalid_arguments(
         self, inner: Any, options: Any, kind: type[Exception], text: str
     ) -> None:
         with refused(text, kind):
             pipeline_of(extract).include(inner, **options)
 
-    def test_clean_up_waits_for_its_own_pipeline_and_nobody_for_it(self) -> None:
+    def test_clean_up_waits_for_its_own_pipeline_and_no_step_waits_for_it(self) -> None:
         inner = pipeline_of(extract, name="in")
         inner.step(name="clean", run_if="always")(nothing)
         inner.step(lambda: nothing(), name="tell", depends_on=["extract"], run_if="failure")
@@ -945,7 +947,7 @@ class TestIncluded:
             "in": (("in/nothing",), ()),
         }
 
-    def test_a_condition_alone_keeps_receiving_what_it_did(self) -> None:
+    def test_a_condition_alone_keeps_its_source(self) -> None:
         inner = pipeline_of(extract, name="in")
         inner.step(when=lambda rows=after(extract): bool(rows))(nothing)
         inner.step(lambda: nothing(), name="b", depends_on=["nothing"], when=lambda nothing: True)
@@ -955,7 +957,7 @@ class TestIncluded:
         assert edges(outer)["in/nothing"][1] == (("rows", "in/extract"),)
         assert edges(outer)["in/b"][1] == (("nothing", "in/nothing"),)
 
-    def test_a_condition_keeps_receiving_what_it_did(self) -> None:
+    def test_a_condition_keeps_its_source(self) -> None:
         inner = pipeline_of(extract, name="in")
         inner.step(depends_on=["extract"], when=lambda extract: bool(extract))(nothing_with)
         outer = Pipeline("outer")
@@ -963,7 +965,7 @@ class TestIncluded:
 
         assert edges(outer)["in/nothing_with"][1] == (("extract", "in/extract"),)
 
-    def test_a_condition_receives_what_the_pipeline_depends_on(self) -> None:
+    def test_a_condition_receives_the_outputs_that_its_pipeline_depends_on(self) -> None:
         inner = pipeline_of(extract, name="in")
         inner.step(depends_on=["extract"], when=lambda limit: bool(limit))(nothing_with)
         outer = pipeline_of(nothing)

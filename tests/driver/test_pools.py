@@ -42,7 +42,7 @@ def timers():
     return [timer for timer in loop._scheduled if not timer.cancelled()]
 
 
-async def test_steps_of_concurrent_runs_share_a_pool_in_the_order_in_which_they_came():
+async def test_steps_of_concurrent_runs_share_a_pool_in_order_of_arrival():
     pool, gauge = Pool(2), Gauge()
     runs = [
         run_pipeline([WorkflowStep(f"{run}.{n}", gauge, pool=pool) for n in range(2)])
@@ -57,7 +57,7 @@ async def test_steps_of_concurrent_runs_share_a_pool_in_the_order_in_which_they_
     assert is_empty(pool)
 
 
-async def test_waiting_for_a_pool_is_recorded_and_is_no_part_of_a_steps_time():
+async def test_waiting_for_a_pool_is_recorded_and_not_part_of_a_steps_duration():
     pool = Pool(1)
 
     report = await run_pipeline(
@@ -75,7 +75,7 @@ async def test_waiting_for_a_pool_is_recorded_and_is_no_part_of_a_steps_time():
         assert [round(result.duration_ms, 6) for result in report.results] == [100, 100, 100]
 
 
-async def test_waiting_for_the_next_attempt_does_not_count_against_the_deadline_either():
+async def test_waiting_for_a_pool_before_a_retry_does_not_count_against_the_deadline():
     pool = Pool(1)
 
     async def fail_first():
@@ -126,7 +126,7 @@ async def test_a_rate_spreads_the_starts_evenly():
     assert is_empty(pool)
 
 
-def test_virtual_runs_that_share_a_rate_are_the_same_again_and_again():
+def test_virtual_runs_that_share_a_rate_are_reproducible():
     pool = Pool(2, per_second=1)
 
     async def main():
@@ -151,7 +151,7 @@ def test_real_loops_share_a_rate():
     assert second["a"].status is StepStatus.SKIPPED  # it would have waited for 1,000 s
 
 
-async def test_a_step_that_waits_for_a_pool_when_the_run_stops_is_skipped_and_leaves_the_line():
+async def test_a_step_that_waits_for_a_pool_when_the_run_stops_is_skipped_and_leaves_the_queue():
     pool = Pool(1)
     holder = asyncio.ensure_future(run_pipeline([WorkflowStep("holder", Gauge(0.03), pool=pool)]))
     await asyncio.sleep(0.005)
@@ -170,7 +170,7 @@ async def test_a_step_that_waits_for_a_pool_when_the_run_stops_is_skipped_and_le
     assert is_empty(pool)
 
 
-async def test_a_run_deadline_that_passes_in_the_line_of_a_pool_skips_the_step():
+async def test_a_run_deadline_that_passes_while_a_step_waits_for_a_pool_skips_it():
     pool = Pool(1)
     ticket = pool.request_slot(lambda: None)
 
@@ -182,7 +182,7 @@ async def test_a_run_deadline_that_passes_in_the_line_of_a_pool_skips_the_step()
     assert is_empty(pool)
 
 
-async def test_a_stranger_who_cancels_a_task_in_the_line_of_a_pool_only_sends_it_back():
+async def test_a_third_party_that_cancels_a_task_queued_for_a_pool_only_requeues_it():
     pool = Pool(1)
     ticket = pool.request_slot(lambda: None)
     gauge = Gauge()
@@ -204,7 +204,7 @@ async def test_a_stranger_who_cancels_a_task_in_the_line_of_a_pool_only_sends_it
 
 
 @pytest.mark.parametrize("turns", range(12))
-async def test_a_caller_cancelled_in_any_turn_leaves_every_slot_behind(turns):
+async def test_a_caller_cancelled_in_any_turn_releases_every_slot(turns):
     pool = Pool(2, per_second=1_000)
     run = asyncio.ensure_future(
         run_pipeline(
@@ -222,7 +222,7 @@ async def test_a_caller_cancelled_in_any_turn_leaves_every_slot_behind(turns):
     assert timers() == []
 
 
-async def test_a_step_that_exceeds_its_limit_holds_its_slot_until_it_has_cleaned_up():
+async def test_a_step_that_exceeds_its_timeout_holds_its_slot_until_it_has_cleaned_up():
     pool, log = Pool(1), []
 
     async def slow_to_end():
@@ -318,7 +318,7 @@ async def test_a_storm_of_cancelled_runs_never_exceeds_a_pool_and_leaks_nothing(
     assert timers() == []
 
 
-async def test_nobody_starves_while_others_come_again_and_again():
+async def test_a_waiting_step_does_not_starve_while_others_retry():
     pool = Pool(1)
 
     async def fail():
@@ -341,7 +341,7 @@ async def test_nobody_starves_while_others_come_again_and_again():
 
 
 @pytest.mark.parametrize("limit", [None, 1, 3])
-async def test_the_attempts_of_each_pool_start_in_the_order_in_which_they_got_in_line(limit):
+async def test_the_attempts_of_each_pool_start_in_the_order_in_which_they_were_queued(limit):
     pools = {"a": Pool(1), "b": Pool(2)}
     events = []
 
@@ -357,7 +357,7 @@ async def test_the_attempts_of_each_pool_start_in_the_order_in_which_they_got_in
         assert of_kind == sorted(of_kind, key=lambda name: int(name[1:]))
 
 
-def test_a_pool_holds_across_event_loops_in_threads_and_is_empty_afterwards():
+def test_a_pool_limits_event_loops_of_several_threads_and_is_empty_afterwards():
     pool = Pool(3)
     lock = threading.Lock()
     running = highest = 0

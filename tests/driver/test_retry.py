@@ -61,14 +61,14 @@ def some(count):
         (Retry(base_ms=1, factor=1e308, max_ms=3, jitter=False), [1, 3, 3]),
     ],
 )
-async def test_the_waits_are_those_of_the_policy(retry, expected):
+async def test_the_policy_decides_the_backoffs(retry, expected):
     result, waits = await waits_of(retry, *some(3))
 
     assert waits == expected
     assert result.output == 4
 
 
-async def test_the_same_random_source_gives_the_same_waits():
+async def test_the_same_random_source_gives_the_same_backoffs():
     def seeded():
         return Retry(base_ms=4, random=random.Random(7).random)
 
@@ -81,7 +81,7 @@ async def test_the_same_random_source_gives_the_same_waits():
 
 
 @pytest.mark.parametrize("on", [OSError, (OSError, KeyError), lambda e: isinstance(e, OSError)])
-async def test_only_the_named_failures_are_followed_by_another_attempt(on):
+async def test_only_the_named_failures_are_retried(on):
     result, waits = await waits_of(Retry(on=on, **AT_ONCE), OSError(), ValueError("other"))
 
     assert waits == [0]
@@ -89,7 +89,7 @@ async def test_only_the_named_failures_are_followed_by_another_attempt(on):
     assert str(result.error) == "other"
 
 
-async def test_a_number_from_on_is_the_exact_wait():
+async def test_a_number_from_on_is_the_exact_backoff():
     answers = iter([3, 0, 1.5, True, False])
     retry = Retry(base_ms=7, factor=1, jitter=False, on=lambda _: next(answers))
 
@@ -99,7 +99,7 @@ async def test_a_number_from_on_is_the_exact_wait():
     assert result.attempts == 5
 
 
-async def test_on_is_not_asked_after_the_last_attempt():
+async def test_on_is_not_called_after_the_last_attempt():
     asked = []
 
     await waits_of(Retry(on=lambda e: asked.append(e) or True, **AT_ONCE), *some(9), attempts=3)
@@ -107,7 +107,7 @@ async def test_on_is_not_asked_after_the_last_attempt():
     assert [error.args[0] for error in asked] == [0, 1]
 
 
-async def test_on_is_given_the_timeout_too():
+async def test_on_receives_a_timeout_too():
     asked = []
 
     async def hang():
@@ -127,7 +127,7 @@ async def test_on_is_given_the_timeout_too():
 @pytest.mark.parametrize(
     "on", [lambda _: {}["nothing"], lambda _: "soon", lambda _: -1, lambda _: float("nan")]
 )
-async def test_if_on_breaks_the_step_fails_with_that(on):
+async def test_an_on_that_raises_or_returns_nonsense_fails_the_step(on):
     result, waits = await waits_of(Retry(on=on), *some(9))
 
     assert waits == []
@@ -135,7 +135,7 @@ async def test_if_on_breaks_the_step_fails_with_that(on):
     assert isinstance(result.error.__context__, ValueError)
 
 
-async def test_an_on_that_raises_what_it_is_given_makes_no_circle_of_it():
+async def test_an_on_that_raises_its_argument_creates_no_context_cycle():
     def on(error):
         raise error
 
@@ -145,7 +145,7 @@ async def test_an_on_that_raises_what_it_is_given_makes_no_circle_of_it():
     assert result.error.__context__ is None
 
 
-async def test_an_on_that_raises_a_cancellation_fails_the_step_and_cancels_nobody():
+async def test_an_on_that_raises_a_cancellation_fails_only_the_step():
     def on(_):
         raise asyncio.CancelledError
 
@@ -156,7 +156,7 @@ async def test_an_on_that_raises_a_cancellation_fails_the_step_and_cancels_nobod
 
 
 @pytest.mark.parametrize("policy", ["on", "until"])
-async def test_a_policy_that_interrupts_stops_the_run_and_closes_its_books(policy):
+async def test_a_policy_that_raises_a_base_exception_stops_the_run(policy):
     events = []
     stop = KeyboardInterrupt()
 
@@ -173,7 +173,7 @@ async def test_a_policy_that_interrupts_stops_the_run_and_closes_its_books(polic
     assert isinstance(events[-1], RunFinished)
 
 
-async def test_a_refused_result_is_followed_by_another_attempt_whatever_on_says():
+async def test_a_refused_result_is_retried_whatever_on_says():
     step = WorkflowStep(
         "a",
         Failing(),
@@ -187,7 +187,7 @@ async def test_a_refused_result_is_followed_by_another_attempt_whatever_on_says(
     assert [type(each.error) for each in report["a"].history[:2]] == [ResultRefusedError] * 2
 
 
-async def test_a_result_that_is_refused_to_the_last_fails_the_step():
+async def test_a_result_refused_in_the_last_attempt_fails_the_step():
     step = WorkflowStep("a", Failing(), max_retries=2, retry=Retry(base_ms=0, until=lambda _: 0))
 
     report = await run_pipeline([step])
@@ -196,7 +196,7 @@ async def test_a_result_that_is_refused_to_the_last_fails_the_step():
     assert (report["a"].error.result, report["a"].output) == (2, None)
 
 
-async def test_an_until_whose_answer_would_have_to_be_awaited_fails_the_attempt():
+async def test_an_until_that_returns_an_awaitable_fails_the_attempt():
     async def is_done(value):
         return False
 
@@ -219,7 +219,9 @@ async def test_an_until_that_raises_fails_the_attempt_with_its_error():
 
 @pytest.mark.parametrize("options", [{}, {"max_concurrency": 1}])
 @pytest.mark.parametrize("more", [{}, {"pool": Pool(1)}, {"deadline_ms": 10_000}])
-async def test_a_stranger_who_cancels_a_step_between_its_attempts_changes_nothing(options, more):
+async def test_a_third_party_that_cancels_a_step_between_its_attempts_changes_nothing(
+    options, more
+):
     async def first_fails():
         if current_step().attempt == 1:
             loop = asyncio.get_running_loop()

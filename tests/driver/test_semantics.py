@@ -166,7 +166,7 @@ async def test_steps_of_a_tier_run_concurrently_but_no_more_than_max_concurrency
     assert report.all_passed
 
 
-async def test_a_limit_frees_a_place_also_when_a_step_fails(schedule):
+async def test_a_failed_step_frees_its_max_concurrency_slot(schedule):
     steps = [WorkflowStep(f"s{i}", fail if i % 2 else succeed) for i in range(9)]
 
     report = await run_pipeline(steps, False, schedule=schedule, max_concurrency=1)
@@ -177,7 +177,7 @@ async def test_a_limit_frees_a_place_also_when_a_step_fails(schedule):
 # Attempts.
 
 
-async def test_a_failed_attempt_is_followed_by_another_while_attempts_remain(schedule):
+async def test_a_failed_attempt_is_retried_while_attempts_remain(schedule):
     flaky = Flaky(failures=2)
 
     report = await run_pipeline([WorkflowStep("a", flaky, max_retries=3)], schedule=schedule)
@@ -232,7 +232,7 @@ async def test_a_step_that_backs_off_is_cancelled_at_once_with_its_last_error(sc
     assert report["a"].history[0].error is report["a"].error
 
 
-async def test_a_cancellation_gets_through_a_backoff(schedule):
+async def test_a_cancellation_ends_a_backoff(schedule):
     run = asyncio.ensure_future(
         run_pipeline([WorkflowStep("a", Flaky(9), max_retries=9, retry=60_000)], schedule=schedule)
     )
@@ -243,7 +243,7 @@ async def test_a_cancellation_gets_through_a_backoff(schedule):
         await run
 
 
-async def test_a_stranger_who_cancels_a_step_in_its_backoff_does_not_shorten_it(schedule):
+async def test_a_third_party_that_cancels_a_step_in_its_backoff_does_not_shorten_it(schedule):
     async def first_fails():
         if current_step().attempt == 1:
             loop = asyncio.get_running_loop()
@@ -261,7 +261,7 @@ async def test_a_stranger_who_cancels_a_step_in_its_backoff_does_not_shorten_it(
         assert round(report["a"].history[1].started_ms, 6) == 20
 
 
-async def test_between_two_attempts_others_get_their_turn(schedule):
+async def test_other_tasks_run_between_two_attempts(schedule):
     turns = 0
 
     async def ticker():
@@ -337,7 +337,7 @@ async def test_an_action_that_forgets_an_await_fails_after_one_call(schedule, op
     assert (len(calls), report["a"].attempts) == (1, 1)
 
 
-async def test_a_coroutine_that_somebody_awaits_is_an_output_like_any_other(schedule):
+async def test_a_coroutine_that_is_already_awaited_is_an_ordinary_output(schedule):
     tasks = []
 
     async def has_awaited():
@@ -400,7 +400,7 @@ async def test_any_exception_of_a_step_is_an_ordinary_failure(schedule, error):
 
 
 @pytest.mark.parametrize("output", [None, "", 0, [], {"a": (1,)}])
-async def test_an_output_is_kept_as_it_is(schedule, output):
+async def test_an_output_is_returned_unchanged(schedule, output):
     async def action():
         return output
 
@@ -413,7 +413,7 @@ async def test_an_output_is_kept_as_it_is(schedule, output):
 # Time limits.
 
 
-async def test_an_attempt_that_exceeds_its_limit_is_cancelled_awaited_and_retried(schedule):
+async def test_an_attempt_that_exceeds_its_timeout_is_cancelled_awaited_and_retried(schedule):
     attempts = []
 
     async def action():
@@ -434,7 +434,7 @@ async def test_an_attempt_that_exceeds_its_limit_is_cancelled_awaited_and_retrie
 
 
 @pytest.mark.virtual_time
-async def test_a_limit_does_not_include_the_wait_for_the_tier(schedule):
+async def test_a_timeout_does_not_include_the_wait_for_the_tier(schedule):
     async def slow():
         await asyncio.sleep(0.05)
 
@@ -457,7 +457,7 @@ async def test_a_timeout_error_of_the_step_stays_that_very_object(schedule):
     assert report["a"].error is own
 
 
-async def test_a_value_that_comes_after_the_limit_is_no_success(schedule):
+async def test_a_value_returned_after_the_timeout_is_no_success(schedule):
     report = await run_pipeline(
         [WorkflowStep("a", Cleaning(then="late"), timeout_ms=20)], schedule=schedule
     )
@@ -467,7 +467,7 @@ async def test_a_value_that_comes_after_the_limit_is_no_success(schedule):
     assert report["a"].error.__cause__ is None
 
 
-async def test_what_clean_up_raises_is_the_cause_of_the_timeout_error(schedule):
+async def test_an_error_from_a_clean_up_is_the_cause_of_the_timeout_error(schedule):
     broken = ConnectionError("rollback failed")
 
     report = await run_pipeline(
@@ -478,7 +478,7 @@ async def test_what_clean_up_raises_is_the_cause_of_the_timeout_error(schedule):
     assert report["a"].error.__cause__ is broken
 
 
-async def test_no_limit_means_no_limit(schedule):
+async def test_a_timeout_of_none_means_no_limit(schedule):
     async def action():
         await asyncio.sleep(0.03)
         return current_step().remaining_ms()
@@ -489,7 +489,7 @@ async def test_no_limit_means_no_limit(schedule):
     assert report.all_passed
 
 
-async def test_a_step_that_has_ended_at_its_limit_keeps_its_value(schedule):
+async def test_a_step_that_has_returned_at_its_timeout_keeps_its_value(schedule):
     async def action():
         loop = asyncio.get_running_loop()
         if isinstance(loop, VirtualTimeLoop):
@@ -533,7 +533,7 @@ async def test_a_step_that_raises_cancelled_error_is_not_lost(schedule):
     assert not report.all_passed
 
 
-async def test_awaiting_what_somebody_else_cancelled_is_a_failure(schedule):
+async def test_awaiting_a_future_that_a_third_party_cancelled_is_a_failure(schedule):
     async def action():
         other = asyncio.ensure_future(asyncio.sleep(1))
         other.cancel()
@@ -615,7 +615,7 @@ async def test_without_fail_fast_only_descendants_are_skipped(schedule):
     assert report["e"].reason == "it depends on step 'a', which failed"
 
 
-async def test_a_failure_that_a_retry_heals_disturbs_nobody(schedule):
+async def test_a_failure_followed_by_a_successful_retry_cancels_no_sibling(schedule):
     async def slow():
         await asyncio.sleep(0.01)
         return "undisturbed"
@@ -628,7 +628,7 @@ async def test_a_failure_that_a_retry_heals_disturbs_nobody(schedule):
     assert report["slow"].output == "undisturbed"
 
 
-async def test_a_sibling_that_answers_the_cancellation_with_a_value_keeps_its_success(schedule):
+async def test_a_sibling_that_returns_a_value_when_cancelled_succeeds(schedule):
     cleaning = Cleaning(then="saved")
 
     async def fail_later():
@@ -705,7 +705,7 @@ async def test_a_step_between_two_attempts_is_cancelled_with_its_last_error(sche
     assert str(report["b"].error) == f"call {flaky.calls}"
 
 
-async def test_a_value_counts_if_the_step_was_asked_to_stop_before_its_limit(schedule):
+async def test_a_late_value_counts_if_the_stop_was_requested_before_the_timeout(schedule):
     cleaning = Cleaning(takes=0.04, then="saved")
 
     async def fail_later():
@@ -726,7 +726,7 @@ async def test_a_value_counts_if_the_step_was_asked_to_stop_before_its_limit(sch
     assert report["b"].status is SUCCESS
 
 
-async def test_the_limit_is_told_from_an_earlier_cancellation_that_the_step_made_itself(schedule):
+async def test_a_timeout_is_recognized_after_a_cancellation_by_the_step_itself(schedule):
     async def action():
         asyncio.current_task().cancel()
         with contextlib.suppress(asyncio.CancelledError):
@@ -742,7 +742,7 @@ async def test_the_limit_is_told_from_an_earlier_cancellation_that_the_step_made
 # Cancellation from outside.
 
 
-async def test_a_cancelled_caller_gets_its_cancellation_after_the_steps_have_cleaned_up(schedule):
+async def test_a_caller_receives_its_cancellation_after_the_steps_have_cleaned_up(schedule):
     cleaning = [Cleaning(), Cleaning()]
     events = []
     run = asyncio.ensure_future(
@@ -780,7 +780,9 @@ async def test_a_cancelled_caller_gets_its_cancellation_after_the_steps_have_cle
         (Exception("not text"), "the caller was cancelled"),
     ],
 )
-async def test_a_run_tells_what_its_caller_s_cancellation_says(message, reason, schedule):
+async def test_the_stop_reason_quotes_the_message_of_the_callers_cancellation(
+    message, reason, schedule
+):
     cleaning, events = Cleaning(), []
     step = WorkflowStep("a", cleaning)
     run = asyncio.ensure_future(run_pipeline([step], schedule=schedule, observers=[events.append]))
@@ -826,7 +828,9 @@ async def test_a_step_that_has_swallowed_a_cancellation_can_be_cancelled(schedul
     ],
     ids=["fail_fast", "deadline", "heartbeat", "timeout"],
 )
-async def test_so_can_the_run_stop_it(schedule, limits, deadline_ms, sibling, status):
+async def test_the_run_can_stop_a_step_that_has_swallowed_a_cancellation(
+    schedule, limits, deadline_ms, sibling, status
+):
     needs_virtual_time()
     options = {"timeout_ms": None, **limits}
     step = WorkflowStep("a", swallows_a_cancellation_and_goes_on, **options)
@@ -837,7 +841,7 @@ async def test_so_can_the_run_stop_it(schedule, limits, deadline_ms, sibling, st
     assert report.total_duration_ms < 6_000
 
 
-async def test_who_obeys_a_stranger_is_left_alone_while_it_cleans_up(schedule):
+async def test_an_attempt_cancelled_by_a_third_party_finishes_its_cleanup(schedule):
     needs_virtual_time()
     if sys.version_info < (3, 12):
         pytest.skip("an attempt has a task of its own, and the run does not see who cancels that")
@@ -879,7 +883,7 @@ async def test_who_obeys_a_stranger_is_left_alone_while_it_cleans_up(schedule):
 @pytest.mark.parametrize("isolated", [False, True], ids=["first", "isolated"])
 @pytest.mark.parametrize("limit", ["timeout_ms", "heartbeat_ms"])
 @pytest.mark.parametrize("stopped_by", ["sibling", "caller", "deadline"])
-async def test_who_cleans_up_after_a_limit_is_not_cancelled_again(
+async def test_an_attempt_that_cleans_up_after_a_limit_is_not_cancelled_again(
     schedule, limit, stopped_by, isolated, takes
 ):
     if takes > 1 or stopped_by == "deadline":
@@ -951,7 +955,7 @@ async def test_a_cancellation_before_the_first_step_has_started_skips_them_all(s
 
 @pytest.mark.parametrize("turns", range(12))
 @pytest.mark.parametrize("fail_fast", [True, False])
-async def test_a_cancellation_in_any_turn_gets_through(schedule, turns, fail_fast):
+async def test_a_cancellation_in_any_turn_propagates(schedule, turns, fail_fast):
     async def two_turns():
         await asyncio.sleep(0)
         await asyncio.sleep(0)
@@ -983,7 +987,7 @@ async def test_a_cancellation_in_any_turn_gets_through(schedule, turns, fail_fas
         assert not events or isinstance(events[-1], RunFinished)
 
 
-async def test_the_callers_count_of_cancellations_is_left_alone(schedule):
+async def test_the_cancelling_count_of_the_caller_is_unchanged(schedule):
     caller = asyncio.current_task()
     caller.cancel()
     with pytest.raises(asyncio.CancelledError):
@@ -1013,7 +1017,7 @@ async def test_inside_an_expiring_anyio_scope_clean_up_completes_and_the_scope_c
     assert asyncio.current_task().cancelling() == 0
 
 
-async def test_a_timeout_around_the_run_is_obeyed(schedule):
+async def test_a_timeout_around_the_run_cancels_it(schedule):
     cleaning = Cleaning()
 
     with pytest.raises(TimeoutError):
@@ -1065,7 +1069,7 @@ async def test_a_base_exception_stops_the_run_and_leaves_it_as_itself(schedule, 
     assert events[-1].outcome == "interrupted"
 
 
-async def test_of_two_interruptions_in_one_turn_the_first_leaves_the_run(schedule):
+async def test_of_two_interruptions_in_one_turn_the_first_propagates(schedule):
     gate = asyncio.Event()
 
     async def action():
@@ -1089,7 +1093,7 @@ async def test_of_two_interruptions_in_one_turn_the_first_leaves_the_run(schedul
     assert raised.value.code == "a"
 
 
-async def test_a_cancellation_needs_nothing_of_anyio_that_is_not_loaded(schedule, monkeypatch):
+async def test_a_cancellation_does_not_import_the_asyncio_backend_of_anyio(schedule, monkeypatch):
     monkeypatch.delitem(sys.modules, "anyio._backends._asyncio", raising=False)
     cleaning = Cleaning()
     run = asyncio.ensure_future(run_pipeline([WorkflowStep("a", cleaning)], schedule=schedule))
@@ -1103,7 +1107,7 @@ async def test_a_cancellation_needs_nothing_of_anyio_that_is_not_loaded(schedule
     assert "anyio._backends._asyncio" not in sys.modules
 
 
-async def test_a_defect_of_ours_stops_the_run_and_is_raised_instead_of_hanging(
+async def test_an_internal_error_stops_the_run_and_is_raised_instead_of_hanging(
     schedule, monkeypatch
 ):
     def defective(*_):
@@ -1264,7 +1268,7 @@ async def test_an_observer_that_interrupts_stops_the_run_at_any_event(schedule, 
         )
 
 
-async def test_all_observers_hear_the_same_events_in_the_same_order(schedule):
+async def test_all_observers_receive_the_same_events_in_the_same_order(schedule):
     def interrupting(event):
         raise SystemExit
 
@@ -1313,7 +1317,7 @@ async def test_a_run_is_interrupted_once_however_many_reasons_there_are(schedule
     assert sum(isinstance(event, RunInterrupted) for event in events) == 1
 
 
-async def test_events_tell_all_that_happens_in_order(schedule):
+async def test_events_report_all_that_happens_in_order(schedule):
     events = []
 
     await run_pipeline(
@@ -1341,7 +1345,7 @@ async def test_events_tell_all_that_happens_in_order(schedule):
     assert times == sorted(times)
 
 
-async def test_current_step_tells_of_the_attempt_also_in_tasks_it_starts(schedule):
+async def test_current_step_describes_the_attempt_also_in_tasks_that_it_starts(schedule):
     async def child():
         return current_step().attempt
 
@@ -1531,7 +1535,7 @@ async def test_without_a_collector_a_dropped_report_frees_what_the_steps_held(sc
         gc.enable()
 
 
-async def test_an_attempt_that_started_is_told_before_its_action_is_called(schedule):
+async def test_the_start_of_an_attempt_is_reported_before_its_action_is_called(schedule):
     events = []
 
     async def action():

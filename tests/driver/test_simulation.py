@@ -213,7 +213,7 @@ def test_every_run_keeps_the_promises(steps, options, eager):
 
 @settings(max_examples=settings().max_examples // 5)  # each is run once a turn
 @given(pipelines(), OPTIONS, st.booleans())
-def test_a_cancellation_in_every_single_turn_keeps_them_too(steps, options, eager):
+def test_a_run_cancelled_in_any_turn_keeps_the_promises(steps, options, eager):
     for turn in itertools.count():
         fresh = copied(steps)
         report, events, turns = simulate(fresh, options, turn=turn, eager=eager)

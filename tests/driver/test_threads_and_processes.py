@@ -131,7 +131,7 @@ def test_a_thread_that_exceeds_its_limit_fails_on_time_and_is_abandoned(blocking
         ({"timeout_ms": None}, 30, "run"),
     ],
 )
-def test_a_thread_is_abandoned_at_whatever_limit_comes_first(blocking, limits, of_run, kind):
+def test_a_thread_is_abandoned_at_its_first_limit(blocking, limits, of_run, kind):
     step = WorkflowStep("a", blocking, runs_in="thread", **limits)
 
     report = run_when_begun(run_pipeline([step], deadline_ms=of_run), blocking, 30)
@@ -141,7 +141,7 @@ def test_a_thread_is_abandoned_at_whatever_limit_comes_first(blocking, limits, o
     assert report["a"].status is (CANCELLED if kind == "run" else FAILED)
 
 
-def test_a_thread_that_was_asked_to_stop_is_abandoned_if_it_gives_no_sign_of_life(blocking):
+def test_a_stopped_thread_is_abandoned_when_it_misses_its_heartbeat(blocking):
     async def fails():
         await until(blocking.begun.is_set)
         after_turns(partial(asyncio.get_running_loop().advance, 50))
@@ -189,7 +189,7 @@ def test_no_attempt_starts_while_an_abandoned_thread_of_the_step_still_runs(bloc
     assert report["a"].output == "done"
 
 
-def test_a_slot_is_kept_until_the_abandoned_thread_has_ended(blocking):
+def test_an_abandoned_thread_holds_its_slot_until_it_has_ended(blocking):
     pool = Pool(1)
 
     async def main():
@@ -204,7 +204,7 @@ def test_a_slot_is_kept_until_the_abandoned_thread_has_ended(blocking):
     assert run_when_begun(main(), blocking, 20) == 1
 
 
-def test_a_slot_comes_back_from_a_thread_that_outlives_its_event_loop(blocking):
+def test_a_thread_that_outlives_its_event_loop_releases_its_slot(blocking):
     pool = Pool(1)
     step = WorkflowStep("a", blocking, timeout_ms=20, pool=pool, runs_in="thread")
     run_when_begun(run_pipeline([step]), blocking, 20)
@@ -252,7 +252,7 @@ async def test_fail_fast_lets_a_thread_that_ends_in_time_keep_its_value(blocking
     assert not report["thread"].abandoned
 
 
-async def test_a_cancelled_caller_gets_its_cancellation_after_the_thread_has_ended(blocking):
+async def test_a_caller_receives_its_cancellation_after_the_thread_has_ended(blocking):
     run = asyncio.ensure_future(run_pipeline([WorkflowStep("a", blocking, runs_in="thread")]))
     await until(blocking.begun.is_set)
 
@@ -269,7 +269,7 @@ async def test_a_cancelled_caller_gets_its_cancellation_after_the_thread_has_end
 
 @pytest.mark.parametrize("turns", range(12))
 @pytest.mark.parametrize("is_taken", [False, True])
-def test_a_run_of_a_thread_that_is_cancelled_at_any_turn_keeps_no_place(turns, is_taken):
+def test_a_run_of_a_thread_cancelled_in_any_turn_holds_no_limiter_token(turns, is_taken):
     async def main():
         limiter = anyio.to_thread.current_default_thread_limiter()
         limiter.total_tokens = 1
@@ -395,7 +395,7 @@ class Cooperative:
         ({"timeout_ms": None}, 30),
     ],
 )
-def test_an_abandoned_thread_sees_that_it_is_to_stop(limits, deadline_ms):
+def test_an_abandoned_thread_sees_the_stop_flag(limits, deadline_ms):
     work = Cooperative()
     step = WorkflowStep("a", work, runs_in="thread", **limits)
 
@@ -406,7 +406,7 @@ def test_an_abandoned_thread_sees_that_it_is_to_stop(limits, deadline_ms):
     assert work.ended.wait(30)
 
 
-async def test_a_failed_sibling_stops_a_thread_that_looks_at_the_flag():
+async def test_a_failed_sibling_stops_a_thread_that_checks_the_flag():
     work = Cooperative()
 
     async def fail():
@@ -422,7 +422,7 @@ async def test_a_failed_sibling_stops_a_thread_that_looks_at_the_flag():
     assert work.ended.is_set()
 
 
-async def test_a_cancelled_caller_stops_a_thread_that_looks_at_the_flag():
+async def test_a_cancelled_caller_stops_a_thread_that_checks_the_flag():
     work = Cooperative()
     run = asyncio.ensure_future(run_pipeline([WorkflowStep("a", work, runs_in="thread")]))
     await until(work.begun.is_set)
@@ -434,7 +434,7 @@ async def test_a_cancelled_caller_stops_a_thread_that_looks_at_the_flag():
     assert work.ended.is_set()
 
 
-def test_each_attempt_and_each_item_has_a_flag_of_its_own():
+def test_each_attempt_and_each_item_has_its_own_flag():
     seen = []
 
     async def items():
@@ -459,7 +459,7 @@ def test_each_attempt_and_each_item_has_a_flag_of_its_own():
     assert sorted(seen) == [(0, 1, False), (0, 2, False), (1, 1, False)]
 
 
-async def test_a_run_within_a_thread_that_is_to_stop_is_not_to_stop_itself():
+async def test_a_run_inside_a_stopped_thread_does_not_inherit_the_flag():
     seen = []
 
     async def inner():
@@ -483,7 +483,7 @@ async def test_a_run_within_a_thread_that_is_to_stop_is_not_to_stop_itself():
     assert report["outer"].output == [False]
 
 
-async def test_in_the_loop_the_flag_says_whether_the_running_task_was_asked_to_cancel():
+async def test_in_the_loop_the_flag_reports_a_cancellation_of_the_running_task():
     seen = []
 
     def look():
@@ -507,7 +507,7 @@ async def test_in_the_loop_the_flag_says_whether_the_running_task_was_asked_to_c
 
 
 @pytest.mark.process
-async def test_a_process_gets_arguments_and_its_error_is_the_functions_own():
+async def test_a_process_receives_arguments_and_its_error_is_the_functions_own():
     report = await run_pipeline(
         [
             WorkflowStep("who", work.identify, runs_in="process"),
@@ -532,7 +532,7 @@ def is_alive(number):
 
 @pytest.mark.process
 @pytest.mark.parametrize("how", ["attempt", "run", "caller", "fail fast"])
-def test_a_process_that_is_cut_short_is_gone_with_its_children(tmp_path, how):
+def test_an_interrupted_process_is_killed_with_its_children(tmp_path, how):
     told = tmp_path / "told"
 
     async def fail():

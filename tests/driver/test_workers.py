@@ -71,7 +71,7 @@ async def in_thread(function, arguments=None):
 # Threads.
 
 
-async def test_a_thread_gets_the_arguments_and_the_context():
+async def test_a_thread_receives_the_arguments_and_the_context():
     variable.set("from the caller")
 
     def function(left, right):
@@ -86,7 +86,7 @@ async def test_a_thread_gets_the_arguments_and_the_context():
 @pytest.mark.parametrize(
     "error", [KeyError("x"), SystemExit(3), asyncio.CancelledError("of the function")]
 )
-async def test_what_a_function_raises_in_a_thread_is_raised_as_it_is(error):
+async def test_an_error_from_a_thread_is_raised_unchanged(error):
     def function():
         raise error
 
@@ -96,7 +96,7 @@ async def test_what_a_function_raises_in_a_thread_is_raised_as_it_is(error):
     assert raised.value is error
 
 
-async def test_an_error_from_a_thread_is_in_no_cycle():
+async def test_an_error_from_a_thread_is_in_no_reference_cycle():
     class Precious(Exception):
         pass
 
@@ -117,7 +117,7 @@ async def test_an_error_from_a_thread_is_in_no_cycle():
         gc.enable()
 
 
-async def test_a_run_that_stops_waits_for_the_thread_and_gets_its_value():
+async def test_a_stopped_run_waits_for_the_thread_and_receives_its_value():
     thread = Work()
     task = await thread.start()
 
@@ -132,7 +132,7 @@ async def test_a_run_that_stops_waits_for_the_thread_and_gets_its_value():
     assert thread.abandoned == []
 
 
-async def test_a_run_that_stops_gets_the_error_of_the_thread():
+async def test_a_stopped_run_receives_the_error_of_the_thread():
     thread = Work(KeyError("x"))
     task = await thread.start()
 
@@ -159,7 +159,7 @@ async def test_a_thread_is_abandoned_when_its_time_is_up(error):
     assert await ended is None
 
 
-async def test_who_is_told_of_an_abandoned_thread_may_forget_it():
+async def test_the_future_of_an_abandoned_thread_can_be_cancelled():
     thread = Work()
     task = await thread.start(ends=asyncio.get_running_loop().time())
     task.cancel()
@@ -189,7 +189,7 @@ def test_a_stopped_run_abandons_the_thread_when_its_time_is_up_too():
     asyncio.run(main())  # in real time: a virtual clock stands still for the thread
 
 
-def test_an_abandoned_thread_may_outlive_the_loop(monkeypatch):
+def test_an_abandoned_thread_can_outlive_the_loop(monkeypatch):
     complaints = []
     monkeypatch.setattr(threading, "excepthook", complaints.append)
     threads = []
@@ -211,7 +211,7 @@ def test_an_abandoned_thread_may_outlive_the_loop(monkeypatch):
     assert complaints == []
 
 
-async def test_what_is_cancelled_before_a_thread_takes_it_up_is_never_called():
+async def test_a_function_cancelled_before_a_thread_starts_it_is_never_called():
     calls = []
     task = asyncio.ensure_future(in_thread(lambda: calls.append(1)))
     await asyncio.sleep(0)
@@ -225,7 +225,7 @@ async def test_what_is_cancelled_before_a_thread_takes_it_up_is_never_called():
     assert calls == []
 
 
-async def test_a_thread_does_not_take_up_what_was_withdrawn():
+async def test_a_thread_does_not_call_a_dropped_function():
     calls = []
     job = _workers._Job(lambda: calls.append(1))
     assert job._claim.acquire(blocking=False)  # as the loop does when it is cancelled
@@ -236,7 +236,7 @@ async def test_a_thread_does_not_take_up_what_was_withdrawn():
     assert calls == []
 
 
-async def test_who_asks_after_the_end_of_a_thread_is_called_at_once():
+async def test_a_callback_added_after_the_end_of_a_thread_runs_at_once():
     ended, calls = _workers.ThreadEnd(asyncio.get_running_loop()), []
 
     ended.report()
@@ -245,7 +245,7 @@ async def test_who_asks_after_the_end_of_a_thread_is_called_at_once():
     assert calls == [1]
 
 
-async def test_a_thread_that_can_not_be_had_is_an_ordinary_error(monkeypatch):
+async def test_a_thread_that_cannot_start_is_an_ordinary_error(monkeypatch):
     def refuse(_):
         raise RuntimeError("can't start new thread")
 
@@ -260,7 +260,7 @@ async def test_a_thread_that_can_not_be_had_is_an_ordinary_error(monkeypatch):
 @pytest.mark.parametrize(
     "run", [in_thread, pytest.param(run_in_process, marks=pytest.mark.process)]
 )
-async def test_a_plain_function_that_returns_an_awaitable_is_told_to_run_in_the_loop(run):
+async def test_a_plain_function_that_returns_an_awaitable_is_refused(run):
     with pytest.raises(TypeError, match=r"an awaitable \(coroutine\), .*; leave runs_in out"):
         await run(work.be_async, None)
 
@@ -279,7 +279,7 @@ async def test_threads_and_processes_share_the_limits_of_the_loop():
     assert limiter_for("loop") is None
 
 
-async def test_a_thread_takes_no_place_by_itself():
+async def test_a_thread_takes_no_limiter_token_by_itself():
     thread = Work()
     task = await thread.start()
 
@@ -293,7 +293,7 @@ async def test_a_thread_takes_no_place_by_itself():
 
 @pytest.mark.parametrize("turns", [0, 1, 2])
 @pytest.mark.parametrize("is_freed", [False, True])
-async def test_who_is_cancelled_while_waiting_for_a_place_leaves_none_taken(turns, is_freed):
+async def test_a_task_cancelled_while_waiting_for_a_token_holds_none(turns, is_freed):
     limiter = anyio.CapacityLimiter(1)
     await limiter.acquire_on_behalf_of("first")
     task = asyncio.ensure_future(limiter.acquire_on_behalf_of("second"))
@@ -318,7 +318,7 @@ TURNS = range(12)
 
 @pytest.mark.parametrize("turns", TURNS)
 @pytest.mark.parametrize("others", [0, 1])
-async def test_a_slot_that_is_cancelled_at_any_turn_leaves_no_token_taken(turns, others):
+async def test_a_permit_cancelled_in_any_turn_holds_no_token(turns, others):
     limiter = anyio.CapacityLimiter(1)
     first, second, third = (Permit(None, limiter) for _ in range(3))
     if others:
@@ -347,7 +347,7 @@ async def test_a_slot_that_is_cancelled_at_any_turn_leaves_no_token_taken(turns,
     assert limiter.statistics().tasks_waiting == 0
 
 
-async def test_a_slot_with_a_free_token_is_taken_in_the_same_turn():
+async def test_a_permit_with_a_free_token_is_acquired_in_the_same_turn():
     limiter, passed = anyio.CapacityLimiter(1), []
     asyncio.get_running_loop().call_soon(passed.append, "a turn")
 
@@ -369,7 +369,7 @@ async def test_a_function_runs_in_a_process_that_has_ended_when_it_returns():
 
 
 @pytest.mark.process
-async def test_an_error_comes_back_as_it_was_raised_with_its_traceback():
+async def test_an_error_from_a_process_is_raised_unchanged_with_its_traceback():
     with pytest.raises(KeyError) as raised:
         await run_in_process(work.fail, {"text": "x"})
 
@@ -381,7 +381,7 @@ async def test_an_error_comes_back_as_it_was_raised_with_its_traceback():
 
 
 @pytest.mark.process
-async def test_a_process_that_exits_does_so_as_in_the_loop():
+async def test_system_exit_in_a_process_is_raised_as_in_the_loop():
     with pytest.raises(SystemExit) as raised:
         await run_in_process(work.leave, {"code": 3})
 
@@ -389,7 +389,7 @@ async def test_a_process_that_exits_does_so_as_in_the_loop():
 
 
 @pytest.mark.process
-async def test_a_process_that_dies_is_an_ordinary_error_that_says_how():
+async def test_the_death_of_a_process_is_an_ordinary_error_with_its_cause():
     with pytest.raises(anyio.BrokenWorkerProcess, match="ended with exit code 3 before"):
         await run_in_process(work.vanish, {"code": 3})
     with pytest.raises(anyio.BrokenWorkerProcess, match="was killed by SIGKILL before"):
@@ -397,13 +397,13 @@ async def test_a_process_that_dies_is_an_ordinary_error_that_says_how():
 
 
 @pytest.mark.process
-async def test_a_signal_without_a_name_is_told_by_its_number():
+async def test_a_signal_without_a_name_is_reported_by_its_number():
     with pytest.raises(anyio.BrokenWorkerProcess, match="was killed by signal 40 before"):
         await run_in_process(work.end_by, {"number": 40})
 
 
 @pytest.mark.process
-async def test_an_error_that_refuses_a_note_comes_back_without_one():
+async def test_an_error_that_refuses_a_note_is_raised_without_one():
     with pytest.raises(work.Stubborn):
         await run_in_process(work.throw, {"error": work.Stubborn})
 
@@ -415,7 +415,7 @@ async def test_a_process_is_the_leader_of_a_session_of_its_own():
     assert number == session == group
 
 
-async def test_what_can_not_be_sent_is_named():
+async def test_a_function_or_argument_that_cannot_be_pickled_is_named():
     class Unspeakable:
         __reduce__ = None
 
@@ -447,13 +447,13 @@ async def test_what_can_not_be_sent_is_named():
         (partial(work.throw, work.Unprintable), r"raised Unprintable; that error .*: Stubborn\n"),
     ],
 )
-async def test_what_can_not_come_back_is_named(function, message):
+async def test_a_result_or_error_that_cannot_be_pickled_is_named(function, message):
     with pytest.raises(pickle.PicklingError, match=message):
         await run_in_process(function, None)
 
 
 @pytest.mark.process
-async def test_a_process_prints_where_we_do_and_reads_nothing(capfd):
+async def test_a_process_shares_our_output_and_has_no_input(capfd):
     assert await run_in_process(work.talk, None) == ""
 
     assert capfd.readouterr() == ("to the output\n", "to the errors\n")
@@ -580,7 +580,7 @@ def test_a_function_of_the_script_itself_runs_in_a_process(tmp_path, how):
 
 
 @pytest.mark.process
-def test_a_script_that_would_start_processes_without_end_is_told_what_it_lacks(tmp_path):
+def test_a_script_without_a_main_guard_is_refused_with_the_fix(tmp_path):
     (tmp_path / "script.py").write_text(SCRIPT.format(root=str(ROOT), guard=""))
 
     done = subprocess.run(
@@ -627,7 +627,7 @@ asyncio.run(run_in_process(work.hang, {{"path": {path!r}}}))
 
 @pytest.mark.process
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGKILL])
-def test_a_process_and_its_children_end_with_the_one_that_waits(tmp_path, number):
+def test_a_process_and_its_children_end_with_their_parent(tmp_path, number):
     told = tmp_path / "numbers"
     paths = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
     with subprocess.Popen(
@@ -644,7 +644,7 @@ def test_a_process_and_its_children_end_with_the_one_that_waits(tmp_path, number
 
 
 @pytest.mark.process
-async def test_what_a_killed_process_waits_for_is_killed_too(tmp_path):
+async def test_a_nested_process_is_killed_with_the_process_that_started_it(tmp_path):
     told = tmp_path / "numbers"
     task = asyncio.ensure_future(run_in_process(work.nest, {"path": str(told)}))
     await asyncio.to_thread(wait_until, told.exists)
@@ -656,7 +656,7 @@ async def test_what_a_killed_process_waits_for_is_killed_too(tmp_path):
     await asyncio.to_thread(wait_until, lambda: not is_alive(process) and not is_alive(child))
 
 
-def test_the_program_of_the_process_kills_its_group_when_the_pipe_is_closed(monkeypatch):
+def test_the_worker_program_kills_its_group_when_the_pipe_is_closed(monkeypatch):
     kills = queue.SimpleQueue()
     monkeypatch.setattr(os, "killpg", lambda *call: kills.put(call))
     theirs, ours = os.pipe()
@@ -683,9 +683,7 @@ def executable():
 
 
 @pytest.mark.process
-async def test_a_frozen_application_starts_no_process_but_of_an_interpreter(
-    monkeypatch, executable
-):
+async def test_a_frozen_application_needs_an_interpreter_for_its_processes(monkeypatch, executable):
     monkeypatch.setattr(sys, "frozen", True, raising=False)
     interpreter = sys.executable
     with pytest.raises(RuntimeError, match=r"frozen .* multiprocessing.set_exec.*runs_in='thread'"):
@@ -698,14 +696,14 @@ async def test_a_frozen_application_starts_no_process_but_of_an_interpreter(
 
 
 @pytest.mark.parametrize("nothing", ["", None])
-def test_without_an_interpreter_there_is_no_process(executable, nothing):
+def test_a_process_is_refused_without_an_interpreter(executable, nothing):
     executable(nothing)
 
     with pytest.raises(RuntimeError, match=r"sys.executable is empty; name a Python interpreter"):
         limiter_for("process")
 
 
-def test_from_an_archive_there_is_no_process(monkeypatch):
+def test_a_process_is_refused_if_asyncflow_is_in_an_archive(monkeypatch):
     monkeypatch.setattr(_child, "__file__", "/app.zip/asyncflow/_child.py")
 
     with pytest.raises(RuntimeError, match=r"_child.py is not a file, .*; unpack it, or use"):
@@ -721,7 +719,7 @@ def ask(function, arguments):
     return _workers._outcome(file.getvalue(), 0)
 
 
-def test_the_program_of_the_process_answers_in_the_file_that_asked():
+def test_the_worker_program_writes_its_response_to_the_file_of_the_request():
     assert ask(work.add, {"left": 2, "right": 3}) == 5
     with pytest.raises(KeyError, match="x"):
         ask(work.fail, {"text": "x"})
@@ -740,19 +738,19 @@ def test_the_program_of_the_process_answers_in_the_file_that_asked():
         ask(work.add, {"left": work.Grudging()})
 
 
-def test_what_comes_back_as_an_error_and_is_none_is_named():
+def test_a_raised_object_that_is_no_exception_is_named():
     answer = b"!" + pickle.dumps(("raised", "not an error", ""))
 
     with pytest.raises(pickle.PicklingError, match="came back as <class 'str'>"):
         _workers._outcome(answer, 0)
 
 
-def test_an_error_whose_traceback_can_not_be_printed_has_none():
+def test_an_error_whose_traceback_cannot_be_printed_has_none():
     assert _child._traceback(work.Unprintable()) == "(its traceback can't be printed)"
 
 
 @pytest.mark.parametrize("kind", ["path", "module"])
-def test_the_script_that_asked_is_imported_under_another_name(tmp_path, monkeypatch, kind):
+def test_the_script_of_the_caller_is_imported_under_another_name(tmp_path, monkeypatch, kind):
     path = tmp_path / "asking_script.py"
     path.write_text(
         "import sys\n"
@@ -787,7 +785,7 @@ def test_data_with_the_name_of_the_script_does_not_run_it():
 
 
 @pytest.mark.process
-async def test_what_a_shell_defines_is_refused_by_the_process_with_the_way_out(monkeypatch):
+async def test_a_function_defined_in_a_shell_is_refused_with_the_fix(monkeypatch):
     main = ModuleType("__main__")
     monkeypatch.setitem(sys.modules, "__main__", main)
     exec("def _respond(): pass", main.__dict__)  # a name that our program has too
@@ -822,7 +820,7 @@ def test_a_folder_or_an_archive_that_is_run_is_found_by_its_path(tmp_path, is_ar
 
 
 @pytest.mark.process
-def test_a_module_of_a_package_may_declare_steps_and_dataclasses(tmp_path):
+def test_a_module_of_a_package_can_declare_steps_and_dataclasses(tmp_path):
     (tmp_path / "pkg").mkdir()
     (tmp_path / "pkg" / "__init__.py").touch()
     (tmp_path / "pkg" / "job.py").write_text(
@@ -861,7 +859,7 @@ def test_a_process_has_the_options_of_the_interpreter():
 
 
 @pytest.mark.process
-async def test_a_function_of_a_main_module_asks_for_it(monkeypatch):
+async def test_the_process_loads_the_main_module_of_a_function(monkeypatch):
     main = ModuleType("__main__")
     main.__file__ = "nowhere.py"
     monkeypatch.setitem(sys.modules, "__main__", main)
@@ -874,7 +872,7 @@ async def test_a_function_of_a_main_module_asks_for_it(monkeypatch):
     assert sys.modules["__mp_main__"] is main
 
 
-async def test_a_script_under_import_starts_no_process(monkeypatch):
+async def test_a_script_that_a_process_imports_starts_no_process(monkeypatch):
     monkeypatch.setattr(sys.modules["__main__"], _child._IS_IMPORTING, True, raising=False)
 
     with pytest.raises(SystemExit, match="start the run under: if __name__ == '__main__':"):
