@@ -126,7 +126,7 @@ def test_an_observer_that_raises_at_any_event_changes_nothing(
 
 
 @each_run
-def test_a_slow_observer_and_one_that_is_not_to_be_had_change_nothing(
+def test_a_slow_observer_and_one_that_cannot_be_made_change_nothing(
     seed: int, durable: bool, cut_at: int | None, count: int
 ) -> None:
     alone = outcome_of(seed, [], durable=durable, cut_at=cut_at)

@@ -57,7 +57,7 @@ def run(*steps, **options):
     return run_in_virtual_time(run_pipeline(steps, run_id="r1", **options))
 
 
-def test_a_record_made_in_a_step_knows_which(log, text):
+def test_a_record_made_in_a_step_carries_that_step(log, text):
     async def loads(items):
         log.info("loading %s", items)
         if len(text()) % 2:
@@ -80,7 +80,7 @@ def test_a_record_made_in_a_step_knows_which(log, text):
     ]
 
 
-def test_a_record_made_in_a_thread_or_a_task_of_a_step_knows_the_step_too(log, text):
+def test_a_record_made_in_a_thread_or_a_task_of_a_step_carries_the_step_too(log, text):
     def blocking():
         log.info("in its thread")
         threading.Thread(target=log.info, args=["in a thread without context"]).start()
@@ -101,7 +101,7 @@ def test_a_record_made_in_a_thread_or_a_task_of_a_step_knows_the_step_too(log, t
     ]
 
 
-def test_what_a_record_says_itself_is_left_as_it_is(log, records):
+def test_the_filter_keeps_the_fields_that_a_record_already_has(log, records):
     async def act():
         log.info("x", extra={"step": "mine", "item": 7})
 
@@ -112,7 +112,7 @@ def test_what_a_record_says_itself_is_left_as_it_is(log, records):
     assert (record.run_id, record.step, record.attempt, record.item) == ("r1", "mine", 1, 7)
 
 
-def test_a_filter_in_front_of_a_queue_knows_the_step(log):
+def test_a_filter_of_a_queue_handler_adds_the_step(log):
     waiting = queue.SimpleQueue()
     handler = logging.handlers.QueueHandler(waiting)
     handler.addFilter(StepFilter())
@@ -126,7 +126,7 @@ def test_a_filter_in_front_of_a_queue_knows_the_step(log):
     assert waiting.get_nowait().step == "a"
 
 
-def test_a_warning_of_a_step_that_does_not_end_is_not_made_within_another(caplog):
+def test_a_watchdog_warning_carries_no_step(caplog):
     caplog.handler.addFilter(StepFilter())
 
     async def stubborn():
@@ -165,7 +165,7 @@ def test_structlog_adds_the_step_to_what_is_logged_within_one():
     ]
 
 
-def test_what_a_structlog_event_says_itself_is_left_as_it_is():
+def test_the_processor_keeps_the_fields_that_a_structlog_event_already_has():
     with structlog.testing.capture_logs(processors=[add_step]) as logged:
 
         async def act():
@@ -230,7 +230,7 @@ def test_a_failure_is_logged_with_the_traceback_of_the_step(log, text):
     assert "_attempts.py" not in written
 
 
-def test_a_record_of_an_event_has_its_figures(log, records):
+def test_a_record_of_an_event_carries_the_fields_of_the_event(log, records):
     run(
         WorkflowStep("a", Flaky(), max_retries=2, retry=100),
         observers=[LoggingObserver(log)],
@@ -244,7 +244,7 @@ def test_a_record_of_an_event_has_its_figures(log, records):
     assert (finished.outcome, finished.stop_reason, finished.at_ms) == ("passed", None, 100.0)
 
 
-def test_an_output_is_not_logged_in_any_way(log, records):
+def test_an_output_is_never_logged(log, records):
     async def takes(password):
         return f"hello {password}"
 
@@ -261,7 +261,7 @@ def test_an_output_is_not_logged_in_any_way(log, records):
         assert "the password" not in repr(vars(record))
 
 
-def test_ordinary_events_have_the_level_that_was_asked_for(log, records):
+def test_ordinary_events_have_the_given_level(log, records):
     log.setLevel(logging.INFO)
 
     run(WorkflowStep("a", items), observers=[LoggingObserver(log, logging.DEBUG)])
@@ -271,14 +271,14 @@ def test_ordinary_events_have_the_level_that_was_asked_for(log, records):
     assert [record.levelname for record in records] == ["ERROR", "ERROR"]
 
 
-def test_a_logger_and_a_level_may_be_named(caplog):
+def test_a_logger_and_a_level_can_be_given_by_name(caplog):
     with caplog.at_level(logging.DEBUG, "feeds"):
         run(WorkflowStep("a", items), observers=[LoggingObserver("feeds", "debug")])
 
     assert {(record.name, record.levelname) for record in caplog.records} == {("feeds", "DEBUG")}
 
 
-def test_a_level_may_have_a_name_of_its_own(log, records):
+def test_a_level_can_have_a_custom_name(log, records):
     logging.addLevelName(15, "fine")
     log.setLevel(1)
 
@@ -296,12 +296,12 @@ def test_a_level_may_have_a_name_of_its_own(log, records):
         (("feeds", True), TypeError, "level must be a number or a name, not bool"),
     ],
 )
-def test_what_is_no_logger_or_level_is_refused_when_the_observer_is_made(arguments, error, problem):
+def test_an_invalid_logger_or_level_is_refused_when_the_observer_is_made(arguments, error, problem):
     with pytest.raises(error, match=problem):
         LoggingObserver(*arguments)
 
 
-def test_the_default_logger_is_a_child_of_that_of_asyncflow(caplog):
+def test_the_default_logger_is_a_child_of_the_asyncflow_logger(caplog):
     with caplog.at_level(logging.INFO, "asyncflow"):
         run(WorkflowStep("a", items), observers=[LoggingObserver()])
 
@@ -309,7 +309,7 @@ def test_the_default_logger_is_a_child_of_that_of_asyncflow(caplog):
     assert len(caplog.records) == 4
 
 
-def test_an_interrupted_run_and_cancelled_steps_are_warned_of(log, records):
+def test_an_interrupted_run_and_cancelled_steps_are_logged_as_warnings(log, records):
     async def main():
         run = asyncio.ensure_future(
             run_pipeline(

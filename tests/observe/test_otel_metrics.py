@@ -109,7 +109,7 @@ async def test_attempts_and_their_errors_are_counted(otel):
     }
 
 
-async def test_the_wait_for_a_place_is_measured_for_each_attempt(otel):
+async def test_the_queue_time_of_each_attempt_is_measured(otel):
     async def slow(**_):
         await asyncio.sleep(2)
 
@@ -128,7 +128,7 @@ async def test_the_wait_for_a_place_is_measured_for_each_attempt(otel):
 QUEUED = "asyncflow.attempt.queue.duration"
 
 
-async def test_what_is_in_flight_is_known_meanwhile(otel):
+async def test_runs_and_attempts_in_flight_are_counted(otel):
     seen = []
 
     async def look(**_):
@@ -207,7 +207,7 @@ def check(otel, events):
 
 
 @given(seed=st.integers(0, 1_000_000))
-def test_spans_and_counts_are_those_of_the_events_of_any_run(seed):
+def test_spans_and_counts_match_the_events_of_any_run(seed):
     pipeline, otel = RandomPipeline(seed), Telemetry()
     journal = MemoryJournal(latency_s=pipeline.latency_s if seed % 2 else None)
 
@@ -215,7 +215,7 @@ def test_spans_and_counts_are_those_of_the_events_of_any_run(seed):
 
 
 @given(seed=st.integers(0, 1_000_000), turn=st.integers(0, 40), kept=st.floats(0, 1))
-def test_nothing_stays_in_flight_however_a_run_ends_and_goes_on(seed, turn, kept):
+def test_nothing_stays_in_flight_however_a_run_ends_and_resumes(seed, turn, kept):
     pipeline, otel = RandomPipeline(seed), Telemetry()
     journal = MemoryJournal(latency_s=pipeline.latency_s)
 

@@ -106,7 +106,7 @@ async def test_a_run_its_steps_and_attempts_have_spans_within_each_other(otel):
     assert otel.links(otel.span("c")) == ["a", "b"]
 
 
-async def test_the_spans_say_what_they_are_about(otel):
+async def test_the_spans_carry_the_attributes_of_their_run_step_and_attempt(otel):
     await run_pipeline(
         [WorkflowStep("a", two), WorkflowStep("m", instant, ["a"], map_over="a")],
         run_id="r1",
@@ -149,7 +149,7 @@ async def test_the_spans_say_what_they_are_about(otel):
     assert {status_of(span) for span in otel.spans} == {("OK", None)}
 
 
-async def test_the_attempts_of_an_item_are_within_it_and_that_within_its_step(otel):
+async def test_the_attempts_of_an_item_are_within_the_item_and_the_item_within_its_step(otel):
     await run_pipeline(
         [WorkflowStep("a", two), WorkflowStep("m", flaky(), ["a"], map_over="a", max_retries=2)],
         observers=[otel.observer],
@@ -161,7 +161,7 @@ async def test_the_attempts_of_an_item_are_within_it_and_that_within_its_step(ot
     assert otel.links(otel.span("m item", item=0)) == []
 
 
-async def test_the_times_of_the_spans_are_those_of_the_events(otel):
+async def test_the_times_of_the_spans_match_the_events(otel):
     events = []
     await run_pipeline(
         [WorkflowStep("a", slow), WorkflowStep("b", flaky(), ["a"], max_retries=2, retry=1234.567)],
@@ -272,7 +272,7 @@ async def test_a_run_is_within_the_span_that_is_current_for_its_caller(otel):
     assert otel.span("RUN").kind == SpanKind.INTERNAL
 
 
-async def test_what_else_there_is_in_the_context_of_the_caller_stays_there(otel):
+async def test_other_values_in_the_context_of_the_caller_are_preserved(otel):
     found = []
 
     async def act():
@@ -288,7 +288,7 @@ async def test_what_else_there_is_in_the_context_of_the_caller_stays_there(otel)
 @pytest.mark.parametrize("observed", [False, True])
 @pytest.mark.parametrize("durable", [False, True])
 @pytest.mark.parametrize("leaves", [False, True])
-async def test_the_context_variables_of_an_action_are_as_without_the_observer(
+async def test_the_context_variables_of_an_action_are_the_same_without_the_observer(
     otel, observed, durable, leaves
 ):
     found = []
@@ -374,7 +374,7 @@ def exceptions(span):
     return [event.attributes for event in span.events if event.name == "exception"]
 
 
-async def test_a_failure_is_told_by_its_attempts_its_step_and_the_run(otel):
+async def test_a_failure_is_recorded_on_its_attempts_its_step_and_the_run(otel):
     await run_pipeline([WorkflowStep("a", fail, max_retries=2)], observers=[otel.observer])
 
     told = ("failure", "ERROR", "LookupError: nothing there", "LookupError")
@@ -393,7 +393,7 @@ async def test_a_failure_is_told_by_its_attempts_its_step_and_the_run(otel):
     assert exceptions(otel.span("a")) == exceptions(otel.span("RUN")) == []
 
 
-async def test_a_run_that_goes_on_after_a_failure_tells_the_first_one(otel):
+async def test_a_run_that_continues_after_a_failure_records_the_first_one(otel):
     await run_pipeline(
         [WorkflowStep("a", fail), WorkflowStep("b", instant, ["a"]), WorkflowStep("c", slow)],
         fail_fast=False,
@@ -410,7 +410,7 @@ async def test_a_run_that_goes_on_after_a_failure_tells_the_first_one(otel):
     assert ends(otel, "c")[:2] == ("success", "OK")
 
 
-async def test_a_step_that_is_skipped_on_purpose_is_all_right(otel):
+async def test_a_step_that_is_skipped_on_purpose_is_ok(otel):
     await run_pipeline(
         [WorkflowStep("a", fail, when=lambda: False)], name="p", observers=[otel.observer]
     )
@@ -420,7 +420,7 @@ async def test_a_step_that_is_skipped_on_purpose_is_all_right(otel):
     assert ends(otel, "RUN p") == ("success", "OK", None, None)
 
 
-async def test_a_timeout_is_told_as_such(otel):
+async def test_a_timeout_is_recorded_as_such(otel):
     await run_pipeline([WorkflowStep("a", forever, timeout_ms=50)], observers=[otel.observer])
 
     result, status, description, error_type = ends(otel, "a attempt 1")
@@ -431,7 +431,7 @@ async def test_a_timeout_is_told_as_such(otel):
     assert "in forever" in exceptions(otel.span("a attempt 1"))[0]["exception.stacktrace"]
 
 
-async def test_the_deadline_of_a_run_is_told_as_such(otel):
+async def test_the_deadline_of_a_run_is_recorded_as_such(otel):
     await run_pipeline(
         [WorkflowStep("a", forever), WorkflowStep("b", instant, ["a"])],
         deadline_ms=50,
@@ -444,7 +444,7 @@ async def test_the_deadline_of_a_run_is_told_as_such(otel):
     assert ends(otel, "b") == ("skip", "ERROR", why, None)
 
 
-async def test_a_cancelled_step_says_why(otel):
+async def test_a_cancelled_step_records_the_reason(otel):
     async def fails_later():
         await asyncio.sleep(0.01)
         raise LookupError("nothing there")
@@ -463,7 +463,7 @@ async def test_a_cancelled_step_says_why(otel):
     ("action", "result", "error"),
     [(fail, "failure", "LookupError"), (forever, "timeout", "asyncflow.StepTimeoutError")],
 )
-async def test_a_step_that_is_cancelled_between_two_attempts_ends_with_the_error_it_had(
+async def test_a_step_that_is_cancelled_between_two_attempts_ends_with_its_last_error(
     otel, action, result, error
 ):
     async def fails_later():
@@ -502,7 +502,7 @@ async def test_a_cancelled_run_ends_all_its_spans(otel):
     assert ends(otel, "b")[:2] == ("skip", "ERROR")
 
 
-async def test_what_ends_a_program_is_told_by_the_step_that_raised_it(otel):
+async def test_system_exit_is_recorded_on_the_attempt_that_raised_it(otel):
     async def leave():
         raise SystemExit(3)
 
@@ -513,7 +513,7 @@ async def test_what_ends_a_program_is_told_by_the_step_that_raised_it(otel):
     assert ends(otel, "RUN")[0] == "cancellation"
 
 
-async def test_what_a_condition_raises_is_told_by_the_step(otel):
+async def test_an_error_from_a_condition_is_recorded_on_the_step(otel):
     def condition():
         raise KeyError("where")
 
@@ -524,7 +524,7 @@ async def test_what_a_condition_raises_is_told_by_the_step(otel):
     assert exceptions(otel.span("a"))[0]["exception.type"] == "KeyError"
 
 
-async def test_the_failures_of_items_are_told_by_their_attempts_and_together_by_the_step(otel):
+async def test_failures_of_items_are_recorded_on_their_attempts_and_as_a_group_on_the_step(otel):
     await run_pipeline(
         [WorkflowStep("a", two), WorkflowStep("m", fail, ["a"], map_over="a")],
         fail_fast=False,
@@ -537,7 +537,7 @@ async def test_the_failures_of_items_are_told_by_their_attempts_and_together_by_
     assert ends(otel, "RUN")[3] == "ExceptionGroup"
 
 
-async def test_an_error_that_bears_nothing_is_told_all_the_same(otel):
+async def test_an_error_that_raises_when_inspected_is_still_recorded(otel):
     async def refuse():
         raise HostileError
 
@@ -547,7 +547,7 @@ async def test_an_error_that_bears_nothing_is_told_all_the_same(otel):
     assert ends(otel, "RUN")[0] == "failure"
 
 
-async def test_an_error_that_comes_from_a_stored_report_keeps_its_type(otel):
+async def test_an_error_restored_from_a_report_keeps_its_type(otel):
     async def restore():
         raise RestoredError("builtins.KeyError", "'x'", "the first traceback")
 
@@ -562,7 +562,7 @@ async def test_an_error_that_comes_from_a_stored_report_keeps_its_type(otel):
     assert ends(otel, "a")[3] == "KeyError"
 
 
-async def test_what_can_not_be_encoded_is_escaped(otel):
+async def test_text_that_cannot_be_encoded_is_escaped(otel):
     name = "a\ud800\n"
 
     async def act():
@@ -582,7 +582,7 @@ async def test_what_can_not_be_encoded_is_escaped(otel):
             str(dict(point.attributes)).encode()
 
 
-async def test_inputs_and_outputs_are_shown_nowhere(otel):
+async def test_inputs_and_outputs_are_in_no_span_and_no_metric(otel):
     async def act(password):
         return f"hello {password}"
 
@@ -601,7 +601,7 @@ async def test_inputs_and_outputs_are_shown_nowhere(otel):
     assert "hunter2" not in repr(otel.metrics())
 
 
-def test_what_happens_in_an_attempt_is_told_by_its_span(otel):
+def test_a_blocked_loop_and_an_abandoned_thread_are_events_of_the_attempts_span(otel):
     observe = otel.observer.for_run()
     for event in [
         RunStarted("r", 1_000.0, {"a": ()}),
@@ -628,7 +628,7 @@ def test_what_happens_in_an_attempt_is_told_by_its_span(otel):
 # Runs that go on.
 
 
-async def test_a_resumed_run_has_a_trace_of_its_own_and_tells_what_is_reused(otel):
+async def test_a_resumed_run_has_its_own_trace_and_marks_reused_steps(otel):
     journal, events = MemoryJournal(), []
     steps = [
         WorkflowStep("a", two),
@@ -666,7 +666,7 @@ async def test_a_resumed_run_has_a_trace_of_its_own_and_tells_what_is_reused(ote
         (StepStatus.SKIPPED, "skip", "OK"),
     ],
 )
-def test_what_does_not_run_again_is_as_it_was(otel, status, result, code):
+def test_a_reused_step_keeps_its_stored_status(otel, status, result, code):
     observe = otel.observer.for_run()
 
     for event in [
@@ -681,7 +681,7 @@ def test_what_does_not_run_again_is_as_it_was(otel, status, result, code):
     assert otel.span("RUN etl").start_time == 1_000 * 10**9
 
 
-def test_a_run_that_goes_on_does_not_end_by_what_has_stopped_it_before(otel):
+def test_a_resumed_run_does_not_inherit_the_stop_of_the_earlier_segment(otel):
     observe = otel.observer.for_run()
 
     for event in [
@@ -785,7 +785,7 @@ async def test_when_the_sdk_fails_nothing_stays_open_or_in_flight(count, caplog)
     assert all(span.end_time is not None for span in otel._exporter.get_finished_spans())
 
 
-def test_a_run_that_nobody_tells_the_end_of_leaves_nothing_open(otel):
+def test_a_dropped_observer_of_an_unfinished_run_leaves_nothing_open(otel):
     observe = otel.observer.for_run()
     observe(RunStarted("r", 1_000.0, {"a": ()}))
     observe(AttemptStarted("a", 1, 0.0))

@@ -40,7 +40,7 @@ def test_a_public_name_has_a_docstring_and_a_home(module: Any, names: list[str])
                 assert value.__doc__, member
 
 
-def test_the_observers_fit_their_seam() -> None:
+def test_the_observers_satisfy_the_observer_protocol() -> None:
     factories: list[ObserverFactory] = [
         asyncflow.logs.LoggingObserver(),
         asyncflow.otel.OpenTelemetryObserver(),
@@ -52,7 +52,7 @@ def test_the_observers_fit_their_seam() -> None:
 @pytest.mark.parametrize(
     ("name", "kind"), [("tracer_provider", "TracerProvider"), ("meter_provider", "MeterProvider")]
 )
-def test_what_is_no_provider_is_refused_when_the_observer_is_made(name: str, kind: str) -> None:
+def test_an_invalid_provider_is_refused_when_the_observer_is_made(name: str, kind: str) -> None:
     with pytest.raises(TypeError, match=f"{name} must be a {kind}, not str"):
         asyncflow.otel.OpenTelemetryObserver(**{name: "x"})  # type: ignore[arg-type]
 
@@ -82,7 +82,7 @@ THEIRS = ["opentelemetry", "opentelemetry.sdk", "opentelemetry.semconv", "struct
 
 
 @pytest.mark.process
-def test_who_does_not_ask_for_them_imports_nothing_of_them() -> None:
+def test_asyncflow_alone_imports_none_of_their_packages() -> None:
     run = """
 import asyncio, asyncflow
 async def act(): ...
