@@ -1,7 +1,7 @@
-"""Every test of the driver runs on each event loop that a user may have.
+"""Run each test of the driver on every event loop that users have.
 
-On uvloop time is real, so waits are short and nothing is asserted about how long they took. On
-the others it is virtual. uvloop and asyncio's debug mode are for ``make test-all``.
+Time is real on uvloop, so delays are short and no test asserts their length; it is virtual on the
+others. ``make test-all`` adds uvloop and asyncio's debug mode.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ if sys.version_info >= (3, 12):
 def pytest_asyncio_loop_factories(
     config: pytest.Config, item: pytest.Item
 ) -> Mapping[str, type[asyncio.AbstractEventLoop]]:
-    if item.get_closest_marker("process"):  # the loop makes no difference to another process
+    if item.get_closest_marker("process"):  # another process has its own loop
         return {"asyncio": LOOPS["asyncio"]}
     if item.get_closest_marker("virtual_time"):
         return {name: loop for name, loop in LOOPS.items() if issubclass(loop, VirtualTimeLoop)}
@@ -53,7 +53,7 @@ def pytest_asyncio_loop_factories(
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark the tests on the loops that ``make test`` leaves out."""
+    """Mark the tests on loops that ``make test`` excludes."""
     for item in items:
         if isinstance(item, pytest.Function) and hasattr(item, "callspec"):
             loop = item.callspec.params.get("_asyncio_loop_factory")
@@ -63,13 +63,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(autouse=True)
 async def nothing_leaks() -> AsyncIterator[None]:
-    """No task outlives a test, and the loop has had nothing to complain of."""
+    """Check that no task outlives the test and the loop reported no error."""
     loop = asyncio.get_running_loop()
-    complaints: list[dict[str, object]] = []
-    loop.set_exception_handler(lambda _, context: complaints.append(context))
+    errors: list[dict[str, object]] = []
+    loop.set_exception_handler(lambda _, context: errors.append(context))
     before = asyncio.all_tasks()
 
     yield
 
     assert {task for task in asyncio.all_tasks() if task not in before} <= {asyncio.current_task()}
-    assert complaints == []
+    assert errors == []

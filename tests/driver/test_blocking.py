@@ -1,4 +1,4 @@
-"""A step that blocks the event loop is named, in real time, with the line at which it does."""
+"""A step that blocks the event loop is reported with the blocking line, in real time."""
 
 from __future__ import annotations
 
@@ -61,17 +61,17 @@ def test_a_step_that_blocks_is_named_with_the_line(
         loop_factory=loop_factory,
     )
 
-    (told,) = [event for event in events if isinstance(event, LoopBlocked)]
-    assert (told.step, told.attempt, told.item) == ("blocks", 1, None)
-    assert told.blocked_ms >= 100
-    assert __file__ in told.where
-    assert told.where.endswith("in block")
-    assert report["blocks"].loop_blocked_ms == told.blocked_ms
+    (blocked,) = [event for event in events if isinstance(event, LoopBlocked)]
+    assert (blocked.step, blocked.attempt, blocked.item) == ("blocks", 1, None)
+    assert blocked.blocked_ms >= 100
+    assert __file__ in blocked.where
+    assert blocked.where.endswith("in block")
+    assert report["blocks"].loop_blocked_ms == blocked.blocked_ms
     assert report["waits"].loop_blocked_ms == report["after"].loop_blocked_ms == 0
     (warning,) = caplog.records
     assert (warning.name, warning.levelno) == ("asyncflow", logging.WARNING)
     assert "step 'blocks', attempt 1, blocked the event loop" in warning.getMessage()
-    assert told.where in warning.getMessage()
+    assert blocked.where in warning.getMessage()
 
 
 def test_a_block_at_the_end_of_a_run_is_reported_before_the_run_finishes() -> None:
@@ -90,9 +90,9 @@ def test_each_blocking_attempt_is_reported_and_the_result_has_the_sum() -> None:
 
     report, events = run(WorkflowStep("blocks", blocks_and_fails, max_retries=2))
 
-    told = [event for event in events if isinstance(event, LoopBlocked)]
-    assert [event.attempt for event in told] == [1, 2]
-    assert report["blocks"].loop_blocked_ms == sum(event.blocked_ms for event in told)
+    blocked = [event for event in events if isinstance(event, LoopBlocked)]
+    assert [event.attempt for event in blocked] == [1, 2]
+    assert report["blocks"].loop_blocked_ms == sum(event.blocked_ms for event in blocked)
     assert isinstance(events[-2], StepFailed | LoopBlocked)
 
 
@@ -109,8 +109,8 @@ def test_an_item_that_blocks_is_reported_with_its_index() -> None:
         WorkflowStep("work", work, ["numbers"], map_over="numbers"),
     )
 
-    (told,) = [event for event in events if isinstance(event, LoopBlocked)]
-    assert (told.step, told.item) == ("work", 1)
+    (blocked,) = [event for event in events if isinstance(event, LoopBlocked)]
+    assert (blocked.step, blocked.item) == ("work", 1)
     assert report["work"].items is not None
     assert report["work"].status == "SUCCESS"
 
@@ -130,13 +130,13 @@ def test_a_block_in_a_nested_run_is_reported_by_that_run_alone() -> None:
 def test_a_third_party_task_that_blocks_is_not_blamed_on_a_step(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    async def stranger() -> None:
+    async def third_party() -> None:
         await asyncio.sleep(0.02)
         block()
 
     async def main() -> list[Event]:
         events: list[Event] = []
-        task = asyncio.create_task(stranger(), name="stranger")
+        task = asyncio.create_task(third_party(), name="third party")
         await run_pipeline([WorkflowStep("waits", waits)], observers=[events.append])
         await task
         return events
@@ -148,7 +148,7 @@ def test_a_third_party_task_that_blocks_is_not_blamed_on_a_step(
     assert caplog.records == []
 
 
-def told_of(events: list[Event]) -> list[str]:
+def blocking_steps(events: list[Event]) -> list[str]:
     return [event.step for event in events if isinstance(event, LoopBlocked)]
 
 
@@ -162,7 +162,7 @@ def test_a_condition_that_blocks_is_not_blamed_on_the_step_that_has_ended() -> N
     )
 
     assert report.all_passed
-    assert told_of(events) == []
+    assert blocking_steps(events) == []
 
 
 def test_a_condition_that_blocks_is_not_blamed_on_a_mapped_step() -> None:
@@ -183,7 +183,7 @@ def test_a_condition_that_blocks_is_not_blamed_on_a_mapped_step() -> None:
     )
 
     assert report.all_passed
-    assert told_of(events) == []
+    assert blocking_steps(events) == []
 
 
 def test_an_observer_that_blocks_is_not_blamed_on_the_step_of_its_event() -> None:
@@ -198,7 +198,7 @@ def test_an_observer_that_blocks_is_not_blamed_on_the_step_of_its_event() -> Non
         runner.run(run_pipeline([WorkflowStep("waits", waits)], observers=[observer]))
 
     assert StepSucceeded in map(type, events)
-    assert told_of(events) == []
+    assert blocking_steps(events) == []
 
 
 def test_an_until_that_blocks_is_not_blamed_on_a_step_in_a_thread() -> None:
@@ -210,7 +210,7 @@ def test_an_until_that_blocks_is_not_blamed_on_a_step_in_a_thread() -> None:
     report, events = run(step)
 
     assert report.all_passed
-    assert told_of(events) == []
+    assert blocking_steps(events) == []
 
 
 def test_the_blocking_attempt_is_found_whatever_the_name_of_its_step() -> None:
@@ -221,13 +221,13 @@ def test_the_blocking_attempt_is_found_whatever_the_name_of_its_step() -> None:
         if numbers == 2:
             block()
 
-    async def stranger() -> None:
+    async def third_party() -> None:
         await asyncio.sleep(0.3)
         block()
 
     async def main() -> list[Event]:
         events: list[Event] = []
-        other = asyncio.create_task(stranger(), name="asyncflow:r:nobody#1")
+        other = asyncio.create_task(third_party(), name="asyncflow:r:unknown#1")
         steps = [
             WorkflowStep("numbers", numbers),
             WorkflowStep("a#1[1]", work, ["numbers"], map_over="numbers"),
@@ -241,8 +241,8 @@ def test_the_blocking_attempt_is_found_whatever_the_name_of_its_step() -> None:
     with asyncio.Runner() as runner:
         events = runner.run(main())
 
-    told = [event for event in events if isinstance(event, LoopBlocked)]
-    assert [(event.step, event.item) for event in told] == [("a#1[1]", 1), ("a[1]", None)]
+    blocked = [event for event in events if isinstance(event, LoopBlocked)]
+    assert [(event.step, event.item) for event in blocked] == [("a#1[1]", 1), ("a[1]", None)]
 
 
 def test_no_monitor_thread_outlives_a_short_run() -> None:

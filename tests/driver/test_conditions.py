@@ -1,4 +1,4 @@
-"""What runs at all: conditions, clean-up steps, targets, and the errors of those who decide it."""
+"""Which steps run: conditions and their errors, clean-up steps and targets."""
 
 from __future__ import annotations
 
@@ -47,11 +47,11 @@ def statuses(report):
 
 
 async def test_the_condition_of_a_step_that_a_dead_process_started_is_not_called_again():
-    asked = []
+    calls = []
 
     def when():
-        asked.append(1)
-        return len(asked) == 1
+        calls.append(1)
+        return len(calls) == 1
 
     steps = [
         WorkflowStep("source", numbers),
@@ -59,17 +59,17 @@ async def test_the_condition_of_a_step_that_a_dead_process_started_is_not_called
         WorkflowStep("mapped", double, {"number": "source"}, map_over="source", when=when),
     ]
     for name in ("plain", "mapped"):
-        asked.clear()
+        calls.clear()
         journal = MemoryJournal()
         chosen = [steps[0], next(step for step in steps if step.name == name)]
         await run_pipeline(chosen, journal=journal, run_id="r")
-        assert len(asked) == 1
+        assert len(calls) == 1
         begun = next(at for at, event in enumerate(journal.kept["r"]) if is_attempt_of(event, name))
         left = journal.died_after(begun + 1)
 
         report = await run_pipeline(chosen, journal=left, run_id="r")
 
-        assert len(asked) == 1
+        assert len(calls) == 1
         assert report[name].status is SUCCESS
         crashed = report[name] if name == "plain" else report[name].items[0]
         assert [type(attempt.error) for attempt in crashed.history] == [
@@ -127,10 +127,10 @@ async def test_a_condition_that_returns_an_awaitable_fails_the_step():
 
 
 async def test_a_condition_receives_inputs_and_is_called_once_before_the_first_attempt():
-    asked = []
+    calls = []
 
     def when(dry_run):
-        asked.append(dry_run)
+        calls.append(dry_run)
         return not dry_run
 
     async def flaky():
@@ -142,11 +142,11 @@ async def test_a_condition_receives_inputs_and_is_called_once_before_the_first_a
     for dry_run in (True, False):
         await run_pipeline([step], inputs={"dry_run": dry_run})
 
-    assert asked == [True, False]
+    assert calls == [True, False]
 
 
 async def test_a_third_party_that_cancels_an_unstarted_task_does_not_repeat_the_condition():
-    asked = []
+    calls = []
 
     async def attacker():
         for task in asyncio.all_tasks() - {asyncio.current_task()}:
@@ -156,12 +156,12 @@ async def test_a_third_party_that_cancels_an_unstarted_task_does_not_repeat_the_
     report = await run_pipeline(
         [
             WorkflowStep("attacker", attacker),
-            WorkflowStep("a", succeed, when=lambda: asked.append(1) or True),
+            WorkflowStep("a", succeed, when=lambda: calls.append(1) or True),
         ]
     )
 
     assert report.all_passed
-    assert asked == [1]
+    assert calls == [1]
 
 
 class Unanswerable:

@@ -1,4 +1,4 @@
-"""When attempts start and end: limits, backoffs and deadlines, to the millisecond."""
+"""When attempts start and end: timeouts, backoffs and deadlines, to the millisecond."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ LETTERS = {
 
 
 def timeline(events):
-    """The events as one line: what happened, and when."""
+    """Return the events and their times as one line."""
     return " ".join(
         f"{LETTERS[type(event)]}@{round(event.at_ms, 6):g}"
         for event in events
@@ -52,7 +52,7 @@ def doubling(base_ms, max_ms=30_000):
 
 
 def attempts_that(*each_takes_ms, ends="fail"):
-    """An action whose n-th attempt takes so long and then fails, but succeeds the last time."""
+    """Return an action whose attempts take this long; all fail, or all but the last."""
     durations = iter(each_takes_ms)
 
     async def action():
@@ -80,7 +80,7 @@ TABLE = [
     ([10], S, 1, 20, 0, None, None, "start@0 success@10"),
     ([30], S, 1, 20, 0, None, None, "start@0 fail@20"),
     ([10], F, 1, 20, 99, None, None, "start@0 fail@10"),
-    # Another attempt.
+    # A retry.
     ([10, 10], S, 2, None, 0, None, None, "start@0 retry@10 start@10 success@20"),
     ([10, 10], F, 2, None, 0, None, None, "start@0 retry@10 start@10 fail@20"),
     ([10, 10], S, 2, None, 5, None, None, "start@0 retry@10 start@15 success@25"),
@@ -130,18 +130,18 @@ TABLE = [
     ([30, 30], S, 2, 10, 5, 20, None, "start@0 retry@10 start@15 fail@20"),
     ([30, 30], S, 2, 10, 5, 40, None, "start@0 retry@10 start@15 fail@25"),
     ([10, 5], S, 2, None, 5, 25, None, "start@0 retry@10 start@15 success@20"),
-    # No wait is begun that cannot end before it.
+    # No backoff starts that would reach the step's deadline.
     ([10], F, 2, None, 10, 20, None, "start@0 fail@10"),
     ([10], F, 2, None, 11, 20, None, "start@0 fail@10"),
     ([10, 0], F, 2, None, 9, 20, None, "start@0 retry@10 start@19 fail@19"),
     ([10], F, 9, None, 1_000, 500, None, "start@0 fail@10"),
     ([0] * 2, F, 9, None, doubling(10), 25, None, "start@0 retry@0 start@10 fail@10"),
-    # Nor one that cannot end before the run's.
+    # Nor one that would reach the run's deadline.
     ([10], F, 2, None, 10, None, 20, "start@0 fail@10"),
     ([10], F, 2, None, 60, 100, 50, "start@0 fail@10"),
     ([10], F, 2, None, 60, 50, 100, "start@0 fail@10"),
     ([10, 0], F, 2, None, 9, None, 20, "start@0 retry@10 start@19 fail@19"),
-    # The run's deadline cuts short what runs, and tells that it did.
+    # The run's deadline cancels running attempts and is reported.
     ([30], S, 1, None, 0, None, 20, "start@0 deadline@20 cancel@20"),
     ([30], S, 1, 25, 0, None, 20, "start@0 deadline@20 cancel@20"),
     ([30], S, 1, 15, 0, None, 20, "start@0 fail@15"),
@@ -367,7 +367,7 @@ def test_a_step_fails_at_its_deadline_without_waiting_for_its_running_thread(
 
     async def main():
         loop = asyncio.get_running_loop()
-        loop.call_later(0.4, release.set)  # it ends in any case
+        loop.call_later(0.4, release.set)  # the thread ends in any case
         return await run_pipeline(
             [
                 WorkflowStep(

@@ -1,4 +1,4 @@
-"""Runs that a journal keeps: what is finished is not done again, and nothing is lost."""
+"""Durable runs: a completed step is never re-run, and nothing is lost."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def decode(step, payload):
 
 
 class Work:
-    """Actions that count how often each was called, and break as they are told to."""
+    """Actions that count their calls and fail while their name is in `broken`."""
 
     def __init__(self) -> None:
         self.calls: Counter[str] = Counter()
@@ -115,21 +115,21 @@ class TestOneRun:
         assert reused(report) == []
 
     async def test_the_journal_stores_every_event_in_order(self, work, journal):
-        told = []
+        received = []
 
-        await run_pipeline(work.diamond(), journal=journal, run_id="r", observers=[told.append])
+        await run_pipeline(work.diamond(), journal=journal, run_id="r", observers=[received.append])
 
-        kept = journal.kept["r"]
-        assert [type(event) for event in kept] == [type(event) for event in told]
-        assert isinstance(kept[0], RunStarted)
-        assert kept[-1].outcome == "passed"
+        stored = journal.kept["r"]
+        assert [type(event) for event in stored] == [type(event) for event in received]
+        assert isinstance(stored[0], RunStarted)
+        assert stored[-1].outcome == "passed"
 
     async def test_an_action_is_called_only_after_its_start_is_stored(self, schedule):
         journal = MemoryJournal(latency_s=0.05)
 
         async def act():
-            kept = [e for e in journal.kept["r"] if isinstance(e, AttemptStarted)]
-            assert current_step().step_name in [event.step for event in kept]
+            starts = [e for e in journal.kept["r"] if isinstance(e, AttemptStarted)]
+            assert current_step().step_name in [event.step for event in starts]
 
         steps = [WorkflowStep("a", act), WorkflowStep("b", act, ["a"]), WorkflowStep("c", act)]
         report = await run_pipeline(steps, schedule=schedule, journal=journal, run_id="r")
@@ -159,7 +159,7 @@ class TestOneRun:
 
         report = await run_pipeline(steps, journal=journal, run_id="r", deadline_ms=100_000)
 
-        # One for each step's start, and one for the end; and a moment for the actions.
+        # One for the start of each step, one for the end, and a moment for the actions.
         assert 10_000 <= report.total_duration_ms < 11_500
 
     async def test_an_output_that_the_journal_cannot_encode_fails_the_step_at_once(self, journal):
@@ -300,14 +300,14 @@ class TestResume:
         work.broken.add("b")
         await run_pipeline(work.diamond(), journal=journal, run_id="r")
         work.broken.clear()
-        told = []
+        received = []
 
-        await run_pipeline(work.diamond(), journal=journal, run_id="r", observers=[told.append])
+        await run_pipeline(work.diamond(), journal=journal, run_id="r", observers=[received.append])
 
-        assert isinstance(told[0], RunResumed)
-        assert told[0].unfinished["b"] == "it had failed"
-        assert isinstance(told[1], StepReused)
-        assert told[1].step == "a"
+        assert isinstance(received[0], RunResumed)
+        assert received[0].unfinished["b"] == "it had failed"
+        assert isinstance(received[1], StepReused)
+        assert received[1].step == "a"
 
     async def test_failed_attempts_count_and_crashed_ones_do_not(self, journal):
         seen = []
@@ -320,7 +320,7 @@ class TestResume:
         await run_pipeline(steps, journal=journal, run_id="r")
         assert seen == [1, 2, 3]
 
-        # The process died during the second attempt, and again during the one after it.
+        # The process died during the second attempt, and again during the next one.
         left = journal.died_after(4)
         assert isinstance(left.kept["r"][-1], AttemptStarted)
         seen.clear()
@@ -385,7 +385,7 @@ class TestResume:
         assert isinstance(error, StepCrashedError)
         assert error.crashes == max_crashes + 1
         assert report["a"].attempts == max_crashes + 1
-        # Started again, it has all its attempts anew.
+        # A run that is started again has all its attempts.
         assert (await run_pipeline(steps, journal=left, run_id="r")).all_passed
         assert calls == [1]
 
@@ -499,8 +499,8 @@ class TestResume:
         with pytest.raises(KeyboardInterrupt):
             await run_pipeline(work.diamond(), journal=left, run_id="r", observers=[stop])
 
-        told = [event.step for event in left.kept["r"] if isinstance(event, StepReused)]
-        assert told == ["a"]
+        restored = [event.step for event in left.kept["r"] if isinstance(event, StepReused)]
+        assert restored == ["a"]
         assert not left.open_books
 
     async def test_a_skipped_step_has_no_rerun_reason(self, work, journal):
@@ -537,21 +537,21 @@ class TestResume:
 
 
 class SlowToClose(MemoryJournal):
-    """Takes a while to give up a run."""
+    """Takes a while to release the lease of a run."""
 
     closing = 0
 
     async def open(self, run_id, **options):
-        book, result = await super().open(run_id, **options)
-        close = book.close
+        session, result = await super().open(run_id, **options)
+        close = session.close
 
         async def close_slowly():
             self.closing += 1
             await asyncio.sleep(0.01)
             await close()
 
-        book.close = close_slowly
-        return book, result
+        session.close = close_slowly
+        return session, result
 
 
 class TestChangedPipelines:
@@ -710,11 +710,11 @@ class TestChangedPipelines:
 
         last = WorkflowStep("last", fail, {"x": "a"})
         await run_pipeline([WorkflowStep("a", number), last], journal=journal, run_id="r")
-        kept = len(journal.kept["r"])
+        count = len(journal.kept["r"])
 
         with pytest.raises(PayloadError, match="is no str any more; nothing has run"):
             await run_pipeline([WorkflowStep("a", text), last], journal=journal, run_id="r")
-        assert len(journal.kept["r"]) == kept
+        assert len(journal.kept["r"]) == count
         assert not journal.open_books
 
         new = WorkflowStep("a", text, version="2")
@@ -747,9 +747,9 @@ class TestChangedPipelines:
         opened = journal.open
 
         async def open_badly(*args, **kwargs):
-            book, answer = await opened(*args, **kwargs)
-            book.watch = refuse
-            return book, answer
+            session, answer = await opened(*args, **kwargs)
+            session.watch = refuse
+            return session, answer
 
         journal.open = open_badly
         with pytest.raises(RuntimeError, match="no"):
@@ -856,10 +856,12 @@ class TestInputs:
 
     async def test_a_secret_input_is_not_stored_and_must_be_passed_again(self, journal):
         steps, seen = self.steps()
-        told = []
+        received = []
         options = {"journal": journal, "run_id": "r", "secret_inputs": ["x"]}
-        await run_pipeline(steps, inputs={"x": "abc", "y": 1}, observers=[told.append], **options)
-        assert "abc" not in repr(journal.kept) + repr(told)
+        await run_pipeline(
+            steps, inputs={"x": "abc", "y": 1}, observers=[received.append], **options
+        )
+        assert "abc" not in repr(journal.kept) + repr(received)
 
         with pytest.raises(ValueError, match="input 'x' of run 'r' is secret"):
             await run_pipeline(steps, **options)
@@ -874,26 +876,28 @@ class TestInputs:
         await run_pipeline(steps, inputs={"x": "hunter2", "y": 1}, **options)
         options["secret_inputs"] = ["x"]
 
-        with pytest.raises(ValueError, match="was started with another input 'x'; leave") as told:
+        with pytest.raises(ValueError, match="was started with another input 'x'; leave") as caught:
             await run_pipeline(steps, inputs=other, **options)
         await run_pipeline(steps, inputs={"x": "hunter2"}, **options)
 
-        assert "hunter" not in str(told.value)
+        assert "hunter" not in str(caught.value)
         assert seen == [("hunter2", 1)] * 2
 
     async def test_an_input_made_secret_later_is_no_longer_shown_anywhere(self, journal):
         steps, seen = self.steps()
-        told = []
+        received = []
         options = {"journal": journal, "run_id": "r"}
         await run_pipeline(steps, inputs={"x": "hunter2", "y": 1}, **options)
         begun = StoredRun(journal.kept["r"])
 
-        report = await run_pipeline(steps, secret_inputs=["x"], observers=[told.append], **options)
+        report = await run_pipeline(
+            steps, secret_inputs=["x"], observers=[received.append], **options
+        )
 
         inputs = {"x": RestoredOutput("redacted"), "y": 1}
         assert seen == [("hunter2", 1)] * 2
         assert begun.report(decode).inputs == {"x": "hunter2", "y": 1}
-        assert told[0].inputs == {"x": RestoredOutput("redacted")}
+        assert received[0].inputs == {"x": RestoredOutput("redacted")}
         for one in (report, StoredRun(journal.kept["r"]).report(decode)):
             assert one.inputs == inputs
         for view in (RunView.from_report(report), RunView(journal.kept["r"])):
@@ -912,7 +916,7 @@ class TestInputs:
         await run_pipeline(steps, inputs={"x": 1, "y": 2}, **options)
         await run_pipeline(steps, secret_inputs=["x"], **options)
 
-        third = await run_pipeline(steps, **options)  # it was kept, and is there still
+        third = await run_pipeline(steps, **options)  # it was stored, and the journal still has it
         with pytest.raises(ValueError, match="was started with another input 'x'"):
             await run_pipeline(steps, inputs={"x": 3}, **options)
         fourth = await run_pipeline(steps, inputs={"x": 1}, **options)
@@ -930,12 +934,12 @@ class TestInputs:
         await run_pipeline(steps, inputs={"x": "hunter2", "y": 1}, **options)
         await run_pipeline(steps, secret_inputs=["x"], **options)
 
-        with pytest.raises(ValueError, match="was started with another input 'x'; leave") as told:
+        with pytest.raises(ValueError, match="was started with another input 'x'; leave") as caught:
             await run_pipeline(steps, inputs={"x": "hunter3"}, **options)
         with pytest.raises(ValueError, match="another input 'y': 1, and not 2; leave"):
             await run_pipeline(steps, inputs={"y": 2}, **options)
 
-        assert "hunter" not in str(told.value)
+        assert "hunter" not in str(caught.value)
 
     @pytest.mark.parametrize("secret", ["x", 5])
     async def test_secret_inputs_must_be_a_list(self, secret):
@@ -1066,8 +1070,8 @@ class TestSecretOutputs:
         assert stored["double"].secret
         assert whole["double"].secret
 
-        for kept in range(len(journal.kept["r"])):
-            left = journal.died_after(kept)
+        for stored in range(len(journal.kept["r"])):
+            left = journal.died_after(stored)
             report = await run_pipeline(steps, journal=left, run_id="r")
             assert report["total"].output == whole["total"].output
 
@@ -1114,17 +1118,17 @@ class TestSecretOutputs:
         assert not first["login"].secret
 
         second = await run_pipeline(steps(secret=True), **options)
-        told = StoredRun(journal.kept["r"]).report(decode), RunView(journal.kept["r"])
+        stored, view = StoredRun(journal.kept["r"]).report(decode), RunView(journal.kept["r"])
         third = await run_pipeline(steps(secret=False), **options)
 
         assert work.calls == {"login": 1, "use": 1, "fetch": 3, "tell": 2}
-        assert second["login"].output == "s3cret"  # to those who have the report itself
+        assert second["login"].output == "s3cret"  # the report in memory has it
         assert "s3cret" not in repr([*second.values()]) + second.to_json() + second.to_html()
-        assert "s3cret" not in repr([*told[0].values()]) + repr(told[1].steps)
-        for report in (second, told[0]):
+        assert "s3cret" not in repr([*stored.values()]) + repr(view.steps)
+        for report in (second, stored):
             assert {name for name, each in report.items() if each.secret} == {"login", "tell"}
             assert all(item.secret for item in report["tell"].items)
-        # And what it is said to be now counts: its value is there still.
+        # The current declaration counts: the journal still has the values.
         for report in (third, StoredRun(journal.kept["r"]).report(decode)):
             assert not report["login"].secret
             assert report["login"].output == "s3cret"
@@ -1312,7 +1316,7 @@ class TestMappedSteps:
         assert not journal.open_books
 
 
-class TestNestedPipelines:
+class TestIncludedPipelines:
     async def test_the_steps_of_an_included_pipeline_are_stored_one_by_one(self, journal):
         calls = Counter()
         inner, outer = Pipeline("inner"), Pipeline("outer")
@@ -1343,7 +1347,7 @@ class TestNestedPipelines:
         assert calls == {"one": 1, "two": 2}
 
 
-class TestOwners:
+class TestActiveRuns:
     async def test_an_active_run_cannot_be_started_again(self, work, journal):
         first = asyncio.ensure_future(run_pipeline(work.diamond(), journal=journal, run_id="r"))
         while not work.calls:
@@ -1393,7 +1397,7 @@ class TestFailingJournals:
     async def test_a_run_fails_with_the_error_of_its_journal_and_resumes_later(self, schedule):
         for fail_at in range(1, 11):
             work, journal = Work(), MemoryJournal(fail_at=fail_at)
-            told = []
+            received = []
 
             with pytest.raises(JournalError, match="the disk is full"):
                 await run_pipeline(
@@ -1401,10 +1405,10 @@ class TestFailingJournals:
                     schedule=schedule,
                     journal=journal,
                     run_id="r",
-                    observers=[told.append],
+                    observers=[received.append],
                 )
             assert len(journal.kept["r"]) == fail_at - 1
-            assert isinstance(told[-1], RunFinished)
+            assert isinstance(received[-1], RunFinished)
             assert not journal.open_books
             done = {e.step for e in journal.kept["r"] if isinstance(e, StepSucceeded)}
             before = work.calls.copy()
@@ -1454,11 +1458,11 @@ class TestFailingJournals:
 
     async def test_a_cancellation_during_the_last_write_propagates(self, work):
         journal = MemoryJournal(latency_s=0.05)
-        told = []
+        received = []
         running = asyncio.ensure_future(
-            run_pipeline(work.diamond(), journal=journal, run_id="r", observers=[told.append])
+            run_pipeline(work.diamond(), journal=journal, run_id="r", observers=[received.append])
         )
-        while not any(isinstance(event, RunFinished) for event in told):
+        while not any(isinstance(event, RunFinished) for event in received):
             await asyncio.sleep(0.001)
         running.cancel()
 
@@ -1490,7 +1494,7 @@ class TestHosts:
             report = await run_pipeline(work.diamond(), journal=journal, run_id="r")
             assert report.all_passed
             assert not journal.open_books
-            await asyncio.sleep(0)  # as always, anyio says it at the next opportunity
+            await asyncio.sleep(0)  # anyio delivers the cancellation at the next checkpoint
 
         assert scope.cancelled_caught
 

@@ -1,4 +1,4 @@
-"""One pipeline with every policy at once, cancelled in every single turn of the event loop."""
+"""One pipeline with every policy, cancelled in each turn of the event loop."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from asyncflow.events import AttemptStarted, RunFinished, RunInterrupted, StepSk
 
 
 class World:
-    """The pipeline, and the books of what its actions have done."""
+    """The pipeline and a record of what its actions did."""
 
     def __init__(self):
         self.pools = Pool(1), Pool(2, per_second=1_000)
@@ -32,7 +32,7 @@ class World:
             ),
             WorkflowStep("refused", self.refused, max_retries=3, retry=doubling, pool=paced),
             WorkflowStep("late", self.hang, timeout_ms=3, max_retries=2, pool=narrow),
-            WorkflowStep("lapses", self.hang, heartbeat_ms=2, deadline_ms=5),
+            WorkflowStep("no heartbeat", self.hang, heartbeat_ms=2, deadline_ms=5),
             WorkflowStep("not wanted", self.hang, when=lambda: False),
             WorkflowStep("wanted", self.quick, ["items"], when=lambda items: True),
             WorkflowStep("failure", self.clean_up, ["late"], run_if="failure", pool=narrow),
@@ -92,7 +92,7 @@ class World:
 
 
 class Stream:
-    """Three items for each of those who go through it."""
+    """Yields three items to each consumer."""
 
     def __init__(self, world):
         self.world = world
@@ -137,7 +137,7 @@ def check(world, events, report):
     if events:
         assert isinstance(events[-1], RunFinished)
     interrupted = [at for at, each in enumerate(events) if isinstance(each, RunInterrupted)]
-    # It is none if all steps had ended when the cancellation came.
+    # A cancellation after the end of the last step interrupts nothing.
     assert len(interrupted) <= (report is None and bool(events))
     for at in interrupted:
         assert not any(isinstance(each, AttemptStarted) for each in events[at:])

@@ -1,4 +1,4 @@
-"""What runs the run: no loop, another library's, several threads, signals, strangers' tasks."""
+"""What surrounds a run: other libraries' loops, several threads, signals, third-party tasks."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def test_outside_an_asyncio_loop_the_error_says_what_is_needed():
 
 
 async def test_outside_an_asyncio_task_the_error_says_what_is_needed():
-    # As trio does in guest mode: its code runs in asyncio's thread, but in no asyncio task.
+    # As in trio's guest mode, the code runs in asyncio's thread but in no asyncio task.
     loop = asyncio.get_running_loop()
     outcome = loop.create_future()
 
@@ -128,8 +128,8 @@ async def test_all_tasks_can_be_cancelled_at_once_as_at_shutdown():
             await asyncio.Event().wait()
         finally:
             if sys.version_info >= (3, 12):
-                # Before, `wait_for` hands a stranger's cancellation on to an attempt that has
-                # got one already, which would interrupt a clean-up that waits.
+                # Before 3.12, `wait_for` forwards a third party's cancellation to an attempt that
+                # has received one already, which would interrupt a clean-up that waits.
                 await asyncio.sleep(0)
             cleaned.append(1)
 
@@ -167,7 +167,7 @@ async def test_a_step_whose_task_a_third_party_cancels_before_its_first_line_sta
 
 @pytest.mark.asyncio(loop_factories=["uvloop"])
 async def test_a_timeout_that_fires_before_the_attempt_could_start_does_not_count():
-    # uvloop runs timers before what is ready: a stalled loop is late for both.
+    # uvloop runs timers before ready callbacks: a stalled loop is late for both.
     calls = []
 
     async def flaky():
@@ -213,9 +213,9 @@ async def test_a_task_factory_that_fails_stops_the_run_with_its_error():
 async def test_the_watchdog_ignores_long_steps_that_were_not_cancelled(monkeypatch):
     loop = asyncio.get_running_loop()
     if not isinstance(loop, VirtualTimeLoop):
-        pytest.skip("it looks after five seconds, which are too long in real time")
-    looked = []
-    monkeypatch.setattr("asyncflow._runtime.watchdog.Watchdog._warn", lambda *_: looked.append(1))
+        pytest.skip("the watchdog looks after five seconds, which is too long in real time")
+    warnings = []
+    monkeypatch.setattr("asyncflow._runtime.watchdog.Watchdog._warn", lambda *_: warnings.append(1))
 
     async def long():
         await asyncio.sleep(5.6)
@@ -228,7 +228,7 @@ async def test_the_watchdog_ignores_long_steps_that_were_not_cancelled(monkeypat
     )
 
     assert report.all_passed
-    assert looked == []
+    assert warnings == []
 
 
 PROGRAM = """

@@ -1,4 +1,4 @@
-"""A pipeline can be looked at before it is run, and nothing of the user's is called for that."""
+"""A pipeline can be inspected before it runs, without a call of the user's code."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ async def test_the_diagram_has_each_step_and_an_arrow_from_each_dependency():
 
     assert text.startswith("flowchart")
     assert all(f'"{step.name}"' in text for step in STEPS)
-    assert text.count("-->") == 2 + 1 + 1 + 4  # notify looks at all of them
+    assert text.count("-->") == 2 + 1 + 1 + 4  # notify depends on all of them
 
 
 async def test_an_empty_pipeline_can_be_shown_too():
@@ -87,7 +87,7 @@ async def test_only_steps_and_dependencies_that_will_run_are_listed():
 
 
 async def test_replace_changes_the_given_options_and_keeps_the_others():
-    told: list[str] = []
+    called: list[str] = []
 
     async def fail() -> None:
         raise OSError("gone")
@@ -100,7 +100,7 @@ async def test_replace_changes_the_given_options_and_keeps_the_others():
         iter(steps),
         name="pair",
         targets=["bad", "good"],
-        observers=[lambda _: told.append("x")],
+        observers=[lambda _: called.append("x")],
     )
 
     other = one.replace(fail_fast=False, targets=None)
@@ -111,7 +111,7 @@ async def test_replace_changes_the_given_options_and_keeps_the_others():
     assert one.replace(name="else").execution_order == ["bad", "good"]
     report = await other.run()
     assert [result.step_name for result in report.succeeded] == ["good", "more"]
-    assert told
+    assert called
 
 
 async def test_replace_validates_its_options():
@@ -129,10 +129,10 @@ async def test_a_run_can_have_its_own_observers():
     orchestrator = Orchestrator([WorkflowStep("one", fine)], observers=[always.append])
 
     await orchestrator.run(observers=[once.append])
-    told = len(always)
+    count = len(always)
     await orchestrator.run()
 
-    assert once == always[:told]
-    assert len(always) == 2 * told
+    assert once == always[:count]
+    assert len(always) == 2 * count
     with pytest.raises(TypeError, match="observers must be a list"):
         await orchestrator.run(observers=print)  # type: ignore[arg-type]

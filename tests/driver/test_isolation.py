@@ -1,4 +1,4 @@
-"""An attempt finds nothing of the one before, whether that has left something or not."""
+"""An attempt does not see the context of the one before, whether that changed it or not."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ MARK: ContextVar[str] = ContextVar("mark", default="clean")
 
 
 class Flaky:
-    """Fails in its first attempt, after it has left something in its context."""
+    """Fails in its first attempt, after it has changed its context."""
 
     def __init__(self) -> None:
         self.seen: list[str] = []
@@ -40,8 +40,8 @@ class Flaky:
         return "late"
 
 
-async def unbegun(name: str) -> asyncio.Task[object]:
-    """Wait for a task of that name, and return it before its first line has run."""
+async def unstarted(name: str) -> asyncio.Task[object]:
+    """Wait for a task of that name; return it before its first line has run."""
     while True:
         for task in asyncio.all_tasks():
             if task.get_name().endswith(name):
@@ -56,7 +56,7 @@ async def test_an_attempt_does_not_see_context_changes_of_the_one_before():
 
     assert report["a"].output == "done"
     assert flaky.seen == ["clean", "clean"]
-    assert flaky.tasks[1:] == ["a#2"]  # an eager task gets its first name too late to see it
+    assert flaky.tasks[1:] == ["a#2"]  # an eager task receives its first name too late to see it
 
 
 async def test_a_retry_is_named_even_if_the_attempt_before_changed_no_context():
@@ -81,7 +81,7 @@ async def test_a_third_party_that_cancels_an_attempt_before_its_first_line_only_
     flaky = Flaky()
     run = asyncio.ensure_future(run_pipeline([WorkflowStep("a", flaky, max_retries=2, pool=pool)]))
 
-    (await unbegun(":a#2")).cancel()
+    (await unstarted(":a#2")).cancel()
     report = await run
 
     assert report["a"].output == "done"
@@ -136,8 +136,8 @@ async def test_an_isolated_attempt_is_cancelled_with_the_run_and_cleans_up():
         await run
 
     assert flaky.cleaned
-    (told,) = [event for event in events if isinstance(event, StepCancelled)]
-    assert told.attempt == 2
+    (cancelled,) = [event for event in events if isinstance(event, StepCancelled)]
+    assert cancelled.attempt == 2
 
 
 async def test_an_isolated_attempt_that_returns_a_value_when_stopped_succeeds():

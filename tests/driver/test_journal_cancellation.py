@@ -36,16 +36,16 @@ REASON = "the run was cancelled through its journal"
 
 
 class Watched:
-    """A run in a journal, of which somebody sees what happens."""
+    """A durable run whose events a test can await."""
 
     def __init__(self, *steps: WorkflowStep, journal: MemoryJournal | None = None) -> None:
         self.steps = steps
         self.journal = MemoryJournal() if journal is None else journal
-        self.told: list[Event] = []
-        self._news = asyncio.Event()
+        self.received: list[Event] = []
+        self._arrived = asyncio.Event()
 
     def start(self, **options: Any) -> asyncio.Task[Any]:
-        self.told.clear()
+        self.received.clear()
         return asyncio.ensure_future(
             run_pipeline(
                 self.steps, journal=self.journal, run_id="r", observers=[self._observe], **options
@@ -53,27 +53,27 @@ class Watched:
         )
 
     def _observe(self, event: Event) -> None:
-        self.told.append(event)
-        self._news.set()
+        self.received.append(event)
+        self._arrived.set()
 
     async def until(self, kind: type[Event]) -> None:
-        while not any(isinstance(event, kind) for event in self.told):
-            self._news.clear()
-            await self._news.wait()
+        while not any(isinstance(event, kind) for event in self.received):
+            self._arrived.clear()
+            await self._arrived.wait()
 
     def cancel(self) -> None:
         self.journal.open_books["r"].cancel()
 
     def ends(self) -> list[tuple[str, str]]:
-        """What became of the steps that were stopped or skipped, and why."""
+        """Return the cancelled and skipped steps with their reasons."""
         return [
             (event.step, event.reason)
-            for event in self.told
+            for event in self.received
             if isinstance(event, StepCancelled | StepSkipped)
         ]
 
 
-async def for_ever() -> None:
+async def forever() -> None:
     await asyncio.sleep(3600)
 
 
@@ -88,7 +88,7 @@ async def test_running_steps_are_cancelled_and_clean_up_and_the_run_can_resume()
         if cleaned:
             return 7
         try:
-            await for_ever()
+            await forever()
         finally:
             await asyncio.sleep(0.01)
             cleaned.append("slow")
@@ -101,7 +101,7 @@ async def test_running_steps_are_cancelled_and_clean_up_and_the_run_can_resume()
     )
     task = run.start()
     await run.until(StepSucceeded)
-    while len([e for e in run.told if isinstance(e, AttemptStarted)]) < 2:
+    while len([e for e in run.received if isinstance(e, AttemptStarted)]) < 2:
         await asyncio.sleep(0)
     await asyncio.sleep(0.001)
     run.cancel()
@@ -111,7 +111,7 @@ async def test_running_steps_are_cancelled_and_clean_up_and_the_run_can_resume()
 
     assert caught.value.run_id == "r"
     assert cleaned == ["slow"]
-    assert [e.reason for e in run.told if isinstance(e, RunInterrupted)] == [REASON]
+    assert [e.reason for e in run.received if isinstance(e, RunInterrupted)] == [REASON]
     assert sorted(run.ends()) == [("last", REASON), ("slow", REASON)]
     finished = run.journal.kept["r"][-1]
     assert isinstance(finished, RunFinished)
@@ -139,7 +139,7 @@ async def test_a_backoff_is_cancelled() -> None:
     with pytest.raises(RunCancelledError):
         await task
     assert run.ends() == [("broken", REASON)]
-    assert sum(isinstance(event, AttemptStarted) for event in run.told) == 1
+    assert sum(isinstance(event, AttemptStarted) for event in run.received) == 1
 
 
 async def test_the_items_of_a_mapped_step_are_cancelled() -> None:
@@ -152,7 +152,7 @@ async def test_the_items_of_a_mapped_step_are_cancelled() -> None:
         running.add(number)
         try:
             if number > 1:
-                await for_ever()
+                await forever()
         finally:
             await asyncio.sleep(0)
             running.discard(number)
@@ -171,9 +171,9 @@ async def test_the_items_of_a_mapped_step_are_cancelled() -> None:
     with pytest.raises(RunCancelledError):
         await task
     assert running == set()
-    assert run.ends() == [("work", REASON)] * 3  # two items, and the step itself
-    kept = [e for e in run.journal.kept["r"] if isinstance(e, StepSucceeded)]
-    assert [(event.step, event.item) for event in kept] == [("numbers", None), ("work", 0)]
+    assert run.ends() == [("work", REASON)] * 3  # two items and the step itself
+    stored = [e for e in run.journal.kept["r"] if isinstance(e, StepSucceeded)]
+    assert [(event.step, event.item) for event in stored] == [("numbers", None), ("work", 0)]
 
 
 async def test_a_run_cancelled_at_its_start_calls_no_action() -> None:
@@ -201,13 +201,13 @@ async def test_a_run_can_be_cancelled_while_it_restores_many_steps() -> None:
     assert not (await run.start()).all_passed
     task = run.start()
     await run.until(StepReused)
-    assert sum(isinstance(event, StepReused) for event in run.told) < 350
+    assert sum(isinstance(event, StepReused) for event in run.received) < 350
 
     run.cancel()
 
     with pytest.raises(RunCancelledError):
         await task
-    assert sum(isinstance(event, StepReused) for event in run.told) == 350
+    assert sum(isinstance(event, StepReused) for event in run.received) == 350
     assert run.ends() == [("broken", REASON)]
 
 
@@ -221,7 +221,7 @@ async def test_a_journal_failure_while_many_steps_are_restored_ends_the_run() ->
     await run.start()
     task = run.start()
     await run.until(StepReused)
-    assert sum(isinstance(event, StepReused) for event in run.told) < 350
+    assert sum(isinstance(event, StepReused) for event in run.received) < 350
 
     run.journal.open_books["r"].fail(JournalError("memory", "the disk is full"))
 
@@ -232,7 +232,7 @@ async def test_a_journal_failure_while_many_steps_are_restored_ends_the_run() ->
 
 async def cleaning_up(error: BaseException | None = None) -> None:
     try:
-        await for_ever()
+        await forever()
     finally:
         await asyncio.sleep(0.02)
         if error is not None:
@@ -258,7 +258,7 @@ async def test_a_second_cancel_request_changes_nothing() -> None:
 
     with pytest.raises(RunCancelledError):
         await task
-    assert sum(isinstance(event, RunInterrupted) for event in run.told) == 1
+    assert sum(isinstance(event, RunInterrupted) for event in run.received) == 1
     assert run.ends() == [("slow", REASON)]
 
 
@@ -281,7 +281,7 @@ async def test_a_cancellation_of_the_caller_still_propagates() -> None:
 
     with pytest.raises(asyncio.CancelledError):
         await task
-    assert [e.reason for e in run.told if isinstance(e, RunInterrupted)] == [REASON]
+    assert [e.reason for e in run.received if isinstance(e, RunInterrupted)] == [REASON]
 
 
 async def test_a_cancel_request_after_the_callers_cancellation_adds_no_interruption() -> None:
@@ -296,7 +296,7 @@ async def test_a_cancel_request_after_the_callers_cancellation_adds_no_interrupt
 
     with pytest.raises(asyncio.CancelledError):
         await task
-    reasons = [event.reason for event in run.told if isinstance(event, RunInterrupted)]
+    reasons = [event.reason for event in run.received if isinstance(event, RunInterrupted)]
     assert reasons == ["the caller was cancelled"]
 
 
@@ -326,7 +326,7 @@ async def test_a_journal_failure_after_the_request_is_raised() -> None:
 
 
 async def test_a_step_whose_nested_run_is_cancelled_is_not_retried() -> None:
-    inner = Watched(WorkflowStep("slow", for_ever))
+    inner = Watched(WorkflowStep("slow", forever))
     starts: list[int] = []
 
     async def nested() -> None:
@@ -349,7 +349,7 @@ async def test_a_step_whose_nested_run_is_cancelled_is_not_retried() -> None:
 
 
 class Orphans(MemoryJournal):
-    """All of its runs are orphans."""
+    """A journal in which each run is an orphan."""
 
     async def orphans(self) -> Any:
         return [type("Orphan", (), {"run_id": run_id, "pipeline": "p"}) for run_id in self.kept]
@@ -362,7 +362,7 @@ async def test_a_run_cancelled_while_resume_all_runs_it_is_no_error(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     caplog.set_level(logging.INFO, logger="asyncflow")
-    run = Watched(WorkflowStep("slow", for_ever), journal=Orphans())
+    run = Watched(WorkflowStep("slow", forever), journal=Orphans())
     task = await stopping(Watched(WorkflowStep("slow", cleaning_up), journal=run.journal))
     with pytest.raises(RunCancelledError):
         await task
@@ -373,13 +373,13 @@ async def test_a_run_cancelled_while_resume_all_runs_it_is_no_error(
             started.set()
 
     known = Orchestrator(run.steps, name="p", observers=[observe])
-    taking_up = asyncio.ensure_future(resume_all(run.journal, [known]))  # type: ignore[arg-type]
+    resuming = asyncio.ensure_future(resume_all(run.journal, [known]))  # type: ignore[arg-type]
     await started.wait()
     await asyncio.sleep(0.001)
 
     run.cancel()
 
-    assert await taking_up == []
+    assert await resuming == []
     (record,) = caplog.records
     assert record.levelno == logging.INFO
     assert record.getMessage().startswith("run 'r' was cancelled through its journal; start it")

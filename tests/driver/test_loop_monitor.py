@@ -1,6 +1,6 @@
-"""Tests of who tells that a task blocks the event loop. Blocking takes real time, so they do too.
+"""The loop monitor reports tasks that block the event loop. Its tests block in real time.
 
-A loaded machine may hold anything up: so no test says how long something takes at most.
+A loaded machine can delay anything, so no test sets an upper bound on a duration.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ on_each_loop = pytest.mark.parametrize("factory", LOOPS.values(), ids=LOOPS)
 
 
 class Findings(list):
-    """What was told, as tuples of the task's name, the milliseconds and the line."""
+    """The reports, as tuples of the task's name, the milliseconds and the line."""
 
     def __call__(self, task, blocked_ms, where):
         self.thread = threading.current_thread()
@@ -54,7 +54,7 @@ def run(main, factory=asyncio.new_event_loop):
 
 
 async def block(seconds):
-    """Block the loop; return for how long it did."""
+    """Block the loop; return for how long, in seconds."""
     started = time.monotonic()
     time.sleep(seconds)
     return time.monotonic() - started
@@ -76,13 +76,13 @@ def wait_until(condition):
 
 
 @pytest.fixture(autouse=True)
-def no_thread_stays():
+def no_thread_remains():
     yield
 
     wait_until(lambda: not monitors())
 
 
-# What is told.
+# Reports.
 
 
 @pytest.mark.realtime
@@ -125,14 +125,14 @@ def test_a_block_of_less_than_100_ms_is_not_reported(factory):
         findings = Findings()
         handle = watch(asyncio.get_running_loop(), findings)
         short = [await blocking("short", 0.06) for _ in range(4)]
-        # So many in one turn of the loop that a ping waits for longer than that.
+        # Together they delay a ping by more than 100 ms.
         many = await asyncio.gather(*(block(0.01) for _ in range(20)))
         handle.stop()
         return findings, [seconds for seconds in (*short, *many) if seconds >= 0.1]
 
     findings, long = run(main(), factory)
 
-    assert len(findings) <= len(long)  # on an idle machine there are none
+    assert len(findings) <= len(long)  # none on an idle machine
 
 
 @pytest.mark.realtime
@@ -206,14 +206,14 @@ def test_a_loop_that_moves_to_another_thread_is_still_watched():
     async def begin():
         return watch(loop, findings)
 
-    async def go_on():
+    async def resume():
         again = watch(loop, print)
         await blocking("elsewhere", 0.2)
         await asyncio.sleep(0)
         again.stop()
 
     handle = loop.run_until_complete(begin())
-    thread = threading.Thread(target=lambda: loop.run_until_complete(go_on()))
+    thread = threading.Thread(target=lambda: loop.run_until_complete(resume()))
     thread.start()
     thread.join()
     handle.stop()
@@ -242,10 +242,10 @@ def test_each_watch_of_a_loop_receives_reports_until_it_stops():
     assert run(main()) == (["one", "two"], ["one"], [])
 
 
-# How a look is taken, by hand.
+# Single samples, taken by hand.
 
 
-async def looked_at(findings):
+async def sampled(findings):
     handle = _monitor.Watch(asyncio.get_running_loop(), findings)
     watched = _monitor._WatchedLoop(asyncio.get_running_loop(), {_monitor.ref(handle)})
     return watched, handle
@@ -255,7 +255,7 @@ async def looked_at(findings):
 def test_a_block_ends_when_another_task_is_seen():
     async def main():
         findings = Findings()
-        watched, _handle = await looked_at(findings)
+        watched, _handle = await sampled(findings)
 
         async def blocks():
             watched.look(0.025)
@@ -284,7 +284,7 @@ def test_a_block_ends_when_another_task_is_seen():
 def test_a_callback_that_follows_a_task_in_the_same_turn_is_measured_separately():
     async def main():
         findings = Findings()
-        watched, _handle = await looked_at(findings)
+        watched, _handle = await sampled(findings)
         loop = asyncio.get_running_loop()
 
         async def first():
@@ -310,9 +310,9 @@ def test_a_callback_that_follows_a_task_in_the_same_turn_is_measured_separately(
 def test_a_suspended_process_is_not_reported():
     async def main():
         findings = Findings()
-        watched, _handle = await looked_at(findings)
+        watched, _handle = await sampled(findings)
         watched.look(0.025)
-        time.sleep(0.11)  # as if it had been longer
+        time.sleep(0.11)  # stands for an hour
         watched.look(3600)
         watched.look(0.025)
         await asyncio.sleep(0)
@@ -325,14 +325,14 @@ def test_a_suspended_process_is_not_reported():
 def test_a_delayed_monitor_goes_by_the_cpu_time_of_the_loop():
     async def main():
         findings = Findings()
-        watched, _handle = await looked_at(findings)
+        watched, _handle = await sampled(findings)
         ends = time.thread_time() + 0.11
         while time.thread_time() < ends:
             pass
         watched.look(0.2)
         await asyncio.sleep(0)
         time.sleep(0.001)
-        watched.look(0.2)  # it has computed nothing since
+        watched.look(0.2)  # the loop has used no CPU since
         await asyncio.sleep(0)
         return findings
 
@@ -351,7 +351,7 @@ def test_a_thread_that_has_ended_has_no_frames():
 
 
 class Clocks:
-    """How long the loop's thread has computed, and all others."""
+    """Fake CPU times of the loop's thread and of all other threads."""
 
     def __init__(self, watched, monkeypatch):
         self.own = self.others = 0.0
@@ -367,24 +367,24 @@ class Clocks:
 
 @pytest.mark.realtime
 @pytest.mark.parametrize(
-    ("own", "others", "slept", "is_told"),
+    ("own", "others", "slept", "is_reported"),
     [
-        (0.0, 0.0, 0.025, True),  # it sleeps
-        (0.0, 0.025, 0.025, True),  # while another one computes
-        (0.025, 0.0, 0.025, True),  # it computes
-        (0.025, 0.1, 0.025, True),  # while others do so too, on other processors
-        (0.005, 0.003, 0.025, True),  # it reads file after file
-        (0.005, 0.02, 0.025, False),  # it gets every fifth turn
-        (0.0, 0.2, 0.2, False),  # it got none, for a C function of another thread was busy
-        (0.0, 0.0, 0.2, True),  # our own thread had to wait, for another process
+        (0.0, 0.0, 0.025, True),  # the loop sleeps
+        (0.0, 0.025, 0.025, True),  # the same, while another thread computes
+        (0.025, 0.0, 0.025, True),  # the loop computes
+        (0.025, 0.1, 0.025, True),  # the same, while threads on other processors compute
+        (0.005, 0.003, 0.025, True),  # the loop reads file after file
+        (0.005, 0.02, 0.025, False),  # the loop gets a fifth of the time
+        (0.0, 0.2, 0.2, False),  # a C function of another thread holds the GIL
+        (0.0, 0.0, 0.2, True),  # another process delays the monitor's thread
     ],
 )
 def test_a_loop_that_waits_for_other_busy_threads_does_not_block(
-    own, others, slept, is_told, monkeypatch
+    own, others, slept, is_reported, monkeypatch
 ):
     async def main():
         findings = Findings()
-        watched, _handle = await looked_at(findings)
+        watched, _handle = await sampled(findings)
         clocks = Clocks(watched, monkeypatch)
         clocks.pass_by(0.0, 0.0)
         looks = 2 if slept >= 0.1 else 5
@@ -394,7 +394,7 @@ def test_a_loop_that_waits_for_other_busy_threads_does_not_block(
         await asyncio.sleep(0)
         return findings
 
-    assert len(run(main())) == is_told
+    assert len(run(main())) == is_reported
 
 
 # The thread.
@@ -462,7 +462,7 @@ def test_the_monitor_thread_does_not_hide_a_hang():
     with pytest.raises(HangError):
         run_in_virtual_time(asyncio.Event().wait())
 
-    assert time.monotonic() - started < 4  # else it has waited for that thread, for 5 s
+    assert time.monotonic() - started < 4  # else it waited 5 s for that thread
 
 
 @pytest.mark.realtime
@@ -566,7 +566,7 @@ async def main(inherited):
 
 def child_main(handle):
     done = []
-    # In a thread of its own, for this one has a running loop.
+    # In another thread, since this one has a running loop.
     thread = threading.Thread(target=lambda: done.append(asyncio.run(child(handle))))
     thread.start()
     thread.join()
@@ -646,7 +646,7 @@ def test_after_a_fork_no_thread_restarts_for_a_loop_that_is_not_watched():
         loop = asyncio.get_running_loop()
         handle = watch(loop, print)
         _monitor._monitor.pause()
-        _monitor._monitor.pause()  # as by two forks at a time
+        _monitor._monitor.pause()  # as in two simultaneous forks
         _monitor._monitor.resume()
         handle.stop()
         await asyncio.sleep(0)

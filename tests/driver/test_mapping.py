@@ -54,7 +54,7 @@ async def fail_on_odd(item):
 
 
 class AsyncItems:
-    """An async iterator that can break or hang, and remembers that it was closed."""
+    """An async iterator that can raise or hang and that records whether it was closed."""
 
     def __init__(self, count, then=None, closing=None):
         self.count = count
@@ -117,7 +117,7 @@ async def test_any_collection_or_stream_of_items_gives_results_in_their_order(va
 
 class Unsized(list):
     def __len__(self):
-        raise ValueError("nobody knows")
+        raise ValueError("unknown")
 
 
 @pytest.mark.parametrize(
@@ -234,7 +234,7 @@ async def test_nothing_is_started_after_an_item_has_stopped_the_run(limit):
     await run_pipeline(over(range(500), action), max_concurrency=limit, observers=[events.append])
 
     started = [event for event in events if isinstance(event, AttemptStarted)]
-    # Before 3.12 a task is two turns away from its action, in which others get theirs.
+    # Before 3.12 an action starts two turns after its task, and other tasks run meanwhile.
     assert len(started) - 1 <= (limit or 400)
 
 
@@ -297,12 +297,12 @@ async def test_a_step_whose_item_was_stopped_before_it_started_has_not_succeeded
         return item * 2
 
     for turns in range(20):
-        told = []
+        received = []
         run = asyncio.ensure_future(
             run_pipeline(
                 over([1, 2], double_at_once),
                 max_concurrency=max_concurrency,
-                observers=[told.append],
+                observers=[received.append],
             )
         )
         for _ in range(turns):
@@ -313,14 +313,14 @@ async def test_a_step_whose_item_was_stopped_before_it_started_has_not_succeeded
 
         outputs = [
             event.output
-            for event in told
+            for event in received
             if isinstance(event, StepSucceeded) and (event.step, event.item) == ("m", None)
         ]
         assert outputs in ([], [[2, 4]])
 
 
 async def test_a_stream_that_ignores_its_cancellation_provides_no_more_items():
-    taken = []
+    received = []
 
     class Stubborn(AsyncItems):
         async def __anext__(self):
@@ -330,7 +330,7 @@ async def test_a_stream_that_ignores_its_cancellation_provides_no_more_items():
                 return "one more"
 
     async def action(item):
-        taken.append(item)
+        received.append(item)
 
     async def fail_later():
         await asyncio.sleep(0.002)
@@ -340,7 +340,7 @@ async def test_a_stream_that_ignores_its_cancellation_provides_no_more_items():
         [*over(Stubborn(2, "hang"), action), WorkflowStep("f", fail_later, ["source"])]
     )
 
-    assert taken == [0, 1]
+    assert received == [0, 1]
     assert report["m"].status is CANCELLED
 
 
@@ -439,7 +439,7 @@ async def test_a_third_party_that_cancels_items_before_their_first_line_changes_
 
 
 class Gauge:
-    """Counts how many calls of it run at the same time."""
+    """Counts how many of its calls run at the same time."""
 
     def __init__(self):
         self.running = self.highest = 0
@@ -472,18 +472,18 @@ async def test_no_more_items_run_at_once_than_the_limit_and_the_pool_allow(limit
 
 
 async def test_a_limited_map_reads_its_items_only_as_fast_as_they_run():
-    taken = running = 0
+    read = running = 0
 
     async def stream():
-        nonlocal taken
+        nonlocal read
         for _ in range(50):
-            taken += 1
-            yield taken
+            read += 1
+            yield read
 
     async def action(item):
         nonlocal running
         running += 1
-        assert taken <= running + 1
+        assert read <= running + 1
         await asyncio.sleep(0.001)
 
     report = await run_pipeline(over(stream, action), max_concurrency=1)
@@ -528,7 +528,7 @@ async def test_100_000_items_hold_no_more_tasks_and_values_than_run_at_once():
     assert most_values <= 105
 
 
-# What is not kept.
+# Memory.
 
 
 async def test_without_a_collector_a_dropped_report_frees_what_policies_held():

@@ -1,4 +1,4 @@
-"""One object can watch many runs, and set what only the attempts see; it never changes a run."""
+"""One observer can watch many runs and set context that only attempts see; it changes no run."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ MARK: ContextVar[str] = ContextVar("mark", default="nothing")
 
 
 class Recorder:
-    """Gives each run a list of its own."""
+    """Returns a list for each run."""
 
     def __init__(self):
         self.runs = []
@@ -42,7 +42,7 @@ class MarkingRun:
 
     def __call__(self, event):
         if isinstance(event, AttemptStarted):
-            assert event not in self.entered  # first it is told, then it may enter
+            assert event not in self.entered  # the event comes before the entry
 
     def enter_attempt(self, running):
         self.entered.append(running)
@@ -76,7 +76,7 @@ async def test_one_object_observes_many_runs_at_once():
         assert isinstance(events[-1], RunFinished)
 
 
-class Broken:
+class Failing:
     def __init__(self, error):
         self.error = error
 
@@ -84,7 +84,7 @@ class Broken:
         raise self.error
 
 
-class Giving:
+class Returning:
     def __init__(self, given):
         self.given = given
 
@@ -98,10 +98,10 @@ async def observe_async(event): ...
 @pytest.mark.parametrize(
     ("observer", "problem"),
     [
-        (Broken(RuntimeError("no observer today")), "no observer today"),
-        (Broken(asyncio.CancelledError("nor tomorrow")), "nor tomorrow"),
-        (Giving(None), "must be callable"),
-        (Giving(observe_async), "not an async one"),
+        (Failing(RuntimeError("no observer today")), "no observer today"),
+        (Failing(asyncio.CancelledError("nor tomorrow")), "nor tomorrow"),
+        (Returning(None), "must be callable"),
+        (Returning(observe_async), "not an async one"),
     ],
 )
 async def test_a_run_continues_without_an_observer_that_cannot_be_made(observer, problem, caplog):
@@ -117,13 +117,15 @@ async def test_a_run_continues_without_an_observer_that_cannot_be_made(observer,
 
 @pytest.mark.parametrize("journal", [False, True])
 async def test_a_base_exception_of_an_observer_ends_the_run_before_it_starts(journal):
-    kept = MemoryJournal() if journal else None
+    store = MemoryJournal() if journal else None
     steps = [WorkflowStep("a", succeed)]
 
     with pytest.raises(KeyboardInterrupt):
-        await run_pipeline(steps, observers=[Broken(KeyboardInterrupt())], journal=kept, run_id="r")
+        await run_pipeline(
+            steps, observers=[Failing(KeyboardInterrupt())], journal=store, run_id="r"
+        )
 
-    assert kept is None or not kept.open_books
+    assert store is None or not store.open_books
 
 
 async def test_a_stored_run_that_has_passed_is_not_observed_again():
@@ -167,7 +169,7 @@ async def test_an_object_that_cannot_observe_is_refused(observers, problem):
 
 
 def flaky(options):
-    """A step that fails in its first attempt, and tells what marks each attempt has found."""
+    """Return the marks that attempts find, and a step that fails in its first attempt."""
     found = []
 
     def note():

@@ -1,4 +1,4 @@
-"""A pipeline of decorated functions is the pipeline of plain steps that one would have written."""
+"""A pipeline of decorated functions equals the pipeline of the plain steps that they stand for."""
 
 from __future__ import annotations
 
@@ -349,7 +349,7 @@ class TestRuns:
 
 
 class TestNames:
-    """A step has the name of its function, or the one that it is given."""
+    """A step has the name of its function unless it is given another."""
 
     def test_a_name_can_be_given(self) -> None:
         etl = Pipeline("etl")
@@ -453,7 +453,7 @@ class TestNames:
 
 
 class TestEdges:
-    """Functions, names and included pipelines can be depended on."""
+    """A step can depend on functions, names and included pipelines."""
 
     def test_order_can_be_declared_by_function_and_name_mixed(self) -> None:
         etl = pipeline_of(extract, list_urls)
@@ -493,7 +493,7 @@ class TestEdges:
 
     def test_a_function_without_a_signature_has_no_edges(self) -> None:
         etl = Pipeline("etl")
-        etl.step(type, name="untold", runs_in="thread")  # written in C
+        etl.step(type, name="opaque", runs_in="thread")  # written in C
 
         assert [step.depends_on for step in etl] == [()]
 
@@ -565,7 +565,7 @@ class TestEdges:
 
 
 class TestMapped:
-    """A step is mapped with each, and its outputs are taken with collect."""
+    """`each` maps a step, and `collect` takes the outputs of a mapped step."""
 
     def test_each_declares_the_edge_and_the_mapping(self) -> None:
         steps = pipeline_of(list_urls, fetch).steps
@@ -635,7 +635,7 @@ class TestMapped:
 
 
 class TestConditions:
-    """The parameters of a condition declare edges as those of an action do."""
+    """The parameters of a condition declare edges, as the parameters of an action do."""
 
     def test_a_default_of_a_condition_declares_the_edge(self) -> None:
         def is_large(rows: list[int] = after(extract)) -> bool:
@@ -671,7 +671,7 @@ class TestConditions:
 
 
 class TestIncluded:
-    """A pipeline can be a part of another."""
+    """A pipeline can include another."""
 
     async def test_its_steps_are_steps_under_its_name(self) -> None:
         outer = Pipeline("outer")
@@ -706,7 +706,7 @@ class TestIncluded:
         inner.include(pipeline_of(list_urls, name="deep"))
         outer.include(inner)
 
-        # Neither is an input in the way that has the name of a step.
+        # An input can have the name of a step.
         report = await run_pipeline(outer, inputs={"url": "", "extract": 1, "outputs": 2})
 
         assert report["inner"].output == {

@@ -1,4 +1,4 @@
-"""Pools: how many attempts run at once, in what order, and that every slot comes back."""
+"""Pools: how many attempts run at once, in which order, and that each slot is released."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from asyncflow.testing import VirtualTimeLoop, run_in_virtual_time
 
 
 class Gauge:
-    """Counts how many calls run at the same time, and notes in which order they began."""
+    """Counts how many of its calls run at the same time and records their order."""
 
     def __init__(self, takes=0.001):
         self.takes = takes
@@ -148,7 +148,7 @@ def test_real_loops_share_a_rate():
     first, second = (asyncio.run(run_pipeline([step], deadline_ms=500)) for _ in range(2))
 
     assert first["a"].status is StepStatus.SUCCESS
-    assert second["a"].status is StepStatus.SKIPPED  # it would have waited for 1,000 s
+    assert second["a"].status is StepStatus.SKIPPED  # its slot is 1,000 s away
 
 
 async def test_a_step_that_waits_for_a_pool_when_the_run_stops_is_skipped_and_leaves_the_queue():
@@ -248,7 +248,7 @@ async def test_a_step_that_exceeds_its_timeout_holds_its_slot_until_it_has_clean
 
 
 def storm_steps(chance, pools, gauges):
-    """A hundred steps of every kind, which use the pools or none."""
+    """Return a hundred steps of every kind, each with one of the pools or none."""
     steps = []
     for n in range(100):
         at = chance.randrange(len(pools) + 1)
@@ -285,11 +285,11 @@ async def test_a_storm_of_cancelled_runs_never_exceeds_a_pool_and_leaks_nothing(
     chance = random.Random(7)
     pools = [Pool(1), Pool(3), Pool(20, per_second=5_000)]
     gauges = [Gauge(takes) for takes in (0.0005, 0.001, 0.002, 0.001)]
-    books = []
+    recorded = []
 
     async def one_run():
         events = []
-        books.append(events)
+        recorded.append(events)
         await asyncio.sleep(chance.random() * 0.02)
         await run_pipeline(
             storm_steps(chance, pools, gauges),
@@ -313,7 +313,7 @@ async def test_a_storm_of_cancelled_runs_never_exceeds_a_pool_and_leaks_nothing(
         assert 0 < gauge.highest <= pool.size
     assert gauges[0].highest == 1
     assert all(gauge.running == 0 for gauge in gauges)
-    assert all(not events or isinstance(events[-1], RunFinished) for events in books)
+    assert all(not events or isinstance(events[-1], RunFinished) for events in recorded)
     assert is_empty(*pools)
     assert timers() == []
 

@@ -1,7 +1,7 @@
-"""Random runs with a journal, cut short in every possible place: they end as if they had not been.
+"""Random durable runs, interrupted at every possible point, end as if they had not been.
 
-Everything is made of seeds and runs in virtual time, so a failure can be repeated: its message
-names the seed and shows the pipeline.
+Seeds and virtual time make each failure reproducible: its message names the seed and shows the
+pipeline.
 """
 
 from __future__ import annotations
@@ -50,23 +50,23 @@ def decode(step, payload):
 
 
 class Request:
-    """What a loop cancels in place of a task: a run, through its journal."""
+    """Takes the place of the task that a loop cancels: cancels the run through its journal."""
 
     def __init__(self, journal):
-        self.book = None
+        self.session = None
         self.journal = journal
 
     def done(self):
-        self.book = self.journal.open_books.get(RUN_ID)
-        return self.book is None or not self.book.is_watched
+        self.session = self.journal.open_books.get(RUN_ID)
+        return self.session is None or not self.session.is_watched
 
     def cancel(self, message):
-        self.book.cancel()
+        self.session.cancel()
         return False  # the task itself is not cancelled
 
 
 class Execution:
-    """One process's part of a run: from its start, or its resumption, to its end."""
+    """A segment of a run: the part from its start, or a resumption, to its end."""
 
     def __init__(self, pipeline, journal, kind="the same"):
         self.kind = kind
@@ -75,7 +75,7 @@ class Execution:
         self.stored = list(journal.kept.get(RUN_ID, ()))
         self.world = pipeline.world(journal)
         self.steps = pipeline.steps(self.world)
-        self.told = []
+        self.received = []
         self.report = None
         self.error = None
 
@@ -86,7 +86,7 @@ class Execution:
                 self.steps,
                 journal=self.journal,
                 run_id=RUN_ID,
-                observers=[self.told.append, self.world.observe],
+                observers=[self.received.append, self.world.observe],
                 **self.pipeline.options,
             )
         )
@@ -104,19 +104,19 @@ class Execution:
 
     def check(self):
         assert asyncio.all_tasks() == {asyncio.current_task()}
-        assert not self.journal.open_books, (self.error, self.told[-3:])
+        assert not self.journal.open_books, (self.error, self.received[-3:])
         assert self.world.violations == []
         assert not +self.world.running
         assert [(pool.in_use, pool.waiting) for pool in self.world.pools] == [(0, 0)] * 2
         assert self.error is None or isinstance(self.error, JournalError | RunCancelledError)
         if isinstance(self.error, RunCancelledError):
-            last = self.told[-1], self.journal.kept[RUN_ID][-1]
+            last = self.received[-1], self.journal.kept[RUN_ID][-1]
             assert [event.outcome for event in last] == ["interrupted"] * 2
         self.check_calls()
         if self.report is not None:
-            if self.told:
+            if self.received:
                 self.check_times()
-                self.check_story()
+                self.check_stored_run()
                 self.check_replay()
                 assert_shows(RunView(self.journal.kept[RUN_ID]), self.report)
                 assert_shows(RunView.from_report(self.report), self.report)
@@ -124,12 +124,12 @@ class Execution:
                 self.check_attempts(result)
 
     def check_calls(self):
-        """What has succeeded is not done again, unless it is secret and needed."""
-        kept = successes(self.stored)
+        """A completed step is not re-run, unless its output is secret and needed."""
+        completed = successes(self.stored)
         recalled, again = set(), set()
-        if self.told and isinstance(self.told[0], RunResumed):
-            recalled, again = set(self.told[0].recalled), set(self.told[0].outdated)
-        # A clean-up step sees to what runs again, and then whatever comes of that one.
+        if self.received and isinstance(self.received[0], RunResumed):
+            recalled, again = set(self.received[0].recalled), set(self.received[0].outdated)
+        # A clean-up step follows steps that run again, and then so do its dependents.
         late = {step.name for step in self.steps if step.run_if != "success"}
         for name, needed in DependencyView(plan(self.steps)).items():
             if late.intersection(needed):
@@ -139,14 +139,14 @@ class Execution:
         assert recalled <= secret or self.kind == "changing"
         again |= {step.name for step in self.steps if {step.name, step.map_over} & recalled}
         for key in self.world.calls:
-            assert key not in kept or key[0] in again, f"{key} was called again"
+            assert key not in completed or key[0] in again, f"{key} was called again"
         ours = {step.name for step in self.steps if not isinstance(step.action, ForwardOutputs)}
         starts = Counter(
-            key_of(e) for e in self.told if isinstance(e, AttemptStarted) and e.step in ours
+            key_of(e) for e in self.received if isinstance(e, AttemptStarted) and e.step in ours
         )
         assert all(calls <= starts[key] for key, calls in self.world.calls.items())
         if self.report is not None and self.report.stop_reason is None:
-            assert self.world.calls == starts  # else it was perhaps stopped in between
+            assert self.world.calls == starts  # else a stop can come between the two
 
     def check_attempts(self, result):
         by_name = {step.name: step for step in self.steps}
@@ -155,23 +155,23 @@ class Execution:
         if result.items is None:
             assert len(result.history) == result.attempts
             assert [each.number for each in result.history] == list(range(1, result.attempts + 1))
-            cut = sum(isinstance(each.error, StepCrashedError) for each in result.history)
+            crashes = sum(isinstance(each.error, StepCrashedError) for each in result.history)
             step = by_name[result.step_name.partition("[")[0]]
             if result.status is not FAILED or not isinstance(result.error, StepCrashedError):
-                assert result.attempts - cut <= step.max_retries
+                assert result.attempts - crashes <= step.max_retries
 
     def check_times(self):
         times = [e.at_ms for e in self.journal.kept[RUN_ID][1:]]
         assert all(later > one - 1e-6 for one, later in pairwise(times))
 
-    def check_story(self):
-        """The report that a journal gives is that of the run."""
-        story = StoredRun(self.journal.kept[RUN_ID])
-        assert_equal(story.report(decode), self.report)
-        assert story.outcome == self.told[-1].outcome
+    def check_stored_run(self):
+        """The report of the stored run equals the report of the run."""
+        stored = StoredRun(self.journal.kept[RUN_ID])
+        assert_equal(stored.report(decode), self.report)
+        assert stored.outcome == self.received[-1].outcome
 
     def check_replay(self):
-        """The events of this execution lead a fresh state to the same report."""
+        """A fresh state that applies the events of this segment has the same report."""
         planned = plan(self.steps)
         past = None
         if self.stored:
@@ -182,24 +182,24 @@ class Execution:
                 conditions=bind_conditions(planned),
                 new_inputs=(),
                 fail_fast=self.pipeline.options["fail_fast"],
-                wall_time=self.told[0].wall_time,
+                wall_time=self.received[0].wall_time,
                 decode=decode,
             )
-            assert repr(event) == repr(self.told[0])
+            assert repr(event) == repr(self.received[0])
         state = RunState(planned, checkpoint=past, **self.pipeline.options)
-        for event in self.told:
+        for event in self.received:
             state.apply(event)
         assert_equal(state.report(), self.report, secret=True)
         assert (state.ready(), state.unreachable()) == ([], [])
-        assert state.outcome == self.told[-1].outcome
+        assert state.outcome == self.received[-1].outcome
 
 
 def successes(events):
-    """The steps and items that have succeeded, unless that is outdated."""
-    kept, dependencies = set(), {}
+    """Return the steps and items that have succeeded and are not outdated."""
+    completed, dependencies = set(), {}
     for event in events:
         if isinstance(event, StepSucceeded):
-            kept.add(key_of(event))
+            completed.add(key_of(event))
         elif isinstance(event, RunStarted):
             dependencies.update(event.dependencies)
         elif isinstance(event, RunResumed):
@@ -207,13 +207,13 @@ def successes(events):
             while before != len(outdated):
                 before = len(outdated)
                 outdated |= {n for n, needed in dependencies.items() if outdated & {*needed}}
-            kept = {key for key in kept if key[0] not in outdated}
+            completed = {key for key in completed if key[0] not in outdated}
             dependencies.update(event.dependencies)
-    return kept
+    return completed
 
 
 def assert_equal(report, expected, *, secret=False):
-    """Two reports say the same; secret outputs count only if they can be known."""
+    """Check that two reports are equal; `secret` includes the outputs of secret steps."""
     for name in "run_id", "wall_time", "total_duration_ms", "stop_reason":
         assert getattr(report, name) == getattr(expected, name), name
     assert list(report) == list(expected)
@@ -234,49 +234,49 @@ def assert_same_result(one, other, secret):
 
 
 def assert_shows(view, report):
-    """A view shows of each step what its report says."""
+    """Check that a view shows each step as its report does."""
     assert (view.run_id, view.outcome or "running") == (report.run_id, report.outcome)
     assert view.stop_reason == report.stop_reason
     assert view.steps.keys() == report.keys()
     for name, result in report.items():
         step = view.steps[name]
-        assert_unit_shows(step, result, report.total_duration_ms)
+        assert_step_shows(step, result, report.total_duration_ms)
         items = step.items or {}
         assert len(items) == len(result.items or ())
         for number, item in zip(sorted(items), result.items or (), strict=True):
-            assert_unit_shows(items[number], item, report.total_duration_ms)
+            assert_step_shows(items[number], item, report.total_duration_ms)
     assert +view.counts == Counter(result.status for result in report.results)
 
 
-def assert_unit_shows(unit, result, now_ms):
-    assert unit.status is result.status
-    assert unit.on_purpose == result.on_purpose
-    assert (unit.reason, text_of(unit.error)) == (result.reason, text_of(result.error))
-    assert (unit.started_ms, unit.attempt_count) == (result.started_ms, result.attempts)
-    assert_output_shows(unit, result)
-    if "[" not in unit.name:
-        assert (unit.reused, unit.rerun_reason) == (result.reused, result.rerun_reason)
-    assert (unit.duration_ms(now_ms) or 0.0) == pytest.approx(result.duration_ms, abs=1e-6)
-    ended = [each for each in unit.attempts if each.ended_ms is not None]
+def assert_step_shows(step, result, now_ms):
+    assert step.status is result.status
+    assert step.on_purpose == result.on_purpose
+    assert (step.reason, text_of(step.error)) == (result.reason, text_of(result.error))
+    assert (step.started_ms, step.attempt_count) == (result.started_ms, result.attempts)
+    assert_output_shows(step, result)
+    if "[" not in step.name:
+        assert (step.reused, step.rerun_reason) == (result.reused, result.rerun_reason)
+    assert (step.duration_ms(now_ms) or 0.0) == pytest.approx(result.duration_ms, abs=1e-6)
+    ended = [each for each in step.attempts if each.ended_ms is not None]
     assert [each.number for each in ended] == [each.number for each in result.history]
-    for attempt, kept in zip(ended, result.history, strict=True):
-        assert attempt.started_ms == kept.started_ms
-        assert attempt.ended_ms - attempt.started_ms == pytest.approx(kept.duration_ms, abs=1e-6)
-        assert text_of(attempt.error) == text_of(kept.error)
+    for attempt, stored in zip(ended, result.history, strict=True):
+        assert attempt.started_ms == stored.started_ms
+        assert attempt.ended_ms - attempt.started_ms == pytest.approx(stored.duration_ms, abs=1e-6)
+        assert text_of(attempt.error) == text_of(stored.error)
         assert attempt.end == "cancelled" or (attempt.error is None) == (attempt.end == "succeeded")
 
 
-def assert_output_shows(unit, result):
-    """A view shows no secret output, and any other one."""
+def assert_output_shows(step, result):
+    """Check that a view shows the output unless it is secret."""
     if result.status is SUCCESS:
-        assert result.secret or not unit.secret
-        output = unit.output
+        assert result.secret or not step.secret
+        output = step.output
         if result.secret:
             outputs = output if isinstance(output, list) else [output]
             assert all(each in (REDACTED, REDACTED_OUTPUT, None) for each in outputs)
         elif result.items is None:
-            is_kept = isinstance(output, Payload) and output != REDACTED
-            assert (decode(unit.name, output) if is_kept else output) == result.output
+            is_encoded = isinstance(output, Payload) and output != REDACTED
+            assert (decode(step.name, output) if is_encoded else output) == result.output
 
 
 def text_of(value):
@@ -284,7 +284,7 @@ def text_of(value):
 
 
 def known(report, secret):
-    """What two runs of the same must have in common."""
+    """Return what two runs of one pipeline must have in common."""
     return {
         name: (result.status, result.on_purpose, None if name in secret else result.output)
         for name, result in report.items()
@@ -292,7 +292,7 @@ def known(report, secret):
 
 
 def has_crashed(report):
-    """Whether a step has failed because its process has died too often."""
+    """Return whether a step failed because its process died too often."""
     errors = [each.error for result in report.results for each in (result, *(result.items or ()))]
     return any(isinstance(error, StepCrashedError) for error in errors)
 
@@ -300,7 +300,7 @@ def has_crashed(report):
 def assert_same_end(report, whole, pipeline):
     if not pipeline.options["fail_fast"] or whole.all_passed:
         both = *report.results, *whole.results
-        # What was kept of an item while its step was secret is lost, also if that is no more so.
+        # The outputs of items that ended while their step was secret are lost.
         secret = {
             result.step_name
             for result in both
@@ -308,16 +308,16 @@ def assert_same_end(report, whole, pipeline):
         }
         assert known(report, secret) == known(whole, secret), f"{report}\n{whole}"
     else:
-        # Which steps have ended before the run stopped is a matter of time.
+        # Timing decides which steps ended before the run stopped.
         assert report.failed
         assert not report.all_passed
 
 
 def may_differ(execution):
-    """Whether something has come of what is not so any more.
+    """Return whether an earlier segment can have changed the end of the run.
 
-    That is a clean-up step which has seen that a secret was asked for again in vain; and a step
-    which had no time for its other attempts, under a deadline of the run that is none any more.
+    A clean-up step can have seen that a secret could not be computed again. A step can have lost
+    its other attempts to a deadline that the run no longer has.
     """
     events, shape = execution.journal.kept[RUN_ID], DependencyView(plan(execution.steps))
     recalled = {
@@ -351,16 +351,16 @@ async def die_everywhere(pipeline, seed):
     count = len(journal.kept[RUN_ID])
     executions = 1
     twice = chance.randrange(count)
-    for kept in range(count + 1):
-        left = journal.died_after(kept)
-        if kept:
+    for stored in range(count + 1):
+        left = journal.died_after(stored)
+        if stored:
             so_far = left.kept[RUN_ID]
             assert_shows(RunView(so_far), StoredRun(so_far).report(decode))
         again = await Execution(pipeline, left).run()
         executions += 1
         assert_same_end(again.report, whole, pipeline)
-        if kept == twice:
-            for more in range(kept, len(left.kept[RUN_ID])):
+        if stored == twice:
+            for more in range(stored, len(left.kept[RUN_ID])):
                 left_again = left.died_after(more)
                 third = await Execution(pipeline, left_again).run()
                 executions += 1
@@ -369,7 +369,7 @@ async def die_everywhere(pipeline, seed):
 
 
 async def fail_everywhere(pipeline, seed):
-    """The journal fails at each of its writes; the run that follows goes on."""
+    """Let the journal fail at each of its writes, then resume the run."""
     whole_journal = MemoryJournal(latency_s=pipeline.latency_s)
     whole = (await Execution(pipeline, whole_journal).run()).report
     count = len(whole_journal.kept[RUN_ID])
@@ -378,15 +378,15 @@ async def fail_everywhere(pipeline, seed):
         journal = MemoryJournal(latency_s=pipeline.latency_s, fail_at=fail_at)
         broken = await Execution(pipeline, journal).run()
         assert isinstance(broken.error, JournalError)
-        assert isinstance(broken.told[-1], RunFinished)
+        assert isinstance(broken.received[-1], RunFinished)
         assert len(journal.kept.get(RUN_ID, ())) == fail_at - 1
-        kept = len(journal.kept.get(RUN_ID, ()))
+        stored = len(journal.kept.get(RUN_ID, ()))
         again = await Execution(pipeline, journal).run()
         assert_same_end(again.report, whole, pipeline)
         executions += 2
-        if kept and seed % 4 == fail_at % 4:
-            # And once more, while the rest is made up for.
-            left = whole_journal.died_after(kept)
+        if stored and seed % 4 == fail_at % 4:
+            # And once more, in the resumed run.
+            left = whole_journal.died_after(stored)
             left.fail_at = random.Random(fail_at).randint(1, 8)
             resumed = await Execution(pipeline, left).run()
             if resumed.error is not None:
@@ -397,12 +397,12 @@ async def fail_everywhere(pipeline, seed):
 
 
 async def cancel_caller(pipeline, seed):
-    """The caller is cancelled in any turn, also while it goes on, and starts the run again."""
+    """Cancel the caller in any turn, also of a resumed run, then start the run again."""
     return await cancel_somewhere(pipeline, seed, through_journal=False)
 
 
 async def cancel_through_journal(pipeline, seed):
-    """Somebody cancels the run through its journal in any turn, and it is started again."""
+    """Cancel the run through its journal in any turn, then start it again."""
     return await cancel_somewhere(pipeline, seed, through_journal=True)
 
 
@@ -431,7 +431,7 @@ async def cancel_somewhere(pipeline, seed, *, through_journal):
 
 
 async def change_often(pipeline, seed):
-    """The run goes on again and again, each time as another pipeline, and is cut short."""
+    """Resume the run repeatedly, each time as another pipeline, and interrupt it."""
     chance = random.Random(seed)
     executions = 0
     for _ in range(6):

@@ -1,4 +1,4 @@
-"""Whether and when a failed attempt is followed by another."""
+"""Whether and when a failed attempt is retried."""
 
 from __future__ import annotations
 
@@ -36,13 +36,13 @@ class Failing:
         return attempt
 
 
-async def waits_of(retry, *errors, attempts=9, **options):
-    """Run a step that fails so; return its result and the waits between its attempts."""
+async def backoffs_of(retry, *errors, attempts=9, **options):
+    """Run a step that fails so; return its result and its backoffs."""
     events = []
     step = WorkflowStep("a", Failing(*errors), max_retries=attempts, retry=retry, **options)
     report = await run_pipeline([step], observers=[events.append])
-    waits = [event.retry_in_ms for event in events if isinstance(event, AttemptFailed)]
-    return report["a"], waits
+    backoffs = [event.retry_in_ms for event in events if isinstance(event, AttemptFailed)]
+    return report["a"], backoffs
 
 
 def some(count):
@@ -62,9 +62,9 @@ def some(count):
     ],
 )
 async def test_the_policy_decides_the_backoffs(retry, expected):
-    result, waits = await waits_of(retry, *some(3))
+    result, backoffs = await backoffs_of(retry, *some(3))
 
-    assert waits == expected
+    assert backoffs == expected
     assert result.output == 4
 
 
@@ -72,19 +72,19 @@ async def test_the_same_random_source_gives_the_same_backoffs():
     def seeded():
         return Retry(base_ms=4, random=random.Random(7).random)
 
-    _, waits = await waits_of(seeded(), *some(4))
-    _, again = await waits_of(seeded(), *some(4))
+    _, backoffs = await backoffs_of(seeded(), *some(4))
+    _, again = await backoffs_of(seeded(), *some(4))
 
-    assert waits == again
-    assert all(0 <= wait < 4 * 2**n for n, wait in enumerate(waits))
-    assert len(set(waits)) == 4
+    assert backoffs == again
+    assert all(0 <= wait < 4 * 2**n for n, wait in enumerate(backoffs))
+    assert len(set(backoffs)) == 4
 
 
 @pytest.mark.parametrize("on", [OSError, (OSError, KeyError), lambda e: isinstance(e, OSError)])
 async def test_only_the_named_failures_are_retried(on):
-    result, waits = await waits_of(Retry(on=on, **AT_ONCE), OSError(), ValueError("other"))
+    result, backoffs = await backoffs_of(Retry(on=on, **AT_ONCE), OSError(), ValueError("other"))
 
-    assert waits == [0]
+    assert backoffs == [0]
     assert (result.status, result.attempts) == (StepStatus.FAILED, 2)
     assert str(result.error) == "other"
 
@@ -93,22 +93,24 @@ async def test_a_number_from_on_is_the_exact_backoff():
     answers = iter([3, 0, 1.5, True, False])
     retry = Retry(base_ms=7, factor=1, jitter=False, on=lambda _: next(answers))
 
-    result, waits = await waits_of(retry, *some(9))
+    result, backoffs = await backoffs_of(retry, *some(9))
 
-    assert waits == [3, 0, 1.5, 7]
+    assert backoffs == [3, 0, 1.5, 7]
     assert result.attempts == 5
 
 
 async def test_on_is_not_called_after_the_last_attempt():
-    asked = []
+    received = []
 
-    await waits_of(Retry(on=lambda e: asked.append(e) or True, **AT_ONCE), *some(9), attempts=3)
+    await backoffs_of(
+        Retry(on=lambda e: received.append(e) or True, **AT_ONCE), *some(9), attempts=3
+    )
 
-    assert [error.args[0] for error in asked] == [0, 1]
+    assert [error.args[0] for error in received] == [0, 1]
 
 
 async def test_on_receives_a_timeout_too():
-    asked = []
+    received = []
 
     async def hang():
         await asyncio.Event().wait()
@@ -116,21 +118,21 @@ async def test_on_receives_a_timeout_too():
     await run_pipeline(
         [
             WorkflowStep(
-                "a", hang, timeout_ms=5, max_retries=2, retry=Retry(on=lambda e: asked.append(e))
+                "a", hang, timeout_ms=5, max_retries=2, retry=Retry(on=lambda e: received.append(e))
             )
         ]
     )
 
-    assert isinstance(asked[0], StepTimeoutError)
+    assert isinstance(received[0], StepTimeoutError)
 
 
 @pytest.mark.parametrize(
     "on", [lambda _: {}["nothing"], lambda _: "soon", lambda _: -1, lambda _: float("nan")]
 )
 async def test_an_on_that_raises_or_returns_nonsense_fails_the_step(on):
-    result, waits = await waits_of(Retry(on=on), *some(9))
+    result, backoffs = await backoffs_of(Retry(on=on), *some(9))
 
-    assert waits == []
+    assert backoffs == []
     assert isinstance(result.error, KeyError | TypeError)
     assert isinstance(result.error.__context__, ValueError)
 
@@ -139,7 +141,7 @@ async def test_an_on_that_raises_its_argument_creates_no_context_cycle():
     def on(error):
         raise error
 
-    result, _ = await waits_of(Retry(on=on), ValueError("same"))
+    result, _ = await backoffs_of(Retry(on=on), ValueError("same"))
 
     assert str(result.error) == "same"
     assert result.error.__context__ is None
@@ -149,7 +151,7 @@ async def test_an_on_that_raises_a_cancellation_fails_only_the_step():
     def on(_):
         raise asyncio.CancelledError
 
-    result, _ = await waits_of(Retry(on=on), *some(9))
+    result, _ = await backoffs_of(Retry(on=on), *some(9))
 
     assert isinstance(result.error, StepCancelledError)
     assert asyncio.current_task().cancelling() == 0

@@ -55,7 +55,7 @@ def statuses(report):
 
 def needs_virtual_time():
     if not isinstance(asyncio.get_running_loop(), VirtualTimeLoop):
-        pytest.skip("the grace period is five seconds, which are too long in real time")
+        pytest.skip("the grace period is five seconds, which is too long in real time")
 
 
 class Flaky:
@@ -74,7 +74,7 @@ class Flaky:
 
 
 class Cleaning:
-    """Runs until it is cancelled, then cleans up, which takes a while."""
+    """Runs until it is cancelled, then spends a while on clean-up."""
 
     def __init__(self, takes=0.01, then=None):
         self.takes = takes
@@ -795,8 +795,8 @@ async def test_the_stop_reason_quotes_the_message_of_the_callers_cancellation(
     assert events[-1].stop_reason == reason
 
 
-async def swallows_a_cancellation_and_goes_on():
-    """As code does that limits its time itself and knows nothing of `Task.uncancel`."""
+async def swallows_a_cancellation_and_continues():
+    """Act like code with its own time limit that does not know `Task.uncancel`."""
     asyncio.current_task().cancel()
     with contextlib.suppress(asyncio.CancelledError):
         await asyncio.sleep(0)
@@ -806,7 +806,7 @@ async def swallows_a_cancellation_and_goes_on():
 @pytest.mark.parametrize("timeout_ms", [None, 30_000])
 async def test_a_step_that_has_swallowed_a_cancellation_can_be_cancelled(schedule, timeout_ms):
     needs_virtual_time()
-    step = WorkflowStep("a", swallows_a_cancellation_and_goes_on, timeout_ms=timeout_ms)
+    step = WorkflowStep("a", swallows_a_cancellation_and_continues, timeout_ms=timeout_ms)
     started = asyncio.get_running_loop().time()
     run = asyncio.ensure_future(run_pipeline([step], schedule=schedule))
     await asyncio.sleep(0.01)
@@ -833,7 +833,7 @@ async def test_the_run_can_stop_a_step_that_has_swallowed_a_cancellation(
 ):
     needs_virtual_time()
     options = {"timeout_ms": None, **limits}
-    step = WorkflowStep("a", swallows_a_cancellation_and_goes_on, **options)
+    step = WorkflowStep("a", swallows_a_cancellation_and_continues, **options)
 
     report = await run_pipeline([step, *sibling], schedule=schedule, deadline_ms=deadline_ms)
 
@@ -844,7 +844,9 @@ async def test_the_run_can_stop_a_step_that_has_swallowed_a_cancellation(
 async def test_an_attempt_cancelled_by_a_third_party_finishes_its_cleanup(schedule):
     needs_virtual_time()
     if sys.version_info < (3, 12):
-        pytest.skip("an attempt has a task of its own, and the run does not see who cancels that")
+        pytest.skip(
+            "an attempt has its own task, and the run cannot see that a third party cancels it"
+        )
     tasks, cleaned = {}, []
 
     async def obeys(name, takes):
@@ -863,7 +865,7 @@ async def test_an_attempt_cancelled_by_a_third_party_finishes_its_cleanup(schedu
         raise ValueError
 
     steps = [
-        WorkflowStep("swallows", swallows_a_cancellation_and_goes_on, timeout_ms=None),
+        WorkflowStep("swallows", swallows_a_cancellation_and_continues, timeout_ms=None),
         WorkflowStep("short", lambda: obeys("short", 3)),
         WorkflowStep("long", lambda: obeys("long", 8), timeout_ms=None),
         WorkflowStep("fails", fails),
@@ -871,7 +873,7 @@ async def test_an_attempt_cancelled_by_a_third_party_finishes_its_cleanup(schedu
     started = asyncio.get_running_loop().time()
     run = asyncio.ensure_future(run_pipeline(steps, schedule=schedule))
     await asyncio.sleep(2)
-    run.cancel()  # from here on, the grace period counts anew
+    run.cancel()  # restarts the grace period
     with pytest.raises(asyncio.CancelledError):
         await run
 
@@ -895,7 +897,7 @@ async def test_an_attempt_that_cleans_up_after_a_limit_is_not_cancelled_again(
         attempt = marked.get() + 1 if not isolated else current_step().attempt
         marked.set(attempt)
         if isolated and attempt == 1:
-            raise OSError  # the next attempt runs in a task of its own, since this one left a mark
+            raise OSError  # the next attempt has its own task, since this one changed its context
         try:
             await asyncio.Event().wait()
         finally:
@@ -983,7 +985,7 @@ async def test_a_cancellation_in_any_turn_propagates(schedule, turns, fail_fast)
     if not ended_before:
         with pytest.raises(asyncio.CancelledError):
             await run
-        # One that is cancelled before its first line has never begun.
+        # A run that is cancelled before its first line emits no event.
         assert not events or isinstance(events[-1], RunFinished)
 
 
@@ -1039,7 +1041,7 @@ async def test_a_run_inside_a_step_is_cancelled_with_it(schedule):
     assert cleaning.cleaned == 1
 
 
-# What is neither an exception nor a cancellation.
+# Base exceptions.
 
 
 @pytest.mark.parametrize("fail_fast", [True, False])
@@ -1131,7 +1133,7 @@ async def test_pytest_fail_in_a_step_fails_the_test(schedule):
         await run_pipeline([WorkflowStep("a", action)], schedule=schedule)
 
 
-# Steps that do not obey.
+# Steps that ignore their cancellation.
 
 
 async def test_a_step_that_ignores_its_cancellation_is_named_after_the_grace_period(
@@ -1165,7 +1167,7 @@ async def test_a_step_that_ignores_its_cancellation_is_named_after_the_grace_per
 async def test_each_attempt_that_does_not_end_is_named_once(schedule, caplog):
     loop = asyncio.get_running_loop()
     if not isinstance(loop, VirtualTimeLoop):
-        pytest.skip("the grace period is five seconds, which are too long in real time")
+        pytest.skip("the grace period is five seconds, which is too long in real time")
 
     async def long():
         await asyncio.sleep(9)
@@ -1188,7 +1190,7 @@ async def test_each_attempt_that_does_not_end_is_named_once(schedule, caplog):
 async def test_a_stopped_step_that_does_not_end_is_named_too(schedule, caplog):
     loop = asyncio.get_running_loop()
     if not isinstance(loop, VirtualTimeLoop):
-        pytest.skip("the grace period is five seconds, which are too long in real time")
+        pytest.skip("the grace period is five seconds, which is too long in real time")
     stubborn = Cleaning(takes=20)
 
     async def fail_later():
@@ -1401,7 +1403,7 @@ async def test_tasks_are_named_after_run_step_and_attempt(schedule):
     names = []
 
     async def action():
-        await asyncio.sleep(0)  # an eager task gets its name after its first wait
+        await asyncio.sleep(0)  # an eager task receives its name after its first wait
         names.append(asyncio.current_task().get_name())
         if len(names) == 1:
             raise ValueError

@@ -1,7 +1,7 @@
-"""Random pipelines of random steps, checked against the promises, with a cancellation anywhere.
+"""Random pipelines of random steps keep the promises, with a cancellation in any turn.
 
-Each example runs in a virtual-time loop of its own, so it is deterministic: what Hypothesis finds
-it can replay and shrink.
+Each example runs in its own virtual-time loop, so it is deterministic, and Hypothesis can replay
+and shrink a failure.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ BEHAVIOURS = (
 
 
 class Simulated:
-    """An action of the given behaviour that keeps book of its own calls and overlaps."""
+    """An action of the given behaviour that counts its calls and their overlaps."""
 
     def __init__(self, behaviour):
         self.behaviour = behaviour
@@ -117,7 +117,7 @@ OPTIONS = st.fixed_dictionaries(
 
 
 def simulate(steps, options, turn=None, eager=False):
-    """Run the steps; return the report or None, the events, and how many turns it took."""
+    """Run the steps; return the report or None, the events, and the number of turns."""
     events = []
     loop = TurnCountingLoop(turn, eager)
     report, cancelled = None, False
@@ -211,7 +211,7 @@ def test_every_run_keeps_the_promises(steps, options, eager):
     check_promises(steps, options, report, events)
 
 
-@settings(max_examples=settings().max_examples // 5)  # each is run once a turn
+@settings(max_examples=settings().max_examples // 5)  # each example runs once per turn
 @given(pipelines(), OPTIONS, st.booleans())
 def test_a_run_cancelled_in_any_turn_keeps_the_promises(steps, options, eager):
     for turn in itertools.count():

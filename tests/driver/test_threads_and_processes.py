@@ -1,7 +1,7 @@
 """Plain functions as steps: threads, which cannot be stopped, and processes, which can.
 
 In virtual time the clock stands still while a thread runs, so limits are tested with a clock that
-goes on when a thread has begun.
+advances when a thread has started.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ variable: contextvars.ContextVar[str] = contextvars.ContextVar("variable", defau
 
 
 class Blocking:
-    """A function that runs until it is released, and counts how many of its calls overlap."""
+    """A function that runs until it is released and that counts how many of its calls overlap."""
 
     def __init__(self):
         self.begun = threading.Event()
@@ -63,16 +63,16 @@ def blocking():
 
 
 async def until(condition):
-    """Wait in real time, which a loop with a virtual clock would not let pass."""
+    """Wait in real time, also in a loop with a virtual clock."""
     for _ in range(3_000):
         if condition():
             return
         await asyncio.to_thread(threading.Event().wait, 0.001)
-    raise AssertionError("it never came")
+    raise AssertionError("the condition never became true")
 
 
 class StoppedClock(asyncio.SelectorEventLoop):
-    """Its time passes when it is told so, also beside a thread."""
+    """A loop whose time passes only on request, also while a thread runs."""
 
     now = 0.0
 
@@ -84,20 +84,20 @@ class StoppedClock(asyncio.SelectorEventLoop):
 
 
 def run_when_begun(main, blocking, ms):
-    """Run with a clock that goes on by so much when the function has begun for the first time."""
+    """Run with a clock that advances by `ms` when the function first starts."""
     with asyncio.Runner(loop_factory=StoppedClock) as runner:
         loop = runner.get_loop()
 
-        def go_on():
+        def advance():
             blocking.on_begun = lambda: None
             loop.call_soon_threadsafe(loop.advance, ms)
 
-        blocking.on_begun = go_on
+        blocking.on_begun = advance
         return runner.run(main)
 
 
 def after_turns(callback, turns=20):
-    """Call back after more turns of the loop than anything here takes."""
+    """Call back after more turns of the loop than any operation here takes."""
     loop = asyncio.get_running_loop()
     if turns:
         loop.call_soon(after_turns, callback, turns - 1)
@@ -196,10 +196,10 @@ def test_an_abandoned_thread_holds_its_slot_until_it_has_ended(blocking):
         await run_pipeline(
             [WorkflowStep("a", blocking, timeout_ms=20, pool=pool, runs_in="thread")]
         )
-        kept = pool.in_use
+        held = pool.in_use
         blocking.release.set()
         await until(lambda: pool.in_use == 0)
-        return kept
+        return held
 
     assert run_when_begun(main(), blocking, 20) == 1
 
@@ -366,11 +366,11 @@ def work_until_cancel_is_requested():
         if current_step().cancel_requested:
             return
         time.sleep(0.001)
-    raise AssertionError("nothing asked it to stop")
+    raise AssertionError("no stop was requested")
 
 
 class Cooperative:
-    """A function that works until it is asked to stop."""
+    """A function that works until a stop is requested."""
 
     def __init__(self):
         self.begun, self.ended = threading.Event(), threading.Event()
@@ -510,7 +510,7 @@ async def test_in_the_loop_the_flag_reports_a_cancellation_of_the_running_task()
 async def test_a_process_receives_arguments_and_its_error_is_the_functions_own():
     report = await run_pipeline(
         [
-            WorkflowStep("who", work.identify, runs_in="process"),
+            WorkflowStep("identify", work.identify, runs_in="process"),
             WorkflowStep("sum", work.add, runs_in="process"),
             WorkflowStep("bad", work.fail, runs_in="process"),
         ],
@@ -518,7 +518,7 @@ async def test_a_process_receives_arguments_and_its_error_is_the_functions_own()
         inputs={"left": 3, "text": "x"},
     )
 
-    assert report["who"].output != os.getpid()
+    assert report["identify"].output != os.getpid()
     assert report["sum"].output == 5
     assert isinstance(report["bad"].error, KeyError)
 
@@ -533,10 +533,10 @@ def is_alive(number):
 @pytest.mark.process
 @pytest.mark.parametrize("how", ["attempt", "run", "caller", "fail fast"])
 def test_an_interrupted_process_is_killed_with_its_children(tmp_path, how):
-    told = tmp_path / "told"
+    pid_file = tmp_path / "pids"
 
     async def fail():
-        await until(told.exists)
+        await until(pid_file.exists)
         raise ValueError
 
     async def main():
@@ -546,18 +546,18 @@ def test_an_interrupted_process_is_killed_with_its_children(tmp_path, how):
             steps.append(WorkflowStep("fails", fail))
         run = asyncio.ensure_future(
             run_pipeline(
-                steps, inputs={"path": str(told)}, deadline_ms=1_000 if how == "run" else None
+                steps, inputs={"path": str(pid_file)}, deadline_ms=1_000 if how == "run" else None
             )
         )
         if how == "caller":
-            await until(told.exists)
+            await until(pid_file.exists)
             run.cancel()
         await asyncio.wait([run])
         return None if run.cancelled() else run.result()
 
     report = asyncio.run(main())
 
-    numbers = [int(number) for number in told.read_text().split()]
+    numbers = [int(number) for number in pid_file.read_text().split()]
     for _ in range(1_000):
         if not any(map(is_alive, numbers)):
             break
@@ -576,9 +576,9 @@ def test_a_clean_up_step_in_a_thread_is_not_bound_by_the_deadline_of_the_run(blo
 
     async def main():
         loop = asyncio.get_running_loop()
-        blocking.on_begun = lambda: loop.call_soon_threadsafe(go_on)
+        blocking.on_begun = lambda: loop.call_soon_threadsafe(advance)
 
-        def go_on():
+        def advance():
             loop.advance(1_000)
             after_turns(blocking.release.set)
 

@@ -1,4 +1,4 @@
-"""A task is known by its name, where it can't be known by its context."""
+"""The watchdog finds an attempt by the name of its task if the context does not identify it."""
 
 from __future__ import annotations
 

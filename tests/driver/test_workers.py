@@ -1,4 +1,4 @@
-"""Tests of the two places beside the event loop where a step may run: a thread and a process."""
+"""Worker threads and worker processes, which run steps outside the event loop."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ variable: contextvars.ContextVar[str] = contextvars.ContextVar("variable")
 
 
 class Work:
-    """A function for a thread; the test sees when it has begun and says when it may end."""
+    """A function for a thread, whose start a test can await and whose end it controls."""
 
     def __init__(self, error=None):
         self.loop = asyncio.get_running_loop()
@@ -109,10 +109,10 @@ async def test_an_error_from_a_thread_is_in_no_reference_cycle():
         try:
             await in_thread(function)
         except Precious as error:
-            kept = weakref.ref(error)
-        await in_thread(int)  # the worker has forgotten the call before this one
+            reference = weakref.ref(error)
+        await in_thread(int)  # the worker drops the previous call
 
-        assert kept() is None
+        assert reference() is None
     finally:
         gc.enable()
 
@@ -186,7 +186,7 @@ def test_a_stopped_run_abandons_the_thread_when_its_time_is_up_too():
         thread.release.set()
         await ended
 
-    asyncio.run(main())  # in real time: a virtual clock stands still for the thread
+    asyncio.run(main())  # in real time, since a virtual clock stands still while the thread runs
 
 
 def test_an_abandoned_thread_can_outlive_the_loop(monkeypatch):
@@ -221,7 +221,7 @@ async def test_a_function_cancelled_before_a_thread_starts_it_is_never_called():
 
     assert task.cancelled()
     await in_thread(int)
-    await asyncio.sleep(0.001)  # the clock does not stand still any more
+    await asyncio.sleep(0.001)  # the clock advances again
     assert calls == []
 
 
@@ -254,7 +254,7 @@ async def test_a_thread_that_cannot_start_is_an_ordinary_error(monkeypatch):
         with pytest.raises(RuntimeError, match="can't start new thread"):
             await in_thread(int)
 
-    await asyncio.sleep(0.001)  # the clock does not stand still any more
+    await asyncio.sleep(0.001)  # the clock advances again
 
 
 @pytest.mark.parametrize(
@@ -312,7 +312,7 @@ async def test_a_task_cancelled_while_waiting_for_a_token_holds_none(turns, is_f
     assert limiter.statistics().tasks_waiting == 0
 
 
-# How many turns a test can let pass before it cancels; more than anything here takes.
+# Turns after which a test cancels; more than any operation here takes.
 TURNS = range(12)
 
 
@@ -461,10 +461,10 @@ async def test_a_process_shares_our_output_and_has_no_input(capfd):
 
 @pytest.mark.process
 async def test_a_cancelled_process_and_its_children_are_killed_before_it_ends(tmp_path):
-    told = tmp_path / "numbers"
-    task = asyncio.ensure_future(run_in_process(work.hang, {"path": str(told)}))
-    await asyncio.to_thread(wait_until, told.exists)
-    process, child = map(int, told.read_text().split())
+    pid_file = tmp_path / "numbers"
+    task = asyncio.ensure_future(run_in_process(work.hang, {"path": str(pid_file)}))
+    await asyncio.to_thread(wait_until, pid_file.exists)
+    process, child = map(int, pid_file.read_text().split())
 
     for _ in range(3):
         task.cancel()
@@ -523,7 +523,7 @@ async def test_a_cancellation_that_comes_after_the_result_does_not_take_it_away(
 
 
 def is_alive(number):
-    """Whether a process runs: one that nobody has reaped yet does not."""
+    """Return whether a process runs; a zombie does not."""
     try:
         state = Path(f"/proc/{number}/stat").read_text()
     except (FileNotFoundError, ProcessLookupError):
@@ -602,7 +602,7 @@ if __name__ == "__main__":
 
 
 def run_python(*arguments, cwd=None):
-    """Run a program that finds asyncflow and the tests' modules, and return what it prints."""
+    """Run a program that can import asyncflow and the tests' modules; return its output."""
     paths = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
     done = subprocess.run(
         [sys.executable, *arguments],
@@ -616,7 +616,7 @@ def run_python(*arguments, cwd=None):
     return done.stdout
 
 
-# The end of the process that waits.
+# The end of the parent process.
 
 WAITING = """
 import asyncio, process_work as work
@@ -628,31 +628,31 @@ asyncio.run(run_in_process(work.hang, {{"path": {path!r}}}))
 @pytest.mark.process
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGKILL])
 def test_a_process_and_its_children_end_with_their_parent(tmp_path, number):
-    told = tmp_path / "numbers"
+    pid_file = tmp_path / "numbers"
     paths = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
     with subprocess.Popen(
-        [sys.executable, "-c", WAITING.format(path=str(told))],
+        [sys.executable, "-c", WAITING.format(path=str(pid_file))],
         env={**os.environ, "PYTHONPATH": paths},
     ) as parent:
-        wait_until(told.exists)
+        wait_until(pid_file.exists)
 
         parent.send_signal(number)
         parent.wait()
 
-    process, child = map(int, told.read_text().split())
+    process, child = map(int, pid_file.read_text().split())
     wait_until(lambda: not is_alive(process) and not is_alive(child))
 
 
 @pytest.mark.process
 async def test_a_nested_process_is_killed_with_the_process_that_started_it(tmp_path):
-    told = tmp_path / "numbers"
-    task = asyncio.ensure_future(run_in_process(work.nest, {"path": str(told)}))
-    await asyncio.to_thread(wait_until, told.exists)
+    pid_file = tmp_path / "numbers"
+    task = asyncio.ensure_future(run_in_process(work.nest, {"path": str(pid_file)}))
+    await asyncio.to_thread(wait_until, pid_file.exists)
 
     task.cancel()
     await asyncio.wait([task])
 
-    process, child = map(int, told.read_text().split())
+    process, child = map(int, pid_file.read_text().split())
     await asyncio.to_thread(wait_until, lambda: not is_alive(process) and not is_alive(child))
 
 
@@ -668,11 +668,11 @@ def test_the_worker_program_kills_its_group_when_the_pipe_is_closed(monkeypatch)
     os.close(ours)
 
     assert kills.get(timeout=60) == (0, signal.SIGKILL)
-    _child._wait_for_end_of(theirs)  # once more here, where coverage sees it
+    _child._wait_for_end_of(theirs)  # again in this thread, where coverage sees it
     os.close(theirs)
 
 
-# Where there can be no process.
+# Where no process can start.
 
 
 @pytest.fixture
@@ -710,32 +710,32 @@ def test_a_process_is_refused_if_asyncflow_is_in_an_archive(monkeypatch):
         limiter_for("process")
 
 
-# The program of the process, run here.
+# The worker program, run in this process.
 
 
-def ask(function, arguments):
+def respond_to(function, arguments):
     file = io.BytesIO(_workers._request(function, arguments))
     _child._respond(file)
     return _workers._outcome(file.getvalue(), 0)
 
 
 def test_the_worker_program_writes_its_response_to_the_file_of_the_request():
-    assert ask(work.add, {"left": 2, "right": 3}) == 5
+    assert respond_to(work.add, {"left": 2, "right": 3}) == 5
     with pytest.raises(KeyError, match="x"):
-        ask(work.fail, {"text": "x"})
+        respond_to(work.fail, {"text": "x"})
     with pytest.raises(pickle.PicklingError, match="that error can't be pickled"):
-        ask(work.raise_of_two, {})
+        respond_to(work.raise_of_two, {})
     with pytest.raises(pickle.PicklingError, match="back as str, which is not an exception"):
-        ask(work.throw, {"error": work.Turncoat})
+        respond_to(work.throw, {"error": work.Turncoat})
     with pytest.raises(pickle.PicklingError, match="raised Unprintable; that error") as raised:
-        ask(work.throw, {"error": work.Unprintable})
+        respond_to(work.throw, {"error": work.Unprintable})
     assert raised.value.__notes__[0].startswith("In the process:\n")
     with pytest.raises(TypeError, match="leave runs_in out"):
-        ask(work.be_async, {})
+        respond_to(work.be_async, {})
     with pytest.raises(pickle.PicklingError, match="returned can't be pickled"):
-        ask(work.return_a_lock, {})
+        respond_to(work.return_a_lock, {})
     with pytest.raises(pickle.PicklingError, match="could not load the function and its arguments"):
-        ask(work.add, {"left": work.Grudging()})
+        respond_to(work.add, {"left": work.Grudging()})
 
 
 def test_a_raised_object_that_is_no_exception_is_named():
@@ -754,8 +754,8 @@ def test_the_script_of_the_caller_is_imported_under_another_name(tmp_path, monke
     path = tmp_path / "asking_script.py"
     path.write_text(
         "import sys\n"
-        "asked = sys.modules['__main__']\n"
-        "seen = __name__, asked._asyncflow_is_importing_main, __name__ in sys.modules\n"
+        "caller = sys.modules['__main__']\n"
+        "seen = __name__, caller._asyncflow_is_importing_main, __name__ in sys.modules\n"
         "def function(): return 3\n"
     )
     monkeypatch.syspath_prepend(tmp_path)
@@ -788,12 +788,12 @@ def test_data_with_the_name_of_the_script_does_not_run_it():
 async def test_a_function_defined_in_a_shell_is_refused_with_the_fix(monkeypatch):
     main = ModuleType("__main__")
     monkeypatch.setitem(sys.modules, "__main__", main)
-    exec("def _respond(): pass", main.__dict__)  # a name that our program has too
+    exec("def _respond(): pass", main.__dict__)  # the worker program has this name too
 
     with pytest.raises(pickle.PicklingError, match=r"'_respond' .* notebook .*; define it in a fi"):
         await run_in_process(main._respond, None)
     with pytest.raises(pickle.PicklingError, match="'_respond' is defined in a main module"):
-        ask(main._respond, {})
+        respond_to(main._respond, {})
 
 
 def test_a_main_module_is_found_by_its_name_or_its_file(monkeypatch):
