@@ -1,4 +1,4 @@
-"""Tests of what watches runs: in virtual time, also with eager tasks, and with the real SDK."""
+"""Run the tests of observers in virtual time, also with eager tasks, and with the real SDK."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """The same events always give the same text, the same log and the same spans.
 
-They stand beside this file, one line for each event or span.
+The expected outputs are beside this file, one line for each event or span.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ def test_the_golden_events_give_the_golden_spans() -> None:
 
 
 def drawn(otel: Telemetry) -> str:
-    """The spans as a tree, with their times in microseconds of the run."""
+    """Return the spans as a tree, with their times in microseconds of the run."""
     spans = sorted(otel.spans, key=lambda span: span.start_time or 0)
     lines: list[str] = []
 

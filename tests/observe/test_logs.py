@@ -1,4 +1,4 @@
-"""Records know their step, and the events of a run can be logged."""
+"""Log records carry their step, and the events of a run can be logged."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ FORMAT = "%(levelname)s %(run_id)s|%(step)s|%(attempt)s|%(item)s|%(message)s"
 
 @pytest.fixture
 def log():
-    """A logger of a test's own."""
+    """A logger for one test."""
     logger = logging.Logger("test", logging.DEBUG)
     logger.propagate = False
     return logger
@@ -31,7 +31,7 @@ def log():
 
 @pytest.fixture
 def text(log):
-    """What that logger's handler has written, with the step of each record."""
+    """The output of the logger's handler, with the step of each record."""
     stream = io.StringIO()
     handler = logging.StreamHandler(stream)
     handler.addFilter(StepFilter())

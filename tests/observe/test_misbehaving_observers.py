@@ -1,4 +1,4 @@
-"""An observer that raises at any event, or is slow, changes nothing of a run: for any pipeline."""
+"""An observer that raises at any event, or is slow, changes no run of any pipeline."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ from asyncflow.events import AttemptStarted
 from asyncflow.testing import run_in_virtual_time
 
 
-class Unwilling(Exception):
-    """What an observer here raises."""
+class ObserverError(Exception):
+    """The error that the observers here raise."""
 
 
-class NoObserver:
+class FailingFactory:
     def for_run(self) -> Any:
-        raise Unwilling
+        raise ObserverError
 
 
 class RaisesAt:
-    """Raises when it is called for the n-th time, wherever that is."""
+    """Raises at its n-th call, whatever the event."""
 
     def __init__(self, count: int) -> None:
         self.left = count
@@ -38,7 +38,7 @@ class RaisesAt:
         self.called_after += self.left < 0
         self.left -= 1
         if self.left < 0:
-            raise Unwilling
+            raise ObserverError
 
     def enter_attempt(self, running: AttemptStarted) -> None:
         self(running)
@@ -57,8 +57,8 @@ class Slow:
         sum(range(2_000))
 
 
-def outcome_of(seed: int, observers: list[Any], *, durable: bool, cut_at: int | None) -> Any:
-    """Return the report of a random run, or how it was cut short, and the events that were told."""
+def outcome_of(seed: int, observers: list[Any], *, durable: bool, cancel_at_ms: int | None) -> Any:
+    """Return the report of a random run, or `"cancelled"`, and the events that it emitted."""
     pipeline = RandomPipeline(seed)
     journal = MemoryJournal(latency_s=pipeline.latency_s)
     world = pipeline.world(journal)
@@ -67,7 +67,7 @@ def outcome_of(seed: int, observers: list[Any], *, durable: bool, cut_at: int | 
 
     def record(event: Any) -> None:
         world.observe(event)
-        if event.__class__.__name__ not in {"RunStarted"}:  # it tells the time of day
+        if event.__class__.__name__ not in {"RunStarted"}:  # it holds the wall-clock time
             events.append(repr(event))
 
     async def main() -> Any:
@@ -80,8 +80,8 @@ def outcome_of(seed: int, observers: list[Any], *, durable: bool, cut_at: int | 
                 **pipeline.options,
             )
         )
-        if cut_at is not None:
-            asyncio.get_running_loop().call_later(cut_at / 1000, run.cancel)
+        if cancel_at_ms is not None:
+            asyncio.get_running_loop().call_later(cancel_at_ms / 1000, run.cancel)
         try:
             report = json.loads((await run).to_json())
         except asyncio.CancelledError:
@@ -104,7 +104,7 @@ def without_tracebacks(value: Any) -> Any:
 each_run = given(
     seed=st.integers(0, 100_000),
     durable=st.booleans(),
-    cut_at=st.none() | st.integers(0, 12),
+    cancel_at_ms=st.none() | st.integers(0, 12),
     count=st.integers(0, 40),
 )
 
@@ -116,19 +116,22 @@ def quiet(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @each_run
 def test_an_observer_that_raises_at_any_event_changes_nothing(
-    seed: int, durable: bool, cut_at: int | None, count: int
+    seed: int, durable: bool, cancel_at_ms: int | None, count: int
 ) -> None:
-    alone = outcome_of(seed, [], durable=durable, cut_at=cut_at)
+    alone = outcome_of(seed, [], durable=durable, cancel_at_ms=cancel_at_ms)
     raises = RaisesAt(count)
 
-    assert outcome_of(seed, [raises], durable=durable, cut_at=cut_at) == alone
-    assert raises.called_after <= 1  # it is there twice, and each is dropped at its first error
+    assert outcome_of(seed, [raises], durable=durable, cancel_at_ms=cancel_at_ms) == alone
+    assert raises.called_after <= 1  # it observes twice, and each is dropped at its first error
 
 
 @each_run
 def test_a_slow_observer_and_one_that_cannot_be_made_change_nothing(
-    seed: int, durable: bool, cut_at: int | None, count: int
+    seed: int, durable: bool, cancel_at_ms: int | None, count: int
 ) -> None:
-    alone = outcome_of(seed, [], durable=durable, cut_at=cut_at)
+    alone = outcome_of(seed, [], durable=durable, cancel_at_ms=cancel_at_ms)
 
-    assert outcome_of(seed, [Slow(), NoObserver()], durable=durable, cut_at=cut_at) == alone
+    assert (
+        outcome_of(seed, [Slow(), FailingFactory()], durable=durable, cancel_at_ms=cancel_at_ms)
+        == alone
+    )

@@ -1,4 +1,4 @@
-"""What is measured of runs, in seconds, and that nothing stays in flight."""
+"""Runs are measured in seconds, and none stays in flight."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ async def fail(**_):
 
 
 def points(otel, name):
-    """The sums of histograms, or the values of counters, by the attributes."""
+    """Return the sums of histograms, or the values of counters, by attributes."""
     return {
         tuple(sorted(point.attributes.items())): getattr(point, "sum", getattr(point, "value", 0))
         for point in otel.metrics()[name]
@@ -120,7 +120,7 @@ async def test_the_queue_time_of_each_attempt_is_measured(otel):
     )
 
     by = {dict(key)["cicd.pipeline.task.name"]: each for key, each in points(otel, QUEUED).items()}
-    assert by == {"a": 0, "m": pytest.approx(4.0)}  # an item is taken up when the one before is in
+    assert by == {"a": 0, "m": pytest.approx(4.0)}  # an item is queued when the one before starts
     assert sum(counts(otel, QUEUED)) == 4
     assert sum(counts(otel, "asyncflow.step.duration")) == 2  # items are no steps
 
@@ -180,23 +180,23 @@ async def observed(pipeline, journal, otel, turn=None):
 
 
 def check(otel, events):
-    """The spans and the counts are those of the events; nothing is in flight."""
+    """Spans and counts match the events, and nothing is in flight."""
     assert otel.in_flight() == {}
     spans = otel.spans  # all have ended
-    if not events:  # it has not begun, or has passed before
+    if not events:  # the run never started, or it had passed before
         assert spans == []
         return
     attempts = Counter((e.step, e.attempt) for e in events if isinstance(e, AttemptStarted))
     named = Counter(s.name for s in spans if "asyncflow.attempt" in s.attributes)
     assert named == {f"{step} attempt {number}": n for (step, number), n in attempts.items()}
     steps = {key_of(event) for event in events if isinstance(event, SETTLED)}
-    units = [s.attributes for s in spans if "cicd.pipeline.task.run.result" in s.attributes]
-    assert len(units) == len(steps)
-    assert {(u["cicd.pipeline.task.name"], u.get("asyncflow.item")) for u in units} == steps
+    settled = [s.attributes for s in spans if "cicd.pipeline.task.run.result" in s.attributes]
+    assert len(settled) == len(steps)
+    assert {(s["cicd.pipeline.task.name"], s.get("asyncflow.item")) for s in settled} == steps
     started, finished = events[0], events[-1]
     assert isinstance(started, RunStarted | RunResumed)
     assert isinstance(finished, RunFinished)
-    assert len(spans) == 1 + len(units) + attempts.total()
+    assert len(spans) == 1 + len(settled) + attempts.total()
     by_id = {span.context.span_id: span for span in spans}
     for span in spans:
         if span.parent is not None:
@@ -214,8 +214,8 @@ def test_spans_and_counts_match_the_events_of_any_run(seed):
     check(otel, in_loop(observed(pipeline, journal, otel), seed))
 
 
-@given(seed=st.integers(0, 1_000_000), turn=st.integers(0, 40), kept=st.floats(0, 1))
-def test_nothing_stays_in_flight_however_a_run_ends_and_resumes(seed, turn, kept):
+@given(seed=st.integers(0, 1_000_000), turn=st.integers(0, 40), share=st.floats(0, 1))
+def test_nothing_stays_in_flight_however_a_run_ends_and_resumes(seed, turn, share):
     pipeline, otel = RandomPipeline(seed), Telemetry()
     journal = MemoryJournal(latency_s=pipeline.latency_s)
 
@@ -223,7 +223,7 @@ def test_nothing_stays_in_flight_however_a_run_ends_and_resumes(seed, turn, kept
 
     again = Telemetry()
     left = (
-        journal.died_after(int(len(journal.kept.get(RUN_ID, ())) * kept))
+        journal.died_after(int(len(journal.kept.get(RUN_ID, ())) * share))
         if (RUN_ID in journal.kept)
         else MemoryJournal()
     )

@@ -1,4 +1,4 @@
-"""A run, its steps, items and attempts have spans, as the events say and in the right places."""
+"""Runs, steps, items and attempts have spans that match the events and nest correctly."""
 
 from __future__ import annotations
 
@@ -193,7 +193,7 @@ async def test_the_times_of_the_spans_match_the_events(otel):
     assert finished.at_ms == pytest.approx(250 + 100 + 1234.567 + 100)
 
 
-# What is current where.
+# The current span.
 
 
 def current():
@@ -352,7 +352,7 @@ async def test_concurrent_runs_have_traces_of_their_own(otel):
     assert sorted(traces.values(), key=min) == [{"r0"}, {"r1"}, {"r2"}]
 
 
-# How they end.
+# Outcomes.
 
 
 def ends(otel, name):
@@ -377,10 +377,10 @@ def exceptions(span):
 async def test_a_failure_is_recorded_on_its_attempts_its_step_and_the_run(otel):
     await run_pipeline([WorkflowStep("a", fail, max_retries=2)], observers=[otel.observer])
 
-    told = ("failure", "ERROR", "LookupError: nothing there", "LookupError")
-    assert ends(otel, "a attempt 1") == told
-    assert ends(otel, "a attempt 2") == told
-    assert ends(otel, "a") == told
+    expected = ("failure", "ERROR", "LookupError: nothing there", "LookupError")
+    assert ends(otel, "a attempt 1") == expected
+    assert ends(otel, "a attempt 2") == expected
+    assert ends(otel, "a") == expected
     why = "step 'a' failed and fail_fast is on"
     assert ends(otel, "RUN") == ("failure", "ERROR", why, "LookupError")
     assert otel.span("a attempt 1").attributes["asyncflow.retry_in_ms"] == 0
@@ -553,8 +553,8 @@ async def test_an_error_restored_from_a_report_keeps_its_type(otel):
 
     await run_pipeline([WorkflowStep("a", restore)], observers=[otel.observer])
 
-    (told,) = exceptions(otel.span("a attempt 1"))
-    assert dict(told) == {
+    (recorded,) = exceptions(otel.span("a attempt 1"))
+    assert dict(recorded) == {
         "exception.type": "KeyError",
         "exception.message": "'x'",
         "exception.stacktrace": "the first traceback",
@@ -609,7 +609,7 @@ def test_a_blocked_loop_and_an_abandoned_thread_are_events_of_the_attempts_span(
         LoopBlocked("a", 1, 400.0, 350.0, "etl.py:12 in load"),
         ThreadAbandoned("a", 1, 500.0),
         StepSucceeded("a", 1, 600.0, None),
-        LoopBlocked("a", 1, 610.0, 350.0, "etl.py:12 in load"),  # it has ended since
+        LoopBlocked("a", 1, 610.0, 350.0, "etl.py:12 in load"),  # the attempt has already ended
         RunFinished(700.0, "passed"),
     ]:
         observe(event)
@@ -625,7 +625,7 @@ def test_a_blocked_loop_and_an_abandoned_thread_are_events_of_the_attempts_span(
     assert abandoned.timestamp == 1_000_500_000_000
 
 
-# Runs that go on.
+# Resumed runs.
 
 
 async def test_a_resumed_run_has_its_own_trace_and_marks_reused_steps(otel):
@@ -705,7 +705,7 @@ def test_a_resumed_run_does_not_inherit_the_stop_of_the_earlier_segment(otel):
     assert sorted(results) == ["failure", "timeout"]
 
 
-# What is kept.
+# Memory.
 
 
 async def test_without_a_collector_a_dropped_report_frees_what_observed_steps_held(otel):
@@ -752,7 +752,7 @@ async def test_without_an_sdk_nothing_happens(provider):
 
 
 class Failing(SpanProcessor):
-    """Raises when it is called for the n-th time."""
+    """Raises at its n-th call."""
 
     def __init__(self, count):
         self.left = count

@@ -1,4 +1,4 @@
-"""What users may rely on of the modules that watch runs; nobody else pays for them."""
+"""The public names of the observer modules, which only their users import."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def test_without_its_package_the_error_names_the_extra(
 
 
 def imports(statement: str, packages: list[str]) -> list[str]:
-    """Which of the packages a statement imports in a new interpreter."""
+    """Return which of the packages a statement imports in a new interpreter."""
     script = f"import sys\n{statement}\nprint(*[p for p in {packages} if p in sys.modules])"
     command = [sys.executable, "-c", script]
     return subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()
