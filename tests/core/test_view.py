@@ -1,6 +1,6 @@
 """What views show of a run, by its events or by its report.
 
-That it shows what the reports of random runs say is tested in `tests/driver/test_random_durable_runs.py`.
+`tests/driver/test_random_durable_runs.py` checks views against the reports of random runs.
 """
 
 import pickle
