@@ -8,6 +8,7 @@ import sys
 import weakref
 
 import pytest
+from third_party import step_tasks
 
 from asyncflow import (
     Pool,
@@ -397,19 +398,14 @@ async def test_a_stream_that_awaits_something_cancelled_fails_the_step():
     assert [item.output for item in report["m"].items] == [0, 2]
 
 
-def cancel_tasks(coroutine_name):
-    for task in asyncio.all_tasks() - {asyncio.current_task()}:
-        if coroutine_name in repr(task.get_coro()):
-            task.cancel()
-
-
 @pytest.mark.parametrize("turns", range(8))
 @pytest.mark.parametrize("limit", [None, 1])
 async def test_a_third_party_that_cancels_a_waiting_mapped_step_changes_nothing(turns, limit):
     async def attacker():
         for _ in range(turns):
             await asyncio.sleep(0)
-        cancel_tasks("_run_items")
+        (mapped,) = (task for task in step_tasks() if "MapRunner" in repr(task.get_coro()))
+        mapped.cancel()
 
     report = await run_pipeline(
         [*over(range(250), double), WorkflowStep("attacker", attacker, ["source"])],
@@ -420,19 +416,25 @@ async def test_a_third_party_that_cancels_a_waiting_mapped_step_changes_nothing(
 
 
 async def test_a_third_party_that_cancels_items_before_their_first_line_changes_nothing():
-    def attacked():
+    attacked = []
+
+    def attacking_items():
         for item in range(20):
             if item == 10:
-                cancel_tasks("_run_unit")
+                attacked.extend(step_tasks() - {asyncio.current_task()})
+                for task in attacked:
+                    task.cancel()
             yield item
 
     async def at_once(item):
         return item
 
-    report = await run_pipeline(over(attacked, at_once))
+    report = await run_pipeline(over(attacking_items, at_once))
 
     assert report.all_passed
     assert report["m"].attempts == 20
+    # Eager items have ended before the attack.
+    assert attacked or asyncio.get_running_loop().get_task_factory()
 
 
 # Limits.

@@ -7,6 +7,7 @@ import random
 import threading
 
 import pytest
+from third_party import step_tasks
 
 from asyncflow import Pool, StepStatus, StepTimeoutError, WorkflowStep, current_step, run_pipeline
 from asyncflow.events import AttemptStarted, RunFinished
@@ -189,9 +190,8 @@ async def test_a_third_party_that_cancels_a_task_queued_for_a_pool_only_requeues
     run = asyncio.ensure_future(run_pipeline([WorkflowStep("a", gauge, pool=pool)]))
     await asyncio.sleep(0.005)
 
-    for task in asyncio.all_tasks():
-        if "_run_unit" in repr(task.get_coro()):
-            task.cancel()
+    (task,) = step_tasks()
+    task.cancel()
     await asyncio.sleep(0.005)
     waiting = pool.waiting
     ticket.release()
