@@ -325,7 +325,7 @@ def may_differ(execution):
     }
     cleanups = [step.name for step in execution.steps if step.run_if != "success"]
     return any(recalled.intersection(shape[name]) for name in cleanups) or any(
-        "no other attempt" in note
+        note.startswith("not retried: ")
         for event in events
         if isinstance(event, StepFailed)
         for note in getattr(event.error, "__notes__", ())

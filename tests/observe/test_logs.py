@@ -227,7 +227,7 @@ def test_a_failure_is_logged_with_the_traceback_of_the_step(log, text):
     written = "\n".join(text())
     assert "in fail" in written
     assert "LookupError: nothing" in written
-    assert "_attempts.py" not in written
+    assert "step_runner.py" not in written
 
 
 def test_a_record_of_an_event_carries_the_fields_of_the_event(log, records):
