@@ -1,4 +1,4 @@
-"""What tests let a worker process do; a module of its own, for the process imports it."""
+"""Functions for worker processes of tests, in a module that the processes can import."""
 
 from __future__ import annotations
 
@@ -19,21 +19,21 @@ class Unpicklable(Exception):
 
 
 class OfTwo(Exception):
-    """It can be pickled, but not be made again from what that gives."""
+    """It can be pickled but not unpickled."""
 
     def __init__(self, one, two):
         super().__init__(f"{one} {two}")
 
 
 class Grudging:
-    """It can be pickled, but not be made again."""
+    """It can be pickled but not unpickled."""
 
     def __reduce__(self):
         return int, ("grudging",)
 
 
 class Stubborn(Exception):
-    """It wants neither notes nor attributes, and can't be printed."""
+    """It refuses notes and attributes, and its text raises."""
 
     def __setattr__(self, name, value):
         raise AttributeError("frozen")
@@ -46,14 +46,14 @@ class Stubborn(Exception):
 
 
 class Turncoat(Exception):
-    """It can be pickled, but what is made from that is no exception."""
+    """It can be pickled, but it is unpickled as an object that is no exception."""
 
     def __reduce__(self):
         return str, ("not an error",)
 
 
 class Unprintable(Stubborn):
-    """Nor can it be pickled, and its traceback can't be formatted."""
+    """It can't be pickled either, and its traceback can't be formatted."""
 
     def __reduce__(self):
         raise Stubborn
@@ -103,7 +103,7 @@ def leader():
 
 
 def nest(path):
-    """Let a process hang that this one waits for."""
+    """Start a process that hangs, and wait for it."""
     asyncio.run(run_in_process(hang, {"path": path}))
 
 
@@ -142,7 +142,7 @@ def talk():
 
 
 def hang(path):
-    """Tell one's number, and that of a child, in a file; then run for ever."""
+    """Write the ids of this process and of a child to a file; then run forever."""
     child = os.fork()
     if child == 0:
         while True:

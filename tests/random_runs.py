@@ -1,8 +1,7 @@
-"""Random pipelines for durable runs, made of a seed, and actions that check when they are called.
+"""Random pipelines for durable runs, made from a seed, whose actions check when they are called.
 
-What an action does depends on its arguments, and on how many of its attempts have failed as far
-as a journal knows. So a run that was cut short and goes on has to come to the same as one that
-was left alone.
+An action depends only on its arguments and on the number of its failed attempts in the journal. So
+a run that is interrupted and resumed must end like one that is not.
 """
 
 from __future__ import annotations
@@ -30,7 +29,7 @@ def key_of(event):
 
 
 class World:
-    """What has become of the actions: told by events, those that a journal has kept first."""
+    """The history of the actions: the events in the journal, then those of the run."""
 
     def __init__(self, journal, pools, limit):
         self.journal = journal
@@ -40,14 +39,14 @@ class World:
         self.calls = Counter()
         self.running = Counter()
         self.violations = []
-        for event in journal.kept.get(RUN_ID, ()):
+        for event in journal.stored.get(RUN_ID, ()):
             self.observe(event)
 
     def observe(self, event):
         if isinstance(event, AttemptFailed):
             self.failures[key_of(event)] += 1
         elif isinstance(event, AttemptStarted) and event.attempt == 1:
-            self.failures[key_of(event)] = 0  # also if it has all its attempts anew
+            self.failures[key_of(event)] = 0  # a run that starts again has all its attempts
 
     def enter(self, context):
         key = context.step_name, context.item
@@ -58,26 +57,26 @@ class World:
         if self.limit is not None and self.running.total() > self.limit:
             self.violations.append(f"{key} makes it more than {self.limit} at once")
         start = (*key, context.attempt)
-        kept = self.journal.kept[RUN_ID]
+        stored = self.journal.stored[RUN_ID]
         if not any(
             isinstance(event, AttemptStarted) and (*key_of(event), event.attempt) == start
-            for event in reversed(kept)
+            for event in reversed(stored)
         ):
-            self.violations.append(f"the start of {start} was not kept")
+            self.violations.append(f"the start of {start} was not stored")
         return key
 
 
 @dataclass
 class Spec:
-    """What one step is like."""
+    """The properties of one step."""
 
     name: str
     needs: list[str]
     fails: int
-    """How many of its attempts fail, or of those of each of its items with an even number."""
+    """How many attempts fail: of the step, or of each of its items with an even index."""
     style: str
     size: int
-    """How many items its output has."""
+    """The length of its output."""
     when: str | None
     options: dict[str, Any] = field(default_factory=dict)
     pool: int | None = None
@@ -128,7 +127,7 @@ CONDITIONS = {"no": _no, "yes": _yes, "raises": _raises}
 
 
 class RandomPipeline:
-    """A pipeline of a few steps of all kinds, and how it is run."""
+    """A pipeline of a few steps of all kinds, and the options of its runs."""
 
     def __init__(self, seed, *, sure=False):
         self.chance = chance = random.Random(seed)
@@ -195,7 +194,7 @@ class RandomPipeline:
         return World(journal, pools, self.options["max_concurrency"])
 
     def changed(self):
-        """Return the same pipeline with a few changes, of its steps and of how it is run."""
+        """Return the same pipeline with a few changes of its steps and of its options."""
         chance, other = self.chance, copy.deepcopy(self)
         other.chance = chance
         specs = other.specs

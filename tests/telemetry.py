@@ -1,4 +1,4 @@
-"""OpenTelemetry's real SDK, which keeps in memory what an observer tells it."""
+"""OpenTelemetry's real SDK, which stores in memory what an observer exports."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class _Started(SpanProcessor):
 
 
 class Telemetry:
-    """An SDK of a test's own, and an observer that uses it."""
+    """An SDK for one test, and an observer that uses it."""
 
     def __init__(self, *processors: SpanProcessor) -> None:
         self._exporter = InMemorySpanExporter()
@@ -40,13 +40,13 @@ class Telemetry:
 
     @property
     def spans(self) -> list[ReadableSpan]:
-        """The spans that have ended, in that order; all have."""
+        """The spans, in the order of their ends; all must have ended."""
         ended = list(self._exporter.get_finished_spans())
         assert Counter(span.name for span in ended) == self._started.names
         return ended
 
     def span(self, name: str, **attributes: Any) -> ReadableSpan:
-        """The only span of that name, and with such attributes, whose dots are underscores."""
+        """Return the only span with this name and these `asyncflow.` attributes."""
         wanted = {f"asyncflow.{key}": value for key, value in attributes.items()}
         (found,) = [
             span
@@ -56,7 +56,7 @@ class Telemetry:
         return found
 
     def parent(self, span: ReadableSpan) -> ReadableSpan | None:
-        """The span that is the parent of another one."""
+        """Return the parent of a span."""
         if span.parent is None:
             return None
         (found,) = [s for s in self.spans if s.context.span_id == span.parent.span_id]
@@ -64,17 +64,17 @@ class Telemetry:
         return found
 
     def path(self, span: ReadableSpan) -> str:
-        """The names from the root to a span."""
+        """Return the names from the root to a span."""
         above = self.parent(span)
         return span.name if above is None else f"{self.path(above)} > {span.name}"
 
     def links(self, span: ReadableSpan) -> list[str]:
-        """The names of the spans that a span links to."""
+        """Return the names of the spans that a span links to."""
         by_id = {other.context.span_id: other.name for other in self.spans}
         return [by_id[link.context.span_id] for link in span.links]
 
     def metrics(self) -> dict[str, list[Any]]:
-        """The data points of each instrument."""
+        """Return the data points of each instrument."""
         data = self._reader.get_metrics_data()
         return {
             metric.name: list(metric.data.data_points)
@@ -84,7 +84,7 @@ class Telemetry:
         }
 
     def units(self) -> dict[str, str]:
-        """The unit of each instrument."""
+        """Return the unit of each instrument."""
         data = self._reader.get_metrics_data()
         return {
             metric.name: metric.unit
@@ -94,7 +94,7 @@ class Telemetry:
         }
 
     def in_flight(self) -> dict[str, float]:
-        """How much is in flight, by instrument, if it is not nothing."""
+        """Return the counts in flight by instrument, without zeros."""
         return {
             name: total
             for name, points in self.metrics().items()

@@ -1,4 +1,4 @@
-"""The events of random runs, as an observer hears them."""
+"""The events of random runs, as an observer receives them."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ def random_events(seed: int, cut: int | None, *, whole: bool = False) -> list[Ev
     """Return the events of a run.
 
     Args:
-        seed: What is random comes of this.
-        cut: After how many events its process died, so that another one went on.
-        whole: Whether those before that are told too.
+        seed: The seed of the random pipeline.
+        cut: The number of events after which its process died and another one resumed the run.
+        whole: Whether to return the events before that, too.
     """
     pipeline = RandomPipeline(seed)
     journal = MemoryJournal()
@@ -29,7 +29,7 @@ def random_events(seed: int, cut: int | None, *, whole: bool = False) -> list[Ev
     if cut is None:
         return events
     journal = journal.died_after(min(cut, len(events) - 1))
-    before = [*journal.kept[RUN_ID]] if whole else []
+    before = [*journal.stored[RUN_ID]] if whole else []
     return before + _events(pipeline, journal)
 
 

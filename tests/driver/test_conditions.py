@@ -65,7 +65,9 @@ async def test_the_condition_of_a_step_that_a_dead_process_started_is_not_called
         chosen = [steps[0], next(step for step in steps if step.name == name)]
         await run_pipeline(chosen, journal=journal, run_id="r")
         assert len(calls) == 1
-        begun = next(at for at, event in enumerate(journal.kept["r"]) if is_attempt_of(event, name))
+        begun = next(
+            at for at, event in enumerate(journal.stored["r"]) if is_attempt_of(event, name)
+        )
         left = journal.died_after(begun + 1)
 
         report = await run_pipeline(chosen, journal=left, run_id="r")

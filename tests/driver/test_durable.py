@@ -119,7 +119,7 @@ class TestOneRun:
 
         await run_pipeline(work.diamond(), journal=journal, run_id="r", observers=[received.append])
 
-        stored = journal.kept["r"]
+        stored = journal.stored["r"]
         assert [type(event) for event in stored] == [type(event) for event in received]
         assert isinstance(stored[0], RunStarted)
         assert stored[-1].outcome == "passed"
@@ -128,7 +128,7 @@ class TestOneRun:
         journal = MemoryJournal(latency_s=0.05)
 
         async def act():
-            starts = [e for e in journal.kept["r"] if isinstance(e, AttemptStarted)]
+            starts = [e for e in journal.stored["r"] if isinstance(e, AttemptStarted)]
             assert current_step().step_name in [event.step for event in starts]
 
         steps = [WorkflowStep("a", act), WorkflowStep("b", act, ["a"]), WorkflowStep("c", act)]
@@ -181,7 +181,7 @@ class TestOneRun:
             await run_pipeline(work.diamond(), inputs={"x": {1}}, journal=journal, run_id="r")
 
         assert not work.calls
-        assert not journal.kept
+        assert not journal.stored
 
     async def test_the_journal_receives_the_annotated_types(self, journal):
         async def fetch(url: str) -> list[int]:
@@ -202,7 +202,7 @@ class TestOneRun:
     async def test_a_run_without_an_id_receives_a_random_one(self, work, journal):
         report = await run_pipeline(work.diamond(), journal=journal)
 
-        assert list(journal.kept) == [report.run_id]
+        assert list(journal.stored) == [report.run_id]
 
     @pytest.mark.parametrize("journal", ["runs.db", 5])
     async def test_an_object_that_is_no_journal_is_refused(self, work, journal):
@@ -221,7 +221,7 @@ class TestResume:
 
         assert again.results == first.results
         assert set(work.calls.values()) == {1}
-        assert not journal.open_books
+        assert not journal.open_sessions
 
     async def test_a_stored_report_is_valid_after_a_change_of_annotations(self, journal):
         async def number() -> int:
@@ -257,9 +257,9 @@ class TestResume:
     async def test_a_run_resumes_after_its_process_died_at_any_event(self, work, journal, schedule):
         whole = await run_pipeline(work.diamond(), schedule=schedule, journal=journal, run_id="r")
 
-        for count in range(len(journal.kept["r"]) - 1):
+        for count in range(len(journal.stored["r"]) - 1):
             left, again = journal.died_after(count), Work()
-            done = {e.step for e in left.kept["r"] if isinstance(e, StepSucceeded)}
+            done = {e.step for e in left.stored["r"] if isinstance(e, StepSucceeded)}
 
             report = await run_pipeline(
                 again.diamond(), schedule=schedule, journal=left, run_id="r"
@@ -282,7 +282,7 @@ class TestResume:
         assert report["d"].started_ms >= first.total_duration_ms
         assert report.total_duration_ms > first.total_duration_ms
         assert report.wall_time == first.wall_time
-        resumed = next(e for e in journal.kept["r"] if isinstance(e, RunResumed))
+        resumed = next(e for e in journal.stored["r"] if isinstance(e, RunResumed))
         assert resumed.at_ms == first.total_duration_ms
 
     async def test_the_deadline_of_a_run_restarts_on_resume(self, work, journal):
@@ -322,12 +322,12 @@ class TestResume:
 
         # The process died during the second attempt, and again during the next one.
         left = journal.died_after(4)
-        assert isinstance(left.kept["r"][-1], AttemptStarted)
+        assert isinstance(left.stored["r"][-1], AttemptStarted)
         seen.clear()
         await run_pipeline(steps, journal=left, run_id="r")
         assert seen == [3, 4]
 
-        starts = [n for n, e in enumerate(left.kept["r"]) if isinstance(e, AttemptStarted)]
+        starts = [n for n, e in enumerate(left.stored["r"]) if isinstance(e, AttemptStarted)]
         left = left.died_after(starts[2] + 1)
         seen.clear()
         report = await run_pipeline(steps, journal=left, run_id="r")
@@ -350,7 +350,7 @@ class TestResume:
         crashed = journal.died_after(2)  # in its first attempt
         await run_pipeline(steps, journal=crashed, run_id="r")
         failed = next(
-            n for n, event in enumerate(crashed.kept["r"]) if isinstance(event, AttemptFailed)
+            n for n, event in enumerate(crashed.stored["r"]) if isinstance(event, AttemptFailed)
         )
 
         report = await run_pipeline(stricter, journal=crashed.died_after(failed + 1), run_id="r")
@@ -374,7 +374,7 @@ class TestResume:
         left = journal.died_after(2)
         for _ in range(max_crashes):
             await run_pipeline(steps, journal=left, run_id="r")
-            starts = [n for n, e in enumerate(left.kept["r"]) if isinstance(e, AttemptStarted)]
+            starts = [n for n, e in enumerate(left.stored["r"]) if isinstance(e, AttemptStarted)]
             left = left.died_after(starts[-1] + 1)
         calls.clear()
 
@@ -395,7 +395,7 @@ class TestResume:
         await run_pipeline(steps, False, journal=journal, run_id="r")
         end_of_b = next(
             n
-            for n, e in enumerate(journal.kept["r"])
+            for n, e in enumerate(journal.stored["r"])
             if getattr(e, "step", "") == "b" and type(e).__name__ == "StepFailed"
         )
         left = journal.died_after(end_of_b + 1)
@@ -420,7 +420,7 @@ class TestResume:
         running.cancel()
         with pytest.raises(asyncio.CancelledError):
             await running
-        assert isinstance(journal.kept["r"][-1], RunFinished)
+        assert isinstance(journal.stored["r"][-1], RunFinished)
 
         report = await run_pipeline(work.diamond(), journal=journal, run_id="r")
 
@@ -438,14 +438,14 @@ class TestResume:
         work.broken.clear()
 
         running = asyncio.ensure_future(run_pipeline(steps, journal=journal, run_id="r"))
-        while "r" not in journal.open_books:
+        while "r" not in journal.open_sessions:
             await asyncio.sleep(0)
         for _ in range(turns):
             await asyncio.sleep(0)
         running.cancel()
         with pytest.raises(asyncio.CancelledError):
             await running
-        assert journal.kept["r"][-1].outcome == "interrupted"
+        assert journal.stored["r"][-1].outcome == "interrupted"
         report = await run_pipeline(steps, journal=journal, run_id="r")
 
         assert report.all_passed
@@ -478,7 +478,7 @@ class TestResume:
             work.step("b", "a"),
         ]
         await run_pipeline(steps, schedule=schedule, journal=journal, run_id="r")
-        left = journal.died_after(len(journal.kept["r"]) - 1)
+        left = journal.died_after(len(journal.stored["r"]) - 1)
 
         report = await run_pipeline(steps, schedule=schedule, journal=left, run_id="r")
 
@@ -499,9 +499,9 @@ class TestResume:
         with pytest.raises(KeyboardInterrupt):
             await run_pipeline(work.diamond(), journal=left, run_id="r", observers=[stop])
 
-        restored = [event.step for event in left.kept["r"] if isinstance(event, StepReused)]
+        restored = [event.step for event in left.stored["r"] if isinstance(event, StepReused)]
         assert restored == ["a"]
-        assert not left.open_books
+        assert not left.open_sessions
 
     async def test_a_skipped_step_has_no_rerun_reason(self, work, journal):
         work.broken.add("a")
@@ -522,7 +522,7 @@ class TestResume:
 
         with pytest.raises(asyncio.CancelledError):
             await again
-        assert not journal.open_books
+        assert not journal.open_sessions
 
     async def test_a_stored_report_is_not_returned_if_the_journal_fails(self, work):
         journal = SlowToClose()
@@ -530,7 +530,7 @@ class TestResume:
         again = asyncio.ensure_future(run_pipeline(work.diamond(), journal=journal, run_id="r"))
         while journal.closing != 2:
             await asyncio.sleep(0.001)
-        journal.open_books["r"].fail(JournalError("memory", "broken"))
+        journal.open_sessions["r"].fail(JournalError("memory", "broken"))
 
         with pytest.raises(JournalError, match="broken"):
             await again
@@ -627,12 +627,12 @@ class TestChangedPipelines:
     async def test_an_interrupted_step_left_out_of_some_runs_can_return(self, work, journal):
         await run_pipeline(work.diamond(), journal=journal, run_id="r")
         left = journal.died_after(5)
-        assert isinstance(left.kept["r"][-1], AttemptStarted)
+        assert isinstance(left.stored["r"][-1], AttemptStarted)
         without = [work.step("a"), work.step("e", "a")]
         await run_pipeline(without, journal=left, run_id="r")
-        left = left.died_after(len(left.kept["r"]) - 1)
+        left = left.died_after(len(left.stored["r"]) - 1)
         await run_pipeline(without, journal=left, run_id="r")
-        left = left.died_after(len(left.kept["r"]) - 1)
+        left = left.died_after(len(left.stored["r"]) - 1)
 
         report = await run_pipeline(work.diamond(), journal=left, run_id="r")
 
@@ -655,7 +655,7 @@ class TestChangedPipelines:
             work.step("end", run_if="always"),
         ]
         await run_pipeline(steps, journal=journal, run_id="r")
-        skips = [n for n, e in enumerate(journal.kept["r"]) if isinstance(e, StepSkipped)]
+        skips = [n for n, e in enumerate(journal.stored["r"]) if isinstance(e, StepSkipped)]
         left = journal.died_after(skips[-1] + 1)
 
         report = await run_pipeline(steps, False, journal=left, run_id="r")
@@ -710,12 +710,12 @@ class TestChangedPipelines:
 
         last = WorkflowStep("last", fail, {"x": "a"})
         await run_pipeline([WorkflowStep("a", number), last], journal=journal, run_id="r")
-        count = len(journal.kept["r"])
+        count = len(journal.stored["r"])
 
         with pytest.raises(PayloadError, match="is no str any more; nothing has run"):
             await run_pipeline([WorkflowStep("a", text), last], journal=journal, run_id="r")
-        assert len(journal.kept["r"]) == count
-        assert not journal.open_books
+        assert len(journal.stored["r"]) == count
+        assert not journal.open_sessions
 
         new = WorkflowStep("a", text, version="2")
         report = await run_pipeline([new, last], journal=journal, run_id="r")
@@ -728,7 +728,7 @@ class TestChangedPipelines:
             await Orchestrator(work.diamond(), name="bill").run(journal=journal, run_id="r")
 
         assert (await run_pipeline(work.diamond(), journal=journal, run_id="r")).all_passed
-        assert not journal.open_books
+        assert not journal.open_sessions
 
     async def test_a_passed_run_resumes_with_added_steps(self, work, journal):
         await run_pipeline(work.diamond(), targets=["b"], journal=journal, run_id="r")
@@ -754,7 +754,7 @@ class TestChangedPipelines:
         journal.open = open_badly
         with pytest.raises(RuntimeError, match="no"):
             await run_pipeline(work.diamond(), journal=journal, run_id="r")
-        assert not journal.open_books
+        assert not journal.open_sessions
 
 
 class TestInputs:
@@ -786,7 +786,7 @@ class TestInputs:
             journal=journal,
             run_id="r",
         )
-        left = journal.died_after(len(journal.kept["r"]) - 2)
+        left = journal.died_after(len(journal.stored["r"]) - 2)
 
         await run_pipeline(
             [WorkflowStep("use", steps[0].action, version="2")], journal=left, run_id="r"
@@ -802,7 +802,7 @@ class TestInputs:
             await run_pipeline(steps, inputs={"x": 2}, journal=journal, run_id="r")
 
         assert len(seen) == 1
-        assert not journal.open_books
+        assert not journal.open_sessions
 
     async def test_an_equal_input_with_keys_in_another_order_is_accepted(self, journal):
         steps, _ = self.steps()
@@ -861,7 +861,7 @@ class TestInputs:
         await run_pipeline(
             steps, inputs={"x": "abc", "y": 1}, observers=[received.append], **options
         )
-        assert "abc" not in repr(journal.kept) + repr(received)
+        assert "abc" not in repr(journal.stored) + repr(received)
 
         with pytest.raises(ValueError, match="input 'x' of run 'r' is secret"):
             await run_pipeline(steps, **options)
@@ -888,7 +888,7 @@ class TestInputs:
         received = []
         options = {"journal": journal, "run_id": "r"}
         await run_pipeline(steps, inputs={"x": "hunter2", "y": 1}, **options)
-        begun = StoredRun(journal.kept["r"])
+        begun = StoredRun(journal.stored["r"])
 
         report = await run_pipeline(
             steps, secret_inputs=["x"], observers=[received.append], **options
@@ -898,9 +898,9 @@ class TestInputs:
         assert seen == [("hunter2", 1)] * 2
         assert begun.report(decode).inputs == {"x": "hunter2", "y": 1}
         assert received[0].inputs == {"x": RestoredOutput("redacted")}
-        for one in (report, StoredRun(journal.kept["r"]).report(decode)):
+        for one in (report, StoredRun(journal.stored["r"]).report(decode)):
             assert one.inputs == inputs
-        for view in (RunView.from_report(report), RunView(journal.kept["r"])):
+        for view in (RunView.from_report(report), RunView(journal.stored["r"])):
             assert view.inputs["x"] == RestoredOutput("redacted")
 
     async def test_an_input_that_was_secret_once_stays_secret(self, journal):
@@ -924,7 +924,7 @@ class TestInputs:
         assert seen == [(1, 2)] * 3
         for report in (third, fourth):
             assert report.inputs == {"x": RestoredOutput("redacted"), "y": 2}
-        assert StoredRun(journal.kept["r"]).report(decode).inputs == fourth.inputs
+        assert StoredRun(journal.stored["r"]).report(decode).inputs == fourth.inputs
 
     async def test_the_error_about_a_changed_input_hides_a_value_that_was_secret_once(
         self, journal
@@ -1024,7 +1024,7 @@ class TestSecretOutputs:
         steps = self.steps(work, [1])
         first = await run_pipeline(steps, journal=journal, run_id="r")
         assert first["login"].output == "s3cret"
-        assert "s3cret" not in repr(journal.kept) + repr(first["login"]) + first.to_json()
+        assert "s3cret" not in repr(journal.stored) + repr(first["login"]) + first.to_json()
 
         report = await run_pipeline(steps, journal=journal, run_id="r")
 
@@ -1070,7 +1070,7 @@ class TestSecretOutputs:
         assert stored["double"].secret
         assert whole["double"].secret
 
-        for stored in range(len(journal.kept["r"])):
+        for stored in range(len(journal.stored["r"])):
             left = journal.died_after(stored)
             report = await run_pipeline(steps, journal=left, run_id="r")
             assert report["total"].output == whole["total"].output
@@ -1087,7 +1087,7 @@ class TestSecretOutputs:
             WorkflowStep("tell", tell, ["numbers"], map_over="numbers", secret=True),
         ]
         await run_pipeline(steps, journal=journal, run_id="r")
-        left = journal.died_after(len(journal.kept["r"]) - 3)
+        left = journal.died_after(len(journal.stored["r"]) - 3)
         work.calls.clear()
 
         report = await run_pipeline(steps, journal=left, run_id="r")
@@ -1118,7 +1118,7 @@ class TestSecretOutputs:
         assert not first["login"].secret
 
         second = await run_pipeline(steps(secret=True), **options)
-        stored, view = StoredRun(journal.kept["r"]).report(decode), RunView(journal.kept["r"])
+        stored, view = StoredRun(journal.stored["r"]).report(decode), RunView(journal.stored["r"])
         third = await run_pipeline(steps(secret=False), **options)
 
         assert work.calls == {"login": 1, "use": 1, "fetch": 3, "tell": 2}
@@ -1129,11 +1129,11 @@ class TestSecretOutputs:
             assert {name for name, each in report.items() if each.secret} == {"login", "tell"}
             assert all(item.secret for item in report["tell"].items)
         # The current declaration counts: the journal still has the values.
-        for report in (third, StoredRun(journal.kept["r"]).report(decode)):
+        for report in (third, StoredRun(journal.stored["r"]).report(decode)):
             assert not report["login"].secret
             assert report["login"].output == "s3cret"
             assert report["tell"].output == ["s3cret 1", "s3cret 2"]
-        shown = RunView(journal.kept["r"]).steps
+        shown = RunView(journal.stored["r"]).steps
         assert decode("login", shown["login"].output) == "s3cret"
         assert decode("tell", shown["tell"].items[1].output) == "s3cret 2"
 
@@ -1210,11 +1210,11 @@ class TestMappedSteps:
     ):
         await run_pipeline(self.steps(Counter()), journal=journal, run_id="r")
 
-        for count in range(len(journal.kept["r"]) - 1):
+        for count in range(len(journal.stored["r"]) - 1):
             left, calls = journal.died_after(count), Counter()
             done = {
                 "source" if e.step == "source" else e.item + 1
-                for e in left.kept["r"]
+                for e in left.stored["r"]
                 if isinstance(e, StepSucceeded) and (e.step == "source" or e.item is not None)
             }
             report = await run_pipeline(
@@ -1237,7 +1237,7 @@ class TestMappedSteps:
         await run_pipeline(steps, False, journal=journal, run_id="r")
         start = next(
             n
-            for n, e in enumerate(journal.kept["r"])
+            for n, e in enumerate(journal.stored["r"])
             if isinstance(e, AttemptStarted) and e.item == 2
         )
         left = journal.died_after(start + 1)
@@ -1261,13 +1261,15 @@ class TestMappedSteps:
         await run_pipeline(steps, journal=journal, run_id="r", max_concurrency=1)
         start = next(
             n
-            for n, e in enumerate(journal.kept["r"])
+            for n, e in enumerate(journal.stored["r"])
             if isinstance(e, AttemptStarted) and e.item == 2
         )
         left = journal.died_after(start + 1)
         report = await run_pipeline(steps, fail_fast, journal=left, run_id="r", max_concurrency=1)
         assert isinstance(report["m"].items[2].error, StepCrashedError)
-        stored = StoredRun(left.kept["r"]).report(lambda _, payload: left.decode("", payload, Any))
+        stored = StoredRun(left.stored["r"]).report(
+            lambda _, payload: left.decode("", payload, Any)
+        )
         assert repr(stored["m"].error) == repr(report["m"].error)
 
         report = await run_pipeline(steps, fail_fast, journal=left, run_id="r")
@@ -1313,7 +1315,7 @@ class TestMappedSteps:
 
         with pytest.raises(RuntimeError, match="a bug"):
             await run_pipeline(self.steps(Counter(), {2}), journal=journal, run_id="r")
-        assert not journal.open_books
+        assert not journal.open_sessions
 
 
 class TestIncludedPipelines:
@@ -1386,7 +1388,7 @@ class TestActiveRuns:
         while not work.calls["b"]:
             await asyncio.sleep(0.001)
 
-        journal.open_books["r"].fail(JournalError("memory", "lost"))
+        journal.open_sessions["r"].fail(JournalError("memory", "lost"))
 
         with pytest.raises(JournalError, match="lost"):
             await running
@@ -1407,10 +1409,10 @@ class TestFailingJournals:
                     run_id="r",
                     observers=[received.append],
                 )
-            assert len(journal.kept["r"]) == fail_at - 1
+            assert len(journal.stored["r"]) == fail_at - 1
             assert isinstance(received[-1], RunFinished)
-            assert not journal.open_books
-            done = {e.step for e in journal.kept["r"] if isinstance(e, StepSucceeded)}
+            assert not journal.open_sessions
+            done = {e.step for e in journal.stored["r"] if isinstance(e, StepSucceeded)}
             before = work.calls.copy()
 
             report = await run_pipeline(
@@ -1437,7 +1439,7 @@ class TestFailingJournals:
             run_pipeline([WorkflowStep("a", hang, timeout_ms=None)], journal=journal, run_id="r")
         )
         await begun.wait()
-        journal.open_books["r"].fail(JournalError("memory", "broken"))
+        journal.open_sessions["r"].fail(JournalError("memory", "broken"))
 
         with pytest.raises(JournalError):
             await running
@@ -1450,7 +1452,7 @@ class TestFailingJournals:
         running = asyncio.ensure_future(run_pipeline(work.diamond(), journal=journal, run_id="r"))
         while not work.calls["b"]:
             await asyncio.sleep(0.001)
-        journal.open_books["r"].fail(JournalError("memory", "broken"))
+        journal.open_sessions["r"].fail(JournalError("memory", "broken"))
         running.cancel()
 
         with pytest.raises(asyncio.CancelledError):
@@ -1468,8 +1470,8 @@ class TestFailingJournals:
 
         with pytest.raises(asyncio.CancelledError):
             await running
-        assert isinstance(journal.kept["r"][-1], RunFinished)
-        assert not journal.open_books
+        assert isinstance(journal.stored["r"][-1], RunFinished)
+        assert not journal.open_sessions
 
 
 class TestHosts:
@@ -1478,8 +1480,8 @@ class TestHosts:
         with anyio.move_on_after(0.07) as scope:
             await run_pipeline(work.diamond(), schedule=schedule, journal=journal, run_id="r")
         assert scope.cancelled_caught
-        assert isinstance(journal.kept["r"][-1], RunFinished)
-        assert not journal.open_books
+        assert isinstance(journal.stored["r"][-1], RunFinished)
+        assert not journal.open_sessions
 
         report = await run_pipeline(work.diamond(), schedule=schedule, journal=journal, run_id="r")
 
@@ -1493,7 +1495,7 @@ class TestHosts:
         with anyio.move_on_after(0.005) as scope:
             report = await run_pipeline(work.diamond(), journal=journal, run_id="r")
             assert report.all_passed
-            assert not journal.open_books
+            assert not journal.open_sessions
             await asyncio.sleep(0)  # anyio delivers the cancellation at the next checkpoint
 
         assert scope.cancelled_caught
@@ -1511,7 +1513,7 @@ class TestHosts:
         ]
         await run_pipeline(steps, journal=journal, run_id="r")
         left = journal.died_after(4)
-        assert isinstance(left.kept["r"][-1], AttemptStarted)
+        assert isinstance(left.stored["r"][-1], AttemptStarted)
         calls.clear()
 
         report = await run_pipeline(steps, journal=left, run_id="r", max_concurrency=1)
@@ -1529,7 +1531,7 @@ class TestHosts:
         for _ in range(2):
             report = await run_pipeline(steps, journal=left, run_id="r")
             assert report.all_passed
-            left.kept["r"] = left.kept["r"][:-2]
+            left.stored["r"] = left.stored["r"][:-2]
         assert report["a"].attempts == 3
 
 
@@ -1543,14 +1545,14 @@ class OrphanJournal(MemoryJournal):
     async def runs(self, status, *, limit):
         return [
             Orphan(run_id, events[0].pipeline)
-            for run_id, events in self.kept.items()
+            for run_id, events in self.stored.items()
             if isinstance(events[-1], RunFinished) and events[-1].outcome == status
         ]
 
     async def orphans(self):
         return [
             Orphan(run_id, events[0].pipeline)
-            for run_id, events in self.kept.items()
+            for run_id, events in self.stored.items()
             if not isinstance(events[-1], RunFinished)
         ]
 
@@ -1562,7 +1564,7 @@ class TestResumeAll:
             await Orchestrator(work.diamond(), name=name).run(
                 journal=journal, run_id=run_id, inputs={"x": 1}
             )
-            left.kept[run_id] = journal.kept[run_id][:7]
+            left.stored[run_id] = journal.stored[run_id][:7]
         work.calls.clear()
         return left
 
@@ -1591,7 +1593,7 @@ class TestResumeAll:
 
     async def test_a_run_claimed_by_another_replica_is_left_to_it(self, work):
         journal = await self.journal_with_orphans(work)
-        journal.open_books["r1"] = None
+        journal.open_sessions["r1"] = None
 
         reports = await resume_all(
             journal, [Orchestrator(work.diamond(), name=name) for name in ("one", "two", "gone")]
@@ -1601,7 +1603,7 @@ class TestResumeAll:
 
     async def test_a_run_that_cannot_resume_does_not_block_the_others(self, work, caplog):
         journal = await self.journal_with_orphans(work)
-        journal.kept["r1"][0] = replace(journal.kept["r1"][0], inputs={"x": REDACTED})
+        journal.stored["r1"][0] = replace(journal.stored["r1"][0], inputs={"x": REDACTED})
         known = [Orchestrator(work.diamond(), name=name) for name in ("one", "two", "gone")]
 
         reports = await resume_all(journal, known)
@@ -1647,6 +1649,6 @@ class TestResumeAll:
 
         report = await etl.run()
 
-        assert journal.kept[report.run_id][0].pipeline == "etl"
+        assert journal.stored[report.run_id][0].pipeline == "etl"
         assert etl.orchestrator.name == "etl"
         assert isinstance(report, RunReport)

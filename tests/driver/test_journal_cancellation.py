@@ -62,7 +62,7 @@ class Watched:
             await self._arrived.wait()
 
     def cancel(self) -> None:
-        self.journal.open_books["r"].cancel()
+        self.journal.open_sessions["r"].cancel()
 
     def ends(self) -> list[tuple[str, str]]:
         """Return the cancelled and skipped steps with their reasons."""
@@ -113,10 +113,10 @@ async def test_running_steps_are_cancelled_and_clean_up_and_the_run_can_resume()
     assert cleaned == ["slow"]
     assert [e.reason for e in run.received if isinstance(e, RunInterrupted)] == [REASON]
     assert sorted(run.ends()) == [("last", REASON), ("slow", REASON)]
-    finished = run.journal.kept["r"][-1]
+    finished = run.journal.stored["r"][-1]
     assert isinstance(finished, RunFinished)
     assert (finished.outcome, finished.stop_reason) == ("interrupted", REASON)
-    assert not run.journal.open_books
+    assert not run.journal.open_sessions
 
     report = await run.start()
 
@@ -172,7 +172,7 @@ async def test_the_items_of_a_mapped_step_are_cancelled() -> None:
         await task
     assert running == set()
     assert run.ends() == [("work", REASON)] * 3  # two items and the step itself
-    stored = [e for e in run.journal.kept["r"] if isinstance(e, StepSucceeded)]
+    stored = [e for e in run.journal.stored["r"] if isinstance(e, StepSucceeded)]
     assert [(event.step, event.item) for event in stored] == [("numbers", None), ("work", 0)]
 
 
@@ -223,7 +223,7 @@ async def test_a_journal_failure_while_many_steps_are_restored_ends_the_run() ->
     await run.until(StepReused)
     assert sum(isinstance(event, StepReused) for event in run.received) < 350
 
-    run.journal.open_books["r"].fail(JournalError("memory", "the disk is full"))
+    run.journal.open_sessions["r"].fail(JournalError("memory", "the disk is full"))
 
     with pytest.raises(JournalError, match="the disk is full"):
         await task
@@ -319,7 +319,7 @@ async def test_a_journal_failure_after_the_request_is_raised() -> None:
     run = Watched(WorkflowStep("slow", cleaning_up))
     task = await stopping(run)
 
-    run.journal.open_books["r"].fail(JournalError("memory", "the disk is full"))
+    run.journal.open_sessions["r"].fail(JournalError("memory", "the disk is full"))
 
     with pytest.raises(JournalError, match="the disk is full"):
         await task
@@ -352,7 +352,7 @@ class Orphans(MemoryJournal):
     """A journal in which each run is an orphan."""
 
     async def orphans(self) -> Any:
-        return [type("Orphan", (), {"run_id": run_id, "pipeline": "p"}) for run_id in self.kept]
+        return [type("Orphan", (), {"run_id": run_id, "pipeline": "p"}) for run_id in self.stored]
 
     async def runs(self, status: Any, *, limit: int | None) -> Any:
         return []

@@ -125,7 +125,7 @@ async def test_a_base_exception_of_an_observer_ends_the_run_before_it_starts(jou
             steps, observers=[Failing(KeyboardInterrupt())], journal=store, run_id="r"
         )
 
-    assert store is None or not store.open_books
+    assert store is None or not store.open_sessions
 
 
 async def test_a_stored_run_that_has_passed_is_not_observed_again():

@@ -57,7 +57,7 @@ class Request:
         self.journal = journal
 
     def done(self):
-        self.session = self.journal.open_books.get(RUN_ID)
+        self.session = self.journal.open_sessions.get(RUN_ID)
         return self.session is None or not self.session.is_watched
 
     def cancel(self, message):
@@ -72,7 +72,7 @@ class Execution:
         self.kind = kind
         self.pipeline = pipeline
         self.journal = journal
-        self.stored = list(journal.kept.get(RUN_ID, ()))
+        self.stored = list(journal.stored.get(RUN_ID, ()))
         self.world = pipeline.world(journal)
         self.steps = pipeline.steps(self.world)
         self.received = []
@@ -104,13 +104,13 @@ class Execution:
 
     def check(self):
         assert asyncio.all_tasks() == {asyncio.current_task()}
-        assert not self.journal.open_books, (self.error, self.received[-3:])
+        assert not self.journal.open_sessions, (self.error, self.received[-3:])
         assert self.world.violations == []
         assert not +self.world.running
         assert [(pool.in_use, pool.waiting) for pool in self.world.pools] == [(0, 0)] * 2
         assert self.error is None or isinstance(self.error, JournalError | RunCancelledError)
         if isinstance(self.error, RunCancelledError):
-            last = self.received[-1], self.journal.kept[RUN_ID][-1]
+            last = self.received[-1], self.journal.stored[RUN_ID][-1]
             assert [event.outcome for event in last] == ["interrupted"] * 2
         self.check_calls()
         if self.report is not None:
@@ -118,7 +118,7 @@ class Execution:
                 self.check_times()
                 self.check_stored_run()
                 self.check_replay()
-                assert_shows(RunView(self.journal.kept[RUN_ID]), self.report)
+                assert_shows(RunView(self.journal.stored[RUN_ID]), self.report)
                 assert_shows(RunView.from_report(self.report), self.report)
             for result in self.report.results:
                 self.check_attempts(result)
@@ -161,12 +161,12 @@ class Execution:
                 assert result.attempts - crashes <= step.max_retries
 
     def check_times(self):
-        times = [e.at_ms for e in self.journal.kept[RUN_ID][1:]]
+        times = [e.at_ms for e in self.journal.stored[RUN_ID][1:]]
         assert all(later > one - 1e-6 for one, later in pairwise(times))
 
     def check_stored_run(self):
         """The report of the stored run equals the report of the run."""
-        stored = StoredRun(self.journal.kept[RUN_ID])
+        stored = StoredRun(self.journal.stored[RUN_ID])
         assert_equal(stored.report(decode), self.report)
         assert stored.outcome == self.received[-1].outcome
 
@@ -319,7 +319,7 @@ def may_differ(execution):
     A clean-up step can have seen that a secret could not be computed again. A step can have lost
     its other attempts to a deadline that the run no longer has.
     """
-    events, shape = execution.journal.kept[RUN_ID], DependencyView(plan(execution.steps))
+    events, shape = execution.journal.stored[RUN_ID], DependencyView(plan(execution.steps))
     recalled = {
         name for event in events if isinstance(event, RunResumed) for name in event.recalled
     }
@@ -348,19 +348,19 @@ async def die_everywhere(pipeline, seed):
     chance = random.Random(seed)
     journal = MemoryJournal(latency_s=pipeline.latency_s)
     whole = (await Execution(pipeline, journal).run()).report
-    count = len(journal.kept[RUN_ID])
+    count = len(journal.stored[RUN_ID])
     executions = 1
     twice = chance.randrange(count)
     for stored in range(count + 1):
         left = journal.died_after(stored)
         if stored:
-            so_far = left.kept[RUN_ID]
+            so_far = left.stored[RUN_ID]
             assert_shows(RunView(so_far), StoredRun(so_far).report(decode))
         again = await Execution(pipeline, left).run()
         executions += 1
         assert_same_end(again.report, whole, pipeline)
         if stored == twice:
-            for more in range(stored, len(left.kept[RUN_ID])):
+            for more in range(stored, len(left.stored[RUN_ID])):
                 left_again = left.died_after(more)
                 third = await Execution(pipeline, left_again).run()
                 executions += 1
@@ -372,15 +372,15 @@ async def fail_everywhere(pipeline, seed):
     """Let the journal fail at each of its writes, then resume the run."""
     whole_journal = MemoryJournal(latency_s=pipeline.latency_s)
     whole = (await Execution(pipeline, whole_journal).run()).report
-    count = len(whole_journal.kept[RUN_ID])
+    count = len(whole_journal.stored[RUN_ID])
     executions = 1
     for fail_at in range(1, count + 1):
         journal = MemoryJournal(latency_s=pipeline.latency_s, fail_at=fail_at)
         broken = await Execution(pipeline, journal).run()
         assert isinstance(broken.error, JournalError)
         assert isinstance(broken.received[-1], RunFinished)
-        assert len(journal.kept.get(RUN_ID, ())) == fail_at - 1
-        stored = len(journal.kept.get(RUN_ID, ()))
+        assert len(journal.stored.get(RUN_ID, ())) == fail_at - 1
+        stored = len(journal.stored.get(RUN_ID, ()))
         again = await Execution(pipeline, journal).run()
         assert_same_end(again.report, whole, pipeline)
         executions += 2
@@ -420,7 +420,7 @@ async def cancel_somewhere(pipeline, seed, *, through_journal):
             executions += 1
             if execution.report is not None:
                 break
-            events = journal.kept.get(RUN_ID)
+            events = journal.stored.get(RUN_ID)
             if events:
                 StoredRun(events).report(decode)
         else:
@@ -441,10 +441,10 @@ async def change_often(pipeline, seed):
             turn = chance.choice([None, None, chance.randrange(40)])
             await Execution(current, journal, "changing").run(turn)
             executions += 1
-            count = len(journal.kept.get(RUN_ID, ()))
+            count = len(journal.stored.get(RUN_ID, ()))
             if count and chance.random() < 0.6:
                 journal = journal.died_after(chance.randint(1, count))
-            if count and StoredRun(journal.kept[RUN_ID]).outcome == "passed":
+            if count and StoredRun(journal.stored[RUN_ID]).outcome == "passed":
                 break
             current = current.changed()
             pipeline.latest = current

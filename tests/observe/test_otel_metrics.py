@@ -223,8 +223,8 @@ def test_nothing_stays_in_flight_however_a_run_ends_and_resumes(seed, turn, shar
 
     again = Telemetry()
     left = (
-        journal.died_after(int(len(journal.kept.get(RUN_ID, ())) * share))
-        if (RUN_ID in journal.kept)
+        journal.died_after(int(len(journal.stored.get(RUN_ID, ())) * share))
+        if (RUN_ID in journal.stored)
         else MemoryJournal()
     )
     left.fail_at = random.Random(seed).choice([None, 1, 2, 5])
