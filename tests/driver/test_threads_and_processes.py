@@ -36,19 +36,19 @@ class Blocking:
     """A function that runs until it is released and that counts how many of its calls overlap."""
 
     def __init__(self):
-        self.begun = threading.Event()
+        self.started = threading.Event()
         self.release = threading.Event()
         self.calls = self.running = self.highest = 0
         self.lock = threading.Lock()
-        self.on_begun = lambda: None
+        self.on_start = lambda: None
 
     def __call__(self):
         with self.lock:
             self.calls += 1
             self.running += 1
             self.highest = max(self.highest, self.running)
-        self.begun.set()
-        self.on_begun()
+        self.started.set()
+        self.on_start()
         assert self.release.wait(30)
         with self.lock:
             self.running -= 1
@@ -83,16 +83,16 @@ class StoppedClock(asyncio.SelectorEventLoop):
         self.now += ms / 1000
 
 
-def run_when_begun(main, blocking, ms):
+def run_when_started(main, blocking, ms):
     """Run with a clock that advances by `ms` when the function first starts."""
     with asyncio.Runner(loop_factory=StoppedClock) as runner:
         loop = runner.get_loop()
 
         def advance():
-            blocking.on_begun = lambda: None
+            blocking.on_start = lambda: None
             loop.call_soon_threadsafe(loop.advance, ms)
 
-        blocking.on_begun = advance
+        blocking.on_start = advance
         return runner.run(main)
 
 
@@ -115,7 +115,7 @@ def test_a_thread_that_exceeds_its_limit_fails_on_time_and_is_abandoned(blocking
         assert blocking.running == 1
         return report, events
 
-    report, events = run_when_begun(main(), blocking, 30)
+    report, events = run_when_started(main(), blocking, 30)
 
     assert isinstance(report["a"].error, StepTimeoutError)
     assert report["a"].abandoned
@@ -134,7 +134,7 @@ def test_a_thread_that_exceeds_its_limit_fails_on_time_and_is_abandoned(blocking
 def test_a_thread_is_abandoned_at_its_first_limit(blocking, limits, of_run, kind):
     step = WorkflowStep("a", blocking, runs_in="thread", **limits)
 
-    report = run_when_begun(run_pipeline([step], deadline_ms=of_run), blocking, 30)
+    report = run_when_started(run_pipeline([step], deadline_ms=of_run), blocking, 30)
 
     assert report["a"].error.kind == kind
     assert report["a"].abandoned
@@ -143,7 +143,7 @@ def test_a_thread_is_abandoned_at_its_first_limit(blocking, limits, of_run, kind
 
 def test_a_stopped_thread_is_abandoned_when_it_misses_its_heartbeat(blocking):
     async def fails():
-        await until(blocking.begun.is_set)
+        await until(blocking.started.is_set)
         after_turns(partial(asyncio.get_running_loop().advance, 50))
         raise ValueError
 
@@ -151,7 +151,7 @@ def test_a_stopped_thread_is_abandoned_when_it_misses_its_heartbeat(blocking):
     main = run_pipeline(
         [WorkflowStep("a", blocking, runs_in="thread", **limits), WorkflowStep("b", fails)]
     )
-    report = run_when_begun(main, blocking, 0)
+    report = run_when_started(main, blocking, 0)
 
     assert report["a"].status is CANCELLED
     assert report["a"].error.kind == "heartbeat"
@@ -183,7 +183,7 @@ def test_no_attempt_starts_while_an_abandoned_thread_of_the_step_still_runs(bloc
             after_turns(blocking.release.set)
 
     step = WorkflowStep("a", blocking, timeout_ms=20, max_retries=2, runs_in="thread")
-    report = run_when_begun(run_pipeline([step], observers=[release]), blocking, 20)
+    report = run_when_started(run_pipeline([step], observers=[release]), blocking, 20)
 
     assert (blocking.calls, blocking.highest) == (2, 1)
     assert report["a"].output == "done"
@@ -201,13 +201,13 @@ def test_an_abandoned_thread_holds_its_slot_until_it_has_ended(blocking):
         await until(lambda: pool.in_use == 0)
         return held
 
-    assert run_when_begun(main(), blocking, 20) == 1
+    assert run_when_started(main(), blocking, 20) == 1
 
 
 def test_a_thread_that_outlives_its_event_loop_releases_its_slot(blocking):
     pool = Pool(1)
     step = WorkflowStep("a", blocking, timeout_ms=20, pool=pool, runs_in="thread")
-    run_when_begun(run_pipeline([step]), blocking, 20)
+    run_when_started(run_pipeline([step]), blocking, 20)
 
     async def use_the_pool():
         after_turns(blocking.release.set)
@@ -221,7 +221,7 @@ def test_a_thread_that_outlives_its_event_loop_releases_its_slot(blocking):
 
 def test_fail_fast_waits_for_a_thread_until_its_limit_and_then_abandons_it(blocking):
     async def fail():
-        await until(blocking.begun.is_set)
+        await until(blocking.started.is_set)
         after_turns(partial(asyncio.get_running_loop().advance, 150))
         raise ValueError
 
@@ -231,7 +231,7 @@ def test_fail_fast_waits_for_a_thread_until_its_limit_and_then_abandons_it(block
             WorkflowStep("fails", fail),
         ]
     )
-    report = run_when_begun(main, blocking, 0)
+    report = run_when_started(main, blocking, 0)
 
     assert report["thread"].status is CANCELLED
     assert report["thread"].abandoned
@@ -240,7 +240,7 @@ def test_fail_fast_waits_for_a_thread_until_its_limit_and_then_abandons_it(block
 
 async def test_fail_fast_lets_a_thread_that_ends_in_time_keep_its_value(blocking):
     async def fail():
-        await until(blocking.begun.is_set)
+        await until(blocking.started.is_set)
         asyncio.get_running_loop().call_soon(blocking.release.set)
         raise ValueError
 
@@ -254,7 +254,7 @@ async def test_fail_fast_lets_a_thread_that_ends_in_time_keep_its_value(blocking
 
 async def test_a_caller_receives_its_cancellation_after_the_thread_has_ended(blocking):
     run = asyncio.ensure_future(run_pipeline([WorkflowStep("a", blocking, runs_in="thread")]))
-    await until(blocking.begun.is_set)
+    await until(blocking.started.is_set)
 
     run.cancel()
     await asyncio.sleep(0)
@@ -373,14 +373,14 @@ class Cooperative:
     """A function that works until a stop is requested."""
 
     def __init__(self):
-        self.begun, self.ended = threading.Event(), threading.Event()
+        self.started, self.ended = threading.Event(), threading.Event()
         self.seen_at_start = None
-        self.on_begun = lambda: None
+        self.on_start = lambda: None
 
     def __call__(self):
         self.seen_at_start = current_step().cancel_requested
-        self.begun.set()
-        self.on_begun()
+        self.started.set()
+        self.on_start()
         work_until_cancel_is_requested()
         self.ended.set()
         raise InterruptedError
@@ -399,7 +399,7 @@ def test_an_abandoned_thread_sees_the_stop_flag(limits, deadline_ms):
     work = Cooperative()
     step = WorkflowStep("a", work, runs_in="thread", **limits)
 
-    report = run_when_begun(run_pipeline([step], deadline_ms=deadline_ms), work, 30)
+    report = run_when_started(run_pipeline([step], deadline_ms=deadline_ms), work, 30)
 
     assert report["a"].abandoned
     assert work.seen_at_start is False
@@ -410,7 +410,7 @@ async def test_a_failed_sibling_stops_a_thread_that_checks_the_flag():
     work = Cooperative()
 
     async def fail():
-        await until(work.begun.is_set)
+        await until(work.started.is_set)
         raise ValueError
 
     report = await run_pipeline(
@@ -425,7 +425,7 @@ async def test_a_failed_sibling_stops_a_thread_that_checks_the_flag():
 async def test_a_cancelled_caller_stops_a_thread_that_checks_the_flag():
     work = Cooperative()
     run = asyncio.ensure_future(run_pipeline([WorkflowStep("a", work, runs_in="thread")]))
-    await until(work.begun.is_set)
+    await until(work.started.is_set)
 
     run.cancel()
     with pytest.raises(asyncio.CancelledError):
@@ -466,16 +466,16 @@ async def test_a_run_inside_a_stopped_thread_does_not_inherit_the_flag():
         seen.append(current_step().cancel_requested)
 
     def outer():
-        begun.set()
+        started.set()
         work_until_cancel_is_requested()
         asyncio.run(run_pipeline([WorkflowStep("inner", inner)]))
         return seen
 
     async def fail():
-        await until(begun.is_set)
+        await until(started.is_set)
         raise ValueError
 
-    begun = threading.Event()
+    started = threading.Event()
     report = await run_pipeline(
         [WorkflowStep("outer", outer, runs_in="thread"), WorkflowStep("fails", fail)]
     )
@@ -576,7 +576,7 @@ def test_a_clean_up_step_in_a_thread_is_not_bound_by_the_deadline_of_the_run(blo
 
     async def main():
         loop = asyncio.get_running_loop()
-        blocking.on_begun = lambda: loop.call_soon_threadsafe(advance)
+        blocking.on_start = lambda: loop.call_soon_threadsafe(advance)
 
         def advance():
             loop.advance(1_000)

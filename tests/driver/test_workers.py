@@ -40,13 +40,13 @@ class Work:
 
     def __init__(self, error=None):
         self.loop = asyncio.get_running_loop()
-        self.begun = asyncio.Event()
+        self.started = asyncio.Event()
         self.release = threading.Event()
         self.error = error
         self.abandoned = []
 
     def __call__(self):
-        self.loop.call_soon_threadsafe(self.begun.set)
+        self.loop.call_soon_threadsafe(self.started.set)
         assert self.release.wait(60)
         if self.error is not None:
             raise self.error
@@ -56,7 +56,7 @@ class Work:
         task = asyncio.ensure_future(
             run_in_thread(self, None, ends=ends, on_abandon=self.abandoned.append)
         )
-        await self.begun.wait()
+        await self.started.wait()
         return task
 
 
