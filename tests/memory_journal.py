@@ -19,7 +19,7 @@ T = TypeVar("T")
 class MemoryJournal:
     """Stores the events of runs in lists.
 
-    A value is stored as JSON, whatever its hint, if it comes back equal.
+    A value is stored as JSON, whatever its type hint, if it comes back equal.
 
     Args:
         latency_s: How many seconds a write takes. The next write takes the events added meanwhile.

@@ -157,7 +157,7 @@ TABLE = [
 @pytest.mark.parametrize(
     ("takes", "end", "attempts", "timeout", "retry", "deadline", "of_run", "expected"), TABLE
 )
-def test_every_start_and_end_comes_at_its_time(
+def test_every_attempt_starts_and_ends_on_time(
     takes, end, attempts, timeout, retry, deadline, of_run, expected
 ):
     events = []

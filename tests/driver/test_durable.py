@@ -571,7 +571,7 @@ class TestChangedPipelines:
         assert report["d"].rerun_reason == "step 'b', which it depends on, runs again"
         assert work.calls == Counter("bd")
 
-    async def test_policies_may_change(self, work, journal):
+    async def test_policies_can_change(self, work, journal):
         await self.run_until_d_fails(work, journal)
 
         report = await run_pipeline(
@@ -601,7 +601,7 @@ class TestChangedPipelines:
         )
         assert report["b"].rerun_reason == "it depends on 'a', and depended on 'a', 'c'"
 
-    async def test_new_steps_run_and_old_ones_are_forgotten(self, work, journal):
+    async def test_added_steps_run_and_removed_ones_are_dropped(self, work, journal):
         await self.run_until_d_fails(work, journal)
 
         report = await run_pipeline(

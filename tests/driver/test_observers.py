@@ -63,7 +63,7 @@ def run_ids(runs):
     return {next(e.run_id for e in events if isinstance(e, RunStarted)) for events in runs}
 
 
-async def test_one_object_observes_many_runs_at_once():
+async def test_one_observer_can_watch_many_runs_at_once():
     recorder = Recorder()
     orchestrator = Orchestrator([WorkflowStep("a", wait)], observers=[recorder])
 

@@ -100,7 +100,7 @@ class TestSteps:
         assert etl.step(max_retries=3)(load) is load
         assert etl.step(nothing, name="other", timeout_ms=None) is nothing
 
-    async def test_a_function_can_be_called_with_values_of_its_own(self) -> None:
+    async def test_a_decorated_function_can_be_called_directly(self) -> None:
         pipeline_of(extract, load)
 
         assert await load([1, 2]) == 3
@@ -154,7 +154,7 @@ class TestSteps:
         assert policies.keys() == StepPolicies.__annotations__.keys()
         assert etl.steps == [WorkflowStep("step", bool, **policies)]
 
-    def test_the_policies_are_those_of_a_step_with_the_same_types(self) -> None:
+    def test_the_decorator_takes_the_policies_of_a_step_with_the_same_types(self) -> None:
         parameters = dict(list(inspect.signature(WorkflowStep).parameters.items())[3:])
         step = inspect.signature(Pipeline.step).parameters
         hints = typing.get_type_hints(WorkflowStep.__init__)
@@ -247,7 +247,7 @@ class TestSteps:
         assert report.all_passed
         assert events[0].run_id == "r1"
 
-    async def test_its_options_are_those_of_an_orchestrator(self) -> None:
+    async def test_it_takes_the_options_of_an_orchestrator(self) -> None:
         events: list[Any] = []
 
         async def fail() -> None:
@@ -335,7 +335,7 @@ class TestRuns:
 
         assert (await etl.run(go=False))["nothing"].on_purpose
 
-    async def test_its_orchestrator_has_its_options_and_takes_those_of_a_run(self) -> None:
+    async def test_its_orchestrator_has_its_options_and_takes_the_options_of_a_run(self) -> None:
         events: list[object] = []
         etl = Pipeline("etl", observers=[events.append])
         etl.step(extract)
@@ -461,7 +461,7 @@ class TestEdges:
 
         assert edges(etl)["nothing"] == (("extract", "list_urls"), ())
 
-    async def test_a_mapping_may_hold_functions(self) -> None:
+    async def test_a_mapping_can_hold_functions(self) -> None:
         etl = pipeline_of(extract)
 
         @etl.step(depends_on={"numbers": extract})
@@ -742,7 +742,7 @@ class TestIncluded:
         for name in alone:
             assert nested[f"inner/{name}"].output == alone[name].output
 
-    def test_a_mapped_step_stays_one(self) -> None:
+    def test_a_mapped_step_stays_mapped(self) -> None:
         outer = Pipeline("outer")
         outer.include(pipeline_of(list_urls, fetch, name="crawl"))
 

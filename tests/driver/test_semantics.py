@@ -453,7 +453,7 @@ async def test_a_timeout_does_not_include_the_wait_for_the_tier(schedule):
     assert report.all_passed
 
 
-async def test_a_timeout_error_of_the_step_stays_that_very_object(schedule):
+async def test_a_timeout_error_of_the_step_is_reported_as_the_same_object(schedule):
     own = TimeoutError("the database said so")
 
     async def action():
@@ -1053,7 +1053,7 @@ async def test_a_run_inside_a_step_is_cancelled_with_it(schedule):
 
 @pytest.mark.parametrize("fail_fast", [True, False])
 @pytest.mark.parametrize("kind", [KeyboardInterrupt, SystemExit, GeneratorExit])
-async def test_a_base_exception_stops_the_run_and_leaves_it_as_itself(schedule, fail_fast, kind):
+async def test_a_base_exception_stops_the_run_and_propagates_unchanged(schedule, fail_fast, kind):
     cleaning = Cleaning()
     stop = kind("stop")
     calls = []

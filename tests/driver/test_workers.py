@@ -409,7 +409,7 @@ async def test_an_error_that_refuses_a_note_is_raised_without_one():
 
 
 @pytest.mark.process
-async def test_a_process_is_the_leader_of_a_session_of_its_own():
+async def test_a_process_is_the_leader_of_its_own_session():
     number, session, group = await run_in_process(work.leader, None)
 
     assert number == session == group
@@ -504,7 +504,7 @@ async def test_a_process_that_is_cancelled_while_it_starts_is_killed(monkeypatch
 
 
 @pytest.mark.process
-async def test_a_cancellation_that_comes_after_the_result_does_not_take_it_away(monkeypatch):
+async def test_a_cancellation_after_the_result_does_not_discard_it(monkeypatch):
     class Job(_workers._Job):
         async def has_ended(self):
             self.ended.add_done_callback(lambda _: task.cancel())

@@ -341,7 +341,7 @@ def test_one_observer_serves_concurrent_runs(log, records):
     assert sorted(record.run_id for record in records) == ["r1"] * 4 + ["r2"] * 4
 
 
-def test_a_resumed_run_says_so_and_what_is_reused(log, text):
+def test_a_resumed_run_logs_the_resumption_and_the_reused_steps(log, text):
     journal = MemoryJournal()
     steps = [WorkflowStep("a", items), WorkflowStep("b", items, ["a"], max_retries=1)]
     run(*steps, journal=journal)

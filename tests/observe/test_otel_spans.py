@@ -311,7 +311,7 @@ async def test_the_context_variables_of_an_action_are_the_same_without_the_obser
     assert MARK.get() == "nothing"
 
 
-async def test_conditions_and_sources_of_items_are_no_part_of_an_attempt(otel):
+async def test_conditions_and_sources_of_items_are_outside_the_span_of_an_attempt(otel):
     found = []
 
     class Source:
@@ -337,7 +337,7 @@ async def test_conditions_and_sources_of_items_are_no_part_of_an_attempt(otel):
     assert found == [0, 0]
 
 
-async def test_concurrent_runs_have_traces_of_their_own(otel):
+async def test_concurrent_runs_have_separate_traces(otel):
     orchestrator = Orchestrator(
         [WorkflowStep("a", slow), WorkflowStep("b", slow, ["a"])], observers=[otel.observer]
     )
