@@ -34,7 +34,7 @@ async def fail() -> None:
 
 
 @LANES
-async def test_an_action_may_return_a_generator_based_coroutine(options):
+async def test_an_action_can_return_a_generator_based_coroutine(options):
     @types.coroutine
     def old():
         yield from asyncio.sleep(0).__await__()
@@ -67,7 +67,7 @@ async def test_an_observer_sees_the_start_of_an_attempt_outside_of_its_context(o
 
 @pytest.mark.parametrize("attempts", [1, 2])
 @LANES
-async def test_a_bug_between_two_attempts_is_raised_instead_of_hanging(
+async def test_an_internal_error_between_two_attempts_is_raised_instead_of_hanging(
     options, attempts, monkeypatch
 ):
     async def defective(*_):
@@ -86,7 +86,7 @@ async def test_a_bug_between_two_attempts_is_raised_instead_of_hanging(
 
 
 @LANES
-async def test_a_third_party_does_not_cut_a_backoff_short(options):
+async def test_a_third_party_does_not_shorten_a_backoff(options):
     tasks, calls = [], []
 
     async def flaky():
@@ -159,7 +159,7 @@ async def test_a_clock_that_was_patched_is_the_clock_of_the_run(monkeypatch):
         virtual.close()
 
 
-async def test_a_limit_that_passes_with_the_stop_is_told_from_it():
+async def test_a_timeout_that_passes_with_the_stop_is_recognized():
     if not isinstance(asyncio.get_running_loop(), VirtualTimeLoop):
         pytest.skip("two limits pass in the same instant only in virtual time")
     if sys.version_info < (3, 12):
