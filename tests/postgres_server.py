@@ -35,7 +35,7 @@ unix_socket_directories = '{folder}'
 port = {port}
 max_connections = 50
 shared_buffers = 16MB
-# No replica is ever started from it; see `untold_commits`.
+# No replica is ever started from it; see `unacknowledged_commits`.
 max_wal_senders = 1
 """
 
@@ -147,7 +147,7 @@ class PostgresServer:
         return [pid for pid, _ in rows]
 
     @contextmanager
-    def untold_commits(self) -> Iterator[Callable[[], None]]:
+    def unacknowledged_commits(self) -> Iterator[Callable[[], None]]:
         """Meanwhile nobody is told of a commit, which waits for a replica that there isn't.
 
         What is given waits until a journal commits and cuts its connection: the commit is kept.
