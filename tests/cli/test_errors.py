@@ -122,7 +122,7 @@ def test_a_full_disk_is_not_reported_as_a_bug(capsys: pytest.CaptureFixture[str]
 
 def test_a_broken_pipe_is_left_to_click() -> None:
     with pytest.raises(BrokenPipeError), explained_errors():
-        raise BrokenPipeError(32, "nobody reads")
+        raise BrokenPipeError(32, "Broken pipe")
 
 
 def test_exit_exceptions_pass_through_unchanged() -> None:

@@ -130,12 +130,12 @@ def test_a_run_in_virtual_time_is_cancelled_through_its_journal(make_journal: Ma
 
 
 async def test_a_step_can_cancel_its_own_run(journal: Any) -> None:
-    async def gives_up() -> None:
+    async def give_up() -> None:
         assert await journal.cancel(current_step().run_id)
         await sleep_forever()
 
     with pytest.raises(RunCancelledError):
-        await run_pipeline([WorkflowStep("gives_up", gives_up)], journal=journal)
+        await run_pipeline([WorkflowStep("give_up", give_up)], journal=journal)
 
 
 async def test_a_step_is_not_retried_after_its_nested_run_was_cancelled(

@@ -226,7 +226,7 @@ async def test_the_longest_search_text_is_accepted(journal: Any) -> None:
     assert len(await journal.runs(text="Ä" * 1_000)) == 1
 
 
-async def test_run_lists_are_read_along_an_index(database: Any, journal: Any) -> None:
+async def test_run_lists_use_an_index(database: Any, journal: Any) -> None:
     """Without the index, the database sorts 100,000 runs to return one page."""
     await journal.runs()
     explain = "EXPLAIN QUERY PLAN" if database.__class__.__name__ == "TestedSQLite" else "EXPLAIN"

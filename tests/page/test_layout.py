@@ -144,7 +144,7 @@ def test_a_tree_is_symmetric() -> None:
     assert [place.down for place in drawn.places[:4]] == [4.5, 1.5, 4.5, 7.5]
 
 
-def test_a_planar_graph_has_no_crossing_edges() -> None:
+def test_a_level_planar_graph_has_no_crossing_edges() -> None:
     drawn = layout(
         {
             "a": (), "b": (), "c": (), "d": ("a",), "e": ("b",), "f": ("c",), "g": ("d", "e"),

@@ -102,7 +102,7 @@ def test_the_limit_counts_the_bytes_of_escaped_html(value: str, limit: int) -> N
     assert len(escaped.encode()) <= limit
 
 
-def test_control_characters_are_escaped_but_lines_are_not_joined() -> None:
+def test_control_characters_are_escaped_and_line_breaks_preserved() -> None:
     assert printable("a\tb\nc\x1b[1m\u202e") == "a   b\nc\\x1b[1m\\u202e"
 
 
