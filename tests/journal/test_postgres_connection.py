@@ -279,9 +279,7 @@ async def test_a_read_only_database_is_reported(dsn: str) -> None:
 @pytest.mark.parametrize(
     ("requested", "applied"), [("off", "on"), ("on", "on"), ("local", "local")]
 )
-def test_a_commit_always_waits_for_the_disk(
-    dsn: str, requested: str, applied: str
-) -> None:
+def test_a_commit_always_waits_for_the_disk(dsn: str, requested: str, applied: str) -> None:
     database = Postgres(f"{dsn}?options=-csynchronous_commit%3D{requested}", 10.0)
 
     with database.transaction() as cursor:
