@@ -17,7 +17,7 @@ from postgres_server import PostgresServer, running_server
 SLOW = frozenset(
     {"browser", "crash", "debug", "exhaustive", "postgres", "process", "realtime", "uvloop"}
 )
-NEEDS = {"browser": "browser", "orphanage": "process", "postgres_server": "postgres"}
+NEEDS = {"browser": "browser", "orphaned_journal": "process", "postgres_server": "postgres"}
 """The mark of each test that uses a fixture."""
 
 settings.register_profile(

@@ -35,7 +35,7 @@ unix_socket_directories = '{folder}'
 port = {port}
 max_connections = 50
 shared_buffers = 16MB
-# No replica is ever started from it; see `untold_commits`.
+# No replica is ever started from it; see `unacknowledged_commits`.
 max_wal_senders = 1
 """
 
@@ -147,25 +147,26 @@ class PostgresServer:
         return [pid for pid, _ in rows]
 
     @contextmanager
-    def untold_commits(self) -> Iterator[Callable[[], None]]:
-        """Meanwhile nobody is told of a commit, which waits for a replica that there isn't.
+    def unacknowledged_commits(self) -> Iterator[Callable[[], None]]:
+        """Delay the acknowledgement of each commit: the server waits for a missing replica.
 
-        What is given waits until a journal commits and cuts its connection: the commit is kept.
+        The yielded function waits until a journal commits, and cuts its connection. The commit
+        is stored, but the journal receives no answer.
         """
         self.execute("CREATE TABLE IF NOT EXISTS probe ()")
         self._set_standby("nobody")
-        until(self._keeps_commits_to_itself)
+        until(self._delays_acknowledgements)
 
-        yield lambda: until(lambda: self.cut_connections(_UNTOLD))
+        yield lambda: until(lambda: self.cut_connections(_UNACKNOWLEDGED))
 
         self._set_standby("")
 
-    def _keeps_commits_to_itself(self) -> bool:
+    def _delays_acknowledgements(self) -> bool:
         # It takes a while to change its mind.
         probe = psycopg.connect(self.dsn(), autocommit=True)
         pid = probe.info.backend_pid
         probe.pgconn.send_query(b"INSERT INTO probe DEFAULT VALUES")
-        while not self.cut_connections(f"pid = {pid} AND {_UNTOLD}"):
+        while not self.cut_connections(f"pid = {pid} AND {_UNACKNOWLEDGED}"):
             probe.pgconn.consume_input()
             if not probe.pgconn.is_busy():
                 break
@@ -239,7 +240,7 @@ _DATABASE = "tests"
 _CONNECTIONS = f"SELECT count(*) FROM pg_stat_activity WHERE datname = '{_DATABASE}'"
 _MAKE_EMPTY = "DROP SCHEMA IF EXISTS asyncflow, public CASCADE; CREATE SCHEMA public"
 
-_UNTOLD = "wait_event = 'SyncRep'"
+_UNACKNOWLEDGED = "wait_event = 'SyncRep'"
 
 
 def until(condition: Callable[[], object]) -> None:

@@ -1,4 +1,4 @@
-"""A real Chromium, one for all tests; pages are cheap.
+"""Fixtures for tests in Chromium: one browser for all tests, with tabs that are reused.
 
 The tests and the browser share one event loop, since playwright's objects belong to a loop.
 """
@@ -21,9 +21,9 @@ Open: TypeAlias = Callable[..., Awaitable[Any]]
 @pytest_asyncio.fixture(loop_scope="session", scope="session")
 async def browser() -> AsyncIterator[Any]:
     if importlib.util.find_spec("playwright") is None:
-        pytest.skip("playwright drives the browser and is not installed")
+        pytest.skip("these tests need playwright, which is not installed")
     if CHROMIUM is None:
-        pytest.skip("the pages are shown in chromium, which is not installed")
+        pytest.skip("these tests need Chromium, which is not installed")
     from playwright.async_api import async_playwright
 
     async with async_playwright() as playwright:
@@ -36,27 +36,27 @@ async def browser() -> AsyncIterator[Any]:
 
 @pytest_asyncio.fixture(loop_scope="session", scope="session")
 async def tabs() -> dict[str, list[Any]]:
-    """The tabs that no test has at present, by their options: a new one takes half a second."""
+    """Return the free tabs, by their options: a new tab takes half a second."""
     return {}
 
 
 @pytest_asyncio.fixture(loop_scope="session")
 async def opened(browser: Any, tabs: dict[str, list[Any]], tmp_path: Path) -> AsyncIterator[Open]:
-    """Opens a page from its HTML, as a file.
+    """Return a function that opens a page from its HTML, as a file.
 
-    The page has a list ``requests`` of what it has asked for beside the file itself, and must not
-    complain of anything unless the test takes that from its list ``complaints``.
+    The list ``requests`` of the page holds the URLs that it requests beside the file itself. The
+    test fails if its list ``complaints`` holds console messages, errors or dialogs at the end.
     """
-    taken: list[tuple[str, Any]] = []
+    tabs_in_use: list[tuple[str, Any]] = []
     complaints: list[str] = []
 
     async def open_page(html: str, at: str = "", **options: Any) -> Any:
-        path = tmp_path / f"page{len(taken)}.html"
+        path = tmp_path / f"page{len(tabs_in_use)}.html"
         path.write_text(html, encoding="utf-8")
         options = {"viewport": {"width": 1280, "height": 900}, "color_scheme": "light"} | options
         free = tabs.setdefault(repr(sorted(options.items())), [])
         page = free.pop() if free else await _new_tab(browser, options)
-        taken.append((repr(sorted(options.items())), page))
+        tabs_in_use.append((repr(sorted(options.items())), page))
         page.requests, page.complaints = [], complaints
         await page.set_viewport_size(options["viewport"])
         await page.mouse.move(0, 0)
@@ -65,8 +65,8 @@ async def opened(browser: Any, tabs: dict[str, list[Any]], tmp_path: Path) -> As
         return page
 
     yield open_page
-    for options, page in taken:
-        await _leave(page)
+    for options, page in tabs_in_use:
+        await _reset_tab(page)
         tabs[options].append(page)
     assert complaints == []
 
@@ -80,8 +80,8 @@ async def _new_tab(browser: Any, options: dict[str, Any]) -> Any:
     return page
 
 
-async def _leave(page: Any) -> None:
-    """Forget what the page has kept in the browser, and how it was looked at."""
+async def _reset_tab(page: Any) -> None:
+    """Clear the local storage and the emulated media of a tab."""
     await page.evaluate("localStorage.clear()")
     await page.emulate_media(media="null")
     await page.goto("about:blank")

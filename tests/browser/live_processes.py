@@ -1,4 +1,4 @@
-"""Servers of the pages and runs of a pipeline, in this process or in others, to be killed."""
+"""Web servers and runs of a pipeline, in a thread or in processes that tests can kill."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from asyncflow import Orchestrator, WorkflowStep, current_step
 from asyncflow.journal import SQLiteJournal
 from asyncflow.web import serve
 
-__all__ = ["HOSTILE", "Gates", "Inside", "Process", "pipeline"]
+__all__ = ["HOSTILE", "Gates", "Process", "ServerThread", "pipeline"]
 
 HOSTILE = "</script><script>window.hacked=1</script><img src=x onerror='window.hacked=1'>"
 TESTS = Path(__file__).parents[1]
 
 
 class Gates:
-    """Files for which the steps of a run wait, each for the one with its name."""
+    """Files that the steps of a run wait for, one file per step."""
 
     def __init__(self, folder: Path, run_id: str) -> None:
         self.run_id = run_id
@@ -49,7 +49,7 @@ class Gates:
 
 
 def pipeline(folder: Path) -> Orchestrator:
-    """Three steps; two of them wait for the first one."""
+    """Return a pipeline of three steps, two of which depend on the first one."""
 
     def step(name: str) -> WorkflowStep:
         async def wait() -> dict[str, str]:
@@ -67,8 +67,8 @@ async def _serve(folder: Path, port: int, on_ready: Any, token: str | None = Non
         await serve(journal, port=port, token=token, pipelines={etl.name: etl}, on_ready=on_ready)
 
 
-class Inside:
-    """A server, and runs, in an event loop of another thread."""
+class ServerThread:
+    """A server and runs in the event loop of another thread."""
 
     def __init__(self, folder: Path, token: str | None = None) -> None:
         self.folder = folder
@@ -96,9 +96,9 @@ class Inside:
             await asyncio.gather(*rest, return_exceptions=True)
 
     def start(self, run_id: str) -> Gates:
-        """Begin a run, or go on with it."""
+        """Start or resume a run."""
         gates = Gates(self.folder, run_id)
-        self._do(self._start(run_id))
+        self._run_in_loop(self._start(run_id))
         return gates
 
     async def _start(self, run_id: str) -> None:
@@ -110,11 +110,11 @@ class Inside:
             await asyncio.sleep(0.01)
 
     def stop(self) -> None:
-        """Cancel the run that was begun last, as its process does when it ends."""
+        """Cancel the last started run, as its process does at exit."""
         self._loop.call_soon_threadsafe(self._run.cancel)
 
-    def _do(self, what: Coroutine[Any, Any, None]) -> None:
-        asyncio.run_coroutine_threadsafe(what, self._loop).result(20)
+    def _run_in_loop(self, coroutine: Coroutine[Any, Any, None]) -> None:
+        asyncio.run_coroutine_threadsafe(coroutine, self._loop).result(20)
 
     def close(self) -> None:
         assert self._serving is not None
@@ -124,23 +124,23 @@ class Inside:
 
 
 class Process:
-    """A server, or a run, in a process of its own. It has begun when this is made."""
+    """A server or a run in a child process, which has started once this is constructed."""
 
-    def __init__(self, what: str, folder: Path, argument: object) -> None:
+    def __init__(self, kind: str, folder: Path, argument: object) -> None:
         self._process = subprocess.Popen(
-            [sys.executable, __file__, what, str(folder), str(argument)],
+            [sys.executable, __file__, kind, str(folder), str(argument)],
             stdout=subprocess.PIPE,
             text=True,
             env={**os.environ, "PYTHONPATH": f"{TESTS.parent}:{TESTS}"},
         )
         assert self._process.stdout is not None
-        self.told = self._process.stdout.readline().strip()
-        assert self.told, "it has died"
+        self.first_line = self._process.stdout.readline().strip()
+        assert self.first_line, "the process died"
 
-    def end(self, how: signal.Signals = signal.SIGKILL) -> int:
-        """End it, if it has not ended, and return with which code it did."""
+    def end(self, number: signal.Signals = signal.SIGKILL) -> int:
+        """Send the process a signal if it is alive, and return its exit code."""
         if self._process.poll() is None:
-            self._process.send_signal(how)
+            self._process.send_signal(number)
         code = self._process.wait(timeout=20)
         assert self._process.stdout is not None
         self._process.stdout.close()
@@ -156,11 +156,11 @@ async def _run(folder: Path, run_id: str) -> None:
         await running
 
 
-async def _main(what: str, folder: Path, argument: str) -> None:
+async def _main(kind: str, folder: Path, argument: str) -> None:
     task = asyncio.current_task()
     assert task is not None
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
-    if what == "run":
+    if kind == "run":
         await _run(folder, argument)
     else:
         await _serve(folder, int(argument), lambda url: print(url, flush=True))

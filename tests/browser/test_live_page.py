@@ -1,4 +1,4 @@
-"""The pages of runs that go on, in a real browser."""
+"""The live pages in a real browser."""
 
 from __future__ import annotations
 
@@ -14,33 +14,35 @@ from urllib.parse import quote, urlsplit
 import pytest
 import pytest_asyncio
 from axe_playwright_python import base as axe
-from browser.live_processes import HOSTILE, Gates, Inside, Process
+from browser.live_processes import HOSTILE, Gates, Process, ServerThread
 from playwright.async_api import Locator, Page, expect
 
-TOKEN = "a token that nobody guesses"
+TOKEN = "a token that is hard to guess"
 AXE = Path(axe.__file__).with_name("axe.min.js").read_text(encoding="utf-8")
 
-pytestmark = pytest.mark.asyncio(loop_scope="session")  # that of the browser
+pytestmark = pytest.mark.asyncio(loop_scope="session")  # the loop of the browser
 expect.set_options(timeout=15_000)
 
 
 class Tab:
-    """A tab in which nothing may go wrong but what is expected."""
+    """A tab that collects the messages of its console; only expected ones are allowed."""
 
     def __init__(self, page: Page) -> None:
         self.page = page
         self.expected: list[str] = []
-        self._told: list[str] = []
+        self._messages: list[str] = []
         page.on("console", lambda message: self._note(message.type, message.text))
         page.on("pageerror", lambda error: self._note("error", str(error)))
 
     def _note(self, kind: str, text: str) -> None:
         if kind in ("error", "warning"):
-            self._told.append(text)
+            self._messages.append(text)
 
     async def check(self) -> None:
-        surprises = [text for text in self._told if not any(word in text for word in self.expected)]
-        assert not surprises
+        unexpected = [
+            text for text in self._messages if not any(word in text for word in self.expected)
+        ]
+        assert not unexpected
         assert await self.page.evaluate("window.hacked") is None
 
 
@@ -55,16 +57,16 @@ async def tab(browser: Any) -> AsyncIterator[Tab]:
 
 
 @pytest.fixture(scope="module")
-def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Inside]:
-    """A server for all tests that don't end it."""
-    site = Inside(tmp_path_factory.mktemp("site"))
+def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerThread]:
+    """Return a server shared by all tests that do not stop it."""
+    site = ServerThread(tmp_path_factory.mktemp("site"))
     yield site
     site.close()
 
 
 @pytest.fixture
-def start(site: Inside) -> Iterator[Callable[..., Process]]:
-    """Start processes, which end with the test."""
+def start(site: ServerThread) -> Iterator[Callable[..., Process]]:
+    """Return a function that starts processes, which are killed after the test."""
     started: list[Process] = []
 
     def start(what: str, argument: object) -> Process:
@@ -92,9 +94,7 @@ def button(page: Page, name: str) -> Locator:
     return page.get_by_role("button", name=f"{name} the run")
 
 
-async def test_a_run_is_followed_while_it_goes_on_and_through_a_reload(
-    tab: Tab, site: Inside
-) -> None:
+async def test_a_page_follows_its_run_and_survives_a_reload(tab: Tab, site: ServerThread) -> None:
     gates, page = site.start("nightly/1"), tab.page
     await page.goto(site.url)
     await page.get_by_role("link", name="nightly/1").first.click()
@@ -104,7 +104,7 @@ async def test_a_run_is_followed_while_it_goes_on_and_through_a_reload(
     await expect(step(page, "first")).to_contain_text("RUNNING")
     figure = page.locator("#header .figure").first
     before = await figure.inner_text()
-    await expect(figure).not_to_have_text(before)  # time goes by though nothing happens
+    await expect(figure).not_to_have_text(before)  # the duration advances without events
     gates.open("first")
     await expect(step(page, "first")).to_contain_text("SUCCESS")
     await expect(step(page, "second")).to_contain_text("RUNNING")
@@ -120,12 +120,12 @@ async def test_a_run_is_followed_while_it_goes_on_and_through_a_reload(
     await expect(button(page, "Resume")).to_be_hidden()
 
 
-async def test_a_server_that_is_killed_comes_back_and_nothing_is_lost(
-    tab: Tab, site: Inside, start: Any
+async def test_a_page_misses_nothing_when_its_server_is_killed_and_restarted(
+    tab: Tab, site: ServerThread, start: Any
 ) -> None:
     server, gates, page = start("serve", 0), site.start("killed-server"), tab.page
     tab.expected = ["ERR_CONNECTION_REFUSED", "ERR_INCOMPLETE_CHUNKED", "ERR_CONNECTION_RESET"]
-    await page.goto(f"{server.told}runs/{gates.run_id}")
+    await page.goto(f"{server.first_line}runs/{gates.run_id}")
     await expect(live(page)).to_have_text("live")
     rows = page.locator("#events tbody tr")
     await expect(rows).not_to_have_count(0)
@@ -133,7 +133,7 @@ async def test_a_server_that_is_killed_comes_back_and_nothing_is_lost(
     server.end()
     await expect(live(page)).to_have_text("disconnected")
     gates.open("first", "second")
-    start("serve", urlsplit(server.told).port)
+    start("serve", urlsplit(server.first_line).port)
 
     await expect(live(page)).to_have_text("live")
     await expect(step(page, "first")).to_contain_text("SUCCESS")
@@ -141,27 +141,27 @@ async def test_a_server_that_is_killed_comes_back_and_nothing_is_lost(
     gates.open("third")
     await expect(badge(page)).to_contain_text("PASSED")
     texts, steps = await rows.all_inner_texts(), await page.locator("#steps").inner_text()
-    assert len(texts) == len(set(texts))  # nothing twice
+    assert len(texts) == len(set(texts))  # no duplicates
     await page.reload()
     assert await rows.all_inner_texts() == texts
     assert await page.locator("#steps").inner_text() == steps
 
 
-KEEP_THE_STREAM = """window.EventSource = class extends EventSource {
+EXPOSE_STREAM = """window.EventSource = class extends EventSource {
     constructor(url) { super(url); window.stream = this; }
 };
-window.send = (name, told) =>
-    window.stream.dispatchEvent(new MessageEvent(name, {data: JSON.stringify(told)}));"""
+window.send = (name, update) =>
+    window.stream.dispatchEvent(new MessageEvent(name, {data: JSON.stringify(update)}));"""
 
 
-async def test_a_run_that_can_not_be_read_is_not_called_live(tab: Tab, site: Inside) -> None:
+async def test_an_unreadable_run_is_not_shown_as_live(tab: Tab, site: ServerThread) -> None:
     gates, page = site.start("unreadable"), tab.page
-    await page.add_init_script(KEEP_THE_STREAM)
+    await page.add_init_script(EXPOSE_STREAM)
     await page.goto(f"{site.url}runs/{gates.run_id}")
     await expect(live(page)).to_have_text("live")
 
-    # The server is still there, and says so now and then.
-    told = await page.evaluate("""() => {
+    # The server is alive and sends pings.
+    words = await page.evaluate("""() => {
         const words = [], word = document.getElementById("live-word");
         send("update", {sections: {}, trouble: "the disk is full", end: null});
         words.push(word.textContent);
@@ -172,12 +172,12 @@ async def test_a_run_that_can_not_be_read_is_not_called_live(tab: Tab, site: Ins
         return words;
     }""")
 
-    assert told == [*["the run can't be read: the disk is full"] * 2, "live"]
+    assert words == [*["the run can't be read: the disk is full"] * 2, "live"]
     site.stop()
 
 
-async def test_a_run_is_cancelled_and_resumed_from_its_page(tab: Tab, site: Inside) -> None:
-    gates, page = site.start("to-be-cancelled"), tab.page
+async def test_a_run_is_cancelled_and_resumed_from_its_page(tab: Tab, site: ServerThread) -> None:
+    gates, page = site.start("cancelled-from-page"), tab.page
     gates.open("first")
     await page.goto(f"{site.url}runs/{gates.run_id}")
     await expect(step(page, "second")).to_contain_text("RUNNING")
@@ -195,8 +195,8 @@ async def test_a_run_is_cancelled_and_resumed_from_its_page(tab: Tab, site: Insi
     await expect(badge(page)).to_contain_text("PASSED")
 
 
-async def test_the_end_of_a_process_is_seen_and_its_run_resumed(
-    tab: Tab, site: Inside, start: Any
+async def test_the_run_of_a_killed_process_is_shown_as_orphaned_and_resumed(
+    tab: Tab, site: ServerThread, start: Any
 ) -> None:
     running, page = start("run", "killed-run"), tab.page
     await page.goto(f"{site.url}runs/killed-run")
@@ -218,7 +218,9 @@ async def test_the_end_of_a_process_is_seen_and_its_run_resumed(
     await expect(other.locator("#list")).to_contain_text("PASSED")  # without a reload
 
 
-async def test_a_resumption_by_somebody_else_is_noticed(tab: Tab, site: Inside) -> None:
+async def test_a_page_notices_that_another_process_resumed_its_run(
+    tab: Tab, site: ServerThread
+) -> None:
     gates, page = site.start("resumed-elsewhere"), tab.page
     await page.goto(f"{site.url}runs/{gates.run_id}")
     await expect(live(page)).to_have_text("live")
@@ -233,12 +235,12 @@ async def test_a_resumption_by_somebody_else_is_noticed(tab: Tab, site: Inside) 
     site.stop()
 
 
-async def test_a_server_that_ends_leaves_its_runs_resumable(
-    tab: Tab, site: Inside, start: Any
+async def test_runs_of_a_stopped_server_can_be_resumed(
+    tab: Tab, site: ServerThread, start: Any
 ) -> None:
     server, gates, page = start("serve", 0), site.start("ended-server"), tab.page
     tab.expected = ["ERR_"]
-    await page.goto(f"{server.told}runs/{gates.run_id}")
+    await page.goto(f"{server.first_line}runs/{gates.run_id}")
     await expect(live(page)).to_have_text("live")
     site.stop()
     await button(page, "Resume").click()
@@ -249,7 +251,7 @@ async def test_a_server_that_ends_leaves_its_runs_resumable(
     assert code == 143
     assert gates.has_cleaned_up("first")
     await expect(live(page)).to_have_text("disconnected")
-    start("serve", urlsplit(server.told).port)
+    start("serve", urlsplit(server.first_line).port)
     await expect(badge(page)).to_contain_text("INTERRUPTED")
     await expect(button(page, "Resume")).to_be_visible()
 
@@ -258,8 +260,8 @@ async def test_a_server_that_ends_leaves_its_runs_resumable(
 
 
 @pytest.fixture
-def evil(request: pytest.FixtureRequest) -> Iterator[Callable[[str], str]]:
-    """Serve a page of another site."""
+def foreign_site(request: pytest.FixtureRequest) -> Iterator[Callable[[str], str]]:
+    """Return a function that serves a page of another site and returns its port and path."""
     pages: list[bytes] = []
 
     class Handler(http.server.BaseHTTPRequestHandler):
@@ -286,16 +288,18 @@ def evil(request: pytest.FixtureRequest) -> Iterator[Callable[[str], str]]:
     thread.join()
 
 
-async def test_no_page_of_another_site_can_act(tab: Tab, site: Inside, evil: Any) -> None:
+async def test_pages_of_other_sites_cannot_act(
+    tab: Tab, site: ServerThread, foreign_site: Any
+) -> None:
     gates, page = site.start("not-theirs"), tab.page
     tab.expected = ["403", "CORS", "ERR_", "Failed to fetch", "frame-ancestors", "X-Frame"]
     run, act = f"{site.url}runs/{gates.run_id}", f"{site.url}cancel/{gates.run_id}"
-    path = evil(f"""<form method=post action="{act}"><button>Win</button></form>
+    path = foreign_site(f"""<form method=post action="{act}"><button>Win</button></form>
         <iframe src="{run}"></iframe>
         <script>fetch("{act}", {{method: "POST", mode: "no-cors"}}).catch(() => 0);
         fetch("{run}").then(() => window.read = 1, () => window.read = 0)</script>""")
 
-    for host in ("127.0.0.1", "localhost"):  # another port is another site's, too
+    for host in ("127.0.0.1", "localhost"):  # another port is another site, too
         await page.goto(f"http://{host}{path}")
         await page.wait_for_function("window.read === 0")
         assert not await page.frames[1].locator("#header").count()
@@ -309,15 +313,15 @@ async def test_no_page_of_another_site_can_act(tab: Tab, site: Inside, evil: Any
     site.stop()
 
 
-async def test_the_token_is_asked_for_once(tab: Tab, tmp_path: Path, evil: Any) -> None:
-    site, page = Inside(tmp_path, TOKEN), tab.page
+async def test_the_token_is_requested_once(tab: Tab, tmp_path: Path, foreign_site: Any) -> None:
+    site, page = ServerThread(tmp_path, TOKEN), tab.page
     tab.expected = ["401"]
     gates = site.start("r")
     await page.goto(f"{site.url}runs/r")
     await page.get_by_label("Token").fill("not the token at all")
     await page.keyboard.press("Enter")
     await expect(page.get_by_role("alert")).to_contain_text("That is not the token.")
-    await check(page)
+    await assert_accessible(page)
 
     await page.get_by_label("Token").fill(TOKEN)
     await page.get_by_role("button", name="Show the runs").click()
@@ -332,11 +336,11 @@ async def test_the_token_is_asked_for_once(tab: Tab, tmp_path: Path, evil: Any) 
     assert cookie["sameSite"] == "Lax"
     assert TOKEN not in cookie["value"]
 
-    # From a page of another site, the one with the token leads in as well as any after it.
+    # Links on another site work, the one with the token and later ones without it.
     await page.context.clear_cookies()
     links = f"""<a href="{site.url}?token={quote(TOKEN)}">With it</a>
         <a href="{site.url}runs/r">Without</a>"""
-    path = evil(links)
+    path = foreign_site(links)
     for link, title in (("With it", "Runs"), ("Without", f"etl {HOSTILE}")):
         await page.goto(f"http://localhost{path}")
         await page.get_by_role("link", name=link, exact=True).click()
@@ -348,8 +352,8 @@ async def test_the_token_is_asked_for_once(tab: Tab, tmp_path: Path, evil: Any) 
 # The list.
 
 
-async def test_the_list_is_as_it_is_now_and_can_be_narrowed(tab: Tab, tmp_path: Path) -> None:
-    site, page = Inside(tmp_path), tab.page
+async def test_the_list_is_updated_and_can_be_filtered(tab: Tab, tmp_path: Path) -> None:
+    site, page = ServerThread(tmp_path), tab.page
     await page.goto(site.url)
     await expect(page.locator("#runs")).to_contain_text("No runs yet")
 
@@ -376,24 +380,24 @@ async def test_the_list_is_as_it_is_now_and_can_be_narrowed(tab: Tab, tmp_path: 
     site.close()
 
 
-async def test_the_list_says_when_the_server_is_gone(tab: Tab, start: Any) -> None:
+async def test_the_list_shows_that_the_server_is_gone(tab: Tab, start: Any) -> None:
     server, page = start("serve", 0), tab.page
     tab.expected = ["ERR_CONNECTION_REFUSED"]
-    await page.goto(server.told)
+    await page.goto(server.first_line)
     await expect(live(page)).to_have_text("live")
 
     server.end()
     await expect(live(page)).to_contain_text("disconnected")
-    start("serve", urlsplit(server.told).port)
+    start("serve", urlsplit(server.first_line).port)
 
     await expect(live(page)).to_have_text("live")
 
 
-# For everybody.
+# Accessibility.
 
 
-async def check(page: Page) -> None:
-    """A page must keep the rules of accessibility."""
+async def assert_accessible(page: Page) -> None:
+    """Assert that the page violates no accessibility rule."""
     await page.evaluate(AXE)
     found = await page.evaluate("axe.run(document, {resultTypes: ['violations']})")
     broken = [
@@ -403,25 +407,27 @@ async def check(page: Page) -> None:
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-async def test_the_pages_are_accessible(browser: Any, site: Inside, scheme: Any) -> None:
+async def test_the_pages_are_accessible(browser: Any, site: ServerThread, scheme: Any) -> None:
     gates = site.start(f"accessible-{scheme}")
     gates.open("first")
     page = await browser.new_page(color_scheme=scheme, viewport={"width": 1280, "height": 900})
 
     for path in ("", "?text=nothing", "runs/accessibl"):
         await page.goto(site.url + path)
-        await check(page)
+        await assert_accessible(page)
     await page.goto(f"{site.url}runs/{gates.run_id}")
     await expect(button(page, "Cancel")).to_be_visible()
-    await check(page)
+    await assert_accessible(page)
     site.stop()
     await expect(button(page, "Resume")).to_be_visible()
-    await check(page)
+    await assert_accessible(page)
     await page.close()
 
 
 @pytest.mark.parametrize("width", [390, 1280])
-async def test_no_page_is_wider_than_its_window(browser: Any, site: Inside, width: int) -> None:
+async def test_pages_fit_the_width_of_the_window(
+    browser: Any, site: ServerThread, width: int
+) -> None:
     gates = site.start(f"a-name-of-sixty-characters-for-a-run-that-was-given-a-long-{width}")
     gates.open("first", "second", "third")
     page = await browser.new_page(viewport={"width": width, "height": 800})

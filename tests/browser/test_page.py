@@ -1,4 +1,4 @@
-"""The page of a run in a real browser: what is seen, and what the reader can do with it."""
+"""The page of a run in a real browser: its appearance and its controls."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from asyncflow.html_report._page import Live, sections
 from asyncflow.html_report._page import page as page_of
 from asyncflow.html_report._timeline import Timeline, bars_of
 
-pytestmark = pytest.mark.asyncio(loop_scope="session")  # that of the browser
+pytestmark = pytest.mark.asyncio(loop_scope="session")  # the loop of the browser
 
 Open = Callable[..., Awaitable[Any]]
 
@@ -52,7 +52,7 @@ def sections_of(events: list[Event]) -> dict[str, str]:
     return sections(view, event_log(events), now_ms=view.at_ms)
 
 
-def many(count: int, width: int = 25) -> list[Event]:
+def events_of(count: int, width: int = 25) -> list[Event]:
     names = [f"step_{number:04}" for number in range(count)]
     dependencies = {
         name: (names[at - width],) if at >= width else () for at, name in enumerate(names)
@@ -65,11 +65,11 @@ def many(count: int, width: int = 25) -> list[Event]:
     return [*events, RunFinished(count * 100.0 / width, "passed")]
 
 
-# What is seen.
+# Appearance.
 
 
 async def geometry(page: Any, number: int) -> tuple[dict[str, float], list[dict[str, float]]]:
-    """Where the track of a step lies, and where the bars in it do."""
+    """Return the position of a step's track and of the bars in it."""
     found = await page.evaluate(
         """number => {
           const line = document.querySelector(`.line.step[data-i="${number}"]`);
@@ -90,12 +90,14 @@ async def geometry(page: Any, number: int) -> tuple[dict[str, float], list[dict[
     return found[0], found[1]
 
 
-async def assert_bars_lie_where_the_events_say(page: Any) -> None:
+async def assert_bars_match_the_events(page: Any) -> None:
     timeline = Timeline.until(VIEW.at_ms)
     for name, number in NUMBERS.items():
         track, shown = await geometry(page, number)
         bars = bars_of(VIEW.steps[name], timeline, VIEW.at_ms)
-        bars = tuple(sorted(bars, key=lambda bar: bar.kind == "blocked"))  # they are drawn last
+        bars = tuple(
+            sorted(bars, key=lambda bar: bar.kind == "blocked")
+        )  # blocked bars are drawn last
         assert len(shown) == len(bars)
         for bar, seen in zip(bars, shown, strict=True):
             left = track["left"] + bar.start_ms / VIEW.at_ms * track["width"]
@@ -106,13 +108,13 @@ async def assert_bars_lie_where_the_events_say(page: Any) -> None:
             assert seen["right"] == pytest.approx(right, abs=1), (name, bar)
 
 
-async def test_bars_lie_where_the_events_say_to_a_pixel(opened: Open, golden: str) -> None:
+async def test_bars_match_the_events_to_a_pixel(opened: Open, golden: str) -> None:
     page = await opened(golden)
 
-    await assert_bars_lie_where_the_events_say(page)
+    await assert_bars_match_the_events(page)
 
 
-async def test_zoomed_bars_lie_where_the_events_say_to_a_pixel(opened: Open, golden: str) -> None:
+async def test_zoomed_bars_match_the_events_to_a_pixel(opened: Open, golden: str) -> None:
     page = await opened(golden)
 
     for _ in range(5):
@@ -120,10 +122,10 @@ async def test_zoomed_bars_lie_where_the_events_say_to_a_pixel(opened: Open, gol
 
     track, _ = await geometry(page, RATES)
     assert track["width"] > 5_000
-    await assert_bars_lie_where_the_events_say(page)
+    await assert_bars_match_the_events(page)
 
 
-async def test_bars_lie_where_the_events_say_without_a_script(opened: Open, golden: str) -> None:
+async def test_bars_match_the_events_without_a_script(opened: Open, golden: str) -> None:
     page = await opened(golden, java_script_enabled=False)
 
     boxes = [
@@ -141,19 +143,19 @@ async def test_bars_lie_where_the_events_say_without_a_script(opened: Open, gold
         assert bar["x"] == pytest.approx(track["x"] + start_ms / VIEW.at_ms * track["width"], abs=1)
 
 
-async def test_three_attempts_are_three_segments_and_two_gaps(opened: Open, golden: str) -> None:
+async def test_three_attempts_are_three_bars_with_two_backoffs(opened: Open, golden: str) -> None:
     page = await opened(golden)
     line = page.locator(f'.line.step[data-i="{RATES}"]')
 
     assert await line.locator(".bar.attempt").count() == 3
     assert await line.locator(".bar.backoff").count() == 2
     _, shown = await geometry(page, RATES)
-    # The first one is followed by its backoff, a wait in line and the second one, without a hole.
+    # Attempts, backoffs and queueing follow each other without a gap.
     for one, other in pairwise(shown):
         assert other["left"] == pytest.approx(one["right"], abs=1)
 
 
-async def test_a_millisecond_beside_hours_can_be_seen_and_zoomed_into(opened: Open) -> None:
+async def test_a_millisecond_beside_hours_is_visible_and_can_be_zoomed(opened: Open) -> None:
     hours = 5 * 3_600_000.0
     page = await opened(
         to_html(
@@ -181,7 +183,7 @@ async def test_a_millisecond_beside_hours_can_be_seen_and_zoomed_into(opened: Op
     )
 
 
-def in_all_states() -> list[Event]:
+def events_of_all_states() -> list[Event]:
     names = {status: f"a step that is {status}" for status in StepStatus}
     return [
         RunStarted("states", 0.0, dict.fromkeys(names.values(), ())),
@@ -196,13 +198,13 @@ def in_all_states() -> list[Event]:
     ]
 
 
-async def in_grey(page: Any) -> PIL.Image.Image:
-    """What all of the page looks like without colours."""
+async def greyscale_screenshot(page: Any) -> PIL.Image.Image:
+    """Return a screenshot of the whole page in greyscale."""
     return PIL.Image.open(io.BytesIO(await page.screenshot(full_page=True))).convert("L")
 
 
-async def part(picture: PIL.Image.Image, one: Any, size: tuple[int, int]) -> bytes:
-    """What something on it looks like: a byte for each pixel."""
+async def crop(picture: PIL.Image.Image, one: Any, size: tuple[int, int]) -> bytes:
+    """Return the pixels of an element, one byte each."""
     left, top, width, height = await one.evaluate(
         """(of) => { const {x, y, width, height} = of.getBoundingClientRect();
           return [x + scrollX, y + scrollY, width, height]; }"""
@@ -210,45 +212,47 @@ async def part(picture: PIL.Image.Image, one: Any, size: tuple[int, int]) -> byt
     return picture.crop((left, top, left + width, top + height)).resize(size).tobytes()
 
 
-def difference(one: bytes, other: bytes, least: int) -> int:
-    """How many pixels are clearly different."""
-    return sum(abs(a - b) > least for a, b in zip(one, other, strict=True))
+def differing_pixels(one: bytes, other: bytes, threshold: int) -> int:
+    """Return how many pixels differ by more than the threshold."""
+    return sum(abs(a - b) > threshold for a, b in zip(one, other, strict=True))
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-async def test_six_states_are_told_apart_in_greyscale(opened: Open, scheme: str) -> None:
-    page = await opened(to_html(in_all_states()), color_scheme=scheme)
+async def test_the_six_statuses_are_distinguishable_in_greyscale(opened: Open, scheme: str) -> None:
+    page = await opened(to_html(events_of_all_states()), color_scheme=scheme)
 
-    picture = await in_grey(page)
+    picture = await greyscale_screenshot(page)
     for query, size in (
         (".node.{0} .side", (28, 48)),
         (".badge.{0} > span", (16, 18)),
         (".line .symbol.{0}", (16, 20)),
     ):
         pictures = {
-            status: await part(picture, page.locator(query.format(status.lower())).first, size)
+            status: await crop(picture, page.locator(query.format(status.lower())).first, size)
             for status in StepStatus
         }
         for one, other in combinations(StepStatus, 2):
-            assert difference(pictures[one], pictures[other], 60) >= 8, (query, one, other)
+            assert differing_pixels(pictures[one], pictures[other], 60) >= 8, (query, one, other)
     words = await page.locator("#steps-table .badge").all_inner_texts()
     assert {word.split()[1] for word in words} == {status.value for status in StepStatus}
 
 
-async def test_the_ends_of_attempts_are_told_apart_in_greyscale(opened: Open, golden: str) -> None:
+async def test_the_outcomes_of_attempts_are_distinguishable_in_greyscale(
+    opened: Open, golden: str
+) -> None:
     page = await opened(golden)
 
-    picture = await in_grey(page)
+    picture = await greyscale_screenshot(page)
     pictures = {
-        kind: await part(picture, page.locator(f".legend .f-{kind}").first, (24, 16))
+        kind: await crop(picture, page.locator(f".legend .f-{kind}").first, (24, 16))
         for kind in ("success", "p-failed", "p-timed-out", "p-cancelled", "p-crashed", "p-running")
     }
 
     for one, other in combinations(pictures, 2):
-        assert difference(pictures[one], pictures[other], 25) > 40, (one, other)
+        assert differing_pixels(pictures[one], pictures[other], 25) > 40, (one, other)
 
 
-async def test_a_name_of_60_characters_can_be_read_everywhere(opened: Open, golden: str) -> None:
+async def test_a_name_of_60_characters_is_readable_in_every_view(opened: Open, golden: str) -> None:
     assert len(LONG) >= 60
     page = await opened(golden, at=f"#step={LONG}")
     number = NUMBERS[LONG]
@@ -274,7 +278,7 @@ async def test_a_name_of_60_characters_can_be_read_everywhere(opened: Open, gold
     assert fits == [LONG] * 4
 
 
-async def test_text_stays_in_the_boxes_of_the_graph(opened: Open, golden: str) -> None:
+async def test_text_stays_inside_the_boxes_of_the_graph(opened: Open, golden: str) -> None:
     page = await opened(golden)
 
     assert (
@@ -291,13 +295,15 @@ async def test_text_stays_in_the_boxes_of_the_graph(opened: Open, golden: str) -
     )
 
 
-async def test_a_narrow_screen_needs_no_sideways_scrolling(opened: Open, golden: str) -> None:
+async def test_a_narrow_screen_needs_no_horizontal_scrolling(opened: Open, golden: str) -> None:
     page = await opened(golden, viewport={"width": 400, "height": 800})
 
     assert await page.evaluate("document.documentElement.scrollWidth") <= 400
 
 
-async def test_the_start_is_shown_by_the_readers_clock_and_once(opened: Open, golden: str) -> None:
+async def test_the_start_is_shown_once_in_the_timezone_of_the_browser(
+    opened: Open, golden: str
+) -> None:
     page = await opened(golden, timezone_id="Asia/Tokyo", locale="en-GB")
 
     text = await page.locator("#header").inner_text()
@@ -305,7 +311,7 @@ async def test_the_start_is_shown_by_the_readers_clock_and_once(opened: Open, go
     assert "UTC" not in text
 
 
-async def test_with_javascript_off_everything_is_there(opened: Open, golden: str) -> None:
+async def test_the_page_is_complete_without_javascript(opened: Open, golden: str) -> None:
     page = await opened(golden, java_script_enabled=False, timezone_id="Asia/Tokyo")
 
     text = await page.locator("body").inner_text()
@@ -318,11 +324,11 @@ async def test_with_javascript_off_everything_is_there(opened: Open, golden: str
     assert "the server of the rates closed the connection" in text
     for query in ("#gantt", "#dag svg", "#steps-table", "#events-table", "#data", "#failure"):
         assert await page.locator(query).is_visible()
-    for query in ("#bar", "#event-tools", "[data-zoom]"):  # they could do nothing
+    for query in ("#bar", "#event-tools", "[data-zoom]"):  # they need the script
         assert not await page.locator(query).first.is_visible()
 
 
-async def test_printed_it_is_light_and_complete_and_has_no_buttons(
+async def test_the_printed_page_is_light_complete_and_without_buttons(
     opened: Open, golden: str
 ) -> None:
     page = await opened(golden, color_scheme="dark")
@@ -340,10 +346,10 @@ async def test_printed_it_is_light_and_complete_and_has_no_buttons(
     assert (await page.pdf()).startswith(b"%PDF")
 
 
-# Nothing of the run acts, and nothing is asked for.
+# No active content and no requests.
 
 
-async def test_the_file_asks_for_nothing(opened: Open, golden: str) -> None:
+async def test_the_page_requests_nothing(opened: Open, golden: str) -> None:
     page = await opened(golden)
     await page.keyboard.press("ArrowDown")
     await page.wait_for_timeout(50)
@@ -360,7 +366,7 @@ async def test_markup_in_names_outputs_and_errors_is_inert(opened: Open, golden:
     assert HOSTILE in await page.locator("#details .selected h3").inner_text()
 
 
-async def test_even_markup_that_got_in_could_not_act(opened: Open, golden: str) -> None:
+async def test_the_security_policy_blocks_injected_markup(opened: Open, golden: str) -> None:
     page = await opened(golden)
 
     await page.evaluate(
@@ -385,8 +391,12 @@ async def test_even_markup_that_got_in_could_not_act(opened: Open, golden: str) 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("events", [GOLDEN, GOLDEN[: STOOD_STILL - 3]], ids=["ended", "running"])
-async def test_axe_finds_nothing(opened: Open, scheme: str, events: list[Event]) -> None:
-    axe = pytest.importorskip("axe_playwright_python.base", reason="axe judges accessibility")
+async def test_the_page_violates_no_accessibility_rule(
+    opened: Open, scheme: str, events: list[Event]
+) -> None:
+    axe = pytest.importorskip(
+        "axe_playwright_python.base", reason="needs axe to check accessibility"
+    )
     script = Path(axe.__file__).with_name("axe.min.js").read_text(encoding="utf-8")
     page = await opened(to_html(events), color_scheme=scheme, at="#step=rates&attempt=2")
     await page.evaluate("for (const each of document.querySelectorAll('details')) each.open = true")
@@ -402,10 +412,12 @@ async def test_axe_finds_nothing(opened: Open, scheme: str, events: list[Event])
     assert len(found["passes"]) > 20
 
 
-async def test_axe_finds_nothing_with_javascript_off_or_in_the_help(
+async def test_the_help_and_the_static_page_violate_no_accessibility_rule(
     opened: Open, golden: str
 ) -> None:
-    axe = pytest.importorskip("axe_playwright_python.base", reason="axe judges accessibility")
+    axe = pytest.importorskip(
+        "axe_playwright_python.base", reason="needs axe to check accessibility"
+    )
     script = Path(axe.__file__).with_name("axe.min.js").read_text(encoding="utf-8")
     page = await opened(golden)
     await page.keyboard.press("?")
@@ -421,7 +433,7 @@ async def test_axe_finds_nothing_with_javascript_off_or_in_the_help(
 
 
 async def selected(page: Any) -> dict[str, Any]:
-    """Which step is selected in each view, and what the address says."""
+    """Return which step each view selects, and the fragment of the address."""
     found = await page.evaluate(
         """() => ({
           gantt: document.querySelector(".line.chosen")?.dataset.i,
@@ -436,7 +448,7 @@ async def selected(page: Any) -> dict[str, Any]:
     return {view: what for view, what in found.items() if what is not None}
 
 
-def everywhere(number: int, at: str, bar: str | None = None) -> dict[str, Any]:
+def selected_everywhere(number: int, at: str, bar: str | None = None) -> dict[str, Any]:
     views = dict.fromkeys(("gantt", "node", "row", "event", "details"), str(number))
     return {**views, "hash": at} | ({} if bar is None else {"bar": bar})
 
@@ -444,7 +456,7 @@ def everywhere(number: int, at: str, bar: str | None = None) -> dict[str, Any]:
 NOTHING = {"hash": ""}
 
 
-async def test_a_step_that_is_selected_is_selected_everywhere(opened: Open, golden: str) -> None:
+async def test_a_selected_step_is_selected_in_every_view(opened: Open, golden: str) -> None:
     page = await opened(golden)
     assert await selected(page) == NOTHING
     assert not await page.locator("#panel").is_visible()
@@ -456,34 +468,36 @@ async def test_a_step_that_is_selected_is_selected_everywhere(opened: Open, gold
         f'#steps-table tr[data-i="{RATES}"] td:nth-child(4)',
     ):
         await page.locator(query).first.click()
-        assert await selected(page) == everywhere(RATES, "#step=rates"), query
+        assert await selected(page) == selected_everywhere(RATES, "#step=rates"), query
         assert await page.locator("#panel h3").filter(visible=True).inner_text() == "rates"
         await page.keyboard.press("Escape")
         assert await selected(page) == NOTHING
 
 
-async def test_a_bar_and_an_event_select_their_attempt(opened: Open, golden: str) -> None:
+async def test_a_bar_or_an_event_selects_its_attempt(opened: Open, golden: str) -> None:
     page = await opened(golden)
 
     await page.locator(f'.line.step[data-i="{RATES}"] .bar.attempt[data-a="2"]').click()
-    assert await selected(page) == everywhere(RATES, "#step=rates&attempt=2", "2")
+    assert await selected(page) == selected_everywhere(RATES, "#step=rates&attempt=2", "2")
 
     await page.locator(f'#events-table tr[data-i="{RATES}"][data-a="1"]').first.click()
-    assert await selected(page) == everywhere(RATES, "#step=rates&attempt=1", "1")
+    assert await selected(page) == selected_everywhere(RATES, "#step=rates&attempt=1", "1")
 
     await page.locator('#details .selected a[data-a="3"]').click()
-    assert await selected(page) == everywhere(RATES, "#step=rates&attempt=3", "3")
+    assert await selected(page) == selected_everywhere(RATES, "#step=rates&attempt=3", "3")
 
 
-async def test_a_link_selects_and_back_goes_back(opened: Open, golden: str) -> None:
+async def test_a_link_selects_a_step_and_the_browser_history_works(
+    opened: Open, golden: str
+) -> None:
     page = await opened(golden, at="#step=rates&attempt=2")
-    assert await selected(page) == everywhere(RATES, "#step=rates&attempt=2", "2")
+    assert await selected(page) == selected_everywhere(RATES, "#step=rates&attempt=2", "2")
 
     await page.locator("#failure h2 a").click()
     assert (await selected(page))["details"] == str(FAILED)
     link = await page.evaluate("location.href")
     await page.go_back()
-    assert await selected(page) == everywhere(RATES, "#step=rates&attempt=2", "2")
+    assert await selected(page) == selected_everywhere(RATES, "#step=rates&attempt=2", "2")
     await page.go_forward()
     assert (await selected(page))["details"] == str(FAILED)
 
@@ -493,7 +507,7 @@ async def test_a_link_selects_and_back_goes_back(opened: Open, golden: str) -> N
 
 
 @pytest.mark.parametrize("at", ["#step=gone", "#step=", "#step=rates&attempt=x", "#%", "#table"])
-async def test_a_link_that_means_nothing_does_no_harm(opened: Open, golden: str, at: str) -> None:
+async def test_an_invalid_link_is_ignored(opened: Open, golden: str, at: str) -> None:
     page = await opened(golden, at=at)
 
     found = await selected(page)
@@ -501,7 +515,7 @@ async def test_a_link_that_means_nothing_does_no_harm(opened: Open, golden: str,
     assert found.get("details") == (str(RATES) if "rates" in at else None)
 
 
-async def test_any_name_can_be_linked_to(opened: Open) -> None:
+async def test_a_step_with_any_name_can_be_linked(opened: Open) -> None:
     names = ["a&b=c", "100% + 1", "ünï/漢?", "a#b", " a  b ", "'\"<i>"]
     page = await opened(to_html([RunStarted("r", 0.0, dict.fromkeys(names, ()))]))
 
@@ -516,13 +530,13 @@ async def test_any_name_can_be_linked_to(opened: Open) -> None:
         )
 
 
-async def test_a_link_of_a_page_without_a_script_works_with_one(opened: Open, golden: str) -> None:
+async def test_a_link_of_the_static_page_selects_the_step(opened: Open, golden: str) -> None:
     page = await opened(golden, at=f"#s{RATES}")
 
     assert (await selected(page))["details"] == str(RATES)
 
 
-async def test_the_keyboard_leads_through_steps_and_attempts(opened: Open, golden: str) -> None:
+async def test_the_arrow_keys_move_through_steps_and_attempts(opened: Open, golden: str) -> None:
     page = await opened(golden)
     order = [NUMBERS[name] for tier in VIEW.tiers for name in tier]
 
@@ -531,7 +545,7 @@ async def test_the_keyboard_leads_through_steps_and_attempts(opened: Open, golde
         await page.keyboard.press("ArrowDown")
         seen.append(int((await selected(page))["details"]))
     assert seen == order
-    await page.keyboard.press("ArrowDown")  # the last one stays
+    await page.keyboard.press("ArrowDown")  # the last step stays selected
     assert (await selected(page))["details"] == str(order[-1])
     for _ in order:
         await page.keyboard.press("ArrowUp")
@@ -546,7 +560,7 @@ async def test_the_keyboard_leads_through_steps_and_attempts(opened: Open, golde
     assert await selected(page) == NOTHING
 
 
-async def test_help_opens_and_closes_by_keyboard(opened: Open, golden: str) -> None:
+async def test_the_keyboard_opens_and_closes_the_help(opened: Open, golden: str) -> None:
     page = await opened(golden)
 
     await page.keyboard.press("?")
@@ -558,7 +572,7 @@ async def test_help_opens_and_closes_by_keyboard(opened: Open, golden: str) -> N
     assert await selected(page) == NOTHING
 
 
-async def test_where_the_focus_is_can_be_seen(opened: Open, golden: str) -> None:
+async def test_the_focus_is_visible(opened: Open, golden: str) -> None:
     page = await opened(golden)
 
     for _ in range(12):
@@ -572,7 +586,7 @@ async def test_where_the_focus_is_can_be_seen(opened: Open, golden: str) -> None
         assert style == ["solid", "2px"], await page.evaluate("document.activeElement.outerHTML")
 
 
-async def test_the_panel_has_buttons_to_go_on_and_to_close(opened: Open, golden: str) -> None:
+async def test_the_panel_has_buttons_to_move_and_to_close(opened: Open, golden: str) -> None:
     page = await opened(golden, at="#step=rates")
 
     await page.locator("#panel-next").click()
@@ -586,11 +600,11 @@ async def test_the_panel_has_buttons_to_go_on_and_to_close(opened: Open, golden:
 # Filtering, sorting, exporting.
 
 
-async def test_the_filter_hides_other_steps_everywhere(opened: Open, golden: str) -> None:
+async def test_the_filter_hides_other_steps_in_every_view(opened: Open, golden: str) -> None:
     page = await opened(golden)
 
     await page.keyboard.press("/")
-    await page.keyboard.type("CLOSED the")  # of no step
+    await page.keyboard.type("CLOSED the")  # matches no step
     assert await page.locator("#found").inner_text() == "0 of 12"
     await page.locator("#find").fill("fet")
     assert await page.locator(".line.step:visible").count() == 1
@@ -616,15 +630,15 @@ async def test_steps_are_filtered_by_status(opened: Open, golden: str) -> None:
     assert await page.locator("#steps-table tbody tr:visible .badge.skipped").count() == 3
 
 
-async def test_the_table_of_steps_is_sorted_by_any_column(opened: Open, golden: str) -> None:
+async def test_the_table_of_steps_can_be_sorted_by_any_column(opened: Open, golden: str) -> None:
     page = await opened(golden)
     names = page.locator("#steps-table tbody th")
     started = await names.all_inner_texts()
 
     button = page.locator("#steps-table thead button", has_text="Duration")
     await button.click()
-    upward = await names.all_inner_texts()
-    assert upward[-1] == "rates"
+    ascending = await names.all_inner_texts()
+    assert ascending[-1] == "rates"
     assert await page.locator("th[aria-sort=ascending]").inner_text() == "Duration"
     await button.click()
     assert (await names.all_inner_texts())[0] == "rates"
@@ -651,9 +665,7 @@ async def test_events_are_filtered_by_text_kind_and_step(opened: Open, golden: s
     assert await rows.count() == sum(getattr(event, "step", None) == "rates" for event in GOLDEN)
 
 
-async def test_the_events_that_are_shown_are_exported(
-    opened: Open, golden: str, tmp_path: Path
-) -> None:
+async def test_the_visible_events_are_exported(opened: Open, golden: str, tmp_path: Path) -> None:
     page = await opened(golden)
 
     files = {}
@@ -684,7 +696,7 @@ async def test_the_events_that_are_shown_are_exported(
     assert page.requests == [] or all(url.startswith("blob:") for url in page.requests)
 
 
-async def test_a_spreadsheet_computes_nothing_of_an_export(opened: Open, tmp_path: Path) -> None:
+async def test_an_exported_cell_is_not_a_formula(opened: Open, tmp_path: Path) -> None:
     page = await opened(
         to_html([RunStarted("r", 0.0, {"=1+1": ()}), AttemptStarted("=1+1", 1, 0.0)])
     )
@@ -700,7 +712,7 @@ async def test_a_spreadsheet_computes_nothing_of_an_export(opened: Open, tmp_pat
 # Zooming and panning.
 
 
-async def test_the_timeline_zooms_by_button_keyboard_and_wheel(opened: Open, golden: str) -> None:
+async def test_buttons_keys_and_the_wheel_zoom_the_timeline(opened: Open, golden: str) -> None:
     page = await opened(golden)
 
     async def width() -> float:
@@ -728,12 +740,14 @@ async def test_the_timeline_zooms_by_button_keyboard_and_wheel(opened: Open, gol
     await page.keyboard.up("Control")
     assert await width() > full * 1.3
     after = await bar.bounding_box()
-    assert after["x"] == pytest.approx(before["x"], abs=3)  # what is under the pointer stays there
+    assert after["x"] == pytest.approx(
+        before["x"], abs=3
+    )  # the point under the pointer stays in place
     await page.keyboard.press("0")
     assert await width() == pytest.approx(full, abs=2)
 
 
-async def test_the_axis_names_finer_times_when_zoomed(opened: Open, golden: str) -> None:
+async def test_the_axis_has_finer_labels_when_zoomed(opened: Open, golden: str) -> None:
     page = await opened(golden)
     before = await page.locator(".ticks text").all_inner_texts()
 
@@ -749,7 +763,7 @@ async def test_the_axis_names_finer_times_when_zoomed(opened: Open, golden: str)
     assert 3 <= len(texts) <= 12
 
 
-async def test_the_zoomed_timeline_is_panned_by_dragging(opened: Open, golden: str) -> None:
+async def test_dragging_pans_the_zoomed_timeline(opened: Open, golden: str) -> None:
     page = await opened(golden)
     for _ in range(4):
         await page.keyboard.press("+")
@@ -764,10 +778,10 @@ async def test_the_zoomed_timeline_is_panned_by_dragging(opened: Open, golden: s
     await page.mouse.up()
 
     assert await box.evaluate("(of) => of.scrollLeft") == pytest.approx(before + 100, abs=2)
-    assert await selected(page) == NOTHING  # a drag is no click
+    assert await selected(page) == NOTHING  # a drag is not a click
 
 
-async def test_the_graph_zooms_and_fits(opened: Open, golden: str) -> None:
+async def test_the_graph_can_be_zoomed_and_fitted(opened: Open, golden: str) -> None:
     page = await opened(golden)
     graph, box = page.locator("#dag svg"), page.locator("#dag-scroll")
 
@@ -786,7 +800,7 @@ async def test_the_graph_zooms_and_fits(opened: Open, golden: str) -> None:
     assert await width() < before * 1.6
 
 
-async def test_a_bar_says_at_once_what_it_is(opened: Open, golden: str) -> None:
+async def test_a_hovered_bar_shows_its_description_at_once(opened: Open, golden: str) -> None:
     page = await opened(golden)
 
     await page.locator(f'.line.step[data-i="{RATES}"] .bar.backoff').first.hover()
@@ -796,28 +810,28 @@ async def test_a_bar_says_at_once_what_it_is(opened: Open, golden: str) -> None:
     assert not await page.locator("#tip").is_visible()
 
 
-async def test_the_theme_is_switched_and_kept(opened: Open, golden: str) -> None:
+async def test_the_chosen_theme_survives_a_reload(opened: Open, golden: str) -> None:
     page = await opened(golden)
 
-    async def ground() -> str:
+    async def background() -> str:
         return str(await page.evaluate("getComputedStyle(document.body).backgroundColor"))
 
-    light = await ground()
+    light = await background()
     await page.keyboard.press("t")
-    assert await ground() == light
+    assert await background() == light
     await page.locator("#theme").click()
-    dark = await ground()
+    dark = await background()
     assert dark != light
     assert await page.locator("#theme").get_attribute("aria-label") == "Theme: dark"
     await page.reload()
-    assert await ground() == dark
+    assert await background() == dark
     page.requests.clear()
 
 
-# A run that goes on.
+# Live updates.
 
 
-async def test_what_is_replaced_comes_back_as_the_reader_left_it(opened: Open) -> None:
+async def test_an_update_preserves_what_the_reader_selected(opened: Open) -> None:
     early = GOLDEN[: STOOD_STILL + 12]
     page = await opened(to_html(early), at="#step=rates&attempt=2")
     await page.locator("#event-kind").select_option("AttemptStarted")
@@ -832,7 +846,7 @@ async def test_what_is_replaced_comes_back_as_the_reader_left_it(opened: Open) -
 
     await page.evaluate("(found) => asyncflow.update(found)", sections_of(GOLDEN))
 
-    assert await selected(page) == everywhere(RATES, "#step=rates&attempt=2", "2")
+    assert await selected(page) == selected_everywhere(RATES, "#step=rates&attempt=2", "2")
     assert "FAILED" in await page.locator("#header .badge").inner_text()
     assert await page.locator("#failure h2").is_visible()
     assert (await geometry(page, RATES))[0]["width"] == pytest.approx(width, abs=1)
@@ -847,7 +861,7 @@ async def test_what_is_replaced_comes_back_as_the_reader_left_it(opened: Open) -
     assert await page.evaluate("document.activeElement.textContent") == "2"
 
 
-async def test_a_selected_step_that_is_gone_is_no_longer_selected(opened: Open) -> None:
+async def test_a_removed_step_is_no_longer_selected(opened: Open) -> None:
     page = await opened(to_html(GOLDEN), at="#step=tidy")
 
     await page.evaluate(
@@ -857,11 +871,11 @@ async def test_a_selected_step_that_is_gone_is_no_longer_selected(opened: Open) 
     assert (await selected(page)).get("details") is None
 
 
-# However much there is.
+# Large runs.
 
 
-async def test_500_steps_can_be_worked_with(opened: Open) -> None:
-    page = await opened(to_html(many(500)))
+async def test_a_page_of_500_steps_is_usable(opened: Open) -> None:
+    page = await opened(to_html(events_of(500)))
 
     await page.locator("#find").fill("step_0499")
     assert await page.locator(".line.step:visible").count() == 1
@@ -876,8 +890,8 @@ async def test_500_steps_can_be_worked_with(opened: Open) -> None:
     )
 
 
-async def test_5000_steps_still_open(opened: Open) -> None:
-    page = await opened(to_html(many(5_000, 100)))
+async def test_a_page_of_5000_steps_opens(opened: Open) -> None:
+    page = await opened(to_html(events_of(5_000, 100)))
 
     assert "The graph is not drawn" in await page.locator("#dag").inner_text()
     await page.evaluate("asyncflow.choose(4321)")
@@ -885,7 +899,7 @@ async def test_5000_steps_still_open(opened: Open) -> None:
     assert "the table shows" in (await page.locator("#panel").inner_text()).lower()
 
 
-async def test_a_live_page_shows_its_state(opened: Open) -> None:
+async def test_a_live_page_shows_its_connection_state(opened: Open) -> None:
     events = GOLDEN[:STOOD_STILL]
     view = RunView(events)
     page = await opened(
@@ -896,7 +910,7 @@ async def test_a_live_page_shows_its_state(opened: Open) -> None:
     assert not await page.locator("#live-cancel").is_visible()
 
 
-async def test_a_wait_for_the_next_attempt_is_drawn_while_it_lasts(opened: Open) -> None:
+async def test_an_unfinished_backoff_is_drawn(opened: Open) -> None:
     events = [
         RunStarted("r", 0.0, {"a": ()}),
         AttemptStarted("a", 1, 0.0),

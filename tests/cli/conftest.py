@@ -1,4 +1,4 @@
-"""A directory with pipelines in it, and the command line as it is called there."""
+"""Fixtures that run the command line in a temporary directory with pipelines."""
 
 from __future__ import annotations
 
@@ -55,35 +55,35 @@ PIPELINES = """
 
 
 class Shell:
-    """Calls the command line within this process, in a directory of its own."""
+    """Runs commands in this process, in a temporary directory."""
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
 
     def write(self, name: str, text: str) -> Path:
-        """Write a file."""
+        """Write a dedented text to a file in the directory, and return its path."""
         path = self.directory / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(textwrap.dedent(text), encoding="utf-8")
         return path
 
     def __call__(self, *arguments: str, exits: int = 0, **options: Any) -> Result:
-        """Run a command, which must end with that exit code."""
+        """Run a command and assert its exit code."""
         result = CliRunner().invoke(commands, arguments, **options)
         assert result.exit_code == exits, (result.stdout, result.stderr, result.exception)
         return result
 
     def json(self, *arguments: str, exits: int = 0) -> Any:
-        """Return what a command writes as JSON, and nothing else."""
+        """Run a command and return the JSON document that its standard output consists of."""
         return json.loads(self(*arguments, exits=exits).stdout)
 
 
 @pytest.fixture(autouse=True)
-def ctrl_c() -> Iterator[None]:
-    """Let Ctrl-C interrupt, also if a shell has started the tests by ``&``, which ignores it."""
+def enable_ctrl_c() -> Iterator[None]:
+    """Restore the default of SIGINT, which a shell ignores in processes started by ``&``."""
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
-    signal.signal(signal.SIGINT, before)  # a run that leaves a thread changes it
+    signal.signal(signal.SIGINT, before)  # a run that leaves a thread replaces the handler
 
 
 @pytest.fixture
@@ -103,5 +103,5 @@ def shell(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Shell]:
 
 @pytest.fixture
 def environment(shell: Shell) -> dict[str, str]:
-    """Variables with which a real process finds this package."""
+    """Return environment variables with which a child process imports this package."""
     return {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"}

@@ -1,4 +1,4 @@
-"""The page about the command line tells each command and option, and what it shows is true."""
+"""The documentation of the command line covers each command and option, and its examples hold."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ MODULE = re.search(r"(?ms)^```python\n(.*?)^```", PAGE)
 EXAMPLES = re.findall(r"(?ms)^\$ asyncflow ([^\n]+)\n(.*?)^```", PAGE)
 
 
-def test_each_command_has_a_section_and_no_other_has_one() -> None:
+def test_the_page_has_one_section_per_command() -> None:
     assert list(SECTIONS) == list(commands.commands)
     assert re.findall(r"(?m)^\| \[`asyncflow (\w+)`\]", PAGE) == list(commands.commands)
 
 
 @pytest.mark.parametrize("name", list(commands.commands))
-def test_each_option_is_told_and_no_other(name: str) -> None:
+def test_the_page_lists_exactly_the_options_of_each_command(name: str) -> None:
     command = commands.commands[name]
     options = {
         text
@@ -38,12 +38,12 @@ def test_each_option_is_told_and_no_other(name: str) -> None:
     }
 
     rows = re.findall(r"(?m)^\| (`--.*?) \|", SECTIONS[name].replace(r"\|", "/"))
-    told = [option for row in rows for option in re.findall(r"`(--[\w-]+)", row)]
+    documented = [option for row in rows for option in re.findall(r"`(--[\w-]+)", row)]
 
-    assert sorted(told) == sorted(options)
+    assert sorted(documented) == sorted(options)
 
 
-def test_each_option_says_what_it_is_for() -> None:
+def test_each_command_and_option_has_a_help_text() -> None:
     for name, command in commands.commands.items():
         assert command.get_short_help_str(60), name
         for parameter in command.params:
@@ -51,19 +51,19 @@ def test_each_option_says_what_it_is_for() -> None:
                 assert parameter.help, (name, parameter.name)
 
 
-def test_what_the_page_shows_is_what_is_shown(shell: Shell) -> None:
+def test_the_examples_of_the_page_show_the_actual_output(shell: Shell) -> None:
     assert MODULE is not None
     assert len(EXAMPLES) >= 5
     shell.write("etl.py", MODULE[1])
 
     for command, shows in EXAMPLES:
         result = shell(*shlex.split(command), exits=1 if "Pipeline FAILED" in shows else 0)
-        # Where both are a terminal, what is on the standard error comes first.
-        assert plain(result.stderr + result.stdout, shell) == plain(shows, shell), command
+        # On a terminal, the standard error comes first.
+        assert normalized(result.stderr + result.stdout, shell) == normalized(shows, shell), command
 
 
-def plain(text: str, shell: Shell) -> str:
-    """Leave out what is different each time."""
+def normalized(text: str, shell: Shell) -> str:
+    """Replace what differs from run to run."""
     text = text.replace(f"{shell.directory}/", "")
     text = re.sub(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d", "DATE", text)
     text = re.sub(r" +\d\.\d{3} s", "TIME", text)

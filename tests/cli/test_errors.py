@@ -1,4 +1,4 @@
-"""What the command line does when something is wrong, with itself too."""
+"""The command line reports wrong usage, failures and its own bugs."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from asyncflow._cli.output import explained_errors
 from .conftest import Shell
 
 
-def test_the_version_is_that_of_the_package(shell: Shell) -> None:
+def test_the_command_line_reports_the_version_of_the_package(shell: Shell) -> None:
     assert shell("--version").stdout == f"asyncflow, version {asyncflow.__version__}\n"
 
 
-def test_without_a_command_there_is_help(shell: Shell) -> None:
+def test_the_help_lists_the_commands(shell: Shell) -> None:
     text = shell("--help").stdout
 
     commands = "run plan runs show resume cancel prune forget ui completion"
@@ -33,7 +33,7 @@ def test_without_a_command_there_is_help(shell: Shell) -> None:
 
 
 @pytest.mark.parametrize("command", [["rnu"], ["run"], ["run", "etl:pipeline", "--fast"], ["show"]])
-def test_a_wrong_usage_is_told_as_such(shell: Shell, command: list[str]) -> None:
+def test_wrong_usage_exits_with_2_and_shows_the_usage(shell: Shell, command: list[str]) -> None:
     result = shell(*command, exits=2)
 
     assert result.stderr.startswith("Usage: ")
@@ -52,7 +52,7 @@ def test_a_wrong_usage_is_told_as_such(shell: Shell, command: list[str]) -> None
         ["--limit", "-1"],
     ],
 )
-def test_what_no_run_can_be_asked_for_is_a_wrong_usage(shell: Shell, options: list[str]) -> None:
+def test_an_invalid_filter_is_wrong_usage(shell: Shell, options: list[str]) -> None:
     shell("run", "etl:pipeline", "--quiet")
 
     result = shell("runs", *options, exits=2)
@@ -60,7 +60,7 @@ def test_what_no_run_can_be_asked_for_is_a_wrong_usage(shell: Shell, options: li
     assert f"Invalid value for '{options[0]}'" in result.stderr
 
 
-def test_a_pipeline_of_which_there_can_be_none_has_no_runs(shell: Shell) -> None:
+def test_an_impossible_pipeline_name_matches_no_runs(shell: Shell) -> None:
     shell("run", "etl:pipeline", "--quiet")
 
     assert shell("runs", "--pipeline", "\udcff").stderr == "no matching runs\n"
@@ -68,9 +68,7 @@ def test_a_pipeline_of_which_there_can_be_none_has_no_runs(shell: Shell) -> None
 
 @pytest.mark.parametrize("run", ["\udcff", "a\udcff", '"a', "a\n", ".", ".."])
 @pytest.mark.parametrize("command", [["show"], ["cancel"], ["resume", "--quiet"]])
-def test_an_id_that_no_run_can_have_is_that_of_no_run(
-    shell: Shell, command: list[str], run: str
-) -> None:
+def test_an_impossible_run_id_is_not_found(shell: Shell, command: list[str], run: str) -> None:
     shell("run", "etl:pipeline", "--quiet", "--run-id", "a")
     target = ["etl:pipeline"] if command[0] == "resume" else []
 
@@ -79,68 +77,73 @@ def test_an_id_that_no_run_can_have_is_that_of_no_run(
     assert f"has no run {run!r}" in result.stderr
 
 
-def raised(error: BaseException) -> tuple[int, BaseException | None]:
+def exit_of(error: BaseException) -> tuple[int, BaseException | None]:
     with pytest.raises(click.exceptions.Exit) as caught, explained_errors():
         raise error
     return caught.value.exit_code, caught.value.__cause__
 
 
-def test_a_bug_of_ours_is_told_as_one_with_its_traceback(
+def test_a_bug_in_asyncflow_is_reported_as_such_with_its_traceback(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     for error in (ZeroDivisionError("oops"), ImportError("no module"), OSError("no")):
-        assert raised(error) == (70, error)
+        assert exit_of(error) == (70, error)
 
-        said = capsys.readouterr().err
-        assert said.startswith("Traceback (most recent call last):")
-        assert said.endswith(
+        message = capsys.readouterr().err
+        assert message.startswith("Traceback (most recent call last):")
+        assert message.endswith(
             "Error: this is a bug in asyncflow, not in your pipeline; please report it with the "
             "traceback\n"
         )
 
 
-def test_a_missing_extra_is_told_in_a_line(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_missing_extra_is_reported_in_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     error = ImportError("pages need jinja2: pip install 'asyncflow-tiers[report]'")
 
-    assert raised(error) == (2, error)
+    assert exit_of(error) == (2, error)
     assert capsys.readouterr().err == f"Error: {error}\n"
 
 
-def test_an_interruption_while_nothing_runs_is_told_in_a_line(
+def test_an_interruption_outside_a_run_is_reported_in_one_line(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    assert raised(KeyboardInterrupt())[0] == 130
+    assert exit_of(KeyboardInterrupt())[0] == 130
     assert capsys.readouterr().err == "Error: interrupted\n"
 
 
-def test_a_full_disk_is_no_bug_of_ours(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_full_disk_is_not_reported_as_a_bug(capsys: pytest.CaptureFixture[str]) -> None:
     error = OSError(errno.ENOSPC, "No space left on device")
 
-    assert raised(error) == (1, error)
+    assert exit_of(error) == (1, error)
     assert capsys.readouterr().err == (
         "Error: can't write: No space left on device; free some space, or write elsewhere\n"
     )
 
 
-def test_nobody_who_reads_on_is_left_to_click() -> None:
+def test_a_broken_pipe_is_left_to_click() -> None:
     with pytest.raises(BrokenPipeError), explained_errors():
-        raise BrokenPipeError(32, "nobody reads")
+        raise BrokenPipeError(32, "Broken pipe")
 
 
-def test_what_ends_a_command_on_purpose_is_left_alone() -> None:
-    for end in (click.exceptions.Exit(3), click.UsageError("no"), click.Abort(), SystemExit(4)):
-        with pytest.raises(type(end)) as caught, explained_errors():
-            raise end
-        assert caught.value is end
+def test_exit_exceptions_pass_through_unchanged() -> None:
+    for exit_exception in (
+        click.exceptions.Exit(3),
+        click.UsageError("no"),
+        click.Abort(),
+        SystemExit(4),
+    ):
+        with pytest.raises(type(exit_exception)) as caught, explained_errors():
+            raise exit_exception
+        assert caught.value is exit_exception
 
 
-def test_without_the_extra_there_is_one_line_that_names_it(
+def test_a_missing_cli_extra_is_reported_in_one_line(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     find = util.find_spec
-    lost = {"click", "rich", "msgspec"}
+    missing = {"click", "rich", "msgspec"}
     monkeypatch.setattr(
-        util, "find_spec", lambda name, *more: None if name in lost else find(name, *more)
+        util, "find_spec", lambda name, *more: None if name in missing else find(name, *more)
     )
 
     with pytest.raises(SystemExit) as caught:
@@ -153,7 +156,7 @@ def test_without_the_extra_there_is_one_line_that_names_it(
     )
 
 
-def test_an_interruption_while_it_is_imported_ends_it_without_a_traceback(
+def test_an_interruption_during_the_import_shows_no_traceback(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     class Interrupted:
@@ -171,7 +174,7 @@ def test_an_interruption_while_it_is_imported_ends_it_without_a_traceback(
     assert capsys.readouterr().err == ""
 
 
-def test_main_runs_the_command_that_the_process_was_given(
+def test_main_runs_the_command_of_the_process_arguments(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(sys, "argv", ["whatever", "--version"])
@@ -195,7 +198,7 @@ def test_the_package_can_be_run_as_a_module(
     assert capsys.readouterr().out.startswith("asyncflow, version ")
 
 
-def test_names_of_runs_are_never_taken_for_anything_else() -> None:
+def test_generated_run_names_have_a_fixed_form_and_rarely_collide() -> None:
     names: set[Any] = {new_run_name() for _ in range(1_000)}
 
     assert len(names) > 990

@@ -1,4 +1,4 @@
-"""``--html``: the page of a run, with its earlier stretches, also when it failed."""
+"""``--html`` writes the page of a run with all its segments, even if the run fails."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 from .conftest import Shell
 
 
-def test_a_run_leaves_its_page_also_when_it_fails(shell: Shell) -> None:
+def test_a_failed_run_writes_its_page(shell: Shell) -> None:
     result = shell("run", "etl:failing", "--html", "out.html", "--run-id", "r1", exits=1)
 
     page = (shell.directory / "out.html").read_text(encoding="utf-8")
@@ -19,7 +19,7 @@ def test_a_run_leaves_its_page_also_when_it_fails(shell: Shell) -> None:
     assert f"HTML report: {shell.directory / 'out.html'}\n" in result.stderr
 
 
-def test_the_page_is_written_where_it_was_said_wherever_a_step_goes(shell: Shell) -> None:
+def test_the_page_path_is_resolved_before_a_step_changes_the_directory(shell: Shell) -> None:
     shell.write(
         "goer.py",
         """
@@ -39,13 +39,13 @@ def test_the_page_is_written_where_it_was_said_wherever_a_step_goes(shell: Shell
     assert (shell.directory / "out.html").exists()
 
 
-def test_without_a_journal_the_page_is_made_of_what_was_heard(shell: Shell) -> None:
+def test_without_a_journal_the_page_is_made_of_the_observed_events(shell: Shell) -> None:
     shell("run", "etl:failing", "--html", "out.html", "--no-journal", "--quiet", exits=1)
 
     assert "no disk" in (shell.directory / "out.html").read_text(encoding="utf-8")
 
 
-def test_the_page_of_a_run_that_goes_on_tells_of_what_was_before(shell: Shell) -> None:
+def test_the_page_of_a_resumed_run_includes_earlier_segments(shell: Shell) -> None:
     shell("run", "etl:failing", "--run-id", "r1", "--quiet", "--keep-going", exits=1)
     shell("resume", "r1", "etl:failing", "--quiet", "--html", "resumed.html", exits=1)
     shell("show", "r1", "--html", "shown.html")
@@ -57,14 +57,14 @@ def test_the_page_of_a_run_that_goes_on_tells_of_what_was_before(shell: Shell) -
 
 
 @pytest.mark.parametrize("path", ["no/where/out.html", "."])
-def test_a_file_that_can_not_be_written_is_told_before_the_run(shell: Shell, path: str) -> None:
+def test_an_unwritable_file_is_refused_before_the_run(shell: Shell, path: str) -> None:
     result = shell("run", "etl:pipeline", "--html", path, exits=2)
 
     assert "Invalid value for '--html'" in result.stderr
     assert not list(shell.directory.glob("*.db"))
 
 
-def test_a_directory_that_is_not_writable_is_told_before_the_run(
+def test_an_unwritable_directory_is_refused_before_the_run(
     shell: Shell, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(os, "access", lambda *_: False)
@@ -74,7 +74,7 @@ def test_a_directory_that_is_not_writable_is_told_before_the_run(
     assert "is not writable" in result.stderr
 
 
-def test_a_file_that_can_not_be_written_after_all_is_told_in_a_line(shell: Shell) -> None:
+def test_a_page_that_cannot_be_written_after_the_run_is_reported_in_one_line(shell: Shell) -> None:
     shell.write(
         "taker.py",
         """
@@ -92,7 +92,7 @@ def test_a_file_that_can_not_be_written_after_all_is_told_in_a_line(shell: Shell
     assert result.stderr.startswith("Error: the HTML report can't be written: ")
 
 
-def test_a_missing_extra_is_told_before_the_run(
+def test_a_missing_extra_is_reported_before_the_run(
     shell: Shell, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in [name for name in sys.modules if name.startswith("asyncflow.html_report")]:
@@ -110,11 +110,11 @@ def test_a_missing_extra_is_told_before_the_run(
 
 @pytest.mark.parametrize("suffix", ["", "-wal", "-shm", "-journal"])
 @pytest.mark.parametrize("command", [["run", "etl:failing"], ["show", "r1"], ["resume", "r1"]])
-def test_the_page_never_takes_the_place_of_the_journal(
+def test_the_page_never_overwrites_the_journal(
     shell: Shell, command: list[str], suffix: str
 ) -> None:
     shell("run", "etl:failing", "--run-id", "r1", "--quiet", exits=1)
-    known = shell("runs").stdout
+    runs_before = shell("runs").stdout
     target = ["etl:failing"] if command[0] == "resume" else []
 
     for path in (f"asyncflow.db{suffix}", f"../{shell.directory.name}/asyncflow.db{suffix}"):
@@ -122,10 +122,10 @@ def test_the_page_never_takes_the_place_of_the_journal(
         assert "Invalid value for '--html'" in result.stderr
         assert "is part of the journal" in result.stderr
 
-    assert shell("runs").stdout == known
+    assert shell("runs").stdout == runs_before
 
 
-def test_a_link_to_the_journal_is_the_journal(shell: Shell) -> None:
+def test_a_link_to_the_journal_is_not_overwritten(shell: Shell) -> None:
     shell("run", "etl:failing", "--run-id", "r1", "--quiet", exits=1)
     for name, target in (("soft.html", "asyncflow.db"), ("soft.db", "asyncflow.db")):
         (shell.directory / name).symlink_to(target)
@@ -137,7 +137,7 @@ def test_a_link_to_the_journal_is_the_journal(shell: Shell) -> None:
     shell("show", "r1", "--journal", "soft.db", "--html", "soft.db", exits=2)
 
 
-def test_a_journal_that_is_yet_to_be_made_or_not_used_is_not_overwritten_either(
+def test_a_future_or_unused_journal_is_not_overwritten(
     shell: Shell,
 ) -> None:
     shell("run", "etl:pipeline", "--journal", "new.db", "--html", "new.db", exits=2)

@@ -1,4 +1,4 @@
-"""Inputs as text and as JSON: they get the types that the actions ask for."""
+"""Inputs given as text or JSON are converted to the types that the actions annotate."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ TYPED = """
     class Colour(enum.Enum):
         RED = "red"
 
-    async def tell(
+    async def report_inputs(
         days: int = 0, share: float = 0.0, deep: bool = False, name: str = "", other=None,
         since: datetime.date = datetime.date(2000, 1, 1), tags: set[str] = frozenset(),
         rows: list[tuple[int, str]] = (), where: pathlib.Path = pathlib.Path("."),
@@ -25,13 +25,13 @@ TYPED = """
     ):
         return {name: repr(value) for name, value in locals().items()}
 
-    steps = [WorkflowStep("tell", tell)]
-    secret = [WorkflowStep("tell", tell)]
+    steps = [WorkflowStep("report_inputs", report_inputs)]
+    secret = [WorkflowStep("report_inputs", report_inputs)]
 """
 
 
-def told(shell: Shell, *options: str, **more: Any) -> dict[str, str]:
-    """Return what a step got."""
+def received_inputs(shell: Shell, *options: str, **more: Any) -> dict[str, str]:
+    """Run the typed pipeline and return the inputs that its step received."""
     shell.write("typed.py", TYPED)
     result = shell.json("run", "typed:steps", "--quiet", "--no-journal", "--json", *options)
     output: dict[str, str] = result["results"][0]["output"]
@@ -59,12 +59,12 @@ def told(shell: Shell, *options: str, **more: Any) -> dict[str, str]:
         ("colour=null", "None"),
     ],
 )
-def test_text_becomes_what_the_annotation_says(shell: Shell, pair: str, value: str) -> None:
-    assert told(shell, "--input", pair)[pair.partition("=")[0]] == value
+def test_text_is_converted_to_the_annotated_type(shell: Shell, pair: str, value: str) -> None:
+    assert received_inputs(shell, "--input", pair)[pair.partition("=")[0]] == value
 
 
-def test_a_path_is_made_too(shell: Shell) -> None:
-    assert "a/b" in told(shell, "--input", "where=a/b")["where"]
+def test_text_is_converted_to_a_path(shell: Shell) -> None:
+    assert "a/b" in received_inputs(shell, "--input", "where=a/b")["where"]
 
 
 @pytest.mark.parametrize(
@@ -84,7 +84,7 @@ def test_a_path_is_made_too(shell: Shell) -> None:
         ("=3", "--input takes NAME=VALUE"),
     ],
 )
-def test_what_has_another_type_is_a_wrong_usage(shell: Shell, pair: str, says: str) -> None:
+def test_an_input_of_another_type_is_wrong_usage(shell: Shell, pair: str, says: str) -> None:
     shell.write("typed.py", TYPED)
 
     result = shell("run", "typed:steps", "--input", pair, exits=2)
@@ -123,7 +123,9 @@ def test_what_has_another_type_is_a_wrong_usage(shell: Shell, pair: str, says: s
         ("Many", "one of 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, …"),
     ],
 )
-def test_what_is_accepted_is_told_with_an_example(shell: Shell, kind: str, says: str) -> None:
+def test_a_refusal_describes_the_accepted_type_with_an_example(
+    shell: Shell, kind: str, says: str
+) -> None:
     shell.write(
         "kinds.py",
         f"""
@@ -144,8 +146,8 @@ def test_what_is_accepted_is_told_with_an_example(shell: Shell, kind: str, says:
         class Named(TypedDict):
             name: str
 
-        async def tell(value: {kind}): ...
-        steps = [WorkflowStep("tell", tell)]
+        async def report_inputs(value: {kind}): ...
+        steps = [WorkflowStep("report_inputs", report_inputs)]
         """,
     )
 
@@ -165,7 +167,9 @@ def test_what_is_accepted_is_told_with_an_example(shell: Shell, kind: str, says:
         ("Annotated[list[int], Meta(max_length=1)]", "[7, 7]", "`array` of length <= 1"),
     ],
 )
-def test_what_a_value_must_be_like_is_told(shell: Shell, kind: str, text: str, says: str) -> None:
+def test_a_refusal_states_the_violated_constraint(
+    shell: Shell, kind: str, text: str, says: str
+) -> None:
     shell.write(
         "narrow.py",
         f"""
@@ -173,8 +177,8 @@ def test_what_a_value_must_be_like_is_told(shell: Shell, kind: str, text: str, s
         from msgspec import Meta
         from asyncflow import WorkflowStep
 
-        async def tell(value: {kind}): ...
-        steps = [WorkflowStep("tell", tell)]
+        async def report_inputs(value: {kind}): ...
+        steps = [WorkflowStep("report_inputs", report_inputs)]
         """,
     )
 
@@ -184,7 +188,7 @@ def test_what_a_value_must_be_like_is_told(shell: Shell, kind: str, text: str, s
     assert text not in result.stderr
 
 
-def test_a_text_that_breaks_a_constraint_may_be_json_that_keeps_it(shell: Shell) -> None:
+def test_text_that_violates_a_constraint_is_tried_as_json(shell: Shell) -> None:
     shell.write(
         "narrow.py",
         """
@@ -192,9 +196,9 @@ def test_a_text_that_breaks_a_constraint_may_be_json_that_keeps_it(shell: Shell)
         from msgspec import Meta
         from asyncflow import WorkflowStep
 
-        async def tell(value: Annotated[str, Meta(pattern="^[A-Z]+$")]):
+        async def report_inputs(value: Annotated[str, Meta(pattern="^[A-Z]+$")]):
             return value
-        steps = [WorkflowStep("tell", tell)]
+        steps = [WorkflowStep("report_inputs", report_inputs)]
         """,
     )
 
@@ -205,29 +209,29 @@ def test_a_text_that_breaks_a_constraint_may_be_json_that_keeps_it(shell: Shell)
     assert report["results"][0]["output"] == "ABC"
 
 
-def test_a_wrong_value_is_not_told_since_it_may_be_secret(shell: Shell) -> None:
+def test_a_wrong_value_is_not_shown_because_it_may_be_secret(shell: Shell) -> None:
     shell.write("typed.py", TYPED)
 
     for pair in ("days=hunter2", "mode=hunter2", "colour=hunter2"):
         assert "hunter2" not in shell("run", "typed:steps", "--input", pair, exits=2).stderr
 
 
-def test_json_gives_several_at_once_and_from_a_file(shell: Shell) -> None:
+def test_json_inputs_come_from_a_file_or_an_option(shell: Shell) -> None:
     shell.write("inputs.json", '{"days": 1, "share": 1, "name": "file", "rows": [[1, "a"]]}')
 
-    output = told(
+    output = received_inputs(
         shell, "--inputs", "inputs.json", "--input-json", '{"days": 2, "since": "2024-06-01"}',
         "--input", "days=3",
     )  # fmt: skip
 
-    assert output["days"] == "3"  # what is said last
+    assert output["days"] == "3"  # the last option wins
     assert output["share"] == "1.0"
     assert output["name"] == "'file'"
     assert output["rows"] == "[(1, 'a')]"
     assert output["since"] == "datetime.date(2024, 6, 1)"
 
 
-def test_inputs_can_come_from_the_standard_input(shell: Shell) -> None:
+def test_json_inputs_can_come_from_the_standard_input(shell: Shell) -> None:
     shell.write("typed.py", TYPED)
 
     result = shell(
@@ -248,13 +252,13 @@ def test_inputs_can_come_from_the_standard_input(shell: Shell) -> None:
         ('{"dais": 3}', "did you mean 'days'?"),
     ],
 )
-def test_json_that_is_wrong_is_a_wrong_usage(shell: Shell, text: str, says: str) -> None:
+def test_invalid_json_is_wrong_usage(shell: Shell, text: str, says: str) -> None:
     shell.write("typed.py", TYPED)
 
     assert says in shell("run", "typed:steps", "--input-json", text, exits=2).stderr
 
 
-def test_text_that_is_nested_too_deeply_is_a_wrong_usage(shell: Shell) -> None:
+def test_text_that_is_nested_too_deeply_is_wrong_usage(shell: Shell) -> None:
     shell.write("typed.py", TYPED)
 
     result = shell("run", "typed:steps", "--input", "tags=" + "[" * 100_000, exits=2)
@@ -262,7 +266,7 @@ def test_text_that_is_nested_too_deeply_is_a_wrong_usage(shell: Shell) -> None:
     assert "input 'tags' must be " in result.stderr
 
 
-def test_a_file_must_be_encoded_in_utf_8(shell: Shell) -> None:
+def test_an_input_file_must_be_utf_8(shell: Shell) -> None:
     path = shell.write("inputs.json", "")
     path.write_bytes(b'\xef\xbb\xbf{"days": 2}')
     assert "PASSED" in shell("run", "etl:pipeline", "--inputs", str(path)).stdout
@@ -273,11 +277,11 @@ def test_a_file_must_be_encoded_in_utf_8(shell: Shell) -> None:
     assert "Invalid value for '--inputs': it is not encoded in UTF-8 (at byte 10)" in result.stderr
 
 
-def test_a_file_that_is_not_there_is_a_wrong_usage(shell: Shell) -> None:
+def test_a_missing_input_file_is_wrong_usage(shell: Shell) -> None:
     shell("run", "etl:pipeline", "--inputs", "none.json", exits=2)
 
 
-def test_an_input_that_is_missing_says_how_it_is_given(shell: Shell) -> None:
+def test_the_error_of_a_missing_input_names_the_option(shell: Shell) -> None:
     shell.write(
         "needy.py",
         """
@@ -294,7 +298,7 @@ def test_an_input_that_is_missing_says_how_it_is_given(shell: Shell) -> None:
     assert result.stdout == ""
 
 
-def test_a_run_that_goes_on_with_other_inputs_is_refused(shell: Shell) -> None:
+def test_resuming_a_run_with_other_inputs_is_refused(shell: Shell) -> None:
     shell("run", "etl:pipeline", "--quiet", "--run-id", "r1", "--input", "days=1")
 
     result = shell("run", "etl:pipeline", "--run-id", "r1", "--input", "days=2", exits=3)

@@ -1,4 +1,4 @@
-"""``asyncflow plan`` shows a pipeline in four ways, and runs nothing of it."""
+"""``asyncflow plan`` shows a pipeline in four formats without running it."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ PLAN = """
 """
 
 
-def test_the_tiers_are_told_as_text(shell: Shell) -> None:
+def test_a_plan_shows_the_tiers_as_text(shell: Shell) -> None:
     shell.write("plans.py", PLAN)
 
     result = shell("plan", "plans:steps")
@@ -46,7 +46,7 @@ def test_the_tiers_are_told_as_text(shell: Shell) -> None:
     assert result.stderr == "imported\n"
 
 
-def test_only_what_a_target_needs_is_shown(shell: Shell) -> None:
+def test_the_plan_of_a_target_shows_only_its_dependencies(shell: Shell) -> None:
     shell.write("plans.py", PLAN)
 
     result = shell("plan", "plans:steps", "--target", "pages")
@@ -55,7 +55,7 @@ def test_only_what_a_target_needs_is_shown(shell: Shell) -> None:
     assert "did you mean" in shell("plan", "plans:steps", "--target", "page", exits=2).stderr
 
 
-def test_the_plan_as_json_has_what_a_program_may_need(shell: Shell) -> None:
+def test_the_plan_as_json_has_tiers_and_policies(shell: Shell) -> None:
     shell.write("plans.py", PLAN)
 
     plan = shell.json("plan", "plans:steps", "--format", "json")
@@ -70,7 +70,7 @@ def test_the_plan_as_json_has_what_a_program_may_need(shell: Shell) -> None:
     assert save["secret"] is True
 
 
-def test_mermaid_draws_each_step_and_each_dependency(shell: Shell) -> None:
+def test_the_mermaid_plan_has_each_step_and_each_dependency(shell: Shell) -> None:
     text = shell("plan", "etl:failing", "--format", "mermaid").stdout
 
     assert text.startswith("flowchart LR\n")
@@ -78,13 +78,13 @@ def test_mermaid_draws_each_step_and_each_dependency(shell: Shell) -> None:
     assert '["bad"]' in text
 
 
-def test_nothing_is_kept(shell: Shell) -> None:
+def test_a_plan_creates_no_journal(shell: Shell) -> None:
     shell("plan", "etl:pipeline")
 
     assert not list(shell.directory.glob("*.db"))
 
 
-def test_the_picture_stands_alone_and_has_a_box_for_each_step(shell: Shell) -> None:
+def test_the_svg_plan_is_self_contained_and_has_a_box_for_each_step(shell: Shell) -> None:
     shell.write(
         "hostile.py",
         """

@@ -1,4 +1,4 @@
-"""A PostgreSQL database as the journal of the command line."""
+"""The command line can use a PostgreSQL database as its journal."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import pytest
 from .conftest import Shell
 
 
-def test_runs_are_kept_shown_and_resumed_there(
+def test_runs_are_stored_shown_and_resumed_in_postgresql(
     shell: Shell, dsn: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     failed = shell("run", "etl:failing", "--journal", dsn, "--run-id", "r1", exits=1)

@@ -1,4 +1,4 @@
-"""The command line as real processes: how it is started, and what signals do to it."""
+"""The command line as a process of its own: how it starts and reacts to signals."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from .conftest import ROOT, Shell
 
 pytestmark = [
     pytest.mark.process,
-    pytest.mark.skipif(sys.platform == "win32", reason="there are no such signals"),
+    pytest.mark.skipif(sys.platform == "win32", reason="needs POSIX signals"),
 ]
 
 SLOW = """
@@ -54,7 +54,7 @@ SLOW = """
         time.sleep(30)
 
     async def before():
-        return "kept"
+        return "stored"
 
     def steps(action, **policies):
         slow = WorkflowStep("slow", action, ["before"], **policies)
@@ -67,7 +67,7 @@ SLOW = """
 
 
 class Process:
-    """A real process of the command line."""
+    """A command in a child process."""
 
     def __init__(self, shell: Shell, environment: dict[str, str], *arguments: str) -> None:
         shell.write("slow.py", SLOW)
@@ -81,25 +81,25 @@ class Process:
             text=True,
         )
 
-    def begun(self) -> Process:
-        """Wait until the slow step has begun."""
+    def wait_until_started(self) -> Process:
+        """Wait until the slow step has started, and return the process."""
         wait_for(self._directory / "began")
         return self
 
     def send(self, number: int) -> None:
         self._process.send_signal(number)
 
-    def says(self, text: str) -> None:
-        """Read the standard error up to a line with a text."""
+    def wait_for_line(self, text: str) -> None:
+        """Read the standard error up to a line that contains the text."""
         assert self._process.stderr is not None
         while text not in (line := self._process.stderr.readline()):
-            assert line, f"nothing said {text!r}"
+            assert line, f"no line contains {text!r}"
 
     def is_alive(self) -> bool:
         return self._process.poll() is None
 
-    def end(self) -> tuple[int, str, str]:
-        """Return the exit code, the standard output and the standard error."""
+    def wait(self) -> tuple[int, str, str]:
+        """Wait for the end; return the exit code, the standard output and the standard error."""
         try:
             out, err = self._process.communicate(timeout=20)
         finally:
@@ -115,13 +115,15 @@ def wait_for(path: Path) -> None:
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_the_first_signal_ends_a_run_gracefully_and_it_can_be_resumed(
+def test_the_first_signal_stops_a_run_gracefully_and_the_run_can_be_resumed(
     shell: Shell, environment: dict[str, str], number: signal.Signals
 ) -> None:
-    process = Process(shell, environment, "run", "slow:sleeping", "--run-id", "r1").begun()
+    process = Process(
+        shell, environment, "run", "slow:sleeping", "--run-id", "r1"
+    ).wait_until_started()
 
     process.send(number)
-    code, out, err = process.end()
+    code, out, err = process.wait()
 
     assert code == 128 + number
     assert out.startswith("cleaned up\nPipeline INTERRUPTED\n")
@@ -141,28 +143,34 @@ def test_the_first_signal_ends_a_run_gracefully_and_it_can_be_resumed(
     ("number", "target"),
     [(signal.SIGINT, "slow:blocking"), (signal.SIGTERM, "slow:stubborn")],
 )
-def test_the_second_signal_ends_the_process_at_once_whatever_a_step_does(
+def test_the_second_signal_ends_the_process_at_once_whatever_the_step_does(
     shell: Shell, environment: dict[str, str], number: signal.Signals, target: str
 ) -> None:
-    process = Process(shell, environment, "run", target, "--run-id", "r1", "--quiet").begun()
+    process = Process(
+        shell, environment, "run", target, "--run-id", "r1", "--quiet"
+    ).wait_until_started()
 
     while process.is_alive():
         process.send(number)
-        time.sleep(0.05)  # two at the same moment would be one
-    code, out, err = process.end()
+        time.sleep(0.05)  # simultaneous signals would merge into one
+    code, out, err = process.wait()
 
     assert code == 128 + number
     assert "Pipeline" not in out
     assert err.endswith("exited immediately\n")
     (run,) = shell.json("runs", "--json")
-    assert run["orphaned"] is True  # so it can go on
+    assert run["orphaned"] is True  # so it can be resumed
 
 
-def test_without_a_journal_it_ends_just_so(shell: Shell, environment: dict[str, str]) -> None:
-    process = Process(shell, environment, "run", "slow:sleeping", "--no-journal").begun()
+def test_the_first_signal_stops_a_run_without_a_journal(
+    shell: Shell, environment: dict[str, str]
+) -> None:
+    process = Process(
+        shell, environment, "run", "slow:sleeping", "--no-journal"
+    ).wait_until_started()
 
     process.send(signal.SIGINT)
-    code, out, err = process.end()
+    code, out, err = process.wait()
 
     assert code == 130
     assert "[SUCCESS] before" in out
@@ -170,14 +178,14 @@ def test_without_a_journal_it_ends_just_so(shell: Shell, environment: dict[str, 
     assert "resume" not in err
 
 
-def test_the_process_of_a_step_does_not_outlive_it(
+def test_the_worker_process_of_a_step_does_not_outlive_the_run(
     shell: Shell, environment: dict[str, str]
 ) -> None:
-    process = Process(shell, environment, "run", "slow:burning", "--quiet").begun()
+    process = Process(shell, environment, "run", "slow:burning", "--quiet").wait_until_started()
     worker = int((shell.directory / "worker").read_text())
 
     process.send(signal.SIGTERM)
-    code, out, _ = process.end()
+    code, out, _ = process.wait()
 
     assert code == 143
     assert "[CANCELLED] slow" in out
@@ -185,21 +193,21 @@ def test_the_process_of_a_step_does_not_outlive_it(
         os.kill(worker, 0)
 
 
-def test_a_thread_that_outlives_the_run_is_told_of_and_ended_by_ctrl_c(
+def test_a_thread_that_outlives_the_run_is_reported_and_ended_by_ctrl_c(
     shell: Shell, environment: dict[str, str]
 ) -> None:
-    process = Process(shell, environment, "run", "slow:threaded").begun()
+    process = Process(shell, environment, "run", "slow:threaded").wait_until_started()
 
-    process.says("and the process waits for it; press Ctrl-C to exit")
+    process.wait_for_line("and the process waits for it; press Ctrl-C to exit")
     process.send(signal.SIGINT)
-    code, out, err = process.end()
+    code, out, err = process.wait()
 
     assert code == -signal.SIGINT
     assert "Pipeline FAILED" in out
     assert err == ""
 
 
-def test_the_script_of_the_package_is_the_same_command_line() -> None:
+def test_the_installed_script_calls_main() -> None:
     scripts = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["scripts"]
 
     assert list(scripts) == ["asyncflow"]
@@ -207,7 +215,7 @@ def test_the_script_of_the_package_is_the_same_command_line() -> None:
     assert getattr(import_module(module), name) is __main__.main
 
 
-def test_without_the_extra_a_real_process_says_so_in_one_line(
+def test_a_process_without_the_extra_says_so_in_one_line(
     tmp_path: Path, environment: dict[str, str]
 ) -> None:
     for name in ("anyio", "idna", "sniffio", "typing_extensions"):
@@ -236,7 +244,7 @@ def test_without_the_extra_a_real_process_says_so_in_one_line(
     )
 
 
-def test_an_encoding_without_the_signs_is_no_error(
+def test_the_command_line_works_in_an_encoding_without_its_symbols(
     shell: Shell, environment: dict[str, str]
 ) -> None:
     shell("run", "etl:failing", "--quiet", exits=1)
@@ -254,7 +262,7 @@ def test_an_encoding_without_the_signs_is_no_error(
         assert b"FAILED" in done.stdout
 
 
-def test_who_reads_no_further_ends_it_quietly(shell: Shell, environment: dict[str, str]) -> None:
+def test_a_closed_pipe_ends_a_command_quietly(shell: Shell, environment: dict[str, str]) -> None:
     shell("run", "etl:failing", "--quiet", exits=1)
     command = f"'{sys.executable}' -m asyncflow show latest --events | head -0"
 

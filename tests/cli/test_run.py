@@ -1,4 +1,4 @@
-"""``asyncflow run``: what is run, what is written where, and the exit code."""
+"""``asyncflow run``: which steps run, which output goes where, and the exit code."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 from .conftest import Shell
 
 
-def test_a_run_that_passes_writes_its_report_to_the_standard_output(shell: Shell) -> None:
+def test_a_passed_run_writes_its_report_to_the_standard_output(shell: Shell) -> None:
     result = shell("run", "etl:pipeline", "--quiet")
 
     assert re.fullmatch(
@@ -25,7 +25,7 @@ def test_a_run_that_passes_writes_its_report_to_the_standard_output(shell: Shell
     assert result.stderr == ""
 
 
-def test_a_run_that_fails_says_why_it_stopped_and_shows_the_traceback_of_the_step(
+def test_a_failed_run_shows_why_it_stopped_and_the_traceback_of_the_step(
     shell: Shell,
 ) -> None:
     result = shell("run", "etl:failing", "--quiet", exits=1)
@@ -39,7 +39,7 @@ def test_a_run_that_fails_says_why_it_stopped_and_shows_the_traceback_of_the_ste
     assert "/asyncflow/_" not in result.stderr
 
 
-def test_the_attempts_of_a_mapped_step_are_those_of_its_items_and_not_told_as_one(
+def test_the_traceback_of_a_mapped_step_states_no_attempt_number(
     shell: Shell,
 ) -> None:
     shell.write(
@@ -65,7 +65,7 @@ def test_the_attempts_of_a_mapped_step_are_those_of_its_items_and_not_told_as_on
     assert "\nStep halve failed:\n" in shell("show", "r1").stdout
 
 
-def test_with_keep_going_only_what_depends_on_the_failure_is_skipped(shell: Shell) -> None:
+def test_with_keep_going_only_dependents_of_a_failed_step_are_skipped(shell: Shell) -> None:
     report = shell.json("run", "etl:failing", "--keep-going", "--quiet", "--json", exits=1)
 
     statuses = {each["step_name"]: each["status"] for each in report["results"]}
@@ -73,7 +73,7 @@ def test_with_keep_going_only_what_depends_on_the_failure_is_skipped(shell: Shel
     assert report["stop_reason"] is None
 
 
-def test_a_target_runs_with_what_it_depends_on_and_alone(shell: Shell) -> None:
+def test_a_target_runs_with_only_its_dependencies(shell: Shell) -> None:
     result = shell("run", "etl:failing", "--target", "more", "--quiet")
 
     assert "good" in result.stdout
@@ -82,7 +82,7 @@ def test_a_target_runs_with_what_it_depends_on_and_alone(shell: Shell) -> None:
     assert "lost" in both.stdout
 
 
-def test_an_unknown_target_is_a_wrong_usage_with_the_nearest_name(shell: Shell) -> None:
+def test_an_unknown_target_is_wrong_usage_with_a_suggestion(shell: Shell) -> None:
     result = shell("run", "etl:failing", "--target", "mroe", exits=2)
 
     assert "did you mean 'more'?" in result.stderr
@@ -113,7 +113,7 @@ def test_the_schedule_can_be_chosen(shell: Shell) -> None:
     shell("run", "race:steps", "--schedule", "soon", exits=2)
 
 
-def test_the_report_as_json_is_all_that_is_on_the_standard_output(shell: Shell) -> None:
+def test_with_json_the_standard_output_holds_only_the_report(shell: Shell) -> None:
     shell.write(
         "talker.py",
         """
@@ -133,7 +133,7 @@ def test_the_report_as_json_is_all_that_is_on_the_standard_output(shell: Shell) 
     assert "said" in shell("run", "talker:steps", "--quiet").stdout
 
 
-def test_a_run_is_kept_in_the_journal_under_a_name_that_can_be_said(shell: Shell) -> None:
+def test_a_run_is_stored_under_a_pronounceable_name(shell: Shell) -> None:
     result = shell("run", "etl:pipeline")
 
     (run,) = shell.json("runs", "--json")
@@ -143,7 +143,7 @@ def test_a_run_is_kept_in_the_journal_under_a_name_that_can_be_said(shell: Shell
     assert (shell.directory / "asyncflow.db").is_file()
 
 
-def test_a_name_that_is_taken_is_not_given_to_another_run(
+def test_a_generated_name_is_never_used_twice(
     shell: Shell, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     names = iter(["calm-otter-0001", "calm-otter-0001", "calm-otter-0002"])
@@ -158,7 +158,7 @@ def test_a_name_that_is_taken_is_not_given_to_another_run(
     }
 
 
-def test_where_it_is_kept_is_an_option_or_a_variable(
+def test_an_option_or_a_variable_selects_the_journal(
     shell: Shell, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shell("run", "etl:pipeline", "--quiet", "--journal", "one.db")
@@ -171,7 +171,7 @@ def test_where_it_is_kept_is_an_option_or_a_variable(
     assert not (shell.directory / "asyncflow.db").exists()
 
 
-def test_without_a_journal_nothing_is_kept(shell: Shell, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_a_journal_nothing_is_stored(shell: Shell, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ASYNCFLOW_JOURNAL", "two.db")
 
     result = shell("run", "etl:failing", "--no-journal", exits=1)
@@ -180,7 +180,7 @@ def test_without_a_journal_nothing_is_kept(shell: Shell, monkeypatch: pytest.Mon
     assert "resume" not in result.stderr
 
 
-def test_the_journal_of_the_command_line_takes_the_place_of_the_pipelines_own(
+def test_the_journal_of_the_command_line_overrides_that_of_the_pipeline(
     shell: Shell,
 ) -> None:
     shell.write(
@@ -201,14 +201,14 @@ def test_the_journal_of_the_command_line_takes_the_place_of_the_pipelines_own(
     assert len(shell.json("runs", "--json")) == 1
 
 
-def test_a_run_of_a_name_that_failed_goes_on(shell: Shell) -> None:
+def test_running_a_failed_run_id_again_resumes_it(shell: Shell) -> None:
     shell("run", "etl:failing", "--keep-going", "--quiet", "--run-id", "r1", exits=1)
     report = shell.json("run", "etl:failing", "--quiet", "--run-id", "r1", "--json", exits=1)
 
     assert {each["step_name"] for each in report["results"] if each["reused"]} == {"good", "more"}
 
 
-def test_a_run_that_has_passed_is_told_again_and_not_run(shell: Shell) -> None:
+def test_running_a_passed_run_id_again_shows_its_report(shell: Shell) -> None:
     first = shell("run", "etl:pipeline", "--quiet", "--run-id", "r1")
     second = shell("run", "etl:pipeline", "--run-id", "r1")
 
@@ -217,14 +217,14 @@ def test_a_run_that_has_passed_is_told_again_and_not_run(shell: Shell) -> None:
 
 
 @pytest.mark.parametrize("name", ["-x", "", "latest", "a\0b", '"quoted"'])
-def test_a_name_that_could_not_be_used_again_is_refused(shell: Shell, name: str) -> None:
+def test_a_run_id_that_other_commands_could_not_accept_is_refused(shell: Shell, name: str) -> None:
     result = shell("run", "etl:pipeline", "--run-id", name, exits=2)
 
     assert "run" in result.stderr
     assert not list(shell.directory.glob("*.db"))
 
 
-def test_what_fails_for_good_says_how_to_go_on_with_it(shell: Shell) -> None:
+def test_a_failed_run_ends_with_a_resume_hint(shell: Shell) -> None:
     result = shell("run", "etl:failing", "--run-id", "my run", "--journal", "a b.db", exits=1)
 
     assert result.stderr.endswith(
@@ -232,7 +232,7 @@ def test_what_fails_for_good_says_how_to_go_on_with_it(shell: Shell) -> None:
     )
 
 
-def test_no_more_than_three_tracebacks_end_a_run(shell: Shell) -> None:
+def test_a_failed_run_shows_at_most_three_tracebacks(shell: Shell) -> None:
     shell.write(
         "many.py",
         """
@@ -249,7 +249,7 @@ def test_no_more_than_three_tracebacks_end_a_run(shell: Shell) -> None:
     assert "… and 2 more steps with errors" in result.stderr
 
 
-def test_warnings_are_logged_to_the_standard_error_unless_the_module_sees_to_that(
+def test_warnings_go_to_the_standard_error_unless_the_module_configures_logging(
     shell: Shell,
 ) -> None:
     shell.write(
@@ -263,20 +263,20 @@ def test_warnings_are_logged_to_the_standard_error_unless_the_module_sees_to_tha
         """,
     )
     root = logging.getLogger()
-    kept, root.handlers = root.handlers, []
+    handlers, root.handlers = root.handlers, []
     try:
         shown = shell("run", "warner:steps", "--quiet")
         assert root.handlers == []
         root.addHandler(logging.NullHandler())
-        left = shell("run", "warner:steps", "--quiet")
+        configured = shell("run", "warner:steps", "--quiet")
     finally:
-        root.handlers = kept
+        root.handlers = handlers
 
     assert shown.stderr == "WARNING warner: look out\n"
-    assert left.stderr == ""
+    assert configured.stderr == ""
 
 
-def test_a_module_may_say_what_is_logged(shell: Shell) -> None:
+def test_a_module_can_configure_logging(shell: Shell) -> None:
     shell.write(
         "talker.py",
         """
@@ -293,17 +293,17 @@ def test_a_module_may_say_what_is_logged(shell: Shell) -> None:
         """,
     )
     root = logging.getLogger()
-    kept, level, root.handlers = root.handlers, root.level, []
+    handlers, level, root.handlers = root.handlers, root.level, []
     try:
         shown = shell("run", "talker:steps", "--quiet")
     finally:
-        root.handlers = kept
+        root.handlers = handlers
         root.setLevel(level)
 
     assert shown.stderr == "all is well\n"
 
 
-def test_a_step_that_ends_the_process_ends_the_run_with_a_report(shell: Shell) -> None:
+def test_a_step_that_raises_system_exit_ends_the_run_with_a_report(shell: Shell) -> None:
     shell.write(
         "leaver.py",
         """
@@ -315,15 +315,15 @@ def test_a_step_that_ends_the_process_ends_the_run_with_a_report(shell: Shell) -
         """,
     )
 
-    kept = shell("run", "leaver:steps", "--quiet", exits=1)
-    alone = shell("run", "leaver:steps", "--quiet", "--no-journal", exits=1)
+    stored = shell("run", "leaver:steps", "--quiet", exits=1)
+    unstored = shell("run", "leaver:steps", "--quiet", "--no-journal", exits=1)
 
-    for result in (kept, alone):
+    for result in (stored, unstored):
         assert result.stdout.startswith("Pipeline INTERRUPTED\n[CANCELLED] leave")
         assert result.stdout.endswith("Stopped: step 'leave' raised SystemExit\n")
 
 
-def test_outputs_of_an_interrupted_run_that_is_not_kept_are_told_as_text(shell: Shell) -> None:
+def test_an_interrupted_run_without_a_journal_reports_outputs_as_text(shell: Shell) -> None:
     shell.write(
         "leaver.py",
         """
@@ -350,7 +350,9 @@ def test_outputs_of_an_interrupted_run_that_is_not_kept_are_told_as_text(shell: 
     assert "a secret" not in result.stdout
 
 
-def test_a_journal_that_is_none_is_one_line_and_left_as_it_is(shell: Shell) -> None:
+def test_a_file_that_is_not_a_journal_is_reported_in_one_line_and_left_unchanged(
+    shell: Shell,
+) -> None:
     shell.write("notes.txt", "not a database, but much longer than the header of one" * 20)
     with sqlite3.connect(shell.directory / "other.db") as other:
         other.execute("create table mine (x)")
@@ -363,7 +365,7 @@ def test_a_journal_that_is_none_is_one_line_and_left_as_it_is(shell: Shell) -> N
     assert (shell.directory / "notes.txt").read_text().startswith("not a database")
 
 
-def test_an_address_of_a_database_that_is_not_there_is_one_paragraph_without_a_password(
+def test_the_error_of_an_unreachable_database_hides_the_password(
     shell: Shell,
 ) -> None:
     pytest.importorskip("psycopg")
@@ -381,7 +383,7 @@ def test_an_address_of_a_database_that_is_not_there_is_one_paragraph_without_a_p
 
 
 @pytest.mark.process
-def test_a_process_step_runs_from_the_command_line_too(shell: Shell) -> None:
+def test_a_process_step_runs_from_the_command_line(shell: Shell) -> None:
     shell.write(
         "worker.py",
         """
@@ -397,7 +399,7 @@ def test_a_process_step_runs_from_the_command_line_too(shell: Shell) -> None:
     assert report["results"][0]["output"] == 42
 
 
-def test_a_thread_that_outlives_the_run_is_told_of(
+def test_a_thread_that_outlives_the_run_is_reported(
     shell: Shell, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shell.write(

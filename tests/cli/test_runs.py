@@ -1,4 +1,4 @@
-"""``runs``, ``show``, ``resume`` and ``cancel``: what is asked of a journal, and done with it."""
+"""``runs``, ``show``, ``resume`` and ``cancel`` read and change the runs of a journal."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ async def fail() -> None:
     raise OSError("no disk")
 
 
-def keep(run_id: str, action: Callable[[], object] = fine, name: str = "etl") -> RunReport:
-    """Keep a run in the default journal."""
+def store_run(run_id: str, action: Callable[[], object] = fine, name: str = "etl") -> RunReport:
+    """Run a pipeline of one step and store the run in the default journal."""
 
     async def run() -> RunReport:
         async with SQLiteJournal("asyncflow.db") as journal:
@@ -44,9 +44,9 @@ def keep(run_id: str, action: Callable[[], object] = fine, name: str = "etl") ->
 
 
 @pytest.fixture(scope="session")
-def orphanage(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return a journal with a run whose process has died."""
-    directory = tmp_path_factory.mktemp("orphanage")
+def orphaned_journal(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a journal with a run whose process died."""
+    directory = tmp_path_factory.mktemp("orphaned_journal")
     text = """
 import os
 from asyncflow import Pipeline
@@ -64,9 +64,9 @@ async def one():
 
 
 @pytest.fixture
-def orphan(shell: Shell, orphanage: Path) -> str:
-    """Have a run in the default journal whose process has died; return its id."""
-    for path in orphanage.parent.glob("asyncflow.db*"):
+def orphan(shell: Shell, orphaned_journal: Path) -> str:
+    """Put a run whose process died into the default journal; return its id."""
+    for path in orphaned_journal.parent.glob("asyncflow.db*"):
         shutil.copy(path, shell.directory)
     return "orphan"
 
@@ -74,9 +74,9 @@ def orphan(shell: Shell, orphanage: Path) -> str:
 # runs
 
 
-def test_runs_lists_those_that_began_last_first(shell: Shell) -> None:
-    keep("first")
-    keep("second", fail, "a pipeline with a long name")
+def test_runs_are_listed_newest_first(shell: Shell) -> None:
+    store_run("first")
+    store_run("second", fail, "a pipeline with a long name")
 
     result = shell("runs")
 
@@ -90,29 +90,29 @@ def test_runs_lists_those_that_began_last_first(shell: Shell) -> None:
     assert result.stderr == ""
 
 
-def test_runs_can_be_chosen(shell: Shell, orphan: str) -> None:
-    keep("first")
-    keep("second", fail, "nightly")
+def test_options_filter_the_runs(shell: Shell, orphan: str) -> None:
+    store_run("first")
+    store_run("second", fail, "nightly")
 
-    def chosen(*options: str) -> list[str]:
+    def listed(*options: str) -> list[str]:
         return [run["run_id"] for run in shell.json("runs", "--json", *options)]
 
-    assert chosen() == ["second", "first", orphan]
-    assert chosen("--status", "failed") == ["second"]
-    assert chosen("--status", "orphaned") == [orphan]
-    assert chosen("--status", "running") == []
-    assert chosen("--status", "FAILED") == ["second"]
-    assert chosen("--status", "Orphaned") == [orphan]
-    assert chosen("--pipeline", "nightly") == ["second"]
-    assert chosen("--text", "IR") == ["first"]
-    assert chosen("--limit", "1") == ["second"]
-    assert chosen("--limit", "0") == ["second", "first", orphan]
-    assert chosen("--since", "1h") == ["second", "first", orphan]
-    assert chosen("--since", "2999-01-01") == []
+    assert listed() == ["second", "first", orphan]
+    assert listed("--status", "failed") == ["second"]
+    assert listed("--status", "orphaned") == [orphan]
+    assert listed("--status", "running") == []
+    assert listed("--status", "FAILED") == ["second"]
+    assert listed("--status", "Orphaned") == [orphan]
+    assert listed("--pipeline", "nightly") == ["second"]
+    assert listed("--text", "IR") == ["first"]
+    assert listed("--limit", "1") == ["second"]
+    assert listed("--limit", "0") == ["second", "first", orphan]
+    assert listed("--since", "1h") == ["second", "first", orphan]
+    assert listed("--since", "2999-01-01") == []
     shell("runs", "--status", "lost", exits=2)
 
 
-def test_what_a_program_may_want_of_a_run_is_in_the_json(shell: Shell, orphan: str) -> None:
+def test_the_json_of_a_run_has_machine_readable_values(shell: Shell, orphan: str) -> None:
 
     (run,) = shell.json("runs", "--json")
 
@@ -125,13 +125,13 @@ def test_what_a_program_may_want_of_a_run_is_in_the_json(shell: Shell, orphan: s
 
 
 @pytest.mark.parametrize("text", ["2x", "yesterday", "99999999999w", ""])
-def test_a_time_that_is_none_is_a_wrong_usage(shell: Shell, text: str) -> None:
-    keep("first")
+def test_an_invalid_time_is_wrong_usage(shell: Shell, text: str) -> None:
+    store_run("first")
 
     assert "use an age (2h, 3d) or an ISO date" in shell("runs", "--since", text, exits=2).stderr
 
 
-def test_there_are_twenty_at_first_and_a_hint_that_there_are_more(shell: Shell) -> None:
+def test_the_list_shows_twenty_runs_and_a_hint_that_more_match(shell: Shell) -> None:
     async def many() -> None:
         async with SQLiteJournal("asyncflow.db", synchronous="NORMAL") as journal:
             for number in range(21):
@@ -147,8 +147,8 @@ def test_there_are_twenty_at_first_and_a_hint_that_there_are_more(shell: Shell) 
     assert shell("runs", "--limit", "20").stderr == ""
 
 
-def test_no_such_runs_is_said_and_is_no_error(shell: Shell) -> None:
-    keep("first")
+def test_an_empty_list_of_runs_is_not_an_error(shell: Shell) -> None:
+    store_run("first")
 
     result = shell("runs", "--text", "nothing")
 
@@ -159,7 +159,7 @@ def test_no_such_runs_is_said_and_is_no_error(shell: Shell) -> None:
     "command",
     [["runs"], ["show", "latest"], ["resume", "latest", "etl:pipeline"], ["cancel", "latest"]],
 )
-def test_a_journal_that_is_not_there_is_not_made(shell: Shell, command: list[str]) -> None:
+def test_a_missing_journal_is_not_created(shell: Shell, command: list[str]) -> None:
     for options in ([], ["--journal", "other.db"]):
         result = shell(*command, *options, exits=4)
 
@@ -169,7 +169,7 @@ def test_a_journal_that_is_not_there_is_not_made(shell: Shell, command: list[str
     assert not list(shell.directory.glob("*.db*"))
 
 
-def test_no_name_of_a_run_moves_the_cursor(shell: Shell) -> None:
+def test_control_characters_of_a_run_id_are_escaped(shell: Shell) -> None:
     for name in ("up\u202e\u20281", "up\u202e\u20282"):
         runs = [
             shell("run", "etl:failing", "--run-id", name, exits=1),
@@ -189,7 +189,7 @@ def test_no_name_of_a_run_moves_the_cursor(shell: Shell) -> None:
 
 
 @pytest.mark.parametrize("command", [["run", "etl:pipeline"], ["runs"], ["show", "r"], ["ui"]])
-def test_an_address_of_something_else_is_refused_and_not_told(
+def test_an_address_of_another_kind_is_refused_and_not_shown(
     shell: Shell, command: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("ASYNCFLOW_JOURNAL", "mysql://me:hunter2@host/db")
@@ -206,9 +206,9 @@ def test_an_address_of_something_else_is_refused_and_not_told(
 # show
 
 
-def test_show_tells_the_report_and_the_traceback(shell: Shell) -> None:
-    keep("first")
-    keep("second", fail)
+def test_show_prints_the_report_and_the_traceback(shell: Shell) -> None:
+    store_run("first")
+    store_run("second", fail)
 
     passed, failed = shell("show", "first").stdout, shell("show", "second").stdout
 
@@ -222,28 +222,28 @@ def test_show_tells_the_report_and_the_traceback(shell: Shell) -> None:
 
 
 @pytest.mark.parametrize("name", ["second-one", "second", "latest"])
-def test_a_run_is_found_by_how_its_id_begins_or_as_the_latest(shell: Shell, name: str) -> None:
-    keep("first-one")
-    keep("second-one")
+def test_a_run_is_found_by_a_prefix_of_its_id_or_as_the_latest(shell: Shell, name: str) -> None:
+    store_run("first-one")
+    store_run("second-one")
 
     assert shell("show", name).stdout.startswith("Run second-one of etl")
 
 
-def test_a_beginning_of_several_is_a_wrong_usage_that_lists_them(shell: Shell) -> None:
+def test_an_ambiguous_prefix_is_wrong_usage_and_lists_the_matches(shell: Shell) -> None:
     for number in range(7):
-        keep(f"calm-otter-{number}")
-    keep("calm-otter")
+        store_run(f"calm-otter-{number}")
+    store_run("calm-otter")
 
     result = shell("show", "calm", exits=2)
 
     assert "8 runs start with 'calm': calm-otter, calm-otter-6, " in result.stderr
     assert "and 3 more; type more of the id" in result.stderr
-    assert shell("show", "calm-otter").stdout.startswith("Run calm-otter of")  # one is just so
+    assert shell("show", "calm-otter").stdout.startswith("Run calm-otter of")  # an exact match wins
 
 
 @pytest.mark.parametrize("name", ["frist", "irst", "", "x" * 2_000, "a%"])
-def test_a_run_that_is_not_there_is_told_with_the_nearest(shell: Shell, name: str) -> None:
-    keep("first")
+def test_an_unknown_run_is_reported_with_a_suggestion(shell: Shell, name: str) -> None:
+    store_run("first")
 
     result = shell("show", name, exits=4)
 
@@ -252,7 +252,7 @@ def test_a_run_that_is_not_there_is_told_with_the_nearest(shell: Shell, name: st
 
 
 def test_show_as_json_is_the_report(shell: Shell) -> None:
-    keep("second", fail)
+    store_run("second", fail)
 
     text = shell("show", "second", "--json").stdout
 
@@ -262,8 +262,8 @@ def test_show_as_json_is_the_report(shell: Shell) -> None:
     assert "no disk" in str(report["one"].error)
 
 
-def test_all_that_has_happened_is_told_a_line_each(shell: Shell) -> None:
-    keep("second", fail)
+def test_show_events_prints_one_line_per_event(shell: Shell) -> None:
+    store_run("second", fail)
 
     lines = shell("show", "second", "--events").stdout.splitlines()
 
@@ -275,7 +275,7 @@ def test_all_that_has_happened_is_told_a_line_each(shell: Shell) -> None:
 
 
 def test_events_as_json_have_a_position_and_a_text(shell: Shell) -> None:
-    keep("second", fail)
+    store_run("second", fail)
 
     events = shell.json("show", "second", "--events", "--json")
 
@@ -285,8 +285,8 @@ def test_events_as_json_have_a_position_and_a_text(shell: Shell) -> None:
     assert events[2]["text"] == "one failed: OSError: no disk"
 
 
-def test_the_timeline_has_a_row_a_step(shell: Shell, orphan: str) -> None:
-    keep("second", fail)
+def test_the_timeline_has_a_row_for_each_step(shell: Shell, orphan: str) -> None:
+    store_run("second", fail)
 
     text = shell("show", "second", "--timeline").stdout
 
@@ -300,9 +300,9 @@ def test_the_timeline_has_a_row_a_step(shell: Shell, orphan: str) -> None:
     shell("show", "second", "--timeline", "--json", exits=2)
 
 
-def test_names_that_would_move_a_cursor_are_told_as_they_are_written(shell: Shell) -> None:
-    keep("name", fail, "two\nlines")
-    with closing(sqlite3.connect("asyncflow.db")) as database:  # such ids were taken once
+def test_control_characters_of_stored_names_are_escaped(shell: Shell) -> None:
+    store_run("name", fail, "two\nlines")
+    with closing(sqlite3.connect("asyncflow.db")) as database:  # earlier versions accepted such ids
         for table in ("events", "leases", "runs"):
             database.execute(f"UPDATE {table} SET run_id = 'evil\x1b[2Jname'")
         database.commit()
@@ -312,14 +312,14 @@ def test_names_that_would_move_a_cursor_are_told_as_they_are_written(shell: Shel
         assert "two\nlines" not in shell(*command).stdout
 
 
-def test_a_run_of_a_pipeline_without_a_name_is_shown_too(shell: Shell) -> None:
-    keep("first", name="")
+def test_a_run_of_an_unnamed_pipeline_is_shown(shell: Shell) -> None:
+    store_run("first", name="")
 
     assert shell("show", "first").stdout.startswith("Run first, started ")
 
 
-def test_a_terminal_gets_colours_and_no_line_that_is_too_long(shell: Shell) -> None:
-    keep("first", fail, "a pipeline with a name that is far too long for that")
+def test_a_terminal_gets_colours_and_truncated_lines(shell: Shell) -> None:
+    store_run("first", fail, "a pipeline with a name that is far too long for that")
     variables = {"FORCE_COLOR": "1", "COLUMNS": "72", "TERM": "xterm"}
 
     table, report = shell("runs", env=variables), shell("show", "first", env=variables)
@@ -335,7 +335,7 @@ def test_a_terminal_gets_colours_and_no_line_that_is_too_long(shell: Shell) -> N
 # resume
 
 
-def test_a_run_goes_on_where_it_was(shell: Shell) -> None:
+def test_a_run_resumes_where_it_stopped(shell: Shell) -> None:
     shell("run", "etl:failing", "--run-id", "r1", "--quiet", "--keep-going", exits=1)
     path = shell.directory / "etl.py"
     path.write_text(path.read_text().replace('int("x")', "return"))
@@ -347,19 +347,19 @@ def test_a_run_goes_on_where_it_was(shell: Shell) -> None:
     assert "run again because it had failed" in result.stdout
     assert result.stdout.count("reused") == 2
     assert "resumed 1 time\n" in shell("show", "r1").stdout
-    shell("resume", "r1", "etl:failing", "--quiet")  # it has passed
+    shell("resume", "r1", "etl:failing", "--quiet")  # now it has passed
 
 
-def test_what_failed_before_fails_again_with_its_exit_code(shell: Shell) -> None:
+def test_a_resumed_run_that_fails_again_exits_with_1(shell: Shell) -> None:
     shell("run", "etl:failing", "--run-id", "r1", "--quiet", exits=1)
     shell("resume", "r", "etl:failing", "--quiet", exits=1)
 
     assert "resumed 2 times" not in shell("show", "r1").stdout
 
 
-def test_without_a_pipeline_it_is_said_what_is_to_be_given(shell: Shell) -> None:
+def test_without_a_pipeline_the_error_suggests_the_command(shell: Shell) -> None:
     shell("run", "etl:failing", "--run-id", "r1", "--quiet", exits=1)
-    keep("r2", fail, "nightly")
+    store_run("r2", fail, "nightly")
 
     first, second = shell("resume", "r1", exits=2), shell("resume", "r2", exits=2)
 
@@ -368,11 +368,11 @@ def test_without_a_pipeline_it_is_said_what_is_to_be_given(shell: Shell) -> None
     assert "asyncflow resume r2 MODULE:PIPELINE" in second.stderr
 
 
-def test_a_variable_names_the_pipelines_that_runs_may_be_of(
+def test_a_variable_names_the_pipelines_to_resume(
     shell: Shell, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shell("run", "etl:failing", "--run-id", "r1", "--quiet", exits=1)
-    keep("r2", fail, "etlx")
+    store_run("r2", fail, "etlx")
     monkeypatch.setenv("ASYNCFLOW_PIPELINES", "etl:pipeline etl:failing")
 
     shell("resume", "r1", "--quiet", exits=1)
@@ -391,7 +391,7 @@ def test_another_pipeline_is_refused(shell: Shell) -> None:
     assert "belongs to pipeline 'etl:failing', not to 'etl'" in result.stderr
 
 
-def test_a_secret_input_is_given_again(shell: Shell) -> None:
+def test_a_resume_needs_the_secret_inputs_again(shell: Shell) -> None:
     shell.write(
         "vault.py",
         """
@@ -413,60 +413,58 @@ def test_a_secret_input_is_given_again(shell: Shell) -> None:
         assert b"wrong" not in path.read_bytes().replace(b"the wrong key", b"")
 
 
-# What somebody else runs.
+# Active runs.
 
 
 @pytest.fixture
-def elsewhere(shell: Shell) -> Iterator[dict[str, object]]:
-    """Have a run go on in a thread of its own; it is told how that has ended."""
-    has_begun, told = threading.Event(), dict[str, object]()
+def active_run(shell: Shell) -> Iterator[dict[str, object]]:
+    """Run a pipeline in another thread; yield its task, its loop and later its outcome."""
+    has_started, outcome = threading.Event(), dict[str, object]()
 
     async def hang() -> None:
-        has_begun.set()
+        has_started.set()
         await asyncio.sleep(30)
 
     async def run() -> None:
         async with SQLiteJournal("asyncflow.db") as journal:
             orchestrator = Orchestrator([WorkflowStep("hang", hang)], name="etl")
-            told["task"] = task = asyncio.ensure_future(
+            outcome["task"] = task = asyncio.ensure_future(
                 orchestrator.run(run_id="r1", journal=journal)
             )
-            told["loop"] = asyncio.get_running_loop()
-            (told["end"],) = await asyncio.gather(task, return_exceptions=True)
+            outcome["loop"] = asyncio.get_running_loop()
+            (outcome["end"],) = await asyncio.gather(task, return_exceptions=True)
 
     thread = threading.Thread(target=lambda: asyncio.run(run()))
     thread.start()
-    assert has_begun.wait(10)
-    told["thread"] = thread
-    yield told
+    assert has_started.wait(10)
+    outcome["thread"] = thread
+    yield outcome
     thread.join()
 
 
 @pytest.mark.realtime
-def test_cancel_stops_a_run_of_another_journal_object(elsewhere: Any, shell: Shell) -> None:
-    said = shell("cancel", "r1").stderr
+def test_cancel_stops_a_run_of_another_journal_object(active_run: Any, shell: Shell) -> None:
+    message = shell("cancel", "r1").stderr
 
-    elsewhere["thread"].join()
-    assert isinstance(elsewhere["end"], RunCancelledError)
-    assert re.fullmatch(r"asked process \d+ on \S+ to stop run r1\n", said)
+    active_run["thread"].join()
+    assert isinstance(active_run["end"], RunCancelledError)
+    assert re.fullmatch(r"asked process \d+ on \S+ to stop run r1\n", message)
 
 
-def test_a_run_that_nobody_runs_can_not_be_cancelled(shell: Shell) -> None:
-    keep("first")
+def test_a_run_without_a_process_cannot_be_cancelled(shell: Shell) -> None:
+    store_run("first")
 
     result = shell("cancel", "first", exits=1)
 
     assert "no process runs 'first'" in result.stderr
 
 
-def test_a_run_that_somebody_else_runs_can_be_waited_for_or_cancelled(
-    elsewhere: Any, shell: Shell
-) -> None:
+def test_a_resume_of_an_active_run_can_wait_for_it(active_run: Any, shell: Shell) -> None:
     shell.write("same.py", "from asyncflow import Pipeline\npipeline = Pipeline('etl')\n")
     command = ["resume", "r1", "same:pipeline", "--quiet"]
 
     refused = shell(*command, exits=1)
-    elsewhere["loop"].call_soon_threadsafe(elsewhere["task"].cancel)
+    active_run["loop"].call_soon_threadsafe(active_run["task"].cancel)
     waited = shell(*command, "--wait")
 
     assert re.fullmatch(

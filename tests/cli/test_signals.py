@@ -1,4 +1,4 @@
-"""Signals within this process: what they stop, what is told, and the exit code."""
+"""Signals to this process: what they stop, what is reported, and the exit code."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from asyncflow._cli.execution import stopped_by_signals
 
 from .conftest import Shell
 
-pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="there are no such signals")
+pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="needs POSIX signals")
 
 KILLER = """
     import asyncio, os, signal, sys
     from asyncflow import Pipeline
     from asyncflow.journal import SQLiteJournal
 
-    def made(number):
+    def pipeline_that_sends(number):
         pipeline = Pipeline("killer")
         @pipeline.step
         async def kill():
@@ -30,7 +30,7 @@ KILLER = """
             await asyncio.sleep(30)
         return pipeline
 
-    term, int_ = made(signal.SIGTERM), made(signal.SIGINT)
+    term, int_ = pipeline_that_sends(signal.SIGTERM), pipeline_that_sends(signal.SIGINT)
 
     cancelled = Pipeline("cancelled")
     @cancelled.step
@@ -57,7 +57,7 @@ def test_a_signal_stops_a_run(shell: Shell, target: str, code: int, options: lis
 
 
 @pytest.mark.realtime
-def test_a_run_that_was_cancelled_through_its_journal_has_failed(shell: Shell) -> None:
+def test_a_run_cancelled_through_its_journal_exits_with_1(shell: Shell) -> None:
     shell.write("killer.py", KILLER)
 
     result = shell("run", "killer:cancelled", "--run-id", "r1", exits=1)
@@ -66,7 +66,7 @@ def test_a_run_that_was_cancelled_through_its_journal_has_failed(shell: Shell) -
     assert "To resume it: asyncflow resume r1 killer:cancelled" in result.stderr
 
 
-def test_before_a_run_has_begun_nothing_is_reported(
+def test_a_signal_before_the_run_starts_leaves_no_report(
     shell: Shell, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def wait(*_: object, **__: object) -> None:
@@ -81,7 +81,7 @@ def test_before_a_run_has_begun_nothing_is_reported(
     assert result.stderr.endswith("Error: stopped before the run started; nothing has run\n")
 
 
-async def test_the_second_signal_ends_the_process_in_the_midst_of_anything(
+async def test_the_second_signal_ends_the_process_without_waiting_for_the_loop(
     monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     codes: list[int] = []
@@ -90,7 +90,7 @@ async def test_the_second_signal_ends_the_process_in_the_midst_of_anything(
 
     with stopped_by_signals(task, "stopping") as stop:
         os.kill(os.getpid(), signal.SIGINT)
-        os.kill(os.getpid(), signal.SIGTERM)  # the loop has had no turn
+        os.kill(os.getpid(), signal.SIGTERM)  # before the next loop iteration
         assert codes == [143]
         await asyncio.wait([task])
 
@@ -101,8 +101,8 @@ async def test_the_second_signal_ends_the_process_in_the_midst_of_anything(
     )
 
 
-async def test_a_signal_that_is_ignored_stays_so() -> None:
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # as in a script, after `&`
+async def test_an_ignored_signal_stays_ignored() -> None:
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # as a shell does for `&` in a script
     try:
         with stopped_by_signals(asyncio.ensure_future(asyncio.sleep(0)), "") as stop:
             os.kill(os.getpid(), signal.SIGINT)
@@ -114,7 +114,7 @@ async def test_a_signal_that_is_ignored_stays_so() -> None:
     assert stop.signal is None
 
 
-async def test_a_signal_after_the_end_of_the_run_changes_nothing(
+async def test_a_signal_after_the_end_of_the_run_has_no_effect(
     capfd: pytest.CaptureFixture[str],
 ) -> None:
     task = asyncio.ensure_future(asyncio.sleep(0, "done"))
@@ -130,14 +130,14 @@ async def test_a_signal_after_the_end_of_the_run_changes_nothing(
 
 
 @pytest.mark.realtime
-async def test_a_signal_that_another_thread_gets_wakes_the_loop_up() -> None:
+async def test_a_signal_delivered_to_another_thread_wakes_the_loop() -> None:
     task = asyncio.ensure_future(asyncio.sleep(30))
 
     with stopped_by_signals(task, "stopping"):
         signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
         try:
-            # Only this thread can take it then.
-            thread = threading.Thread(target=take_the_signal)
+            # Only the new thread can receive the signal then.
+            thread = threading.Thread(target=receive_signal)
             thread.start()
             done, _ = await asyncio.wait([task], timeout=5)
             thread.join()
@@ -148,7 +148,7 @@ async def test_a_signal_that_another_thread_gets_wakes_the_loop_up() -> None:
     assert task.cancelled()
 
 
-def take_the_signal() -> None:
-    time.sleep(0.2)  # until the other one waits for events
+def receive_signal() -> None:
+    time.sleep(0.2)  # until the main thread waits for events
     signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGTERM])
     os.kill(os.getpid(), signal.SIGTERM)

@@ -33,7 +33,7 @@ SLOW = """
 
 
 class Window:
-    """A terminal in which commands are called."""
+    """Runs commands in a terminal."""
 
     def __init__(self, shell: Shell, environment: dict[str, str], columns: int) -> None:
         self.columns = columns
@@ -55,19 +55,19 @@ class Window:
         )
 
     def __call__(self, *arguments: str, **variables: str) -> tuple[int, str]:
-        """Return the exit code of the last command, and all that can be seen then."""
+        """Run the last command; return its exit code and the text on the screen."""
         code = self.start(*arguments, **variables).wait(timeout=20)
         self.terminal.close()
         return code, self.terminal.text
 
-    def also(self, *arguments: str) -> tuple[int, str]:
-        """Return the same for a command that others follow."""
+    def run_first(self, *arguments: str) -> tuple[int, str]:
+        """Run a command that others follow; return its exit code and the text on the screen."""
         code = self.start(*arguments, "--text", "etl").wait(timeout=20)
-        self.shows("etl")
+        self.wait_for("etl")
         return code, self.terminal.text
 
-    def shows(self, text: str) -> None:
-        """Wait until something can be seen."""
+    def wait_for(self, text: str) -> None:
+        """Wait until the screen shows the text."""
         deadline = time.monotonic() + 20
         while text not in self.terminal.text:
             assert time.monotonic() < deadline, self.terminal.text
@@ -83,7 +83,7 @@ def window(
     made.terminal.close()
 
 
-def test_a_run_is_watched_and_then_reported(window: Window) -> None:
+def test_a_run_shows_the_live_view_and_then_its_report(window: Window) -> None:
     code, text = window("run", "etl:failing", "--keep-going")
 
     assert code == 1
@@ -97,7 +97,7 @@ def test_a_run_is_watched_and_then_reported(window: Window) -> None:
     )
 
 
-def test_without_colours_the_words_are_the_same(shell: Shell, environment: dict[str, str]) -> None:
+def test_no_color_changes_no_text(shell: Shell, environment: dict[str, str]) -> None:
     shell("run", "etl:failing", "--quiet", exits=1)
     plain, coloured = (Window(shell, environment, 80) for _ in range(2))
 
@@ -116,7 +116,7 @@ def test_a_table_and_a_timeline_fit_the_terminal(shell: Shell, window: Window) -
     path.write_text(f"{path.read_text()}\n{long.partition(':')[2]} = failing\n")
     shell("run", long, "--quiet", "--keep-going", exits=1)
 
-    runs, text = window.also("runs")
+    runs, text = window.run_first("runs")
     timeline, drawn = window("show", "latest", "--timeline")
 
     assert (runs, timeline) == (0, 0)
@@ -129,9 +129,7 @@ def test_a_table_and_a_timeline_fit_the_terminal(shell: Shell, window: Window) -
     assert window.columns - 20 <= widest <= window.columns
 
 
-def test_an_id_is_never_cut_since_it_is_to_be_copied(
-    shell: Shell, environment: dict[str, str]
-) -> None:
+def test_a_run_id_is_never_truncated(shell: Shell, environment: dict[str, str]) -> None:
     name = "a-run-with-a-name-of-sixty-characters-that-can-be-copied-012"
     shell("run", "etl:failing", "--quiet", "--run-id", name, exits=1)
     window = Window(shell, environment, 80)
@@ -142,13 +140,13 @@ def test_an_id_is_never_cut_since_it_is_to_be_copied(
     assert f"\n{name}  ✗ FAILED" in text
 
 
-def test_ctrl_c_stops_the_run_and_leaves_the_terminal_as_it_was(
+def test_ctrl_c_stops_the_run_and_restores_the_terminal(
     shell: Shell, environment: dict[str, str]
 ) -> None:
     shell.write("slow.py", SLOW)
     window = Window(shell, environment, 80)
     process = window.start("run", "slow:steps")
-    window.shows("RUNNING")
+    window.wait_for("RUNNING")
 
     window.terminal.press(b"\x03")
     code = process.wait(timeout=20)
@@ -160,4 +158,4 @@ def test_ctrl_c_stops_the_run_and_leaves_the_terminal_as_it_was(
     assert "SIGINT: stopping; running steps are cleaning up. Press Ctrl-C again" in text
     assert "Pipeline INTERRUPTED" in text
     written = window.terminal.written
-    assert written.count(b"\x1b[?25l") == written.count(b"\x1b[?25h")  # the cursor is back
+    assert written.count(b"\x1b[?25l") == written.count(b"\x1b[?25h")  # the cursor is visible again

@@ -1,4 +1,4 @@
-"""Tracebacks show the lines of the step, and ours only if they are asked for."""
+"""Tracebacks show the frames of the step, and ours only on request."""
 
 from __future__ import annotations
 
@@ -46,12 +46,12 @@ async def both() -> None:
         group.create_task(nested())
 
 
-@pytest.mark.parametrize("stand_in", [lambda error: error, restored], ids=["live", "kept"])
+@pytest.mark.parametrize("convert", [lambda error: error, restored], ids=["live", "restored"])
 @pytest.mark.parametrize("action", [deep, both])
-async def test_our_frames_are_left_out_of_causes_and_groups_too(
-    stand_in: Callable[[BaseException], BaseException], action: Callable[[], Awaitable[None]]
+async def test_our_frames_are_hidden_in_causes_and_groups(
+    convert: Callable[[BaseException], BaseException], action: Callable[[], Awaitable[None]]
 ) -> None:
-    error = stand_in(await error_of(action))
+    error = convert(await error_of(action))
 
     short, full = format_error(error), format_error(error, all_frames=True)
 
@@ -65,23 +65,23 @@ async def test_our_frames_are_left_out_of_causes_and_groups_too(
     assert [line for line in full.splitlines() if line in short.splitlines()] == short.splitlines()
 
 
-async def circle() -> None:
+async def cyclic() -> None:
     topological_sort([WorkflowStep("a", deep, ["a"])])
 
 
-@pytest.mark.parametrize("stand_in", [lambda error: error, restored], ids=["live", "kept"])
-async def test_what_we_raise_in_a_step_ends_where_the_step_has_called_us(
-    stand_in: Callable[[BaseException], BaseException],
+@pytest.mark.parametrize("convert", [lambda error: error, restored], ids=["live", "restored"])
+async def test_an_error_raised_by_us_ends_at_the_line_of_the_step(
+    convert: Callable[[BaseException], BaseException],
 ) -> None:
-    lines = format_error(stand_in(await error_of(circle))).splitlines()
+    lines = format_error(convert(await error_of(cyclic))).splitlines()
 
-    assert "in circle" in lines[1]
+    assert "in cyclic" in lines[1]
     assert "circle: a -> a" in lines[-1]
     assert "asyncflow/_" not in "".join(lines)
 
 
 @pytest.mark.process
-async def test_our_frames_are_left_out_of_what_a_process_tells_too() -> None:
+async def test_our_frames_are_hidden_in_the_traceback_of_a_process() -> None:
     error = await error_of(process_work.raise_of_two, runs_in="process")
     text = format_error(error)
 
@@ -91,7 +91,7 @@ async def test_our_frames_are_left_out_of_what_a_process_tells_too() -> None:
     assert "worker_process.py" in format_error(error, all_frames=True)
 
 
-async def test_an_error_of_a_limit_says_so_without_a_frame() -> None:
+async def test_the_error_of_a_timeout_has_no_frames() -> None:
     async def sleep() -> None:
         await asyncio.sleep(30)
 
@@ -102,7 +102,7 @@ async def test_an_error_of_a_limit_says_so_without_a_frame() -> None:
     )
 
 
-async def test_the_cause_of_an_error_of_ours_is_told() -> None:
+async def test_the_cause_of_a_timeout_is_shown() -> None:
     async def sleep() -> None:
         try:
             await asyncio.sleep(30)
@@ -115,7 +115,7 @@ async def test_the_cause_of_an_error_of_ours_is_told() -> None:
     assert text.endswith("StepTimeoutError: attempt 1 of step 'one' exceeded 1 ms")
 
 
-async def test_an_error_that_can_not_be_printed_is_still_told() -> None:
+async def test_an_unprintable_error_is_shown_by_its_type() -> None:
     class Mute(Exception):
         def __str__(self) -> str:
             raise RuntimeError("no words")
@@ -128,7 +128,7 @@ async def test_an_error_that_can_not_be_printed_is_still_told() -> None:
     assert "Mute" in text
 
 
-def test_a_traceback_that_can_not_be_made_leaves_the_error() -> None:
+def test_an_error_whose_traceback_cannot_be_formatted_is_shown_without_it() -> None:
     class Torn(Exception):
         def __getattribute__(self, name: str) -> Any:
             if name == "__cause__":
@@ -138,11 +138,11 @@ def test_a_traceback_that_can_not_be_made_leaves_the_error() -> None:
     assert format_error(Torn("apart")) == "Torn: apart"
 
 
-def test_a_kept_error_without_a_traceback_is_told_in_a_line() -> None:
+def test_a_restored_error_without_a_traceback_is_shown_in_one_line() -> None:
     assert format_error(RestoredError("builtins.OSError", "no disk")) == "OSError: no disk"
 
 
-async def test_no_text_of_a_traceback_moves_the_cursor() -> None:
+async def test_control_characters_of_a_traceback_are_escaped() -> None:
     async def fail() -> None:
         raise OSError("up\x1b[2A and\naway")
 
@@ -154,11 +154,11 @@ async def test_no_text_of_a_traceback_moves_the_cursor() -> None:
         assert "up\\x1b[2A and\naway" in text
 
 
-async def test_a_report_that_was_json_shows_the_same_traceback() -> None:
+async def test_a_report_restored_from_json_shows_the_same_traceback() -> None:
     report = await run_pipeline([WorkflowStep("one", deep)])
     again = RunReport.from_json(report.to_json())
-    error, kept = report["one"].error, again["one"].error
+    error, restored_error = report["one"].error, again["one"].error
     assert error is not None
-    assert kept is not None
+    assert restored_error is not None
 
-    assert format_error(kept) == format_error(error)
+    assert format_error(restored_error) == format_error(error)

@@ -33,16 +33,16 @@ def visit(url: str) -> str:
         return text
 
 
-def visited(
-    monkeypatch: pytest.MonkeyPatch, number: int, look: Callable[[str], str]
+def open_and_signal(
+    monkeypatch: pytest.MonkeyPatch, number: int, visit_page: Callable[[str], str]
 ) -> dict[str, str]:
-    """Have the browser look at what it opens, and then send a signal to this process."""
+    """Replace the browser by one that visits the opened page, then signals this process."""
     seen: dict[str, str] = {}
 
     def browse(url: str) -> None:
         seen["url"] = url
         try:
-            seen["page"] = look(url)
+            seen["page"] = visit_page(url)
         finally:
             os.kill(os.getpid(), number)
 
@@ -53,11 +53,11 @@ def visited(
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_the_pages_are_served_until_a_signal_comes(
+def test_the_pages_are_served_until_a_signal_arrives(
     shell: Shell, monkeypatch: pytest.MonkeyPatch, number: signal.Signals
 ) -> None:
     shell("run", "etl:pipeline", "--quiet", "--run-id", "calm-otter-1")
-    seen = visited(monkeypatch, number, visit)
+    seen = open_and_signal(monkeypatch, number, visit)
 
     result = shell("ui", "--port", "0", "--open", "--pipeline", "etl:made", exits=128 + number)
 
@@ -76,11 +76,9 @@ def test_other_machines_need_a_token(shell: Shell) -> None:
     assert "Traceback" not in result.stderr
 
 
-def test_without_being_asked_to_it_opens_no_browser(
-    shell: Shell, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_browser_is_opened_only_on_request(shell: Shell, monkeypatch: pytest.MonkeyPatch) -> None:
     shell("run", "etl:pipeline", "--quiet")
-    seen = visited(monkeypatch, signal.SIGTERM, visit)
+    seen = open_and_signal(monkeypatch, signal.SIGTERM, visit)
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     visitor = threading.Thread(target=visit_and_stop, args=[f"http://127.0.0.1:{port}/"])
@@ -93,7 +91,7 @@ def test_without_being_asked_to_it_opens_no_browser(
 
 
 def visit_and_stop(url: str) -> None:
-    """Send a signal to this process when the pages are there."""
+    """Send SIGTERM to this process when the server answers."""
     deadline = time.monotonic() + 20
     while time.monotonic() < deadline:
         with suppress(OSError):
@@ -103,7 +101,7 @@ def visit_and_stop(url: str) -> None:
         time.sleep(0.005)
 
 
-def test_a_port_that_is_taken_is_told_in_a_line(shell: Shell) -> None:
+def test_an_occupied_port_is_reported_in_one_line(shell: Shell) -> None:
     shell("run", "etl:pipeline", "--quiet")
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
@@ -113,7 +111,7 @@ def test_a_port_that_is_taken_is_told_in_a_line(shell: Shell) -> None:
     assert str(port) in result.stderr
 
 
-def test_a_host_that_there_can_not_be_is_no_matter_of_the_token(shell: Shell) -> None:
+def test_the_error_of_an_invalid_host_does_not_mention_the_token(shell: Shell) -> None:
     shell("run", "etl:pipeline", "--quiet")
 
     result = shell("ui", "--host", "x" * 70, "--token", "t" * 16, exits=1)
@@ -122,7 +120,7 @@ def test_a_host_that_there_can_not_be_is_no_matter_of_the_token(shell: Shell) ->
     assert "--token" not in result.stderr
 
 
-def test_a_pipeline_that_can_not_be_found_is_told_before_anything_is_served(
+def test_an_unknown_pipeline_is_reported_before_the_server_starts(
     shell: Shell, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shell("ui", exits=4)
@@ -132,7 +130,9 @@ def test_a_pipeline_that_can_not_be_found_is_told_before_anything_is_served(
     assert "did you mean 'made'?" in shell("ui", exits=3).stderr
 
 
-def test_a_missing_extra_is_told_in_a_line(shell: Shell, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_extra_is_reported_in_one_line(
+    shell: Shell, monkeypatch: pytest.MonkeyPatch
+) -> None:
     shell("run", "etl:pipeline", "--quiet")
     monkeypatch.delitem(sys.modules, "asyncflow.web", raising=False)
     monkeypatch.setitem(sys.modules, "uvicorn", None)
@@ -147,7 +147,7 @@ def test_a_missing_extra_is_told_in_a_line(shell: Shell, monkeypatch: pytest.Mon
 
 
 def completed(*words: str) -> list[str]:
-    """Return what the last word may become."""
+    """Return the completions of the last word."""
     completion = ShellComplete(commands, {}, "asyncflow", "_ASYNCFLOW_COMPLETE")
     return [item.value for item in completion.get_completions(list(words[:-1]), words[-1])]
 
@@ -155,7 +155,7 @@ def completed(*words: str) -> list[str]:
 @pytest.mark.parametrize("kind", [pytest.param("bash", marks=pytest.mark.process), "zsh", "fish"])
 def test_there_is_a_script_for_each_shell(shell: Shell, kind: str) -> None:
     if kind == "bash" and shutil.which("bash") is None:
-        pytest.skip("click asks bash for its version, and there is none")
+        pytest.skip("click asks bash for its version")
 
     script = shell("completion", kind).stdout
 
@@ -186,14 +186,14 @@ def test_runs_are_completed_from_the_journal(shell: Shell, monkeypatch: pytest.M
     assert completed("show", "k") == []
 
 
-def test_what_a_shell_would_execute_is_not_completed(shell: Shell) -> None:
+def test_a_run_id_with_shell_syntax_is_not_completed(shell: Shell) -> None:
     for name in ("ca;reboot", "ca$(reboot)", "ca lm", "calm:2024-06-01"):
         shell("run", "etl:pipeline", "--quiet", "--run-id", name)
 
     assert completed("show", "ca") == ["calm:2024-06-01"]
 
 
-def test_files_are_left_to_the_shell(shell: Shell) -> None:
+def test_the_shell_completes_files(shell: Shell) -> None:
     completion = ShellComplete(commands, {}, "asyncflow", "_ASYNCFLOW_COMPLETE")
 
     (item,) = completion.get_completions(["run"], "et")
@@ -202,7 +202,7 @@ def test_files_are_left_to_the_shell(shell: Shell) -> None:
 
 
 @pytest.mark.process
-@pytest.mark.skipif(shutil.which("bash") is None, reason="there is no bash")
+@pytest.mark.skipif(shutil.which("bash") is None, reason="needs bash")
 def test_a_real_bash_completes_a_run(
     shell: Shell, environment: dict[str, str], tmp_path: Path
 ) -> None:

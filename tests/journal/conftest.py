@@ -1,4 +1,4 @@
-"""Every test of the contract runs on each kind of database."""
+"""Each test of the journal contract runs on SQLite and on PostgreSQL."""
 
 from __future__ import annotations
 
@@ -13,22 +13,22 @@ import pytest
 from asyncflow.journal import PostgresJournal, SQLiteJournal
 
 
-class Place(Protocol):
-    """A new, empty database, and ways to it that go round the journal."""
+class TestedDatabase(Protocol):
+    """A new, empty database that a test can open with a journal or query directly."""
 
     source: str
-    """What makes a journal of it in another process: ``make(**options)`` after this."""
+    """Source code that defines ``make(**options)``, to open a journal in another process."""
 
     def make(self, **options: Any) -> Any:
-        """Return a journal of it."""
+        """Return a journal that stores its runs in the database."""
         ...
 
     def query(self, sql: str) -> list[Any]:
-        """Run one statement, commit it, and return its rows."""
+        """Execute one statement, commit it, and return its rows."""
         ...
 
 
-class SQLitePlace:
+class TestedSQLite:
     def __init__(self, folder: Path) -> None:
         self.path = folder / "runs.db"
         self.source = f"""
@@ -48,7 +48,7 @@ def make(**options):
             connection.close()
 
 
-class PostgresPlace:
+class TestedPostgres:
     def __init__(self, dsn: str) -> None:
         self.dsn = dsn
         self.source = f"""
@@ -68,19 +68,19 @@ def make(**options):
 
 
 @pytest.fixture(params=["sqlite", pytest.param("postgres", marks=pytest.mark.postgres)])
-def place(request: pytest.FixtureRequest, tmp_path: Path) -> Place:
+def database(request: pytest.FixtureRequest, tmp_path: Path) -> TestedDatabase:
     if request.param == "sqlite":
-        return SQLitePlace(tmp_path)
-    return PostgresPlace(request.getfixturevalue("dsn"))
+        return TestedSQLite(tmp_path)
+    return TestedPostgres(request.getfixturevalue("dsn"))
 
 
 @pytest.fixture
-def make_journal(place: Place) -> Iterator[Callable[..., Any]]:
-    """Make a journal of the place; it is closed after the test."""
+def make_journal(database: TestedDatabase) -> Iterator[Callable[..., Any]]:
+    """Open journals on the database and close them after the test."""
     made = []
 
     def make(**options: Any) -> Any:
-        made.append(place.make(**options))
+        made.append(database.make(**options))
         return made[-1]
 
     yield make

@@ -1,4 +1,4 @@
-"""How often a run has to wait for the disk."""
+"""A run waits for the disk once per step."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from asyncflow.journal import SQLiteJournal
 
 STEPS = 20
 OVERHEAD = 4
-"""The claim, the start of the run and of its first step, its end, and giving it up."""
+"""Claim, start of the run, start of its first step, end of the run, release."""
 
 
 @pytest.fixture
-def commits(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Those of all connections that are opened in the test."""
+def disk_commits(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The COMMIT statements of all connections that the test opens."""
     made: list[str] = []
     connect: Callable[..., sqlite3.Connection] = sqlite3.connect
 
@@ -35,27 +35,29 @@ def commits(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return made
 
 
-async def one() -> int:
+async def return_one() -> int:
     return 1
 
 
 def chains(count: int) -> list[WorkflowStep]:
     return [
-        WorkflowStep(f"{chain}-{place}", one, [f"{chain}-{place - 1}"] if place else [])
+        WorkflowStep(
+            f"{chain}-{position}", return_one, [f"{chain}-{position - 1}"] if position else []
+        )
         for chain in range(count)
-        for place in range(STEPS)
+        for position in range(STEPS)
     ]
 
 
 @pytest.mark.parametrize("schedule", ["tiers", "ready"])
 @pytest.mark.parametrize("count", [1, 50])
-async def test_a_step_costs_one_commit_which_all_that_run_beside_it_share(
-    commits: list[str], tmp_path: Path, count: int, schedule: str
+async def test_a_step_costs_one_commit_that_concurrent_steps_share(
+    disk_commits: list[str], tmp_path: Path, count: int, schedule: str
 ) -> None:
     orchestrator = Orchestrator(chains(count), schedule=schedule)
     async with SQLiteJournal(tmp_path / "runs.db") as journal:
-        commits.clear()  # without those that have made the tables
+        disk_commits.clear()  # ignore those that created the tables
 
         await orchestrator.run(journal=journal)
 
-        assert STEPS < len(commits) <= STEPS + OVERHEAD
+        assert STEPS < len(disk_commits) <= STEPS + OVERHEAD

@@ -1,4 +1,4 @@
-"""What every journal promises, whatever database it keeps its runs in."""
+"""The contract of every journal, whichever database stores its runs."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ from asyncflow.testing import VirtualTimeLoop, run_in_virtual_time
 Make = Callable[..., Any]
 
 ROOT = Path(__file__).parents[2]
-LINUX = pytest.mark.skipif(sys.platform != "linux", reason="/proc tells who is dead")
+LINUX = pytest.mark.skipif(sys.platform != "linux", reason="needs /proc to detect dead processes")
 
 
 def started(run_id: str = "r", pipeline: str = "", wall_time: float = 1.0) -> RunStarted:
@@ -58,21 +58,21 @@ def attempt(number: int = 1) -> AttemptStarted:
 
 
 async def opened(journal: Any, run_id: str = "r", *, wait: bool = False) -> Any:
-    book, _ = await journal.open(run_id, wait=wait, read=list)
-    return book
+    session, _ = await journal.open(run_id, wait=wait, read=list)
+    return session
 
 
-async def kept_events(journal: Any, run_id: str = "r") -> list[Event]:
+async def stored_events(journal: Any, run_id: str = "r") -> list[Event]:
     return [stored.event for stored in await journal.events(run_id)]
 
 
-async def a_few_turns() -> None:
+async def a_few_loop_iterations() -> None:
     for _ in range(12):
         await asyncio.sleep(0)
 
 
-async def until(holds: Callable[[], bool]) -> None:
-    """Wait for what another thread or process does."""
+async def wait_until(holds: Callable[[], bool]) -> None:
+    """Wait for another thread or process."""
     async with asyncio.timeout(20):
         while not holds():
             await asyncio.sleep(0.005)
@@ -82,20 +82,20 @@ async def until(holds: Callable[[], bool]) -> None:
 
 
 async def test_a_new_run_has_no_events(journal: Any) -> None:
-    book, answer = await journal.open("r", wait=False, read=lambda seen: seen)
+    session, answer = await journal.open("r", wait=False, read=lambda seen: seen)
 
     assert list(answer) == []
-    await book.close()
+    await session.close()
 
 
-async def test_what_was_added_is_read_when_the_run_is_opened_again(
+async def test_appended_events_are_read_when_the_run_is_opened_again(
     make_journal: Make, journal: Any
 ) -> None:
     events = [started(), attempt(), StepSucceeded("a", 1, 2.0, Payload("json", b"7"))]
-    book = await opened(journal)
+    session = await opened(journal)
     for event in events:
-        book.append(event)
-    await book.close()
+        session.append(event)
+    await session.close()
 
     again, answer = await make_journal().open("r", wait=False, read=list)
 
@@ -109,105 +109,107 @@ async def test_what_was_added_is_read_when_the_run_is_opened_again(
     assert await journal.events("r", after=2) == last
 
 
-async def test_what_is_kept_is_committed(journal: Any, place: Any) -> None:
-    book = await opened(journal)
+async def test_a_flush_commits_the_appended_events(journal: Any, database: Any) -> None:
+    session = await opened(journal)
 
-    book.append(started())
-    book.append(attempt())
-    await book.flush()
+    session.append(started())
+    session.append(attempt())
+    await session.flush()
 
-    assert place.query("SELECT position, kind FROM events ORDER BY position") == [
+    assert database.query("SELECT position, kind FROM events ORDER BY position") == [
         (1, "RunStarted"),
         (2, "AttemptStarted"),
     ]
-    await book.close()
+    await session.close()
 
 
-async def test_what_is_kept_already_is_not_waited_for(journal: Any) -> None:
-    book = await opened(journal)
-    book.append(started())
-    await book.flush()
+async def test_a_flush_without_new_events_returns_at_once(journal: Any) -> None:
+    session = await opened(journal)
+    session.append(started())
+    await session.flush()
 
-    waiting = book.flush()
+    waiting = session.flush()
 
     with pytest.raises(StopIteration):
         waiting.send(None)
-    await book.close()
+    await session.close()
 
 
-async def test_what_was_not_waited_for_is_committed_too(journal: Any, place: Any) -> None:
-    book = await opened(journal)
+async def test_events_are_committed_without_a_flush(journal: Any, database: Any) -> None:
+    session = await opened(journal)
 
-    book.append(started())
+    session.append(started())
 
-    await until(lambda: place.query("SELECT kind FROM events") == [("RunStarted",)])
-    await book.close()
+    await wait_until(lambda: database.query("SELECT kind FROM events") == [("RunStarted",)])
+    await session.close()
 
 
-async def test_the_events_of_many_runs_go_into_one_transaction(journal: Any) -> None:
-    books = [await opened(journal, f"r{number}") for number in range(50)]
+async def test_the_events_of_many_runs_share_one_transaction(journal: Any) -> None:
+    sessions = [await opened(journal, f"r{number}") for number in range(50)]
     count = count_writes(journal)
 
-    for book in books:
-        book.append(started())
-        book.append(attempt())
-    await asyncio.gather(*(book.flush() for book in books))
+    for session in sessions:
+        session.append(started())
+        session.append(attempt())
+    await asyncio.gather(*(session.flush() for session in sessions))
 
     assert count() == 1
-    await asyncio.gather(*(book.close() for book in books))
+    await asyncio.gather(*(session.close() for session in sessions))
     assert count() == 2
     assert {len(await journal.events(f"r{number}")) for number in range(50)} == {2}
 
 
-async def test_what_follows_within_a_few_turns_goes_into_the_same_transaction(
+async def test_events_appended_within_a_few_loop_iterations_share_a_transaction(
     journal: Any,
 ) -> None:
-    book = await opened(journal)
+    session = await opened(journal)
     count = count_writes(journal)
 
-    book.append(started())
+    session.append(started())
     for _ in range(5):
         await asyncio.sleep(0)
-    book.append(attempt())
-    await book.flush()
+    session.append(attempt())
+    await session.flush()
 
     assert count() == 1
-    await book.close()
+    await session.close()
 
 
-async def test_what_is_asked_for_goes_with_all_that_comes_in_the_same_turn(journal: Any) -> None:
-    books = [await opened(journal, f"r{number}") for number in range(3)]
+async def test_a_flush_includes_all_events_appended_in_the_same_loop_iteration(
+    journal: Any,
+) -> None:
+    sessions = [await opened(journal, f"r{number}") for number in range(3)]
     count = count_writes(journal)
 
-    async def begin(book: Any) -> None:
-        book.append(started())
-        await book.flush()
+    async def begin(session: Any) -> None:
+        session.append(started())
+        await session.flush()
 
-    first = asyncio.create_task(begin(books[0]))
-    books[1].append(started())
-    last = asyncio.create_task(begin(books[2]))
+    first = asyncio.create_task(begin(sessions[0]))
+    sessions[1].append(started())
+    last = asyncio.create_task(begin(sessions[2]))
     await asyncio.gather(first, last)
 
     assert count() == 1
-    await asyncio.gather(*(book.close() for book in books))
+    await asyncio.gather(*(session.close() for session in sessions))
 
 
-async def test_what_comes_during_a_commit_goes_into_the_next_one(journal: Any) -> None:
-    book, others = await opened(journal), [await opened(journal, f"r{n}") for n in range(9)]
+async def test_events_appended_during_a_commit_go_into_the_next_one(journal: Any) -> None:
+    session, others = await opened(journal), [await opened(journal, f"r{n}") for n in range(9)]
     count = count_writes(journal)
-    with thread_held(journal):
-        book.append(started())
-        while book._rows:
-            await asyncio.sleep(0)  # until it is handed in
+    with paused_thread(journal):
+        session.append(started())
+        while session._rows:
+            await asyncio.sleep(0)  # until the session submits its rows
         for number, other in enumerate(others):
             other.append(started())
             await asyncio.sleep(0)
             other.append(attempt(number + 1))
 
-    await asyncio.gather(*(each.flush() for each in [book, *others]))
+    await asyncio.gather(*(each.flush() for each in [session, *others]))
 
     assert count() == 2
-    await asyncio.gather(*(each.close() for each in [book, *others]))
+    await asyncio.gather(*(each.close() for each in [session, *others]))
 
 
 def count_writes(journal: Any) -> Callable[[], int]:
@@ -217,21 +219,21 @@ def count_writes(journal: Any) -> Callable[[], int]:
     return lambda: len(calls)
 
 
-class thread_held:
-    """The thread of a journal does nothing in a ``with`` block."""
+class paused_thread:
+    """Block the journal's worker thread inside a ``with`` block."""
 
     def __init__(self, journal: Any) -> None:
         self._thread = journal._write_thread
-        self._go_on = threading.Event()
+        self._resume = threading.Event()
 
     def __enter__(self) -> None:
-        self._thread.submit(self._go_on.wait, 20)
+        self._thread.submit(self._resume.wait, 20)
 
     def __exit__(self, *_: object) -> None:
-        self._go_on.set()
+        self._resume.set()
 
 
-async def test_a_journal_gives_back_the_values_that_it_was_given(journal: Any) -> None:
+async def test_a_journal_decodes_the_values_that_it_encoded(journal: Any) -> None:
     payload = journal.encode("the output of step 'a'", (1, 2), tuple[int, int])
 
     assert journal.decode("the output of step 'a'", payload, tuple[int, int]) == (1, 2)
@@ -239,7 +241,7 @@ async def test_a_journal_gives_back_the_values_that_it_was_given(journal: Any) -
         journal.encode("the output of step 'a'", (1, 2), Any)
 
 
-async def test_nothing_of_the_database_happens_in_the_thread_of_the_loop(journal: Any) -> None:
+async def test_the_loop_thread_never_accesses_the_database(journal: Any) -> None:
     threads = set()
     database = journal._store.database
 
@@ -251,10 +253,10 @@ async def test_nothing_of_the_database_happens_in_the_thread_of_the_loop(journal
         setattr(database, name, partial(noting, getattr(database, name)))
 
     async with journal:
-        book = await opened(journal)
-        book.append(started())
-        await book.flush()
-        await book.close()
+        session = await opened(journal)
+        session.append(started())
+        await session.flush()
+        await session.close()
         await journal.runs()
         await journal.events("r")
         await journal.orphans()
@@ -263,14 +265,14 @@ async def test_nothing_of_the_database_happens_in_the_thread_of_the_loop(journal
     assert threads == {"asyncflow journal"}
 
 
-def test_time_stands_still_while_something_is_written(make_journal: Make) -> None:
+def test_virtual_time_stands_still_during_a_write(make_journal: Make) -> None:
     async def main() -> float:
         async with make_journal() as journal:
-            book = await opened(journal)
+            session = await opened(journal)
             for number in range(20):
-                book.append(started() if number == 0 else attempt(number))
-                await book.flush()
-            await book.close()
+                session.append(started() if number == 0 else attempt(number))
+                await session.flush()
+            await session.close()
         return asyncio.get_running_loop().time()
 
     assert run_in_virtual_time(main()) == 0
@@ -295,14 +297,14 @@ LOOPS: list[Callable[[], asyncio.AbstractEventLoop]] = [
 
 
 @pytest.mark.parametrize("loop", LOOPS)
-def test_it_works_on_every_event_loop(make_journal: Make, loop: Any) -> None:
+def test_a_journal_works_on_every_event_loop(make_journal: Make, loop: Any) -> None:
     async def chain(journal: Any, run_id: str) -> None:
-        book = await opened(journal, run_id, wait=True)
-        book.append(started(run_id))
+        session = await opened(journal, run_id, wait=True)
+        session.append(started(run_id))
         for number in range(1, 10):
-            book.append(attempt(number))
-            await book.flush()
-        await book.close()
+            session.append(attempt(number))
+            await session.flush()
+        await session.close()
 
     async def main() -> None:
         async with make_journal() as journal:
@@ -314,20 +316,20 @@ def test_it_works_on_every_event_loop(make_journal: Make, loop: Any) -> None:
         runner.run(main())
 
 
-async def test_a_book_leaves_nothing_for_the_collector(journal: Any) -> None:
+async def test_a_session_leaves_no_reference_cycle(journal: Any) -> None:
     await journal.runs()
     gc.collect()
     gc.disable()
     try:
-        book = await opened(journal)
-        refused = weakref.ref(await refusal_of(journal))
-        book.watch(partial(print, book))
-        book.append(started())
-        await book.flush()
-        await book.close()
-        await journal.runs()  # the thread has forgotten it, too
-        dropped = weakref.ref(book)
-        del book
+        session = await opened(journal)
+        refused = weakref.ref(await refused_open(journal))
+        session.watch(partial(print, session))
+        session.append(started())
+        await session.flush()
+        await session.close()
+        await journal.runs()  # the worker thread drops its reference, too
+        dropped = weakref.ref(session)
+        del session
         await asyncio.sleep(0)
 
         assert dropped() is None
@@ -336,7 +338,7 @@ async def test_a_book_leaves_nothing_for_the_collector(journal: Any) -> None:
         gc.enable()
 
 
-async def refusal_of(journal: Any) -> Exception:
+async def refused_open(journal: Any) -> Exception:
     try:
         await opened(journal)
     except RunAlreadyActiveError as error:
@@ -345,7 +347,7 @@ async def refusal_of(journal: Any) -> Exception:
 
 
 @pytest.mark.realtime
-def test_a_hang_is_found_at_once_although_a_journal_is_open(make_journal: Make) -> None:
+def test_a_hang_is_detected_at_once_while_a_journal_is_open(make_journal: Make) -> None:
     async def main() -> None:
         await (await opened(make_journal())).close()
         await asyncio.get_running_loop().create_future()
@@ -356,46 +358,46 @@ def test_a_hang_is_found_at_once_although_a_journal_is_open(make_journal: Make) 
     assert time.monotonic() - begun < 4
 
 
-# --- reading beside the writing ------------------------------------------------------------------
+# --- concurrent reads and writes -----------------------------------------------------------------
 
 
-async def test_what_is_read_keeps_nobody_from_writing(journal: Any) -> None:
-    await a_run(journal, "r")
-    reading, go_on = threading.Event(), threading.Event()
+async def test_readers_do_not_block_writers(journal: Any) -> None:
+    await store_run(journal, "r")
+    reading, proceed = threading.Event(), threading.Event()
 
     def read(events: Sequence[Event]) -> int:
         reading.set()
-        assert go_on.wait(20)
+        assert proceed.wait(20)
         return len(events)
 
     opening = asyncio.create_task(journal.open("r", wait=False, read=read))
-    await until(reading.is_set)
+    await wait_until(reading.is_set)
     history = asyncio.create_task(journal.runs())
     async with asyncio.timeout(10):
-        await a_run(journal, "other")
+        await store_run(journal, "other")
     assert not history.done()
-    go_on.set()
+    proceed.set()
 
-    book, count = await opening
+    session, count = await opening
     assert count == 1
     assert await ids(history) == ["r", "other"]
-    book.append(attempt())
-    await book.close()
-    assert await kept_events(journal) == [started(), attempt()]
+    session.append(attempt())
+    await session.close()
+    assert await stored_events(journal) == [started(), attempt()]
 
 
-async def test_what_was_committed_before_a_claim_is_read_after_it(make_journal: Make) -> None:
+async def test_a_claim_reads_everything_committed_before_it(make_journal: Make) -> None:
     first, second = make_journal(), make_journal()
     for number in range(20):
-        book, events = await (second if number % 2 else first).open("r", wait=True, read=list)
+        session, events = await (second if number % 2 else first).open("r", wait=True, read=list)
         assert len(events) == number
-        book.append(attempt(number) if number else started())
-        await book.close()
+        session.append(attempt(number) if number else started())
+        await session.close()
 
 
-async def test_a_reader_that_does_not_see_all_is_not_believed(journal: Any) -> None:
-    """Such as a standby that is behind, to which the connection for reading was made."""
-    await a_run(journal, "r", outcome="passed")
+async def test_a_reader_that_misses_events_is_refused(journal: Any) -> None:
+    """The reading connection can lead to a standby that lags behind."""
+    await store_run(journal, "r", outcome="passed")
     reader = journal._reader
     reader.store.events = lambda run_id, after=0: [(1, started())]
 
@@ -403,11 +405,13 @@ async def test_a_reader_that_does_not_see_all_is_not_believed(journal: Any) -> N
         await opened(journal)
 
     del reader.store.events
-    await (await opened(journal)).close()  # the claim was given back
+    await (await opened(journal)).close()  # the claim was released
 
 
-async def test_a_journal_may_be_closed_between_claim_and_reading(journal: Any) -> None:
-    await a_run(journal, "r")
+async def test_opening_a_run_fails_if_the_journal_is_closed_between_claim_and_read(
+    journal: Any,
+) -> None:
+    await store_run(journal, "r")
     journal._read_thread.end(int)
 
     with pytest.raises(JournalError, match="closed"):
@@ -417,25 +421,27 @@ async def test_a_journal_may_be_closed_between_claim_and_reading(journal: Any) -
         await journal.runs()
 
 
-# --- owning --------------------------------------------------------------------------------------
+# --- ownership -----------------------------------------------------------------------------------
 
 
 async def test_a_run_has_one_owner(make_journal: Make) -> None:
     first, second = make_journal(owner="the first"), make_journal()
-    book = await opened(first)
+    session = await opened(first)
 
     for journal in (first, second):
         with pytest.raises(RunAlreadyActiveError, match="'r' is active in the first") as caught:
             await opened(journal)
         assert (caught.value.run_id, caught.value.owner) == ("r", "the first")
 
-    await book.close()
+    await session.close()
     await (await opened(second)).close()
 
 
-async def test_a_run_that_has_passed_is_read_by_all_at_once(make_journal: Make, place: Any) -> None:
+async def test_any_number_of_callers_read_a_passed_run_at_once(
+    make_journal: Make, database: Any
+) -> None:
     first, second = make_journal(), make_journal()
-    await a_run(first, "r", outcome="passed")
+    await store_run(first, "r", outcome="passed")
     owner = await opened(first)
     read: list[Event] = []
 
@@ -445,28 +451,28 @@ async def test_a_run_that_has_passed_is_read_by_all_at_once(make_journal: Make, 
 
     for journal in (first, second):
         for wait in (False, True):
-            book, answer = await journal.open("r", wait=wait, read=report)
+            session, answer = await journal.open("r", wait=wait, read=report)
             assert read == [started(), RunFinished(9.0, "passed")]
             assert answer.outcome == "passed"
-            book.watch(print)
-            book.append(attempt())
-            await book.flush()
-            await book.close()
+            session.watch(print)
+            session.append(attempt())
+            await session.flush()
+            await session.close()
             with pytest.raises(ZeroDivisionError) as caught:
                 await journal.open("r", wait=wait, read=lambda _: 1 / 0)
             assert caught.value.__context__ is None
 
     owner.append(RunResumed("r", 1.0, 2.0, {"a": ()}, {}))
     await owner.flush()
-    place.query("UPDATE runs SET status = 'passed'")  # which its last event does not say
+    database.query("UPDATE runs SET status = 'passed'")  # which contradicts the last event
     with pytest.raises(RunAlreadyActiveError):
         await journal.open("r", wait=False, read=report)
     await owner.close()
 
 
-async def test_a_run_that_has_passed_and_is_to_go_on_needs_to_be_free(make_journal: Make) -> None:
+async def test_resuming_a_passed_run_requires_its_lease(make_journal: Make) -> None:
     first, second = make_journal(owner="the first"), make_journal()
-    await a_run(first, "r", outcome="passed")
+    await store_run(first, "r", outcome="passed")
     owner = await opened(first)
     seen: list[list[Event]] = []
 
@@ -478,63 +484,63 @@ async def test_a_run_that_has_passed_and_is_to_go_on_needs_to_be_free(make_journ
         await second.open("r", wait=False, read=read)
     assert caught.value.__context__ is None
     waiting = asyncio.create_task(second.open("r", wait=True, read=read))
-    await until(lambda: len(seen) == 2)
+    await wait_until(lambda: len(seen) == 2)
     owner.append(RunResumed("r", 9.0, 2.0, {"a": ()}, {}))
     assert not waiting.done()
 
     await owner.close()
 
-    book, count = await waiting
+    session, count = await waiting
     assert count == 3
     assert [len(events) for events in seen] == [2, 2, 3]
-    await book.close()
+    await session.close()
 
 
-async def test_a_run_can_be_waited_for(make_journal: Make) -> None:
+async def test_a_caller_can_wait_for_an_active_run(make_journal: Make) -> None:
     first, second = make_journal(), make_journal()
-    book = await opened(first)
+    session = await opened(first)
     waiting = asyncio.create_task(opened(second, wait=True))
-    await until(lambda: second._write_thread.has_started)
-    book.append(started())
+    await wait_until(lambda: second._write_thread.has_started)
+    session.append(started())
     assert not waiting.done()
 
-    await book.close()
+    await session.close()
 
     other = await waiting
-    assert await kept_events(second) == [started()]
+    assert await stored_events(second) == [started()]
     await other.close()
 
 
 @pytest.mark.exhaustive
-def test_a_run_is_waited_for_in_virtual_time(make_journal: Make) -> None:
+def test_a_caller_waits_for_an_active_run_in_virtual_time(make_journal: Make) -> None:
     async def main() -> float:
         async with make_journal() as journal:
-            book = await opened(journal)
+            session = await opened(journal)
             waiting = asyncio.create_task(opened(journal, wait=True))
             await asyncio.sleep(3_600)
-            await book.close()
+            await session.close()
             await (await waiting).close()
         return asyncio.get_running_loop().time()
 
     assert 3_600 <= run_in_virtual_time(main()) < 3_601.1
 
 
-async def test_who_waits_may_be_cancelled(make_journal: Make) -> None:
+async def test_a_waiting_caller_can_be_cancelled(make_journal: Make) -> None:
     first, second = make_journal(), make_journal()
-    book = await opened(first)
+    session = await opened(first)
     waiting = asyncio.create_task(opened(second, wait=True))
-    await until(lambda: second._write_thread.has_started)
+    await wait_until(lambda: second._write_thread.has_started)
 
     waiting.cancel()
 
     with pytest.raises(asyncio.CancelledError):
         await waiting
-    await book.close()
-    await (await opened(first, wait=True)).close()  # the other may be about to give it back
+    await session.close()
+    await (await opened(first, wait=True)).close()  # the cancelled caller may still hold it
 
 
 @pytest.mark.parametrize("error", [ValueError("no"), KeyboardInterrupt()])
-def test_a_claim_is_given_back_when_its_events_can_not_be_read(
+def test_a_claim_is_released_if_its_events_cannot_be_read(
     make_journal: Make, error: BaseException
 ) -> None:
     def read(events: Sequence[Event]) -> None:
@@ -550,30 +556,30 @@ def test_a_claim_is_given_back_when_its_events_can_not_be_read(
     asyncio.run(main())
 
 
-async def test_a_claim_is_given_back_when_its_caller_was_cancelled_as_it_was_made(
+async def test_a_claim_is_released_if_its_caller_is_cancelled_during_the_claim(
     journal: Any,
 ) -> None:
-    claiming, go_on = threading.Event(), threading.Event()
+    claiming, proceed = threading.Event(), threading.Event()
     claim = journal._store.claim
 
     def slowly(*args: Any) -> int:
         claiming.set()
-        go_on.wait(20)
+        proceed.wait(20)
         return int(claim(*args))
 
     journal._store.claim = slowly
     opening = asyncio.create_task(opened(journal))
-    await until(claiming.is_set)
+    await wait_until(claiming.is_set)
     opening.cancel()
     with pytest.raises(asyncio.CancelledError):
         await opening
-    go_on.set()
+    proceed.set()
 
     await (await opened(journal)).close()
 
 
-async def test_a_claim_is_given_back_when_nobody_can_tell_how_much_there_is_to_read(
-    journal: Any, place: Any
+async def test_a_claim_is_released_if_the_last_position_cannot_be_read(
+    journal: Any, database: Any
 ) -> None:
     def last_position(run_id: str) -> int:
         raise JournalError("x", "the line is dead")
@@ -583,34 +589,33 @@ async def test_a_claim_is_given_back_when_nobody_can_tell_how_much_there_is_to_r
     with pytest.raises(JournalError, match="the line is dead"):
         await opened(journal)
 
-    assert place.query("SELECT owner FROM leases") == [(None,)]
+    assert database.query("SELECT owner FROM leases") == [(None,)]
 
 
-async def test_a_claim_is_given_back_when_its_caller_was_cancelled_meanwhile(journal: Any) -> None:
-    reading, go_on = threading.Event(), threading.Event()
+async def test_a_claim_is_released_if_its_caller_is_cancelled_during_the_read(journal: Any) -> None:
+    reading, proceed = threading.Event(), threading.Event()
 
     def read(events: Sequence[Event]) -> None:
         reading.set()
-        go_on.wait(20)
+        proceed.wait(20)
 
     opening = asyncio.create_task(journal.open("r", wait=False, read=read))
-    await until(reading.is_set)
+    await wait_until(reading.is_set)
     opening.cancel()
     with pytest.raises(asyncio.CancelledError):
         await opening
-    go_on.set()
+    proceed.set()
 
     await (await opened(journal)).close()
 
 
-async def test_a_claim_is_given_back_when_its_caller_is_cancelled_as_it_comes(
+async def test_a_claim_is_released_if_its_caller_is_cancelled_right_after_it(
     journal: Any,
 ) -> None:
     opening = asyncio.create_task(opened(journal))
-    await asyncio.sleep(0)  # it has asked
-    journal._write_thread.submit(int).result(
-        20
-    )  # the thread has claimed it; the task will hear of it
+    await asyncio.sleep(0)  # the claim is submitted
+    # The thread has the claim; the task has not received it yet.
+    journal._write_thread.submit(int).result(20)
     opening.cancel()
     with pytest.raises(asyncio.CancelledError):
         await opening
@@ -618,19 +623,19 @@ async def test_a_claim_is_given_back_when_its_caller_is_cancelled_as_it_comes(
     await (await opened(journal)).close()
 
 
-async def test_a_claim_is_given_back_when_its_coroutine_is_closed(journal: Any) -> None:
+async def test_a_claim_is_released_if_its_coroutine_is_closed(journal: Any) -> None:
     opening = journal.open("r", wait=False, read=list)
     opening.send(None)
-    journal._write_thread.submit(int).result(20)  # it is there
+    journal._write_thread.submit(int).result(20)  # the claim exists
 
     opening.close()
 
     await (await opened(journal)).close()
 
 
-async def test_a_claim_that_was_not_begun_is_not_made(journal: Any, place: Any) -> None:
+async def test_a_claim_cancelled_before_it_starts_is_not_made(journal: Any, database: Any) -> None:
     await journal.runs()
-    with thread_held(journal):
+    with paused_thread(journal):
         opening = asyncio.create_task(opened(journal))
         await asyncio.sleep(0)
         opening.cancel()
@@ -639,14 +644,14 @@ async def test_a_claim_that_was_not_begun_is_not_made(journal: Any, place: Any) 
 
     await journal.runs()
 
-    assert place.query("SELECT run_id FROM leases") == []
+    assert database.query("SELECT run_id FROM leases") == []
 
 
-async def test_waiting_may_be_cancelled_and_the_book_is_kept_all_the_same(journal: Any) -> None:
-    book = await opened(journal)
-    with thread_held(journal):
-        book.append(started())
-        for wait in (book.flush, book.flush, book.close, book.close):
+async def test_cancelling_a_flush_or_a_close_loses_no_event(journal: Any) -> None:
+    session = await opened(journal)
+    with paused_thread(journal):
+        session.append(started())
+        for wait in (session.flush, session.flush, session.close, session.close):
             waiting = asyncio.create_task(wait())
             await asyncio.sleep(0)
             await asyncio.sleep(0)
@@ -654,84 +659,82 @@ async def test_waiting_may_be_cancelled_and_the_book_is_kept_all_the_same(journa
             with pytest.raises(asyncio.CancelledError):
                 await waiting
 
-    await book.close()
+    await session.close()
 
-    assert await kept_events(journal) == [started()]
+    assert await stored_events(journal) == [started()]
     await (await opened(journal)).close()
 
 
-async def test_a_close_that_is_cancelled_before_it_begins_gives_the_run_up(journal: Any) -> None:
-    book = await opened(journal)
-    book.append(started())
+async def test_a_close_cancelled_before_it_starts_still_releases_the_run(journal: Any) -> None:
+    session = await opened(journal)
+    session.append(started())
 
-    closing = asyncio.create_task(book.close())
+    closing = asyncio.create_task(session.close())
     closing.cancel()
     with pytest.raises(asyncio.CancelledError):
         await closing
 
     async with asyncio.timeout(20):
         await (await opened(journal, wait=True)).close()
-    assert await kept_events(journal) == [started()]
+    assert await stored_events(journal) == [started()]
 
 
-async def test_a_close_may_be_repeated(journal: Any) -> None:
-    book = await opened(journal)
-    book.append(started())
+async def test_a_session_can_be_closed_again(journal: Any) -> None:
+    session = await opened(journal)
+    session.append(started())
 
-    await asyncio.gather(book.close(), book.close())
-    await book.close()
+    await asyncio.gather(session.close(), session.close())
+    await session.close()
 
-    book.append(attempt())
-    await book.flush()
-    assert await kept_events(journal) == [started()]
-
-
-# --- losing a run --------------------------------------------------------------------------------
+    session.append(attempt())
+    await session.flush()
+    assert await stored_events(journal) == [started()]
 
 
-def take_over(place: Any, run_id: str = "r") -> None:
-    place.query(f"UPDATE leases SET token = token + 1, owner = 'x' WHERE run_id = '{run_id}'")
+# --- losing a lease ------------------------------------------------------------------------------
 
 
-async def test_a_run_that_was_taken_over_is_not_written_to(journal: Any, place: Any) -> None:
-    book, other = await opened(journal), await opened(journal, "other")
+def steal_lease(database: Any, run_id: str = "r") -> None:
+    database.query(f"UPDATE leases SET token = token + 1, owner = 'x' WHERE run_id = '{run_id}'")
+
+
+async def test_a_session_without_its_lease_writes_nothing(journal: Any, database: Any) -> None:
+    session, other = await opened(journal), await opened(journal, "other")
     failures: list[JournalError] = []
-    book.watch(failures.append)
+    session.watch(failures.append)
     other.watch(failures.append)
-    book.append(started())
-    await book.flush()
-    take_over(place)
+    session.append(started())
+    await session.flush()
+    steal_lease(database)
 
-    book.append(attempt())
+    session.append(attempt())
     other.append(started("other"))
     await other.flush()
 
-    await until(lambda: bool(failures))
+    await wait_until(lambda: bool(failures))
     (failure,) = failures
     assert isinstance(failure, LeaseLostError)
     assert "taken over run 'r'" in str(failure)
-    assert await kept_events(journal) == [started()]
-    assert await kept_events(journal, "other") == [started("other")]
-    book.append(attempt(2))
+    assert await stored_events(journal) == [started()]
+    assert await stored_events(journal, "other") == [started("other")]
+    session.append(attempt(2))
     with pytest.raises(LeaseLostError):
-        await book.close()
+        await session.close()
     with pytest.raises(LeaseLostError):
-        await book.close()
+        await session.close()
     await other.close()
-    assert place.query("SELECT owner FROM leases WHERE run_id = 'r'") == [("x",)]
+    assert database.query("SELECT owner FROM leases WHERE run_id = 'r'") == [("x",)]
 
 
-async def test_after_a_failure_nobody_hears_that_something_is_kept(
-    journal: Any, place: Any
-) -> None:
-    book = await opened(journal)
-    take_over(place)
+async def test_after_a_failure_no_flush_returns(journal: Any, database: Any) -> None:
+    session = await opened(journal)
+    steal_lease(database)
     failed = asyncio.Event()
-    book.append(started())
-    before = asyncio.create_task(book.flush())
-    book.watch(lambda failure: failed.set())
+    session.append(started())
+    before = asyncio.create_task(session.flush())
+    session.watch(lambda failure: failed.set())
     await failed.wait()
-    after = asyncio.create_task(book.flush())
+    after = asyncio.create_task(session.flush())
 
     await journal.runs()
 
@@ -740,31 +743,31 @@ async def test_after_a_failure_nobody_hears_that_something_is_kept(
     for waiting in (before, after):
         waiting.cancel()
     with pytest.raises(LeaseLostError):
-        await book.close()
+        await session.close()
 
 
-async def test_after_a_failure_nothing_is_let_go_on_although_it_is_kept(journal: Any) -> None:
-    book = await opened(journal)
-    with thread_held(journal):
-        book.append(started())
-        waiting = asyncio.create_task(book.flush())
-        await a_few_turns()
-    journal._write_thread.submit(int).result(20)  # it is kept; the loop will hear of it
-    book._lease.fail(JournalError("x", "the lease is lost"))
+async def test_after_a_failure_no_flush_returns_even_if_its_events_are_stored(journal: Any) -> None:
+    session = await opened(journal)
+    with paused_thread(journal):
+        session.append(started())
+        waiting = asyncio.create_task(session.flush())
+        await a_few_loop_iterations()
+    journal._write_thread.submit(int).result(20)  # the event is stored; the loop does not know yet
+    session._lease.fail(JournalError("x", "the lease is lost"))
 
-    assert await kept_events(journal) == [started()]
+    assert await stored_events(journal) == [started()]
     await asyncio.sleep(0)
 
     assert not waiting.done()
     waiting.cancel()
-    book.append(attempt())
-    assert book._rows == []
+    session.append(attempt())
+    assert session._rows == []
     with pytest.raises(JournalError, match="the lease is lost"):
-        await book.close()
+        await session.close()
 
 
-async def test_nothing_follows_events_that_could_not_be_written(journal: Any) -> None:
-    book = await opened(journal)
+async def test_no_event_is_written_after_a_failed_write(journal: Any) -> None:
+    session = await opened(journal)
     store = journal._store
     write = store.write
 
@@ -773,121 +776,119 @@ async def test_nothing_follows_events_that_could_not_be_written(journal: Any) ->
         raise JournalError("x", "the line is dead")
 
     store.write = failing_once
-    with thread_held(journal):
-        book.append(started())
-        while book._rows:
-            await asyncio.sleep(0)  # until it is handed in
-        book.append(attempt())
+    with paused_thread(journal):
+        session.append(started())
+        while session._rows:
+            await asyncio.sleep(0)  # until the session submits its rows
+        session.append(attempt())
 
     with pytest.raises(JournalError, match="the line is dead"):
-        await book.close()
+        await session.close()
 
     assert await journal.runs() == []
-    book, events = await journal.open("r", wait=False, read=list)
+    session, events = await journal.open("r", wait=False, read=list)
     assert events == []
-    await book.close()
+    await session.close()
 
 
-async def test_who_watches_after_a_failure_hears_of_it_once(journal: Any, place: Any) -> None:
-    book = await opened(journal)
-    take_over(place)
-    book.append(started())
+async def test_a_watcher_added_after_a_failure_receives_it_once(
+    journal: Any, database: Any
+) -> None:
+    session = await opened(journal)
+    steal_lease(database)
+    session.append(started())
     with pytest.raises(LeaseLostError):
-        await book.close()
-    book.append(attempt())
+        await session.close()
+    session.append(attempt())
     failures: list[JournalError] = []
 
-    book.watch(failures.append)
+    session.watch(failures.append)
 
-    assert failures == []  # in the next turn
+    assert failures == []  # not before the next loop iteration
     await asyncio.sleep(0)
     await asyncio.sleep(0)
     assert len(failures) == 1
 
 
 @pytest.mark.realtime
-async def test_leases_are_renewed_also_when_nothing_is_written(
-    make_journal: Make, place: Any
-) -> None:
+async def test_leases_of_idle_runs_are_renewed(make_journal: Make, database: Any) -> None:
     journal = make_journal(lease_s=0.3)
-    book = await opened(journal)
+    session = await opened(journal)
 
     def expiry() -> float:
-        ((at,),) = place.query("SELECT expires_at FROM leases")
+        ((at,),) = database.query("SELECT expires_at FROM leases")
         return float(at)
 
     first = expiry()
-    await until(lambda: expiry() > first + 0.5)  # longer than a lease
+    await wait_until(lambda: expiry() > first + 0.5)  # longer than the lease
 
     with pytest.raises(RunAlreadyActiveError):
         await opened(make_journal())
-    await book.close()
+    await session.close()
     assert expiry() == 0
 
 
-async def test_other_runs_do_not_keep_a_lease_from_being_renewed(
-    make_journal: Make, place: Any
+async def test_a_lease_is_renewed_while_other_runs_keep_the_journal_busy(
+    make_journal: Make, database: Any
 ) -> None:
     journal = make_journal(lease_s=0.3)
-    book = await opened(journal)
-    (first,) = place.query("SELECT expires_at FROM leases WHERE run_id = 'r'")
+    session = await opened(journal)
+    (first,) = database.query("SELECT expires_at FROM leases WHERE run_id = 'r'")
 
     async with asyncio.timeout(20):
-        while place.query("SELECT expires_at FROM leases WHERE run_id = 'r'") == [first]:
+        while database.query("SELECT expires_at FROM leases WHERE run_id = 'r'") == [first]:
             await (await opened(journal, "other")).close()
 
-    await book.close()
+    await session.close()
 
 
 async def test_a_short_run_renews_nothing(journal: Any) -> None:
     calls: list[Any] = []
     journal._store.renew = lambda *args: calls.append(args) or set()
-    await a_run(journal, "r1")
-    await a_run(journal, "r2", outcome="passed")
+    await store_run(journal, "r1")
+    await store_run(journal, "r2", outcome="passed")
     await journal.runs()
 
     assert calls == []
 
 
 @pytest.mark.realtime
-async def test_a_blocked_loop_keeps_its_runs(make_journal: Make, place: Any) -> None:
+async def test_a_blocked_loop_keeps_its_leases(make_journal: Make, database: Any) -> None:
     journal = make_journal(lease_s=0.2)
-    book = await opened(journal)
-    ((first,),) = place.query("SELECT expires_at FROM leases")
+    session = await opened(journal)
+    ((first,),) = database.query("SELECT expires_at FROM leases")
 
     end = time.monotonic() + 20
-    while place.query("SELECT expires_at FROM leases")[0][0] < first + 0.3:
+    while database.query("SELECT expires_at FROM leases")[0][0] < first + 0.3:
         assert time.monotonic() < end
 
-    book.append(started())
-    await book.close()
-    assert await kept_events(journal) == [started()]
+    session.append(started())
+    await session.close()
+    assert await stored_events(journal) == [started()]
 
 
-async def test_a_renewal_that_finds_the_run_taken_over_tells_so(
-    make_journal: Make, place: Any
-) -> None:
+async def test_a_renewal_reports_a_lost_lease(make_journal: Make, database: Any) -> None:
     journal = make_journal(lease_s=0.2)
-    book, other = await opened(journal), await opened(journal, "other")
+    session, other = await opened(journal), await opened(journal, "other")
     lost = asyncio.get_running_loop().create_future()
-    book.watch(lost.set_result)
+    session.watch(lost.set_result)
 
-    take_over(place)
+    steal_lease(database)
 
     failure = await asyncio.wait_for(lost, 20)
     assert isinstance(failure, LeaseLostError)
     with pytest.raises(LeaseLostError):
-        await book.close()
+        await session.close()
     other.append(started("other"))
     await other.close()
 
 
 @pytest.mark.realtime
-async def test_a_lease_that_can_not_be_renewed_ends_the_run(make_journal: Make) -> None:
+async def test_a_lease_that_cannot_be_renewed_fails_the_run(make_journal: Make) -> None:
     journal = make_journal(lease_s=0.2)
-    book = await opened(journal)
+    session = await opened(journal)
     lost = asyncio.get_running_loop().create_future()
-    book.watch(lost.set_result)
+    session.watch(lost.set_result)
 
     def renew(*_: object) -> None:
         raise JournalError("x", "the line is dead")
@@ -897,95 +898,97 @@ async def test_a_lease_that_can_not_be_renewed_ends_the_run(make_journal: Make) 
     failure = await asyncio.wait_for(lost, 20)
     assert "the lease of run 'r' could not be renewed: the line is dead" in str(failure)
     with pytest.raises(JournalError, match="could not be renewed"):
-        await book.close()
+        await session.close()
 
 
-async def test_a_transaction_that_fails_for_no_reason_of_its_own_tells_why(journal: Any) -> None:
-    book = await opened(journal)
-    book.append(started())
-    book.append(AttemptStarted("a", 2**80, 1.0))  # no database takes that
+async def test_a_transaction_that_an_event_breaks_reports_the_cause(journal: Any) -> None:
+    session = await opened(journal)
+    session.append(started())
+    session.append(AttemptStarted("a", 2**80, 1.0))  # too large for every database
 
     with pytest.raises(JournalError, match=r"OverflowError|out of range") as caught:
-        await book.close()
+        await session.close()
 
     assert caught.value.__cause__ is not None
     assert await journal.runs() == []
 
 
 @pytest.mark.realtime
-async def test_a_renewal_that_fails_once_is_repeated(make_journal: Make) -> None:
+async def test_a_failed_renewal_is_retried(make_journal: Make) -> None:
     journal = make_journal(lease_s=0.5)
-    book = await opened(journal)
+    session = await opened(journal)
     store, calls = journal._store, []
     renew = store.renew
 
     def failing_once(*args: Any) -> Any:
         calls.append(args)
-        if len(calls) == 5:  # later than the first lease would have lasted
+        if len(calls) == 5:  # after the first lease would have expired
             raise JournalError("x", "the line is dead")
         return renew(*args)
 
     store.renew = failing_once
 
-    await until(lambda: len(calls) > 7)
-    book.append(started())
-    await book.close()
+    await wait_until(lambda: len(calls) > 7)
+    session.append(started())
+    await session.close()
 
 
-async def test_a_run_whose_lease_has_expired_is_taken_over(make_journal: Make, place: Any) -> None:
+async def test_another_journal_takes_over_a_run_whose_lease_has_expired(
+    make_journal: Make, database: Any
+) -> None:
     first, second = make_journal(), make_journal()
-    book = await opened(first)
-    book.append(started())
-    await book.flush()
-    place.query("UPDATE leases SET expires_at = 1")
+    session = await opened(first)
+    session.append(started())
+    await session.flush()
+    database.query("UPDATE leases SET expires_at = 1")
 
     again = await opened(second)
-    book.append(attempt())
+    session.append(attempt())
 
     with pytest.raises(LeaseLostError):
-        await book.close()
+        await session.close()
     again.append(attempt(2))
     await again.close()
-    assert await kept_events(second) == [started(), attempt(2)]
+    assert await stored_events(second) == [started(), attempt(2)]
 
 
 @pytest.mark.realtime
-async def test_a_book_of_a_dead_loop_is_not_kept_alive(make_journal: Make, place: Any) -> None:
+async def test_a_session_of_a_closed_loop_is_released(make_journal: Make, database: Any) -> None:
     journal = make_journal(lease_s=0.2)
 
-    def in_a_loop_of_its_own() -> None:
+    def open_in_another_loop() -> None:
         asyncio.run(opened(journal))
 
-    thread = threading.Thread(target=in_a_loop_of_its_own)
+    thread = threading.Thread(target=open_in_another_loop)
     thread.start()
     await asyncio.to_thread(thread.join)
 
-    book = await asyncio.wait_for(opened(journal, wait=True), 20)
+    session = await asyncio.wait_for(opened(journal, wait=True), 20)
 
-    await book.close()
+    await session.close()
 
 
-async def test_a_journal_that_is_closed_ends_the_runs_that_go_on(journal: Any) -> None:
-    book = await opened(journal)
+async def test_closing_a_journal_fails_its_active_runs(journal: Any) -> None:
+    session = await opened(journal)
     failed = asyncio.get_running_loop().create_future()
-    book.watch(failed.set_result)
-    book.append(started())
-    await book.flush()
+    session.watch(failed.set_result)
+    session.append(started())
+    await session.flush()
 
     await journal.aclose()
 
     assert "closed while run 'r' was running" in str(await failed)
     with pytest.raises(JournalError, match="closed while run 'r' was running"):
-        await book.close()
+        await session.close()
     with pytest.raises(JournalError, match="it is closed"):
         await opened(journal)
     await journal.aclose()
     journal.close()
 
 
-async def test_a_journal_that_is_closed_as_a_run_is_opened_ends_that_run(journal: Any) -> None:
+async def test_closing_a_journal_fails_a_run_that_is_being_opened(journal: Any) -> None:
     opening = asyncio.create_task(opened(journal))
-    await asyncio.sleep(0)  # it has asked
+    await asyncio.sleep(0)  # the claim is submitted
 
     journal.close()
 
@@ -993,37 +996,37 @@ async def test_a_journal_that_is_closed_as_a_run_is_opened_ends_that_run(journal
         await opening
 
 
-async def test_a_journal_that_is_closed_as_a_run_is_read_ends_that_run(journal: Any) -> None:
-    await a_run(journal, "r")
-    reading, go_on = threading.Event(), threading.Event()
+async def test_closing_a_journal_fails_a_run_that_is_being_read(journal: Any) -> None:
+    await store_run(journal, "r")
+    reading, proceed = threading.Event(), threading.Event()
 
     def read(events: Sequence[Event]) -> None:
         reading.set()
-        go_on.wait(20)
+        proceed.wait(20)
 
     opening = asyncio.create_task(journal.open("r", wait=False, read=read))
-    await until(reading.is_set)
+    await wait_until(reading.is_set)
     closing = asyncio.create_task(asyncio.to_thread(journal.close))
-    await until(lambda: journal._closed)
-    go_on.set()
+    await wait_until(lambda: journal._closed)
+    proceed.set()
 
-    book, _ = await opening
+    session, _ = await opening
     failed = asyncio.get_running_loop().create_future()
-    book.watch(failed.set_result)
+    session.watch(failed.set_result)
     assert "closed while run 'r' was running" in str(await failed)
     with pytest.raises(JournalError, match="closed while run 'r' was running"):
-        await book.close()
+        await session.close()
     await closing
 
 
-async def test_what_is_handed_in_after_the_close_of_the_journal_is_refused(journal: Any) -> None:
-    book = await opened(journal)
-    book.append(started())
+async def test_events_flushed_after_the_journal_is_closed_are_refused(journal: Any) -> None:
+    session = await opened(journal)
+    session.append(started())
 
     journal.close()
 
     with pytest.raises(JournalError, match="closed"):
-        await book.close()
+        await session.close()
 
 
 # --- loops, threads and processes ----------------------------------------------------------------
@@ -1034,12 +1037,12 @@ def test_loops_in_several_threads_share_a_journal(journal: Any) -> None:
 
     async def work(name: str) -> None:
         async def one(run_id: str) -> None:
-            book = await opened(journal, run_id)
-            book.append(started(run_id))
+            session = await opened(journal, run_id)
+            session.append(started(run_id))
             for number in range(1, rounds):
-                book.append(attempt(number))
-                await book.flush()
-            await book.close()
+                session.append(attempt(number))
+                await session.flush()
+            await session.close()
 
         await asyncio.gather(*(one(f"{name}{number}") for number in range(5)))
 
@@ -1058,11 +1061,11 @@ def test_loops_in_several_threads_share_a_journal(journal: Any) -> None:
     asyncio.run(check())
 
 
-def child(place: Any, body: str) -> subprocess.Popen[str]:
-    """Start a process that has the names of this module and ``make``."""
+def start_process(database: Any, body: str) -> subprocess.Popen[str]:
+    """Start a process that runs ``body`` with ``make``, ``opened`` and ``say``."""
     script = f"""
 import asyncio, os, sys
-{place.source}
+{database.source}
 from asyncflow._core.errors import *
 from asyncflow.events import *
 def say(*words):
@@ -1080,21 +1083,21 @@ async def opened(journal, run_id="r", wait=False):
     )
 
 
-HOLDING = """
+HOLDER = """
 async def main():
     journal = make(lease_s=LEASE)
-    book = await opened(journal)
+    session = await opened(journal)
     lost = asyncio.get_running_loop().create_future()
-    book.watch(lost.set_result)
-    book.append(RunStarted("r", 1.0, {"a": ()}))
-    await book.flush()
+    session.watch(lost.set_result)
+    session.append(RunStarted("r", 1.0, {"a": ()}))
+    await session.flush()
     say("ready")
     await asyncio.to_thread(sys.stdin.readline)
-    book.append(AttemptStarted("a", 1, 1.0))
+    session.append(AttemptStarted("a", 1, 1.0))
     failure = await asyncio.wait_for(lost, 20)
     say(type(failure).__name__)
     try:
-        await book.close()
+        await session.close()
     except LeaseLostError:
         say("lost")
     journal.close()
@@ -1102,16 +1105,18 @@ asyncio.run(main())
 """
 
 
-def line_of(process: subprocess.Popen[str]) -> str:
+def next_line(process: subprocess.Popen[str]) -> str:
     assert process.stdout
     return process.stdout.readline().strip()
 
 
 @pytest.mark.process
 @LINUX
-async def test_the_run_of_a_killed_process_is_taken_over_at_once(journal: Any, place: Any) -> None:
-    with child(place, HOLDING.replace("LEASE", "600")) as process:
-        assert line_of(process) == "ready"
+async def test_another_process_takes_over_the_run_of_a_killed_process_at_once(
+    journal: Any, database: Any
+) -> None:
+    with start_process(database, HOLDER.replace("LEASE", "600")) as process:
+        assert next_line(process) == "ready"
         with pytest.raises(RunAlreadyActiveError, match=f"process {process.pid} on "):
             await opened(journal)
         assert await journal.orphans() == []
@@ -1121,133 +1126,131 @@ async def test_the_run_of_a_killed_process_is_taken_over_at_once(journal: Any, p
 
         (orphan,) = await journal.orphans()
         assert orphan.run_id == "r"
-        book = await opened(journal)
+        session = await opened(journal)
         assert await journal.orphans() == []
-        await book.close()
-        (orphan,) = await journal.orphans()  # it has not ended, and nobody runs it
+        await session.close()
+        (orphan,) = await journal.orphans()  # it has not ended, and no process runs it
         assert orphan.owner is None
 
 
-async def test_a_process_of_which_nothing_is_known_counts_as_alive(
-    journal: Any, place: Any
-) -> None:
-    book = await opened(journal)
-    place.query('UPDATE leases SET process = \'{"where": "the moon", "pid": 1}\'')
+async def test_an_unknown_process_counts_as_alive(journal: Any, database: Any) -> None:
+    session = await opened(journal)
+    database.query('UPDATE leases SET process = \'{"where": "the moon", "pid": 1}\'')
 
     with pytest.raises(RunAlreadyActiveError):
         await opened(journal)
 
-    await book.close()
+    await session.close()
 
 
 @pytest.mark.process
 @pytest.mark.skipif(not hasattr(signal, "SIGSTOP"), reason="needs SIGSTOP")
-async def test_a_process_that_was_stopped_beyond_its_lease_writes_nothing_more(
-    make_journal: Make, place: Any
+async def test_a_process_suspended_beyond_its_lease_writes_nothing_more(
+    make_journal: Make, database: Any
 ) -> None:
     journal = make_journal()
-    with child(place, HOLDING.replace("LEASE", "0.5")) as process:
-        assert line_of(process) == "ready"
+    with start_process(database, HOLDER.replace("LEASE", "0.5")) as process:
+        assert next_line(process) == "ready"
         process.send_signal(signal.SIGSTOP)
 
-        book = await asyncio.wait_for(opened(journal, wait=True), 20)
-        book.append(attempt(7))
-        await book.flush()
+        session = await asyncio.wait_for(opened(journal, wait=True), 20)
+        session.append(attempt(7))
+        await session.flush()
         process.send_signal(signal.SIGCONT)
 
         assert process.stdin
         print(file=process.stdin, flush=True)
-        assert (line_of(process), line_of(process)) == ("LeaseLostError", "lost")
-        book.append(attempt(8))
-        await book.close()
-    kept = await kept_events(journal)
-    assert [event.attempt for event in kept[1:]] == [7, 8]  # type: ignore[union-attr]
+        assert (next_line(process), next_line(process)) == ("LeaseLostError", "lost")
+        session.append(attempt(8))
+        await session.close()
+    stored = await stored_events(journal)
+    assert [event.attempt for event in stored[1:]] == [7, 8]  # type: ignore[union-attr]
 
 
-RACING = """
+RACER = """
 async def main():
     async with make() as journal:
         say("ready")
         sys.stdin.readline()
         try:
-            book = await opened(journal)
+            session = await opened(journal)
         except RunAlreadyActiveError:
             say("refused")
         else:
             say("mine")
             sys.stdin.readline()
-            await book.close()
+            await session.close()
 asyncio.run(main())
 """
 
 
 @pytest.mark.process
-def test_of_two_processes_that_want_a_run_one_gets_it(place: Any) -> None:
-    processes = [child(place, RACING) for _ in range(2)]
-    for process in processes:  # both come to an empty database and bring the schema
-        assert line_of(process) == "ready"
+def test_only_one_of_two_processes_gets_a_run(database: Any) -> None:
+    processes = [start_process(database, RACER) for _ in range(2)]
+    for process in processes:  # both find an empty database and create the schema
+        assert next_line(process) == "ready"
 
     for process in processes:
         assert process.stdin
         print(file=process.stdin, flush=True)
 
-    assert sorted(map(line_of, processes)) == ["mine", "refused"]
+    assert sorted(map(next_line, processes)) == ["mine", "refused"]
     for process in processes:
         process.communicate(input="\n")
         assert process.returncode == 0
 
 
-WRITING = """
+WRITER = """
 async def main():
     async with make() as journal:
         async def one(number):
             run_id = f"{os.getpid()}-{number}"
-            book = await opened(journal, run_id)
-            book.append(RunStarted(run_id, 1.0, {"a": ()}))
+            session = await opened(journal, run_id)
+            session.append(RunStarted(run_id, 1.0, {"a": ()}))
             for number in range(20):
-                book.append(AttemptStarted("a", number, 1.0))
-                await book.flush()
-            await book.close()
+                session.append(AttemptStarted("a", number, 1.0))
+                await session.flush()
+            await session.close()
         await asyncio.gather(*map(one, range(5)))
 asyncio.run(main())
 """
 
 
 @pytest.mark.process
-def test_processes_write_at_once(place: Any) -> None:
-    processes = [child(place, WRITING) for _ in range(3)]
+def test_processes_write_concurrently(database: Any) -> None:
+    processes = [start_process(database, WRITER) for _ in range(3)]
 
     for process in processes:
         process.communicate()
         assert process.returncode == 0
 
-    assert place.query("SELECT count(*) FROM events") == [(3 * 5 * 21,)]
+    assert database.query("SELECT count(*) FROM events") == [(3 * 5 * 21,)]
 
 
 @pytest.mark.process
-def test_an_interpreter_ends_though_its_journal_is_not_closed(place: Any) -> None:
+def test_an_unclosed_journal_does_not_keep_the_interpreter_alive(database: Any) -> None:
     body = """
 async def main():
     global journal
     journal = make()
-    book = await opened(journal)
-    book.append(RunStarted("r", 1.0, {"a": ()}))
-    await book.flush()
-    say("kept")
+    session = await opened(journal)
+    session.append(RunStarted("r", 1.0, {"a": ()}))
+    await session.flush()
+    say("stored")
 asyncio.run(main())
 """
     before = time.monotonic()
-    with child(place, body) as process:
+    with start_process(database, body) as process:
         out, _ = process.communicate(timeout=20)
 
-    assert out == "kept\n"
+    assert out == "stored\n"
     assert process.returncode == 0
-    assert time.monotonic() - before < 10  # and not for the lease
-    assert place.query("SELECT count(*) FROM events") == [(1,)]
+    assert time.monotonic() - before < 10  # it does not wait for the lease to expire
+    assert database.query("SELECT count(*) FROM events") == [(1,)]
 
 
-async def test_a_journal_that_is_dropped_says_so_and_its_thread_ends(place: Any) -> None:
-    journal = place.make()
+async def test_a_dropped_journal_warns_and_ends_its_thread(database: Any) -> None:
+    journal = database.make()
     await journal.runs()
     thread = journal._write_thread
     dropped = weakref.ref(journal)
@@ -1259,14 +1262,14 @@ async def test_a_journal_that_is_dropped_says_so_and_its_thread_ends(place: Any)
     await asyncio.to_thread(thread.join)
 
 
-async def test_a_journal_that_was_never_used_may_be_dropped(place: Any) -> None:
-    place.make()
+async def test_an_unused_journal_is_dropped_without_a_warning(database: Any) -> None:
+    database.make()
 
 
 @pytest.mark.process
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 @pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning")
-def test_a_fork_must_open_the_journal_anew(make_journal: Make) -> None:
+def test_a_forked_process_must_open_its_own_journal(make_journal: Make) -> None:
     journal = make_journal()
     asyncio.run(journal.runs())
     pid = os.fork()
@@ -1284,10 +1287,10 @@ def test_a_fork_must_open_the_journal_anew(make_journal: Make) -> None:
     asyncio.run(journal.runs())
 
 
-# --- history -------------------------------------------------------------------------------------
+# --- stored runs ---------------------------------------------------------------------------------
 
 
-async def a_run(
+async def store_run(
     journal: Any,
     run_id: str,
     *,
@@ -1295,21 +1298,21 @@ async def a_run(
     pipeline: str = "",
     wall_time: float = 1.0,
 ) -> None:
-    book = await opened(journal, run_id)
-    book.append(started(run_id, pipeline, wall_time))
+    session = await opened(journal, run_id)
+    session.append(started(run_id, pipeline, wall_time))
     if outcome:
-        book.append(RunFinished(9.0, outcome))
-    await book.close()
+        session.append(RunFinished(9.0, outcome))
+    await session.close()
 
 
 async def ids(runs: Any) -> list[str]:
     return [run.run_id for run in await runs]
 
 
-async def test_the_runs_are_listed_newest_first(journal: Any) -> None:
-    await a_run(journal, "r1", outcome="passed", wall_time=100.0)
-    await a_run(journal, "r3", outcome="failed", wall_time=300.0, pipeline='"nightly')
-    await a_run(journal, "r2", wall_time=200.0)
+async def test_runs_are_listed_newest_first(journal: Any) -> None:
+    await store_run(journal, "r1", outcome="passed", wall_time=100.0)
+    await store_run(journal, "r3", outcome="failed", wall_time=300.0, pipeline='"nightly')
+    await store_run(journal, "r2", wall_time=200.0)
 
     assert await ids(journal.runs()) == ["r3", "r2", "r1"]
     assert await ids(journal.runs(status="running")) == ["r2"]
@@ -1328,7 +1331,7 @@ async def test_the_runs_are_listed_newest_first(journal: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    ("asked", "error", "says"),
+    ("filters", "error", "says"),
     [
         ({"since": "2020-01-01"}, TypeError, "since must be a datetime or seconds since the epoch"),
         ({"since": timedelta(1)}, TypeError, "since the epoch, not timedelta"),
@@ -1340,14 +1343,14 @@ async def test_the_runs_are_listed_newest_first(journal: Any) -> None:
         ({"pipeline": 3}, TypeError, "pipeline must be a str, not int"),
     ],
 )
-async def test_what_makes_no_sense_is_not_asked_for(
-    journal: Any, asked: Any, error: type[Exception], says: str
+async def test_an_invalid_filter_is_refused(
+    journal: Any, filters: Any, error: type[Exception], says: str
 ) -> None:
     with pytest.raises(error, match=says):
-        await journal.runs(**asked)
+        await journal.runs(**filters)
 
 
-async def test_a_run_id_that_is_no_text_is_refused(journal: Any) -> None:
+async def test_a_run_id_that_is_not_a_string_is_refused(journal: Any) -> None:
     for asking in (opened(journal, 7), journal.report(7), journal.events(7), journal.forget(7)):  # type: ignore[arg-type]
         with pytest.raises(TypeError, match="run_id must be a str, not int"):
             await asking
@@ -1362,114 +1365,114 @@ async def test_a_record_follows_the_events_of_its_run(make_journal: Make) -> Non
         (run,) = await journal.runs()
         return run.status, run.owner
 
-    book = await opened(journal)
-    book.append(started())
-    await book.flush()
+    session = await opened(journal)
+    session.append(started())
+    await session.flush()
     assert await record() == ("running", "me")
-    book.append(RunFinished(1.0, "interrupted"))
-    await book.close()
+    session.append(RunFinished(1.0, "interrupted"))
+    await session.close()
     assert await record() == ("interrupted", None)
-    book = await opened(journal)
-    book.append(RunResumed("r", 1.0, 2.0, {"a": ()}, {}))
-    await book.flush()
+    session = await opened(journal)
+    session.append(RunResumed("r", 1.0, 2.0, {"a": ()}, {}))
+    await session.flush()
     assert await record() == ("running", "me")
-    book.append(RunFinished(2.0, "passed"))
-    await book.close()
+    session.append(RunFinished(2.0, "passed"))
+    await session.close()
     assert await record() == ("passed", None)
-    book = await opened(journal)
-    book.append(RunResumed("r", 2.0, 2.0, {"a": ()}, {}))
-    book.append(RunFinished(2.0, "failed"))
-    await book.close()
+    session = await opened(journal)
+    session.append(RunResumed("r", 2.0, 2.0, {"a": ()}, {}))
+    session.append(RunFinished(2.0, "failed"))
+    await session.close()
     assert await record() == ("failed", None)
 
 
-async def test_the_events_can_be_followed(journal: Any) -> None:
-    book = await opened(journal)
+async def test_events_can_be_read_from_a_position(journal: Any) -> None:
+    session = await opened(journal)
     output = StepSucceeded("a", 1, 1.0, journal.encode("the output", {"x": [1]}, Any))
     for event in (started(), attempt(), output):
-        book.append(event)
-    await book.flush()
+        session.append(event)
+    await session.flush()
 
     assert (await journal.events("r"))[0] == StoredEvent(1, started())
     assert await journal.events("r", after=2) == [
         StoredEvent(3, StepSucceeded("a", 1, 1.0, {"x": [1]}))
     ]
     assert await journal.events("r", after=3) == []
-    await book.close()
+    await session.close()
 
 
-async def test_what_can_not_be_decoded_has_a_stand_in(make_journal: Make) -> None:
+async def test_a_value_that_cannot_be_decoded_becomes_a_placeholder(make_journal: Make) -> None:
     pickling, plain = make_journal(codec="cloudpickle"), make_journal()
-    book = await opened(pickling)
+    session = await opened(pickling)
     inputs = {"secret": REDACTED, "url": pickling.encode("x", "http", str)}
     begun = RunStarted("r", 1.0, {"a": ()}, inputs=inputs)
-    book.append(begun)
+    session.append(begun)
     pickled = pickling.encode("the output", {1, 2}, Any)
-    book.append(StepSucceeded("a", 1, 1.0, pickled))
-    book.append(StepSucceeded("a", 0, 1.0, None))
-    await book.close()
+    session.append(StepSucceeded("a", 1, 1.0, pickled))
+    session.append(StepSucceeded("a", 0, 1.0, None))
+    await session.close()
 
-    seen = await kept_events(plain)
+    seen = await stored_events(plain)
 
     shown = {"secret": REDACTED_OUTPUT, "url": "http"}
     assert seen[0] == RunStarted("r", 1.0, {"a": ()}, inputs=shown)
-    stand_in, nothing = (event.output for event in seen[1:])  # type: ignore[union-attr]
-    assert isinstance(stand_in, RestoredOutput)
-    assert "pickled" in stand_in.text
+    placeholder, nothing = (event.output for event in seen[1:])  # type: ignore[union-attr]
+    assert isinstance(placeholder, RestoredOutput)
+    assert "pickled" in placeholder.text
     assert nothing is None
-    assert (await kept_events(pickling))[1] == StepSucceeded("a", 1, 1.0, {1, 2})
+    assert (await stored_events(pickling))[1] == StepSucceeded("a", 1, 1.0, {1, 2})
 
 
 async def test_an_unknown_run_is_refused_with_the_nearest_name(journal: Any) -> None:
-    await a_run(journal, "nightly-1")
+    await store_run(journal, "nightly-1")
 
     with pytest.raises(RunNotFoundError, match=r"no run 'nigthly-1' \(did you mean 'nightly-1'"):
         await journal.events("nigthly-1")
 
 
-async def test_events_that_make_no_story_are_no_report(journal: Any, place: Any) -> None:
-    book = await opened(journal)
+async def test_inconsistent_events_make_no_report(journal: Any, database: Any) -> None:
+    session = await opened(journal)
     for event in (started(), attempt()):
-        book.append(event)
-    await book.close()
-    place.query("DELETE FROM events WHERE position = 1")
+        session.append(event)
+    await session.close()
+    database.query("DELETE FROM events WHERE position = 1")
 
     with pytest.raises(JournalError, match=r"events of run 'r' don't follow .* as they are"):
         await journal.report("r")
 
 
-async def test_an_event_that_nobody_knows_is_left_as_it_is(journal: Any, place: Any) -> None:
-    await a_run(journal, "r")
-    place.query("UPDATE events SET kind = 'RunPaused'")
+async def test_an_unknown_event_is_reported_and_left_unchanged(journal: Any, database: Any) -> None:
+    await store_run(journal, "r")
+    database.query("UPDATE events SET kind = 'RunPaused'")
 
     for reading in (opened(journal), journal.events("r")):
         with pytest.raises(JournalError, match=r"event 1 of run 'r' can't be read .*RunPaused"):
             await reading
 
-    place.query("UPDATE events SET kind = 'RunStarted'")
-    await (await opened(journal)).close()  # it was given back
+    database.query("UPDATE events SET kind = 'RunStarted'")
+    await (await opened(journal)).close()  # the claim was released
 
 
-async def test_only_runs_that_have_ended_are_pruned(journal: Any, place: Any) -> None:
-    await a_run(journal, "old", outcome="passed")
-    await a_run(journal, "failed", outcome="failed")
-    await a_run(journal, "running")
-    place.query("UPDATE runs SET updated_at = 1")
-    await a_run(journal, "new", outcome="passed")
-    await a_run(journal, "active", outcome="passed")
-    place.query("UPDATE runs SET updated_at = 1 WHERE run_id = 'active'")
-    book = await opened(journal, "active")
+async def test_only_ended_runs_are_pruned(journal: Any, database: Any) -> None:
+    await store_run(journal, "old", outcome="passed")
+    await store_run(journal, "failed", outcome="failed")
+    await store_run(journal, "running")
+    database.query("UPDATE runs SET updated_at = 1")
+    await store_run(journal, "new", outcome="passed")
+    await store_run(journal, "active", outcome="passed")
+    database.query("UPDATE runs SET updated_at = 1 WHERE run_id = 'active'")
+    session = await opened(journal, "active")
 
     assert await journal.prune(timedelta(hours=1), status="passed") == 1
     assert await journal.prune(timedelta(hours=1)) == 1
     assert sorted(await ids(journal.runs())) == ["active", "new", "running"]
-    assert {run_id for (run_id,) in place.query("SELECT run_id FROM leases")} == {
+    assert {run_id for (run_id,) in database.query("SELECT run_id FROM leases")} == {
         *("active", "new", "running")
     }
-    assert {run_id for (run_id,) in place.query("SELECT run_id FROM events")} == {
+    assert {run_id for (run_id,) in database.query("SELECT run_id FROM events")} == {
         *("active", "new", "running")
     }
-    await book.close()
+    await session.close()
     with pytest.raises(ValueError, match="older_than must be finite and at least 0 s"):
         await journal.prune(timedelta(-1))
     with pytest.raises(ValueError, match="status must be"):
@@ -1479,8 +1482,8 @@ async def test_only_runs_that_have_ended_are_pruned(journal: Any, place: Any) ->
 
 
 @pytest.mark.parametrize("age", [90, 0.5, True, "90 days", None])
-async def test_what_does_not_tell_its_unit_prunes_nothing(journal: Any, age: Any) -> None:
-    await a_run(journal, "r", outcome="passed")
+async def test_an_age_without_a_unit_prunes_nothing(journal: Any, age: Any) -> None:
+    await store_run(journal, "r", outcome="passed")
 
     with pytest.raises(TypeError, match=r"such as timedelta\(days=90\), not .*: a number does not"):
         await journal.prune(age)
@@ -1489,11 +1492,11 @@ async def test_what_does_not_tell_its_unit_prunes_nothing(journal: Any, age: Any
 
 
 async def test_many_runs_are_pruned(journal: Any) -> None:
-    books = [await opened(journal, f"r{number}") for number in range(150)]
-    for book in books:
-        book.append(started())
-        book.append(RunFinished(1.0, "passed"))
-    await asyncio.gather(*(book.close() for book in books))
+    sessions = [await opened(journal, f"r{number}") for number in range(150)]
+    for session in sessions:
+        session.append(started())
+        session.append(RunFinished(1.0, "passed"))
+    await asyncio.gather(*(session.close() for session in sessions))
 
     assert len(await journal.runs()) == 100
     assert len(await journal.runs(limit=None)) == 150
@@ -1501,14 +1504,14 @@ async def test_many_runs_are_pruned(journal: Any) -> None:
     assert await journal.runs() == []
 
 
-async def test_few_events_are_deleted_at_once_however_many_a_run_has(journal: Any) -> None:
+async def test_pruning_deletes_large_runs_one_by_one(journal: Any) -> None:
     for run_id, count in (("small 1", 1), ("small 2", 1), ("large 1", 1_500), ("large 2", 2_500)):
-        book = await opened(journal, run_id)
-        book.append(started(run_id))
+        session = await opened(journal, run_id)
+        session.append(started(run_id))
         for number in range(count):
-            book.append(attempt(number))
-        book.append(RunFinished(1.0, "passed"))
-        await book.close()
+            session.append(attempt(number))
+        session.append(RunFinished(1.0, "passed"))
+        await session.close()
     store, portions = journal._store, []
     prune = store.prune
     store.prune = lambda run_ids, age: portions.append(run_ids) or prune(run_ids, age)
@@ -1518,63 +1521,61 @@ async def test_few_events_are_deleted_at_once_however_many_a_run_has(journal: An
     assert portions == [["large 1"], ["large 2"], ["small 1", "small 2"]]
 
 
-async def test_leases_of_runs_that_never_began_are_pruned(journal: Any, place: Any) -> None:
+async def test_leases_of_runs_that_never_started_are_pruned(journal: Any, database: Any) -> None:
     await (await opened(journal, "refused")).close()
-    book = await opened(journal, "beginning")
-    await a_run(journal, "running")
+    session = await opened(journal, "beginning")
+    await store_run(journal, "running")
 
     assert await journal.prune(timedelta(0), status="passed") == 0
-    assert len(place.query("SELECT run_id FROM leases")) == 3
+    assert len(database.query("SELECT run_id FROM leases")) == 3
     assert await journal.prune(timedelta(0)) == 0
 
-    assert sorted(place.query("SELECT run_id FROM leases")) == [("beginning",), ("running",)]
-    book.append(started("beginning"))
-    await book.close()
+    assert sorted(database.query("SELECT run_id FROM leases")) == [("beginning",), ("running",)]
+    session.append(started("beginning"))
+    await session.close()
 
 
 @pytest.mark.parametrize("outcome", [None, "passed", "interrupted"])
-async def test_a_run_can_be_forgotten(journal: Any, place: Any, outcome: Any) -> None:
-    await a_run(journal, "r", outcome=outcome)
-    await a_run(journal, "other")
+async def test_a_run_can_be_forgotten(journal: Any, database: Any, outcome: Any) -> None:
+    await store_run(journal, "r", outcome=outcome)
+    await store_run(journal, "other")
 
     await journal.forget("r")
 
     for table in ("events", "leases", "runs"):
-        assert place.query(f"SELECT DISTINCT run_id FROM {table}") == [("other",)]
+        assert database.query(f"SELECT DISTINCT run_id FROM {table}") == [("other",)]
     with pytest.raises(RunNotFoundError):
         await journal.forget("r")
 
 
-async def test_a_run_that_somebody_owns_is_not_forgotten(
-    make_journal: Make, journal: Any, place: Any
+async def test_an_active_run_is_not_forgotten(
+    make_journal: Make, journal: Any, database: Any
 ) -> None:
-    book = await opened(make_journal(owner="me"))
-    book.append(started())
-    await book.flush()
+    session = await opened(make_journal(owner="me"))
+    session.append(started())
+    await session.flush()
 
     with pytest.raises(RunAlreadyActiveError, match="'r' is active in me"):
         await journal.forget("r")
-    assert await kept_events(journal) == [started()]
+    assert await stored_events(journal) == [started()]
 
-    place.query("UPDATE leases SET expires_at = 1")
+    database.query("UPDATE leases SET expires_at = 1")
     await journal.forget("r")
-    book.append(attempt())
+    session.append(attempt())
     with pytest.raises(LeaseLostError):
-        await book.close()
+        await session.close()
 
 
-async def test_a_run_that_is_pruned_while_it_is_asked_for_is_not_found(
-    journal: Any, place: Any
-) -> None:
-    await a_run(journal, "r", outcome="passed")
+async def test_a_run_pruned_during_a_read_is_not_found(journal: Any, database: Any) -> None:
+    await store_run(journal, "r", outcome="passed")
     events = journal._reader.store.events
 
-    def too_late(*asked: Any) -> Any:
+    def after_pruning(*filters: Any) -> Any:
         for table in ("events", "runs", "leases"):
-            place.query(f"DELETE FROM {table}")
-        return events(*asked)
+            database.query(f"DELETE FROM {table}")
+        return events(*filters)
 
-    journal._reader.store.events = too_late
+    journal._reader.store.events = after_pruning
 
     with pytest.raises(RunNotFoundError):
         await journal.report("r")
@@ -1582,24 +1583,24 @@ async def test_a_run_that_is_pruned_while_it_is_asked_for_is_not_found(
         await journal.events("r")
 
 
-async def test_tokens_start_from_the_clock(journal: Any, place: Any) -> None:
-    """So that of a run id that was pruned and is used again is above all that it had."""
-    await a_run(journal, "r", outcome="passed")
-    ((before,),) = place.query("SELECT token FROM leases")
+async def test_tokens_start_from_the_clock(journal: Any, database: Any) -> None:
+    """A run id that is reused after pruning gets a token above all that it had before."""
+    await store_run(journal, "r", outcome="passed")
+    ((before,),) = database.query("SELECT token FROM leases")
     assert before == pytest.approx(time.time() * 1_000, abs=60_000)
 
     await (await opened(journal)).close()
 
-    assert place.query("SELECT token FROM leases") == [(before + 1,)]
+    assert database.query("SELECT token FROM leases") == [(before + 1,)]
 
 
-async def test_a_person_can_read_the_database(journal: Any, place: Any) -> None:
-    book = await opened(journal)
-    book.append(started())
-    book.append(StepSucceeded("a", 1, 1.0, journal.encode("x", {"größe": 1}, Any)))
-    await book.close()
+async def test_a_person_can_read_the_database(journal: Any, database: Any) -> None:
+    session = await opened(journal)
+    session.append(started())
+    session.append(StepSucceeded("a", 1, 1.0, journal.encode("x", {"größe": 1}, Any)))
+    await session.close()
 
-    rows = place.query("SELECT step, codec, payload FROM events ORDER BY position")
+    rows = database.query("SELECT step, codec, payload FROM events ORDER BY position")
 
     assert rows[1] == ("a", "json", '{"größe":1}')
     assert json.loads(rows[0][2])["dependencies"] == {"a": [], "b": ["a"]}
@@ -1608,9 +1609,7 @@ async def test_a_person_can_read_the_database(journal: Any, place: Any) -> None:
 @pytest.mark.parametrize(
     "run_id", ["a\0b", "\ud800", '"a', "a\n", "\x1b[2J", "a\x7f", "a\x85", ".", ".."]
 )
-async def test_a_run_id_that_could_not_stand_everywhere_is_refused(
-    journal: Any, run_id: str
-) -> None:
+async def test_a_run_id_unsafe_in_urls_or_terminals_is_refused(journal: Any, run_id: str) -> None:
     with pytest.raises(ValueError, match="so it must have no control characters") as caught:
         await opened(journal, run_id)
 
@@ -1622,11 +1621,11 @@ async def test_an_empty_run_id_is_refused(journal: Any) -> None:
         await opened(journal, "")
 
 
-async def test_any_other_run_id_is_fine(journal: Any, make_journal: Make) -> None:
+async def test_every_other_run_id_is_accepted(journal: Any, make_journal: Make) -> None:
     ids = ["...", "./a", "a/../b", " ", "größe 7", "'a\"", "🚀", "%0A", "-x", "\\"]
 
     for run_id in ids:
-        await a_run(journal, run_id)
+        await store_run(journal, run_id)
 
     assert {record.run_id for record in await make_journal().runs()} == set(ids)
     assert [(await journal.record(run_id)).run_id for run_id in ids] == ids
@@ -1634,10 +1633,8 @@ async def test_any_other_run_id_is_fine(journal: Any, make_journal: Make) -> Non
 
 @pytest.mark.parametrize("run_id", ["", "a\0b", "\ud800", '"a'])
 @pytest.mark.parametrize("ask", ["record", "report", "events", "cancel", "forget"])
-async def test_nothing_is_found_under_an_id_that_no_run_can_have(
-    journal: Any, ask: str, run_id: str
-) -> None:
-    await a_run(journal, "ab")
+async def test_an_impossible_run_id_is_not_found(journal: Any, ask: str, run_id: str) -> None:
+    await store_run(journal, "ab")
 
     with pytest.raises(RunNotFoundError) as caught:
         await getattr(journal, ask)(run_id)
@@ -1647,12 +1644,12 @@ async def test_nothing_is_found_under_an_id_that_no_run_can_have(
 
 
 @pytest.mark.parametrize("run_id", ["a\n", ".", ".."])
-async def test_a_run_that_was_kept_before_its_id_was_refused_can_be_read(
-    journal: Any, place: Any, run_id: str
+async def test_a_stored_run_with_a_now_refused_id_can_be_read(
+    journal: Any, database: Any, run_id: str
 ) -> None:
-    await a_run(journal, "r", outcome="passed")
+    await store_run(journal, "r", outcome="passed")
     for table in ("events", "runs", "leases"):
-        place.query(f"UPDATE {table} SET run_id = '{run_id}'")
+        database.query(f"UPDATE {table} SET run_id = '{run_id}'")
 
     assert (await journal.record(run_id)).status == "passed"
     assert len(await journal.events(run_id)) == 2

@@ -1,4 +1,4 @@
-"""How people find runs among many: by page, by a part of a name, by whether anybody runs them."""
+"""Callers find runs by page, by part of a name, and by whether a process runs them."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ async def a_run(
     outcome: Any = "passed",
     pipeline: str = "",
 ) -> None:
-    book, _ = await journal.open(run_id, wait=False, read=list)
-    book.append(RunStarted(run_id, wall_time, {"a": ()}, pipeline))
+    session, _ = await journal.open(run_id, wait=False, read=list)
+    session.append(RunStarted(run_id, wall_time, {"a": ()}, pipeline))
     if outcome:
-        book.append(RunFinished(9.0, outcome))
-    await book.close()
+        session.append(RunFinished(9.0, outcome))
+    await session.close()
 
 
 async def ids(runs: Any) -> list[str]:
@@ -43,7 +43,9 @@ async def ids(runs: Any) -> list[str]:
 # --- page by page --------------------------------------------------------------------------------
 
 
-async def test_all_runs_are_read_page_by_page_though_some_began_at_once(journal: Any) -> None:
+async def test_runs_are_read_page_by_page_even_if_several_started_at_the_same_time(
+    journal: Any,
+) -> None:
     for number in range(10):
         await a_run(journal, f"r{number}", float(number // 4), pipeline="p" if number % 2 else "q")
 
@@ -57,7 +59,7 @@ async def test_all_runs_are_read_page_by_page_though_some_began_at_once(journal:
     assert await ids(journal.runs(before=(1.0, "no such run"))) == await ids(journal.runs(before=1))
 
 
-async def test_a_page_may_end_at_a_time(journal: Any) -> None:
+async def test_a_page_can_end_at_a_time(journal: Any) -> None:
     for number in range(5):
         await a_run(journal, f"r{number}", float(number))
 
@@ -71,7 +73,7 @@ async def test_a_page_may_end_at_a_time(journal: Any) -> None:
 # --- by a part of a name -------------------------------------------------------------------------
 
 
-async def test_a_text_is_looked_for_in_ids_and_names_in_either_case(journal: Any) -> None:
+async def test_text_search_covers_ids_and_names_and_ignores_case(journal: Any) -> None:
     await a_run(journal, "Nightly-1", pipeline="etl")
     await a_run(journal, "x-2", pipeline="the NIGHTLY load")
     await a_run(journal, "Käse-3", pipeline="Ölpreise 100%")
@@ -96,7 +98,7 @@ async def test_a_text_is_looked_for_in_ids_and_names_in_either_case(journal: Any
 
 
 @given(st.text(st.sampled_from(string.punctuation + "aÄß 1"), min_size=1, max_size=6))
-def test_no_sign_means_anything_in_a_text(text: str) -> None:
+def test_no_character_of_a_search_text_is_a_wildcard(text: str) -> None:
     database = SQLite(":memory:", "FULL", 1.0)
     try:
         with database.reading() as cursor:
@@ -108,27 +110,27 @@ def test_no_sign_means_anything_in_a_text(text: str) -> None:
         database.close()
 
 
-async def test_any_sign_is_looked_for_as_it_is(journal: Any) -> None:
-    signs = string.punctuation + " ÄßİK"
-    await a_run(journal, f"-{signs}")
+async def test_every_character_of_a_search_text_matches_itself(journal: Any) -> None:
+    characters = string.punctuation + " ÄßİK"
+    await a_run(journal, f"-{characters}")
 
-    for sign in [*signs, signs, signs.lower()[:30]]:
-        assert await ids(journal.runs(text=sign)) == [f"-{signs}"], sign
-
-
-# --- by whether anybody runs them ----------------------------------------------------------------
+    for character in [*characters, characters, characters.lower()[:30]]:
+        assert await ids(journal.runs(text=character)) == [f"-{characters}"], character
 
 
-async def test_a_record_tells_an_orphan(make_journal: Make, place: Any) -> None:
+# --- by whether a process runs them --------------------------------------------------------------
+
+
+async def test_a_record_says_whether_its_run_is_orphaned(make_journal: Make, database: Any) -> None:
     journal = make_journal(owner="me")
     await a_run(journal, "ended", 1.0)
     await a_run(journal, "left", 2.0, outcome=None)
-    books = {}
+    sessions = {}
     for number, run_id in enumerate(["going on", "silent"]):
-        books[run_id], _ = await journal.open(run_id, wait=False, read=list)
-        books[run_id].append(RunStarted(run_id, 3.0 + number, {"a": ()}))
-        await books[run_id].flush()
-    place.query("UPDATE leases SET expires_at = 1 WHERE run_id = 'silent'")
+        sessions[run_id], _ = await journal.open(run_id, wait=False, read=list)
+        sessions[run_id].append(RunStarted(run_id, 3.0 + number, {"a": ()}))
+        await sessions[run_id].flush()
+    database.query("UPDATE leases SET expires_at = 1 WHERE run_id = 'silent'")
 
     runs = {run.run_id: run for run in await journal.runs()}
 
@@ -147,17 +149,19 @@ async def test_a_record_tells_an_orphan(make_journal: Make, place: Any) -> None:
     assert await ids(journal.runs(orphaned=False)) == ["going on", "ended"]
     assert await ids(journal.runs(orphaned=False, status="running")) == ["going on"]
     assert await journal.orphans() == await journal.runs(orphaned=True)
-    await books["going on"].close()
+    await sessions["going on"].close()
 
 
-async def test_orphans_are_found_among_very_many_runs(
-    journal: Any, place: Any, monkeypatch: pytest.MonkeyPatch
+async def test_orphans_are_found_across_many_pages(
+    journal: Any, database: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("asyncflow.journal._reader._PAGE", 3)
     for number in range(10):
         await a_run(journal, f"r{number}", float(number // 2), outcome=None)
-    place.query("UPDATE leases SET owner = 'x', process = '{}', expires_at = 1e12 WHERE token > 0")
-    place.query("UPDATE leases SET owner = NULL WHERE run_id IN ('r1', 'r8', 'r9')")
+    database.query(
+        "UPDATE leases SET owner = 'x', process = '{}', expires_at = 1e12 WHERE token > 0"
+    )
+    database.query("UPDATE leases SET owner = NULL WHERE run_id IN ('r1', 'r8', 'r9')")
 
     assert await ids(journal.runs(orphaned=True)) == ["r9", "r8", "r1"]
     assert await ids(journal.runs(orphaned=True, limit=2)) == ["r9", "r8"]
@@ -166,13 +170,13 @@ async def test_orphans_are_found_among_very_many_runs(
     assert await ids(journal.runs(orphaned=False, limit=4)) == ["r7", "r6", "r5", "r4"]
 
 
-# --- one of them ---------------------------------------------------------------------------------
+# --- one run -------------------------------------------------------------------------------------
 
 
-async def test_a_record_of_one_run(journal: Any, place: Any) -> None:
+async def test_one_run_has_one_record(journal: Any, database: Any) -> None:
     await a_run(journal, "nightly-1", 100.0, pipeline='"etl')
     await a_run(journal, "nightly-2", 200.0, outcome=None)
-    place.query("UPDATE runs SET updated_at = 107.5")
+    database.query("UPDATE runs SET updated_at = 107.5")
 
     ended = await journal.record("nightly-1")
 
@@ -187,12 +191,12 @@ async def test_a_record_of_one_run(journal: Any, place: Any) -> None:
         await journal.record(1)
 
 
-def test_clocks_that_differ_make_no_negative_duration() -> None:
+def test_a_duration_is_never_negative_when_clocks_differ() -> None:
     assert RunRecord("r", "", "failed", 100.0, 99.0, None).duration_s == 0.0
 
 
 @pytest.mark.parametrize(
-    ("asked", "error", "says"),
+    ("filters", "error", "says"),
     [
         ({"before": "r1"}, TypeError, "before must be a datetime or seconds since the epoch, or"),
         ({"before": (1.0,)}, TypeError, "before must be a time, or what RunRecord.place gives"),
@@ -209,29 +213,29 @@ def test_clocks_that_differ_make_no_negative_duration() -> None:
         ({"orphaned": 1}, TypeError, "orphaned must be True, False or None, not int"),
     ],
 )
-async def test_what_makes_no_sense_is_not_asked_for(
-    journal: Any, asked: Any, error: type[Exception], says: str
+async def test_an_invalid_filter_is_refused(
+    journal: Any, filters: Any, error: type[Exception], says: str
 ) -> None:
     with pytest.raises(error, match=says):
-        await journal.runs(**asked)
+        await journal.runs(**filters)
 
 
-async def test_the_longest_text_is_looked_for(journal: Any) -> None:
+async def test_the_longest_search_text_is_accepted(journal: Any) -> None:
     await a_run(journal, "ä" * 1_000)
 
     assert len(await journal.runs(text="Ä" * 1_000)) == 1
 
 
-async def test_lists_of_many_runs_are_read_along_an_index(place: Any, journal: Any) -> None:
-    """Else, a page out of 100,000 runs would be sorted first."""
+async def test_run_lists_use_an_index(database: Any, journal: Any) -> None:
+    """Without the index, the database sorts 100,000 runs to return one page."""
     await journal.runs()
-    explain = "EXPLAIN QUERY PLAN" if place.__class__.__name__ == "SQLitePlace" else "EXPLAIN"
+    explain = "EXPLAIN QUERY PLAN" if database.__class__.__name__ == "TestedSQLite" else "EXPLAIN"
     if explain == "EXPLAIN":
-        place.query(
+        database.query(
             "INSERT INTO runs SELECT 'r' || n, 'p' || n % 9, 'passed', n, n "
             "FROM generate_series(1, 20000) n"
         )
-        place.query("ANALYZE runs")
+        database.query("ANALYZE runs")
     ordered = "ORDER BY started_at DESC, run_id DESC LIMIT 100"
     wheres = {
         "(started_at, run_id) < (9, 'r9')": "runs_by_start",
@@ -240,7 +244,7 @@ async def test_lists_of_many_runs_are_read_along_an_index(place: Any, journal: A
     }
 
     for where, index in wheres.items():
-        plan = str(place.query(f"{explain} SELECT run_id FROM runs WHERE {where} {ordered}"))
+        plan = str(database.query(f"{explain} SELECT run_id FROM runs WHERE {where} {ordered}"))
 
         assert index in plan, plan
         assert "TEMP B-TREE" not in plan

@@ -1,4 +1,4 @@
-"""Runs whose journal is in PostgreSQL live through what happens to a server, or end in order."""
+"""Runs with a PostgreSQL journal survive server faults, or fail and can be resumed."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ async def journal(dsn: str) -> AsyncIterator[PostgresJournal]:
 
 
 async def opened(journal: PostgresJournal, run_id: str = "r") -> Any:
-    book, _ = await journal.open(run_id, wait=False, read=list)
-    return book
+    session, _ = await journal.open(run_id, wait=False, read=list)
+    return session
 
 
 def chain(length: int, calls: Counter[str] | None = None) -> list[WorkflowStep]:
-    """Steps of which each takes what the one before has returned, and counts its calls."""
+    """Return steps that each take the output of the previous one and count their calls."""
 
     def step(number: int) -> WorkflowStep:
         async def action(before: int = -1) -> int:
@@ -44,17 +44,17 @@ def chain(length: int, calls: Counter[str] | None = None) -> list[WorkflowStep]:
             return number
 
         name = f"s{number}"
-        needs = {"before": f"s{number - 1}"} if number else {}
-        return WorkflowStep(name, action, depends_on=needs)
+        depends_on = {"before": f"s{number - 1}"} if number else {}
+        return WorkflowStep(name, action, depends_on=depends_on)
 
     return [step(number) for number in range(length)]
 
 
-# --- faults that a run lives through --------------------------------------------------------------
+# --- faults that a run survives -------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("mode", ["fast", "immediate"])
-async def test_runs_live_through_restarts_of_the_server(
+async def test_runs_survive_restarts_of_the_server(
     journal: PostgresJournal, postgres_server: PostgresServer, mode: str
 ) -> None:
     calls: Counter[str] = Counter()
@@ -71,22 +71,24 @@ async def test_runs_live_through_restarts_of_the_server(
 
     assert all(report.all_passed for report in reports)
     assert set(calls.values()) == {4}
-    await assert_whole(journal, reports)
+    await assert_complete(journal, reports)
 
 
-async def test_runs_live_through_connections_that_are_cut_again_and_again(
+async def test_runs_survive_repeatedly_cut_connections(
     journal: PostgresJournal, postgres_server: PostgresServer
 ) -> None:
     calls: Counter[str] = Counter()
     succeeded: asyncio.Queue[None] = asyncio.Queue()
 
-    def hear(event: Event) -> None:
+    def observe(event: Event) -> None:
         if isinstance(event, StepSucceeded):
             succeeded.put_nowait(None)
 
     runs = asyncio.gather(
         *(
-            run_pipeline(chain(60, calls), run_id=f"r{number}", journal=journal, observers=[hear])
+            run_pipeline(
+                chain(60, calls), run_id=f"r{number}", journal=journal, observers=[observe]
+            )
             for number in range(4)
         )
     )
@@ -94,21 +96,23 @@ async def test_runs_live_through_connections_that_are_cut_again_and_again(
     cuts = 0
     for _ in range(4 * 60):
         await succeeded.get()
-        if succeeded.empty():  # so there is a commit between two cuts
-            cuts += len(await asyncio.to_thread(postgres_server.cut_connections, BY_THE_JOURNAL))
+        if succeeded.empty():  # so a commit happens between two cuts
+            cuts += len(
+                await asyncio.to_thread(postgres_server.cut_connections, JOURNAL_CONNECTIONS)
+            )
     reports = await runs
 
     assert cuts > 2
     assert all(report.all_passed for report in reports)
     assert set(calls.values()) == {4}
-    await assert_whole(journal, reports)
+    await assert_complete(journal, reports)
 
 
-BY_THE_JOURNAL = "application_name = 'asyncflow'"
+JOURNAL_CONNECTIONS = "application_name = 'asyncflow'"
 
 
-async def assert_whole(journal: PostgresJournal, reports: list[RunReport]) -> None:
-    """Each event of each run is there once, and they give the same report."""
+async def assert_complete(journal: PostgresJournal, reports: list[RunReport]) -> None:
+    """Assert that each event of each run is stored once and yields the same report."""
     for report in reports:
         events = await journal.events(report.run_id)
         assert [event.position for event in events] == list(range(1, len(events) + 1))
@@ -117,26 +121,26 @@ async def assert_whole(journal: PostgresJournal, reports: list[RunReport]) -> No
         assert (await journal.report(report.run_id)).to_json() == report.to_json()
 
 
-async def test_who_waits_for_a_run_lives_through_a_restart(
+async def test_a_waiting_caller_survives_a_restart_of_the_server(
     dsn: str, journal: PostgresJournal, postgres_server: PostgresServer
 ) -> None:
-    book = await opened(journal)
+    session = await opened(journal)
     async with PostgresJournal(dsn, lease_s=20.0) as other:
         waiting = asyncio.create_task(other.open("r", wait=True, read=list))
         await other.runs()
 
         await asyncio.to_thread(postgres_server.restart, "immediate")
         assert not waiting.done()
-        await book.close()
+        await session.close()
 
         theirs, _ = await waiting
         await theirs.close()
 
 
-# --- faults that end a run, which can go on later -------------------------------------------------
+# --- faults that fail a run, which can be resumed -------------------------------------------------
 
 
-async def test_a_run_ends_when_the_server_is_away_for_longer_than_a_lease(
+async def test_a_run_fails_when_the_server_is_down_for_longer_than_a_lease(
     dsn: str, postgres_server: PostgresServer
 ) -> None:
     calls: Counter[str] = Counter()
@@ -159,25 +163,25 @@ async def test_a_run_ends_when_the_server_is_away_for_longer_than_a_lease(
 
     assert not isinstance(caught.value, LeaseLostError)
     assert report.all_passed
-    # The end of s3 was not kept, so it runs again; what was kept does not, and s4 had not begun.
+    # The end of s3 was not stored, so s3 runs again; stored steps do not, and s4 had not started.
     assert calls == {"s0": 1, "s1": 1, "s2": 1, "s3": 2, "s4": 1, "s5": 1}
 
 
-async def test_a_run_ends_when_the_server_stands_still_for_longer_than_a_lease(
+async def test_a_run_fails_when_the_server_hangs_for_longer_than_a_lease(
     dsn: str, postgres_server: PostgresServer
 ) -> None:
     async with PostgresJournal(dsn, lease_s=0.6) as journal:
-        book = await opened(journal)
+        session = await opened(journal)
         failed = asyncio.get_running_loop().create_future()
-        book.watch(failed.set_result)
-        book.append(RunStarted("r", 1.0, {"a": ()}))
-        await book.flush()
+        session.watch(failed.set_result)
+        session.append(RunStarted("r", 1.0, {"a": ()}))
+        await session.flush()
 
         with postgres_server.frozen():
-            book.append(AttemptStarted("a", 1, 1.0))
+            session.append(AttemptStarted("a", 1, 1.0))
             failure = await failed
         with pytest.raises(JournalError):
-            await book.close()
+            await session.close()
 
         assert "the server has not answered for 0.6 s" in str(failure)
         events = [stored.event for stored in await journal.events("r")]
@@ -187,18 +191,18 @@ async def test_a_run_ends_when_the_server_stands_still_for_longer_than_a_lease(
         await again.close()
 
 
-async def test_a_journal_can_be_closed_while_the_server_is_away(
+async def test_a_journal_can_be_closed_while_the_server_is_down(
     dsn: str, postgres_server: PostgresServer
 ) -> None:
     journal = PostgresJournal(dsn, lease_s=0.6)
-    book = await opened(journal)
+    session = await opened(journal)
     postgres_server.stop()
     try:
-        book.append(RunStarted("r", 1.0, {"a": ()}))
+        session.append(RunStarted("r", 1.0, {"a": ()}))
 
         await journal.aclose()
         with pytest.raises(JournalError):
-            await book.close()
+            await session.close()
     finally:
         postgres_server.start()
 
@@ -217,7 +221,7 @@ def chain(run_id):
     def step(number):
         async def action(before=-1):
             assert before == number - 1
-            os.write(1, f"{run_id} {number}\\n".encode())  # as a whole, or not at all
+            os.write(1, f"{run_id} {number}\\n".encode())  # atomic
             return number
         needs = {"before": f"s{number - 1}"} if number else {}
         return WorkflowStep(f"s{number}", action, depends_on=needs)
@@ -252,18 +256,18 @@ def replica(dsn: str, seed: int) -> subprocess.Popen[str]:
 ALL_STEPS = sorted(f"r{run} {step}" for run in range(12) for step in range(8))
 
 
-def test_of_several_processes_each_run_is_one_ones_only(dsn: str) -> None:
+def test_each_run_is_executed_by_only_one_of_several_processes(dsn: str) -> None:
     processes = [replica(dsn, seed) for seed in range(3)]
 
     with ThreadPoolExecutor() as executor:
-        said = list(executor.map(lambda process: process.communicate(timeout=50)[0], processes))
+        outputs = list(executor.map(lambda process: process.communicate(timeout=50)[0], processes))
 
     assert [process.returncode for process in processes] == [0, 0, 0]
-    # Who comes when a run has ended gets its report, and no step runs again.
-    assert sorted(line for each in said for line in each.splitlines()) == ALL_STEPS
+    # A process that opens an ended run gets its report and runs no step again.
+    assert sorted(line for each in outputs for line in each.splitlines()) == ALL_STEPS
 
 
-async def test_what_a_killed_process_leaves_is_finished_by_another_one(
+async def test_another_process_finishes_the_runs_of_a_killed_process(
     dsn: str, postgres_server: PostgresServer
 ) -> None:
     with replica(dsn, 1) as first:
@@ -281,10 +285,10 @@ async def test_what_a_killed_process_leaves_is_finished_by_another_one(
     async with PostgresJournal(dsn) as journal:
         for record in await journal.runs():
             assert record.status == "passed"
-            await assert_each_call_was_kept_before(journal, record.run_id, calls)
+            await assert_each_call_was_stored_first(journal, record.run_id, calls)
 
 
-async def assert_each_call_was_kept_before(
+async def assert_each_call_was_stored_first(
     journal: PostgresJournal, run_id: str, calls: Counter[str]
 ) -> None:
     events = [stored.event for stored in await journal.events(run_id)]

@@ -1,4 +1,4 @@
-"""The tests' own server does not outlive them."""
+"""The PostgreSQL server of the tests does not outlive them."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ with running_server() as server:
 """
 
 
-def test_the_server_ends_when_the_tests_are_killed(postgres_server: PostgresServer) -> None:
-    folder_of_the_tests = str(Path(__file__).parents[1])
+def test_the_server_stops_when_the_test_process_is_killed(postgres_server: PostgresServer) -> None:
+    tests_folder = str(Path(__file__).parents[1])
 
-    # What waits for their end has their standard output too: so this returns when it has ended.
+    # The process that stops the server inherits the standard output, so run() waits for it too.
     process = subprocess.run(
-        [sys.executable, "-c", KILLED, folder_of_the_tests],
+        [sys.executable, "-c", KILLED, tests_folder],
         stdout=subprocess.PIPE,
         timeout=40,
         text=True,

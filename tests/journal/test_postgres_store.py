@@ -1,4 +1,4 @@
-"""A store in PostgreSQL through what happens to servers, connections and processes."""
+"""The PostgreSQL store survives faults of servers, connections and processes."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from asyncflow.journal._queries import RunFilter
 from asyncflow.journal._store import Change, Claim, CommitBatch
 
 MINE = Claim("me", "{}", 30.0, lambda process: False)
-TAKING_OVER = Claim("somebody else", "{}", 30.0, lambda process: True)
+TAKEOVER = Claim("another owner", "{}", 30.0, lambda process: True)
 
 MakeStore = Callable[..., PostgresStore]
 
@@ -47,7 +47,7 @@ def store(make_store: MakeStore) -> PostgresStore:
 
 
 @pytest.fixture
-def elsewhere() -> Iterator[ThreadPoolExecutor]:
+def executor() -> Iterator[ThreadPoolExecutor]:
     with ThreadPoolExecutor() as executor:
         yield executor
 
@@ -71,7 +71,7 @@ def process_of(store: PostgresStore) -> int:
     return pid
 
 
-def test_what_is_written_comes_back_as_it_was(store: PostgresStore) -> None:
+def test_events_come_back_unchanged(store: PostgresStore) -> None:
     token = store.claim("r", MINE)
     events = [
         AttemptStarted("%s ? ü", 1, 1 / 3),
@@ -88,7 +88,7 @@ def test_what_is_written_comes_back_as_it_was(store: PostgresStore) -> None:
 # --- connections that are cut, and servers that restart -------------------------------------------
 
 
-def test_an_idle_connection_that_was_cut_is_made_anew(
+def test_a_cut_idle_connection_is_replaced(
     store: PostgresStore, postgres_server: PostgresServer
 ) -> None:
     token = store.claim("r", MINE)
@@ -99,7 +99,7 @@ def test_an_idle_connection_that_was_cut_is_made_anew(
     assert positions(store, "r") == [1]
 
 
-def test_a_request_lives_through_a_cut_connection(
+def test_a_cancellation_request_survives_a_cut_connection(
     store: PostgresStore, postgres_server: PostgresServer
 ) -> None:
     token = store.claim("r", MINE)
@@ -116,7 +116,7 @@ def test_a_request_lives_through_a_cut_connection(
 
 
 @pytest.mark.parametrize("mode", ["fast", "immediate"])
-def test_a_server_may_restart_between_two_transactions(
+def test_a_store_survives_a_restart_between_two_transactions(
     store: PostgresStore, postgres_server: PostgresServer, mode: str
 ) -> None:
     token = store.claim("r", MINE)
@@ -133,30 +133,30 @@ def test_a_server_may_restart_between_two_transactions(
 
 
 @pytest.mark.parametrize("mode", ["fast", "immediate"])
-def test_a_server_may_restart_in_the_middle_of_a_transaction(
+def test_a_store_survives_a_restart_during_a_transaction(
     store: PostgresStore, postgres_server: PostgresServer, mode: str
 ) -> None:
     token = store.claim("r", MINE)
-    asked = []
+    taken = []
 
     def take() -> Sequence[CommitBatch]:
-        asked.append("once")
+        taken.append("once")
         postgres_server.restart(mode)
         return [batch("r", token, 1, 2)]
 
     lost = store.write(take)
 
-    assert asked == ["once"]
+    assert taken == ["once"]
     assert not lost
     assert positions(store, "r") == [1, 2]
 
 
-def test_a_server_may_be_away_for_a_while(
-    store: PostgresStore, postgres_server: PostgresServer, elsewhere: ThreadPoolExecutor
+def test_a_store_survives_a_short_outage(
+    store: PostgresStore, postgres_server: PostgresServer, executor: ThreadPoolExecutor
 ) -> None:
     token = store.claim("r", MINE)
     postgres_server.stop()
-    tried = elsewhere.submit(store.write, lambda: [batch("r", token, 1)])
+    tried = executor.submit(store.write, lambda: [batch("r", token, 1)])
     until(lambda: store.database.answered_at and store.database._connection is None)
     postgres_server.start()
 
@@ -164,16 +164,16 @@ def test_a_server_may_be_away_for_a_while(
     assert positions(store, "r") == [1]
 
 
-# --- commits that nobody was told of --------------------------------------------------------------
+# --- unacknowledged commits -----------------------------------------------------------------------
 
 
-def test_an_untold_commit_is_not_done_twice(
-    store: PostgresStore, postgres_server: PostgresServer, elsewhere: ThreadPoolExecutor
+def test_an_unacknowledged_commit_is_not_repeated(
+    store: PostgresStore, postgres_server: PostgresServer, executor: ThreadPoolExecutor
 ) -> None:
     token = store.claim("r", MINE)
 
-    with postgres_server.untold_commits() as cut:
-        writing = elsewhere.submit(store.write, lambda: [batch("r", token, 1, 2)])
+    with postgres_server.unacknowledged_commits() as cut:
+        writing = executor.submit(store.write, lambda: [batch("r", token, 1, 2)])
         cut()
 
     assert writing.result() == set()
@@ -181,34 +181,34 @@ def test_an_untold_commit_is_not_done_twice(
     assert store.write(lambda: [batch("r", token, 3)]) == set()
 
 
-def test_an_untold_commit_that_gave_up_the_claim_is_no_lost_lease(
-    store: PostgresStore, postgres_server: PostgresServer, elsewhere: ThreadPoolExecutor
+def test_an_unacknowledged_commit_with_a_release_is_not_a_lost_lease(
+    store: PostgresStore, postgres_server: PostgresServer, executor: ThreadPoolExecutor
 ) -> None:
     token, only = store.claim("r", MINE), store.claim("only released", MINE)
     batches = [batch("r", token, 1, release=True), batch("only released", only, release=True)]
 
-    with postgres_server.untold_commits() as cut:
-        writing = elsewhere.submit(store.write, lambda: batches)
+    with postgres_server.unacknowledged_commits() as cut:
+        writing = executor.submit(store.write, lambda: batches)
         cut()
 
     assert writing.result() == set()
     assert store.claim("r", MINE) == token + 1
 
 
-def test_an_untold_release_alone_is_no_lost_lease(
-    store: PostgresStore, postgres_server: PostgresServer, elsewhere: ThreadPoolExecutor
+def test_an_unacknowledged_release_alone_is_not_a_lost_lease(
+    store: PostgresStore, postgres_server: PostgresServer, executor: ThreadPoolExecutor
 ) -> None:
     token = store.claim("r", MINE)
 
-    with postgres_server.untold_commits() as cut:
-        writing = elsewhere.submit(store.write, lambda: [batch("r", token, release=True)])
+    with postgres_server.unacknowledged_commits() as cut:
+        writing = executor.submit(store.write, lambda: [batch("r", token, release=True)])
         cut()
 
     assert writing.result() == set()
     assert store.claim("r", MINE) == token + 1
 
 
-def test_a_claim_whose_release_was_cut_off_is_given_up_all_the_same(
+def test_an_interrupted_release_is_repeated(
     store: PostgresStore, postgres_server: PostgresServer
 ) -> None:
     token = store.claim("r", MINE)
@@ -223,21 +223,21 @@ def test_a_claim_whose_release_was_cut_off_is_given_up_all_the_same(
     assert store.claim("r", MINE) == token + 1
 
 
-def test_an_untold_claim_is_not_taken_for_that_of_another(
-    store: PostgresStore, postgres_server: PostgresServer, elsewhere: ThreadPoolExecutor
+def test_an_unacknowledged_claim_is_recognized_as_its_own(
+    store: PostgresStore, postgres_server: PostgresServer, executor: ThreadPoolExecutor
 ) -> None:
     first = store.claim("r", MINE)
     store.release("r", first)
 
-    with postgres_server.untold_commits() as cut:
-        claiming = elsewhere.submit(store.claim, "r", MINE)
+    with postgres_server.unacknowledged_commits() as cut:
+        claiming = executor.submit(store.claim, "r", MINE)
         cut()
 
     assert claiming.result() == first + 1
     assert store.write(lambda: [batch("r", first + 1, 1)]) == set()
 
 
-def test_a_claim_of_another_is_not_taken_for_an_untold_one(
+def test_another_owners_claim_is_not_mistaken_for_an_unacknowledged_one(
     store: PostgresStore, make_store: MakeStore, postgres_server: PostgresServer
 ) -> None:
     other = make_store()
@@ -247,16 +247,16 @@ def test_a_claim_of_another_is_not_taken_for_an_untold_one(
     def is_dead(process: str) -> bool:
         has_cut = postgres_server.cut_connections(f"pid = {pid}")
         if has_cut:
-            other.claim("r", TAKING_OVER)
+            other.claim("r", TAKEOVER)
         return bool(has_cut)
 
     with pytest.raises(RunAlreadyActiveError) as caught:
         store.claim("r", MINE._replace(is_dead=is_dead))
 
-    assert caught.value.owner == "somebody else"
+    assert caught.value.owner == "another owner"
 
 
-def test_who_has_lost_a_run_while_the_connection_was_cut_writes_nothing(
+def test_a_lease_lost_while_the_connection_was_cut_prevents_writes(
     store: PostgresStore, make_store: MakeStore, postgres_server: PostgresServer
 ) -> None:
     other = make_store()
@@ -265,7 +265,7 @@ def test_who_has_lost_a_run_while_the_connection_was_cut_writes_nothing(
 
     def take() -> Sequence[CommitBatch]:
         postgres_server.cut_connections(f"pid = {pid}")
-        theirs = other.claim("r", TAKING_OVER)
+        theirs = other.claim("r", TAKEOVER)
         other.write(lambda: [batch("r", theirs, 1, attempt=7)])
         return [batch("r", token, 1, 2)]
 
@@ -275,17 +275,17 @@ def test_who_has_lost_a_run_while_the_connection_was_cut_writes_nothing(
     assert store.events("r") == [(1, AttemptStarted("a", 7, 1 / 3))]
 
 
-def test_a_transaction_may_be_written_for_one_run_and_be_lost_for_another(
+def test_a_transaction_commits_the_valid_runs_and_reports_the_lost_leases(
     store: PostgresStore,
     make_store: MakeStore,
     postgres_server: PostgresServer,
-    elsewhere: ThreadPoolExecutor,
+    executor: ThreadPoolExecutor,
 ) -> None:
     a, b = store.claim("a", MINE), store.claim("b", MINE)
-    make_store().claim("b", TAKING_OVER)
+    make_store().claim("b", TAKEOVER)
 
-    with postgres_server.untold_commits() as cut:
-        writing = elsewhere.submit(store.write, lambda: [batch("a", a, 1), batch("b", b, 1)])
+    with postgres_server.unacknowledged_commits() as cut:
+        writing = executor.submit(store.write, lambda: [batch("a", a, 1), batch("b", b, 1)])
         cut()
 
     assert writing.result() == {("b", b)}
@@ -293,33 +293,33 @@ def test_a_transaction_may_be_written_for_one_run_and_be_lost_for_another(
     assert positions(store, "b") == []
 
 
-# --- processes that stand still, and servers that do ----------------------------------------------
+# --- processes and servers that hang --------------------------------------------------------------
 
 
-def test_who_stands_still_in_a_transaction_does_not_keep_others_out(
+def test_a_client_that_hangs_in_a_transaction_does_not_block_others(
     store: PostgresStore, make_store: MakeStore
 ) -> None:
     slow = make_store(lease_s=0.6)
     token = slow.claim("r", MINE._replace(lease_s=0.01))
 
-    def stand_still() -> None:
+    def hang() -> None:
         with slow.database.transaction() as cursor:
             cursor.execute("SELECT 1 FROM asyncflow.leases FOR UPDATE")
-            assert store.claim("r", TAKING_OVER) == token + 1  # waits for the row
+            assert store.claim("r", TAKEOVER) == token + 1  # waits for the row
 
     with pytest.raises(JournalError, match="idle-in-transaction timeout"):
-        stand_still()
+        hang()
 
     assert slow.write(lambda: [batch("r", token, 1)]) == {("r", token)}
 
 
-def test_a_server_may_stand_still_for_a_while(
-    store: PostgresStore, postgres_server: PostgresServer, elsewhere: ThreadPoolExecutor
+def test_a_store_survives_a_short_hang_of_the_server(
+    store: PostgresStore, postgres_server: PostgresServer, executor: ThreadPoolExecutor
 ) -> None:
     token = store.claim("r", MINE)
 
     with postgres_server.frozen():
-        writing = elsewhere.submit(store.write, lambda: [batch("r", token, 1)])
+        writing = executor.submit(store.write, lambda: [batch("r", token, 1)])
         connection = store.database._connection
         assert connection is not None
         until(lambda: connection.info.transaction_status == TransactionStatus.ACTIVE)
@@ -328,7 +328,7 @@ def test_a_server_may_stand_still_for_a_while(
     assert positions(store, "r") == [1]
 
 
-def test_a_server_that_stands_still_for_longer_than_a_lease_is_given_up(
+def test_a_store_gives_up_on_a_server_that_hangs_for_longer_than_a_lease(
     make_store: MakeStore, postgres_server: PostgresServer
 ) -> None:
     store = make_store(lease_s=0.5)
@@ -342,7 +342,7 @@ def test_a_server_that_stands_still_for_longer_than_a_lease_is_given_up(
     assert positions(store, "r") in ([], [1])
 
 
-def test_a_server_that_is_away_for_longer_than_a_lease_is_given_up(
+def test_a_store_gives_up_on_a_server_that_is_down_for_longer_than_a_lease(
     make_store: MakeStore, postgres_server: PostgresServer
 ) -> None:
     store = make_store(lease_s=0.5)
@@ -353,7 +353,7 @@ def test_a_server_that_is_away_for_longer_than_a_lease_is_given_up(
     with pytest.raises(JournalError, match=r"the connection was lost.*refused") as caught:
         store.write(lambda: [batch("r", token, 1)])
     waited = time.monotonic() - started
-    # Nobody waits for it again until it has been there.
+    # The store does not wait again before the server has answered once.
     with pytest.raises(JournalError, match=r"the connection was lost.*refused"):
         store.write(lambda: [batch("r", token, 1)])
     not_waited = time.monotonic() - started - waited
@@ -366,7 +366,7 @@ def test_a_server_that_is_away_for_longer_than_a_lease_is_given_up(
     assert positions(store, "r") == [1]
 
 
-def test_a_client_whose_clock_is_wrong_takes_nothing_from_others(
+def test_a_client_with_a_wrong_clock_takes_no_lease_from_others(
     store: PostgresStore, make_store: MakeStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     other = make_store()
@@ -385,14 +385,14 @@ def test_a_client_whose_clock_is_wrong_takes_nothing_from_others(
 # --- other transactions ---------------------------------------------------------------------------
 
 
-def test_a_run_that_is_pruned_while_it_is_claimed_is_claimed_as_a_new_one(
-    dsn: str, store: PostgresStore, elsewhere: ThreadPoolExecutor, postgres_server: PostgresServer
+def test_a_run_pruned_during_a_claim_is_claimed_as_a_new_one(
+    dsn: str, store: PostgresStore, executor: ThreadPoolExecutor, postgres_server: PostgresServer
 ) -> None:
     store.release("r", store.claim("r", MINE))
 
     with psycopg.connect(dsn) as pruning:
         pruning.execute("SELECT 1 FROM asyncflow.leases FOR UPDATE")
-        claiming = elsewhere.submit(store.claim, "r", MINE)
+        claiming = executor.submit(store.claim, "r", MINE)
         until(lambda: postgres_server.execute(WAITING_FOR_A_LOCK))
         pruning.execute("DELETE FROM asyncflow.leases")
 
@@ -405,12 +405,12 @@ WAITING_FOR_A_LOCK = "SELECT 1 FROM pg_stat_activity WHERE wait_event_type = 'Lo
 
 @pytest.fixture
 def fail_once(dsn: str, store: PostgresStore) -> Callable[[str], None]:
-    """Let the first event that is written fail with a state of SQL."""
+    """Return a function that makes the first event write fail with an SQLSTATE."""
 
     def prepare(state: str) -> None:
         store.runs(RunFilter())
         with psycopg.connect(dsn) as connection:
-            # A sequence counts on, whatever becomes of the transaction.
+            # A rollback does not reset a sequence.
             connection.execute("CREATE SEQUENCE failures")
             connection.execute(
                 "CREATE FUNCTION fail() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN "
@@ -430,7 +430,7 @@ def fail_once(dsn: str, store: PostgresStore) -> Callable[[str], None]:
     "state",
     ["serialization_failure", "deadlock_detected", "lock_not_available", "query_canceled"],
 )
-def test_what_fails_for_the_sake_of_another_transaction_is_done_again(
+def test_a_transaction_that_conflicts_with_another_is_retried(
     store: PostgresStore, fail_once: Callable[[str], None], state: str
 ) -> None:
     fail_once(state)
@@ -449,7 +449,7 @@ def test_what_fails_for_the_sake_of_another_transaction_is_done_again(
         ("internal_error", "the database failed (it is said to fail); what was committed before"),
     ],
 )
-def test_what_fails_for_good_is_told_with_what_is_safe(
+def test_a_permanent_failure_says_what_is_safe(
     store: PostgresStore, fail_once: Callable[[str], None], state: str, problem: str
 ) -> None:
     fail_once(state)
@@ -464,7 +464,7 @@ def test_what_fails_for_good_is_told_with_what_is_safe(
     assert store.write(lambda: [batch("r", token, 1)]) == set()
 
 
-def test_many_runs_are_pruned_without_a_trace(store: PostgresStore, dsn: str) -> None:
+def test_pruning_leaves_no_trace_of_a_run(store: PostgresStore, dsn: str) -> None:
     for name in ("old", "active"):
         token = store.claim(name, MINE)
         ended = Change("passed", "", 0.0)
@@ -484,8 +484,8 @@ def test_many_runs_are_pruned_without_a_trace(store: PostgresStore, dsn: str) ->
             assert names.fetchall() == [("active",)]
 
 
-def test_a_run_that_goes_on_while_it_is_to_be_pruned_is_left(
-    dsn: str, store: PostgresStore, elsewhere: ThreadPoolExecutor, postgres_server: PostgresServer
+def test_a_run_resumed_during_pruning_is_not_pruned(
+    dsn: str, store: PostgresStore, executor: ThreadPoolExecutor, postgres_server: PostgresServer
 ) -> None:
     token = store.claim("r", MINE)
     rows = batch("r", token, 1).rows
@@ -493,7 +493,7 @@ def test_a_run_that_goes_on_while_it_is_to_be_pruned_is_left(
 
     with psycopg.connect(dsn) as resuming:
         resuming.execute("SELECT 1 FROM asyncflow.leases FOR UPDATE")
-        pruning = elsewhere.submit(store.prune, ["r"], 0.0)
+        pruning = executor.submit(store.prune, ["r"], 0.0)
         until(lambda: postgres_server.execute(WAITING_FOR_A_LOCK))
         resuming.execute("UPDATE asyncflow.leases SET token = token + 1")
         resuming.execute("UPDATE asyncflow.runs SET status = 'running'")

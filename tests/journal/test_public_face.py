@@ -1,4 +1,4 @@
-"""What users rely on: these names, from this place, with documentation."""
+"""The public names of `asyncflow.journal`: their module, order and documentation."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ NAMES = [name for name in journal.__all__ if name != "RunStatus"]
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_public_name_says_where_it_comes_from(name: str) -> None:
+def test_a_public_name_reports_the_public_module(name: str) -> None:
     public: Any = getattr(journal, name)
 
     assert public.__module__ == "asyncflow.journal"
@@ -25,7 +25,7 @@ def test_a_public_name_says_where_it_comes_from(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_public_name_and_all_that_it_has_are_documented(name: str) -> None:
+def test_each_public_name_and_its_members_are_documented(name: str) -> None:
     public: Any = getattr(journal, name)
 
     members = [each for each in dir(public) if not each.startswith("_")]
@@ -35,19 +35,19 @@ def test_a_public_name_and_all_that_it_has_are_documented(name: str) -> None:
     assert (inspect.getdoc(public) or "").count("\n") > 2 or fields
 
 
-def test_the_names_are_in_order() -> None:
+def test_public_names_are_sorted() -> None:
     assert journal.__all__ == sorted(journal.__all__)
 
 
 @pytest.mark.parametrize("make", [PostgresJournal, SQLiteJournal])
 @pytest.mark.parametrize(("lease_s", "limit"), [(0.0, "at least 0.1"), (1e9, "at most 86400")])
-def test_a_lease_lasts_neither_too_short_nor_too_long(
+def test_a_lease_duration_outside_its_range_is_refused(
     make: Callable[..., object], lease_s: float, limit: str
 ) -> None:
     with pytest.raises(ValueError, match=f"lease_s must be .*{limit} s"):
         make("", lease_s=lease_s)
 
 
-def test_the_address_of_a_postgres_journal_is_a_text() -> None:
+def test_the_dsn_of_a_postgres_journal_must_be_a_string() -> None:
     with pytest.raises(TypeError, match="dsn must be a str, not int"):
         PostgresJournal(3)  # type: ignore[arg-type]

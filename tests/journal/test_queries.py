@@ -31,21 +31,21 @@ def test_a_status_is_accepted_as_it_is_displayed(status: Any) -> None:
     assert RunFilter.listed(status.upper()) == RunFilter.listed(status)
 
 
-def test_a_run_that_has_not_ended_is_running_by_its_record_and_orphaned_or_not_in_a_list() -> None:
-    def asked(where: RunFilter) -> tuple[object, object]:
+def test_an_orphaned_run_counts_as_running_in_its_record_but_not_in_a_list() -> None:
+    def conditions(where: RunFilter) -> tuple[object, object]:
         return where.status, where.orphaned
 
-    assert asked(RunFilter("running")) == ("running", None)
-    assert asked(RunFilter("running", orphaned=True)) == ("running", True)
-    assert asked(RunFilter("orphaned")) == ("running", True)
-    assert asked(RunFilter(orphaned=True)) == ("running", True)
-    assert asked(RunFilter.listed("running")) == ("running", False)
-    assert asked(RunFilter.listed("orphaned")) == ("running", True)
-    assert asked(RunFilter.listed("failed")) == ("failed", None)
-    assert asked(RunFilter.listed(None)) == (None, None)
+    assert conditions(RunFilter("running")) == ("running", None)
+    assert conditions(RunFilter("running", orphaned=True)) == ("running", True)
+    assert conditions(RunFilter("orphaned")) == ("running", True)
+    assert conditions(RunFilter(orphaned=True)) == ("running", True)
+    assert conditions(RunFilter.listed("running")) == ("running", False)
+    assert conditions(RunFilter.listed("orphaned")) == ("running", True)
+    assert conditions(RunFilter.listed("failed")) == ("failed", None)
+    assert conditions(RunFilter.listed(None)) == (None, None)
 
 
-def test_a_filter_is_what_it_was_after_its_conditions_were_checked_again() -> None:
+def test_checking_a_filter_twice_changes_nothing() -> None:
     where = RunFilter.listed(
         "ORPHANED",
         pipeline='"etl',
@@ -60,7 +60,7 @@ def test_a_filter_is_what_it_was_after_its_conditions_were_checked_again() -> No
 
 
 @pytest.mark.parametrize("status", ["lost", "PASSED ", "", 3])
-def test_an_unknown_status_is_refused_with_those_that_there_are(status: Any) -> None:
+def test_an_unknown_status_is_refused_with_the_valid_ones(status: Any) -> None:
     with pytest.raises(ValueError, match=r"status must be one of 'running', 'orphaned', .*, not "):
         RunFilter(status)
 
@@ -81,7 +81,7 @@ def test_a_status_that_contradicts_another_condition_is_refused() -> None:
         ("99999d", 0.0),
         ("2024-06-01T12:00Z", NOW_S),
         ("2024-06-01T14:00+02:00", NOW_S),
-        ("2024-06-01", datetime(2024, 6, 1).timestamp()),  # local
+        ("2024-06-01", datetime(2024, 6, 1).timestamp()),  # local time
         ("20240601", datetime(2024, 6, 1).timestamp()),
         ("2999-01-01", datetime(2999, 1, 1).timestamp()),
         ("1717243200", 1_717_243_200.0),
@@ -89,7 +89,7 @@ def test_a_status_that_contradicts_another_condition_is_refused() -> None:
         ("0.5", 0.5),
     ],
 )
-def test_a_time_is_an_age_or_a_date_or_seconds(text: str, seconds: float) -> None:
+def test_a_time_is_an_age_a_date_or_seconds_since_the_epoch(text: str, seconds: float) -> None:
     assert parse_time(text, NOW_S) == seconds
 
 
@@ -100,6 +100,6 @@ def test_a_time_is_an_age_or_a_date_or_seconds(text: str, seconds: float) -> Non
         *("0001-01-01", "99999-01-01", "9999999w", f"{'9' * 5_000}d"),
     ],
 )
-def test_an_invalid_time_is_refused_with_what_to_type(text: str) -> None:
+def test_an_invalid_time_is_refused_with_examples(text: str) -> None:
     with pytest.raises(ValueError, match=r"^invalid time '.*'; use an age \(2h, 3d\) or an ISO"):
         parse_time(text, NOW_S)

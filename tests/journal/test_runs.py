@@ -1,4 +1,4 @@
-"""Runs of pipelines with a journal, and what it tells of them afterwards."""
+"""A journal stores pipeline runs and returns their reports."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ CALLS: list[int] = []
 
 
 @pytest.fixture(autouse=True)
-def no_calls_yet() -> None:
+def reset_calls() -> None:
     CALLS.clear()
 
 
@@ -53,20 +53,20 @@ async def run(journal: Any, **options: Any) -> Any:
     )
 
 
-async def test_a_journal_tells_the_report_of_a_run(make_journal: Any) -> None:
+async def test_a_journal_returns_the_report_of_a_finished_run(make_journal: Any) -> None:
     report = await run(make_journal(), fail_fast=False)
 
-    told = await make_journal().report("r")
+    stored = await make_journal().report("r")
 
-    assert str(told) == str(report)
-    assert told["load"].output == [2, 4, 6]  # of a tuple, JSON knows nothing
-    assert [item.output for item in told["doubled"].items or ()] == [2, 4, 6]
-    assert told["flaky"].history[0].error.message == "call 1"
-    assert (told.run_id, told.wall_time) == (report.run_id, report.wall_time)
-    assert told.total_duration_ms == report.total_duration_ms
+    assert str(stored) == str(report)
+    assert stored["load"].output == [2, 4, 6]  # JSON has no tuples
+    assert [item.output for item in stored["doubled"].items or ()] == [2, 4, 6]
+    assert stored["flaky"].history[0].error.message == "call 1"
+    assert (stored.run_id, stored.wall_time) == (report.run_id, report.wall_time)
+    assert stored.total_duration_ms == report.total_duration_ms
 
 
-async def test_a_run_that_has_failed_goes_on_where_it_was(make_journal: Any) -> None:
+async def test_a_failed_run_resumes_where_it_stopped(make_journal: Any) -> None:
     failed = await run(make_journal(), fail_fast=False)
 
     passed = await run(make_journal(), fail_fast=False)
@@ -79,35 +79,35 @@ async def test_a_run_that_has_failed_goes_on_where_it_was(make_journal: Any) -> 
     assert str(await make_journal().report("r")) == str(passed)
 
 
-async def test_a_journal_tells_what_is_known_so_far(journal: Any) -> None:
-    book, _ = await journal.open("r", wait=False, read=list)
-    book.append(RunStarted("r", 7.0, {"a": (), "b": ("a",)}))
-    book.append(AttemptStarted("a", 1, 1.0))
-    await book.flush()
+async def test_a_journal_reports_an_unfinished_run(journal: Any) -> None:
+    session, _ = await journal.open("r", wait=False, read=list)
+    session.append(RunStarted("r", 7.0, {"a": (), "b": ("a",)}))
+    session.append(AttemptStarted("a", 1, 1.0))
+    await session.flush()
 
-    told = await journal.report("r")
+    stored = await journal.report("r")
 
-    assert (told["a"].status, told["b"].status) == (StepStatus.RUNNING, StepStatus.PENDING)
-    await book.close()
+    assert (stored["a"].status, stored["b"].status) == (StepStatus.RUNNING, StepStatus.PENDING)
+    await session.close()
     with pytest.raises(RunNotFoundError):
         await journal.report("x")
 
 
-async def test_what_was_pickled_is_told_on_request_only(make_journal: Any) -> None:
+async def test_a_pickled_output_is_read_only_on_request(make_journal: Any) -> None:
     async def numbers() -> Any:
         return {1, 2}
 
     pickling = make_journal(codec="cloudpickle")
     await run_pipeline([WorkflowStep("numbers", numbers)], journal=pickling, run_id="r")
 
-    told = await make_journal().report("r")
+    stored = await make_journal().report("r")
 
-    assert isinstance(told["numbers"].output, RestoredOutput)
-    assert 'read only with codec="cloudpickle"' in told["numbers"].output.text
+    assert isinstance(stored["numbers"].output, RestoredOutput)
+    assert 'read only with codec="cloudpickle"' in stored["numbers"].output.text
     assert (await pickling.report("r"))["numbers"].output == {1, 2}
 
 
-async def test_a_chain_costs_one_transaction_a_step(journal: Any) -> None:
+async def test_a_chain_costs_one_transaction_per_step(journal: Any) -> None:
     async def step() -> int:
         return 1
 
@@ -136,7 +136,7 @@ async def test_many_runs_share_a_journal(journal: Any) -> None:
     assert len(await journal.runs(status="passed")) == 20
 
 
-async def test_all_who_ask_at_once_for_a_run_that_has_passed_get_its_report(
+async def test_concurrent_callers_of_a_passed_run_all_receive_its_report(
     make_journal: Any,
 ) -> None:
     await run(make_journal(), fail_fast=False)
@@ -147,7 +147,7 @@ async def test_all_who_ask_at_once_for_a_run_that_has_passed_get_its_report(
     assert {str(report) for report in reports} == {str(passed)}
 
 
-async def test_a_passed_run_that_gets_new_steps_is_waited_for_by_all_who_say_so(
+async def test_callers_that_wait_resume_a_passed_run_with_new_steps_one_by_one(
     make_journal: Any,
 ) -> None:
     journal = make_journal()

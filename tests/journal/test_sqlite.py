@@ -1,4 +1,4 @@
-"""What can go wrong with a file: each error says what happened, what is safe and what to do."""
+"""Each error of an SQLite file says what happened, what is safe and what to do."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def path(tmp_path: Path) -> Path:
     return tmp_path / "runs.db"
 
 
-def begun(run_id: str = "r") -> RunStarted:
+def run_started(run_id: str = "r") -> RunStarted:
     return RunStarted(run_id, 1.0, {"a": ()})
 
 
@@ -38,7 +38,7 @@ async def opened(journal: Any, run_id: str = "r") -> Any:
     return (await journal.open(run_id, wait=False, read=list))[0]
 
 
-async def problem_of(path: Path, **options: Any) -> str:
+async def problem_when_opened(path: Path, **options: Any) -> str:
     async with asyncio.timeout(20):
         with pytest.raises(JournalError) as caught:
             async with SQLiteJournal(path, **options):
@@ -50,7 +50,7 @@ async def problem_of(path: Path, **options: Any) -> str:
 
 @contextmanager
 def locked(path: Path) -> Iterator[sqlite3.Connection]:
-    """Another program has a transaction open."""
+    """Hold a write lock on the file, as another program with an open transaction does."""
     other = sqlite3.connect(path, isolation_level=None)
     other.execute("BEGIN IMMEDIATE")
     try:
@@ -59,8 +59,8 @@ def locked(path: Path) -> Iterator[sqlite3.Connection]:
         other.close()
 
 
-async def test_a_directory_that_is_missing(path: Path) -> None:
-    problem = await problem_of(path.parent / "missing" / "runs.db")
+async def test_a_missing_directory_is_reported(path: Path) -> None:
+    problem = await problem_when_opened(path.parent / "missing" / "runs.db")
 
     assert problem == (
         "it can't be opened (unable to open database file); nothing was changed: its directory "
@@ -68,16 +68,16 @@ async def test_a_directory_that_is_missing(path: Path) -> None:
     )
 
 
-async def test_a_directory_in_place_of_a_file(tmp_path: Path) -> None:
-    assert await problem_of(tmp_path) == (
+async def test_a_directory_instead_of_a_file_is_refused(tmp_path: Path) -> None:
+    assert await problem_when_opened(tmp_path) == (
         "it is a directory (unable to open database file); name a file in it, such as runs.db"
     )
 
 
-async def test_a_file_that_is_no_database(path: Path) -> None:
+async def test_a_file_that_is_not_a_database_is_left_unchanged(path: Path) -> None:
     path.write_bytes(b"Dear diary, " * 100)
 
-    problem = await problem_of(path)
+    problem = await problem_when_opened(path)
 
     assert problem.startswith(
         "it is not an SQLite database (file is not a database); it was left as"
@@ -85,13 +85,13 @@ async def test_a_file_that_is_no_database(path: Path) -> None:
     assert path.read_bytes() == b"Dear diary, " * 100
 
 
-async def test_a_damaged_database(path: Path) -> None:
+async def test_a_damaged_database_is_reported(path: Path) -> None:
     async with SQLiteJournal(path) as journal:
         for number in range(50):
-            book = await opened(journal, f"r{number}")
-            book.append(begun(f"r{number}"))
-            book.append(StepSucceeded("a", 1, 1.0, Payload("json", b'"%s"' % (b"x" * 2_000))))
-            await book.close()
+            session = await opened(journal, f"r{number}")
+            session.append(run_started(f"r{number}"))
+            session.append(StepSucceeded("a", 1, 1.0, Payload("json", b'"%s"' % (b"x" * 2_000))))
+            await session.close()
     content = path.read_bytes()
     path.write_bytes(content[:4_096] + b"\xa5" * (len(content) - 4_096))
 
@@ -100,14 +100,14 @@ async def test_a_damaged_database(path: Path) -> None:
             await opened(journal, "r1")
 
 
-async def test_a_newer_schema_is_left_alone(path: Path) -> None:
+async def test_a_database_with_a_newer_schema_is_left_unchanged(path: Path) -> None:
     async with SQLiteJournal(path):
         pass
     with sqlite3.connect(path) as other:
         other.execute("PRAGMA user_version = 99")
     other.close()
 
-    problem = await problem_of(path)
+    problem = await problem_when_opened(path)
 
     assert problem == (
         "a newer asyncflow has written it (schema 99; this one knows up to 2). It was left as it "
@@ -125,7 +125,7 @@ async def test_a_newer_schema_is_left_alone(path: Path) -> None:
         ("PRAGMA application_id = 7", ""),
     ],
 )
-async def test_a_database_of_another_program_is_left_as_it_is(
+async def test_a_database_of_another_program_is_left_unchanged(
     path: Path, statements: str, named: str
 ) -> None:
     other = sqlite3.connect(path)
@@ -133,7 +133,7 @@ async def test_a_database_of_another_program_is_left_as_it_is(
     other.close()
     content = path.read_bytes()
 
-    problem = await problem_of(path)
+    problem = await problem_when_opened(path)
 
     assert problem == (
         f"it is the database of another program{named}; it was left as it is: use another file"
@@ -141,7 +141,7 @@ async def test_a_database_of_another_program_is_left_as_it_is(
     assert path.read_bytes() == content
 
 
-async def test_a_file_says_whose_it_is(path: Path) -> None:
+async def test_a_database_file_carries_the_application_id(path: Path) -> None:
     async with SQLiteJournal(path):
         pass
 
@@ -154,17 +154,17 @@ WHOLE = f"{SAFE}, and nothing of this transaction was stored"
 
 
 @pytest.mark.realtime
-async def test_a_database_that_another_program_keeps_locked(path: Path) -> None:
+async def test_a_write_to_a_database_locked_by_another_program_fails(path: Path) -> None:
     async with SQLiteJournal(path, lease_s=0.3) as journal:
-        book = await opened(journal)
-        book.append(begun())
-        await book.flush()
+        session = await opened(journal)
+        session.append(run_started())
+        await session.flush()
         with locked(path):
-            book.append(AttemptStarted("a", 1, 1.0))
+            session.append(AttemptStarted("a", 1, 1.0))
 
             with pytest.raises(JournalError) as caught:
-                await book.close()
-        assert [stored.event for stored in await journal.events("r")] == [begun()]
+                await session.close()
+        assert [stored.event for stored in await journal.events("r")] == [run_started()]
 
     assert caught.value.problem == (
         "another process has kept the database locked for 0.1 s (database is locked); "
@@ -174,14 +174,14 @@ async def test_a_database_that_another_program_keeps_locked(path: Path) -> None:
 
 
 @pytest.mark.realtime
-async def test_a_new_file_that_another_program_keeps_locked(path: Path) -> None:
+async def test_opening_a_new_file_locked_by_another_program_fails(path: Path) -> None:
     with locked(path):
-        problem = await problem_of(path, lease_s=0.3)
+        problem = await problem_when_opened(path, lease_s=0.3)
 
     assert problem.startswith("another process has kept the database locked for 0.1 s")
 
 
-async def test_a_lock_that_goes_away_in_time_is_waited_for(path: Path) -> None:
+async def test_a_journal_waits_for_a_lock_to_be_released(path: Path) -> None:
     with locked(path) as other:
         async with asyncio.timeout(20):
             journal = SQLiteJournal(path)
@@ -189,26 +189,26 @@ async def test_a_lock_that_goes_away_in_time_is_waited_for(path: Path) -> None:
             while not journal._write_thread.has_started:
                 await asyncio.sleep(0.001)
             other.execute("ROLLBACK")
-            book = await opening
+            session = await opening
 
-    book.append(begun())
-    await book.close()
+    session.append(run_started())
+    await session.close()
     await journal.aclose()
 
 
-async def test_runs_whose_disk_is_full_fail_and_can_go_on_later(path: Path) -> None:
+async def test_runs_fail_on_a_full_disk_and_can_be_resumed(path: Path) -> None:
     journal = SQLiteJournal(path)
-    book, other = await opened(journal), await opened(journal, "other")
-    book.append(begun())
-    await book.flush()
+    session, other = await opened(journal), await opened(journal, "other")
+    session.append(run_started())
+    await session.flush()
     connection = journal._store.database._connection  # type: ignore[attr-defined]
     await journal._write(connection.execute, "PRAGMA max_page_count = 1")
     failures: list[JournalError] = []
-    for each in (book, other):
+    for each in (session, other):
         each.watch(failures.append)
         each.append(StepSucceeded("a", 1, 1.0, Payload("json", b'"%s"' % (b"x" * 100_000))))
 
-    for each in (book, other):
+    for each in (session, other):
         with pytest.raises(JournalError) as caught:
             await each.close()
         assert caught.value.problem == (
@@ -220,12 +220,12 @@ async def test_runs_whose_disk_is_full_fail_and_can_go_on_later(path: Path) -> N
     assert failures[0] is not failures[1]
 
     await journal._write(connection.execute, "PRAGMA max_page_count = 1000000")
-    again = await opened(journal)  # the claims were given up
+    again = await opened(journal)  # the claims were released
     await (await opened(journal, "other")).close()
     again.append(AttemptStarted("a", 2, 1.0))
     await again.close()
-    kept = [stored.event for stored in await journal.events("r")]
-    assert kept == [begun(), AttemptStarted("a", 2, 1.0)]
+    stored = [stored.event for stored in await journal.events("r")]
+    assert stored == [run_started(), AttemptStarted("a", 2, 1.0)]
     await journal.aclose()
 
 
@@ -237,13 +237,13 @@ from asyncflow.events import *
 from asyncflow.journal import SQLiteJournal
 async def main():
     async with SQLiteJournal(sys.argv[1]) as journal:
-        book, events = await journal.open("r", wait=False, read=list)
+        session, events = await journal.open("r", wait=False, read=list)
         print(len(events))
         {body}
-        book.append(StepSucceeded("a", 1, 1.0, Payload("json", b'"%s"' % (b"x" * 1_000_000))))
-        await book.close()
+        session.append(StepSucceeded("a", 1, 1.0, Payload("json", b'"%s"' % (b"x" * 1_000_000))))
+        await session.close()
 if "as nobody" in sys.argv and os.geteuid() == 0:
-    os.setuid(65534)  # the administrator may write anything
+    os.setuid(65534)  # root may write anything
 try:
     asyncio.run(main())
 except JournalError as error:
@@ -265,7 +265,7 @@ def run_child(path: Path, *words: str, body: str = "pass") -> list[str]:
 
 @pytest.mark.process
 @pytest.mark.skipif(sys.platform == "win32", reason="needs limits of a process")
-def test_a_file_that_may_not_grow(path: Path) -> None:
+def test_a_file_that_cannot_grow_fails_the_run(path: Path) -> None:
     body = "resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, 200_000))"
 
     count, problem = run_child(path, body=body)
@@ -282,7 +282,7 @@ def test_a_file_that_may_not_grow(path: Path) -> None:
 @pytest.mark.process
 @pytest.mark.skipif(not hasattr(os, "geteuid"), reason="needs users")
 @pytest.mark.parametrize("what", ["file", "directory"])
-def test_what_may_not_be_written(tmp_path: Path, what: str) -> None:
+def test_a_read_only_file_or_directory_is_reported(tmp_path: Path, what: str) -> None:
     path = tmp_path / "runs.db"
     if what == "file":
         assert run_child(path) == ["0"]
@@ -300,7 +300,7 @@ def test_what_may_not_be_written(tmp_path: Path, what: str) -> None:
 
 
 @pytest.mark.process
-def test_processes_that_bring_the_schema_at_once_bring_it_once(path: Path) -> None:
+def test_concurrent_processes_create_the_schema_once(path: Path) -> None:
     script = """
 import sys
 from asyncflow.journal._sqlite import SQLite
@@ -334,7 +334,7 @@ database.close()
         assert process.returncode == 0
 
 
-def test_a_migration_that_another_process_made_meanwhile_is_not_made_again(path: Path) -> None:
+def test_a_migration_that_another_process_made_is_not_repeated(path: Path) -> None:
     connection = sqlite3.connect(path, isolation_level=None)
     _sqlite._migrate(connection, 0)
 
@@ -344,7 +344,7 @@ def test_a_migration_that_another_process_made_meanwhile_is_not_made_again(path:
     connection.close()
 
 
-def test_a_migration_that_fails_leaves_nothing(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_migration_leaves_nothing(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_sqlite, "_MIGRATIONS", [["CREATE TABLE runs (x)", "CREATE TABLE"]])
     database = _sqlite.SQLite(str(path), "FULL", 1.0)
 
@@ -357,7 +357,7 @@ def test_a_migration_that_fails_leaves_nothing(path: Path, monkeypatch: pytest.M
     connection.close()
 
 
-def test_a_connection_that_can_not_roll_back_is_given_up(path: Path) -> None:
+def test_a_connection_that_cannot_roll_back_is_replaced(path: Path) -> None:
     database = _sqlite.SQLite(str(path), "FULL", 1.0)
     with pytest.raises(JournalError), database.transaction() as cursor:
         database._connection.close()  # type: ignore[union-attr]
@@ -368,7 +368,7 @@ def test_a_connection_that_can_not_roll_back_is_given_up(path: Path) -> None:
     database.close()
 
 
-def test_what_sqlite_has_rolled_back_by_itself_is_not_rolled_back_again(path: Path) -> None:
+def test_a_transaction_that_sqlite_rolled_back_is_not_rolled_back_again(path: Path) -> None:
     database = _sqlite.SQLite(str(path), "FULL", 1.0)
     with (
         pytest.raises(JournalError, match="no transaction is active"),
@@ -381,20 +381,20 @@ def test_what_sqlite_has_rolled_back_by_itself_is_not_rolled_back_again(path: Pa
     database.close()
 
 
-async def test_it_commits_as_far_as_asked(path: Path) -> None:
+async def test_the_synchronous_option_is_applied(path: Path) -> None:
     for synchronous, number in (("FULL", 2), ("NORMAL", 1)):
         async with SQLiteJournal(path, synchronous=synchronous) as journal:  # type: ignore[arg-type]
             connection = journal._store.database._connection  # type: ignore[attr-defined]
 
-            def asked(about: str, connection: Any = connection) -> Any:
+            def pragma(about: str, connection: Any = connection) -> Any:
                 return connection.execute(f"PRAGMA {about}").fetchone()[0]
 
-            assert await journal._write(asked, "synchronous") == number
-            assert await journal._write(asked, "journal_mode") == "wal"
-            assert await journal._write(asked, "wal_autocheckpoint") == 0
+            assert await journal._write(pragma, "synchronous") == number
+            assert await journal._write(pragma, "journal_mode") == "wal"
+            assert await journal._write(pragma, "wal_autocheckpoint") == 0
 
 
-def sizes_while_writing(database: _sqlite.SQLite, path: Path, count: int) -> list[int]:
+def wal_sizes_while_writing(database: _sqlite.SQLite, path: Path, count: int) -> list[int]:
     sizes = []
     for position in range(count):
         with database.transaction() as cursor:
@@ -406,12 +406,12 @@ def sizes_while_writing(database: _sqlite.SQLite, path: Path, count: int) -> lis
     return sizes
 
 
-def test_the_log_stays_short(path: Path) -> None:
+def test_the_wal_stays_short(path: Path) -> None:
     link = path.with_name("link.db")
     link.symlink_to(path)
     database = _sqlite.SQLite(str(link), "NORMAL", 1.0)
 
-    sizes = sizes_while_writing(database, path, 200)
+    sizes = wal_sizes_while_writing(database, path, 200)
 
     assert max(sizes) < 4.5e6
     assert sum(after < before for before, after in pairwise(sizes)) >= 4
@@ -420,11 +420,11 @@ def test_the_log_stays_short(path: Path) -> None:
     assert not path.with_name("runs.db-wal").exists()
 
 
-def test_the_log_is_copied_while_nobody_can_write(
+def test_a_checkpoint_blocks_writers_and_its_failure_is_ignored(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     database = _sqlite.SQLite(str(path), "NORMAL", 1.0)
-    sizes_while_writing(database, path, 1)
+    wal_sizes_while_writing(database, path, 1)
     refusals = []
 
     def connect(*args: Any, **options: Any) -> sqlite3.Connection:
@@ -442,7 +442,7 @@ def test_the_log_is_copied_while_nobody_can_write(
     with database.transaction() as cursor:
         cursor.execute("DELETE FROM events")
 
-    assert refusals  # and what was committed is no failure
+    assert refusals  # the failed checkpoint does not fail the committed transaction
     monkeypatch.undo()
     with database.transaction() as cursor:
         cursor.execute("SELECT count(*) FROM events")
@@ -450,15 +450,15 @@ def test_the_log_is_copied_while_nobody_can_write(
     database.close()
 
 
-async def test_a_file_in_memory_is_a_journal_too() -> None:
+async def test_a_journal_can_be_in_memory() -> None:
     async with SQLiteJournal(":memory:") as journal:
-        book = await opened(journal)
-        book.append(begun())
-        await book.close()
+        session = await opened(journal)
+        session.append(run_started())
+        await session.close()
         assert len(await journal.runs()) == 1
-        book, events = await journal.open("r", wait=False, read=list)
-        assert events == [begun()]
-        await book.close()
+        session, events = await journal.open("r", wait=False, read=list)
+        assert events == [run_started()]
+        await session.close()
 
 
 @pytest.mark.parametrize(
@@ -472,7 +472,7 @@ async def test_a_file_in_memory_is_a_journal_too() -> None:
         ({"max_payload_bytes": 0}, ValueError, "max_payload_bytes must be finite and at least 1"),
     ],
 )
-def test_an_option_that_makes_no_sense_is_refused(
+def test_an_invalid_option_is_refused(
     path: Path, options: dict[str, Any], error: type[Exception], says: str
 ) -> None:
     with pytest.raises(error, match=says):
@@ -491,12 +491,14 @@ def test_an_option_that_makes_no_sense_is_refused(
         (None, TypeError, "path must be a str or a path such as a pathlib.Path, not None"),
     ],
 )
-def test_what_is_no_path_is_refused(given: Any, error: type[Exception], says: str) -> None:
+def test_an_argument_that_is_not_a_path_is_refused(
+    given: Any, error: type[Exception], says: str
+) -> None:
     with pytest.raises(error, match=says) as caught:
         SQLiteJournal(given)
 
     assert "pass@" not in str(caught.value)
 
 
-def test_a_journal_says_which_it_is(path: Path) -> None:
+def test_the_repr_of_a_journal_shows_its_path(path: Path) -> None:
     assert repr(SQLiteJournal(path)) == f"SQLiteJournal({str(path)!r})"

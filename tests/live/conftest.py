@@ -1,4 +1,4 @@
-"""Tests of what is seen in a terminal: nothing of the terminal that they run in counts."""
+"""Fixtures that isolate these tests from the terminal in which they run."""
 
 from __future__ import annotations
 
@@ -14,24 +14,24 @@ VARIABLES = (
 
 
 @pytest.fixture(autouse=True)
-def plain_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+def reset_terminal_variables(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in VARIABLES:
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("TERM", "xterm-256color")
 
 
 @pytest.fixture(autouse=True)
-def no_thread_is_left() -> Iterator[None]:
+def no_live_thread_remains() -> Iterator[None]:
     before = set(threading.enumerate())
     yield
-    left = set(threading.enumerate()) - before
-    assert not [thread for thread in left if thread.name.startswith("asyncflow:live")]
+    remaining = set(threading.enumerate()) - before
+    assert not [thread for thread in remaining if thread.name.startswith("asyncflow:live")]
 
 
 @pytest.hookimpl(wrapper=True, trylast=True)
 def pytest_runtest_call(item: pytest.Function) -> Generator[None, object, object]:
-    """Let the terminal of a test stand for the program's, after pytest has put its own there."""
-    seen = item.funcargs.get("seen")
-    if seen is not None:
-        seen.stand_in()
+    """Install the streams of the test's terminal after pytest has installed its own."""
+    screen = item.funcargs.get("screen")
+    if screen is not None:
+        screen.install()
     return (yield)

@@ -1,4 +1,4 @@
-"""A frame shows how a run stands, and never has more lines or cells than there are."""
+"""A frame shows the state of a run and never exceeds the size of the terminal."""
 
 from __future__ import annotations
 
@@ -53,9 +53,9 @@ def lines_of(
     return [line.plain.rstrip() for line in lines]
 
 
-def started(*names: str, needs: str | None = None, **options: object) -> RunStarted:
-    """Return the start of a run whose steps do not depend on each other, or on one of them."""
-    edges = {name: (needs,) if needs and name != needs else () for name in names}
+def started(*names: str, depends_on: str | None = None, **options: object) -> RunStarted:
+    """Return the start of a run whose steps are independent or all depend on one of them."""
+    edges = {name: (depends_on,) if depends_on and name != depends_on else () for name in names}
     return RunStarted("r", 0.0, edges, **options)  # type: ignore[arg-type]
 
 
@@ -65,21 +65,21 @@ def layers(count: int, width: int) -> dict[str, tuple[str, ...]]:
     }
 
 
-class TestTheGoldenRun:
-    def test_while_a_step_waits_for_its_next_attempt(self) -> None:
+class TestGoldenRun:
+    def test_a_frame_while_a_step_waits_for_its_next_attempt(self) -> None:
         run = run_of(event for event in GOLDEN[:STOOD_STILL] if _time(event) <= 1400)
 
         assert lines_of(run, now_ms=1_500) == WAITING.splitlines()
 
-    def test_at_its_end(self) -> None:
+    def test_the_last_frame(self) -> None:
         assert lines_of(run_of(GOLDEN)) == AT_THE_END.splitlines()
 
-    def test_with_few_lines_in_ascii(self) -> None:
+    def test_a_short_frame_in_ascii(self) -> None:
         run = run_of(event for event in GOLDEN if _time(event) <= 4802.7)
 
         assert lines_of(run, height=9, theme=ASCII) == IN_ASCII.splitlines()
 
-    def test_on_a_wide_terminal_nothing_is_cut(self) -> None:
+    def test_a_wide_terminal_truncates_nothing(self) -> None:
         run = run_of(GOLDEN)
 
         lines = lines_of(run, width=199, height=49)
@@ -87,7 +87,7 @@ class TestTheGoldenRun:
         assert all("…" not in line for line in lines)
         assert all(any(name in line for line in lines) for name in run.view.steps)
 
-    def test_in_very_few_lines(self) -> None:
+    def test_a_frame_of_four_lines(self) -> None:
         lines = lines_of(run_of(GOLDEN), width=19, height=4)
 
         assert lines == [
@@ -148,35 +148,36 @@ def _time(event: Event) -> float:
     return 0.0 if isinstance(event, RunStarted) else event.at_ms
 
 
-class TestAStep:
+class TestStepRow:
     def row(self, *events: Event, now_ms: float = 0.0, width: int = 119, **options: object) -> str:
-        """Return what is said of a step, without its name and without what is the same always."""
+        """Return the row of the step 's' without its tier and its symbol."""
         run = run_of([started("s", **options), *events])
         return " ".join(lines_of(run, width, now_ms=now_ms)[1].split()[2:])
 
-    def test_that_runs_tells_which_attempt_it_is_and_for_how_long(self) -> None:
-        begun = AttemptStarted("s", 1, 0.0)
+    def test_a_running_step_shows_its_attempt_and_duration(self) -> None:
+        first_attempt = AttemptStarted("s", 1, 0.0)
 
-        assert self.row(begun, now_ms=1_500) == "▷ RUNNING s 1.5 s"
-        assert self.row(begun, max_retries={"s": 1}, now_ms=50) == "▷ RUNNING s 50 ms"
-        assert self.row(begun, max_retries={"s": 3}) == "▷ RUNNING s attempt 1 of 3 0 ms"
+        assert self.row(first_attempt, now_ms=1_500) == "▷ RUNNING s 1.5 s"
+        assert self.row(first_attempt, max_retries={"s": 1}, now_ms=50) == "▷ RUNNING s 50 ms"
+        assert self.row(first_attempt, max_retries={"s": 3}) == "▷ RUNNING s attempt 1 of 3 0 ms"
 
-    def test_that_had_to_wait_in_line_tells_how_long(self) -> None:
-        begun = AttemptStarted("s", 1, 250.0, queued_ms=200.0)
+    def test_a_step_that_was_queued_shows_for_how_long(self) -> None:
+        first_attempt = AttemptStarted("s", 1, 250.0, queued_ms=200.0)
 
-        assert self.row(begun, now_ms=250) == "▷ RUNNING s queued 200 ms 0 ms"
+        assert self.row(first_attempt, now_ms=250) == "▷ RUNNING s queued 200 ms 0 ms"
 
     @pytest.mark.parametrize(
-        ("now_ms", "said"), [(10, "in 3 s"), (2_500, "in 1 s"), (2_999, "in 1 s"), (3_100, "now")]
+        ("now_ms", "countdown"),
+        [(10, "in 3 s"), (2_500, "in 1 s"), (2_999, "in 1 s"), (3_100, "now")],
     )
-    def test_that_waits_for_its_next_attempt_counts_down(self, now_ms: float, said: str) -> None:
+    def test_a_step_in_backoff_counts_down(self, now_ms: float, countdown: str) -> None:
         failed = AttemptFailed("s", 1, 10.0, ConnectionError("refused"), 3_000.0)
 
         row = self.row(AttemptStarted("s", 1, 0.0), failed, now_ms=now_ms, max_retries={"s": 2})
 
-        assert f"next attempt {said} (2 of 2): ConnectionError: refused" in row
+        assert f"next attempt {countdown} (2 of 2): ConnectionError: refused" in row
 
-    def test_that_failed_tells_its_error_and_its_attempts(self) -> None:
+    def test_a_failed_step_shows_its_error_and_attempts(self) -> None:
         failed = StepFailed("s", 2, 20.0, ValueError("no such row"))
         events = [AttemptStarted("s", 1, 0.0), AttemptFailed("s", 1, 1.0, ValueError("x"), 0.0)]
 
@@ -184,17 +185,17 @@ class TestAStep:
 
         assert row == "✗ FAILED s ValueError: no such row, 2 attempts 20 ms"
 
-    def test_that_did_not_start_tells_why(self) -> None:
+    def test_a_skipped_step_shows_its_reason(self) -> None:
         assert self.row(StepSkipped("s", 0.0, "its condition was false")) == (
             "⊘ SKIPPED s its condition was false"
         )
 
-    def test_with_an_hour_behind_it_keeps_to_its_column(self) -> None:
-        begun = AttemptStarted("s", 1, 0.0)
+    def test_a_duration_of_an_hour_fits_its_column(self) -> None:
+        first_attempt = AttemptStarted("s", 1, 0.0)
 
-        assert self.row(begun, now_ms=3_599_000).endswith(" 59min59s")
+        assert self.row(first_attempt, now_ms=3_599_000).endswith(" 59min59s")
 
-    def test_with_items_tells_how_many_are_done(self) -> None:
+    def test_a_mapped_step_shows_how_many_items_are_done(self) -> None:
         items = [AttemptStarted("s", 1, 0.0, item=0), AttemptStarted("s", 1, 0.0, item=1)]
         done = [StepSucceeded("s", 1, 5.0, 1, 0), StepFailed("s", 1, 5.0, ValueError("x"), 1)]
 
@@ -204,26 +205,26 @@ class TestAStep:
         narrow = self.row(MapStarted("s", 0.0, 4), *items, *done, now_ms=5, width=55)
         assert narrow == "RUNNING s 2 of 4 items, 1 failed 5 ms"
 
-    def test_with_items_that_nobody_has_counted_has_no_bar(self) -> None:
+    def test_a_mapped_step_with_an_unknown_item_count_has_no_bar(self) -> None:
         done = [AttemptStarted("s", 1, 0.0, item=0), StepSucceeded("s", 1, 5.0, 1, 0)]
 
         assert self.row(MapStarted("s", 0.0), *done, now_ms=5) == "▷ RUNNING s 1 item 5 ms"
 
-    def test_with_items_that_are_done_tells_how_many_there_were(self) -> None:
+    def test_a_finished_mapped_step_shows_its_item_count(self) -> None:
         done = [AttemptStarted("s", 1, 0.0, item=0), StepSucceeded("s", 1, 5.0, 1, 0)]
 
         row = self.row(MapStarted("s", 0.0), *done, StepSucceeded("s", 0, 5.0, [1]))
 
         assert row == "✓ SUCCESS s 1 item 5 ms"
 
-    def test_that_was_cut_short_tells_why(self) -> None:
+    def test_a_cancelled_step_shows_its_reason(self) -> None:
         cancelled = StepCancelled("s", 1, 7.0, "the run was cancelled", None)
 
         row = self.row(AttemptStarted("s", 1, 0.0), cancelled)
 
         assert row == "■ CANCELLED s the run was cancelled 7 ms"
 
-    def test_its_output_is_not_kept(self) -> None:
+    def test_the_view_stores_no_output(self) -> None:
         run = run_of(
             [started("s"), AttemptStarted("s", 1, 0.0), StepSucceeded("s", 1, 1.0, "secret")]
         )
@@ -232,7 +233,7 @@ class TestAStep:
 
 
 class TestTenThousandSteps:
-    def test_in_many_tiers_have_a_line_for_what_is_done_and_one_for_what_waits(self) -> None:
+    def test_many_tiers_share_one_line_when_done_and_one_when_pending(self) -> None:
         run = run_of([RunStarted("r", 0.0, layers(10_000, 10))])
         for number in range(5_005):
             run.apply(AttemptStarted(f"s{number}", 1, 0.0))
@@ -247,7 +248,7 @@ class TestTenThousandSteps:
         )
         assert lines[-3] == "tiers 502–1000  ○ 4,990 pending"
 
-    def test_in_one_tier_show_those_that_run_and_those_that_failed(self) -> None:
+    def test_one_tier_shows_its_running_and_failed_steps(self) -> None:
         names = [f"s{number}" for number in range(10_000)]
         run = run_of([started(*names)])
         for name in names[:40]:
@@ -261,7 +262,7 @@ class TestTenThousandSteps:
         assert sum("✗ FAILED" in line for line in lines[:-1]) == 9
         assert sum("▷ RUNNING" in line for line in lines[:-1]) == 10
 
-    def test_that_all_run_are_shown_as_far_as_there_is_room(self) -> None:
+    def test_running_steps_are_shown_as_far_as_they_fit(self) -> None:
         names = [f"s{number}" for number in range(10_000)]
         run = run_of([started(*names), *(AttemptStarted(name, 1, 0.0) for name in names)])
 
@@ -269,9 +270,9 @@ class TestTenThousandSteps:
 
         assert len(lines) == 23
         assert lines[1] == "tier 1  ▷ 10,000 running"
-        assert [line.split()[2] for line in lines[2:-2]] == names[:19]  # who began first
+        assert [line.split()[2] for line in lines[2:-2]] == names[:19]  # those that started first
 
-    def test_of_which_tiers_between_run_too_share_the_line_of_these(self) -> None:
+    def test_completed_tiers_between_running_ones_share_a_line(self) -> None:
         run = run_of([RunStarted("r", 0.0, layers(10_000, 2))])
         for number in [*range(1, 8_000, 2), 8_001]:
             run.apply(AttemptStarted(f"s{number}", 1, 0.0))
@@ -288,7 +289,7 @@ class TestTenThousandSteps:
             "tiers 4002–5000  ○ 1,998 pending",
         ]
 
-    def test_a_failure_in_a_tier_that_has_no_line_is_counted_all_the_same(self) -> None:
+    def test_a_failure_in_a_hidden_tier_is_counted(self) -> None:
         run = run_of([RunStarted("r", 0.0, layers(10_000, 10))])
         for number in range(105):
             run.apply(AttemptStarted(f"s{number}", 1, 0.0))
@@ -304,8 +305,8 @@ class TestTenThousandSteps:
         assert "✗ 100 failed" in lines[-1]
 
 
-class TestAFrame:
-    def test_small_tiers_have_all_their_lines_if_there_is_room(self) -> None:
+class TestFrame:
+    def test_small_tiers_are_expanded_if_they_fit(self) -> None:
         edges = {**dict.fromkeys((f"a{n}" for n in range(30)), ()), "b": ("a0",), "c": ("b",)}
         run = run_of([RunStarted("r", 0.0, edges)])
 
@@ -315,7 +316,7 @@ class TestAFrame:
             "tier 3  ○ PENDING    c",
         ]
 
-    def test_its_last_lines_stay_where_they_were(self) -> None:
+    def test_the_last_lines_stay_at_the_bottom(self) -> None:
         run = run_of([started("s")])
 
         lines = lines_of(run, min_height=10)
@@ -324,7 +325,7 @@ class TestAFrame:
         assert lines[2:8] == [""] * 6
         assert lines[-1].startswith("▷ RUNNING")
 
-    def test_a_run_that_stops_says_why(self) -> None:
+    def test_a_stopping_run_shows_its_reason(self) -> None:
         run = run_of([started("s"), AttemptStarted("s", 1, 0.0)])
         run.apply(RunInterrupted(5.0, "it was cancelled"))
 
@@ -333,12 +334,12 @@ class TestAFrame:
         run.apply(RunFinished(6.0, "interrupted", "it was cancelled"))
         assert lines_of(run)[-1].startswith("■ INTERRUPTED  6 ms")
 
-    def test_a_run_without_steps_is_shown_too(self) -> None:
+    def test_a_run_without_steps_has_a_frame(self) -> None:
         run = run_of([RunStarted("r", 0.0, {}), RunFinished(1.0, "passed")])
 
         assert lines_of(run) == ["run r", "━" * 65 + "  0 of 0 steps", "✓ PASSED  1 ms"]
 
-    def test_a_bar_is_full_only_when_all_is_done(self) -> None:
+    def test_a_bar_is_full_only_at_completion(self) -> None:
         assert bar(999, 1_000, 10, ASCII) == ("#" * 9, "-")
         assert bar(1, 1_000, 10, ASCII) == ("#", "-" * 9)
         assert bar(0, 1_000, 10, ASCII) == ("", "-" * 10)
@@ -347,10 +348,10 @@ class TestAFrame:
         ("encoding", "symbols"),
         [("utf-8", "○▷✓✗⊘■"), ("latin-1", "o>vx-#"), ("ascii", "o>vx-#"), ("nonsense", "o>vx-#")],
     )
-    def test_signs_are_those_that_the_encoding_has(self, encoding: str, symbols: str) -> None:
+    def test_the_symbols_suit_the_encoding(self, encoding: str, symbols: str) -> None:
         assert "".join(theme_for(encoding).symbols.values()) == symbols
 
-    def test_every_status_has_a_sign_of_its_own_in_one_cell(self) -> None:
+    def test_every_status_has_its_own_symbol(self) -> None:
         for theme in (UNICODE, ASCII):
             assert len(set(theme.symbols.values())) == len(StepStatus)
 
@@ -362,7 +363,7 @@ class TestAFrame:
     width=st.integers(1, 130),
     height=st.integers(1, 40),
 )
-def test_a_frame_of_any_run_fits_at_any_moment_and_counts_each_step_once(
+def test_every_frame_of_any_run_fits_and_counts_each_step_once(
     seed: int, cut: int | None, whole: bool, width: int, height: int
 ) -> None:
     run = LiveRun()
@@ -377,10 +378,10 @@ def test_a_frame_of_any_run_fits_at_any_moment_and_counts_each_step_once(
         assert {*run.running} == _named(view, StepStatus.RUNNING)
         assert {*run.failed} == _named(view, StepStatus.FAILED)
         if height >= len(view.steps) + 6 and width >= 80:
-            assert sum(line[8:10] in _STARTS for line in lines) == len(view.steps)
+            assert sum(line[8:10] in _STATUS_PREFIXES for line in lines) == len(view.steps)
 
 
-_STARTS = [f"{sign} " for sign in UNICODE.symbols.values()]
+_STATUS_PREFIXES = [f"{symbol} " for symbol in UNICODE.symbols.values()]
 
 
 def _named(view: RunView, status: StepStatus) -> set[str]:

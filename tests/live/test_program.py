@@ -1,4 +1,4 @@
-"""A program that shows its runs, as users see it: in a process and a terminal of its own."""
+"""A program with a live view in its own process and terminal, as users see it."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def run(program: str, columns: int, **variables: str) -> Terminal:
 
 
 @pytest.mark.parametrize("columns", [80, 200])
-def test_a_program_in_a_terminal(columns: int) -> None:
+def test_a_program_shows_its_run_in_a_terminal(columns: int) -> None:
     lines = run(PROGRAM, columns).text.splitlines()
 
     assert lines[:3] == ["extracted", "WARNING the table is empty", "run r"]
@@ -92,21 +92,21 @@ def test_a_program_in_a_terminal(columns: int) -> None:
     assert lines[8:] == ["True"]
 
 
-def test_a_program_in_a_terminal_without_colours_has_none() -> None:
+def test_a_program_with_no_color_writes_no_colours() -> None:
     written = run(PROGRAM, 80, NO_COLOR="1").written
 
     assert b"\x1b[3" not in written.replace(b"\x1b[3m", b"")
     assert "✓ SUCCESS".encode() in written
 
 
-def test_a_program_whose_terminal_is_dumb_gets_lines() -> None:
+def test_a_program_in_a_dumb_terminal_writes_lines() -> None:
     terminal = run(PROGRAM, 200, TERM="dumb")
 
     assert b"\x1b" not in terminal.written
     assert "extract orders: attempt 1 of 3 failed" in terminal.text
 
 
-def test_a_program_that_ends_before_its_run_has_its_last_frame() -> None:
+def test_a_program_that_exits_during_a_run_draws_a_last_frame() -> None:
     program = """
 import asyncio
 from asyncflow.events import RunStarted
@@ -121,7 +121,7 @@ observer(RunStarted("r", 0.0, {"s": ()}))
     assert lines[1] == "tier 1  ○ PENDING    s"
 
 
-def test_without_rich_an_import_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_rich_is_reported_with_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "rich.console", None)
     spec = importlib.util.spec_from_file_location("asyncflow_live", asyncflow.live.__file__)
     assert spec is not None

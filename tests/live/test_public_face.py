@@ -1,4 +1,4 @@
-"""What users may rely on of the live view; nobody else pays for it."""
+"""The public names of `asyncflow.live`, which costs nothing unless it is imported."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def test_the_public_names_are_exactly_these() -> None:
     assert asyncflow.live.__all__ == ["LiveView"]
 
 
-def test_a_public_name_has_a_docstring_and_a_home() -> None:
+def test_a_public_name_reports_the_public_module_and_is_documented() -> None:
     assert LiveView.__module__ == "asyncflow.live"
     assert inspect.getdoc(LiveView)
     assert inspect.getdoc(LiveView.for_run)
@@ -32,7 +32,7 @@ def test_a_view_is_a_factory_of_observers() -> None:
 
 
 @pytest.mark.process
-def test_without_it_rich_is_not_imported() -> None:
+def test_importing_asyncflow_does_not_import_rich() -> None:
     script = "import asyncflow, sys; assert not {'rich', 'click'} & sys.modules.keys()"
 
     subprocess.run([sys.executable, "-c", script], check=True)

@@ -1,4 +1,4 @@
-"""A timeline shows each attempt and each wait where it was, in no more cells than there are."""
+"""A timeline places each attempt and each wait, and fits the width of the terminal."""
 
 from __future__ import annotations
 
@@ -134,7 +134,7 @@ def test_a_millisecond_beside_hours_has_a_cell() -> None:
     assert row_of("long", *events).endswith("5 h 0 min")
 
 
-def test_what_still_runs_or_waits_reaches_up_to_now() -> None:
+def test_a_running_or_waiting_step_reaches_up_to_now() -> None:
     events = [
         RunStarted("r", 0.0, {"runs": (), "waits": (), "comes": ()}),
         AttemptStarted("runs", 1, 0.0),
@@ -148,12 +148,12 @@ def test_what_still_runs_or_waits_reaches_up_to_now() -> None:
     assert row_of("comes", *events, now_ms=1_000.0) == "○ PENDING   comes"
 
 
-def test_nothing_has_happened_yet() -> None:
+def test_a_run_without_events_has_an_empty_timeline() -> None:
     assert lines_of(RunView([RunStarted("r", 0.0, {"a": ()})]))[2:] == ["○ PENDING   a"]
     assert len(lines_of(RunView())) == 2
 
 
-def test_critical_steps_are_marked_and_names_are_cut_by_their_cells() -> None:
+def test_critical_steps_are_marked_and_wide_names_are_elided() -> None:
     name = "商品目录" * 8
     events = [
         RunStarted("r", 0.0, {name: ()}),
@@ -176,7 +176,7 @@ def test_critical_steps_are_marked_and_names_are_cut_by_their_cells() -> None:
         (0.5, 32, ["0", "0.5 ms"]),
     ],
 )
-def test_the_axis_labels_round_times(end_ms: float, width: int, labels: list[str]) -> None:
+def test_the_axis_has_round_labels(end_ms: float, width: int, labels: list[str]) -> None:
     events = [
         RunStarted("r", 0.0, {"s": ()}),
         AttemptStarted("s", 1, 0.0),
@@ -190,7 +190,7 @@ def test_the_axis_labels_round_times(end_ms: float, width: int, labels: list[str
 
 
 @given(st.integers(1, 200), st.floats(0, 1000), st.floats(0, 1000))
-def test_a_time_covers_the_cells_that_it_is_in(cells: int, start_ms: float, more: float) -> None:
+def test_a_time_span_covers_all_its_cells(cells: int, start_ms: float, more: float) -> None:
     scale = Scale(2_000.0, cells)
 
     span = scale.span(start_ms, start_ms + more)
@@ -208,7 +208,9 @@ def test_a_time_covers_the_cells_that_it_is_in(cells: int, start_ms: float, more
     width=st.integers(20, 220),
     encoding=st.sampled_from(["utf-8", "ascii", "latin-1"]),
 )
-def test_any_run_fits_at_any_width(seed: int, cut: int | None, width: int, encoding: str) -> None:
+def test_a_timeline_of_any_run_fits_any_width(
+    seed: int, cut: int | None, width: int, encoding: str
+) -> None:
     view = RunView(random_events(seed, cut))
 
     lines = lines_of(view, width, encoding=encoding)

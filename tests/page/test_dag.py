@@ -1,4 +1,4 @@
-"""Steps are drawn as boxes in which their names can be read."""
+"""Steps are drawn as boxes with readable names."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ from asyncflow._views.dag import BOX_WIDTH, draw_graph, wrapped
         ("a\nb", ("a\\nb",)),
     ],
 )
-def test_a_name_is_broken_where_words_end(name: str, lines: tuple[str, ...]) -> None:
+def test_a_name_is_wrapped_between_words(name: str, lines: tuple[str, ...]) -> None:
     assert wrapped(name) == lines
 
 
 @pytest.mark.parametrize("letter", ["w", "M", "x", "W", "漢"])
-def test_a_name_of_60_broad_letters_is_not_wider_than_its_box(letter: str) -> None:
+def test_a_name_of_60_wide_letters_fits_its_box(letter: str) -> None:
     lines = wrapped(letter * 60)
 
     assert len(lines) <= 4
@@ -35,36 +35,36 @@ def test_a_name_of_60_broad_letters_is_not_wider_than_its_box(letter: str) -> No
 
 
 @given(st.text(st.characters(codec="utf-8"), max_size=60))
-def test_a_name_keeps_all_its_letters_or_ends_in_an_ellipsis(name: str) -> None:
-    shown = "".join(wrapped(name))
+def test_a_wrapped_name_is_complete_or_ends_in_an_ellipsis(name: str) -> None:
+    displayed = "".join(wrapped(name))
 
-    assert shown.endswith("…") or "\\" in shown or shown == name
+    assert displayed.endswith("…") or "\\" in displayed or displayed == name
 
 
-def test_a_box_is_as_high_as_its_name_needs() -> None:
-    found = draw_graph({"a": (), "b" * 40: ("a",)})
+def test_the_height_of_a_box_fits_its_name() -> None:
+    drawing = draw_graph({"a": (), "b" * 40: ("a",)})
 
-    small, large = found.boxes
+    small, large = drawing.boxes
     assert large.height - small.height == 16
     assert small.y + small.height / 2 == large.y + large.height / 2
 
 
-def test_a_curve_leads_from_the_right_of_a_box_to_the_left_of_the_next() -> None:
-    found = draw_graph({"a": (), "b": ("a",)})
+def test_a_curve_joins_the_right_of_a_box_to_the_left_of_the_next() -> None:
+    drawing = draw_graph({"a": (), "b": ("a",)})
 
-    first, second = found.boxes
-    (curve,) = found.curves
+    first, second = drawing.boxes
+    (curve,) = drawing.curves
     begin, _, end = curve.path.partition("C")
     assert begin == f"M{first.x + BOX_WIDTH:g} {first.y + first.height / 2:g}"
     assert end.endswith(f" {second.x:g} {second.y + second.height / 2:g}")
 
 
-def test_all_boxes_lie_in_the_drawing() -> None:
-    found = draw_graph({f"s{n}": tuple(f"s{m}" for m in range(n)) for n in range(6)})
+def test_all_boxes_are_inside_the_drawing() -> None:
+    drawing = draw_graph({f"s{n}": tuple(f"s{m}" for m in range(n)) for n in range(6)})
 
-    assert all(box.x + found.box_width < found.width for box in found.boxes)
-    assert all(box.y + box.height < found.height for box in found.boxes)
+    assert all(box.x + drawing.box_width < drawing.width for box in drawing.boxes)
+    assert all(box.y + box.height < drawing.height for box in drawing.boxes)
 
 
-def test_no_steps_are_an_empty_drawing() -> None:
+def test_a_graph_without_steps_is_an_empty_drawing() -> None:
     assert draw_graph({}).boxes == ()

@@ -1,4 +1,4 @@
-"""A pipeline is drawn so that nothing lies on anything else, and each edge goes to the right."""
+"""The layout of a graph has no overlaps, and every edge leads to the right."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ def tiers_of(dependencies: Edges) -> list[int]:
     return list(tiers.values())
 
 
-def in_order(dependencies: Edges) -> Edges:
-    """The same graph with each step after those that it depends on."""
+def topologically_sorted(dependencies: Edges) -> Edges:
+    """Return the same graph with each step after its dependencies."""
     ordered: Edges = {}
     while len(ordered) < len(dependencies):
         ordered |= {
@@ -29,123 +29,123 @@ def in_order(dependencies: Edges) -> Edges:
     return ordered
 
 
-def check(found: Layout, dependencies: Edges) -> None:
-    for one, other in combinations(found.places, 2):
+def assert_valid(drawn: Layout, dependencies: Edges) -> None:
+    for one, other in combinations(drawn.places, 2):
         assert one.layer != other.layer or abs(one.down - other.down) >= 0.99
-    for place in found.places:
-        assert 0 <= place.layer < found.layers
-        assert 0.49 <= place.down <= found.height - 0.49
+    for place in drawn.places:
+        assert 0 <= place.layer < drawn.layers
+        assert 0.49 <= place.down <= drawn.height - 0.49
     names = list(dependencies)
-    assert {(names[first], names[last]) for first, last, _ in found.edges} == {
+    assert {(names[first], names[last]) for first, last, _ in drawn.edges} == {
         (needed, name) for name, needs in dependencies.items() for needed in needs
     }
-    for first, last, bends in found.edges:
-        layers = [place.layer for place in (found.places[first], *bends, found.places[last])]
+    for first, last, bends in drawn.edges:
+        layers = [place.layer for place in (drawn.places[first], *bends, drawn.places[last])]
         assert all(one < other for one, other in pairwise(layers))
 
 
 @given(graphs())
-def test_nothing_lies_on_anything_else_whatever_the_graph(edges: Edges) -> None:
-    dependencies = in_order(edges)
+def test_no_two_places_of_any_graph_overlap(edges: Edges) -> None:
+    dependencies = topologically_sorted(edges)
 
-    check(layout(dependencies), dependencies)
+    assert_valid(layout(dependencies), dependencies)
 
 
 @given(graphs())
 def test_the_layers_of_connected_steps_are_their_tiers(edges: Edges) -> None:
-    dependencies = in_order(edges)
+    dependencies = topologically_sorted(edges)
 
-    found = layout(dependencies)
+    drawn = layout(dependencies)
 
-    assert [place.layer for place in found.places] == tiers_of(dependencies)
+    assert [place.layer for place in drawn.places] == tiers_of(dependencies)
 
 
 def test_a_chain_is_a_straight_line() -> None:
-    found = layout({"a": (), "b": ("a",), "c": ("b",), "d": ("c",)})
+    drawn = layout({"a": (), "b": ("a",), "c": ("b",), "d": ("c",)})
 
-    assert {place.down for place in found.places} == {0.5}
-    assert found.height == 1.0
+    assert {place.down for place in drawn.places} == {0.5}
+    assert drawn.height == 1.0
 
 
 def test_an_edge_that_spans_layers_passes_them_beside_the_steps() -> None:
-    found = layout({"a": (), "b": ("a",), "c": ("a", "b")})
+    drawn = layout({"a": (), "b": ("a",), "c": ("a", "b")})
 
-    (bends,) = [bends for _, _, bends in found.edges if bends]
+    (bends,) = [bends for _, _, bends in drawn.edges if bends]
     assert len(bends) == 1
-    assert abs(bends[0].down - found.places[1].down) >= 0.3
+    assert abs(bends[0].down - drawn.places[1].down) >= 0.3
 
 
-def test_edges_of_two_equal_rows_do_not_cross() -> None:
+def test_edges_between_two_matching_layers_do_not_cross() -> None:
     names = [f"s{number}" for number in range(8)]
     dependencies = dict.fromkeys(names, ()) | {f"t{name}": (name,) for name in names[::-1]}
 
-    found = layout(dependencies)
+    drawn = layout(dependencies)
 
-    order = sorted(range(8), key=lambda number: found.places[number].down)
-    follow = sorted(range(8), key=lambda number: found.places[15 - number].down)
-    assert order == follow
+    left_order = sorted(range(8), key=lambda number: drawn.places[number].down)
+    right_order = sorted(range(8), key=lambda number: drawn.places[15 - number].down)
+    assert left_order == right_order
 
 
-def test_steps_without_edges_have_their_places() -> None:
+def test_steps_without_edges_are_placed() -> None:
     dependencies: Edges = dict.fromkeys("abc", ()) | {"d": ("a",)}
 
-    check(layout(dependencies), dependencies)
+    assert_valid(layout(dependencies), dependencies)
 
 
-def test_no_steps_take_no_place() -> None:
+def test_an_empty_graph_has_an_empty_layout() -> None:
     assert layout({}) == Layout(0, 0.0, (), ())
 
 
-def test_a_dependency_that_is_no_step_or_comes_later_is_passed_over() -> None:
-    found = layout({"a": ("gone", "b"), "b": ("b",)})
+def test_a_missing_or_later_dependency_has_no_edge() -> None:
+    drawn = layout({"a": ("gone", "b"), "b": ("b",)})
 
-    assert found.edges == ()
+    assert drawn.edges == ()
 
 
-def test_a_large_graph_is_laid_out_too() -> None:
+def test_a_large_graph_is_laid_out() -> None:
     dependencies: Edges = {}
     for number in range(600):
         dependencies[f"s{number}"] = tuple(
             f"s{each}" for each in (number - 20, number - 41, number - 63) if each >= 0
         )
 
-    check(layout(dependencies), dependencies)
+    assert_valid(layout(dependencies), dependencies)
 
 
-def test_too_many_bends_are_left_out() -> None:
+def test_a_layout_drops_its_bends_when_they_are_too_many() -> None:
     chain: Edges = {f"s{number}": (f"s{number - 1}",) if number else () for number in range(300)}
     dependencies = chain | {f"t{number}": (f"s{number}", "s299") for number in range(0, 290, 3)}
 
-    found = layout(dependencies)
+    drawn = layout(dependencies)
 
-    assert not any(bends for _, _, bends in found.edges)
-    assert len(found.places) == len(dependencies)
+    assert not any(bends for _, _, bends in drawn.edges)
+    assert len(drawn.places) == len(dependencies)
 
 
 @given(st.lists(st.floats(-50, 50), min_size=1, max_size=12))
-def test_places_are_as_near_to_the_wanted_ones_as_the_gaps_let_them(wanted: list[float]) -> None:
+def test_places_are_as_close_to_the_wanted_ones_as_the_gaps_allow(wanted: list[float]) -> None:
     layer = list(range(len(wanted)))
 
-    found = dag._apart(wanted, layer, len(layer))
+    drawn = dag._apart(wanted, layer, len(layer))
 
-    assert all(other - one >= 1 - 1e-9 for one, other in pairwise(found))
-    # They would not lie better if they were moved as a whole.
-    distance = sum(abs(place - each) for place, each in zip(found, wanted, strict=True))
-    for by in (-1.0, -0.1, 0.1, 1.0):
-        moved = sum(abs(place + by - each) for place, each in zip(found, wanted, strict=True))
+    assert all(other - one >= 1 - 1e-9 for one, other in pairwise(drawn))
+    # Moving all of them together brings them no closer.
+    distance = sum(abs(place - each) for place, each in zip(drawn, wanted, strict=True))
+    for offset in (-1.0, -0.1, 0.1, 1.0):
+        moved = sum(abs(place + offset - each) for place, each in zip(drawn, wanted, strict=True))
         assert moved >= distance - 1e-6
 
 
 def test_a_tree_is_symmetric() -> None:
     leaves = {f"{branch}{leaf}": (branch,) for branch in "abc" for leaf in range(3)}
 
-    found = layout({"root": (), **dict.fromkeys("abc", ("root",)), **leaves})
+    drawn = layout({"root": (), **dict.fromkeys("abc", ("root",)), **leaves})
 
-    assert [place.down for place in found.places[:4]] == [4.5, 1.5, 4.5, 7.5]
+    assert [place.down for place in drawn.places[:4]] == [4.5, 1.5, 4.5, 7.5]
 
 
-def test_edges_that_need_not_cross_do_not() -> None:
-    found = layout(
+def test_a_level_planar_graph_has_no_crossing_edges() -> None:
+    drawn = layout(
         {
             "a": (), "b": (), "c": (), "d": ("a",), "e": ("b",), "f": ("c",), "g": ("d", "e"),
             "h": ("g", "f"), "i": ("h",), "j": ("a", "i"), "k": ("i",),
@@ -154,8 +154,8 @@ def test_edges_that_need_not_cross_do_not() -> None:
 
     links = [
         pair
-        for first, last, bends in found.edges
-        for pair in pairwise((found.places[first], *bends, found.places[last]))
+        for first, last, bends in drawn.edges
+        for pair in pairwise((drawn.places[first], *bends, drawn.places[last]))
     ]
     assert not [
         (one, other)

@@ -1,4 +1,4 @@
-"""The page of a run tells all of it, is one file, and lets nothing of it act."""
+"""The page of a run is complete, self-contained and inert."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ BLOCKS |= {"caption", "summary", "pre", "article", "section", "svg", "label", "o
 
 
 class Parsed(html.parser.HTMLParser):
-    """What a page holds: its elements, its text, and whether its tags fit each other."""
+    """The elements and the text of a page, whose tags must be balanced."""
 
     def __init__(self, text: str) -> None:
         super().__init__()
@@ -93,9 +93,9 @@ def started(*names: str, **more: object) -> RunStarted:
 
 
 def section(name: str, events: Iterable[Event]) -> str:
-    told = list(events)
-    view = RunView(told)
-    return Parsed(sections(view, event_log(told), now_ms=view.at_ms)[name]).text
+    log_events = list(events)
+    view = RunView(log_events)
+    return Parsed(sections(view, event_log(log_events), now_ms=view.at_ms)[name]).text
 
 
 @pytest.fixture(scope="module")
@@ -103,7 +103,7 @@ def golden() -> str:
     return to_html(GOLDEN)
 
 
-# It is one file, and what it says of itself holds.
+# One self-contained file.
 
 
 def test_the_same_events_give_the_same_page(golden: str) -> None:
@@ -141,7 +141,7 @@ def test_a_page_is_well_formed_and_its_ids_are_unique(golden: str) -> None:
     assert ids.most_common(1)[0][1] == 1
 
 
-def test_a_page_refers_to_nothing_outside_of_itself(golden: str) -> None:
+def test_a_page_has_no_external_references(golden: str) -> None:
     for tag, attributes in Parsed(golden).elements:
         for name in ("src", "href", "action", "data", "poster", "srcset", "ping"):
             assert (attributes.get(name) or "#").startswith("#"), (tag, attributes)
@@ -151,7 +151,7 @@ def test_a_page_refers_to_nothing_outside_of_itself(golden: str) -> None:
     assert set(re.findall(r"url\((.)|(@import)", style[1])) == {("#", "")}
 
 
-def test_every_link_in_a_page_leads_somewhere(golden: str) -> None:
+def test_every_link_in_a_page_has_a_target(golden: str) -> None:
     parsed = Parsed(golden)
     ids = {attributes["id"] for _, attributes in parsed.elements if "id" in attributes}
 
@@ -160,7 +160,7 @@ def test_every_link_in_a_page_leads_somewhere(golden: str) -> None:
     assert links <= ids
 
 
-def test_the_security_policy_lets_its_own_style_and_script_run_and_nothing_else(
+def test_the_security_policy_allows_only_the_style_and_script_of_the_page(
     golden: str,
 ) -> None:
     (policy,) = [
@@ -179,7 +179,7 @@ def test_the_security_policy_lets_its_own_style_and_script_run_and_nothing_else(
     assert "unsafe" not in policy
 
 
-def test_a_live_page_may_talk_to_where_it_comes_from_only() -> None:
+def test_a_live_page_may_connect_only_to_its_origin() -> None:
     policy = security_policy(["a"], ["b"], is_live=True)
 
     assert "connect-src 'self'" in policy
@@ -187,10 +187,10 @@ def test_a_live_page_may_talk_to_where_it_comes_from_only() -> None:
     assert "unsafe" not in policy
 
 
-# What it tells.
+# The content.
 
 
-def test_the_header_tells_how_the_run_stands() -> None:
+def test_the_header_shows_the_state_of_the_run() -> None:
     text = section("header", GOLDEN)
 
     assert "nightly import ✗ FAILED Run nightly-2026-01-01" in text
@@ -201,14 +201,14 @@ def test_the_header_tells_how_the_run_stands() -> None:
     assert text.count("2026-01-01 00:00:00") == 1
 
 
-def test_a_pipeline_without_a_name_is_called_by_its_run() -> None:
+def test_the_page_of_an_unnamed_pipeline_is_titled_with_the_run_id() -> None:
     text = section("header", [started("a")])
 
     assert text.startswith("r1 ▷ RUNNING Started 1970-01-01 00:16:40 UTC Running for 0")
     assert text.count("r1") == 1
 
 
-def test_the_bar_of_a_run_fills_from_what_is_done_to_what_waits() -> None:
+def test_the_progress_bar_orders_statuses_from_done_to_pending() -> None:
     view = RunView(GOLDEN[:STOOD_STILL])
     header = sections(view, event_log(GOLDEN[:STOOD_STILL]), now_ms=view.at_ms)["header"]
 
@@ -219,7 +219,7 @@ def test_the_bar_of_a_run_fills_from_what_is_done_to_what_waits() -> None:
     assert kinds == [each for each in order if each in kinds]
 
 
-def test_a_run_that_nobody_runs_any_more_says_so() -> None:
+def test_an_orphaned_run_is_shown_as_orphaned() -> None:
     events = [started("a")]
     html = page(RunView(events), event_log(events), now_ms=5.0, is_orphaned=True)
 
@@ -228,14 +228,14 @@ def test_a_run_that_nobody_runs_any_more_says_so() -> None:
     assert "Last event after 5 ms" in Parsed(html).text
 
 
-def test_a_run_that_is_being_stopped_says_so() -> None:
-    text = section("header", [started("a"), RunInterrupted(5.0, "someone asked for it")])
+def test_a_stopping_run_is_shown_as_stopping() -> None:
+    text = section("header", [started("a"), RunInterrupted(5.0, "an operator asked for it")])
 
     assert "■ STOPPING" in text
-    assert "Stopping because someone asked for it" in text
+    assert "Stopping because an operator asked for it" in text
 
 
-def test_the_first_failure_comes_first_with_its_traceback() -> None:
+def test_the_first_failure_is_shown_first_with_its_traceback() -> None:
     text = section("failure", GOLDEN)
 
     assert f"First failure: {HOSTILE} in attempt 2 of 2, 4.9 s after the start" in text
@@ -243,7 +243,7 @@ def test_the_first_failure_comes_first_with_its_traceback() -> None:
     assert "ValueError: </pre><script>alert('error')</script> & more in a second line" in text
 
 
-def test_what_a_failure_has_skipped_or_cut_short_says_because_of_which_step() -> None:
+def test_skipped_and_cancelled_steps_name_the_failed_step() -> None:
     text = section("failure", GOLDEN)
 
     assert "3 steps were skipped or cancelled because of a failure" in text
@@ -253,11 +253,11 @@ def test_what_a_failure_has_skipped_or_cut_short_says_because_of_which_step() ->
         assert f"skipped because of {HOSTILE}" in section(name, GOLDEN), name
 
 
-def test_a_run_without_a_failure_has_no_such_section() -> None:
+def test_a_run_without_a_failure_has_no_failure_section() -> None:
     assert section("failure", GOLDEN[:STOOD_STILL]) == ""
 
 
-def test_further_failures_are_told_after_the_first_one() -> None:
+def test_further_failures_are_listed_after_the_first_one() -> None:
     events = [
         started("a", "b", "c"),
         *(AttemptStarted(name, 1, 0.0) for name in "abc"),
@@ -272,7 +272,7 @@ def test_further_failures_are_told_after_the_first_one() -> None:
     assert "2 more failures ✗a ValueError: second ✗c ValueError: third" in text
 
 
-def test_a_failure_before_any_attempt_and_one_of_items_say_so() -> None:
+def test_a_failure_before_any_attempt_or_of_items_says_so() -> None:
     events = [
         started("a"),
         StepFailed("a", 0, 5.0, ValueError("when")),
@@ -289,7 +289,7 @@ def test_a_failure_before_any_attempt_and_one_of_items_say_so() -> None:
     assert "a in 1 of its 3 items, 2 ms after" in section("failure", mapped)
 
 
-def test_long_lists_of_failures_and_consequences_are_capped() -> None:
+def test_long_lists_of_failures_and_skipped_steps_are_capped() -> None:
     names = [f"s{number}" for number in range(300)]
     run = RunStarted("r", 0.0, {"a": (), **dict.fromkeys(names, ("a",))})
     events: list[Event] = [run, StepFailed("a", 0, 1.0, ValueError("no"))]
@@ -312,7 +312,7 @@ def test_each_step_has_a_row_in_the_table_with_its_figures() -> None:
     assert f"7 fetch ■ CANCELLED 3 4 4.0 s 900 ms 198 ms cancelled because of {HOSTILE}" in text
 
 
-def test_the_timeline_marks_what_happened_to_attempts() -> None:
+def test_the_timeline_marks_the_outcome_of_each_attempt() -> None:
     view = RunView(GOLDEN)
     text = sections(view, event_log(GOLDEN), now_ms=view.at_ms)["gantt"]
     parsed = Parsed(text)
@@ -336,7 +336,7 @@ def test_the_timeline_marks_what_happened_to_attempts() -> None:
     assert f"Critical path: rates → {LONG} → {HOSTILE} → tidy" in parsed.text
 
 
-def test_a_bar_says_in_words_what_it_is() -> None:
+def test_each_bar_has_a_description() -> None:
     text = section("gantt", GOLDEN)
 
     assert "attempt 1 failed: 399 ms, from 0.6 ms to 400 ms" in text
@@ -346,7 +346,7 @@ def test_a_bar_says_in_words_what_it_is() -> None:
     assert "attempt 1 timed out, its thread kept running" in text
 
 
-def test_the_graph_shows_status_as_sign_word_and_class() -> None:
+def test_the_graph_shows_each_status_as_symbol_word_and_class() -> None:
     view = RunView(GOLDEN)
     text = sections(view, event_log(GOLDEN), now_ms=view.at_ms)["dag"]
     parsed = Parsed(text)
@@ -359,7 +359,7 @@ def test_the_graph_shows_status_as_sign_word_and_class() -> None:
     assert len(edges) == sum(map(len, view.dependencies.values()))
 
 
-def test_the_details_of_a_step_tell_each_attempt_and_its_output() -> None:
+def test_the_details_of_a_step_show_each_attempt_and_the_output() -> None:
     text = section("details", GOLDEN)
 
     assert "1 failed 0.6 ms 399 ms 500 ms ConnectionError: the server of the rates closed" in text
@@ -377,7 +377,7 @@ def test_inputs_are_shown_and_secret_ones_are_not() -> None:
     assert section("data", [started("a")]) == "The run has no inputs."
 
 
-def test_each_event_is_listed_in_words() -> None:
+def test_each_event_is_listed_with_its_description() -> None:
     view = RunView(GOLDEN)
     parsed = Parsed(sections(view, event_log(GOLDEN), now_ms=view.at_ms)["events"])
 
@@ -391,48 +391,48 @@ def test_each_event_is_listed_in_words() -> None:
     assert "4.2 s StepSucceeded fetch[0] succeeded" in parsed.text
 
 
-def test_an_event_of_a_step_that_the_pipeline_no_longer_has_is_listed() -> None:
+def test_an_event_of_a_removed_step_is_listed() -> None:
     view = RunView(GOLDEN)
-    told = [*GOLDEN, AttemptFailed("gone", 1, 5.0, ValueError("x" * 1_000), 1.0)]
+    log_events = [*GOLDEN, AttemptFailed("gone", 1, 5.0, ValueError("x" * 1_000), 1.0)]
 
-    text = Parsed(sections(view, event_log(told), now_ms=view.at_ms)["events"]).text
+    text = Parsed(sections(view, event_log(log_events), now_ms=view.at_ms)["events"]).text
 
     assert "AttemptFailed gone" in text
     assert "x" * 301 not in text
 
 
-def test_a_run_of_nothing_has_a_page() -> None:
+def test_a_run_without_steps_has_a_page() -> None:
     text = Parsed(to_html([started(), RunFinished(0.0, "passed")])).text
 
     assert "✓ PASSED" in text
     assert text.count("The pipeline has no steps.") == 2
 
 
-def test_a_run_that_has_just_begun_has_a_page() -> None:
+def test_a_run_that_has_just_started_has_a_page() -> None:
     assert "○ 2 pending" in Parsed(to_html([started("a", "b")])).text
 
 
-def test_a_page_shows_any_moment_of_a_run() -> None:
+def test_every_prefix_of_the_events_has_a_page() -> None:
     for count in range(1, len(GOLDEN) + 1):
         view = RunView(GOLDEN[:count])
         found = sections(view, event_log(GOLDEN[:count]), now_ms=view.at_ms + 10)
         Parsed("".join(found.values()))
 
 
-def test_a_page_of_no_events_is_refused() -> None:
+def test_a_page_without_events_is_refused() -> None:
     with pytest.raises(ValueError, match="a page needs the events of a run, from its first one"):
         to_html([])
 
 
-# Nothing of it acts, and what is secret is not in it.
+# No active content and no secrets.
 
 
-def test_what_is_secret_is_not_in_the_page(golden: str) -> None:
+def test_secrets_are_not_in_the_page(golden: str) -> None:
     assert SECRET not in golden
     assert golden.count("redacted: it is secret") == 2  # an output and an input
 
 
-def test_markup_in_names_outputs_errors_and_inputs_is_text(golden: str) -> None:
+def test_markup_in_names_outputs_errors_and_inputs_is_escaped(golden: str) -> None:
     parsed = Parsed(golden)
 
     assert "<script>alert" not in golden
@@ -441,8 +441,8 @@ def test_markup_in_names_outputs_errors_and_inputs_is_text(golden: str) -> None:
     assert HOSTILE in parsed.text
 
 
-def shape_of(parsed: Parsed) -> list[tuple[str, list[str]]]:
-    """The elements and their attributes, but for what a name is broken or cut with."""
+def structure_of(parsed: Parsed) -> list[tuple[str, list[str]]]:
+    """Return the elements and their attributes, except those that wrap or truncate a name."""
     return [
         (tag, sorted(set(each) - {"title"}))
         for tag, each in parsed.elements
@@ -459,7 +459,7 @@ def shape_of(parsed: Parsed) -> list[tuple[str, list[str]]]:
         "a\nb\u202e\x00\ud800",
     ],
 )
-def test_nothing_gets_out_of_where_it_stands(text: str) -> None:
+def test_hostile_text_does_not_change_the_structure_of_the_page(text: str) -> None:
     events = [
         RunStarted(text, 0.0, {text: (), "z": (text,)}, text, inputs={text: text}),
         AttemptStarted(text, 1, 0.0),
@@ -478,11 +478,11 @@ def test_nothing_gets_out_of_where_it_stands(text: str) -> None:
     found = Parsed(to_html(events))
 
     found.text.encode()
-    assert shape_of(found) == shape_of(Parsed(to_html(plain)))
+    assert structure_of(found) == structure_of(Parsed(to_html(plain)))
 
 
-class Evil(Exception):
-    """Raises whatever is asked of it."""
+class HostileError(Exception):
+    """An error whose special methods raise."""
 
     def __repr__(self) -> str:
         raise RuntimeError("repr")
@@ -490,31 +490,31 @@ class Evil(Exception):
     __str__ = __bool__ = __len__ = __eq__ = __hash__ = __repr__  # type: ignore[assignment]
 
 
-def test_values_and_errors_that_can_not_be_asked_anything_are_shown() -> None:
+def test_values_and_errors_whose_methods_raise_are_shown() -> None:
     class Proxy:
         @property
         def __class__(self) -> type:  # type: ignore[override]
             raise RuntimeError("class")
 
-        __repr__ = Evil.__repr__
+        __repr__ = HostileError.__repr__
 
     events = [
         started("a", "b", "c", inputs={"x": Proxy()}),
         *(AttemptStarted(name, 1, 0.0) for name in "abc"),
-        AttemptFailed("a", 1, 1.0, Evil(), 1.0),
+        AttemptFailed("a", 1, 1.0, HostileError(), 1.0),
         AttemptStarted("a", 2, 2.0),
-        StepFailed("a", 2, 3.0, Evil()),
+        StepFailed("a", 2, 3.0, HostileError()),
         StepSucceeded("b", 1, 4.0, [Proxy(), {1: Proxy()}]),
-        StepSucceeded("c", 1, 4.0, Evil()),
+        StepSucceeded("c", 1, 4.0, HostileError()),
     ]
 
     text = Parsed(to_html(events)).text
 
-    assert "Evil: <Evil, whose str raised RuntimeError>" in text
+    assert "HostileError: <HostileError, whose str raised RuntimeError>" in text
     assert "<Proxy, whose repr raised RuntimeError>" in text
 
 
-def test_a_name_that_says_it_is_html_is_text() -> None:
+def test_a_name_with_an_html_method_is_escaped() -> None:
     class Html(str):
         def __html__(self) -> str:
             return "<img src=x>"
@@ -534,7 +534,7 @@ def test_a_name_that_says_it_is_html_is_text() -> None:
     assert "<b>a</b>" in parsed.text
 
 
-async def test_a_report_keeps_its_secrets() -> None:
+async def test_the_page_of_a_report_contains_no_secrets() -> None:
     async def token(password: str) -> str:
         return SECRET
 
@@ -553,7 +553,7 @@ async def test_a_report_keeps_its_secrets() -> None:
     assert html.count("redacted: it is secret") == 2
 
 
-# However much there is.
+# Large runs.
 
 
 def run_of(count: int, output: object = None, width: int = 10) -> list[Event]:
@@ -575,11 +575,11 @@ def run_of(count: int, output: object = None, width: int = 10) -> list[Event]:
 @pytest.mark.parametrize(
     "output", ["<&>" * 10**5, {"漢": ["漢" * 50] * 1_000}, list(range(10**5)), {"a": {"b": 1}}]
 )
-def test_60_steps_take_less_than_300_kb_whatever_they_return(output: object) -> None:
+def test_a_page_of_60_steps_is_smaller_than_300_kb_for_any_output(output: object) -> None:
     assert len(to_html(run_of(60, output)).encode()) < 300_000
 
 
-def test_60_steps_that_fail_deeply_take_less_than_300_kb() -> None:
+def test_a_page_of_60_long_tracebacks_is_smaller_than_300_kb() -> None:
     def fail(left: int) -> None:
         if left:
             fail(left - 1)
@@ -597,12 +597,12 @@ def test_60_steps_that_fail_deeply_take_less_than_300_kb() -> None:
     assert len(to_html(events).encode()) < 300_000
 
 
-def test_500_steps_take_less_than_two_megabytes() -> None:
+def test_a_page_of_500_steps_is_smaller_than_two_megabytes() -> None:
     assert len(to_html(run_of(500, {"rows": 5})).encode()) < 2_000_000
 
 
 @pytest.mark.exhaustive
-def test_of_thousands_of_steps_the_page_says_what_it_leaves_out() -> None:
+def test_a_page_of_thousands_of_steps_says_what_it_omits() -> None:
     text = Parsed(to_html(run_of(2_500, width=50))).text
 
     assert "The graph is not drawn, because 2500 steps are too many to read." in text
@@ -611,7 +611,7 @@ def test_of_thousands_of_steps_the_page_says_what_it_leaves_out() -> None:
     assert "step_number_02499" in text
 
 
-def test_many_items_are_capped_and_those_that_went_wrong_come_first() -> None:
+def test_many_items_are_capped_with_the_failed_ones_first() -> None:
     events: list[Event] = [started("a"), MapStarted("a", 0.0, 1_000)]
     for number in range(1_000):
         events.append(AttemptStarted("a", 1, 0.0, item=number))
@@ -633,10 +633,10 @@ def test_many_items_are_capped_and_those_that_went_wrong_come_first() -> None:
     assert "30 of 1000 items that have begun are shown" in details
 
 
-# Where it comes from.
+# Pages of reports.
 
 
-async def test_a_report_makes_its_page() -> None:
+async def test_a_report_can_be_rendered_as_a_page() -> None:
     async def extract() -> list[int]:
         return [1, 2, 3]
 
@@ -654,7 +654,7 @@ async def test_a_report_makes_its_page() -> None:
     assert report.to_html() == to_html(report)
 
 
-def test_a_report_that_was_read_from_json_makes_its_page() -> None:
+def test_a_report_read_from_json_can_be_rendered_as_a_page() -> None:
     result = StepResult("a", StepStatus.SUCCESS, 1, 3.0, object(), started_ms=0.0)
     report = RunReport(
         "r1",
@@ -671,7 +671,7 @@ def test_a_report_that_was_read_from_json_makes_its_page() -> None:
     assert "k redacted: it is secret" in text
 
 
-def test_the_events_of_a_report_are_listed_as_far_as_it_knows_them() -> None:
+def test_the_page_of_a_report_lists_the_events_that_the_report_implies() -> None:
     late = StepTimeoutError("fetch[1]", 1, 5.0, "attempt")
     items = (
         StepResult("fetch[0]", StepStatus.SUCCESS, 1, 3.0, 1, started_ms=5.0, reused=True),
@@ -741,7 +741,7 @@ def test_the_events_of_a_report_are_listed_as_far_as_it_knows_them() -> None:
     assert texts[-2:] == ["skipped: why", "the run failed after 12 ms: it failed"]
 
 
-def test_of_a_report_that_goes_on_the_running_attempt_is_listed() -> None:
+def test_the_running_attempt_of_an_unfinished_report_is_listed() -> None:
     result = StepResult("a", StepStatus.RUNNING, 1, 3.0, started_ms=0.0, recorded=())
     report = RunReport("r1", [result], total_duration_ms=3.0, wall_time=1.0, outcome="running")
 
@@ -751,13 +751,13 @@ def test_of_a_report_that_goes_on_the_running_attempt_is_listed() -> None:
 
 
 @pytest.mark.parametrize("wall_time", [float("nan"), 1e30, -1e30])
-def test_a_moment_that_no_calendar_has_is_not_shown(wall_time: float) -> None:
+def test_an_invalid_start_time_is_shown_as_unknown(wall_time: float) -> None:
     text = Parsed(to_html([RunStarted("r", wall_time, {})])).text
 
     assert "Started at an unknown time" in text
 
 
-def test_without_the_extra_the_error_names_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_jinja2_is_reported_with_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "jinja2", None)
     for module in ("html_report", "html_report._page"):
         monkeypatch.delitem(sys.modules, f"asyncflow.{module}")
@@ -766,10 +766,10 @@ def test_without_the_extra_the_error_names_it(monkeypatch: pytest.MonkeyPatch) -
         RunReport("r", [], total_duration_ms=0.0, wall_time=0.0).to_html()
 
 
-# A page that follows its run.
+# Live pages.
 
 
-def test_a_live_page_has_what_its_script_needs() -> None:
+def test_a_live_page_has_the_urls_and_the_token_for_its_script() -> None:
     view = RunView(GOLDEN[:STOOD_STILL])
     live = Live("/e?a=1&b=2", "/cancel", "/resume", 'tok"en', "/live.js", "/")
 
@@ -784,7 +784,7 @@ def test_a_live_page_has_what_its_script_needs() -> None:
     assert "All runs" in parsed.text
 
 
-def test_a_live_page_can_do_with_less() -> None:
+def test_a_live_page_does_not_need_a_resume_url() -> None:
     view = RunView(GOLDEN[:STOOD_STILL])
 
     parsed = Parsed(page(view, event_log(GOLDEN), now_ms=view.at_ms, live=Live("/e", "/c")))
@@ -795,7 +795,7 @@ def test_a_live_page_can_do_with_less() -> None:
     assert len(parsed.tags("script")) == 1
 
 
-def test_the_sections_of_a_run_are_those_in_its_page(golden: str) -> None:
+def test_the_page_contains_all_sections_of_the_run(golden: str) -> None:
     view = RunView(GOLDEN)
 
     found = sections(view, event_log(GOLDEN), now_ms=view.at_ms)
@@ -803,7 +803,7 @@ def test_the_sections_of_a_run_are_those_in_its_page(golden: str) -> None:
     assert all(f' id="{name}">{html}</' in golden for name, html in found.items())
 
 
-def test_a_step_that_was_cut_short_by_nothing_that_failed_gives_its_reason() -> None:
+def test_a_step_cancelled_without_a_failure_shows_its_reason() -> None:
     events = [
         started("a"),
         AttemptStarted("a", 1, 0.0),

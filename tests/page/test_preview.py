@@ -1,4 +1,4 @@
-"""Whatever a value is, a few lines of it are shown, and never more."""
+"""The preview of any value is short."""
 
 from __future__ import annotations
 
@@ -49,11 +49,11 @@ class Hostile:
         (Hostile(), "<Hostile, whose repr raised RuntimeError>"),
     ],
 )
-def test_a_value_reads_as_it_does_in_python(value: object, text: str) -> None:
+def test_a_value_is_shown_as_python_writes_it(value: object, text: str) -> None:
     assert preview(value, 1_000) == (text, False, False)
 
 
-def test_what_is_secret_is_redacted_and_says_so() -> None:
+def test_a_secret_value_is_shown_as_redacted() -> None:
     assert preview(REDACTED_OUTPUT, 100) == ("redacted", False, True)
 
 
@@ -67,46 +67,46 @@ def test_what_is_secret_is_redacted_and_says_so() -> None:
         Point(10**60, 1),
     ],
 )
-def test_a_large_value_is_cut(value: object) -> None:
+def test_a_large_value_is_truncated(value: object) -> None:
     shown = preview(value, 50)
 
     assert shown.cut
     assert 40 <= len(shown.text) <= 50
 
 
-def test_a_value_that_holds_itself_ends() -> None:
+def test_a_recursive_value_is_truncated() -> None:
     value: list[Any] = [1]
     value.append(value)
 
     assert "…" in preview(value, 1_000).text
 
 
-def test_of_a_large_value_only_the_beginning_is_looked_at() -> None:
-    looked = []
+def test_only_the_beginning_of_a_large_value_is_formatted() -> None:
+    reprs = []
 
     class Item:
         def __repr__(self) -> str:
-            looked.append(self)
+            reprs.append(self)
             return "item"
 
     preview([Item() for _ in range(1_000)], 100)
 
-    assert len(looked) < 40
+    assert len(reprs) < 40
 
 
 @given(st.text(st.sampled_from("a<&>'\"漢\n\x00\u202e"), max_size=200), st.integers(1, 300))
-def test_a_limit_is_one_of_bytes_in_the_page(value: str, limit: int) -> None:
+def test_the_limit_counts_the_bytes_of_escaped_html(value: str, limit: int) -> None:
     shown = preview([value, {value: value}], limit).text
 
     escaped = shown.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
     assert len(escaped.encode()) <= limit
 
 
-def test_control_characters_are_written_out_and_lines_stay() -> None:
+def test_control_characters_are_escaped_and_line_breaks_preserved() -> None:
     assert printable("a\tb\nc\x1b[1m\u202e") == "a   b\nc\\x1b[1m\\u202e"
 
 
-def test_an_error_is_one_line_and_cut() -> None:
+def test_an_error_is_one_truncated_line() -> None:
     assert error_words(ValueError("no\nmore"), 100) == "ValueError: no"
     assert error_words(ValueError("x" * 200), 20) == "ValueError: xxxxxxxx…"
 
@@ -121,13 +121,13 @@ def test_a_traceback_is_shown_in_full() -> None:
     assert shown.text.endswith('raise ValueError("no")\nValueError: no')
 
 
-def test_of_a_long_traceback_its_ends_are_shown() -> None:
+def test_both_ends_of_a_long_traceback_are_shown() -> None:
     def deep(left: int) -> None:
         if left <= 0:
             raise ValueError("at the bottom")
-        (odd if left % 2 else deep)(left - 1)
+        (recurse_again if left % 2 else deep)(left - 1)
 
-    def odd(left: int) -> None:  # so that no two lines in a row are the same
+    def recurse_again(left: int) -> None:  # a traceback folds repeated frames
         deep(left - 1)
 
     try:
@@ -144,10 +144,10 @@ def test_of_a_long_traceback_its_ends_are_shown() -> None:
 @pytest.mark.parametrize(
     ("error", "text"),
     [
-        (RestoredError("app.Bad", "no", "Traceback: kept\n"), "Traceback: kept"),
+        (RestoredError("app.Bad", "no", "Traceback: stored\n"), "Traceback: stored"),
         (RestoredError("app.Bad", "no\nmore"), "app.Bad: no\nmore"),
         (ValueError("no"), "ValueError: no"),
     ],
 )
-def test_an_error_without_a_traceback_is_shown_too(error: Exception, text: str) -> None:
+def test_an_error_without_a_traceback_is_shown(error: Exception, text: str) -> None:
     assert error_trace(error, 1_000).text == text

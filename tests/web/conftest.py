@@ -1,4 +1,4 @@
-"""Every test of the pages has a journal, and a client that asks the app without a socket."""
+"""Fixtures of the web tests: a journal, and a client that calls the app without a socket."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from postgres_server import PostgresServer
 from asyncflow.journal import PostgresJournal, SQLiteJournal
 from asyncflow.testing import VirtualTimeLoop
 
-REAL_TIME = ("test_serve", "test_stream")
-"""The modules whose tests have real sockets."""
+REAL_SOCKETS = ("test_serve", "test_stream")
+"""The modules whose tests use real sockets, and so real time."""
 
 
 def pytest_asyncio_loop_factories(
     config: pytest.Config, item: pytest.Item
 ) -> Mapping[str, type[asyncio.AbstractEventLoop]]:
-    if Path(item.path).stem in REAL_TIME:
+    if Path(item.path).stem in REAL_SOCKETS:
         return {"asyncio": asyncio.SelectorEventLoop}
     return {"virtual": VirtualTimeLoop}
 
@@ -35,7 +35,7 @@ def journal() -> Iterator[SQLiteJournal]:
 
 @pytest.fixture(params=["sqlite", pytest.param("postgres", marks=pytest.mark.postgres)])
 def any_journal(request: pytest.FixtureRequest) -> Iterator[Any]:
-    """A journal in each kind of database, for what depends on that."""
+    """Return a journal in each kind of database, for tests that depend on the database."""
     if request.param == "sqlite":
         yield request.getfixturevalue("journal")
         return
@@ -46,35 +46,37 @@ def any_journal(request: pytest.FixtureRequest) -> Iterator[Any]:
         journal.close()
 
 
-Ask = Callable[..., httpx.AsyncClient]
+MakeClient = Callable[..., httpx.AsyncClient]
 
 
 @pytest.fixture
-async def ask() -> AsyncIterator[Ask]:
-    """Make a client of an app. Like a browser on this machine, unless told otherwise."""
-    made = []
+async def make_client() -> AsyncIterator[MakeClient]:
+    """Return a function that makes a client of an app; by default, one on this machine."""
+    clients = []
 
     def make(app: Any, base_url: str = "http://127.0.0.1:8765", **options: Any) -> Any:
         transport = httpx.ASGITransport(app, raise_app_exceptions=False)
-        made.append(httpx.AsyncClient(transport=transport, base_url=base_url, **options))
-        return made[-1]
+        clients.append(httpx.AsyncClient(transport=transport, base_url=base_url, **options))
+        return clients[-1]
 
     yield make
-    for client in made:
+    for client in clients:
         await client.aclose()
 
 
 @pytest.fixture(autouse=True)
 async def nothing_leaks() -> AsyncIterator[None]:
-    """No task outlives a test, and the loop has had nothing to complain of."""
+    """Assert that no task outlives a test and that the loop reported no error."""
     loop = asyncio.get_running_loop()
-    complaints: list[dict[str, object]] = []
-    loop.set_exception_handler(lambda _, context: complaints.append(context))
+    loop_errors: list[dict[str, object]] = []
+    loop.set_exception_handler(lambda _, context: loop_errors.append(context))
     before = asyncio.all_tasks()
 
     yield
 
-    left = {task for task in asyncio.all_tasks() if task not in before} - {asyncio.current_task()}
-    # The one task that sse-starlette keeps for as long as there is a loop.
-    assert {task.get_coro().__qualname__ for task in left} <= {"_shutdown_watcher"}
-    assert not complaints
+    remaining = {task for task in asyncio.all_tasks() if task not in before} - {
+        asyncio.current_task()
+    }
+    # sse-starlette keeps this one task for the lifetime of the loop.
+    assert {task.get_coro().__qualname__ for task in remaining} <= {"_shutdown_watcher"}
+    assert not loop_errors

@@ -1,4 +1,4 @@
-"""Pipelines whose runs end in every way, or not before they are told to."""
+"""Pipelines that pass, fail, or wait for a gate to open."""
 
 from __future__ import annotations
 
@@ -32,17 +32,17 @@ def failing(name: str = "reports") -> Orchestrator:
 
 
 class Gate:
-    """A step that waits until it is let through, and notes how often it was started."""
+    """An action that waits until the gate is open, and counts its calls and clean-ups."""
 
     def __init__(self) -> None:
         self.calls = 0
         self.clean_ups = 0
         self.is_open = asyncio.Event()
-        self.has_begun = asyncio.Event()
+        self.has_started = asyncio.Event()
 
     async def __call__(self) -> str:
         self.calls += 1
-        self.has_begun.set()
+        self.has_started.set()
         try:
             await self.is_open.wait()
         finally:
@@ -51,6 +51,6 @@ class Gate:
 
 
 def slow(gate: Gate, name: str = "slow") -> Orchestrator:
-    """A run that goes on until the gate is open."""
+    """Return a pipeline that runs until the gate is open."""
     steps = [WorkflowStep("extract", extract), WorkflowStep("gate", gate, timeout_ms=None)]
     return Orchestrator(steps, name=name)

@@ -1,4 +1,4 @@
-"""What people have a run do from a page."""
+"""Cancelling and resuming runs from their pages."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ AS_SCRIPT = {"accept": "application/json"}
 
 
 async def ended(journal: Any, run_id: str) -> Any:
-    """Wait until a run has ended, and return what is known of it."""
+    """Wait until a run has ended, and return its record."""
     while True:
         record = await journal.record(run_id)
         if record.status != "running":
@@ -33,23 +33,23 @@ async def ended(journal: Any, run_id: str) -> Any:
 
 
 async def interrupt(gate: Gate, journal: Any, run_id: str, name: str = "slow") -> None:
-    """Leave a run that was cut short."""
+    """Start a run and interrupt it."""
     running = asyncio.create_task(slow(gate, name).run(run_id=run_id, journal=journal))
-    await gate.has_begun.wait()
+    await gate.has_started.wait()
     running.cancel()
     await asyncio.gather(running, return_exceptions=True)
-    gate.has_begun.clear()
+    gate.has_started.clear()
 
 
 # Cancelling.
 
 
-async def test_a_run_is_cancelled(ask: Any, any_journal: Any) -> None:
+async def test_a_run_is_cancelled(make_client: Any, any_journal: Any) -> None:
     gate = Gate()
     running = asyncio.create_task(slow(gate).run(run_id="a/b", journal=any_journal))
-    await gate.has_begun.wait()
+    await gate.has_started.wait()
 
-    answer = await ask(app(any_journal)).post("/cancel/a%2Fb")
+    answer = await make_client(app(any_journal)).post("/cancel/a%2Fb")
 
     assert answer.status_code == 303
     assert answer.headers["location"] == "/runs/a%2Fb?done=cancelling"
@@ -59,11 +59,11 @@ async def test_a_run_is_cancelled(ask: Any, any_journal: Any) -> None:
     assert (await any_journal.record("a/b")).status == "interrupted"
 
 
-async def test_a_script_is_told_in_json(ask: Any, journal: Any) -> None:
+async def test_a_script_gets_json_answers(make_client: Any, journal: Any) -> None:
     gate = Gate()
     running = asyncio.create_task(slow(gate).run(run_id="r", journal=journal))
-    await gate.has_begun.wait()
-    client = ask(app(journal))
+    await gate.has_started.wait()
+    client = make_client(app(journal))
 
     answer = await client.post("/cancel/r", headers=AS_SCRIPT)
     await asyncio.gather(running, return_exceptions=True)
@@ -77,9 +77,9 @@ async def test_a_script_is_told_in_json(ask: Any, journal: Any) -> None:
     }
 
 
-async def test_what_has_ended_can_not_be_cancelled(ask: Any, journal: Any) -> None:
+async def test_an_ended_run_cannot_be_cancelled(make_client: Any, journal: Any) -> None:
     await failing().run(run_id="r", journal=journal)
-    client = ask(app(journal))
+    client = make_client(app(journal))
 
     answer = await client.post("/cancel/r")
 
@@ -89,7 +89,7 @@ async def test_what_has_ended_can_not_be_cancelled(ask: Any, journal: Any) -> No
     assert (await client.post("/cancel/unknown")).status_code == 404
 
 
-async def test_an_orphan_can_not_be_cancelled(ask: Any) -> None:
+async def test_an_orphaned_run_cannot_be_cancelled(make_client: Any) -> None:
     class Orphaned:
         runs = events = None
 
@@ -100,7 +100,7 @@ async def test_an_orphan_can_not_be_cancelled(ask: Any) -> None:
             return RunRecord("r", "etl", "running", 0.0, 0.0, None, orphaned=True)
 
     pages: Any = app(Orphaned())  # type: ignore[arg-type]
-    answer = await ask(pages).post("/cancel/r")
+    answer = await make_client(pages).post("/cancel/r")
 
     assert answer.status_code == 409
     assert "It is orphaned: its process is gone." in answer.text
@@ -109,10 +109,10 @@ async def test_an_orphan_can_not_be_cancelled(ask: Any) -> None:
 # Resuming.
 
 
-async def test_a_run_is_resumed_in_the_server(ask: Any, any_journal: Any) -> None:
+async def test_a_run_is_resumed_in_the_server(make_client: Any, any_journal: Any) -> None:
     gate = Gate()
     await interrupt(gate, any_journal, "r")
-    client = ask(app(any_journal, pipelines={"slow": slow(gate)}))
+    client = make_client(app(any_journal, pipelines={"slow": slow(gate)}))
 
     answer = await client.post("/resume/r")
 
@@ -125,7 +125,7 @@ async def test_a_run_is_resumed_in_the_server(ask: Any, any_journal: Any) -> Non
     assert report["extract"].reused
 
 
-async def test_a_pipeline_of_functions_is_resumed_too(ask: Any, journal: Any) -> None:
+async def test_a_run_of_a_decorated_pipeline_is_resumed(make_client: Any, journal: Any) -> None:
     etl, calls = Pipeline("etl"), []
 
     @etl.step
@@ -141,16 +141,18 @@ async def test_a_pipeline_of_functions_is_resumed_too(ask: Any, journal: Any) ->
 
     await etl.orchestrator.run(run_id="r", journal=journal)
 
-    answer = await ask(app(journal, pipelines={"etl": etl})).post("/resume/r", headers=AS_SCRIPT)
+    answer = await make_client(app(journal, pipelines={"etl": etl})).post(
+        "/resume/r", headers=AS_SCRIPT
+    )
 
     assert answer.json() == {"done": "resumed"}
     assert (await ended(journal, "r")).status == "passed"
 
 
-async def test_a_run_is_resumed_once_however_often_that_is_asked(ask: Any, journal: Any) -> None:
+async def test_repeated_requests_resume_a_run_once(make_client: Any, journal: Any) -> None:
     gate = Gate()
     await interrupt(gate, journal, "r")
-    client = ask(app(journal, pipelines={"slow": slow(gate)}))
+    client = make_client(app(journal, pipelines={"slow": slow(gate)}))
 
     answers = await asyncio.gather(*(client.post("/resume/r") for _ in range(5)))
     later = await client.post("/resume/r")
@@ -165,37 +167,37 @@ async def test_a_run_is_resumed_once_however_often_that_is_asked(ask: Any, journ
 
 
 @pytest.mark.parametrize(
-    ("name", "why"),
+    ("name", "reason"),
     [
         ("", "its pipeline has no name"),
         ("slwo", "has no pipeline 'slwo' (did you mean 'slow'?)"),
     ],
 )
-async def test_a_run_of_an_unknown_pipeline_can_not_be_resumed(
-    ask: Any, journal: Any, name: str, why: str
+async def test_a_run_of_an_unknown_pipeline_cannot_be_resumed(
+    make_client: Any, journal: Any, name: str, reason: str
 ) -> None:
     gate = Gate()
     await interrupt(gate, journal, "r", name)
-    client = ask(app(journal, pipelines={"slow": slow(gate)}))
+    client = make_client(app(journal, pipelines={"slow": slow(gate)}))
 
     answer = await client.post("/resume/r", headers=AS_SCRIPT)
 
     assert answer.status_code == 409
-    assert why in answer.json()["detail"]
+    assert reason in answer.json()["detail"]
     assert (await journal.record("r")).status == "interrupted"
 
 
-async def test_a_run_that_has_passed_can_not_be_resumed(ask: Any, journal: Any) -> None:
+async def test_a_passed_run_cannot_be_resumed(make_client: Any, journal: Any) -> None:
     await passing().run(run_id="r", journal=journal)
 
-    answer = await ask(app(journal, pipelines={"etl": passing()})).post("/resume/r")
+    answer = await make_client(app(journal, pipelines={"etl": passing()})).post("/resume/r")
 
     assert answer.status_code == 409
     assert "it has passed, so nothing is left to do" in answer.text
 
 
-async def test_a_pipeline_that_has_changed_too_much_says_so_at_once(
-    ask: Any, journal: Any, caplog: pytest.LogCaptureFixture
+async def test_an_incompatible_pipeline_is_reported_at_once(
+    make_client: Any, journal: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
     gate = Gate()
     await interrupt(gate, journal, "r")
@@ -203,14 +205,18 @@ async def test_a_pipeline_that_has_changed_too_much_says_so_at_once(
     async def needs(url: str) -> None: ...
 
     other = Orchestrator([WorkflowStep("gate", needs)], name="slow")
-    answer = await ask(app(journal, pipelines={"slow": other})).post("/resume/r", headers=AS_SCRIPT)
+    answer = await make_client(app(journal, pipelines={"slow": other})).post(
+        "/resume/r", headers=AS_SCRIPT
+    )
 
     assert answer.status_code == 409
     assert "ValueError: nothing provides parameter 'url' of step 'gate'" in answer.json()["detail"]
     assert "run 'r' can't be resumed" in caplog.text
 
 
-async def test_a_run_does_not_get_steps_that_it_was_begun_without(ask: Any, journal: Any) -> None:
+async def test_a_resume_adds_no_steps_that_a_target_excluded(
+    make_client: Any, journal: Any
+) -> None:
     async def refuse() -> None:
         raise ValueError("once")
 
@@ -219,7 +225,7 @@ async def test_a_run_does_not_get_steps_that_it_was_begun_without(ask: Any, jour
     pipeline = Orchestrator(steps, name="two")
     await pipeline.replace(targets=["refuse"]).run(run_id="r", journal=journal)
 
-    answer = await ask(app(journal, pipelines={"two": pipeline})).post(
+    answer = await make_client(app(journal, pipelines={"two": pipeline})).post(
         "/resume/r", headers=AS_SCRIPT
     )
 
@@ -229,75 +235,77 @@ async def test_a_run_does_not_get_steps_that_it_was_begun_without(ask: Any, jour
     assert (await journal.record("r")).status == "failed"
 
 
-async def test_a_run_that_somebody_else_takes_first_is_left_to_them(
-    ask: Any, journal: Any, caplog: pytest.LogCaptureFixture
+async def test_a_run_that_another_process_resumes_first_is_left_alone(
+    make_client: Any, journal: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
     gate = Gate()
     await interrupt(gate, journal, "r")
 
     class Late:
-        """A pipeline that comes a moment too late."""
+        """A pipeline that loses the race for the lease."""
 
         async def run(self, *, run_id: str | None = None, journal: Any = None) -> None:
             raise RunAlreadyActiveError("r", "process 7 on there")
 
-    answer = await ask(app(journal, pipelines={"slow": Late()})).post("/resume/r")
+    answer = await make_client(app(journal, pipelines={"slow": Late()})).post("/resume/r")
 
     assert answer.status_code == 409
     assert "it is running already, in process 7 on there" in answer.text
     assert not [record for record in caplog.records if record.levelname == "ERROR"]
 
 
-async def test_a_run_that_is_slow_to_begin_is_not_waited_for(ask: Any, journal: Any) -> None:
-    gate, go_on = Gate(), asyncio.Event()
+async def test_the_answer_does_not_wait_for_a_run_that_starts_slowly(
+    make_client: Any, journal: Any
+) -> None:
+    gate, proceed = Gate(), asyncio.Event()
     await interrupt(gate, journal, "r")
 
     class Slow:
-        """A pipeline that takes long to begin."""
+        """A pipeline that starts slowly."""
 
         async def run(self, *, run_id: str | None = None, journal: Any = None) -> None:
-            await go_on.wait()
+            await proceed.wait()
 
-    answer = await ask(app(journal, pipelines={"slow": Slow()})).post("/resume/r")
-    go_on.set()
+    answer = await make_client(app(journal, pipelines={"slow": Slow()})).post("/resume/r")
+    proceed.set()
     await asyncio.sleep(0)
 
     assert answer.status_code == 303
     assert asyncio.get_running_loop().time() >= 3
 
 
-async def test_a_run_whose_resumption_ends_with_the_service_is_no_error(
-    ask: Any, journal: Any
+async def test_a_resume_interrupted_by_the_shutdown_is_not_an_error(
+    make_client: Any, journal: Any
 ) -> None:
     gate = Gate()
     await interrupt(gate, journal, "r")
 
     class Slow:
-        """A pipeline that takes long to begin."""
+        """A pipeline that starts slowly."""
 
         async def run(self, *, run_id: str | None = None, journal: Any = None) -> None:
             await asyncio.sleep(1_000)
 
     pages = app(journal, pipelines={"slow": Slow()})
     async with pages.router.lifespan_context(pages):
-        asking = asyncio.create_task(ask(pages).post("/resume/r"))
+        asking = asyncio.create_task(make_client(pages).post("/resume/r"))
         await asyncio.sleep(1)
 
     assert (await asking).status_code == 303
 
 
 @pytest.mark.parametrize("error", [SystemExit(3), KeyboardInterrupt(), GeneratorExit()])
-async def test_a_step_that_wants_to_end_the_process_ends_its_run_only(
-    ask: Any, journal: Any, error: BaseException, caplog: pytest.LogCaptureFixture
+async def test_a_step_that_raises_system_exit_ends_only_its_run(
+    make_client: Any, journal: Any, error: BaseException, caplog: pytest.LogCaptureFixture
 ) -> None:
     gate = Gate()
     await interrupt(gate, journal, "r")
 
-    async def exits() -> None:
+    async def raise_error() -> None:
         raise error
 
-    pipeline = Orchestrator([WorkflowStep("gate", exits)], name="slow")
-    client = ask(app(journal, pipelines={"slow": pipeline}))
+    pipeline = Orchestrator([WorkflowStep("gate", raise_error)], name="slow")
+    client = make_client(app(journal, pipelines={"slow": pipeline}))
 
     await client.post("/resume/r")
     await ended(journal, "r")
@@ -307,14 +315,14 @@ async def test_a_step_that_wants_to_end_the_process_ends_its_run_only(
     assert "the server continues" in caplog.text
 
 
-async def test_a_run_that_was_cancelled_from_its_page_ends_quietly(
-    ask: Any, journal: Any, caplog: pytest.LogCaptureFixture
+async def test_a_run_cancelled_from_its_page_logs_no_error(
+    make_client: Any, journal: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
     gate = Gate()
     await interrupt(gate, journal, "r")
-    client = ask(app(journal, pipelines={"slow": slow(gate)}))
+    client = make_client(app(journal, pipelines={"slow": slow(gate)}))
     await client.post("/resume/r")
-    await gate.has_begun.wait()
+    await gate.has_started.wait()
 
     await client.post("/cancel/r")
     await ended(journal, "r")
@@ -326,52 +334,54 @@ async def test_a_run_that_was_cancelled_from_its_page_ends_quietly(
 VARIABLE: ContextVar[str] = ContextVar("VARIABLE", default="")
 
 
-async def test_nothing_of_the_request_goes_on_with_the_run(ask: Any, journal: Any) -> None:
+async def test_a_resumed_run_does_not_inherit_the_context_of_the_request(
+    make_client: Any, journal: Any
+) -> None:
     gate, seen = Gate(), []
     await interrupt(gate, journal, "r")
 
-    async def look() -> None:
+    async def read_variable() -> None:
         seen.append(VARIABLE.get())
 
-    pipeline = Orchestrator([WorkflowStep("gate", look)], name="slow")
+    pipeline = Orchestrator([WorkflowStep("gate", read_variable)], name="slow")
     VARIABLE.set("of the request")
 
-    await ask(app(journal, pipelines={"slow": pipeline})).post("/resume/r")
+    await make_client(app(journal, pipelines={"slow": pipeline})).post("/resume/r")
     await ended(journal, "r")
 
     assert seen == [""]
 
 
-# The end of the service.
+# Shutdown.
 
 
-async def test_resumed_runs_end_with_the_service_and_can_be_resumed_again(
-    ask: Any, any_journal: Any
+async def test_resumed_runs_are_cancelled_at_shutdown_and_can_be_resumed_again(
+    make_client: Any, any_journal: Any
 ) -> None:
     gate = Gate()
     await interrupt(gate, any_journal, "r")
     pages = app(any_journal, pipelines={"slow": slow(gate)})
 
     async with pages.router.lifespan_context(pages):
-        await ask(pages).post("/resume/r")
-        await gate.has_begun.wait()
+        await make_client(pages).post("/resume/r")
+        await gate.has_started.wait()
 
     assert gate.clean_ups == 2
     assert (await any_journal.record("r")).status == "interrupted"
-    refused = await ask(pages).post("/resume/r")
+    refused = await make_client(pages).post("/resume/r")
     assert "this server is stopping" in refused.text
     gate.is_open.set()
     assert (await slow(gate).run(run_id="r", journal=any_journal)).all_passed
 
 
-async def test_the_service_does_not_wait_for_ever(
-    ask: Any, journal: Any, caplog: pytest.LogCaptureFixture
+async def test_the_shutdown_does_not_wait_forever(
+    make_client: Any, journal: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
     gate, cleaned = Gate(), asyncio.Event()
     await interrupt(gate, journal, "r")
 
     async def stubborn() -> None:
-        gate.has_begun.set()
+        gate.has_started.set()
         try:
             await asyncio.sleep(1_000)
         finally:
@@ -382,8 +392,8 @@ async def test_the_service_does_not_wait_for_ever(
     loop = asyncio.get_running_loop()
 
     async with pages.router.lifespan_context(pages):
-        await ask(pages).post("/resume/r")
-        await gate.has_begun.wait()
+        await make_client(pages).post("/resume/r")
+        await gate.has_started.wait()
         closed_at = loop.time()
     took_s = loop.time() - closed_at
     cleaned.set()
@@ -394,10 +404,10 @@ async def test_the_service_does_not_wait_for_ever(
     assert "run 'r' is still cleaning up after 2.5 s" in caplog.text
 
 
-@pytest.mark.parametrize("wrong", [[WorkflowStep("a", passing)], "etl", None])
-def test_what_is_no_pipeline_is_refused(journal: Any, wrong: Any) -> None:
+@pytest.mark.parametrize("value", [[WorkflowStep("a", passing)], "etl", None])
+def test_an_argument_that_is_not_a_pipeline_is_refused(journal: Any, value: Any) -> None:
     with pytest.raises(TypeError, match=r"pipelines\['etl'\] must be a Pipeline or"):
-        app(journal, pipelines={"etl": wrong})
+        app(journal, pipelines={"etl": value})
 
 
 def test_a_negative_grace_is_refused(journal: Any) -> None:

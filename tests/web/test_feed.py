@@ -1,4 +1,4 @@
-"""What the viewers of a run are told, while it goes on."""
+"""The feed sends updates of a run to its viewers."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def render(
     return {"word": view.word, "events": str(len(events)), "name": view.run_id}
 
 
-def timed(
+def render_time(
     view: RunView, events: Sequence[Event], record: RunRecord, now_ms: float
 ) -> dict[str, str]:
     return {"now": str(asyncio_time()), "name": view.run_id}
@@ -37,32 +37,34 @@ def asyncio_time() -> int:
     return len(TICKS)
 
 
-async def until(updates: AsyncGenerator[Update, None], wanted: Callable[[Update], Any]) -> Update:
+async def wait_for(
+    updates: AsyncGenerator[Update, None], wanted: Callable[[Update], Any]
+) -> Update:
     async for update in updates:
         if wanted(update):
             return update
-    raise AssertionError("it has not been told")
+    raise AssertionError("no such update")
 
 
 class OneRun:
-    """A journal of one run that goes on as a test tells it to, and can fail."""
+    """A journal of one run to which a test adds events, and which can fail on request."""
 
     def __init__(self) -> None:
-        self.kept: list[StoredEvent] = []
+        self.stored: list[StoredEvent] = []
         self.record_ = RunRecord("r", "etl", "running", 0.0, 0.0, "me")
         self.error: Exception | None = None
-        self.asked: list[float] = []
+        self.read_times: list[float] = []
         self.add(RunStarted("r", 0.0, {"a": ()}))
 
     def add(self, *events: Event) -> None:
         for event in events:
-            self.kept.append(StoredEvent(len(self.kept) + 1, event))
+            self.stored.append(StoredEvent(len(self.stored) + 1, event))
 
     async def events(self, run_id: str, after: int = 0) -> list[StoredEvent]:
-        self.asked.append(asyncio.get_running_loop().time())
+        self.read_times.append(asyncio.get_running_loop().time())
         if self.error is not None:
             raise self.error
-        return self.kept[after:]
+        return self.stored[after:]
 
     async def record(self, run_id: str) -> RunRecord:
         return self.record_
@@ -71,137 +73,137 @@ class OneRun:
     cancel: Any = None
 
 
-async def test_a_run_is_told_from_its_start_to_its_end(any_journal: Any) -> None:
+async def test_updates_cover_a_run_from_its_start_to_its_end(any_journal: Any) -> None:
     gate = Gate()
     running = asyncio.create_task(slow(gate).run(run_id="r", journal=any_journal))
-    await gate.has_begun.wait()
-    feeds, told = RunFeeds(any_journal), []
+    await gate.has_started.wait()
+    feeds, received = RunFeeds(any_journal), []
 
     async with aclosing(feeds.updates("r", 0, render)) as updates:
         async for update in updates:
-            told.append(update)
+            received.append(update)
             gate.is_open.set()
     await running
 
-    assert told[0].sections["word"] == "RUNNING"
-    assert told[-1].sections["word"] == "PASSED"
-    assert told[-1].end == "ended"
-    assert [each.position for each in told] == sorted(each.position for each in told)
-    assert told[-1].position == len(await any_journal.events("r"))
-    # Only what has changed is told.
-    assert all("name" not in each.sections for each in told[1:])
+    assert received[0].sections["word"] == "RUNNING"
+    assert received[-1].sections["word"] == "PASSED"
+    assert received[-1].end == "ended"
+    assert [each.position for each in received] == sorted(each.position for each in received)
+    assert received[-1].position == len(await any_journal.events("r"))
+    # Updates contain only changed sections.
+    assert all("name" not in each.sections for each in received[1:])
 
 
-async def test_who_comes_back_is_told_what_it_has_missed_once(journal: Any) -> None:
+async def test_a_reconnecting_viewer_receives_missed_updates_once(journal: Any) -> None:
     source = OneRun()
     feeds = RunFeeds(source)
-    async with aclosing(feeds.updates("r", 0, render)) as other:
-        first = await until(other, lambda each: each.sections)
+    async with aclosing(feeds.updates("r", 0, render)) as first_viewer:
+        first = await wait_for(first_viewer, lambda each: each.sections)
         source.add(AttemptStarted("a", 1, 1.0))
-        second = await until(other, lambda each: each.position == 2)
+        second = await wait_for(first_viewer, lambda each: each.position == 2)
 
-        async with aclosing(feeds.updates("r", first.position, render)) as late:
-            missed = await anext(late)
-        async with aclosing(feeds.updates("r", second.position, render)) as seen:
+        async with aclosing(feeds.updates("r", first.position, render)) as late_viewer:
+            missed = await anext(late_viewer)
+        async with aclosing(feeds.updates("r", second.position, render)) as up_to_date_viewer:
             source.add(AttemptStarted("a", 2, 2.0))
-            following = await until(seen, lambda each: each.position == 3)
+            following = await wait_for(up_to_date_viewer, lambda each: each.position == 3)
 
     assert missed.sections["events"] == "2"
     assert following.sections["events"] == "3"
 
 
-async def test_a_new_server_tells_all_since_it_can_not_know_what_was_seen() -> None:
+async def test_after_a_server_restart_viewers_receive_all_sections() -> None:
     async with aclosing(RunFeeds(OneRun()).updates("r", 1, render)) as updates:
         first = await anext(updates)
 
     assert set(first.sections) == {"word", "events", "name"}
 
 
-async def test_viewers_share_one_reading() -> None:
+async def test_viewers_share_one_reader() -> None:
     source = OneRun()
     feeds = RunFeeds(source)
 
-    async def look() -> Update:
+    async def watch() -> Update:
         async with aclosing(feeds.updates("r", 0, render)) as updates:
             await anext(updates)
-            return await until(updates, lambda each: each.position == 2)
+            return await wait_for(updates, lambda each: each.position == 2)
 
-    viewers = [asyncio.create_task(look()) for _ in range(20)]
+    viewers = [asyncio.create_task(watch()) for _ in range(20)]
     await asyncio.sleep(5)
     source.add(AttemptStarted("a", 1, 1.0))
     await asyncio.gather(*viewers)
 
-    assert len(source.asked) < 10
+    assert len(source.read_times) < 10
 
 
-async def test_nothing_is_read_when_nobody_looks() -> None:
+async def test_without_viewers_nothing_is_read() -> None:
     source = OneRun()
     feeds = RunFeeds(source)
     for _ in range(2):
         async with aclosing(feeds.updates("r", 0, render)) as updates:
             await anext(updates)
-    asked = len(source.asked)
+    read_times = len(source.read_times)
 
     await asyncio.sleep(60)
 
-    assert len(source.asked) == asked
+    assert len(source.read_times) == read_times
 
 
-async def test_a_busy_run_is_looked_at_a_few_times_a_second() -> None:
+async def test_a_busy_run_is_updated_a_few_times_per_second() -> None:
     source = OneRun()
 
-    async def be_busy() -> None:
+    async def add_events() -> None:
         for attempt in range(1, 100_000):
             source.add(AttemptStarted("a", attempt, float(attempt)))
             await asyncio.sleep(0.0001)
 
-    busy = asyncio.create_task(be_busy())
-    told = []
+    busy = asyncio.create_task(add_events())
+    received = []
     async with aclosing(RunFeeds(source).updates("r", 0, render)) as updates:
         async for update in updates:
-            told.append(update)
+            received.append(update)
             if asyncio.get_running_loop().time() > 3:
                 break
     busy.cancel()
     await asyncio.gather(busy, return_exceptions=True)
 
-    assert 5 <= len(told) <= 12
-    assert told[-1].position > 20_000
-    assert told[-1].sections["events"] == str(told[-1].position)
+    assert 5 <= len(received) <= 12
+    assert received[-1].position > 20_000
+    assert received[-1].sections["events"] == str(received[-1].position)
 
 
-async def test_a_large_page_is_told_less_often() -> None:
+async def test_a_large_page_is_updated_less_often() -> None:
     source = OneRun()
 
-    def large(
+    def render_large(
         view: RunView, events: Sequence[Event], record: RunRecord, now_ms: float
     ) -> dict[str, str]:
         source.add(AttemptStarted("a", 1, 1.0))
         return {"all": f"{len(events)} " + "x" * 10_000_000}
 
-    async with aclosing(RunFeeds(source).updates("r", 0, large)) as updates:
+    async with aclosing(RunFeeds(source).updates("r", 0, render_large)) as updates:
         for _ in range(3):
             await anext(updates)
 
-    assert source.asked[-1] >= 10
+    assert source.read_times[-1] >= 10
 
 
-async def test_a_slow_viewer_gets_the_latest_and_nothing_is_kept_for_it() -> None:
+async def test_a_slow_viewer_receives_only_the_latest_update() -> None:
     source = OneRun()
     feeds = RunFeeds(source)
-    async with aclosing(feeds.updates("r", 0, render)) as slow_one:
-        await anext(slow_one)
+    async with aclosing(feeds.updates("r", 0, render)) as slow_viewer:
+        await anext(slow_viewer)
 
-        for attempt in range(1, 50):  # it takes nothing meanwhile
+        for attempt in range(1, 50):  # the viewer takes nothing meanwhile
             source.add(AttemptStarted("a", attempt, float(attempt)))
             await asyncio.sleep(1)
-        following = await anext(slow_one)
+        following = await anext(slow_viewer)
 
     assert following == Update(50, {"events": "50"}, None, None)
 
 
-async def test_time_goes_by_between_events() -> None:
-    async with aclosing(RunFeeds(OneRun()).updates("r", 0, timed)) as updates:
+async def test_durations_are_updated_between_events() -> None:
+    async with aclosing(RunFeeds(OneRun()).updates("r", 0, render_time)) as updates:
         await anext(updates)
         following = [await anext(updates) for _ in range(3)]
 
@@ -209,23 +211,23 @@ async def test_time_goes_by_between_events() -> None:
     assert {each.position for each in following} == {1}
 
 
-async def test_what_time_has_changed_is_told_again_to_who_comes_back() -> None:
+async def test_a_reconnecting_viewer_receives_time_dependent_sections() -> None:
     feeds = RunFeeds(OneRun())
-    async with aclosing(feeds.updates("r", 0, timed)) as other:
-        await anext(other)
-        latest = await anext(other)
-        async with aclosing(feeds.updates("r", 1, timed)) as updates:
+    async with aclosing(feeds.updates("r", 0, render_time)) as first_viewer:
+        await anext(first_viewer)
+        latest = await anext(first_viewer)
+        async with aclosing(feeds.updates("r", 1, render_time)) as updates:
             first = await anext(updates)
 
     assert first.sections["now"] == latest.sections["now"]
 
 
-async def test_the_time_of_an_orphan_stands_still() -> None:
+async def test_the_duration_of_an_orphaned_run_stands_still() -> None:
     source = OneRun()
     source.record_ = RunRecord("r", "", "running", 0.0, 0.0, None, orphaned=True)
-    view = RunView(each.event for each in source.kept)
+    view = RunView(each.event for each in source.stored)
 
-    async with aclosing(RunFeeds(source).updates("r", 0, timed)) as updates:
+    async with aclosing(RunFeeds(source).updates("r", 0, render_time)) as updates:
         await anext(updates)
         with pytest.raises(TimeoutError):
             await asyncio.wait_for(anext(updates), 60)
@@ -234,15 +236,15 @@ async def test_the_time_of_an_orphan_stands_still() -> None:
     assert now_of(view, RunRecord("r", "", "running", 0.0, 0.0, "me")) > 1e12
 
 
-async def test_it_is_told_when_a_process_has_died() -> None:
+async def test_viewers_learn_that_the_process_of_a_run_died() -> None:
     source = OneRun()
 
-    def orphaned(
+    def render_orphaned(
         view: RunView, events: Sequence[Event], record: RunRecord, now_ms: float
     ) -> dict[str, str]:
         return {"orphaned": str(record.orphaned)}
 
-    async with aclosing(RunFeeds(source).updates("r", 0, orphaned)) as updates:
+    async with aclosing(RunFeeds(source).updates("r", 0, render_orphaned)) as updates:
         await anext(updates)
         source.record_ = RunRecord("r", "", "running", 0.0, 0.0, None, orphaned=True)
         following = await anext(updates)
@@ -250,124 +252,126 @@ async def test_it_is_told_when_a_process_has_died() -> None:
     assert following.sections == {"orphaned": "True"}
 
 
-async def test_a_journal_that_fails_is_told_of_until_it_works_again() -> None:
+async def test_a_failing_journal_is_reported_until_it_recovers() -> None:
     source = OneRun()
     async with aclosing(RunFeeds(source).updates("r", 0, render)) as updates:
         await anext(updates)
         source.error = JournalError("runs.db", "the disk is gone")
         trouble = await anext(updates)
         source.error = None
-        mended = await anext(updates)
+        recovered = await anext(updates)
 
     assert trouble.trouble == "journal runs.db: the disk is gone"
-    assert mended == Update(1, {}, None, None)
+    assert recovered == Update(1, {}, None, None)
 
 
-async def test_a_page_that_can_not_be_made_is_told_of(caplog: pytest.LogCaptureFixture) -> None:
-    def broken(*_: object) -> dict[str, str]:
+async def test_a_page_that_cannot_be_rendered_is_reported(caplog: pytest.LogCaptureFixture) -> None:
+    def render_broken(*_: object) -> dict[str, str]:
         raise ZeroDivisionError("by zero")
 
-    async with aclosing(RunFeeds(OneRun()).updates("r", 0, broken)) as updates:
+    async with aclosing(RunFeeds(OneRun()).updates("r", 0, render_broken)) as updates:
         update = await anext(updates)
 
     assert update.trouble == "ZeroDivisionError: by zero"
     assert "run 'r' can't be shown" in caplog.text
 
 
-async def test_a_run_that_was_forgotten_is_gone() -> None:
+async def test_a_forgotten_run_is_gone() -> None:
     source = OneRun()
     async with aclosing(RunFeeds(source).updates("r", 0, render)) as updates:
         await anext(updates)
         source.error = RunNotFoundError("r", "runs.db")
-        told = [each async for each in updates]
+        received = [each async for each in updates]
 
-    assert told == [Update(0, {}, None, "gone")]
+    assert received == [Update(0, {}, None, "gone")]
 
 
-async def test_another_run_of_the_same_id_is_loaded_anew() -> None:
+async def test_another_run_with_the_same_id_is_reloaded() -> None:
     async with aclosing(RunFeeds(OneRun()).updates("r", 99, render)) as updates:
-        told = [each async for each in updates]
+        received = [each async for each in updates]
 
-    assert told == [Update(99, {}, None, "reload")]
+    assert received == [Update(99, {}, None, "reload")]
 
 
-async def test_who_has_seen_more_than_was_read_for_others_is_told_what_follows() -> None:
+async def test_a_viewer_ahead_of_the_reader_receives_what_follows() -> None:
     source = OneRun()
     feeds = RunFeeds(source)
-    async with aclosing(feeds.updates("r", 0, render)) as other:
-        await anext(other)
-        # The page of the second viewer was made of events that are not read for the first one yet.
+    async with aclosing(feeds.updates("r", 0, render)) as first_viewer:
+        await anext(first_viewer)
+        # The second viewer's page includes events that the feed has not read yet.
         source.add(AttemptStarted("a", 1, 1.0), AttemptStarted("a", 2, 2.0))
 
-        async with aclosing(feeds.updates("r", 3, render)) as ahead:
+        async with aclosing(feeds.updates("r", 3, render)) as viewer:
             source.add(AttemptStarted("a", 3, 3.0))
-            update = await anext(ahead)
+            update = await anext(viewer)
 
     assert update.end is None
     assert update.position == 4
     assert update.sections["events"] == "4"
 
 
-async def test_a_page_that_could_not_be_made_once_counts_no_event_twice() -> None:
+async def test_a_failed_rendering_does_not_count_events_twice() -> None:
     source, failures = OneRun(), [ZeroDivisionError("by zero")]
 
-    def broken_once(*seen: Any) -> dict[str, str]:
+    def render_broken_once(*arguments: Any) -> dict[str, str]:
         if failures:
             raise failures.pop()
-        return render(*seen)
+        return render(*arguments)
 
-    async with aclosing(RunFeeds(source).updates("r", 0, broken_once)) as updates:
-        await until(updates, lambda each: each.trouble)
-        healed = await until(updates, lambda each: not each.trouble)
+    async with aclosing(RunFeeds(source).updates("r", 0, render_broken_once)) as updates:
+        await wait_for(updates, lambda each: each.trouble)
+        recovered = await wait_for(updates, lambda each: not each.trouble)
 
-    assert healed.sections["events"] == "1"
-    assert healed.position == 1
+    assert recovered.sections["events"] == "1"
+    assert recovered.position == 1
 
 
-async def test_a_position_is_told_with_the_page_that_has_it() -> None:
-    source, loop, while_made = OneRun(), asyncio.get_running_loop(), []
+async def test_a_position_is_sent_with_the_sections_that_include_it() -> None:
+    source, loop, during_render = OneRun(), asyncio.get_running_loop(), []
 
     async def following() -> Update:
         return await anext(updates)
 
-    def slow_at_last(view: RunView, events: Sequence[Event], *others: Any) -> dict[str, str]:
-        if len(events) == 3:  # the viewer takes the page before while this one is being made
-            while_made.append(asyncio.run_coroutine_threadsafe(following(), loop).result(20))
+    def render_slowly_at_last(
+        view: RunView, events: Sequence[Event], *others: Any
+    ) -> dict[str, str]:
+        if len(events) == 3:  # the viewer takes the previous update while this one is rendered
+            during_render.append(asyncio.run_coroutine_threadsafe(following(), loop).result(20))
         return render(view, events, *others)
 
-    async with aclosing(RunFeeds(source).updates("r", 0, slow_at_last)) as updates:
+    async with aclosing(RunFeeds(source).updates("r", 0, render_slowly_at_last)) as updates:
         await anext(updates)
         source.add(AttemptStarted("a", 1, 1.0))
         await asyncio.sleep(2)
         source.add(AttemptStarted("a", 2, 2.0))
-        while not while_made:
+        while not during_render:
             await asyncio.sleep(0.1)
-        made = await anext(updates)
+        last_update = await anext(updates)
 
-    assert (while_made[0].position, while_made[0].sections) == (2, {"events": "2"})
-    assert (made.position, made.sections) == (3, {"events": "3"})
+    assert (during_render[0].position, during_render[0].sections) == (2, {"events": "2"})
+    assert (last_update.position, last_update.sections) == (3, {"events": "3"})
 
 
-async def test_who_looks_is_let_go_at_the_end() -> None:
+async def test_closing_the_feeds_ends_all_viewers() -> None:
     feeds = RunFeeds(OneRun())
-    told: list[Update] = []
+    received: list[Update] = []
 
-    async def look() -> None:
+    async def watch() -> None:
         async with aclosing(feeds.updates("r", 0, render)) as updates:
-            told.extend([update async for update in updates])
+            received.extend([update async for update in updates])
 
-    looking = asyncio.create_task(look())
+    watching = asyncio.create_task(watch())
     await asyncio.sleep(1)
     feeds.close()
-    await asyncio.wait_for(looking, 0.1)
+    await asyncio.wait_for(watching, 0.1)
 
-    assert len(told) == 1
+    assert len(received) == 1
     assert [each async for each in feeds.updates("r", 0, render)] == []
 
 
-async def test_a_run_that_has_ended_is_told_once(journal: Any) -> None:
+async def test_an_ended_run_has_one_update(journal: Any) -> None:
     await passing().run(run_id="r", journal=journal)
 
-    told = [each async for each in RunFeeds(journal).updates("r", 0, render)]
+    received = [each async for each in RunFeeds(journal).updates("r", 0, render)]
 
-    assert [each.end for each in told] == ["ended"]
+    assert [each.end for each in received] == ["ended"]

@@ -1,4 +1,4 @@
-"""What users import, and what they are told when it is not installed."""
+"""The public names of `asyncflow.web`, and the error of a missing extra."""
 
 from __future__ import annotations
 
@@ -11,7 +11,9 @@ from asyncflow import web
 
 
 @pytest.mark.parametrize("name", ["starlette.applications", "uvicorn", "sse_starlette", "jinja2"])
-def test_a_missing_extra_is_named(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+def test_a_missing_package_is_reported_with_the_extra(
+    monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
     monkeypatch.setitem(sys.modules, name, None)
     spec = importlib.util.find_spec("asyncflow.web")
     assert spec is not None
@@ -21,11 +23,11 @@ def test_a_missing_extra_is_named(monkeypatch: pytest.MonkeyPatch, name: str) ->
         spec.loader.exec_module(importlib.util.module_from_spec(spec))
 
 
-def test_there_is_an_app_and_a_server() -> None:
+def test_the_public_names_are_the_app_and_the_server() -> None:
     assert web.__all__ == ["app", "serve"]
     assert all(getattr(web, name).__module__ == "asyncflow.web" for name in web.__all__)
 
 
 @pytest.fixture(autouse=True)
 def nothing_leaks() -> None:
-    """There is no loop here."""
+    """Override the fixture that needs an event loop."""

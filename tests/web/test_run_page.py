@@ -1,4 +1,4 @@
-"""The page of a run, and the stream that it follows."""
+"""The page of a run and its stream of updates."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from asyncflow.journal._queries import RunRecord
 from asyncflow.web import app
 
 
-def told_in(text: str) -> list[dict[str, Any]]:
-    """The updates of a stream, each with its id."""
+def updates_in(text: str) -> list[dict[str, Any]]:
+    """Return the updates of a stream, each with its id."""
     updates = []
     for message in text.replace("\r\n", "\n").split("\n\n"):
         fields = dict(line.split(": ", 1) for line in message.splitlines() if ": " in line)
@@ -31,11 +31,11 @@ def actions_of(update: dict[str, Any]) -> Any:
     return json.loads(update["sections"]["live"])
 
 
-async def test_a_run_has_its_page(ask: Any, any_journal: Any) -> None:
+async def test_a_run_has_its_page(make_client: Any, any_journal: Any) -> None:
     await failing().run(run_id="bold-heron", journal=any_journal)
     last = len(await any_journal.events("bold-heron"))
 
-    answer = await ask(app(any_journal)).get("/runs/bold-heron")
+    answer = await make_client(app(any_journal)).get("/runs/bold-heron")
 
     assert answer.status_code == 200
     assert "no such table: orders" in answer.text
@@ -51,70 +51,74 @@ async def test_a_run_has_its_page(ask: Any, any_journal: Any) -> None:
         assert f"'sha256-{digest}'" in policy
 
 
-async def test_a_stream_ends_with_the_run(ask: Any, any_journal: Any) -> None:
+async def test_a_stream_ends_with_its_run(make_client: Any, any_journal: Any) -> None:
     await passing().run(run_id="r", journal=any_journal)
     last = len(await any_journal.events("r"))
 
-    answer = await ask(app(any_journal)).get("/events/r")
+    answer = await make_client(app(any_journal)).get("/events/r")
 
     assert answer.headers["content-type"].startswith("text/event-stream")
     assert answer.headers["cache-control"] == "no-store"
     assert "retry: 1000" in answer.text
-    (update,) = told_in(answer.text)
+    (update,) = updates_in(answer.text)
     assert (update["end"], update["id"]) == ("ended", last)
     assert {"header", "gantt", "dag", "steps", "events"} <= set(update["sections"])
     assert actions_of(update) == {"cancel": False, "resume": False, "note": ""}
 
 
-async def test_the_page_and_its_stream_are_made_of_the_same_parts(ask: Any, journal: Any) -> None:
+async def test_the_page_and_its_stream_have_the_same_sections(
+    make_client: Any, journal: Any
+) -> None:
     await passing().run(run_id="r", journal=journal)
-    client = ask(app(journal))
+    client = make_client(app(journal))
 
     page = (await client.get("/runs/r")).text
-    (update,) = told_in((await client.get("/events/r")).text)
+    (update,) = updates_in((await client.get("/events/r")).text)
 
     sections = {name: html for name, html in update["sections"].items() if name != "live"}
     assert all(f'id="{name}"' in page for name in sections)
     assert all(html in page for name, html in sections.items() if name != "header")
 
 
-async def test_a_browser_says_what_it_has_seen(ask: Any, journal: Any) -> None:
+async def test_a_stream_omits_what_the_browser_has_received(make_client: Any, journal: Any) -> None:
     await passing().run(run_id="r", journal=journal)
     last = len(await journal.events("r"))
-    client = ask(app(journal))
+    client = make_client(app(journal))
 
     for url, headers in (
         (f"/events/r?after={last}", {}),
-        ("/events/r?after=1", {"last-event-id": str(last)}),  # the later one counts
+        ("/events/r?after=1", {"last-event-id": str(last)}),  # the header takes precedence
     ):
-        (update,) = told_in((await client.get(url, headers=headers)).text)
+        (update,) = updates_in((await client.get(url, headers=headers)).text)
         assert set(update["sections"]) == {"live"}
         assert (update["end"], update["id"]) == ("ended", last)
     for seen in ("1", "x", "²", "1" * 30, ""):
-        (update,) = told_in((await client.get(f"/events/r?after={seen}")).text)
+        (update,) = updates_in((await client.get(f"/events/r?after={seen}")).text)
         assert "steps" in update["sections"]
 
 
-async def test_a_page_of_an_ended_run_asks_whether_it_goes_on(ask: Any, journal: Any) -> None:
+async def test_the_page_of_an_ended_run_can_ask_for_new_events(
+    make_client: Any, journal: Any
+) -> None:
     await failing().run(run_id="r", journal=journal)
     last = len(await journal.events("r"))
-    client = ask(app(journal))
+    client = make_client(app(journal))
     as_script = {"accept": "application/json"}
 
     before = await client.get(f"/events/r?after={last}", headers=as_script)
     await failing().run(run_id="r", journal=journal)
-    afterwards = await client.get(f"/events/r?after={last}", headers=as_script)
+    after = await client.get(f"/events/r?after={last}", headers=as_script)
 
-    assert (before.json(), afterwards.json()) == ({"more": False}, {"more": True})
+    assert (before.json(), after.json()) == ({"more": False}, {"more": True})
 
 
-async def test_a_run_that_goes_on_is_followed(ask: Any, journal: Any) -> None:
+async def test_a_stream_follows_a_run(make_client: Any, journal: Any) -> None:
     gate = Gate()
     running = asyncio.create_task(slow(gate).run(run_id="r", journal=journal))
-    await gate.has_begun.wait()
+    await gate.has_started.wait()
     asyncio.get_running_loop().call_later(3, gate.is_open.set)
 
-    updates = told_in((await ask(app(journal)).get("/events/r")).text)
+    updates = updates_in((await make_client(app(journal)).get("/events/r")).text)
     await running
 
     assert len(updates) > 3
@@ -125,11 +129,11 @@ async def test_a_run_that_goes_on_is_followed(ask: Any, journal: Any) -> None:
     assert [each["end"] for each in updates[:-1]] == [None] * (len(updates) - 1)
 
 
-async def test_a_run_that_stops_can_not_be_cancelled_once_more(ask: Any, journal: Any) -> None:
+async def test_a_stopping_run_cannot_be_cancelled_again(make_client: Any, journal: Any) -> None:
     gate, cleaned = Gate(), asyncio.Event()
 
     async def clean_up_slowly() -> None:
-        gate.has_begun.set()
+        gate.has_started.set()
         try:
             await asyncio.sleep(1_000)
         finally:
@@ -137,12 +141,12 @@ async def test_a_run_that_stops_can_not_be_cancelled_once_more(ask: Any, journal
 
     steps = [WorkflowStep("slow", clean_up_slowly, timeout_ms=None)]
     running = asyncio.create_task(Orchestrator(steps).run(run_id="r", journal=journal))
-    await gate.has_begun.wait()
+    await gate.has_started.wait()
     running.cancel()
     await asyncio.sleep(0.1)
     asyncio.get_running_loop().call_later(1, cleaned.set)
 
-    updates = told_in((await ask(app(journal)).get("/events/r")).text)
+    updates = updates_in((await make_client(app(journal)).get("/events/r")).text)
     await asyncio.gather(running, return_exceptions=True)
 
     assert "STOPPING" in updates[0]["sections"]["header"]
@@ -150,12 +154,12 @@ async def test_a_run_that_stops_can_not_be_cancelled_once_more(ask: Any, journal
     assert actions_of(updates[-1])["note"] == "to resume it here, give this server its pipeline"
 
 
-async def test_an_orphan_says_so(ask: Any, journal: Any) -> None:
+async def test_an_orphaned_run_is_reported_as_orphaned(make_client: Any, journal: Any) -> None:
     await failing("etl").run(run_id="r", journal=journal)
     events = await journal.events("r")
 
     class Orphaned:
-        """The journal of a run whose process has died."""
+        """The journal of a run whose process died."""
 
         runs = cancel = None
 
@@ -165,14 +169,14 @@ async def test_an_orphan_says_so(ask: Any, journal: Any) -> None:
         async def events(self, run_id: str, after: int = 0) -> Any:
             return events[after:-1]
 
-    async def first(**options: Any) -> Any:
+    async def first_actions(**options: Any) -> Any:
         pages: Any = app(Orphaned(), **options)
-        told: list[bytes] = []
+        messages: list[bytes] = []
         seen = asyncio.Event()
 
         async def send(message: Any) -> None:
-            told.append(message.get("body", b""))
-            if b"event: update" in told[-1]:
+            messages.append(message.get("body", b""))
+            if b"event: update" in messages[-1]:
                 seen.set()
 
         async def receive() -> Any:
@@ -189,10 +193,10 @@ async def test_an_orphan_says_so(ask: Any, journal: Any) -> None:
             "server": ("localhost", 80),
         }
         await pages(scope, receive, send)
-        return actions_of(told_in(b"".join(told).decode())[0])
+        return actions_of(updates_in(b"".join(messages).decode())[0])
 
-    known = await first(pipelines={"etl": failing("etl")})
-    unknown = await first()
+    known = await first_actions(pipelines={"etl": failing("etl")})
+    unknown = await first_actions()
 
     assert known["resume"]
     assert known["note"] == "orphaned: its process is gone"
@@ -200,35 +204,37 @@ async def test_an_orphan_says_so(ask: Any, journal: Any) -> None:
     assert unknown["note"].endswith("to resume it here, give this server its pipeline")
 
 
-async def test_an_unknown_run_leads_to_its_nearest_names(ask: Any, journal: Any) -> None:
+async def test_the_page_of_an_unknown_run_suggests_similar_ids(
+    make_client: Any, journal: Any
+) -> None:
     for run_id in ("nightly-1", "nightly-2", "weekly"):
         await passing().run(run_id=run_id, journal=journal)
-    client = ask(app(journal))
+    client = make_client(app(journal))
 
     page = await client.get("/runs/nihtly-1")
-    program = await client.get("/api/runs/nihtly-1")
-    far = await client.get("/runs/zzz")
+    api = await client.get("/api/runs/nihtly-1")
+    without_suggestion = await client.get("/runs/zzz")
 
-    assert page.status_code == program.status_code == far.status_code == 404
+    assert page.status_code == api.status_code == without_suggestion.status_code == 404
     links = re.findall(r'href="/runs/([^"]*)"', page.text)
     assert links[0] == "nightly-1"
     assert "weekly" not in links
-    assert "Did you mean 'nightly-1'" in program.json()["detail"]
-    assert "Did you mean" not in far.text
-    assert "All runs" in unescape(far.text)
+    assert "Did you mean 'nightly-1'" in api.json()["detail"]
+    assert "Did you mean" not in without_suggestion.text
+    assert "All runs" in unescape(without_suggestion.text)
 
 
-async def test_an_unknown_run_can_not_be_followed(ask: Any, journal: Any) -> None:
-    client = ask(app(journal))
+async def test_the_stream_of_an_unknown_run_ends_as_gone(make_client: Any, journal: Any) -> None:
+    client = make_client(app(journal))
 
-    (update,) = told_in((await client.get("/events/nothing?after=3")).text)
-    program = await client.get("/events/nothing", headers={"accept": "application/json"})
+    (update,) = updates_in((await client.get("/events/nothing?after=3")).text)
+    api = await client.get("/events/nothing", headers={"accept": "application/json"})
 
     assert update["end"] == "gone"
-    assert program.status_code == 404
+    assert api.status_code == 404
 
 
-async def test_a_run_in_which_nothing_has_happened_has_no_page_yet(ask: Any) -> None:
+async def test_a_run_without_events_has_no_page(make_client: Any) -> None:
     class Empty:
         runs = cancel = None
 
@@ -239,13 +245,13 @@ async def test_a_run_in_which_nothing_has_happened_has_no_page_yet(ask: Any) -> 
             return []
 
     pages: Any = app(Empty())  # type: ignore[arg-type]
-    answer = await ask(pages).get("/runs/r")
+    answer = await make_client(pages).get("/runs/r")
 
     assert answer.status_code == 404
     assert "The run has not begun" in answer.text
 
 
-async def test_what_is_wrong_with_the_program_is_not_told(ask: Any) -> None:
+async def test_an_internal_error_is_not_exposed(make_client: Any) -> None:
     class Broken:
         runs = cancel = events = None
 
@@ -253,13 +259,13 @@ async def test_what_is_wrong_with_the_program_is_not_told(ask: Any) -> None:
             raise ZeroDivisionError("secret")
 
     pages: Any = app(Broken())  # type: ignore[arg-type]
-    answer = await ask(pages).get("/api/runs/r")
+    answer = await make_client(pages).get("/api/runs/r")
 
     assert answer.status_code == 500
     assert "secret" not in answer.text
 
 
-async def test_text_that_is_no_unicode_has_its_pages_too(ask: Any, any_journal: Any) -> None:
+async def test_invalid_unicode_is_shown_on_all_pages(make_client: Any, any_journal: Any) -> None:
     odd = "odd \ud800 \x00"
 
     async def give() -> dict[str, str]:
@@ -270,7 +276,7 @@ async def test_text_that_is_no_unicode_has_its_pages_too(ask: Any, any_journal: 
 
     steps = [WorkflowStep(f"give {odd}", give), WorkflowStep("fail", fail)]
     await Orchestrator(steps, name=f"name {odd}").run(run_id="r", journal=any_journal)
-    client = ask(app(any_journal))
+    client = make_client(app(any_journal))
 
     for url in ("/", "/runs/r", "/events/r", "/api/runs", "/api/runs/r", "/api/runs/r/events"):
         answer = await client.get(url)

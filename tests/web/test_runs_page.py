@@ -27,15 +27,15 @@ def orphan(run_id: str = "lost") -> RunRecord:
     return RunRecord(run_id, "etl", "running", now - 60, now - 50, None, orphaned=True)
 
 
-class Records:
-    """A journal of which nothing is known but records."""
+class RecordJournal:
+    """A journal that only lists records."""
 
     def __init__(self, *records: RunRecord) -> None:
         self.records = list(records)
-        self.asked: dict[str, Any] = {}
+        self.filters: dict[str, Any] = {}
 
-    async def runs(self, **asked: Any) -> list[RunRecord]:
-        self.asked = asked
+    async def runs(self, **filters: Any) -> list[RunRecord]:
+        self.filters = filters
         return self.records
 
     events: Any = None
@@ -44,19 +44,19 @@ class Records:
 
 
 @pytest.fixture
-async def kept(any_journal: Any) -> Any:
+async def journal_with_runs(any_journal: Any) -> Any:
     await passing().run(run_id="calm-otter", journal=any_journal)
     await failing().run(run_id="bold-heron", journal=any_journal)
     gate = Gate()
     interrupted = asyncio.create_task(slow(gate).run(run_id="shy-lynx", journal=any_journal))
-    await gate.has_begun.wait()
+    await gate.has_started.wait()
     interrupted.cancel()
     await asyncio.gather(interrupted, return_exceptions=True)
     return any_journal
 
 
-async def test_all_runs_are_listed_the_latest_first(ask: Any, kept: Any) -> None:
-    page = (await ask(app(kept)).get("/")).text
+async def test_runs_are_listed_newest_first(make_client: Any, journal_with_runs: Any) -> None:
+    page = (await make_client(app(journal_with_runs)).get("/")).text
 
     assert ids_in(page) == ["shy-lynx", "bold-heron", "calm-otter"]
     for word in ("PASSED", "FAILED", "INTERRUPTED"):
@@ -81,14 +81,18 @@ async def test_all_runs_are_listed_the_latest_first(ask: Any, kept: Any) -> None
         ("status=&text=&pipeline=&since=", ["shy-lynx", "bold-heron", "calm-otter"]),
     ],
 )
-async def test_runs_are_found(ask: Any, kept: Any, query: str, ids: list[str]) -> None:
-    page = (await ask(app(kept)).get(f"/?{query}")).text
+async def test_a_query_filters_the_runs(
+    make_client: Any, journal_with_runs: Any, query: str, ids: list[str]
+) -> None:
+    page = (await make_client(app(journal_with_runs)).get(f"/?{query}")).text
 
     assert ids_in(page) == ids
 
 
-async def test_a_page_follows_on_a_page(ask: Any, kept: Any) -> None:
-    client, found, url = ask(app(kept)), [], "/?limit=1&text=r"
+async def test_pages_are_linked_from_newer_to_older(
+    make_client: Any, journal_with_runs: Any
+) -> None:
+    client, found, url = make_client(app(journal_with_runs)), [], "/?limit=1&text=r"
     while url:
         page = (await client.get(url)).text
         found += ids_in(page)
@@ -108,42 +112,42 @@ async def test_a_page_follows_on_a_page(ask: Any, kept: Any) -> None:
     ],
 )
 @pytest.mark.parametrize("path", ["/", "/api/runs"])
-async def test_what_can_not_be_asked_for_is_said(
-    ask: Any, journal: Any, path: str, query: str
+async def test_an_invalid_query_is_reported(
+    make_client: Any, journal: Any, path: str, query: str
 ) -> None:
-    answer = await ask(app(journal)).get(f"{path}?{query}")
+    answer = await make_client(app(journal)).get(f"{path}?{query}")
 
     assert answer.status_code == 400
     assert re.search(rf"\b{query.partition('=')[0]} must |invalid time ", answer.text)
 
 
-async def test_an_age_is_counted_from_now(ask: Any) -> None:
-    records = Records()
-    client = ask(app(records))
+async def test_an_age_is_relative_to_now(make_client: Any) -> None:
+    records = RecordJournal()
+    client = make_client(app(records))
 
     for age, seconds in (("30m", 1_800), ("24h", 86_400), ("7d", 604_800)):
         await client.get(f"/?since={age}")
-        assert records.asked["since"] == pytest.approx(time.time() - seconds, abs=5)
+        assert records.filters["since"] == pytest.approx(time.time() - seconds, abs=5)
 
 
-async def test_an_orphan_is_told_apart(ask: Any) -> None:
-    records = Records(orphan())
-    client = ask(app(records))
+async def test_an_orphaned_run_has_its_own_status(make_client: Any) -> None:
+    records = RecordJournal(orphan())
+    client = make_client(app(records))
 
     page = (await client.get("/?status=orphaned")).text
 
     assert "◇</span> ORPHANED" in page
     assert "its process is gone" in page
     assert "10.0 s" in page
-    assert (records.asked["status"], records.asked["orphaned"]) == ("running", True)
+    assert (records.filters["status"], records.filters["orphaned"]) == ("running", True)
     await client.get("/?status=running")
-    assert (records.asked["status"], records.asked["orphaned"]) == ("running", False)
+    assert (records.filters["status"], records.filters["orphaned"]) == ("running", False)
 
 
-async def test_a_run_that_goes_on_shows_its_time_so_far(ask: Any) -> None:
+async def test_a_running_run_shows_its_duration_so_far(make_client: Any) -> None:
     record = RunRecord("r", "", "running", time.time() - 90, 0.0, "process 7 on here")
 
-    page = (await ask(app(Records(record))).get("/")).text
+    page = (await make_client(app(RecordJournal(record))).get("/")).text
 
     assert "so far" in page
     assert "1 min 30 s" in page
@@ -151,8 +155,10 @@ async def test_a_run_that_goes_on_shows_its_time_so_far(ask: Any) -> None:
     assert "no name" in page
 
 
-async def test_each_run_is_drawn_and_links_to_its_page(ask: Any, kept: Any) -> None:
-    page = (await ask(app(kept)).get("/")).text
+async def test_each_run_has_a_mark_that_links_to_its_page(
+    make_client: Any, journal_with_runs: Any
+) -> None:
+    page = (await make_client(app(journal_with_runs)).get("/")).text
 
     drawing = page[page.index('class="plot"') : page.index("</section>")]
     assert re.findall(r'<a href="/runs/([^"]+)"', drawing) == [
@@ -166,9 +172,9 @@ async def test_each_run_is_drawn_and_links_to_its_page(ask: Any, kept: Any) -> N
         assert shape in mark[0]
 
 
-async def test_a_hostile_name_stays_text(ask: Any, journal: Any) -> None:
+async def test_a_hostile_name_is_escaped(make_client: Any, journal: Any) -> None:
     await passing(HOSTILE).run(run_id=HOSTILE, journal=journal)
-    client = ask(app(journal, pipelines={HOSTILE: passing(HOSTILE)}))
+    client = make_client(app(journal, pipelines={HOSTILE: passing(HOSTILE)}))
 
     page = await client.get("/", params={"text": "<script>", "since": "2020-01-01"})
     wrong = await client.get("/", params={"status": HOSTILE})
@@ -182,9 +188,9 @@ async def test_a_hostile_name_stays_text(ask: Any, journal: Any) -> None:
 
 
 @pytest.mark.parametrize("run_id", ["a/b", "/a", "a b?c#d", "ä%2F", "x/events", "..%2f", "'\""])
-async def test_every_id_has_a_page(ask: Any, journal: Any, run_id: str) -> None:
+async def test_a_run_with_any_id_has_a_page(make_client: Any, journal: Any, run_id: str) -> None:
     await passing().run(run_id=run_id, journal=journal)
-    client = ask(app(journal))
+    client = make_client(app(journal))
 
     page = (await client.get("/")).text
     (link,) = set(re.findall(r'href="(/runs/[^"]*)"', page))
@@ -195,29 +201,29 @@ async def test_every_id_has_a_page(ask: Any, journal: Any, run_id: str) -> None:
     assert api.json()["run_id"] == run_id
 
 
-async def test_an_empty_journal_says_how_to_fill_it(ask: Any, journal: Any) -> None:
-    client = ask(app(journal))
+async def test_an_empty_journal_says_how_to_fill_it(make_client: Any, journal: Any) -> None:
+    client = make_client(app(journal))
 
     assert "No runs yet" in (await client.get("/")).text
     assert "No run matches." in (await client.get("/?text=x")).text
 
 
-async def test_a_journal_that_can_not_be_read_is_told_of(ask: Any) -> None:
-    class Broken(Records):
-        async def runs(self, *args: Any, **asked: Any) -> list[RunRecord]:
+async def test_an_unreadable_journal_is_reported(make_client: Any) -> None:
+    class Broken(RecordJournal):
+        async def runs(self, *args: Any, **filters: Any) -> list[RunRecord]:
             raise JournalError("runs.db", "the disk is gone")
 
-    client = ask(app(Broken()))
+    client = make_client(app(Broken()))
 
-    page, told = await client.get("/"), await client.get("/api/runs")
+    page, api = await client.get("/"), await client.get("/api/runs")
 
-    assert page.status_code == told.status_code == 503
+    assert page.status_code == api.status_code == 503
     assert "journal runs.db: the disk is gone" in page.text
-    assert told.json()["error"] == "The journal can't be read"
+    assert api.json()["error"] == "The journal can't be read"
 
 
-async def test_an_address_that_leads_nowhere_is_told_of(ask: Any, journal: Any) -> None:
-    client = ask(app(journal))
+async def test_an_unknown_path_or_method_is_reported(make_client: Any, journal: Any) -> None:
+    client = make_client(app(journal))
 
     nowhere, wrong = await client.get("/nowhere"), await client.get("/cancel/x")
     program = await client.put("/api/runs")

@@ -1,4 +1,4 @@
-"""The drawing of how long runs took."""
+"""The scatter plot of run durations."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ DOTS = st.builds(
 
 
 @given(st.lists(DOTS, min_size=1, max_size=20))
-def test_every_run_is_within_the_drawing_and_there_are_marks(dots: list[Dot]) -> None:
+def test_every_dot_is_inside_the_drawing_and_the_axes_have_marks(dots: list[Dot]) -> None:
     drawing = scatter(dots)
 
     assert drawing is not None
@@ -28,7 +28,7 @@ def test_every_run_is_within_the_drawing_and_there_are_marks(dots: list[Dot]) ->
     assert len(drawing.times) <= 7
 
 
-def test_later_is_further_right_and_longer_is_higher() -> None:
+def test_later_runs_are_further_right_and_longer_ones_higher() -> None:
     drawing = scatter([Dot("a", "passed", 0, 0.5), Dot("b", "passed", 3_600, 50)])
 
     assert drawing is not None
@@ -49,12 +49,12 @@ def test_a_single_run_is_in_the_middle() -> None:
 @pytest.mark.parametrize(
     ("span_s", "form"), [(30, "second"), (600, "minute"), (90_000, "moment"), (900_000, "day")]
 )
-def test_of_times_is_told_what_matters(span_s: float, form: str) -> None:
+def test_the_time_format_suits_the_span(span_s: float, form: str) -> None:
     drawing = scatter([Dot("a", "passed", 0, 1), Dot("b", "passed", span_s, 1)])
 
     assert drawing is not None
     assert drawing.form == form
 
 
-def test_nothing_is_drawn_of_no_runs() -> None:
+def test_no_runs_have_no_drawing() -> None:
     assert scatter([]) is None

@@ -1,4 +1,4 @@
-"""The server of the pages, over real sockets."""
+"""The web server, over real sockets."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from web.runs import Gate, passing, slow
 from asyncflow import WorkflowStep, run_pipeline
 from asyncflow.web import serve
 
-TOKEN = "a token that nobody guesses"
+TOKEN = "a token that is hard to guess"
 
 
 @asynccontextmanager
 async def served(journal: Any, **options: Any) -> AsyncIterator[tuple[httpx.AsyncClient, Any]]:
-    """Serve the pages at a free port; gives a client and the task."""
+    """Serve the pages at a free port; yield a client and the server's task."""
     ready: asyncio.Future[str] = asyncio.get_running_loop().create_future()
     task = asyncio.create_task(serve(journal, port=0, on_ready=ready.set_result, **options))
     await asyncio.wait([ready, task], return_when=asyncio.FIRST_COMPLETED)
@@ -62,15 +62,15 @@ async def test_the_pages_are_served_until_the_task_is_cancelled(journal: Any) ->
 async def test_open_streams_end_within_a_second(any_journal: Any) -> None:
     gate = Gate()
     running = asyncio.create_task(slow(gate).run(run_id="r", journal=any_journal))
-    await gate.has_begun.wait()
+    await gate.has_started.wait()
 
     async with served(any_journal) as (client, task), client.stream("GET", "/events/r") as stream:
         await first_update(stream.aiter_lines())
-        began = time.monotonic()
+        started_at = time.monotonic()
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task
-        took_s = time.monotonic() - began
+        took_s = time.monotonic() - started_at
     gate.is_open.set()
     await running
 
@@ -78,21 +78,21 @@ async def test_open_streams_end_within_a_second(any_journal: Any) -> None:
 
 
 @pytest.mark.realtime
-async def test_a_client_that_reads_nothing_does_not_hold_the_server_up(journal: Any) -> None:
+async def test_a_client_that_reads_nothing_does_not_delay_the_shutdown(journal: Any) -> None:
     gate = Gate()
     running = asyncio.create_task(slow(gate).run(run_id="r", journal=journal))
-    await gate.has_begun.wait()
+    await gate.has_started.wait()
 
     async with served(journal) as (client, task):
         port = client.base_url.port
         assert port is not None
-        with socket.create_connection(("127.0.0.1", port)) as silent:
-            silent.sendall(b"GET /events/r HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        with socket.create_connection(("127.0.0.1", port)) as silent_client:
+            silent_client.sendall(b"GET /events/r HTTP/1.1\r\nHost: localhost\r\n\r\n")
             await client.get("/")
-            began = time.monotonic()
+            started_at = time.monotonic()
             task.cancel()
             await asyncio.wait([task])
-            took_s = time.monotonic() - began
+            took_s = time.monotonic() - started_at
     gate.is_open.set()
     await running
 
@@ -100,28 +100,30 @@ async def test_a_client_that_reads_nothing_does_not_hold_the_server_up(journal: 
 
 
 @pytest.mark.realtime
-async def test_a_client_that_takes_no_more_is_cut_off_without_a_word(
+async def test_a_client_with_a_full_buffer_is_disconnected_without_a_log_message(
     journal: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
     gate = Gate()
 
-    async def nothing() -> None: ...
+    async def no_op() -> None: ...
 
-    steps = [WorkflowStep("wait", gate), *(WorkflowStep(f"{n:0150}", nothing) for n in range(2500))]
+    steps = [WorkflowStep("wait", gate), *(WorkflowStep(f"{n:0150}", no_op) for n in range(2500))]
     running = asyncio.create_task(run_pipeline(steps, run_id="r", journal=journal))
-    await gate.has_begun.wait()
+    await gate.has_started.wait()
 
     async with served(journal) as (client, task):
-        with socket.socket() as silent:
-            silent.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4_096)
-            silent.connect(("127.0.0.1", client.base_url.port))
-            silent.sendall(b"GET /events/r HTTP/1.1\r\nHost: localhost\r\n\r\n")
-            async with client.stream("GET", "/events/r") as other:  # by then, it was told too
+        with socket.socket() as silent_client:
+            silent_client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4_096)
+            silent_client.connect(("127.0.0.1", client.base_url.port))
+            silent_client.sendall(b"GET /events/r HTTP/1.1\r\nHost: localhost\r\n\r\n")
+            async with client.stream(
+                "GET", "/events/r"
+            ) as other:  # by then, the silent client was sent an update too
                 await first_update(other.aiter_lines())
-            began = time.monotonic()
+            started_at = time.monotonic()
             task.cancel()
             await asyncio.wait([task])
-            took_s = time.monotonic() - began
+            took_s = time.monotonic() - started_at
     gate.is_open.set()
     await running
 
@@ -129,7 +131,7 @@ async def test_a_client_that_takes_no_more_is_cut_off_without_a_word(
     assert [each.message for each in caplog.records if each.name.startswith("uvicorn")] == []
 
 
-async def test_a_second_cancellation_still_waits_for_the_end(journal: Any) -> None:
+async def test_after_a_second_cancellation_the_server_still_shuts_down(journal: Any) -> None:
     async with served(journal) as (client, task):
         await client.get("/")
         task.cancel()
@@ -141,34 +143,34 @@ async def test_a_second_cancellation_still_waits_for_the_end(journal: Any) -> No
             await httpx.AsyncClient().get(client.base_url)
 
 
-async def test_a_resumed_run_ends_with_the_server(journal: Any) -> None:
+async def test_a_resumed_run_is_cancelled_with_the_server(journal: Any) -> None:
     gate = Gate()
     interrupted = asyncio.create_task(slow(gate).run(run_id="r", journal=journal))
-    await gate.has_begun.wait()
+    await gate.has_started.wait()
     interrupted.cancel()
     await asyncio.gather(interrupted, return_exceptions=True)
-    gate.has_begun.clear()
+    gate.has_started.clear()
 
     async with served(journal, pipelines={"slow": slow(gate)}) as (client, _):
         assert (await client.post("/resume/r")).status_code == 303
-        await gate.has_begun.wait()
+        await gate.has_started.wait()
 
     assert gate.clean_ups == 2
     assert (await journal.record("r")).status == "interrupted"
 
 
-async def test_a_step_that_exits_does_not_end_the_server(journal: Any) -> None:
+async def test_a_step_that_raises_system_exit_does_not_end_the_server(journal: Any) -> None:
     from asyncflow import Orchestrator, WorkflowStep
 
     calls = []
 
-    async def exits() -> None:
+    async def raise_system_exit() -> None:
         calls.append(1)
         if len(calls) == 1:
             raise ValueError("first")
         raise SystemExit(3)
 
-    pipeline = Orchestrator([WorkflowStep("exits", exits)], name="p")
+    pipeline = Orchestrator([WorkflowStep("exits", raise_system_exit)], name="p")
     await pipeline.run(run_id="r", journal=journal)
 
     async with served(journal, pipelines={"p": pipeline}) as (client, task):
@@ -180,12 +182,12 @@ async def test_a_step_that_exits_does_not_end_the_server(journal: Any) -> None:
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.0.2.1", "runs.example", ""])
-async def test_another_address_asks_for_a_token(journal: Any, host: str) -> None:
+async def test_an_address_beyond_this_machine_requires_a_token(journal: Any, host: str) -> None:
     with pytest.raises(ValueError, match="needs a token of at least 16 characters"):
         await serve(journal, host=host)
 
 
-async def test_with_a_token_it_is_served_at_any_address(journal: Any) -> None:
+async def test_with_a_token_any_address_can_be_served(journal: Any) -> None:
     async with served(journal, host="0.0.0.0", token=TOKEN) as (client, _):
         url = f"http://127.0.0.1:{client.base_url.port}/"
         assert (await client.get(url)).status_code == 401
@@ -194,13 +196,13 @@ async def test_with_a_token_it_is_served_at_any_address(journal: Any) -> None:
 
 
 @pytest.mark.skipif(not socket.has_ipv6, reason="needs IPv6")
-async def test_it_is_served_over_ipv6(journal: Any) -> None:
+async def test_the_pages_are_served_over_ipv6(journal: Any) -> None:
     async with served(journal, host="::1") as (client, _):
         assert "[::1]" in str(client.base_url)
         assert (await client.get("/")).status_code == 200
 
 
-async def test_a_port_that_is_taken_is_told_of(journal: Any) -> None:
+async def test_an_occupied_port_is_reported(journal: Any) -> None:
     async with served(journal) as (client, _):
         port = client.base_url.port
         with pytest.raises(OSError, match=f"can't listen at 127.0.0.1, port {port}") as caught:
@@ -211,7 +213,7 @@ async def test_a_port_that_is_taken_is_told_of(journal: Any) -> None:
 
 
 @pytest.mark.parametrize("host", ["x" * 70, "a..b", "a\0b", "nowhere.invalid", "192.0.2.1"])
-async def test_a_host_that_there_can_not_be_is_told_as_such(journal: Any, host: str) -> None:
+async def test_an_invalid_host_is_reported(journal: Any, host: str) -> None:
     with pytest.raises(OSError, match=r"name another host, such as 127\.0\.0\.1") as caught:
         await serve(journal, host=host, token=TOKEN)
 

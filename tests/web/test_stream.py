@@ -1,4 +1,4 @@
-"""Streams over real connections."""
+"""The update stream in real time."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from asyncflow.web._feed import Update
 from asyncflow.web._run_page import UpdateStream
 
 
-class Closing:
-    """Updates that never end, and note when they are let go."""
+class EndlessUpdates:
+    """Updates that never end, and record when they are closed."""
 
     def __init__(self, size: int = 1) -> None:
         self.is_closed = False
@@ -35,8 +35,8 @@ def scope() -> Any:
     return {"type": "http", "method": "GET", "path": "/", "headers": [], "query_string": b""}
 
 
-async def test_a_viewer_that_goes_is_let_go_at_once() -> None:
-    source, sent, seen = Closing(), [], asyncio.Event()
+async def test_updates_are_closed_when_the_viewer_disconnects() -> None:
+    source, sent, seen = EndlessUpdates(), [], asyncio.Event()
 
     async def send(message: Any) -> None:
         sent.append(message)
@@ -53,11 +53,11 @@ async def test_a_viewer_that_goes_is_let_go_at_once() -> None:
 
 
 @pytest.mark.realtime
-async def test_a_viewer_that_takes_nothing_is_waited_for_and_then_cut_off(
+async def test_a_viewer_that_takes_nothing_is_disconnected_after_a_timeout(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("asyncflow.web._run_page._PATIENCE_S", 0.2)
-    source, count = Closing(), 0
+    source, count = EndlessUpdates(), 0
 
     async def send(message: Any) -> None:
         nonlocal count
@@ -68,31 +68,31 @@ async def test_a_viewer_that_takes_nothing_is_waited_for_and_then_cut_off(
     async def receive() -> Any:
         await asyncio.sleep(1_000)
 
-    began = time.monotonic()
+    started_at = time.monotonic()
     await UpdateStream(source.updates())(scope(), receive, send)
 
-    assert 0.2 <= time.monotonic() - began < 5
+    assert 0.2 <= time.monotonic() - started_at < 5
     assert source.is_closed
-    assert source.count == 3  # and nothing was made for it meanwhile
+    assert source.count == 3  # no update was produced meanwhile
 
 
-async def test_a_page_hears_that_the_server_is_alive(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_an_idle_stream_sends_pings(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("asyncflow.web._run_page._PING_S", 0.02)
-    heard, seen = [], asyncio.Event()
+    received, seen = [], asyncio.Event()
 
-    async def nothing() -> AsyncGenerator[Update, None]:
+    async def no_updates() -> AsyncGenerator[Update, None]:
         await asyncio.sleep(1_000)
         yield Update(0, {}, None, None)
 
     async def send(message: Any) -> None:
-        heard.append(message.get("body", b""))
-        if len(heard) > 4:
+        received.append(message.get("body", b""))
+        if len(received) > 4:
             seen.set()
 
     async def receive() -> Any:
         await seen.wait()
         return {"type": "http.disconnect"}
 
-    await UpdateStream(nothing())(scope(), receive, send)
+    await UpdateStream(no_updates())(scope(), receive, send)
 
-    assert all(b"event: ping\r\ndata: " in each for each in heard[1:])
+    assert all(b"event: ping\r\ndata: " in each for each in received[1:])

@@ -1,4 +1,4 @@
-"""Where there is no terminal, each event is one line, with the time on the clock of its run."""
+"""Without a terminal, each event is one line with its time since the start of the run."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from asyncflow.testing import run_in_virtual_time
 
 
 def lines_of(*runs: Iterable[Event]) -> list[str]:
-    """Return what is written of runs of which each is told before the next one."""
+    """Return the lines that are written for runs, one run after another."""
     file = io.StringIO()
     with LiveView(Console(file=file)) as view:
         observers = [view.for_run() for _ in runs]
@@ -31,7 +31,7 @@ def lines_of(*runs: Iterable[Event]) -> list[str]:
     return file.getvalue().splitlines()
 
 
-def test_the_golden_run_is_told_event_by_event() -> None:
+def test_the_golden_run_is_written_event_by_event() -> None:
     attempts = {"rates": 3, "fetch": 2}
 
     lines = lines_of(GOLDEN)
@@ -46,54 +46,54 @@ def test_the_golden_run_is_told_event_by_event() -> None:
     assert lines[-1].startswith("[0:00:05.000] the run failed after 5.0 s")
 
 
-def test_a_run_that_goes_on_begins_with_that() -> None:
+def test_a_resumed_run_starts_with_its_resumption() -> None:
     lines = lines_of(GOLDEN[STOOD_STILL:])
 
     assert lines[0].startswith("[0:00:04.000] run nightly-2026-01-01 of nightly import resumed")
 
 
-async def test_lines_come_while_the_run_goes_on() -> None:
-    go_on, file = asyncio.Event(), io.StringIO()
+async def test_lines_are_written_during_the_run() -> None:
+    proceed, file = asyncio.Event(), io.StringIO()
 
     with LiveView(Console(file=file)) as view:
-        run = asyncio.ensure_future(run_pipeline([WorkflowStep("s", go_on.wait)], observers=[view]))
+        run = asyncio.ensure_future(
+            run_pipeline([WorkflowStep("s", proceed.wait)], observers=[view])
+        )
         while "s started" not in file.getvalue():
             await asyncio.sleep(0.01)
-        await asyncio.sleep(0.12)  # in which nothing happens
-        go_on.set()
+        await asyncio.sleep(0.12)  # while nothing happens
+        proceed.set()
         await run
 
     assert len(file.getvalue().splitlines()) == 4
 
 
-def test_hours_are_told() -> None:
-    async def sleeps() -> None:
+def test_the_time_of_an_event_includes_hours() -> None:
+    async def sleep() -> None:
         await asyncio.sleep(3 * 3600 + 62.5)
 
     file = io.StringIO()
     with LiveView(Console(file=file)) as view:
         run_in_virtual_time(
-            run_pipeline([WorkflowStep("s", sleeps, timeout_ms=None)], observers=[view])
+            run_pipeline([WorkflowStep("s", sleep, timeout_ms=None)], observers=[view])
         )
 
     assert "[3:01:02.500] s succeeded" in file.getvalue().splitlines()
 
 
-def test_if_there_are_many_runs_each_line_says_which_it_is_of() -> None:
+def test_with_several_runs_each_line_names_its_run() -> None:
     lines = lines_of(GOLDEN[:5], GOLDEN[:5])
 
     assert lines[0].startswith("[0:00:00.000] run nightly-2026-01-01 of nightly import")
     assert lines[-1].startswith("[0:00:00.300] nightly-2026-01-01: token succeeded")
 
 
-def test_what_is_not_a_run_from_its_start_is_told_all_the_same() -> None:
+def test_events_without_the_start_of_their_run_are_written() -> None:
     assert lines_of(GOLDEN[3:4]) == ["[0:00:00.250] token started after 249 ms in the queue"]
 
 
 @pytest.mark.parametrize("variable", ["TERM", "TTY_COMPATIBLE"])
-def test_a_terminal_that_can_do_nothing_gets_lines(
-    monkeypatch: pytest.MonkeyPatch, variable: str
-) -> None:
+def test_a_dumb_terminal_gets_lines(monkeypatch: pytest.MonkeyPatch, variable: str) -> None:
     monkeypatch.setenv(variable, "dumb" if variable == "TERM" else "0")
     terminal = Terminal()
     with terminal.open() as stream:
@@ -111,7 +111,7 @@ def test_a_terminal_that_can_do_nothing_gets_lines(
     assert b"\x1b" not in terminal.written
 
 
-def test_forced_colours_do_not_make_a_terminal_of_a_pipe(
+def test_forced_colours_do_not_turn_a_pipe_into_a_terminal(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("FORCE_COLOR", "1")
@@ -125,7 +125,7 @@ def test_forced_colours_do_not_make_a_terminal_of_a_pipe(
     assert "the run passed" in file.getvalue()
 
 
-def test_a_program_without_streams_runs_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_program_without_streams_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "stderr", None)
 
     with LiveView() as view:
@@ -134,7 +134,7 @@ def test_a_program_without_streams_runs_all_the_same(monkeypatch: pytest.MonkeyP
     assert report.all_passed
 
 
-def test_what_the_encoding_does_not_have_is_escaped() -> None:
+def test_unencodable_characters_are_escaped() -> None:
     buffer = io.BytesIO()
     with LiveView(Console(file=io.TextIOWrapper(buffer, "ascii"))) as view:
         asyncio.run(

@@ -1,4 +1,4 @@
-"""A value is kept only if it comes back exactly equal, and the refusal says why and what to do."""
+"""A value is stored only if it comes back exactly equal; a refusal says why and what to do."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ SUBJECT = "the output of step 'load'"
 PLAIN, PICKLING = Codec("json", 1_000), Codec("cloudpickle", 1_000)
 
 
-def trip(value: Any, hint: Any = Any, codec: Codec = PLAIN) -> Any:
+def roundtrip(value: Any, hint: Any = Any, codec: Codec = PLAIN) -> Any:
     payload = codec.encode(SUBJECT, value, hint)
     return codec.decode(SUBJECT, payload, hint)
 
@@ -72,7 +72,7 @@ class Order:
 
 
 class Attrs:
-    """What attrs makes of a class, as far as msgspec asks."""
+    """An attrs class, as far as msgspec can tell."""
 
     __attrs_attrs__ = (type("Attribute", (), {"name": "x"})(),)
 
@@ -107,15 +107,15 @@ NOON = datetime.datetime(2024, 6, 1, 12, tzinfo=datetime.UTC)
         (1, typing.Optional[int]),  # noqa: UP045
         ({"a": (1,)}, dict[str, tuple[int]]),
         (1, Annotated[int, msgspec.Meta(ge=0)]),
-        (7, Annotated[int, []]),  # can't be hashed
-        (7, "a name that nobody has resolved"),
-        ([7], collections.abc.Iterable[int]),  # msgspec knows nothing of it
+        (7, Annotated[int, []]),  # unhashable
+        (7, "an unresolved name"),
+        ([7], collections.abc.Iterable[int]),  # unknown to msgspec
         ([7], object),
         (7, lambda: None),
     ],
 )
-def test_what_comes_back_equal_is_kept(value: Any, hint: Any) -> None:
-    again = trip(value, hint)
+def test_a_value_that_comes_back_equal_is_stored(value: Any, hint: Any) -> None:
+    again = roundtrip(value, hint)
 
     assert type(again) is type(value)
     assert again == value
@@ -137,7 +137,7 @@ def test_what_comes_back_equal_is_kept(value: Any, hint: Any) -> None:
         (math.nan, float | None, "JSON has no nan"),
         (math.nan, float, "ValidationError: Expected `float`, got `null` (JSON has no nan and no"),
         (Order(NOON, []), int, "it is not what the annotation says: ValidationError: Expected `in"),
-        (Order(NOON, []), Any, "test_codec.Order would come back as dict"),
+        (Order(NOON, []), Any, "test_payload_codec.Order would come back as dict"),
         (Text("x"), Any, "Encoding objects of type Text is unsupported"),
         ({"x": Text("x")}, Any, "Encoding objects of type Text is unsupported"),
         (collections.Counter("a"), Any, "collections.Counter would come back as dict"),
@@ -150,7 +150,9 @@ def test_what_comes_back_equal_is_kept(value: Any, hint: Any) -> None:
         (msgspec.Raw(b"1"), msgspec.Raw, "no telling whether a msgspec.Raw comes back the same"),
     ],
 )
-def test_what_would_come_back_different_is_refused(value: Any, hint: Any, says: str) -> None:
+def test_a_value_that_would_come_back_different_is_refused(
+    value: Any, hint: Any, says: str
+) -> None:
     problem = refusal(value, hint)
 
     assert problem.startswith("can't be stored in the journal: ")
@@ -170,7 +172,7 @@ def test_what_would_come_back_different_is_refused(value: Any, hint: Any, says: 
         ({1}, list, "return what the annotation says, or plain", "give what the annotation says"),
     ],
 )
-def test_a_refusal_says_what_helps(value: Any, hint: Any, output: str, given: str) -> None:
+def test_a_refusal_suggests_a_remedy(value: Any, hint: Any, output: str, given: str) -> None:
     assert f"; {output}" in refusal(value, hint)
     assert f"; {given}" in refusal(value, hint, subject="input 'x'")
 
@@ -187,7 +189,9 @@ def test_a_refusal_says_what_helps(value: Any, hint: Any, output: str, given: st
         ({"name": "a", "more": 1}, Thing),
     ],
 )
-def test_what_is_not_as_annotated_is_kept_if_it_comes_back_equal(value: Any, hint: Any) -> None:
+def test_a_value_that_violates_its_annotation_is_stored_if_it_comes_back_equal(
+    value: Any, hint: Any
+) -> None:
     payload = PLAIN.encode(SUBJECT, value, hint)
 
     assert payload.codec == "json-plain"
@@ -207,9 +211,7 @@ def test_what_is_not_as_annotated_is_kept_if_it_comes_back_equal(value: Any, hin
         ((), collections.abc.Collection[str]),
     ],
 )
-def test_a_tuple_comes_back_although_it_is_annotated_as_some_sequence(
-    value: Any, hint: Any
-) -> None:
+def test_a_tuple_comes_back_as_a_tuple_under_a_sequence_annotation(value: Any, hint: Any) -> None:
     payload = PLAIN.encode(SUBJECT, value, hint)
 
     assert payload.codec == "json-tuple"
@@ -219,21 +221,21 @@ def test_a_tuple_comes_back_although_it_is_annotated_as_some_sequence(
     assert type(PLAIN.decode(SUBJECT, payload, Any)) is tuple
 
 
-def test_the_types_of_pipelines_that_are_gone_are_forgotten() -> None:
+def test_the_codec_keeps_no_type_of_a_dropped_pipeline_alive() -> None:
     codec = Codec("json", 1_000)
     made = dataclasses.make_dataclass("Made", [("x", int)])
     gone = weakref.ref(made)
-    assert trip(made(1), made, codec).x == 1
+    assert roundtrip(made(1), made, codec).x == 1
 
     del made
     for number in range(asyncflow.journal._payload_codec._DECODERS):
-        trip(number, typing.Literal[number], codec)  # type: ignore[valid-type]
+        roundtrip(number, typing.Literal[number], codec)  # type: ignore[valid-type]
     gc.collect()
 
     assert gone() is None
 
 
-def test_what_contains_itself_is_refused() -> None:
+def test_a_recursive_value_is_refused() -> None:
     endless: list[Any] = []
     endless.append(endless)
     deep: list[Any] = []
@@ -269,15 +271,15 @@ class OddProperty(msgspec.Struct):
         raise RuntimeError("no")
 
 
-def test_objects_that_can_not_be_compared_break_nothing() -> None:
-    assert trip(Holder(1), Holder).a == 1
+def test_objects_that_cannot_be_compared_are_handled() -> None:
+    assert roundtrip(Holder(1), Holder).a == 1
     assert "it can't be compared with what comes back: RuntimeError" in refusal(
         OddProperty(1), OddProperty
     )
 
 
-def test_a_value_that_is_too_large_is_refused() -> None:
-    assert trip("x" * 998) == "x" * 998
+def test_an_oversized_value_is_refused() -> None:
+    assert roundtrip("x" * 998) == "x" * 998
     for codec, size in ((PLAIN, "1,001"), (PICKLING, "1,017")):
         assert refusal("x" * 999, codec=codec) == (
             f"takes {size} bytes in the journal, whose limit is 1,000: store it elsewhere and "
@@ -286,37 +288,35 @@ def test_a_value_that_is_too_large_is_refused() -> None:
     assert "store it elsewhere and give where it is, or" in refusal("x" * 999, subject="input 'x'")
 
 
-def test_a_value_that_is_too_large_is_not_brought_back_to_be_compared(
+def test_an_oversized_value_is_refused_before_it_is_decoded_or_compared(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(
-        asyncflow.journal._payload_codec, "roundtrip_difference", None
-    )  # which is what takes its time
+    monkeypatch.setattr(asyncflow.journal._payload_codec, "roundtrip_difference", None)
     monkeypatch.setattr("cloudpickle.loads", None)
 
     assert "takes 2,001 bytes" in refusal([1] * 1_000)
     assert "bytes in the journal, whose limit is 1,000" in refusal(b"x" * 2_000, codec=PICKLING)
 
 
-def test_what_is_too_large_as_json_may_be_small_enough_as_a_pickle() -> None:
+def test_a_value_too_large_for_json_can_be_pickled() -> None:
     value = (b"x" * 900, 1)
 
     assert PICKLING.encode(SUBJECT, value, Any).codec == "cloudpickle"
-    assert trip(value, codec=PICKLING) == value
+    assert roundtrip(value, codec=PICKLING) == value
 
 
 # --- cloudpickle ---------------------------------------------------------------------------------
 
 
-def test_on_request_what_json_does_not_bring_back_is_pickled() -> None:
+def test_values_that_json_cannot_restore_are_pickled_on_request() -> None:
     assert PICKLING.encode(SUBJECT, [1], Any).codec == "json"
     assert PICKLING.encode(SUBJECT, (1, 2), Any).codec == "cloudpickle"
-    assert trip((1, 2), codec=PICKLING) == (1, 2)
-    assert trip(lambda: 7, codec=PICKLING)() == 7
-    assert math.isnan(trip(math.nan, codec=PICKLING))
+    assert roundtrip((1, 2), codec=PICKLING) == (1, 2)
+    assert roundtrip(lambda: 7, codec=PICKLING)() == 7
+    assert math.isnan(roundtrip(math.nan, codec=PICKLING))
 
 
-def test_what_can_not_be_pickled_is_refused() -> None:
+def test_a_value_that_cannot_be_pickled_is_refused() -> None:
     generator = (x for x in "abc")
 
     assert refusal(generator, codec=PICKLING).startswith(
@@ -325,14 +325,14 @@ def test_what_can_not_be_pickled_is_refused() -> None:
 
 
 @pytest.mark.parametrize("codec", [PLAIN, PICKLING])
-def test_an_input_that_is_no_data_is_told_where_it_belongs(codec: Codec) -> None:
+def test_the_refusal_of_an_input_that_is_no_data_says_where_it_belongs(codec: Codec) -> None:
     connection, hint = threading.Lock(), "; a client or a connection can't be an input of a run "
 
     assert hint in refusal(connection, codec=codec, subject="input 'client'")
     assert hint not in refusal(connection, codec=codec)
 
 
-def test_a_pickle_is_read_on_request_only() -> None:
+def test_a_pickle_is_read_only_on_request() -> None:
     payload = PICKLING.encode(SUBJECT, (1, 2), Any)
 
     with pytest.raises(PayloadError, match="reading a pickle can run any code"):
@@ -349,7 +349,7 @@ def test_a_pickle_is_read_on_request_only() -> None:
         (Payload("cloudpickle", b"x"), Any, "UnpicklingError"),
     ],
 )
-def test_what_can_not_be_read_is_refused(payload: Payload, hint: Any, says: str) -> None:
+def test_an_unreadable_payload_is_refused(payload: Payload, hint: Any, says: str) -> None:
     with pytest.raises(PayloadError, match="can't be read from the journal") as caught:
         PICKLING.decode(SUBJECT, payload, hint)
 
@@ -359,7 +359,7 @@ def test_what_can_not_be_read_is_refused(payload: Payload, hint: Any, says: str)
 @pytest.mark.parametrize(
     ("module", "extra"), [("msgspec", "journal"), ("cloudpickle", "cloudpickle")]
 )
-def test_a_missing_package_is_named_with_its_extra(
+def test_a_missing_package_is_reported_with_its_extra(
     monkeypatch: pytest.MonkeyPatch, module: str, extra: str
 ) -> None:
     monkeypatch.setitem(sys.modules, module, None)
@@ -371,7 +371,7 @@ def test_a_missing_package_is_named_with_its_extra(
     def use() -> None:
         anew = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(anew)
-        trip((1, 2), codec=anew.Codec("cloudpickle", 1_000))
+        roundtrip((1, 2), codec=anew.Codec("cloudpickle", 1_000))
 
     with pytest.raises(ImportError, match=rf"pip install 'asyncflow-tiers\[{extra}\]'"):
         use()
@@ -395,16 +395,16 @@ values = st.recursive(
 )
 
 
-def told_by_hand(one: Any, other: Any) -> bool:
-    """Whether two values of this strategy are the same, told the slow way: by what is written."""
+def same_repr(one: Any, other: Any) -> bool:
+    """Return whether two values of this strategy have the same types and representations."""
     if isinstance(one, frozenset) and isinstance(other, frozenset):
         return sorted(map(repr, one)) == sorted(map(repr, other))
     if type(one) is not type(other):
         return False
     if isinstance(one, list | tuple):
-        return len(one) == len(other) and all(map(told_by_hand, one, other))
+        return len(one) == len(other) and all(map(same_repr, one, other))
     if isinstance(one, dict):
-        return told_by_hand(list(one.items()), list(other.items()))
+        return same_repr(list(one.items()), list(other.items()))
     return repr(one) == repr(other)
 
 
@@ -413,7 +413,7 @@ def test_the_comparison_is_strict(one: Any, other: Any, simple: bool) -> None:
     simple = simple and b"" not in (one, other) and "b'" not in repr(other)
 
     assert roundtrip_difference(one, one) == ""
-    assert (roundtrip_difference(one, other, simple=simple) == "") == told_by_hand(one, other)
+    assert (roundtrip_difference(one, other, simple=simple) == "") == same_repr(one, other)
 
 
 @pytest.mark.parametrize(
@@ -448,11 +448,11 @@ def test_a_difference_is_found(one: Any, other: Any, simple: bool) -> None:
 
 
 @pytest.mark.parametrize("value", [math.nan, Attrs([1]), {Colour.RED}, {"a": {"b": [None]}}])
-def test_the_same_is_no_difference(value: Any) -> None:
+def test_a_value_does_not_differ_from_itself(value: Any) -> None:
     assert roundtrip_difference(value, value) == ""
 
 
-def test_a_comparison_that_goes_too_deep_is_given_up() -> None:
+def test_a_comparison_gives_up_on_deep_nesting() -> None:
     endless: list[Any] = []
     endless.append(endless)
 

@@ -1,4 +1,4 @@
-"""The bars of a timeline lie where the times of the events say."""
+"""The position of each bar of a timeline matches the times of the events."""
 
 from __future__ import annotations
 
@@ -37,10 +37,10 @@ def bars(view: RunView, step: str, now_ms: float | None = None) -> tuple[Bar, ..
     return bars_of(view.steps[step], Timeline.until(now_ms), now_ms)
 
 
-def test_three_attempts_give_three_segments_and_two_gaps() -> None:
-    found = bars(RunView(GOLDEN), "rates")
+def test_three_attempts_give_three_bars_and_two_backoffs() -> None:
+    bars_found = bars(RunView(GOLDEN), "rates")
 
-    assert [(bar.kind, bar.start_ms, bar.end_ms) for bar in found] == [
+    assert [(bar.kind, bar.start_ms, bar.end_ms) for bar in bars_found] == [
         ("attempt", 0.6, 400.0),
         ("backoff", 400.0, 900.0),
         ("queue", 900.0, 1000.0),
@@ -48,10 +48,14 @@ def test_three_attempts_give_three_segments_and_two_gaps() -> None:
         ("backoff", 1400.0, 2400.0),
         ("attempt", 2400.0, 2600.0),
     ]
-    assert [bar.end for bar in found if bar.kind == "attempt"] == ["failed", "failed", "succeeded"]
+    assert [bar.end for bar in bars_found if bar.kind == "attempt"] == [
+        "failed",
+        "failed",
+        "succeeded",
+    ]
 
 
-def test_a_bar_lies_where_its_times_say() -> None:
+def test_the_position_of_a_bar_matches_its_times() -> None:
     view = RunView(GOLDEN)
 
     for step in view.steps:
@@ -60,11 +64,11 @@ def test_a_bar_lies_where_its_times_say() -> None:
             assert bar.width == pytest.approx((bar.end_ms - bar.start_ms) / SPAN_MS * 100, abs=1e-3)
 
 
-def test_an_attempt_that_was_cut_short_with_its_process_has_crashed() -> None:
-    (crashed, again) = bars(RunView(GOLDEN), LONG)
+def test_an_attempt_whose_process_died_is_shown_as_crashed() -> None:
+    (crashed_bar, retried_bar) = bars(RunView(GOLDEN), LONG)
 
-    assert (crashed.end, crashed.end_ms) == ("crashed", 4000.0)
-    assert (again.end, again.attempt) == ("succeeded", 2)
+    assert (crashed_bar.end, crashed_bar.end_ms) == ("crashed", 4000.0)
+    assert (retried_bar.end, retried_bar.attempt) == ("succeeded", 2)
 
 
 def test_a_mapped_step_has_one_bar_for_all_its_items() -> None:
@@ -87,17 +91,20 @@ def test_an_item_has_the_bars_of_its_attempts() -> None:
     assert (attempt.kind, attempt.end) == ("attempt", "cancelled")
 
 
-def test_an_abandoned_thread_is_marked_at_its_attempt_and_the_attempt_timed_out() -> None:
+def test_an_abandoned_thread_is_marked_on_its_timed_out_attempt() -> None:
     items = RunView(GOLDEN).steps["fetch"].items
     assert items is not None
 
     attempt, wait = bars_of(items[2], Timeline.until(SPAN_MS), SPAN_MS)
 
     assert (attempt.end, attempt.abandoned) == ("timed out", True)
-    assert (wait.kind, wait.end_ms) == ("backoff", 4901.1)  # it was cut short in the wait
+    assert (wait.kind, wait.end_ms) == (
+        "backoff",
+        4901.1,
+    )  # the cancellation interrupted the backoff
 
 
-def test_a_step_that_runs_has_a_bar_until_now() -> None:
+def test_a_running_step_has_a_bar_until_now() -> None:
     view = view_of(AttemptStarted("a", 1, 10.0))
 
     (bar,) = bars(view, "a", now_ms=50.0)
@@ -105,7 +112,7 @@ def test_a_step_that_runs_has_a_bar_until_now() -> None:
     assert (bar.end, bar.left, bar.width) == ("running", 20.0, 80.0)
 
 
-def test_a_wait_that_goes_on_ends_at_the_edge() -> None:
+def test_an_unfinished_backoff_is_clipped_to_the_timeline() -> None:
     view = view_of(AttemptStarted("a", 1, 0.0), AttemptFailed("a", 1, 50.0, ValueError("no"), 1e6))
 
     (_, wait) = bars(view, "a", now_ms=100.0)
@@ -113,7 +120,7 @@ def test_a_wait_that_goes_on_ends_at_the_edge() -> None:
     assert (wait.left, wait.width, wait.end_ms) == (50.0, 50.0, 50.0 + 1e6)
 
 
-def test_where_a_step_has_blocked_the_loop_is_part_of_its_bar() -> None:
+def test_a_blocked_loop_is_marked_within_the_bar_of_the_step() -> None:
     view = view_of(
         AttemptStarted("a", 1, 10.0),
         StepSucceeded("a", 1, 90.0, None),
@@ -133,14 +140,14 @@ def test_a_step_that_never_started_has_no_bar() -> None:
     assert Timeline.until(1.0).band(0, [view.steps["load"]], 1.0) is None
 
 
-def test_a_mapped_step_that_was_skipped_has_no_bar() -> None:
+def test_a_skipped_mapped_step_has_no_bar() -> None:
     step = RunView(GOLDEN).steps["load"]
     step.items = {}
 
     assert bars_of(step, Timeline.until(1.0), 1.0) == ()
 
 
-def test_a_mapped_step_that_goes_on_has_a_bar_until_now() -> None:
+def test_a_running_mapped_step_has_a_bar_until_now() -> None:
     view = RunView(GOLDEN[: next(at for at, e in enumerate(GOLDEN) if "Abandoned" in repr(e))])
 
     (bar,) = bars(view, "fetch", now_ms=6000.0)
@@ -148,7 +155,7 @@ def test_a_mapped_step_that_goes_on_has_a_bar_until_now() -> None:
     assert (bar.end, bar.end_ms) == ("running", 6000.0)
 
 
-def test_the_band_of_a_tier_reaches_from_its_first_start_to_its_last_end() -> None:
+def test_the_band_of_a_tier_spans_its_first_start_to_its_last_end() -> None:
     view = RunView(GOLDEN)
     timeline = Timeline.until(SPAN_MS)
 
@@ -159,7 +166,7 @@ def test_the_band_of_a_tier_reaches_from_its_first_start_to_its_last_end() -> No
     assert band.duration_ms == 4500.0 - 2600.5
 
 
-def test_the_band_of_a_tier_that_runs_reaches_until_now() -> None:
+def test_the_band_of_a_running_tier_reaches_until_now() -> None:
     view = view_of(AttemptStarted("a", 1, 10.0))
 
     band = Timeline.until(40.0).band(0, view.steps.values(), 40.0)
@@ -169,7 +176,7 @@ def test_the_band_of_a_tier_that_runs_reaches_until_now() -> None:
 
 
 @given(st.floats(0, 1e9), st.floats(0, 1e9), st.floats(0.001, 1e9))
-def test_no_bar_leaves_the_timeline(start_ms: float, more_ms: float, span_ms: float) -> None:
+def test_every_bar_is_inside_the_timeline(start_ms: float, more_ms: float, span_ms: float) -> None:
     bar = Timeline.until(span_ms).bar("attempt", start_ms, start_ms + more_ms)
 
     assert 0 <= bar.left <= 100
@@ -178,28 +185,28 @@ def test_no_bar_leaves_the_timeline(start_ms: float, more_ms: float, span_ms: fl
 
 
 @pytest.mark.parametrize("span_ms", [1.0, 1e3, 3.6e6, 6e8])
-def test_a_tenth_of_a_millisecond_is_told_apart_also_in_a_week(span_ms: float) -> None:
+def test_a_tenth_of_a_millisecond_is_distinguishable_even_in_a_week(span_ms: float) -> None:
     timeline = Timeline.until(span_ms)
 
     assert timeline.at(0.6) - timeline.at(0.5) == pytest.approx(0.1 / span_ms * 100, rel=0.2)
 
 
-# How many run at once.
+# The concurrency strip.
 
 
-def test_the_strip_tells_how_many_attempts_run_from_when_on() -> None:
+def test_the_strip_shows_how_many_attempts_run_at_each_time() -> None:
     view = view_of(
         AttemptStarted("a", 1, 0.0),
         AttemptStarted("b", 1, 5.0),
         StepSucceeded("a", 1, 10.0, None),
-        AttemptStarted("c", 1, 10.0),  # the one starts as the other ends
+        AttemptStarted("c", 1, 10.0),  # 'c' starts as 'a' ends
         StepCancelled("b", 1, 20.0, "", None),
     )
 
     assert running_at(view.steps.values(), 30.0) == [(0.0, 1), (5.0, 2), (20.0, 1), (30.0, 0)]
 
 
-def test_items_of_a_mapped_step_count_in_the_strip() -> None:
+def test_the_strip_counts_the_items_of_a_mapped_step() -> None:
     strip = running_at(RunView(GOLDEN).steps.values(), SPAN_MS)
 
     assert max(count for _, count in strip) == 4
@@ -236,22 +243,22 @@ def test_a_strip_of_many_attempts_keeps_its_peaks_in_few_points() -> None:
         (86.4e6 * 3, ["0", "12 h", "1 d", "1 d 12 h", "2 d", "2 d 12 h", "3 d"]),
     ],
 )
-def test_the_axis_names_round_times(span_ms: float, texts: list[str]) -> None:
+def test_the_axis_has_round_labels(span_ms: float, texts: list[str]) -> None:
     assert [tick.text for tick in ticks(span_ms, span_ms / 8)] == texts
 
 
 @given(st.floats(0.001, 1e13))
-def test_the_axis_has_a_few_ticks_whatever_the_span(span_ms: float) -> None:
-    found = ticks(span_ms, span_ms / 8)
+def test_the_axis_has_at_most_ten_ticks_for_any_span(span_ms: float) -> None:
+    bars_found = ticks(span_ms, span_ms / 8)
 
-    assert 1 <= len(found) <= 10
-    assert len({tick.text for tick in found}) == len(found)
-    assert 0 == found[0].ms <= found[-1].ms <= span_ms * 1.000001
-    gaps = [b.ms - a.ms for a, b in itertools.pairwise(found)]
+    assert 1 <= len(bars_found) <= 10
+    assert len({tick.text for tick in bars_found}) == len(bars_found)
+    assert 0 == bars_found[0].ms <= bars_found[-1].ms <= span_ms * 1.000001
+    gaps = [b.ms - a.ms for a, b in itertools.pairwise(bars_found)]
     assert all(math.isclose(gap, gaps[0], rel_tol=1e-6) for gap in gaps)
 
 
-def test_a_run_that_took_no_time_has_a_timeline() -> None:
+def test_a_run_without_duration_has_a_timeline() -> None:
     view = RunView([RunStarted("r", 0.0, {}), RunFinished(0.0, "passed")])
 
     assert running_at(view.steps.values(), 0.0) == []

@@ -1,4 +1,4 @@
-"""Who may see the pages, and what may act."""
+"""Which clients may see the pages and act on runs."""
 
 from __future__ import annotations
 
@@ -15,51 +15,53 @@ from web.runs import passing
 
 from asyncflow.web import app
 
-TOKEN = "a token that nobody guesses"
+TOKEN = "a token that is hard to guess"
 RUN = "/runs/nightly"
 
 
 @pytest.fixture
-async def kept(journal: Any) -> Any:
+async def journal_with_run(journal: Any) -> Any:
     await passing().run(run_id="nightly", journal=journal)
     return journal
 
 
-# Which host.
+# Hosts.
 
 
 @pytest.mark.parametrize(
     "host",
     ["127.0.0.1:8765", "localhost:99", "[::1]:8765", "127.8.8.8", "ui.localhost", "LOCALHOST"],
 )
-async def test_this_machine_is_answered_without_a_token(ask: Any, kept: Any, host: str) -> None:
-    answer = await ask(app(kept)).get(RUN, headers={"host": host})
+async def test_a_loopback_host_is_accepted_without_a_token(
+    make_client: Any, journal_with_run: Any, host: str
+) -> None:
+    answer = await make_client(app(journal_with_run)).get(RUN, headers={"host": host})
 
     assert answer.status_code == 200
 
 
 @pytest.mark.parametrize("host", ["evil.example", "evil.example:8765", "10.0.0.7", "", "[::1"])
 @pytest.mark.parametrize("path", ["/", RUN, "/events/nightly", "/api/runs", "/assets/web.css"])
-async def test_another_name_is_refused_without_a_token(
-    ask: Any, kept: Any, host: str, path: str
+async def test_another_host_is_refused_without_a_token(
+    make_client: Any, journal_with_run: Any, host: str, path: str
 ) -> None:
-    answer = await ask(app(kept)).get(path, headers={"host": host})
+    answer = await make_client(app(journal_with_run)).get(path, headers={"host": host})
 
     assert answer.status_code == 421
     assert "allowed_hosts" in answer.text
 
 
-async def test_a_host_may_be_allowed(ask: Any, kept: Any) -> None:
-    client = ask(app(kept, allowed_hosts=["Runs.example"]))
+async def test_a_host_can_be_allowed(make_client: Any, journal_with_run: Any) -> None:
+    client = make_client(app(journal_with_run, allowed_hosts=["Runs.example"]))
 
     assert (await client.get(RUN, headers={"host": "runs.example:80"})).status_code == 200
     assert (await client.get(RUN, headers={"host": "localhost"})).status_code == 200
     assert (await client.get(RUN, headers={"host": "other.example"})).status_code == 421
 
 
-# Which site.
+# Sites.
 
-ELSEWHERE = [
+FOREIGN_HEADERS = [
     {"sec-fetch-site": "cross-site"},
     {"sec-fetch-site": "same-site"},
     {"sec-fetch-site": "same-site", "origin": "http://127.0.0.1:8765"},
@@ -69,19 +71,21 @@ ELSEWHERE = [
 ]
 
 
-@pytest.mark.parametrize("headers", ELSEWHERE)
+@pytest.mark.parametrize("headers", FOREIGN_HEADERS)
 @pytest.mark.parametrize("act", ["cancel", "resume"])
-async def test_another_site_can_not_act(
-    ask: Any, kept: Any, act: str, headers: dict[str, str]
+async def test_another_site_cannot_act(
+    make_client: Any, journal_with_run: Any, act: str, headers: dict[str, str]
 ) -> None:
-    answer = await ask(app(kept)).post(f"/{act}/nightly", headers=headers)
+    answer = await make_client(app(journal_with_run)).post(f"/{act}/nightly", headers=headers)
 
     assert answer.status_code == 403
     assert "Nothing was done" in answer.text
 
 
-async def test_another_site_can_not_act_with_a_cookie(ask: Any, kept: Any) -> None:
-    client = ask(app(kept, token=TOKEN))
+async def test_another_site_cannot_act_with_a_cookie(
+    make_client: Any, journal_with_run: Any
+) -> None:
+    client = make_client(app(journal_with_run, token=TOKEN))
     await client.get(f"/?token={TOKEN}")
 
     answer = await client.post("/cancel/nightly", headers={"sec-fetch-site": "cross-site"})
@@ -98,17 +102,19 @@ async def test_another_site_can_not_act_with_a_cookie(ask: Any, kept: Any) -> No
         {},
     ],
 )
-async def test_a_page_of_ours_and_a_program_may_act(
-    ask: Any, kept: Any, headers: dict[str, str]
+async def test_our_pages_and_programs_can_act(
+    make_client: Any, journal_with_run: Any, headers: dict[str, str]
 ) -> None:
-    answer = await ask(app(kept)).post("/cancel/nightly", headers=headers)
+    answer = await make_client(app(journal_with_run)).post("/cancel/nightly", headers=headers)
 
     assert answer.status_code == 409
     assert "It has ended already: it has passed." in answer.text
 
 
-async def test_another_site_can_link_here_but_read_nothing(ask: Any, kept: Any) -> None:
-    client = ask(app(kept))
+async def test_another_site_can_link_here_but_not_read(
+    make_client: Any, journal_with_run: Any
+) -> None:
+    client = make_client(app(journal_with_run))
     link = {"sec-fetch-site": "cross-site", "sec-fetch-mode": "navigate"}
     fetch = {"sec-fetch-site": "cross-site", "sec-fetch-mode": "no-cors"}
 
@@ -120,8 +126,8 @@ async def test_another_site_can_link_here_but_read_nothing(ask: Any, kept: Any) 
 # The token.
 
 
-async def test_a_token_is_asked_for_before_anything_is_shown(ask: Any, kept: Any) -> None:
-    client = ask(app(kept, token=TOKEN), "http://runs.example")
+async def test_nothing_is_shown_without_the_token(make_client: Any, journal_with_run: Any) -> None:
+    client = make_client(app(journal_with_run, token=TOKEN), "http://runs.example")
 
     for path in ("/", RUN, "/runs/unknown", "/nowhere"):
         answer = await client.get(path)
@@ -137,8 +143,10 @@ async def test_a_token_is_asked_for_before_anything_is_shown(ask: Any, kept: Any
     assert (await client.get("/assets/web.css")).status_code == 200
 
 
-async def test_a_program_shows_the_token_in_a_header(ask: Any, kept: Any) -> None:
-    client = ask(app(kept, token=TOKEN))
+async def test_a_program_sends_the_token_in_a_header(
+    make_client: Any, journal_with_run: Any
+) -> None:
+    client = make_client(app(journal_with_run, token=TOKEN))
 
     right = await client.get("/api/runs", headers={"authorization": f"bearer {TOKEN}"})
     wrong = await client.get("/api/runs", headers={"authorization": f"Bearer {TOKEN}."})
@@ -148,8 +156,10 @@ async def test_a_program_shows_the_token_in_a_header(ask: Any, kept: Any) -> Non
     assert (wrong.status_code, other.status_code) == (401, 401)
 
 
-async def test_a_browser_shows_it_once_in_the_url(ask: Any, kept: Any) -> None:
-    client = ask(app(kept, token=TOKEN), "https://runs.example")
+async def test_a_browser_exchanges_the_token_in_the_url_for_a_cookie(
+    make_client: Any, journal_with_run: Any
+) -> None:
+    client = make_client(app(journal_with_run, token=TOKEN), "https://runs.example")
 
     answer = await client.get(RUN, params={"token": TOKEN, "step": "load"})
 
@@ -165,11 +175,11 @@ async def test_a_browser_shows_it_once_in_the_url(ask: Any, kept: Any) -> None:
     assert (await client.get(RUN, params={"token": "wrong", "step": "load"})).status_code == 200
 
 
-async def test_a_wrong_token_or_cookie_shows_nothing(ask: Any, kept: Any) -> None:
-    client = ask(app(kept, token=TOKEN))
+async def test_a_wrong_token_or_cookie_is_refused(make_client: Any, journal_with_run: Any) -> None:
+    client = make_client(app(journal_with_run, token=TOKEN))
     await client.get(f"/?token={TOKEN}")
     name = next(iter(client.cookies))
-    other = ask(app(kept, token=TOKEN))
+    other = make_client(app(journal_with_run, token=TOKEN))
 
     for wrong in (b"wrong", "ä".encode()):
         cookie = {"cookie": f"{name}=".encode() + wrong}
@@ -178,8 +188,10 @@ async def test_a_wrong_token_or_cookie_shows_nothing(ask: Any, kept: Any) -> Non
     assert (await other.post(f"/?token={TOKEN}")).status_code == 401
 
 
-async def test_the_form_takes_the_token_and_leads_where_one_was(ask: Any, kept: Any) -> None:
-    client = ask(app(kept, token=TOKEN))
+async def test_the_form_takes_the_token_and_returns_to_the_page(
+    make_client: Any, journal_with_run: Any
+) -> None:
+    client = make_client(app(journal_with_run, token=TOKEN))
     form = (await client.get(f"{RUN}?step=a&attempt=1")).text
     assert f'value="{RUN}?step=a&amp;attempt=1"' in form
 
@@ -191,26 +203,26 @@ async def test_the_form_takes_the_token_and_leads_where_one_was(ask: Any, kept: 
 
 
 @pytest.mark.parametrize("run_id", ["what?", "a#b", "100%2F", "../x", "ä b", "//evil.example"])
-async def test_whatever_a_run_is_called_the_token_leads_to_its_page(
-    ask: Any, journal: Any, run_id: str
+async def test_a_login_returns_to_the_page_of_any_run_id(
+    make_client: Any, journal: Any, run_id: str
 ) -> None:
     await passing().run(run_id=run_id, journal=journal)
     pages = Starlette(routes=[Mount("/ui", app(journal, token=TOKEN))])
     url = f"/ui/runs/{quote(run_id, safe='')}"
-    by_link, by_form = ask(pages), ask(pages)
+    by_link, by_form = make_client(pages), make_client(pages)
     form = (await by_form.get(f"{url}?attempt=1")).text
-    (asked,) = re.findall(r'name="then" value="([^"]*)"', form)
+    (target,) = re.findall(r'name="then" value="([^"]*)"', form)
 
     link = await by_link.get(f"{url}?token={TOKEN}")
-    login = await by_form.post("/ui/login", data={"token": TOKEN, "then": html.unescape(asked)})
+    login = await by_form.post("/ui/login", data={"token": TOKEN, "then": html.unescape(target)})
 
     assert (await by_link.get(link.headers["location"])).status_code == 200
     assert login.headers["location"].endswith("?attempt=1")
     assert (await by_form.get(login.headers["location"])).status_code == 200
 
 
-async def test_the_form_says_when_it_is_not_the_token(ask: Any, kept: Any) -> None:
-    client = ask(app(kept, token=TOKEN))
+async def test_the_form_reports_a_wrong_token(make_client: Any, journal_with_run: Any) -> None:
+    client = make_client(app(journal_with_run, token=TOKEN))
 
     answer = await client.post("/login", data={"token": "wrong", "then": RUN})
 
@@ -226,40 +238,61 @@ async def test_the_form_says_when_it_is_not_the_token(ask: Any, kept: Any) -> No
         *("/\t/evil.example/x", "//[evil.example/x", "javascript:alert(1)", "\r\nx: y"),
     ],
 )
-async def test_the_form_leads_to_no_other_site(ask: Any, kept: Any, then: str) -> None:
-    answer = await ask(app(kept, token=TOKEN)).post("/login", data={"token": TOKEN, "then": then})
+async def test_the_form_never_redirects_to_another_site(
+    make_client: Any, journal_with_run: Any, then: str
+) -> None:
+    answer = await make_client(app(journal_with_run, token=TOKEN)).post(
+        "/login", data={"token": TOKEN, "then": then}
+    )
 
     location = answer.headers["location"]
     assert location.startswith("/")
     assert not location.startswith(("//", "/\\"))
 
 
-async def test_the_form_refuses_what_is_too_long(ask: Any, kept: Any) -> None:
-    answer = await ask(app(kept, token=TOKEN)).post("/login", data={"token": "x" * 9_000})
+async def test_the_form_refuses_a_request_that_is_too_long(
+    make_client: Any, journal_with_run: Any
+) -> None:
+    answer = await make_client(app(journal_with_run, token=TOKEN)).post(
+        "/login", data={"token": "x" * 9_000}
+    )
 
     assert answer.status_code == 413
 
 
-async def test_the_form_leads_to_the_list_by_default(ask: Any, kept: Any) -> None:
-    answer = await ask(app(kept, token=TOKEN)).post("/login", data={"token": TOKEN})
+async def test_the_form_redirects_to_the_list_by_default(
+    make_client: Any, journal_with_run: Any
+) -> None:
+    answer = await make_client(app(journal_with_run, token=TOKEN)).post(
+        "/login", data={"token": TOKEN}
+    )
 
     assert answer.headers["location"] == "/"
 
 
-async def test_there_is_no_form_without_a_token(ask: Any, kept: Any) -> None:
-    assert (await ask(app(kept)).post("/login")).status_code == 404
+async def test_a_server_without_a_token_has_no_form(
+    make_client: Any, journal_with_run: Any
+) -> None:
+    assert (await make_client(app(journal_with_run)).post("/login")).status_code == 404
 
 
-async def test_two_servers_on_one_machine_have_cookies_of_their_own(ask: Any, kept: Any) -> None:
-    first, second = ask(app(kept, token=TOKEN)), ask(app(kept, token=f"{TOKEN} 2"))
+async def test_two_servers_on_one_machine_have_separate_cookies(
+    make_client: Any, journal_with_run: Any
+) -> None:
+    first, second = (
+        make_client(app(journal_with_run, token=TOKEN)),
+        make_client(app(journal_with_run, token=f"{TOKEN} 2")),
+    )
     await first.get(f"/?token={TOKEN}")
     await second.get("/", params={"token": f"{TOKEN} 2"})
 
     assert set(first.cookies) != set(second.cookies)
 
 
-async def test_an_address_that_is_none_shows_nothing(ask: Any, kept: Any) -> None:
-    client = ask(app(kept, token=TOKEN))
+async def test_a_malformed_host_or_origin_is_refused(
+    make_client: Any, journal_with_run: Any
+) -> None:
+    client = make_client(app(journal_with_run, token=TOKEN))
     await client.get(f"/?token={TOKEN}")
 
     host = await client.get(f"/?token={TOKEN}", headers={"host": "[::1"})
@@ -270,19 +303,21 @@ async def test_an_address_that_is_none_shows_nothing(ask: Any, kept: Any) -> Non
 
 
 @pytest.mark.parametrize(("token", "error"), [("short", ValueError), (b"x" * 30, TypeError)])
-def test_a_token_that_can_be_guessed_is_refused(
+def test_a_token_that_is_short_or_not_a_string_is_refused(
     journal: Any, token: Any, error: type[Exception]
 ) -> None:
     with pytest.raises(error, match="token must"):
         app(journal, token=token)
 
 
-# What every answer has.
+# Headers of every answer.
 
 
 @pytest.mark.parametrize("path", ["/", RUN, "/runs/unknown", "/nowhere", "/api/runs"])
-async def test_every_answer_is_closed_to_others(ask: Any, kept: Any, path: str) -> None:
-    headers = (await ask(app(kept)).get(path)).headers
+async def test_every_answer_has_security_headers(
+    make_client: Any, journal_with_run: Any, path: str
+) -> None:
+    headers = (await make_client(app(journal_with_run)).get(path)).headers
 
     policy = headers["content-security-policy"]
     assert "default-src 'none'" in policy
@@ -295,16 +330,18 @@ async def test_every_answer_is_closed_to_others(ask: Any, kept: Any, path: str) 
     assert headers["cache-control"] == "no-store"
 
 
-async def test_a_nonce_is_used_once(ask: Any, kept: Any) -> None:
-    client = ask(app(kept))
+async def test_a_nonce_is_used_once(make_client: Any, journal_with_run: Any) -> None:
+    client = make_client(app(journal_with_run))
 
     first, second = [(await client.get("/")).headers["content-security-policy"] for _ in "ab"]
 
     assert first != second
 
 
-async def test_a_file_may_be_kept_until_it_changes(ask: Any, kept: Any) -> None:
-    client = ask(app(kept))
+async def test_an_asset_can_be_cached_until_it_changes(
+    make_client: Any, journal_with_run: Any
+) -> None:
+    client = make_client(app(journal_with_run))
 
     answer = await client.get("/assets/web.css")
 
@@ -317,9 +354,9 @@ async def test_a_file_may_be_kept_until_it_changes(ask: Any, kept: Any) -> None:
 # Below another app.
 
 
-async def test_links_lead_below_what_it_is_mounted_at(ask: Any, kept: Any) -> None:
-    service = Starlette(routes=[Mount("/a b/ui", app(kept, token=TOKEN))])
-    client = ask(service)
+async def test_links_include_the_mount_path(make_client: Any, journal_with_run: Any) -> None:
+    service = Starlette(routes=[Mount("/a b/ui", app(journal_with_run, token=TOKEN))])
+    client = make_client(service)
 
     admitted = await client.get(f"/a%20b/ui/runs/nightly?token={TOKEN}")
     page = await client.get("/a%20b/ui/")
@@ -335,8 +372,8 @@ async def test_links_lead_below_what_it_is_mounted_at(ask: Any, kept: Any) -> No
     assert (api.status_code, api.json()["error"]) == (404, "There is no such run")
 
 
-async def test_links_have_the_prefix_that_a_proxy_takes_away(kept: Any) -> None:
-    transport = httpx.ASGITransport(app(kept), root_path="/ui")
+async def test_links_include_the_prefix_that_a_proxy_strips(journal_with_run: Any) -> None:
+    transport = httpx.ASGITransport(app(journal_with_run), root_path="/ui")
     async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
         page = await client.get("/")
         run = await client.get("/runs/nightly")
@@ -345,26 +382,26 @@ async def test_links_have_the_prefix_that_a_proxy_takes_away(kept: Any) -> None:
     assert 'data-cancel-url="/ui/cancel/nightly"' in run.text
 
 
-async def test_another_protocol_is_left_to_the_app(kept: Any) -> None:
-    told = []
+async def test_another_protocol_is_passed_to_the_app(journal_with_run: Any) -> None:
+    messages = []
 
     async def send(message: Any) -> None:
-        told.append(message)
+        messages.append(message)
 
     async def receive() -> Any:
         return {"type": "websocket.connect"}
 
     scope = {"type": "websocket", "path": "/", "headers": [], "query_string": b""}
-    await app(kept)(scope, receive, send)
+    await app(journal_with_run)(scope, receive, send)
 
-    assert told[0]["type"] == "websocket.close"
+    assert messages[0]["type"] == "websocket.close"
 
 
-async def test_a_server_that_passes_on_no_path_as_it_was_sent_will_do(kept: Any) -> None:
-    told: list[Any] = []
+async def test_a_server_without_raw_paths_is_supported(journal_with_run: Any) -> None:
+    messages: list[Any] = []
 
     async def send(message: Any) -> None:
-        told.append(message)
+        messages.append(message)
 
     scope = {
         "type": "http",
@@ -375,7 +412,7 @@ async def test_a_server_that_passes_on_no_path_as_it_was_sent_will_do(kept: Any)
         "scheme": "http",
         "server": ("localhost", 80),
     }
-    pages: Any = app(kept, token=TOKEN)
+    pages: Any = app(journal_with_run, token=TOKEN)
     await pages(scope, None, send)
 
-    assert (b"location", b"/runs/%C3%A4%20b?step=a") in told[0]["headers"]
+    assert (b"location", b"/runs/%C3%A4%20b?step=a") in messages[0]["headers"]

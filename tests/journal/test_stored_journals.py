@@ -1,4 +1,4 @@
-"""A journal that an earlier version has written can be read, and its runs can go on."""
+"""Journals that an earlier version wrote can be read, and their runs can be resumed."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from journal import kept_runs
-from journal.kept_runs import KEPT, PIPELINES
+from journal import stored_runs
+from journal.stored_runs import PIPELINES, STORED
 
 from asyncflow import RestoredError, RestoredOutput, RunReport, StepStatus
 from asyncflow.journal import SQLiteJournal
@@ -26,7 +26,7 @@ SUCCESS, FAILED, SKIPPED, CANCELLED = (
 )
 
 
-@pytest.fixture(params=sorted(KEPT.glob("*.db")), ids=lambda path: path.stem)
+@pytest.fixture(params=sorted(STORED.glob("*.db")), ids=lambda path: path.stem)
 def path(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
     return Path(shutil.copy(request.param, tmp_path / "runs.db"))
 
@@ -46,7 +46,7 @@ def report_of(path: Path, run_id: str) -> RunReport:
     return report
 
 
-def go_on(path: Path, run_id: str, **inputs: Any) -> RunReport:
+def resume(path: Path, run_id: str, **inputs: Any) -> RunReport:
     report = with_journal(
         path,
         lambda journal: PIPELINES[run_id].run(run_id=run_id, journal=journal, inputs=inputs),
@@ -59,11 +59,11 @@ def statuses(report: RunReport) -> dict[str, StepStatus]:
     return {name: result.status for name, result in report.items()}
 
 
-def test_there_is_one() -> None:
-    assert sorted(KEPT.glob("*.db"))
+def test_stored_journals_exist() -> None:
+    assert sorted(STORED.glob("*.db"))
 
 
-def test_it_is_brought_up_to_date(path: Path) -> None:
+def test_a_stored_journal_is_migrated(path: Path) -> None:
     with_journal(path, lambda journal: journal.runs())
 
     with closing(sqlite3.connect(path)) as connection:
@@ -71,7 +71,7 @@ def test_it_is_brought_up_to_date(path: Path) -> None:
         assert connection.execute("SELECT count(cancel_token) FROM leases").fetchone() == (0,)
 
 
-def test_its_runs_are_listed(path: Path) -> None:
+def test_the_runs_of_a_stored_journal_are_listed(path: Path) -> None:
     runs = with_journal(path, lambda journal: journal.runs())
     orphans = with_journal(path, lambda journal: journal.orphans())
 
@@ -86,19 +86,19 @@ def test_its_runs_are_listed(path: Path) -> None:
     assert [run.run_id for run in orphans] == ["cut short"]
 
 
-def test_a_run_that_has_passed_is_told(path: Path) -> None:
+def test_a_stored_passed_run_has_a_report(path: Path) -> None:
     report = report_of(path, "passed")
 
     assert report.all_passed
     assert report["log_in"].output == RestoredOutput("redacted")
-    assert report["price"].output == ["3.00"] * 3  # nothing tells here that these are Decimals
+    assert report["price"].output == ["3.00"] * 3  # without the pipeline, the type is unknown
     assert [item.attempts for item in report["price"].items or ()] == [2, 2, 2]
     assert isinstance((report["price"].items or ())[0].history[0].error, RestoredError)
     assert report["clean/tidy"].output == {"1": "one"}
     assert report["never"].on_purpose
 
 
-def test_runs_that_have_not_passed_are_told(path: Path) -> None:
+def test_stored_runs_that_did_not_pass_have_reports(path: Path) -> None:
     failed = report_of(path, "failed")
     assert failed["price"].status is FAILED
     assert failed["load"].status is SKIPPED
@@ -112,16 +112,16 @@ def test_runs_that_have_not_passed_are_told(path: Path) -> None:
     }
 
 
-def test_a_run_that_has_passed_does_not_run_again(path: Path) -> None:
-    report = go_on(path, "passed", password="hunter2")
+def test_a_stored_passed_run_is_not_run_again(path: Path) -> None:
+    report = resume(path, "passed", password="hunter2")
 
     assert report["price"].output == [Decimal("3.00")] * 3
     assert report["load"].output == ["one"]
-    assert report["extract"].output[0] == kept_runs.Row("monday ä", Decimal("1.50"), ("new", "ä"))
+    assert report["extract"].output[0] == stored_runs.Row("monday ä", Decimal("1.50"), ("new", "ä"))
 
 
-def test_a_run_that_has_failed_goes_on(path: Path) -> None:
-    report = go_on(path, "failed", password="hunter2")
+def test_a_stored_failed_run_resumes(path: Path) -> None:
+    report = resume(path, "failed", password="hunter2")
 
     assert report.all_passed
     assert {result.step_name for result in report.reused} >= {"log_in", "extract", "clean/sort"}
@@ -130,8 +130,8 @@ def test_a_run_that_has_failed_goes_on(path: Path) -> None:
 
 
 @pytest.mark.parametrize("run_id", ["interrupted", "cut short"])
-def test_a_run_that_was_stopped_goes_on(path: Path, run_id: str) -> None:
-    report = go_on(path, run_id)
+def test_a_stored_unfinished_run_resumes(path: Path, run_id: str) -> None:
+    report = resume(path, run_id)
 
     assert report.all_passed
     assert report["quick"].reused

@@ -1,4 +1,4 @@
-"""Somebody asks through a journal that a run be stopped, whatever process it is in."""
+"""Callers cancel a run through its journal, whichever process runs it."""
 
 from __future__ import annotations
 
@@ -36,11 +36,11 @@ async def quick() -> int:
     return 1
 
 
-async def for_ever() -> None:
+async def sleep_forever() -> None:
     await asyncio.sleep(3600)
 
 
-def slowly(action: Callable[[], Awaitable[Any]] = for_ever) -> list[WorkflowStep]:
+def quick_and_slow(action: Callable[[], Awaitable[Any]] = sleep_forever) -> list[WorkflowStep]:
     return [WorkflowStep("quick", quick), WorkflowStep("slow", action, ["quick"], timeout_ms=None)]
 
 
@@ -48,7 +48,7 @@ def slowly(action: Callable[[], Awaitable[Any]] = for_ever) -> list[WorkflowStep
 async def running(
     journal: Any, steps: list[WorkflowStep] | None = None, run_id: str = "r"
 ) -> AsyncIterator[asyncio.Task[Any]]:
-    """A run whose slow step has begun, until the ``with`` block has seen to its end."""
+    """Start a run, enter the block when its slow step has started, and wait for its end."""
     begun = asyncio.Event()
 
     def observe(event: Event) -> None:
@@ -56,7 +56,7 @@ async def running(
             begun.set()
 
     task = asyncio.ensure_future(
-        run_pipeline(steps or slowly(), journal=journal, run_id=run_id, observers=[observe])
+        run_pipeline(steps or quick_and_slow(), journal=journal, run_id=run_id, observers=[observe])
     )
     async with asyncio.timeout(20):
         await begun.wait()
@@ -71,15 +71,17 @@ async def until(holds: Callable[[], Awaitable[bool]]) -> None:
             await asyncio.sleep(0.005)
 
 
-async def tokens(place: Any) -> list[Any]:
-    return [token for (token,) in place.query("SELECT cancel_token FROM leases")]
+async def cancel_tokens(database: Any) -> list[Any]:
+    return [token for (token,) in database.query("SELECT cancel_token FROM leases")]
 
 
-# --- how soon ------------------------------------------------------------------------------------
+# --- latency -------------------------------------------------------------------------------------
 
 
 @pytest.mark.realtime
-async def test_the_journal_that_runs_it_hears_of_it_at_once(make_journal: Make) -> None:
+async def test_a_cancellation_through_the_runs_own_journal_arrives_at_once(
+    make_journal: Make,
+) -> None:
     journal = make_journal(lease_s=86_400)
     async with running(journal) as task:
         begun = time.monotonic()
@@ -88,7 +90,7 @@ async def test_the_journal_that_runs_it_hears_of_it_at_once(make_journal: Make) 
 
         with pytest.raises(RunCancelledError):
             await task
-    assert time.monotonic() - begun < 0.9  # so it was no look that has found it
+    assert time.monotonic() - begun < 0.9  # too soon for a poll
     record = await journal.record("r")
     assert (record.status, record.owner, record.orphaned) == ("interrupted", None, False)
     events = [stored.event for stored in await journal.events("r")]
@@ -99,7 +101,7 @@ async def test_the_journal_that_runs_it_hears_of_it_at_once(make_journal: Make) 
 
 @pytest.mark.realtime
 @pytest.mark.parametrize("lease_s", [0.6, 86_400])
-async def test_another_journal_hears_of_it_within_a_second_or_a_third_of_its_lease(
+async def test_a_cancellation_through_another_journal_arrives_with_the_next_poll(
     make_journal: Make, lease_s: float
 ) -> None:
     async with running(make_journal(lease_s=lease_s)) as task:
@@ -109,13 +111,15 @@ async def test_another_journal_hears_of_it_within_a_second_or_a_third_of_its_lea
 
         with pytest.raises(RunCancelledError):
             await task
-    assert time.monotonic() - begun < 5  # a second, on a machine with nothing else to do
+    assert time.monotonic() - begun < 5  # one second on an idle machine
 
 
 def test_a_run_in_virtual_time_is_cancelled_through_its_journal(make_journal: Make) -> None:
     async def main() -> float:
         async with make_journal() as journal:
-            task = asyncio.ensure_future(run_pipeline(slowly(), journal=journal, run_id="r"))
+            task = asyncio.ensure_future(
+                run_pipeline(quick_and_slow(), journal=journal, run_id="r")
+            )
             await asyncio.sleep(60)
             assert await journal.cancel("r")
             with pytest.raises(RunCancelledError):
@@ -125,16 +129,16 @@ def test_a_run_in_virtual_time_is_cancelled_through_its_journal(make_journal: Ma
     assert run_in_virtual_time(main()) == pytest.approx(60)
 
 
-async def test_a_step_may_cancel_its_own_run(journal: Any) -> None:
-    async def gives_up() -> None:
+async def test_a_step_can_cancel_its_own_run(journal: Any) -> None:
+    async def give_up() -> None:
         assert await journal.cancel(current_step().run_id)
-        await for_ever()
+        await sleep_forever()
 
     with pytest.raises(RunCancelledError):
-        await run_pipeline([WorkflowStep("gives_up", gives_up)], journal=journal)
+        await run_pipeline([WorkflowStep("give_up", give_up)], journal=journal)
 
 
-async def test_what_a_step_runs_in_a_task_group_is_not_run_again_once_it_was_cancelled(
+async def test_a_step_is_not_retried_after_its_nested_run_was_cancelled(
     journal: Any,
 ) -> None:
     begun: list[str] = []
@@ -148,7 +152,7 @@ async def test_what_a_step_runs_in_a_task_group_is_not_run_again_once_it_was_can
     async def inner() -> None:
         begun.append(current_step().run_id)
         assert await journal.cancel("inner")
-        await for_ever()
+        await sleep_forever()
 
     report = await run_pipeline([WorkflowStep("outer", outer, max_retries=3)], journal=journal)
 
@@ -160,25 +164,25 @@ async def test_what_a_step_runs_in_a_task_group_is_not_run_again_once_it_was_can
 
 
 @pytest.mark.realtime
-async def test_looking_costs_one_statement_a_second_however_many_runs_there_are(
+async def test_polling_costs_one_statement_per_second_for_any_number_of_runs(
     make_journal: Make,
 ) -> None:
     journal = make_journal()
-    looks: list[float] = []
+    polls: list[float] = []
     cancelled = journal._store.cancelled
-    journal._store.cancelled = lambda: looks.append(time.monotonic()) or cancelled()
+    journal._store.cancelled = lambda: polls.append(time.monotonic()) or cancelled()
     begun = time.monotonic()
-    books = [(await journal.open(f"r{n}", wait=False, read=list))[0] for n in range(20)]
+    sessions = [(await journal.open(f"r{n}", wait=False, read=list))[0] for n in range(20)]
 
-    await until(lambda: asyncio.sleep(0, len(looks) == 2))
+    await until(lambda: asyncio.sleep(0, len(polls) == 2))
 
     assert time.monotonic() - begun > 1.5
-    for book in books:
-        await book.close()
+    for session in sessions:
+        await session.close()
 
 
 @pytest.mark.realtime
-async def test_a_look_that_fails_does_no_harm(make_journal: Make) -> None:
+async def test_a_failed_poll_is_repeated(make_journal: Make) -> None:
     journal = make_journal(lease_s=0.9)
     fails: list[bool] = []
     cancelled = journal._store.cancelled
@@ -197,16 +201,16 @@ async def test_a_look_that_fails_does_no_harm(make_journal: Make) -> None:
     assert len(fails) == 3
 
 
-# --- when ----------------------------------------------------------------------------------------
+# --- before, during and after a run --------------------------------------------------------------
 
 
-async def test_a_run_goes_on_after_it_was_cancelled(make_journal: Make, place: Any) -> None:
+async def test_a_cancelled_run_can_be_resumed(make_journal: Make, database: Any) -> None:
     journal = make_journal()
     async with running(journal):
         await journal.cancel("r")
-    assert await tokens(place) == [None]
+    assert await cancel_tokens(database) == [None]
 
-    report = await run_pipeline(slowly(quick), journal=journal, run_id="r")
+    report = await run_pipeline(quick_and_slow(quick), journal=journal, run_id="r")
 
     assert report.all_passed
     assert report["quick"].reused
@@ -215,34 +219,34 @@ async def test_a_run_goes_on_after_it_was_cancelled(make_journal: Make, place: A
 
 
 @pytest.mark.realtime
-async def test_who_asks_twice_asks_once(make_journal: Make) -> None:
-    cleaning, go_on = asyncio.Event(), asyncio.Event()
+async def test_repeated_requests_cancel_a_run_once(make_journal: Make) -> None:
+    cleaning, proceed = asyncio.Event(), asyncio.Event()
 
-    async def cleans_up() -> None:
+    async def clean_up() -> None:
         try:
-            await for_ever()
+            await sleep_forever()
         finally:
             cleaning.set()
-            await go_on.wait()
+            await proceed.wait()
 
     journal, other = make_journal(lease_s=0.9), make_journal()
-    async with running(journal, slowly(cleans_up)) as task:
+    async with running(journal, quick_and_slow(clean_up)) as task:
         assert await other.cancel("r")
         assert await other.cancel("r")
         await cleaning.wait()
         assert await other.cancel("r")
         assert await journal.cancel("r")
-        await asyncio.sleep(0.7)  # so that it is looked for again, too
+        await asyncio.sleep(0.7)  # long enough for another poll
         assert not task.done()
-        go_on.set()
+        proceed.set()
         with pytest.raises(RunCancelledError):
             await task
-    told = [e for e in await journal.events("r") if isinstance(e.event, RunInterrupted)]
-    assert len(told) == 1
+    interruptions = [e for e in await journal.events("r") if isinstance(e.event, RunInterrupted)]
+    assert len(interruptions) == 1
 
 
-async def test_a_run_that_is_cancelled_before_it_has_begun_calls_nothing(
-    journal: Any, place: Any
+async def test_a_run_cancelled_before_it_starts_calls_no_action(
+    journal: Any, database: Any
 ) -> None:
     calls: list[int] = []
 
@@ -252,7 +256,7 @@ async def test_a_run_that_is_cancelled_before_it_has_begun_calls_nothing(
     last_position = journal._store.last_position
 
     def cancel_first(run_id: str) -> int:
-        place.query("UPDATE leases SET cancel_token = token")
+        database.query("UPDATE leases SET cancel_token = token")
         journal._worker._poll_at = 0.0
         return int(last_position(run_id))
 
@@ -266,7 +270,7 @@ async def test_a_run_that_is_cancelled_before_it_has_begun_calls_nothing(
 
 
 @pytest.mark.parametrize("pause_ms", range(0, 20, 2))
-async def test_a_run_ends_by_itself_or_is_interrupted_whenever_it_is_cancelled(
+async def test_a_run_either_passes_or_is_interrupted_whenever_it_is_cancelled(
     make_journal: Make, pause_ms: int
 ) -> None:
     journal, other = make_journal(lease_s=0.9), make_journal()
@@ -278,19 +282,19 @@ async def test_a_run_ends_by_itself_or_is_interrupted_whenever_it_is_cancelled(
 
     async def cancel() -> bool:
         await asyncio.sleep(pause_ms / 1000)
-        who = journal if pause_ms % 4 else other
+        canceller = journal if pause_ms % 4 else other
         try:
-            return bool(await who.cancel("r"))
+            return bool(await canceller.cancel("r"))
         except RunNotFoundError:
             return False
 
     async with asyncio.timeout(20):
         run = run_pipeline(steps, journal=journal, run_id="r")
-        ended, was_asked = await asyncio.gather(run, cancel(), return_exceptions=True)
+        ended, was_requested = await asyncio.gather(run, cancel(), return_exceptions=True)
 
     record, events = await other.record("r"), await other.events("r")
     if isinstance(ended, RunCancelledError):
-        assert was_asked
+        assert was_requested
         assert record.status == "interrupted"
     else:
         assert not isinstance(ended, BaseException)
@@ -300,29 +304,31 @@ async def test_a_run_ends_by_itself_or_is_interrupted_whenever_it_is_cancelled(
     assert (await run_pipeline(steps, journal=other, run_id="r")).all_passed
 
 
-# --- whom ----------------------------------------------------------------------------------------
+# --- lease holders -------------------------------------------------------------------------------
 
 
-async def test_a_run_that_nobody_runs_is_not_cancelled(journal: Any, place: Any) -> None:
+async def test_a_run_without_a_lease_holder_is_not_cancelled(journal: Any, database: Any) -> None:
     await run_pipeline([WorkflowStep("quick", quick)], journal=journal, run_id="ended")
-    book, _ = await journal.open("orphan", wait=False, read=list)
-    book.append(RunStarted("orphan", 1.0, {"a": ()}))
-    await book.close()
+    session, _ = await journal.open("orphan", wait=False, read=list)
+    session.append(RunStarted("orphan", 1.0, {"a": ()}))
+    await session.close()
 
     assert await journal.cancel("ended") is False
     assert await journal.cancel("orphan") is False
 
-    assert await tokens(place) == [None, None]
+    assert await cancel_tokens(database) == [None, None]
     with pytest.raises(RunNotFoundError, match=r"no run 'orphen' \(did you mean 'orphan'\?\)"):
         await journal.cancel("orphen")
     with pytest.raises(TypeError, match="run_id must be a str, not int"):
         await journal.cancel(7)
 
 
-async def test_a_run_whose_lease_is_over_is_not_cancelled(make_journal: Make, place: Any) -> None:
+async def test_a_run_whose_lease_has_expired_is_not_cancelled(
+    make_journal: Make, database: Any
+) -> None:
     journal = make_journal()
     async with running(journal) as task:
-        place.query("UPDATE leases SET expires_at = 1")
+        database.query("UPDATE leases SET expires_at = 1")
 
         assert await make_journal().cancel("r") is False
 
@@ -331,10 +337,12 @@ async def test_a_run_whose_lease_is_over_is_not_cancelled(make_journal: Make, pl
 
 
 @pytest.mark.realtime
-async def test_who_has_lost_a_run_is_not_meant(make_journal: Make, place: Any) -> None:
+async def test_a_request_addresses_the_lease_holder_not_its_predecessor(
+    make_journal: Make, database: Any
+) -> None:
     loser, journal = make_journal(lease_s=0.9), make_journal()
     async with running(loser) as lost:
-        place.query("UPDATE leases SET expires_at = 1, token = token + 1")  # so it renews in vain
+        database.query("UPDATE leases SET expires_at = 1, token = token + 1")  # renewal fails
         async with running(journal) as task:
             assert await make_journal().cancel("r")
 
@@ -346,42 +354,47 @@ async def test_who_has_lost_a_run_is_not_meant(make_journal: Make, place: Any) -
 
 
 @pytest.mark.realtime
-async def test_who_claims_a_run_does_not_hear_of_what_was_asked_before(
-    make_journal: Make, place: Any
+async def test_a_new_lease_holder_ignores_requests_to_its_predecessor(
+    make_journal: Make, database: Any
 ) -> None:
     journal = make_journal(lease_s=0.6)
-    book, _ = await make_journal(lease_s=600).open("r", wait=False, read=list)
-    book.append(RunStarted("r", 1.0, {"quick": (), "slow": ("quick",)}))
-    await book.flush()
-    place.query("UPDATE leases SET cancel_token = token, expires_at = 1")  # its process is dead
+    session, _ = await make_journal(lease_s=600).open("r", wait=False, read=list)
+    session.append(RunStarted("r", 1.0, {"quick": (), "slow": ("quick",)}))
+    await session.flush()
+    database.query("UPDATE leases SET cancel_token = token, expires_at = 1")  # its process died
 
-    async with running(journal, slowly(lambda: asyncio.sleep(0.6))) as task:
+    async with running(journal, quick_and_slow(lambda: asyncio.sleep(0.6))) as task:
         assert (await task).all_passed
-    assert await tokens(place) == [None]
-    book.append(AttemptStarted("slow", 1, 1.0))
+    assert await cancel_tokens(database) == [None]
+    session.append(AttemptStarted("slow", 1, 1.0))
     with pytest.raises(LeaseLostError):
-        await book.close()
+        await session.close()
 
 
 @pytest.mark.realtime
-async def test_others_go_on(make_journal: Make) -> None:
+async def test_other_runs_continue(make_journal: Make) -> None:
     journal = make_journal(lease_s=0.9)
-    go_on = asyncio.Event()
-    async with running(journal, slowly(go_on.wait), "other") as other, running(journal) as task:
+    proceed = asyncio.Event()
+    async with (
+        running(journal, quick_and_slow(proceed.wait), "other") as other,
+        running(journal) as task,
+    ):
         await make_journal().cancel("r")
         with pytest.raises(RunCancelledError):
             await task
 
-        go_on.set()
+        proceed.set()
 
         assert (await other).all_passed
 
 
-async def test_who_waits_for_the_run_goes_on_with_it(make_journal: Make) -> None:
+async def test_a_waiting_caller_resumes_the_cancelled_run(make_journal: Make) -> None:
     journal = make_journal()
     async with running(journal) as task:
         waiting = asyncio.ensure_future(
-            run_pipeline(slowly(quick), journal=make_journal(), run_id="r", on_active="wait")
+            run_pipeline(
+                quick_and_slow(quick), journal=make_journal(), run_id="r", on_active="wait"
+            )
         )
         await asyncio.sleep(0.05)
 
@@ -392,7 +405,7 @@ async def test_who_waits_for_the_run_goes_on_with_it(make_journal: Make) -> None
         assert (await waiting).all_passed
 
 
-RUNNING = """
+RUNNER = """
 import asyncio
 from asyncflow import *
 
@@ -416,9 +429,9 @@ asyncio.run(main())
 
 
 @pytest.mark.process
-async def test_a_run_in_another_process_is_cancelled(journal: Any, place: Any) -> None:
+async def test_a_run_in_another_process_is_cancelled(journal: Any, database: Any) -> None:
     process = subprocess.Popen(
-        [sys.executable, "-W", "error", "-c", place.source + RUNNING],
+        [sys.executable, "-W", "error", "-c", database.source + RUNNER],
         cwd=ROOT,
         stdout=subprocess.PIPE,
         text=True,
@@ -436,10 +449,13 @@ async def test_a_run_in_another_process_is_cancelled(journal: Any, place: Any) -
 
 
 @pytest.mark.process
-@pytest.mark.skipif(sys.platform != "linux", reason="/proc tells who is dead")
-async def test_a_run_of_a_dead_process_is_not_cancelled(journal: Any, place: Any) -> None:
+@pytest.mark.skipif(sys.platform != "linux", reason="needs /proc to detect dead processes")
+async def test_a_run_of_a_dead_process_is_not_cancelled(journal: Any, database: Any) -> None:
     process = subprocess.Popen(
-        [sys.executable, "-c", place.source + RUNNING], cwd=ROOT, stdout=subprocess.PIPE, text=True
+        [sys.executable, "-c", database.source + RUNNER],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        text=True,
     )
     with process:
         assert process.stdout

@@ -1,4 +1,4 @@
-"""``prune`` and ``forget``: what a journal need not keep any longer."""
+"""``prune`` and ``forget`` remove runs from a journal."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from .conftest import Shell
 DAY_S = 86_400
 
 
-def keep(shell: Shell, run_id: str, *, ended_days_ago: int = 0) -> None:
+def store_run(shell: Shell, run_id: str, *, ended_days_ago: int = 0) -> None:
     shell("run", "etl:pipeline", "--quiet", "--run-id", run_id)
     ended_at = time.time() - ended_days_ago * DAY_S
     with closing(sqlite3.connect("asyncflow.db")) as database, database:
@@ -37,19 +37,19 @@ def ids(shell: Shell) -> set[str]:
 
 
 @contextmanager
-def going_on(run_id: str) -> Iterator[None]:
-    """Have somebody else run a run meanwhile."""
+def active_run(run_id: str) -> Iterator[None]:
+    """Run a pipeline in another event loop inside a ``with`` block."""
 
     async def begin() -> asyncio.Task[object]:
-        has_begun = asyncio.Event()
+        has_started = asyncio.Event()
 
         async def hang() -> None:
-            has_begun.set()
+            has_started.set()
             await asyncio.Event().wait()
 
         pipeline = Orchestrator([WorkflowStep("hang", hang, timeout_ms=None)], name="etl")
         task = asyncio.ensure_future(pipeline.run(run_id=run_id, journal=journal))
-        await has_begun.wait()
+        await has_started.wait()
         return task
 
     async def end() -> None:
@@ -66,10 +66,10 @@ def going_on(run_id: str) -> Iterator[None]:
 # prune
 
 
-def test_runs_that_ended_long_ago_are_removed(shell: Shell) -> None:
-    keep(shell, "old", ended_days_ago=91)
-    keep(shell, "older", ended_days_ago=400)
-    keep(shell, "young", ended_days_ago=89)
+def test_runs_that_ended_before_an_age_are_removed(shell: Shell) -> None:
+    store_run(shell, "old", ended_days_ago=91)
+    store_run(shell, "older", ended_days_ago=400)
+    store_run(shell, "young", ended_days_ago=89)
 
     result = shell("prune", "--older-than", "90d")
 
@@ -78,9 +78,9 @@ def test_runs_that_ended_long_ago_are_removed(shell: Shell) -> None:
     assert ids(shell) == {"young"}
 
 
-def test_a_date_says_it_too(shell: Shell) -> None:
-    keep(shell, "old", ended_days_ago=91)
-    keep(shell, "young", ended_days_ago=89)
+def test_runs_that_ended_before_a_date_are_removed(shell: Shell) -> None:
+    store_run(shell, "old", ended_days_ago=91)
+    store_run(shell, "young", ended_days_ago=89)
     date = datetime.now() - timedelta(days=90)
 
     result = shell("prune", "--older-than", f"{date:%Y-%m-%dT%H:%M}")
@@ -89,23 +89,23 @@ def test_a_date_says_it_too(shell: Shell) -> None:
     assert ids(shell) == {"young"}
 
 
-def test_how_many_were_removed_is_told_in_json(shell: Shell) -> None:
-    keep(shell, "old", ended_days_ago=91)
+def test_the_number_of_removed_runs_is_available_as_json(shell: Shell) -> None:
+    store_run(shell, "old", ended_days_ago=91)
 
     assert shell.json("prune", "--older-than", "90d", "--json") == {"removed": 1}
     assert shell.json("prune", "--older-than", "90d", "--json") == {"removed": 0}
 
 
-def test_what_goes_on_is_never_removed(shell: Shell) -> None:
-    keep(shell, "old", ended_days_ago=1)
-    with going_on("r1"):
+def test_an_active_run_is_never_removed(shell: Shell) -> None:
+    store_run(shell, "old", ended_days_ago=1)
+    with active_run("r1"):
         assert shell.json("prune", "--older-than", "0s", "--json") == {"removed": 1}
         assert ids(shell) == {"r1"}
 
 
 @pytest.mark.parametrize("text", ["", "90", "-90d", "soon", "2999-01-01", "0001-01-01"])
-def test_an_age_that_is_none_removes_nothing(shell: Shell, text: str) -> None:
-    keep(shell, "old", ended_days_ago=91)
+def test_an_invalid_age_removes_nothing(shell: Shell, text: str) -> None:
+    store_run(shell, "old", ended_days_ago=91)
 
     result = shell("prune", "--older-than", text, exits=2)
 
@@ -113,8 +113,8 @@ def test_an_age_that_is_none_removes_nothing(shell: Shell, text: str) -> None:
     assert ids(shell) == {"old"}
 
 
-def test_how_old_must_be_said(shell: Shell) -> None:
-    keep(shell, "old", ended_days_ago=91)
+def test_prune_requires_an_age(shell: Shell) -> None:
+    store_run(shell, "old", ended_days_ago=91)
 
     assert "Missing option '--older-than'" in shell("prune", exits=2).stderr
     assert ids(shell) == {"old"}
@@ -123,8 +123,8 @@ def test_how_old_must_be_said(shell: Shell) -> None:
 # forget
 
 
-def test_a_run_is_forgotten_whatever_has_become_of_it(shell: Shell) -> None:
-    keep(shell, "one")
+def test_passed_and_failed_runs_can_be_forgotten(shell: Shell) -> None:
+    store_run(shell, "one")
     shell("run", "etl:failing", "--quiet", "--run-id", "two", exits=1)
 
     passed, failed = shell("forget", "one"), shell("forget", "two")
@@ -138,26 +138,26 @@ def test_a_run_is_forgotten_whatever_has_become_of_it(shell: Shell) -> None:
     ("status", "says"),
     [("running", "ORPHANED"), ("interrupted", "INTERRUPTED")],
 )
-def test_a_run_that_has_not_come_to_its_end_is_forgotten_too(
+def test_orphaned_and_interrupted_runs_can_be_forgotten(
     shell: Shell, status: str, says: str
 ) -> None:
-    keep(shell, "one")
+    store_run(shell, "one")
     with closing(sqlite3.connect("asyncflow.db")) as database, database:
         database.execute("UPDATE runs SET status = ?", (status,))
 
     assert shell("forget", "one").stdout == f"removed run one of etl ({says})\n"
 
 
-def test_what_was_forgotten_is_told_in_json_as_the_list_does(shell: Shell) -> None:
-    keep(shell, "one")
+def test_the_json_of_a_forgotten_run_equals_that_of_the_list(shell: Shell) -> None:
+    store_run(shell, "one")
     (listed,) = shell.json("runs", "--json")
 
     assert shell.json("forget", "one", "--json") == listed
 
 
 @pytest.mark.parametrize("name", ["nightly", "latest", "nightly-2"])
-def test_only_the_whole_id_names_what_is_forgotten(shell: Shell, name: str) -> None:
-    keep(shell, "nightly-1")
+def test_forget_requires_the_full_run_id(shell: Shell, name: str) -> None:
+    store_run(shell, "nightly-1")
 
     result = shell("forget", name, exits=4)
 
@@ -165,8 +165,8 @@ def test_only_the_whole_id_names_what_is_forgotten(shell: Shell, name: str) -> N
     assert ids(shell) == {"nightly-1"}
 
 
-def test_a_run_that_goes_on_is_not_forgotten(shell: Shell) -> None:
-    with going_on("r1"):
+def test_an_active_run_is_not_forgotten(shell: Shell) -> None:
+    with active_run("r1"):
         result = shell("forget", "r1", exits=1)
 
         assert re.fullmatch(
@@ -177,7 +177,7 @@ def test_a_run_that_goes_on_is_not_forgotten(shell: Shell) -> None:
         assert ids(shell) == {"r1"}
 
 
-def test_a_run_without_a_pipeline_name_is_told_without_one(shell: Shell) -> None:
+def test_a_forgotten_run_without_a_pipeline_name_is_reported_without_one(shell: Shell) -> None:
     async def run() -> None:
         async with SQLiteJournal("asyncflow.db") as journal:
             await Orchestrator([]).run(run_id="one", journal=journal)
@@ -191,13 +191,13 @@ def test_a_run_without_a_pipeline_name_is_told_without_one(shell: Shell) -> None
 
 
 @pytest.mark.parametrize("command", [["prune", "--older-than", "1d"], ["forget", "r1"]])
-def test_a_journal_that_is_not_there_is_not_made(shell: Shell, command: list[str]) -> None:
+def test_a_missing_journal_is_not_created(shell: Shell, command: list[str]) -> None:
     assert "does not exist" in shell(*command, exits=4).stderr
     assert not list(shell.directory.glob("*.db*"))
 
 
-def test_a_shell_completes_them(shell: Shell) -> None:
-    keep(shell, "one")
+def test_the_commands_and_their_arguments_are_completed(shell: Shell) -> None:
+    store_run(shell, "one")
     completion = ShellComplete(commands, {}, "asyncflow", "_ASYNCFLOW_COMPLETE")
 
     def completed(*words: str) -> list[str]:

@@ -1,4 +1,4 @@
-"""How the cells of a terminal are divided between what is said of a step."""
+"""The width of a terminal is divided between the columns of a step's row."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from asyncflow.live._frame import Columns, columns_for
         (200, Columns(tier=6, status=11, name=30, note=136, duration=9)),
     ],
 )
-def test_what_does_not_fit_is_left_out_names_last(width: int, columns: Columns) -> None:
+def test_columns_are_dropped_until_the_rest_fits_names_last(width: int, columns: Columns) -> None:
     assert columns_for(width, tier=6, name=30) == columns
 
 
 @pytest.mark.parametrize("width", [44, 50, 60, 70, 80, 120, 200])
-def test_all_columns_and_what_is_between_them_take_the_width(width: int) -> None:
+def test_the_columns_and_their_gaps_fill_the_width(width: int) -> None:
     columns = columns_for(width, tier=6, name=30)
 
     assert sum(columns) + 2 * (len(columns) - 1) == width

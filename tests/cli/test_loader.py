@@ -1,4 +1,4 @@
-"""``MODULE:PIPELINE``: what it finds, and what it says when it finds nothing."""
+"""``MODULE:PIPELINE`` finds a pipeline, or the error says why not."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def test_a_pipeline_is_found_in_a_module_or_a_file(
 
 
 @pytest.mark.parametrize("target", ["etl", "etl:", ":pipeline", ""])
-def test_what_does_not_read_like_it_is_a_wrong_usage(shell: Shell, target: str) -> None:
+def test_a_malformed_target_is_wrong_usage(shell: Shell, target: str) -> None:
     assert "MODULE:PIPELINE" in shell("plan", target, exits=2).stderr
 
 
@@ -84,7 +84,7 @@ def test_what_does_not_read_like_it_is_a_wrong_usage(shell: Shell, target: str) 
         ("wrong:dangling", "'wrong:dangling' is not valid: "),
     ],
 )
-def test_what_can_not_be_found_or_is_not_valid_is_told_in_one_line(
+def test_an_unknown_or_invalid_pipeline_is_reported_in_one_line(
     shell: Shell, target: str, says: str
 ) -> None:
     shell.write("shop/__init__.py", "")
@@ -121,7 +121,7 @@ def test_what_can_not_be_found_or_is_not_valid_is_told_in_one_line(
         ("def broken(:", "SyntaxError: invalid syntax (broken.py, line 1)"),
     ],
 )
-def test_what_a_module_raises_is_shown_with_its_own_frames(
+def test_an_error_of_a_module_is_shown_with_the_frames_of_the_module(
     shell: Shell, text: str, says: str
 ) -> None:
     shell.write("broken.py", text)
@@ -135,7 +135,7 @@ def test_what_a_module_raises_is_shown_with_its_own_frames(
     assert result.stderr.endswith(f"Error: 'broken' can't be imported: {says}\n")
 
 
-def test_what_a_function_that_makes_a_pipeline_raises_is_shown_too(shell: Shell) -> None:
+def test_an_error_of_a_pipeline_factory_is_shown(shell: Shell) -> None:
     shell.write("broken.py", "def make():\n    raise ValueError('no such table')\n")
 
     result = shell("run", "broken:make", exits=3)
@@ -145,7 +145,7 @@ def test_what_a_function_that_makes_a_pipeline_raises_is_shown_too(shell: Shell)
     assert result.stderr.endswith("Error: 'broken:make' raised ValueError: no such table\n")
 
 
-def test_a_file_that_is_named_like_another_module_says_so(shell: Shell) -> None:
+def test_a_file_that_shadows_another_module_is_refused(shell: Shell) -> None:
     shell.write("json.py", "pipeline = []")
 
     result = shell("plan", "json.py:pipeline", exits=3)
@@ -153,16 +153,16 @@ def test_a_file_that_is_named_like_another_module_says_so(shell: Shell) -> None:
     assert "which is another module already; give the file another name" in result.stderr
 
 
-def test_a_class_that_can_be_iterated_and_a_builtin_are_tried_too(shell: Shell) -> None:
+def test_a_class_or_builtin_can_be_a_pipeline_factory(shell: Shell) -> None:
     shell.write("odd.py", "made = list\nodd = dict.fromkeys\n")
 
     assert shell.json("plan", "odd:made", "--format", "json")["steps"] == []
     shell("plan", "odd:odd", exits=3)
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="it can't be removed there")
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows can't remove it")
 @pytest.mark.parametrize("target", ["etl:pipeline", "etl.py:pipeline"])
-def test_the_current_directory_may_be_gone(shell: Shell, target: str) -> None:
+def test_a_deleted_current_directory_is_reported(shell: Shell, target: str) -> None:
     gone = shell.directory / "gone"
     gone.mkdir()
     os.chdir(gone)
@@ -175,7 +175,7 @@ def test_the_current_directory_may_be_gone(shell: Shell, target: str) -> None:
     )
 
 
-def test_the_current_directory_is_where_modules_are_looked_for_first(shell: Shell) -> None:
+def test_the_current_directory_is_added_to_the_module_path_once(shell: Shell) -> None:
     shell("plan", "etl:pipeline")
     shell("plan", "etl:pipeline")
 

@@ -1,4 +1,4 @@
-"""The thread of a journal does one thing after the other, and something of its own in between."""
+"""The worker thread of a journal runs jobs in order, and its own routine between them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from asyncflow._core.errors import JournalError
 from asyncflow.journal._worker import WorkerThread
 
 
-def test_jobs_are_done_in_their_order() -> None:
+def test_jobs_run_in_order() -> None:
     done: list[int] = []
     thread = WorkerThread("x", "runs.db", lambda: None)
 
@@ -24,7 +24,7 @@ def test_jobs_are_done_in_their_order() -> None:
     assert done == [*range(100), -1]
 
 
-def test_what_a_job_returns_or_raises_arrives() -> None:
+def test_the_future_holds_what_a_job_returns_or_raises() -> None:
     thread = WorkerThread("x", "runs.db", lambda: None)
 
     assert thread.submit(divmod, 7, 2).result(20) == (3, 1)
@@ -36,14 +36,14 @@ def test_what_a_job_returns_or_raises_arrives() -> None:
     thread.join()
 
 
-def test_a_job_that_was_cancelled_is_left_out() -> None:
+def test_a_cancelled_job_does_not_run() -> None:
     done: list[int] = []
-    go_on = threading.Event()
+    proceed = threading.Event()
     thread = WorkerThread("x", "runs.db", lambda: None)
-    thread.submit(go_on.wait, 20)
+    thread.submit(proceed.wait, 20)
 
     cancelled = thread.submit(done.append, 1).cancel()
-    go_on.set()
+    proceed.set()
     thread.submit(done.append, 2).result(20)
 
     assert cancelled
@@ -52,7 +52,7 @@ def test_a_job_that_was_cancelled_is_left_out() -> None:
     thread.join()
 
 
-def test_the_routine_is_done_after_jobs_and_at_its_time() -> None:
+def test_the_routine_runs_after_jobs_and_when_its_pause_is_over() -> None:
     enough = threading.Event()
     pauses = chain([0.001, 0.0, 0.002], repeat(None))
 
@@ -72,7 +72,7 @@ def test_the_routine_is_done_after_jobs_and_at_its_time() -> None:
         thread.submit(int)
 
 
-def test_a_thread_that_was_never_needed_ends_too() -> None:
+def test_a_thread_that_never_started_can_be_ended() -> None:
     thread = WorkerThread("x", "runs.db", lambda: None)
 
     thread.end(int)
@@ -82,7 +82,7 @@ def test_a_thread_that_was_never_needed_ends_too() -> None:
     assert not thread.has_started
 
 
-def test_a_fork_has_no_such_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_forked_process_has_no_worker_thread(monkeypatch: pytest.MonkeyPatch) -> None:
     done: list[int] = []
     thread = WorkerThread("x", "runs.db", lambda: None)
     thread.submit(int).result(20)
@@ -93,14 +93,14 @@ def test_a_fork_has_no_such_thread(monkeypatch: pytest.MonkeyPatch) -> None:
             thread.submit(int)
         assert not thread.has_started
         thread.end(lambda: done.append(1))
-        thread.join()  # which would last for ever
+        thread.join()  # would block forever if it waited for the parent's thread
 
     assert done == []
     thread._jobs.put(None)
     thread.join()
 
 
-def test_a_thread_that_can_not_start_is_tried_again_by_the_next_job(
+def test_the_next_job_retries_a_thread_that_could_not_start(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     thread = WorkerThread("x", "runs.db", lambda: None)

@@ -1,4 +1,4 @@
-"""What stands between a journal and the tables of a PostgreSQL database."""
+"""The PostgreSQL connection of a journal: addresses, errors and the schema."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from threading import Barrier
 
 import psycopg
 import pytest
-from journal.kept_runs import KEPT, PIPELINES
+from journal.stored_runs import PIPELINES, STORED
 from postgres_server import PostgresServer, until
 
 from asyncflow._core.errors import JournalError
@@ -33,7 +33,7 @@ def runs_of(database: Postgres) -> list[object]:
         database.close()
 
 
-async def use(dsn: str) -> None:
+async def open_and_close(dsn: str) -> None:
     async with PostgresJournal(dsn):
         pass
 
@@ -52,7 +52,7 @@ async def use(dsn: str) -> None:
         ("", "postgresql:///"),
     ],
 )
-def test_an_address_is_shown_without_what_is_secret(dsn: str, name: str) -> None:
+def test_an_address_is_shown_without_secrets(dsn: str, name: str) -> None:
     journal = PostgresJournal(dsn)
 
     assert repr(journal) == f"PostgresJournal({name!r})"
@@ -62,7 +62,7 @@ def test_an_address_is_shown_without_what_is_secret(dsn: str, name: str) -> None
 @pytest.mark.parametrize(
     "dsn", ["postgresql://me:s3%cret@host/runs", "host=host password=a s3cret", "pasword=s3cret"]
 )
-def test_an_address_that_cannot_be_read_is_not_shown_either(dsn: str) -> None:
+def test_an_invalid_address_is_not_shown(dsn: str) -> None:
     with pytest.raises(ValueError, match="postgresql://user@host:5432/database") as caught:
         PostgresJournal(dsn)
 
@@ -70,34 +70,34 @@ def test_an_address_that_cannot_be_read_is_not_shown_either(dsn: str) -> None:
     assert caught.value.__suppress_context__
 
 
-async def test_a_lease_may_last_for_a_day(dsn: str) -> None:
+async def test_a_lease_can_last_a_day(dsn: str) -> None:
     async with PostgresJournal(dsn, lease_s=86_400) as journal:
-        book, _ = await journal.open("r", wait=False, read=len)
-        await book.close()
+        session, _ = await journal.open("r", wait=False, read=len)
+        await session.close()
 
 
-async def test_a_wrong_password_is_told_at_once(
-    dsn: str, postgres_server: PostgresServer, only_with_a_password: str
+async def test_a_wrong_password_is_reported_at_once(
+    dsn: str, postgres_server: PostgresServer, password_role: str
 ) -> None:
-    address = dsn.replace("postgres@", f"{only_with_a_password}:s3cret@")
+    address = dsn.replace("postgres@", f"{password_role}:s3cret@")
 
     with pytest.raises(JournalError) as caught:
-        await use(address)
+        await open_and_close(address)
 
-    told = str(caught.value)
-    assert told.startswith("journal postgresql://bob@127.0.0.1:")
-    assert "it can't be reached (" in told
-    assert "password authentication failed" in told
-    assert "the password are right" in told
-    assert "s3cret" not in told
+    message = str(caught.value)
+    assert message.startswith("journal postgresql://bob@127.0.0.1:")
+    assert "it can't be reached (" in message
+    assert "password authentication failed" in message
+    assert "the password are right" in message
+    assert "s3cret" not in message
     assert caught.value.journal == postgres_server.dsn(dsn.rpartition("/")[2]).replace(
         "postgres@", "bob@"
     )
 
 
 @pytest.fixture
-def only_with_a_password(postgres_server: PostgresServer) -> Iterator[str]:
-    """The name of a user who is asked for a password."""
+def password_role(postgres_server: PostgresServer) -> Iterator[str]:
+    """Return the name of a role that needs a password."""
     rules = postgres_server.folder / "data" / "pg_hba.conf"
     before = rules.read_text()
     postgres_server.execute("CREATE ROLE bob LOGIN PASSWORD 'right'")
@@ -109,21 +109,21 @@ def only_with_a_password(postgres_server: PostgresServer) -> Iterator[str]:
     postgres_server.execute("DROP ROLE bob")
 
 
-async def test_an_unknown_database_is_told_at_once(postgres_server: PostgresServer) -> None:
+async def test_an_unknown_database_is_reported_at_once(postgres_server: PostgresServer) -> None:
     with pytest.raises(JournalError, match='database "nowhere" does not exist'):
-        await use(postgres_server.dsn("nowhere"))
+        await open_and_close(postgres_server.dsn("nowhere"))
 
 
-async def test_a_server_that_is_not_there_is_told_at_once(postgres_server: PostgresServer) -> None:
+async def test_an_unreachable_server_is_reported_at_once(postgres_server: PostgresServer) -> None:
     address = postgres_server.dsn().replace(str(postgres_server.port), "1")
 
     with pytest.raises(
         JournalError, match=r"it can't be reached \(.*refused.*that the server runs"
     ):
-        await use(address)
+        await open_and_close(address)
 
 
-def test_without_psycopg_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_psycopg_is_reported_with_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "psycopg", None)
     monkeypatch.delitem(sys.modules, "asyncflow.journal._postgres")
     monkeypatch.delitem(sys.modules, "asyncflow.journal._postgres_connection")
@@ -135,11 +135,11 @@ def test_without_psycopg_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> 
 # --- the schema -----------------------------------------------------------------------------------
 
 
-async def test_the_tables_are_apart_from_those_of_others(dsn: str) -> None:
+async def test_the_tables_are_in_their_own_schema(dsn: str) -> None:
     with psycopg.connect(dsn) as connection:
         connection.execute("CREATE TABLE events (theirs INT)")
 
-    await use(dsn)
+    await open_and_close(dsn)
 
     with psycopg.connect(dsn) as connection:
         found = connection.execute(
@@ -155,16 +155,16 @@ async def test_the_tables_are_apart_from_those_of_others(dsn: str) -> None:
         ]
 
 
-def test_processes_that_make_the_tables_at_once_do_not_disturb_each_other(dsn: str) -> None:
+def test_connections_can_create_the_tables_concurrently(dsn: str) -> None:
     together = Barrier(8)
 
-    def begin(_: int) -> list[object]:
+    def create_tables(_: int) -> list[object]:
         database = Postgres(dsn, 10.0)
         together.wait()
         return runs_of(database)
 
     with ThreadPoolExecutor(8) as executor:
-        found = list(executor.map(begin, range(8)))
+        found = list(executor.map(create_tables, range(8)))
 
     assert found == [[]] * 8
     assert version_in(dsn) == 2
@@ -177,25 +177,25 @@ def version_in(dsn: str) -> int:
     return version
 
 
-async def test_newer_tables_are_left_alone(dsn: str) -> None:
-    await use(dsn)
+async def test_tables_of_a_newer_schema_are_left_unchanged(dsn: str) -> None:
+    await open_and_close(dsn)
     with psycopg.connect(dsn) as connection:
         connection.execute("UPDATE asyncflow.schema_version SET version = 3")
 
     with pytest.raises(JournalError, match=r"schema 3, and this one knows up to 2.*upgrade"):
-        await use(dsn)
+        await open_and_close(dsn)
 
     assert version_in(dsn) == 3
 
 
-async def test_tables_of_the_first_schema_are_brought_up_to_date(
+async def test_tables_of_the_first_schema_are_migrated(
     dsn: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with monkeypatch.context() as as_it_was:
-        as_it_was.setattr("asyncflow.journal._postgres_connection._MIGRATIONS", _MIGRATIONS[:1])
+    with monkeypatch.context() as first_schema:
+        first_schema.setattr("asyncflow.journal._postgres_connection._MIGRATIONS", _MIGRATIONS[:1])
         assert runs_of(Postgres(dsn, 10.0)) == []
     assert version_in(dsn) == 1
-    fill(dsn, KEPT / "schema-1-with-id.db")
+    copy_runs(dsn, STORED / "schema-1-with-id.db")
 
     async with PostgresJournal(dsn) as journal:
         statuses = {run.run_id: run.status for run in await journal.runs()}
@@ -216,8 +216,8 @@ async def test_tables_of_the_first_schema_are_brought_up_to_date(
     assert version_in(dsn) == 2
 
 
-def fill(dsn: str, path: Path) -> None:
-    """Copy the runs of a file into a database."""
+def copy_runs(dsn: str, path: Path) -> None:
+    """Copy the runs of an SQLite file into a PostgreSQL database."""
     with (
         closing(sqlite3.connect(path)) as source,
         psycopg.connect(dsn, options="-csearch_path=asyncflow") as target,
@@ -228,9 +228,7 @@ def fill(dsn: str, path: Path) -> None:
             target.cursor().executemany(f"INSERT INTO {table} VALUES ({marks})".encode(), rows)
 
 
-def test_a_migration_happens_as_a_whole_or_not_at_all(
-    dsn: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_migration_is_atomic(dsn: str, monkeypatch: pytest.MonkeyPatch) -> None:
     database = Postgres(dsn, 10.0)
     bad = ["CREATE TABLE asyncflow.runs ()", "CREATE TABLE asyncflow.runs ()"]
     monkeypatch.setattr("asyncflow.journal._postgres_connection._MIGRATIONS", [bad])
@@ -247,29 +245,29 @@ def test_a_migration_happens_as_a_whole_or_not_at_all(
 
 @pytest.fixture
 def guest(postgres_server: PostgresServer, dsn: str) -> Iterator[str]:
-    """The address of the database for a user who may do nothing in it."""
+    """Return the address of the database for a role without privileges."""
     postgres_server.execute("CREATE ROLE guest LOGIN")
     yield dsn.replace("postgres@", "guest@")
     postgres_server.execute("DROP OWNED BY guest", dsn.rpartition("/")[2])
     postgres_server.execute("DROP ROLE guest")
 
 
-async def test_who_may_not_make_the_tables_is_told_what_is_needed(guest: str) -> None:
+async def test_a_user_who_cannot_create_the_tables_learns_the_missing_privilege(guest: str) -> None:
     with pytest.raises(JournalError, match=r"permission denied.*allowed to create a schema"):
-        await use(guest)
+        await open_and_close(guest)
 
 
-async def test_who_is_given_a_schema_makes_the_tables_there(guest: str, dsn: str) -> None:
+async def test_a_user_who_owns_the_schema_can_create_the_tables(guest: str, dsn: str) -> None:
     with psycopg.connect(dsn) as connection:
         connection.execute("CREATE SCHEMA asyncflow AUTHORIZATION guest")
 
-    await use(guest)
+    await open_and_close(guest)
 
     assert version_in(dsn) == 2
 
 
-async def test_what_can_only_be_read_says_so(dsn: str) -> None:
-    await use(dsn)
+async def test_a_read_only_database_is_reported(dsn: str) -> None:
+    await open_and_close(dsn)
     journal = PostgresJournal(f"{dsn}?options=-cdefault_transaction_read_only%3Don")
 
     async with journal:
@@ -278,23 +276,25 @@ async def test_what_can_only_be_read_says_so(dsn: str) -> None:
             await journal.open("r", wait=False, read=len)
 
 
-@pytest.mark.parametrize(("asked", "told"), [("off", "on"), ("on", "on"), ("local", "local")])
-def test_what_is_told_to_be_committed_is_on_the_disk(dsn: str, asked: str, told: str) -> None:
-    database = Postgres(f"{dsn}?options=-csynchronous_commit%3D{asked}", 10.0)
+@pytest.mark.parametrize(
+    ("requested", "applied"), [("off", "on"), ("on", "on"), ("local", "local")]
+)
+def test_a_commit_always_waits_for_the_disk(dsn: str, requested: str, applied: str) -> None:
+    database = Postgres(f"{dsn}?options=-csynchronous_commit%3D{requested}", 10.0)
 
     with database.transaction() as cursor:
         cursor.execute("SHOW synchronous_commit")
         found = cursor.fetchall()
     database.close()
 
-    assert found == [(told,)]
+    assert found == [(applied,)]
 
 
 async def test_a_closed_journal_leaves_no_connection(
     dsn: str, postgres_server: PostgresServer
 ) -> None:
-    await use(dsn)
+    await open_and_close(dsn)
 
-    # The server takes note of it in a moment.
+    # The server notices a closed connection after a moment.
     open_ones = "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'asyncflow'"
     until(lambda: postgres_server.execute(open_ones) == [(0,)])

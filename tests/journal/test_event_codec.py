@@ -1,4 +1,4 @@
-"""Every event comes back from its row as it was."""
+"""Every event comes back unchanged from its row."""
 
 from __future__ import annotations
 
@@ -45,12 +45,14 @@ from asyncflow.journal import SQLiteJournal
 from asyncflow.journal._event_codec import column_of, event_of, from_column, row_of
 
 
-def has_no_pair(text: str) -> bool:
-    """Whether no two surrogates stand beside each other: JSON takes those for one character."""
+def has_no_surrogate_pair(text: str) -> bool:
+    """Return whether no two surrogates are adjacent: JSON merges them into one character."""
     return text.encode("utf-16", "surrogatepass").decode("utf-16", "surrogatepass") == text
 
 
-texts = st.text() | st.text(st.characters(categories=["Cs", "Cc"]), max_size=3).filter(has_no_pair)
+texts = st.text() | st.text(st.characters(categories=["Cs", "Cc"]), max_size=3).filter(
+    has_no_surrogate_pair
+)
 names = st.text(min_size=1) | st.sampled_from(['"', '"a"', "a\0", "\ud800", "é"])
 times = st.floats(0, 1e9)
 counts = st.integers(0, 2**31 - 1)
@@ -63,7 +65,7 @@ payloads = (
     json_payloads | st.builds(Payload, st.just("cloudpickle"), st.binary()) | st.just(REDACTED)
 )
 restored = st.builds(RestoredError, texts, texts, texts)
-own = st.one_of(
+own_errors = st.one_of(
     st.builds(
         StepTimeoutError,
         texts,
@@ -80,7 +82,7 @@ own = st.one_of(
 
 @st.composite
 def errors(draw: st.DrawFn) -> BaseException:
-    error: BaseException = draw(restored | own)
+    error: BaseException = draw(restored | own_errors)
     for note in draw(st.lists(texts, max_size=2)):
         error.add_note(note)
     return error
@@ -88,7 +90,7 @@ def errors(draw: st.DrawFn) -> BaseException:
 
 graph = st.dictionaries(texts, st.lists(texts, max_size=3).map(tuple), max_size=4)
 fingerprints = st.dictionaries(texts, st.tuples(texts, texts), max_size=3)
-OF_EACH: dict[Any, tuple[st.SearchStrategy[Any], ...]] = {
+FIELDS: dict[Any, tuple[st.SearchStrategy[Any], ...]] = {
     RunStarted: (
         *(texts, times, graph, texts, fingerprints),
         st.dictionaries(texts, payloads, max_size=3),
@@ -112,11 +114,11 @@ OF_EACH: dict[Any, tuple[st.SearchStrategy[Any], ...]] = {
     ThreadAbandoned: (names, counts, times, items),
     LoopBlocked: (names, counts, times, times, texts, items),
 }
-events = st.one_of(*(st.builds(cls, *values) for cls, values in OF_EACH.items()))
+events = st.one_of(*(st.builds(cls, *values) for cls, values in FIELDS.items()))
 
 
-def plain(event: Event) -> dict[str, Any]:
-    """An event in values that can be compared."""
+def comparable(event: Event) -> dict[str, Any]:
+    """Return an event as values that can be compared."""
     values = {each.name: getattr(event, each.name) for each in fields(event)}
     if (error := values.get("error")) is not None:
         notes = getattr(error, "__notes__", [])
@@ -129,107 +131,107 @@ def test_every_event_comes_back_from_its_row(position: int, event: Event) -> Non
     row = row_of("r", position, event)
 
     assert row[:2] == ("r", position)
-    assert plain(event_of(row[1:])) == plain(event)
+    assert comparable(event_of(row[1:])) == comparable(event)
     for text in (row.step, row.payload):
         if text is not None:
             text.encode()
             assert "\0" not in text
 
 
-def test_that_was_every_event() -> None:
-    assert set(OF_EACH) == {*get_args(StepEvent), *get_args(RunEvent)}
+def test_the_strategies_cover_every_event() -> None:
+    assert set(FIELDS) == {*get_args(StepEvent), *get_args(RunEvent)}
 
 
 @given(texts)
-def test_every_text_comes_back_from_a_column(text: str) -> None:
+def test_every_text_comes_back_from_its_column(text: str) -> None:
     assert from_column(column_of(text)) == text
 
 
 @given(st.text(st.characters(codec="utf-8", exclude_characters='\0"')))
-def test_an_ordinary_text_stands_in_its_column_as_it_is(text: str) -> None:
+def test_ordinary_text_is_stored_unchanged(text: str) -> None:
     assert column_of(text) == text
 
 
-def back(error: BaseException) -> Any:
+def restored_from_row(error: BaseException) -> Any:
     row = row_of("r", 1, StepFailed("a", 1, 1.0, error))
     return event_of(row[1:]).error  # type: ignore[union-attr]
 
 
-def test_no_error_comes_back_as_none() -> None:
+def test_an_absent_error_comes_back_as_none() -> None:
     event = StepCancelled("a", 1, 1.0, "the run stopped", None)
 
     assert event_of(row_of("r", 1, event)[1:]) == event
 
 
-class Odd(Exception):
+class Unprintable(Exception):
     def __str__(self) -> str:
         raise ValueError("no")
 
 
-class OddNote:
+class UnprintableNote:
     def __str__(self) -> str:
         raise ValueError("no")
 
 
-def test_an_error_comes_back_as_what_it_said() -> None:
+def test_an_error_comes_back_with_its_message_traceback_and_notes() -> None:
     error = KeyError("x")
     error.add_note("in step 'a'")
     try:
         raise error
     except KeyError as caught:
-        again = back(caught)
+        again = restored_from_row(caught)
 
     assert isinstance(again, RestoredError)
     assert (again.type_name, again.message) == ("builtins.KeyError", "'x'")
-    assert "test_rows.py" in again.traceback
+    assert "test_event_codec.py" in again.traceback
     assert again.__notes__ == ["in step 'a'"]
 
 
-def test_an_error_that_can_not_be_printed_breaks_nothing() -> None:
-    odd = Odd()
-    odd.__notes__ = [OddNote(), "fine"]
+def test_an_unprintable_error_is_stored_with_a_placeholder() -> None:
+    odd = Unprintable()
+    odd.__notes__ = [UnprintableNote(), "fine"]
 
-    again = back(odd)
+    again = restored_from_row(odd)
 
-    assert again.type_name.endswith(".Odd")
-    assert again.message == "<Odd, whose str raised ValueError>"
-    assert again.__notes__ == ["<OddNote, whose str raised ValueError>", "fine"]
+    assert again.type_name.endswith(".Unprintable")
+    assert again.message == "<Unprintable, whose str raised ValueError>"
+    assert again.__notes__ == ["<UnprintableNote, whose str raised ValueError>", "fine"]
 
 
 @pytest.mark.parametrize("notes", [None, 7, "text"])
-def test_notes_that_are_no_list_break_nothing(notes: Any) -> None:
+def test_malformed_notes_are_ignored(notes: Any) -> None:
     error = ValueError("x")
     error.__notes__ = notes
 
-    assert back(error).message == "x"
+    assert restored_from_row(error).message == "x"
 
 
-def test_an_error_of_asyncflow_that_was_tampered_with_comes_back_as_what_it_said() -> None:
+def test_a_malformed_error_of_asyncflow_comes_back_as_a_restored_error() -> None:
     error = StepCancelledError("a", 1)
     error.step_name = object()  # type: ignore[assignment]
     del error.attempt
 
-    assert isinstance(back(error), RestoredError)
+    assert isinstance(restored_from_row(error), RestoredError)
 
 
-def test_a_class_made_from_an_error_of_asyncflow_comes_back_as_what_it_said() -> None:
+def test_a_subclass_of_an_asyncflow_error_comes_back_as_a_restored_error() -> None:
     class Mine(StepTimeoutError): ...
 
-    again = back(Mine("a", 1, 5.0))
+    again = restored_from_row(Mine("a", 1, 5.0))
 
     assert isinstance(again, RestoredError)
     assert again.message == "attempt 1 of step 'a' exceeded 5 ms"
 
 
-def test_what_an_attempt_returned_that_was_refused_is_not_kept() -> None:
-    again = back(ResultRefusedError("a", 2, object()))
+def test_a_refused_result_is_not_stored() -> None:
+    again = restored_from_row(ResultRefusedError("a", 2, object()))
 
     assert isinstance(again, ResultRefusedError)
     assert (again.step_name, again.attempt, again.result) == ("a", 2, None)
 
 
-def test_a_long_message_is_cut() -> None:
-    again = back(ValueError("x" * 200_000))
+def test_a_long_message_is_truncated() -> None:
+    again = restored_from_row(ValueError("x" * 200_000))
 
     assert again.message.endswith("… (100000 more characters)")
     assert len(again.message) < 100_100
@@ -240,12 +242,12 @@ def test_a_long_message_is_cut() -> None:
     ("kind", "payload"),
     [("RunPaused", None), ("RunInterrupted", None), ("RunInterrupted", '{"why": 1}')],
 )
-def test_a_row_that_was_written_otherwise_is_refused(kind: str, payload: str | None) -> None:
+def test_a_malformed_row_is_refused(kind: str, payload: str | None) -> None:
     with pytest.raises(ValueError, match=kind):
         event_of((1, kind, None, None, None, 1.0, None, payload, None))
 
 
-def test_what_is_json_can_be_read_by_a_person() -> None:
+def test_json_payloads_are_stored_as_readable_text() -> None:
     for codec in ("json", "json-plain"):
         output = Payload(codec, b'{"x":1}')
         row = row_of("r", 1, StepSucceeded("a", 1, 1.0, output))
@@ -255,29 +257,33 @@ def test_what_is_json_can_be_read_by_a_person() -> None:
         assert event_of(row[1:]).output == output  # type: ignore[union-attr]
 
 
-def read_error(written: dict[str, Any]) -> Any:
-    payload = json.dumps({"error": written})
+def restored_error(stored: dict[str, Any]) -> Any:
+    payload = json.dumps({"error": stored})
     return event_of((1, "StepFailed", "a", None, 1, 1.0, None, payload, None)).error  # type: ignore[union-attr]
 
 
 @pytest.mark.parametrize("module", ["asyncflow", "asyncflow._errors", "asyncflow._core.errors"])
-def test_an_error_of_asyncflow_comes_back_whatever_module_its_class_was_in(module: str) -> None:
-    own = {"step_name": "a", "attempt": 2, "timeout_ms": 5, "kind": "step"}
+def test_an_error_of_asyncflow_comes_back_from_any_former_module_path(module: str) -> None:
+    own_errors = {"step_name": "a", "attempt": 2, "timeout_ms": 5, "kind": "step"}
 
-    error = read_error({"type": f"{module}.StepTimeoutError", "message": "m", "own": own})
+    error = restored_error(
+        {"type": f"{module}.StepTimeoutError", "message": "m", "own": own_errors}
+    )
 
     assert isinstance(error, StepTimeoutError)
-    assert (error.step_name, error.attempt, error.timeout_ms, error.kind) == tuple(own.values())
+    assert (error.step_name, error.attempt, error.timeout_ms, error.kind) == tuple(
+        own_errors.values()
+    )
 
 
-def test_an_error_of_asyncflow_that_this_version_does_not_know_comes_back_as_what_it_said() -> None:
-    error = read_error({"type": "asyncflow.StepPausedError", "message": "m", "own": {"a": 1}})
+def test_an_unknown_error_of_asyncflow_comes_back_as_a_restored_error() -> None:
+    error = restored_error({"type": "asyncflow.StepPausedError", "message": "m", "own": {"a": 1}})
 
     assert isinstance(error, RestoredError)
     assert (error.type_name, error.message) == ("asyncflow.StepPausedError", "m")
 
 
-STORED = """Traceback (most recent call last):
+STORED_TRACEBACK = """Traceback (most recent call last):
   File "/srv/asyncflow/_verdicts.py", line 8, in _attempt
     value = await action()
   File "/srv/asyncflow/_runtime/outcome.py", line 8, in attempt
@@ -290,12 +296,10 @@ ValueError: x
 """
 
 
-def test_a_stored_traceback_is_shown_without_the_frames_of_asyncflow_whatever_version_it_was() -> (
-    None
-):
-    written = {"type": "builtins.ValueError", "message": "x", "traceback": STORED}
+def test_frames_of_any_asyncflow_version_are_hidden_from_a_stored_traceback() -> None:
+    stored = {"type": "builtins.ValueError", "message": "x", "traceback": STORED_TRACEBACK}
 
-    assert format_error(read_error(written)).splitlines() == [
+    assert format_error(restored_error(stored)).splitlines() == [
         "Traceback (most recent call last):",
         '  File "/srv/app/steps.py", line 3, in load',
         '    await journal.report("x")',
@@ -303,11 +307,11 @@ def test_a_stored_traceback_is_shown_without_the_frames_of_asyncflow_whatever_ve
     ]
 
 
-async def test_a_traceback_is_shown_without_the_frames_of_a_journal() -> None:
+async def test_frames_of_a_journal_are_hidden_from_a_traceback() -> None:
     async with SQLiteJournal(":memory:") as journal:
         with pytest.raises(RunNotFoundError) as caught:
             await journal.report("x")
 
     assert "asyncflow/journal/_reader.py" in format_error(caught.value, all_frames=True)
     assert "asyncflow/journal" not in format_error(caught.value)
-    assert "test_rows.py" in format_error(caught.value)
+    assert "test_event_codec.py" in format_error(caught.value)

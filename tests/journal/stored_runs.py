@@ -1,9 +1,9 @@
-"""The runs of the journal in `kept/`, each of another kind, and how that journal was written.
+"""The runs in the journals of `stored/`, one of each kind, and the program that wrote them.
 
-Every later version must read what an earlier one has written. So a file in `kept/` is never
-written anew: when the schema or the rows change, another one is added::
+Every later version must read what an earlier one wrote, so a file in `stored/` is never
+replaced: when the schema or the rows change, another file is added::
 
-    python -m tests.journal.kept_runs tests/journal/kept/schema-2.db
+    python -m tests.journal.stored_runs tests/journal/stored/schema-2.db
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from asyncflow import Orchestrator, Pipeline, WorkflowStep, after, current_step,
 from asyncflow.events import AttemptStarted, Event
 from asyncflow.journal import SQLiteJournal
 
-__all__ = ["KEPT", "PIPELINES", "write"]
+__all__ = ["PIPELINES", "STORED", "write"]
 
-KEPT = Path(__file__).parent / "kept"
+STORED = Path(__file__).parent / "stored"
 
 broken = False
-"""Whether the actions fail that can."""
+"""Make the actions fail that can."""
 
 
 @dataclass
@@ -97,11 +97,11 @@ PIPELINES = {
     "interrupted": Orchestrator(slow, name="slow"),
     "cut short": Orchestrator(slow, name="slow"),
 }
-"""The pipeline of each run that is kept, by the id of the run."""
+"""The pipeline of each stored run, by run id."""
 
 
 async def write(path: Path) -> None:
-    """Write such a journal."""
+    """Write a journal with one run of each kind."""
     global broken
     inputs = {"password": "hunter2", "day": "monday"}
     async with SQLiteJournal(path, owner="the writer") as journal:
@@ -110,29 +110,29 @@ async def write(path: Path) -> None:
             run = PIPELINES[run_id].run
             await run(run_id=run_id, journal=journal, inputs=inputs)
         await PIPELINES["timed out"].run(run_id="timed out", journal=journal)
-        await until_slow_has_started(journal, "interrupted", cancel=True)
+        await wait_until_slow_starts(journal, "interrupted", cancel=True)
     async with SQLiteJournal(path, owner="one that died") as journal:
-        # Closing the journal under it leaves it as a process does that dies.
-        task = await until_slow_has_started(journal, "cut short", cancel=False)
+        # Closing the journal first leaves the run as a dying process would.
+        task = await wait_until_slow_starts(journal, "cut short", cancel=False)
     await asyncio.wait([task])
     task.exception()
     with closing(sqlite3.connect(path, isolation_level=None)) as connection:
-        # Which machine has written it is nobody's business.
+        # Remove the name of the machine that wrote the file.
         connection.execute("UPDATE leases SET process = '{}', expires_at = 1")
         connection.execute("VACUUM")
 
 
-async def until_slow_has_started(
+async def wait_until_slow_starts(
     journal: SQLiteJournal, run_id: str, *, cancel: bool
 ) -> asyncio.Task[object]:
-    """Start a run, go on when its slow step has started, and perhaps cancel it."""
+    """Start a run, wait until its slow step has started, and cancel it on request."""
     has_started = asyncio.Event()
 
-    def watch(event: Event) -> None:
+    def observe(event: Event) -> None:
         if isinstance(event, AttemptStarted) and event.step == "slow":
             has_started.set()
 
-    run = Orchestrator(slow, name="slow", observers=[watch]).run(run_id=run_id, journal=journal)
+    run = Orchestrator(slow, name="slow", observers=[observe]).run(run_id=run_id, journal=journal)
     task = asyncio.ensure_future(run)
     await has_started.wait()
     while not any(each.event.step == "slow" for each in (await journal.events(run_id))[2:]):

@@ -1,4 +1,4 @@
-"""The thread that renders lives as long as there are runs, whatever its renderer does."""
+"""The render thread lives as long as any run is shown."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ STARTED, FINISHED = RunStarted("r", 0.0, {}), RunFinished(1.0, "passed")
 
 
 class Recorder:
-    """Draws nothing, and records the events that it takes; its end waits until it may."""
+    """A renderer that records its events, and whose end blocks until `may_end` is set."""
 
     pause_s = 0.001
 
@@ -42,7 +42,7 @@ class Recorder:
         assert self.may_end.wait(10)
 
 
-def test_a_run_that_starts_while_the_thread_ends_gets_another_one() -> None:
+def test_a_run_that_starts_while_the_thread_ends_gets_a_new_thread() -> None:
     made: list[Recorder] = []
 
     def make() -> Recorder:
@@ -58,7 +58,7 @@ def test_a_run_that_starts_while_the_thread_ends_gets_another_one() -> None:
     starting.start()
     starting.join(0.05)
 
-    assert starting.is_alive()  # two of them can't draw at once
+    assert starting.is_alive()  # two threads must not draw at once
     made[0].may_end.set()
     starting.join()
     made[1].may_end.set()
@@ -68,7 +68,7 @@ def test_a_run_that_starts_while_the_thread_ends_gets_another_one() -> None:
     assert made[1].events == [STARTED]
 
 
-def test_all_events_reach_what_draws_in_their_order() -> None:
+def test_the_renderer_receives_all_events_in_order() -> None:
     recorder = Recorder()
     recorder.may_end.set()
     renders = RenderThread(lambda: recorder)
@@ -83,7 +83,7 @@ def test_all_events_reach_what_draws_in_their_order() -> None:
 
 
 @pytest.mark.parametrize("waits", [True, False])
-def test_the_thread_goes_on_while_another_run_does(waits: bool) -> None:
+def test_the_thread_continues_while_another_run_is_active(waits: bool) -> None:
     recorder = Recorder()
     recorder.may_end.set()
     renders = RenderThread(lambda: recorder)
@@ -99,7 +99,7 @@ def test_the_thread_goes_on_while_another_run_does(waits: bool) -> None:
     assert recorder.events.count(FINISHED) == 2
 
 
-def test_all_runs_end_when_the_thread_is_closed() -> None:
+def test_closing_the_thread_ends_all_runs() -> None:
     recorder = Recorder()
     recorder.may_end.set()
     renders = RenderThread(lambda: recorder)
