@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import sys
 from xml.etree import ElementTree
+
+import pytest
 
 from .conftest import Shell
 
@@ -110,3 +113,16 @@ def test_the_svg_plan_is_self_contained_and_has_a_box_for_each_step(shell: Shell
     tiers = [each.text for each in root.iter(f"{svg}text") if each.get("class") == "tier"]
     assert tiers == ["tier 1", "tier 1", "tier 2"]
     assert "http" not in text.replace("http://www.w3.org/2000/svg", "")
+
+
+def test_the_svg_needs_no_extra_but_the_command_lines(
+    shell: Shell, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shell.write("plans.py", PLAN)
+    for name in [name for name in sys.modules if name.startswith("asyncflow.html_report")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "jinja2", None)
+
+    result = shell("plan", "plans:steps", "--format", "svg")
+
+    assert ElementTree.fromstring(result.stdout).tag.endswith("svg")
