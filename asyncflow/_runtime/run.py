@@ -283,7 +283,8 @@ class Run:
             return
         self._advancing = True
         try:
-            self._start(again, is_again=True)
+            if again:
+                self._start(again, is_again=True)
             while self._queue.is_dirty:
                 self._start(self._state.ready())
                 self._skip_unreachable()
@@ -388,8 +389,8 @@ class Run:
         Such a task never runs, so it reports nothing. A turn after its start, it has ended.
         """
         live = self._live
-        unstarted = filter(self._state.is_scheduled, batch)
-        again = [node for node in unstarted if node in live and live[node].done()]
+        ended = [node for node in batch if node in live and live[node].done()]
+        again = list(filter(self._state.is_scheduled, ended))
         for node in again:
             del live[node]
         if again:
