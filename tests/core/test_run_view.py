@@ -7,7 +7,7 @@ import pickle
 from dataclasses import replace
 
 import pytest
-from golden_run import GOLDEN, HOSTILE, LONG, SECRET, STOOD_STILL, WALL_TIME
+from golden_run import EVENTS_BEFORE_CRASH, GOLDEN, HOSTILE, LONG, SECRET, WALL_TIME
 from results import report_of
 
 from asyncflow import Attempt, RunReport, StepCrashedError, StepResult, StepStatus, StepTimeoutError
@@ -90,7 +90,7 @@ class TestRun:
         assert (view.word, view.stop_reason) == (word, reason)
 
     def test_run_times_and_wall_times_are_converted(self):
-        view = RunView(GOLDEN[:STOOD_STILL])
+        view = RunView(GOLDEN[:EVENTS_BEFORE_CRASH])
         assert view.wall_time_of(1500.0) == WALL_TIME + 1.5
         assert view.ms_at(WALL_TIME + 60.0) == 60_000.0
         assert view.ms_at(WALL_TIME) == view.at_ms
@@ -415,7 +415,7 @@ class TestResults:
 
 
 class TestReports:
-    @pytest.mark.parametrize("count", [len(GOLDEN), STOOD_STILL])
+    @pytest.mark.parametrize("count", [len(GOLDEN), EVENTS_BEFORE_CRASH])
     def test_a_report_of_the_golden_run_gives_the_view_of_its_events(self, count):
         report = golden_report(GOLDEN[:count])
         whole = RunView(GOLDEN[:count])
