@@ -409,7 +409,7 @@ class TestRate:
 
         assert starts_of(pool, [5.5]) == [6.0]
 
-    def test_a_ticket_released_before_it_reserves_a_start_returns_none(self) -> None:
+    def test_a_ticket_released_before_it_reserves_a_start_returns_no_start(self) -> None:
         pool = Pool(10, per_second=1)
         pool.request_slot(must_not_be_called).reserve_start(0.0, CLOCK)
         other = pool.request_slot(must_not_be_called)
