@@ -1,4 +1,4 @@
-"""Marks the slow tests, which ``make test`` leaves out, and sets up every test process.
+"""Marks the slow tests, which ``make test`` excludes, and sets up every test process.
 
 pyproject.toml describes the marks.
 """
@@ -18,15 +18,15 @@ SLOW = frozenset(
     {"browser", "crash", "debug", "exhaustive", "postgres", "process", "realtime", "uvloop"}
 )
 NEEDS = {"browser": "browser", "orphaned_journal": "process", "postgres_server": "postgres"}
-"""The mark of each test that uses a fixture."""
+"""The mark that a test gets from a fixture that it uses."""
 
 settings.register_profile(
     "quick",
     max_examples=20,
     derandomize=True,
     database=None,
-    deadline=None,  # on a busy machine, the duration of an example says nothing
-    # mutmut runs all tests many times in one process, each time with new objects of their classes.
+    deadline=None,  # the duration of an example depends on the load of the machine
+    # mutmut runs all tests many times in one process, with new instances of their classes.
     suppress_health_check=[HealthCheck.differing_executors],
 )
 settings.register_profile(
@@ -36,10 +36,10 @@ settings.load_profile("quick")
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Give children of the tests the default actions of SIGINT and SIGHUP.
+    """Give child processes of the tests the default actions of SIGINT and SIGHUP.
 
-    Under ``nohup`` and ``&`` these signals are ignored, and a child inherits that. A signal with a
-    handler has its default action in a child.
+    ``nohup`` and ``&`` ignore these signals, and a child inherits that. A signal with a handler has
+    its default action in a child.
     """
     if not config.getoption("numprocesses", None):  # this process runs tests: it has no workers
         os.environ.pop("COVERAGE_PROCESS_CONFIG", None)  # coverage does not measure its children
@@ -51,7 +51,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Add the mark ``slow`` to each test that has a reason to be."""
+    """Mark each test as ``slow`` that has one of the slow marks."""
     for item in items:
         for name in NEEDS.keys() & getattr(item, "fixturenames", ()):
             item.add_marker(NEEDS[name])
@@ -60,16 +60,16 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 _fast: list[str] = []
-"""The id of the running test, unless that is slow."""
+"""The id of the running test; empty while a slow test runs."""
 
 
-def _refuse_what_is_slow(event: str, arguments: tuple[object, ...]) -> None:
+def _refuse_slow_calls(event: str, arguments: tuple[object, ...]) -> None:
     is_long = event == "time.sleep" and arguments > (0.01,)  # a poll may sleep for a moment
     if _fast and (is_long or event in {"os.fork", "os.forkpty", "subprocess.Popen"}):
         raise RuntimeError(f"{event} in {_fast[0]}: mark the test as process or as realtime")
 
 
-sys.addaudithook(_refuse_what_is_slow)
+sys.addaudithook(_refuse_slow_calls)
 
 
 @pytest.hookimpl(wrapper=True)
@@ -89,6 +89,6 @@ def postgres_server() -> Iterator[PostgresServer]:
 
 @pytest.fixture
 def dsn(postgres_server: PostgresServer) -> Iterator[str]:
-    """The address of an empty database, to which no connection may be left at the end."""
+    """The DSN of an empty database; a connection left open fails the test."""
     with postgres_server.empty_database() as address:
         yield address

@@ -1,4 +1,4 @@
-"""How much processor time something takes, for tests that compare two such times in one run."""
+"""Measures CPU time, for tests that compare two measurements of one test run."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ __all__ = ["cpu_seconds"]
 
 
 def cpu_seconds(action: Callable[[], object], repeats: int = 5) -> float:
-    """Return the median of several measurements, made with the collector off."""
+    """Return the median of several measurements, taken without the garbage collector."""
     taken = []
     gc.collect()
     gc.disable()

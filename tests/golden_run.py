@@ -1,7 +1,7 @@
-"""A run in which everything happens that a view has to show, as its events.
+"""The golden run: the events of a run in which everything happens that a view must show.
 
-It stood still after 4 seconds, when its process died, and went on an hour later. All six states
-occur while it runs, and five at its end; a step has three attempts with two backoffs between them.
+Its process dies after 4 seconds, and another one resumes it an hour later. All six statuses occur
+while it runs, and five at its end. One step has three attempts with two backoffs between them.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from asyncflow.events import (
     ThreadAbandoned,
 )
 
-__all__ = ["GOLDEN", "HOSTILE", "LONG", "SECRET", "STOOD_STILL", "WALL_TIME"]
+__all__ = ["EVENTS_BEFORE_CRASH", "GOLDEN", "HOSTILE", "LONG", "SECRET", "WALL_TIME"]
 
 WALL_TIME = 1_767_225_600.0  # 2026-01-01 00:00 UTC
 HOSTILE = "<script>alert('step')</script>"
@@ -90,7 +90,7 @@ GOLDEN: list[Event] = [
     StepSucceeded("validate", 1, 3000.0, None),
     AttemptStarted("index", 1, 3000.5),
     StepSucceeded("index", 1, 3000.9, ""),
-    # The process dies here, in the middle of the step with the long name.
+    # The process dies here, while the step with the long name is running.
     RunResumed(
         "nightly-2026-01-01",
         4000.0,
@@ -128,7 +128,7 @@ GOLDEN: list[Event] = [
     StepSucceeded("tidy", 1, 5000.0, {"files": ["a.tmp"] * 3}),
     RunFinished(5000.5, "failed", _STOP),
 ]
-"""The events of the run, in their order."""
+"""The events of the run, in order."""
 
-STOOD_STILL = next(at for at, event in enumerate(GOLDEN) if isinstance(event, RunResumed))
-"""How many of the events there were when its process died."""
+EVENTS_BEFORE_CRASH = next(at for at, event in enumerate(GOLDEN) if isinstance(event, RunResumed))
+"""How many events the first process emitted before it died."""

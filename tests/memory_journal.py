@@ -22,7 +22,7 @@ class MemoryJournal:
     A value is stored as JSON, whatever its type hint, if it comes back equal.
 
     Args:
-        latency_s: How many seconds a write takes. The next write takes the events added meanwhile.
+        latency_s: How many seconds a write takes. It includes the events appended meanwhile.
         fail_at: The number of the event whose write fails, counted from 1 over all runs.
     """
 

@@ -1,8 +1,8 @@
-"""A PostgreSQL server of the tests' own, which they may stop, freeze and cut off at will.
+"""A PostgreSQL server for the tests, which can stop it, freeze it and cut its connections.
 
-It listens on 127.0.0.1 only and lives in a temporary folder, with the durability that a server has
-by default: a commit is told when it is on the disk. It ends with the tests, also if they are
-killed: a process that waits for their end stops it and removes the folder.
+It listens on 127.0.0.1 only, and has its data in a temporary folder. Its durability is the default:
+it acknowledges a commit that is on disk. A watcher process stops the server and removes the folder
+when the tests end, even if they are killed.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ import pytest
 
 __all__ = ["PostgresServer", "find_binaries", "running_server", "until"]
 
-NEEDED = "needs the server of PostgreSQL: on Debian, apt-get install postgresql"
+NEEDED = "needs a PostgreSQL server: on Debian, apt-get install postgresql"
 
 SETTINGS = """
 listen_addresses = '127.0.0.1'
@@ -35,23 +35,23 @@ unix_socket_directories = '{folder}'
 port = {port}
 max_connections = 50
 shared_buffers = 16MB
-# No replica is ever started from it; see `unacknowledged_commits`.
+# No replica ever connects; see `unacknowledged_commits`.
 max_wal_senders = 1
 """
 
 END_WITH_THE_TESTS = """
 trap '' INT TERM HUP
 cat >/dev/null
-# A frozen server can't be told to stop. It kills those of its processes that don't obey.
+# A frozen server cannot stop: wake it up first. It kills those of its processes that remain.
 test ! -e "$1/data/postmaster.pid" || kill -CONT "$(head -n 1 "$1/data/postmaster.pid")"
 "$0" stop --silent --mode=immediate --pgdata="$1/data"
 rm -rf "$1"
 """
-"""Standard input ends when the tests do, however they end."""
+"""Its standard input closes when the tests end, for whatever reason."""
 
 
 def find_binaries() -> Path | None:
-    """The folder with the newest server of this machine; Debian has it outside of the PATH."""
+    """Return the folder of the newest server here; Debian has it outside of the PATH."""
     folders = sorted(
         Path("/usr/lib/postgresql").glob("*/bin"),
         key=lambda folder: [int(part) for part in re.findall(r"\d+", folder.parent.name)],
@@ -66,7 +66,7 @@ def find_binaries() -> Path | None:
 
 @contextmanager
 def running_server() -> Iterator[PostgresServer]:
-    """Start a server, and end it. Without one, the tests are skipped, but not in the CI."""
+    """Start a server, and stop it. Without binaries, skip the tests, but fail in CI."""
     binaries = find_binaries()
     if binaries is None and os.environ.get("CI") == "true":
         pytest.fail(NEEDED, pytrace=False)
@@ -80,11 +80,11 @@ def running_server() -> Iterator[PostgresServer]:
 
 
 class PostgresServer:
-    """A server that runs when it is made."""
+    """A server that runs from its construction."""
 
     def __init__(self, binaries: Path) -> None:
         self._binaries = binaries
-        # It refuses to run as root. Debian's package makes the user that it shall run as.
+        # It refuses to run as root. Debian's package creates the user to run it as.
         self._user = "postgres" if os.geteuid() == 0 else None
         self.port = _free_port()
         self.folder = Path(tempfile.mkdtemp(prefix="asyncflow-postgres."))
@@ -102,15 +102,15 @@ class PostgresServer:
         with (self.folder / "data" / "postgresql.conf").open("a") as settings:
             settings.write(SETTINGS.format(folder=self.folder, port=self.port))
         self.start()
-        # One for all tests: to make one takes long.
+        # One database for all tests: creating one is slow.
         self.execute(f"CREATE DATABASE {_DATABASE}")
 
     def start(self) -> None:
-        """Start it; returns when it takes connections."""
+        """Start it, and wait until it accepts connections."""
         self._pg_ctl("start", "--wait", f"--log={self.folder / 'log'}")
 
     def stop(self, mode: Literal["fast", "immediate"] = "fast") -> None:
-        """Stop it; "immediate" is as if it had crashed. Every connection is cut."""
+        """Stop it, which cuts every connection; "immediate" is like a crash."""
         self._pg_ctl("stop", "--wait", f"--mode={mode}")
 
     def restart(self, mode: Literal["fast", "immediate"] = "fast") -> None:
@@ -119,26 +119,26 @@ class PostgresServer:
         self.start()
 
     def close(self) -> None:
-        """End it for good, and remove its folder."""
+        """Stop it for good, and remove its folder."""
         assert self._end.stdin is not None
         self._end.stdin.close()
         assert self._end.wait(timeout=30) == 0
         assert not self.folder.exists()
 
     def dsn(self, database: str = "postgres") -> str:
-        """The address of one of its databases."""
+        """Return the DSN of one of its databases."""
         return f"postgresql://postgres@127.0.0.1:{self.port}/{database}"
 
     @contextmanager
     def empty_database(self) -> Iterator[str]:
-        """The address of a database that is empty, and is made empty again afterwards."""
+        """Yield the DSN of an empty database, and empty it again afterwards."""
         yield self.dsn(_DATABASE)
-        # Who leaves a connection open shall be found out.
+        # A connection left open fails the test.
         until(lambda: self.execute(_CONNECTIONS) == [(0,)])
         self.execute(_MAKE_EMPTY, _DATABASE)
 
     def cut_connections(self, where: str = "true") -> list[int]:
-        """End connections, which `pg_stat_activity` describes; returns their processes."""
+        """Cut the connections that match a condition on `pg_stat_activity`; return their PIDs."""
         rows = self.execute(
             "SELECT pid, pg_terminate_backend(pid, 10000) FROM pg_stat_activity"
             f" WHERE backend_type = 'client backend' AND pid <> pg_backend_pid() AND {where}"
@@ -148,25 +148,24 @@ class PostgresServer:
 
     @contextmanager
     def unacknowledged_commits(self) -> Iterator[Callable[[], None]]:
-        """Delay the acknowledgement of each commit: the server waits for a missing replica.
+        """Hold back the acknowledgement of commits, which wait for a replica that does not exist.
 
-        The yielded function waits until a journal commits, and cuts its connection. The commit
-        is stored, but the journal receives no answer.
+        Yields a function that waits for a commit and cuts its connection. The commit is durable.
         """
         self.execute("CREATE TABLE IF NOT EXISTS probe ()")
         self._set_standby("nobody")
-        until(self._delays_acknowledgements)
+        until(self._holds_back_commits)
 
-        yield lambda: until(lambda: self.cut_connections(_UNACKNOWLEDGED))
+        yield lambda: until(lambda: self.cut_connections(_WAITS_FOR_REPLICA))
 
         self._set_standby("")
 
-    def _delays_acknowledgements(self) -> bool:
-        # It takes a while to change its mind.
+    def _holds_back_commits(self) -> bool:
+        # The new setting takes effect with a delay.
         probe = psycopg.connect(self.dsn(), autocommit=True)
         pid = probe.info.backend_pid
         probe.pgconn.send_query(b"INSERT INTO probe DEFAULT VALUES")
-        while not self.cut_connections(f"pid = {pid} AND {_UNACKNOWLEDGED}"):
+        while not self.cut_connections(f"pid = {pid} AND {_WAITS_FOR_REPLICA}"):
             probe.pgconn.consume_input()
             if not probe.pgconn.is_busy():
                 break
@@ -181,9 +180,9 @@ class PostgresServer:
 
     @contextmanager
     def frozen(self) -> Iterator[None]:
-        """All its processes stand still: it takes what it is sent, and does not answer."""
+        """Freeze all its processes: it receives data, and does not answer."""
         leader = int((self.folder / "data" / "postmaster.pid").read_text().split()[0])
-        # The leader first, so that it starts no others meanwhile.
+        # The leader first, so that it starts no other process meanwhile.
         os.kill(leader, signal.SIGSTOP)
         children = Path(f"/proc/{leader}/task/{leader}/children").read_text().split()
         every = [*map(int, children), leader]
@@ -196,7 +195,7 @@ class PostgresServer:
                 os.kill(process, signal.SIGCONT)
 
     def execute(self, statement: str, database: str = "postgres") -> list[tuple[Any, ...]]:
-        """Run one statement outside of any journal, and return its rows if it has some."""
+        """Run one statement outside of any journal; return its rows, if any."""
         with psycopg.connect(self.dsn(database), autocommit=True) as connection:
             cursor = connection.execute(
                 statement.encode() if isinstance(statement, str) else statement
@@ -219,8 +218,8 @@ class PostgresServer:
             if process.wait(timeout=60):
                 output.seek(0)
                 log = self.folder / "log"
-                told = output.read() + (log.read_text()[-3000:] if log.exists() else "")
-                raise RuntimeError(f"{program} {arguments[0]} failed:\n{told}")
+                text = output.read() + (log.read_text()[-3000:] if log.exists() else "")
+                raise RuntimeError(f"{program} {arguments[0]} failed:\n{text}")
 
     def _spawn(self, command: list[str], **options: object) -> subprocess.Popen[bytes]:
         clean = {name: value for name, value in os.environ.items() if not name.startswith("PG")}
@@ -240,19 +239,19 @@ _DATABASE = "tests"
 _CONNECTIONS = f"SELECT count(*) FROM pg_stat_activity WHERE datname = '{_DATABASE}'"
 _MAKE_EMPTY = "DROP SCHEMA IF EXISTS asyncflow, public CASCADE; CREATE SCHEMA public"
 
-_UNACKNOWLEDGED = "wait_event = 'SyncRep'"
+_WAITS_FOR_REPLICA = "wait_event = 'SyncRep'"
 
 
 def until(condition: Callable[[], object]) -> None:
-    """Ask again and again, for what tells nobody when it happens."""
+    """Poll a condition that sends no notification."""
     give_up_at = time.monotonic() + 20
     while not condition():
-        assert time.monotonic() < give_up_at, "it has not happened"
+        assert time.monotonic() < give_up_at, "the condition did not hold within 20 s"
         time.sleep(0.005)
 
 
 def _free_port() -> int:
-    """A port that nobody has: not one that the system gives to clients while the server is down."""
+    """Return a free port that the system does not give to clients while the server is down."""
     for port in random.sample(range(20_000, 32_000), 100):
         with socket.socket() as candidate:
             try:

@@ -18,21 +18,21 @@ class Unpicklable(Exception):
         raise TypeError("not this one")
 
 
-class OfTwo(Exception):
+class TwoArgumentError(Exception):
     """It can be pickled but not unpickled."""
 
     def __init__(self, one, two):
         super().__init__(f"{one} {two}")
 
 
-class Grudging:
+class PickleOnly:
     """It can be pickled but not unpickled."""
 
     def __reduce__(self):
-        return int, ("grudging",)
+        return int, ("not a number",)
 
 
-class Stubborn(Exception):
+class FrozenError(Exception):
     """It refuses notes and attributes, and its text raises."""
 
     def __setattr__(self, name, value):
@@ -45,18 +45,18 @@ class Stubborn(Exception):
         raise ValueError("no text")
 
 
-class Turncoat(Exception):
+class UnpicklesAsText(Exception):
     """It can be pickled, but it is unpickled as an object that is no exception."""
 
     def __reduce__(self):
         return str, ("not an error",)
 
 
-class Unprintable(Stubborn):
+class Unprintable(FrozenError):
     """It can't be pickled either, and its traceback can't be formatted."""
 
     def __reduce__(self):
-        raise Stubborn
+        raise FrozenError
 
     def __getattribute__(self, name):
         if name == "__cause__":
@@ -64,11 +64,11 @@ class Unprintable(Stubborn):
         return super().__getattribute__(name)
 
 
-async def be_async():
+async def async_function():
     return 1
 
 
-def give_back(value):
+def return_argument(value):
     return value
 
 
@@ -76,7 +76,7 @@ def add(left=1, right=2):
     return left + right
 
 
-def identify():
+def get_pid():
     return os.getpid()
 
 
@@ -90,7 +90,7 @@ def throw(error):
     raise error()
 
 
-def end_by(number):
+def kill_by(number):
     os.kill(os.getpid(), number)
 
 
@@ -107,19 +107,19 @@ def nest(path):
     asyncio.run(run_in_process(hang, {"path": path}))
 
 
-def raise_of_two():
-    raise OfTwo("one", "two")
+def raise_two_argument_error():
+    raise TwoArgumentError("one", "two")
 
 
 def raise_unpicklable():
     raise Unpicklable("lost")
 
 
-def leave(code):
+def exit_with(code):
     sys.exit(code)
 
 
-def vanish(code):
+def exit_at_once(code):
     os._exit(code)
 
 
@@ -131,8 +131,8 @@ def return_a_lock():
     return threading.Lock()
 
 
-def return_grudging():
-    return Grudging()
+def return_pickle_only():
+    return PickleOnly()
 
 
 def talk():

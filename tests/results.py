@@ -1,4 +1,4 @@
-"""Results and reports to test with, and objects that bear nothing."""
+"""Builders of results and reports, and objects whose special methods raise."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ SKIPPED, CANCELLED = StepStatus.SKIPPED, StepStatus.CANCELLED
 
 
 class Refusing(Exception):
-    """What hostile objects raise."""
+    """The error that hostile objects raise."""
 
 
 class Hostile:
-    """An output that bears nothing at all."""
+    """An output whose special methods raise."""
 
     def refuse(self, *_: object) -> Any:
         raise Refusing
@@ -39,7 +39,7 @@ class Hostile:
 
 
 class HostileError(Exception):
-    """An error that bears nothing but being raised."""
+    """An error that can be raised, and whose special methods raise."""
 
     def refuse(self, *_: object) -> Any:
         raise Refusing
@@ -81,7 +81,7 @@ def cancelled(name: str, error: BaseException | None = None) -> StepResult:
 
 
 def raised(error: BaseException) -> BaseException:
-    """The error with a traceback."""
+    """Return the error with a traceback."""
     try:
         raise error
     except BaseException as caught:

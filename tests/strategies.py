@@ -1,4 +1,4 @@
-"""Random pipelines, for Hypothesis, and the same as graphs of networkx, which is the oracle."""
+"""Hypothesis strategies for pipelines, and the same graphs in networkx as the oracle."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from hypothesis import strategies as st
 __all__ = ["Edges", "graphs", "oracle_of"]
 
 Edges = dict[str, list[str]]
-"""For each step, in the order of declaration, the steps that it depends on."""
+"""The dependencies of each step, in the order of declaration."""
 
 
 @st.composite
 def graphs(draw: st.DrawFn, *, max_steps: int = 12, acyclic: bool = True) -> Edges:
-    """Graphs of a few steps, declared in any order, with their dependencies in any order."""
+    """Draw a graph of a few steps, with steps and dependencies in any order."""
     count = draw(st.integers(0, max_steps))
     names = draw(st.permutations([f"s{number}" for number in range(count)]))
     edges: Edges = {}

@@ -1,4 +1,4 @@
-"""A real pseudo-terminal, and a screen that shows what is written to it."""
+"""A real pseudo-terminal, with a screen that shows its output."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ __all__ = ["Terminal"]
 
 
 class Terminal:
-    """Has so many columns and lines; what leaves the screen at the top is kept."""
+    """A pseudo-terminal with a scrollback of 10,000 lines."""
 
     def __init__(self, columns: int = 80, lines: int = 24) -> None:
         self._screen = pyte.HistoryScreen(columns, lines, history=10_000)
@@ -27,7 +27,7 @@ class Terminal:
         self.resize(columns, lines)
         self._written = b""
         self._shown = threading.Lock()
-        """Held from when something is read until it is on the screen."""
+        """Held from a read until its data is on the screen."""
         self._reader = threading.Thread(target=self._read)
         self._reader.start()
 
@@ -41,11 +41,11 @@ class Terminal:
         return open(os.dup(self.device), "w", buffering=1, encoding=encoding)
 
     def press(self, keys: bytes) -> None:
-        """Press some keys."""
+        """Type these keys."""
         os.write(self._ours, keys)
 
     def close(self) -> None:
-        """Wait until all is on the screen."""
+        """Close the device, and wait until all output is on the screen."""
         if self.device >= 0:
             os.close(self.device)
             self.device = -1
@@ -54,7 +54,7 @@ class Terminal:
 
     @property
     def lines(self) -> list[str]:
-        """All lines, those that have left the screen too, without blanks at their ends."""
+        """All lines, with the scrollback and without trailing blanks."""
         above = [
             "".join(line[column].data for column in range(self._screen.columns))
             for line in self._screen.history.top
@@ -63,14 +63,14 @@ class Terminal:
 
     @property
     def text(self) -> str:
-        """What the lines hold, with all that has been written so far."""
+        """The text of all lines, with everything that has been written so far."""
         self._let_reader_finish()
         with self._shown:
             return "\n".join(self.lines).rstrip()
 
     @property
     def written(self) -> bytes:
-        """All that has been written so far."""
+        """The bytes that have been written so far."""
         self._let_reader_finish()
         return self._written
 

@@ -1,6 +1,6 @@
-"""What `lint-imports` can't hold of the architecture: purity, names, and the depth of inheritance.
+"""The rules of the architecture that `lint-imports` cannot check: purity, names, inheritance.
 
-Which package may import which stands in the contracts of `pyproject.toml`.
+The contracts in `pyproject.toml` say which package may import which.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ MODULES = {
 }
 CORE = [name for name in MODULES if name.startswith(("asyncflow._core.", "asyncflow.events"))]
 NEEDED = {"anyio", "idna", "sniffio", "typing_extensions", "exceptiongroup"}
-"""What ``import asyncflow`` may import beside the standard library: anyio and what that needs."""
+"""What ``import asyncflow`` may load beyond the standard library: anyio and its dependencies."""
 
 
 def calls_in(tree: ast.Module) -> Iterator[ast.Call]:
@@ -38,7 +38,7 @@ def classes() -> Iterator[tuple[str, ast.ClassDef]]:
                 yield module, node
 
 
-def test_the_core_reads_and_writes_nothing() -> None:
+def test_the_core_does_no_input_or_output() -> None:
     called = {
         (module, call.func.id)
         for module in CORE
@@ -53,7 +53,7 @@ def test_the_core_reads_and_writes_nothing() -> None:
     } - {("asyncflow._core.record", "exec")}  # it compiles `__init__`, as dataclasses do
 
 
-def test_no_module_is_imported_by_a_string_but_the_page_of_a_report() -> None:
+def test_only_the_html_report_and_the_users_module_are_imported_by_a_string() -> None:
     by_string = {
         (module, ast.unparse(call.args[0]))
         for module, tree in MODULES.items()
@@ -97,8 +97,8 @@ def test_no_class_name_is_defined_twice() -> None:
     assert not {name for name, count in names.items() if count > 1}
 
 
-def test_no_class_inherits_from_one_that_inherits_from_another() -> None:
-    """Exceptions and protocols aside: behaviour is composed."""
+def test_no_chain_of_inheritance_has_more_than_two_classes() -> None:
+    """Behaviour is composed. Exceptions and protocols are exempt."""
     bases = {node.name: {ast.unparse(base).partition("[")[0] for base in node.bases}
              for _, node in classes()}  # fmt: skip
 
@@ -117,7 +117,7 @@ def is_protocol(name: str) -> bool:
 
 
 def test_no_method_is_abstract_outside_of_a_protocol() -> None:
-    """An abstract method that a class calls on itself is one object in several files."""
+    """A class that calls its own abstract method is one object spread over several files."""
     abstract = [
         (module, node.name)
         for module, tree in MODULES.items()
@@ -129,18 +129,18 @@ def test_no_method_is_abstract_outside_of_a_protocol() -> None:
     assert not abstract
 
 
-def test_every_module_says_what_it_is_for() -> None:
+def test_the_first_line_of_every_module_is_a_sentence() -> None:
     def first_line(tree: ast.Module) -> str:
         return (ast.get_docstring(tree) or "").partition("\n")[0]
 
     assert not [name for name, tree in MODULES.items() if not first_line(tree).endswith((".", ":"))]
 
 
-def test_every_module_lists_what_others_may_use() -> None:
+def test_every_module_lists_its_public_names() -> None:
     wrong = []
     for module, tree in MODULES.items():
         if len(tree.body) == 1:
-            continue  # a package without anything of its own
+            continue  # a package without code
         exported = [
             [ast.literal_eval(item) for item in node.value.elts]
             for node in tree.body
@@ -169,7 +169,7 @@ def names_of(tree: ast.Module) -> set[str]:
 
 
 def imported_by(statement: str) -> set[str]:
-    """The packages beside the standard library that a statement imports in a new interpreter."""
+    """Return the third-party packages that a statement loads in a new interpreter."""
     script = f"""
 import json, sys
 before = set(sys.modules)
@@ -194,15 +194,15 @@ print(json.dumps(sorted({{name.partition(".")[0] for name in set(sys.modules) - 
         ("asyncflow.journal", NEEDED | {"msgspec"}),
     ],
 )
-def test_an_import_brings_in_what_its_extra_needs_and_nothing_else(
+def test_an_import_loads_the_dependencies_of_its_extra_and_nothing_else(
     modules: str, needed: set[str]
 ) -> None:
-    # Whether packages hook into every start of this interpreter is not asked here.
+    # Packages that every start of this interpreter loads are not counted.
     assert imported_by(f"import {modules}") <= needed
 
 
 @pytest.mark.process
-def test_the_import_leaves_the_loop_and_the_logging_alone() -> None:
+def test_the_import_changes_neither_the_event_loop_policy_nor_logging() -> None:
     script = """
 import asyncio, logging
 policy, handlers = asyncio.get_event_loop_policy(), list(logging.getLogger().handlers)
@@ -215,8 +215,8 @@ assert logging.getLogger("asyncflow").level == logging.NOTSET
 
 
 @pytest.mark.process
-def test_the_import_leaves_out_what_only_some_need() -> None:
-    """What takes longest to import; `make bench` holds the time of all."""
+def test_the_import_does_not_load_slow_modules_that_few_users_need() -> None:
+    """These take longest to import; `make bench` limits the total time."""
     script = """
 import sys, anyio, asyncio
 before = set(sys.modules)

@@ -1,4 +1,4 @@
-"""What users may rely on: these names, from this place, with documentation and types."""
+"""The public API: its names, their module, their documentation and their types."""
 
 from __future__ import annotations
 
@@ -115,7 +115,7 @@ def test_nothing_else_is_visible_in_the_package() -> None:
 
 
 @pytest.mark.parametrize("name", PUBLIC)
-def test_a_public_name_says_that_it_comes_from_asyncflow(name: str) -> None:
+def test_a_public_name_has_asyncflow_as_its_module(name: str) -> None:
     assert getattr(asyncflow, name).__module__ == "asyncflow"
 
 
@@ -127,7 +127,7 @@ def test_a_public_name_can_be_pickled_by_its_name(name: str) -> None:
 
 
 @each_module
-def test_a_public_name_has_a_docstring_of_its_own(module: ModuleType, names: list[str]) -> None:
+def test_a_public_name_has_its_own_docstring(module: ModuleType, names: list[str]) -> None:
     for name in names:
         if name in ALIASES:
             continue
@@ -141,7 +141,7 @@ def test_a_public_name_has_a_docstring_of_its_own(module: ModuleType, names: lis
 
 def has_own_docstring(thing: Any) -> bool:
     text = thing.__doc__
-    # A dataclass without one is given its signature.
+    # ``dataclass`` sets its signature if there is none.
     return (
         bool(text and text.strip()) and not text.startswith(f"{thing.__name__}(")
         if (hasattr(thing, "__name__"))
@@ -153,7 +153,7 @@ def is_property(value: object) -> bool:
     return isinstance(value, property | classmethod | staticmethod)
 
 
-def test_the_package_tells_its_version() -> None:
+def test_the_version_is_the_one_of_the_distribution() -> None:
     assert asyncflow.__version__.count(".") == 2
     try:
         installed = metadata.version("asyncflow-tiers")
@@ -162,11 +162,11 @@ def test_the_package_tells_its_version() -> None:
     assert asyncflow.__version__ == installed
 
 
-def test_the_package_says_that_it_is_typed() -> None:
+def test_the_package_has_the_marker_of_typed_packages() -> None:
     assert resources.files("asyncflow").joinpath("py.typed").is_file()
 
 
-def test_the_wheel_ships_the_marker_of_types_and_nothing_but_the_package(tmp_path: Path) -> None:
+def test_the_wheel_holds_the_whole_package_and_nothing_else(tmp_path: Path) -> None:
     pytest.importorskip("hatchling", reason="hatchling builds the wheel and is not installed")
 
     subprocess.run(
@@ -189,5 +189,5 @@ def test_the_wheel_ships_the_marker_of_types_and_nothing_but_the_package(tmp_pat
 
 
 @pytest.mark.parametrize("module", ["asyncflow.events", "asyncflow.testing"])
-def test_a_public_module_says_what_it_is_for(module: str) -> None:
+def test_a_public_module_has_a_docstring(module: str) -> None:
     assert importlib.import_module(module).__doc__

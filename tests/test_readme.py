@@ -1,4 +1,4 @@
-"""What the documentation shows runs, and prints what it says."""
+"""The examples of the documentation run, and print what the pages show."""
 
 from __future__ import annotations
 
@@ -29,16 +29,16 @@ NOT_RUN = re.compile(r"<!--\s*not run:\s*(?P<reason>[^>]*?)\s*-->\s*\Z")
 
 
 class Block(NamedTuple):
-    """A piece of Python in a page."""
+    """A Python block of a page."""
 
     page: Path
     line: int
-    """That of its first line of code, counted from 1."""
+    """The line of its first line of code, counted from 1."""
     code: str
     prints: str | None
-    """What the page says it prints: the text block that follows, with nothing between."""
+    """Its expected output: the text block that follows directly, if there is one."""
     not_run: str | None
-    """Why it is not run."""
+    """The reason not to run it, if there is one."""
 
 
 def blocks_of(page: Path) -> Iterator[Block]:
@@ -76,9 +76,9 @@ def pages() -> list[Any]:
 
 
 def run_page(page: Path) -> list[str]:
-    """Run the blocks of a page one after the other; return what is not as the page says.
+    """Run the blocks of a page in order; return the differences from the expected output.
 
-    They share a namespace, as if one typed them in one session of ``python -m asyncio``.
+    They share a namespace, like the lines of one ``python -m asyncio`` session.
     """
     differences = []
     module = types.ModuleType("__page__")
@@ -113,7 +113,7 @@ async def run_block(block: Block, namespace: dict[str, Any]) -> None:
 
 
 def without_times(text: str) -> str:
-    """The text without what is different in each run: milliseconds, addresses, run ids."""
+    """Return the text without what differs between runs: milliseconds, addresses, run ids."""
     text = re.sub(r"\d+(\.\d+)?( ?)ms\b", r"…\2ms", text)
     text = re.sub(r"0x[0-9a-f]+", "0x…", text)
     text = re.sub(r"\b[0-9a-f]{16}\b", "<run>", text)
@@ -121,7 +121,7 @@ def without_times(text: str) -> str:
 
 
 @pytest.mark.parametrize("page", pages())
-def test_every_example_of_a_page_runs_and_prints_what_the_page_says(
+def test_every_example_of_a_page_runs_and_prints_what_the_page_shows(
     page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)  # an example may write files
@@ -137,7 +137,7 @@ def page(tmp_path: Path) -> Path:
 
 
 class TestRunner:
-    """What runs the pages tells when one is wrong."""
+    """The runner of the pages reports a page that is wrong."""
 
     def test_blocks_of_a_page_share_their_names_and_may_await(self, page: Path) -> None:
         page.write_text(
@@ -147,12 +147,12 @@ class TestRunner:
 
         assert run_page(page) == []
 
-    def test_a_block_that_prints_something_else_is_told(self, page: Path) -> None:
+    def test_a_block_that_prints_something_else_is_reported(self, page: Path) -> None:
         page.write_text("```python\nprint('3ms', 2)\n```\n```text\n5ms 3\n```\n")
 
         assert run_page(page) == ["page.md:2 prints\n3ms 2\nnot\n5ms 3\n"]
 
-    def test_a_block_that_raises_is_told_with_the_line_of_the_page(self, page: Path) -> None:
+    def test_a_block_that_raises_is_reported_with_the_line_of_the_page(self, page: Path) -> None:
         page.write_text("# Page\n\n```python\nx = 1\n1 / 0\n```\n")
 
         with pytest.raises(ZeroDivisionError) as raised:
@@ -171,7 +171,7 @@ class TestRunner:
         assert (first.not_run, second.not_run) == ("it would fail", None)
         assert run_page(page) == []
 
-    def test_blocks_in_other_languages_are_left_alone(self, page: Path) -> None:
+    def test_blocks_in_other_languages_are_ignored(self, page: Path) -> None:
         page.write_text(
             "```console\n$ rm -r /\n```\n```python\nx = 1\n```\n```console\n$ ls\n```\n"
             "- item\n\n  ```python\n  y = 1\n  ```\nthen\n````text\n```python\nno\n```\n````\n"

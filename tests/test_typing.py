@@ -93,6 +93,6 @@ def test_pyright_refuses_what_would_fail() -> None:
     assert found == set(expected_in(BAD))
 
 
-def test_the_file_of_mistakes_holds_some() -> None:
+def test_the_bad_file_has_at_least_100_mistakes_and_the_good_file_none() -> None:
     assert len(expected_in(BAD)) >= 100
     assert not expected_in(GOOD)

@@ -1,4 +1,4 @@
-"""Tests of `asyncflow.testing`, the event loop with the virtual clock."""
+"""The event loop of `asyncflow.testing` has a virtual clock."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from asyncflow._runtime.workers import run_in_process, run_in_thread
 from asyncflow.testing import VirtualTimeLoop, run_in_virtual_time
 
 
-def test_sleeps_and_timeouts_end_at_exactly_their_times_and_take_none():
+def test_sleeps_and_timeouts_end_at_exact_virtual_times_and_take_no_real_time():
     ended = []
 
     async def sleep(seconds):
@@ -40,7 +40,7 @@ def test_sleeps_and_timeouts_end_at_exactly_their_times_and_take_none():
     assert time.monotonic() - started < 60
 
 
-def test_a_pipeline_that_backs_off_for_hours_is_tested_at_once():
+def test_a_pipeline_that_backs_off_for_hours_runs_instantly():
     calls = []
 
     async def flaky():
@@ -56,17 +56,17 @@ def test_a_pipeline_that_backs_off_for_hours_is_tested_at_once():
     assert report.total_duration_ms == 7_200_000
 
 
-def test_what_can_never_end_is_reported_with_the_line_where_it_waits():
-    async def waits_for_nobody():
+def test_a_hang_is_reported_with_the_line_where_the_task_waits():
+    async def waits_forever():
         await asyncio.Event().wait()
 
     with pytest.raises(HangError) as raised:
         run_in_virtual_time(
-            run_pipeline([WorkflowStep("stuck", waits_for_nobody, timeout_ms=None)], run_id="r")
+            run_pipeline([WorkflowStep("stuck", waits_forever, timeout_ms=None)], run_id="r")
         )
 
     assert any(
-        line.startswith("asyncflow:r:stuck#1 at ") and "waits_for_nobody" in line
+        line.startswith("asyncflow:r:stuck#1 at ") and "waits_forever" in line
         for line in raised.value.waiting
     )
     assert "nothing can ever happen again" in str(raised.value)
@@ -89,7 +89,7 @@ def test_the_clock_stands_still_while_a_thread_works():
 
 
 @pytest.mark.parametrize("is_own", [False, True])
-def test_the_clock_stands_still_while_a_thread_works_on_after_a_cancellation(is_own):
+def test_the_clock_stands_still_while_a_thread_continues_after_a_cancellation(is_own):
     released, began = threading.Event(), threading.Event()
 
     def work():
@@ -113,7 +113,7 @@ def test_the_clock_stands_still_while_a_thread_works_on_after_a_cancellation(is_
     assert run_in_virtual_time(main()) == (True, "more", 3_600)
 
 
-def test_a_thread_may_work_on_when_its_loop_is_closed():
+def test_a_thread_may_continue_after_its_loop_is_closed():
     released, ended = threading.Event(), []
 
     async def main():
@@ -129,11 +129,11 @@ def test_a_thread_may_work_on_when_its_loop_is_closed():
     assert len(ended) == 1
 
 
-def test_the_clock_stands_still_when_told_to():
+def test_the_clock_stands_still_inside_standing_still():
     async def main():
         loop = asyncio.get_running_loop()
         future = loop.create_future()
-        thread = threading.Timer(0.05, loop.call_soon_threadsafe, (future.set_result, "told"))
+        thread = threading.Timer(0.05, loop.call_soon_threadsafe, (future.set_result, "answer"))
         async with asyncio.timeout(1):
             with loop.standing_still(), loop.standing_still():
                 loop.call_soon(thread.start)
@@ -145,7 +145,7 @@ def test_the_clock_stands_still_when_told_to():
                 await loop.create_future()
         return answer, stood, loop.time()
 
-    assert run_in_virtual_time(main()) == ("told", 0, 1)
+    assert run_in_virtual_time(main()) == ("answer", 0, 1)
 
 
 def test_a_function_in_a_thread_takes_no_virtual_time():
@@ -169,11 +169,11 @@ def test_a_function_in_a_process_takes_no_virtual_time():
     assert run_in_virtual_time(main()) == (True, 0)
 
 
-def test_another_thread_may_wake_a_loop_that_waits_for_nothing_else():
+def test_another_thread_may_wake_an_idle_loop():
     async def main():
         loop = asyncio.get_running_loop()
         future = loop.create_future()
-        # A timer thread, so that the loop is already waiting, in real time, when it comes.
+        # A timer thread: the loop already waits, in real time, when it calls.
         thread = threading.Timer(0.05, loop.call_soon_threadsafe, (future.set_result, "woken"))
         loop.call_soon(thread.start)
         try:
@@ -184,7 +184,7 @@ def test_another_thread_may_wake_a_loop_that_waits_for_nothing_else():
     assert run_in_virtual_time(main()) == "woken"
 
 
-def test_a_thread_that_wakes_nobody_does_not_hide_a_hang(monkeypatch):
+def test_a_thread_that_never_wakes_the_loop_does_not_hide_a_hang(monkeypatch):
     monkeypatch.setattr("asyncflow.testing._WAKE_TIMEOUT_S", 0.01)
     stop = threading.Event()
     thread = threading.Thread(target=stop.wait)
@@ -201,7 +201,7 @@ def test_a_thread_that_wakes_nobody_does_not_hide_a_hang(monkeypatch):
         thread.join()
 
 
-def test_what_a_file_descriptor_has_to_say_comes_before_any_timer():
+def test_a_ready_file_descriptor_is_handled_before_any_timer():
     async def main():
         loop = asyncio.get_running_loop()
         reading, writing = os.pipe()
@@ -219,7 +219,7 @@ def test_what_a_file_descriptor_has_to_say_comes_before_any_timer():
     assert run_in_virtual_time(main()) == 0
 
 
-def test_it_runs_in_debug_mode_too():
+def test_a_virtual_time_loop_can_run_in_debug_mode():
     async def main():
         return asyncio.get_running_loop().get_debug()
 

@@ -15,7 +15,7 @@ class TurnCountingLoop(VirtualTimeLoop):
         self.turns = 0
         self.turn = turn
         self.victim = None
-        self.was_asked = False
+        self.cancel_accepted = False
         self.complaints = []
         self.set_exception_handler(lambda _, context: self.complaints.append(context))
         if eager and hasattr(asyncio, "eager_task_factory"):
@@ -24,6 +24,6 @@ class TurnCountingLoop(VirtualTimeLoop):
     def _run_once(self):
         if self.victim is not None:
             if self.turns == self.turn and not self.victim.done():
-                self.was_asked = self.victim.cancel("from outside")
+                self.cancel_accepted = self.victim.cancel("from outside")
             self.turns += 1
         super()._run_once()

@@ -1,9 +1,9 @@
-"""Measures asyncflow against the loop one would write by hand: ``python -m tests.benchmarks``.
+"""Measures asyncflow against a loop written by hand: ``python -m tests.benchmarks``.
 
-Every figure but the memory is a ratio of two things measured in turn, in one process, in CPU
-time, so that neither the machine's speed nor its other work matters; what waits for a disk is
-measured by the clock. A round is one pair; the median of the pairs counts. The last line is the
-verdict, and so is the exit status.
+Every figure but the memory is the ratio of two measurements, taken in turn, in one process, in CPU
+time. So neither the speed nor the load of the machine matters. Work that waits for a disk is
+measured in wall time. A round is one pair; the median of the pairs counts. The last line and the
+exit status say whether all figures are within their limits.
 """
 
 from __future__ import annotations
@@ -54,15 +54,15 @@ def limit(subject: str) -> float:
     return LIMITS[subject][min(max(sys.version_info[1], 11), 13) - 11]
 
 
-# For pools and mapped steps, against one semaphore of asyncio's. Instant work, which nobody would
-# limit, measures 1.4 to 2.3: 7 to 17 us an attempt more, for slots that other loops, threads and
-# runs share, for queued_ms, and for events and a result of each attempt or item. Beside work of
-# one millisecond that is 2 %. The limit is for what would be no constant: a task more, or a scan.
-OF_A_SEMAPHORE = 3.0
+# For pools and mapped steps, against one semaphore of asyncio's. Instant work, which needs no
+# limit, measures 1.4 to 2.3: 7 to 17 us more per attempt, for slots that other loops, threads and
+# runs share, for queued_ms, and for events and a result of each attempt or item. For work of one
+# millisecond that is 2 %. The limit finds costs that are not constant: one more task, or a scan.
+MAX_OF_A_SEMAPHORE = 3.0
 
 
 def cpu_s(work: Callable[[], Awaitable[Mapping[str, Any] | list[Any]]]) -> float:
-    """Return the CPU seconds that it takes to run a pipeline and to read every result."""
+    """Return the CPU seconds to run a pipeline and to read every result."""
 
     async def timed() -> float:
         gc.collect()
@@ -154,7 +154,9 @@ def pools(rounds: int) -> Iterator[Row]:
             3 * rounds,
         )
         yield Row(
-            f"1,000 steps in a Pool(100), {action.__name__} / Semaphore(100)", value, OF_A_SEMAPHORE
+            f"1,000 steps in a Pool(100), {action.__name__} / Semaphore(100)",
+            value,
+            MAX_OF_A_SEMAPHORE,
         )
 
 
@@ -182,7 +184,9 @@ def mapped(rounds: int) -> Iterator[Row]:
             rounds,
         )
         yield Row(
-            f"map over 10,000 items, 100 at once, {action.__name__} / gather", value, OF_A_SEMAPHORE
+            f"map over 10,000 items, 100 at once, {action.__name__} / gather",
+            value,
+            MAX_OF_A_SEMAPHORE,
         )
 
 
@@ -244,14 +248,14 @@ def memory() -> Iterator[Row]:
             await running
             return held
 
-        asyncio.run(measured())  # what lasts, such as the loop's set of tasks, has its size now
+        asyncio.run(measured())  # a warm-up: the loop's set of tasks has its size now
         live[name] = asyncio.run(measured())
     value = live["ours"] / live["by hand"]
     yield Row("memory of a live step / by hand", value, limit("memory"))
 
     orchestrator = Orchestrator([WorkflowStep(f"s{i}", instant) for i in range(count)])
 
-    async def kept() -> float:
+    async def bytes_of_a_result() -> float:
         await orchestrator.run()
         gc.collect()
         tracemalloc.start()
@@ -261,11 +265,11 @@ def memory() -> Iterator[Row]:
         tracemalloc.stop()
         return held
 
-    yield Row("memory of a step kept in the report", asyncio.run(kept()), 400, "bytes")
+    yield Row("memory of a step in the report", asyncio.run(bytes_of_a_result()), 400, "bytes")
 
 
 def importing(rounds: int) -> Iterator[Row]:
-    """Both in a program that uses asyncio anyway, with compiled files in place."""
+    """Yield the cost of an import in a program that uses asyncio, with compiled files."""
     with TemporaryDirectory() as folder:
         environment = {**os.environ, "PYTHONPYCACHEPREFIX": folder}
         environment.pop("PYTHONDONTWRITEBYTECODE", None)
@@ -288,7 +292,7 @@ def importing(rounds: int) -> Iterator[Row]:
 
 
 def makespans(folder: Path) -> Iterator[Row]:
-    """In virtual time, for each recorded workflow: what the choice of the schedule costs."""
+    """Yield the makespan of each schedule for each recorded workflow, in virtual time."""
     for path in sorted(folder.rglob("*.json")):
         replayed = replay(path)
         for schedule, makespan_s, limit in (
@@ -302,7 +306,7 @@ def makespans(folder: Path) -> Iterator[Row]:
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.benchmarks", description=__doc__)
     parser.add_argument("--rounds", type=int, default=9, help="pairs of a slow measurement")
-    parser.add_argument("--only", help="measure only what has this in its name")
+    parser.add_argument("--only", help="measure only subjects with this in their name")
     options = parser.parse_args()
     print(f"Python {sys.version.split()[0]}, {options.rounds} rounds\n")
     failed = 0

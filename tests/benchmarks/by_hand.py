@@ -1,9 +1,9 @@
-"""The loop that one would write by hand, which asyncflow must not be slower than.
+"""The loop that a user would write by hand. asyncflow must not be slower.
 
-`graphlib` for the order, a `TaskGroup` for each tier, `try`/`except` around `wait_for` for the
-attempts. It keeps what one needs of a run afterwards (an immutable result for each step), and
-what one needs to find one's way in it (a named task, a debug log line for each start and end).
-It has none of the guards that the semantics table of asyncflow asks for.
+`graphlib` gives the order, a `TaskGroup` runs each tier, and `try`/`except` around `wait_for` makes
+the attempts. It has what users need after a run (an immutable result of each step) and for
+debugging (a named task, a debug log line for each start and end). It has none of the guards that
+asyncflow's semantics require.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ async def run_by_hand(
 ) -> dict[str, Result]:
     """Run the steps tier by tier; one that fails for good cancels its siblings and ends the run.
 
-    With slots, an attempt waits for one of them first.
+    With slots, a step waits for one of them first.
     """
     run_step = _run_step if slots is None else partial(_run_step_in_slot, slots)
     by_name = {step.name: step for step in steps}
@@ -65,7 +65,7 @@ async def _run_step(step: WorkflowStep, results: dict[str, Result]) -> None:
             output = await asyncio.wait_for(step.action(), limit_s)
         except Exception as error:
             if attempt < step.max_retries:
-                await asyncio.sleep(0)  # the backoff: let the others go on
+                await asyncio.sleep(0)  # the backoff: let other tasks run
                 continue
             duration_ms = (time.perf_counter() - started) * 1000
             log.debug("%s: failed after %.0f ms", step.name, duration_ms)
@@ -80,8 +80,7 @@ async def _run_step(step: WorkflowStep, results: dict[str, Result]) -> None:
 async def _run_step_in_slot(
     slots: asyncio.Semaphore, step: WorkflowStep, results: dict[str, Result]
 ) -> None:
-    # Around all attempts, as one writes it if there is just one: a limit on the time of an
-    # attempt must not count the wait.
+    # Around all attempts, so that the timeout of an attempt does not include the wait.
     async with slots:
         await _run_step(step, results)
 
@@ -89,7 +88,7 @@ async def _run_step_in_slot(
 async def map_by_hand(
     action: Callable[[Any], Awaitable[Any]], items: Iterable[Any], limit: int, timeout_s: float
 ) -> list[Result]:
-    """Call the action for each item, so many at the same time; keep what became of each."""
+    """Call the action for each item, at most `limit` at a time; return the results."""
     slots = asyncio.Semaphore(limit)
 
     async def one(index: int, item: Any) -> Result:

@@ -1,9 +1,9 @@
-"""What a durable step costs, by the clock, on the disk where temporary files are.
+"""Measures the cost of a durable step, in wall time, on the disk of temporary files.
 
-Against a loop with `sqlite3` and group commit that one would write by hand: it writes as many rows
-with the same columns, and an action is called when the row that tells of its start is committed.
-As a floor, the bare rows are written too, by something that has no actions to call. And against
-DBOS, which also keeps a step's result in SQLite, if it is installed.
+The reference is a hand-written loop with `sqlite3` and group commit. It writes as many rows with
+the same columns, and calls an action once the row of its start is committed. The floor is the bare
+rows, written without any action. DBOS, if it is installed, is a second reference: it also stores
+the result of a step in SQLite.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ __all__ = ["durable"]
 
 IN_FLIGHT = 50
 LENGTH = 100
-"""How many steps a chain has."""
+"""The number of steps in a chain."""
 
 _numbers = count()
 
@@ -47,7 +47,7 @@ async def one() -> int:
 
 
 def chains(width: int, length: int) -> list[WorkflowStep]:
-    """So many chains of steps beside each other."""
+    """Return `width` independent chains of `length` steps."""
     return [
         WorkflowStep(f"c{chain}s{place}", one, [f"c{chain}s{place - 1}"] if place else [])
         for chain in range(width)
@@ -79,7 +79,7 @@ def durable(rounds: int) -> Iterator[Row]:
 
 
 class Bench:
-    """A pipeline, a journal for it, and the rows that a run of it leaves there."""
+    """A pipeline, a journal for it, and the rows that one run stores."""
 
     def __init__(self, path: Path, steps: Sequence[WorkflowStep]) -> None:
         self._path = path
@@ -98,7 +98,7 @@ class Bench:
     def ours_s(self) -> float:
         async def timed() -> float:
             async with SQLiteJournal(self._path) as journal:
-                await journal.runs()  # so that it is open
+                await journal.runs()  # opens the database
                 return await _seconds(self._orchestrator.run, journal=journal, run_id=_new_id())
 
         return asyncio.run(timed())
@@ -112,7 +112,7 @@ class Bench:
             return asyncio.run(_seconds(run_by_hand, steps=self._steps, write=write))
 
     def rows_s(self) -> float:
-        """Write the rows of a run, with a commit wherever an action would have to wait for one."""
+        """Write the rows of a run, with a commit wherever an action would wait for one."""
         with closing(self._other_database()) as database:
             gc.collect()
             began, run_id = time.perf_counter(), _new_id()
@@ -136,7 +136,7 @@ class Bench:
         database.execute("COMMIT")
 
     def _batches(self) -> Iterator[list[tuple[Any, ...]]]:
-        """What is kept together: ends of steps, then the starts that follow from them."""
+        """Yield the rows of each commit: ends of steps, then the starts that follow from them."""
         kind = self._columns.index("kind")
         batch: list[tuple[Any, ...]] = []
         for row in self._rows:
@@ -150,20 +150,20 @@ class Bench:
 async def run_by_hand(
     steps: Sequence[WorkflowStep], write: Callable[[list[tuple[Any, ...]]], None]
 ) -> None:
-    """Run steps as soon as their dependencies have ended, and keep their starts and results."""
+    """Run steps as soon as their dependencies have ended; store their starts and results."""
     loop, run_id, began = asyncio.get_running_loop(), _new_id(), time.monotonic()
     rows: list[tuple[Any, ...]] = []
     waiters: list[asyncio.Future[None]] = []
     positions, is_writing = count(1), False
     tasks: dict[str, asyncio.Task[None]] = {}
-    writers: list[asyncio.Task[None]] = []  # nobody else holds them
+    writers: list[asyncio.Task[None]] = []  # a loop holds its tasks weakly
 
     def add(kind: str, step: str | None = None, output: str | None = None) -> None:
         at_ms, codec = (time.monotonic() - began) * 1000, output and "json"
         row = (run_id, next(positions), kind, step, None, 1, at_ms, codec, output, None)
         rows.append(row)
 
-    async def kept() -> None:
+    async def stored() -> None:
         nonlocal is_writing
         waiters.append(waiter := loop.create_future())
         if not is_writing:
@@ -185,7 +185,7 @@ async def run_by_hand(
         for name in step.depends_on:
             await tasks[name]
         add("AttemptStarted", step.name)
-        await kept()
+        await stored()
         add("StepSucceeded", step.name, json.dumps(await step.action()))
 
     with ThreadPoolExecutor(1) as thread:
@@ -194,7 +194,7 @@ async def run_by_hand(
             tasks[step.name] = loop.create_task(run(step))
         await asyncio.gather(*tasks.values())
         add("RunFinished")
-        await kept()
+        await stored()
 
 
 async def _seconds(work: Callable[..., Awaitable[object]], *values: Any, **arguments: Any) -> float:
@@ -210,7 +210,7 @@ def _new_id() -> str:
 
 def against_dbos(folder: Path, rounds: int) -> Iterator[Row]:
     if find_spec("dbos") is None:
-        print("   DBOS is not installed, so it was left out: pip install --group bench")
+        print("   DBOS is not installed and not measured: pip install --group bench")
         return
     from dbos import DBOS
 
@@ -233,7 +233,7 @@ def against_dbos(folder: Path, rounds: int) -> Iterator[Row]:
         rows: list[Row] = []
         try:
             async with SQLiteJournal(folder / "ours.db") as journal:
-                # How many runs at once, of how many chains, of how many steps.
+                # The subject, concurrent runs, chains per run, steps per chain, and the limit.
                 for subject, runs, width, length, limit in (
                     ("a chain of steps", 1, 1, LENGTH, 10),
                     (f"{IN_FLIGHT} chains at once", 1, IN_FLIGHT, 10, 1),
@@ -279,9 +279,9 @@ def _shares(
 
 
 def longest_callback_ms(rounds: int) -> float:
-    """The longest time that the loop gave to one callback between a run's first and last event.
+    """Return the duration of the longest callback between a run's first and last event.
 
-    It includes waiting for the journal's thread, and not what another process took of it.
+    It includes waiting for the journal's thread. Callbacks that the system interrupted don't count.
     """
     longest, is_on = 0.0, False
     run_handle = Handle._run
@@ -317,5 +317,5 @@ def longest_callback_ms(rounds: int) -> float:
 
 
 def _interruptions() -> int:
-    """How often the operating system has taken the processor away from this thread."""
+    """Return how often the operating system has preempted this thread."""
     return getrusage(RUSAGE_THREAD).ru_nivcsw

@@ -1,6 +1,6 @@
-"""What observers cost, against the same run without one.
+"""Measures the cost of observers, against the same run without one.
 
-The steps do nothing, so the ratios are the worst that there are; what counts is the time a step.
+The steps do nothing, so the ratios are the worst case; the time per step is what counts.
 """
 
 from __future__ import annotations

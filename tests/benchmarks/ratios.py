@@ -1,4 +1,4 @@
-"""A figure that is measured, and how two things are compared."""
+"""Measured figures with their limits, and the ratio of two measurements."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What it costs to watch a run in a terminal, beside the work that its steps do."""
+"""Measures the cost of a live view, against the work of the steps."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ from tests.benchmarks.ratios import Row, ratio
 __all__ = ["watched"]
 
 WORK_S = 0.0005
-"""How much CPU time each step takes."""
-OF_A_RUN = 1.03
+"""The CPU time of each step."""
+MAX_OF_A_RUN = 1.03
 
 
 async def working() -> None:
@@ -33,7 +33,7 @@ async def working() -> None:
 
 
 def watched(rounds: int) -> Iterator[Row]:
-    """In the CPU time of all threads, so that of the one that draws too."""
+    """Yield ratios of the CPU time of all threads, the drawing one included."""
     steps = pipeline(SHAPES["layered"](10_000), working)
     pairs = max(3, rounds // 2)
     with _terminal() as (terminal, nowhere):
@@ -46,11 +46,11 @@ def watched(rounds: int) -> Iterator[Row]:
             value = ratio(
                 lambda console=console: cpu_s(steps, console), lambda: cpu_s(steps, None), pairs
             )
-            yield Row(f"10,000 steps of 0.5 ms, watched {place} / not watched", value, OF_A_RUN)
+            yield Row(f"10,000 steps of 0.5 ms, watched {place} / not watched", value, MAX_OF_A_RUN)
 
 
 def cpu_s(steps: Sequence[WorkflowStep], console: Console | None) -> float:
-    """Return how long a run takes; it is watched if there is a console for that."""
+    """Return the CPU seconds of a run, with a live view if there is a console."""
     gc.collect()
     began = time.process_time()
     if console is None:
@@ -63,7 +63,7 @@ def cpu_s(steps: Sequence[WorkflowStep], console: Console | None) -> float:
 
 @contextmanager
 def _terminal() -> Iterator[tuple[IO[str], IO[str]]]:
-    """Open a pseudo-terminal that somebody reads, and a file that nobody does."""
+    """Open a pseudo-terminal with a reader, and the null device."""
     ours, theirs = pty.openpty()
 
     def read() -> None:

@@ -12,7 +12,7 @@ from typing import Any
 
 import PIL.Image
 import pytest
-from golden_run import GOLDEN, HOSTILE, LONG, SECRET, STOOD_STILL
+from golden_run import EVENTS_BEFORE_CRASH, GOLDEN, HOSTILE, LONG, SECRET
 
 from asyncflow import StepStatus
 from asyncflow._views.run_view import RunView
@@ -390,7 +390,9 @@ async def test_the_security_policy_blocks_injected_markup(opened: Open, golden: 
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-@pytest.mark.parametrize("events", [GOLDEN, GOLDEN[: STOOD_STILL - 3]], ids=["ended", "running"])
+@pytest.mark.parametrize(
+    "events", [GOLDEN, GOLDEN[: EVENTS_BEFORE_CRASH - 3]], ids=["ended", "running"]
+)
 async def test_the_page_violates_no_accessibility_rule(
     opened: Open, scheme: str, events: list[Event]
 ) -> None:
@@ -832,7 +834,7 @@ async def test_the_chosen_theme_survives_a_reload(opened: Open, golden: str) -> 
 
 
 async def test_an_update_preserves_what_the_reader_selected(opened: Open) -> None:
-    early = GOLDEN[: STOOD_STILL + 12]
+    early = GOLDEN[: EVENTS_BEFORE_CRASH + 12]
     page = await opened(to_html(early), at="#step=rates&attempt=2")
     await page.locator("#event-kind").select_option("AttemptStarted")
     await page.locator("#steps-table thead button", has_text="Step").click()
@@ -900,7 +902,7 @@ async def test_a_page_of_5000_steps_opens(opened: Open) -> None:
 
 
 async def test_a_live_page_shows_its_connection_state(opened: Open) -> None:
-    events = GOLDEN[:STOOD_STILL]
+    events = GOLDEN[:EVENTS_BEFORE_CRASH]
     view = RunView(events)
     page = await opened(
         page_of(view, event_log(events), now_ms=view.at_ms, live=Live("/e", "/c", "/r"))

@@ -82,7 +82,7 @@ async def test_an_error_raised_by_us_ends_at_the_line_of_the_step(
 
 @pytest.mark.process
 async def test_our_frames_are_hidden_in_the_traceback_of_a_process() -> None:
-    error = await error_of(process_work.raise_of_two, runs_in="process")
+    error = await error_of(process_work.raise_two_argument_error, runs_in="process")
     text = format_error(error)
 
     assert "In the process:" in text

@@ -1,4 +1,4 @@
-"""Whatever happens in whatever order, every rule holds at every event, and a replay ends alike."""
+"""The invariants hold after every event of random runs, and a replay ends the same."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ async def takes_any(**outputs: object) -> None: ...
 
 @dataclasses.dataclass
 class Scenario:
-    """A pipeline, how it shall run, and what shall become of each attempt."""
+    """A pipeline, the options of its run, and how each attempt ends."""
 
     edges: Edges
     schedule: Schedule
@@ -54,15 +54,15 @@ class Scenario:
     max_retries: dict[str, int]
     failures: dict[str, int]
     """How many attempts of each step, or of each of its items, fail before one succeeds."""
-    hopeless: set[str]
-    """Steps whose failures are of the kind that is not retried."""
+    unretryable: set[str]
+    """Steps that fail with an error that is never retried."""
     run_if: dict[str, str]
     items: dict[str, int]
     """How many items a step has, if it is mapped."""
     conditions: dict[str, str]
-    """What the condition of a step says: "no", or "raises"."""
+    """How the condition of a step ends: "no", or "raises"."""
     pools: dict[str, int]
-    """The size of the pool that a step uses. Those of a size share one."""
+    """The size of the pool that a step uses. Steps with the same size share one pool."""
     step_deadlines: dict[str, float]
     deadline_ms: float | None
     interrupted_after: int | None
@@ -103,7 +103,7 @@ class Scenario:
         failures = self.failures[name]
         if self.is_mapped(name) and not self.items[name]:
             return False
-        return failures >= self.max_retries[name] or (failures > 0 and name in self.hopeless)
+        return failures >= self.max_retries[name] or (failures > 0 and name in self.unretryable)
 
 
 @st.composite
@@ -136,10 +136,10 @@ def scenarios(draw: st.DrawFn, *, stops: bool = True) -> Scenario:
 
 
 class Simulation:
-    """A driver without asyncio: it does in any order what can be done next.
+    """A driver without asyncio, which picks each next action at random.
 
-    It keeps its own books of what was handed out, runs and has ended, and holds the state to them
-    after every event. Units go by their numbers, as the state has it.
+    It tracks which nodes are scheduled, run and have ended, and compares the state with that after
+    every event. A node is the number of a step or item, as in the state.
     """
 
     def __init__(self, scenario: Scenario) -> None:
@@ -147,22 +147,22 @@ class Simulation:
         self.plan = scenario.plan()
         self.state = scenario.state(self.plan)
         self.events: list[Event] = []
-        self.handed_out: list[int] = []  # for the first attempt, which has not started yet
+        self.scheduled: list[int] = []  # the first attempt has not started yet
         self.running: list[int] = []
         self.waiting: list[int] = []
         self.queued: list[int] = []  # for another attempt
-        self.cleared: list[int] = []
-        self.mapping: dict[int, int] = {}  # how many items are still to be taken up
+        self.rescheduled: list[int] = []
+        self.mapping: dict[int, int] = {}  # how many items are not expanded yet
         self.items: dict[int, list[int]] = {}
         self.is_complete: dict[int, bool] = {}
         self.unreachable: list[tuple[int, str, bool]] = []  # not skipped yet
         self.attempts: dict[int, int] = {}
         self.status: dict[int, StepStatus] = {}
         self.on_purpose: set[int] = set()
-        self.ever_handed_out: set[int] = set()
-        self.taken_up_in_vain: set[int] = set()
-        self.not_handed_out_at_stop: set[int] | None = None
-        self.had_turn_at_stop: set[int] = set()
+        self.ever_scheduled: set[int] = set()
+        self.dropped_items: set[int] = set()
+        self.unscheduled_at_stop: set[int] | None = None
+        self.ready_at_stop: set[int] = set()
         self.interrupted = False
         self.timed_out = False
 
@@ -181,7 +181,7 @@ class Simulation:
 
     @property
     def in_flight(self) -> list[int]:
-        return [*self.handed_out, *self.running, *self.cleared]
+        return [*self.scheduled, *self.running, *self.rescheduled]
 
     def name(self, node: int) -> str:
         return self.state.step_runs.steps[node].name
@@ -189,62 +189,62 @@ class Simulation:
     def is_stopping(self, node: int) -> bool:
         return self.state.stop_reason is not None and not self.state.is_exempt_from_stop(node)
 
-    def chances(self, part: float) -> bool:
-        return self.scenario.chance.random() < part
+    def happens(self, probability: float) -> bool:
+        return self.scenario.chance.random() < probability
 
     def possible(self) -> list[Callable[[], None]]:
-        """What a driver may do next; it does not end by itself before all steps have ended."""
+        """Return what a driver may do next: at least one action until all steps have ended."""
         actions: list[Callable[[], None]] = []
         if self.state.queue.is_dirty:
-            actions.append(self.take_news)
+            actions.append(self.take_ready)
         else:
             assert self.state.ready() == []
             assert self.state.unreachable() == []
-            self.check_that_nobody_waits_in_vain()
-        for step_runs, action in (
-            (self.handed_out, self.start),
+            self.check_that_no_queued_node_fits()
+        for nodes, action in (
+            (self.scheduled, self.start),
             (self.running, self.end_attempt),
-            (self.waiting, self.go_on),
-            (self.cleared, self.start_again),
+            (self.waiting, self.end_backoff),
+            (self.rescheduled, self.start_rescheduled),
             (self.unreachable, self.skip),
-            ([node for node in self.queued if self.is_stopping(node)], self.leave_line),
-            (self.takers(), self.take_up),
-            (self.mappers(), self.end_map),
+            ([node for node in self.queued if self.is_stopping(node)], self.cancel_queued),
+            (self.expandable_steps(), self.expand_item),
+            (self.endable_maps(), self.end_map),
         ):
-            if step_runs:
+            if nodes:
                 actions.append(action)
         return actions
 
-    def pick(self, step_runs: list[Any]) -> Any:
-        return step_runs.pop(self.scenario.chance.randrange(len(step_runs)))
+    def pick(self, nodes: list[Any]) -> Any:
+        return nodes.pop(self.scenario.chance.randrange(len(nodes)))
 
-    def take_news(self) -> None:
+    def take_ready(self) -> None:
         batch = self.state.ready()
         assert len(set(batch)) == len(batch)
         for node in batch:
             assert node not in self.status
-            assert node not in self.taken_up_in_vain
+            assert node not in self.dropped_items
             if node in self.queued:
                 self.queued.remove(node)
-                self.cleared.append(node)
+                self.rescheduled.append(node)
             else:
-                assert node not in self.ever_handed_out
-                self.ever_handed_out.add(node)
-                self.handed_out.append(node)
+                assert node not in self.ever_scheduled
+                self.ever_scheduled.add(node)
+                self.scheduled.append(node)
         self.unreachable += self.state.unreachable()
         self.check()
 
     def start(self) -> None:
-        node = self.pick(self.handed_out)
+        node = self.pick(self.scheduled)
         name = self.name(node)
         if self.state.step_runs.is_item(node):
-            if self.is_stopping(node) and self.chances(0.5):
-                self.taken_up_in_vain.add(node)
+            if self.is_stopping(node) and self.happens(0.5):
+                self.dropped_items.add(node)
                 self.state.drop_item(node)
             else:
                 self.begin_attempt(node)
             return
-        if self.is_stopping(node) and self.chances(0.5):
+        if self.is_stopping(node) and self.happens(0.5):
             assert self.state.stop_reason is not None
             self.emit(StepSkipped(name, self.now, self.state.stop_reason))
             self.settle(node, SKIPPED)
@@ -280,7 +280,7 @@ class Simulation:
             earlier = next(at for at, tier in enumerate(self.plan.tiers) if node in tier)
             for tier in self.plan.tiers[:earlier]:
                 assert all(other in self.status for other in tier)
-        if self.not_handed_out_at_stop is not None and node not in self.had_turn_at_stop:
+        if self.unscheduled_at_stop is not None and node not in self.ready_at_stop:
             ordinary = set(range(len(self.plan.steps))) - self.plan.cleanups
             assert node in self.plan.cleanups
             assert ordinary <= self.status.keys()
@@ -293,7 +293,7 @@ class Simulation:
         item = self.state.step_runs.item_of(node)
         self.emit(AttemptStarted(self.name(node), self.attempts[node], self.now, queued_ms, item))
 
-    def go_on(self) -> None:
+    def end_backoff(self) -> None:
         node = self.pick(self.waiting)
         if self.is_stopping(node):
             self.cancel(node)
@@ -303,14 +303,14 @@ class Simulation:
         else:
             self.begin_attempt(node)
 
-    def start_again(self) -> None:
-        node = self.pick(self.cleared)
+    def start_rescheduled(self) -> None:
+        node = self.pick(self.rescheduled)
         if self.is_stopping(node):
             self.cancel(node)
         else:
             self.begin_attempt(node)
 
-    def leave_line(self) -> None:
+    def cancel_queued(self) -> None:
         node = next(node for node in self.queued if self.is_stopping(node))
         self.queued.remove(node)
         self.cancel(node)
@@ -319,7 +319,7 @@ class Simulation:
         node = self.pick(self.running)
         name, attempt = self.name(node), self.attempts[node]
         item = self.state.step_runs.item_of(node)
-        if self.is_stopping(node) and self.chances(0.7):
+        if self.is_stopping(node) and self.happens(0.7):
             self.cancel(node)
         elif attempt > self.scenario.failures[name]:
             self.emit(StepSucceeded(name, attempt, self.now, f"{name} is done", item))
@@ -329,15 +329,15 @@ class Simulation:
 
     def fail(self, node: int, attempt: int, item: int | None) -> None:
         name = self.name(node)
-        hopeless = name in self.scenario.hopeless
-        error = ActionNotAwaitableError(name, "int") if hopeless else ValueError(name, attempt)
+        unretryable = name in self.scenario.unretryable
+        error = ActionNotAwaitableError(name, "int") if unretryable else ValueError(name, attempt)
         delay_ms = self.state.deadlines.retry_delay_ms(node, error, self.now)
         if delay_ms is None:
             self.note_stop(self.scenario.fail_fast)
             self.emit(StepFailed(name, attempt, self.now, error, item))
             self.settle(node, FAILED)
         else:
-            assert not hopeless
+            assert not unretryable
             assert attempt < self.scenario.max_retries[name]
             self.waiting.append(node)
             self.emit(AttemptFailed(name, attempt, self.now, error, delay_ms, item))
@@ -345,7 +345,7 @@ class Simulation:
     def cancel(self, node: int) -> None:
         reason, item = self.state.stop_reason, self.state.step_runs.item_of(node)
         assert reason is not None
-        error = ValueError(node) if self.chances(0.5) else None
+        error = ValueError(node) if self.happens(0.5) else None
         name, attempt = self.name(node), self.attempts[node]
         self.emit(StepCancelled(name, attempt, self.now, reason, error, item))
         self.settle(node, CANCELLED)
@@ -359,38 +359,38 @@ class Simulation:
 
     # Mapped steps.
 
-    def takers(self) -> list[int]:
-        """The mapped steps that may take up another item: one at a time stands in line."""
+    def expandable_steps(self) -> list[int]:
+        """Return the mapped steps that may expand another item: at most one item is queued."""
         return [
             step
             for step, left in self.mapping.items()
             if left and not any(map(self.state.is_queued, self.items[step]))
         ]
 
-    def take_up(self) -> None:
-        step = self.pick(self.takers())
-        if self.is_stopping(step) and self.chances(0.5):
+    def expand_item(self) -> None:
+        step = self.pick(self.expandable_steps())
+        if self.is_stopping(step) and self.happens(0.5):
             self.mapping[step], self.is_complete[step] = 0, False
             return
         self.mapping[step] -= 1
         node = self.state.add_item(step, self.now)
         self.items[step].append(node)
         if self.is_stopping(step):
-            self.taken_up_in_vain.add(node)
+            self.dropped_items.add(node)
             assert not self.state.is_queued(node)
 
-    def mappers(self) -> list[int]:
-        """The mapped steps that may end."""
+    def endable_maps(self) -> list[int]:
+        """Return the mapped steps that may end."""
         results = self.state.step_runs.results_of_items
         return [
             step for step, left in self.mapping.items() if not left and results(step) is not None
         ]
 
     def end_map(self) -> None:
-        step = self.pick(self.mappers())
+        step = self.pick(self.endable_maps())
         del self.mapping[step]
         name, items = self.name(step), self.items[step]
-        self.taken_up_in_vain.update(set(items) - self.status.keys())
+        self.dropped_items.update(set(items) - self.status.keys())
         status = {self.status.get(node) for node in items}
         if FAILED in status:
             self.emit(StepFailed(name, 0, self.now, ValueError(name)))
@@ -423,13 +423,13 @@ class Simulation:
             self.emit(RunTimedOut(self.now, deadline_ms))
 
     def note_stop(self, stops: bool) -> None:
-        if stops and self.not_handed_out_at_stop is None:
+        if stops and self.unscheduled_at_stop is None:
             steps = set(range(len(self.plan.steps)))
-            self.not_handed_out_at_stop = steps - self.ever_handed_out - self.status.keys()
-            in_line = {step for step in steps if self.state.is_queued(step)}
-            self.had_turn_at_stop = self.ever_handed_out | in_line
+            self.unscheduled_at_stop = steps - self.ever_scheduled - self.status.keys()
+            queued = {step for step in steps if self.state.is_queued(step)}
+            self.ready_at_stop = self.ever_scheduled | queued
 
-    # The books.
+    # Checks.
 
     def settle(self, node: int, status: StepStatus) -> None:
         assert node not in self.status
@@ -443,7 +443,7 @@ class Simulation:
             self.check()
 
     def apply(self, event: Event) -> None:
-        """Apply an event, by the short forms where the driver uses them."""
+        """Apply an event, in the short form where the driver uses it."""
         state, step = self.state, self.plan.index.get(getattr(event, "step", ""))
         has_short_form = (
             step is not None and not state.is_limited and self.plan.steps[step].is_plain
@@ -456,7 +456,7 @@ class Simulation:
             state.apply(event)
 
     def room(self, node: int) -> int:
-        """How many more units like this one may go in."""
+        """Return how many more nodes like this one the limits admit."""
         pool, limit = self.state.step_runs.steps[node].pool, self.scenario.max_concurrency
         rooms = [99 if limit is None else limit - len(self.in_flight)]
         if pool is not None:
@@ -466,13 +466,13 @@ class Simulation:
             rooms.append(pool.size - len(sharing))
         return min(rooms)
 
-    def check_that_nobody_waits_in_vain(self) -> None:
+    def check_that_no_queued_node_fits(self) -> None:
         for node in range(len(self.state.step_runs.steps)):
             if self.state.is_queued(node) or node in self.queued:
                 assert self.room(node) == 0
 
     def check(self) -> None:
-        """Hold the state to the books."""
+        """Compare the state with what the simulation tracks."""
         for node in self.in_flight:
             assert self.room(node) >= 0
         steps = range(len(self.plan.steps))
@@ -486,9 +486,9 @@ class Simulation:
             latest = self.state.latest_attempt(node)
             assert (0 if latest is None else latest.attempt) == self.attempts.get(node, 0)
             assert (self.state.running_attempt(node) is not None) == (node in self.running)
-        step_runs = list(range(len(self.state.step_runs.steps)))
-        scheduled = list(filter(self.state.is_scheduled, step_runs))
-        assert scheduled == [node for node in step_runs if node in self.handed_out]
+        nodes = range(len(self.state.step_runs.steps))
+        scheduled = list(filter(self.state.is_scheduled, nodes))
+        assert scheduled == [node for node in nodes if node in self.scheduled]
 
 
 def facts(report: RunReport) -> tuple[Any, ...]:
@@ -496,7 +496,7 @@ def facts(report: RunReport) -> tuple[Any, ...]:
 
 
 def replayed(scenario: Scenario, events: Sequence[Event]) -> RunState:
-    """Where a run stands after these events, without anything that a driver asks for."""
+    """Return the state of a run after these events, without a driver."""
     state = scenario.state(scenario.plan())
     for event in events:
         state.apply(event)
@@ -505,7 +505,7 @@ def replayed(scenario: Scenario, events: Sequence[Event]) -> RunState:
 
 class TestAnyRun:
     @given(scenarios())
-    def test_every_step_has_exactly_one_result_and_every_rule_holds_at_every_event(
+    def test_every_step_has_exactly_one_result_and_the_invariants_hold_after_every_event(
         self, scenario: Scenario
     ) -> None:
         simulation = Simulation(scenario)
@@ -539,7 +539,7 @@ class TestAnyRun:
             assert len(events) == result.attempts
 
     @given(scenarios(stops=False))
-    def test_without_fail_fast_exactly_what_a_failure_or_a_condition_leads_to_is_skipped(
+    def test_without_fail_fast_only_dependents_of_failures_and_unmet_conditions_are_skipped(
         self, scenario: Scenario
     ) -> None:
         report = Simulation(scenario).run()
@@ -573,7 +573,7 @@ class TestAnyRun:
                 assert cause in nx.ancestors(oracle, result.step_name)
 
     @given(scenarios())
-    def test_a_stop_skips_exactly_what_was_not_handed_out_but_clean_up_steps(
+    def test_a_stop_skips_exactly_the_unscheduled_steps_except_clean_up_steps(
         self, scenario: Scenario
     ) -> None:
         simulation = Simulation(scenario)
@@ -582,7 +582,7 @@ class TestAnyRun:
 
         index = simulation.plan.index
         skipped = {index[name] for name in report if report[name].status is SKIPPED}
-        stopped = simulation.not_handed_out_at_stop
+        stopped = simulation.unscheduled_at_stop
         if stopped is None:
             assert simulation.state.stop_reason is None
             assert not report.cancelled
@@ -598,7 +598,7 @@ class TestAnyRun:
         assert simulation.state.has_timed_out is simulation.timed_out
 
     @given(scenarios())
-    def test_the_outcome_is_what_the_report_says(self, scenario: Scenario) -> None:
+    def test_the_outcome_matches_the_report(self, scenario: Scenario) -> None:
         simulation = Simulation(scenario)
 
         report = simulation.run()
@@ -619,7 +619,7 @@ class TestAnyRun:
         assert (again.ready(), again.unreachable()) == ([], [])
 
     @given(scenarios(), st.floats(0, 1))
-    def test_after_any_part_of_a_run_only_what_has_not_started_is_handed_out(
+    def test_a_replay_of_any_part_of_a_run_schedules_only_unstarted_steps(
         self, scenario: Scenario, part: float
     ) -> None:
         simulation = Simulation(scenario)
@@ -642,4 +642,6 @@ class TestAnyRun:
             assert len(in_flight) + len(batch) <= scenario.max_concurrency
         if state.stop_reason is not None:
             assert all(state.is_exempt_from_stop(node) for node in batch)
-        assert has_started.isdisjoint(simulation.name(doom.step) for doom in state.unreachable())
+        assert has_started.isdisjoint(
+            simulation.name(skipped.step) for skipped in state.unreachable()
+        )

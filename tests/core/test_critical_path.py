@@ -26,7 +26,7 @@ def path_of(*results: StepResult) -> list[str]:
     return RunReport("r1", results, total_duration_ms=1.0, wall_time=1.0).critical_path
 
 
-def test_it_is_the_chain_that_took_longest_not_the_one_with_most_steps() -> None:
+def test_the_critical_path_is_the_chain_with_the_longest_time_not_with_the_most_steps() -> None:
     path = path_of(
         ran("a", 1), ran("b", 2), ran("c", 1, "a"), ran("d", 3, "b", "a"), ran("e", 1, "c")
     )
@@ -34,11 +34,11 @@ def test_it_is_the_chain_that_took_longest_not_the_one_with_most_steps() -> None
     assert path == ["b", "d"]
 
 
-def test_a_step_that_stands_alone_may_be_the_longest_chain() -> None:
+def test_a_single_step_may_be_the_longest_chain() -> None:
     assert path_of(ran("a", 1), ran("alone", 9), ran("b", 1, "a")) == ["alone"]
 
 
-def test_steps_that_failed_or_were_cut_short_took_time_too() -> None:
+def test_failed_and_cancelled_steps_count_with_their_time() -> None:
     assert path_of(
         ran("a", 5, status=StepStatus.FAILED),
         ran("b", 7, status=StepStatus.CANCELLED),
@@ -46,13 +46,13 @@ def test_steps_that_failed_or_were_cut_short_took_time_too() -> None:
     ) == ["b"]
 
 
-def test_of_equal_chains_it_is_the_one_that_comes_first() -> None:
+def test_the_first_of_several_equal_chains_is_the_critical_path() -> None:
     assert path_of(ran("a", 1), ran("b", 1)) == ["a"]
     assert path_of(ran("a", 1), ran("b", 1), ran("c", 1, "b", "a")) == ["a", "c"]
     assert path_of(ran("a", 1), ran("b", 0, "a")) == ["a"]
 
 
-def test_what_takes_no_time_belongs_to_the_chain_if_more_comes_behind_it() -> None:
+def test_a_step_of_no_duration_belongs_to_the_path_if_longer_steps_follow() -> None:
     assert path_of(ran("a", 0), ran("b", 0, "a"), ran("c", 1, "b")) == ["a", "b", "c"]
 
 
@@ -64,30 +64,30 @@ def test_a_report_in_which_nothing_started_has_an_empty_path() -> None:
     assert path_of(skipped("a"), skipped("b", "a")) == []
 
 
-def test_it_leads_through_a_step_that_was_skipped() -> None:
+def test_the_path_leads_through_a_skipped_step() -> None:
     path = path_of(ran("a", 5), ran("b", 6), skipped("skipped", "a"), ran("c", 2, "skipped"))
 
     assert path == ["a", "c"]
 
 
-def test_a_step_that_never_started_took_no_time_whatever_stands_in_it() -> None:
+def test_a_step_that_never_started_counts_as_zero_whatever_its_duration() -> None:
     never = StepResult("a", StepStatus.SKIPPED, duration_ms=9.0)
 
     assert path_of(never, ran("b", 1)) == ["b"]
 
 
-def test_dependencies_that_no_run_could_have_had_do_not_break_it() -> None:
+def test_impossible_dependencies_do_not_break_it() -> None:
     assert path_of(ran("a", 1, "ghost", "a", "b"), ran("b", 2, "a")) == ["a", "b"]
 
 
-def test_a_chain_of_10_000_steps_is_no_problem() -> None:
+def test_a_chain_of_10_000_steps_needs_no_recursion() -> None:
     steps = [ran("s0", 1), *(ran(f"s{at}", 1, f"s{at - 1}") for at in range(1, 10_000))]
 
     assert path_of(*steps) == [step.step_name for step in steps]
 
 
 @given(graphs(), st.data())
-def test_it_is_as_long_as_networkx_finds(edges: Edges, data: st.DataObject) -> None:
+def test_the_path_is_as_long_as_the_one_of_networkx(edges: Edges, data: st.DataObject) -> None:
     oracle = oracle_of(edges)
     lasted = {name: data.draw(st.integers(0, 3) | st.none(), name) for name in edges}
     order = list(nx.topological_sort(oracle))
@@ -111,9 +111,7 @@ def test_it_is_as_long_as_networkx_finds(edges: Edges, data: st.DataObject) -> N
 
 
 @given(graphs(), st.data())
-def test_it_is_the_only_longest_chain_if_there_is_but_one(
-    edges: Edges, data: st.DataObject
-) -> None:
+def test_a_unique_longest_chain_is_the_critical_path(edges: Edges, data: st.DataObject) -> None:
     oracle = oracle_of(edges)
     # Powers of two: no two sets of steps have the same sum.
     powers = data.draw(st.permutations([2**number for number in range(len(edges))]))

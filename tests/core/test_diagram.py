@@ -1,4 +1,4 @@
-"""A diagram is text that Mermaid can read, whatever the steps are called."""
+"""A Mermaid diagram is valid whatever the names of its steps."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def test_an_arrow_leads_from_a_step_to_those_that_depend_on_it() -> None:
     )
 
 
-def test_a_run_shows_what_became_of_each_step() -> None:
+def test_the_diagram_of_a_run_shows_the_status_of_each_step() -> None:
     results = [
         StepResult("a", StepStatus.SUCCESS, 1, 3.4, started_ms=0.0),
         StepResult("b", StepStatus.FAILED, 1, 120.0, started_ms=0.0, depends_on=("a",)),
@@ -69,7 +69,7 @@ def test_a_run_shows_what_became_of_each_step() -> None:
     )
 
 
-def test_a_run_that_goes_on_can_be_drawn() -> None:
+def test_a_run_in_progress_can_be_drawn() -> None:
     results = {
         "a": StepResult("a", StepStatus.RUNNING, 1, 0.0),
         "b": StepResult("b", StepStatus.PENDING),
@@ -84,19 +84,19 @@ def test_a_run_that_goes_on_can_be_drawn() -> None:
     assert drawn.endswith("    classDef running fill:#dbeafe,stroke:#1d4ed8,color:#1e3a8a")
 
 
-def test_the_text_of_each_status_can_be_read_on_its_ground() -> None:
+def test_the_text_of_each_status_has_enough_contrast() -> None:
     results = {status: StepResult(status, status) for status in StepStatus}
 
     drawn = to_mermaid({status: [] for status in StepStatus}, results)
 
     classes = re.findall(r"classDef \w+ fill:#(\w+),stroke:#\w+,color:#(\w+)", drawn)
     assert len(classes) == len(StepStatus)
-    # WCAG 2.2 asks for 4.5 at least, and for 7 at its highest level.
+    # WCAG 2.2 requires 4.5 at level AA and 7 at level AAA.
     assert all(contrast(fill, text) >= 7 for fill, text in classes)
 
 
 def contrast(one: str, other: str) -> float:
-    """How far two colours are apart, as WCAG 2.2 defines it: from 1 to 21."""
+    """Return the contrast ratio of two colours by WCAG 2.2, from 1 to 21."""
     darker, lighter = sorted(map(luminance, (one, other)))
     return (lighter + 0.05) / (darker + 0.05)
 
@@ -114,7 +114,7 @@ def test_an_empty_pipeline_is_an_empty_diagram() -> None:
     assert RunReport("r1", [], total_duration_ms=1.0, wall_time=1.0).to_mermaid() == "flowchart LR"
 
 
-def test_a_dependency_that_is_no_step_is_drawn_too() -> None:
+def test_an_unknown_dependency_is_drawn_too() -> None:
     assert to_mermaid({"a": ["ghost", "a"]}) == (
         'flowchart LR\n    s0["a"]\n    s1["ghost"]\n    s1 --> s0\n    s0 --> s0'
     )
@@ -124,12 +124,12 @@ def test_a_repeated_dependency_has_one_arrow() -> None:
     assert to_mermaid({"a": [], "b": iter(["a", "a"])}).count("-->") == 1
 
 
-def test_a_result_of_no_step_is_not_drawn() -> None:
+def test_a_result_without_a_step_is_not_drawn() -> None:
     assert to_mermaid({}, {"a": StepResult("a", StepStatus.SUCCESS)}) == "flowchart LR"
 
 
 @pytest.mark.parametrize("name", ["extract", "my_step-2", "größe 日本 🚀", "end", "a b"])
-def test_a_plain_name_stands_in_the_text_as_it_is(name: str) -> None:
+def test_a_plain_name_is_not_escaped(name: str) -> None:
     assert label_of(name) == name
 
 
@@ -154,16 +154,16 @@ def test_a_plain_name_stands_in_the_text_as_it_is(name: str) -> None:
         ("", " "),
     ],
 )
-def test_what_mermaid_could_read_is_written_as_its_code(name: str, label: str) -> None:
+def test_special_characters_are_escaped(name: str, label: str) -> None:
     assert label_of(name) == label
 
 
 @given(st.text())
-def test_whatever_the_name_the_label_has_no_special_characters_but_codes(name: str) -> None:
+def test_a_label_has_no_special_character_outside_of_an_escape(name: str) -> None:
     without_codes = re.sub(r"#\d+;", "", label_of(name))
 
     assert not re.search(r"""[!-,./:-@\[-^`{-~]""", without_codes)
-    without_codes.encode()  # so there is no half of a character among them
+    without_codes.encode()  # raises for a lone surrogate
 
 
 @given(st.text(st.characters(exclude_categories=["C", "Z"]), min_size=1))

@@ -1,4 +1,4 @@
-"""An error names the thing, its state and the way out; what it says stands in attributes too."""
+"""An error names the thing, its state and the way out, and has the same facts as attributes."""
 
 from __future__ import annotations
 
@@ -185,7 +185,7 @@ def test_the_table_holds_every_error_of_the_package() -> None:
 
 
 @each_error
-def test_an_error_says_in_its_message_and_its_attributes_what_is_wrong(
+def test_an_error_has_its_facts_in_its_message_and_its_attributes(
     make: Callable[[], Exception], base: type[Exception], attributes: dict[str, Any], message: str
 ) -> None:
     error = make()
@@ -196,7 +196,7 @@ def test_an_error_says_in_its_message_and_its_attributes_what_is_wrong(
 
 @each_error
 @pytest.mark.parametrize("protocol", range(2, pickle.HIGHEST_PROTOCOL + 1))
-def test_a_pickled_error_comes_back_with_its_attributes_and_notes(
+def test_an_unpickled_error_has_its_attributes_and_notes(
     make: Callable[[], Exception],
     base: type[Exception],
     attributes: dict[str, Any],
@@ -225,7 +225,7 @@ def test_a_copied_error_keeps_its_attributes(
 
 
 @each_error
-def test_the_repr_of_an_error_shows_what_it_was_made_of(
+def test_the_repr_of_an_error_shows_its_attributes(
     make: Callable[[], Exception], base: type[Exception], attributes: dict[str, Any], message: str
 ) -> None:
     shown = repr(make())
@@ -234,11 +234,11 @@ def test_the_repr_of_an_error_shows_what_it_was_made_of(
     assert all(repr(value) in shown or f"{value:g} ms" in shown for value in values), shown
 
 
-def test_a_step_that_was_cancelled_from_inside_is_not_a_cancellation() -> None:
+def test_a_step_cancelled_error_is_not_a_cancellation() -> None:
     assert not issubclass(StepCancelledError, asyncio.CancelledError)
 
 
-def test_a_step_timeout_writes_short_and_long_limits_readably() -> None:
+def test_a_step_timeout_formats_short_and_long_limits_readably() -> None:
     messages = [str(StepTimeoutError("a", 1, limit)) for limit in (0.25, 50, 30_000.0)]
 
     assert [message.partition("exceeded ")[2] for message in messages] == [
@@ -252,12 +252,12 @@ def test_a_restored_error_needs_no_traceback() -> None:
     assert RestoredError("ValueError", "boom").traceback == ""
 
 
-def test_the_nearest_name_is_offered_if_there_is_one() -> None:
+def test_the_nearest_name_is_suggested_if_there_is_one() -> None:
     assert did_you_mean("extrakt", ["load", "extract", "extra"]) == " (did you mean 'extract'?)"
     assert did_you_mean("extrakt", iter(["extract"])) == " (did you mean 'extract'?)"
     assert did_you_mean("zzz", ["load", "extract"]) == ""
     assert did_you_mean("zzz", []) == ""
 
 
-# Of the mutants that mutmut makes of `_errors`, two survive, which ask `difflib` in `did_you_mean`
-# for more words than the best one: only the first is used.
+# Of the mutants that mutmut makes of `_core.errors`, two survive: in `did_you_mean` they ask
+# `difflib` for more than one name, and only the first is used.

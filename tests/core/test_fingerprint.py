@@ -1,4 +1,4 @@
-"""A stored result is told to be still that of its step by which data the step asks for."""
+"""The fingerprint of a step is the data that its action asks for, and its version."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from asyncflow._core.resume import Fingerprints, difference
 
 async def source(): ...
 async def two(a, b): ...
-async def two_turned(b, a): ...
+async def two_swapped(b, a): ...
 async def keyword(*, a, b=1): ...
 async def some(a, **more): ...
-async def any_of_it(**outputs): ...
+async def takes_all(**outputs): ...
 async def nothing(): ...
 
 
@@ -32,30 +32,30 @@ def of(action, *arguments, **options):
         (nothing, (), {}, "()"),
         (nothing, ["a"], {}, "()"),
         (two, ["a", "b"], {}, "(a, b)"),
-        (two_turned, ["a", "b"], {}, "(a, b)"),
+        (two_swapped, ["a", "b"], {}, "(a, b)"),
         (keyword, ["a"], {}, "(a, b)"),
         (two, {"a": "c", "b": "b"}, {}, "(a=c, b=b)"),
         (partial(two, 1), ["b"], {}, "(b)"),
         (partial(two, b=1), ["a"], {}, "(a)"),
-        (any_of_it, (), {}, "()"),
-        (any_of_it, ["a", "b"], {}, "(**)"),
-        (any_of_it, {"y": "b", "z": "a"}, {}, "(**, y=b, z=a)"),
+        (takes_all, (), {}, "()"),
+        (takes_all, ["a", "b"], {}, "(**)"),
+        (takes_all, {"y": "b", "z": "a"}, {}, "(**, y=b, z=a)"),
         (some, {"a": "b", "z": "c"}, {}, "(**, a=b, z=c)"),
         (partial(some, 1), ["b"], {}, "(**)"),
         (two, ["a", "b"], {"map_over": "a"}, "(a, b) for each of a"),
     ],
 )
-def test_it_is_which_data_the_action_asks_for(action, depends_on, options, text):
+def test_a_fingerprint_is_the_data_that_the_action_asks_for(action, depends_on, options, text):
     assert of(action, depends_on, **options) == (text, "")
 
 
-def test_how_a_step_is_run_is_no_part_of_it():
+def test_policies_are_not_part_of_a_fingerprint():
     policies = {"max_retries": 5, "timeout_ms": None, "retry": 3, "secret": True, "max_crashes": 0}
 
     assert of(two, ["a", "b"], **policies) == of(two, ["b", "a"])
 
 
-def test_they_are_a_mapping_that_survives_without_the_plan():
+def test_pickled_fingerprints_are_a_dict_without_the_plan():
     fingerprints = Fingerprints(plan([WorkflowStep("a", source, version="2")]))
 
     assert fingerprints == {"a": ("()", "2")}
@@ -67,7 +67,7 @@ def test_they_are_a_mapping_that_survives_without_the_plan():
 
 
 @pytest.mark.parametrize(
-    ("stored", "now", "said"),
+    ("stored", "now", "description"),
     [
         (("(a)", "1"), ("(a)", "1"), None),
         (("(a)", "1"), ("(a)", "2"), "its version is '2', and was '1'"),
@@ -75,5 +75,5 @@ def test_they_are_a_mapping_that_survives_without_the_plan():
         (("(a)", ""), ("(b)", "2"), "its version is '2', and was ''"),
     ],
 )
-def test_a_difference_is_told_in_words(stored, now, said):
-    assert difference(stored, now) == said
+def test_a_difference_is_described(stored, now, description):
+    assert difference(stored, now) == description

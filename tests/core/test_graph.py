@@ -1,4 +1,4 @@
-"""What is a valid pipeline, in which order and tiers it runs, and how actions get their data."""
+"""Pipelines are validated, sorted into tiers, and bound to their data by parameter name."""
 
 from __future__ import annotations
 
@@ -52,14 +52,14 @@ class TestOrder:
         assert sum(map(len, tiers)) == len(edges)
 
     @given(graphs())
-    def test_the_steps_of_a_tier_stand_in_the_order_of_declaration(self, edges: Edges) -> None:
+    def test_the_steps_of_a_tier_are_in_the_order_of_declaration(self, edges: Edges) -> None:
         declared = list(edges)
 
         for tier in parallel_groups(steps_of(edges)):
             assert tier == sorted(tier, key=declared.index)
 
     @given(graphs())
-    def test_the_order_is_the_tiers_one_after_the_other(self, edges: Edges) -> None:
+    def test_the_topological_order_is_the_concatenation_of_the_tiers(self, edges: Edges) -> None:
         steps = steps_of(edges)
 
         order = topological_sort(steps)
@@ -76,7 +76,7 @@ class TestOrder:
         assert topological_sort(steps_of(shuffled)) == topological_sort(steps_of(edges))
 
     @given(graphs())
-    def test_a_plan_keeps_each_edge_in_both_directions(self, edges: Edges) -> None:
+    def test_a_plan_stores_each_edge_in_both_directions(self, edges: Edges) -> None:
         planned = plan(steps_of(edges))
 
         names = [step.name for step in planned.steps]
@@ -88,7 +88,7 @@ class TestOrder:
                 other for other in edges if name in edges[other]
             ]
 
-    def test_nothing_is_a_pipeline_too(self) -> None:
+    def test_an_empty_pipeline_is_valid(self) -> None:
         assert topological_sort([]) == []
         assert parallel_groups([]) == []
         assert plan([]).order == []
@@ -132,7 +132,7 @@ class TestRefusal:
         assert refused.value.cycle == ["a", "b", "a"]
         assert str(refused.value) == "steps depend on each other in a circle: a -> b -> a"
         assert isinstance(refused.value, ValueError)
-        assert refused.value.__context__ is None  # how we find it is nobody's business
+        assert refused.value.__context__ is None  # the search is an implementation detail
 
     def test_a_cycle_leads_from_each_step_to_one_that_depends_on_it(self) -> None:
         with pytest.raises(CyclicDependencyError) as refused:
@@ -140,7 +140,7 @@ class TestRefusal:
 
         assert refused.value.cycle == ["b", "c", "a", "b"]
 
-    def test_a_cycle_begins_with_the_step_of_it_that_was_declared_first(self) -> None:
+    def test_a_cycle_begins_with_its_step_that_was_declared_first(self) -> None:
         edges: Edges = {"root": [], "tail": ["y"], "x": ["root", "z"], "y": ["x"], "z": ["y"]}
 
         with pytest.raises(CyclicDependencyError) as refused:
@@ -163,7 +163,7 @@ class TestRefusal:
         )
         assert refused.value.__suppress_context__
 
-    def test_an_unknown_dependency_that_is_near_to_nothing_gets_no_guess(self) -> None:
+    def test_an_unknown_dependency_without_a_similar_name_gets_no_suggestion(self) -> None:
         with pytest.raises(ValueError, match=r"^step 'a' depends on unknown step 'zzz'$"):
             parallel_groups(steps_of({"a": ["zzz"]}))
 
@@ -179,7 +179,7 @@ class TestRefusal:
         "steps",
         ["ab", [None], [("a", nothing)], {"a": WorkflowStep("a", nothing)}, [WorkflowStep]],
     )
-    def test_what_is_no_step_is_refused(self, steps: Any) -> None:
+    def test_an_object_that_is_not_a_step_is_refused(self, steps: Any) -> None:
         kind = type(next(iter(steps))).__name__
 
         with pytest.raises(TypeError) as refused:
@@ -188,7 +188,7 @@ class TestRefusal:
         assert str(refused.value) == f"a pipeline is made of WorkflowStep objects, not {kind}"
 
     @pytest.mark.parametrize("steps", [None, 1, WorkflowStep("a", nothing), WorkflowStep])
-    def test_what_is_no_list_of_steps_is_refused(self, steps: Any) -> None:
+    def test_an_object_that_is_not_a_list_of_steps_is_refused(self, steps: Any) -> None:
         with pytest.raises(TypeError) as refused:
             plan(steps)
 
@@ -197,19 +197,19 @@ class TestRefusal:
         )
 
 
-class TestShape:
+class TestDependencyView:
     @given(graphs())
-    def test_a_shape_is_the_plan_as_names_in_topological_order(self, edges: Edges) -> None:
+    def test_a_dependency_view_maps_names_in_topological_order(self, edges: Edges) -> None:
         steps = steps_of(edges)
 
-        shape = DependencyView(plan(steps))
+        view = DependencyView(plan(steps))
 
-        assert dict(shape) == {name: tuple(needs) for name, needs in edges.items()}
-        assert list(shape) == topological_sort(steps)
-        assert len(shape) == len(edges)
-        assert repr(shape) == repr(dict(shape))
+        assert dict(view) == {name: tuple(needs) for name, needs in edges.items()}
+        assert list(view) == topological_sort(steps)
+        assert len(view) == len(edges)
+        assert repr(view) == repr(dict(view))
 
-    def test_a_pickled_shape_is_a_dict_without_actions(self) -> None:
+    def test_a_pickled_view_is_a_dict_without_actions(self) -> None:
         edges: Edges = {"b": ["a"], "a": []}
         steps = [WorkflowStep(name, lambda: nothing(), needs) for name, needs in edges.items()]
 
@@ -219,7 +219,7 @@ class TestShape:
         assert list(back) == ["a", "b"]
         assert type(back) is dict
 
-    def test_a_shape_knows_no_other_step(self) -> None:
+    def test_a_view_raises_key_error_for_an_unknown_step(self) -> None:
         with pytest.raises(KeyError):
             DependencyView(plan([]))["a"]
 
@@ -234,7 +234,7 @@ def assert_equal(one: Plan, other: Plan) -> None:
 
 class TestTargets:
     @given(graphs(), st.data())
-    def test_the_plan_holds_the_targets_and_all_that_they_depend_on(
+    def test_the_plan_holds_the_targets_and_all_their_ancestors(
         self, edges: Edges, data: st.DataObject
     ) -> None:
         steps = steps_of(edges)
@@ -244,9 +244,9 @@ class TestTargets:
 
         oracle = oracle_of(edges)
         needed = set(targets).union(*(nx.ancestors(oracle, target) for target in targets))
-        kept = [step for step in steps if step.name in needed]
-        assert_equal(planned, plan(kept))
-        assert list(planned.index) == [step.name for step in kept]
+        expected = [step for step in steps if step.name in needed]
+        assert_equal(planned, plan(expected))
+        assert list(planned.index) == [step.name for step in expected]
 
     def test_without_targets_all_steps_are_run(self) -> None:
         steps = steps_of(DIAMOND)
@@ -277,7 +277,7 @@ class TestTargets:
         assert str(refused.value) == message
 
     @pytest.mark.parametrize("targets", ["a", "extract", 3, True, nothing])
-    def test_what_is_no_list_of_names_is_refused(self, targets: Any) -> None:
+    def test_targets_that_are_not_a_list_of_names_are_refused(self, targets: Any) -> None:
         with pytest.raises(TypeError) as refused:
             plan(steps_of({"a": []}), targets)
 
@@ -289,11 +289,11 @@ class TestTargets:
         ("others", "what"),
         [({"x": ["y"], "y": ["x"]}, "circle"), ({"x": ["y"]}, "unknown step 'y'")],
     )
-    def test_what_is_left_out_must_be_valid_too(self, others: Edges, what: str) -> None:
+    def test_steps_outside_of_the_targets_must_be_valid_too(self, others: Edges, what: str) -> None:
         with pytest.raises(ValueError, match=what):
             plan(steps_of({"a": [], **others}), ["a"])
 
-    def test_a_clean_up_step_without_dependencies_does_not_bring_all_others_with_it(self) -> None:
+    def test_a_clean_up_target_without_dependencies_does_not_select_all_other_steps(self) -> None:
         tidy = WorkflowStep("tidy", nothing, run_if="always")
         steps = [tidy, *steps_of({"a": [], "b": ["a"]})]
 
@@ -330,7 +330,7 @@ class TestCleanUp:
             "log": ("a", "b"),
         }
 
-    def test_one_that_names_its_dependencies_comes_after_these(self) -> None:
+    def test_a_clean_up_step_that_names_its_dependencies_comes_after_them(self) -> None:
         steps = [cleanup("tidy", ["a"]), *steps_of({"a": [], "b": ["a"], "c": ["b"]})]
 
         planned = plan(steps)
@@ -339,7 +339,7 @@ class TestCleanUp:
         assert dict(DependencyView(planned))["tidy"] == ("a",)
         assert planned.cleanups == {0}
 
-    def test_what_depends_on_one_comes_after_it_and_is_no_dependency_of_it(self) -> None:
+    def test_a_dependent_of_a_clean_up_step_comes_after_it_and_is_not_its_dependency(self) -> None:
         steps = [
             *(cleanup("one"), cleanup("two")),
             *steps_of({"a": [], "after": ["one"], "last": ["a", "after"]}),
@@ -352,13 +352,13 @@ class TestCleanUp:
         assert dict(DependencyView(planned))["one"] == ("a", "own")
         assert dict(DependencyView(planned))["two"] == ("a", "own")
 
-    def test_clean_up_steps_may_be_all_there_is(self) -> None:
+    def test_a_pipeline_may_consist_of_clean_up_steps_only(self) -> None:
         steps = [cleanup("one"), cleanup("two"), *steps_of({"after": ["two"]})]
 
         assert parallel_groups(steps) == [["one", "two"], ["after"]]
         assert dict(DependencyView(plan(steps))) == {"one": (), "two": (), "after": ("two",)}
 
-    def test_one_is_never_shown_as_a_part_of_a_cycle_among_the_others(self) -> None:
+    def test_a_clean_up_step_is_never_shown_in_a_cycle_of_other_steps(self) -> None:
         steps = [cleanup("tidy"), *steps_of({"a": ["b"], "b": ["a"]})]
 
         with pytest.raises(CyclicDependencyError) as refused:
@@ -367,7 +367,7 @@ class TestCleanUp:
         assert refused.value.cycle == ["a", "b", "a"]
 
     @given(graphs(), st.data())
-    def test_they_make_no_cycle_and_come_after_all_but_what_comes_after_them(
+    def test_clean_up_steps_make_no_cycle_and_follow_all_steps_but_their_descendants(
         self, edges: Edges, data: st.DataObject
     ) -> None:
         chosen = data.draw(st.sets(st.sampled_from(list(edges)))) if edges else set()
@@ -376,17 +376,17 @@ class TestCleanUp:
             for name, needs in edges.items()
         ]
 
-        shape = DependencyView(plan(steps))
+        view = DependencyView(plan(steps))
 
         last = {name for name in chosen if not edges[name]}
         oracle = oracle_of(edges)
         after_them = last.union(*(nx.descendants(oracle, name) for name in last))
         others = tuple(name for name in edges if name not in after_them)
         for name, needs in edges.items():
-            assert shape[name] == (others if name in last else tuple(needs))
+            assert view[name] == (others if name in last else tuple(needs))
         assert set(topological_sort(steps)) == edges.keys()
 
-    def test_steps_with_policies_are_known(self) -> None:
+    def test_a_plan_lists_the_steps_with_special_policies(self) -> None:
         steps = [
             WorkflowStep("a", nothing, max_retries=3, timeout_ms=5, retry=7),
             WorkflowStep("b", nothing, when=bool),
@@ -424,7 +424,7 @@ class TestSize:
         assert tiers == [[f"s{i}"] for i in range(count)]
 
     @pytest.mark.exhaustive
-    def test_a_circle_of_100_000_steps_is_found(self) -> None:
+    def test_a_cycle_of_100_000_steps_is_found(self) -> None:
         count = 100_000
         steps = [WorkflowStep(f"s{i}", nothing, [f"s{i - 1}"]) for i in range(1, count)]
 
@@ -443,7 +443,7 @@ class TestSize:
         assert ratio < 5 * 2
 
     @pytest.mark.exhaustive
-    def test_one_step_of_100_000_dependencies_is_planned_in_linear_time(self) -> None:
+    def test_one_step_with_100_000_dependencies_is_planned_in_linear_time(self) -> None:
         def fan(count: int) -> list[WorkflowStep]:
             middle = [WorkflowStep(f"s{i}", nothing) for i in range(count)]
             return [*middle, WorkflowStep("end", nothing, [step.name for step in middle])]
@@ -457,7 +457,7 @@ class TestSize:
 
 def traces() -> list[Any]:
     files = sorted(TRACES.rglob("*.json"))
-    absent = pytest.mark.skip(reason="no workflow traces here; ASYNCFLOW_TRACES tells where")
+    absent = pytest.mark.skip(reason="no workflow traces; set ASYNCFLOW_TRACES to their folder")
     return [pytest.param(file, id=file.stem) for file in files] or [
         pytest.param(None, id="absent", marks=absent)
     ]
@@ -489,9 +489,9 @@ class Method:
 def binding_of(
     action: Callable[..., Any], depends_on: Any = (), inputs: Iterable[str] = ()
 ) -> dict[str, str]:
-    """Which argument comes from where: ``"<a"`` for the output of step a, ``"url"`` for an input.
+    """Return the source of each argument: ``"<a"`` is the output of step a, ``"url"`` an input.
 
-    Steps a, b, c and "two words" stand before the step "load".
+    The step "load" comes after the steps a, b, c and "two words".
     """
     others = [WorkflowStep(name, nothing) for name in ("a", "b", "c", "two words")]
     planned = plan([*others, WorkflowStep("load", action, depends_on)])
@@ -520,11 +520,11 @@ class TestBinding:
             (takes_a, ["b", "a"], [], {"a": "<a"}),
             (takes_a_and_b, ["b", "a"], [], {"a": "<a", "b": "<b"}),
             (Method().load, ["a"], [], {"a": "<a"}),
-            # One with the name of an input receives that.
+            # A parameter with the name of an input receives that input.
             (takes_a, [], ["a"], {"a": "a"}),
             (takes_a, ["b"], ["a", "c"], {"a": "a"}),
             (takes_a_and_b, ["b"], ["a"], {"a": "a", "b": "<b"}),
-            # A mapping gives a dependency to a parameter of another name, and to no other one.
+            # A mapping binds a dependency to a parameter of another name only.
             (takes_a, {"a": "b"}, [], {"a": "<b"}),
             (takes_a_and_b, {"a": "b", "b": "a"}, [], {"a": "<b", "b": "<a"}),
             (takes_a_and_b, {"a": "c", "b": "c"}, [], {"a": "<c", "b": "<c"}),
@@ -543,7 +543,7 @@ class TestBinding:
             (takes_a_and_all, ["b", "a"], [], {"a": "<a", "b": "<b"}),
             (takes_a_and_all, ["b", "c"], ["a"], {"a": "a", "b": "<b", "c": "<c"}),
             (takes_only_optional_positional, ["a"], [], {"a": "<a"}),
-            # What a partial binds is left alone.
+            # A parameter that a partial binds is not bound again.
             (functools.partial(takes_a_and_b, 1), ["a", "b"], [], {"b": "<b"}),
             (functools.partial(takes_a_and_b, b=1), ["a", "b"], ["c"], {"a": "<a"}),
             (functools.partial(takes_a, a=1), ["a"], ["a"], {}),
@@ -596,7 +596,7 @@ class TestBinding:
             f"nothing provides parameter {parameter!r} of step 'load': {why}"
         )
 
-    def test_the_parameter_of_a_condition_is_told_from_one_of_the_action(self) -> None:
+    def test_a_missing_parameter_of_a_condition_is_attributed_to_the_condition(self) -> None:
         async def load(q: int) -> None: ...
 
         steps = [
@@ -611,7 +611,7 @@ class TestBinding:
             "'use' is received as 'q' there"
         )
 
-    def test_the_nearest_dependency_or_input_is_offered(self) -> None:
+    def test_the_nearest_dependency_or_input_is_suggested(self) -> None:
         async def load(word: str) -> None: ...
 
         with pytest.raises(ValueError, match=r"run input \(did you mean 'words'\?\)$"):
@@ -672,7 +672,7 @@ class TestMapOver:
             (takes_all, {"x": "a"}, (("x", ITEM),)),
         ],
     )
-    def test_the_item_stands_in_the_place_of_the_output(
+    def test_an_item_takes_the_place_of_the_output(
         self, action: Callable[..., Any], depends_on: Any, expected: Binding
     ) -> None:
         steps = [WorkflowStep(name, nothing) for name in "ab"]
@@ -680,7 +680,7 @@ class TestMapOver:
 
         assert bind(planned) == [(), (), expected]
 
-    def test_its_place_is_no_step(self) -> None:
+    def test_the_item_marker_is_not_the_number_of_a_step(self) -> None:
         assert ITEM not in plan(steps_of({"a": [], "b": []})).index.values()
 
 
@@ -704,7 +704,7 @@ class TestConditions:
         assert bind(planned, {"url"})[2] == (("a", 0),)
         assert bind_conditions(plan(steps_of({"a": []}))) == {}
 
-    def test_a_condition_of_a_mapped_step_sees_all_that_it_maps_over(self) -> None:
+    def test_the_condition_of_a_mapped_step_receives_the_whole_output(self) -> None:
         def when(a: list[int]) -> bool:
             return bool(a)
 
@@ -726,7 +726,7 @@ class TestConditions:
 
         assert bind_conditions(planned) == {1: (("x", 0),)}
 
-    def test_what_nothing_provides_to_a_condition_is_refused(self) -> None:
+    def test_a_condition_parameter_that_nothing_provides_is_refused(self) -> None:
         def when(rows: int) -> bool:
             return bool(rows)
 
@@ -737,7 +737,7 @@ class TestConditions:
         with pytest.raises(ValueError, match=r"did you mean 'row'\?"):
             bind_conditions(planned, {"row"})
 
-    def test_what_is_provided_twice_to_a_condition_is_refused(self) -> None:
+    def test_a_condition_parameter_that_is_provided_twice_is_refused(self) -> None:
         def when(a: int) -> bool:
             return bool(a)
 

@@ -1,4 +1,4 @@
-"""A time or a factor is a number that a timer can work with."""
+"""A time or a factor must be a number that a timer accepts."""
 
 from __future__ import annotations
 
@@ -26,7 +26,9 @@ def of_a_step(value: Any) -> object:
 class TestLimit:
     # The last one is above 0 in milliseconds, but not in seconds.
     @pytest.mark.parametrize("value", [0, -1, math.nan, math.inf, 10**400, 5e-324])
-    def test_is_refused_in_the_same_words_wherever_it_stands(self, make: Any, value: float) -> None:
+    def test_must_be_positive_and_is_refused_in_the_same_words_everywhere(
+        self, make: Any, value: float
+    ) -> None:
         with pytest.raises(ValueError, match="_ms must") as refused:
             make(value)
 
@@ -35,7 +37,7 @@ class TestLimit:
         )
 
     @pytest.mark.parametrize("value", [True, "1", [], 1j])
-    def test_is_a_number(self, make: Any, value: Any) -> None:
+    def test_must_be_a_number(self, make: Any, value: Any) -> None:
         with pytest.raises(TypeError) as refused:
             make(value)
 
@@ -44,10 +46,10 @@ class TestLimit:
         )
 
     @pytest.mark.parametrize("value", [None, 1, 0.5, 1e300])
-    def test_may_be_any_that_a_timer_takes(self, make: Any, value: Any) -> None:
+    def test_may_be_any_number_that_a_timer_accepts(self, make: Any, value: Any) -> None:
         assert make(value)
 
 
-def test_a_number_with_more_digits_than_are_shown_is_refused_as_such() -> None:
+def test_a_number_with_too_many_digits_to_print_is_refused_without_them() -> None:
     with pytest.raises(ValueError, match="base_ms must be finite and at least 0, not <int, whose"):
         Retry(base_ms=10**5_000)

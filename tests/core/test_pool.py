@@ -1,4 +1,4 @@
-"""A pool never lets in more than it has room for, and forgets nobody who stands in line."""
+"""A pool never grants more slots than it has, and serves its queue in order."""
 
 from __future__ import annotations
 
@@ -23,33 +23,33 @@ EXACT = 1e-9
 
 
 class Clock:
-    """As an event loop is one: it is told from others by what it is, and can be gone."""
+    """Stands for an event loop: compared by identity, and possibly garbage-collected."""
 
 
 CLOCK = Clock()
 
 
-def unwanted() -> None:
-    raise AssertionError("it had a slot at once, or had left the line")
+def must_not_be_called() -> None:
+    raise AssertionError("a ticket that has its slot or was released was called")
 
 
 class TestArguments:
     @pytest.mark.parametrize("size", [None, True, False, 1.0, "3", Decimal(1), math.nan, []])
-    def test_its_size_must_be_an_int(self, size: Any) -> None:
+    def test_the_size_must_be_an_int(self, size: Any) -> None:
         with pytest.raises(TypeError) as refused:
             Pool(size)
 
         assert str(refused.value) == f"a pool's size must be an int, not {type(size).__name__}"
 
     @pytest.mark.parametrize("size", [0, -1, -(10**30)])
-    def test_its_size_must_be_at_least_one(self, size: int) -> None:
+    def test_the_size_must_be_at_least_one(self, size: int) -> None:
         with pytest.raises(ValueError, match="size") as refused:
             Pool(size)
 
         assert str(refused.value) == f"a pool's size must be at least 1, not {size}"
 
     @pytest.mark.parametrize("rate", [True, False, "5", Decimal(1), Fraction(1, 2), 1j, []])
-    def test_its_rate_must_be_a_number_or_none(self, rate: Any) -> None:
+    def test_the_rate_must_be_a_number_or_none(self, rate: Any) -> None:
         with pytest.raises(TypeError) as refused:
             Pool(1, per_second=rate)
 
@@ -62,48 +62,48 @@ class TestArguments:
         # The positive ones are so small, or so great, that no interval belongs to them.
         [0, 0.0, -1, -0.1, math.nan, math.inf, -math.inf, 10**400, 5e-324, 1 / sys.float_info.max],
     )
-    def test_its_rate_must_be_finite_and_above_zero(self, rate: float) -> None:
+    def test_the_rate_must_be_finite_and_above_zero(self, rate: float) -> None:
         with pytest.raises(ValueError, match="per_second") as refused:
             Pool(1, per_second=rate)
 
         assert str(refused.value) == (f"a pool's per_second must be finite and above 0, not {rate}")
 
     @pytest.mark.parametrize("rate", [None, 1, 0.25, 1e-300, 1.5 / sys.float_info.max, 1e300])
-    def test_what_it_was_made_of_can_be_read(self, rate: float | None) -> None:
+    def test_a_pool_has_its_arguments_as_attributes(self, rate: float | None) -> None:
         pool = Pool(3, per_second=rate)
 
         assert (pool.size, pool.per_second) == (3, rate)
         assert (pool.in_use, pool.waiting) == (0, 0)
 
-    def test_its_rate_is_keyword_only(self) -> None:
+    def test_the_rate_is_keyword_only(self) -> None:
         with pytest.raises(TypeError, match="positional"):
             Pool(1, 2)  # type: ignore[misc]
 
-    def test_its_repr_tells_who_is_in_and_who_waits(self) -> None:
+    def test_the_repr_shows_how_many_slots_are_in_use_and_awaited(self) -> None:
         pool = Pool(2, per_second=0.5)
         for _ in range(5):
-            pool.request_slot(unwanted)
+            pool.request_slot(must_not_be_called)
 
         assert repr(pool) == "<Pool(2, per_second=0.5): 2 in use, 3 waiting>"
         assert repr(Pool(1)) == "<Pool(1): 0 in use, 0 waiting>"
 
-    def test_two_pools_of_a_size_are_two_pools(self) -> None:
+    def test_two_pools_of_the_same_size_differ(self) -> None:
         assert Pool(1) != Pool(1)
         assert len({Pool(1), Pool(1)}) == 2
 
 
-class TestLine:
-    def test_a_free_slot_is_taken_at_once_without_a_call(self) -> None:
+class TestQueue:
+    def test_a_free_slot_is_granted_at_once_without_a_call(self) -> None:
         pool = Pool(2)
 
-        tickets = [pool.request_slot(unwanted) for _ in range(2)]
+        tickets = [pool.request_slot(must_not_be_called) for _ in range(2)]
 
         assert [ticket.has_slot for ticket in tickets] == [True, True]
         assert (pool.in_use, pool.waiting) == (2, 0)
 
-    def test_who_finds_no_slot_stands_in_line_and_is_called_in_turn(self) -> None:
+    def test_a_ticket_without_a_slot_is_queued_and_called_in_order(self) -> None:
         pool, called = Pool(1), list[str]()
-        first = pool.request_slot(unwanted)
+        first = pool.request_slot(must_not_be_called)
         waiting = {name: pool.request_slot(lambda name=name: called.append(name)) for name in "abc"}
         assert [ticket.has_slot for ticket in waiting.values()] == [False] * 3
         assert (pool.in_use, pool.waiting) == (1, 3)
@@ -116,11 +116,11 @@ class TestLine:
         assert called == ["a", "b", "c"]
         assert (pool.in_use, pool.waiting) == (0, 0)
 
-    def test_giving_back_once_is_enough(self) -> None:
+    def test_a_second_release_has_no_effect(self) -> None:
         pool = Pool(1)
-        first = pool.request_slot(unwanted)
+        first = pool.request_slot(must_not_be_called)
         first.release()
-        second = pool.request_slot(unwanted)
+        second = pool.request_slot(must_not_be_called)
         third = pool.request_slot(lambda: None)
 
         first.release()
@@ -129,11 +129,11 @@ class TestLine:
         assert (pool.in_use, pool.waiting) == (1, 1)
         assert (second.has_slot, third.has_slot) == (True, False)
 
-    def test_who_leaves_the_line_is_not_called_and_takes_no_slot(self) -> None:
+    def test_a_ticket_that_leaves_the_queue_is_not_called_and_takes_no_slot(self) -> None:
         pool, called = Pool(1), list[str]()
-        first = pool.request_slot(unwanted)
+        first = pool.request_slot(must_not_be_called)
         impatient, patient = (
-            pool.request_slot(unwanted),
+            pool.request_slot(must_not_be_called),
             pool.request_slot(lambda: called.append("patient")),
         )
 
@@ -145,9 +145,9 @@ class TestLine:
         assert called == ["patient"]
         assert (impatient.has_slot, patient.has_slot) == (False, True)
 
-    def test_who_was_called_and_no_longer_wants_the_slot_passes_it_on(self) -> None:
+    def test_an_unused_slot_passes_to_the_next_ticket(self) -> None:
         pool, called = Pool(1), list[str]()
-        first = pool.request_slot(unwanted)
+        first = pool.request_slot(must_not_be_called)
         second = pool.request_slot(lambda: called.append("second"))
         third = pool.request_slot(lambda: called.append("third"))
         first.release()
@@ -157,12 +157,12 @@ class TestLine:
         assert called == ["second", "third"]
         assert third.has_slot
 
-    def test_a_slot_is_passed_over_those_whose_event_loop_is_closed(self) -> None:
+    def test_a_slot_skips_tickets_whose_event_loop_is_closed(self) -> None:
         def closed() -> None:
             raise RuntimeError("Event loop is closed")
 
         pool, called = Pool(1), list[str]()
-        first = pool.request_slot(unwanted)
+        first = pool.request_slot(must_not_be_called)
         gone = [pool.request_slot(closed) for _ in range(3)]
         alive = pool.request_slot(lambda: called.append("alive"))
 
@@ -175,23 +175,23 @@ class TestLine:
             ticket.release()  # its owner may still do so
         assert (pool.in_use, pool.waiting) == (1, 0)
 
-    def test_a_slot_that_nobody_can_take_is_free(self) -> None:
+    def test_a_slot_that_no_ticket_can_take_is_free(self) -> None:
         def closed() -> None:
             raise RuntimeError("Event loop is closed")
 
         pool = Pool(1)
-        first = pool.request_slot(unwanted)
+        first = pool.request_slot(must_not_be_called)
         pool.request_slot(closed)
 
         first.release()
 
         assert (pool.in_use, pool.waiting) == (0, 0)
-        assert pool.request_slot(unwanted).has_slot
+        assert pool.request_slot(must_not_be_called).has_slot
 
-    def test_a_call_may_give_its_slot_back_at_once(self) -> None:
-        """As happens if the collector ends a coroutine in there."""
+    def test_a_callback_may_release_its_slot_at_once(self) -> None:
+        """This happens if the garbage collector closes a coroutine during the call."""
         pool, called = Pool(1), list[str]()
-        first = pool.request_slot(unwanted)
+        first = pool.request_slot(must_not_be_called)
         tickets: list[PoolTicket] = []
         tickets.append(pool.request_slot(lambda: tickets[0].release()))
         last = pool.request_slot(lambda: called.append("last"))
@@ -203,22 +203,22 @@ class TestLine:
         assert (pool.in_use, pool.waiting) == (1, 0)
 
     @given(st.integers(1, 4), st.randoms(use_true_random=False))
-    def test_whatever_happens_nobody_overtakes_and_no_slot_is_lost(
+    def test_no_ticket_overtakes_another_and_no_slot_is_lost(
         self, size: int, chance: random.Random
     ) -> None:
-        pool, line, inside = Pool(size), deque[int](), set[int]()
+        pool, queue, inside = Pool(size), deque[int](), set[int]()
         tickets: dict[int, PoolTicket] = {}
 
         def call(number: int) -> Callable[[], None]:
             def is_next() -> None:
-                assert line.popleft() == number
+                assert queue.popleft() == number
                 inside.add(number)
 
             return is_next
 
         for number in range(60):
             if not tickets or chance.random() < 0.6:
-                line.append(number)
+                queue.append(number)
                 tickets[number] = pool.request_slot(call(number))
                 if tickets[number].has_slot:
                     call(number)()
@@ -227,15 +227,15 @@ class TestLine:
                 if leaver in inside:
                     inside.remove(leaver)
                 else:
-                    line.remove(leaver)
+                    queue.remove(leaver)
                 tickets.pop(leaver).release(unused=chance.random() < 0.5)
-            assert (pool.in_use, pool.waiting) == (len(inside), len(line))
+            assert (pool.in_use, pool.waiting) == (len(inside), len(queue))
             assert len(inside) == min(size, len(tickets))
             assert all(ticket.has_slot == (n in inside) for n, ticket in tickets.items())
 
 
 class TestThreads:
-    def test_threads_that_hammer_it_never_hold_more_slots_than_there_are(self) -> None:
+    def test_concurrent_threads_never_hold_more_slots_than_the_pool_has(self) -> None:
         pool, size, inside, highest = Pool(3, per_second=1e9), 3, 0, 0
         counting, failures = threading.Lock(), list[BaseException]()
 
@@ -243,14 +243,14 @@ class TestThreads:
             nonlocal inside, highest
             chance = random.Random(seed)
             try:
-                for turn in range(300):
+                for number in range(300):
                     called = threading.Event()
                     ticket = pool.request_slot(called.set)
                     if chance.random() < 0.2:
                         ticket.release(unused=True)  # whether it had its slot or not
                         continue
                     assert ticket.has_slot or called.wait(20)
-                    ticket.reserve_start(turn * 1e-6, CLOCK)
+                    ticket.reserve_start(number * 1e-6, CLOCK)
                     with counting:
                         inside += 1
                         highest = max(highest, inside)
@@ -277,11 +277,11 @@ class TestThreads:
         assert (pool.in_use, pool.waiting) == (0, 0)
 
 
-def starts_of(pool: Pool, asked: list[float], clock: object = CLOCK) -> list[float]:
-    """When those start that ask at these times, each of whom is done at once."""
+def starts_of(pool: Pool, requested: list[float], clock: object = CLOCK) -> list[float]:
+    """Return the start times of requests at these times, each released at once."""
     starts = []
-    for now in asked:
-        ticket = pool.request_slot(unwanted)
+    for now in requested:
+        ticket = pool.request_slot(must_not_be_called)
         starts.append(now + ticket.reserve_start(now, clock))
         ticket.release()
     return starts
@@ -298,12 +298,13 @@ class TestRate:
         pool = Pool(100, per_second=rate)
 
         starts = [
-            100.0 + pool.request_slot(unwanted).reserve_start(100.0, CLOCK) for _ in range(100)
+            100.0 + pool.request_slot(must_not_be_called).reserve_start(100.0, CLOCK)
+            for _ in range(100)
         ]
 
         assert starts == pytest.approx([100.0 + n / rate for n in range(100)])
 
-    def test_who_comes_later_than_the_next_start_starts_at_once(self) -> None:
+    def test_a_request_after_the_next_free_start_starts_at_once(self) -> None:
         pool = Pool(10, per_second=2)
 
         assert starts_of(pool, [0.0, 0.5, 3.0, 3.1, 9.0]) == pytest.approx([0.0, 0.5, 3, 3.5, 9])
@@ -313,14 +314,14 @@ class TestRate:
         st.sampled_from([1, 2, 3, 7, 10, 0.5, 1.5, 0.3]),
         st.lists(st.tuples(st.floats(0, 1.5), st.booleans(), st.integers(0, 5)), max_size=60),
     )
-    def test_no_second_sees_more_starts_than_the_rate_and_one(
-        self, size: int, rate: float, turns: list[tuple[float, bool, int]]
+    def test_no_second_has_more_starts_than_the_rate_plus_one(
+        self, size: int, rate: float, requests: list[tuple[float, bool, int]]
     ) -> None:
-        """Some start when they may, others are cancelled before, in any order."""
+        """Some tickets start when they may; others are cancelled before, in any order."""
         pool, now, starts = Pool(size, per_second=rate), 0.0, list[float]()
         held: list[tuple[float, PoolTicket]] = []
 
-        for pause, is_cancelled, which in turns:
+        for pause, is_cancelled, which in requests:
             now += pause
             for start, ticket in [entry for entry in held if entry[0] <= now]:
                 starts.append(start)
@@ -329,7 +330,7 @@ class TestRate:
             if is_cancelled and held:
                 held.pop(which % len(held))[1].release(unused=True)
             elif len(held) < size:
-                ticket = pool.request_slot(unwanted)
+                ticket = pool.request_slot(must_not_be_called)
                 held.append((now + ticket.reserve_start(now, CLOCK), ticket))
 
         starts.extend(start for start, _ in held)
@@ -340,39 +341,42 @@ class TestRate:
         for before, after in itertools.pairwise(starts):
             assert after - before >= 1 / rate - EXACT
 
-    def test_an_unused_start_is_given_back(self) -> None:
+    def test_an_unused_start_is_returned(self) -> None:
         pool = Pool(10, per_second=1)
-        first, second = pool.request_slot(unwanted), pool.request_slot(unwanted)
+        first, second = pool.request_slot(must_not_be_called), pool.request_slot(must_not_be_called)
         assert (first.reserve_start(0.0, CLOCK), second.reserve_start(0.0, CLOCK)) == (0.0, 1.0)
 
         second.release(unused=True)
 
-        assert pool.request_slot(unwanted).reserve_start(0.0, CLOCK) == 1.0
-        assert pool.request_slot(unwanted).reserve_start(0.0, CLOCK) == 2.0
+        assert pool.request_slot(must_not_be_called).reserve_start(0.0, CLOCK) == 1.0
+        assert pool.request_slot(must_not_be_called).reserve_start(0.0, CLOCK) == 2.0
 
-    def test_a_start_that_was_used_is_not_given_back(self) -> None:
+    def test_a_used_start_is_not_returned(self) -> None:
         pool = Pool(10, per_second=1)
-        ticket = pool.request_slot(unwanted)
+        ticket = pool.request_slot(must_not_be_called)
         ticket.reserve_start(0.0, CLOCK)
 
         ticket.release()
 
-        assert pool.request_slot(unwanted).reserve_start(0.0, CLOCK) == 1.0
+        assert pool.request_slot(must_not_be_called).reserve_start(0.0, CLOCK) == 1.0
 
-    def test_who_is_cancelled_while_others_wait_lets_nobody_start_too_early(self) -> None:
+    def test_a_ticket_cancelled_while_others_wait_lets_no_other_start_too_early(self) -> None:
         pool = Pool(2, per_second=1)
         assert starts_of(pool, [0.0]) == [0.0]
-        cancelled, waits = pool.request_slot(unwanted), pool.request_slot(unwanted)
+        cancelled, waits = (
+            pool.request_slot(must_not_be_called),
+            pool.request_slot(must_not_be_called),
+        )
         assert (cancelled.reserve_start(0.0, CLOCK), waits.reserve_start(0.0, CLOCK)) == (1.0, 2.0)
 
         cancelled.release(unused=True)
 
-        assert pool.request_slot(unwanted).reserve_start(0.0, CLOCK) == 3.0
+        assert pool.request_slot(must_not_be_called).reserve_start(0.0, CLOCK) == 3.0
 
-    def test_if_all_who_wait_are_cancelled_whoever_follows_moves_up(self) -> None:
+    def test_requests_move_up_if_all_waiting_tickets_are_cancelled(self) -> None:
         pool = Pool(100, per_second=1)
         starts_of(pool, [0.0])
-        waiting = [pool.request_slot(unwanted) for _ in range(50)]
+        waiting = [pool.request_slot(must_not_be_called) for _ in range(50)]
         assert [ticket.reserve_start(0.0, CLOCK) for ticket in waiting] == list(range(1, 51))
 
         for ticket in waiting:
@@ -380,12 +384,12 @@ class TestRate:
 
         assert starts_of(pool, [0.25, 0.25, 0.25]) == [1.0, 2.0, 3.0]
 
-    def test_a_start_counts_until_its_interval_is_over_although_a_later_one_is_given_back(
+    def test_a_start_counts_until_its_interval_is_over_although_a_later_one_is_returned(
         self,
     ) -> None:
         pool = Pool(3, per_second=1)
         assert starts_of(pool, [0.9]) == [0.9]
-        cancelled = [pool.request_slot(unwanted), pool.request_slot(unwanted)]
+        cancelled = [pool.request_slot(must_not_be_called), pool.request_slot(must_not_be_called)]
         assert [ticket.reserve_start(1.5, CLOCK) for ticket in cancelled] == pytest.approx(
             [0.4, 1.4]
         )
@@ -395,9 +399,9 @@ class TestRate:
 
         assert starts_of(pool, [1.6]) == pytest.approx([1.9])
 
-    def test_a_start_that_is_long_past_can_be_given_back_all_the_same(self) -> None:
+    def test_a_start_long_in_the_past_can_still_be_returned(self) -> None:
         pool = Pool(3, per_second=1)
-        never_began = pool.request_slot(unwanted)
+        never_began = pool.request_slot(must_not_be_called)
         never_began.reserve_start(0.0, CLOCK)
         assert starts_of(pool, [5.0]) == [5.0]
 
@@ -405,37 +409,37 @@ class TestRate:
 
         assert starts_of(pool, [5.5]) == [6.0]
 
-    def test_who_leaves_before_booking_a_start_has_none_to_give_back(self) -> None:
+    def test_a_ticket_released_before_it_reserves_a_start_returns_no_start(self) -> None:
         pool = Pool(10, per_second=1)
-        pool.request_slot(unwanted).reserve_start(0.0, CLOCK)
-        other = pool.request_slot(unwanted)
+        pool.request_slot(must_not_be_called).reserve_start(0.0, CLOCK)
+        other = pool.request_slot(must_not_be_called)
 
         other.release(unused=True)
 
-        assert pool.request_slot(unwanted).reserve_start(0.0, CLOCK) == 1.0
+        assert pool.request_slot(must_not_be_called).reserve_start(0.0, CLOCK) == 1.0
 
-    def test_many_who_are_cancelled_while_they_wait_let_nobody_pass_too_early(self) -> None:
+    def test_many_cancelled_tickets_let_no_other_start_too_early(self) -> None:
         pool = Pool(2, per_second=1)
         starts_of(pool, [0.0])
-        waits, is_next = pool.request_slot(unwanted), 1.0
+        waits, is_next = pool.request_slot(must_not_be_called), 1.0
         assert waits.reserve_start(0.0, CLOCK) == is_next
 
         for _ in range(10):
-            also_waits, is_next = pool.request_slot(unwanted), is_next + 1
+            also_waits, is_next = pool.request_slot(must_not_be_called), is_next + 1
             assert also_waits.reserve_start(0.0, CLOCK) == is_next
             waits.release(unused=True)
             waits = also_waits
 
-        assert pool.request_slot(unwanted).reserve_start(0.0, CLOCK) == 12.0
+        assert pool.request_slot(must_not_be_called).reserve_start(0.0, CLOCK) == 12.0
 
     @pytest.mark.parametrize("now", [0.0, 1_000.5, 10_000.0])
-    def test_a_clock_of_another_event_loop_does_not_block_it(self, now: float) -> None:
+    def test_the_clock_of_another_event_loop_does_not_block_a_pool(self, now: float) -> None:
         pool, other = Pool(2, per_second=1), Clock()
         starts_of(pool, [1_000.0, 1_000.0])
 
         assert starts_of(pool, [now, now], other) == [now, now + 1]
 
-    def test_the_clock_of_a_loop_that_is_gone_is_no_other_loops(self) -> None:
+    def test_a_new_loop_does_not_inherit_the_clock_of_a_collected_one(self) -> None:
         pool, gone = Pool(2, per_second=1), Clock()
         starts_of(pool, [0.0], gone)
 
@@ -443,9 +447,9 @@ class TestRate:
 
         assert starts_of(pool, [0.0], Clock()) == [0.0]
 
-    def test_a_start_of_another_clock_is_not_given_back_to_this_one(self) -> None:
+    def test_a_start_on_another_clock_is_not_returned_to_this_one(self) -> None:
         pool, other = Pool(2, per_second=1), Clock()
-        cancelled = pool.request_slot(unwanted)
+        cancelled = pool.request_slot(must_not_be_called)
         cancelled.reserve_start(0.0, other)
         assert starts_of(pool, [0.0]) == [0.0]
 
@@ -454,6 +458,6 @@ class TestRate:
         assert starts_of(pool, [0.0]) == [1.0]
 
 
-# Of the mutants that mutmut makes of `_pool`, these survive, since nothing depends on the
-# difference: `None` for `PoolTicket._is_done` and for `popitem(last=...)`, which are only asked
-# whether they are true.
+# Of the mutants that mutmut makes of `Pool` and `PoolTicket`, these survive, since they differ in
+# nothing: `None` for `PoolTicket._is_done` and for `popitem(last=...)`, which are only tested for
+# truth.

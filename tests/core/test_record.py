@@ -1,4 +1,4 @@
-"""Records are to their users what slotted dataclasses are."""
+"""A record behaves like a slotted dataclass."""
 
 from __future__ import annotations
 
@@ -60,7 +60,9 @@ class Hostile:
 @pytest.mark.parametrize(
     ("positional", "named"), [((1,), {}), ((1, 3), {}), ((), {"x": 1}), ((1,), {"seen": ["a"]})]
 )
-def test_a_record_is_what_a_dataclass_is(positional: Any, named: Any) -> None:
+def test_a_record_has_the_fields_repr_and_equality_of_a_dataclass(
+    positional: Any, named: Any
+) -> None:
     ours, like = Point(*positional, **named), Like(*positional, **named)
 
     assert dataclasses.asdict(ours) == dataclasses.asdict(like)  # type: ignore[call-overload]
@@ -70,7 +72,7 @@ def test_a_record_is_what_a_dataclass_is(positional: Any, named: Any) -> None:
     assert ours != replace(ours, y=7)
 
 
-def test_it_has_slots_and_no_more() -> None:
+def test_a_record_has_slots_and_no_other_attributes() -> None:
     point = Point(1)
 
     with pytest.raises(AttributeError):
@@ -80,7 +82,7 @@ def test_it_has_slots_and_no_more() -> None:
 
 
 @pytest.mark.parametrize(("positional", "named"), [((), {}), ((1, 2, [], 4), {}), ((1,), {"z": 1})])
-def test_arguments_are_those_of_a_dataclass(positional: Any, named: Any) -> None:
+def test_wrong_arguments_raise_the_error_of_a_dataclass(positional: Any, named: Any) -> None:
     with pytest.raises(TypeError) as ours:
         Point(*positional, **named)
     with pytest.raises(TypeError) as like:
@@ -100,7 +102,7 @@ def test_the_module_dataclasses_knows_its_fields_and_defaults() -> None:
     assert [f.name for f in dataclasses.fields(Limits)] == ["low", "high"]  # type: ignore[arg-type]
 
 
-def test_each_record_has_a_default_of_its_own() -> None:
+def test_each_record_gets_its_own_default() -> None:
     assert Point(1).seen is not Point(1).seen
 
 
@@ -125,7 +127,7 @@ def test_a_frozen_record_can_be_hashed_and_not_changed() -> None:
         hash(Point(1))
 
 
-def test_arguments_may_have_to_be_named() -> None:
+def test_keyword_only_arguments_must_be_named() -> None:
     with pytest.raises(TypeError, match="positional"):
         Limits(1)  # type: ignore[misc]
     assert Limits.__match_args__ == ()
@@ -135,13 +137,13 @@ def test_arguments_may_have_to_be_named() -> None:
 @pytest.mark.parametrize(
     "trip", [copy.copy, copy.deepcopy, lambda data: pickle.loads(pickle.dumps(data))]
 )
-def test_it_can_be_copied_and_pickled(data: Any, trip: Any) -> None:
+def test_a_record_can_be_copied_and_pickled(data: Any, trip: Any) -> None:
     assert trip(data) == data
     assert trip(data) is not data
     assert getattr(trip(data), "span", 6) == 6
 
 
-def test_what_can_be_neither_compared_nor_shown_does_no_harm() -> None:
+def test_a_field_that_can_be_neither_compared_nor_shown_does_not_break_a_record() -> None:
     hostile: Any = Hostile()
     point = Point(hostile)
 

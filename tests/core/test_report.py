@@ -46,7 +46,7 @@ class TwoArgumentsError(Exception):
         super().__init__(f"{code}: {text}")
 
 
-class ReadOnlyOnce:
+class PickleOnly:
     """Can be pickled, but not unpickled."""
 
     def __reduce__(self) -> tuple[object, ...]:
@@ -59,7 +59,7 @@ class FrozenError(Exception):
 
 
 class TestText:
-    def test_a_passed_run_has_a_line_a_step(self) -> None:
+    def test_a_passed_run_has_one_line_per_step(self) -> None:
         report = report_of(
             succeeded("extract", duration_ms=3.2),
             succeeded("transform", duration_ms=0.6, attempts=2, recorded=()),
@@ -75,7 +75,7 @@ class TestText:
             "Total: 14ms"
         )
 
-    def test_a_step_that_did_not_succeed_tells_why(self) -> None:
+    def test_a_step_that_did_not_succeed_shows_why(self) -> None:
         report = report_of(
             failed("a", ValueError("no such table"), attempts=3, recorded=()),
             cancelled("b"),
@@ -117,13 +117,13 @@ class TestText:
             (RestoredError("DiskFull", ""), "DiskFull"),
         ],
     )
-    def test_an_error_is_told_in_one_line(self, error: Exception, text: str) -> None:
+    def test_an_error_is_shown_in_one_line(self, error: Exception, text: str) -> None:
         assert describe_error(error) == text
         assert str(report_of(failed("a", error))).splitlines()[1:-1] == [
             f"[FAILED ] a (1 attempt(s), 3ms): {text}"
         ]
 
-    def test_a_step_that_was_skipped_on_purpose_tells_why_too(self) -> None:
+    def test_a_step_that_was_skipped_on_purpose_shows_why_too(self) -> None:
         assert str(report_of(succeeded("a"), skipped_on_purpose("b"))) == (
             "Pipeline PASSED\n"
             "[SUCCESS] a (1 attempt(s), 3ms)\n"
@@ -155,24 +155,24 @@ class TestText:
             ("größe 日本 👩\u200d💻", "größe 日本 👩\u200d💻"),
         ],
     )
-    def test_a_name_or_a_reason_forges_no_line(self, unsafe: str, shown: str) -> None:
+    def test_a_name_or_a_reason_cannot_forge_a_line(self, unsafe: str, shown: str) -> None:
         report = report_of(skipped(f"a{unsafe}b", f"c{unsafe}d"))
 
         assert str(report).split("\n")[1:-1] == [
             f"[SKIPPED] a{shown}b (0 attempt(s), 0ms): c{shown}d"
         ]
 
-    def test_an_error_forges_no_line(self) -> None:
+    def test_an_error_cannot_forge_a_line(self) -> None:
         odd = type("Odd\nError", (Exception,), {})
 
         assert describe_error(odd("a\x1b[2Kb\u202e\nc")) == r"Odd\nError: a\x1b[2Kb\u202e"
 
-    def test_its_repr_is_short(self) -> None:
+    def test_the_repr_of_a_report_is_short(self) -> None:
         assert repr(report_of(succeeded("a"))) == "<RunReport r1 PASSED: 1 step(s)>"
         assert repr(report_of(skipped("a"))) == "<RunReport r1 FAILED: 1 step(s)>"
 
     @pytest.mark.parametrize("outcome", ["passed", "failed", "interrupted", "running"])
-    def test_a_journal_may_know_of_another_outcome(self, outcome):
+    def test_a_report_from_a_journal_may_have_another_outcome(self, outcome):
         report = RunReport(
             "r1", [succeeded("a")], total_duration_ms=1.0, wall_time=1.0, outcome=outcome
         )
@@ -193,7 +193,7 @@ class TestText:
 
 
 class TestMapping:
-    def test_results_are_found_by_name_in_the_order_in_which_they_came(self) -> None:
+    def test_results_are_found_by_name_and_stay_in_order(self) -> None:
         results = [succeeded("b"), succeeded("a")]
         report = report_of(*results)
 
@@ -205,7 +205,7 @@ class TestMapping:
         assert report["a"] is results[1]
         assert report.get("c") is None
 
-    def test_a_miss_is_not_compared_with_all_names(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_get_does_not_search_for_a_similar_name(self, monkeypatch: pytest.MonkeyPatch) -> None:
         def compare(*_: object) -> str:
             raise AssertionError("a miss is no mistake")
 
@@ -217,21 +217,21 @@ class TestMapping:
         assert report.get("b", 7) == 7
         assert report.get("b", default=7) == 7
 
-    def test_the_list_of_results_is_the_callers_own(self) -> None:
+    def test_the_list_of_results_is_a_copy(self) -> None:
         report = report_of(succeeded("a"))
 
         report.results.clear()
 
         assert len(report.results) == 1
 
-    def test_a_name_is_in_it_or_not(self) -> None:
+    def test_membership_goes_by_name(self) -> None:
         report = report_of(succeeded("a"))
 
         assert "a" in report
         assert "b" not in report
         assert 1 not in report
 
-    def test_an_unknown_name_gets_a_guess(self) -> None:
+    def test_an_unknown_name_gets_a_suggestion(self) -> None:
         report = report_of(succeeded("extract"))
 
         with pytest.raises(KeyError) as refused:
@@ -260,7 +260,7 @@ class TestMapping:
         assert report.skipped == [results[2]]
         assert report.cancelled == [results[3]]
 
-    def test_the_summary_counts_them(self) -> None:
+    def test_the_summary_counts_results_by_status(self) -> None:
         report = report_of(
             *(succeeded(f"a{number}") for number in range(4)),
             *(failed(f"b{number}", ValueError()) for number in range(3)),
@@ -290,12 +290,12 @@ class TestMapping:
             ([succeeded("a"), cancelled("b")], False),
         ],
     )
-    def test_it_passed_if_every_step_succeeded_or_was_skipped_on_purpose(
+    def test_a_run_passed_if_every_step_succeeded_or_was_skipped_on_purpose(
         self, results: list[StepResult], passed: bool
     ) -> None:
         assert report_of(*results).all_passed is passed
 
-    def test_it_is_equal_to_itself_only(self) -> None:
+    def test_a_report_is_equal_to_itself_only(self) -> None:
         report, twin = report_of(succeeded("a")), report_of(succeeded("a"))
 
         assert report == report
@@ -303,35 +303,35 @@ class TestMapping:
         assert len({report, twin, report}) == 2
         assert hash(report) != hash(twin)
 
-    def test_it_tells_why_the_run_stopped_if_it_did(self) -> None:
+    def test_a_report_has_the_stop_reason_of_its_run(self) -> None:
         stopped = RunReport("r1", [], total_duration_ms=1, wall_time=2, stop_reason="why")
 
         assert stopped.stop_reason == "why"
         assert report_of().stop_reason is None
 
-    def test_it_takes_no_other_attributes(self) -> None:
+    def test_a_report_accepts_no_other_attributes(self) -> None:
         with pytest.raises(AttributeError):
             report_of().anything = 1  # type: ignore[attr-defined]
 
 
 class TestHistory:
-    def test_one_attempt_is_made_up_from_the_result(self) -> None:
+    def test_a_single_attempt_is_derived_from_the_result(self) -> None:
         error = ValueError()
 
         assert succeeded("a").history == (Attempt(1, 0.0, 3.0, None),)
         assert failed("a", error).history == (Attempt(1, 0.0, 3.0, error),)
         assert succeeded("a", queued_ms=2.0).history == (Attempt(1, 0.0, 3.0, None, 2.0),)
 
-    def test_several_are_kept(self) -> None:
+    def test_several_attempts_are_stored(self) -> None:
         attempts = (Attempt(1, 0.0, 1.0, ValueError()), Attempt(2, 2.0, 1.0, None))
 
         assert succeeded("a", attempts=2, recorded=attempts).history is attempts
 
-    def test_a_step_that_never_started_has_none(self) -> None:
+    def test_a_step_that_never_started_has_no_history(self) -> None:
         assert skipped("a").history == ()
         assert StepResult("a", SKIPPED).history == ()
 
-    def test_a_mapped_step_has_none_but_its_items_have(self) -> None:
+    def test_a_mapped_step_has_no_history_but_its_items_have(self) -> None:
         step = mapped("a", succeeded("a[0]"))
 
         assert step.history == ()
@@ -340,7 +340,7 @@ class TestHistory:
 
 
 class TestResults:
-    def test_what_a_result_does_not_know_has_a_default(self) -> None:
+    def test_the_optional_fields_of_a_result_have_defaults(self) -> None:
         result = StepResult("a", StepStatus.PENDING)
 
         assert result.depends_on == ()
@@ -349,7 +349,7 @@ class TestResults:
         assert result.items is None
         assert Attempt(1, 0.0, 1.0, None).queued_ms == 0.0
 
-    def test_the_order_of_the_fields_is_kept(self) -> None:
+    def test_the_order_of_the_fields_is_stable(self) -> None:
         assert [each.name for each in dataclasses.fields(StepResult)] == [
             *("step_name", "status", "attempts", "duration_ms", "output", "error", "reason"),
             *("started_ms", "recorded", "depends_on", "queued_ms", "loop_blocked_ms"),
@@ -373,12 +373,12 @@ class TestResults:
         assert attempt == Attempt(1, 0.0, 1.0, None)
         assert attempt != dataclasses.replace(attempt, **{field: "other"})
 
-    def test_they_are_not_equal_to_anything_else(self) -> None:
+    def test_results_and_attempts_are_not_equal_to_other_objects(self) -> None:
         assert StepResult("a", SUCCESS) != "a"
         assert Attempt(1, 0.0, 1.0, None) != 1
 
     @pytest.mark.parametrize("hostile", [Hostile(), [Hostile()]])
-    def test_what_cannot_be_compared_is_equal_to_itself_only(self, hostile: Any) -> None:
+    def test_an_output_that_cannot_be_compared_is_equal_to_itself_only(self, hostile: Any) -> None:
         assert succeeded("a", hostile) == succeeded("a", hostile)
         assert succeeded("a", hostile) != succeeded("a", type(hostile)())
 
@@ -402,7 +402,7 @@ class TestResults:
             "queued_ms=0.0)"
         )
 
-    def test_the_repr_shows_a_placeholder_for_what_has_none(self) -> None:
+    def test_the_repr_shows_a_placeholder_for_a_value_whose_repr_raises(self) -> None:
         result = failed("a", HostileError(), output=Hostile())
 
         assert "output=<Hostile, whose repr raised Refusing>, " in repr(result)
@@ -416,7 +416,7 @@ def note(step: str, attempt: int = 1) -> str:
 
 
 class TestRaising:
-    def test_a_step_that_the_deadline_has_cut_short_counts_as_failed(self) -> None:
+    def test_a_step_that_the_deadline_cancelled_counts_as_failed(self) -> None:
         late = StepTimeoutError("a", 1, 50, "run")
         report = report_of(cancelled("a", late), skipped("b"))
 
@@ -425,7 +425,7 @@ class TestRaising:
 
         assert raised.value is late
 
-    def test_a_deadline_that_passed_while_no_step_was_running_is_told_too(self) -> None:
+    def test_a_deadline_that_passed_while_no_step_was_running_is_raised_too(self) -> None:
         report = report_of(succeeded("a"), skipped("b"))
         report.stop_reason = "the run exceeded its deadline of 50 ms"
 
@@ -458,7 +458,7 @@ class TestRaising:
         assert caught.value.exceptions == tuple(errors)
         assert [error.__notes__ for error in errors] == [[note("a")], [note("c")]]
 
-    def test_the_note_is_made_once(self) -> None:
+    def test_the_note_is_added_once(self) -> None:
         error = ValueError("boom")
         error.add_note("my own")
         report = report_of(failed("a", error))
@@ -486,7 +486,7 @@ class TestRaising:
 
         assert caught.value is group
 
-    def test_an_error_that_bears_no_note_is_raised_without(self) -> None:
+    def test_an_error_that_rejects_notes_is_raised_without_one(self) -> None:
         error = FrozenError(7)
 
         with pytest.raises(FrozenError) as caught:
@@ -505,7 +505,7 @@ class TestRaising:
         else:
             pytest.fail("nothing was raised")
 
-    def test_a_report_that_has_raised_is_freed_without_a_collector(self) -> None:
+    def test_a_report_that_has_raised_is_freed_without_the_garbage_collector(self) -> None:
         class Canary:
             alive = 0
 
@@ -532,7 +532,7 @@ class TestRaising:
 
 
 class TestHostility:
-    def test_outputs_and_errors_that_bear_nothing_do_not_break_a_report(self) -> None:
+    def test_hostile_outputs_and_errors_do_not_break_a_report(self) -> None:
         output, error = Hostile(), raised(HostileError())
         report = report_of(succeeded("a", output), failed("b", error), cancelled("c", error))
 
@@ -562,7 +562,7 @@ class TestHostility:
             RestoredOutput("<dict, whose repr raised Refusing>"),
         ]
 
-    def test_an_error_whose_traceback_cannot_be_printed_goes_without(
+    def test_an_error_whose_traceback_cannot_be_formatted_has_none(
         self, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         def refuse(error: BaseException) -> list[str]:
@@ -574,7 +574,7 @@ class TestHostility:
 
         assert report["a"].error.args == ("builtins.ValueError", "boom", "")  # type: ignore[union-attr]
 
-    def test_a_repr_that_interrupts_is_not_swallowed(self) -> None:
+    def test_a_keyboard_interrupt_in_a_repr_is_not_swallowed(self) -> None:
         class Interrupting:
             def __repr__(self) -> str:
                 raise KeyboardInterrupt
@@ -634,11 +634,11 @@ class TestPickle:
 
             back = through_pickle(report)["a"]
 
-            for kept in (back.error, back.history[0].error):
-                assert isinstance(kept, RestoredError)
-                assert kept.type_name.endswith(type(error).__qualname__)
-                assert kept.message == message
-                assert "in raised" in kept.traceback
+            for restored in (back.error, back.history[0].error):
+                assert isinstance(restored, RestoredError)
+                assert restored.type_name.endswith(type(error).__qualname__)
+                assert restored.message == message
+                assert "in raised" in restored.traceback
 
     def test_even_a_hostile_error_has_a_stand_in(self) -> None:
         back = through_pickle(report_of(failed("a", raised(HostileError()))))["a"].error
@@ -646,7 +646,7 @@ class TestPickle:
         assert isinstance(back, RestoredError)
         assert back.message == "<HostileError, whose str raised Refusing>"
 
-    def test_a_stand_in_stays_what_it_is(self) -> None:
+    def test_a_stand_in_is_not_replaced_again(self) -> None:
         error = RestoredError("app.DiskFull", "no space", "Traceback …")
         report = report_of(failed("a", error))
 
@@ -659,7 +659,7 @@ class TestPickle:
         report = report_of(
             succeeded("lambda", unsendable),
             succeeded("in a list", [1, unsendable]),
-            succeeded("read", ReadOnlyOnce()),
+            succeeded("read", PickleOnly()),
             succeeded("well", [1, 2]),
             mapped("map", succeeded("map[0]", unsendable), succeeded("map[1]", 1)),
         )
@@ -689,7 +689,7 @@ class TestPickle:
         assert report["a"].error is error
 
 
-def test_a_kept_result_takes_400_bytes_at_most() -> None:
+def test_a_result_takes_at_most_400_bytes() -> None:
     count = 10_000
     names = [f"s{number}" for number in range(count)]  # the steps have them anyway
 

@@ -1,4 +1,4 @@
-"""A report goes through JSON and comes back, and what is no report is refused."""
+"""A report survives JSON, and a document that is not a report is refused."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ plain_values = st.recursive(
     | st.booleans()
     | st.integers()
     | st.floats(allow_nan=False, allow_infinity=False)
-    # "\ud800\udc00" would come back as the one character that the two stand for.
+    # "\ud800\udc00" would come back as the single character that the pair encodes.
     | st.text(st.characters(exclude_categories=["Cs"])),
     lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
     max_leaves=20,
@@ -55,7 +55,7 @@ def through_json(output: Any) -> Any:
 
 
 def same(one: Any, other: Any) -> bool:
-    """Equal, and of equal types all the way down: 1 is not True and not 1.0."""
+    """Whether both are equal, with equal types at every level: 1 is neither True nor 1.0."""
     return bool(one == other) and repr(one) == repr(other)
 
 
@@ -91,7 +91,7 @@ class TestJson:
             print,
         ],
     )
-    def test_what_json_would_change_comes_back_as_its_repr(self, output: Any) -> None:
+    def test_a_value_that_json_would_change_comes_back_as_its_repr(self, output: Any) -> None:
         assert through_json(output) == RestoredOutput(repr(output))
 
     def test_subclasses_of_plain_types_come_back_as_their_repr(self) -> None:
@@ -115,14 +115,18 @@ class TestJson:
         assert through_json(sign * 2**2000) == RestoredOutput(repr(sign * 2**2000))
 
     @pytest.mark.parametrize("sign", [1, -1])
-    def test_a_number_that_python_does_not_write_comes_back_as_a_word(self, sign: int) -> None:
+    def test_a_number_too_long_for_python_to_print_comes_back_as_a_placeholder(
+        self, sign: int
+    ) -> None:
         assert through_json(sign * 10**100_000) == RestoredOutput(
             "<int, whose repr raised ValueError>"
         )
 
     @pytest.mark.parametrize("levels", [100, 101, 5_000, 200_000])
     @pytest.mark.parametrize("wrap", [lambda inner: [inner], lambda inner: {"a": inner}])
-    def test_a_deep_output_does_not_break_it(self, wrap: Callable[[Any], Any], levels: int) -> None:
+    def test_a_deeply_nested_output_does_not_break_a_report(
+        self, wrap: Callable[[Any], Any], levels: int
+    ) -> None:
         output = wrap(1)
         for _ in range(levels - 1):
             output = wrap(output)
@@ -134,7 +138,7 @@ class TestJson:
         else:
             assert isinstance(back, RestoredOutput)
 
-    def test_an_output_that_holds_itself_does_not_break_it(self) -> None:
+    def test_a_recursive_output_does_not_break_a_report(self) -> None:
         rows: list[Any] = [1]
         rows += [rows, rows]
         columns: dict[str, Any] = {}
@@ -196,13 +200,13 @@ class TestJson:
         assert error.traceback == "".join(traceback.format_exception(original))
 
     @pytest.mark.parametrize("output", [(1, 2), RestoredOutput("{1}"), Hostile()])
-    def test_what_json_cannot_hold_does_not_change_on_further_trips(self, output: Any) -> None:
+    def test_a_restored_output_does_not_change_on_further_round_trips(self, output: Any) -> None:
         once = through_json(output)
 
         assert isinstance(once, RestoredOutput)
         assert through_json(once) == once
 
-    def test_a_report_that_came_back_is_written_and_told_the_same_again(self) -> None:
+    def test_a_restored_report_has_the_same_json_and_text(self) -> None:
         report = report_of(
             succeeded("a", [1, "two"]),
             failed("b", raised(ValueError("boom\nsecond line"))),
@@ -217,7 +221,7 @@ class TestJson:
         with pytest.raises(ExceptionGroup):
             back.raise_for_failures()
 
-    def test_it_is_ascii_in_one_line_or_indented(self) -> None:
+    def test_the_json_is_ascii_in_one_line_or_indented(self) -> None:
         report = report_of(succeeded("größe", "äöü"))
 
         assert report.to_json().isascii()
@@ -226,7 +230,7 @@ class TestJson:
         assert json.loads(report.to_json(indent=2)) == json.loads(report.to_json())
         assert RunReport.from_json(report.to_json().encode())["größe"].output == "äöü"
 
-    def test_what_is_no_json_is_refused(self) -> None:
+    def test_a_text_that_is_not_json_is_refused(self) -> None:
         with pytest.raises(ValueError, match="Expecting value"):
             RunReport.from_json("no json")
         with pytest.raises(ValueError, match="invalid start byte"):
@@ -287,7 +291,7 @@ class TestJson:
             ),
         ],
     )
-    def test_what_is_no_report_is_refused_with_what_is_wrong(
+    def test_a_wrong_value_is_refused_with_its_place(
         self, place: tuple[str | int, ...], value: object, problem: str
     ) -> None:
         document = changed(json.loads(rich_report().to_json()), place, value)
@@ -300,9 +304,7 @@ class TestJson:
     @pytest.mark.parametrize(
         "place", [(), ("results", 0), ("results", 1, "items", 0), ("results", 0, "history", 0)]
     )
-    def test_what_is_no_report_is_refused_with_what_is_missing(
-        self, place: tuple[str | int, ...]
-    ) -> None:
+    def test_a_missing_field_is_refused_with_its_name(self, place: tuple[str | int, ...]) -> None:
         text = rich_report().to_json()
         names = list(at(json.loads(text), place))
 
@@ -313,14 +315,14 @@ class TestJson:
             with pytest.raises(ValueError, match=rf"[^\w]{name} is missing$"):
                 RunReport.from_json(json.dumps(document))
 
-    def test_two_results_of_one_name_are_refused(self) -> None:
+    def test_two_results_with_the_same_name_are_refused(self) -> None:
         document = json.loads(report_of(succeeded("a"), succeeded("b")).to_json())
         document["results"][1]["step_name"] = "a"
 
         with pytest.raises(ValueError, match=r"results has 2 of step 'a'$"):
             RunReport.from_json(json.dumps(document))
 
-    def test_what_is_nested_too_deep_is_refused(self) -> None:
+    def test_a_document_that_is_nested_too_deep_is_refused(self) -> None:
         with pytest.raises(ValueError, match=r"it is nested too deep$"):
             RunReport.from_json("[" * 200_000)
 
@@ -346,5 +348,5 @@ def changed(document: Any, place: tuple[str | int, ...], value: object) -> Any:
     return document
 
 
-# Of the mutants that mutmut makes of `_report_json`, three survive, which let `to_json` write NaN:
-# there is none to write, because `_is_plain_json` leaves it to its `repr`. One never ends.
+# Of the mutants that mutmut makes of `_core.report_json`, three survive: they allow `to_json` to
+# write NaN, which never occurs, because `_is_plain_json` excludes it. One never ends.

@@ -1,4 +1,4 @@
-"""What of a stored run still holds is decided step by step, along the pipeline as it is now."""
+"""Resuming decides step by step, along the current pipeline, which stored results are valid."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def started(*steps):
     return RunStarted("r", 1_000.0, DependencyView(planned), "p", dict(Fingerprints(planned)))
 
 
-def kept(value):
+def payload(value):
     return Payload("json", json.dumps(value).encode())
 
 
@@ -56,19 +56,19 @@ def decode(step, payload):
 def done(*names, output=1):
     for name in names:
         yield AttemptStarted(name, 1, 1.0)
-        yield StepSucceeded(name, 1, 2.0, output if output is REDACTED else kept(output))
+        yield StepSucceeded(name, 1, 2.0, output if output is REDACTED else payload(output))
 
 
 def failed(name):
     return [AttemptStarted(name, 1, 1.0), StepFailed(name, 1, 2.0, BOOM)]
 
 
-def go_on(events, *steps, fail_fast=True, new_inputs=()):
-    """Return what is told, and the past; the story itself has heard of it."""
+def resume_with(events, *steps, fail_fast=True, new_inputs=()):
+    """Return the `RunResumed` event, which the stored run has applied, and the checkpoint."""
     planned = plan(steps)
-    story = events if isinstance(events, StoredRun) else StoredRun(events)
+    run = events if isinstance(events, StoredRun) else StoredRun(events)
     return resume(
-        story,
+        run,
         planned,
         bindings=bind(planned, new_inputs),
         conditions=bind_conditions(planned, new_inputs),
@@ -79,17 +79,19 @@ def go_on(events, *steps, fail_fast=True, new_inputs=()):
     )
 
 
-def held(checkpoint):
+def restored(checkpoint):
     return sorted(name for name, item in checkpoint.results if item is None)
 
 
-def test_what_has_succeeded_holds_and_the_rest_goes_on():
-    event, checkpoint = go_on([started(*CHAIN), *done("a"), AttemptStarted("b", 1, 3.0)], *CHAIN)
+def test_completed_steps_are_restored_and_the_others_resume():
+    event, checkpoint = resume_with(
+        [started(*CHAIN), *done("a"), AttemptStarted("b", 1, 3.0)], *CHAIN
+    )
 
     assert (event.run_id, event.at_ms, event.wall_time) == ("r", 3.0, 2_000.0)
     assert (event.outdated, event.unfinished) == ({}, {"b": "it was cut short"})
     assert not event.afresh
-    assert held(checkpoint) == ["a"]
+    assert restored(checkpoint) == ["a"]
     assert checkpoint.results["a", None].output == 1
     assert checkpoint.pending_attempts["b", None].crashes == 1
     assert checkpoint.reasons == {"b": "it was cut short"}
@@ -107,15 +109,17 @@ def test_what_has_succeeded_holds_and_the_rest_goes_on():
         ([StepSkipped("b", 3.0, "the run stopped")], False, True),
     ],
 )
-def test_a_run_that_had_ended_or_was_being_stopped_begins_afresh(more, fail_fast, afresh):
-    event, checkpoint = go_on([started(*CHAIN), *done("a"), *more], *CHAIN, fail_fast=fail_fast)
+def test_a_run_that_had_ended_or_was_stopping_starts_afresh(more, fail_fast, afresh):
+    event, checkpoint = resume_with(
+        [started(*CHAIN), *done("a"), *more], *CHAIN, fail_fast=fail_fast
+    )
 
     assert event.afresh is afresh
-    assert "a" in held(checkpoint)
-    assert ("b" in held(checkpoint)) is (not afresh and more != [])
+    assert "a" in restored(checkpoint)
+    assert ("b" in restored(checkpoint)) is (not afresh and more != [])
 
 
-def test_what_was_skipped_because_of_a_failure_stays_so_while_the_run_goes_on():
+def test_a_step_that_a_failure_skipped_stays_skipped_when_the_run_resumes():
     events = [
         started(*CHAIN),
         *failed("a"),
@@ -123,9 +127,9 @@ def test_what_was_skipped_because_of_a_failure_stays_so_while_the_run_goes_on():
         StepSkipped("c", 2.0, "so"),
     ]
 
-    event, checkpoint = go_on(events, *CHAIN, fail_fast=False)
+    event, checkpoint = resume_with(events, *CHAIN, fail_fast=False)
 
-    assert held(checkpoint) == ["a", "b", "c"]
+    assert restored(checkpoint) == ["a", "b", "c"]
     assert event.unfinished == {}
     assert checkpoint.results["c", None].status is StepStatus.SKIPPED
 
@@ -139,95 +143,99 @@ def test_what_was_skipped_because_of_a_failure_stays_so_while_the_run_goes_on():
         (step("b", "a", "n"), "it depends on 'a', 'n', and depended on 'a'"),
     ],
 )
-def test_a_changed_step_is_outdated_with_what_depends_on_it(b, reason):
+def test_a_changed_step_is_outdated_with_its_dependents(b, reason):
     a, _, c = CHAIN
 
-    event, checkpoint = go_on([started(*CHAIN), *done("a", "b", "c")], a, b, c, step("n"))
+    event, checkpoint = resume_with([started(*CHAIN), *done("a", "b", "c")], a, b, c, step("n"))
 
     assert event.outdated == {"b": reason, "c": "step 'b', which it depends on, runs again"}
-    assert held(checkpoint) == ["a"]
+    assert restored(checkpoint) == ["a"]
 
 
-def test_without_dependencies_it_depends_on_nothing():
+def test_a_step_that_lost_its_dependencies_is_outdated():
     before = step("a"), WorkflowStep("b", alone, ["a"])
 
-    event, _ = go_on([started(*before), *done("a", "b")], step("a"), WorkflowStep("b", alone))
+    event, _ = resume_with([started(*before), *done("a", "b")], step("a"), WorkflowStep("b", alone))
 
     assert event.outdated == {"b": "it depends on nothing, and depended on 'a'"}
 
 
-def test_an_output_that_cannot_be_read_does_not_let_its_step_run_again():
+def test_an_unreadable_output_is_an_error_and_does_not_rerun_its_step():
     events = [started(*CHAIN), *done("a", output="broken"), *done("b")]
 
     with pytest.raises(PayloadError, match=r"output of step 'a' is broken; nothing has run: .*'a'"):
-        go_on(events, *CHAIN)
+        resume_with(events, *CHAIN)
 
 
-def test_nobody_reads_an_output_that_is_outdated_anyway():
+def test_the_output_of_an_outdated_step_is_not_read():
     events = [started(*CHAIN), *done("a", output="broken"), *done("b")]
 
-    event, checkpoint = go_on(events, step("a", version="2"), *CHAIN[1:])
+    event, checkpoint = resume_with(events, step("a", version="2"), *CHAIN[1:])
 
     assert event.outdated.keys() == {"a", "b"}
-    assert held(checkpoint) == []
+    assert restored(checkpoint) == []
 
 
-def test_an_input_that_the_run_did_not_have_outdates_what_takes_it():
+def test_a_new_input_outdates_the_steps_that_take_it():
     async def limited(limit=0): ...
 
     steps = step("a", action=limited), step("b", "a"), step("c")
 
-    event, checkpoint = go_on([started(*steps), *done("a", "b", "c")], *steps, new_inputs=["limit"])
+    event, checkpoint = resume_with(
+        [started(*steps), *done("a", "b", "c")], *steps, new_inputs=["limit"]
+    )
 
     assert event.outdated == {
         "a": "the run did not have the input 'limit' before",
         "b": "step 'a', which it depends on, runs again",
     }
-    assert held(checkpoint) == ["c"]
+    assert restored(checkpoint) == ["c"]
 
 
-def test_a_later_success_stands_for_an_earlier_secret_one():
+def test_a_later_success_replaces_an_earlier_secret_one():
     secret, plain = step("a", secret=True), step("a")
-    story = StoredRun([started(secret, *CHAIN[1:]), *done("a", output=REDACTED), *failed("b")])
-    event, _ = go_on(story, plain, *CHAIN[1:])
+    run = StoredRun([started(secret, *CHAIN[1:]), *done("a", output=REDACTED), *failed("b")])
+    event, _ = resume_with(run, plain, *CHAIN[1:])
     assert event.recalled == ("a",)
     for each in [*done("a"), *failed("b"), RunFinished(3.0, "failed")]:
-        story.apply(each)
+        run.apply(each)
 
-    event, checkpoint = go_on(story, plain, *CHAIN[1:])
+    event, checkpoint = resume_with(run, plain, *CHAIN[1:])
 
     assert event.recalled == ()
-    assert held(checkpoint) == ["a"]
+    assert restored(checkpoint) == ["a"]
 
 
-def test_what_came_of_a_failure_is_outdated_although_it_was_left_out_when_that_was_mended():
+def test_a_step_that_ran_after_a_failure_is_outdated_although_the_fixed_run_lacked_it():
     steps = step("z"), step("tell", "z", run_if="always")
-    story = StoredRun([started(*steps), *failed("z"), *done("tell"), RunFinished(3.0, "failed")])
-    go_on(story, steps[0])
+    run = StoredRun([started(*steps), *failed("z"), *done("tell"), RunFinished(3.0, "failed")])
+    resume_with(run, steps[0])
     for each in [*done("z"), RunFinished(4.0, "passed")]:
-        story.apply(each)
+        run.apply(each)
 
-    _, checkpoint = go_on(story, *steps)
+    _, checkpoint = resume_with(run, *steps)
 
-    assert held(checkpoint) == ["z"]
+    assert restored(checkpoint) == ["z"]
 
 
-def test_new_steps_have_no_reason_and_old_ones_are_left_out():
-    event, checkpoint = go_on(
+def test_new_steps_have_no_rerun_reason_and_removed_steps_are_dropped():
+    event, checkpoint = resume_with(
         [started(*CHAIN), *done("a"), AttemptStarted("b", 1, 3.0)], CHAIN[0], step("n", "a")
     )
 
     assert (event.outdated, event.unfinished) == ({}, {})
-    assert held(checkpoint) == ["a"]
+    assert restored(checkpoint) == ["a"]
     assert checkpoint.pending_attempts == {}
 
 
-def test_a_clean_up_step_that_names_none_depends_on_all_and_runs_again_after_them():
+def test_a_clean_up_step_without_dependencies_runs_again_after_all_others():
     steps = step("a"), step("b"), step("end", run_if="always")
-    event, checkpoint = go_on([started(*steps), *done("a"), *failed("b"), *done("end")], *steps)
+    event, checkpoint = resume_with(
+        [started(*steps), *done("a"), *failed("b"), *done("end")], *steps
+    )
 
     assert event.outdated == {"end": "step 'b', which it depends on, runs again"}
-    assert held(checkpoint) == ["a"]
+    assert restored(checkpoint) == ["a"]
 
 
 class TestSecrets:
@@ -240,35 +248,39 @@ class TestSecrets:
 
     def test_a_secret_that_is_needed_is_recalled(self):
         steps = self.steps()
-        event, checkpoint = go_on(
+        event, checkpoint = resume_with(
             [started(*steps), *done("login", output=REDACTED), *done("use")], *steps
         )
 
         assert event.recalled == ("login",)
-        assert held(checkpoint) == ["use"]
+        assert restored(checkpoint) == ["use"]
         assert "is secret" in checkpoint.reasons["login"]
 
-    def test_a_secret_that_only_a_condition_asks_for_is_needed_too(self):
+    def test_a_secret_that_only_a_condition_takes_is_recalled_too(self):
         steps = self.steps(last=alone, when=lambda login: True)
-        event, _ = go_on([started(*steps), *done("login", output=REDACTED), *done("use")], *steps)
+        event, _ = resume_with(
+            [started(*steps), *done("login", output=REDACTED), *done("use")], *steps
+        )
 
         assert event.recalled == ("login",)
 
-    def test_one_that_nobody_asks_for_is_not(self):
+    def test_a_secret_that_no_step_takes_is_not_recalled(self):
         steps = self.steps(last=alone)
-        event, checkpoint = go_on(
+        event, checkpoint = resume_with(
             [started(*steps), *done("login", output=REDACTED), *done("use")], *steps
         )
 
         assert event.recalled == ()
-        assert held(checkpoint) == ["login", "use"]
+        assert restored(checkpoint) == ["login", "use"]
 
-    def test_what_a_recalled_step_needs_is_recalled_with_it(self):
+    def test_the_secrets_that_a_recalled_step_takes_are_recalled_too(self):
         steps = step("key", secret=True), step("login", "key", secret=True), step("use", "login")
-        event, checkpoint = go_on([started(*steps), *done("key", "login", output=REDACTED)], *steps)
+        event, checkpoint = resume_with(
+            [started(*steps), *done("key", "login", output=REDACTED)], *steps
+        )
 
         assert event.recalled == ("key", "login")
-        assert held(checkpoint) == []
+        assert restored(checkpoint) == []
 
     def items(self, step_name, output, *numbers):
         yield MapStarted(step_name, 2.0)
@@ -276,76 +288,76 @@ class TestSecrets:
             yield AttemptStarted(step_name, 1, 2.0, item=item)
             yield StepSucceeded(step_name, 1, 3.0, output, item)
 
-    def test_items_of_a_recalled_source_are_not_taken_over(self):
+    def test_items_of_a_recalled_source_are_not_restored(self):
         steps = step("ids", secret=True), step("fetch", "ids", map_over="ids")
         events = [
             *(started(*steps), *done("ids", output=REDACTED)),
-            *self.items("fetch", kept(1), 0),
+            *self.items("fetch", payload(1), 0),
         ]
-        event, checkpoint = go_on(events, *steps)
+        event, checkpoint = resume_with(events, *steps)
 
         assert event.recalled == ("ids",)
         assert checkpoint.results == {}
 
     @pytest.mark.parametrize(("is_needed", "recalled"), [(True, ("fetch",)), (False, ())])
-    def test_secret_items_are_taken_over_if_nobody_needs_them(self, is_needed, recalled):
+    def test_secret_items_are_restored_if_no_step_takes_them(self, is_needed, recalled):
         steps = [step("ids"), step("fetch", "ids", map_over="ids", secret=True)]
         if is_needed:
             steps.append(step("use", "fetch"))
         events = [started(*steps), *done("ids", output=[1, 2]), *self.items("fetch", REDACTED, 0)]
-        event, checkpoint = go_on(events, *steps)
+        event, checkpoint = resume_with(events, *steps)
 
         assert event.recalled == recalled
         assert (("fetch", 0) in checkpoint.results) is not is_needed
 
-    def test_what_is_outdated_is_not_recalled(self):
+    def test_an_outdated_step_is_not_recalled(self):
         steps = self.steps()
         events = [started(*steps), *done("login", output=REDACTED), *done("use")]
-        event, _ = go_on(events, step("login", secret=True, version="2"), *steps[1:])
+        event, _ = resume_with(events, step("login", secret=True, version="2"), *steps[1:])
 
         assert event.outdated.keys() == {"login", "use"}
         assert event.recalled == ()
 
 
-def test_a_run_goes_on_three_times_with_changing_pipelines():
-    story = StoredRun([started(*CHAIN), *done("a", "b"), AttemptStarted("c", 1, 3.0)])
+def test_a_run_resumes_three_times_with_changing_pipelines():
+    run = StoredRun([started(*CHAIN), *done("a", "b"), AttemptStarted("c", 1, 3.0)])
     a, b, c = CHAIN
 
-    # c is left out for a while.
-    event, checkpoint = go_on(story, a, b)
-    assert held(checkpoint) == ["a", "b"]
+    # The pipeline has no step c.
+    event, checkpoint = resume_with(run, a, b)
+    assert restored(checkpoint) == ["a", "b"]
     assert (event.outdated, event.unfinished) == ({}, {})
 
-    # It comes back, and b has changed.
+    # It has c again, and b has changed.
     b2 = step("b", "a", version="2")
-    event, checkpoint = go_on(story, a, b2, c)
-    assert held(checkpoint) == ["a"]
+    event, checkpoint = resume_with(run, a, b2, c)
+    assert restored(checkpoint) == ["a"]
     assert event.outdated.keys() == {"b", "c"}
     assert checkpoint.pending_attempts == {}
     for each in (StepReused("a", 3.0), *done("b")):
-        story.apply(each)
+        run.apply(each)
 
-    # And a has changed.
-    event, checkpoint = go_on(story, step("a", version="3"), b2, c)
-    assert held(checkpoint) == []
+    # a has changed too.
+    event, checkpoint = resume_with(run, step("a", version="3"), b2, c)
+    assert restored(checkpoint) == []
     assert event.outdated.keys() == {"a", "b", "c"}
     assert isinstance(event, RunResumed)
 
 
-def test_targets_leave_the_rest_as_it_is():
-    story = StoredRun([started(*CHAIN), *done("a", "b", "c")])
+def test_targets_do_not_change_the_stored_results_of_other_steps():
+    run = StoredRun([started(*CHAIN), *done("a", "b", "c")])
     planned = plan(CHAIN, ["b"])
     options = {"fail_fast": True, "wall_time": 2.0, "decode": decode}
 
     _, checkpoint = resume(
-        story,
+        run,
         planned,
         bindings=bind(planned),
         conditions={},
         new_inputs=(),
         **options,
     )
-    assert held(checkpoint) == ["a", "b"]
+    assert restored(checkpoint) == ["a", "b"]
 
-    _, checkpoint = go_on(story, *CHAIN)
-    assert held(checkpoint) == ["a", "b", "c"]
+    _, checkpoint = resume_with(run, *CHAIN)
+    assert restored(checkpoint) == ["a", "b", "c"]

@@ -1,4 +1,4 @@
-"""A retry policy says after which failures another attempt follows, and after how long."""
+"""A retry policy decides which failures are retried, and after which delay."""
 
 from __future__ import annotations
 
@@ -32,13 +32,13 @@ def never() -> float:
 
 @st.composite
 def ranges(draw: st.DrawFn) -> tuple[float, float, float]:
-    base_ms = draw(MILLISECONDS.filter(bool))  # tenacity takes 0 times too much for the maximum
+    base_ms = draw(MILLISECONDS.filter(bool))  # for 0, tenacity's overflow gives the maximum
     return base_ms, draw(FACTORS), base_ms + draw(MILLISECONDS)
 
 
 class TestFormula:
     @given(ranges(), ATTEMPTS)
-    def test_the_wait_without_jitter_is_that_of_tenacity(
+    def test_the_delay_without_jitter_equals_the_one_of_tenacity(
         self, numbers: tuple[float, float, float], attempt: int
     ) -> None:
         base_ms, factor, max_ms = numbers
@@ -48,11 +48,11 @@ class TestFormula:
 
         oracle = tenacity.wait_exponential(multiplier=base_ms, exp_base=factor, max=max_ms)
         expected = oracle(SimpleNamespace(attempt_number=attempt))  # type: ignore[arg-type]
-        assert delay_ms == pytest.approx(expected)  # it takes logarithms first, which are rounded
+        assert delay_ms == pytest.approx(expected)  # it computes with logarithms, which are rounded
         assert type(delay_ms) is float
 
     @given(ranges(), ATTEMPTS, st.integers())
-    def test_the_wait_with_jitter_is_that_of_tenacity_for_the_same_random_numbers(
+    def test_the_delay_with_jitter_equals_the_one_of_tenacity_for_the_same_random_numbers(
         self, numbers: tuple[float, float, float], attempt: int, seed: int
     ) -> None:
         base_ms, factor, max_ms = numbers
@@ -66,7 +66,7 @@ class TestFormula:
         expected = oracle(SimpleNamespace(attempt_number=attempt))  # type: ignore[arg-type]
         assert delay_ms == pytest.approx(expected)
 
-    def test_the_defaults_double_from_a_tenth_of_a_second_up_to_half_a_minute(self) -> None:
+    def test_the_default_delay_doubles_from_100_ms_to_30_s(self) -> None:
         policy = Retry()
 
         highest = [policy.delay_ms(attempt, BOOM, lambda: 1.0) for attempt in range(1, 12)]
@@ -86,15 +86,13 @@ class TestFormula:
             (1, 2),  # an integer above all floats
         ],
     )
-    def test_what_is_above_all_numbers_is_the_longest_wait(
-        self, base_ms: float, factor: float
-    ) -> None:
+    def test_an_overflow_gives_the_longest_delay(self, base_ms: float, factor: float) -> None:
         policy = Retry(base_ms=base_ms, factor=factor, max_ms=sys.float_info.max, jitter=False)
 
         assert policy.delay_ms(2_000, BOOM, never) == sys.float_info.max
 
     @given(ranges(), ATTEMPTS, st.integers())
-    def test_jitter_is_a_part_of_the_wait_from_nothing_to_all_of_it(
+    def test_a_jittered_delay_is_between_zero_and_the_full_delay(
         self, numbers: tuple[float, float, float], attempt: int, seed: int
     ) -> None:
         base_ms, factor, max_ms = numbers
@@ -109,21 +107,21 @@ class TestFormula:
         assert Retry(**options).delay_ms(attempt, BOOM, lambda: 0.0) == 0
         assert Retry(**options).delay_ms(attempt, BOOM, lambda: 0.5) == pytest.approx(whole / 2)
 
-    def test_its_own_random_source_comes_before_that_of_the_run(self) -> None:
+    def test_the_random_source_of_a_policy_overrides_the_one_of_the_run(self) -> None:
         policy = Retry(random=lambda: 0.25)
 
         assert policy.delay_ms(1, BOOM, never) == 25.0
         assert Retry().delay_ms(1, BOOM, lambda: 0.75) == 75.0
 
-    def test_a_seeded_source_makes_the_waits_the_same_in_every_run(self) -> None:
+    def test_a_seeded_random_source_gives_every_run_the_same_delays(self) -> None:
         one, two = (Retry(random=random.Random(7).random) for _ in range(2))
 
-        waits = [[policy.delay_ms(n, BOOM, never) for n in range(1, 9)] for policy in (one, two)]
+        delays = [[policy.delay_ms(n, BOOM, never) for n in range(1, 9)] for policy in (one, two)]
 
-        assert waits[0] == waits[1]
-        assert len(set(waits[0])) == 8
+        assert delays[0] == delays[1]
+        assert len(set(delays[0])) == 8
 
-    def test_no_wait_needs_no_random_number(self) -> None:
+    def test_a_delay_of_zero_needs_no_random_number(self) -> None:
         delay_ms = Retry(base_ms=0).delay_ms(3, BOOM, never)
 
         assert delay_ms == 0
@@ -154,7 +152,7 @@ class TestOn:
             (lambda error: error is BOOM, Flaky(), False),
         ],
     )
-    def test_says_after_which_failures_another_attempt_follows(
+    def test_decides_which_failures_are_retried(
         self, on: Any, error: Exception, follows: bool
     ) -> None:
         policy = Retry(base_ms=40, jitter=False, on=on)
@@ -162,7 +160,7 @@ class TestOn:
         assert policy.delay_ms(2, error, never) == (80.0 if follows else None)
 
     @pytest.mark.parametrize("asked_ms", [0, 0.0, 1, 250.5, 10**9, sys.float_info.max])
-    def test_may_say_exactly_how_long_to_wait(self, asked_ms: float) -> None:
+    def test_may_return_the_exact_delay(self, asked_ms: float) -> None:
         policy = Retry(base_ms=40, max_ms=50, on=lambda error: asked_ms)
 
         delay_ms = policy.delay_ms(2, BOOM, never)
@@ -173,7 +171,7 @@ class TestOn:
     @pytest.mark.parametrize(
         "answer", [None, "1", -1, -0.001, math.nan, math.inf, 10**400, Decimal(1), 1j, [], OSError]
     )
-    def test_must_answer_yes_no_or_a_number(self, answer: Any) -> None:
+    def test_must_return_a_bool_or_a_number(self, answer: Any) -> None:
         policy = Retry(on=lambda error: answer)
 
         with pytest.raises(TypeError) as refused:
@@ -194,7 +192,7 @@ class TestOn:
         assert raised.value is BOOM
 
     @pytest.mark.parametrize("on", [ValueError, (ValueError,), (), lambda error: False])
-    def test_is_not_asked_about_a_value_that_was_refused(self, on: Any) -> None:
+    def test_is_not_called_for_a_refused_value(self, on: Any) -> None:
         policy = Retry(base_ms=40, jitter=False, on=on, until=bool)
 
         assert policy.delay_ms(2, ResultRefusedError("poll", 2, "pending"), never) == 80.0
@@ -204,7 +202,7 @@ class TestOn:
 class TestChecks:
     @pytest.mark.parametrize("name", ["base_ms", "factor", "max_ms"])
     @pytest.mark.parametrize("value", [None, True, False, "1", Decimal(1), 1j, [], max])
-    def test_its_numbers_must_be_numbers(self, name: str, value: Any) -> None:
+    def test_numeric_options_must_be_numbers(self, name: str, value: Any) -> None:
         with pytest.raises(TypeError) as refused:
             Retry(**{name: value})
 
@@ -218,7 +216,7 @@ class TestChecks:
             ("max_ms", [0, 99, 99.9, -1], "100"),
         ],
     )
-    def test_its_numbers_must_be_in_their_range(
+    def test_numeric_options_must_be_in_their_range(
         self, name: str, values: list[float], least: str
     ) -> None:
         for value in [*values, math.nan, math.inf, 10**400]:
@@ -242,7 +240,7 @@ class TestChecks:
             {"base_ms": 7, "max_ms": 7},
         ],
     )
-    def test_the_ends_of_the_ranges_belong_to_them(self, options: dict[str, Any]) -> None:
+    def test_the_ranges_include_their_ends(self, options: dict[str, Any]) -> None:
         policy = Retry(**options)
 
         assert {name: getattr(policy, name) for name in options} == options
@@ -284,7 +282,7 @@ class TestChecks:
 
         assert str(refused.value) == f"Retry: {name} must be callable, not {type(value).__name__}"
 
-    def test_its_options_are_keyword_only(self) -> None:
+    def test_options_are_keyword_only(self) -> None:
         with pytest.raises(TypeError, match="positional"):
             Retry(100)  # type: ignore[misc]
 

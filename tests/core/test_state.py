@@ -1,4 +1,4 @@
-"""Whatever decides what a run does next is a fold over its events, along a table."""
+"""The state of a run is a fold over its events: a table lists the phases that accept each."""
 
 from __future__ import annotations
 
@@ -58,13 +58,13 @@ Phase: TypeAlias = Literal[
     "before the run",
     "pending",
     "ready",
-    "handed out",
-    "doomed",
-    "withdrawn",
+    "scheduled",
+    "unreachable",
+    "dropped",
     "attempting",
     "waiting",
     "queued",
-    "cleared",
+    "rescheduled",
     "mapping",
     "settled",
     "after the run",
@@ -73,13 +73,13 @@ PHASES: dict[Phase, str] = {
     "before the run": "the step's turn has not come",
     "pending": "the step's turn has not come",
     "ready": "the step is ready",
-    "handed out": "the step is about to start",
-    "doomed": "the step will never start",
-    "withdrawn": "the step was ready when the run stopped",
+    "scheduled": "the step is about to start",
+    "unreachable": "the step will never start",
+    "dropped": "the step was ready when the run stopped",
     "attempting": "an attempt of the step is running",
     "waiting": "the step waits for its next attempt",
     "queued": "the step is queued for its next attempt",
-    "cleared": "the step is about to start its next attempt",
+    "rescheduled": "the step is about to start its next attempt",
     "mapping": "the step goes through its items",
     "settled": "the step has ended",
     "after the run": "the step has ended",
@@ -118,39 +118,39 @@ def state_in(phase: Phase, schedule: Schedule, limit: int | None = 1) -> RunStat
     assert state.ready() == [0]
     state.apply(AttemptStarted("a", 1, 1.0))
     state.apply(
-        StepFailed("a", 1, 2.0, BOOM) if phase == "doomed" else StepSucceeded("a", 1, 2.0, "A")
+        StepFailed("a", 1, 2.0, BOOM) if phase == "unreachable" else StepSucceeded("a", 1, 2.0, "A")
     )
-    if phase not in ("ready", "doomed", "withdrawn"):
+    if phase not in ("ready", "unreachable", "dropped"):
         assert state.ready() == [1]
-    steps_to: list[Event] = [INTERRUPTED] if phase == "withdrawn" else []
-    if phase in ("attempting", "waiting", "queued", "cleared", "settled", "after the run"):
-        steps_to.append(AttemptStarted("x", 1, 3.0))
-    if phase in ("waiting", "queued", "cleared"):
-        steps_to.append(AttemptFailed("x", 1, 4.0, BOOM, 0.0))
+    events: list[Event] = [INTERRUPTED] if phase == "dropped" else []
+    if phase in ("attempting", "waiting", "queued", "rescheduled", "settled", "after the run"):
+        events.append(AttemptStarted("x", 1, 3.0))
+    if phase in ("waiting", "queued", "rescheduled"):
+        events.append(AttemptFailed("x", 1, 4.0, BOOM, 0.0))
     if phase == "mapping":
-        steps_to.append(MapStarted("x", 3.0))
+        events.append(MapStarted("x", 3.0))
     if phase in ("settled", "after the run"):
-        steps_to.append(StepSucceeded("x", 1, 5.0, "X"))
+        events.append(StepSucceeded("x", 1, 5.0, "X"))
     if phase == "after the run":
-        steps_to.append(FINISHED)
-    for event in steps_to:
+        events.append(FINISHED)
+    for event in events:
         state.apply(event)
-    if phase in ("queued", "cleared"):
+    if phase in ("queued", "rescheduled"):
         state.enqueue_retry(1, 5.0)
-    if phase == "cleared":
+    if phase == "rescheduled":
         assert state.ready() == [1]
     return state
 
 
 def snapshot(state: RunState) -> dict[str, Any]:
-    """All that a state knows, in containers that do not change with it."""
+    """Return all attributes of a state, in containers that do not change with it."""
     parts = {
         "": state,
-        "turns": state._readiness,
+        "readiness": state._readiness,
         "queue": state.queue,
-        "histories": state.attempt_log,
-        "units": state.step_runs,
-        "limits": state.deadlines,
+        "attempt_log": state.attempt_log,
+        "step_runs": state.step_runs,
+        "deadlines": state.deadlines,
     }
     return {
         f"{part}.{name}": frozen(value)
@@ -203,18 +203,18 @@ def event_of(kind: type, attempt: int) -> Event:
 
 
 ACCEPTED: dict[type, tuple[Phase, ...]] = {
-    AttemptStarted: ("ready", "handed out", "withdrawn", "waiting", "queued", "cleared"),
+    AttemptStarted: ("ready", "scheduled", "dropped", "waiting", "queued", "rescheduled"),
     AttemptFailed: ("attempting",),
-    MapStarted: ("ready", "handed out", "withdrawn"),
+    MapStarted: ("ready", "scheduled", "dropped"),
     StepSucceeded: ("attempting", "mapping"),
-    StepFailed: ("attempting", "waiting", "mapping", "ready", "handed out", "withdrawn"),
-    StepCancelled: ("attempting", "waiting", "queued", "cleared", "mapping"),
-    StepSkipped: ("ready", "handed out", "doomed", "withdrawn"),
+    StepFailed: ("attempting", "waiting", "mapping", "ready", "scheduled", "dropped"),
+    StepCancelled: ("attempting", "waiting", "queued", "rescheduled", "mapping"),
+    StepSkipped: ("ready", "scheduled", "unreachable", "dropped"),
     ThreadAbandoned: ("attempting",),
-    LoopBlocked: ("attempting", "waiting", "queued", "cleared", "settled"),
+    LoopBlocked: ("attempting", "waiting", "queued", "rescheduled", "settled"),
 }
 WITHOUT_ATTEMPT = {MapStarted, StepSkipped}
-HAS_ATTEMPTED: set[Phase] = {"attempting", "waiting", "queued", "cleared", "settled"}
+HAS_ATTEMPTED: set[Phase] = {"attempting", "waiting", "queued", "rescheduled", "settled"}
 each_schedule = pytest.mark.parametrize("schedule", ["tiers", "ready"])
 # Whether an event is accepted does not depend on the schedule.
 by_one_schedule = pytest.mark.parametrize(
@@ -272,9 +272,9 @@ class TestTable:
                 else:
                     assert refused(state, event) == PHASES[phase]
 
-    @pytest.mark.parametrize("phase", ["ready", "handed out", *sorted(HAS_ATTEMPTED)])
+    @pytest.mark.parametrize("phase", ["ready", "scheduled", *sorted(HAS_ATTEMPTED)])
     @pytest.mark.parametrize("kind", [kind for kind in ACCEPTED if kind not in WITHOUT_ATTEMPT])
-    def test_the_same_holds_for_the_items_of_a_mapped_step(
+    def test_the_table_holds_for_the_items_of_a_mapped_step(
         self, kind: type, phase: Phase, schedule: Schedule
     ) -> None:
         state = state_in("mapping", schedule)
@@ -283,11 +283,11 @@ class TestTable:
             assert state.ready() == [item]
         if phase in HAS_ATTEMPTED:
             state.apply(AttemptStarted("x", 1, 3.0, item=0))
-        if phase in ("waiting", "queued", "cleared"):
+        if phase in ("waiting", "queued", "rescheduled"):
             state.apply(AttemptFailed("x", 1, 4.0, BOOM, 0.0, item=0))
-        if phase in ("queued", "cleared"):
+        if phase in ("queued", "rescheduled"):
             state.enqueue_retry(item, 5.0)
-        if phase == "cleared":
+        if phase == "rescheduled":
             assert state.ready() == [item]
         if phase == "settled":
             state.apply(StepSucceeded("x", 1, 5.0, "X", item=0))
@@ -352,9 +352,7 @@ class TestTable:
                 state.apply(FINISHED)
             assert state.has_finished is (phase in ("settled", "after the run"))
 
-    def test_what_is_refused_in_the_middle_of_a_run_does_not_change_its_end(
-        self, schedule: Schedule
-    ) -> None:
+    def test_refused_events_do_not_change_the_report_of_a_run(self, schedule: Schedule) -> None:
         state = state_in("attempting", schedule)
 
         for kind in (AttemptStarted, StepSkipped):
@@ -373,16 +371,16 @@ class TestTable:
         assert len(state.report()) == 0
 
 
-def past_of(*results: StepResult, pending_attempts: Sequence[str] = ()) -> Checkpoint:
-    """A past with these results, in which the first attempt of other steps was cut short."""
-    cut = {}
+def checkpoint_of(*results: StepResult, pending_attempts: Sequence[str] = ()) -> Checkpoint:
+    """Return a checkpoint with these results, and a pending first attempt of other steps."""
+    pending = {}
     for name in pending_attempts:
         error = StepCrashedError(name, 1, 1)
         attempts = (Attempt(1, 1.0, 2.0, error),)
-        cut[name, None] = PendingAttempts(AttemptStarted(name, 1, 1.0), attempts, 1)
+        pending[name, None] = PendingAttempts(AttemptStarted(name, 1, 1.0), attempts, 1)
     known = {(result.step_name, None): result for result in results}
     return Checkpoint(
-        "r1", 1_000.0, 5.0, known, cut, dict.fromkeys(pending_attempts, "it was cut short")
+        "r1", 1_000.0, 5.0, known, pending, dict.fromkeys(pending_attempts, "it was cut short")
     )
 
 
@@ -397,14 +395,14 @@ def resumed(plan: Plan, checkpoint: Checkpoint, **options: Any) -> RunState:
 
 
 @by_one_schedule
-class TestTheShortForms:
+class TestShortForms:
     """`begin` and `succeed` are `apply` for the attempts of a plain step."""
 
     @pytest.mark.parametrize("attempts", [1, 2, 3])
-    def test_they_lead_to_the_same_report_as_events(
+    def test_short_forms_give_the_same_report_as_events(
         self, attempts: int, schedule: Schedule
     ) -> None:
-        by_events, by_short_forms = (state_in("handed out", schedule, None) for _ in range(2))
+        by_events, by_short_forms = (state_in("scheduled", schedule, None) for _ in range(2))
         for attempt in range(1, attempts + 1):
             by_events.apply(AttemptStarted("x", attempt, 3.0 * attempt))
             by_short_forms.begin(1, attempt, 3.0 * attempt)
@@ -420,8 +418,8 @@ class TestTheShortForms:
         assert by_short_forms.report().results == by_events.report().results
         assert by_short_forms.output(1) == "X"
 
-    def test_what_was_begun_is_known(self, schedule: Schedule) -> None:
-        state = state_in("handed out", schedule, None)
+    def test_begin_starts_an_attempt(self, schedule: Schedule) -> None:
+        state = state_in("scheduled", schedule, None)
 
         state.begin(1, 1, 3.0)
 
@@ -430,7 +428,7 @@ class TestTheShortForms:
         assert state.result(1) is None
 
     def test_an_event_of_an_attempt_that_has_not_begun_is_refused(self, schedule: Schedule) -> None:
-        state = state_in("handed out", schedule, None)
+        state = state_in("scheduled", schedule, None)
         state.begin(1, 1, 3.0)
 
         with pytest.raises(IllegalEventError, match="the latest attempt"):
@@ -438,8 +436,8 @@ class TestTheShortForms:
 
         assert state.is_attempting(1)
 
-    def test_a_remark_before_the_end_is_part_of_the_result(self, schedule: Schedule) -> None:
-        state = state_in("handed out", schedule, None)
+    def test_a_loop_block_before_the_end_is_part_of_the_result(self, schedule: Schedule) -> None:
+        state = state_in("scheduled", schedule, None)
 
         state.begin(1, 1, 3.0)
         state.apply(LoopBlocked("x", 1, 4.0, 110.0, "app.py:1 in x"))
@@ -449,8 +447,8 @@ class TestTheShortForms:
         assert result is not None
         assert (result.duration_ms, result.loop_blocked_ms) == (2.0, 110.0)
 
-    def test_a_remark_after_the_end_is_part_of_the_result(self, schedule: Schedule) -> None:
-        state = state_in("handed out", schedule, None)
+    def test_a_loop_block_after_the_end_is_part_of_the_result(self, schedule: Schedule) -> None:
+        state = state_in("scheduled", schedule, None)
 
         state.begin(1, 1, 3.0)
         state.succeed(1, 5.0, "X")
@@ -463,17 +461,21 @@ class TestTheShortForms:
 
 @each_schedule
 class TestResumed:
-    def test_only_a_run_with_a_past_is_resumed_and_only_once(self, schedule: Schedule) -> None:
+    def test_only_a_run_with_a_checkpoint_is_resumed_and_only_once(
+        self, schedule: Schedule
+    ) -> None:
         planned = plan_of({"a": []})
         again = resumption(planned)
 
         for phase in PHASES:
             state = state_in(phase, schedule)
             assert refused(state, again) == "the run has no checkpoint"
-        assert refused(resumed(planned, past_of()), again) == "the run has started"
+        assert refused(resumed(planned, checkpoint_of()), again) == "the run has started"
 
     @pytest.mark.parametrize("phase", PHASES)
-    def test_without_a_past_nothing_is_reused(self, phase: Phase, schedule: Schedule) -> None:
+    def test_without_a_checkpoint_no_result_is_reused(
+        self, phase: Phase, schedule: Schedule
+    ) -> None:
         state = state_in(phase, schedule)
 
         why = "no result of it was stored" if phase in ("pending", "ready") else PHASES[phase]
@@ -481,9 +483,11 @@ class TestResumed:
             why = "no result of it was stored"
         assert refused(state, StepReused("x", 10.0)) == why
 
-    def test_a_result_is_reused_once_and_lets_others_follow(self, schedule: Schedule) -> None:
+    def test_a_result_is_reused_once_and_makes_its_dependents_ready(
+        self, schedule: Schedule
+    ) -> None:
         planned = plan_of({"a": [], "b": ["a"]})
-        state = resumed(planned, past_of(StepResult("a", SUCCESS, 1)), schedule=schedule)
+        state = resumed(planned, checkpoint_of(StepResult("a", SUCCESS, 1)), schedule=schedule)
         assert state.ready() == []
         assert state.stored_end(0, 5.0) == StepReused("a", 5.0)
         assert state.stored_end(1, 5.0) is None
@@ -501,11 +505,11 @@ class TestResumed:
         assert (report.run_id, report.wall_time) == ("r1", 1_000.0)
 
     @pytest.mark.parametrize("is_limited", [True, False])
-    def test_what_is_reused_takes_no_place(self, is_limited: bool, schedule: Schedule) -> None:
+    def test_a_reused_step_takes_no_slot(self, is_limited: bool, schedule: Schedule) -> None:
         planned = plan_of({"a": [], "b": [], "c": []})
         state = resumed(
             planned,
-            past_of(StepResult("b", SUCCESS, 1)),
+            checkpoint_of(StepResult("b", SUCCESS, 1)),
             schedule=schedule,
             max_concurrency=2 if is_limited else None,
         )
@@ -525,11 +529,11 @@ class TestResumed:
             ),
         ],
     )
-    def test_what_has_not_succeeded_dooms_what_depends_on_it(
+    def test_dependents_of_a_reused_failure_or_skip_are_unreachable(
         self, result: StepResult, reason: str, on_purpose: bool, schedule: Schedule
     ) -> None:
         planned = plan_of({"a": [], "b": ["a"], "c": []})
-        state = resumed(planned, past_of(result), schedule=schedule, fail_fast=False)
+        state = resumed(planned, checkpoint_of(result), schedule=schedule, fail_fast=False)
 
         state.apply(StepReused("a", 5.0))
 
@@ -539,28 +543,30 @@ class TestResumed:
         assert state.unreachable() == [(1, reason, on_purpose)]
         assert state.outcome == ("passed" if on_purpose else "failed")
 
-    def test_a_stop_leaves_results_to_be_taken_over(self, schedule: Schedule) -> None:
+    def test_results_can_be_reused_after_a_stop(self, schedule: Schedule) -> None:
         planned = plan_of({"a": [], "b": []})
-        state = resumed(planned, past_of(StepResult("a", SUCCESS, 1)), schedule=schedule)
+        state = resumed(planned, checkpoint_of(StepResult("a", SUCCESS, 1)), schedule=schedule)
 
         state.apply(INTERRUPTED)
         state.apply(StepReused("a", 50.0))
 
-        assert [doom.step for doom in state.unreachable()] == [1]
+        assert [skipped.step for skipped in state.unreachable()] == [1]
 
-    def test_a_clean_up_step_that_was_skipped_is_no_longer_asked(self, schedule: Schedule) -> None:
+    def test_a_clean_up_step_that_was_skipped_is_not_ready_again(self, schedule: Schedule) -> None:
         planned = plan([WorkflowStep("a", nothing), WorkflowStep("b", nothing, run_if="failure")])
         results = StepResult("a", SUCCESS, 1), StepResult("b", SKIPPED, on_purpose=True)
-        state = resumed(planned, past_of(*results), schedule=schedule)
+        state = resumed(planned, checkpoint_of(*results), schedule=schedule)
 
         for name in "ab":
             state.apply(StepReused(name, 5.0))
 
         assert (state.ready(), state.unreachable(), state.unsettled) == ([], [], 0)
 
-    def test_what_was_cut_short_goes_on_with_the_next_attempt(self, schedule: Schedule) -> None:
+    def test_a_step_with_a_pending_attempt_continues_with_the_next_one(
+        self, schedule: Schedule
+    ) -> None:
         planned = plan_of({"a": []})
-        state = resumed(planned, past_of(pending_attempts=["a"]), schedule=schedule)
+        state = resumed(planned, checkpoint_of(pending_attempts=["a"]), schedule=schedule)
         assert state.ready() == [0]
         assert "the latest attempt was" in refused(state, AttemptStarted("a", 1, 6.0))
 
@@ -573,14 +579,14 @@ class TestResumed:
         assert [type(each.error) for each in result.history] == [StepCrashedError, type(None)]
         assert result.rerun_reason == "it was cut short"
 
-    @pytest.mark.parametrize("is_handed_out", [True, False])
-    def test_what_was_cut_short_and_does_not_go_on_is_cancelled(
-        self, is_handed_out: bool, schedule: Schedule
+    @pytest.mark.parametrize("is_scheduled", [True, False])
+    def test_a_step_with_a_pending_attempt_is_cancelled_by_a_stop(
+        self, is_scheduled: bool, schedule: Schedule
     ) -> None:
         planned = plan_of({"a": [], "b": []})
-        checkpoint = past_of(pending_attempts=["a"])
+        checkpoint = checkpoint_of(pending_attempts=["a"])
         state = resumed(planned, checkpoint, schedule=schedule, max_concurrency=1)
-        if is_handed_out:
+        if is_scheduled:
             assert state.ready() == [0]
         state.apply(INTERRUPTED)
 
@@ -594,7 +600,7 @@ class TestResumed:
 
     @pytest.mark.parametrize("fail_fast", [True, False])
     @pytest.mark.parametrize("limit", [None, 1])
-    def test_an_item_that_was_cut_short_too_often_fails_as_its_first_event(
+    def test_the_first_event_of_an_item_that_crashed_too_often_is_its_failure(
         self, fail_fast: bool, limit: int | None, schedule: Schedule
     ) -> None:
         mapped = WorkflowStep("x", takes_any, ["a"], map_over="a")
@@ -621,7 +627,7 @@ class TestResumed:
         assert items is not None
         assert [(item.status, item.attempts) for item in items] == [(FAILED, 1)]
 
-    def test_an_item_of_which_nothing_is_known_cannot_end_first(self, schedule: Schedule) -> None:
+    def test_an_unknown_item_cannot_end_before_its_first_attempt(self, schedule: Schedule) -> None:
         state = state_in("mapping", schedule)
 
         for event in (
@@ -634,7 +640,7 @@ class TestResumed:
 
 
 class TestResults:
-    def test_a_success_at_once_is_the_output_and_one_attempt(self) -> None:
+    def test_a_success_of_the_first_attempt_has_the_output_and_one_attempt(self) -> None:
         state = started(plan_of({"x": []}))
 
         state.apply(AttemptStarted("x", 1, 2.0))
@@ -653,7 +659,7 @@ class TestResults:
             (StepCancelled("x", 3, 40.0, "why", None), CANCELLED, None, "why"),
         ],
     )
-    def test_a_result_covers_all_attempts_and_the_waits_between_them(
+    def test_a_result_covers_all_attempts_and_their_backoffs(
         self, end: Event, status: StepStatus, error: Exception | None, reason: str | None
     ) -> None:
         state = started(plan_of({"x": []}, max_retries=3))
@@ -681,7 +687,7 @@ class TestResults:
         assert result.history == history
 
     @pytest.mark.parametrize("kind", [StepFailed, StepCancelled])
-    def test_the_end_of_the_only_attempt_is_its_history(self, kind: type) -> None:
+    def test_a_single_attempt_is_the_whole_history(self, kind: type) -> None:
         state = started(plan_of({"x": []}))
 
         state.apply(AttemptStarted("x", 1, 2.0))
@@ -693,7 +699,7 @@ class TestResults:
         assert result.recorded is None
         assert result.history == (Attempt(1, 2.0, 8.0, BOOM),)
 
-    def test_a_step_that_is_cancelled_between_two_attempts_has_no_third_one(self) -> None:
+    def test_a_step_cancelled_after_its_second_attempt_has_no_third_one(self) -> None:
         state = started(plan_of({"x": []}, max_retries=3))
         one, two = OSError("one"), OSError("two")
 
@@ -710,7 +716,7 @@ class TestResults:
         history = (Attempt(1, 2.0, 3.0, one), Attempt(2, 10.0, 7.0, two))
         assert result == StepResult("x", CANCELLED, 2, 18.0, None, two, "why", 2.0, history)
 
-    def test_a_step_that_is_cancelled_after_its_first_attempt_has_that_one(self) -> None:
+    def test_a_step_cancelled_after_its_first_attempt_has_one_attempt(self) -> None:
         state = started(plan_of({"x": []}, max_retries=3))
 
         state.apply(AttemptStarted("x", 1, 2.0))
@@ -722,7 +728,7 @@ class TestResults:
         assert result == StepResult("x", CANCELLED, 1, 5.0, None, BOOM, "why", 2.0, history)
 
     def test_a_skipped_step_has_a_reason_and_no_attempt(self) -> None:
-        state = state_in("doomed", "tiers")
+        state = state_in("unreachable", "tiers")
 
         state.apply(StepSkipped("x", 3.0, "why"))
 
@@ -730,7 +736,7 @@ class TestResults:
         assert result == StepResult("x", SKIPPED, 0, 0.0, None, None, "why", None, (), ("a",))
         assert result.history == ()
 
-    def test_a_report_tells_when_the_run_began_and_how_long_it_took(self) -> None:
+    def test_a_report_has_the_start_and_the_duration_of_the_run(self) -> None:
         state = state_in("after the run", "tiers")
 
         report = state.report()
@@ -740,8 +746,8 @@ class TestResults:
         assert report.total_duration_ms == FINISHED.at_ms
         assert list(report) == ["a", "x"]
 
-    def test_a_report_tells_why_the_run_stopped(self) -> None:
-        state = state_in("withdrawn", "tiers")
+    def test_a_report_has_the_stop_reason(self) -> None:
+        state = state_in("dropped", "tiers")
 
         state.apply(StepSkipped("x", 60.0, "why"))
         state.apply(RunFinished(100.0, "interrupted"))
@@ -763,7 +769,7 @@ class TestResults:
     @pytest.mark.parametrize("schedule", ["tiers", "ready"])
     def test_a_run_passes_only_if_every_step_succeeds(self, schedule: Schedule) -> None:
         assert state_in("attempting", schedule).outcome == "passed"
-        assert state_in("doomed", schedule).outcome == "failed"
+        assert state_in("unreachable", schedule).outcome == "failed"
         for kind, outcome in (
             (StepSucceeded, "passed"),
             (StepFailed, "failed"),
@@ -772,15 +778,15 @@ class TestResults:
             state = state_in("attempting", schedule)
             state.apply(event_of(kind, 1))
             assert state.outcome == outcome
-        state = state_in("handed out", schedule)
+        state = state_in("scheduled", schedule)
         state.apply(event_of(StepSkipped, 0))
         assert state.outcome == "failed"
-        state = state_in("handed out", schedule)
+        state = state_in("scheduled", schedule)
         state.apply(StepSkipped("x", 3.0, "why", on_purpose=True))
         assert state.outcome == "passed"
 
-    def test_a_step_that_is_skipped_on_purpose_says_so(self) -> None:
-        state = state_in("handed out", "tiers")
+    def test_the_result_of_a_step_skipped_on_purpose_says_so(self) -> None:
+        state = state_in("scheduled", "tiers")
 
         state.apply(StepSkipped("x", 3.0, "why", on_purpose=True))
 
@@ -789,7 +795,7 @@ class TestResults:
         assert (result.status, result.reason, result.on_purpose) == (SKIPPED, "why", True)
 
     def test_a_step_whose_condition_raised_has_failed_without_an_attempt(self) -> None:
-        state = state_in("handed out", "tiers")
+        state = state_in("scheduled", "tiers")
 
         state.apply(StepFailed("x", 0, 3.0, BOOM))
 
@@ -797,8 +803,8 @@ class TestResults:
         assert result == StepResult("x", FAILED, 0, 0.0, None, BOOM, None, None, (), ("a",))
         assert result.history == ()
 
-    def test_what_was_noted_of_the_attempts_stands_in_the_result(self) -> None:
-        state = state_in("handed out", "tiers")
+    def test_a_result_has_queued_time_loop_blocks_and_abandoned_threads(self) -> None:
+        state = state_in("scheduled", "tiers")
 
         for event in (
             AttemptStarted("x", 1, 3.0, 2.0),
@@ -818,8 +824,8 @@ class TestResults:
         assert result.output == "X"
         assert [attempt.queued_ms for attempt in result.history] == [2.0, 0.5]
 
-    def test_a_success_at_once_tells_how_long_it_was_queued(self) -> None:
-        state = state_in("handed out", "tiers")
+    def test_a_success_of_the_first_attempt_has_its_queued_time(self) -> None:
+        state = state_in("scheduled", "tiers")
 
         state.apply(AttemptStarted("x", 1, 3.0, 2.0))
         state.apply(StepSucceeded("x", 1, 5.0, "X"))
@@ -830,7 +836,7 @@ class TestResults:
         assert result.history == (Attempt(1, 3.0, 2.0, None, 2.0),)
         assert result.depends_on == ("a",)
 
-    def test_a_clean_up_step_that_names_no_dependencies_tells_which_it_has(self) -> None:
+    def test_the_result_of_a_clean_up_step_lists_its_implicit_dependencies(self) -> None:
         tidy = WorkflowStep("tidy", nothing, run_if="always")
         state = started(plan([tidy, WorkflowStep("b", nothing), WorkflowStep("a", nothing)]))
 
@@ -847,7 +853,7 @@ class TestResults:
 
 
 class TestAttempts:
-    def test_another_attempt_follows_while_there_are_any_left(self) -> None:
+    def test_another_attempt_follows_while_any_is_left(self) -> None:
         state = started(plan_of({"x": []}, max_retries=3))
         decisions = []
 
@@ -858,7 +864,7 @@ class TestAttempts:
 
         assert decisions == [0.0, 0.0, None]
 
-    def test_the_next_attempt_follows_after_the_wait_that_the_step_declares(self) -> None:
+    def test_the_next_attempt_follows_after_the_delay_of_the_step(self) -> None:
         state = started(plan([WorkflowStep("x", nothing, max_retries=2, retry=250)]))
 
         state.apply(AttemptStarted("x", 1, 1.0))
@@ -867,7 +873,7 @@ class TestAttempts:
         assert delay_ms == 250.0
         assert type(delay_ms) is float
 
-    def test_an_action_that_returned_no_awaitable_is_not_called_again(self) -> None:
+    def test_an_action_that_returned_no_awaitable_is_not_retried(self) -> None:
         state = started(plan_of({"x": []}, max_retries=3))
 
         state.apply(AttemptStarted("x", 1, 1.0))
@@ -913,7 +919,7 @@ class TestAttempts:
         ]
 
 
-class TestWhatFollows:
+class TestReadiness:
     def test_tiers_are_the_default(self) -> None:
         planned = plan_of({"a": [], "b": [], "c": ["a"]})
         state = started(planned)
@@ -925,7 +931,7 @@ class TestWhatFollows:
         assert state.ready() == []
 
     @each_schedule
-    def test_what_depends_on_a_step_that_was_cut_short_or_skipped_is_doomed(
+    def test_dependents_of_a_cancelled_or_skipped_step_are_unreachable(
         self, schedule: Schedule
     ) -> None:
         for ends in (
@@ -956,7 +962,7 @@ class TestWhatFollows:
         assert state.queue.is_dirty
         assert names(planned, state.ready()) == ["c"]
 
-    def test_ready_does_not_wait_for_others(self) -> None:
+    def test_the_ready_schedule_does_not_wait_for_other_steps(self) -> None:
         planned = plan_of({"a": [], "b": [], "c": ["a"]})
         state = started(planned, schedule="ready")
 
@@ -968,7 +974,7 @@ class TestWhatFollows:
         assert names(planned, state.ready()) == ["c"]
 
     @each_schedule
-    def test_a_failure_dooms_what_depends_on_it_and_names_the_step(
+    def test_dependents_of_a_failed_step_are_unreachable_and_name_it(
         self, schedule: Schedule
     ) -> None:
         planned = plan_of({"a": [], "b": [], "c": ["b", "a"], "d": ["c"], "e": ["b"]})
@@ -996,7 +1002,7 @@ class TestWhatFollows:
         assert state.unsettled == 0
 
     @each_schedule
-    def test_under_fail_fast_a_failure_dooms_all_that_was_not_handed_out(
+    def test_under_fail_fast_a_failure_makes_all_unscheduled_steps_unreachable(
         self, schedule: Schedule
     ) -> None:
         planned = plan_of({"a": [], "b": [], "c": [], "d": ["b"]})
@@ -1018,7 +1024,7 @@ class TestWhatFollows:
         assert state.unsettled == 3
 
     @each_schedule
-    def test_the_first_reason_to_stop_is_kept(self, schedule: Schedule) -> None:
+    def test_the_first_stop_reason_stays(self, schedule: Schedule) -> None:
         state = started(plan_of({"a": [], "b": []}), schedule=schedule, max_concurrency=1)
 
         state.ready()
@@ -1031,9 +1037,7 @@ class TestWhatFollows:
         assert state.unreachable() == [(1, INTERRUPTED.reason, False)]
 
     @each_schedule
-    def test_a_step_that_waits_for_its_next_attempt_leaves_its_place_and_gets_in_line_again(
-        self, schedule: Schedule
-    ) -> None:
+    def test_a_step_in_backoff_frees_its_slot_and_is_queued_again(self, schedule: Schedule) -> None:
         planned = plan_of({"a": [], "b": [], "c": []}, max_retries=2)
         state = started(planned, schedule=schedule, max_concurrency=1)
         assert state.is_limited
@@ -1058,8 +1062,8 @@ class TestWhatFollows:
         assert state.unsettled == 0
 
     @each_schedule
-    @pytest.mark.parametrize("phase", ["queued", "cleared"])
-    def test_a_step_that_is_cut_short_in_line_is_not_handed_out_and_leaves_its_place(
+    @pytest.mark.parametrize("phase", ["queued", "rescheduled"])
+    def test_a_queued_step_that_is_cancelled_is_not_scheduled_and_frees_its_slot(
         self, schedule: Schedule, phase: str
     ) -> None:
         planned = plan_of({"a": [], "b": []}, max_retries=2)
@@ -1069,7 +1073,7 @@ class TestWhatFollows:
         state.apply(AttemptFailed("a", 1, 2.0, BOOM, 0.0))
         state.apply(StepSkipped("b", 2.0, "why", on_purpose=True))
         state.enqueue_retry(0, 3.0)
-        if phase == "cleared":
+        if phase == "rescheduled":
             assert state.ready() == [0]
 
         state.apply(StepCancelled("a", 1, 4.0, "why", BOOM))
@@ -1078,9 +1082,7 @@ class TestWhatFollows:
         assert state.queue._room == 1
 
     @each_schedule
-    def test_a_step_that_was_handed_out_and_skipped_leaves_its_place(
-        self, schedule: Schedule
-    ) -> None:
+    def test_a_scheduled_step_that_is_skipped_frees_its_slot(self, schedule: Schedule) -> None:
         planned = plan_of({"a": [], "b": [], "c": []})
         state = started(planned, schedule=schedule, max_concurrency=1)
 
@@ -1091,7 +1093,7 @@ class TestWhatFollows:
         assert state.ready() == []
 
     @each_schedule
-    def test_a_step_that_was_doomed_had_no_place_to_leave(self, schedule: Schedule) -> None:
+    def test_an_unreachable_step_frees_no_slot(self, schedule: Schedule) -> None:
         planned = plan_of({"a": [], "x": ["a"], "b": [], "c": ["b"], "d": ["b"]})
         state = started(planned, schedule=schedule, max_concurrency=1, fail_fast=False)
         for name, end in (("a", StepFailed), ("b", StepSucceeded)):
@@ -1106,7 +1108,7 @@ class TestWhatFollows:
         assert state.ready() == []
 
     @each_schedule
-    def test_a_replayed_step_is_not_handed_out_again_and_takes_its_place(
+    def test_a_replayed_step_is_not_scheduled_again_and_takes_a_slot(
         self, schedule: Schedule
     ) -> None:
         planned = plan_of({"a": [], "b": [], "c": [], "d": []})
@@ -1143,18 +1145,18 @@ class TestWhatFollows:
         assert state.unsettled == 0
 
     @each_schedule
-    def test_what_was_not_ready_when_the_run_stopped_cannot_start_in_a_replay_either(
+    def test_a_replayed_step_cannot_start_after_the_stop_if_it_was_not_ready_before(
         self, schedule: Schedule
     ) -> None:
         state = started(plan_of({"a": [], "b": ["a"]}), schedule=schedule)
 
         state.apply(INTERRUPTED)
 
-        assert refused(state, AttemptStarted("b", 1, 60.0)) == PHASES["doomed"]
+        assert refused(state, AttemptStarted("b", 1, 60.0)) == PHASES["unreachable"]
         state.apply(AttemptStarted("a", 1, 60.0))
 
     @each_schedule
-    def test_a_step_waits_from_when_its_turn_came(self, schedule: Schedule) -> None:
+    def test_queued_time_counts_from_when_a_step_is_ready(self, schedule: Schedule) -> None:
         tidy = WorkflowStep("tidy", nothing, run_if="always")
         first, *others = plan_of({"a": [], "b": ["a"], "c": ["a"]}).steps
         state = started(plan([first, *others, tidy]), schedule=schedule, max_concurrency=1)
@@ -1170,7 +1172,7 @@ class TestWhatFollows:
         state.apply(StepCancelled("c", 1, 14.0, "why", None))
         assert state.queue.queued_ms(3, 20.0) == 6.0
 
-    def test_a_clean_up_step_that_was_put_off_waits_from_when_its_turn_came(self) -> None:
+    def test_queued_time_of_a_deferred_clean_up_step_counts_from_when_it_is_ready(self) -> None:
         tidy = WorkflowStep("tidy", nothing, ["a"], run_if="always")
         steps = plan_of({"a": [], "b": [], "c": ["a"]}).steps
         state = started(plan([*steps, tidy]), schedule="ready", max_concurrency=3)
@@ -1187,7 +1189,7 @@ class TestWhatFollows:
         assert state.queue.queued_ms(3, 8.0) == 2.0
 
     @each_schedule
-    def test_all_ready_steps_are_handed_out_if_there_is_no_limit(self, schedule: Schedule) -> None:
+    def test_all_ready_steps_are_scheduled_if_there_is_no_limit(self, schedule: Schedule) -> None:
         planned = plan_of({"b": [], "a": [], "c": ["a"]})
         state = RunState(planned, schedule=schedule)
         assert state.queue.is_dirty is False
@@ -1212,7 +1214,7 @@ def fan(count: int) -> Plan:
 
 
 def fold(plan: Plan, schedule: Schedule, *, fail: bool, fail_fast: bool, limit: int | None) -> int:
-    """Run a pipeline at once; if it shall fail, its first step does. Return how many events."""
+    """Run a pipeline; if it must fail, its first step does. Return the number of events."""
     state = RunState(plan, schedule=schedule, fail_fast=fail_fast, max_concurrency=limit)
     state.apply(STARTED)
     events = 1
@@ -1261,18 +1263,18 @@ def test_100_000_steps_fold_in_linear_time(
     assert taken < 2 * expected
 
 
-# Of the mutants that mutmut makes of `_state`, `_turns`, `_units`, `_history` and `_graph`, these
-# survive the tests of this folder, since nothing that can be seen depends on the difference:
+# Of the mutants that mutmut makes of `_core.state`, `_core.scheduler`, `_core.step_runs` and
+# `_core.graph`, these survive the tests of this folder, since no visible result depends on the
+# difference:
 #
 # - `RunState.__init__` with `None` for `_interrupted`, and `_on_run_interrupted` with `None` for
-#   `exempt_cleanups`, which are only asked whether they are true.
-# - `RunState._on_step_succeeded` without its short way (`started` is `None`): the long way through
-#   `AttemptLog.result` comes to the same result, only later.
-# - `StepRuns.depends_on` and `DependencyView.__getitem__` that look at the edges of the plan also
-#   for steps that name their dependencies: these are the same.
-# - `Readiness.__init__` with `None` for `_unsettled_in` and `_dependencies_unsettled`, which the
-#   start of the run sets before anything reads them.
-# - `Readiness.settled` that gives clean-up steps their turn while other steps have not settled: it
-#   does not come, and they are put off once more.
-# - `Readiness._take_turns` that never takes its short way for plain pipelines.
-# - `_graph.bind` without its short way for actions without parameters: `_binding` finds none.
+#   `exempt_cleanups`, which are only tested for truth.
+# - `RunState._on_step_succeeded` without its fast path (`started` is `None`): the slow path through
+#   `AttemptLog.result` gives the same result.
+# - `StepRuns.depends_on` and `DependencyView.__getitem__` that use the edges of the plan also for
+#   steps that name their dependencies: these are the same.
+# - `Readiness.__init__` with `None` for what the start of the run sets before anything reads it.
+# - `Readiness` that checks clean-up steps while other steps have not settled: they are not ready,
+#   and are deferred once more.
+# - `Readiness` that never takes its fast path for plain pipelines.
+# - `bind` without its fast path for actions without parameters: `_binding` finds none.

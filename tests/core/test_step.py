@@ -1,4 +1,4 @@
-"""A step is checked when it is made, and it knows what its action can be given."""
+"""A step validates its arguments at construction, and has the signature of its action."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ class Callable_:
 
 
 class CallableWithKeywords:
-    """Has an attribute of the name that a partial has, and is no partial."""
+    """A callable with a ``keywords`` attribute that is not a partial."""
 
     keywords = ("table",)
 
@@ -94,7 +94,9 @@ class TestAction:
             asyncio.sleep,
         ],
     )
-    def test_may_be_whatever_returns_an_awaitable(self, action: Callable[..., Any]) -> None:
+    def test_may_be_any_callable_that_returns_an_awaitable(
+        self, action: Callable[..., Any]
+    ) -> None:
         step = WorkflowStep("load", action)
 
         assert step.action is action or step.action == action
@@ -152,7 +154,7 @@ class TestAction:
         with pytest.raises(TypeError, match="must be an async callable, not async_generator"):
             WorkflowStep("load", rows())  # type: ignore[arg-type]
 
-    def test_is_never_called_when_the_step_is_made(self) -> None:
+    def test_is_not_called_at_construction(self) -> None:
         calls: list[str] = []
 
         WorkflowStep("load", lambda: calls.append("called"))  # type: ignore[arg-type, return-value]
@@ -181,10 +183,10 @@ class TestMaxRetries:
         )
 
     @pytest.mark.parametrize("value", [1, 2, 10**6])
-    def test_is_kept(self, value: int) -> None:
+    def test_is_stored(self, value: int) -> None:
         assert WorkflowStep("load", nothing, max_retries=value).max_retries == value
 
-    def test_is_one_if_not_given(self) -> None:
+    def test_is_one_by_default(self) -> None:
         assert WorkflowStep("load", nothing).max_retries == 1
 
 
@@ -218,10 +220,10 @@ class TestLimits:
 
     @each_limit
     @pytest.mark.parametrize("value", [None, 1, 0.001, 1e-320, 30_000, 1e300, sys.float_info.max])
-    def test_is_kept(self, limit: str, value: Any) -> None:
+    def test_is_stored(self, limit: str, value: Any) -> None:
         assert getattr(WorkflowStep("load", nothing, **{limit: value}), limit) == value
 
-    def test_is_thirty_seconds_an_attempt_if_not_given_and_nothing_else(self) -> None:
+    def test_is_30_s_per_attempt_and_unlimited_otherwise_by_default(self) -> None:
         step = WorkflowStep("load", nothing)
 
         assert (step.timeout_ms, step.deadline_ms, step.heartbeat_ms) == (30_000, None, None)
@@ -250,7 +252,7 @@ class TestRetry:
         )
 
     @pytest.mark.parametrize("value", [0, 0.0, 1e-300, 1, 60_000, sys.float_info.max])
-    def test_is_a_policy_of_constant_pauses(self, value: float) -> None:
+    def test_a_number_is_a_policy_of_constant_delays(self, value: float) -> None:
         policy = WorkflowStep("load", nothing, retry=value).retry
 
         assert [policy.delay_ms(attempt, OSError(), float) for attempt in (1, 2, 99)] == [value] * 3
@@ -260,7 +262,7 @@ class TestRetry:
 
         assert WorkflowStep("load", nothing, retry=policy).retry is policy
 
-    def test_is_at_once_if_not_given(self) -> None:
+    def test_has_no_delay_by_default(self) -> None:
         assert WorkflowStep("load", nothing).retry.delay_ms(1, OSError(), float) == 0
 
 
@@ -272,7 +274,7 @@ async def rows() -> AsyncIterator[int]:
 
 
 class TestPool:
-    def test_is_kept(self) -> None:
+    def test_is_stored(self) -> None:
         pool = Pool(3)
 
         assert WorkflowStep("load", nothing, pool=pool).pool is pool
@@ -344,8 +346,8 @@ class TestMapOver:
         )
 
 
-def test_an_action_in_another_process_can_give_no_signs_of_life() -> None:
-    told = (
+def test_an_action_in_a_process_cannot_have_a_heartbeat() -> None:
+    message = (
         "step 'a': heartbeat_ms does not work with runs_in='process', because current_step() is "
         "not there in another process; use timeout_ms"
     )
@@ -357,7 +359,7 @@ def test_an_action_in_another_process_can_give_no_signs_of_life() -> None:
         with pytest.raises(ValueError, match="heartbeat_ms") as refused:
             make()
 
-        assert str(refused.value) == told
+        assert str(refused.value) == message
 
 
 class TestWhen:
@@ -406,7 +408,7 @@ class TestWhen:
 
 class TestRunIf:
     @pytest.mark.parametrize("value", ["success", "failure", "always"])
-    def test_is_kept(self, value: Any) -> None:
+    def test_is_stored(self, value: Any) -> None:
         assert WorkflowStep("load", nothing, run_if=value).run_if == value
 
     @pytest.mark.parametrize("value", [None, True, "", "Failure", "never", 1, []])
@@ -418,7 +420,7 @@ class TestRunIf:
             f"step 'load': run_if must be one of 'success', 'failure', 'always', not {value!r}"
         )
 
-    def test_is_success_if_not_given(self) -> None:
+    def test_is_success_by_default(self) -> None:
         assert WorkflowStep("load", nothing).run_if == "success"
 
 
@@ -426,10 +428,10 @@ class TestRunsIn:
     @pytest.mark.parametrize(
         ("value", "action"), [("loop", nothing), ("thread", plain), ("process", plain)]
     )
-    def test_is_kept(self, value: Any, action: Any) -> None:
+    def test_is_stored(self, value: Any, action: Any) -> None:
         assert WorkflowStep("load", action, runs_in=value).runs_in == value
 
-    def test_is_the_loop_if_not_given(self) -> None:
+    def test_is_the_loop_by_default(self) -> None:
         assert WorkflowStep("load", nothing).runs_in == "loop"
 
     @pytest.mark.parametrize("value", [None, True, "", "threads", "Loop", 1, []])
@@ -453,11 +455,11 @@ class TestRunsIn:
         )
 
     @pytest.mark.parametrize("value", ["thread", "process"])
-    def test_takes_no_async_generator_function_either(self, value: Any) -> None:
+    def test_rejects_an_async_generator_function_in_a_thread_or_process(self, value: Any) -> None:
         with pytest.raises(TypeError, match="async generator function"):
             WorkflowStep("load", rows, runs_in=value)
 
-    def test_takes_a_lambda_in_a_thread_but_not_in_a_process(self) -> None:
+    def test_accepts_a_lambda_in_a_thread_but_not_in_a_process(self) -> None:
         action = lambda: 1  # noqa: E731
 
         assert WorkflowStep("load", action, runs_in="thread").action is action
@@ -470,19 +472,19 @@ class TestRunsIn:
         )
         assert str(refused.value).endswith(f"({refused.value.__cause__})")
 
-    def test_asks_no_object_that_raises_something_of_its_own_for_more(self) -> None:
-        class Sullen:
+    def test_reports_any_error_that_pickling_raises(self) -> None:
+        class Unpicklable:
             def __call__(self) -> None: ...
 
             def __reduce__(self) -> str:
                 raise RuntimeError("no")
 
         with pytest.raises(TypeError, match=r"defined at the top of a module \(no\)$"):
-            WorkflowStep("load", Sullen(), runs_in="process")
+            WorkflowStep("load", Unpicklable(), runs_in="process")
 
 
 class TestPlain:
-    def test_a_step_with_attempts_a_timeout_and_pauses_is_plain(self) -> None:
+    def test_a_step_with_attempts_a_timeout_and_backoff_is_plain(self) -> None:
         for options in (
             {},
             {"max_retries": 3, "timeout_ms": 5, "retry": 7},
@@ -505,7 +507,7 @@ class TestPlain:
             {"retry": Retry(until=bool)},
         ],
     )
-    def test_a_step_with_any_other_policy_is_not(self, options: Any) -> None:
+    def test_a_step_with_any_other_policy_is_not_plain(self, options: Any) -> None:
         step = WorkflowStep(**{"name": "load", "action": takes_x, "depends_on": ["x"], **options})
 
         assert not step.is_plain
@@ -549,7 +551,7 @@ class TestDependsOn:
     def test_counts_a_repeated_name_once(self) -> None:
         assert WorkflowStep("load", nothing, ["b", "a", "b", "a"]).depends_on == ("b", "a")
 
-    def test_is_not_shared_with_the_list_that_was_given(self) -> None:
+    def test_is_a_copy_of_the_given_list(self) -> None:
         names = ["a"]
 
         step = WorkflowStep("load", nothing, names)
@@ -595,7 +597,7 @@ class TestDependsOn:
             with pytest.raises(ValueError, match="no such parameter"):
                 WorkflowStep("load", action, {"x": "extract"})
 
-    def test_must_not_map_something_else_than_a_name(self) -> None:
+    def test_must_map_names_only(self) -> None:
         with pytest.raises(TypeError) as refused:
             WorkflowStep("load", takes_anything, {1: "extract"})  # type: ignore[dict-item]
 
@@ -604,17 +606,17 @@ class TestDependsOn:
             "not (1, 'extract')"
         )
 
-    def test_may_map_any_parameter_if_the_action_takes_any(self) -> None:
+    def test_may_map_any_parameter_if_the_action_accepts_any(self) -> None:
         step = WorkflowStep("load", takes_anything, {"anything": "extract"})
 
         assert step.parameters == (("anything", "extract"),)
 
-    def test_a_list_may_be_mapped_in_part(self) -> None:
+    def test_a_list_may_be_mapped_partly(self) -> None:
         step = WorkflowStep("load", takes_x, ["a", "b"], parameters={"x": "b"})
 
         assert (step.depends_on, step.parameters) == (("a", "b"), (("x", "b"),))
 
-    def test_must_hold_the_steps_that_parameters_names(self) -> None:
+    def test_must_include_the_steps_that_parameters_name(self) -> None:
         with pytest.raises(ValueError, match="not one of its dep") as refused:
             WorkflowStep("load", takes_x, ["a"], parameters=[("x", "b")])
 
@@ -639,7 +641,7 @@ class TestData:
             step.anything = 1  # type: ignore[attr-defined]
         assert not hasattr(step, "__dict__")
 
-    def test_replace_makes_another_step_that_is_checked_again(self) -> None:
+    def test_replace_returns_another_step_that_is_validated_again(self) -> None:
         step = WorkflowStep("load", takes_x, {"x": "a"}, max_retries=3, timeout_ms=5)
 
         other = dataclasses.replace(step, name="store", max_retries=4)
@@ -654,14 +656,14 @@ class TestData:
         with pytest.raises(ValueError, match="max_retries"):
             dataclasses.replace(step, max_retries=0)
 
-    def test_replace_takes_a_new_mapping_in_place_of_the_old_one(self) -> None:
+    def test_replace_accepts_a_new_mapping_in_place_of_the_old_one(self) -> None:
         step = WorkflowStep("load", takes_x, {"x": "a"})
 
         other = dataclasses.replace(step, depends_on={"x": "b"})  # type: ignore[arg-type]
 
         assert other == WorkflowStep("load", takes_x, {"x": "b"})
 
-    def test_replace_takes_a_new_action_with_its_own_signature(self) -> None:
+    def test_replace_accepts_a_new_action_with_its_own_signature(self) -> None:
         step = dataclasses.replace(WorkflowStep("load", nothing), action=takes_x)
 
         assert step.signature.names == ("x",)
@@ -700,7 +702,7 @@ class TestData:
             assert dataclasses.replace(step, **change) != step  # type: ignore[arg-type]
         assert step != "load"
 
-    def test_its_repr_reads_like_its_making(self) -> None:
+    def test_the_repr_reads_like_the_call_of_the_constructor(self) -> None:
         text = repr(WorkflowStep("load", nothing, ["a"], max_retries=2, timeout_ms=5))
 
         assert text.startswith("WorkflowStep(name='load', action=<function nothing")
@@ -768,7 +770,7 @@ class TestSignature:
             (lambda a, b=1: None, signature("a", "b", required="a")),
         ],
     )
-    def test_tells_which_parameters_can_be_given(
+    def test_lists_the_parameters_that_can_be_bound(
         self, action: Callable[..., Any], expected: Signature
     ) -> None:
         assert WorkflowStep("load", action).signature == expected
@@ -796,13 +798,13 @@ class TestSignature:
 
         assert WorkflowStep("load", functools.partial(load, "t")).signature.names == ("limit",)
 
-    def test_is_empty_for_a_callable_that_does_not_tell(self) -> None:
+    def test_is_empty_for_a_callable_without_a_signature(self) -> None:
         with pytest.raises(ValueError, match="signature"):
             inspect.signature(dict)
 
         assert WorkflowStep("load", dict).signature is NO_PARAMETERS  # type: ignore[arg-type]
 
-    def test_is_that_of_the_wrapped_function(self) -> None:
+    def test_is_the_signature_of_the_wrapped_function(self) -> None:
         step = WorkflowStep("load", typed(typed(takes_x)), {"x": "extract"})
 
         assert step.signature == signature("x", required="x")
@@ -813,12 +815,13 @@ class TestSignature:
         assert WorkflowStep("load", load).signature.names == ("table",)
 
 
-# Of the mutants that mutmut makes of `_step`, these survive, since they differ in nothing:
+# Of the mutants that mutmut makes of `_core.step` and `_core.arguments`, these survive, since they
+# differ in nothing:
 #
-# - `_check_limit` with `0 <=` for `0 <`: 0 seconds are refused anyway; or with 1001 for 1000: no
-#   float lies between what the two of them turn into 0 seconds.
-# - `signature_of` that takes its short way for functions without parameters less often: `inspect`
-#   comes to the same answer, only later.
+# - `check_limit` with `0 <=` for `0 <`: 0 seconds are refused anyway; or with 1001 for 1000: no
+#   float lies between the two limits below which a time becomes 0 seconds.
+# - `signature_of` that uses its fast path for functions without parameters less often: `inspect`
+#   gives the same answer.
 
 
 @pytest.mark.parametrize(
@@ -832,7 +835,7 @@ class TestSignature:
         ({"max_crashes": -1}, ValueError, "max_crashes must be at least 0, not -1"),
     ],
 )
-def test_what_a_journal_asks_for_is_checked(
+def test_the_options_for_a_journal_are_validated(
     options: dict[str, Any], error: type[Exception], message: str
 ) -> None:
     async def act() -> None: ...

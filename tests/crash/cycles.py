@@ -1,7 +1,7 @@
-"""Kills processes of a run, resumes it, and looks after each whether what is promised holds.
+"""Kills processes of a run, resumes the run, and checks after each whether its promises hold.
 
-A cycle starts from a folder as a killed process has left it, in a copy, so that one beginning can
-go on in many ways: the kill points after it are swept as branches of a tree.
+A cycle starts from a copy of the folder that a killed process has left. So one start can have many
+continuations: the kill points after it are the branches of a tree.
 """
 
 from __future__ import annotations
@@ -26,25 +26,25 @@ from typing import Any, NamedTuple
 
 from tests.crash.zygote import RUN_ID
 
-__all__ = ["Broken", "Cycles", "Forks", "Spawns", "fast_folder"]
+__all__ = ["BrokenPromise", "Cycles", "Forks", "Spawns", "fast_folder"]
 
 ROOT = Path(__file__).parents[2]
 COMMAND = [sys.executable, "-m", "tests.crash.zygote"]
 
 Kill = int | str | float
-"""The number of a kill point, its words, or a time after the start in milliseconds."""
+"""The number of a kill point, its text, or a time after the start in milliseconds."""
 
-Unit = tuple[str, str]
+StepRun = tuple[str, str]
 """A step, and its item or "-"."""
 
 
-AFRESH = {"failing": {"bad", "tidy"}}
-"""What runs anew, with all its attempts, when a run is resumed that has ended: what has failed, and
-what depends on that."""
+RESTARTED = {"failing": {"bad", "tidy"}}
+"""The steps that start over, with all attempts, when a failed run is resumed: the failed ones and
+their dependents."""
 
 
-class Broken(AssertionError):
-    """A promise was not kept. The message says which, and how to see it again."""
+class BrokenPromise(AssertionError):
+    """A promise was broken. The message says which, and how to repeat it."""
 
 
 @contextmanager
@@ -56,7 +56,7 @@ def fast_folder() -> Iterator[Path]:
 
 
 class Forks:
-    """Does tasks in forks of one process: some milliseconds each."""
+    """Runs tasks in forks of one process, at a few milliseconds each."""
 
     def __enter__(self) -> Forks:
         pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
@@ -65,10 +65,10 @@ class Forks:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._process.communicate()  # at the end of its input it ends
+        self._process.communicate()  # it exits at the end of its input
 
     def do(self, task: dict[str, Any]) -> list[int]:
-        """Return the exit codes; that of a process killed by a signal is its number, negative."""
+        """Return the exit codes; for a process killed by a signal, the negative number of that."""
         assert self._process.stdin is not None
         self._process.stdin.write(json.dumps(task) + "\n")
         self._process.stdin.flush()
@@ -77,20 +77,20 @@ class Forks:
     def _answer(self) -> list[int]:
         assert self._process.stdout is not None
         line = self._process.stdout.readline()
-        assert line, "the zygote has died: its errors stand above"
+        assert line, "the zygote has died: see its errors above"
         codes: list[int] = json.loads(line)
         return codes
 
 
 class Spawns:
-    """Does each task in a fresh interpreter. Nothing but the points of a task kills there."""
+    """Runs each task in a fresh interpreter. It supports kill points, but no times and rivals."""
 
     def do(self, task: dict[str, Any]) -> list[int]:
         return [subprocess.run([*COMMAND, json.dumps(task)], cwd=ROOT, check=False).returncode]
 
 
 class Row(NamedTuple):
-    """An event in the database, as far as it is looked at here."""
+    """The columns of a stored event that are checked."""
 
     position: int
     kind: str
@@ -100,12 +100,12 @@ class Row(NamedTuple):
     payload: Any
 
     @property
-    def unit(self) -> Unit:
+    def step_run(self) -> StepRun:
         return (self.step or "", "-" if self.item is None else str(self.item))
 
 
 class Effect(NamedTuple):
-    """A line of what the actions have done."""
+    """A line of the effects of the actions."""
 
     run_id: str
     step: str
@@ -114,7 +114,7 @@ class Effect(NamedTuple):
     key: str
 
     @property
-    def unit(self) -> Unit:
+    def step_run(self) -> StepRun:
         return (self.step, self.item)
 
 
@@ -125,15 +125,15 @@ class State:
     folder: Path
     kills: tuple[Kill, ...] = ()
     rows: list[Row] = field(default_factory=list)
-    done: dict[Unit, int] = field(default_factory=dict)
-    """How often each step and item whose success is kept had run when it was first seen so."""
+    done: dict[StepRun, int] = field(default_factory=dict)
+    """How often each step and item with a stored success had run when that was first seen."""
 
 
 class Cycles:
-    """All that is tried with one shape under one schedule.
+    """Kills and resumes runs of one shape under one schedule.
 
     Args:
-        engine: What runs the processes.
+        engine: Runs the processes.
         folder: An empty folder for databases.
         shape: A name in `SHAPES`.
         schedule: ``"tiers"`` or ``"ready"``.
@@ -144,26 +144,26 @@ class Cycles:
         self._numbers = count()
         self.killed = 0
         """How many processes were killed."""
-        self._afresh = AFRESH.get(shape, set())
+        self._restarted = RESTARTED.get(shape, set())
         self.start = State(self._new_folder())
         whole = self._copy(self.start)
         began = time.perf_counter()
         self._run(whole, 0)
         self.whole_s = time.perf_counter() - began
-        """How long a run takes that is not killed."""
+        """The duration of a run that is not killed."""
         self._outcome = self._outcome_of(whole)
         self.points: list[str] = self._outcome.pop("points")
         """The kill points of a run that is not killed."""
-        self._effects = Counter(effect.unit for effect in _effects_in(whole.folder))
+        self._effects = Counter(effect.step_run for effect in _effects_in(whole.folder))
         self._check_end(whole)
 
-    # What is tried.
+    # Scenarios.
 
     def sweep(self, before: State | None = None) -> list[State]:
-        """Kill at every point, and resume after each; return what the kills have left.
+        """Kill at every point, and resume after each; return the states that the kills leave.
 
         Args:
-            before: What an earlier process has left; by default nothing has run.
+            before: The state that an earlier process has left; by default nothing has run.
         """
         killed = []
         for point in count(1):
@@ -172,19 +172,19 @@ class Cycles:
                 return killed
             self._resume(state)
             killed.append(state)
-        raise AssertionError("it counts for ever")
+        raise AssertionError("the points never end")
 
-    def walk(self, random: Random) -> None:
+    def kill_at_random_points(self, random: Random) -> None:
         """Kill up to three processes in a row, each at a random point, and resume."""
-        self.follow([random.randint(1, len(self.points)) for _ in range(random.randint(1, 3))])
+        self.replay([random.randint(1, len(self.points)) for _ in range(random.randint(1, 3))])
 
-    def stroll(self, random: Random) -> None:
+    def kill_at_random_times(self, random: Random) -> None:
         """Kill up to three processes in a row, each after a random time, and resume."""
         longest_ms = self.whole_s * 1000
-        self.follow([random.uniform(1, longest_ms) for _ in range(random.randint(1, 3))])
+        self.replay([random.uniform(1, longest_ms) for _ in range(random.randint(1, 3))])
 
-    def follow(self, kills: Iterable[Kill]) -> None:
-        """Kill these processes, one after the other, and resume."""
+    def replay(self, kills: Iterable[Kill]) -> None:
+        """Kill one process after the other in this way, and resume."""
         state = self.start
         for kill in kills:
             after = self.kill(state, kill)
@@ -193,8 +193,8 @@ class Cycles:
             state = after
         self._resume(state)
 
-    def contest(self, random: Random) -> None:
-        """Kill one of two processes that run the same at the same time; resume after both."""
+    def kill_one_of_two(self, random: Random) -> None:
+        """Kill one of two processes that run the same run concurrently; resume after both."""
         state = self._copy(self.start)
         kill = random.randint(1, len(self.points))
         state.kills = (kill,)
@@ -203,10 +203,10 @@ class Cycles:
         self._check(state)
         self._resume(state)
 
-    # The single steps of it.
+    # Their parts.
 
     def kill(self, before: State, kill: Kill) -> State | None:
-        """Run until the process is killed; return what is left, or ``None`` if it ended before."""
+        """Run until the process is killed; return its state, or ``None`` if it ended before."""
         state = self._copy(before)
         state.kills = (*before.kills, kill)
         if self._run(state, kill) == [0]:
@@ -218,11 +218,11 @@ class Cycles:
         return state
 
     def end(self, before: State) -> dict[str, list[Any]]:
-        """Resume the run, and return the summary of its report, whatever that is."""
+        """Resume the run, and return the summary of its report without a check."""
         state = self._copy(before)
         self._run(state, 0)
-        told: dict[str, list[Any]] = self._outcome_of(state)["told"]
-        return told
+        returned: dict[str, list[Any]] = self._outcome_of(state)["returned"]
+        return returned
 
     def _resume(self, before: State) -> None:
         state = self._copy(before)
@@ -257,76 +257,85 @@ class Cycles:
         shutil.copytree(state.folder, folder)
         return State(folder, state.kills, state.rows, dict(state.done))
 
-    # What is promised.
+    # The promises.
 
     def _check(self, state: State) -> None:
-        """Check what must hold whenever a process has ended, however it did."""
-        kept = _rows_in(state.folder)
+        """Check what must hold whenever a process has ended, in whatever way."""
+        stored = _rows_in(state.folder)
         effects = _effects_in(state.folder)
-        ran = Counter(effect.unit for effect in effects)
-        self._hold(state, kept[: len(state.rows)] == state.rows, "what was kept has changed")
-        places = [row.position for row in kept]
-        self._hold(state, places == sorted(set(places)), f"the positions are {places}")
-        kinds = [row.kind for row in kept]
-        anew = list(pairwise(kinds)).count(("RunFinished", "RunResumed"))
-        began = {(*row.unit, str(row.attempt)) for row in kept if row.kind == "AttemptStarted"}
-        calls = [(*effect.unit, effect.attempt) for effect in effects]
+        ran = Counter(effect.step_run for effect in effects)
+        self._require(
+            state, stored[: len(state.rows)] == state.rows, "the stored events have changed"
+        )
+        places = [row.position for row in stored]
+        self._require(state, places == sorted(set(places)), f"the positions are {places}")
+        kinds = [row.kind for row in stored]
+        restarts = list(pairwise(kinds)).count(("RunFinished", "RunResumed"))
+        began = {
+            (*row.step_run, str(row.attempt)) for row in stored if row.kind == "AttemptStarted"
+        }
+        calls = [(*effect.step_run, effect.attempt) for effect in effects]
         for call in calls:
-            self._hold(state, call in began, f"{call} had its effect before its start was kept")
+            self._require(
+                state, call in began, f"{call} had its effect before its start was stored"
+            )
         for call, times in Counter(calls).items():
-            rounds = 1 + (anew if call[0] in self._afresh else 0)
-            self._hold(state, times <= rounds, f"the attempt {call} ran {times} times")
+            rounds = 1 + (restarts if call[0] in self._restarted else 0)
+            self._require(state, times <= rounds, f"the attempt {call} ran {times} times")
         for effect in effects:
             key = f"{RUN_ID}/{effect.step}" + ("" if effect.item == "-" else f"#{effect.item}")
-            self._hold(state, effect.key == key, f"the idempotency key was {effect.key}")
-        for unit, times in state.done.items():
-            holds = ran[unit] == times or (anew and unit[0] in self._afresh)
-            self._hold(state, holds, f"{unit} ran again, though its success was kept")
-        for unit, times in ran.items():
-            rounds = 1 + (anew if unit[0] in self._afresh else 0)
-            most = self._effects[unit] * rounds + len(state.kills)
-            self._hold(state, times <= most, f"{unit} ran {times} times, not {most} at most")
-        state.rows = kept
-        for row in kept:
+            self._require(state, effect.key == key, f"the idempotency key was {effect.key}")
+        for step_run, times in state.done.items():
+            holds = ran[step_run] == times or (restarts and step_run[0] in self._restarted)
+            self._require(state, holds, f"{step_run} ran again, although its success was stored")
+        for step_run, times in ran.items():
+            rounds = 1 + (restarts if step_run[0] in self._restarted else 0)
+            most = self._effects[step_run] * rounds + len(state.kills)
+            self._require(state, times <= most, f"{step_run} ran {times} times, not {most} at most")
+        state.rows = stored
+        for row in stored:
             if row.kind == "StepSucceeded":
-                state.done.setdefault(row.unit, ran[row.unit])
+                state.done.setdefault(row.step_run, ran[row.step_run])
 
     def _check_end(self, state: State) -> None:
         """Check what must hold when the run has ended."""
         self._check(state)
         outcome = self._outcome_of(state)
-        for which in ("told", "stored"):
+        for which in ("returned", "stored"):
             is_, should = outcome[which], self._outcome[which]
-            self._hold(state, is_ == should, f"the report {which} is\n{is_}\nnot\n{should}")
-        told, stored = (_without_outputs(outcome[which]) for which in ("told", "stored"))
-        self._hold(state, told == stored, f"the report told is\n{told}\nand stored\n{stored}")
+            self._require(state, is_ == should, f"the report {which} is\n{is_}\nnot\n{should}")
+        returned, stored = (_without_outputs(outcome[which]) for which in ("returned", "stored"))
+        differ = f"the report returned is\n{returned}\nand stored\n{stored}"
+        self._require(state, returned == stored, differ)
         for name, history in outcome["histories"].items():
-            numbers, cut_short = zip(*history, strict=True) if history else ((), ())
+            numbers, crashed = zip(*history, strict=True) if history else ((), ())
             holds = [*numbers] == [*range(1, len(numbers) + 1)]
-            self._hold(state, holds, f"the attempts of {name} have the numbers {numbers}")
-            holds = sum(cut_short) <= len(state.kills)
-            self._hold(state, holds, f"{sum(cut_short)} attempts of {name} were cut short")
-        ran = Counter(effect.unit for effect in _effects_in(state.folder))
-        for unit, times in self._effects.items():
-            self._hold(state, ran[unit] >= times, f"{unit} ran {ran[unit]} times, not {times}")
+            self._require(state, holds, f"the attempts of {name} have the numbers {numbers}")
+            holds = sum(crashed) <= len(state.kills)
+            self._require(state, holds, f"{sum(crashed)} attempts of {name} crashed")
+        ran = Counter(effect.step_run for effect in _effects_in(state.folder))
+        for step_run, times in self._effects.items():
+            self._require(
+                state, ran[step_run] >= times, f"{step_run} ran {ran[step_run]} times, not {times}"
+            )
         with closing(_read_only(state.folder)) as database:
             found = database.execute("SELECT status FROM runs").fetchall()
-            kept = "failed" if self._shape == "failing" else "passed"
-            self._hold(state, found == [(kept,)], f"the status is {found}")
+            status = "failed" if self._shape == "failing" else "passed"
+            self._require(state, found == [(status,)], f"the status is {found}")
             owners = database.execute("SELECT owner FROM leases").fetchall()
-            self._hold(state, owners == [(None,)], f"the run still has the owner {owners}")
+            self._require(state, owners == [(None,)], f"the run still has the owner {owners}")
 
-    def _hold(self, state: State, holds: bool, otherwise: str) -> None:
+    def _require(self, state: State, holds: bool, otherwise: str) -> None:
         if not holds:
             raise self._broken(state, otherwise)
 
-    def _broken(self, state: State, what: str) -> Broken:
+    def _broken(self, state: State, what: str) -> BrokenPromise:
         note = state.folder / "killed"
         last = f" (the last one {note.read_text()})" if note.exists() else ""
         kills = " ".join(map(str, state.kills))  # a float has a dot
-        return Broken(
-            f"{what}\nin the shape {self._shape} under {self._schedule}, killed at its points "
-            f"{kills or 'none'}{last}; to see it again:\n"
+        return BrokenPromise(
+            f"{what}\nin the shape {self._shape} under {self._schedule}, killed at the points "
+            f"{kills or 'none'}{last}; to repeat it:\n"
             f"{sys.executable} -m tests.crash replay {self._shape} {self._schedule} {kills}"
         )
 
@@ -337,7 +346,7 @@ class Cycles:
 
 
 def _without_outputs(summary: dict[str, list[Any]]) -> dict[str, list[Any]]:
-    """Leave out the outputs, which are stored without the types that they come back with."""
+    """Return a summary without outputs, which are stored without their types."""
 
     def of(result: list[Any]) -> list[Any]:
         *others, items = result
@@ -355,8 +364,8 @@ def _rows_in(folder: Path) -> list[Row]:
     if not (folder / "runs.db").exists():
         return []
     with closing(_read_only(folder)) as database:
-        verdict = database.execute("PRAGMA integrity_check").fetchone()[0]
-        assert verdict == "ok", verdict
+        result = database.execute("PRAGMA integrity_check").fetchone()[0]
+        assert result == "ok", result
         tables = database.execute("SELECT 1 FROM sqlite_master WHERE name = 'events'").fetchall()
         if not tables:
             return []

@@ -1,7 +1,7 @@
-"""Where a process kills itself: at the n-th of the points that it passes.
+"""Kill points: a process kills itself at the n-th point that it passes.
 
-A point lies before each statement of SQLite that changes something, BEGIN and COMMIT too, which is
-after the one before it; after each COMMIT; and wherever an action calls `Reaper.pass_point`.
+There is a point before each statement of SQLite that writes, BEGIN and COMMIT included; after each
+COMMIT; and wherever an action calls `Reaper.pass_point`.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ class Reaper:
     """Counts the points that its process passes, and kills it at one of them.
 
     Args:
-        kill_at: The number of the point, counted from 1, or its words; 0 for none.
-        note: The file that is told where that was.
+        kill_at: The number of the point, counted from 1, or its text; 0 for none.
+        note: The file that receives the text of that point.
     """
 
     def __init__(self, kill_at: int | str, note: Path) -> None:
         self.passed: list[str] = []
-        """The points so far, in words that follow "it was killed"."""
+        """The texts of the points so far, such as "before COMMIT"."""
         self._kill_at = kill_at
         self._note = note
         self._lock = threading.Lock()  # a journal works in a thread of its own
@@ -41,7 +41,7 @@ class Reaper:
                 os.kill(os.getpid(), signal.SIGKILL)
 
     def watch_sqlite(self) -> None:
-        """Make points of the statements of all connections that this process will open."""
+        """Add kill points to all connections that this process opens from now on."""
         reaper = self
 
         class Cursor(sqlite3.Cursor):
@@ -55,7 +55,7 @@ class Reaper:
                 return reaper._around(sql, partial(super().executescript, sql))
 
         class Connection(sqlite3.Connection):
-            # None of the inherited ones calls another of these.
+            # The inherited methods do not call each other.
             def cursor(self, factory: type[sqlite3.Cursor] = Cursor) -> Any:
                 return super().cursor(factory)
 
@@ -78,7 +78,7 @@ class Reaper:
 
     def _around(self, sql: str, work: Callable[[], Any]) -> Any:
         verb = sql.split(None, 1)[0].upper()
-        if verb in {"SELECT", "PRAGMA", "ROLLBACK"}:  # they leave the file as it is
+        if verb in {"SELECT", "PRAGMA", "ROLLBACK"}:  # they do not change the file
             return work()
         self.pass_point(f"before {verb}")
         result = work()

@@ -1,4 +1,4 @@
-"""The pipelines whose processes are killed, and what their actions do to the world."""
+"""The pipelines whose processes are killed, and the effects of their actions."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ INPUTS = {"seed": 3}
 
 
 class World:
-    """What the actions change, and what no journal can take back."""
+    """The effects of the actions, which no journal can undo."""
 
     def __init__(self, folder: Path, reaper: Reaper) -> None:
         self._effects = folder / "effects"
@@ -27,7 +27,7 @@ class World:
         self._reaper = reaper
 
     async def act(self) -> None:
-        """Have the one effect of an attempt, with a point before and after it."""
+        """Perform the effect of an attempt, with a kill point before and after it."""
         await asyncio.sleep(0)
         self.act_in_thread()
         await asyncio.sleep(0)
@@ -42,7 +42,7 @@ class World:
         self._reaper.pass_point(f"after the effect of {step.step_name} {item}")
 
     def fail_at_first(self, times: int) -> None:
-        """Raise, unless this step or item has been failed so often, in whatever process."""
+        """Raise the first `times` times for this step or item, counted over all processes."""
         step = current_step()
         line = f"{step.step_name} {step.item}\n"
         failed = self._failures.read_text() if self._failures.exists() else ""
@@ -64,7 +64,7 @@ Steps = list[WorkflowStep] | Pipeline
 
 
 def chain(world: World) -> Steps:
-    """One step after the other, with results that plain JSON would not give back."""
+    """One step after the other, with results that plain JSON would not restore."""
 
     async def first(seed: int) -> date:
         await world.act()
@@ -91,7 +91,7 @@ def chain(world: World) -> Steps:
 
 
 def layers(world: World) -> Steps:
-    """Two layers of three steps between one at the beginning and one at the end."""
+    """Two layers of three steps between a source and a sink."""
 
     async def source(seed: int) -> int:
         await world.act()
@@ -114,7 +114,7 @@ def layers(world: World) -> Steps:
 
 
 def retried(world: World) -> Steps:
-    """A step with as many attempts as it has failures and one more: none may be lost to a crash."""
+    """A step that succeeds in its last attempt: a crash must not consume an attempt."""
 
     async def flaky(seed: int) -> str:
         await world.act()
@@ -137,7 +137,7 @@ def retried(world: World) -> Steps:
 
 
 def mapped(world: World) -> Steps:
-    """A step for each of four items, one of which fails at first."""
+    """A mapped step with four items, one of which fails at first."""
 
     async def numbers(seed: int) -> list[int]:
         await world.act()
@@ -195,7 +195,7 @@ def nested(world: World) -> Steps:
 
 
 def cleaned_up(world: World) -> Steps:
-    """Something is rented, used and given back; a part is not wanted."""
+    """A resource is rented, used and given back; two steps are skipped on purpose."""
 
     async def rent(seed: int) -> str:
         await world.act()
@@ -231,7 +231,7 @@ def cleaned_up(world: World) -> Steps:
 
 
 def limited(world: World) -> Steps:
-    """Steps in threads, which share a slot, one of them between two attempts."""
+    """Steps in threads that share a pool slot; one of them is retried."""
     slot = Pool(1)
 
     def one(seed: int) -> int:
@@ -255,7 +255,7 @@ def limited(world: World) -> Steps:
 
 
 def failing(world: World) -> Steps:
-    """A step that never succeeds, what depends on it, what does not, and a clean-up step."""
+    """A step that never succeeds, a dependent, an independent step, and a clean-up step."""
 
     async def good(seed: int) -> int:
         await world.act()
@@ -265,10 +265,10 @@ def failing(world: World) -> Steps:
         await world.act()
         raise LookupError("never")
 
-    async def doomed(bad: None) -> None:
+    async def dependent(bad: None) -> None:
         await world.act()
 
-    async def spared(good: int) -> int:
+    async def independent(good: int) -> int:
         await world.act()
         return good + 1
 
@@ -279,8 +279,8 @@ def failing(world: World) -> Steps:
     return [
         WorkflowStep("good", good),
         WorkflowStep("bad", bad, max_retries=2),
-        WorkflowStep("doomed", doomed, ["bad"]),
-        WorkflowStep("spared", spared, ["good"]),
+        WorkflowStep("dependent", dependent, ["bad"]),
+        WorkflowStep("independent", independent, ["good"]),
         WorkflowStep("tidy", tidy, ["bad", "good"], run_if="always"),
     ]
 
@@ -289,4 +289,4 @@ SHAPES: dict[str, Callable[[World], Steps]] = {
     shape.__name__: shape
     for shape in (chain, layers, retried, mapped, nested, cleaned_up, limited, failing)
 }
-"""By name. Each makes its steps anew for a process."""
+"""By name. Each call builds the steps for one process."""

@@ -1,4 +1,4 @@
-"""Processes die at every point of a durable run, and what is promised holds each time."""
+"""The promises of a durable run hold, whichever point a process is killed at."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from random import Random
 import pytest
 
 if not hasattr(os, "fork"):
-    pytest.skip("processes are forked and killed here", allow_module_level=True)
+    pytest.skip("needs os.fork: processes are forked and killed", allow_module_level=True)
 
 from tests.crash.cycles import Cycles, Forks, Spawns, fast_folder
 from tests.crash.shapes import SHAPES
@@ -20,7 +20,7 @@ pytestmark = pytest.mark.crash
 
 SCHEDULES = ["tiers", "ready"]
 AT_LEAST = 36
-"""So many processes are killed of each shape under each schedule."""
+"""How many processes of each shape are killed under each schedule."""
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +41,7 @@ def test_more_than_500_processes_are_killed_in_all() -> None:
 
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize(("shape", "schedule"), [*product(SHAPES, SCHEDULES)])
-def test_a_kept_result_is_never_computed_again_wherever_a_process_dies(
+def test_a_stored_result_is_never_computed_again_wherever_a_process_dies(
     forks: Forks, folder: Path, shape: str, schedule: str
 ) -> None:
     cycles = Cycles(forks, folder, shape, schedule)
@@ -53,7 +53,7 @@ def test_a_kept_result_is_never_computed_again_wherever_a_process_dies(
 
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize(("shape", "schedule"), [*zip(SHAPES, cycle(SCHEDULES), strict=False)])
-def test_the_same_holds_when_the_resumed_process_dies_too_and_the_next_one(
+def test_a_stored_result_is_never_computed_again_when_resumed_processes_die_too(
     forks: Forks, folder: Path, shape: str, schedule: str
 ) -> None:
     cycles, random = Cycles(forks, folder, shape, schedule), Random(shape)
@@ -66,23 +66,21 @@ def test_the_same_holds_when_the_resumed_process_dies_too_and_the_next_one(
     assert cycles.killed > 10
 
 
-def test_the_points_lie_around_each_statement_and_each_effect(forks: Forks, folder: Path) -> None:
+def test_each_statement_and_each_effect_has_kill_points(forks: Forks, folder: Path) -> None:
     points = Cycles(forks, folder, "chain", "tiers").points
 
     assert {"before BEGIN", "before INSERT", "before COMMIT", "after COMMIT"} <= {*points}
     assert {"before the effect of third -", "after the effect of third -"} <= {*points}
 
 
-def test_it_is_the_same_in_fresh_interpreters(folder: Path) -> None:
+def test_the_promises_hold_in_fresh_interpreters(folder: Path) -> None:
     cycles, random = Cycles(Spawns(), folder, "mapped", "ready"), Random(1)
 
     while cycles.killed < 6:
-        cycles.walk(random)
+        cycles.kill_at_random_points(random)
 
 
-def test_a_step_that_takes_its_process_along_is_given_up_after_max_crashes(
-    forks: Forks, folder: Path
-) -> None:
+def test_a_step_that_kills_its_process_fails_after_max_crashes(forks: Forks, folder: Path) -> None:
     cycles = Cycles(forks, folder, "chain", "ready")
     state = cycles.start
     for _ in range(4):  # max_crashes is 3
@@ -90,26 +88,26 @@ def test_a_step_that_takes_its_process_along_is_given_up_after_max_crashes(
         assert after is not None
         state = after
 
-    told = cycles.end(state)
+    results = cycles.end(state)
 
-    statuses = {name: status for name, (status, *_) in told.items()}
+    statuses = {name: status for name, (status, *_) in results.items()}
     assert statuses == {
         "first": "SUCCESS",
         "second": "FAILED",
         "third": "SKIPPED",
         "fourth": "SKIPPED",
     }
-    assert told["second"][2].startswith("StepCrashedError: ")
+    assert results["second"][2].startswith("StepCrashedError: ")
 
 
 @pytest.mark.parametrize("shape", ["layers", "mapped"])
-def test_of_two_processes_that_run_the_same_one_takes_over_when_the_other_dies(
+def test_a_second_process_continues_a_run_when_the_first_dies(
     forks: Forks, folder: Path, shape: str
 ) -> None:
     cycles, random = Cycles(forks, folder, shape, "ready"), Random(2)
 
     for _ in range(8):
-        cycles.contest(random)
+        cycles.kill_one_of_two(random)
 
     assert cycles.killed > 0
 
@@ -118,4 +116,4 @@ def test_a_process_may_be_killed_at_any_time(forks: Forks, folder: Path) -> None
     cycles, random = Cycles(forks, folder, "layers", "ready"), Random(3)
 
     while cycles.killed < 20:
-        cycles.stroll(random)
+        cycles.kill_at_random_times(random)

@@ -1,7 +1,7 @@
-"""A process that forks one for each run, with everything imported: ``-m tests.crash.zygote``.
+"""A process that forks a child for each run, with everything imported: ``-m tests.crash.zygote``.
 
-It reads a task a line, as JSON, and answers each with the exit codes of the processes that have
-done it. With a task as its argument, it does that one itself.
+It reads one task per line, as JSON, and answers with the exit codes of its children. With a task as
+its argument, it runs that task itself.
 """
 
 from __future__ import annotations
@@ -31,19 +31,20 @@ RUN_ID = "r1"
 
 
 def do(task: dict[str, Any], reaper: Reaper) -> None:
-    """Start or resume the run, and write its outcome into the folder; or die in the attempt.
+    """Start or resume the run, and write its outcome into the folder unless the process dies.
 
-    What a task says: ``folder``, ``shape``, ``schedule``; the kill ``point``, or 0; after how
-    many ``ms`` the zygote kills the process, or 0; whether a ``rival`` does the same beside it.
+    A task has ``folder``, ``shape`` and ``schedule``; ``point``: the kill point, or 0; ``ms``: the
+    time after which the zygote kills the process, or 0; ``rival``: whether another process runs
+    the same run concurrently.
     """
     folder = Path(task["folder"])
     steps = SHAPES[task["shape"]](World(folder, reaper))
     fail_fast = task["shape"] != "failing"
-    told, stored = asyncio.run(_run(folder / "runs.db", steps, task["schedule"], fail_fast))
+    returned, stored = asyncio.run(_run(folder / "runs.db", steps, task["schedule"], fail_fast))
     outcome = {
-        "told": summary(told),
+        "returned": summary(returned),
         "stored": summary(stored),
-        "histories": _histories(told),
+        "histories": _histories(returned),
         "points": reaper.passed,
     }
     part = folder / f"outcome.{os.getpid()}"
@@ -68,7 +69,7 @@ async def _run(
 
 
 def summary(report: RunReport) -> dict[str, list[Any]]:
-    """What must be the same, however often the run was resumed."""
+    """Return what must be the same, however often the run was resumed."""
 
     def of(result: StepResult) -> list[Any]:
         items = None if result.items is None else [of(item) for item in result.items]
@@ -79,7 +80,7 @@ def summary(report: RunReport) -> dict[str, list[Any]]:
 
 
 def _histories(report: RunReport) -> dict[str, list[tuple[int, bool]]]:
-    """Return for each step and item the number of each attempt, and whether it was cut short."""
+    """Return for each step and item the number of each attempt, and whether it crashed."""
     results = [each for result in report.results for each in (result, *(result.items or ()))]
     return {
         result.step_name: [
@@ -91,7 +92,7 @@ def _histories(report: RunReport) -> dict[str, list[tuple[int, bool]]]:
 
 def serve() -> None:
     _warm_up()
-    gc.freeze()  # so that the collector of a child leaves the pages alone that it shares
+    gc.freeze()  # so that a child's collector does not copy shared pages
     print("[]", flush=True)  # ready
     for line in sys.stdin:
         task = json.loads(line)
@@ -106,7 +107,7 @@ def serve() -> None:
 
 
 def _warm_up() -> None:
-    """Run each shape once: what a process does for the first time takes it longer."""
+    """Run each shape once: the first run in a process is slower."""
     for name in SHAPES:
         with TemporaryDirectory() as folder:
             task = {"folder": folder, "shape": name, "schedule": "ready", "point": 0}
@@ -119,11 +120,11 @@ def _warm_up() -> None:
 def _fork(task: dict[str, Any]) -> int:
     child = os.fork()
     if child == 0:
-        _do_and_leave(task)
+        _do_and_exit(task)
     return child
 
 
-def _do_and_leave(task: dict[str, Any]) -> None:
+def _do_and_exit(task: dict[str, Any]) -> None:
     code = 1
     signal.alarm(LIMIT_S)
     reaper = Reaper(task["point"], Path(task["folder"]) / "killed")
@@ -134,10 +135,10 @@ def _do_and_leave(task: dict[str, Any]) -> None:
     except BaseException:
         (Path(task["folder"]) / "error").write_text(traceback.format_exc())
     finally:
-        os._exit(code)  # not through what the zygote would do at its end
+        os._exit(code)  # without the exit handlers of the zygote
 
 
 if __name__ == "__main__":
     if sys.argv[1:]:
-        _do_and_leave(json.loads(sys.argv[1]))
+        _do_and_exit(json.loads(sys.argv[1]))
     serve()

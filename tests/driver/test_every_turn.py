@@ -125,7 +125,7 @@ def simulate(turn, eager, options):
     with asyncio.Runner(loop_factory=lambda: loop) as runner:
         runner.run(main())
     assert loop.complaints == []
-    assert (outcome is None) == loop.was_asked
+    assert (outcome is None) == loop.cancel_accepted
     return world, events, outcome, loop.turns
 
 

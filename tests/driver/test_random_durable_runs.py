@@ -90,11 +90,11 @@ class Execution:
                 **self.pipeline.options,
             )
         )
-        loop.turn, loop.turns, loop.was_asked = turn, 0, False
+        loop.turn, loop.turns, loop.cancel_accepted = turn, 0, False
         loop.victim = Request(self.journal) if through_journal else task
         await asyncio.wait([task])
         loop.victim = None
-        assert task.cancelled() == loop.was_asked
+        assert task.cancelled() == loop.cancel_accepted
         if not task.cancelled():
             self.error = task.exception()
             self.report = None if self.error else task.result()

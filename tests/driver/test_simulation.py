@@ -135,7 +135,7 @@ def simulate(steps, options, turn=None, eager=False):
     with asyncio.Runner(loop_factory=lambda: loop) as runner:
         runner.run(main())
     assert loop.complaints == []
-    assert cancelled == loop.was_asked, "a cancellation from outside always gets through"
+    assert cancelled == loop.cancel_accepted, "a cancellation from outside always gets through"
     return report, events, loop.turns
 
 

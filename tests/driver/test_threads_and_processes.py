@@ -510,7 +510,7 @@ async def test_in_the_loop_the_flag_reports_a_cancellation_of_the_running_task()
 async def test_a_process_receives_arguments_and_its_error_is_the_functions_own():
     report = await run_pipeline(
         [
-            WorkflowStep("identify", work.identify, runs_in="process"),
+            WorkflowStep("identify", work.get_pid, runs_in="process"),
             WorkflowStep("sum", work.add, runs_in="process"),
             WorkflowStep("bad", work.fail, runs_in="process"),
         ],

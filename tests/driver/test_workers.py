@@ -262,12 +262,12 @@ async def test_a_thread_that_cannot_start_is_an_ordinary_error(monkeypatch):
 )
 async def test_a_plain_function_that_returns_an_awaitable_is_refused(run):
     with pytest.raises(TypeError, match=r"an awaitable \(coroutine\), .*; leave runs_in out"):
-        await run(work.be_async, None)
+        await run(work.async_function, None)
 
 
 async def test_an_awaitable_that_is_no_coroutine_is_refused_too():
     with pytest.raises(TypeError, match=r"an awaitable \(Future\)"):
-        await in_thread(work.give_back, {"value": asyncio.Future()})
+        await in_thread(work.return_argument, {"value": asyncio.Future()})
 
 
 # Limits.
@@ -361,7 +361,7 @@ async def test_a_permit_with_a_free_token_is_acquired_in_the_same_turn():
 
 @pytest.mark.process
 async def test_a_function_runs_in_a_process_that_has_ended_when_it_returns():
-    number = await run_in_process(work.identify, None)
+    number = await run_in_process(work.get_pid, None)
 
     assert number != os.getpid()
     assert not is_alive(number)
@@ -383,7 +383,7 @@ async def test_an_error_from_a_process_is_raised_unchanged_with_its_traceback():
 @pytest.mark.process
 async def test_system_exit_in_a_process_is_raised_as_in_the_loop():
     with pytest.raises(SystemExit) as raised:
-        await run_in_process(work.leave, {"code": 3})
+        await run_in_process(work.exit_with, {"code": 3})
 
     assert raised.value.code == 3
 
@@ -391,7 +391,7 @@ async def test_system_exit_in_a_process_is_raised_as_in_the_loop():
 @pytest.mark.process
 async def test_the_death_of_a_process_is_an_ordinary_error_with_its_cause():
     with pytest.raises(anyio.BrokenWorkerProcess, match="ended with exit code 3 before"):
-        await run_in_process(work.vanish, {"code": 3})
+        await run_in_process(work.exit_at_once, {"code": 3})
     with pytest.raises(anyio.BrokenWorkerProcess, match="was killed by SIGKILL before"):
         await run_in_process(work.kill_itself, None)
 
@@ -399,13 +399,13 @@ async def test_the_death_of_a_process_is_an_ordinary_error_with_its_cause():
 @pytest.mark.process
 async def test_a_signal_without_a_name_is_reported_by_its_number():
     with pytest.raises(anyio.BrokenWorkerProcess, match="was killed by signal 40 before"):
-        await run_in_process(work.end_by, {"number": 40})
+        await run_in_process(work.kill_by, {"number": 40})
 
 
 @pytest.mark.process
 async def test_an_error_that_refuses_a_note_is_raised_without_one():
-    with pytest.raises(work.Stubborn):
-        await run_in_process(work.throw, {"error": work.Stubborn})
+    with pytest.raises(work.FrozenError):
+        await run_in_process(work.throw, {"error": work.FrozenError})
 
 
 @pytest.mark.process
@@ -437,14 +437,20 @@ async def test_a_function_or_argument_that_cannot_be_pickled_is_named():
     ("function", "message"),
     [
         (work.return_a_lock, "what the function returned can't be pickled: TypeError: .*lock"),
-        (work.return_grudging, "what the function returned can't be unpickled: ValueError"),
-        (work.raise_of_two, r"raised OfTwo: one two; that error can't be pickled: TypeError"),
+        (work.return_pickle_only, "what the function returned can't be unpickled: ValueError"),
+        (
+            work.raise_two_argument_error,
+            r"raised TwoArgumentError: one two; that error can't be pickled: TypeError",
+        ),
         (work.raise_unpicklable, "raised Unpicklable: lost; that error can't .* not this one"),
         (
-            partial(work.throw, work.Turncoat),
-            "raised Turncoat: .* back as str, which is not an exc",
+            partial(work.throw, work.UnpicklesAsText),
+            "raised UnpicklesAsText: .* back as str, which is not an exc",
         ),
-        (partial(work.throw, work.Unprintable), r"raised Unprintable; that error .*: Stubborn\n"),
+        (
+            partial(work.throw, work.Unprintable),
+            r"raised Unprintable; that error .*: FrozenError\n",
+        ),
     ],
 )
 async def test_a_result_or_error_that_cannot_be_pickled_is_named(function, message):
@@ -724,18 +730,18 @@ def test_the_worker_program_writes_its_response_to_the_file_of_the_request():
     with pytest.raises(KeyError, match="x"):
         respond_to(work.fail, {"text": "x"})
     with pytest.raises(pickle.PicklingError, match="that error can't be pickled"):
-        respond_to(work.raise_of_two, {})
+        respond_to(work.raise_two_argument_error, {})
     with pytest.raises(pickle.PicklingError, match="back as str, which is not an exception"):
-        respond_to(work.throw, {"error": work.Turncoat})
+        respond_to(work.throw, {"error": work.UnpicklesAsText})
     with pytest.raises(pickle.PicklingError, match="raised Unprintable; that error") as raised:
         respond_to(work.throw, {"error": work.Unprintable})
     assert raised.value.__notes__[0].startswith("In the process:\n")
     with pytest.raises(TypeError, match="leave runs_in out"):
-        respond_to(work.be_async, {})
+        respond_to(work.async_function, {})
     with pytest.raises(pickle.PicklingError, match="returned can't be pickled"):
         respond_to(work.return_a_lock, {})
     with pytest.raises(pickle.PicklingError, match="could not load the function and its arguments"):
-        respond_to(work.add, {"left": work.Grudging()})
+        respond_to(work.add, {"left": work.PickleOnly()})
 
 
 def test_a_raised_object_that_is_no_exception_is_named():
@@ -775,7 +781,7 @@ def test_the_script_of_the_caller_is_imported_under_another_name(tmp_path, monke
 
 
 def test_data_with_the_name_of_the_script_does_not_run_it():
-    call = pickle.dumps((work.give_back, {"value": "__main__"}))
+    call = pickle.dumps((work.return_argument, {"value": "__main__"}))
     main = "path", "nowhere.py"
     file = io.BytesIO(b"?" + pickle.dumps(((sys.path, sys.argv), main, call)))
 

@@ -1,4 +1,4 @@
-"""The CI pipeline: what it runs, what it says of a failure, and that it leaves no child behind."""
+"""The CI example runs the right steps, reports failures, and leaves no child process behind."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ files = ["tiny.py"]
 addopts = ["-p", "no:cacheprovider"]
 """
 
-# Needs nothing but the standard library, so that a build asks no package index.
+# Needs only the standard library, so that a build contacts no package index.
 BACKEND = """\
 import tarfile
 import zipfile
@@ -82,7 +82,7 @@ def artifacts(tmp_path: Path) -> Path:
 
 
 class Lifeline:
-    """A named pipe that a child holds open: it is at its end when no holder is alive."""
+    """A named pipe that child processes hold open: it ends when all of them have exited."""
 
     def __init__(self, path: Path) -> None:
         os.mkfifo(path)
@@ -90,7 +90,7 @@ class Lifeline:
         self.reading = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
 
     def read(self) -> bytes:
-        """Return what was written since, or nothing if no holder is alive."""
+        """Return new data, or nothing if no holder is alive."""
         assert select.select([self.reading], [], [], 30)[0], "a child is still alive"
         return os.read(self.reading, 100)
 
@@ -109,7 +109,7 @@ def shell_step(script: str, artifacts: Path, timeout_ms: float | None = None) ->
     return WorkflowStep("shell", action, timeout_ms=timeout_ms)
 
 
-# What is run.
+# Steps.
 
 
 def test_independent_checks_are_one_tier() -> None:
@@ -148,7 +148,7 @@ def test_only_the_chosen_steps_run(project: Path, capsys: pytest.CaptureFixture[
         (["smoke", "lint"], [["lint"], ["build"], ["smoke"]]),
     ],
 )
-def test_a_chosen_step_brings_only_the_steps_whose_outputs_it_needs(
+def test_a_chosen_step_selects_only_the_steps_whose_outputs_it_needs(
     chosen: list[str], expected: list[list[str]]
 ) -> None:
     assert parallel_groups(ci.select(ci.STEPS, chosen)) == expected
@@ -163,7 +163,7 @@ def test_wrong_usage_exits_with_2(arguments: list[str], capsys: pytest.CaptureFi
     assert arguments[1] in capsys.readouterr().err
 
 
-# What is said of a failure.
+# Failures.
 
 
 @needs("ruff", "mypy")
@@ -195,7 +195,7 @@ def test_keep_going_shows_every_failure(project: Path, capsys: pytest.CaptureFix
     assert "tiny.py:3: error: Incompatible types in assignment" in out
 
 
-async def test_a_failing_command_is_told_with_its_exit_code_and_the_end_of_its_output(
+async def test_a_failing_command_is_reported_with_its_exit_code_and_the_end_of_its_output(
     artifacts: Path,
 ) -> None:
     script = r"seq 1000; echo oh no >&2; printf \\377; exit 7"
@@ -218,7 +218,7 @@ async def test_the_output_of_a_command_is_the_output_of_its_step(artifacts: Path
     assert report["shell"].output == "out\nerr\n"
 
 
-async def test_a_command_killed_by_a_signal_has_failed(artifacts: Path) -> None:
+async def test_a_command_killed_by_a_signal_fails(artifacts: Path) -> None:
     report = await run_pipeline([shell_step("kill -9 $$", artifacts)])
 
     error = report["shell"].error
@@ -244,7 +244,7 @@ async def test_a_folder_with_the_name_of_a_tool_is_not_the_tool(
         await ci.run_tool("hollow_tool", cwd=artifacts, artifacts=artifacts)
 
 
-def test_what_a_command_printed_before_its_timeout_is_shown(
+def test_the_output_of_a_command_before_its_timeout_is_shown(
     project: Path, artifacts: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     async def hangs(artifacts: Path) -> str:
@@ -260,14 +260,14 @@ def test_what_a_command_printed_before_its_timeout_is_shown(
     assert "StepTimeoutError: attempt 1 of step 'hangs' exceeded 500 ms\nso far so good\n" in out
 
 
-# What is left behind: nothing.
+# Child processes.
 
 
 def holding(lifeline: Lifeline, script: str) -> str:
     return f"exec 3>'{lifeline.path}'; echo alive >&3; {script}"
 
 
-async def test_a_timeout_kills_the_command_and_what_it_started(
+async def test_a_timeout_kills_the_command_and_its_children(
     artifacts: Path, lifeline: Lifeline
 ) -> None:
     script = holding(lifeline, "sleep 60 & sleep 60")
@@ -279,7 +279,7 @@ async def test_a_timeout_kills_the_command_and_what_it_started(
     assert lifeline.read() == b""
 
 
-async def test_a_cancelled_run_kills_the_command_and_what_it_started(
+async def test_a_cancelled_run_kills_the_command_and_its_children(
     artifacts: Path, lifeline: Lifeline
 ) -> None:
     script = holding(lifeline, "sleep 60 & sleep 60")
@@ -294,7 +294,7 @@ async def test_a_cancelled_run_kills_the_command_and_what_it_started(
     assert lifeline.read() == b""
 
 
-async def test_a_failed_sibling_kills_the_command_and_what_it_started(
+async def test_a_failed_sibling_kills_the_command_and_its_children(
     artifacts: Path, lifeline: Lifeline
 ) -> None:
     async def fails() -> None:
@@ -310,7 +310,7 @@ async def test_a_failed_sibling_kills_the_command_and_what_it_started(
     assert lifeline.read() == b""
 
 
-async def test_what_a_successful_command_left_running_is_killed(
+async def test_a_child_of_a_successful_command_is_killed(
     artifacts: Path, lifeline: Lifeline
 ) -> None:
     report = await run_pipeline([shell_step(holding(lifeline, "sleep 60 &"), artifacts)])

@@ -1,4 +1,4 @@
-"""The example that loads a CSV file into SQLite copes with any file, and loses no row of it."""
+"""The ETL example copes with any CSV file, and loads or quarantines each of its rows."""
 
 import asyncio
 import csv
@@ -30,7 +30,7 @@ from asyncflow.examples.etl import main, run_etl
 
 ROOT = Path(__file__).parents[2]
 
-# Arranging and looking.
+# Fixtures and queries.
 
 
 @pytest.fixture
@@ -40,7 +40,7 @@ def database(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def etl(tmp_path: Path, database: Path, capsys: pytest.CaptureFixture[str]):
-    """Write a source called data.csv, load it and return the exit status and what was printed."""
+    """Return a function that loads a source and returns the exit status and the output."""
 
     def run(content: str | bytes, *, name: str = "data.csv") -> tuple[int, str, str]:
         source = tmp_path / name
@@ -61,7 +61,7 @@ def table(database: Path, name: str = "data") -> list[tuple]:
 
 
 def columns(database: Path, name: str = "data") -> dict[str, str]:
-    """The columns and their types, without the number of the line."""
+    """Return the columns and their types, without the line number."""
     found = query(database, f"SELECT name, type FROM pragma_table_info('{name}')")
     assert found[0] == ("source_line", "INTEGER")
     return dict(found[1:])
@@ -79,7 +79,7 @@ def dump(database: Path) -> list[str]:
 
 
 def column(*cells: str) -> str:
-    """A file with one column, named x, and another one that makes the rows unblank."""
+    """Return a file with the column x, and a second column so that no row is blank."""
     return "n,x\n" + "".join(f'{n},"{cell}"\n' for n, cell in enumerate(cells))
 
 
@@ -90,7 +90,7 @@ def values(database: Path) -> list:
 # The penguins.
 
 
-def test_without_arguments_it_loads_the_penguins_that_ship_with_it(
+def test_without_arguments_the_bundled_penguins_are_loaded(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
     monkeypatch.chdir(tmp_path)
@@ -145,7 +145,7 @@ def test_a_unicode_file_is_read_with_or_without_a_byte_order_mark(etl, database,
     assert table(database) == [(2, "München", 1), (3, "České Budějovice", 2)]
 
 
-def test_a_utf_8_character_may_stand_across_two_chunks(etl, database, monkeypatch):
+def test_a_utf_8_character_may_span_two_chunks(etl, database, monkeypatch):
     monkeypatch.setattr(_csv_reader, "_CHUNK_BYTES", 1)
 
     etl(PLACES)
@@ -153,7 +153,7 @@ def test_a_utf_8_character_may_stand_across_two_chunks(etl, database, monkeypatc
     assert table(database)[0] == (2, "München", 1)
 
 
-def test_a_file_that_ends_within_a_character_is_not_utf_8(etl, database):
+def test_a_file_that_ends_inside_a_character_is_not_utf_8(etl, database):
     etl("a,b\n1,é".encode()[:-1])
 
     assert table(database) == [(2, 1, "Ã")]
@@ -166,13 +166,13 @@ def test_a_windows_1252_file_keeps_its_euro_sign(etl, database):
     assert query(database, "SELECT encoding FROM etl_loads") == [("cp1252",)]
 
 
-def test_a_latin_1_file_may_have_bytes_that_windows_1252_has_not(etl, database):
+def test_a_latin_1_file_may_have_bytes_that_windows_1252_lacks(etl, database):
     etl("name,code\nCafé,x\x81\n".encode("latin-1"))
 
     assert table(database) == [(2, "Café", "x\x81")]
 
 
-def test_with_a_byte_order_mark_a_broken_byte_costs_its_row_only(etl, database):
+def test_with_a_byte_order_mark_an_invalid_byte_quarantines_only_its_row(etl, database):
     status, *_ = etl(b"\xef\xbb\xbfa,b\n1,x\n2,\xff\n3,\xc3\xa9\n")
 
     assert status == 0
@@ -207,7 +207,7 @@ def test_any_usual_delimiter_and_line_ending_is_found(etl, database, delimiter: 
     assert table(database) == [(2, "a,b;c\td|e", 1), (3, "f", 2)]
 
 
-def test_a_decimal_comma_does_not_pass_for_a_delimiter(etl, database):
+def test_a_decimal_comma_is_not_mistaken_for_a_delimiter(etl, database):
     etl("what;price;weight\nx;1,5;2,5\ny;2;3,25\n")
 
     assert columns(database) == {"what": "TEXT", "price": "REAL", "weight": "REAL"}
@@ -220,13 +220,13 @@ def test_a_file_of_one_column_needs_no_delimiter(etl, database):
     assert table(database) == [(2, 1), (3, 2)]
 
 
-def test_the_last_line_needs_no_end(etl, database):
+def test_the_last_line_needs_no_line_ending(etl, database):
     etl("a,b\n1,2")
 
     assert table(database) == [(2, 1, 2)]
 
 
-def test_quoted_newlines_delimiters_and_quotes_are_kept_and_lines_counted(etl, database):
+def test_quoted_newlines_delimiters_and_quotes_are_preserved_and_lines_counted(etl, database):
     etl('id,note\r\n1,"two\r\nlines, and a ""quote"""\r\n2,plain\r\n')
 
     assert table(database) == [(2, 1, 'two\r\nlines, and a "quote"'), (4, 2, "plain")]
@@ -242,7 +242,7 @@ def test_blank_lines_are_no_rows_but_count_as_lines(etl, database):
 # Headers.
 
 
-def test_an_empty_file_fails_and_leaves_the_database_alone(etl, database):
+def test_an_empty_file_fails_and_leaves_the_database_unchanged(etl, database):
     etl("a,b\n1,2\n")
     before = dump(database)
 
@@ -264,7 +264,7 @@ def test_a_header_alone_makes_a_table_without_rows(etl, database):
     assert "0 row(s) loaded" in out
 
 
-def test_duplicate_and_blank_headers_get_names_of_their_own(etl, database):
+def test_duplicate_and_blank_headers_get_unique_names(etl, database):
     etl("Total,total,,total_2, ,TOTAL,source_line\n1,2,3,4,5,6,7\n")
 
     assert list(columns(database)) == [
@@ -308,7 +308,7 @@ def test_a_header_that_cannot_be_read_fails_with_its_line(etl):
 # The steps.
 
 
-def test_each_step_has_a_tier_of_its_own():
+def test_each_step_has_its_own_tier():
     tiers = parallel_groups(etl_module.pipeline)
 
     assert tiers == [["extract"], ["validate"], ["transform"], ["load"], ["notify"]]
@@ -330,13 +330,13 @@ def test_ragged_rows_are_quarantined_with_their_lines(etl, database):
     assert "2 quarantined" in out
 
 
-def test_a_line_number_counts_the_lines_within_quotes(etl, database):
+def test_line_numbers_count_lines_inside_quotes(etl, database):
     etl('a,b\n"1\n2\n3",x\nragged\n')
 
     assert quarantine(database) == [(5, "1 cell(s) where the header has 2", "ragged")]
 
 
-def test_a_few_values_that_do_not_parse_are_quarantined_and_do_not_poison_the_type(etl, database):
+def test_a_few_values_that_do_not_parse_are_quarantined_and_do_not_change_the_type(etl, database):
     cells = [str(n) for n in range(39)]
 
     etl(column(*cells, "many"))
@@ -346,7 +346,7 @@ def test_a_few_values_that_do_not_parse_are_quarantined_and_do_not_poison_the_ty
     assert quarantine(database) == [(41, "column 'x': 'many' is not of type integer", '39,"many"')]
 
 
-def test_exactly_nineteen_of_twenty_values_make_a_type_and_fewer_do_not(etl, database):
+def test_a_type_needs_19_of_20_values(etl, database):
     etl(column(*["1"] * 19, "x"))
     assert (columns(database)["x"], len(quarantine(database))) == ("INTEGER", 1)
 
@@ -366,7 +366,7 @@ def test_a_row_with_two_bad_values_has_two_reasons(etl, database):
     )
 
 
-def test_a_quote_that_is_never_closed_costs_one_row(etl, database):
+def test_an_unclosed_quote_quarantines_one_row(etl, database):
     rows = "".join(f"{n},x\n" for n in range(100))
 
     etl(f'a,b\n{rows}100,"oops\n{rows}')
@@ -377,7 +377,7 @@ def test_a_quote_that_is_never_closed_costs_one_row(etl, database):
     ]
 
 
-def test_a_stray_quote_that_meets_another_one_costs_one_row(etl, database):
+def test_a_stray_quote_before_another_one_quarantines_one_row(etl, database):
     etl('a;b\n1;"oops\n2;x\n3;"fine"\n4;y\n')
 
     assert table(database) == [(3, 2, "x"), (4, 3, "fine"), (5, 4, "y")]
@@ -448,7 +448,7 @@ def test_the_type_of_a_column_is_found_and_its_values_converted(
 
 
 @pytest.mark.parametrize("code", ["01234", "+4930123456", str(2**63)])
-def test_one_code_keeps_a_column_of_numbers_text(etl, database, code: str):
+def test_one_code_makes_a_column_of_numbers_text(etl, database, code: str):
     etl(column(*["12345"] * 99, code))
 
     assert columns(database)["x"] == "TEXT"
@@ -492,7 +492,7 @@ def test_one_date_decides_whether_the_day_comes_first_in_its_column(
     assert values(database) == [expected, "2024-01-31"]
 
 
-def test_each_column_has_an_order_of_its_own(etl, database):
+def test_each_column_has_its_own_date_order(etl, database):
     etl("a,b\n03/04/2024,03/04/2024\n31/01/2024,01/31/2024\n")
 
     assert table(database)[0] == (2, "2024-04-03", "2024-03-04")
@@ -512,7 +512,7 @@ def test_dates_of_the_other_order_are_quarantined_if_they_are_few(etl, database)
         [*["03/04/2024"] * 96, *["31/01/2024"] * 2, *["01/31/2024"] * 2],
     ],
 )
-def test_dates_that_nothing_decides_stay_text_and_it_says_so(etl, database, cells: list[str]):
+def test_ambiguous_dates_stay_text_with_a_note(etl, database, cells: list[str]):
     _, _, err = etl(column(*cells))
 
     assert columns(database)["x"] == "TEXT"
@@ -528,7 +528,7 @@ def test_dates_that_nothing_decides_stay_text_and_it_says_so(etl, database, cell
         (["1,5", "1.500"], "TEXT", ["1,5", "1.500"]),
     ],
 )
-def test_a_semicolon_file_may_have_decimal_commas_but_not_points_beside_them(
+def test_a_semicolon_file_may_have_decimal_commas_but_no_points_as_well(
     etl, database, cells: list[str], kind: str, expected: list
 ):
     etl("n;x\n" + "".join(f"{n};{cell}\n" for n, cell in enumerate(cells)))
@@ -540,7 +540,7 @@ def test_a_semicolon_file_may_have_decimal_commas_but_not_points_beside_them(
 # The database.
 
 
-def test_running_it_twice_gives_the_same_database(etl, database):
+def test_a_second_load_gives_the_same_database(etl, database):
     content = "a,b\n" + "1,x\n" * 40 + "oops,y\n3\n"
     etl(content)
     before = dump(database)
@@ -582,7 +582,7 @@ def test_several_files_share_a_database(etl, database):
         ("order.csv", "order"),
     ],
 )
-def test_a_table_is_named_after_its_file_but_never_clashes_with_the_books(
+def test_a_table_is_named_after_its_file_but_never_like_an_internal_table(
     etl, database, file: str, name: str
 ):
     status, *_ = etl("a,b\n1,2\n", name=file)
@@ -591,7 +591,7 @@ def test_a_table_is_named_after_its_file_but_never_clashes_with_the_books(
     assert table(database, name) == [(2, 1, 2)]
 
 
-def test_a_table_that_somebody_else_made_is_not_replaced(etl, database):
+def test_a_table_that_the_pipeline_did_not_create_is_not_replaced(etl, database):
     with closing(sqlite3.connect(database)) as connection, connection:
         connection.execute("CREATE TABLE data (precious)")
         connection.execute("INSERT INTO data VALUES (1)")
@@ -604,7 +604,7 @@ def test_a_table_that_somebody_else_made_is_not_replaced(etl, database):
     assert dump(database) == before
 
 
-def test_a_file_that_is_no_database_is_not_overwritten(etl, database):
+def test_a_file_that_is_not_a_database_is_not_overwritten(etl, database):
     database.write_text("my diary\n" * 1000)
 
     status, out, _ = etl("a,b\n1,2\n")
@@ -650,7 +650,7 @@ def test_a_database_in_a_missing_folder_is_a_clear_error_of_load(
     assert str(tmp_path / "missing") in line
 
 
-KILLED_IN_MID_LOAD = """
+KILLED_DURING_THE_LOAD = """
 import os, pathlib, signal, sys
 from asyncflow.examples._load import Table, replace_table
 
@@ -667,14 +667,14 @@ replace_table(pathlib.Path(sys.argv[1]), table, rows(), [])
 
 
 @pytest.mark.process
-def test_a_process_killed_in_mid_load_leaves_the_old_database_intact(etl, database):
+def test_a_process_killed_during_the_load_leaves_the_old_database_intact(etl, database):
     etl("a,b\n1,2\n3\n")
     before = dump(database)
 
-    ended = subprocess.run([sys.executable, "-c", KILLED_IN_MID_LOAD, database], cwd=ROOT)
+    ended = subprocess.run([sys.executable, "-c", KILLED_DURING_THE_LOAD, database], cwd=ROOT)
 
     assert ended.returncode == -signal.SIGKILL
-    assert database.with_name("out.db-journal").exists()  # it had begun to write
+    assert database.with_name("out.db-journal").exists()  # the process had begun to write
     assert dump(database) == before
 
 
@@ -693,8 +693,8 @@ async def test_a_load_that_is_cancelled_stops_and_leaves_the_old_database_intact
                 written.append(row)
                 yield row
                 loop.call_soon_threadsafe(run.cancel)
-                wait_until_it_is_to_stop()
-                written.append("asked to stop")
+                wait_for_the_stop_request()
+                written.append("stop requested")
 
         return replace_table(database, table, cancelled_after_the_first(), quarantine)
 
@@ -704,23 +704,23 @@ async def test_a_load_that_is_cancelled_stops_and_leaves_the_old_database_intact
     with pytest.raises(asyncio.CancelledError):
         await run
 
-    assert written == [[2, 3, 4], "asked to stop"]
+    assert written == [[2, 3, 4], "stop requested"]
     assert dump(database) == before
 
 
-def wait_until_it_is_to_stop() -> None:
+def wait_for_the_stop_request() -> None:
     for _ in range(30_000):
         if current_step().cancel_requested:
             return
         time.sleep(0.001)
-    raise AssertionError("the step was never asked to stop")
+    raise AssertionError("the step received no stop request")
 
 
 # Sources that cannot be read, and the command line.
 
 
 def failure(capsys: pytest.CaptureFixture[str], attempts: int = 3) -> str:
-    """The step extract's line of the report, in which no later step has run."""
+    """Return the line of step extract in the report; no later step has run."""
     out = capsys.readouterr().out.splitlines()
     assert out[0] == "Pipeline FAILED"
     assert all(line.startswith("[SKIPPED]") for line in out[2:-1])
@@ -764,7 +764,7 @@ def test_an_unreadable_file_is_a_clear_error_of_extract(tmp_path, database, caps
 
 
 class Flaky(type(Path())):  # Path itself cannot be subclassed before 3.12
-    """A source that can be opened only some times."""
+    """A source whose first attempts to open it fail."""
 
     refusals = 0
 
@@ -787,8 +787,8 @@ async def test_a_source_has_three_attempts(tmp_path, database, monkeypatch, refu
     assert report.all_passed is (refusals == 2)
 
 
-class BreaksOff(type(Path())):
-    """A source that gives too much when it is first read, and then an error."""
+class FailsOnFirstRead(type(Path())):
+    """A source whose first read gives junk, and then an error."""
 
     content: ClassVar[list[bytes]] = []
 
@@ -804,10 +804,10 @@ class BrokenFile(io.BytesIO):
         return chunk
 
 
-async def test_a_second_attempt_keeps_nothing_of_the_first(tmp_path, database, monkeypatch):
-    monkeypatch.setattr(BreaksOff, "content", [b"a,b\n1,2\n", b"junk\xff,junk\n" * 10])
+async def test_a_second_attempt_discards_the_data_of_the_first(tmp_path, database, monkeypatch):
+    monkeypatch.setattr(FailsOnFirstRead, "content", [b"a,b\n1,2\n", b"junk\xff,junk\n" * 10])
 
-    report = await run_etl(BreaksOff(tmp_path / "data.csv"), database)
+    report = await run_etl(FailsOnFirstRead(tmp_path / "data.csv"), database)
 
     assert report["extract"].attempts == 2
     assert columns(database) == {"a": "INTEGER", "b": "INTEGER"}
@@ -827,7 +827,7 @@ def test_a_source_that_is_the_database_is_a_usage_error(tmp_path, capsys):
 
 
 class InterruptedAt(io.StringIO):
-    """A standard error that sends Ctrl-C when it is told a word."""
+    """A standard error that sends SIGINT when a word is written to it."""
 
     def __init__(self, word: str) -> None:
         super().__init__()
@@ -840,7 +840,7 @@ class InterruptedAt(io.StringIO):
 
 
 @pytest.mark.parametrize("step", ["extract", "validate", "transform", "load", "notify"])
-def test_ctrl_c_ends_it_with_130_and_leaves_nothing_behind(
+def test_ctrl_c_exits_with_130_and_leaves_no_temporary_file(
     tmp_path, database, monkeypatch, capsys, step: str
 ):
     source = tmp_path / "data.csv"
@@ -860,11 +860,11 @@ def test_ctrl_c_ends_it_with_130_and_leaves_nothing_behind(
 
 
 class Endless(type(Path())):
-    """A source without an end, which is cancelled while it is read."""
+    """An endless source, which cancels its run while it is read."""
 
     run: ClassVar[asyncio.Task]
     chunks: ClassVar[list[bytes]] = []
-    was_asked: ClassVar[list[bool]] = []
+    saw_stop_request: ClassVar[list[bool]] = []
 
     def open(self, *args, **kwargs):
         return self
@@ -879,8 +879,8 @@ class Endless(type(Path())):
         self.chunks.append(b"1,2\n" if len(self.chunks) < 1_000 else b"")
         if len(self.chunks) == 3:
             self.run.get_loop().call_soon_threadsafe(self.run.cancel)
-            wait_until_it_is_to_stop()
-            self.was_asked.append(True)
+            wait_for_the_stop_request()
+            self.saw_stop_request.append(True)
         return self.chunks[-1]
 
 
@@ -891,7 +891,7 @@ async def test_an_extract_that_is_cancelled_stops_at_the_next_chunk(tmp_path, da
     with pytest.raises(asyncio.CancelledError):
         await Endless.run
 
-    assert (len(Endless.chunks), Endless.was_asked) == (3, [True])
+    assert (len(Endless.chunks), Endless.saw_stop_request) == (3, [True])
 
 
 class BlankLines(io.RawIOBase):
@@ -913,7 +913,7 @@ class BlankLines(io.RawIOBase):
         return len(buffer)
 
 
-async def test_a_cancelled_step_stops_also_where_there_is_no_record():
+async def test_a_cancelled_step_stops_even_if_it_finds_no_record():
     loop, begun, stopped = asyncio.get_running_loop(), asyncio.Event(), []
 
     def read():
@@ -932,7 +932,7 @@ async def test_a_cancelled_step_stops_also_where_there_is_no_record():
     assert stopped == [True]
 
 
-# As a process.
+# In a process.
 
 
 def start(*arguments: object, cwd: Path) -> subprocess.CompletedProcess[str]:
@@ -946,7 +946,7 @@ def start(*arguments: object, cwd: Path) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.mark.process
-def test_as_a_process_it_prints_one_line_and_the_report(tmp_path: Path):
+def test_a_process_prints_one_line_and_the_report(tmp_path: Path):
     ended = start(cwd=tmp_path)
 
     assert ended.returncode == 0
@@ -973,7 +973,7 @@ def test_the_module_can_be_run_as_a_script(database, monkeypatch):
     assert len(table(database, "penguins_raw")) == 344
 
 
-def test_a_semicolon_inside_quotes_does_not_pass_for_a_delimiter(etl, database):
+def test_a_semicolon_inside_quotes_is_not_mistaken_for_a_delimiter(etl, database):
     etl('"a";","\n"1";"x"\n')
 
     assert list(columns(database)) == ["a", "column"]
@@ -981,7 +981,7 @@ def test_a_semicolon_inside_quotes_does_not_pass_for_a_delimiter(etl, database):
 
 
 @pytest.mark.process
-def test_as_a_process_it_exits_with_1_after_the_report_of_a_failure(tmp_path: Path):
+def test_a_process_exits_with_1_after_the_report_of_a_failure(tmp_path: Path):
     ended = start("no.csv", cwd=tmp_path)
 
     assert ended.returncode == 1
@@ -991,7 +991,7 @@ def test_as_a_process_it_exits_with_1_after_the_report_of_a_failure(tmp_path: Pa
 
 
 @pytest.mark.process
-def test_as_a_process_it_exits_with_2_after_a_usage_error(tmp_path: Path):
+def test_a_process_exits_with_2_after_a_usage_error(tmp_path: Path):
     ended = start("--no-such-option", cwd=tmp_path)
 
     assert ended.returncode == 2
@@ -1011,7 +1011,7 @@ sys.exit(status)
 
 
 def peak_kib(source: Path) -> int:
-    """The peak memory of a process that loads the source, in KiB."""
+    """Return the peak memory of a process that loads the source, in KiB."""
     ended = subprocess.run(
         [sys.executable, "-c", PEAK, source, "--database", source.with_suffix(".db")],
         cwd=ROOT,
@@ -1033,7 +1033,7 @@ def write_rows(path: Path, count: int) -> Path:
 
 
 @pytest.mark.exhaustive
-def test_a_hundred_thousand_rows_take_hardly_more_memory_than_a_thousand(tmp_path: Path):
+def test_100_000_rows_take_hardly_more_memory_than_1_000(tmp_path: Path):
     small, large = write_rows(tmp_path / "s.csv", 1_000), write_rows(tmp_path / "l.csv", 100_000)
 
     growth = peak_kib(large) - peak_kib(small)
@@ -1043,7 +1043,7 @@ def test_a_hundred_thousand_rows_take_hardly_more_memory_than_a_thousand(tmp_pat
     assert growth < 30 * 1024
 
 
-# Whatever the file.
+# Arbitrary files.
 
 CELLS = st.one_of(
     st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0\ufeff"), max_size=8),
@@ -1072,7 +1072,7 @@ def test_every_row_is_either_loaded_or_quarantined(rows: list[list[str]], delimi
 
 
 def starts_of_rows(text: str, rows: list[list[str]], end: str) -> list[int]:
-    """The numbers of the lines on which the rows after the header begin."""
+    """Return the numbers of the lines on which the rows after the header begin."""
     starts, position = [], 0
     for row in rows:
         starts.append(1 + len(io.StringIO(text[:position], newline="").readlines()))

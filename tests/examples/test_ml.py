@@ -1,4 +1,4 @@
-"""The training pipeline: that it learns, always the same, and lets the event loop go on."""
+"""The training example learns, gives the same result for a seed, and never blocks the loop."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 class Stub:
-    """A model whose training is the given function; it reads every image as 0."""
+    """A model whose training is the given function, and which reads every image as 0."""
 
     def __init__(self, training: Callable[[], object] = lambda: None) -> None:
         self.training = training
@@ -42,7 +42,7 @@ def trained() -> RunReport:
     return asyncio.run(run_pipeline(ml.pipeline(models), inputs={"seed": 0}))
 
 
-# What it learns.
+# Training.
 
 
 def test_all_models_are_one_tier() -> None:
@@ -59,7 +59,7 @@ def test_all_models_are_one_tier() -> None:
 
 
 @pytest.mark.exhaustive
-def test_the_best_model_reads_more_than_95_of_100_digits(trained: RunReport) -> None:
+def test_the_best_model_reads_more_than_95_percent_of_the_digits(trained: RunReport) -> None:
     scores = trained["evaluate"].output
 
     assert trained.all_passed
@@ -68,7 +68,7 @@ def test_the_best_model_reads_more_than_95_of_100_digits(trained: RunReport) -> 
 
 
 @pytest.mark.exhaustive
-def test_a_confusion_table_counts_each_image_of_the_test_once(trained: RunReport) -> None:
+def test_a_confusion_matrix_counts_each_test_image_once(trained: RunReport) -> None:
     test = trained["split"].output.test
 
     for score in trained["evaluate"].output.values():
@@ -87,7 +87,7 @@ def test_the_same_seed_gives_the_same_scores(trained: RunReport) -> None:
     assert again["report"].output == trained["report"].output
 
 
-async def test_of_equally_good_models_the_first_one_is_the_best() -> None:
+async def test_the_first_of_several_equally_good_models_is_the_best() -> None:
     steps = ml.pipeline({"one": Stub(), "other": Stub()})
 
     report = await run_pipeline(steps, inputs={"seed": 0})
@@ -95,10 +95,10 @@ async def test_of_equally_good_models_the_first_one_is_the_best() -> None:
     assert report["best"].output == "one"
 
 
-# What it leaves to the event loop.
+# The event loop.
 
 
-async def test_the_loop_goes_on_while_models_train() -> None:
+async def test_the_loop_keeps_running_while_models_train() -> None:
     ticked = threading.Event()
 
     async def tick() -> None:
@@ -117,7 +117,7 @@ async def test_the_loop_goes_on_while_models_train() -> None:
     report.raise_for_failures()
 
 
-async def test_models_train_at_the_same_time_and_none_in_the_loops_thread() -> None:
+async def test_models_train_concurrently_and_none_in_the_thread_of_the_loop() -> None:
     all_are_training = threading.Barrier(4)
     threads: list[int] = []
 
@@ -153,11 +153,11 @@ async def test_a_ticker_keeps_ticking_while_the_real_models_train() -> None:
     assert ticks > 5
 
 
-# What it prints.
+# Output.
 
 
 @pytest.mark.exhaustive
-def test_it_prints_a_ranking_and_the_confusion_of_the_best(
+def test_the_output_is_a_ranking_and_the_confusion_matrix_of_the_best_model(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     exit_code = ml.main([])
@@ -193,7 +193,7 @@ def test_a_model_that_cannot_be_trained_fails_the_run(
 
 
 @pytest.mark.parametrize("seed", ["-1", "4294967296", "one"])
-def test_an_impossible_seed_is_a_usage_error(seed: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_invalid_seed_is_a_usage_error(seed: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stopped:
         ml.main([f"--seed={seed}"])
 
@@ -202,7 +202,7 @@ def test_an_impossible_seed_is_a_usage_error(seed: str, capsys: pytest.CaptureFi
 
 
 @pytest.mark.process
-def test_without_scikit_learn_it_says_what_to_install() -> None:
+def test_a_missing_scikit_learn_is_reported_with_the_command_to_install_it() -> None:
     without = (
         "import runpy, sys; sys.modules['sklearn'] = None; "
         f"runpy.run_path({ml.__file__!r}, run_name='__main__')"

@@ -1,4 +1,4 @@
-"""The replay of workflow traces: what it measures, and what it says of a file it can't replay."""
+"""The replay example measures workflow traces, and reports files that it cannot replay."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ over_all_traces = pytest.mark.parametrize(
     TRACES
     or [
         pytest.param(
-            None, marks=pytest.mark.skip("no workflow traces here; name them in ASYNCFLOW_TRACES")
+            None, marks=pytest.mark.skip("no workflow traces; set ASYNCFLOW_TRACES to their folder")
         )
     ],
     ids=lambda path: path.stem if path else "none",
@@ -37,12 +37,14 @@ def write_trace(path: Path, tasks: Iterable[tuple[str, list[str], object]]) -> P
     return path
 
 
-# A short task in the first tier has a long one behind it, so waiting for the tier costs time.
+# A long task depends on a short one of the first tier, so waiting for that tier costs time.
 UNEVEN = [("a", [], 1.0), ("b", [], 100), ("c", ["a"], 60.5), ("d", ["b", "c"], 2)]
 
 
 @over_all_traces
-def test_the_ready_schedule_takes_the_critical_path_of_every_real_trace(path: Path) -> None:
+def test_the_ready_schedule_takes_as_long_as_the_critical_path_of_every_real_trace(
+    path: Path,
+) -> None:
     done = replay.replay(path)
 
     assert done.ready_s == pytest.approx(done.critical_path_s, rel=0, abs=0.0005)
@@ -72,7 +74,7 @@ def test_networkx_finds_the_same_critical_path(path: Path) -> None:
 
 
 @over_all_traces
-def test_a_makespan_of_tiers_is_the_sum_of_the_longest_tasks_of_each(path: Path) -> None:
+def test_the_makespan_of_tiers_is_the_sum_of_the_longest_task_of_each(path: Path) -> None:
     tasks = {task.id: task for task in replay.read_trace(path)}
     graph = networkx.DiGraph(
         (parent, task.id) for task in tasks.values() for parent in task.parents
@@ -87,14 +89,14 @@ def test_a_makespan_of_tiers_is_the_sum_of_the_longest_tasks_of_each(path: Path)
     )
 
 
-def test_a_replay_tells_the_shape_and_both_makespans(tmp_path: Path) -> None:
+def test_a_replay_has_the_size_of_the_trace_and_both_makespans(tmp_path: Path) -> None:
     done = replay.replay(write_trace(tmp_path / "uneven.json", UNEVEN))
 
     assert (done.name, done.tasks, done.dependencies, done.tiers) == ("uneven", 4, 3, 3)
     assert (done.critical_path_s, done.ready_s, done.tiers_s) == pytest.approx((102, 102, 162.5))
 
 
-def test_it_prints_one_line_for_each_file(
+def test_the_output_has_one_line_for_each_file(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     uneven = write_trace(tmp_path / "uneven.json", UNEVEN)
@@ -111,7 +113,9 @@ def test_it_prints_one_line_for_each_file(
     ]
 
 
-def test_json_holds_the_same_numbers(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_json_output_has_the_same_numbers(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     path = write_trace(tmp_path / "uneven.json", UNEVEN)
 
     exit_code = replay.main(["--json", str(path)])
@@ -150,7 +154,7 @@ def test_a_trace_that_takes_no_time_has_no_ratio(
         ),
     ],
 )
-def test_a_file_that_is_no_trace_is_named_with_what_is_wrong(
+def test_a_file_that_is_not_a_trace_is_reported_with_the_problem(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], text: str, complaint: str
 ) -> None:
     path = tmp_path / "wrong.json"
@@ -179,7 +183,7 @@ def test_a_file_that_is_no_trace_is_named_with_what_is_wrong(
         ([("a", [], 1), ("a", [], 1)], "two steps are named 'a'"),
     ],
 )
-def test_a_trace_that_cannot_have_happened_is_refused(
+def test_an_impossible_trace_is_refused(
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
     tasks: list[tuple[str, list[str], object]],
@@ -193,7 +197,7 @@ def test_a_trace_that_cannot_have_happened_is_refused(
     assert complaint in capsys.readouterr().err
 
 
-def test_a_missing_file_does_not_keep_the_others_from_being_replayed(
+def test_a_missing_file_does_not_prevent_the_replay_of_the_others(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     there = write_trace(tmp_path / "there.json", UNEVEN)
@@ -207,7 +211,7 @@ def test_a_missing_file_does_not_keep_the_others_from_being_replayed(
     assert out.splitlines()[1].startswith("there")
 
 
-def test_no_file_at_all_is_a_usage_error(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_call_without_files_is_a_usage_error(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stopped:
         replay.main([])
 

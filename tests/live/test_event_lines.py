@@ -9,7 +9,7 @@ import sys
 from collections.abc import Iterable
 
 import pytest
-from golden_run import GOLDEN, STOOD_STILL
+from golden_run import EVENTS_BEFORE_CRASH, GOLDEN
 from rich.console import Console
 from terminals import Terminal
 
@@ -47,7 +47,7 @@ def test_the_golden_run_is_written_event_by_event() -> None:
 
 
 def test_a_resumed_run_starts_with_its_resumption() -> None:
-    lines = lines_of(GOLDEN[STOOD_STILL:])
+    lines = lines_of(GOLDEN[EVENTS_BEFORE_CRASH:])
 
     assert lines[0].startswith("[0:00:04.000] run nightly-2026-01-01 of nightly import resumed")
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 import pytest
-from golden_run import GOLDEN, STOOD_STILL
+from golden_run import EVENTS_BEFORE_CRASH, GOLDEN
 from hypothesis import given
 from hypothesis import strategies as st
 from watched_runs import random_events
@@ -67,7 +67,7 @@ def layers(count: int, width: int) -> dict[str, tuple[str, ...]]:
 
 class TestGoldenRun:
     def test_a_frame_while_a_step_waits_for_its_next_attempt(self) -> None:
-        run = run_of(event for event in GOLDEN[:STOOD_STILL] if _time(event) <= 1400)
+        run = run_of(event for event in GOLDEN[:EVENTS_BEFORE_CRASH] if _time(event) <= 1400)
 
         assert lines_of(run, now_ms=1_500) == WAITING.splitlines()
 

@@ -172,7 +172,7 @@ async def observed(pipeline, journal, otel, turn=None):
             **pipeline.options,
         )
     )
-    loop.turn, loop.turns, loop.was_asked, loop.victim = turn, 0, False, task
+    loop.turn, loop.turns, loop.cancel_accepted, loop.victim = turn, 0, False, task
     await asyncio.wait([task])
     loop.victim = None
     assert task.cancelled() or isinstance(task.exception(), JournalError | None)

@@ -13,7 +13,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
-from golden_run import GOLDEN, HOSTILE, LONG, SECRET, STOOD_STILL
+from golden_run import EVENTS_BEFORE_CRASH, GOLDEN, HOSTILE, LONG, SECRET
 
 from asyncflow import (
     Attempt,
@@ -209,8 +209,8 @@ def test_the_page_of_an_unnamed_pipeline_is_titled_with_the_run_id() -> None:
 
 
 def test_the_progress_bar_orders_statuses_from_done_to_pending() -> None:
-    view = RunView(GOLDEN[:STOOD_STILL])
-    header = sections(view, event_log(GOLDEN[:STOOD_STILL]), now_ms=view.at_ms)["header"]
+    view = RunView(GOLDEN[:EVENTS_BEFORE_CRASH])
+    header = sections(view, event_log(GOLDEN[:EVENTS_BEFORE_CRASH]), now_ms=view.at_ms)["header"]
 
     kinds = re.findall(r'<rect class="f-([a-z]+)"', header)
 
@@ -254,7 +254,7 @@ def test_skipped_and_cancelled_steps_name_the_failed_step() -> None:
 
 
 def test_a_run_without_a_failure_has_no_failure_section() -> None:
-    assert section("failure", GOLDEN[:STOOD_STILL]) == ""
+    assert section("failure", GOLDEN[:EVENTS_BEFORE_CRASH]) == ""
 
 
 def test_further_failures_are_listed_after_the_first_one() -> None:
@@ -770,10 +770,12 @@ def test_a_missing_jinja2_is_reported_with_the_extra(monkeypatch: pytest.MonkeyP
 
 
 def test_a_live_page_has_the_urls_and_the_token_for_its_script() -> None:
-    view = RunView(GOLDEN[:STOOD_STILL])
+    view = RunView(GOLDEN[:EVENTS_BEFORE_CRASH])
     live = Live("/e?a=1&b=2", "/cancel", "/resume", 'tok"en', "/live.js", "/")
 
-    parsed = Parsed(page(view, event_log(GOLDEN[:STOOD_STILL]), now_ms=view.at_ms, live=live))
+    parsed = Parsed(
+        page(view, event_log(GOLDEN[:EVENTS_BEFORE_CRASH]), now_ms=view.at_ms, live=live)
+    )
 
     (found,) = [each for _, each in parsed.elements if each.get("id") == "live"]
     assert found["data-events-url"] == "/e?a=1&b=2"
@@ -785,7 +787,7 @@ def test_a_live_page_has_the_urls_and_the_token_for_its_script() -> None:
 
 
 def test_a_live_page_does_not_need_a_resume_url() -> None:
-    view = RunView(GOLDEN[:STOOD_STILL])
+    view = RunView(GOLDEN[:EVENTS_BEFORE_CRASH])
 
     parsed = Parsed(page(view, event_log(GOLDEN), now_ms=view.at_ms, live=Live("/e", "/c")))
 

@@ -1,4 +1,4 @@
-"""What may run in a thread or a process: a plain function, which the process can import."""
+"""Threads and processes take plain functions only; a process must be able to import them."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ ROOT = Path(__file__).parents[2]
 
 
 class Caller:
-    """An object that is called."""
+    """An object with an async ``__call__``."""
 
     async def __call__(self) -> None: ...
 
@@ -26,7 +26,7 @@ class Caller:
 
 
 class Large:
-    """An object that is not to be pickled only to be looked at."""
+    """An object that must not be pickled for the check."""
 
     def method(self) -> str:
         return "ran"
@@ -51,7 +51,7 @@ def plain() -> None: ...
         functools.partial(Caller().__call__),
     ],
 )
-def test_an_object_that_is_async_when_called_belongs_into_the_loop(
+def test_an_async_callable_object_is_refused_for_a_thread_or_a_process(
     action: Any, runs_in: Any
 ) -> None:
     with pytest.raises(TypeError, match="is for plain ones; leave it out"):
@@ -60,16 +60,16 @@ def test_an_object_that_is_async_when_called_belongs_into_the_loop(
 
 @pytest.mark.parametrize("runs_in", ["thread", "process"])
 @pytest.mark.parametrize("action", [Caller, Caller().plain, functools.partial(plain), os.getcwd])
-def test_what_is_plain_when_called_is_taken(action: Any, runs_in: Any) -> None:
+def test_a_plain_callable_is_accepted(action: Any, runs_in: Any) -> None:
     assert WorkflowStep("a", action, runs_in=runs_in).action is action
 
 
 @pytest.mark.parametrize("action", [Large().method, Large.of_class])
-def test_the_object_of_a_method_is_not_pickled_to_look_at_it(action: Any) -> None:
+def test_the_check_does_not_pickle_the_object_of_a_method(action: Any) -> None:
     assert WorkflowStep("a", action, runs_in="process").action is action
 
 
-def test_a_method_of_a_class_in_a_function_can_not_be_sent() -> None:
+def test_a_method_of_a_local_class_cannot_run_in_a_process() -> None:
     class Local:
         def method(self) -> None: ...
 
@@ -79,7 +79,7 @@ def test_a_method_of_a_class_in_a_function_can_not_be_sent() -> None:
 
 @pytest.fixture
 def shell(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    """A main module that has neither a name nor a file."""
+    """A main module without a spec and a file, as in a shell."""
     main = ModuleType("__main__")
     monkeypatch.setitem(sys.modules, "__main__", main)
     exec(
@@ -93,7 +93,7 @@ def shell(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
 
 
 def derived(main: ModuleType) -> Any:
-    """A method that is defined in a file, of an object that is not."""
+    """Return a method defined in a file, of an object whose class is not."""
     kind = type("Derived", (Caller,), {"__module__": "__main__"})
     main.__dict__["Derived"] = kind
     return kind().plain
@@ -110,7 +110,9 @@ ACTIONS = [
 
 @pytest.mark.parametrize("take", ACTIONS)
 @pytest.mark.parametrize("path", [None, "<stdin>"])
-def test_what_a_shell_defines_can_not_be_sent(take: Any, path: str | None, shell: Any) -> None:
+def test_a_function_defined_in_a_shell_cannot_run_in_a_process(
+    take: Any, path: str | None, shell: Any
+) -> None:
     if path is not None:
         shell.__file__ = path
 
@@ -120,19 +122,21 @@ def test_what_a_shell_defines_can_not_be_sent(take: Any, path: str | None, shell
 
 @pytest.mark.parametrize("attribute", ["__file__", "__spec__"])
 @pytest.mark.parametrize("take", ACTIONS)
-def test_what_a_script_defines_can_be_sent(take: Any, attribute: str, shell: Any) -> None:
+def test_a_function_defined_in_a_script_can_run_in_a_process(
+    take: Any, attribute: str, shell: Any
+) -> None:
     setattr(shell, attribute, "script.py")
 
     assert WorkflowStep("a", take(shell), runs_in="process").runs_in == "process"
 
 
-def test_a_shell_may_run_its_functions_in_a_thread(shell: Any) -> None:
+def test_a_function_defined_in_a_shell_can_run_in_a_thread(shell: Any) -> None:
     assert WorkflowStep("a", shell.function, runs_in="thread").runs_in == "thread"
 
 
 @pytest.mark.process
 @pytest.mark.parametrize("how", ["-c", "-"])
-def test_python_itself_is_told_at_once(how: str) -> None:
+def test_a_function_defined_by_python_c_or_stdin_is_refused_at_construction(how: str) -> None:
     code = (
         "def function(): ...\n"
         "from asyncflow import WorkflowStep\n"

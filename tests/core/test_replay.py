@@ -1,4 +1,4 @@
-"""What the stored events of a run tell, without the code of its pipeline."""
+"""A replay rebuilds the state of a run from its stored events, without its pipeline."""
 
 from __future__ import annotations
 
@@ -34,16 +34,16 @@ CHAIN = {"a": (), "b": ("a",), "c": ("b",)}
 
 
 def started(dependencies=CHAIN):
-    marks = dict.fromkeys(dependencies, ("()", ""))
-    return RunStarted("r", 1_000.0, dependencies, "p", marks, {"x": kept(1)})
+    fingerprints = dict.fromkeys(dependencies, ("()", ""))
+    return RunStarted("r", 1_000.0, dependencies, "p", fingerprints, {"x": payload_of(1)})
 
 
 def resumed(at_ms, dependencies=CHAIN, **what):
-    marks = dict.fromkeys(dependencies, ("()", "2"))
-    return RunResumed("r", at_ms, 2_000.0, dependencies, marks, **what)
+    fingerprints = dict.fromkeys(dependencies, ("()", "2"))
+    return RunResumed("r", at_ms, 2_000.0, dependencies, fingerprints, **what)
 
 
-def kept(value):
+def payload_of(value):
     return Payload("json", json.dumps(value).encode())
 
 
@@ -52,11 +52,11 @@ def decode(step, payload):
 
 
 def success(step, at_ms, value=1, attempt=1, item=None):
-    return StepSucceeded(step, attempt, at_ms, kept(value), item)
+    return StepSucceeded(step, attempt, at_ms, payload_of(value), item)
 
 
 def half_mapped():
-    """Of the two items of the mapped step b, one has ended and the other one runs."""
+    """Return events after which one item of the mapped step b has ended and another runs."""
     return [
         started(),
         AttemptStarted("a", 1, 0.0),
@@ -68,12 +68,12 @@ def half_mapped():
     ]
 
 
-def statuses(story):
-    return [result.status for result in story.report(decode).results]
+def statuses(run):
+    return [result.status for result in run.report(decode).results]
 
 
 class TestLatestSteps:
-    def test_they_are_those_with_which_the_run_went_on_last(self):
+    def test_the_latest_steps_are_the_ones_of_the_last_resume(self):
         fewer = {"a": (), "b": ("a",)}
 
         assert latest_steps([]) == {}
@@ -82,20 +82,20 @@ class TestLatestSteps:
 
 
 class TestReports:
-    def test_a_run_that_has_only_begun_has_pending_steps(self):
-        story = StoredRun([started()])
+    def test_a_run_that_has_just_started_has_pending_steps(self):
+        run = StoredRun([started()])
 
-        report = story.report(decode)
+        report = run.report(decode)
 
-        assert statuses(story) == [PENDING] * 3
+        assert statuses(run) == [PENDING] * 3
         assert (report.run_id, report.wall_time, report.total_duration_ms) == ("r", 1_000.0, 0.0)
         assert report["b"].depends_on == ("a",)
         assert report["b"].history == ()
-        assert story.outcome is None
-        assert story.inputs == {"x": kept(1)}
+        assert run.outcome is None
+        assert run.inputs == {"x": payload_of(1)}
 
-    def test_a_step_that_runs_tells_how_long_and_what_has_failed(self):
-        story = StoredRun(
+    def test_a_running_step_has_its_duration_and_its_failed_attempts(self):
+        run = StoredRun(
             [
                 started(),
                 AttemptStarted("a", 1, 1.0, 0.5),
@@ -106,20 +106,20 @@ class TestReports:
             ]
         )
 
-        result = story.report(decode)["a"]
+        result = run.report(decode)["a"]
 
         assert (result.status, result.attempts, result.duration_ms) == (RUNNING, 2, 8.0)
         assert [attempt.error for attempt in result.history] == [BOOM]
-        story.apply(success("a", 10.0, 7, attempt=2))
-        result = story.report(decode)["a"]
+        run.apply(success("a", 10.0, 7, attempt=2))
+        result = run.report(decode)["a"]
         assert (result.abandoned, result.loop_blocked_ms) == (True, 150.0)
         assert (result.output, result.attempts, result.started_ms) == (7, 2, 1.0)
         assert result.queued_ms == 0.5
 
-    def test_a_mapped_step_that_runs_has_begun_when_its_items_did(self):
-        story = StoredRun(half_mapped())
+    def test_a_running_mapped_step_counts_from_the_start_of_its_map(self):
+        run = StoredRun(half_mapped())
 
-        result = story.report(decode)["b"]
+        result = run.report(decode)["b"]
 
         assert (result.status, result.attempts) == (RUNNING, 2)
         assert (result.started_ms, result.duration_ms) == (2.0, 3.0)
@@ -128,10 +128,10 @@ class TestReports:
             (SUCCESS, 10),
             (RUNNING, None),
         ]
-        assert story.unfinished() == {"b": "it was cut short"}
+        assert run.unfinished() == {"b": "it was cut short"}
 
-    def test_a_mapped_step_that_goes_on_has_begun_before_the_run_was_resumed(self):
-        story = StoredRun(
+    def test_a_resumed_mapped_step_counts_from_its_first_item(self):
+        run = StoredRun(
             [
                 *half_mapped(),
                 resumed(5.0, unfinished={"b": "it was cut short"}),
@@ -139,14 +139,14 @@ class TestReports:
                 MapStarted("b", 7.0),
             ]
         )
-        assert story.report(decode)["b"].started_ms == 7.0  # of its items, nothing is told yet
+        assert run.report(decode)["b"].started_ms == 7.0  # no event of an item has come yet
 
-        story.apply(StepReused("b", 7.0, item=0))
-        story.apply(AttemptStarted("b", 2, 8.0, item=1))
-        running = story.report(decode)["b"]
-        story.apply(success("b", 9.0, 20, attempt=2, item=1))
-        story.apply(StepSucceeded("b", 0, 9.0, None))
-        ended = story.report(decode)["b"]
+        run.apply(StepReused("b", 7.0, item=0))
+        run.apply(AttemptStarted("b", 2, 8.0, item=1))
+        running = run.report(decode)["b"]
+        run.apply(success("b", 9.0, 20, attempt=2, item=1))
+        run.apply(StepSucceeded("b", 0, 9.0, None))
+        ended = run.report(decode)["b"]
 
         assert (running.status, running.attempts) == (RUNNING, 3)
         assert (running.started_ms, running.duration_ms) == (3.0, 5.0)
@@ -154,8 +154,8 @@ class TestReports:
         assert (ended.started_ms, ended.duration_ms) == (3.0, 6.0)
         assert [item.started_ms for item in ended.items] == [3.0, 4.0]
 
-    def test_the_outputs_of_items_make_that_of_their_step(self):
-        story = StoredRun(
+    def test_the_outputs_of_items_form_the_output_of_their_step(self):
+        run = StoredRun(
             [
                 started({"a": (), "b": ("a",)}),
                 AttemptStarted("a", 1, 0.0),
@@ -170,7 +170,7 @@ class TestReports:
             ]
         )
 
-        report = story.report(decode)
+        report = run.report(decode)
 
         assert report["b"].output == [10, 20]
         assert [item.output for item in report["b"].items] == [10, 20]
@@ -179,8 +179,8 @@ class TestReports:
         assert not report["b"].secret
         assert report.total_duration_ms == 6.0
 
-    def test_what_is_secret_now_is_not_told_of_items_that_are_still_coming_either(self):
-        story = StoredRun(
+    def test_a_step_that_became_secret_hides_the_outputs_of_its_items(self):
+        run = StoredRun(
             [
                 started({"a": ()}),
                 MapStarted("a", 0.0),
@@ -194,18 +194,18 @@ class TestReports:
             ]
         )
 
-        report = story.report(decode)
+        report = run.report(decode)
 
         done, running = report["a"].items
         assert (done.output, done.secret) == (RestoredOutput("redacted"), True)
         assert (running.status, running.secret) == (RUNNING, False)
         assert report.inputs == {"x": RestoredOutput("redacted")}
-        assert story.known()["a", 0].output == kept(10)  # to who goes on with it
-        assert story.inputs == {"x": kept(1)}
+        assert run.known()["a", 0].output == payload_of(10)  # for a resumed run
+        assert run.inputs == {"x": payload_of(1)}
 
-    def test_a_decoder_is_told_which_step_it_is_about(self):
-        told, of_inputs = [], []
-        story = StoredRun(
+    def test_a_decoder_receives_the_name_of_the_step_or_input(self):
+        steps, inputs = [], []
+        run = StoredRun(
             [
                 started(),
                 MapStarted("a", 0.0),
@@ -213,14 +213,14 @@ class TestReports:
                 success("a", 1.0, item=0),
             ]
         )
-        story.apply(StepSucceeded("a", 0, 1.0, None))
+        run.apply(StepSucceeded("a", 0, 1.0, None))
 
-        story.report(
-            lambda step, payload: told.append(step), lambda name, payload: of_inputs.append(name)
+        run.report(
+            lambda step, payload: steps.append(step), lambda name, payload: inputs.append(name)
         )
 
-        assert told == ["a"]
-        assert of_inputs == ["x"]
+        assert steps == ["a"]
+        assert inputs == ["x"]
 
 
 class TestStops:
@@ -254,18 +254,18 @@ class TestStops:
             ([StepSkipped("b", 1.0, "why")], True),
         ],
     )
-    def test_a_run_was_being_stopped_if_steps_were_left_out(self, events, was_stopping):
-        story = StoredRun([started(), AttemptStarted("a", 1, 0.0), *events])
+    def test_a_run_was_stopping_if_it_was_interrupted_or_skipped_steps(self, events, was_stopping):
+        run = StoredRun([started(), AttemptStarted("a", 1, 0.0), *events])
 
-        assert story.was_stopping is was_stopping
-        story.apply(resumed(2.0))
-        assert not story.was_stopping
+        assert run.was_stopping is was_stopping
+        run.apply(resumed(2.0))
+        assert not run.was_stopping
 
-    def test_the_end_is_what_the_run_has_said(self):
-        story = StoredRun([started({}), RunFinished(4.0, "failed", "so it was")])
+    def test_the_outcome_and_the_stop_reason_come_from_the_last_event(self):
+        run = StoredRun([started({}), RunFinished(4.0, "failed", "so it was")])
 
-        assert (story.outcome, story.at_ms) == ("failed", 4.0)
-        assert story.report(decode).stop_reason == "so it was"
+        assert (run.outcome, run.at_ms) == ("failed", 4.0)
+        assert run.report(decode).stop_reason == "so it was"
 
 
 class TestRefusals:
@@ -286,9 +286,9 @@ class TestRefusals:
             StoredRun([started(), AttemptStarted("a", 1, 0.0, item=3)])
 
 
-class TestResumptions:
-    def test_what_was_running_was_cut_short_and_goes_on(self):
-        story = StoredRun(
+class TestResumes:
+    def test_an_attempt_that_was_running_counts_as_a_crash_and_its_step_resumes(self):
+        run = StoredRun(
             [
                 started(),
                 AttemptStarted("a", 1, 0.0),
@@ -296,23 +296,23 @@ class TestResumptions:
                 AttemptStarted("a", 2, 2.0),
             ]
         )
-        pending_attempts = story.pending_attempts()["a", None]
+        pending_attempts = run.pending_attempts()["a", None]
         assert pending_attempts.crashes == 1
         assert isinstance(pending_attempts.failed[1].error, StepCrashedError)
 
-        story.apply(resumed(5.0, unfinished={"a": "it was cut short"}))
-        story.apply(AttemptStarted("a", 3, 6.0))
-        assert story.pending_attempts()["a", None].crashes == 2
-        story.apply(success("a", 7.0, attempt=3))
+        run.apply(resumed(5.0, unfinished={"a": "it was cut short"}))
+        run.apply(AttemptStarted("a", 3, 6.0))
+        assert run.pending_attempts()["a", None].crashes == 2
+        run.apply(success("a", 7.0, attempt=3))
 
-        result = story.report(decode)["a"]
+        result = run.report(decode)["a"]
         assert (result.attempts, len(result.history), result.started_ms) == (3, 3, 0.0)
         assert result.rerun_reason == "it was cut short"
-        assert story.pending_attempts() == {}
-        assert story.known().keys() == {("a", None)}
+        assert run.pending_attempts() == {}
+        assert run.known().keys() == {("a", None)}
 
-    def test_afresh_attempts_and_failures_are_forgotten_and_successes_kept(self):
-        story = StoredRun(
+    def test_a_fresh_start_drops_attempts_and_failures_and_restores_successes(self):
+        run = StoredRun(
             [
                 started(),
                 AttemptStarted("a", 1, 0.0),
@@ -324,24 +324,24 @@ class TestResumptions:
             ]
         )
 
-        assert story.pending_attempts() == {}
-        assert story.known().keys() == {("a", None)}
-        assert story.unfinished() == {"b": "it had failed"}
+        assert run.pending_attempts() == {}
+        assert run.known().keys() == {("a", None)}
+        assert run.unfinished() == {"b": "it had failed"}
 
-    def test_what_has_come_of_something_outdated_is_outdated_too(self):
+    def test_dependents_of_an_outdated_step_are_outdated_too(self):
         done = [success(name, 1.0) for name in CHAIN]
         starts = [AttemptStarted(name, 1, 0.0) for name in CHAIN]
-        story = StoredRun([started(), *starts, *done])
+        run = StoredRun([started(), *starts, *done])
 
-        story.apply(resumed(2.0, {"b": ()}, outdated={"b": "so"}))
+        run.apply(resumed(2.0, {"b": ()}, outdated={"b": "so"}))
 
-        assert story.known().keys() == {("a", None)}
-        assert story.fingerprints == {"a": ("()", ""), "b": ("()", "2"), "c": ("()", "")}
-        assert story.dependencies == {"a": (), "b": (), "c": ("b",)}
-        assert statuses(story) == [PENDING]
+        assert run.known().keys() == {("a", None)}
+        assert run.fingerprints == {"a": ("()", ""), "b": ("()", "2"), "c": ("()", "")}
+        assert run.dependencies == {"a": (), "b": (), "c": ("b",)}
+        assert statuses(run) == [PENDING]
 
-    def test_a_success_is_kept_although_it_is_asked_for_again_in_vain(self):
-        story = StoredRun(
+    def test_a_stored_success_survives_a_failed_recall(self):
+        run = StoredRun(
             [
                 started(),
                 AttemptStarted("a", 1, 0.0),
@@ -352,12 +352,12 @@ class TestResumptions:
             ]
         )
 
-        assert story.known()["a", None].status is SUCCESS
-        assert story.report(decode)["a"].status is FAILED
-        assert "is secret" in story.report(decode)["a"].rerun_reason
+        assert run.known()["a", None].status is SUCCESS
+        assert run.report(decode)["a"].status is FAILED
+        assert "is secret" in run.report(decode)["a"].rerun_reason
 
-    def test_a_reused_result_says_so(self):
-        story = StoredRun(
+    def test_a_reused_result_is_marked_as_reused(self):
+        run = StoredRun(
             [
                 started(),
                 AttemptStarted("a", 1, 0.0),
@@ -367,11 +367,11 @@ class TestResumptions:
             ]
         )
 
-        result = story.report(decode)["a"]
+        result = run.report(decode)["a"]
         assert (result.reused, result.output, result.started_ms) == (True, 5, 0.0)
 
-    def test_items_go_on_or_have_failed_too_often(self):
-        story = StoredRun(
+    def test_resumed_items_are_reused_fail_or_are_cancelled(self):
+        run = StoredRun(
             [
                 started(),
                 MapStarted("a", 0.0),
@@ -386,13 +386,13 @@ class TestResumptions:
             ]
         )
 
-        result = story.report(decode)["a"]
+        result = run.report(decode)["a"]
         assert [item.status for item in result.items] == [SUCCESS, FAILED, CANCELLED]
         assert [item.attempts for item in result.items] == [1, 1, 1]
-        assert story.unfinished() == {"a": "it had failed"}
+        assert run.unfinished() == {"a": "it had failed"}
 
-    def test_what_vanishes_may_come_back(self):
-        story = StoredRun(
+    def test_a_removed_step_may_come_back(self):
+        run = StoredRun(
             [
                 started(),
                 AttemptStarted("a", 1, 0.0),
@@ -402,13 +402,13 @@ class TestResumptions:
                 StepReused("a", 2.0),
             ]
         )
-        assert story.unfinished() == {"b": "it was cut short"}
-        assert story.pending_attempts().keys() == {("b", None)}
+        assert run.unfinished() == {"b": "it was cut short"}
+        assert run.pending_attempts().keys() == {("b", None)}
 
-        story.apply(resumed(3.0, unfinished=story.unfinished()))
-        story.apply(StepReused("a", 3.0))
-        story.apply(AttemptStarted("b", 2, 3.0))
-        story.apply(success("b", 4.0, attempt=2))
+        run.apply(resumed(3.0, unfinished=run.unfinished()))
+        run.apply(StepReused("a", 3.0))
+        run.apply(AttemptStarted("b", 2, 3.0))
+        run.apply(success("b", 4.0, attempt=2))
 
-        assert story.report(decode)["b"].attempts == 2
-        assert story.pending_attempts() == {}
+        assert run.report(decode)["b"].attempts == 2
+        assert run.pending_attempts() == {}

@@ -1,4 +1,4 @@
-"""The types that a user's functions are annotated with are found out, or said to be unknown."""
+"""Outputs and inputs have the types that the user's functions are annotated with, or Any."""
 
 from __future__ import annotations
 
@@ -79,17 +79,17 @@ class Callable:
         (lambda: plain(), Any),
     ],
 )
-def test_an_output_has_the_type_that_its_action_comes_to(action, hint):
+def test_the_output_type_is_the_awaited_return_type_of_the_action(action, hint):
     assert output_type(WorkflowStep("a", action)) == hint
 
 
 @pytest.mark.parametrize(("runs_in", "hint"), [("thread", dict[str, int])])
-def test_a_plain_function_says_it_itself(runs_in, hint):
+def test_the_output_type_of_a_plain_function_is_its_return_type(runs_in, hint):
     assert output_type(WorkflowStep("a", text, runs_in=runs_in)) == hint
 
 
 class GeneratorLike(Generator[Any, Any, Any], Awaitable[Any]):
-    """A generator that can be awaited, with its three types."""
+    """An awaitable generator, with its three type parameters."""
 
     __class_getitem__ = classmethod(GenericAlias)
 
@@ -97,11 +97,11 @@ class GeneratorLike(Generator[Any, Any, Any], Awaitable[Any]):
 def generator_like() -> GeneratorLike[Any, None, int]: ...
 
 
-def test_a_generator_that_can_be_awaited_says_what_it_returns():
+def test_the_output_type_of_an_awaitable_generator_is_its_return_type():
     assert output_type(WorkflowStep("a", generator_like)) is int
 
 
-def test_the_type_of_a_mapped_step_is_that_of_an_item():
+def test_the_output_type_of_a_mapped_step_is_the_type_of_an_item():
     async def act(xs: int) -> str: ...
     async def xs() -> list[int]: ...
 
@@ -109,7 +109,7 @@ def test_the_type_of_a_mapped_step_is_that_of_an_item():
 
 
 class TestInputs:
-    def test_an_input_has_the_type_of_the_first_parameter_that_says_one(self):
+    def test_an_input_has_the_type_of_the_first_annotated_parameter(self):
         async def first(x, y): ...
         async def second(x: int, z: str): ...
         async def third(x: float): ...
@@ -118,7 +118,7 @@ class TestInputs:
 
         assert input_types(steps, {"x": 1, "y": 2, "w": 3}) == {"x": int, "y": Any, "w": Any}
 
-    def test_inputs_of_several_steps_are_all_there(self):
+    def test_the_inputs_of_all_steps_are_typed(self):
         async def first(x: int): ...
         async def second(y: str): ...
 
@@ -126,7 +126,7 @@ class TestInputs:
 
         assert input_types(steps, {"x": 1, "y": "a"}) == {"x": int, "y": str}
 
-    def test_nothing_is_found_out_if_there_is_no_input(self):
+    def test_annotations_are_not_resolved_without_inputs(self):
         assert input_types((WorkflowStep("a", unresolvable),), {}) == {}
 
 
@@ -138,19 +138,19 @@ class TestNestedPipelines:
         outer.include(inner)
         return next(step for step in outer.steps if step.name == "inner")
 
-    def test_the_only_last_step_is_handed_on(self):
+    def test_a_single_last_step_gives_its_own_type(self):
         async def one() -> list[int]: ...
         async def two(one: list[int] = after(one)) -> int: ...
 
         assert output_type(self.included(one, two)) is int
 
-    def test_of_a_mapped_step_that_is_a_list(self):
+    def test_a_mapped_last_step_gives_a_list(self):
         async def one() -> list[int]: ...
         async def two(one: int = each(one)) -> str: ...
 
         assert output_type(self.included(one, two)) == list[str]
 
-    def test_several_are_handed_on_by_name(self):
+    def test_several_last_steps_give_a_mapping_by_name(self):
         async def one() -> int: ...
         async def two() -> str: ...
 

@@ -1,13 +1,13 @@
-"""What views show of a run, by its events or by its report.
+"""A run view is built from the events of a run, or from its report.
 
-`tests/driver/test_random_durable_runs.py` checks views against the reports of random runs.
+`tests/driver/test_random_durable_runs.py` compares it with the reports of random runs.
 """
 
 import pickle
 from dataclasses import replace
 
 import pytest
-from golden_run import GOLDEN, HOSTILE, LONG, SECRET, STOOD_STILL, WALL_TIME
+from golden_run import EVENTS_BEFORE_CRASH, GOLDEN, HOSTILE, LONG, SECRET, WALL_TIME
 from results import report_of
 
 from asyncflow import Attempt, RunReport, StepCrashedError, StepResult, StepStatus, StepTimeoutError
@@ -38,24 +38,24 @@ FAILED, SKIPPED, CANCELLED = StepStatus.FAILED, StepStatus.SKIPPED, StepStatus.C
 BOOM = ValueError("boom")
 
 
-def begun(*names, **edges):
+def run_started(*names, **edges):
     dependencies = {**dict.fromkeys(names, ()), **edges}
     return RunStarted("r", 100.0, dependencies, max_retries=dict.fromkeys(dependencies, 3))
 
 
-def viewed(*events):
+def view_of(*events):
     return RunView(events)
 
 
 class TestRun:
-    def test_before_its_first_event_there_is_nothing(self):
+    def test_a_view_without_events_is_empty(self):
         view = RunView()
 
         assert (view.word, view.settled, view.tiers, view.ms_at(5.0)) == ("RUNNING", 0, [], 0.0)
         assert view.first_failure is None
 
-    def test_it_has_the_tiers_of_the_pipeline(self):
-        view = viewed(begun("a", b=("a",), c=(), d=("b", "c", "elsewhere")))
+    def test_a_view_has_the_tiers_of_the_pipeline(self):
+        view = view_of(run_started("a", b=("a",), c=(), d=("b", "c", "elsewhere")))
 
         assert view.tiers == [["a", "c"], ["b"], ["d"]]
         assert [step.tier for step in view.steps.values()] == [0, 1, 0, 2]
@@ -84,13 +84,13 @@ class TestRun:
             ),
         ],
     )
-    def test_its_state_is_told_in_one_word(self, events, word, reason):
-        view = viewed(begun("a"), *events)
+    def test_the_state_of_a_run_is_one_word(self, events, word, reason):
+        view = view_of(run_started("a"), *events)
 
         assert (view.word, view.stop_reason) == (word, reason)
 
-    def test_times_of_the_run_and_of_the_wall_correspond(self):
-        view = RunView(GOLDEN[:STOOD_STILL])
+    def test_run_times_and_wall_times_are_converted(self):
+        view = RunView(GOLDEN[:EVENTS_BEFORE_CRASH])
         assert view.wall_time_of(1500.0) == WALL_TIME + 1.5
         assert view.ms_at(WALL_TIME + 60.0) == 60_000.0
         assert view.ms_at(WALL_TIME) == view.at_ms
@@ -105,7 +105,7 @@ class TestRun:
     def test_the_clock_of_a_run_that_has_ended_stands_still(self):
         assert RunView(GOLDEN).ms_at(WALL_TIME + 1e6) == 5000.5
 
-    def test_the_golden_run_comes_to_this(self):
+    def test_the_golden_run_has_these_counts_and_this_critical_path(self):
         view = RunView(GOLDEN)
 
         assert (view.word, view.pipeline, len(view.segments)) == ("FAILED", "nightly import", 2)
@@ -124,8 +124,8 @@ class TestRun:
 
 
 class TestStep:
-    def test_an_attempt_after_the_other(self):
-        view = viewed(begun("a"))
+    def test_attempts_are_added_one_after_the_other(self):
+        view = view_of(run_started("a"))
         step = view.steps["a"]
         assert (step.latest, step.retry_at_ms, step.duration_ms(9.0)) == (None, None, None)
 
@@ -147,16 +147,16 @@ class TestStep:
         ]
         assert (step.queued_ms, step.attempt_count, step.retry_at_ms) == (2.0, 2, None)
 
-    def test_what_a_limit_has_cut_short_says_so(self):
+    def test_an_attempt_shows_how_it_ended(self):
         steps = RunView(GOLDEN).steps
 
         ends = [item.attempts[0].end for item in steps["fetch"].items.values()]
         assert ends == ["succeeded", "cancelled", "timed out", "cancelled"]
         assert [each.end for each in steps[LONG].attempts] == ["crashed", "succeeded"]
 
-    def test_blocks_and_threads_are_noted_at_their_attempt(self):
-        view = viewed(
-            begun("a"),
+    def test_loop_blocks_and_abandoned_threads_belong_to_their_attempt(self):
+        view = view_of(
+            run_started("a"),
             AttemptStarted("a", 1, 1.0),
             AttemptFailed("a", 1, 2.0, BOOM, 0.0),
             AttemptStarted("a", 2, 2.0),
@@ -169,8 +169,8 @@ class TestStep:
         assert [len(each.blocks) for each in step.attempts] == [1, 0]
         assert (step.blocked_ms, step.abandoned) == (150.0, True)
 
-    def test_a_thread_of_an_attempt_that_was_not_seen_is_passed_over(self):
-        view = viewed(begun("a"), ThreadAbandoned("a", 2, 4.0))
+    def test_an_abandoned_thread_of_an_unknown_attempt_is_ignored(self):
+        view = view_of(run_started("a"), ThreadAbandoned("a", 2, 4.0))
 
         assert not view.steps["a"].abandoned
 
@@ -184,9 +184,9 @@ class TestStep:
         assert (step.attempt_count, step.queued_ms, step.abandoned) == (4, 198.0, True)
         assert step.blocked_ms == 0.0
 
-    def test_the_output_of_a_mapped_step_is_that_of_its_items_if_only_these_were_kept(self):
-        view = viewed(
-            begun("a"),
+    def test_the_output_of_a_mapped_step_is_built_from_its_items_if_only_they_have_one(self):
+        view = view_of(
+            run_started("a"),
             MapStarted("a", 1.0, None),
             AttemptStarted("a", 1, 1.0, item=1),
             AttemptStarted("a", 1, 1.0, item=0),
@@ -198,20 +198,20 @@ class TestStep:
         assert view.steps["a"].output == ["zero", "one"]
 
     def test_a_step_may_fail_before_its_first_attempt(self):
-        step = viewed(begun("a"), StepFailed("a", 0, 2.0, BOOM)).steps["a"]
+        step = view_of(run_started("a"), StepFailed("a", 0, 2.0, BOOM)).steps["a"]
 
         assert (step.status, step.error, step.attempts, step.ended_ms) == (FAILED, BOOM, [], None)
 
 
 class TestCauses:
-    def test_each_loss_is_led_back_to_the_failure(self):
+    def test_each_lost_step_is_traced_to_the_failure(self):
         causes = RunView(GOLDEN).causes()
 
         assert causes == dict.fromkeys(["fetch", "load", "notify"], HOSTILE)
 
-    def test_there_may_be_several(self):
-        view = viewed(
-            begun("a", "b", c=("a",), d=("b",), e=("c", "d"), f=(), g=("f",), h=("x",)),
+    def test_lost_steps_may_be_traced_to_several_failures(self):
+        view = view_of(
+            run_started("a", "b", c=("a",), d=("b",), e=("c", "d"), f=(), g=("f",), h=("x",)),
             AttemptStarted("a", 1, 1.0),
             AttemptStarted("b", 1, 1.0),
             StepFailed("b", 1, 2.0, BOOM),
@@ -224,9 +224,9 @@ class TestCauses:
 
         assert view.causes() == {"c": "a", "d": "b", "e": "a", "h": "b"}
 
-    def test_a_run_that_was_told_to_stop_has_none(self):
-        view = viewed(
-            begun("a", b=("a",)),
+    def test_an_interrupted_run_has_no_causes(self):
+        view = view_of(
+            run_started("a", b=("a",)),
             AttemptStarted("a", 1, 1.0),
             RunInterrupted(2.0, "the caller was cancelled"),
             StepCancelled("a", 1, 2.0, "the caller was cancelled", None),
@@ -237,8 +237,8 @@ class TestCauses:
 
 
 class TestResumed:
-    def test_an_observer_that_hears_only_of_the_resumption_shows_what_it_can(self):
-        view = viewed(
+    def test_a_view_may_start_with_a_resumed_run(self):
+        view = view_of(
             RunResumed(
                 "r", 50.0, 200.0, {"a": (), "b": ("a",)}, {}, unfinished={"b": "it was cut short"}
             ),
@@ -251,8 +251,8 @@ class TestResumed:
         assert view.steps["b"].rerun_reason == "it was cut short"
         assert view.wall_time == 200.0 - 0.05
 
-    def test_attempts_that_it_has_not_heard_of_are_not_shown(self):
-        view = viewed(
+    def test_attempts_without_events_are_not_shown(self):
+        view = view_of(
             RunResumed("r", 50.0, 200.0, {"a": ()}, {}),
             MapStarted("a", 50.0, 2),
             AttemptStarted("a", 2, 51.0, item=0),
@@ -263,16 +263,16 @@ class TestResumed:
         assert [each.number for each in items[0].attempts] == [2]
         assert (items[1].status, items[1].reused) == (SUCCESS, True)
 
-    def test_the_end_of_an_attempt_that_it_has_not_heard_of_is_passed_over(self):
-        view = viewed(
+    def test_the_end_of_an_unknown_attempt_is_ignored(self):
+        view = view_of(
             RunResumed("r", 50.0, 200.0, {"a": ()}, {}), AttemptFailed("a", 2, 51.0, BOOM, 2.0)
         )
 
         assert view.steps["a"].attempts == []
 
-    def test_what_is_secret_now_is_not_shown_although_it_was_kept_before(self):
+    def test_a_step_that_became_secret_hides_its_stored_outputs(self):
         events = [
-            begun("a", "b"),
+            run_started("a", "b"),
             AttemptStarted("a", 1, 1.0),
             StepSucceeded("a", 1, 2.0, SECRET),
             MapStarted("b", 2.0),
@@ -286,17 +286,17 @@ class TestResumed:
         resumed = RunResumed("r", 6.0, 200.0, edges, {}, secret=("a", "b"))
         openly = RunResumed("r", 7.0, 300.0, edges, {})
 
-        view = viewed(*events, resumed, StepReused("a", 6.0), reused)
-        later = viewed(*events, resumed, StepReused("a", 6.0), reused, openly, reused)
+        view = view_of(*events, resumed, StepReused("a", 6.0), reused)
+        later = view_of(*events, resumed, StepReused("a", 6.0), reused, openly, reused)
 
         assert SECRET not in repr(view.steps)
         assert view.steps["b"].items[0].secret
         assert view.steps["b"].items[1].output is None
         assert later.steps["b"].items[0].output == SECRET
 
-    def test_what_the_pipeline_leaves_out_now_is_not_shown(self):
-        view = viewed(
-            begun("a", "b"),
+    def test_removed_steps_are_not_shown(self):
+        view = view_of(
+            run_started("a", "b"),
             AttemptStarted("a", 1, 1.0),
             AttemptStarted("b", 1, 1.0),
             RunResumed(
@@ -310,7 +310,7 @@ class TestResumed:
 
 
 def golden_report(events):
-    """What a journal says of the golden run, which has not stored the secret output."""
+    """Return the report of the golden run from a journal, without the secret output."""
     stored = [
         replace(event, output=REDACTED) if getattr(event, "output", None) == SECRET else event
         for event in events
@@ -326,7 +326,7 @@ def attempts_of(result):
 
 
 class TestResults:
-    def test_one_attempt_is_what_the_result_says(self):
+    def test_a_single_attempt_is_derived_from_the_result(self):
         result = StepResult(
             *("a", StepStatus.FAILED, 1, 2.0, None, BOOM, None, 1.0),
             loop_blocked_ms=150.0,
@@ -339,7 +339,7 @@ class TestResults:
         assert (step.tier, step.error, step.abandoned, step.blocked_ms) == (3, BOOM, True, 150.0)
         assert step.to_result(99.0) == result
 
-    def test_the_waits_between_attempts_are_known(self):
+    def test_the_backoffs_between_attempts_are_derived(self):
         history = (Attempt(1, 1.0, 1.0, BOOM), Attempt(2, 6.0, 1.0, None, queued_ms=1.5))
         result = StepResult("a", SUCCESS, 2, 6.0, "A", started_ms=1.0, recorded=history)
 
@@ -348,7 +348,7 @@ class TestResults:
             (2, 6.0, 7.0, "succeeded", None),
         ]
 
-    def test_what_was_cancelled_in_a_backoff_had_failed_before(self):
+    def test_a_step_cancelled_in_a_backoff_has_a_failed_attempt(self):
         history = (Attempt(1, 1.0, 1.0, BOOM),)
         result = StepResult(
             "a", CANCELLED, 1, 5.0, None, BOOM, "why", started_ms=1.0, recorded=history
@@ -357,7 +357,7 @@ class TestResults:
         assert attempts_of(result) == [(1, 1.0, 2.0, "failed", 0.0)]
         assert StepView.from_result(result).ended_ms == 6.0
 
-    def test_what_crashed_is_not_retried_but_runs_in_another_segment(self):
+    def test_a_crashed_attempt_has_no_backoff(self):
         crash = StepCrashedError("a", 1, 1)
         history = (Attempt(1, 1.0, 1.0, crash), Attempt(2, 6.0, 1.0, crash))
         result = StepResult("a", CANCELLED, 2, 6.0, None, crash, started_ms=1.0, recorded=history)
@@ -374,7 +374,7 @@ class TestResults:
 
         assert attempts_of(result) == [(1, 1.0, 2.0, "crashed", None)]
 
-    def test_what_ran_into_its_timeout_says_so_although_it_was_cancelled(self):
+    def test_a_timed_out_attempt_is_shown_so_although_its_step_was_cancelled(self):
         late = StepTimeoutError("a", 1, 5.0, "attempt")
         result = StepResult("a", CANCELLED, 1, 6.0, None, late, "why", started_ms=1.0)
 
@@ -387,7 +387,7 @@ class TestResults:
             (2, [(1, 1.0, 2.0, "failed", 0.0), (2, 4.0, None, None, None)]),
         ],
     )
-    def test_a_step_that_runs_is_shown_as_far_as_it_has_come(self, attempts, shown):
+    def test_a_running_step_shows_its_attempts_so_far(self, attempts, shown):
         history = (Attempt(1, 1.0, 1.0, BOOM),)
         result = StepResult("a", RUNNING, attempts, 5.0, started_ms=4.0, recorded=history)
 
@@ -396,7 +396,7 @@ class TestResults:
         assert found[1:] == shown[1:]
         assert found[0][:4] == shown[0][:4]
 
-    def test_what_is_secret_is_not_shown(self):
+    def test_a_secret_output_is_not_shown(self):
         result = StepResult("a", SUCCESS, 1, 2.0, SECRET, started_ms=1.0, secret=True)
 
         assert StepView.from_result(result).output == REDACTED_OUTPUT
@@ -410,13 +410,13 @@ class TestResults:
             StepResult("a", RUNNING, 1, 1.0, started_ms=0.0, recorded=(), loop_blocked_ms=2.0),
         ],
     )
-    def test_what_no_run_comes_to_is_shown_all_the_same(self, result):
+    def test_an_impossible_result_is_shown_too(self, result):
         assert StepView.from_result(result).name == "a"
 
 
 class TestReports:
-    @pytest.mark.parametrize("count", [len(GOLDEN), STOOD_STILL])
-    def test_the_golden_run_is_shown_as_it_was(self, count):
+    @pytest.mark.parametrize("count", [len(GOLDEN), EVENTS_BEFORE_CRASH])
+    def test_a_report_of_the_golden_run_gives_the_view_of_its_events(self, count):
         report = golden_report(GOLDEN[:count])
         whole = RunView(GOLDEN[:count])
 
@@ -458,7 +458,7 @@ class TestReports:
         assert (step.item_count, step.tally, step.attempt_count) == (2, {SUCCESS: 1, FAILED: 1}, 2)
         assert [item.name for item in step.items.values()] == ["a[0]", "a[1]"]
 
-    def test_a_run_was_resumed_after_all_that_it_reused(self):
+    def test_a_segment_starts_after_everything_that_it_reused(self):
         crash = StepCrashedError("b", 1, 1)
         attempts = (Attempt(1, 2.0, 4.0, crash), Attempt(2, 8.0, 1.0, None))
         items = (

@@ -1,4 +1,4 @@
-"""How long an attempt may take, and whether another one follows it: decided by times alone."""
+"""Deadlines decide how long an attempt may take, and whether another attempt follows."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def state_of(step: WorkflowStep, deadline_ms: float | None = None, **options: An
 
 
 def run_until(attempt: int, state: RunState, took_ms: float, delay_ms: float) -> float:
-    """Let all attempts up to this one start, each after the wait; return when it started."""
+    """Start all attempts up to this one, each after the backoff; return its start time."""
     now = 100.0
     for number in range(1, attempt):
         state.apply(AttemptStarted("x", number, now))
@@ -44,9 +44,9 @@ def run_until(attempt: int, state: RunState, took_ms: float, delay_ms: float) ->
 
 
 # Attempts begin at 100 ms and take 10 ms each.
-# timeout, deadline, run's deadline, attempts, wait, which attempt: its limit, what follows
+# timeout, deadline, run's deadline, attempts, backoff, which attempt: its limit, the next delay
 TABLE: list[tuple[Any, ...]] = [
-    # No limits: attempts and waits decide.
+    # No limits: only the number of attempts counts.
     (NONE, NONE, NONE, 1, 0, 1, NONE, NONE),
     (NONE, NONE, NONE, 2, 0, 1, NONE, 0.0),
     (NONE, NONE, NONE, 2, 0, 2, NONE, NONE),
@@ -54,7 +54,7 @@ TABLE: list[tuple[Any, ...]] = [
     (NONE, NONE, NONE, 3, 5, 2, NONE, 5.0),
     (NONE, NONE, NONE, 3, 5, 3, NONE, NONE),
     (NONE, NONE, NONE, 9, 1e9, 8, NONE, 1e9),
-    # A timeout limits each attempt, and says nothing about another one.
+    # A timeout limits each attempt and does not prevent a retry.
     (30, NONE, NONE, 1, 0, 1, ("attempt", 30, 130), NONE),
     (30, NONE, NONE, 3, 0, 1, ("attempt", 30, 130), 0.0),
     (30, NONE, NONE, 3, 0, 2, ("attempt", 30, 140), 0.0),
@@ -62,7 +62,7 @@ TABLE: list[tuple[Any, ...]] = [
     (30, NONE, NONE, 3, 7, 3, ("attempt", 30, 164), NONE),
     (1, NONE, NONE, 3, 7, 1, ("attempt", 1, 101), 7.0),
     (0.5, NONE, NONE, 3, 7, 1, ("attempt", 0.5, 100.5), 7.0),
-    # A deadline counts from the first start, over all attempts and waits.
+    # A deadline counts from the first start, over all attempts and backoffs.
     (NONE, 50, NONE, 1, 0, 1, ("step", 50, 150), NONE),
     (NONE, 50, NONE, 9, 0, 1, ("step", 50, 150), 0.0),
     (NONE, 50, NONE, 9, 0, 4, ("step", 50, 150), 0.0),
@@ -84,7 +84,7 @@ TABLE: list[tuple[Any, ...]] = [
     (50, 50, NONE, 9, 0, 1, ("attempt", 50, 150), 0.0),
     (60, 50, NONE, 9, 0, 1, ("step", 50, 150), 0.0),
     (30, 50, NONE, 2, 5, 2, ("attempt", 30, 145), NONE),
-    # The run's deadline counts from the start of the run; only waits heed it here.
+    # The run's deadline counts from the start of the run; here it limits backoffs only.
     (NONE, NONE, 120, 9, 0, 1, NONE, 0.0),
     (NONE, NONE, 120, 9, 9, 1, NONE, 9.0),
     (NONE, NONE, 120, 9, 10, 1, NONE, NONE),
@@ -123,7 +123,7 @@ class TestTable:
         assert state.deadlines.of(0, now) == (limit and Limit(*limit))
         assert state.deadlines.deadline_ms == run_deadline
 
-    def test_another_attempt_follows_if_there_is_one_and_its_wait_ends_in_time(
+    def test_another_attempt_follows_if_one_is_left_and_its_backoff_ends_in_time(
         self, timeout: Any, deadline: Any, run_deadline: Any, attempts: int, wait: float,
         attempt: int, limit: Any, follows: Any,
     ) -> None:  # fmt: skip
@@ -142,14 +142,14 @@ class TestTable:
 
 
 class TestDeadline:
-    def test_of_a_step_that_has_not_begun_counts_from_now(self) -> None:
+    def test_the_deadline_of_a_step_that_has_not_started_counts_from_now(self) -> None:
         step = WorkflowStep("x", nothing, timeout_ms=None, deadline_ms=50)
 
         for options in ({}, {"max_concurrency": 1}):
             state = state_of(step, **options)
             assert state.deadlines.of(0, 7.0) == Limit("step", 50, 57.0)
 
-    def test_does_not_count_what_an_attempt_waits_in_line(self) -> None:
+    def test_the_deadline_of_a_step_excludes_the_queued_time_of_an_attempt(self) -> None:
         step = WorkflowStep("x", nothing, timeout_ms=None, deadline_ms=50, max_retries=9)
         state = state_of(step, max_concurrency=1)
         state.apply(AttemptStarted("x", 1, 100.0, 90.0))
@@ -165,7 +165,7 @@ class TestDeadline:
         assert state.deadlines.retry_delay_ms(0, BOOM, 169.9) == 0.0
         assert state.deadlines.retry_delay_ms(0, BOOM, 170.0) is None
 
-    def test_that_has_ended_an_attempt_a_hair_early_is_over_all_the_same(self) -> None:
+    def test_a_deadline_that_ends_an_attempt_slightly_early_has_passed(self) -> None:
         """A timer may be early by the resolution of the clock, and sums of times are rounded."""
         for timeout_ms in (None, 50):
             step = WorkflowStep(
@@ -178,7 +178,7 @@ class TestDeadline:
             assert state.deadlines.retry_delay_ms(0, error, 149.9999) is None
             assert state.deadlines.retry_delay_ms(0, BOOM, 149.9) == 0.0
 
-    def test_adds_up_what_all_attempts_have_waited_in_line(self) -> None:
+    def test_the_deadline_of_a_step_excludes_the_queued_time_of_all_attempts(self) -> None:
         step = WorkflowStep("x", nothing, timeout_ms=None, deadline_ms=50, max_retries=9)
         state = state_of(step)
 
@@ -189,7 +189,7 @@ class TestDeadline:
 
         assert state.deadlines.of(0, 140.0) == Limit("step", 50, 165.0)
 
-    def test_of_the_run_does_not_concern_clean_up_steps(self) -> None:
+    def test_the_deadline_of_the_run_does_not_apply_to_clean_up_steps(self) -> None:
         step = WorkflowStep("x", nothing, run_if="always", retry=5, max_retries=2)
         state = state_of(step, 50)
 
@@ -199,7 +199,9 @@ class TestDeadline:
 
 
 class TestPolicy:
-    def test_is_asked_with_the_attempt_the_error_and_the_random_source_of_the_run(self) -> None:
+    def test_the_policy_receives_the_attempt_the_error_and_the_random_source_of_the_run(
+        self,
+    ) -> None:
         retry = Retry(base_ms=10, on=lambda error: error is BOOM)
         state = state_of(WorkflowStep("x", nothing, retry=retry, max_retries=9), random=lambda: 0.5)
 
@@ -208,7 +210,7 @@ class TestPolicy:
         assert state.deadlines.retry_delay_ms(0, BOOM, 200.0) == 20.0
         assert state.deadlines.retry_delay_ms(0, OSError("boom"), 200.0) is None
 
-    def test_is_not_asked_after_the_last_attempt(self) -> None:
+    def test_the_policy_is_not_called_after_the_last_attempt(self) -> None:
         def on(error: Exception) -> bool:
             raise AssertionError
 
@@ -218,7 +220,7 @@ class TestPolicy:
 
         assert state.deadlines.retry_delay_ms(0, BOOM, 200.0) is None
 
-    def test_may_raise(self) -> None:
+    def test_an_error_of_the_policy_propagates(self) -> None:
         def on(error: Exception) -> bool:
             raise KeyError("on")
 
@@ -228,7 +230,7 @@ class TestPolicy:
         with pytest.raises(KeyError):
             state.deadlines.retry_delay_ms(0, BOOM, 200.0)
 
-    def test_the_wait_that_a_server_asks_for_is_not_begun_if_it_ends_too_late(self) -> None:
+    def test_a_requested_delay_that_ends_too_late_prevents_the_retry(self) -> None:
         retry = Retry(on=lambda error: 60)
         for deadline_ms, expected in ((70.0, None), (70.1, 60.0)):
             step = WorkflowStep("x", nothing, retry=retry, max_retries=2, deadline_ms=deadline_ms)
@@ -237,7 +239,7 @@ class TestPolicy:
 
             assert state.deadlines.retry_delay_ms(0, BOOM, 110.0) == expected
 
-    def test_a_refused_value_is_followed_by_another_attempt_within_the_limits(self) -> None:
+    def test_a_refused_value_is_retried_within_the_limits(self) -> None:
         retry = Retry(base_ms=5, jitter=False, on=KeyError, until=bool)
         step = WorkflowStep("x", nothing, retry=retry, max_retries=2, deadline_ms=50)
         state = state_of(step)
@@ -249,7 +251,9 @@ class TestPolicy:
         assert state.deadlines.retry_delay_ms(0, BOOM, 110.0) is None
         assert state.deadlines.retry_delay_ms(0, refusal, 145.0) is None
 
-    def test_what_cannot_be_awaited_is_not_called_again_whatever_the_policy_says(self) -> None:
+    def test_an_action_that_returned_no_awaitable_is_never_retried_whatever_the_policy(
+        self,
+    ) -> None:
         retry = Retry(on=lambda error: True)
         state = state_of(WorkflowStep("x", nothing, retry=retry, max_retries=3))
         run_until(1, state, 10, 0)
@@ -259,5 +263,5 @@ class TestPolicy:
         assert state.deadlines.retry_delay_ms(0, error, 110.0) is None
 
 
-# Of the mutants that mutmut makes of `_limits`, one survives: `retry_delay_ms` that begins a wait
-# which ends exactly one slack before the end of the limit. No rule says what is right there.
+# Of the mutants that mutmut makes of `Deadlines`, one survives: its `retry_delay_ms` allows a
+# backoff that ends exactly one slack before the limit. No rule decides that case.

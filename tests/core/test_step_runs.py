@@ -1,4 +1,4 @@
-"""The items of a mapped step are units of the run, with numbers above those of all steps."""
+"""The items of a mapped step are nodes of the run, numbered after all steps."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ async def takes_a(a: object) -> None: ...
 
 
 def mapped(*, run_if: Any = "success", pool: Pool | None = None, **options: Any) -> RunState:
-    """A run in which the step m, the second one, goes through its items."""
+    """Return a run whose second step, m, has started its map."""
     state = RunState(
         plan(
             [
@@ -65,7 +65,7 @@ def refused(state: RunState, event: Event) -> str:
 
 
 class TestItems:
-    def test_an_item_is_handed_out_when_it_was_taken_up(self) -> None:
+    def test_an_expanded_item_is_scheduled(self) -> None:
         state = mapped()
         assert not state.queue.is_dirty
 
@@ -80,19 +80,19 @@ class TestItems:
         assert state.step_runs.owner_of(3) == 1
         assert state.step_runs.items(1) == [2, 3]
 
-    def test_the_limit_counts_items_and_not_the_step_that_goes_through_them(self) -> None:
+    def test_the_limit_counts_items_and_not_their_step(self) -> None:
         state = mapped(max_concurrency=2)
-        step_runs = [state.add_item(1, 4.0) for _ in range(4)]
+        nodes = [state.add_item(1, 4.0) for _ in range(4)]
 
-        assert state.ready() == step_runs[:2]
-        assert [state.is_queued(node) for node in step_runs] == [False, False, True, True]
-        assert list(filter(state.is_scheduled, step_runs)) == step_runs[:2]
+        assert state.ready() == nodes[:2]
+        assert [state.is_queued(node) for node in nodes] == [False, False, True, True]
+        assert list(filter(state.is_scheduled, nodes)) == nodes[:2]
         state.apply(AttemptStarted("m", 1, 5.0, item=0))
         assert state.ready() == []
         state.apply(StepSucceeded("m", 1, 6.0, "A", item=0))
 
-        assert state.ready() == step_runs[2:3]
-        assert state.queue.queued_ms(step_runs[3], 9.0) == 5.0
+        assert state.ready() == nodes[2:3]
+        assert state.queue.queued_ms(nodes[3], 9.0) == 5.0
 
     def test_each_item_has_its_own_attempts(self) -> None:
         state = mapped(random=float)
@@ -115,7 +115,7 @@ class TestItems:
         )
         assert state.deadlines.retry_delay_ms(two, BOOM, 8.0) == 0.0
 
-    def test_the_step_ends_after_its_items_and_holds_their_results(self) -> None:
+    def test_a_mapped_step_ends_after_its_items_and_has_their_results(self) -> None:
         state = mapped(max_concurrency=5)
         for _ in range(2):
             state.add_item(1, 4.0)
@@ -165,7 +165,7 @@ class TestItems:
         assert result is not None
         assert (result.items, result.attempts, result.output) == ((), 0, [])
 
-    def test_an_item_that_fails_does_not_end_its_step(self) -> None:
+    def test_a_failed_item_does_not_end_its_step(self) -> None:
         state = mapped(fail_fast=False)
         state.add_item(1, 4.0)
         state.ready()
@@ -180,7 +180,7 @@ class TestItems:
         assert result is not None
         assert (result.status, result.error) == (StepStatus.FAILED, BOOM)
 
-    def test_an_item_that_was_cut_short_does_not_end_its_step(self) -> None:
+    def test_a_cancelled_item_does_not_end_its_step(self) -> None:
         state = mapped()
         state.add_item(1, 4.0)
         state.ready()
@@ -198,7 +198,7 @@ class TestItems:
 
 
 class TestRefusal:
-    def test_a_step_has_no_items_before_it_goes_through_them(self) -> None:
+    def test_a_step_has_no_items_before_its_map_starts(self) -> None:
         state = RunState(plan([WorkflowStep("a", nothing)]))
         state.apply(RunStarted("r1", 1_000.0, {}))
 
@@ -227,7 +227,7 @@ class TestRefusal:
         assert len(state.step_runs.steps) == 2
         assert state.step_runs.items(1) == []
 
-    def test_no_item_begins_after_its_step_has_ended(self) -> None:
+    def test_no_item_starts_after_its_step_has_ended(self) -> None:
         state = mapped()
         state.apply(StepSucceeded("m", 0, 4.0, []))
 
@@ -236,11 +236,11 @@ class TestRefusal:
         )
         assert state.step_runs.items(1) == []
 
-    @pytest.mark.parametrize("is_handed_out", [False, True])
-    def test_an_item_does_not_fail_before_its_first_attempt(self, is_handed_out: bool) -> None:
+    @pytest.mark.parametrize("is_scheduled", [False, True])
+    def test_an_item_does_not_fail_before_its_first_attempt(self, is_scheduled: bool) -> None:
         state = mapped()
         state.add_item(1, 4.0)
-        if is_handed_out:
+        if is_scheduled:
             state.ready()
 
         for attempt in (0, 1):
@@ -251,7 +251,7 @@ class TestRefusal:
 
 
 class TestReplay:
-    def test_items_that_nobody_took_up_come_into_being_with_their_first_attempt(self) -> None:
+    def test_replayed_items_are_created_by_their_first_attempt(self) -> None:
         state = mapped(max_concurrency=2)
 
         state.apply(AttemptStarted("m", 1, 5.0, item=1))
@@ -266,7 +266,7 @@ class TestReplay:
         assert results is not None
         assert [result.output for result in results] == ["A", "B"]
 
-    def test_an_item_that_was_handed_out_before_the_stop_may_start_after_it(self) -> None:
+    def test_an_item_that_was_scheduled_before_the_stop_may_start_after_it(self) -> None:
         state = mapped()
         state.apply(RunTimedOut(50.0, 50.0))
 
@@ -285,7 +285,7 @@ class TestStop:
             ("always", RunTimedOut(50.0, 50.0), True),
         ],
     )
-    def test_items_that_stand_in_line_are_withdrawn_unless_the_step_is_spared(
+    def test_queued_items_are_dropped_unless_their_step_is_exempt_from_the_stop(
         self, run_if: Any, stop: Event, is_exempt_from_stop: bool
     ) -> None:
         state = mapped(run_if=run_if, max_concurrency=1)
@@ -302,9 +302,7 @@ class TestStop:
         assert (state.step_runs.results_of_items(1) is None) is is_exempt_from_stop
 
     @pytest.mark.parametrize("limit", [None, 1])
-    def test_an_item_that_was_handed_out_leaves_its_place_if_it_is_withdrawn(
-        self, limit: int | None
-    ) -> None:
+    def test_a_scheduled_item_that_is_dropped_frees_its_slot(self, limit: int | None) -> None:
         state = mapped(run_if="always", max_concurrency=limit)
         one, two = state.add_item(1, 4.0), state.add_item(1, 4.0)
         assert state.ready()[0] == one
@@ -318,7 +316,7 @@ class TestStop:
         assert results is not None
         assert [result.step_name for result in results] == ["m[1]"]
 
-    def test_an_item_that_stands_in_line_has_no_place_to_leave(self) -> None:
+    def test_a_queued_item_that_is_dropped_frees_no_slot(self) -> None:
         state = mapped(run_if="always", max_concurrency=1)
         one, two, three = (state.add_item(1, 4.0) for _ in range(3))
         assert state.ready() == [one]
@@ -331,7 +329,9 @@ class TestStop:
         assert state.ready() == [three]
 
     @pytest.mark.parametrize("run_if", ["success", "always"])
-    def test_an_item_that_is_taken_up_while_the_run_stops_never_starts(self, run_if: Any) -> None:
+    def test_an_item_expanded_during_a_stop_starts_only_if_its_step_is_exempt(
+        self, run_if: Any
+    ) -> None:
         state = mapped(run_if=run_if)
         state.apply(RunTimedOut(50.0, 50.0))
 
@@ -342,7 +342,7 @@ class TestStop:
         assert not state.is_queued(node)
         assert (state.step_runs.results_of_items(1) == []) is not is_exempt_from_stop
 
-    def test_the_failure_of_an_item_stops_the_run_and_withdraws_the_others(self) -> None:
+    def test_the_failure_of_an_item_stops_the_run_and_drops_the_others(self) -> None:
         state = mapped(max_concurrency=1)
         state.add_item(1, 4.0)
         waiting = state.add_item(1, 4.0)
@@ -361,7 +361,7 @@ class TestStop:
 
 
 class TestBlocked:
-    def test_a_block_that_is_noticed_late_is_in_the_results_of_item_and_step(self) -> None:
+    def test_a_late_loop_block_counts_for_the_item_and_its_step(self) -> None:
         state = mapped()
         state.add_item(1, 4.0)
         state.ready()

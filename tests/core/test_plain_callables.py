@@ -1,4 +1,4 @@
-"""Where a plain callable is due, an async one is refused: its answer would always mean yes."""
+"""An async callable is refused where a plain one is needed: a coroutine is always true."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ ASYNC = [
 
 @pytest.mark.parametrize("function", ASYNC)
 class TestAsync:
-    def test_is_told(self, function: Any) -> None:
+    def test_is_recognised(self, function: Any) -> None:
         assert is_async(function)
 
     @pytest.mark.parametrize("name", ["on", "until", "random"])
@@ -76,16 +76,16 @@ class TestAsync:
     "function",
     [print, PlainAsker(), PlainAsker, Asker, functools.partial(print), lambda: ask(), None, 1],
 )
-def test_what_is_not_async_is_told_too(function: Any) -> None:
+def test_a_plain_callable_is_not_recognised_as_async(function: Any) -> None:
     assert not is_async(function)
 
 
 @pytest.mark.parametrize("answer", [True, 0, None, "no", [], ValueError])
-def test_an_answer_is_handed_on(answer: object) -> None:
+def test_a_plain_answer_is_returned(answer: object) -> None:
     assert reject_awaitable("it", answer) is answer
 
 
-async def test_an_answer_that_would_have_to_be_awaited_is_refused() -> None:
+async def test_an_awaitable_answer_is_refused() -> None:
     future = asyncio.get_running_loop().create_future()
 
     for make, kind in ((ask, "coroutine"), (lambda: future, "Future")):
@@ -99,7 +99,7 @@ async def test_an_answer_that_would_have_to_be_awaited_is_refused() -> None:
         )
 
 
-def test_an_on_that_returns_a_coroutine_is_named() -> None:
+def test_a_retry_condition_that_returns_a_coroutine_is_named_in_the_error() -> None:
     policy = Retry(on=lambda error: ask())  # type: ignore[arg-type,return-value]
 
     with pytest.raises(TypeError, match="Retry: on returned coroutine"):

@@ -1,4 +1,4 @@
-"""Whose turn it is: clean-up steps, steps that are skipped on purpose, and a run that stops."""
+"""Which steps are ready: clean-up steps, skips on purpose, and a stopping run."""
 
 from __future__ import annotations
 
@@ -33,14 +33,14 @@ async def nothing() -> None: ...
 
 
 class Run:
-    """A state, and what a driver asks and tells, by the names of steps."""
+    """A run state, driven by the names of steps."""
 
     def __init__(self, *steps: WorkflowStep, **options: Any) -> None:
         self.plan: Plan = plan(steps)
         self.state = RunState(self.plan, **options)
         self.state.apply(RunStarted("r1", 1_000.0, DependencyView(self.plan)))
 
-    def tell(self, *events: Event) -> None:
+    def apply(self, *events: Event) -> None:
         for event in events:
             self.state.apply(event)
 
@@ -49,22 +49,22 @@ class Run:
 
     def unreachable(self) -> dict[str, tuple[str, bool]]:
         return {
-            self.plan.steps[doom.step].name: (doom.reason, doom.on_purpose)
-            for doom in self.state.unreachable()
+            self.plan.steps[skipped.step].name: (skipped.reason, skipped.on_purpose)
+            for skipped in self.state.unreachable()
         }
 
     def start(self, *names: str) -> None:
-        self.tell(*(AttemptStarted(name, 1, 1.0) for name in names))
+        self.apply(*(AttemptStarted(name, 1, 1.0) for name in names))
 
     def succeed(self, *names: str) -> None:
-        self.tell(*(StepSucceeded(name, 1, 2.0, None) for name in names))
+        self.apply(*(StepSucceeded(name, 1, 2.0, None) for name in names))
 
-    def skip_doomed(self) -> dict[str, tuple[str, bool]]:
-        """Skip what is doomed, and what is doomed because of that; return all of it."""
+    def skip_unreachable(self) -> dict[str, tuple[str, bool]]:
+        """Skip unreachable steps until none is left; return them with their reasons."""
         skipped: dict[str, tuple[str, bool]] = {}
         while unreachable := self.unreachable():
             skipped |= unreachable
-            self.tell(*(StepSkipped(name, 3.0, *why) for name, why in unreachable.items()))
+            self.apply(*(StepSkipped(name, 3.0, *why) for name, why in unreachable.items()))
         return skipped
 
 
@@ -92,7 +92,7 @@ class TestRunIf:
             ([StepSkipped("a", 2.0, "why", on_purpose=True)], "always"),
         ],
     )
-    def test_says_after_which_ends_of_its_dependencies_a_step_runs(
+    def test_decides_after_which_ends_of_its_dependencies_a_step_runs(
         self, schedule: Schedule, ends: list[Event], runs: str
     ) -> None:
         occasions = ("success", "failure", "always")
@@ -100,7 +100,7 @@ class TestRunIf:
         run = Run(step("a"), *followers, schedule=schedule, fail_fast=False)
         assert run.ready() == ["a"]
 
-        run.tell(*ends)
+        run.apply(*ends)
 
         assert sorted(run.ready()) == runs.split()
         is_lost = "failure" in runs
@@ -114,7 +114,7 @@ class TestRunIf:
             name: why for name, why in expected.items() if name not in runs.split()
         }
 
-    def test_one_failure_among_its_dependencies_is_enough(self, schedule: Schedule) -> None:
+    def test_one_failed_dependency_is_enough(self, schedule: Schedule) -> None:
         run = Run(
             *(step(name) for name in "abc"),
             step("alarm", ["a", "b", "c"], run_if="failure"),
@@ -126,13 +126,11 @@ class TestRunIf:
         run.start("a", "c")
         run.succeed("a", "c")
         assert run.ready() == []
-        run.tell(*failure_of("b"))
+        run.apply(*failure_of("b"))
 
         assert run.ready() == ["alarm"]
 
-    def test_what_depends_on_a_clean_up_step_goes_by_that_ones_end(
-        self, schedule: Schedule
-    ) -> None:
+    def test_dependents_of_a_clean_up_step_follow_its_end(self, schedule: Schedule) -> None:
         run = Run(
             step("a"),
             step("alarm", ["a"], run_if="failure"),
@@ -145,7 +143,7 @@ class TestRunIf:
         run.succeed("a")
         run.ready()
 
-        skipped = run.skip_doomed()
+        skipped = run.skip_unreachable()
 
         assert skipped == {
             "alarm": ('run_if="failure", and no dependency failed', True),
@@ -154,15 +152,17 @@ class TestRunIf:
         }
         assert run.state.outcome == "passed"
 
-    def test_a_failure_weighs_more_than_a_skip_on_purpose(self, schedule: Schedule) -> None:
+    def test_a_failure_takes_precedence_over_a_skip_on_purpose(self, schedule: Schedule) -> None:
         run = Run(step("a"), step("b"), step("c", ["a", "b"]), schedule=schedule, fail_fast=False)
         run.ready()
 
-        run.tell(StepSkipped("a", 1.0, "why", on_purpose=True), *failure_of("b"))
+        run.apply(StepSkipped("a", 1.0, "why", on_purpose=True), *failure_of("b"))
 
         assert run.unreachable() == {"c": ("it depends on step 'b', which failed", False)}
 
-    def test_without_dependencies_it_comes_after_all_others(self, schedule: Schedule) -> None:
+    def test_a_clean_up_step_without_dependencies_comes_after_all_others(
+        self, schedule: Schedule
+    ) -> None:
         run = Run(step("tidy", run_if="always"), step("a"), step("b", ["a"]), schedule=schedule)
         order = []
 
@@ -189,14 +189,14 @@ class TestStop:
         run.ready()
         run.start("a", "b")
 
-        run.tell(stop)
+        run.apply(stop)
         if stop is TIMED_OUT:
-            run.tell(StepCancelled("a", 1, 51.0, "why", None))
+            run.apply(StepCancelled("a", 1, 51.0, "why", None))
         assert run.ready() == []
-        assert list(run.skip_doomed()) == ["c"]
+        assert list(run.skip_unreachable()) == ["c"]
         assert run.ready() == []
         assert run.state.ordinary_unsettled == 1
-        run.tell(StepCancelled("b", 1, 60.0, "why", None))
+        run.apply(StepCancelled("b", 1, 60.0, "why", None))
 
         assert run.state.ordinary_unsettled == 0
         seen = run.ready()
@@ -209,7 +209,7 @@ class TestStop:
     def test_a_clean_up_step_waits_for_the_clean_up_step_that_it_names(
         self, schedule: Schedule
     ) -> None:
-        """Also if the steps of later tiers, which will never start, have settled long ago."""
+        """Even if the steps of later tiers, which never start, have settled long before."""
         run = Run(
             *(step("a"), step("b")),
             *(step("one", ["a"], run_if="always"), step("c", ["a"])),
@@ -219,10 +219,10 @@ class TestStop:
         )
         run.ready()
         run.start("a", "b")
-        run.tell(StepFailed("a", 1, 2.0, BOOM))
-        run.skip_doomed()
+        run.apply(StepFailed("a", 1, 2.0, BOOM))
+        run.skip_unreachable()
 
-        run.tell(StepCancelled("b", 1, 3.0, "why", None))
+        run.apply(StepCancelled("b", 1, 3.0, "why", None))
 
         assert run.ready() == ["one"]
         run.start("one")
@@ -230,16 +230,16 @@ class TestStop:
         run.succeed("one")
         assert run.ready() == ["two"]
 
-    def test_an_interruption_spares_no_step(self, schedule: Schedule) -> None:
+    def test_no_step_is_exempt_from_an_interruption(self, schedule: Schedule) -> None:
         run = Run(step("a"), step("tidy", run_if="always"), schedule=schedule)
         run.ready()
 
-        run.tell(INTERRUPTED)
+        run.apply(INTERRUPTED)
 
         assert run.unreachable() == {"tidy": (INTERRUPTED.reason, False)}
         assert not run.state.is_exempt_from_stop(1)
 
-    def test_an_interruption_dooms_the_clean_up_steps_that_a_failure_has_spared(
+    def test_an_interruption_skips_clean_up_steps_that_were_exempt_from_a_failure(
         self, schedule: Schedule
     ) -> None:
         run = Run(
@@ -250,21 +250,21 @@ class TestStop:
         )
         run.ready()
         run.start("a", "b")
-        run.tell(StepFailed("a", 1, 2.0, BOOM))
+        run.apply(StepFailed("a", 1, 2.0, BOOM))
         assert run.state.is_exempt_from_stop(3)
         assert run.unreachable() == {"c": (FAILED_FAST, False)}
 
-        run.tell(INTERRUPTED)
+        run.apply(INTERRUPTED)
 
         assert run.state.stop_reason == FAILED_FAST
         assert run.unreachable() == dict.fromkeys(["parked", "later"], (INTERRUPTED.reason, False))
-        run.tell(
+        run.apply(
             *(StepSkipped(name, 70.0, "why") for name in ("c", "parked", "later")),
             StepCancelled("b", 1, 70.0, "why", None),
         )
         assert (run.ready(), run.unreachable(), run.state.unsettled) == ([], {}, 0)
 
-    def test_clean_up_steps_that_run_are_not_stopped_by_a_second_reason(
+    def test_running_clean_up_steps_are_not_stopped_by_a_second_reason(
         self, schedule: Schedule
     ) -> None:
         run = Run(
@@ -274,10 +274,10 @@ class TestStop:
             schedule=schedule,
         )
         run.ready()
-        run.tell(*failure_of("a"))
+        run.apply(*failure_of("a"))
         assert run.ready() == ["one"]
 
-        run.tell(TIMED_OUT, *failure_of("one"))
+        run.apply(TIMED_OUT, *failure_of("one"))
 
         assert run.state.stop_reason == FAILED_FAST
         assert run.ready() == ["two"]
@@ -295,37 +295,37 @@ class TestStop:
         run.succeed("a")
         assert run.ready() == ["b"]
 
-        run.tell(*failure_of("b"))
+        run.apply(*failure_of("b"))
 
         assert run.ready() == ["tidy"]
 
-    def test_what_depends_on_a_clean_up_step_is_doomed_and_does_not_hold_it_up(
+    def test_dependents_of_a_clean_up_step_are_unreachable_and_do_not_delay_it(
         self, schedule: Schedule
     ) -> None:
         run = Run(step("a"), step("tidy", run_if="always"), step("b", ["tidy"]), schedule=schedule)
         run.ready()
 
-        run.tell(*failure_of("a"))
+        run.apply(*failure_of("a"))
 
-        assert run.skip_doomed() == {"b": (FAILED_FAST, False)}
+        assert run.skip_unreachable() == {"b": (FAILED_FAST, False)}
         assert run.ready() == ["tidy"]
         run.start("tidy")
         run.succeed("tidy")
         assert run.state.unsettled == 0
 
-    def test_a_deadline_is_the_reason_only_if_there_was_no_other(self, schedule: Schedule) -> None:
+    def test_a_deadline_is_the_stop_reason_only_if_it_comes_first(self, schedule: Schedule) -> None:
         run = Run(step("a"), step("b"), schedule=schedule)
         run.ready()
         assert not run.state.has_timed_out
 
-        run.tell(TIMED_OUT)
+        run.apply(TIMED_OUT)
         assert run.state.has_timed_out
         assert run.state.stop_reason == "the run exceeded its deadline of 1500 ms"
-        run.tell(TIMED_OUT, INTERRUPTED)
+        run.apply(TIMED_OUT, INTERRUPTED)
         assert run.state.has_timed_out
 
         other = Run(step("a"), step("b"), schedule=schedule)
         other.ready()
-        other.tell(*failure_of("a"), TIMED_OUT)
+        other.apply(*failure_of("a"), TIMED_OUT)
         assert not other.state.has_timed_out
         assert other.state.stop_reason == FAILED_FAST

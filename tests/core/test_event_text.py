@@ -1,4 +1,4 @@
-"""Every event reads as one line of plain English, whatever steps and errors are called."""
+"""Every event reads as one line of plain English, whatever the names of steps and errors."""
 
 from __future__ import annotations
 
@@ -121,11 +121,11 @@ def all_events() -> set[type]:
 
 
 @pytest.mark.parametrize(("event", "attempts", "line"), LINES)
-def test_an_event_reads_so(event: Event, attempts: int | None, line: str) -> None:
+def test_an_event_has_this_description(event: Event, attempts: int | None, line: str) -> None:
     assert describe_event(event, attempts) == line
 
 
-def test_there_are_words_for_every_event() -> None:
+def test_every_event_has_a_description() -> None:
     assert {type(event) for event, _, _ in LINES} == all_events()
 
 
@@ -134,7 +134,7 @@ NASTY = "a\n\x1b[2J\u202eb\ud800"
 
 
 def hostile(event: Any) -> Any:
-    """The same event with such texts as could spoil a terminal or a log."""
+    """Return the event with texts that would corrupt a terminal or a log."""
     values = {}
     for name in event.__slots__:
         value = getattr(event, name)
@@ -143,7 +143,7 @@ def hostile(event: Any) -> Any:
 
 
 @pytest.mark.parametrize("kind", sorted(all_events(), key=lambda kind: kind.__name__))
-def test_a_line_stays_one_line_whatever_it_tells_of(kind: type) -> None:
+def test_a_description_is_one_line_whatever_its_values(kind: type) -> None:
     event = hostile(next(event for event, _, _ in LINES if type(event) is kind))
 
     line = describe_event(event)
@@ -153,7 +153,7 @@ def test_a_line_stays_one_line_whatever_it_tells_of(kind: type) -> None:
 
 
 @pytest.mark.parametrize("error", [ValueError("a\x1b[2J"), type("Bad\n", (Exception,), {})()])
-def test_an_error_can_not_break_the_line(error: Exception) -> None:
+def test_an_error_cannot_break_the_line(error: Exception) -> None:
     assert "\x1b" not in describe_event(StepFailed("a", 1, 0.0, error))
     assert "\n" not in describe_event(StepFailed("a", 1, 0.0, error))
 
@@ -182,5 +182,5 @@ def test_a_subject_is_a_step_an_item_or_the_run() -> None:
         (7_500_000, "2 h 5 min"),
     ],
 )
-def test_a_duration_has_the_unit_that_suits_it(ms: float, text: str) -> None:
+def test_a_duration_has_a_readable_unit(ms: float, text: str) -> None:
     assert duration(ms) == text

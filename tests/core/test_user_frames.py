@@ -1,4 +1,4 @@
-"""Where a suspended coroutine waits is told by the innermost await that is the user's own."""
+"""The location of a suspended coroutine is its innermost await in user code."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def test_the_innermost_generator_is_named() -> None:
         assert awaiting_location(coroutine) == place(pause, "# innermost")
 
 
-def test_an_awaitable_of_the_users_own_is_named() -> None:
+def test_the_await_method_of_a_user_awaitable_is_named() -> None:
     async def action() -> None:
         await Waiting()
 
@@ -65,7 +65,7 @@ def test_an_awaitable_of_the_users_own_is_named() -> None:
         assert awaiting_location(coroutine) == place(Waiting.__await__, "# in __await__")
 
 
-async def test_a_line_of_a_library_is_not_named_if_there_is_one_of_the_user() -> None:
+async def test_a_user_frame_is_preferred_to_a_library_frame() -> None:
     async def action() -> None:
         await asyncio.Event().wait()  # here
 
@@ -78,7 +78,7 @@ async def test_a_line_of_a_library_is_not_named_if_there_is_one_of_the_user() ->
     await asyncio.wait([task])
 
 
-async def test_a_line_of_a_library_is_named_if_there_is_no_other() -> None:
+async def test_a_library_frame_is_named_if_there_is_no_other() -> None:
     task = asyncio.ensure_future(asyncio.Event().wait())
     await asyncio.sleep(0)
 
@@ -101,7 +101,7 @@ def test_a_coroutine_that_loops_over_an_async_generator_is_named_at_its_loop() -
         assert awaiting_location(coroutine) == place(action, "# here")
 
 
-def test_an_async_generator_is_followed_too() -> None:
+def test_an_async_generator_is_followed() -> None:
     async def rows() -> AsyncIterator[int]:
         await inner()
         yield 1
@@ -138,14 +138,14 @@ def test_a_generator_is_followed_to_the_one_it_delegates_to() -> None:
 
 
 class Opaque:
-    """An awaitable that waits in no frame."""
+    """An awaitable without a frame."""
 
     def __await__(self) -> Iterator[None]:
         return iter([None])
 
 
 def function_of(module: str | None) -> Callable[[object], Any]:
-    """An async function that looks as if it stood in the given module, or in none."""
+    """Return an async function that appears to belong to the module, or to none."""
     namespace: dict[str, Any] = {} if module is None else {"__name__": module}
     exec("async def wait(awaitable): await awaitable", namespace)
     return namespace["wait"]  # type: ignore[no-any-return]
@@ -163,7 +163,7 @@ def function_of(module: str | None) -> Callable[[object], Any]:
         (None, True),
     ],
 )
-def test_only_asyncio_anyio_and_asyncflow_are_libraries_here(
+def test_only_asyncio_anyio_and_asyncflow_count_as_libraries(
     module: str | None, is_named: bool
 ) -> None:
     wait = function_of(module)
@@ -177,7 +177,7 @@ def test_only_asyncio_anyio_and_asyncflow_are_libraries_here(
     assert line == ("<string>:1 in wait" if is_named else place(action, "# here"))
 
 
-def test_what_is_not_suspended_waits_at_an_unknown_place() -> None:
+def test_an_object_that_is_not_suspended_waits_at_an_unknown_place() -> None:
     coroutine = inner()
     coroutine.close()
 
@@ -197,7 +197,7 @@ def calls_the_library(call: Callable[[str], object]) -> None:
     json.loads("1", parse_int=call)  # here
 
 
-def test_a_line_of_the_users_own_is_named_before_one_of_the_standard_library() -> None:
+def test_a_user_frame_is_preferred_to_a_standard_library_frame() -> None:
     lines = list[str]()
 
     def called_back(_: str) -> None:
@@ -210,7 +210,7 @@ def test_a_line_of_the_users_own_is_named_before_one_of_the_standard_library() -
     assert lines == [place(calls_the_library, "# here")]
 
 
-def test_the_innermost_is_named_if_none_is_the_users_own() -> None:
+def test_the_innermost_frame_is_named_if_there_is_no_user_frame() -> None:
     release = threading.Event()
     thread = threading.Thread(target=release.wait)
     thread.start()
@@ -225,7 +225,7 @@ def test_the_innermost_is_named_if_none_is_the_users_own() -> None:
         thread.join()
 
 
-def test_a_line_that_was_typed_in_is_the_users_own() -> None:
+def test_a_line_typed_into_a_shell_is_user_code() -> None:
     code = "async def typed(wait):\n    await wait()"
     names: dict[str, Any] = {"__name__": "__main__"}
     exec(compile(code, "<stdin>", "exec"), names)
@@ -238,5 +238,5 @@ def test_a_line_that_was_typed_in_is_the_users_own() -> None:
         assert awaiting_location(coroutine) == "<stdin>:2 in typed"
 
 
-# Of the mutants that mutmut makes of `_awaiting`, one survives, with another word for a module that
-# has no name: neither of them is a library. One never ends.
+# Of the mutants that mutmut makes of `awaiting_location`, one survives: it replaces the name of a
+# module without a name, and neither name is a library. One never ends.
