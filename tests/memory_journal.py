@@ -133,9 +133,11 @@ class MemorySession:
     async def close(self) -> None:
         try:
             ends = [asyncio.ensure_future(e.wait()) for e in (self._all_stored, self._failed)]
-            await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
-            for end in ends:
-                end.cancel()
+            try:
+                await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
+            finally:
+                for end in ends:
+                    end.cancel()
             if self.failure is not None:
                 raise self.failure
         finally:

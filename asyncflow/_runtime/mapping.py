@@ -118,9 +118,8 @@ class MapRunner:
     def give_up(self) -> None:
         """Wait for no more items: the state may be wrong, so that they never end."""
         self._is_broken = True
-        for change in self._changes.values():
-            if not change.done():
-                change.set_result(None)
+        for node in list(self._changes):
+            self._wake_up(node)
 
     def forget(self, item: int) -> None:
         """Forget an item that has ended or will never start."""
@@ -130,7 +129,10 @@ class MapRunner:
 
     def note_change(self, item: int) -> None:
         """Wake up the mapped step of an item that was scheduled or has ended."""
-        change = self._changes.pop(self._state.step_runs.owner_of(item), None)
+        self._wake_up(self._state.step_runs.owner_of(item))
+
+    def _wake_up(self, node: int) -> None:
+        change = self._changes.pop(node, None)
         if change is not None and not change.done():
             change.set_result(None)
 

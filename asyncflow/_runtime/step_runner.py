@@ -404,19 +404,21 @@ class StepRunner:
             while True:
                 work = self._isolated(make_attempt, ended, node, attempt)
                 try:
-                    return await asyncio.wait_for(work, limit_s)
+                    delay_ms = await asyncio.wait_for(work, limit_s)
                 except (TimeoutError, asyncio.CancelledError):
                     # The task of the attempt was cancelled before its first line, or with its
                     # last; or, before 3.12, this one was.
-                    if isinstance(work, asyncio.Task):
-                        await outlast(work.done, partial(asyncio.wait, [work]))
-                    if ended:
-                        return ended[0]
-                    if node in self._stop_control.requested:
-                        raise
-                finally:
-                    if isinstance(work, asyncio.Task) and node not in self._stop_control.requested:
-                        forget_cancels()  # a third party's
+                    assert isinstance(work, asyncio.Task)
+                    await outlast(work.done, partial(asyncio.wait, [work]))
+                    if not ended:
+                        if node in self._stop_control.requested:
+                            raise
+                        forget_cancels()
+                        continue
+                    delay_ms = ended[0]
+                if isinstance(work, asyncio.Task) and node not in self._stop_control.requested:
+                    forget_cancels()  # a third party's
+                return delay_ms
         finally:
             del self, make_attempt, work
 

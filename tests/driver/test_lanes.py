@@ -10,6 +10,7 @@ import types
 import weakref
 
 import pytest
+from memory_journal import MemoryJournal
 from third_party import step_tasks
 
 from asyncflow import Pool, StepStatus, StepTimeoutError, WorkflowStep, run_pipeline
@@ -204,3 +205,74 @@ async def test_without_a_collector_an_observers_interrupt_frees_what_the_steps_h
         assert [ref() for ref in held] == [None]
     finally:
         gc.enable()
+
+
+def over(action, **options: object) -> list[WorkflowStep]:
+    async def two() -> list[int]:
+        return [1, 2]
+
+    return [
+        WorkflowStep("two", two),
+        WorkflowStep("mapped", action, {"item": "two"}, map_over="two", **options),
+    ]
+
+
+async def test_a_bug_in_one_item_ends_the_wait_for_all_items(monkeypatch):
+    gate = asyncio.Event()
+
+    async def act(item):
+        if item == 1:
+            await asyncio.sleep(0.01)
+            raise ValueError
+        try:
+            await gate.wait()
+        finally:
+            await asyncio.sleep(0.01)
+
+    def defective(*_):
+        raise ZeroDivisionError("a defect")
+
+    monkeypatch.setattr("asyncflow._runtime.step_runner.StepRunner._conclude", defective)
+
+    with pytest.raises(ZeroDivisionError):
+        await run_pipeline(over(act))
+
+
+async def test_a_mapped_step_waits_for_its_items_although_a_third_party_cancels_it():
+    gate = asyncio.Event()
+
+    async def act(item):
+        await gate.wait()
+        return item
+
+    run = asyncio.ensure_future(run_pipeline(over(act)))
+    while len(step_tasks()) < 3:
+        await asyncio.sleep(0)
+    mapped = next(task for task in step_tasks() if "mapped[" not in repr(task))
+    mapped.cancel()
+    await asyncio.sleep(0.005)
+    gate.set()
+    report = await run
+
+    assert report["mapped"].output == [1, 2]
+
+
+async def test_a_session_whose_close_a_third_party_cancels_is_closed_again():
+    journal = MemoryJournal()
+
+    async def cancel_the_close():
+        while True:
+            for task in asyncio.all_tasks():
+                if task.get_name() == "asyncflow:r1":
+                    task.cancel()
+                    return
+            await asyncio.sleep(0)
+
+    cancelling = asyncio.ensure_future(cancel_the_close())
+    report = await run_pipeline([WorkflowStep("a", nothing)], journal=journal, run_id="r1")
+    await cancelling
+
+    assert report.all_passed
+    again = await run_pipeline([WorkflowStep("a", nothing)], journal=journal, run_id="r1")
+    assert again["a"].attempts == 1
+    await asyncio.sleep(0)
