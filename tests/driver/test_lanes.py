@@ -276,3 +276,32 @@ async def test_a_session_whose_close_a_third_party_cancels_is_closed_again():
     again = await run_pipeline([WorkflowStep("a", nothing)], journal=journal, run_id="r1")
     assert again["a"].attempts == 1
     await asyncio.sleep(0)
+
+
+@LANES
+async def test_the_error_of_a_limit_shows_where_the_step_was(options):
+    async def hangs():
+        await asyncio.Event().wait()
+
+    report = await run_pipeline([WorkflowStep("a", hangs, timeout_ms=5, **in_lane(options))])
+
+    error = report["a"].error
+    assert isinstance(error, StepTimeoutError)
+    assert isinstance(error.__context__, asyncio.CancelledError)
+    assert error.__context__.__traceback__.tb_frame.f_code is hangs.__code__
+
+
+@LANES
+async def test_a_step_that_a_failure_cancels_has_not_exceeded_the_runs_deadline(options):
+    async def hangs():
+        await asyncio.Event().wait()
+
+    async def fails():
+        await asyncio.sleep(0)
+        raise ValueError
+
+    steps = [WorkflowStep("hangs", hangs, **in_lane(options)), WorkflowStep("fails", fails)]
+    report = await run_pipeline(steps, deadline_ms=60_000)
+
+    assert report["hangs"].status is StepStatus.CANCELLED
+    assert report["hangs"].error is None
