@@ -1,4 +1,4 @@
-"""Both lanes of the step runner behave alike, at the edges that a reviewer of the driver tried."""
+"""Both lanes of the step runner behave alike, also at their edges."""
 
 from __future__ import annotations
 
