@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import gc
 import sys
 import time
@@ -16,7 +17,7 @@ from third_party import step_tasks
 from asyncflow import Pool, StepStatus, StepTimeoutError, WorkflowStep, run_pipeline
 from asyncflow._runtime.asyncio_compat import clock_of
 from asyncflow._runtime.permits import Permits
-from asyncflow.events import AttemptStarted, Event
+from asyncflow.events import AttemptStarted, Event, StepCancelled
 from asyncflow.testing import VirtualTimeLoop
 
 LANES = pytest.mark.parametrize(
@@ -305,3 +306,26 @@ async def test_a_step_that_a_failure_cancels_has_not_exceeded_the_runs_deadline(
 
     assert report["hangs"].status is StepStatus.CANCELLED
     assert report["hangs"].error is None
+
+
+async def test_no_attempt_follows_one_that_ends_in_the_turn_of_the_stop():
+    variable = contextvars.ContextVar("variable", default=0)
+    calls = []
+
+    async def flaky():
+        calls.append(variable.get())
+        variable.set(len(calls))  # so that the next attempt has a task of its own
+        if len(calls) == 2:
+            await asyncio.sleep(0.01)
+            run.cancel()
+        raise ValueError
+
+    events = []
+    step = WorkflowStep("flaky", flaky, max_retries=5)
+    run = asyncio.ensure_future(run_pipeline([step], observers=[events.append]))
+    with pytest.raises(asyncio.CancelledError):
+        await run
+
+    assert calls == [0, 0]
+    assert isinstance(events[-2], StepCancelled)
+    assert isinstance(events[-2].error, ValueError)
