@@ -140,9 +140,11 @@ class StepRunner:
         step = self._steps[node]
         if not (self._has_plain_lane and step.is_plain):
             return self.run(node, step)
-        if step.max_retries == 1 and not WAIT_FOR_MAKES_A_TASK:
-            return asyncio.wait_for(self.run_plain(node, step, 1), step.timeout_s)
-        return self.run_plain_retries(node, step)
+        if step.max_retries > 1:
+            return self.run_plain_retries(node, step)
+        if WAIT_FOR_MAKES_A_TASK:  # pragma: no cover - before 3.12
+            return self._bounded(node, 1, partial(self.run_plain, node, step, 1), step.timeout_s)
+        return asyncio.wait_for(self.run_plain(node, step, 1), step.timeout_s)
 
     # The plain lane.
 
