@@ -482,7 +482,7 @@ class StepRunner:
         running, name = state.running_attempt(node), state.step_runs.name_of(node)
         assert running is not None
         ended_ms, attempt, delay_ms = self._run.now_ms(), running.attempt, None
-        if cancel_count() or stop.missed_heartbeat:
+        if cancel_count() or node in stop.missed_heartbeat:
             limit = stop.cause_of(node, running, ended_ms)
             if limit is not None:
                 error = timeout_error(*limit, name, attempt, error)

@@ -18,7 +18,7 @@ from typing import Any
 
 from asyncflow._core.context import RunContext
 from asyncflow._core.errors import TimeoutKind
-from asyncflow._core.scheduler import ROUNDING_MS, Limit
+from asyncflow._core.scheduler import ROUNDING_MS
 from asyncflow._core.state import RunState
 from asyncflow._runtime.asyncio_compat import TIMER_SLACK_S, forget_cancels
 from asyncflow._runtime.watchdog import GRACE_S
@@ -105,12 +105,8 @@ class StopControl:
         before_ms = ended_ms + TIMER_SLACK_S * 1000
         if node in self.requested:
             before_ms = self.requested[node] + ROUNDING_MS  # in a tie, the limit came first
-        limit = self.limit_passed(node, running, before_ms)
+        limit = self._state.deadlines.passed(node, running.at_ms, before_ms)
         return None if limit is None else (limit.kind, limit.ms)
-
-    def limit_passed(self, node: int, running: AttemptStarted, before_ms: float) -> Limit | None:
-        """Return the limit of a running attempt that passes before a time, if one does."""
-        return self._state.deadlines.passed(node, running.at_ms, before_ms)
 
     def _is_cut_short(self, node: int) -> bool:
         """Whether a limit has cancelled the running attempt.
@@ -121,7 +117,7 @@ class StopControl:
         if running is None or node in self.missed_heartbeat:
             return running is not None
         before_ms = self._run.now_ms() + TIMER_SLACK_S * 1000
-        return self.limit_passed(node, running, before_ms) is not None
+        return self._state.deadlines.passed(node, running.at_ms, before_ms) is not None
 
     async def undisturbed(self, node: int, wait: Callable[[], Awaitable[object]]) -> None:
         """Wait for something in a node's task; begin again if a third party cancels that.

@@ -329,3 +329,27 @@ async def test_no_attempt_follows_one_that_ends_in_the_turn_of_the_stop():
     assert calls == [0, 0]
     assert isinstance(events[-2], StepCancelled)
     assert isinstance(events[-2].error, ValueError)
+
+
+async def test_a_missed_heartbeat_of_one_step_says_nothing_about_another():
+    if not isinstance(asyncio.get_running_loop(), VirtualTimeLoop):
+        pytest.skip("the last half millisecond of a limit is exact only in virtual time")
+
+    async def silent():
+        try:
+            await asyncio.sleep(1)
+        finally:
+            await asyncio.sleep(0.5)
+
+    async def just_in_time():
+        await asyncio.sleep(0.0195)
+        return "in time"
+
+    steps = [
+        WorkflowStep("silent", silent, heartbeat_ms=5),
+        WorkflowStep("just_in_time", just_in_time, timeout_ms=20, heartbeat_ms=60_000),
+    ]
+    report = await run_pipeline(steps, fail_fast=False)
+
+    assert isinstance(report["silent"].error, StepTimeoutError)
+    assert report["just_in_time"].output == "in time"
