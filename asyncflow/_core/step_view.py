@@ -378,8 +378,7 @@ class StepView:
 
     def extend_active(self, at_ms: float) -> None:
         """Note that an attempt of the step, or of an item of it, has ended."""
-        if self.active:
-            self.active[-1] = self.active[-1]._replace(latest_ms=at_ms)
+        self.active[-1] = self.active[-1]._replace(latest_ms=at_ms)
 
     def end_active(self, at_ms: float) -> None:
         """Note that the step has ended, or its segment."""
