@@ -308,6 +308,47 @@ async def test_a_step_that_a_failure_cancels_has_not_exceeded_the_runs_deadline(
     assert report["hangs"].error is None
 
 
+@pytest.mark.parametrize("attempt", [1, 2])
+@LANES
+async def test_a_step_that_fails_before_the_stop_reaches_it_keeps_its_own_error(options, attempt):
+    variable = contextvars.ContextVar("variable", default=0)
+
+    def step_that_fails(turns: int):
+        calls, cancelled = [], []
+
+        async def fails():
+            calls.append(None)
+            variable.set(len(calls))  # so that the next attempt has a task of its own
+            try:
+                for _ in range(turns if len(calls) == attempt else 0):
+                    await asyncio.sleep(0)
+            except asyncio.CancelledError:
+                cancelled.append(None)
+                raise
+            raise ValueError(turns)
+
+        return fails, cancelled
+
+    async def fails_first():
+        for _ in range(5 * attempt):
+            await asyncio.sleep(0)
+        raise KeyError("first")
+
+    fates = set()
+    for turns in range(25):
+        action, cancelled = step_that_fails(turns)
+        second = WorkflowStep("second", action, max_retries=attempt, **in_lane(options))
+        report = await run_pipeline([WorkflowStep("first", fails_first), second])
+
+        expected = StepStatus.CANCELLED if cancelled else StepStatus.FAILED
+        assert report["second"].status is expected, turns
+        if not cancelled:
+            assert str(report["second"].error) == str(turns)
+            assert report["second"] in report.failed
+        fates.add(expected)
+    assert len(fates) == 2
+
+
 async def test_no_attempt_follows_one_that_ends_in_the_turn_of_the_stop():
     variable = contextvars.ContextVar("variable", default=0)
     calls = []
