@@ -292,6 +292,18 @@ async def test_the_error_of_a_limit_shows_where_the_step_was(options):
     assert error.__context__.__traceback__.tb_frame.f_code is hangs.__code__
 
 
+@pytest.mark.parametrize("limit", ["timeout_ms", "deadline_ms", "heartbeat_ms"])
+async def test_what_ends_a_program_does_so_in_the_cleanup_after_a_limit_as_well(limit):
+    async def exits():
+        try:
+            await asyncio.Event().wait()
+        finally:
+            raise SystemExit("in the clean-up")
+
+    with pytest.raises(SystemExit, match="in the clean-up"):
+        await run_pipeline([WorkflowStep("a", exits, max_retries=3, **{limit: 10})])
+
+
 @LANES
 async def test_a_step_that_a_failure_cancels_has_not_exceeded_the_runs_deadline(options):
     async def hangs():
