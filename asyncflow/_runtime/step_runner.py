@@ -259,7 +259,6 @@ class StepRunner:
         """Report that an attempt starts, and wait until that is stored; only then is it made."""
         self._dispatcher.emit(self._start_of(node))
         await self._stop_control.undisturbed(node, persistence.session.flush)
-        self._state.deadlines.call(node, self._run.now_ms())
 
     def _start_of(self, node: int) -> AttemptStarted:
         runs, now_ms = self._state.step_runs, self._run.now_ms()
@@ -400,10 +399,12 @@ class StepRunner:
         """
         ended: list[float | None] = []
         work = None
-        if limit_s is not None:
-            self._watchdog.expect(self._run.clock() + limit_s)
         try:
             while True:
+                if limit_s is not None:
+                    now_ms = self._run.now_ms()
+                    self._state.deadlines.count_from(node, now_ms)
+                    self._watchdog.expect(self._run.at_s(now_ms) + limit_s)
                 work = self._isolated(make_attempt, ended, node, attempt)
                 try:
                     delay_ms = await asyncio.wait_for(work, limit_s)
