@@ -71,8 +71,9 @@ def run(target: str, no_journal: bool, run_id: str | None, flags: RunFlags) -> N
 def resume(run: str, pipelines: Sequence[str], flags: RunFlags) -> None:
     """Resume a run that failed, was stopped, or whose process died.
 
-    RUN is its id, the start of its id, or "latest". Completed steps do not run again. The inputs
-    are those of the run; only secret ones must be given again.
+    RUN is its id, the start of its id, or "latest". Completed steps run again only if
+    their results are not valid any more. The inputs are those of the run; only secret ones must be
+    given again.
 
     A journal stores no code, so name the pipeline: MODULE:PIPELINE as for `run`, or a list of them
     in the variable ASYNCFLOW_PIPELINES, of which the one with the name of the run's pipeline is

@@ -93,7 +93,7 @@ class Pool:
 
     @property
     def waiting(self) -> int:
-        """How many attempts wait for a slot."""
+        """How many attempts wait in its queue: at most ``size`` of each run."""
         return len(self._queue)
 
     def request_slot(self, call: Callable[[], object]) -> PoolTicket:

@@ -88,8 +88,8 @@ class Orchestrator:
     Args:
         steps: The steps, in any order.
         fail_fast: What happens when the last attempt of a step fails. If true (the default), the
-            running steps are cancelled and the others skipped; if false, only the steps that
-            depend on the failed one are skipped.
+            running steps are cancelled and the others skipped, clean-up steps aside; if false,
+            only the steps that depend on the failed one are skipped.
         schedule: ``"tiers"`` (the default) starts a tier when the one before has ended;
             ``"ready"`` starts a step as soon as its own dependencies have succeeded.
         max_concurrency: How many attempts may run at the same time, at least 1; ``None`` (the
@@ -223,9 +223,9 @@ class Orchestrator:
     ) -> RunReport:
         """Run the pipeline and return its report, also when steps failed.
 
-        With a journal, a run of that id that has not passed is resumed: its completed steps never
-        run again. The stored report of one that has passed is returned, unless this pipeline has
-        steps, or is given inputs, that the run did not have.
+        With a journal, a run of that id that has not passed is resumed: its completed steps are
+        not run again while their results are valid. The stored report of one that has passed is
+        returned, unless this pipeline has steps, or is given inputs, that the run did not have.
 
         Args:
             inputs: Values for the parameters of actions, by parameter name. A resumed run has
