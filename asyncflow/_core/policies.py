@@ -209,7 +209,7 @@ class Retry:
         until: Called with what an attempt returned. If it returns a false value, the attempt fails
             with `ResultRefusedError`, and another follows, whatever ``on`` says.
         random: Returns a random number from 0 up to 1, for the jitter; `random.random` by default.
-            ``random.Random(7).random`` makes the backoff the same in every run.
+            With ``random.Random(7).random`` a new program draws the same backoffs again.
 
     Raises:
         TypeError: An attribute has the wrong type.

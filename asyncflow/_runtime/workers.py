@@ -114,7 +114,8 @@ async def run_in_process(
     The function, its arguments and its outcome are pickled, in a worker thread. The process
     inherits standard output and error; its standard input is empty. It leads a session of its own:
     a Ctrl-C reaches only the run. Killing it kills its process group, and it kills that itself when
-    this process dies. Children that it leaves behind when it returns keep running.
+    this process dies. It lasts until its threads have ended, daemons aside; children that it leaves
+    behind keep running.
 
     Args:
         function: The function. It can ask for the attempt that calls this, with `current_step`.
