@@ -12,6 +12,7 @@ import zipfile
 from pathlib import Path
 from textwrap import dedent
 
+import asking_work as asking
 import process_work as work
 import pytest
 
@@ -172,7 +173,7 @@ async def test_a_process_can_ask_what_it_runs_for():
         [
             WorkflowStep(
                 "look",
-                work.look_at_itself,
+                asking.look_at_itself,
                 max_retries=2,
                 timeout_ms=60_000,
                 runs_in="process",
@@ -205,7 +206,7 @@ async def test_an_item_in_a_process_knows_its_item_and_that_it_has_no_limit():
             WorkflowStep("numbers", numbers),
             WorkflowStep(
                 "item",
-                work.item_and_limit,
+                asking.item_and_limit,
                 ["numbers"],
                 map_over="numbers",
                 timeout_ms=None,
@@ -222,7 +223,7 @@ def test_the_time_that_a_process_has_left_counts_its_own_start(tmp_path):
     async def main():
         began = time.monotonic()
         report = await run_pipeline(
-            [WorkflowStep("a", work.times, timeout_ms=60_000, runs_in="process")]
+            [WorkflowStep("a", asking.times, timeout_ms=60_000, runs_in="process")]
         )
         return began, report["a"].output
 
@@ -234,7 +235,7 @@ def test_the_time_that_a_process_has_left_counts_its_own_start(tmp_path):
 
 async def test_the_time_left_stands_still_in_a_process_when_the_clock_is_virtual():
     report = await run_pipeline(
-        [WorkflowStep("a", work.remaining_twice, timeout_ms=500, runs_in="process")]
+        [WorkflowStep("a", asking.remaining_twice, timeout_ms=500, runs_in="process")]
     )
 
     assert report["a"].output == (500.0, 500.0)
@@ -242,7 +243,7 @@ async def test_the_time_left_stands_still_in_a_process_when_the_clock_is_virtual
 
 async def test_the_results_of_dependencies_do_not_exist_in_a_process():
     report = await run_pipeline(
-        [WorkflowStep("a", work.results, run_if="always", runs_in="process")]
+        [WorkflowStep("a", asking.results, run_if="always", runs_in="process")]
     )
 
     assert isinstance(report["a"].error, RuntimeError)
@@ -252,7 +253,7 @@ async def test_the_results_of_dependencies_do_not_exist_in_a_process():
 
 async def test_a_run_within_a_process_has_steps_of_its_own():
     report = await run_pipeline(
-        [WorkflowStep("outer", work.run_another, runs_in="process")], run_id="outer-run"
+        [WorkflowStep("outer", asking.run_another, runs_in="process")], run_id="outer-run"
     )
 
     assert report["outer"].output == ("inner", "outer", [])
@@ -262,7 +263,7 @@ async def test_a_process_cannot_wait_for_its_own_run(tmp_path):
     path = tmp_path / "runs.db"
     async with SQLiteJournal(path) as journal:
         report = await run_pipeline(
-            [WorkflowStep("a", work.wait_for_run, runs_in="process")],
+            [WorkflowStep("a", asking.wait_for_run, runs_in="process")],
             run_id="r",
             inputs={"path": str(path)},
             journal=journal,
@@ -276,7 +277,7 @@ async def test_a_process_cannot_wait_for_its_own_run(tmp_path):
 
 @pytest.mark.realtime
 def test_a_process_that_gives_heartbeats_may_take_long(tmp_path):
-    step = WorkflowStep("a", work.beat, timeout_ms=None, heartbeat_ms=2_000, runs_in="process")
+    step = WorkflowStep("a", asking.beat, timeout_ms=None, heartbeat_ms=2_000, runs_in="process")
     report = asyncio.run(run_pipeline([step], inputs={"seconds": 4.0}))
 
     assert report["a"].output == "alive"
@@ -286,7 +287,7 @@ def test_a_process_that_gives_heartbeats_may_take_long(tmp_path):
 @pytest.mark.realtime
 def test_a_process_that_gives_no_heartbeat_is_killed(tmp_path):
     file = tmp_path / "pids"
-    step = WorkflowStep("a", work.hang, timeout_ms=None, heartbeat_ms=2_000, runs_in="process")
+    step = WorkflowStep("a", work.hang, timeout_ms=None, heartbeat_ms=4_000, runs_in="process")
     report = asyncio.run(run_pipeline([step], inputs={"path": str(file)}))
 
     assert report["a"].status is StepStatus.FAILED

@@ -25,6 +25,7 @@ from pathlib import Path
 from types import ModuleType
 
 import anyio
+import asking_work as asking
 import process_work as work
 import pytest
 
@@ -768,7 +769,7 @@ def test_an_error_whose_traceback_cannot_be_printed_has_none():
 def test_the_worker_program_knows_its_attempt_and_gives_heartbeats(tmp_path):
     attempt = "r", ("a", 2, 0.0, 0.0, None), 3, math.inf, 0.0
     path = tmp_path / "request"
-    path.write_bytes(_workers._request(work.know_the_attempt, {}, attempt, True))
+    path.write_bytes(_workers._request(asking.know_the_attempt, {}, attempt, True))
     began_s = time.monotonic()
 
     with path.open("r+b") as file:
@@ -776,11 +777,19 @@ def test_the_worker_program_knows_its_attempt_and_gives_heartbeats(tmp_path):
         file.seek(_child._BEAT_AT)
         (at_s,) = struct.unpack("d", file.read(8))
         file.seek(0)
-        assert _workers._outcome(file, 0) == ("r/a", 2, None)
+        key, left_ms, logged, problem = _workers._outcome(file, 0)
 
     assert began_s <= at_s <= time.monotonic()
+    assert (key, left_ms, logged) == ("r/a", None, ("r", "a", 2, None))
+    assert "results of its dependencies are not there in another process" in problem
     with pytest.raises(RuntimeError, match="not in a process that it starts"):
         current_step()
+
+
+def test_a_process_that_has_not_started_has_given_no_heartbeat():
+    process = _workers._Process(int, {}, None, gives_heartbeats=True)
+
+    assert process.last_beat_s() == 0.0
 
 
 @pytest.mark.parametrize("kind", ["path", "module", "compiled"])
