@@ -325,7 +325,9 @@ class StepRunner:
             if step.runs_in == "loop":
                 output = await _checked(step, step.action(**arguments))
             else:
-                output = await self._call_in_worker(node, step, running, arguments, ends_s)
+                output = await self._call_in_worker(
+                    node, step, running, arguments, ends_s, heartbeat
+                )
         finally:
             del extras[key]
             if heartbeat is not None:
@@ -342,11 +344,12 @@ class StepRunner:
         running: AttemptStarted,
         arguments: dict[str, Any],
         ends_s: float,
+        heartbeat: HeartbeatTimer | None,
     ) -> Awaitable[Any]:
         from asyncflow._runtime.workers import run_in_process, run_in_thread  # few need them
 
         if step.runs_in == "process":
-            return run_in_process(step.action, arguments)
+            return run_in_process(step.action, arguments, heartbeat)
         if step.run_if == "success":
             ends_s = min(ends_s, self._run.deadline_s)
         dispatcher, permits, run = self._dispatcher, self._permits, self._run
