@@ -19,16 +19,23 @@ from asyncflow.web import app
 
 def updates_in(text: str) -> list[dict[str, Any]]:
     """Return the updates of a stream, each with its id."""
-    updates = []
+    updates, pieces = [], ""
     for message in text.replace("\r\n", "\n").split("\n\n"):
         fields = dict(line.split(": ", 1) for line in message.splitlines() if ": " in line)
+        if fields.get("event") == "piece":
+            pieces += fields["data"]
         if fields.get("event") == "update":
-            updates.append({**json.loads(fields["data"]), "id": int(fields["id"])})
+            updates.append({**json.loads(pieces + fields["data"]), "id": int(fields["id"])})
+            pieces = ""
     return updates
 
 
+FINAL = {"cancel": False, "resume": False, "note": "", "orphaned": False}
+"""The actions on a run that has passed."""
+
+
 def actions_of(update: dict[str, Any]) -> Any:
-    return json.loads(update["sections"]["live"])
+    return update["sections"]["live"]
 
 
 async def test_a_run_has_its_page(make_client: Any, any_journal: Any) -> None:
@@ -63,7 +70,7 @@ async def test_a_stream_ends_with_its_run(make_client: Any, any_journal: Any) ->
     (update,) = updates_in(answer.text)
     assert (update["end"], update["id"]) == ("ended", last)
     assert {"header", "gantt", "dag", "steps", "events"} <= set(update["sections"])
-    assert actions_of(update) == {"cancel": False, "resume": False, "note": ""}
+    assert actions_of(update) == FINAL
 
 
 async def test_the_page_and_its_stream_have_the_same_sections(
@@ -123,7 +130,7 @@ async def test_a_stream_follows_a_run(make_client: Any, journal: Any) -> None:
 
     assert len(updates) > 3
     assert "RUNNING" in updates[0]["sections"]["header"]
-    assert actions_of(updates[0]) == {"cancel": True, "resume": False, "note": ""}
+    assert actions_of(updates[0]) == {**FINAL, "cancel": True}
     assert "PASSED" in updates[-1]["sections"]["header"]
     assert [each["id"] for each in updates] == sorted(each["id"] for each in updates)
     assert [each["end"] for each in updates[:-1]] == [None] * (len(updates) - 1)
@@ -150,7 +157,7 @@ async def test_a_stopping_run_cannot_be_cancelled_again(make_client: Any, journa
     await asyncio.gather(running, return_exceptions=True)
 
     assert "STOPPING" in updates[0]["sections"]["header"]
-    assert actions_of(updates[0]) == {"cancel": False, "resume": False, "note": ""}
+    assert actions_of(updates[0]) == FINAL
     assert actions_of(updates[-1])["note"] == "to resume it here, give this server its pipeline"
 
 
@@ -198,10 +205,9 @@ async def test_an_orphaned_run_is_reported_as_orphaned(make_client: Any, journal
     known = await first_actions(pipelines={"etl": failing("etl")})
     unknown = await first_actions()
 
-    assert known["resume"]
-    assert known["note"] == "orphaned: its process is gone"
-    assert not unknown["resume"]
-    assert unknown["note"].endswith("to resume it here, give this server its pipeline")
+    assert known == {**FINAL, "resume": True, "orphaned": True}
+    note = "to resume it here, give this server its pipeline"
+    assert unknown == {**FINAL, "note": note, "orphaned": True}
 
 
 async def test_the_page_of_an_unknown_run_suggests_similar_ids(
