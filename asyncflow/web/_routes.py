@@ -12,7 +12,7 @@ from typing import Any
 from starlette.convertors import Convertor, register_url_convertor
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import RedirectResponse, Response
 from starlette.routing import Route
 
@@ -248,6 +248,7 @@ class Site:
             RunNotFoundError: self._unknown,
             JournalError: _unreadable,
             HTTPException: _no_such_page,
+            ClientDisconnect: _gone,
         }
 
     async def _runs(self, request: Request) -> Response:
@@ -283,6 +284,11 @@ class Site:
 async def _unreadable(request: Request, error: JournalError) -> Response:
     text = f"{error}. Nothing was done. Load the page again once that is fixed."
     return problem(request, 503, "The journal can't be read", text)
+
+
+async def _gone(request: Request, error: ClientDisconnect) -> Response:
+    """Answer nobody: the client left before its request had arrived."""
+    return Response(status_code=400)
 
 
 async def _no_such_page(request: Request, error: HTTPException) -> Response:

@@ -46,7 +46,8 @@ def position_of(text: str | None) -> int:
 
 _AGAIN_S = 10
 """When a page may ask again to follow a run."""
-_MOST_NEAREST, _MOST_SOUGHT = 5, 1_000
+_MOST_NEAREST, _MOST_SOUGHT, _LONGEST_SOUGHT = 5, 1_000, 60
+"""Ids are compared in a time that grows with the square of their length, or faster."""
 
 
 async def run_page(request: Request, journal: RunsJournal) -> Response:
@@ -145,12 +146,19 @@ def _actions(view: RunView | None, record: RunRecord, resumer: Resumer) -> bytes
 async def unknown_run(request: Request, journal: RunsJournal, error: RunNotFoundError) -> Response:
     """Answer a request for an unknown run with those that it may mean."""
     ids = [record.run_id for record in await journal.runs(limit=_MOST_SOUGHT)]
-    near = difflib.get_close_matches(error.run_id, ids, n=_MOST_NEAREST, cutoff=0.4)
+    near = await asyncio.to_thread(_nearest, error.run_id, ids)
     links = [(run_id, link_to(request, "runs", run_id)) for run_id in near]
     text = f"The journal has no run {error.run_id!r}. It may have been pruned."
     if near:
         text += f" Did you mean {' or '.join(map(repr, near))}?"
     return problem(request, 404, "There is no such run", text, links=[*links, *_home(request)])
+
+
+def _nearest(run_id: str, ids: list[str]) -> list[str]:
+    if len(run_id) > _LONGEST_SOUGHT:
+        return []
+    ids = [each for each in ids if len(each) <= _LONGEST_SOUGHT]
+    return difflib.get_close_matches(run_id, ids, n=_MOST_NEAREST, cutoff=0.4)
 
 
 def _home(request: Request) -> list[tuple[str, str]]:

@@ -10,6 +10,7 @@ import re
 from html import unescape
 from typing import Any
 
+import pytest
 from web.runs import Gate, failing, passing, slow
 
 from asyncflow import Orchestrator, WorkflowStep
@@ -228,6 +229,17 @@ async def test_the_page_of_an_unknown_run_suggests_similar_ids(
     assert "Did you mean 'nightly-1'" in api.json()["detail"]
     assert "Did you mean" not in without_suggestion.text
     assert "All runs" in unescape(without_suggestion.text)
+
+
+@pytest.mark.parametrize(("length", "suggests"), [(60, True), (61, False)])
+async def test_ids_that_take_long_to_compare_are_not_suggested(
+    make_client: Any, journal: Any, length: int, suggests: bool
+) -> None:
+    await passing().run(run_id="x" * length, journal=journal)
+
+    page = await make_client(app(journal)).get(f"/runs/{'x' * 59}y")
+
+    assert ("Did you mean" in page.text) is suggests
 
 
 async def test_the_stream_of_an_unknown_run_ends_as_gone(make_client: Any, journal: Any) -> None:
