@@ -98,6 +98,8 @@ async def follow(
         return refusal
     if is_poll:
         return json_answer({"more": True})
+    if request.method == "HEAD":
+        return Response(media_type="text/event-stream")
     return UpdateStream(_updates(run_id, after, journal, feeds, resumer), viewers)
 
 

@@ -85,16 +85,16 @@ class UpdateStream(EventSourceResponse):
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         # There is no await between `Viewers.is_full` in `follow` and this line.
         with self._viewers.another():
-            is_dropped = False
             try:
                 await super().__call__(scope, receive, send)
             except* SendTimeoutError:  # in a group before sse-starlette 3.3
-                is_dropped = True
+                pass
             finally:
                 await self._events.aclose()
-            if is_dropped:
-                # Only the server can cut a connection. If the response just ended here, uvicorn
-                # would log an error; so this waits until the viewer reads again, or leaves.
+            if self.active:
+                # The viewer is dropped, or the server ends, and uvicorn logs an error unless the
+                # response ends too. Only a server can cut a connection, so this waits until the
+                # viewer reads again, or leaves.
                 await send({"type": "http.response.body", "body": b"", "more_body": False})
 
 

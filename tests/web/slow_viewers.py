@@ -19,16 +19,18 @@ from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
+import uvicorn
+
 from asyncflow import Orchestrator, Retry, WorkflowStep
 from asyncflow.journal import SQLiteJournal
-from asyncflow.web import serve
+from asyncflow.web import app, serve
 
 __all__ = ["Server", "serving", "slow_viewers"]
 
 STEPS, RUN = 2_500, "r"
 
 
-async def _serve(max_viewers: int) -> None:
+async def _serve(kind: str, max_viewers: int) -> None:
     async def nothing() -> None: ...
 
     async def poll() -> int:
@@ -48,7 +50,13 @@ async def _serve(max_viewers: int) -> None:
         while not await journal.runs() or len(await journal.events(RUN)) < 2 * STEPS:
             await asyncio.sleep(0.05)
         options: dict[str, Any] = {"max_viewers": max_viewers} if max_viewers else {}
-        await serve(journal, port=0, on_ready=lambda url: print(url, flush=True), **options)
+        if kind == "serve":
+            await serve(journal, port=0, on_ready=lambda url: print(url, flush=True), **options)
+        else:
+            listening = socket.create_server(("127.0.0.1", 0))
+            print(f"http://127.0.0.1:{listening.getsockname()[1]}/", flush=True)
+            config = uvicorn.Config(app(journal, **options), log_config=None)
+            await uvicorn.Server(config).serve(sockets=[listening])
         await running
 
 
@@ -80,11 +88,14 @@ def _is_socket(path: str) -> bool:
 
 
 @contextmanager
-def serving(log: Path, max_viewers: int = 0) -> Iterator[Server]:
-    """Start a server whose log goes to a file, and end it."""
+def serving(log: Path, max_viewers: int = 0, kind: str = "serve") -> Iterator[Server]:
+    """Start a server whose log goes to a file, and end it.
+
+    Its kind is ``serve``, or ``uvicorn`` for the app in a server as a user would run it.
+    """
     with log.open("w") as stderr:
         process = subprocess.Popen(
-            [sys.executable, __file__, "serve", str(max_viewers)],
+            [sys.executable, __file__, kind, str(max_viewers)],
             stdout=subprocess.PIPE,
             stderr=stderr,
             text=True,
@@ -136,8 +147,8 @@ def _measure(count: int, seconds: int) -> None:
 
 
 if __name__ == "__main__":
-    if sys.argv[1] == "serve":
+    if sys.argv[1] in ("serve", "uvicorn"):
         logging.basicConfig(level=logging.WARNING)
-        asyncio.run(_serve(int(sys.argv[2])))
+        asyncio.run(_serve(sys.argv[1], int(sys.argv[2])))
     else:
         _measure(int(sys.argv[1]), int(sys.argv[2]) if len(sys.argv) > 2 else 45)

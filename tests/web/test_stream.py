@@ -9,6 +9,7 @@ from typing import Any
 
 import httpx
 import pytest
+from sse_starlette.sse import AppStatus
 from web.runs import Gate, passing, slow
 from web.test_run_page import updates_in
 
@@ -166,6 +167,33 @@ async def test_beyond_max_viewers_a_stream_is_refused(make_client: Any, journal:
     assert ended.json() == {"more": False}
     assert page.status_code == 200
     assert updates_in(accepted.text)[-1]["end"] == "ended"
+
+
+async def test_when_the_server_stops_the_response_is_completed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    source, connection = EndlessUpdates(), Connection(takes=1_000_000)
+    serving = asyncio.create_task(connection.serve(source, Viewers(1)))
+    await asyncio.sleep(1)
+
+    monkeypatch.setattr(AppStatus, "should_exit", True)  # uvicorn's signal handler sets it
+    await asyncio.wait_for(serving, 10)
+
+    assert connection.is_done
+    assert source.is_closed
+
+
+async def test_a_request_for_the_head_of_a_stream_ends(make_client: Any, journal: Any) -> None:
+    gate = Gate()
+    running = asyncio.create_task(slow(gate).run(run_id="r", journal=journal))
+    await gate.has_started.wait()
+
+    answer = await make_client(app(journal)).head("/events/r")
+    gate.is_open.set()
+    await running
+
+    assert answer.status_code == 200
+    assert answer.headers["content-type"].startswith("text/event-stream")
 
 
 @pytest.mark.parametrize(("most", "error"), [(0, ValueError), (1.5, TypeError), (True, TypeError)])
