@@ -237,9 +237,13 @@ async def test_ids_that_take_long_to_compare_are_not_suggested(
 ) -> None:
     await passing().run(run_id="x" * length, journal=journal)
 
-    page = await make_client(app(journal)).get(f"/runs/{'x' * 59}y")
+    client = make_client(app(journal))
+
+    page = await client.get(f"/runs/{'x' * 59}y")
+    page_of_long_id = await client.get(f"/runs/{'x' * 60}y")
 
     assert ("Did you mean" in page.text) is suggests
+    assert "Did you mean" not in page_of_long_id.text
 
 
 async def test_the_stream_of_an_unknown_run_ends_as_gone(make_client: Any, journal: Any) -> None:
