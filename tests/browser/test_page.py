@@ -858,8 +858,10 @@ async def test_filters_and_zoom_survive_a_reload_and_can_be_linked(
     for _ in range(3):
         await page.get_by_label("Zoom in").first.click()
     await page.get_by_label("Zoom in").last.click()
-    await page.locator("#gantt-scroll").evaluate("(box) => { box.scrollLeft = 400; }")
     await page.wait_for_url(re.compile("find=a&.*&from=.*&graph="))
+    zoomed = page.url
+    await page.locator("#gantt-scroll").evaluate("(box) => { box.scrollLeft = 400; }")
+    await page.wait_for_url(lambda url: url != zoomed)
     before = await page.evaluate(SHOWN)
 
     await page.reload()
