@@ -12,6 +12,8 @@ from types import TracebackType
 from typing import Any, TypeAlias
 
 from asyncflow._core.context import current_attempt
+from asyncflow._core.results import to_restored_error
+from asyncflow._core.tracebacks import has_long_message
 from asyncflow._views.event_text import describe_event
 from asyncflow.events import (
     AttemptFailed,
@@ -177,8 +179,11 @@ def _exc_info(event: Event) -> _ExcInfo:
     """Return the final error of a step; for one that is retried the line is enough."""
     if not isinstance(event, StepFailed | StepCancelled) or event.error is None:
         return None
+    shown: BaseException = event.error
+    if has_long_message(shown):
+        shown = to_restored_error(shown)
     # Not the error itself: logging would ask for its truth value, which may raise.
-    return type(event.error), event.error, event.error.__traceback__
+    return type(shown), shown, event.error.__traceback__
 
 
 def _current_fields() -> dict[str, Any] | None:

@@ -16,7 +16,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, NoReturn, TypeVar, dataclass_transform, overload
 
-from asyncflow._core.errors import safe_text
+from asyncflow._core.value_size import safe_repr
 
 __all__ = ["derived", "made_by", "record", "replace", "show", "values_by_name"]
 
@@ -76,7 +76,7 @@ def values_by_name(data: Any) -> dict[str, Any]:
 
 def show(data: Any, values: dict[str, Any]) -> str:
     """Return the ``repr`` of a record that has these values."""
-    arguments = ", ".join(f"{name}={safe_text(repr, value)}" for name, value in values.items())
+    arguments = ", ".join(f"{name}={safe_repr(value)}" for name, value in values.items())
     return f"{type(data).__name__}({arguments})"
 
 

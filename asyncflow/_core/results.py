@@ -11,13 +11,21 @@ Rules:
 from __future__ import annotations
 
 import enum
-import traceback
 from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any, Literal, NamedTuple, TypeAlias
 
-from asyncflow._core.errors import RestoredError, StepCrashedError, StepTimeoutError, safe_text
+from asyncflow._core.errors import (
+    LONGEST_TEXT,
+    RestoredError,
+    StepCrashedError,
+    StepTimeoutError,
+    cut,
+    safe_text,
+)
 from asyncflow._core.record import record, show, values_by_name
+from asyncflow._core.tracebacks import full_traceback
+from asyncflow._core.value_size import safe_repr
 
 __all__ = [
     "REDACTED",
@@ -294,20 +302,23 @@ def with_note(result: StepResult, note: str) -> Exception:
 
 
 def to_restored_error(error: BaseException) -> RestoredError:
-    """Return the stand-in of an error: its type, its message, its traceback."""
+    """Return the stand-in of an error: its type, its message and its traceback, if long cut."""
     if isinstance(error, RestoredError):
         return error
     kind = type(error)
     try:
-        trace = "".join(traceback.format_exception(error))
+        trace = full_traceback(error)
     except Exception:  # as in safe_text
         trace = ""
-    return RestoredError(f"{kind.__module__}.{kind.__qualname__}", safe_text(str, error), trace)
+    message = cut(safe_text(str, error), LONGEST_TEXT)
+    return RestoredError(
+        f"{kind.__module__}.{kind.__qualname__}", message, cut(trace, LONGEST_TEXT)
+    )
 
 
 def picklable_output(value: object) -> object:
     """Return the value, or its stand-in if it would not survive pickling."""
-    return value if _is_picklable(value) else RestoredOutput(safe_text(repr, value))
+    return value if _is_picklable(value) else RestoredOutput(safe_repr(value))
 
 
 def _picklable_error(error: BaseException | None) -> BaseException | None:

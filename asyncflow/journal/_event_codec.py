@@ -14,12 +14,14 @@ from dataclasses import fields
 from typing import Any, NamedTuple, get_args
 
 from asyncflow._core.errors import (
+    LONGEST_TEXT,
     RestoredError,
     ResultRefusedError,
     RunCancelledError,
     StepCancelledError,
     StepCrashedError,
     StepTimeoutError,
+    cut,
     safe_text,
 )
 from asyncflow._core.results import Payload, StepStatus, to_restored_error
@@ -47,9 +49,6 @@ class EventRow(NamedTuple):
     data: bytes | None
     """The output if its codec is not JSON."""
 
-
-_LONGEST = 100_000
-"""How many characters are stored of an error's message, and of its traceback."""
 
 Details = dict[str, Any]
 
@@ -174,15 +173,18 @@ def _write_error(error: BaseException | None) -> Details | None:
     if error is None:
         return None
     restored = to_restored_error(error)
-    written: Details = {"type": restored.type_name, "message": _cut(restored.message)}
+    written: Details = {
+        "type": restored.type_name,
+        "message": cut(restored.message, LONGEST_TEXT),
+    }
     own = {name: getattr(error, name, None) for name in _OWN.get(type(error), ())}
     if own and all(isinstance(value, str | int | float) for value in own.values()):
         written["own"] = own
     else:
-        written["traceback"] = _cut(restored.traceback)
+        written["traceback"] = cut(restored.traceback, LONGEST_TEXT)
     notes = getattr(error, "__notes__", None)
     if notes and isinstance(notes, list):
-        written["notes"] = [safe_text(str, note) for note in notes]
+        written["notes"] = [cut(safe_text(str, note), LONGEST_TEXT) for note in notes]
     return written
 
 
@@ -200,12 +202,6 @@ def _read_error(written: Details | None) -> BaseException | None:
     for note in written.get("notes", ()):
         error.add_note(note)
     return error
-
-
-def _cut(text: str) -> str:
-    if len(text) <= _LONGEST:
-        return text
-    return f"{text[:_LONGEST]}… ({len(text) - _LONGEST} more characters)"
 
 
 def _write_inputs(inputs: Mapping[str, Payload]) -> Details:
