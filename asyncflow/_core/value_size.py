@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
+from functools import lru_cache
 from itertools import chain
 from typing import Any, Literal, TypeAlias
 
@@ -30,8 +31,8 @@ _TEXT = frozenset({str})
 _WORD = 2**64
 _MANY = 20
 
-_Seen: TypeAlias = dict[type, tuple[str, ...]]
-"""Types of values that are not plain, with the names of their fields."""
+_Seen: TypeAlias = set[type]
+"""Types of values that are not plain."""
 
 
 def extent(value: object, max_bytes: int) -> Extent:
@@ -42,7 +43,7 @@ def extent(value: object, max_bytes: int) -> Extent:
     """
     if type(value) in _CONSTANTS:
         return "plain"
-    seen: _Seen = {}
+    seen: _Seen = set()
     try:
         if _left_after((value,), max_bytes, seen) < 0:
             return "large"
@@ -61,6 +62,7 @@ def safe_repr(value: object) -> str:
     return f"<{kind.__name__}{count}, too {found} to be shown>"
 
 
+@lru_cache(256)  # a class may have been made for one pipeline
 def field_names(cls: Any) -> tuple[str, ...] | None:
     """Return the names of the fields of a class of dataclasses, attrs, msgspec or pydantic.
 
@@ -93,7 +95,7 @@ def _left_after(values: Iterable[Any], left: int, seen: _Seen) -> int:
             if _TEXT.issuperset(map(type, each)):
                 left = _left_after(each.values(), left - len("".join(each)), seen)
             else:
-                seen[dict] = ()
+                seen.add(dict)
                 left = _left_after(chain(each, each.values()), left, seen)
         elif kind is list:
             left -= 2 * len(each)
@@ -102,7 +104,7 @@ def _left_after(values: Iterable[Any], left: int, seen: _Seen) -> int:
                 left = count(each, left, seen)
         elif kind is float:
             if not math.isfinite(each):
-                seen[float] = ()
+                seen.add(float)
         elif kind not in _CONSTANTS:
             size, parts = _taken_apart(each, seen)
             left = _left_after(parts, left - size, seen)
@@ -133,10 +135,12 @@ def _left_after_many(values: Sequence[Any], left: int, seen: _Seen) -> int:
 def _taken_apart(value: Any, seen: _Seen) -> tuple[int, Iterable[Any]]:
     """Return what a value of a less common type counts by itself, and its parts."""
     kind = type(value)
-    if kind not in seen:
-        seen[kind] = field_names(kind) or ()
-    if names := seen[kind]:
-        parts = [_attribute(value, name) for name in (*names, "__pydantic_extra__")]
+    seen.add(kind)
+    names = field_names(kind)
+    if names is not None:
+        parts = [_attribute(value, name) for name in names]
+        if hasattr(kind, "__pydantic_root_model__"):
+            parts.append(_attribute(value, "__pydantic_extra__"))
         return sum(map(len, names)) + 4 * len(names), parts
     # The methods of the built-in types: what a subclass has in their place is not called.
     for base in (tuple, list, set, frozenset):

@@ -27,6 +27,7 @@ from hypothesis import strategies as st
 import asyncflow.journal._payload_codec
 from asyncflow._core.errors import PayloadError
 from asyncflow._core.results import REDACTED, Payload
+from asyncflow._core.value_size import field_names
 from asyncflow.journal._payload_codec import Codec, roundtrip_difference
 
 SUBJECT = "the output of step 'load'"
@@ -230,6 +231,7 @@ def test_the_codec_keeps_no_type_of_a_dropped_pipeline_alive() -> None:
     del made
     for number in range(asyncflow.journal._payload_codec._DECODERS):
         roundtrip(number, typing.Literal[number], codec)  # type: ignore[valid-type]
+        field_names(type("Other", (), {}))
     gc.collect()
 
     assert gone() is None
