@@ -163,7 +163,10 @@ class _RunLog:
             **{name: getattr(event, name) for name in _EVENT_FIELDS if hasattr(event, name)},
         }
         line = describe_event(event, self._attempts.get(step))
-        self._logger.log(level, "%s", line, extra=extra, exc_info=_exc_info(event))
+        exc_info = _exc_info(event)
+        if exc_info is not None and has_long_message(exc_info[1]):  # logging would write all of it
+            line, exc_info = f"{line}\n{to_restored_error(exc_info[1]).traceback}", None
+        self._logger.log(level, "%s", line, extra=extra, exc_info=exc_info)
 
     def _level_of(self, event: Event) -> int:
         if isinstance(event, StepFailed):
@@ -179,11 +182,8 @@ def _exc_info(event: Event) -> _ExcInfo:
     """Return the final error of a step; for one that is retried the line is enough."""
     if not isinstance(event, StepFailed | StepCancelled) or event.error is None:
         return None
-    shown: BaseException = event.error
-    if has_long_message(shown):
-        shown = to_restored_error(shown)
     # Not the error itself: logging would ask for its truth value, which may raise.
-    return type(shown), shown, event.error.__traceback__
+    return type(event.error), event.error, event.error.__traceback__
 
 
 def _current_fields() -> dict[str, Any] | None:

@@ -6,7 +6,6 @@ A table says of each field how its value is written, how it is read, and what it
 from __future__ import annotations
 
 import json
-import math
 import reprlib
 import sys
 from collections import Counter
@@ -14,7 +13,7 @@ from collections.abc import Callable, Iterable, Mapping
 from itertools import repeat
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
-from asyncflow._core.errors import RestoredError, safe_text
+from asyncflow._core.errors import RestoredError
 from asyncflow._core.record import replace
 from asyncflow._core.results import (
     Attempt,
@@ -25,6 +24,7 @@ from asyncflow._core.results import (
     to_restored_error,
     visible_output,
 )
+from asyncflow._core.value_size import MOST_BYTES, extent, safe_repr
 
 if TYPE_CHECKING:
     from asyncflow._core.report import RunReport
@@ -107,9 +107,9 @@ def _refusal(place: str, problem: str) -> ValueError:
 def _output_to_json(output: object) -> dict[str, object]:
     if type(output) is RestoredOutput:  # written as its text again, so that no trip adds to it
         return {"output_repr": output.text}
-    if _is_plain_json(output):
+    if extent(output, MOST_BYTES) == "plain" and _is_writable(output):
         return {"output": output}
-    return {"output_repr": safe_text(repr, output)}
+    return {"output_repr": safe_repr(output)}
 
 
 def _output_from_json(document: dict[str, Any], where: str) -> object:
@@ -118,21 +118,18 @@ def _output_from_json(document: dict[str, Any], where: str) -> object:
     return _value(document, "output", where)
 
 
-def _is_plain_json(value: Any, levels: int = 100) -> bool:
-    """Whether JSON gives the value back equal. Exact types only: no method of it is called.
+def _is_writable(value: Any, levels: int = 100) -> bool:
+    """Whether Python writes a plain value as JSON.
 
-    A value that is nested deeper than that many levels, or without end, is written as its ``repr``.
+    A value that is nested deeper than that many levels is written as its ``repr``.
     """
     kind = type(value)
     if kind is dict:
-        return all(type(key) is str for key in value) and _is_plain_json([*value.values()], levels)
+        return _is_writable([*value.values()], levels)
     if kind is list:
-        return levels > 0 and all(map(_is_plain_json, value, repeat(levels - 1)))
-    if kind is float:
-        return math.isfinite(value)
-    if kind is int:
-        return int(value).bit_length() <= 2_000  # Python writes no much longer ones in decimal
-    return value is None or kind in (bool, str)
+        return levels > 0 and all(map(_is_writable, value, repeat(levels - 1)))
+    # Python writes no much longer integers in decimal.
+    return kind is not int or value.bit_length() <= 2_000
 
 
 def _plain(words: str, *types: type) -> _Kind:

@@ -13,6 +13,7 @@ from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from functools import lru_cache
 from itertools import chain
+from sys import getrefcount
 from typing import Any, Literal, TypeAlias
 
 from asyncflow._core.errors import cut, safe_text
@@ -31,8 +32,20 @@ _TEXT = frozenset({str})
 _WORD = 2**64
 _MANY = 20
 
-_Seen: TypeAlias = set[type]
-"""Types of values that are not plain."""
+_UNSHARED = 3
+"""The references to a value in a loop, if one object refers to it."""
+
+
+class _Found:
+    """What is known of the parts of a value."""
+
+    __slots__ = ("others", "shared")
+
+    def __init__(self) -> None:
+        self.others: set[type] = set()
+        """The types of those that are not plain."""
+        self.shared: dict[int, tuple[object, int]] = {}
+        """What containers count, by their ids; and they themselves, so that they stay."""
 
 
 def extent(value: object, max_bytes: int) -> Extent:
@@ -43,13 +56,13 @@ def extent(value: object, max_bytes: int) -> Extent:
     """
     if type(value) in _CONSTANTS:
         return "plain"
-    seen: _Seen = set()
+    found = _Found()
     try:
-        if _left_after((value,), max_bytes, seen) < 0:
+        if _left_after((value,), max_bytes, found) < 0:
             return "large"
     except RecursionError:
         return "deep"
-    return "other" if seen else "plain"
+    return "other" if found.others else "plain"
 
 
 def safe_repr(value: object) -> str:
@@ -81,7 +94,7 @@ def field_names(cls: Any) -> tuple[str, ...] | None:
     return None
 
 
-def _left_after(values: Iterable[Any], left: int, seen: _Seen) -> int:
+def _left_after(values: Iterable[Any], left: int, found: _Found) -> int:
     """Return how much of a budget the values leave: something below 0 if that is exceeded."""
     for each in values:
         kind = type(each)
@@ -90,30 +103,44 @@ def _left_after(values: Iterable[Any], left: int, seen: _Seen) -> int:
         elif kind is int:
             if not -_WORD < each < _WORD:
                 left -= each.bit_length() >> 2  # it has more decimal digits
-        elif kind is dict:
-            left -= 5 * len(each)
-            if _TEXT.issuperset(map(type, each)):
-                left = _left_after(each.values(), left - len("".join(each)), seen)
+        elif kind is dict or kind is list or kind is tuple:
+            if getrefcount(each) == _UNSHARED:
+                left = _left_after_parts(each, left, found)
+            elif id(each) in found.shared:
+                left -= found.shared[id(each)][1]
             else:
-                seen.add(dict)
-                left = _left_after(chain(each, each.values()), left, seen)
-        elif kind is list:
-            left -= 2 * len(each)
-            if left >= 0:
-                count = _left_after if len(each) < _MANY else _left_after_many
-                left = count(each, left, seen)
+                before = left
+                left = _left_after_parts(each, left, found)
+                found.shared[id(each)] = each, before - left
         elif kind is float:
             if not math.isfinite(each):
-                seen.add(float)
+                found.others.add(float)
         elif kind not in _CONSTANTS:
-            size, parts = _taken_apart(each, seen)
-            left = _left_after(parts, left - size, seen)
+            size, parts = _taken_apart(each, found)
+            left = _left_after(parts, left - size, found)
         if left < 0:
             break
     return left
 
 
-def _left_after_many(values: Sequence[Any], left: int, seen: _Seen) -> int:
+def _left_after_parts(value: Any, left: int, found: _Found) -> int:
+    """Do what `_left_after` does, for one dictionary, list or tuple."""
+    kind = type(value)
+    if kind is dict:
+        left -= 5 * len(value)
+        if _TEXT.issuperset(map(type, value)):
+            return _left_after(value.values(), left - len("".join(value)), found)
+        found.others.add(dict)
+        return _left_after(chain(value, value.values()), left, found)
+    if kind is tuple:
+        found.others.add(tuple)
+    left -= 2 * len(value)
+    if left < 0 or len(value) < _MANY:
+        return _left_after(value, left, found)
+    return _left_after_many(value, left, found)
+
+
+def _left_after_many(values: Sequence[Any], left: int, found: _Found) -> int:
     """Do what `_left_after` does, some times faster if all values are rows, or are numbers."""
     kinds = {*map(type, values)}
     if kinds == {dict}:
@@ -122,20 +149,20 @@ def _left_after_many(values: Sequence[Any], left: int, seen: _Seen) -> int:
             return left - size
         if _TEXT.issuperset(map(type, chain.from_iterable(values))):
             size += sum(map(len, chain.from_iterable(values)))
-            return _left_after(chain.from_iterable(map(dict.values, values)), left - size, seen)
+            return _left_after(chain.from_iterable(map(dict.values, values)), left - size, found)
     if kinds == {int}:
         from array import array  # it takes a while to import, and few values need it
 
         with suppress(OverflowError):
             array("q", values)
             return left
-    return _left_after(values, left, seen)
+    return _left_after(values, left, found)
 
 
-def _taken_apart(value: Any, seen: _Seen) -> tuple[int, Iterable[Any]]:
+def _taken_apart(value: Any, found: _Found) -> tuple[int, Iterable[Any]]:
     """Return what a value of a less common type counts by itself, and its parts."""
     kind = type(value)
-    seen.add(kind)
+    found.others.add(kind)
     names = field_names(kind)
     if names is not None:
         parts = [_attribute(value, name) for name in names]
@@ -143,7 +170,7 @@ def _taken_apart(value: Any, seen: _Seen) -> tuple[int, Iterable[Any]]:
             parts.append(_attribute(value, "__pydantic_extra__"))
         return sum(map(len, names)) + 4 * len(names), parts
     # The methods of the built-in types: what a subclass has in their place is not called.
-    for base in (tuple, list, set, frozenset):
+    for base in (set, frozenset, list, tuple):
         if issubclass(kind, base):
             return 2 * base.__len__(value), base.__iter__(value)
     if issubclass(kind, dict):

@@ -173,15 +173,12 @@ def _write_error(error: BaseException | None) -> Details | None:
     if error is None:
         return None
     restored = to_restored_error(error)
-    written: Details = {
-        "type": restored.type_name,
-        "message": cut(restored.message, LONGEST_TEXT),
-    }
+    written: Details = {"type": restored.type_name, "message": restored.message}
     own = {name: getattr(error, name, None) for name in _OWN.get(type(error), ())}
     if own and all(isinstance(value, str | int | float) for value in own.values()):
         written["own"] = own
     else:
-        written["traceback"] = cut(restored.traceback, LONGEST_TEXT)
+        written["traceback"] = restored.traceback
     notes = getattr(error, "__notes__", None)
     if notes and isinstance(notes, list):
         written["notes"] = [cut(safe_text(str, note), LONGEST_TEXT) for note in notes]
