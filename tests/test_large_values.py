@@ -96,7 +96,9 @@ LARGE = [
 ]
 
 
-@pytest.mark.parametrize(("values", "found"), [(PLAIN, "plain"), (OTHER, "other"), (LARGE, "large")])
+@pytest.mark.parametrize(
+    ("values", "found"), [(PLAIN, "plain"), (OTHER, "other"), (LARGE, "large")]
+)
 def test_a_value_is_counted_against_a_budget(values: list[object], found: Extent) -> None:
     assert [extent(value, 1_000) for value in values] == [found] * len(values)
 
@@ -151,7 +153,9 @@ def test_a_pickle_may_refer_to_the_same_object_often() -> None:
     assert payload.codec == "cloudpickle"
     assert len(payload.data) < 1_000
     stored = StepSucceeded("a", 1, 1.0, pickle.loads(payload.data))
-    assert event_json(StoredEvent(1, stored))["output"] == {"repr": "<list of 10, too large to be shown>"}
+    assert event_json(StoredEvent(1, stored))["output"] == {
+        "repr": "<list of 10, too large to be shown>"
+    }
 
 
 def test_a_report_with_a_billion_references_can_be_written() -> None:
@@ -213,7 +217,9 @@ def test_a_long_message_is_cut_wherever_it_is_shown(number: int) -> None:
 
 
 def test_a_line_says_how_much_of_a_message_it_lacks() -> None:
-    report = report_of(failed("a", ValueError("x" * LENGTH)), failed("b", ValueError("one\n" * LENGTH)))
+    report = report_of(
+        failed("a", ValueError("x" * LENGTH)), failed("b", ValueError("one\n" * LENGTH))
+    )
 
     first, second = str(report).splitlines()[1:3]
 

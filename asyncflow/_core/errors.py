@@ -11,8 +11,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable
-from functools import partial
-from types import MethodType
 from typing import Literal, TypeAlias
 
 __all__ = [
@@ -35,7 +33,6 @@ __all__ = [
     "StepCrashedError",
     "StepTimeoutError",
     "TimeoutKind",
-    "callable_name",
     "cut",
     "describe_error",
     "describe_fully",
@@ -421,14 +418,3 @@ def name_suffix(function: object) -> str:
     """Return the name of a function after a blank, or nothing if it has none, as a lambda."""
     name = getattr(function, "__name__", "")
     return f" {name}" if name.isidentifier() else ""
-
-
-def callable_name(function: object) -> str:
-    """Return what a callable is called, without the arguments or the object that it is bound to.
-
-    Those may be secret, so its ``repr`` must not be shown.
-    """
-    while isinstance(function, partial | MethodType):
-        function = function.func if isinstance(function, partial) else function.__func__
-    named = function if isinstance(getattr(function, "__qualname__", None), str) else type(function)
-    return f"{named.__module__}.{named.__qualname__}"  # type: ignore[attr-defined]

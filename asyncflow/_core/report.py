@@ -292,6 +292,19 @@ class RunReport(Mapping[str, StepResult]):
 
         return cls(**load(text))
 
+    @classmethod
+    def __get_pydantic_core_schema__(cls, source: object, handler: object) -> Any:
+        """Let pydantic, and so FastAPI, write a report as `to_json` does."""
+        from asyncflow._core.report_json import pydantic_schema
+
+        return pydantic_schema(cls)
+
+    @classmethod
+    def __get_pydantic_json_schema__(cls, schema: object, handler: object) -> dict[str, Any]:
+        from asyncflow._core.report_json import json_schema
+
+        return json_schema(cls)
+
     def to_mermaid(self) -> str:
         """Return the pipeline as a Mermaid flowchart that shows how each step ended.
 

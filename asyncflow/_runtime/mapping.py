@@ -103,7 +103,8 @@ class MapRunner:
             if failure is not None:
                 emit(StepFailed(step.name, 0, now_ms(), failure))
             elif is_complete and self._have_all_succeeded(node, items):
-                success = StepSucceeded(step.name, 0, now_ms(), [item.output for item in items])
+                outputs = [item.output for item in items]
+                success = StepSucceeded(step.name, 0, now_ms(), outputs, secret=step.secret)
                 emit(success, self._runner.as_stored(node, success))
             else:
                 emit(step_cancelled(state, node, now_ms(), error))
@@ -113,7 +114,7 @@ class MapRunner:
             self._host.settled(node)
             # The traceback of an error may keep this frame, which must not lead back to it.
             del self, emit, state, now_ms
-            error = failure = items = None
+            error = failure = items = outputs = None
 
     def give_up(self) -> None:
         """Wait for no more items: the state may be wrong, so that they never end."""

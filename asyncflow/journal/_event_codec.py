@@ -24,7 +24,7 @@ from asyncflow._core.errors import (
     cut,
     safe_text,
 )
-from asyncflow._core.results import Payload, StepStatus, to_restored_error
+from asyncflow._core.results import REDACTED, Payload, StepStatus, to_restored_error
 from asyncflow.events import AttemptStarted, Event, RunStarted, StepSucceeded
 
 __all__ = ["EventRow", "column_of", "event_of", "from_column", "is_storable", "row_of"]
@@ -92,6 +92,7 @@ def event_of(row: Sequence[Any]) -> Event:
     values: Details = {}
     if cls is StepSucceeded:
         values["output"] = _output_of(codec, payload, data)
+        values["secret"] = values["output"] == REDACTED
     elif payload is not None:
         values = json.loads(payload)
         for name, (_, read) in _CONVERSIONS.items():

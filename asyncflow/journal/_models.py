@@ -86,7 +86,7 @@ def model_from_json(cls: type, data: Any, **names: bool) -> Any:
         if not hasattr(error, "errors"):
             raise
         found = error.errors(include_url=False, include_context=False, include_input=False)
-    raise ModelError(f"it is no {cls.__name__}: {'; '.join(map(_in_words, found))}")
+    raise ModelError(f"not a valid {cls.__name__}: {'; '.join(map(_in_words, found))}")
 
 
 def _in_words(error: dict[str, Any]) -> str:

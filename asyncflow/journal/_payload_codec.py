@@ -65,7 +65,6 @@ _model_encoder = msgspec.json.Encoder(enc_hook=to_plain)
 _untyped = msgspec.json.Decoder()
 
 
-
 class Codec:
     """How one journal encodes values.
 
@@ -261,7 +260,9 @@ def _no_client_hint(subject: str) -> str:
 def _way_out(subject: str, hint: Any, has_models: bool, decoder: object) -> str:
     """Return what to do if a value does not come back equal."""
     if hint is Any:
-        annotate = "the parameter that takes it" if _is_input(subject) else "what the action returns"
+        annotate = (
+            "the parameter that takes it" if _is_input(subject) else "what the action returns"
+        )
         return f"annotate {annotate}"
     if has_models and decoder is _untyped:
         return f"{_give(subject)} one model that contains it, such as a RootModel of the annotation"

@@ -166,7 +166,12 @@ def test_a_value_that_would_come_back_different_is_refused(
     [
         ({1}, Any, "annotate what the action returns", "annotate the parameter that takes it"),
         *(
-            (value, hint, "return plain data, a dataclass or a", "give plain data, a dataclass or a")
+            (
+                value,
+                hint,
+                "return plain data, a dataclass or a",
+                "give plain data, a dataclass or a",
+            )
             for value in (object(), Text("x"))
             for hint in (Any, object)
         ),
