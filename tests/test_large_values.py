@@ -22,14 +22,13 @@ from asyncflow import RunReport, WorkflowStep, run_pipeline
 from asyncflow._core.errors import LONGEST_LINE, LONGEST_TEXT, PayloadError, describe_fully
 from asyncflow._core.tracebacks import format_error, has_long_message
 from asyncflow._core.value_size import Extent, extent, safe_repr
-from asyncflow.events import StepFailed
+from asyncflow.events import StepFailed, StepSucceeded
 from asyncflow.journal import SQLiteJournal
 from asyncflow.journal._event_codec import row_of
 from asyncflow.journal._payload_codec import Codec
+from asyncflow.journal._queries import StoredEvent
 from asyncflow.logs import LoggingObserver
 from asyncflow.web._routes import event_json
-from asyncflow.journal._queries import StoredEvent
-from asyncflow.events import StepSucceeded
 
 MEGABYTE = 2**20
 

@@ -152,14 +152,14 @@ def test_the_refusal_of_an_action_shows_no_argument() -> None:
         WorkflowStep("a", partial(send, SECRET, threading.Lock()), runs_in="process")
     assert SECRET not in str(caught.value)
 
-    declared = Pipeline("p")
+    declared, bound = Pipeline("p"), after(partial(send, SECRET))
 
     @declared.step
-    async def takes(value: Any = after(partial(send, SECRET))) -> None: ...
+    async def takes(value: Any = bound) -> None: ...
 
     with pytest.raises(ValueError, match="depends on send, which is not a step") as refused:
         declared.orchestrator()
-    assert SECRET not in str(refused.value) + repr(after(partial(send, SECRET)))
+    assert SECRET not in str(refused.value) + repr(bound)
 
 
 async def test_a_refused_secret_is_not_in_the_error() -> None:
@@ -243,7 +243,9 @@ async def test_pydantic_writes_and_reads_a_report_as_its_json() -> None:
     again = adapter.validate_json(text)
     assert again.to_json() == report.to_json()
     assert adapter.dump_python(report) is report
-    assert TypeAdapter(StepResult).validate_python(json.loads(text)["results"][0]) == again["log_in"]
+    assert (
+        TypeAdapter(StepResult).validate_python(json.loads(text)["results"][0]) == again["log_in"]
+    )
     with pytest.raises(ValidationError, match="not the JSON of a report: run_id is missing"):
         adapter.validate_python({})
 

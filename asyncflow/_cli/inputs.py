@@ -98,6 +98,8 @@ def _check_names(steps: tuple[WorkflowStep, ...], names: Mapping[str, object]) -
 
 def _from_json(name: str, value: Any, kind: Any) -> Any:
     try:
+        if hasattr(kind, "__pydantic_validator__"):  # a dataclass of pydantic too
+            return model_from_json(kind, value)
         return msgspec.convert(value, kind, str_keys=True, dec_hook=_other_value)
     except Exception as error:  # a user's type may raise anything
         raise _wrong_type(name, kind, error) from None
@@ -132,10 +134,10 @@ def _other_value(kind: type, value: Any) -> Any:
 
 def _wrong_type(name: str, kind: Any, error: Exception | None = None) -> click.UsageError:
     # Other errors may contain the value.
-    is_safe = str(error).startswith("Expected") or isinstance(
+    is_of_model = isinstance(error, ModelError) or isinstance(
         getattr(error, "__cause__", None), ModelError
     )
-    why = f": {error}" if is_safe else ""
+    why = f": {error}" if is_of_model or str(error).startswith("Expected") else ""
     return click.UsageError(f"input {name!r} must be {_accepted(kind)}{why}")
 
 
@@ -174,7 +176,7 @@ def _as_json(kind: Any, arguments: tuple[Any, ...]) -> str:
     if not isinstance(kind, type):
         return ""
     if is_model(kind):
-        return "" if kind.__pydantic_root_model__ else "as a JSON object"
+        return "" if getattr(kind, "__pydantic_root_model__", False) else "as a JSON object"
     if issubclass(kind, Mapping) or is_dataclass(kind) or hasattr(kind, "__struct_fields__"):
         return "as a JSON object"
     if not issubclass(kind, Collection) or issubclass(kind, str | bytes):

@@ -253,8 +253,8 @@ class _Builder:
         of = f"step {step!r}" if parameter is None else f"parameter {parameter!r} of step {step!r}"
         if names:
             raise ValueError(
-                f"{of} depends on {_label(source)}, which pipeline {self._pipeline!r} includes several "
-                f"times; name one of {', '.join(map(repr, names))} in depends_on"
+                f"{of} depends on {_label(source)}, which pipeline {self._pipeline!r} includes "
+                f"several times; name one of {', '.join(map(repr, names))} in depends_on"
             )
         raise self._unknown(of, source, parameter)
 

@@ -14,9 +14,9 @@ from collections.abc import Callable, Iterable
 from typing import Literal, TypeAlias
 
 __all__ = [
-    "ActionNotAwaitableError",
     "LONGEST_LINE",
     "LONGEST_TEXT",
+    "ActionNotAwaitableError",
     "CyclicDependencyError",
     "HangError",
     "IllegalEventError",
@@ -382,7 +382,7 @@ def describe_fully(error: BaseException) -> str:
 
 
 def cut(text: str, limit: int) -> str:
-    """Return the text; of one that is longer than a limit, the beginning and how much is missing."""
+    """Return the text; of a longer one, the beginning and how many characters are missing."""
     if len(text) <= limit:
         return text
     return f"{text[:limit]}… ({len(text) - limit:,} more characters)"

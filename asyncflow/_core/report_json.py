@@ -195,8 +195,13 @@ def _plain(words: str, *types: type) -> _Kind:
 
 
 _SCHEMA_TYPES = {
-    **{str: "string", int: "integer", float: "number", bool: "boolean", list: "array"},
-    **{dict: "object", type(None): "null"},
+    str: "string",
+    int: "integer",
+    float: "number",
+    bool: "boolean",
+    list: "array",
+    dict: "object",
+    type(None): "null",
 }
 
 _TEXT = _plain("text", str)

@@ -9,7 +9,7 @@ least two bytes, a text its length.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from functools import lru_cache
 from itertools import chain
@@ -75,12 +75,7 @@ def safe_repr(value: object) -> str:
     return f"<{kind.__name__}{count}, too {found} to be shown>"
 
 
-@lru_cache(256)  # a class may have been made for one pipeline
-def field_names(cls: Any) -> tuple[str, ...] | None:
-    """Return the names of the fields of a class of dataclasses, attrs, msgspec or pydantic.
-
-    ``None`` if it is none of these.
-    """
+def _field_names(cls: Any) -> tuple[str, ...] | None:
     if hasattr(cls, "__dataclass_fields__"):
         import dataclasses  # the class has imported it
 
@@ -92,6 +87,11 @@ def field_names(cls: Any) -> tuple[str, ...] | None:
     if hasattr(cls, "__attrs_attrs__"):
         return tuple(field.name for field in cls.__attrs_attrs__)
     return None
+
+
+field_names: Callable[[type], tuple[str, ...] | None] = lru_cache(256)(_field_names)
+"""Return the names of the fields of a class of dataclasses, attrs, msgspec or pydantic; ``None`` if
+it is none of these. The cache is small, because a class may have been made for one pipeline."""
 
 
 def _left_after(values: Iterable[Any], left: int, found: _Found) -> int:

@@ -103,8 +103,9 @@ class MapRunner:
             if failure is not None:
                 emit(StepFailed(step.name, 0, now_ms(), failure))
             elif is_complete and self._have_all_succeeded(node, items):
-                outputs = [item.output for item in items]
-                success = StepSucceeded(step.name, 0, now_ms(), outputs, secret=step.secret)
+                success = StepSucceeded(
+                    step.name, 0, now_ms(), [item.output for item in items], secret=step.secret
+                )
                 emit(success, self._runner.as_stored(node, success))
             else:
                 emit(step_cancelled(state, node, now_ms(), error))
@@ -114,7 +115,7 @@ class MapRunner:
             self._host.settled(node)
             # The traceback of an error may keep this frame, which must not lead back to it.
             del self, emit, state, now_ms
-            error = failure = items = outputs = None
+            error = failure = items = None
 
     def give_up(self) -> None:
         """Wait for no more items: the state may be wrong, so that they never end."""

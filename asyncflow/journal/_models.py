@@ -70,7 +70,7 @@ def model_from_json(cls: type, data: Any, **names: bool) -> Any:
     """Return the model of decoded JSON, validated as JSON, where dates and the like are text.
 
     Args:
-        cls: Its class.
+        cls: Its class, which may be a dataclass of pydantic.
         data: The decoded JSON.
         names: ``by_alias`` and ``by_name``; without them, as the model is configured.
 
@@ -78,10 +78,10 @@ def model_from_json(cls: type, data: Any, **names: bool) -> Any:
         ModelError: It is not valid.
         NotImplementedError: The class is no model.
     """
-    if not is_model(cls):
+    if not hasattr(cls, "__pydantic_validator__"):
         raise NotImplementedError(f"{cls.__name__} is not supported")
     try:
-        return cls.__pydantic_validator__.validate_json(_encoder.encode(data), **names)  # type: ignore[attr-defined]
+        return cls.__pydantic_validator__.validate_json(_encoder.encode(data), **names)
     except ValueError as error:
         if not hasattr(error, "errors"):
             raise

@@ -217,8 +217,16 @@ def private_of(value: Any) -> Private:
         (Shouting(name="a"), Shouting, "'a!' would come back as 'a!!', at .name"),
         (Left(left_out=3), Left, "3 would come back as 0, at .left_out"),
         (Hidden(password="x"), Hidden, "at .password"),  # type: ignore[arg-type]
-        (Line.model_construct(article="a", count="3"), Line, "str would come back as int, at .count"),
-        (Line.model_construct(article="a", count="x"), Line, "not a valid Line: count: Input should"),
+        (
+            Line.model_construct(article="a", count="3"),
+            Line,
+            "str would come back as int, at .count",
+        ),
+        (
+            Line.model_construct(article="a", count="x"),
+            Line,
+            "not a valid Line: count: Input should",
+        ),
         (Holding(lock=threading.Lock()), Holding, "it can't be written as JSON"),
         (private_of(3), Private, "int would come back as NoneType, at ._lock"),
         (Open.model_construct(more=(1,)), Open, "tuple would come back as list, at .more"),
@@ -296,9 +304,7 @@ async def test_a_resumed_run_has_real_models(journal: SQLiteJournal) -> None:
     assert received[0].model_fields_set == {"article"}
     assert after.inputs == {"line": LINE}
     with pytest.raises(ValueError, match="was started with another input 'line'"):
-        await run_pipeline(
-            first, journal=journal, run_id="r", inputs={"line": Line(sku="b")}
-        )
+        await run_pipeline(first, journal=journal, run_id="r", inputs={"line": Line(sku="b")})
 
 
 async def test_a_model_that_has_changed_is_named_with_its_step(journal: SQLiteJournal) -> None:
