@@ -269,7 +269,9 @@ class RunReport(Mapping[str, StepResult]):
         """Return the report as JSON text.
 
         An output that JSON would not give back equal (a tuple, a set, a date, an object) appears
-        as its ``repr``; an error as its type, its message and its formatted traceback.
+        as its ``repr``, and one of more than 10 MB as a note; an error as its type, its message and
+        its formatted traceback, of each of which 100,000 characters at most. pydantic, and so
+        FastAPI, writes the same of a report.
 
         Args:
             indent: How many spaces to indent each level by; ``None`` (the default) for one line.

@@ -83,9 +83,10 @@ def model_from_json(cls: type, data: Any, **names: bool) -> Any:
     try:
         return cls.__pydantic_validator__.validate_json(_encoder.encode(data), **names)
     except ValueError as error:
-        if not hasattr(error, "errors"):
+        details: Any = error
+        if not hasattr(details, "errors"):
             raise
-        found = error.errors(include_url=False, include_context=False, include_input=False)
+        found = details.errors(include_url=False, include_context=False, include_input=False)
     raise ModelError(f"not a valid {cls.__name__}: {'; '.join(map(_in_words, found))}")
 
 
