@@ -226,6 +226,14 @@ def test_a_line_says_how_much_of_a_message_it_lacks() -> None:
     assert second.endswith("ValueError: one")
 
 
+def test_an_error_whose_message_cannot_be_read_has_no_long_one() -> None:
+    class Refusing(Exception):
+        def __getattribute__(self, name: str) -> Any:
+            raise RuntimeError(name)
+
+    assert not has_long_message(Refusing())
+
+
 async def test_a_step_with_a_long_message_fails_with_the_error_as_raised() -> None:
     async def fail() -> None:
         raise ValueError("x" * LENGTH)

@@ -378,6 +378,7 @@ def test_models_are_made_of_json(shell: Shell, more: tuple[str, ...]) -> None:
             "input 'lines' must be list[models.Line], as a JSON array: not a valid Line: count: "
             "Field required - at `$[1]`\n",
         ),
+        ('{"tags": ["\\ud800"]}', "input 'tags' must be Tags\n"),
         (
             '{"tags": [1]}',
             "input 'tags' must be Tags: not a valid Tags: 0: Input should be",

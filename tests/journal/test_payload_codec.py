@@ -112,6 +112,8 @@ NOON = datetime.datetime(2024, 6, 1, 12, tzinfo=datetime.UTC)
         (7, "an unresolved name"),
         ([7], collections.abc.Iterable[int]),  # unknown to msgspec
         ([7], object),
+        ([7, "x"], list[object]),
+        ([7], list[Exception]),
         (7, lambda: None),
     ],
 )
