@@ -33,7 +33,7 @@ _WORD = 2**64
 _MANY = 20
 
 _UNSHARED = 3
-"""The references to a value in a loop, if one object refers to it."""
+"""The most references to the value of a loop, if only one object refers to it."""
 
 
 class _Found:
@@ -104,7 +104,7 @@ def _left_after(values: Iterable[Any], left: int, found: _Found) -> int:
             if not -_WORD < each < _WORD:
                 left -= each.bit_length() >> 2  # it has more decimal digits
         elif kind is dict or kind is list or kind is tuple:
-            if getrefcount(each) == _UNSHARED:
+            if getrefcount(each) <= _UNSHARED:
                 left = _left_after_parts(each, left, found)
             elif id(each) in found.shared:
                 left -= found.shared[id(each)][1]
