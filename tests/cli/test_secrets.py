@@ -42,7 +42,7 @@ def test_no_command_shows_a_secret(shell: Shell, journal: tuple[str, ...]) -> No
     shell.write("secrets_.py", PIPELINE)
     run = ("run", "secrets_:logins", "--input", "password=hunter2-marker", "--html", "a.html")
     shown = [
-        shell(*run, *journal, "--traceback", exits=1),
+        shell(*run, *journal, "--log-level", "DEBUG", exits=1),
         shell(*run, *journal, "--json", exits=1),
         shell("plan", "secrets_:logins"),
     ]
