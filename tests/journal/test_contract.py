@@ -940,7 +940,7 @@ async def test_another_journal_takes_over_a_run_whose_lease_has_expired(
     session = await opened(first)
     session.append(started())
     await session.flush()
-    database.query("UPDATE leases SET expires_at = 1")
+    database.expire_leases()
 
     again = await opened(second)
     session.append(attempt())
@@ -968,7 +968,8 @@ async def test_a_session_of_a_closed_loop_is_released(make_journal: Make, databa
     await session.close()
 
 
-async def test_closing_a_journal_fails_its_active_runs(journal: Any) -> None:
+async def test_closing_a_journal_fails_its_active_runs(make_journal: Make) -> None:
+    journal = make_journal(close_timeout_s=0)
     session = await opened(journal)
     failed = asyncio.get_running_loop().create_future()
     session.watch(failed.set_result)
@@ -1559,7 +1560,7 @@ async def test_an_active_run_is_not_forgotten(
         await journal.forget("r")
     assert await stored_events(journal) == [started()]
 
-    database.query("UPDATE leases SET expires_at = 1")
+    database.expire_leases()
     await journal.forget("r")
     session.append(attempt())
     with pytest.raises(LeaseLostError):
