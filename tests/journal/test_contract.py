@@ -21,7 +21,7 @@ from typing import Any
 import pytest
 import uvloop
 
-from asyncflow import RestoredOutput, RunReport
+from asyncflow import RestoredOutput, RunReport, WorkflowStep, run_pipeline
 from asyncflow._core.errors import (
     HangError,
     JournalError,
@@ -966,6 +966,97 @@ async def test_a_session_of_a_closed_loop_is_released(make_journal: Make, databa
     session = await asyncio.wait_for(opened(journal, wait=True), 20)
 
     await session.close()
+
+
+# --- leases that were given up -------------------------------------------------------------------
+
+
+class full_disk:
+    """Let every write of a journal fail inside a ``with`` block, also the release of a lease."""
+
+    def __init__(self, journal: Any) -> None:
+        self._store = journal._store
+
+    def __enter__(self) -> None:
+        for name in ("write", "release", "renew", "claim"):
+            setattr(self._store, name, self._fail)
+
+    def __exit__(self, *_: object) -> None:
+        for name in ("write", "release", "renew", "claim"):
+            delattr(self._store, name)
+
+    def _fail(self, *_: object) -> None:
+        raise JournalError("x", "the disk is full")
+
+
+@pytest.mark.parametrize("own", [True, False])
+async def test_a_run_that_this_process_gave_up_is_free_to_it_at_once(
+    make_journal: Make, own: bool
+) -> None:
+    journal, other = make_journal(lease_s=600), make_journal()
+    session = await opened(journal)
+    session.append(started())
+    await session.flush()
+    with full_disk(journal):
+        session.append(attempt())
+        with pytest.raises(JournalError, match="the disk is full"):
+            await session.close()
+        with pytest.raises(JournalError, match="the disk is full"):
+            await opened(journal)
+    assert [orphan.run_id for orphan in await other.orphans()] == ["r"]
+    assert await other.cancel("r") is False
+
+    again = await opened(journal if own else other)
+
+    session.append(attempt(2))  # the session that was given up writes no more
+    with pytest.raises(JournalError, match="the disk is full"):
+        await session.close()
+    with pytest.raises(RunAlreadyActiveError):
+        await opened(other)
+    again.append(attempt(7))
+    await again.close()
+    assert await stored_events(journal) == [started(), attempt(7)]
+
+
+async def test_a_run_that_still_cleans_up_is_not_free(make_journal: Make) -> None:
+    journal, other = make_journal(), make_journal()
+    refused = []
+
+    async def act() -> None:
+        disk.__enter__()
+        try:
+            await asyncio.sleep(3_600)
+        finally:
+            disk.__exit__()
+            for each in (journal, other):
+                with pytest.raises(RunAlreadyActiveError):
+                    await opened(each)
+                refused.append(each)
+
+    disk = full_disk(journal)
+    steps = [WorkflowStep("a", act), WorkflowStep("b", lambda: asyncio.sleep(0.01))]
+    with pytest.raises(JournalError, match="the disk is full"):
+        await run_pipeline(steps, journal=journal, run_id="r")
+    assert refused == [journal, other]
+
+    with pytest.raises(ZeroDivisionError):
+        await other.open("r", wait=False, read=lambda _: 1 / 0)
+
+
+async def test_a_journal_that_is_closed_has_given_up_its_runs(make_journal: Make) -> None:
+    journal, other = make_journal(lease_s=600, close_timeout_s=0), make_journal()
+    session = await opened(journal)
+    await journal.aclose()
+    with pytest.raises(RunAlreadyActiveError):
+        await opened(other)  # the run may still clean up
+
+    with pytest.raises(JournalError, match="closed while run 'r' was running"):
+        await session.close()
+
+    await (await opened(other)).close()
+
+
+# --- closing a journal ---------------------------------------------------------------------------
 
 
 async def test_closing_a_journal_fails_its_active_runs(make_journal: Make) -> None:

@@ -172,9 +172,9 @@ async def test_a_run_resumes_when_its_files_are_put_back(path: Path, suffixes: l
 
     async with SQLiteJournal(path) as journal:
         for _ in range(2):  # it makes no new journal where the old one was
-            with pytest.raises(JournalError, match="was moved or deleted|is missing, but"):
+            with pytest.raises(JournalError, match=r"was moved or deleted|is missing, but"):
                 await run()
-        with pytest.raises(JournalError, match="was moved or deleted|is missing, but"):
+        with pytest.raises(JournalError, match=r"was moved or deleted|is missing, but"):
             await journal.runs()
         assert path.exists() is False
         put_back(path, *suffixes)
