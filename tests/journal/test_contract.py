@@ -408,6 +408,36 @@ async def test_a_reader_that_misses_events_is_refused(journal: Any) -> None:
     await (await opened(journal)).close()  # the claim was released
 
 
+async def test_a_lease_lost_before_its_events_are_read_is_reported_as_lost(
+    make_journal: Make, database: Any
+) -> None:
+    first, second = make_journal(), make_journal()
+    await store_run(first, "r")
+    reading, proceed = threading.Event(), threading.Event()
+    events = first._reader.store.events
+
+    def read_late(*args: Any) -> Any:
+        reading.set()
+        assert proceed.wait(20)
+        return events(*args)
+
+    first._reader.store.events = read_late
+    opening = asyncio.create_task(opened(first))
+    await wait_until(reading.is_set)
+    database.expire_leases()
+    session = await opened(second)
+    session.append(attempt())
+    await session.flush()
+    proceed.set()
+
+    with pytest.raises(LeaseLostError, match="another process has taken over run 'r'"):
+        await opening
+
+    session.append(attempt(2))  # the other owner goes on
+    await session.close()
+    assert await stored_events(second) == [started(), attempt(), attempt(2)]
+
+
 async def test_opening_a_run_fails_if_the_journal_is_closed_between_claim_and_read(
     journal: Any,
 ) -> None:
@@ -1088,7 +1118,8 @@ async def test_closing_a_journal_fails_a_run_that_is_being_opened(journal: Any) 
         await opening
 
 
-async def test_closing_a_journal_fails_a_run_that_is_being_read(journal: Any) -> None:
+async def test_closing_a_journal_fails_a_run_that_is_being_read(make_journal: Make) -> None:
+    journal = make_journal(close_timeout_s=0)
     await store_run(journal, "r")
     reading, proceed = threading.Event(), threading.Event()
 

@@ -14,6 +14,7 @@ from psycopg.pq import TransactionStatus
 from asyncflow._core.errors import JournalError, RunAlreadyActiveError
 from asyncflow._core.results import Payload
 from asyncflow.events import AttemptStarted, StepSucceeded
+from asyncflow.journal import _postgres_connection
 from asyncflow.journal._event_codec import row_of
 from asyncflow.journal._postgres import PostgresStore
 from asyncflow.journal._postgres_connection import Postgres
@@ -291,6 +292,48 @@ def test_a_transaction_commits_the_valid_runs_and_reports_the_lost_leases(
     assert writing.result() == {("b", b): None}
     assert positions(store, "a") == [1]
     assert positions(store, "b") == []
+
+
+# --- the clock of the server ----------------------------------------------------------------------
+
+
+@pytest.fixture
+def jump(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[int], None]]:
+    """Return what lets the clock of the server jump, as stores see it."""
+    clock = _postgres_connection._NOW
+
+    def jump(seconds: int) -> None:
+        monkeypatch.setattr(_postgres_connection, "_NOW", f"({clock} + {seconds})")
+        _postgres_connection._translated.cache_clear()
+
+    yield jump
+    _postgres_connection._translated.cache_clear()
+
+
+def test_a_jump_of_the_servers_clock_forwards_frees_the_run_of_a_live_process_which_is_fenced(
+    store: PostgresStore, make_store: MakeStore, jump: Callable[[int], None]
+) -> None:
+    other, token = make_store(), store.claim("r", MINE)
+    jump(3_600)
+
+    theirs = other.claim("r", TAKEOVER)
+
+    assert store.write(lambda: [batch("r", token, 1)]) == {("r", token): None}
+    assert other.write(lambda: [batch("r", theirs, 1)]) == {}
+
+
+def test_a_jump_of_the_servers_clock_backwards_prolongs_a_lease_until_it_is_renewed(
+    store: PostgresStore, make_store: MakeStore, jump: Callable[[int], None]
+) -> None:
+    other, token = make_store(), store.claim("r", MINE)
+    jump(-3_600)
+    with pytest.raises(RunAlreadyActiveError):
+        other.claim("r", MINE)
+    assert store.renew([("r", token)], 30.0) == set()
+
+    jump(-3_600 + 31)
+
+    assert other.claim("r", MINE) == token + 1
 
 
 # --- processes and servers that hang --------------------------------------------------------------
