@@ -58,7 +58,9 @@ class DatabaseFile:
         self.target = path
         """Where the path leads. SQLite puts the WAL there."""
         self._lock = threading.Lock()
+        self._wal = self._shm = ""
         self._ids: list[_FileId] = []
+        self._quick_ids = (0, 0, 0, 0)
         self._problem = ""
         self._attached: list[Callable[[], object]] = []
 
@@ -122,7 +124,10 @@ class DatabaseFile:
             if self._attached:
                 self._compare(name)
             else:
+                self._wal, self._shm = f"{self.target}-wal", f"{self.target}-shm"
                 self._ids = [_id(os.stat(f"{self.target}{suffix}")) for suffix in _SUFFIXES]
+                main, wal, shm = self._ids
+                self._quick_ids = (*main, wal[1], shm[1])
             self._attached.append(let_go)
 
     def detach(self, let_go: Callable[[], object]) -> None:
@@ -155,11 +160,16 @@ class DatabaseFile:
         """Return the size of the WAL."""
         if self._problem:
             raise DatabaseChangedError(name, self._problem)
-        with suppress(OSError):
-            main = os.stat(self.path)
-            wal, shm = os.stat(f"{self.target}-wal"), os.stat(f"{self.target}-shm")
-            if main.st_size and [_id(main), _id(wal), _id(shm)] == self._ids:
+        stat = os.stat  # every transaction passes here twice
+        try:
+            main, wal, shm = stat(self.path), stat(self._wal), stat(self._shm)
+            if (
+                main.st_size
+                and (main.st_dev, main.st_ino, wal.st_ino, shm.st_ino) == self._quick_ids
+            ):
                 return wal.st_size
+        except OSError:
+            pass
         raise self._failure(name, self._difference())
 
     def _failure(self, name: str, problem: str) -> DatabaseChangedError:
