@@ -251,7 +251,7 @@ class SQLJournal:
         ended = await self._read(self._reader.store.ended, age_s, ended_as)
         count = 0
         for run_ids in _transactions(ended):
-            count += await self._write(self._store.prune, run_ids, age_s)
+            count += await self._write(self._worker.call, self._store.prune, run_ids, age_s)
         return count
 
     async def forget(self, run_id: str) -> None:
@@ -264,7 +264,7 @@ class SQLJournal:
         """
         await self._check_id(run_id)
         await self._read(self._reader.record, run_id)
-        await self._write(self._store.forget, run_id, self._claim)
+        await self._write(self._worker.call, self._store.forget, run_id, self._claim)
 
     async def _check_id(self, run_id: str) -> None:
         check_text("run_id", run_id)
@@ -422,8 +422,8 @@ class SQLJournal:
         if self._write_thread.has_started and not self._closed:
             ended: concurrent.futures.Future[None] = concurrent.futures.Future()
             blocked = _running_loop()
-            self._write_thread.submit(self._worker.wait, ended, current_run(), blocked)
-            with suppress(TimeoutError):
+            with suppress(TimeoutError, JournalError):  # another thread has closed it
+                self._write_thread.submit(self._worker.wait, ended, current_run(), blocked)
                 ended.result(self._close_timeout_s)
         self._join()
         return self._worker.given_up.copy()

@@ -26,7 +26,6 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable
-from contextlib import suppress
 from weakref import WeakValueDictionary
 
 from asyncflow.journal._store import DatabaseChangedError

@@ -93,7 +93,7 @@ def is_dead(process: str) -> bool:
 def _known(process: str) -> dict[str, object]:
     try:
         known = json.loads(process)
-    except ValueError:
+    except (ValueError, TypeError):
         known = None
     return known if isinstance(known, dict) else {}  # another version wrote it
 

@@ -143,10 +143,9 @@ class JournalWorker:
         claim, process = new_claim(self._claim.process)
         held_claims.add(claim)  # before the database has it, or another journal could take it
         try:
-            token = self.store.claim(run_id, self._claim._replace(process=process))
-        except BaseException as error:
+            token = self.call(self.store.claim, run_id, self._claim._replace(process=process))
+        except BaseException:
             held_claims.discard(claim)
-            self._end_if_changed(error)
             raise
         lease = Lease(run_id, token, loop, claim, within)
         lease.valid_until = requested_at + self._claim.lease_s
@@ -155,7 +154,7 @@ class JournalWorker:
             self._poll_at = requested_at + self._poll_s
         self._leases[run_id, lease.token] = self._claimed[run_id] = lease
         try:
-            lease.committed = self.store.last_position(run_id)
+            lease.committed = self.call(self.store.last_position, run_id)
         except BaseException:
             self.release(lease)
             raise
@@ -164,7 +163,7 @@ class JournalWorker:
     def release(self, lease: Lease) -> None:
         """Release a lease without writing events. If that fails, the lease expires."""
         with suppress(JournalError):
-            self.store.release(lease.run_id, lease.token)
+            self.call(self.store.release, lease.run_id, lease.token)
         self._let_go(lease)
 
     def _let_go(self, lease: Lease) -> None:
@@ -247,11 +246,8 @@ class JournalWorker:
             self._renew(now)
         if self._leases and now >= self._poll_at:
             self._poll_at = now + self._poll_s
-            try:
-                self._request_cancel(self.store.cancelled())
-            except Exception as error:
-                # If anything else matters, renewing or writing fails as well.
-                self._end_if_changed(error)
+            with suppress(Exception):  # if that matters, renewing or writing fails as well
+                self._request_cancel(self.call(self.store.cancelled))
         self._report_ends()  # a loop may have stopped
         due = min(self._renew_at, self._poll_at)
         return max(0.0, due - time.monotonic()) if self._leases else None
@@ -280,6 +276,14 @@ class JournalWorker:
                 problem = f"the lease of run {lease.run_id!r} could not be renewed: "
                 self._end(lease, JournalError(error.journal, problem + error.problem))
 
+    def call(self, method: Callable[..., T], *args: Any) -> T:
+        """Call a method of the store, and end all leases if it finds that the database changed."""
+        try:
+            return method(*args)
+        except DatabaseChangedError as error:
+            self._end_if_changed(error)
+            raise
+
     def _end_if_changed(self, error: BaseException) -> None:
         """End all leases if they are not in the database that is there now."""
         if isinstance(error, DatabaseChangedError):
@@ -300,11 +304,7 @@ class JournalWorker:
         Raises:
             JournalError: The database fails.
         """
-        try:
-            token = self.store.cancel(run_id, self._claim)
-        except DatabaseChangedError as error:
-            self._end_if_changed(error)
-            raise
+        token = self.call(self.store.cancel, run_id, self._claim)
         if token is not None:
             self._request_cancel([(run_id, token)])
         return token is not None
@@ -320,10 +320,8 @@ class JournalWorker:
 
     def check(self) -> None:
         """End all leases, and disconnect, if another database has taken the place of this one."""
-        try:
-            self.store.cancelled()
-        except Exception as error:
-            self._end_if_changed(error)
+        with suppress(Exception):  # what else matters recurs
+            self.call(self.store.cancelled)
 
     def wait(
         self,
