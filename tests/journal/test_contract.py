@@ -653,6 +653,21 @@ async def test_a_claim_is_released_if_its_caller_is_cancelled_right_after_it(
     await (await opened(journal)).close()
 
 
+async def test_a_claim_is_free_if_its_caller_is_cancelled_after_the_journal_is_closed(
+    make_journal: Make,
+) -> None:
+    journal = make_journal()
+    opening = asyncio.create_task(opened(journal))
+    await asyncio.sleep(0)  # the claim is submitted
+    journal._write_thread.submit(int).result(20)  # and made
+    assert journal.close() == ["r"]
+    opening.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await opening
+
+    await (await opened(make_journal())).close()
+
+
 async def test_a_claim_is_released_if_its_coroutine_is_closed(journal: Any) -> None:
     opening = journal.open("r", wait=False, read=list)
     opening.send(None)

@@ -136,7 +136,8 @@ async def test_a_second_caller_does_not_get_the_run(path: Path, game: str, own: 
             await rival.open("r", wait=False, read=list)
 
     async def act() -> None:
-        play(path)
+        # Between two transactions: a WAL that is cut within one is filled up again.
+        await asyncio.wrap_future(journal._write_thread.submit(play, path))
         claiming = asyncio.create_task(claim())
         try:
             await asyncio.sleep(3_600)  # until the journal notices
