@@ -363,9 +363,9 @@ class JournalWorker:
         self.given_up += sorted(lease.run_id for lease in active)
         if active:
             _log.warning(
-                "journal %s: closed while %d runs were active, which are stored as running: %s; "
+                "journal %s: closed before these runs had ended, which are stored as running: %s; "
                 "start them again to resume them",
-                *(self.name, len(active), ", ".join(map(repr, self.given_up))),
+                *(self.name, ", ".join(map(repr, self.given_up))),
             )
         for lease in active:
             problem = f"it was closed while run {lease.run_id!r} was running"
