@@ -10,6 +10,7 @@ from typing import Any
 
 from asyncflow._core.errors import (
     JournalError,
+    LeaseLostError,
     PayloadError,
     RunNotFoundError,
     describe_fully,
@@ -20,10 +21,10 @@ from asyncflow._core.report import RunReport
 from asyncflow._core.results import REDACTED, REDACTED_OUTPUT, Payload, RestoredOutput
 from asyncflow.events import Event, RunFinished, RunResumed, RunStarted, StepSucceeded
 from asyncflow.journal._event_codec import from_column
+from asyncflow.journal._machine import is_void
 from asyncflow.journal._payload_codec import Codec
 from asyncflow.journal._queries import RunFilter, RunRecord, StoredEvent
 from asyncflow.journal._store import RunRow, Store
-from asyncflow.journal._worker import is_dead
 
 __all__ = ["JournalReader"]
 
@@ -50,9 +51,17 @@ class JournalReader:
         """Return the events of a claimed run, whose last position is known.
 
         Raises:
-            JournalError: The last position is another one: the database that is read lags behind.
+            LeaseLostError: There are more: another process has claimed the run meanwhile.
+            JournalError: There are fewer: the database that is read lags behind.
         """
         stored = self.store.events(run_id)
+        if stored and stored[-1][0] > last:
+            raise LeaseLostError(
+                self._name,
+                f"another process has taken over run {run_id!r} while this one was reading its "
+                "events, because this one did not renew its lease in time: it stood still; "
+                "nothing was done here, and the other process continues the run",
+            )
         if not stored or stored[-1][0] != last:
             seen = stored[-1][0] if stored else 0
             raise JournalError(
@@ -155,7 +164,7 @@ class JournalReader:
 
 def _record_of(row: RunRow) -> RunRecord:
     status: Any = row.status
-    orphaned = status == "running" and (row.owner is None or is_dead(row.process or ""))
+    orphaned = status == "running" and (row.owner is None or is_void(row.process or ""))
     pipeline = from_column(row.pipeline)
     return RunRecord(
         row.run_id,
