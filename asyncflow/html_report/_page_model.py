@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Iterable, Iterator
+from itertools import pairwise
 from typing import NamedTuple
 
 from asyncflow._core.errors import escape_controls
@@ -113,6 +114,7 @@ class PageModel:
         self.path = view.critical_path(now_ms)
         self.timeline = Timeline.until(now_ms)
         self._is_critical = frozenset(self.path)
+        self._critical_edges = frozenset(pairwise(self.path))
         self._outputs = self._within_limits()
         failed = max(view.counts[StepStatus.FAILED] + view.counts[StepStatus.CANCELLED], 1)
         self._trace_limit = _within(_ALL_TRACES // failed, _TRACE)
@@ -183,6 +185,10 @@ class PageModel:
     def is_critical(self, name: str) -> bool:
         """Whether a step is on the critical path."""
         return name in self._is_critical
+
+    def is_critical_edge(self, first: str, last: str) -> bool:
+        """Whether the critical path leads straight from one step to the other."""
+        return (first, last) in self._critical_edges
 
     def duration(self, step: StepView) -> float | None:
         """Return how long a step has taken so far, in milliseconds."""

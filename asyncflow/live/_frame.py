@@ -362,8 +362,8 @@ def columns_for(width: int, tier: int, name: int) -> Columns:
         return Columns(0, 1, max(width - 13, 1), 0, 9)
     status, lasted = 11, 9
     rest = width - tier - status - lasted - 6
-    # At 80 columns a note has 29 cells: "next attempt in 3 s (2 of 3)".
-    name = min(name, max(16, min(rest * 9 // 20, rest - 31)))
+    # At 80 columns a name has 17 cells, and a note 28: "next attempt in 3 s (2 of 3)".
+    name = min(name, max(17, min(rest * 9 // 20, rest - 30)))
     note = rest - name - 2
     if note < 12:
         name, note = rest, -2

@@ -54,7 +54,7 @@ _MEANINGS = {
 }
 """The legend, by field of `_Glyphs`."""
 
-_MIN_TICK_CELLS = 9
+_MIN_TICK_CELLS = 11
 _MAX_TICKS = 10
 
 

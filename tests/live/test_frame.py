@@ -101,14 +101,14 @@ class TestGoldenRun:
 WAITING = """\
 nightly import  run nightly-2026-01-01
 tier 1  ✓ SUCCESS    extract                                             900 ms
-        ▷ RUNNING    rates             next attempt in 1 s (3 of 3)…      1.5 s
+        ▷ RUNNING    rates              next attempt in 1 s (3 of 3…      1.5 s
         ✓ SUCCESS    token                                                50 ms
-        ⊘ SKIPPED    archive           its condition was false
+        ⊘ SKIPPED    archive            its condition was false
 tier 2  ○ PENDING    validate
-        ○ PENDING    normalis…ster_v2
+        ○ PENDING    normalis…ister_v2
 tier 3  ○ PENDING    fetch
         ○ PENDING    index
-        ○ PENDING    <script>…script>
+        ○ PENDING    <script>…/script>
 tier 4  ○ PENDING    load
 tier 5  ○ PENDING    notify
 tier 6  ○ PENDING    tidy
@@ -117,17 +117,17 @@ tier 6  ○ PENDING    tidy
 
 AT_THE_END = """\
 nightly import  run nightly-2026-01-01 · resumed
-tier 1  ✓ SUCCESS    extract           reused                            900 ms
-        ✓ SUCCESS    rates             reused, attempt 3 of 3             2.6 s
-        ✓ SUCCESS    token             reused                             50 ms
-        ⊘ SKIPPED    archive           its condition was false
-tier 2  ✓ SUCCESS    validate          reused                            400 ms
-        ✓ SUCCESS    normalis…ster_v2  attempt 2 of 2                     1.9 s
-tier 3  ■ CANCELLED  fetch             step "<script>alert('step')<…     900 ms
-        ✓ SUCCESS    index             reused                            0.4 ms
-        ✗ FAILED     <script>…script>  ValueError: </pre><script>al…     399 ms
-tier 4  ⊘ SKIPPED    load              step "<script>alert('step')<…
-tier 5  ⊘ SKIPPED    notify            step "<script>alert('step')<…
+tier 1  ✓ SUCCESS    extract            reused                           900 ms
+        ✓ SUCCESS    rates              reused, attempt 3 of 3            2.6 s
+        ✓ SUCCESS    token              reused                            50 ms
+        ⊘ SKIPPED    archive            its condition was false
+tier 2  ✓ SUCCESS    validate           reused                           400 ms
+        ✓ SUCCESS    normalis…ister_v2  attempt 2 of 2                    1.9 s
+tier 3  ■ CANCELLED  fetch              step "<script>alert('step')…     900 ms
+        ✓ SUCCESS    index              reused                           0.4 ms
+        ✗ FAILED     <script>…/script>  ValueError: </pre><script>a…     399 ms
+tier 4  ⊘ SKIPPED    load               step "<script>alert('step')…
+tier 5  ⊘ SKIPPED    notify             step "<script>alert('step')…
 tier 6  ✓ SUCCESS    tidy                                                 97 ms
 stopped because step "<script>alert('st…')</script>" failed and fail_fast is on
 ━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━  12 of 12 steps
@@ -136,9 +136,9 @@ stopped because step "<script>alert('st…')</script>" failed and fail_fast is o
 IN_ASCII = """\
 nightly import  run nightly-2026-01-01 - resumed
 tiers 1-2  v 5 succeeded  - 1 skipped
-tier 3     > RUNNING    fetch             ###---------  1 of 4 items     801 ms
-           v SUCCESS    index             reused                         0.4 ms
-           > RUNNING    <script>~script>  attempt 2 of 2                 302 ms
+tier 3     > RUNNING    fetch              ##---------  1 of 4 items     801 ms
+           v SUCCESS    index              reused                        0.4 ms
+           > RUNNING    <script>~/script>  attempt 2 of 2                302 ms
 tiers 4-6  o 3 pending
 #####################################---------------------------  7 of 12 steps
 > RUNNING  4.8 s   v 6 succeeded  > 2 running  - 1 skipped  o 3 pending"""

@@ -359,6 +359,31 @@ def test_the_graph_shows_each_status_as_symbol_word_and_class() -> None:
     assert len(edges) == sum(map(len, view.dependencies.values()))
 
 
+def test_critical_edges_are_the_consecutive_pairs_of_the_critical_path() -> None:
+    names = ["extract", "check", "load"]
+    run = RunStarted("r", 0.0, {"extract": (), "check": ("extract",), "load": ("check", "extract")})
+    events: list[Event] = [run]
+    for at, name in enumerate(names):
+        events += [
+            AttemptStarted(name, 1, at * 10.0),
+            StepSucceeded(name, 1, at * 10.0 + 9.0, None),
+        ]
+    view = RunView(events)
+    html = sections(view, event_log(events), now_ms=view.at_ms)["dag"]
+
+    edges = {
+        (names[int(edge["data-f"] or 0)], names[int(edge["data-t"] or 0)]): edge["class"]
+        for edge in Parsed(html).tags("path")
+    }
+
+    assert view.critical_path(view.at_ms) == names
+    assert edges == {
+        ("extract", "check"): "edge critical",
+        ("check", "load"): "edge critical",
+        ("extract", "load"): "edge",
+    }
+
+
 def test_the_details_of_a_step_show_each_attempt_and_the_output() -> None:
     text = section("details", GOLDEN)
 

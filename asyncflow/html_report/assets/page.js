@@ -316,7 +316,7 @@ const tickText = (ms, step) => {
   if (ms < 1e3) return format(ms, "ms");
   const decimals = Math.max(0, Math.ceil(-Math.log10(step / 1e3) - 1e-9));
   if (ms < 6e4) return format(ms / 1e3, "s", decimals);
-  const parts = [[864e5, "d"], [36e5, "h"], [6e4, "m"]], found = [];
+  const parts = [[864e5, "d"], [36e5, "h"], [6e4, "min"]], found = [];
   let left = ms;
   for (const [size, unit] of parts) {
     const count = Math.floor(left / size + 1e-9);
