@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import heapq
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from itertools import pairwise
 from typing import NamedTuple
@@ -12,7 +13,16 @@ from asyncflow._core.results import STATUS_SYMBOLS, StepStatus
 from asyncflow._core.step_view import StepView
 from asyncflow._views.preview import Preview, error_trace, error_words, preview
 from asyncflow._views.run_view import RunView
-from asyncflow.html_report._timeline import TierBand, Timeline, TimelineRow, bars_of, running_at
+from asyncflow.html_report._timeline import (
+    LAYERS,
+    TierBand,
+    Timeline,
+    TimelineRow,
+    bars_of,
+    icons_of,
+    outcome_layers,
+    running_at,
+)
 
 __all__ = [
     "RUN_BADGES",
@@ -265,7 +275,9 @@ class PageModel:
 
     def row(self, step: StepView) -> TimelineRow:
         """Return the row of a step or an item."""
-        return TimelineRow(step, bars_of(step, self.timeline, self.now_ms))
+        bars = bars_of(step, self.timeline, self.now_ms)
+        layers = outcome_layers(step, self.timeline.span_ms, self.now_ms)
+        return TimelineRow(step, bars, icons_of(bars), layers)
 
     def strip(self, steps: Iterable[StepView]) -> ConcurrencyStrip:
         """Return how many attempts of steps, or of their items, ran at once."""
@@ -283,6 +295,18 @@ class PageModel:
         """Return how many of its items that have begun have which status."""
         tally = step.tally
         return [self.status(each, tally[each]) for each in STATUS_SYMBOLS if tally[each]]
+
+    def item_attempts(self, step: StepView) -> str:
+        """Return how the attempts of its items ended: ``206 attempts: 200 succeeded, 6 failed``."""
+        items = (step.items or {}).values()
+        ends = Counter[str](each.end or "running" for item in items for each in item.attempts)
+        number = ends.total()
+        parts = ", ".join(f"{ends[end]} {end}" for end in reversed(LAYERS) if ends[end])
+        return f"{number} {'attempt' if number == 1 else 'attempts'}: {parts}"
+
+    def retries(self, step: StepView) -> int:
+        """Return how many attempts of its items were not the first one."""
+        return sum(max(len(item.attempts) - 1, 0) for item in (step.items or {}).values())
 
     def items(self, step: StepView) -> list[StepView]:
         """Return its items that are shown, in order: first of all those that went wrong."""

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 from golden_run import EVENTS_BEFORE_CRASH, GOLDEN, HOSTILE, LONG, SECRET
+from mapped_run import mapped_run
 
 from asyncflow import (
     Attempt,
@@ -25,6 +26,7 @@ from asyncflow import (
     WorkflowStep,
     run_pipeline,
 )
+from asyncflow._core.record import replace
 from asyncflow._views.run_view import RunView
 from asyncflow.events import (
     AttemptFailed,
@@ -656,6 +658,31 @@ def test_many_items_are_capped_with_the_failed_ones_first() -> None:
         assert "[19]" in text
         assert "[20]" not in text
     assert "30 of 1000 items that have begun are shown" in details
+
+
+@pytest.mark.parametrize(
+    ("retried", "items", "attempts"),
+    [
+        (False, "200 items: ✓ 194 ✗ 6 show 30", "200 attempts: 194 succeeded, 6 failed"),
+        (True, "200 items: ✓ 200 ↻ 6 retries show 30", "206 attempts: 200 succeeded, 6 failed"),
+    ],
+)
+def test_a_mapped_step_counts_failures_and_retries(
+    retried: bool, items: str, attempts: str
+) -> None:
+    text = section("gantt", mapped_run(6, retried=retried))
+
+    assert items in text
+    assert f"all items: 2.0 s, from 0 ms to 2.0 s; {attempts}" in text
+
+
+def test_many_mapped_steps_with_many_failures_make_a_small_page() -> None:
+    events: list[Event] = [started(*(f"s{number}" for number in range(40)))]
+    for number in range(40):
+        run = mapped_run(100, retried=True)[1:-1]
+        events += [replace(event, step=f"s{number}") for event in run]
+
+    assert len(to_html(events).encode()) < 2_000_000
 
 
 # Pages of reports.

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import itertools
 import math
+import re
 
 import pytest
 from golden_run import GOLDEN, LONG
 from hypothesis import given
 from hypothesis import strategies as st
+from mapped_run import mapped_run
 
+from asyncflow import StepTimeoutError
 from asyncflow._views.axis import ticks
 from asyncflow._views.run_view import RunView
 from asyncflow.events import (
@@ -17,12 +20,22 @@ from asyncflow.events import (
     AttemptStarted,
     Event,
     LoopBlocked,
+    MapStarted,
     RunFinished,
     RunStarted,
     StepCancelled,
+    StepFailed,
     StepSucceeded,
+    ThreadAbandoned,
 )
-from asyncflow.html_report._timeline import Bar, Timeline, bars_of, running_at
+from asyncflow.html_report._timeline import (
+    Bar,
+    Timeline,
+    bars_of,
+    icons_of,
+    outcome_layers,
+    running_at,
+)
 
 SPAN_MS = 5000.5
 
@@ -191,6 +204,100 @@ def test_a_tenth_of_a_millisecond_is_distinguishable_even_in_a_week(span_ms: flo
     assert timeline.at(0.6) - timeline.at(0.5) == pytest.approx(0.1 / span_ms * 100, rel=0.2)
 
 
+# Icons.
+
+
+def test_an_icon_that_the_next_one_would_cover_is_crowded() -> None:
+    error = ValueError("no")
+    view = view_of(
+        AttemptStarted("a", 1, 0.0),
+        AttemptFailed("a", 1, 500.0, error, 0.0),
+        AttemptStarted("a", 2, 500.0),
+        AttemptFailed("a", 2, 900.0, error, 0.0),
+        AttemptStarted("a", 3, 900.0),
+        ThreadAbandoned("a", 3, 905.0),
+        AttemptFailed("a", 3, 905.0, StepTimeoutError("a", 3, 5.0, "attempt"), 0.0),
+        AttemptStarted("a", 4, 905.0),
+        StepFailed("a", 4, 1000.0, error),
+    )
+
+    icons = icons_of(bars(view, "a"))
+
+    assert [(icon.kind, icon.left, icon.attempt, icon.is_crowded) for icon in icons] == [
+        ("failed", 50.0, 1, False),
+        ("failed", 90.0, 2, True),
+        ("timed out", 90.5, 3, False),
+        ("abandoned", 90.5, 3, False),
+        ("failed", 100.0, 4, False),
+    ]
+
+
+# The layers of a mapped step.
+
+
+def layers_of(events: list[Event]) -> dict[str, str]:
+    view = RunView(events)
+    layers = outcome_layers(view.steps["fetch"], view.at_ms, view.at_ms)
+    return {layer.end: layer.path for layer in layers}
+
+
+def area_below(path: str) -> float:
+    """Return which share of its bar a layer covers, the lower layers included."""
+    area = x = 0.0
+    y = 1.0
+    for corner in re.findall(r"H([^HVZ]+)V([^HVZ]+)", path):
+        area += (float(corner[0]) - x) * (1 - y)
+        x, y = map(float, corner)
+    return area
+
+
+@pytest.mark.parametrize("retried", [False, True])
+def test_6_failures_in_206_attempts_take_a_small_share_of_a_bar(retried: bool) -> None:
+    layers = layers_of(mapped_run(6, retried=retried))
+
+    assert [*layers] == ["succeeded", "failed"]
+    assert 0.006 <= area_below(layers["failed"]) < 0.02
+    assert area_below(layers["succeeded"]) > 0.9
+
+
+def test_a_failure_stays_visible_among_thousands_of_short_attempts() -> None:
+    layers = layers_of(mapped_run(1, retried=False, items=20_000))
+
+    assert area_below(layers["failed"]) >= 0.25 / 250
+    assert len(layers["succeeded"]) < 5_000
+
+
+def test_layers_stand_on_each_other_in_the_order_of_severity() -> None:
+    ends: list[Event] = [
+        StepFailed("fetch", 1, 50.0, ValueError("no"), 0),
+        StepFailed("fetch", 1, 50.0, StepTimeoutError("fetch[1]", 1, 50.0, "attempt"), 1),
+        StepCancelled("fetch", 1, 50.0, "", None, 2),
+        StepSucceeded("fetch", 1, 50.0, None, 3),
+    ]
+    events: list[Event] = [RunStarted("r", 0.0, {"fetch": ()}), MapStarted("fetch", 0.0, 5)]
+    events += [AttemptStarted("fetch", 1, 0.0, item=item) for item in range(5)]
+
+    view = RunView([*events, *ends])
+    layers = outcome_layers(view.steps["fetch"], 100.0, 100.0)
+
+    assert [(layer.end, area_below(layer.path)) for layer in layers] == [
+        ("succeeded", 0.6),  # a failure is at least a quarter high: more than fits
+        ("running", pytest.approx(0.55)),
+        ("cancelled", pytest.approx(0.35)),
+        ("timed out", 0.25),
+        ("failed", 0.125),
+    ]
+
+
+def test_a_step_that_is_not_mapped_or_has_not_begun_has_no_layers() -> None:
+    step = RunView(GOLDEN).steps["load"]
+    assert outcome_layers(step, 1.0, 1.0) == ()
+
+    step.items = {}
+
+    assert outcome_layers(step, 1.0, 1.0) == ()
+
+
 # The concurrency strip.
 
 
@@ -239,7 +346,10 @@ def test_a_strip_of_many_attempts_keeps_its_peaks_in_few_points() -> None:
         (1300.0, ["0", "200 ms", "400 ms", "600 ms", "800 ms", "1.0 s", "1.2 s"]),
         (4000.0, ["0", "500 ms", "1.0 s", "1.5 s", "2.0 s", "2.5 s", "3.0 s", "3.5 s", "4.0 s"]),
         (100_000.0, ["0", "15 s", "30 s", "45 s", "1 min", "1 min 15 s", "1 min 30 s"]),
-        (4 * 3.6e6, ["0", "30 min", "1 h", "1 h 30 min", "2 h", "2 h 30 min", "3 h", "3 h 30 min", "4 h"]),
+        (
+            4 * 3.6e6,
+            ["0", "30 min", "1 h", "1 h 30 min", "2 h", "2 h 30 min", "3 h", "3 h 30 min", "4 h"],
+        ),
         (86.4e6 * 3, ["0", "12 h", "1 d", "1 d 12 h", "2 d", "2 d 12 h", "3 d"]),
     ],
 )

@@ -132,7 +132,7 @@ addEventListener("click", (event) => {
   if (number === undefined) return;
   if (!link && (target.tagName === "ARTICLE" || String(getSelection()))) return;
   if (link) event.preventDefault();
-  const of = event.target.closest(".bar, a[data-a], tr[data-a]")?.dataset.a ?? "0";
+  const of = event.target.closest(".bar, .icon, a[data-a], tr[data-a]")?.dataset.a ?? "0";
   choose(number, of === "0" ? null : of);
 });
 
@@ -254,6 +254,7 @@ const applyGantt = () => {
   const box = $("gantt-scroll");
   if (!box) return;
   box.firstElementChild.style.setProperty("--zoom", zooms.gantt);
+  box.firstElementChild.classList.toggle("zoomed", zooms.gantt > 4);
   drawTicks();
 };
 const zoomGantt = (factor, clientX = null) => {
@@ -382,7 +383,8 @@ addEventListener("dragstart", (event) => { if (event.target.closest?.("#gantt-sc
 // Shows the title of a bar without the delay of the browser.
 const tip = $("tip");
 addEventListener("pointerover", (event) => {
-  const over = event.target.closest?.(".bar, .marks g");
+  let over = event.target.closest?.(".bar, .icon, .marks g");
+  if (over?.matches(".icon")) over = over.parentNode.querySelector(`.bar:is(.attempt, .items)[data-a="${over.dataset.a}"]`);
   if (!over) { tip.hidden = true; return; }
   const title = over.querySelector(":scope > title");
   if (title) { over.dataset.tip = title.textContent; title.remove(); }
