@@ -26,6 +26,7 @@ class _Glyphs(NamedTuple):
 
     attempt: str = "█"
     failed: str = "▓"
+    mixed: str = "▚"
     cut_short: str = "▒"
     timeout: str = "!"
     queue: str = "░"
@@ -39,10 +40,11 @@ class _Glyphs(NamedTuple):
     rule: str = "─"
 
 
-_UNICODE, _ASCII = _Glyphs(), _Glyphs(*"=x/!_.-:*r++-")
+_UNICODE, _ASCII = _Glyphs(), _Glyphs(*"=x%/!_.-:*r++-")
 _MEANINGS = {
     "attempt": "attempt",
     "failed": "failed attempt",
+    "mixed": "some items failed",
     "cut_short": "cut short",
     "timeout": "timed out",
     "queue": "queued",
@@ -224,7 +226,11 @@ def _cells(step: StepView, grid: _Grid) -> dict[int, _Cell]:
     for attempt in _attempts(step):
         part, status = _PARTS[attempt.end]
         colour = COLOURS[status]
+        before = row.copy() if step.items is not None and part == "failed" else {}
         span = paint(attempt.started_ms, attempt.ended_ms, part, colour)
+        for at in span:
+            if at in before and before[at].part in ("attempt", "mixed"):
+                row[at] = _Cell(glyphs.mixed, "yellow", "mixed")
         if step.items is None and len(step.attempts) > 1:
             row[span[0]] = _Cell(str(attempt.number % 10), f"reverse {colour}", part)
         if attempt.end == "timed out":

@@ -8,6 +8,7 @@ import pytest
 from golden_run import GOLDEN
 from hypothesis import given
 from hypothesis import strategies as st
+from mapped_run import mapped_run
 from rich.cells import cell_len
 from watched_runs import random_events
 
@@ -117,6 +118,23 @@ def test_three_attempts_are_three_bars_with_two_gaps() -> None:
         ]
     )
     assert row.endswith(" 7.0 s")
+
+
+@pytest.mark.parametrize("retried", [False, True])
+def test_few_failures_of_items_are_marked_where_they_happened(retried: bool) -> None:
+    row = row_of("fetch", *mapped_run(6, retried=retried))
+
+    cells = row[20:].rpartition("█")[0]
+    assert 6 <= cells.count("▚") <= 12
+    assert cells.count("█") >= 40
+    assert "▓" not in row
+
+
+def test_items_that_all_failed_are_drawn_as_failed() -> None:
+    row = row_of("fetch", *mapped_run(200, retried=False))
+
+    assert row.count("▓") >= 20
+    assert not {"█", "▚"} & {*row}
 
 
 def test_a_millisecond_beside_hours_has_a_cell() -> None:
