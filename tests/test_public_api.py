@@ -42,6 +42,7 @@ PUBLIC = [
     "RunCancelledError",
     "RunNotFoundError",
     "RunReport",
+    "Segment",
     "StepCancelledError",
     "StepContext",
     "StepCrashedError",

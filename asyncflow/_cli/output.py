@@ -30,7 +30,7 @@ from asyncflow._core.errors import (
     escape_controls,
 )
 from asyncflow._core.report import RunReport
-from asyncflow._core.results import StepResult, StepStatus
+from asyncflow._core.results import StepResult, StepStatus, latest_number
 from asyncflow._core.tracebacks import format_error
 from asyncflow.events import Event
 from asyncflow.live._theme import COLOURS, status_for_run
@@ -165,7 +165,7 @@ def _format_traceback(result: StepResult, all_frames: bool) -> str:
     assert result.error is not None
     name, verb = escape_controls(result.step_name), result.status.lower()
     # The attempts of a mapped step are those of all its items.
-    attempt = "" if result.items is not None else f", attempt {result.attempts}"
+    attempt = "" if result.items is not None else f", attempt {latest_number(result)}"
     return f"Step {name} {verb}{attempt}:\n{format_error(result.error, all_frames=all_frames)}"
 
 

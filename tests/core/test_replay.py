@@ -130,7 +130,7 @@ class TestReports:
         ]
         assert run.unfinished() == {"b": "it was cut short"}
 
-    def test_a_resumed_mapped_step_counts_from_its_first_item(self):
+    def test_a_resumed_mapped_step_counts_for_how_long_it_ran_in_each_segment(self):
         run = StoredRun(
             [
                 *half_mapped(),
@@ -139,7 +139,7 @@ class TestReports:
                 MapStarted("b", 7.0),
             ]
         )
-        assert run.report(decode)["b"].started_ms == 7.0  # no event of an item has come yet
+        resuming = run.report(decode)["b"]
 
         run.apply(StepReused("b", 7.0, item=0))
         run.apply(AttemptStarted("b", 2, 8.0, item=1))
@@ -148,10 +148,14 @@ class TestReports:
         run.apply(StepSucceeded("b", 0, 9.0, None))
         ended = run.report(decode)["b"]
 
-        assert (running.status, running.attempts) == (RUNNING, 3)
-        assert (running.started_ms, running.duration_ms) == (3.0, 5.0)
+        assert (resuming.started_ms, resuming.duration_ms, resuming.items) == (2.0, 3.0, ())
+        earlier = [(each.segment, each.item, each.number) for each in resuming.history]
+        assert (resuming.attempts, earlier) == (2, [(1, 0, 1), (1, 1, 1)])
+        assert (running.status, running.attempts, running.history) == (RUNNING, 3, ())
+        assert (running.started_ms, running.duration_ms) == (2.0, 3.0)
         assert [item.reused for item in running.items] == [True, False]
-        assert (ended.started_ms, ended.duration_ms) == (3.0, 6.0)
+        assert (ended.started_ms, ended.duration_ms) == (2.0, 4.0)
+        assert [item.duration_ms for item in ended.items] == [2.0, 2.0]
         assert [item.started_ms for item in ended.items] == [3.0, 4.0]
 
     def test_the_outputs_of_items_form_the_output_of_their_step(self):

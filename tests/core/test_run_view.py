@@ -359,7 +359,8 @@ class TestResults:
 
     def test_a_crashed_attempt_has_no_backoff(self):
         crash = StepCrashedError("a", 1, 1)
-        history = (Attempt(1, 1.0, 1.0, crash), Attempt(2, 6.0, 1.0, crash))
+        second = Attempt(2, 6.0, 1.0, crash, cancelled=True)
+        history = (Attempt(1, 1.0, 1.0, crash), second)
         result = StepResult("a", CANCELLED, 2, 6.0, None, crash, started_ms=1.0, recorded=history)
 
         assert attempts_of(result) == [
@@ -457,33 +458,6 @@ class TestReports:
 
         assert (step.item_count, step.tally, step.attempt_count) == (2, {SUCCESS: 1, FAILED: 1}, 2)
         assert [item.name for item in step.items.values()] == ["a[0]", "a[1]"]
-
-    def test_a_segment_starts_after_everything_that_it_reused(self):
-        crash = StepCrashedError("b", 1, 1)
-        attempts = (Attempt(1, 2.0, 4.0, crash), Attempt(2, 8.0, 1.0, None))
-        items = (
-            StepResult("c[0]", SUCCESS, 1, 1.0, "x", started_ms=1.0, reused=True),
-            StepResult(
-                "c[1]",
-                SUCCESS,
-                2,
-                8.0,
-                "y",
-                started_ms=1.0,
-                recorded=(Attempt(1, 1.0, 6.5, BOOM), Attempt(2, 8.0, 1.0, None)),
-            ),
-        )
-        report = report_of(
-            StepResult("a", SUCCESS, 1, 1.0, "A", started_ms=0.0, reused=True),
-            StepResult("b", SUCCESS, 2, 7.0, started_ms=2.0, recorded=attempts, rerun_reason="so"),
-            StepResult(
-                "c", SUCCESS, 3, 8.0, started_ms=7.8, recorded=(), items=items, rerun_reason="so"
-            ),
-        )
-
-        view = RunView.from_report(report)
-
-        assert view.segments == [(0.0, 1_000.5), (7.5, 1_000.5075)]
 
     def test_an_empty_report_is_an_empty_run(self):
         view = RunView.from_report(report_of())
