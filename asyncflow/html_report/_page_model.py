@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import heapq
-from collections import Counter
-from collections.abc import Iterable, Iterator
-from itertools import pairwise
+from collections import Counter, defaultdict
+from collections.abc import Iterator
+from itertools import groupby, pairwise
 from typing import NamedTuple
 
 from asyncflow._core.errors import escape_controls
 from asyncflow._core.results import STATUS_SYMBOLS, StepStatus
-from asyncflow._core.step_view import StepView
+from asyncflow._core.step_view import AttemptView, StepView
 from asyncflow._views.preview import Preview, error_trace, error_words, preview
-from asyncflow._views.run_view import RunView
+from asyncflow._views.run_view import RunView, ran_before
 from asyncflow.html_report._timeline import (
     LAYERS,
+    MOST_POINTS,
+    Break,
     TierBand,
     Timeline,
     TimelineRow,
@@ -41,6 +43,10 @@ MOST_STEPS_DETAILED = 2_000
 MOST_ITEMS = 30
 """Of more items of a mapped step, those that went wrong are shown first."""
 MOST_ITEM_ROWS = 300
+MOST_EARLIER = 50
+"""Of more attempts of a step before the run was resumed, those that did not succeed are listed."""
+MOST_EARLIER_TRACES = 75
+"""Of more of them with errors, in all steps together, the last ones have tracebacks."""
 
 # In bytes of the page: all outputs together, all tracebacks together, and the limits of each one.
 _ALL_OUTPUTS, _OUTPUT = 40_000, range(160, 4_000)
@@ -94,6 +100,16 @@ class ConcurrencyStrip(NamedTuple):
     """At least 1."""
 
 
+class EarlierAttempts(NamedTuple):
+    """The attempts of a step, and of its items, before the run was resumed."""
+
+    number: int
+    groups: list[tuple[int, list[tuple[str, AttemptView]]]]
+    """Those that are listed, by segment; each with the index of its item: ``[3]``."""
+    left_out: int
+    """How many are not listed."""
+
+
 class TierRows(NamedTuple):
     """A tier of the timeline."""
 
@@ -122,12 +138,13 @@ class PageModel:
         self.numbers = {name: number for number, name in enumerate(view.steps)}
         self.causes = view.causes()
         self.path = view.critical_path(now_ms)
-        self.timeline = Timeline.until(now_ms)
+        self.timeline = Timeline.until(now_ms, view.segments)
         self._is_critical = frozenset(self.path)
         self._critical_edges = frozenset(pairwise(self.path))
         self._outputs = self._within_limits()
-        failed = max(view.counts[StepStatus.FAILED] + view.counts[StepStatus.CANCELLED], 1)
-        self._trace_limit = _within(_ALL_TRACES // failed, _TRACE)
+        self._traced = self._traced_attempts()
+        failed = view.counts[StepStatus.FAILED] + view.counts[StepStatus.CANCELLED]
+        self._trace_limit = _within(_ALL_TRACES // max(failed + len(self._traced), 1), _TRACE)
 
     # The run.
 
@@ -204,6 +221,10 @@ class PageModel:
         """Return how long a step has taken so far, in milliseconds."""
         return step.duration_ms(self.now_ms)
 
+    def ran_before(self, step: StepView) -> bool:
+        """Whether it ran before the run was resumed, and has not run since."""
+        return ran_before(step)
+
     def verb(self, step: StepView) -> str:
         """Return what a failure did to a step."""
         return "cancelled" if step.status is StepStatus.CANCELLED else "skipped"
@@ -217,14 +238,66 @@ class PageModel:
             notes.append(_cut(line_text(step.reason), _WORDS))
         if step.reused:
             notes.append("reused from the journal")
+        if self.ran_before(step):
+            notes.append("ran before the run was resumed")
         return "; ".join(notes)
 
     def attempts(self, step: StepView) -> str:
         """Return how many attempts it has had, and of how many."""
-        count = step.attempt_count
+        count, before = step.attempt_count, step.fresh_from
+        if before:
+            return f"{count} earlier" if before == count else f"{count} ({before} earlier)"
+        return self._of_most(step, count)
+
+    def latest(self, step: StepView) -> str:
+        """Return the number of its latest attempt, and of how many."""
+        return self._of_most(step, 0 if step.latest is None else step.latest.number)
+
+    def _of_most(self, step: StepView, count: int) -> str:
         if step.items is not None or step.max_retries is None or step.max_retries == 1:
             return str(count)
         return f"{count} of {step.max_retries}"
+
+    def earlier(self, step: StepView) -> EarlierAttempts | None:
+        """Return its attempts before the run was resumed, unless it simply succeeded then."""
+        runs = [("", step)]
+        for number, item in [*step.former_items.items(), *(step.items or {}).items()]:
+            runs.append((f"[{number}]", item))
+        found = [
+            (name, attempt)
+            for name, run in runs
+            for attempt in run.attempts
+            if attempt.segment < len(self.view.segments)
+        ]
+        odd = [each for each in found if each[1].end != "succeeded"]
+        if not found or (step.reused and not odd):
+            return None
+        listed = found if len(found) <= MOST_EARLIER else odd[-MOST_EARLIER:]
+        listed.sort(key=lambda each: (each[1].segment, each[1].started_ms))
+        groups = groupby(listed, lambda each: each[1].segment)
+        return EarlierAttempts(
+            len(found),
+            [(segment, list(attempts)) for segment, attempts in groups],
+            len(found) - len(listed),
+        )
+
+    def current(self, step: StepView) -> list[AttemptView]:
+        """Return its attempts in the latest segment."""
+        return [each for each in step.attempts if each.segment == len(self.view.segments)]
+
+    def is_traced(self, attempt: AttemptView) -> bool:
+        """Whether the traceback of an attempt before the run was resumed is shown."""
+        return id(attempt) in self._traced
+
+    def _traced_attempts(self) -> frozenset[int]:
+        latest = len(self.view.segments)
+        failed = [
+            attempt
+            for step in (self.detailed if latest > 1 else ())
+            for attempt in step.all_attempts()
+            if attempt.segment < latest and attempt.error is not None
+        ]
+        return frozenset(map(id, failed[-MOST_EARLIER_TRACES:]))
 
     def output(self, step: StepView) -> Preview:
         """Return the preview of a step's output."""
@@ -276,16 +349,33 @@ class PageModel:
     def row(self, step: StepView) -> TimelineRow:
         """Return the row of a step or an item."""
         bars = bars_of(step, self.timeline, self.now_ms)
-        layers = outcome_layers(step, self.timeline.span_ms, self.now_ms)
-        return TimelineRow(step, bars, icons_of(bars), layers)
+        layers = [
+            (bar, outcome_layers(step, bar, self.timeline.span_ms, self.now_ms))
+            for bar in bars
+            if bar.kind == "items"
+        ]
+        return TimelineRow(step, bars, icons_of(bars), tuple(layers))
 
-    def strip(self, steps: Iterable[StepView]) -> ConcurrencyStrip:
-        """Return how many attempts of steps, or of their items, ran at once."""
-        path, most = ["M0 0"], 1
-        for at_ms, count in running_at(steps, self.now_ms):
-            path.append(f"H{self.timeline.at(at_ms):.3f}V{count}")
-            most = max(most, count)
-        return ConcurrencyStrip("".join([*path, "V0Z"]), most)
+    @property
+    def breaks(self) -> list[Break]:
+        """The breaks of its axis."""
+        return self.timeline.breaks(self.view.pauses_ms)
+
+    @property
+    def strip(self) -> ConcurrencyStrip:
+        """How many attempts ran at once."""
+        attempts: defaultdict[int, list[AttemptView]] = defaultdict(list)
+        for step in self.view.steps.values():
+            for attempt in step.all_attempts():
+                attempts[attempt.segment].append(attempt)
+        path, highest, most = ["M0 0"], 1, max(MOST_POINTS // max(len(attempts), 1), 20)
+        for number in sorted(attempts):
+            for at_ms, count in running_at(
+                attempts[number], self.now_ms, segment=number, most=most
+            ):
+                path.append(f"H{self.timeline.at(at_ms, number):.3f}V{count}")
+                highest = max(highest, count)
+        return ConcurrencyStrip("".join([*path, "V0Z"]), highest)
 
     def item_count(self, step: StepView) -> int:
         """Return how many items a mapped step has, as far as that is known."""
@@ -296,17 +386,18 @@ class PageModel:
         tally = step.tally
         return [self.status(each, tally[each]) for each in STATUS_SYMBOLS if tally[each]]
 
-    def item_attempts(self, step: StepView) -> str:
+    def item_attempts(self, step: StepView, segment: int) -> str:
         """Return how the attempts of its items ended: ``206 attempts: 200 succeeded, 6 failed``."""
-        items = (step.items or {}).values()
-        ends = Counter[str](each.end or "running" for item in items for each in item.attempts)
+        attempts = [each for each in step.all_attempts() if each.segment == segment]
+        ends = Counter[str](each.end or "running" for each in attempts)
         number = ends.total()
         parts = ", ".join(f"{ends[end]} {end}" for end in reversed(LAYERS) if ends[end])
         return f"{number} {'attempt' if number == 1 else 'attempts'}: {parts}"
 
     def retries(self, step: StepView) -> int:
         """Return how many attempts of its items were not the first one."""
-        return sum(max(len(item.attempts) - 1, 0) for item in (step.items or {}).values())
+        items = (step.items or {}).values()
+        return sum(max(len(item.attempts) - item.fresh_from - 1, 0) for item in items)
 
     def items(self, step: StepView) -> list[StepView]:
         """Return its items that are shown, in order: first of all those that went wrong."""

@@ -321,7 +321,7 @@ def test_the_timeline_marks_the_outcome_of_each_attempt() -> None:
     parsed = Parsed(text)
 
     kinds = Counter(
-        (each.get("class") or "").strip()
+        (each.get("class") or "").removesuffix(" earlier")
         for each in parsed.tags("g")
         if (each.get("class") or "").startswith("bar") and each.get("data-a")
     )
@@ -335,7 +335,7 @@ def test_the_timeline_marks_the_outcome_of_each_attempt() -> None:
     used = Counter(each["href"] for each in parsed.tags("use"))
     assert used["#i-timed-out"] == used["#i-crashed"] == 2  # one of them in the legend
     assert used["#i-abandoned"] == 2
-    assert "the run was resumed here" in parsed.text
+    assert "paused for 59 min 56 s; the run was resumed here" in parsed.text
     assert f"Critical path: rates → {LONG} → {HOSTILE} → tidy" in parsed.text
 
 
@@ -728,7 +728,18 @@ def test_the_page_of_a_report_lists_the_events_that_the_report_implies() -> None
     late = StepTimeoutError("fetch[1]", 1, 5.0, "attempt")
     items = (
         StepResult("fetch[0]", StepStatus.SUCCESS, 1, 3.0, 1, started_ms=5.0, reused=True),
-        StepResult("fetch[1]", StepStatus.FAILED, 1, 4.0, None, late, None, 5.0, abandoned=True),
+        StepResult(
+            "fetch[1]",
+            StepStatus.FAILED,
+            1,
+            2.0,
+            None,
+            late,
+            None,
+            10.0,
+            (Attempt(1, 10.0, 2.0, late, segment=3),),
+            abandoned=True,
+        ),
     )
     history = (Attempt(1, 0.0, 2.0, ValueError("no")), Attempt(2, 4.0, 1.0, None, queued_ms=1.5))
     report = RunReport(
@@ -742,6 +753,7 @@ def test_the_page_of_a_report_lists_the_events_that_the_report_implies() -> None
                 started_ms=0.0,
                 recorded=history,
                 loop_blocked_ms=150.0,
+                reused=True,
             ),
             StepResult(
                 "fetch",
@@ -757,11 +769,27 @@ def test_the_page_of_a_report_lists_the_events_that_the_report_implies() -> None
                 rerun_reason="so",
             ),
             StepResult("end", StepStatus.SKIPPED, reason="why", recorded=()),
+            StepResult(
+                "alert",
+                StepStatus.SKIPPED,
+                2,
+                0.4,
+                reason="nothing failed",
+                started_ms=7.0,
+                recorded=(
+                    Attempt(1, 7.0, 0.2, ValueError("no mail")),
+                    Attempt(1, 8.0, 0.2, None, segment=2, cancelled=True),
+                ),
+            ),
         ],
         total_duration_ms=12.0,
         wall_time=1.0,
         stop_reason="it failed",
-        segments=(Segment(0.0, 1.0, 8.0), Segment(8.0, 61.0, 12.0)),
+        segments=(
+            Segment(0.0, 1.0, 8.0),
+            Segment(8.0, 61.0, 10.0),
+            Segment(10.0, 99.0, 12.0),
+        ),
     )
 
     log = log_of_report(RunView.from_report(report))
@@ -775,14 +803,22 @@ def test_the_page_of_a_report_lists_the_events_that_the_report_implies() -> None
         ("StepSucceeded", "load", 2, None),
         ("MapStarted", "fetch", None, None),
         ("AttemptStarted", "fetch", 1, 0),
-        ("AttemptStarted", "fetch", 1, 1),
+        ("AttemptStarted", "alert", 1, None),
+        ("StepFailed", "alert", 1, None),
         ("StepSucceeded", "fetch", 1, 0),
         ("RunResumed", None, None, None),
+        ("AttemptStarted", "alert", 1, None),
+        ("StepCancelled", "alert", 1, None),
+        ("RunResumed", None, None, None),
+        ("StepReused", "load", None, None),
+        ("MapStarted", "fetch", None, None),
         ("StepReused", "fetch", None, 0),
+        ("AttemptStarted", "fetch", 1, 1),
         ("ThreadAbandoned", "fetch", 1, 1),
         ("StepFailed", "fetch", 1, 1),
         ("StepFailed", "fetch", None, None),
         ("StepSkipped", "end", None, None),
+        ("StepSkipped", "alert", None, None),
         ("RunFinished", None, None, None),
     ]
     texts = [each.text for each in log.events]
@@ -792,7 +828,8 @@ def test_the_page_of_a_report_lists_the_events_that_the_report_implies() -> None
         "blocked the event loop for 150 ms",
         "succeeded in attempt 2",
     ]
-    assert texts[-2:] == ["skipped: why", "the run failed after 12 ms: it failed"]
+    assert "failed: ValueError: no mail" in texts
+    assert texts[-2:] == ["skipped: nothing failed", "the run failed after 12 ms: it failed"]
 
 
 def test_the_running_attempt_of_an_unfinished_report_is_listed() -> None:

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from mapped_run import mapped_run
 
 from asyncflow import StepTimeoutError
+from asyncflow._core.step_view import AttemptView
 from asyncflow._views.axis import ticks
 from asyncflow._views.run_view import RunView
 from asyncflow.events import (
@@ -37,7 +38,7 @@ from asyncflow.html_report._timeline import (
     running_at,
 )
 
-SPAN_MS = 5000.5
+SPAN_MS, GAP = 5000.5, 1.6
 
 
 def view_of(*events: Event) -> RunView:
@@ -47,7 +48,7 @@ def view_of(*events: Event) -> RunView:
 
 def bars(view: RunView, step: str, now_ms: float | None = None) -> tuple[Bar, ...]:
     now_ms = view.at_ms if now_ms is None else now_ms
-    return bars_of(view.steps[step], Timeline.until(now_ms), now_ms)
+    return bars_of(view.steps[step], Timeline.until(now_ms, view.segments), now_ms)
 
 
 def test_three_attempts_give_three_bars_and_two_backoffs() -> None:
@@ -73,8 +74,10 @@ def test_the_position_of_a_bar_matches_its_times() -> None:
 
     for step in view.steps:
         for bar in bars(view, step):
-            assert bar.left == pytest.approx(bar.start_ms / SPAN_MS * 100, abs=1e-3)
-            assert bar.width == pytest.approx((bar.end_ms - bar.start_ms) / SPAN_MS * 100, abs=1e-3)
+            left = bar.start_ms / SPAN_MS * (100 - GAP) + GAP * (bar.segment - 1)
+            width = (bar.end_ms - bar.start_ms) / SPAN_MS * (100 - GAP)
+            assert bar.left == pytest.approx(left, abs=1e-3)
+            assert bar.width == pytest.approx(width, abs=1e-3)
 
 
 def test_an_attempt_whose_process_died_is_shown_as_crashed() -> None:
@@ -98,7 +101,9 @@ def test_an_item_has_the_bars_of_its_attempts() -> None:
     items = view.steps["fetch"].items
     assert items is not None
 
-    (queued, attempt) = bars_of(items[3], Timeline.until(SPAN_MS), SPAN_MS)
+    (queued, attempt) = bars_of(
+        items[3], Timeline.until(SPAN_MS, RunView(GOLDEN).segments), SPAN_MS
+    )
 
     assert (queued.kind, queued.start_ms, queued.end_ms) == ("queue", 4003.0, 4201.0)
     assert (attempt.kind, attempt.end) == ("attempt", "cancelled")
@@ -108,7 +113,7 @@ def test_an_abandoned_thread_is_marked_on_its_timed_out_attempt() -> None:
     items = RunView(GOLDEN).steps["fetch"].items
     assert items is not None
 
-    attempt, wait = bars_of(items[2], Timeline.until(SPAN_MS), SPAN_MS)
+    attempt, wait = bars_of(items[2], Timeline.until(SPAN_MS, RunView(GOLDEN).segments), SPAN_MS)
 
     assert (attempt.end, attempt.abandoned) == ("timed out", True)
     assert (wait.kind, wait.end_ms) == (
@@ -237,7 +242,8 @@ def test_an_icon_that_the_next_one_would_cover_is_crowded() -> None:
 
 def layers_of(events: list[Event]) -> dict[str, str]:
     view = RunView(events)
-    layers = outcome_layers(view.steps["fetch"], view.at_ms, view.at_ms)
+    (bar,) = bars(view, "fetch")
+    layers = outcome_layers(view.steps["fetch"], bar, view.at_ms, view.at_ms)
     return {layer.end: layer.path for layer in layers}
 
 
@@ -278,7 +284,8 @@ def test_layers_stand_on_each_other_in_the_order_of_severity() -> None:
     events += [AttemptStarted("fetch", 1, 0.0, item=item) for item in range(5)]
 
     view = RunView([*events, *ends])
-    layers = outcome_layers(view.steps["fetch"], 100.0, 100.0)
+    (bar,) = bars(view, "fetch", now_ms=100.0)
+    layers = outcome_layers(view.steps["fetch"], bar, 100.0, 100.0)
 
     assert [(layer.end, area_below(layer.path)) for layer in layers] == [
         ("succeeded", 0.6),  # a failure is at least a quarter high: more than fits
@@ -289,16 +296,11 @@ def test_layers_stand_on_each_other_in_the_order_of_severity() -> None:
     ]
 
 
-def test_a_step_that_is_not_mapped_or_has_not_begun_has_no_layers() -> None:
-    step = RunView(GOLDEN).steps["load"]
-    assert outcome_layers(step, 1.0, 1.0) == ()
-
-    step.items = {}
-
-    assert outcome_layers(step, 1.0, 1.0) == ()
-
-
 # The concurrency strip.
+
+
+def attempts_of(view: RunView) -> list[AttemptView]:
+    return [attempt for step in view.steps.values() for attempt in step.all_attempts()]
 
 
 def test_the_strip_shows_how_many_attempts_run_at_each_time() -> None:
@@ -310,11 +312,11 @@ def test_the_strip_shows_how_many_attempts_run_at_each_time() -> None:
         StepCancelled("b", 1, 20.0, "", None),
     )
 
-    assert running_at(view.steps.values(), 30.0) == [(0.0, 1), (5.0, 2), (20.0, 1), (30.0, 0)]
+    assert running_at(attempts_of(view), 30.0) == [(0.0, 1), (5.0, 2), (20.0, 1), (30.0, 0)]
 
 
 def test_the_strip_counts_the_items_of_a_mapped_step() -> None:
-    strip = running_at(RunView(GOLDEN).steps.values(), SPAN_MS)
+    strip = running_at(attempts_of(RunView(GOLDEN)), SPAN_MS, segment=2)
 
     assert max(count for _, count in strip) == 4
 
@@ -327,11 +329,11 @@ def test_a_strip_of_many_attempts_keeps_its_peaks_in_few_points() -> None:
             StepSucceeded(f"s{number}", 1, number + 1.5, None),
         ]
     events.sort(key=lambda event: getattr(event, "at_ms", 0.0))
-    strip = running_at(view_of(*events).steps.values(), 3_001.0)
+    strip = running_at(attempts_of(view_of(*events)), 3_001.0)
 
     assert len(strip) <= 401
     assert max(count for _, count in strip) == 2
-    assert strip[-1] == (3_001.0, 0)
+    assert strip[-1] == (3_000.5, 0)
     assert [at for at, _ in strip] == sorted(at for at, _ in strip)
 
 
@@ -371,5 +373,5 @@ def test_the_axis_has_at_most_ten_ticks_for_any_span(span_ms: float) -> None:
 def test_a_run_without_duration_has_a_timeline() -> None:
     view = RunView([RunStarted("r", 0.0, {}), RunFinished(0.0, "passed")])
 
-    assert running_at(view.steps.values(), 0.0) == []
+    assert running_at(attempts_of(view), 0.0) == []
     assert Timeline.until(0.0).at(0.0) == 0.0
