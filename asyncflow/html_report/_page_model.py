@@ -45,12 +45,14 @@ MOST_ITEMS = 30
 MOST_ITEM_ROWS = 300
 MOST_EARLIER = 50
 """Of more attempts of a step before the run was resumed, those that did not succeed are listed."""
-MOST_EARLIER_TRACES = 75
+MOST_EARLIER_TRACES = 30
 """Of more of them with errors, in all steps together, the last ones have tracebacks."""
 
 # In bytes of the page: all outputs together, all tracebacks together, and the limits of each one.
 _ALL_OUTPUTS, _OUTPUT = 40_000, range(160, 4_000)
 _ALL_TRACES, _TRACE = 30_000, range(400, 12_000)
+_EARLIER_ROWS = 200
+"""What an earlier attempt takes beside its traceback."""
 _WORDS = 240
 _NAME = 160
 
@@ -104,6 +106,8 @@ class EarlierAttempts(NamedTuple):
     """The attempts of a step, and of its items, before the run was resumed."""
 
     number: int
+    segments: int
+    """In how many segments they were."""
     groups: list[tuple[int, list[tuple[str, AttemptView]]]]
     """Those that are listed, by segment; each with the index of its item: ``[3]``."""
     left_out: int
@@ -141,10 +145,14 @@ class PageModel:
         self.timeline = Timeline.until(now_ms, view.segments)
         self._is_critical = frozenset(self.path)
         self._critical_edges = frozenset(pairwise(self.path))
-        self._outputs = self._within_limits()
+        failed = max(view.counts[StepStatus.FAILED] + view.counts[StepStatus.CANCELLED], 1)
+        self._trace_limit = _within(_ALL_TRACES // failed, _TRACE)
+        # Earlier attempts take some of the room for outputs.
         self._traced = self._traced_attempts()
-        failed = view.counts[StepStatus.FAILED] + view.counts[StepStatus.CANCELLED]
-        self._trace_limit = _within(_ALL_TRACES // max(failed + len(self._traced), 1), _TRACE)
+        traced = len(self._traced)
+        self._earlier_limit = _within(_ALL_OUTPUTS // 2 // max(traced, 1), _TRACE)
+        taken = traced * (self._earlier_limit + _EARLIER_ROWS)
+        self._outputs = self._within_limits(_ALL_OUTPUTS - taken)
 
     # The run.
 
@@ -277,6 +285,7 @@ class PageModel:
         groups = groupby(listed, lambda each: each[1].segment)
         return EarlierAttempts(
             len(found),
+            len({attempt.segment for _, attempt in found}),
             [(segment, list(attempts)) for segment, attempts in groups],
             len(found) - len(listed),
         )
@@ -303,10 +312,10 @@ class PageModel:
         """Return the preview of a step's output."""
         return self._outputs[step.name]
 
-    def _within_limits(self) -> dict[str, Preview]:
+    def _within_limits(self, left: int) -> dict[str, Preview]:
         """Return the previews of all outputs: small ones leave their share to large ones."""
         steps = [step for step in self.detailed if step.status is StepStatus.SUCCESS]
-        left, among = _ALL_OUTPUTS, max(len(steps), 1)
+        among = max(len(steps), 1)
         most = _within(4 * left // among, _OUTPUT)
         found = {step.name: preview(step.output, most) for step in steps}
         for name in sorted(found, key=lambda name: found[name].size):
@@ -328,6 +337,10 @@ class PageModel:
     def trace(self, error: BaseException) -> Preview:
         """Return what is shown of an error's traceback."""
         return error_trace(error, self._trace_limit)
+
+    def earlier_trace(self, error: BaseException) -> Preview:
+        """Return what is shown of the traceback of an attempt before the run was resumed."""
+        return error_trace(error, self._earlier_limit)
 
     def first_trace(self, error: BaseException) -> Preview:
         """Return what is shown of the traceback of the first failure."""

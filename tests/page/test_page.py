@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 from golden_run import EVENTS_BEFORE_CRASH, GOLDEN, HOSTILE, LONG, SECRET
 from mapped_run import mapped_run
+from resumed_run import RESUMED, crashed_often
 
 from asyncflow import (
     Attempt,
@@ -36,6 +37,7 @@ from asyncflow.events import (
     MapStarted,
     RunFinished,
     RunInterrupted,
+    RunResumed,
     RunStarted,
     StepCancelled,
     StepFailed,
@@ -450,6 +452,165 @@ def test_every_prefix_of_the_events_has_a_page() -> None:
 def test_a_page_without_events_is_refused() -> None:
     with pytest.raises(ValueError, match="a page needs the events of a run, from its first one"):
         to_html([])
+
+
+# Resumed runs.
+
+
+def parsed_section(name: str, events: list[Event]) -> Parsed:
+    view = RunView(events)
+    return Parsed(sections(view, event_log(events), now_ms=view.at_ms)[name])
+
+
+def test_the_header_of_a_resumed_run_shows_its_duration_without_and_with_the_pause() -> None:
+    assert "Duration 2.0 s With the pause 3 d 0 h" in section("header", RESUMED)
+    assert "Running for 500 ms With pauses 3 min 0 s" in section("header", crashed_often(3)[:-1])
+    assert "With" not in section("header", RESUMED[:11])
+
+
+def test_attempts_before_a_resumption_are_drawn_as_earlier_ones() -> None:
+    parsed = parsed_section("gantt", RESUMED)
+
+    bars = [
+        (each["class"], each["data-a"])
+        for each in parsed.tags("g")
+        if (each.get("class") or "").startswith("bar attempt")
+    ]
+    assert bars == [
+        ("bar attempt e-succeeded earlier", "1"),  # extract
+        ("bar attempt e-failed earlier", "1"),  # load
+        ("bar attempt e-failed earlier", "2"),
+        ("bar attempt e-succeeded", "2.1"),
+        ("bar attempt e-succeeded earlier", "1"),  # alert
+        ("bar attempt e-succeeded", "2.1"),  # publish
+    ]
+    assert "attempt 2 failed: 300 ms, from 700 ms to 1.0 s, before the run was resumed" in (
+        parsed.text
+    )
+    assert "Pause3 d 0 h 3 d 0 h Running at once" in parsed.text
+    assert "paused for 3 d 0 h; the run was resumed here, 2026-01-04 00:00:01 UTC" in parsed.text
+    assert parsed.text.count("before the run was resumed") == 6  # five bars and the legend
+
+
+def test_the_legend_of_a_run_that_was_not_resumed_has_no_earlier_attempts() -> None:
+    text = section("gantt", RESUMED[:11])
+
+    assert "resumed" not in text
+    assert "ause" not in text.replace("because", "")
+
+
+def test_the_details_list_all_attempts_by_segment_with_their_old_errors() -> None:
+    text = section("details", RESUMED)
+
+    assert (
+        "Before the run was resumed: 2 attempts # Ended Started Took Backoff "
+        "Segment 1, 2026-01-01 00:00:00 UTC "
+        "1 failed 400 ms 200 ms 100 ms TimeoutError: no connection Traceback"
+    ) in text
+    assert (
+        "2 failed 700 ms 300 ms – ConnectionError: the database is down Traceback "
+        "Traceback (most recent call last)"
+    ) in text
+    assert "# Ended Started Took Backoff Since the run was resumed 1 succeeded 1.2 s" in text
+    assert "Attempts 3 (2 earlier)" in text
+
+
+def test_a_skipped_step_that_ran_before_says_so_everywhere() -> None:
+    assert "alertran before200 ms" in section("gantt", RESUMED)
+    assert "alert SKIPPED · 200 ms · ran before" in section("dag", RESUMED)
+    assert "no dependency failed; ran before the run was resumed" in section("steps", RESUMED)
+    assert "no dependency failed It ran before the run was resumed." in section("details", RESUMED)
+
+
+def test_a_step_skipped_because_of_a_failure_may_have_run_before() -> None:
+    failed = StepFailed("load", 1, 1300.0, ValueError("no"))
+    skipped = StepSkipped("alert", 1300.0, "step 'load' failed")
+
+    text = section("steps", [*RESUMED[:14], failed, skipped])
+
+    assert "skipped because of load; ran before the run was resumed" in text
+
+
+def test_a_reused_success_lists_no_earlier_attempts() -> None:
+    text = section("details", RESUMED[:14])
+
+    assert text.count("Before the run was resumed") == 2  # load and alert, not extract
+
+
+def test_a_step_with_many_segments_stays_readable() -> None:
+    events = crashed_often(60)
+    text = section("details", events)
+
+    assert "Before the run was resumed: 60 attempts in 60 segments" in text
+    assert "10 of them are not listed here" in text
+    assert not any("open" in each for each in parsed_section("details", events).tags("details"))
+    labels = [
+        each for each in parsed_section("gantt", events).tags("text") if each.get("y") == "14"
+    ]
+    assert len(labels) == 60
+    assert sum("class" not in each for each in labels) <= 9
+
+
+def test_items_of_earlier_segments_keep_their_errors() -> None:
+    first = mapped_run(6, retried=False)
+    resumed = RunResumed("r", 2000.0, 9.0, {"fetch": ()}, {}, unfinished={"fetch": "it had failed"})
+    again: list[Event] = [
+        MapStarted("fetch", 2000.0, 1),
+        AttemptStarted("fetch", 1, 2000.0, item=0),
+    ]
+    events = [*first, resumed, *again]
+
+    details, gantt = section("details", events), parsed_section("gantt", events)
+
+    assert "Before the run was resumed: 200 attempts" in details
+    assert "[0] 1 failed 0 ms 20 ms – ConnectionError: reset by peer Traceback" in details
+    assert details.count("1 failed") == 6
+    assert "194 of them are not listed here, those that succeeded first of all." in details
+    assert "200 attempts: 194 succeeded, 6 failed, before the run was resumed" in gantt.text
+    kinds = [each.get("class") or "" for each in gantt.tags("g")]
+    assert [each for each in kinds if "items" in each] == [
+        "bar items earlier",
+        "bar items e-running",
+    ]
+
+
+def test_a_resumed_run_of_60_steps_that_all_failed_before_is_smaller_than_300_kb() -> None:
+    def fail(left: int) -> None:
+        if left:
+            fail(left - 1)
+        raise ValueError("no such row in the table of orders")
+
+    try:
+        fail(100)
+    except ValueError as raised:
+        error = raised
+    names = [f"step_number_{number:05}" for number in range(60)]
+    edges: dict[str, tuple[str, ...]] = dict.fromkeys(names, ())
+    events: list[Event] = [started(*names)]
+    for name in names:
+        events += [AttemptStarted(name, 1, 0.0), StepFailed(name, 1, 9.0, error)]
+    why = dict.fromkeys(names, "it had failed")
+    events.append(RunResumed("r1", 9.0, 99.0, edges, {}, unfinished=why, afresh=True))
+    for name in names:
+        output = list(range(10**4))
+        events += [AttemptStarted(name, 1, 9.0), StepSucceeded(name, 1, 20.0, output)]
+
+    assert len(to_html(events).encode()) < 300_000
+
+
+async def test_the_page_of_a_resumed_report_equals_that_of_its_events() -> None:
+    report = RunView(RESUMED)._run.report(lambda _, value: value)
+
+    page_of_report, page_of_events = Parsed(report.to_html()), Parsed(to_html(RESUMED))
+
+    for text in ("With the pause 3 d 0 h", "Before the run was resumed: 2 attempts", "ran before"):
+        assert text in page_of_report.text
+        assert text in page_of_events.text
+    kinds = Counter(line.kind for line in log_of_report(RunView.from_report(report)).events)
+    assert Counter(type(event).__name__ for event in RESUMED) - kinds == {
+        "StepSkipped": 1,  # a report does not have the skips of an earlier segment, nor its end
+        "RunFinished": 1,
+    }
 
 
 # No active content and no secrets.
