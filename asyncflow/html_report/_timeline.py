@@ -174,9 +174,10 @@ class Timeline(NamedTuple):
         labelled = -math.inf
         for segment, pause_ms in enumerate(pauses_ms, 2):
             left = round(self.at(self.begins[segment - 1], segment) - self.gap, self.decimals)
-            is_crowded = left - labelled < _LABEL_WIDTH
+            label = min(max(left, _LABEL_WIDTH / 2), 100 - _LABEL_WIDTH / 2)
+            is_crowded = label - labelled < _LABEL_WIDTH
             found.append(Break(left, self.gap, segment, pause_ms, is_crowded))
-            labelled = labelled if is_crowded else left
+            labelled = labelled if is_crowded else label
         return found
 
 
@@ -215,11 +216,11 @@ def _bars_of(
         to_ms = min(block.at_ms, max(end_ms, from_ms))
         yield timeline.bar("blocked", from_ms, to_ms, *which)._replace(note=block.where)
     if attempt.ended_ms is not None and attempt.retry_in_ms is not None:
-        # It may have been cut short, by the end of the step or of the segment.
         wait_ms = end_ms + attempt.retry_in_ms
-        for time in step.active:
-            if time.segment == attempt.segment and time.ended_ms is not None:
-                wait_ms = min(wait_ms, max(time.ended_ms, end_ms))
+        if attempt.segment < len(timeline.begins):  # cut short in the wait
+            wait_ms = min(wait_ms, timeline.begins[attempt.segment])
+        elif step.ended_ms is not None:
+            wait_ms = min(wait_ms, step.ended_ms)
         yield timeline.bar("backoff", end_ms, wait_ms, *which)
 
 

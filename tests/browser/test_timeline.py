@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 from collections.abc import Awaitable, Callable
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import PIL.Image
@@ -12,6 +13,7 @@ import PIL.ImageChops
 import pytest
 from golden_run import GOLDEN
 from mapped_run import mapped_run
+from resumed_run import RESUMED, crashed_often
 
 from asyncflow import StepTimeoutError
 from asyncflow.events import (
@@ -162,6 +164,126 @@ async def test_the_axis_of_a_zoomed_timeline_calls_minutes_min(opened: Open) -> 
 
     assert labels[0] == "0"
     assert all(label.endswith((" min", " h")) for label in labels[1:])
+
+
+# Resumed runs.
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+async def test_earlier_attempts_are_fainter_in_greyscale_and_outlined(
+    opened: Open, scheme: str
+) -> None:
+    page = await opened(to_html(RESUMED), color_scheme=scheme)
+    ground = (await colour_of(page, "card"))[0]
+
+    earlier = (await screenshot(page, '.line.step[data-i="0"] .bar rect')).convert("L")
+    now = (await screenshot(page, '.line.step[data-i="3"] .bar rect')).convert("L")
+
+    def contrast(picture: PIL.Image.Image, at: float) -> int:
+        shade = picture.getpixel((int(picture.width * 0.5), int(picture.height * at)))
+        assert isinstance(shade, int)
+        return abs(shade - ground)
+
+    assert contrast(earlier, 0.5) < 0.6 * contrast(now, 0.5)
+    assert contrast(earlier, 0.0) > 1.3 * contrast(earlier, 0.5)
+
+
+async def test_a_pause_of_days_is_a_narrow_gap_with_its_length(opened: Open) -> None:
+    page = await opened(to_html(RESUMED))
+
+    gap = await page.locator(".marks rect").bounding_box()
+    label = page.locator(".pauses svg text")
+
+    assert 8 < gap["width"] < 24
+    assert await label.text_content() == "3 d 0 h"
+    box = await label.bounding_box()
+    assert box["x"] < gap["x"] < gap["x"] + gap["width"] < box["x"] + box["width"]
+    for bar in await page.locator(".line.step .bar rect").all():
+        one = await bar.bounding_box()
+        assert one["x"] + one["width"] <= gap["x"] + 1 or one["x"] >= gap["x"] + gap["width"] - 1
+    await page.locator(".marks rect").hover()
+    assert (await page.locator("#tip").inner_text()).startswith("paused for 3 d 0 h;")
+
+
+@pytest.mark.parametrize("zooms", [0, 4])
+async def test_the_ticks_of_an_axis_with_a_gap_are_where_the_bars_are(
+    opened: Open, zooms: int
+) -> None:
+    page = await opened(to_html(RESUMED))
+    for _ in range(zooms):
+        await page.keyboard.press("+")
+    await page.evaluate("document.getElementById('gantt-scroll').scrollLeft = 1e6")
+    await page.evaluate(
+        "new Promise((drawn) => setTimeout(() => requestAnimationFrame(drawn), 50))"
+    )
+
+    places = await page.evaluate(
+        """() => {
+          const left = (of) => of.getBoundingClientRect().left;
+          const bar = (of) => document.querySelector(`.line.step[data-i="3"] ${of} rect`);
+          const box = bar(".bar").getBoundingClientRect();
+          const texts = [...document.querySelectorAll(".ticks text")];
+          const lines = [...document.querySelectorAll(".grid line")];
+          return [box.left, box.right, ...lines.map((line, at) =>
+            [parseFloat(texts[at].textContent), left(line)])];
+        }"""
+    )
+
+    start, end, *ticks = places  # of the bar from 1.7 s to 2.0 s
+    for seconds, left in ticks:
+        if 1.2 < seconds < 10:  # in seconds, after the pause
+            assert left == pytest.approx(end - (2.0 - seconds) / 0.3 * (end - start), abs=2)
+    assert any(1.2 < seconds < 10 for seconds, _ in ticks)
+
+
+async def test_an_attempt_of_each_segment_can_be_selected_and_linked(opened: Open) -> None:
+    page = await opened(to_html(RESUMED), at="#step=load&attempt=2")
+    chosen = page.locator(".bar.chosen")
+    assert "earlier" in await chosen.get_attribute("class")
+    assert await page.locator("#events-table tr.chosen").count() == 2
+
+    await page.keyboard.press("ArrowRight")
+
+    assert await page.evaluate("location.hash") == "#step=load&attempt=2.1"
+    assert "earlier" not in await chosen.get_attribute("class")
+    rows = await page.locator("#events-table tr.chosen").all_inner_texts()
+    assert [row.split("\t")[1] for row in rows] == ["AttemptStarted", "StepSucceeded"]
+    assert await page.locator("#details .selected tr.chosen").count() == 1
+    await page.reload()
+    assert await chosen.get_attribute("data-a") == "2.1"
+    page.requests.clear()
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+async def test_the_page_of_a_resumed_run_violates_no_accessibility_rule(
+    opened: Open, scheme: str
+) -> None:
+    axe = pytest.importorskip(
+        "axe_playwright_python.base", reason="needs axe to check accessibility"
+    )
+    script = Path(axe.__file__).with_name("axe.min.js").read_text(encoding="utf-8")
+    page = await opened(to_html(RESUMED), color_scheme=scheme, at="#step=load&attempt=2")
+    await page.evaluate("for (const each of document.querySelectorAll('details')) each.open = true")
+
+    await page.evaluate(script)
+    found = await page.evaluate("axe.run(document, {resultTypes: ['violations']})")
+
+    assert [(each["id"], each["nodes"][0]["html"][:200]) for each in found["violations"]] == []
+
+
+@pytest.mark.parametrize("width", [1440, 1024, 390])
+async def test_many_segments_stay_readable(opened: Open, width: int) -> None:
+    page = await opened(to_html(crashed_often(60)), viewport={"width": width, "height": 900})
+
+    texts = page.locator(".pauses svg text").filter(visible=True)
+    labels = [await each.bounding_box() for each in await texts.all()]
+
+    assert len(labels) == (1 if width < 700 else 7)
+    for one, other in pairwise(labels):
+        assert one["x"] + one["width"] <= other["x"]
+    bars = await page.locator('.line.step[data-i="1"] .bar rect').all()
+    assert len(bars) >= 61
+    assert await page.evaluate("document.documentElement.scrollWidth") <= width
 
 
 # On paper.

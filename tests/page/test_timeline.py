@@ -11,6 +11,7 @@ from golden_run import GOLDEN, LONG
 from hypothesis import given
 from hypothesis import strategies as st
 from mapped_run import mapped_run
+from resumed_run import PAUSE_S, RESUMED, crashed_often
 
 from asyncflow import StepTimeoutError
 from asyncflow._core.step_view import AttemptView
@@ -23,9 +24,12 @@ from asyncflow.events import (
     LoopBlocked,
     MapStarted,
     RunFinished,
+    RunInterrupted,
+    RunResumed,
     RunStarted,
     StepCancelled,
     StepFailed,
+    StepSkipped,
     StepSucceeded,
     ThreadAbandoned,
 )
@@ -207,6 +211,82 @@ def test_a_tenth_of_a_millisecond_is_distinguishable_even_in_a_week(span_ms: flo
     timeline = Timeline.until(span_ms)
 
     assert timeline.at(0.6) - timeline.at(0.5) == pytest.approx(0.1 / span_ms * 100, rel=0.2)
+
+
+# Segments.
+
+
+def test_the_axis_has_a_narrow_break_however_long_the_pause_was() -> None:
+    view = RunView(RESUMED)
+    timeline = Timeline.until(view.at_ms, view.segments)
+
+    (pause,) = timeline.breaks(view.pauses_ms)
+
+    assert (pause.segment, pause.pause_ms) == (2, pytest.approx(PAUSE_S * 1000))
+    assert pause.left == timeline.at(1200.0, 1) == pytest.approx(0.6 * (100 - GAP))
+    assert pause.width == GAP
+    assert timeline.at(1200.0, 2) == timeline.at(1200.0) == pytest.approx(pause.left + GAP)
+    assert timeline.at(2000.0) == 100.0
+
+
+def test_each_attempt_is_on_its_side_of_the_break() -> None:
+    view = RunView(RESUMED)
+
+    shown = [(bar.kind, bar.segment, bar.left) for bar in bars(view, "load")]
+
+    assert shown == [
+        ("attempt", 1, pytest.approx(0.2 * (100 - GAP))),
+        ("backoff", 1, pytest.approx(0.3 * (100 - GAP))),
+        ("attempt", 1, pytest.approx(0.35 * (100 - GAP))),
+        ("attempt", 2, pytest.approx(0.6 * (100 - GAP) + GAP)),
+    ]
+
+
+def test_a_backoff_ends_with_its_segment() -> None:
+    events: list[Event] = [
+        RunStarted("r", 0.0, {"a": ()}),
+        AttemptStarted("a", 1, 0.0),
+        AttemptFailed("a", 1, 10.0, ValueError("no"), 9_000.0),
+        RunInterrupted(20.0, "a deploy"),
+        RunResumed("r", 20.0, 60.0, {"a": ()}, {}, unfinished={"a": "it was cut short"}),
+        AttemptStarted("a", 2, 25.0),
+    ]
+
+    shown = [(bar.kind, bar.start_ms, bar.end_ms) for bar in bars(RunView(events), "a", 30.0)]
+
+    assert shown == [("attempt", 0.0, 10.0), ("backoff", 10.0, 20.0), ("attempt", 25.0, 30.0)]
+
+
+def test_a_mapped_step_has_a_bar_for_each_segment_in_which_it_ran() -> None:
+    first = mapped_run(1, retried=False)
+    resumed = RunResumed("r", 2000.0, 9.0, {"fetch": ()}, {}, unfinished={"fetch": "it had failed"})
+    again: list[Event] = [
+        MapStarted("fetch", 2100.0, 1),
+        AttemptStarted("fetch", 1, 2100.0, item=0),
+    ]
+    skipped = StepSkipped("fetch", 2000.0, "its condition was false", on_purpose=True)
+
+    running = bars(RunView([*first, resumed, *again]), "fetch")
+    not_run = bars(RunView([*first, resumed, skipped]), "fetch")
+
+    assert [(bar.kind, bar.segment, bar.end) for bar in running] == [
+        ("items", 1, ""),
+        ("items", 2, "running"),
+    ]
+    assert [(bar.kind, bar.segment, bar.end) for bar in not_run] == [("items", 1, "")]
+
+
+@pytest.mark.parametrize("times", [1, 5, 60])
+def test_breaks_leave_room_for_bars_and_their_labels_for_each_other(times: int) -> None:
+    view = RunView(crashed_often(times))
+    breaks = Timeline.until(view.at_ms, view.segments).breaks(view.pauses_ms)
+
+    assert len(breaks) == times
+    assert sum(each.width for each in breaks) <= 25.0 + 1e-9
+    labelled = [each.left for each in breaks if not each.is_crowded]
+    assert all(two - one >= 6 for one, two in itertools.pairwise(labelled))
+    assert all(two - one >= 12 for one, two in itertools.pairwise(labelled[1:-1]))
+    assert labelled
 
 
 # Icons.
