@@ -27,10 +27,17 @@ from asyncflow._core.errors import (
     JournalError,
     RunAlreadyActiveError,
     RunNotFoundError,
+    describe_error,
     escape_controls,
 )
 from asyncflow._core.report import RunReport
-from asyncflow._core.results import StepResult, StepStatus, latest_number
+from asyncflow._core.results import (
+    Attempt,
+    StepResult,
+    StepStatus,
+    attempt_end,
+    latest_number,
+)
 from asyncflow._core.tracebacks import format_error
 from asyncflow.events import Event
 from asyncflow.live._theme import COLOURS, status_for_run
@@ -45,6 +52,7 @@ __all__ = [
     "USAGE",
     "CommandError",
     "explained_errors",
+    "format_earlier_attempts",
     "format_report",
     "format_tracebacks",
     "load_html_writer",
@@ -154,6 +162,35 @@ def format_tracebacks(
     if limit is not None and len(failed) > limit:
         parts.append(f"… and {len(failed) - limit} more steps with errors")
     return "\n\n".join(parts)
+
+
+def format_earlier_attempts(report: RunReport, *, limit: int = 20) -> str:
+    """Return how the attempts ended that ran before a run was resumed, but for reused steps.
+
+    Args:
+        report: The report of the run.
+        limit: How many attempts to list: the latest ones.
+    """
+    latest, lines = len(report.segments), list[tuple[float, str]]()
+    for result in report.values():
+        if not result.reused:
+            for each in (result, *(result.items or ())):
+                lines += [_earlier(each, one) for one in each.history if one.segment < latest]
+    if not lines:
+        return ""
+    lines.sort()
+    left_out = [f"  … {plural(len(lines) - limit, 'attempt')} more"] if lines[limit:] else []
+    return "\n".join(
+        ["Before the run was resumed:", *left_out, *[text for _, text in lines[-limit:]]]
+    )
+
+
+def _earlier(result: StepResult, attempt: Attempt) -> tuple[float, str]:
+    """Return when an attempt started, and the line that says how it ended."""
+    item = "" if attempt.item is None else f"[{attempt.item}]"
+    error = "" if attempt.error is None else f": {describe_error(attempt.error)}"
+    text = f"{result.step_name}{item}: attempt {attempt.number} {attempt_end(attempt)}{error}"
+    return attempt.started_ms, f"  {escape_controls(text)}"
 
 
 def _failures_by_end(result: StepResult) -> tuple[bool, float]:

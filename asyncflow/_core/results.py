@@ -30,6 +30,7 @@ __all__ = [
     "Segment",
     "StepResult",
     "StepStatus",
+    "attempt_end",
     "blocks_dependents",
     "earlier_attempts",
     "end_of",
@@ -254,6 +255,13 @@ def end_of(error: BaseException | None) -> AttemptEnd:
     if name == StepTimeoutError.__name__:
         return "timed out"
     return "crashed" if name == StepCrashedError.__name__ else "failed"
+
+
+def attempt_end(attempt: Attempt) -> AttemptEnd:
+    """Return how an attempt ended."""
+    if attempt.cancelled:
+        return "cancelled"
+    return "succeeded" if attempt.error is None else end_of(attempt.error)
 
 
 def latest_number(result: StepResult) -> int:

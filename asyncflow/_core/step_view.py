@@ -16,7 +16,7 @@ from asyncflow._core.results import (
     AttemptEnd,
     StepResult,
     StepStatus,
-    end_of,
+    attempt_end,
     visible_output,
 )
 
@@ -74,17 +74,12 @@ class AttemptView:
     @classmethod
     def from_attempt(cls, attempt: Attempt) -> AttemptView:
         """Return what a result says of an attempt, which has ended."""
-        end = end_of(attempt.error)
-        if attempt.cancelled:
-            end = "cancelled"
-        elif attempt.error is None:
-            end = "succeeded"
         return cls(
             attempt.number,
             attempt.started_ms,
             attempt.queued_ms,
             attempt.started_ms + attempt.duration_ms,
-            end,
+            attempt_end(attempt),
             attempt.error,
             segment=attempt.segment,
         )

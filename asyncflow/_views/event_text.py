@@ -37,6 +37,7 @@ __all__ = [
     "describe_event",
     "duration",
     "subject",
+    "took",
 ]
 
 _Attempt = Callable[[int], str]
@@ -77,6 +78,17 @@ def duration(ms: float) -> str:
         return f"{minutes} min {seconds} s"
     hours, minutes = divmod(minutes, 60)
     return f"{hours} h {minutes} min" if hours < 48 else f"{hours // 24} d {hours % 24} h"
+
+
+def took(active_ms: float, span_ms: float) -> str:
+    """Return how long a run took: ``3.0 s``, or ``3.0 s of 1 min 4 s`` if it was paused.
+
+    Args:
+        active_ms: For how long its segments were running.
+        span_ms: The same with the pauses between them.
+    """
+    active, span = duration(active_ms), duration(span_ms)
+    return active if span_ms <= active_ms or active == span else f"{active} of {span}"
 
 
 def _run_started(event: RunStarted, _: _Attempt) -> str:

@@ -55,6 +55,7 @@ _MIGRATIONS = [
         "CREATE INDEX runs_by_status ON asyncflow.runs (status, started_at, run_id)",
         "CREATE INDEX runs_by_pipeline ON asyncflow.runs (pipeline, started_at, run_id)",
     ],
+    ["ALTER TABLE asyncflow.runs ADD COLUMN paused_s DOUBLE PRECISION NOT NULL DEFAULT 0"],
 ]
 """Number n, counted from 0, brings the schema from version n to n + 1. Never change one that was
 released: add another."""

@@ -158,5 +158,13 @@ def _record_of(row: RunRow) -> RunRecord:
     orphaned = status == "running" and (row.owner is None or is_dead(row.process or ""))
     pipeline = from_column(row.pipeline)
     return RunRecord(
-        row.run_id, pipeline, status, row.started_at, row.updated_at, row.owner, orphaned
+        row.run_id,
+        pipeline,
+        status,
+        row.started_at,
+        row.updated_at,
+        row.owner,
+        orphaned,
+        row.latest_ms,
+        max(row.paused_s, 0.0),
     )

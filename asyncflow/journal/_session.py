@@ -191,8 +191,11 @@ def _merged(before: Change | None, event: RunStarted | RunResumed | RunFinished)
     """Return what an event and those before it change in the row of their run."""
     if isinstance(event, RunStarted):
         return Change("running", column_of(event.pipeline), event.wall_time)
-    status = event.outcome if isinstance(event, RunFinished) else "running"
-    return before._replace(status=status) if before else Change(status)
+    change = before or Change("running")
+    if isinstance(event, RunFinished):
+        return change._replace(status=event.outcome)
+    # When it would have started if it had never paused.
+    return change._replace(status="running", unpaused_at=event.wall_time - event.at_ms / 1000)
 
 
 def _resolve(waiter: _Waiter) -> None:

@@ -60,6 +60,7 @@ _MIGRATIONS = [
         "CREATE INDEX runs_by_status ON runs (status, started_at, run_id)",
         "CREATE INDEX runs_by_pipeline ON runs (pipeline, started_at, run_id)",
     ],
+    ["ALTER TABLE runs ADD COLUMN paused_s REAL NOT NULL DEFAULT 0"],
 ]
 """Number n, counted from 0, brings the schema from version n to n + 1. Never change one that was
 released: add another."""

@@ -105,6 +105,8 @@ class Change(NamedTuple):
     pipeline: str | None = None
     """Set by the first event, as is ``started_at``."""
     started_at: float | None = None
+    unpaused_at: float | None = None
+    """When the run would have started if it had never paused; set by a resumption."""
 
 
 class CommitBatch(NamedTuple):
@@ -139,6 +141,10 @@ class RunRow(NamedTuple):
     owner: str | None
     """The lease holder; ``None`` if there is none, or the lease has expired."""
     process: str | None
+    latest_ms: float
+    """The time of its latest event."""
+    paused_s: float
+    """By how much its start and the times of its events have drifted apart by the wall clock."""
 
 
 _FREE = "(l.owner IS NULL OR l.expires_at <= {now})"
@@ -166,7 +172,10 @@ _CANCELLED = (
 _BEGIN_RUN = (
     "INSERT INTO runs (run_id, pipeline, status, started_at, updated_at) VALUES (?, ?, ?, ?, {now})"
 )
-_CHANGE_RUN = "UPDATE runs SET status = ?, updated_at = {now} WHERE run_id = ?"
+_CHANGE_RUN = (
+    "UPDATE runs SET status = ?, updated_at = {now}, "
+    "paused_s = COALESCE(? - started_at, paused_s) WHERE run_id = ?"
+)
 _EVENTS = (
     f"SELECT {', '.join(EventRow._fields[1:])} FROM events "
     "WHERE run_id = ? AND position > ? ORDER BY position"
@@ -174,7 +183,9 @@ _EVENTS = (
 _LAST = "SELECT COALESCE(MAX(position), 0) FROM events WHERE run_id = ?"
 _RUNS = (
     "SELECT r.run_id, r.pipeline, r.status, r.started_at, r.updated_at, "
-    f"CASE WHEN {_FREE} THEN NULL ELSE l.owner END, l.process "
+    f"CASE WHEN {_FREE} THEN NULL ELSE l.owner END, l.process, "
+    "COALESCE((SELECT e.at_ms FROM events e WHERE e.run_id = r.run_id "
+    "ORDER BY e.position DESC LIMIT 1), 0), r.paused_s "
     "FROM runs r LEFT JOIN leases l ON l.run_id = r.run_id"
 )
 _BEFORE = ("", "r.started_at < ?", "(r.started_at, r.run_id) < (?, ?)")
@@ -297,7 +308,8 @@ class Store:
             run = (batch.run_id, change.pipeline, change.status, change.started_at)
             self._execute(cursor, _BEGIN_RUN, run)
         elif change:
-            self._execute(cursor, _CHANGE_RUN, (change.status, batch.run_id))
+            changed = (change.status, change.unpaused_at, batch.run_id)
+            self._execute(cursor, _CHANGE_RUN, changed)
         if batch.release:
             self._execute(cursor, _RELEASE, (batch.run_id, batch.token))
 

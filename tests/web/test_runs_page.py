@@ -24,7 +24,7 @@ def ids_in(html: str) -> list[str]:
 
 def orphan(run_id: str = "lost") -> RunRecord:
     now = time.time()
-    return RunRecord(run_id, "etl", "running", now - 60, now - 50, None, orphaned=True)
+    return RunRecord(run_id, "etl", "running", now - 60, now - 50, None, True, latest_ms=10_000.0)
 
 
 class RecordJournal:
