@@ -137,8 +137,7 @@ def _log_of_attempt(
         yield logged(end_ms, "LoopBlocked", text)
     why = "" if error is None else f": {describe_error(error)}"
     if attempt.retry_in_ms is not None or attempt.end == "crashed":
-        if error is not None:
-            yield logged(end_ms, "AttemptFailed", f"attempt {number} failed{why}")
+        yield logged(end_ms, "AttemptFailed", f"attempt {number} failed{why}")
     elif not is_last:
         status = _STATUSES.get(attempt.end or "", StepStatus.FAILED)
         yield logged(end_ms, _ENDS[status], f"{_WORDS[status]}{_in_attempt(number)}{why}")
