@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
-from asyncflow._core.record import made_by, record
+from asyncflow._core.record import made_by, record, replace
 from asyncflow._core.results import (
     Attempt,
     AttemptEnd,
@@ -22,8 +22,9 @@ from asyncflow._core.results import (
 
 __all__ = ["ActiveTime", "AttemptView", "Block", "StepView"]
 
-_NO_ITEMS: Counter[StepStatus] = Counter()
-"""Never changed, so that a plain step needs no tally of its own."""
+_NO_TALLY: Counter[StepStatus] = Counter()
+_NO_ITEMS: dict[int, Any] = {}
+"""Neither is ever changed, so that a plain step needs none of its own."""
 _ROUNDING_MS = 1e-6
 """By how much a sum of times may differ from the time that it stands for."""
 
@@ -38,7 +39,8 @@ class Block(NamedTuple):
     """The line that blocked: ``file:line in function``; empty if unknown."""
 
 
-class ActiveTime(NamedTuple):
+@record(frozen=False)
+class ActiveTime:
     """The time for which a step, or an item, ran in one segment."""
 
     segment: int
@@ -131,7 +133,7 @@ class StepView:
     """The items that have begun, by number; ``None`` if it is not mapped, or has not begun."""
     item_count: int | None = None
     """How many items there are, if that is known before the last one has begun."""
-    tally: Counter[StepStatus] = made_by(default_factory=lambda: _NO_ITEMS)
+    tally: Counter[StepStatus] = made_by(default_factory=lambda: _NO_TALLY)
     """How many items have which status."""
     segment: int = 1
     """The segment of the run that this is about, counted from 1."""
@@ -140,7 +142,7 @@ class StepView:
     ``max_retries``."""
     active: list[ActiveTime] = made_by(default_factory=list)
     """When it ran, by segment."""
-    former_items: dict[int, StepView] = made_by(default_factory=dict)
+    former_items: dict[int, StepView] = made_by(default_factory=lambda: _NO_ITEMS)
     """The items of earlier segments that this one does not have, or not yet, by number."""
 
     @classmethod
@@ -193,11 +195,12 @@ class StepView:
         return view
 
     def _add_attempts(self, history: Iterable[Attempt]) -> None:
+        items: dict[int, StepView] = {}
         for attempt in history:
             attempts = self.attempts
             if attempt.item is not None:
                 name = f"{self.name}[{attempt.item}]"
-                item = self.former_items.setdefault(attempt.item, StepView(name, tier=self.tier))
+                item = items.setdefault(attempt.item, StepView(name, tier=self.tier))
                 attempts = item.attempts
             view = AttemptView.from_attempt(attempt)
             before = attempts[-1] if attempts else None
@@ -207,6 +210,8 @@ class StepView:
                     wait_ms = view.started_ms - view.queued_ms - before.ended_ms
                     before.retry_in_ms = max(wait_ms, 0.0)
             attempts.append(view)
+        if items:
+            self.former_items = items
 
     def _add_times(self, result: StepResult, started_ms: float, now_ms: float) -> None:
         """Add when the step ran, and when it ended."""
@@ -214,14 +219,16 @@ class StepView:
         if is_running and result.attempts > self.attempt_count:
             self._add_running(result, started_ms, now_ms)
         times = self._times_of_attempts() or [ActiveTime(self.segment, started_ms, started_ms)]
-        times[0] = times[0]._replace(started_ms=started_ms)
-        before = [each._replace(ended_ms=each.latest_ms) for each in times[:-1]]
-        last, ended_ms = times[-1], None
+        times[0].started_ms = started_ms
+        *before, last = times
+        for each in before:
+            each.ended_ms = each.latest_ms
+        ended_ms = None
         if not (is_running and last.segment == self.segment):
             # Times are rounded sums: a step does not end before what belongs to it.
             ended_ms = last.started_ms + result.duration_ms - _total_ms(before)
             ended_ms = max(ended_ms, last.latest_ms)
-        self.active = [*before, last._replace(ended_ms=ended_ms)]
+        last.ended_ms, self.active = ended_ms, times
         self.ended_ms = None if is_running else ended_ms
         if self.attempts and self.attempts[-1].segment == last.segment:
             _end_with_step(self.attempts[-1], ended_ms)
@@ -370,21 +377,21 @@ class StepView:
     def begin_active(self, at_ms: float) -> None:
         """Note that the step runs in its segment, unless that is known."""
         active = self.active
-        if active and active[-1].segment == self.segment:
-            return
-        if active:  # what came after its last attempt was no part of a step that runs again
-            active[-1] = active[-1]._replace(ended_ms=active[-1].latest_ms)
+        if active:
+            if active[-1].segment == self.segment:
+                return
+            # What came after its last attempt was no part of a step that runs again.
+            active[-1] = replace(active[-1], ended_ms=active[-1].latest_ms)
         active.append(ActiveTime(self.segment, at_ms, at_ms))
 
     def extend_active(self, at_ms: float) -> None:
         """Note that an attempt of the step, or of an item of it, has ended."""
-        if self.active:
-            self.active[-1] = self.active[-1]._replace(latest_ms=at_ms)
+        self.active[-1].latest_ms = at_ms
 
     def end_active(self, at_ms: float) -> None:
         """Note that the step has ended, or its segment."""
         if self.active and self.active[-1].ended_ms is None:
-            self.active[-1] = self.active[-1]._replace(ended_ms=at_ms)
+            self.active[-1].ended_ms = at_ms
 
     def carry(self, before: StepView) -> None:
         """Continue the history that an earlier segment has of the step, or of the item.
@@ -396,16 +403,18 @@ class StepView:
         self.attempts, self.active = [*before.attempts], [*before.active]
         self.fresh_from = len(self.attempts)
         self.started_ms = before.started_ms
-        self.former_items = {**before.former_items, **(before.items or {})}
+        if before.former_items or before.items:
+            self.former_items = {**before.former_items, **(before.items or {})}
 
 
 def _total_ms(times: Iterable[ActiveTime], now_ms: float | None = None) -> float:
     """Return how long times were in all; the present ends one that has no end."""
     total_ms = 0.0
-    for _, started_ms, latest_ms, ended_ms in times:
+    for time in times:
+        ended_ms = time.ended_ms
         if ended_ms is None:
-            ended_ms = latest_ms if now_ms is None else now_ms
-        total_ms += max(ended_ms - started_ms, 0.0)
+            ended_ms = time.latest_ms if now_ms is None else now_ms
+        total_ms += max(ended_ms - time.started_ms, 0.0)
     return total_ms
 
 

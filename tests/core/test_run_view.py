@@ -397,6 +397,29 @@ class TestResults:
         assert found[1:] == shown[1:]
         assert found[0][:4] == shown[0][:4]
 
+    @pytest.mark.parametrize(
+        ("end", "number"), [(BOOM, 1), (StepCrashedError("a", 1, 1), 2)], ids=["anew", "counts on"]
+    )
+    def test_a_running_step_of_a_resumed_run_shows_its_earlier_attempts(self, end, number):
+        history = (Attempt(1, 1.0, 4.0, end),)
+        result = StepResult("a", RUNNING, 2, 7.0, started_ms=1.0, recorded=history)
+
+        step = StepView.from_result(result, segment=2, now_ms=20.0)
+
+        assert [(each.segment, each.number, each.started_ms) for each in step.attempts] == [
+            (1, 1, 1.0),
+            (2, number, 17.0),
+        ]
+        assert (step.duration_ms(20.0), step.duration_ms(21.0), step.ended_ms) == (7.0, 8.0, None)
+
+    def test_a_step_that_continues_and_has_not_started_again_is_not_timed(self):
+        history = (Attempt(1, 1.0, 4.0, StepCrashedError("a", 1, 1)),)
+        result = StepResult("a", RUNNING, 1, 4.0, started_ms=1.0, recorded=history)
+
+        step = StepView.from_result(result, segment=2, now_ms=20.0)
+
+        assert (step.duration_ms(20.0), step.duration_ms(21.0), step.ended_ms) == (4.0, 4.0, None)
+
     def test_a_secret_output_is_not_shown(self):
         result = StepResult("a", SUCCESS, 1, 2.0, SECRET, started_ms=1.0, secret=True)
 
