@@ -33,6 +33,8 @@ _MOST_LAYER_POINTS = 200
 _LEAST_WIDTH, _LEAST_HEIGHT = 1 / 250, 1 / 4
 """How much of the timeline, and of a bar's height, the failed attempt of an item takes at least."""
 _ICON_WIDTH, _ABANDONED_WIDTH = 1.8, 5.0
+_NARROWER = 5
+"""By how much a timeline is narrower on the screen of a phone."""
 _LABEL_WIDTH = 12.0
 _GAP, _MOST_GAPS = 1.6, 25.0
 """A break, and all breaks together; in percent of a timeline of 900 pixels, like the widths."""
@@ -78,6 +80,8 @@ class Icon(NamedTuple):
     segment: int
     is_crowded: bool
     """Whether the next icon is so near that this one is shown only when zoomed in."""
+    is_near: bool
+    """The same on a narrow screen."""
 
 
 class OutcomeLayer(NamedTuple):
@@ -234,9 +238,10 @@ def icons_of(bars: Iterable[Bar]) -> tuple[Icon, ...]:
         if kinds:
             left = bar.left + bar.width
             width = _ABANDONED_WIDTH if bar.abandoned else _ICON_WIDTH
-            is_crowded = next_left - left < width
+            is_crowded, is_near = next_left - left < width, next_left - left < width * _NARROWER
             icons += [
-                Icon(kind, left, bar.attempt, bar.segment, is_crowded) for kind in reversed(kinds)
+                Icon(kind, left, bar.attempt, bar.segment, is_crowded, is_near)
+                for kind in reversed(kinds)
             ]
             next_left = next_left if is_crowded else left
     return tuple(reversed(icons))

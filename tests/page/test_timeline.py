@@ -35,6 +35,7 @@ from asyncflow.events import (
 )
 from asyncflow.html_report._timeline import (
     Bar,
+    Icon,
     Timeline,
     bars_of,
     icons_of,
@@ -308,12 +309,12 @@ def test_an_icon_that_the_next_one_would_cover_is_crowded() -> None:
 
     icons = icons_of(bars(view, "a"))
 
-    assert [(icon.kind, icon.left, icon.attempt, icon.is_crowded) for icon in icons] == [
-        ("failed", 50.0, 1, False),
-        ("failed", 90.0, 2, True),
-        ("timed out", 90.5, 3, False),
-        ("abandoned", 90.5, 3, False),
-        ("failed", 100.0, 4, False),
+    assert [*icons] == [
+        Icon("failed", 50.0, 1, 1, is_crowded=False, is_near=False),
+        Icon("failed", 90.0, 2, 1, is_crowded=True, is_near=True),
+        Icon("timed out", 90.5, 3, 1, is_crowded=False, is_near=True),
+        Icon("abandoned", 90.5, 3, 1, is_crowded=False, is_near=True),
+        Icon("failed", 100.0, 4, 1, is_crowded=False, is_near=False),
     ]
 
 
