@@ -484,15 +484,20 @@ class StepRunner:
         ended_ms, attempt, delay_ms = self._run.now_ms(), running.attempt, None
         if cancel_count() or node in stop.missed_heartbeat:
             limit = stop.cause_of(node, running, ended_ms)
-            if limit is not None:
+            if limit is not None and (error is None or isinstance(error, FAILURES)):
                 error = timeout_error(*limit, name, attempt, error)
+        is_stopped = stop.has_reached(node)
         try:
-            if node not in stop.requested:
+            if not is_stopped:
                 forget_cancels()  # those of its limit, the step's own, or a third party's
                 if isinstance(error, FAILURES):
                     error = as_failure(error, name, attempt)
                     error, delay_ms = self._retry_or_fail(node, name, attempt, error, ended_ms)
-            self._report_end(node, running, ended_ms, error, output, payload, delay_ms)
+            if error is None:
+                success = StepSucceeded(running.step, attempt, ended_ms, output, running.item)
+                self._dispatcher.emit(success, self.as_stored(node, success, payload))
+            else:
+                self._report_failure(node, running, ended_ms, error, delay_ms, is_stopped)
             return delay_ms
         finally:
             # What a retry policy raised keeps this frame.
@@ -514,26 +519,22 @@ class StepRunner:
         finally:
             del self, failure
 
-    def _report_end(
+    def _report_failure(
         self,
         node: int,
         running: AttemptStarted,
         ended_ms: float,
-        error: BaseException | None,
-        output: Any,
-        payload: Payload | None,
+        error: BaseException,
         delay_ms: float | None,
+        is_stopped: bool,
     ) -> None:
         emit = self._dispatcher.emit
         name, attempt, item = running.step, running.attempt, running.item
-        if error is None:
-            success = StepSucceeded(name, attempt, ended_ms, output, item)
-            emit(success, self.as_stored(node, success, payload))
-        elif not isinstance(error, FAILURES):
+        if not isinstance(error, FAILURES):
             reason = f"step {name!r} raised {type(error).__name__}"
             emit(StepCancelled(name, attempt, ended_ms, reason, error, item))
             self._host.interrupt(error, reason)
-        elif node in self._stop_control.requested:
+        elif is_stopped:
             emit(step_cancelled(self._state, node, ended_ms, error))
         elif delay_ms is not None:
             emit(AttemptFailed(name, attempt, ended_ms, error, delay_ms, item))

@@ -20,7 +20,7 @@ from asyncflow._core.context import RunContext
 from asyncflow._core.errors import TimeoutKind
 from asyncflow._core.scheduler import ROUNDING_MS
 from asyncflow._core.state import RunState
-from asyncflow._runtime.asyncio_compat import TIMER_SLACK_S, forget_cancels
+from asyncflow._runtime.asyncio_compat import TIMER_SLACK_S, forget_cancels, running_task
 from asyncflow._runtime.watchdog import GRACE_S
 from asyncflow.events import AttemptStarted
 
@@ -118,6 +118,17 @@ class StopControl:
             return running is not None
         before_ms = self._run.now_ms() + TIMER_SLACK_S * 1000
         return self._state.deadlines.passed(node, running.at_ms, before_ms) is not None
+
+    def has_reached(self, node: int) -> bool:
+        """Whether the run has asked the attempt to stop in whose task this is called.
+
+        Where an attempt has a task of its own before 3.12, the request reaches it some turns after
+        it has reached the task of the node. What the attempt does meanwhile, it does by itself.
+        """
+        if node not in self.requested:
+            return False
+        task = running_task()
+        return task is self._live.get(node) or task.cancelling() > 0
 
     async def undisturbed(self, node: int, wait: Callable[[], Awaitable[object]]) -> None:
         """Wait for something in a node's task; begin again if a third party cancels that.

@@ -292,6 +292,18 @@ async def test_the_error_of_a_limit_shows_where_the_step_was(options):
     assert error.__context__.__traceback__.tb_frame.f_code is hangs.__code__
 
 
+@pytest.mark.parametrize("limit", ["timeout_ms", "deadline_ms", "heartbeat_ms"])
+async def test_what_ends_a_program_does_so_in_the_cleanup_after_a_limit_as_well(limit):
+    async def exits():
+        try:
+            await asyncio.Event().wait()
+        finally:
+            raise SystemExit("in the clean-up")
+
+    with pytest.raises(SystemExit, match="in the clean-up"):
+        await run_pipeline([WorkflowStep("a", exits, max_retries=3, **{limit: 10})])
+
+
 @LANES
 async def test_a_step_that_a_failure_cancels_has_not_exceeded_the_runs_deadline(options):
     async def hangs():
@@ -306,6 +318,47 @@ async def test_a_step_that_a_failure_cancels_has_not_exceeded_the_runs_deadline(
 
     assert report["hangs"].status is StepStatus.CANCELLED
     assert report["hangs"].error is None
+
+
+@pytest.mark.parametrize("attempt", [1, 2])
+@LANES
+async def test_a_step_that_fails_before_the_stop_reaches_it_keeps_its_own_error(options, attempt):
+    variable = contextvars.ContextVar("variable", default=0)
+
+    def step_that_fails(turns: int):
+        calls, cancelled = [], []
+
+        async def fails():
+            calls.append(None)
+            variable.set(len(calls))  # so that the next attempt has a task of its own
+            try:
+                for _ in range(turns if len(calls) == attempt else 0):
+                    await asyncio.sleep(0)
+            except asyncio.CancelledError:
+                cancelled.append(None)
+                raise
+            raise ValueError(turns)
+
+        return fails, cancelled
+
+    async def fails_first():
+        for _ in range(5 * attempt):
+            await asyncio.sleep(0)
+        raise KeyError("first")
+
+    fates = set()
+    for turns in range(25):
+        action, cancelled = step_that_fails(turns)
+        second = WorkflowStep("second", action, max_retries=attempt, **in_lane(options))
+        report = await run_pipeline([WorkflowStep("first", fails_first), second])
+
+        expected = StepStatus.CANCELLED if cancelled else StepStatus.FAILED
+        assert report["second"].status is expected, turns
+        if not cancelled:
+            assert str(report["second"].error) == str(turns)
+            assert report["second"] in report.failed
+        fates.add(expected)
+    assert len(fates) == 2
 
 
 async def test_no_attempt_follows_one_that_ends_in_the_turn_of_the_stop():
