@@ -16,6 +16,7 @@ from mapped_run import mapped_run
 from resumed_run import RESUMED, crashed_often
 
 from asyncflow import StepTimeoutError
+from asyncflow._views.run_view import RunView
 from asyncflow.events import (
     AttemptFailed,
     AttemptStarted,
@@ -26,6 +27,8 @@ from asyncflow.events import (
     ThreadAbandoned,
 )
 from asyncflow.html_report import to_html
+from asyncflow.html_report._event_log import event_log
+from asyncflow.html_report._page import sections
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")  # the loop of the browser
 
@@ -269,6 +272,26 @@ async def test_the_page_of_a_resumed_run_violates_no_accessibility_rule(
     found = await page.evaluate("axe.run(document, {resultTypes: ['violations']})")
 
     assert [(each["id"], each["nodes"][0]["html"][:200]) for each in found["violations"]] == []
+
+
+async def test_a_live_page_of_a_run_that_resumes_gets_the_gap_and_keeps_its_zoom(
+    opened: Open,
+) -> None:
+    page = await opened(to_html(RESUMED[:11]), at="#step=load&attempt=2")
+    for _ in range(4):
+        await page.keyboard.press("+")
+    assert not await page.locator(".marks").count()
+    view = RunView(RESUMED)
+
+    found = sections(view, event_log(RESUMED), now_ms=view.at_ms)
+    await page.evaluate("(found) => asyncflow.update(found)", found)
+
+    assert await page.locator(".marks rect").count() == 1
+    assert "zoomed" in await page.locator(".chart").get_attribute("class")
+    assert await page.locator(".bar.chosen").get_attribute("class") == (
+        "bar attempt e-failed earlier chosen"
+    )
+    assert "With the pause" in await page.locator("#header").inner_text()
 
 
 @pytest.mark.parametrize("width", [1440, 1024, 390])
