@@ -136,11 +136,12 @@ class RunTimedOut:
 
 @record
 class RunFinished:
-    """The run ended, and nothing of it is alive. Always the last event."""
+    """The run ended, and nothing of it is alive. The last event, unless the run is resumed."""
 
     at_ms: float
     outcome: Outcome
-    """``"interrupted"`` after a `RunInterrupted`, else whether every step succeeded."""
+    """``"interrupted"`` after a `RunInterrupted`, else whether every step succeeded, or was skipped
+    on purpose."""
     stop_reason: str | None = None
     """Why the run stopped before its end, if it did."""
 
@@ -154,7 +155,8 @@ class AttemptStarted:
     """Counted from 1."""
     at_ms: float
     queued_ms: float = 0.0
-    """How many milliseconds it waited for a pool or for ``max_concurrency`` before that."""
+    """How many milliseconds it waited before that: for a pool, for ``max_concurrency``, for a
+    thread or a process."""
     item: int | None = None
     """The item of a mapped step, counted from 0. Here and in all other events, ``None`` means the
     step itself."""

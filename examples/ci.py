@@ -270,11 +270,14 @@ def main(argv: Sequence[str] | None = None, steps: Sequence[WorkflowStep] = STEP
         steps = select(steps, arguments.only)
     with tempfile.TemporaryDirectory(prefix="ci-") as folder:
         artifacts = Path(folder)
-        inputs = {
+        inputs: dict[str, object] = {
             "project": arguments.project.resolve(),
             "artifacts": artifacts,
             "paths": arguments.tests,
         }
+        # A run refuses inputs that none of its steps takes, and not all steps may be chosen.
+        taken = {name for step in steps for name in signature(step.action).parameters}
+        inputs = {name: value for name, value in inputs.items() if name in taken}
         try:
             report = asyncio.run(run(steps, inputs, keep_going=arguments.keep_going))
         except KeyboardInterrupt:

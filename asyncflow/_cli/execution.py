@@ -192,7 +192,7 @@ def report_end(execution: Execution, end: RunEnd) -> int:
     if end.had_passed:
         run_id = escape_controls(report.run_id)
         write_note(f"run {run_id} passed earlier; this is its report", quiet=flags.quiet)
-    trace = format_tracebacks(report, limit=_TRACEBACKS, all_frames=flags.all_frames)
+    trace = format_tracebacks(report, limit=_TRACEBACKS)
     if trace:
         write_note(f"{trace}\n")
     if flags.as_json:

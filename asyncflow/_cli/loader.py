@@ -16,6 +16,7 @@ import click
 
 from asyncflow._cli.output import INVALID, CommandError
 from asyncflow._core.errors import describe_error, did_you_mean
+from asyncflow._core.step import WorkflowStep
 from asyncflow._core.tracebacks import format_error
 from asyncflow._runtime.orchestrator import Orchestrator
 from asyncflow._runtime.pipeline import Pipeline
@@ -30,27 +31,28 @@ class LoadedPipeline(NamedTuple):
     target: str
 
 
-def load_pipeline(target: str, *, all_frames: bool = False) -> LoadedPipeline:
+def load_pipeline(target: str) -> LoadedPipeline:
     """Import a module and return a pipeline in it.
 
     Args:
-        target: ``package.module:name`` or ``path/to/file.py:name``; the name may be dotted.
-        all_frames: Whether a traceback shows all frames.
+        target: ``package.module:name`` or ``path/to/file.py:name``; the name may be dotted. Without
+            a name it is the only pipeline of the module.
 
     Raises:
         click.UsageError: The target has another form.
         CommandError: It can't be imported, or is not a valid pipeline.
     """
-    place, _, name = target.rpartition(":")
-    if not place or not name:
+    place, colon, name = target.rpartition(":") if ":" in target else (target, "", "")
+    if not place or (colon and not name):
         raise click.UsageError(
             f"{target!r} is not MODULE:PIPELINE: name a module and what is in it, such as "
             "etl:pipeline, shop.etl:pipeline or path/to/etl.py:pipeline"
         )
-    module = _import(place, all_frames)
+    module = _import(place)
+    name = name or _only_pipeline(module, target)
     found = _look_up(module, name)
     if inspect.isroutine(found) or inspect.isclass(found):
-        found = _call(target, found, all_frames)
+        found = _call(target, found)
     return LoadedPipeline(_plan(target, f"{module.__name__}:{name}", found), target)
 
 
@@ -69,7 +71,7 @@ def select_targets(orchestrator: Orchestrator, targets: Sequence[str]) -> Orches
 # The module.
 
 
-def _import(place: str, all_frames: bool) -> ModuleType:
+def _import(place: str) -> ModuleType:
     is_file = place.endswith(".py") or os.sep in place
     root, name = _locate(place) if is_file else (_current_directory(), place)
     if str(root) not in sys.path:
@@ -81,7 +83,7 @@ def _import(place: str, all_frames: bool) -> ModuleType:
         if isinstance(error, ModuleNotFoundError) and f"{name}.".startswith(f"{error.name}."):
             raise _missing(place, str(error.name)) from error
         why = f"{place!r} can't be imported: {describe_error(error)}"
-        raise CommandError(why, INVALID, _user_trace(error, all_frames)) from error
+        raise CommandError(why, INVALID, _user_trace(error)) from error
     if is_file and not Path(place).absolute().samefile(
         getattr(module, "__file__", None) or os.devnull
     ):
@@ -131,12 +133,12 @@ def _missing(place: str, missing: str) -> CommandError:
     )
 
 
-def _user_trace(error: BaseException, all_frames: bool) -> str:
+def _user_trace(error: BaseException) -> str:
     """Return the traceback of the user's code, without the frames that imported it."""
     trace = error.__traceback__
     while trace is not None and _is_import_machinery(trace.tb_frame.f_code.co_filename):
         trace = trace.tb_next
-    return format_error(error.with_traceback(trace), all_frames=all_frames)
+    return format_error(error.with_traceback(trace))
 
 
 def _is_import_machinery(path: str) -> bool:
@@ -146,38 +148,93 @@ def _is_import_machinery(path: str) -> bool:
 # The pipeline in it.
 
 
+def _only_pipeline(module: ModuleType, target: str) -> str:
+    """Return the name of the only pipeline of a module.
+
+    Raises:
+        CommandError: It has none, or several.
+    """
+    names = _pipelines_in(module)
+    if len(names) == 1:
+        return names[0]
+    if names:
+        some = ", ".join(f"{target}:{name}" for name in names)
+        why = f"there are several pipelines in {target!r}; name one: {some}"
+    else:
+        why = f"there is no pipeline in {target!r}; name a function that returns one: {target}:NAME"
+    raise CommandError(why, INVALID)
+
+
 def _look_up(module: ModuleType, name: str) -> Any:
     found: Any = module
     for part in name.split("."):
         try:
             found = getattr(found, part)
         except AttributeError:
-            names = [each for each in dir(found) if not each.startswith("_")]
-            hint = did_you_mean(part, names) or _pipelines_in(found, names)
+            pipelines = _pipelines_in(found)
+            hint = did_you_mean(part, [*pipelines, *_factories_in(found, module.__name__)])
+            if pipelines and not hint:
+                hint = f"; its pipelines are: {', '.join(pipelines)}"
             owner = f"{module.__name__}:{name}".removesuffix(f".{part}").removesuffix(f":{part}")
             raise CommandError(f"there is no {part!r} in {owner!r}{hint}", INVALID) from None
     return found
 
 
-def _pipelines_in(owner: Any, names: Iterable[str]) -> str:
-    found = [name for name in names if isinstance(getattr(owner, name), Pipeline | Orchestrator)]
-    return f"; its pipelines are: {', '.join(found)}" if found else ""
+def _pipelines_in(owner: Any) -> list[str]:
+    """Return the names of the pipelines in a module; of its lists of steps, if there are none."""
+    values = {name: getattr(owner, name) for name in dir(owner) if not name.startswith("_")}
+    found = {name: each for name, each in values.items() if _is_pipeline(each)}
+    if not found:
+        found = {name: each for name, each in values.items() if _is_list_of_steps(each)}
+    unique: dict[int, str] = {}
+    for name, each in found.items():
+        unique.setdefault(id(each), name)
+    return [*unique.values()]
 
 
-def _call(target: str, function: Callable[[], Any], all_frames: bool) -> Any:
+def _is_pipeline(value: object) -> bool:
+    return isinstance(value, Pipeline | Orchestrator)
+
+
+def _is_list_of_steps(value: object) -> bool:
+    if not isinstance(value, list | tuple) or not value:
+        return False
+    return all(isinstance(each, WorkflowStep) for each in value)
+
+
+def _factories_in(owner: Any, module: str) -> list[str]:
+    """Return the names of functions of the module itself that may return a pipeline."""
+    return [
+        name
+        for name, each in getattr(owner, "__dict__", {}).items()
+        if inspect.isfunction(each)
+        and each.__module__ == module
+        and not inspect.iscoroutinefunction(each)
+        and _needs_nothing(each)
+    ]
+
+
+def _needs_nothing(function: Callable[..., Any]) -> bool:
     try:
         inspect.signature(function).bind()
     except (TypeError, ValueError):
+        return False
+    return True
+
+
+def _call(target: str, function: Callable[[], Any]) -> Any:
+    if not _needs_nothing(function):
+        kind = "class that needs" if inspect.isclass(function) else "function that needs"
         raise CommandError(
-            f"{target!r} is a function that can't be called without arguments; name a pipeline, "
-            "or a function without arguments that returns one",
+            f"{target!r} is a {kind} arguments; name a pipeline, or a function without arguments "
+            "that returns one",
             INVALID,
-        ) from None
+        )
     try:
         returned = function()
     except (Exception, SystemExit) as error:
         why = f"{target!r} raised {describe_error(error)}"
-        raise CommandError(why, INVALID, _user_trace(error, all_frames)) from error
+        raise CommandError(why, INVALID, _user_trace(error)) from error
     if inspect.iscoroutine(returned):
         returned.close()  # or Python would warn that it was never awaited
         raise CommandError(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import shlex
 from collections.abc import Callable, Sequence
@@ -29,15 +30,16 @@ __all__ = [
     "complete_target",
     "find_run",
     "html_option",
+    "journal_exists",
     "journal_flag",
     "journal_option",
     "json_option",
+    "log_options",
     "open_journal",
     "require_journal",
     "run_argument",
     "run_options",
     "targets_option",
-    "traceback_option",
 ]
 
 AnyJournal = SQLiteJournal | PostgresJournal
@@ -60,13 +62,18 @@ def _is_dsn(journal: str) -> bool:
     return journal.startswith(("postgresql://", "postgres://"))
 
 
+def journal_exists(journal: str) -> bool:
+    """Whether the file of a journal exists, or it is in a database, which may be asked."""
+    return _is_dsn(journal) or Path(journal).is_file()
+
+
 def require_journal(journal: str) -> None:
     """Refuse a file that does not exist, which opening would create.
 
     Raises:
         CommandError: It does not exist.
     """
-    if not _is_dsn(journal) and not Path(journal).is_file():
+    if not journal_exists(journal):
         raise CommandError(
             f"journal {journal!r} does not exist; name another one with --journal or "
             f"${_VARIABLE}, or create one with `asyncflow run`",
@@ -160,7 +167,7 @@ def _complete_run(
     ctx: click.Context, param: click.Parameter, incomplete: str
 ) -> list[CompletionItem]:
     journal = ctx.params.get("journal") or os.environ.get(_VARIABLE) or _DEFAULT
-    if not _is_dsn(journal) and not Path(journal).is_file():
+    if not journal_exists(journal):
         return []
     with suppress(Exception):  # an error would end up in the line that is completed
         return asyncio.run(_runs_that_start_with(journal, incomplete))
@@ -226,12 +233,6 @@ html_option = click.option(
     callback=lambda ctx, param, value: _check_is_writable(value),
     help="Write an HTML report of the run.",
 )
-traceback_option = click.option(
-    "--traceback",
-    "all_frames",
-    is_flag=True,
-    help="Show all frames of tracebacks, including asyncflow's own.",
-)
 targets_option = click.option(
     "--target",
     "targets",
@@ -239,6 +240,27 @@ targets_option = click.option(
     multiple=True,
     help="Only this step and what it depends on; repeatable.",
 )
+
+
+def log_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Add the options of logging to a command, which receives a ``log_level``."""
+
+    @click.option(
+        "--log-level",
+        metavar="LEVEL",
+        type=click.Choice(["DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"], case_sensitive=False),
+        help="Write log records from this level on to standard error; by default WARNING.",
+    )
+    @click.option("-v", "verbose", is_flag=True, help="The same as --log-level INFO.")
+    @wraps(command)
+    def with_level(*, log_level: str | None, verbose: bool, **given: Any) -> None:
+        name = log_level or ("INFO" if verbose else None)
+        level = None if name is None else logging.getLevelNamesMapping()[name]
+        command(**given, log_level=level)
+
+    return with_level
+
+
 run_argument = click.argument("run", metavar="RUN", shell_complete=_complete_run)
 
 
@@ -257,7 +279,7 @@ class RunFlags:
     html: Path | None
     as_json: bool
     quiet: bool
-    all_frames: bool
+    log_level: int | None
 
 
 _RUN_OPTIONS: Sequence[Callable[[Any], Any]] = (
@@ -294,7 +316,7 @@ _RUN_OPTIONS: Sequence[Callable[[Any], Any]] = (
     html_option,
     json_option,
     click.option("--quiet", is_flag=True, help="Show no progress and no hints."),
-    traceback_option,
+    log_options,
 )
 
 
@@ -306,6 +328,7 @@ def run_options(command: Callable[..., None]) -> Callable[..., None]:
         flags = RunFlags(**{field.name: given.pop(field.name) for field in fields(RunFlags)})
         command(**given, flags=flags)
 
+    decorated: Callable[..., None] = with_flags
     for option in reversed(_RUN_OPTIONS):
-        option(with_flags)
-    return with_flags
+        decorated = option(decorated)
+    return decorated

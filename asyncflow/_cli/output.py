@@ -146,19 +146,16 @@ def format_report(report: RunReport) -> str:
     return f"{report}\nStopped: {escape_controls(report.stop_reason)}"
 
 
-def format_tracebacks(
-    report: RunReport, *, limit: int | None = None, all_frames: bool = False
-) -> str:
+def format_tracebacks(report: RunReport, *, limit: int | None = None) -> str:
     """Return the tracebacks of the steps with errors, that of the first failure first.
 
     Args:
         report: The report of the run.
         limit: For how many steps; ``None`` for all.
-        all_frames: Whether to include frames of asyncflow.
     """
     failed = [result for result in report.values() if result.error is not None]
     failed.sort(key=_failures_by_end)
-    parts = [_format_traceback(result, all_frames) for result in failed[:limit]]
+    parts = [_format_traceback(result) for result in failed[:limit]]
     if limit is not None and len(failed) > limit:
         parts.append(f"… and {len(failed) - limit} more steps with errors")
     return "\n\n".join(parts)
@@ -198,12 +195,12 @@ def _failures_by_end(result: StepResult) -> tuple[bool, float]:
     return result.status is not StepStatus.FAILED, ended_ms
 
 
-def _format_traceback(result: StepResult, all_frames: bool) -> str:
+def _format_traceback(result: StepResult) -> str:
     assert result.error is not None
     name, verb = escape_controls(result.step_name), result.status.lower()
     # The attempts of a mapped step are those of all its items.
     attempt = "" if result.items is not None else f", attempt {latest_number(result)}"
-    return f"Step {name} {verb}{attempt}:\n{format_error(result.error, all_frames=all_frames)}"
+    return f"Step {name} {verb}{attempt}:\n{format_error(result.error)}"
 
 
 # Everything else.
@@ -224,19 +221,26 @@ class _StderrHandler(logging.Handler):
 
 
 @contextmanager
-def logs_on_stderr() -> Iterator[None]:
-    """Show warnings that are logged meanwhile, unless the user's code has configured logging."""
+def logs_on_stderr(level: int | None = None) -> Iterator[None]:
+    """Show what is logged meanwhile, unless the user's code has configured where that goes.
+
+    Args:
+        level: The lowest level of the records; by default warnings, or what the code configured.
+    """
     root = logging.getLogger()
-    if root.handlers:
-        yield
-        return
-    handler = _StderrHandler(logging.WARNING)
-    handler.setFormatter(logging.Formatter("%(levelname)s %(name)s: %(message)s"))
-    root.addHandler(handler)
+    before, handler = root.level, None
+    if not root.handlers:
+        handler = _StderrHandler(logging.WARNING if level is None else level)
+        handler.setFormatter(logging.Formatter("%(levelname)s %(name)s: %(message)s"))
+        root.addHandler(handler)
+    if level is not None:
+        root.setLevel(level)
     try:
         yield
     finally:
-        root.removeHandler(handler)
+        root.setLevel(before)
+        if handler is not None:
+            root.removeHandler(handler)
 
 
 # Errors.

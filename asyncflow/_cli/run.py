@@ -50,7 +50,8 @@ def run(target: str, no_journal: bool, run_id: str | None, flags: RunFlags) -> N
 
     MODULE:PIPELINE names a module or a file, and in it a Pipeline, an Orchestrator, a list of
     WorkflowStep objects, or a function without arguments that returns one: etl:pipeline,
-    shop.etl:pipeline, path/to/etl.py:pipeline. The report goes to standard output.
+    shop.etl:pipeline, path/to/etl.py:pipeline. The only pipeline of a module needs no name: etl.
+    The report goes to standard output.
     """
     if run_id is not None:
         _check_run_id(run_id)
@@ -70,8 +71,9 @@ def run(target: str, no_journal: bool, run_id: str | None, flags: RunFlags) -> N
 def resume(run: str, pipelines: Sequence[str], flags: RunFlags) -> None:
     """Resume a run that failed, was stopped, or whose process died.
 
-    RUN is its id, the start of its id, or "latest". Completed steps do not run again. The inputs
-    are those of the run; only secret ones must be given again.
+    RUN is its id, the start of its id, or "latest". Completed steps run again only if
+    their results are not valid any more. The inputs are those of the run; only secret ones must be
+    given again.
 
     A journal stores no code, so name the pipeline: MODULE:PIPELINE as for `run`, or a list of them
     in the variable ASYNCFLOW_PIPELINES, of which the one with the name of the run's pipeline is
@@ -94,17 +96,18 @@ def _execute(
     check_html(flags.html, flags.journal)
     with stdout_for_results_only(flags.as_json):
         # The module comes before our logging, since it may configure its own.
-        loaded = _configure(load_pipeline(target, all_frames=flags.all_frames), flags)
+        whole = load_pipeline(target)
+        loaded = _configure(whole, flags)
         if resumed is not None:
             _check_matches(resumed, loaded, flags)
         inputs = read_inputs(
-            loaded.orchestrator.steps,
+            whole.orchestrator.steps,  # what --target leaves out may still be given its inputs
             file=flags.inputs,
             text=flags.input_json,
             pairs=flags.input_,
         )
         execution = Execution(loaded, inputs, journal, run_id, flags)
-        with logs_on_stderr():
+        with logs_on_stderr(flags.log_level):
             end = asyncio.run(execute(execution))
     sys.exit(report_end(execution, end))
 

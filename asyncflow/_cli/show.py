@@ -24,7 +24,6 @@ from asyncflow._cli.options import (
     require_journal,
     run_argument,
     targets_option,
-    traceback_option,
 )
 from asyncflow._cli.output import (
     format_earlier_attempts,
@@ -65,14 +64,13 @@ _POLICIES = ["max_retries", "timeout_ms", "deadline_ms", "map_over", "run_if", "
     help="The format.",
 )
 @targets_option
-@traceback_option
-def plan(target: str, form: str, targets: Sequence[str], all_frames: bool) -> None:
+def plan(target: str, form: str, targets: Sequence[str]) -> None:
     """Show the steps of a pipeline in their tiers, and run nothing.
 
     The steps of a tier may run at the same time.
     """
     with stdout_for_results_only(True):
-        orchestrator = load_pipeline(target, all_frames=all_frames).orchestrator
+        orchestrator = load_pipeline(target).orchestrator
     _FORMATS[form](select_targets(orchestrator, targets))
 
 
@@ -167,7 +165,6 @@ class _ShownRun:
 @click.option("--events", is_flag=True, help="Show all events, one a line.")
 @json_option
 @html_option
-@traceback_option
 def show(
     run: str,
     journal: str,
@@ -175,7 +172,6 @@ def show(
     events: bool,
     as_json: bool,
     html: Path | None,
-    all_frames: bool,
 ) -> None:
     """Show a run: its report, and the tracebacks of failed steps.
 
@@ -200,8 +196,7 @@ def show(
         write_result("\n".join(lines))
     if not (timeline or events):
         write_result(format_report(shown.report))
-        trace = format_tracebacks(shown.report, all_frames=all_frames)
-        for part in (trace, format_earlier_attempts(shown.report)):
+        for part in (format_tracebacks(shown.report), format_earlier_attempts(shown.report)):
             if part:
                 write_result(f"\n{part}")
 

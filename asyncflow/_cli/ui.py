@@ -14,9 +14,10 @@ from asyncflow._cli.loader import load_pipeline
 from asyncflow._cli.options import (
     PIPELINES,
     complete_target,
+    journal_exists,
     journal_option,
+    log_options,
     open_journal,
-    require_journal,
 )
 from asyncflow._cli.output import (
     PASSED,
@@ -61,24 +62,36 @@ _TOKEN = "ASYNCFLOW_TOKEN"
     help="A pipeline whose runs the pages can resume; repeatable.",
 )
 @click.option("--open", "opens", is_flag=True, help="Open the pages in a browser.")
+@log_options
 def ui(
-    journal: str, host: str, port: int, token: str | None, targets: Sequence[str], opens: bool
+    journal: str,
+    host: str,
+    port: int,
+    token: str | None,
+    targets: Sequence[str],
+    opens: bool,
+    log_level: int | None,
 ) -> None:
     """Serve pages that show the runs of a journal as they happen, until a signal stops it.
 
     The pages can cancel runs, and resume those of the pipelines that are named here.
     """
-    require_journal(journal)
     loaded = [load_pipeline(target).orchestrator for target in targets]
     pipelines = {orchestrator.name: orchestrator for orchestrator in loaded}
 
+    is_new = not journal_exists(journal)
+
     def on_ready(url: str) -> None:
+        if is_new:
+            write_note(
+                f"Journal {journal} did not exist; the pages show its first run as it starts"
+            )
         # The address of a database may contain a password.
         write_note(f"The runs {'' if '://' in journal else f'of {journal} '}are at {url}")
         if opens:
             webbrowser.open(url)
 
-    with logs_on_stderr():
+    with logs_on_stderr(log_level):
         code = asyncio.run(_serve(journal, host, port, token, pipelines, on_ready))
     sys.exit(code)
 

@@ -28,7 +28,7 @@ from asyncflow._core.arguments import Signature, Upstream, upstream_defaults
 from asyncflow._core.errors import did_you_mean
 from asyncflow._core.graph import with_dependents
 from asyncflow._core.record import record, replace
-from asyncflow._core.step import Action, StepPolicies, WorkflowStep, check_heartbeat, parameters_of
+from asyncflow._core.step import Action, StepPolicies, WorkflowStep, parameters_of
 
 __all__ = [
     "DeclaredStep",
@@ -103,7 +103,6 @@ def check_policies(name: str, function: Action, policies: StepPolicies) -> None:
     """Report a mistake where the decorator is, and not when the steps are built."""
     checked = policies.copy()
     if policies.get("runs_in") == "process":
-        check_heartbeat(name, policies.get("heartbeat_ms"), "process")
         # The function can't be pickled before its module has it.
         checked["runs_in"] = "thread"
     WorkflowStep(name, function, **checked)

@@ -1,12 +1,14 @@
 """What an action can ask about itself while it runs: `current_step`.
 
 Context variables name the run and the attempt. Threads and tasks inherit the context of an action;
-another process does not.
+another process does not. The worker process of a step has what `attempt_for_process` returned,
+which `asyncflow._runtime.worker_process` holds there without importing this module.
 """
 
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Callable, Mapping
 from contextvars import Context, ContextVar
 from typing import Protocol, TypeAlias
@@ -21,6 +23,7 @@ __all__ = [
     "RunContext",
     "StartedAttempt",
     "StepContext",
+    "attempt_for_process",
     "attempt_in",
     "current_attempt",
     "current_step",
@@ -42,8 +45,6 @@ class StepContext:
         max_retries: How many attempts there are in all.
         idempotency_key: A string that is the same in every attempt of this step, or item, in
             this run, and different in any other.
-        results: For a clean-up step (``run_if`` other than ``"success"``), the results of its
-            dependencies, by name; empty for others.
     """
 
     __slots__ = (
@@ -51,31 +52,53 @@ class StepContext:
         "_clock",
         "_deadline_s",
         "_heartbeat",
+        "_results",
         "attempt",
         "idempotency_key",
         "item",
         "max_retries",
-        "results",
         "run_id",
         "step_name",
     )
 
-    def __init__(self, run: RunContext, running: StartedAttempt) -> None:
-        self.step_name, self.attempt, started_ms, _, self.item = running
-        step = run.plan.steps[run.plan.index[self.step_name]]
-        self.run_id = run.run_id
-        self.max_retries = step.max_retries
-        self.idempotency_key = _idempotency_key(run.run_id, step.name, self.item)
-        self._clock = run.clock
-        self._cancel_requested = _cancel_requested.get()
-        extras = run.extras.get((self.step_name, self.item))
-        if extras is None:
-            limit_ms = math.inf if step.timeout_ms is None else step.timeout_ms
-            extras = AttemptExtras(run.at_s(started_ms + limit_ms), None, {})
-        self._heartbeat, self.results = extras.heartbeat, extras.results
-        self._deadline_s = extras.deadline_s
-        if step.run_if == "success":
-            self._deadline_s = min(self._deadline_s, run.deadline_s)
+    def __init__(
+        self,
+        run_id: str,
+        running: StartedAttempt,
+        max_retries: int,
+        *,
+        deadline_s: float,
+        clock: Callable[[], float],
+        heartbeat: Callable[[], object] | None,
+        cancel_requested: Callable[[], bool],
+        results: Mapping[str, StepResult] | None,
+    ) -> None:
+        self.step_name, self.attempt, _, _, self.item = running
+        self.run_id = run_id
+        self.max_retries = max_retries
+        self.idempotency_key = _idempotency_key(run_id, self.step_name, self.item)
+        self._deadline_s = deadline_s
+        self._clock = clock
+        self._heartbeat = heartbeat
+        self._cancel_requested = cancel_requested
+        self._results = results
+
+    @property
+    def results(self) -> Mapping[str, StepResult]:
+        """For a clean-up step, the results of its dependencies, by name; empty for others.
+
+        A clean-up step has a ``run_if`` other than ``"success"``.
+
+        Raises:
+            RuntimeError: The step runs in another process, which has no results.
+        """
+        if self._results is None:
+            raise RuntimeError(
+                f"step {self.step_name!r}: the results of its dependencies are not there in "
+                "another process; give the step runs_in='thread', or let another step take what "
+                "this one needs of them, and return that"
+            )
+        return self._results
 
     @property
     def cancel_requested(self) -> bool:
@@ -84,7 +107,8 @@ class StepContext:
         In a step with ``runs_in="thread"`` it becomes true when a time limit passes, a heartbeat
         is missed, or the run cancels the step; then it stays true. Any thread may read it. In the
         event loop, where an `asyncio.CancelledError` reports the same, it is true in a task that
-        was asked to cancel; and it is false in threads that such a step starts itself.
+        was asked to cancel; and it is false in threads that such a step starts itself. In a
+        process it is always false: a process that must stop is killed.
         """
         return self._cancel_requested()
 
@@ -103,7 +127,7 @@ class StepContext:
         Any thread may call it, as often as it likes; without ``heartbeat_ms`` it does nothing.
         """
         if self._heartbeat is not None:
-            self._heartbeat.beat()
+            self._heartbeat()
 
     def __repr__(self) -> str:
         item = "" if self.item is None else f", item {self.item}"
@@ -123,18 +147,100 @@ def current_step() -> StepContext:
     """Return the context of the step whose action is running.
 
     It works in the action, in all that the action awaits, and in the tasks and threads that
-    inherit the action's context; not in another process.
+    inherit the action's context. In the process of a step with ``runs_in="process"`` it works in
+    all threads, but not in processes that the action starts.
 
     Raises:
         RuntimeError: No step's action is running in this context.
     """
+    sent = _sent_attempt()
+    if sent is not None:
+        return _context_in_process(*sent)
     running = _attempt.get(None)
     if running is None:
         raise RuntimeError(
             "current_step() works only while a step's action runs, and in what it calls; "
-            "not in another process"
+            "not in a process that it starts"
         )
-    return StepContext(_run.get(), running)
+    return _context_in_loop(_run.get(), running)
+
+
+def _context_in_loop(run: RunContext, running: StartedAttempt) -> StepContext:
+    name, _, started_ms, _, item = running
+    step = run.plan.steps[run.plan.index[name]]
+    extras = run.extras.get((name, item))
+    if extras is None:
+        limit_ms = math.inf if step.timeout_ms is None else step.timeout_ms
+        extras = AttemptExtras(run.at_s(started_ms + limit_ms), None, {})
+    deadline_s = extras.deadline_s
+    if step.run_if == "success":
+        deadline_s = min(deadline_s, run.deadline_s)
+    return StepContext(
+        run.run_id,
+        running,
+        step.max_retries,
+        deadline_s=deadline_s,
+        clock=run.clock,
+        heartbeat=None if extras.heartbeat is None else extras.heartbeat.beat,
+        cancel_requested=_cancel_requested.get(),
+        results=extras.results,
+    )
+
+
+# Worker processes.
+
+_WORKER = "asyncflow._runtime.worker_process"
+"""The module that has the attempt of this process, if this is one of a step."""
+
+_SentAttempt: TypeAlias = "tuple[str, StartedAttempt, int, float, float | None]"
+"""What a process is sent: the id of the run, the attempt, how many there are in all, its deadline,
+and the present time if the clock stands still. Times are in seconds."""
+
+
+def attempt_for_process(now_s: float | None) -> _SentAttempt | None:
+    """Return the current attempt for a process that is about to make it; ``None`` if there is none.
+
+    It has types of Python alone, so that the process need not import asyncflow to read it.
+
+    Args:
+        now_s: The present time by the clock that this process shares with the other one;
+            ``None`` if the time of the attempt stands still meanwhile.
+    """
+    running = _attempt.get(None)
+    if running is None:
+        return None
+    step = current_step()
+    left_ms = step.remaining_ms()
+    left_s = math.inf if left_ms is None else left_ms / 1000
+    deadline_s = left_s + (now_s or 0.0)
+    still_s = 0.0 if now_s is None else None
+    return step.run_id, running, step.max_retries, deadline_s, still_s
+
+
+def _sent_attempt() -> _SentAttempt | None:
+    """Return the attempt that this process makes, unless a run of this process calls this."""
+    worker = None if _run.get(None) is not None else sys.modules.get(_WORKER)
+    return getattr(worker, "_attempt", None)
+
+
+def _context_in_process(
+    run_id: str,
+    running: StartedAttempt,
+    max_retries: int,
+    deadline_s: float,
+    still_s: float | None,
+) -> StepContext:
+    worker = sys.modules[_WORKER]
+    return StepContext(
+        run_id,
+        running,
+        max_retries,
+        deadline_s=deadline_s,
+        clock=worker._clock if still_s is None else lambda: still_s,
+        heartbeat=worker._beat,
+        cancel_requested=bool,
+        results=None,
+    )
 
 
 class Heartbeat(Protocol):
@@ -213,6 +319,9 @@ def enter_thread(cancel_requested: Callable[[], bool]) -> None:
 
 def current_attempt() -> tuple[str, AttemptStarted] | None:
     """Return the id of the run and the start of the attempt; ``None`` outside of an action."""
+    sent = _sent_attempt()
+    if sent is not None:
+        return sent[0], AttemptStarted(*sent[1])
     running = _attempt.get(None)
     return None if running is None else (_run.get().run_id, AttemptStarted(*running))
 
@@ -225,4 +334,5 @@ def attempt_in(context: Context, run: RunContext) -> AttemptStarted | None:
 
 def is_inside_run(run_id: str) -> bool:
     """Whether an action of the run with that id is calling this."""
-    return _attempt.get(None) is not None and _run.get().run_id == run_id
+    attempt = current_attempt()
+    return attempt is not None and attempt[0] == run_id

@@ -5,7 +5,8 @@ Rules:
 1. A pool neither waits nor reads a clock: the caller passes the time, and a callable that the pool
    calls when a slot is free. So one pool serves any number of runs, event loops and threads at
    once.
-2. A pool is first come, first served, also in the starts that its rate allows.
+2. A pool is first come, first served, also in the starts that its rate allows. Each run asks it for
+   at most as many slots as it has, so runs take turns.
 3. A retry policy decides from one failure alone whether another attempt follows, and when.
 """
 
@@ -36,9 +37,11 @@ class Pool:
     """A limit that steps share: at most ``size`` of their attempts run at the same time.
 
     Share the object: ``WorkflowStep(..., pool=openai)``, in one pipeline or in many. It limits all
-    concurrent runs of the process together, in any event loop or thread, first come, first served.
-    An attempt holds its slot while it runs; between two attempts, a step holds none. Waiting for a
-    slot is no part of the step's time; see `StepResult.queued_ms`.
+    concurrent runs of the process together, in any event loop or thread. Within a run it is first
+    come, first served. Runs take turns: at most ``size`` attempts of each hold a slot or wait in
+    the pool's queue, so that one with many waiting steps doesn't starve another. An attempt holds
+    its slot while it runs; between two attempts, a step holds none. Waiting for a slot is no part
+    of the step's time; see `StepResult.queued_ms`.
 
     A step that runs another pipeline must not share a pool with it: it would wait for itself.
 
@@ -90,7 +93,7 @@ class Pool:
 
     @property
     def waiting(self) -> int:
-        """How many attempts wait for a slot."""
+        """How many attempts wait in its queue: at most ``size`` of each run."""
         return len(self._queue)
 
     def request_slot(self, call: Callable[[], object]) -> PoolTicket:
@@ -206,7 +209,7 @@ class Retry:
         until: Called with what an attempt returned. If it returns a false value, the attempt fails
             with `ResultRefusedError`, and another follows, whatever ``on`` says.
         random: Returns a random number from 0 up to 1, for the jitter; `random.random` by default.
-            ``random.Random(7).random`` makes the backoff the same in every run.
+            With ``random.Random(7).random`` a new program draws the same backoffs again.
 
     Raises:
         TypeError: An attribute has the wrong type.

@@ -133,8 +133,8 @@ class Attempt:
     """What it failed with; ``None`` if it succeeded, or was cancelled and its clean-up raised
     nothing."""
     queued_ms: float = 0.0
-    """Milliseconds that it waited for a pool or for ``max_concurrency`` just before its start.
-    They are no part of ``duration_ms``."""
+    """Milliseconds that it waited for a pool, for ``max_concurrency``, for a thread or a process,
+    just before its start. They are no part of ``duration_ms``."""
     segment: int = 1
     """The segment of the run in which it ran, counted from 1: see `RunReport.segments`."""
     cancelled: bool = False
@@ -182,10 +182,10 @@ class StepResult:
     depends_on: tuple[str, ...] = ()
     """The names of the steps that it depends on, as declared."""
     queued_ms: float = 0.0
-    """Milliseconds that its attempts waited for a pool or for ``max_concurrency``, in all. They
-    never count against ``timeout_ms`` or ``deadline_ms``. The wait before the first attempt comes
-    before ``started_ms``, so it is no part of ``duration_ms``; the waits before later attempts lie
-    between attempts, so they are."""
+    """Milliseconds that its attempts waited for a pool, for ``max_concurrency``, for a thread or a
+    process, in all. They never count against ``timeout_ms`` or ``deadline_ms``. The wait before the
+    first attempt comes before ``started_ms``, so it is no part of ``duration_ms``; the waits before
+    later attempts lie between attempts, so they are."""
     loop_blocked_ms: float = 0.0
     """Milliseconds for which it blocked the event loop. Only blocks of more than 100 ms count, and
     each of them counts up to 30 ms less than it took."""

@@ -194,7 +194,7 @@ class Deadlines:
         self._random = random
         self._counts_from: dict[int, float] = {}
         """When a node with a deadline began, plus the time that it was queued since."""
-        self._called_ms: dict[int, float] = {}
+        self._limited_from: dict[int, float] = {}
 
     def start(self, node: int, event: AttemptStarted) -> None:
         """Note that an attempt has started."""
@@ -204,9 +204,13 @@ class Deadlines:
             else:
                 self._counts_from[node] = event.at_ms
 
-    def call(self, node: int, at_ms: float) -> None:
-        """Note that the action of a running attempt is called only now: its start is stored."""
-        self._called_ms[node] = at_ms
+    def count_from(self, node: int, at_ms: float) -> None:
+        """Note when the limit of an attempt begins, unless it does with the `AttemptStarted`.
+
+        It begins later if that has to be stored first, and earlier if the attempt has a task of
+        its own, which begins a turn of the loop later.
+        """
+        self._limited_from[node] = at_ms
 
     def of(self, node: int, at_ms: float) -> Limit | None:
         """Return the tighter of a node's two limits, for an attempt started at the given time."""
@@ -224,7 +228,7 @@ class Deadlines:
 
     def passed(self, node: int, at_ms: float, before_ms: float) -> Limit | None:
         """Return the tighter limit of a running attempt, if it passes before the given time."""
-        step, at_ms = self._step_runs.steps[node], self._called_ms.get(node, at_ms)
+        step, at_ms = self._step_runs.steps[node], self._limited_from.get(node, at_ms)
         if step.deadline_ms is None and (
             step.timeout_ms is None or at_ms + step.timeout_ms >= before_ms
         ):

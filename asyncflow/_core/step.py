@@ -27,7 +27,6 @@ __all__ = [
     "RunsIn",
     "StepPolicies",
     "WorkflowStep",
-    "check_heartbeat",
     "parameters_of",
 ]
 
@@ -93,8 +92,8 @@ class WorkflowStep:
             ``None`` (the default) means no limit. Waiting for a pool does not count. A backoff that
             would exceed the deadline does not begin: the step fails at once.
         heartbeat_ms: How many milliseconds an attempt may go without calling
-            ``current_step().heartbeat()``; ``None`` (the default) means no limit. Not for
-            ``runs_in="process"``, where there is no `current_step`.
+            ``current_step().heartbeat()``; ``None`` (the default) means no limit. With
+            ``runs_in="process"`` the start of the process counts, until it calls the function.
         pool: A `Pool`, of which each attempt takes a slot while it runs.
         map_over: One of the dependencies. The action is called once for each item of its output
             (any iterable or async iterable), all of them concurrently, and receives the item
@@ -209,7 +208,6 @@ class WorkflowStep:
         _check_action(name, action, runs_in)
         _check_max_retries(name, max_retries)
         _check_limits(name, timeout_ms, deadline_ms, heartbeat_ms)
-        check_heartbeat(name, heartbeat_ms, runs_in)
         _check_pool(name, pool)
         _check_when(name, when)
         _check_one_of(name, "run_if", run_if, _RUN_IF)
@@ -344,19 +342,6 @@ def _check_limits(name: str, *limits_ms: object) -> None:
     for argument, limit_ms in zip(_LIMITS_MS, limits_ms, strict=True):
         if limit_ms is not None:  # most are None, and the message costs as much as the check
             check_limit(f"step {name!r}: {argument}", limit_ms)
-
-
-def check_heartbeat(name: str, heartbeat_ms: object, runs_in: str) -> None:
-    """Refuse a heartbeat limit for a step that has no way to give heartbeats.
-
-    Raises:
-        ValueError: The step runs in another process.
-    """
-    if heartbeat_ms is not None and runs_in == "process":
-        raise ValueError(
-            f"step {name!r}: heartbeat_ms does not work with runs_in='process', because "
-            "current_step() is not there in another process; use timeout_ms"
-        )
 
 
 def _checked_retry(name: str, retry: Any) -> Retry:

@@ -3,7 +3,7 @@
 Rules:
 
 1. A reader wants the lines of the step. Internal frames, which call them or are between them, are
-   shown only on request.
+   never shown.
 2. That holds for causes, contexts and the errors of groups too, and for a traceback of which a
    journal has stored the text only.
 3. No text of a traceback moves a cursor or turns the direction of writing.
@@ -55,29 +55,26 @@ def strip_internal_frames(error: BaseException) -> None:
     BaseException.with_traceback(error, trace)  # its class may refuse to be assigned to
 
 
-def format_error(error: BaseException, *, all_frames: bool = False) -> str:
+def format_error(error: BaseException) -> str:
     """Return the traceback of an error, with its causes and the errors of a group.
 
     Args:
         error: What a step raised, or its `RestoredError`.
-        all_frames: Whether to show frames of asyncflow too.
     """
     if isinstance(error, RestoredError):
         lines = error.traceback.splitlines() or [describe_error(error)]
     else:
-        lines = _format(error, all_frames)
-    if not all_frames:  # for a step in a process, a note holds the traceback as text
-        lines = [*_without_internal_frames(lines)]
-    return "\n".join(map(escape_controls, lines))
+        lines = _format(error)
+    # For a step in a process, a note holds the traceback as text.
+    return "\n".join(map(escape_controls, _without_internal_frames(lines)))
 
 
-def _format(error: BaseException, all_frames: bool) -> list[str]:
+def _format(error: BaseException) -> list[str]:
     try:
         trace = traceback.TracebackException.from_exception(error)
-        if not all_frames:
-            if type(error).__module__.partition(".")[0] == "asyncflow":
-                trace.__context__ = None  # it only says how asyncflow came to raise the error
-            _strip_internal_frames(trace)
+        if type(error).__module__.partition(".")[0] == "asyncflow":
+            trace.__context__ = None  # it only says how asyncflow came to raise the error
+        _strip_internal_frames(trace)
         return "".join(trace.format()).splitlines()
     except Exception:  # it is the user's object: whatever it raises must not spread
         return [describe_error(error)]

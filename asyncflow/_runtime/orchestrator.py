@@ -79,14 +79,17 @@ class ReplacedOptions(TypedDict, total=False):
     secret_inputs: Iterable[str]
 
 
+_OPTIONS = frozenset(ReplacedOptions.__annotations__)
+
+
 class Orchestrator:
     """A pipeline that was checked and planned once and can be run many times, also concurrently.
 
     Args:
         steps: The steps, in any order.
         fail_fast: What happens when the last attempt of a step fails. If true (the default), the
-            running steps are cancelled and the others skipped; if false, only the steps that
-            depend on the failed one are skipped.
+            running steps are cancelled and the others skipped, clean-up steps aside; if false,
+            only the steps that depend on the failed one are skipped.
         schedule: ``"tiers"`` (the default) starts a tier when the one before has ended;
             ``"ready"`` starts a step as soon as its own dependencies have succeeded.
         max_concurrency: How many attempts may run at the same time, at least 1; ``None`` (the
@@ -169,8 +172,18 @@ class Orchestrator:
                 what the targets of this one leave out.
 
         Raises:
-            TypeError, ValueError: As `Orchestrator` raises them.
+            TypeError: One of them is no such option, or has the wrong type.
+            ValueError: As `Orchestrator` raises it.
         """
+        for name in options:
+            if name == "steps":
+                raise TypeError(
+                    "replace() keeps the steps; to run others, make another one: "
+                    "Orchestrator(steps, ...)"
+                )
+            if name not in _OPTIONS:
+                hint = did_you_mean(name, _OPTIONS)
+                raise TypeError(f"replace() got an unknown option {name!r}{hint}")
         return Orchestrator(self._all_steps, **{**values_by_name(self._options), **options})
 
     def _with_steps(self, steps: Iterable[WorkflowStep]) -> Orchestrator:
@@ -210,9 +223,9 @@ class Orchestrator:
     ) -> RunReport:
         """Run the pipeline and return its report, also when steps failed.
 
-        With a journal, a run of that id that has not passed is resumed: its completed steps never
-        run again. The stored report of one that has passed is returned, unless this pipeline has
-        steps, or is given inputs, that the run did not have.
+        With a journal, a run of that id that has not passed is resumed: its completed steps are
+        not run again while their results are valid. The stored report of one that has passed is
+        returned, unless this pipeline has steps, or is given inputs, that the run did not have.
 
         Args:
             inputs: Values for the parameters of actions, by parameter name. A resumed run has
@@ -226,7 +239,8 @@ class Orchestrator:
         Raises:
             TypeError: ``inputs`` is not a mapping, or ``run_id`` not a string.
             ValueError: Nothing provides a required parameter of an action, or both a dependency
-                and an input do; or the run was started with other inputs. Nothing has run.
+                and an input do; no step takes an input, not even one that targets leave out; or
+                the run was started with other inputs. Nothing has run.
             PayloadError: The journal can't store an input. Nothing has run.
             RunAlreadyActiveError: A run of that id is active. Nothing has run.
             RunCancelledError: The run was cancelled through its journal. The steps have ended, and
@@ -244,13 +258,16 @@ class Orchestrator:
         all_observers = (*options.observers, *check_observers(observers))
         if options.secret_inputs and options.targets is None:  # else what is left out may take them
             self._check_secret_inputs()
+        inputs = _checked_inputs(inputs)
+        if inputs:
+            self._check_takes(inputs)
         prepare_workers(self._plan)
         request = Request(
             run_id if run_id is not None else os.urandom(8).hex(),
             options.name,
             self._plan,
             self._types,
-            _checked_inputs(inputs),
+            inputs,
             options.secret_inputs,
             options.fail_fast,
         )
@@ -266,6 +283,19 @@ class Orchestrator:
             raise ValueError(
                 f"secret_inputs names {name!r}, which no step takes{did_you_mean(name, taken)}"
             )
+
+    def _check_takes(self, inputs: Mapping[str, Any]) -> None:
+        taken = parameters_of(self._all_steps)
+        for name in inputs:
+            if name not in taken:
+                hint = did_you_mean(name, taken)
+                if name in _OPTIONS or name == "run_id":
+                    hint = (
+                        "; options are given to Pipeline() or Orchestrator(), and a run id to "
+                        "run_as() or run(run_id=...)"
+                    )
+                of = f" of pipeline {self.name!r}" if self.name else ""
+                raise ValueError(f"no step{of} takes an input {name!r}{hint}")
 
     async def _run_durably(
         self,

@@ -22,10 +22,9 @@ from asyncflow._core.composition import (
     identity_of,
     steps_of,
 )
-from asyncflow._core.errors import did_you_mean
 from asyncflow._core.report import RunReport
 from asyncflow._core.state import Schedule
-from asyncflow._core.step import StepPolicies, WorkflowStep, parameters_of
+from asyncflow._core.step import StepPolicies, WorkflowStep
 from asyncflow._runtime.dispatcher import AnyObserver
 from asyncflow._runtime.durable import Journal
 from asyncflow._runtime.orchestrator import Orchestrator
@@ -319,38 +318,22 @@ class Pipeline:
         """Run the pipeline with these inputs and return its report, also when steps failed.
 
         Raises:
-            TypeError: No step takes an input of that name.
             ValueError, TypeError, CyclicDependencyError: As `orchestrator` raises them. Nothing
                 has run.
             BaseException: As `Orchestrator.run` raises it.
         """
-        return await self._run(None, inputs)
+        return await self.orchestrator.run(inputs=inputs)
 
     async def run_as(self, run_id: str, /, **inputs: Any) -> RunReport:
         """Run the pipeline under an id; with a journal, resume the run that has it, if any.
 
         Raises:
-            TypeError: The id is not a string, or no step takes an input of that name.
+            TypeError: The id is not a string.
             ValueError, CyclicDependencyError, BaseException: As `run` raises them.
         """
         if not isinstance(run_id, str):
             raise TypeError(f"run_id must be a str, not {type(run_id).__name__}")
-        return await self._run(run_id, inputs)
-
-    async def _run(self, run_id: str | None, inputs: Mapping[str, Any]) -> RunReport:
-        orchestrator = self.orchestrator
-        self._check_inputs(inputs)
-        return await orchestrator.run(inputs=inputs, run_id=run_id)
-
-    def _check_inputs(self, inputs: Mapping[str, Any]) -> None:
-        taken = parameters_of(self._current_steps())
-        for name in inputs:
-            if name not in taken:
-                raise TypeError(
-                    f"no step of pipeline {self._name!r} takes an input {name!r}"
-                    f"{did_you_mean(name, taken)}; options are given to Pipeline(), and a run id "
-                    "to run_as()"
-                )
+        return await self.orchestrator.run(inputs=inputs, run_id=run_id)
 
     def _current_steps(self) -> tuple[WorkflowStep, ...]:
         if self._built[0] != self._size():

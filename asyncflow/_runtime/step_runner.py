@@ -259,7 +259,6 @@ class StepRunner:
         """Report that an attempt starts, and wait until that is stored; only then is it made."""
         self._dispatcher.emit(self._start_of(node))
         await self._stop_control.undisturbed(node, persistence.session.flush)
-        self._state.deadlines.call(node, self._run.now_ms())
 
     def _start_of(self, node: int) -> AttemptStarted:
         runs, now_ms = self._state.step_runs, self._run.now_ms()
@@ -326,7 +325,9 @@ class StepRunner:
             if step.runs_in == "loop":
                 output = await _checked(step, step.action(**arguments))
             else:
-                output = await self._call_in_worker(node, step, running, arguments, ends_s)
+                output = await self._call_in_worker(
+                    node, step, running, arguments, ends_s, heartbeat
+                )
         finally:
             del extras[key]
             if heartbeat is not None:
@@ -343,11 +344,12 @@ class StepRunner:
         running: AttemptStarted,
         arguments: dict[str, Any],
         ends_s: float,
+        heartbeat: HeartbeatTimer | None,
     ) -> Awaitable[Any]:
         from asyncflow._runtime.workers import run_in_process, run_in_thread  # few need them
 
         if step.runs_in == "process":
-            return run_in_process(step.action, arguments)
+            return run_in_process(step.action, arguments, heartbeat)
         if step.run_if == "success":
             ends_s = min(ends_s, self._run.deadline_s)
         dispatcher, permits, run = self._dispatcher, self._permits, self._run
@@ -400,10 +402,12 @@ class StepRunner:
         """
         ended: list[float | None] = []
         work = None
-        if limit_s is not None:
-            self._watchdog.expect(self._run.clock() + limit_s)
         try:
             while True:
+                if limit_s is not None:
+                    now_ms = self._run.now_ms()
+                    self._state.deadlines.count_from(node, now_ms)
+                    self._watchdog.expect(self._run.at_s(now_ms) + limit_s)
                 work = self._isolated(make_attempt, ended, node, attempt)
                 try:
                     delay_ms = await asyncio.wait_for(work, limit_s)

@@ -6,6 +6,7 @@ import asyncio
 import logging
 import math
 import sys
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextvars import Context
 from typing import Any
@@ -38,6 +39,7 @@ class HeartbeatTimer:
         self._loop = loop
         self._limit_s = limit_s
         self._last = loop.time()
+        self._last_elsewhere_s: Callable[[], float] = float
         self._timer: asyncio.TimerHandle | None = loop.call_at(
             self._last + limit_s, self._look, on_missed
         )
@@ -46,6 +48,15 @@ class HeartbeatTimer:
         """Note a heartbeat, from any thread."""
         self._last = self._loop.time()
 
+    def follow(self, last_beat_s: Callable[[], float]) -> None:
+        """Count the heartbeats of another process too.
+
+        Args:
+            last_beat_s: Returns the time of its last one, in seconds of `time.monotonic`, which
+                the processes of a machine share; 0 for none.
+        """
+        self._last_elsewhere_s = last_beat_s
+
     def stop(self) -> None:
         """Expect no more heartbeats."""
         if self._timer is not None:
@@ -53,7 +64,8 @@ class HeartbeatTimer:
             self._timer = None
 
     def _look(self, on_missed: Callable[[], object]) -> None:
-        ends_s = self._last + self._limit_s
+        age_s = time.monotonic() - self._last_elsewhere_s()
+        ends_s = max(self._last, self._loop.time() - age_s) + self._limit_s
         if self._loop.time() >= ends_s - TIMER_SLACK_S:
             self._timer = None
             on_missed()

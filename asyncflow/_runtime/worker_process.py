@@ -1,9 +1,12 @@
 """The program of a worker process: reads one request from its standard input and answers it there.
 
 It runs as a script, by its path, and imports as little as it can, since each attempt waits for it.
-The file holds the request while its first byte is ``?``, and the whole response once it is ``!``.
 All names here begin with an underscore, so that no name of the requesting main module, which this
 script replaces, can be confused with one of them.
+
+The file begins with a head of `_HEAD` bytes. Its first byte is ``?`` while a request follows, and
+``!`` once the whole response does. From byte `_BEAT_AT` on, it has the time of the last heartbeat,
+as a double in seconds of `time.monotonic`: the processes of a machine share that clock.
 """
 
 from __future__ import annotations
@@ -12,12 +15,26 @@ import _thread
 import io
 import os
 import pickle
+import struct
 import sys
+import time
 from collections.abc import Callable, Mapping
 from types import CoroutineType, ModuleType
 from typing import Any, BinaryIO, TypeAlias
 
-__all__ = ["_IS_IMPORTING", "_call", "_describe", "_respond"]
+__all__ = [
+    "_BEAT_AT",
+    "_HEAD",
+    "_IS_IMPORTING",
+    "_Attempt",
+    "_call",
+    "_clock",
+    "_describe",
+    "_respond",
+]
+
+_HEAD = 16
+_BEAT_AT = 8
 
 _Main: TypeAlias = "tuple[str, str] | None"
 """How to import the requesting main module: ``"module"`` or ``"path"``, and its name or path."""
@@ -27,15 +44,39 @@ _IS_IMPORTING = "_asyncflow_is_importing_main"
 
 _SIGKILL = 9  # importing `signal` takes as long as all other imports here
 
+_Attempt: TypeAlias = "tuple[Any, ...]"
+"""What `asyncflow._core.context` tells a process of the attempt, in types of Python alone."""
+
+_attempt: _Attempt | None = None
+"""The attempt that this process makes. `current_step` finds it here, if the action calls that."""
+
+_head: Any = None
+"""The head of the file, in memory, if the attempt has to give heartbeats."""
+
+_clock = time.monotonic
+
+
+def _beat() -> None:
+    """Note a heartbeat, from any thread."""
+    if _head is not None:
+        _head[_BEAT_AT:_HEAD] = struct.pack("d", _clock())
+
 
 def _respond(file: BinaryIO) -> None:
     """Read the request in a file, make the call, and write the response in its place."""
-    file.seek(1)
-    (sys.path[:], sys.argv[:]), main, call = pickle.load(file)
-    text = _outcome(main, call)
-    file.seek(0)
-    file.truncate()
-    file.write(b"?" + text)
+    global _attempt, _head
+    file.seek(_HEAD)
+    (sys.path[:], sys.argv[:]), main, call, _attempt, gives_heartbeats = pickle.load(file)
+    if gives_heartbeats:
+        import mmap  # few need it
+
+        _head = mmap.mmap(file.fileno(), _HEAD)
+    try:
+        text = _outcome(main, call)
+    finally:
+        _attempt = _head = None
+    file.seek(_HEAD)
+    file.write(text)  # what is left of the request behind it does no harm
     file.flush()
     file.seek(0)
     file.write(b"!")  # last, so that half a response is none
@@ -47,6 +88,7 @@ def _outcome(main: _Main, call: bytes) -> bytes:
         function, arguments = _Unpickler(io.BytesIO(call), main).load()
     except BaseException as error:
         return _failed("the process could not load the function and its arguments", error)
+    _beat()  # for the time that it took to start
     try:
         value = _call(function, arguments)
     except BaseException as error:
@@ -132,19 +174,35 @@ class _Unpickler(pickle.Unpickler):
 
 
 def _import_main(kind: str, name: str) -> None:
-    """Import the requesting script, under another name, so that it does not run as one."""
-    import runpy
+    """Import the requesting main module, under another name, so that it does not run as one."""
+    from importlib import machinery, util
 
-    setattr(sys.modules["__main__"], _IS_IMPORTING, True)
     other_name = "__mp_main__"  # as in the children of multiprocessing
-    if kind == "module":
-        # `alter_sys` puts it into `sys.modules`, where dataclasses and pickle look for it.
-        content = runpy.run_module(name, run_name=other_name, alter_sys=True)
+    # Not `runpy`, for which the module is `__main__` only when its code has run: meanwhile an
+    # import of multiprocessing makes what is `__main__` its `__mp_main__` too.
+    main = sys.modules["__main__"] = sys.modules[other_name] = ModuleType(other_name)
+    setattr(main, _IS_IMPORTING, True)
+    is_module = kind == "module"
+    spec = util.find_spec(name) if is_module else machinery.PathFinder.find_spec("__main__", [name])
+    if spec is not None and spec.loader is not None:  # a module, or that of an archive
+        main.__spec__, main.__loader__, main.__file__ = spec, spec.loader, spec.origin
+        main.__package__ = spec.parent
+        code = spec.loader.get_code(spec.name)  # type: ignore[attr-defined]  # as for `python -m`
     else:
-        content = runpy.run_path(name, run_name=other_name)
-    main = ModuleType(other_name)
-    main.__dict__.update(content)
-    sys.modules["__main__"] = sys.modules[other_name] = main
+        main.__file__, main.__package__ = name, ""
+        code = _code_of_script(name)
+    exec(code, main.__dict__)
+    delattr(main, _IS_IMPORTING)
+
+
+def _code_of_script(path: str) -> Any:
+    from importlib import machinery
+
+    if path.endswith(".pyc"):
+        return machinery.SourcelessFileLoader("__main__", path).get_code("__main__")
+    loader = machinery.SourceFileLoader("__main__", path)
+    # Its `get_code` would leave compiled code beside the script.
+    return loader.source_to_code(loader.get_data(path), path)
 
 
 def _end_with(lifeline: int) -> None:
@@ -159,7 +217,9 @@ def _wait_for_end_of(lifeline: int) -> None:
 
 
 if __name__ == "__main__":  # pragma: no cover - not in the process that counts
-    this = sys.modules["__main__"]  # a reference, or its globals would go
+    # Where `asyncflow._core.context` looks for the attempt; importing all of asyncflow takes longer
+    # than all else here, and few functions need it.
+    sys.modules["asyncflow._runtime.worker_process"] = sys.modules["__main__"]
     sys.modules["__main__"] = ModuleType("__main__")  # an empty one, which has none of our names
     if len(sys.argv) > 1:
         _end_with(int(sys.argv[1]))

@@ -14,9 +14,11 @@ from __future__ import annotations
 
 import asyncio
 import math
+import mmap
 import os
 import pickle
 import signal
+import struct
 import subprocess
 import sys
 import tempfile
@@ -29,10 +31,11 @@ from typing import IO, Any
 from anyio import BrokenWorkerProcess, CapacityLimiter, to_process, to_thread
 
 from asyncflow._core.arguments import is_importable_main
-from asyncflow._core.context import enter_thread
+from asyncflow._core.context import attempt_for_process, enter_thread
 from asyncflow._core.errors import safe_text
 from asyncflow._runtime import worker_process as _child
-from asyncflow._runtime.asyncio_compat import TIMER_SLACK_S, outlast
+from asyncflow._runtime.asyncio_compat import TIMER_SLACK_S, has_virtual_time, outlast
+from asyncflow._runtime.watchdog import HeartbeatTimer
 
 __all__ = ["ThreadEnd", "limiter_for", "run_in_process", "run_in_thread"]
 
@@ -101,13 +104,23 @@ def _call_in_thread(
     return _child._call(function, arguments)
 
 
-async def run_in_process(function: Callable[..., Any], arguments: Mapping[str, Any] | None) -> Any:
+async def run_in_process(
+    function: Callable[..., Any],
+    arguments: Mapping[str, Any] | None,
+    heartbeat: HeartbeatTimer | None = None,
+) -> Any:
     """Call a function in a new process, which has ended when this returns or raises.
 
     The function, its arguments and its outcome are pickled, in a worker thread. The process
     inherits standard output and error; its standard input is empty. It leads a session of its own:
     a Ctrl-C reaches only the run. Killing it kills its process group, and it kills that itself when
-    this process dies. Children that it leaves behind when it returns keep running.
+    this process dies. It lasts until its threads have ended, daemons aside; children that it leaves
+    behind keep running.
+
+    Args:
+        function: The function. It can ask for the attempt that calls this, with `current_step`.
+        arguments: Its keyword arguments.
+        heartbeat: Receives the heartbeats of the process. The start of the function is the first.
 
     Raises:
         asyncio.CancelledError: It was cancelled, and the process was killed.
@@ -122,7 +135,12 @@ async def run_in_process(function: Callable[..., Any], arguments: Mapping[str, A
             "a worker process imports the script whose steps it runs; "
             "start the run under: if __name__ == '__main__':"
         )
-    process = _Process(function, arguments or {})
+    # The time of a virtual clock stands still while the process runs.
+    has_virtual = has_virtual_time(asyncio.get_running_loop())
+    attempt = attempt_for_process(None if has_virtual else _child._clock())
+    process = _Process(function, arguments or {}, attempt, gives_heartbeats=heartbeat is not None)
+    if heartbeat is not None:
+        heartbeat.follow(process.last_beat_s)
     job = _Job(process.run)
     if not await job.has_ended() and not job.ended.done():
         process.kill()
@@ -221,22 +239,43 @@ class _Job:
 class _Process:
     """A call in a new process: one thread calls `run`, another one may call `kill`."""
 
-    def __init__(self, function: Callable[..., Any], arguments: Mapping[str, Any]) -> None:
+    def __init__(
+        self,
+        function: Callable[..., Any],
+        arguments: Mapping[str, Any],
+        attempt: _child._Attempt | None,
+        *,
+        gives_heartbeats: bool,
+    ) -> None:
         self._function = function
         self._arguments = arguments
+        self._attempt = attempt
+        self._gives_heartbeats = gives_heartbeats
+        self._head: mmap.mmap | None = None
         self._lock = threading.Lock()
         self._child: subprocess.Popen[bytes] | None = None
         self._is_killed = False
 
     def run(self) -> Any:
-        request = _request(self._function, dict(self._arguments))
+        request = _request(
+            self._function, dict(self._arguments), self._attempt, self._gives_heartbeats
+        )
         # Not a pipe, which grandchildren would hold open after the process has ended.
         with tempfile.TemporaryFile() as file:
             file.write(request)
             file.seek(0)
+            if self._gives_heartbeats:
+                self._head = mmap.mmap(file.fileno(), _child._HEAD)
             code = self._wait_for_child(file)
             file.seek(0)
-            return _outcome(file.read(), code)
+            return _outcome(file, code)
+
+    def last_beat_s(self) -> float:
+        """Return the time of the last heartbeat, in seconds of `time.monotonic`; 0 for none."""
+        if self._head is None:
+            return 0.0
+        (at_s,) = struct.unpack_from("d", self._head, _child._BEAT_AT)
+        return float(at_s)
 
     def _wait_for_child(self, file: IO[bytes]) -> int:
         # The flags of this interpreter, as multiprocessing passes them on.
@@ -307,7 +346,12 @@ def _executable() -> str:
     )
 
 
-def _request(function: Callable[..., Any], arguments: dict[str, Any]) -> bytes:
+def _request(
+    function: Callable[..., Any],
+    arguments: dict[str, Any],
+    attempt: _child._Attempt | None = None,
+    gives_heartbeats: bool = False,
+) -> bytes:
     try:
         call = pickle.dumps((function, arguments), pickle.HIGHEST_PROTOCOL)
     except Exception as error:
@@ -318,9 +362,9 @@ def _request(function: Callable[..., Any], arguments: dict[str, Any]) -> bytes:
     main = sys.modules["__main__"]
     # In the process the classes of the main module have this name, and so in its response.
     sys.modules.setdefault("__mp_main__", main)
-    return b"?" + pickle.dumps(
-        ((sys.path, sys.argv), _main_of(main), call), pickle.HIGHEST_PROTOCOL
-    )
+    request = (sys.path, sys.argv), _main_of(main), call, attempt, gives_heartbeats
+    head = b"?".ljust(_child._HEAD, b"\0")
+    return head + pickle.dumps(request, pickle.HIGHEST_PROTOCOL)
 
 
 def _main_of(main: Any) -> tuple[str, str] | None:
@@ -335,11 +379,11 @@ def _main_of(main: Any) -> tuple[str, str] | None:
     return "path", os.path.abspath(getattr(loader, "archive", main.__file__))
 
 
-def _outcome(response: bytes, code: int) -> Any:
-    if response[:1] != b"!":
+def _outcome(file: IO[bytes], code: int) -> Any:
+    if file.read(_child._HEAD)[:1] != b"!":
         raise BrokenWorkerProcess(f"the worker process {_ending(code)} before it returned")
     try:
-        kind, content, trace = pickle.loads(response[1:])
+        kind, content, trace = pickle.load(file)
     except Exception as error:
         raise pickle.PicklingError(
             f"what the function returned can't be unpickled: {_child._describe(error)}"

@@ -49,7 +49,7 @@ MOST_EARLIER_TRACES = 30
 """Of more of them with errors, in all steps together, the last ones have tracebacks."""
 
 # In bytes of the page: all outputs together, all tracebacks together, and the limits of each one.
-_ALL_OUTPUTS, _OUTPUT = 40_000, range(160, 4_000)
+_ALL_OUTPUTS, _OUTPUT = 36_000, range(160, 4_000)
 _ALL_TRACES, _TRACE = 30_000, range(400, 12_000)
 _EARLIER_ROWS = 200
 """What an earlier attempt takes beside its traceback."""

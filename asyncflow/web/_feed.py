@@ -6,8 +6,9 @@ Rules:
    are and the version that it has seen.
 2. A part knows at which event it changed last, and a viewer that has seen the page at that event
    or later has it. A part that may change without an event, because time passes or a process dies,
-   is sent again.
+   is sent again; so are the actions, which a page does not have when it is loaded.
 3. The busier a run and the larger its page, the less often the parts are rendered.
+4. All viewers share the bytes of a part. A viewer costs no more memory if the page is larger.
 """
 
 from __future__ import annotations
@@ -27,7 +28,10 @@ from asyncflow.events import Event
 from asyncflow.journal._queries import RunRecord, StoredEvent
 from asyncflow.web._resumer import RunsJournal
 
-__all__ = ["Render", "RunFeed", "RunFeeds", "Update", "now_of"]
+__all__ = ["ACTIONS", "Render", "RunFeed", "RunFeeds", "Update", "now_of"]
+
+ACTIONS = "live"
+"""The part that has the actions on the run."""
 
 _SHORTEST_S = 0.3
 """How long to wait between two reads of a run in which something happens."""
@@ -40,8 +44,9 @@ _BYTES_A_SECOND = 2_000_000
 
 _log = logging.getLogger("asyncflow")
 
-Render = Callable[[RunView, Sequence[Event], RunRecord, float], dict[str, str]]
-"""Renders the parts of a page at a time, in ms since the run started, by the ids of elements."""
+Render = Callable[[RunView, Sequence[Event], RunRecord, float], dict[str, bytes]]
+"""Renders the parts of a page at a time, in ms since the run started, by the ids of elements. They
+are JSON."""
 
 
 class Update(NamedTuple):
@@ -49,8 +54,8 @@ class Update(NamedTuple):
 
     position: int
     """The position of the latest event in it."""
-    sections: dict[str, str]
-    """The HTML of what has changed, by the id of its element."""
+    sections: dict[str, bytes]
+    """What has changed, as JSON, by the id of its element."""
     trouble: str | None
     """Why the run can't be read at present; ``None`` if it can."""
     end: str | None
@@ -58,7 +63,7 @@ class Update(NamedTuple):
 
 
 class _Part(NamedTuple):
-    html: str
+    json: bytes
     version: int
     position: float
 
@@ -153,11 +158,11 @@ class RunFeed:
                 else:
                     await changed.wait()
 
-    def _since(self, seen: int, after: int) -> dict[str, str]:
+    def _since(self, seen: int, after: int) -> dict[str, bytes]:
         return {
-            name: part.html
+            name: part.json
             for name, part in self._parts.items()
-            if part.version > seen and (seen or part.position > after)
+            if part.version > seen and (seen or part.position > after or name == ACTIONS)
         }
 
     @property
@@ -212,7 +217,7 @@ class RunFeed:
         self._position = self._applied
         return self._take(made, self._position if is_by_events else math.inf)
 
-    def _render_new(self, stored: Sequence[StoredEvent], record: RunRecord) -> dict[str, str]:
+    def _render_new(self, stored: Sequence[StoredEvent], record: RunRecord) -> dict[str, bytes]:
         """Apply the events and render the parts; this may take a while, so in another thread."""
         for each in stored:
             # One by one, so that none is applied twice if one can't be shown.
@@ -221,14 +226,14 @@ class RunFeed:
             self._view.apply(each.event)
         return self._render(self._view, self._events, record, now_of(self._view, record))
 
-    def _take(self, made: dict[str, str], position: float) -> int:
+    def _take(self, made: dict[str, bytes], position: float) -> int:
         version, size = self._version + 1, 0
-        for name, html in made.items():
+        for name, json in made.items():
             part = self._parts.get(name)
-            if part is None or part.html != html:
-                self._parts[name] = _Part(html, version, position)
+            if part is None or part.json != json:
+                self._parts[name] = _Part(json, version, position)
                 self._version = version
-                size += len(html)
+                size += len(json)
         return size
 
 

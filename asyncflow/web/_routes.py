@@ -12,7 +12,7 @@ from typing import Any
 from starlette.convertors import Convertor, register_url_convertor
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import RedirectResponse, Response
 from starlette.routing import Route
 
@@ -34,6 +34,7 @@ from asyncflow.web._responses import (
 from asyncflow.web._resumer import Resumer, ResumeRefusedError, RunsJournal
 from asyncflow.web._run_page import follow, run_page, unknown_run
 from asyncflow.web._runs_page import query_in, runs_page, selected
+from asyncflow.web._stream import Viewers
 
 __all__ = [
     "Site",
@@ -198,6 +199,7 @@ class Site:
         pipelines: The pipelines whose runs can be resumed.
         secret: The token that requests must have, if any.
         hosts: The host names that requests may use, beside those of this machine.
+        max_viewers: How many pages may follow runs at a time.
     """
 
     def __init__(
@@ -206,11 +208,13 @@ class Site:
         pipelines: Mapping[str, Any] | None,
         secret: str | None,
         hosts: Iterable[str] | None,
+        max_viewers: int,
     ) -> None:
         self._journal = journal
         self._token = None if secret is None else Token(secret)
         self._hosts = () if hosts is None and secret is None else hosts
         self._feeds = RunFeeds(journal)
+        self._viewers = Viewers(max_viewers)
         self.resumer = Resumer(journal, pipelines or {})
 
     def end_streams(self) -> None:
@@ -245,6 +249,7 @@ class Site:
             RunNotFoundError: self._unknown,
             JournalError: _unreadable,
             HTTPException: _no_such_page,
+            ClientDisconnect: _gone,
         }
 
     async def _runs(self, request: Request) -> Response:
@@ -254,7 +259,7 @@ class Site:
         return await run_page(request, self._journal)
 
     async def _follow(self, request: Request) -> Response:
-        return await follow(request, self._journal, self._feeds, self.resumer)
+        return await follow(request, self._journal, self._feeds, self._viewers, self.resumer)
 
     async def _cancel(self, request: Request) -> Response:
         return await cancel(request, self._journal)
@@ -280,6 +285,11 @@ class Site:
 async def _unreadable(request: Request, error: JournalError) -> Response:
     text = f"{error}. Nothing was done. Load the page again once that is fixed."
     return problem(request, 503, "The journal can't be read", text)
+
+
+async def _gone(request: Request, error: ClientDisconnect) -> Response:
+    """Answer nobody: the client left before its request had arrived."""
+    return Response(status_code=400)
 
 
 async def _no_such_page(request: Request, error: HTTPException) -> Response:

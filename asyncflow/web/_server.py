@@ -7,9 +7,12 @@ import errno
 import socket
 from collections.abc import Callable, Generator
 from contextlib import contextmanager, suppress
+from functools import partial
 
 import uvicorn
 from starlette.types import ASGIApp
+
+from asyncflow.web._connection import GuardedConnection
 
 __all__ = ["serve_app"]
 
@@ -17,6 +20,8 @@ _STREAMS_END_S = 1
 """How long responses may take to end before their connections are cut."""
 _ALL_ENDS_S = 3
 """How long anything may take; then the server logs an error."""
+_SEND_BUFFER = 131_072
+"""How many bytes the system may hold for a client; by itself it holds up to some megabytes."""
 
 _ANOTHER_HOST = "name another host, such as 127.0.0.1"
 _ANOTHER_PORT = "name another port, or 0 for any that is free"
@@ -35,6 +40,7 @@ async def serve_app(
     host: str,
     port: int,
     *,
+    most_connections: int,
     on_ready: Callable[[str], object],
     on_end: Callable[[], object],
 ) -> None:
@@ -44,6 +50,7 @@ async def serve_app(
         app: What to serve.
         host: The address to listen at.
         port: The port; 0 for a free one.
+        most_connections: How many connections there may be.
         on_ready: Called with the URL once requests are accepted.
         on_end: Called when none are accepted any more, to end open streams.
 
@@ -53,6 +60,8 @@ async def serve_app(
     listening = _listen(host, port)
     config = uvicorn.Config(
         app,
+        http=partial(GuardedConnection, most=most_connections),  # type: ignore[arg-type]
+        ws="none",
         # Logging is the caller's to configure, and a token in a URL must not be logged.
         log_config=None,
         access_log=False,
@@ -92,7 +101,9 @@ def _listen(host: str, port: int) -> socket.socket:
         family, *_, address = socket.getaddrinfo(
             host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
         )[0]
-        return socket.create_server(address[:2], family=family, backlog=128)
+        listening = socket.create_server(address[:2], family=family, backlog=128)
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SEND_BUFFER)  # of connections
+        return listening
     except (OSError, ValueError) as error:  # of a name that can't be encoded
         number = getattr(error, "errno", None) or errno.EINVAL
         why = getattr(error, "strerror", None) or error

@@ -61,20 +61,20 @@ def pipeline(folder: Path) -> Orchestrator:
     return Orchestrator([step("first"), step("second"), step("third")], name=f"etl {HOSTILE}")
 
 
-async def _serve(folder: Path, port: int, on_ready: Any, token: str | None = None) -> None:
+async def _serve(folder: Path, port: int, on_ready: Any, **options: Any) -> None:
     etl = pipeline(folder)
     async with SQLiteJournal(folder / "runs.db") as journal:
-        await serve(journal, port=port, token=token, pipelines={etl.name: etl}, on_ready=on_ready)
+        await serve(journal, port=port, pipelines={etl.name: etl}, on_ready=on_ready, **options)
 
 
 class ServerThread:
     """A server and runs in the event loop of another thread."""
 
-    def __init__(self, folder: Path, token: str | None = None) -> None:
+    def __init__(self, folder: Path, **options: Any) -> None:
         self.folder = folder
         self.url = ""
         self._ready = threading.Event()
-        self._token = token
+        self._options = options
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_until_complete, args=(self._main(),))
         self._thread.start()
@@ -89,7 +89,7 @@ class ServerThread:
 
         async with SQLiteJournal(self.folder / "runs.db") as self._journal:
             with suppress(asyncio.CancelledError):
-                await _serve(self.folder, 0, ready, self._token)
+                await _serve(self.folder, 0, ready, **self._options)
             rest = asyncio.all_tasks() - {asyncio.current_task()}
             for task in rest:
                 task.cancel()

@@ -94,6 +94,11 @@ def button(page: Page, name: str) -> Locator:
     return page.get_by_role("button", name=f"{name} the run")
 
 
+async def cancel(page: Page) -> None:
+    await button(page, "Cancel").click()
+    await page.get_by_role("button", name="Yes, cancel it").click()
+
+
 async def test_a_page_follows_its_run_and_survives_a_reload(tab: Tab, site: ServerThread) -> None:
     gates, page = site.start("nightly/1"), tab.page
     await page.goto(site.url)
@@ -176,13 +181,135 @@ async def test_an_unreadable_run_is_not_shown_as_live(tab: Tab, site: ServerThre
     site.stop()
 
 
+async def test_an_orphan_is_at_no_time_shown_as_live(
+    tab: Tab, site: ServerThread, start: Any
+) -> None:
+    running, page = start("run", "orphan"), tab.page
+    running.end()
+    await page.add_init_script("""window.words = new Set();
+        setInterval(() => words.add(document.getElementById("live-word")?.textContent), 1);""")
+    await page.goto(f"{site.url}runs/orphan")
+    await expect(badge(page)).to_contain_text("ORPHANED", timeout=60_000)
+    await page.evaluate("words.clear()")
+
+    await page.reload()
+    await expect(live(page)).to_have_text("orphaned: its process is gone")
+    await page.wait_for_timeout(6_000)  # a ping
+
+    assert not {"live", "disconnected"} & set(await page.evaluate("[...words]"))
+    await expect(button(page, "Resume")).to_be_enabled()
+
+
+async def test_a_cancellation_is_confirmed_by_keyboard(tab: Tab, site: ServerThread) -> None:
+    gates, page = site.start("confirmed"), tab.page
+    await page.goto(f"{site.url}runs/{gates.run_id}")
+    question = page.get_by_role("dialog", name="Cancel this run?")
+    await button(page, "Cancel").focus()
+
+    await page.keyboard.press("Enter")
+    await expect(question).to_be_visible()
+    await assert_accessible(page)
+    await expect(page.get_by_role("button", name="Keep it running")).to_be_focused()
+    await page.keyboard.press("ArrowDown")  # a key of the page
+    await page.keyboard.press("Enter")
+    await expect(question).to_be_hidden()
+    await expect(button(page, "Cancel")).to_be_focused()
+    await page.keyboard.press("Enter")
+    await page.keyboard.press("Escape")
+    await expect(question).to_be_hidden()
+    assert "step=" not in page.url
+    assert not gates.has_cleaned_up("first")
+
+    await page.keyboard.press("Enter")
+    await page.keyboard.press("Tab")
+    await page.keyboard.press("Enter")
+    await expect(badge(page)).to_contain_text("INTERRUPTED")
+    assert gates.has_cleaned_up("first")
+
+
+async def test_without_a_connection_nothing_can_be_cancelled_or_resumed(
+    tab: Tab, site: ServerThread, start: Any
+) -> None:
+    server, gates, page = start("serve", 0), site.start("no-connection"), tab.page
+    tab.expected = ["ERR_"]
+    await page.goto(f"{server.first_line}runs/{gates.run_id}")
+    await button(page, "Cancel").click()
+    yes = page.get_by_role("button", name="Yes, cancel it")
+    await expect(yes).to_be_enabled()
+
+    server.end()
+    await expect(live(page)).to_have_text("disconnected")
+    await expect(yes).to_be_disabled()
+    await page.keyboard.press("Escape")
+    await expect(button(page, "Cancel")).to_be_disabled()
+
+    restarted = start("serve", urlsplit(server.first_line).port)
+    await expect(button(page, "Cancel")).to_be_enabled()
+    site.stop()
+    await expect(button(page, "Resume")).to_be_enabled()
+    restarted.end()
+    await expect(button(page, "Resume")).to_be_disabled()
+
+
+async def test_a_question_about_an_ended_run_is_withdrawn(tab: Tab, site: ServerThread) -> None:
+    gates, page = site.start("ended-meanwhile"), tab.page
+    await page.goto(f"{site.url}runs/{gates.run_id}")
+    await button(page, "Cancel").click()
+    await expect(page.get_by_role("dialog")).to_be_visible()
+
+    gates.open("first", "second", "third")
+
+    await expect(badge(page)).to_contain_text("PASSED")
+    await expect(page.get_by_role("dialog")).to_be_hidden()
+
+
+async def test_one_viewer_too_many_is_told_so_and_follows_later(tab: Tab, tmp_path: Path) -> None:
+    site, page = ServerThread(tmp_path, max_viewers=1), tab.page
+    tab.expected = ["503"]
+    gates = site.start("r")
+    other = await page.context.new_page()
+    await other.goto(f"{site.url}runs/r")
+    await expect(live(other)).to_have_text("live")
+
+    await page.bring_to_front()
+    await page.goto(f"{site.url}runs/r")
+    await expect(live(page)).to_have_text("not live: too many viewers, next attempt in 10 s")
+    await expect(button(page, "Cancel")).to_be_hidden()
+    await other.close()
+
+    await expect(live(page)).to_have_text("live")
+    gates.open("first", "second", "third")
+    await expect(badge(page)).to_contain_text("PASSED")
+    site.close()
+
+
+async def test_filters_zoom_and_theme_survive_a_reload(tab: Tab, site: ServerThread) -> None:
+    gates, page = site.start("reloaded"), tab.page
+    gates.open("first")
+    await page.goto(f"{site.url}runs/{gates.run_id}")
+    await expect(step(page, "second")).to_contain_text("RUNNING")
+    await page.get_by_label("Status").select_option("running")
+    await page.get_by_label("Zoom in").first.click()
+    await page.get_by_label(re.compile("^Theme")).click()
+    await expect(page).to_have_url(re.compile("#status=running&zoom=1.6"))
+
+    await page.reload()
+
+    await expect(live(page)).to_have_text("live")
+    await expect(page.locator("#found")).to_have_text("2 of 3")
+    assert await page.evaluate("document.documentElement.dataset.theme") == "light"
+    zoom = "document.querySelector('#gantt-scroll > *').style.getPropertyValue('--zoom')"
+    assert await page.evaluate(zoom) == "1.6"
+    site.stop()
+
+
 async def test_a_run_is_cancelled_and_resumed_from_its_page(tab: Tab, site: ServerThread) -> None:
     gates, page = site.start("cancelled-from-page"), tab.page
     gates.open("first")
     await page.goto(f"{site.url}runs/{gates.run_id}")
     await expect(step(page, "second")).to_contain_text("RUNNING")
 
-    await button(page, "Cancel").click()
+    await cancel(page)
     await expect(page.locator("#live-note")).to_contain_text("Stopping")
     await expect(badge(page)).to_contain_text("INTERRUPTED")
     assert gates.has_cleaned_up("second")
@@ -203,7 +330,7 @@ async def test_the_run_of_a_killed_process_is_shown_as_orphaned_and_resumed(
     await expect(button(page, "Cancel")).to_be_visible()
     running.end()
 
-    await expect(page.locator("#live-note")).to_contain_text("orphaned")
+    await expect(live(page)).to_have_text("orphaned: its process is gone")
     await expect(badge(page)).to_contain_text("ORPHANED")
     await expect(button(page, "Cancel")).to_be_hidden()
     other = await page.context.new_page()
@@ -314,7 +441,7 @@ async def test_pages_of_other_sites_cannot_act(
 
 
 async def test_the_token_is_requested_once(tab: Tab, tmp_path: Path, foreign_site: Any) -> None:
-    site, page = ServerThread(tmp_path, TOKEN), tab.page
+    site, page = ServerThread(tmp_path, token=TOKEN), tab.page
     tab.expected = ["401"]
     gates = site.start("r")
     await page.goto(f"{site.url}runs/r")
@@ -328,7 +455,7 @@ async def test_the_token_is_requested_once(tab: Tab, tmp_path: Path, foreign_sit
 
     await expect(badge(page)).to_contain_text("RUNNING")
     await expect(live(page)).to_have_text("live")
-    await button(page, "Cancel").click()
+    await cancel(page)
     await expect(badge(page)).to_contain_text("INTERRUPTED")
     assert gates.has_cleaned_up("first")
     (cookie,) = await page.context.cookies()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import re
 from collections.abc import Awaitable, Callable
 from itertools import combinations, pairwise
 from pathlib import Path
@@ -791,7 +792,8 @@ async def test_dragging_pans_the_zoomed_timeline(opened: Open, golden: str) -> N
     await page.mouse.up()
 
     assert await box.evaluate("(of) => of.scrollLeft") == pytest.approx(before + 100, abs=2)
-    assert await selected(page) == NOTHING  # a drag is not a click
+    now = await selected(page)
+    assert {**now, "hash": ""} == NOTHING  # a drag is not a click
 
 
 async def test_the_graph_can_be_zoomed_and_fitted(opened: Open, golden: str) -> None:
@@ -845,6 +847,83 @@ async def test_the_chosen_theme_survives_a_reload(opened: Open, golden: str) -> 
 # Live updates.
 
 
+SHOWN = """() => ({
+    steps: document.querySelectorAll("#steps-table tbody tr:not([hidden])").length,
+    events: document.querySelectorAll("#events-table tr[data-ms]:not([hidden])").length,
+    width: document.querySelector("#gantt-scroll").scrollWidth,
+    left: Math.round(document.querySelector("#gantt-scroll").scrollLeft),
+    graph: Math.round(document.querySelector("#dag-scroll svg").getAttribute("width")),
+    inputs: [...document.querySelectorAll("#find, #find-status, #event-text, #event-kind")].map(
+        (each) => each.value),
+})"""
+
+
+async def test_filters_and_zoom_survive_a_reload_and_can_be_linked(
+    opened: Open, golden: str
+) -> None:
+    page = await opened(golden)
+    untouched = await page.evaluate(SHOWN)
+    await page.get_by_label("Filter the steps by name or text").fill("a")
+    await page.get_by_label("Status").select_option("success")
+    await page.get_by_label("Filter the events by text").fill("attempt")
+    await page.get_by_label("Kind of event").select_option(index=1)
+    for _ in range(3):
+        await page.get_by_label("Zoom in").first.click()
+    await page.get_by_label("Zoom in").last.click()
+    await page.wait_for_url(re.compile("find=a&.*&from=.*&graph="))
+    zoomed = page.url
+    await page.locator("#gantt-scroll").evaluate("(box) => { box.scrollLeft = 400; }")
+    await page.wait_for_url(lambda url: url != zoomed)
+    before = await page.evaluate(SHOWN)
+
+    await page.reload()
+    reloaded = await page.evaluate(SHOWN)
+    await page.get_by_role("link", name="Graph", exact=True).click()
+    await page.wait_for_url(re.compile("find=a&.*&graph="))
+    await page.evaluate("location.hash = ''")
+    await page.wait_for_timeout(100)
+    cleared = await page.evaluate(SHOWN)
+
+    assert before != untouched
+    assert reloaded == {**before, "left": pytest.approx(before["left"], abs=2)}
+    assert {**cleared, "left": 0} == untouched
+
+
+@pytest.mark.parametrize(
+    "at", ["#zoom=x&graph=-1&from=y&status=none&kind=x", "#zoom=1e99&graph=1e99&from=7"]
+)
+async def test_an_invalid_view_in_a_link_does_no_harm(opened: Open, golden: str, at: str) -> None:
+    page = await opened(golden, at)
+
+    assert await page.locator("#steps-table tbody tr:visible").count() > 0
+    assert await page.evaluate("document.querySelector('#gantt-scroll').scrollWidth") < 2e7
+
+
+BLOCKED_STORAGE = """for (const name of ["localStorage", "sessionStorage"]) {
+    Object.defineProperty(window, name, {
+        get() { throw new DOMException("denied", "SecurityError"); }, configurable: true });
+}"""
+
+
+async def test_without_storage_the_page_works(opened: Open, golden: str, browser: Any) -> None:
+    context = await browser.new_context()
+    await context.add_init_script(BLOCKED_STORAGE)
+    errors: list[str] = []
+    page = await context.new_page()
+    page.on("pageerror", lambda error: errors.append(str(error)))
+    await page.goto((await opened(golden)).url)
+
+    await page.keyboard.press("t")
+    await page.get_by_label("Filter the steps by name or text").fill("a")
+    await page.wait_for_url(re.compile("#find=a$"))
+    await page.reload()
+
+    assert await page.get_by_label("Filter the steps by name or text").input_value() == "a"
+    assert await page.evaluate("document.documentElement.dataset.theme ?? 'system'") == "system"
+    assert errors == []
+    await context.close()
+
+
 async def test_an_update_preserves_what_the_reader_selected(opened: Open) -> None:
     early = GOLDEN[: EVENTS_BEFORE_CRASH + 12]
     page = await opened(to_html(early), at="#step=rates&attempt=2")
@@ -860,7 +939,11 @@ async def test_an_update_preserves_what_the_reader_selected(opened: Open) -> Non
 
     await page.evaluate("(found) => asyncflow.update(found)", sections_of(GOLDEN))
 
-    assert await selected(page) == selected_everywhere(RATES, "#step=rates&attempt=2", "2")
+    await page.wait_for_url(
+        re.compile("#step=rates&attempt=2&find=reused&kind=AttemptStarted&zoom=")
+    )
+    now = {**await selected(page), "hash": ""}
+    assert now == selected_everywhere(RATES, "", "2")
     assert "FAILED" in await page.locator("#header .badge").inner_text()
     assert await page.locator("#failure h2").is_visible()
     assert (await geometry(page, RATES))[0]["width"] == pytest.approx(width, abs=1)

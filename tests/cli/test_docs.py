@@ -37,8 +37,8 @@ def test_the_page_lists_exactly_the_options_of_each_command(name: str) -> None:
         for text in parameter.opts
     }
 
-    rows = re.findall(r"(?m)^\| (`--.*?) \|", SECTIONS[name].replace(r"\|", "/"))
-    documented = [option for row in rows for option in re.findall(r"`(--[\w-]+)", row)]
+    rows = re.findall(r"(?m)^\| (`-.*?) \|", SECTIONS[name].replace(r"\|", "/"))
+    documented = [option for row in rows for option in re.findall(r"`(--?[\w-]+)", row)]
 
     assert sorted(documented) == sorted(options)
 

@@ -22,6 +22,10 @@ from .conftest import Shell
         ("shop.jobs.etl:pipeline", "shop", 1),
         ("shop/jobs/etl.py:steps", "shop.jobs.etl:steps", 1),
         ("other/alone.py:box.steps", "alone:box.steps", 1),
+        ("nightly", "nightly", 1),
+        ("nightly.py", "nightly", 1),
+        ("jobs.weekly", "jobs.weekly:STEPS", 2),
+        ("jobs/weekly.py", "weekly:STEPS", 2),
     ],
 )
 def test_a_pipeline_is_found_in_a_module_or_a_file(
@@ -51,6 +55,27 @@ def test_a_pipeline_is_found_in_a_module_or_a_file(
         """,
     )
     shell.write("other/beside.py", "async def one(): ...")
+    shell.write(
+        "nightly.py",
+        """
+        from asyncflow import Orchestrator, Pipeline, WorkflowStep
+        pipeline = alias = Pipeline("nightly")
+        @pipeline.step
+        async def one(): ...
+        _private = Pipeline("private")
+        steps = [WorkflowStep("one", one)]  # an Orchestrator or a Pipeline precedes a list
+        """,
+    )
+    shell.write(
+        "jobs/weekly.py",
+        """
+        from asyncflow import Pipeline, WorkflowStep
+        async def one(): ...
+        STEPS = [WorkflowStep("one", one), WorkflowStep("two", one)]
+        empty = []
+        names = ["one"]
+        """,
+    )
 
     plan = shell.json("plan", target, "--format", "json")
 
@@ -58,7 +83,7 @@ def test_a_pipeline_is_found_in_a_module_or_a_file(
     assert len(plan["steps"]) == steps
 
 
-@pytest.mark.parametrize("target", ["etl", "etl:", ":pipeline", ""])
+@pytest.mark.parametrize("target", ["etl:", ":pipeline", ""])
 def test_a_malformed_target_is_wrong_usage(shell: Shell, target: str) -> None:
     assert "MODULE:PIPELINE" in shell("plan", target, exits=2).stderr
 
@@ -71,12 +96,20 @@ def test_a_malformed_target_is_wrong_usage(shell: Shell, target: str) -> None:
         ("shop.elt:pipeline", "there is no module 'elt' in 'shop' (did you mean 'etl'?)"),
         ("elt.py:pipeline", "there is no file 'elt.py' (did you mean 'etl.py'?)"),
         ("no/where.py:pipeline", "there is no file 'no/where.py'"),
+        ("etl", "there are several pipelines in 'etl'; name one: etl:nameless, etl:pipeline"),
+        ("lists", "there are several pipelines in 'lists'; name one: lists:one, lists:two"),
+        ("classes", "there is no pipeline in 'classes'; name a function that returns one: cla"),
+        ("classes:pipelin", "there is no 'pipelin' in 'classes'\n"),
+        ("classes:mak", "there is no 'mak' in 'classes' (did you mean 'make'?)"),
+        ("classes:job", "there is no 'job' in 'classes'\n"),
+        ("classes:need", "there is no 'need' in 'classes'\n"),
+        ("classes:Pipeline", "'classes:Pipeline' is a class that needs arguments; name a pipeline"),
         ("etl:pipelin", "there is no 'pipelin' in 'etl' (did you mean 'pipeline'?)"),
         ("etl:xyz", "there is no 'xyz' in 'etl'; its pipelines are: nameless, pipeline"),
         ("etl:pipeline.orders", "there is no 'orders' in 'etl:pipeline'"),
         ("etl:asyncio", "'etl:asyncio' is of type module; name a Pipeline,"),
         ("etl:fine", "'etl:fine' is an async function; name a pipeline, or a plain function"),
-        ("wrong:needs", "'wrong:needs' is a function that can't be called without arguments"),
+        ("wrong:needs", "'wrong:needs' is a function that needs arguments; name a pipeline"),
         ("wrong:cycle", "'wrong:cycle' is not valid: steps depend on each other in a circle"),
         ("wrong:unknown", "depends on unknown step 'claen' (did you mean 'clean'?)"),
         ("wrong:numbers", "'wrong:numbers' is not valid: "),
@@ -89,6 +122,25 @@ def test_an_unknown_or_invalid_pipeline_is_reported_in_one_line(
 ) -> None:
     shell.write("shop/__init__.py", "")
     shell.write("shop/etl.py", "")
+    shell.write(
+        "classes.py",
+        """
+        from asyncflow import Pipeline, WorkflowStep
+        async def jobs(): ...
+        def make(): ...
+        def needs(argument): ...
+        class Job: ...
+        """,
+    )
+    shell.write(
+        "lists.py",
+        """
+        from asyncflow import WorkflowStep
+        async def nothing(): ...
+        one = [WorkflowStep("a", nothing)]
+        two = (WorkflowStep("a", nothing),)
+        """,
+    )
     shell.write(
         "wrong.py",
         """

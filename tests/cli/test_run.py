@@ -6,6 +6,8 @@ import json
 import logging
 import re
 import sqlite3
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import pytest
 
@@ -301,6 +303,100 @@ def test_a_module_can_configure_logging(shell: Shell) -> None:
         root.setLevel(level)
 
     assert shown.stderr == "all is well\n"
+
+
+TALKER = """
+    import logging
+    from asyncflow import WorkflowStep
+
+    async def talk() -> None:
+        logging.getLogger("shop.talker").debug("to start with")
+        logging.getLogger("shop.talker").info("all is well")
+        logging.getLogger("shop.talker").warning("look out")
+
+    steps = [WorkflowStep("talk", talk)]
+"""
+DEBUG, INFO, WARNING = (
+    "DEBUG shop.talker: to start with\n",
+    "INFO shop.talker: all is well\n",
+    "WARNING shop.talker: look out\n",
+)
+
+
+@contextmanager
+def unconfigured_logging(*own: logging.Handler) -> Iterator[None]:
+    """Leave the root logger its own handlers only, as in a process of its own."""
+    root = logging.getLogger()
+    handlers, level, root.handlers = root.handlers, root.level, [*own]
+    try:
+        yield
+        assert root.handlers == [*own]
+        assert root.level == level
+    finally:
+        root.handlers = handlers
+
+
+@pytest.mark.parametrize(
+    ("options", "shown"),
+    [
+        ([], WARNING),
+        (["-v"], INFO + WARNING),
+        (["--log-level", "info"], INFO + WARNING),
+        (["--log-level", "DEBUG"], DEBUG + INFO + WARNING),
+        (["-v", "--log-level", "ERROR"], ""),
+    ],
+)
+def test_the_log_level_decides_which_records_of_steps_are_shown(
+    shell: Shell, options: list[str], shown: str
+) -> None:
+    shell.write("talker.py", TALKER)
+
+    with unconfigured_logging():
+        result = shell("run", "talker", "--quiet", *options)
+
+    ours = re.findall(r"(?m)^\w+ shop.*\n", result.stderr)
+    assert "".join(ours) == shown
+    assert len(ours) == result.stderr.count("\n") or "DEBUG" in options
+
+
+def test_the_log_level_applies_to_handlers_of_the_module(shell: Shell) -> None:
+    shell.write("talker.py", TALKER)
+    seen: list[logging.LogRecord] = []
+    handler = logging.Handler()
+    handler.emit = seen.append  # type: ignore[method-assign]
+
+    with unconfigured_logging(handler):
+        result = shell("run", "talker", "--quiet", "-v")
+
+    assert [record.levelname for record in seen] == ["INFO", "WARNING"]
+    assert result.stderr == ""
+
+
+def test_a_page_is_written_without_log_records_of_its_making(shell: Shell) -> None:
+    pytest.importorskip("jinja2")
+
+    with unconfigured_logging():
+        result = shell("run", "etl:pipeline", "--quiet", "--html", "page.html", "-v")
+
+    assert result.stderr == ""
+
+
+def test_an_input_of_a_step_that_a_target_excludes_is_accepted(shell: Shell) -> None:
+    shell("run", "etl:failing", "--target", "good", "--quiet")
+    shell.write(
+        "two.py",
+        """
+        from asyncflow import WorkflowStep
+        async def one(day): ...
+        async def two(): ...
+        steps = [WorkflowStep("one", one), WorkflowStep("two", two)]
+        """,
+    )
+
+    shell("run", "two", "--target", "two", "--input", "day=1", "--quiet")
+    refused = shell("run", "two", "--target", "two", "--input", "dya=1", "--quiet", exits=2)
+
+    assert "no step takes an input 'dya' (did you mean 'day'?)" in refused.stderr
 
 
 def test_a_step_that_raises_system_exit_ends_the_run_with_a_report(shell: Shell) -> None:

@@ -1,4 +1,4 @@
-"""Tracebacks show the frames of the step, and ours only on request."""
+"""Tracebacks show the frames of the step, and never ours."""
 
 from __future__ import annotations
 
@@ -51,9 +51,9 @@ async def both() -> None:
 async def test_our_frames_are_hidden_in_causes_and_groups(
     convert: Callable[[BaseException], BaseException], action: Callable[[], Awaitable[None]]
 ) -> None:
-    error = convert(await error_of(action))
+    error = await error_of(action)
 
-    short, full = format_error(error), format_error(error, all_frames=True)
+    short, full = format_error(convert(error)), restored(error).traceback
 
     assert "asyncflow/_core/report.py" in full
     assert "asyncflow/_" not in short
@@ -62,7 +62,6 @@ async def test_our_frames_are_hidden_in_causes_and_groups(
         assert "in inner" in text
         assert "OSError: no disk" in text
         assert "Traceback (most recent call last):" in text
-    assert [line for line in full.splitlines() if line in short.splitlines()] == short.splitlines()
 
 
 async def cyclic() -> None:
@@ -88,7 +87,7 @@ async def test_our_frames_are_hidden_in_the_traceback_of_a_process() -> None:
     assert "In the process:" in text
     assert "process_work.py" in text
     assert "worker_process.py" not in text
-    assert "worker_process.py" in format_error(error, all_frames=True)
+    assert "worker_process.py" in restored(error).traceback
 
 
 async def test_the_error_of_a_timeout_has_no_frames() -> None:

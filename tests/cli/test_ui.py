@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import re
 import shutil
@@ -20,7 +21,9 @@ from pathlib import Path
 import pytest
 from click.shell_completion import ShellComplete
 
+from asyncflow import WorkflowStep, run_pipeline
 from asyncflow._cli import commands
+from asyncflow.journal import SQLiteJournal
 
 from .conftest import ROOT, Shell
 
@@ -65,6 +68,33 @@ def test_the_pages_are_served_until_a_signal_arrives(
     assert "calm-otter-1" in seen["page"]
     assert result.stderr.startswith(f"The runs of asyncflow.db are at {seen['url']}\n")
     assert f"{number.name}: closing the pages. " in result.stderr
+
+
+def test_the_pages_of_a_journal_without_runs_show_the_first_one(
+    shell: Shell, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def visit_before_and_after(url: str) -> str:
+        before = visit(url)
+
+        async def nothing() -> None: ...
+
+        async def first_run() -> None:
+            async with SQLiteJournal("asyncflow.db") as journal:
+                step = WorkflowStep("only", nothing)
+                await run_pipeline([step], run_id="first", journal=journal)
+
+        asyncio.run(first_run())
+        return before + "<hr>" + visit(url)
+
+    seen = open_and_signal(monkeypatch, signal.SIGTERM, visit_before_and_after)
+    result = shell("ui", "--port", "0", "--open", "-v", exits=143)
+
+    before, _, after = seen["page"].partition("<hr>")
+    assert "No runs yet" in before
+    assert ">first</a>" in after
+    assert result.stderr.startswith(
+        "Journal asyncflow.db did not exist; the pages show its first run as it starts\n"
+    )
 
 
 def test_other_machines_need_a_token(shell: Shell) -> None:
@@ -123,7 +153,6 @@ def test_the_error_of_an_invalid_host_does_not_mention_the_token(shell: Shell) -
 def test_an_unknown_pipeline_is_reported_before_the_server_starts(
     shell: Shell, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    shell("ui", exits=4)
     shell("run", "etl:pipeline", "--quiet")
     monkeypatch.setenv("ASYNCFLOW_PIPELINES", "etl:made etl:mad")
 

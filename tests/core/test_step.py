@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from asyncflow import Pipeline, Pool, Retry, WorkflowStep
+from asyncflow import Pool, Retry, WorkflowStep
 from asyncflow._core.arguments import NO_PARAMETERS, Signature
 
 
@@ -344,22 +344,6 @@ class TestMapOver:
             "step 'load' maps over 'rows', but its action has no parameter of that name that "
             "could receive the items; add one, or map it in depends_on"
         )
-
-
-def test_an_action_in_a_process_cannot_have_a_heartbeat() -> None:
-    message = (
-        "step 'a': heartbeat_ms does not work with runs_in='process', because current_step() is "
-        "not there in another process; use timeout_ms"
-    )
-
-    for make in (
-        lambda: WorkflowStep("a", print, runs_in="process", heartbeat_ms=50),
-        lambda: Pipeline("etl").step(print, name="a", runs_in="process", heartbeat_ms=50),
-    ):
-        with pytest.raises(ValueError, match="heartbeat_ms") as refused:
-            make()
-
-        assert str(refused.value) == message
 
 
 class TestWhen:

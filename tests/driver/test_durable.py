@@ -177,8 +177,12 @@ class TestOneRun:
     async def test_an_input_that_cannot_be_encoded_is_refused_before_anything_runs(
         self, work, journal
     ):
+        async def take(x):
+            return x
+
+        steps = [*work.diamond(), WorkflowStep("take", take)]
         with pytest.raises(PayloadError, match="input 'x'"):
-            await run_pipeline(work.diamond(), inputs={"x": {1}}, journal=journal, run_id="r")
+            await run_pipeline(steps, inputs={"x": {1}}, journal=journal, run_id="r")
 
         assert not work.calls
         assert not journal.stored
@@ -1561,9 +1565,7 @@ class TestResumeAll:
     async def journal_with_orphans(self, work):
         journal, left = MemoryJournal(), OrphanJournal()
         for run_id, name in ("r1", "one"), ("r2", "two"), ("r3", "gone"):
-            await Orchestrator(work.diamond(), name=name).run(
-                journal=journal, run_id=run_id, inputs={"x": 1}
-            )
+            await Orchestrator(work.diamond(), name=name).run(journal=journal, run_id=run_id)
             left.stored[run_id] = journal.stored[run_id][:7]
         work.calls.clear()
         return left

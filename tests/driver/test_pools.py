@@ -152,6 +152,26 @@ def test_real_loops_share_a_rate():
     assert second["a"].status is StepStatus.SKIPPED  # its slot is 1,000 s away
 
 
+async def test_a_run_with_many_waiting_steps_does_not_starve_another():
+    pool, order = Pool(2), []
+
+    def steps(run, count):
+        async def work():
+            order.append(run)
+            await asyncio.sleep(0.01)
+
+        return [WorkflowStep(f"{run}{n}", work, pool=pool) for n in range(count)]
+
+    large = asyncio.ensure_future(run_pipeline(steps("large", 100)))
+    await asyncio.sleep(0.005)
+    small = await run_pipeline(steps("small", 3))
+    await large
+
+    assert order[:8].count("small") == 3
+    assert small.total_duration_ms < 60
+    assert is_empty(pool)
+
+
 async def test_a_step_that_waits_for_a_pool_when_the_run_stops_is_skipped_and_leaves_the_queue():
     pool = Pool(1)
     holder = asyncio.ensure_future(run_pipeline([WorkflowStep("holder", Gauge(0.03), pool=pool)]))

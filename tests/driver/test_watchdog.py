@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+import time
 from contextvars import Context
 
 import pytest
@@ -12,7 +13,7 @@ from asyncflow import WorkflowStep
 from asyncflow._core.context import RunContext
 from asyncflow._core.graph import DependencyView, plan
 from asyncflow._core.state import RunState
-from asyncflow._runtime.watchdog import Watchdog
+from asyncflow._runtime.watchdog import HeartbeatTimer, Watchdog
 from asyncflow.events import AttemptStarted, MapStarted, RunStarted, StepSucceeded
 
 
@@ -59,3 +60,19 @@ async def test_an_attempt_is_found_by_the_name_of_its_task(
     attempt = Watchdog(state, run, Context(), {}, {})._attempt_named(name)
 
     assert found == (attempt and (attempt.step, attempt.attempt, attempt.item))
+
+
+async def test_a_heartbeat_of_another_process_counts_from_when_it_was_given():
+    loop = asyncio.get_running_loop()
+    missed = loop.create_future()
+    began_s, looks = loop.time(), []
+
+    def last_beat_s() -> float:
+        looks.append(loop.time() - began_s)
+        return time.monotonic() - 4 if len(looks) == 1 else 0.0
+
+    timer = HeartbeatTimer(loop, 10, lambda: missed.set_result(None))
+    timer.follow(last_beat_s)
+    await missed
+
+    assert looks == pytest.approx([10, 16], abs=0.1)

@@ -9,8 +9,10 @@ import io
 import math
 import os
 import pickle
+import py_compile
 import queue
 import signal
+import struct
 import subprocess
 import sys
 import threading
@@ -23,9 +25,11 @@ from pathlib import Path
 from types import ModuleType
 
 import anyio
+import asking_work as asking
 import process_work as work
 import pytest
 
+from asyncflow import current_step
 from asyncflow._runtime import worker_process as _child
 from asyncflow._runtime import workers as _workers
 from asyncflow._runtime.permits import Permit
@@ -722,7 +726,14 @@ def test_a_process_is_refused_if_asyncflow_is_in_an_archive(monkeypatch):
 def respond_to(function, arguments):
     file = io.BytesIO(_workers._request(function, arguments))
     _child._respond(file)
-    return _workers._outcome(file.getvalue(), 0)
+    file.seek(0)
+    return _workers._outcome(file, 0)
+
+
+def request_of(main, call):
+    """Return the file of a request that a main module makes."""
+    request = pickle.dumps(((sys.path, sys.argv), main, call, None, False))
+    return io.BytesIO(b"?".ljust(_child._HEAD) + request)
 
 
 def test_the_worker_program_writes_its_response_to_the_file_of_the_request():
@@ -745,17 +756,43 @@ def test_the_worker_program_writes_its_response_to_the_file_of_the_request():
 
 
 def test_a_raised_object_that_is_no_exception_is_named():
-    answer = b"!" + pickle.dumps(("raised", "not an error", ""))
+    answer = b"!".ljust(_child._HEAD) + pickle.dumps(("raised", "not an error", ""))
 
     with pytest.raises(pickle.PicklingError, match="came back as <class 'str'>"):
-        _workers._outcome(answer, 0)
+        _workers._outcome(io.BytesIO(answer), 0)
 
 
 def test_an_error_whose_traceback_cannot_be_printed_has_none():
     assert _child._traceback(work.Unprintable()) == "(its traceback can't be printed)"
 
 
-@pytest.mark.parametrize("kind", ["path", "module"])
+def test_the_worker_program_knows_its_attempt_and_gives_heartbeats(tmp_path):
+    attempt = "r", ("a", 2, 0.0, 0.0, None), 3, math.inf, 0.0
+    path = tmp_path / "request"
+    path.write_bytes(_workers._request(asking.know_the_attempt, {}, attempt, True))
+    began_s = time.monotonic()
+
+    with path.open("r+b") as file:
+        _child._respond(file)
+        file.seek(_child._BEAT_AT)
+        (at_s,) = struct.unpack("d", file.read(8))
+        file.seek(0)
+        key, left_ms, logged, problem = _workers._outcome(file, 0)
+
+    assert began_s <= at_s <= time.monotonic()
+    assert (key, left_ms, logged) == ("r/a", None, ("r", "a", 2, None))
+    assert "results of its dependencies are not there in another process" in problem
+    with pytest.raises(RuntimeError, match="not in a process that it starts"):
+        current_step()
+
+
+def test_a_process_that_has_not_started_has_given_no_heartbeat():
+    process = _workers._Process(int, {}, None, gives_heartbeats=True)
+
+    assert process.last_beat_s() == 0.0
+
+
+@pytest.mark.parametrize("kind", ["path", "module", "compiled"])
 def test_the_script_of_the_caller_is_imported_under_another_name(tmp_path, monkeypatch, kind):
     path = tmp_path / "asking_script.py"
     path.write_text(
@@ -768,13 +805,17 @@ def test_the_script_of_the_caller_is_imported_under_another_name(tmp_path, monke
     monkeypatch.setitem(sys.modules, "__main__", ModuleType("__main__"))
     monkeypatch.setitem(sys.modules, "__mp_main__", sys.modules["__main__"])
 
-    main = kind, str(path) if kind == "path" else path.stem
+    if kind == "compiled":
+        path = path.with_suffix(".pyc")
+        py_compile.compile(str(path.with_suffix(".py")), str(path))
+    main = ("module", path.stem) if kind == "module" else ("path", str(path))
     call = b"(c__main__\nfunction\nc__mp_main__\nfunction\n0}t."
-    file = io.BytesIO(b"?" + pickle.dumps(((sys.path, sys.argv), main, call)))
+    file = request_of(main, call)
 
     _child._respond(file)
+    file.seek(0)
 
-    assert _workers._outcome(file.getvalue(), 0) == 3
+    assert _workers._outcome(file, 0) == 3
     assert sys.modules["__main__"] is sys.modules["__mp_main__"]
     assert sys.modules["__main__"].__dict__["seen"] == ("__mp_main__", True, True)
     assert not hasattr(sys.modules["__main__"], _child._IS_IMPORTING)
@@ -783,11 +824,12 @@ def test_the_script_of_the_caller_is_imported_under_another_name(tmp_path, monke
 def test_data_with_the_name_of_the_script_does_not_run_it():
     call = pickle.dumps((work.return_argument, {"value": "__main__"}))
     main = "path", "nowhere.py"
-    file = io.BytesIO(b"?" + pickle.dumps(((sys.path, sys.argv), main, call)))
+    file = request_of(main, call)
 
     _child._respond(file)
+    file.seek(0)
 
-    assert _workers._outcome(file.getvalue(), 0) == "__main__"
+    assert _workers._outcome(file, 0) == "__main__"
 
 
 @pytest.mark.process

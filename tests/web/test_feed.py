@@ -19,14 +19,18 @@ from asyncflow.web._feed import RunFeeds, Update, now_of
 
 def render(
     view: RunView, events: Sequence[Event], record: RunRecord, now_ms: float
-) -> dict[str, str]:
-    return {"word": view.word, "events": str(len(events)), "name": view.run_id}
+) -> dict[str, bytes]:
+    return {
+        "word": view.word.encode(),
+        "events": str(len(events)).encode(),
+        "name": view.run_id.encode(),
+    }
 
 
 def render_time(
     view: RunView, events: Sequence[Event], record: RunRecord, now_ms: float
-) -> dict[str, str]:
-    return {"now": str(asyncio_time()), "name": view.run_id}
+) -> dict[str, bytes]:
+    return {"now": str(asyncio_time()).encode(), "name": view.run_id.encode()}
 
 
 TICKS: list[int] = []
@@ -85,8 +89,8 @@ async def test_updates_cover_a_run_from_its_start_to_its_end(any_journal: Any) -
             gate.is_open.set()
     await running
 
-    assert received[0].sections["word"] == "RUNNING"
-    assert received[-1].sections["word"] == "PASSED"
+    assert received[0].sections["word"] == b"RUNNING"
+    assert received[-1].sections["word"] == b"PASSED"
     assert received[-1].end == "ended"
     assert [each.position for each in received] == sorted(each.position for each in received)
     assert received[-1].position == len(await any_journal.events("r"))
@@ -108,8 +112,8 @@ async def test_a_reconnecting_viewer_receives_missed_updates_once(journal: Any) 
             source.add(AttemptStarted("a", 2, 2.0))
             following = await wait_for(up_to_date_viewer, lambda each: each.position == 3)
 
-    assert missed.sections["events"] == "2"
-    assert following.sections["events"] == "3"
+    assert missed.sections["events"] == b"2"
+    assert following.sections["events"] == b"3"
 
 
 async def test_after_a_server_restart_viewers_receive_all_sections() -> None:
@@ -169,7 +173,7 @@ async def test_a_busy_run_is_updated_a_few_times_per_second() -> None:
 
     assert 5 <= len(received) <= 12
     assert received[-1].position > 20_000
-    assert received[-1].sections["events"] == str(received[-1].position)
+    assert received[-1].sections["events"] == b"%d" % received[-1].position
 
 
 async def test_a_large_page_is_updated_less_often() -> None:
@@ -177,9 +181,9 @@ async def test_a_large_page_is_updated_less_often() -> None:
 
     def render_large(
         view: RunView, events: Sequence[Event], record: RunRecord, now_ms: float
-    ) -> dict[str, str]:
+    ) -> dict[str, bytes]:
         source.add(AttemptStarted("a", 1, 1.0))
-        return {"all": f"{len(events)} " + "x" * 10_000_000}
+        return {"all": f"{len(events)} ".encode() + b"x" * 10_000_000}
 
     async with aclosing(RunFeeds(source).updates("r", 0, render_large)) as updates:
         for _ in range(3):
@@ -199,7 +203,7 @@ async def test_a_slow_viewer_receives_only_the_latest_update() -> None:
             await asyncio.sleep(1)
         following = await anext(slow_viewer)
 
-    assert following == Update(50, {"events": "50"}, None, None)
+    assert following == Update(50, {"events": b"50"}, None, None)
 
 
 async def test_durations_are_updated_between_events() -> None:
@@ -222,6 +226,23 @@ async def test_a_reconnecting_viewer_receives_time_dependent_sections() -> None:
     assert first.sections["now"] == latest.sections["now"]
 
 
+async def test_a_new_viewer_receives_actions_that_changed_before_its_page() -> None:
+    source = OneRun()
+
+    def render_actions(view: RunView, events: Sequence[Event], *others: object) -> dict[str, bytes]:
+        return {"live": b"%d" % len(events)}
+
+    feeds = RunFeeds(source)
+    async with aclosing(feeds.updates("r", 0, render_actions)) as first_viewer:
+        await anext(first_viewer)
+        source.add(AttemptStarted("a", 1, 1.0))
+        await anext(first_viewer)
+        async with aclosing(feeds.updates("r", 2, render_actions)) as updates:
+            first = await asyncio.wait_for(anext(updates), 60)
+
+    assert first.sections == {"live": b"2"}
+
+
 async def test_the_duration_of_an_orphaned_run_stands_still() -> None:
     source = OneRun()
     source.record_ = RunRecord("r", "", "running", 0.0, 0.0, None, orphaned=True)
@@ -241,15 +262,15 @@ async def test_viewers_learn_that_the_process_of_a_run_died() -> None:
 
     def render_orphaned(
         view: RunView, events: Sequence[Event], record: RunRecord, now_ms: float
-    ) -> dict[str, str]:
-        return {"orphaned": str(record.orphaned)}
+    ) -> dict[str, bytes]:
+        return {"orphaned": str(record.orphaned).encode()}
 
     async with aclosing(RunFeeds(source).updates("r", 0, render_orphaned)) as updates:
         await anext(updates)
         source.record_ = RunRecord("r", "", "running", 0.0, 0.0, None, orphaned=True)
         following = await anext(updates)
 
-    assert following.sections == {"orphaned": "True"}
+    assert following.sections == {"orphaned": b"True"}
 
 
 async def test_a_failing_journal_is_reported_until_it_recovers() -> None:
@@ -266,7 +287,7 @@ async def test_a_failing_journal_is_reported_until_it_recovers() -> None:
 
 
 async def test_a_page_that_cannot_be_rendered_is_reported(caplog: pytest.LogCaptureFixture) -> None:
-    def render_broken(*_: object) -> dict[str, str]:
+    def render_broken(*_: object) -> dict[str, bytes]:
         raise ZeroDivisionError("by zero")
 
     async with aclosing(RunFeeds(OneRun()).updates("r", 0, render_broken)) as updates:
@@ -307,13 +328,13 @@ async def test_a_viewer_ahead_of_the_reader_receives_what_follows() -> None:
 
     assert update.end is None
     assert update.position == 4
-    assert update.sections["events"] == "4"
+    assert update.sections["events"] == b"4"
 
 
 async def test_a_failed_rendering_does_not_count_events_twice() -> None:
     source, failures = OneRun(), [ZeroDivisionError("by zero")]
 
-    def render_broken_once(*arguments: Any) -> dict[str, str]:
+    def render_broken_once(*arguments: Any) -> dict[str, bytes]:
         if failures:
             raise failures.pop()
         return render(*arguments)
@@ -322,7 +343,7 @@ async def test_a_failed_rendering_does_not_count_events_twice() -> None:
         await wait_for(updates, lambda each: each.trouble)
         recovered = await wait_for(updates, lambda each: not each.trouble)
 
-    assert recovered.sections["events"] == "1"
+    assert recovered.sections["events"] == b"1"
     assert recovered.position == 1
 
 
@@ -334,7 +355,7 @@ async def test_a_position_is_sent_with_the_sections_that_include_it() -> None:
 
     def render_slowly_at_last(
         view: RunView, events: Sequence[Event], *others: Any
-    ) -> dict[str, str]:
+    ) -> dict[str, bytes]:
         if len(events) == 3:  # the viewer takes the previous update while this one is rendered
             during_render.append(asyncio.run_coroutine_threadsafe(following(), loop).result(20))
         return render(view, events, *others)
@@ -348,8 +369,8 @@ async def test_a_position_is_sent_with_the_sections_that_include_it() -> None:
             await asyncio.sleep(0.1)
         last_update = await anext(updates)
 
-    assert (during_render[0].position, during_render[0].sections) == (2, {"events": "2"})
-    assert (last_update.position, last_update.sections) == (3, {"events": "3"})
+    assert (during_render[0].position, during_render[0].sections) == (2, {"events": b"2"})
+    assert (last_update.position, last_update.sections) == (3, {"events": b"3"})
 
 
 async def test_closing_the_feeds_ends_all_viewers() -> None:

@@ -10,6 +10,7 @@ import re
 from html import unescape
 from typing import Any
 
+import pytest
 from web.runs import Gate, failing, passing, slow
 
 from asyncflow import Orchestrator, WorkflowStep
@@ -19,16 +20,23 @@ from asyncflow.web import app
 
 def updates_in(text: str) -> list[dict[str, Any]]:
     """Return the updates of a stream, each with its id."""
-    updates = []
+    updates, pieces = [], ""
     for message in text.replace("\r\n", "\n").split("\n\n"):
         fields = dict(line.split(": ", 1) for line in message.splitlines() if ": " in line)
+        if fields.get("event") == "piece":
+            pieces += fields["data"]
         if fields.get("event") == "update":
-            updates.append({**json.loads(fields["data"]), "id": int(fields["id"])})
+            updates.append({**json.loads(pieces + fields["data"]), "id": int(fields["id"])})
+            pieces = ""
     return updates
 
 
+FINAL = {"cancel": False, "resume": False, "note": "", "orphaned": False}
+"""The actions on a run that has passed."""
+
+
 def actions_of(update: dict[str, Any]) -> Any:
-    return json.loads(update["sections"]["live"])
+    return update["sections"]["live"]
 
 
 async def test_a_run_has_its_page(make_client: Any, any_journal: Any) -> None:
@@ -63,7 +71,7 @@ async def test_a_stream_ends_with_its_run(make_client: Any, any_journal: Any) ->
     (update,) = updates_in(answer.text)
     assert (update["end"], update["id"]) == ("ended", last)
     assert {"header", "gantt", "dag", "steps", "events"} <= set(update["sections"])
-    assert actions_of(update) == {"cancel": False, "resume": False, "note": ""}
+    assert actions_of(update) == FINAL
 
 
 async def test_the_page_and_its_stream_have_the_same_sections(
@@ -123,7 +131,7 @@ async def test_a_stream_follows_a_run(make_client: Any, journal: Any) -> None:
 
     assert len(updates) > 3
     assert "RUNNING" in updates[0]["sections"]["header"]
-    assert actions_of(updates[0]) == {"cancel": True, "resume": False, "note": ""}
+    assert actions_of(updates[0]) == {**FINAL, "cancel": True}
     assert "PASSED" in updates[-1]["sections"]["header"]
     assert [each["id"] for each in updates] == sorted(each["id"] for each in updates)
     assert [each["end"] for each in updates[:-1]] == [None] * (len(updates) - 1)
@@ -150,7 +158,7 @@ async def test_a_stopping_run_cannot_be_cancelled_again(make_client: Any, journa
     await asyncio.gather(running, return_exceptions=True)
 
     assert "STOPPING" in updates[0]["sections"]["header"]
-    assert actions_of(updates[0]) == {"cancel": False, "resume": False, "note": ""}
+    assert actions_of(updates[0]) == FINAL
     assert actions_of(updates[-1])["note"] == "to resume it here, give this server its pipeline"
 
 
@@ -198,10 +206,9 @@ async def test_an_orphaned_run_is_reported_as_orphaned(make_client: Any, journal
     known = await first_actions(pipelines={"etl": failing("etl")})
     unknown = await first_actions()
 
-    assert known["resume"]
-    assert known["note"] == "orphaned: its process is gone"
-    assert not unknown["resume"]
-    assert unknown["note"].endswith("to resume it here, give this server its pipeline")
+    assert known == {**FINAL, "resume": True, "orphaned": True}
+    note = "to resume it here, give this server its pipeline"
+    assert unknown == {**FINAL, "note": note, "orphaned": True}
 
 
 async def test_the_page_of_an_unknown_run_suggests_similar_ids(
@@ -222,6 +229,21 @@ async def test_the_page_of_an_unknown_run_suggests_similar_ids(
     assert "Did you mean 'nightly-1'" in api.json()["detail"]
     assert "Did you mean" not in without_suggestion.text
     assert "All runs" in unescape(without_suggestion.text)
+
+
+@pytest.mark.parametrize(("length", "suggests"), [(60, True), (61, False)])
+async def test_ids_that_take_long_to_compare_are_not_suggested(
+    make_client: Any, journal: Any, length: int, suggests: bool
+) -> None:
+    await passing().run(run_id="x" * length, journal=journal)
+
+    client = make_client(app(journal))
+
+    page = await client.get(f"/runs/{'x' * 59}y")
+    page_of_long_id = await client.get(f"/runs/{'x' * 60}y")
+
+    assert ("Did you mean" in page.text) is suggests
+    assert "Did you mean" not in page_of_long_id.text
 
 
 async def test_the_stream_of_an_unknown_run_ends_as_gone(make_client: Any, journal: Any) -> None:

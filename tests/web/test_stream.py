@@ -1,16 +1,21 @@
-"""The update stream in real time."""
+"""The update stream of one viewer, and the limit on viewers."""
 
 from __future__ import annotations
 
 import asyncio
-import time
+import json
 from collections.abc import AsyncGenerator
 from typing import Any
 
+import httpx
 import pytest
+from sse_starlette.sse import AppStatus
+from web.runs import Gate, passing, slow
+from web.test_run_page import updates_in
 
+from asyncflow.web import app
 from asyncflow.web._feed import Update
-from asyncflow.web._run_page import UpdateStream
+from asyncflow.web._stream import UpdateStream, Viewers
 
 
 class EndlessUpdates:
@@ -19,80 +24,181 @@ class EndlessUpdates:
     def __init__(self, size: int = 1) -> None:
         self.is_closed = False
         self.count = 0
-        self._size = size
+        self._part = json.dumps("x" * size).encode()
 
     async def updates(self) -> AsyncGenerator[Update, None]:
         try:
             while True:
                 self.count += 1
-                yield Update(self.count, {"a": "x" * self._size}, None, None)
+                yield Update(self.count, {"a": self._part}, None, None)
                 await asyncio.sleep(0.001)
         finally:
             self.is_closed = True
 
 
-def scope() -> Any:
-    return {"type": "http", "method": "GET", "path": "/", "headers": [], "query_string": b""}
+class Connection:
+    """What a server gives an app: it takes some messages, and then none until it is read again."""
+
+    def __init__(self, takes: float, pause_s: float = 0) -> None:
+        self.sent: list[bytes] = []
+        self.is_done = False
+        self.is_read, self.is_left = asyncio.Event(), asyncio.Event()
+        self._takes = takes
+        self._pause_s = pause_s
+
+    async def send(self, message: Any) -> None:
+        await asyncio.sleep(self._pause_s)
+        if len(self.sent) >= self._takes:
+            await self.is_read.wait()
+        self.sent.append(message.get("body", b""))
+        self.is_done = not message.get("more_body", True)
+
+    async def receive(self) -> Any:
+        await self.is_left.wait()
+        return {"type": "http.disconnect"}
+
+    async def serve(self, source: EndlessUpdates, viewers: Viewers) -> None:
+        scope = {"type": "http", "method": "GET", "path": "/", "headers": [], "query_string": b""}
+        await UpdateStream(source.updates(), viewers)(scope, self.receive, self.send)
 
 
 async def test_updates_are_closed_when_the_viewer_disconnects() -> None:
-    source, sent, seen = EndlessUpdates(), [], asyncio.Event()
+    source, connection, viewers = EndlessUpdates(), Connection(takes=1_000_000), Viewers(1)
+    serving = asyncio.create_task(connection.serve(source, viewers))
+    await asyncio.sleep(1)
+    assert viewers.is_full
 
-    async def send(message: Any) -> None:
-        sent.append(message)
-        if len(sent) > 5:
-            seen.set()
-
-    async def receive() -> Any:
-        await seen.wait()
-        return {"type": "http.disconnect"}
-
-    await UpdateStream(source.updates())(scope(), receive, send)
+    connection.is_left.set()
+    await serving
 
     assert source.is_closed
+    assert not viewers.is_full
 
 
-@pytest.mark.realtime
-async def test_a_viewer_that_takes_nothing_is_disconnected_after_a_timeout(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr("asyncflow.web._run_page._PATIENCE_S", 0.2)
-    source, count = EndlessUpdates(), 0
+async def test_an_update_is_sent_in_pieces() -> None:
+    source, connection = EndlessUpdates(size=1_000_000), Connection(takes=100)
 
-    async def send(message: Any) -> None:
-        nonlocal count
-        count += 1
-        if count > 4:
-            await asyncio.sleep(1_000)
+    serving = asyncio.create_task(connection.serve(source, Viewers(1)))
+    await asyncio.sleep(1)
+    connection.is_left.set()
+    await serving
 
-    async def receive() -> Any:
-        await asyncio.sleep(1_000)
+    pieces = connection.sent[2:]
+    assert max(map(len, pieces)) < 17_000
+    assert source.count == 2
+    (update,) = updates_in(b"".join(pieces).decode())
+    expected = {"sections": {"a": "x" * 1_000_000}, "trouble": None, "end": None, "id": 1}
+    assert update == expected
 
-    started_at = time.monotonic()
-    await UpdateStream(source.updates())(scope(), receive, send)
 
-    assert 0.2 <= time.monotonic() - started_at < 5
+async def test_a_viewer_that_reads_nothing_lets_go_of_the_page_after_20_seconds() -> None:
+    source, connection, viewers = EndlessUpdates(), Connection(takes=4), Viewers(1)
+    serving = asyncio.create_task(connection.serve(source, viewers))
+
+    await asyncio.sleep(19)
+    assert not source.is_closed
+    await asyncio.sleep(2)
     assert source.is_closed
     assert source.count == 3  # no update was produced meanwhile
 
+    # The app can't cut the connection: it ends when the viewer reads again, and counts until then.
+    assert viewers.is_full
+    assert not serving.done()
+    connection.is_read.set()
+    await serving
+    assert connection.is_done
+    assert not viewers.is_full
 
-async def test_an_idle_stream_sends_pings(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("asyncflow.web._run_page._PING_S", 0.02)
-    received, seen = [], asyncio.Event()
 
-    async def no_updates() -> AsyncGenerator[Update, None]:
-        await asyncio.sleep(1_000)
-        yield Update(0, {}, None, None)
+async def test_a_viewer_that_reads_little_by_little_has_no_more_time() -> None:
+    source, connection = EndlessUpdates(size=1_000_000), Connection(takes=1_000, pause_s=10)
+    started_at = asyncio.get_running_loop().time()
 
-    async def send(message: Any) -> None:
-        received.append(message.get("body", b""))
-        if len(received) > 4:
-            seen.set()
+    await connection.serve(source, Viewers(1))
 
-    async def receive() -> Any:
-        await seen.wait()
-        return {"type": "http.disconnect"}
+    assert source.is_closed
+    assert source.count == 1
+    assert connection.is_done
+    assert 40 < asyncio.get_running_loop().time() - started_at < 100
 
-    await UpdateStream(no_updates())(scope(), receive, send)
 
-    assert all(b"event: ping\r\ndata: " in each for each in received[1:])
+async def test_an_idle_stream_sends_pings() -> None:
+    connection = Connection(takes=1_000)
+
+    class NoUpdates(EndlessUpdates):
+        async def updates(self) -> AsyncGenerator[Update, None]:
+            await asyncio.sleep(1_000)
+            yield Update(0, {}, None, None)
+
+    serving = asyncio.create_task(connection.serve(NoUpdates(), Viewers(1)))
+    await asyncio.sleep(21)
+    connection.is_left.set()
+    await serving
+
+    assert [b"event: ping\r\ndata: " in each for each in connection.sent] == [False, *[True] * 5]
+
+
+async def test_beyond_max_viewers_a_stream_is_refused(make_client: Any, journal: Any) -> None:
+    gate = Gate()
+    running = asyncio.create_task(slow(gate).run(run_id="r", journal=journal))
+    await gate.has_started.wait()
+    await passing().run(run_id="ended", journal=journal)
+    client, as_script = make_client(app(journal, max_viewers=2)), {"accept": "application/json"}
+
+    async def watch() -> httpx.Response:
+        answer: httpx.Response = await client.get("/events/r")
+        return answer
+
+    watching = [asyncio.create_task(watch()) for _ in range(2)]
+    await asyncio.sleep(1)
+    refused = await client.get("/events/r")
+    poll = await client.get("/events/r", headers=as_script)
+    last = len(await journal.events("ended"))
+    ended = await client.get(f"/events/ended?after={last}", headers=as_script)
+    page = await client.get("/runs/r")
+    gate.is_open.set()
+    await asyncio.gather(running, *watching)
+    accepted = await client.get("/events/r")
+
+    for answer in (refused, poll):
+        assert answer.status_code == 503
+        assert answer.headers["retry-after"] == "10"
+        assert "2 pages follow runs, which is the limit" in answer.text
+    assert ended.json() == {"more": False}
+    assert page.status_code == 200
+    assert updates_in(accepted.text)[-1]["end"] == "ended"
+
+
+async def test_when_the_server_stops_the_response_is_completed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    source, connection = EndlessUpdates(), Connection(takes=1_000_000)
+    serving = asyncio.create_task(connection.serve(source, Viewers(1)))
+    await asyncio.sleep(1)
+
+    monkeypatch.setattr(AppStatus, "should_exit", True)  # uvicorn's signal handler sets it
+    await asyncio.wait_for(serving, 10)
+
+    assert connection.is_done
+    assert source.is_closed
+
+
+async def test_a_request_for_the_head_of_a_stream_ends(make_client: Any, journal: Any) -> None:
+    gate = Gate()
+    running = asyncio.create_task(slow(gate).run(run_id="r", journal=journal))
+    await gate.has_started.wait()
+
+    answer = await make_client(app(journal)).head("/events/r")
+    gate.is_open.set()
+    await running
+
+    assert answer.status_code == 200
+    assert answer.headers["content-type"].startswith("text/event-stream")
+
+
+@pytest.mark.parametrize(("most", "error"), [(0, ValueError), (1.5, TypeError), (True, TypeError)])
+def test_an_invalid_limit_on_viewers_is_refused(
+    journal: Any, most: Any, error: type[Exception]
+) -> None:
+    with pytest.raises(error, match="max_viewers must be"):
+        app(journal, max_viewers=most)

@@ -32,7 +32,7 @@ const localTimes = () => {
   }
 };
 
-// The selection: a step, and perhaps an attempt of it. The address has it too.
+// The selection: a step, and perhaps an attempt of it. The address has it too, with the filters and the zoom.
 let chosen = null, attempt = null, names = [], numbers = new Map();
 const readNames = () => {
   names = all("#steps-table tbody tr").map((row) => [row.dataset.i, row.querySelector("th").textContent]);
@@ -40,10 +40,21 @@ const readNames = () => {
   names = names.map(([, name]) => name);
   numbers = new Map(names.map((name, number) => [name, String(number)]));
 };
-const addressOf = (number, of) =>
-  number === null ? "" : `#step=${encodeURIComponent(names[number])}${of === null ? "" : `&attempt=${of}`}`;
-const readAddress = () => {
-  const said = new URLSearchParams(location.hash.slice(1).replaceAll("+", "%2B"));
+const address = () => {
+  const box = $("gantt-scroll"), state = {
+    step: chosen === null ? "" : names[chosen], attempt,
+    find: find.value, status: findStatus.value, events: eventText.value, kind: eventKind.value, only: eventStep.checked ? "yes" : "",
+    zoom: zooms.gantt > 1 ? zooms.gantt.toPrecision(4) : "",
+    from: zooms.gantt > 1 && box?.scrollLeft ? (box.scrollLeft / (trackOf().width * zooms.gantt)).toPrecision(4) : "",
+    graph: zooms.dag ? zooms.dag.toPrecision(3) : "",
+  };
+  const parts = Object.entries(state).filter(([, value]) => value).map(([name, value]) => `${name}=${encodeURIComponent(value)}`);
+  return parts.length ? `#${parts.join("&")}` : "";
+};
+const replaceAddress = () => history.replaceState(null, "", address() || location.pathname + location.search);
+let replacing = 0;
+const remember = () => { clearTimeout(replacing); replacing = setTimeout(replaceAddress, 100); }; // browsers refuse too many changes
+const readAddress = (said) => {
   if (!said.has("step")) return [null, null];
   const number = numbers.get(said.get("step"));
   if (number === undefined) return [null, null];
@@ -93,12 +104,27 @@ const choose = (number, of = null, { push = true, scroll = true } = {}) => {
   number = number === null ? null : String(number);
   if (number === chosen && of === attempt) return;
   [chosen, attempt] = [number, of === null ? null : String(of)];
-  if (push) history.pushState(null, "", addressOf(chosen, attempt) || location.pathname + location.search);
+  if (push) history.pushState(null, "", address() || location.pathname + location.search);
   show(scroll);
 };
 const follow = () => {
-  const [number, of] = readAddress();
-  [chosen, attempt] = [number, of];
+  clearTimeout(replacing);
+  // The browser scrolls to a section, and nothing else changes.
+  if (location.hash && !location.hash.includes("=")) { if (address()) remember(); return; }
+  const state = new URLSearchParams(location.hash.slice(1).replaceAll("+", "%2B"));
+  const number = (name) => Math.max(Number(state.get(name)) || 0, 0);
+  [chosen, attempt] = readAddress(state);
+  for (const [name, input] of Object.entries({ find, status: findStatus, events: eventText, kind: eventKind })) {
+    input.value = state.get(name) ?? "";
+    if (input.selectedIndex < 0) input.value = "";
+  }
+  eventStep.checked = state.has("only");
+  filterSteps();
+  zooms.gantt = Math.min(Math.max(number("zoom"), 1), mostGantt());
+  zooms.dag = number("graph") && Math.min(Math.max(number("graph"), 0.05), 4);
+  applyGantt();
+  applyDag();
+  if ($("gantt-scroll")) $("gantt-scroll").scrollLeft = number("from") * trackOf().width * zooms.gantt;
   show(true);
 };
 addEventListener("popstate", follow);
@@ -162,8 +188,8 @@ const filterSteps = () => {
   for (const node of all(".node")) node.classList.toggle("faint", !fits.get(node.dataset.i));
   $("found").textContent = filtering ? `${count} of ${fits.size}` : "";
 };
-find.addEventListener("input", filterSteps);
-findStatus.addEventListener("change", filterSteps);
+find.addEventListener("input", () => { filterSteps(); remember(); });
+findStatus.addEventListener("change", () => { filterSteps(); remember(); });
 
 // The filter of the events.
 const eventText = $("event-text"), eventKind = $("event-kind"), eventStep = $("event-step");
@@ -186,9 +212,7 @@ function filterEvents() {
       || (text && !row.textContent.toLowerCase().includes(text));
   }
 }
-eventText.addEventListener("input", filterEvents);
-eventKind.addEventListener("change", filterEvents);
-eventStep.addEventListener("change", filterEvents);
+for (const input of [eventText, eventKind, eventStep]) input.addEventListener("input", () => { filterEvents(); remember(); });
 
 // Exports the events that the filter shows.
 const timeOf = (ms) => {
@@ -257,17 +281,19 @@ const applyGantt = () => {
   box.firstElementChild.classList.toggle("zoomed", zooms.gantt > 4);
   drawTicks();
 };
+// Browsers lay out at most about ten million pixels.
+const mostGantt = () => ($("gantt-scroll") ? Math.max(8e6 / trackOf().width, 1) : 1);
 const zoomGantt = (factor, clientX = null) => {
   const box = $("gantt-scroll");
   if (!box) return;
   const { label, width } = trackOf(), before = zooms.gantt;
-  // Browsers lay out at most about ten million pixels.
-  zooms.gantt = Math.min(Math.max(before * factor, 1), Math.max(8e6 / width, 1));
+  zooms.gantt = Math.min(Math.max(before * factor, 1), mostGantt());
   const at = (clientX === null ? width / 2 : clientX - box.getBoundingClientRect().left - label) + box.scrollLeft;
   const shift = at * (zooms.gantt / before - 1);
   applyGantt();
   box.scrollLeft += shift;
   drawTicks();
+  remember();
 };
 const fitDag = () => {
   const box = $("dag-scroll"), graph = box?.firstElementChild;
@@ -291,12 +317,14 @@ const zoomDag = (factor, event = null) => {
   const after = graph.getBoundingClientRect();
   box.scrollLeft += after.left + part[0] * after.width - x;
   box.scrollTop += after.top + part[1] * after.height - y;
+  remember();
 };
 const zoomBy = (of, way) => {
   const factor = way === "in" ? 1.6 : 1 / 1.6;
   if (of === "dag") {
     if (way === "fit") { zooms.dag = fitDag(); applyDag(); } else zoomDag(factor);
   } else if (way === "fit") { zooms.gantt = 1; applyGantt(); } else zoomGantt(factor);
+  remember();
 };
 addEventListener("wheel", (event) => {
   if (!event.ctrlKey && !event.metaKey) return;
@@ -413,7 +441,7 @@ const KEYS = {
   "/": () => { $("bar").scrollIntoView({ block: "nearest" }); find.focus(); find.select(); },
 };
 const clear = () => {
-  if (find.value || findStatus.value) { find.value = findStatus.value = ""; filterSteps(); if (chosen !== null) reveal(); } else choose(null);
+  if (find.value || findStatus.value) { find.value = findStatus.value = ""; filterSteps(); remember(); if (chosen !== null) reveal(); } else choose(null);
   document.activeElement?.matches("input, select") && document.activeElement.blur();
 };
 addEventListener("keydown", (event) => {
@@ -481,7 +509,7 @@ follow();
 // Without the script, links lead to the details at the end of the page.
 const old = /^#s(\d+)$/.exec(location.hash);
 if (old && names[old[1]] !== undefined) choose(old[1]);
-document.addEventListener("scroll", (event) => { if (event.target.id === "gantt-scroll") drawTicks(); }, true);
+document.addEventListener("scroll", (event) => { if (event.target.id === "gantt-scroll") { drawTicks(); if (zooms.gantt > 1) remember(); } }, true);
 let resizing = 0;
 addEventListener("resize", () => { clearTimeout(resizing); resizing = setTimeout(() => { applyGantt(); applyDag(); }, 80); });
 })();

@@ -1,4 +1,7 @@
 // Follows a run, and cancels or resumes it. The attributes of #live say how.
+//
+// What the server sends is one JSON text for each update. It comes in any number of events "piece"
+// and one event "update", so that a slow connection shows that it is alive.
 (function () {
   "use strict";
   const live = document.getElementById("live");
@@ -7,10 +10,17 @@
   const note = document.createElement("span");
   note.id = "live-note";
   note.setAttribute("role", "status");
-  live.append(note);
+  const question = document.createElement("dialog");
+  question.id = "live-question";
+  question.setAttribute("aria-labelledby", "live-question-title");
+  question.innerHTML = `<h2 id="live-question-title">Cancel this run?</h2>
+    <p>Its running steps are cancelled, and clean up first. A cancelled run can be resumed.</p>
+    <form method="dialog"><button>Keep it running</button> <button type="button" id="live-yes">Yes, cancel it</button></form>`;
+  live.append(note, question);
+  const yes = document.getElementById("live-yes");
 
   const SILENCE_MS = 16000; // the server sends a ping every 5 seconds
-  const AGAIN_MS = 1000, LONGEST_MS = 5000, ASK_MS = 3000, HIDDEN_MS = 10000;
+  const AGAIN_MS = 1000, LONGEST_MS = 5000, ASK_MS = 3000, ANSWER_MS = 10000, HIDDEN_MS = 10000;
   const DONE = {
     cancelling: "Stopping: its running steps are cancelled, and clean up first.",
     resumed: "Resumed: completed steps are not run again.",
@@ -18,18 +28,27 @@
   const seen = {}; // the parts that the page has
   let [url, after] = live.dataset.eventsUrl.split("?after=");
   let source = null, heard = 0, pause = AGAIN_MS, timer = 0, hidden = 0, said = "", can = {}, trouble = null;
+  let pieces = "", isFresh = false, isActing = false;
 
   function show(state, text) {
     if (live.dataset.state === state && word.textContent === text) return;
     live.dataset.state = state;
     word.textContent = text;
+    enable();
   }
 
   function say(text) { note.textContent = text; }
 
+  // Without a connection the page may show a run that is no longer like that.
+  function enable() {
+    const isOff = isActing || !["live", "orphaned", "ended"].includes(live.dataset.state);
+    for (const button of [...Object.values(buttons), yes]) if (button) button.disabled = isOff;
+  }
+
   function offer(now) {
     can = now;
-    for (const [name, button] of Object.entries(buttons)) if (button) { button.hidden = !can[name]; button.disabled = false; }
+    for (const [name, button] of Object.entries(buttons)) if (button) button.hidden = !can[name];
+    if (!can.cancel) question.close();
     if (can.note || !said) say(can.note);
   }
 
@@ -37,6 +56,14 @@
     clearTimeout(timer);
     if (source) source.close();
     source = null;
+    forget();
+  }
+
+  // What came last through a connection that was lost.
+  function forget() {
+    pieces = "";
+    isFresh = false;
+    trouble = null;
   }
 
   function connectIn(ms) {
@@ -54,37 +81,54 @@
     close();
     if (document.hidden) return; // a browser has few connections
     heard = Date.now();
-    trouble = null;
     source = new EventSource(`${url}?after=${after}`);
     source.addEventListener("ping", alive);
+    source.addEventListener("piece", (event) => { pieces += event.data; alive(); });
     source.addEventListener("update", update);
     source.addEventListener("error", () => {
+      forget();
       // The browser connects again by itself, with the id of the last event, if it may.
-      if (source && source.readyState === EventSource.CLOSED) lost();
+      if (source && source.readyState === EventSource.CLOSED) refused();
       else show("disconnected", "disconnected");
     });
+  }
+
+  async function refused() {
+    close();
+    let answer = null;
+    try { answer = await poll(); } catch { /* no server answers */ } // a script can't see why a stream was refused
+    if (source) return;
+    if (answer?.status === 401) { location.reload(); return; }
+    const seconds = answer?.status === 503 && Number(answer.headers.get("retry-after"));
+    if (!seconds) { lost(); return; }
+    show("disconnected", `not live: too many viewers, next attempt in ${seconds} s`);
+    connectIn(seconds * 1000);
   }
 
   function alive() {
     heard = Date.now();
     pause = AGAIN_MS;
+    if (!isFresh) return; // the page does not know yet what has changed
     // A server that answers may still be unable to read the run.
     if (trouble) show("disconnected", `the run can't be read: ${trouble}`);
-    else if (live.dataset.state !== "live") show("live", "live");
+    else if (can.orphaned) show("orphaned", "orphaned: its process is gone");
+    else show("live", "live");
   }
 
   function update(event) {
-    const data = JSON.parse(event.data);
+    const data = JSON.parse(pieces + event.data);
+    pieces = "";
     trouble = data.trouble;
+    isFresh = true;
+    if (data.sections.live) offer(data.sections.live);
     alive();
     after = event.lastEventId || after;
     if (data.end === "reload") { location.reload(); return; }
     if (data.end === "gone") { close(); show("ended", "gone: the journal no longer has the run"); offer({}); return; }
     const fresh = {};
     for (const [id, html] of Object.entries(data.sections)) {
-      if (seen[id] === html) continue;
-      seen[id] = html;
-      if (id === "live") offer(JSON.parse(html)); else fresh[id] = html;
+      if (id === "live" || seen[id] === html) continue;
+      fresh[id] = seen[id] = html;
     }
     if (Object.keys(fresh).length) window.asyncflow.update(fresh);
     if (data.end === "ended") {
@@ -95,12 +139,18 @@
     }
   }
 
+  function poll() {
+    const headers = { accept: "application/json" };
+    return fetch(`${url}?after=${after}`, { cache: "no-store", headers, signal: AbortSignal.timeout(ANSWER_MS) });
+  }
+
   async function ask() {
     // Polls: a stream that only says that the run has ended would look like a running one.
     if (document.hidden) { timer = setTimeout(ask, ASK_MS); return; }
     try {
-      const answer = await fetch(`${url}?after=${after}`, { cache: "no-store", headers: { accept: "application/json" } });
+      const answer = await poll();
       if (answer.status === 401) { location.reload(); return; }
+      if (answer.status === 503 && answer.headers.has("retry-after")) { refused(); return; }
       if (!answer.ok) throw new Error(String(answer.status));
       const data = await answer.json();
       if (data.more) connect();
@@ -117,7 +167,8 @@
   }
 
   async function act(button, where) {
-    button.disabled = true;
+    isActing = true;
+    enable();
     said = "";
     say("");
     try {
@@ -131,12 +182,14 @@
     } catch {
       say("The server does not answer. The request may not have arrived.");
     }
-    button.disabled = false;
+    isActing = false;
+    enable();
   }
 
-  for (const [name, button] of Object.entries(buttons)) {
-    if (button) button.addEventListener("click", () => act(button, live.dataset[`${name}Url`]));
-  }
+  buttons.cancel.addEventListener("click", () => question.showModal());
+  yes.addEventListener("click", () => { question.close(); act(buttons.cancel, live.dataset.cancelUrl); });
+  if (buttons.resume) buttons.resume.addEventListener("click", () => act(buttons.resume, live.dataset.resumeUrl));
+  question.addEventListener("keydown", (event) => event.stopPropagation()); // the page has keys of its own
   document.addEventListener("visibilitychange", () => {
     clearTimeout(hidden);
     if (document.hidden) hidden = setTimeout(close, HIDDEN_MS);
