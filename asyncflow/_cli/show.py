@@ -196,7 +196,8 @@ def show(
         write_result("\n".join(lines))
     if not (timeline or events):
         write_result(format_report(shown.report))
-        for part in (format_tracebacks(shown.report), format_earlier_attempts(shown.report)):
+        trace = format_tracebacks(shown.report)
+        for part in (trace, format_earlier_attempts(shown.report)):
             if part:
                 write_result(f"\n{part}")
 
