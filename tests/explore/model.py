@@ -425,7 +425,12 @@ class _Run:
                 assert stop is not None
                 by_stop = at_ms <= max(stop.at_ms, attempt.start.at_ms) + EPSILON or (
                     # What somebody else had cancelled is left alone for a while.
-                    is_foreign and abs(at_ms - stop.at_ms - 5_000) < 10
+                    is_foreign
+                    and any(
+                        abs(at_ms - each.at_ms - 5_000) < 10
+                        for each in (self.fail_stop, self.interrupted)
+                        if each is not None
+                    )
                 )
             _require(
                 by_own or by_stranger or by_limit or by_stop,
@@ -451,8 +456,9 @@ class _Run:
         asked = self.asked(call, attempt, stop, may_stop, must_stop)
         outcomes = []
         # A limit that passes after the run has asked the attempt to stop is not its cause.
-        # Nor can one tell, of what has blocked the loop past it, whether it has cancelled itself.
-        if may_limit or (blocks and ended_ms > limit_ms and (call.cancels or call.own)):
+        # What was cancelled before and ends as the limit passes may have been cancelled by either.
+        is_tie = ended_ms > limit_ms - EPSILON and (blocks or ended_ms < limit_ms + EPSILON)
+        if may_limit or (is_tie and (call.own or call.cancels)):
             outcomes += [("limit", is_asked) for is_asked in asked]
         if not must_limit or (stop is not None and stop.at_ms < limit_ms):
             outcomes += [("own", is_asked) for is_asked in asked]
@@ -686,7 +692,7 @@ class _Run:
             before = [self.steps[need] for need in self.dependencies[node.step]]
         late = [each for each in before if each.end_place > place]
         _require(not late, f"{spec.name} starts before its tier")
-        due_ms = max((each.end.at_ms for each in before), default=0.0)
+        due_ms = due_after_stop_ms = max((each.end.at_ms for each in before), default=0.0)
         if spec.run_if != "success" and self.fail_stop is not None:
             ordinary = [each for each in self.steps if self.specs[each.step].run_if == "success"]
             all_ms = max((each.end.at_ms for each in ordinary), default=0.0)
@@ -694,14 +700,14 @@ class _Run:
                 late = [each for each in ordinary if each.end_place > place]
                 began_before = due_ms <= self.fail_stop.at_ms + EPSILON
                 _require(not late or began_before, f"{spec.name} cleans up too early")
-            if abs(started_ms - max(due_ms, all_ms)) < EPSILON:
-                return
+            due_after_stop_ms = max(due_ms, all_ms)
         if self.world.blocks or self.case.fault.strangers or self.case.fault.observer:
             return
         queued_ms = 0.0 if node.map is not None else node.attempts[0].start.queued_ms
         if node.map is not None and self.is_limited:
             return
-        is_due = abs(started_ms - queued_ms - due_ms) < EPSILON
+        since_ms = started_ms - queued_ms
+        is_due = min(abs(since_ms - due_ms), abs(since_ms - due_after_stop_ms)) < EPSILON
         _require(is_due, f"{spec.name} starts at {started_ms} ms, not at {due_ms + queued_ms} ms")
 
     def check_deadline(self) -> None:
