@@ -264,11 +264,13 @@ def _random_step(
             options["refused"] = 1 + int(random() * 2)
     if random() < 0.4:
         options["timeout"] = 1 + int(random() * 5)
-    if random() < 0.1:
-        options["deadline"] = 1 + int(random() * 7)
+    if random() < 0.12:
+        options["deadline"] = 1 + int(random() * 9)
+        if random() < 0.6:
+            options["retries"] = 2 + int(random() * 2)
     if random() < 0.1:
         options["heartbeat"], options["beats"] = 1 + int(random() * 3), random() < 0.6
-    if pools and random() < 0.4:
+    if pools and random() < (0.7 if "deadline" in options else 0.4):
         options["pool"] = int(random() * pools)
     if needs and random() < 0.25:
         source = options["maps"] = needs[int(random() * len(needs))]

@@ -1,8 +1,8 @@
 """Judges what a run has done by the table of semantics, from what its actions did and saw.
 
 It shares no code with the driver. An action notes when it received a cancellation, and how it
-ended; the times of the events tell which limits had passed and since when the run was stopping. From
-that follows what each attempt may have come to. Where two causes tie, either is right.
+ended. The times of the events tell which limits had passed, and since when the run was stopping.
+From that follows what each attempt may have come to. Where two causes tie, either is right.
 
 Times are in milliseconds since the start of the run.
 """
@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import sys
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 from asyncflow import StepCancelledError, StepResult, StepStatus, StepTimeoutError
@@ -404,6 +405,8 @@ class _Run:
         assert call is not None
         ended_ms = (call.ended_at - self.started_s) * 1000
         blocks = self.world.blocks
+        # The time of an attempt with a task of its own begins before the attempt does.
+        early_ms = blocks * TICK_MS if _ATTEMPT_HAS_A_TASK else 0
         if not blocks:
             _require(abs(end.at_ms - ended_ms) < EPSILON, "it ended at", ended_ms, "not:", end)
         may_limit, must_limit = False, False
@@ -418,7 +421,8 @@ class _Run:
                 for each in self.world.strangers
             )
             by_limit = any(
-                at_ms >= ms - EPSILON and (blocks or at_ms <= ms + EPSILON) for ms, _ in ends_ms
+                at_ms >= ms - early_ms - EPSILON and (blocks or at_ms <= ms + EPSILON)
+                for ms, _ in ends_ms
             )
             by_stop = stop is not None and stop.turn <= turn and stop.at_ms <= at_ms + EPSILON
             if by_stop and not blocks:
@@ -469,8 +473,8 @@ class _Run:
         _require(
             not outcomes or None in reasons,
             f"{end} follows from an attempt that ended with {call.error or call.value!r} at "
-            f"{ended_ms:g} ms, cancelled at {[round((now - self.started_s) * 1000, 3) for now, _ in call.cancels]}, "
-            f"limit at {limit_ms:g}; the run stops at {stop}: {list(zip(outcomes, reasons, strict=True))}",
+            f"{ended_ms:g} ms, cancelled at {[now for now, _ in call.cancels]} s, limit at "
+            f"{limit_ms:g} ms; the run stops at {stop}: {[*zip(outcomes, reasons, strict=True)]}",
         )
 
     def check_stopped(
@@ -744,7 +748,7 @@ class _Run:
                 continue
             since, until = start.at_ms - start.queued_ms, start.at_ms
             times = sorted({since, until, *self.times_between(since, until)})
-            for one, other in zip(times, times[1:], strict=False):
+            for one, other in pairwise(times):
                 at_ms = (one + other) / 2
                 if other - one < EPSILON:
                     continue

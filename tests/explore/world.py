@@ -135,7 +135,7 @@ class World:
         log: The events in order: which run, the event, the turn, the time.
         calls: All calls of actions.
         strangers: When a third party has cancelled something.
-        blocks: Whether an action has blocked the loop.
+        blocks: For how many ticks actions have blocked the loop.
         exits: What was raised that is no `Exception`.
         conditions: Which conditions were asked, of which run, and when.
         violations: What an action has seen that must not be.
@@ -151,7 +151,7 @@ class World:
         self.log: list[tuple[int, Event, int, float]] = []
         self.calls: list[Call] = []
         self.strangers: list[float] = []
-        self.blocks = False
+        self.blocks = 0
         self.exits: list[BaseException] = []
         self.conditions: list[tuple[int, int, int]] = []
         self.violations: list[str] = []
@@ -468,7 +468,10 @@ def _observer(world: World, what: str, at: int) -> Callable[[Event], object]:
     numbers = count()
 
     def observe(event: Event) -> None:
-        if next(numbers) != at:
+        number = next(numbers)
+        if number > at and not what.startswith("cancel "):
+            world.violations.append("an observer is called again after it has raised")
+        if number != at:
             return
         match what:
             case "raise":
@@ -520,7 +523,7 @@ async def _perform(world: World, call: Call, context: StepContext, act: Act, bea
     try:
         if act.block:
             loop.now += act.block * TICK_S
-            world.blocks = True
+            world.blocks += act.block
         for wait in act.waits:
             await asyncio.sleep(wait * TICK_S)
             if beats:
