@@ -375,7 +375,7 @@ class _Run:
             given = call.arguments[self.specs[need].name]
             output = end.output if type(end) is StepSucceeded else None
             if node.item is not None and need == spec.maps:
-                if isinstance(output, list):
+                if isinstance(output, list | tuple):
                     _require(given is output[node.item], "another item:", call.key, given)
                 else:
                     _require(given == node.item, "another item:", call.key, given)
@@ -399,14 +399,14 @@ class _Run:
     ) -> None:
         """Check what one attempt has come to."""
         limit_ms = min(ends_ms)[0]
-        last_ms = attempt.end.at_ms if self.world.blocks else limit_ms
+        # The time of an attempt with a task of its own begins before the attempt does.
+        early_ms = self.world.blocks * TICK_MS if _ATTEMPT_HAS_A_TASK else 0
+        last_ms = attempt.end.at_ms + early_ms if self.world.blocks else limit_ms
         kinds = {what for ms, what in ends_ms if ms <= last_ms + EPSILON}
         call, end, spec = attempt.call, attempt.end, self.specs[node.step]
         assert call is not None
         ended_ms = (call.ended_at - self.started_s) * 1000
         blocks = self.world.blocks
-        # The time of an attempt with a task of its own begins before the attempt does.
-        early_ms = blocks * TICK_MS if _ATTEMPT_HAS_A_TASK else 0
         if not blocks:
             _require(abs(end.at_ms - ended_ms) < EPSILON, "it ended at", ended_ms, "not:", end)
         may_limit, must_limit = False, False
@@ -598,7 +598,7 @@ class _Run:
         count, breaks = self.count_of(given)
         ends = [items[number].end for number in sorted(items)]
         failed = [item.error for item in ends if type(item) is StepFailed]
-        known = None if not isinstance(given, list) else len(given)
+        known = len(given) if isinstance(given, list | tuple) else None
         if type(source) is StepSucceeded:
             _require(node.map.count == known, f"{known} items are known:", node.map)
         is_whole = len(items) == count and all(
@@ -629,9 +629,7 @@ class _Run:
             _require(len(items) == count, f"{len(items)} of {count} items ran")
 
     def count_of(self, given: Any) -> tuple[int, str]:
-        if isinstance(given, list):
-            return len(given), ""
-        if isinstance(given, tuple):  # the output of a step that gives no items
+        if isinstance(given, list | tuple):
             return len(given), ""
         return given.items.count, given.items.breaks
 
