@@ -272,7 +272,7 @@ class Cycles:
             self._resume(state)
             return
         (state.folder / "outcome").unlink(missing_ok=True)
-        self._run(state, 0, game=(game, 0))
+        self._run(state, 0, may_fail=True)
         outcome = self._outcome_of(state)
         if "error" not in outcome:
             self._check_reports(state, outcome)
@@ -287,11 +287,21 @@ class Cycles:
         server, state = self._database, self._copy(self.start)
         kill = random.choice([0, 0, random.randint(1, len(self.points))])
         state.kills, state.note = ((kill,) if kill else ()), "cut connections"
-        codes = self._run(state, kill, meanwhile=lambda: server.disturb(random, self.whole_s))
+        codes = self._run(
+            state,
+            kill,
+            meanwhile=lambda: server.disturb(random, self.whole_s),
+            may_fail=True,
+        )
+        self.killed += codes.count(-signal.SIGKILL)
         if codes == [0]:
-            self._check_end(state)
-            return
-        self.killed += 1
+            outcome = self._outcome_of(state)
+            if "error" not in outcome:
+                self._check_end(state)
+                return
+            # A journal that has never had a connection does not wait for one.
+            has_begun = bool(self._database.rows(state.folder, state.run_id))
+            self._require(state, not has_begun, outcome["error"])
         self._check(state)
         self._resume(state)
 
@@ -331,8 +341,10 @@ class Cycles:
         game: tuple[str, int] | None = None,
         jump: tuple[str, int] | None = None,
         meanwhile: Callable[[], object] | None = None,
+        may_fail: bool = False,
     ) -> list[int]:
         task = {
+            "may_fail": may_fail,
             "folder": str(state.folder),
             "run_id": state.run_id,
             "dsn": self._database.dsn,
@@ -361,9 +373,9 @@ class Cycles:
         folder = self._folder / str(next(self._numbers))
         shutil.copytree(state.folder, folder)
         run_id = state.run_id
-        if self._database.dsn is not None and not state.kills:
+        if self._database.dsn is not None and state is self.start:
             # Where runs share a database, what is copied is a run that has not begun.
-            run_id = f"{self._shape} {self._schedule} {folder.name}"
+            run_id = f"{self._shape}-{self._schedule}-{folder.name}"
         return State(
             folder, run_id, state.kills, state.rows, dict(state.done), state.note, state.stops
         )

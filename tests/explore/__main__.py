@@ -6,8 +6,10 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 import time
+from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 
 from tests.explore.explorer import Failure, case_of, check, explore, shrink
@@ -38,19 +40,22 @@ def main() -> int:
             failure = found
             break
     _progress("")
-    seconds = time.monotonic() - began
     if failure is not None:
         _show(failure)
         return 1
-    python = ".".join(map(str, sys.version_info[:3]))
+    seconds, busy = time.monotonic() - began, sum(os.times()[:4]) / 60
     print(
-        f"{done:,} runs from number {first} on, {done / seconds * 60:,.0f} a minute on Python "
-        f"{python} in {options.jobs} process(es): no promise is broken"
+        f"{done:,} runs on Python {_python()} from number {first} on: no promise is broken "
+        f"({done / seconds * 60:,.0f} a minute, {done / busy:,.0f} a minute of processor time)"
     )
     return 0
 
 
-def _explore_all(first: int, runs: int, jobs: int):
+def _python() -> str:
+    return ".".join(map(str, sys.version_info[:3]))
+
+
+def _explore_all(first: int, runs: int, jobs: int) -> Iterator[tuple[int, Failure | None]]:
     """Yield, part by part, how many runs there were, and the failure that ended the part."""
     starts = range(first, first + runs, _PART)
     parts = [(start, min(_PART, first + runs - start)) for start in starts]

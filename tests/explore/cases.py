@@ -101,7 +101,6 @@ class Step(NamedTuple):
     when: str = ""
     """Nothing, or whether the condition says ``yes`` or ``no``, or does ``raise`` or ``exit``."""
     run_if: str = "success"
-    thread: bool = False
 
     __repr__ = _shown
 

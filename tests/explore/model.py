@@ -140,7 +140,7 @@ class _Run:
         self.interrupted: _Stop | None = None
         self.timed_out: RunTimedOut | None = None
         self.is_limited = self.flow.max_concurrency is not None or any(
-            spec.pool is not None or spec.thread for spec in self.specs
+            spec.pool is not None for spec in self.specs
         )
 
     def check(self, *, thorough: bool) -> None:
