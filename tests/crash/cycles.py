@@ -211,10 +211,11 @@ class Cycles:
         self._resume(state)
 
     def jump(self, random: Random) -> None:
-        """Let the wall clock of two processes jump that run the same run; kill one or none."""
+        """Let the wall clock of one of two processes jump that run the same run; kill it or not."""
         state = self._copy(self.start)
         kill = random.choice([0, random.randint(1, len(self.points))])
-        jump = random.choice(JUMPS), random.randint(1, len(self.points))
+        early = random.randint(1, 4)  # before it has claimed the run
+        jump = random.choice(JUMPS), random.choice([early, random.randint(1, len(self.points))])
         state.note = f"jump {jump[0]} at {jump[1]}"
         state.kills = (kill,) if kill else ()
         codes = self._run(state, kill, rival=random.random() < 0.7, jump=jump)
@@ -250,8 +251,8 @@ class Cycles:
 
     @staticmethod
     def _is_untellable(game: str, point: str) -> bool:
-        """Whether a game comes before the journal could look how long its WAL is now."""
-        return game in ("cut wal", "empty wal") and point == "after COMMIT"
+        """Whether a journal can't tell: the WAL is cut while a transaction writes it."""
+        return game in ("cut wal", "empty wal") and point != "before BEGIN"
 
     def play_between(self, random: Random) -> None:
         """Play with the files of the database between two segments."""
@@ -299,9 +300,11 @@ class Cycles:
             if "error" not in outcome:
                 self._check_end(state)
                 return
-            # A journal that has never had a connection does not wait for one.
+            # A connection that is cut while it is first used is not replaced: the writing one
+            # before the run begins, the reading one after its end.
             has_begun = bool(self._database.rows(state.folder, state.run_id))
-            self._require(state, not has_begun, outcome["error"])
+            holds = "returned" in outcome or not has_begun
+            self._require(state, holds, outcome["error"])
         self._check(state)
         self._resume(state)
 

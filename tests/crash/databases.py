@@ -45,8 +45,9 @@ _OWNER = "SELECT owner FROM leases WHERE run_id = ?"
 class Database(Protocol):
     """The database of runs, to be looked at from outside."""
 
-    dsn: str | None
-    """Its address, if it is not a file in the folder of the run."""
+    @property
+    def dsn(self) -> str | None:
+        """Its address; ``None`` if it is a file in the folder of the run."""
 
     def rows(self, folder: Path, run_id: str) -> list[Row]:
         """Return the stored events of a run."""
@@ -72,10 +73,15 @@ class Files:
 
     def status(self, folder: Path, run_id: str) -> tuple[str | None, str | None]:
         with _opened(folder / "runs.db") as database:
-            if database is None or not database.execute(_HAS_TABLES).fetchall():
+            if database is None:
                 return None, None
-            found = database.execute(_RUN, (run_id,)).fetchone()
-            owner = database.execute(_OWNER, (run_id,)).fetchone()
+            try:
+                if not database.execute(_HAS_TABLES).fetchall():
+                    return None, None
+                found = database.execute(_RUN, (run_id,)).fetchone()
+                owner = database.execute(_OWNER, (run_id,)).fetchone()
+            except sqlite3.DatabaseError as error:
+                return str(error), None
         return (found[0] if found else None), (owner[0] if owner else None)
 
 
@@ -100,9 +106,9 @@ def _opened(path: Path) -> Iterator[sqlite3.Connection | None]:
 class Server:
     """A PostgreSQL server, in which each run has an id of its own."""
 
-    def __init__(self, server: PostgresServer) -> None:
+    def __init__(self, server: PostgresServer, dsn: str | None = None) -> None:
         self._server = server
-        self.dsn: str | None = server.dsn()
+        self.dsn = dsn or server.dsn()
         self._connection: psycopg.Connection[tuple[Any, ...]] | None = None
         self.cuts = self.restarts = 0
         """How many connections were cut, and how often the server was restarted."""
@@ -133,7 +139,6 @@ class Server:
 
     def _query(self, sql: str, *arguments: object) -> list[tuple[Any, ...]]:
         if self._connection is None:
-            assert self.dsn is not None
             in_schema = "-csearch_path=asyncflow"
             self._connection = psycopg.connect(self.dsn, autocommit=True, options=in_schema)
         text = sql.replace("?", "%s").encode()

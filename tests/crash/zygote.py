@@ -121,7 +121,7 @@ def serve() -> None:
         task = json.loads(line)
         children = [_fork(task)]
         if task["rival"]:
-            children.append(_fork({**task, "point": 0, "game": None}))
+            children.append(_fork({**task, "point": 0, "game": None, "jump": None}))
         if task["ms"]:
             time.sleep(task["ms"] / 1000)
             os.kill(children[0], signal.SIGKILL)
