@@ -237,9 +237,7 @@ class Cycles:
         outcome = self._outcome_of(state)
         if "error" not in outcome and not outcome["struck"]:
             return  # there was no file yet, or the run had ended
-        if outcome.get("struck") and not self._is_untellable(
-            game[0], outcome["points"][game[1] - 1]
-        ):
+        if outcome.get("struck") and not self._is_untellable(game[0], outcome["points"][: game[1]]):
             status, _ = self._database.status(state.folder, state.run_id)
             holds = status == self._status
             self._require(state, holds, f"a run has passed that is not kept: it is {status}")
@@ -250,9 +248,17 @@ class Cycles:
         shutil.rmtree(before.folder) if before is not self.start else None
 
     @staticmethod
-    def _is_untellable(game: str, point: str) -> bool:
-        """Whether a journal can't tell: the WAL is cut while a transaction writes it."""
-        return game in ("cut wal", "empty wal") and point != "before BEGIN"
+    def _is_untellable(game: str, before: list[str]) -> bool:
+        """Whether a journal can't tell: it compares its WAL with what the last transaction left.
+
+        Args:
+            game: The game.
+            before: The points until then.
+        """
+        if game not in ("cut wal", "empty wal"):
+            return False
+        is_between = before[-1] == "before BEGIN"
+        return not (is_between and {"before INSERT", "before UPDATE"}.intersection(before))
 
     def play_between(self, random: Random) -> None:
         """Play with the files of the database between two segments."""

@@ -506,7 +506,7 @@ class _Run:
             if call.ended_turn > stop.turn + _TURNS_TO_STOP:
                 return (True,)
             return (False, True)
-        if _ATTEMPT_HAS_A_TASK and call.ended_turn > stop.turn:
+        if _ATTEMPT_HAS_A_TASK and call.ended > stop.place:
             return (False, True)
         return (False,)
 
