@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from contextlib import suppress
 
 from tests.explore.explorer import Failure, case_of, check, explore, shrink
 
@@ -32,13 +33,13 @@ def main() -> int:
         return _replay(options.replay)
     first = options.seed * _SEED_SPACING
     began, failure, done = time.monotonic(), None, 0
-    for count, found in _explore_all(first, options.runs, options.jobs):
-        done += count
-        seconds = time.monotonic() - began
-        _progress(f"{done:,} runs, {done / seconds * 60:,.0f} a minute")
-        if found is not None:
-            failure = found
-            break
+    with suppress(KeyboardInterrupt):
+        for count, failure in _explore_all(first, options.runs, options.jobs):
+            done += count
+            seconds = time.monotonic() - began
+            _progress(f"{done:,} runs, {done / seconds * 60:,.0f} a minute")
+            if failure is not None:
+                break
     _progress("")
     if failure is not None:
         _show(failure)
