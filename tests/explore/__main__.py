@@ -70,7 +70,7 @@ def _explore_all(first: int, runs: int, jobs: int) -> Iterator[tuple[int, Failur
             for future in as_completed(futures):
                 yield futures[future], future.result()
         finally:
-            workers.shutdown(wait=False, cancel_futures=True)
+            workers.shutdown(cancel_futures=True)
 
 
 def _replay(number: int) -> int:
