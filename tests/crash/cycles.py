@@ -192,13 +192,17 @@ class Cycles:
 
     def replay(self, kills: Iterable[Kill]) -> None:
         """Kill one process after the other in this way, and resume."""
-        state = self.start
+        state, killed = self.start, []
         for kill in kills:
             after = self.kill(state, kill)
             if after is None:
-                return
+                break
+            killed.append(after)
             state = after
-        self._resume(state)
+        else:
+            self._resume(state)
+        for each in killed:
+            shutil.rmtree(each.folder)
 
     def kill_one_of_two(self, random: Random) -> None:
         """Kill one of two processes that run the same run concurrently; resume after both."""
@@ -209,6 +213,7 @@ class Cycles:
         self.killed += codes.count(-signal.SIGKILL)
         self._check(state)
         self._resume(state)
+        shutil.rmtree(state.folder)
 
     def jump(self, random: Random) -> None:
         """Let the wall clock of one of two processes jump that run the same run; kill it or not."""
@@ -223,6 +228,7 @@ class Cycles:
         self.jumps += 1
         self._check(state)
         self._resume(state)
+        shutil.rmtree(state.folder)
 
     def play_with_files(self, random: Random) -> None:
         """Play with the files of the database while a run goes on, perhaps a resumed one."""
@@ -277,6 +283,7 @@ class Cycles:
             put_back(state.folder / "runs.db")
             self._check(state)
             self._resume(state)
+            shutil.rmtree(state.folder)
             return
         (state.folder / "outcome").unlink(missing_ok=True)
         self._run(state, 0, may_fail=True)
@@ -305,6 +312,7 @@ class Cycles:
             outcome = self._outcome_of(state)
             if "error" not in outcome:
                 self._check_end(state)
+                shutil.rmtree(state.folder)
                 return
             # A connection that is cut while it is first used is not replaced: the writing one
             # before the run begins, the reading one after its end.
@@ -313,6 +321,7 @@ class Cycles:
             self._require(state, holds, outcome["error"])
         self._check(state)
         self._resume(state)
+        shutil.rmtree(state.folder)
 
     # Their parts.
 
