@@ -41,7 +41,7 @@ require = $(if $(COVERAGE),@$(py) -m coverage combine --append --quiet && \
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help etl test test-all check bench
+.PHONY: help etl test test-all check bench explore crash
 
 help:
 	@echo "make etl        run the example pipeline"
@@ -49,6 +49,8 @@ help:
 	@echo "make test-all   run these and all others, which need PostgreSQL and Chromium"
 	@echo "make check      lint, check the format, the types and who imports whom"
 	@echo "make bench      measure the cost of a step"
+	@echo "make explore    simulate 100,000 random runs, or as many as ARGS say"
+	@echo "make crash      kill 1,000 processes of durable runs, or as many as ARGS say"
 
 etl: $(VENV)/.has-core
 	@$(py) -m asyncflow.examples.etl $(ARGS)
@@ -74,6 +76,12 @@ check: $(VENV)/.has-dev
 
 bench: $(tested)
 	@$(py) -m tests.benchmarks $(ARGS)
+
+explore: $(tested)
+	@$(py) -m tests.explore $(ARGS)
+
+crash: $(tested)
+	@$(py) -m tests.crash $(ARGS)
 
 # The stamp files tell what is installed, so that the second time is fast.
 

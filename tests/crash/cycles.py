@@ -10,13 +10,12 @@ import json
 import os
 import shutil
 import signal
-import sqlite3
 import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator
-from contextlib import closing, contextmanager
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import count, pairwise
 from pathlib import Path
@@ -24,6 +23,8 @@ from random import Random
 from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
+from tests.crash.databases import Database, Files, Row, Server, StepRun
+from tests.crash.faults import GAMES, JUMPS, PUT_BACK, play, put_back
 from tests.crash.zygote import RUN_ID
 
 __all__ = ["BrokenPromise", "Cycles", "Forks", "Spawns", "fast_folder"]
@@ -33,10 +34,6 @@ COMMAND = [sys.executable, "-m", "tests.crash.zygote"]
 
 Kill = int | str | float
 """The number of a kill point, its text, or a time after the start in milliseconds."""
-
-StepRun = tuple[str, str]
-"""A step, and its item or "-"."""
-
 
 RESTARTED = {"failing": {"bad", "tidy"}}
 """The steps that start over, with all attempts, when a failed run is resumed: the failed ones and
@@ -67,11 +64,13 @@ class Forks:
     def __exit__(self, *_: object) -> None:
         self._process.communicate()  # it exits at the end of its input
 
-    def do(self, task: dict[str, Any]) -> list[int]:
+    def do(self, task: dict[str, Any], meanwhile: Callable[[], object] | None = None) -> list[int]:
         """Return the exit codes; for a process killed by a signal, the negative number of that."""
         assert self._process.stdin is not None
         self._process.stdin.write(json.dumps(task) + "\n")
         self._process.stdin.flush()
+        if meanwhile is not None:
+            meanwhile()
         return self._answer()
 
     def _answer(self) -> list[int]:
@@ -85,23 +84,8 @@ class Forks:
 class Spawns:
     """Runs each task in a fresh interpreter. It supports kill points, but no times and rivals."""
 
-    def do(self, task: dict[str, Any]) -> list[int]:
+    def do(self, task: dict[str, Any], meanwhile: None = None) -> list[int]:
         return [subprocess.run([*COMMAND, json.dumps(task)], cwd=ROOT, check=False).returncode]
-
-
-class Row(NamedTuple):
-    """The columns of a stored event that are checked."""
-
-    position: int
-    kind: str
-    step: str | None
-    item: int | None
-    attempt: int | None
-    payload: Any
-
-    @property
-    def step_run(self) -> StepRun:
-        return (self.step or "", "-" if self.item is None else str(self.item))
 
 
 class Effect(NamedTuple):
@@ -123,10 +107,20 @@ class State:
     """A run as its processes have left it so far."""
 
     folder: Path
+    run_id: str = RUN_ID
     kills: tuple[Kill, ...] = ()
     rows: list[Row] = field(default_factory=list)
     done: dict[StepRun, int] = field(default_factory=dict)
     """How often each step and item with a stored success had run when that was first seen."""
+    note: str = ""
+    """What has happened to it beside that."""
+    stops: int = 0
+    """How many of its processes have stopped because of a game with their files."""
+
+    @property
+    def interruptions(self) -> int:
+        """How often an attempt may have begun and not been stored."""
+        return len(self.kills) + self.stops
 
 
 class Cycles:
@@ -137,15 +131,28 @@ class Cycles:
         folder: An empty folder for databases.
         shape: A name in `SHAPES`.
         schedule: ``"tiers"`` or ``"ready"``.
+        database: Where the runs are stored.
     """
 
-    def __init__(self, engine: Forks | Spawns, folder: Path, shape: str, schedule: str) -> None:
+    def __init__(
+        self,
+        engine: Forks | Spawns,
+        folder: Path,
+        shape: str,
+        schedule: str,
+        database: Database | None = None,
+    ) -> None:
         self._engine, self._folder, self._shape, self._schedule = engine, folder, shape, schedule
+        self._database = database or Files()
         self._numbers = count()
+        self.games = self.jumps = 0
+        """How many games there were with files, and how often a clock has jumped."""
         self.killed = 0
         """How many processes were killed."""
         self._restarted = RESTARTED.get(shape, set())
         self.start = State(self._new_folder())
+        whole = self._copy(self.start)
+        self._run(whole, 0)  # the first one makes the tables
         whole = self._copy(self.start)
         began = time.perf_counter()
         self._run(whole, 0)
@@ -185,13 +192,17 @@ class Cycles:
 
     def replay(self, kills: Iterable[Kill]) -> None:
         """Kill one process after the other in this way, and resume."""
-        state = self.start
+        state, killed = self.start, []
         for kill in kills:
             after = self.kill(state, kill)
             if after is None:
-                return
+                break
+            killed.append(after)
             state = after
-        self._resume(state)
+        else:
+            self._resume(state)
+        for each in killed:
+            shutil.rmtree(each.folder)
 
     def kill_one_of_two(self, random: Random) -> None:
         """Kill one of two processes that run the same run concurrently; resume after both."""
@@ -202,6 +213,115 @@ class Cycles:
         self.killed += codes.count(-signal.SIGKILL)
         self._check(state)
         self._resume(state)
+        shutil.rmtree(state.folder)
+
+    def jump(self, random: Random) -> None:
+        """Let the wall clock of one of two processes jump that run the same run; kill it or not."""
+        state = self._copy(self.start)
+        kill = random.choice([0, random.randint(1, len(self.points))])
+        early = random.randint(1, 4)  # before it has claimed the run
+        jump = random.choice(JUMPS), random.choice([early, random.randint(1, len(self.points))])
+        state.note = f"jump {jump[0]} at {jump[1]}"
+        state.kills = (kill,) if kill else ()
+        codes = self._run(state, kill, rival=random.random() < 0.7, jump=jump)
+        self.killed += codes.count(-signal.SIGKILL)
+        self.jumps += 1
+        self._check(state)
+        self._resume(state)
+        shutil.rmtree(state.folder)
+
+    def play_with_files(self, random: Random) -> None:
+        """Play with the files of the database while a run goes on, perhaps a resumed one."""
+        state = self.start
+        if random.random() < 0.5:
+            state = self.kill(state, random.randint(1, len(self.points))) or state
+        game = random.choice([*GAMES]), random.randint(1, len(self.points))
+        self.games += 1
+        before, state = state, self._copy(state)
+        state.note, state.stops = f"{game[0]} at {game[1]}", 1
+        self._run(state, 0, game=game)
+        outcome = self._outcome_of(state)
+        if "error" not in outcome and not outcome["struck"]:
+            return  # there was no file yet, or the run had ended
+        if outcome.get("struck") and not self._is_untellable(game[0], outcome["points"][: game[1]]):
+            status, _ = self._database.status(state.folder, state.run_id)
+            holds = status == self._status
+            self._require(state, holds, f"a run has passed that is not kept: it is {status}")
+            kinds = [row.kind for row in self._database.rows(state.folder, state.run_id)]
+            holds = kinds[-1:] == ["RunFinished"]
+            self._require(state, holds, f"a run has passed of which is kept: {kinds}")
+        self._continue_after(game[0], state)
+        shutil.rmtree(before.folder) if before is not self.start else None
+
+    @staticmethod
+    def _is_untellable(game: str, before: list[str]) -> bool:
+        """Whether a journal can't tell: it compares its WAL with what the last transaction left.
+
+        Args:
+            game: The game.
+            before: The points until then.
+        """
+        if game not in ("cut wal", "empty wal"):
+            return False
+        is_between = before[-1] == "before BEGIN"
+        return not (is_between and {"before INSERT", "before UPDATE"}.intersection(before))
+
+    def play_between(self, random: Random) -> None:
+        """Play with the files of the database between two segments."""
+        state = self.kill(self.start, random.randint(1, len(self.points)))
+        if state is None:
+            return
+        game = random.choice([*GAMES])
+        self.games += 1
+        state.note = f"{game} after the kill"
+        play(game, state.folder / "runs.db")
+        self._continue_after(game, state)
+
+    def _continue_after(self, game: str, state: State) -> None:
+        """Resume a run after a game. What it has lost runs again, but what it tells is stored."""
+        if game in PUT_BACK:
+            put_back(state.folder / "runs.db")
+            self._check(state)
+            self._resume(state)
+            shutil.rmtree(state.folder)
+            return
+        (state.folder / "outcome").unlink(missing_ok=True)
+        self._run(state, 0, may_fail=True)
+        outcome = self._outcome_of(state)
+        if "error" not in outcome:
+            self._check_reports(state, outcome)
+            status, owner = self._database.status(state.folder, state.run_id)
+            holds = (status, owner) == (self._status, None)
+            self._require(state, holds, f"the status is {status}, and the owner {owner}")
+        shutil.rmtree(state.folder)
+
+    def cut_connections(self, random: Random) -> None:
+        """Cut all connections, or restart the server, while a run goes on; kill it or not."""
+        assert isinstance(self._database, Server)
+        server, state = self._database, self._copy(self.start)
+        kill = random.choice([0, 0, random.randint(1, len(self.points))])
+        state.kills, state.note = ((kill,) if kill else ()), "cut connections"
+        codes = self._run(
+            state,
+            kill,
+            meanwhile=lambda: server.disturb(random, self.whole_s),
+            may_fail=True,
+        )
+        self.killed += codes.count(-signal.SIGKILL)
+        if codes == [0]:
+            outcome = self._outcome_of(state)
+            if "error" not in outcome:
+                self._check_end(state)
+                shutil.rmtree(state.folder)
+                return
+            # A connection that is cut while it is first used is not replaced: the writing one
+            # before the run begins, the reading one after its end.
+            has_begun = bool(self._database.rows(state.folder, state.run_id))
+            holds = "returned" in outcome or not has_begun
+            self._require(state, holds, outcome["error"])
+        self._check(state)
+        self._resume(state)
+        shutil.rmtree(state.folder)
 
     # Their parts.
 
@@ -230,16 +350,31 @@ class Cycles:
         self._check_end(state)
         shutil.rmtree(state.folder)
 
-    def _run(self, state: State, kill: Kill, *, rival: bool = False) -> list[int]:
+    def _run(
+        self,
+        state: State,
+        kill: Kill,
+        *,
+        rival: bool = False,
+        game: tuple[str, int] | None = None,
+        jump: tuple[str, int] | None = None,
+        meanwhile: Callable[[], object] | None = None,
+        may_fail: bool = False,
+    ) -> list[int]:
         task = {
+            "may_fail": may_fail,
             "folder": str(state.folder),
+            "run_id": state.run_id,
+            "dsn": self._database.dsn,
+            "game": game,
+            "jump": jump,
             "shape": self._shape,
             "schedule": self._schedule,
             "point": 0 if isinstance(kill, float) else kill,
             "ms": kill if isinstance(kill, float) else 0,
             "rival": rival,
         }
-        codes = self._engine.do(task)
+        codes = self._engine.do(task, meanwhile)
         for code in codes:
             if code != 0 and not (kill and code == -signal.SIGKILL):
                 error = state.folder / "error"
@@ -255,13 +390,19 @@ class Cycles:
     def _copy(self, state: State) -> State:
         folder = self._folder / str(next(self._numbers))
         shutil.copytree(state.folder, folder)
-        return State(folder, state.kills, state.rows, dict(state.done))
+        run_id = state.run_id
+        if self._database.dsn is not None and state is self.start:
+            # Where runs share a database, what is copied is a run that has not begun.
+            run_id = f"{self._shape}-{self._schedule}-{folder.name}"
+        return State(
+            folder, run_id, state.kills, state.rows, dict(state.done), state.note, state.stops
+        )
 
     # The promises.
 
     def _check(self, state: State) -> None:
         """Check what must hold whenever a process has ended, in whatever way."""
-        stored = _rows_in(state.folder)
+        stored = self._database.rows(state.folder, state.run_id)
         effects = _effects_in(state.folder)
         ran = Counter(effect.step_run for effect in effects)
         self._require(
@@ -283,14 +424,16 @@ class Cycles:
             rounds = 1 + (restarts if call[0] in self._restarted else 0)
             self._require(state, times <= rounds, f"the attempt {call} ran {times} times")
         for effect in effects:
-            key = f"{RUN_ID}/{effect.step}" + ("" if effect.item == "-" else f"#{effect.item}")
+            key = f"{state.run_id}/{effect.step}" + (
+                "" if effect.item == "-" else f"#{effect.item}"
+            )
             self._require(state, effect.key == key, f"the idempotency key was {effect.key}")
         for step_run, times in state.done.items():
             holds = ran[step_run] == times or (restarts and step_run[0] in self._restarted)
             self._require(state, holds, f"{step_run} ran again, although its success was stored")
         for step_run, times in ran.items():
             rounds = 1 + (restarts if step_run[0] in self._restarted else 0)
-            most = self._effects[step_run] * rounds + len(state.kills)
+            most = self._effects[step_run] * rounds + state.interruptions
             self._require(state, times <= most, f"{step_run} ran {times} times, not {most} at most")
         state.rows = stored
         for row in stored:
@@ -301,30 +444,35 @@ class Cycles:
         """Check what must hold when the run has ended."""
         self._check(state)
         outcome = self._outcome_of(state)
-        for which in ("returned", "stored"):
-            is_, should = outcome[which], self._outcome[which]
-            self._require(state, is_ == should, f"the report {which} is\n{is_}\nnot\n{should}")
-        returned, stored = (_without_outputs(outcome[which]) for which in ("returned", "stored"))
-        differ = f"the report returned is\n{returned}\nand stored\n{stored}"
-        self._require(state, returned == stored, differ)
+        self._check_reports(state, outcome)
         for name, history in outcome["histories"].items():
             numbers, crashed = zip(*history, strict=True) if history else ((), ())
             # A step that starts over counts from 1 again.
             holds = all(later in (1, one + 1) for one, later in pairwise((0, *numbers)))
             self._require(state, holds, f"the attempts of {name} have the numbers {numbers}")
-            holds = sum(crashed) <= len(state.kills)
+            holds = sum(crashed) <= state.interruptions
             self._require(state, holds, f"{sum(crashed)} attempts of {name} crashed")
         ran = Counter(effect.step_run for effect in _effects_in(state.folder))
         for step_run, times in self._effects.items():
             self._require(
                 state, ran[step_run] >= times, f"{step_run} ran {ran[step_run]} times, not {times}"
             )
-        with closing(_read_only(state.folder)) as database:
-            found = database.execute("SELECT status FROM runs").fetchall()
-            status = "failed" if self._shape == "failing" else "passed"
-            self._require(state, found == [(status,)], f"the status is {found}")
-            owners = database.execute("SELECT owner FROM leases").fetchall()
-            self._require(state, owners == [(None,)], f"the run still has the owner {owners}")
+        status, owner = self._database.status(state.folder, state.run_id)
+        self._require(state, status == self._status, f"the status is {status}")
+        self._require(state, owner is None, f"the run still has the owner {owner}")
+
+    def _check_reports(self, state: State, outcome: dict[str, Any]) -> None:
+        """Check that a run has ended as one does that nothing happens to, and that it is stored."""
+        for which in ("returned", "stored"):
+            is_, should = outcome[which], self._outcome[which]
+            self._require(state, is_ == should, f"the report {which} is\n{is_}\nnot\n{should}")
+        returned, stored = (_without_outputs(outcome[which]) for which in ("returned", "stored"))
+        differ = f"the report returned is\n{returned}\nand stored\n{stored}"
+        self._require(state, returned == stored, differ)
+
+    @property
+    def _status(self) -> str:
+        return "failed" if self._shape == "failing" else "passed"
 
     def _require(self, state: State, holds: bool, otherwise: str) -> None:
         if not holds:
@@ -336,7 +484,7 @@ class Cycles:
         kills = " ".join(map(str, state.kills))  # a float has a dot
         return BrokenPromise(
             f"{what}\nin the shape {self._shape} under {self._schedule}, killed at the points "
-            f"{kills or 'none'}{last}; to repeat it:\n"
+            f"{kills or 'none'}{last}, and beside that: {state.note or 'nothing'}; to repeat it:\n"
             f"{sys.executable} -m tests.crash replay {self._shape} {self._schedule} {kills}"
         )
 
@@ -355,24 +503,6 @@ def _without_outputs(summary: dict[str, list[Any]]) -> dict[str, list[Any]]:
         return [*others, None if items is None else [of(item) for item in items]]
 
     return {name: of(result) for name, result in summary.items()}
-
-
-def _read_only(folder: Path) -> sqlite3.Connection:
-    return sqlite3.connect(f"file:{folder / 'runs.db'}?mode=ro", uri=True)
-
-
-def _rows_in(folder: Path) -> list[Row]:
-    if not (folder / "runs.db").exists():
-        return []
-    with closing(_read_only(folder)) as database:
-        result = database.execute("PRAGMA integrity_check").fetchone()[0]
-        assert result == "ok", result
-        tables = database.execute("SELECT 1 FROM sqlite_master WHERE name = 'events'").fetchall()
-        if not tables:
-            return []
-        columns = ", ".join(Row._fields)
-        query = f"SELECT {columns} FROM events WHERE run_id = ? ORDER BY position"
-        return [Row(*row) for row in database.execute(query, (RUN_ID,))]
 
 
 def _effects_in(folder: Path) -> list[Effect]:

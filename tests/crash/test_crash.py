@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from itertools import cycle, product
 from pathlib import Path
 from random import Random
+from typing import Any
 
 import pytest
 
@@ -14,6 +15,7 @@ if not hasattr(os, "fork"):
     pytest.skip("needs os.fork: processes are forked and killed", allow_module_level=True)
 
 from tests.crash.cycles import Cycles, Forks, Spawns, fast_folder
+from tests.crash.databases import Server
 from tests.crash.shapes import SHAPES
 
 pytestmark = pytest.mark.crash
@@ -117,3 +119,39 @@ def test_a_process_may_be_killed_at_any_time(forks: Forks, folder: Path) -> None
 
     while cycles.killed < 20:
         cycles.kill_at_random_times(random)
+
+
+@pytest.mark.timeout(300)
+def test_the_promises_hold_on_a_server_whose_connections_are_cut(
+    forks: Forks, folder: Path, postgres_server: Any, dsn: str
+) -> None:
+    server, random = Server(postgres_server, dsn), Random(4)
+    cycles = Cycles(forks, folder, "retried", "ready", server)
+
+    try:
+        while cycles.killed < 12:
+            cycles.kill_at_random_points(random)
+            cycles.kill_one_of_two(random)
+        while server.cuts < 8:
+            cycles.cut_connections(random)
+    finally:
+        server.close()
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("shape", ["mapped", "failing"])
+def test_what_is_reported_is_stored_whatever_is_done_to_the_files(
+    forks: Forks, folder: Path, shape: str
+) -> None:
+    cycles, random = Cycles(forks, folder, shape, "ready"), Random(5)
+
+    while cycles.games < 24:
+        cycles.play_with_files(random)
+        cycles.play_between(random)
+
+
+def test_a_run_has_one_owner_although_wall_clocks_jump(forks: Forks, folder: Path) -> None:
+    cycles, random = Cycles(forks, folder, "layers", "tiers"), Random(6)
+
+    while cycles.jumps < 16:
+        cycles.jump(random)

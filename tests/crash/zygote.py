@@ -15,13 +15,28 @@ import sys
 import threading
 import time
 import traceback
+from collections.abc import Callable
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from asyncflow import RunReport, StepCrashedError, StepResult, run_pipeline
+from asyncflow import (
+    JournalError,
+    RunNotFoundError,
+    RunReport,
+    StepCrashedError,
+    StepResult,
+    run_pipeline,
+)
 from asyncflow._core.errors import describe_error
-from asyncflow.journal import SQLiteJournal
+from asyncflow.journal import (
+    PostgresJournal,
+    SQLiteJournal,
+    _postgres_connection,  # noqa: F401  # else each child would import psycopg
+)
+from tests.crash.faults import jump_clock, play, shift_clock
 from tests.crash.kill_points import Reaper
 from tests.crash.shapes import INPUTS, SHAPES, World
 
@@ -35,37 +50,45 @@ def do(task: dict[str, Any], reaper: Reaper) -> None:
 
     A task has ``folder``, ``shape`` and ``schedule``; ``point``: the kill point, or 0; ``ms``: the
     time after which the zygote kills the process, or 0; ``rival``: whether another process runs
-    the same run concurrently.
+    the same run concurrently; ``run_id``; ``dsn``: the address of the database, if it is not a file
+    in the folder; ``game``: what is done to that file, and ``jump``: how far the clock jumps, each
+    with the number of the point; ``may_fail``: whether the journal may fail for another reason.
     """
     folder = Path(task["folder"])
     steps = SHAPES[task["shape"]](World(folder, reaper))
-    fail_fast = task["shape"] != "failing"
-    returned, stored = asyncio.run(_run(folder / "runs.db", steps, task["schedule"], fail_fast))
-    outcome = {
-        "returned": summary(returned),
-        "stored": summary(stored),
-        "histories": _histories(returned),
-        "points": reaper.passed,
-    }
+    outcome: dict[str, Any] = {}
+    try:
+        asyncio.run(_run(task, steps, reaper, outcome))
+    except JournalError as error:
+        if not (task.get("may_fail") or reaper.struck):
+            raise
+        outcome["error"] = str(error)
+    outcome["points"] = reaper.passed
     part = folder / f"outcome.{os.getpid()}"
     part.write_text(json.dumps(outcome))
     part.rename(folder / "outcome")
 
 
-async def _run(
-    database: Path, steps: Any, schedule: Any, fail_fast: bool
-) -> tuple[RunReport, RunReport]:
-    async with SQLiteJournal(database) as journal:
+async def _run(task: dict[str, Any], steps: Any, reaper: Reaper, outcome: dict[str, Any]) -> None:
+    journal: Any
+    if task.get("dsn"):
+        journal = PostgresJournal(task["dsn"])
+    else:
+        journal = SQLiteJournal(Path(task["folder"]) / "runs.db")
+    async with journal:
         report = await run_pipeline(
             steps,
-            fail_fast,
-            schedule=schedule,
+            task["shape"] != "failing",
+            schedule=task["schedule"],
             inputs=INPUTS,
             journal=journal,
-            run_id=RUN_ID,
+            run_id=task["run_id"],
             on_active="wait",
         )
-        return report, await journal.report(RUN_ID)
+        outcome["struck"] = reaper.struck  # what comes now can't be noticed any more
+        outcome["returned"], outcome["histories"] = summary(report), _histories(report)
+        with suppress(RunNotFoundError):
+            outcome["stored"] = summary(await journal.report(task["run_id"]))
 
 
 def summary(report: RunReport) -> dict[str, list[Any]]:
@@ -98,7 +121,7 @@ def serve() -> None:
         task = json.loads(line)
         children = [_fork(task)]
         if task["rival"]:
-            children.append(_fork({**task, "point": 0}))
+            children.append(_fork({**task, "point": 0, "game": None, "jump": None}))
         if task["ms"]:
             time.sleep(task["ms"] / 1000)
             os.kill(children[0], signal.SIGKILL)
@@ -110,7 +133,7 @@ def _warm_up() -> None:
     """Run each shape once: the first run in a process is slower."""
     for name in SHAPES:
         with TemporaryDirectory() as folder:
-            task = {"folder": folder, "shape": name, "schedule": "ready", "point": 0}
+            task = {"folder": folder, "shape": name, "schedule": "ready", "run_id": RUN_ID}
             do(task, Reaper(0, Path(folder) / "killed"))
     for thread in threading.enumerate():
         if thread is not threading.main_thread():
@@ -124,11 +147,26 @@ def _fork(task: dict[str, Any]) -> int:
     return child
 
 
+def _faults_of(task: dict[str, Any]) -> dict[int, Callable[[], object]]:
+    faults: dict[int, Callable[[], object]] = {}
+    if task.get("game"):
+        game, point = task["game"]
+        faults[point] = partial(play, game, Path(task["folder"]) / "runs.db")
+    if task.get("jump"):
+        jump, point = task["jump"]
+        faults[point] = partial(jump_clock, jump)
+    return faults
+
+
 def _do_and_exit(task: dict[str, Any]) -> None:
     code = 1
     signal.alarm(LIMIT_S)
-    reaper = Reaper(task["point"], Path(task["folder"]) / "killed")
-    reaper.watch_sqlite()
+    reaper = Reaper(task["point"], Path(task["folder"]) / "killed", _faults_of(task))
+    if task.get("dsn"):
+        reaper.watch_postgres()
+    else:
+        reaper.watch_sqlite()
+    shift_clock()
     try:
         do(task, reaper)
         code = 0

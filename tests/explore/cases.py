@@ -1,0 +1,287 @@
+"""What the explorer runs: a pipeline, what each attempt of its steps does, and what disturbs it.
+
+All of it is plain data, made from one integer, so that a failure can be replayed and made smaller.
+Times are in ticks: far enough apart for the driver to tell them, and few, so that they often tie.
+"""
+
+from __future__ import annotations
+
+from random import Random
+from typing import Any, NamedTuple
+
+__all__ = [
+    "TICK_MS",
+    "Act",
+    "Case",
+    "Fault",
+    "Flow",
+    "Items",
+    "Step",
+    "random_fault",
+    "random_flow",
+]
+
+TICK_MS = 8
+
+
+def _shown(self: Any) -> str:
+    """Return the `repr` without the fields that have their defaults."""
+    defaults = self._field_defaults
+    fields = [
+        f"{name}={value!r}"
+        for name, value in zip(self._fields, self, strict=True)
+        if name not in defaults or value != defaults[name]
+    ]
+    return f"{type(self).__name__}({', '.join(fields)})"
+
+
+class Act(NamedTuple):
+    """What one attempt does."""
+
+    waits: tuple[int, ...] = ()
+    """It first sleeps so many ticks each; 0 is one turn of the loop."""
+    end: str = "return"
+    """Then it does one of `ENDS`."""
+    on_cancel: str = "obey"
+    """What it does when it is cancelled: one of `ANSWERS`."""
+    clean: tuple[int, ...] = ()
+    """It sleeps so long between the cancellation and its answer."""
+    block: int = 0
+    """For how many ticks it blocks the loop before all else."""
+
+    __repr__ = _shown
+
+
+ENDS = {
+    "return": 60,
+    "raise": 12,
+    "hang": 7,
+    "exit": 1,  # raise something that is not an Exception
+    "cancelled": 2,  # raise CancelledError
+    "cancel itself": 2,  # and return before that has an effect
+    "cancel itself and wait": 2,
+    "await a cancelled future": 2,
+    "timeout error": 2,  # raise TimeoutError
+}
+ANSWERS = {"obey": 60, "return": 14, "raise": 14, "exit": 2, "go on": 6}
+
+
+class Items(NamedTuple):
+    """What a step returns that another one maps over."""
+
+    count: int
+    kind: str = "list"
+    """``list``, ``iterable``, or ``stream`` for an async iterable that waits between items."""
+    breaks: str = ""
+    """What follows the last item: nothing, ``raise``, ``cancelled`` or ``exit``."""
+
+    __repr__ = _shown
+
+
+class Step(NamedTuple):
+    """A step."""
+
+    name: str
+    needs: tuple[int, ...] = ()
+    acts: tuple[Act, ...] = (Act(),)
+    """The n-th attempt does the n-th of them, or the last. Items begin at different ones."""
+    retries: int = 1
+    timeout: int | None = None
+    """In ticks; ``None`` for the default of 30 s."""
+    backoff: int = 0
+    doubling: bool = False
+    refused: int = 0
+    """How many attempts return what `Retry.until` refuses."""
+    deadline: int | None = None
+    heartbeat: int | None = None
+    beats: bool = False
+    pool: int | None = None
+    maps: int | None = None
+    items: Items | None = None
+    when: str = ""
+    """Nothing, or whether the condition says ``yes`` or ``no``, or does ``raise`` or ``exit``."""
+    run_if: str = "success"
+
+    __repr__ = _shown
+
+
+class Flow(NamedTuple):
+    """A pipeline and the options of its runs."""
+
+    steps: tuple[Step, ...]
+    pools: tuple[tuple[int, int | None], ...] = ()
+    """The size of each, and how many ticks are between two starts."""
+    fail_fast: bool = False
+    schedule: str = "tiers"
+    max_concurrency: int | None = None
+    deadline: int | None = None
+    copies: int = 1
+    """How many runs of it go on at once."""
+    offset: int = 0
+    """How many ticks after the first one the second one starts."""
+    eager: bool = False
+
+    __repr__ = _shown
+
+
+class Fault(NamedTuple):
+    """What disturbs the first run."""
+
+    cancels: tuple[tuple[int, int], ...] = ()
+    """The turns of the loop in which its caller is cancelled, and after how many callbacks."""
+    strangers: tuple[tuple[int, int], ...] = ()
+    """The turns in which a third party cancels a task of a step, and which."""
+    observer: tuple[str, int] | None = None
+    """What an observer does at which event: ``raise``, ``cancelled``, ``exit``, ``cancel caller``
+    or ``cancel task``."""
+    scope: tuple[str, int] | None = None
+    """Around the run: ``anyio`` or ``timeout``, and after how many ticks it expires."""
+
+    __repr__ = _shown
+
+
+class Case(NamedTuple):
+    """One simulated run."""
+
+    flow: Flow
+    fault: Fault = Fault()
+
+    __repr__ = _shown
+
+
+def random_flow(chance: Random) -> Flow:
+    """Return a random pipeline of 1 to 8 steps."""
+    random = chance.random
+    pools = tuple(
+        (1 + int(random() * 2), 1 if random() < 0.2 else None) for _ in range(int(random() * 3))
+    )
+    steps: list[Step] = []
+    count = _pick(chance, _COUNTS)
+    spicy = random() < 0.6
+    for index in range(count):
+        needs: tuple[int, ...] = ()
+        if index and random() < 0.7:
+            needs = tuple(sorted({int(random() * index) for _ in range(1 + int(random() * 2))}))
+        steps.append(_random_step(chance, f"s{index}", needs, steps, len(pools), spicy))
+    return Flow(
+        tuple(steps),
+        pools,
+        fail_fast=random() < 0.5,
+        schedule="tiers" if random() < 0.5 else "ready",
+        max_concurrency=1 + int(random() * 3) if random() < 0.35 else None,
+        deadline=1 + int(random() * 9) if random() < 0.2 else None,
+        copies=2 if random() < 0.12 else 1,
+        offset=int(random() * 3),
+        eager=random() < 0.25,
+    )
+
+
+def random_fault(chance: Random, turns: int, events: int) -> Fault:
+    """Return what disturbs a run that took so many turns and events without it."""
+    random = chance.random
+
+    def turn() -> tuple[int, int]:
+        return int(random() * (turns + 1)), int(random() * 6)
+
+    cancels: tuple[tuple[int, int], ...] = ()
+    kind = random()
+    if kind < 0.5:
+        cancels = (turn(),)
+        if random() < 0.3:
+            second = cancels[0][0] + int(random() * 6) if random() < 0.5 else turn()[0]
+            cancels = (cancels[0], (second, int(random() * 6)))
+    strangers = tuple(turn() for _ in range(1 + int(random() * 2))) if 0.45 < kind < 0.75 else ()
+    observer = scope = None
+    if kind > 0.85 or random() < 0.08:
+        observer = _pick(chance, _OBSERVERS), int(random() * (events + 1))
+    if random() < 0.08 and not cancels:
+        scope = "anyio" if random() < 0.5 else "timeout", int(random() * 8)
+    return Fault(cancels, strangers, observer, scope)
+
+
+def _pick(chance: Random, table: tuple[list[Any], list[float]]) -> Any:
+    return chance.choices(table[0], cum_weights=table[1])[0]
+
+
+def _table(weights: dict[Any, float]) -> tuple[list[Any], list[float]]:
+    total, sums = 0.0, []
+    for weight in weights.values():
+        total += weight
+        sums.append(total)
+    return list(weights), sums
+
+
+_COUNTS = _table({1: 10, 2: 20, 3: 22, 4: 18, 5: 12, 6: 8, 7: 6, 8: 4})
+_WAITS = _table(
+    {
+        (): 25,
+        (0,): 14,
+        (0, 0): 5,
+        (1,): 14,
+        (2,): 12,
+        (3,): 10,
+        (4,): 4,
+        (0, 1): 5,
+        (1, 0): 5,
+        (1, 1): 4,
+        (6,): 2,
+    }
+)
+_CLEAN = _table({(): 40, (0,): 20, (1,): 16, (2,): 10, (0, 1): 5, (3, 0): 4, (4,): 4, (700,): 1})
+_ENDS = _table(ENDS)
+_ANSWERS = _table(ANSWERS)
+_OBSERVERS = _table({"raise": 3, "cancelled": 1, "exit": 2, "cancel caller": 2, "cancel task": 2})
+_BREAKS = _table({"": 20, "raise": 2, "cancelled": 1, "exit": 0.5})
+
+
+def _random_act(chance: Random, spicy: bool) -> Act:
+    waits = _pick(chance, _WAITS)
+    if not spicy and chance.random() < 0.7:
+        return Act(waits)
+    return Act(
+        waits,
+        _pick(chance, _ENDS),
+        _pick(chance, _ANSWERS),
+        _pick(chance, _CLEAN),
+        block=1 + int(chance.random() * 3) if chance.random() < 0.012 else 0,
+    )
+
+
+def _random_step(
+    chance: Random, name: str, needs: tuple[int, ...], earlier: list[Step], pools: int, spicy: bool
+) -> Step:
+    random = chance.random
+    options: dict[str, Any] = {}
+    acts = [_random_act(chance, spicy)]
+    while random() < 0.4 and len(acts) < 3:
+        acts.append(_random_act(chance, spicy))
+    if random() < 0.45:
+        options["retries"] = 2 + int(random() * 2)
+        options["backoff"] = int(random() * 3)
+        options["doubling"] = random() < 0.2
+        if random() < 0.1:
+            options["refused"] = 1 + int(random() * 2)
+    if random() < 0.4:
+        options["timeout"] = 1 + int(random() * 5)
+    if random() < 0.12:
+        options["deadline"] = 1 + int(random() * 9)
+        if random() < 0.6:
+            options["retries"] = 2 + int(random() * 2)
+    if random() < 0.1:
+        options["heartbeat"], options["beats"] = 1 + int(random() * 3), random() < 0.6
+    if pools and random() < (0.7 if "deadline" in options else 0.4):
+        options["pool"] = int(random() * pools)
+    if needs and random() < 0.25:
+        source = options["maps"] = needs[int(random() * len(needs))]
+        if earlier[source].items is None and earlier[source].maps is None:
+            kind = ("list", "list", "iterable", "stream")[int(random() * 4)]
+            breaks = _pick(chance, _BREAKS) if kind != "list" else ""
+            items = Items(int(random() * 4), kind, breaks)
+            earlier[source] = earlier[source]._replace(items=items)
+    if random() < 0.08:
+        options["when"] = ("yes", "yes", "no", "no", "raise", "exit")[int(random() * 6)]
+    if random() < 0.12:
+        options["run_if"] = "always" if random() < 0.6 else "failure"
+        if not earlier and random() < 0.5:
+            del options["run_if"]
+    return Step(name, needs, tuple(acts), **options)

@@ -1,0 +1,891 @@
+"""Judges what a run has done by the table of semantics, from what its actions did and saw.
+
+It shares no code with the driver. An action notes when it received a cancellation, and how it
+ended. The times of the events tell which limits had passed, and since when the run was stopping.
+From that follows what each attempt may have come to. Where two causes tie, either is right.
+
+Times are in milliseconds since the start of the run.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from itertools import pairwise
+from typing import Any, NamedTuple
+
+from asyncflow import StepCancelledError, StepResult, StepStatus, StepTimeoutError
+from asyncflow._core.errors import ResultRefusedError
+from asyncflow._core.replay import StoredRun
+from asyncflow.events import (
+    AttemptFailed,
+    AttemptStarted,
+    MapStarted,
+    RunFinished,
+    RunInterrupted,
+    RunStarted,
+    RunTimedOut,
+    StepCancelled,
+    StepFailed,
+    StepSkipped,
+    StepSucceeded,
+)
+from tests.explore.cases import TICK_MS, Case, Step
+from tests.explore.world import Call, World
+
+__all__ = ["violations"]
+
+SUCCESS, FAILED = StepStatus.SUCCESS, StepStatus.FAILED
+SKIPPED, CANCELLED = StepStatus.SKIPPED, StepStatus.CANCELLED
+EPSILON = 1e-3
+_ATTEMPT_HAS_A_TASK = sys.version_info < (3, 12)
+"""A task of its own, which learns a turn or two later that it was asked to stop."""
+_TURNS_TO_STOP = 6
+"""In how many turns of the loop what was asked to stop must know it."""
+
+
+class _Wrong(Exception):
+    pass
+
+
+class _Stop(NamedTuple):
+    """When the run began to stop."""
+
+    at_ms: float
+    turn: int
+    place: int
+    """In the log."""
+
+
+class _Attempt:
+    __slots__ = ("call", "end", "end_place", "end_turn", "place", "start", "turn")
+
+    def __init__(self, start: AttemptStarted, turn: int, place: int) -> None:
+        self.start, self.turn, self.place = start, turn, place
+        self.end: Any = None
+        self.end_turn = self.end_place = -1
+        self.call: Call | None = None
+
+
+class _Node:
+    """A step, or an item of a mapped one."""
+
+    __slots__ = ("attempts", "end", "end_place", "end_turn", "item", "map", "map_place", "step")
+
+    def __init__(self, step: int, item: int | None) -> None:
+        self.step, self.item = step, item
+        self.attempts: list[_Attempt] = []
+        self.end: Any = None
+        self.end_turn = self.end_place = -1
+        self.map: MapStarted | None = None
+        self.map_place = -1
+
+    @property
+    def started_ms(self) -> float | None:
+        if self.map is not None:
+            return self.map.at_ms
+        return self.attempts[0].start.at_ms if self.attempts else None
+
+
+def violations(case: Case, world: World, *, thorough: bool) -> list[str]:
+    """Return which promises a simulated run has broken.
+
+    Args:
+        case: What was run.
+        world: What happened.
+        thorough: Whether to compare the report with the replay of the events too.
+    """
+    found = list(world.violations)
+    if world.loop.hangs:
+        return found
+    pools = [(pool.in_use, pool.waiting) for pool in world.pipeline.pools]
+    if any(map(any, pools)):
+        found.append(f"slots and waits of pools are left: {pools}")
+    if world.live:
+        found.append(f"these actions have not ended: {world.live}")
+    if world.streams:
+        found.append("a stream of items was not closed")
+    if found:
+        return found
+    for run in range(case.flow.copies):
+        try:
+            _Run(case, world, run).check(thorough=thorough)
+        except _Wrong as wrong:
+            found.append(f"run {run}: {wrong}")
+    return found
+
+
+def _require(holds: object, *otherwise: object) -> None:
+    if not holds:
+        raise _Wrong(" ".join(map(str, otherwise)))
+
+
+class _Run:
+    def __init__(self, case: Case, world: World, run: int) -> None:
+        self.case, self.flow, self.world, self.run = case, case.flow, world, run
+        self.specs = case.flow.steps
+        self.index = {spec.name: number for number, spec in enumerate(self.specs)}
+        self.log = [
+            (place, event, turn, now)
+            for place, (which, event, turn, now) in enumerate(world.log)
+            if which == run
+        ]
+        self.report = world.reports[run]
+        self.raised = world.raised[run]
+        self.steps = [_Node(index, None) for index in range(len(self.specs))]
+        self.items: list[dict[int, _Node]] = [{} for _ in self.specs]
+        self.nodes = list(self.steps)
+        self.fail_stop: _Stop | None = None
+        """When the run began to stop for a failure or its deadline."""
+        self.interrupted: _Stop | None = None
+        self.timed_out: RunTimedOut | None = None
+        self.is_limited = self.flow.max_concurrency is not None or any(
+            spec.pool is not None for spec in self.specs
+        )
+
+    def check(self, *, thorough: bool) -> None:
+        self.check_outcome()
+        if not self.log:
+            _require(self.report is None, "there is a report and no event")
+            return
+        self.started_s = self.log[0][3]
+        self.read_events()
+        self.match_calls()
+        self.tiers = _tiers(self.specs)
+        self.dependencies = _dependencies(self.specs)
+        for node in self.nodes:
+            if self.specs[node.step].maps is not None and node.item is None:
+                self.check_map(node)
+            else:
+                self.check_attempts(node)
+        for node in self.steps:
+            self.check_step(node)
+        self.check_deadline()
+        if self.is_limited:
+            self.check_queue()
+        if self.report is not None:
+            self.check_report()
+            if thorough:
+                self.check_replay()
+
+    # The run.
+
+    def check_outcome(self) -> None:
+        """Check what the caller of the run got."""
+        world, run = self.world, self.run
+        accepted = world.accepted[run]
+        _require(
+            world.counts[run] == accepted or (run == 0 and self.case.fault.scope is not None),
+            f"cancelling() is {world.counts[run]} after {accepted} cancellations",
+        )
+        raised = self.raised
+        exits = [each for each in world.exits if raised is each]
+        if raised is None:
+            _require(not accepted, "the cancellation of the caller is lost")
+            # The scopes cancel a turn later, and not a task that is about to go on.
+            scope = self.case.fault.scope
+            is_late = scope is not None and self.ends_at(scope[1])
+            is_lost = run == 0 and world.scope_cancelled and not is_late
+            _require(not is_lost, "the cancellation of the scope is lost")
+            _require(self.report is not None, "there is neither a report nor an error")
+        elif isinstance(raised, asyncio.CancelledError):
+            _require(accepted or world.scope_cancelled, "the caller was cancelled by nobody")
+            if accepted and not world.scope_cancelled:
+                _require(raised.args == ("from outside",), "another cancellation was raised")
+        else:
+            _require(exits, f"the run raised {raised!r}")
+
+    def ends_at(self, ticks: int) -> bool:
+        return self.world.blocks or abs(self.log[-1][3] * 1000 - ticks * TICK_MS) < EPSILON
+
+    def read_events(self) -> None:
+        """Sort the events by node, and check that each may follow the one before."""
+        log, last_ms = self.log, 0.0
+        _require(isinstance(log[0][1], RunStarted), "the first event is", log[0])
+        _require(isinstance(log[-1][1], RunFinished), "the last event is", log[-1])
+        self.finished: RunFinished = log[-1][1]  # type: ignore[assignment]
+        fail_fast = self.flow.fail_fast
+        for place, event, turn, now in log[1:]:
+            kind = type(event)
+            at_ms = event.at_ms  # type: ignore[union-attr]
+            _require(abs((now - self.started_s) * 1000 - at_ms) < EPSILON, "a false time:", event)
+            _require(at_ms >= last_ms - EPSILON, "before the event before it:", event)
+            last_ms = at_ms
+            if kind is AttemptStarted:
+                node = self.node(event)
+                _require(node.end is None, "after the end:", event)
+                before = node.attempts[-1] if node.attempts else None
+                number = 1 if before is None else before.start.attempt + 1
+                _require(event.attempt == number, f"not attempt {number}:", event)
+                _require(before is None or type(before.end) is AttemptFailed, "overlaps:", event)
+                _require(number <= self.specs[node.step].retries, "one too many:", event)
+                node.attempts.append(_Attempt(event, turn, place))
+            elif kind is MapStarted:
+                node = self.node(event)
+                _require(node.map is None and not node.end, "again:", event)
+                node.map, node.map_place = event, place
+            elif kind is RunInterrupted:
+                _require(self.interrupted is None, "again:", event)
+                self.interrupted = _Stop(at_ms, turn, place)
+            elif kind is RunTimedOut:
+                _require(self.timed_out is None, "again:", event)
+                _require(self.fail_stop is None and self.interrupted is None, "too late:", event)
+                self.timed_out = event
+                self.fail_stop = _Stop(at_ms, turn, place)
+            elif kind is RunFinished:
+                _require(place == log[-1][0], "an event follows the last one")
+            elif kind in (AttemptFailed, StepSucceeded, StepFailed, StepCancelled, StepSkipped):
+                self.read_end(event, turn, place)
+                if kind is StepFailed and fail_fast and self.fail_stop is None:
+                    self.fail_stop = _Stop(at_ms, turn, place)
+            else:
+                raise _Wrong(f"an event that nothing here makes: {event}")
+
+    def node(self, event: Any) -> _Node:
+        step = self.index[event.step]
+        if event.item is None:
+            return self.steps[step]
+        items = self.items[step]
+        node = items.get(event.item)
+        if node is None:
+            _require(self.steps[step].map, "before the map began:", event)
+            node = items[event.item] = _Node(step, event.item)
+            self.nodes.append(node)
+        return node
+
+    def read_end(self, event: Any, turn: int, place: int) -> None:
+        node = self.node(event)
+        _require(node.end is None, "a second end:", event)
+        latest = node.attempts[-1] if node.attempts else None
+        if type(event) is not StepSkipped:
+            number = 0 if latest is None else latest.start.attempt
+            _require(event.attempt == number, f"the latest attempt is {number}:", event)
+        if latest is not None and latest.end is None:
+            latest.end, latest.end_turn, latest.end_place = event, turn, place
+        else:
+            is_idle = type(event) is StepCancelled or latest is None
+            _require(is_idle, "no attempt was running:", event)
+        if type(event) is not AttemptFailed:
+            node.end, node.end_turn, node.end_place = event, turn, place
+            for item in self.items[node.step].values() if node.item is None else ():
+                _require(item.end is not None, "before the end of an item:", event)
+
+    def match_calls(self) -> None:
+        attempts = {
+            (node.step, node.item, attempt.start.attempt): attempt
+            for node in self.nodes
+            for attempt in node.attempts
+        }
+        for call in self.world.calls:
+            if call.run == self.run:
+                attempt = attempts.get((call.step, call.item, call.attempt))
+                _require(attempt is not None, "no event tells that attempt", call.key)
+                assert attempt is not None
+                _require(attempt.call is None, "called twice:", attempt.start)
+                _require(call.began > attempt.place, "called before its event:", attempt.start)
+                attempt.call = call
+        for attempt in attempts.values():
+            _require(attempt.call is not None, "never called:", attempt.start)
+            _require(attempt.end is not None, "no event tells its end:", attempt.start)
+            assert attempt.call is not None
+            _require(
+                attempt.call.ended <= attempt.end_place, "its end was told early:", attempt.end
+            )
+
+    def stop_for(self, spec: Step) -> _Stop | None:
+        """Return since when the steps of a kind are asked to stop."""
+        if spec.run_if != "success":
+            return self.interrupted
+        if self.fail_stop is None or self.interrupted is None:
+            return self.fail_stop or self.interrupted
+        return min(self.fail_stop, self.interrupted, key=lambda stop: stop.place)
+
+    # Attempts.
+
+    def check_attempts(self, node: _Node) -> None:
+        """Check what each attempt of a node has come to, and what has followed."""
+        spec = self.specs[node.step]
+        stop = self.stop_for(spec)
+        counts_from = None
+        queued_ms = 0.0
+        for number, attempt in enumerate(node.attempts):
+            start, call = attempt.start, attempt.call
+            assert call is not None
+            if stop is not None and attempt.place > stop.place:
+                _require(
+                    attempt.turn <= stop.turn + _TURNS_TO_STOP
+                    and (start.at_ms <= stop.at_ms + EPSILON or self.world.blocks),
+                    "it starts although the run stops:",
+                    start,
+                )
+            if number:
+                queued_ms += start.queued_ms
+                before: AttemptFailed = node.attempts[number - 1].end
+                due_ms = before.at_ms + before.retry_in_ms + start.queued_ms
+                _require(start.at_ms >= due_ms - EPSILON, "before its backoff is over:", start)
+                is_late = start.at_ms > due_ms + EPSILON and not self.world.blocks
+                _require(not is_late, "after its backoff was over:", start)
+            else:
+                counts_from = start.at_ms
+            if not self.is_limited:
+                _require(start.queued_ms == 0, "it has waited for nothing:", start)
+            assert counts_from is not None
+            ends_ms = [(start.at_ms + self.timeout_ms(spec), "attempt")]
+            if spec.deadline is not None:
+                ends_ms.append((counts_from + queued_ms + spec.deadline * TICK_MS, "step"))
+            self.check_remaining(spec, call, min(ends_ms)[0])
+            self.check_arguments(node, call)
+            if spec.heartbeat is not None:
+                missed_ms = _missed(call, start.at_ms, spec.heartbeat * TICK_MS, self.started_s)
+                ends_ms.append((missed_ms, "heartbeat"))
+            self.check_attempt(node, attempt, stop, ends_ms, counts_from + queued_ms)
+        if node.end is not None and node.attempts and node.attempts[-1].end is not node.end:
+            # Cancelled between two attempts.
+            _require(stop is not None, "cancelled, although nothing stops the run:", node.end)
+            assert stop is not None
+            _require(stop.place < node.end_place, "cancelled before the run stopped:", node.end)
+            last = node.attempts[-1].end
+            is_kept = node.end.error is last.error
+            _require(is_kept, "the error of the last attempt is lost:", node.end)
+            due_ms = max(stop.at_ms, last.at_ms)
+            _require(self.is_now(node.end.at_ms, due_ms), "it was not stopped at once:", node.end)
+
+    def timeout_ms(self, spec: Step) -> float:
+        return 30_000.0 if spec.timeout is None else spec.timeout * TICK_MS
+
+    def is_now(self, at_ms: float, due_ms: float) -> bool:
+        return self.world.blocks or abs(at_ms - due_ms) < EPSILON
+
+    def check_remaining(self, spec: Step, call: Call, ends_ms: float) -> None:
+        if spec.run_if == "success" and self.flow.deadline is not None:
+            ends_ms = min(ends_ms, self.flow.deadline * TICK_MS)
+        left_ms = max(0.0, ends_ms - (call.began_at - self.started_s) * 1000)
+        _require(
+            call.remaining_ms is not None and abs(call.remaining_ms - left_ms) < EPSILON,
+            f"remaining_ms is {call.remaining_ms}, not {left_ms}, in {call.key}",
+        )
+
+    def check_arguments(self, node: _Node, call: Call) -> None:
+        spec = self.specs[node.step]
+        names = {self.specs[need].name for need in spec.needs}
+        _require(call.arguments.keys() == names, "it is called with", call.arguments, "not", names)
+        for need in spec.needs:
+            end = self.steps[need].end
+            _require(end is not None, f"{spec.name} starts before", self.specs[need].name)
+            given = call.arguments[self.specs[need].name]
+            output = end.output if type(end) is StepSucceeded else None
+            if node.item is not None and need == spec.maps:
+                if isinstance(output, list | tuple):
+                    _require(given is output[node.item], "another item:", call.key, given)
+                else:
+                    _require(given == node.item, "another item:", call.key, given)
+            else:
+                _require(given is output, "another output:", call.key, given)
+        if spec.run_if != "success":
+            known = {name: result.status for name, result in call.results.items()}
+            statuses = {
+                self.specs[need].name: _status_of(self.steps[need].end)
+                for need in self.dependencies[node.step]
+            }
+            _require(known == statuses, "current_step().results are", known, "not", statuses)
+
+    def check_attempt(
+        self,
+        node: _Node,
+        attempt: _Attempt,
+        stop: _Stop | None,
+        ends_ms: list[tuple[float, str]],
+        counts_from: float,
+    ) -> None:
+        """Check what one attempt has come to."""
+        limit_ms = min(ends_ms)[0]
+        # The time of an attempt with a task of its own begins before the attempt does.
+        early_ms = self.world.blocks * TICK_MS if _ATTEMPT_HAS_A_TASK else 0
+        last_ms = attempt.end.at_ms + early_ms if self.world.blocks else limit_ms
+        kinds = {what for ms, what in ends_ms if ms <= last_ms + EPSILON}
+        call, end, spec = attempt.call, attempt.end, self.specs[node.step]
+        assert call is not None
+        ended_ms = (call.ended_at - self.started_s) * 1000
+        blocks = self.world.blocks
+        if not blocks:
+            _require(abs(end.at_ms - ended_ms) < EPSILON, "it ended at", ended_ms, "not:", end)
+        may_limit, must_limit = False, False
+        may_stop, must_stop = False, False
+        is_foreign = False
+        last_turn = -1
+        for now, turn in call.cancels:
+            at_ms = (now - self.started_s) * 1000
+            by_own = now in call.own or bool(blocks and call.own)
+            by_stranger = any(
+                now - EPSILON / 1000 <= each + (0 if not blocks else 1) and each <= now
+                for each in self.world.strangers
+            )
+            by_limit = any(
+                at_ms >= ms - early_ms - EPSILON and (blocks or at_ms <= ms + EPSILON)
+                for ms, _ in ends_ms
+            )
+            by_stop = stop is not None and stop.turn <= turn and stop.at_ms <= at_ms + EPSILON
+            if by_stop and not blocks:
+                assert stop is not None
+                by_stop = at_ms <= max(stop.at_ms, attempt.start.at_ms) + EPSILON or (
+                    # What somebody else had cancelled is left alone for a while.
+                    is_foreign
+                    and any(
+                        abs(at_ms - each.at_ms - 5_000) < 10
+                        for each in (self.fail_stop, self.interrupted)
+                        if each is not None
+                    )
+                )
+            _require(
+                by_own or by_stranger or by_limit or by_stop,
+                f"{call.key} was cancelled at {at_ms} ms, by nobody",
+            )
+            _require(turn > last_turn, f"{call.key} was cancelled twice in a turn")
+            last_turn = turn
+            may_limit |= by_limit
+            may_stop |= by_stop
+            must_limit |= not (by_own or by_stranger or by_stop)
+            must_stop |= not (by_own or by_stranger or by_limit)
+            is_foreign |= by_own or by_stranger or by_limit
+        if ended_ms > limit_ms + EPSILON and not blocks:
+            _require(
+                may_limit or any(now < self.started_s + limit_ms / 1000 for now, _ in call.cancels),
+                f"{call.key} was not cancelled when its limit passed, at {limit_ms} ms",
+            )
+            if any(
+                abs((now - self.started_s) * 1000 - limit_ms) < EPSILON for now, _ in call.cancels
+            ):
+                may_limit = True
+        self.check_stopped(call, stop, ended_ms, limit_ms, may_stop or bool(call.cancels))
+        asked = self.asked(call, attempt, stop, may_stop, must_stop)
+        outcomes = []
+        # A limit that passes after the run has asked the attempt to stop is not its cause.
+        # What was cancelled before and ends as the limit passes may have been cancelled by either.
+        is_tie = ended_ms > limit_ms - EPSILON and (blocks or ended_ms < limit_ms + EPSILON)
+        if may_limit or (is_tie and (call.own or call.cancels)):
+            outcomes += [("limit", is_asked) for is_asked in asked]
+        if not must_limit or (stop is not None and stop.at_ms < limit_ms):
+            outcomes += [("own", is_asked) for is_asked in asked]
+        reasons = [
+            self.mismatch(node, attempt, spec, cause, is_asked, kinds, counts_from)
+            for cause, is_asked in outcomes
+        ]
+        _require(
+            not outcomes or None in reasons,
+            f"{end} follows from an attempt that ended with {call.error or call.value!r} at "
+            f"{ended_ms:g} ms, cancelled at {[now for now, _ in call.cancels]} s, limit at "
+            f"{limit_ms:g} ms; the run stops at {stop}: {[*zip(outcomes, reasons, strict=True)]}",
+        )
+
+    def check_stopped(
+        self, call: Call, stop: _Stop | None, ended_ms: float, limit_ms: float, seen: bool
+    ) -> None:
+        if stop is None or self.world.blocks or seen:
+            return
+        lives_on = ended_ms > stop.at_ms + EPSILON or call.ended_turn > stop.turn + _TURNS_TO_STOP
+        _require(
+            not lives_on or ended_ms < stop.at_ms,
+            f"{call.key} was not cancelled when the run stopped, at {stop.at_ms} ms",
+        )
+
+    def asked(
+        self,
+        call: Call,
+        attempt: _Attempt,
+        stop: _Stop | None,
+        may_stop: bool,
+        must_stop: bool,
+    ) -> tuple[bool, ...]:
+        """Return whether the run had asked an attempt to stop when it ended; both if unknown."""
+        if stop is None or stop.place >= attempt.end_place or call.ended_turn < stop.turn:
+            return (False,)
+        if must_stop:
+            return (True,)
+        if call.cancels:
+            # Somebody else had cancelled it, so that the request does not show.
+            if call.ended_turn > stop.turn + _TURNS_TO_STOP:
+                return (True,)
+            return (False, True)
+        if _ATTEMPT_HAS_A_TASK and call.ended > stop.place:
+            return (False, True)
+        return (False,)
+
+    def mismatch(
+        self,
+        node: _Node,
+        attempt: _Attempt,
+        spec: Step,
+        cause: str,
+        asked: bool,
+        kinds: set[str],
+        counts_from: float,
+    ) -> str | None:
+        """Return what is wrong with the end of an attempt, if it was cancelled by that cause."""
+        call, end = attempt.call, attempt.end
+        assert call is not None
+        kind, error = type(end), call.error
+        told = None if kind is StepSucceeded else end.error
+        is_exit = error is not None and not isinstance(error, Exception | asyncio.CancelledError)
+        if is_exit:
+            if kind is not StepCancelled or told is not error:
+                return "what is no Exception must end the run"
+            return None
+        if cause == "limit":
+            if not isinstance(told, StepTimeoutError) or told.kind not in kinds:
+                return f"not a timeout of {kinds}"
+            if isinstance(error, Exception) and told.__cause__ is not error:
+                return "the timeout has lost what the clean-up raised"
+            if told.attempt != attempt.start.attempt:
+                return "the timeout of another attempt"
+        elif error is None and call.attempt > spec.refused:
+            if kind is not StepSucceeded:
+                return "not a success"
+            return None if end.output is call.value else "another output"
+        elif error is None:
+            if not isinstance(told, ResultRefusedError):
+                return "not refused"
+        elif isinstance(error, asyncio.CancelledError):
+            if asked:
+                is_right = told is None or (
+                    self.timed_out is not None
+                    and isinstance(told, StepTimeoutError)
+                    and told.kind == "run"
+                )
+                if not is_right:
+                    return "not just cancelled"
+            elif not isinstance(told, StepCancelledError) or told.__cause__ is not error:
+                return "not a failure by its own cancellation"
+        elif told is not error:
+            return "another error"
+        if asked:
+            return None if kind is StepCancelled else "not cancelled"
+        return self.mismatch_of_failure(attempt, spec, counts_from)
+
+    def mismatch_of_failure(self, attempt: _Attempt, spec: Step, counts_from: float) -> str | None:
+        end, number = attempt.end, attempt.start.attempt
+        delay_ms = spec.backoff * TICK_MS * (2 ** (number - 1) if spec.doubling else 1)
+        if number >= spec.retries:
+            return None if type(end) is StepFailed else "not a failure for good"
+        last_ms = float("inf")
+        if spec.deadline is not None:
+            last_ms = counts_from + spec.deadline * TICK_MS
+        if self.flow.deadline is not None and spec.run_if == "success":
+            last_ms = min(last_ms, self.flow.deadline * TICK_MS)
+        next_ms = end.at_ms + delay_ms
+        may_fail, may_retry = next_ms > last_ms - 0.1, next_ms < last_ms + 0.1
+        if type(end) is AttemptFailed and may_retry:
+            return None if end.retry_in_ms == delay_ms else "another backoff"
+        if type(end) is StepFailed and may_fail:
+            return None
+        return "another attempt must follow" if may_retry else "no other attempt may follow"
+
+    # Steps.
+
+    def check_map(self, node: _Node) -> None:
+        """Check what a mapped step has come to."""
+        end, spec = node.end, self.specs[node.step]
+        if node.map is None:
+            return
+        assert spec.maps is not None
+        _require(not node.attempts, "a mapped step has attempts of its own:", node.attempts)
+        items = self.items[node.step]
+        has_gaps = sorted(items) != [*range(len(items))]
+        # An item that a third party has cancelled while it waited may wait until the run stops.
+        _require(not has_gaps or self.world.strangers, "the items are", sorted(items))
+        source = self.steps[spec.maps].end
+        given = source.output if type(source) is StepSucceeded else []
+        stop = self.stop_for(spec)
+        count, breaks = self.count_of(given)
+        ends = [items[number].end for number in sorted(items)]
+        failed = [item.error for item in ends if type(item) is StepFailed]
+        known = len(given) if isinstance(given, list | tuple) else None
+        if type(source) is StepSucceeded:
+            _require(node.map.count == known, f"{known} items are known:", node.map)
+        is_whole = len(items) == count and all(
+            type(item.end) is StepSucceeded for item in items.values()
+        )
+        was_broken = bool(breaks) or bool(self.world.strangers)
+        if type(end) is StepSucceeded:
+            _require(is_whole and breaks == "", "not all items have succeeded:", end)
+            outputs = [items[number].end.output for number in range(count)]
+            same = len(outputs) == len(end.output) and all(map(_is, outputs, end.output))
+            _require(same, "other outputs than those of the items:", end)
+        elif type(end) is StepFailed:
+            _require(failed or was_broken, "no item has failed:", end)
+            if failed:
+                errors = end.error.exceptions if isinstance(end.error, ExceptionGroup) else ()
+                if len(errors) > len(failed):
+                    _require(was_broken, "an error of no item:", end)
+                    errors = errors[1:]
+                same = len(errors) == len(failed) and all(map(_is, errors, failed))
+                _require(same, "other errors than those of the items:", end, failed)
+        else:
+            _require(type(end) is StepCancelled, "it can't end like this:", end)
+            _require(not failed, "an item has failed:", end)
+            is_right = stop is not None and stop.place < node.end_place
+            _require(is_right or breaks == "exit", "nothing stops the run:", end)
+            _require(not is_whole or breaks or stop, "all items have succeeded:", end)
+        if stop is None and not was_broken:
+            _require(len(items) == count, f"{len(items)} of {count} items ran")
+
+    def count_of(self, given: Any) -> tuple[int, str]:
+        if isinstance(given, list | tuple):
+            return len(given), ""
+        return given.items.count, given.items.breaks
+
+    def check_step(self, node: _Node) -> None:
+        """Check why and when a step has started, or why it has not."""
+        spec, end = self.specs[node.step], node.end
+        _require(end is not None, f"step {spec.name} has no end")
+        needed = self.dependencies[node.step]
+        ends = [self.steps[need] for need in needed]
+        stop = self.stop_for(spec)
+        asked = [place for run, step, place in self.world.conditions if step == node.step]
+        if self.flow.copies == 1:
+            _require(len(asked) <= 1, f"the condition of {spec.name} was asked {len(asked)} times")
+        started_ms = node.started_ms
+        place = node.attempts[0].place if node.attempts else node.map_place
+        is_blocked = any(_blocks(each.end) for each in ends)
+        is_unwanted = any(type(each.end) is StepSkipped and each.end.on_purpose for each in ends)
+        if started_ms is not None:
+            _require(spec.when in ("", "yes"), f"{spec.name} starts in spite of its condition")
+            late = [each for each in ends if each.end_place > place]
+            _require(not late, f"{spec.name} starts before the end of a dependency")
+            if spec.run_if == "success":
+                _require(not is_blocked and not is_unwanted, f"{spec.name} starts for nothing")
+            elif spec.run_if == "failure":
+                _require(is_blocked, f"{spec.name} starts although nothing has failed")
+            _require(type(end) is not StepSkipped, f"{spec.name} has started:", end)
+            if stop is not None and place > stop.place and node.map is not None:
+                is_late = started_ms > stop.at_ms + EPSILON and not self.world.blocks
+                _require(not is_late, f"{spec.name} starts after the stop")
+            self.check_start(node, started_ms, place)
+            return
+        was_stopped = stop is not None and stop.place < node.end_place
+        if type(end) is StepFailed:
+            _require(spec.when == "raise", "it has failed without an attempt:", end)
+            _require(isinstance(end.error, KeyError), "another error than its condition's:", end)
+            return
+        _require(type(end) is StepSkipped, "it has not started:", end)
+        if end.on_purpose:
+            if spec.run_if == "success":
+                _require(not is_blocked, "a dependency has failed:", end)
+                _require(is_unwanted or spec.when == "no", "nobody asked for that:", end)
+            else:
+                never = spec.run_if == "failure" and not is_blocked
+                _require(never or spec.when == "no", "nobody asked for that:", end)
+        elif spec.run_if == "success":
+            is_right = is_blocked or was_stopped or spec.when == "exit"
+            _require(is_right, "nothing has failed:", end)
+        else:
+            _require(was_stopped or spec.when == "exit", "a clean-up step is left out:", end)
+        _require(end.reason, "no reason:", end)
+
+    def check_start(self, node: _Node, started_ms: float, place: int) -> None:
+        """Check that a step starts when its turn comes."""
+        spec = self.specs[node.step]
+        if self.flow.schedule == "tiers":
+            before = [
+                self.steps[index]
+                for index, tier in enumerate(self.tiers)
+                if tier < self.tiers[node.step]
+            ]
+        else:
+            before = [self.steps[need] for need in self.dependencies[node.step]]
+        late = [each for each in before if each.end_place > place]
+        _require(not late, f"{spec.name} starts before its tier")
+        due_ms = due_after_stop_ms = max((each.end.at_ms for each in before), default=0.0)
+        if spec.run_if != "success" and self.fail_stop is not None:
+            ordinary = [each for each in self.steps if self.specs[each.step].run_if == "success"]
+            all_ms = max((each.end.at_ms for each in ordinary), default=0.0)
+            if self.fail_stop.place < place:
+                late = [each for each in ordinary if each.end_place > place]
+                began_before = due_ms <= self.fail_stop.at_ms + EPSILON
+                _require(not late or began_before, f"{spec.name} cleans up too early")
+            due_after_stop_ms = max(due_ms, all_ms)
+        if self.world.blocks or self.case.fault.strangers or self.case.fault.observer:
+            return
+        queued_ms = 0.0 if node.map is not None else node.attempts[0].start.queued_ms
+        if node.map is not None and self.is_limited:
+            return
+        since_ms = started_ms - queued_ms
+        is_due = min(abs(since_ms - due_ms), abs(since_ms - due_after_stop_ms)) < EPSILON
+        _require(is_due, f"{spec.name} starts at {started_ms} ms, not at {due_ms + queued_ms} ms")
+
+    def check_deadline(self) -> None:
+        """Check the deadline of the run."""
+        if self.flow.deadline is None:
+            _require(self.timed_out is None, "there is no deadline:", self.timed_out)
+            return
+        deadline_ms = self.flow.deadline * TICK_MS
+        ordinary = [node for node in self.steps if self.specs[node.step].run_if == "success"]
+        last_ms = max((node.end.at_ms for node in ordinary), default=0.0)
+        if self.timed_out is not None:
+            _require(
+                self.is_now(self.timed_out.at_ms, deadline_ms), "at another time:", self.timed_out
+            )
+        elif last_ms > deadline_ms + EPSILON and not self.world.blocks:
+            stop = self.fail_stop or self.interrupted
+            _require(
+                stop is not None and stop.at_ms <= deadline_ms + EPSILON,
+                f"the deadline of {deadline_ms} ms has passed unnoticed",
+            )
+
+    def check_queue(self) -> None:
+        """Check that whatever waits has to: that the limits are used up meanwhile."""
+        if self.flow.copies > 1 or self.world.blocks or self.interrupted or self.fail_stop:
+            return
+        flow = self.flow
+        attempts = [(node, attempt) for node in self.nodes for attempt in node.attempts]
+        for node, attempt in attempts:
+            start = attempt.start
+            if start.queued_ms < EPSILON:
+                continue
+            pool = self.specs[node.step].pool
+            if pool is not None and flow.pools[pool][1] is not None:
+                continue
+            since, until = start.at_ms - start.queued_ms, start.at_ms
+            times = sorted({since, until, *self.times_between(since, until)})
+            for one, other in pairwise(times):
+                at_ms = (one + other) / 2
+                if other - one < EPSILON:
+                    continue
+                in_all = in_pool = 0
+                for each, its in attempts:
+                    held_from = its.start.at_ms
+                    own_pool = self.specs[each.step].pool
+                    if own_pool is not None and flow.pools[own_pool][1] is not None:
+                        held_from -= its.start.queued_ms  # it may have waited for the rate
+                    if held_from <= at_ms <= its.end.at_ms:
+                        in_all += 1
+                        in_pool += own_pool == pool
+                is_full = flow.max_concurrency is not None and in_all >= flow.max_concurrency
+                is_full = is_full or (pool is not None and in_pool >= flow.pools[pool][0])
+                _require(is_full, f"it waits at {at_ms} ms although there is room:", start)
+
+    def times_between(self, since: float, until: float) -> list[float]:
+        return [
+            event.at_ms  # type: ignore[union-attr]
+            for _, event, _, _ in self.log[1:]
+            if since < event.at_ms < until  # type: ignore[union-attr]
+        ]
+
+    # The report.
+
+    def check_report(self) -> None:
+        report = self.report
+        assert report is not None
+        _require(not self.interrupted, "there is a report of an interrupted run")
+        is_passed = not any(_blocks(node.end) for node in self.steps)
+        outcome = "passed" if is_passed else "failed"
+        _require(self.finished.outcome == report.outcome == outcome, "not", outcome, ":", report)
+        _require(report.all_passed == is_passed, "all_passed is", report.all_passed)
+        _require(report.total_duration_ms == self.finished.at_ms, "another duration:", report)
+        _require(report.stop_reason == self.finished.stop_reason, "another reason:", report)
+        _require((report.stop_reason is None) == (self.fail_stop is None), "a stop:", report)
+        _require({*report} == self.index.keys(), "other steps:", report)
+        for node in self.steps:
+            self.check_result(node, report[self.specs[node.step].name])
+
+    def check_result(self, node: _Node, result: StepResult) -> None:
+        end = node.end
+        _require(result.status is _status_of(end), "not the status of its event:", result)
+        items = self.items[node.step] if node.map is not None else {}
+        count = len(node.attempts) + sum(len(each.attempts) for each in items.values())
+        _require(result.attempts == count, f"not {count} attempts:", result)
+        _require(result.output is (end.output if type(end) is StepSucceeded else None), result)
+        error = getattr(end, "error", None)
+        _require(result.error is error, "another error than its event has:", result)
+        _require(result.started_ms == node.started_ms, "another start:", result)
+        if node.started_ms is not None:
+            duration_ms = end.at_ms - node.started_ms
+            _require(abs(result.duration_ms - duration_ms) < EPSILON, "another duration:", result)
+        if node.map is not None:
+            _require(len(result.items or ()) == len(items), "other items:", result)
+            for number, item in zip(sorted(items), result.items or (), strict=True):
+                name = f"{self.specs[node.step].name}[{number}]"
+                _require(item.step_name == name, "not", name, ":", item)
+                self.check_result(items[number], item)
+        else:
+            _require(len(result.history) == len(node.attempts), "another history:", result)
+            for attempt, shown in zip(node.attempts, result.history, strict=True):
+                one = (shown.number, shown.started_ms, shown.queued_ms)
+                start = attempt.start
+                _require(one == (start.attempt, start.at_ms, start.queued_ms), shown, start)
+                error = getattr(attempt.end, "error", None)
+                _require(shown.error is error, "another error:", shown, attempt.end)
+
+    def check_replay(self) -> None:
+        """Check that the fold of the events is the report."""
+        stored = StoredRun([event for _, event, _, _ in self.log])
+        report = self.report
+        assert report is not None
+        again = stored.report(lambda _, payload: payload)
+        _require(stored.outcome == report.outcome, "replayed, the outcome is", stored.outcome)
+        _require(again.stop_reason == report.stop_reason, "replayed:", again.stop_reason)
+        _require([*again] == [*report], "replayed, the steps are", [*again])
+        for one, other in zip(again.results, report.results, strict=True):
+            if isinstance(other.output, list) or other.output is None or one == other:
+                _require(one == other, "replayed:", one, "not", other)
+            else:
+                _require(one.output is other.output, "replayed:", one, "not", other)
+
+
+def _is(one: object, other: object) -> bool:
+    return one is other
+
+
+def _status_of(end: Any) -> StepStatus:
+    return {
+        StepSucceeded: SUCCESS,
+        StepFailed: FAILED,
+        StepCancelled: CANCELLED,
+        StepSkipped: SKIPPED,
+    }[type(end)]
+
+
+def _blocks(end: Any) -> bool:
+    """Whether the dependents of a step that ended like this can't run."""
+    if type(end) is StepSkipped:
+        return not end.on_purpose
+    return type(end) in (StepFailed, StepCancelled)
+
+
+def _tiers(specs: tuple[Step, ...]) -> list[int]:
+    tiers: list[int] = []
+    dependencies = _dependencies(specs)
+    done: dict[int, int] = {}
+
+    def tier_of(step: int) -> int:
+        if step not in done:
+            done[step] = max((tier_of(need) + 1 for need in dependencies[step]), default=0)
+        return done[step]
+
+    tiers.extend(tier_of(step) for step in range(len(specs)))
+    return tiers
+
+
+def _dependencies(specs: tuple[Step, ...]) -> list[tuple[int, ...]]:
+    """Return the dependencies of each step.
+
+    A clean-up step without any depends on all but those, and what follows them.
+    """
+    last = {
+        index for index, spec in enumerate(specs) if spec.run_if != "success" and not spec.needs
+    }
+    for index, spec in enumerate(specs):  # a step needs only earlier ones
+        if last.intersection(spec.needs):
+            last.add(index)
+    others = tuple(index for index in range(len(specs)) if index not in last)
+    return [spec.needs or (() if spec.run_if == "success" else others) for spec in specs]
+
+
+def _missed(call: Call, started_ms: float, limit_ms: float, started_s: float) -> float:
+    """Return when an attempt misses a heartbeat, if it goes on for so long."""
+    last_ms = started_ms
+    for beat in call.beats:
+        at_ms = (beat - started_s) * 1000
+        if at_ms > last_ms + limit_ms - EPSILON:
+            break
+        last_ms = at_ms
+    return last_ms + limit_ms

@@ -1,0 +1,70 @@
+"""A few thousand random runs keep the promises; ``python -m tests.explore`` simulates millions."""
+
+from __future__ import annotations
+
+from random import Random
+
+import pytest
+
+from asyncflow.events import AttemptStarted, StepSucceeded
+from tests.explore.cases import Act, Case, Fault, Flow, Step, random_flow
+from tests.explore.explorer import VARIATIONS, case_of, explore, shrink
+from tests.explore.model import violations
+from tests.explore.world import Pipeline
+
+FIRST = 1_000_000_000
+"""The number of the first run, as with ``--seed 1``."""
+
+
+@pytest.mark.parametrize(
+    "runs", [1_600, pytest.param(40_000, marks=[pytest.mark.exhaustive, pytest.mark.timeout(600)])]
+)
+def test_random_runs_disturbed_at_random_moments_keep_every_promise(runs):
+    failure = explore(FIRST, runs)
+
+    assert failure is None, f"repeat it: python -m tests.explore --replay {failure.number}"
+
+
+@pytest.mark.parametrize("number", range(FIRST, FIRST + 10 * VARIATIONS, 3))
+def test_a_number_tells_all_that_happens_in_a_run(number):
+    def events_of(case):
+        log = Pipeline(case.flow).simulate(case.fault).log
+        return [(run, type(event), getattr(event, "step", ""), turn) for run, event, turn, _ in log]
+
+    case = case_of(number)
+
+    assert case == case_of(number)
+    assert events_of(case) == events_of(case)
+
+
+TWO_STEPS = Flow((Step("one", acts=(Act((1,)),)), Step("two", (0,))))
+
+
+@pytest.mark.parametrize("kind", [AttemptStarted, StepSucceeded])
+def test_the_model_notices_an_event_that_is_missing(kind):
+    world = Pipeline(TWO_STEPS).simulate(Fault())
+    assert violations(Case(TWO_STEPS), world, thorough=True) == []
+
+    world.log.remove(next(entry for entry in world.log if type(entry[1]) is kind))
+
+    assert violations(Case(TWO_STEPS), world, thorough=True) != []
+
+
+def test_the_model_notices_a_cancellation_that_was_lost():
+    world = Pipeline(TWO_STEPS).simulate(Fault(cancels=((3, 0),)))
+    assert world.accepted == [1]
+
+    world.raised, world.reports = [None], Pipeline(TWO_STEPS).simulate(Fault()).reports
+
+    (found,) = violations(Case(TWO_STEPS), world, thorough=False)
+    assert "lost" in found
+
+
+def test_the_smallest_case_has_only_what_makes_it_fail():
+    flow = random_flow(Random(5))._replace(fail_fast=True)
+    spoiled = flow.steps[-1]._replace(retries=3)
+    case = Case(flow._replace(steps=(*flow.steps, spoiled)), Fault(cancels=((9, 2), (4, 0))))
+
+    smallest = shrink(case, fails=lambda case: any(step.retries == 3 for step in case.flow.steps))
+
+    assert smallest == Case(Flow((Step(spoiled.name, retries=3),)))

@@ -1,0 +1,586 @@
+"""Runs a case in a virtual-time loop of its own, and records what its actions did and saw."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+from asyncio import events as asyncio_events
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import suppress
+from itertools import count
+from typing import Any
+
+import anyio
+
+from asyncflow import Orchestrator, Pool, Retry, RunReport, StepContext, WorkflowStep, current_step
+from asyncflow.events import Event
+from tests.explore.cases import TICK_MS, Act, Fault, Flow, Items, Step
+
+__all__ = ["Call", "Exit", "Pipeline", "World"]
+
+TICK_S = TICK_MS / 1000
+_TOO_MANY_TURNS = 20_000
+"""More turns than any run takes: the driver spins."""
+
+
+class Exit(BaseException):
+    """Something that is not an `Exception`, and so ends the run."""
+
+
+class Loop(asyncio.BaseEventLoop):
+    """The smallest event loop: a virtual clock, no files, and hooks at the start of each turn."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._selector = self
+        self._clock_resolution = 1e-9
+        self.now = 0.0
+        self.turns = 0
+        self.at_turn: dict[int, list[tuple[int, Callable[[], object]]]] = {}
+        """What to call in which turn, and after how many callbacks."""
+        self.complaints: list[dict[str, Any]] = []
+        self.hangs = False
+
+    def time(self) -> float:
+        return self.now
+
+    def select(self, timeout: float | None) -> tuple[()]:
+        """Advance the clock to the next timer, where a selector would wait."""
+        if timeout is None:
+            self.hangs = True
+            self.stop()
+        elif timeout:
+            self.now += timeout
+        self.turns = turn = self.turns + 1
+        if turn in self.at_turn:
+            for after, call in self.at_turn.pop(turn):
+                handle = asyncio_events.Handle(call, (), self, None)
+                self._ready.insert(after, handle)  # type: ignore[attr-defined]
+        elif turn > _TOO_MANY_TURNS:
+            self.hangs = True
+            self.stop()
+        return ()
+
+    def _process_events(self, _: object) -> None:
+        pass
+
+    def _write_to_self(self) -> None:
+        pass
+
+    def call_exception_handler(self, context: dict[str, Any]) -> None:
+        self.complaints.append(context)
+
+    def leftovers(self, known: list[asyncio.Task[None]]) -> list[object]:
+        """Return what timers and tasks are pending, without those that are known."""
+        scheduled = self._scheduled  # type: ignore[attr-defined]
+        found: list[object] = [timer for timer in scheduled if not timer._cancelled]
+        return found + [task for task in asyncio.all_tasks(self) if task not in known]
+
+
+class Call:
+    """One call of an action."""
+
+    __slots__ = (
+        "arguments",
+        "attempt",
+        "beats",
+        "began",
+        "began_at",
+        "began_turn",
+        "cancels",
+        "ended",
+        "ended_at",
+        "ended_turn",
+        "error",
+        "item",
+        "own",
+        "remaining_ms",
+        "results",
+        "run",
+        "step",
+        "value",
+    )
+
+    def __init__(self, world: World, step: int, context: StepContext, arguments: Any) -> None:
+        self.run = int(context.run_id)
+        self.step = step
+        self.item = context.item
+        self.attempt = context.attempt
+        self.arguments = arguments
+        self.results = context.results
+        self.remaining_ms = context.remaining_ms()
+        self.began = len(world.log)
+        self.began_at = world.loop.now
+        self.began_turn = world.loop.turns
+        self.cancels: list[tuple[float, int]] = []
+        """When it received a `CancelledError`: the time and the turn."""
+        self.own: list[float] = []
+        """When it caused one itself."""
+        self.beats: list[float] = []
+        self.ended = -1
+        self.ended_at = -1.0
+        self.ended_turn = -1
+        self.value: Any = None
+        self.error: BaseException | None = None
+
+    @property
+    def key(self) -> tuple[int, int | None]:
+        return self.step, self.item
+
+
+class World:
+    """What happens in one simulated run, or in two that share pools.
+
+    Attributes:
+        log: The events in order: which run, the event, the turn, the time.
+        calls: All calls of actions.
+        strangers: When a third party has cancelled something.
+        blocks: For how many ticks actions have blocked the loop.
+        exits: What was raised that is no `Exception`.
+        conditions: Which conditions were asked, of which run, and when.
+        violations: What an action has seen that must not be.
+        reports: What each run returned.
+        raised: What each run raised.
+        accepted: How many cancellations of the caller were accepted while the run went on.
+        counts: What `cancelling()` of the caller said after the run.
+    """
+
+    def __init__(self, pipeline: Pipeline, loop: Loop, copies: int) -> None:
+        self.pipeline = pipeline
+        self.loop = loop
+        self.log: list[tuple[int, Event, int, float]] = []
+        self.calls: list[Call] = []
+        self.strangers: list[float] = []
+        self.blocks = 0
+        self.exits: list[BaseException] = []
+        self.conditions: list[tuple[int, int, int]] = []
+        self.violations: list[str] = []
+        self.reports: list[RunReport | None] = [None] * copies
+        self.raised: list[BaseException | None] = [None] * copies
+        self.accepted = [0] * copies
+        self.counts = [0] * copies
+        self.scope_cancelled = False
+        self.running = [0] * copies
+        self.in_pool = [0] * len(pipeline.pools)
+        self.latest_start = [-1.0] * len(pipeline.pools)
+        self.live: set[tuple[int, int, int | None]] = set()
+        self.streams = 0
+        self.callers: list[asyncio.Task[None]] = []
+        self.unfinished = copies
+
+    def enter(self, step: int, arguments: dict[str, Any]) -> tuple[Call, StepContext]:
+        context = current_step()
+        call = Call(self, step, context, arguments)
+        self.calls.append(call)
+        flow, spec = self.pipeline.flow, self.pipeline.flow.steps[step]
+        key = (call.run, step, call.item)
+        if key in self.live:
+            self.violations.append(f"two attempts of {key} overlap")
+        self.live.add(key)
+        self.running[call.run] += 1
+        limit = flow.max_concurrency
+        if limit is not None and self.running[call.run] > limit:
+            self.violations.append(f"{key} makes it more than max_concurrency={limit}")
+        if spec.pool is not None:
+            self._enter_pool(spec.pool, key)
+        return call, context
+
+    def _enter_pool(self, pool: int, key: object) -> None:
+        size, interval = self.pipeline.flow.pools[pool]
+        self.in_pool[pool] += 1
+        if self.in_pool[pool] > size:
+            self.violations.append(f"{key} makes it more than the pool of {size} has room for")
+        now = self.loop.now
+        if interval is not None:
+            is_early = now < self.latest_start[pool] + interval * TICK_S - 1e-6
+            if is_early and not self.blocks:  # else both were due when the loop went on
+                self.violations.append(f"{key} starts sooner than per_second allows")
+            self.latest_start[pool] = now
+
+    def leave(self, call: Call) -> None:
+        call.ended = len(self.log)
+        call.ended_at = self.loop.now
+        call.ended_turn = self.loop.turns
+        self.live.discard((call.run, call.step, call.item))
+        self.running[call.run] -= 1
+        pool = self.pipeline.flow.steps[call.step].pool
+        if pool is not None:
+            self.in_pool[pool] -= 1
+
+    def exit(self) -> BaseException:
+        """Return what to raise that ends the run."""
+        kinds = (Exit, KeyboardInterrupt, SystemExit)
+        raised = kinds[len(self.exits) % 3](f"exit {len(self.exits)}")
+        self.exits.append(raised)
+        return raised
+
+    def cancel_caller(self, run: int) -> None:
+        caller = self.callers[run]
+        if self.reports[run] is None and self.raised[run] is None and caller.cancel("from outside"):
+            self.accepted[run] += 1
+
+    def cancel_stranger(self, which: int) -> None:
+        """Cancel the task of a step, as a third party can."""
+        tasks = sorted(
+            (
+                task
+                for task in asyncio.all_tasks(self.loop)
+                if task not in self.callers and task.get_name().startswith(_RUN_TASKS)
+            ),
+            key=lambda task: task.get_name(),
+        )
+        if tasks and tasks[which % len(tasks)].cancel():
+            self.strangers.append(self.loop.now)
+
+    def forget(self) -> None:
+        """Let go of all that refers back to here, so that nothing waits for the collector."""
+        self.loop.at_turn.clear()
+        self.loop._selector = None
+        for call in self.calls:
+            call.error = None
+        for each in (self.log, self.calls, self.exits, self.reports, self.raised, self.callers):
+            each.clear()  # type: ignore[attr-defined]
+
+
+_RUN_TASKS = "asyncflow:"
+
+
+class _Iterable:
+    """Items that are not known before."""
+
+    def __init__(self, world: World, items: Items) -> None:
+        self.world, self.items = world, items
+
+    def __iter__(self) -> Iterator[int]:
+        yield from range(self.items.count)
+        self._break()
+
+    def _break(self) -> None:
+        match self.items.breaks:
+            case "raise":
+                raise OSError("the items break off")
+            case "cancelled":
+                raise asyncio.CancelledError("the items break off")
+            case "exit":
+                raise self.world.exit()
+
+
+class _Stream(_Iterable):
+    """Items that come one by one."""
+
+    async def __aiter__(self) -> AsyncIterator[int]:
+        self.world.streams += 1
+        try:
+            for item in range(self.items.count):
+                await asyncio.sleep(TICK_S if item == 1 else 0)
+                yield item
+            self._break()
+        finally:
+            self.world.streams -= 1
+
+
+class Pipeline:
+    """The orchestrator of a flow, whose actions report to the world of the run at hand."""
+
+    def __init__(self, flow: Flow) -> None:
+        self.flow = flow
+        self.pools = [
+            Pool(size, per_second=None if interval is None else 1 / (interval * TICK_S))
+            for size, interval in flow.pools
+        ]
+        self.world: World
+        steps = [self._step(index, spec) for index, spec in enumerate(flow.steps)]
+        self.orchestrator = Orchestrator(
+            steps,
+            flow.fail_fast,
+            schedule=flow.schedule,  # type: ignore[arg-type]
+            max_concurrency=flow.max_concurrency,
+            deadline_ms=_ms(flow.deadline),
+        )
+
+    def _step(self, index: int, spec: Step) -> WorkflowStep:
+        flow, options = self.flow, {}
+        if spec.timeout is not None:
+            options["timeout_ms"] = _ms(spec.timeout)
+        if spec.refused or spec.doubling:
+            options["retry"] = Retry(
+                base_ms=spec.backoff * TICK_MS,
+                factor=2 if spec.doubling else 1,
+                max_ms=max(30_000, spec.backoff * TICK_MS),
+                jitter=False,
+                until=_is_wanted if spec.refused else None,
+            )
+        elif spec.backoff:
+            options["retry"] = spec.backoff * TICK_MS
+        if spec.pool is not None:
+            options["pool"] = self.pools[spec.pool]
+        if spec.maps is not None:
+            options["map_over"] = flow.steps[spec.maps].name
+        if spec.when:
+            options["when"] = self._condition(index, spec.when)
+        return WorkflowStep(
+            spec.name,
+            self._action(index, spec),
+            [flow.steps[need].name for need in spec.needs],
+            max_retries=spec.retries,
+            deadline_ms=_ms(spec.deadline),
+            heartbeat_ms=_ms(spec.heartbeat),
+            run_if=spec.run_if,
+            **options,
+        )
+
+    def _condition(self, index: int, says: str) -> Callable[..., bool]:
+        def condition(**outputs: Any) -> bool:
+            world = self.world
+            world.conditions.append((0, index, len(world.log)))
+            if says == "raise":
+                raise KeyError("condition")
+            if says == "exit":
+                raise world.exit()
+            return says == "yes"
+
+        return condition
+
+    def _action(self, index: int, spec: Step) -> Callable[..., Awaitable[Any]]:
+        acts = spec.acts
+        last = len(acts) - 1
+
+        async def action(**arguments: Any) -> Any:
+            world = self.world
+            call, context = world.enter(index, arguments)
+            act = acts[min(context.attempt - 1 + (call.item or 0) % 3, last)]
+            try:
+                value = await _perform(world, call, context, act, spec.beats)
+                if value is not None:
+                    value = _value(world, spec, call)
+                call.value = value
+                return value
+            except BaseException as error:
+                call.error = error
+                raise
+            finally:
+                world.leave(call)
+
+        return action
+
+    def simulate(self, fault: Fault) -> World:
+        """Run the pipeline once, with a disturbance."""
+        flow, loop = self.flow, Loop()
+        world = self.world = World(self, loop, flow.copies)
+        if flow.eager and hasattr(asyncio, "eager_task_factory"):
+            loop.set_task_factory(asyncio.eager_task_factory)
+        world.callers = [
+            asyncio.Task(_caller(world, run, fault), loop=loop, name=f"caller {run}")
+            for run in range(flow.copies)
+        ]
+        for turn, after in fault.cancels:
+            loop.at_turn.setdefault(turn + 2, []).append((after, lambda: world.cancel_caller(0)))
+        for turn, which in fault.strangers:
+            loop.at_turn.setdefault(turn + 2, []).append(
+                (which, lambda which=which: world.cancel_stranger(which))  # type: ignore[misc]
+            )
+        try:
+            loop.run_forever()
+            if loop.hangs:
+                world.violations.append("the run hangs")
+            loop.set_task_factory(None)
+        finally:
+            loop.close()
+        if loop.complaints:
+            world.violations.append(f"the loop complains: {loop.complaints}")
+        return world
+
+
+async def _caller(world: World, run: int, fault: Fault) -> None:
+    """Await one run, as the code of a user does."""
+    loop, me = world.loop, world.callers[run]
+    log = world.log
+
+    def observe(event: Event) -> None:
+        log.append((run, event, loop.turns, loop.now))
+
+    observers: list[Callable[[Event], object]] = [observe]
+    if run:
+        await asyncio.sleep(world.pipeline.flow.offset * TICK_S)
+    elif fault.observer is not None:
+        observers.append(_observer(world, *fault.observer))
+    work = world.pipeline.orchestrator.run(run_id=str(run), observers=observers)
+    try:
+        if run == 0 and fault.scope is not None:
+            await _scoped(world, work, *fault.scope)
+        else:
+            world.reports[run] = await work
+            if me.cancelling():  # at the last event: it arrives as soon as the caller waits
+                await asyncio.sleep(0)
+    except BaseException as error:
+        world.raised[run] = error
+    world.counts[run] = me.cancelling()
+    while me.cancelling():
+        me.uncancel()
+    world.unfinished -= 1
+    if not world.unfinished:
+        left = loop.leftovers(world.callers)
+        if left:
+            world.violations.append(f"after the run there is {left}")
+        with suppress(asyncio.CancelledError):  # before 3.13, `uncancel` does not take it back
+            await asyncio.sleep(0)
+        loop.stop()
+
+
+async def _scoped(world: World, work: Awaitable[RunReport], kind: str, ticks: int) -> None:
+    loop = world.loop
+
+    async def inner() -> None:
+        try:
+            world.reports[0] = await work
+            if world.callers[0].cancelling():
+                await asyncio.sleep(0)
+        except BaseException as error:
+            world.raised[0] = error
+            raise
+
+    def expire(cancel: Callable[[], object]) -> None:
+        if world.reports[0] is None and world.raised[0] is None:
+            world.scope_cancelled = True
+            cancel()
+
+    if kind == "anyio":
+        with anyio.CancelScope() as scope:
+            timer = loop.call_later(ticks * TICK_S, expire, scope.cancel)
+            try:
+                await inner()
+            finally:
+                timer.cancel()
+        was_cancelled = isinstance(world.raised[0], asyncio.CancelledError)
+        if scope.cancelled_caught != was_cancelled and not world.accepted[0]:
+            world.violations.append("the scope of anyio has not caught its cancellation")
+    else:
+        with suppress(TimeoutError):
+            async with asyncio.timeout(None) as limit:
+                timer = loop.call_later(ticks * TICK_S, expire, lambda: limit.reschedule(loop.now))
+                try:
+                    await inner()
+                finally:
+                    timer.cancel()
+
+
+def _observer(world: World, what: str, at: int) -> Callable[[Event], object]:
+    numbers = count()
+
+    def observe(event: Event) -> None:
+        number = next(numbers)
+        if number > at and not what.startswith("cancel "):
+            world.violations.append("an observer is called again after it has raised")
+        if number != at:
+            return
+        match what:
+            case "raise":
+                raise RuntimeError("observer")
+            case "cancelled":
+                raise asyncio.CancelledError("observer")
+            case "exit":
+                raise world.exit()
+            case "cancel caller":
+                world.cancel_caller(0)
+            case _:
+                task = asyncio.current_task()
+                if task is world.callers[0]:
+                    world.cancel_caller(0)
+                elif task is not None and task.cancel():
+                    world.strangers.append(world.loop.now)
+
+    return observe
+
+
+def _value(world: World, spec: Step, call: Call) -> Any:
+    if call.attempt <= spec.refused:
+        return _REFUSED
+    items = spec.items
+    if items is None:
+        return (spec.name, call.item, call.attempt)
+    match items.kind:
+        case "list":
+            return list(range(items.count))
+        case "iterable":
+            return _Iterable(world, items)
+    return _Stream(world, items)
+
+
+_REFUSED = ("refused",)
+
+
+def _is_wanted(value: object) -> bool:
+    return value is not _REFUSED
+
+
+def _ms(ticks: int | None) -> float | None:
+    return None if ticks is None else ticks * TICK_MS
+
+
+async def _perform(world: World, call: Call, context: StepContext, act: Act, beats: bool) -> bool:
+    """Do what the act says; return a true value where the action returns its output."""
+    loop, own = world.loop, None
+    try:
+        if act.block:
+            loop.now += act.block * TICK_S
+            world.blocks += act.block
+        for wait in act.waits:
+            await asyncio.sleep(wait * TICK_S)
+            if beats:
+                call.beats.append(loop.now)
+                context.heartbeat()
+        match act.end:
+            case "return":
+                return True
+            case "raise":
+                raise ValueError("work")
+            case "hang":
+                await loop.create_future()
+            case "exit":
+                raise world.exit()
+            case "cancelled":
+                own = asyncio.CancelledError("own")
+                raise own
+            case "timeout error":
+                raise TimeoutError("its own")
+            case "await a cancelled future":
+                future = loop.create_future()
+                loop.call_soon(future.cancel)
+                call.own.append(loop.now)
+                await future
+            case _:
+                task = asyncio.current_task()
+                assert task is not None
+                call.own.append(loop.now)
+                task.cancel()
+                if act.end == "cancel itself and wait":
+                    await asyncio.sleep(0)
+        return True
+    except asyncio.CancelledError as cancellation:
+        if cancellation is own:
+            raise
+        call.cancels.append((loop.now, loop.turns))
+        try:
+            for wait in act.clean:
+                await asyncio.sleep(wait * TICK_S)
+        except asyncio.CancelledError:
+            call.cancels.append((loop.now, loop.turns))
+            raise
+        match act.on_cancel:
+            case "return":
+                return True
+            case "raise":
+                raise OSError("clean-up") from None
+            case "exit":
+                raise world.exit() from None
+            case "go on":
+                try:
+                    await asyncio.sleep(2 * TICK_S)
+                except asyncio.CancelledError:
+                    call.cancels.append((loop.now, loop.turns))
+                    raise
+                return True
+        raise
+
+
+gc.freeze()
