@@ -13,6 +13,7 @@ from asyncflow.events import Event
 from asyncflow.journal._event_codec import column_of, is_storable
 
 __all__ = [
+    "DAMAGED",
     "RUN_STATUSES",
     "ListedStatus",
     "Place",
@@ -38,6 +39,9 @@ ListedStatus: TypeAlias = (
 
 RUN_STATUSES = ("running", "orphaned", "passed", "failed", "interrupted")
 """The statuses that lists of runs show. Displays write them in capital letters."""
+
+DAMAGED = "damaged"
+"""What lists show instead if the row of a run is damaged."""
 
 Place = tuple[float, str]
 """The position of a run in the list of all runs: its start time and its id."""
@@ -73,16 +77,22 @@ class RunRecord:
     orphaned: bool = False
     """Whether it has not ended and no process runs it: its process is provably dead, did not renew
     the lease, or gave up the run when the journal failed."""
+    damaged: bool = False
+    """Whether its row is damaged, so that the other fields may be wrong: an unreadable text is
+    escaped or empty, an unreadable time is 0. The run itself is a `RunUnreadableError`."""
 
     @property
     def duration_s(self) -> float | None:
         """Seconds from its first start to its end, including the time in which no process ran it.
 
-        ``None`` while its status is ``"running"``. The start is by the machine's clock and the end
-        by the database's, so it is off by their difference, and never below 0.
+        ``None`` while its status is ``"running"``, and if it is damaged. The start is by the
+        machine's clock and the end by the database's, so it is off by their difference, and never
+        below 0.
         `RunReport.total_duration_ms` does not depend on wall clocks.
         """
-        return None if self.status == "running" else max(0.0, self.updated_at - self.started_at)
+        if self.status == "running" or self.damaged:
+            return None
+        return max(0.0, self.updated_at - self.started_at)
 
     @property
     def place(self) -> tuple[float, str]:
@@ -91,7 +101,9 @@ class RunRecord:
 
 
 def listed_status(record: RunRecord) -> str:
-    """Return which of `RUN_STATUSES` a list shows for a run."""
+    """Return which of `RUN_STATUSES` a list shows for a run, or `DAMAGED`."""
+    if record.damaged:
+        return DAMAGED
     return "orphaned" if record.orphaned else record.status
 
 

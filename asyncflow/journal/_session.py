@@ -190,7 +190,7 @@ class CommitQueue:
 def _merged(before: Change | None, event: RunStarted | RunResumed | RunFinished) -> Change:
     """Return what an event and those before it change in the row of their run."""
     if isinstance(event, RunStarted):
-        return Change("running", column_of(event.pipeline), event.wall_time)
+        return Change("running", column_of(event.pipeline), event.wall_time + 0.0)
     status = event.outcome if isinstance(event, RunFinished) else "running"
     return before._replace(status=status) if before else Change(status)
 

@@ -430,6 +430,8 @@ def is_dead(process: str) -> bool:
         os.kill(pid, 0)
     except ProcessLookupError:
         return True
+    except (OverflowError, TypeError):  # it is no process id
+        return False
     except OSError:
         pass  # it belongs to another user
     now = _started(pid)

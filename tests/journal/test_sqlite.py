@@ -110,7 +110,7 @@ async def test_a_database_with_a_newer_schema_is_left_unchanged(path: Path) -> N
     problem = await problem_when_opened(path)
 
     assert problem == (
-        "a newer asyncflow has written it (schema 99; this one knows up to 2). It was left as it "
+        "a newer asyncflow has written it (schema 99; this one knows up to 3). It was left as it "
         "is: upgrade asyncflow, or use another file"
     )
 
@@ -399,7 +399,8 @@ def wal_sizes_while_writing(database: _sqlite.SQLite, path: Path, count: int) ->
     for position in range(count):
         with database.transaction() as cursor:
             cursor.execute(
-                "INSERT INTO events (run_id, position, kind, at_ms, data) VALUES (?, ?, 'x', 0, ?)",
+                "INSERT INTO events (run_id, position, kind, at_ms, data, checksum) "
+                "VALUES (?, ?, 'x', 0, ?, 0)",
                 ("r", position, b"x" * 100_000),
             )
         sizes.append(path.with_name("runs.db-wal").stat().st_size)

@@ -36,6 +36,7 @@ async def test_runs_are_returned_page_by_page(make_client: Any, any_journal: Any
         "updated_at": record.updated_at,
         "owner": None,
         "orphaned": False,
+        "damaged": False,
         "duration_s": record.duration_s,
     }
     assert (await client.get("/api/runs/three")).json() == found[0]
