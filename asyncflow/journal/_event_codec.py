@@ -169,7 +169,7 @@ def event_of(row: Sequence[Any]) -> Event:
     if not 0 <= at_ms < _LONGEST_MS or (attempt or 0) < 0 or (item or 0) < 0:
         raise ValueError(f"it is no {kind}: a number is out of range")
     if cls is not RunStarted:
-        values["at_ms"] = at_ms
+        values["at_ms"] = at_ms + 0.0  # without the sign of -0.0, as the checksum takes it
     if step is not None:
         values["step"] = from_column(step)
     if attempt is not None:

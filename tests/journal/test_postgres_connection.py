@@ -167,7 +167,7 @@ def test_connections_can_create_the_tables_concurrently(dsn: str) -> None:
         found = list(executor.map(create_tables, range(8)))
 
     assert found == [[]] * 8
-    assert version_in(dsn) == 2
+    assert version_in(dsn) == 3
 
 
 def version_in(dsn: str) -> int:
@@ -180,12 +180,12 @@ def version_in(dsn: str) -> int:
 async def test_tables_of_a_newer_schema_are_left_unchanged(dsn: str) -> None:
     await open_and_close(dsn)
     with psycopg.connect(dsn) as connection:
-        connection.execute("UPDATE asyncflow.schema_version SET version = 3")
+        connection.execute("UPDATE asyncflow.schema_version SET version = 4")
 
-    with pytest.raises(JournalError, match=r"schema 3, and this one knows up to 2.*upgrade"):
+    with pytest.raises(JournalError, match=r"schema 4, and this one knows up to 3.*upgrade"):
         await open_and_close(dsn)
 
-    assert version_in(dsn) == 3
+    assert version_in(dsn) == 4
 
 
 async def test_tables_of_the_first_schema_are_migrated(
@@ -213,7 +213,7 @@ async def test_tables_of_the_first_schema_are_migrated(
     }
     assert report["price"].output == ["3.00"] * 3
     assert again.all_passed
-    assert version_in(dsn) == 2
+    assert version_in(dsn) == 3
 
 
 def copy_runs(dsn: str, path: Path) -> None:
@@ -263,7 +263,7 @@ async def test_a_user_who_owns_the_schema_can_create_the_tables(guest: str, dsn:
 
     await open_and_close(guest)
 
-    assert version_in(dsn) == 2
+    assert version_in(dsn) == 3
 
 
 async def test_a_read_only_database_is_reported(dsn: str) -> None:
