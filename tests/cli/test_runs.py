@@ -6,11 +6,13 @@ import asyncio
 import os
 import re
 import shutil
+import sqlite3
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -296,6 +298,22 @@ def test_the_timeline_has_a_row_for_each_step(shell: Shell, orphan: str) -> None
     )
     assert "one" in shell("show", "second", "--timeline", "--events").stdout
     shell("show", "second", "--timeline", "--json", exits=2)
+
+
+def test_a_damaged_run_is_listed_and_named_in_the_error(shell: Shell) -> None:
+    store_run("first")
+    store_run("second")
+    with closing(sqlite3.connect("asyncflow.db")) as database, database:
+        database.execute("UPDATE runs SET started_at = 1e300 WHERE run_id = 'second'")
+
+    lines = shell("runs").stdout.splitlines()
+    shown = shell("show", "second", exits=1)
+
+    assert lines[1].split() == ["second", "✗", "DAMAGED"]
+    assert lines[2].split()[:3] == ["first", "✓", "PASSED"]
+    assert "run 'second' can't be read: its row is damaged" in shown.stderr
+    assert "first" in shell("show", "first").stdout
+    assert shell("forget", "second").stdout == "removed run second (DAMAGED)\n"
 
 
 def test_control_characters_of_stored_names_are_escaped(

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import struct
 import traceback
 from dataclasses import fields
 from typing import Any, get_args
 
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from asyncflow import RunNotFoundError
@@ -270,6 +271,52 @@ def test_a_long_message_is_truncated() -> None:
 def test_a_malformed_row_is_refused(kind: str, payload: str | None) -> None:
     with pytest.raises(ValueError, match=kind):
         read(row(kind, None, None, payload))
+
+
+@pytest.mark.parametrize(
+    ("row", "says"),
+    [
+        (row("AttemptStarted", "a", -1, None), "a number is out of range"),
+        (row("AttemptStarted", "a", 1, None)._replace(at_ms=1e300), "a number is out of range"),
+        (row("AttemptStarted", "a", 1, '{"queued_ms": "5"}'), "its queued_ms is of another type"),
+        (row("RunFinished", None, None, '{"outcome": "paused"}'), "its outcome is of another type"),
+        (row("StepReused", "a", None, '{"status": "PAUSED"}'), "PAUSED"),
+        (
+            row("StepFailed", "a", 1, '{"error": {"type": "E", "message": 5}}'),
+            "its error is of another type",
+        ),
+        (
+            row(
+                *("RunStarted", None, None),
+                '{"run_id": "r", "wall_time": 1e300, "dependencies": {}}',
+            ),
+            "its wall_time is of another type, or too large",
+        ),
+        (
+            row(
+                *("RunStarted", None, None),
+                '{"run_id": "r", "wall_time": 1, "dependencies": {"b": ["a"], "a": []}}',
+            ),
+            "step 'b' comes before one that it depends on",
+        ),
+    ],
+)
+def test_a_row_of_another_type_is_refused(row: EventRow, says: str) -> None:
+    """Its checksum is right, since it was damaged before the journal had checksums."""
+    with pytest.raises(ValueError, match=says):
+        read(row)
+
+
+@given(events, st.sampled_from(EventRow._fields), st.data())
+def test_a_change_of_any_column_is_noticed(event: Event, column: str, data: st.DataObject) -> None:
+    row = row_of("r", 1, event)
+    value = getattr(row, column)
+    other = data.draw(st.none() | st.text() | st.binary(min_size=1) | st.integers(0, 9))
+    # No row has an empty text, and no data is the same as empty data.
+    assume(other != value and (other or value))
+
+    with pytest.raises((ValueError, TypeError, AttributeError, KeyError, struct.error)):
+        event_of((*row._replace(**{column: other}), event_checksum(*row)))
 
 
 def test_json_payloads_are_stored_as_readable_text() -> None:
