@@ -237,10 +237,13 @@ class SQLite:
         try:
             yield
         except sqlite3.Error as error:
-            raise JournalError(self.name, self._explain(error)) from error
+            code = getattr(error, "sqlite_errorcode", 0) & 0xFF
+            raise JournalError(self.name, self._explain(error, code)) from error
+        except UnicodeDecodeError as error:  # of the message, which quotes a damaged schema
+            problem = self._explain(error, sqlite3.SQLITE_CORRUPT)
+            raise JournalError(self.name, problem) from error
 
-    def _explain(self, error: sqlite3.Error) -> str:
-        code = getattr(error, "sqlite_errorcode", 0) & 0xFF
+    def _explain(self, error: Exception, code: int) -> str:
         problem, way_out = _PROBLEMS.get(code, _UNKNOWN)
         if code == sqlite3.SQLITE_CANTOPEN and os.path.isdir(self._path):
             problem, way_out = "it is a directory", "name a file in it, such as runs.db"

@@ -1,6 +1,6 @@
 """Damages a stored run in every way, and asks every reader of it.
 
-The columns of the damaged journal have no types and no constraints: a disk does not check them.
+The columns of the journal lose their types and constraints first: a disk does not check them.
 """
 
 from __future__ import annotations
@@ -56,7 +56,17 @@ from asyncflow.web._feed import RunFeeds
 from asyncflow.web._resumer import Resumer
 from asyncflow.web._run_page import _updates
 
-__all__ = ["BYSTANDER", "VICTIMS", "Damage", "answers", "damages", "write"]
+__all__ = [
+    "BYSTANDER",
+    "VICTIMS",
+    "Damage",
+    "RunUnreadable",
+    "answers",
+    "damages",
+    "make_checksums_right",
+    "remove_types",
+    "write",
+]
 
 VICTIMS = ("nightly-2026-01-01", "etl-1", "limits")
 BYSTANDER = "quiet"
@@ -113,7 +123,7 @@ LIMITS: list[Event] = [
 
 
 async def write(path: Path) -> None:
-    """Write a journal with the victims and the bystander, without the types of its columns."""
+    """Write a journal with the victims and the bystander."""
     async with SQLiteJournal(path, owner="the writer") as journal:
         for events in (GOLDEN, LIMITS):
             session, _ = await journal.open(events[0].run_id, wait=False, read=list)  # type: ignore[union-attr]
@@ -126,14 +136,18 @@ async def write(path: Path) -> None:
     with closing(sqlite3.connect(path, isolation_level=None)) as database:
         database.execute("UPDATE leases SET process = '{}', token = 7")
         database.execute("UPDATE runs SET updated_at = started_at + 60")
-        for table, key in (("runs", ""), ("leases", "run_id"), ("events", "")):
+        database.execute("PRAGMA journal_mode = DELETE")  # so that all of it is in one file
+
+
+def remove_types(path: Path) -> None:
+    """Remove the types and the constraints of all columns."""
+    with closing(sqlite3.connect(path, isolation_level=None)) as database:
+        for table, key in (("runs", ""), ("leases", ", UNIQUE (run_id)"), ("events", "")):
             names = [row[1] for row in database.execute(f"PRAGMA table_info({table})")]
-            unique = f", UNIQUE ({key})" if key else ""
             database.execute(f"ALTER TABLE {table} RENAME TO strict_{table}")
-            database.execute(f"CREATE TABLE {table} ({', '.join(names)}{unique})")
+            database.execute(f"CREATE TABLE {table} ({', '.join(names)}{key})")
             database.execute(f"INSERT INTO {table} SELECT * FROM strict_{table}")
             database.execute(f"DROP TABLE strict_{table}")
-        database.execute("PRAGMA journal_mode = DELETE")
 
 
 def _as_stored(event: Event) -> Event:

@@ -9,10 +9,11 @@ import json
 import shutil
 import sqlite3
 from collections.abc import Callable
-from contextlib import closing
+from contextlib import AsyncExitStack, closing, suppress
 from functools import cache
 from html import unescape
 from pathlib import Path
+from random import Random
 from tempfile import TemporaryDirectory
 from typing import Any
 
@@ -26,11 +27,12 @@ from journal.damaged import (
     answers,
     damages,
     make_checksums_right,
+    remove_types,
     write,
 )
 from journal.stored_runs import STORED
 
-from asyncflow import RunNotFoundError, RunUnreadableError
+from asyncflow import JournalError, RunNotFoundError, RunUnreadableError
 from asyncflow._core.results import Payload
 from asyncflow.events import AttemptStarted, Event, RunFinished, RunStarted, StepSucceeded
 from asyncflow.journal import SQLiteJournal
@@ -45,6 +47,7 @@ def intact() -> tuple[Path, dict[str, dict[str, Any]]]:
     """Return a journal, and what the readers answer about each of its runs."""
     path = Path(_folder.name) / "intact.db"
     run_in_virtual_time(write(path))
+    remove_types(path)
     copy = path.with_name("copy.db")
     known = {}
     for run_id in (*VICTIMS, BYSTANDER):
@@ -138,6 +141,44 @@ def test_all_damage_is_reported_by_every_reader(
         part = f"events{number % 8}" if damage.table == "events" else damage.table
         if damage.run_id == run_id and part == table:
             check(damage, with_right_checksums=with_right_checksums)
+
+
+@pytest.mark.parametrize(
+    "flips",
+    [150, pytest.param(10_000, marks=[pytest.mark.exhaustive, pytest.mark.timeout(1200)])],
+)
+def test_no_flipped_bit_of_the_file_changes_an_answer(tmp_path: Path, flips: int) -> None:
+    path, random = tmp_path / "runs.db", Random(flips)
+    run_in_virtual_time(write(path))
+    data = path.read_bytes()
+    right = run_in_virtual_time(reports(path))
+    assert set(right) == {*VICTIMS, BYSTANDER}
+    noticed = 0
+
+    for _ in range(flips):
+        at, bit = random.randrange(len(data)), random.randrange(8)
+        for suffix in ("-wal", "-shm"):
+            path.with_name(path.name + suffix).unlink(missing_ok=True)
+        path.write_bytes(data[:at] + bytes([data[at] ^ (1 << bit)]) + data[at + 1 :])
+
+        found = run_in_virtual_time(reports(path))
+
+        noticed += found != right
+        assert found.items() <= right.items(), (at, bit)
+    assert noticed > flips / 10
+
+
+async def reports(path: Path) -> dict[str, str]:
+    """Return the reports and the events of all runs that can be read."""
+    found = {}
+    async with AsyncExitStack() as stack:
+        with suppress(JournalError):
+            journal = await stack.enter_async_context(SQLiteJournal(path))
+            for run_id in (*VICTIMS, BYSTANDER):
+                with suppress(JournalError):
+                    report = await journal.report(run_id)
+                    found[run_id] = f"{report.to_json()} {await journal.events(run_id)}"
+    return found
 
 
 # --- single cases --------------------------------------------------------------------------------
