@@ -91,6 +91,10 @@ _MIGRATIONS: list[list[str | Callable[[_Connection], None]]] = [
     ],
     [
         _add_checksums,
+        "ALTER TABLE asyncflow.runs ADD COLUMN last_event BIGINT",
+        "UPDATE asyncflow.runs SET last_event = CASE status WHEN 'running' THEN 0 ELSE (SELECT "
+        "COALESCE(MAX(position), 0) FROM asyncflow.events WHERE events.run_id = runs.run_id) END",
+        "ALTER TABLE asyncflow.runs ALTER COLUMN last_event SET NOT NULL",
         # For new rows: one that is there and does not fit is noticed when it is read.
         "ALTER TABLE asyncflow.events ADD CONSTRAINT events_fit CHECK (position > 0 AND item >= 0 "
         "AND attempt >= 0 AND at_ms >= 0 AND at_ms < 'Infinity') NOT VALID",

@@ -93,7 +93,7 @@ class JournalReader:
             # Between the two reads it may have begun, resumed, ended or been deleted. Then its row
             # is another one now, lease aside. A damaged one may have NaN, which differs from NaN.
             row = self.store.run(run_id)
-            if repr(row and row[:6]) == repr(before and before[:6]):
+            if repr(row and row[:7]) == repr(before and before[:7]):
                 raise RunUnreadableError(self._name, run_id, problem)
         run, position = StoredRun(), 0
         try:
@@ -225,8 +225,14 @@ def _contradiction(run_id: str, row: RunRow | None, events: Sequence[Event]) -> 
     ):
         return "its first event does not fit its row"
     status = last.outcome if isinstance(last, RunFinished) else "running"
-    if status != row.status:
-        return f"its last event does not fit its status {row.status!r}: later ones are missing"
+    count = len(events)
+    if status != row.status or (
+        count < row.last_event if status == "running" else count != row.last_event
+    ):
+        return (
+            f"its last event is {count}, a {type(last).__name__}, and does not fit its row, which "
+            f"says {row.status!r} after event {row.last_event}: later ones are missing"
+        )
     return ""
 
 
@@ -257,7 +263,12 @@ def _is_sound(row: RunRow) -> bool:
     except (AttributeError, TypeError, ValueError):  # it is no text, or none of ours
         return False
     times = row.started_at, row.updated_at
-    return checksum == row.checksum and row.status in _STATUSES and all(map(is_moment, times))
+    return (
+        checksum == row.checksum
+        and row.status in _STATUSES
+        and isinstance(row.last_event, int)
+        and all(map(is_moment, times))
+    )
 
 
 def _text_of(value: object) -> str:

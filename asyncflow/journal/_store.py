@@ -117,6 +117,8 @@ class Change(NamedTuple):
     """What events change in the row of their run."""
 
     status: str
+    position: int
+    """That of the latest of these events."""
     pipeline: str | None = None
     """Set by the first event, as is ``started_at``."""
     started_at: float | None = None
@@ -154,6 +156,9 @@ class RunRow(NamedTuple):
     status: Any
     started_at: Any
     updated_at: Any
+    last_event: Any
+    """The position of the latest event that changed the row. If the run has ended, it is the last
+    of all, so that missing ones are noticed."""
     checksum: Any
     """That of the columns that never change, by `run_checksum`."""
     owner: Any
@@ -187,10 +192,10 @@ _CANCELLED = (
     "SELECT run_id, token FROM leases WHERE cancel_token IS NOT NULL AND cancel_token = token"
 )
 _BEGIN_RUN = (
-    "INSERT INTO runs (run_id, pipeline, status, started_at, checksum, updated_at) "
-    "VALUES (?, ?, ?, ?, ?, {now})"
+    "INSERT INTO runs (run_id, pipeline, status, started_at, last_event, checksum, updated_at) "
+    "VALUES (?, ?, ?, ?, ?, ?, {now})"
 )
-_CHANGE_RUN = "UPDATE runs SET status = ?, updated_at = {now} WHERE run_id = ?"
+_CHANGE_RUN = "UPDATE runs SET status = ?, last_event = ?, updated_at = {now} WHERE run_id = ?"
 _EVENTS = (
     f"SELECT {', '.join(_EVENT)} FROM events WHERE run_id = ? AND position > ? ORDER BY position"
 )
@@ -199,7 +204,8 @@ _LAST = (
     "(SELECT COUNT(*) FROM runs WHERE run_id = ?)"
 )
 _RUNS = (
-    "SELECT r.run_id, r.pipeline, r.status, r.started_at, r.updated_at, r.checksum, "
+    "SELECT r.run_id, r.pipeline, r.status, r.started_at, r.updated_at, "
+    "r.last_event, r.checksum, "
     f"CASE WHEN {_FREE} THEN NULL ELSE l.owner END, l.process "
     "FROM runs r LEFT JOIN leases l ON l.run_id = r.run_id"
 )
@@ -332,10 +338,11 @@ class Store:
         if change and change.started_at is not None:
             fixed = batch.run_id, change.pipeline or "", change.started_at
             run_id, pipeline, started_at = fixed
-            run = run_id, pipeline, change.status, started_at, run_checksum(*fixed)
-            self._execute(cursor, _BEGIN_RUN, run)
+            run = run_id, pipeline, change.status, started_at, change.position
+            self._execute(cursor, _BEGIN_RUN, (*run, run_checksum(*fixed)))
         elif change:
-            self._execute(cursor, _CHANGE_RUN, (change.status, batch.run_id))
+            values = change.status, change.position, batch.run_id
+            self._execute(cursor, _CHANGE_RUN, values)
         if batch.release:
             self._execute(cursor, _RELEASE, (batch.run_id, batch.token))
 

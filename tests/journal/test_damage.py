@@ -34,7 +34,14 @@ from journal.stored_runs import STORED
 
 from asyncflow import JournalError, RunNotFoundError, RunUnreadableError
 from asyncflow._core.results import Payload
-from asyncflow.events import AttemptStarted, Event, RunFinished, RunStarted, StepSucceeded
+from asyncflow.events import (
+    AttemptStarted,
+    Event,
+    RunFinished,
+    RunResumed,
+    RunStarted,
+    StepSucceeded,
+)
 from asyncflow.journal import SQLiteJournal
 from asyncflow.journal._event_codec import event_checksum, run_checksum
 from asyncflow.testing import run_in_virtual_time
@@ -104,7 +111,7 @@ def assert_right_or_refused(damage: Damage, found: dict[str, Any], before: dict[
         # Nothing that was stored is used if any of it is damaged.
         assert isinstance(found["report"], RunUnreadable)
         assert isinstance(found["resume"], RunUnreadable)
-    elif damage.table == "runs" and damage.column not in ("status", "updated_at"):
+    elif damage.table == "runs" and damage.column not in ("status", "updated_at", "last_event"):
         assert found["record"] == before["record"] or "damaged=True" in found["record"]
         listed = found["record list"].get(damage.run_id)
         assert listed in (None, before["record list"][damage.run_id]) or listed["damaged"]
@@ -248,6 +255,7 @@ def resumed(journal: Any) -> Callable[[str], Any]:
         ("DELETE FROM events WHERE position = 1", "event 1 .* in its place is event 2"),
         ("DELETE FROM events WHERE position = 3", "event 3 .* in its place is event 4"),
         ("DELETE FROM events WHERE position = 4", "later ones are missing"),
+        ("UPDATE runs SET last_event = 5", "later ones are missing"),
     ],
 )
 async def test_missing_rows_are_noticed(
@@ -263,6 +271,22 @@ async def test_missing_rows_are_noticed(
     await journal.forget("r")
     with pytest.raises(RunNotFoundError):
         await journal.record("r")
+
+
+async def test_a_missing_segment_is_noticed(journal: Any, database: Any) -> None:
+    await store(journal, "r", outcome="failed")
+    session, _ = await journal.open("r", wait=False, read=list)
+    session.append(RunResumed("r", 9.0, 20.0, {"a": (), "b": ("a",)}, {}))
+    await session.flush()
+    database.query("DELETE FROM events WHERE position = 5")
+    with pytest.raises(RunUnreadableError, match="later ones are missing"):
+        await journal.report("r")
+    session.append(RunFinished(9.5, "failed"))
+    await session.close()
+    database.query("DELETE FROM events WHERE position > 4")
+
+    with pytest.raises(RunUnreadableError, match="later ones are missing"):
+        await journal.report("r")
 
 
 async def test_missing_last_events_of_a_run_that_has_not_ended_are_not_noticed(
