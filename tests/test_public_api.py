@@ -43,6 +43,7 @@ PUBLIC = [
     "RunNotFoundError",
     "RunReport",
     "RunUnreadableError",
+    "Segment",
     "StepCancelledError",
     "StepContext",
     "StepCrashedError",

@@ -27,10 +27,17 @@ from asyncflow._core.errors import (
     JournalError,
     RunAlreadyActiveError,
     RunNotFoundError,
+    describe_error,
     escape_controls,
 )
 from asyncflow._core.report import RunReport
-from asyncflow._core.results import StepResult, StepStatus
+from asyncflow._core.results import (
+    Attempt,
+    StepResult,
+    StepStatus,
+    attempt_end,
+    latest_number,
+)
 from asyncflow._core.tracebacks import format_error
 from asyncflow.events import Event
 from asyncflow.live._theme import COLOURS, status_for_run
@@ -45,6 +52,7 @@ __all__ = [
     "USAGE",
     "CommandError",
     "explained_errors",
+    "format_earlier_attempts",
     "format_report",
     "format_tracebacks",
     "load_html_writer",
@@ -153,6 +161,35 @@ def format_tracebacks(report: RunReport, *, limit: int | None = None) -> str:
     return "\n\n".join(parts)
 
 
+def format_earlier_attempts(report: RunReport, *, limit: int = 20) -> str:
+    """Return how the attempts ended that ran before a run was resumed, but for reused steps.
+
+    Args:
+        report: The report of the run.
+        limit: How many attempts to list: the latest ones.
+    """
+    latest, lines = len(report.segments), list[tuple[float, str]]()
+    for result in report.values():
+        if not result.reused:
+            for each in (result, *(result.items or ())):
+                lines += [_earlier(each, one) for one in each.history if one.segment < latest]
+    if not lines:
+        return ""
+    lines.sort()
+    left_out = [f"  … {plural(len(lines) - limit, 'attempt')} more"] if lines[limit:] else []
+    return "\n".join(
+        ["Before the run was resumed:", *left_out, *[text for _, text in lines[-limit:]]]
+    )
+
+
+def _earlier(result: StepResult, attempt: Attempt) -> tuple[float, str]:
+    """Return when an attempt started, and the line that says how it ended."""
+    item = "" if attempt.item is None else f"[{attempt.item}]"
+    error = "" if attempt.error is None else f": {describe_error(attempt.error)}"
+    text = f"{result.step_name}{item}: attempt {attempt.number} {attempt_end(attempt)}{error}"
+    return attempt.started_ms, f"  {escape_controls(text)}"
+
+
 def _failures_by_end(result: StepResult) -> tuple[bool, float]:
     ended_ms = (result.started_ms or 0.0) + result.duration_ms
     return result.status is not StepStatus.FAILED, ended_ms
@@ -162,7 +199,7 @@ def _format_traceback(result: StepResult) -> str:
     assert result.error is not None
     name, verb = escape_controls(result.step_name), result.status.lower()
     # The attempts of a mapped step are those of all its items.
-    attempt = "" if result.items is not None else f", attempt {result.attempts}"
+    attempt = "" if result.items is not None else f", attempt {latest_number(result)}"
     return f"Step {name} {verb}{attempt}:\n{format_error(result.error)}"
 
 

@@ -31,7 +31,7 @@ from asyncflow._cli.output import (
     write_result,
 )
 from asyncflow._core.errors import RunAlreadyActiveError, escape_controls
-from asyncflow._views.event_text import duration
+from asyncflow._views.event_text import took
 from asyncflow.journal import RunRecord
 from asyncflow.journal._queries import RUN_STATUSES, RunFilter, listed_status, parse_time
 from asyncflow.live._theme import COLOURS, Theme, status_for_run, theme_for
@@ -137,7 +137,7 @@ def runs(
 
 
 def _as_json(record: RunRecord) -> dict[str, object]:
-    return {**asdict(record), "duration_s": record.duration_s}
+    return {**asdict(record), "duration_s": record.duration_s, "span_s": record.span_s}
 
 
 def _write_table(records: list[RunRecord]) -> None:
@@ -166,9 +166,14 @@ def _cells(record: RunRecord, theme: Theme) -> list[str]:
         escape_controls(record.run_id),
         f"{theme.symbols[status_for_run(status)]} {status}",
         started,
-        "" if record.duration_s is None else duration(record.duration_s * 1000),
+        _took(record),
         escape_controls(record.pipeline),
     ]
+
+
+def _took(record: RunRecord) -> str:
+    duration_s, span_s = record.duration_s, record.span_s
+    return "" if duration_s is None or span_s is None else took(duration_s * 1000, span_s * 1000)
 
 
 def _status(record: RunRecord) -> str:

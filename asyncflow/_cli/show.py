@@ -26,6 +26,7 @@ from asyncflow._cli.options import (
     targets_option,
 )
 from asyncflow._cli.output import (
+    format_earlier_attempts,
     format_report,
     format_tracebacks,
     plural,
@@ -39,7 +40,7 @@ from asyncflow._core.errors import escape_controls
 from asyncflow._core.report import RunReport
 from asyncflow._core.step import WorkflowStep
 from asyncflow._runtime.orchestrator import Orchestrator
-from asyncflow._views.event_text import describe_event
+from asyncflow._views.event_text import describe_event, took
 from asyncflow._views.run_view import RunView
 from asyncflow.events import RunStarted
 from asyncflow.journal import RunRecord, StoredEvent
@@ -196,8 +197,9 @@ def show(
     if not (timeline or events):
         write_result(format_report(shown.report))
         trace = format_tracebacks(shown.report)
-        if trace:
-            write_result(f"\n{trace}")
+        for part in (trace, format_earlier_attempts(shown.report)):
+            if part:
+                write_result(f"\n{part}")
 
 
 async def _read(journal: str, run: str) -> _ShownRun:
@@ -215,6 +217,8 @@ def _write_head(shown: _ShownRun) -> None:
     parts.append(f", started {datetime.fromtimestamp(record.started_at):%Y-%m-%d %H:%M:%S}")
     if resumed := len(view.segments) - 1:
         parts.append(f", resumed {plural(resumed, 'time')}")
+        spent = took(shown.report.total_duration_ms, shown.report.span_ms)
+        parts.append(f", took {spent}{' with pauses' if ' of ' in spent else ''}")
     if record.orphaned:
         parts.append(", orphaned: not finished, and no process runs it")
     write_result("".join(parts))

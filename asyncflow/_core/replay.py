@@ -9,7 +9,9 @@ Rules:
    it all that depends on it.
 4. An attempt that was running when a segment ended has crashed. In the next segment its step
    continues with the attempts that it has left.
-5. A secret output is replaced as it arrives. A result that was stored openly, and is secret now,
+5. No attempt is forgotten: a step keeps those of all segments, whatever the latest one does with
+   it. An item that the latest segment does not have leaves its attempts to its step.
+6. A secret output is replaced as it arrives. A result that was stored openly, and is secret now,
    is restored as it was and shown redacted.
 """
 
@@ -17,7 +19,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, TypeAlias
 
 from asyncflow._core.errors import IllegalEventError, StepCrashedError
 from asyncflow._core.graph import with_dependents
@@ -27,13 +29,16 @@ from asyncflow._core.results import (
     REDACTED,
     REDACTED_OUTPUT,
     Attempt,
+    AttemptEnd,
     Payload,
+    Segment,
     StepResult,
     StepStatus,
     blocks_dependents,
+    end_of,
 )
 from asyncflow._core.step_runs import Key, PendingAttempts
-from asyncflow._core.step_view import AttemptEnd, AttemptView, Block, StepView, end_of
+from asyncflow._core.step_view import AttemptView, Block, StepView
 from asyncflow.events import (
     AttemptFailed,
     AttemptStarted,
@@ -54,18 +59,10 @@ from asyncflow.events import (
     ThreadAbandoned,
 )
 
-__all__ = ["Segment", "StoredRun", "as_secret", "latest_steps", "with_outputs"]
+__all__ = ["StoredRun", "as_secret", "latest_steps", "with_outputs"]
 
 _Decode: TypeAlias = Callable[[str, Payload], Any]
 _UNSETTLED = (StepStatus.PENDING, StepStatus.RUNNING)
-
-
-class Segment(NamedTuple):
-    """What one process did of a run; this is when it began."""
-
-    at_ms: float
-    wall_time: float
-    """In seconds since the epoch (UTC)."""
 
 
 class StoredRun:
@@ -110,6 +107,8 @@ class StoredRun:
         self._is_whole = False
         """Whether it began with the first event, so that no attempt is unknown."""
         self._reasons: Mapping[str, str] = {}
+        self._earlier: dict[str, StepView] = {}
+        """Each step as the latest segment before this one left it that had the step."""
         self._settled: dict[Key, StepView] = {}
         """What earlier segments settled, as far as it holds."""
         self._pending: dict[Key, StepView] = {}
@@ -119,13 +118,10 @@ class StoredRun:
 
     @classmethod
     def from_report(cls, report: RunReport) -> StoredRun:
-        """Return the run as its report has it: a resumed one as if it had been resumed once."""
+        """Return the run as its report has it."""
         run = cls()
         run.run_id, run.pipeline = report.run_id, report.pipeline
-        run.segments.append(Segment(0.0, report.wall_time))
-        resumed_ms = _resumed_ms(report)
-        if resumed_ms is not None:
-            run.segments.append(Segment(resumed_ms, report.wall_time + resumed_ms / 1000))
+        run.segments = [*report.segments]
         run.at_ms = report.total_duration_ms
         run.outcome = None if report.outcome == "running" else report.outcome
         run.stop_reason, run.was_interrupted = report.stop_reason, report.outcome == "interrupted"
@@ -133,7 +129,10 @@ class StoredRun:
         run.dependencies = {name: result.depends_on for name, result in report.items()}
         run._lay_out(run.dependencies)
         run.steps = {
-            name: StepView.from_result(report[name], step.tier) for name, step in run.steps.items()
+            name: StepView.from_result(
+                report[name], step.tier, segment=len(run.segments), now_ms=run.at_ms
+            )
+            for name, step in run.steps.items()
         }
         run.counts = Counter(step.status for step in run.steps.values())
         return run
@@ -155,6 +154,7 @@ class StoredRun:
         for key, step in self._pending.items():
             self._crash(key, step)
         self._forget(event)
+        self._end_segment()
         self._begin(event, event.at_ms)
         self._reasons = event.rerun_reasons
         for name, why in self._reasons.items():
@@ -196,9 +196,16 @@ class StoredRun:
             if tier == len(tiers):
                 tiers.append([])
             tiers[tier].append(name)
-            steps[name] = StepView(
-                name, needed, tier, max_retries.get(name), secret=name in is_secret
+            step = steps[name] = StepView(
+                name,
+                needed,
+                tier,
+                max_retries.get(name),
+                name in is_secret,
+                segment=len(self.segments),
             )
+            if name in self._earlier:
+                step.carry(self._earlier[name])
         self.steps, self.tiers = steps, tiers
         self.counts = Counter({StepStatus.PENDING: len(steps)})
 
@@ -209,15 +216,19 @@ class StoredRun:
 
     def _on_run_finished(self, event: RunFinished) -> None:
         self.outcome, self.at_ms = event.outcome, event.at_ms
+        self.segments[-1] = self.segments[-1]._replace(ended_ms=event.at_ms)
         self.stop_reason = event.stop_reason or self.stop_reason
 
     # A step or an item.
 
     def _on_attempt_started(self, event: AttemptStarted) -> None:
         step = self._step(event)
-        if step.started_ms is None:
-            step.started_ms = event.at_ms
-        step.attempts.append(AttemptView(event.attempt, event.at_ms, event.queued_ms))
+        for each in self._with_owner((event.step, event.item), step):
+            each.begin_active(event.at_ms)
+            if each.started_ms is None:
+                each.started_ms = event.at_ms
+        attempt = AttemptView(event.attempt, event.at_ms, event.queued_ms, segment=step.segment)
+        step.attempts.append(attempt)
         self._move(step, StepStatus.RUNNING, event)
 
     def _on_attempt_failed(self, event: AttemptFailed) -> None:
@@ -227,8 +238,10 @@ class StoredRun:
 
     def _on_map_started(self, event: MapStarted) -> None:
         step = self.steps[event.step]
-        step.started_ms, step.item_count, step.attempts = event.at_ms, event.count, []
-        step.items, step.tally = {}, Counter()
+        if step.started_ms is None:
+            step.started_ms = event.at_ms
+            step.begin_active(event.at_ms)
+        step.items, step.tally, step.item_count = {}, Counter(), event.count
         self._move(step, StepStatus.RUNNING)
 
     def _on_step_succeeded(self, event: StepSucceeded) -> None:
@@ -265,8 +278,6 @@ class StoredRun:
         before = self._settled.get((event.step, event.item))
         if before is not None:
             _restore(step, before)
-        if event.item is not None:
-            _begin_no_later(self.steps[event.step], step)
         step.reused, step.rerun_reason = True, None
         self._note_stop(step, event.status)
         self._move(step, event.status, event)
@@ -277,8 +288,9 @@ class StoredRun:
             attempt.abandoned = True
 
     def _on_loop_blocked(self, event: LoopBlocked) -> None:
-        for attempt in reversed(self._step(event).attempts):
-            if attempt.number == event.attempt:
+        step = self._step(event)
+        for attempt in reversed(step.attempts):
+            if attempt.number == event.attempt and attempt.segment == step.segment:
                 block = Block(event.at_ms, event.blocked_ms, event.where)
                 attempt.blocks = (*attempt.blocks, block)
                 break
@@ -298,10 +310,13 @@ class StoredRun:
                 step.tier,
                 step.max_retries,
                 step.secret,
+                segment=step.segment,
             )
             step.tally[StepStatus.PENDING] += 1
+            before = step.former_items.pop(event.item, None)
+            if before is not None:
+                item.carry(before)
             self._continue((event.step, event.item), item)
-            _begin_no_later(step, item)
         return item
 
     def _close(
@@ -318,11 +333,32 @@ class StoredRun:
             raise IllegalEventError(event, f"the latest attempt is {number}")
         if attempt is None or attempt.ended_ms is not None:
             return None
-        attempt.ended_ms, attempt.end, attempt.error = event.at_ms, end, error
+        self._end_attempt((event.step, event.item), step, attempt, end, error, event.at_ms)
         return attempt
 
+    def _end_attempt(
+        self,
+        key: Key,
+        step: StepView,
+        attempt: AttemptView,
+        end: AttemptEnd,
+        error: BaseException | None,
+        at_ms: float,
+    ) -> None:
+        attempt.ended_ms, attempt.end, attempt.error = at_ms, end, error
+        for each in self._with_owner(key, step):
+            each.extend_active(at_ms)
+
+    def _with_owner(self, key: Key, step: StepView) -> tuple[StepView, ...]:
+        """Return a step or an item, and the step to which the item belongs."""
+        name, item = key
+        return (step,) if item is None else (step, self.steps[name])
+
     def _settle(self, step: StepView, status: StepStatus, event: Any) -> None:
-        if step.started_ms is not None:
+        step.end_active(event.at_ms)
+        if status is StepStatus.SKIPPED:
+            step.ended_ms = step.active[-1].ended_ms if step.active else None
+        elif step.started_ms is not None:
             step.ended_ms = event.at_ms
         self._note_stop(step, status)
         self._move(step, status, event)
@@ -371,15 +407,21 @@ class StoredRun:
         for key, step in self._all():
             if step.status not in _UNSETTLED:
                 pending.pop(key, None)
-            elif step.attempts:
+            elif step.latest is not None:
                 pending[key] = step
         return pending
 
     def _crash(self, key: Key, step: StepView) -> None:
         attempt = step.attempts[-1]
         if attempt.ended_ms is None:
-            attempt.ended_ms, attempt.end = self.at_ms, "crashed"
-            attempt.error = _crash_of(step)
+            self._end_attempt(key, step, attempt, "crashed", _crash_of(step), self.at_ms)
+
+    def _end_segment(self) -> None:
+        if self.segments:
+            self.segments[-1] = self.segments[-1]._replace(ended_ms=self.at_ms)
+        for _, step in self._all():
+            step.end_active(self.at_ms)
+        self._earlier.update(self.steps)
 
     def _forget(self, event: RunResumed) -> None:
         """Forget what does not hold any more now that the run resumes."""
@@ -399,7 +441,7 @@ class StoredRun:
         """Let a step or an item continue with the attempts of earlier segments, if it had any."""
         before = self._pending.get(key)
         if before is not None:
-            step.attempts, step.started_ms = [*before.attempts], before.started_ms
+            step.fresh_from = before.fresh_from
 
     # What resumption and reports read.
 
@@ -416,9 +458,10 @@ class StoredRun:
         return {key: self._attempts_left(key, step) for key, step in self._all_pending().items()}
 
     def _attempts_left(self, key: Key, step: StepView) -> PendingAttempts:
-        latest = step.attempts[-1]
-        history = [each.to_attempt() for each in step.attempts if each.ended_ms is not None]
-        crashes = sum(each.end == "crashed" for each in step.attempts)
+        series = step.attempts[step.fresh_from :]
+        latest = series[-1]
+        history = [each.to_attempt() for each in series if each.ended_ms is not None]
+        crashes = sum(each.end == "crashed" for each in series)
         if latest.ended_ms is None:
             crashes += 1
             duration_ms = self.at_ms - latest.started_ms
@@ -464,7 +507,16 @@ class StoredRun:
             pipeline=self.pipeline,
             inputs=inputs,
             outcome=self.outcome or "running",
+            segments=self.segments,
         )
+
+    def with_history(self, result: StepResult) -> StepResult:
+        """Return a result of the latest segment with what the replay knows of its step.
+
+        Args:
+            result: The result, with the outputs as the actions have returned them.
+        """
+        return _with_outputs_of(result, self.steps[result.step_name].to_result(self.at_ms))
 
 
 _RULES: dict[type, Callable[[StoredRun, Any], None]] = {
@@ -490,29 +542,32 @@ _ENDS_OF_UNFINISHED = {
 }
 
 
-def _begin_no_later(step: StepView, item: StepView) -> None:
-    """Let a mapped step begin no later than an item of it, which an earlier segment may have."""
-    if step.started_ms is not None and item.started_ms is not None:
-        step.started_ms = min(step.started_ms, item.started_ms)
-
-
 def _restore(step: StepView, before: StepView) -> None:
     """Give a step or an item the result that an earlier segment settled."""
-    step.attempts, step.started_ms, step.ended_ms = (
-        before.attempts,
-        before.started_ms,
-        before.ended_ms,
-    )
+    step.fresh_from, step.ended_ms = before.fresh_from, before.ended_ms
+    if step.started_ms is None:  # it was mapped, and had no items
+        step.started_ms, step.active = before.started_ms, [*before.active]
     step.output, step.error = before.output, before.error
     step.reason, step.on_purpose = before.reason, before.on_purpose
-    step.items, step.item_count, step.tally = before.items, before.item_count, before.tally
+    step.item_count, step.tally = before.item_count, before.tally
+    if before.items is not None:
+        step.items = {n: _restored_item(step, n, item) for n, item in before.items.items()}
     if step.secret:
         step.output = _redacted(before)
-        step.items = before.items and {
-            number: replace(item, output=_redacted(item), secret=True)
-            for number, item in before.items.items()
-        }
     step.secret = step.secret or before.secret
+
+
+def _restored_item(step: StepView, number: int, before: StepView) -> StepView:
+    """Return an item of a restored step, with all attempts that it has had."""
+    latest = step.former_items.pop(number, before)
+    if latest is before and not step.secret:
+        return before
+    item = replace(before, secret=before.secret or step.secret)
+    item.carry(latest)
+    item.fresh_from = before.fresh_from
+    if step.secret:
+        item.output = _redacted(before)
+    return item
 
 
 def _redacted(step: StepView) -> Any:
@@ -528,29 +583,17 @@ def _has_succeeded(step: StepView) -> bool:
 
 
 def _crash_of(step: StepView) -> StepCrashedError:
-    crashes = sum(attempt.end == "crashed" for attempt in step.attempts) + 1
+    series = step.attempts[step.fresh_from :]
+    crashes = sum(attempt.end == "crashed" for attempt in series) + 1
     return StepCrashedError(step.name, step.attempts[-1].number, crashes)
 
 
-def _resumed_ms(report: RunReport) -> float | None:
-    """Return a time before which a resumed run did all that it reused, and all that crashed."""
-    known = [each for each in report.values() if each.reused or each.rerun_reason is not None]
-    if not known:
-        return None
-    ends = [0.0]
-    for result in known:
-        for each in (result, *(result.items or ())):
-            view = StepView.from_result(each)
-            if each.reused:
-                ends.append(view.ended_ms or 0.0)
-            ends += [
-                attempt.ended_ms or 0.0
-                for attempt in view.attempts
-                # The items of a step that was resumed had attempts before it began again.
-                if attempt.end == "crashed"
-                or (each is not result and attempt.started_ms < (result.started_ms or 0.0))
-            ]
-    return max(ends)
+def _with_outputs_of(result: StepResult, known: StepResult) -> StepResult:
+    items = known.items
+    if items is not None:
+        pairs = zip(result.items or (), items, strict=True)
+        items = tuple([_with_outputs_of(*pair) for pair in pairs])
+    return replace(known, output=result.output, items=items)
 
 
 def latest_steps(events: Sequence[Event]) -> Mapping[str, tuple[str, ...]]:

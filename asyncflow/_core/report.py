@@ -13,21 +13,24 @@ from __future__ import annotations
 
 import importlib
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any, Literal, TypeVar, overload
 
 from asyncflow._core.errors import StepTimeoutError, describe_error, did_you_mean, escape_controls
 from asyncflow._core.results import (
     STATUS_SYMBOLS,
+    Segment,
     StepResult,
     StepStatus,
+    earlier_attempts,
+    latest_number,
     picklable_output,
     with_note,
 )
 from asyncflow.events import Outcome
 
-__all__ = ["RunReport", "critical_path", "to_mermaid"]
+__all__ = ["RunReport", "critical_path", "paused_ms", "to_mermaid"]
 
 
 T = TypeVar("T")
@@ -44,7 +47,8 @@ class RunReport(Mapping[str, StepResult]):
     Attributes:
         run_id: Identifies the run.
         wall_time: When the run started, in seconds since the epoch (UTC).
-        total_duration_ms: Milliseconds from the start of the run to its end.
+        total_duration_ms: For how many milliseconds its segments were running, in all; see
+            `span_ms`.
         stop_reason: Why the run stopped early, such as a failed step under ``fail_fast`` or the
             run's deadline; ``None`` if it did not.
         pipeline: What the pipeline is called, if it has a name.
@@ -55,6 +59,7 @@ class RunReport(Mapping[str, StepResult]):
 
     __slots__ = (
         "_by_name",
+        "_segments",
         "inputs",
         "outcome",
         "pipeline",
@@ -75,6 +80,7 @@ class RunReport(Mapping[str, StepResult]):
         pipeline: str = "",
         inputs: Mapping[str, Any] | None = None,
         outcome: Outcome | Literal["running"] | None = None,
+        segments: Sequence[Segment] = (),
     ) -> None:
         self.run_id = run_id
         self.total_duration_ms = total_duration_ms
@@ -82,6 +88,7 @@ class RunReport(Mapping[str, StepResult]):
         self.stop_reason = stop_reason
         self.pipeline = pipeline
         self.inputs = {} if inputs is None else inputs
+        self._segments = segments
         self._by_name = {result.step_name: result for result in results}
         self.outcome: Outcome | Literal["running"] = outcome or (
             "passed" if self.all_passed else "failed"
@@ -160,6 +167,23 @@ class RunReport(Mapping[str, StepResult]):
         )
 
     @property
+    def segments(self) -> tuple[Segment, ...]:
+        """What each process did of the run: one segment, and one more for each resumption."""
+        if self._segments:
+            return tuple(self._segments)
+        ended_ms = None if self.outcome == "running" else self.total_duration_ms
+        return (Segment(0.0, self.wall_time, ended_ms),)
+
+    @property
+    def span_ms(self) -> float:
+        """Milliseconds from the start of the run to the end of its last segment.
+
+        Unlike ``total_duration_ms``, it includes the pauses between segments, in which no process
+        ran the run. These are by wall clock: where that was set back, a pause counts as none.
+        """
+        return self.total_duration_ms + paused_ms(self.segments)
+
+    @property
     def critical_path(self) -> list[str]:
         """The names of the chain of dependent steps that took longest in all, in order.
 
@@ -214,10 +238,11 @@ class RunReport(Mapping[str, StepResult]):
             raise ExceptionGroup(f"{len(errors)} steps of run {run_id} failed", errors)
 
     def __str__(self) -> str:
+        segment = len(self.segments)
         return "\n".join(
             [
                 f"Pipeline {self.outcome.upper()}",
-                *map(_line, self._by_name.values()),
+                *[_line(result, segment) for result in self._by_name.values()],
                 f"Total: {self.total_duration_ms:.0f}ms",
             ]
         )
@@ -236,6 +261,7 @@ class RunReport(Mapping[str, StepResult]):
             pipeline=self.pipeline,
             inputs={name: picklable_output(value) for name, value in self.inputs.items()},
             outcome=self.outcome,
+            segments=self.segments,
         )
         return made, ()
 
@@ -301,12 +327,12 @@ def _has_failed(result: StepResult) -> bool:
 
 def _error_with_note(result: StepResult, run_id: str) -> Exception:
     # The attempts of a mapped step are those of its items.
-    attempt = "" if result.items is not None else f", attempt {result.attempts},"
+    attempt = "" if result.items is not None else f", attempt {latest_number(result)},"
     note = f"in step {result.step_name!r}{attempt} of run {run_id}"
     return with_note(result, note)
 
 
-def _line(result: StepResult) -> str:
+def _line(result: StepResult, segment: int) -> str:
     parts = [
         f"[{result.status:<7}] {escape_controls(result.step_name)} "
         f"({result.attempts} attempt(s), {result.duration_ms:.0f}ms)"
@@ -319,7 +345,17 @@ def _line(result: StepResult) -> str:
         parts.append("reused")
     elif result.rerun_reason is not None and result.status is not StepStatus.SKIPPED:
         parts.append(f"run again because {escape_controls(result.rerun_reason)}")
-    return ": ".join(parts)
+    line, earlier = ": ".join(parts), 0 if result.reused else earlier_attempts(result, segment)
+    if not earlier:
+        return line
+    attempts = "1 attempt" if earlier == 1 else f"{earlier} attempts"
+    return f"{line}{';' if parts[1:] else ':'} {attempts} before the run was resumed"
+
+
+def paused_ms(segments: Sequence[Segment]) -> float:
+    """Return for how many milliseconds no process ran a run, between its segments in all."""
+    first, last = segments[0], segments[-1]
+    return max((last.wall_time - first.wall_time) * 1000 - (last.at_ms - first.at_ms), 0.0)
 
 
 def critical_path(results: Iterable[StepResult]) -> list[str]:

@@ -12,25 +12,34 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from itertools import repeat
-from typing import Any, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 from asyncflow._core.errors import RestoredError, safe_text
 from asyncflow._core.record import replace
 from asyncflow._core.results import (
     Attempt,
     RestoredOutput,
+    Segment,
     StepResult,
     StepStatus,
     to_restored_error,
     visible_output,
 )
 
+if TYPE_CHECKING:
+    from asyncflow._core.report import RunReport
+
 __all__ = ["dump", "load"]
 
 
-def dump(report: object, indent: int | None) -> str:
+_VERSION = 2
+"""1 had no version, no segments, and no attempts of earlier ones."""
+
+
+def dump(report: RunReport, indent: int | None) -> str:
     """Return the JSON text of a report."""
-    return json.dumps(_to_json(_REPORT, report), indent=indent, allow_nan=False)
+    document = {"version": _VERSION, **_to_json(_REPORT, report), "span_ms": report.span_ms}
+    return json.dumps(document, indent=indent, allow_nan=False)
 
 
 def load(text: str | bytes) -> dict[str, Any]:
@@ -40,7 +49,11 @@ def load(text: str | bytes) -> dict[str, Any]:
         ValueError: The text is not JSON, or not that of a report.
     """
     try:
-        return _from_json(_REPORT, _OBJECT.read(json.loads(text), "it"))
+        document = _OBJECT.read(json.loads(text), "it")
+        if _WHOLE.read(document.get("version", 1), "version") > _VERSION:
+            problem = f"is {document['version']}, and this asyncflow reads up to {_VERSION}"
+            raise _refusal("version", f"{problem}: upgrade it")
+        return _from_json(_REPORT, document)
     except RecursionError:
         raise _refusal("it", "is nested too deep") from None
 
@@ -50,6 +63,8 @@ class _Kind(NamedTuple):
 
     write: Callable[[Any], object]
     read: Callable[[Any, str], Any]
+    default: Any = ...
+    """What stands for it where an earlier asyncflow did not write it; an ellipsis for nothing."""
 
 
 _Table: TypeAlias = Mapping[str, _Kind | None]
@@ -72,6 +87,8 @@ def _from_json(table: _Table, document: dict[str, Any], where: str = "") -> dict
     for name, kind in table.items():
         if kind is None:
             values[name] = _output_from_json(document, where)
+        elif kind.default is not ... and name not in document:
+            values[name] = kind.default
         else:
             values[name] = kind.read(_value(document, name, where), where + name)
     return values
@@ -135,6 +152,7 @@ def _plain(words: str, *types: type) -> _Kind:
 _TEXT = _plain("text", str)
 _TEXT_OR_NULL = _plain("text or null", str, type(None))
 _WHOLE = _plain("a whole number", int)
+_WHOLE_OR_NULL = _plain("a whole number or null", int, type(None))
 _NUMBER = _plain("a number", float, int)
 _NUMBER_OR_NULL = _plain("a number or null", float, int, type(None))
 _FLAG = _plain("true or false", bool)
@@ -196,6 +214,9 @@ _ATTEMPT: _Table = {
     "duration_ms": _NUMBER,
     "error": _ERROR,
     "queued_ms": _NUMBER,
+    "segment": _WHOLE._replace(default=1),
+    "cancelled": _FLAG._replace(default=False),
+    "item": _WHOLE_OR_NULL._replace(default=None),
 }
 
 
@@ -241,6 +262,9 @@ _RESULT: _Table = {
 }
 
 
+_SEGMENT: _Table = {"at_ms": _NUMBER, "wall_time": _NUMBER, "ended_ms": _NUMBER_OR_NULL}
+
+
 def _inputs_to_json(inputs: Mapping[str, object]) -> dict[str, object]:
     return {name: _output_to_json(value) for name, value in inputs.items()}
 
@@ -261,4 +285,7 @@ _REPORT: _Table = {
     "outcome": _one_of(("passed", "failed", "interrupted", "running")),
     "inputs": _Kind(_inputs_to_json, _inputs_from_json),
     "results": _RESULTS,
+    "segments": _list_of(_object(_SEGMENT, lambda fields, _: Segment(**fields)))._replace(
+        default=()
+    ),
 }

@@ -14,9 +14,9 @@ import enum
 import traceback
 from collections.abc import Mapping
 from contextlib import suppress
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple, TypeAlias
 
-from asyncflow._core.errors import RestoredError, safe_text
+from asyncflow._core.errors import RestoredError, StepCrashedError, StepTimeoutError, safe_text
 from asyncflow._core.record import record, show, values_by_name
 
 __all__ = [
@@ -24,16 +24,25 @@ __all__ = [
     "REDACTED_OUTPUT",
     "STATUS_SYMBOLS",
     "Attempt",
+    "AttemptEnd",
     "Payload",
     "RestoredOutput",
+    "Segment",
     "StepResult",
     "StepStatus",
+    "attempt_end",
     "blocks_dependents",
+    "earlier_attempts",
+    "end_of",
+    "latest_number",
     "picklable_output",
     "to_restored_error",
     "visible_output",
     "with_note",
 ]
+
+AttemptEnd: TypeAlias = Literal["succeeded", "failed", "timed out", "cancelled", "crashed"]
+"""How an attempt ended; it crashed if its process died or its journal failed."""
 
 
 class StepStatus(enum.StrEnum):
@@ -88,18 +97,36 @@ REDACTED_OUTPUT = RestoredOutput("redacted")
 """Stands for a secret output."""
 
 
+class Segment(NamedTuple):
+    """What one process did of a run: from the start of the run, or a resumption, to its end.
+
+    The clock of a run stands still between two segments: ``at_ms`` of one is ``ended_ms`` of the
+    one before. By wall clock, there is a pause.
+    """
+
+    at_ms: float
+    """When it began, in milliseconds since the start of the run."""
+    wall_time: float
+    """The same in seconds since the epoch (UTC)."""
+    ended_ms: float | None = None
+    """When it ended; ``None`` for a segment whose run has not ended. A segment whose process died
+    lasted until its latest event."""
+
+
 @record
 class Attempt:
-    """One attempt of a step.
+    """One attempt of a step. ``segment`` and ``number`` identify it.
 
     Attempts are equal if their fields are. An error that raises when it is compared equals only
     itself.
     """
 
     number: int
-    """Counted from 1."""
+    """Counted from 1. In a resumed run, a step whose attempt did not finish counts on; one that
+    begins anew counts from 1 again."""
     started_ms: float
-    """Milliseconds from the start of the run to the start of the attempt."""
+    """Milliseconds from the start of the run to the start of the attempt, without the pauses
+    between segments."""
     duration_ms: float
     """Milliseconds from its start to its end, its clean-up included."""
     error: BaseException | None
@@ -108,6 +135,13 @@ class Attempt:
     queued_ms: float = 0.0
     """Milliseconds that it waited for a pool, for ``max_concurrency``, for a thread or a process,
     just before its start. They are no part of ``duration_ms``."""
+    segment: int = 1
+    """The segment of the run in which it ran, counted from 1: see `RunReport.segments`."""
+    cancelled: bool = False
+    """Whether it was cancelled because the run stopped."""
+    item: int | None = None
+    """In the history of a step, the item whose attempt this was in an earlier segment, if the
+    latest segment does not have that item; otherwise ``None``."""
 
     def __reduce__(self) -> tuple[object, ...]:
         values = values_by_name(self) | {"error": _picklable_error(self.error)}
@@ -126,16 +160,18 @@ class StepResult:
     """The name of the step. That of an item of a mapped step has its index: ``fetch[3]``."""
     status: StepStatus
     attempts: int = 0
-    """How many attempts were started. For a mapped step, those of its items in all."""
+    """How many attempts were started, in all segments of the run. For a mapped step, those of its
+    items in all."""
     duration_ms: float = 0.0
-    """Milliseconds from the start of the first attempt to the end of the last one, the waits
-    between them included."""
+    """Milliseconds from the start of the first attempt to the end of the step, the waits between
+    attempts included. In a resumed run, the sum over the segments in which the step ran: what lies
+    between its last attempt in one and its first in the next doesn't count."""
     output: Any = None
     """What the action returned."""
     error: BaseException | None = None
     """The exception as the step raised it, with its traceback and so with the local variables of
     its frames; ``None`` on success. For a cancelled step, what its clean-up raised or what its
-    last attempt failed with, if anything."""
+    last attempt failed with, if anything. `history` has the errors of all attempts."""
     reason: str | None = None
     """Why a step was skipped or cancelled."""
     started_ms: float | None = None
@@ -171,16 +207,27 @@ class StepResult:
 
     @property
     def history(self) -> tuple[Attempt, ...]:
-        """Each attempt with its own figures, in order.
+        """Each attempt that has ended, with its own figures, in order.
 
-        Empty for a step that never started, and for a mapped step, whose ``items`` have the
-        attempts.
+        In a resumed run, those of all segments, also of a step that the latest segment skipped.
+        Empty for a step that never started. For a mapped step, ``items`` have the attempts; here
+        are only those of items that the latest segment does not have.
         """
         if self.recorded is not None:
             return self.recorded
         if self.started_ms is None:
             return ()
-        return (Attempt(1, self.started_ms, self.duration_ms, self.error, self.queued_ms),)
+        cancelled = self.status is StepStatus.CANCELLED and end_of(self.error) != "timed out"
+        return (
+            Attempt(
+                1,
+                self.started_ms,
+                self.duration_ms,
+                self.error,
+                self.queued_ms,
+                cancelled=cancelled,
+            ),
+        )
 
     def __repr__(self) -> str:
         values = values_by_name(self) | {"output": visible_output(self)}
@@ -199,6 +246,36 @@ def blocks_dependents(status: StepStatus, on_purpose: bool) -> bool:
     if status is StepStatus.SKIPPED:
         return not on_purpose
     return status in (StepStatus.FAILED, StepStatus.CANCELLED)
+
+
+def end_of(error: BaseException | None) -> AttemptEnd:
+    """Return how an attempt ended that failed with an error."""
+    name = error.type_name if isinstance(error, RestoredError) else type(error).__name__
+    name = name.rpartition(".")[2]
+    if name == StepTimeoutError.__name__:
+        return "timed out"
+    return "crashed" if name == StepCrashedError.__name__ else "failed"
+
+
+def attempt_end(attempt: Attempt) -> AttemptEnd:
+    """Return how an attempt ended."""
+    if attempt.cancelled:
+        return "cancelled"
+    return "succeeded" if attempt.error is None else end_of(attempt.error)
+
+
+def latest_number(result: StepResult) -> int:
+    """Return the number of the latest attempt of a step that has ended; 0 if there is none."""
+    history = result.history
+    return history[-1].number if history else result.attempts
+
+
+def earlier_attempts(result: StepResult, segment: int) -> int:
+    """Return how many attempts of a step, and of its items, ran before a segment."""
+    if segment == 1:
+        return 0
+    items = sum([earlier_attempts(item, segment) for item in result.items or ()])
+    return items + sum([attempt.segment < segment for attempt in result.history])
 
 
 def visible_output(result: StepResult) -> object:

@@ -133,6 +133,7 @@ def resume(
         results,
         pending_attempts,
         event.rerun_reasons,
+        replay=run,
     )
     return event, checkpoint
 

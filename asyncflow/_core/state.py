@@ -97,6 +97,7 @@ class RunState:
     ) -> None:
         self._plan = plan
         self._checkpoint = checkpoint
+        self._replay = None if checkpoint is None else checkpoint.replay
         self._begun = frozenset() if checkpoint is None else checkpoint.steps_begun()
         self._index = plan.index
         self._fail_fast = fail_fast
@@ -163,6 +164,8 @@ class RunState:
         rule = _STEP_RULES.get(type(event))
         if rule is None:
             _RUN_RULES[type(event)](self, event)
+            if self._replay is not None and type(event) is not RunResumed:
+                self._replay.apply(event)
             return
         allowed, fold = rule
         phases = self._phases
@@ -183,6 +186,8 @@ class RunState:
             self._results[node] = result
         if self.is_limited:
             self.queue.moved(node, before, phases[node])
+        if self._replay is not None:
+            self._replay.apply(event)
         if result is None:
             return
         if node in self.attempt_log.remarks:
@@ -468,18 +473,24 @@ class RunState:
         return "failed" if self._readiness.failed_by else "passed"
 
     def report(self) -> RunReport:
-        """Return the report of the run, which must have finished."""
+        """Return the report of the run, which must have finished.
+
+        For a resumed run it has the history that the replay knows, so it equals what the journal
+        tells afterwards.
+        """
         assert self._started is not None
         assert self._finished is not None
+        results, replay = filter(None, map(self.result, self._plan.order)), self._replay
         return RunReport(
             self._started.run_id,
-            filter(None, map(self.result, self._plan.order)),
+            results if replay is None else map(replay.with_history, results),
             total_duration_ms=self._finished.at_ms,
             wall_time=self._started.wall_time,
             stop_reason=self.stop_reason,
             pipeline=self._started.pipeline,
             inputs=self._started.inputs,
             outcome=self._finished.outcome,
+            segments=() if replay is None else replay.segments,
         )
 
 

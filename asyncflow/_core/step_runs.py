@@ -8,12 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from enum import IntEnum
-from typing import Any, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 from asyncflow._core.errors import IllegalEventError, StepCrashedError
 from asyncflow._core.graph import DependencyView, Plan
 from asyncflow._core.record import made_by, record, replace
-from asyncflow._core.results import Attempt, StepResult, StepStatus
+from asyncflow._core.results import Attempt, StepResult, StepStatus, end_of
 from asyncflow.events import (
     AttemptFailed,
     AttemptStarted,
@@ -26,6 +26,9 @@ from asyncflow.events import (
     StepSucceeded,
     ThreadAbandoned,
 )
+
+if TYPE_CHECKING:
+    from asyncflow._core.replay import StoredRun
 
 __all__ = [
     "IN_FLIGHT",
@@ -76,6 +79,8 @@ class Checkpoint:
     """What the pipeline is called."""
     inputs: Mapping[str, Any] = made_by(default_factory=dict)
     """All inputs of the run, with a stand-in for each secret one."""
+    replay: StoredRun | None = None
+    """The replay of the run, up to the `RunResumed` with which it continues."""
 
     def steps_begun(self) -> frozenset[str]:
         """The steps that continue: they, or items of theirs, had started."""
@@ -398,8 +403,8 @@ class AttemptLog:
             started_ms,
             (),
             self._step_runs.depends_on(step),
-            queued_ms=sum(result.queued_ms for result in items),
-            loop_blocked_ms=sum(result.loop_blocked_ms for result in items),
+            queued_ms=sum((result.queued_ms for result in items), start=0.0),
+            loop_blocked_ms=sum((result.loop_blocked_ms for result in items), start=0.0),
             abandoned=any(result.abandoned for result in items),
             items=tuple(items),
             secret=status is StepStatus.SUCCESS and self._step_runs.steps[step].secret,
@@ -422,4 +427,7 @@ def _attempt(
     started: AttemptStarted, end: StepEnd | AttemptFailed, error: BaseException | None
 ) -> Attempt:
     duration_ms = end.at_ms - started.at_ms
-    return Attempt(end.attempt, started.at_ms, duration_ms, error, started.queued_ms)
+    cancelled = isinstance(end, StepCancelled) and end_of(error) != "timed out"
+    return Attempt(
+        end.attempt, started.at_ms, duration_ms, error, started.queued_ms, cancelled=cancelled
+    )

@@ -1,26 +1,30 @@
 """What is known of one step, or of one item of a mapped step, at some moment of its run.
 
 The replay of a run (`StoredRun`) changes these records event by event, and every display reads
-them. Times are milliseconds since the run started.
+them. Times are milliseconds since the run started; between two segments they stand still.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
-from typing import Any, Literal, NamedTuple, TypeAlias
+from collections.abc import Iterable, Iterator
+from typing import Any, NamedTuple
 
-from asyncflow._core.errors import RestoredError, StepCrashedError, StepTimeoutError
-from asyncflow._core.record import made_by, record
-from asyncflow._core.results import Attempt, StepResult, StepStatus, visible_output
+from asyncflow._core.record import made_by, record, replace
+from asyncflow._core.results import (
+    Attempt,
+    AttemptEnd,
+    StepResult,
+    StepStatus,
+    attempt_end,
+    visible_output,
+)
 
-__all__ = ["AttemptEnd", "AttemptView", "Block", "StepView", "end_of"]
+__all__ = ["ActiveTime", "AttemptView", "Block", "StepView"]
 
-AttemptEnd: TypeAlias = Literal["succeeded", "failed", "timed out", "cancelled", "crashed"]
-"""How an attempt ended; it crashed if its process died or its journal failed."""
-
-_NO_ITEMS: Counter[StepStatus] = Counter()
-"""Never changed, so that a plain step needs no tally of its own."""
+_NO_TALLY: Counter[StepStatus] = Counter()
+_NO_ITEMS: dict[int, Any] = {}
+"""Neither is ever changed, so that a plain step needs none of its own."""
 _ROUNDING_MS = 1e-6
 """By how much a sum of times may differ from the time that it stands for."""
 
@@ -36,11 +40,24 @@ class Block(NamedTuple):
 
 
 @record(frozen=False)
+class ActiveTime:
+    """The time for which a step, or an item, ran in one segment."""
+
+    segment: int
+    started_ms: float
+    """When its first attempt there started; for a mapped step, the first one of its items."""
+    latest_ms: float
+    """When its latest attempt there ended, so far as one has."""
+    ended_ms: float | None = None
+    """When it ended there, or the segment did; ``None`` while it runs."""
+
+
+@record(frozen=False)
 class AttemptView:
-    """One attempt."""
+    """One attempt. Its segment and its number identify it."""
 
     number: int
-    """Counted from 1."""
+    """Counted from 1; see `Attempt.number`."""
     started_ms: float
     queued_ms: float = 0.0
     """How long it was queued for a pool or for ``max_concurrency`` just before its start."""
@@ -53,11 +70,34 @@ class AttemptView:
     abandoned: bool = False
     """Whether its thread outlived it."""
     blocks: tuple[Block, ...] = ()
+    segment: int = 1
+    """The segment in which it ran, counted from 1."""
 
-    def to_attempt(self) -> Attempt:
+    @classmethod
+    def from_attempt(cls, attempt: Attempt) -> AttemptView:
+        """Return what a result says of an attempt, which has ended."""
+        return cls(
+            attempt.number,
+            attempt.started_ms,
+            attempt.queued_ms,
+            attempt.started_ms + attempt.duration_ms,
+            attempt_end(attempt),
+            attempt.error,
+            segment=attempt.segment,
+        )
+
+    def to_attempt(self, item: int | None = None) -> Attempt:
         """Return the attempt, which has ended, as a result has it."""
-        duration_ms = (self.ended_ms or 0.0) - self.started_ms
-        return Attempt(self.number, self.started_ms, duration_ms, self.error, self.queued_ms)
+        return Attempt(
+            self.number,
+            self.started_ms,
+            (self.ended_ms or 0.0) - self.started_ms,
+            self.error,
+            self.queued_ms,
+            self.segment,
+            self.end == "cancelled",
+            item,
+        )
 
 
 @record(frozen=False)
@@ -75,8 +115,9 @@ class StepView:
     """Whether its output must not be shown; then `output` is a stand-in."""
     status: StepStatus = StepStatus.PENDING
     attempts: list[AttemptView] = made_by(default_factory=list)
-    """Empty for a mapped step, whose `items` have them."""
+    """Those of all segments, in order; of a mapped step, its `items` have them."""
     started_ms: float | None = None
+    """When its first attempt started, in whatever segment that was."""
     ended_ms: float | None = None
     output: Any = None
     error: BaseException | None = None
@@ -92,15 +133,36 @@ class StepView:
     """The items that have begun, by number; ``None`` if it is not mapped, or has not begun."""
     item_count: int | None = None
     """How many items there are, if that is known before the last one has begun."""
-    tally: Counter[StepStatus] = made_by(default_factory=lambda: _NO_ITEMS)
+    tally: Counter[StepStatus] = made_by(default_factory=lambda: _NO_TALLY)
     """How many items have which status."""
+    segment: int = 1
+    """The segment of the run that this is about, counted from 1."""
+    fresh_from: int = 0
+    """How many of its attempts came before it began anew: those don't count against
+    ``max_retries``."""
+    active: list[ActiveTime] = made_by(default_factory=list)
+    """When it ran, by segment."""
+    former_items: dict[int, StepView] = made_by(default_factory=lambda: _NO_ITEMS)
+    """The items of earlier segments that this one does not have, or not yet, by number."""
 
     @classmethod
-    def from_result(cls, result: StepResult, tier: int = 0) -> StepView:
-        """Return what a result says of a step, which is less than its events did."""
+    def from_result(
+        cls, result: StepResult, tier: int = 0, *, segment: int = 1, now_ms: float = 0.0
+    ) -> StepView:
+        """Return what a result says of a step, which is less than its events did.
+
+        Args:
+            result: The result.
+            tier: The tier of the step.
+            segment: The segment of the run that it is about.
+            now_ms: The present, if the step has not ended.
+        """
         items = None
         if result.items is not None:
-            items = {at: cls.from_result(item, tier) for at, item in enumerate(result.items)}
+            items = {
+                at: cls.from_result(item, tier, segment=segment, now_ms=now_ms)
+                for at, item in enumerate(result.items)
+            }
         view = cls(
             result.step_name,
             result.depends_on,
@@ -115,16 +177,15 @@ class StepView:
             reused=result.reused,
             rerun_reason=result.rerun_reason,
             items=items,
+            segment=segment,
         )
         if items is not None:
             view.item_count = len(items)
             view.tally = Counter(item.status for item in items.values())
-        if result.started_ms is not None and result.status is not StepStatus.RUNNING:
-            # Times are rounded sums: a step does not end before what belongs to it.
-            within = [attempt.started_ms for attempt in result.history[-1:]]
-            within += [item.ended_ms or 0.0 for item in (items or {}).values()]
-            view.ended_ms = max(result.started_ms + result.duration_ms, *within, 0.0)
-        view.attempts = _attempts_of(result, view.ended_ms)
+        view._add_attempts(result.history)
+        if result.started_ms is not None:
+            view._add_times(result, result.started_ms, now_ms)
+        view.fresh_from = view._begin_of_series()
         if view.attempts:
             latest = view.attempts[-1]
             latest.abandoned = result.abandoned
@@ -133,6 +194,75 @@ class StepView:
                 latest.blocks = (Block(at_ms, result.loop_blocked_ms, ""),)
         return view
 
+    def _add_attempts(self, history: Iterable[Attempt]) -> None:
+        items: dict[int, StepView] = {}
+        for attempt in history:
+            attempts = self.attempts
+            if attempt.item is not None:
+                name = f"{self.name}[{attempt.item}]"
+                item = items.setdefault(attempt.item, StepView(name, tier=self.tier))
+                attempts = item.attempts
+            view = AttemptView.from_attempt(attempt)
+            before = attempts[-1] if attempts else None
+            if before is not None and before.segment == view.segment:
+                before.ended_ms = min(before.ended_ms or 0.0, view.started_ms)
+                if before.end != "crashed":
+                    wait_ms = view.started_ms - view.queued_ms - before.ended_ms
+                    before.retry_in_ms = max(wait_ms, 0.0)
+            attempts.append(view)
+        if items:
+            self.former_items = items
+
+    def _add_times(self, result: StepResult, started_ms: float, now_ms: float) -> None:
+        """Add when the step ran, and when it ended."""
+        is_running = result.status is StepStatus.RUNNING
+        if is_running and result.attempts > self.attempt_count:
+            self._add_running(result, started_ms, now_ms)
+        times = self._times_of_attempts() or [ActiveTime(self.segment, started_ms, started_ms)]
+        times[0].started_ms = started_ms
+        *before, last = times
+        for each in before:
+            each.ended_ms = each.latest_ms
+        ended_ms = None
+        if not (is_running and last.segment == self.segment):
+            # Times are rounded sums: a step does not end before what belongs to it.
+            ended_ms = last.started_ms + result.duration_ms - _total_ms(before)
+            ended_ms = max(ended_ms, last.latest_ms)
+        last.ended_ms, self.active = ended_ms, times
+        self.ended_ms = None if is_running else ended_ms
+        if self.attempts and self.attempts[-1].segment == last.segment:
+            _end_with_step(self.attempts[-1], ended_ms)
+
+    def _add_running(self, result: StepResult, started_ms: float, now_ms: float) -> None:
+        """Add the attempt that runs, which is not in the history; its start is an estimate."""
+        times = self._times_of_attempts()
+        if times and times[-1].segment == self.segment:
+            started_ms = max(started_ms, times[-1].latest_ms)
+        elif times:
+            started_ms = now_ms - result.duration_ms + _total_ms(times)
+        number, before = 1, self.attempts[-1] if self.attempts else None
+        if before is not None and (before.segment == self.segment or before.end == "crashed"):
+            number = before.number + 1
+        self.attempts.append(AttemptView(number, started_ms, segment=self.segment))
+
+    def _times_of_attempts(self) -> list[ActiveTime]:
+        times: dict[int, ActiveTime] = {}
+        for attempt in self.all_attempts():
+            started_ms, number = attempt.started_ms, attempt.segment
+            ended_ms = started_ms if attempt.ended_ms is None else attempt.ended_ms
+            known = times.get(number, ActiveTime(number, started_ms, ended_ms))
+            times[number] = ActiveTime(
+                number, min(known.started_ms, started_ms), max(known.latest_ms, ended_ms)
+            )
+        return [times[number] for number in sorted(times)]
+
+    def _begin_of_series(self) -> int:
+        """Return how many attempts came before those that count against ``max_retries``."""
+        if self.status in (StepStatus.PENDING, StepStatus.SKIPPED) and not self.reused:
+            return len(self.attempts)
+        first = (at for at, each in reversed([*enumerate(self.attempts)]) if each.number == 1)
+        return next(first, 0)
+
     def to_result(self, now_ms: float) -> StepResult:
         """Return the result of the step, or what can be said of it before it has one.
 
@@ -140,18 +270,12 @@ class StepView:
             now_ms: The present, if the step has not ended.
         """
         items = None
-        attempts, queued_ms, blocked_ms = len(self.attempts), self.queued_ms, self.blocked_ms
-        if self.attempts:
-            attempts = self.attempts[-1].number
         if self.items is not None:
             items = tuple([self.items[number].to_result(now_ms) for number in sorted(self.items)])
-            attempts = sum(item.attempts for item in items)
-            queued_ms = sum(item.queued_ms for item in items)
-            blocked_ms = sum(item.loop_blocked_ms for item in items)
         return StepResult(
             self.name,
             self.status,
-            attempts,
+            self.attempt_count,
             self.duration_ms(now_ms) or 0.0,
             self.output,
             self.error,
@@ -159,8 +283,8 @@ class StepView:
             self.started_ms,
             self._recorded(),
             self.depends_on,
-            queued_ms,
-            blocked_ms,
+            self.queued_ms,
+            self.blocked_ms,
             self.abandoned,
             self.on_purpose,
             items,
@@ -172,16 +296,26 @@ class StepView:
     def _recorded(self) -> tuple[Attempt, ...] | None:
         """Return its attempts that have ended; ``None`` for one that says what the result says."""
         ended = [attempt for attempt in self.attempts if attempt.ended_ms is not None]
-        if len(ended) == 1 and self.ended_ms is not None:
-            only = ended[0]
-            if only.retry_in_ms is None and only.end != "crashed":
-                return None
-        return tuple([attempt.to_attempt() for attempt in ended])
+        if len(ended) == 1 and not self.former_items and self._says_all(ended[0]):
+            return None
+        history = [attempt.to_attempt() for attempt in ended]
+        for number, item in self.former_items.items():
+            history += [each.to_attempt(number) for each in item.attempts]
+        history.sort(key=lambda attempt: (attempt.segment, attempt.started_ms))
+        return tuple(history)
+
+    def _says_all(self, only: AttemptView) -> bool:
+        return (
+            (only.segment, only.number, only.ended_ms) == (1, 1, self.ended_ms)
+            and only.error is self.error
+            and only.retry_in_ms is None
+            and only.end != "crashed"
+        )
 
     @property
     def latest(self) -> AttemptView | None:
-        """The latest attempt, if there was one."""
-        return self.attempts[-1] if self.attempts else None
+        """The latest attempt, if there was one since it began, or began anew."""
+        return self.attempts[-1] if len(self.attempts) > self.fresh_from else None
 
     @property
     def retry_at_ms(self) -> float | None:
@@ -193,6 +327,11 @@ class StepView:
             return None
         return latest.ended_ms + latest.retry_in_ms
 
+    def all_attempts(self) -> Iterator[AttemptView]:
+        """Return its attempts in all segments, and those of its items, also of former ones."""
+        for each in self._runs():
+            yield from each.attempts
+
     @property
     def attempt_count(self) -> int:
         """How many attempts were started, those of its items included."""
@@ -201,24 +340,27 @@ class StepView:
     @property
     def queued_ms(self) -> float:
         """How long its attempts were queued in all, those of its items included."""
-        return sum((one.queued_ms for each in self._runs() for one in each.attempts), start=0.0)
+        queued = (sum(one.queued_ms for one in each.attempts) for each in self._runs())
+        return sum(queued, start=0.0)
 
     @property
     def blocked_ms(self) -> float:
         """How long it blocked the event loop in all, as far as that was noticed."""
-        attempts = (attempt for each in self._runs() for attempt in each.attempts)
-        return sum((block.blocked_ms for each in attempts for block in each.blocks), start=0.0)
+        blocks = (block for attempt in self.all_attempts() for block in attempt.blocks)
+        return sum((block.blocked_ms for block in blocks), start=0.0)
 
     @property
     def abandoned(self) -> bool:
         """Whether a thread outlived its attempt, or that of one of its items."""
-        return any(attempt.abandoned for each in self._runs() for attempt in each.attempts)
+        return any(attempt.abandoned for attempt in self.all_attempts())
 
     def _runs(self) -> Iterable[StepView]:
-        return (self,) if self.items is None else self.items.values()
+        if not self.items and not self.former_items:
+            return (self,)
+        return (self, *self.former_items.values(), *(self.items or {}).values())
 
     def duration_ms(self, now_ms: float) -> float | None:
-        """Return for how long it has run, waits between attempts included.
+        """Return for how long it has run, waits between attempts included: see `StepResult`.
 
         Args:
             now_ms: The present, if it has not ended.
@@ -228,54 +370,59 @@ class StepView:
         """
         if self.started_ms is None:
             return None
-        return max((now_ms if self.ended_ms is None else self.ended_ms) - self.started_ms, 0.0)
+        return _total_ms(self.active, now_ms)
+
+    # How the replay tells when the step runs.
+
+    def begin_active(self, at_ms: float) -> None:
+        """Note that the step runs in its segment, unless that is known."""
+        active = self.active
+        if active:
+            if active[-1].segment == self.segment:
+                return
+            # What came after its last attempt was no part of a step that runs again.
+            active[-1] = replace(active[-1], ended_ms=active[-1].latest_ms)
+        active.append(ActiveTime(self.segment, at_ms, at_ms))
+
+    def extend_active(self, at_ms: float) -> None:
+        """Note that an attempt of the step, or of an item of it, has ended."""
+        self.active[-1].latest_ms = at_ms
+
+    def end_active(self, at_ms: float) -> None:
+        """Note that the step has ended, or its segment."""
+        if self.active and self.active[-1].ended_ms is None:
+            self.active[-1].ended_ms = at_ms
+
+    def carry(self, before: StepView) -> None:
+        """Continue the history that an earlier segment has of the step, or of the item.
+
+        A mapped step without an attempt has none.
+        """
+        if not before.attempt_count:
+            return
+        self.attempts, self.active = [*before.attempts], [*before.active]
+        self.fresh_from = len(self.attempts)
+        self.started_ms = before.started_ms
+        if before.former_items or before.items:
+            self.former_items = {**before.former_items, **(before.items or {})}
 
 
-def end_of(error: BaseException | None) -> AttemptEnd:
-    """Return how an attempt ended that failed with an error."""
-    name = error.type_name if isinstance(error, RestoredError) else type(error).__name__
-    name = name.rpartition(".")[2]
-    if name == StepTimeoutError.__name__:
-        return "timed out"
-    return "crashed" if name == StepCrashedError.__name__ else "failed"
+def _total_ms(times: Iterable[ActiveTime], now_ms: float | None = None) -> float:
+    """Return how long times were in all; the present ends one that has no end."""
+    total_ms = 0.0
+    for time in times:
+        ended_ms = time.ended_ms
+        if ended_ms is None:
+            ended_ms = time.latest_ms if now_ms is None else now_ms
+        total_ms += max(ended_ms - time.started_ms, 0.0)
+    return total_ms
 
 
-def _attempts_of(result: StepResult, step_ended_ms: float | None) -> list[AttemptView]:
-    """Return the attempts of a result, whose step has ended or still runs."""
-    views: list[AttemptView] = []
-    for attempt in result.history:
-        if views:
-            before = views[-1]
-            before.ended_ms = min(before.ended_ms or 0.0, attempt.started_ms)
-            if before.end != "crashed":
-                wait_ms = attempt.started_ms - attempt.queued_ms - before.ended_ms
-                before.retry_in_ms = max(wait_ms, 0.0)
-        view = AttemptView(attempt.number, attempt.started_ms, attempt.queued_ms)
-        view.ended_ms = attempt.started_ms + attempt.duration_ms
-        view.error, view.end = attempt.error, end_of(attempt.error)
-        if view.end == "crashed" and getattr(attempt.error, "attempt", view.number) != view.number:
-            view.end = "failed"  # cancelled, with the error of the attempt before
-        views.append(view)
-    if step_ended_ms is None:
-        if result.started_ms is not None and result.attempts > len(views):
-            # The attempt that runs is not in the history, which does not say when it started.
-            started_ms = max([result.started_ms, *(view.ended_ms or 0.0 for view in views)])
-            views.append(AttemptView(result.attempts, started_ms))
-        elif views:
-            views[-1].retry_in_ms = 0.0
-    elif views:
-        _end_with_step(views[-1], result, step_ended_ms)
-    return views
-
-
-def _end_with_step(latest: AttemptView, result: StepResult, step_ended_ms: float) -> None:
+def _end_with_step(latest: AttemptView, step_ended_ms: float | None) -> None:
     """Let the latest attempt end as its step did, unless that ended while it waited for another."""
-    if latest.end != "crashed" and step_ended_ms - (latest.ended_ms or 0.0) > _ROUNDING_MS:
-        latest.retry_in_ms = 0.0
+    if latest.end == "crashed" or latest.ended_ms is None:
         return
-    if result.status is StepStatus.SUCCESS:
-        latest.end = "succeeded"
-    elif result.status is StepStatus.CANCELLED and latest.end == "failed":
-        latest.end = "cancelled"
-    if latest.end != "crashed":
-        latest.ended_ms, latest.error = step_ended_ms, result.error
+    if step_ended_ms is None or step_ended_ms - latest.ended_ms > _ROUNDING_MS:
+        latest.retry_in_ms = 0.0
+    else:
+        latest.ended_ms = step_ended_ms

@@ -37,6 +37,7 @@ __all__ = [
     "describe_event",
     "duration",
     "subject",
+    "took",
 ]
 
 _Attempt = Callable[[int], str]
@@ -76,6 +77,17 @@ def duration(ms: float) -> str:
     if minutes < 60:
         return f"{minutes} min {seconds} s"
     return f"{minutes // 60} h {minutes % 60} min"
+
+
+def took(active_ms: float, span_ms: float) -> str:
+    """Return how long a run took: ``3.0 s``, or ``3.0 s of 1 min 4 s`` if it was paused.
+
+    Args:
+        active_ms: For how long its segments were running.
+        span_ms: The same with the pauses between them.
+    """
+    active, span = duration(active_ms), duration(span_ms)
+    return active if span_ms <= active_ms or active == span else f"{active} of {span}"
 
 
 def _run_started(event: RunStarted, _: _Attempt) -> str:

@@ -6,9 +6,15 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from asyncflow._core.replay import Segment, StoredRun
+from asyncflow._core.replay import StoredRun
 from asyncflow._core.report import RunReport, critical_path
-from asyncflow._core.results import REDACTED_OUTPUT, StepResult, StepStatus, blocks_dependents
+from asyncflow._core.results import (
+    REDACTED_OUTPUT,
+    Segment,
+    StepResult,
+    StepStatus,
+    blocks_dependents,
+)
 from asyncflow._core.step_view import StepView
 from asyncflow.events import Event, Outcome
 

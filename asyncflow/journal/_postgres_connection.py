@@ -91,6 +91,7 @@ _MIGRATIONS: list[list[str | Callable[[_Connection], None]]] = [
     ],
     [
         _add_checksums,
+        "ALTER TABLE asyncflow.runs ADD COLUMN paused_s DOUBLE PRECISION NOT NULL DEFAULT 0",
         "ALTER TABLE asyncflow.runs ADD COLUMN last_event BIGINT",
         "UPDATE asyncflow.runs SET last_event = CASE status WHEN 'running' THEN 0 ELSE (SELECT "
         "COALESCE(MAX(position), 0) FROM asyncflow.events WHERE events.run_id = runs.run_id) END",

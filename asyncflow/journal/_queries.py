@@ -77,22 +77,32 @@ class RunRecord:
     orphaned: bool = False
     """Whether it has not ended and no process runs it: its process is provably dead, did not renew
     the lease, or gave up the run when the journal failed."""
+    latest_ms: float = 0.0
+    """The time of its latest event, in milliseconds since it started, pauses left out."""
+    paused_s: float = 0.0
+    """For how many seconds no process ran it before it was resumed, in all, by wall clock."""
     damaged: bool = False
     """Whether its row is damaged, so that the other fields may be wrong: an unreadable text is
     escaped or empty, an unreadable time is 0. The run itself is a `RunUnreadableError`."""
 
     @property
     def duration_s(self) -> float | None:
-        """Seconds from its first start to its end, including the time in which no process ran it.
+        """For how many seconds its segments were running, as in `RunReport.total_duration_ms`.
 
-        ``None`` while its status is ``"running"``, and if it is damaged. The start is by the
-        machine's clock and the end by the database's, so it is off by their difference, and never
-        below 0.
-        `RunReport.total_duration_ms` does not depend on wall clocks.
+        A segment whose process died lasted until its latest event. ``None`` while a process runs
+        the run, and if it is damaged.
         """
-        if self.status == "running" or self.damaged:
+        if self.damaged or (self.status == "running" and not self.orphaned):
             return None
-        return max(0.0, self.updated_at - self.started_at)
+        return self.latest_ms / 1000
+
+    @property
+    def span_s(self) -> float | None:
+        """Seconds from its start to its end, pauses included, as in `RunReport.span_ms`.
+
+        ``None`` while a process runs the run.
+        """
+        return None if self.duration_s is None else self.duration_s + self.paused_s
 
     @property
     def place(self) -> tuple[float, str]:

@@ -248,6 +248,8 @@ def _record_of(row: RunRow) -> RunRecord:
         updated_at=row.updated_at if is_moment(row.updated_at) else 0.0,
         owner=None if row.owner is None else _text_of(row.owner),
         orphaned=status == "running" and (row.owner is None or is_dead(process)),
+        latest_ms=row.latest_ms if _is_number(row.latest_ms) else 0.0,
+        paused_s=row.paused_s if _is_number(row.paused_s) else 0.0,
         damaged=is_damaged,
     )
 
@@ -269,6 +271,10 @@ def _is_sound(row: RunRow) -> bool:
         and isinstance(row.last_event, int)
         and all(map(is_moment, times))
     )
+
+
+def _is_number(value: object) -> bool:
+    return type(value) in (float, int) and 0 <= value < 1e14  # type: ignore[operator]
 
 
 def _text_of(value: object) -> str:

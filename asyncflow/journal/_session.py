@@ -193,8 +193,11 @@ def _merged(
     """Return what an event and those before it change in the row of their run."""
     if isinstance(event, RunStarted):
         return Change("running", position, column_of(event.pipeline), event.wall_time + 0.0)
-    change = Change(event.outcome if isinstance(event, RunFinished) else "running", position)
-    return before._replace(status=change.status, position=position) if before else change
+    change = (before or Change("running", position))._replace(position=position)
+    if isinstance(event, RunFinished):
+        return change._replace(status=event.outcome)
+    # When it would have started if it had never paused.
+    return change._replace(status="running", unpaused_at=event.wall_time - event.at_ms / 1000)
 
 
 def _resolve(waiter: _Waiter) -> None:

@@ -70,12 +70,12 @@ _MIGRATIONS = [
     [
         "CREATE TABLE new_runs (run_id TEXT PRIMARY KEY, pipeline TEXT NOT NULL, "
         "status TEXT NOT NULL CHECK (status IN ('running', 'passed', 'failed', 'interrupted')), "
-        "started_at REAL NOT NULL, updated_at REAL NOT NULL, last_event INTEGER NOT NULL, "
-        "checksum INTEGER NOT NULL) "
+        "started_at REAL NOT NULL, updated_at REAL NOT NULL, paused_s REAL NOT NULL DEFAULT 0, "
+        "last_event INTEGER NOT NULL, checksum INTEGER NOT NULL) "
         f"{_STRICT}",
         "INSERT INTO new_runs SELECT CAST(run_id AS TEXT), IFNULL(CAST(pipeline AS TEXT), ''), "
         "CASE WHEN status IN ('passed', 'failed', 'interrupted') THEN status ELSE 'running' END, "
-        "IFNULL(CAST(started_at AS REAL), 0), IFNULL(CAST(updated_at AS REAL), 0), "
+        "IFNULL(CAST(started_at AS REAL), 0), IFNULL(CAST(updated_at AS REAL), 0), 0, "
         "CASE status WHEN 'running' THEN 0 ELSE (SELECT IFNULL(CAST(MAX(position) AS INTEGER), 0) "
         "FROM events WHERE events.run_id = runs.run_id) END, "
         "CASE WHEN status IN ('running', 'passed', 'failed', 'interrupted') THEN "

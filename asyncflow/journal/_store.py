@@ -122,6 +122,8 @@ class Change(NamedTuple):
     pipeline: str | None = None
     """Set by the first event, as is ``started_at``."""
     started_at: float | None = None
+    unpaused_at: float | None = None
+    """When the run would have started if it had never paused; set by a resumption."""
 
 
 class CommitBatch(NamedTuple):
@@ -164,6 +166,10 @@ class RunRow(NamedTuple):
     owner: Any
     """The lease holder; ``None`` if there is none, or the lease has expired."""
     process: Any
+    latest_ms: Any
+    """The time of its latest event, whose checksum was not compared."""
+    paused_s: Any
+    """By how much its start and the times of its events have drifted apart by the wall clock."""
 
 
 _EVENT = (*EventRow._fields, "checksum")
@@ -195,7 +201,10 @@ _BEGIN_RUN = (
     "INSERT INTO runs (run_id, pipeline, status, started_at, last_event, checksum, updated_at) "
     "VALUES (?, ?, ?, ?, ?, ?, {now})"
 )
-_CHANGE_RUN = "UPDATE runs SET status = ?, last_event = ?, updated_at = {now} WHERE run_id = ?"
+_CHANGE_RUN = (
+    "UPDATE runs SET status = ?, last_event = ?, updated_at = {now}, "
+    "paused_s = COALESCE(? - started_at, paused_s) WHERE run_id = ?"
+)
 _EVENTS = (
     f"SELECT {', '.join(_EVENT)} FROM events WHERE run_id = ? AND position > ? ORDER BY position"
 )
@@ -206,7 +215,9 @@ _LAST = (
 _RUNS = (
     "SELECT r.run_id, r.pipeline, r.status, r.started_at, r.updated_at, "
     "r.last_event, r.checksum, "
-    f"CASE WHEN {_FREE} THEN NULL ELSE l.owner END, l.process "
+    f"CASE WHEN {_FREE} THEN NULL ELSE l.owner END, l.process, "
+    "COALESCE((SELECT e.at_ms FROM events e WHERE e.run_id = r.run_id "
+    "ORDER BY e.position DESC LIMIT 1), 0), r.paused_s "
     "FROM runs r LEFT JOIN leases l ON l.run_id = r.run_id"
 )
 _BEFORE = ("", "r.started_at < ?", "(r.started_at, r.run_id) < (?, ?)")
@@ -341,8 +352,8 @@ class Store:
             run = run_id, pipeline, change.status, started_at, change.position
             self._execute(cursor, _BEGIN_RUN, (*run, run_checksum(*fixed)))
         elif change:
-            values = change.status, change.position, batch.run_id
-            self._execute(cursor, _CHANGE_RUN, values)
+            changed = change.status, change.position, change.unpaused_at, batch.run_id
+            self._execute(cursor, _CHANGE_RUN, changed)
         if batch.release:
             self._execute(cursor, _RELEASE, (batch.run_id, batch.token))
 

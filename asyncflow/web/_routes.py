@@ -146,6 +146,7 @@ def _record_json(record: RunRecord) -> dict[str, object]:
     return {
         **{field.name: getattr(record, field.name) for field in fields(record)},
         "duration_s": record.duration_s,
+        "span_s": record.span_s,
     }
 
 

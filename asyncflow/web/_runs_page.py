@@ -20,7 +20,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from asyncflow._views.axis import tick_step_ms
-from asyncflow._views.event_text import duration
+from asyncflow._views.event_text import duration, took
 from asyncflow._views.preview import moment_iso, moment_text
 from asyncflow.html_report._page_model import RUN_BADGES
 from asyncflow.journal._queries import (
@@ -272,13 +272,14 @@ async def runs_page(request: Request, journal: RunsJournal, pipelines: list[str]
         times=_TIMES,
         pipelines=sorted({*pipelines, *(record.pipeline for record in runs)} - {""}),
         duration=duration,
+        took=took,
         moment=moment_text,
         iso=moment_iso,
     )
 
 
 def _row(request: Request, record: RunRecord, now_s: float) -> _ListRow:
-    so_far_s = (record.updated_at if record.orphaned else now_s) - record.started_at
+    so_far_s = now_s - record.started_at - record.paused_s
     duration_s = record.duration_s
     return _ListRow(
         record,

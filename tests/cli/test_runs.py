@@ -19,6 +19,19 @@ from typing import Any
 import pytest
 
 from asyncflow import Orchestrator, RunCancelledError, RunReport, WorkflowStep
+from asyncflow._core.results import Payload
+from asyncflow.events import (
+    AttemptFailed,
+    AttemptStarted,
+    Event,
+    MapStarted,
+    RunFinished,
+    RunResumed,
+    RunStarted,
+    StepFailed,
+    StepSkipped,
+    StepSucceeded,
+)
 from asyncflow.journal import SQLiteJournal
 
 from .conftest import ROOT, Shell
@@ -118,7 +131,8 @@ def test_the_json_of_a_run_has_machine_readable_values(shell: Shell, orphan: str
 
     assert run["status"] == "running"
     assert run["orphaned"] is True
-    assert run["duration_s"] is None
+    assert run["duration_s"] == run["span_s"] == run["latest_ms"] / 1000
+    assert shell.json("show", run["run_id"], "--json")["total_duration_ms"] == run["latest_ms"]
     assert abs(run["started_at"] - time.time()) < 600
     assert "⊘" not in shell("runs").stdout
     assert "■ ORPHANED" in shell("runs").stdout
@@ -348,6 +362,96 @@ def test_a_terminal_gets_colours_and_truncated_lines(shell: Shell) -> None:
     assert "[\x1b[1;31mFAILED\x1b[0m ] one" in report.stdout
 
 
+# A run that was resumed.
+
+DISK_FULL = OSError("the disk is full")
+
+
+def store_resumed_run(mapped: int = 0) -> None:
+    """Store a run that failed after 2 s, was resumed half a minute later, and passed in 1 s.
+
+    Args:
+        mapped: How many items its mapped step had before that, and has no more.
+    """
+    edges: dict[str, tuple[str, ...]] = {"load": (), "alert": ("load",), "rows": ()}
+    before: list[Event] = [
+        RunStarted("r", 1_000.0, edges),
+        AttemptStarted("load", 1, 0.0),
+        AttemptFailed("load", 1, 500.0, DISK_FULL, 500.0),
+        AttemptStarted("load", 2, 1_000.0),
+        StepFailed("load", 2, 1_500.0, DISK_FULL),
+        AttemptStarted("alert", 1, 1_500.0),
+        StepSucceeded("alert", 1, 2_000.0, Payload("json", b"1")),
+        MapStarted("rows", 2_000.0),
+        *(AttemptStarted("rows", 1, 2_000.0, item=number) for number in range(mapped)),
+        *(StepSucceeded("rows", 1, 2_000.0, Payload("json", b"1"), n) for n in range(mapped)),
+        StepFailed("rows", 0, 2_000.0, ValueError("no more items")),
+        RunFinished(2_000.0, "failed"),
+    ]
+    after: list[Event] = [
+        RunResumed("r", 2_000.0, 1_032.7, edges, {}, unfinished={"load": "so"}, afresh=True),
+        AttemptStarted("load", 1, 2_000.0),
+        StepSucceeded("load", 1, 3_000.0, Payload("json", b"1")),
+        StepSkipped("alert", 3_000.0, "nothing has failed", on_purpose=True),
+        StepSkipped("rows", 3_000.0, "there is nothing to do", on_purpose=True),
+        RunFinished(3_000.0, "passed"),
+    ]
+
+    async def store() -> None:
+        async with SQLiteJournal("asyncflow.db") as journal:
+            for segment in (before, after):
+                session, _ = await journal.open("r", wait=False, read=list)
+                for event in segment:
+                    session.append(event)
+                await session.close()
+
+    asyncio.run(store())
+
+
+def test_runs_and_show_tell_the_same_duration_and_the_span_with_pauses(shell: Shell) -> None:
+    store_resumed_run()
+
+    (record,), report = shell.json("runs", "--json"), shell.json("show", "r", "--json")
+
+    assert "  3.0 s of 33.7 s" in shell("runs").stdout
+    assert ", resumed 1 time, took 3.0 s of 33.7 s with pauses\n" in shell("show", "r").stdout
+    assert (record["duration_s"], report["total_duration_ms"]) == (3.0, 3_000.0)
+    assert record["span_s"] == pytest.approx(33.7)
+    assert report["span_ms"] == pytest.approx(33_700.0)
+
+
+def test_show_lists_what_happened_before_a_run_was_resumed(shell: Shell) -> None:
+    store_resumed_run()
+
+    lines = shell("show", "r").stdout.splitlines()[1:]
+
+    assert lines == [
+        "Pipeline PASSED",
+        "[SUCCESS] load (3 attempt(s), 2500ms): run again because so; "
+        "2 attempts before the run was resumed",
+        "[SKIPPED] alert (1 attempt(s), 500ms): nothing has failed; "
+        "1 attempt before the run was resumed",
+        "[SKIPPED] rows (0 attempt(s), 0ms): there is nothing to do",
+        "Total: 3000ms",
+        "",
+        "Before the run was resumed:",
+        "  load: attempt 1 failed: OSError: the disk is full",
+        "  load: attempt 2 failed: OSError: the disk is full",
+        "  alert: attempt 1 succeeded",
+    ]
+
+
+def test_show_lists_the_latest_of_many_earlier_attempts(shell: Shell) -> None:
+    store_resumed_run(mapped=100)
+
+    shown = shell("show", "r").stdout
+
+    assert "[SKIPPED] rows (100 attempt(s), 0ms)" in shown
+    assert "Before the run was resumed:\n  … 83 attempts more\n" in shown
+    assert "  rows[99]: attempt 1 succeeded\n" in shown
+    assert shown.count("attempt 1 succeeded") == 20
+
+
 # resume
 
 
@@ -359,10 +463,15 @@ def test_a_run_resumes_where_it_stopped(shell: Shell) -> None:
 
     result = shell("resume", "r1", "etl:failing", "--quiet")
 
-    assert "[SUCCESS] bad (1 attempt(s), " in result.stdout
-    assert "run again because it had failed" in result.stdout
+    assert "[SUCCESS] bad (2 attempt(s), " in result.stdout
+    again = "run again because it had failed; 1 attempt before the run was resumed\n"
+    assert again in result.stdout
     assert result.stdout.count("reused") == 2
-    assert "resumed 1 time\n" in shell("show", "r1").stdout
+    shown = shell("show", "r1").stdout
+    assert re.search(r", resumed 1 time, took \d+ ms( of [\d.]+ m?s with pauses)?\n", shown)
+    assert shown.endswith(
+        "\n\nBefore the run was resumed:\n  bad: attempt 1 failed: OSError: no disk\n"
+    )
     shell("resume", "r1", "etl:failing", "--quiet")  # now it has passed
 
 

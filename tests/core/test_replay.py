@@ -130,7 +130,7 @@ class TestReports:
         ]
         assert run.unfinished() == {"b": "it was cut short"}
 
-    def test_a_resumed_mapped_step_counts_from_its_first_item(self):
+    def test_a_resumed_mapped_step_counts_for_how_long_it_ran_in_each_segment(self):
         run = StoredRun(
             [
                 *half_mapped(),
@@ -139,7 +139,7 @@ class TestReports:
                 MapStarted("b", 7.0),
             ]
         )
-        assert run.report(decode)["b"].started_ms == 7.0  # no event of an item has come yet
+        resuming = run.report(decode)["b"]
 
         run.apply(StepReused("b", 7.0, item=0))
         run.apply(AttemptStarted("b", 2, 8.0, item=1))
@@ -148,10 +148,14 @@ class TestReports:
         run.apply(StepSucceeded("b", 0, 9.0, None))
         ended = run.report(decode)["b"]
 
-        assert (running.status, running.attempts) == (RUNNING, 3)
-        assert (running.started_ms, running.duration_ms) == (3.0, 5.0)
+        assert (resuming.started_ms, resuming.duration_ms, resuming.items) == (2.0, 3.0, ())
+        earlier = [(each.segment, each.item, each.number) for each in resuming.history]
+        assert (resuming.attempts, earlier) == (2, [(1, 0, 1), (1, 1, 1)])
+        assert (running.status, running.attempts, running.history) == (RUNNING, 3, ())
+        assert (running.started_ms, running.duration_ms) == (2.0, 3.0)
         assert [item.reused for item in running.items] == [True, False]
-        assert (ended.started_ms, ended.duration_ms) == (3.0, 6.0)
+        assert (ended.started_ms, ended.duration_ms) == (2.0, 4.0)
+        assert [item.duration_ms for item in ended.items] == [2.0, 2.0]
         assert [item.started_ms for item in ended.items] == [3.0, 4.0]
 
     def test_the_outputs_of_items_form_the_output_of_their_step(self):
@@ -390,6 +394,93 @@ class TestResumes:
         assert [item.status for item in result.items] == [SUCCESS, FAILED, CANCELLED]
         assert [item.attempts for item in result.items] == [1, 1, 1]
         assert run.unfinished() == {"a": "it had failed"}
+
+    def test_a_reused_mapped_step_keeps_what_its_items_did_in_a_failed_recall(self):
+        run = StoredRun(
+            [
+                started({"a": (), "b": ("a",)}),
+                MapStarted("a", 0.0),
+                AttemptStarted("a", 1, 0.0, item=0),
+                AttemptStarted("a", 1, 0.0, item=1),
+                StepSucceeded("a", 1, 2.0, REDACTED, 0),
+                StepSucceeded("a", 1, 3.0, REDACTED, 1),
+                StepSucceeded("a", 0, 3.0, REDACTED),
+                resumed(3.0, {"a": (), "b": ("a",)}, recalled=("a",)),
+                MapStarted("a", 3.0),
+                AttemptStarted("a", 1, 4.0, item=0),
+                StepFailed("a", 1, 6.0, BOOM, 0),
+                StepFailed("a", 0, 6.5, BOOM),
+                resumed(6.5, {"a": ()}),
+                StepReused("a", 6.5),
+            ]
+        )
+
+        result = run.report(decode)["a"]
+
+        assert (result.status, result.reused, result.attempts) == (SUCCESS, True, 3)
+        assert [(each.status, each.error) for each in result.items] == [(SUCCESS, None)] * 2
+        assert [[each.segment for each in item.history] for item in result.items] == [[1, 2], [1]]
+        assert [item.duration_ms for item in result.items] == [4.0, 3.0]
+        # In the second segment it began with its first item, and ended with the step.
+        assert (result.started_ms, result.duration_ms) == (0.0, 3.0 + 2.5)
+
+    def test_a_reused_mapped_step_without_items_keeps_its_time(self):
+        run = StoredRun(
+            [
+                started({"a": ()}),
+                MapStarted("a", 1.0),
+                StepSucceeded("a", 0, 1.5, None),
+                resumed(2.0, {"a": ()}),
+                StepReused("a", 2.0),
+            ]
+        )
+
+        result = run.report(decode)["a"]
+
+        assert (result.items, result.output, result.history) == ((), [], ())
+        assert (result.started_ms, result.duration_ms) == (1.0, 0.5)
+
+    def test_a_mapped_step_that_had_no_attempt_has_not_begun_before_it_was_resumed(self):
+        run = StoredRun(
+            [
+                started({"a": ()}),
+                MapStarted("a", 1.0),
+                resumed(2.0, {"a": ()}, unfinished={"a": "it was cut short"}),
+                MapStarted("a", 3.0),
+                AttemptStarted("a", 1, 4.0, item=0),
+                success("a", 5.0, item=0),
+                StepSucceeded("a", 0, 5.0, None),
+            ]
+        )
+
+        result = run.report(decode)["a"]
+
+        assert (result.started_ms, result.duration_ms, result.attempts) == (3.0, 2.0, 1)
+
+    def test_a_block_belongs_to_an_attempt_of_its_own_segment(self):
+        run = StoredRun(
+            [
+                started({"a": ()}),
+                AttemptStarted("a", 1, 0.0),
+                StepFailed("a", 1, 1.0, BOOM),
+                resumed(1.0, {"a": ()}, unfinished={"a": "it had failed"}, afresh=True),
+                AttemptStarted("a", 1, 2.0),
+                LoopBlocked("a", 1, 3.0, 150.0, "x.py:1 in a"),
+            ]
+        )
+
+        assert [len(each.blocks) for each in run.steps["a"].attempts] == [0, 1]
+
+    def test_the_end_of_an_attempt_is_not_taken_for_that_of_an_earlier_segment(self):
+        events = [
+            started({"a": ()}),
+            AttemptStarted("a", 1, 0.0),
+            StepFailed("a", 1, 1.0, BOOM),
+            resumed(1.0, {"a": ()}, unfinished={"a": "it had failed"}, afresh=True),
+        ]
+
+        with pytest.raises(IllegalEventError, match="the latest attempt is 0"):
+            StoredRun([*events, success("a", 2.0)])
 
     def test_a_removed_step_may_come_back(self):
         run = StoredRun(

@@ -356,7 +356,8 @@ class TestResults:
             *("abandoned", "on_purpose", "items", "reused", "rerun_reason", "secret"),
         ]
         assert [each.name for each in dataclasses.fields(Attempt)] == [
-            *("number", "started_ms", "duration_ms", "error", "queued_ms")
+            *("number", "started_ms", "duration_ms", "error", "queued_ms"),
+            *("segment", "cancelled", "item"),
         ]
 
     @pytest.mark.parametrize("field", [each.name for each in dataclasses.fields(StepResult)])
@@ -399,7 +400,7 @@ class TestResults:
         )
         assert repr(Attempt(1, 0.0, 1.0, ValueError("boom"))) == (
             "Attempt(number=1, started_ms=0.0, duration_ms=1.0, error=ValueError('boom'), "
-            "queued_ms=0.0)"
+            "queued_ms=0.0, segment=1, cancelled=False, item=None)"
         )
 
     def test_the_repr_shows_a_placeholder_for_a_value_whose_repr_raises(self) -> None:

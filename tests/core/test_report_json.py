@@ -306,7 +306,8 @@ class TestJson:
     )
     def test_a_missing_field_is_refused_with_its_name(self, place: tuple[str | int, ...]) -> None:
         text = rich_report().to_json()
-        names = list(at(json.loads(text), place))
+        newer = {"version", "segments", "span_ms", "segment", "cancelled", "item"}
+        names = at(json.loads(text), place).keys() - newer
 
         for name in names:
             document = json.loads(text)

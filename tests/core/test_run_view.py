@@ -359,7 +359,8 @@ class TestResults:
 
     def test_a_crashed_attempt_has_no_backoff(self):
         crash = StepCrashedError("a", 1, 1)
-        history = (Attempt(1, 1.0, 1.0, crash), Attempt(2, 6.0, 1.0, crash))
+        second = Attempt(2, 6.0, 1.0, crash, cancelled=True)
+        history = (Attempt(1, 1.0, 1.0, crash), second)
         result = StepResult("a", CANCELLED, 2, 6.0, None, crash, started_ms=1.0, recorded=history)
 
         assert attempts_of(result) == [
@@ -395,6 +396,29 @@ class TestResults:
 
         assert found[1:] == shown[1:]
         assert found[0][:4] == shown[0][:4]
+
+    @pytest.mark.parametrize(
+        ("end", "number"), [(BOOM, 1), (StepCrashedError("a", 1, 1), 2)], ids=["anew", "counts on"]
+    )
+    def test_a_running_step_of_a_resumed_run_shows_its_earlier_attempts(self, end, number):
+        history = (Attempt(1, 1.0, 4.0, end),)
+        result = StepResult("a", RUNNING, 2, 7.0, started_ms=1.0, recorded=history)
+
+        step = StepView.from_result(result, segment=2, now_ms=20.0)
+
+        assert [(each.segment, each.number, each.started_ms) for each in step.attempts] == [
+            (1, 1, 1.0),
+            (2, number, 17.0),
+        ]
+        assert (step.duration_ms(20.0), step.duration_ms(21.0), step.ended_ms) == (7.0, 8.0, None)
+
+    def test_a_step_that_continues_and_has_not_started_again_is_not_timed(self):
+        history = (Attempt(1, 1.0, 4.0, StepCrashedError("a", 1, 1)),)
+        result = StepResult("a", RUNNING, 1, 4.0, started_ms=1.0, recorded=history)
+
+        step = StepView.from_result(result, segment=2, now_ms=20.0)
+
+        assert (step.duration_ms(20.0), step.duration_ms(21.0), step.ended_ms) == (4.0, 4.0, None)
 
     def test_a_secret_output_is_not_shown(self):
         result = StepResult("a", SUCCESS, 1, 2.0, SECRET, started_ms=1.0, secret=True)
@@ -457,33 +481,6 @@ class TestReports:
 
         assert (step.item_count, step.tally, step.attempt_count) == (2, {SUCCESS: 1, FAILED: 1}, 2)
         assert [item.name for item in step.items.values()] == ["a[0]", "a[1]"]
-
-    def test_a_segment_starts_after_everything_that_it_reused(self):
-        crash = StepCrashedError("b", 1, 1)
-        attempts = (Attempt(1, 2.0, 4.0, crash), Attempt(2, 8.0, 1.0, None))
-        items = (
-            StepResult("c[0]", SUCCESS, 1, 1.0, "x", started_ms=1.0, reused=True),
-            StepResult(
-                "c[1]",
-                SUCCESS,
-                2,
-                8.0,
-                "y",
-                started_ms=1.0,
-                recorded=(Attempt(1, 1.0, 6.5, BOOM), Attempt(2, 8.0, 1.0, None)),
-            ),
-        )
-        report = report_of(
-            StepResult("a", SUCCESS, 1, 1.0, "A", started_ms=0.0, reused=True),
-            StepResult("b", SUCCESS, 2, 7.0, started_ms=2.0, recorded=attempts, rerun_reason="so"),
-            StepResult(
-                "c", SUCCESS, 3, 8.0, started_ms=7.8, recorded=(), items=items, rerun_reason="so"
-            ),
-        )
-
-        view = RunView.from_report(report)
-
-        assert view.segments == [(0.0, 1_000.5), (7.5, 1_000.5075)]
 
     def test_an_empty_report_is_an_empty_run(self):
         view = RunView.from_report(report_of())

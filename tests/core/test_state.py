@@ -681,7 +681,7 @@ class TestResults:
         history = (
             Attempt(1, 2.0, 3.0, one),
             Attempt(2, 10.0, 7.0, two),
-            Attempt(3, 30.0, 10.0, error),
+            Attempt(3, 30.0, 10.0, error, cancelled=status is CANCELLED),
         )
         assert result == StepResult("x", status, 3, 38.0, output, error, reason, 2.0, history)
         assert result.history == history
@@ -697,7 +697,8 @@ class TestResults:
         assert result is not None
         assert (result.attempts, result.started_ms, result.duration_ms) == (1, 2.0, 8.0)
         assert result.recorded is None
-        assert result.history == (Attempt(1, 2.0, 8.0, BOOM),)
+        cancelled = kind is StepCancelled
+        assert result.history == (Attempt(1, 2.0, 8.0, BOOM, cancelled=cancelled),)
 
     def test_a_step_cancelled_after_its_second_attempt_has_no_third_one(self) -> None:
         state = started(plan_of({"x": []}, max_retries=3))

@@ -34,15 +34,18 @@ from asyncflow._core.resume import resume
 from asyncflow._core.state import RunState
 from asyncflow._views.run_view import RunView
 from asyncflow.events import (
+    AttemptFailed,
     AttemptStarted,
     RunFinished,
     RunResumed,
     RunStarted,
+    StepCancelled,
     StepFailed,
     StepSucceeded,
 )
 
 SUCCESS, FAILED = StepStatus.SUCCESS, StepStatus.FAILED
+ENDS = AttemptFailed, StepSucceeded, StepFailed, StepCancelled
 
 
 def decode(step, payload):
@@ -120,6 +123,7 @@ class Execution:
                 self.check_replay()
                 assert_shows(RunView(self.journal.stored[RUN_ID]), self.report)
                 assert_shows(RunView.from_report(self.report), self.report)
+            check_history(self.report, self.journal.stored[RUN_ID])
             for result in self.report.results:
                 self.check_attempts(result)
 
@@ -154,11 +158,12 @@ class Execution:
             self.check_attempts(item)
         if result.items is None:
             assert len(result.history) == result.attempts
-            assert [each.number for each in result.history] == list(range(1, result.attempts + 1))
-            crashes = sum(isinstance(each.error, StepCrashedError) for each in result.history)
+            series = latest_series(result.history)
+            assert [each.number for each in series] == list(range(1, len(series) + 1))
+            crashes = sum(isinstance(each.error, StepCrashedError) for each in series)
             step = by_name[result.step_name.partition("[")[0]]
             if result.status is not FAILED or not isinstance(result.error, StepCrashedError):
-                assert result.attempts - crashes <= step.max_retries
+                assert len(series) - crashes <= step.max_retries
 
     def check_times(self):
         times = [e.at_ms for e in self.journal.stored[RUN_ID][1:]]
@@ -212,9 +217,57 @@ def successes(events):
     return completed
 
 
+def check_history(report, events):
+    """Check that a report has the attempts of the event log, in order, segment by segment."""
+    expected, running, segments = {}, {}, []
+    for event in events:
+        if isinstance(event, RunStarted | RunResumed):
+            at_ms = getattr(event, "at_ms", 0.0)
+            segments.append((at_ms, event.wall_time))
+            for attempt in running.values():
+                attempt[4:] = at_ms, "StepCrashedError"
+            running.clear()
+        if isinstance(event, AttemptStarted):
+            attempt = [len(segments), event.item, event.attempt, event.at_ms]
+            running[key_of(event)] = attempt
+            expected.setdefault(key_of(event), []).append(attempt)
+        elif isinstance(event, ENDS) and key_of(event) in running:
+            error = getattr(event, "error", None)
+            running.pop(key_of(event))[4:] = event.at_ms, type(error).__name__
+    found = {}
+    for name, result in report.items():
+        for each in result.history:
+            found.setdefault((name, each.item), []).append(told(each, each.item))
+        for item in result.items or ():
+            number = int(item.step_name.removesuffix("]").rpartition("[")[2])
+            assert (name, number) not in found
+            if item.history:
+                found[name, number] = [told(each, number) for each in item.history]
+    attempts = {key: tries for key, tries in expected.items() if key[0] in report}
+    assert found.keys() == attempts.keys()
+    for key, tries in attempts.items():
+        for one, other in zip(found[key], tries, strict=True):
+            assert one == [*other[:4], pytest.approx(other[4], abs=1e-6), other[5]], key
+    assert [(each.at_ms, each.wall_time) for each in report.segments] == segments
+    ends = [each.at_ms for each in report.segments[1:]] + [report.total_duration_ms]
+    assert [each.ended_ms for each in report.segments] == ends
+
+
+def told(attempt, item):
+    error = type(attempt.error).__name__
+    ended_ms = attempt.started_ms + attempt.duration_ms
+    return [attempt.segment, item, attempt.number, attempt.started_ms, ended_ms, error]
+
+
+def latest_series(history):
+    """Return the attempts since the step last began anew."""
+    begins = [at for at, each in enumerate(history) if each.number == 1]
+    return history[begins[-1] :] if begins else history
+
+
 def assert_equal(report, expected, *, secret=False):
     """Check that two reports are equal; `secret` includes the outputs of secret steps."""
-    for name in "run_id", "wall_time", "total_duration_ms", "stop_reason":
+    for name in "run_id", "wall_time", "total_duration_ms", "stop_reason", "segments":
         assert getattr(report, name) == getattr(expected, name), name
     assert list(report) == list(expected)
     for one, other in zip(report.results, expected.results, strict=True):
@@ -258,8 +311,9 @@ def assert_step_shows(step, result, now_ms):
         assert (step.reused, step.rerun_reason) == (result.reused, result.rerun_reason)
     assert (step.duration_ms(now_ms) or 0.0) == pytest.approx(result.duration_ms, abs=1e-6)
     ended = [each for each in step.attempts if each.ended_ms is not None]
-    assert [each.number for each in ended] == [each.number for each in result.history]
-    for attempt, stored in zip(ended, result.history, strict=True):
+    own = [each for each in result.history if each.item is None]
+    for attempt, stored in zip(ended, own, strict=True):
+        assert (attempt.segment, attempt.number) == (stored.segment, stored.number)
         assert attempt.started_ms == stored.started_ms
         assert attempt.ended_ms - attempt.started_ms == pytest.approx(stored.duration_ms, abs=1e-6)
         assert text_of(attempt.error) == text_of(stored.error)

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import sqlite3
 from collections.abc import Callable
@@ -95,6 +96,14 @@ def assert_others_are_shown(found: dict[str, Any], before: dict[str, Any]) -> No
 LISTS = ("record list", "runs", "table", "record", "api record")
 
 
+CHANGING = ("status", "updated_at", "last_event", "paused_s")
+"""The columns of a run that no checksum covers."""
+
+
+def without_duration(record: str) -> str:
+    return re.sub(r"latest_ms=[^,]*", "", record)
+
+
 def assert_right_or_refused(damage: Damage, found: dict[str, Any], before: dict[str, Any]) -> None:
     where = f"run {damage.run_id!r} can't be read"
     if damage.table == "events" and damage.column not in ("run_id", "position", "(row)"):
@@ -107,11 +116,12 @@ def assert_right_or_refused(damage: Damage, found: dict[str, Any], before: dict[
         elif damage.table != "leases" or name != "resume":  # a lease may seem to be held
             assert found[name] == before[name], name
     if damage.table == "events":
-        assert found["record"] == before["record"]
+        # A list takes the duration of a run from its last event without a look at the others.
+        assert without_duration(found["record"]) == without_duration(before["record"])
         # Nothing that was stored is used if any of it is damaged.
         assert isinstance(found["report"], RunUnreadable)
         assert isinstance(found["resume"], RunUnreadable)
-    elif damage.table == "runs" and damage.column not in ("status", "updated_at", "last_event"):
+    elif damage.table == "runs" and damage.column not in CHANGING:
         assert found["record"] == before["record"] or "damaged=True" in found["record"]
         listed = found["record list"].get(damage.run_id)
         assert listed in (None, before["record list"][damage.run_id]) or listed["damaged"]

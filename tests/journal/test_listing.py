@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from asyncflow import RunNotFoundError
-from asyncflow.events import RunFinished, RunStarted
+from asyncflow.events import AttemptStarted, RunFinished, RunResumed, RunStarted
 from asyncflow.journal import RunRecord
 from asyncflow.journal._sqlite import SQLite
 
@@ -180,10 +180,10 @@ async def test_one_run_has_one_record(journal: Any, database: Any) -> None:
 
     ended = await journal.record("nightly-1")
 
-    assert ended == RunRecord("nightly-1", '"etl', "passed", 100.0, 107.5, None)
-    assert ended.duration_s == 7.5
+    assert ended == RunRecord("nightly-1", '"etl', "passed", 100.0, 107.5, None, latest_ms=9.0)
+    assert (ended.duration_s, ended.span_s) == (0.009, 0.009)
     assert ended.place == (100.0, "nightly-1")
-    assert (await journal.record("nightly-2")).duration_s is None
+    assert (await journal.record("nightly-2")).duration_s == 0.0  # its process gave it up
     assert pickle.loads(pickle.dumps(ended)) == ended
     with pytest.raises(RunNotFoundError, match=r"'nigthly-1' \(did you mean 'nightly-1'"):
         await journal.record("nigthly-1")
@@ -191,8 +191,41 @@ async def test_one_run_has_one_record(journal: Any, database: Any) -> None:
         await journal.record(1)
 
 
-def test_a_duration_is_never_negative_when_clocks_differ() -> None:
-    assert RunRecord("r", "", "failed", 100.0, 99.0, None).duration_s == 0.0
+async def test_the_duration_of_a_run_leaves_its_pauses_out_and_its_span_does_not(
+    make_journal: Any,
+) -> None:
+    journal = make_journal()
+    session, _ = await journal.open("r", wait=False, read=list)
+    session.append(RunStarted("r", 100.0, {"a": ()}))
+    session.append(AttemptStarted("a", 1, 2_000.0))
+    await session.close()
+    orphan, so_far = await journal.record("r"), await journal.report("r")
+
+    session, _ = await journal.open("r", wait=False, read=list)
+    session.append(RunResumed("r", 2_000.0, 130.0, {"a": ()}, {}))
+    await session.flush()
+    running = await journal.record("r")
+    session.append(RunFinished(3_000.0, "passed"))
+    await session.close()
+    ended, report = await journal.record("r"), await journal.report("r")
+
+    assert (orphan.orphaned, orphan.duration_s, orphan.span_s) == (True, 2.0, 2.0)
+    assert (so_far.total_duration_ms, so_far.span_ms) == (2_000.0, 2_000.0)
+    assert (running.duration_s, running.span_s, running.paused_s) == (None, None, 28.0)
+    assert (ended.duration_s, ended.span_s) == (3.0, 31.0)
+    assert (report.total_duration_ms, report.span_ms) == (3_000.0, 31_000.0)
+
+
+async def test_a_wall_clock_that_was_set_back_makes_no_negative_pause(journal: Any) -> None:
+    await a_run(journal, "r", 100.0, outcome=None)
+    session, _ = await journal.open("r", wait=False, read=list)
+    session.append(RunResumed("r", 0.0, 40.0, {"a": ()}, {}))
+    session.append(RunFinished(3_000.0, "passed"))
+    await session.close()
+
+    record = await journal.record("r")
+
+    assert (record.duration_s, record.span_s, record.paused_s) == (3.0, 3.0, 0.0)
 
 
 @pytest.mark.parametrize(
@@ -232,7 +265,8 @@ async def test_run_lists_use_an_index(database: Any, journal: Any) -> None:
     explain = "EXPLAIN QUERY PLAN" if database.__class__.__name__ == "TestedSQLite" else "EXPLAIN"
     if explain == "EXPLAIN":
         database.query(
-            "INSERT INTO runs SELECT 'r' || n, 'p' || n % 9, 'passed', n, n, 0, 0 "
+            "INSERT INTO runs (run_id, pipeline, status, started_at, updated_at, last_event, "
+            "checksum) SELECT 'r' || n, 'p' || n % 9, 'passed', n, n, 0, 0 "
             "FROM generate_series(1, 20000) n"
         )
         database.query("ANALYZE runs")

@@ -19,6 +19,7 @@ from asyncflow import (
     Attempt,
     RestoredOutput,
     RunReport,
+    Segment,
     StepResult,
     StepStatus,
     StepTimeoutError,
@@ -708,6 +709,7 @@ def test_the_page_of_a_report_lists_the_events_that_the_report_implies() -> None
         total_duration_ms=12.0,
         wall_time=1.0,
         stop_reason="it failed",
+        segments=(Segment(0.0, 1.0, 8.0), Segment(8.0, 61.0, 12.0)),
     )
 
     log = log_of_report(RunView.from_report(report))

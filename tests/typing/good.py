@@ -33,6 +33,7 @@ from asyncflow import (
     RestoredOutput,
     Retry,
     RunReport,
+    Segment,
     StepContext,
     StepResult,
     StepStatus,
@@ -315,6 +316,9 @@ async def main() -> None:
     assert_type(report.failed, list[StepResult])
     assert_type(report.all_passed, bool)
     assert_type(report.total_duration_ms, float)
+    assert_type(report.span_ms, float)
+    assert_type(report.segments, tuple[Segment, ...])
+    assert_type(report.segments[0].ended_ms, float | None)
     assert_type(report.summary(), dict[str, int | float])
     assert_type(report.to_json(indent=2), str)
     assert_type(RunReport.from_json(b"{}"), RunReport)
@@ -330,6 +334,7 @@ async def main() -> None:
     assert_type(result.reason, str | None)
     assert_type(result.started_ms, float | None)
     assert_type(result.history, tuple[Attempt, ...])
+    assert_type(result.history[0].segment, int)
     assert_type(result.items, tuple[StepResult, ...] | None)
     for item in result.items or ():
         assert_type(item.step_name, str)
@@ -473,6 +478,7 @@ async def durable() -> None:
         page = await journal.runs(text="night", orphaned=False, limit=10)
         await journal.runs(before=page[-1].place, since=datetime(2026, 1, 1))
         assert_type(page[0].duration_s, float | None)
+        assert_type(page[0].span_s, float | None)
         assert_type(await journal.record("r"), RunRecord)
         assert_type(await journal.cancel("r"), bool)
         assert_type(await journal.events("r", after=3), list[StoredEvent])

@@ -24,7 +24,7 @@ def ids_in(html: str) -> list[str]:
 
 def orphan(run_id: str = "lost") -> RunRecord:
     now = time.time()
-    return RunRecord(run_id, "etl", "running", now - 60, now - 50, None, orphaned=True)
+    return RunRecord(run_id, "etl", "running", now - 60, now - 50, None, True, latest_ms=10_000.0)
 
 
 class RecordJournal:
@@ -142,6 +142,15 @@ async def test_an_orphaned_run_has_its_own_status(make_client: Any) -> None:
     assert (records.filters["status"], records.filters["orphaned"]) == ("running", True)
     await client.get("/?status=running")
     assert (records.filters["status"], records.filters["orphaned"]) == ("running", False)
+
+
+async def test_a_resumed_run_shows_its_duration_and_its_span_with_pauses(make_client: Any) -> None:
+    now = time.time()
+    ended = RunRecord("r", "", "passed", now - 60, now, None, latest_ms=3_000.0, paused_s=30.7)
+    running = RunRecord("r", "", "running", now - 90, now, "me", latest_ms=1.0, paused_s=60.0)
+
+    for record, took in ((ended, "3.0 s of 33.7 s"), (running, "30.0 s of 1 min 30 s")):
+        assert took in (await make_client(app(RecordJournal(record))).get("/")).text
 
 
 async def test_a_running_run_shows_its_duration_so_far(make_client: Any) -> None:

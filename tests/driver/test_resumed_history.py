@@ -1,0 +1,371 @@
+"""The report of a resumed run has the attempts of all its segments, in whatever form it is."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import pickle
+
+import pytest
+from memory_journal import MemoryJournal
+
+from asyncflow import (
+    Attempt,
+    RunReport,
+    Segment,
+    StepCrashedError,
+    StepResult,
+    StepStatus,
+    WorkflowStep,
+    run_pipeline,
+)
+from asyncflow._core.errors import describe_error
+from asyncflow._core.replay import StoredRun
+from asyncflow._views.run_view import RunView
+from asyncflow.testing import run_in_virtual_time
+
+SUCCESS, SKIPPED, CANCELLED = StepStatus.SUCCESS, StepStatus.SKIPPED, StepStatus.CANCELLED
+
+pytestmark = pytest.mark.virtual_time
+
+
+class Work:
+    """A pipeline whose load fails until the disk has space; an alert tells of that."""
+
+    def __init__(self):
+        self.has_space = False
+
+    async def extract(self):
+        await asyncio.sleep(0.010)
+        return [1, 2, 3]
+
+    async def load(self, row):
+        await asyncio.sleep(0.001 * row)
+        if row == 2 and not self.has_space:
+            raise OSError("the disk is full")
+        return row
+
+    async def alert(self):
+        await asyncio.sleep(0.005)
+        return "sent"
+
+    def steps(self, *, is_mapped=False):
+        many = {"map_over": "extract"} if is_mapped else {}
+        needs = {"row": "extract"}
+
+        async def load(row):
+            return await self.load(row if is_mapped else row[1])
+
+        return [
+            WorkflowStep("extract", self.extract),
+            WorkflowStep("load", load, needs, max_retries=2, **many),
+            WorkflowStep("alert", self.alert, ["load"], run_if="failure"),
+        ]
+
+
+async def run(steps, journal, **options):
+    return await run_pipeline(steps, journal=journal, run_id="r", **options)
+
+
+def failed_and_resumed(*, is_mapped=False):
+    """Return the journal and the report of a run that failed, and passed when it was resumed."""
+    work, journal = Work(), MemoryJournal()
+
+    async def main():
+        await run(work.steps(is_mapped=is_mapped), journal)
+        work.has_space = True
+        return await run(work.steps(is_mapped=is_mapped), journal)
+
+    return journal, run_in_virtual_time(main())
+
+
+def stored_report(journal):
+    return StoredRun(journal.stored["r"]).report(lambda _, payload: json.loads(payload.data))
+
+
+def forms_of(journal, report):
+    """Return all that a report becomes, by name."""
+    return {
+        "in process": report,
+        "stored": stored_report(journal),
+        "pickled": pickle.loads(pickle.dumps(report)),
+        "json": RunReport.from_json(report.to_json()),
+    }
+
+
+def told(result):
+    """Return each attempt of a result: segment, number, start, duration and error."""
+    return [
+        (
+            *(each.segment, each.number),
+            *(round(each.started_ms, 6), round(each.duration_ms, 6)),
+            None if each.error is None else describe_error(each.error),
+        )
+        for each in result.history
+    ]
+
+
+@pytest.mark.parametrize("form", ["in process", "stored", "pickled", "json"])
+def test_a_resumed_run_keeps_what_happened_before(form):
+    report = forms_of(*failed_and_resumed())[form]
+
+    load, alert = report["load"], report["alert"]
+    assert (load.status, load.error, load.output, load.attempts) == (SUCCESS, None, 2, 3)
+    assert told(load) == [
+        (1, 1, 10.0, 2.0, "OSError: the disk is full"),
+        (1, 2, 12.0, 2.0, "OSError: the disk is full"),
+        (2, 1, 19.0, 2.0, None),
+    ]
+    assert (load.started_ms, load.duration_ms) == pytest.approx((10.0, 6.0))
+    assert (alert.status, alert.on_purpose, alert.attempts) == (SKIPPED, True, 1)
+    assert told(alert) == [(1, 1, 14.0, 5.0, None)]
+    assert (alert.started_ms, alert.duration_ms) == pytest.approx((14.0, 5.0))
+    assert (report["extract"].reused, told(report["extract"])) == (True, [(1, 1, 0.0, 10.0, None)])
+    assert [(each.at_ms, each.ended_ms) for each in report.segments] == [
+        (0.0, pytest.approx(19.0)),
+        (pytest.approx(19.0), pytest.approx(21.0)),
+    ]
+    assert report.total_duration_ms == pytest.approx(21.0)
+    assert report.all_passed
+
+
+def test_the_report_of_a_resumed_run_equals_the_one_in_its_journal():
+    journal, report = failed_and_resumed()
+
+    stored = stored_report(journal)
+
+    assert repr(report.results) == repr(stored.results)
+    assert str(report) == str(stored)
+    assert report.segments == stored.segments
+    assert (report.total_duration_ms, report.span_ms) == (stored.total_duration_ms, stored.span_ms)
+
+
+def test_the_text_of_a_report_calls_earlier_attempts_earlier():
+    _, report = failed_and_resumed()
+
+    assert str(report).splitlines() == [
+        "Pipeline PASSED",
+        "[SUCCESS] extract (1 attempt(s), 10ms): reused",
+        "[SUCCESS] load (3 attempt(s), 6ms): run again because it had failed; "
+        "2 attempts before the run was resumed",
+        '[SKIPPED] alert (1 attempt(s), 5ms): run_if="failure", and no dependency failed; '
+        "1 attempt before the run was resumed",
+        "Total: 21ms",
+    ]
+
+
+@pytest.mark.parametrize("form", ["in process", "stored", "pickled", "json"])
+def test_a_view_of_a_report_knows_how_each_attempt_ended(form):
+    journal, report = failed_and_resumed()
+    by_events = RunView(journal.stored["r"])
+
+    view = RunView.from_report(forms_of(journal, report)[form])
+
+    assert view.segments == by_events.segments
+    for name, step in view.steps.items():
+        other = by_events.steps[name]
+        assert [(each.segment, each.number, each.end) for each in step.attempts] == [
+            (each.segment, each.number, each.end) for each in other.attempts
+        ]
+        assert step.latest is None or step.latest.segment == other.latest.segment
+        assert (step.fresh_from, step.ended_ms) == (other.fresh_from, pytest.approx(other.ended_ms))
+        assert step.active == other.active
+    assert [each.end for each in view.steps["load"].attempts] == ["failed", "failed", "succeeded"]
+    assert [each.end for each in view.steps["alert"].attempts] == ["succeeded"]
+    assert view.steps["alert"].latest is None
+
+
+@pytest.mark.parametrize("form", ["in process", "stored", "json"])
+def test_the_items_of_a_mapped_step_keep_their_attempts(form):
+    report = forms_of(*failed_and_resumed(is_mapped=True))[form]
+
+    load = report["load"]
+    assert (load.status, load.output, load.attempts, load.history) == (SUCCESS, [1, 2, 3], 5, ())
+    assert [item.reused for item in load.items] == [True, False, True]
+    assert [told(item) for item in load.items] == [
+        [(1, 1, 10.0, 1.0, None)],
+        [
+            (1, 1, 10.0, 2.0, "OSError: the disk is full"),
+            (1, 2, 12.0, 2.0, "OSError: the disk is full"),
+            (2, 1, 19.0, 2.0, None),
+        ],
+        [(1, 1, 10.0, 3.0, None)],
+    ]
+    assert load.duration_ms == pytest.approx(6.0)
+
+
+def test_a_mapped_step_that_is_skipped_later_keeps_the_attempts_of_its_items():
+    journal, is_mended = MemoryJournal(), False
+
+    async def check(rows):
+        if not is_mended:
+            raise ValueError("no")
+
+    async def rows():
+        return ["a", "b"]
+
+    async def tell(row, check=None):
+        return row.upper()
+
+    def steps():
+        return [
+            WorkflowStep("rows", rows),
+            WorkflowStep("check", check, ["rows"]),
+            WorkflowStep(
+                "tell", tell, {"row": "rows", "check": "check"}, map_over="rows", run_if="failure"
+            ),
+        ]
+
+    async def main():
+        nonlocal is_mended
+        with pytest.raises(ValueError, match="no"):
+            (await run(steps(), journal)).raise_for_failures()
+        is_mended = True
+        return await run(steps(), journal)
+
+    report = run_in_virtual_time(main())
+
+    told_of = report["tell"]
+    assert (told_of.status, told_of.items, told_of.attempts) == (SKIPPED, None, 2)
+    assert [(each.segment, each.item, each.number) for each in told_of.history] == [
+        (1, 0, 1),
+        (1, 1, 1),
+    ]
+    assert repr(stored_report(journal).results) == repr(report.results)
+    view = RunView.from_report(RunReport.from_json(report.to_json())).steps["tell"]
+    assert (list(view.former_items), view.attempt_count, view.attempts) == ([0, 1], 2, [])
+    assert view.former_items[1].attempts[0].end == "succeeded"
+
+
+def test_a_step_keeps_its_attempts_when_the_pipeline_changes_between_segments():
+    journal = MemoryJournal()
+
+    async def rows():
+        return [1, 2]
+
+    async def each(rows):
+        if rows == 2:
+            raise ValueError("two")
+
+    async def whole(rows):
+        raise ValueError("three")
+
+    source = WorkflowStep("rows", rows)
+    mapped = WorkflowStep("work", each, ["rows"], map_over="rows")
+    plain = WorkflowStep("work", whole, ["rows"])
+
+    async def main():
+        await run([source, mapped], journal)
+        await run([source], journal)
+        plainly = await run([source, plain], journal)
+        assert [(each.segment, each.item) for each in plainly["work"].history] == [
+            (1, 0),
+            (1, 1),
+            (3, None),
+        ]
+        return await run([source, mapped], journal)
+
+    report = run_in_virtual_time(main())
+
+    work = report["work"]
+    assert [(each.segment, each.item, each.number) for each in work.history] == [(3, None, 1)]
+    assert [[(each.segment, each.item) for each in item.history] for item in work.items] == [
+        [(1, None), (4, None)],
+        [(1, None), (4, None)],
+    ]
+    assert work.attempts == 5
+    assert repr(stored_report(journal).results) == repr(report.results)
+
+
+def test_a_crashed_step_counts_on_and_a_later_failure_begins_anew():
+    work, journal = Work(), MemoryJournal()
+
+    async def main():
+        whole = await run(work.steps(), journal)
+        assert not whole.all_passed
+        started = [type(event).__name__ for event in journal.stored["r"]].index("AttemptFailed") - 1
+        left = journal.died_after(started + 1)
+        await run(work.steps(), left)
+        work.has_space = True
+        return left, await run(work.steps(), left)
+
+    left, report = run_in_virtual_time(main())
+
+    history = report["load"].history
+    assert [(each.segment, each.number) for each in history] == [(1, 1), (2, 2), (2, 3), (3, 1)]
+    assert isinstance(history[0].error, StepCrashedError)
+    assert repr(stored_report(left).results) == repr(report.results)
+    assert report["load"].duration_ms == pytest.approx(6.0)  # nothing of the crashed attempt
+
+
+def test_a_cancelled_attempt_is_still_cancelled_in_the_history_of_its_successor():
+    work, journal = Work(), MemoryJournal()
+    work.has_space = True
+
+    async def main():
+        task = asyncio.create_task(run(work.steps(), journal))
+        await asyncio.sleep(0.011)
+        task.cancel()
+        await asyncio.wait([task])
+        return await run(work.steps(), journal)
+
+    report = run_in_virtual_time(main())
+
+    load = report["load"]
+    assert [(each.segment, each.number, each.cancelled) for each in load.history] == [
+        (1, 1, True),
+        (2, 1, False),
+    ]
+    step = RunView.from_report(report).steps["load"]
+    assert [each.end for each in step.attempts] == ["cancelled", "succeeded"]
+
+
+class TestSpan:
+    def test_a_span_includes_the_pauses_and_a_duration_does_not(self):
+        segments = (Segment(0.0, 1_000.0, 50.0), Segment(50.0, 1_060.05, 80.0))
+
+        report = RunReport("r", [], total_duration_ms=80.0, wall_time=1_000.0, segments=segments)
+
+        assert report.total_duration_ms == 80.0
+        assert report.span_ms == pytest.approx(60_080.0)
+        assert json.loads(report.to_json())["span_ms"] == report.span_ms
+
+    def test_a_wall_clock_that_was_set_back_makes_no_negative_pause(self):
+        segments = (Segment(0.0, 1_000.0, 50.0), Segment(50.0, 400.0, 80.0))
+
+        report = RunReport("r", [], total_duration_ms=80.0, wall_time=1_000.0, segments=segments)
+
+        assert report.span_ms == 80.0
+
+    def test_a_run_that_was_never_resumed_has_one_segment_and_no_pause(self):
+        ended = RunReport("r", [], total_duration_ms=80.0, wall_time=1_000.0)
+        running = RunReport("r", [], total_duration_ms=80.0, wall_time=1_000.0, outcome="running")
+
+        assert ended.segments == (Segment(0.0, 1_000.0, 80.0),)
+        assert running.segments == (Segment(0.0, 1_000.0, None),)
+        assert ended.span_ms == running.span_ms == 80.0
+
+
+class TestJson:
+    def test_the_json_of_version_1_is_still_read(self):
+        history = (Attempt(1, 0.0, 1.0, ValueError("one")), Attempt(2, 2.0, 1.0, None))
+        result = StepResult("a", SUCCESS, 2, 3.0, started_ms=0.0, recorded=history)
+        report = RunReport("r", [result], total_duration_ms=3.0, wall_time=1.0)
+        document = json.loads(report.to_json())
+        for name in ("version", "segments", "span_ms"):
+            del document[name]
+        for attempt in document["results"][0]["history"]:
+            for name in ("segment", "cancelled", "item"):
+                del attempt[name]
+
+        read = RunReport.from_json(json.dumps(document))
+
+        assert read.segments == report.segments
+        assert [(each.segment, each.number) for each in read["a"].history] == [(1, 1), (1, 2)]
+
+    def test_the_json_of_a_newer_version_is_refused(self):
+        document = json.loads(RunReport("r", [], total_duration_ms=0, wall_time=0).to_json())
+        document["version"] += 1
+
+        with pytest.raises(ValueError, match=r"version is 3, and this asyncflow reads up to 2"):
+            RunReport.from_json(json.dumps(document))
