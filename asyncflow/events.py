@@ -16,8 +16,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, ClassVar, Literal, TypeAlias
 
-from asyncflow._core.record import made_by, record
-from asyncflow._core.results import StepStatus
+from asyncflow._core.record import made_by, record, show, values_by_name
+from asyncflow._core.results import StepStatus, hidden_output, visible_output
 
 __all__ = [
     "AttemptFailed",
@@ -196,6 +196,15 @@ class StepSucceeded:
     at_ms: float
     output: Any
     item: int | None = None
+    secret: bool = False
+    """Whether the output is secret, so that no `repr` shows it."""
+
+    @property
+    def _hidden(self) -> tuple[str, ...]:
+        return hidden_output(self)
+
+    def __repr__(self) -> str:
+        return show(self, values_by_name(self) | {"output": visible_output(self)})
 
 
 @record

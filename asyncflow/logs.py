@@ -12,6 +12,8 @@ from types import TracebackType
 from typing import Any, TypeAlias
 
 from asyncflow._core.context import current_attempt
+from asyncflow._core.results import to_restored_error
+from asyncflow._core.tracebacks import has_long_message
 from asyncflow._views.event_text import describe_event
 from asyncflow.events import (
     AttemptFailed,
@@ -161,7 +163,10 @@ class _RunLog:
             **{name: getattr(event, name) for name in _EVENT_FIELDS if hasattr(event, name)},
         }
         line = describe_event(event, self._attempts.get(step))
-        self._logger.log(level, "%s", line, extra=extra, exc_info=_exc_info(event))
+        exc_info = _exc_info(event)
+        if exc_info is not None and has_long_message(exc_info[1]):  # logging would write all of it
+            line, exc_info = f"{line}\n{to_restored_error(exc_info[1]).traceback}", None
+        self._logger.log(level, "%s", line, extra=extra, exc_info=exc_info)
 
     def _level_of(self, event: Event) -> int:
         if isinstance(event, StepFailed):

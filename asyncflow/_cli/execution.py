@@ -40,10 +40,11 @@ from asyncflow._cli.output import (
     write_note,
     write_result,
 )
-from asyncflow._core.errors import PayloadError, RunCancelledError, escape_controls, safe_text
+from asyncflow._core.errors import PayloadError, RunCancelledError, escape_controls
 from asyncflow._core.replay import StoredRun
 from asyncflow._core.report import RunReport
 from asyncflow._core.results import REDACTED, RestoredOutput
+from asyncflow._core.value_size import safe_repr
 from asyncflow._runtime.asyncio_compat import FAILURES
 from asyncflow._runtime.dispatcher import AnyObserver
 from asyncflow.events import Event, RunStarted, StepSucceeded
@@ -177,7 +178,7 @@ def _report_of(events: Iterable[Event]) -> RunReport:
         if isinstance(event, RunStarted):
             secret = frozenset(event.secret)
         if isinstance(event, StepSucceeded):
-            text = RestoredOutput(safe_text(repr, event.output))
+            text = RestoredOutput(safe_repr(event.output))
             event = replace(event, output=REDACTED if event.step in secret else text)
         run.apply(event)
     return run.report(lambda _, payload: payload, lambda _, value: value)

@@ -20,6 +20,7 @@ import msgspec
 from asyncflow._core.annotations import input_types
 from asyncflow._core.errors import did_you_mean
 from asyncflow._core.step import WorkflowStep, parameters_of
+from asyncflow.journal._models import ModelError, is_model, model_from_json
 
 __all__ = ["read_inputs"]
 
@@ -97,7 +98,9 @@ def _check_names(steps: tuple[WorkflowStep, ...], names: Mapping[str, object]) -
 
 def _from_json(name: str, value: Any, kind: Any) -> Any:
     try:
-        return msgspec.convert(value, kind, str_keys=True, dec_hook=_path)
+        if hasattr(kind, "__pydantic_validator__"):  # a dataclass of pydantic too
+            return model_from_json(kind, value)
+        return msgspec.convert(value, kind, str_keys=True, dec_hook=_other_value)
     except Exception as error:  # a user's type may raise anything
         raise _wrong_type(name, kind, error) from None
 
@@ -107,7 +110,7 @@ def _from_text(name: str, text: str, kind: Any) -> Any:
     if kind in (Any, str, object):
         return text
     try:
-        return msgspec.convert(text, kind, strict=False, dec_hook=_path)
+        return msgspec.convert(text, kind, strict=False, dec_hook=_other_value)
     except Exception as error:  # it may be JSON
         broken = error if _CONSTRAINT.match(str(error)) else None
     try:
@@ -120,8 +123,10 @@ def _from_text(name: str, text: str, kind: Any) -> Any:
         raise _wrong_type(name, kind, broken) from None
 
 
-def _path(kind: type, value: Any) -> Any:
-    """Convert to a path, which msgspec does not support."""
+def _other_value(kind: type, value: Any) -> Any:
+    """Convert to a path or a model of pydantic, which msgspec does not support."""
+    if is_model(kind):
+        return model_from_json(kind, value)
     if issubclass(kind, PurePath) and isinstance(value, str):
         return kind(value)
     raise NotImplementedError(f"{kind.__name__} can't be made from text")
@@ -129,7 +134,10 @@ def _path(kind: type, value: Any) -> Any:
 
 def _wrong_type(name: str, kind: Any, error: Exception | None = None) -> click.UsageError:
     # Other errors may contain the value.
-    why = f": {error}" if str(error).startswith("Expected") else ""
+    is_of_model = isinstance(error, ModelError) or isinstance(
+        getattr(error, "__cause__", None), ModelError
+    )
+    why = f": {error}" if is_of_model or str(error).startswith("Expected") else ""
     return click.UsageError(f"input {name!r} must be {_accepted(kind)}{why}")
 
 
@@ -167,6 +175,8 @@ def _as_json(kind: Any, arguments: tuple[Any, ...]) -> str:
     """Return how to write what is neither text nor a scalar."""
     if not isinstance(kind, type):
         return ""
+    if is_model(kind):
+        return "" if getattr(kind, "__pydantic_root_model__", False) else "as a JSON object"
     if issubclass(kind, Mapping) or is_dataclass(kind) or hasattr(kind, "__struct_fields__"):
         return "as a JSON object"
     if not issubclass(kind, Collection) or issubclass(kind, str | bytes):

@@ -24,10 +24,12 @@ __all__ = [
     "NO_PARAMETERS",
     "Signature",
     "Upstream",
+    "callable_name",
     "check_count",
     "check_limit",
     "check_number",
     "check_worker_action",
+    "function_of",
     "is_async",
     "is_importable_main",
     "reject_awaitable",
@@ -143,7 +145,7 @@ def check_worker_action(name: str, action: object, runs_in: str) -> None:
     Raises:
         TypeError: The action is async, or another process can't import it.
     """
-    function = _function_of(action)
+    function = function_of(action)
     if is_async(function):
         raise TypeError(
             f"step {name!r}: an async function runs in the event loop, and runs_in={runs_in!r} "
@@ -177,11 +179,18 @@ def _check_picklable(name: str, action: object, function: object) -> None:
         ) from error
 
 
-def _function_of(action: object) -> object:
+def function_of(action: object) -> object:
     """Return the function below all partials and bound methods."""
     while isinstance(action, partial | MethodType):
         action = action.func if isinstance(action, partial) else action.__func__
     return action
+
+
+def callable_name(action: object) -> str:
+    """Return what an action is called, without its bound arguments, which may be secret."""
+    function: Any = function_of(action)
+    named = function if isinstance(getattr(function, "__qualname__", None), str) else type(function)
+    return f"{named.__module__}.{named.__qualname__}"
 
 
 def is_importable_main(main: object) -> bool:
@@ -204,7 +213,7 @@ class Upstream:
     """Whether the parameter receives one item of the output at a time."""
 
     def __repr__(self) -> str:
-        source = getattr(self.source, "__qualname__", None) or repr(self.source)
+        source = getattr(function_of(self.source), "__qualname__", None) or repr(self.source)
         word = "collect" if self.is_mapped else "each" if self.each else "after"
         text = f"{word}({source})"
         text = f"each({text})" if self.is_mapped and self.each else text

@@ -24,7 +24,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from types import MethodType
 from typing import Any, TypeAlias
 
-from asyncflow._core.arguments import Signature, Upstream, upstream_defaults
+from asyncflow._core.arguments import Signature, Upstream, function_of, upstream_defaults
 from asyncflow._core.errors import did_you_mean
 from asyncflow._core.graph import with_dependents
 from asyncflow._core.record import record, replace
@@ -253,8 +253,8 @@ class _Builder:
         of = f"step {step!r}" if parameter is None else f"parameter {parameter!r} of step {step!r}"
         if names:
             raise ValueError(
-                f"{of} depends on {source!r}, which pipeline {self._pipeline!r} includes several "
-                f"times; name one of {', '.join(map(repr, names))} in depends_on"
+                f"{of} depends on {_label(source)}, which pipeline {self._pipeline!r} includes "
+                f"several times; name one of {', '.join(map(repr, names))} in depends_on"
             )
         raise self._unknown(of, source, parameter)
 
@@ -278,7 +278,7 @@ class _Builder:
 
 
 def _label(source: object) -> str:
-    return str(getattr(source, "__name__", None) or repr(source))
+    return str(getattr(function_of(source), "__name__", None) or repr(source))
 
 
 def include_steps(

@@ -26,6 +26,7 @@ __all__ = [
     "attempt_for_process",
     "attempt_in",
     "current_attempt",
+    "current_run",
     "current_step",
     "enter_attempt",
     "enter_run",
@@ -326,6 +327,12 @@ def current_attempt() -> tuple[str, AttemptStarted] | None:
     return None if running is None else (_run.get().run_id, AttemptStarted(*running))
 
 
+def current_run() -> str | None:
+    """Return the id of the run one of whose actions is running; ``None`` outside of an action."""
+    attempt = current_attempt()
+    return None if attempt is None else attempt[0]
+
+
 def attempt_in(context: Context, run: RunContext) -> AttemptStarted | None:
     """Return the attempt that a context belongs to, if it is one of this run."""
     running = context.get(_attempt) if context.get(_run) is run else None
@@ -334,5 +341,4 @@ def attempt_in(context: Context, run: RunContext) -> AttemptStarted | None:
 
 def is_inside_run(run_id: str) -> bool:
     """Whether an action of the run with that id is calling this."""
-    attempt = current_attempt()
-    return attempt is not None and attempt[0] == run_id
+    return current_run() == run_id

@@ -14,6 +14,8 @@ from collections.abc import Callable, Iterable
 from typing import Literal, TypeAlias
 
 __all__ = [
+    "LONGEST_LINE",
+    "LONGEST_TEXT",
     "ActionNotAwaitableError",
     "CyclicDependencyError",
     "HangError",
@@ -32,6 +34,7 @@ __all__ = [
     "StepCrashedError",
     "StepTimeoutError",
     "TimeoutKind",
+    "cut",
     "describe_error",
     "describe_fully",
     "did_you_mean",
@@ -118,7 +121,7 @@ class ResultRefusedError(_AttributedError):
     Attributes:
         step_name: The step.
         attempt: The number of the attempt, counted from 1.
-        result: The value.
+        result: The value; what stands for it if the step is secret.
     """
 
     _message = (
@@ -379,18 +382,35 @@ class HangError(_AttributedError, RuntimeError):
         return "\n  ".join(["nothing can ever happen again, but these tasks wait:", *self.waiting])
 
 
+LONGEST_LINE = 10_000
+"""How many characters of an error's message are shown in a line or a traceback."""
+
+LONGEST_TEXT = 100_000
+"""How many characters are stored of an error's message, and of its traceback."""
+
+
 def describe_error(error: BaseException) -> str:
     """Return ``ErrorType: message`` in one line, the first of the message."""
     name, message = type(error).__name__, safe_text(str, error)
     if isinstance(error, RestoredError):
         name, message = error.type_name.rpartition(".")[2], error.message
-    lines = message.strip().splitlines()
+    lines = message[:LONGEST_LINE].strip().splitlines()  # the message may be larger than memory
+    if len(lines) == 1:
+        lines[0] += cut(message, LONGEST_LINE)[LONGEST_LINE:]
     return escape_controls(f"{name}: {lines[0]}" if lines else name)
 
 
 def describe_fully(error: BaseException) -> str:
-    """Return ``ErrorType: message`` in one line, with all of the message."""
-    return escape_controls(f"{type(error).__name__}: {safe_text(str, error)}")
+    """Return ``ErrorType: message`` in one line, with all lines of the message."""
+    message = cut(safe_text(str, error), LONGEST_LINE)
+    return escape_controls(f"{type(error).__name__}: {message}")
+
+
+def cut(text: str, limit: int) -> str:
+    """Return the text; of a longer one, the beginning and how many characters are missing."""
+    if len(text) <= limit:
+        return text
+    return f"{text[:limit]}… ({len(text) - limit:,} more characters)"
 
 
 def safe_text(render: Callable[[object], str], value: object) -> str:

@@ -16,7 +16,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, NoReturn, TypeVar, dataclass_transform, overload
 
-from asyncflow._core.errors import safe_text
+from asyncflow._core.value_size import safe_repr
 
 __all__ = ["derived", "made_by", "record", "replace", "show", "values_by_name"]
 
@@ -76,7 +76,7 @@ def values_by_name(data: Any) -> dict[str, Any]:
 
 def show(data: Any, values: dict[str, Any]) -> str:
     """Return the ``repr`` of a record that has these values."""
-    arguments = ", ".join(f"{name}={safe_text(repr, value)}" for name, value in values.items())
+    arguments = ", ".join(f"{name}={safe_repr(value)}" for name, value in values.items())
     return f"{type(data).__name__}({arguments})"
 
 
@@ -151,20 +151,31 @@ def _fill(self: Any, state: list[Any]) -> None:
 
 
 class _DataclassFields:
-    """The field objects that `dataclasses` looks for, made when it does so."""
+    """The field objects that `dataclasses` looks for, made when it does so.
+
+    The field of a hidden value is one for initialization only: `dataclasses.replace` passes it on,
+    and `dataclasses.asdict` leaves it out.
+    """
 
     def __init__(self, defaults: dict[str, Any]) -> None:
         self._defaults = defaults
+        self._made: dict[tuple[str, ...], Any] = {}
 
-    def __get__(self, _: object, owner: Any) -> Any:
+    def __get__(self, data: Any, owner: Any) -> Any:
+        hidden: tuple[str, ...] = getattr(data, "_hidden", ())
+        if hidden not in self._made:
+            self._made[hidden] = self._make(owner, hidden)
+        return self._made[hidden]
+
+    def _make(self, owner: Any, hidden: tuple[str, ...]) -> Any:
         import dataclasses  # not at the top: see there
 
-        twin: Any = dataclasses.make_dataclass(
-            owner.__name__,
-            [(name, owner.__annotations__[name], self._field(name)) for name in owner._fields],
-            kw_only=True,
-        )
-        owner.__dataclass_fields__ = twin.__dataclass_fields__
+        kinds = {name: owner.__annotations__[name] for name in owner._fields}
+        fields = [(name, kind, self._field(name)) for name, kind in kinds.items()]
+        for name in hidden:
+            passed_on = name, dataclasses.InitVar[Any], dataclasses.field(default=None)
+            fields[owner._fields.index(name)] = passed_on
+        twin: Any = dataclasses.make_dataclass(owner.__name__, fields, kw_only=True)
         return twin.__dataclass_fields__
 
     def _field(self, name: str) -> Any:

@@ -269,7 +269,9 @@ class RunReport(Mapping[str, StepResult]):
         """Return the report as JSON text.
 
         An output that JSON would not give back equal (a tuple, a set, a date, an object) appears
-        as its ``repr``; an error as its type, its message and its formatted traceback.
+        as its ``repr``, and one of more than 10 MB as a note; an error as its type, its message and
+        its formatted traceback, of each of which 100,000 characters at most. pydantic, and so
+        FastAPI, writes the same of a report.
 
         Args:
             indent: How many spaces to indent each level by; ``None`` (the default) for one line.
@@ -291,6 +293,19 @@ class RunReport(Mapping[str, StepResult]):
         from asyncflow._core.report_json import load
 
         return cls(**load(text))
+
+    @classmethod
+    def __get_pydantic_core_schema__(cls, source: object, handler: object) -> Any:
+        """Let pydantic, and so FastAPI, write a report as `to_json` does."""
+        from asyncflow._core.report_json import pydantic_schema
+
+        return pydantic_schema(cls)
+
+    @classmethod
+    def __get_pydantic_json_schema__(cls, schema: object, handler: object) -> dict[str, Any]:
+        from asyncflow._core.report_json import json_schema
+
+        return json_schema(cls)
 
     def to_mermaid(self) -> str:
         """Return the pipeline as a Mermaid flowchart that shows how each step ended.

@@ -6,7 +6,6 @@ A table says of each field how its value is written, how it is read, and what it
 from __future__ import annotations
 
 import json
-import math
 import reprlib
 import sys
 from collections import Counter
@@ -14,7 +13,7 @@ from collections.abc import Callable, Iterable, Mapping
 from itertools import repeat
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
-from asyncflow._core.errors import RestoredError, safe_text
+from asyncflow._core.errors import RestoredError
 from asyncflow._core.record import replace
 from asyncflow._core.results import (
     Attempt,
@@ -25,11 +24,12 @@ from asyncflow._core.results import (
     to_restored_error,
     visible_output,
 )
+from asyncflow._core.value_size import MOST_BYTES, extent, safe_repr
 
 if TYPE_CHECKING:
     from asyncflow._core.report import RunReport
 
-__all__ = ["dump", "load"]
+__all__ = ["dump", "json_schema", "load", "pydantic_schema"]
 
 
 _VERSION = 2
@@ -38,8 +38,7 @@ _VERSION = 2
 
 def dump(report: RunReport, indent: int | None) -> str:
     """Return the JSON text of a report."""
-    document = {"version": _VERSION, **_to_json(_REPORT, report), "span_ms": report.span_ms}
-    return json.dumps(document, indent=indent, allow_nan=False)
+    return json.dumps(_document_of(report), indent=indent, allow_nan=False)
 
 
 def load(text: str | bytes) -> dict[str, Any]:
@@ -49,13 +48,49 @@ def load(text: str | bytes) -> dict[str, Any]:
         ValueError: The text is not JSON, or not that of a report.
     """
     try:
-        document = _OBJECT.read(json.loads(text), "it")
-        if _WHOLE.read(document.get("version", 1), "version") > _VERSION:
-            problem = f"is {document['version']}, and this asyncflow reads up to {_VERSION}"
-            raise _refusal("version", f"{problem}: upgrade it")
-        return _from_json(_REPORT, document)
+        return _arguments_of(_OBJECT.read(json.loads(text), "it"))
     except RecursionError:
         raise _refusal("it", "is nested too deep") from None
+
+
+def _document_of(report: RunReport) -> dict[str, object]:
+    return {"version": _VERSION, **_to_json(_REPORT, report), "span_ms": report.span_ms}
+
+
+def _arguments_of(document: dict[str, Any]) -> dict[str, Any]:
+    if _WHOLE.read(document.get("version", 1), "version") > _VERSION:
+        problem = f"is {document['version']}, and this asyncflow reads up to {_VERSION}"
+        raise _refusal("version", f"{problem}: upgrade it")
+    return _from_json(_REPORT, document)
+
+
+def pydantic_schema(cls: Any) -> Any:
+    """Return how pydantic reads and writes a report or a result: as `dump` and `load` do."""
+    from pydantic_core import core_schema  # pydantic asks for this, so it is there
+
+    is_report = cls.__name__ == "RunReport"
+
+    def read(value: object) -> object:
+        if isinstance(value, cls):
+            return value
+        document = _OBJECT.read(value, "it")
+        if is_report:
+            return cls(**_arguments_of(document))
+        return _result_of(_from_json(_RESULT, document), "")
+
+    def write(value: Any) -> object:
+        return _document_of(value) if is_report else _to_json(_RESULT, value)
+
+    serialization = core_schema.plain_serializer_function_ser_schema(write, when_used="json")
+    return core_schema.no_info_plain_validator_function(read, serialization=serialization)
+
+
+def json_schema(cls: type) -> dict[str, Any]:
+    """Return the JSON schema of a report or a result."""
+    if cls.__name__ != "RunReport":
+        return {"title": cls.__name__, **_schema_of(_RESULT)}
+    table = {"version": _WHOLE, **_REPORT, "span_ms": _NUMBER}
+    return {"title": cls.__name__, **_schema_of(table)}
 
 
 class _Kind(NamedTuple):
@@ -63,6 +98,8 @@ class _Kind(NamedTuple):
 
     write: Callable[[Any], object]
     read: Callable[[Any, str], Any]
+    schema: Mapping[str, Any]
+    """Its JSON schema."""
     default: Any = ...
     """What stands for it where an earlier asyncflow did not write it; an ellipsis for nothing."""
 
@@ -94,6 +131,17 @@ def _from_json(table: _Table, document: dict[str, Any], where: str = "") -> dict
     return values
 
 
+def _schema_of(table: _Table) -> dict[str, Any]:
+    properties: dict[str, Any] = {}
+    for name, kind in table.items():
+        if kind is None:
+            properties |= {name: {}, f"{name}_repr": {"type": "string"}}
+        else:
+            properties[name] = kind.schema
+    required = [name for name, kind in table.items() if kind is not None]
+    return {"type": "object", "properties": properties, "required": required}
+
+
 def _value(document: dict[str, Any], name: str, where: str) -> Any:
     if name not in document:
         raise _refusal(where + name, "is missing")
@@ -107,9 +155,9 @@ def _refusal(place: str, problem: str) -> ValueError:
 def _output_to_json(output: object) -> dict[str, object]:
     if type(output) is RestoredOutput:  # written as its text again, so that no trip adds to it
         return {"output_repr": output.text}
-    if _is_plain_json(output):
+    if extent(output, MOST_BYTES) == "plain" and _is_writable(output):
         return {"output": output}
-    return {"output_repr": safe_text(repr, output)}
+    return {"output_repr": safe_repr(output)}
 
 
 def _output_from_json(document: dict[str, Any], where: str) -> object:
@@ -118,21 +166,18 @@ def _output_from_json(document: dict[str, Any], where: str) -> object:
     return _value(document, "output", where)
 
 
-def _is_plain_json(value: Any, levels: int = 100) -> bool:
-    """Whether JSON gives the value back equal. Exact types only: no method of it is called.
+def _is_writable(value: Any, levels: int = 100) -> bool:
+    """Whether Python writes a plain value as JSON.
 
-    A value that is nested deeper than that many levels, or without end, is written as its ``repr``.
+    A value that is nested deeper than that many levels is written as its ``repr``.
     """
     kind = type(value)
     if kind is dict:
-        return all(type(key) is str for key in value) and _is_plain_json([*value.values()], levels)
+        return _is_writable([*value.values()], levels)
     if kind is list:
-        return levels > 0 and all(map(_is_plain_json, value, repeat(levels - 1)))
-    if kind is float:
-        return math.isfinite(value)
-    if kind is int:
-        return int(value).bit_length() <= 2_000  # Python writes no much longer ones in decimal
-    return value is None or kind in (bool, str)
+        return levels > 0 and all(map(_is_writable, value, repeat(levels - 1)))
+    # Python writes no much longer integers in decimal.
+    return kind is not int or value.bit_length() <= 2_000
 
 
 def _plain(words: str, *types: type) -> _Kind:
@@ -146,8 +191,18 @@ def _plain(words: str, *types: type) -> _Kind:
             raise _refusal(place, f"must be finite, not {reprlib.repr(value)}")
         return value
 
-    return _Kind(lambda value: value, read)
+    return _Kind(lambda value: value, read, {"type": [_SCHEMA_TYPES[each] for each in types]})
 
+
+_SCHEMA_TYPES = {
+    str: "string",
+    int: "integer",
+    float: "number",
+    bool: "boolean",
+    list: "array",
+    dict: "object",
+    type(None): "null",
+}
 
 _TEXT = _plain("text", str)
 _TEXT_OR_NULL = _plain("text or null", str, type(None))
@@ -169,7 +224,7 @@ def _one_of(words: Iterable[str]) -> _Kind:
             raise _refusal(place, problem)
         return value
 
-    return _Kind(str, read)
+    return _Kind(str, read, {"enum": known})
 
 
 def _list_of(kind: _Kind) -> _Kind:
@@ -177,7 +232,8 @@ def _list_of(kind: _Kind) -> _Kind:
         values = _LIST.read(values, place)
         return tuple(kind.read(value, f"{place}[{at}]") for at, value in enumerate(values))
 
-    return _Kind(lambda values: [*map(kind.write, values)], read)
+    schema = {"type": "array", "items": kind.schema}
+    return _Kind(lambda values: [*map(kind.write, values)], read, schema)
 
 
 def _object(table: _Table, make: Callable[[dict[str, Any], str], Any]) -> _Kind:
@@ -187,14 +243,15 @@ def _object(table: _Table, make: Callable[[dict[str, Any], str], Any]) -> _Kind:
         where = place + "."
         return make(_from_json(table, _OBJECT.read(value, place), where), where)
 
-    return _Kind(lambda data: _to_json(table, data), read)
+    return _Kind(lambda data: _to_json(table, data), read, _schema_of(table))
 
 
 def _or_null(checked: _Kind, kind: _Kind) -> _Kind:
     def read(value: Any, place: str) -> Any:
         return None if checked.read(value, place) is None else kind.read(value, place)
 
-    return _Kind(lambda value: None if value is None else kind.write(value), read)
+    schema = {"anyOf": [kind.schema, {"type": "null"}]}
+    return _Kind(lambda value: None if value is None else kind.write(value), read, schema)
 
 
 def _error_to_json(error: BaseException) -> dict[str, str]:
@@ -205,7 +262,7 @@ def _error_to_json(error: BaseException) -> dict[str, str]:
 _ERROR_FIELDS: _Table = dict.fromkeys(("type", "message", "traceback"), _TEXT)
 _ERROR_OBJECT = _object(_ERROR_FIELDS, lambda fields, _: RestoredError(*fields.values()))
 _ERROR = _or_null(
-    _plain("an object or null", dict, type(None)), _Kind(_error_to_json, _ERROR_OBJECT.read)
+    _plain("an object or null", dict, type(None)), _ERROR_OBJECT._replace(write=_error_to_json)
 )
 
 _ATTEMPT: _Table = {
@@ -238,7 +295,11 @@ def _results_from_json(value: Any, place: str) -> tuple[StepResult, ...]:
     return results
 
 
-_RESULTS = _Kind(lambda results: [_to_json(_RESULT, each) for each in results], _results_from_json)
+_RESULTS = _Kind(
+    lambda results: [_to_json(_RESULT, each) for each in results],
+    _results_from_json,
+    {"type": "array", "items": {"type": "object"}},
+)
 
 _RESULT: _Table = {
     "step_name": _TEXT,
@@ -283,8 +344,8 @@ _REPORT: _Table = {
     "stop_reason": _TEXT_OR_NULL,
     "pipeline": _TEXT,
     "outcome": _one_of(("passed", "failed", "interrupted", "running")),
-    "inputs": _Kind(_inputs_to_json, _inputs_from_json),
-    "results": _RESULTS,
+    "inputs": _Kind(_inputs_to_json, _inputs_from_json, {"type": "object"}),
+    "results": _RESULTS._replace(schema={"type": "array", "items": _schema_of(_RESULT)}),
     "segments": _list_of(_object(_SEGMENT, lambda fields, _: Segment(**fields)))._replace(
         default=()
     ),

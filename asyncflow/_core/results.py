@@ -11,13 +11,21 @@ Rules:
 from __future__ import annotations
 
 import enum
-import traceback
 from collections.abc import Mapping
 from contextlib import suppress
-from typing import Any, Literal, NamedTuple, TypeAlias
+from typing import Any, Literal, NamedTuple, Protocol, TypeAlias
 
-from asyncflow._core.errors import RestoredError, StepCrashedError, StepTimeoutError, safe_text
+from asyncflow._core.errors import (
+    LONGEST_TEXT,
+    RestoredError,
+    StepCrashedError,
+    StepTimeoutError,
+    cut,
+    safe_text,
+)
 from asyncflow._core.record import record, show, values_by_name
+from asyncflow._core.tracebacks import full_traceback
+from asyncflow._core.value_size import safe_repr
 
 __all__ = [
     "REDACTED",
@@ -34,6 +42,7 @@ __all__ = [
     "blocks_dependents",
     "earlier_attempts",
     "end_of",
+    "hidden_output",
     "latest_number",
     "picklable_output",
     "to_restored_error",
@@ -111,6 +120,13 @@ class Segment(NamedTuple):
     ended_ms: float | None = None
     """When it ended; ``None`` for a segment whose run has not ended. A segment whose process died
     lasted until its latest event."""
+
+
+class _WithOutput(Protocol):
+    @property
+    def output(self) -> Any: ...
+    @property
+    def secret(self) -> bool: ...
 
 
 @record
@@ -203,7 +219,12 @@ class StepResult:
     """For a step that a resumed run ran again although its journal had stored something of it, the
     reason."""
     secret: bool = False
-    """Whether there is an output that is secret, so that no journal, JSON or `repr` shows it."""
+    """Whether there is an output that is secret, so that no journal, JSON or `repr` shows it, and
+    `dataclasses.asdict` leaves it out."""
+
+    @property
+    def _hidden(self) -> tuple[str, ...]:
+        return hidden_output(self)
 
     @property
     def history(self) -> tuple[Attempt, ...]:
@@ -228,6 +249,19 @@ class StepResult:
                 cancelled=cancelled,
             ),
         )
+
+    @classmethod
+    def __get_pydantic_core_schema__(cls, source: object, handler: object) -> Any:
+        """Let pydantic, and so FastAPI, write a result as `RunReport.to_json` does."""
+        from asyncflow._core.report_json import pydantic_schema
+
+        return pydantic_schema(cls)
+
+    @classmethod
+    def __get_pydantic_json_schema__(cls, schema: object, handler: object) -> dict[str, Any]:
+        from asyncflow._core.report_json import json_schema
+
+        return json_schema(cls)
 
     def __repr__(self) -> str:
         values = values_by_name(self) | {"output": visible_output(self)}
@@ -278,9 +312,15 @@ def earlier_attempts(result: StepResult, segment: int) -> int:
     return items + sum([attempt.segment < segment for attempt in result.history])
 
 
-def visible_output(result: StepResult) -> object:
+def visible_output(result: _WithOutput) -> object:
     """Return the output, or what stands for it if it is secret."""
     return REDACTED_OUTPUT if result.secret and result.output is not None else result.output
+
+
+def hidden_output(result: _WithOutput) -> tuple[str, ...]:
+    """Return the name of the field that has a secret output, if there is one."""
+    is_shown = result.output is None or result.output is REDACTED_OUTPUT or not result.secret
+    return () if is_shown else ("output",)
 
 
 def with_note(result: StepResult, note: str) -> Exception:
@@ -294,20 +334,23 @@ def with_note(result: StepResult, note: str) -> Exception:
 
 
 def to_restored_error(error: BaseException) -> RestoredError:
-    """Return the stand-in of an error: its type, its message, its traceback."""
+    """Return the stand-in of an error: its type, its message and its traceback, if long cut."""
     if isinstance(error, RestoredError):
         return error
     kind = type(error)
     try:
-        trace = "".join(traceback.format_exception(error))
+        trace = full_traceback(error)
     except Exception:  # as in safe_text
         trace = ""
-    return RestoredError(f"{kind.__module__}.{kind.__qualname__}", safe_text(str, error), trace)
+    message = cut(safe_text(str, error), LONGEST_TEXT)
+    return RestoredError(
+        f"{kind.__module__}.{kind.__qualname__}", message, cut(trace, LONGEST_TEXT)
+    )
 
 
 def picklable_output(value: object) -> object:
     """Return the value, or its stand-in if it would not survive pickling."""
-    return value if _is_picklable(value) else RestoredOutput(safe_text(repr, value))
+    return value if _is_picklable(value) else RestoredOutput(safe_repr(value))
 
 
 def _picklable_error(error: BaseException | None) -> BaseException | None:

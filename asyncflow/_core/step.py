@@ -13,12 +13,13 @@ from asyncflow._core.arguments import (
     check_limit,
     check_number,
     check_worker_action,
+    function_of,
     is_async,
     signature_of,
 )
 from asyncflow._core.errors import did_you_mean
 from asyncflow._core.policies import NO_BACKOFF, Pool, Retry
-from asyncflow._core.record import derived, record
+from asyncflow._core.record import derived, record, show, values_by_name
 
 __all__ = [
     "Action",
@@ -243,6 +244,12 @@ class WorkflowStep:
         fill(self, "is_plain", is_plain and self.retry.until is None)
         _check_parameters(self)
         _check_map_over(self)
+
+    def __repr__(self) -> str:
+        # Bound arguments may be secret.
+        values = values_by_name(self)
+        values |= {"action": function_of(self.action), "when": function_of(self.when)}
+        return show(self, values)
 
 
 def parameters_of(steps: Iterable[WorkflowStep]) -> set[str]:

@@ -7,6 +7,7 @@ Rules:
 2. That holds for causes, contexts and the errors of groups too, and for a traceback of which a
    journal has stored the text only.
 3. No text of a traceback moves a cursor or turns the direction of writing.
+4. A message may take most of the memory. It is cut before it becomes part of a text.
 """
 
 from __future__ import annotations
@@ -18,11 +19,20 @@ from functools import cache
 from types import FrameType
 from typing import Any
 
-from asyncflow._core.errors import RestoredError, describe_error, escape_controls
+from asyncflow._core.errors import (
+    LONGEST_LINE,
+    RestoredError,
+    cut,
+    describe_error,
+    escape_controls,
+    safe_text,
+)
 
 __all__ = [
     "awaiting_location",
     "format_error",
+    "full_traceback",
+    "has_long_message",
     "is_internal_frame",
     "strip_internal_frames",
     "user_location",
@@ -71,7 +81,7 @@ def format_error(error: BaseException) -> str:
 
 def _format(error: BaseException) -> list[str]:
     try:
-        trace = traceback.TracebackException.from_exception(error)
+        trace = _captured(error)
         if type(error).__module__.partition(".")[0] == "asyncflow":
             trace.__context__ = None  # it only says how asyncflow came to raise the error
         _strip_internal_frames(trace)
@@ -81,13 +91,56 @@ def _format(error: BaseException) -> list[str]:
 
 
 def _strip_internal_frames(trace: traceback.TracebackException) -> None:
+    for one in _all_of(trace):
+        frames = [frame for frame in one.stack if not is_internal_frame(frame.filename)]
+        one.stack = traceback.StackSummary.from_list(frames)
+
+
+def full_traceback(error: BaseException) -> str:
+    """Return the traceback of an error as Python formats it, with its long messages cut.
+
+    Raises:
+        Exception: Whatever the error raises when it is asked for something.
+    """
+    return "".join(_captured(error).format())
+
+
+def has_long_message(error: BaseException) -> bool:
+    """Whether an error, one that led to it or one of its group has a message that must be cut."""
+    try:
+        captured = traceback.TracebackException(type(error), error, None)
+        return any(len(text) > LONGEST_LINE for one in _all_of(captured) for text in _texts(one))
+    except Exception:  # as in `_format`
+        return False
+
+
+def _captured(error: BaseException) -> traceback.TracebackException:
+    """Capture an error, with all of its messages and notes cut to what can be shown."""
+    trace: Any = traceback.TracebackException.from_exception(error)
+    for one in _all_of(trace):
+        if any(len(text) > LONGEST_LINE for text in _texts(one)):
+            one._str = cut(one._str, LONGEST_LINE)
+            if isinstance(one.__notes__, list):
+                one.__notes__ = [cut(safe_text(str, note), LONGEST_LINE) for note in one.__notes__]
+    captured: traceback.TracebackException = trace
+    return captured
+
+
+def _all_of(trace: traceback.TracebackException) -> Iterator[Any]:
+    """Yield a captured error, those that led to it, and those of groups."""
     stack = [trace]
     while stack:
         one = stack.pop()
-        frames = [frame for frame in one.stack if not is_internal_frame(frame.filename)]
-        one.stack = traceback.StackSummary.from_list(frames)
+        yield one
         stack += [each for each in (one.__cause__, one.__context__) if each is not None]
         stack += one.exceptions or ()
+
+
+def _texts(one: Any) -> Iterator[str]:
+    """Yield the message and the notes of a captured error, which the standard library keeps."""
+    yield one._str
+    if isinstance(one.__notes__, list):
+        yield from (safe_text(str, note) for note in one.__notes__)
 
 
 def _without_internal_frames(lines: list[str]) -> Iterator[str]:

@@ -23,7 +23,6 @@ from asyncflow._core.errors import (
     PayloadError,
     RunCancelledError,
     escape_controls,
-    safe_text,
 )
 from asyncflow._core.graph import (
     Binding,
@@ -39,6 +38,7 @@ from asyncflow._core.report import RunReport
 from asyncflow._core.results import REDACTED, REDACTED_OUTPUT, Payload
 from asyncflow._core.step import WorkflowStep
 from asyncflow._core.step_runs import Checkpoint
+from asyncflow._core.value_size import safe_repr
 from asyncflow._runtime.asyncio_compat import outlast
 from asyncflow.events import Event, RunResumed, RunStarted
 
@@ -423,5 +423,5 @@ def _is_equal(one: Any, other: Any) -> bool:
 
 
 def _short(value: Any) -> str:
-    text = escape_controls(safe_text(repr, value))
+    text = escape_controls(safe_repr(value))
     return text if len(text) <= 60 else f"{text[:57]}..."

@@ -103,7 +103,9 @@ class MapRunner:
             if failure is not None:
                 emit(StepFailed(step.name, 0, now_ms(), failure))
             elif is_complete and self._have_all_succeeded(node, items):
-                success = StepSucceeded(step.name, 0, now_ms(), [item.output for item in items])
+                success = StepSucceeded(
+                    step.name, 0, now_ms(), [item.output for item in items], secret=step.secret
+                )
                 emit(success, self._runner.as_stored(node, success))
             else:
                 emit(step_cancelled(state, node, now_ms(), error))

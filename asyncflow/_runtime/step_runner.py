@@ -35,7 +35,7 @@ from asyncflow._core.errors import (
     ResultRefusedError,
 )
 from asyncflow._core.graph import ITEM, Binding
-from asyncflow._core.results import REDACTED, Payload, StepResult
+from asyncflow._core.results import REDACTED, REDACTED_OUTPUT, Payload, StepResult
 from asyncflow._core.state import RunState
 from asyncflow._core.step import WorkflowStep
 from asyncflow._core.tracebacks import strip_internal_frames
@@ -296,7 +296,9 @@ class StepRunner:
                 name = self._state.step_runs.name_of(node)
                 until = step.retry.until
                 if until is not None and not reject_awaitable("Retry: until", until(output)):
-                    raise ResultRefusedError(name, attempt, output)
+                    raise ResultRefusedError(
+                        name, attempt, REDACTED_OUTPUT if step.secret else output
+                    )
                 if self._persistence is not None:
                     payload = self._persistence.output(name, step, output)
             except BaseException as error:
@@ -498,7 +500,9 @@ class StepRunner:
                     error = as_failure(error, name, attempt)
                     error, delay_ms = self._retry_or_fail(node, name, attempt, error, ended_ms)
             if error is None:
-                success = StepSucceeded(running.step, attempt, ended_ms, output, running.item)
+                secret = self._steps[node].secret
+                step, item = running.step, running.item
+                success = StepSucceeded(step, attempt, ended_ms, output, item, secret)
                 self._dispatcher.emit(success, self.as_stored(node, success, payload))
             else:
                 self._report_failure(node, running, ended_ms, error, delay_ms, is_stopped)
@@ -551,9 +555,10 @@ class StepRunner:
         """Return a success as a journal stores it, if the run has one."""
         if self._persistence is None:
             return None
-        if self._steps[node].secret:
+        if success.secret:
             payload = REDACTED  # also of a mapped step, which may have no items
-        return StepSucceeded(success.step, success.attempt, success.at_ms, payload, success.item)
+        step, item = success.step, success.item
+        return StepSucceeded(step, success.attempt, success.at_ms, payload, item, success.secret)
 
     def _report_cancelled(self, node: int) -> None:
         """Report a node that the run has stopped while no attempt of it was running."""

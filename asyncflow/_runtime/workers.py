@@ -30,7 +30,7 @@ from typing import IO, Any
 
 from anyio import BrokenWorkerProcess, CapacityLimiter, to_process, to_thread
 
-from asyncflow._core.arguments import is_importable_main
+from asyncflow._core.arguments import callable_name, is_importable_main
 from asyncflow._core.context import attempt_for_process, enter_thread
 from asyncflow._core.errors import safe_text
 from asyncflow._runtime import worker_process as _child
@@ -356,7 +356,7 @@ def _request(
         call = pickle.dumps((function, arguments), pickle.HIGHEST_PROTOCOL)
     except Exception as error:
         raise pickle.PicklingError(
-            f"{safe_text(repr, function)} or one of its arguments can't be pickled, as a process "
+            f"{callable_name(function)} or one of its arguments can't be pickled, as a process "
             f"requires: {safe_text(str, error)}"
         ) from error
     main = sys.modules["__main__"]

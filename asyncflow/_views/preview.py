@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 from asyncflow._core.errors import RestoredError, describe_error, escape_controls, safe_text
 from asyncflow._core.results import REDACTED_OUTPUT, RestoredOutput, to_restored_error
+from asyncflow._core.value_size import safe_repr
 
 __all__ = [
     "Preview",
@@ -129,7 +130,7 @@ class _Writer:
         elif kind in _BRACKETS:
             self._put("…")
         else:
-            self._put(safe_text(repr, value)[: self._left + 1])
+            self._put(safe_repr(value)[: self._left + 1])
 
     def _write_all(self, value: object, depth: int) -> None:
         before, after = _BRACKETS[type(value)]

@@ -7,6 +7,7 @@ reads, so that no step of a run waits for a long read.
 from __future__ import annotations
 
 import asyncio
+import concurrent.futures
 import threading
 import warnings
 import weakref
@@ -17,11 +18,13 @@ from types import TracebackType
 from typing import Any, TypeVar
 
 from asyncflow._core.arguments import check_count, check_number
+from asyncflow._core.context import current_run
 from asyncflow._core.errors import JournalError, RunAlreadyActiveError, did_you_mean
 from asyncflow._core.report import RunReport
 from asyncflow._core.results import Payload
 from asyncflow.events import Event
 from asyncflow.journal._event_codec import is_storable
+from asyncflow.journal._machine import is_void, this_owner, this_process
 from asyncflow.journal._payload_codec import CODECS, Codec
 from asyncflow.journal._queries import (
     ListedStatus,
@@ -41,9 +44,6 @@ from asyncflow.journal._worker import (
     Lease,
     PendingClaim,
     WorkerThread,
-    is_dead,
-    this_owner,
-    this_process,
 )
 
 __all__ = ["SQLJournal"]
@@ -79,16 +79,18 @@ class SQLJournal:
         max_payload_bytes: int,
         lease_s: float,
         owner: str | None,
+        close_timeout_s: float,
     ) -> None:
         if codec not in CODECS:
             known = " or ".join(map(repr, CODECS))
             raise ValueError(f"codec must be {known}, not {codec!r}{did_you_mean(codec, CODECS)}")
         check_number("max_payload_bytes", max_payload_bytes, 1)
+        check_number("close_timeout_s", close_timeout_s, 0, unit=" s")
         name = store.database.name
         self._name = name
         self._codec = Codec(codec, max_payload_bytes)
         self._store = store
-        self._claim = Claim(owner or this_owner(), this_process(), lease_s, is_dead)
+        self._claim = Claim(owner or this_owner(), this_process(), lease_s, is_void)
         self._worker = JournalWorker(store, self._claim)
         self._write_thread = WorkerThread(_THREAD, name, self._worker.tick)
         self._reader = JournalReader(second or store, self._codec)
@@ -99,7 +101,8 @@ class SQLJournal:
         self._queues: weakref.WeakValueDictionary[asyncio.AbstractEventLoop, CommitQueue] = (
             weakref.WeakValueDictionary()
         )
-        self._closed = False
+        self._close_timeout_s = close_timeout_s
+        self._closing = self._closed = False
 
     # --- queries --------------------------------------------------------------------------------
 
@@ -250,7 +253,7 @@ class SQLJournal:
         ended = await self._read(self._reader.store.ended, age_s, ended_as)
         count = 0
         for run_ids in _transactions(ended):
-            count += await self._write(self._store.prune, run_ids, age_s)
+            count += await self._write(self._worker.call, self._store.prune, run_ids, age_s)
         return count
 
     async def forget(self, run_id: str) -> None:
@@ -265,7 +268,7 @@ class SQLJournal:
         """
         await self._check_id(run_id)
         await self._read(self._reader.check_exists, run_id)
-        await self._write(self._store.forget, run_id, self._claim)
+        await self._write(self._worker.call, self._store.forget, run_id, self._claim)
 
     async def _check_id(self, run_id: str) -> None:
         check_text("run_id", run_id)
@@ -297,10 +300,13 @@ class SQLJournal:
             ValueError: No database could hold it.
         """
         check_new_id(run_id)
+        within = current_run()
         pause, must_resume = _FIRST_RETRY_S, False
         while True:
+            if self._closing and within is None:
+                raise JournalError(self._name, "it is closed; open another journal")
             try:
-                return await self._open(run_id, read)
+                return await self._open(run_id, within, read)
             except RunAlreadyActiveError as active:
                 owner = active.owner
             passed = [] if must_resume else await self._read(self._reader.passed, run_id)
@@ -315,12 +321,12 @@ class SQLJournal:
             pause = min(2 * pause, _LONGEST_RETRY_S)
 
     async def _open(
-        self, run_id: str, read: Callable[[Sequence[Event]], T]
+        self, run_id: str, within: str | None, read: Callable[[Sequence[Event]], T]
     ) -> tuple[SQLSession, T]:
         loop, claim = asyncio.get_running_loop(), PendingClaim(self._worker)
         try:
             # Only when the claim is committed, the events can't change any more.
-            lease = await self._write(claim.claim, run_id, loop)
+            lease = await self._write(claim.claim, run_id, loop, within)
             # A new run has no events, and does not wait for other reads.
             answer = await (self._read if lease.committed else self._write)(
                 self._read_history, lease, read
@@ -331,8 +337,10 @@ class SQLJournal:
             raise
         except BaseException:
             if claim.lease:
-                with suppress(JournalError):  # the journal is closed, and has released it
+                try:
                     await self._write(claim.release)
+                except JournalError:  # the journal is closed
+                    claim.lease.let_go()
             raise
 
     def _read_history(self, lease: Lease, read: Callable[[Sequence[Event]], T]) -> T:
@@ -379,19 +387,53 @@ class SQLJournal:
     ) -> None:
         await self.aclose()
 
-    async def aclose(self) -> None:
-        """Commit what is under way and disconnect. Runs that are still active fail."""
+    async def aclose(self) -> list[str]:
+        """Wait for the active runs to record their end, and disconnect.
+
+        It waits for ``close_timeout_s`` at most, and not for a run from one of whose steps it is
+        called. Runs that are still active then fail with a `JournalError`: they are stored as
+        running, and resume when they are started again. It stops no run: cancel those that must
+        not go on, before. Meanwhile only steps of active runs can start runs. Cancelled, it waits
+        no longer and disconnects.
+
+        Returns:
+            The ids of the runs that were still active, which a warning in the log names too.
+        """
+        self._closing = True
         try:
+            if self._write_thread.has_started and not self._closed:
+                ended: concurrent.futures.Future[None] = concurrent.futures.Future()
+                await self._write(self._worker.wait, ended, current_run(), None)
+                waiting = asyncio.wrap_future(ended)
+                try:
+                    await asyncio.wait([waiting], timeout=self._close_timeout_s)
+                finally:
+                    waiting.cancel()
             # They may have to wait for the disk. A read may release a claim.
             if self._read_thread.has_started and not self._closed:
                 await self._read(self._reader.store.database.close)
             if self._write_thread.has_started and not self._closed:
                 await self._write(self._worker.close)
         finally:
-            self.close()
+            self._join()
+        return self._worker.given_up.copy()
 
-    def close(self) -> None:
-        """Do what `aclose` does, and block until it is done."""
+    def close(self) -> list[str]:
+        """Do what `aclose` does, and block until it is done.
+
+        It does not wait for runs of the event loop that it blocks.
+        """
+        self._closing = True
+        if self._write_thread.has_started and not self._closed:
+            ended: concurrent.futures.Future[None] = concurrent.futures.Future()
+            blocked = _running_loop()
+            with suppress(TimeoutError, JournalError):  # another thread has closed it
+                self._write_thread.submit(self._worker.wait, ended, current_run(), blocked)
+                ended.result(self._close_timeout_s)
+        self._join()
+        return self._worker.given_up.copy()
+
+    def _join(self) -> None:
         self._end()
         self._read_thread.join()
         self._write_thread.join()
@@ -410,6 +452,13 @@ class SQLJournal:
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self._name!r})"
+
+
+def _running_loop() -> asyncio.AbstractEventLoop | None:
+    try:
+        return asyncio.get_running_loop()
+    except RuntimeError:
+        return None
 
 
 def _transactions(runs: Iterable[tuple[str, int]]) -> Iterator[list[str]]:

@@ -22,15 +22,17 @@ from typing import Any, Literal, NamedTuple, Union, get_args, get_origin, get_ty
 from zlib import crc32
 
 from asyncflow._core.errors import (
+    LONGEST_TEXT,
     RestoredError,
     ResultRefusedError,
     RunCancelledError,
     StepCancelledError,
     StepCrashedError,
     StepTimeoutError,
+    cut,
     safe_text,
 )
-from asyncflow._core.results import Payload, StepStatus, to_restored_error
+from asyncflow._core.results import REDACTED, Payload, StepStatus, to_restored_error
 from asyncflow.events import AttemptStarted, Event, RunStarted, StepSucceeded
 
 __all__ = [
@@ -65,9 +67,6 @@ class EventRow(NamedTuple):
     data: bytes | None
     """The output if its codec is not JSON."""
 
-
-_LONGEST = 100_000
-"""How many characters are stored of an error's message, and of its traceback."""
 
 Details = dict[str, Any]
 
@@ -157,6 +156,7 @@ def event_of(row: Sequence[Any]) -> Event:
     values: Details = {}
     if cls is StepSucceeded:
         values["output"] = _output_of(codec, payload, data)
+        values["secret"] = values["output"] == REDACTED
     elif payload is not None:
         values = json.loads(payload)
         for name, (_, read) in _CONVERSIONS.items():
@@ -253,15 +253,15 @@ def _write_error(error: BaseException | None) -> Details | None:
     if error is None:
         return None
     restored = to_restored_error(error)
-    written: Details = {"type": restored.type_name, "message": _cut(restored.message)}
+    written: Details = {"type": restored.type_name, "message": restored.message}
     own = {name: getattr(error, name, None) for name in _OWN.get(type(error), ())}
     if own and all(isinstance(value, str | int | float) for value in own.values()):
         written["own"] = own
     else:
-        written["traceback"] = _cut(restored.traceback)
+        written["traceback"] = restored.traceback
     notes = getattr(error, "__notes__", None)
     if notes and isinstance(notes, list):
-        written["notes"] = [safe_text(str, note) for note in notes]
+        written["notes"] = [cut(safe_text(str, note), LONGEST_TEXT) for note in notes]
     return written
 
 
@@ -281,12 +281,6 @@ def _read_error(written: Details | None) -> BaseException | None:
     for note in written.get("notes", ()):
         error.add_note(note)
     return error
-
-
-def _cut(text: str) -> str:
-    if len(text) <= _LONGEST:
-        return text
-    return f"{text[:_LONGEST]}… ({len(text) - _LONGEST} more characters)"
 
 
 def _write_inputs(inputs: Mapping[str, Payload]) -> Details:

@@ -1,10 +1,15 @@
 """Encodes outputs and inputs as bytes, if they come back equal.
 
-As JSON, msgspec decodes what a type hint asks for: tuples, sets, dates, dataclasses. A value that
-is not quite what its hint says, such as 0 for a float, is stored as ``json-plain`` if it comes back
-equal without the hint, and a tuple for some sequence as ``json-tuple``: its step has succeeded, and
-must not fail for that. cloudpickle takes nearly everything and can run any code when it is read, so
-it is used only on request.
+As JSON, msgspec decodes what a type hint asks for: tuples, sets, dates, dataclasses; and models of
+pydantic, through these. A value that is not quite what its hint says, such as 0 for a float, is
+stored as ``json-plain`` if it comes back equal without the hint, and a tuple for some sequence as
+``json-tuple``: its step has succeeded, and must not fail for that. With the suffix ``+given``, the
+JSON also says which fields of its models were given. cloudpickle takes nearly everything and can
+run any code when it is read, so it is used only on request.
+
+Values are encoded in the event loop. In another thread, a value could change meanwhile: it belongs
+to the user, whose next steps have it. So ``max_bytes`` bounds the time too: a value is counted
+before anything is written, and a pickle is written up to that limit only.
 
 Equal means the same types, values and order of dictionaries. ``==`` is too lax: it takes ``True``
 for 1 and ``-0.0`` for ``0.0``, does not take NaN for NaN, and is whatever a class defines.
@@ -12,7 +17,6 @@ for 1 and ``-0.0`` for ``0.0``, does not take NaN for NaN, and is whatever a cla
 
 from __future__ import annotations
 
-import dataclasses
 import datetime
 import decimal
 import enum
@@ -24,8 +28,9 @@ import uuid
 from functools import lru_cache
 from typing import Any
 
-from asyncflow._core.errors import PayloadError, describe_fully, escape_controls, safe_text
+from asyncflow._core.errors import PayloadError, describe_fully, escape_controls
 from asyncflow._core.results import Payload
+from asyncflow._core.value_size import Extent, extent, field_names, safe_repr
 
 try:
     import msgspec
@@ -35,16 +40,28 @@ except ImportError as _error:
         "a journal needs msgspec, which comes with an extra: pip install 'asyncflow-tiers[journal]'"
     ) from _error
 
+from asyncflow.journal._models import (  # after msgspec, which it needs
+    WithGiven,
+    given_fields,
+    is_model,
+    model_from_json,
+    set_given_fields,
+    to_plain,
+    with_given,
+)
+
 __all__ = ["CODECS", "Codec", "roundtrip_difference"]
 
 CODECS = ("json", "cloudpickle")
 
 _PLAIN, _TUPLE = "json-plain", "json-tuple"
+_GIVEN = "+given"
 _USE_PICKLE = 'pass codec="cloudpickle" to the journal'
 _DECODERS = 256
 """How many decoders to cache. A hint may be a type that was made for one pipeline."""
 
 _encoder = msgspec.json.Encoder()
+_model_encoder = msgspec.json.Encoder(enc_hook=to_plain)
 _untyped = msgspec.json.Decoder()
 
 
@@ -85,51 +102,87 @@ class Codec:
         """
         codec, data = payload
         try:
-            if codec == "json":
-                return self._decoder(hint)[0].decode(data)
-            if codec == _PLAIN:
-                return _untyped.decode(data)
-            if codec == _TUPLE:
-                return self._decoder(_tuple_of(hint))[0].decode(data)
             if codec == "cloudpickle" and self._pickles:
                 return _cloudpickle().loads(data)
+            if codec.removesuffix(_GIVEN) in ("json", _PLAIN, _TUPLE):
+                return self._from_json(codec, data, hint)
         except Exception as error:  # a pickle may raise anything
             problem = f"can't be read from the journal: {describe_fully(error)}"
             raise PayloadError(subject, problem) from error
         raise PayloadError(subject, f"can't be read from the journal: {_why_unreadable(codec)}")
 
+    def _from_json(self, codec: str, data: bytes, hint: Any) -> Any:
+        if codec.endswith(_GIVEN):
+            both = with_given.decode(data)
+            value = self._from_json(codec.removesuffix(_GIVEN), bytes(both.value), hint)
+            if hint is not Any:
+                set_given_fields(value, both.given)
+            return value
+        if codec == _PLAIN:
+            return _untyped.decode(data)
+        return self._decoder(_tuple_of(hint) if codec == _TUPLE else hint)[0].decode(data)
+
     def _as_json(self, subject: str, value: Any, hint: Any) -> Payload:
-        give = "give" if _is_input(subject) else "return"
-        try:
-            data = _encoder.encode(value)
-        except RecursionError:
-            problem = "it is nested too deeply, or contains itself"
-            raise _refused(subject, problem, f"{give} plain data") from None
-        except Exception as error:  # the user's objects may raise anything
-            way_out = f"{give} plain data, such as model_dump() of a pydantic model"
-            problem = f"msgspec does not know how to write it ({describe_fully(error)})"
-            raise _refused(subject, problem, way_out, _no_client_hint(subject)) from None
+        found = self._extent(subject, value)
+        data, has_models = self._written(subject, value)
         self._check_size(subject, data)
         decoder, simple = self._decoder(hint)
+        if found == "plain" and decoder is _untyped:
+            return Payload("json", data)
         problem = _problem(value, data, decoder, simple=simple)
         if not problem:
-            return Payload("json", data)
-        if decoder is not _untyped and not _problem(value, data, _untyped, simple=True):
-            return Payload(_PLAIN, data)
-        if type(value) is tuple and hint is not Any:
-            decoder, simple = self._decoder(_tuple_of(hint))
-            if not _problem(value, data, decoder, simple=simple):
-                return Payload(_TUPLE, data)
-        raise _refused(subject, problem, _way_out(subject, hint))
+            codec = "json"
+        elif decoder is not _untyped and not _problem(value, data, _untyped, simple=True):
+            codec = _PLAIN
+        elif type(value) is tuple and hint is not Any and self._is_equal_tuple(value, data, hint):
+            codec = _TUPLE
+        else:
+            raise _refused(subject, problem, _way_out(subject, hint, has_models, decoder))
+        given = given_fields(value) if has_models else []
+        if given:
+            codec, data = codec + _GIVEN, _encoder.encode(WithGiven(msgspec.Raw(data), given))
+            self._check_size(subject, data)
+        return Payload(codec, data)
+
+    def _extent(self, subject: str, value: Any) -> Extent:
+        """Return whether a value is plain.
+
+        Raises:
+            PayloadError: It is too large, or too deep.
+        """
+        found = extent(value, self._max_bytes)
+        if found == "large":
+            raise self._too_large(subject)
+        if found == "deep":
+            problem = "it is nested too deeply, or contains itself"
+            raise _refused(subject, problem, f"{_give(subject)} plain data")
+        return found
+
+    def _written(self, subject: str, value: Any) -> tuple[bytes, bool]:
+        """Return the JSON of a value, and whether models are in it."""
+        try:
+            try:
+                return _encoder.encode(value), False
+            except TypeError:
+                return _model_encoder.encode(value), True
+        except Exception as error:  # the user's objects may raise anything
+            way_out = f"{_give(subject)} plain data, a dataclass or a pydantic model"
+            problem = f"it can't be written as JSON ({describe_fully(error)})"
+            raise _refused(subject, problem, way_out, _no_client_hint(subject)) from None
+
+    def _is_equal_tuple(self, value: Any, data: bytes, hint: Any) -> bool:
+        decoder, simple = self._decoder(_tuple_of(hint))
+        return not _problem(value, data, decoder, simple=simple)
 
     def _as_pickle(self, subject: str, value: Any) -> Payload:
         cloudpickle = _cloudpickle()
         try:
-            data: bytes = cloudpickle.dumps(value)
-            self._check_size(subject, data)
+            file = _BoundedFile(self._max_bytes)
+            cloudpickle.Pickler(file).dump(value)
+            data = b"".join(file.parts)
             cloudpickle.loads(data)
-        except PayloadError:
-            raise
+        except _IsFullError:
+            raise self._too_large(subject) from None
         except Exception as error:  # the user's objects may raise anything
             problem = f"cloudpickle can't bring it back: {describe_fully(error)}"
             raise PayloadError(
@@ -140,12 +193,15 @@ class Codec:
     def _check_size(self, subject: str, data: bytes) -> None:
         """Check the size before anything else: decoding what is far too large takes seconds."""
         if len(data) > self._max_bytes:
-            where = "give where it is" if _is_input(subject) else "return where"
-            raise PayloadError(
-                subject,
-                f"takes {len(data):,} bytes in the journal, whose limit is {self._max_bytes:,}: "
-                f"store it elsewhere and {where}, or raise max_payload_bytes",
-            )
+            raise self._too_large(subject, f"{len(data):,} bytes")
+
+    def _too_large(self, subject: str, size: str = "more bytes than can be stored") -> PayloadError:
+        where = "give where it is" if _is_input(subject) else "return where"
+        return PayloadError(
+            subject,
+            f"takes {size} in the journal, whose limit is {self._max_bytes:,}: "
+            f"store it elsewhere and {where}, or raise max_payload_bytes",
+        )
 
     def _decoder(self, hint: Any) -> tuple[msgspec.json.Decoder[Any], bool]:
         """Return the decoder for a hint, and whether it makes only JSON's types and tuples."""
@@ -153,6 +209,24 @@ class Codec:
             return self._cached_decoder(hint)
         except TypeError:  # the hint can't be hashed
             return _new_decoder(hint)
+
+
+class _IsFullError(Exception):
+    """A pickle is larger than its file may be."""
+
+
+class _BoundedFile:
+    """Takes the parts of a pickle up to a limit."""
+
+    def __init__(self, max_bytes: int) -> None:
+        self.parts: list[bytes] = []
+        self._left = max_bytes
+
+    def write(self, part: Any) -> None:
+        self._left -= memoryview(part).nbytes
+        if self._left < 0:
+            raise _IsFullError
+        self.parts.append(bytes(part))
 
 
 def _problem(value: Any, data: bytes, decoder: msgspec.json.Decoder[Any], *, simple: bool) -> str:
@@ -183,13 +257,20 @@ def _no_client_hint(subject: str) -> str:
     )
 
 
-def _way_out(subject: str, hint: Any) -> str:
+def _way_out(subject: str, hint: Any, has_models: bool, decoder: object) -> str:
     """Return what to do if a value does not come back equal."""
-    if _is_input(subject):
-        annotate, give = "annotate the parameter that takes it", "give"
-    else:
-        annotate, give = "annotate what the action returns", "return"
-    return annotate if hint is Any else f"{give} what the annotation says, or plain data"
+    if hint is Any:
+        annotate = (
+            "the parameter that takes it" if _is_input(subject) else "what the action returns"
+        )
+        return f"annotate {annotate}"
+    if has_models and decoder is _untyped:
+        return f"{_give(subject)} one model that contains it, such as a RootModel of the annotation"
+    return f"{_give(subject)} what the annotation says, or plain data"
+
+
+def _give(subject: str) -> str:
+    return "give" if _is_input(subject) else "return"
 
 
 def _is_input(subject: str) -> bool:
@@ -226,11 +307,19 @@ _SIMPLE = (Any, None, type(None), bool, int, float, str, list, dict, tuple)
 def _new_decoder(hint: Any) -> tuple[msgspec.json.Decoder[Any], bool]:
     """Return the decoder for a hint, or the untyped one if msgspec does not know the hint."""
     try:
-        if isinstance(msgspec.inspect.type_info(hint), msgspec.inspect.CustomType):
+        is_custom = isinstance(msgspec.inspect.type_info(hint), msgspec.inspect.CustomType)
+        if hint is Any or (is_custom and not is_model(hint)):
             return _untyped, True
-        return msgspec.json.Decoder(hint), _is_simple(hint)
+        return msgspec.json.Decoder(hint, dec_hook=_model_of), _is_simple(hint)
     except Exception:  # it is not a type, or one for type checkers only
         return _untyped, True
+
+
+def _model_of(cls: type, data: Any) -> Any:
+    """Return the model of decoded JSON; see `msgspec.json.Decoder`."""
+    if not is_model(cls) and isinstance(data, cls):
+        return data
+    return model_from_json(cls, data, by_alias=False, by_name=True)
 
 
 def _is_simple(hint: Any) -> bool:
@@ -258,6 +347,8 @@ _BY_REPR = (
     *(datetime.datetime, datetime.date, datetime.time),
 )
 """Types whose ``repr`` shows everything: of a date, its time zone and ``fold`` too."""
+_BY_BOTH = ("ipaddress", "pathlib", "pydantic", "pydantic_core")
+"""Modules whose values are the same if they are equal and have the same ``repr``."""
 
 
 def roundtrip_difference(value: Any, back: Any, *, simple: bool = False) -> str:
@@ -293,7 +384,8 @@ def _difference(value: Any, back: Any, path: str) -> str:
     if kind in _BY_VALUE:
         return "" if value == back else _changed(value, back, path)
     if kind in _BY_REPR:
-        return "" if repr(value) == repr(back) else _changed(value, back, path)
+        same = repr(value) == repr(back) or _is_same_time(value, back)
+        return "" if same else _changed(value, back, path)
     if isinstance(value, enum.Enum):
         return "" if value is back else _changed(value, back, path)
     if kind is dict:
@@ -302,13 +394,40 @@ def _difference(value: Any, back: Any, path: str) -> str:
         return _in_sequence(value, back, path)
     if kind in (set, frozenset):
         return _in_set(value, back, path)
-    names = _fields(value)
-    if names is None:
-        return _at(path, f"there is no telling whether a {_name(kind)} comes back the same")
-    for name in names:
-        if found := _difference(getattr(value, name), getattr(back, name), f"{path}.{name}"):
-            return found
+    names = field_names(kind)
+    if names is not None:
+        for name in names:
+            if found := _difference(getattr(value, name), getattr(back, name), f"{path}.{name}"):
+                return found
+        return _in_model(value, back, path) if is_model(kind) else ""
+    if kind.__module__.partition(".")[0] in _BY_BOTH:
+        same = value == back and repr(value) == repr(back)
+        return "" if same else _changed(value, back, path)
+    return _at(path, f"there is no telling whether a {_name(kind)} comes back the same")
+
+
+def _in_model(value: Any, back: Any, path: str) -> str:
+    """Compare what a model has beside its fields: extra ones, and private attributes."""
+    for name in ("__pydantic_extra__", "__pydantic_private__"):
+        one, other = getattr(value, name) or {}, getattr(back, name) or {}
+        for each in {**one, **other}:
+            where = f"{path}.{each}"
+            if each not in one or each not in other:
+                return _at(where, "it would not come back")
+            if found := _difference(one[each], other[each], where):
+                return found
     return ""
+
+
+def _is_same_time(value: Any, back: Any) -> bool:
+    """Whether two times differ only in the class of their fixed offset: pydantic has its own."""
+    if getattr(value, "tzinfo", None) is None or getattr(back, "tzinfo", None) is None:
+        return False
+    zones = {type(value.tzinfo).__name__, type(back.tzinfo).__name__}
+    if not zones <= {"timezone", "TzInfo"}:
+        return False
+    naive = repr(value.replace(tzinfo=None)) == repr(back.replace(tzinfo=None))
+    return naive and value.utcoffset() == back.utcoffset()
 
 
 def _in_sequence(value: Any, back: Any, path: str) -> str:
@@ -344,18 +463,6 @@ def _in_set(value: Any, back: Any, path: str) -> str:
     return ""
 
 
-def _fields(value: Any) -> tuple[str, ...] | None:
-    """Return the fields of an instance of a dataclass, of attrs or of msgspec's Struct."""
-    cls: Any = type(value)
-    if dataclasses.is_dataclass(cls):
-        return tuple(field.name for field in dataclasses.fields(cls))
-    if hasattr(cls, "__struct_fields__"):
-        return tuple(cls.__struct_fields__)
-    if hasattr(cls, "__attrs_attrs__"):
-        return tuple(field.name for field in cls.__attrs_attrs__)
-    return None
-
-
 def _changed(value: Any, back: Any, path: str) -> str:
     return _at(path, f"{_short(value)} would come back as {_short(back)}")
 
@@ -371,7 +478,7 @@ def _name(cls: type) -> str:
 
 
 def _short(value: Any) -> str:
-    return _middle_out(escape_controls(safe_text(repr, value)))
+    return _middle_out(escape_controls(safe_repr(value)))
 
 
 def _middle_out(text: str) -> str:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import time
-import uuid
 from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import count
@@ -14,7 +12,7 @@ from asyncflow._core.errors import JournalError, RunAlreadyActiveError
 from asyncflow.journal._base import SQLJournal
 from asyncflow.journal._event_codec import EventRow
 from asyncflow.journal._queries import check_lease, check_text
-from asyncflow.journal._store import Claim, CommitBatch, Store, UnsettledError
+from asyncflow.journal._store import Claim, CommitBatch, Refusals, Store, UnsettledError
 
 if TYPE_CHECKING:
     from asyncflow.journal._postgres_connection import Postgres
@@ -57,6 +55,8 @@ class PostgresJournal(SQLJournal):
         lease_s: After how many seconds without renewal a process loses its runs, 0.1 to 86,400.
             The server may be unreachable for as long before the runs fail.
         owner: The name of this process for others; by default its id and host.
+        close_timeout_s: How many seconds closing the journal waits for active runs to record their
+            end; 0 for not at all.
 
     Raises:
         ImportError: psycopg or libpq is missing.
@@ -75,6 +75,7 @@ class PostgresJournal(SQLJournal):
         max_payload_bytes: int = 1_048_576,
         lease_s: float = 30.0,
         owner: str | None = None,
+        close_timeout_s: float = 5.0,
     ) -> None:
         from asyncflow.journal._postgres_connection import Postgres  # psycopg may be missing
 
@@ -87,6 +88,7 @@ class PostgresJournal(SQLJournal):
             max_payload_bytes=max_payload_bytes,
             lease_s=lease_s,
             owner=owner,
+            close_timeout_s=close_timeout_s,
         )
 
 
@@ -121,23 +123,21 @@ class PostgresStore(Store):
     database: Postgres
 
     def claim(self, run_id: str, claim: Claim) -> int:
-        # No other claim has this mark, not even one of this process.
-        marked = json.dumps({**json.loads(claim.process), "claim": uuid.uuid4().hex})
         attempts = count(1)
 
         def attempt() -> int:
             is_first = next(attempts) == 1
             try:
-                return Store.claim(self, run_id, claim._replace(process=marked))
+                return Store.claim(self, run_id, claim)
             except RunAlreadyActiveError:
-                token = None if is_first else self._token(run_id, marked)
+                token = None if is_first else self._token(run_id, claim.process)
                 if token is None:
                     raise
                 return token
 
         return self.retry(attempt)
 
-    def write(self, take: Callable[[], Sequence[CommitBatch]]) -> set[tuple[str, int]]:
+    def write(self, take: Callable[[], Sequence[CommitBatch]]) -> Refusals:
         taken: list[Sequence[CommitBatch]] = []
 
         def take_once() -> Sequence[CommitBatch]:
@@ -145,9 +145,9 @@ class PostgresStore(Store):
                 taken.append(take())
             return taken[0]
 
-        def attempt() -> set[tuple[str, int]]:
-            lost = self._lost_if_written(taken[0]) if taken else None
-            return Store.write(self, take_once) if lost is None else lost
+        def attempt() -> Refusals:
+            refused = self._refused_if_written(taken[0]) if taken else None
+            return Store.write(self, take_once) if refused is None else refused
 
         return self.retry(attempt)
 
@@ -174,7 +174,7 @@ class PostgresStore(Store):
             row = cursor.fetchone()
         return None if row is None else int(row[0])
 
-    def _lost_if_written(self, batches: Sequence[CommitBatch]) -> set[tuple[str, int]] | None:
+    def _refused_if_written(self, batches: Sequence[CommitBatch]) -> Refusals | None:
         """Return what `write` would have returned if it committed the batches; None if not."""
         leases = self._leases([batch.run_id for batch in batches])
         written: set[tuple[str, int]] = set()
@@ -184,7 +184,7 @@ class PostgresStore(Store):
                 (written if self._has(rows[-1]) else missing).add((run_id, token))
             elif release and leases.get(run_id) == (token, None):
                 written.add((run_id, token))  # only its holder releases a lease
-        return missing if written else None
+        return dict.fromkeys(missing) if written else None
 
     def _leases(self, run_ids: Sequence[str]) -> dict[str, tuple[int, str | None]]:
         """Return tokens and owners, once the transaction of the lost connection has ended."""

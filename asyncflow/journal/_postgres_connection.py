@@ -112,6 +112,13 @@ _MIGRATION_LOCK = 0x6173796E63666C6F
 _TABLES = re.compile(r"\b(runs|leases|events)\b")
 _NOW = "extract(epoch FROM clock_timestamp())::float8"
 
+_DIALECT = {
+    "{valid}": "(l.expires_at > {now})",
+    "{expiry}": "expires_at = {now} + ?",
+    "{lock}": " FOR UPDATE",
+    "{like}": "~",
+}
+
 _BEGIN = """
 BEGIN ISOLATION LEVEL READ COMMITTED;
 SET LOCAL idle_in_transaction_session_timeout = '{idle_s:.3f} s';
@@ -221,8 +228,10 @@ class Postgres:
 
 @cache
 def _translated(sql: str) -> str:
+    for placeholder, own in _DIALECT.items():
+        sql = sql.replace(placeholder, own)
     own = _TABLES.sub(r"asyncflow.\1", sql).replace("%", "%%").replace("?", "%s")
-    return own.replace("{now}", _NOW).replace("{lock}", " FOR UPDATE").replace("{like}", "~")
+    return own.replace("{now}", _NOW)
 
 
 class _Connection(psycopg.Connection[tuple[Any, ...]]):

@@ -15,6 +15,7 @@ from typing import Any, get_args
 
 from asyncflow._core.errors import (
     JournalError,
+    LeaseLostError,
     PayloadError,
     RunNotFoundError,
     RunUnreadableError,
@@ -26,10 +27,10 @@ from asyncflow._core.report import RunReport
 from asyncflow._core.results import REDACTED, REDACTED_OUTPUT, Payload, RestoredOutput
 from asyncflow.events import Event, RunFinished, RunResumed, RunStarted, StepSucceeded
 from asyncflow.journal._event_codec import column_of, from_column, is_moment, run_checksum
+from asyncflow.journal._machine import is_void
 from asyncflow.journal._payload_codec import Codec
 from asyncflow.journal._queries import RunFilter, RunRecord, RunStatus, StoredEvent
 from asyncflow.journal._store import RunRow, Store
-from asyncflow.journal._worker import is_dead
 
 __all__ = ["JournalReader"]
 
@@ -57,7 +58,8 @@ class JournalReader:
 
         Raises:
             RunUnreadableError: It is damaged, or a newer asyncflow wrote it.
-            JournalError: The last position is another one: the database that is read lags behind.
+            LeaseLostError: There are more: another process has claimed the run meanwhile.
+            JournalError: There are fewer: the database that is read lags behind.
         """
         return [event for _, event in self._replay(run_id, last)[1]]
 
@@ -80,7 +82,7 @@ class JournalReader:
 
         Raises:
             RunUnreadableError: It is damaged, or a newer asyncflow wrote it.
-            JournalError: Its last position is known and another one: the database lags behind.
+            JournalError: Its last position is known and another one, as `history` says.
         """
         row = self.store.run(run_id)
         while True:
@@ -108,7 +110,14 @@ class JournalReader:
         return run, stored
 
     def _check_last(self, run_id: str, seen: int, last: int) -> None:
-        if seen != last:
+        if seen > last:
+            raise LeaseLostError(
+                self._name,
+                f"another process has taken over run {run_id!r} while this one was reading its "
+                "events, because this one did not renew its lease in time: it stood still; "
+                "nothing was done here, and the other process continues the run",
+            )
+        if seen < last:
             raise JournalError(
                 self._name,
                 f"it shows up to {seen} of the {last} events of run {run_id!r}, so nothing was "
@@ -247,7 +256,7 @@ def _record_of(row: RunRow) -> RunRecord:
         started_at=row.started_at if is_moment(row.started_at) else 0.0,
         updated_at=row.updated_at if is_moment(row.updated_at) else 0.0,
         owner=None if row.owner is None else _text_of(row.owner),
-        orphaned=status == "running" and (row.owner is None or is_dead(process)),
+        orphaned=status == "running" and (row.owner is None or is_void(process)),
         latest_ms=row.latest_ms if _is_number(row.latest_ms) else 0.0,
         paused_s=row.paused_s if _is_number(row.paused_s) else 0.0,
         damaged=is_damaged,

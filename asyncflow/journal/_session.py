@@ -100,7 +100,7 @@ class SQLSession:
     def fail(self, error: JournalError) -> None:
         """End the session, because the worker takes no more batches."""
         self._lease.fail(error)
-        self._lease.released = True
+        self._lease.let_go()
 
     def settle(self) -> None:
         """Compare with the lease: wake waiters, and report a failure or a cancel request."""

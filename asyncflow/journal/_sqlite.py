@@ -6,6 +6,10 @@ Several processes may share the file:
   once, without waiting, when another process wrote in between.
 - A checkpoint copies the WAL into the file only while no process can write. Before version 3.51.3,
   SQLite could damage the file otherwise (sqlite.org/wal.html, "the WAL-reset bug").
+- A transaction fails if the file at the path is not the one that is open (`_database_file`). The
+  look before the commit keeps it out of a file that was moved away. The look after it covers the
+  moment between; a commit that fails it is not reported as stored.
+- Leases expire by a clock that all processes of the machine share (`_machine`).
 """
 
 from __future__ import annotations
@@ -13,17 +17,22 @@ from __future__ import annotations
 import os
 import sqlite3
 import struct
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, suppress
 from functools import cache, partial
+from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from asyncflow._core.errors import JournalError, escape_controls
 from asyncflow.journal._base import SQLJournal
+from asyncflow.journal._database_file import DatabaseFile
 from asyncflow.journal._event_codec import event_checksum, run_checksum
+from asyncflow.journal._machine import LeaseClock, this_machine
 from asyncflow.journal._queries import check_lease
-from asyncflow.journal._store import Store, either_case
+from asyncflow.journal._store import DatabaseChangedError, Store, either_case
+from asyncflow.journal._worker import WorkerThread
 
 __all__ = [
     "IN_MEMORY",
@@ -87,10 +96,12 @@ _MIGRATIONS = [
         "CREATE INDEX runs_by_status ON runs (status, started_at, run_id)",
         "CREATE INDEX runs_by_pipeline ON runs (pipeline, started_at, run_id)",
         "CREATE TABLE new_leases (run_id TEXT PRIMARY KEY, token INTEGER NOT NULL, owner TEXT, "
-        f"process TEXT, expires_at REAL NOT NULL, cancel_token INTEGER) {_STRICT}",
+        # `expires_at` is by the wall clock; these are `LeaseClock.name` and a time by `boot_s`.
+        "process TEXT, expires_at REAL NOT NULL, cancel_token INTEGER, clock TEXT, "
+        f"boot_expires_at REAL) {_STRICT}",
         "INSERT INTO new_leases SELECT CAST(run_id AS TEXT), IFNULL(CAST(token AS INTEGER), 0), "
         "CAST(owner AS TEXT), CAST(process AS TEXT), IFNULL(CAST(expires_at AS REAL), 0), "
-        "CAST(cancel_token AS INTEGER) FROM leases",
+        "CAST(cancel_token AS INTEGER), NULL, NULL FROM leases",
         "DROP TABLE leases",
         "ALTER TABLE new_leases RENAME TO leases",
         "CREATE INDEX leases_cancelled ON leases (run_id) WHERE cancel_token IS NOT NULL",
@@ -111,7 +122,15 @@ _MIGRATIONS = [
 """Number n, counted from 0, brings the schema from version n to n + 1. Never change one that was
 released: add another."""
 
-_NOW = "((julianday('now') - 2440587.5) * 86400.0)"
+_DIALECT = {
+    "{now}": "asyncflow_now()",
+    "{lock}": "",
+    "{like}": "GLOB",
+    "{valid}": "asyncflow_is_valid(IFNULL(CAST(l.expires_at AS REAL), 0), CAST(l.clock AS BLOB), "
+    "CAST(l.boot_expires_at AS REAL))",
+    "{expiry}": "(expires_at, clock, boot_expires_at) = (SELECT asyncflow_now() + lease_s, "
+    "asyncflow_clock(), asyncflow_boot_now() + lease_s FROM (SELECT ? AS lease_s))",
+}
 
 _WAL_BYTES = 4 * 1024 * 1024
 """How large the WAL may grow. When it is restarted, it is truncated to half of that."""
@@ -126,15 +145,32 @@ class SQLite:
         path: The file.
         synchronous: Whether a commit reaches the disk, or only the operating system.
         patience_s: How many seconds to wait for other processes that write.
+        clock: The clocks of this machine, by which leases expire.
+        opened: Set when the file has been opened, and shared by the connections of a journal: none
+            of them makes a new file after that.
     """
 
-    def __init__(self, path: str, synchronous: Synchronous, patience_s: float) -> None:
+    def __init__(
+        self,
+        path: str,
+        synchronous: Synchronous,
+        patience_s: float,
+        clock: LeaseClock | None = None,
+        opened: threading.Event | None = None,
+    ) -> None:
         self.name = path
-        # SQLite puts the WAL beside the file that a link leads to.
-        self._path = path if path == IN_MEMORY else os.path.realpath(path)
+        # The working directory may change before the file is opened, and while it is open.
+        self._file = None if path == IN_MEMORY else DatabaseFile.at(os.path.abspath(path))
         self._synchronous = synchronous
         self._patience_s = patience_s
+        self._clock = clock or this_machine()
         self._connection: sqlite3.Connection | None = None
+        self._opened = opened or threading.Event()
+        self._wal = (0, 0)
+        """The size of the WAL after this connection's last commit, in bytes, and its version: that
+        of the database as other connections have changed it."""
+        self.let_go: Callable[[], object] = _no_other_thread
+        """Called in any thread when the file has changed; see `DatabaseFile.attach`."""
 
     def translate(self, sql: str) -> str:
         return _translated(sql)
@@ -147,40 +183,60 @@ class SQLite:
     @contextmanager
     def transaction(self) -> Iterator[sqlite3.Cursor]:
         with self._translated_errors():
-            cursor = self._connected().cursor()
+            connection = self._connected()
+            cursor = connection.cursor()
             cursor.execute("BEGIN IMMEDIATE")
             try:
+                version = self._check_wal(connection)
                 yield cursor
                 cursor.execute("COMMIT")
             except BaseException:
                 self._roll_back()
                 raise
-            self._checkpoint(cursor)
+            if self._file:
+                self._wal = self._file.check_wal(self.name, 0), version
+                if self._wal[0] >= _WAL_BYTES:
+                    self._checkpoint(cursor, self._file.target)
 
     @contextmanager
     def reading(self) -> Iterator[sqlite3.Cursor]:
         with self._translated_errors():
-            yield self._connected().cursor()
+            connection = self._connected()
+            if self._file:
+                self._file.check(self.name)
+            yield connection.cursor()
 
     def close(self) -> None:
         connection, self._connection = self._connection, None
         if connection:
+            if self._file:
+                self._file.detach(self.let_go)
+                if self._file.is_cut:
+                    # Closing the last connection copies the WAL into the file, unless it is
+                    # interrupted. Without the part that is missing, that would damage the file.
+                    connection.interrupt()
             with suppress(sqlite3.Error):
                 connection.close()
 
-    def _checkpoint(self, cursor: sqlite3.Cursor) -> None:
+    def _check_wal(self, connection: sqlite3.Connection) -> int:
+        """Check the files in a transaction, and return its version of the database."""
+        if not self._file:
+            return 0
+        ((version,),) = connection.execute("PRAGMA data_version").fetchall()
+        size, last_version = self._wal
+        # Only a restart of the WAL makes it shorter, by this connection or another one.
+        self._file.check_wal(self.name, size if version == last_version else 0)
+        return int(version)
+
+    def _checkpoint(self, cursor: sqlite3.Cursor, path: str) -> None:
         """Copy a large WAL into the file, so that the next transaction restarts it."""
-        try:
-            if os.stat(f"{self._path}-wal").st_size < _WAL_BYTES:
-                return
-        except OSError:  # there is none: the database is in memory
-            return
         # A failure that matters recurs in the next transaction.
         with suppress(sqlite3.Error):
             cursor.execute("BEGIN IMMEDIATE")
             try:
                 # The transaction blocks other writers, and can't do this itself.
-                with closing(sqlite3.connect(self._path, isolation_level=None)) as second:
+                existing = f"{Path(path).as_uri()}?mode=rw"  # never a new one at that path
+                with closing(sqlite3.connect(existing, uri=True, isolation_level=None)) as second:
                     second.execute("PRAGMA wal_checkpoint(PASSIVE)")
             finally:
                 cursor.execute("ROLLBACK")
@@ -195,20 +251,28 @@ class SQLite:
 
     def _connected(self) -> sqlite3.Connection:
         if self._connection is None:
+            path, file = IN_MEMORY, self._file
+            if file:
+                file.before_connecting(self.name, must_exist=self._opened.is_set())
+                path = file.target
             connection = sqlite3.connect(
-                self._path, timeout=self._patience_s, isolation_level=None, cached_statements=256
+                path, timeout=self._patience_s, isolation_level=None, cached_statements=256
             )
             # A damaged text must not make a whole list unreadable: its row's checksum tells.
             connection.text_factory = _text_of
             try:
                 self._prepare(connection)
+                if file:
+                    file.attach(self.name, self.let_go)
             except BaseException:
                 connection.close()
                 raise
-            self._connection = connection
+            self._connection, self._wal = connection, (0, 0)
+            self._opened.set()
         return self._connection
 
     def _prepare(self, connection: sqlite3.Connection) -> None:
+        self._add_functions(connection)
         _check_owner(connection, self.name)
         # For this statement alone, SQLite does not always wait for others.
         self._patiently(lambda: connection.execute("PRAGMA journal_mode = WAL"))
@@ -225,6 +289,23 @@ class SQLite:
                 "file",
             )
 
+    def _add_functions(self, connection: sqlite3.Connection) -> None:
+        clock = self._clock
+
+        def is_valid(until_s: float, name: bytes | None, boot_until_s: float | None) -> bool:
+            # Converted, because a damaged lease must not make the list of runs unreadable.
+            text = None if name is None else name.decode(errors="replace")
+            return clock.is_valid(until_s, text, boot_until_s)
+
+        for name, count, function in (
+            ("now", 0, clock.wall_s),
+            ("boot_now", 0, clock.boot_s),
+            ("clock", 0, lambda: clock.name),
+            ("is_valid", 3, is_valid),
+        ):
+            # Deterministic within one statement, so that they are not called for each row.
+            connection.create_function(f"asyncflow_{name}", count, function, deterministic=True)
+
     def _patiently(self, call: Callable[[], T]) -> T:
         until = time.monotonic() + self._patience_s
         while True:
@@ -239,6 +320,9 @@ class SQLite:
     def _translated_errors(self) -> Iterator[None]:
         try:
             yield
+        except DatabaseChangedError:
+            self.close()  # the next use opens what is there then
+            raise
         except sqlite3.Error as error:
             code = getattr(error, "sqlite_errorcode", 0) & 0xFF
             raise JournalError(self.name, self._explain(error, code)) from error
@@ -248,7 +332,7 @@ class SQLite:
 
     def _explain(self, error: Exception, code: int) -> str:
         problem, way_out = _PROBLEMS.get(code, _UNKNOWN)
-        if code == sqlite3.SQLITE_CANTOPEN and os.path.isdir(self._path):
+        if code == sqlite3.SQLITE_CANTOPEN and self._file and os.path.isdir(self._file.path):
             problem, way_out = "it is a directory", "name a file in it, such as runs.db"
         problem = problem.format(patience_s=self._patience_s)
         return f"{problem} ({escape_controls(str(error))}); {way_out}"
@@ -256,7 +340,13 @@ class SQLite:
 
 @cache
 def _translated(sql: str) -> str:
-    return sql.replace("{now}", _NOW).replace("{lock}", "").replace("{like}", "GLOB")
+    for placeholder, own in _DIALECT.items():
+        sql = sql.replace(placeholder, own)
+    return sql
+
+
+def _no_other_thread() -> None:
+    """Do nothing: a connection that only one thread uses finds the change by itself."""
 
 
 _PROBLEMS = {
@@ -391,6 +481,8 @@ class SQLiteJournal(SQLJournal):
         lease_s: After how many seconds without renewal a process loses its runs, 0.1 to 86,400. A
             write waits for a third of it while other processes write.
         owner: The name of this process for others; by default its id and host.
+        close_timeout_s: How many seconds closing the journal waits for active runs to record their
+            end; 0 for not at all.
 
     Raises:
         TypeError: The path is neither a text nor a path.
@@ -409,20 +501,30 @@ class SQLiteJournal(SQLJournal):
         max_payload_bytes: int = 1_048_576,
         lease_s: float = 30.0,
         owner: str | None = None,
+        close_timeout_s: float = 5.0,
     ) -> None:
         if synchronous not in ("FULL", "NORMAL"):
             raise ValueError(f"synchronous must be 'FULL' or 'NORMAL', not {synchronous!r}")
         check_lease(lease_s)
         name = _checked_path(path)
-        first, second = (Store(SQLite(name, synchronous, lease_s / 3)) for _ in range(2))
+        opened = threading.Event()
+        first, second = (SQLite(name, synchronous, lease_s / 3, opened=opened) for _ in range(2))
         super().__init__(
-            first,
-            None if name == IN_MEMORY else second,  # it would be another database
+            Store(first),
+            None if name == IN_MEMORY else Store(second),  # it would be another database
             codec=codec,
             max_payload_bytes=max_payload_bytes,
             lease_s=lease_s,
             owner=owner,
+            close_timeout_s=close_timeout_s,
         )
+        first.let_go = partial(_submit, self._write_thread, self._worker.check)
+        second.let_go = partial(_submit, self._read_thread, second.close)
+
+
+def _submit(thread: WorkerThread, call: Callable[[], object]) -> None:
+    with suppress(JournalError):  # the journal is closed
+        thread.submit(call)
 
 
 def _checked_path(path: object) -> str:

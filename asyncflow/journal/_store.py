@@ -47,6 +47,8 @@ __all__ = [
     "CommitBatch",
     "Cursor",
     "Database",
+    "DatabaseChangedError",
+    "Refusals",
     "RunRow",
     "Store",
     "UnsettledError",
@@ -58,6 +60,10 @@ Parameters = Sequence[Any]
 
 class UnsettledError(JournalError):
     """The transaction may or may not be committed, and may succeed if it is tried again."""
+
+
+class DatabaseChangedError(JournalError):
+    """Another database has taken the place of the one in which the leases were acquired."""
 
 
 class Cursor(Protocol):
@@ -87,7 +93,8 @@ class Database(Protocol):
         ``?`` stands for a parameter, ``{now}`` for the seconds since the epoch by the database's
         clock (not that of the transaction's start), as a float, and ``{lock}``, at the end of a
         SELECT in a transaction, for what locks its rows (``FOR UPDATE``), if the database needs
-        that. ``{like}`` compares a text with a `pattern`.
+        that. ``{like}`` compares a text with a `pattern`. ``{valid}`` is the condition that a lease
+        ``l`` has not expired, and ``{expiry}`` assigns when it expires: in ``?`` seconds.
         """
         ...
 
@@ -142,9 +149,15 @@ class Claim(NamedTuple):
 
     owner: str
     process: str
+    """A description of the process and of this claim, which no other claim has."""
     lease_s: float
-    is_dead: Callable[[str], bool]
-    """Whether the process of another owner is provably dead."""
+    is_void: Callable[[str], bool]
+    """Whether the claim of another owner is void: its process is provably dead, or gave it up."""
+
+
+Refusals = dict[tuple[str, int], int | None]
+"""For which claims nothing was written, each a run id and a token: with the position of the last
+stored event, which is not the one that was committed last; or ``None`` for a lost lease."""
 
 
 class RunRow(NamedTuple):
@@ -175,19 +188,19 @@ class RunRow(NamedTuple):
 _EVENT = (*EventRow._fields, "checksum")
 """The columns of `events`."""
 
-_FREE = "(l.owner IS NULL OR l.expires_at <= {now})"
+_FREE = "(l.owner IS NULL OR NOT {valid})"
 
 _MAKE_LEASE = (
     # Not DO NOTHING: in PostgreSQL, another transaction could delete the row that is there.
     "INSERT INTO leases (run_id, token, expires_at) VALUES (?, CAST({now} * 1000 AS BIGINT), 0) "
     "ON CONFLICT (run_id) DO UPDATE SET token = leases.token"
 )
-_LEASE = "SELECT owner, process, expires_at > {now}, token FROM leases WHERE run_id = ?{lock}"
+_LEASE = "SELECT l.owner, l.process, {valid}, l.token FROM leases l WHERE l.run_id = ?{lock}"
 _CLAIM = (
-    "UPDATE leases SET token = token + 1, owner = ?, process = ?, expires_at = {now} + ?, "
-    "cancel_token = NULL WHERE run_id = ?"
+    "UPDATE leases SET token = token + 1, owner = ?, process = ?, {expiry}, cancel_token = NULL "
+    "WHERE run_id = ?"
 )
-_RENEW = "UPDATE leases SET expires_at = {now} + ? WHERE run_id = ? AND token = ?"
+_RENEW = "UPDATE leases SET {expiry} WHERE run_id = ? AND token = ?"
 _RELEASE = (
     "UPDATE leases SET owner = NULL, process = NULL, expires_at = 0, cancel_token = NULL "
     "WHERE run_id = ? AND token = ?"
@@ -212,6 +225,7 @@ _LAST = (
     "SELECT COALESCE((SELECT MAX(position) FROM events WHERE run_id = ?), 0), "
     "(SELECT COUNT(*) FROM runs WHERE run_id = ?)"
 )
+_LAST_OF_LEASE = "(SELECT COALESCE(MAX(e.position), 0) FROM events e WHERE e.run_id = l.run_id)"
 _RUNS = (
     "SELECT r.run_id, r.pipeline, r.status, r.started_at, r.updated_at, "
     "r.last_event, r.checksum, "
@@ -223,8 +237,7 @@ _RUNS = (
 _BEFORE = ("", "r.started_at < ?", "(r.started_at, r.run_id) < (?, ?)")
 """The condition for runs before a place, by how many parts of the place are given."""
 _ENDED = (
-    "SELECT r.run_id, (SELECT COALESCE(MAX(e.position), 0) FROM events e "
-    "WHERE e.run_id = r.run_id) FROM leases l JOIN runs r ON r.run_id = l.run_id "
+    f"SELECT r.run_id, {_LAST_OF_LEASE} FROM leases l JOIN runs r ON r.run_id = l.run_id "
     f"WHERE {_FREE} AND r.status <> 'running' AND r.updated_at <= {{now}} - ?"
 )
 _ENDED_AS = f"{_ENDED} AND r.status = ?"
@@ -254,7 +267,7 @@ class Store:
         """Claim a run and return the token of the claim.
 
         Raises:
-            RunAlreadyActiveError: It has another owner, which is not provably dead.
+            RunAlreadyActiveError: It has another owner, whose claim is not void.
             RunUnreadableError: The row of its lease is damaged.
         """
         with self.database.transaction() as cursor:
@@ -290,7 +303,7 @@ class Store:
     def cancel(self, run_id: str, claim: Claim) -> int | None:
         """Request cancellation from the lease holder; return its token, or None if there is none.
 
-        A holder that is provably dead counts as none.
+        A holder whose claim is void counts as none.
         """
         with self.database.transaction() as cursor:
             self._execute(cursor, _LEASE, (run_id,))
@@ -307,35 +320,43 @@ class Store:
             self._execute(cursor, _CANCELLED)
             return [(run_id, token) for run_id, token in cursor.fetchall()]
 
-    def write(self, take: Callable[[], Sequence[CommitBatch]]) -> set[tuple[str, int]]:
-        """Write batches in one transaction and return the claims that are lost.
+    def write(self, take: Callable[[], Sequence[CommitBatch]]) -> Refusals:
+        """Write batches in one transaction; return the claims for which nothing was written.
 
         Args:
             take: Returns the batches. Called when the transaction has begun, which may take long.
         """
+        refused: Refusals = {}
         with self.database.transaction() as cursor:
             batches = take()
             claims = self._lock(cursor, {batch.run_id for batch in batches})
-            owned = [batch for batch in batches if (batch.run_id, batch.token) in claims]
+            owned = []
+            for batch in batches:
+                claim = batch.run_id, batch.token
+                last = claims.get(claim)
+                if last is None or (batch.rows and batch.rows[0].position != last + 1):
+                    refused[claim] = last
+                else:
+                    owned.append(batch)
             self._insert(cursor, [row for batch in owned for row in batch.rows])
             for batch in owned:
                 self._finish(cursor, batch)
-        return {(batch.run_id, batch.token) for batch in batches} - claims
+        return refused
 
-    def _lock(self, cursor: Cursor, of: Iterable[str]) -> set[tuple[str, int]]:
-        """Lock the leases of runs, and return each run id with its token."""
-        claims: set[tuple[str, int]] = set()
+    def _lock(self, cursor: Cursor, of: Iterable[str]) -> dict[tuple[str, int], int]:
+        """Lock the leases of runs; return the last position of each, by run id and token."""
+        claims: dict[tuple[str, int], int] = {}
         # In one order, so that two processes that lock rows never wait for each other.
         run_ids = sorted(of)
         # Padded, so that few statements have to be compiled.
         for chunk in _chunks([*run_ids, *run_ids[-1:] * _padding(len(run_ids))]):
             self._execute(
                 cursor,
-                "SELECT run_id, token FROM leases WHERE run_id IN "
-                f"({_marks(len(chunk))}) ORDER BY run_id{{lock}}",
+                f"SELECT l.run_id, l.token, {_LAST_OF_LEASE} FROM leases l WHERE l.run_id IN "
+                f"({_marks(len(chunk))}) ORDER BY l.run_id{{lock}}",
                 chunk,
             )
-            claims.update((run_id, token) for run_id, token in cursor.fetchall())
+            claims.update(((run_id, token), last) for run_id, token, last in cursor.fetchall())
         return claims
 
     def _insert(self, cursor: Cursor, rows: Sequence[EventRow]) -> None:
@@ -464,7 +485,7 @@ class Store:
         """Delete a run if it exists.
 
         Raises:
-            RunAlreadyActiveError: It has an owner, which is not provably dead.
+            RunAlreadyActiveError: It has an owner, whose claim is not void.
         """
         with self.database.transaction() as cursor:
             self._execute(cursor, _LEASE, (run_id,))
@@ -489,7 +510,7 @@ def _check_free(run_id: str, lease: Sequence[Any], claim: Claim) -> None:
 
 def _is_owned(lease: Sequence[Any], claim: Claim) -> bool:
     owner, process, unexpired, _ = lease
-    return owner is not None and bool(unexpired) and not claim.is_dead(process)
+    return owner is not None and bool(unexpired) and not claim.is_void(process)
 
 
 def _some(value: Any) -> list[Any]:

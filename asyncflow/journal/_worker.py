@@ -3,42 +3,42 @@
 Once a second, or more often if leases are short, it also polls for requests of other processes to
 cancel a run. Everything runs in that thread, except where a docstring says otherwise.
 
-Whether the process that holds a lease is dead is known on Linux only, and only if it was started in
-the same boot, process namespace and time namespace. Any other process loses its runs when its
-leases expire.
+A lease is *held* from its claim until the run has let go of it, even if it is lost meanwhile: the
+run may still be cleaning up. After that it is free to this process, whatever the database says.
 """
 
 from __future__ import annotations
 
 import asyncio
 import concurrent.futures
-import json
+import logging
 import math
 import os
 import queue
-import socket
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from contextlib import suppress
-from pathlib import Path
 from typing import Any, TypeVar
+from weakref import WeakValueDictionary
 
-from asyncflow._core.errors import JournalError, LeaseLostError, describe_fully
-from asyncflow.journal._store import Claim, CommitBatch, Store
+from asyncflow._core.errors import (
+    JournalError,
+    LeaseLostError,
+    RunAlreadyActiveError,
+    describe_fully,
+)
+from asyncflow.journal._machine import held_claims, new_claim
+from asyncflow.journal._store import Claim, CommitBatch, DatabaseChangedError, Store
 
-__all__ = [
-    "JournalWorker",
-    "Lease",
-    "PendingClaim",
-    "WorkerThread",
-    "is_dead",
-    "this_owner",
-    "this_process",
-]
+__all__ = ["JournalWorker", "Lease", "PendingClaim", "WorkerThread"]
 
 T = TypeVar("T")
+
+_Wait = tuple[concurrent.futures.Future[None], Collection[str], asyncio.AbstractEventLoop | None]
+
+_log = logging.getLogger("asyncflow")
 
 _POLL_S = 1.0
 """How often to poll for cancel requests, unless a third of a lease is shorter."""
@@ -49,18 +49,34 @@ class Lease:
 
     The worker thread changes it. The run's event loop reads it after a job of the thread has ended,
     or when `on_change` is called.
+
+    Args:
+        run_id: The run.
+        token: The fencing token.
+        loop: The event loop of the run.
+        claim: The claim among the `held_claims` of this process.
+        within: The run whose action has claimed this one, if one has.
     """
 
-    def __init__(self, run_id: str, token: int, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(
+        self,
+        run_id: str,
+        token: int,
+        loop: asyncio.AbstractEventLoop,
+        claim: str,
+        within: str | None,
+    ) -> None:
         self.run_id = run_id
         self.token = token
         self.loop = loop
+        self.within = within
+        self._claim = claim
         self.committed = 0
         """The position of the last event that is committed."""
         self.failure: JournalError | None = None
         """Why no more events are written."""
         self.released = False
-        """Whether the worker is done with it, even if the release itself failed."""
+        """Whether the run has let go of it, even if its release in the database failed."""
         self.valid_until = math.inf
         """Until when no other process can claim the run, by `time.monotonic`."""
         self.cancel_requested = False
@@ -70,6 +86,11 @@ class Lease:
     def fail(self, error: JournalError) -> None:
         """Set the failure unless there is an earlier one."""
         self.failure = self.failure or error
+
+    def let_go(self) -> None:
+        """Make the run free to this process. Any thread may call it."""
+        self.released = True
+        held_claims.discard(self._claim)
 
     def notify(self) -> None:
         """Schedule `on_change` in the event loop."""
@@ -92,28 +113,48 @@ class JournalWorker:
         self._claim = claim
         self._inbox: deque[tuple[Lease, CommitBatch]] = deque()
         self._leases: dict[tuple[str, int], Lease] = {}
+        self._claimed: WeakValueDictionary[str, Lease] = WeakValueDictionary()
+        """The latest lease of each run, also if it is lost: the run may be cleaning up."""
         self._renew_at = 0.0
         self._poll_at = 0.0
         self._poll_s = min(_POLL_S, claim.lease_s / 3)
+        self._waits: list[_Wait] = []
+        self.given_up: list[str] = []
+        """The ids of the runs that were still active when the journal was closed."""
 
     # --- claims ---------------------------------------------------------------------------------
 
-    def claim(self, run_id: str, loop: asyncio.AbstractEventLoop) -> Lease:
+    def claim(self, run_id: str, loop: asyncio.AbstractEventLoop, within: str | None) -> Lease:
         """Claim a run, and read the position of its last event.
+
+        Args:
+            run_id: The run.
+            loop: The event loop that runs it.
+            within: The run whose action asks for it, if one does.
 
         Raises:
             RunAlreadyActiveError: Another process, or another run of this one, owns it.
             JournalError: The database fails.
         """
+        before = self._claimed.get(run_id)
+        if before and not (before.released or before.loop.is_closed()):
+            raise RunAlreadyActiveError(run_id, self._claim.owner)
         requested_at = time.monotonic()
-        lease = Lease(run_id, self.store.claim(run_id, self._claim), loop)
+        claim, process = new_claim(self._claim.process)
+        held_claims.add(claim)  # before the database has it, or another journal could take it
+        try:
+            token = self.call(self.store.claim, run_id, self._claim._replace(process=process))
+        except BaseException:
+            held_claims.discard(claim)
+            raise
+        lease = Lease(run_id, token, loop, claim, within)
         lease.valid_until = requested_at + self._claim.lease_s
         if not self._leases:
             self._renew_at = requested_at + self._claim.lease_s / 3
             self._poll_at = requested_at + self._poll_s
-        self._leases[run_id, lease.token] = lease
+        self._leases[run_id, lease.token] = self._claimed[run_id] = lease
         try:
-            lease.committed = self.store.last_position(run_id)
+            lease.committed = self.call(self.store.last_position, run_id)
         except BaseException:
             self.release(lease)
             raise
@@ -121,9 +162,14 @@ class JournalWorker:
 
     def release(self, lease: Lease) -> None:
         """Release a lease without writing events. If that fails, the lease expires."""
-        self._leases.pop((lease.run_id, lease.token), None)
         with suppress(JournalError):
-            self.store.release(lease.run_id, lease.token)
+            self.call(self.store.release, lease.run_id, lease.token)
+        self._let_go(lease)
+
+    def _let_go(self, lease: Lease) -> None:
+        self._leases.pop((lease.run_id, lease.token), None)
+        lease.let_go()
+        self._report_ends()
 
     # --- commits --------------------------------------------------------------------------------
 
@@ -143,25 +189,26 @@ class JournalWorker:
             return [batch for _, batch in taken]
 
         try:
-            lost = self.store.write(take)
+            refused = self.store.write(take)
         except Exception as error:  # the driver's, if it is not a JournalError
             take()  # the transaction may have failed to begin
             for lease, _ in taken:
                 lease.fail(self._failure(error))
+            self._end_if_changed(error)
             with suppress(Exception):  # as in release; it may work, since it is small
                 for lease, batch in taken:
                     if batch.release:
                         self.store.release(lease.run_id, lease.token)
         else:
             for lease, batch in taken:
-                if (batch.run_id, batch.token) in lost:
-                    lease.fail(self._lost(lease))
+                claim = batch.run_id, batch.token
+                if claim in refused:
+                    lease.fail(self._refusal(lease, refused[claim]))
                 elif batch.rows:
                     lease.committed = batch.rows[-1].position
         for lease, batch in taken:
             if batch.release:
-                lease.released = True
-                self._leases.pop((lease.run_id, lease.token), None)
+                self._let_go(lease)
 
     def _failure(self, error: Exception) -> JournalError:
         """Return a new error for one run, since raising an error changes it."""
@@ -169,6 +216,17 @@ class JournalWorker:
         failure = JournalError(self.name, problem)
         failure.__cause__ = error
         return failure
+
+    def _refusal(self, lease: Lease, last: int | None) -> JournalError:
+        if last is None:
+            return self._lost(lease)
+        return JournalError(
+            self.name,
+            f"it has {last} of the {lease.committed} events of run {lease.run_id!r} that were "
+            "committed, so nothing more was written: an older copy has taken its place, or "
+            "another program has changed it; put back what was there, or start the run again to "
+            "resume from what is there now",
+        )
 
     def _lost(self, lease: Lease) -> JournalError:
         return LeaseLostError(
@@ -189,18 +247,20 @@ class JournalWorker:
         if self._leases and now >= self._poll_at:
             self._poll_at = now + self._poll_s
             with suppress(Exception):  # if that matters, renewing or writing fails as well
-                self._request_cancel(self.store.cancelled())
+                self._request_cancel(self.call(self.store.cancelled))
+        self._report_ends()  # a loop may have stopped
         due = min(self._renew_at, self._poll_at)
         return max(0.0, due - time.monotonic()) if self._leases else None
 
     def _renew(self, now: float) -> None:
-        for key, lease in list(self._leases.items()):
+        for lease in list(self._leases.values()):
             if lease.loop.is_closed():  # its run can't continue
-                del self._leases[key]
+                self._let_go(lease)
         try:
             lost = self.store.renew(self._leases, self._claim.lease_s)
         except Exception as error:
             self._renew_at = now + self._claim.lease_s / 10
+            self._end_if_changed(error)
             self._fail_expired(self._failure(error))
             return
         for key, lease in list(self._leases.items()):
@@ -216,10 +276,25 @@ class JournalWorker:
                 problem = f"the lease of run {lease.run_id!r} could not be renewed: "
                 self._end(lease, JournalError(error.journal, problem + error.problem))
 
+    def call(self, method: Callable[..., T], *args: Any) -> T:
+        """Call a method of the store, and end all leases if it finds that the database changed."""
+        try:
+            return method(*args)
+        except DatabaseChangedError as error:
+            self._end_if_changed(error)
+            raise
+
+    def _end_if_changed(self, error: BaseException) -> None:
+        """End all leases if they are not in the database that is there now."""
+        if isinstance(error, DatabaseChangedError):
+            for lease in list(self._leases.values()):
+                self._end(lease, self._failure(error))
+
     def _end(self, lease: Lease, error: JournalError) -> None:
         del self._leases[lease.run_id, lease.token]
         lease.fail(error)
         lease.notify()
+        self._report_ends()
 
     # --- requests -------------------------------------------------------------------------------
 
@@ -229,7 +304,7 @@ class JournalWorker:
         Raises:
             JournalError: The database fails.
         """
-        token = self.store.cancel(run_id, self._claim)
+        token = self.call(self.store.cancel, run_id, self._claim)
         if token is not None:
             self._request_cancel([(run_id, token)])
         return token is not None
@@ -241,11 +316,62 @@ class JournalWorker:
                 lease.cancel_requested = True
                 lease.notify()
 
+    # --- the end --------------------------------------------------------------------------------
+
+    def check(self) -> None:
+        """End all leases, and disconnect, if another database has taken the place of this one."""
+        with suppress(Exception):  # what else matters recurs
+            self.call(self.store.cancelled)
+
+    def wait(
+        self,
+        ended: concurrent.futures.Future[None],
+        within: str | None,
+        blocked: asyncio.AbstractEventLoop | None,
+    ) -> None:
+        """Report when all runs have ended, except for those that can't end before the caller.
+
+        Args:
+            ended: Gets its result then.
+            within: The run whose action waits, if one does. It can't end, nor can the runs whose
+                actions it runs within.
+            blocked: The event loop that can't run while the caller waits, if there is one.
+        """
+        around = {lease.run_id: lease.within for lease in self._leases.values()}
+        waiting: set[str] = set()
+        while within in around and within not in waiting:
+            waiting.add(within)
+            within = around[within]
+        self._waits.append((ended, waiting, blocked))
+        self._report_ends()
+
+    def _report_ends(self) -> None:
+        for wait in self._waits.copy():
+            ended, waiting, blocked = wait
+            if not any(
+                lease.loop.is_running() and lease.loop is not blocked
+                for lease in self._leases.values()
+                if lease.run_id not in waiting
+            ):
+                self._waits.remove(wait)
+                if ended.set_running_or_notify_cancel():
+                    ended.set_result(None)
+
     def close(self) -> None:
-        """Fail all runs that are still open, and disconnect."""
-        for lease in list(self._leases.values()):
+        """Fail the runs that are still active, and disconnect."""
+        active = list(self._leases.values())
+        self.given_up += sorted(lease.run_id for lease in active)
+        if active:
+            _log.warning(
+                "journal %s: closed before these runs had ended, which are stored as running: %s; "
+                "start them again to resume them",
+                *(self.name, ", ".join(map(repr, self.given_up))),
+            )
+        for lease in active:
             problem = f"it was closed while run {lease.run_id!r} was running"
             self._end(lease, JournalError(self.name, problem))
+            if lease.loop.is_closed():
+                lease.let_go()
         self.store.database.close()
 
 
@@ -266,9 +392,9 @@ class PendingClaim:
         self.lease: Lease | None = None
         """The lease, once the run is claimed."""
 
-    def claim(self, run_id: str, loop: asyncio.AbstractEventLoop) -> Lease:
+    def claim(self, run_id: str, loop: asyncio.AbstractEventLoop, within: str | None) -> Lease:
         """Claim the run. Called in the worker thread."""
-        lease = self._worker.claim(run_id, loop)
+        lease = self._worker.claim(run_id, loop, within)
         with self._lock:
             self.lease, abandoned = lease, self._abandoned
         if abandoned:
@@ -285,8 +411,10 @@ class PendingClaim:
         with self._lock:
             self._abandoned, lease = True, self.lease
         if lease:
-            with suppress(JournalError):  # the journal is closed, and has released it
+            try:
                 thread.submit(self.release)
+            except JournalError:  # the journal is closed
+                lease.let_go()
 
 
 # --- the thread ----------------------------------------------------------------------------------
@@ -398,66 +526,3 @@ def _run_job(
         del future  # the error refers to this frame, and so to it
     else:
         future.set_result(result)
-
-
-# --- processes -----------------------------------------------------------------------------------
-
-_PROC = Path("/proc")
-_EXITED = "exited"
-
-
-def this_owner() -> str:
-    """Return a description of this process for people: its id and host."""
-    return f"process {os.getpid()} on {socket.gethostname()}"
-
-
-def this_process() -> str:
-    """Return a description of this process for `is_dead`, as JSON."""
-    pid = os.getpid()
-    return json.dumps({"where": _where(), "pid": pid, "started": _started(pid)})
-
-
-def is_dead(process: str) -> bool:
-    """Whether a process, described by `this_process`, is provably dead."""
-    try:
-        known = json.loads(process)
-        where, pid, started = known["where"], known["pid"], known["started"]
-    except (ValueError, KeyError, TypeError):  # another version wrote it
-        return False
-    if not where or where != _where() or not started:
-        return False
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return True
-    except (OverflowError, TypeError):  # it is no process id
-        return False
-    except OSError:
-        pass  # it belongs to another user
-    now = _started(pid)
-    return now == _EXITED or (bool(now) and now != started)
-
-
-def _where() -> str:
-    """Identify the boot and the namespaces of this process; empty if they can't be read."""
-    try:
-        boot = (_PROC / "sys/kernel/random/boot_id").read_text().strip()
-        spaces = [os.readlink(_PROC / "self/ns" / name) for name in ("pid", "time")]
-    except OSError:
-        return ""
-    return " ".join([boot, *spaces])
-
-
-def _started(pid: int) -> str:
-    """Return when a process started, in ticks since the boot; empty if that can't be read.
-
-    It is `_EXITED` for a process that has exited and of which only the exit code is left.
-    """
-    try:
-        # The name, in parentheses, may hold anything.
-        fields = (_PROC / str(pid) / "stat").read_text(errors="replace").rpartition(")")[2].split()
-        threads = os.listdir(_PROC / str(pid) / "task")
-    except OSError:
-        return ""
-    # With other threads left, only the main one has ended.
-    return _EXITED if fields[0] in "ZX" and len(threads) == 1 else fields[19]

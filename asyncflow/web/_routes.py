@@ -16,13 +16,9 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import RedirectResponse, Response
 from starlette.routing import Route
 
-from asyncflow._core.errors import (
-    JournalError,
-    RunNotFoundError,
-    RunUnreadableError,
-    safe_text,
-)
+from asyncflow._core.errors import JournalError, RunNotFoundError, RunUnreadableError
 from asyncflow._core.results import RestoredOutput, to_restored_error
+from asyncflow._core.value_size import MOST_BYTES, extent, safe_repr
 from asyncflow.journal._queries import RunRecord, StoredEvent
 from asyncflow.web._auth import Guard, Token, log_in, login_required
 from asyncflow.web._feed import RunFeeds
@@ -167,13 +163,14 @@ def _json_of(value: Any, depth: int = 0) -> Any:
         return value if math.isfinite(value) else str(value)
     if isinstance(value, BaseException):
         return _error_json(value)
-    if isinstance(value, RestoredOutput) or depth > _DEEPEST:
-        return {"repr": safe_text(repr, value)[:_LONGEST]}
+    is_endless = depth == 0 and extent(value, MOST_BYTES) in ("large", "deep")
+    if isinstance(value, RestoredOutput) or is_endless or depth > _DEEPEST:
+        return {"repr": safe_repr(value)[:_LONGEST]}
     if isinstance(value, list | tuple):
         return [_json_of(each, depth + 1) for each in value]
     if isinstance(value, Mapping):
         return {str(name): _json_of(each, depth + 1) for name, each in value.items()}
-    return {"repr": safe_text(repr, value)[:_LONGEST]}
+    return {"repr": safe_repr(value)[:_LONGEST]}
 
 
 def _error_json(error: BaseException) -> dict[str, str]:

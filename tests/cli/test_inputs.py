@@ -304,3 +304,95 @@ def test_resuming_a_run_with_other_inputs_is_refused(shell: Shell) -> None:
     result = shell("run", "etl:pipeline", "--run-id", "r1", "--input", "days=2", exits=3)
 
     assert "was started with another input 'days': 1, and not 2" in result.stderr
+
+
+MODELS = """
+    import dataclasses, pydantic
+    from asyncflow import WorkflowStep
+
+    class Line(pydantic.BaseModel):
+        article: str = pydantic.Field(alias="sku")
+        count: int = pydantic.Field(gt=0)
+
+    class Tags(pydantic.RootModel[list[str]]): ...
+
+    @pydantic.dataclasses.dataclass
+    class Point:
+        x: int = pydantic.Field(gt=0)
+
+        @pydantic.field_validator("x")
+        @classmethod
+        def check(cls, x: int) -> int:
+            return x + 1
+
+    @dataclasses.dataclass
+    class Order:
+        lines: list[Line]
+
+    async def report_inputs(
+        line: Line = None, lines: list[Line] = (), maybe: Line | None = None, tags: Tags = None,
+        order: Order = None, point: Point = None,
+    ):
+        return {name: repr(value) for name, value in locals().items()}
+
+    steps = [WorkflowStep("report_inputs", report_inputs)]
+"""
+MODEL_INPUTS = """{
+    "line": {"sku": "a", "count": 1}, "lines": [{"sku": "b", "count": 2}], "maybe": null,
+    "tags": ["x"], "order": {"lines": [{"sku": "c", "count": 3}]}, "point": {"x": 1}
+}"""
+
+
+@pytest.mark.parametrize("more", [(), ("--input", 'line={"sku": "a", "count": 1}')])
+def test_models_are_made_of_json(shell: Shell, more: tuple[str, ...]) -> None:
+    shell.write("models.py", MODELS)
+
+    result = shell.json("run", "models:steps", "--json", "--input-json", MODEL_INPUTS, *more)
+
+    assert result["results"][0]["output"] == {
+        "line": "Line(article='a', count=1)",
+        "lines": "[Line(article='b', count=2)]",
+        "maybe": "None",
+        "tags": "Tags(root=['x'])",
+        "order": "Order(lines=[Line(article='c', count=3)])",
+        "point": "Point(x=2)",
+    }
+    assert shell.json("show", result["run_id"], "--json")["inputs"]["maybe"] == {"output": None}
+
+
+@pytest.mark.parametrize(
+    ("inputs", "says"),
+    [
+        (
+            '{"line": {"sku": "hunter2", "count": 0}}',
+            "input 'line' must be Line, as a JSON object: not a valid Line: count: Input should be "
+            "greater than 0\n",
+        ),
+        ('{"line": {"sku": 3}}', "sku: Input should be a valid string; count: Field required\n"),
+        (
+            '{"maybe": {"sku": "a", "count": "hunter2"}}',
+            "a JSON object, or null: not a valid Lin",
+        ),
+        (
+            '{"lines": [{"sku": "hunter2", "count": 1}, {"sku": "a"}]}',
+            "input 'lines' must be list[models.Line], as a JSON array: not a valid Line: count: "
+            "Field required - at `$[1]`\n",
+        ),
+        ('{"tags": ["\\ud800"]}', "input 'tags' must be Tags\n"),
+        (
+            '{"tags": [1]}',
+            "input 'tags' must be Tags: not a valid Tags: 0: Input should be",
+        ),
+        (
+            '{"point": {"x": 0}}',
+            "must be Point, as a JSON object: not a valid Point: ",
+        ),
+    ],
+)
+def test_an_input_that_a_model_refuses_is_wrong_usage(shell: Shell, inputs: str, says: str) -> None:
+    shell.write("models.py", MODELS)
+
+    result = shell("run", "models:steps", "--input-json", inputs, exits=2)
+
+    assert says in result.stderr
+    assert "hunter2" not in result.stderr

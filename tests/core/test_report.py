@@ -566,10 +566,10 @@ class TestHostility:
     def test_an_error_whose_traceback_cannot_be_formatted_has_none(
         self, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        def refuse(error: BaseException) -> list[str]:
+        def refuse(error: BaseException) -> object:
             raise Refusing
 
-        monkeypatch.setattr("traceback.format_exception", refuse)
+        monkeypatch.setattr("traceback.TracebackException.from_exception", refuse)
 
         report = RunReport.from_json(report_of(failed("a", ValueError("boom"))).to_json())
 

@@ -195,6 +195,7 @@ def event_of(kind: type, attempt: int) -> Event:
         "item": None,
         "count": None,
         "on_purpose": False,
+        "secret": False,
         "blocked_ms": 150.0,
         "where": "app.py:1 in x",
     }

@@ -423,16 +423,13 @@ async def test_a_function_or_argument_that_cannot_be_pickled_is_named():
     class Unspeakable:
         __reduce__ = None
 
-        def __repr__(self):
-            raise ValueError
-
-    with pytest.raises(pickle.PicklingError, match="<Unspeakable, whose repr raised ValueError>"):
+    with pytest.raises(pickle.PicklingError, match="Unspeakable or one of its arguments"):
         await run_in_process(Unspeakable(), None)
     with pytest.raises(pickle.PicklingError, match="whose str raised ValueError"):
         await run_in_process(work.add, {"left": work.Unprintable()})
     with pytest.raises(pickle.PicklingError, match="or one of its arguments can't be pickled"):
         await run_in_process(lambda: None, None)
-    with pytest.raises(pickle.PicklingError, match=r"function add .*can't be pickled.*lock"):
+    with pytest.raises(pickle.PicklingError, match=r"process_work.add or .*can't be pickled.*lock"):
         await run_in_process(work.add, {"left": threading.Lock()})
 
 

@@ -27,6 +27,10 @@ class TestedDatabase(Protocol):
         """Execute one statement, commit it, and return its rows."""
         ...
 
+    def expire_leases(self, run_id: str = "%") -> None:
+        """Let the leases of runs with such ids expire."""
+        ...
+
 
 class TestedSQLite:
     def __init__(self, folder: Path) -> None:
@@ -47,6 +51,10 @@ def make(**options):
         finally:
             connection.close()
 
+    def expire_leases(self, run_id: str = "%") -> None:
+        expiry = "expires_at = 1, boot_expires_at = 1"
+        self.query(f"UPDATE leases SET {expiry} WHERE run_id LIKE '{run_id}'")
+
 
 class TestedPostgres:
     def __init__(self, dsn: str) -> None:
@@ -65,6 +73,9 @@ def make(**options):
         with psycopg.connect(self.dsn, autocommit=True, options=in_schema) as connection:
             cursor = connection.execute(sql.encode())
             return cursor.fetchall() if cursor.description else []
+
+    def expire_leases(self, run_id: str = "%") -> None:
+        self.query(f"UPDATE leases SET expires_at = 1 WHERE run_id LIKE '{run_id}'")
 
 
 @pytest.fixture(params=["sqlite", pytest.param("postgres", marks=pytest.mark.postgres)])

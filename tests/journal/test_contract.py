@@ -21,7 +21,7 @@ from typing import Any
 import pytest
 import uvloop
 
-from asyncflow import RestoredOutput, RunReport
+from asyncflow import RestoredOutput, RunReport, WorkflowStep, run_pipeline
 from asyncflow._core.errors import (
     HangError,
     JournalError,
@@ -410,6 +410,36 @@ async def test_a_reader_that_misses_events_is_refused(journal: Any) -> None:
     await (await opened(journal)).close()  # the claim was released
 
 
+async def test_a_lease_lost_before_its_events_are_read_is_reported_as_lost(
+    make_journal: Make, database: Any
+) -> None:
+    first, second = make_journal(), make_journal()
+    await store_run(first, "r")
+    reading, proceed = threading.Event(), threading.Event()
+    events = first._reader.store.events
+
+    def read_late(*args: Any) -> Any:
+        reading.set()
+        assert proceed.wait(20)
+        return events(*args)
+
+    first._reader.store.events = read_late
+    opening = asyncio.create_task(opened(first))
+    await wait_until(reading.is_set)
+    database.expire_leases()
+    session = await opened(second)
+    session.append(attempt())
+    await session.flush()
+    proceed.set()
+
+    with pytest.raises(LeaseLostError, match="another process has taken over run 'r'"):
+        await opening
+
+    session.append(attempt(2))  # the other owner goes on
+    await session.close()
+    assert await stored_events(second) == [started(), attempt(), attempt(2)]
+
+
 async def test_opening_a_run_fails_if_the_journal_is_closed_between_claim_and_read(
     journal: Any,
 ) -> None:
@@ -623,6 +653,21 @@ async def test_a_claim_is_released_if_its_caller_is_cancelled_right_after_it(
         await opening
 
     await (await opened(journal)).close()
+
+
+async def test_a_claim_is_free_if_its_caller_is_cancelled_after_the_journal_is_closed(
+    make_journal: Make,
+) -> None:
+    journal = make_journal()
+    opening = asyncio.create_task(opened(journal))
+    await asyncio.sleep(0)  # the claim is submitted
+    journal._write_thread.submit(int).result(20)  # and made
+    assert journal.close() == ["r"]
+    opening.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await opening
+
+    await (await opened(make_journal())).close()
 
 
 async def test_a_claim_is_released_if_its_coroutine_is_closed(journal: Any) -> None:
@@ -942,7 +987,7 @@ async def test_another_journal_takes_over_a_run_whose_lease_has_expired(
     session = await opened(first)
     session.append(started())
     await session.flush()
-    database.query("UPDATE leases SET expires_at = 1")
+    database.expire_leases()
 
     again = await opened(second)
     session.append(attempt())
@@ -970,7 +1015,99 @@ async def test_a_session_of_a_closed_loop_is_released(make_journal: Make, databa
     await session.close()
 
 
-async def test_closing_a_journal_fails_its_active_runs(journal: Any) -> None:
+# --- leases that were given up -------------------------------------------------------------------
+
+
+class full_disk:
+    """Let every write of a journal fail inside a ``with`` block, also the release of a lease."""
+
+    def __init__(self, journal: Any) -> None:
+        self._store = journal._store
+
+    def __enter__(self) -> None:
+        for name in ("write", "release", "renew", "claim"):
+            setattr(self._store, name, self._fail)
+
+    def __exit__(self, *_: object) -> None:
+        for name in ("write", "release", "renew", "claim"):
+            delattr(self._store, name)
+
+    def _fail(self, *_: object) -> None:
+        raise JournalError("x", "the disk is full")
+
+
+@pytest.mark.parametrize("own", [True, False])
+async def test_a_run_that_this_process_gave_up_is_free_to_it_at_once(
+    make_journal: Make, own: bool
+) -> None:
+    journal, other = make_journal(lease_s=600), make_journal()
+    session = await opened(journal)
+    session.append(started())
+    await session.flush()
+    with full_disk(journal):
+        session.append(attempt())
+        with pytest.raises(JournalError, match="the disk is full"):
+            await session.close()
+        with pytest.raises(JournalError, match="the disk is full"):
+            await opened(journal)
+    assert [orphan.run_id for orphan in await other.orphans()] == ["r"]
+    assert await other.cancel("r") is False
+
+    again = await opened(journal if own else other)
+
+    session.append(attempt(2))  # the session that was given up writes no more
+    with pytest.raises(JournalError, match="the disk is full"):
+        await session.close()
+    with pytest.raises(RunAlreadyActiveError):
+        await opened(other)
+    again.append(attempt(7))
+    await again.close()
+    assert await stored_events(journal) == [started(), attempt(7)]
+
+
+async def test_a_run_that_still_cleans_up_is_not_free(make_journal: Make) -> None:
+    journal, other = make_journal(), make_journal()
+    refused = []
+
+    async def act() -> None:
+        disk.__enter__()
+        try:
+            await asyncio.sleep(3_600)
+        finally:
+            disk.__exit__()
+            for each in (journal, other):
+                with pytest.raises(RunAlreadyActiveError):
+                    await opened(each)
+                refused.append(each)
+
+    disk = full_disk(journal)
+    steps = [WorkflowStep("a", act), WorkflowStep("b", lambda: asyncio.sleep(0.01))]
+    with pytest.raises(JournalError, match="the disk is full"):
+        await run_pipeline(steps, journal=journal, run_id="r")
+    assert refused == [journal, other]
+
+    with pytest.raises(ZeroDivisionError):
+        await other.open("r", wait=False, read=lambda _: 1 / 0)
+
+
+async def test_a_journal_that_is_closed_has_given_up_its_runs(make_journal: Make) -> None:
+    journal, other = make_journal(lease_s=600, close_timeout_s=0), make_journal()
+    session = await opened(journal)
+    await journal.aclose()
+    with pytest.raises(RunAlreadyActiveError):
+        await opened(other)  # the run may still clean up
+
+    with pytest.raises(JournalError, match="closed while run 'r' was running"):
+        await session.close()
+
+    await (await opened(other)).close()
+
+
+# --- closing a journal ---------------------------------------------------------------------------
+
+
+async def test_closing_a_journal_fails_its_active_runs(make_journal: Make) -> None:
+    journal = make_journal(close_timeout_s=0)
     session = await opened(journal)
     failed = asyncio.get_running_loop().create_future()
     session.watch(failed.set_result)
@@ -998,7 +1135,8 @@ async def test_closing_a_journal_fails_a_run_that_is_being_opened(journal: Any) 
         await opening
 
 
-async def test_closing_a_journal_fails_a_run_that_is_being_read(journal: Any) -> None:
+async def test_closing_a_journal_fails_a_run_that_is_being_read(make_journal: Make) -> None:
+    journal = make_journal(close_timeout_s=0)
     await store_run(journal, "r")
     reading, proceed = threading.Event(), threading.Event()
 
@@ -1570,7 +1708,7 @@ async def test_an_active_run_is_not_forgotten(
         await journal.forget("r")
     assert await stored_events(journal) == [started()]
 
-    database.query("UPDATE leases SET expires_at = 1")
+    database.expire_leases()
     await journal.forget("r")
     session.append(attempt())
     with pytest.raises(LeaseLostError):

@@ -259,7 +259,7 @@ def test_a_refused_result_is_not_stored() -> None:
 def test_a_long_message_is_truncated() -> None:
     again = restored_from_row(ValueError("x" * 200_000))
 
-    assert again.message.endswith("… (100000 more characters)")
+    assert again.message.endswith("… (100,000 more characters)")
     assert len(again.message) < 100_100
     assert len(again.traceback) < 100_100
 

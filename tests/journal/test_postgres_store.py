@@ -14,14 +14,15 @@ from psycopg.pq import TransactionStatus
 from asyncflow._core.errors import JournalError, RunAlreadyActiveError
 from asyncflow._core.results import Payload
 from asyncflow.events import AttemptStarted, StepSucceeded
+from asyncflow.journal import _postgres_connection
 from asyncflow.journal._event_codec import row_of
 from asyncflow.journal._postgres import PostgresStore
 from asyncflow.journal._postgres_connection import Postgres
 from asyncflow.journal._queries import RunFilter
 from asyncflow.journal._store import Change, Claim, CommitBatch
 
-MINE = Claim("me", "{}", 30.0, lambda process: False)
-TAKEOVER = Claim("another owner", "{}", 30.0, lambda process: True)
+MINE = Claim("me", '{"claim": "mine"}', 30.0, lambda process: False)
+TAKEOVER = Claim("another owner", '{"claim": "theirs"}', 30.0, lambda process: True)
 
 MakeStore = Callable[..., PostgresStore]
 
@@ -80,7 +81,7 @@ def test_events_come_back_unchanged(store: PostgresStore) -> None:
     ]
     rows = [row_of("r", position, event) for position, event in enumerate(events, 1)]
 
-    assert store.write(lambda: [CommitBatch("r", token, rows, None, False)]) == set()
+    assert store.write(lambda: [CommitBatch("r", token, rows, None, False)]) == {}
 
     assert store.events("r") == list(enumerate(events, 1))
 
@@ -160,7 +161,7 @@ def test_a_store_survives_a_short_outage(
     until(lambda: store.database.answered_at and store.database._connection is None)
     postgres_server.start()
 
-    assert tried.result() == set()
+    assert tried.result() == {}
     assert positions(store, "r") == [1]
 
 
@@ -176,9 +177,9 @@ def test_an_unacknowledged_commit_is_not_repeated(
         writing = executor.submit(store.write, lambda: [batch("r", token, 1, 2)])
         cut()
 
-    assert writing.result() == set()
+    assert writing.result() == {}
     assert positions(store, "r") == [1, 2]
-    assert store.write(lambda: [batch("r", token, 3)]) == set()
+    assert store.write(lambda: [batch("r", token, 3)]) == {}
 
 
 def test_an_unacknowledged_commit_with_a_release_is_not_a_lost_lease(
@@ -191,7 +192,7 @@ def test_an_unacknowledged_commit_with_a_release_is_not_a_lost_lease(
         writing = executor.submit(store.write, lambda: batches)
         cut()
 
-    assert writing.result() == set()
+    assert writing.result() == {}
     assert store.claim("r", MINE) == token + 1
 
 
@@ -204,7 +205,7 @@ def test_an_unacknowledged_release_alone_is_not_a_lost_lease(
         writing = executor.submit(store.write, lambda: [batch("r", token, release=True)])
         cut()
 
-    assert writing.result() == set()
+    assert writing.result() == {}
     assert store.claim("r", MINE) == token + 1
 
 
@@ -219,7 +220,7 @@ def test_an_interrupted_release_is_repeated(
 
     lost = store.write(take)
 
-    assert lost == set()
+    assert lost == {}
     assert store.claim("r", MINE) == token + 1
 
 
@@ -234,7 +235,7 @@ def test_an_unacknowledged_claim_is_recognized_as_its_own(
         cut()
 
     assert claiming.result() == first + 1
-    assert store.write(lambda: [batch("r", first + 1, 1)]) == set()
+    assert store.write(lambda: [batch("r", first + 1, 1)]) == {}
 
 
 def test_another_owners_claim_is_not_mistaken_for_an_unacknowledged_one(
@@ -251,7 +252,7 @@ def test_another_owners_claim_is_not_mistaken_for_an_unacknowledged_one(
         return bool(has_cut)
 
     with pytest.raises(RunAlreadyActiveError) as caught:
-        store.claim("r", MINE._replace(is_dead=is_dead))
+        store.claim("r", MINE._replace(is_void=is_dead))
 
     assert caught.value.owner == "another owner"
 
@@ -271,7 +272,7 @@ def test_a_lease_lost_while_the_connection_was_cut_prevents_writes(
 
     lost = store.write(take)
 
-    assert lost == {("r", token)}
+    assert lost == {("r", token): None}
     assert store.events("r") == [(1, AttemptStarted("a", 7, 1 / 3))]
 
 
@@ -288,9 +289,51 @@ def test_a_transaction_commits_the_valid_runs_and_reports_the_lost_leases(
         writing = executor.submit(store.write, lambda: [batch("a", a, 1), batch("b", b, 1)])
         cut()
 
-    assert writing.result() == {("b", b)}
+    assert writing.result() == {("b", b): None}
     assert positions(store, "a") == [1]
     assert positions(store, "b") == []
+
+
+# --- the clock of the server ----------------------------------------------------------------------
+
+
+@pytest.fixture
+def jump(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[int], None]]:
+    """Return what lets the clock of the server jump, as stores see it."""
+    clock = _postgres_connection._NOW
+
+    def jump(seconds: int) -> None:
+        monkeypatch.setattr(_postgres_connection, "_NOW", f"({clock} + {seconds})")
+        _postgres_connection._translated.cache_clear()
+
+    yield jump
+    _postgres_connection._translated.cache_clear()
+
+
+def test_a_jump_of_the_servers_clock_forwards_frees_the_run_of_a_live_process_which_is_fenced(
+    store: PostgresStore, make_store: MakeStore, jump: Callable[[int], None]
+) -> None:
+    other, token = make_store(), store.claim("r", MINE)
+    jump(3_600)
+
+    theirs = other.claim("r", TAKEOVER)
+
+    assert store.write(lambda: [batch("r", token, 1)]) == {("r", token): None}
+    assert other.write(lambda: [batch("r", theirs, 1)]) == {}
+
+
+def test_a_jump_of_the_servers_clock_backwards_prolongs_a_lease_until_it_is_renewed(
+    store: PostgresStore, make_store: MakeStore, jump: Callable[[int], None]
+) -> None:
+    other, token = make_store(), store.claim("r", MINE)
+    jump(-3_600)
+    with pytest.raises(RunAlreadyActiveError):
+        other.claim("r", MINE)
+    assert store.renew([("r", token)], 30.0) == set()
+
+    jump(-3_600 + 31)
+
+    assert other.claim("r", MINE) == token + 1
 
 
 # --- processes and servers that hang --------------------------------------------------------------
@@ -310,7 +353,7 @@ def test_a_client_that_hangs_in_a_transaction_does_not_block_others(
     with pytest.raises(JournalError, match="idle-in-transaction timeout"):
         hang()
 
-    assert slow.write(lambda: [batch("r", token, 1)]) == {("r", token)}
+    assert slow.write(lambda: [batch("r", token, 1)]) == {("r", token): None}
 
 
 def test_a_store_survives_a_short_hang_of_the_server(
@@ -324,7 +367,7 @@ def test_a_store_survives_a_short_hang_of_the_server(
         assert connection is not None
         until(lambda: connection.info.transaction_status == TransactionStatus.ACTIVE)
 
-    assert writing.result() == set()
+    assert writing.result() == {}
     assert positions(store, "r") == [1]
 
 
@@ -361,7 +404,7 @@ def test_a_store_gives_up_on_a_server_that_is_down_for_longer_than_a_lease(
 
     assert not_waited < 0.5 <= waited + 0.4
     assert type(caught.value) is JournalError
-    assert store.write(lambda: [batch("r", token, 1)]) == set()
+    assert store.write(lambda: [batch("r", token, 1)]) == {}
     postgres_server.restart()
     assert positions(store, "r") == [1]
 
@@ -379,7 +422,7 @@ def test_a_client_with_a_wrong_clock_takes_no_lease_from_others(
     with pytest.raises(RunAlreadyActiveError):
         store.claim("other", MINE)
 
-    assert store.write(lambda: [batch("r", token, 1)]) == set()
+    assert store.write(lambda: [batch("r", token, 1)]) == {}
 
 
 # --- other transactions ---------------------------------------------------------------------------
@@ -397,7 +440,7 @@ def test_a_run_pruned_during_a_claim_is_claimed_as_a_new_one(
         pruning.execute("DELETE FROM asyncflow.leases")
 
     token = claiming.result()
-    assert store.write(lambda: [batch("r", token, 1)]) == set()
+    assert store.write(lambda: [batch("r", token, 1)]) == {}
 
 
 WAITING_FOR_A_LOCK = "SELECT 1 FROM pg_stat_activity WHERE wait_event_type = 'Lock'"
@@ -438,7 +481,7 @@ def test_a_transaction_that_conflicts_with_another_is_retried(
 
     lost = store.write(lambda: [batch("r", token, 1)])
 
-    assert lost == set()
+    assert lost == {}
     assert positions(store, "r") == [1]
 
 
@@ -461,7 +504,7 @@ def test_a_permanent_failure_says_what_is_safe(
     assert problem in str(caught.value)
     assert isinstance(caught.value.__cause__, psycopg.Error)
     assert positions(store, "r") == []
-    assert store.write(lambda: [batch("r", token, 1)]) == set()
+    assert store.write(lambda: [batch("r", token, 1)]) == {}
 
 
 def test_pruning_leaves_no_trace_of_a_run(store: PostgresStore, dsn: str) -> None:

@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 
-from asyncflow.journal import _worker as worker
-from asyncflow.journal._worker import is_dead, this_owner, this_process
+from asyncflow.journal import _machine as machine
+from asyncflow.journal._machine import is_dead, this_owner, this_process
 
 LINUX = pytest.mark.skipif(sys.platform != "linux", reason="needs /proc to detect dead processes")
 
@@ -26,7 +26,7 @@ def describe(pid: int, **changed: Any) -> str:
 
 
 def started(pid: int) -> str:
-    return worker._started(pid)
+    return machine._started(pid)
 
 
 def test_this_process_is_alive() -> None:
@@ -116,7 +116,7 @@ def test_without_proc_every_process_counts_as_alive(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     described = describe(2**22 + 1, started="1")
-    monkeypatch.setattr(worker, "_PROC", tmp_path)
+    monkeypatch.setattr(machine, "_PROC", tmp_path)
 
     assert not is_dead(described)
     assert json.loads(this_process())["where"] == ""
@@ -135,7 +135,7 @@ def test_the_start_time_identifies_a_process_of_another_user(
     described = describe(os.getpid())
     reused = describe(os.getpid(), started="1")
     if not visible:
-        monkeypatch.setattr(worker, "_started", lambda pid: "")
+        monkeypatch.setattr(machine, "_started", lambda pid: "")
 
     assert not is_dead(described)
     assert is_dead(reused) is visible

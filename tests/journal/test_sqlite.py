@@ -279,6 +279,46 @@ def test_a_file_that_cannot_grow_fails_the_run(path: Path) -> None:
     assert run_child(path) == ["1"]
 
 
+SERVICE = """
+import asyncio, os, resource, sys
+from asyncflow import JournalError, WorkflowStep, run_pipeline
+from asyncflow.journal import SQLiteJournal
+is_full = True
+async def fill():
+    if is_full:  # not even the release of a lease finds room
+        size = os.stat(sys.argv[1] + "-wal").st_size
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size, resource.RLIM_INFINITY))
+steps = [WorkflowStep("a", lambda: asyncio.sleep(0)), WorkflowStep("b", fill, ["a"])]
+async def main():
+    global is_full
+    async with SQLiteJournal(sys.argv[1], lease_s=600) as journal:
+        try:
+            await run_pipeline(steps, journal=journal, run_id="r")
+        except JournalError as error:
+            print(error.problem.partition(" (")[0])
+        print([orphan.run_id for orphan in await journal.orphans()])
+        is_full = False
+        resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY,) * 2)
+        report = await run_pipeline(steps, journal=journal, run_id="r")
+        print(report.outcome, [result.step_name for result in report.reused])
+asyncio.run(main())
+"""
+
+
+@pytest.mark.process
+@pytest.mark.skipif(sys.platform == "win32", reason="needs limits of a process")
+def test_a_service_resumes_its_own_run_after_a_full_disk(path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", SERVICE, str(path)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=50,
+    )
+
+    assert done.stdout.splitlines() == ["the file system failed", "['r']", "passed ['a']"]
+
+
 @pytest.mark.process
 @pytest.mark.skipif(not hasattr(os, "geteuid"), reason="needs users")
 @pytest.mark.parametrize("what", ["file", "directory"])

@@ -66,6 +66,7 @@ async def test_the_events_of_a_run_are_returned_from_a_position(
         "attempt": 1,
         "at_ms": events[2]["at_ms"],
         "output": [1, 2, 3],
+        "secret": False,
         "item": None,
     }
     failed = next(each for each in events if each["event"] == "StepFailed")
