@@ -66,7 +66,7 @@ def subject(event: Event) -> str:
 
 
 def duration(ms: float) -> str:
-    """Return milliseconds in the unit that suits them: ``0.2 ms``, ``1.5 s``, ``2 h 5 min``."""
+    """Return milliseconds in the unit that suits them: ``0.2 ms``, ``1.5 s``, ``3 d 4 h``."""
     if ms < 0.95:
         return f"{ms:.1g} ms"
     if ms < 999.5:
@@ -76,7 +76,8 @@ def duration(ms: float) -> str:
     minutes, seconds = divmod(round(ms / 1000), 60)
     if minutes < 60:
         return f"{minutes} min {seconds} s"
-    return f"{minutes // 60} h {minutes % 60} min"
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min" if hours < 48 else f"{hours // 24} d {hours % 24} h"
 
 
 def took(active_ms: float, span_ms: float) -> str:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import pairwise
 from typing import Any
 
 from asyncflow._core.replay import StoredRun
-from asyncflow._core.report import RunReport, critical_path
+from asyncflow._core.report import RunReport, critical_path, paused_ms
 from asyncflow._core.results import (
     REDACTED_OUTPUT,
     Segment,
@@ -18,7 +19,12 @@ from asyncflow._core.results import (
 from asyncflow._core.step_view import StepView
 from asyncflow.events import Event, Outcome
 
-__all__ = ["RunView"]
+__all__ = ["RunView", "ran_before"]
+
+
+def ran_before(step: StepView) -> bool:
+    """Whether a step ran before the run was resumed, and has not run since."""
+    return bool(step.active) and step.active[-1].segment < step.segment and not step.reused
 
 
 class RunView:
@@ -56,6 +62,16 @@ class RunView:
     def segments(self) -> Sequence[Segment]:
         """One, and one more for each time that the run was resumed."""
         return self._run.segments
+
+    @property
+    def pauses_ms(self) -> list[float]:
+        """How long the run paused before each segment but the first one, by wall clock."""
+        return [paused_ms(pair) for pair in pairwise(self.segments)]
+
+    @property
+    def paused_ms(self) -> float:
+        """How long it paused in all, so that no process ran it."""
+        return paused_ms(self.segments) if self.segments else 0.0
 
     @property
     def at_ms(self) -> float:

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from itertools import accumulate
 from typing import NamedTuple, TypeVar
 
 from asyncflow._core.errors import describe_error, escape_controls
 from asyncflow._core.results import StepStatus
-from asyncflow._core.step_view import StepView
+from asyncflow._core.step_view import AttemptView, StepView
 from asyncflow._views.event_text import describe_event, duration, subject
 from asyncflow._views.run_view import RunView
-from asyncflow.events import Event, RunStarted
+from asyncflow.events import Event, RunResumed, RunStarted
 
 __all__ = ["MOST_LOGGED", "EventLog", "LoggedEvent", "event_log", "log_of_report"]
 
@@ -31,6 +32,8 @@ class LoggedEvent(NamedTuple):
     step: str | None = None
     attempt: int | None = None
     item: int | None = None
+    segment: int = 1
+    """The segment of the run in which it happened, counted from 1."""
 
 
 class EventLog(NamedTuple):
@@ -43,8 +46,9 @@ class EventLog(NamedTuple):
 
 def event_log(events: Sequence[Event]) -> EventLog:
     """Return the log of the events of a run."""
-    listed, left_out = _first_and_last(events)
-    return EventLog(tuple([_logged(event) for event in listed]), left_out)
+    resumed = accumulate(isinstance(event, RunResumed) for event in events)
+    listed, left_out = _first_and_last([*zip(events, resumed, strict=True)])
+    return EventLog(tuple([_logged(event, 1 + count) for event, count in listed]), left_out)
 
 
 def log_of_report(view: RunView) -> EventLog:
@@ -52,21 +56,19 @@ def log_of_report(view: RunView) -> EventLog:
 
     A report does not say when a step was skipped: that is listed at the end.
     """
+    latest = len(view.segments)
     logged = [LoggedEvent(0.0, "RunStarted", f"run {view.run_id} started")]
-    logged += [
-        LoggedEvent(segment.at_ms, "RunResumed", f"run {view.run_id} resumed")
-        for segment in view.segments[1:]
-    ]
+    for number, segment in enumerate(view.segments[1:], 2):
+        text = f"run {view.run_id} resumed"
+        logged.append(LoggedEvent(segment.at_ms, "RunResumed", text, segment=number))
     for step in view.steps.values():
         logged += _log_of(step, step.name, None, view)
-        for number, item in (step.items or {}).items():
-            logged += _log_of(item, step.name, number, view)
-    # Stable: what happens at once stays in order, and what was resumed had ended before.
-    logged.sort(key=lambda each: (each.at_ms, each.kind in ("RunResumed", "StepReused")))
+    # Stable: what happens at once stays in order.
+    logged.sort(key=lambda each: (each.segment, each.at_ms))
     if view.outcome is not None:
         why = "" if view.stop_reason is None else f": {view.stop_reason}"
         text = f"the run {_OUTCOMES[view.outcome]} after {duration(view.at_ms)}{why}"
-        logged.append(LoggedEvent(view.at_ms, "RunFinished", text))
+        logged.append(LoggedEvent(view.at_ms, "RunFinished", text, segment=latest))
     listed, left_out = _first_and_last(logged)
     return EventLog(tuple([each._replace(text=_short(each.text)) for each in listed]), left_out)
 
@@ -77,58 +79,78 @@ def _first_and_last(entries: Sequence[T]) -> tuple[Sequence[T], int]:
     return ([*entries[:half], *entries[-half:]] if left_out else entries), left_out
 
 
-def _logged(event: Event) -> LoggedEvent:
+def _logged(event: Event, segment: int) -> LoggedEvent:
     at_ms = 0.0 if isinstance(event, RunStarted) else event.at_ms
     text, step = describe_event(event), getattr(event, "step", None)
     if step is not None:  # which has a column of its own
         text = text.removeprefix(subject(event)).lstrip(": ")
     attempt, item = getattr(event, "attempt", None) or None, getattr(event, "item", None)
-    return LoggedEvent(at_ms, type(event).__name__, _short(text), step, attempt, item)
+    return LoggedEvent(at_ms, type(event).__name__, _short(text), step, attempt, item, segment)
 
 
 def _log_of(step: StepView, name: str, item: int | None, view: RunView) -> Iterator[LoggedEvent]:
-    """Return what happened to a step or to an item of it, in order."""
-    if step.items is not None and step.started_ms is not None:
+    """Return what happened to a step and its items, or to an item of it."""
+    latest = len(view.segments)
+    if step.items is not None:
         text = f"started mapping {len(step.items)} items"
-        yield LoggedEvent(step.started_ms, "MapStarted", text, name)
+        for time in step.active:
+            yield LoggedEvent(time.started_ms, "MapStarted", text, name, segment=time.segment)
     for attempt in step.attempts:
-        number = attempt.number
-        which = f"attempt {number} " if number > 1 else ""
-        queued = (
-            f" after {duration(attempt.queued_ms)} in the queue" if attempt.queued_ms >= 1 else ""
-        )
-        text = f"{which}started{queued}"
-        yield LoggedEvent(attempt.started_ms, "AttemptStarted", text, name, number, item)
-        end_ms = attempt.ended_ms
-        if end_ms is None:
-            continue
-        if attempt.abandoned:
-            text = f"the thread of attempt {number} can't be stopped and keeps running"
-            yield LoggedEvent(end_ms, "ThreadAbandoned", text, name, number, item)
-        for block in attempt.blocks:
-            text = f"blocked the event loop for {duration(block.blocked_ms)}"
-            yield LoggedEvent(end_ms, "LoopBlocked", text, name, number, item)
-        has_followed = attempt.retry_in_ms is not None or attempt.end == "crashed"
-        if has_followed and attempt.error is not None:
-            text = f"attempt {number} failed: {describe_error(attempt.error)}"
-            yield LoggedEvent(end_ms, "AttemptFailed", text, name, number, item)
+        # The end of the step tells how the last attempt of its series ended.
+        is_last = attempt is step.latest and (step.reused or attempt.segment == latest)
+        yield from _log_of_attempt(attempt, name, item, is_last)
+    for index, each in [*step.former_items.items(), *(step.items or {}).items()]:
+        yield from _log_of(each, name, index, view)
     kind = _ENDS.get(step.status)
     if kind is not None:
-        unknown_ms = view.segments[-1].at_ms if step.reused else view.at_ms
-        at_ms = unknown_ms if step.ended_ms is None else step.ended_ms
-        latest = step.attempts[-1].number if step.attempts else None
-        yield LoggedEvent(at_ms, kind, _end_text(step), name, latest, item)
+        ended_ms, segment = step.ended_ms, latest
+        if step.reused:
+            segment = step.latest.segment if step.latest else 1
+            ended_ms = view.segments[-1].at_ms if ended_ms is None else ended_ms
+        elif ended_ms is None or step.latest is None:
+            ended_ms = view.at_ms
+        number = step.latest.number if step.latest else None
+        yield LoggedEvent(ended_ms, kind, _end_text(step), name, number, item, segment)
     if step.reused:
-        at_ms = view.segments[-1].at_ms
-        yield LoggedEvent(at_ms, "StepReused", "reused from the journal", name, None, item)
+        at_ms, text = view.segments[-1].at_ms, "reused from the journal"
+        yield LoggedEvent(at_ms, "StepReused", text, name, None, item, latest)
+
+
+def _log_of_attempt(
+    attempt: AttemptView, name: str, item: int | None, is_last: bool
+) -> Iterator[LoggedEvent]:
+    number, end_ms, error = attempt.number, attempt.ended_ms, attempt.error
+
+    def logged(at_ms: float, kind: str, text: str) -> LoggedEvent:
+        return LoggedEvent(at_ms, kind, text, name, number, item, attempt.segment)
+
+    which = f"attempt {number} " if number > 1 else ""
+    queued = f" after {duration(attempt.queued_ms)} in the queue" if attempt.queued_ms >= 1 else ""
+    yield logged(attempt.started_ms, "AttemptStarted", f"{which}started{queued}")
+    if end_ms is None:
+        return
+    if attempt.abandoned:
+        text = f"the thread of attempt {number} can't be stopped and keeps running"
+        yield logged(end_ms, "ThreadAbandoned", text)
+    for block in attempt.blocks:
+        text = f"blocked the event loop for {duration(block.blocked_ms)}"
+        yield logged(end_ms, "LoopBlocked", text)
+    why = "" if error is None else f": {describe_error(error)}"
+    if attempt.retry_in_ms is not None or attempt.end == "crashed":
+        yield logged(end_ms, "AttemptFailed", f"attempt {number} failed{why}")
+    elif not is_last:
+        status = _STATUSES.get(attempt.end or "", StepStatus.FAILED)
+        yield logged(end_ms, _ENDS[status], f"{_WORDS[status]}{_in_attempt(number)}{why}")
 
 
 def _end_text(step: StepView) -> str:
-    text = "succeeded" if step.status is StepStatus.SUCCESS else step.status.lower()
-    if step.attempts and step.attempts[-1].number > 1:
-        text += f" in attempt {step.attempts[-1].number}"
+    text = _WORDS[step.status] + ("" if step.latest is None else _in_attempt(step.latest.number))
     why = [step.reason or "", "" if step.error is None else describe_error(step.error)]
     return ": ".join([text, *filter(None, why)])
+
+
+def _in_attempt(number: int) -> str:
+    return f" in attempt {number}" if number > 1 else ""
 
 
 def _short(text: str) -> str:
@@ -142,4 +164,7 @@ _ENDS = {
     StepStatus.CANCELLED: "StepCancelled",
     StepStatus.SKIPPED: "StepSkipped",
 }
+_WORDS = {status: status.lower() for status in StepStatus} | {StepStatus.SUCCESS: "succeeded"}
+_STATUSES = {"succeeded": StepStatus.SUCCESS, "cancelled": StepStatus.CANCELLED}
+"""By how the last attempt ended."""
 _OUTCOMES = {"passed": "passed", "failed": "failed", "interrupted": "was interrupted"}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import re
 from collections.abc import Mapping, Sequence
 from functools import cache
 from importlib import resources
@@ -126,13 +127,15 @@ def security_policy(styles: Sequence[str], scripts: Sequence[str], *, is_live: b
 def asset(name: str, package: str = "asyncflow.html_report") -> str:
     """Return the text of a file in the ``assets`` folder of a package.
 
-    Styles and scripts lose their comments, which have lines of their own, and their indentation.
+    Styles and scripts lose their comments, which have lines of their own, and their indentation,
+    and styles the spaces that separate nothing.
     """
     text = resources.files(package).joinpath("assets", name).read_text(encoding="utf-8")
     if not name.endswith((".css", ".js")):
         return text
     lines = (line.strip() for line in text.splitlines())
-    return "\n".join(line for line in lines if line and not line.startswith(("//", "/*")))
+    text = "\n".join(line for line in lines if line and not line.startswith(("//", "/*")))
+    return re.sub(r" ?([{};,]) ?", r"\1", text) if name.endswith(".css") else text
 
 
 def _source(text: str) -> str:
@@ -146,7 +149,8 @@ def _given(model: PageModel, log: EventLog) -> Mapping[str, Any]:
         "view": view,
         "now_ms": model.now_ms,
         "ticks": ticks(model.timeline.span_ms, model.timeline.span_ms / 8),
-        "strip": model.strip(view.steps.values()),
+        "strip": model.strip,
+        "breaks": model.breaks,
         "graph": draw_graph(view.dependencies) if model.is_drawn else None,
         "names": list(view.steps),
         "log": log,
@@ -174,9 +178,15 @@ def _environment() -> jinja2.Environment:
         moment=moment_text,
         iso=moment_iso,
         num=_number,
+        key=_key,
         text=_text,
     )
     return environment
+
+
+def _key(segment: int, number: int) -> str:
+    """Return what identifies an attempt of a step in the page and in its address."""
+    return f"{segment}.{number}" if number and segment > 1 else str(number)
 
 
 def _number(value: float) -> str:

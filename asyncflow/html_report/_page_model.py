@@ -3,15 +3,28 @@
 from __future__ import annotations
 
 import heapq
-from collections.abc import Iterable, Iterator
+from collections import Counter, defaultdict
+from collections.abc import Iterator
+from itertools import groupby, pairwise
 from typing import NamedTuple
 
 from asyncflow._core.errors import escape_controls
 from asyncflow._core.results import STATUS_SYMBOLS, StepStatus
-from asyncflow._core.step_view import StepView
+from asyncflow._core.step_view import AttemptView, StepView
 from asyncflow._views.preview import Preview, error_trace, error_words, preview
-from asyncflow._views.run_view import RunView
-from asyncflow.html_report._timeline import TierBand, Timeline, TimelineRow, bars_of, running_at
+from asyncflow._views.run_view import RunView, ran_before
+from asyncflow.html_report._timeline import (
+    LAYERS,
+    MOST_POINTS,
+    Break,
+    TierBand,
+    Timeline,
+    TimelineRow,
+    bars_of,
+    icons_of,
+    outcome_layers,
+    running_at,
+)
 
 __all__ = [
     "RUN_BADGES",
@@ -30,10 +43,16 @@ MOST_STEPS_DETAILED = 2_000
 MOST_ITEMS = 30
 """Of more items of a mapped step, those that went wrong are shown first."""
 MOST_ITEM_ROWS = 300
+MOST_EARLIER = 50
+"""Of more attempts of a step before the run was resumed, those that did not succeed are listed."""
+MOST_EARLIER_TRACES = 30
+"""Of more of them with errors, in all steps together, the last ones have tracebacks."""
 
 # In bytes of the page: all outputs together, all tracebacks together, and the limits of each one.
-_ALL_OUTPUTS, _OUTPUT = 40_000, range(160, 4_000)
+_ALL_OUTPUTS, _OUTPUT = 36_000, range(160, 4_000)
 _ALL_TRACES, _TRACE = 30_000, range(400, 12_000)
+_EARLIER_ROWS = 200
+"""What an earlier attempt takes beside its traceback."""
 _WORDS = 240
 _NAME = 160
 
@@ -84,6 +103,18 @@ class ConcurrencyStrip(NamedTuple):
     """At least 1."""
 
 
+class EarlierAttempts(NamedTuple):
+    """The attempts of a step, and of its items, before the run was resumed."""
+
+    number: int
+    segments: int
+    """In how many segments they were."""
+    groups: list[tuple[int, list[tuple[str, AttemptView]]]]
+    """Those that are listed, by segment; each with the index of its item: ``[3]``."""
+    left_out: int
+    """How many are not listed."""
+
+
 class TierRows(NamedTuple):
     """A tier of the timeline."""
 
@@ -112,11 +143,17 @@ class PageModel:
         self.numbers = {name: number for number, name in enumerate(view.steps)}
         self.causes = view.causes()
         self.path = view.critical_path(now_ms)
-        self.timeline = Timeline.until(now_ms)
+        self.timeline = Timeline.until(now_ms, view.segments)
         self._is_critical = frozenset(self.path)
-        self._outputs = self._within_limits()
+        self._critical_edges = frozenset(pairwise(self.path))
         failed = max(view.counts[StepStatus.FAILED] + view.counts[StepStatus.CANCELLED], 1)
         self._trace_limit = _within(_ALL_TRACES // failed, _TRACE)
+        # Earlier attempts take some of the room for outputs.
+        self._traced = self._traced_attempts()
+        traced = len(self._traced)
+        self._earlier_limit = _within(_ALL_OUTPUTS // 2 // max(traced, 1), _TRACE)
+        taken = traced * (self._earlier_limit + _EARLIER_ROWS)
+        self._outputs = self._within_limits(_ALL_OUTPUTS - taken)
 
     # The run.
 
@@ -185,9 +222,17 @@ class PageModel:
         """Whether a step is on the critical path."""
         return name in self._is_critical
 
+    def is_critical_edge(self, first: str, last: str) -> bool:
+        """Whether the critical path leads straight from one step to the other."""
+        return (first, last) in self._critical_edges
+
     def duration(self, step: StepView) -> float | None:
         """Return how long a step has taken so far, in milliseconds."""
         return step.duration_ms(self.now_ms)
+
+    def ran_before(self, step: StepView) -> bool:
+        """Whether it ran before the run was resumed, and has not run since."""
+        return ran_before(step)
 
     def verb(self, step: StepView) -> str:
         """Return what a failure did to a step."""
@@ -202,23 +247,76 @@ class PageModel:
             notes.append(_cut(line_text(step.reason), _WORDS))
         if step.reused:
             notes.append("reused from the journal")
+        if self.ran_before(step):
+            notes.append("ran before the run was resumed")
         return "; ".join(notes)
 
     def attempts(self, step: StepView) -> str:
         """Return how many attempts it has had, and of how many."""
-        count = step.attempt_count
+        count, before = step.attempt_count, step.fresh_from
+        if before:
+            return f"{count} earlier" if before == count else f"{count} ({before} earlier)"
+        return self._of_most(step, count)
+
+    def latest(self, step: StepView) -> str:
+        """Return the number of its latest attempt, and of how many."""
+        return self._of_most(step, 0 if step.latest is None else step.latest.number)
+
+    def _of_most(self, step: StepView, count: int) -> str:
         if step.items is not None or step.max_retries is None or step.max_retries == 1:
             return str(count)
         return f"{count} of {step.max_retries}"
+
+    def earlier(self, step: StepView) -> EarlierAttempts | None:
+        """Return its attempts before the run was resumed, unless it simply succeeded then."""
+        runs = [("", step)]
+        for number, item in [*step.former_items.items(), *(step.items or {}).items()]:
+            runs.append((f"[{number}]", item))
+        found = [
+            (name, attempt)
+            for name, run in runs
+            for attempt in run.attempts
+            if attempt.segment < len(self.view.segments)
+        ]
+        odd = [each for each in found if each[1].end != "succeeded"]
+        if not found or (step.reused and not odd):
+            return None
+        listed = found if len(found) <= MOST_EARLIER else odd[-MOST_EARLIER:]
+        listed.sort(key=lambda each: (each[1].segment, each[1].started_ms))
+        groups = groupby(listed, lambda each: each[1].segment)
+        return EarlierAttempts(
+            len(found),
+            len({attempt.segment for _, attempt in found}),
+            [(segment, list(attempts)) for segment, attempts in groups],
+            len(found) - len(listed),
+        )
+
+    def current(self, step: StepView) -> list[AttemptView]:
+        """Return its attempts in the latest segment."""
+        return [each for each in step.attempts if each.segment == len(self.view.segments)]
+
+    def is_traced(self, attempt: AttemptView) -> bool:
+        """Whether the traceback of an attempt before the run was resumed is shown."""
+        return id(attempt) in self._traced
+
+    def _traced_attempts(self) -> frozenset[int]:
+        latest = len(self.view.segments)
+        failed = [
+            attempt
+            for step in (self.detailed if latest > 1 else ())
+            for attempt in step.all_attempts()
+            if attempt.segment < latest and attempt.error is not None
+        ]
+        return frozenset(map(id, failed[-MOST_EARLIER_TRACES:]))
 
     def output(self, step: StepView) -> Preview:
         """Return the preview of a step's output."""
         return self._outputs[step.name]
 
-    def _within_limits(self) -> dict[str, Preview]:
+    def _within_limits(self, left: int) -> dict[str, Preview]:
         """Return the previews of all outputs: small ones leave their share to large ones."""
         steps = [step for step in self.detailed if step.status is StepStatus.SUCCESS]
-        left, among = _ALL_OUTPUTS, max(len(steps), 1)
+        among = max(len(steps), 1)
         most = _within(4 * left // among, _OUTPUT)
         found = {step.name: preview(step.output, most) for step in steps}
         for name in sorted(found, key=lambda name: found[name].size):
@@ -241,6 +339,10 @@ class PageModel:
         """Return what is shown of an error's traceback."""
         return error_trace(error, self._trace_limit)
 
+    def earlier_trace(self, error: BaseException) -> Preview:
+        """Return what is shown of the traceback of an attempt before the run was resumed."""
+        return error_trace(error, self._earlier_limit)
+
     def first_trace(self, error: BaseException) -> Preview:
         """Return what is shown of the traceback of the first failure."""
         return error_trace(error, _TRACE.stop)
@@ -260,15 +362,34 @@ class PageModel:
 
     def row(self, step: StepView) -> TimelineRow:
         """Return the row of a step or an item."""
-        return TimelineRow(step, bars_of(step, self.timeline, self.now_ms))
+        bars = bars_of(step, self.timeline, self.now_ms)
+        layers = [
+            (bar, outcome_layers(step, bar, self.timeline.span_ms, self.now_ms))
+            for bar in bars
+            if bar.kind == "items"
+        ]
+        return TimelineRow(step, bars, icons_of(bars), tuple(layers))
 
-    def strip(self, steps: Iterable[StepView]) -> ConcurrencyStrip:
-        """Return how many attempts of steps, or of their items, ran at once."""
-        path, most = ["M0 0"], 1
-        for at_ms, count in running_at(steps, self.now_ms):
-            path.append(f"H{self.timeline.at(at_ms):.3f}V{count}")
-            most = max(most, count)
-        return ConcurrencyStrip("".join([*path, "V0Z"]), most)
+    @property
+    def breaks(self) -> list[Break]:
+        """The breaks of its axis."""
+        return self.timeline.breaks(self.view.pauses_ms)
+
+    @property
+    def strip(self) -> ConcurrencyStrip:
+        """How many attempts ran at once."""
+        attempts: defaultdict[int, list[AttemptView]] = defaultdict(list)
+        for step in self.view.steps.values():
+            for attempt in step.all_attempts():
+                attempts[attempt.segment].append(attempt)
+        path, highest, most = ["M0 0"], 1, max(MOST_POINTS // max(len(attempts), 1), 20)
+        for number in sorted(attempts):
+            for at_ms, count in running_at(
+                attempts[number], self.now_ms, segment=number, most=most
+            ):
+                path.append(f"H{self.timeline.at(at_ms, number):.3f}V{count}")
+                highest = max(highest, count)
+        return ConcurrencyStrip("".join([*path, "V0Z"]), highest)
 
     def item_count(self, step: StepView) -> int:
         """Return how many items a mapped step has, as far as that is known."""
@@ -278,6 +399,19 @@ class PageModel:
         """Return how many of its items that have begun have which status."""
         tally = step.tally
         return [self.status(each, tally[each]) for each in STATUS_SYMBOLS if tally[each]]
+
+    def item_attempts(self, step: StepView, segment: int) -> str:
+        """Return how the attempts of its items ended: ``206 attempts: 200 succeeded, 6 failed``."""
+        attempts = [each for each in step.all_attempts() if each.segment == segment]
+        ends = Counter[str](each.end or "running" for each in attempts)
+        number = ends.total()
+        parts = ", ".join(f"{ends[end]} {end}" for end in reversed(LAYERS) if ends[end])
+        return f"{number} {'attempt' if number == 1 else 'attempts'}: {parts}"
+
+    def retries(self, step: StepView) -> int:
+        """Return how many attempts of its items were not the first one."""
+        items = (step.items or {}).values()
+        return sum(max(len(item.attempts) - item.fresh_from - 1, 0) for item in items)
 
     def items(self, step: StepView) -> list[StepView]:
         """Return its items that are shown, in order: first of all those that went wrong."""

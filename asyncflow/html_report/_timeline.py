@@ -3,16 +3,53 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from bisect import bisect_right
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Literal, NamedTuple, TypeAlias
 
-from asyncflow._core.step_view import AttemptView, StepView
+from asyncflow._core.results import Segment
+from asyncflow._core.step_view import ActiveTime, AttemptView, StepView
 
-__all__ = ["Bar", "TierBand", "Timeline", "TimelineRow", "bars_of", "running_at"]
+__all__ = [
+    "LAYERS",
+    "MOST_POINTS",
+    "Bar",
+    "Break",
+    "Icon",
+    "OutcomeLayer",
+    "TierBand",
+    "Timeline",
+    "TimelineRow",
+    "bars_of",
+    "icons_of",
+    "outcome_layers",
+    "running_at",
+]
 
 BarKind: TypeAlias = Literal["attempt", "queue", "backoff", "blocked", "items"]
 
-_MOST_POINTS = 400
+MOST_POINTS = 400
+_MOST_LAYER_POINTS = 200
+_LEAST_WIDTH, _LEAST_HEIGHT = 1 / 250, 1 / 4
+"""How much of the timeline, and of a bar's height, the failed attempt of an item takes at least."""
+_ICON_WIDTH, _ABANDONED_WIDTH = 1.8, 5.0
+_NARROWER = 5
+"""By how much a timeline is narrower on the screen of a phone."""
+_LABEL_WIDTH = 12.0
+_GAP, _MOST_GAPS = 1.6, 25.0
+"""A break, and all breaks together; in percent of a timeline of 900 pixels, like the widths."""
+
+
+class Break(NamedTuple):
+    """A pause of the run between two segments, in which the axis has a gap."""
+
+    left: float
+    width: float
+    segment: int
+    """The segment that begins after it."""
+    pause_ms: float
+    is_crowded: bool
+    """Whether another label is so near that this one's is shown only when zoomed in."""
 
 
 class Bar(NamedTuple):
@@ -30,6 +67,29 @@ class Bar(NamedTuple):
     note: str = ""
     """The line that blocked the loop."""
     abandoned: bool = False
+    segment: int = 1
+    """The segment of the run in which it was, counted from 1."""
+
+
+class Icon(NamedTuple):
+    """A mark at the end of a bar, which is drawn above all bars of its row."""
+
+    kind: str
+    left: float
+    attempt: int
+    segment: int
+    is_crowded: bool
+    """Whether the next icon is so near that this one is shown only when zoomed in."""
+    is_near: bool
+    """The same on a narrow screen."""
+
+
+class OutcomeLayer(NamedTuple):
+    """The attempts of a mapped step's items that ended in one way, or in one of a lower layer."""
+
+    end: str
+    path: str
+    """How many ran at each time, as an SVG path in units of the step's bar: 0 to 1 each way."""
 
 
 class TimelineRow(NamedTuple):
@@ -37,6 +97,9 @@ class TimelineRow(NamedTuple):
 
     step: StepView
     bars: tuple[Bar, ...]
+    icons: tuple[Icon, ...]
+    layers: tuple[tuple[Bar, tuple[OutcomeLayer, ...]], ...]
+    """Of a mapped step, the layers of each bar; the first one is drawn first, below the others."""
 
 
 class TierBand(NamedTuple):
@@ -49,107 +112,243 @@ class TierBand(NamedTuple):
 
 
 class Timeline(NamedTuple):
-    """The scale of a timeline: from the start of the run to ``span_ms``."""
+    """The scale of a timeline: from the start of the run to ``span_ms``.
+
+    The clock of a run stands still between two segments. There the axis has a break: a narrow gap,
+    however long the pause was.
+    """
 
     span_ms: float
     decimals: int
     """The decimals of a percentage, which tell a hundredth of a millisecond apart."""
+    begins: tuple[float, ...] = (0.0,)
+    """When each segment begins, in milliseconds."""
 
     @classmethod
-    def until(cls, now_ms: float) -> Timeline:
+    def until(cls, now_ms: float, segments: Sequence[Segment] = ()) -> Timeline:
         """Return the timeline of a run until a moment."""
         span_ms = max(now_ms, 0.001)
-        return cls(span_ms, max(math.ceil(math.log10(span_ms)), 4))
+        begins = tuple([segment.at_ms for segment in segments]) or (0.0,)
+        return cls(span_ms, max(math.ceil(math.log10(span_ms)), 4), begins)
 
-    def at(self, ms: float) -> float:
-        """Return the place of a time, in percent."""
-        return round(min(max(ms / self.span_ms, 0.0), 1.0) * 100, self.decimals)
+    @property
+    def gap(self) -> float:
+        """How wide a break is, in percent."""
+        return min(_GAP, _MOST_GAPS / max(len(self.begins) - 1, 1))
 
-    def bar(self, kind: BarKind, start_ms: float, end_ms: float, attempt: int = 0) -> Bar:
-        """Return the bar between two times."""
-        left = self.at(start_ms)
-        width = round(max(self.at(end_ms) - left, 0.0), self.decimals)
-        return Bar(kind, left, width, start_ms, end_ms, attempt)
+    def segment_at(self, ms: float) -> int:
+        """Return the segment at a time; of two that meet there, the second one."""
+        return max(bisect_right(self.begins, ms), 1)
+
+    def at(self, ms: float, segment: int | None = None) -> float:
+        """Return the place of a time, in percent.
+
+        Args:
+            ms: The time.
+            segment: Its segment; by default as `segment_at` says.
+        """
+        gaps = ((segment or self.segment_at(ms)) - 1) * self.gap
+        width = 100 - (len(self.begins) - 1) * self.gap
+        return round(min(max(ms / self.span_ms, 0.0), 1.0) * width + gaps, self.decimals)
+
+    def bar(
+        self, kind: BarKind, start_ms: float, end_ms: float, segment: int = 1, attempt: int = 0
+    ) -> Bar:
+        """Return the bar between two times of a segment."""
+        left = self.at(start_ms, segment)
+        width = round(max(self.at(end_ms, segment) - left, 0.0), self.decimals)
+        return Bar(kind, left, width, start_ms, end_ms, attempt, segment=segment)
 
     def band(self, number: int, steps: Iterable[StepView], now_ms: float) -> TierBand | None:
         """Return the band of a tier, if any of its steps has started."""
-        times = [
-            (step.started_ms, now_ms if step.ended_ms is None else step.ended_ms)
+        bars = [
+            self.bar("items", time.started_ms, _end_of(time, now_ms), time.segment)
             for step in steps
-            if step.started_ms is not None
+            for time in step.active
         ]
-        if not times:
+        if not bars:
             return None
-        start_ms, end_ms = min(start for start, _ in times), max(end for _, end in times)
-        bar = self.bar("items", start_ms, end_ms)
-        return TierBand(number, bar.left, bar.width, end_ms - start_ms)
+        left, right = min(bar.left for bar in bars), max(bar.left + bar.width for bar in bars)
+        lasted_ms = max(bar.end_ms for bar in bars) - min(bar.start_ms for bar in bars)
+        return TierBand(number, left, round(right - left, self.decimals), lasted_ms)
+
+    def breaks(self, pauses_ms: Sequence[float]) -> list[Break]:
+        """Return the breaks between the segments, given the pauses between them."""
+        found: list[Break] = []
+        labelled = -math.inf
+        for segment, pause_ms in enumerate(pauses_ms, 2):
+            left = round(self.at(self.begins[segment - 1], segment) - self.gap, self.decimals)
+            label = min(max(left, _LABEL_WIDTH / 2), 100 - _LABEL_WIDTH / 2)
+            is_crowded = label - labelled < _LABEL_WIDTH
+            found.append(Break(left, self.gap, segment, pause_ms, is_crowded))
+            labelled = labelled if is_crowded else label
+        return found
 
 
 def bars_of(step: StepView, timeline: Timeline, now_ms: float) -> tuple[Bar, ...]:
-    """Return the bars of a step or an item; a mapped step has one, for all its items."""
-    if step.items is not None:
-        if step.started_ms is None:
-            return ()
-        end_ms = now_ms if step.ended_ms is None else step.ended_ms
-        bar = timeline.bar("items", step.started_ms, end_ms)
-        return (bar._replace(end=step.status.lower()),)
+    """Return the bars of a step or an item; a mapped step has one a segment, for all its items."""
+    if step.items is not None or step.former_items:
+        return tuple(_bars_of_items(step, timeline, now_ms))
     return tuple(
         bar for attempt in step.attempts for bar in _bars_of(step, attempt, timeline, now_ms)
     )
 
 
+def _bars_of_items(step: StepView, timeline: Timeline, now_ms: float) -> Iterator[Bar]:
+    for time in step.active:
+        bar = timeline.bar("items", time.started_ms, _end_of(time, now_ms), time.segment)
+        is_latest = time is step.active[-1] and (step.reused or time.segment == step.segment)
+        yield bar._replace(end=step.status.lower() if is_latest else "")
+
+
+def _end_of(time: ActiveTime, now_ms: float) -> float:
+    return now_ms if time.ended_ms is None else time.ended_ms
+
+
 def _bars_of(
     step: StepView, attempt: AttemptView, timeline: Timeline, now_ms: float
 ) -> Iterator[Bar]:
-    number, start_ms = attempt.number, attempt.started_ms
+    which, start_ms = (attempt.segment, attempt.number), attempt.started_ms
     if attempt.queued_ms > 0:
-        yield timeline.bar("queue", start_ms - attempt.queued_ms, start_ms, number)
+        yield timeline.bar("queue", start_ms - attempt.queued_ms, start_ms, *which)
     end_ms = now_ms if attempt.ended_ms is None else attempt.ended_ms
-    yield timeline.bar("attempt", start_ms, end_ms, number)._replace(
+    yield timeline.bar("attempt", start_ms, end_ms, *which)._replace(
         end=attempt.end or "running", abandoned=attempt.abandoned
     )
     for block in attempt.blocks:
         from_ms = max(block.at_ms - block.blocked_ms, start_ms)
         to_ms = min(block.at_ms, max(end_ms, from_ms))
-        yield timeline.bar("blocked", from_ms, to_ms, number)._replace(note=block.where)
+        yield timeline.bar("blocked", from_ms, to_ms, *which)._replace(note=block.where)
     if attempt.ended_ms is not None and attempt.retry_in_ms is not None:
         wait_ms = end_ms + attempt.retry_in_ms
-        if step.ended_ms is not None:  # cut short in the wait
+        if attempt.segment < len(timeline.begins):  # cut short in the wait
+            wait_ms = min(wait_ms, timeline.begins[attempt.segment])
+        elif step.ended_ms is not None:
             wait_ms = min(wait_ms, step.ended_ms)
-        yield timeline.bar("backoff", end_ms, wait_ms, number)
+        yield timeline.bar("backoff", end_ms, wait_ms, *which)
 
 
-def running_at(steps: Iterable[StepView], now_ms: float) -> list[tuple[float, int]]:
-    """Return at which times the number of running attempts changed, and to what.
+def icons_of(bars: Iterable[Bar]) -> tuple[Icon, ...]:
+    """Return the icons of the bars of a row, in the same order."""
+    icons: list[Icon] = []
+    next_left = math.inf
+    for bar in reversed([bar for bar in bars if bar.kind in ("attempt", "items")]):
+        kinds = [bar.end] if bar.end in ("failed", "timed out", "crashed") else []
+        kinds += ["abandoned"] * bar.abandoned
+        if kinds:
+            left = bar.left + bar.width
+            width = _ABANDONED_WIDTH if bar.abandoned else _ICON_WIDTH
+            is_crowded, is_near = next_left - left < width, next_left - left < width * _NARROWER
+            icons += [
+                Icon(kind, left, bar.attempt, bar.segment, is_crowded, is_near)
+                for kind in reversed(kinds)
+            ]
+            next_left = next_left if is_crowded else left
+    return tuple(reversed(icons))
 
-    There are at most 400 times. If more are needed, each has the peak of the time around it.
+
+def outcome_layers(
+    step: StepView, bar: Bar, span_ms: float, now_ms: float
+) -> tuple[OutcomeLayer, ...]:
+    """Return how the attempts of a mapped step's items ended over time, in proportion.
+
+    Each failed attempt is visible, however short it was and however many others ran.
+
+    Args:
+        step: The step.
+        bar: The bar of all its items in a segment.
+        span_ms: How long the timeline is.
+        now_ms: The present, if attempts run.
     """
+    start_ms, width_ms = bar.start_ms, max(bar.end_ms - bar.start_ms, 0.001)
+    spans: dict[str, list[tuple[float, float]]] = {end: [] for end in LAYERS}
+    for attempt in step.all_attempts():
+        if attempt.segment == bar.segment:
+            end_ms = now_ms if attempt.ended_ms is None else attempt.ended_ms
+            if attempt.end in _FAILURES:
+                end_ms = max(end_ms, attempt.started_ms + span_ms * _LEAST_WIDTH)
+            spans[attempt.end or "running"].append((attempt.started_ms, end_ms))
+    points = running_at(step.all_attempts(), now_ms, segment=bar.segment)
+    most = max((count for _, count in points), default=1)
+    heights: dict[float, dict[str, float]] = {}
+    for end, times in spans.items():
+        least = _LEAST_HEIGHT if end in _FAILURES else 0.0
+        for at_ms, count in _thinned(_counts(times), start_ms, width_ms, _MOST_LAYER_POINTS):
+            heights.setdefault(at_ms, {})[end] = max(count / most, least) if count else 0.0
+    return _stacked(heights, [end for end in LAYERS if spans[end]], start_ms, width_ms)
+
+
+def _stacked(
+    heights: Mapping[float, Mapping[str, float]], ends: list[str], start_ms: float, width_ms: float
+) -> tuple[OutcomeLayer, ...]:
+    paths: dict[str, list[str]] = {end: ["M0 1"] for end in ends}
+    current, drawn = dict.fromkeys(ends, 0.0), dict.fromkeys(ends, "1")
+    for at_ms in sorted(heights):
+        current |= heights[at_ms]
+        x = f"{min(max((at_ms - start_ms) / width_ms, 0.0), 1.0):.4g}"
+        height = 0.0
+        for end in ends:  # from the lowest
+            height += current[end]
+            y = f"{max(1 - height, 0.0):.3g}"
+            if y != drawn[end]:
+                paths[end].append(f"H{x}V{y}")
+                drawn[end] = y
+    return tuple(OutcomeLayer(end, "".join([*paths[end], "H1V1Z"])) for end in reversed(ends))
+
+
+_FAILURES = ("failed", "timed out", "crashed")
+LAYERS = (*_FAILURES, "cancelled", "running", "succeeded")
+"""How attempts end, from the lowest layer to the highest."""
+
+
+def running_at(
+    attempts: Iterable[AttemptView], now_ms: float, *, segment: int = 1, most: int = MOST_POINTS
+) -> list[tuple[float, int]]:
+    """Return at which times of a segment the number of running attempts changed, and to what.
+
+    If that is at more than `most` times, each of these has the peak of the time around it.
+    """
+    points = _counts(
+        (attempt.started_ms, now_ms if attempt.ended_ms is None else attempt.ended_ms)
+        for attempt in attempts
+        if attempt.segment == segment
+    )
+    if not points:
+        return []
+    return _thinned(points, points[0][0], points[-1][0] - points[0][0], most)
+
+
+def _counts(spans: Iterable[tuple[float, float]]) -> list[tuple[float, int]]:
+    """Return at which times the number of spans changes, and to what."""
     changes: dict[float, int] = {}
-    for step in steps:
-        for each in [step] if step.items is None else step.items.values():
-            for attempt in each.attempts:
-                end_ms = now_ms if attempt.ended_ms is None else attempt.ended_ms
-                changes[attempt.started_ms] = changes.get(attempt.started_ms, 0) + 1
-                changes[end_ms] = changes.get(end_ms, 0) - 1
+    for start_ms, end_ms in spans:
+        changes[start_ms] = changes.get(start_ms, 0) + 1
+        changes[end_ms] = changes.get(end_ms, 0) - 1
     points, running = [], 0
     for at_ms in sorted(changes):
         if changes[at_ms]:
             running += changes[at_ms]
             points.append((at_ms, running))
-    return points if len(points) <= _MOST_POINTS else _thinned(points, now_ms)
+    return points
 
 
-def _thinned(points: list[tuple[float, int]], now_ms: float) -> list[tuple[float, int]]:
-    width = now_ms / _MOST_POINTS
-    most: list[int] = []
+def _thinned(
+    points: list[tuple[float, int]], from_ms: float, span_ms: float, most: int
+) -> list[tuple[float, int]]:
+    """Return the points, or if there are too many, the peaks of equal parts of the time."""
+    if len(points) <= most:
+        return points
+    width = span_ms / most
+    peaks: list[int] = []
     running = 0
-    following = iter([*points, (now_ms * 2 + 1, 0)])
+    following = iter([*points, (math.inf, 0)])
     at_ms, count = next(following)
-    for number in range(_MOST_POINTS):
+    for number in range(most):
         peak = running
-        while at_ms < (number + 1) * width:
+        while at_ms < from_ms + (number + 1) * width:
             running = count
             peak = max(peak, running)
             at_ms, count = next(following)
-        most.append(peak)
-    return [(number * width, peak) for number, peak in enumerate(most)] + [(now_ms, 0)]
+        peaks.append(peak)
+    ends = [(from_ms + number * width, peak) for number, peak in enumerate(peaks)]
+    return [*ends, (from_ms + span_ms, 0)]

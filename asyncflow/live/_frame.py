@@ -24,7 +24,7 @@ from asyncflow._core.errors import describe_error
 from asyncflow._core.results import StepStatus
 from asyncflow._core.step_view import StepView
 from asyncflow._views.event_text import duration
-from asyncflow._views.run_view import RunView
+from asyncflow._views.run_view import RunView, ran_before
 from asyncflow.events import Event, RunResumed, RunStarted, StepSucceeded
 from asyncflow.live._theme import (
     COLOURS,
@@ -186,7 +186,7 @@ def frame(
         theme: What to draw with.
         min_height: How many lines there are at least, so that the last ones keep their place.
     """
-    head = [_title(run, width, theme)] if height >= 5 else []
+    head = [_title(run, width, now_ms, theme)] if height >= 5 else []
     foot = [summary(run, width, now_ms, theme)]
     if height >= 4:
         foot = [_progress(run, width, theme), *foot]
@@ -213,11 +213,13 @@ def summary(run: LiveRun, width: int, now_ms: float, theme: Theme) -> Text:
     return text
 
 
-def _title(run: LiveRun, width: int, theme: Theme) -> Text:
+def _title(run: LiveRun, width: int, now_ms: float, theme: Theme) -> Text:
     name = printable(run.view.pipeline, theme.encoding)
     rest = f"run {printable(run.view.run_id, theme.encoding)}"
     if len(run.view.segments) > 1:
-        rest += f" {theme.separator} resumed"
+        span = duration((run.view.at_ms if run.view.outcome else now_ms) + run.view.paused_ms)
+        pauses = "the pause" if len(run.view.segments) == 2 else "pauses"
+        rest += f" {theme.separator} resumed, {span} with {pauses}"
     text = Text(no_wrap=True)
     if name:
         name = elide_middle(name, max(width // 2, width - 40), theme.ellipsis)
@@ -362,8 +364,8 @@ def columns_for(width: int, tier: int, name: int) -> Columns:
         return Columns(0, 1, max(width - 13, 1), 0, 9)
     status, lasted = 11, 9
     rest = width - tier - status - lasted - 6
-    # At 80 columns a note has 29 cells: "next attempt in 3 s (2 of 3)".
-    name = min(name, max(16, min(rest * 9 // 20, rest - 31)))
+    # At 80 columns a name has 17 cells, and a note 28: "next attempt in 3 s (2 of 3)".
+    name = min(name, max(17, min(rest * 9 // 20, rest - 30)))
     note = rest - name - 2
     if note < 12:
         name, note = rest, -2
@@ -408,6 +410,9 @@ def _note(step: StepView, width: int, now_ms: float, theme: Theme) -> Text:
 
 def _words(step: StepView, now_ms: float) -> str:
     rerun = "" if step.rerun_reason is None else f"again, because {step.rerun_reason}"
+    if ran_before(step):
+        before = "ran before the run was resumed"
+        return ", ".join(filter(None, [before, step.reason or rerun]))
     match step.status:
         case StepStatus.PENDING:
             parts = [rerun]
@@ -441,11 +446,14 @@ def _attempt(step: StepView, now_ms: float) -> str:
 
 
 def _attempts(step: StepView) -> str:
-    """Return how many attempts it took, if more than one."""
-    count, most = len(step.attempts), step.max_retries
+    """Return how many attempts it took, if more than one, and how many before it began anew."""
+    count, most = len(step.attempts) - step.fresh_from, step.max_retries
+    earlier = f"{step.fresh_from} earlier attempt{'' if step.fresh_from == 1 else 's'}"
+    earlier = earlier if step.fresh_from else ""
     if count < 2:
-        return ""
-    return f"{count} attempts" if most is None else f"attempt {count} of {most}"
+        return earlier
+    these = f"{count} attempts" if most is None else f"attempt {count} of {most}"
+    return ", ".join(filter(None, [these, earlier]))
 
 
 def _items(step: StepView) -> str:

@@ -6,6 +6,8 @@ one.
 
 from __future__ import annotations
 
+import math
+from bisect import bisect_right
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -26,6 +28,7 @@ class _Glyphs(NamedTuple):
 
     attempt: str = "█"
     failed: str = "▓"
+    mixed: str = "▚"
     cut_short: str = "▒"
     timeout: str = "!"
     queue: str = "░"
@@ -39,10 +42,11 @@ class _Glyphs(NamedTuple):
     rule: str = "─"
 
 
-_UNICODE, _ASCII = _Glyphs(), _Glyphs(*"=x/!_.-:*r++-")
+_UNICODE, _ASCII = _Glyphs(), _Glyphs(*"=x%/!_.-:*r++-")
 _MEANINGS = {
     "attempt": "attempt",
     "failed": "failed attempt",
+    "mixed": "some items failed",
     "cut_short": "cut short",
     "timeout": "timed out",
     "queue": "queued",
@@ -54,25 +58,56 @@ _MEANINGS = {
 }
 """The legend, by field of `_Glyphs`."""
 
-_MIN_TICK_CELLS = 9
+_MIN_TICK_CELLS = 11
 _MAX_TICKS = 10
 
 
 class Scale(NamedTuple):
-    """Which cell shows which time."""
+    """Which cell shows which time.
+
+    A pause between two segments takes one cell, which shows no time.
+    """
 
     end_ms: float
     cells: int
+    begins: tuple[float, ...] = (0.0,)
+    """When each segment begins; just the first one if there is no room for pauses."""
+    firsts: tuple[int, ...] = (0,)
+    """The first cell of each segment, not counting the pauses before it."""
 
-    def cell(self, ms: float) -> int:
-        return min(max(int(ms / self.end_ms * self.cells), 0), self.cells - 1)
+    @classmethod
+    def of(cls, end_ms: float, cells: int, begins: tuple[float, ...]) -> Scale:
+        """Return a scale in which each segment has a cell at least, if there are enough."""
+        scale, firsts = cls(end_ms, cells, begins), [0]
+        for number in range(1, len(begins)):
+            first = math.ceil(begins[number] / end_ms * scale._times)
+            most = scale._times - len(begins) + number
+            firsts.append(max(min(first, most), firsts[-1] + 1))
+        return scale._replace(firsts=tuple(firsts))
 
-    def span(self, start_ms: float, end_ms: float) -> range:
-        """Return the cells of a span of time; at least one."""
-        first = self.cell(start_ms)
+    @property
+    def pauses(self) -> list[int]:
+        """The cells of the pauses."""
+        return [first + number for number, first in enumerate(self.firsts[1:])]
+
+    def cell(self, ms: float, segment: int | None = None) -> int:
+        """Return the cell of a time, in its segment or else in the latest one at that time."""
+        return self.span(ms, ms, segment)[0]
+
+    def span(self, start_ms: float, end_ms: float, segment: int | None = None) -> range:
+        """Return the cells of a span of time in a segment; at least one."""
+        number = bisect_right(self.begins, start_ms) if segment is None else segment
+        before = min(max(number, 1), len(self.begins)) - 1
+        least, most = self.firsts[before], ([*self.firsts, self._times])[before + 1] - 1
+        first = min(max(int(start_ms / self.end_ms * self._times), least), most)
         # A time that ends where a cell begins does not reach into that cell.
-        last = -int(-(end_ms / self.end_ms * self.cells) // 1) - 1
-        return range(first, max(min(last, self.cells - 1), first) + 1)
+        last = min(math.ceil(end_ms / self.end_ms * self._times) - 1, most)
+        return range(first + before, max(last, first) + before + 1)
+
+    @property
+    def _times(self) -> int:
+        """How many cells show times."""
+        return self.cells - len(self.begins) + 1
 
 
 class _Cell(NamedTuple):
@@ -94,8 +129,9 @@ class _Grid(NamedTuple):
     scale: Scale
     now_ms: float
     critical: frozenset[str]
-    resumed: frozenset[int]
-    """The cells in which the run was resumed."""
+    segments: int
+    resumed: str
+    """What a pause between two segments means."""
 
 
 def timeline(
@@ -131,10 +167,16 @@ def _grid(view: RunView, width: int, now_ms: float, encoding: str) -> _Grid:
     lasted = [duration(step.duration_ms(now_ms) or 0.0) for step in view.steps.values()]
     longest = max(map(len, lasted), default=0)
     name = min(widest(view.steps), max((width - status - longest) * 3 // 10, 6))
-    scale = Scale(max(now_ms, 0.001), max(width - status - name - longest - 7, 1))
-    resumed = frozenset(scale.cell(segment.at_ms) for segment in view.segments[1:])
+    cells = max(width - status - name - longest - 7, 1)
+    begins = tuple([segment.at_ms for segment in view.segments]) or (0.0,)
+    if len(begins) > 1 + cells // 5:
+        begins = begins[:1]
+    scale = Scale.of(max(now_ms, 0.001), cells, begins)
     critical = frozenset(view.critical_path(now_ms))
-    return _Grid(theme, glyphs, status, name, longest, scale, now_ms, critical, resumed)
+    count, pause = len(view.segments), duration(view.paused_ms)
+    many = f"{count - 1} pauses, {pause} in all"
+    resumed = f"after {f'a pause of {pause}' if count == 2 else many}"
+    return _Grid(theme, glyphs, status, name, longest, scale, now_ms, critical, count, resumed)
 
 
 def _axis(grid: _Grid) -> list[Text]:
@@ -163,16 +205,21 @@ def _row(step: StepView, grid: _Grid, used: set[str]) -> Text:
     text.append(name, "bold" if is_critical else "")
     text.append(f" {glyphs.critical if is_critical else ' '} ", "magenta")
     used.update(["critical"] * is_critical + ["reused"] * step.reused)
-    if step.status is StepStatus.SKIPPED and step.reason is not None:
-        reason = elide(printable(step.reason, theme.encoding), cells, theme.ellipsis)
-        text.append(fit(reason, cells), "dim")
-    else:
-        row = dict.fromkeys(grid.resumed, _Cell(glyphs.resumed, "dim", "resumed"))
+    skipped = step.reason if step.status is StepStatus.SKIPPED else None
+    row: dict[int, _Cell] = {}
+    if skipped is None or step.active:
+        row = dict.fromkeys(grid.scale.pauses, _Cell(glyphs.resumed, "dim", "resumed"))
         row |= _cells(step, grid)
         used.update(cell.part for cell in row.values())
-        for at in range(cells):
-            cell = row.get(at)
-            text.append(" ") if cell is None else text.append(cell.character, cell.colour)
+    left = cells  # for the reason, if there is one
+    if skipped is not None:
+        left = min(max(row) + 2, cells) if row else 0
+    for at in range(left):
+        cell = row.get(at)
+        text.append(" ") if cell is None else text.append(cell.character, cell.colour)
+    if left < cells:
+        reason = elide(printable(skipped or "", theme.encoding), cells - left, theme.ellipsis)
+        text.append(fit(reason, cells - left), "dim")
     duration_ms = step.duration_ms(grid.now_ms)
     lasted = "" if duration_ms is None else duration(duration_ms)
     text.append(f" {lasted:>{grid.duration}}")
@@ -186,10 +233,14 @@ def _legend(grid: _Grid, used: set[str], width: int) -> list[Text]:
         if part not in used:
             continue
         entry = f"{getattr(grid.glyphs, part)} {meaning}"
+        if part == "resumed":
+            entry += f", {grid.resumed}; faint: before"
         if lines and len(lines[-1]) + len(entry) + 3 <= width:
             lines[-1] += f"   {entry}"
         else:
             lines.append(entry)
+    if grid.segments > 1 and "resumed" not in used:  # no room for the pauses
+        lines.append(f"faint: before the run was resumed, {grid.resumed}")
     return [Text(), *(Text(line, "dim") for line in lines)] if lines else []
 
 
@@ -211,44 +262,55 @@ def _cells(step: StepView, grid: _Grid) -> dict[int, _Cell]:
     row: dict[int, _Cell] = {}
     glyphs, now_ms = grid.glyphs, grid.now_ms
 
-    def paint(start_ms: float, end_ms: float | None, part: str, colour: str) -> range:
-        span = grid.scale.span(start_ms, now_ms if end_ms is None else end_ms)
+    def paint(
+        start_ms: float, end_ms: float | None, segment: int, part: str, colour: str
+    ) -> tuple[range, str]:
+        span = grid.scale.span(start_ms, now_ms if end_ms is None else end_ms, segment)
+        if segment < grid.segments and "dim" not in colour:
+            colour = f"dim {colour}"
         row.update(dict.fromkeys(span, _Cell(getattr(glyphs, part), colour, part)))
-        return span
+        return span, colour
 
-    if step.items is not None and step.started_ms is not None:
-        paint(step.started_ms, step.ended_ms, "between", "dim")
-    for step_run in [step] if step.items is None else step.items.values():
-        for start_ms, end_ms, part in _waits(step_run, now_ms):
-            paint(start_ms, end_ms, part, "dim" if part == "queue" else "yellow")
-    for attempt in _attempts(step):
+    is_mapped = step.items is not None or bool(step.former_items)
+    for time in step.active if is_mapped else ():
+        paint(time.started_ms, time.ended_ms, time.segment, "between", "dim")
+    for step_run in (step, *step.former_items.values(), *(step.items or {}).values()):
+        for start_ms, end_ms, segment, part in _waits(step_run, now_ms):
+            paint(start_ms, end_ms, segment, part, "dim" if part == "queue" else "yellow")
+    for attempt in _attempts(step, is_mapped):
         part, status = _PARTS[attempt.end]
-        colour = COLOURS[status]
-        span = paint(attempt.started_ms, attempt.ended_ms, part, colour)
-        if step.items is None and len(step.attempts) > 1:
+        before = row.copy() if is_mapped and part == "failed" else {}
+        span, colour = paint(
+            attempt.started_ms, attempt.ended_ms, attempt.segment, part, COLOURS[status]
+        )
+        for at in span:
+            if at in before and before[at].part in ("attempt", "mixed"):
+                row[at] = _Cell(glyphs.mixed, "yellow", "mixed")
+        if not is_mapped and len(step.attempts) > 1:
             row[span[0]] = _Cell(str(attempt.number % 10), f"reverse {colour}", part)
         if attempt.end == "timed out":
             row[span[-1]] = _Cell(glyphs.timeout, f"reverse {colour}", "timeout")
     return row
 
 
-def _attempts(step: StepView) -> list[AttemptView]:
+def _attempts(step: StepView, is_mapped: bool) -> list[AttemptView]:
     """Return the attempts in the order in which they are drawn."""
-    if step.items is None:
+    if not is_mapped:
         return step.attempts
-    attempts = [attempt for item in step.items.values() for attempt in item.attempts]
-    return sorted(attempts, key=lambda attempt: _ORDER.index(attempt.end))
+    return sorted(step.all_attempts(), key=lambda attempt: _ORDER.index(attempt.end))
 
 
-def _waits(step_run: StepView, now_ms: float) -> Iterator[tuple[float, float, str]]:
-    """Return the backoffs and the waits in a queue, each with its start and its end."""
+def _waits(step_run: StepView, now_ms: float) -> Iterator[tuple[float, float, int, str]]:
+    """Return the backoffs and the waits in a queue, each with its start, its end and segment."""
     before: AttemptView | None = None
     for attempt in step_run.attempts:
-        begin_ms = attempt.started_ms - attempt.queued_ms
-        if before is not None and before.ended_ms is not None and begin_ms > before.ended_ms:
-            yield before.ended_ms, begin_ms, "backoff"
+        begin_ms, segment = attempt.started_ms - attempt.queued_ms, attempt.segment
+        ended_ms = None if before is None or before.segment != segment else before.ended_ms
+        if ended_ms is not None and begin_ms > ended_ms:
+            yield ended_ms, begin_ms, segment, "backoff"
         if attempt.queued_ms > 0:
-            yield max(begin_ms, 0.0), attempt.started_ms, "queue"
+            yield max(begin_ms, 0.0), attempt.started_ms, segment, "queue"
         before = attempt
     if before is not None and before.ended_ms is not None and step_run.retry_at_ms is not None:
-        yield before.ended_ms, min(step_run.retry_at_ms, max(now_ms, before.ended_ms)), "backoff"
+        end_ms = min(step_run.retry_at_ms, max(now_ms, before.ended_ms))
+        yield before.ended_ms, end_ms, before.segment, "backoff"

@@ -12,12 +12,21 @@ from asyncflow.live._frame import Columns, columns_for
     [
         (20, Columns(tier=0, status=1, name=7, note=0, duration=9)),
         (50, Columns(tier=6, status=11, name=18, note=-2, duration=9)),
-        (80, Columns(tier=6, status=11, name=17, note=29, duration=9)),
+        (80, Columns(tier=6, status=11, name=18, note=28, duration=9)),
         (200, Columns(tier=6, status=11, name=30, note=136, duration=9)),
     ],
 )
 def test_columns_are_dropped_until_the_rest_fits_names_last(width: int, columns: Columns) -> None:
     assert columns_for(width, tier=6, name=30) == columns
+
+
+@pytest.mark.parametrize("tier", [6, 7, 14])
+def test_a_name_of_17_characters_stays_whole_in_80_columns(tier: int) -> None:
+    # A line leaves the last column free, where some terminals would wrap it.
+    columns = columns_for(79, tier=tier, name=17)
+
+    assert columns.name == 17
+    assert columns.note > 0
 
 
 @pytest.mark.parametrize("width", [44, 50, 60, 70, 80, 120, 200])

@@ -8,6 +8,7 @@ import pytest
 from golden_run import EVENTS_BEFORE_CRASH, GOLDEN
 from hypothesis import given
 from hypothesis import strategies as st
+from resumed_run import RESUMED
 from watched_runs import random_events
 
 from asyncflow import StepStatus
@@ -19,6 +20,7 @@ from asyncflow.events import (
     MapStarted,
     RunFinished,
     RunInterrupted,
+    RunResumed,
     RunStarted,
     StepCancelled,
     StepFailed,
@@ -101,14 +103,14 @@ class TestGoldenRun:
 WAITING = """\
 nightly import  run nightly-2026-01-01
 tier 1  ✓ SUCCESS    extract                                             900 ms
-        ▷ RUNNING    rates             next attempt in 1 s (3 of 3)…      1.5 s
+        ▷ RUNNING    rates              next attempt in 1 s (3 of 3…      1.5 s
         ✓ SUCCESS    token                                                50 ms
-        ⊘ SKIPPED    archive           its condition was false
+        ⊘ SKIPPED    archive            its condition was false
 tier 2  ○ PENDING    validate
-        ○ PENDING    normalis…ster_v2
+        ○ PENDING    normalis…ister_v2
 tier 3  ○ PENDING    fetch
         ○ PENDING    index
-        ○ PENDING    <script>…script>
+        ○ PENDING    <script>…/script>
 tier 4  ○ PENDING    load
 tier 5  ○ PENDING    notify
 tier 6  ○ PENDING    tidy
@@ -116,32 +118,73 @@ tier 6  ○ PENDING    tidy
 ▷ RUNNING  1.5 s   ✓ 2 succeeded  ▷ 1 running  ⊘ 1 skipped  ○ 8 pending"""
 
 AT_THE_END = """\
-nightly import  run nightly-2026-01-01 · resumed
-tier 1  ✓ SUCCESS    extract           reused                            900 ms
-        ✓ SUCCESS    rates             reused, attempt 3 of 3             2.6 s
-        ✓ SUCCESS    token             reused                             50 ms
-        ⊘ SKIPPED    archive           its condition was false
-tier 2  ✓ SUCCESS    validate          reused                            400 ms
-        ✓ SUCCESS    normalis…ster_v2  attempt 2 of 2                     1.9 s
-tier 3  ■ CANCELLED  fetch             step "<script>alert('step')<…     900 ms
-        ✓ SUCCESS    index             reused                            0.4 ms
-        ✗ FAILED     <script>…script>  ValueError: </pre><script>al…     399 ms
-tier 4  ⊘ SKIPPED    load              step "<script>alert('step')<…
-tier 5  ⊘ SKIPPED    notify            step "<script>alert('step')<…
+nightly import  run nightly-2026-01-01 · resumed, 1 h 0 min with the pause
+tier 1  ✓ SUCCESS    extract            reused                           900 ms
+        ✓ SUCCESS    rates              reused, attempt 3 of 3            2.6 s
+        ✓ SUCCESS    token              reused                            50 ms
+        ⊘ SKIPPED    archive            its condition was false
+tier 2  ✓ SUCCESS    validate           reused                           400 ms
+        ✓ SUCCESS    normalis…ister_v2  attempt 2 of 2                    1.9 s
+tier 3  ■ CANCELLED  fetch              step "<script>alert('step')…     900 ms
+        ✓ SUCCESS    index              reused                           0.4 ms
+        ✗ FAILED     <script>…/script>  ValueError: </pre><script>a…     399 ms
+tier 4  ⊘ SKIPPED    load               step "<script>alert('step')…
+tier 5  ⊘ SKIPPED    notify             step "<script>alert('step')…
 tier 6  ✓ SUCCESS    tidy                                                 97 ms
 stopped because step "<script>alert('st…')</script>" failed and fail_fast is on
 ━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━  12 of 12 steps
 ✗ FAILED  5.0 s   ✓ 7 succeeded  ✗ 1 failed  ■ 1 cancelled  ⊘ 3 skipped"""
 
 IN_ASCII = """\
-nightly import  run nightly-2026-01-01 - resumed
+nightly import  run nightly-2026-01-01 - resumed, 1 h 0 min with the pause
 tiers 1-2  v 5 succeeded  - 1 skipped
-tier 3     > RUNNING    fetch             ###---------  1 of 4 items     801 ms
-           v SUCCESS    index             reused                         0.4 ms
-           > RUNNING    <script>~script>  attempt 2 of 2                 302 ms
+tier 3     > RUNNING    fetch              ##---------  1 of 4 items     801 ms
+           v SUCCESS    index              reused                        0.4 ms
+           > RUNNING    <script>~/script>  attempt 2 of 2                302 ms
 tiers 4-6  o 3 pending
 #####################################---------------------------  7 of 12 steps
 > RUNNING  4.8 s   v 6 succeeded  > 2 running  - 1 skipped  o 3 pending"""
+
+
+class TestResumedRun:
+    def test_what_ran_before_is_told_apart_while_the_run_continues(self) -> None:
+        resumed = next(at for at, each in enumerate(RESUMED) if isinstance(each, RunResumed))
+
+        lines = lines_of(run_of(RESUMED[: resumed + 3]), now_ms=1_300)
+
+        assert lines == RESUMING.splitlines()
+
+    def test_its_last_frame_has_both_durations_and_the_earlier_attempts(self) -> None:
+        lines = lines_of(run_of(RESUMED))
+
+        assert lines == RESUMED_AT_THE_END.splitlines()
+
+    def test_attempts_of_this_segment_and_earlier_ones_are_counted_apart(self) -> None:
+        failed = AttemptFailed("load", 1, 1300.0, ValueError("no"), 1.0)
+        events = [*RESUMED[:14], failed, AttemptStarted("load", 2, 1301.0)]
+
+        lines = lines_of(run_of([*events, StepSucceeded("load", 2, 1400.0, None)]))
+
+        assert "load     attempt 2 of 2, 2 earlier attempts" in lines[2]
+
+
+RESUMING = """\
+nightly import  run nightly · resumed, 3 d 0 h with the pause
+tier 1  ✓ SUCCESS    extract  reused                                     400 ms
+tier 2  ▷ RUNNING    load     attempt 1 of 2, again, because it had…     700 ms
+tier 3  ○ PENDING    alert    ran before the run was resumed             200 ms
+        ○ PENDING    publish
+━━━━━━━━━━━━━━━━─────────────────────────────────────────────────  1 of 4 steps
+▷ RUNNING  1.3 s   ✓ 1 succeeded  ▷ 1 running  ○ 2 pending"""
+
+RESUMED_AT_THE_END = """\
+nightly import  run nightly · resumed, 3 d 0 h with the pause
+tier 1  ✓ SUCCESS    extract  reused                                     400 ms
+tier 2  ✓ SUCCESS    load     2 earlier attempts                          1.1 s
+tier 3  ⊘ SKIPPED    alert    ran before the run was resumed, no de…     200 ms
+        ✓ SUCCESS    publish                                             300 ms
+━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━  4 of 4 steps
+✓ PASSED  2.0 s   ✓ 3 succeeded  ⊘ 1 skipped"""
 
 
 def _time(event: Event) -> float:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import re
+from itertools import pairwise
 
 import pytest
 from golden_run import GOLDEN
 from hypothesis import given
 from hypothesis import strategies as st
+from mapped_run import mapped_run
+from resumed_run import RESUMED, crashed_often
 from rich.cells import cell_len
 from watched_runs import random_events
 
@@ -52,15 +55,15 @@ def test_the_golden_run_in_ascii() -> None:
 
 
 IN_80 = """\
-                                 0              2 s            4 s
-                                 ├──────────────┬──────────────┬───────
+                                 0             2 s              4 s
+                                 ├─────────────┬────────────────┬──────
 ✓ SUCCESS   extract              ███████                       ┊        900 ms ↻
-✓ SUCCESS   rates              ◆ 1▓▓▓··░2▓▓▓·······3█          ┊         2.6 s ↻
+✓ SUCCESS   rates              ◆ 1▓▓···░2▓▓▓······3██          ┊         2.6 s ↻
 ✓ SUCCESS   token                ░██                           ┊         50 ms ↻
 ⊘ SKIPPED   archive              its condition was false                       ↻
 ✓ SUCCESS   validate                                ████       ┊        400 ms ↻
-✓ SUCCESS   normalise…ister_v2 ◆                    1▒▒▒▒▒▒▒▒▒▒2████     1.9 s
-■ CANCELLED fetch                                              ▓▓▓▓▓▓!▒ 900 ms
+✓ SUCCESS   normalise…ister_v2 ◆                    1▒▒▒▒▒▒▒▒▒▒┊2███     1.9 s
+■ CANCELLED fetch                                              ┊▓▓▓▓▓!▒ 900 ms
 ✓ SUCCESS   index                                      █       ┊        0.4 ms ↻
 ✗ FAILED    <script>a…/script> ◆                               ┊   12▓▓ 399 ms
 ⊘ SKIPPED   load                 step "<script>alert('step')</script>"…
@@ -68,18 +71,19 @@ IN_80 = """\
 ✓ SUCCESS   tidy               ◆                               ┊      █  97 ms
 
 █ attempt   ▓ failed attempt   ▒ cut short   ! timed out   ░ queued   · backoff
-┊ resumed here   ◆ on the critical path   ↻ reused"""
+┊ resumed here, after a pause of 59 min 56 s; faint: before
+◆ on the critical path   ↻ reused"""
 
 IN_ASCII = """\
-                                 0              2 s            4 s
-                                 +--------------+--------------+-------
+                                 0             2 s              4 s
+                                 +-------------+----------------+------
 v SUCCESS   extract              =======                       :        900 ms r
-v SUCCESS   rates              * 1xxx.._2xxx.......3=          :         2.6 s r
+v SUCCESS   rates              * 1xx..._2xxx......3==          :         2.6 s r
 v SUCCESS   token                _==                           :         50 ms r
 - SKIPPED   archive              its condition was false                       r
 v SUCCESS   validate                                ====       :        400 ms r
-v SUCCESS   normalise~ister_v2 *                    1//////////2====     1.9 s
-# CANCELLED fetch                                              xxxxxx!/ 900 ms
+v SUCCESS   normalise~ister_v2 *                    1//////////:2===     1.9 s
+# CANCELLED fetch                                              :xxxxx!/ 900 ms
 v SUCCESS   index                                      =       :        0.4 ms r
 x FAILED    <script>a~/script> *                               :   12xx 399 ms
 - SKIPPED   load                 step "<script>alert('step')</script>"~
@@ -87,7 +91,8 @@ x FAILED    <script>a~/script> *                               :   12xx 399 ms
 v SUCCESS   tidy               *                               :      =  97 ms
 
 = attempt   x failed attempt   / cut short   ! timed out   _ queued   . backoff
-: resumed here   * on the critical path   r reused"""
+: resumed here, after a pause of 59 min 56 s; faint: before
+* on the critical path   r reused"""
 
 
 def test_three_attempts_are_three_bars_with_two_gaps() -> None:
@@ -117,6 +122,23 @@ def test_three_attempts_are_three_bars_with_two_gaps() -> None:
         ]
     )
     assert row.endswith(" 7.0 s")
+
+
+@pytest.mark.parametrize("retried", [False, True])
+def test_few_failures_of_items_are_marked_where_they_happened(retried: bool) -> None:
+    row = row_of("fetch", *mapped_run(6, retried=retried))
+
+    cells = row[20:].rpartition("█")[0]
+    assert 6 <= cells.count("▚") <= 12
+    assert cells.count("█") >= 40
+    assert "▓" not in row
+
+
+def test_items_that_all_failed_are_drawn_as_failed() -> None:
+    row = row_of("fetch", *mapped_run(200, retried=False))
+
+    assert row.count("▓") >= 20
+    assert not {"█", "▚"} & {*row}
 
 
 def test_a_millisecond_beside_hours_has_a_cell() -> None:
@@ -153,6 +175,56 @@ def test_a_run_without_events_has_an_empty_timeline() -> None:
     assert len(lines_of(RunView())) == 2
 
 
+def test_what_ran_before_a_pause_is_faint_and_left_of_it() -> None:
+    text = timeline(RunView(RESUMED), width=72)
+
+    assert text.plain.splitlines() == RESUMED_IN_72.splitlines()
+    faint = {
+        text.plain[span.start : span.end]
+        for span in text.spans
+        if isinstance(span.style, str) and "dim" in span.style.split()
+    }
+    load = text.plain.splitlines()[3]
+    before, after = load[22:].split("┊")
+    assert {"█", "▓", "┊"} <= faint
+    assert before.strip() == "1▓▓▓··2▓▓▓▓▓"
+    assert after.startswith("1█")
+
+
+RESUMED_IN_72 = """\
+                      0                   1 s                 2 s
+                      ├───────────────────┬───────────────────┬
+✓ SUCCESS   extract ◆ ████████                ┊                 400 ms ↻
+✓ SUCCESS   load    ◆         1▓▓▓··2▓▓▓▓▓    ┊1█████████        1.1 s
+⊘ SKIPPED   alert                         ████┊ no dependency … 200 ms
+✓ SUCCESS   publish ◆                         ┊          ██████ 300 ms
+
+█ attempt   ▓ failed attempt   · backoff
+┊ resumed here, after a pause of 3 d 0 h; faint: before
+◆ on the critical path   ↻ reused"""
+
+
+def test_pauses_that_have_no_room_are_counted() -> None:
+    lines = lines_of(RunView(crashed_often(30)))
+
+    assert not any("┊" in line for line in lines)
+    assert lines[-1] == "faint: before the run was resumed, after 30 pauses, 30 min 0 s in all"
+
+
+@given(st.integers(1, 200), st.lists(st.floats(0, 1000), max_size=8))
+def test_each_segment_has_its_own_cells(cells: int, ends: list[float]) -> None:
+    begins = (0.0, *sorted(ends))[: cells // 3 + 1]
+    scale = Scale.of(1_000.0, cells, begins)
+
+    for number, (begin, end) in enumerate(pairwise((*begins, 1_000.0)), 1):
+        span = scale.span(begin, end, number)
+        assert 0 <= span[0] <= span[-1] < cells
+        if number > 1:
+            assert scale.pauses[number - 2] < span[0]
+        if number < len(begins):
+            assert span[-1] < scale.pauses[number - 1]
+
+
 def test_critical_steps_are_marked_and_wide_names_are_elided() -> None:
     name = "商品目录" * 8
     events = [
@@ -171,8 +243,8 @@ def test_critical_steps_are_marked_and_wide_names_are_elided() -> None:
     ("end_ms", "width", "labels"),
     [
         (9.0, 80, ["0", "2 ms", "4 ms", "6 ms", "8 ms"]),
-        (90_000.0, 90, ["0", "15 s", "30 s", "45 s", "1 m", "1 m 15 s", "1 m 30 s"]),
-        (2 * HOUR, 80, ["0", "30 m", "1 h", "1 h 30 m", "2 h"]),
+        (90_000.0, 90, ["0", "30 s", "1 min", "1 min 30 s"]),
+        (2 * HOUR, 80, ["0", "30 min", "1 h", "1 h 30 min", "2 h"]),
         (0.5, 32, ["0", "0.5 ms"]),
     ],
 )

@@ -14,6 +14,8 @@ from pathlib import Path
 
 import pytest
 from golden_run import EVENTS_BEFORE_CRASH, GOLDEN, HOSTILE, LONG, SECRET
+from mapped_run import mapped_run
+from resumed_run import RESUMED, crashed_often
 
 from asyncflow import (
     Attempt,
@@ -26,6 +28,7 @@ from asyncflow import (
     WorkflowStep,
     run_pipeline,
 )
+from asyncflow._core.record import replace
 from asyncflow._views.run_view import RunView
 from asyncflow.events import (
     AttemptFailed,
@@ -34,6 +37,7 @@ from asyncflow.events import (
     MapStarted,
     RunFinished,
     RunInterrupted,
+    RunResumed,
     RunStarted,
     StepCancelled,
     StepFailed,
@@ -319,7 +323,7 @@ def test_the_timeline_marks_the_outcome_of_each_attempt() -> None:
     parsed = Parsed(text)
 
     kinds = Counter(
-        (each.get("class") or "").strip()
+        (each.get("class") or "").removesuffix(" earlier")
         for each in parsed.tags("g")
         if (each.get("class") or "").startswith("bar") and each.get("data-a")
     )
@@ -333,7 +337,7 @@ def test_the_timeline_marks_the_outcome_of_each_attempt() -> None:
     used = Counter(each["href"] for each in parsed.tags("use"))
     assert used["#i-timed-out"] == used["#i-crashed"] == 2  # one of them in the legend
     assert used["#i-abandoned"] == 2
-    assert "the run was resumed here" in parsed.text
+    assert "paused for 59 min 56 s; the run was resumed here" in parsed.text
     assert f"Critical path: rates → {LONG} → {HOSTILE} → tidy" in parsed.text
 
 
@@ -358,6 +362,31 @@ def test_the_graph_shows_each_status_as_symbol_word_and_class() -> None:
     assert "✓ rates SUCCESS · 2.6 s · 3 attempts" in parsed.text
     edges = [each for each in parsed.tags("path") if "edge" in (each.get("class") or "")]
     assert len(edges) == sum(map(len, view.dependencies.values()))
+
+
+def test_critical_edges_are_the_consecutive_pairs_of_the_critical_path() -> None:
+    names = ["extract", "check", "load"]
+    run = RunStarted("r", 0.0, {"extract": (), "check": ("extract",), "load": ("check", "extract")})
+    events: list[Event] = [run]
+    for at, name in enumerate(names):
+        events += [
+            AttemptStarted(name, 1, at * 10.0),
+            StepSucceeded(name, 1, at * 10.0 + 9.0, None),
+        ]
+    view = RunView(events)
+    html = sections(view, event_log(events), now_ms=view.at_ms)["dag"]
+
+    edges = {
+        (names[int(edge["data-f"] or 0)], names[int(edge["data-t"] or 0)]): edge["class"]
+        for edge in Parsed(html).tags("path")
+    }
+
+    assert view.critical_path(view.at_ms) == names
+    assert edges == {
+        ("extract", "check"): "edge critical",
+        ("check", "load"): "edge critical",
+        ("extract", "load"): "edge",
+    }
 
 
 def test_the_details_of_a_step_show_each_attempt_and_the_output() -> None:
@@ -423,6 +452,165 @@ def test_every_prefix_of_the_events_has_a_page() -> None:
 def test_a_page_without_events_is_refused() -> None:
     with pytest.raises(ValueError, match="a page needs the events of a run, from its first one"):
         to_html([])
+
+
+# Resumed runs.
+
+
+def parsed_section(name: str, events: list[Event]) -> Parsed:
+    view = RunView(events)
+    return Parsed(sections(view, event_log(events), now_ms=view.at_ms)[name])
+
+
+def test_the_header_of_a_resumed_run_shows_its_duration_without_and_with_the_pause() -> None:
+    assert "Duration 2.0 s With the pause 3 d 0 h" in section("header", RESUMED)
+    assert "Running for 500 ms With pauses 3 min 0 s" in section("header", crashed_often(3)[:-1])
+    assert "With" not in section("header", RESUMED[:11])
+
+
+def test_attempts_before_a_resumption_are_drawn_as_earlier_ones() -> None:
+    parsed = parsed_section("gantt", RESUMED)
+
+    bars = [
+        (each["class"], each["data-a"])
+        for each in parsed.tags("g")
+        if (each.get("class") or "").startswith("bar attempt")
+    ]
+    assert bars == [
+        ("bar attempt e-succeeded earlier", "1"),  # extract
+        ("bar attempt e-failed earlier", "1"),  # load
+        ("bar attempt e-failed earlier", "2"),
+        ("bar attempt e-succeeded", "2.1"),
+        ("bar attempt e-succeeded earlier", "1"),  # alert
+        ("bar attempt e-succeeded", "2.1"),  # publish
+    ]
+    assert "attempt 2 failed: 300 ms, from 700 ms to 1.0 s, before the run was resumed" in (
+        parsed.text
+    )
+    assert "Pause3 d 0 h 3 d 0 h Running at once" in parsed.text
+    assert "paused for 3 d 0 h; the run was resumed here, 2026-01-04 00:00:01 UTC" in parsed.text
+    assert parsed.text.count("before the run was resumed") == 6  # five bars and the legend
+
+
+def test_the_legend_of_a_run_that_was_not_resumed_has_no_earlier_attempts() -> None:
+    text = section("gantt", RESUMED[:11])
+
+    assert "resumed" not in text
+    assert "ause" not in text.replace("because", "")
+
+
+def test_the_details_list_all_attempts_by_segment_with_their_old_errors() -> None:
+    text = section("details", RESUMED)
+
+    assert (
+        "Before the run was resumed: 2 attempts # Ended Started Took Backoff "
+        "Segment 1, 2026-01-01 00:00:00 UTC "
+        "1 failed 400 ms 200 ms 100 ms TimeoutError: no connection Traceback"
+    ) in text
+    assert (
+        "2 failed 700 ms 300 ms – ConnectionError: the database is down Traceback "
+        "Traceback (most recent call last)"
+    ) in text
+    assert "# Ended Started Took Backoff Since the run was resumed 1 succeeded 1.2 s" in text
+    assert "Attempts 3 (2 earlier)" in text
+
+
+def test_a_skipped_step_that_ran_before_says_so_everywhere() -> None:
+    assert "alertran before200 ms" in section("gantt", RESUMED)
+    assert "alert SKIPPED · 200 ms · ran before" in section("dag", RESUMED)
+    assert "no dependency failed; ran before the run was resumed" in section("steps", RESUMED)
+    assert "no dependency failed It ran before the run was resumed." in section("details", RESUMED)
+
+
+def test_a_step_skipped_because_of_a_failure_may_have_run_before() -> None:
+    failed = StepFailed("load", 1, 1300.0, ValueError("no"))
+    skipped = StepSkipped("alert", 1300.0, "step 'load' failed")
+
+    text = section("steps", [*RESUMED[:14], failed, skipped])
+
+    assert "skipped because of load; ran before the run was resumed" in text
+
+
+def test_a_reused_success_lists_no_earlier_attempts() -> None:
+    text = section("details", RESUMED[:14])
+
+    assert text.count("Before the run was resumed") == 2  # load and alert, not extract
+
+
+def test_a_step_with_many_segments_stays_readable() -> None:
+    events = crashed_often(60)
+    text = section("details", events)
+
+    assert "Before the run was resumed: 60 attempts in 60 segments" in text
+    assert "10 of them are not listed here" in text
+    assert not any("open" in each for each in parsed_section("details", events).tags("details"))
+    labels = [
+        each for each in parsed_section("gantt", events).tags("text") if each.get("y") == "14"
+    ]
+    assert len(labels) == 60
+    assert sum("class" not in each for each in labels) <= 9
+
+
+def test_items_of_earlier_segments_keep_their_errors() -> None:
+    first = mapped_run(6, retried=False)
+    resumed = RunResumed("r", 2000.0, 9.0, {"fetch": ()}, {}, unfinished={"fetch": "it had failed"})
+    again: list[Event] = [
+        MapStarted("fetch", 2000.0, 1),
+        AttemptStarted("fetch", 1, 2000.0, item=0),
+    ]
+    events = [*first, resumed, *again]
+
+    details, gantt = section("details", events), parsed_section("gantt", events)
+
+    assert "Before the run was resumed: 200 attempts" in details
+    assert "[0] 1 failed 0 ms 20 ms – ConnectionError: reset by peer Traceback" in details
+    assert details.count("1 failed") == 6
+    assert "194 of them are not listed here, those that succeeded first of all." in details
+    assert "200 attempts: 194 succeeded, 6 failed, before the run was resumed" in gantt.text
+    kinds = [each.get("class") or "" for each in gantt.tags("g")]
+    assert [each for each in kinds if "items" in each] == [
+        "bar items earlier",
+        "bar items e-running",
+    ]
+
+
+def test_a_resumed_run_of_60_steps_that_all_failed_before_is_smaller_than_300_kb() -> None:
+    def fail(left: int) -> None:
+        if left:
+            fail(left - 1)
+        raise ValueError("no such row in the table of orders")
+
+    try:
+        fail(100)
+    except ValueError as raised:
+        error = raised
+    names = [f"step_number_{number:05}" for number in range(60)]
+    edges: dict[str, tuple[str, ...]] = dict.fromkeys(names, ())
+    events: list[Event] = [started(*names)]
+    for name in names:
+        events += [AttemptStarted(name, 1, 0.0), StepFailed(name, 1, 9.0, error)]
+    why = dict.fromkeys(names, "it had failed")
+    events.append(RunResumed("r1", 9.0, 99.0, edges, {}, unfinished=why, afresh=True))
+    for name in names:
+        output = list(range(10**4))
+        events += [AttemptStarted(name, 1, 9.0), StepSucceeded(name, 1, 20.0, output)]
+
+    assert len(to_html(events).encode()) < 300_000
+
+
+async def test_the_page_of_a_resumed_report_equals_that_of_its_events() -> None:
+    report = RunView(RESUMED)._run.report(lambda _, value: value)
+
+    page_of_report, page_of_events = Parsed(report.to_html()), Parsed(to_html(RESUMED))
+
+    for text in ("With the pause 3 d 0 h", "Before the run was resumed: 2 attempts", "ran before"):
+        assert text in page_of_report.text
+        assert text in page_of_events.text
+    kinds = Counter(line.kind for line in log_of_report(RunView.from_report(report)).events)
+    assert Counter(type(event).__name__ for event in RESUMED) - kinds == {
+        "StepSkipped": 1,  # a report does not have the skips of an earlier segment, nor its end
+        "RunFinished": 1,
+    }
 
 
 # No active content and no secrets.
@@ -634,6 +822,31 @@ def test_many_items_are_capped_with_the_failed_ones_first() -> None:
     assert "30 of 1000 items that have begun are shown" in details
 
 
+@pytest.mark.parametrize(
+    ("retried", "items", "attempts"),
+    [
+        (False, "200 items: ✓ 194 ✗ 6 show 30", "200 attempts: 194 succeeded, 6 failed"),
+        (True, "200 items: ✓ 200 ↻ 6 retries show 30", "206 attempts: 200 succeeded, 6 failed"),
+    ],
+)
+def test_a_mapped_step_counts_failures_and_retries(
+    retried: bool, items: str, attempts: str
+) -> None:
+    text = section("gantt", mapped_run(6, retried=retried))
+
+    assert items in text
+    assert f"all items: 2.0 s, from 0 ms to 2.0 s; {attempts}" in text
+
+
+def test_many_mapped_steps_with_many_failures_make_a_small_page() -> None:
+    events: list[Event] = [started(*(f"s{number}" for number in range(40)))]
+    for number in range(40):
+        run = mapped_run(100, retried=True)[1:-1]
+        events += [replace(event, step=f"s{number}") for event in run]
+
+    assert len(to_html(events).encode()) < 2_000_000
+
+
 # Pages of reports.
 
 
@@ -676,7 +889,18 @@ def test_the_page_of_a_report_lists_the_events_that_the_report_implies() -> None
     late = StepTimeoutError("fetch[1]", 1, 5.0, "attempt")
     items = (
         StepResult("fetch[0]", StepStatus.SUCCESS, 1, 3.0, 1, started_ms=5.0, reused=True),
-        StepResult("fetch[1]", StepStatus.FAILED, 1, 4.0, None, late, None, 5.0, abandoned=True),
+        StepResult(
+            "fetch[1]",
+            StepStatus.FAILED,
+            1,
+            2.0,
+            None,
+            late,
+            None,
+            10.0,
+            (Attempt(1, 10.0, 2.0, late, segment=3),),
+            abandoned=True,
+        ),
     )
     history = (Attempt(1, 0.0, 2.0, ValueError("no")), Attempt(2, 4.0, 1.0, None, queued_ms=1.5))
     report = RunReport(
@@ -690,6 +914,7 @@ def test_the_page_of_a_report_lists_the_events_that_the_report_implies() -> None
                 started_ms=0.0,
                 recorded=history,
                 loop_blocked_ms=150.0,
+                reused=True,
             ),
             StepResult(
                 "fetch",
@@ -705,11 +930,27 @@ def test_the_page_of_a_report_lists_the_events_that_the_report_implies() -> None
                 rerun_reason="so",
             ),
             StepResult("end", StepStatus.SKIPPED, reason="why", recorded=()),
+            StepResult(
+                "alert",
+                StepStatus.SKIPPED,
+                2,
+                0.4,
+                reason="nothing failed",
+                started_ms=7.0,
+                recorded=(
+                    Attempt(1, 7.0, 0.2, ValueError("no mail")),
+                    Attempt(1, 8.0, 0.2, None, segment=2, cancelled=True),
+                ),
+            ),
         ],
         total_duration_ms=12.0,
         wall_time=1.0,
         stop_reason="it failed",
-        segments=(Segment(0.0, 1.0, 8.0), Segment(8.0, 61.0, 12.0)),
+        segments=(
+            Segment(0.0, 1.0, 8.0),
+            Segment(8.0, 61.0, 10.0),
+            Segment(10.0, 99.0, 12.0),
+        ),
     )
 
     log = log_of_report(RunView.from_report(report))
@@ -723,14 +964,22 @@ def test_the_page_of_a_report_lists_the_events_that_the_report_implies() -> None
         ("StepSucceeded", "load", 2, None),
         ("MapStarted", "fetch", None, None),
         ("AttemptStarted", "fetch", 1, 0),
-        ("AttemptStarted", "fetch", 1, 1),
+        ("AttemptStarted", "alert", 1, None),
+        ("StepFailed", "alert", 1, None),
         ("StepSucceeded", "fetch", 1, 0),
         ("RunResumed", None, None, None),
+        ("AttemptStarted", "alert", 1, None),
+        ("StepCancelled", "alert", 1, None),
+        ("RunResumed", None, None, None),
+        ("StepReused", "load", None, None),
+        ("MapStarted", "fetch", None, None),
         ("StepReused", "fetch", None, 0),
+        ("AttemptStarted", "fetch", 1, 1),
         ("ThreadAbandoned", "fetch", 1, 1),
         ("StepFailed", "fetch", 1, 1),
         ("StepFailed", "fetch", None, None),
         ("StepSkipped", "end", None, None),
+        ("StepSkipped", "alert", None, None),
         ("RunFinished", None, None, None),
     ]
     texts = [each.text for each in log.events]
@@ -740,7 +989,8 @@ def test_the_page_of_a_report_lists_the_events_that_the_report_implies() -> None
         "blocked the event loop for 150 ms",
         "succeeded in attempt 2",
     ]
-    assert texts[-2:] == ["skipped: why", "the run failed after 12 ms: it failed"]
+    assert "failed: ValueError: no mail" in texts
+    assert texts[-2:] == ["skipped: nothing failed", "the run failed after 12 ms: it failed"]
 
 
 def test_the_running_attempt_of_an_unfinished_report_is_listed() -> None:

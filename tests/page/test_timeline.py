@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import itertools
 import math
+import re
 
 import pytest
 from golden_run import GOLDEN, LONG
 from hypothesis import given
 from hypothesis import strategies as st
+from mapped_run import mapped_run
+from resumed_run import PAUSE_S, RESUMED, crashed_often
 
+from asyncflow import StepTimeoutError
+from asyncflow._core.step_view import AttemptView
 from asyncflow._views.axis import ticks
 from asyncflow._views.run_view import RunView
 from asyncflow.events import (
@@ -17,14 +22,28 @@ from asyncflow.events import (
     AttemptStarted,
     Event,
     LoopBlocked,
+    MapStarted,
     RunFinished,
+    RunInterrupted,
+    RunResumed,
     RunStarted,
     StepCancelled,
+    StepFailed,
+    StepSkipped,
     StepSucceeded,
+    ThreadAbandoned,
 )
-from asyncflow.html_report._timeline import Bar, Timeline, bars_of, running_at
+from asyncflow.html_report._timeline import (
+    Bar,
+    Icon,
+    Timeline,
+    bars_of,
+    icons_of,
+    outcome_layers,
+    running_at,
+)
 
-SPAN_MS = 5000.5
+SPAN_MS, GAP = 5000.5, 1.6
 
 
 def view_of(*events: Event) -> RunView:
@@ -34,7 +53,7 @@ def view_of(*events: Event) -> RunView:
 
 def bars(view: RunView, step: str, now_ms: float | None = None) -> tuple[Bar, ...]:
     now_ms = view.at_ms if now_ms is None else now_ms
-    return bars_of(view.steps[step], Timeline.until(now_ms), now_ms)
+    return bars_of(view.steps[step], Timeline.until(now_ms, view.segments), now_ms)
 
 
 def test_three_attempts_give_three_bars_and_two_backoffs() -> None:
@@ -60,8 +79,10 @@ def test_the_position_of_a_bar_matches_its_times() -> None:
 
     for step in view.steps:
         for bar in bars(view, step):
-            assert bar.left == pytest.approx(bar.start_ms / SPAN_MS * 100, abs=1e-3)
-            assert bar.width == pytest.approx((bar.end_ms - bar.start_ms) / SPAN_MS * 100, abs=1e-3)
+            left = bar.start_ms / SPAN_MS * (100 - GAP) + GAP * (bar.segment - 1)
+            width = (bar.end_ms - bar.start_ms) / SPAN_MS * (100 - GAP)
+            assert bar.left == pytest.approx(left, abs=1e-3)
+            assert bar.width == pytest.approx(width, abs=1e-3)
 
 
 def test_an_attempt_whose_process_died_is_shown_as_crashed() -> None:
@@ -85,7 +106,9 @@ def test_an_item_has_the_bars_of_its_attempts() -> None:
     items = view.steps["fetch"].items
     assert items is not None
 
-    (queued, attempt) = bars_of(items[3], Timeline.until(SPAN_MS), SPAN_MS)
+    (queued, attempt) = bars_of(
+        items[3], Timeline.until(SPAN_MS, RunView(GOLDEN).segments), SPAN_MS
+    )
 
     assert (queued.kind, queued.start_ms, queued.end_ms) == ("queue", 4003.0, 4201.0)
     assert (attempt.kind, attempt.end) == ("attempt", "cancelled")
@@ -95,7 +118,7 @@ def test_an_abandoned_thread_is_marked_on_its_timed_out_attempt() -> None:
     items = RunView(GOLDEN).steps["fetch"].items
     assert items is not None
 
-    attempt, wait = bars_of(items[2], Timeline.until(SPAN_MS), SPAN_MS)
+    attempt, wait = bars_of(items[2], Timeline.until(SPAN_MS, RunView(GOLDEN).segments), SPAN_MS)
 
     assert (attempt.end, attempt.abandoned) == ("timed out", True)
     assert (wait.kind, wait.end_ms) == (
@@ -191,7 +214,174 @@ def test_a_tenth_of_a_millisecond_is_distinguishable_even_in_a_week(span_ms: flo
     assert timeline.at(0.6) - timeline.at(0.5) == pytest.approx(0.1 / span_ms * 100, rel=0.2)
 
 
+# Segments.
+
+
+def test_the_axis_has_a_narrow_break_however_long_the_pause_was() -> None:
+    view = RunView(RESUMED)
+    timeline = Timeline.until(view.at_ms, view.segments)
+
+    (pause,) = timeline.breaks(view.pauses_ms)
+
+    assert (pause.segment, pause.pause_ms) == (2, pytest.approx(PAUSE_S * 1000))
+    assert pause.left == timeline.at(1200.0, 1) == pytest.approx(0.6 * (100 - GAP))
+    assert pause.width == GAP
+    assert timeline.at(1200.0, 2) == timeline.at(1200.0) == pytest.approx(pause.left + GAP)
+    assert timeline.at(2000.0) == 100.0
+
+
+def test_each_attempt_is_on_its_side_of_the_break() -> None:
+    view = RunView(RESUMED)
+
+    shown = [(bar.kind, bar.segment, bar.left) for bar in bars(view, "load")]
+
+    assert shown == [
+        ("attempt", 1, pytest.approx(0.2 * (100 - GAP))),
+        ("backoff", 1, pytest.approx(0.3 * (100 - GAP))),
+        ("attempt", 1, pytest.approx(0.35 * (100 - GAP))),
+        ("attempt", 2, pytest.approx(0.6 * (100 - GAP) + GAP)),
+    ]
+
+
+def test_a_backoff_ends_with_its_segment() -> None:
+    events: list[Event] = [
+        RunStarted("r", 0.0, {"a": ()}),
+        AttemptStarted("a", 1, 0.0),
+        AttemptFailed("a", 1, 10.0, ValueError("no"), 9_000.0),
+        RunInterrupted(20.0, "a deploy"),
+        RunResumed("r", 20.0, 60.0, {"a": ()}, {}, unfinished={"a": "it was cut short"}),
+        AttemptStarted("a", 2, 25.0),
+    ]
+
+    shown = [(bar.kind, bar.start_ms, bar.end_ms) for bar in bars(RunView(events), "a", 30.0)]
+
+    assert shown == [("attempt", 0.0, 10.0), ("backoff", 10.0, 20.0), ("attempt", 25.0, 30.0)]
+
+
+def test_a_mapped_step_has_a_bar_for_each_segment_in_which_it_ran() -> None:
+    first = mapped_run(1, retried=False)
+    resumed = RunResumed("r", 2000.0, 9.0, {"fetch": ()}, {}, unfinished={"fetch": "it had failed"})
+    again: list[Event] = [
+        MapStarted("fetch", 2100.0, 1),
+        AttemptStarted("fetch", 1, 2100.0, item=0),
+    ]
+    skipped = StepSkipped("fetch", 2000.0, "its condition was false", on_purpose=True)
+
+    running = bars(RunView([*first, resumed, *again]), "fetch")
+    not_run = bars(RunView([*first, resumed, skipped]), "fetch")
+
+    assert [(bar.kind, bar.segment, bar.end) for bar in running] == [
+        ("items", 1, ""),
+        ("items", 2, "running"),
+    ]
+    assert [(bar.kind, bar.segment, bar.end) for bar in not_run] == [("items", 1, "")]
+
+
+@pytest.mark.parametrize("times", [1, 5, 60])
+def test_breaks_leave_room_for_bars_and_their_labels_for_each_other(times: int) -> None:
+    view = RunView(crashed_often(times))
+    breaks = Timeline.until(view.at_ms, view.segments).breaks(view.pauses_ms)
+
+    assert len(breaks) == times
+    assert sum(each.width for each in breaks) <= 25.0 + 1e-9
+    labelled = [each.left for each in breaks if not each.is_crowded]
+    assert all(two - one >= 6 for one, two in itertools.pairwise(labelled))
+    assert all(two - one >= 12 for one, two in itertools.pairwise(labelled[1:-1]))
+    assert labelled
+
+
+# Icons.
+
+
+def test_an_icon_that_the_next_one_would_cover_is_crowded() -> None:
+    error = ValueError("no")
+    view = view_of(
+        AttemptStarted("a", 1, 0.0),
+        AttemptFailed("a", 1, 500.0, error, 0.0),
+        AttemptStarted("a", 2, 500.0),
+        AttemptFailed("a", 2, 900.0, error, 0.0),
+        AttemptStarted("a", 3, 900.0),
+        ThreadAbandoned("a", 3, 905.0),
+        AttemptFailed("a", 3, 905.0, StepTimeoutError("a", 3, 5.0, "attempt"), 0.0),
+        AttemptStarted("a", 4, 905.0),
+        StepFailed("a", 4, 1000.0, error),
+    )
+
+    icons = icons_of(bars(view, "a"))
+
+    assert [*icons] == [
+        Icon("failed", 50.0, 1, 1, is_crowded=False, is_near=False),
+        Icon("failed", 90.0, 2, 1, is_crowded=True, is_near=True),
+        Icon("timed out", 90.5, 3, 1, is_crowded=False, is_near=True),
+        Icon("abandoned", 90.5, 3, 1, is_crowded=False, is_near=True),
+        Icon("failed", 100.0, 4, 1, is_crowded=False, is_near=False),
+    ]
+
+
+# The layers of a mapped step.
+
+
+def layers_of(events: list[Event]) -> dict[str, str]:
+    view = RunView(events)
+    (bar,) = bars(view, "fetch")
+    layers = outcome_layers(view.steps["fetch"], bar, view.at_ms, view.at_ms)
+    return {layer.end: layer.path for layer in layers}
+
+
+def area_below(path: str) -> float:
+    """Return which share of its bar a layer covers, the lower layers included."""
+    area = x = 0.0
+    y = 1.0
+    for corner in re.findall(r"H([^HVZ]+)V([^HVZ]+)", path):
+        area += (float(corner[0]) - x) * (1 - y)
+        x, y = map(float, corner)
+    return area
+
+
+@pytest.mark.parametrize("retried", [False, True])
+def test_6_failures_in_206_attempts_take_a_small_share_of_a_bar(retried: bool) -> None:
+    layers = layers_of(mapped_run(6, retried=retried))
+
+    assert [*layers] == ["succeeded", "failed"]
+    assert 0.006 <= area_below(layers["failed"]) < 0.02
+    assert area_below(layers["succeeded"]) > 0.9
+
+
+def test_a_failure_stays_visible_among_thousands_of_short_attempts() -> None:
+    layers = layers_of(mapped_run(1, retried=False, items=20_000))
+
+    assert area_below(layers["failed"]) >= 0.25 / 250
+    assert len(layers["succeeded"]) < 5_000
+
+
+def test_layers_stand_on_each_other_in_the_order_of_severity() -> None:
+    ends: list[Event] = [
+        StepFailed("fetch", 1, 50.0, ValueError("no"), 0),
+        StepFailed("fetch", 1, 50.0, StepTimeoutError("fetch[1]", 1, 50.0, "attempt"), 1),
+        StepCancelled("fetch", 1, 50.0, "", None, 2),
+        StepSucceeded("fetch", 1, 50.0, None, 3),
+    ]
+    events: list[Event] = [RunStarted("r", 0.0, {"fetch": ()}), MapStarted("fetch", 0.0, 5)]
+    events += [AttemptStarted("fetch", 1, 0.0, item=item) for item in range(5)]
+
+    view = RunView([*events, *ends])
+    (bar,) = bars(view, "fetch", now_ms=100.0)
+    layers = outcome_layers(view.steps["fetch"], bar, 100.0, 100.0)
+
+    assert [(layer.end, area_below(layer.path)) for layer in layers] == [
+        ("succeeded", 0.6),  # a failure is at least a quarter high: more than fits
+        ("running", pytest.approx(0.55)),
+        ("cancelled", pytest.approx(0.35)),
+        ("timed out", 0.25),
+        ("failed", 0.125),
+    ]
+
+
 # The concurrency strip.
+
+
+def attempts_of(view: RunView) -> list[AttemptView]:
+    return [attempt for step in view.steps.values() for attempt in step.all_attempts()]
 
 
 def test_the_strip_shows_how_many_attempts_run_at_each_time() -> None:
@@ -203,11 +393,11 @@ def test_the_strip_shows_how_many_attempts_run_at_each_time() -> None:
         StepCancelled("b", 1, 20.0, "", None),
     )
 
-    assert running_at(view.steps.values(), 30.0) == [(0.0, 1), (5.0, 2), (20.0, 1), (30.0, 0)]
+    assert running_at(attempts_of(view), 30.0) == [(0.0, 1), (5.0, 2), (20.0, 1), (30.0, 0)]
 
 
 def test_the_strip_counts_the_items_of_a_mapped_step() -> None:
-    strip = running_at(RunView(GOLDEN).steps.values(), SPAN_MS)
+    strip = running_at(attempts_of(RunView(GOLDEN)), SPAN_MS, segment=2)
 
     assert max(count for _, count in strip) == 4
 
@@ -220,11 +410,11 @@ def test_a_strip_of_many_attempts_keeps_its_peaks_in_few_points() -> None:
             StepSucceeded(f"s{number}", 1, number + 1.5, None),
         ]
     events.sort(key=lambda event: getattr(event, "at_ms", 0.0))
-    strip = running_at(view_of(*events).steps.values(), 3_001.0)
+    strip = running_at(attempts_of(view_of(*events)), 3_001.0)
 
     assert len(strip) <= 401
     assert max(count for _, count in strip) == 2
-    assert strip[-1] == (3_001.0, 0)
+    assert strip[-1] == (3_000.5, 0)
     assert [at for at, _ in strip] == sorted(at for at, _ in strip)
 
 
@@ -238,8 +428,11 @@ def test_a_strip_of_many_attempts_keeps_its_peaks_in_few_points() -> None:
         (0.5, ["0", "0.1 ms", "0.2 ms", "0.3 ms", "0.4 ms", "0.5 ms"]),
         (1300.0, ["0", "200 ms", "400 ms", "600 ms", "800 ms", "1.0 s", "1.2 s"]),
         (4000.0, ["0", "500 ms", "1.0 s", "1.5 s", "2.0 s", "2.5 s", "3.0 s", "3.5 s", "4.0 s"]),
-        (100_000.0, ["0", "15 s", "30 s", "45 s", "1 m", "1 m 15 s", "1 m 30 s"]),
-        (4 * 3.6e6, ["0", "30 m", "1 h", "1 h 30 m", "2 h", "2 h 30 m", "3 h", "3 h 30 m", "4 h"]),
+        (100_000.0, ["0", "15 s", "30 s", "45 s", "1 min", "1 min 15 s", "1 min 30 s"]),
+        (
+            4 * 3.6e6,
+            ["0", "30 min", "1 h", "1 h 30 min", "2 h", "2 h 30 min", "3 h", "3 h 30 min", "4 h"],
+        ),
         (86.4e6 * 3, ["0", "12 h", "1 d", "1 d 12 h", "2 d", "2 d 12 h", "3 d"]),
     ],
 )
@@ -261,5 +454,5 @@ def test_the_axis_has_at_most_ten_ticks_for_any_span(span_ms: float) -> None:
 def test_a_run_without_duration_has_a_timeline() -> None:
     view = RunView([RunStarted("r", 0.0, {}), RunFinished(0.0, "passed")])
 
-    assert running_at(view.steps.values(), 0.0) == []
+    assert running_at(attempts_of(view), 0.0) == []
     assert Timeline.until(0.0).at(0.0) == 0.0

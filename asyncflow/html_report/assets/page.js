@@ -59,7 +59,7 @@ const readAddress = (said) => {
   const number = numbers.get(said.get("step"));
   if (number === undefined) return [null, null];
   const of = said.get("attempt");
-  return [number, /^[1-9]\d*$/.test(of ?? "") ? of : null];
+  return [number, /^[1-9]\d*(\.[1-9]\d*)?$/.test(of ?? "") ? of : null]; // segment.number, or number in the first one
 };
 const show = (scroll) => {
   for (const each of all(".chosen, .selected, .beside")) each.classList.remove("chosen", "selected", "beside");
@@ -140,9 +140,9 @@ const move = (by) => {
 };
 const moveAttempt = (by) => {
   if (chosen === null) return;
-  const bars = all(`.line.step[data-i="${chosen}"] .bar.attempt`).map((bar) => +bar.dataset.a);
+  const bars = all(`.line.step[data-i="${chosen}"] .bar.attempt`).map((bar) => bar.dataset.a);
   if (!bars.length) return;
-  const at = bars.indexOf(+attempt);
+  const at = bars.indexOf(attempt);
   choose(chosen, bars[at < 0 ? (by > 0 ? 0 : bars.length - 1) : Math.min(Math.max(at + by, 0), bars.length - 1)]);
 };
 
@@ -158,7 +158,7 @@ addEventListener("click", (event) => {
   if (number === undefined) return;
   if (!link && (target.tagName === "ARTICLE" || String(getSelection()))) return;
   if (link) event.preventDefault();
-  const of = event.target.closest(".bar, a[data-a], tr[data-a]")?.dataset.a ?? "0";
+  const of = event.target.closest(".bar, use, a[data-a], tr[data-a]")?.dataset.a ?? "0";
   choose(number, of === "0" ? null : of);
 });
 
@@ -225,7 +225,7 @@ const timeOf = (ms) => {
 const records = () => all("#events-table tr[data-ms]:not([hidden])").map((row) => ({
   at_ms: +row.dataset.ms, time: timeOf(+row.dataset.ms), event: row.cells[1].textContent,
   step: row.dataset.i === undefined ? row.cells[2].textContent || null : names[row.dataset.i],
-  attempt: row.dataset.a ? +row.dataset.a : null, item: row.dataset.item ? +row.dataset.item : null,
+  attempt: row.dataset.a ? +row.dataset.a.split(".").at(-1) : null, item: row.dataset.item ? +row.dataset.item : null,
   text: row.cells[3].textContent,
 }));
 // A spreadsheet would run a text that begins like a formula.
@@ -278,6 +278,7 @@ const applyGantt = () => {
   const box = $("gantt-scroll");
   if (!box) return;
   box.firstElementChild.style.setProperty("--zoom", zooms.gantt);
+  box.firstElementChild.classList.toggle("zoomed", zooms.gantt > 4);
   drawTicks();
 };
 // Browsers lay out at most about ten million pixels.
@@ -344,7 +345,7 @@ const tickText = (ms, step) => {
   if (ms < 1e3) return format(ms, "ms");
   const decimals = Math.max(0, Math.ceil(-Math.log10(step / 1e3) - 1e-9));
   if (ms < 6e4) return format(ms / 1e3, "s", decimals);
-  const parts = [[864e5, "d"], [36e5, "h"], [6e4, "m"]], found = [];
+  const parts = [[864e5, "d"], [36e5, "h"], [6e4, "min"]], found = [];
   let left = ms;
   for (const [size, unit] of parts) {
     const count = Math.floor(left / size + 1e-9);
@@ -363,8 +364,15 @@ const ticksNow = () => {
   const box = $("gantt-scroll");
   if (!box) return;
   const chart = box.firstElementChild, span = +chart.dataset.span, { width } = trackOf();
-  const full = width * zooms.gantt, from = (box.scrollLeft / full) * span, to = Math.min(((box.scrollLeft + width) / full) * span, span);
-  const wanted = (to - from) / Math.max(Math.floor(width / 105), 2);
+  // Between two segments of a resumed run, the axis has a gap.
+  const begins = chart.dataset.begins.split(" ").map(Number), gap = +chart.dataset.gap / 100, wide = 1 - gap * (begins.length - 1);
+  const placeOf = (ms, segment) => (ms / span) * wide + gap * segment;
+  const timeAt = (place) => {
+    const segment = Math.max(begins.findLastIndex((ms, at) => placeOf(ms, at) <= place), 0);
+    return Math.min(((place - gap * segment) / wide) * span, begins[segment + 1] ?? span);
+  };
+  const full = width * zooms.gantt, from = timeAt(box.scrollLeft / full), to = timeAt((box.scrollLeft + width) / full);
+  const wanted = span / zooms.gantt / wide / Math.max(Math.floor(width / 105), 2);
   const step = NICE.find((each) => each >= wanted) ?? Math.ceil(wanted / NICE.at(-1)) * NICE.at(-1);
   const svg = (tag, set, text) => {
     const made = document.createElementNS("http://www.w3.org/2000/svg", tag);
@@ -374,7 +382,7 @@ const ticksNow = () => {
   };
   const texts = [], lines = [];
   for (let number = Math.ceil(from / step - 1e-9); number * step <= to * (1 + 1e-9); number++) {
-    const at = `${Math.min((number * step * 100) / span, 100)}%`;
+    const ms = number * step, at = `${Math.min(placeOf(ms, begins.findLastIndex((each) => each <= ms)) * 100, 100)}%`;
     const anchor = !number ? "start" : number * step > from + (to - from) * 0.97 ? "end" : "middle";
     texts.push(svg("text", { x: at, y: 18, dx: number ? 0 : 2, "text-anchor": anchor }, tickText(number * step, step)));
     lines.push(svg("line", { x1: at, x2: at, y1: 0, y2: "100%" }));
@@ -410,7 +418,8 @@ addEventListener("dragstart", (event) => { if (event.target.closest?.("#gantt-sc
 // Shows the title of a bar without the delay of the browser.
 const tip = $("tip");
 addEventListener("pointerover", (event) => {
-  const over = event.target.closest?.(".bar, .marks g");
+  let over = event.target.closest?.(".bar, use, .marks g");
+  if (over?.matches("use")) over = over.parentNode.querySelector(`.bar:is(.attempt, .items)[data-a="${over.dataset.a}"]`);
   if (!over) { tip.hidden = true; return; }
   const title = over.querySelector(":scope > title");
   if (title) { over.dataset.tip = title.textContent; title.remove(); }
