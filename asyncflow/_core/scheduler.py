@@ -202,7 +202,7 @@ class Deadlines:
             if node in self._counts_from:
                 self._counts_from[node] += event.queued_ms
             else:
-                self._counts_from[node] = event.at_ms
+                self._counts_from[node] = self._limited_from.get(node, event.at_ms)
 
     def count_from(self, node: int, at_ms: float) -> None:
         """Note when the limit of an attempt begins, unless it does with the `AttemptStarted`.

@@ -304,8 +304,9 @@ async def test_what_ends_a_program_does_so_in_the_cleanup_after_a_limit_as_well(
         await run_pipeline([WorkflowStep("a", exits, max_retries=3, **{limit: 10})])
 
 
+@pytest.mark.parametrize("limits", [{"timeout_ms": 200, "max_retries": 2}, {"deadline_ms": 200}])
 @LANES
-async def test_a_limit_that_begins_while_others_block_the_loop_is_a_timeout(options):
+async def test_a_limit_that_begins_while_others_block_the_loop_is_a_timeout(options, limits):
     loop = asyncio.get_running_loop()
     if not isinstance(loop, VirtualTimeLoop):
         pytest.skip("a loop is blocked for an exact time only if that is virtual")
@@ -325,10 +326,11 @@ async def test_a_limit_that_begins_while_others_block_the_loop_is_a_timeout(opti
         if isinstance(event, RunStarted | AttemptFailed):
             block(10)
 
-    step = WorkflowStep("hangs", hangs, timeout_ms=200, max_retries=2, **in_lane(options))
+    step = WorkflowStep("hangs", hangs, **limits, **in_lane(options))
     report = await run_pipeline([step], observers=[observe])
 
-    assert [type(attempt.error) for attempt in report["hangs"].history] == [StepTimeoutError] * 2
+    errors = [type(attempt.error) for attempt in report["hangs"].history]
+    assert errors == [StepTimeoutError] * step.max_retries
 
 
 @LANES
