@@ -42,6 +42,7 @@ PUBLIC = [
     "RunCancelledError",
     "RunNotFoundError",
     "RunReport",
+    "RunUnreadableError",
     "Segment",
     "StepCancelledError",
     "StepContext",

@@ -41,6 +41,7 @@ __all__ = ["cancel", "forget", "prune", "runs"]
 _STATUSES = [status.upper() for status in RUN_STATUSES]
 _DEFAULT_LIMIT, _HIGHEST_LIMIT = 20, 1_000_000_000
 _HEADER = ["RUN", "STATUS", "STARTED", "TOOK", "PIPELINE"]
+_TIME = "%Y-%m-%d %H:%M:%S"
 _GAP = "  "
 _LEAST_WIDTH = 8
 """How many cells the last column has at least, on any terminal."""
@@ -160,11 +161,11 @@ def _write_table(records: list[RunRecord]) -> None:
 
 def _cells(record: RunRecord, theme: Theme) -> list[str]:
     status = _status(record)
-    started = datetime.fromtimestamp(record.started_at)
+    started = "" if record.damaged else f"{datetime.fromtimestamp(record.started_at):{_TIME}}"
     return [
         escape_controls(record.run_id),
         f"{theme.symbols[status_for_run(status)]} {status}",
-        f"{started:%Y-%m-%d %H:%M:%S}",
+        started,
         _took(record),
         escape_controls(record.pipeline),
     ]
@@ -238,7 +239,7 @@ def prune(time_s: float, journal: str, as_json: bool) -> None:
     else:
         before = datetime.fromtimestamp(time_s)
         number = plural(removed, "run")
-        write_result(f"removed {number} that ended before {before:%Y-%m-%d %H:%M:%S}")
+        write_result(f"removed {number} that ended before {before:{_TIME}}")
 
 
 @click.command(short_help="Remove a run that no process runs.")

@@ -29,6 +29,7 @@ __all__ = [
     "RunAlreadyActiveError",
     "RunCancelledError",
     "RunNotFoundError",
+    "RunUnreadableError",
     "StepCancelledError",
     "StepCrashedError",
     "StepTimeoutError",
@@ -255,6 +256,30 @@ class JournalError(_AttributedError):
 
 class LeaseLostError(JournalError):
     """Another process acquired the run's lease, which this one did not renew in time."""
+
+
+class RunUnreadableError(JournalError):
+    """What a journal has of a run can't be read: it is damaged, or a newer asyncflow wrote it.
+
+    The journal was left as it is, and its other runs are not affected.
+
+    Attributes:
+        run_id: The run.
+        reason: What is wrong.
+        position: The event that can't be read, counted from 1; ``None`` if it is the run as a
+            whole.
+    """
+
+    def __init__(self, journal: str, run_id: str, reason: str, position: int | None = None) -> None:
+        subject = f"run {run_id!r}" if position is None else f"event {position} of run {run_id!r}"
+        super().__init__(
+            journal,
+            f"{subject} can't be read: {reason}. It was left as it is: restore the journal from a "
+            "backup, or remove the run with forget; if a newer asyncflow wrote it, upgrade this "
+            "one",
+        )
+        self.args = journal, run_id, reason, position
+        self.run_id, self.reason, self.position = run_id, reason, position
 
 
 class RunAlreadyActiveError(_AttributedError):

@@ -63,6 +63,7 @@ RUN_BADGES = {
     "STOPPING": ("cancelled", "■"),
     "RUNNING": ("running", "▷"),
     "ORPHANED": ("orphaned", "◇"),
+    "DAMAGED": ("failed", "!"),
 }
 """The CSS class and the symbol of each status of a run."""
 _BAR = (

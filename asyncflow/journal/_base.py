@@ -175,6 +175,7 @@ class SQLJournal:
 
         Raises:
             RunNotFoundError: There is no such run.
+            RunUnreadableError: It is damaged, or a newer asyncflow wrote it.
             JournalError: The journal can't be read.
         """
         await self._check_id(run_id)
@@ -188,6 +189,7 @@ class SQLJournal:
 
         Raises:
             RunNotFoundError: There is no such run.
+            RunUnreadableError: It is damaged, or a newer asyncflow wrote it.
             JournalError: The journal can't be read.
         """
         await self._check_id(run_id)
@@ -218,7 +220,7 @@ class SQLJournal:
         await self._check_id(run_id)
         was_asked = await self._write(self._worker.cancel, run_id)
         if not was_asked:
-            await self._read(self._reader.record, run_id)
+            await self._read(self._reader.check_exists, run_id)
         return was_asked
 
     async def prune(self, older_than: timedelta, *, status: RunStatus | None = None) -> int:
@@ -255,7 +257,9 @@ class SQLJournal:
         return count
 
     async def forget(self, run_id: str) -> None:
-        """Delete a run that no process runs, whatever its status. Its id may be used again.
+        """Delete a run that no process runs, whatever its status, even if it is damaged.
+
+        Its id may be used again.
 
         Raises:
             RunNotFoundError: There is no such run.
@@ -263,7 +267,7 @@ class SQLJournal:
             JournalError: The journal can't be read or written.
         """
         await self._check_id(run_id)
-        await self._read(self._reader.record, run_id)
+        await self._read(self._reader.check_exists, run_id)
         await self._write(self._worker.call, self._store.forget, run_id, self._claim)
 
     async def _check_id(self, run_id: str) -> None:
@@ -290,6 +294,7 @@ class SQLJournal:
 
         Raises:
             RunAlreadyActiveError: Another process owns it, and ``wait`` is false.
+            RunUnreadableError: It is damaged, or a newer asyncflow wrote it.
             JournalError: The journal can't be read or written.
             TypeError: The id is not a text.
             ValueError: No database could hold it.

@@ -3,15 +3,23 @@
 Events come back as they were, errors aside: asyncflow's own come back without their traceback and
 cause, others as `RestoredError`. Fields without a column are in `EventRow.payload` as JSON, so
 that a person can read them.
+
+Each row has a checksum of all its other columns, its run and its position included. So a row that
+has changed is noticed, and so is one that belongs to another run or stood at another place. It is
+meant for accidents: whoever changes a row on purpose can compute it.
 """
 
 from __future__ import annotations
 
 import base64
 import json
+import struct
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
-from typing import Any, NamedTuple, get_args
+from functools import cache
+from types import NoneType, UnionType
+from typing import Any, Literal, NamedTuple, Union, get_args, get_origin, get_type_hints
+from zlib import crc32
 
 from asyncflow._core.errors import (
     LONGEST_TEXT,
@@ -27,7 +35,17 @@ from asyncflow._core.errors import (
 from asyncflow._core.results import REDACTED, Payload, StepStatus, to_restored_error
 from asyncflow.events import AttemptStarted, Event, RunStarted, StepSucceeded
 
-__all__ = ["EventRow", "column_of", "event_of", "from_column", "is_storable", "row_of"]
+__all__ = [
+    "EventRow",
+    "column_of",
+    "event_checksum",
+    "event_of",
+    "from_column",
+    "is_moment",
+    "is_storable",
+    "row_of",
+    "run_checksum",
+]
 
 
 class EventRow(NamedTuple):
@@ -51,6 +69,8 @@ class EventRow(NamedTuple):
 
 
 Details = dict[str, Any]
+
+_NUMBERS = struct.Struct("<qqqd")
 
 
 def row_of(run_id: str, position: int, event: Event) -> EventRow:
@@ -79,16 +99,60 @@ def row_of(run_id: str, position: int, event: Event) -> EventRow:
     return EventRow(run_id, position, kind, step, item, attempt, event.at_ms, *output)
 
 
-def event_of(row: Sequence[Any]) -> Event:
-    """Return the event of a row, given without its run.
+def event_checksum(
+    run_id: str,
+    position: int,
+    kind: str,
+    step: str | None,
+    item: int | None,
+    attempt: int | None,
+    at_ms: float,
+    codec: str | None,
+    payload: str | None,
+    data: bytes | None,
+) -> int:
+    """Return the checksum of an `EventRow`: the CRC-32 of its numbers, its texts and its data.
+
+    It differs for certain after a change within 32 neighbouring bits of that, and after any other
+    change with a probability of 1 - 2**-32.
 
     Raises:
-        ValueError: A newer asyncflow, or another program, wrote it.
+        ValueError: A text has surrogates, which no row has.
+        TypeError, struct.error: A number is of another type, or too large.
     """
-    _, kind, step, item, attempt, at_ms, codec, payload, data = row
+    # Not by marshal or `repr`, which depend on the version of Python. SQLite makes -0.0 a 0.0.
+    numbers = _NUMBERS.pack(
+        position, -1 if item is None else item, -1 if attempt is None else attempt, at_ms + 0.0
+    )
+    texts = f"{run_id}\0{kind}\0{step}\0{codec}\0{payload}".encode()
+    checksum = crc32(texts, crc32(numbers))
+    return crc32(data, checksum) if data else checksum
+
+
+def run_checksum(run_id: str, pipeline: str, started_at: float) -> int:
+    """Return the checksum of what never changes in the row of a run.
+
+    Raises:
+        ValueError: A text has surrogates, which no row has.
+    """
+    return crc32(f"{run_id}\0{pipeline}\0{started_at!r}".encode())
+
+
+def event_of(row: Sequence[Any]) -> Event:
+    """Return the event of a row, given with its checksum.
+
+    Raises:
+        ValueError: The row has changed since it was written, or a newer asyncflow, or another
+            program, wrote it.
+        Exception: The same, noticed later: a damaged row may have values of any type.
+    """
+    *columns, checksum = row
+    if event_checksum(*columns) != checksum:
+        raise ValueError("its checksum is wrong, so it has changed since it was written")
+    _, _, kind, step, item, attempt, at_ms, codec, payload, data = columns
     if kind not in _KINDS:
         raise ValueError(f"there is no event {kind!r}")
-    cls = _KINDS[kind]
+    cls: Any = _KINDS[kind]
     values: Details = {}
     if cls is StepSucceeded:
         values["output"] = _output_of(codec, payload, data)
@@ -98,8 +162,14 @@ def event_of(row: Sequence[Any]) -> Event:
         for name, (_, read) in _CONVERSIONS.items():
             if name in values:
                 values[name] = read(values[name])
+        for name, fits in _checks(cls):
+            if name in values and not fits(values[name]):
+                raise ValueError(f"it is no {kind}: its {name} is of another type, or too large")
+    # The checksum has refused what is no number.
+    if not 0 <= at_ms < _LONGEST_MS or (attempt or 0) < 0 or (item or 0) < 0:
+        raise ValueError(f"it is no {kind}: a number is out of range")
     if cls is not RunStarted:
-        values["at_ms"] = at_ms
+        values["at_ms"] = at_ms + 0.0  # without the sign of -0.0, as the checksum takes it
     if step is not None:
         values["step"] = from_column(step)
     if attempt is not None:
@@ -170,6 +240,15 @@ def _json(details: Details) -> str:
 # --- values that JSON does not have --------------------------------------------------------------
 
 
+def _read_dependencies(written: dict[str, list[str]]) -> dict[str, tuple[str, ...]]:
+    known: set[str] = set()
+    for name, needed in written.items():
+        if not known.issuperset(needed):
+            raise ValueError(f"step {name!r} comes before one that it depends on")
+        known.add(name)
+    return _read_tuples(written)
+
+
 def _write_error(error: BaseException | None) -> Details | None:
     if error is None:
         return None
@@ -190,6 +269,8 @@ def _read_error(written: Details | None) -> BaseException | None:
     if written is None:
         return None
     error: BaseException
+    if not _fits_error(written):
+        raise ValueError("its error is of another type")
     # By its name alone: the class may have moved between modules since.
     name = written["type"].rpartition(".")[2]
     cls = next((cls for cls in _OWN if cls.__name__ == name), None) if "own" in written else None
@@ -237,7 +318,7 @@ _OWN: dict[type[BaseException], tuple[str, ...]] = {
 _CONVERSIONS: dict[str, tuple[Callable[[Any], Any], Callable[[Any], Any]]] = {
     "error": (_write_error, _read_error),
     "inputs": (_write_inputs, _read_inputs),
-    "dependencies": (dict, _read_tuples),
+    "dependencies": (dict, _read_dependencies),
     "fingerprints": (dict, _read_tuples),
     "outdated": (dict, dict),
     "unfinished": (dict, dict),
@@ -255,3 +336,73 @@ _DETAILS: dict[type[Any], tuple[str, ...]] = {
 """The fields without a column, for each event."""
 
 _KINDS: dict[str, type[Any]] = {cls.__name__: cls for cls in _DETAILS}
+
+
+# --- the types of fields -------------------------------------------------------------------------
+
+# Rows whose checksum is right may still not fit: they were damaged before the journal had
+# checksums, or another program wrote them. Displays rely on the types, and on times that they can
+# write as dates.
+
+_LONGEST_MS = 1e14
+"""Three thousand years."""
+_LATEST_S = 1.5e11
+"""The year 6723: the sum of both is a date."""
+
+_Check = Callable[[Any], bool]
+
+
+def is_moment(value: object) -> bool:
+    """Whether a value of a row is a time in seconds since the epoch that can be a date."""
+    return type(value) in (float, int) and 0 <= value < _LATEST_S  # type: ignore[operator]
+
+
+@cache
+def _checks(cls: Any) -> Sequence[tuple[str, _Check]]:
+    """Return the fields without a column, each with what tells whether a value is of its type."""
+    hints = get_type_hints(cls)
+    return [
+        (name, is_moment if name == "wall_time" else _check_of(hints[name]))
+        for name in _DETAILS[cls]
+    ]
+
+
+def _check_of(hint: Any) -> _Check:
+    origin, arguments = get_origin(hint), get_args(hint)
+    if origin in (Union, UnionType):
+        any_of = [_check_of(each) for each in arguments]
+        return lambda value: any(fits(value) for fits in any_of)
+    if origin is Literal:
+        return lambda value: value in arguments
+    if origin is tuple:
+        element, length = _check_of(arguments[0]), len(arguments)
+        is_any_length = arguments[-1] is ...
+        return lambda value: (is_any_length or len(value) == length) and all(map(element, value))
+    if origin is not None:  # a mapping of texts
+        element = _check_of(arguments[1])
+        return lambda value: (
+            all(isinstance(name, str) for name in value) and all(map(element, value.values()))
+        )
+    return _CHECKS.get(hint, lambda value: isinstance(value, hint))
+
+
+def _is_time(value: Any) -> bool:
+    return type(value) in (float, int) and 0 <= value < _LONGEST_MS
+
+
+_CHECKS: dict[Any, _Check] = {
+    Any: lambda value: True,
+    NoneType: lambda value: value is None,
+    int: lambda value: type(value) is int and value >= 0,
+    float: _is_time,
+}
+"""Instances of every other type are checked by `isinstance`."""
+
+
+def _fits_error(written: Any) -> bool:
+    own, notes = written.get("own", {}), written.get("notes", [])
+    return (
+        all(isinstance(written.get(name, ""), str) for name in ("type", "message", "traceback"))
+        and all(isinstance(value, str | int | float) for value in own.values())
+        and all(isinstance(note, str) for note in notes)
+    )

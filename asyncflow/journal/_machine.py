@@ -71,7 +71,7 @@ def is_void(process: str) -> bool:
     """Whether a claim is void: its process is provably dead, or is this one and has given it up."""
     known = _known(process)
     is_this = known.get("id") == _THIS and known.get("pid") == os.getpid()
-    return known.get("claim") not in held_claims if is_this else is_dead(process)
+    return str(known.get("claim")) not in held_claims if is_this else is_dead(process)
 
 
 def is_dead(process: str) -> bool:
@@ -84,6 +84,8 @@ def is_dead(process: str) -> bool:
         os.kill(pid, 0)
     except ProcessLookupError:
         return True
+    except OverflowError:  # it is no process id
+        return False
     except OSError:
         pass  # it belongs to another user
     now = _started(pid)

@@ -13,12 +13,13 @@ from __future__ import annotations
 import re
 import selectors
 import time
-from collections.abc import Generator, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from functools import cache
 from typing import Any, TypeVar, cast
 
 from asyncflow._core.errors import JournalError, escape_controls
+from asyncflow.journal._event_codec import EventRow, event_checksum, run_checksum
 from asyncflow.journal._store import Cursor, UnsettledError, either_case
 
 try:
@@ -35,7 +36,40 @@ __all__ = ["Postgres"]
 
 T = TypeVar("T")
 
-_MIGRATIONS = [
+_CHECKSUMMED = 500
+"""For how many rows at a time a migration computes checksums."""
+
+
+def _add_checksums(connection: _Connection) -> None:
+    """Give the rows of earlier versions the checksums that they would have now."""
+    for table, columns, key, checksum in (
+        ("events", EventRow._fields, ("run_id", "position"), event_checksum),
+        ("runs", ("run_id", "pipeline", "started_at"), ("run_id",), run_checksum),
+    ):
+        connection.execute(f"ALTER TABLE asyncflow.{table} ADD COLUMN checksum BIGINT".encode())
+        last: Sequence[Any] = ()
+        while True:
+            names, marks = ", ".join(key), ", ".join(["%s"] * len(last))
+            rows = connection.execute(
+                f"SELECT {', '.join(columns)} FROM asyncflow.{table} "
+                f"{f'WHERE ({names}) > ({marks})' if last else ''} "
+                f"ORDER BY {names} LIMIT {_CHECKSUMMED}".encode(),
+                last,
+            ).fetchall()
+            if not rows:
+                break
+            connection.cursor().executemany(
+                f"UPDATE asyncflow.{table} SET checksum = %s WHERE ({names}) = "
+                f"({', '.join(['%s'] * len(key))})".encode(),
+                [(checksum(*row), *row[: len(key)]) for row in rows],
+            )
+            last = rows[-1][: len(key)]
+        connection.execute(
+            f"ALTER TABLE asyncflow.{table} ALTER COLUMN checksum SET NOT NULL".encode()
+        )
+
+
+_MIGRATIONS: list[list[str | Callable[[_Connection], None]]] = [
     [
         # Identifiers are compared by their bytes: in Python's order, whatever the server's locales.
         'CREATE TABLE asyncflow.runs (run_id TEXT COLLATE "C" PRIMARY KEY, '
@@ -55,7 +89,19 @@ _MIGRATIONS = [
         "CREATE INDEX runs_by_status ON asyncflow.runs (status, started_at, run_id)",
         "CREATE INDEX runs_by_pipeline ON asyncflow.runs (pipeline, started_at, run_id)",
     ],
-    ["ALTER TABLE asyncflow.runs ADD COLUMN paused_s DOUBLE PRECISION NOT NULL DEFAULT 0"],
+    [
+        _add_checksums,
+        "ALTER TABLE asyncflow.runs ADD COLUMN paused_s DOUBLE PRECISION NOT NULL DEFAULT 0",
+        "ALTER TABLE asyncflow.runs ADD COLUMN last_event BIGINT",
+        "UPDATE asyncflow.runs SET last_event = CASE status WHEN 'running' THEN 0 ELSE (SELECT "
+        "COALESCE(MAX(position), 0) FROM asyncflow.events WHERE events.run_id = runs.run_id) END",
+        "ALTER TABLE asyncflow.runs ALTER COLUMN last_event SET NOT NULL",
+        # For new rows: one that is there and does not fit is noticed when it is read.
+        "ALTER TABLE asyncflow.events ADD CONSTRAINT events_fit CHECK (position > 0 AND item >= 0 "
+        "AND attempt >= 0 AND at_ms >= 0 AND at_ms < 'Infinity') NOT VALID",
+        "ALTER TABLE asyncflow.runs ADD CONSTRAINT runs_fit CHECK (status IN ('running', 'passed', "
+        "'failed', 'interrupted') AND started_at >= 0 AND started_at < 'Infinity') NOT VALID",
+    ],
 ]
 """Number n, counted from 0, brings the schema from version n to n + 1. Never change one that was
 released: add another."""
@@ -306,7 +352,10 @@ def _migrated(connection: _Connection) -> int:
         connection.execute("INSERT INTO asyncflow.schema_version VALUES (0)")
     for statements in _MIGRATIONS[version:]:
         for statement in statements:
-            connection.execute(statement.encode())
+            if isinstance(statement, str):
+                connection.execute(statement.encode())
+            else:
+                statement(connection)
         connection.execute("UPDATE asyncflow.schema_version SET version = version + 1")
     return max(version, len(_MIGRATIONS))
 

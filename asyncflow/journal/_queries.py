@@ -13,6 +13,7 @@ from asyncflow.events import Event
 from asyncflow.journal._event_codec import column_of, is_storable
 
 __all__ = [
+    "DAMAGED",
     "RUN_STATUSES",
     "ListedStatus",
     "Place",
@@ -38,6 +39,9 @@ ListedStatus: TypeAlias = (
 
 RUN_STATUSES = ("running", "orphaned", "passed", "failed", "interrupted")
 """The statuses that lists of runs show. Displays write them in capital letters."""
+
+DAMAGED = "damaged"
+"""What lists show instead if the row of a run is damaged."""
 
 Place = tuple[float, str]
 """The position of a run in the list of all runs: its start time and its id."""
@@ -77,15 +81,18 @@ class RunRecord:
     """The time of its latest event, in milliseconds since it started, pauses left out."""
     paused_s: float = 0.0
     """For how many seconds no process ran it before it was resumed, in all, by wall clock."""
+    damaged: bool = False
+    """Whether its row is damaged, so that the other fields may be wrong: an unreadable text is
+    escaped or empty, an unreadable time is 0. The run itself is a `RunUnreadableError`."""
 
     @property
     def duration_s(self) -> float | None:
         """For how many seconds its segments were running, as in `RunReport.total_duration_ms`.
 
         A segment whose process died lasted until its latest event. ``None`` while a process runs
-        the run.
+        the run, and if it is damaged.
         """
-        if self.status == "running" and not self.orphaned:
+        if self.damaged or (self.status == "running" and not self.orphaned):
             return None
         return self.latest_ms / 1000
 
@@ -104,7 +111,9 @@ class RunRecord:
 
 
 def listed_status(record: RunRecord) -> str:
-    """Return which of `RUN_STATUSES` a list shows for a run."""
+    """Return which of `RUN_STATUSES` a list shows for a run, or `DAMAGED`."""
+    if record.damaged:
+        return DAMAGED
     return "orphaned" if record.orphaned else record.status
 
 

@@ -1,18 +1,24 @@
 """Reads runs from a store: their records, events and reports, with decoded values.
 
 Every method runs in the journal's thread for reading.
+
+One guarded replay: every reader of a whole run reads what `JournalReader._replay` returns, so that
+whatever is damaged in a run, each of them gets the same `RunUnreadableError`.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
+from functools import partial
+from typing import Any, get_args
 
 from asyncflow._core.errors import (
     JournalError,
     LeaseLostError,
     PayloadError,
     RunNotFoundError,
+    RunUnreadableError,
     describe_fully,
     did_you_mean,
 )
@@ -20,10 +26,10 @@ from asyncflow._core.replay import StoredRun
 from asyncflow._core.report import RunReport
 from asyncflow._core.results import REDACTED, REDACTED_OUTPUT, Payload, RestoredOutput
 from asyncflow.events import Event, RunFinished, RunResumed, RunStarted, StepSucceeded
-from asyncflow.journal._event_codec import from_column
+from asyncflow.journal._event_codec import column_of, from_column, is_moment, run_checksum
 from asyncflow.journal._machine import is_void
 from asyncflow.journal._payload_codec import Codec
-from asyncflow.journal._queries import RunFilter, RunRecord, StoredEvent
+from asyncflow.journal._queries import RunFilter, RunRecord, RunStatus, StoredEvent
 from asyncflow.journal._store import RunRow, Store
 
 __all__ = ["JournalReader"]
@@ -51,35 +57,73 @@ class JournalReader:
         """Return the events of a claimed run, whose last position is known.
 
         Raises:
+            RunUnreadableError: It is damaged, or a newer asyncflow wrote it.
             LeaseLostError: There are more: another process has claimed the run meanwhile.
             JournalError: There are fewer: the database that is read lags behind.
         """
-        stored = self.store.events(run_id)
-        if stored and stored[-1][0] > last:
+        return [event for _, event in self._replay(run_id, last)[1]]
+
+    def passed(self, run_id: str) -> list[Event]:
+        """Return the events of a run that has passed, which are final; of any other run, none.
+
+        Raises:
+            RunUnreadableError: It is damaged, or a newer asyncflow wrote it.
+        """
+        row = self.store.run(run_id)
+        if row is None or row.status != "passed":
+            return []
+        run, stored = self._replay(run_id)
+        return [event for _, event in stored] if run.outcome == "passed" else []
+
+    def _replay(
+        self, run_id: str, last: int | None = None
+    ) -> tuple[StoredRun, list[tuple[int, Event]]]:
+        """Return the replay of a run and its events, each with its position; none if there is none.
+
+        Raises:
+            RunUnreadableError: It is damaged, or a newer asyncflow wrote it.
+            JournalError: Its last position is known and another one, as `history` says.
+        """
+        row = self.store.run(run_id)
+        while True:
+            stored = self.store.events(run_id)
+            if last is not None:
+                self._check_last(run_id, len(stored), last)
+            before, problem = row, _contradiction(run_id, row, [event for _, event in stored])
+            if not problem:
+                break
+            # Between the two reads it may have begun, resumed, ended or been deleted. Then its row
+            # is another one now, lease aside. A damaged one may have NaN, which differs from NaN.
+            row = self.store.run(run_id)
+            if repr(row and row[:7]) == repr(before and before[:7]):
+                raise RunUnreadableError(self._name, run_id, problem)
+        run, position = StoredRun(), 0
+        try:
+            for _, event in stored:
+                position += 1
+                run.apply(event)
+        # Only our replay is in here. Events that don't follow from each other can make it raise
+        # anything, as they can make the decoding of a row.
+        except Exception as error:
+            problem = f"it does not follow from the events before it ({describe_fully(error)})"
+            raise RunUnreadableError(self._name, run_id, problem, position) from error
+        return run, stored
+
+    def _check_last(self, run_id: str, seen: int, last: int) -> None:
+        if seen > last:
             raise LeaseLostError(
                 self._name,
                 f"another process has taken over run {run_id!r} while this one was reading its "
                 "events, because this one did not renew its lease in time: it stood still; "
                 "nothing was done here, and the other process continues the run",
             )
-        if not stored or stored[-1][0] != last:
-            seen = stored[-1][0] if stored else 0
+        if seen < last:
             raise JournalError(
                 self._name,
                 f"it shows up to {seen} of the {last} events of run {run_id!r}, so nothing was "
                 "done: they seem to come from a standby that is behind; name the primary "
                 "server, or all of them with target_session_attrs=read-write",
             )
-        return [event for _, event in stored]
-
-    def passed(self, run_id: str) -> list[Event]:
-        """Return the events of a run that has passed, which are final; of any other run, none."""
-        row = self.store.run(run_id)
-        if row is None or row.status != "passed":
-            return []
-        events = [event for _, event in self.store.events(run_id)]
-        last = events[-1] if events else None
-        return events if isinstance(last, RunFinished) and last.outcome == "passed" else []
 
     def runs(self, where: RunFilter) -> list[RunRecord]:
         """Return the runs that a filter selects."""
@@ -96,14 +140,15 @@ class JournalReader:
         return found[: where.limit]
 
     def record(self, run_id: str) -> RunRecord:
-        """Return the record of a run.
+        """Return the record of a run; a damaged one if the run has events and no row.
 
         Raises:
             RunNotFoundError: There is no such run.
         """
         row = self.store.run(run_id)
         if row is None:
-            raise self.unknown(run_id)
+            self.check_exists(run_id)
+            return _record_of(RunRow(run_id, *[None] * (len(RunRow._fields) - 1)))
         return _record_of(row)
 
     def events(self, run_id: str, after: int) -> list[StoredEvent]:
@@ -111,69 +156,136 @@ class JournalReader:
 
         Raises:
             RunNotFoundError: There is no such run.
+            RunUnreadableError: It is damaged, or a newer asyncflow wrote it.
         """
-        stored = self.store.events(run_id, after)
+        # A part can't be replayed. Its rows are checked, and who follows a run replays them.
+        stored = self.store.events(run_id, after) if after else self._replay(run_id)[1]
         if not stored:
             self.record(run_id)
-        return [StoredEvent(position, self._decoded(event)) for position, event in stored]
+        return [StoredEvent(at, self._decoded(run_id, at, event)) for at, event in stored]
 
     def report(self, run_id: str) -> RunReport:
         """Return the report of a run as far as it has come.
 
         Raises:
             RunNotFoundError: There is no such run.
-            JournalError: Its events contradict each other: another program has changed them.
+            RunUnreadableError: It is damaged, or a newer asyncflow wrote it.
         """
-        stored = self.store.events(run_id)
+        run, stored = self._replay(run_id)
         if not stored:
             raise self.unknown(run_id)
+        return run.report(partial(self._shown, run_id, None))
+
+    def check_exists(self, run_id: str) -> None:
+        """Check that there is a run, even a damaged one.
+
+        Raises:
+            RunNotFoundError: There is no such run.
+        """
         try:
-            run = StoredRun(event for _, event in stored)
-        except Exception as error:
-            raise JournalError(
-                self._name,
-                f"the events of run {run_id!r} don't follow from each other "
-                f"({describe_fully(error)}): another program has changed them; they were left as "
-                "they are",
-            ) from error
-        return run.report(self._shown)
+            if not self.store.last_position(run_id):
+                raise self.unknown(run_id)
+        except RunUnreadableError:
+            pass  # there is something of it
 
     def unknown(self, run_id: str) -> RunNotFoundError:
         """Return the error for a run that does not exist, with the most similar id."""
-        others = [row.run_id for row in self.store.runs(RunFilter(limit=1_000))]
+        others = [record.run_id for record in self.runs(RunFilter(limit=1_000))]
         return RunNotFoundError(run_id, self._name, did_you_mean(run_id, others))
 
-    def _decoded(self, event: Event) -> Event:
+    def _decoded(self, run_id: str, position: int, event: Event) -> Event:
+        shown = partial(self._shown, run_id, position)
         if isinstance(event, StepSucceeded):
             output = event.output
-            return replace(event, output=output and self._shown(event.step, output))
+            return replace(event, output=output and shown(event.step, output))
         if isinstance(event, RunStarted | RunResumed):
-            inputs = {name: self._shown(name, value) for name, value in event.inputs.items()}
+            inputs = {name: shown(name, value) for name, value in event.inputs.items()}
             return replace(event, inputs=inputs)
         return event
 
-    def _shown(self, name: str, payload: Payload) -> Any:
-        """Return the value of a payload, or a `RestoredOutput` if it must not be decoded."""
+    def _shown(self, run_id: str, position: int | None, name: str, payload: Payload) -> Any:
+        """Return the value of a payload, or a `RestoredOutput` if it must not be decoded.
+
+        Raises:
+            RunUnreadableError: It can't be decoded, although it needs no code of the user.
+        """
         if payload == REDACTED:
             return REDACTED_OUTPUT
         try:
             return self._codec.decode(name, payload, Any)
-        except PayloadError:
-            return RestoredOutput(f"<{_PICKLED}>")
+        except PayloadError as error:
+            if payload.codec == "cloudpickle":
+                return RestoredOutput(f"<{_PICKLED}>")
+            raise RunUnreadableError(self._name, run_id, str(error), position) from error
+
+
+def _contradiction(run_id: str, row: RunRow | None, events: Sequence[Event]) -> str:
+    """Return in what the row of a run and its events contradict each other; empty if in nothing."""
+    if row is None:
+        return "its row is missing" if events else ""
+    if not _is_sound(row):
+        return "its row is damaged"
+    if not events:
+        return "its events are missing"
+    first, last = events[0], events[-1]
+    if not isinstance(first, RunStarted) or (first.run_id, column_of(first.pipeline)) != (
+        run_id,
+        row.pipeline,
+    ):
+        return "its first event does not fit its row"
+    status = last.outcome if isinstance(last, RunFinished) else "running"
+    count = len(events)
+    if status != row.status or (
+        count < row.last_event if status == "running" else count != row.last_event
+    ):
+        return (
+            f"its last event is {count}, a {type(last).__name__}, and does not fit its row, which "
+            f"says {row.status!r} after event {row.last_event}: later ones are missing"
+        )
+    return ""
 
 
 def _record_of(row: RunRow) -> RunRecord:
-    status: Any = row.status
-    orphaned = status == "running" and (row.owner is None or is_void(row.process or ""))
-    pipeline = from_column(row.pipeline)
+    is_damaged = not _is_sound(row)
+    status: Any = row.status if row.status in _STATUSES else "running"
+    process = row.process if isinstance(row.process, str) else ""
     return RunRecord(
-        row.run_id,
-        pipeline,
-        status,
-        row.started_at,
-        row.updated_at,
-        row.owner,
-        orphaned,
-        row.latest_ms,
-        max(row.paused_s, 0.0),
+        run_id=_text_of(row.run_id),
+        pipeline="" if is_damaged else from_column(row.pipeline),
+        status=status,
+        started_at=row.started_at if is_moment(row.started_at) else 0.0,
+        updated_at=row.updated_at if is_moment(row.updated_at) else 0.0,
+        owner=None if row.owner is None else _text_of(row.owner),
+        orphaned=status == "running" and (row.owner is None or is_void(process)),
+        latest_ms=row.latest_ms if _is_number(row.latest_ms) else 0.0,
+        paused_s=row.paused_s if _is_number(row.paused_s) else 0.0,
+        damaged=is_damaged,
     )
+
+
+_STATUSES = get_args(RunStatus)
+
+
+def _is_sound(row: RunRow) -> bool:
+    """Whether the row of a run is undamaged, as far as its checksum and the types tell."""
+    try:
+        checksum = run_checksum(row.run_id, row.pipeline, row.started_at)
+        from_column(row.pipeline)
+    except (AttributeError, TypeError, ValueError):  # it is no text, or none of ours
+        return False
+    times = row.started_at, row.updated_at
+    return (
+        checksum == row.checksum
+        and row.status in _STATUSES
+        and isinstance(row.last_event, int)
+        and all(map(is_moment, times))
+    )
+
+
+def _is_number(value: object) -> bool:
+    return type(value) in (float, int) and 0 <= value < 1e14  # type: ignore[operator]
+
+
+def _text_of(value: object) -> str:
+    """Return a value as a text without surrogates."""
+    return str(value).encode("utf-8", "backslashreplace").decode()

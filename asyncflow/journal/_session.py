@@ -62,7 +62,7 @@ class SQLSession:
         self._appended += 1
         self._rows.append(row_of(self._lease.run_id, self._appended, event))
         if isinstance(event, _CHANGING):
-            self._change = _merged(self._change, event)
+            self._change = _merged(self._change, self._appended, event)
         self._queue.schedule(self)
 
     async def flush(self) -> None:
@@ -187,11 +187,13 @@ class CommitQueue:
             session.settle()
 
 
-def _merged(before: Change | None, event: RunStarted | RunResumed | RunFinished) -> Change:
+def _merged(
+    before: Change | None, position: int, event: RunStarted | RunResumed | RunFinished
+) -> Change:
     """Return what an event and those before it change in the row of their run."""
     if isinstance(event, RunStarted):
-        return Change("running", column_of(event.pipeline), event.wall_time)
-    change = before or Change("running")
+        return Change("running", position, column_of(event.pipeline), event.wall_time + 0.0)
+    change = (before or Change("running", position))._replace(position=position)
     if isinstance(event, RunFinished):
         return change._replace(status=event.outcome)
     # When it would have started if it had never paused.

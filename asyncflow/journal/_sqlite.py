@@ -16,17 +16,19 @@ from __future__ import annotations
 
 import os
 import sqlite3
+import struct
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, suppress
 from functools import cache, partial
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 from asyncflow._core.errors import JournalError, escape_controls
 from asyncflow.journal._base import SQLJournal
 from asyncflow.journal._database_file import DatabaseFile
+from asyncflow.journal._event_codec import event_checksum, run_checksum
 from asyncflow.journal._machine import LeaseClock, this_machine
 from asyncflow.journal._queries import check_lease
 from asyncflow.journal._store import DatabaseChangedError, Store, either_case
@@ -51,6 +53,9 @@ _APPLICATION = 0x61737966
 
 _TABLES = {"runs", "leases", "events"}
 
+_STRICT = "WITHOUT ROWID, STRICT" if sqlite3.sqlite_version_info >= (3, 37) else "WITHOUT ROWID"
+"""SQLite before 3.37 does not know strict tables, and can't open a database that has one."""
+
 _MIGRATIONS = [
     [
         f"PRAGMA application_id = {_APPLICATION}",
@@ -69,11 +74,49 @@ _MIGRATIONS = [
         "CREATE INDEX runs_by_status ON runs (status, started_at, run_id)",
         "CREATE INDEX runs_by_pipeline ON runs (pipeline, started_at, run_id)",
     ],
+    # The rows get their checksums. A value that does not fit its column becomes one that does; the
+    # checksum is that of the value before, so it does not fit the row and the row stays unreadable.
     [
-        "ALTER TABLE runs ADD COLUMN paused_s REAL NOT NULL DEFAULT 0",
+        "CREATE TABLE new_runs (run_id TEXT PRIMARY KEY, pipeline TEXT NOT NULL, "
+        "status TEXT NOT NULL CHECK (status IN ('running', 'passed', 'failed', 'interrupted')), "
+        "started_at REAL NOT NULL, updated_at REAL NOT NULL, paused_s REAL NOT NULL DEFAULT 0, "
+        "last_event INTEGER NOT NULL, checksum INTEGER NOT NULL) "
+        f"{_STRICT}",
+        "INSERT INTO new_runs SELECT CAST(run_id AS TEXT), IFNULL(CAST(pipeline AS TEXT), ''), "
+        "CASE WHEN status IN ('passed', 'failed', 'interrupted') THEN status ELSE 'running' END, "
+        "IFNULL(CAST(started_at AS REAL), 0), IFNULL(CAST(updated_at AS REAL), 0), 0, "
+        "CASE status WHEN 'running' THEN 0 ELSE (SELECT IFNULL(CAST(MAX(position) AS INTEGER), 0) "
+        "FROM events WHERE events.run_id = runs.run_id) END, "
+        "CASE WHEN status IN ('running', 'passed', 'failed', 'interrupted') THEN "
+        "run_checksum(CAST(run_id AS BLOB), CAST(pipeline AS BLOB), started_at) ELSE -1 END "
+        "FROM runs",
+        "DROP TABLE runs",
+        "ALTER TABLE new_runs RENAME TO runs",
+        "CREATE INDEX runs_by_start ON runs (started_at, run_id)",
+        "CREATE INDEX runs_by_status ON runs (status, started_at, run_id)",
+        "CREATE INDEX runs_by_pipeline ON runs (pipeline, started_at, run_id)",
+        "CREATE TABLE new_leases (run_id TEXT PRIMARY KEY, token INTEGER NOT NULL, owner TEXT, "
         # `expires_at` is by the wall clock; these are `LeaseClock.name` and a time by `boot_s`.
-        "ALTER TABLE leases ADD COLUMN clock TEXT",
-        "ALTER TABLE leases ADD COLUMN boot_expires_at REAL",
+        "process TEXT, expires_at REAL NOT NULL, cancel_token INTEGER, clock TEXT, "
+        f"boot_expires_at REAL) {_STRICT}",
+        "INSERT INTO new_leases SELECT CAST(run_id AS TEXT), IFNULL(CAST(token AS INTEGER), 0), "
+        "CAST(owner AS TEXT), CAST(process AS TEXT), IFNULL(CAST(expires_at AS REAL), 0), "
+        "CAST(cancel_token AS INTEGER), NULL, NULL FROM leases",
+        "DROP TABLE leases",
+        "ALTER TABLE new_leases RENAME TO leases",
+        "CREATE INDEX leases_cancelled ON leases (run_id) WHERE cancel_token IS NOT NULL",
+        "CREATE TABLE new_events (run_id TEXT NOT NULL, position INTEGER NOT NULL, "
+        "kind TEXT NOT NULL, step TEXT, item INTEGER, attempt INTEGER, at_ms REAL NOT NULL, "
+        "codec TEXT, payload TEXT, data BLOB, checksum INTEGER NOT NULL, "
+        f"PRIMARY KEY (run_id, position)) {_STRICT}",
+        "INSERT OR IGNORE INTO new_events SELECT CAST(run_id AS TEXT), CAST(position AS INTEGER), "
+        "IFNULL(CAST(kind AS TEXT), ''), CAST(step AS TEXT), CAST(item AS INTEGER), "
+        "CAST(attempt AS INTEGER), IFNULL(CAST(at_ms AS REAL), 0), CAST(codec AS TEXT), "
+        "CAST(payload AS TEXT), CAST(data AS BLOB), event_checksum(CAST(run_id AS BLOB), position, "
+        "CAST(kind AS BLOB), CAST(step AS BLOB), item, attempt, at_ms, CAST(codec AS BLOB), "
+        "CAST(payload AS BLOB), CAST(data AS BLOB)) FROM events ORDER BY run_id, position",
+        "DROP TABLE events",
+        "ALTER TABLE new_events RENAME TO events",
     ],
 ]
 """Number n, counted from 0, brings the schema from version n to n + 1. Never change one that was
@@ -83,7 +126,8 @@ _DIALECT = {
     "{now}": "asyncflow_now()",
     "{lock}": "",
     "{like}": "GLOB",
-    "{valid}": "asyncflow_is_valid(l.expires_at, l.clock, l.boot_expires_at)",
+    "{valid}": "asyncflow_is_valid(IFNULL(CAST(l.expires_at AS REAL), 0), CAST(l.clock AS BLOB), "
+    "CAST(l.boot_expires_at AS REAL))",
     "{expiry}": "(expires_at, clock, boot_expires_at) = (SELECT asyncflow_now() + lease_s, "
     "asyncflow_clock(), asyncflow_boot_now() + lease_s FROM (SELECT ? AS lease_s))",
 }
@@ -214,6 +258,8 @@ class SQLite:
             connection = sqlite3.connect(
                 path, timeout=self._patience_s, isolation_level=None, cached_statements=256
             )
+            # A damaged text must not make a whole list unreadable: its row's checksum tells.
+            connection.text_factory = _text_of
             try:
                 self._prepare(connection)
                 if file:
@@ -245,11 +291,17 @@ class SQLite:
 
     def _add_functions(self, connection: sqlite3.Connection) -> None:
         clock = self._clock
+
+        def is_valid(until_s: float, name: bytes | None, boot_until_s: float | None) -> bool:
+            # Converted, because a damaged lease must not make the list of runs unreadable.
+            text = None if name is None else name.decode(errors="replace")
+            return clock.is_valid(until_s, text, boot_until_s)
+
         for name, count, function in (
             ("now", 0, clock.wall_s),
             ("boot_now", 0, clock.boot_s),
             ("clock", 0, lambda: clock.name),
-            ("is_valid", 3, clock.is_valid),
+            ("is_valid", 3, is_valid),
         ):
             # Deterministic within one statement, so that they are not called for each row.
             connection.create_function(f"asyncflow_{name}", count, function, deterministic=True)
@@ -272,10 +324,13 @@ class SQLite:
             self.close()  # the next use opens what is there then
             raise
         except sqlite3.Error as error:
-            raise JournalError(self.name, self._explain(error)) from error
+            code = getattr(error, "sqlite_errorcode", 0) & 0xFF
+            raise JournalError(self.name, self._explain(error, code)) from error
+        except UnicodeDecodeError as error:  # of the message, which quotes a damaged schema
+            problem = self._explain(error, sqlite3.SQLITE_CORRUPT)
+            raise JournalError(self.name, problem) from error
 
-    def _explain(self, error: sqlite3.Error) -> str:
-        code = getattr(error, "sqlite_errorcode", 0) & 0xFF
+    def _explain(self, error: Exception, code: int) -> str:
         problem, way_out = _PROBLEMS.get(code, _UNKNOWN)
         if code == sqlite3.SQLITE_CANTOPEN and self._file and os.path.isdir(self._file.path):
             problem, way_out = "it is a directory", "name a file in it, such as runs.db"
@@ -326,6 +381,9 @@ _PROBLEMS = {
 _UNKNOWN = ("the database failed", _SAFE)
 
 
+_text_of = partial(str, encoding="utf-8", errors="surrogateescape")
+
+
 def _is_busy(error: sqlite3.Error) -> bool:
     return getattr(error, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_BUSY
 
@@ -362,6 +420,12 @@ def _migrate(connection: sqlite3.Connection, version: int) -> None:
     connection.execute("BEGIN IMMEDIATE")
     try:
         if _version(connection) == version:
+            for name, arguments, checksum in (
+                ("event_checksum", 10, event_checksum),
+                ("run_checksum", 3, run_checksum),
+            ):
+                function = partial(_checksum_of_stored, checksum)
+                connection.create_function(name, arguments, function, deterministic=True)
             for statement in _MIGRATIONS[version]:
                 connection.execute(statement)
             connection.execute(f"PRAGMA user_version = {version + 1}")
@@ -370,6 +434,20 @@ def _migrate(connection: sqlite3.Connection, version: int) -> None:
         with suppress(sqlite3.Error):
             connection.execute("ROLLBACK")
         raise
+
+
+def _checksum_of_stored(checksum: Callable[..., int], *columns: Any) -> int:
+    """Return the checksum of a stored row, whose texts are given as bytes; -1 if it has none.
+
+    The last column of an event, its data, is no text.
+    """
+    texts, data = columns[:9], columns[9:]
+    try:
+        return checksum(
+            *(each.decode() if isinstance(each, bytes) else each for each in texts), *data
+        )
+    except (UnicodeDecodeError, TypeError, struct.error):  # a text is no UTF-8, or a number is none
+        return -1
 
 
 class SQLiteJournal(SQLJournal):

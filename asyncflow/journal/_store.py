@@ -10,7 +10,11 @@ mean, as `JournalError`. Everything is called in one thread only.
   claimed the run. A row stays when its owner releases it, so that tokens only grow. `cancel_token`
   is the token of the claim that was asked to stop, so the request is void for the next claim. Times
   are by the database's clock.
-- `events` has one row per event, with the columns of `asyncflow.journal._event_codec.EventRow`.
+- `events` has one row per event, with the columns of `asyncflow.journal._event_codec.EventRow` and
+  their checksum.
+
+What is read may be damaged. A row of `events` is checked when it is read, and a run whose rows
+can't be read is a `RunUnreadableError`. Values of the other tables may be of any type.
 """
 
 from __future__ import annotations
@@ -21,9 +25,20 @@ from functools import cache
 from itertools import chain, islice
 from typing import Any, NamedTuple, Protocol
 
-from asyncflow._core.errors import JournalError, RunAlreadyActiveError, describe_fully
+from asyncflow._core.errors import (
+    JournalError,
+    RunAlreadyActiveError,
+    RunUnreadableError,
+    describe_fully,
+)
 from asyncflow.events import Event
-from asyncflow.journal._event_codec import EventRow, column_of, event_of
+from asyncflow.journal._event_codec import (
+    EventRow,
+    column_of,
+    event_checksum,
+    event_of,
+    run_checksum,
+)
 from asyncflow.journal._queries import RunFilter
 
 __all__ = [
@@ -109,6 +124,8 @@ class Change(NamedTuple):
     """What events change in the row of their run."""
 
     status: str
+    position: int
+    """That of the latest of these events."""
     pipeline: str | None = None
     """Set by the first event, as is ``started_at``."""
     started_at: float | None = None
@@ -144,21 +161,32 @@ stored event, which is not the one that was committed last; or ``None`` for a lo
 
 
 class RunRow(NamedTuple):
-    """A row of `runs` with its lease."""
+    """A row of `runs` with its lease, as it was read: if it is damaged, its values are of any type.
 
-    run_id: str
-    pipeline: str
-    status: str
-    started_at: float
-    updated_at: float
-    owner: str | None
+    An undamaged one has the types of `asyncflow.journal._queries.RunRecord`.
+    """
+
+    run_id: Any
+    pipeline: Any
+    status: Any
+    started_at: Any
+    updated_at: Any
+    last_event: Any
+    """The position of the latest event that changed the row. If the run has ended, it is the last
+    of all, so that missing ones are noticed."""
+    checksum: Any
+    """That of the columns that never change, by `run_checksum`."""
+    owner: Any
     """The lease holder; ``None`` if there is none, or the lease has expired."""
-    process: str | None
-    latest_ms: float
-    """The time of its latest event."""
-    paused_s: float
+    process: Any
+    latest_ms: Any
+    """The time of its latest event, whose checksum was not compared."""
+    paused_s: Any
     """By how much its start and the times of its events have drifted apart by the wall clock."""
 
+
+_EVENT = (*EventRow._fields, "checksum")
+"""The columns of `events`."""
 
 _FREE = "(l.owner IS NULL OR NOT {valid})"
 
@@ -183,20 +211,24 @@ _CANCELLED = (
     "SELECT run_id, token FROM leases WHERE cancel_token IS NOT NULL AND cancel_token = token"
 )
 _BEGIN_RUN = (
-    "INSERT INTO runs (run_id, pipeline, status, started_at, updated_at) VALUES (?, ?, ?, ?, {now})"
+    "INSERT INTO runs (run_id, pipeline, status, started_at, last_event, checksum, updated_at) "
+    "VALUES (?, ?, ?, ?, ?, ?, {now})"
 )
 _CHANGE_RUN = (
-    "UPDATE runs SET status = ?, updated_at = {now}, "
+    "UPDATE runs SET status = ?, last_event = ?, updated_at = {now}, "
     "paused_s = COALESCE(? - started_at, paused_s) WHERE run_id = ?"
 )
 _EVENTS = (
-    f"SELECT {', '.join(EventRow._fields[1:])} FROM events "
-    "WHERE run_id = ? AND position > ? ORDER BY position"
+    f"SELECT {', '.join(_EVENT)} FROM events WHERE run_id = ? AND position > ? ORDER BY position"
+)
+_LAST = (
+    "SELECT COALESCE((SELECT MAX(position) FROM events WHERE run_id = ?), 0), "
+    "(SELECT COUNT(*) FROM runs WHERE run_id = ?)"
 )
 _LAST_OF_LEASE = "(SELECT COALESCE(MAX(e.position), 0) FROM events e WHERE e.run_id = l.run_id)"
-_LAST = "SELECT COALESCE(MAX(position), 0) FROM events WHERE run_id = ?"
 _RUNS = (
     "SELECT r.run_id, r.pipeline, r.status, r.started_at, r.updated_at, "
+    "r.last_event, r.checksum, "
     f"CASE WHEN {_FREE} THEN NULL ELSE l.owner END, l.process, "
     "COALESCE((SELECT e.at_ms FROM events e WHERE e.run_id = r.run_id "
     "ORDER BY e.position DESC LIMIT 1), 0), r.paused_s "
@@ -236,14 +268,22 @@ class Store:
 
         Raises:
             RunAlreadyActiveError: It has another owner, whose claim is not void.
+            RunUnreadableError: The row of its lease is damaged.
         """
         with self.database.transaction() as cursor:
             self._execute(cursor, _MAKE_LEASE, (run_id,))
             self._execute(cursor, _LEASE, (run_id,))
             lease = cursor.fetchone()
             _check_free(run_id, lease, claim)
+            token = self._token_of(run_id, lease) + 1
             self._execute(cursor, _CLAIM, (claim.owner, claim.process, claim.lease_s, run_id))
-        return int(lease[-1]) + 1
+        return token
+
+    def _token_of(self, run_id: str, lease: Sequence[Any]) -> int:
+        token = lease[-1]
+        if not isinstance(token, int):
+            raise RunUnreadableError(self.database.name, run_id, "the row of its lease is damaged")
+        return token
 
     def renew(self, claims: Iterable[tuple[str, int]], lease_s: float) -> set[tuple[str, int]]:
         """Renew the leases of claims, each a run id and a token, and return the lost ones."""
@@ -270,14 +310,15 @@ class Store:
             lease = cursor.fetchone()
             if lease is None or not _is_owned(lease, claim):
                 return None
+            token = self._token_of(run_id, lease)
             self._execute(cursor, _CANCEL, (run_id,))
-        return int(lease[-1])
+        return token
 
     def cancelled(self) -> list[tuple[str, int]]:
         """Return the claims that were asked to stop, each a run id and a token."""
         with self.database.reading() as cursor:
             self._execute(cursor, _CANCELLED)
-            return [(run_id, int(token)) for run_id, token in cursor.fetchall()]
+            return [(run_id, token) for run_id, token in cursor.fetchall()]
 
     def write(self, take: Callable[[], Sequence[CommitBatch]]) -> Refusals:
         """Write batches in one transaction; return the claims for which nothing was written.
@@ -321,42 +362,65 @@ class Store:
     def _insert(self, cursor: Cursor, rows: Sequence[EventRow]) -> None:
         # Few statements: after each one this thread waits for the interpreter's lock.
         for chunk in _chunks(rows):
-            self._execute(cursor, _insertion(len(chunk)), list(chain(*chunk)))
+            values = [(*row, event_checksum(*row)) for row in chunk]
+            self._execute(cursor, _insertion(len(chunk)), list(chain(*values)))
 
     def _finish(self, cursor: Cursor, batch: CommitBatch) -> None:
         change = batch.change
         if change and change.started_at is not None:
-            run = (batch.run_id, change.pipeline, change.status, change.started_at)
-            self._execute(cursor, _BEGIN_RUN, run)
+            fixed = batch.run_id, change.pipeline or "", change.started_at
+            run_id, pipeline, started_at = fixed
+            run = run_id, pipeline, change.status, started_at, change.position
+            self._execute(cursor, _BEGIN_RUN, (*run, run_checksum(*fixed)))
         elif change:
-            changed = (change.status, change.unpaused_at, batch.run_id)
+            changed = change.status, change.position, change.unpaused_at, batch.run_id
             self._execute(cursor, _CHANGE_RUN, changed)
         if batch.release:
             self._execute(cursor, _RELEASE, (batch.run_id, batch.token))
 
     def events(self, run_id: str, after: int = 0) -> list[tuple[int, Event]]:
-        """Return the events of a run after a position, each with its position, in order."""
+        """Return the events of a run after a position, each with its position, in order.
+
+        Raises:
+            RunUnreadableError: A row is damaged or missing, or a newer asyncflow wrote it.
+        """
         with self.database.reading() as cursor:
             self._execute(cursor, _EVENTS, (run_id, after))
             rows = cursor.fetchall()
-        return [(row[0], self._event(run_id, row)) for row in rows]
+        return [
+            (position, self._event(run_id, position, row))
+            for position, row in enumerate(rows, after + 1)
+        ]
 
-    def _event(self, run_id: str, row: Sequence[Any]) -> Event:
+    def _event(self, run_id: str, position: int, row: Sequence[Any]) -> Event:
+        if row[1] != position:
+            raise RunUnreadableError(
+                self.database.name, run_id, f"in its place is event {row[1]!r}", position
+            )
         try:
             return event_of(row)
-        except Exception as error:  # another program may have written anything
-            raise JournalError(
-                self.database.name,
-                f"event {row[0]} of run {run_id!r} can't be read ({describe_fully(error)}). It was "
-                "left as it is; a newer asyncflow may have written it",
+        # Only our decoding is in here. In a damaged row anything can be of any type, so it can
+        # raise anything: a list of the errors would not be complete.
+        except Exception as error:
+            raise RunUnreadableError(
+                self.database.name, run_id, describe_fully(error), position
             ) from error
 
     def last_position(self, run_id: str) -> int:
-        """Return the position of the last event of a run, 0 if it has none."""
+        """Return the position of the last event of a run, 0 if there is no such run.
+
+        Raises:
+            RunUnreadableError: The run has no events, or a row is damaged.
+        """
         with self.database.reading() as cursor:
-            self._execute(cursor, _LAST, (run_id,))
-            ((position,),) = cursor.fetchall()
-        return int(position)
+            self._execute(cursor, _LAST, (run_id, run_id))
+            ((position, runs),) = cursor.fetchall()
+        if not isinstance(position, int):
+            problem = f"the position of an event is {position!r}"
+            raise RunUnreadableError(self.database.name, run_id, problem)
+        if runs and not position:
+            raise RunUnreadableError(self.database.name, run_id, "its events are missing")
+        return position
 
     def run(self, run_id: str) -> RunRow | None:
         """Return the row of a run; ``None`` if there is none."""
@@ -402,7 +466,8 @@ class Store:
             if status is None:
                 self._execute(cursor, _STRAY)
                 rows += cursor.fetchall()
-        return [(run_id, int(position)) for run_id, position in rows]
+        # A damaged position is of any type; these serve to divide the runs into transactions.
+        return [(id_, at if isinstance(at, int) else 0) for id_, at in rows]
 
     def prune(self, run_ids: Sequence[str], age_s: float) -> int:
         """Delete runs that `ended` returned, if it still would; return how many that were."""
@@ -469,8 +534,8 @@ def _padding(count: int) -> int:
 
 @cache
 def _insertion(count: int) -> str:
-    row = f"({_marks(len(EventRow._fields))})"
-    return f"INSERT INTO events ({', '.join(EventRow._fields)}) VALUES {', '.join([row] * count)}"
+    row = f"({_marks(len(_EVENT))})"
+    return f"INSERT INTO events ({', '.join(_EVENT)}) VALUES {', '.join([row] * count)}"
 
 
 def _marks(count: int) -> str:

@@ -121,6 +121,7 @@ def status_for_run(status: str) -> StepStatus:
         "RUNNING": StepStatus.RUNNING,
         "PASSED": StepStatus.SUCCESS,
         "FAILED": StepStatus.FAILED,
+        "DAMAGED": StepStatus.FAILED,
     }.get(status, StepStatus.CANCELLED)
 
 

@@ -212,7 +212,14 @@ class RunFeed:
             return 0
         is_by_events = bool(stored) and self._position > 0 and self._is_rendered
         self._is_rendered = False
-        made = await asyncio.to_thread(self._render_new, stored, record)
+        try:
+            made = await asyncio.to_thread(self._render_new, stored, record)
+        except Exception:
+            # It may have applied a part. So the next read begins with the first event; and a run
+            # that can't be replayed says so in the journal's words.
+            self._view, self._events, self._applied = RunView(), [], 0
+            await self._journal.events(self._run_id)
+            raise
         self._record, self._rendered_at, self._is_rendered = record, now_s, True
         self._position = self._applied
         return self._take(made, self._position if is_by_events else math.inf)
@@ -220,10 +227,9 @@ class RunFeed:
     def _render_new(self, stored: Sequence[StoredEvent], record: RunRecord) -> dict[str, bytes]:
         """Apply the events and render the parts; this may take a while, so in another thread."""
         for each in stored:
-            # One by one, so that none is applied twice if one can't be shown.
-            self._applied = each.position
-            self._events.append(each.event)
             self._view.apply(each.event)
+            self._events.append(each.event)
+            self._applied = each.position
         return self._render(self._view, self._events, record, now_of(self._view, record))
 
     def _take(self, made: dict[str, bytes], position: float) -> int:

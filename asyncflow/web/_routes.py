@@ -16,7 +16,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import RedirectResponse, Response
 from starlette.routing import Route
 
-from asyncflow._core.errors import JournalError, RunNotFoundError
+from asyncflow._core.errors import JournalError, RunNotFoundError, RunUnreadableError
 from asyncflow._core.results import RestoredOutput, to_restored_error
 from asyncflow._core.value_size import MOST_BYTES, extent, safe_repr
 from asyncflow.journal._queries import RunRecord, StoredEvent
@@ -249,6 +249,7 @@ class Site:
         """What answers in place of a handler that failed."""
         return {
             RunNotFoundError: self._unknown,
+            RunUnreadableError: _unreadable_run,
             JournalError: _unreadable,
             HTTPException: _no_such_page,
             ClientDisconnect: _gone,
@@ -292,6 +293,13 @@ async def _unreadable(request: Request, error: JournalError) -> Response:
 async def _gone(request: Request, error: ClientDisconnect) -> Response:
     """Answer nobody: the client left before its request had arrived."""
     return Response(status_code=400)
+
+
+async def _unreadable_run(request: Request, error: RunUnreadableError) -> Response:
+    # Not 503: the journal works, and trying again does not help until the user does something.
+    links = [("All runs", path_in(request, "/"))]
+    text = f"{error}. Other runs are not affected."
+    return problem(request, 409, "The run can't be read", text, links=links)
 
 
 async def _no_such_page(request: Request, error: HTTPException) -> Response:

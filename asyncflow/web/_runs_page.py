@@ -24,6 +24,7 @@ from asyncflow._views.event_text import duration, took
 from asyncflow._views.preview import moment_iso, moment_text
 from asyncflow.html_report._page_model import RUN_BADGES
 from asyncflow.journal._queries import (
+    DAMAGED,
     RUN_STATUSES,
     RunFilter,
     RunRecord,
@@ -39,6 +40,7 @@ _TIMES = {"1h": "the last hour", "24h": "the last 24 hours", "7d": "the last 7 d
 _MEANINGS = {
     "orphaned": "orphaned: its process is gone",
     "interrupted": "interrupted: it was cancelled",
+    DAMAGED: "damaged: what the journal has of it can't be read",
 }
 _MOST, _USUALLY = 1_000, 50
 
@@ -229,7 +231,7 @@ class _ListRow(NamedTuple):
 
     record: RunRecord
     status: str
-    """One of `RUN_STATUSES`."""
+    """One of `RUN_STATUSES`, or `DAMAGED`."""
     link: str
     duration_s: float
 
@@ -251,7 +253,9 @@ async def runs_page(request: Request, journal: RunsJournal, pipelines: list[str]
         return problem(request, 400, "The query is invalid", f"{error}.", links=home)
     rows = [_row(request, record, now_s) for record in runs]
     dots = [
-        Dot(row.record.run_id, row.status, row.record.started_at, row.duration_s) for row in rows
+        Dot(row.record.run_id, row.status, row.record.started_at, row.duration_s)
+        for row in rows
+        if not row.record.damaged
     ]
     return render(
         request,
@@ -262,8 +266,9 @@ async def runs_page(request: Request, journal: RunsJournal, pipelines: list[str]
         links={row.record.run_id: row.link for row in rows},
         older=query.url(before=following) if following else None,
         newest=query.url(before="") if query.before else None,
-        statuses={status: _MEANINGS.get(status, status) for status in RUN_STATUSES},
-        badges={status: RUN_BADGES[status.upper()] for status in RUN_STATUSES},
+        statuses=RUN_STATUSES,
+        meanings={status: _MEANINGS.get(status, status) for status in (*RUN_STATUSES, DAMAGED)},
+        badges={status: RUN_BADGES[status.upper()] for status in (*RUN_STATUSES, DAMAGED)},
         times=_TIMES,
         pipelines=sorted({*pipelines, *(record.pipeline for record in runs)} - {""}),
         duration=duration,

@@ -160,7 +160,7 @@ async def run_by_hand(
 
     def add(kind: str, step: str | None = None, output: str | None = None) -> None:
         at_ms, codec = (time.monotonic() - began) * 1000, output and "json"
-        row = (run_id, next(positions), kind, step, None, 1, at_ms, codec, output, None)
+        row = (run_id, next(positions), kind, step, None, 1, at_ms, codec, output, None, 0)
         rows.append(row)
 
     async def stored() -> None:

@@ -26,10 +26,7 @@ def store_run(shell: Shell, run_id: str, *, ended_days_ago: int = 0) -> None:
     shell("run", "etl:pipeline", "--quiet", "--run-id", run_id)
     ended_at = time.time() - ended_days_ago * DAY_S
     with closing(sqlite3.connect("asyncflow.db")) as database, database:
-        database.execute(
-            "UPDATE runs SET started_at = ?, updated_at = ? WHERE run_id = ?",
-            (ended_at, ended_at, run_id),
-        )
+        database.execute("UPDATE runs SET updated_at = ? WHERE run_id = ?", (ended_at, run_id))
 
 
 def ids(shell: Shell) -> set[str]:

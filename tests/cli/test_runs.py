@@ -314,12 +314,28 @@ def test_the_timeline_has_a_row_for_each_step(shell: Shell, orphan: str) -> None
     shell("show", "second", "--timeline", "--json", exits=2)
 
 
-def test_control_characters_of_stored_names_are_escaped(shell: Shell) -> None:
-    store_run("name", fail, "two\nlines")
-    with closing(sqlite3.connect("asyncflow.db")) as database:  # earlier versions accepted such ids
-        for table in ("events", "leases", "runs"):
-            database.execute(f"UPDATE {table} SET run_id = 'evil\x1b[2Jname'")
-        database.commit()
+def test_a_damaged_run_is_listed_and_named_in_the_error(shell: Shell) -> None:
+    store_run("first")
+    store_run("second")
+    with closing(sqlite3.connect("asyncflow.db")) as database, database:
+        database.execute("UPDATE runs SET started_at = 1e300 WHERE run_id = 'second'")
+
+    lines = shell("runs").stdout.splitlines()
+    shown = shell("show", "second", exits=1)
+
+    assert lines[1].split() == ["second", "✗", "DAMAGED"]
+    assert lines[2].split()[:3] == ["first", "✓", "PASSED"]
+    assert "run 'second' can't be read: its row is damaged" in shown.stderr
+    assert "first" in shell("show", "first").stdout
+    assert shell("forget", "second").stdout == "removed run second (DAMAGED)\n"
+
+
+def test_control_characters_of_stored_names_are_escaped(
+    shell: Shell, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Earlier versions accepted such ids.
+    monkeypatch.setattr("asyncflow.journal._base.check_new_id", str)
+    store_run("evil\x1b[2Jname", fail, "two\nlines")
 
     for command in (["runs"], ["show", "latest"], ["show", "latest", "--events"]):
         assert "\x1b" not in shell(*command).stdout

@@ -24,6 +24,7 @@ from asyncflow import (
     RunAlreadyActiveError,
     RunCancelledError,
     RunNotFoundError,
+    RunUnreadableError,
     StepCancelledError,
     StepCrashedError,
     StepTimeoutError,
@@ -87,6 +88,14 @@ TABLE: list[tuple[Callable[[], Exception], type[Exception], dict[str, Any], str]
         JournalError,
         {"journal": "runs.db"},
         "journal runs.db: another process has run 'x'",
+    ),
+    (
+        lambda: RunUnreadableError("runs.db", "order-17", "its checksum is wrong", 3),
+        JournalError,
+        {"run_id": "order-17", "reason": "its checksum is wrong", "position": 3},
+        "journal runs.db: event 3 of run 'order-17' can't be read: its checksum is wrong. It was "
+        "left as it is: restore the journal from a backup, or remove the run with forget; if a "
+        "newer asyncflow wrote it, upgrade this one",
     ),
     (
         lambda: RunAlreadyActiveError("order-17", "web-1:42"),

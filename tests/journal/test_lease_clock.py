@@ -73,7 +73,7 @@ def owner(store: Store) -> str | None:
 
 def started(token: int) -> list[CommitBatch]:
     rows = [row_of("r", 1, RunStarted("r", 1.0, {}))]
-    return [CommitBatch("r", token, rows, Change("running", "", 1.0), False)]
+    return [CommitBatch("r", token, rows, Change("running", 1, "", 1.0), False)]
 
 
 @pytest.mark.parametrize("jump_s", [HOUR, -HOUR])

@@ -265,7 +265,8 @@ async def test_run_lists_use_an_index(database: Any, journal: Any) -> None:
     explain = "EXPLAIN QUERY PLAN" if database.__class__.__name__ == "TestedSQLite" else "EXPLAIN"
     if explain == "EXPLAIN":
         database.query(
-            "INSERT INTO runs SELECT 'r' || n, 'p' || n % 9, 'passed', n, n "
+            "INSERT INTO runs (run_id, pipeline, status, started_at, updated_at, last_event, "
+            "checksum) SELECT 'r' || n, 'p' || n % 9, 'passed', n, n, 0, 0 "
             "FROM generate_series(1, 20000) n"
         )
         database.query("ANALYZE runs")

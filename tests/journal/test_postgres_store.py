@@ -57,7 +57,7 @@ def batch(
     run_id: str, token: int, *positions: int, attempt: int = 1, release: bool = False
 ) -> CommitBatch:
     rows = [row_of(run_id, each, AttemptStarted("a", attempt, each / 3)) for each in positions]
-    change = Change("running", "", 0.0) if 1 in positions else None
+    change = Change("running", 1, "", 0.0) if 1 in positions else None
     return CommitBatch(run_id, token, rows, change, release)
 
 
@@ -510,7 +510,7 @@ def test_a_permanent_failure_says_what_is_safe(
 def test_pruning_leaves_no_trace_of_a_run(store: PostgresStore, dsn: str) -> None:
     for name in ("old", "active"):
         token = store.claim(name, MINE)
-        ended = Change("passed", "", 0.0)
+        ended = Change("passed", 1, "", 0.0)
         release = name == "old"
         rows = batch(name, token, 1, 2).rows
         store.write(lambda: [CommitBatch(name, token, rows, ended, release)])  # noqa: B023
@@ -532,7 +532,7 @@ def test_a_run_resumed_during_pruning_is_not_pruned(
 ) -> None:
     token = store.claim("r", MINE)
     rows = batch("r", token, 1).rows
-    store.write(lambda: [CommitBatch("r", token, rows, Change("passed", "", 0.0), True)])
+    store.write(lambda: [CommitBatch("r", token, rows, Change("passed", 1, "", 0.0), True)])
 
     with psycopg.connect(dsn) as resuming:
         resuming.execute("SELECT 1 FROM asyncflow.leases FOR UPDATE")

@@ -109,6 +109,7 @@ def test_an_unknown_description_counts_as_alive(described: str) -> None:
 @LINUX
 def test_a_process_without_a_start_time_counts_as_alive() -> None:
     assert not is_dead(describe(os.getpid(), started=""))
+    assert not is_dead(describe(2**80, started="1"))
 
 
 def test_without_proc_every_process_counts_as_alive(

@@ -439,7 +439,8 @@ def wal_sizes_while_writing(database: _sqlite.SQLite, path: Path, count: int) ->
     for position in range(count):
         with database.transaction() as cursor:
             cursor.execute(
-                "INSERT INTO events (run_id, position, kind, at_ms, data) VALUES (?, ?, 'x', 0, ?)",
+                "INSERT INTO events (run_id, position, kind, at_ms, data, checksum) "
+                "VALUES (?, ?, 'x', 0, ?, 0)",
                 ("r", position, b"x" * 100_000),
             )
         sizes.append(path.with_name("runs.db-wal").stat().st_size)

@@ -1,0 +1,116 @@
+"""The pages of a journal in which a run is damaged."""
+
+from __future__ import annotations
+
+import sqlite3
+from contextlib import aclosing, closing
+from pathlib import Path
+from typing import Any
+
+import pytest
+from web.runs import failing, passing
+
+from asyncflow import RunUnreadableError
+from asyncflow.journal import SQLiteJournal
+from asyncflow.web import app
+from asyncflow.web._feed import RunFeeds
+
+
+def change(path: Path, statement: str) -> None:
+    with closing(sqlite3.connect(path)) as database, database:
+        database.execute(statement)
+
+
+async def test_a_damaged_run_has_a_page_that_says_so(make_client: Any, tmp_path: Path) -> None:
+    path = tmp_path / "runs.db"
+    async with SQLiteJournal(path) as journal:
+        await passing().run(run_id="good", journal=journal)
+        await failing().run(run_id="bad", journal=journal)
+        client = make_client(app(journal, pipelines={"reports": failing()}))
+        change(
+            path,
+            "UPDATE events SET payload = '[1,2,9]' WHERE payload = '[1,2,3]' AND run_id = 'bad'",
+        )
+
+        pages = [await client.get(url) for url in ("/runs/bad", "/api/runs/bad/events")]
+        pages.append(await client.post("/resume/bad", headers={"origin": "http://127.0.0.1:8765"}))
+        others = [await client.get(url) for url in ("/", "/runs/good", "/api/runs/good/events")]
+
+    for page in pages:
+        assert page.status_code == 409
+        assert "event 3 of run" in page.text
+        assert "its checksum is wrong" in page.text
+        assert "Other runs are not affected." in page.text
+    assert "<h1>The run can&#39;t be read</h1>" in pages[0].text
+    assert pages[1].json()["error"] == "The run can't be read"
+    assert [page.status_code for page in others] == [200] * 3
+
+
+async def test_a_run_whose_row_is_damaged_is_listed(make_client: Any, tmp_path: Path) -> None:
+    path = tmp_path / "runs.db"
+    async with SQLiteJournal(path) as journal:
+        await passing().run(run_id="good", journal=journal)
+        await passing().run(run_id="bad", journal=journal)
+        change(path, "UPDATE runs SET started_at = 1e300, pipeline = '\"' WHERE run_id = 'bad'")
+        client = make_client(app(journal))
+
+        page, api = await client.get("/"), await client.get("/api/runs")
+
+    assert page.status_code == api.status_code == 200
+    assert "DAMAGED" in page.text
+    assert page.text.count('<a href="/runs/') == page.text.count('<th scope="row">') + 1
+    runs = {run["run_id"]: run for run in api.json()["runs"]}
+    assert (runs["bad"]["damaged"], runs["bad"]["started_at"], runs["bad"]["pipeline"]) == (
+        *(True, 0.0),
+        "",
+    )
+    assert (runs["bad"]["duration_s"], runs["good"]["damaged"]) == (None, False)
+
+
+async def test_a_stream_says_that_its_run_is_damaged_until_it_is_restored(tmp_path: Path) -> None:
+    path = tmp_path / "runs.db"
+    async with SQLiteJournal(path) as journal:
+        await passing().run(run_id="r", journal=journal)
+        change(path, "UPDATE events SET attempt = 5 WHERE position = 2")
+
+        def render(*_: Any) -> dict[str, str]:
+            return {"word": "rendered"}
+
+        async with aclosing(RunFeeds(journal).updates("r", 0, render)) as updates:
+            damaged = await anext(updates)
+            change(path, "UPDATE events SET attempt = 1 WHERE position = 2")
+            restored = await anext(updates)
+
+    assert "event 2 of run 'r' can't be read" in str(damaged.trouble)
+    assert (restored.trouble, restored.end) == (None, "ended")
+    assert restored.sections == {"word": "rendered"}
+
+
+@pytest.mark.parametrize("is_damaged", [True, False])
+async def test_events_that_cannot_be_applied_are_read_again(is_damaged: bool) -> None:
+    """The journal's words take the place of what applying or rendering them raised."""
+    reads: list[int] = []
+
+    class Source:
+        async def events(self, run_id: str, after: int = 0) -> list[Any]:
+            reads.append(after)
+            if is_damaged and len(reads) > 1:
+                raise RunUnreadableError("runs.db", "r", "it is damaged")
+            return await journal.events(run_id, after)
+
+        async def record(self, run_id: str) -> Any:
+            return await journal.record(run_id)
+
+    def render(*_: Any) -> dict[str, str]:
+        raise KeyError("x")
+
+    async with SQLiteJournal(":memory:") as journal:
+        await passing().run(run_id="r", journal=journal)
+        source: Any = Source()
+        async with aclosing(RunFeeds(source).updates("r", 0, render)) as updates:
+            update = await anext(updates)
+
+    assert reads == [0, 0]
+    assert update.trouble == (
+        str(RunUnreadableError("runs.db", "r", "it is damaged")) if is_damaged else "KeyError: 'x'"
+    )
