@@ -194,7 +194,8 @@ class Deadlines:
         self._random = random
         self._counts_from: dict[int, float] = {}
         """When a node with a deadline began, plus the time that it was queued since."""
-        self._limited_from: dict[int, float] = {}
+        self._limits: dict[int, Limit | None] = {}
+        """The limit of the latest attempt of each node that `begin_limit` was called for."""
 
     def start(self, node: int, event: AttemptStarted) -> None:
         """Note that an attempt has started."""
@@ -202,15 +203,20 @@ class Deadlines:
             if node in self._counts_from:
                 self._counts_from[node] += event.queued_ms
             else:
-                self._counts_from[node] = self._limited_from.get(node, event.at_ms)
+                self._counts_from[node] = event.at_ms
 
-    def count_from(self, node: int, at_ms: float) -> None:
-        """Note when the limit of an attempt begins, unless it does with the `AttemptStarted`.
+    def begin_limit(self, node: int, at_ms: float) -> Limit | None:
+        """Return the limit of an attempt, whose timer starts now.
 
-        It begins later if that has to be stored first, and earlier if the attempt has a task of
-        its own, which begins a turn of the loop later.
+        That is not when it starts: the start may have to be stored before that, and an attempt that
+        has a task of its own starts a turn of the loop later.
         """
-        self._limited_from[node] = at_ms
+        limit = self._limits[node] = self.of(node, at_ms)
+        return limit
+
+    def latest_limit(self, node: int) -> Limit | None:
+        """Return what `begin_limit` has returned last for a node."""
+        return self._limits[node]
 
     def of(self, node: int, at_ms: float) -> Limit | None:
         """Return the tighter of a node's two limits, for an attempt started at the given time."""
@@ -228,12 +234,13 @@ class Deadlines:
 
     def passed(self, node: int, at_ms: float, before_ms: float) -> Limit | None:
         """Return the tighter limit of a running attempt, if it passes before the given time."""
-        step, at_ms = self._step_runs.steps[node], self._limited_from.get(node, at_ms)
-        if step.deadline_ms is None and (
-            step.timeout_ms is None or at_ms + step.timeout_ms >= before_ms
-        ):
+        step = self._step_runs.steps[node]
+        if node in self._limits:
+            limit = self._limits[node]
+        elif step.timeout_ms is None or at_ms + step.timeout_ms >= before_ms:
             return None  # most steps need no object to tell
-        limit = self.of(node, at_ms)
+        else:
+            limit = self.of(node, at_ms)
         return limit if limit is not None and limit.ends_ms < before_ms else None
 
     def step_ends_ms(self, node: int) -> float:

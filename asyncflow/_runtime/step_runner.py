@@ -143,7 +143,7 @@ class StepRunner:
         if step.max_retries > 1:
             return self.run_plain_retries(node, step)
         if WAIT_FOR_MAKES_A_TASK:  # pragma: no cover - before 3.12
-            return self._bounded(node, 1, partial(self.run_plain, node, step, 1), step.timeout_s)
+            return self._bounded(node, 1, partial(self.run_plain, node, step, 1))
         return asyncio.wait_for(self.run_plain(node, step, 1), step.timeout_s)
 
     # The plain lane.
@@ -209,7 +209,7 @@ class StepRunner:
         try:
             while True:
                 make_attempt = partial(self.run_plain, node, step, attempt)
-                delay_ms = await self._bounded(node, attempt, make_attempt, step.timeout_s)
+                delay_ms = await self._bounded(node, attempt, make_attempt)
                 if delay_ms is None:
                     return
                 await self._permits.back_off(node, delay_ms)
@@ -235,9 +235,8 @@ class StepRunner:
                 attempt = self._state.step_runs.next_attempt(node)
                 if self._persistence is not None:
                     await self._store_start(node, self._persistence)
-                limit_s = self._limit_s(node, step)
-                make_attempt = partial(self._attempt, node, step, attempt, limit_s)
-                delay_ms = await self._bounded(node, attempt, make_attempt, limit_s)
+                make_attempt = partial(self._attempt, node, step, attempt)
+                delay_ms = await self._bounded(node, attempt, make_attempt)
                 if permit is not None:
                     self._permits.release(node, permit)
                     permit = None
@@ -266,22 +265,10 @@ class StepRunner:
         name, attempt = runs.steps[node].name, runs.next_attempt(node)
         return AttemptStarted(name, attempt, now_ms, queued_ms, runs.item_of(node))
 
-    def _limit_s(self, node: int, step: WorkflowStep) -> float | None:
-        """How many seconds the attempt that is about to start may take."""
-        if step.deadline_ms is None:
-            return step.timeout_s
-        now_ms = self._run.now_ms()
-        limit = self._state.deadlines.of(node, now_ms)
-        assert limit is not None
-        return max((limit.ends_ms - now_ms) / 1000, _ALMOST_NOTHING_S)
-
-    async def _attempt(
-        self, node: int, step: WorkflowStep, attempt: int, limit_s: float | None
-    ) -> float | None:
+    async def _attempt(self, node: int, step: WorkflowStep, attempt: int) -> float | None:
         """Make one attempt of any node. It raises nothing, and returns what `run_plain` does."""
         payload = None
         try:
-            began_s = self._run.clock()
             if self._persistence is None:
                 self._dispatcher.emit(self._start_of(node))
             running = self._state.running_attempt(node)
@@ -290,7 +277,8 @@ class StepRunner:
             enter_attempt((step.name, attempt, running.at_ms, running.queued_ms, item))
             if self._dispatcher.has_entries:
                 self._dispatcher.enter(running)
-            ends_s = math.inf if limit_s is None else began_s + limit_s
+            limit = self._state.deadlines.latest_limit(node)
+            ends_s = math.inf if limit is None else self._run.at_s(limit.ends_ms)
             try:
                 output = await self._call(node, step, running, ends_s)
                 name = self._state.step_runs.name_of(node)
@@ -395,7 +383,6 @@ class StepRunner:
         node: int,
         attempt: int,
         make_attempt: Callable[[], Awaitable[float | None]],
-        limit_s: float | None,
     ) -> float | None:
         """Await an attempt within its limit, and return what it does.
 
@@ -406,10 +393,11 @@ class StepRunner:
         work = None
         try:
             while True:
-                if limit_s is not None:
-                    now_ms = self._run.now_ms()
-                    self._state.deadlines.count_from(node, now_ms)
-                    self._watchdog.expect(self._run.at_s(now_ms) + limit_s)
+                limit_s, now_ms = None, self._run.now_ms()
+                limit = self._state.deadlines.begin_limit(node, now_ms)
+                if limit is not None:
+                    self._watchdog.expect(self._run.at_s(limit.ends_ms))
+                    limit_s = max((limit.ends_ms - now_ms) / 1000, _ALMOST_NOTHING_S)
                 work = self._isolated(make_attempt, ended, node, attempt)
                 try:
                     delay_ms = await asyncio.wait_for(work, limit_s)

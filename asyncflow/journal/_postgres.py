@@ -78,11 +78,11 @@ class PostgresJournal(SQLJournal):
         close_timeout_s: float = 5.0,
     ) -> None:
         # psycopg may be missing
-        from asyncflow.journal._postgres_connection import Postgres, Server
+        from asyncflow.journal._postgres_connection import Postgres, ServerState
 
         check_text("dsn", dsn)
         check_lease(lease_s)
-        server = Server()
+        server = ServerState()
         super().__init__(
             PostgresStore(Postgres(dsn, lease_s, server)),
             PostgresStore(Postgres(dsn, lease_s, server)),

@@ -32,7 +32,7 @@ except ImportError as _error:  # also if it finds no libpq
         "pip install 'asyncflow-tiers[postgres]'"
     ) from _error
 
-__all__ = ["Postgres", "Server"]
+__all__ = ["Postgres", "ServerState"]
 
 T = TypeVar("T")
 
@@ -129,7 +129,7 @@ WHERE current_setting('synchronous_commit') = 'off';
 _Selector = getattr(selectors, "PollSelector", selectors.SelectSelector)  # Windows has no other
 
 
-class Server:
+class ServerState:
     """What the connections of a journal know of its server.
 
     Attributes:
@@ -152,14 +152,14 @@ class Postgres:
         ValueError: The address can't be read.
     """
 
-    def __init__(self, dsn: str, lease_s: float, server: Server | None = None) -> None:
+    def __init__(self, dsn: str, lease_s: float, server: ServerState | None = None) -> None:
         self._parameters = _parameters(dsn)
         self.name = _name(self._parameters)
         self.lease_s = lease_s
         self._connection: _Connection | None = None
         self.answered_at = 0.0
         """When the server last answered, or was last connected to, by `time.monotonic`."""
-        self.server = server or Server()
+        self.server = server or ServerState()
 
     def translate(self, sql: str) -> str:
         return _translated(sql)
