@@ -162,7 +162,9 @@ def format_tracebacks(report: RunReport, *, limit: int | None = None) -> str:
 
 
 def format_earlier_attempts(report: RunReport, *, limit: int = 20) -> str:
-    """Return how the attempts ended that ran before a run was resumed, but for reused steps.
+    """Return how the attempts ended that ran before a run was resumed.
+
+    Of a reused step, it leaves out the attempts that succeeded.
 
     Args:
         report: The report of the run.
@@ -170,9 +172,12 @@ def format_earlier_attempts(report: RunReport, *, limit: int = 20) -> str:
     """
     latest, lines = len(report.segments), list[tuple[float, str]]()
     for result in report.values():
-        if not result.reused:
-            for each in (result, *(result.items or ())):
-                lines += [_earlier(each, one) for one in each.history if one.segment < latest]
+        for each in (result, *(result.items or ())):
+            lines += [
+                _earlier(each, one)
+                for one in each.history
+                if one.segment < latest and not (result.reused and attempt_end(one) == "succeeded")
+            ]
     if not lines:
         return ""
     lines.sort()

@@ -508,7 +508,7 @@ def test_a_thread_that_outlives_the_run_is_reported(
             may_end.wait(20)
         async def free():
             may_end.set()
-        steps = [WorkflowStep("wait", wait, runs_in="thread", timeout_ms=20)]
+        steps = [WorkflowStep("wait", wait, runs_in="thread", timeout_ms=300)]
         ended = [*steps, WorkflowStep("free", free, run_if="always")]
         """,
     )

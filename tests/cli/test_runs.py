@@ -29,6 +29,7 @@ from asyncflow.events import (
     RunResumed,
     RunStarted,
     StepFailed,
+    StepReused,
     StepSkipped,
     StepSucceeded,
 )
@@ -450,6 +451,45 @@ def test_show_lists_the_latest_of_many_earlier_attempts(shell: Shell) -> None:
     assert "Before the run was resumed:\n  … 83 attempts more\n" in shown
     assert "  rows[99]: attempt 1 succeeded\n" in shown
     assert shown.count("attempt 1 succeeded") == 20
+
+
+def test_show_lists_failures_of_a_reused_step_from_before_the_run_was_resumed(
+    shell: Shell,
+) -> None:
+    events: list[list[Event]] = [
+        [
+            RunStarted("r", 1_000.0, {"load": (), "send": ("load",)}),
+            AttemptStarted("load", 1, 0.0),
+            AttemptFailed("load", 1, 10.0, OSError("the disk is full"), 0.0),
+            AttemptStarted("load", 2, 10.0),
+            StepSucceeded("load", 2, 20.0, Payload("json", b"1")),
+            AttemptStarted("send", 1, 20.0),
+        ],
+        [
+            RunResumed("r", 20.0, 1_001.0, {"load": (), "send": ("load",)}, {}),
+            StepReused("load", 20.0),
+            AttemptStarted("send", 2, 30.0),
+            StepSucceeded("send", 2, 40.0, Payload("json", b"1")),
+            RunFinished(40.0, "passed"),
+        ],
+    ]
+
+    async def store() -> None:
+        async with SQLiteJournal("asyncflow.db") as journal:
+            for segment in events:
+                session, _ = await journal.open("r", wait=False, read=list)
+                for event in segment:
+                    session.append(event)
+                await session.close()
+
+    asyncio.run(store())
+
+    shown = shell("show", "r").stdout
+
+    _, earlier = shown.split("\n\nBefore the run was resumed:\n")
+    first, second = earlier.splitlines()
+    assert first == "  load: attempt 1 failed: OSError: the disk is full"
+    assert second.startswith("  send: attempt 1 crashed: ")
 
 
 # resume

@@ -522,6 +522,29 @@ def test_a_skipped_step_that_ran_before_says_so_everywhere() -> None:
     assert "no dependency failed It ran before the run was resumed." in section("details", RESUMED)
 
 
+def test_a_skipped_step_does_not_say_that_it_ran_again() -> None:
+    edges = {"load": (), "alert": ("load",)}
+    why = {"load": "it had failed", "alert": "step 'load', which it depends on, runs again"}
+    events: list[Event] = [
+        RunStarted("r", 0.0, edges),
+        AttemptStarted("load", 1, 0.0),
+        StepFailed("load", 1, 1.0, ValueError("no")),
+        AttemptStarted("alert", 1, 1.0),
+        StepSucceeded("alert", 1, 2.0, None),
+        RunFinished(2.0, "failed"),
+        RunResumed("r", 2.0, 9.0, edges, {}, unfinished=why, afresh=True),
+        AttemptStarted("load", 1, 2.0),
+        StepSucceeded("load", 1, 3.0, None),
+        StepSkipped("alert", 3.0, "no dependency failed", on_purpose=True),
+        RunFinished(3.0, "passed"),
+    ]
+
+    text = section("details", events)
+
+    assert "Ran again because it had failed" in text
+    assert "no dependency failed It ran before the run was resumed. Started" in text
+
+
 def test_a_step_skipped_because_of_a_failure_may_have_run_before() -> None:
     failed = StepFailed("load", 1, 1300.0, ValueError("no"))
     skipped = StepSkipped("alert", 1300.0, "step 'load' failed")
