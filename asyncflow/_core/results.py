@@ -23,7 +23,7 @@ from asyncflow._core.errors import (
     cut,
     safe_text,
 )
-from asyncflow._core.record import record, show, values_by_name
+from asyncflow._core.record import record, replace, show, values_by_name
 from asyncflow._core.tracebacks import full_traceback
 from asyncflow._core.value_size import safe_repr
 
@@ -48,6 +48,7 @@ __all__ = [
     "to_restored_error",
     "visible_output",
     "with_note",
+    "without_repetition",
 ]
 
 AttemptEnd: TypeAlias = Literal["succeeded", "failed", "timed out", "cancelled", "crashed"]
@@ -296,6 +297,14 @@ def attempt_end(attempt: Attempt) -> AttemptEnd:
     if attempt.cancelled:
         return "cancelled"
     return "succeeded" if attempt.error is None else end_of(attempt.error)
+
+
+def without_repetition(result: StepResult) -> StepResult:
+    """Return the result without the record of its only attempt, if it says all of that itself."""
+    if result.attempts != 1:
+        return result
+    bare = replace(result, recorded=None)
+    return bare if bare.history == result.recorded else result
 
 
 def latest_number(result: StepResult) -> int:
