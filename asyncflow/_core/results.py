@@ -323,13 +323,12 @@ def earlier_attempts(result: StepResult, segment: int) -> int:
 
 def visible_output(result: _WithOutput) -> object:
     """Return the output, or what stands for it if it is secret."""
-    return REDACTED_OUTPUT if result.secret and result.output is not None else result.output
+    return REDACTED_OUTPUT if result.secret else result.output
 
 
 def hidden_output(result: _WithOutput) -> tuple[str, ...]:
     """Return the name of the field that has a secret output, if there is one."""
-    is_shown = result.output is None or result.output is REDACTED_OUTPUT or not result.secret
-    return () if is_shown else ("output",)
+    return ("output",) if result.secret and result.output is not REDACTED_OUTPUT else ()
 
 
 def with_note(result: StepResult, note: str) -> Exception:

@@ -320,6 +320,22 @@ def test_a_cancelled_attempt_is_still_cancelled_in_the_history_of_its_successor(
     assert [each.end for each in step.attempts] == ["cancelled", "succeeded"]
 
 
+def test_no_report_tells_that_a_secret_is_none():
+    journal = MemoryJournal()
+
+    async def log_in():
+        return None
+
+    async def main():
+        return await run([WorkflowStep("log_in", log_in, secret=True)], journal)
+
+    report = run_in_virtual_time(main())
+
+    assert report["log_in"].output is None
+    assert report.to_json() == stored_report(journal).to_json()
+    assert "output=RestoredOutput(text='redacted')" in repr(report["log_in"])
+
+
 @pytest.mark.parametrize("form", ["in process", "stored", "pickled", "json"])
 def test_a_cancelled_attempt_is_still_cancelled_when_its_step_is_skipped_later(form):
     journal = MemoryJournal()
