@@ -10,6 +10,7 @@ import logging
 import math
 import pickle
 import tracemalloc
+import types
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -92,6 +93,9 @@ LARGE = [
     *((0,) * 501, type("List", (list,), {})([0] * 501), collections.OrderedDict(a="x" * 1_001)),
     *(cls(items=["x" * 500] * 3) for cls in (Held, Struct, Model, Pair)),
     Model(items=1, more=["x" * 500] * 3),
+    *(collections.deque([0] * 501), collections.UserList([0] * 501), ValueError([0] * 501)),
+    *(collections.UserDict(a=[0] * 501), types.SimpleNamespace(a=[0] * 501)),
+    collections.ChainMap({"a": [0] * 501}),
 ]
 
 
@@ -162,6 +166,7 @@ def test_a_report_with_a_billion_references_can_be_written() -> None:
         succeeded("a", billion_references()),
         succeeded("b", Held(billion_references())),
         succeeded("c", "x" * 20_000_000),
+        succeeded("d", collections.deque([billion_references()])),
     )
     texts: list[str] = []
 
@@ -173,6 +178,7 @@ def test_a_report_with_a_billion_references_can_be_written() -> None:
     assert again["a"].output.text == "<list of 10, too large to be shown>"
     assert again["b"].output.text == "<Held, too large to be shown>"
     assert again["c"].output.text == "<str, too large to be shown>"
+    assert again["d"].output.text == "<deque, too large to be shown>"
 
 
 # --- messages ------------------------------------------------------------------------------------

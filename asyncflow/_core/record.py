@@ -14,6 +14,7 @@ Rules:
 from __future__ import annotations
 
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any, NoReturn, TypeVar, dataclass_transform, overload
 
 from asyncflow._core.value_size import safe_repr
@@ -31,6 +32,8 @@ class _Made:
 
 
 _DERIVED: Any = object()
+_OWN_REPR = SimpleNamespace(repr=False)
+"""What `pprint` asks of a dataclass: whether `dataclasses` has made its ``__repr__``."""
 
 
 def made_by(default_factory: Callable[[], T]) -> T:
@@ -94,6 +97,7 @@ def _record(cls: Any, frozen: bool, kw_only: bool) -> Any:
         "__repr__": lambda self: show(self, values_by_name(self)),
         "__replace__": replace,
         "__dataclass_fields__": _DataclassFields(defaults),
+        "__dataclass_params__": _OWN_REPR,
     }
     if frozen:
         shared |= {"__setattr__": _refuse, "__delattr__": _refuse, "__hash__": _hash}

@@ -14,7 +14,6 @@ from itertools import repeat
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 from asyncflow._core.errors import RestoredError
-from asyncflow._core.record import replace
 from asyncflow._core.results import (
     Attempt,
     RestoredOutput,
@@ -23,6 +22,7 @@ from asyncflow._core.results import (
     StepStatus,
     to_restored_error,
     visible_output,
+    without_repetition,
 )
 from asyncflow._core.value_size import MOST_BYTES, extent, safe_repr
 
@@ -282,9 +282,7 @@ def _result_of(fields: dict[str, Any], where: str) -> StepResult:
     result = StepResult(status=status, recorded=attempts, **fields)
     if status is StepStatus.FAILED and result.error is None:
         raise _refusal(where + "error", "must not be null, because the step has failed")
-    # A single attempt is not recorded if the result itself says all of it.
-    bare = replace(result, recorded=None)
-    return bare if bare.attempts == 1 and bare.history == attempts else result
+    return without_repetition(result)
 
 
 def _results_from_json(value: Any, place: str) -> tuple[StepResult, ...]:

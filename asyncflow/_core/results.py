@@ -23,7 +23,7 @@ from asyncflow._core.errors import (
     cut,
     safe_text,
 )
-from asyncflow._core.record import record, show, values_by_name
+from asyncflow._core.record import record, replace, show, values_by_name
 from asyncflow._core.tracebacks import full_traceback
 from asyncflow._core.value_size import safe_repr
 
@@ -48,6 +48,7 @@ __all__ = [
     "to_restored_error",
     "visible_output",
     "with_note",
+    "without_repetition",
 ]
 
 AttemptEnd: TypeAlias = Literal["succeeded", "failed", "timed out", "cancelled", "crashed"]
@@ -298,6 +299,14 @@ def attempt_end(attempt: Attempt) -> AttemptEnd:
     return "succeeded" if attempt.error is None else end_of(attempt.error)
 
 
+def without_repetition(result: StepResult) -> StepResult:
+    """Return the result without the record of its only attempt, if it says all of that itself."""
+    if result.attempts != 1:
+        return result
+    bare = replace(result, recorded=None)
+    return bare if bare.history == result.recorded else result
+
+
 def latest_number(result: StepResult) -> int:
     """Return the number of the latest attempt of a step that has ended; 0 if there is none."""
     history = result.history
@@ -314,13 +323,12 @@ def earlier_attempts(result: StepResult, segment: int) -> int:
 
 def visible_output(result: _WithOutput) -> object:
     """Return the output, or what stands for it if it is secret."""
-    return REDACTED_OUTPUT if result.secret and result.output is not None else result.output
+    return REDACTED_OUTPUT if result.secret else result.output
 
 
 def hidden_output(result: _WithOutput) -> tuple[str, ...]:
     """Return the name of the field that has a secret output, if there is one."""
-    is_shown = result.output is None or result.output is REDACTED_OUTPUT or not result.secret
-    return () if is_shown else ("output",)
+    return ("output",) if result.secret and result.output is not REDACTED_OUTPUT else ()
 
 
 def with_note(result: StepResult, note: str) -> Exception:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 from asyncflow._core.errors import IllegalEventError, StepCrashedError
 from asyncflow._core.graph import DependencyView, Plan
 from asyncflow._core.record import made_by, record, replace
-from asyncflow._core.results import Attempt, StepResult, StepStatus, end_of
+from asyncflow._core.results import Attempt, StepResult, StepStatus, end_of, without_repetition
 from asyncflow.events import (
     AttemptFailed,
     AttemptStarted,
@@ -351,7 +351,7 @@ class AttemptLog:
                 history = (*history, _attempt(started, event, error))
             started_ms = history[0].started_ms
             queued_ms = sum(attempt.queued_ms for attempt in history)
-        return StepResult(
+        result = StepResult(
             self._step_runs.name_of(node),
             status,
             event.attempt,
@@ -365,6 +365,7 @@ class AttemptLog:
             queued_ms,
             secret=status is StepStatus.SUCCESS and self._step_runs.steps[node].secret,
         )
+        return result if history is None else without_repetition(result)
 
     def skipped(self, node: int, event: StepSkipped) -> StepResult:
         """Return the result of a step that will never start."""

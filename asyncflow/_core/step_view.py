@@ -18,6 +18,7 @@ from asyncflow._core.results import (
     StepStatus,
     attempt_end,
     visible_output,
+    without_repetition,
 )
 
 __all__ = ["ActiveTime", "AttemptView", "Block", "StepView"]
@@ -272,7 +273,7 @@ class StepView:
         items = None
         if self.items is not None:
             items = tuple([self.items[number].to_result(now_ms) for number in sorted(self.items)])
-        return StepResult(
+        result = StepResult(
             self.name,
             self.status,
             self.attempt_count,
@@ -292,25 +293,15 @@ class StepView:
             self.rerun_reason,
             self.secret and self.status is StepStatus.SUCCESS,
         )
+        return without_repetition(result)
 
-    def _recorded(self) -> tuple[Attempt, ...] | None:
-        """Return its attempts that have ended; ``None`` for one that says what the result says."""
-        ended = [attempt for attempt in self.attempts if attempt.ended_ms is not None]
-        if len(ended) == 1 and not self.former_items and self._says_all(ended[0]):
-            return None
-        history = [attempt.to_attempt() for attempt in ended]
+    def _recorded(self) -> tuple[Attempt, ...]:
+        """Return its attempts that have ended, and those of items that it does not have now."""
+        history = [each.to_attempt() for each in self.attempts if each.ended_ms is not None]
         for number, item in self.former_items.items():
             history += [each.to_attempt(number) for each in item.attempts]
         history.sort(key=lambda attempt: (attempt.segment, attempt.started_ms))
         return tuple(history)
-
-    def _says_all(self, only: AttemptView) -> bool:
-        return (
-            (only.segment, only.number, only.ended_ms) == (1, 1, self.ended_ms)
-            and only.error is self.error
-            and only.retry_in_ms is None
-            and only.end != "crashed"
-        )
 
     @property
     def latest(self) -> AttemptView | None:

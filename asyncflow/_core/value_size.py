@@ -9,11 +9,13 @@ least two bytes, a text its length.
 from __future__ import annotations
 
 import math
+from collections import ChainMap, UserDict, UserList, deque
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from functools import lru_cache
 from itertools import chain
 from sys import getrefcount
+from types import SimpleNamespace
 from typing import Any, Literal, TypeAlias
 
 from asyncflow._core.errors import cut, safe_text
@@ -31,6 +33,12 @@ _CONSTANTS = frozenset({type(None), bool})
 _TEXT = frozenset({str})
 _WORD = 2**64
 _MANY = 20
+
+_SHOWN = (
+    *((BaseException, "args"), (SimpleNamespace, "__dict__")),
+    *((ChainMap, "maps"), (UserDict, "data"), (UserList, "data")),
+)
+"""Types whose ``repr`` shows what an attribute has."""
 
 _UNSHARED = 3
 """The most references to the value of a loop, if only one object refers to it."""
@@ -170,7 +178,7 @@ def _taken_apart(value: Any, found: _Found) -> tuple[int, Iterable[Any]]:
             parts.append(_attribute(value, "__pydantic_extra__"))
         return sum(map(len, names)) + 4 * len(names), parts
     # The methods of the built-in types: what a subclass has in their place is not called.
-    for base in (set, frozenset, list, tuple):
+    for base in (set, frozenset, list, tuple, deque):
         if issubclass(kind, base):
             return 2 * base.__len__(value), base.__iter__(value)
     if issubclass(kind, dict):
@@ -181,7 +189,7 @@ def _taken_apart(value: Any, found: _Found) -> tuple[int, Iterable[Any]]:
         return memoryview(value).nbytes, ()
     if kind.__module__ == "decimal":
         return len(safe_text(str, value)), ()
-    return 0, ()
+    return 0, [_attribute(value, name) for base, name in _SHOWN if base in kind.__mro__]
 
 
 def _attribute(value: object, name: str) -> object:

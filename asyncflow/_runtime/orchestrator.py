@@ -442,4 +442,7 @@ def _checked_inputs(inputs: object) -> dict[str, Any]:
         raise TypeError(
             f"inputs must be a mapping of parameter name to value, not {type(inputs).__name__}"
         )
+    for name in inputs:
+        if not isinstance(name, str):
+            raise TypeError(f"the names of inputs must be str, not {type(name).__name__}")
     return dict(inputs)

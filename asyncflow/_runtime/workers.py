@@ -360,8 +360,9 @@ def _request(
             f"requires: {safe_text(str, error)}"
         ) from error
     main = sys.modules["__main__"]
-    # In the process the classes of the main module have this name, and so in its response.
-    sys.modules.setdefault("__mp_main__", main)
+    # In the process the classes of the main module have this name, and so in its response. After
+    # an import of multiprocessing it may be that of a program which has run this script since.
+    sys.modules["__mp_main__"] = main
     request = (sys.path, sys.argv), _main_of(main), call, attempt, gives_heartbeats
     head = b"?".ljust(_child._HEAD, b"\0")
     return head + pickle.dumps(request, pickle.HIGHEST_PROTOCOL)

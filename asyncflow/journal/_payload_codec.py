@@ -424,10 +424,17 @@ def _is_same_time(value: Any, back: Any) -> bool:
     if getattr(value, "tzinfo", None) is None or getattr(back, "tzinfo", None) is None:
         return False
     zones = {type(value.tzinfo).__name__, type(back.tzinfo).__name__}
-    if not zones <= {"timezone", "TzInfo"}:
+    if zones != {"timezone", "TzInfo"} or _has_given_name(value.tzinfo):
         return False
     naive = repr(value.replace(tzinfo=None)) == repr(back.replace(tzinfo=None))
     return naive and value.utcoffset() == back.utcoffset()
+
+
+def _has_given_name(zone: datetime.tzinfo) -> bool:
+    """Whether a fixed offset has a name that it does not get from its hours and minutes."""
+    if type(zone) is not datetime.timezone:
+        return False
+    return zone.tzname(None) != datetime.timezone(zone.utcoffset(None)).tzname(None)
 
 
 def _in_sequence(value: Any, back: Any, path: str) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import pickle
+import pprint
 from typing import Any, ClassVar
 
 import pytest
@@ -150,3 +151,9 @@ def test_a_field_that_can_be_neither_compared_nor_shown_does_not_break_a_record(
     assert point == Point(hostile)
     assert point != Point(Hostile())  # type: ignore[arg-type]
     assert repr(point) == "Point(x=<Hostile, whose repr raised Refusing>, y=2.0, seen=[])"
+
+
+def test_pprint_shows_a_record_that_is_longer_than_a_line() -> None:
+    point = Point(1, seen=["x" * 30] * 5)
+
+    assert pprint.pformat(point) == repr(point)

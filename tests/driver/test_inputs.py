@@ -72,6 +72,11 @@ async def test_an_input_that_no_step_takes_is_refused(name: str, hint: str) -> N
     assert calls == []
 
 
+async def test_the_name_of_an_input_must_be_text() -> None:
+    with pytest.raises(TypeError, match="the names of inputs must be str, not int"):
+        await run_pipeline(STEPS, inputs={1: "x"})  # type: ignore[dict-item]
+
+
 async def test_actions_conditions_and_items_take_inputs() -> None:
     inputs = {"url": "x", "is_on": 0, "factor": 5}
 

@@ -84,6 +84,15 @@ def test_a_script_that_imports_multiprocessing_can_declare_process_steps(tmp_pat
     assert (how == "script.py") <= (not (tmp_path / "__pycache__").exists())
 
 
+def test_a_script_that_another_program_runs_can_declare_process_steps(tmp_path):
+    (tmp_path / "script.py").write_text(SCRIPT.format(imports="", guard=GUARD))
+
+    # It imports multiprocessing before it puts the script in the place of its own main module.
+    done = run_script(tmp_path, "-mcoverage", "run", "script.py")
+
+    assert done.stdout.endswith("\n42\n")
+
+
 @pytest.mark.parametrize("how", ["package", "-mpackage", "archive"])
 def test_a_package_that_is_run_can_declare_process_steps(tmp_path, how):
     script = SCRIPT.format(imports="import multiprocessing", guard=GUARD)

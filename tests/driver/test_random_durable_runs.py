@@ -225,15 +225,16 @@ def check_history(report, events):
             at_ms = getattr(event, "at_ms", 0.0)
             segments.append((at_ms, event.wall_time))
             for attempt in running.values():
-                attempt[4:] = at_ms, "StepCrashedError"
+                attempt[4:] = at_ms, "StepCrashedError", False
             running.clear()
         if isinstance(event, AttemptStarted):
             attempt = [len(segments), event.item, event.attempt, event.at_ms]
             running[key_of(event)] = attempt
             expected.setdefault(key_of(event), []).append(attempt)
         elif isinstance(event, ENDS) and key_of(event) in running:
-            error = getattr(event, "error", None)
-            running.pop(key_of(event))[4:] = event.at_ms, type(error).__name__
+            error = type(getattr(event, "error", None)).__name__
+            cancelled = isinstance(event, StepCancelled) and error != "StepTimeoutError"
+            running.pop(key_of(event))[4:] = event.at_ms, error, cancelled
     found = {}
     for name, result in report.items():
         for each in result.history:
@@ -247,7 +248,7 @@ def check_history(report, events):
     assert found.keys() == attempts.keys()
     for key, tries in attempts.items():
         for one, other in zip(found[key], tries, strict=True):
-            assert one == [*other[:4], pytest.approx(other[4], abs=1e-6), other[5]], key
+            assert one == [*other[:4], pytest.approx(other[4], abs=1e-6), *other[5:]], key
     assert [(each.at_ms, each.wall_time) for each in report.segments] == segments
     ends = [each.at_ms for each in report.segments[1:]] + [report.total_duration_ms]
     assert [each.ended_ms for each in report.segments] == ends
@@ -256,7 +257,8 @@ def check_history(report, events):
 def told(attempt, item):
     error = type(attempt.error).__name__
     ended_ms = attempt.started_ms + attempt.duration_ms
-    return [attempt.segment, item, attempt.number, attempt.started_ms, ended_ms, error]
+    begin = attempt.segment, item, attempt.number, attempt.started_ms
+    return [*begin, ended_ms, error, attempt.cancelled]
 
 
 def latest_series(history):

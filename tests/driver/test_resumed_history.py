@@ -320,6 +320,42 @@ def test_a_cancelled_attempt_is_still_cancelled_in_the_history_of_its_successor(
     assert [each.end for each in step.attempts] == ["cancelled", "succeeded"]
 
 
+def test_no_report_tells_that_a_secret_is_none():
+    journal = MemoryJournal()
+
+    async def log_in():
+        return None
+
+    async def main():
+        return await run([WorkflowStep("log_in", log_in, secret=True)], journal)
+
+    report = run_in_virtual_time(main())
+
+    assert report["log_in"].output is None
+    assert report.to_json() == stored_report(journal).to_json()
+    assert "output=RestoredOutput(text='redacted')" in repr(report["log_in"])
+
+
+@pytest.mark.parametrize("form", ["in process", "stored", "pickled", "json"])
+def test_a_cancelled_attempt_is_still_cancelled_when_its_step_is_skipped_later(form):
+    journal = MemoryJournal()
+
+    async def wait():
+        await asyncio.sleep(1)
+
+    async def main():
+        task = asyncio.create_task(run([WorkflowStep("wait", wait)], journal))
+        await asyncio.sleep(0.5)
+        task.cancel()
+        await asyncio.wait([task])
+        return await run([WorkflowStep("wait", wait, when=lambda: False)], journal)
+
+    report = forms_of(journal, run_in_virtual_time(main()))[form]
+
+    assert report["wait"].status is SKIPPED
+    assert [(each.segment, each.cancelled) for each in report["wait"].history] == [(1, True)]
+
+
 class TestSpan:
     def test_a_span_includes_the_pauses_and_a_duration_does_not(self):
         segments = (Segment(0.0, 1_000.0, 50.0), Segment(50.0, 1_060.05, 80.0))

@@ -28,6 +28,7 @@ CODEC = Codec("json", 100_000)
 SUBJECT = "the output of step 'load'"
 T = TypeVar("T")
 NOON = datetime.datetime(2024, 6, 1, 12, tzinfo=datetime.UTC)
+CENTRAL = datetime.timezone(datetime.timedelta(hours=1), "CET")
 
 
 class Colour(enum.Enum):
@@ -235,6 +236,11 @@ def private_of(value: Any) -> Private:
             Order(when=NOON.astimezone(zoneinfo.ZoneInfo("Europe/Berlin"))),
             Order,
             "would come back as datetime.datetime(2024",
+        ),
+        (
+            Order(when=NOON.astimezone(CENTRAL)),
+            Order,
+            "'CET')) would come back as datetime.datetime(2024",
         ),
         ([LINE, object()], list[Any], "Encoding objects of type object is unsupported"),
     ],

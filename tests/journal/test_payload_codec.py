@@ -82,6 +82,7 @@ class Attrs:
 
 
 NOON = datetime.datetime(2024, 6, 1, 12, tzinfo=datetime.UTC)
+CENTRAL = datetime.timezone(datetime.timedelta(hours=1), "CET")
 
 
 @pytest.mark.parametrize(
@@ -135,6 +136,7 @@ def test_a_value_that_comes_back_equal_is_stored(value: Any, hint: Any) -> None:
         ({1, 2}, Any, "set would come back as list"),
         (NOON, Any, "datetime.datetime would come back as str"),
         (NOON.astimezone(zoneinfo.ZoneInfo("Europe/Berlin")), datetime.datetime, "would come back"),
+        (NOON.astimezone(CENTRAL), datetime.datetime, "would come back"),
         (math.nan, Any, "JSON has no nan"),
         ([-math.inf], Any, "JSON has no -inf, at [0]"),
         (math.nan, float | None, "JSON has no nan"),
