@@ -429,7 +429,7 @@ class SQLJournal:
             blocked = _running_loop()
             with suppress(TimeoutError, JournalError):  # another thread has closed it
                 self._write_thread.submit(self._worker.wait, ended, current_run(), blocked)
-                ended.result(self._close_timeout_s)
+                ended.result(min(self._close_timeout_s, threading.TIMEOUT_MAX))
         self._join()
         return self._worker.given_up.copy()
 

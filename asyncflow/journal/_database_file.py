@@ -202,8 +202,19 @@ class DatabaseFile:
 
 _RESTORE = f"{_STOPPED}: restore a backup, or use another file"
 
-_files: WeakValueDictionary[str, DatabaseFile] = WeakValueDictionary()
-_files_lock = threading.Lock()
+_files: WeakValueDictionary[str, DatabaseFile]
+_files_lock: threading.Lock
+
+
+def _forget_files() -> None:
+    """Begin without files: a forked process has locks whose holders are threads of its parent."""
+    global _files, _files_lock
+    _files, _files_lock = WeakValueDictionary(), threading.Lock()
+
+
+_forget_files()
+if hasattr(os, "register_at_fork"):  # pragma: no branch
+    os.register_at_fork(after_in_child=_forget_files)
 
 
 def _id(stat: os.stat_result) -> _FileId:

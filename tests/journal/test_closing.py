@@ -222,9 +222,12 @@ def test_only_steps_of_active_runs_start_runs_while_a_journal_closes(make_journa
     run_in_virtual_time(main())
 
 
-def test_a_thread_that_closes_a_journal_waits_for_the_runs_of_loops(make_journal: Make) -> None:
+@pytest.mark.parametrize("timeout_s", [60, 1e300])
+def test_a_thread_that_closes_a_journal_waits_for_the_runs_of_loops(
+    make_journal: Make, timeout_s: float
+) -> None:
     async def main() -> None:
-        journal = make_journal(close_timeout_s=60)
+        journal = make_journal(close_timeout_s=timeout_s)
         run = await run_slowly(journal, clean_up_s=0.01)
         run.cancel()
 

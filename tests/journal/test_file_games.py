@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import shutil
+import signal
 import sqlite3
 import subprocess
 import sys
@@ -18,7 +19,8 @@ import pytest
 from asyncflow import RunReport, WorkflowStep, run_pipeline
 from asyncflow._core.errors import JournalError, RunAlreadyActiveError
 from asyncflow.events import AttemptStarted, Event, RunFinished, RunStarted
-from asyncflow.journal import SQLiteJournal
+from asyncflow.journal import SQLiteJournal, _database_file
+from asyncflow.journal._database_file import DatabaseFile
 from asyncflow.journal._sqlite import SQLite
 
 ROOT = Path(__file__).parents[2]
@@ -469,7 +471,8 @@ async def test_a_run_does_not_continue_in_a_history_that_lacks_its_events(
 
 RIVAL = """
 import asyncio, sys
-from asyncflow.journal import SQLiteJournal
+from asyncflow.journal import SQLiteJournal, _database_file
+from asyncflow.journal._database_file import DatabaseFile
 async def main():
     async with SQLiteJournal(sys.argv[1]) as journal:
         await journal.open("r", wait=False, read=list)
@@ -500,3 +503,22 @@ async def test_another_process_does_not_get_the_run(path: Path, game: str) -> No
 
     assert says in caught.value.problem
     assert answers in (["DatabaseChangedError"], ["RunAlreadyActiveError"], ["JournalError"])
+
+
+@pytest.mark.process
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+@pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning")
+def test_a_forked_process_takes_over_no_lock_of_its_parent(path: Path) -> None:
+    file = DatabaseFile.at(str(path))
+    with file._lock, _database_file._files_lock:  # as a worker thread may hold them during a fork
+        pid = os.fork()
+        if not pid:
+            try:
+                signal.alarm(10)
+                database = SQLite(str(path), "FULL", 1.0)
+                with database.reading():
+                    os._exit(0)
+            finally:
+                os._exit(1)
+
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
