@@ -402,6 +402,7 @@ def test_a_damaged_journal_of_an_earlier_version_is_migrated_as_far_as_it_can_be
     with closing(sqlite3.connect(path)) as database, database:
         for change in (
             "events SET at_ms = 'x' WHERE run_id = 'failed' AND position = 3",
+            "events SET item = CAST(x'ff' AS TEXT) WHERE run_id = 'cut short' AND position = 2",
             "events SET payload = CAST(x'ff' AS TEXT) WHERE run_id = 'timed out' AND position = 1",
             "runs SET status = 'paused' WHERE run_id = 'interrupted'",
         ):
@@ -412,7 +413,7 @@ def test_a_damaged_journal_of_an_earlier_version_is_migrated_as_far_as_it_can_be
             runs = {run.run_id: run for run in await journal.runs()}
             assert [run.run_id for run in runs.values() if run.damaged] == ["interrupted"]
             assert len(runs) == 5
-            for run_id in ("failed", "timed out", "interrupted"):
+            for run_id in ("failed", "timed out", "interrupted", "cut short"):
                 with pytest.raises(RunUnreadableError):
                     await journal.report(run_id)
             assert (await journal.report("passed")).all_passed
