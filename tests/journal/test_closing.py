@@ -212,7 +212,7 @@ def test_only_steps_of_active_runs_start_runs_while_a_journal_closes(make_journa
         await asyncio.sleep(0)
 
         with pytest.raises(JournalError, match="it is closed; open another journal"):
-            await journal.open("new", wait=False, read=list)
+            await journal.open("new", wait=False, read=bool)
         proceed.set()
 
         assert await closing == []
@@ -286,14 +286,14 @@ def test_a_blocking_close_waits_for_so_long(make_journal: Make) -> None:
 def test_a_run_of_a_stopped_loop_is_not_waited_for(make_journal: Make, is_closed: bool) -> None:
     journal = make_journal(close_timeout_s=60)
     loop = asyncio.new_event_loop()
-    session, _ = loop.run_until_complete(journal.open("r", wait=False, read=list))
+    session, _ = loop.run_until_complete(journal.open("r", wait=False, read=bool))
     if is_closed:
         loop.close()
 
     assert journal.close() == ["r"]
 
     if is_closed:  # its run is gone, so the lease is free
-        session, _ = asyncio.run(make_journal().open("r", wait=False, read=list))
+        session, _ = asyncio.run(make_journal().open("r", wait=False, read=bool))
     loop.close()
     del session
 

@@ -135,7 +135,7 @@ async def test_a_second_caller_does_not_get_the_run(path: Path, game: str, own: 
 
     async def claim() -> None:
         with pytest.raises((JournalError, RunAlreadyActiveError)):
-            await rival.open("r", wait=False, read=list)
+            await rival.open("r", wait=False, read=bool)
 
     async def act() -> None:
         # Between two transactions: a WAL that is cut within one is filled up again.
@@ -214,25 +214,25 @@ async def test_a_run_resumes_from_the_file_after_its_wal_was_deleted(
 
 async def test_the_other_runs_of_the_journal_fail_too(path: Path) -> None:
     async with SQLiteJournal(path) as journal:
-        idle, _ = await journal.open("idle", wait=False, read=list)
+        idle, _ = await journal.open("idle", wait=False, read=bool)
         stopped = asyncio.get_running_loop().create_future()
         idle.watch(stopped.set_result)
         replace_by_copy(path)
 
         with pytest.raises(JournalError, match="replaced by another file"):
-            await journal.open("r", wait=False, read=list)
+            await journal.open("r", wait=False, read=bool)
 
         assert "replaced by another file" in str(await stopped)
         with pytest.raises(JournalError, match="replaced by another file"):
             await idle.close()
-        again, _ = await journal.open("idle", wait=False, read=list)  # its copied lease is void
+        again, _ = await journal.open("idle", wait=False, read=bool)  # its copied lease is void
         await again.close()
 
 
 @pytest.mark.parametrize("call", ["runs", "cancel"])
 async def test_any_call_that_finds_the_change_stops_the_runs(path: Path, call: str) -> None:
     async with SQLiteJournal(path) as journal:
-        idle, _ = await journal.open("idle", wait=False, read=list)
+        idle, _ = await journal.open("idle", wait=False, read=bool)
         await journal.runs()  # opens the connection for reading
         stopped = asyncio.get_running_loop().create_future()
         idle.watch(stopped.set_result)
@@ -249,7 +249,7 @@ async def test_any_call_that_finds_the_change_stops_the_runs(path: Path, call: s
 
 async def test_an_idle_run_notices_within_a_poll(path: Path) -> None:
     async with SQLiteJournal(path, lease_s=0.1) as journal:
-        idle, _ = await journal.open("idle", wait=False, read=list)
+        idle, _ = await journal.open("idle", wait=False, read=bool)
         stopped = asyncio.get_running_loop().create_future()
         idle.watch(stopped.set_result)
 
@@ -430,7 +430,7 @@ async def test_a_journal_that_was_open_is_not_made_anew_in_an_emptied_file(path:
             await journal.runs()
 
         with pytest.raises(JournalError, match=r"runs\.db was emptied while it was open"):
-            await journal.open("r", wait=False, read=list)
+            await journal.open("r", wait=False, read=bool)
 
     assert path.stat().st_size == 0
 
@@ -451,7 +451,7 @@ async def test_a_deleted_journal_begins_anew_when_it_is_opened_again(path: Path)
 async def test_a_run_does_not_continue_in_a_history_that_lacks_its_events(
     journal: Any, database: Any
 ) -> None:
-    session, _ = await journal.open("r", wait=False, read=list)
+    session, _ = await journal.open("r", wait=False, read=bool)
     session.append(RunStarted("r", 1.0, {"a": ()}))
     session.append(AttemptStarted("a", 1, 1.0))
     await session.flush()
@@ -475,7 +475,7 @@ from asyncflow.journal import SQLiteJournal, _database_file
 from asyncflow.journal._database_file import DatabaseFile
 async def main():
     async with SQLiteJournal(sys.argv[1]) as journal:
-        await journal.open("r", wait=False, read=list)
+        await journal.open("r", wait=False, read=bool)
 try:
     asyncio.run(main())
 except Exception as error:
