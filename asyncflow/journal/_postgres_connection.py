@@ -178,9 +178,10 @@ class Postgres:
         if self._connection is None:
             self.answered_at = time.monotonic()
             self._connection = self._connect()
+            self.is_up = self.was_up = True
         if not self._connection.is_migrated:
             self._migrate(self._connection)
-            self._connection.is_migrated = self.is_up = self.was_up = True
+            self._connection.is_migrated = True
         return self._connection
 
     def _connect(self) -> _Connection:
