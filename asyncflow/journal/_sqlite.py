@@ -271,10 +271,11 @@ class SQLite:
             # A damaged text must not make a whole list unreadable: its row's checksum tells.
             connection.text_factory = _text_of
             try:
+                opened = file and file.database_id()
                 self._prepare(connection)
                 if file:
                     version = _data_version(connection)
-                    self._wal = file.attach(self.name, self.let_go), version
+                    self._wal = file.attach(self.name, opened, self.let_go), version
             except BaseException:
                 connection.close()
                 raise

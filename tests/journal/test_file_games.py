@@ -566,3 +566,23 @@ def test_a_forked_process_takes_over_no_lock_of_its_parent(path: Path) -> None:
                 os._exit(1)
 
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+
+
+def test_a_file_that_is_replaced_during_its_migration_is_not_used(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    database = SQLite(str(path), "FULL", 1.0)
+    prepare, rivals = database._prepare, []
+
+    def slowly(connection: sqlite3.Connection) -> None:
+        prepare(connection)
+        replace_by_a_new_journal(path)
+        rivals.append(sqlite3.connect(path))
+        rivals[0].execute("SELECT count(*) FROM runs")  # so that all three files are there
+
+    monkeypatch.setattr(database, "_prepare", slowly)
+
+    with pytest.raises(JournalError, match="was replaced by another file"), database.reading():
+        pass
+
+    rivals[0].close()
