@@ -402,19 +402,20 @@ class SQLJournal:
         """
         self._closing = True
         try:
-            if self._write_thread.has_started and not self._closed:
-                ended: concurrent.futures.Future[None] = concurrent.futures.Future()
-                await self._write(self._worker.wait, ended, current_run(), None)
-                waiting = asyncio.wrap_future(ended)
-                try:
-                    await asyncio.wait([waiting], timeout=self._close_timeout_s)
-                finally:
-                    waiting.cancel()
-            # They may have to wait for the disk. A read may release a claim.
-            if self._read_thread.has_started and not self._closed:
-                await self._read(self._reader.store.database.close)
-            if self._write_thread.has_started and not self._closed:
-                await self._write(self._worker.close)
+            with suppress(JournalError):  # it is closed, perhaps by another thread meanwhile
+                if self._write_thread.has_started:
+                    ended: concurrent.futures.Future[None] = concurrent.futures.Future()
+                    await self._write(self._worker.wait, ended, current_run(), None)
+                    waiting = asyncio.wrap_future(ended)
+                    try:
+                        await asyncio.wait([waiting], timeout=self._close_timeout_s)
+                    finally:
+                        waiting.cancel()
+                # They may have to wait for the disk. A read may release a claim.
+                if self._read_thread.has_started:
+                    await self._read(self._reader.store.database.close)
+                if self._write_thread.has_started:
+                    await self._write(self._worker.close)
         finally:
             self._join()
         return self._worker.given_up.copy()
@@ -425,10 +426,10 @@ class SQLJournal:
         It does not wait for runs of the event loop that it blocks.
         """
         self._closing = True
-        if self._write_thread.has_started and not self._closed:
+        if self._write_thread.has_started:
             ended: concurrent.futures.Future[None] = concurrent.futures.Future()
             blocked = _running_loop()
-            with suppress(TimeoutError, JournalError):  # another thread has closed it
+            with suppress(TimeoutError, JournalError):  # it is closed
                 self._write_thread.submit(self._worker.wait, ended, current_run(), blocked)
                 ended.result(min(self._close_timeout_s, threading.TIMEOUT_MAX))
         self._join()
