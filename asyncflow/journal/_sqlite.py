@@ -271,7 +271,7 @@ class SQLite:
             # A damaged text must not make a whole list unreadable: its row's checksum tells.
             connection.text_factory = _text_of
             try:
-                opened = file and file.database_id()
+                opened = file.database_id() if file else None
                 self._prepare(connection)
                 if file:
                     version = _data_version(connection)
