@@ -315,10 +315,13 @@ class Cycles:
         self.killed += codes.count(-signal.SIGKILL)
         if codes == [0]:
             outcome = self._outcome_of(state)
-            self._require(state, "error" not in outcome, outcome.get("error"))
-            self._check_end(state)
-            shutil.rmtree(state.folder)
-            return
+            if "error" not in outcome:
+                self._check_end(state)
+                shutil.rmtree(state.folder)
+                return
+            # A journal does not wait for a server that has never answered it.
+            has_begun = bool(self._database.rows(state.folder, state.run_id))
+            self._require(state, not has_begun, outcome["error"])
         self._check(state)
         self._resume(state)
         shutil.rmtree(state.folder)

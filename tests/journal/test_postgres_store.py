@@ -181,6 +181,20 @@ def test_a_store_survives_a_short_outage(
     assert positions(store, "r") == [1]
 
 
+def test_a_new_connection_waits_for_a_server_that_another_one_has_reached(
+    store: PostgresStore, dsn: str, postgres_server: PostgresServer, executor: ThreadPoolExecutor
+) -> None:
+    second = PostgresStore(Postgres(dsn, 10.0, store.database.server))
+    store.claim("r", MINE)
+    postgres_server.stop()
+    read = executor.submit(second.runs, RunFilter())
+    until(lambda: second.database.answered_at)
+    postgres_server.start()
+
+    assert read.result() == []
+    second.database.close()
+
+
 # --- unacknowledged commits -----------------------------------------------------------------------
 
 
