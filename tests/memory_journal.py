@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, TypeVar
 
 from asyncflow import JournalError, PayloadError, RunAlreadyActiveError, RunCancelledError
+from asyncflow._core.replay import StoredRun
 from asyncflow._core.results import Payload
 from asyncflow.events import Event
 
@@ -57,14 +58,14 @@ class MemoryJournal:
         return value
 
     async def open(
-        self, run_id: str, *, wait: bool, read: Callable[[Sequence[Event]], T]
+        self, run_id: str, *, wait: bool, read: Callable[[StoredRun], T]
     ) -> tuple[MemorySession, T]:
         await asyncio.sleep(self.latency_s)
         while run_id in self.open_sessions:
             if not wait:
                 raise RunAlreadyActiveError(run_id, "this process")
             await asyncio.sleep(1)
-        result = read(tuple(self.stored.get(run_id, ())))
+        result = read(StoredRun(self.stored.get(run_id, ())))
         session = self.open_sessions[run_id] = MemorySession(self, run_id)
         return session, result
 

@@ -150,7 +150,7 @@ class StoredRun:
         self._begin(event, 0.0)
 
     def _on_run_resumed(self, event: RunResumed) -> None:
-        self._settled, self._pending = self._all_settled(), self._all_pending()
+        self._settled, self._pending = self.settled(), self._all_pending()
         for key, step in self._pending.items():
             self._crash(key, step)
         self._forget(event)
@@ -389,18 +389,6 @@ class StoredRun:
             for number, item in (step.items or {}).items():
                 yield (name, number), item
 
-    def _all_settled(self) -> dict[Key, StepView]:
-        """Return the results that hold, of steps and of items; none that was cancelled."""
-        settled = dict(self._settled)
-        for key, step in self._all():
-            is_restored = step.reused and key in settled
-            if is_restored or step.status in (*_UNSETTLED, StepStatus.CANCELLED):
-                continue
-            before = settled.get(key)
-            if step.status is StepStatus.SUCCESS or before is None or not _has_succeeded(before):
-                settled[key] = step
-        return settled
-
     def _all_pending(self) -> dict[Key, StepView]:
         """Return the steps and items that have begun and not ended."""
         pending = dict(self._pending)
@@ -449,9 +437,17 @@ class StoredRun:
         """Whether the latest segment has all these steps."""
         return all(name in self.steps for name in steps)
 
-    def known(self) -> dict[Key, StepResult]:
-        """Return the results that hold, of steps and of items; none that was cancelled."""
-        return {key: step.to_result(self.at_ms) for key, step in self._all_settled().items()}
+    def settled(self) -> dict[Key, StepView]:
+        """Return the steps and items whose results hold; none that was cancelled."""
+        settled = dict(self._settled)
+        for key, step in self._all():
+            is_restored = step.reused and key in settled
+            if is_restored or step.status in (*_UNSETTLED, StepStatus.CANCELLED):
+                continue
+            before = settled.get(key)
+            if step.status is StepStatus.SUCCESS or before is None or not _has_succeeded(before):
+                settled[key] = step
+        return settled
 
     def pending_attempts(self) -> dict[Key, PendingAttempts]:
         """Return what has begun and not ended, as it is if the segment ends now."""
@@ -474,7 +470,7 @@ class StoredRun:
 
     def unfinished(self) -> dict[str, str]:
         """Return the steps that have begun and not succeeded, each with what became of it."""
-        settled, reasons = self._all_settled(), dict(self._reasons)
+        settled, reasons = self.settled(), dict(self._reasons)
         begun = [name for name, step in self.steps.items() if step.items is not None]
         begun += [name for name, _ in self._all_pending()]
         reasons.update(dict.fromkeys(begun, "it was cut short"))

@@ -31,6 +31,7 @@ from asyncflow._core.replay import StoredRun, as_secret, with_outputs
 from asyncflow._core.results import Payload, StepResult, StepStatus
 from asyncflow._core.step import WorkflowStep
 from asyncflow._core.step_runs import Checkpoint, Key
+from asyncflow._core.step_view import StepView
 from asyncflow.events import RunResumed
 
 __all__ = [
@@ -101,8 +102,8 @@ def resume(
     Raises:
         PayloadError: A valid output can't be decoded.
     """
-    known, unfinished = _of_plan(run.known(), plan), run.unfinished()
-    has_failed = any(result.status is StepStatus.FAILED for result in known.values())
+    known, unfinished = _of_plan(run.settled(), plan), run.unfinished()
+    has_failed = any(step.status is StepStatus.FAILED for step in known.values())
     afresh = run.outcome is not None or run.was_stopping or (fail_fast and has_failed)
     valid, outdated = _valid_and_outdated(run, plan, known, new_inputs, afresh=afresh)
     begun = unfinished.keys() | _with_results(known, afresh=afresh)
@@ -121,8 +122,8 @@ def resume(
     )
     run.apply(event)
     results = {
-        key: _decoded(result, key[0], decode, event.secret)
-        for key, result in _of_plan(run.known(), plan).items()
+        key: _decoded(step.to_result(run.at_ms), key[0], decode, event.secret)
+        for key, step in _of_plan(run.settled(), plan).items()
         if _is_restored(key, valid, plan, event.recalled)
     }
     started, pending_attempts = run.started, _of_plan(run.pending_attempts(), plan)
@@ -138,7 +139,7 @@ def resume(
     return event, checkpoint
 
 
-def _with_results(known: Mapping[Key, StepResult], *, afresh: bool) -> set[str]:
+def _with_results(known: Mapping[Key, StepView], *, afresh: bool) -> set[str]:
     """Return the steps with a result that can be outdated. In a fresh run a skip can't."""
     skipped = StepStatus.SKIPPED
     return {name for (name, _), one in known.items() if not (afresh and one.status is skipped)}
@@ -170,7 +171,7 @@ def _decoded(
 def _valid_and_outdated(
     run: StoredRun,
     plan: Plan,
-    known: Mapping[Key, StepResult],
+    known: Mapping[Key, StepView],
     new_inputs: Collection[str],
     *,
     afresh: bool,
@@ -183,7 +184,7 @@ def _valid_and_outdated(
         if name not in run.fingerprints:
             continue  # a new step
         why = difference(run.fingerprints[name], fingerprints[name])
-        result = known.get((name, None))
+        step = known.get((name, None))
         if why is None and set(needed) != set(run.dependencies[name]):
             why = f"it depends on {_listed(needed)}, and depended on " + _listed(
                 run.dependencies[name]
@@ -196,7 +197,7 @@ def _valid_and_outdated(
             why = None if again is None else f"step {again!r}, which it depends on, runs again"
         if why is not None:
             outdated[name] = why
-        elif result is not None and (result.status is StepStatus.SUCCESS or not afresh):
+        elif step is not None and (step.status is StepStatus.SUCCESS or not afresh):
             valid[name] = None
     return valid, outdated
 
@@ -210,9 +211,14 @@ def _listed(names: Sequence[str]) -> str:
     return ", ".join(map(repr, names)) or "nothing"
 
 
-def _secret(known: Mapping[Key, StepResult], outdated: Mapping[str, str]) -> set[str]:
-    """Return the steps with a valid secret result, of their own or of an item."""
-    return {name for (name, _), result in known.items() if result.secret} - outdated.keys()
+def _secret(known: Mapping[Key, StepView], outdated: Mapping[str, str]) -> set[str]:
+    """Return the steps with a valid secret output, of their own or of an item."""
+    secret = {
+        name
+        for (name, _), step in known.items()
+        if step.secret and step.status is StepStatus.SUCCESS
+    }
+    return secret - outdated.keys()
 
 
 def _recalled(

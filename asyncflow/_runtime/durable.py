@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Collection, Coroutine, Mapping, Sequence
+from collections.abc import Callable, Collection, Coroutine, Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeVar
 
@@ -118,15 +118,16 @@ class Journal(Protocol):
         ...
 
     async def open(
-        self, run_id: str, *, wait: bool, read: Callable[[Sequence[Event]], T]
+        self, run_id: str, *, wait: bool, read: Callable[[StoredRun], T]
     ) -> tuple[JournalSession, T]:
-        """Become the only owner of a run, and read its stored events.
+        """Become the only owner of a run, and replay its stored events.
 
         Args:
             run_id: The run, which need not exist.
             wait: Whether to wait until another owner is gone.
-            read: Called in another thread with the stored events, in their order. Called again with
-                the later ones if they were read before the run was owned; the last answer counts.
+            read: Called in another thread with the replay, which it may change; of a new run, it
+                has no segments. Called again with another replay if events were read before the run
+                was owned; the last answer counts.
 
         Returns:
             The run's session, and the last answer of ``read``.
@@ -271,7 +272,7 @@ async def open_run(
 
 
 class _RunOpening:
-    """Decides from the stored events of a run how it starts or resumes."""
+    """Decides from the replay of a run how it starts or resumes."""
 
     def __init__(self, journal: Journal, request: Request) -> None:
         self._journal = journal
@@ -285,16 +286,14 @@ class _RunOpening:
         }
         """The inputs that the caller gives, as they are stored."""
 
-    def read(self, events: Sequence[Event]) -> RunStart | RunReport:
-        from asyncflow._core.replay import StoredRun  # a run without a journal needs neither
-        from asyncflow._core.resume import Fingerprints
+    def read(self, stored: StoredRun) -> RunStart | RunReport:
+        from asyncflow._core.resume import Fingerprints  # a run without a journal does not need it
 
         request, given = self._request, self._given
-        if not events:
+        if not stored.segments:
             start = begin(request)
             event = replace(start.event, fingerprints=Fingerprints(request.plan))
             return start._replace(event=event, stored_event=replace(event, inputs=given))
-        stored = StoredRun(events)
         self._check_pipeline(stored.started.pipeline)
         self._check_inputs(stored)
         has_new_inputs = not given.keys() <= stored.inputs.keys()

@@ -11,7 +11,7 @@ import concurrent.futures
 import threading
 import warnings
 import weakref
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from datetime import datetime, timedelta
 from types import TracebackType
@@ -20,9 +20,9 @@ from typing import Any, TypeVar
 from asyncflow._core.arguments import check_count, check_number
 from asyncflow._core.context import current_run
 from asyncflow._core.errors import JournalError, RunAlreadyActiveError, did_you_mean
+from asyncflow._core.replay import StoredRun
 from asyncflow._core.report import RunReport
 from asyncflow._core.results import Payload
-from asyncflow.events import Event
 from asyncflow.journal._event_codec import is_storable
 from asyncflow.journal._machine import is_void, this_owner, this_process
 from asyncflow.journal._payload_codec import CODECS, Codec
@@ -285,11 +285,11 @@ class SQLJournal:
     # --- for the driver -------------------------------------------------------------------------
 
     async def open(
-        self, run_id: str, *, wait: bool, read: Callable[[Sequence[Event]], T]
+        self, run_id: str, *, wait: bool, read: Callable[[StoredRun], T]
     ) -> tuple[SQLSession | FinishedSession, T]:
-        """Claim a run and read its stored events. A run calls this; see `asyncflow.Journal`.
+        """Claim a run and replay its stored events. A run calls this; see `asyncflow.Journal`.
 
-        A run that has passed needs no owner if ``read`` makes a report of its events, even while
+        A run that has passed needs no owner if ``read`` makes a report of it, even while
         another process owns it. If it is to resume all the same, it must be free.
 
         Raises:
@@ -309,7 +309,7 @@ class SQLJournal:
                 return await self._open(run_id, within, read)
             except RunAlreadyActiveError as active:
                 owner = active.owner
-            passed = [] if must_resume else await self._read(self._reader.passed, run_id)
+            passed = None if must_resume else await self._read(self._reader.passed, run_id)
             if passed:
                 answer = await self._read(read, passed)
                 if isinstance(answer, RunReport):
@@ -321,7 +321,7 @@ class SQLJournal:
             pause = min(2 * pause, _LONGEST_RETRY_S)
 
     async def _open(
-        self, run_id: str, within: str | None, read: Callable[[Sequence[Event]], T]
+        self, run_id: str, within: str | None, read: Callable[[StoredRun], T]
     ) -> tuple[SQLSession, T]:
         loop, claim = asyncio.get_running_loop(), PendingClaim(self._worker)
         try:
@@ -343,8 +343,9 @@ class SQLJournal:
                     claim.lease.let_go()
             raise
 
-    def _read_history(self, lease: Lease, read: Callable[[Sequence[Event]], T]) -> T:
-        return read(self._reader.history(lease.run_id, lease.committed) if lease.committed else [])
+    def _read_history(self, lease: Lease, read: Callable[[StoredRun], T]) -> T:
+        committed = lease.committed
+        return read(self._reader.history(lease.run_id, committed) if committed else StoredRun())
 
     def encode(self, subject: str, value: Any, hint: Any) -> Payload:
         """Encode a value. A run calls this; see `asyncflow.Journal`.
@@ -401,19 +402,20 @@ class SQLJournal:
         """
         self._closing = True
         try:
-            if self._write_thread.has_started and not self._closed:
-                ended: concurrent.futures.Future[None] = concurrent.futures.Future()
-                await self._write(self._worker.wait, ended, current_run(), None)
-                waiting = asyncio.wrap_future(ended)
-                try:
-                    await asyncio.wait([waiting], timeout=self._close_timeout_s)
-                finally:
-                    waiting.cancel()
-            # They may have to wait for the disk. A read may release a claim.
-            if self._read_thread.has_started and not self._closed:
-                await self._read(self._reader.store.database.close)
-            if self._write_thread.has_started and not self._closed:
-                await self._write(self._worker.close)
+            with suppress(JournalError):  # it is closed, perhaps by another thread meanwhile
+                if self._write_thread.has_started:
+                    ended: concurrent.futures.Future[None] = concurrent.futures.Future()
+                    await self._write(self._worker.wait, ended, current_run(), None)
+                    waiting = asyncio.wrap_future(ended)
+                    try:
+                        await asyncio.wait([waiting], timeout=self._close_timeout_s)
+                    finally:
+                        waiting.cancel()
+                # They may have to wait for the disk. A read may release a claim.
+                if self._read_thread.has_started:
+                    await self._read(self._reader.store.database.close)
+                if self._write_thread.has_started:
+                    await self._write(self._worker.close)
         finally:
             self._join()
         return self._worker.given_up.copy()
@@ -424,12 +426,12 @@ class SQLJournal:
         It does not wait for runs of the event loop that it blocks.
         """
         self._closing = True
-        if self._write_thread.has_started and not self._closed:
+        if self._write_thread.has_started:
             ended: concurrent.futures.Future[None] = concurrent.futures.Future()
             blocked = _running_loop()
-            with suppress(TimeoutError, JournalError):  # another thread has closed it
+            with suppress(TimeoutError, JournalError):  # it is closed
                 self._write_thread.submit(self._worker.wait, ended, current_run(), blocked)
-                ended.result(self._close_timeout_s)
+                ended.result(min(self._close_timeout_s, threading.TIMEOUT_MAX))
         self._join()
         return self._worker.given_up.copy()
 

@@ -108,11 +108,19 @@ class DatabaseFile:
                 how = "moved or deleted" if main_bytes < 0 else "emptied"
                 raise DatabaseChangedError(name, self._changed("", how))
 
-    def attach(self, name: str, let_go: Callable[[], object]) -> int:
+    def database_id(self) -> _FileId | None:
+        """Return the device and inode of the database that is there; ``None`` if there is none."""
+        try:
+            return _id(os.stat(self.target))
+        except OSError:
+            return None
+
+    def attach(self, name: str, opened: _FileId | None, let_go: Callable[[], object]) -> int:
         """Remember what a connection has opened, and return the size of its WAL in bytes.
 
         Args:
             name: The journal's name in errors.
+            opened: The `database_id` when it was opened. Its migration may have taken long.
             let_go: Called in any thread when the files have changed. It must not raise. It must
                 have the connection closed soon, even if nothing uses it.
 
@@ -130,6 +138,9 @@ class DatabaseFile:
                         problem = self._changed(suffix, "moved or deleted")
                         raise DatabaseChangedError(name, problem) from error
                 main, wal, shm = self._ids
+                if main != opened:
+                    problem = self._changed("", "replaced by another file")
+                    raise DatabaseChangedError(name, problem)
                 self._quick_ids = (*main, wal[1], shm[1])
             wal_bytes = self._compare(name)
             self._attached.append(let_go)
@@ -208,8 +219,19 @@ class DatabaseFile:
 
 _RESTORE = f"{_STOPPED}: restore a backup, or use another file"
 
-_files: WeakValueDictionary[str, DatabaseFile] = WeakValueDictionary()
-_files_lock = threading.Lock()
+_files: WeakValueDictionary[str, DatabaseFile]
+_files_lock: threading.Lock
+
+
+def _forget_files() -> None:
+    """Begin without files: a forked process has locks whose holders are threads of its parent."""
+    global _files, _files_lock
+    _files, _files_lock = WeakValueDictionary(), threading.Lock()
+
+
+_forget_files()
+if hasattr(os, "register_at_fork"):  # pragma: no branch
+    os.register_at_fork(after_in_child=_forget_files)
 
 
 def _id(stat: os.stat_result) -> _FileId:

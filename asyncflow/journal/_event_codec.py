@@ -14,6 +14,7 @@ from __future__ import annotations
 import base64
 import json
 import struct
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
 from functools import cache
@@ -386,15 +387,16 @@ def _check_of(hint: Any) -> _Check:
     return _CHECKS.get(hint, lambda value: isinstance(value, hint))
 
 
-def _is_time(value: Any) -> bool:
-    return type(value) in (float, int) and 0 <= value < _LONGEST_MS
+def _is_duration(value: Any) -> bool:
+    # A policy may ask for any backoff.
+    return type(value) in (float, int) and 0 <= value <= sys.float_info.max
 
 
 _CHECKS: dict[Any, _Check] = {
     Any: lambda value: True,
     NoneType: lambda value: value is None,
     int: lambda value: type(value) is int and value >= 0,
-    float: _is_time,
+    float: _is_duration,
 }
 """Instances of every other type are checked by `isinstance`."""
 

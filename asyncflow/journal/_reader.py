@@ -53,27 +53,27 @@ class JournalReader:
         self._name = store.database.name
         self._codec = codec
 
-    def history(self, run_id: str, last: int) -> list[Event]:
-        """Return the events of a claimed run, whose last position is known.
+    def history(self, run_id: str, last: int) -> StoredRun:
+        """Return the replay of a claimed run, whose last position is known.
 
         Raises:
             RunUnreadableError: It is damaged, or a newer asyncflow wrote it.
             LeaseLostError: There are more: another process has claimed the run meanwhile.
             JournalError: There are fewer: the database that is read lags behind.
         """
-        return [event for _, event in self._replay(run_id, last)[1]]
+        return self._replay(run_id, last)[0]
 
-    def passed(self, run_id: str) -> list[Event]:
-        """Return the events of a run that has passed, which are final; of any other run, none.
+    def passed(self, run_id: str) -> StoredRun | None:
+        """Return the replay of a run that has passed, which is final; ``None`` for any other.
 
         Raises:
             RunUnreadableError: It is damaged, or a newer asyncflow wrote it.
         """
         row = self.store.run(run_id)
         if row is None or row.status != "passed":
-            return []
-        run, stored = self._replay(run_id)
-        return [event for _, event in stored] if run.outcome == "passed" else []
+            return None
+        run, _ = self._replay(run_id)
+        return run if run.outcome == "passed" else None
 
     def _replay(
         self, run_id: str, last: int | None = None

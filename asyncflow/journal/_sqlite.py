@@ -56,6 +56,12 @@ _TABLES = {"runs", "leases", "events"}
 _STRICT = "WITHOUT ROWID, STRICT" if sqlite3.sqlite_version_info >= (3, 37) else "WITHOUT ROWID"
 """SQLite before 3.37 does not know strict tables, and can't open a database that has one."""
 
+
+def _number(column: str) -> str:
+    """Return an expression for a column of numbers; a text in it could be no UTF-8."""
+    return f"CASE typeof({column}) WHEN 'text' THEN CAST({column} AS BLOB) ELSE {column} END"
+
+
 _MIGRATIONS = [
     [
         f"PRAGMA application_id = {_APPLICATION}",
@@ -88,7 +94,8 @@ _MIGRATIONS = [
         "CASE status WHEN 'running' THEN 0 ELSE (SELECT IFNULL(CAST(MAX(position) AS INTEGER), 0) "
         "FROM events WHERE events.run_id = runs.run_id) END, "
         "CASE WHEN status IN ('running', 'passed', 'failed', 'interrupted') THEN "
-        "run_checksum(CAST(run_id AS BLOB), CAST(pipeline AS BLOB), started_at) ELSE -1 END "
+        f"run_checksum(CAST(run_id AS BLOB), CAST(pipeline AS BLOB), {_number('started_at')}) "
+        "ELSE -1 END "
         "FROM runs",
         "DROP TABLE runs",
         "ALTER TABLE new_runs RENAME TO runs",
@@ -112,8 +119,9 @@ _MIGRATIONS = [
         "INSERT OR IGNORE INTO new_events SELECT CAST(run_id AS TEXT), CAST(position AS INTEGER), "
         "IFNULL(CAST(kind AS TEXT), ''), CAST(step AS TEXT), CAST(item AS INTEGER), "
         "CAST(attempt AS INTEGER), IFNULL(CAST(at_ms AS REAL), 0), CAST(codec AS TEXT), "
-        "CAST(payload AS TEXT), CAST(data AS BLOB), event_checksum(CAST(run_id AS BLOB), position, "
-        "CAST(kind AS BLOB), CAST(step AS BLOB), item, attempt, at_ms, CAST(codec AS BLOB), "
+        "CAST(payload AS TEXT), CAST(data AS BLOB), event_checksum(CAST(run_id AS BLOB), "
+        f"{_number('position')}, CAST(kind AS BLOB), CAST(step AS BLOB), {_number('item')}, "
+        f"{_number('attempt')}, {_number('at_ms')}, CAST(codec AS BLOB), "
         "CAST(payload AS BLOB), CAST(data AS BLOB)) FROM events ORDER BY run_id, position",
         "DROP TABLE events",
         "ALTER TABLE new_events RENAME TO events",
@@ -263,10 +271,11 @@ class SQLite:
             # A damaged text must not make a whole list unreadable: its row's checksum tells.
             connection.text_factory = _text_of
             try:
+                opened = file.database_id() if file else None
                 self._prepare(connection)
                 if file:
                     version = _data_version(connection)
-                    self._wal = file.attach(self.name, self.let_go), version
+                    self._wal = file.attach(self.name, opened, self.let_go), version
             except BaseException:
                 connection.close()
                 raise

@@ -401,7 +401,7 @@ def store_resumed_run(mapped: int = 0) -> None:
     async def store() -> None:
         async with SQLiteJournal("asyncflow.db") as journal:
             for segment in (before, after):
-                session, _ = await journal.open("r", wait=False, read=list)
+                session, _ = await journal.open("r", wait=False, read=bool)
                 for event in segment:
                     session.append(event)
                 await session.close()

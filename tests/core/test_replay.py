@@ -204,7 +204,7 @@ class TestReports:
         assert (done.output, done.secret) == (RestoredOutput("redacted"), True)
         assert (running.status, running.secret) == (RUNNING, False)
         assert report.inputs == {"x": RestoredOutput("redacted")}
-        assert run.known()["a", 0].output == payload_of(10)  # for a resumed run
+        assert run.settled()["a", 0].output == payload_of(10)  # for a resumed run
         assert run.inputs == {"x": payload_of(1)}
 
     def test_a_decoder_receives_the_name_of_the_step_or_input(self):
@@ -313,7 +313,7 @@ class TestResumes:
         assert (result.attempts, len(result.history), result.started_ms) == (3, 3, 0.0)
         assert result.rerun_reason == "it was cut short"
         assert run.pending_attempts() == {}
-        assert run.known().keys() == {("a", None)}
+        assert run.settled().keys() == {("a", None)}
 
     def test_a_fresh_start_drops_attempts_and_failures_and_restores_successes(self):
         run = StoredRun(
@@ -329,7 +329,7 @@ class TestResumes:
         )
 
         assert run.pending_attempts() == {}
-        assert run.known().keys() == {("a", None)}
+        assert run.settled().keys() == {("a", None)}
         assert run.unfinished() == {"b": "it had failed"}
 
     def test_dependents_of_an_outdated_step_are_outdated_too(self):
@@ -339,7 +339,7 @@ class TestResumes:
 
         run.apply(resumed(2.0, {"b": ()}, outdated={"b": "so"}))
 
-        assert run.known().keys() == {("a", None)}
+        assert run.settled().keys() == {("a", None)}
         assert run.fingerprints == {"a": ("()", ""), "b": ("()", "2"), "c": ("()", "")}
         assert run.dependencies == {"a": (), "b": (), "c": ("b",)}
         assert statuses(run) == [PENDING]
@@ -356,7 +356,7 @@ class TestResumes:
             ]
         )
 
-        assert run.known()["a", None].status is SUCCESS
+        assert run.settled()["a", None].status is SUCCESS
         assert run.report(decode)["a"].status is FAILED
         assert "is secret" in run.report(decode)["a"].rerun_reason
 

@@ -36,6 +36,7 @@ from asyncflow import (
 )
 from asyncflow._cli import commands
 from asyncflow._core.record import replace
+from asyncflow._core.replay import StoredRun
 from asyncflow._core.results import REDACTED, Payload, RestoredOutput
 from asyncflow.events import (
     AttemptStarted,
@@ -126,7 +127,7 @@ async def write(path: Path) -> None:
     """Write a journal with the victims and the bystander."""
     async with SQLiteJournal(path, owner="the writer") as journal:
         for events in (GOLDEN, LIMITS):
-            session, _ = await journal.open(events[0].run_id, wait=False, read=list)  # type: ignore[union-attr]
+            session, _ = await journal.open(events[0].run_id, wait=False, read=bool)  # type: ignore[union-attr]
             for event in events:
                 session.append(_as_stored(event))
             await session.close()
@@ -362,14 +363,18 @@ def _plain(answer: Any) -> Any:
     return repr(answer)
 
 
+def _report_of(run: StoredRun) -> str:
+    return run.report(lambda _, payload: payload).to_json()
+
+
 async def _resume(journal: SQLiteJournal, run_id: str) -> Any:
     """Claim the run, and let it pass if its pipeline is here."""
     global is_mended
     try:
         if run_id != "etl-1":
-            session, events = await journal.open(run_id, wait=False, read=list)
+            session, report = await journal.open(run_id, wait=False, read=_report_of)
             await session.close()
-            return repr(events)
+            return report
         is_mended = True
         report = await pipeline.orchestrator.run(run_id=run_id, journal=journal, inputs=INPUTS)
         return {name: (each.status, each.output, each.reused) for name, each in report.items()}

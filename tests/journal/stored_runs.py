@@ -3,7 +3,7 @@
 Every later version must read what an earlier one wrote, so a file in `stored/` is never
 replaced: when the schema or the rows change, another file is added::
 
-    python -m tests.journal.stored_runs tests/journal/stored/schema-2.db
+    python -m tests.journal.stored_runs tests/journal/stored/schema-3.db
 """
 
 from __future__ import annotations
@@ -111,14 +111,16 @@ async def write(path: Path) -> None:
             await run(run_id=run_id, journal=journal, inputs=inputs)
         await PIPELINES["timed out"].run(run_id="timed out", journal=journal)
         await wait_until_slow_starts(journal, "interrupted", cancel=True)
-    async with SQLiteJournal(path, owner="one that died") as journal:
+    async with SQLiteJournal(path, owner="one that died", close_timeout_s=0) as journal:
         # Closing the journal first leaves the run as a dying process would.
         task = await wait_until_slow_starts(journal, "cut short", cancel=False)
     await asyncio.wait([task])
     task.exception()
     with closing(sqlite3.connect(path, isolation_level=None)) as connection:
-        # Remove the name of the machine that wrote the file.
-        connection.execute("UPDATE leases SET process = '{}', expires_at = 1")
+        # Remove what identifies the machine that wrote the file.
+        connection.execute(
+            "UPDATE leases SET process = '{}', expires_at = 1, clock = NULL, boot_expires_at = NULL"
+        )
         connection.execute("VACUUM")
 
 

@@ -172,7 +172,7 @@ async def test_polling_costs_one_statement_per_second_for_any_number_of_runs(
     cancelled = journal._store.cancelled
     journal._store.cancelled = lambda: polls.append(time.monotonic()) or cancelled()
     begun = time.monotonic()
-    sessions = [(await journal.open(f"r{n}", wait=False, read=list))[0] for n in range(20)]
+    sessions = [(await journal.open(f"r{n}", wait=False, read=bool))[0] for n in range(20)]
 
     await until(lambda: asyncio.sleep(0, len(polls) == 2))
 
@@ -309,7 +309,7 @@ async def test_a_run_either_passes_or_is_interrupted_whenever_it_is_cancelled(
 
 async def test_a_run_without_a_lease_holder_is_not_cancelled(journal: Any, database: Any) -> None:
     await run_pipeline([WorkflowStep("quick", quick)], journal=journal, run_id="ended")
-    session, _ = await journal.open("orphan", wait=False, read=list)
+    session, _ = await journal.open("orphan", wait=False, read=bool)
     session.append(RunStarted("orphan", 1.0, {"a": ()}))
     await session.close()
 
@@ -359,7 +359,7 @@ async def test_a_new_lease_holder_ignores_requests_to_its_predecessor(
     make_journal: Make, database: Any
 ) -> None:
     journal = make_journal(lease_s=0.6)
-    session, _ = await make_journal(lease_s=600).open("r", wait=False, read=list)
+    session, _ = await make_journal(lease_s=600).open("r", wait=False, read=bool)
     session.append(RunStarted("r", 1.0, {"quick": (), "slow": ("quick",)}))
     await session.flush()
     database.query("UPDATE leases SET cancel_token = token")

@@ -212,7 +212,7 @@ def test_only_steps_of_active_runs_start_runs_while_a_journal_closes(make_journa
         await asyncio.sleep(0)
 
         with pytest.raises(JournalError, match="it is closed; open another journal"):
-            await journal.open("new", wait=False, read=list)
+            await journal.open("new", wait=False, read=bool)
         proceed.set()
 
         assert await closing == []
@@ -222,9 +222,12 @@ def test_only_steps_of_active_runs_start_runs_while_a_journal_closes(make_journa
     run_in_virtual_time(main())
 
 
-def test_a_thread_that_closes_a_journal_waits_for_the_runs_of_loops(make_journal: Make) -> None:
+@pytest.mark.parametrize("timeout_s", [60, 1e300])
+def test_a_thread_that_closes_a_journal_waits_for_the_runs_of_loops(
+    make_journal: Make, timeout_s: float
+) -> None:
     async def main() -> None:
-        journal = make_journal(close_timeout_s=60)
+        journal = make_journal(close_timeout_s=timeout_s)
         run = await run_slowly(journal, clean_up_s=0.01)
         run.cancel()
 
@@ -235,6 +238,22 @@ def test_a_thread_that_closes_a_journal_waits_for_the_runs_of_loops(make_journal
         assert await statuses(make_journal()) == {"r": "interrupted"}
 
     asyncio.run(main())
+
+
+async def test_two_threads_may_close_a_journal_at_once(
+    make_journal: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    journal = make_journal()
+    await journal.runs()
+    read = journal._read
+
+    async def read_late(call: Any) -> Any:
+        await asyncio.to_thread(journal.close)
+        return await read(call)
+
+    monkeypatch.setattr(journal, "_read", read_late)
+
+    assert await journal.aclose() == []
 
 
 def test_a_blocking_close_waits_for_other_loops_only(make_journal: Make) -> None:
@@ -283,14 +302,14 @@ def test_a_blocking_close_waits_for_so_long(make_journal: Make) -> None:
 def test_a_run_of_a_stopped_loop_is_not_waited_for(make_journal: Make, is_closed: bool) -> None:
     journal = make_journal(close_timeout_s=60)
     loop = asyncio.new_event_loop()
-    session, _ = loop.run_until_complete(journal.open("r", wait=False, read=list))
+    session, _ = loop.run_until_complete(journal.open("r", wait=False, read=bool))
     if is_closed:
         loop.close()
 
     assert journal.close() == ["r"]
 
     if is_closed:  # its run is gone, so the lease is free
-        session, _ = asyncio.run(make_journal().open("r", wait=False, read=list))
+        session, _ = asyncio.run(make_journal().open("r", wait=False, read=bool))
     loop.close()
     del session
 

@@ -12,7 +12,7 @@ import sys
 import threading
 import time
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from datetime import date, datetime, timedelta
 from functools import partial
 from pathlib import Path
@@ -60,7 +60,7 @@ def attempt(number: int = 1) -> AttemptStarted:
 
 
 async def opened(journal: Any, run_id: str = "r", *, wait: bool = False) -> Any:
-    session, _ = await journal.open(run_id, wait=wait, read=list)
+    session, _ = await journal.open(run_id, wait=wait, read=bool)
     return session
 
 
@@ -84,9 +84,9 @@ async def wait_until(holds: Callable[[], bool]) -> None:
 
 
 async def test_a_new_run_has_no_events(journal: Any) -> None:
-    session, answer = await journal.open("r", wait=False, read=lambda seen: seen)
+    session, answer = await journal.open("r", wait=False, read=lambda run: run)
 
-    assert list(answer) == []
+    assert answer.segments == []
     await session.close()
 
 
@@ -99,9 +99,10 @@ async def test_appended_events_are_read_when_the_run_is_opened_again(
         session.append(event)
     await session.close()
 
-    again, answer = await make_journal().open("r", wait=False, read=list)
+    again, at_ms = await make_journal().open("r", wait=False, read=lambda run: run.at_ms)
 
-    assert answer == events
+    assert at_ms == 2.0
+    assert await stored_events(journal) == [*events[:2], StepSucceeded("a", 1, 2.0, 7)]
     again.append(RunFinished(3.0, "passed"))
     await again.close()
     last = [
@@ -367,10 +368,10 @@ async def test_readers_do_not_block_writers(journal: Any) -> None:
     await store_run(journal, "r")
     reading, proceed = threading.Event(), threading.Event()
 
-    def read(events: Sequence[Event]) -> int:
+    def read(run: StoredRun) -> int:
         reading.set()
         assert proceed.wait(20)
-        return len(events)
+        return len(run.segments)
 
     opening = asyncio.create_task(journal.open("r", wait=False, read=read))
     await wait_until(reading.is_set)
@@ -391,8 +392,9 @@ async def test_readers_do_not_block_writers(journal: Any) -> None:
 async def test_a_claim_reads_everything_committed_before_it(make_journal: Make) -> None:
     first, second = make_journal(), make_journal()
     for number in range(20):
-        session, events = await (second if number % 2 else first).open("r", wait=True, read=list)
-        assert len(events) == number
+        journal = second if number % 2 else first
+        session, run = await journal.open("r", wait=True, read=lambda run: run)
+        assert len(run.steps["a"].attempts if run.steps else ()) == max(0, number - 1)
         session.append(attempt(number) if number else started())
         await session.close()
 
@@ -475,17 +477,14 @@ async def test_any_number_of_callers_read_a_passed_run_at_once(
     first, second = make_journal(), make_journal()
     await store_run(first, "r", outcome="passed")
     owner = await opened(first)
-    read: list[Event] = []
 
-    def report(events: Sequence[Event]) -> RunReport:
-        read[:] = events
-        return StoredRun(events).report(lambda step, payload: payload)
+    def report(run: StoredRun) -> RunReport:
+        return run.report(lambda step, payload: payload)
 
     for journal in (first, second):
         for wait in (False, True):
             session, answer = await journal.open("r", wait=wait, read=report)
-            assert read == [started(), RunFinished(9.0, "passed")]
-            assert answer.outcome == "passed"
+            assert (answer.outcome, answer.total_duration_ms) == ("passed", 9.0)
             session.watch(print)
             session.append(attempt())
             await session.flush()
@@ -506,11 +505,11 @@ async def test_resuming_a_passed_run_requires_its_lease(make_journal: Make) -> N
     first, second = make_journal(owner="the first"), make_journal()
     await store_run(first, "r", outcome="passed")
     owner = await opened(first)
-    seen: list[list[Event]] = []
+    seen: list[int] = []
 
-    def read(events: Sequence[Event]) -> int:
-        seen.append(list(events))
-        return len(events)
+    def read(run: StoredRun) -> int:
+        seen.append(len(run.segments))
+        return len(run.segments)
 
     with pytest.raises(RunAlreadyActiveError, match="run 'r' is active in the first") as caught:
         await second.open("r", wait=False, read=read)
@@ -523,8 +522,8 @@ async def test_resuming_a_passed_run_requires_its_lease(make_journal: Make) -> N
     await owner.close()
 
     session, count = await waiting
-    assert count == 3
-    assert [len(events) for events in seen] == [2, 2, 3]
+    assert count == 2
+    assert seen == [1, 1, 2]
     await session.close()
 
 
@@ -575,7 +574,7 @@ async def test_a_waiting_caller_can_be_cancelled(make_journal: Make) -> None:
 def test_a_claim_is_released_if_its_events_cannot_be_read(
     make_journal: Make, error: BaseException
 ) -> None:
-    def read(events: Sequence[Event]) -> None:
+    def read(run: StoredRun) -> None:
         raise error
 
     async def main() -> None:
@@ -627,7 +626,7 @@ async def test_a_claim_is_released_if_the_last_position_cannot_be_read(
 async def test_a_claim_is_released_if_its_caller_is_cancelled_during_the_read(journal: Any) -> None:
     reading, proceed = threading.Event(), threading.Event()
 
-    def read(events: Sequence[Event]) -> None:
+    def read(run: StoredRun) -> None:
         reading.set()
         proceed.wait(20)
 
@@ -671,7 +670,7 @@ async def test_a_claim_is_free_if_its_caller_is_cancelled_after_the_journal_is_c
 
 
 async def test_a_claim_is_released_if_its_coroutine_is_closed(journal: Any) -> None:
-    opening = journal.open("r", wait=False, read=list)
+    opening = journal.open("r", wait=False, read=bool)
     opening.send(None)
     journal._write_thread.submit(int).result(20)  # the claim exists
 
@@ -833,8 +832,8 @@ async def test_no_event_is_written_after_a_failed_write(journal: Any) -> None:
         await session.close()
 
     assert await journal.runs() == []
-    session, events = await journal.open("r", wait=False, read=list)
-    assert events == []
+    session, segments = await journal.open("r", wait=False, read=lambda run: run.segments)
+    assert segments == []
     await session.close()
 
 
@@ -1140,7 +1139,7 @@ async def test_closing_a_journal_fails_a_run_that_is_being_read(make_journal: Ma
     await store_run(journal, "r")
     reading, proceed = threading.Event(), threading.Event()
 
-    def read(events: Sequence[Event]) -> None:
+    def read(run: StoredRun) -> None:
         reading.set()
         proceed.wait(20)
 
@@ -1211,7 +1210,7 @@ from asyncflow.events import *
 def say(*words):
     print(*words, flush=True)
 async def opened(journal, run_id="r", wait=False):
-    return (await journal.open(run_id, wait=wait, read=list))[0]
+    return (await journal.open(run_id, wait=wait, read=bool))[0]
 {body}
 """
     return subprocess.Popen(

@@ -202,7 +202,7 @@ async def reports(path: Path) -> dict[str, str]:
 
 
 async def store(journal: Any, run_id: str = "r", *more: Event, outcome: Any = "passed") -> None:
-    session, _ = await journal.open(run_id, wait=False, read=list)
+    session, _ = await journal.open(run_id, wait=False, read=bool)
     output = Payload("json", b'{"rows":20}')
     events = [
         RunStarted(run_id, 5.0, {"a": (), "b": ("a",)}, "etl"),
@@ -254,7 +254,7 @@ async def test_a_changed_row_is_refused_in_every_database(
 
 
 def resumed(journal: Any) -> Callable[[str], Any]:
-    return lambda run_id: journal.open(run_id, wait=False, read=list)
+    return lambda run_id: journal.open(run_id, wait=False, read=bool)
 
 
 @pytest.mark.parametrize(
@@ -286,7 +286,7 @@ async def test_missing_rows_are_noticed(
 @pytest.mark.parametrize("outcome", [None, "failed"])
 async def test_a_missing_segment_is_noticed(journal: Any, database: Any, outcome: Any) -> None:
     await store(journal, "r", outcome="failed")
-    session, _ = await journal.open("r", wait=False, read=list)
+    session, _ = await journal.open("r", wait=False, read=bool)
     session.append(RunResumed("r", 9.0, 20.0, {"a": (), "b": ("a",)}, {}))
     if outcome:
         session.append(RunFinished(9.5, outcome))
@@ -402,6 +402,7 @@ def test_a_damaged_journal_of_an_earlier_version_is_migrated_as_far_as_it_can_be
     with closing(sqlite3.connect(path)) as database, database:
         for change in (
             "events SET at_ms = 'x' WHERE run_id = 'failed' AND position = 3",
+            "events SET item = CAST(x'ff' AS TEXT) WHERE run_id = 'cut short' AND position = 2",
             "events SET payload = CAST(x'ff' AS TEXT) WHERE run_id = 'timed out' AND position = 1",
             "runs SET status = 'paused' WHERE run_id = 'interrupted'",
         ):
@@ -412,7 +413,7 @@ def test_a_damaged_journal_of_an_earlier_version_is_migrated_as_far_as_it_can_be
             runs = {run.run_id: run for run in await journal.runs()}
             assert [run.run_id for run in runs.values() if run.damaged] == ["interrupted"]
             assert len(runs) == 5
-            for run_id in ("failed", "timed out", "interrupted"):
+            for run_id in ("failed", "timed out", "interrupted", "cut short"):
                 with pytest.raises(RunUnreadableError):
                     await journal.report(run_id)
             assert (await journal.report("passed")).all_passed

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import struct
+import sys
 import traceback
 from dataclasses import fields
 from typing import Any, get_args
@@ -262,6 +263,12 @@ def test_a_long_message_is_truncated() -> None:
     assert again.message.endswith("… (100,000 more characters)")
     assert len(again.message) < 100_100
     assert len(again.traceback) < 100_100
+
+
+def test_the_longest_backoff_comes_back() -> None:
+    event = AttemptFailed("a", 1, 5.0, ValueError(), retry_in_ms=sys.float_info.max)
+
+    assert read(row_of("r", 2, event)).retry_in_ms == sys.float_info.max  # type: ignore[union-attr]
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import shutil
+import signal
 import sqlite3
 import subprocess
 import sys
@@ -18,7 +19,8 @@ import pytest
 from asyncflow import RunReport, WorkflowStep, run_pipeline
 from asyncflow._core.errors import JournalError, RunAlreadyActiveError
 from asyncflow.events import AttemptStarted, Event, RunFinished, RunStarted
-from asyncflow.journal import SQLiteJournal
+from asyncflow.journal import SQLiteJournal, _database_file
+from asyncflow.journal._database_file import DatabaseFile
 from asyncflow.journal._sqlite import SQLite
 
 ROOT = Path(__file__).parents[2]
@@ -133,7 +135,7 @@ async def test_a_second_caller_does_not_get_the_run(path: Path, game: str, own: 
 
     async def claim() -> None:
         with pytest.raises((JournalError, RunAlreadyActiveError)):
-            await rival.open("r", wait=False, read=list)
+            await rival.open("r", wait=False, read=bool)
 
     async def act() -> None:
         # Between two transactions: a WAL that is cut within one is filled up again.
@@ -212,25 +214,25 @@ async def test_a_run_resumes_from_the_file_after_its_wal_was_deleted(
 
 async def test_the_other_runs_of_the_journal_fail_too(path: Path) -> None:
     async with SQLiteJournal(path) as journal:
-        idle, _ = await journal.open("idle", wait=False, read=list)
+        idle, _ = await journal.open("idle", wait=False, read=bool)
         stopped = asyncio.get_running_loop().create_future()
         idle.watch(stopped.set_result)
         replace_by_copy(path)
 
         with pytest.raises(JournalError, match="replaced by another file"):
-            await journal.open("r", wait=False, read=list)
+            await journal.open("r", wait=False, read=bool)
 
         assert "replaced by another file" in str(await stopped)
         with pytest.raises(JournalError, match="replaced by another file"):
             await idle.close()
-        again, _ = await journal.open("idle", wait=False, read=list)  # its copied lease is void
+        again, _ = await journal.open("idle", wait=False, read=bool)  # its copied lease is void
         await again.close()
 
 
 @pytest.mark.parametrize("call", ["runs", "cancel"])
 async def test_any_call_that_finds_the_change_stops_the_runs(path: Path, call: str) -> None:
     async with SQLiteJournal(path) as journal:
-        idle, _ = await journal.open("idle", wait=False, read=list)
+        idle, _ = await journal.open("idle", wait=False, read=bool)
         await journal.runs()  # opens the connection for reading
         stopped = asyncio.get_running_loop().create_future()
         idle.watch(stopped.set_result)
@@ -247,7 +249,7 @@ async def test_any_call_that_finds_the_change_stops_the_runs(path: Path, call: s
 
 async def test_an_idle_run_notices_within_a_poll(path: Path) -> None:
     async with SQLiteJournal(path, lease_s=0.1) as journal:
-        idle, _ = await journal.open("idle", wait=False, read=list)
+        idle, _ = await journal.open("idle", wait=False, read=bool)
         stopped = asyncio.get_running_loop().create_future()
         idle.watch(stopped.set_result)
 
@@ -472,7 +474,7 @@ async def test_a_journal_that_was_open_is_not_made_anew_in_an_emptied_file(path:
             await journal.runs()
 
         with pytest.raises(JournalError, match=r"runs\.db was emptied while it was open"):
-            await journal.open("r", wait=False, read=list)
+            await journal.open("r", wait=False, read=bool)
 
     assert path.stat().st_size == 0
 
@@ -493,7 +495,7 @@ async def test_a_deleted_journal_begins_anew_when_it_is_opened_again(path: Path)
 async def test_a_run_does_not_continue_in_a_history_that_lacks_its_events(
     journal: Any, database: Any
 ) -> None:
-    session, _ = await journal.open("r", wait=False, read=list)
+    session, _ = await journal.open("r", wait=False, read=bool)
     session.append(RunStarted("r", 1.0, {"a": ()}))
     session.append(AttemptStarted("a", 1, 1.0))
     await session.flush()
@@ -513,10 +515,11 @@ async def test_a_run_does_not_continue_in_a_history_that_lacks_its_events(
 
 RIVAL = """
 import asyncio, sys
-from asyncflow.journal import SQLiteJournal
+from asyncflow.journal import SQLiteJournal, _database_file
+from asyncflow.journal._database_file import DatabaseFile
 async def main():
     async with SQLiteJournal(sys.argv[1]) as journal:
-        await journal.open("r", wait=False, read=list)
+        await journal.open("r", wait=False, read=bool)
 try:
     asyncio.run(main())
 except Exception as error:
@@ -544,3 +547,42 @@ async def test_another_process_does_not_get_the_run(path: Path, game: str) -> No
 
     assert says in caught.value.problem
     assert answers in (["DatabaseChangedError"], ["RunAlreadyActiveError"], ["JournalError"])
+
+
+@pytest.mark.process
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+@pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning")
+def test_a_forked_process_takes_over_no_lock_of_its_parent(path: Path) -> None:
+    file = DatabaseFile.at(str(path))
+    with file._lock, _database_file._files_lock:  # as a worker thread may hold them during a fork
+        pid = os.fork()
+        if not pid:
+            try:
+                signal.alarm(10)
+                database = SQLite(str(path), "FULL", 1.0)
+                with database.reading():
+                    os._exit(0)
+            finally:
+                os._exit(1)
+
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+
+
+def test_a_file_that_is_replaced_during_its_migration_is_not_used(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    database = SQLite(str(path), "FULL", 1.0)
+    prepare, rivals = database._prepare, []
+
+    def slowly(connection: sqlite3.Connection) -> None:
+        prepare(connection)
+        replace_by_a_new_journal(path)
+        rivals.append(sqlite3.connect(path))
+        rivals[0].execute("SELECT count(*) FROM runs")  # so that all three files are there
+
+    monkeypatch.setattr(database, "_prepare", slowly)
+
+    with pytest.raises(JournalError, match="was replaced by another file"), database.reading():
+        pass
+
+    rivals[0].close()

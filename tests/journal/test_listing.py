@@ -29,7 +29,7 @@ async def a_run(
     outcome: Any = "passed",
     pipeline: str = "",
 ) -> None:
-    session, _ = await journal.open(run_id, wait=False, read=list)
+    session, _ = await journal.open(run_id, wait=False, read=bool)
     session.append(RunStarted(run_id, wall_time, {"a": ()}, pipeline))
     if outcome:
         session.append(RunFinished(9.0, outcome))
@@ -127,7 +127,7 @@ async def test_a_record_says_whether_its_run_is_orphaned(make_journal: Make, dat
     await a_run(journal, "left", 2.0, outcome=None)
     sessions = {}
     for number, run_id in enumerate(["going on", "silent"]):
-        sessions[run_id], _ = await journal.open(run_id, wait=False, read=list)
+        sessions[run_id], _ = await journal.open(run_id, wait=False, read=bool)
         sessions[run_id].append(RunStarted(run_id, 3.0 + number, {"a": ()}))
         await sessions[run_id].flush()
     database.expire_leases("silent")
@@ -195,13 +195,13 @@ async def test_the_duration_of_a_run_leaves_its_pauses_out_and_its_span_does_not
     make_journal: Any,
 ) -> None:
     journal = make_journal()
-    session, _ = await journal.open("r", wait=False, read=list)
+    session, _ = await journal.open("r", wait=False, read=bool)
     session.append(RunStarted("r", 100.0, {"a": ()}))
     session.append(AttemptStarted("a", 1, 2_000.0))
     await session.close()
     orphan, so_far = await journal.record("r"), await journal.report("r")
 
-    session, _ = await journal.open("r", wait=False, read=list)
+    session, _ = await journal.open("r", wait=False, read=bool)
     session.append(RunResumed("r", 2_000.0, 130.0, {"a": ()}, {}))
     await session.flush()
     running = await journal.record("r")
@@ -218,7 +218,7 @@ async def test_the_duration_of_a_run_leaves_its_pauses_out_and_its_span_does_not
 
 async def test_a_wall_clock_that_was_set_back_makes_no_negative_pause(journal: Any) -> None:
     await a_run(journal, "r", 100.0, outcome=None)
-    session, _ = await journal.open("r", wait=False, read=list)
+    session, _ = await journal.open("r", wait=False, read=bool)
     session.append(RunResumed("r", 0.0, 40.0, {"a": ()}, {}))
     session.append(RunFinished(3_000.0, "passed"))
     await session.close()

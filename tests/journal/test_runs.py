@@ -80,7 +80,7 @@ async def test_a_failed_run_resumes_where_it_stopped(make_journal: Any) -> None:
 
 
 async def test_a_journal_reports_an_unfinished_run(journal: Any) -> None:
-    session, _ = await journal.open("r", wait=False, read=list)
+    session, _ = await journal.open("r", wait=False, read=bool)
     session.append(RunStarted("r", 7.0, {"a": (), "b": ("a",)}))
     session.append(AttemptStarted("a", 1, 1.0))
     await session.flush()
