@@ -362,6 +362,30 @@ async def test_a_page_notices_that_another_process_resumed_its_run(
     site.stop()
 
 
+async def test_a_page_that_was_hidden_for_long_notices_that_its_run_was_resumed(
+    tab: Tab, site: ServerThread
+) -> None:
+    gates, page = site.start("resumed-while-hidden"), tab.page
+    await page.clock.install()
+    await page.goto(f"{site.url}runs/{gates.run_id}")
+    await expect(live(page)).to_have_text("live")
+    site.stop()
+    await expect(live(page)).to_have_text("ended")
+
+    hide = """hidden => {
+      Object.defineProperty(document, "hidden", { value: hidden, configurable: true });
+      document.dispatchEvent(new Event("visibilitychange"));
+    }"""
+    await page.evaluate(hide, True)
+    await page.clock.fast_forward(60_000)
+    site.start(gates.run_id)
+    await page.evaluate(hide, False)
+
+    await expect(badge(page)).to_contain_text("RUNNING")
+    await expect(live(page)).to_have_text("live")
+    site.stop()
+
+
 async def test_runs_of_a_stopped_server_can_be_resumed(
     tab: Tab, site: ServerThread, start: Any
 ) -> None:

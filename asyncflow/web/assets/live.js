@@ -13,8 +13,9 @@
   const question = document.createElement("dialog");
   question.id = "live-question";
   question.setAttribute("aria-labelledby", "live-question-title");
+  question.setAttribute("aria-describedby", "live-question-text");
   question.innerHTML = `<h2 id="live-question-title">Cancel this run?</h2>
-    <p>Its running steps are cancelled, and clean up first. A cancelled run can be resumed.</p>
+    <p id="live-question-text">Its running steps are cancelled, and clean up first. A cancelled run can be resumed.</p>
     <form method="dialog"><button>Keep it running</button> <button type="button" id="live-yes">Yes, cancel it</button></form>`;
   live.append(note, question);
   const yes = document.getElementById("live-yes");
@@ -192,7 +193,7 @@
   question.addEventListener("keydown", (event) => event.stopPropagation()); // the page has keys of its own
   document.addEventListener("visibilitychange", () => {
     clearTimeout(hidden);
-    if (document.hidden) hidden = setTimeout(close, HIDDEN_MS);
+    if (document.hidden) hidden = setTimeout(() => { if (source) close(); }, HIDDEN_MS); // a poll just pauses
     else if (!source && live.dataset.state !== "ended") connect();
   });
   setInterval(() => { if (source && Date.now() - heard > SILENCE_MS) lost(); }, 1000);
