@@ -108,8 +108,8 @@ class DatabaseFile:
                 how = "moved or deleted" if main_bytes < 0 else "emptied"
                 raise DatabaseChangedError(name, self._changed("", how))
 
-    def attach(self, name: str, let_go: Callable[[], object]) -> None:
-        """Remember what a connection has opened.
+    def attach(self, name: str, let_go: Callable[[], object]) -> int:
+        """Remember what a connection has opened, and return the size of its WAL in bytes.
 
         Args:
             name: The journal's name in errors.
@@ -117,17 +117,23 @@ class DatabaseFile:
                 have the connection closed soon, even if nothing uses it.
 
         Raises:
-            DatabaseChangedError: It is not what the others have opened.
+            DatabaseChangedError: It is not what the others have opened, or is gone already.
         """
         with self._lock:
-            if self._attached:
-                self._compare(name)
-            else:
+            if not self._attached:
                 self._wal, self._shm = f"{self.target}-wal", f"{self.target}-shm"
-                self._ids = [_id(os.stat(f"{self.target}{suffix}")) for suffix in _SUFFIXES]
+                self._ids = []
+                for suffix in _SUFFIXES:
+                    try:
+                        self._ids.append(_id(os.stat(f"{self.target}{suffix}")))
+                    except FileNotFoundError as error:
+                        problem = self._changed(suffix, "moved or deleted")
+                        raise DatabaseChangedError(name, problem) from error
                 main, wal, shm = self._ids
                 self._quick_ids = (*main, wal[1], shm[1])
+            wal_bytes = self._compare(name)
             self._attached.append(let_go)
+            return wal_bytes
 
     def detach(self, let_go: Callable[[], object]) -> None:
         """Forget a connection, which is about to be closed."""

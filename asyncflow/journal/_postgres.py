@@ -77,13 +77,15 @@ class PostgresJournal(SQLJournal):
         owner: str | None = None,
         close_timeout_s: float = 5.0,
     ) -> None:
-        from asyncflow.journal._postgres_connection import Postgres  # psycopg may be missing
+        # psycopg may be missing
+        from asyncflow.journal._postgres_connection import Postgres, Server
 
         check_text("dsn", dsn)
         check_lease(lease_s)
+        server = Server()
         super().__init__(
-            PostgresStore(Postgres(dsn, lease_s)),
-            PostgresStore(Postgres(dsn, lease_s)),
+            PostgresStore(Postgres(dsn, lease_s, server)),
+            PostgresStore(Postgres(dsn, lease_s, server)),
             codec=codec,
             max_payload_bytes=max_payload_bytes,
             lease_s=lease_s,
@@ -215,14 +217,15 @@ class PostgresStore(Store):
             JournalError: The call fails, or the server is gone for too long.
         """
         database, pause_s, give_up_at = self.database, 0.05, 0.0
+        server = database.server
         while True:
             try:
                 return attempt()
             except UnsettledError as error:
                 give_up_at = give_up_at or database.answered_at + database.lease_s
-                if not database.is_up or time.monotonic() + pause_s > give_up_at:
-                    database.is_up = False  # the next call will not wait
-                    problem = _LOST if database.was_up else _UNREACHABLE
+                if not server.is_up or time.monotonic() + pause_s > give_up_at:
+                    server.is_up = False  # the next call will not wait
+                    problem = _LOST if server.was_up else _UNREACHABLE
                     problem = problem.format(said=error.problem)
                     raise JournalError(database.name, problem) from error
             time.sleep(pause_s)

@@ -32,7 +32,7 @@ except ImportError as _error:  # also if it finds no libpq
         "pip install 'asyncflow-tiers[postgres]'"
     ) from _error
 
-__all__ = ["Postgres"]
+__all__ = ["Postgres", "Server"]
 
 T = TypeVar("T")
 
@@ -129,26 +129,37 @@ WHERE current_setting('synchronous_commit') = 'off';
 _Selector = getattr(selectors, "PollSelector", selectors.SelectSelector)  # Windows has no other
 
 
+class Server:
+    """What the connections of a journal know of its server.
+
+    Attributes:
+        is_up: Whether it answered when it was last needed.
+        was_up: Whether it ever did.
+    """
+
+    is_up = was_up = False
+
+
 class Postgres:
     """A `asyncflow.journal._store.Database`.
 
     Args:
         dsn: Its address, as a URI or as libpq's keywords and values.
         lease_s: How long a lease lasts. A server that does not answer for as long counts as lost.
+        server: What other connections to it know; by default there are none.
 
     Raises:
         ValueError: The address can't be read.
     """
 
-    def __init__(self, dsn: str, lease_s: float) -> None:
+    def __init__(self, dsn: str, lease_s: float, server: Server | None = None) -> None:
         self._parameters = _parameters(dsn)
         self.name = _name(self._parameters)
         self.lease_s = lease_s
         self._connection: _Connection | None = None
         self.answered_at = 0.0
         """When the server last answered, or was last connected to, by `time.monotonic`."""
-        self.is_up = self.was_up = False
-        """Whether the server answered when it was last needed, and whether it ever did."""
+        self.server = server or Server()
 
     def translate(self, sql: str) -> str:
         return _translated(sql)
@@ -178,9 +189,10 @@ class Postgres:
         if self._connection is None:
             self.answered_at = time.monotonic()
             self._connection = self._connect()
+            self.server.is_up = self.server.was_up = True
         if not self._connection.is_migrated:
             self._migrate(self._connection)
-            self._connection.is_migrated = self.is_up = self.was_up = True
+            self._connection.is_migrated = True
         return self._connection
 
     def _connect(self) -> _Connection:

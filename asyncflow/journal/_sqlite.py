@@ -187,8 +187,10 @@ class SQLite:
             cursor = connection.cursor()
             cursor.execute("BEGIN IMMEDIATE")
             try:
-                version = self._check_wal(connection)
+                self._check_wal(connection)
                 yield cursor
+                # Again: SQLite would fill up with zeros what was cut meanwhile.
+                version = self._check_wal(connection)
                 cursor.execute("COMMIT")
             except BaseException:
                 self._roll_back()
@@ -222,11 +224,11 @@ class SQLite:
         """Check the files in a transaction, and return its version of the database."""
         if not self._file:
             return 0
-        ((version,),) = connection.execute("PRAGMA data_version").fetchall()
+        version = _data_version(connection)
         size, last_version = self._wal
-        # Only a restart of the WAL makes it shorter, by this connection or another one.
+        # Only a restart of the WAL makes it shorter, by a commit of this connection or another one.
         self._file.check_wal(self.name, size if version == last_version else 0)
-        return int(version)
+        return version
 
     def _checkpoint(self, cursor: sqlite3.Cursor, path: str) -> None:
         """Copy a large WAL into the file, so that the next transaction restarts it."""
@@ -263,11 +265,12 @@ class SQLite:
             try:
                 self._prepare(connection)
                 if file:
-                    file.attach(self.name, self.let_go)
+                    version = _data_version(connection)
+                    self._wal = file.attach(self.name, self.let_go), version
             except BaseException:
                 connection.close()
                 raise
-            self._connection, self._wal = connection, (0, 0)
+            self._connection = connection
             self._opened.set()
         return self._connection
 
@@ -408,6 +411,12 @@ def _check_owner(connection: sqlite3.Connection, name: str) -> None:
         if tables:
             problem += f", with the tables {escape_controls(', '.join(sorted(tables)))}"
         raise JournalError(name, f"{problem}; it was left as it is: use another file")
+
+
+def _data_version(connection: sqlite3.Connection) -> int:
+    """Return a number that changes when another connection commits."""
+    (version,) = connection.execute("PRAGMA data_version").fetchone()
+    return int(version)
 
 
 def _version(connection: sqlite3.Connection) -> int:

@@ -333,10 +333,14 @@ async def test_files_that_are_put_back_at_once_are_a_change_all_the_same(
 def test_a_commit_into_a_file_that_was_just_moved_is_not_reported(path: Path) -> None:
     database = SQLite(str(path), "FULL", 1.0)
 
+    def move_before(statement: str) -> None:
+        if statement == "COMMIT":  # after the last check before it
+            move(path, *SUFFIXES)
+
     def commit() -> None:
         with database.transaction() as cursor:
             cursor.execute("INSERT INTO leases (run_id, token, expires_at) VALUES ('r', 1, 1)")
-            move(path, *SUFFIXES)  # after the first check
+            cursor.connection.set_trace_callback(move_before)
 
     with pytest.raises(JournalError, match="moved or deleted"):
         commit()
@@ -364,6 +368,46 @@ def test_what_is_left_of_a_cut_wal_is_not_copied_into_the_database(path: Path, k
     assert path.read_bytes() == content
     with closing(sqlite3.connect(path)) as connection:
         assert connection.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
+
+
+@pytest.mark.parametrize("keep", [0, 0.3, 0.99])
+def test_a_wal_that_is_cut_within_a_transaction_is_noticed_before_the_commit(
+    path: Path, keep: float
+) -> None:
+    database = SQLite(str(path), "FULL", 1.0)
+    with database.reading():
+        pass
+    content = path.read_bytes()
+
+    def cut_within_a_transaction() -> None:
+        with database.transaction() as cursor:
+            cursor.execute("INSERT INTO leases (run_id, token, expires_at) VALUES ('r', 1, 1)")
+            truncate(path, "-wal", keep)
+
+    with pytest.raises(JournalError, match="-wal was cut from"):
+        cut_within_a_transaction()
+
+    database.close()
+    assert path.read_bytes() == content
+
+
+@pytest.mark.parametrize("suffix", ["", "-wal"])
+def test_a_file_that_is_deleted_while_it_is_opened_is_reported(
+    path: Path, suffix: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    database = SQLite(str(path), "FULL", 1.0)
+    prepare = database._prepare
+
+    def prepare_and_delete(connection: sqlite3.Connection) -> None:
+        prepare(connection)
+        beside(path, suffix).unlink()
+
+    monkeypatch.setattr(database, "_prepare", prepare_and_delete)
+
+    with pytest.raises(JournalError, match=f"runs.db{suffix} was moved or deleted"):
+        with database.reading():
+            pass
+    database.close()
 
 
 def test_a_wal_that_another_program_restarts_is_not_cut(path: Path) -> None:

@@ -100,6 +100,22 @@ def test_a_cut_idle_connection_is_replaced(
     assert positions(store, "r") == [1]
 
 
+def test_a_connection_that_is_cut_before_its_first_use_is_replaced(
+    store: PostgresStore, postgres_server: PostgresServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    connect = store.database._connect
+
+    def connect_and_cut() -> psycopg.Connection:
+        monkeypatch.undo()
+        connection = connect()
+        postgres_server.cut_connections()
+        return connection
+
+    monkeypatch.setattr(store.database, "_connect", connect_and_cut)
+
+    assert store.claim("r", MINE) > 0
+
+
 def test_a_cancellation_request_survives_a_cut_connection(
     store: PostgresStore, postgres_server: PostgresServer
 ) -> None:
@@ -163,6 +179,20 @@ def test_a_store_survives_a_short_outage(
 
     assert tried.result() == {}
     assert positions(store, "r") == [1]
+
+
+def test_a_new_connection_waits_for_a_server_that_another_one_has_reached(
+    store: PostgresStore, dsn: str, postgres_server: PostgresServer, executor: ThreadPoolExecutor
+) -> None:
+    second = PostgresStore(Postgres(dsn, 10.0, store.database.server))
+    store.claim("r", MINE)
+    postgres_server.stop()
+    read = executor.submit(second.runs, RunFilter())
+    until(lambda: second.database.answered_at)
+    postgres_server.start()
+
+    assert read.result() == []
+    second.database.close()
 
 
 # --- unacknowledged commits -----------------------------------------------------------------------
