@@ -10,6 +10,7 @@
   const note = document.createElement("span");
   note.id = "live-note";
   note.setAttribute("role", "status");
+  note.tabIndex = -1;
   const question = document.createElement("dialog");
   question.id = "live-question";
   question.setAttribute("aria-labelledby", "live-question-title");
@@ -168,6 +169,7 @@
   }
 
   async function act(button, where) {
+    if (document.activeElement === button) note.focus(); // a button that is off would lose it to the page
     isActing = true;
     enable();
     said = "";
