@@ -19,6 +19,7 @@ __all__ = [
     "moment_text",
     "preview",
     "printable",
+    "share",
     "shortened",
 ]
 
@@ -59,6 +60,11 @@ def preview(value: object, limit: int) -> Preview:
 def error_words(error: BaseException, limit: int) -> str:
     """Return ``ErrorType: message`` in one line of at most about ``limit`` bytes of HTML."""
     return shortened(describe_error(error), limit)
+
+
+def share(room: int, among: int, limits: range) -> int:
+    """Return how many bytes of HTML one of several texts has, if they share a room."""
+    return min(max(room // max(among, 1), limits.start), limits.stop)
 
 
 def shortened(text: str, limit: int) -> str:

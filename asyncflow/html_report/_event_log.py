@@ -10,7 +10,7 @@ from asyncflow._core.errors import describe_error, escape_controls
 from asyncflow._core.results import StepStatus
 from asyncflow._core.step_view import AttemptView, StepView
 from asyncflow._views.event_text import describe_event, duration, subject
-from asyncflow._views.preview import shortened
+from asyncflow._views.preview import share, shortened
 from asyncflow._views.run_view import RunView
 from asyncflow.events import Event, RunResumed, RunStarted
 
@@ -77,7 +77,7 @@ def log_of_report(view: RunView) -> EventLog:
 
 def _log(listed: Sequence[LoggedEvent], left_out: int) -> EventLog:
     long = sum(len(each.text) > _TEXT.start for each in listed)
-    limit = min(max(_ALL_TEXTS // max(long, 1), _TEXT.start), _TEXT.stop)
+    limit = share(_ALL_TEXTS, long, _TEXT)
     return EventLog(
         tuple([each._replace(text=_short(each.text, limit)) for each in listed]), left_out
     )

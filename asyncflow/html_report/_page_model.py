@@ -11,7 +11,7 @@ from typing import NamedTuple
 from asyncflow._core.errors import escape_controls
 from asyncflow._core.results import STATUS_SYMBOLS, StepStatus
 from asyncflow._core.step_view import AttemptView, StepView
-from asyncflow._views.preview import Preview, error_trace, error_words, preview
+from asyncflow._views.preview import Preview, error_trace, error_words, preview, share
 from asyncflow._views.run_view import RunView, ran_before
 from asyncflow.html_report._timeline import (
     LAYERS,
@@ -149,17 +149,17 @@ class PageModel:
         self._is_critical = frozenset(self.path)
         self._critical_edges = frozenset(pairwise(self.path))
         failed = view.counts[StepStatus.FAILED] + view.counts[StepStatus.CANCELLED]
-        self._trace_limit = _share(_ALL_TRACES, failed, _TRACE)
+        self._trace_limit = share(_ALL_TRACES, failed, _TRACE)
         # Earlier attempts take some of the room for outputs.
         self._traced = self._traced_attempts()
         traced = len(self._traced)
-        self._earlier_limit = _share(_ALL_OUTPUTS // 2, traced + failed, _TRACE)
+        self._earlier_limit = share(_ALL_OUTPUTS // 2, traced + failed, _TRACE)
         taken = traced * (self._earlier_limit + _EARLIER_ROWS)
         self._outputs = self._within_limits(_ALL_OUTPUTS - taken)
         errors = sum(
             attempt.error is not None for step in view.steps.values() for attempt in step.attempts
         )
-        self._words_limit = _share(_ALL_WORDS, errors, _WORDS)
+        self._words_limit = share(_ALL_WORDS, errors, _WORDS)
 
     # The run.
 
@@ -323,12 +323,12 @@ class PageModel:
         """Return the previews of all outputs: small ones leave their share to large ones."""
         steps = [step for step in self.detailed if step.status is StepStatus.SUCCESS]
         among = max(len(steps), 1)
-        most = _share(4 * left, among, _OUTPUT)
+        most = share(4 * left, among, _OUTPUT)
         found = {step.name: preview(step.output, most) for step in steps}
         for name in sorted(found, key=lambda name: found[name].size):
-            share = max(left // among, _OUTPUT.start)
-            if found[name].size > share:
-                found[name] = preview(self.view.steps[name].output, share)
+            limit = max(left // among, _OUTPUT.start)
+            if found[name].size > limit:
+                found[name] = preview(self.view.steps[name].output, limit)
             left -= found[name].size
             among -= 1
         return found
@@ -451,10 +451,6 @@ def line_text(text: str) -> str:
 
 def _cut(text: str, limit: int) -> str:
     return text if len(text) <= limit else f"{text[: limit - 1]}…"
-
-
-def _share(room: int, among: int, limits: range) -> int:
-    return min(max(room // max(among, 1), limits.start), limits.stop)
 
 
 def _urgency(step: StepView) -> int:
