@@ -242,7 +242,7 @@ TEXT_WIDTH = 178
 MOST_LINES = 4
 
 # About how wide a letter is. Too wide an estimate makes a line end early, and does no harm.
-_NARROW, _BROAD = frozenset("fijlrtI.,:;'|!()[] "), frozenset("mwMWQO@%—…")
+_NARROW, _BROAD = frozenset("fijlrtI.,:;'|!()[] "), frozenset("mwMWQO@%—…<>=+~#&")
 _NARROW_PX, _USUAL_PX, _BROAD_PX, _CAPITAL_PX = 4.8, 7.4, 11.5, 8.8
 _WORDS = re.compile(r"[^\s_\-./:]*[\s_\-./:]?")
 
@@ -359,7 +359,7 @@ def _width_of(letter: str) -> float:
         return _NARROW_PX
     if letter in _BROAD or unicodedata.east_asian_width(letter) in "WF":
         return _BROAD_PX if letter in _BROAD else 13.0
-    return _CAPITAL_PX if letter.isupper() or letter in "<>=+~#&" else _USUAL_PX
+    return _CAPITAL_PX if letter.isupper() else _USUAL_PX
 
 
 _STYLE = """

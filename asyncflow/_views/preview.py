@@ -19,6 +19,8 @@ __all__ = [
     "moment_text",
     "preview",
     "printable",
+    "share",
+    "shortened",
 ]
 
 _DEEPEST = 8
@@ -56,9 +58,19 @@ def preview(value: object, limit: int) -> Preview:
 
 
 def error_words(error: BaseException, limit: int) -> str:
-    """Return ``ErrorType: message`` in one line of at most about ``limit`` characters."""
-    text = describe_error(error)
-    return text if len(text) <= limit else f"{text[:limit]}…"
+    """Return ``ErrorType: message`` in one line of at most about ``limit`` bytes of HTML."""
+    return shortened(describe_error(error), limit)
+
+
+def share(room: int, among: int, limits: range) -> int:
+    """Return how many bytes of HTML one of several texts has, if they share a room."""
+    return min(max(room // max(among, 1), limits.start), limits.stop)
+
+
+def shortened(text: str, limit: int) -> str:
+    """Return a text, or its beginning and an ellipsis if it takes more bytes of HTML."""
+    shown = _beginning(text, limit)
+    return text if shown == text else f"{shown}…"
 
 
 def error_trace(error: BaseException, limit: int) -> Preview:

@@ -10,6 +10,7 @@ from asyncflow._core.errors import describe_error, escape_controls
 from asyncflow._core.results import StepStatus
 from asyncflow._core.step_view import AttemptView, StepView
 from asyncflow._views.event_text import describe_event, duration, subject
+from asyncflow._views.preview import share, shortened
 from asyncflow._views.run_view import RunView
 from asyncflow.events import Event, RunResumed, RunStarted
 
@@ -17,7 +18,8 @@ __all__ = ["MOST_LOGGED", "EventLog", "LoggedEvent", "event_log", "log_of_report
 
 MOST_LOGGED = 3_000
 """Of more events, a log has the first and the last ones."""
-_TEXT = 300
+_ALL_TEXTS, _TEXT = 16_000, range(80, 300)
+"""The bytes of all long texts in a page together, and the limits of each one."""
 
 T = TypeVar("T")
 
@@ -48,7 +50,7 @@ def event_log(events: Sequence[Event]) -> EventLog:
     """Return the log of the events of a run."""
     resumed = accumulate(isinstance(event, RunResumed) for event in events)
     listed, left_out = _first_and_last([*zip(events, resumed, strict=True)])
-    return EventLog(tuple([_logged(event, 1 + count) for event, count in listed]), left_out)
+    return _log([_logged(event, 1 + count) for event, count in listed], left_out)
 
 
 def log_of_report(view: RunView) -> EventLog:
@@ -70,7 +72,15 @@ def log_of_report(view: RunView) -> EventLog:
         text = f"the run {_OUTCOMES[view.outcome]} after {duration(view.at_ms)}{why}"
         logged.append(LoggedEvent(view.at_ms, "RunFinished", text, segment=latest))
     listed, left_out = _first_and_last(logged)
-    return EventLog(tuple([each._replace(text=_short(each.text)) for each in listed]), left_out)
+    return _log(listed, left_out)
+
+
+def _log(listed: Sequence[LoggedEvent], left_out: int) -> EventLog:
+    long = sum(len(each.text) > _TEXT.start for each in listed)
+    limit = share(_ALL_TEXTS, long, _TEXT)
+    return EventLog(
+        tuple([each._replace(text=_short(each.text, limit)) for each in listed]), left_out
+    )
 
 
 def _first_and_last(entries: Sequence[T]) -> tuple[Sequence[T], int]:
@@ -85,7 +95,7 @@ def _logged(event: Event, segment: int) -> LoggedEvent:
     if step is not None:  # which has a column of its own
         text = text.removeprefix(subject(event)).lstrip(": ")
     attempt, item = getattr(event, "attempt", None) or None, getattr(event, "item", None)
-    return LoggedEvent(at_ms, type(event).__name__, _short(text), step, attempt, item, segment)
+    return LoggedEvent(at_ms, type(event).__name__, text, step, attempt, item, segment)
 
 
 def _log_of(step: StepView, name: str, item: int | None, view: RunView) -> Iterator[LoggedEvent]:
@@ -153,9 +163,8 @@ def _in_attempt(number: int) -> str:
     return f" in attempt {number}" if number > 1 else ""
 
 
-def _short(text: str) -> str:
-    line = escape_controls(text)
-    return line if len(line) <= _TEXT else f"{line[:_TEXT]}…"
+def _short(text: str, limit: int) -> str:
+    return shortened(escape_controls(text[: limit + 1]), limit)
 
 
 _ENDS = {

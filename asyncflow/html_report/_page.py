@@ -16,7 +16,7 @@ from asyncflow._views.event_text import duration
 from asyncflow._views.preview import moment_iso, moment_text
 from asyncflow._views.run_view import RunView
 from asyncflow.html_report._event_log import EventLog
-from asyncflow.html_report._page_model import PageModel, line_text, name_text
+from asyncflow.html_report._page_model import PageModel, name_text, reason_text
 
 try:
     import jinja2
@@ -174,7 +174,7 @@ def _environment() -> jinja2.Environment:
     environment.filters.update(
         ms=duration,
         name=name_text,
-        line=line_text,
+        reason=reason_text,
         moment=moment_text,
         iso=moment_iso,
         num=_number,

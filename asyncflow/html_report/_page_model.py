@@ -11,7 +11,7 @@ from typing import NamedTuple
 from asyncflow._core.errors import escape_controls
 from asyncflow._core.results import STATUS_SYMBOLS, StepStatus
 from asyncflow._core.step_view import AttemptView, StepView
-from asyncflow._views.preview import Preview, error_trace, error_words, preview
+from asyncflow._views.preview import Preview, error_trace, error_words, preview, share
 from asyncflow._views.run_view import RunView, ran_before
 from asyncflow.html_report._timeline import (
     LAYERS,
@@ -32,8 +32,8 @@ __all__ = [
     "PageModel",
     "StatusBadge",
     "TierRows",
-    "line_text",
     "name_text",
+    "reason_text",
 ]
 
 MOST_STEPS_DRAWN = 2_000
@@ -45,15 +45,17 @@ MOST_ITEMS = 30
 MOST_ITEM_ROWS = 300
 MOST_EARLIER = 50
 """Of more attempts of a step before the run was resumed, those that did not succeed are listed."""
-MOST_EARLIER_TRACES = 30
+MOST_EARLIER_TRACES = 20
 """Of more of them with errors, in all steps together, the last ones have tracebacks."""
 
-# In bytes of the page: all outputs together, all tracebacks together, and the limits of each one.
+# In bytes of the page: all of a kind together, and the limits of each one.
 _ALL_OUTPUTS, _OUTPUT = 36_000, range(160, 4_000)
 _ALL_TRACES, _TRACE = 30_000, range(400, 12_000)
 _EARLIER_ROWS = 200
 """What an earlier attempt takes beside its traceback."""
-_WORDS = 240
+_ALL_WORDS, _WORDS = 10_000, range(80, 240)
+"""Errors in one line, one for each failed attempt. The page has each one about three times."""
+_REASON = 400
 _NAME = 160
 
 RUN_BADGES = {
@@ -146,14 +148,18 @@ class PageModel:
         self.timeline = Timeline.until(now_ms, view.segments)
         self._is_critical = frozenset(self.path)
         self._critical_edges = frozenset(pairwise(self.path))
-        failed = max(view.counts[StepStatus.FAILED] + view.counts[StepStatus.CANCELLED], 1)
-        self._trace_limit = _within(_ALL_TRACES // failed, _TRACE)
+        failed = view.counts[StepStatus.FAILED] + view.counts[StepStatus.CANCELLED]
+        self._trace_limit = share(_ALL_TRACES, failed, _TRACE)
         # Earlier attempts take some of the room for outputs.
         self._traced = self._traced_attempts()
         traced = len(self._traced)
-        self._earlier_limit = _within(_ALL_OUTPUTS // 2 // max(traced, 1), _TRACE)
+        self._earlier_limit = share(_ALL_OUTPUTS // 2, traced + failed, _TRACE)
         taken = traced * (self._earlier_limit + _EARLIER_ROWS)
         self._outputs = self._within_limits(_ALL_OUTPUTS - taken)
+        errors = sum(
+            attempt.error is not None for step in view.steps.values() for attempt in step.attempts
+        )
+        self._words_limit = share(_ALL_WORDS, errors, _WORDS)
 
     # The run.
 
@@ -242,9 +248,9 @@ class PageModel:
         """Return what there is to say of a step beside its status, in a line."""
         notes = []
         if step.error is not None:
-            notes.append(error_words(step.error, _WORDS))
+            notes.append(self.words(step.error))
         elif step.reason:
-            notes.append(_cut(line_text(step.reason), _WORDS))
+            notes.append(reason_text(step.reason))
         if step.reused:
             notes.append("reused from the journal")
         if self.ran_before(step):
@@ -317,12 +323,12 @@ class PageModel:
         """Return the previews of all outputs: small ones leave their share to large ones."""
         steps = [step for step in self.detailed if step.status is StepStatus.SUCCESS]
         among = max(len(steps), 1)
-        most = _within(4 * left // among, _OUTPUT)
+        most = share(4 * left, among, _OUTPUT)
         found = {step.name: preview(step.output, most) for step in steps}
         for name in sorted(found, key=lambda name: found[name].size):
-            share = max(left // among, _OUTPUT.start)
-            if found[name].size > share:
-                found[name] = preview(self.view.steps[name].output, share)
+            limit = max(left // among, _OUTPUT.start)
+            if found[name].size > limit:
+                found[name] = preview(self.view.steps[name].output, limit)
             left -= found[name].size
             among -= 1
         return found
@@ -349,7 +355,11 @@ class PageModel:
 
     def words(self, error: BaseException) -> str:
         """Return an error in one line."""
-        return error_words(error, _WORDS)
+        return error_words(error, self._words_limit)
+
+    def first_words(self, error: BaseException) -> str:
+        """Return the error of the first failure in one line."""
+        return error_words(error, _WORDS.stop)
 
     # The timeline.
 
@@ -427,6 +437,11 @@ def name_text(name: str) -> str:
     return _cut(line_text(name), _NAME)
 
 
+def reason_text(reason: str) -> str:
+    """Return a reason in one line, which may have the names of steps in it."""
+    return _cut(line_text(reason), _REASON)
+
+
 def line_text(text: str) -> str:
     """Return a text in one line, as a plain ``str``: a subclass may claim to be HTML."""
     return escape_controls(
@@ -436,10 +451,6 @@ def line_text(text: str) -> str:
 
 def _cut(text: str, limit: int) -> str:
     return text if len(text) <= limit else f"{text[: limit - 1]}…"
-
-
-def _within(number: int, limits: range) -> int:
-    return min(max(number, limits.start), limits.stop)
 
 
 def _urgency(step: StepView) -> int:

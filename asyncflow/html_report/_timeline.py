@@ -79,7 +79,8 @@ class Icon(NamedTuple):
     attempt: int
     segment: int
     is_crowded: bool
-    """Whether the next icon is so near that this one is shown only when zoomed in."""
+    """Whether the next icon, or the end of the row, is so near that this one is shown only when
+    zoomed in."""
     is_near: bool
     """The same on a narrow screen."""
 
@@ -244,6 +245,8 @@ def icons_of(bars: Iterable[Bar]) -> tuple[Icon, ...]:
                 for kind in reversed(kinds)
             ]
             next_left = next_left if is_crowded else left
+        elif next_left == math.inf:  # an icon beyond the end of the row would seem to be its own
+            next_left = bar.left + bar.width
     return tuple(reversed(icons))
 
 

@@ -223,8 +223,23 @@ async def test_a_cancellation_is_confirmed_by_keyboard(tab: Tab, site: ServerThr
     await page.keyboard.press("Enter")
     await page.keyboard.press("Tab")
     await page.keyboard.press("Enter")
+    await expect(page.locator("#live-note")).to_be_focused()
     await expect(badge(page)).to_contain_text("INTERRUPTED")
     assert gates.has_cleaned_up("first")
+
+
+async def test_the_question_leaves_a_margin_on_a_phone(tab: Tab, site: ServerThread) -> None:
+    gates, page = site.start("on-a-phone"), tab.page
+    await page.set_viewport_size({"width": 390, "height": 844})
+    await page.goto(f"{site.url}runs/{gates.run_id}")
+
+    await button(page, "Cancel").click()
+
+    box = await page.get_by_role("dialog").bounding_box()
+    assert box is not None
+    assert box["x"] >= 12
+    assert box["x"] + box["width"] <= 378
+    site.stop()
 
 
 async def test_without_a_connection_nothing_can_be_cancelled_or_resumed(
@@ -356,6 +371,30 @@ async def test_a_page_notices_that_another_process_resumed_its_run(
     await expect(badge(page)).to_contain_text("INTERRUPTED")
 
     site.start(gates.run_id)
+
+    await expect(badge(page)).to_contain_text("RUNNING")
+    await expect(live(page)).to_have_text("live")
+    site.stop()
+
+
+async def test_a_page_that_was_hidden_for_long_notices_that_its_run_was_resumed(
+    tab: Tab, site: ServerThread
+) -> None:
+    gates, page = site.start("resumed-while-hidden"), tab.page
+    await page.clock.install()
+    await page.goto(f"{site.url}runs/{gates.run_id}")
+    await expect(live(page)).to_have_text("live")
+    site.stop()
+    await expect(live(page)).to_have_text("ended")
+
+    hide = """hidden => {
+      Object.defineProperty(document, "hidden", { value: hidden, configurable: true });
+      document.dispatchEvent(new Event("visibilitychange"));
+    }"""
+    await page.evaluate(hide, True)
+    await page.clock.fast_forward(60_000)
+    site.start(gates.run_id)
+    await page.evaluate(hide, False)
 
     await expect(badge(page)).to_contain_text("RUNNING")
     await expect(live(page)).to_have_text("live")

@@ -328,3 +328,17 @@ async def test_a_printed_page_counts_the_events_instead_of_listing_them(opened: 
     text = " ".join((await page.locator("#history").inner_text()).split())
     assert text == "Events 816 events, not printed"
     assert 1 <= (await page.pdf()).count(b"/Type /Page\n") <= 3
+
+
+async def test_a_zoomed_timeline_is_printed_as_a_whole_and_stays_zoomed(opened: Open) -> None:
+    page = await opened(to_html(RESUMED), "#zoom=8.000&from=0.5000")
+    chart = """() => { const box = document.getElementById("gantt-scroll");
+      return [box.firstElementChild.style.getPropertyValue("--zoom"), box.scrollLeft > 0]; }"""
+    assert await page.evaluate(chart) == ["8", True]
+
+    await page.evaluate("dispatchEvent(new Event('beforeprint'))")
+    printed = await page.evaluate(chart)
+    await page.evaluate("dispatchEvent(new Event('afterprint'))")
+
+    assert printed == ["1", False]
+    assert await page.evaluate(chart) == ["8", True]

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from asyncflow._views.dag import BOX_WIDTH, draw_graph, wrapped
+from asyncflow._views.dag import BOX_WIDTH, TEXT_WIDTH, draw_graph, wrapped
 
 
 @pytest.mark.parametrize(
@@ -32,6 +32,11 @@ def test_a_name_of_60_wide_letters_fits_its_box(letter: str) -> None:
 
     assert len(lines) <= 4
     assert max(map(len, lines)) <= 25
+
+
+@pytest.mark.parametrize("letter", "<>=+~#&")
+def test_signs_as_wide_as_in_common_fonts_fit_a_box(letter: str) -> None:
+    assert max(map(len, wrapped(letter * 60))) * 10.5 <= TEXT_WIDTH + 10
 
 
 @given(st.text(st.characters(codec="utf-8"), max_size=60))

@@ -318,6 +318,17 @@ def test_an_icon_that_the_next_one_would_cover_is_crowded() -> None:
     ]
 
 
+def test_an_icon_does_not_cover_a_short_success_at_the_end_of_the_row() -> None:
+    view = view_of(
+        AttemptStarted("a", 1, 0.0),
+        AttemptFailed("a", 1, 985.0, ValueError("no"), 0.0),
+        AttemptStarted("a", 2, 985.0),
+        StepSucceeded("a", 2, 1000.0, None),
+    )
+
+    assert icons_of(bars(view, "a")) == (Icon("failed", 98.5, 1, 1, is_crowded=True, is_near=True),)
+
+
 # The layers of a mapped step.
 
 

@@ -390,7 +390,20 @@ const ticksNow = () => {
   chart.querySelector(".ticks").replaceChildren(...texts);
   chart.querySelector(".grid").replaceChildren(...lines);
 };
-addEventListener("beforeprint", () => { zoomBy("gantt", "fit"); ticksNow(); }); // paper does not scroll
+// Paper does not scroll.
+let printed = null;
+addEventListener("beforeprint", () => {
+  printed = [zooms.gantt, $("gantt-scroll")?.scrollLeft];
+  zooms.gantt = 1;
+  applyGantt();
+  ticksNow();
+});
+addEventListener("afterprint", () => {
+  if (!printed || printed[0] === 1) return;
+  zooms.gantt = printed[0];
+  applyGantt();
+  $("gantt-scroll").scrollLeft = printed[1];
+});
 
 // Dragging pans.
 let drag = null, dragged = false;

@@ -10,11 +10,13 @@
   const note = document.createElement("span");
   note.id = "live-note";
   note.setAttribute("role", "status");
+  note.tabIndex = -1;
   const question = document.createElement("dialog");
   question.id = "live-question";
   question.setAttribute("aria-labelledby", "live-question-title");
+  question.setAttribute("aria-describedby", "live-question-text");
   question.innerHTML = `<h2 id="live-question-title">Cancel this run?</h2>
-    <p>Its running steps are cancelled, and clean up first. A cancelled run can be resumed.</p>
+    <p id="live-question-text">Its running steps are cancelled, and clean up first. A cancelled run can be resumed.</p>
     <form method="dialog"><button>Keep it running</button> <button type="button" id="live-yes">Yes, cancel it</button></form>`;
   live.append(note, question);
   const yes = document.getElementById("live-yes");
@@ -167,6 +169,7 @@
   }
 
   async function act(button, where) {
+    if (document.activeElement === button) note.focus(); // a button that is off would lose it to the page
     isActing = true;
     enable();
     said = "";
@@ -192,7 +195,7 @@
   question.addEventListener("keydown", (event) => event.stopPropagation()); // the page has keys of its own
   document.addEventListener("visibilitychange", () => {
     clearTimeout(hidden);
-    if (document.hidden) hidden = setTimeout(close, HIDDEN_MS);
+    if (document.hidden) hidden = setTimeout(() => { if (source) close(); }, HIDDEN_MS); // a poll just pauses
     else if (!source && live.dataset.state !== "ended") connect();
   });
   setInterval(() => { if (source && Date.now() - heard > SILENCE_MS) lost(); }, 1000);
