@@ -477,7 +477,7 @@ def test_show_lists_failures_of_a_reused_step_from_before_the_run_was_resumed(
     async def store() -> None:
         async with SQLiteJournal("asyncflow.db") as journal:
             for segment in events:
-                session, _ = await journal.open("r", wait=False, read=list)
+                session, _ = await journal.open("r", wait=False, read=bool)
                 for event in segment:
                     session.append(event)
                 await session.close()

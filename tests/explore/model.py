@@ -356,13 +356,20 @@ class _Run:
     def is_now(self, at_ms: float, due_ms: float) -> bool:
         return self.world.blocks or abs(at_ms - due_ms) < EPSILON
 
+    @property
+    def early_ms(self) -> float:
+        """How long before an attempt its limit may begin, if that has a task of its own."""
+        return self.world.blocks * TICK_MS if _ATTEMPT_HAS_A_TASK else 0
+
     def check_remaining(self, spec: Step, call: Call, ends_ms: float) -> None:
         if spec.run_if == "success" and self.flow.deadline is not None:
             ends_ms = min(ends_ms, self.flow.deadline * TICK_MS)
         left_ms = max(0.0, ends_ms - (call.began_at - self.started_s) * 1000)
+        given_ms = call.remaining_ms
         _require(
-            call.remaining_ms is not None and abs(call.remaining_ms - left_ms) < EPSILON,
-            f"remaining_ms is {call.remaining_ms}, not {left_ms}, in {call.key}",
+            given_ms is not None
+            and max(0.0, left_ms - self.early_ms) - EPSILON < given_ms < left_ms + EPSILON,
+            f"remaining_ms is {given_ms}, not {left_ms}, in {call.key}",
         )
 
     def check_arguments(self, node: _Node, call: Call) -> None:
@@ -399,8 +406,7 @@ class _Run:
     ) -> None:
         """Check what one attempt has come to."""
         limit_ms = min(ends_ms)[0]
-        # The time of an attempt with a task of its own begins before the attempt does.
-        early_ms = self.world.blocks * TICK_MS if _ATTEMPT_HAS_A_TASK else 0
+        early_ms = self.early_ms
         last_ms = attempt.end.at_ms + early_ms if self.world.blocks else limit_ms
         kinds = {what for ms, what in ends_ms if ms <= last_ms + EPSILON}
         call, end, spec = attempt.call, attempt.end, self.specs[node.step]
@@ -461,8 +467,15 @@ class _Run:
         outcomes = []
         # A limit that passes after the run has asked the attempt to stop is not its cause.
         # What was cancelled before and ends as the limit passes may have been cancelled by either.
-        is_tie = ended_ms > limit_ms - EPSILON and (blocks or ended_ms < limit_ms + EPSILON)
-        if may_limit or (is_tie and (call.own or call.cancels)):
+        # So may be what the action did not see because it blocked the loop and awaited no more.
+        is_unseen = any(
+            attempt.start.at_ms - EPSILON <= (each - self.started_s) * 1000 <= ended_ms + EPSILON
+            for each in self.world.strangers
+        )
+        is_tie = ended_ms > limit_ms - early_ms - EPSILON and (
+            blocks or ended_ms < limit_ms + EPSILON
+        )
+        if may_limit or (is_tie and (call.own or call.cancels or is_unseen)):
             outcomes += [("limit", is_asked) for is_asked in asked]
         if not must_limit or (stop is not None and stop.at_ms < limit_ms):
             outcomes += [("own", is_asked) for is_asked in asked]
