@@ -259,7 +259,7 @@ def _changes(value: Any) -> Iterator[Any]:
         yield from (value ^ 1, value ^ (1 << 31), str(value))
     elif isinstance(value, float):
         (bits,) = struct.unpack("<Q", struct.pack("<d", value))
-        for bit in (0, 51, 63):
+        for bit in (0, 51, 63) if value else (0, 51):  # for SQLite, -0.0 is 0.0
             yield from struct.unpack("<d", struct.pack("<Q", bits ^ (1 << bit)))
         yield str(value)
 
