@@ -285,6 +285,7 @@ async def test_missing_rows_are_noticed(
     for read in (journal.report, journal.events, resumed(journal)):
         with pytest.raises(RunUnreadableError, match=says):
             await read("r")
+    assert (await journal.record("r")).damaged == (says == "its row is missing")
     assert await journal.cancel("r") is False
     await journal.forget("r")
     with pytest.raises(RunNotFoundError):

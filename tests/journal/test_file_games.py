@@ -412,6 +412,23 @@ def test_a_file_that_is_deleted_while_it_is_opened_is_reported(
     database.close()
 
 
+def test_a_file_that_is_deleted_before_anything_is_in_it_is_reported(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    connect = sqlite3.connect
+
+    def connect_and_delete(*arguments: Any, **options: Any) -> sqlite3.Connection:
+        connection = connect(*arguments, **options)
+        path.unlink()
+        return connection
+
+    monkeypatch.setattr(sqlite3, "connect", connect_and_delete)
+    database = SQLite(str(path), "FULL", 1.0)
+
+    with pytest.raises(JournalError, match=r"runs\.db"), database.reading():
+        pass
+
+
 def test_a_wal_that_another_program_restarts_is_not_cut(path: Path) -> None:
     database = SQLite(str(path), "FULL", 1.0)
     lease = "INSERT INTO leases (run_id, token, expires_at) VALUES (?, 1, 1)"

@@ -156,6 +156,14 @@ def test_a_model_comes_back_as_an_equal_instance(value: Any, hint: Any) -> None:
     CODEC.decode(SUBJECT, payload, Any)
 
 
+def test_a_time_of_a_model_comes_back_by_itself() -> None:
+    when = Order(when="2024-06-01T12:00:00+01:00").when  # type: ignore[arg-type]
+
+    payload = CODEC.encode(SUBJECT, when, datetime.datetime)
+
+    assert CODEC.decode(SUBJECT, payload, datetime.datetime) == when
+
+
 @pytest.mark.parametrize(
     "value", [Line(sku="a"), Order(note=None), Open(more=1), Node(children=[Node()])]
 )
