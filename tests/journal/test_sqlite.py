@@ -546,3 +546,12 @@ def test_an_argument_that_is_not_a_path_is_refused(
 
 def test_the_repr_of_a_journal_shows_its_path(path: Path) -> None:
     assert repr(SQLiteJournal(path)) == f"SQLiteJournal({str(path)!r})"
+
+
+def test_a_message_of_the_database_that_is_no_text_says_that_it_is_damaged(path: Path) -> None:
+    # As that of a schema with a flipped bit, which SQLite quotes.
+    database = _sqlite.SQLite(str(path), "FULL", 1.0)
+
+    with pytest.raises(JournalError, match="the database is damaged"), database.reading():
+        raise UnicodeDecodeError("utf-8", b"\xff", 0, 1, "invalid start byte")
+    database.close()
