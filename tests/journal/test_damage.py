@@ -49,7 +49,7 @@ from asyncflow.journal import SQLiteJournal
 from asyncflow.journal._event_codec import event_checksum, run_checksum
 from asyncflow.testing import run_in_virtual_time
 
-EVERY = 1 if os.environ.get("ASYNCFLOW_ALL_DAMAGE") else 25
+EVERY = 1 if os.environ.get("ASYNCFLOW_ALL_DAMAGE") else 50
 """One in so many damages is tried, unless the variable asks for all of them, which takes long."""
 
 _folder = TemporaryDirectory()
