@@ -272,7 +272,7 @@ def outcome_layers(
                 end_ms = max(end_ms, attempt.started_ms + span_ms * _LEAST_WIDTH)
             spans[attempt.end or "running"].append((attempt.started_ms, end_ms))
     points = running_at(step.all_attempts(), now_ms, segment=bar.segment)
-    most = max((count for _, count in points), default=1)
+    most = max((count for _, count in points), default=0) or 1  # attempts may take no time
     heights: dict[float, dict[str, float]] = {}
     for end, times in spans.items():
         least = _LEAST_HEIGHT if end in _FAILURES else 0.0

@@ -358,6 +358,18 @@ def test_6_failures_in_206_attempts_take_a_small_share_of_a_bar(retried: bool) -
     assert area_below(layers["succeeded"]) > 0.9
 
 
+def test_items_that_took_no_time_have_a_bar_all_the_same() -> None:
+    events = [
+        RunStarted("r", 0.0, {"fetch": ()}),
+        MapStarted("fetch", 0.0, 1),
+        AttemptStarted("fetch", 1, 0.0, item=0),
+        StepSucceeded("fetch", 1, 0.0, None, 0),
+        StepSucceeded("fetch", 0, 0.0, []),
+    ]
+
+    assert sum(map(area_below, layers_of(events).values())) == 0.0
+
+
 def test_a_failure_stays_visible_among_thousands_of_short_attempts() -> None:
     layers = layers_of(mapped_run(1, retried=False, items=20_000))
 
