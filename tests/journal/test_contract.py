@@ -952,7 +952,7 @@ async def test_a_transaction_that_an_event_breaks_reports_the_cause(journal: Any
     session.append(started())
     session.append(AttemptStarted("a", 2**80, 1.0))  # too large for every database
 
-    with pytest.raises(JournalError, match="format requires|out of range") as caught:
+    with pytest.raises(JournalError, match=r"format requires|out of range") as caught:
         await session.close()
 
     assert caught.value.__cause__ is not None
