@@ -363,11 +363,18 @@ def test_items_that_took_no_time_have_a_bar_all_the_same() -> None:
         RunStarted("r", 0.0, {"fetch": ()}),
         MapStarted("fetch", 0.0, 1),
         AttemptStarted("fetch", 1, 0.0, item=0),
-        StepSucceeded("fetch", 1, 0.0, None, 0),
+        AttemptFailed("fetch", 1, 0.0, ValueError(), 0.0, 0),
+        AttemptStarted("fetch", 2, 0.0, item=0),
+        StepSucceeded("fetch", 2, 0.0, None, 0),
         StepSucceeded("fetch", 0, 0.0, []),
+        RunFinished(0.0, "passed"),
     ]
+    view = RunView(events)
+    (bar,) = bars(view, "fetch")
 
-    assert sum(map(area_below, layers_of(events).values())) == 0.0
+    layers = outcome_layers(view.steps["fetch"], bar, 0.001, 0.0)
+
+    assert "failed" in {layer.end for layer in layers}
 
 
 def test_a_failure_stays_visible_among_thousands_of_short_attempts() -> None:
