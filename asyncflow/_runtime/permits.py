@@ -33,6 +33,10 @@ if TYPE_CHECKING:
 
 __all__ = ["Permit", "Permits", "prepare_workers"]
 
+_NO_TIME_S = 1e-8
+"""What is left of a wait that is over: a loop takes a timer for due that is nearer than the
+resolution of its clock, and a virtual clock does not advance for it."""
+
 
 def prepare_workers(plan: Plan) -> None:
     """Import what steps in threads and processes need, before a run's time begins to count."""
@@ -188,7 +192,7 @@ class Permits:
         clock = self._loop.time
         ends_s = clock() + delay_ms / 1000
         await self._stop_control.undisturbed(node, lambda: asyncio.sleep(ends_s - clock()))
-        while clock() < ends_s:  # a timer may be early
+        while ends_s - clock() > _NO_TIME_S:  # a timer may be early
             await self._stop_control.undisturbed(node, lambda: asyncio.sleep(ends_s - clock()))
         if node in self._threads and not await self._thread_has_ended(node):
             return False

@@ -25,6 +25,11 @@ def test_random_runs_disturbed_at_random_moments_keep_every_promise(runs):
     assert failure is None, f"repeat it: python -m tests.explore --replay {failure.number}"
 
 
+@pytest.mark.parametrize("number", [77_000_015_013])
+def test_a_run_that_broke_a_promise_once_keeps_it(number):
+    assert explore(number, 1) is None
+
+
 @pytest.mark.parametrize("number", range(FIRST, FIRST + 10 * VARIATIONS, 3))
 def test_a_number_tells_all_that_happens_in_a_run(number):
     def events_of(case):
