@@ -39,6 +39,7 @@ from asyncflow._core.results import (
     latest_number,
 )
 from asyncflow._core.tracebacks import format_error
+from asyncflow._views.event_text import plural
 from asyncflow.events import Event
 from asyncflow.live._theme import COLOURS, status_for_run
 
@@ -57,7 +58,6 @@ __all__ = [
     "format_tracebacks",
     "load_html_writer",
     "logs_on_stderr",
-    "plural",
     "stdout_console",
     "stdout_for_results_only",
     "write_html",
@@ -129,11 +129,6 @@ def write_html(path: Path, events: Iterable[Event]) -> None:
         path.write_text(page, encoding="utf-8")
     except OSError as error:
         raise CommandError(f"the HTML report can't be written: {error}", RUN_FAILED) from error
-
-
-def plural(number: int, noun: str) -> str:
-    """Return a number with its noun: ``1 step``, ``2,000 steps``."""
-    return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
 # Reports.

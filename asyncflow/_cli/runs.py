@@ -25,13 +25,12 @@ from asyncflow._cli.options import (
 from asyncflow._cli.output import (
     RUN_FAILED,
     CommandError,
-    plural,
     stdout_console,
     write_note,
     write_result,
 )
 from asyncflow._core.errors import RunAlreadyActiveError, escape_controls
-from asyncflow._views.event_text import took
+from asyncflow._views.event_text import plural, took
 from asyncflow.journal import RunRecord
 from asyncflow.journal._queries import RUN_STATUSES, RunFilter, listed_status, parse_time
 from asyncflow.live._theme import COLOURS, Theme, status_for_run, theme_for

@@ -29,7 +29,6 @@ from asyncflow._cli.output import (
     format_earlier_attempts,
     format_report,
     format_tracebacks,
-    plural,
     stdout_console,
     stdout_for_results_only,
     write_html,
@@ -40,7 +39,7 @@ from asyncflow._core.errors import escape_controls
 from asyncflow._core.report import RunReport
 from asyncflow._core.step import WorkflowStep
 from asyncflow._runtime.orchestrator import Orchestrator
-from asyncflow._views.event_text import describe_event, took
+from asyncflow._views.event_text import describe_event, plural, took
 from asyncflow._views.run_view import RunView
 from asyncflow.events import RunStarted
 from asyncflow.journal import RunRecord, StoredEvent

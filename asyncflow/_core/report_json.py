@@ -68,18 +68,16 @@ def pydantic_schema(cls: Any) -> Any:
     """Return how pydantic reads and writes a report or a result: as `dump` and `load` do."""
     from pydantic_core import core_schema  # pydantic asks for this, so it is there
 
-    is_report = cls.__name__ == "RunReport"
-
     def read(value: object) -> object:
         if isinstance(value, cls):
             return value
         document = _OBJECT.read(value, "it")
-        if is_report:
-            return cls(**_arguments_of(document))
-        return _result_of(_from_json(_RESULT, document), "")
+        if issubclass(cls, StepResult):
+            return _result_of(_from_json(_RESULT, document), "")
+        return cls(**_arguments_of(document))
 
     def write(value: Any) -> object:
-        return _document_of(value) if is_report else _to_json(_RESULT, value)
+        return _to_json(_RESULT, value) if issubclass(cls, StepResult) else _document_of(value)
 
     serialization = core_schema.plain_serializer_function_ser_schema(write, when_used="json")
     return core_schema.no_info_plain_validator_function(read, serialization=serialization)
@@ -87,7 +85,7 @@ def pydantic_schema(cls: Any) -> Any:
 
 def json_schema(cls: type) -> dict[str, Any]:
     """Return the JSON schema of a report or a result."""
-    if cls.__name__ != "RunReport":
+    if issubclass(cls, StepResult):
         return {"title": cls.__name__, **_schema_of(_RESULT)}
     table = {"version": _WHOLE, **_REPORT, "span_ms": _NUMBER}
     return {"title": cls.__name__, **_schema_of(table)}

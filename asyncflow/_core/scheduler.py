@@ -206,10 +206,10 @@ class Deadlines:
                 self._counts_from[node] = event.at_ms
 
     def begin_limit(self, node: int, at_ms: float) -> Limit | None:
-        """Return the limit of an attempt, whose timer starts now.
+        """Return the limit of an attempt whose timer starts now.
 
-        That is not when it starts: the start may have to be stored before that, and an attempt that
-        has a task of its own starts a turn of the loop later.
+        The attempt itself starts earlier if its start is stored first, and a turn of the loop later
+        if it has a task of its own.
         """
         limit = self._limits[node] = self.of(node, at_ms)
         return limit

@@ -36,6 +36,7 @@ from asyncflow.events import (
 __all__ = [
     "describe_event",
     "duration",
+    "plural",
     "subject",
     "took",
 ]
@@ -92,13 +93,13 @@ def took(active_ms: float, span_ms: float) -> str:
 
 
 def _run_started(event: RunStarted, _: _Attempt) -> str:
-    return f"run {_name(event)} started: {_count(len(event.dependencies), 'step')}"
+    return f"run {_name(event)} started: {plural(len(event.dependencies), 'step')}"
 
 
 def _run_resumed(event: RunResumed, _: _Attempt) -> str:
     again = len(event.outdated) + len(event.unfinished) + len(event.recalled)
     rest = f", {again} of which {'runs' if again == 1 else 'run'} again" if again else ""
-    return f"run {_name(event)} resumed: {_count(len(event.dependencies), 'step')}{rest}"
+    return f"run {_name(event)} resumed: {plural(len(event.dependencies), 'step')}{rest}"
 
 
 def _run_interrupted(event: RunInterrupted, _: _Attempt) -> str:
@@ -129,7 +130,7 @@ def _attempt_failed(event: AttemptFailed, attempt: _Attempt) -> str:
 
 
 def _map_started(event: MapStarted, _: _Attempt) -> str:
-    items = "its items" if event.count is None else _count(event.count, "item")
+    items = "its items" if event.count is None else plural(event.count, "item")
     return f"{subject(event)} started mapping {items}"
 
 
@@ -170,7 +171,8 @@ def _name(event: RunStarted | RunResumed) -> str:
     return f"{event.run_id} of {event.pipeline}" if event.pipeline else event.run_id
 
 
-def _count(number: int, noun: str) -> str:
+def plural(number: int, noun: str) -> str:
+    """Return a number with its noun: ``1 step``, ``2,000 steps``."""
     return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 

@@ -1,9 +1,9 @@
 """Notices when the files of an SQLite database are moved, replaced or cut while they are open.
 
 SQLite has the database, its ``-wal`` and its ``-shm`` open and does not look at their names again.
-A process that goes on in a file that was moved away commits what nobody finds; and one that opens
-the path meanwhile runs the same runs again. So a journal looks at all three names before it commits
-and after it, and once a second while it runs something:
+A process that still writes to a file that was moved away commits what no reader finds. Another one
+that opens the path meanwhile runs the same runs again. So a journal looks at all three names before
+and after it commits, and once a second while it runs something:
 
 - *Moved, deleted or replaced*: the path, with all symbolic links that it has now, does not lead to
   the device and inode that were opened.

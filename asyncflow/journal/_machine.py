@@ -103,11 +103,11 @@ def _known(process: str) -> dict[str, object]:
 def _where() -> str:
     """Identify the boot and the namespaces of this process; empty if they can't be read."""
     try:
-        boot = (_PROC / "sys/kernel/random/boot_id").read_text().strip()
         spaces = [os.readlink(_PROC / "self/ns" / name) for name in ("pid", "time")]
     except OSError:
         return ""
-    return " ".join([boot, *spaces])
+    boot = _boot()
+    return " ".join([boot, *spaces]) if boot else ""
 
 
 def _started(pid: int) -> str:

@@ -158,7 +158,7 @@ class JournalReader:
             RunNotFoundError: There is no such run.
             RunUnreadableError: It is damaged, or a newer asyncflow wrote it.
         """
-        # A part can't be replayed. Its rows are checked, and who follows a run replays them.
+        # A part can't be replayed. Its rows are checked, and a follower of the run replays them.
         stored = self.store.events(run_id, after) if after else self._replay(run_id)[1]
         if not stored:
             self.record(run_id)

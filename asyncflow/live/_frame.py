@@ -23,7 +23,7 @@ from rich.text import Text
 from asyncflow._core.errors import describe_error
 from asyncflow._core.results import StepStatus
 from asyncflow._core.step_view import StepView
-from asyncflow._views.event_text import duration
+from asyncflow._views.event_text import duration, plural
 from asyncflow._views.run_view import RunView, ran_before
 from asyncflow.events import Event, RunResumed, RunStarted, StepSucceeded
 from asyncflow.live._theme import (
@@ -448,8 +448,7 @@ def _attempt(step: StepView, now_ms: float) -> str:
 def _attempts(step: StepView) -> str:
     """Return how many attempts it took, if more than one, and how many before it began anew."""
     count, most = len(step.attempts) - step.fresh_from, step.max_retries
-    earlier = f"{step.fresh_from} earlier attempt{'' if step.fresh_from == 1 else 's'}"
-    earlier = earlier if step.fresh_from else ""
+    earlier = plural(step.fresh_from, "earlier attempt") if step.fresh_from else ""
     if count < 2:
         return earlier
     these = f"{count} attempts" if most is None else f"attempt {count} of {most}"

@@ -44,7 +44,7 @@ class GuardedConnection(H11Protocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
-        # Else a rest below the mark, which nobody reads, would keep a connection open forever.
+        # Otherwise, unread bytes below the mark would keep a connection open forever.
         transport.set_write_buffer_limits(0)
         self._arriving.start(_REQUEST_S)
         if len(self.connections) > self._most:

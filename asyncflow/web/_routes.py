@@ -291,7 +291,7 @@ async def _unreadable(request: Request, error: JournalError) -> Response:
 
 
 async def _gone(request: Request, error: ClientDisconnect) -> Response:
-    """Answer nobody: the client left before its request had arrived."""
+    """Return an answer that no client receives: it left before its request had arrived."""
     return Response(status_code=400)
 
 
