@@ -25,6 +25,7 @@ __all__ = [
     "Event",
     "LoopBlocked",
     "MapStarted",
+    "NoteEvent",
     "Outcome",
     "RunEvent",
     "RunFinished",
@@ -32,9 +33,12 @@ __all__ = [
     "RunResumed",
     "RunStarted",
     "RunTimedOut",
+    "StepAttached",
     "StepCancelled",
     "StepEvent",
     "StepFailed",
+    "StepLogged",
+    "StepProgressed",
     "StepReused",
     "StepSkipped",
     "StepSucceeded",
@@ -284,6 +288,55 @@ class LoopBlocked:
     item: int | None = None
 
 
+@record
+class StepLogged:
+    """An attempt logged a record, or printed a line."""
+
+    step: str
+    attempt: int
+    at_ms: float
+    level: int
+    """As `logging` counts them: 20 is INFO."""
+    logger: str
+    """The name of the logger; ``"stdout"`` or ``"stderr"`` for a line that was printed."""
+    message: str
+    item: int | None = None
+    traceback: str = ""
+    """The traceback of the exception that it was logged with, if any."""
+
+
+@record
+class StepProgressed:
+    """An attempt reported its progress: `StepContext.progress`."""
+
+    step: str
+    attempt: int
+    at_ms: float
+    done: float
+    total: float | None = None
+    """``None`` if it is not known."""
+    unit: str = ""
+    """What is counted: ``"rows"``."""
+    item: int | None = None
+
+
+@record
+class StepAttached:
+    """An attempt attached data for people to look at: `StepContext.attach`."""
+
+    step: str
+    attempt: int
+    at_ms: float
+    name: str
+    media_type: str
+    """Such as ``"image/png"``; one that `StepContext.attach` accepts."""
+    data: bytes
+    item: int | None = None
+
+    def __repr__(self) -> str:
+        return show(self, values_by_name(self) | {"data": f"<{len(self.data):,} bytes>"})
+
+
 StepEvent: TypeAlias = (
     AttemptStarted
     | AttemptFailed
@@ -297,4 +350,6 @@ StepEvent: TypeAlias = (
     | LoopBlocked
 )
 RunEvent: TypeAlias = RunStarted | RunResumed | RunInterrupted | RunTimedOut | RunFinished
+NoteEvent: TypeAlias = StepLogged | StepProgressed | StepAttached
+"""What a step says while it runs. It changes no state, so that a replay does without it."""
 Event: TypeAlias = StepEvent | RunEvent

@@ -1,6 +1,6 @@
 """A time axis: the round times at which it has ticks, and their labels.
 
-The script of the page (`page.js`) draws those of a zoomed timeline by the same steps and labels.
+The page's script (`timeline.js`) draws those of a zoomed timeline by the same steps and labels.
 """
 
 from __future__ import annotations

@@ -29,6 +29,15 @@ except ImportError as _error:
 
 __all__ = ["Live", "asset", "page", "page_policy", "sections", "security_policy"]
 
+_BUNDLES = {
+    "page.css": ("base.css", "timeline.css", "graph.css", "tables.css", "details.css", "media.css"),
+    "page.js": (
+        *("base.js", "selection.js", "steps.js", "events.js", "timeline.js", "graph.js"),
+        *("pointer.js", "keys.js", "update.js"),
+    ),
+}
+"""The parts of the style and of the script. Those of the script share one scope."""
+
 _SECTIONS = ("header", "failure", "gantt", "dag", "steps", "events", "data", "details")
 
 
@@ -125,12 +134,14 @@ def security_policy(styles: Sequence[str], scripts: Sequence[str], *, is_live: b
 
 @cache
 def asset(name: str, package: str = "asyncflow.html_report") -> str:
-    """Return the text of a file in the ``assets`` folder of a package.
+    """Return the text of a file in the ``assets`` folder of a package, or of one made of several.
 
     Styles and scripts lose their comments, which have lines of their own, and their indentation,
     and styles the spaces that separate nothing.
     """
-    text = resources.files(package).joinpath("assets", name).read_text(encoding="utf-8")
+    folder = resources.files(package).joinpath("assets")
+    files = _BUNDLES.get(name, (name,))
+    text = "\n".join(folder.joinpath(each).read_text(encoding="utf-8") for each in files)
     if not name.endswith((".css", ".js")):
         return text
     lines = (line.strip() for line in text.splitlines())
