@@ -39,6 +39,7 @@ from asyncflow._cli.output import (
     write_html,
     write_note,
     write_result,
+    write_trace,
 )
 from asyncflow._core.errors import PayloadError, RunCancelledError, escape_controls
 from asyncflow._core.replay import StoredRun
@@ -47,6 +48,7 @@ from asyncflow._core.results import REDACTED, RestoredOutput
 from asyncflow._core.value_size import safe_repr
 from asyncflow._runtime.asyncio_compat import FAILURES
 from asyncflow._runtime.dispatcher import AnyObserver
+from asyncflow._views.run_view import RunView
 from asyncflow.events import Event, RunStarted, StepSucceeded
 
 __all__ = [
@@ -128,7 +130,7 @@ async def _execute(execution: Execution, run_id: str, journal: AnyJournal | None
         report = report or _report_of(events)
     else:
         report = report or await journal.report(run_id)
-        if execution.flags.html is not None:
+        if execution.flags.html is not None or execution.flags.trace is not None:
             events = [each.event for each in await journal.events(run_id)]
     was_interrupted = report.outcome not in ("passed", "failed")
     return RunEnd(report, events, stop.signal if was_interrupted else None, not has_started)
@@ -203,6 +205,10 @@ def report_end(execution: Execution, end: RunEnd) -> int:
     if flags.html is not None:
         write_html(flags.html, end.events)
         write_note(f"HTML report: {flags.html}", quiet=flags.quiet)
+    if flags.trace is not None:
+        view = RunView(end.events)
+        write_trace(flags.trace, view, view.at_ms)
+        write_note(f"trace: {flags.trace}", quiet=flags.quiet)
     if execution.journal is not None:
         hint = _next_command(execution, report, journal_flag(execution.journal))
         write_note(escape_controls(hint), quiet=flags.quiet)

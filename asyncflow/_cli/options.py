@@ -26,7 +26,7 @@ __all__ = [
     "PIPELINES",
     "AnyJournal",
     "RunFlags",
-    "check_html",
+    "check_files",
     "complete_target",
     "find_run",
     "html_option",
@@ -40,6 +40,7 @@ __all__ = [
     "run_argument",
     "run_options",
     "targets_option",
+    "trace_option",
 ]
 
 AnyJournal = SQLiteJournal | PostgresJournal
@@ -81,25 +82,32 @@ def require_journal(journal: str) -> None:
         )
 
 
-def check_html(html: Path | None, journal: str) -> None:
+def check_files(html: Path | None, trace: Path | None, journal: str) -> None:
     """Refuse to write a page without its extra, or over a file that the journal has or may create.
 
     Raises:
-        click.BadParameter: The page would replace a file of the journal.
+        click.BadParameter: A file would replace one of the journal, or the other one.
         ImportError: The extra is missing.
     """
-    if html is None:
-        return
+    for option, path in (("--html", html), ("--trace", trace)):
+        if path is not None:
+            _check_is_not_of_journal(option, path, journal)
+    if html is not None:
+        if trace is not None and html.resolve() == trace.resolve():
+            raise click.BadParameter("it is the file of --html", param_hint="'--trace'")
+        load_html_writer()
+
+
+def _check_is_not_of_journal(option: str, path: Path, journal: str) -> None:
     base = Path(journal).resolve()  # the other files are beside the target of a link
     for suffix in () if _is_dsn(journal) else _SUFFIXES:
         file = Path(f"{base}{suffix}")
-        if html.resolve() == file or (html.exists() and file.exists() and html.samefile(file)):
+        if path.resolve() == file or (path.exists() and file.exists() and path.samefile(file)):
             raise click.BadParameter(
-                f"{str(html)!r} is part of the journal {journal!r}, which would be lost; name "
+                f"{str(path)!r} is part of the journal {journal!r}, which would be lost; name "
                 "another file",
-                param_hint="'--html'",
+                param_hint=f"'{option}'",
             )
-    load_html_writer()
 
 
 def open_journal(journal: str) -> AnyJournal:
@@ -226,12 +234,22 @@ journal_option = click.option(
     help="The journal that stores the runs: a file, or postgresql://user@host/database.",
 )
 json_option = click.option("--json", "as_json", is_flag=True, help="Write JSON.")
-html_option = click.option(
-    "--html",
-    metavar="FILE",
-    type=click.Path(dir_okay=False, writable=True, path_type=Path),
-    callback=lambda ctx, param, value: _check_is_writable(value),
-    help="Write an HTML report of the run.",
+
+
+def _file_option(name: str, help_: str) -> Callable[[Any], Any]:
+    """Return the option of a file that a command writes."""
+    return click.option(
+        name,
+        metavar="FILE",
+        type=click.Path(dir_okay=False, writable=True, path_type=Path),
+        callback=lambda ctx, param, value: _check_is_writable(value),
+        help=help_,
+    )
+
+
+html_option = _file_option("--html", "Write an HTML report of the run.")
+trace_option = _file_option(
+    "--trace", "Write a trace of the run, which ui.perfetto.dev and chrome://tracing open."
 )
 targets_option = click.option(
     "--target",
@@ -277,6 +295,7 @@ class RunFlags:
     targets: Sequence[str]
     wait: bool
     html: Path | None
+    trace: Path | None
     as_json: bool
     quiet: bool
     log_level: int | None
@@ -314,6 +333,7 @@ _RUN_OPTIONS: Sequence[Callable[[Any], Any]] = (
         "--wait", is_flag=True, help="If another process runs it, wait for that instead of failing."
     ),
     html_option,
+    trace_option,
     json_option,
     click.option("--quiet", is_flag=True, help="Show no progress and no hints."),
     log_options,

@@ -11,6 +11,7 @@ Rules:
 from __future__ import annotations
 
 import errno
+import json
 import logging
 import re
 import sys
@@ -40,6 +41,7 @@ from asyncflow._core.results import (
 )
 from asyncflow._core.tracebacks import format_error
 from asyncflow._views.event_text import plural
+from asyncflow._views.run_view import RunView
 from asyncflow.events import Event
 from asyncflow.live._theme import COLOURS, status_for_run
 
@@ -63,6 +65,7 @@ __all__ = [
     "write_html",
     "write_note",
     "write_result",
+    "write_trace",
 ]
 
 PASSED = 0
@@ -124,11 +127,30 @@ def write_html(path: Path, events: Iterable[Event]) -> None:
         ImportError: Its extra is missing.
         CommandError: The file can't be written.
     """
-    page = load_html_writer()(events)
+    _write_file(path, load_html_writer()(events), "the HTML report")
+
+
+def write_trace(path: Path, view: RunView, now_ms: float) -> None:
+    """Write the trace of a run.
+
+    Args:
+        path: The file.
+        view: The run.
+        now_ms: The present, in milliseconds since the run started.
+
+    Raises:
+        CommandError: The file can't be written.
+    """
+    from asyncflow._views.trace import to_trace  # few commands need it
+
+    _write_file(path, json.dumps(to_trace(view, now_ms)), "the trace")
+
+
+def _write_file(path: Path, text: str, what: str) -> None:
     try:
-        path.write_text(page, encoding="utf-8")
+        path.write_text(text, encoding="utf-8")
     except OSError as error:
-        raise CommandError(f"the HTML report can't be written: {error}", RUN_FAILED) from error
+        raise CommandError(f"{what} can't be written: {error}", RUN_FAILED) from error
 
 
 # Reports.

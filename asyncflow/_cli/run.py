@@ -17,7 +17,7 @@ from asyncflow._cli.options import (
     LATEST,
     PIPELINES,
     RunFlags,
-    check_html,
+    check_files,
     complete_target,
     find_run,
     journal_flag,
@@ -93,7 +93,7 @@ def _execute(
     flags: RunFlags,
     resumed: _RunToResume | None = None,
 ) -> None:
-    check_html(flags.html, flags.journal)
+    check_files(flags.html, flags.trace, flags.journal)
     with stdout_for_results_only(flags.as_json):
         # The module comes before our logging, since it may configure its own.
         whole = load_pipeline(target)

@@ -14,7 +14,7 @@ import click
 
 from asyncflow._cli.loader import load_pipeline, select_targets
 from asyncflow._cli.options import (
-    check_html,
+    check_files,
     complete_target,
     find_run,
     html_option,
@@ -24,6 +24,7 @@ from asyncflow._cli.options import (
     require_journal,
     run_argument,
     targets_option,
+    trace_option,
 )
 from asyncflow._cli.output import (
     format_earlier_attempts,
@@ -34,6 +35,7 @@ from asyncflow._cli.output import (
     write_html,
     write_note,
     write_result,
+    write_trace,
 )
 from asyncflow._core.errors import escape_controls
 from asyncflow._core.report import RunReport
@@ -164,6 +166,7 @@ class _ShownRun:
 @click.option("--events", is_flag=True, help="Show all events, one a line.")
 @json_option
 @html_option
+@trace_option
 def show(
     run: str,
     journal: str,
@@ -171,6 +174,7 @@ def show(
     events: bool,
     as_json: bool,
     html: Path | None,
+    trace: Path | None,
 ) -> None:
     """Show a run: its report, and the tracebacks of failed steps.
 
@@ -178,12 +182,16 @@ def show(
     """
     if as_json and timeline:
         raise click.UsageError("--timeline and --json exclude each other")
-    check_html(html, journal)
+    check_files(html, trace, journal)
     require_journal(journal)
     shown = asyncio.run(_read(journal, run))
     if html is not None:
         write_html(html, [each.event for each in shown.events])
         write_note(f"HTML report: {html}")
+    if trace is not None:
+        view = RunView(each.event for each in shown.events)
+        write_trace(trace, view, _now_of(shown, view))
+        write_note(f"trace: {trace}")
     if as_json:
         click.echo(_events_as_json(shown) if events else shown.report.to_json(indent=2))
         return
@@ -195,8 +203,7 @@ def show(
         write_result("\n".join(lines))
     if not (timeline or events):
         write_result(format_report(shown.report))
-        trace = format_tracebacks(shown.report)
-        for part in (trace, format_earlier_attempts(shown.report)):
+        for part in (format_tracebacks(shown.report), format_earlier_attempts(shown.report)):
             if part:
                 write_result(f"\n{part}")
 
@@ -228,10 +235,13 @@ def _write_timeline(shown: _ShownRun) -> None:
 
     view, console = RunView(each.event for each in shown.events), stdout_console()
     width = console.width if console.is_terminal else _TIMELINE_WIDTH
-    # How far an orphan came after its last event is unknown.
-    now_ms = view.at_ms if shown.record.orphaned else view.ms_at(time.time())
-    drawn = timeline(view, width=width, now_ms=now_ms, encoding=console.encoding)
+    drawn = timeline(view, width=width, now_ms=_now_of(shown, view), encoding=console.encoding)
     console.print(drawn, soft_wrap=True)
+
+
+def _now_of(shown: _ShownRun, view: RunView) -> float:
+    # How far an orphan came after its last event is unknown.
+    return view.at_ms if shown.record.orphaned else view.ms_at(time.time())
 
 
 def _described(shown: _ShownRun) -> list[tuple[float, str]]:

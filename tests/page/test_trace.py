@@ -1,0 +1,148 @@
+"""The trace of a run: what viewers rely on, and what it says."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections import defaultdict
+from typing import Any
+
+import pytest
+
+from asyncflow import WorkflowStep, run_pipeline
+from asyncflow._views.run_view import RunView
+from asyncflow._views.trace import to_trace
+from asyncflow.events import (
+    AttemptFailed,
+    AttemptStarted,
+    Event,
+    LoopBlocked,
+    RunFinished,
+    RunResumed,
+    RunStarted,
+    StepSucceeded,
+)
+from asyncflow.testing import run_in_virtual_time
+
+
+def _slices(trace: dict[str, Any]) -> dict[str, list[tuple[str, float, float, int, Any]]]:
+    """Return the slices by their id, each with its name, begin, end, depth and arguments.
+
+    Fails if the events are not in order, or if two slices of an id overlap without being nested.
+    """
+    found: dict[str, list[tuple[str, float, float, int, Any]]] = defaultdict(list)
+    stacks: dict[str, list[Any]] = defaultdict(list)
+    latest = 0.0
+    for event in trace["traceEvents"]:
+        if event["ph"] == "M":
+            continue
+        assert event["ts"] >= latest
+        latest = event["ts"]
+        if event["ph"] == "b":
+            stacks[event["id"]].append(event)
+        elif event["ph"] == "e":
+            begin = stacks[event["id"]].pop()
+            assert (begin["name"], begin["cat"]) == (event["name"], event["cat"])
+            depth = len(stacks[event["id"]])
+            slice_ = (event["name"], begin["ts"], event["ts"], depth, begin["args"])
+            found[event["id"]].append(slice_)
+    assert not any(stacks.values())
+    for slices in found.values():
+        slices.sort(key=lambda each: (each[1], each[3], each[2]))
+    return found
+
+
+def _named(trace: dict[str, Any], id_: str) -> list[tuple[str, float, float, int]]:
+    return [each[:4] for each in _slices(trace)[id_]]
+
+
+def test_attempts_backoff_and_queues_are_nested_slices() -> None:
+    calls = 0
+
+    async def flaky() -> None:
+        nonlocal calls
+        calls += 1
+        await asyncio.sleep(0.01)
+        if calls < 2:
+            raise OSError("no route")
+
+    events: list[Event] = []
+    steps = [
+        WorkflowStep("a", flaky, max_retries=2, retry=100),
+        WorkflowStep("b", flaky, depends_on=["a"]),
+    ]
+    run_in_virtual_time(run_pipeline(steps, observers=[events.append]))
+    trace = to_trace(RunView(events), now_ms=0.0)
+
+    json.dumps(trace, allow_nan=False)
+    names = [(name, depth) for name, _, _, depth in _named(trace, "step a")]
+    assert names == [("a", 0), ("attempt 1", 1), ("backoff", 1), ("attempt 2", 1)]
+    (_, first, backoff, _) = _slices(trace)["step a"]
+    assert first[4] == {"end": "failed", "error": "OSError: no route"}
+    assert backoff[2] - backoff[1] == pytest.approx(100_000)
+    counts = [each["args"]["attempts"] for each in trace["traceEvents"] if each["ph"] == "C"]
+    assert max(counts) == 1
+    assert counts[-1] == 0
+
+
+def test_pauses_of_a_resumed_run_are_as_long_as_they_were() -> None:
+    graph = {"a": (), "b": ("a",)}
+    view = RunView(
+        [
+            RunStarted("r", 1_000.0, graph, "etl"),
+            AttemptStarted("a", 1, 0.0),
+            StepSucceeded("a", 1, 5.0, None),
+            AttemptStarted("b", 1, 5.0),
+            RunResumed("r", 10.0, 1_060.010, graph, {}),
+            AttemptStarted("b", 2, 20.0, queued_ms=4.0),
+            LoopBlocked("b", 2, 28.0, 7.0, "x.py:3 in b"),
+            AttemptFailed("b", 2, 30.0, OSError("x"), 10.0),
+            AttemptStarted("b", 3, 45.0, queued_ms=5.0),
+        ]
+    )
+    trace = to_trace(view, now_ms=50.0)
+
+    gap = 60_000_000
+    assert _named(trace, "run") == [
+        ("segment 1", 0, 10_000, 0),
+        ("segment 2", 10_000 + gap, 50_000 + gap, 0),
+    ]
+    assert _named(trace, "step b") == [
+        ("b", 5_000, 10_000, 0),
+        ("attempt 1", 5_000, 10_000, 1),
+        ("queued", 16_000 + gap, 20_000 + gap, 0),
+        ("b", 20_000 + gap, 50_000 + gap, 0),
+        ("attempt 2", 20_000 + gap, 30_000 + gap, 1),
+        ("event loop blocked", 21_000 + gap, 28_000 + gap, 2),
+        ("backoff", 30_000 + gap, 40_000 + gap, 1),
+        ("queued", 40_000 + gap, 45_000 + gap, 1),
+        ("attempt 3", 45_000 + gap, 50_000 + gap, 1),
+    ]
+    assert trace["traceEvents"][0]["args"]["name"] == "run r of etl"
+    assert trace["otherData"] == {"run_id": "r", "pipeline": "etl", "status": "RUNNING"}
+
+
+async def test_items_have_lines_of_their_own_and_no_value_is_in_it() -> None:
+    async def numbers() -> list[int]:
+        return [71_001, 71_002, 71_003]
+
+    async def square(number: int) -> int:
+        if number == 71_003:
+            raise ValueError("odd")
+        return number * number
+
+    events: list[Event] = []
+    steps = [
+        WorkflowStep("numbers", numbers),
+        WorkflowStep("square", square, map_over="numbers", depends_on={"number": "numbers"}),
+    ]
+    await run_pipeline(steps, fail_fast=False, observers=[events.append])
+    assert isinstance(events[-1], RunFinished)
+    trace = to_trace(RunView(events), now_ms=0.0)
+
+    slices = _slices(trace)
+    steps_ = ["numbers", "square", "square[0]", "square[1]", "square[2]"]
+    assert ["run", *(f"step {name}" for name in steps_)] == sorted(slices)
+    assert slices["step square[2]"][0][4]["error"] == "ValueError: odd"
+    assert slices["step square"][0][4]["depends on"] == "numbers"
+    assert "7100" not in json.dumps(trace)
