@@ -66,6 +66,7 @@ EVENTS = [
     "Event",
     "LoopBlocked",
     "MapStarted",
+    "NoteEvent",
     "Outcome",
     "RunEvent",
     "RunFinished",
@@ -73,15 +74,18 @@ EVENTS = [
     "RunResumed",
     "RunStarted",
     "RunTimedOut",
+    "StepAttached",
     "StepCancelled",
     "StepEvent",
     "StepFailed",
+    "StepLogged",
+    "StepProgressed",
     "StepReused",
     "StepSkipped",
     "StepSucceeded",
     "ThreadAbandoned",
 ]
-ALIASES = {"Event", "Outcome", "RunEvent", "StepEvent"}
+ALIASES = {"Event", "NoteEvent", "Outcome", "RunEvent", "StepEvent"}
 TESTING = ["HangError", "VirtualTimeLoop", "run_in_virtual_time"]
 
 each_module = pytest.mark.parametrize(
@@ -109,6 +113,7 @@ def test_nothing_else_is_visible_in_the_package() -> None:
         "journal",
         "live",
         "logs",
+        "notebook",
         "otel",
         "testing",
         "web",

@@ -332,6 +332,11 @@ class RunReport(Mapping[str, StepResult]):
         page: str = importlib.import_module("asyncflow.html_report").to_html(self)
         return page
 
+    def _repr_html_(self) -> str:
+        """Return the table of its steps that a notebook shows."""
+        html: str = importlib.import_module("asyncflow._views.notebook").of_report(self)
+        return html
+
 
 def _has_failed(result: StepResult) -> bool:
     if result.status is StepStatus.FAILED:

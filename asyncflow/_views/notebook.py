@@ -1,0 +1,127 @@
+"""A run as a small piece of HTML, which a notebook shows as the output of a cell.
+
+It has neither script nor style sheet, which notebooks remove, and colours that can be seen on
+light and on dark. Its words say the same as its colours.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from html import escape
+
+from asyncflow._core.errors import escape_controls
+from asyncflow._core.report import RunReport
+from asyncflow._core.results import STATUS_SYMBOLS, StepStatus
+from asyncflow._core.step_view import StepView
+from asyncflow._views.event_text import duration, plural, took
+from asyncflow._views.preview import error_words, shortened
+from asyncflow._views.run_view import RunView
+
+__all__ = ["MOST_ROWS", "of_report", "to_notebook_html", "verdict"]
+
+MOST_ROWS = 100
+"""Of more steps, those are left out that succeeded, and then the last ones."""
+_NAME, _WORDS = 120, 300
+_WIDTH = 180
+"""Of the timeline, in pixels."""
+
+_COLOURS = {
+    StepStatus.SUCCESS: "#2f9e6e",
+    StepStatus.FAILED: "#d64545",
+    StepStatus.CANCELLED: "#b08400",
+    StepStatus.SKIPPED: "#7a8594",
+    StepStatus.RUNNING: "#3b78d8",
+    StepStatus.PENDING: "#7a8594",
+}
+_WORDS_OF = {
+    StepStatus.SUCCESS: "succeeded",
+    StepStatus.FAILED: "failed",
+    StepStatus.CANCELLED: "cancelled",
+    StepStatus.SKIPPED: "skipped",
+    StepStatus.RUNNING: "running",
+    StepStatus.PENDING: "pending",
+}
+_CELL = "text-align:left;vertical-align:top;padding:2px 12px 2px 0;white-space:nowrap"
+_WRAPPED = "text-align:left;vertical-align:top;padding:2px 0;white-space:normal"
+
+
+def to_notebook_html(view: RunView) -> str:
+    """Return the steps of a run as of its latest event, as a table without inputs and outputs."""
+    steps = _chosen(view)
+    left_out = len(view.steps) - len(steps)
+    more = f"<p>and {plural(left_out, 'step')} more</p>" if left_out else ""
+    heads = "".join(
+        f'<th scope="col" style="{_CELL}">{head}</th>'
+        for head in ("step", "status", "attempts", "duration", "when", "")
+    )
+    rows = "".join(_row(step, view.at_ms) for step in steps)
+    return (
+        f"<div><p><strong>{escape(verdict(view))}</strong></p>"
+        '<table style="border-collapse:collapse">'
+        f"<thead><tr>{heads}</tr></thead><tbody>{rows}</tbody></table>{more}</div>"
+    )
+
+
+def of_report(report: RunReport) -> str:
+    """Return the steps of a report as a table."""
+    view = RunView.from_report(report)
+    return to_notebook_html(view)
+
+
+def _chosen(view: RunView) -> list[StepView]:
+    steps = [*view.steps.values()]
+    if len(steps) <= MOST_ROWS:
+        return steps
+    order = sorted(range(len(steps)), key=lambda at: steps[at].status is StepStatus.SUCCESS)
+    return [steps[at] for at in sorted(order[:MOST_ROWS])]
+
+
+def verdict(view: RunView) -> str:
+    """Return how a run stands, in one line: ``FAILED etl, 4.9 s: 3 succeeded, 1 failed``."""
+    counted = [(view.counts[status], word) for status, word in _WORDS_OF.items()]
+    counts = ", ".join(f"{count:,} {word}" for count, word in counted if count)
+    name = shortened(escape_controls(view.pipeline or view.run_id), _NAME)
+    spent = took(view.at_ms, view.at_ms + view.paused_ms)
+    return f"{view.word} {name}, {spent}: {counts or 'no steps'}"
+
+
+def _row(step: StepView, now_ms: float) -> str:
+    spent = step.duration_ms(now_ms)
+    name = shortened(escape_controls(step.name), _NAME)
+    words = "" if step.error is None else error_words(step.error, _WORDS)
+    if not words and step.reason:
+        words = shortened(escape_controls(step.reason), _WORDS)
+    symbol = f'<span style="color:{_COLOURS[step.status]}">{STATUS_SYMBOLS[step.status]}</span>'
+    cells = (
+        f"{symbol} {step.status}",
+        str(step.attempt_count or ""),
+        "" if spent is None else duration(spent),
+        _bar(step, now_ms),
+    )
+    return (
+        f'<tr><th scope="row" style="{_CELL}">{escape(name)}</th>'
+        + "".join(f'<td style="{_CELL}">{cell}</td>' for cell in cells)
+        + f'<td style="{_WRAPPED}">{escape(words)}</td></tr>'
+    )
+
+
+def _bar(step: StepView, now_ms: float) -> str:
+    """Return when the step ran, on an axis of the whole run."""
+    bars = "".join(_bars(step, now_ms))
+    if not bars:
+        return ""
+    return (
+        f'<svg width="{_WIDTH}" height="12" aria-hidden="true" style="display:block">{bars}</svg>'
+    )
+
+
+def _bars(step: StepView, now_ms: float) -> Iterator[str]:
+    span_ms = max(now_ms, 1e-9)  # nothing has taken any time yet
+    for time in step.active:
+        ended_ms = now_ms if time.ended_ms is None else time.ended_ms
+        x = time.started_ms / span_ms * _WIDTH
+        width = max((ended_ms - time.started_ms) / span_ms * _WIDTH, 1)
+        yield (
+            f'<rect x="{min(x, _WIDTH - 1):.1f}" y="1" width="{width:.1f}" height="10" '
+            f'fill="{_COLOURS[step.status]}"/>'
+        )
