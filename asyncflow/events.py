@@ -352,4 +352,4 @@ StepEvent: TypeAlias = (
 RunEvent: TypeAlias = RunStarted | RunResumed | RunInterrupted | RunTimedOut | RunFinished
 NoteEvent: TypeAlias = StepLogged | StepProgressed | StepAttached
 """What a step says while it runs. It changes no state, so that a replay does without it."""
-Event: TypeAlias = StepEvent | RunEvent
+Event: TypeAlias = StepEvent | RunEvent | NoteEvent

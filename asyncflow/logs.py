@@ -2,6 +2,7 @@
 
 `StepFilter` adds the step to every record that is made inside one, `add_step` does the same for
 structlog, and `LoggingObserver` logs the events of runs. Inputs and outputs are never logged.
+`keep_record` lets a run keep what structlog prints; it keeps what `logging` gets by itself.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from collections.abc import Mapping, MutableMapping
 from types import TracebackType
 from typing import Any, TypeAlias
 
-from asyncflow._core.context import current_attempt
+from asyncflow._core.context import capturing_notes, current_attempt
 from asyncflow._core.results import to_restored_error
 from asyncflow._core.tracebacks import has_long_message
 from asyncflow._views.event_text import describe_event
@@ -19,6 +20,7 @@ from asyncflow.events import (
     AttemptFailed,
     Event,
     LoopBlocked,
+    NoteEvent,
     RunFinished,
     RunInterrupted,
     RunResumed,
@@ -30,7 +32,7 @@ from asyncflow.events import (
     ThreadAbandoned,
 )
 
-__all__ = ["LoggingObserver", "StepFilter", "add_step"]
+__all__ = ["LoggingObserver", "StepFilter", "add_step", "keep_record"]
 
 _NO_STEP: Mapping[str, Any] = {"run_id": "", "step": "", "attempt": None, "item": None}
 _LEVELS = {"failed": logging.ERROR, "interrupted": logging.WARNING}
@@ -85,6 +87,28 @@ def add_step(
         if value is not None:
             event_dict.setdefault(name, value)
     return event_dict
+
+
+def keep_record(
+    logger: Any, method: str, event_dict: MutableMapping[str, Any]
+) -> MutableMapping[str, Any]:
+    """Have the run keep what a step logs: a processor for a structlog that prints by itself.
+
+    The journals and observers that want log records receive it, with the fields of the event as
+    text. Place it before the renderer. Where structlog hands its events to `logging`, they are kept
+    without it.
+    """
+    found, level = (
+        capturing_notes(),
+        logging.getLevelNamesMapping().get(_METHODS.get(method, method.upper()), 20),
+    )
+    if found is not None and found[0].level is not None and level >= found[0].level:
+        name = event_dict.get("logger") or getattr(logger, "name", None)
+        found[0].log(found[1], level, name if isinstance(name, str) else "structlog", event_dict)
+    return event_dict
+
+
+_METHODS = {"exception": "ERROR", "msg": "INFO"}
 
 
 class LoggingObserver:
@@ -147,6 +171,8 @@ class _RunLog:
         self._attempts: Mapping[str, int] = {}
 
     def __call__(self, event: Event) -> None:
+        if isinstance(event, NoteEvent):
+            return  # a log record would be logged twice
         if isinstance(event, RunStarted | RunResumed):
             self._run_id, self._attempts = event.run_id, event.max_retries
         level = self._level_of(event)

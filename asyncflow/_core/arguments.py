@@ -32,6 +32,7 @@ __all__ = [
     "function_of",
     "is_async",
     "is_importable_main",
+    "parse_level",
     "reject_awaitable",
     "signature_of",
     "upstream_defaults",
@@ -100,6 +101,35 @@ def check_count(
         raise TypeError(f"{what} must be {kind}, not {type(value).__name__}")
     if value < at_least:
         raise ValueError(f"{what} must be at least {at_least}, not {value}{hint}")
+
+
+_LEVELS = {
+    "DEBUG": 10,
+    "INFO": 20,
+    "WARNING": 30,
+    "ERROR": 40,
+    "CRITICAL": 50,
+}
+
+
+def parse_level(what: str, level: object) -> int:
+    """Return a level of log records, given as a number or as one of the names, in any case.
+
+    Raises:
+        TypeError: It is neither a number nor a text.
+        ValueError: There is no such level.
+    """
+    if isinstance(level, str):
+        known = _LEVELS.get(level.upper())
+        if known is None:
+            raise ValueError(
+                f"{what} must be a number or one of {', '.join(_LEVELS)}, not {level!r}"
+            )
+        return known
+    kind = f"a number or one of {', '.join(_LEVELS)}"
+    check_count(what, level, 0, kind=kind)
+    assert isinstance(level, int)
+    return level
 
 
 def _checked_type(what: str, value: object, kind: str) -> float:

@@ -11,8 +11,9 @@ import math
 import sys
 from collections.abc import Callable, Mapping
 from contextvars import Context, ContextVar
-from typing import Protocol, TypeAlias
+from typing import Any, Protocol, TypeAlias, cast
 
+from asyncflow._core.arguments import check_number
 from asyncflow._core.graph import Plan
 from asyncflow._core.record import record
 from asyncflow._core.results import StepResult
@@ -20,11 +21,13 @@ from asyncflow.events import AttemptStarted
 
 __all__ = [
     "AttemptExtras",
+    "Notes",
     "RunContext",
     "StartedAttempt",
     "StepContext",
     "attempt_for_process",
     "attempt_in",
+    "capturing_notes",
     "current_attempt",
     "current_run",
     "current_step",
@@ -53,7 +56,9 @@ class StepContext:
         "_clock",
         "_deadline_s",
         "_heartbeat",
+        "_notes",
         "_results",
+        "_running",
         "attempt",
         "idempotency_key",
         "item",
@@ -73,7 +78,9 @@ class StepContext:
         heartbeat: Callable[[], object] | None,
         cancel_requested: Callable[[], bool],
         results: Mapping[str, StepResult] | None,
+        notes: Notes | None,
     ) -> None:
+        self._running = running
         self.step_name, self.attempt, _, _, self.item = running
         self.run_id = run_id
         self.max_retries = max_retries
@@ -83,6 +90,7 @@ class StepContext:
         self._heartbeat = heartbeat
         self._cancel_requested = cancel_requested
         self._results = results
+        self._notes = notes
 
     @property
     def results(self) -> Mapping[str, StepResult]:
@@ -130,11 +138,78 @@ class StepContext:
         if self._heartbeat is not None:
             self._heartbeat()
 
+    def progress(self, done: float, total: float | None = None, unit: str = "") -> None:
+        """Report how far the action has come: ``progress(300, 1_000, "rows")``.
+
+        Any thread may call it, as often as it likes: observers receive the latest value about ten
+        times a second, a journal stores it about once a second, and the last value of an attempt
+        always arrives. It is a `heartbeat` too. Without a journal and observers it does no more.
+
+        Args:
+            done: What is done, at least 0.
+            total: What there is to do, at least 0; ``None`` if it is not known. ``done`` may
+                exceed it.
+            unit: What is counted, in the plural.
+
+        Raises:
+            TypeError: ``done`` or ``total`` is not a number, or ``unit`` not a text.
+            ValueError: A number is negative, infinite or NaN.
+        """
+        if type(done) not in _NUMBERS or not 0 <= done < math.inf:
+            done = _checked_number("done", done)
+        if total is not None and (type(total) not in _NUMBERS or not 0 <= total < math.inf):
+            total = _checked_number("total", total)
+        if type(unit) is not str:
+            raise TypeError(f"progress: unit must be a str, not {type(unit).__name__}")
+        if self._heartbeat is not None:
+            self._heartbeat()
+        if self._notes is not None:
+            self._notes.progress(self._running, done, total, unit)
+
+    def attach(self, name: str, data_or_path: object, media_type: str | None = None) -> None:
+        """Attach data for people to look at, such as a plot or a table.
+
+        Displays show it and never execute it. A journal stores it. Any thread may call it. It does
+        nothing without a journal and observers. What a step with ``secret=True`` attaches is left
+        out.
+
+        Args:
+            name: What displays call it.
+            data_or_path: Bytes; a text; a path (`os.PathLike`), whose file is read at once, while
+                a ``str`` is a text; a list of dictionaries with plain values, which becomes a
+                table; or whatever else can be written as JSON. At most 1,000,000 bytes.
+            media_type: ``"image/png"``, ``"image/svg+xml"``, ``"application/json"``,
+                ``"text/csv"``, ``"text/markdown"`` or ``"text/plain"``. By default it follows from
+                the data, or from the suffix of the path.
+
+        Raises:
+            TypeError: An argument has the wrong type, or the data can't be written as JSON.
+            ValueError: It is too large, of another media type or not of the one that is named, or
+                an SVG image with scripts.
+            OSError: The file can't be read.
+        """
+        if not isinstance(name, str):
+            raise TypeError(f"attach: name must be a str, not {type(name).__name__}")
+        if not name:
+            raise ValueError("attach: name must not be empty")
+        if self._notes is not None:
+            self._notes.attach(self._running, name, data_or_path, media_type)
+
     def __repr__(self) -> str:
         item = "" if self.item is None else f", item {self.item}"
         return (
             f"<StepContext {self.step_name!r}{item}, attempt {self.attempt}, of run {self.run_id}>"
         )
+
+
+_NUMBERS = frozenset({int, float})
+
+
+def _checked_number(what: str, value: Any) -> float:
+    if not isinstance(value, int | float | str) and hasattr(type(value), "__float__"):
+        value = float(value)  # an integer of numpy, for one
+    check_number(f"progress: {what}", value, 0)
+    return cast("float", value)
 
 
 def _idempotency_key(run_id: str, step_name: str, item: int | None) -> str:
@@ -185,6 +260,7 @@ def _context_in_loop(run: RunContext, running: StartedAttempt) -> StepContext:
         heartbeat=None if extras.heartbeat is None else extras.heartbeat.beat,
         cancel_requested=_cancel_requested.get(),
         results=extras.results,
+        notes=run.notes,
     )
 
 
@@ -241,7 +317,41 @@ def _context_in_process(
         heartbeat=worker._beat,
         cancel_requested=bool,
         results=None,
+        notes=worker._notes,
     )
+
+
+class Notes(Protocol):
+    """Takes what attempts say. Any thread may call it."""
+
+    takes_logs: bool
+    """Whether it takes log records or printed lines too."""
+    level: int | None
+    """From which level on it takes log records; ``None`` for none."""
+
+    def progress(
+        self, running: StartedAttempt, done: float, total: float | None, unit: str, /
+    ) -> None:
+        """Take the progress of an attempt, whose numbers were checked."""
+
+    def attach(
+        self, running: StartedAttempt, name: str, data: object, media_type: str | None, /
+    ) -> None:
+        """Take an attachment; raise what `StepContext.attach` raises."""
+
+    def log(
+        self,
+        running: StartedAttempt,
+        level: int,
+        logger: str,
+        message: object,
+        traceback: str = "",
+        /,
+    ) -> None:
+        """Take a log record; its message is a text, or an event of structlog."""
+
+    def printed(self, running: StartedAttempt, stream: str, text: str, /) -> None:
+        """Take what was written to ``"stdout"`` or ``"stderr"``, of which lines are kept."""
 
 
 class Heartbeat(Protocol):
@@ -278,6 +388,11 @@ class RunContext:
     """Those of each running attempt that has any, by its step and item."""
     cancel_requested: Callable[[], bool]
     """Whether the running task was asked to cancel. False where no task is running."""
+    notes: Notes | None = None
+    """Takes what attempts say; ``None`` if nothing would receive it."""
+    outer: tuple[Notes, StartedAttempt] | None = None
+    """What takes the log records of attempts, if the run does not: the attempt of another run
+    within which it runs, and the notes of that run."""
 
     def now_ms(self) -> float:
         """Return the milliseconds since the start of the run."""
@@ -325,6 +440,15 @@ def current_attempt() -> tuple[str, AttemptStarted] | None:
         return sent[0], AttemptStarted(*sent[1])
     running = _attempt.get(None)
     return None if running is None else (_run.get().run_id, AttemptStarted(*running))
+
+
+def capturing_notes() -> tuple[Notes, StartedAttempt] | None:
+    """Return the current attempt and what takes its log records; ``None`` if nothing does."""
+    running = _attempt.get(None)
+    if running is None:
+        return None
+    run = _run.get()
+    return run.outer if run.notes is None or not run.notes.takes_logs else (run.notes, running)
 
 
 def current_run() -> str | None:

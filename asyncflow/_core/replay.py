@@ -51,8 +51,11 @@ from asyncflow.events import (
     RunResumed,
     RunStarted,
     RunTimedOut,
+    StepAttached,
     StepCancelled,
     StepFailed,
+    StepLogged,
+    StepProgressed,
     StepReused,
     StepSkipped,
     StepSucceeded,
@@ -138,10 +141,13 @@ class StoredRun:
         return run
 
     def apply(self, event: Event) -> None:
-        """Apply one more event."""
+        """Apply one more event. A note changes nothing."""
+        rule = _RULES[type(event)]
+        if rule is None:
+            return
         if not isinstance(event, RunStarted) and event.at_ms > self.at_ms:
             self.at_ms = event.at_ms
-        _RULES[type(event)](self, event)
+        rule(self, event)
 
     # The run.
 
@@ -515,7 +521,7 @@ class StoredRun:
         return _with_outputs_of(result, self.steps[result.step_name].to_result(self.at_ms))
 
 
-_RULES: dict[type, Callable[[StoredRun, Any], None]] = {
+_RULES: dict[type, Callable[[StoredRun, Any], None] | None] = {
     RunStarted: StoredRun._on_run_started,
     RunResumed: StoredRun._on_run_resumed,
     RunInterrupted: StoredRun._on_run_stops,
@@ -531,6 +537,9 @@ _RULES: dict[type, Callable[[StoredRun, Any], None]] = {
     StepReused: StoredRun._on_step_reused,
     ThreadAbandoned: StoredRun._on_thread_abandoned,
     LoopBlocked: StoredRun._on_loop_blocked,
+    StepLogged: None,
+    StepProgressed: None,
+    StepAttached: None,
 }
 _ENDS_OF_UNFINISHED = {
     StepStatus.FAILED: "it had failed",

@@ -50,8 +50,11 @@ from asyncflow.events import (
     RunResumed,
     RunStarted,
     RunTimedOut,
+    StepAttached,
     StepCancelled,
     StepFailed,
+    StepLogged,
+    StepProgressed,
     StepReused,
     StepSkipped,
     StepSucceeded,
@@ -163,7 +166,10 @@ class RunState:
         """
         rule = _STEP_RULES.get(type(event))
         if rule is None:
-            _RUN_RULES[type(event)](self, event)
+            run_rule = _RUN_RULES[type(event)]
+            if run_rule is None:
+                return  # a note, which changes nothing
+            run_rule(self, event)
             if self._replay is not None and type(event) is not RunResumed:
                 self._replay.apply(event)
             return
@@ -528,10 +534,13 @@ _STEP_RULES: dict[
         RunState._on_loop_blocked,
     ),
 }
-_RUN_RULES: dict[type, Callable[[RunState, Any], None]] = {
+_RUN_RULES: dict[type, Callable[[RunState, Any], None] | None] = {
     RunStarted: RunState._on_run_started,
     RunResumed: RunState._on_run_resumed,
     RunInterrupted: RunState._on_run_interrupted,
     RunTimedOut: RunState._on_run_timed_out,
     RunFinished: RunState._on_run_finished,
+    StepLogged: None,
+    StepProgressed: None,
+    StepAttached: None,
 }

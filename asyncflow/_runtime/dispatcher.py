@@ -12,13 +12,16 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable
-from typing import Any, Protocol, TypeAlias, cast
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, cast
 
 from asyncflow._core.arguments import is_async
 from asyncflow._core.state import RunState
 from asyncflow._runtime.asyncio_compat import FAILURES
 from asyncflow._runtime.durable import JournalSession
-from asyncflow.events import AttemptStarted, Event
+from asyncflow.events import AttemptStarted, Event, NoteEvent
+
+if TYPE_CHECKING:
+    from asyncflow._runtime.notes import NoteQueue
 
 __all__ = [
     "OBSERVER_CALLS",
@@ -37,6 +40,10 @@ _log = logging.getLogger("asyncflow")
 
 class Observer(Protocol):
     """Called with every event of a run, in order, as it happens.
+
+    What steps say is among the events: progress and attachments, and log records if the observer's
+    class has an attribute ``logs`` with the level from which on it wants them, or the journal wants
+    them. With an attribute ``prints`` that is ``True``, it receives printed lines too.
 
     It must return at once: the event loop waits for it. One that raises an `Exception`, or a
     cancellation, is logged and not called again in that run; the run continues.
@@ -151,6 +158,8 @@ class EventDispatcher:
         session: Where they are stored, if the run has a journal.
         observers: Who is notified.
         interrupt: Ends the run for what an observer raised that is not the observer's to raise.
+        notes: What the run's attempts say, if anything receives it.
+        store_note: Stores it, if the journal does.
     """
 
     def __init__(
@@ -159,7 +168,11 @@ class EventDispatcher:
         session: JournalSession | None,
         observers: tuple[Observer, ...],
         interrupt: Callable[[BaseException, str], None],
+        notes: NoteQueue | None = None,
+        store_note: Callable[[NoteEvent], object] | None = None,
     ) -> None:
+        self._notes = notes
+        self._store_note = store_note
         self._state = state
         self._session = session
         self.observers = observers
@@ -174,15 +187,26 @@ class EventDispatcher:
             event: The event.
             stored: The event to store, if that is another one.
         """
+        if self._notes is not None:
+            self._notes.before(event)
         self._state.apply(event)
         if self._session is not None:
             self._session.append(event if stored is None else stored)
         if self.observers:
-            self.notify(event)
+            self._call_observers(event, lambda observer: observer)
 
     def notify(self, event: Event) -> None:
         """Notify the observers of an event that was applied."""
+        if self._notes is not None:
+            self._notes.before(event)
         self._call_observers(event, lambda observer: observer)
+
+    def note(self, note: NoteEvent, *, store: bool = True, notify: bool = True) -> None:
+        """Store what an attempt said, and notify the observers."""
+        if store and self._store_note is not None:
+            self._store_note(note)
+        if notify and self.observers:
+            self._call_observers(note, lambda observer: observer)
 
     def enter(self, running: AttemptStarted) -> None:
         """Let the observers act in the context of an attempt, which must be the current one."""
@@ -192,6 +216,8 @@ class EventDispatcher:
         self, event: Any, entry: Callable[[Observer], Callable[[Any], object] | None]
     ) -> None:
         interruptions = []
+        notes = self._notes
+        is_nested = notes is not None and notes.notifying(True)
         for observer in self.observers:
             try:
                 call = entry(observer)
@@ -203,6 +229,8 @@ class EventDispatcher:
                     log_failure(event)
                 else:
                     interruptions.append(error)
+        if notes is not None:
+            notes.notifying(is_nested)
         while interruptions:  # after all were notified, so that they see the events in order
             self._interrupt(
                 interruptions[0], f"an observer raised {type(interruptions[0]).__name__}"

@@ -40,7 +40,8 @@ from asyncflow._core.step import WorkflowStep
 from asyncflow._core.step_runs import Checkpoint
 from asyncflow._core.value_size import safe_repr
 from asyncflow._runtime.asyncio_compat import outlast
-from asyncflow.events import Event, RunResumed, RunStarted
+from asyncflow._runtime.notes import OWN_LOGGER, STREAMS, log_level_of, wants_prints
+from asyncflow.events import Event, NoteEvent, RunResumed, RunStarted, StepLogged
 
 if TYPE_CHECKING:
     from asyncflow._core.replay import StoredRun
@@ -74,7 +75,11 @@ class JournalSession(Protocol):
         """
 
     def append(self, event: Event) -> None:
-        """Append an event. Never blocks, and does nothing after a failure or the close."""
+        """Append an event. Never blocks, and does nothing after a failure or the close.
+
+        A session may have a method ``append_note``, which does the same for a `NoteEvent`: what
+        steps say. These are no part of a run's history. Without the method they are not stored.
+        """
 
     async def flush(self) -> None:
         """Wait until all events appended so far are stored; forever if the journal has failed.
@@ -94,7 +99,12 @@ class JournalSession(Protocol):
 
 
 class Journal(Protocol):
-    """Stores the events of runs, as the journals of `asyncflow.journal` do."""
+    """Stores the events of runs, as the journals of `asyncflow.journal` do.
+
+    Its class may have two attributes: ``logs``, the level from which on it stores the log records
+    of steps, or ``None``; and ``prints``, whether it stores what they print. Its sessions must
+    take notes then.
+    """
 
     def encode(self, subject: str, value: Any, hint: Any) -> Payload:
         """Encode a value.
@@ -162,6 +172,9 @@ class RunPersistence:
     Attributes:
         session: Takes the events of the run.
         has_closed: Whether the run has been released.
+        takes_notes: Whether the session stores what steps say.
+        logs: From which level on it stores log records; ``None`` for none.
+        prints: Whether it stores printed lines.
     """
 
     def __init__(self, journal: Journal, session: JournalSession, types: OutputTypes) -> None:
@@ -169,6 +182,20 @@ class RunPersistence:
         self.has_closed = False
         self._journal = journal
         self._types = types
+        self.takes_notes = callable(getattr(type(session), "append_note", None))
+        self.logs = log_level_of(journal) if self.takes_notes else None
+        self.prints = self.takes_notes and wants_prints(journal)
+
+    def store_note(self, note: NoteEvent) -> None:
+        """Store what a step said, unless it is a log record that the journal does not want."""
+        if isinstance(note, StepLogged):
+            if note.logger in STREAMS:
+                is_wanted = self.prints
+            else:
+                is_wanted = self.logs is not None and note.level >= self.logs
+            if not is_wanted and note.logger != OWN_LOGGER:
+                return
+        self.session.append_note(note)  # type: ignore[attr-defined]  # it takes notes
 
     def output(self, name: str, step: WorkflowStep, value: Any) -> Payload:
         """Encode an output; a secret one is replaced.

@@ -17,11 +17,11 @@ import asyncio
 import contextvars
 import logging
 import math
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
 
 from asyncflow._core.arguments import reject_awaitable
-from asyncflow._core.context import RunContext, enter_run
+from asyncflow._core.context import RunContext, capturing_notes, enter_run
 from asyncflow._core.errors import (
     JournalError,
     RunCancelledError,
@@ -30,6 +30,7 @@ from asyncflow._core.errors import (
 )
 from asyncflow._core.graph import Plan
 from asyncflow._core.report import RunReport
+from asyncflow._core.results import REDACTED_OUTPUT
 from asyncflow._core.state import RunState
 from asyncflow._core.step import WorkflowStep
 from asyncflow._core.tracebacks import strip_internal_frames
@@ -44,6 +45,7 @@ from asyncflow._runtime.dispatcher import EventDispatcher, Observer
 from asyncflow._runtime.durable import RunPersistence, RunStart
 from asyncflow._runtime.loop_monitor import watch
 from asyncflow._runtime.mapping import MapRunner
+from asyncflow._runtime.notes import NoteQueue, log_level_of, wants_prints
 from asyncflow._runtime.outcome import as_failure, caller_reason, step_cancelled
 from asyncflow._runtime.permits import Permits
 from asyncflow._runtime.step_runner import StepRunner
@@ -57,6 +59,9 @@ from asyncflow.events import (
     StepFailed,
     StepSkipped,
 )
+
+if TYPE_CHECKING:
+    from asyncflow._runtime.log_capture import Capture
 
 __all__ = ["Run"]
 
@@ -102,15 +107,30 @@ class Run:
         started_s = loop.time() - state.deadlines.began_ms / 1000
         deadline_ms = state.deadlines.deadline_ms
         deadline_s = math.inf if deadline_ms is None else loop.time() + deadline_ms / 1000
+        clock, notes = clock_of(loop), None
+        takes_notes = persistence is not None and persistence.takes_notes
+        if observers or takes_notes:
+            notes = _notes_of(loop, clock, started_s, start, observers, persistence)
+        self._notes = notes
+        outer = None if notes is not None and notes.takes_logs else capturing_notes()
         run = self._run = RunContext(
-            run_id, plan, clock_of(loop), started_s, deadline_s, {}, cancel_requested
+            *(run_id, plan, clock, started_s, deadline_s, {}, cancel_requested, notes, outer)
         )
         context = self._context = contextvars.copy_context()
         context.run(enter_run, run)
         self._live: dict[int, asyncio.Task[Any]] = {}
         """The task of each node that was started and has not ended."""
         session = None if persistence is None else persistence.session
-        dispatcher = self._dispatcher = EventDispatcher(state, session, observers, self.interrupt)
+        dispatcher = self._dispatcher = EventDispatcher(
+            state,
+            session,
+            observers,
+            self.interrupt,
+            notes,
+            persistence.store_note if persistence is not None and takes_notes else None,
+        )
+        if notes is not None:
+            notes.open(dispatcher)
         stop = self._stop_control = StopControl(state, run, context, self._live)
         self._watchdog = Watchdog(state, run, context, self._live, stop.requested)
         permits = self._permits = Permits(state, run, dispatcher, stop, self._advance_soon)
@@ -145,6 +165,7 @@ class Run:
         self._interruption: BaseException | None = None
         self._cancelled_by_journal: RunCancelledError | None = None
         self._deadline: asyncio.TimerHandle | None = None
+        self._capture: Capture | None = None
 
     async def execute(self) -> RunReport:
         """Run the pipeline; return its report, or raise what has interrupted it."""
@@ -154,6 +175,10 @@ class Run:
                 self._run.deadline_s, self._time_out, context=self._context
             )
         self._monitor = watch(self._loop, self._on_block)
+        if self._notes is not None and self._notes.takes_logs:
+            from asyncflow._runtime.log_capture import capture  # few need it
+
+            self._capture = capture(self._notes, capturing_notes)
         failure: BaseException | None = None
         late: asyncio.CancelledError | None = None
         try:
@@ -218,9 +243,15 @@ class Run:
         self._stop_control.close()
         if self._deadline is not None:
             self._deadline.cancel()
+        if self._capture is not None:
+            self._capture.end()
+        if self._notes is not None:
+            self._notes.finish()
         if not self._is_broken:
             state = self._state
             self._dispatcher.emit(RunFinished(self._run.now_ms(), state.outcome, state.stop_reason))
+        if self._notes is not None:
+            self._notes.close()
         # They refer back to us; the group by way of our task before 3.12.8 and 3.13.1: gh-124958.
         del self._dispatcher, self._permits, self._runner, self._maps, self._monitor, self._group
 
@@ -506,3 +537,32 @@ class Run:
             'or make it a plain function with runs_in="thread"',
             *(name, attempt, blocked_ms, where),
         )
+
+
+def _notes_of(
+    loop: asyncio.AbstractEventLoop,
+    clock: Callable[[], float],
+    started_s: float,
+    start: RunStart,
+    observers: Sequence[Observer],
+    persistence: RunPersistence | None,
+) -> NoteQueue:
+    """Return what takes the notes of a run that has a journal or observers."""
+    levels = [log_level_of(each) for each in observers]
+    prints = any(map(wants_prints, observers))
+    if persistence is not None:
+        levels.append(persistence.logs)
+        prints = prints or persistence.prints
+    notes = NoteQueue(
+        loop,
+        clock,
+        started_s,
+        secret=start.event.secret,
+        level=min((level for level in levels if level is not None), default=None),
+        prints=prints,
+    )
+    shown = start.event.inputs if start.checkpoint is None else start.checkpoint.inputs
+    for name, value in shown.items():
+        if value is REDACTED_OUTPUT and name in start.inputs:
+            notes.hide(start.inputs[name])
+    return notes

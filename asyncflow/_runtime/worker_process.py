@@ -50,6 +50,9 @@ _Attempt: TypeAlias = "tuple[Any, ...]"
 _attempt: _Attempt | None = None
 """The attempt that this process makes. `current_step` finds it here, if the action calls that."""
 
+_notes: Any = None
+"""Takes what the attempt says, if anything receives it."""
+
 _head: Any = None
 """The head of the file, in memory, if the attempt has to give heartbeats."""
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from asyncflow._core.errors import describe_error, escape_controls
+from asyncflow._core.errors import LONGEST_LINE, cut, describe_error, escape_controls
 from asyncflow._core.results import StepStatus
 from asyncflow.events import (
     AttemptFailed,
@@ -25,8 +25,11 @@ from asyncflow.events import (
     RunResumed,
     RunStarted,
     RunTimedOut,
+    StepAttached,
     StepCancelled,
     StepFailed,
+    StepLogged,
+    StepProgressed,
     StepReused,
     StepSkipped,
     StepSucceeded,
@@ -167,6 +170,25 @@ def _loop_blocked(event: LoopBlocked, _: _Attempt) -> str:
     return f"{subject(event)} blocked the event loop for {blocked} at {event.where}"
 
 
+def _step_logged(event: StepLogged, _: _Attempt) -> str:
+    level = _LEVELS.get(event.level) or f"level {event.level}"
+    first, *rest = event.message.split("\n", 1)
+    return f"{subject(event)}: {level} {cut(first, LONGEST_LINE)}{' …' if rest else ''}"
+
+
+def _step_progressed(event: StepProgressed, _: _Attempt) -> str:
+    total = "" if event.total is None else f" of {event.total:,.12g}"
+    unit = f" {event.unit}" if event.unit else ""
+    return f"{subject(event)}: {event.done:,.12g}{total}{unit}"
+
+
+def _step_attached(event: StepAttached, _: _Attempt) -> str:
+    return f"{subject(event)} attached {event.name} ({event.media_type})"
+
+
+_LEVELS = {10: "DEBUG", 20: "INFO", 30: "WARNING", 40: "ERROR", 50: "CRITICAL"}
+
+
 def _name(event: RunStarted | RunResumed) -> str:
     return f"{event.run_id} of {event.pipeline}" if event.pipeline else event.run_id
 
@@ -203,4 +225,7 @@ _LINES: Mapping[type[Event], Callable[[Any, _Attempt], str]] = {
     StepReused: _step_reused,
     ThreadAbandoned: _thread_abandoned,
     LoopBlocked: _loop_blocked,
+    StepLogged: _step_logged,
+    StepProgressed: _step_progressed,
+    StepAttached: _step_attached,
 }

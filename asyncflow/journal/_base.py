@@ -11,20 +11,22 @@ import concurrent.futures
 import threading
 import warnings
 import weakref
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import suppress
 from datetime import datetime, timedelta
 from types import TracebackType
 from typing import Any, TypeVar
 
-from asyncflow._core.arguments import check_count, check_number
+from asyncflow._core.arguments import check_count, check_number, parse_level
 from asyncflow._core.context import current_run
 from asyncflow._core.errors import JournalError, RunAlreadyActiveError, did_you_mean
 from asyncflow._core.replay import StoredRun
 from asyncflow._core.report import RunReport
 from asyncflow._core.results import Payload
+from asyncflow.events import NoteEvent
 from asyncflow.journal._event_codec import is_storable
 from asyncflow.journal._machine import is_void, this_owner, this_process
+from asyncflow.journal._notes import NoteFilter
 from asyncflow.journal._payload_codec import CODECS, Codec
 from asyncflow.journal._queries import (
     ListedStatus,
@@ -70,6 +72,11 @@ class SQLJournal:
             one.
     """
 
+    logs: int | None = None
+    """From which level on the log records of steps are stored; ``None`` for none."""
+    prints: bool = False
+    """Whether the lines that steps print are stored."""
+
     def __init__(
         self,
         store: Store,
@@ -80,12 +87,18 @@ class SQLJournal:
         lease_s: float,
         owner: str | None,
         close_timeout_s: float,
+        logs: int | str | None,
+        prints: bool,
     ) -> None:
         if codec not in CODECS:
             known = " or ".join(map(repr, CODECS))
             raise ValueError(f"codec must be {known}, not {codec!r}{did_you_mean(codec, CODECS)}")
         check_number("max_payload_bytes", max_payload_bytes, 1)
         check_number("close_timeout_s", close_timeout_s, 0, unit=" s")
+        if not isinstance(prints, bool):
+            raise TypeError(f"prints must be True or False, not {prints!r}")
+        self.logs = None if logs is None else parse_level("logs", logs)
+        self.prints = prints
         name = store.database.name
         self._name = name
         self._codec = Codec(codec, max_payload_bytes)
@@ -181,6 +194,53 @@ class SQLJournal:
         await self._check_id(run_id)
         check_count("after", after, 0)
         return await self._read(self._reader.events, run_id, after)
+
+    async def notes(
+        self,
+        run_id: str,
+        *,
+        after: int = 0,
+        kinds: Collection[type[NoteEvent]] | None = None,
+        step: str | None = None,
+        item: int | None = None,
+        attempt: int | None = None,
+        level: int | str | None = None,
+        text: str | None = None,
+        limit: int | None = None,
+        newest: bool = False,
+        data: bool = True,
+    ) -> list[StoredEvent]:
+        """Return what the steps of a run said, in its order: log records, progress, attachments.
+
+        They have positions of their own, from 1. Of the progress of an attempt, the journal keeps
+        the latest, which has a new position each time: so with the last position as ``after``, a
+        reader that asks again misses nothing. A note that is damaged is replaced by a record that
+        says so, of the logger ``asyncflow``.
+
+        Args:
+            run_id: The run.
+            after: Only notes whose position is greater.
+            kinds: Only these: some of `asyncflow.events.StepLogged`,
+                `asyncflow.events.StepProgressed` and `asyncflow.events.StepAttached`.
+            step: Only those of the step with this name.
+            item: Only those of the item with this index.
+            attempt: Only those of the attempts with this number.
+            level: Only log records of at least this level, a number or a name; other notes stay.
+            text: Only log records with this text, in any case, in their message, their logger or
+                their traceback, and attachments with it in their name.
+            limit: At most this many, ``None`` for all: the first ones, or with ``newest``
+            newest: the last ones.
+            data: Whether to read the data of attachments; without it, they are empty.
+
+        Raises:
+            TypeError: A condition is of the wrong type.
+            ValueError: A number is out of range, or there is no such level.
+            RunNotFoundError: There is no such run.
+            JournalError: The journal can't be read.
+        """
+        await self._check_id(run_id)
+        where = NoteFilter(after, kinds, step, item, attempt, level, text, limit, newest, data)
+        return await self._read(self._reader.notes, run_id, where)
 
     async def report(self, run_id: str) -> RunReport:
         """Return the report of a run; of one that has not ended, what is known so far.

@@ -57,12 +57,15 @@ class PostgresJournal(SQLJournal):
         owner: The name of this process for others; by default its id and host.
         close_timeout_s: How many seconds closing the journal waits for active runs to record their
             end; 0 for not at all.
+        logs: From which level on the log records of steps are stored: a number or a name, such as
+            ``"INFO"``. ``None`` (the default) stores none.
+        prints: Whether the lines that steps print are stored.
 
     Raises:
         ImportError: psycopg or libpq is missing.
         TypeError: The address is not a text.
-        ValueError: The address can't be read, there is no such ``codec``, or a number is out of
-            range.
+        ValueError: The address can't be read, there is no such ``codec`` or level, or a number is
+            out of range.
         JournalError: When it is used: the database can't be reached, read or written. The message
             says why, and what is safe.
     """
@@ -76,6 +79,8 @@ class PostgresJournal(SQLJournal):
         lease_s: float = 30.0,
         owner: str | None = None,
         close_timeout_s: float = 5.0,
+        logs: int | str | None = None,
+        prints: bool = False,
     ) -> None:
         # psycopg may be missing
         from asyncflow.journal._postgres_connection import Postgres, ServerState
@@ -91,6 +96,8 @@ class PostgresJournal(SQLJournal):
             lease_s=lease_s,
             owner=owner,
             close_timeout_s=close_timeout_s,
+            logs=logs,
+            prints=prints,
         )
 
 
@@ -158,7 +165,8 @@ class PostgresStore(Store):
     cancel = _retried(Store.cancel)
     cancelled = _retried(Store.cancelled)
     events = _retried(Store.events)
-    last_position = _retried(Store.last_position)
+    last_positions = _retried(Store.last_positions)
+    notes = _retried(Store.notes)
     run = _retried(Store.run)
     runs = _retried(Store.runs)
     ended = _retried(Store.ended)
@@ -181,7 +189,7 @@ class PostgresStore(Store):
         leases = self._leases([batch.run_id for batch in batches])
         written: set[tuple[str, int]] = set()
         missing: set[tuple[str, int]] = set()
-        for run_id, token, rows, _, release in batches:
+        for run_id, token, rows, _, release, *_ in batches:
             if rows:
                 (written if self._has(rows[-1]) else missing).add((run_id, token))
             elif release and leases.get(run_id) == (token, None):

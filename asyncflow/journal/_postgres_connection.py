@@ -102,6 +102,13 @@ _MIGRATIONS: list[list[str | Callable[[_Connection], None]]] = [
         "ALTER TABLE asyncflow.runs ADD CONSTRAINT runs_fit CHECK (status IN ('running', 'passed', "
         "'failed', 'interrupted') AND started_at >= 0 AND started_at < 'Infinity') NOT VALID",
     ],
+    [
+        'CREATE TABLE asyncflow.notes (run_id TEXT COLLATE "C" NOT NULL, '
+        "position BIGINT NOT NULL, kind TEXT NOT NULL, step TEXT NOT NULL, item BIGINT, "
+        "attempt BIGINT NOT NULL, at_ms DOUBLE PRECISION NOT NULL, level BIGINT, "
+        "payload TEXT NOT NULL, data BYTEA, checksum BIGINT NOT NULL, "
+        "PRIMARY KEY (run_id, position))",
+    ],
 ]
 """Number n, counted from 0, brings the schema from version n to n + 1. Never change one that was
 released: add another."""
@@ -109,7 +116,7 @@ released: add another."""
 _MIGRATION_LOCK = 0x6173796E63666C6F
 """The advisory lock for migrations: the first letters of asyncflow."""
 
-_TABLES = re.compile(r"\b(runs|leases|events)\b")
+_TABLES = re.compile(r"\b(runs|leases|events|notes)\b")
 _NOW = "extract(epoch FROM clock_timestamp())::float8"
 
 _DIALECT = {

@@ -8,6 +8,7 @@ whatever is damaged in a run, each of them gets the same `RunUnreadableError`.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
@@ -28,6 +29,7 @@ from asyncflow._core.results import REDACTED, REDACTED_OUTPUT, Payload, Restored
 from asyncflow.events import Event, RunFinished, RunResumed, RunStarted, StepSucceeded
 from asyncflow.journal._event_codec import column_of, from_column, is_moment, run_checksum
 from asyncflow.journal._machine import is_void
+from asyncflow.journal._notes import NoteFilter, note_of
 from asyncflow.journal._payload_codec import Codec
 from asyncflow.journal._queries import RunFilter, RunRecord, RunStatus, StoredEvent
 from asyncflow.journal._store import RunRow, Store
@@ -36,6 +38,9 @@ __all__ = ["JournalReader"]
 
 _PAGE = 1_000
 """How many runs to read at a time when only orphaned ones are wanted: SQL can't tell which are."""
+
+_NOTES = 1_000
+"""How many notes to read at a time: SQL can't search their texts."""
 
 _PICKLED = 'it is pickled, and read only with codec="cloudpickle"'
 
@@ -164,6 +169,29 @@ class JournalReader:
             self.record(run_id)
         return [StoredEvent(at, self._decoded(run_id, at, event)) for at, event in stored]
 
+    def notes(self, run_id: str, where: NoteFilter) -> list[StoredEvent]:
+        """Return the notes of a run that a filter selects. What is damaged is replaced.
+
+        Raises:
+            RunNotFoundError: There is no such run.
+        """
+        found: list[StoredEvent] = []
+        limit = math.inf if where.limit is None else where.limit
+        page = _NOTES if where.text else int(min(limit, _NOTES))
+        left = where
+        while len(found) < limit:
+            rows = self.store.notes(run_id, left, page)
+            for row in rows:
+                note = note_of(row, with_data=where.data)
+                if where.selects(note) and len(found) < limit:
+                    found.append(StoredEvent(row[1], note))
+            if len(rows) < page:
+                break
+            left = left.beyond(rows[-1][1])
+        if not found:
+            self.record(run_id)
+        return found[::-1] if where.newest else found
+
     def report(self, run_id: str) -> RunReport:
         """Return the report of a run as far as it has come.
 
@@ -183,7 +211,7 @@ class JournalReader:
             RunNotFoundError: There is no such run.
         """
         try:
-            if not self.store.last_position(run_id):
+            if not self.store.last_positions(run_id)[0]:
                 raise self.unknown(run_id)
         except RunUnreadableError:
             pass  # there is something of it

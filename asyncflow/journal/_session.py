@@ -17,7 +17,7 @@ from collections.abc import Callable, Coroutine
 from typing import Any
 
 from asyncflow._core.errors import JournalError, RunCancelledError
-from asyncflow.events import Event, RunFinished, RunResumed, RunStarted
+from asyncflow.events import Event, NoteEvent, RunFinished, RunResumed, RunStarted
 from asyncflow.journal._event_codec import EventRow, column_of, row_of
 from asyncflow.journal._store import Change, CommitBatch
 from asyncflow.journal._worker import JournalWorker, Lease, WorkerThread
@@ -30,6 +30,10 @@ _Waiter = asyncio.Future[None]
 _TURNS = 8
 """How many turns of the loop to wait for what may follow. A run takes up to 4 from the end of a
 step to the start of the next one."""
+
+_NOTES_S = 0.2
+"""How long notes wait for events to go with. A step may say something without end, and each
+transaction waits for the disk."""
 
 _CHANGING = (RunStarted, RunResumed, RunFinished)
 """The events that change the row of their run."""
@@ -44,6 +48,7 @@ class SQLSession:
         self._appended = lease.committed
         """The position of the last event that was appended."""
         self._rows: list[EventRow] = []
+        self._notes: list[NoteEvent] = []
         self._change: Change | None = None
         self._closing = False
         self._waiters: deque[tuple[int, _Waiter]] = deque()
@@ -64,6 +69,12 @@ class SQLSession:
         if isinstance(event, _CHANGING):
             self._change = _merged(self._change, self._appended, event)
         self._queue.schedule(self)
+
+    def append_note(self, note: NoteEvent) -> None:
+        if self._closing or self._lease.failure:
+            return
+        self._notes.append(note)
+        self._queue.delay(self)
 
     async def flush(self) -> None:
         lease = self._lease
@@ -92,10 +103,10 @@ class SQLSession:
 
     def take_batch(self) -> tuple[Lease, CommitBatch]:
         """Return what must be committed, and forget it."""
-        rows, change = self._rows, self._change
-        self._rows, self._change = [], None
+        rows, notes, change = self._rows, self._notes, self._change
+        self._rows, self._notes, self._change = [], [], None
         run_id, token = self._lease.run_id, self._lease.token
-        return self._lease, CommitBatch(run_id, token, rows, change, self._closing)
+        return self._lease, CommitBatch(run_id, token, rows, change, self._closing, notes)
 
     def fail(self, error: JournalError) -> None:
         """End the session, because the worker takes no more batches."""
@@ -142,6 +153,9 @@ class CommitQueue:
         self._worker = worker
         self._scheduled: dict[SQLSession, None] = {}
         self._submitted: list[SQLSession] = []
+        self._delayed: dict[SQLSession, None] = {}
+        """Those that have notes and may have no events."""
+        self._timer: asyncio.TimerHandle | None = None
         self._busy = False
         self._turns = 0
 
@@ -153,6 +167,17 @@ class CommitQueue:
         if not self._busy:
             self._busy = True
             self.loop.call_soon(self._wait)
+
+    def delay(self, session: SQLSession) -> None:
+        """Submit a session's notes with its next events, or in a moment."""
+        self._delayed[session] = None
+        if self._timer is None:
+            self._timer = self.loop.call_later(_NOTES_S, self._submit_notes)
+
+    def _submit_notes(self) -> None:
+        self._timer = None
+        for session in list(self._delayed):
+            self.schedule(session)
 
     def hurry(self) -> None:
         """Submit at the end of this turn."""
@@ -168,6 +193,11 @@ class CommitQueue:
     def _submit(self) -> None:
         sessions = self._submitted = list(self._scheduled)
         self._scheduled.clear()
+        for session in sessions:
+            self._delayed.pop(session, None)
+        if self._timer is not None and not self._delayed:
+            self._timer.cancel()
+            self._timer = None
         self._worker.submit([session.take_batch() for session in sessions])
         try:
             job = self.loop.run_in_executor(self._thread, self._worker.commit)

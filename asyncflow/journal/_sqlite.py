@@ -126,6 +126,12 @@ _MIGRATIONS = [
         "DROP TABLE events",
         "ALTER TABLE new_events RENAME TO events",
     ],
+    [
+        "CREATE TABLE notes (run_id TEXT NOT NULL, position INTEGER NOT NULL, kind TEXT NOT NULL, "
+        "step TEXT NOT NULL, item INTEGER, attempt INTEGER NOT NULL, at_ms REAL NOT NULL, "
+        "level INTEGER, payload TEXT NOT NULL, data BLOB, checksum INTEGER NOT NULL, "
+        f"PRIMARY KEY (run_id, position)) {_STRICT}",
+    ],
 ]
 """Number n, counted from 0, brings the schema from version n to n + 1. Never change one that was
 released: add another."""
@@ -501,11 +507,14 @@ class SQLiteJournal(SQLJournal):
         owner: The name of this process for others; by default its id and host.
         close_timeout_s: How many seconds closing the journal waits for active runs to record their
             end; 0 for not at all.
+        logs: From which level on the log records of steps are stored: a number or a name, such as
+            ``"INFO"``. ``None`` (the default) stores none.
+        prints: Whether the lines that steps print are stored.
 
     Raises:
         TypeError: The path is neither a text nor a path.
-        ValueError: It is the address of something else, there is no such ``synchronous`` or
-            ``codec``, or a number is out of range.
+        ValueError: It is the address of something else, there is no such ``synchronous``,
+            ``codec`` or level, or a number is out of range.
         JournalError: When it is used: the file can't be read or written. The message says why, and
             what is safe.
     """
@@ -520,6 +529,8 @@ class SQLiteJournal(SQLJournal):
         lease_s: float = 30.0,
         owner: str | None = None,
         close_timeout_s: float = 5.0,
+        logs: int | str | None = None,
+        prints: bool = False,
     ) -> None:
         if synchronous not in ("FULL", "NORMAL"):
             raise ValueError(f"synchronous must be 'FULL' or 'NORMAL', not {synchronous!r}")
@@ -535,6 +546,8 @@ class SQLiteJournal(SQLJournal):
             lease_s=lease_s,
             owner=owner,
             close_timeout_s=close_timeout_s,
+            logs=logs,
+            prints=prints,
         )
         first.let_go = partial(_submit, self._write_thread, self._worker.check)
         second.let_go = partial(_submit, self._read_thread, second.close)

@@ -12,6 +12,8 @@ mean, as `JournalError`. Everything is called in one thread only.
   are by the database's clock.
 - `events` has one row per event, with the columns of `asyncflow.journal._event_codec.EventRow` and
   their checksum.
+- `notes` has one row per note: what steps say, which no replay reads. Its columns are those of
+  `asyncflow.journal._notes.NoteRow`.
 
 What is read may be damaged. A row of `events` is checked when it is read, and a run whose rows
 can't be read is a `RunUnreadableError`. Values of the other tables may be of any type.
@@ -31,7 +33,7 @@ from asyncflow._core.errors import (
     RunUnreadableError,
     describe_fully,
 )
-from asyncflow.events import Event
+from asyncflow.events import Event, NoteEvent
 from asyncflow.journal._event_codec import (
     EventRow,
     column_of,
@@ -39,6 +41,7 @@ from asyncflow.journal._event_codec import (
     event_of,
     run_checksum,
 )
+from asyncflow.journal._notes import NoteFilter, NoteRow, note_rows
 from asyncflow.journal._queries import RunFilter
 
 __all__ = [
@@ -142,6 +145,11 @@ class CommitBatch(NamedTuple):
     change: Change | None
     release: bool
     """Whether to release the lease afterwards."""
+    notes: Sequence[NoteEvent] = ()
+    first_note: int = 0
+    """The position of the first note; those of the others follow."""
+    replaced: Sequence[int] = ()
+    """The positions of stored notes to delete."""
 
 
 class Claim(NamedTuple):
@@ -188,6 +196,9 @@ class RunRow(NamedTuple):
 _EVENT = (*EventRow._fields, "checksum")
 """The columns of `events`."""
 
+_NOTE = (*NoteRow._fields, "checksum")
+"""The columns of `notes`."""
+
 _FREE = "(l.owner IS NULL OR NOT {valid})"
 
 _MAKE_LEASE = (
@@ -223,7 +234,9 @@ _EVENTS = (
 )
 _LAST = (
     "SELECT COALESCE((SELECT MAX(position) FROM events WHERE run_id = ?), 0), "
-    "(SELECT COUNT(*) FROM runs WHERE run_id = ?)"
+    "(SELECT COUNT(*) FROM runs WHERE run_id = ?), "
+    # A damaged position must not prevent the next ones.
+    f"COALESCE((SELECT MAX(position) FROM notes WHERE run_id = ? AND position < {1 << 53}), 0)"
 )
 _LAST_OF_LEASE = "(SELECT COALESCE(MAX(e.position), 0) FROM events e WHERE e.run_id = l.run_id)"
 _RUNS = (
@@ -236,8 +249,10 @@ _RUNS = (
 )
 _BEFORE = ("", "r.started_at < ?", "(r.started_at, r.run_id) < (?, ?)")
 """The condition for runs before a place, by how many parts of the place are given."""
+_LAST_NOTE = "(SELECT COALESCE(MAX(n.position), 0) FROM notes n WHERE n.run_id = l.run_id)"
 _ENDED = (
-    f"SELECT r.run_id, {_LAST_OF_LEASE} FROM leases l JOIN runs r ON r.run_id = l.run_id "
+    f"SELECT r.run_id, {_LAST_OF_LEASE} + {_LAST_NOTE} "
+    "FROM leases l JOIN runs r ON r.run_id = l.run_id "
     f"WHERE {_FREE} AND r.status <> 'running' AND r.updated_at <= {{now}} - ?"
 )
 _ENDED_AS = f"{_ENDED} AND r.status = ?"
@@ -340,8 +355,18 @@ class Store:
                     owned.append(batch)
             self._insert(cursor, [row for batch in owned for row in batch.rows])
             for batch in owned:
+                if batch.notes:
+                    self._insert_notes(cursor, batch)
                 self._finish(cursor, batch)
         return refused
+
+    def _insert_notes(self, cursor: Cursor, batch: CommitBatch) -> None:
+        rows = note_rows(batch.run_id, batch.first_note, batch.notes)
+        for chunk in _chunks(rows):
+            self._execute(cursor, _insertion_of_notes(len(chunk)), list(chain(*chunk)))
+        for chunk in _chunks(batch.replaced):
+            sql = f"DELETE FROM notes WHERE run_id = ? AND position IN ({_marks(len(chunk))})"
+            self._execute(cursor, sql, [batch.run_id, *chunk])
 
     def _lock(self, cursor: Cursor, of: Iterable[str]) -> dict[tuple[str, int], int]:
         """Lock the leases of runs; return the last position of each, by run id and token."""
@@ -406,21 +431,39 @@ class Store:
                 self.database.name, run_id, describe_fully(error), position
             ) from error
 
-    def last_position(self, run_id: str) -> int:
-        """Return the position of the last event of a run, 0 if there is no such run.
+    def last_positions(self, run_id: str) -> tuple[int, int]:
+        """Return the positions of the last event and the last note of a run, 0 if it has none.
 
         Raises:
             RunUnreadableError: The run has no events, or a row is damaged.
         """
         with self.database.reading() as cursor:
-            self._execute(cursor, _LAST, (run_id, run_id))
-            ((position, runs),) = cursor.fetchall()
+            self._execute(cursor, _LAST, (run_id, run_id, run_id))
+            ((position, runs, note),) = cursor.fetchall()
         if not isinstance(position, int):
             problem = f"the position of an event is {position!r}"
             raise RunUnreadableError(self.database.name, run_id, problem)
         if runs and not position:
             raise RunUnreadableError(self.database.name, run_id, "its events are missing")
-        return position
+        return position, note
+
+    def notes(self, run_id: str, where: NoteFilter, page: int) -> list[Sequence[Any]]:
+        """Return rows of notes that a filter selects, ``text`` aside, at most a page of them.
+
+        They are those of the lowest positions, or with ``newest`` those of the highest ones, in the
+        order of the filter.
+        """
+        conditions, values = where.conditions()
+        columns = [*NoteRow._fields, "checksum"]
+        if not where.data:
+            columns[columns.index("data")] = "NULL"
+        sql = (
+            f"SELECT {', '.join(columns)} FROM notes WHERE run_id = ? AND {conditions} "
+            f"ORDER BY position {'DESC' if where.newest else 'ASC'} LIMIT ?"
+        )
+        with self.database.reading() as cursor:
+            self._execute(cursor, sql, [run_id, *values, page])
+            return cursor.fetchall()
 
     def run(self, run_id: str) -> RunRow | None:
         """Return the row of a run; ``None`` if there is none."""
@@ -455,7 +498,7 @@ class Store:
             return [RunRow(*row) for row in cursor.fetchall()]
 
     def ended(self, age_s: float, status: str | None) -> list[tuple[str, int]]:
-        """Return the runs that ended so long ago and have no owner, with their last positions.
+        """Return the runs that ended so long ago and have no owner, with how many rows they have.
 
         Without a status, free leases that have no run are among them.
         """
@@ -496,7 +539,7 @@ class Store:
     def _delete(self, cursor: Cursor, run_ids: Sequence[str]) -> int:
         deleted = 0
         for chunk in _chunks(run_ids):
-            for table in ("events", "leases", "runs"):
+            for table in ("events", "notes", "leases", "runs"):
                 sql = f"DELETE FROM {table} WHERE run_id IN ({_marks(len(chunk))})"
                 self._execute(cursor, sql, chunk)
             deleted += cursor.rowcount
@@ -536,6 +579,14 @@ def _padding(count: int) -> int:
 def _insertion(count: int) -> str:
     row = f"({_marks(len(_EVENT))})"
     return f"INSERT INTO events ({', '.join(_EVENT)}) VALUES {', '.join([row] * count)}"
+
+
+@cache
+def _insertion_of_notes(count: int) -> str:
+    # A transaction that is tried again may have been committed before.
+    row = f"({_marks(len(_NOTE))})"
+    rows = ", ".join([row] * count)
+    return f"INSERT INTO notes ({', '.join(_NOTE)}) VALUES {rows} ON CONFLICT DO NOTHING"
 
 
 def _marks(count: int) -> str:

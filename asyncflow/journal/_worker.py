@@ -30,6 +30,7 @@ from asyncflow._core.errors import (
     describe_fully,
 )
 from asyncflow.journal._machine import held_claims, new_claim
+from asyncflow.journal._notes import ProgressKey, latest_only
 from asyncflow.journal._store import Claim, CommitBatch, DatabaseChangedError, Store
 
 __all__ = ["JournalWorker", "Lease", "PendingClaim", "WorkerThread"]
@@ -73,6 +74,10 @@ class Lease:
         self._claim = claim
         self.committed = 0
         """The position of the last event that is committed."""
+        self.noted = 0
+        """The position of the last note."""
+        self.progress: dict[ProgressKey, int] = {}
+        """The position of the latest progress of each attempt."""
         self.failure: JournalError | None = None
         """Why no more events are written."""
         self.released = False
@@ -154,7 +159,7 @@ class JournalWorker:
             self._poll_at = requested_at + self._poll_s
         self._leases[run_id, lease.token] = self._claimed[run_id] = lease
         try:
-            lease.committed = self.call(self.store.last_position, run_id)
+            lease.committed, lease.noted = self.call(self.store.last_positions, run_id)
         except BaseException:
             self.release(lease)
             raise
@@ -185,7 +190,7 @@ class JournalWorker:
 
         def take() -> list[CommitBatch]:
             while self._inbox:
-                taken.append(_without_gap(*self._inbox.popleft()))
+                taken.append(_prepared(*self._inbox.popleft()))
             return [batch for _, batch in taken]
 
         try:
@@ -375,10 +380,15 @@ class JournalWorker:
         self.store.database.close()
 
 
-def _without_gap(lease: Lease, batch: CommitBatch) -> tuple[Lease, CommitBatch]:
-    """Return a batch, without its events if earlier events of its run were not written."""
+def _prepared(lease: Lease, batch: CommitBatch) -> tuple[Lease, CommitBatch]:
+    """Return a batch with the positions of its notes; empty if earlier events were not written."""
     if lease.failure:
-        batch = batch._replace(rows=(), change=None)
+        batch = batch._replace(rows=(), change=None, notes=())
+    elif batch.notes:
+        first = lease.noted + 1
+        notes, replaced = latest_only(batch.notes, first, lease.progress)
+        lease.noted += len(notes)
+        batch = batch._replace(notes=notes, first_note=first, replaced=replaced)
     return lease, batch
 
 

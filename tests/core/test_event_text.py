@@ -22,8 +22,11 @@ from asyncflow.events import (
     RunResumed,
     RunStarted,
     RunTimedOut,
+    StepAttached,
     StepCancelled,
     StepFailed,
+    StepLogged,
+    StepProgressed,
     StepReused,
     StepSkipped,
     StepSucceeded,
@@ -112,6 +115,15 @@ LINES: list[tuple[Event, int | None, str]] = [
         LoopBlocked("a", 1, 5.0, 350.0, "etl.py:12 in load"),
         None,
         "a blocked the event loop for 350 ms at etl.py:12 in load",
+    ),
+    (StepLogged("a", 1, 5.0, 20, "db", "3 rows"), None, "a: INFO 3 rows"),
+    (StepLogged("a", 2, 5.0, 25, "db", "no\nand more", 3), 3, "a[3]: level 25 no …"),
+    (StepProgressed("a", 1, 5.0, 1200, 3000, "rows"), None, "a: 1,200 of 3,000 rows"),
+    (StepProgressed("a", 1, 5.0, 0.5), None, "a: 0.5"),
+    (
+        StepAttached("a", 1, 5.0, "loss", "image/png", b"..."),
+        None,
+        "a attached loss (image/png)",
     ),
 ]
 

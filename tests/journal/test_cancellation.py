@@ -253,14 +253,14 @@ async def test_a_run_cancelled_before_it_starts_calls_no_action(
     async def never() -> None:
         calls.append(1)
 
-    last_position = journal._store.last_position
+    last_positions = journal._store.last_positions
 
-    def cancel_first(run_id: str) -> int:
+    def cancel_first(run_id: str) -> tuple[int, int]:
         database.query("UPDATE leases SET cancel_token = token")
         journal._worker._poll_at = 0.0
-        return int(last_position(run_id))
+        return tuple(last_positions(run_id))
 
-    journal._store.last_position = cancel_first
+    journal._store.last_positions = cancel_first
 
     with pytest.raises(RunCancelledError):
         await run_pipeline([WorkflowStep("never", never)], journal=journal, run_id="r")

@@ -612,10 +612,10 @@ async def test_a_claim_is_released_if_its_caller_is_cancelled_during_the_claim(
 async def test_a_claim_is_released_if_the_last_position_cannot_be_read(
     journal: Any, database: Any
 ) -> None:
-    def last_position(run_id: str) -> int:
+    def last_positions(run_id: str) -> tuple[int, int]:
         raise JournalError("x", "the line is dead")
 
-    journal._store.last_position = last_position
+    journal._store.last_positions = last_positions
 
     with pytest.raises(JournalError, match="the line is dead"):
         await opened(journal)

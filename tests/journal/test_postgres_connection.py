@@ -149,6 +149,7 @@ async def test_the_tables_are_in_their_own_schema(dsn: str) -> None:
         assert [name for (name,) in found] == [
             "asyncflow.events",
             "asyncflow.leases",
+            "asyncflow.notes",
             "asyncflow.runs",
             "asyncflow.schema_version",
             "public.events",
@@ -167,7 +168,7 @@ def test_connections_can_create_the_tables_concurrently(dsn: str) -> None:
         found = list(executor.map(create_tables, range(8)))
 
     assert found == [[]] * 8
-    assert version_in(dsn) == 3
+    assert version_in(dsn) == 4
 
 
 def version_in(dsn: str) -> int:
@@ -180,12 +181,12 @@ def version_in(dsn: str) -> int:
 async def test_tables_of_a_newer_schema_are_left_unchanged(dsn: str) -> None:
     await open_and_close(dsn)
     with psycopg.connect(dsn) as connection:
-        connection.execute("UPDATE asyncflow.schema_version SET version = 4")
+        connection.execute("UPDATE asyncflow.schema_version SET version = 5")
 
-    with pytest.raises(JournalError, match=r"schema 4, and this one knows up to 3.*upgrade"):
+    with pytest.raises(JournalError, match=r"schema 5, and this one knows up to 4.*upgrade"):
         await open_and_close(dsn)
 
-    assert version_in(dsn) == 4
+    assert version_in(dsn) == 5
 
 
 async def test_tables_of_the_first_schema_are_migrated(
@@ -213,7 +214,7 @@ async def test_tables_of_the_first_schema_are_migrated(
     }
     assert report["price"].output == ["3.00"] * 3
     assert again.all_passed
-    assert version_in(dsn) == 3
+    assert version_in(dsn) == 4
 
 
 def copy_runs(dsn: str, path: Path) -> None:
@@ -263,7 +264,7 @@ async def test_a_user_who_owns_the_schema_can_create_the_tables(guest: str, dsn:
 
     await open_and_close(guest)
 
-    assert version_in(dsn) == 3
+    assert version_in(dsn) == 4
 
 
 async def test_a_read_only_database_is_reported(dsn: str) -> None:

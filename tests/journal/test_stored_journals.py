@@ -67,7 +67,7 @@ def test_a_stored_journal_is_migrated(path: Path) -> None:
     with_journal(path, lambda journal: journal.runs())
 
     with closing(sqlite3.connect(path)) as connection:
-        assert connection.execute("PRAGMA user_version").fetchone() == (3,)
+        assert connection.execute("PRAGMA user_version").fetchone() == (4,)
         counts = connection.execute("SELECT count(cancel_token), count(clock) FROM leases")
         assert counts.fetchone() == (0, 0)
 

@@ -17,7 +17,7 @@ from asyncflow import Observer, ObserverFactory
 modules = pytest.mark.parametrize(
     ("module", "names"),
     [
-        (asyncflow.logs, ["LoggingObserver", "StepFilter", "add_step"]),
+        (asyncflow.logs, ["LoggingObserver", "StepFilter", "add_step", "keep_record"]),
         (asyncflow.otel, ["OpenTelemetryObserver"]),
     ],
 )

@@ -1,0 +1,187 @@
+"""Turns what an action attaches into bytes of a media type that displays can show."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+__all__ = ["MOST_BYTES", "PNG", "attachment_of"]
+
+MOST_BYTES = 1_000_000
+"""How large an attachment may be."""
+
+PNG = "image/png"
+_SVG = "image/svg+xml"
+_JSON, _CSV, _MARKDOWN, _TEXT = "application/json", "text/csv", "text/markdown", "text/plain"
+_MEDIA_TYPES = (PNG, _SVG, _JSON, _CSV, _MARKDOWN, _TEXT)
+_SUFFIXES = {
+    ".png": PNG,
+    ".svg": _SVG,
+    ".json": _JSON,
+    ".csv": _CSV,
+    ".md": _MARKDOWN,
+    ".txt": _TEXT,
+    ".log": _TEXT,
+}
+_PNG_BEGINS = b"\x89PNG\r\n\x1a\n"
+_SVG_BEGINS = re.compile(
+    r"\ufeff?\s*(?:<\?xml[^>]*\?>\s*|<!--.*?-->\s*|<!DOCTYPE[^>]*>\s*)*<svg[\s>]", re.DOTALL
+)
+
+_ACTIVE_TAGS = frozenset(
+    {"script", "foreignobject", "iframe", "embed", "object", "handler", "listener"}
+)
+_DECLARED = re.compile(r"<!ENTITY|<\?xml-stylesheet", re.IGNORECASE)
+_LOADED = re.compile(r"javascript:|@import|url\(\s*[\"']?\s*(?!#|data:)[^\s\"')]", re.IGNORECASE)
+_EMBEDDED = re.compile(r"\s*(?:#|data:image/(?:png|jpeg|gif|webp)[;,])", re.IGNORECASE)
+
+_SCALARS = str | int | float | bool | None
+
+
+def attachment_of(name: str, data: object, media_type: str | None) -> tuple[str, bytes]:
+    """Return the media type and the bytes of an attachment.
+
+    Raises:
+        TypeError, ValueError, OSError: As `asyncflow.StepContext.attach` raises them.
+    """
+    if media_type is not None and media_type not in _MEDIA_TYPES:
+        known = ", ".join(map(repr, _MEDIA_TYPES))
+        raise ValueError(
+            f"attachment {name!r}: media_type must be one of {known}, not {media_type!r}"
+        )
+    if isinstance(data, os.PathLike):
+        media_type = media_type or _SUFFIXES.get(os.path.splitext(os.fsdecode(data))[1].lower())
+        with open(data, "rb") as file:
+            data = file.read(MOST_BYTES + 1)
+    if isinstance(data, bytes | bytearray | memoryview):
+        content = bytes(data)
+        media_type = media_type or _type_of(name, content)
+    elif isinstance(data, str):
+        content = data.encode(errors="backslashreplace")
+        media_type = media_type or (_SVG if _is_svg(data) else _TEXT)
+    elif media_type in (None, _CSV) and _is_table(data):
+        content, media_type = _as_csv(data).encode(errors="backslashreplace"), _CSV
+    elif media_type in (None, _JSON):
+        content, media_type = _as_json(name, data), _JSON
+    else:
+        raise TypeError(
+            f"attachment {name!r}: {media_type} must be given as bytes, a str or a path, "
+            f"not {type(data).__name__}"
+        )
+    if len(content) > MOST_BYTES:
+        raise ValueError(
+            f"attachment {name!r} must have at most {MOST_BYTES:,} bytes; attach less of it, or "
+            "its address"
+        )
+    _check(name, media_type, content)
+    return media_type, content
+
+
+def _type_of(name: str, content: bytes) -> str:
+    if content.startswith(_PNG_BEGINS):
+        return PNG
+    try:
+        text = content.decode()
+    except UnicodeDecodeError:
+        raise ValueError(
+            f"attachment {name!r} is neither a PNG image nor text in UTF-8; displays can show "
+            f"only {', '.join(_MEDIA_TYPES)}"
+        ) from None
+    return _SVG if _is_svg(text) else _TEXT
+
+
+def _is_svg(text: str) -> bool:
+    return _SVG_BEGINS.match(text) is not None
+
+
+def _is_table(data: object) -> bool:
+    return (
+        isinstance(data, Sequence)
+        and len(data) > 0
+        and all(
+            isinstance(row, Mapping)
+            and all(isinstance(key, str) for key in row)
+            and all(isinstance(value, _SCALARS) for value in row.values())
+            for row in data
+        )
+    )
+
+
+def _as_csv(rows: Any) -> str:
+    columns = list(dict.fromkeys(column for row in rows for column in row))
+    text = io.StringIO()
+    writer = csv.DictWriter(text, columns, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()
+
+
+def _as_json(name: str, data: object) -> bytes:
+    try:
+        text = json.dumps(data, ensure_ascii=False, indent=1)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise TypeError(
+            f"attachment {name!r} can't be written as JSON ({error}); give bytes, a str, a path, "
+            "or values that JSON has"
+        ) from error
+    return text.encode(errors="backslashreplace")
+
+
+def _check(name: str, media_type: str, content: bytes) -> None:
+    """Check that data are of their media type.
+
+    Raises:
+        ValueError: They are not, or could run code.
+    """
+    if media_type == PNG:
+        if not content.startswith(_PNG_BEGINS):
+            raise ValueError(f"attachment {name!r} is no PNG image")
+        return
+    try:
+        text = content.decode()
+        if media_type == _JSON:
+            json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"attachment {name!r} is no {media_type}: {error}") from None
+    if media_type == _SVG:
+        problem = _active_part(text) if _is_svg(text) else "no <svg>"
+        if problem:
+            raise ValueError(
+                f"attachment {name!r}: an SVG image must be well-formed, and neither run nor load "
+                f"anything; it has {problem}: attach a PNG image"
+            )
+
+
+def _active_part(svg: str) -> str:
+    """Return what in an SVG image runs or loads something, or is no XML; empty if nothing is."""
+    from xml.etree import ElementTree  # few need it
+
+    if declared := _DECLARED.search(svg):  # before it is parsed: entities may expand without end
+        return declared[0]
+    try:
+        root = ElementTree.fromstring(svg)
+    except ElementTree.ParseError as error:
+        return f"a syntax error ({error})"
+    for element in root.iter():
+        tag = _local(element.tag)
+        if tag in _ACTIVE_TAGS:
+            return f"<{tag}>"
+        for name, value in element.items():
+            attribute = _local(name)
+            is_link = attribute in ("href", "src")
+            if attribute.startswith("on") or (is_link and not _EMBEDDED.match(value)):
+                return f"{attribute}={value[:40]!r}"
+        for value in (*element.attrib.values(), element.text or ""):
+            if loaded := _LOADED.search(value):
+                return repr(loaded[0])
+    return ""
+
+
+def _local(name: str) -> str:
+    """Return a name without its namespace."""
+    return name.rpartition("}")[2].lower()

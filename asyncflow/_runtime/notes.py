@@ -1,0 +1,489 @@
+"""What the attempts of a run say, on its way from any thread to the event loop of the run.
+
+Rules:
+
+1. Any thread may say something at any time, and never waits for the loop. The loop passes it on.
+2. What is said after the run has closed, or in a fork of its process, is dropped.
+3. What is too much is left out. Of an attempt, the first records and the last ones stay, and a
+   record between them says how many are missing.
+4. A secret value that is known is replaced in texts. A secret step keeps nothing but its progress.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import math
+import os
+import re
+import threading
+from collections import deque
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from contextlib import suppress
+from itertools import islice
+from typing import Any, Protocol, TypeAlias
+
+from asyncflow._core.context import StartedAttempt
+from asyncflow._core.errors import cut, safe_text
+from asyncflow._core.results import RestoredOutput
+from asyncflow.events import (
+    AttemptFailed,
+    Event,
+    NoteEvent,
+    StepAttached,
+    StepCancelled,
+    StepFailed,
+    StepLogged,
+    StepProgressed,
+    StepSucceeded,
+)
+
+__all__ = ["OWN_LOGGER", "STREAMS", "NoteQueue", "log_level_of", "wants_prints"]
+
+OWN_LOGGER = "asyncflow"
+"""The logger of records that say what is missing. What it logs itself is about runs, not steps."""
+
+STREAMS = {"stdout": 20, "stderr": 30}
+"""The levels of printed lines, whose loggers have the names of their streams."""
+
+_LONGEST_TEXT = 8_000
+"""How many characters of a message, with its traceback, are kept."""
+_ATTEMPT_RECORDS, _ATTEMPT_CHARACTERS = 1_000, 256_000
+_RUN_RECORDS, _RUN_CHARACTERS = 20_000, 8_000_000
+_RUN_ATTACHED = 10_000_000
+"""How many bytes the attachments of a run may have."""
+_LAST_RECORDS = 20
+"""How many records of an attempt that says too much are kept from its end."""
+
+_REPORT_S, _STORE_S = 0.1, 1.0
+"""How long after a progress the next one is reported to observers, and stored."""
+
+_SHORTEST_SECRET = 4
+"""A shorter text would be found in many others."""
+_SECRET_PARTS = 1_000
+"""How many parts of a secret value are looked at."""
+
+_Key: TypeAlias = tuple[str, int | None, int]
+"""A step, an item and the number of an attempt."""
+
+_Said: TypeAlias = tuple[float, float, float | None, str]
+"""The time of a progress, and what it says."""
+
+
+def log_level_of(wanting: object) -> int | None:
+    """Return from which level on a journal or an observer wants log records, if it does.
+
+    Its class must have the attribute: a mock has whatever it is asked for.
+    """
+    level = getattr(wanting, "logs", None) if hasattr(type(wanting), "logs") else None
+    return level if isinstance(level, int) and not isinstance(level, bool) else None
+
+
+def wants_prints(wanting: object) -> bool:
+    """Whether a journal or an observer wants printed lines."""
+    return hasattr(type(wanting), "prints") and getattr(wanting, "prints", False) is True
+
+
+class Receiver(Protocol):
+    """The event dispatcher of the run."""
+
+    def note(self, note: NoteEvent, *, store: bool = True, notify: bool = True) -> None:
+        """Store a note and notify the observers of it."""
+
+
+class _AttemptNotes:
+    """What is known of one attempt that has said something."""
+
+    def __init__(self, key: _Key) -> None:
+        self.key = key
+        self.records = self.characters = 0
+        self.left_out = 0
+        """How many records and attachments are missing."""
+        self.hidden = 0
+        """How many because the step is secret."""
+        self.last: deque[StepLogged] = deque(maxlen=_LAST_RECORDS)
+        self.latest: _Said | None = None
+        """The latest progress, of which observers and the journal may have an earlier one."""
+        self.reported: _Said | None = None
+        self.stored: _Said | None = None
+        self.is_waiting = False
+        """Whether the loop will report the latest progress."""
+        self.unfinished: dict[tuple[str, int], str] = {}
+        """The line that a thread has begun to print to a stream."""
+
+
+class NoteQueue:
+    """The notes of one run.
+
+    Args:
+        loop: The event loop of the run.
+        clock: Its clock.
+        started_s: The time of that clock when the run started.
+        secret: The names of the secret steps.
+        level: From which level on log records are kept; ``None`` for none.
+        prints: Whether printed lines are kept.
+    """
+
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        clock: Callable[[], float],
+        started_s: float,
+        *,
+        secret: Collection[str] = (),
+        level: int | None = None,
+        prints: bool = False,
+    ) -> None:
+        self.level = level
+        self.prints = prints
+        self.takes_logs = level is not None or prints
+        self._loop = loop
+        self._thread = threading.get_ident()
+        self._process = os.getpid()
+        self._context: contextvars.Context | None = contextvars.copy_context()
+        """That of whoever runs the run: what observers do belongs to no attempt."""
+        self._clock = clock
+        self._started_s = started_s
+        self._secret = frozenset(secret)
+        self._secret_texts: set[str] = set()
+        self._secrets: re.Pattern[str] | None = None
+        self._receiver: Receiver | None = None
+        self._is_notifying = False
+        self._lock = threading.RLock()  # the collector may run what logs within any call
+        self._queue: deque[NoteEvent] = deque()
+        self._attempts: dict[_Key, _AttemptNotes] = {}
+        self._records = self._characters = self._attached = 0
+        self._is_scheduled = False
+        self._waiting: deque[_AttemptNotes] = deque()
+        """The attempts whose progress must be reported to observers."""
+        self._unstored: dict[_AttemptNotes, None] = {}
+        """Those whose progress must be stored."""
+        self._report_at = self._store_at = -math.inf
+        self._timer: asyncio.TimerHandle | None = None
+
+    # What attempts say, in any thread.
+
+    def progress(
+        self, running: StartedAttempt, done: float, total: float | None, unit: str, /
+    ) -> None:
+        """Take the progress of an attempt."""
+        key = running[0], running[4], running[1]
+        attempt = self._attempts.get(key) or self._attempt(key)
+        attempt.latest = (self._clock() - self._started_s) * 1000, done, total, unit
+        if not attempt.is_waiting and self._is_open():
+            attempt.is_waiting = True
+            self._waiting.append(attempt)
+            self._wake()
+
+    def attach(
+        self, running: StartedAttempt, name: str, data: object, media_type: str | None, /
+    ) -> None:
+        """Take an attachment; raise what `StepContext.attach` raises."""
+        from asyncflow._runtime.attachments import PNG, attachment_of  # few need it
+
+        media_type, content = attachment_of(name, data, media_type)
+        if self._secrets is not None and media_type != PNG:
+            content = self._public(content.decode()).encode()
+        if not self._is_open():
+            return
+        step, number, _, _, item = running
+        with self._lock:
+            attempt = self._attempt((step, item, number))
+            if step in self._secret:
+                attempt.hidden += 1
+            elif (
+                attempt.records >= _ATTEMPT_RECORDS
+                or self._records >= _RUN_RECORDS
+                or self._attached + len(content) > _RUN_ATTACHED
+            ):
+                attempt.left_out += 1
+            else:
+                attempt.records += 1
+                self._records += 1
+                self._attached += len(content)
+                shown = cut(self._public(name), _LONGEST_TEXT)
+                self._put(
+                    StepAttached(step, number, self._now_ms(), shown, media_type, content, item)
+                )
+
+    def log(
+        self,
+        running: StartedAttempt,
+        level: int,
+        logger: str,
+        message: object,
+        traceback: str = "",
+        /,
+    ) -> None:
+        """Take a log record; its message is a text, or an event of structlog."""
+        if not self._is_open() or (
+            self._is_notifying and threading.get_ident() == self._thread  # an observer's
+        ):
+            return
+        step, number, _, _, item = running
+        with self._lock:
+            attempt = self._attempt((step, item, number))
+            if step in self._secret:
+                attempt.hidden += 1
+                return
+            text = self._short(_text_of(message), _LONGEST_TEXT)
+            trace = traceback and self._short(traceback, _LONGEST_TEXT - len(text))
+            event = StepLogged(step, number, self._now_ms(), level, logger, text, item, trace)
+            size = len(text) + len(trace)
+            if self._records >= _RUN_RECORDS or self._characters + size > _RUN_CHARACTERS:
+                attempt.left_out += 1
+            elif (
+                attempt.last
+                or attempt.records >= _ATTEMPT_RECORDS
+                or attempt.characters + size > _ATTEMPT_CHARACTERS
+            ):
+                attempt.left_out += len(attempt.last) == _LAST_RECORDS
+                attempt.last.append(event)
+            else:
+                self._count(attempt, size)
+                self._put(event)
+
+    def printed(self, running: StartedAttempt, stream: str, text: str, /) -> None:
+        """Take what was written to a standard stream; whole lines become records."""
+        if not self._is_open():
+            return
+        step, number, _, _, item = running
+        thread = threading.get_ident()
+        with self._lock:
+            unfinished = self._attempt((step, item, number)).unfinished
+            *lines, rest = (unfinished.pop((stream, thread), "") + text).split("\n")
+            if rest:
+                # Of a line that is overwritten again and again, only the last state counts.
+                rest = rest[max(rest.rfind("\r", 0, -1), 0) :]
+                unfinished[stream, thread] = rest[: 2 * _LONGEST_TEXT]
+        for line in lines:
+            self._log_line(running, stream, line)
+
+    def _log_line(self, running: StartedAttempt, stream: str, line: str) -> None:
+        line = line.rstrip("\r").rpartition("\r")[2]
+        if line:
+            self.log(running, STREAMS[stream], stream, line)
+
+    def _is_open(self) -> bool:
+        return self._receiver is not None and os.getpid() == self._process
+
+    def _attempt(self, key: _Key) -> _AttemptNotes:
+        # Once closed, it is forgotten at once.
+        attempts = self._attempts if self._receiver is not None else {}
+        return attempts.setdefault(key, _AttemptNotes(key))
+
+    def _now_ms(self) -> float:
+        return (self._clock() - self._started_s) * 1000
+
+    def _count(self, attempt: _AttemptNotes, size: int) -> None:
+        attempt.records += 1
+        attempt.characters += size
+        self._records += 1
+        self._characters += size
+
+    def _put(self, note: NoteEvent) -> None:
+        if self._receiver is not None:
+            self._queue.append(note)
+            self._wake()
+
+    def _wake(self) -> None:
+        """Have the loop pass on what is here."""
+        if self._is_scheduled:
+            return
+        self._is_scheduled = True
+        if threading.get_ident() == self._thread:
+            self._loop.call_soon(self._drain, context=self._context)
+        else:
+            with suppress(RuntimeError):  # the loop is closed
+                self._loop.call_soon_threadsafe(self._drain, context=self._context)
+
+    # Secrets.
+
+    def hide(self, value: object) -> None:
+        """Replace the texts of a secret value, from now on."""
+        found = {*_texts_of(value)} - self._secret_texts
+        if found:
+            self._secret_texts |= found
+            # The longest first, so that none that it contains hides a part of it.
+            texts = sorted(self._secret_texts, key=len, reverse=True)
+            self._secrets = re.compile("|".join(map(re.escape, texts)))
+
+    def _public(self, text: str) -> str:
+        return text if self._secrets is None else self._secrets.sub("<secret>", text)
+
+    def _short(self, text: str, limit: int) -> str:
+        if self._secrets is not None:
+            # Before it is cut: what is left of a secret could not be found. A large text is
+            # not searched as a whole.
+            text = self._secrets.sub("<secret>", text[: 4 * _LONGEST_TEXT])
+        return cut(text, max(limit, 0))
+
+    # Passing them on, in the loop.
+
+    def open(self, receiver: Receiver) -> None:
+        """Begin to pass notes on."""
+        self._receiver = receiver
+
+    def before(self, event: Event) -> None:
+        """Pass on what was said before an event; if an attempt ends, the rest that it has."""
+        if type(event) in _ENDS:
+            key = event.step, event.item, event.attempt  # type: ignore[union-attr]
+            attempt = self._attempts.get(key)
+            if attempt is not None:
+                self._end(attempt)
+        if self._queue:
+            self._pass_on()
+        if type(event) is StepSucceeded and event.secret:
+            self.hide(event.output)
+
+    def notifying(self, is_notifying: bool) -> bool:
+        """Set whether observers are being notified, whose log records belong to no step."""
+        before, self._is_notifying = self._is_notifying, is_notifying
+        return before
+
+    def finish(self) -> None:
+        """Pass on all that is left, before the end of the run."""
+        for attempt in list(self._attempts.values()):
+            self._end(attempt)
+        self._pass_on()
+
+    def close(self) -> None:
+        """Drop what is said from now on, and let go of everything."""
+        if self._timer is not None:
+            self._timer.cancel()
+        with self._lock:
+            self._receiver = self._timer = self._context = self._secrets = None
+            for each in (self._queue, self._attempts, self._waiting, self._unstored):
+                each.clear()
+            self._secret_texts.clear()
+
+    def _drain(self) -> None:
+        self._is_scheduled = False
+        self._pass_on()
+        now = self._clock()
+        if self._waiting and now >= self._report_at:
+            self._report_at = now + _REPORT_S
+            for _ in range(len(self._waiting)):
+                self._report(self._waiting.popleft())
+        if self._unstored and now >= self._store_at:
+            self._store_at = now + _STORE_S
+            while self._unstored:
+                self._say(self._unstored.popitem()[0], store=True, notify=False)
+        if self._timer is None and self._receiver is not None:
+            due = self._report_at if self._waiting else self._store_at
+            if self._waiting or self._unstored:
+                self._timer = self._loop.call_at(due, self._tick, context=self._context)
+
+    def _tick(self) -> None:
+        self._timer = None
+        self._drain()
+
+    def _pass_on(self) -> None:
+        while self._queue and self._receiver is not None:
+            self._receiver.note(self._queue.popleft())
+
+    def _report(self, attempt: _AttemptNotes) -> None:
+        attempt.is_waiting = False  # before it is read: another thread may say more meanwhile
+        self._say(attempt, store=False, notify=True)
+        self._unstored[attempt] = None
+
+    def _say(self, attempt: _AttemptNotes, *, store: bool, notify: bool) -> None:
+        """Pass on the latest progress of an attempt to whom has an earlier one."""
+        latest, receiver = attempt.latest, self._receiver
+        store, notify = (
+            store and attempt.stored is not latest,
+            notify and attempt.reported is not latest,
+        )
+        if latest is None or receiver is None or not (store or notify):
+            return
+        if store:
+            attempt.stored = latest
+        if notify:
+            attempt.reported = latest
+        at_ms, done, total, unit = latest
+        step, item, number = attempt.key
+        unit = cut(self._public(unit), 100)
+        progress = StepProgressed(step, number, at_ms, done, total, unit, item)
+        receiver.note(progress, store=store, notify=notify)
+
+    def _end(self, attempt: _AttemptNotes) -> None:
+        """Pass on the last progress of an attempt, its unfinished lines and what is missing."""
+        step, item, number = attempt.key
+        running = step, number, 0.0, 0.0, item
+        with self._lock:
+            while attempt.unfinished:
+                (stream, _), line = attempt.unfinished.popitem()
+                self._log_line(running, stream, line)
+            self._attempts.pop(attempt.key, None)
+            at_ms = attempt.last[0].at_ms if attempt.last else self._now_ms()
+            for count, why in (
+                (attempt.left_out, _TOO_MUCH),
+                (attempt.hidden, "the step is secret"),
+            ):
+                if count:
+                    records = f"{count:,} {'record was' if count == 1 else 'records were'}"
+                    message = f"{records} left out: {why}"
+                    missing = StepLogged(step, number, at_ms, 30, OWN_LOGGER, message, item)
+                    self._queue.append(missing)
+            self._queue.extend(attempt.last)
+            attempt.last.clear()
+        self._pass_on()
+        self._unstored.pop(attempt, None)
+        self._say(attempt, store=True, notify=True)
+
+
+_TOO_MUCH = (
+    f"an attempt keeps {_ATTEMPT_RECORDS:,} with at most {_ATTEMPT_CHARACTERS // 1000} kB of text, "
+    f"and a run {_RUN_RECORDS:,} with {_RUN_CHARACTERS // 1_000_000} MB, and "
+    f"{_RUN_ATTACHED // 1_000_000} MB of attachments"
+)
+
+_ENDS = frozenset({AttemptFailed, StepSucceeded, StepFailed, StepCancelled})
+
+
+def _text_of(message: object) -> str:
+    if isinstance(message, str):
+        return message
+    if not isinstance(message, Mapping):
+        return safe_text(str, message)
+    parts = [safe_text(str, message.get("event", ""))]
+    for name, value in message.items():
+        if name not in _OF_EVERY_EVENT and not str(name).startswith("_"):
+            parts.append(f"{name}={safe_text(repr, value)}")
+    return " ".join(parts)
+
+
+_OF_EVERY_EVENT = frozenset({"event", "level", "log_level", "logger", "timestamp", "exc_info"})
+"""What an event of structlog has that its record has too."""
+
+
+def _texts_of(value: object) -> Iterator[str]:
+    """Yield the texts and numbers in a secret value, and each line of a text."""
+    values: list[Any] = [value]
+    for _ in range(_SECRET_PARTS):
+        if not values:
+            return
+        each = values.pop()
+        if isinstance(each, bytes):
+            each = each.decode(errors="ignore")
+        if isinstance(each, str):
+            for text in {each, each.strip(), *each.splitlines()}:
+                if len(text) >= _SHORTEST_SECRET:
+                    yield text
+                    yield repr(text)[1:-1]  # as it is within the text of another value
+        elif isinstance(each, int | float):
+            if len(str(each)) >= _SHORTEST_SECRET and not isinstance(each, bool):
+                yield str(each)
+        elif not isinstance(each, RestoredOutput):
+            with suppress(Exception):  # it is the user's object
+                values += islice(_parts_of(each), _SECRET_PARTS)
+
+
+def _parts_of(value: Any) -> Iterable[Any]:
+    if isinstance(value, Mapping):
+        return value.values()
+    if isinstance(value, list | tuple | set | frozenset | deque):
+        return value
+    slots = [name for cls in type(value).__mro__ for name in getattr(cls, "__slots__", ())]
+    own = getattr(value, "__dict__", {})
+    return [*own.values(), *(getattr(value, name) for name in slots if name != "__dict__")]
