@@ -369,10 +369,18 @@ class NoteQueue:
             self._store_at = now + _STORE_S
             while self._unstored:
                 self._say(self._unstored.popitem()[0], store=True, notify=False)
-        if self._timer is None and self._receiver is not None:
-            due = self._report_at if self._waiting else self._store_at
-            if self._waiting or self._unstored:
-                self._timer = self._loop.call_at(due, self._tick, context=self._context)
+        if self._waiting:
+            self._drain_at(self._report_at)
+        elif self._unstored:
+            self._drain_at(self._store_at)
+
+    def _drain_at(self, due: float) -> None:
+        if self._timer is not None:
+            if self._timer.when() <= due:
+                return
+            self._timer.cancel()
+        if self._receiver is not None:
+            self._timer = self._loop.call_at(due, self._tick, context=self._context)
 
     def _tick(self) -> None:
         self._timer = None
