@@ -42,6 +42,7 @@ __all__ = [
     "StepReused",
     "StepSkipped",
     "StepSucceeded",
+    "StepTakenOver",
     "ThreadAbandoned",
 ]
 
@@ -73,6 +74,15 @@ class RunStarted:
     """How many attempts each step has in all."""
     secret: tuple[str, ...] = ()
     """The steps whose output no view may show."""
+    parent: str = ""
+    """The run one of whose steps started this one, if one did."""
+    parent_step: str = ""
+    """That step."""
+    forked_from: str = ""
+    """The run whose results this one takes over, if it is a fork."""
+    rerun_reasons: Mapping[str, str] = made_by(default_factory=dict)
+    """In a fork, why steps that the other run had begun run again, by step name, in words that
+    complete the sentence "it runs again because …"."""
 
 
 @record
@@ -259,6 +269,40 @@ class StepReused:
     status: StepStatus = StepStatus.SUCCESS
     """How it ended. A run that had not ended when it was resumed also keeps the steps that had
     failed or were skipped."""
+    origin: str = ""
+    """The run that the result was taken over from, if it comes from another one."""
+
+
+@record
+class StepTakenOver:
+    """A fork stores the result that a step, or an item, has in another run.
+
+    These events follow `RunStarted`, and a journal stores them with it or not at all. `StepReused`
+    follows for each result that the fork uses; a secret one may have to be made again.
+    """
+
+    step: str
+    at_ms: float
+    origin: str
+    """The run whose result it is."""
+    attempts: int
+    """How many attempts it took there; of a mapped step, the items have them."""
+    duration_ms: float
+    """How long it took there."""
+    output: Any
+    """``None`` for a mapped step as a whole, whose items have the outputs, unless it is secret."""
+    item: int | None = None
+    items: int | None = None
+    """How many items a mapped step has."""
+    secret: bool = False
+    """Whether the output is secret, so that it was not stored."""
+
+    @property
+    def _hidden(self) -> tuple[str, ...]:
+        return hidden_output(self)
+
+    def __repr__(self) -> str:
+        return show(self, values_by_name(self) | {"output": visible_output(self)})
 
 
 @record
@@ -346,6 +390,7 @@ StepEvent: TypeAlias = (
     | StepCancelled
     | StepSkipped
     | StepReused
+    | StepTakenOver
     | ThreadAbandoned
     | LoopBlocked
 )

@@ -7,7 +7,13 @@ import json
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-from asyncflow import JournalError, PayloadError, RunAlreadyActiveError, RunCancelledError
+from asyncflow import (
+    JournalError,
+    PayloadError,
+    RunAlreadyActiveError,
+    RunCancelledError,
+    RunNotFoundError,
+)
 from asyncflow._core.replay import StoredRun
 from asyncflow._core.results import Payload
 from asyncflow.events import Event
@@ -68,6 +74,12 @@ class MemoryJournal:
         result = read(StoredRun(self.stored.get(run_id, ())))
         session = self.open_sessions[run_id] = MemorySession(self, run_id)
         return session, result
+
+    async def replay(self, run_id: str, read: Callable[[StoredRun], T]) -> T:
+        await asyncio.sleep(self.latency_s)
+        if run_id not in self.stored:
+            raise RunNotFoundError(run_id, "memory")
+        return read(StoredRun(self.stored[run_id]))
 
 
 class MemorySession:

@@ -83,6 +83,7 @@ EVENTS = [
     "StepReused",
     "StepSkipped",
     "StepSucceeded",
+    "StepTakenOver",
     "ThreadAbandoned",
 ]
 ALIASES = {"Event", "NoteEvent", "Outcome", "RunEvent", "StepEvent"}

@@ -13,6 +13,8 @@ Rules:
    it. An item that the latest segment does not have leaves its attempts to its step.
 6. A secret output is replaced as it arrives. A result that was stored openly, and is secret now,
    is restored as it was and shown redacted.
+7. What a fork takes over is like what an earlier segment settled, with the figures that it has in
+   the other run.
 """
 
 from __future__ import annotations
@@ -59,6 +61,7 @@ from asyncflow.events import (
     StepReused,
     StepSkipped,
     StepSucceeded,
+    StepTakenOver,
     ThreadAbandoned,
 )
 
@@ -77,6 +80,9 @@ class StoredRun:
         started: The first event, if the replay began with it.
         run_id: Identifies the run.
         pipeline: The name of the pipeline, as the latest segment has it.
+        parent: The run one of whose steps started it, if one did.
+        parent_step: That step.
+        forked_from: The run whose results it takes over, if it is a fork.
         segments: One, and one more for each time that the run was resumed.
         at_ms: The time of the latest event.
         outcome: How the run has ended; ``None`` if it has not.
@@ -95,6 +101,7 @@ class StoredRun:
     def __init__(self, events: Iterable[Event] = ()) -> None:
         self.started: RunStarted
         self.run_id = self.pipeline = ""
+        self.parent = self.parent_step = self.forked_from = ""
         self.segments: list[Segment] = []
         self.at_ms = 0.0
         self.outcome: Outcome | None = None
@@ -124,6 +131,8 @@ class StoredRun:
         """Return the run as its report has it."""
         run = cls()
         run.run_id, run.pipeline = report.run_id, report.pipeline
+        run.parent, run.parent_step = report.parent, report.parent_step
+        run.forked_from = report.forked_from
         run.segments = [*report.segments]
         run.at_ms = report.total_duration_ms
         run.outcome = None if report.outcome == "running" else report.outcome
@@ -153,7 +162,10 @@ class StoredRun:
 
     def _on_run_started(self, event: RunStarted) -> None:
         self.started, self._is_whole = event, True
+        self.parent, self.parent_step = event.parent, event.parent_step
+        self.forked_from = event.forked_from
         self._begin(event, 0.0)
+        self._explain(event.rerun_reasons)
 
     def _on_run_resumed(self, event: RunResumed) -> None:
         self._settled, self._pending = self.settled(), self._all_pending()
@@ -162,10 +174,7 @@ class StoredRun:
         self._forget(event)
         self._end_segment()
         self._begin(event, event.at_ms)
-        self._reasons = event.rerun_reasons
-        for name, why in self._reasons.items():
-            if name in self.steps:
-                self.steps[name].rerun_reason = why
+        self._explain(event.rerun_reasons)
         for name, item in self._pending:
             if item is None and name in self.steps:
                 self._continue((name, None), self.steps[name])
@@ -186,6 +195,12 @@ class StoredRun:
             else:
                 self.inputs[name] = value
         self._lay_out(event.dependencies, event.max_retries, event.secret)
+
+    def _explain(self, reasons: Mapping[str, str]) -> None:
+        self._reasons = reasons
+        for name, why in reasons.items():
+            if name in self.steps:
+                self.steps[name].rerun_reason = why
 
     def _lay_out(
         self,
@@ -287,6 +302,28 @@ class StoredRun:
         step.reused, step.rerun_reason = True, None
         self._note_stop(step, event.status)
         self._move(step, event.status, event)
+
+    def _on_step_taken_over(self, event: StepTakenOver) -> None:
+        step, item = self.steps[event.step], event.item
+        taken = self._settled[event.step, item] = StepView(
+            step.name if item is None else f"{step.name}[{item}]",
+            step.depends_on,
+            step.tier,
+            step.max_retries,
+            event.secret or step.secret,
+            StepStatus.SUCCESS,
+            output=event.output,
+            origin=event.origin,
+            origin_attempts=event.attempts,
+            origin_ms=event.duration_ms,
+        )
+        if event.items is not None:
+            items = {number: self._settled[step.name, number] for number in range(event.items)}
+            taken.items, taken.item_count = items, event.items
+            taken.tally = Counter(each.status for each in items.values())
+            taken.output = [each.output for each in items.values()]
+        if taken.secret:
+            taken.output = REDACTED_OUTPUT
 
     def _on_thread_abandoned(self, event: ThreadAbandoned) -> None:
         attempt = self._step(event).latest
@@ -510,6 +547,9 @@ class StoredRun:
             inputs=inputs,
             outcome=self.outcome or "running",
             segments=self.segments,
+            parent=self.parent,
+            parent_step=self.parent_step,
+            forked_from=self.forked_from,
         )
 
     def with_history(self, result: StepResult) -> StepResult:
@@ -535,6 +575,7 @@ _RULES: dict[type, Callable[[StoredRun, Any], None] | None] = {
     StepCancelled: StoredRun._on_step_cancelled,
     StepSkipped: StoredRun._on_step_skipped,
     StepReused: StoredRun._on_step_reused,
+    StepTakenOver: StoredRun._on_step_taken_over,
     ThreadAbandoned: StoredRun._on_thread_abandoned,
     LoopBlocked: StoredRun._on_loop_blocked,
     StepLogged: None,
@@ -555,6 +596,8 @@ def _restore(step: StepView, before: StepView) -> None:
     step.output, step.error = before.output, before.error
     step.reason, step.on_purpose = before.reason, before.on_purpose
     step.item_count, step.tally = before.item_count, before.tally
+    step.origin, step.origin_ms = before.origin, before.origin_ms
+    step.origin_attempts = before.origin_attempts
     if before.items is not None:
         step.items = {n: _restored_item(step, n, item) for n, item in before.items.items()}
     if step.secret:

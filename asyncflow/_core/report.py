@@ -55,13 +55,19 @@ class RunReport(Mapping[str, StepResult]):
         inputs: The run's inputs. A `RestoredOutput` stands for each secret one.
         outcome: ``"passed"`` or ``"failed"``; in a report from a journal also ``"interrupted"``,
             for a run that was stopped from outside, and ``"running"``, for one that has not ended.
+        parent: The id of the run one of whose steps started this one; empty if none did.
+        parent_step: The name of that step.
+        forked_from: The id of the run whose results this one takes over, if it is a fork.
     """
 
     __slots__ = (
         "_by_name",
         "_segments",
+        "forked_from",
         "inputs",
         "outcome",
+        "parent",
+        "parent_step",
         "pipeline",
         "run_id",
         "stop_reason",
@@ -81,6 +87,9 @@ class RunReport(Mapping[str, StepResult]):
         inputs: Mapping[str, Any] | None = None,
         outcome: Outcome | Literal["running"] | None = None,
         segments: Sequence[Segment] = (),
+        parent: str = "",
+        parent_step: str = "",
+        forked_from: str = "",
     ) -> None:
         self.run_id = run_id
         self.total_duration_ms = total_duration_ms
@@ -88,6 +97,8 @@ class RunReport(Mapping[str, StepResult]):
         self.stop_reason = stop_reason
         self.pipeline = pipeline
         self.inputs = {} if inputs is None else inputs
+        self.parent, self.parent_step = parent, parent_step
+        self.forked_from = forked_from
         self._segments = segments
         self._by_name = {result.step_name: result for result in results}
         self.outcome: Outcome | Literal["running"] = outcome or (
@@ -151,7 +162,7 @@ class RunReport(Mapping[str, StepResult]):
 
     @property
     def reused(self) -> list[StepResult]:
-        """The results that a resumed run restored; those steps did not run again."""
+        """The results that a resumed run, or a fork, restored; those steps did not run again."""
         return [result for result in self._by_name.values() if result.reused]
 
     def _with_status(self, status: StepStatus) -> list[StepResult]:
@@ -262,6 +273,9 @@ class RunReport(Mapping[str, StepResult]):
             inputs={name: picklable_output(value) for name, value in self.inputs.items()},
             outcome=self.outcome,
             segments=self.segments,
+            parent=self.parent,
+            parent_step=self.parent_step,
+            forked_from=self.forked_from,
         )
         return made, ()
 
@@ -362,7 +376,8 @@ def _line(result: StepResult, segment: int) -> str:
     if result.error is not None:
         parts.append(describe_error(result.error))
     if result.reused:
-        parts.append("reused")
+        origin = escape_controls(result.origin)
+        parts.append(f"taken over from run {origin}" if origin else "reused")
     elif result.rerun_reason is not None and result.status is not StepStatus.SKIPPED:
         parts.append(f"run again because {escape_controls(result.rerun_reason)}")
     line, earlier = ": ".join(parts), 0 if result.reused else earlier_attempts(result, segment)

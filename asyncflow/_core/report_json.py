@@ -316,6 +316,7 @@ _RESULT: _Table = {
     "reused": _FLAG,
     "rerun_reason": _TEXT_OR_NULL,
     "secret": _FLAG,
+    "origin": _TEXT._replace(default=""),
 }
 
 
@@ -345,4 +346,7 @@ _REPORT: _Table = {
     "segments": _list_of(_object(_SEGMENT, lambda fields, _: Segment(**fields)))._replace(
         default=()
     ),
+    "parent": _TEXT._replace(default=""),
+    "parent_step": _TEXT._replace(default=""),
+    "forked_from": _TEXT._replace(default=""),
 }

@@ -215,13 +215,17 @@ class StepResult:
     """The results of the items of a mapped step, in their order; ``None`` for a step that is not
     mapped."""
     reused: bool = False
-    """Whether a resumed run restored this from its journal, so that the step did not run again."""
+    """Whether a resumed run, or a fork, has this from its journal, so that the step did not run
+    again."""
     rerun_reason: str | None = None
-    """For a step that a resumed run ran again although its journal had stored something of it, the
-    reason."""
+    """For a step that a resumed run, or a fork, ran again although the journal had stored something
+    of it, the reason."""
     secret: bool = False
     """Whether there is an output that is secret, so that no journal, JSON or `repr` shows it, and
     `dataclasses.asdict` leaves it out."""
+    origin: str = ""
+    """In a fork, the id of the run that this was taken over from: its attempts and its duration are
+    those of that run."""
 
     @property
     def _hidden(self) -> tuple[str, ...]:
@@ -232,8 +236,8 @@ class StepResult:
         """Each attempt that has ended, with its own figures, in order.
 
         In a resumed run, those of all segments, also of a step that the latest segment skipped.
-        Empty for a step that never started. For a mapped step, ``items`` have the attempts; here
-        are only those of items that the latest segment does not have.
+        Empty for a step that never started in this run. For a mapped step, ``items`` have the
+        attempts; here are only those of items that the latest segment does not have.
         """
         if self.recorded is not None:
             return self.recorded

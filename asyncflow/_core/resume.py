@@ -1,4 +1,4 @@
-"""Decides which results of a stored run are still valid when it resumes with a pipeline.
+"""Decides which results of a stored run are valid when it resumes, or is forked, with a pipeline.
 
 Rules:
 
@@ -10,12 +10,14 @@ Rules:
 3. A run that had ended, or was stopping, starts afresh: everything that has not succeeded runs.
 4. A journal stores no secret output. If a step that runs needs one, the step with that output runs
    again too. Results that came of it before are valid all the same.
+5. A fork takes over the valid successes of another run, as if that had ended. A result is not valid
+   if the step is asked to run again, or if it takes an input that has another value now.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from asyncflow._core.errors import PayloadError
 from asyncflow._core.graph import (
@@ -27,16 +29,19 @@ from asyncflow._core.graph import (
     PlanView,
     secret_steps,
 )
+from asyncflow._core.record import replace
 from asyncflow._core.replay import StoredRun, as_secret, with_outputs
-from asyncflow._core.results import Payload, StepResult, StepStatus
+from asyncflow._core.results import REDACTED, REDACTED_OUTPUT, Payload, StepResult, StepStatus
 from asyncflow._core.step import WorkflowStep
 from asyncflow._core.step_runs import Checkpoint, Key
 from asyncflow._core.step_view import StepView
-from asyncflow.events import RunResumed
+from asyncflow.events import RECALLED, RunResumed, RunStarted, StepTakenOver
 
 __all__ = [
     "Fingerprints",
+    "ForkStart",
     "difference",
+    "fork",
     "resume",
 ]
 
@@ -102,20 +107,21 @@ def resume(
     Raises:
         PayloadError: A valid output can't be decoded.
     """
-    known, unfinished = _of_plan(run.settled(), plan), run.unfinished()
+    known = _of_plan(run.settled(), plan)
     has_failed = any(step.status is StepStatus.FAILED for step in known.values())
     afresh = run.outcome is not None or run.was_stopping or (fail_fast and has_failed)
-    valid, outdated = _valid_and_outdated(run, plan, known, new_inputs, afresh=afresh)
-    begun = unfinished.keys() | _with_results(known, afresh=afresh)
+    why_new = {name: f"the run did not have the input {name!r} before" for name in new_inputs}
+    reasons = _of_takers(plan, bindings, conditions, why_new)
+    found = _judge(run, plan, known, reasons, (), bindings, conditions, afresh=afresh)
     event = RunResumed(
         run.started.run_id,
         run.at_ms,
         wall_time,
         DependencyView(plan),
         Fingerprints(plan),
-        {name: why for name, why in outdated.items() if name in begun},
-        {n: why for n, why in unfinished.items() if n in plan.index and n not in outdated | valid},
-        _recalled(plan, valid, _secret(known, outdated), bindings, conditions),
+        found.outdated,
+        found.unfinished,
+        found.recalled,
         afresh,
         max_retries=MaxRetriesView(plan),
         secret=secret_steps(plan),
@@ -124,7 +130,7 @@ def resume(
     results = {
         key: _decoded(step.to_result(run.at_ms), key[0], decode, event.secret)
         for key, step in _of_plan(run.settled(), plan).items()
-        if _is_restored(key, valid, plan, event.recalled)
+        if _is_restored(key, found, plan)
     }
     started, pending_attempts = run.started, _of_plan(run.pending_attempts(), plan)
     checkpoint = Checkpoint(
@@ -137,6 +143,184 @@ def resume(
         replay=run,
     )
     return event, checkpoint
+
+
+class ForkStart(NamedTuple):
+    """How a fork starts."""
+
+    event: RunStarted
+    """As it is stored."""
+    taken: list[StepTakenOver]
+    """What it takes over, with outputs as values."""
+    stored: list[StepTakenOver]
+    """The same as it is stored."""
+    checkpoint: Checkpoint
+
+
+def fork(
+    origin: StoredRun,
+    event: RunStarted,
+    plan: Plan,
+    *,
+    bindings: Sequence[Binding],
+    conditions: Mapping[int, Binding],
+    from_steps: Collection[str],
+    other_inputs: Mapping[str, str],
+    decode: Callable[[str, Payload], Any],
+) -> ForkStart:
+    """Decide which results of another run a new run takes over.
+
+    Args:
+        origin: The replay of the other run, which stays as it is.
+        event: The start of the new run, as it is stored.
+        plan: The pipeline as it is now.
+        bindings: Where its actions get their arguments.
+        conditions: The same for their ``when``.
+        from_steps: The steps that must run again.
+        other_inputs: The inputs whose value is another one now, each with why steps that take it
+            run again.
+        decode: Makes a value of the payload of a step's output, or raises `PayloadError`.
+
+    Raises:
+        PayloadError: A valid output can't be decoded.
+    """
+    known = _of_plan(origin.settled(), plan)
+    reasons = _of_takers(plan, bindings, conditions, other_inputs)
+    reasons |= dict.fromkeys(from_steps, "it was asked to run again")
+    # Unlike a resumption, a fork does not have what was stored before its step became secret.
+    secret = secret_steps(plan)
+    found = _judge(origin, plan, known, reasons, secret, bindings, conditions, afresh=True)
+    event = replace(event, rerun_reasons=found.reasons)
+    stored = [
+        _taken_over(key, step, origin, plan)
+        for key, step in sorted(known.items(), key=lambda each: _place(each[0], plan))
+        if step.status is StepStatus.SUCCESS
+        and key[0] not in found.outdated
+        and (key[0] in found.valid or _is_restored(key, found, plan))
+    ]
+    run = StoredRun([event, *stored])
+    results = {
+        key: _decoded(step.to_result(0.0), key[0], decode, event.secret)
+        for key, step in run.settled().items()
+        if _is_restored(key, found, plan)
+    }
+    taken = [replace(each, output=_value_of(each, results)) for each in stored]
+    checkpoint = Checkpoint(
+        event.run_id, event.wall_time, 0.0, results, {}, event.rerun_reasons, replay=run
+    )
+    return ForkStart(event, taken, stored, checkpoint)
+
+
+def _value_of(taken: StepTakenOver, results: Mapping[Key, StepResult]) -> object:
+    if taken.secret:
+        return REDACTED_OUTPUT
+    if taken.items is not None:
+        return None
+    step, item = taken.step, taken.item
+    if item is not None and (step, None) in results:  # which has those of its items
+        return (results[step, None].items or ())[item].output
+    return results[step, item].output
+
+
+def _place(key: Key, plan: Plan) -> tuple[int, bool, int]:
+    """Return the place of a result among those of a plan: a step comes after its items."""
+    name, item = key
+    return plan.index[name], item is None, item or 0
+
+
+def _taken_over(key: Key, step: StepView, origin: StoredRun, plan: Plan) -> StepTakenOver:
+    name, item = key
+    is_secret = step.secret or plan.steps[plan.index[name]].secret
+    output, count = step.output, None
+    if step.items is not None:
+        output, count = None, len(step.items)
+    if is_secret:
+        output = REDACTED
+    return StepTakenOver(
+        name,
+        0.0,
+        step.origin or origin.run_id,
+        len(step.attempts) + step.origin_attempts,
+        step.duration_ms(origin.at_ms) or 0.0,
+        output,
+        item,
+        count,
+        is_secret,
+    )
+
+
+class _Judgement(NamedTuple):
+    """Which results of a run are valid for a plan."""
+
+    valid: dict[str, None]
+    """The steps with a valid result."""
+    outdated: dict[str, str]
+    """The steps with a result that is not valid, each with why."""
+    unfinished: dict[str, str]
+    """The other steps that have begun and not succeeded, each with what became of it."""
+    recalled: tuple[str, ...]
+    """The steps with valid secret results that steps which run need."""
+
+    @property
+    def reasons(self) -> dict[str, str]:
+        """Why steps of which something is known run again."""
+        return {**dict.fromkeys(self.recalled, RECALLED), **self.unfinished, **self.outdated}
+
+
+def _judge(
+    run: StoredRun,
+    plan: Plan,
+    known: Mapping[Key, StepView],
+    reasons: Mapping[str, str],
+    secret: Collection[str],
+    bindings: Sequence[Binding],
+    conditions: Mapping[int, Binding],
+    *,
+    afresh: bool,
+) -> _Judgement:
+    """Decide which results of a run are valid.
+
+    Args:
+        run: The run.
+        plan: The pipeline as it is now.
+        known: The results that the run has of its steps.
+        reasons: Why steps must run again, whatever their fingerprints say.
+        secret: The steps whose outputs are not there, beside those that were not stored.
+        bindings: Where its actions get their arguments.
+        conditions: The same for their ``when``.
+        afresh: Whether everything that has not succeeded runs.
+    """
+    unfinished = run.unfinished()
+    valid, outdated = _valid_and_outdated(run, plan, known, reasons, afresh=afresh)
+    begun = unfinished.keys() | _with_results(known, afresh=afresh)
+    return _Judgement(
+        valid,
+        {name: why for name, why in outdated.items() if name in begun},
+        {n: why for n, why in unfinished.items() if n in plan.index and n not in outdated | valid},
+        _recalled(plan, valid, _secret(known, outdated, secret), bindings, conditions),
+    )
+
+
+def _of_takers(
+    plan: Plan,
+    bindings: Sequence[Binding],
+    conditions: Mapping[int, Binding],
+    reasons: Mapping[str, str],
+) -> dict[str, str]:
+    """Return the steps that take one of these inputs, for their action or their ``when``.
+
+    Args:
+        plan: The pipeline.
+        bindings: Where its actions get their arguments.
+        conditions: The same for their ``when``.
+        reasons: The inputs, each with a reason, which the answer has for each step.
+    """
+    found: dict[str, str] = {}
+    for index, step in enumerate(plan.steps if reasons else ()):
+        for _, source in (*bindings[index], *conditions.get(index, ())):
+            if isinstance(source, str) and source in reasons:
+                found.setdefault(step.name, reasons[source])
+    return found
 
 
 def _with_results(known: Mapping[Key, StepView], *, afresh: bool) -> set[str]:
@@ -172,7 +356,7 @@ def _valid_and_outdated(
     run: StoredRun,
     plan: Plan,
     known: Mapping[Key, StepView],
-    new_inputs: Collection[str],
+    reasons: Mapping[str, str],
     *,
     afresh: bool,
 ) -> tuple[dict[str, None], dict[str, str]]:
@@ -183,15 +367,12 @@ def _valid_and_outdated(
     for name, needed in shape.items():
         if name not in run.fingerprints:
             continue  # a new step
-        why = difference(run.fingerprints[name], fingerprints[name])
+        why = reasons.get(name) or difference(run.fingerprints[name], fingerprints[name])
         step = known.get((name, None))
         if why is None and set(needed) != set(run.dependencies[name]):
             why = f"it depends on {_listed(needed)}, and depended on " + _listed(
                 run.dependencies[name]
             )
-        added = [each for each in _parameters(plan, name) if each in new_inputs]
-        if why is None and added:
-            why = f"the run did not have the input {added[0]!r} before"
         if why is None:
             again = next((other for other in needed if other not in valid), None)
             why = None if again is None else f"step {again!r}, which it depends on, runs again"
@@ -202,23 +383,20 @@ def _valid_and_outdated(
     return valid, outdated
 
 
-def _parameters(plan: Plan, name: str) -> tuple[str, ...]:
-    """Return the parameters of a step's action; none of them is both dependency and input."""
-    return plan.steps[plan.index[name]].signature.names
-
-
 def _listed(names: Sequence[str]) -> str:
     return ", ".join(map(repr, names)) or "nothing"
 
 
-def _secret(known: Mapping[Key, StepView], outdated: Mapping[str, str]) -> set[str]:
+def _secret(
+    known: Mapping[Key, StepView], outdated: Mapping[str, str], secret: Collection[str]
+) -> set[str]:
     """Return the steps with a valid secret output, of their own or of an item."""
-    secret = {
+    found = {
         name
         for (name, _), step in known.items()
-        if step.secret and step.status is StepStatus.SUCCESS
+        if (step.secret or name in secret) and step.status is StepStatus.SUCCESS
     }
-    return secret - outdated.keys()
+    return found - outdated.keys()
 
 
 def _recalled(
@@ -244,12 +422,12 @@ def _recalled(
     return tuple(reversed(recalled))
 
 
-def _is_restored(key: Key, valid: Mapping[str, None], plan: Plan, recalled: Sequence[str]) -> bool:
+def _is_restored(key: Key, found: _Judgement, plan: Plan) -> bool:
     """Whether a valid result is restored."""
     name, item = key
-    if name in recalled:
+    if name in found.recalled:
         return False
-    if item is None or name in valid:
-        return item is None and name in valid
+    if item is None or name in found.valid:
+        return item is None and name in found.valid
     # Its items came from an output that may differ now.
-    return plan.steps[plan.index[name]].map_over not in recalled
+    return plan.steps[plan.index[name]].map_over not in found.recalled

@@ -27,7 +27,7 @@ numbers too, above those of all steps: a *node* is either.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Literal, TypeAlias
 
 from asyncflow._core.context import StartedAttempt
@@ -58,6 +58,7 @@ from asyncflow.events import (
     StepReused,
     StepSkipped,
     StepSucceeded,
+    StepTakenOver,
     ThreadAbandoned,
 )
 
@@ -170,7 +171,7 @@ class RunState:
             if run_rule is None:
                 return  # a note, which changes nothing
             run_rule(self, event)
-            if self._replay is not None and type(event) is not RunResumed:
+            if self._replay is not None and type(event) not in _IN_CHECKPOINT:
                 self._replay.apply(event)
             return
         allowed, fold = rule
@@ -232,6 +233,7 @@ class RunState:
         if self._started is not None:
             raise IllegalEventError(event, "the run has started")
         self._started = event
+        self._remark(event.rerun_reasons)
         self._readiness.begin(0.0)
 
     def _on_run_resumed(self, event: RunResumed) -> None:
@@ -247,9 +249,12 @@ class RunState:
             event.pipeline,
             inputs=checkpoint.inputs,
         )
-        for name, reason in checkpoint.reasons.items():
-            self.attempt_log.remark(self._index[name], rerun_reason=reason)
+        self._remark(checkpoint.reasons)
         self._readiness.begin(event.at_ms)
+
+    def _remark(self, reasons: Mapping[str, str]) -> None:
+        for name, reason in reasons.items():
+            self.attempt_log.remark(self._index[name], rerun_reason=reason)
 
     def _on_run_interrupted(self, event: RunInterrupted) -> None:
         self._check_runs(event)
@@ -266,6 +271,9 @@ class RunState:
         if self._readiness.unsettled:
             raise IllegalEventError(event, f"{self._readiness.unsettled} step(s) have not ended")
         self._finished = event
+
+    def _on_step_taken_over(self, event: StepTakenOver) -> None:
+        self._check_runs(event)  # the checkpoint has the result
 
     def _check_runs(self, event: Event) -> None:
         if self._started is None or self._finished is not None:
@@ -376,7 +384,7 @@ class RunState:
         return [each for each in skipped if self._phases[each.step] in final]
 
     def stored_end(self, step: int, at_ms: float, item: int | None = None) -> StepReused | None:
-        """Return the event with which a resumed run reuses a stored result, if there is one.
+        """Return the event with which a run reuses a stored result, if there is one.
 
         Args:
             step: The step.
@@ -387,7 +395,9 @@ class RunState:
             return None
         name = self._steps[step].name
         result = self._checkpoint.results.get((name, item))
-        return None if result is None else StepReused(name, at_ms, item, result.status)
+        if result is None:
+            return None
+        return StepReused(name, at_ms, item, result.status, result.origin)
 
     def had_begun(self, step: int) -> bool:
         """Whether a step, or an item of it, continues what it had begun before a resumption."""
@@ -487,6 +497,7 @@ class RunState:
         assert self._started is not None
         assert self._finished is not None
         results, replay = filter(None, map(self.result, self._plan.order)), self._replay
+        known = self._started if replay is None else replay
         return RunReport(
             self._started.run_id,
             results if replay is None else map(replay.with_history, results),
@@ -497,6 +508,9 @@ class RunState:
             inputs=self._started.inputs,
             outcome=self._finished.outcome,
             segments=() if replay is None else replay.segments,
+            parent=known.parent,
+            parent_step=known.parent_step,
+            forked_from=known.forked_from,
         )
 
 
@@ -543,4 +557,7 @@ _RUN_RULES: dict[type, Callable[[RunState, Any], None] | None] = {
     StepLogged: None,
     StepProgressed: None,
     StepAttached: None,
+    StepTakenOver: RunState._on_step_taken_over,
 }
+_IN_CHECKPOINT = (RunStarted, RunResumed, StepTakenOver)
+"""The events that the replay of a checkpoint has already."""

@@ -127,7 +127,7 @@ class StepView:
     on_purpose: bool = False
     """Whether the pipeline asked for it to be skipped."""
     reused: bool = False
-    """Whether a resumed run restored its result from the journal, so that it did not run again."""
+    """Whether its result was restored from the journal, so that it did not run again."""
     rerun_reason: str | None = None
     """Why a resumed run runs it again, in words that complete "it runs again because …"."""
     items: dict[int, StepView] | None = None
@@ -145,6 +145,12 @@ class StepView:
     """When it ran, by segment."""
     former_items: dict[int, StepView] = made_by(default_factory=lambda: _NO_ITEMS)
     """The items of earlier segments that this one does not have, or not yet, by number."""
+    origin: str = ""
+    """The run that its result was taken over from, if it comes from another one."""
+    origin_attempts: int = 0
+    """How many attempts it had there, those of its items left out."""
+    origin_ms: float = 0.0
+    """How long it took there."""
 
     @classmethod
     def from_result(
@@ -179,13 +185,18 @@ class StepView:
             rerun_reason=result.rerun_reason,
             items=items,
             segment=segment,
+            origin=result.origin,
         )
         if items is not None:
             view.item_count = len(items)
             view.tally = Counter(item.status for item in items.values())
         view._add_attempts(result.history)
+        if result.origin:
+            view.origin_attempts = max(result.attempts - view.attempt_count, 0)
         if result.started_ms is not None:
             view._add_times(result, result.started_ms, now_ms)
+        elif result.origin:
+            view.origin_ms = result.duration_ms
         view.fresh_from = view._begin_of_series()
         if view.attempts:
             latest = view.attempts[-1]
@@ -292,6 +303,7 @@ class StepView:
             self.reused,
             self.rerun_reason,
             self.secret and self.status is StepStatus.SUCCESS,
+            self.origin,
         )
         return without_repetition(result)
 
@@ -326,7 +338,7 @@ class StepView:
     @property
     def attempt_count(self) -> int:
         """How many attempts were started, those of its items included."""
-        return sum(len(each.attempts) for each in self._runs())
+        return sum(len(each.attempts) + each.origin_attempts for each in self._runs())
 
     @property
     def queued_ms(self) -> float:
@@ -357,11 +369,12 @@ class StepView:
             now_ms: The present, if it has not ended.
 
         Returns:
-            Milliseconds; ``None`` if it has not started.
+            Milliseconds, those in the run that its result comes from included; ``None`` if it has
+            not started.
         """
-        if self.started_ms is None:
+        if self.started_ms is None and not self.origin:
             return None
-        return _total_ms(self.active, now_ms)
+        return self.origin_ms + _total_ms(self.active, now_ms)
 
     # How the replay tells when the step runs.
 

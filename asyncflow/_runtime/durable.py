@@ -13,11 +13,12 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Collection, Coroutine, Mapping
+from collections.abc import Callable, Collection, Coroutine, Iterator, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeVar
 
 from asyncflow._core.annotations import input_types, output_type
+from asyncflow._core.context import current_attempt
 from asyncflow._core.errors import (
     JournalError,
     PayloadError,
@@ -41,7 +42,14 @@ from asyncflow._core.step_runs import Checkpoint
 from asyncflow._core.value_size import safe_repr
 from asyncflow._runtime.asyncio_compat import outlast
 from asyncflow._runtime.notes import OWN_LOGGER, STREAMS, log_level_of, wants_prints
-from asyncflow.events import Event, NoteEvent, RunResumed, RunStarted, StepLogged
+from asyncflow.events import (
+    Event,
+    NoteEvent,
+    RunResumed,
+    RunStarted,
+    StepLogged,
+    StepTakenOver,
+)
 
 if TYPE_CHECKING:
     from asyncflow._core.replay import StoredRun
@@ -54,6 +62,7 @@ __all__ = [
     "RunPersistence",
     "RunStart",
     "begin",
+    "open_fork",
     "open_run",
 ]
 
@@ -76,6 +85,8 @@ class JournalSession(Protocol):
 
     def append(self, event: Event) -> None:
         """Append an event. Never blocks, and does nothing after a failure or the close.
+
+        Events that are appended in one turn of the loop are stored together or not at all.
 
         A session may have a method ``append_note``, which does the same for a `NoteEvent`: what
         steps say. These are no part of a run's history. Without the method they are not stored.
@@ -146,6 +157,21 @@ class Journal(Protocol):
             RunAlreadyActiveError: It has another owner.
             JournalError: The journal fails.
             Exception: What ``read`` raised. The run has no owner then.
+        """
+        ...
+
+    async def replay(self, run_id: str, read: Callable[[StoredRun], T]) -> T:
+        """Replay the stored events of a run, whoever owns it, and return what ``read`` returns.
+
+        Args:
+            run_id: The run.
+            read: Called in another thread with the replay, which it may change.
+
+        Raises:
+            RunNotFoundError: There is no such run.
+            RunUnreadableError: It is damaged.
+            JournalError: The journal fails.
+            Exception: What ``read`` raised.
         """
         ...
 
@@ -259,6 +285,8 @@ class RunStart(NamedTuple):
     stored_event: RunStarted | RunResumed | None = None
     """The event as the journal stores it."""
     checkpoint: Checkpoint | None = None
+    taken: Sequence[tuple[StepTakenOver, StepTakenOver]] = ()
+    """What a fork takes over: the events that follow, each with the one that the journal stores."""
 
 
 def begin(request: Request) -> RunStart:
@@ -269,6 +297,7 @@ def begin(request: Request) -> RunStart:
     """
     plan, inputs = request.plan, request.inputs
     bindings, conditions = bind(plan, inputs), bind_conditions(plan, inputs)
+    within = current_attempt()
     event = RunStarted(
         request.run_id,
         time.time(),
@@ -277,6 +306,8 @@ def begin(request: Request) -> RunStart:
         inputs=_redacted(inputs, request.secret_inputs),
         max_retries=MaxRetriesView(plan),
         secret=secret_steps(plan),
+        parent="" if within is None else within[0],
+        parent_step="" if within is None else within[1].step,
     )
     return RunStart(inputs, bindings, conditions, event)
 
@@ -298,8 +329,28 @@ async def open_run(
     return RunPersistence(journal, session, request.types), start
 
 
+async def open_fork(
+    journal: Journal, request: Request, origin: str, from_steps: Collection[str]
+) -> tuple[RunPersistence, RunStart]:
+    """Claim a new run in a journal, and return how it starts with the results of another one.
+
+    Raises:
+        PayloadError: An input can't be stored, or a stored value can't be read.
+        ValueError: The id is taken, the other run belongs to another pipeline, a secret input is
+            missing, or as `begin` raises it.
+        RunNotFoundError: There is no other run of that id.
+        RunUnreadableError: It is damaged.
+        RunAlreadyActiveError: Another process has just claimed the new id.
+        JournalError: The journal fails.
+    """
+    opening = _RunOpening(journal, request)
+    start = await journal.replay(origin, partial(opening.fork, from_steps=from_steps))
+    session, _ = await journal.open(request.run_id, wait=False, read=opening.check_new)
+    return RunPersistence(journal, session, request.types), start
+
+
 class _RunOpening:
-    """Decides from the replay of a run how it starts or resumes."""
+    """Decides from the replay of a run how it starts, resumes or is forked."""
 
     def __init__(self, journal: Journal, request: Request) -> None:
         self._journal = journal
@@ -321,7 +372,7 @@ class _RunOpening:
             start = begin(request)
             event = replace(start.event, fingerprints=Fingerprints(request.plan))
             return start._replace(event=event, stored_event=replace(event, inputs=given))
-        self._check_pipeline(stored.started.pipeline)
+        self._check_pipeline(stored)
         self._check_inputs(stored)
         has_new_inputs = not given.keys() <= stored.inputs.keys()
         if stored.outcome == "passed" and stored.has_all(request.plan.index) and not has_new_inputs:
@@ -333,7 +384,7 @@ class _RunOpening:
 
         request, plan = self._request, self._request.plan
         new = {name: each for name, each in self._given.items() if name not in stored.inputs}
-        inputs = self._all_inputs(stored.inputs)
+        inputs = self._all_inputs(stored, "resume")
         bindings, conditions = bind(plan, inputs), bind_conditions(plan, inputs)
         event, checkpoint = resume(
             stored,
@@ -359,30 +410,82 @@ class _RunOpening:
             replace(checkpoint, pipeline=event.pipeline, inputs=shown),
         )
 
-    def _check_pipeline(self, stored: str) -> None:
-        run_id, pipeline = self._request.run_id, self._request.pipeline
-        if stored and pipeline and stored != pipeline:
+    def _check_pipeline(self, stored: StoredRun, way_out: str = "use another run id") -> None:
+        pipeline, theirs = self._request.pipeline, stored.started.pipeline
+        if theirs and pipeline and theirs != pipeline:
             raise ValueError(
-                f"run {run_id!r} belongs to pipeline {stored!r}, not to {pipeline!r}; use another "
-                "run id"
+                f"run {stored.run_id!r} belongs to pipeline {theirs!r}, not to {pipeline!r}; "
+                f"{way_out}"
             )
+
+    # Forks.
+
+    def check_new(self, stored: StoredRun) -> None:
+        """Check that a run is new.
+
+        Raises:
+            ValueError: It is not.
+        """
+        if stored.segments:
+            raise ValueError(
+                f"run {stored.run_id!r} exists already; fork to another id, or leave it out for a "
+                "generated one"
+            )
+
+    def fork(self, origin: StoredRun, from_steps: Collection[str]) -> RunStart:
+        """Return how a new run starts that takes over what is valid of another one."""
+        from asyncflow._core.resume import Fingerprints, fork
+
+        request, plan = self._request, self._request.plan
+        self._check_pipeline(origin, "fork it with that pipeline")
+        secret = origin.secret_inputs.union(request.secret_inputs)
+        inputs = self._all_inputs(origin, "fork it")
+        start = begin(request._replace(inputs=inputs, secret_inputs=secret))
+        assert isinstance(start.event, RunStarted)
+        stored_inputs = {
+            name: REDACTED if name in secret else payload
+            for name, payload in {**origin.inputs, **self._given}.items()
+        }
+        others = {
+            name: f"the other run does not have its input {name!r}"
+            for name in self._given.keys() - origin.inputs.keys()
+        }
+        for name, before, hint in self._changed(origin):
+            if not self._is_readable_and_equal(name, before, hint):
+                others[name] = f"its input {name!r} has another value"
+        event = replace(start.event, fingerprints=Fingerprints(plan), forked_from=origin.run_id)
+        found = fork(
+            origin,
+            replace(event, inputs=stored_inputs),
+            plan,
+            bindings=start.bindings,
+            conditions=start.conditions,
+            from_steps=from_steps,
+            other_inputs=others,
+            decode=self._decode_output,
+        )
+        return start._replace(
+            event=replace(event, rerun_reasons=found.event.rerun_reasons),
+            stored_event=found.event,
+            checkpoint=found.checkpoint,
+            taken=[*zip(found.taken, found.stored, strict=True)],
+        )
+
+    def _is_readable_and_equal(self, name: str, before: Payload, hint: Any) -> bool:
+        """Whether a stored input equals the given one; one that can't be read does not."""
+        try:
+            was = self._decode_input(name, before, hint)
+        except PayloadError:
+            return False
+        return _is_equal(was, self._request.inputs[name])
 
     # Inputs.
 
     def _check_inputs(self, stored: StoredRun) -> None:
         request = self._request
-        types = input_types(request.plan.steps, self._given)
         secret = stored.secret_inputs.union(request.secret_inputs)
-        for name, payload in self._given.items():
-            before = stored.inputs.get(name, payload)
-            if before == REDACTED:
-                continue  # a secret value was not stored and can't be compared
-            value = request.inputs[name]
-            if payload == REDACTED:
-                payload = self._encode_secret(name, value, types[name])
-            if before == payload:
-                continue
-            was = self._journal.decode(f"the stored input {name!r}", before, types[name])
+        for name, before, hint in self._changed(stored):
+            was, value = self._decode_input(name, before, hint), request.inputs[name]
             if not _is_equal(was, value):
                 values = f": {_short(was)}, and not {_short(value)}"
                 raise ValueError(
@@ -391,6 +494,24 @@ class _RunOpening:
                     "those it has, or use another run id"
                 )
 
+    def _changed(self, stored: StoredRun) -> Iterator[tuple[str, Payload, Any]]:
+        """Yield the given inputs that are not stored as those of a run are, which may be equal.
+
+        Each comes with what is stored and its type by annotations.
+        """
+        types = input_types(self._request.plan.steps, self._given)
+        for name, payload in self._given.items():
+            before = stored.inputs.get(name, payload)
+            if before == REDACTED:
+                continue  # a secret value was not stored and can't be compared
+            if payload == REDACTED:
+                payload = self._encode_secret(name, self._request.inputs[name], types[name])
+            if before != payload:
+                yield name, before, types[name]
+
+    def _decode_input(self, name: str, payload: Payload, hint: Any) -> Any:
+        return self._journal.decode(f"the stored input {name!r}", payload, hint)
+
     def _encode_secret(self, name: str, value: Any, hint: Any) -> Payload:
         """Return how a secret input would be stored if it were not secret, if it can be."""
         try:
@@ -398,20 +519,20 @@ class _RunOpening:
         except PayloadError:
             return REDACTED
 
-    def _all_inputs(self, stored: Mapping[str, Payload]) -> dict[str, Any]:
-        """Return the inputs of a resumed run: the given ones and the other stored ones."""
+    def _all_inputs(self, stored: StoredRun, purpose: str) -> dict[str, Any]:
+        """Return the given inputs and the other stored ones."""
         request = self._request
-        types = input_types(request.plan.steps, stored)
+        types = input_types(request.plan.steps, stored.inputs)
         inputs = dict(request.inputs)
-        for name, payload in stored.items():
+        for name, payload in stored.inputs.items():
             if name in inputs:
                 continue
             if payload == REDACTED:
                 raise ValueError(
-                    f"input {name!r} of run {request.run_id!r} is secret, so it was not stored; "
-                    "give it again to resume"
+                    f"input {name!r} of run {stored.run_id!r} is secret, so it was not stored; "
+                    f"give it again to {purpose}"
                 )
-            inputs[name] = self._journal.decode(f"the stored input {name!r}", payload, types[name])
+            inputs[name] = self._decode_input(name, payload, types[name])
         return inputs
 
     # Stored values. Those of a run that has passed are valid whatever annotations say now.
@@ -419,9 +540,9 @@ class _RunOpening:
     def _decode_passed_input(self, name: str, payload: Payload) -> Any:
         types = input_types(self._request.plan.steps, {name: payload})
         try:
-            return self._journal.decode(f"the stored input {name!r}", payload, types[name])
+            return self._decode_input(name, payload, types[name])
         except PayloadError:
-            return self._journal.decode(f"the stored input {name!r}", payload, Any)
+            return self._decode_input(name, payload, Any)
 
     def _decode_output(self, step: str, payload: Payload) -> Any:
         request = self._request

@@ -29,6 +29,7 @@ from asyncflow._runtime.durable import (
     RunPersistence,
     RunStart,
     begin,
+    open_fork,
     open_run,
 )
 from asyncflow._runtime.permits import prepare_workers
@@ -252,30 +253,111 @@ class Orchestrator:
                 such as `KeyboardInterrupt` or `SystemExit`. The steps have ended.
         """
         _check_asyncio()
-        _check_run_id(run_id)
+        _check_run_id("run_id", run_id)
         _check_choice("on_active", on_active, get_args(OnActive))
-        options = self._options
-        all_observers = (*options.observers, *check_observers(observers))
-        if options.secret_inputs and options.targets is None:  # else what is left out may take them
-            self._check_secret_inputs()
-        inputs = _checked_inputs(inputs)
-        if inputs:
-            self._check_takes(inputs)
-        prepare_workers(self._plan)
-        request = Request(
-            run_id if run_id is not None else os.urandom(8).hex(),
-            options.name,
-            self._plan,
-            self._types,
-            inputs,
-            options.secret_inputs,
-            options.fail_fast,
-        )
-        journal = options.journal if journal is None else _checked_journal(journal)
+        all_observers = (*self._options.observers, *check_observers(observers))
+        request = self._request(run_id, inputs)
+        journal = self._options.journal if journal is None else _checked_journal(journal)
         if journal is None:
             return await self._execute(request, begin(request), all_observers)
         wait = on_active == "wait"
         return await self._run_durably(journal, request, all_observers, wait=wait)
+
+    async def fork(
+        self,
+        run_id: str,
+        new_run_id: str | None = None,
+        *,
+        from_step: str | Iterable[str] | None = None,
+        inputs: Mapping[str, Any] | None = None,
+        journal: Journal | None = None,
+        observers: Iterable[AnyObserver] = (),
+    ) -> RunReport:
+        """Run the pipeline under a new id with the results that still hold of a stored run.
+
+        The other run stays as it is, whatever its status; of one that is running, the new run takes
+        over what is stored so far. A result holds as it does in a resumption: its step has
+        succeeded, takes the same data and has the same ``version``, and so do all steps that it
+        depends on. A step also runs again if it is ``from_step``, if its action or its ``when``
+        takes an input that has another value now, or if it depends on such a step. A mapped step
+        that runs takes over the items that hold.
+
+        The new run has what it takes over in its own journal, so that the other run may be pruned,
+        and the new one resumed under its id. `StepResult.origin` says where a result comes from.
+
+        Args:
+            run_id: The other run.
+            new_run_id: Identifies the new run; a random id by default.
+            from_step: The step, or the steps, that run again with all that depends on them. By
+                default only what does not hold runs.
+            inputs: Values for inputs that differ from those of the other run. A secret input was
+                not stored, so it must be given again; it counts as unchanged.
+            journal: Has the other run, and stores the new one; by default the journal of the
+                orchestrator.
+            observers: More observers, of the new run only.
+
+        Raises:
+            TypeError: An argument has the wrong type.
+            ValueError: There is no journal; the new id is taken; the other run belongs to another
+                pipeline; there is no such step; a secret input is missing; or the inputs are wrong
+                as in `run`. Nothing has run.
+            RunNotFoundError: The journal does not have the other run. Nothing has run.
+            RunUnreadableError: The other run is damaged. Nothing has run.
+            RunAlreadyActiveError: Another call has just taken the new id. Nothing has run.
+            PayloadError: A value can't be stored, or a stored one can't be read. Nothing has run.
+            BaseException: What else `run` raises.
+        """
+        _check_asyncio()
+        if not isinstance(run_id, str):
+            raise TypeError(f"run_id must be a str, not {type(run_id).__name__}")
+        _check_run_id("new_run_id", new_run_id)
+        if new_run_id == run_id:
+            raise ValueError(f"a fork of run {run_id!r} needs another id; leave new_run_id out")
+        all_observers = (*self._options.observers, *check_observers(observers))
+        from_steps = self._checked_from_steps(from_step)
+        request = self._request(new_run_id, inputs)
+        journal = self._options.journal if journal is None else _checked_journal(journal)
+        if journal is None:
+            raise ValueError(
+                "fork() needs the journal that has the run: give it to the pipeline or the "
+                "Orchestrator, or as fork(..., journal=...)"
+            )
+        persistence, start = await open_fork(journal, request, run_id, from_steps)
+        return await self._execute_durably(request, start, all_observers, persistence)
+
+    def _checked_from_steps(self, from_step: object) -> tuple[str, ...]:
+        if from_step is not None and not isinstance(from_step, Iterable):
+            raise TypeError(
+                f"from_step must be the name of a step or a list of names, not "
+                f"{type(from_step).__name__}"
+            )
+        names = (from_step,) if isinstance(from_step, str) else tuple(from_step or ())
+        for name in names:
+            if name not in self._plan.index:
+                hint = did_you_mean(str(name), self._plan.index)
+                if any(name == step.name for step in self._all_steps):
+                    hint = "; the targets leave it out"
+                raise ValueError(f"from_step names {name!r}, which is no step{hint}")
+        return names
+
+    def _request(self, run_id: str | None, inputs: Mapping[str, Any] | None) -> Request:
+        """Return what a caller asks for, checked."""
+        options = self._options
+        if options.secret_inputs and options.targets is None:  # else what is left out may take them
+            self._check_secret_inputs()
+        checked = _checked_inputs(inputs)
+        if checked:
+            self._check_takes(checked)
+        prepare_workers(self._plan)
+        return Request(
+            run_id if run_id is not None else os.urandom(8).hex(),
+            options.name,
+            self._plan,
+            self._types,
+            checked,
+            options.secret_inputs,
+            options.fail_fast,
+        )
 
     def _check_secret_inputs(self) -> None:
         taken = parameters_of(self._plan.steps)
@@ -316,6 +398,15 @@ class Orchestrator:
                 return start
             finally:
                 del failure, cancellation  # what is raised holds this frame
+        return await self._execute_durably(request, start, observers, persistence)
+
+    async def _execute_durably(
+        self,
+        request: Request,
+        start: RunStart,
+        observers: tuple[AnyObserver, ...],
+        persistence: RunPersistence,
+    ) -> RunReport:
         try:
             return await self._execute(request, start, observers, persistence)
         finally:
@@ -409,13 +500,13 @@ def _check_choice(what: str, value: object, choices: tuple[str, ...]) -> None:
         raise ValueError(f"{what} must be {' or '.join(map(repr, choices))}, not {value!r}")
 
 
-def _check_run_id(run_id: object) -> None:
+def _check_run_id(what: str, run_id: object) -> None:
     if run_id is None:
         return
     if not isinstance(run_id, str):
-        raise TypeError(f"run_id must be a str, not {type(run_id).__name__}")
+        raise TypeError(f"{what} must be a str, not {type(run_id).__name__}")
     if not run_id:
-        raise ValueError("run_id must not be empty; leave it out to have one made")
+        raise ValueError(f"{what} must not be empty; leave it out to have one made")
 
 
 def _checked_journal(journal: Any) -> Journal | None:

@@ -335,6 +335,29 @@ class Pipeline:
             raise TypeError(f"run_id must be a str, not {type(run_id).__name__}")
         return await self.orchestrator.run(inputs=inputs, run_id=run_id)
 
+    async def fork(
+        self,
+        run_id: str,
+        new_run_id: str | None = None,
+        *,
+        from_step: str | Iterable[str] | None = None,
+        inputs: Mapping[str, Any] | None = None,
+    ) -> RunReport:
+        """Run the pipeline under a new id with the results that still hold of a stored run.
+
+        Args:
+            run_id: The other run, which stays as it is.
+            new_run_id: Identifies the new run; a random id by default.
+            from_step: The step, or the steps, that run again with all that depends on them.
+            inputs: Values for inputs that differ from those of the other run, and for secret ones.
+
+        Raises:
+            ValueError, TypeError, CyclicDependencyError: As `orchestrator` raises them. Nothing
+                has run.
+            BaseException: As `Orchestrator.fork` raises it.
+        """
+        return await self.orchestrator.fork(run_id, new_run_id, from_step=from_step, inputs=inputs)
+
     def _current_steps(self) -> tuple[WorkflowStep, ...]:
         if self._built[0] != self._size():
             # A build asks the included pipelines for their steps. From the inside out, those are

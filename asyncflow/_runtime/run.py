@@ -216,6 +216,8 @@ class Run:
         if self._persistence is not None:
             self._persistence.session.watch(self._on_journal_stop)
         self._dispatcher.emit(self._start_of_run.event, self._start_of_run.stored_event)
+        for taken, stored_event in self._start_of_run.taken:  # in the same turn: all or nothing
+            self._dispatcher.emit(taken, stored_event)
         cancellation, state = None, self._state
         order = self._plan.order if self._is_resumed else ()
         for count, index in enumerate(order):

@@ -33,6 +33,7 @@ from asyncflow.events import (
     StepReused,
     StepSkipped,
     StepSucceeded,
+    StepTakenOver,
     ThreadAbandoned,
 )
 
@@ -96,7 +97,8 @@ def took(active_ms: float, span_ms: float) -> str:
 
 
 def _run_started(event: RunStarted, _: _Attempt) -> str:
-    return f"run {_name(event)} started: {plural(len(event.dependencies), 'step')}"
+    fork = f" as a fork of run {event.forked_from}" if event.forked_from else ""
+    return f"run {_name(event)} started{fork}: {plural(len(event.dependencies), 'step')}"
 
 
 def _run_resumed(event: RunResumed, _: _Attempt) -> str:
@@ -155,9 +157,19 @@ def _step_skipped(event: StepSkipped, _: _Attempt) -> str:
 
 
 def _step_reused(event: StepReused, _: _Attempt) -> str:
+    if event.origin:
+        return f"{subject(event)} not run: it has the result of run {event.origin}"
     if event.status == StepStatus.SUCCESS:
         return f"{subject(event)} reused: the journal has its result"
     return f"{subject(event)} not run again: it {_WAS[event.status]} before"
+
+
+def _step_taken_over(event: StepTakenOver, _: _Attempt) -> str:
+    made = plural(event.attempts, "attempt")
+    if event.items is not None:
+        made = plural(event.items, "item")
+    figures = f"{made}, {duration(event.duration_ms)}"
+    return f"{subject(event)}: result taken over from run {event.origin}: {figures}"
 
 
 def _thread_abandoned(event: ThreadAbandoned, attempt: _Attempt) -> str:
@@ -223,6 +235,7 @@ _LINES: Mapping[type[Event], Callable[[Any, _Attempt], str]] = {
     StepCancelled: _step_cancelled,
     StepSkipped: _step_skipped,
     StepReused: _step_reused,
+    StepTakenOver: _step_taken_over,
     ThreadAbandoned: _thread_abandoned,
     LoopBlocked: _loop_blocked,
     StepLogged: _step_logged,

@@ -129,6 +129,7 @@ class SQLJournal:
         before: datetime | float | tuple[float, str] | None = None,
         text: str | None = None,
         orphaned: bool | None = None,
+        parent: str | None = None,
     ) -> list[RunRecord]:
         """Return the stored runs, the latest start first.
 
@@ -144,6 +145,7 @@ class SQLJournal:
             text: Only those with this text, up to 1,000 characters in any case, in their id or the
                 name of their pipeline.
             orphaned: Only those that are `RunRecord.orphaned`; or with False, only the others.
+            parent: Only those that a step of the run with this id has started.
 
         Raises:
             TypeError: A condition is of the wrong type.
@@ -151,7 +153,14 @@ class SQLJournal:
             JournalError: The journal can't be read.
         """
         where = RunFilter(
-            status, pipeline, since, limit, before=before, text=text, orphaned=orphaned
+            status,
+            pipeline,
+            since,
+            limit,
+            before=before,
+            text=text,
+            orphaned=orphaned,
+            parent=parent,
         )
         return await self._read(self._reader.runs, where)
 
@@ -406,6 +415,17 @@ class SQLJournal:
     def _read_history(self, lease: Lease, read: Callable[[StoredRun], T]) -> T:
         committed = lease.committed
         return read(self._reader.history(lease.run_id, committed) if committed else StoredRun())
+
+    async def replay(self, run_id: str, read: Callable[[StoredRun], T]) -> T:
+        """Replay a run without owning it. A fork calls this; see `asyncflow.Journal`.
+
+        Raises:
+            RunNotFoundError: There is no such run.
+            RunUnreadableError: It is damaged, or a newer asyncflow wrote it.
+            JournalError: The journal can't be read.
+        """
+        await self._check_id(run_id)
+        return await self._read(lambda: read(self._reader.run(run_id)))
 
     def encode(self, subject: str, value: Any, hint: Any) -> Payload:
         """Encode a value. A run calls this; see `asyncflow.Journal`.

@@ -34,7 +34,7 @@ from asyncflow._core.errors import (
     safe_text,
 )
 from asyncflow._core.results import REDACTED, Payload, StepStatus, to_restored_error
-from asyncflow.events import AttemptStarted, Event, RunStarted, StepSucceeded
+from asyncflow.events import AttemptStarted, Event, RunStarted, StepSucceeded, StepTakenOver
 
 __all__ = [
     "EventRow",
@@ -130,13 +130,26 @@ def event_checksum(
     return crc32(data, checksum) if data else checksum
 
 
-def run_checksum(run_id: str, pipeline: str, started_at: float) -> int:
+def run_checksum(
+    run_id: str,
+    pipeline: str,
+    started_at: float,
+    parent: str | None = None,
+    parent_step: str | None = None,
+    forked_from: str | None = None,
+) -> int:
     """Return the checksum of what never changes in the row of a run.
+
+    Rows of earlier versions have no parent and no origin, and keep their checksums.
 
     Raises:
         ValueError: A text has surrogates, which no row has.
     """
-    return crc32(f"{run_id}\0{pipeline}\0{started_at!r}".encode())
+    text = f"{run_id}\0{pipeline}\0{started_at!r}"
+    others = parent, parent_step, forked_from
+    if any(other is not None for other in others):
+        text += "".join(f"\0{other}" for other in others)
+    return crc32(text.encode())
 
 
 def event_of(row: Sequence[Any]) -> Event:
@@ -166,6 +179,8 @@ def event_of(row: Sequence[Any]) -> Event:
         for name, fits in _checks(cls):
             if name in values and not fits(values[name]):
                 raise ValueError(f"it is no {kind}: its {name} is of another type, or too large")
+        if cls is StepTakenOver:
+            values["secret"] = values["output"] == REDACTED
     # The checksum has refused what is no number.
     if not 0 <= at_ms < _LONGEST_MS or (attempt or 0) < 0 or (item or 0) < 0:
         raise ValueError(f"it is no {kind}: a number is out of range")
@@ -284,23 +299,28 @@ def _read_error(written: Details | None) -> BaseException | None:
     return error
 
 
+def _write_payload(payload: Payload | None) -> Details | None:
+    if payload is None:
+        return None
+    codec, data = payload
+    if _is_text(codec):
+        return {"codec": codec, "json": data.decode()}
+    return {"codec": codec, "base64": base64.b64encode(data).decode()}
+
+
+def _read_payload(written: Details | None) -> Payload | None:
+    if written is None:
+        return None
+    data = written["json"].encode() if "json" in written else base64.b64decode(written["base64"])
+    return Payload(written["codec"], data)
+
+
 def _write_inputs(inputs: Mapping[str, Payload]) -> Details:
-    return {
-        name: {"codec": codec, "json": data.decode()}
-        if _is_text(codec)
-        else {"codec": codec, "base64": base64.b64encode(data).decode()}
-        for name, (codec, data) in inputs.items()
-    }
+    return {name: _write_payload(payload) for name, payload in inputs.items()}
 
 
-def _read_inputs(written: Details) -> dict[str, Payload]:
-    return {
-        name: Payload(
-            each["codec"],
-            each["json"].encode() if "json" in each else base64.b64decode(each["base64"]),
-        )
-        for name, each in written.items()
-    }
+def _read_inputs(written: dict[str, Details]) -> dict[str, Payload | None]:
+    return {name: _read_payload(each) for name, each in written.items()}
 
 
 def _read_tuples(written: dict[str, list[Any]]) -> dict[str, tuple[Any, ...]]:
@@ -324,16 +344,20 @@ _CONVERSIONS: dict[str, tuple[Callable[[Any], Any], Callable[[Any], Any]]] = {
     "outdated": (dict, dict),
     "unfinished": (dict, dict),
     "recalled": (list, tuple),
+    "rerun_reasons": (dict, dict),
+    "output": (_write_payload, _read_payload),
     "max_retries": (dict, dict),
     "secret": (list, tuple),
     "status": (str, StepStatus),
 }
 
-_COLUMNS = {"step", "item", "attempt", "at_ms", "output"}
+_COLUMNS = {"step", "item", "attempt", "at_ms"}
 _DETAILS: dict[type[Any], tuple[str, ...]] = {
     cls: tuple(each.name for each in fields(cls) if each.name not in _COLUMNS)
     for cls in get_args(Event)
 }
+for _cls in (StepSucceeded, StepTakenOver):  # their outputs tell
+    _DETAILS[_cls] = tuple(name for name in _DETAILS[_cls] if name != "secret")
 """The fields without a column, for each event."""
 
 _KINDS: dict[str, type[Any]] = {cls.__name__: cls for cls in _DETAILS}

@@ -108,6 +108,11 @@ _MIGRATIONS: list[list[str | Callable[[_Connection], None]]] = [
         "attempt BIGINT NOT NULL, at_ms DOUBLE PRECISION NOT NULL, level BIGINT, "
         "payload TEXT NOT NULL, data BYTEA, checksum BIGINT NOT NULL, "
         "PRIMARY KEY (run_id, position))",
+        'ALTER TABLE asyncflow.runs ADD COLUMN parent TEXT COLLATE "C"',
+        "ALTER TABLE asyncflow.runs ADD COLUMN parent_step TEXT",
+        "ALTER TABLE asyncflow.runs ADD COLUMN forked_from TEXT",
+        "CREATE INDEX runs_by_parent ON asyncflow.runs (parent, started_at, run_id) "
+        "WHERE parent IS NOT NULL",
     ],
 ]
 """Number n, counted from 0, brings the schema from version n to n + 1. Never change one that was

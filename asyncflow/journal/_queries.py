@@ -84,6 +84,14 @@ class RunRecord:
     damaged: bool = False
     """Whether its row is damaged, so that the other fields may be wrong: an unreadable text is
     escaped or empty, an unreadable time is 0. The run itself is a `RunUnreadableError`."""
+    parent: str = ""
+    """The id of the run one of whose steps started this one; empty if none did. The journal may not
+    have it."""
+    parent_step: str = ""
+    """The name of that step."""
+    forked_from: str = ""
+    """The id of the run whose results it takes over, if it is a fork. The journal may not have that
+    run any more."""
 
     @property
     def duration_s(self) -> float | None:
@@ -146,6 +154,7 @@ class RunFilter:
     before: datetime | float | Place | None = None
     text: str | None = None
     orphaned: bool | None = None
+    parent: str | None = None
 
     def __post_init__(self) -> None:
         status, orphaned = parse_status(self.status), self.orphaned
@@ -157,6 +166,8 @@ class RunFilter:
             orphaned = True
         if self.pipeline is not None:
             check_text("pipeline", self.pipeline)
+        if self.parent is not None:
+            check_text("parent", self.parent)
         if self.limit is not None:
             check_count("limit", self.limit, 0)
         if self.text is not None:

@@ -26,7 +26,14 @@ from asyncflow._core.errors import (
 from asyncflow._core.replay import StoredRun
 from asyncflow._core.report import RunReport
 from asyncflow._core.results import REDACTED, REDACTED_OUTPUT, Payload, RestoredOutput
-from asyncflow.events import Event, RunFinished, RunResumed, RunStarted, StepSucceeded
+from asyncflow.events import (
+    Event,
+    RunFinished,
+    RunResumed,
+    RunStarted,
+    StepSucceeded,
+    StepTakenOver,
+)
 from asyncflow.journal._event_codec import column_of, from_column, is_moment, run_checksum
 from asyncflow.journal._machine import is_void
 from asyncflow.journal._notes import NoteFilter, note_of
@@ -41,6 +48,8 @@ _PAGE = 1_000
 
 _NOTES = 1_000
 """How many notes to read at a time: SQL can't search their texts."""
+_FIXED = RunRow._fields.index("owner")
+"""How many columns of the row of a run come before those of its lease."""
 
 _PICKLED = 'it is pickled, and read only with codec="cloudpickle"'
 
@@ -100,7 +109,7 @@ class JournalReader:
             # Between the two reads it may have begun, resumed, ended or been deleted. Then its row
             # is another one now, lease aside. A damaged one may have NaN, which differs from NaN.
             row = self.store.run(run_id)
-            if repr(row and row[:7]) == repr(before and before[:7]):
+            if repr(row and row[:_FIXED]) == repr(before and before[:_FIXED]):
                 raise RunUnreadableError(self._name, run_id, problem)
         run, position = StoredRun(), 0
         try:
@@ -199,10 +208,19 @@ class JournalReader:
             RunNotFoundError: There is no such run.
             RunUnreadableError: It is damaged, or a newer asyncflow wrote it.
         """
+        return self.run(run_id).report(partial(self._shown, run_id, None))
+
+    def run(self, run_id: str) -> StoredRun:
+        """Return the replay of a run as far as it has come.
+
+        Raises:
+            RunNotFoundError: There is no such run.
+            RunUnreadableError: It is damaged, or a newer asyncflow wrote it.
+        """
         run, stored = self._replay(run_id)
         if not stored:
             raise self.unknown(run_id)
-        return run.report(partial(self._shown, run_id, None))
+        return run
 
     def check_exists(self, run_id: str) -> None:
         """Check that there is a run, even a damaged one.
@@ -223,7 +241,7 @@ class JournalReader:
 
     def _decoded(self, run_id: str, position: int, event: Event) -> Event:
         shown = partial(self._shown, run_id, position)
-        if isinstance(event, StepSucceeded):
+        if isinstance(event, StepSucceeded | StepTakenOver):
             output = event.output
             return replace(event, output=output and shown(event.step, output))
         if isinstance(event, RunStarted | RunResumed):
@@ -256,9 +274,12 @@ def _contradiction(run_id: str, row: RunRow | None, events: Sequence[Event]) -> 
     if not events:
         return "its events are missing"
     first, last = events[0], events[-1]
-    if not isinstance(first, RunStarted) or (first.run_id, column_of(first.pipeline)) != (
+    if not isinstance(first, RunStarted) or (first.run_id, *_columns_of(first)) != (
         run_id,
         row.pipeline,
+        row.parent or "",
+        row.parent_step or "",
+        row.forked_from or "",
     ):
         return "its first event does not fit its row"
     status = last.outcome if isinstance(last, RunFinished) else "running"
@@ -271,6 +292,13 @@ def _contradiction(run_id: str, row: RunRow | None, events: Sequence[Event]) -> 
             f"says {row.status!r} after event {row.last_event}: later ones are missing"
         )
     return ""
+
+
+def _columns_of(event: RunStarted) -> list[str]:
+    return [
+        column_of(text)
+        for text in (event.pipeline, event.parent, event.parent_step, event.forked_from)
+    ]
 
 
 def _record_of(row: RunRow) -> RunRecord:
@@ -288,6 +316,9 @@ def _record_of(row: RunRow) -> RunRecord:
         latest_ms=row.latest_ms if _is_number(row.latest_ms) else 0.0,
         paused_s=row.paused_s if _is_number(row.paused_s) else 0.0,
         damaged=is_damaged,
+        parent="" if is_damaged else from_column(row.parent or ""),
+        parent_step="" if is_damaged else from_column(row.parent_step or ""),
+        forked_from="" if is_damaged else from_column(row.forked_from or ""),
     )
 
 
@@ -297,8 +328,10 @@ _STATUSES = get_args(RunStatus)
 def _is_sound(row: RunRow) -> bool:
     """Whether the row of a run is undamaged, as far as its checksum and the types tell."""
     try:
-        checksum = run_checksum(row.run_id, row.pipeline, row.started_at)
-        from_column(row.pipeline)
+        others = row.parent, row.parent_step, row.forked_from
+        checksum = run_checksum(row.run_id, row.pipeline, row.started_at, *others)
+        for text in (row.pipeline, *others):
+            from_column(text or "")
     except (AttributeError, TypeError, ValueError):  # it is no text, or none of ours
         return False
     times = row.started_at, row.updated_at

@@ -222,12 +222,24 @@ def _merged(
 ) -> Change:
     """Return what an event and those before it change in the row of their run."""
     if isinstance(event, RunStarted):
-        return Change("running", position, column_of(event.pipeline), event.wall_time + 0.0)
+        return Change(
+            "running",
+            position,
+            column_of(event.pipeline),
+            event.wall_time + 0.0,
+            parent=_column_or_null(event.parent),
+            parent_step=_column_or_null(event.parent_step),
+            forked_from=_column_or_null(event.forked_from),
+        )
     change = (before or Change("running", position))._replace(position=position)
     if isinstance(event, RunFinished):
         return change._replace(status=event.outcome)
     # When it would have started if it had never paused.
     return change._replace(status="running", unpaused_at=event.wall_time - event.at_ms / 1000)
+
+
+def _column_or_null(text: str) -> str | None:
+    return column_of(text) if text else None
 
 
 def _resolve(waiter: _Waiter) -> None:

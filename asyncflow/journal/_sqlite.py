@@ -131,6 +131,10 @@ _MIGRATIONS = [
         "step TEXT NOT NULL, item INTEGER, attempt INTEGER NOT NULL, at_ms REAL NOT NULL, "
         "level INTEGER, payload TEXT NOT NULL, data BLOB, checksum INTEGER NOT NULL, "
         f"PRIMARY KEY (run_id, position)) {_STRICT}",
+        "ALTER TABLE runs ADD COLUMN parent TEXT",
+        "ALTER TABLE runs ADD COLUMN parent_step TEXT",
+        "ALTER TABLE runs ADD COLUMN forked_from TEXT",
+        "CREATE INDEX runs_by_parent ON runs (parent, started_at, run_id) WHERE parent IS NOT NULL",
     ],
 ]
 """Number n, counted from 0, brings the schema from version n to n + 1. Never change one that was

@@ -134,6 +134,10 @@ class Change(NamedTuple):
     started_at: float | None = None
     unpaused_at: float | None = None
     """When the run would have started if it had never paused; set by a resumption."""
+    parent: str | None = None
+    """Set by the first event, as the next two are; ``None`` for an empty text."""
+    parent_step: str | None = None
+    forked_from: str | None = None
 
 
 class CommitBatch(NamedTuple):
@@ -184,6 +188,9 @@ class RunRow(NamedTuple):
     of all, so that missing ones are noticed."""
     checksum: Any
     """That of the columns that never change, by `run_checksum`."""
+    parent: Any
+    parent_step: Any
+    forked_from: Any
     owner: Any
     """The lease holder; ``None`` if there is none, or the lease has expired."""
     process: Any
@@ -222,8 +229,8 @@ _CANCELLED = (
     "SELECT run_id, token FROM leases WHERE cancel_token IS NOT NULL AND cancel_token = token"
 )
 _BEGIN_RUN = (
-    "INSERT INTO runs (run_id, pipeline, status, started_at, last_event, checksum, updated_at) "
-    "VALUES (?, ?, ?, ?, ?, ?, {now})"
+    "INSERT INTO runs (run_id, pipeline, status, started_at, last_event, checksum, parent, "
+    "parent_step, forked_from, updated_at) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, {now})"
 )
 _CHANGE_RUN = (
     "UPDATE runs SET status = ?, last_event = ?, updated_at = {now}, "
@@ -241,7 +248,7 @@ _LAST = (
 _LAST_OF_LEASE = "(SELECT COALESCE(MAX(e.position), 0) FROM events e WHERE e.run_id = l.run_id)"
 _RUNS = (
     "SELECT r.run_id, r.pipeline, r.status, r.started_at, r.updated_at, "
-    "r.last_event, r.checksum, "
+    "r.last_event, r.checksum, r.parent, r.parent_step, r.forked_from, "
     f"CASE WHEN {_FREE} THEN NULL ELSE l.owner END, l.process, "
     "COALESCE((SELECT e.at_ms FROM events e WHERE e.run_id = r.run_id "
     "ORDER BY e.position DESC LIMIT 1), 0), r.paused_s "
@@ -393,10 +400,11 @@ class Store:
     def _finish(self, cursor: Cursor, batch: CommitBatch) -> None:
         change = batch.change
         if change and change.started_at is not None:
-            fixed = batch.run_id, change.pipeline or "", change.started_at
-            run_id, pipeline, started_at = fixed
-            run = run_id, pipeline, change.status, started_at, change.position
-            self._execute(cursor, _BEGIN_RUN, (*run, run_checksum(*fixed)))
+            run_id, pipeline, started_at = batch.run_id, change.pipeline or "", change.started_at
+            others = change.parent, change.parent_step, change.forked_from
+            checksum = run_checksum(run_id, pipeline, started_at, *others)
+            run = run_id, pipeline, change.status, started_at, change.position, checksum, *others
+            self._execute(cursor, _BEGIN_RUN, run)
         elif change:
             changed = change.status, change.position, change.unpaused_at, batch.run_id
             self._execute(cursor, _CHANGE_RUN, changed)
@@ -475,11 +483,13 @@ class Store:
         before = where.before
         place = before if before is None or isinstance(before, tuple) else (before,)
         pipeline = None if where.pipeline is None else column_of(where.pipeline)
+        parent = None if where.parent is None else column_of(where.parent)
         pattern = None if where.text is None else self.database.pattern(where.text)
         return self._runs(
             {
                 "r.status = ?": _some(where.status),
                 "r.pipeline = ?": _some(pipeline),
+                "r.parent = ?": _some(parent),
                 "r.started_at >= ?": _some(where.since),
                 _BEFORE[len(place or ())]: place or (),
                 "(r.run_id {like} ? OR r.pipeline {like} ?)": _some(pattern) * 2,

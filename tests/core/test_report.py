@@ -353,7 +353,7 @@ class TestResults:
         assert [each.name for each in dataclasses.fields(StepResult)] == [
             *("step_name", "status", "attempts", "duration_ms", "output", "error", "reason"),
             *("started_ms", "recorded", "depends_on", "queued_ms", "loop_blocked_ms"),
-            *("abandoned", "on_purpose", "items", "reused", "rerun_reason", "secret"),
+            *("abandoned", "on_purpose", "items", "reused", "rerun_reason", "secret", "origin"),
         ]
         assert [each.name for each in dataclasses.fields(Attempt)] == [
             *("number", "started_ms", "duration_ms", "error", "queued_ms"),
@@ -396,7 +396,8 @@ class TestResults:
             "StepResult(step_name='a', status=<StepStatus.SUCCESS: 'SUCCESS'>, attempts=1, "
             "duration_ms=0.0, output=[2], error=None, reason=None, started_ms=None, "
             "depends_on=(), queued_ms=0.0, loop_blocked_ms=0.0, abandoned=False, "
-            "on_purpose=False, items=None, reused=False, rerun_reason=None, secret=False)"
+            "on_purpose=False, items=None, reused=False, rerun_reason=None, secret=False, "
+            "origin='')"
         )
         assert repr(Attempt(1, 0.0, 1.0, ValueError("boom"))) == (
             "Attempt(number=1, started_ms=0.0, duration_ms=1.0, error=ValueError('boom'), "

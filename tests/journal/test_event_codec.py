@@ -13,7 +13,7 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from asyncflow import RunNotFoundError
+from asyncflow import RunNotFoundError, StepStatus
 from asyncflow._core.errors import (
     RestoredError,
     ResultRefusedError,
@@ -42,6 +42,7 @@ from asyncflow.events import (
     StepReused,
     StepSkipped,
     StepSucceeded,
+    StepTakenOver,
     ThreadAbandoned,
 )
 from asyncflow.journal import SQLiteJournal
@@ -112,6 +113,8 @@ FIELDS: dict[Any, tuple[st.SearchStrategy[Any], ...]] = {
     RunStarted: (
         *(texts, times, graph, texts, fingerprints),
         st.dictionaries(texts, payloads, max_size=3),
+        *(st.dictionaries(texts, counts, max_size=3), st.lists(texts, max_size=3).map(tuple)),
+        *(texts, texts, texts, st.dictionaries(texts, texts, max_size=3)),
     ),
     RunResumed: (
         *(texts, times, times, graph, fingerprints, st.dictionaries(texts, texts)),
@@ -128,14 +131,15 @@ FIELDS: dict[Any, tuple[st.SearchStrategy[Any], ...]] = {
     StepFailed: (names, counts, times, errors(), items),
     StepCancelled: (names, counts, times, texts, errors() | st.none(), items),
     StepSkipped: (names, times, texts, st.booleans()),
-    StepReused: (names, times, items),
+    StepReused: (names, times, items, st.sampled_from(StepStatus), texts),
+    StepTakenOver: (names, times, texts, counts, times, payloads | st.none(), items, items),
     ThreadAbandoned: (names, counts, times, items),
     LoopBlocked: (names, counts, times, times, texts, items),
 }
 events = st.one_of(*(st.builds(cls, *values) for cls, values in FIELDS.items())).map(
     lambda event: (
         replace(event, secret=event.output == REDACTED)
-        if isinstance(event, StepSucceeded)
+        if isinstance(event, StepSucceeded | StepTakenOver)
         else event
     )
 )

@@ -1,0 +1,796 @@
+"""Forks: a new run takes over what holds of another one, and stands on its own."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+from memory_journal import MemoryJournal
+
+from asyncflow import (
+    JournalError,
+    Orchestrator,
+    PayloadError,
+    Pipeline,
+    RestoredOutput,
+    RunAlreadyActiveError,
+    RunNotFoundError,
+    RunReport,
+    StepStatus,
+    WorkflowStep,
+    after,
+    collect,
+    current_step,
+    each,
+    run_pipeline,
+)
+from asyncflow._core.replay import StoredRun
+from asyncflow._core.results import REDACTED
+from asyncflow._views.run_view import RunView
+from asyncflow.events import (
+    AttemptStarted,
+    Event,
+    RunFinished,
+    RunStarted,
+    StepReused,
+    StepSucceeded,
+    StepTakenOver,
+)
+from asyncflow.journal import SQLiteJournal
+
+SUCCESS, FAILED, SKIPPED = StepStatus.SUCCESS, StepStatus.FAILED, StepStatus.SKIPPED
+
+
+class Work:
+    """A pipeline that counts what it calls and fails where it is told to."""
+
+    def __init__(self, **options: Any) -> None:
+        self.calls: Counter[str] = Counter()
+        self.broken: set[str] = set()
+        self.options = options
+
+    def act(self, name: str) -> None:
+        self.calls[name] += 1
+        if name in self.broken:
+            raise ValueError(f"{name} is broken")
+
+    def pipeline(self, journal: Any = None, **versions: str) -> Pipeline:
+        pipeline = Pipeline("etl", journal=journal, **self.options)
+
+        @pipeline.step(version=versions.get("extract", ""))
+        async def extract(day: int = 1) -> list[int]:
+            await asyncio.sleep(0.01)
+            self.act("extract")
+            return [day, day + 1, day + 2]
+
+        @pipeline.step(version=versions.get("clean", ""), max_retries=2)
+        async def clean(rows: list[int] = after(extract)) -> list[int]:
+            await asyncio.sleep(0.01)
+            self.act("clean")
+            return [10 * row for row in rows]
+
+        @pipeline.step(version=versions.get("count", ""))
+        async def count(rows: list[int] = after(extract)) -> int:
+            self.act("count")
+            return len(rows)
+
+        @pipeline.step(version=versions.get("load", ""))
+        async def load(
+            rows: list[int] = after(clean), number: int = after(count), table: str = "t"
+        ) -> str:
+            self.act("load")
+            return f"{table}: {rows}, {number}"
+
+        return pipeline
+
+
+@pytest.fixture
+def journal() -> MemoryJournal:
+    return MemoryJournal()
+
+
+def taken(report: RunReport) -> list[str]:
+    return [result.step_name for result in report.results if result.origin]
+
+
+def resembles(one: RunReport, other: RunReport) -> bool:
+    """Whether two reports say the same, apart from times and segments."""
+
+    def said(report: RunReport) -> list[Any]:
+        return [
+            (each.step_name, each.status, each.output, each.origin, each.items is None)
+            for each in report.results
+        ]
+
+    return one.outcome == other.outcome and said(one) == said(other)
+
+
+class TestWhatIsTakenOver:
+    async def test_what_succeeded_is_taken_over_and_what_failed_runs_again(self, journal):
+        work = Work()
+        work.broken.add("load")
+        first = await work.pipeline(journal).run_as("r")
+        work.broken.clear()
+
+        report = await work.pipeline(journal).fork("r", "f")
+
+        assert first.outcome == "failed"
+        assert report.outcome == "passed"
+        assert report.run_id == "f"
+        assert report.forked_from == "r"
+        assert taken(report) == ["extract", "clean", "count"]
+        assert report["load"].output == "t: [10, 20, 30], 3"
+        assert report["load"].rerun_reason == "it had failed"
+        assert work.calls == {"extract": 1, "clean": 1, "count": 1, "load": 2}
+
+    async def test_a_step_runs_again_with_its_descendants(self, journal):
+        work = Work()
+        await work.pipeline(journal).run_as("r")
+
+        report = await work.pipeline(journal).fork("r", "f", from_step="clean")
+
+        assert taken(report) == ["extract", "count"]
+        assert work.calls == {"extract": 1, "clean": 2, "count": 1, "load": 2}
+        assert report["clean"].rerun_reason == "it was asked to run again"
+        assert report["load"].rerun_reason == "step 'clean', which it depends on, runs again"
+        assert not report["clean"].reused
+        assert report["extract"].reused
+
+    async def test_several_steps_run_again(self, journal):
+        work = Work()
+        await work.pipeline(journal).run_as("r")
+
+        report = await work.pipeline(journal).fork("r", from_step=["clean", "count"])
+
+        assert taken(report) == ["extract"]
+
+    async def test_of_a_run_that_passed_everything_may_be_taken_over(self, journal):
+        work = Work()
+        first = await work.pipeline(journal).run_as("r")
+
+        report = await work.pipeline(journal).fork("r")
+
+        assert report.outcome == "passed"
+        assert len(taken(report)) == 4
+        assert work.calls.total() == 4
+        assert report["load"].output == first["load"].output
+        assert report.run_id != "r"
+
+    async def test_another_version_runs_again(self, journal):
+        work = Work()
+        await work.pipeline(journal).run_as("r")
+
+        report = await work.pipeline(journal, count="2").fork("r")
+
+        assert taken(report) == ["extract", "clean"]
+        assert report["count"].rerun_reason == "its version is '2', and was ''"
+
+    async def test_what_takes_another_input_runs_again(self, journal):
+        work = Work()
+        await work.pipeline(journal).run_as("r", day=1, table="x")
+
+        report = await work.pipeline(journal).fork("r", inputs={"table": "y"})
+
+        assert taken(report) == ["extract", "clean", "count"]
+        assert report["load"].rerun_reason == "its input 'table' has another value"
+        assert report["load"].output == "y: [10, 20, 30], 3"
+        assert report.inputs == {"day": 1, "table": "y"}
+
+    async def test_the_same_value_again_changes_nothing(self, journal):
+        work = Work()
+        await work.pipeline(journal).run_as("r", day=1)
+
+        report = await work.pipeline(journal).fork("r", inputs={"day": 1})
+
+        assert len(taken(report)) == 4
+
+    async def test_an_input_that_the_other_run_did_not_have_counts_as_changed(self, journal):
+        work = Work()
+        await work.pipeline(journal).run_as("r")
+
+        report = await work.pipeline(journal).fork("r", inputs={"day": 5})
+
+        assert taken(report) == []
+        assert report["extract"].rerun_reason == "the other run does not have its input 'day'"
+        assert report["extract"].output == [5, 6, 7]
+
+    async def test_an_input_of_a_condition_counts_too(self, journal):
+        calls: list[str] = []
+
+        async def act() -> None:
+            calls.append("act")
+
+        def wanted(how: str) -> bool:
+            return how == "yes"
+
+        steps = [WorkflowStep("a", act, when=wanted)]
+        await run_pipeline(steps, journal=journal, run_id="r", inputs={"how": "yes"})
+        orchestrator = Orchestrator(steps, journal=journal)
+
+        same = await orchestrator.fork("r", inputs={"how": "yes"})
+        other = await orchestrator.fork("r", inputs={"how": "no"})
+
+        assert taken(same) == ["a"]
+        assert other["a"].status is SKIPPED
+        assert calls == ["act"]
+
+    async def test_an_input_that_is_of_another_type_now_may_be_replaced(self, journal):
+        async def before(size: int) -> int:
+            return size
+
+        async def now(size: str) -> str:
+            return size
+
+        await run_pipeline(
+            [WorkflowStep("a", before)], journal=journal, run_id="r", inputs={"size": 3}
+        )
+        orchestrator = Orchestrator([WorkflowStep("a", now)], journal=journal)
+
+        with pytest.raises(PayloadError):
+            await orchestrator.fork("r")
+        report = await orchestrator.fork("r", inputs={"size": "large"})
+
+        assert report["a"].output == "large"
+
+    async def test_what_was_skipped_or_cleaned_up_is_decided_anew(self, journal):
+        work = Work()
+        work.broken.add("a")
+        cleaned: list[dict[str, StepStatus]] = []
+
+        async def a() -> None:
+            work.act("a")
+
+        async def clean_up() -> None:
+            cleaned.append({name: each.status for name, each in current_step().results.items()})
+
+        steps = [
+            WorkflowStep("a", a),
+            WorkflowStep("b", a, ["a"]),
+            WorkflowStep("on_failure", clean_up, ["a"], run_if="failure"),
+            WorkflowStep("always", clean_up, ["a"], run_if="always"),
+        ]
+        orchestrator = Orchestrator(steps, journal=journal)
+        await orchestrator.run(run_id="r")
+        work.broken.clear()
+
+        report = await orchestrator.fork("r")
+
+        assert {name: each.status for name, each in report.items()} == {
+            "a": SUCCESS,
+            "b": SUCCESS,
+            "on_failure": SKIPPED,
+            "always": SUCCESS,
+        }
+        assert cleaned == [{"a": FAILED}, {"a": FAILED}, {"a": SUCCESS}]
+
+
+class TestTheOtherRun:
+    async def test_the_other_run_stays_as_it_is(self, journal):
+        work = Work()
+        work.broken.add("load")
+        await work.pipeline(journal).run_as("r")
+        before = [*journal.stored["r"]]
+
+        await work.pipeline(journal).fork("r", from_step="extract")
+
+        assert journal.stored["r"] == before
+
+    async def test_of_a_running_one_what_is_stored_so_far_is_taken_over(self, journal):
+        go_on, waits = asyncio.Event(), asyncio.Event()
+
+        async def first() -> int:
+            return 1
+
+        async def second(first: int) -> int:
+            if current_step().run_id == "r":
+                waits.set()
+                await go_on.wait()
+            return first + 1
+
+        steps = [WorkflowStep("first", first), WorkflowStep("second", second, ["first"])]
+        orchestrator = Orchestrator(steps, journal=journal)
+        running = asyncio.create_task(orchestrator.run(run_id="r"))
+        await waits.wait()
+
+        report = await orchestrator.fork("r", "f")
+        go_on.set()
+        original = await running
+
+        assert taken(report) == ["first"]
+        assert report["second"].output == 2
+        assert report["second"].rerun_reason == "it was cut short"
+        assert original.all_passed
+
+    async def test_a_fork_of_a_fork_names_the_run_that_made_a_result(self, journal):
+        work = Work()
+        await work.pipeline(journal).run_as("r")
+        await work.pipeline(journal).fork("r", "f", from_step="clean")
+
+        report = await work.pipeline(journal).fork("f", "g", from_step="load")
+
+        assert {each.step_name: each.origin for each in report.results} == {
+            "extract": "r",
+            "clean": "f",
+            "count": "r",
+            "load": "",
+        }
+        assert report.forked_from == "f"
+
+
+class TestTheNewRun:
+    async def test_its_results_have_the_figures_of_the_other_run(self, journal):
+        work = Work()
+        failures = iter([True, False])
+        pipeline = Pipeline("p", journal=journal)
+
+        @pipeline.step(max_retries=2)
+        async def flaky() -> int:
+            await asyncio.sleep(0.01)
+            if next(failures, False):
+                raise ValueError("once")
+            return 7
+
+        first = await pipeline.run_as("r")
+        report = await pipeline.fork("r", "f")
+
+        result = report["flaky"]
+        assert (result.attempts, result.output, result.origin) == (2, 7, "r")
+        assert result.duration_ms == pytest.approx(first["flaky"].duration_ms)
+        assert (result.started_ms, result.history) == (None, ())
+        assert report.total_duration_ms < first["flaky"].duration_ms
+        assert str(report).splitlines()[1] == (
+            f"[SUCCESS] flaky (2 attempt(s), {result.duration_ms:.0f}ms): taken over from run r"
+        )
+        assert report.critical_path == []
+        assert work.calls.total() == 0
+
+    async def test_the_report_says_the_same_in_json_and_in_the_journal(self, journal):
+        work = Work()
+        await work.pipeline(journal).run_as("r")
+
+        report = await work.pipeline(journal).fork("r", "f", from_step="load")
+        again = RunReport.from_json(report.to_json())
+        stored = StoredRun(journal.stored["f"]).report(lambda _, payload: payload)
+
+        assert again.to_json() == report.to_json()
+        assert taken(again) == taken(report)
+        assert again.forked_from == stored.forked_from == "r"
+        assert [(each.attempts, each.duration_ms, each.origin) for each in stored.results] == [
+            (each.attempts, each.duration_ms, each.origin) for each in report.results
+        ]
+        view = RunView.from_report(again)
+        assert view.steps["clean"].to_result(0.0).attempts == report["clean"].attempts
+        assert view.steps["clean"].duration_ms(0.0) == report["clean"].duration_ms
+
+    async def test_what_it_takes_over_is_stored_with_its_start(self, journal):
+        work = Work()
+        await work.pipeline(journal).run_as("r")
+        journal.latency_s = 0.05
+
+        await work.pipeline(journal).fork("r", "f", from_step="load")
+
+        kinds = [type(event) for event in journal.stored["f"]]
+        assert kinds == [
+            RunStarted,
+            *[StepTakenOver] * 3,
+            *[StepReused] * 3,
+            AttemptStarted,
+            StepSucceeded,
+            RunFinished,
+        ]
+
+    async def test_observers_see_values_and_where_they_come_from(self, journal):
+        work = Work()
+        await work.pipeline(journal).run_as("r")
+        seen: list[Event] = []
+
+        await work.pipeline(journal).orchestrator.fork("r", observers=[seen.append])
+
+        found = [event for event in seen if isinstance(event, StepTakenOver)]
+        assert [event.output for event in found] == [
+            [1, 2, 3],
+            [10, 20, 30],
+            3,
+            "t: [10, 20, 30], 3",
+        ]
+        assert {event.origin for event in seen if isinstance(event, StepReused)} == {"r"}
+        view = RunView(seen)
+        assert view.steps["load"].output == "t: [10, 20, 30], 3"
+        assert view.steps["load"].reused
+
+    async def test_it_resumes_like_any_run(self, journal):
+        work = Work()
+        await work.pipeline(journal).run_as("r")
+        work.broken.add("load")
+        forked = await work.pipeline(journal).fork("r", "f", from_step="load")
+        work.broken.clear()
+        del journal.stored["r"]
+
+        resumed = await work.pipeline(journal).run_as("f")
+
+        assert forked.outcome == "failed"
+        assert resumed.outcome == "passed"
+        assert taken(resumed) == ["extract", "clean", "count"]
+        assert resumed.forked_from == "r"
+        assert resumed["load"].attempts == 2
+        assert work.calls == {"extract": 1, "clean": 1, "count": 1, "load": 3}
+
+    @pytest.mark.parametrize("schedule", ["tiers", "ready"])
+    async def test_a_crash_anywhere_runs_no_step_again_that_it_had_taken_over(self, schedule):
+        journal = MemoryJournal()
+        work = Work(schedule=schedule)
+        await work.pipeline(journal).run_as("r", table="x")
+        whole = await work.pipeline(journal).fork(
+            "r", "f", from_step="clean", inputs={"table": "y"}
+        )
+        events = journal.stored["f"]
+        start = 1 + sum(isinstance(event, StepTakenOver) for event in events)
+
+        for count in range(start, len(events) + 1):
+            work.calls.clear()
+            left = journal.died_after(count, "f")
+            report = await work.pipeline(left).run_as("f")
+
+            assert resembles(report, whole), count
+            assert not {"extract", "count"} & work.calls.keys()
+
+    async def test_a_journal_that_fails_stores_all_that_is_taken_over_or_nothing(self, journal):
+        work = Work()
+        await work.pipeline(journal).run_as("r")
+        journal.latency_s, journal.fail_at = 0.01, journal.added + 1
+
+        with pytest.raises(JournalError):
+            await work.pipeline(journal).fork("r", "f")
+
+        assert not journal.stored.get("f")
+
+
+class TestMappedSteps:
+    def pipeline(self, journal: Any, work: Work, *, secret: bool = False) -> Pipeline:
+        pipeline = Pipeline("mapped", journal=journal, fail_fast=False)
+
+        @pipeline.step(secret=secret)
+        async def urls(count: int = 3) -> list[int]:
+            work.act("urls")
+            return [*range(count)]
+
+        @pipeline.step
+        async def fetch(url: int = each(urls)) -> int:
+            work.act(f"fetch {url}")
+            return url * url
+
+        @pipeline.step
+        async def index(pages: list[int] = collect(fetch)) -> int:
+            work.act("index")
+            return sum(pages)
+
+        return pipeline
+
+    async def test_a_mapped_step_is_taken_over_with_its_items(self, journal):
+        work = Work()
+        first = await self.pipeline(journal, work).run_as("r")
+
+        report = await self.pipeline(journal, work).fork("r", "f", from_step="index")
+        del journal.stored["r"]
+        stored = StoredRun(journal.stored["f"])
+
+        assert report["fetch"].output == [0, 1, 4]
+        assert [(item.origin, item.attempts) for item in report["fetch"].items or ()] == [
+            ("r", 1)
+        ] * 3
+        assert report["fetch"].attempts == first["fetch"].attempts == 3
+        assert stored.steps["fetch"].attempt_count == 3
+        assert work.calls["index"] == 2
+        assert work.calls["fetch 1"] == 1
+
+    async def test_the_items_that_hold_are_taken_over_and_the_others_run(self, journal):
+        work = Work()
+        work.broken.add("fetch 1")
+        await self.pipeline(journal, work).run_as("r")
+        work.broken.clear()
+
+        report = await self.pipeline(journal, work).fork("r", "f")
+
+        assert report["index"].output == 5
+        assert [item.origin for item in report["fetch"].items or ()] == ["r", "", "r"]
+        assert report["fetch"].origin == ""
+        assert (work.calls["fetch 0"], work.calls["fetch 1"]) == (1, 2)
+        assert report["fetch"].attempts == 3
+
+    async def test_a_crash_keeps_the_items_that_were_taken_over(self, journal):
+        work = Work()
+        work.broken.add("fetch 1")
+        await self.pipeline(journal, work).run_as("r")
+        work.broken.clear()
+        whole = await self.pipeline(journal, work).fork("r", "f")
+        events = journal.stored["f"]
+        start = 1 + sum(isinstance(event, StepTakenOver) for event in events)
+
+        for count in range(start, len(events) + 1):
+            work.calls.clear()
+            report = await self.pipeline(journal.died_after(count, "f"), work).run_as("f")
+
+            assert resembles(report, whole), count
+            assert not {"urls", "fetch 0", "fetch 2"} & work.calls.keys()
+
+    async def test_if_the_source_runs_again_so_do_all_items(self, journal):
+        work = Work()
+        await self.pipeline(journal, work).run_as("r")
+
+        report = await self.pipeline(journal, work).fork("r", from_step="urls")
+
+        assert taken(report) == []
+        assert work.calls["fetch 0"] == 2
+
+    async def test_no_items_at_all_are_taken_over_too(self, journal):
+        work = Work()
+        await self.pipeline(journal, work).run_as("r", count=0)
+
+        report = await self.pipeline(journal, work).fork("r", from_step="index")
+
+        assert report["fetch"].items == ()
+        assert report["fetch"].output == []
+
+    async def test_a_secret_source_runs_again_only_for_items_that_need_it(self, journal):
+        work = Work()
+        await self.pipeline(journal, work, secret=True).run_as("r")
+
+        whole = await self.pipeline(journal, work, secret=True).fork("r", from_step="index")
+        work.broken.add("fetch 1")
+        await self.pipeline(journal, work, secret=True).run_as("broken")
+        work.broken.clear()
+        work.calls.clear()
+        part = await self.pipeline(journal, work, secret=True).fork("broken")
+
+        assert taken(whole) == ["urls", "fetch"]
+        assert taken(part) == []
+        assert work.calls == {"urls": 1, "fetch 0": 1, "fetch 1": 1, "fetch 2": 1, "index": 1}
+
+
+class TestSecrets:
+    def steps(self, calls: Counter[str], *, secret: bool = True) -> list[WorkflowStep]:
+        async def key() -> str:
+            calls["key"] += 1
+            return "hunter2"
+
+        async def user(key: str, token: str = "") -> str:
+            calls["user"] += 1
+            return f"{len(key)} {token}"
+
+        async def other(key: str) -> int:
+            calls["other"] += 1
+            return len(key)
+
+        return [
+            WorkflowStep("key", key, secret=secret),
+            WorkflowStep("user", user, ["key"]),
+            WorkflowStep("other", other, ["key"]),
+        ]
+
+    async def test_a_secret_output_is_made_again_for_a_step_that_needs_it(self, journal):
+        calls: Counter[str] = Counter()
+        orchestrator = Orchestrator(self.steps(calls), journal=journal)
+        await orchestrator.run(run_id="r")
+
+        report = await orchestrator.fork("r", "f", from_step="other")
+
+        assert calls == {"key": 2, "user": 1, "other": 2}
+        assert taken(report) == ["user"]
+        assert "secret" in (report["key"].rerun_reason or "")
+        assert "hunter2" not in repr(journal.stored["f"])
+
+        for count in range(4, len(journal.stored["f"]) + 1):
+            calls.clear()
+            left = journal.died_after(count, "f")
+            again = await Orchestrator(self.steps(calls), journal=left).run(run_id="f")
+
+            assert again.outcome == "passed"
+            assert calls["user"] == 0, count
+
+    async def test_one_that_nothing_needs_is_taken_over_unseen(self, journal):
+        calls: Counter[str] = Counter()
+        orchestrator = Orchestrator(self.steps(calls), journal=journal)
+        await orchestrator.run(run_id="r")
+        seen: list[Any] = []
+
+        report = await orchestrator.fork("r", observers=[seen.append])
+
+        assert taken(report) == ["key", "user", "other"]
+        assert isinstance(report["key"].output, RestoredOutput)
+        assert "hunter2" not in repr(seen)
+
+    async def test_a_step_that_is_secret_now_stores_nothing_in_the_fork(self, journal):
+        calls: Counter[str] = Counter()
+        await Orchestrator(self.steps(calls, secret=False), journal=journal).run(run_id="r")
+        assert "hunter2" in repr(journal.stored["r"])
+
+        now = Orchestrator(self.steps(calls), journal=journal)
+        report = await now.fork("r", "f", from_step="other")
+
+        assert "hunter2" not in repr(journal.stored["f"])
+        assert taken(report) == ["user"]
+        assert calls["key"] == 2
+
+    async def test_a_secret_input_must_be_given_again_and_counts_as_unchanged(self, journal):
+        calls: Counter[str] = Counter()
+        orchestrator = Orchestrator(
+            self.steps(calls, secret=False), journal=journal, secret_inputs=["token"]
+        )
+        await orchestrator.run(run_id="r", inputs={"token": "abc"})
+
+        with pytest.raises(
+            ValueError, match="input 'token' of run 'r' is secret, so it was not stored; give it"
+        ):
+            await orchestrator.fork("r", "f")
+        report = await orchestrator.fork("r", "f", inputs={"token": "xyz"})
+
+        assert taken(report) == ["key", "user", "other"]
+        started = journal.stored["f"][0]
+        assert isinstance(started, RunStarted)
+        assert started.inputs == {"token": REDACTED}
+
+    async def test_an_input_that_is_secret_now_is_not_stored_in_the_fork(self, journal):
+        calls: Counter[str] = Counter()
+        steps = self.steps(calls, secret=False)
+        await Orchestrator(steps, journal=journal).run(run_id="r", inputs={"token": "abc"})
+
+        now = Orchestrator(steps, journal=journal, secret_inputs=["token"])
+        kept = await now.fork("r", "f")
+        same = await now.fork("r", inputs={"token": "abc"})
+        other = await now.fork("r", inputs={"token": "xyz"})
+
+        assert "abc" not in repr(journal.stored["f"][0])
+        assert taken(kept) == taken(same) == ["key", "user", "other"]
+        assert taken(other) == ["key", "other"]
+
+
+class TestRefusals:
+    async def test_each_comes_before_anything_has_run(self, journal):
+        work = Work()
+        pipeline = work.pipeline(journal)
+        await pipeline.run_as("r")
+        await pipeline.run_as("other")
+        count = work.calls.total()
+        cases: list[tuple[Any, type[Exception], str]] = [
+            (pipeline.fork("x"), RunNotFoundError, "has no run 'x'"),
+            (pipeline.fork("r", "other"), ValueError, "run 'other' exists already; fork to"),
+            (pipeline.fork("r", "r"), ValueError, "a fork of run 'r' needs another id"),
+            (pipeline.fork("r", ""), ValueError, "new_run_id must not be empty"),
+            (pipeline.fork(1), TypeError, "run_id must be a str, not int"),  # type: ignore[arg-type]
+            (pipeline.fork("r", 1), TypeError, "new_run_id must be a str, not int"),  # type: ignore[arg-type]
+            (
+                pipeline.fork("r", from_step="laod"),
+                ValueError,
+                r"from_step names 'laod', which is no step \(did you mean 'load'\?\)",
+            ),
+            (pipeline.fork("r", from_step=3), TypeError, "from_step must be"),  # type: ignore[arg-type]
+            (
+                pipeline.orchestrator.replace(targets=["clean"]).fork("r", from_step="load"),
+                ValueError,
+                "'load', which is no step; the targets leave it out",
+            ),
+            (
+                pipeline.fork("r", inputs={"tabel": "x"}),
+                ValueError,
+                r"takes an input 'tabel' \(did you mean 'table'\?\)",
+            ),
+            (
+                pipeline.orchestrator.replace(name="other").fork("r"),
+                ValueError,
+                "run 'r' belongs to pipeline 'etl', not to 'other'; fork it with that pipeline",
+            ),
+            (
+                pipeline.orchestrator.replace(journal=None).fork("r"),
+                ValueError,
+                "needs the journal that has the run",
+            ),
+            (pipeline.fork("r", inputs={"table": object()}), PayloadError, "input 'table'"),
+        ]
+
+        for call, kind, words in cases:
+            with pytest.raises(kind, match=words):
+                await call
+
+        assert work.calls.total() == count
+        assert journal.stored.keys() == {"r", "other"}
+        assert not journal.open_sessions
+
+    async def test_of_two_forks_to_the_same_id_one_owns_it(self, tmp_path: Path):
+        work = Work()
+        async with SQLiteJournal(tmp_path / "runs.db") as journal:
+            pipeline = work.pipeline(journal)
+            await pipeline.run_as("r")
+
+            ends = await asyncio.gather(
+                *[pipeline.fork("r", "f", from_step="load") for _ in range(2)],
+                return_exceptions=True,
+            )
+
+        reports = [end for end in ends if isinstance(end, RunReport)]
+        errors = [end for end in ends if not isinstance(end, RunReport)]
+        assert len(reports) == 1
+        assert isinstance(errors[0], RunAlreadyActiveError | ValueError)
+        assert work.calls["load"] == 2
+
+
+class TestAStoredFork:
+    async def test_the_other_run_may_be_pruned_at_once(self, tmp_path: Path):
+        work = Work()
+        async with SQLiteJournal(tmp_path / "runs.db") as journal:
+            pipeline = work.pipeline(journal)
+            await pipeline.run_as("r")
+            work.broken.add("load")
+            await pipeline.fork("r", "f", from_step="load")
+            work.broken.clear()
+            await journal.prune(timedelta(0), status="passed")
+            report = await pipeline.run_as("f")
+
+        assert report.all_passed
+        assert taken(report) == ["extract", "clean", "count"]
+        assert work.calls["extract"] == 1
+
+    async def test_a_file_has_what_memory_has(self, tmp_path: Path):
+        work = Work()
+        async with SQLiteJournal(tmp_path / "runs.db") as journal:
+            pipeline = work.pipeline(journal)
+            await pipeline.run_as("r")
+            before = await journal.events("r"), await journal.record("r")
+            report = await pipeline.fork("r", "f", from_step="load")
+            after_ = await journal.events("r"), await journal.record("r")
+            await journal.forget("r")
+            stored = await journal.report("f")
+            record = await journal.record("f")
+
+        assert repr(before) == repr(after_)
+        assert stored.to_json() == report.to_json()
+        assert record.forked_from == "r"
+        assert record.parent == ""
+
+
+class TestParents:
+    async def test_a_run_within_a_step_knows_its_parent(self, journal):
+        async def inner() -> int:
+            return 1
+
+        async def outer() -> str:
+            steps = [WorkflowStep("inner", inner)]
+            report = await run_pipeline(steps, journal=journal, run_id="child")
+            assert (report.parent, report.parent_step) == ("r", "outer")
+            return report.run_id
+
+        report = await run_pipeline([WorkflowStep("outer", outer)], journal=journal, run_id="r")
+        stored = StoredRun(journal.stored["child"]).report(lambda _, payload: payload)
+
+        assert report.parent == ""
+        assert (stored.parent, stored.parent_step) == ("r", "outer")
+
+    async def test_also_without_a_journal_and_in_a_task(self):
+        async def inner() -> int:
+            return 1
+
+        async def outer() -> tuple[str, str]:
+            task = asyncio.create_task(run_pipeline([WorkflowStep("inner", inner)]))
+            report = await task
+            return report.parent, report.parent_step
+
+        report = await run_pipeline([WorkflowStep("outer", outer)], run_id="r")
+
+        assert report["outer"].output == ("r", "outer")
+
+    async def test_a_resumed_run_keeps_its_parent(self, journal):
+        work = Work()
+        work.broken.add("load")
+
+        async def outer() -> None:
+            await work.pipeline(journal).run_as("child")
+
+        await run_pipeline([WorkflowStep("outer", outer)], run_id="r")
+        work.broken.clear()
+
+        report = await work.pipeline(journal).run_as("child")
+
+        assert (report.parent, report.parent_step) == ("r", "outer")
