@@ -19,7 +19,7 @@ import secrets
 import shlex
 import signal
 import threading
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from types import FrameType
@@ -53,6 +53,7 @@ from asyncflow.events import Event, RunStarted, StepSucceeded
 
 __all__ = [
     "Execution",
+    "Fork",
     "RunEnd",
     "StopSignal",
     "execute",
@@ -68,6 +69,14 @@ _TRACEBACKS = 3
 
 
 @dataclass(frozen=True, slots=True)
+class Fork:
+    """The run whose results a new run takes over."""
+
+    run_id: str
+    from_steps: Sequence[str]
+
+
+@dataclass(frozen=True, slots=True)
 class Execution:
     """What to run, and how to report it."""
 
@@ -76,6 +85,7 @@ class Execution:
     journal: str | None
     run_id: str | None
     flags: RunFlags
+    fork: Fork | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,6 +122,9 @@ async def _free_name(journal: AnyJournal) -> str:
 
 async def _execute(execution: Execution, run_id: str, journal: AnyJournal | None) -> RunEnd:
     events: list[Event] = []
+    if execution.fork is not None:
+        origin, quiet = execution.fork.run_id, execution.flags.quiet
+        write_note(escape_controls(f"run {run_id}, a fork of run {origin}"), quiet=quiet)
 
     def observe(event: Event) -> None:
         if journal is None or not events:  # the journal has the others
@@ -151,8 +164,18 @@ async def _run(
     execution: Execution, run_id: str, journal: AnyJournal | None, observers: list[AnyObserver]
 ) -> RunReport | None:
     """Run the pipeline; return ``None`` if something other than a signal interrupted it."""
+    orchestrator, fork = execution.loaded.orchestrator, execution.fork
     try:
-        return await execution.loaded.orchestrator.run(
+        if fork is not None:
+            return await orchestrator.fork(
+                fork.run_id,
+                run_id,
+                from_step=fork.from_steps,
+                inputs=execution.inputs,
+                journal=journal,
+                observers=observers,
+            )
+        return await orchestrator.run(
             inputs=execution.inputs,
             run_id=run_id,
             journal=journal,

@@ -35,6 +35,7 @@ __all__ = [
     "journal_option",
     "json_option",
     "log_options",
+    "new_run_options",
     "open_journal",
     "require_journal",
     "run_argument",
@@ -301,6 +302,9 @@ class RunFlags:
     log_level: int | None
 
 
+_WAIT = click.option(
+    "--wait", is_flag=True, help="If another process runs it, wait for that instead of failing."
+)
 _RUN_OPTIONS: Sequence[Callable[[Any], Any]] = (
     click.option(
         "--input",
@@ -329,9 +333,7 @@ _RUN_OPTIONS: Sequence[Callable[[Any], Any]] = (
         help="When a step fails, skip only what depends on it (fail_fast=False).",
     ),
     targets_option,
-    click.option(
-        "--wait", is_flag=True, help="If another process runs it, wait for that instead of failing."
-    ),
+    _WAIT,
     html_option,
     trace_option,
     json_option,
@@ -342,13 +344,25 @@ _RUN_OPTIONS: Sequence[Callable[[Any], Any]] = (
 
 def run_options(command: Callable[..., None]) -> Callable[..., None]:
     """Add the options of `run` and `resume` to a command, which receives them as ``flags``."""
+    return _with_flags(command, _RUN_OPTIONS)
 
+
+def new_run_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Add the same options to a command that always makes a new run, for which none can wait."""
+    options = [option for option in _RUN_OPTIONS if option is not _WAIT]
+    return _with_flags(command, options)
+
+
+def _with_flags(
+    command: Callable[..., None], options: Sequence[Callable[[Any], Any]]
+) -> Callable[..., None]:
     @wraps(command)
     def with_flags(**given: Any) -> None:
+        given.setdefault("wait", False)
         flags = RunFlags(**{field.name: given.pop(field.name) for field in fields(RunFlags)})
         command(**given, flags=flags)
 
     decorated: Callable[..., None] = with_flags
-    for option in reversed(_RUN_OPTIONS):
+    for option in reversed(options):
         decorated = option(decorated)
     return decorated

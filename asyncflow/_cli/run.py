@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import click
 
-from asyncflow._cli.execution import Execution, execute, report_end
+from asyncflow._cli.execution import Execution, Fork, execute, report_end
 from asyncflow._cli.inputs import read_inputs
 from asyncflow._cli.loader import LoadedPipeline, load_pipeline, select_targets
 from asyncflow._cli.options import (
@@ -37,7 +37,7 @@ from asyncflow._core.replay import latest_steps
 from asyncflow.journal import RunRecord
 from asyncflow.journal._queries import check_new_id
 
-__all__ = ["resume", "run"]
+__all__ = ["RunToResume", "check_run_id", "execute_run", "pipeline_of", "read_run", "resume", "run"]
 
 
 @click.command()
@@ -54,8 +54,8 @@ def run(target: str, no_journal: bool, run_id: str | None, flags: RunFlags) -> N
     The report goes to standard output.
     """
     if run_id is not None:
-        _check_run_id(run_id)
-    _execute(target, None if no_journal else flags.journal, run_id, flags)
+        check_run_id(run_id)
+    execute_run(target, None if no_journal else flags.journal, run_id, flags)
 
 
 @click.command(short_help="Resume a run that has not passed.")
@@ -81,32 +81,46 @@ def resume(run: str, pipelines: Sequence[str], flags: RunFlags) -> None:
     --target must say what to run.
     """
     require_journal(flags.journal)
-    stored = asyncio.run(_read_run(flags.journal, run))
-    target = _pipeline_of(stored.record, pipelines, flags)
-    _execute(target, flags.journal, stored.record.run_id, flags, stored)
+    stored = asyncio.run(read_run(flags.journal, run))
+    target = pipeline_of(stored.record, pipelines, flags)
+    execute_run(target, flags.journal, stored.record.run_id, flags, stored)
 
 
-def _execute(
+def execute_run(
     target: str,
     journal: str | None,
     run_id: str | None,
     flags: RunFlags,
-    resumed: _RunToResume | None = None,
+    stored: RunToResume | None = None,
+    from_steps: Sequence[str] | None = None,
 ) -> None:
+    """Run a pipeline, write its report, and exit.
+
+    Args:
+        target: The pipeline, as ``MODULE:PIPELINE``.
+        journal: Where to store the run; ``None`` for nowhere.
+        run_id: The id of the run; ``None`` for a new one.
+        flags: The options.
+        stored: The run to resume, or to fork.
+        from_steps: The steps that a fork runs again; ``None`` to resume the run.
+    """
     check_files(flags.html, flags.trace, flags.journal)
     with stdout_for_results_only(flags.as_json):
         # The module comes before our logging, since it may configure its own.
         whole = load_pipeline(target)
         loaded = _configure(whole, flags)
-        if resumed is not None:
-            _check_matches(resumed, loaded, flags)
+        if stored is not None:
+            _check_matches(stored, loaded, flags, is_fork=from_steps is not None)
         inputs = read_inputs(
             whole.orchestrator.steps,  # what --target leaves out may still be given its inputs
             file=flags.inputs,
             text=flags.input_json,
             pairs=flags.input_,
         )
-        execution = Execution(loaded, inputs, journal, run_id, flags)
+        fork = None
+        if stored is not None and from_steps is not None:
+            fork = Fork(stored.record.run_id, _checked_steps(from_steps, loaded))
+        execution = Execution(loaded, inputs, journal, run_id, flags, fork)
         with logs_on_stderr(flags.log_level):
             end = asyncio.run(execute(execution))
     sys.exit(report_end(execution, end))
@@ -122,7 +136,12 @@ def _configure(loaded: LoadedPipeline, flags: RunFlags) -> LoadedPipeline:
     return loaded._replace(orchestrator=select_targets(orchestrator, flags.targets))
 
 
-def _check_run_id(run_id: str) -> None:
+def check_run_id(run_id: str) -> None:
+    """Refuse an id that no run can have, or that commands would read as something else.
+
+    Raises:
+        click.UsageError: It is one.
+    """
     try:
         check_new_id(run_id)
     except ValueError as error:
@@ -136,30 +155,36 @@ def _check_run_id(run_id: str) -> None:
 # The run to resume.
 
 
-class _RunToResume(NamedTuple):
-    """What a journal has of a run to resume."""
+class RunToResume(NamedTuple):
+    """What a journal has of a run to resume, or to fork."""
 
     record: RunRecord
     dependencies: Mapping[str, tuple[str, ...]]
     """The steps of its last segment, with their dependencies; empty if it has not started."""
 
 
-async def _read_run(journal: str, run: str) -> _RunToResume:
+async def read_run(journal: str, run: str) -> RunToResume:
+    """Return the run that an argument names.
+
+    Raises:
+        RunNotFoundError: There is no such run.
+        RunUnreadableError: It is damaged.
+    """
     async with open_journal(journal) as opened:
         record = await find_run(opened, run)
         events = [each.event for each in await opened.events(record.run_id)]
-    return _RunToResume(record, latest_steps(events))
+    return RunToResume(record, latest_steps(events))
 
 
-def _pipeline_of(record: RunRecord, targets: Sequence[str], flags: RunFlags) -> str:
+def pipeline_of(
+    record: RunRecord, targets: Sequence[str], flags: RunFlags, command: str = "resume"
+) -> str:
     """Return the target whose pipeline has the name of the run's."""
     belongs = f"run {record.run_id!r} belongs to pipeline {record.pipeline!r}"
     if not targets:
         like = record.pipeline if ":" in record.pipeline else "MODULE:PIPELINE"
-        command = f"asyncflow resume {record.run_id} {like}{journal_flag(flags.journal)}"
-        raise click.UsageError(
-            f"{belongs}; name it: {escape_controls(command)}, or in ${PIPELINES}"
-        )
+        line = f"asyncflow {command} {record.run_id} {like}{journal_flag(flags.journal)}"
+        raise click.UsageError(f"{belongs}; name it: {escape_controls(line)}, or in ${PIPELINES}")
     if len(targets) == 1:
         return targets[0]
     with stdout_for_results_only(flags.as_json):
@@ -172,12 +197,23 @@ def _pipeline_of(record: RunRecord, targets: Sequence[str], flags: RunFlags) -> 
     return names[record.pipeline]
 
 
-def _check_matches(resumed: _RunToResume, loaded: LoadedPipeline, flags: RunFlags) -> None:
+def _checked_steps(from_steps: Sequence[str], loaded: LoadedPipeline) -> Sequence[str]:
+    names = [step.name for step in loaded.orchestrator.steps]
+    for name in from_steps:
+        if name not in names:
+            hint = did_you_mean(name, names)
+            raise click.UsageError(f"--from names {name!r}, which is no step{hint}")
+    return from_steps
+
+
+def _check_matches(
+    stored: RunToResume, loaded: LoadedPipeline, flags: RunFlags, *, is_fork: bool
+) -> None:
     """Refuse another pipeline, and steps that the run does not have, unless --target names them.
 
     A step that --target left out on purpose looks the same as a newer one.
     """
-    record, orchestrator = resumed.record, loaded.orchestrator
+    record, orchestrator = stored.record, loaded.orchestrator
     if record.pipeline and record.pipeline != orchestrator.name:
         raise CommandError(
             f"{loaded.target!r} can't run: run {record.run_id!r} belongs to pipeline "
@@ -185,23 +221,35 @@ def _check_matches(resumed: _RunToResume, loaded: LoadedPipeline, flags: RunFlag
             f"{record.pipeline!r}",
             INVALID,
         )
-    if flags.targets or not resumed.dependencies:
+    if flags.targets or not stored.dependencies:
         return
     names = [step.name for step in orchestrator.steps]
-    others = [repr(name) for name in names if name not in resumed.dependencies]
+    others = [repr(name) for name in names if name not in stored.dependencies]
     if others:
-        needed = {name for each in resumed.dependencies.values() for name in each}
-        last = [name for name in names if name in resumed.dependencies and name not in needed]
+        needed = {name for each in stored.dependencies.values() for name in each}
+        last = [name for name in names if name in stored.dependencies and name not in needed]
         some = [shlex.quote(name) for name in last] if len(last) <= 4 else []
         such_as = " ".join(f"--target {name}" for name in some or ["STEP"])
         run_id, target = shlex.quote(record.run_id), shlex.quote(loaded.target)
+        way_out = (
+            f"; to run all of it, name its last steps: {_targets(loaded)}"
+            if is_fork
+            else ", or run all of it: "
+            f"asyncflow run {target} --run-id {run_id}{journal_flag(flags.journal)}"
+        )
         raise click.UsageError(
             escape_controls(
                 f"run {record.run_id!r} does not have {_listed(others)} of {loaded.target}, "
-                f"excluded by --target or newer; select what to run, as with {such_as}, or run all "
-                f"of it: asyncflow run {target} --run-id {run_id}{journal_flag(flags.journal)}"
+                f"excluded by --target or newer; select what to run, as with {such_as}{way_out}"
             )
         )
+
+
+def _targets(loaded: LoadedPipeline) -> str:
+    """Return the options that select the whole pipeline."""
+    dependencies = loaded.orchestrator.dependencies
+    needed = {name for each in dependencies.values() for name in each}
+    return " ".join(f"--target {shlex.quote(name)}" for name in dependencies if name not in needed)
 
 
 def _listed(steps: Sequence[str]) -> str:

@@ -59,6 +59,21 @@ class RunView:
         return self._run.pipeline
 
     @property
+    def parent(self) -> str:
+        """The run one of whose steps started it, if one did."""
+        return self._run.parent
+
+    @property
+    def parent_step(self) -> str:
+        """That step."""
+        return self._run.parent_step
+
+    @property
+    def forked_from(self) -> str:
+        """The run whose results it takes over, if it is a fork."""
+        return self._run.forked_from
+
+    @property
     def segments(self) -> Sequence[Segment]:
         """One, and one more for each time that the run was resumed."""
         return self._run.segments

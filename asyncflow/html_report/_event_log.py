@@ -12,7 +12,7 @@ from asyncflow._core.step_view import AttemptView, StepView
 from asyncflow._views.event_text import describe_event, duration, subject
 from asyncflow._views.preview import share, shortened
 from asyncflow._views.run_view import RunView
-from asyncflow.events import Event, RunResumed, RunStarted
+from asyncflow.events import Event, RunResumed, RunStarted, StepReused, StepTakenOver
 
 __all__ = ["MOST_LOGGED", "EventLog", "LoggedEvent", "event_log", "log_of_report"]
 
@@ -59,7 +59,8 @@ def log_of_report(view: RunView) -> EventLog:
     A report does not say when a step was skipped: that is listed at the end.
     """
     latest = len(view.segments)
-    logged = [LoggedEvent(0.0, "RunStarted", f"run {view.run_id} started")]
+    fork = f" as a fork of run {view.forked_from}" if view.forked_from else ""
+    logged = [LoggedEvent(0.0, "RunStarted", f"run {view.run_id} started{fork}")]
     for number, segment in enumerate(view.segments[1:], 2):
         text = f"run {view.run_id} resumed"
         logged.append(LoggedEvent(segment.at_ms, "RunResumed", text, segment=number))
@@ -112,7 +113,11 @@ def _log_of(step: StepView, name: str, item: int | None, view: RunView) -> Itera
     for index, each in [*step.former_items.items(), *(step.items or {}).items()]:
         yield from _log_of(each, name, index, view)
     kind = _ENDS.get(step.status)
-    if kind is not None:
+    if step.origin:
+        count = None if step.items is None else len(step.items)
+        figures = step.origin, step.origin_attempts, step.origin_ms
+        yield _logged(StepTakenOver(name, 0.0, *figures, None, item, count), 1)
+    elif kind is not None:
         ended_ms, segment = step.ended_ms, latest
         if step.reused:
             segment = step.latest.segment if step.latest else 1
@@ -122,8 +127,8 @@ def _log_of(step: StepView, name: str, item: int | None, view: RunView) -> Itera
         number = step.latest.number if step.latest else None
         yield LoggedEvent(ended_ms, kind, _end_text(step), name, number, item, segment)
     if step.reused:
-        at_ms, text = view.segments[-1].at_ms, "reused from the journal"
-        yield LoggedEvent(at_ms, "StepReused", text, name, None, item, latest)
+        reused = StepReused(name, view.segments[-1].at_ms, item, step.status, step.origin)
+        yield _logged(reused, latest)
 
 
 def _log_of_attempt(

@@ -16,7 +16,7 @@ from asyncflow._views.event_text import duration
 from asyncflow._views.preview import moment_iso, moment_text
 from asyncflow._views.run_view import RunView
 from asyncflow.html_report._event_log import EventLog
-from asyncflow.html_report._page_model import PageModel, name_text, reason_text
+from asyncflow.html_report._page_model import PageModel, RelatedRuns, name_text, reason_text
 
 try:
     import jinja2
@@ -65,6 +65,7 @@ def page(
     now_ms: float,
     live: Live | None = None,
     is_orphaned: bool = False,
+    related: RelatedRuns | None = None,
 ) -> str:
     """Return the page of a run.
 
@@ -77,9 +78,10 @@ def page(
         now_ms: The moment that it shows, in milliseconds since the run started.
         live: What it needs to follow the run; ``None`` for a page of its own.
         is_orphaned: Whether the run has not ended and its process is gone.
+        related: The runs that it links to.
     """
     style, script = asset("page.css"), asset("page.js")
-    found = sections(view, log, now_ms=now_ms, is_orphaned=is_orphaned)
+    found = sections(view, log, now_ms=now_ms, is_orphaned=is_orphaned, related=related)
     return _template("page.html").render(
         sections={name: Markup(html) for name, html in found.items()},
         model=PageModel(view, now_ms, is_orphaned=is_orphaned),
@@ -96,7 +98,12 @@ def page_policy(*, is_live: bool) -> str:
 
 
 def sections(
-    view: RunView, log: EventLog, *, now_ms: float, is_orphaned: bool = False
+    view: RunView,
+    log: EventLog,
+    *,
+    now_ms: float,
+    is_orphaned: bool = False,
+    related: RelatedRuns | None = None,
 ) -> dict[str, str]:
     """Return the sections of a page, which change while its run does.
 
@@ -107,7 +114,7 @@ def sections(
     """
     if not view.segments:
         raise ValueError("a page needs the events of a run, from its first one on")
-    given = _given(PageModel(view, now_ms, is_orphaned=is_orphaned), log)
+    given = _given(PageModel(view, now_ms, is_orphaned=is_orphaned, related=related), log)
     return {name: _template(f"{name}.html").render(given).strip() for name in _SECTIONS}
 
 

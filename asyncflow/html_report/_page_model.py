@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import heapq
 from collections import Counter, defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import groupby, pairwise
 from typing import NamedTuple
+from urllib.parse import quote
 
 from asyncflow._core.errors import escape_controls
 from asyncflow._core.results import STATUS_SYMBOLS, StepStatus
@@ -29,7 +30,9 @@ from asyncflow.html_report._timeline import (
 __all__ = [
     "RUN_BADGES",
     "ConcurrencyStrip",
+    "NestedRun",
     "PageModel",
+    "RelatedRuns",
     "StatusBadge",
     "TierRows",
     "name_text",
@@ -117,6 +120,23 @@ class EarlierAttempts(NamedTuple):
     """How many are not listed."""
 
 
+class NestedRun(NamedTuple):
+    """A run that a step has started."""
+
+    run_id: str
+    url: str
+    status: str
+
+
+class RelatedRuns(NamedTuple):
+    """The runs that a page may link to, as far as they have pages."""
+
+    urls: Mapping[str, str] = {}
+    """The page of each run, by its id."""
+    nested: Mapping[str, Sequence[NestedRun]] = {}
+    """The runs that each step has started, by its name."""
+
+
 class TierRows(NamedTuple):
     """A tier of the timeline."""
 
@@ -135,11 +155,20 @@ class PageModel:
         numbers: The number of each step, which identifies it in the page.
         causes: For each step that a failure skipped or cancelled, the step that failed.
         path: The critical path.
+        related: The runs that it links to.
         timeline: The scale of the timeline.
     """
 
-    def __init__(self, view: RunView, now_ms: float, *, is_orphaned: bool = False) -> None:
+    def __init__(
+        self,
+        view: RunView,
+        now_ms: float,
+        *,
+        is_orphaned: bool = False,
+        related: RelatedRuns | None = None,
+    ) -> None:
         self.view = view
+        self.related = related or RelatedRuns()
         self.now_ms = now_ms
         self.is_orphaned = is_orphaned
         self.numbers = {name: number for number, name in enumerate(view.steps)}
@@ -173,6 +202,17 @@ class PageModel:
     def title(self) -> str:
         """The name of its pipeline, or else its id."""
         return name_text(self.view.pipeline or self.view.run_id)
+
+    @property
+    def origin_url(self) -> str:
+        """The page of the run that it is a fork of; empty if there is none."""
+        return self.related.urls.get(self.view.forked_from, "")
+
+    @property
+    def parent_url(self) -> str:
+        """The page of its parent, at the step that started it; empty if there is none."""
+        url = self.related.urls.get(self.view.parent, "")
+        return url and f"{url}#step={quote(name_text(self.view.parent_step), safe='')}"
 
     @property
     def tab(self) -> str:
@@ -252,7 +292,8 @@ class PageModel:
         elif step.reason:
             notes.append(reason_text(step.reason))
         if step.reused:
-            notes.append("reused from the journal")
+            origin = name_text(step.origin)
+            notes.append(f"taken over from run {origin}" if origin else "reused from the journal")
         if self.ran_before(step):
             notes.append("ran before the run was resumed")
         return "; ".join(notes)

@@ -422,7 +422,8 @@ def _words(step: StepView, now_ms: float) -> str:
             error = "" if step.error is None else describe_error(step.error)
             parts = [_items(step), error, _attempts(step)]
         case StepStatus.SUCCESS:
-            parts = ["reused" if step.reused else "", _items(step), _attempts(step)]
+            restored = f"taken over from run {step.origin}" if step.origin else "reused"
+            parts = [restored if step.reused else "", _items(step), _attempts(step)]
         case _:
             parts = [step.reason or "", _items(step)]
     return ", ".join(filter(None, parts))

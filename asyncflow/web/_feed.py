@@ -17,7 +17,7 @@ import asyncio
 import logging
 import math
 import time
-from collections.abc import AsyncGenerator, Callable, Generator, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Sequence
 from contextlib import aclosing, contextmanager
 from contextvars import Context
 from typing import NamedTuple
@@ -49,6 +49,9 @@ Render = Callable[[RunView, Sequence[Event], RunRecord, float], dict[str, bytes]
 are JSON."""
 
 
+Prepare = Callable[[], Awaitable[object]]
+
+
 class Update(NamedTuple):
     """What a viewer receives at a time."""
 
@@ -75,12 +78,16 @@ class RunFeed:
         journal: The journal of the run.
         run_id: The run.
         render: Renders the parts of its page.
+        prepare: Awaited before that, to read what they need of other runs.
     """
 
-    def __init__(self, journal: RunsJournal, run_id: str, render: Render) -> None:
+    def __init__(
+        self, journal: RunsJournal, run_id: str, render: Render, prepare: Prepare | None = None
+    ) -> None:
         self._journal = journal
         self._run_id = run_id
         self._render = render
+        self._prepare = prepare
         self._view = RunView()
         self._events: list[Event] = []
         self._applied = 0
@@ -212,6 +219,8 @@ class RunFeed:
             return 0
         is_by_events = bool(stored) and self._position > 0 and self._is_rendered
         self._is_rendered = False
+        if self._prepare is not None:
+            await self._prepare()
         try:
             made = await asyncio.to_thread(self._render_new, stored, record)
         except Exception:
@@ -257,14 +266,14 @@ class RunFeeds:
         self._is_closed = False
 
     async def updates(
-        self, run_id: str, after: int, render: Render
+        self, run_id: str, after: int, render: Render, prepare: Prepare | None = None
     ) -> AsyncGenerator[Update, None]:
         """Yield what changes in a run, until it has ended; see `RunFeed.updates`."""
         if self._is_closed:
             return
         feed = self._feeds.get(run_id)
         if feed is None:
-            feed = self._feeds[run_id] = RunFeed(self._journal, run_id, render)
+            feed = self._feeds[run_id] = RunFeed(self._journal, run_id, render, prepare)
         try:
             async with aclosing(feed.updates(after)) as updates:
                 async for update in updates:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import difflib
 import json
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import aclosing, suppress
+from functools import partial
 
 from starlette.requests import Request
 from starlette.responses import Response
@@ -16,7 +17,8 @@ from asyncflow._views.run_view import RunView
 from asyncflow.events import Event
 from asyncflow.html_report._event_log import event_log
 from asyncflow.html_report._page import Live, page, page_policy, sections
-from asyncflow.journal._queries import RunRecord, StoredEvent
+from asyncflow.html_report._page_model import NestedRun, RelatedRuns
+from asyncflow.journal._queries import RunRecord, StoredEvent, listed_status
 from asyncflow.web._feed import ACTIONS, RunFeeds, Update, now_of
 from asyncflow.web._responses import (
     asset_url,
@@ -44,6 +46,8 @@ def position_of(text: str | None) -> int:
     return int(text) if text and text.isascii() and text.isdigit() and len(text) < 16 else 0
 
 
+_MOST_NESTED = 200
+"""How many of the runs that its steps have started a page links to, the latest ones."""
 _AGAIN_S = 10
 """When a page may ask again to follow a run."""
 _MOST_NEAREST, _MOST_SOUGHT, _LONGEST_SOUGHT = 5, 1_000, 60
@@ -69,16 +73,40 @@ async def run_page(request: Request, journal: RunsJournal) -> Response:
         script_url=asset_url(request, "live.js"),
         runs_url=path_in(request, "/"),
     )
-    html = await asyncio.to_thread(_made, stored, record, live)
+    related = await _related(request, journal, record)
+    html = await asyncio.to_thread(_made, stored, record, live, related)
     policy = f"{page_policy(is_live=True)}; frame-ancestors 'none'"
     return html_answer(html, headers={"content-security-policy": policy})
 
 
-def _made(stored: Sequence[StoredEvent], record: RunRecord, live: Live) -> str:
+def _made(
+    stored: Sequence[StoredEvent], record: RunRecord, live: Live, related: RelatedRuns
+) -> str:
     events = [each.event for each in stored]
     view = RunView(events)
-    now_ms = now_of(view, record)
-    return page(view, event_log(events), now_ms=now_ms, live=live, is_orphaned=record.orphaned)
+    return page(
+        view,
+        event_log(events),
+        now_ms=now_of(view, record),
+        live=live,
+        is_orphaned=record.orphaned,
+        related=related,
+    )
+
+
+async def _related(request: Request, journal: RunsJournal, record: RunRecord) -> RelatedRuns:
+    """Return the runs that the page of a run links to: those that the journal has."""
+    urls: dict[str, str] = {}
+    for run_id in filter(None, (record.parent, record.forked_from)):
+        with suppress(RunNotFoundError):
+            urls[run_id] = link_to(request, "runs", (await journal.record(run_id)).run_id)
+    nested: dict[str, list[NestedRun]] = {}
+    for each in reversed(await journal.runs(parent=record.run_id, limit=_MOST_NESTED)):
+        run = NestedRun(
+            each.run_id, link_to(request, "runs", each.run_id), listed_status(each).upper()
+        )
+        nested.setdefault(each.parent_step, []).append(run)
+    return RelatedRuns(urls, nested)
 
 
 async def follow(
@@ -100,7 +128,8 @@ async def follow(
         return json_answer({"more": True})
     if request.method == "HEAD":
         return Response(media_type="text/event-stream")
-    return UpdateStream(_updates(run_id, after, journal, feeds, resumer), viewers)
+    related = partial(_related, request, journal)
+    return UpdateStream(_updates(run_id, after, journal, feeds, resumer, related), viewers)
 
 
 async def _is_over(journal: RunsJournal, run_id: str, after: int) -> bool:
@@ -110,8 +139,19 @@ async def _is_over(journal: RunsJournal, run_id: str, after: int) -> bool:
 
 
 async def _updates(
-    run_id: str, after: int, journal: RunsJournal, feeds: RunFeeds, resumer: Resumer
+    run_id: str,
+    after: int,
+    journal: RunsJournal,
+    feeds: RunFeeds,
+    resumer: Resumer,
+    related_of: Callable[[RunRecord], Awaitable[RelatedRuns]],
 ) -> AsyncGenerator[Update, None]:
+    related = RelatedRuns()
+
+    async def prepare() -> None:
+        nonlocal related
+        related = await related_of(await journal.record(run_id))
+
     with suppress(JournalError, RunNotFoundError):  # the feed reports it
         if after and await _is_over(journal, run_id, after):
             actions = _actions(None, await journal.record(run_id), resumer)
@@ -121,11 +161,17 @@ async def _updates(
     def render(
         view: RunView, events: Sequence[Event], record: RunRecord, now_ms: float
     ) -> dict[str, bytes]:
-        parts = sections(view, event_log(events), now_ms=now_ms, is_orphaned=record.orphaned)
+        parts = sections(
+            view,
+            event_log(events),
+            now_ms=now_ms,
+            is_orphaned=record.orphaned,
+            related=related,
+        )
         encoded = {name: json.dumps(html).encode() for name, html in parts.items()}
         return {**encoded, ACTIONS: _actions(view, record, resumer)}
 
-    async with aclosing(feeds.updates(run_id, after, render)) as updates:
+    async with aclosing(feeds.updates(run_id, after, render, prepare)) as updates:
         async for update in updates:
             yield update
 

@@ -39,6 +39,9 @@ async def test_runs_are_returned_page_by_page(make_client: Any, any_journal: Any
         "latest_ms": record.latest_ms,
         "paused_s": 0.0,
         "damaged": False,
+        "parent": "",
+        "parent_step": "",
+        "forked_from": "",
         "duration_s": record.duration_s,
         "span_s": record.span_s,
     }

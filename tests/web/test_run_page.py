@@ -169,7 +169,10 @@ async def test_an_orphaned_run_is_reported_as_orphaned(make_client: Any, journal
     class Orphaned:
         """The journal of a run whose process died."""
 
-        runs = cancel = None
+        cancel = None
+
+        async def runs(self, **conditions: Any) -> list[RunRecord]:
+            return []
 
         async def record(self, run_id: str) -> RunRecord:
             return RunRecord("r", "etl", "running", 0.0, 0.0, None, orphaned=True)

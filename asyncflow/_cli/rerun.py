@@ -1,0 +1,62 @@
+"""The command ``asyncflow rerun``: runs a stored run again from a step, under a new id."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+
+import click
+
+from asyncflow._cli.options import (
+    PIPELINES,
+    RunFlags,
+    complete_target,
+    new_run_options,
+    require_journal,
+    run_argument,
+)
+from asyncflow._cli.run import check_run_id, execute_run, pipeline_of, read_run
+
+__all__ = ["rerun"]
+
+
+@click.command(short_help="Run again from a step, under a new id.")
+@run_argument
+@click.argument(
+    "pipelines",
+    metavar="[MODULE:PIPELINE]",
+    nargs=-1,
+    shell_complete=complete_target,
+    envvar=PIPELINES,
+)
+@click.option(
+    "--from",
+    "from_steps",
+    metavar="STEP",
+    multiple=True,
+    help="Run this step again, with all that depends on it; repeatable.",
+)
+@click.option("--run-id", metavar="NAME", help="The id of the new run; by default a new name.")
+@new_run_options
+def rerun(
+    run: str,
+    pipelines: Sequence[str],
+    from_steps: Sequence[str],
+    run_id: str | None,
+    flags: RunFlags,
+) -> None:
+    """Run again under a new id, with the results of a run that still hold.
+
+    RUN is its id, the start of its id, or "latest". It stays as it is, whatever its status. What
+    succeeded in it is taken over, unless its step is newer, takes an input that has another value
+    now, or is named by --from; whatever depends on a step that runs, runs again too. The inputs are
+    those of the run; --input replaces some of them, and secret ones must be given again.
+
+    The pipeline is found as for `resume`: MODULE:PIPELINE, or one of ASYNCFLOW_PIPELINES.
+    """
+    if run_id is not None:
+        check_run_id(run_id)
+    require_journal(flags.journal)
+    stored = asyncio.run(read_run(flags.journal, run))
+    target = pipeline_of(stored.record, pipelines, flags, "rerun")
+    execute_run(target, flags.journal, run_id, flags, stored, from_steps)

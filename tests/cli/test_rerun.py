@@ -1,0 +1,167 @@
+"""``rerun`` makes a new run that takes over what still holds of another one."""
+
+from __future__ import annotations
+
+import pytest
+
+from .conftest import Shell
+
+SHOP = """
+    import pathlib
+    from asyncflow import Pipeline, after
+
+    pipeline = Pipeline("shop", secret_inputs=["token"])
+
+    def note(name):
+        with open("calls", "a") as file:
+            file.write(f"{name} ")
+
+    @pipeline.step
+    async def extract(day: int = 1):
+        note("extract")
+        return day
+
+    @pipeline.step
+    async def load(rows: int = after(extract), table: str = "t"):
+        note("load")
+        if not pathlib.Path("repaired").exists():
+            raise OSError("no disk")
+        return f"{table} {rows}"
+
+    @pipeline.step
+    async def mail(rows: int = after(extract), token: str = ""):
+        note("mail")
+
+    other = Pipeline("other")
+    other.step(extract)
+"""
+
+
+@pytest.fixture
+def shop(shell: Shell) -> Shell:
+    shell.write("shop.py", SHOP)
+    return shell
+
+
+def calls(shell: Shell) -> list[str]:
+    """Return what was called since the last question."""
+    file = shell.directory / "calls"
+    found = file.read_text().split() if file.exists() else []
+    file.unlink(missing_ok=True)
+    return found
+
+
+@pytest.fixture
+def failed(shop: Shell) -> Shell:
+    shop("run", "shop:pipeline", "--run-id", "first", "--keep-going", "--quiet", exits=1)
+    shop.write("repaired", "")
+    calls(shop)
+    return shop
+
+
+def test_what_holds_is_taken_over_by_a_new_run(failed: Shell) -> None:
+    before = failed("show", "first", "--json").stdout
+
+    result = failed("rerun", "first", "shop:pipeline", "--run-id", "second")
+
+    assert calls(failed) == ["load"]
+    assert "run second, a fork of run first" in result.stderr
+    assert result.stderr.endswith("To show it again: asyncflow show second\n")
+    lines = result.stdout.splitlines()
+    assert lines[0] == "Pipeline PASSED"
+    assert lines[1].startswith("[SUCCESS] extract (1 attempt(s), ")
+    assert lines[1].endswith("): taken over from run first")
+    assert lines[2].endswith("): run again because it had failed")
+    assert failed("show", "first", "--json").stdout == before
+
+
+def test_a_step_runs_again_with_its_descendants(failed: Shell) -> None:
+    document = failed.json("rerun", "fir", "shop:pipeline", "--from", "extract", "--json")
+
+    assert sorted(calls(failed)) == ["extract", "load", "mail"]
+    assert document["forked_from"] == "first"
+    assert document["run_id"] != "first"
+
+
+def test_an_input_replaces_that_of_the_run(failed: Shell) -> None:
+    document = failed.json(
+        "rerun", "latest", "shop:pipeline", "--input", "table=x", "--from", "mail", "--json"
+    )
+
+    assert sorted(calls(failed)) == ["load", "mail"]
+    assert document["results"][1]["output"] == "x 1"
+
+
+def test_the_pipeline_may_be_in_the_variable(
+    failed: Shell, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ASYNCFLOW_PIPELINES", "shop:other shop:pipeline")
+
+    failed("rerun", "first", "--quiet")
+
+    assert calls(failed) == ["load"]
+
+
+def test_a_fork_that_fails_can_be_resumed(failed: Shell) -> None:
+    (failed.directory / "repaired").unlink()
+
+    result = failed("rerun", "first", "shop:pipeline", "--run-id", "second", exits=1)
+    failed.write("repaired", "")
+    failed("resume", "second", "shop:pipeline", "--quiet")
+
+    assert "To resume it: asyncflow resume second shop:pipeline" in result.stderr
+    assert calls(failed) == ["load", "load"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "exits", "words"),
+    [
+        (["nope", "shop:pipeline"], 4, "has no run 'nope'"),
+        (["first"], 2, "name it: asyncflow rerun first MODULE:PIPELINE, or in $ASYNCFLOW_PIPELI"),
+        (["first", "shop:other"], 3, "run 'first' belongs to pipeline 'shop', not to 'other'"),
+        (
+            ["first", "shop:pipeline", "--from", "laod"],
+            2,
+            "--from names 'laod', which is no step (did you mean 'load'?)",
+        ),
+        (["first", "shop:pipeline", "--run-id", "first"], 3, "a fork of run 'first' needs another"),
+        (["first", "shop:pipeline", "--run-id", "-x"], 2, "choose another one"),
+        (["first", "shop:pipeline", "--input", "tabel=x"], 2, "did you mean 'table'?"),
+        (["first", "shop:pipeline", "--wait"], 2, "No such option '--wait'"),
+        (["first", "shop:pipeline", "--journal", "no.db"], 4, "does not exist"),
+    ],
+)
+def test_a_refusal_says_what_to_do(
+    failed: Shell, arguments: list[str], exits: int, words: str
+) -> None:
+    result = failed("rerun", *arguments, exits=exits)
+
+    assert words in result.stderr.replace("\n", " ")
+    assert calls(failed) == []
+
+
+def test_a_secret_input_must_be_given_again(shop: Shell) -> None:
+    shop.write("repaired", "")
+    shop("run", "shop:pipeline", "--run-id", "first", "--input", "token=abc", "--quiet")
+    calls(shop)
+
+    refused = shop("rerun", "first", "shop:pipeline", exits=3)
+    shop("rerun", "first", "shop:pipeline", "--from", "mail", "--input", "token=abc", "--quiet")
+
+    assert "input 'token' of run 'first' is secret, so it was not stored" in refused.stderr
+    assert calls(shop) == ["mail"]
+
+
+def test_steps_that_the_run_left_out_must_be_selected(shop: Shell) -> None:
+    shop.write("repaired", "")
+    shop("run", "shop:pipeline", "--run-id", "part", "--target", "load", "--quiet")
+    calls(shop)
+
+    refused = shop("rerun", "part", "shop:pipeline", exits=2)
+    shop("rerun", "part", "shop:pipeline", "--target", "load", "--target", "mail", "--quiet")
+
+    words = " ".join(refused.stderr.split())
+    assert "run 'part' does not have step 'mail' of shop:pipeline" in words
+    assert "select what to run, as with --target load" in words
+    assert "to run all of it, name its last steps: --target load --target mail" in words
+    assert calls(shop) == ["mail"]
