@@ -28,6 +28,7 @@ __all__ = [
     "RunsIn",
     "StepPolicies",
     "WorkflowStep",
+    "inputs_of",
     "parameters_of",
 ]
 
@@ -255,6 +256,16 @@ class WorkflowStep:
 def parameters_of(steps: Iterable[WorkflowStep]) -> set[str]:
     """Return the names of all parameters of the steps' actions and conditions."""
     return {name for step in steps for name in (*step.signature.names, *step.condition.names)}
+
+
+def inputs_of(steps: Iterable[WorkflowStep]) -> list[str]:
+    """Return the names of the parameters that no dependency provides, in order."""
+    names: dict[str, None] = {}
+    for step in steps:
+        provided = {*step.depends_on, *(parameter for parameter, _ in step.parameters)}
+        taken = (*step.signature.names, *step.condition.names)
+        names |= dict.fromkeys(name for name in taken if name not in provided)
+    return list(names)
 
 
 def _check_parameters(step: WorkflowStep) -> None:

@@ -18,7 +18,6 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeVar
 
 from asyncflow._core.annotations import input_types, output_type
-from asyncflow._core.context import current_attempt
 from asyncflow._core.errors import (
     JournalError,
     PayloadError,
@@ -273,6 +272,10 @@ class Request(NamedTuple):
     inputs: Mapping[str, Any]
     secret_inputs: Collection[str]
     fail_fast: bool
+    parent: str = ""
+    """The run one of whose steps asks for it; empty if none does."""
+    parent_step: str = ""
+    """That step."""
 
 
 class RunStart(NamedTuple):
@@ -297,7 +300,6 @@ def begin(request: Request) -> RunStart:
     """
     plan, inputs = request.plan, request.inputs
     bindings, conditions = bind(plan, inputs), bind_conditions(plan, inputs)
-    within = current_attempt()
     event = RunStarted(
         request.run_id,
         time.time(),
@@ -306,8 +308,8 @@ def begin(request: Request) -> RunStart:
         inputs=_redacted(inputs, request.secret_inputs),
         max_retries=MaxRetriesView(plan),
         secret=secret_steps(plan),
-        parent="" if within is None else within[0],
-        parent_step="" if within is None else within[1].step,
+        parent=request.parent,
+        parent_step=request.parent_step,
     )
     return RunStart(inputs, bindings, conditions, event)
 

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Literal, TypeAlias, TypedDict, Unpack, cast, get_args
 
 from asyncflow._core.arguments import check_count, check_limit
-from asyncflow._core.context import is_inside_run
+from asyncflow._core.context import current_attempt, is_inside_run
 from asyncflow._core.errors import did_you_mean
 from asyncflow._core.graph import DependencyView, plan
 from asyncflow._core.record import record, values_by_name
@@ -156,6 +156,11 @@ class Orchestrator:
     def steps(self) -> list[WorkflowStep]:
         """The steps that will be run, in the order of their declaration."""
         return list(self._plan.steps)
+
+    @property
+    def secret_inputs(self) -> frozenset[str]:
+        """The names of the run inputs that are neither stored in a journal nor shown."""
+        return self._options.secret_inputs
 
     @property
     def dependencies(self) -> dict[str, tuple[str, ...]]:
@@ -349,6 +354,7 @@ class Orchestrator:
         if checked:
             self._check_takes(checked)
         prepare_workers(self._plan)
+        within = current_attempt()
         return Request(
             run_id if run_id is not None else os.urandom(8).hex(),
             options.name,
@@ -357,6 +363,8 @@ class Orchestrator:
             checked,
             options.secret_inputs,
             options.fail_fast,
+            "" if within is None else within[0],
+            "" if within is None else within[1].step,
         )
 
     def _check_secret_inputs(self) -> None:

@@ -49,6 +49,8 @@ class Live(NamedTuple):
     cancel_url: str
     resume_url: str | None = None
     """``None`` if the page can't resume the run."""
+    rerun_url: str | None = None
+    """``None`` if the page can't run it again."""
     token: str | None = None
     """Sent along with an action."""
     script_url: str | None = None

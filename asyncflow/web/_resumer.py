@@ -1,15 +1,27 @@
-"""Resumes runs from their page, in this process, and ends them with the server."""
+"""Resumes runs and runs them again from their page, in this process; ends them with the server."""
 
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
-from collections.abc import Coroutine, Mapping
+import secrets
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from contextvars import Context
+from functools import partial
 from typing import Any, Protocol
 
-from asyncflow._core.errors import RunAlreadyActiveError, RunCancelledError, did_you_mean
+from asyncflow._core.annotations import input_types
+from asyncflow._core.errors import (
+    PayloadError,
+    RunAlreadyActiveError,
+    RunCancelledError,
+    RunNotFoundError,
+    did_you_mean,
+)
 from asyncflow._core.replay import latest_steps
+from asyncflow._core.results import Payload
+from asyncflow._core.step import inputs_of
 from asyncflow.journal._queries import RunRecord, StoredEvent
 
 __all__ = [
@@ -39,9 +51,16 @@ class RunsJournal(Protocol):
         """Request the cancellation of a run; return whether a process runs it."""
         ...
 
+    def decode(self, subject: str, payload: Payload, hint: Any) -> Any:
+        """Decode a value."""
+        ...
+
 
 class Resumable(Protocol):
-    """An `Orchestrator`, or anything else that runs a pipeline."""
+    """An `Orchestrator`, or anything else that runs a pipeline.
+
+    If it has a method ``fork`` like that, runs can be run again too.
+    """
 
     def run(self, *, run_id: str | None = None, journal: Any = None) -> Coroutine[Any, Any, Any]:
         """Start a run, or resume it."""
@@ -56,11 +75,11 @@ _log = logging.getLogger("asyncflow")
 
 
 class ResumeRefusedError(Exception):
-    """Raised if the server can't resume a run; the message says why, and what to do."""
+    """Raised if the server can't resume a run, or run it again: why, and what to do."""
 
 
 class Resumer:
-    """Resumes runs, and ends them with the server.
+    """Resumes runs, runs them again, and ends them with the server.
 
     Args:
         journal: The journal of the runs.
@@ -93,19 +112,122 @@ class Resumer:
             ResumeRefusedError: The run can't be resumed, or failed at once.
         """
         self._check(record)
-        await self._check_steps(record)
+        await self._check_steps(record, "resume")
         self._check(record)  # the server may be stopping meanwhile
-        task = self._running.get(record.run_id)
-        if task is None:
-            # The run has a context of its own, not the request's.
-            task = asyncio.create_task(
-                self._run(record), name=f"asyncflow:resume:{record.run_id}", context=Context()
-            )
-            self._running[record.run_id] = task
+        run_id, pipeline = record.run_id, self._pipelines[record.pipeline]
+
+        async def has_begun() -> bool:
+            return await self._journal.record(run_id) != record
+
+        start = partial(pipeline.run, run_id=run_id, journal=self._journal)
+        await self._begun(
+            run_id, self._running.get(run_id) or self._start(run_id, start), has_begun
+        )
+
+    def rerun_options(self, record: RunRecord) -> dict[str, object] | None:
+        """Return what a page offers for running a run again; ``None`` if it can't be.
+
+        These are the names of the inputs that can be given, and of those that are secret.
+        """
+        pipeline = self._pipelines.get(record.pipeline)
+        if record.damaged or not callable(getattr(pipeline, "fork", None)):
+            return None
+        secret: frozenset[str] = getattr(pipeline, "secret_inputs", frozenset())
+        names = inputs_of(getattr(pipeline, "steps", ()))
+        return {
+            "inputs": [name for name in names if name not in secret],
+            "secret": [name for name in names if name in secret],
+        }
+
+    async def rerun(
+        self,
+        record: RunRecord,
+        *,
+        from_steps: Sequence[str],
+        everything: bool,
+        inputs: Mapping[str, Any],
+    ) -> str:
+        """Run a run again under a new id, and return the id when the new run has begun.
+
+        Args:
+            record: The run.
+            from_steps: The steps that run again.
+            everything: Whether all steps run again.
+            inputs: The inputs that have another value, as of JSON.
+
+        Raises:
+            ResumeRefusedError: The run can't be run again, or failed at once.
+        """
+        self._check_pipeline(record, "run it again")
+        pipeline: Any = self._pipelines[record.pipeline]
+        if self.rerun_options(record) is None:
+            raise ResumeRefusedError("its pipeline here has no fork(), or the run is damaged")
+        await self._check_steps(record, "rerun")
+        self._check_pipeline(record, "run it again")  # as in resume
+        if everything:
+            from_steps = [step.name for step in pipeline.steps]
+        run_id = secrets.token_hex(8)  # as an Orchestrator makes one
+
+        async def has_begun() -> bool:
+            try:
+                await self._journal.record(run_id)
+            except RunNotFoundError:
+                return False
+            return True
+
+        start = partial(
+            pipeline.fork,
+            record.run_id,
+            run_id,
+            from_step=from_steps,
+            inputs=self._typed(pipeline, inputs),
+            journal=self._journal,
+        )
+        await self._begun(run_id, self._start(run_id, start), has_begun)
+        return run_id
+
+    def _typed(self, pipeline: Any, inputs: Mapping[str, Any]) -> dict[str, Any]:
+        """Return inputs with values of the types that the actions declare."""
+        types, typed = input_types(tuple(pipeline.steps), inputs), dict[str, Any]()
+        for name, value in inputs.items():
+            if name in pipeline.secret_inputs:
+                raise ResumeRefusedError(
+                    f"its input {name!r} is secret, so a page can't give it; use `asyncflow rerun` "
+                    "with --input, or fork() in Python"
+                )
+            payload = Payload("json", json.dumps(value).encode())
+            try:
+                typed[name] = self._journal.decode(f"input {name!r}", payload, types[name])
+            except PayloadError as error:
+                raise ResumeRefusedError(
+                    f"its input {name!r} does not fit: {error.__cause__ or error.problem}"
+                ) from error
+        return typed
+
+    def _start(
+        self, run_id: str, start: Callable[[], Coroutine[Any, Any, Any]]
+    ) -> asyncio.Task[Exception | None]:
+        # The run has a context of its own, not the request's.
+        task = self._running[run_id] = asyncio.create_task(
+            self._run(run_id, start), name=f"asyncflow:resume:{run_id}", context=Context()
+        )
+        return task
+
+    async def _begun(
+        self,
+        run_id: str,
+        task: asyncio.Task[Exception | None],
+        has_begun: Callable[[], Awaitable[bool]],
+    ) -> None:
+        """Wait until a run has begun, but not too long.
+
+        Raises:
+            ResumeRefusedError: It failed at once.
+        """
         give_up_at = asyncio.get_running_loop().time() + _LONGEST_WAIT_S
         while not task.done() and asyncio.get_running_loop().time() < give_up_at:
-            if await self._journal.record(record.run_id) != record:
-                return  # it has begun
+            if await has_begun():
+                return
             await asyncio.wait([task], timeout=_LOOK_EVERY_S)
         if task.done() and not task.cancelled():
             error = task.result()
@@ -113,29 +235,36 @@ class Resumer:
                 raise ResumeRefusedError(_why_not(error)) from error
 
     def _check(self, record: RunRecord) -> None:
-        name = record.pipeline
-        if self._is_closed:
-            raise ResumeRefusedError("this server is stopping; resume the run once it runs again")
+        self._check_open("resume the run")
         if record.status == "passed":
             raise ResumeRefusedError("it has passed, so nothing is left to do")
         if record.status == "running" and not record.orphaned:
             raise ResumeRefusedError(f"it is running already, in {record.owner}")
+        self._check_pipeline(record, "resume it")
+
+    def _check_open(self, what: str) -> None:
+        if self._is_closed:
+            raise ResumeRefusedError(f"this server is stopping; {what} once it runs again")
+
+    def _check_pipeline(self, record: RunRecord, what: str) -> None:
+        self._check_open(what)
+        name = record.pipeline
         if name in self._pipelines:
             return
         if not name:
             raise ResumeRefusedError(
-                "its pipeline has no name, so this server can't tell which one it is; resume it "
+                f"its pipeline has no name, so this server can't tell which one it is; {what} "
                 "with its steps, its id and this journal"
             )
         known = ", ".join(map(repr, self._pipelines)) or "none"
         raise ResumeRefusedError(
             f"this server has no pipeline {name!r}"
             f"{did_you_mean(name, self._pipelines)}; it has {known}; "
-            f"give it the pipeline with pipelines={{{name!r}: …}}, or resume the run "
+            f"give it the pipeline with pipelines={{{name!r}: …}}, or {what} "
             "with its steps, its id and this journal"
         )
 
-    async def _check_steps(self, record: RunRecord) -> None:
+    async def _check_steps(self, record: RunRecord, command: str) -> None:
         """Refuse steps that the run does not have: targets may have left them out."""
         events = [each.event for each in await self._journal.events(record.run_id)]
         had = latest_steps(events)
@@ -144,22 +273,23 @@ class Resumer:
         if others:
             raise ResumeRefusedError(
                 f"it has no step {others[0]!r} of pipeline {record.pipeline!r}: the step is newer, "
-                "or targets left it out; select the steps: asyncflow resume RUN MODULE:PIPELINE "
-                "--target STEP, or resume it with its steps, its id and this journal"
+                f"or targets left it out; select the steps: asyncflow {command} RUN "
+                "MODULE:PIPELINE --target STEP, or in Python, with targets"
             )
 
-    async def _run(self, record: RunRecord) -> Exception | None:
+    async def _run(
+        self, run_id: str, start: Callable[[], Coroutine[Any, Any, Any]]
+    ) -> Exception | None:
         """Run a run to its end, and return the error that stopped it, if any."""
-        run_id, pipeline = record.run_id, self._pipelines[record.pipeline]
         try:
-            await pipeline.run(run_id=run_id, journal=self._journal)
+            await start()
         except RunCancelledError:
             _log.info("run %r was cancelled", run_id)
         except RunAlreadyActiveError as error:
             _log.info("run %r is running in %s", run_id, error.owner)
             return error
         except Exception as error:
-            _log.exception("run %r can't be resumed", run_id)
+            _log.exception("run %r can't be started", run_id)
             return error
         except asyncio.CancelledError:
             raise

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import math
 import time
 from collections.abc import Iterable, Mapping, Sequence
@@ -42,6 +43,7 @@ __all__ = [
     "cancel",
     "event_json",
     "list_runs",
+    "rerun",
     "resume",
     "show_run",
 ]
@@ -83,6 +85,52 @@ async def resume(request: Request, journal: RunsJournal, resumer: Resumer) -> Re
     return _done(request, run_id, "resumed")
 
 
+async def rerun(request: Request, journal: RunsJournal, resumer: Resumer) -> Response:
+    """Run a run again under a new id, in this process.
+
+    Raises:
+        RunNotFoundError: There is no such run.
+    """
+    run_id = named_run(request)
+    record = await journal.record(run_id)
+    try:
+        wanted = await _wanted(request)
+    except ValueError as error:
+        return problem(request, 400, "The request is invalid", str(error))
+    try:
+        new = await resumer.rerun(record, **wanted)
+    except ResumeRefusedError as error:
+        why = f"Run {run_id!r}: {error}."
+        return _refused(request, run_id, "The run can't be run again here", why)
+    url = link_to(request, "runs", new)
+    return json_answer({"done": "rerun", "run_id": new, "url": url}, 201)
+
+
+async def _wanted(request: Request) -> dict[str, Any]:
+    """Return what the body of a request to run a run again asks for.
+
+    Raises:
+        ValueError: It is something else.
+    """
+    body = b""
+    async for part in request.stream():
+        body += part
+        if len(body) > _MOST_BYTES:
+            raise ValueError(f"the request has more than {_MOST_BYTES:,} bytes")
+    try:
+        given = json.loads(body or b"{}")
+    except (ValueError, RecursionError):
+        raise ValueError("the request is not JSON") from None
+    if not isinstance(given, dict) or given.keys() - {"from", "all", "inputs"}:
+        raise ValueError('the request must be an object with "from", "all" and "inputs"')
+    from_steps, inputs = given.get("from", []), given.get("inputs", {})
+    if not isinstance(from_steps, list) or not all(isinstance(name, str) for name in from_steps):
+        raise ValueError('"from" must be a list of steps')
+    if not isinstance(inputs, dict):
+        raise ValueError('"inputs" must be an object')
+    return {"from_steps": from_steps, "everything": given.get("all") is True, "inputs": inputs}
+
+
 def _done(request: Request, run_id: str, what: str) -> Response:
     if wants_json(request):
         return json_answer({"done": what})
@@ -94,6 +142,7 @@ def _refused(request: Request, run_id: str, title: str, text: str) -> Response:
     return problem(request, 409, title, text, links=links)
 
 
+_MOST_BYTES = 1_048_576
 _EVENTS = "/events"
 _DEEPEST = 50
 _LONGEST = 2_000
@@ -239,6 +288,7 @@ class Site:
             Route("/cancel/{run_id:asyncflow_run}", self._cancel, methods=act),
             Route("/resume/{run_id:asyncflow_run}", self._resume, methods=act),
             Route("/api/runs", self._api_runs),
+            Route("/api/runs/{run_id:asyncflow_run}/rerun", self._api_rerun, methods=act),
             Route("/api/runs/{run_id:asyncflow_run}", self._api_run),
             Route("/login", self._login, methods=act),
             Route("/assets/{name}", asset_response),
@@ -275,6 +325,9 @@ class Site:
 
     async def _api_run(self, request: Request) -> Response:
         return await show_run(request, self._journal)
+
+    async def _api_rerun(self, request: Request) -> Response:
+        return await rerun(request, self._journal, self.resumer)
 
     async def _login(self, request: Request) -> Response:
         if self._token is None:

@@ -70,6 +70,7 @@ async def run_page(request: Request, journal: RunsJournal) -> Response:
         events_url=f"{link_to(request, 'events', run_id)}?after={stored[-1].position}",
         cancel_url=link_to(request, "cancel", run_id),
         resume_url=link_to(request, "resume", run_id),
+        rerun_url=f"{link_to(request, 'api/runs', run_id)}/rerun",
         script_url=asset_url(request, "live.js"),
         runs_url=path_in(request, "/"),
     )
@@ -185,6 +186,7 @@ def _actions(view: RunView | None, record: RunRecord, resumer: Resumer) -> bytes
     actions = {
         "cancel": is_running and not stops,
         "resume": can_resume,
+        "rerun": resumer.rerun_options(record),
         "note": "to resume it here, give this server its pipeline" if needs_pipeline else "",
         "orphaned": record.orphaned,
     }

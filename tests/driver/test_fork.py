@@ -781,6 +781,25 @@ class TestParents:
 
         assert report["outer"].output == ("r", "outer")
 
+    async def test_a_file_lists_the_runs_of_a_parent(self, tmp_path: Path):
+        work = Work()
+        async with SQLiteJournal(tmp_path / "runs.db") as journal:
+
+            async def outer() -> None:
+                await work.pipeline(journal).run_as("child")
+                await work.pipeline(journal).fork("child", "fork", from_step="load")
+
+            await run_pipeline([WorkflowStep("outer", outer)], journal=journal, run_id="r")
+            children = await journal.runs(parent="r")
+            others = await journal.runs(parent="child")
+
+        assert [(each.run_id, each.parent, each.parent_step) for each in children] == [
+            ("fork", "r", "outer"),
+            ("child", "r", "outer"),
+        ]
+        assert [each.forked_from for each in children] == ["child", ""]
+        assert others == []
+
     async def test_a_resumed_run_keeps_its_parent(self, journal):
         work = Work()
         work.broken.add("load")

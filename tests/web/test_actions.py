@@ -211,7 +211,7 @@ async def test_an_incompatible_pipeline_is_reported_at_once(
 
     assert answer.status_code == 409
     assert "ValueError: nothing provides parameter 'url' of step 'gate'" in answer.json()["detail"]
-    assert "run 'r' can't be resumed" in caplog.text
+    assert "run 'r' can't be started" in caplog.text
 
 
 async def test_a_resume_adds_no_steps_that_a_target_excluded(

@@ -31,7 +31,7 @@ def updates_in(text: str) -> list[dict[str, Any]]:
     return updates
 
 
-FINAL = {"cancel": False, "resume": False, "note": "", "orphaned": False}
+FINAL = {"cancel": False, "resume": False, "rerun": None, "note": "", "orphaned": False}
 """The actions on a run that has passed."""
 
 
@@ -209,7 +209,8 @@ async def test_an_orphaned_run_is_reported_as_orphaned(make_client: Any, journal
     known = await first_actions(pipelines={"etl": failing("etl")})
     unknown = await first_actions()
 
-    assert known == {**FINAL, "resume": True, "orphaned": True}
+    rerun = {"inputs": [], "secret": []}
+    assert known == {**FINAL, "resume": True, "rerun": rerun, "orphaned": True}
     note = "to resume it here, give this server its pipeline"
     assert unknown == {**FINAL, "note": note, "orphaned": True}
 

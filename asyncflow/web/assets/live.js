@@ -1,4 +1,4 @@
-// Follows a run, and cancels or resumes it. The attributes of #live say how.
+// Follows a run, and cancels it, resumes it or runs it again. The attributes of #live say how.
 //
 // What the server sends is one JSON text for each update. It comes in any number of events "piece"
 // and one event "update", so that a slow connection shows that it is alive.
@@ -6,7 +6,7 @@
   "use strict";
   const live = document.getElementById("live");
   const word = document.getElementById("live-word");
-  const buttons = { cancel: document.getElementById("live-cancel"), resume: document.getElementById("live-resume") };
+  const buttons = { cancel: document.getElementById("live-cancel"), resume: document.getElementById("live-resume"), rerun: document.getElementById("live-rerun") };
   const note = document.createElement("span");
   note.id = "live-note";
   note.setAttribute("role", "status");
@@ -18,7 +18,17 @@
   question.innerHTML = `<h2 id="live-question-title">Cancel this run?</h2>
     <p id="live-question-text">Its running steps are cancelled, and clean up first. A cancelled run can be resumed.</p>
     <form method="dialog"><button>Keep it running</button> <button type="button" id="live-yes">Yes, cancel it</button></form>`;
-  live.append(note, question);
+  const form = document.createElement("dialog");
+  form.id = "live-form";
+  form.setAttribute("aria-labelledby", "live-form-title");
+  form.innerHTML = `<h2 id="live-form-title">Run this again?</h2>
+    <p>A new run takes over what still holds of this one, which stays as it is.</p>
+    <form method="dialog"><p><label for="live-from">What runs again</label><select id="live-from"></select></p>
+    <div id="live-inputs"></div><p id="live-refused" role="alert"></p>
+    <button>Close</button> <button type="button" id="live-start">Run again</button></form>`;
+  live.append(note, question, form);
+  const from = document.getElementById("live-from"), start = document.getElementById("live-start");
+  const fields = document.getElementById("live-inputs"), refusal = document.getElementById("live-refused");
   const yes = document.getElementById("live-yes");
 
   const SILENCE_MS = 16000; // the server sends a ping every 5 seconds
@@ -44,7 +54,7 @@
   // Without a connection the page may show a run that is no longer like that.
   function enable() {
     const isOff = isActing || !["live", "orphaned", "ended"].includes(live.dataset.state);
-    for (const button of [...Object.values(buttons), yes]) if (button) button.disabled = isOff;
+    for (const button of [...Object.values(buttons), yes, start]) if (button) button.disabled = isOff;
   }
 
   function offer(now) {
@@ -189,6 +199,55 @@
     enable();
   }
 
+  const element = (tag, text, attributes) => Object.assign(document.createElement(tag), { textContent: text }, attributes);
+
+  // The steps and their statuses are those of the table; the server says which inputs there are.
+  function fill() {
+    const rows = [...document.querySelectorAll("#steps-table tbody tr")].sort((one, other) => one.dataset.i - other.dataset.i);
+    const isWhole = rows.every((row) => ["success", "skipped"].includes(row.dataset.s));
+    const steps = element("optgroup", "", { label: "A step and what depends on it" });
+    steps.append(...rows.map((row) => row.querySelector("th").textContent).map((name) => element("option", name, { value: `=${name}` })));
+    from.replaceChildren(
+      element("option", "What did not succeed, or does not hold", { value: "", selected: !isWhole }),
+      element("option", "All steps", { value: "*", selected: isWhole }), steps);
+    fields.replaceChildren();
+    if (can.rerun.inputs.length) fields.append(element("p", "Inputs, as JSON or text. An empty one stays as it is.", { className: "dim" }));
+    can.rerun.inputs.forEach((name, at) => {
+      const row = element("p", ""), id = `live-input-${at}`;
+      const field = element("input", "", { id, name, type: "text", autocomplete: "off", spellcheck: false });
+      row.append(element("label", name, { htmlFor: id }), field);
+      fields.append(row);
+    });
+    const secret = can.rerun.secret.join(", ");
+    if (secret) fields.append(element("p", `Secret, so a page can't give it: ${secret}. Use asyncflow rerun, or Python.`, { className: "dim" }));
+    refusal.textContent = "";
+  }
+
+  async function rerun() {
+    isActing = true;
+    enable();
+    refusal.textContent = "";
+    const wanted = { all: from.value === "*", from: from.value.startsWith("=") ? [from.value.slice(1)] : [], inputs: {} };
+    for (const { name, value } of fields.querySelectorAll("input")) {
+      if (value) try { wanted.inputs[name] = JSON.parse(value); } catch { wanted.inputs[name] = value; }
+    }
+    try {
+      const headers = { accept: "application/json", "content-type": "application/json" };
+      const answer = await fetch(live.dataset.rerunUrl, { method: "POST", headers, body: JSON.stringify(wanted) });
+      if (answer.status === 401) { location.reload(); return; }
+      const data = await answer.json();
+      if (answer.ok) { location.href = data.url; return; }
+      refusal.textContent = `${data.error}. ${data.detail}`;
+    } catch {
+      refusal.textContent = "The server does not answer. The request may not have arrived.";
+    }
+    isActing = false;
+    enable();
+  }
+
+  if (buttons.rerun) buttons.rerun.addEventListener("click", () => { fill(); form.showModal(); });
+  start.addEventListener("click", rerun);
+  form.addEventListener("keydown", (event) => event.stopPropagation());
   buttons.cancel.addEventListener("click", () => question.showModal());
   yes.addEventListener("click", () => { question.close(); act(buttons.cancel, live.dataset.cancelUrl); });
   if (buttons.resume) buttons.resume.addEventListener("click", () => act(buttons.resume, live.dataset.resumeUrl));

@@ -1,0 +1,252 @@
+"""Runs are run again from their page, and pages of related runs link to each other."""
+
+from __future__ import annotations
+
+import asyncio
+from datetime import date
+from typing import Any
+
+import pytest
+from web.runs import Gate, failing, passing, slow
+
+from asyncflow import Orchestrator, Pipeline, WorkflowStep, after, run_pipeline
+from asyncflow.web import app
+
+
+class Work:
+    """A pipeline with inputs that counts its calls, and fails while it is broken."""
+
+    def __init__(self) -> None:
+        self.calls: list[str] = []
+        self.is_broken = False
+
+    def pipeline(self) -> Pipeline:
+        pipeline = Pipeline("etl", secret_inputs=["token"])
+
+        @pipeline.step
+        async def extract(day: date = date(2026, 1, 1)) -> str:
+            self.calls.append("extract")
+            return day.isoformat()
+
+        @pipeline.step
+        async def load(rows: str = after(extract), table: str = "t", token: str = "") -> str:
+            self.calls.append("load")
+            if self.is_broken:
+                raise ValueError("no disk")
+            return f"{table} {rows}"
+
+        return pipeline
+
+
+@pytest.fixture
+def work() -> Work:
+    return Work()
+
+
+async def ended(journal: Any, run_id: str) -> Any:
+    """Wait until a run has ended, and return its report."""
+    while (await journal.record(run_id)).status == "running":
+        await asyncio.sleep(0.01)
+    return await journal.report(run_id)
+
+
+async def test_a_run_is_run_again_under_a_new_id(
+    make_client: Any, any_journal: Any, work: Work
+) -> None:
+    work.is_broken = True
+    await work.pipeline().orchestrator.run(run_id="a/b", journal=any_journal)
+    work.is_broken = False
+    client = make_client(app(any_journal, pipelines={"etl": work.pipeline()}))
+
+    answer = await client.post("/api/runs/a%2Fb/rerun")
+
+    assert answer.status_code == 201
+    body = answer.json()
+    assert body == {"done": "rerun", "run_id": body["run_id"], "url": f"/runs/{body['run_id']}"}
+    report = await ended(any_journal, body["run_id"])
+    assert report.outcome == "passed"
+    assert report.forked_from == "a/b"
+    assert work.calls == ["extract", "load", "load"]
+    assert (await any_journal.record("a/b")).status == "failed"
+
+
+async def test_steps_and_typed_inputs_are_chosen(
+    make_client: Any, journal: Any, work: Work
+) -> None:
+    await work.pipeline().orchestrator.run(run_id="r", journal=journal)
+    client = make_client(app(journal, pipelines={"etl": work.pipeline()}))
+
+    one = await client.post("/api/runs/r/rerun", json={"from": ["load"]})
+    day = await client.post("/api/runs/r/rerun", json={"inputs": {"day": "2026-02-03"}})
+    every = await client.post("/api/runs/r/rerun", json={"all": True})
+    reports = [await ended(journal, each.json()["run_id"]) for each in (one, day, every)]
+
+    assert [[each.step_name for each in report.reused] for report in reports] == [
+        ["extract"],
+        [],
+        [],
+    ]
+    assert reports[1]["load"].output == "t 2026-02-03"
+    assert reports[2]["extract"].rerun_reason == "it was asked to run again"
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "words"),
+    [
+        (b"{", 400, "the request is not JSON"),
+        (b"[]", 400, "must be an object"),
+        (b'{"form": []}', 400, "must be an object"),
+        (b'{"from": "load"}', 400, '"from" must be a list of steps'),
+        (b'{"from": [1]}', 400, '"from" must be a list of steps'),
+        (b'{"inputs": []}', 400, '"inputs" must be an object'),
+        (b" " * 1_048_577, 400, "more than 1,048,576 bytes"),
+        (b'{"from": ["laod"]}', 409, "did you mean 'load'?"),
+        (b'{"inputs": {"tabel": 1}}', 409, "takes an input 'tabel' (did you mean 'table'?)"),
+        (b'{"inputs": {"table": 1}}', 409, "input 'table' does not fit: Expected `str`, got `int`"),
+        (b'{"inputs": {"token": "x"}}', 409, "its input 'token' is secret, so a page can't give"),
+    ],
+)
+async def test_what_can_not_be_done_is_refused(
+    make_client: Any, journal: Any, work: Work, body: bytes, status: int, words: str
+) -> None:
+    await work.pipeline().orchestrator.run(run_id="r", journal=journal)
+    work.calls.clear()
+    client = make_client(app(journal, pipelines={"etl": work.pipeline()}))
+
+    answer = await client.post("/api/runs/r/rerun", content=body)
+
+    assert answer.status_code == status
+    assert words in answer.json()["detail"]
+    assert work.calls == []
+    assert len(await journal.runs()) == 1
+
+
+async def test_a_secret_input_of_the_run_can_not_be_given_in_a_page(
+    make_client: Any, journal: Any, work: Work
+) -> None:
+    pipeline = work.pipeline()
+    await pipeline.orchestrator.run(run_id="r", journal=journal, inputs={"token": "hunter2"})
+    client = make_client(app(journal, pipelines={"etl": pipeline}))
+
+    answer = await client.post("/api/runs/r/rerun")
+
+    assert answer.status_code == 409
+    assert "input 'token' of run 'r' is secret, so it was not stored" in answer.json()["detail"]
+
+
+async def test_a_request_of_another_site_or_without_the_token_is_refused(
+    make_client: Any, journal: Any, work: Work
+) -> None:
+    await work.pipeline().orchestrator.run(run_id="r", journal=journal)
+    pages = app(journal, pipelines={"etl": work.pipeline()}, token="a-token-of-some-length")
+    client = make_client(pages)
+    shown = {"authorization": "Bearer a-token-of-some-length"}
+
+    without = await client.post("/api/runs/r/rerun")
+    elsewhere = await client.post(
+        "/api/runs/r/rerun", headers={**shown, "origin": "http://elsewhere.example"}
+    )
+    ours = await client.post("/api/runs/r/rerun", headers=shown)
+
+    assert (without.status_code, elsewhere.status_code, ours.status_code) == (401, 403, 201)
+    await ended(journal, ours.json()["run_id"])
+    assert len(await journal.runs()) == 2
+
+
+async def test_a_pipeline_that_is_unknown_or_can_not_fork_is_refused(
+    make_client: Any, journal: Any
+) -> None:
+    await passing().run(run_id="r", journal=journal)
+
+    class Other:
+        """A pipeline that can only run."""
+
+        async def run(self, **options: Any) -> None: ...
+
+    unknown = await make_client(app(journal)).post("/api/runs/r/rerun")
+    other = await make_client(app(journal, pipelines={"etl": Other()})).post("/api/runs/r/rerun")
+    missing = await make_client(app(journal)).post("/api/runs/x/rerun")
+
+    assert unknown.status_code == other.status_code == 409
+    assert "this server has no pipeline 'etl'" in unknown.json()["detail"]
+    assert "or run it again with its steps" in unknown.json()["detail"]
+    assert "its pipeline here has no fork()" in other.json()["detail"]
+    assert missing.status_code == 404
+
+
+async def test_steps_that_the_run_left_out_are_refused(make_client: Any, journal: Any) -> None:
+    await failing("etl").run(run_id="r", journal=journal)
+    client = make_client(app(journal, pipelines={"etl": passing()}))
+
+    answer = await client.post("/api/runs/r/rerun")
+
+    assert "select the steps: asyncflow rerun RUN MODULE:PIPELINE" in answer.json()["detail"]
+
+
+async def test_a_server_that_stops_interrupts_what_it_runs_again(
+    make_client: Any, journal: Any
+) -> None:
+    gate = Gate()
+    gate.is_open.set()
+    await slow(gate).run(run_id="r", journal=journal)
+    gate.is_open.clear()
+    gate.has_started.clear()
+    pages: Any = app(journal, pipelines={"slow": slow(gate)})
+    async with pages.router.lifespan_context(pages):
+        answer = await make_client(pages).post("/api/runs/r/rerun", json={"all": True})
+        await gate.has_started.wait()
+    closed = await make_client(pages).post("/api/runs/r/rerun")
+
+    assert (await journal.record(answer.json()["run_id"])).status == "interrupted"
+    assert "this server is stopping; run it again once it runs again" in closed.json()["detail"]
+
+
+async def test_the_page_of_a_fork_links_to_the_run_that_it_comes_from(
+    make_client: Any, journal: Any, work: Work
+) -> None:
+    await work.pipeline().orchestrator.run(run_id="a/b", journal=journal)
+    await work.pipeline().orchestrator.fork("a/b", "f", journal=journal, from_step="load")
+    client = make_client(app(journal))
+
+    page = (await client.get("/runs/f")).text
+    await journal.forget("a/b")
+    alone = (await client.get("/runs/f")).text
+
+    assert '<dt>Fork of</dt><dd><a class="mono" href="/runs/a%2Fb">a/b</a></dd>' in page
+    assert 'those of run <a class="mono" href="/runs/a%2Fb">a/b</a>.' in page
+    assert page.count(">taken over</span>") == 2
+    assert '<dt>Fork of</dt><dd><span class="mono">a/b</span></dd>' in alone
+
+
+async def test_the_pages_of_a_run_and_of_one_that_its_step_starts_link_to_each_other(
+    make_client: Any, journal: Any
+) -> None:
+    async def nested() -> None:
+        await passing("inner").run(run_id="child/1", journal=journal)
+
+    outer = Orchestrator([WorkflowStep("a step", nested)], name="outer")
+    await outer.run(run_id="r", journal=journal)
+    client = make_client(app(journal))
+
+    parent, child = (await client.get("/runs/r")).text, (await client.get("/runs/child%2F1")).text
+
+    assert (
+        'Started run</span> <a class="mono" href="/runs/child%2F1">child/1</a> '
+        '<span class="dim">PASSED</span>'
+    ) in parent
+    assert (
+        '<dt>Started by</dt><dd><a class="mono" href="/runs/r#step=a%20step">r</a>, a step</dd>'
+    ) in child
+
+
+async def test_a_parent_without_a_journal_is_named_without_a_link(
+    make_client: Any, journal: Any
+) -> None:
+    async def nested() -> None:
+        await passing("inner").run(run_id="child", journal=journal)
+
+    await run_pipeline([WorkflowStep("outer", nested)], run_id="alone")
+
+    page = (await make_client(app(journal)).get("/runs/child")).text
+
+    assert '<dt>Started by</dt><dd><span class="mono">alone</span>, outer</dd>' in page
