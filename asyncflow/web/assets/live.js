@@ -21,8 +21,8 @@
   const form = document.createElement("dialog");
   form.id = "live-form";
   form.setAttribute("aria-labelledby", "live-form-title");
-  form.innerHTML = `<h2 id="live-form-title">Run this again?</h2>
-    <p>A new run takes over what still holds of this one, which stays as it is.</p>
+  form.innerHTML = `<h2 id="live-form-title">Run again</h2>
+    <p>A new run takes over the results of this one that still hold. This run stays as it is.</p>
     <form method="dialog"><p><label for="live-from">What runs again</label><select id="live-from"></select></p>
     <div id="live-inputs"></div><p id="live-refused" role="alert"></p>
     <button>Close</button> <button type="button" id="live-start">Run again</button></form>`;
@@ -205,13 +205,13 @@
   function fill() {
     const rows = [...document.querySelectorAll("#steps-table tbody tr")].sort((one, other) => one.dataset.i - other.dataset.i);
     const isWhole = rows.every((row) => ["success", "skipped"].includes(row.dataset.s));
-    const steps = element("optgroup", "", { label: "A step and what depends on it" });
+    const steps = element("optgroup", "", { label: "One step, and what depends on it" });
     steps.append(...rows.map((row) => row.querySelector("th").textContent).map((name) => element("option", name, { value: `=${name}` })));
     from.replaceChildren(
-      element("option", "What did not succeed, or does not hold", { value: "", selected: !isWhole }),
+      element("option", "Only what failed or no longer holds", { value: "", selected: !isWhole }),
       element("option", "All steps", { value: "*", selected: isWhole }), steps);
     fields.replaceChildren();
-    if (can.rerun.inputs.length) fields.append(element("p", "Inputs, as JSON or text. An empty one stays as it is.", { className: "dim" }));
+    if (can.rerun.inputs.length) fields.append(element("p", "New values of inputs, as JSON or text. Leave empty what stays as it is.", { className: "dim" }));
     can.rerun.inputs.forEach((name, at) => {
       const row = element("p", ""), id = `live-input-${at}`;
       const field = element("input", "", { id, name, type: "text", autocomplete: "off", spellcheck: false });
@@ -219,7 +219,7 @@
       fields.append(row);
     });
     const secret = can.rerun.secret.join(", ");
-    if (secret) fields.append(element("p", `Secret, so a page can't give it: ${secret}. Use asyncflow rerun, or Python.`, { className: "dim" }));
+    if (secret) fields.append(element("p", `Secret, so not to be given here: ${secret}. Use asyncflow rerun, or Python.`, { className: "dim" }));
     refusal.textContent = "";
   }
 
