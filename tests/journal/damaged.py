@@ -47,10 +47,14 @@ from asyncflow.events import (
     RunStarted,
     RunTimedOut,
     StepCancelled,
+    StepReused,
     StepSucceeded,
+    StepTakenOver,
 )
+from asyncflow.html_report._page_model import RelatedRuns
 from asyncflow.journal import SQLiteJournal
 from asyncflow.journal._event_codec import event_checksum, run_checksum
+from asyncflow.journal._queries import RunRecord
 from asyncflow.testing import run_in_virtual_time
 from asyncflow.web import app
 from asyncflow.web._feed import RunFeeds
@@ -114,7 +118,16 @@ async def rest() -> list[int]:
 
 INPUTS = {"password": "hunter2", "day": "monday"}
 LIMITS: list[Event] = [
-    RunStarted("limits", 5.0, {"a": (), "b": ("a",)}, max_retries={"a": 2}),
+    RunStarted(
+        *("limits", 5.0, {"a": (), "b": ("a",)}),
+        max_retries={"a": 2},
+        parent="quiet",
+        parent_step="rest",
+        forked_from="etl-1",
+        rerun_reasons={"a": "it had failed"},
+    ),
+    StepTakenOver("b", 0.0, "etl-1", 2, 5.0, Payload("json", b"[1]")),
+    StepReused("b", 0.0, origin="etl-1"),
     AttemptStarted("a", 1, 1.0, queued_ms=0.5),
     RunTimedOut(20.0, 20.0),
     RunInterrupted(21.0, "the caller was cancelled"),
@@ -267,8 +280,11 @@ def _changes(value: Any) -> Iterator[Any]:
 def make_checksums_right(database: sqlite3.Connection) -> None:
     """Give every row the checksum of what it has now, if it can have one."""
     database.text_factory = lambda data: str(data, "utf-8", "surrogateescape")
-    for table, checksum, count in (("events", event_checksum, 10), ("runs", run_checksum, 3)):
-        names = "run_id, pipeline, started_at" if count == 3 else "*"
+    of_run = "run_id, pipeline, started_at, parent, parent_step, forked_from"
+    for table, checksum, count, names in (
+        ("events", event_checksum, 10, "*"),
+        ("runs", run_checksum, 6, of_run),
+    ):
         for rowid, *row in database.execute(f"SELECT rowid, {names} FROM {table}").fetchall():
             with suppress(TypeError, ValueError, struct.error):
                 database.execute(
@@ -346,7 +362,7 @@ async def _ask(path: Path, run_id: str) -> dict[str, Any]:
                 assert answer.status_code in (200, 404, 409), (name, answer.text)
                 text = re.sub(r'(nonce-?="?[^"\']+|"now": ?[\d.]+)', "", answer.text)
                 found[name] = RunUnreadable(text) if answer.status_code == 409 else text
-        feed = _updates(run_id, 0, journal, RunFeeds(journal), Resumer(journal, {}))
+        feed = _updates(run_id, 0, journal, RunFeeds(journal), Resumer(journal, {}), _related)
         async with aclosing(feed) as updates:
             update = await anext(updates)
             found["feed"] = RunUnreadable(update.trouble) if update.trouble else update.sections
@@ -355,6 +371,10 @@ async def _ask(path: Path, run_id: str) -> dict[str, Any]:
         with suppress(RunNotFoundError, RunAlreadyActiveError):
             await journal.forget(run_id)
     return found
+
+
+async def _related(record: RunRecord) -> RelatedRuns:
+    return RelatedRuns()
 
 
 def _plain(answer: Any) -> Any:
