@@ -40,6 +40,30 @@ async def ids(runs: Any) -> list[str]:
     return [run.run_id for run in await runs]
 
 
+# --- by their parent ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("parent", ["r", "a/b", '"quoted"', "a\0\ud800"])
+async def test_runs_are_found_by_the_run_whose_step_started_them(journal: Any, parent: str) -> None:
+    for run_id, within, wall_time in (("one", parent, 1.0), ("two", parent, 2.0), ("x", "", 3.0)):
+        session, _ = await journal.open(run_id, wait=False, read=bool)
+        session.append(
+            RunStarted(run_id, wall_time, {}, parent=within, parent_step=within, forked_from=within)
+        )
+        await session.close()
+
+    found = await journal.runs(parent=parent)
+
+    assert [record.run_id for record in found] == ["two", "one"]
+    assert {record.parent for record in found} == {parent}
+    assert {record.parent_step for record in found} == {parent}
+    assert {record.forked_from for record in found} == {parent}
+    assert await ids(journal.runs(parent=parent, limit=1)) == ["two"]
+    assert await ids(journal.runs(parent="other")) == []
+    assert (await journal.record("x")).parent == ""
+    assert (await journal.report("one")).parent == parent
+
+
 # --- page by page --------------------------------------------------------------------------------
 
 
@@ -244,6 +268,7 @@ async def test_a_wall_clock_that_was_set_back_makes_no_negative_pause(journal: A
         ({"text": "\ud800"}, ValueError, "text must have at most 1,000 characters"),
         ({"text": "x" * 1_001}, ValueError, "text must have at most 1,000 characters"),
         ({"orphaned": 1}, TypeError, "orphaned must be True, False or None, not int"),
+        ({"parent": 1}, TypeError, "parent must be a str, not int"),
     ],
 )
 async def test_an_invalid_filter_is_refused(
@@ -275,6 +300,7 @@ async def test_run_lists_use_an_index(database: Any, journal: Any) -> None:
         "(started_at, run_id) < (9, 'r9')": "runs_by_start",
         "status = 'failed'": "runs_by_status",
         "pipeline = 'p1' AND (started_at, run_id) < (9, 'r9')": "runs_by_pipeline",
+        "parent = 'p1' AND (started_at, run_id) < (9, 'r9')": "runs_by_parent",
     }
 
     for where, index in wheres.items():

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from asyncflow import RestoredOutput, StepStatus, WorkflowStep, run_pipeline
+from asyncflow import Orchestrator, RestoredOutput, StepStatus, WorkflowStep, run_pipeline
 from asyncflow._core.errors import RunNotFoundError
 from asyncflow.events import AttemptStarted, RunStarted
 
@@ -77,6 +77,32 @@ async def test_a_failed_run_resumes_where_it_stopped(make_journal: Any) -> None:
     (record,) = await make_journal().runs()
     assert record.status == "passed"
     assert str(await make_journal().report("r")) == str(passed)
+
+
+async def test_a_fork_has_its_results_in_its_own_rows(make_journal: Any, database: Any) -> None:
+    def rows() -> list[Any]:
+        return database.query("SELECT * FROM events WHERE run_id = 'r' ORDER BY position")  # type: ignore[no-any-return]
+
+    journal = make_journal()
+    await run(journal, fail_fast=False)
+    before, orchestrator = rows(), Orchestrator(steps())
+    fork = await orchestrator.fork("r", "f", journal=journal)
+    after = rows()
+    await journal.forget("r")
+
+    report = await make_journal().report("f")
+    again = await orchestrator.fork("f", "g", journal=make_journal())
+
+    assert before == after
+    assert (await journal.record("f")).forked_from == report.forked_from == "r"
+    assert str(report) == str(fork)
+    assert {each.step_name: each.origin for each in fork.results} == {
+        **dict.fromkeys(("numbers", "doubled", "load"), "r"),
+        "flaky": "",
+    }
+    assert again["load"].output == (2, 4, 6)
+    assert [item.origin for item in again["doubled"].items or ()] == ["r"] * 3
+    assert again["flaky"].origin == "f"
 
 
 async def test_a_journal_reports_an_unfinished_run(journal: Any) -> None:
