@@ -6,6 +6,7 @@ import asyncio
 import json
 import shlex
 import time
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import asdict
 from datetime import datetime, timedelta
@@ -166,8 +167,17 @@ def _cells(record: RunRecord, theme: Theme) -> list[str]:
         f"{theme.symbols[status_for_run(status)]} {status}",
         started,
         _took(record),
-        escape_controls(record.pipeline),
+        escape_controls(", ".join(_pipeline_and_origin(record))),
     ]
+
+
+def _pipeline_and_origin(record: RunRecord) -> Iterator[str]:
+    if record.pipeline:
+        yield record.pipeline
+    if record.forked_from:
+        yield f"fork of {record.forked_from}"
+    if record.parent:
+        yield f"in {record.parent}"
 
 
 def _took(record: RunRecord) -> str:

@@ -221,6 +221,11 @@ def _write_head(shown: _ShownRun) -> None:
     if record.pipeline:
         parts.append(f" of {escape_controls(record.pipeline)}")
     parts.append(f", started {datetime.fromtimestamp(record.started_at):%Y-%m-%d %H:%M:%S}")
+    if record.forked_from:
+        parts.append(f", a fork of run {escape_controls(record.forked_from)}")
+    if record.parent:
+        step, parent = escape_controls(record.parent_step), escape_controls(record.parent)
+        parts.append(f", started by step {step} of run {parent}")
     if resumed := len(view.segments) - 1:
         parts.append(f", resumed {plural(resumed, 'time')}")
         spent = took(shown.report.total_duration_ms, shown.report.span_ms)

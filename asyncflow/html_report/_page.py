@@ -49,8 +49,6 @@ class Live(NamedTuple):
     cancel_url: str
     resume_url: str | None = None
     """``None`` if the page can't resume the run."""
-    rerun_url: str | None = None
-    """``None`` if the page can't run it again."""
     token: str | None = None
     """Sent along with an action."""
     script_url: str | None = None
@@ -58,6 +56,8 @@ class Live(NamedTuple):
     element ``#live``, and calls ``window.asyncflow.update``."""
     runs_url: str | None = None
     """The list of all runs."""
+    rerun_url: str | None = None
+    """``None`` if the page can't run it again."""
 
 
 def page(

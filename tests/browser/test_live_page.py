@@ -337,6 +337,28 @@ async def test_a_run_is_cancelled_and_resumed_from_its_page(tab: Tab, site: Serv
     await expect(badge(page)).to_contain_text("PASSED")
 
 
+async def test_a_run_is_run_again_from_its_page(tab: Tab, site: ServerThread) -> None:
+    gates, page = site.start("run-again"), tab.page
+    gates.open("first", "second", "third")
+    await page.goto(f"{site.url}runs/{gates.run_id}")
+    await expect(badge(page)).to_contain_text("PASSED")
+
+    await page.get_by_role("button", name="Run again …").click()
+    choice = page.get_by_label("What runs again")
+    await expect(choice).to_have_value("*")  # nothing has failed
+    await assert_accessible(page)
+    await choice.select_option("=second")
+    await page.get_by_role("button", name="Run again", exact=True).click()
+
+    await expect(page).not_to_have_url(re.compile("run-again"))
+    Gates(site.folder, page.url.rpartition("/")[2]).open("second")
+    await expect(badge(page)).to_contain_text("PASSED")
+    await expect(step(page, "first")).to_contain_text("taken over from run run-again")
+    await expect(step(page, "second")).not_to_contain_text("taken over")
+    await page.locator("#header").get_by_role("link", name="run-again").click()
+    await expect(page).to_have_url(re.compile("runs/run-again"))
+
+
 async def test_the_run_of_a_killed_process_is_shown_as_orphaned_and_resumed(
     tab: Tab, site: ServerThread, start: Any
 ) -> None:

@@ -165,3 +165,35 @@ def test_steps_that_the_run_left_out_must_be_selected(shop: Shell) -> None:
     assert "select what to run, as with --target load" in words
     assert "to run all of it, name its last steps: --target load --target mail" in words
     assert calls(shop) == ["mail"]
+
+
+def test_lists_and_heads_say_where_a_run_comes_from(shop: Shell) -> None:
+    shop.write("repaired", "")
+    shop.write(
+        "nested.py",
+        """
+        import shop
+        from asyncflow import Pipeline
+        from asyncflow.journal import SQLiteJournal
+
+        pipeline = Pipeline("outer")
+
+        @pipeline.step
+        async def start():
+            async with SQLiteJournal("asyncflow.db") as journal:
+                await shop.pipeline.orchestrator.run(run_id="inner", journal=journal)
+        """,
+    )
+    shop("run", "nested", "--run-id", "outer-1", "--quiet")
+    shop("rerun", "inner", "shop:pipeline", "--run-id", "fork", "--quiet")
+
+    rows = {line.split()[0]: line for line in shop("runs").stdout.splitlines()}
+    inner, fork = shop("show", "inner").stdout, shop("show", "fork").stdout
+    records = {record["run_id"]: record for record in shop.json("runs", "--json")}
+
+    assert rows["inner"].endswith("shop, in outer-1")
+    assert rows["fork"].endswith("shop, fork of inner")
+    assert inner.splitlines()[0].endswith(", started by step start of run outer-1")
+    assert fork.splitlines()[0].endswith(", a fork of run inner")
+    assert (records["inner"]["parent"], records["inner"]["parent_step"]) == ("outer-1", "start")
+    assert records["fork"]["forked_from"] == "inner"
