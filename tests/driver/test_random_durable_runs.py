@@ -20,6 +20,7 @@ from turn_counting import TurnCountingLoop
 
 from asyncflow import (
     JournalError,
+    Orchestrator,
     RunCancelledError,
     StepCrashedError,
     StepResult,
@@ -34,6 +35,7 @@ from asyncflow._core.resume import resume
 from asyncflow._core.state import RunState
 from asyncflow._views.run_view import RunView
 from asyncflow.events import (
+    RECALLED,
     AttemptFailed,
     AttemptStarted,
     RunFinished,
@@ -42,6 +44,7 @@ from asyncflow.events import (
     StepCancelled,
     StepFailed,
     StepSucceeded,
+    StepTakenOver,
 )
 
 SUCCESS, FAILED = StepStatus.SUCCESS, StepStatus.FAILED
@@ -156,7 +159,7 @@ class Execution:
         by_name = {step.name: step for step in self.steps}
         for item in result.items or ():
             self.check_attempts(item)
-        if result.items is None:
+        if result.items is None and not result.origin:
             assert len(result.history) == result.attempts
             series = latest_series(result.history)
             assert [each.number for each in series] == list(range(1, len(series) + 1))
@@ -199,11 +202,36 @@ class Execution:
         assert state.outcome == self.received[-1].outcome
 
 
+class ForkExecution(Execution):
+    """A fork of the run that the journal has as "origin"."""
+
+    async def run(self):
+        orchestrator = Orchestrator(self.steps, journal=self.journal, **self.pipeline.options)
+        self.report = await orchestrator.fork(
+            "origin", RUN_ID, observers=[self.received.append, self.world.observe]
+        )
+        self.taken = [event for event in self.received if isinstance(event, StepTakenOver)]
+        self.check()
+        return self
+
+    def check_calls(self):
+        """What is taken over is not run again, unless its output is secret and needed."""
+        reasons = self.received[0].rerun_reasons
+        recalled = {name for name, why in reasons.items() if why == RECALLED}
+        assert recalled <= {step.name for step in self.steps if step.secret}
+        again = {step.name for step in self.steps if {step.name, step.map_over} & recalled}
+        taken = {key_of(event) for event in self.taken}
+        assert {key for key in self.world.calls if key[0] not in again}.isdisjoint(taken)
+
+    def check_replay(self):
+        assert_shows(RunView(self.received), self.report)
+
+
 def successes(events):
     """Return the steps and items that have succeeded and are not outdated."""
     completed, dependencies = set(), {}
     for event in events:
-        if isinstance(event, StepSucceeded):
+        if isinstance(event, StepSucceeded | StepTakenOver):
             completed.add(key_of(event))
         elif isinstance(event, RunStarted):
             dependencies.update(event.dependencies)
@@ -516,8 +544,40 @@ async def change_often(pipeline, seed):
     return executions
 
 
+async def fork_everywhere(pipeline, seed):
+    """Fork the run wherever it has come to, and resume each fork whose process dies."""
+    chance = random.Random(seed)
+    journal = MemoryJournal(latency_s=pipeline.latency_s)
+    whole = (await Execution(pipeline, journal).run()).report
+    events = journal.stored[RUN_ID]
+    for stored in range(1, len(events) + 1):
+        left = MemoryJournal(latency_s=pipeline.latency_s)
+        left.stored["origin"] = events[:stored]
+        fork = await ForkExecution(pipeline, left).run()
+        assert_same_end(fork.report, whole, pipeline)
+        assert left.stored["origin"] == events[:stored]
+        check_nothing_is_missing(fork, events[:stored])
+        died = left.died_after(chance.randint(1 + len(fork.taken), len(left.stored[RUN_ID])))
+        again = await Execution(pipeline, died).run()
+        assert_same_end(again.report, whole, pipeline)
+    return 2 * len(events)
+
+
+def check_nothing_is_missing(fork, events):
+    """Check that a fork has taken over all that had succeeded and holds."""
+    late = {step.name for step in fork.steps if step.run_if != "success"}
+    for name, needed in DependencyView(plan(fork.steps)).items():
+        if late.intersection(needed):
+            late.add(name)
+    secret = {step.name for step in fork.steps if step.secret}
+    again = {step.name for step in fork.steps if {step.name, step.map_over} & secret}
+    for name, item in successes(events) - {key_of(event) for event in fork.taken}:
+        assert name in late or (item is not None and name in again), (name, item)
+
+
 PROPERTIES = {
     "dies": die_everywhere,
+    "is forked": fork_everywhere,
     "its journal fails": fail_everywhere,
     "its caller is cancelled": cancel_caller,
     "is cancelled through its journal": cancel_through_journal,
