@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from itertools import chain
 from pathlib import Path
 
 import pytest
 
 from asyncflow import Orchestrator, WorkflowStep
 from asyncflow.journal import SQLiteJournal
+from asyncflow.journal._store import CommitBatch, Refusals
 
 STEPS = 20
 OVERHEAD = 4
@@ -61,3 +63,27 @@ async def test_a_step_costs_one_commit_that_concurrent_steps_share(
         await orchestrator.run(journal=journal)
 
         assert STEPS < len(disk_commits) <= STEPS + OVERHEAD
+
+
+async def test_a_fork_commits_what_it_takes_over_with_its_start(tmp_path: Path) -> None:
+    steps = [WorkflowStep(f"s{number}", return_one) for number in range(300)]
+    steps.append(WorkflowStep("last", return_one, [step.name for step in steps]))
+    kinds: list[list[str]] = []
+    async with SQLiteJournal(tmp_path / "runs.db") as journal:
+        orchestrator = Orchestrator(steps, journal=journal)
+        await orchestrator.run(run_id="r")
+        write = journal._store.write
+
+        def note(take: Callable[[], Sequence[CommitBatch]]) -> Refusals:
+            def taking() -> Sequence[CommitBatch]:
+                batches = take()
+                kinds.append([row.kind for batch in batches for row in batch.rows])
+                return batches
+
+            return write(taking)
+
+        journal._store.write = note  # type: ignore[method-assign]
+        await orchestrator.fork("r", "f", from_step="last")
+
+    assert kinds[0][:301] == ["RunStarted", *["StepTakenOver"] * 300]
+    assert [*chain.from_iterable(kinds)].count("StepTakenOver") == 300
