@@ -22,7 +22,7 @@ from typing import Protocol
 
 from asyncflow._core.errors import escape_controls
 from asyncflow._views.event_text import describe_event
-from asyncflow.events import Event, RunFinished, RunResumed, RunStarted
+from asyncflow.events import Event, RunFinished, RunResumed, RunStarted, StepTakenOver
 
 __all__ = [
     "EventBuffer",
@@ -226,6 +226,8 @@ class LineRenderer:
     def _lines(self, buffer: EventBuffer) -> Iterator[str]:
         run_id, max_retries = self._runs.get(buffer, ("", {}))
         for event in buffer.drain():
+            if isinstance(event, StepTakenOver):
+                continue  # the use of the result is reported, and says where it comes from
             if isinstance(event, RunStarted | RunResumed):
                 run_id, max_retries = escape_controls(event.run_id), dict(event.max_retries)
                 self._runs[buffer] = run_id, max_retries

@@ -188,6 +188,17 @@ class TestWhatIsTakenOver:
 
         assert len(taken(report)) == 4
 
+    async def test_an_equal_value_that_is_written_otherwise_changes_nothing(self, journal):
+        async def take(options: dict[str, int]) -> int:
+            return len(options)
+
+        orchestrator = Orchestrator([WorkflowStep("take", take)], journal=journal)
+        await orchestrator.run(run_id="r", inputs={"options": {"a": 1, "b": 2}})
+
+        report = await orchestrator.fork("r", inputs={"options": {"b": 2, "a": 1}})
+
+        assert taken(report) == ["take"]
+
     async def test_an_input_that_the_other_run_did_not_have_counts_as_changed(self, journal):
         work = Work()
         await work.pipeline(journal).run_as("r")
