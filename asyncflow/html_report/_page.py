@@ -202,7 +202,7 @@ def security_policy(styles: Sequence[str], scripts: Sequence[str], *, is_live: b
             "default-src 'none'",
             " ".join(["style-src", *map(_source, styles)]),
             " ".join(["script-src", *own, *map(_source, scripts)]),
-            "img-src 'self'" if is_live else "img-src data:",
+            " ".join(["img-src", *own, "data:"]),
             *(["connect-src 'self'"] if is_live else []),
             "base-uri 'none'",
             "form-action 'none'",

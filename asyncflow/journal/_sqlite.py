@@ -535,7 +535,7 @@ class SQLiteJournal(SQLJournal):
         if synchronous not in ("FULL", "NORMAL"):
             raise ValueError(f"synchronous must be 'FULL' or 'NORMAL', not {synchronous!r}")
         check_lease(lease_s)
-        name = _checked_path(path)
+        name = self.path = _checked_path(path)
         opened = threading.Event()
         first, second = (SQLite(name, synchronous, lease_s / 3, opened=opened) for _ in range(2))
         super().__init__(

@@ -35,6 +35,10 @@ class RunsJournal(Protocol):
         """Return the events of a run after a position."""
         ...
 
+    async def notes(self, run_id: str, *, after: int = 0, **conditions: Any) -> list[StoredEvent]:
+        """Return what the steps of a run have said after a position."""
+        ...
+
     async def cancel(self, run_id: str) -> bool:
         """Request the cancellation of a run; return whether a process runs it."""
         ...

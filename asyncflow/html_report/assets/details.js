@@ -1,7 +1,7 @@
 // The details of the selected step: its tabs, and what only a server has.
 const server = $("live")?.dataset ?? {};
 const oneBox = $("one"), detailsBox = $("details"), tabsBox = $("tabs");
-let tab = "details", loading = null, fetchedAt = 0, short = "";
+let tab = "details", loading = null, fetchedAt = 0, stateThen = null;
 const ask = async (url, parameters) => {
   const answer = await fetch(`${url}?${new URLSearchParams(parameters)}`, { cache: "no-store", headers: { accept: url === server.notesUrl ? "application/json" : "text/html" } });
   if (answer.status === 401) location.reload();
@@ -40,12 +40,13 @@ tabsBox.addEventListener("keydown", (event) => {
 });
 
 // What the page of a server leaves out: steps of a large run, and the rest of long texts.
+const stateOf = (article) => article && `${article.dataset.s} ${all("tr[data-a]", article).length}`;
 const clearOne = () => { oneBox.replaceChildren(); delete oneBox.dataset.i; };
 const fetchStep = async (number) => {
   if (loading === number) return;
   loading = number;
   fetchedAt = Date.now();
-  short = $(`s${number}`)?.outerHTML ?? "";
+  stateThen = stateOf($(`s${number}`));
   const note = document.createElement("p");
   note.setAttribute("role", "status");
   note.textContent = "loading …";
@@ -68,7 +69,8 @@ const fetchStep = async (number) => {
 const showDetails = () => {
   if (oneBox.dataset.i !== undefined && oneBox.dataset.i !== chosen) clearOne();
   const inPage = chosen !== null && $(`s${chosen}`);
-  if (oneBox.dataset.i === chosen && inPage && short !== inPage.outerHTML && short) clearOne();
+  // The page knows more now than the step that was loaded whole.
+  if (oneBox.dataset.i === chosen && inPage && stateThen && stateThen !== stateOf(inPage)) clearOne();
   if (server.detailsUrl && chosen !== null && !inPage) {
     const now = document.querySelector(`#steps-table tr[data-i="${chosen}"]`)?.dataset.s, had = articleOf(chosen)?.dataset.s;
     const isOld = had !== now || ["running", "pending"].includes(now);

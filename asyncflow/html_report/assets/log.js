@@ -37,7 +37,8 @@ const sayLines = () => {
   const lines = all("li", logLines), shown = lines.filter((each) => !each.hidden).length;
   if (logEarlier) logEarlier.hidden = !(lines.length >= logLimit && logLimit < MOST_LINES);
   const what = isLogFiltered() ? `${count(shown)} ${shown === 1 ? "line matches" : "lines match"}` : shown < total ? `the last ${count(shown)} lines` : `${count(shown)} ${shown === 1 ? "line" : "lines"}`;
-  const text = isLogFiltered() && !server.notesUrl ? `${what}, of the ${count(lines.length)} here` : shown < total ? `${what} of ${count(total)}` : what;
+  const of = !isLogFiltered() ? shown < total && ` of ${count(total)}` : !server.notesUrl && `, of the ${count(lines.length)} here`;
+  const text = what + (of || "");
   if (logState.textContent !== text) logState.textContent = text;
 };
 const filterLog = () => {
