@@ -46,9 +46,9 @@ async def list_notes(
     """
     try:
         selection = _selection(request.query_params)
+        stored = await journal.notes(run_id, **selection, data=False)
     except ValueError as error:
         return problem(request, 400, "The query is invalid", str(error))
-    stored = await journal.notes(run_id, **selection, data=False)
     base = attachments_url(request, run_id)
     return await asyncio.to_thread(_answer, stored, selection["after"], base, as_json)
 
@@ -117,7 +117,8 @@ async def attachment(journal: RunsJournal, run_id: str, position: int) -> Respon
         RunNotFoundError: There is no such run.
         HTTPException: It has no such attachment.
     """
-    found = await journal.notes(run_id, after=position - 1, kinds=[StepAttached], limit=1)
+    before = max(position - 1, 0)
+    found = await journal.notes(run_id, after=before, kinds=[StepAttached], limit=1)
     note = found[0].event if found and found[0].position == position else None
     if not isinstance(note, StepAttached):
         raise HTTPException(404)

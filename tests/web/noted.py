@@ -22,7 +22,7 @@ class NotedJournal(SQLiteJournal):
         self.said: defaultdict[str, list[NoteEvent]] = defaultdict(list)
         self.reads = 0
 
-    async def notes(  # type: ignore[override]
+    async def notes(
         self,
         run_id: str,
         *,
@@ -48,7 +48,7 @@ class NotedJournal(SQLiteJournal):
                 for wanted, found in ((step, note.step), (item, note.item), (attempt, note.attempt))
             ):
                 return False
-            if level is not None and not (isinstance(note, StepLogged) and note.level >= level):
+            if level is not None and isinstance(note, StepLogged) and note.level < level:
                 return False
             return text is None or (
                 isinstance(note, StepLogged) and text.lower() in note.message.lower()
