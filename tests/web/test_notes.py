@@ -11,7 +11,7 @@ from web.noted import NotedJournal
 from web.runs import failing, passing
 from web.test_run_page import updates_in
 
-from asyncflow import Orchestrator, WorkflowStep
+from asyncflow import Orchestrator, WorkflowStep, current_step
 from asyncflow.web import app
 
 
@@ -100,6 +100,32 @@ async def test_a_response_has_at_most_5000_notes(make_client: Any, noted: NotedJ
     for query, count in (("", 1_000), ("?limit=99999", 5_000), ("?limit=0", 1_000)):
         answer = await client.get(f"/api/runs/r/notes{query}")
         assert len(answer.json()["notes"]) == count
+
+
+async def test_what_a_step_says_is_read_from_its_journal(
+    make_client: Any, any_journal: Any
+) -> None:
+    async def talk() -> None:
+        step = current_step()
+        step.progress(3, 4, "rows")
+        step.attach("x.json", {"a": 1})
+        step.progress(4, 4, "rows")
+
+    pipeline = Orchestrator([WorkflowStep("talk", talk)], name="talker")
+    await pipeline.run(run_id="r", journal=any_journal)
+    client = make_client(app(any_journal))
+
+    notes = (await client.get("/api/runs/r/notes")).json()["notes"]
+    (image,) = [each for each in notes if each["event"] == "StepAttached"]
+    (progress,) = [each for each in notes if each["event"] == "StepProgressed"]
+    data = (await client.get(image["url"])).json()
+    page = (await client.get("/runs/r")).text
+
+    assert (progress["done"], data) == (4, {"a": 1})
+    assert "4 of 4 rows" in page
+    assert image["url"] in page
+    assert (await client.get("/api/runs/r/notes?attempt=0")).status_code == 400
+    assert (await client.get("/api/runs/r/attachments/0")).status_code == 404
 
 
 @pytest.mark.parametrize(
