@@ -12,6 +12,7 @@ from page.said import HOSTILE_SVG, NOTES, attached, logged, picture, progressed
 from page.test_page import Parsed, run_of, run_of_failures, started
 
 from asyncflow import RunReport, StepResult, StepStatus
+from asyncflow._core.record import replace
 from asyncflow._views.notes import MOST_LINES, TAIL, RunNotes, level_name
 from asyncflow._views.run_view import RunView
 from asyncflow.events import (
@@ -139,6 +140,17 @@ def test_the_failure_of_a_mapped_step_has_the_last_lines_of_the_item_that_failed
     assert "The last log line before it failed, of item 1 1.000 INFO" not in text
     assert "The last log line before it failed, of item 1 0.001 INFO [1] app.db item 1" in text
     assert "item 2" not in text
+
+
+def test_the_failure_of_a_resumed_run_has_no_lines_of_an_earlier_segment() -> None:
+    before = logged("load", "in the first segment", at_ms=1.0)
+    events = run_of_failures("no", segments=2)
+    name = next(iter(RunView(events).steps))
+
+    text = words("failure", events, [replace(before, step=name), logged(name, "now", at_ms=30.0)])
+
+    assert "0.030 INFO app.db now" in text
+    assert "in the first segment" not in text
 
 
 def test_a_failure_before_the_first_attempt_has_no_log_lines() -> None:
@@ -361,7 +373,7 @@ def test_the_tabs_of_a_page_are_hidden_until_a_step_has_a_log() -> None:
 
 
 def stored(fingerprint: str, **more: object) -> list[Event]:
-    names = {"extract": (), "a, b=c)": (), "load": ("extract", "a, b=c)")}
+    names = {"extract": (), "a": (), "a, b=c)": (), "load": ("a", "extract", "a, b=c)")}
     prints = {"extract": ("()", ""), "load": (fingerprint, "")}
     return [
         RunStarted(
@@ -437,6 +449,17 @@ def test_each_attempt_has_its_traceback() -> None:
     assert html.count("Traceback (most recent call last)") == 3
     for number in (1, 2):
         assert f'aria-label="Traceback of attempt {number}"' in html
+
+
+def test_attempts_of_items_take_no_room_from_tracebacks_that_are_shown() -> None:
+    events: list[Event] = [started("a", "b"), AttemptStarted("a", 1, 0.0)]
+    events.append(AttemptFailed("a", 1, 1.0, ValueError("shown"), 1.0))
+    events += [AttemptStarted("a", 2, 3.0), MapStarted("b", 4.0, 30)]
+    for item in range(30):
+        events.append(AttemptStarted("b", 1, 5.0, item=item))
+        events.append(AttemptFailed("b", 1, 6.0, ValueError("item"), 1.0, item))
+
+    assert 'aria-label="Traceback of attempt 1"' in shown("details", events, [])
 
 
 def test_a_run_that_can_be_resumed_has_the_command() -> None:
