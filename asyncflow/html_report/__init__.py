@@ -16,11 +16,12 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Iterable
+from itertools import chain
 
 from asyncflow._core.report import RunReport
 from asyncflow._views.notes import NOTES, RunNotes
 from asyncflow._views.run_view import RunView
-from asyncflow.events import Event, NoteEvent
+from asyncflow.events import Event
 from asyncflow.html_report._event_log import event_log, log_of_report
 from asyncflow.html_report._page import page
 
@@ -28,8 +29,8 @@ __all__ = ["to_html"]
 
 
 def to_html(
-    run: RunReport | Iterable[Event | NoteEvent],
-    notes: Iterable[NoteEvent] = (),
+    run: RunReport | Iterable[Event],
+    notes: Iterable[Event] = (),
     *,
     resume: str = "",
 ) -> str:
@@ -50,20 +51,17 @@ def to_html(
     Raises:
         ValueError: There is no event.
     """
-    said = RunNotes()
+    events, said = list[Event](), RunNotes()
+    for each in chain(() if isinstance(run, RunReport) else run, notes):
+        if isinstance(each, NOTES):
+            said.apply(each)
+        else:
+            events.append(each)
     if isinstance(run, RunReport):
         view = RunView.from_report(run)
         log = log_of_report(view)
     else:
-        events: list[Event] = []
-        for each in run:
-            if isinstance(each, NOTES):
-                said.apply(each)
-            else:
-                events.append(each)
         view, log = RunView(events), event_log(events)
-    for note in notes:
-        said.apply(note)
     if not resume and view.fingerprints:  # only a run with a journal has them
         resume = f"asyncflow resume {shlex.quote(view.run_id)} MODULE:PIPELINE --journal JOURNAL"
     return page(view, log, now_ms=view.at_ms, notes=said, resume=resume)

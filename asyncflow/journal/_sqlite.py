@@ -535,7 +535,9 @@ class SQLiteJournal(SQLJournal):
         if synchronous not in ("FULL", "NORMAL"):
             raise ValueError(f"synchronous must be 'FULL' or 'NORMAL', not {synchronous!r}")
         check_lease(lease_s)
-        name = self.path = _checked_path(path)
+        name = _checked_path(path)
+        self.path = name
+        """The path of its file, as it was given."""
         opened = threading.Event()
         first, second = (SQLite(name, synchronous, lease_s / 3, opened=opened) for _ in range(2))
         super().__init__(
