@@ -341,6 +341,13 @@ async def test_progress_and_pictures_arrive_while_a_step_runs(tab: Page, site: S
     image = tab.locator("article.selected img")
     await image.scroll_into_view_if_needed()
     await expect(image).to_have_js_property("naturalWidth", 80)
+    requests = list[str]()
+    tab.on("request", lambda each: requests.append(each.url))
+    for count in (3000, 4000):
+        said.append(progressed("gate", count, 5000, at_ms=9e6))
+        await expect(tab.locator("#gantt .far")).to_have_text(f"{count // 50} %")
+    await expect(image).to_have_js_property("naturalWidth", 80)
+    assert not [url for url in requests if "attachments" in url]
     said.append(logged("gate", "hello"))
     await tab.get_by_role("tab", name="Log 1").click()
     await expect(lines(tab)).to_contain_text(["hello"])

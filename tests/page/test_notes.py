@@ -7,7 +7,7 @@ import csv
 import re
 
 import pytest
-from golden_run import GOLDEN
+from golden_run import GOLDEN, HOSTILE
 from page.said import HOSTILE_SVG, NOTES, attached, logged, picture, progressed
 from page.test_page import Parsed, run_of, run_of_failures, started
 
@@ -24,6 +24,8 @@ from asyncflow.events import (
     RunFinished,
     RunStarted,
     StepFailed,
+    StepLogged,
+    StepProgressed,
     StepSucceeded,
 )
 from asyncflow.html_report import to_html
@@ -182,6 +184,30 @@ def test_a_page_of_a_server_has_few_lines_since_it_loads_the_others() -> None:
     (log,) = re.findall(r'<div class="log" data-total="260" data-latest="0">.*?</div>', html, re.S)
     assert log.count("<li") == 20
     assert "the last 20 of 260 lines" in log
+
+
+def test_each_traceback_of_a_line_is_opened_by_itself() -> None:
+    for name in ("failure", "details"):
+        parsed = Parsed(shown(name, GOLDEN, NOTES))
+        keys = [each["data-key"] for each in parsed.tags("details") if "data-key" in each]
+        assert len(keys) == len(set(keys))
+        assert any(key is not None and key.endswith("-4.720") for key in keys)
+
+
+@pytest.mark.parametrize("text", ["\udcff", "\x00\x1b[2J", "</pre><script>alert(1)</script>"])
+def test_hostile_text_in_notes_stays_text(text: str) -> None:
+    notes = [
+        StepLogged(HOSTILE, 2, 4710.0, 20, text, text, traceback=text),
+        StepProgressed("extract", 1, 1.0, 1.0, 2.0, text),
+        attached("extract", text, "image/png", picture()),
+        attached("extract", text, "text/csv", text.encode("utf-8", "surrogatepass")),
+    ]
+
+    html = to_html(GOLDEN, notes, resume=text)
+
+    assert len(Parsed(html).tags("script")) == 1
+    assert "\x00" not in html
+    html.encode()
 
 
 # Progress.
