@@ -443,6 +443,13 @@ def test_the_details_show_what_each_parameter_receives(fingerprint: str, text: s
     assert ("Parameters" in shown) == (text != "Tier 2")
 
 
+def test_a_parameter_does_not_show_a_secret_output() -> None:
+    text = words("details", stored("(rows=extract)", secret=("extract",)), [])
+
+    assert "rows from extract redacted: it is secret" in text
+    assert "'rows': [0" not in text
+
+
 def test_a_parameter_of_a_step_that_the_run_no_longer_has_names_it() -> None:
     events = stored("(x=old)")
     first = events[0]
