@@ -5,21 +5,25 @@ from __future__ import annotations
 import asyncio
 import difflib
 import json
+import shlex
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import aclosing, suppress
 from functools import partial
 
+from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 
 from asyncflow._core.errors import JournalError, RunNotFoundError
+from asyncflow._views.notes import NOTES, RunNotes
 from asyncflow._views.run_view import RunView
 from asyncflow.events import Event
 from asyncflow.html_report._event_log import event_log
-from asyncflow.html_report._page import Live, page, page_policy, sections
+from asyncflow.html_report._page import Live, details, page, page_policy, sections
 from asyncflow.html_report._page_model import NestedRun, RelatedRuns
 from asyncflow.journal._queries import RunRecord, StoredEvent, listed_status
 from asyncflow.web._feed import ACTIONS, RunFeeds, Update, now_of
+from asyncflow.web._notes import attachments_url
 from asyncflow.web._responses import (
     asset_url,
     html_answer,
@@ -37,6 +41,7 @@ __all__ = [
     "follow",
     "position_of",
     "run_page",
+    "show_details",
     "unknown_run",
 ]
 
@@ -66,6 +71,7 @@ async def run_page(request: Request, journal: RunsJournal) -> Response:
     if not stored:
         text = f"Run {run_id!r} has no events yet. Load the page again."
         return problem(request, 404, "The run has not begun", text, links=_home(request))
+    noted = await journal.notes(run_id)
     live = Live(
         events_url=f"{link_to(request, 'events', run_id)}?after={stored[-1].position}",
         cancel_url=link_to(request, "cancel", run_id),
@@ -73,15 +79,24 @@ async def run_page(request: Request, journal: RunsJournal) -> Response:
         rerun_url=f"{link_to(request, 'api/runs', run_id)}/rerun",
         script_url=asset_url(request, "live.js"),
         runs_url=path_in(request, "/"),
+        details_url=link_to(request, "details", run_id),
+        notes_url=f"{link_to(request, 'api/runs', run_id)}/notes",
+        attachments_url=attachments_url(request, run_id),
     )
     related = await _related(request, journal, record)
-    html = await asyncio.to_thread(_made, stored, record, live, related)
+    command = _resume_command(journal, run_id)
+    html = await asyncio.to_thread(_made, stored, noted, record, live, command, related)
     policy = f"{page_policy(is_live=True)}; frame-ancestors 'none'"
     return html_answer(html, headers={"content-security-policy": policy})
 
 
 def _made(
-    stored: Sequence[StoredEvent], record: RunRecord, live: Live, related: RelatedRuns
+    stored: Sequence[StoredEvent],
+    noted: Sequence[StoredEvent],
+    record: RunRecord,
+    live: Live,
+    resume: str,
+    related: RelatedRuns,
 ) -> str:
     events = [each.event for each in stored]
     view = RunView(events)
@@ -89,8 +104,10 @@ def _made(
         view,
         event_log(events),
         now_ms=now_of(view, record),
+        notes=_notes_of(noted),
         live=live,
         is_orphaned=record.orphaned,
+        resume=resume,
         related=related,
     )
 
@@ -108,6 +125,61 @@ async def _related(request: Request, journal: RunsJournal, record: RunRecord) ->
         )
         nested.setdefault(each.parent_step, []).append(run)
     return RelatedRuns(urls, nested)
+
+
+def _notes_of(noted: Sequence[StoredEvent]) -> RunNotes:
+    notes = RunNotes(with_pictures=False)
+    for each in noted:
+        assert isinstance(each.event, NOTES)
+        notes.apply(each.event, each.position)
+    return notes
+
+
+def _resume_command(journal: RunsJournal, run_id: str) -> str:
+    """Return the command that resumes a run, as far as this server knows it."""
+    path = getattr(journal, "path", None)
+    where = "JOURNAL" if path in (None, ":memory:") else shlex.quote(str(path))
+    return f"asyncflow resume {shlex.quote(run_id)} MODULE:PIPELINE --journal {where}"
+
+
+async def show_details(request: Request, journal: RunsJournal) -> Response:
+    """Answer with the details of one step, whole, as a part of the page.
+
+    Raises:
+        RunNotFoundError: There is no such run.
+        HTTPException: It has no such step.
+    """
+    run_id, step = named_run(request), request.query_params.get("step", "")
+    stored = await journal.events(run_id)
+    noted = await journal.notes(run_id, step=step)
+    record = await journal.record(run_id)
+    url, related = attachments_url(request, run_id), await _related(request, journal, record)
+    html = await asyncio.to_thread(_made_details, stored, noted, record, step, url, related)
+    if html is None:
+        raise HTTPException(404)
+    return html_answer(html)
+
+
+def _made_details(
+    stored: Sequence[StoredEvent],
+    noted: Sequence[StoredEvent],
+    record: RunRecord,
+    step: str,
+    url: str,
+    related: RelatedRuns,
+) -> str | None:
+    view = RunView(each.event for each in stored)
+    if step not in view.steps:
+        return None
+    return details(
+        view,
+        step,
+        now_ms=now_of(view, record),
+        notes=_notes_of(noted),
+        is_orphaned=record.orphaned,
+        attachments_url=url,
+        related=related,
+    )
 
 
 async def follow(
@@ -129,8 +201,10 @@ async def follow(
         return json_answer({"more": True})
     if request.method == "HEAD":
         return Response(media_type="text/event-stream")
+    url, command = attachments_url(request, run_id), _resume_command(journal, run_id)
     related = partial(_related, request, journal)
-    return UpdateStream(_updates(run_id, after, journal, feeds, resumer, related), viewers)
+    updates = _updates(run_id, after, journal, feeds, resumer, url, command, related)
+    return UpdateStream(updates, viewers)
 
 
 async def _is_over(journal: RunsJournal, run_id: str, after: int) -> bool:
@@ -145,6 +219,8 @@ async def _updates(
     journal: RunsJournal,
     feeds: RunFeeds,
     resumer: Resumer,
+    url: str,
+    command: str,
     related_of: Callable[[RunRecord], Awaitable[RelatedRuns]],
 ) -> AsyncGenerator[Update, None]:
     related = RelatedRuns()
@@ -160,13 +236,16 @@ async def _updates(
             return
 
     def render(
-        view: RunView, events: Sequence[Event], record: RunRecord, now_ms: float
+        view: RunView, events: Sequence[Event], notes: RunNotes, record: RunRecord, now_ms: float
     ) -> dict[str, bytes]:
         parts = sections(
             view,
             event_log(events),
             now_ms=now_ms,
+            notes=notes,
             is_orphaned=record.orphaned,
+            attachments_url=url,
+            resume=command,
             related=related,
         )
         encoded = {name: json.dumps(html).encode() for name, html in parts.items()}

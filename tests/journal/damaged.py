@@ -361,8 +361,11 @@ async def _ask(path: Path, run_id: str) -> dict[str, Any]:
                 answer = await client.get(url.replace("RUN", run_id), headers=headers)
                 assert answer.status_code in (200, 404, 409), (name, answer.text)
                 text = re.sub(r'(nonce-?="?[^"\']+|"now": ?[\d.]+)', "", answer.text)
+                text = text.replace(str(path), "runs.db")  # in the command that resumes the run
                 found[name] = RunUnreadable(text) if answer.status_code == 409 else text
-        feed = _updates(run_id, 0, journal, RunFeeds(journal), Resumer(journal, {}), _related)
+        feed = _updates(
+            *(run_id, 0, journal, RunFeeds(journal), Resumer(journal, {})), "", "", _related
+        )
         async with aclosing(feed) as updates:
             update = await anext(updates)
             found["feed"] = RunUnreadable(update.trouble) if update.trouble else update.sections
