@@ -14,18 +14,30 @@ from __future__ import annotations
 import math
 import time
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import accumulate, chain, islice
-from typing import NamedTuple
+from operator import itemgetter
+from typing import NamedTuple, TypeAlias
 
+from rich.cells import cell_len
 from rich.text import Text
 
 from asyncflow._core.errors import describe_error
 from asyncflow._core.results import StepStatus
 from asyncflow._core.step_view import StepView
 from asyncflow._views.event_text import duration, plural
+from asyncflow._views.progress import counted, percentage, progress_text
 from asyncflow._views.run_view import RunView, ran_before
-from asyncflow.events import Event, RunResumed, RunStarted, StepSucceeded
+from asyncflow.events import (
+    Event,
+    NoteEvent,
+    RunResumed,
+    RunStarted,
+    StepCancelled,
+    StepFailed,
+    StepProgressed,
+    StepSucceeded,
+)
 from asyncflow.live._theme import (
     COLOURS,
     Theme,
@@ -57,6 +69,7 @@ class LiveRun:
         view: What is known of the run.
         running: The names of the running steps, in the order of their starts.
         failed: The names of the failed steps, in the order of their failures.
+        progress: The latest progress of each step or item that reported any.
         settled_tiers: The number of tiers, from the first on, that have nothing left to do.
         begun_tiers: The number of tiers up to the last one in which a step has started.
         name_width: How many cells the widest name takes.
@@ -67,6 +80,7 @@ class LiveRun:
         self.view = RunView()
         self.running: dict[str, None] = {}
         self.failed: dict[str, None] = {}
+        self.progress: dict[str, dict[int | None, StepProgressed]] = {}
         self.settled_tiers = self.begun_tiers = self.name_width = self.height = 0
         self._ahead_ms: float | None = None
         """How far the run's clock is ahead of ours; events arrive late, never early."""
@@ -89,14 +103,18 @@ class LiveRun:
             return view.at_ms
         return max(view.at_ms, self._ahead_ms + _our_ms())
 
-    def apply(self, *events: Event) -> None:
-        """Apply more events. Outputs are dropped."""
+    def apply(self, *events: Event | NoteEvent) -> None:
+        """Apply more events. Outputs, and what steps log and attach, are dropped."""
         if not events:
             return
         view = self.view
         before: dict[str, StepStatus] = {}
         for event in events:
             name: str | None = getattr(event, "step", None)
+            if isinstance(event, NoteEvent):
+                if isinstance(event, StepProgressed):
+                    self.progress.setdefault(event.step, {})[event.item] = event
+                continue
             if name is None:
                 view.apply(event)
                 if isinstance(event, RunStarted | RunResumed):
@@ -105,6 +123,8 @@ class LiveRun:
                 continue
             if name not in before:
                 before[name] = view.steps[name].status
+            if name in self.progress and isinstance(event, _ENDS):
+                self.progress[name].pop(event.item, None)
             if type(event) is StepSucceeded and event.output is not None:
                 event = StepSucceeded(name, event.attempt, event.at_ms, None, event.item)
             view.apply(event)
@@ -130,7 +150,7 @@ class LiveRun:
 
     def _begin(self) -> None:
         view = self.view
-        self.running, self.failed = {}, {}
+        self.running, self.failed, self.progress = {}, {}, {}
         self.settled_tiers = self.begun_tiers = 0
         self._settled = Counter()
         self._counts = [Counter({StepStatus.PENDING: len(names)}) for names in view.tiers]
@@ -150,6 +170,8 @@ class LiveRun:
             self.running[step.name] = None
         elif status is StepStatus.FAILED:
             self.failed[step.name] = None
+        if status is not StepStatus.RUNNING:
+            self.progress.pop(step.name, None)
         self.begun_tiers = max(self.begun_tiers, tier + 1)
         if tier == self.settled_tiers:
             self._settle()
@@ -161,6 +183,9 @@ class LiveRun:
                 break
             self._settled += counts
             self.settled_tiers += 1
+
+
+_ENDS = (StepSucceeded, StepFailed, StepCancelled)
 
 
 def _our_ms() -> float:
@@ -288,7 +313,7 @@ def _body(run: LiveRun, room: int, width: int, now_ms: float, theme: Theme) -> l
             step = run.view.steps[name]
             if span[1] - span[0] > 1:
                 label = _label((step.tier, step.tier + 1), width, theme)
-            lines.append(_row(step, label, columns, now_ms, theme))
+            lines.append(_row(step, run.progress.get(name, {}), label, columns, now_ms, theme))
             label = ""
     return lines
 
@@ -347,6 +372,9 @@ def _first(run: LiveRun, count: int) -> Iterator[str]:
 
 # The row of a step.
 
+_Reported: TypeAlias = Mapping[int | None, StepProgressed]
+"""The latest progress of a step, and of each of its items, by item."""
+
 
 class Columns(NamedTuple):
     """How many cells each column takes; there are two between any two."""
@@ -372,7 +400,9 @@ def columns_for(width: int, tier: int, name: int) -> Columns:
     return Columns(tier, status, name, note, lasted)
 
 
-def _row(step: StepView, tier: str, columns: Columns, now_ms: float, theme: Theme) -> Text:
+def _row(
+    step: StepView, reported: _Reported, tier: str, columns: Columns, now_ms: float, theme: Theme
+) -> Text:
     text = Text(no_wrap=True)
     if columns.tier:
         text.append(fit(tier, columns.tier + 2), "dim")
@@ -381,10 +411,14 @@ def _row(step: StepView, tier: str, columns: Columns, now_ms: float, theme: Them
     text.append(fit(status[: columns.status], columns.status), COLOURS[step.status])
     name = fit(printable(step.name, theme.encoding), columns.name, theme.ellipsis)
     text.append(gap + name, "dim" if step.status is StepStatus.PENDING else "")
+    progress = _current(step, reported.get(None))
     if columns.note > 0:
-        text.append("  ").append(_note(step, columns.note, now_ms, theme))
+        note = _progress_note if progress is not None else _note
+        text.append("  ").append(note(step, reported, columns.note, now_ms, theme))
     duration_ms = step.duration_ms(now_ms)
     lasted = "" if duration_ms is None else duration(duration_ms)
+    if columns.note <= 0 and progress is not None and percentage(progress) is not None:
+        lasted = f"{percentage(progress)} %"
     if len(lasted) > columns.duration:
         lasted = lasted.replace(" ", "")
     return text.append(f"{gap}{lasted:>{columns.duration}}", "" if step.ended_ms is None else "dim")
@@ -393,9 +427,9 @@ def _row(step: StepView, tier: str, columns: Columns, now_ms: float, theme: Them
 _BAR_WIDTHS = range(4, 17)
 
 
-def _note(step: StepView, width: int, now_ms: float, theme: Theme) -> Text:
+def _note(step: StepView, reported: _Reported, width: int, now_ms: float, theme: Theme) -> Text:
     text = Text(no_wrap=True)
-    words = printable(_words(step, now_ms), theme.encoding)
+    words = printable(_words(step, now_ms, reported), theme.encoding)
     if step.item_count is not None and step.status is StepStatus.RUNNING:
         cells = min(width - len(words) - 2, width // 2, _BAR_WIDTHS[-1])
         if cells in _BAR_WIDTHS:
@@ -408,7 +442,47 @@ def _note(step: StepView, width: int, now_ms: float, theme: Theme) -> Text:
     return text.append(" " * (width - text.cell_len))
 
 
-def _words(step: StepView, now_ms: float) -> str:
+def _progress_note(
+    step: StepView, reported: _Reported, width: int, now_ms: float, theme: Theme
+) -> Text:
+    """Return the progress of a running attempt, as much of it as fits: at least the percentage."""
+    progress, latest = reported[None], step.latest
+    assert latest is not None  # it is running
+    share, count, rate, left = progress_text(progress, latest.started_ms, now_ms)
+    least = _BAR_WIDTHS[0] + 1 if share else 0
+    choices = [
+        (least, [share, count, rate, left, _words(step, now_ms, reported)]),
+        (least, [share, count, rate, left]),
+        (least, [share, count, left]),
+        (least, [share, count]),
+        (0, [share, count]),
+        (least, [share, left]),
+    ]
+    fitting = [
+        words
+        for room, parts in choices
+        if cell_len(words := printable(", ".join(filter(None, parts)), theme.encoding)) + room
+        <= width
+    ]
+    words = fitting[0] if fitting else share or count
+    text = Text(no_wrap=True)
+    cells = min(width - cell_len(words) - 1, width // 2, _BAR_WIDTHS[-1])
+    if share and cells in _BAR_WIDTHS:
+        done, empty = bar(percentage(progress) or 0, 100, cells, theme)
+        text.append(done, COLOURS[StepStatus.RUNNING]).append(f"{empty} ", "dim")
+    text.append(elide(words, width - text.cell_len, theme.ellipsis), "dim")
+    return text.append(" " * (width - text.cell_len))
+
+
+def _current(step: StepView, progress: StepProgressed | None) -> StepProgressed | None:
+    """Return the latest progress of a step or an item if it is that of its running attempt."""
+    latest = step.latest
+    if progress is None or latest is None or latest.ended_ms is not None:
+        return None
+    return progress if progress.attempt == latest.number else None
+
+
+def _words(step: StepView, now_ms: float, reported: _Reported) -> str:
     rerun = "" if step.rerun_reason is None else f"again, because {step.rerun_reason}"
     if ran_before(step):
         before = "ran before the run was resumed"
@@ -417,7 +491,7 @@ def _words(step: StepView, now_ms: float) -> str:
         case StepStatus.PENDING:
             parts = [rerun]
         case StepStatus.RUNNING:
-            parts = [_items(step), _attempt(step, now_ms), rerun]
+            parts = [_items(step), *_items_under_way(step, reported), _attempt(step, now_ms), rerun]
         case StepStatus.FAILED:
             error = "" if step.error is None else describe_error(step.error)
             parts = [_items(step), error, _attempts(step)]
@@ -465,6 +539,17 @@ def _items(step: StepView) -> str:
     failed = step.tally[StepStatus.FAILED]
     text = f"{settled:,}{of} item{'' if count == 1 else 's'}"
     return f"{text}, {failed:,} failed" if failed else text
+
+
+def _items_under_way(step: StepView, reported: _Reported) -> Iterator[str]:
+    """Yield how far running items are that reported it: ``[2] 24 %``."""
+    for number, progress in sorted(
+        ((at, each) for at, each in reported.items() if at is not None), key=itemgetter(0)
+    ):
+        item = (step.items or {}).get(number)
+        if item is not None and _current(item, progress) is not None:
+            share = percentage(progress)
+            yield f"[{number}] {counted(progress) if share is None else f'{share} %'}"
 
 
 def _settled_items(step: StepView) -> int:
