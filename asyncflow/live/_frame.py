@@ -56,6 +56,7 @@ __all__ = [
     "columns_for",
     "frame",
     "summary",
+    "title",
 ]
 
 
@@ -211,7 +212,7 @@ def frame(
         theme: What to draw with.
         min_height: How many lines there are at least, so that the last ones keep their place.
     """
-    head = [_title(run, width, now_ms, theme)] if height >= 5 else []
+    head = [title(run, width, now_ms, theme)] if height >= 5 else []
     foot = [summary(run, width, now_ms, theme)]
     if height >= 4:
         foot = [_progress(run, width, theme), *foot]
@@ -238,7 +239,8 @@ def summary(run: LiveRun, width: int, now_ms: float, theme: Theme) -> Text:
     return text
 
 
-def _title(run: LiveRun, width: int, now_ms: float, theme: Theme) -> Text:
+def title(run: LiveRun, width: int, now_ms: float, theme: Theme) -> Text:
+    """Return the line with the names of the pipeline and of the run."""
     name = printable(run.view.pipeline, theme.encoding)
     rest = f"run {printable(run.view.run_id, theme.encoding)}"
     if len(run.view.segments) > 1:

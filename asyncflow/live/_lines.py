@@ -47,6 +47,7 @@ class LineRenderer:
     """
 
     pause_s = 0.05
+    has_shown_end = False
 
     def __init__(self, write: Callable[[str], object]) -> None:
         self._write = write

@@ -54,6 +54,8 @@ class Renderer(Protocol):
 
     pause_s: float
     """The minimum pause between two draws."""
+    has_shown_end: bool
+    """Whether the end of a run stays on the screen."""
 
     def begin(self) -> None:
         """Prepare; called once, when the first run starts."""
