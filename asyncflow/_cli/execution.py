@@ -221,6 +221,7 @@ def report_end(execution: Execution, end: RunEnd) -> int:
         click.echo(report.to_json(indent=2))
     elif not (end.is_shown and sys.stdout.isatty()):
         write_result(format_report(report))
+    _tell_github(report)
     if flags.html is not None:
         stored_in = execution.journal
         resume = "" if stored_in is None else _resume_command(execution, report, stored_in)
@@ -237,6 +238,19 @@ def report_end(execution: Execution, end: RunEnd) -> int:
     if end.signal is not None:
         return 128 + end.signal
     return PASSED if report.outcome == "passed" else RUN_FAILED
+
+
+def _tell_github(report: RunReport) -> None:
+    """Write what GitHub Actions shows of a run, if this is one of its jobs."""
+    if not {"GITHUB_ACTIONS", "GITHUB_STEP_SUMMARY"} & os.environ.keys():
+        return
+    from asyncflow.github import write_errors, write_summary  # few need it
+
+    try:
+        write_summary(report)
+    except OSError as error:
+        write_note(escape_controls(f"the summary for GitHub can't be written: {error}"))
+    write_errors(report)
 
 
 def _next_command(execution: Execution, report: RunReport, journal: str) -> str:
