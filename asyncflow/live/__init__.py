@@ -27,9 +27,10 @@ except ImportError as error:
         "asyncflow.live needs rich: pip install 'asyncflow-tiers[cli]'", name="rich"
     ) from error
 
+from asyncflow.live._captured import CapturedStream
 from asyncflow.live._lines import LineRenderer
 from asyncflow.live._renderer import Renderer, RenderThread
-from asyncflow.live._screen import CapturedStream, FrameRenderer, Screen
+from asyncflow.live._screen import FrameRenderer, Screen
 from asyncflow.live._theme import theme_for
 
 __all__ = ["LiveView"]

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
+from asyncflow.live._captured import CapturedOutput, Printed
 from asyncflow.live._renderer import EventBuffer
-from asyncflow.live._screen import CapturedOutput, Printed
 
 
 def texts(printed: Iterable[Printed]) -> list[str]:

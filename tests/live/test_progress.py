@@ -69,7 +69,7 @@ class TestText:
 class TestRow:
     def test_a_wide_terminal_shows_bar_percentage_count_rate_and_time_left(self) -> None:
         assert row(rows_done(1_204), width=120).split("train_the_forecast_model  ")[1] == (
-            "━━━───────────── 24 %, 1,204 of 5,000 rows, 301/s, 12.6 s left      4.0 s"
+            "━━────────── 24 %, 1,204 of 5,000 rows, 301/s, 12.6 s left          4.0 s"
         )
 
     def test_at_80_columns_a_long_name_leaves_room_for_percentage_and_count(self) -> None:
@@ -81,7 +81,7 @@ class TestRow:
         report = StepProgressed("train", 1, 4_000.0, 1_204, 5_000, "rows")
 
         assert row(report, name="train") == (
-            "tier 1  ▷ RUNNING    train  ━━━─────────── 24 %, 1,204 of 5,000 rows      4.0 s"
+            "tier 1  ▷ RUNNING    train  ━─────── 24 %, 1,204 of 5,000 rows            4.0 s"
         )
 
     def test_without_a_total_there_is_a_count_and_a_rate(self) -> None:
