@@ -164,10 +164,8 @@ def _step_and_item(text: str | None, names: set[str]) -> tuple[str | None, int |
     found = re.fullmatch(r"(?s)(.*)\[(\d+)\]", text)
     if found is not None and found[1] in names:
         return found[1], int(found[2])
-    known = sorted(names)
-    raise click.UsageError(
-        escape_controls(f"the run has no step {text!r}{did_you_mean(text, known)}")
-    )
+    nearest = did_you_mean(text if found is None else found[1], sorted(names))
+    raise click.UsageError(escape_controls(f"the run has no step {text!r}{nearest}"))
 
 
 def _no_logs(record: RunRecord) -> str:

@@ -13,7 +13,6 @@ from asyncflow._core.context import current_attempt
 from asyncflow.events import (
     AttemptFailed,
     Event,
-    NoteEvent,
     StepCancelled,
     StepFailed,
     StepSucceeded,
@@ -132,7 +131,7 @@ class CapturedOutput:
             self._before, self._lines = [], []
         return output
 
-    def end_lines(self, run_id: str, events: Iterable[Event | NoteEvent]) -> None:
+    def end_lines(self, run_id: str, events: Iterable[Event]) -> None:
         """End the unfinished lines of the attempts that end in these events."""
         if not self._unfinished:
             return

@@ -96,7 +96,7 @@ class LiveRun:
             return view.at_ms
         return max(view.at_ms, self._ahead_ms + _our_ms())
 
-    def apply(self, *events: Event | NoteEvent) -> None:
+    def apply(self, *events: Event) -> None:
         """Apply more events. Outputs, and what steps log and attach, are dropped."""
         if not events:
             return

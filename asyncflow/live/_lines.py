@@ -135,7 +135,7 @@ class _Lines:
         self._paces: dict[tuple[str, int | None], _Pace] = {}
         """Those of the progress of running attempts, by step and item."""
 
-    def lines(self, events: Iterable[Event | NoteEvent]) -> Iterator[tuple[float, str]]:
+    def lines(self, events: Iterable[Event]) -> Iterator[tuple[float, str]]:
         """Yield the lines of more events, each with its time in ms since the run started."""
         for event in events:
             if isinstance(event, RunStarted):
@@ -145,7 +145,7 @@ class _Lines:
                 if isinstance(event, StepProgressed) and self._is_due(event):
                     pace = self._paces[event.step, event.item]
                     text = progress_text(event, pace.started_ms, event.at_ms)
-                    yield event.at_ms, f"{subject(event)}: {text}"  # type: ignore[arg-type]
+                    yield event.at_ms, f"{subject(event)}: {text}"
             else:
                 for line in self._lines_of(event):
                     yield event.at_ms, line

@@ -20,7 +20,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Protocol
 
-from asyncflow.events import Event, NoteEvent, RunFinished
+from asyncflow.events import Event, RunFinished
 
 __all__ = [
     "EventBuffer",
@@ -41,10 +41,10 @@ class EventBuffer:
     """The events of one run, on their way from its observer to the thread."""
 
     def __init__(self) -> None:
-        self.events: deque[Event | NoteEvent] = deque()
+        self.events: deque[Event] = deque()
         self.is_open = True
 
-    def drain(self) -> list[Event | NoteEvent]:
+    def drain(self) -> list[Event]:
         """Remove and return the events."""
         return [self.events.popleft() for _ in range(len(self.events))]
 
