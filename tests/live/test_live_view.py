@@ -23,7 +23,7 @@ from rich.console import Console
 from terminals import Terminal
 
 from asyncflow import WorkflowStep, current_step, run_pipeline
-from asyncflow.events import RunStarted
+from asyncflow.events import Event, RunStarted, StepLogged
 from asyncflow.live import LiveView
 from asyncflow.live import _renderer as renderer_module
 from asyncflow.live import _screen as screen_module
@@ -867,3 +867,40 @@ def test_the_context_of_a_step_is_available_while_it_prints(screen: ProgramScree
         asyncio.run(run_pipeline([WorkflowStep("the step", print_lines)], observers=[view]))
 
     assert screen.lines()[0] == "the step | the step"
+
+
+class PrintListener:
+    """An observer that wants what steps print."""
+
+    logs = logging.WARNING
+    prints = True
+
+    def __init__(self) -> None:
+        self.messages: list[str] = []
+
+    def __call__(self, event: Event) -> None:
+        if isinstance(event, StepLogged):
+            self.messages.append(event.message)
+
+
+@pytest.mark.parametrize("in_with", [True, False])
+@pytest.mark.parametrize("view_first", [True, False])
+def test_printed_lines_reach_an_observer_and_the_streams_are_restored(
+    screen: ProgramScreen, in_with: bool, view_first: bool
+) -> None:
+    async def talk() -> None:
+        print("hello")
+        print("to the other stream", file=sys.stderr)
+
+    view, listener = LiveView(), PrintListener()
+    observers = [view, listener] if view_first else [listener, view]
+    stdout, stderr = sys.stdout, sys.stderr
+    with view if in_with else nullcontext():
+        asyncio.run(run_pipeline([WorkflowStep("s", talk)], observers=observers))
+    print("after that")
+
+    assert listener.messages == ["hello", "to the other stream"]
+    assert (sys.stdout, sys.stderr) == (stdout, stderr)
+    lines = screen.lines()
+    assert lines[:2] == ["s | hello", "s | to the other stream"]
+    assert lines[-1] == "after that"
