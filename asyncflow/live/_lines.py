@@ -59,7 +59,7 @@ class LineRenderer:
         self._runs = {buffer: self._runs.get(buffer) or _Lines() for buffer in buffers}
         for buffer, run in self._runs.items():
             for at_ms, line in run.lines(buffer.drain()):
-                if not self._are_many:
+                if not self._are_many and len(self._runs) > 1:
                     self._are_many = sum(bool(each.run_id) for each in self._runs.values()) > 1
                 prefix = f" {run.run_id}:" if self._are_many and run.run_id else ""
                 self._text.append(f"[{_time(int(at_ms))}]{prefix} {line}\n")
@@ -84,7 +84,7 @@ class _Pace:
     """Decides when something that grows is worth a line: at each tenth of it."""
 
     def __init__(self, at_ms: float) -> None:
-        self.started_ms = self._shown_ms = at_ms
+        self._shown_ms = at_ms
         self._tenth = 0
 
     def is_due(self, at_ms: float, done: float, total: float | None, pause_ms: float) -> bool:
@@ -111,17 +111,17 @@ class _Items:
         self._settled = self._failed = 0
         self._pace = _Pace(started.at_ms)
 
-    def settle(self, event: StepSucceeded | StepFailed | StepCancelled | StepReused) -> str:
-        """Count one that has ended; return a line if one is due, or an empty string."""
+    def settle(self, event: StepSucceeded | StepFailed | StepCancelled | StepReused) -> list[str]:
+        """Count one that has ended; return a line if one is due."""
         self._settled += 1
         self._failed += isinstance(event, StepFailed)
         pause_ms = _PAUSE_MS if self._count is None else 0
         if not self._pace.is_due(event.at_ms, self._settled, self._count, pause_ms):
-            return ""
+            return []
         of = "" if self._count is None else f" of {self._count:,}"
         noun = "item" if (self._count or self._settled) == 1 else "items"
         failed = f", {self._failed:,} failed" if self._failed else ""
-        return f"{escape_controls(self._name)}: {self._settled:,}{of} {noun}{failed}"
+        return [f"{escape_controls(self._name)}: {self._settled:,}{of} {noun}{failed}"]
 
 
 class _Lines:
@@ -132,8 +132,10 @@ class _Lines:
         self._max_retries: Mapping[str, int] = {}
         self._items: dict[str, _Items] = {}
         """By mapped step."""
+        self._started: dict[tuple[str, int | None], float] = {}
+        """When each running attempt started, by step and item."""
         self._paces: dict[tuple[str, int | None], _Pace] = {}
-        """Those of the progress of running attempts, by step and item."""
+        """Those of the progress of running attempts."""
 
     def lines(self, events: Iterable[Event]) -> Iterator[tuple[float, str]]:
         """Yield the lines of more events, each with its time in ms since the run started."""
@@ -141,39 +143,43 @@ class _Lines:
             if isinstance(event, RunStarted):
                 self._begin(event)
                 yield 0.0, describe_event(event)
-            elif isinstance(event, NoteEvent):
-                if isinstance(event, StepProgressed) and self._is_due(event):
-                    pace = self._paces[event.step, event.item]
-                    text = progress_text(event, pace.started_ms, event.at_ms)
-                    yield event.at_ms, f"{subject(event)}: {text}"
             else:
                 for line in self._lines_of(event):
                     yield event.at_ms, line
 
     def _begin(self, event: RunStarted | RunResumed) -> None:
         self.run_id, self._max_retries = escape_controls(event.run_id), event.max_retries
-        self._items, self._paces = {}, {}
+        self._items, self._started, self._paces = {}, {}, {}
 
-    def _is_due(self, event: StepProgressed) -> bool:
-        pace = self._paces.get((event.step, event.item))
-        return pace is not None and pace.is_due(event.at_ms, event.done, event.total, _PAUSE_MS)
-
-    def _lines_of(self, event: Event) -> Iterator[str]:
+    def _lines_of(self, event: Event) -> Iterable[str]:
+        if isinstance(event, NoteEvent):
+            return self._progress(event) if isinstance(event, StepProgressed) else ()
         name, item = getattr(event, "step", ""), getattr(event, "item", None)
-        if isinstance(event, RunResumed):
-            self._begin(event)
+        if isinstance(event, AttemptStarted):
+            self._started[name, item] = event.at_ms
+            self._paces.pop((name, item), None)
+        elif isinstance(event, _ENDS):
+            self._started.pop((name, item), None)
         elif isinstance(event, MapStarted):
             self._items[name] = _Items(event)
-        elif isinstance(event, AttemptStarted):
-            self._paces[name, item] = _Pace(event.at_ms)
+        elif isinstance(event, RunResumed):
+            self._begin(event)
         items = None if item is None else self._items.get(name)
+        lines = []
         if items is None or not isinstance(event, _QUIET_ITEM_EVENTS):
-            yield describe_event(event, self._max_retries.get(name))
-        if isinstance(event, _ENDS):
-            self._paces.pop((name, item), None)
-            line = "" if items is None else items.settle(event)
-            if line:
-                yield line
+            lines.append(describe_event(event, self._max_retries.get(name)))
+        if items is not None and isinstance(event, _ENDS):
+            lines += items.settle(event)
+        return lines
+
+    def _progress(self, event: StepProgressed) -> Iterator[str]:
+        key = event.step, event.item
+        started_ms = self._started.get(key)
+        if started_ms is None:  # it has ended
+            return
+        pace = self._paces.setdefault(key, _Pace(started_ms))
+        if pace.is_due(event.at_ms, event.done, event.total, _PAUSE_MS):
+            yield f"{subject(event)}: {progress_text(event, started_ms, event.at_ms)}"
 
 
 def _time(ms: int) -> str:
