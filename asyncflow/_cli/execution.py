@@ -248,9 +248,9 @@ def _tell_github(report: RunReport) -> None:
 
     try:
         write_summary(report)
+        write_errors(report)
     except OSError as error:
-        write_note(escape_controls(f"the summary for GitHub can't be written: {error}"))
-    write_errors(report)
+        write_note(escape_controls(f"GitHub can't be told of the run: {error}"))
 
 
 def _next_command(execution: Execution, report: RunReport, journal: str) -> str:

@@ -179,13 +179,14 @@ def user_frames(error: BaseException) -> list[SourceLine]:
     while isinstance(error, BaseExceptionGroup):
         error = error.exceptions[0]
     lines = format_error(error).splitlines()
-    begins = [at for at, line in enumerate(lines) if line.startswith("Traceback (")]
-    frames = []
-    for at in range(begins[-1] + 1 if begins else len(lines), len(lines)):
-        found = re.fullmatch(r'  File "(.*)", line (\d+), in (.*)', lines[at])
+    frames: list[SourceLine] = []
+    for line, following in zip(lines, [*lines[1:], ""], strict=True):
+        found = re.fullmatch(r'  File "(.*)", line (\d+), in (.*)', line)
         if found is not None:
-            code = lines[at + 1].strip() if lines[at + 1].startswith("    ") else ""
+            code = following.strip() if following.startswith("    ") else ""
             frames.append(SourceLine(found[1], int(found[2]), found[3], code))
+        elif line.startswith("Traceback ("):
+            frames = []  # those were of a cause
     return [each for each in frames if not each.path.startswith(_installed())] or frames
 
 

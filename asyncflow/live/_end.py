@@ -128,10 +128,9 @@ def _message(error: BaseException) -> str:
 def _shown_path(path: str) -> str:
     """Return a path below the current directory as relative to that."""
     try:
-        below = os.path.relpath(path)
-    except ValueError:  # on another drive
+        return path.removeprefix(os.path.join(os.getcwd(), ""))
+    except OSError:  # the directory is gone
         return path
-    return path if below.startswith(os.pardir) or not os.path.isabs(path) else below
 
 
 # Lost steps.

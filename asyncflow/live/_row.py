@@ -113,7 +113,7 @@ def _progress_note(
     words = share or count
     for room, parts in choices:
         fitting = printable(", ".join(filter(None, parts)), theme.encoding)
-        if cell_len(fitting) <= room:
+        if fitting and cell_len(fitting) <= room:
             words = fitting
             break
     text = Text(no_wrap=True)

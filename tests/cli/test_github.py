@@ -40,4 +40,4 @@ def test_a_summary_that_cannot_be_written_fails_no_run(
 
     result = shell("run", "etl:pipeline", "--quiet")
 
-    assert result.stderr.startswith("the summary for GitHub can't be written: ")
+    assert result.stderr.startswith("GitHub can't be told of the run: ")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 
 import pytest
 from golden_run import GOLDEN
@@ -147,6 +148,31 @@ def test_a_path_elsewhere_stays_as_it_is() -> None:
     lines = lines_of(run_of_40({"train": RestoredError("ValueError", "x", trace)}))
 
     assert lines[2:4] == ['  File "/srv/etl.py", line 3, in go', "  ValueError: x"]
+
+
+def test_the_current_directory_may_be_gone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    trace = 'Traceback (most recent call last):\n  File "/srv/etl.py", line 3, in go'
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    monkeypatch.chdir(gone)
+    gone.rmdir()
+
+    lines = lines_of(run_of_40({"train": RestoredError("ValueError", "x", trace)}))
+
+    assert lines[2] == '  File "/srv/etl.py", line 3, in go'
+
+
+def test_the_frames_of_a_cause_are_left_out() -> None:
+    error = ValueError("effect")
+    error.__cause__ = raised(OSError("cause"), 3)
+
+    lines = lines_of(run_of_40({"train": raised(error)}))
+
+    assert [line.strip() for line in lines if "File" in line or "Error" in line] == [
+        'File "tests/live/test_end.py", line N, in raised',
+        'File "tests/live/test_end.py", line N, in fail',
+        "ValueError: effect",
+    ]
 
 
 def test_lost_steps_are_grouped_by_reason_the_cancelled_ones_first() -> None:

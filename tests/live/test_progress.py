@@ -99,6 +99,11 @@ class TestRow:
     def test_a_narrow_terminal_shows_the_duration_without_a_total(self) -> None:
         assert row(rows_done(1_204, None), width=30).endswith(" 4.0 s")
 
+    def test_a_count_that_does_not_fit_loses_its_end(self) -> None:
+        report = StepProgressed("s", 1, 1.0, 10, None, "rows of the table of all orders, by day")
+
+        assert row(report, width=60, name="s").startswith("1  ▷ RUNNING    s  10 rows of the")
+
     def test_the_attempt_is_shown_if_there_is_room(self) -> None:
         name = "s"
         run = run_of(
@@ -138,10 +143,13 @@ class TestRow:
                 StepProgressed("m", 1, 5.0, 1, 5, "rows", item=0),
                 StepProgressed("m", 1, 5.0, 7, None, "rows", item=2),
                 StepSucceeded("m", 1, 9.0, None, item=1),
+                AttemptStarted("m", 1, 9.0, item=3),
+                StepProgressed("m", 1, 9.0, 1, 4, "rows", item=3),
+                AttemptFailed("m", 1, 9.0, ValueError("x"), 9.0, item=3),
             ]
         )
 
-        assert "1 of 4 items, [0] 20 %, [2] 7 rows" in lines_of(run)[1]
+        assert "1 of 4 items, [0] 20 %, [2] 7 rows " in lines_of(run)[1]
 
     def test_other_notes_change_no_frame(self) -> None:
         run = run_of([started("s"), AttemptStarted("s", 1, 0.0)])
