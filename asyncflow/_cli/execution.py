@@ -221,7 +221,7 @@ def report_end(execution: Execution, end: RunEnd) -> int:
         click.echo(report.to_json(indent=2))
     elif not (end.is_shown and sys.stdout.isatty()):
         write_result(format_report(report))
-    _tell_github(report)
+    _report_to_github(report)
     if flags.html is not None:
         stored_in = execution.journal
         resume = "" if stored_in is None else _resume_command(execution, report, stored_in)
@@ -240,7 +240,7 @@ def report_end(execution: Execution, end: RunEnd) -> int:
     return PASSED if report.outcome == "passed" else RUN_FAILED
 
 
-def _tell_github(report: RunReport) -> None:
+def _report_to_github(report: RunReport) -> None:
     """Write what GitHub Actions shows of a run, if this is one of its jobs."""
     if not {"GITHUB_ACTIONS", "GITHUB_STEP_SUMMARY"} & os.environ.keys():
         return
@@ -250,7 +250,7 @@ def _tell_github(report: RunReport) -> None:
         write_summary(report)
         write_errors(report)
     except OSError as error:
-        write_note(escape_controls(f"GitHub can't be told of the run: {error}"))
+        write_note(escape_controls(f"the report for GitHub can't be written: {error}"))
 
 
 def _next_command(execution: Execution, report: RunReport, journal: str) -> str:

@@ -1,4 +1,4 @@
-"""``asyncflow run`` and ``resume`` tell GitHub Actions how a run ended."""
+"""``asyncflow run`` and ``resume`` report to GitHub Actions how a run ended."""
 
 from __future__ import annotations
 
@@ -40,4 +40,4 @@ def test_a_summary_that_cannot_be_written_fails_no_run(
 
     result = shell("run", "etl:pipeline", "--quiet")
 
-    assert result.stderr.startswith("GitHub can't be told of the run: ")
+    assert result.stderr.startswith("the report for GitHub can't be written: ")
