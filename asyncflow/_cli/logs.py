@@ -125,14 +125,14 @@ async def _show(
         starts = [event for event in events if isinstance(event, RunStarted | RunResumed)]
         names = {name for event in starts for name in event.dependencies}
         wanted = _Wanted(*_step_and_item(step, names), level, as_json, directory)
-        lines = _Lines(RunView(events), names, wanted)
-        shown = await _show_notes(journal, record, wanted, lines, follow=follow)
+        writer = _NoteWriter(RunView(events), names, wanted)
+        shown = await _show_notes(journal, record, wanted, writer, follow=follow)
         if not shown and not await journal.notes(record.run_id, **wanted.filter | _ANY):
             write_note(_no_logs(record))
         elif not shown:
             write_note("nothing matches")
-        if lines.saved:
-            write_note(f"saved {plural(lines.saved, 'attachment')} in {directory}")
+        if writer.saved:
+            write_note(f"saved {plural(writer.saved, 'attachment')} in {directory}")
 
 
 _ANY = {"step": None, "item": None, "level": None, "data": False, "limit": 1}
@@ -140,7 +140,7 @@ _ANY = {"step": None, "item": None, "level": None, "data": False, "limit": 1}
 
 
 async def _show_notes(
-    journal: AnyJournal, record: RunRecord, wanted: _Wanted, lines: _Lines, *, follow: bool
+    journal: AnyJournal, record: RunRecord, wanted: _Wanted, writer: _NoteWriter, *, follow: bool
 ) -> int:
     """Show the notes of a run; return how many there were."""
     shown = after = 0
@@ -149,7 +149,7 @@ async def _show_notes(
         before = shown
         while notes := await journal.notes(record.run_id, after=after, **wanted.filter):
             for each in notes:
-                lines.write(each)
+                writer.write(each)
             after, shown = notes[-1].position, shown + len(notes)
         if is_over or not follow:
             return shown
@@ -175,7 +175,7 @@ def _no_logs(record: RunRecord) -> str:
     )
 
 
-class _Lines:
+class _NoteWriter:
     """Writes notes to standard output."""
 
     def __init__(self, view: RunView, names: set[str], wanted: _Wanted) -> None:

@@ -52,11 +52,11 @@ class LineRenderer:
     def __init__(self, write: Callable[[str], object]) -> None:
         self._write = write
         self._text: list[str] = []
-        self._runs: dict[EventBuffer, _Lines] = {}
+        self._runs: dict[EventBuffer, _RunLines] = {}
         self._are_many = False
 
     def take(self, buffers: Sequence[EventBuffer]) -> None:
-        self._runs = {buffer: self._runs.get(buffer) or _Lines() for buffer in buffers}
+        self._runs = {buffer: self._runs.get(buffer) or _RunLines() for buffer in buffers}
         for buffer, run in self._runs.items():
             for at_ms, line in run.lines(buffer.drain()):
                 if not self._are_many and len(self._runs) > 1:
@@ -124,7 +124,7 @@ class _Items:
         return [f"{escape_controls(self._name)}: {self._settled:,}{of} {noun}{failed}"]
 
 
-class _Lines:
+class _RunLines:
     """The lines of one run."""
 
     def __init__(self) -> None:

@@ -266,7 +266,7 @@ def test_following_shows_what_comes_until_the_run_ends(
     wanted = module._Wanted(None, None, None, False, None)
 
     async def follow() -> int:
-        lines = module._Lines(view, {"s"}, wanted)
+        lines = module._NoteWriter(view, {"s"}, wanted)
         shown: int = await module._show_notes(
             journal, await journal.record("r"), wanted, lines, follow=True
         )
