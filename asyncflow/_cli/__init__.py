@@ -8,6 +8,7 @@ import click
 from click.shell_completion import get_completion_class
 
 from asyncflow import __version__
+from asyncflow._cli.logs import logs
 from asyncflow._cli.output import explained_errors
 from asyncflow._cli.rerun import rerun
 from asyncflow._cli.run import resume, run
@@ -61,5 +62,6 @@ def completion(ctx: click.Context, shell: str) -> None:
     click.echo(kind(ctx.find_root().command, {}, "asyncflow", "_ASYNCFLOW_COMPLETE").source())
 
 
-for _command in (run, plan, runs, show, resume, rerun, cancel, prune, forget, ui, completion):
+_COMMANDS = (run, plan, runs, show, logs, resume, rerun, cancel, prune, forget, ui, completion)
+for _command in _COMMANDS:
     commands.add_command(_command)
