@@ -44,7 +44,7 @@ const zoomDag = (factor, event = null) => {
   const outer = box.getBoundingClientRect(), inner = graph.getBoundingClientRect();
   const x = event ? event.clientX : outer.left + outer.width / 2, y = event ? event.clientY : outer.top + outer.height / 2;
   const part = [(x - inner.left) / inner.width, (y - inner.top) / inner.height];
-  zooms.dag = +Math.min(Math.max((inner.width / graph.dataset.width) * factor, 0.05), 4).toPrecision(3); // as the address has it
+  zooms.dag = Math.min(Math.max((inner.width / graph.dataset.width) * factor, 0.05), 4);
   applyDag();
   const after = graph.getBoundingClientRect();
   box.scrollLeft += after.left + part[0] * after.width - x;

@@ -15,7 +15,7 @@ const address = () => {
     zoom: zooms.gantt > 1 ? zooms.gantt.toPrecision(4) : "",
     from: zooms.gantt > 1 && box?.scrollLeft ? (box.scrollLeft / (trackOf().width * zooms.gantt)).toPrecision(4) : "",
     tab: tab === "log" ? tab : "",
-    graph: zooms.dag ? zooms.dag.toPrecision(3) : "",
+    graph: zooms.dag ? zooms.dag.toPrecision(5) : "",
   };
   const parts = Object.entries(state).filter(([, value]) => value).map(([name, value]) => `${name}=${encodeURIComponent(value)}`);
   return parts.length ? `#${parts.join("&")}` : "";
