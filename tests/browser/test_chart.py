@@ -223,7 +223,7 @@ async def test_a_closed_tier_stays_closed(opened: Open, page_html: str) -> None:
     assert not await page.locator('.line.step[data-i="10"]').is_visible()
     assert await page.locator('.line.step[data-i="3"]').is_visible()
     await page.evaluate("location.hash = '#closed=2'")
-    await page.wait_for_function("document.querySelector('[data-key=tier-3]').open")
+    await page.wait_for_function("() => document.querySelector('[data-key=tier-3]').open")
     assert not await tier(page, 2).evaluate("(of) => of.open")
 
 
@@ -368,7 +368,7 @@ async def test_a_phone_has_a_list_instead_of_the_drawing(opened: Open, page_html
     assert await page.evaluate("document.documentElement.scrollWidth") <= 390
 
     await page.set_viewport_size({"width": 1280, "height": 900})
-    await page.wait_for_function("!document.querySelector('.listed')")
+    await page.wait_for_function("() => !document.querySelector('.listed')")
     assert await page.locator("#dag-scroll").is_visible()
 
 
@@ -398,11 +398,11 @@ async def test_an_item_can_be_linked_and_shows_its_attempts(opened: Open, page_h
 
     await page.evaluate("location.hash = '#step=fetch&item=7000'")
     await page.wait_for_function(
-        "document.querySelector('.of-item').textContent"
+        "() => document.querySelector('.of-item').textContent"
         " === 'fetch[7000]: the page has no details of it'"
     )
     await page.evaluate("location.hash = '#step=fetch&item=x'")
-    await page.wait_for_function("!document.querySelector('.of-item').textContent")
+    await page.wait_for_function("() => !document.querySelector('.of-item').textContent")
 
 
 async def test_a_cell_selects_its_item_and_the_arrow_keys_its_neighbours(
@@ -478,7 +478,7 @@ async def test_of_5000_steps_those_in_view_are_laid_out(opened: Open) -> None:
     assert height == pytest.approx(5_000 * 26 + 10 * 25 + 66, abs=30)
     await page.locator("#gantt-scroll").evaluate("(of) => { of.scrollTop = of.scrollHeight; }")
     await page.wait_for_function(
-        """document.querySelector('.line.step[data-i="4999"]')
+        """() => document.querySelector('.line.step[data-i="4999"]')
           .checkVisibility({contentVisibilityAuto: true})"""
     )
     assert await page.evaluate(NOT_LAID_OUT) > 4_000
