@@ -231,7 +231,7 @@ async def test_the_pages_of_a_run_and_of_one_that_its_step_starts_link_to_each_o
     parent, child = (await client.get("/runs/r")).text, (await client.get("/runs/child%2F1")).text
 
     assert (
-        'Started run</span> <a class="mono" href="/runs/child%2F1">child/1</a> '
+        'Started run <a class="mono" href="/runs/child%2F1">child/1</a> '
         '<span class="dim">PASSED</span>'
     ) in parent
     assert (
