@@ -149,6 +149,8 @@ def remove_types(path: Path) -> None:
             database.execute(f"CREATE TABLE {table} ({', '.join(names)}{key})")
             database.execute(f"INSERT INTO {table} SELECT * FROM strict_{table}")
             database.execute(f"DROP TABLE strict_{table}")
+        columns = "events (run_id, kind, position) WHERE item IS NULL"
+        database.execute(f"CREATE INDEX events_of_steps ON {columns}")
 
 
 def _as_stored(event: Event) -> Event:
