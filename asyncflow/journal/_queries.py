@@ -5,11 +5,12 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any, Literal, TypeAlias
 
 from asyncflow._core.arguments import check_count, check_number
+from asyncflow._core.errors import describe_error
 from asyncflow._core.statistics import StepStatistics, median, nearest_rank
 from asyncflow.events import Event
 from asyncflow.journal._event_codec import column_of, is_storable
@@ -32,6 +33,8 @@ __all__ = [
     "listed_status",
     "parse_status",
     "parse_time",
+    "record_document",
+    "statistics_document",
 ]
 
 RunStatus = Literal["running", "passed", "failed", "interrupted"]
@@ -143,6 +146,17 @@ class RunSummary:
     stop_reason: str | None = None
     """Why the run stopped, if it was interrupted."""
 
+    @property
+    def line(self) -> str:
+        """What runs now, the first error, or why the run stopped: ``12 of 20, load``."""
+        if self.steps is not None:
+            first = ", ".join(self.active[:1])
+            more = f" and {len(self.active) - 1} more" if len(self.active) > 1 else ""
+            return f"{self.settled} of {self.steps}{first and f', {first}'}{more}"
+        if self.error is not None:
+            return f"{self.failed_step}: {describe_error(self.error)}"
+        return self.stop_reason or ""
+
 
 @dataclass(frozen=True, slots=True)
 class PipelineStatistics:
@@ -180,6 +194,32 @@ class PipelineStatistics:
         statuses = [run.status for run in self.runs if not run.damaged]
         passed, failed = statuses.count("passed"), statuses.count("failed")
         return passed / (passed + failed) if passed + failed else None
+
+
+def record_document(record: RunRecord) -> dict[str, Any]:
+    """Return a record for JSON."""
+    return {**asdict(record), "duration_s": record.duration_s, "span_s": record.span_s}
+
+
+def statistics_document(found: PipelineStatistics) -> dict[str, Any]:
+    """Return statistics for JSON, with the steps as a list in their order."""
+    figures = ("median_ms", "p95_ms", "last_ms", "flakiness")
+    return {
+        "pipeline": found.pipeline,
+        "success_rate": found.success_rate,
+        "median_ms": found.median_ms,
+        "p95_ms": found.p95_ms,
+        "runs": [record_document(record) for record in found.runs],
+        "steps": [
+            {
+                "step": name,
+                **{figure: getattr(step, figure) for figure in figures},
+                "outcomes": step.outcomes,
+                "durations_ms": step.durations_ms,
+            }
+            for name, step in found.steps.items()
+        ],
+    }
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,7 +20,7 @@ from starlette.routing import Route
 from asyncflow._core.errors import JournalError, RunNotFoundError, RunUnreadableError
 from asyncflow._core.results import RestoredOutput, to_restored_error
 from asyncflow._core.value_size import MOST_BYTES, extent, safe_repr
-from asyncflow.journal._queries import RunRecord, StoredEvent
+from asyncflow.journal._queries import RunRecord, StoredEvent, record_document
 from asyncflow.web._auth import Guard, Token, log_in, login_required
 from asyncflow.web._feed import RunFeeds
 from asyncflow.web._notes import attachment, list_notes
@@ -110,7 +110,7 @@ async def list_runs(request: Request, journal: RunsJournal) -> Response:
     except ValueError as error:
         return problem(request, 400, "The query is invalid", str(error))
     url = path_in(request, "/api/runs") + query.url(before=following) if following else None
-    return json_answer({"runs": [_record_json(record) for record in runs], "next": url})
+    return json_answer({"runs": [record_document(record) for record in runs], "next": url})
 
 
 async def show_run(request: Request, journal: RunsJournal) -> Response:
@@ -130,7 +130,7 @@ async def show_run(request: Request, journal: RunsJournal) -> Response:
         return await list_notes(request, journal, run_id.removesuffix(_NOTES), event_json)
     if found := _ATTACHMENT.search(sent):
         return await attachment(journal, run_id.removesuffix(found[0]), int(found[1]))
-    return json_answer(_record_json(await journal.record(run_id)))
+    return json_answer(record_document(await journal.record(run_id)))
 
 
 async def _events(request: Request, journal: RunsJournal, run_id: str) -> Response:
@@ -146,14 +146,6 @@ async def _events(request: Request, journal: RunsJournal, run_id: str) -> Respon
 
 def _events_answer(stored: Sequence[StoredEvent], last: int) -> Response:
     return json_answer({"events": [event_json(each) for each in stored], "last": last})
-
-
-def _record_json(record: RunRecord) -> dict[str, object]:
-    return {
-        **{field.name: getattr(record, field.name) for field in fields(record)},
-        "duration_s": record.duration_s,
-        "span_s": record.span_s,
-    }
 
 
 def event_json(stored: StoredEvent) -> dict[str, object]:
