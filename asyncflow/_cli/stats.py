@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import click
@@ -27,9 +27,9 @@ from asyncflow._cli.options import (
 )
 from asyncflow._cli.output import NOT_FOUND, CommandError, stdout_console, write_note
 from asyncflow._core.errors import did_you_mean, escape_controls
-from asyncflow._core.results import StepStatus
 from asyncflow._core.statistics import StepOutcome
 from asyncflow._views.event_text import duration, plural
+from asyncflow._views.outcomes import OUTCOMES
 from asyncflow.journal import PipelineStatistics, RunRecord
 from asyncflow.journal._queries import DAMAGED, listed_status, statistics_document
 from asyncflow.live._theme import COLOURS, Theme, fit, status_for_run, theme_for, widest
@@ -43,26 +43,10 @@ _RUN, _DURATION = "run", "duration"
 _LEAST_NAME, _LEAST_GRID = 16, 10
 _MOST_NAMES = 10
 _BARS, _ASCII_BARS = "▁▂▃▄▅▆▇█", "12345678"
-_RETRIED = "↻"
+_ASCII_SYMBOLS = {"↻": "r", "=": "="}
+"""For the symbols that no theme has."""
 _NO_RUN = " "
 """A run without the step, or without a duration."""
-
-_STATUSES: Mapping[StepOutcome, StepStatus] = {
-    "passed": StepStatus.SUCCESS,
-    "retried": StepStatus.SUCCESS,
-    "failed": StepStatus.FAILED,
-    "skipped": StepStatus.SKIPPED,
-    "cancelled": StepStatus.CANCELLED,
-    "reused": StepStatus.SUCCESS,
-    "running": StepStatus.RUNNING,
-    "pending": StepStatus.PENDING,
-}
-"""The status whose colour, and mostly whose symbol, an outcome shares."""
-_WORDS: Mapping[StepOutcome, str] = {
-    "retried": "passed after a retry",
-    "reused": "result taken over",
-    "pending": "did not run",
-}
 
 
 @click.command(short_help="Show the latest runs of a pipeline, step by step.")
@@ -89,7 +73,7 @@ def stats(pipeline: str | None, journal: str, count: int, as_json: bool) -> None
         click.echo(json.dumps(statistics_document(found), indent=2))
         return
     console = stdout_console()
-    theme = theme_for(console.encoding, also=f"{_BARS}{_RETRIED}")
+    theme = theme_for(console.encoding, also=f"{_BARS}{''.join(_ASCII_SYMBOLS)}")
     drawing = _Drawing(found, theme, console.width)
     console.print(Text("\n").join(drawing.lines()), soft_wrap=True)
     if drawing.shown < len(found.runs):
@@ -140,9 +124,8 @@ class _Drawing:
         self._found = found
         self._theme = theme
         self._width = width
-        is_ascii = theme.encoding == "ascii" or theme.symbols[StepStatus.SUCCESS].isascii()
-        self._bars = _ASCII_BARS if is_ascii else _BARS
-        self._retried = "r" if is_ascii else _RETRIED
+        self._is_ascii = theme.ellipsis.isascii()
+        self._bars = _ASCII_BARS if self._is_ascii else _BARS
         self._rows = [self._run_row(), *self._step_rows()]
         self._columns = [
             max(len(title), *(len(row.figures[at]) for row in self._rows))
@@ -193,9 +176,11 @@ class _Drawing:
     def _cell(self, outcome: StepOutcome | None) -> tuple[str, str]:
         if outcome is None:
             return _NO_RUN, ""
-        status = _STATUSES[outcome]
-        own = {"retried": self._retried, "reused": "="}
-        return own.get(outcome, self._theme.symbols[status]), COLOURS[status]
+        shown = OUTCOMES[outcome]
+        symbol = shown.symbol if outcome in ("retried", "reused") else ""
+        if symbol and self._is_ascii:
+            symbol = _ASCII_SYMBOLS[symbol]
+        return symbol or self._theme.symbols[shown.status], COLOURS[shown.status]
 
     def _line(self, row: _Row, grid: int) -> Text:
         line = Text(fit(row.name, self._name_width, self._theme.ellipsis) + _GAP)
@@ -228,8 +213,8 @@ class _Drawing:
         for step in self._found.steps.values():
             for outcome in step.outcomes[: self.shown]:
                 if outcome is not None:
-                    word = _WORDS.get(outcome, outcome)
-                    meanings.setdefault(self._cell(outcome)[0], {})[word] = None
+                    meaning = OUTCOMES[outcome].words
+                    meanings.setdefault(self._cell(outcome)[0], {})[meaning] = None
         for record in self._found.runs[: self.shown]:
             meanings.setdefault(self._run_cell(record)[0], {})[listed_status(record)] = None
         lines = [""]

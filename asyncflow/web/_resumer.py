@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Coroutine, Mapping
+from collections.abc import Coroutine, Iterable, Mapping
 from contextvars import Context
 from typing import Any, Protocol
 
 from asyncflow._core.errors import RunAlreadyActiveError, RunCancelledError, did_you_mean
 from asyncflow._core.replay import latest_steps
-from asyncflow.journal._queries import RunRecord, StoredEvent
+from asyncflow.journal._queries import PipelineStatistics, RunRecord, RunSummary, StoredEvent
 
 __all__ = [
     "Resumable",
@@ -25,6 +25,22 @@ class RunsJournal(Protocol):
 
     async def runs(self, *args: Any, **conditions: Any) -> list[RunRecord]:
         """Return the runs that meet the conditions of a `RunFilter`, the latest start first."""
+        ...
+
+    async def counts(self, *args: Any, **conditions: Any) -> dict[str, int]:
+        """Return how many runs have which of `RUN_STATUSES`."""
+        ...
+
+    async def summaries(self, records: Iterable[RunRecord]) -> dict[str, RunSummary]:
+        """Return what a list says of runs beside their records, by id."""
+        ...
+
+    async def statistics(self, pipeline: str, runs: int = 50) -> PipelineStatistics:
+        """Return the latest runs of a pipeline and their statistics."""
+        ...
+
+    async def pipelines(self) -> list[str]:
+        """Return the names of the pipelines that have runs."""
         ...
 
     async def record(self, run_id: str) -> RunRecord:

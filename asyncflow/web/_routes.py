@@ -24,6 +24,7 @@ from asyncflow.journal._queries import RunRecord, StoredEvent, record_document
 from asyncflow.web._auth import Guard, Token, log_in, login_required
 from asyncflow.web._feed import RunFeeds
 from asyncflow.web._notes import attachment, list_notes
+from asyncflow.web._pipeline_page import pipeline_api, pipeline_page
 from asyncflow.web._responses import (
     asset_response,
     json_answer,
@@ -181,7 +182,7 @@ def _error_json(error: BaseException) -> dict[str, str]:
 
 
 class _RunConvertor(Convertor[str]):
-    """An id in a path, with its slashes and line breaks, which Starlette's own ``path`` lacks."""
+    """An id or a name in a path, with slashes and line breaks, which Starlette's ``path`` lacks."""
 
     regex = "(?s:.*)"
 
@@ -241,6 +242,8 @@ class Site:
             Route("/details/{run_id:asyncflow_run}", self._details),
             Route("/cancel/{run_id:asyncflow_run}", self._cancel, methods=act),
             Route("/resume/{run_id:asyncflow_run}", self._resume, methods=act),
+            Route("/pipelines/{pipeline:asyncflow_run}", self._pipeline),
+            Route("/api/pipelines/{pipeline:asyncflow_run}", self._api_pipeline),
             Route("/api/runs", self._api_runs),
             Route("/api/runs/{run_id:asyncflow_run}", self._api_run),
             Route("/login", self._login, methods=act),
@@ -275,6 +278,12 @@ class Site:
 
     async def _resume(self, request: Request) -> Response:
         return await resume(request, self._journal, self.resumer)
+
+    async def _pipeline(self, request: Request) -> Response:
+        return await pipeline_page(request, self._journal)
+
+    async def _api_pipeline(self, request: Request) -> Response:
+        return await pipeline_api(request, self._journal)
 
     async def _api_runs(self, request: Request) -> Response:
         return await list_runs(request, self._journal)

@@ -70,7 +70,9 @@ def test_runs_that_ended_before_an_age_are_removed(shell: Shell) -> None:
 
     result = shell("prune", "--older-than", "90d")
 
-    assert re.fullmatch(r"removed 2 runs that ended before [\d-]{10} [\d:]{8} UTC\S*\n", result.stdout)
+    assert re.fullmatch(
+        r"removed 2 runs that ended before [\d-]{10} [\d:]{8} UTC\S*\n", result.stdout
+    )
     assert result.stderr == ""
     assert ids(shell) == {"young"}
 
