@@ -104,7 +104,7 @@ def _named(names: Sequence[str]) -> str:
     return f"{some}{more}"
 
 
-class _Row(NamedTuple):
+class _GridRow(NamedTuple):
     """A row of the grid."""
 
     name: str
@@ -152,20 +152,20 @@ class _Drawing:
         rate = "" if found.success_rate is None else f", {found.success_rate:.0%} passed"
         return escape_controls(f"{name}: {plural(len(found.runs), 'run')}{rate}")
 
-    def _run_row(self) -> _Row:
+    def _run_row(self) -> _GridRow:
         found = self._found
         took = next(iter(found.passed_ms), None)
         figures = [*map(_ms, (found.median_ms, found.p95_ms, took)), ""]
-        return _Row(_RUN, [self._run_cell(record) for record in found.runs], figures)
+        return _GridRow(_RUN, [self._run_cell(record) for record in found.runs], figures)
 
     def _run_cell(self, record: RunRecord) -> tuple[str, str]:
         status = listed_status(record)
         step = status_for_run(status.upper())
         return "!" if status == DAMAGED else self._theme.symbols[step], COLOURS[step]
 
-    def _step_rows(self) -> list[_Row]:
+    def _step_rows(self) -> list[_GridRow]:
         return [
-            _Row(
+            _GridRow(
                 escape_controls(name),
                 [self._cell(outcome) for outcome in step.outcomes],
                 [*map(_ms, (step.median_ms, step.p95_ms, step.last_ms)), _share(step.flakiness)],
@@ -182,7 +182,7 @@ class _Drawing:
             symbol = _ASCII_SYMBOLS[symbol]
         return symbol or self._theme.symbols[shown.status], COLOURS[shown.status]
 
-    def _line(self, row: _Row, grid: int) -> Text:
+    def _line(self, row: _GridRow, grid: int) -> Text:
         line = Text(fit(row.name, self._name_width, self._theme.ellipsis) + _GAP)
         for symbol, colour in reversed(row.cells[: self.shown]):
             line.append(symbol, colour)

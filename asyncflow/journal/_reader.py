@@ -235,7 +235,7 @@ class JournalReader:
 
     def counts(self, where: RunFilter) -> dict[str, int]:
         """Return how many of the runs that a filter selects have which of the listed statuses."""
-        counts = dict.fromkeys(RUN_STATUSES, 0)
+        counts: dict[str, int] = dict.fromkeys(RUN_STATUSES, 0)
         for status, count in self.store.counts(where):
             counts[status if status in _STATUSES else "running"] += count
         if counts["running"]:

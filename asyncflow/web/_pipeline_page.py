@@ -40,7 +40,7 @@ from asyncflow.web._responses import (
 )
 from asyncflow.web._resumer import RunsJournal
 
-__all__ = ["Bar", "bars", "pipeline_api", "pipeline_page"]
+__all__ = ["RunBar", "bars", "pipeline_api", "pipeline_page"]
 
 _RUNS, _MOST_RUNS = 50, 1_000
 _MOST_STEPS, _MOST_CELLS, _LEAST_RUNS = 1_000, 20_000, 5
@@ -110,7 +110,7 @@ _GAP = 0.18
 _LEAST_HEIGHT = 2.0
 
 
-class Bar(NamedTuple):
+class RunBar(NamedTuple):
     """The duration of a run."""
 
     record: RunRecord
@@ -131,7 +131,7 @@ class Bar(NamedTuple):
 
 
 class _Bars(NamedTuple):
-    bars: list[Bar]
+    bars: list[RunBar]
     marks: list[tuple[float, float]]
     """Durations on the axis, in milliseconds, each with its place in pixels from the top."""
     median: float | None
@@ -150,7 +150,7 @@ def bars(runs: Sequence[RunRecord]) -> _Bars:
         x = (place + _GAP / 2) * column
         width = column * (1 - _GAP)
         y = round(_BOTTOM - height, 2)
-        bar = Bar(run, listed_status(run), round(x, 3), round(width, 3), y, round(height, 2))
+        bar = RunBar(run, listed_status(run), round(x, 3), round(width, 3), y, round(height, 2))
         drawn.append(bar)
     middle = PipelineStatistics("", tuple(runs), {}).median_ms
     marks = [(share * top, _BOTTOM - share * top * scale) for share in (0.0, 0.5, 1.0)]
@@ -168,7 +168,7 @@ def _round_above(value: float) -> float:
 # --- the grid ------------------------------------------------------------------------------------
 
 
-class _Column(NamedTuple):
+class _RunColumn(NamedTuple):
     """A run in the grid."""
 
     record: RunRecord
@@ -176,7 +176,7 @@ class _Column(NamedTuple):
     link: str
 
 
-class _Cell(NamedTuple):
+class _StepCell(NamedTuple):
     """A step in a run."""
 
     kind: str
@@ -186,28 +186,28 @@ class _Cell(NamedTuple):
     link: str
 
 
-class _Row(NamedTuple):
+class _StepRow(NamedTuple):
     """A step in the grid."""
 
     name: str
-    cells: Sequence[_Cell]
+    cells: Sequence[_StepCell]
     step: StepStatistics
 
 
-def _column(request: Request, record: RunRecord) -> _Column:
-    return _Column(record, listed_status(record), link_to(request, "runs", record.run_id))
+def _column(request: Request, record: RunRecord) -> _RunColumn:
+    return _RunColumn(record, listed_status(record), link_to(request, "runs", record.run_id))
 
 
-def _row(name: str, step: StepStatistics, columns: Sequence[_Column]) -> _Row:
+def _row(name: str, step: StepStatistics, columns: Sequence[_RunColumn]) -> _StepRow:
     fragment = f"step={quote(name, safe='', errors='replace')}"
     cells = []
     for column, outcome, took_ms in zip(columns, step.outcomes, step.durations_ms, strict=False):
         if outcome is None:
-            cells.append(_Cell("", "", "", ""))
+            cells.append(_StepCell("", "", "", ""))
             continue
         shown = OUTCOMES[outcome]
         kind = outcome if outcome in ("retried", "reused") else shown.status.lower()
         took = "" if took_ms is None else f", {duration(took_ms)}"
         words = f"{name_text(name)} in {column.record.run_id}: {shown.words}{took}"
-        cells.append(_Cell(kind, shown.symbol, words, f"{column.link}#{fragment}"))
-    return _Row(name_text(name), cells[::-1], step)
+        cells.append(_StepCell(kind, shown.symbol, words, f"{column.link}#{fragment}"))
+    return _StepRow(name_text(name), cells[::-1], step)
