@@ -267,6 +267,15 @@ async def test_pipelines_are_named_in_their_order(journal: Any) -> None:
     assert await journal.pipelines() == ["", "Zoo", "b\0\ud800", "etl", "ätl"]
 
 
+async def test_a_damaged_name_is_listed_as_far_as_it_can_be_read(
+    journal: Any, database: Any
+) -> None:
+    await store(journal, "r", of_one_step("r", 1.0, *passed(1.0)))
+    database.query("UPDATE runs SET pipeline = '\"{'")
+
+    assert await journal.pipelines() == ['"{']
+
+
 async def test_runs_are_counted_by_their_listed_status(journal: Any, database: Any) -> None:
     for number, outcome in enumerate(["passed", "passed", "failed", "interrupted", None, None]):
         events = of_one_step(f"r{number}", 1.0 + number, *passed(1.0), outcome=outcome)
