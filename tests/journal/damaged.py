@@ -322,6 +322,10 @@ class RunUnreadable(str):
     __slots__ = ()
 
 
+_CHANGING = re.compile(r'nonce-?="?[^"\']+|"now": ?[\d.]+|>(\d+ \w+ ago|just now)<')
+"""What differs in two answers about the same journal."""
+
+
 async def _ask(path: Path, run_id: str) -> dict[str, Any]:
     found: dict[str, Any] = {}
     async with SQLiteJournal(path) as journal:
@@ -346,9 +350,9 @@ async def _ask(path: Path, run_id: str) -> dict[str, Any]:
                 headers = {"accept": "application/json"} if name == "poll" else {}
                 answer = await client.get(url.replace("RUN", run_id), headers=headers)
                 assert answer.status_code in (200, 404, 409), (name, answer.text)
-                text = re.sub(r'(nonce-?="?[^"\']+|"now": ?[\d.]+)', "", answer.text)
+                text = _CHANGING.sub("", answer.text).replace(str(path), "")
                 found[name] = RunUnreadable(text) if answer.status_code == 409 else text
-        feed = _updates(run_id, 0, journal, RunFeeds(journal), Resumer(journal, {}))
+        feed = _updates(run_id, 0, journal, RunFeeds(journal), Resumer(journal, {}), "", "")
         async with aclosing(feed) as updates:
             update = await anext(updates)
             found["feed"] = RunUnreadable(update.trouble) if update.trouble else update.sections
