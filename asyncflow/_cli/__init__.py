@@ -14,6 +14,7 @@ from asyncflow._cli.rerun import rerun
 from asyncflow._cli.run import resume, run
 from asyncflow._cli.runs import cancel, forget, prune, runs
 from asyncflow._cli.show import plan, show
+from asyncflow._cli.stats import stats
 from asyncflow._cli.ui import ui
 
 __all__ = ["commands", "completion"]
@@ -62,6 +63,8 @@ def completion(ctx: click.Context, shell: str) -> None:
     click.echo(kind(ctx.find_root().command, {}, "asyncflow", "_ASYNCFLOW_COMPLETE").source())
 
 
-_COMMANDS = (run, plan, runs, show, logs, resume, rerun, cancel, prune, forget, ui, completion)
-for _command in _COMMANDS:
+for _command in (
+    *(run, plan, runs, show, logs, stats, resume, rerun, cancel, prune, forget),
+    *(ui, completion),
+):
     commands.add_command(_command)

@@ -27,6 +27,7 @@ __all__ = [
     "AnyJournal",
     "RunFlags",
     "check_files",
+    "complete_pipeline",
     "complete_target",
     "find_run",
     "html_option",
@@ -180,6 +181,25 @@ def _complete_run(
         return []
     with suppress(Exception):  # an error would end up in the line that is completed
         return asyncio.run(_runs_that_start_with(journal, incomplete))
+    return []
+
+
+def complete_pipeline(
+    ctx: click.Context, param: click.Parameter, incomplete: str
+) -> list[CompletionItem]:
+    """Let the shell complete the name of a pipeline that has runs."""
+    journal = ctx.params.get("journal") or os.environ.get(_VARIABLE) or _DEFAULT
+    if not journal_exists(journal):
+        return []
+
+    async def names() -> list[str]:
+        async with open_journal(journal) as opened:
+            return await opened.pipelines()
+
+    with suppress(Exception):  # as above
+        # bash inserts a name without quoting it.
+        found = [name for name in asyncio.run(names()) if shlex.quote(name) == name]
+        return [CompletionItem(name) for name in found if name.startswith(incomplete)]
     return []
 
 

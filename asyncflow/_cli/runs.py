@@ -6,10 +6,10 @@ import asyncio
 import json
 import shlex
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import asdict
-from datetime import datetime, timedelta
+from datetime import datetime, timedelta, timezone, tzinfo
 
 import click
 from rich.cells import cell_len, set_cell_size
@@ -32,19 +32,27 @@ from asyncflow._cli.output import (
 )
 from asyncflow._core.errors import RunAlreadyActiveError, escape_controls
 from asyncflow._views.event_text import plural, took
-from asyncflow.journal import RunRecord
-from asyncflow.journal._queries import RUN_STATUSES, RunFilter, listed_status, parse_time
+from asyncflow._views.preview import local_moment_text, moment_text, zone_name
+from asyncflow.journal import RunRecord, RunSummary
+from asyncflow.journal._queries import (
+    RUN_STATUSES,
+    RunFilter,
+    listed_status,
+    parse_time,
+    record_document,
+)
 from asyncflow.live._theme import COLOURS, Theme, status_for_run, theme_for
 
 __all__ = ["cancel", "forget", "prune", "runs"]
 
 _STATUSES = [status.upper() for status in RUN_STATUSES]
 _DEFAULT_LIMIT, _HIGHEST_LIMIT = 20, 1_000_000_000
-_HEADER = ["RUN", "STATUS", "STARTED", "TOOK", "PIPELINE"]
-_TIME = "%Y-%m-%d %H:%M:%S"
 _GAP = "  "
 _LEAST_WIDTH = 8
 """How many cells the last column has at least, on any terminal."""
+_LEAST_DETAILS = 24
+"""In how many cells details are worth their column."""
+_TIME_WIDTH = len("2024-06-01 14:00:00")
 
 
 def _parse_time(text: str | None) -> float | None:
@@ -120,33 +128,39 @@ def runs(
         status, pipeline=pipeline, since=since, text=text, limit=most + 1 if most else None
     )
 
-    async def matching() -> list[RunRecord]:
+    async def matching() -> tuple[list[RunRecord], Mapping[str, RunSummary]]:
         async with open_journal(journal) as opened:
-            return await opened.runs(**asdict(where))
+            records = await opened.runs(**asdict(where))
+            told = [] if as_json else [each for each in records if each.status != "passed"]
+            return records, await opened.summaries(told)
 
-    records = asyncio.run(matching())
+    records, summaries = asyncio.run(matching())
     shown = records[: most or None]
     if as_json:
-        click.echo(json.dumps([_as_json(record) for record in shown], indent=2))
+        click.echo(json.dumps([record_document(record) for record in shown], indent=2))
     elif shown:
-        _write_table(shown)
+        _write_table(shown, summaries)
     else:
         write_note("no matching runs")
     if len(shown) < len(records) and limit is None:
         write_note("more runs match; --limit 0 lists all")
 
 
-def _as_json(record: RunRecord) -> dict[str, object]:
-    return {**asdict(record), "duration_s": record.duration_s, "span_s": record.span_s}
-
-
-def _write_table(records: list[RunRecord]) -> None:
+def _write_table(records: list[RunRecord], summaries: Mapping[str, RunSummary]) -> None:
     console = stdout_console()
     theme = theme_for(console.encoding)
-    rows = [_HEADER, *(_cells(record, theme) for record in records)]
+    now = datetime.now().astimezone()
+    # One zone for all rows, also for those from before the clocks were changed.
+    zone = timezone(now.utcoffset() or timedelta())
+    rows = [["RUN", "STATUS", f"STARTED ({zone_name(now)})", "TOOK", "PIPELINE", "DETAILS"]]
+    rows += [_cells(record, zone, theme, summaries.get(record.run_id)) for record in records]
     # Users copy ids, so only the last column may be cut.
-    widths = [max(cell_len(row[column]) for row in rows) for column in range(len(_HEADER) - 1)]
-    left = max(console.width - sum(widths) - len(_GAP) * len(widths), _LEAST_WIDTH)
+    widths = [max(cell_len(row[column]) for row in rows) for column in range(len(rows[0]) - 1)]
+    room = console.width - sum(widths) - len(_GAP) * len(widths)
+    if room < _LEAST_DETAILS or not any(row[-1] for row in rows[1:]):
+        rows = [row[:-1] for row in rows]
+        room += widths.pop() + len(_GAP)
+    left = max(room, _LEAST_WIDTH)
     lines = []
     for row in rows:
         *cells, last = row
@@ -159,15 +173,16 @@ def _write_table(records: list[RunRecord]) -> None:
     console.print(Text("\n").join(lines), soft_wrap=True)
 
 
-def _cells(record: RunRecord, theme: Theme) -> list[str]:
+def _cells(record: RunRecord, zone: tzinfo, theme: Theme, summary: RunSummary | None) -> list[str]:
     status = _status(record)
-    started = "" if record.damaged else f"{datetime.fromtimestamp(record.started_at):{_TIME}}"
+    started = "" if record.damaged else moment_text(record.started_at, zone)[:_TIME_WIDTH]
     return [
         escape_controls(record.run_id),
         f"{theme.symbols[status_for_run(status)]} {status}",
         started,
         _took(record),
         escape_controls(", ".join(_pipeline_and_origin(record))),
+        escape_controls(summary.line if summary else ""),
     ]
 
 
@@ -246,9 +261,8 @@ def prune(time_s: float, journal: str, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps({"removed": removed}, indent=2))
     else:
-        before = datetime.fromtimestamp(time_s)
         number = plural(removed, "run")
-        write_result(f"removed {number} that ended before {before:{_TIME}}")
+        write_result(f"removed {number} that ended before {local_moment_text(time_s)}")
 
 
 @click.command(short_help="Remove a run that no process runs.")
@@ -277,7 +291,7 @@ def forget(run: str, journal: str, as_json: bool) -> None:
             RUN_FAILED,
         ) from error
     if as_json:
-        click.echo(json.dumps(_as_json(record), indent=2))
+        click.echo(json.dumps(record_document(record), indent=2))
     else:
         of = f" of {record.pipeline}" if record.pipeline else ""
         write_result(escape_controls(f"removed run {run}{of} ({_status(record)})"))

@@ -8,7 +8,6 @@ import shlex
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from datetime import datetime
 from pathlib import Path
 
 import click
@@ -44,6 +43,7 @@ from asyncflow._core.report import RunReport
 from asyncflow._core.step import WorkflowStep
 from asyncflow._runtime.orchestrator import Orchestrator
 from asyncflow._views.event_text import describe_event, plural, took
+from asyncflow._views.preview import local_moment_text
 from asyncflow._views.run_view import RunView
 from asyncflow.events import RunStarted
 from asyncflow.journal import RunRecord, StoredEvent
@@ -234,7 +234,7 @@ def _write_head(shown: _ShownRun) -> None:
     parts = [f"Run {escape_controls(record.run_id)}"]
     if record.pipeline:
         parts.append(f" of {escape_controls(record.pipeline)}")
-    parts.append(f", started {datetime.fromtimestamp(record.started_at):%Y-%m-%d %H:%M:%S}")
+    parts.append(f", started {local_moment_text(record.started_at)}")
     if record.forked_from:
         parts.append(f", a fork of run {escape_controls(record.forked_from)}")
     if record.parent:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from datetime import UTC, datetime
+from datetime import UTC, datetime, tzinfo
 from itertools import islice
 from typing import NamedTuple
 
@@ -13,14 +13,17 @@ from asyncflow._core.value_size import safe_repr
 
 __all__ = [
     "Preview",
+    "ago",
     "error_trace",
     "error_words",
+    "local_moment_text",
     "moment_iso",
     "moment_text",
     "preview",
     "printable",
     "share",
     "shortened",
+    "zone_name",
 ]
 
 _DEEPEST = 8
@@ -191,20 +194,46 @@ def _is_short(value: object) -> bool:
     return type(value) in _PLAIN or (type(value) is str and len(value) <= 12)
 
 
-def moment_text(wall_time: float) -> str:
-    """Return seconds since the epoch as date and time in UTC."""
-    moment = _moment(wall_time)
-    return "at an unknown time" if moment is None else f"{moment:%Y-%m-%d %H:%M:%S} UTC"
+def moment_text(wall_time: float, zone: tzinfo = UTC) -> str:
+    """Return seconds since the epoch as date and time: ``2024-06-01 14:00:00 UTC+02:00``.
+
+    All displays write times like that, but for those on an axis. ``moments.js`` does the same in a
+    browser, whose zone it knows.
+    """
+    moment = _moment(wall_time, zone)
+    if moment is None:
+        return "at an unknown time"
+    return f"{moment:%Y-%m-%d %H:%M:%S} {zone_name(moment)}"
+
+
+def local_moment_text(wall_time: float) -> str:
+    """Return seconds since the epoch as `moment_text` does, in the zone of this machine then."""
+    moment = _moment(wall_time, UTC)
+    return moment_text(wall_time, UTC if moment is None else moment.astimezone().tzinfo or UTC)
+
+
+def zone_name(moment: datetime) -> str:
+    """Return the zone of a time by its offset: ``UTC``, ``UTC+02:00``."""
+    offset = moment.isoformat(timespec="seconds")[19:]
+    return "UTC" if offset == "+00:00" else f"UTC{offset}"
+
+
+def ago(seconds: float) -> str:
+    """Return how long ago something was, roughly: ``12 s ago``, ``3 min ago``, ``2 d ago``."""
+    for unit, length in (("d", 86_400), ("h", 3_600), ("min", 60)):
+        if seconds >= (2 * length if unit == "d" else length):
+            return f"{int(seconds // length)} {unit} ago"
+    return "just now" if seconds < 1 else f"{int(seconds)} s ago"
 
 
 def moment_iso(wall_time: float) -> str:
     """Return seconds since the epoch in ISO 8601; empty if no calendar has that time."""
-    moment = _moment(wall_time)
+    moment = _moment(wall_time, UTC)
     return "" if moment is None else moment.isoformat(timespec="milliseconds")
 
 
-def _moment(wall_time: float) -> datetime | None:
+def _moment(wall_time: float, zone: tzinfo) -> datetime | None:
     try:
-        return datetime.fromtimestamp(wall_time, UTC)
+        return datetime.fromtimestamp(wall_time, zone)
     except (ValueError, OverflowError, OSError):
         return None

@@ -42,9 +42,9 @@ _BUNDLES = {
         *("items.css", "notes.css", "media.css"),
     ),
     "page.js": (
-        *("base.js", "selection.js", "items.js", "steps.js", "events.js", "timeline.js"),
-        *("minimap.js", "graph.js", "pointer.js", "keys.js", "copy.js", "details.js", "log.js"),
-        "update.js",
+        *("base.js", "moments.js", "selection.js", "items.js", "steps.js", "events.js"),
+        *("timeline.js", "minimap.js", "graph.js", "pointer.js", "keys.js", "copy.js"),
+        *("details.js", "log.js", "update.js"),
     ),
 }
 """The parts of the style and of the script. Those of the script share one scope."""
@@ -75,6 +75,8 @@ class Live(NamedTuple):
     """The notes of the run, as JSON."""
     attachments_url: str = ""
     """What its steps have attached, each with a slash and its position after this."""
+    pipeline_url: str | None = None
+    """The page of the run's pipeline."""
 
 
 def page(

@@ -17,11 +17,36 @@ Anyone who can write to the database decides what a resumed run starts from. Wit
 
 from __future__ import annotations
 
+from asyncflow._core.statistics import StepOutcome, StepStatistics
 from asyncflow.journal._postgres import PostgresJournal
-from asyncflow.journal._queries import RunRecord, RunStatus, StoredEvent
+from asyncflow.journal._queries import (
+    PipelineStatistics,
+    RunRecord,
+    RunStatus,
+    RunSummary,
+    StoredEvent,
+)
 from asyncflow.journal._sqlite import SQLiteJournal
 
-__all__ = ["PostgresJournal", "RunRecord", "RunStatus", "SQLiteJournal", "StoredEvent"]
+__all__ = [
+    "PipelineStatistics",
+    "PostgresJournal",
+    "RunRecord",
+    "RunStatus",
+    "RunSummary",
+    "SQLiteJournal",
+    "StepOutcome",
+    "StepStatistics",
+    "StoredEvent",
+]
 
-for _public in (PostgresJournal, RunRecord, SQLiteJournal, StoredEvent):
+for _public in (
+    PipelineStatistics,
+    PostgresJournal,
+    RunRecord,
+    RunSummary,
+    SQLiteJournal,
+    StepStatistics,
+    StoredEvent,
+):
     _public.__module__ = __name__  # where users import them from

@@ -30,9 +30,11 @@ from asyncflow.journal._notes import NoteFilter
 from asyncflow.journal._payload_codec import CODECS, Codec
 from asyncflow.journal._queries import (
     ListedStatus,
+    PipelineStatistics,
     RunFilter,
     RunRecord,
     RunStatus,
+    RunSummary,
     StoredEvent,
     check_new_id,
     check_text,
@@ -263,6 +265,64 @@ class SQLJournal:
         """
         await self._check_id(run_id)
         return await self._read(self._reader.report, run_id)
+
+    async def statistics(self, pipeline: str, runs: int = 50) -> PipelineStatistics:
+        """Return the latest runs of a pipeline, and the statistics of its steps over them.
+
+        It reads the events of steps and none of items, so a mapped step costs the same with any
+        number of items. Hence two figures of a mapped step are approximate: it never counts as
+        retried, and if it was cut short with its process, the time before that is left out.
+
+        Args:
+            pipeline: The name of the pipeline. ``""`` stands for all runs whose pipeline has none.
+            runs: How many runs to read at most, at least 1.
+
+        Returns:
+            The statistics; of no runs if there is no such pipeline.
+
+        Raises:
+            TypeError: The name is not a text, or the number is none.
+            ValueError: The number is below 1.
+            JournalError: The journal can't be read.
+        """
+        check_text("pipeline", pipeline)
+        check_count("runs", runs, 1)
+        return await self._read(self._reader.statistics, pipeline, runs)
+
+    async def pipelines(self) -> list[str]:
+        """Return the names of the pipelines that have runs, sorted; ``""`` for runs without one.
+
+        Raises:
+            JournalError: The journal can't be read.
+        """
+        return await self._read(self._reader.pipelines)
+
+    async def counts(
+        self, pipeline: str | None = None, since: datetime | float | None = None
+    ) -> dict[str, int]:
+        """Return how many stored runs have which status: running, orphaned, passed and so on.
+
+        An orphaned run does not count as running here.
+
+        Args:
+            pipeline: As that of `runs`.
+            since: The same.
+
+        Raises:
+            TypeError, ValueError, JournalError: As `runs` raises them.
+        """
+        return await self._read(self._reader.counts, RunFilter(pipeline=pipeline, since=since))
+
+    async def summaries(self, records: Iterable[RunRecord]) -> dict[str, RunSummary]:
+        """Return what a list of runs says beside their records, by run id, with one query.
+
+        Args:
+            records: Runs that `runs` returned. The summary of one that is damaged is empty.
+
+        Raises:
+            JournalError: The journal can't be read.
+        """
+        return await self._read(self._reader.summaries, [*records])
 
     # --- changes --------------------------------------------------------------------------------
 

@@ -41,6 +41,7 @@ __all__ = [
     "column_of",
     "event_checksum",
     "event_of",
+    "event_without_output",
     "from_column",
     "is_moment",
     "is_storable",
@@ -197,6 +198,16 @@ def event_of(row: Sequence[Any]) -> Event:
     except TypeError as error:
         raise ValueError(f"it is no {kind}: {error}") from error
     return event
+
+
+def event_without_output(row: Sequence[Any]) -> Event:
+    """Return the event of a row that was read without its output, so that its checksum can't tell.
+
+    Raises:
+        Exception: As `event_of` raises it, for what is noticed without the checksum.
+    """
+    columns = [*row[:7], None, None, None]
+    return event_of([*columns, event_checksum(*columns)])
 
 
 def _details(event: Event) -> Details:

@@ -113,6 +113,11 @@ _MIGRATIONS: list[list[str | Callable[[_Connection], None]]] = [
         "ALTER TABLE asyncflow.runs ADD COLUMN forked_from TEXT",
         "CREATE INDEX runs_by_parent ON asyncflow.runs (parent, started_at, run_id) "
         "WHERE parent IS NOT NULL",
+        # With the status, which counts read.
+        "DROP INDEX asyncflow.runs_by_pipeline",
+        "CREATE INDEX runs_by_pipeline ON asyncflow.runs (pipeline, started_at, run_id, status)",
+        "CREATE INDEX events_of_steps ON asyncflow.events (run_id, kind, position) "
+        "WHERE item IS NULL",
     ],
 ]
 """Number n, counted from 0, brings the schema from version n to n + 1. Never change one that was
@@ -129,6 +134,8 @@ _DIALECT = {
     "{expiry}": "expires_at = {now} + ?",
     "{lock}": " FOR UPDATE",
     "{like}": "~",
+    "{of_steps}": "",
+    "{bytes}": "octet_length",
 }
 
 _BEGIN = """

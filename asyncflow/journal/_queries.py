@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import math
 import re
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any, Literal, TypeAlias
 
 from asyncflow._core.arguments import check_count, check_number
+from asyncflow._core.errors import describe_error
+from asyncflow._core.statistics import StepStatistics, median, nearest_rank
 from asyncflow.events import Event
 from asyncflow.journal._event_codec import column_of, is_storable
 
@@ -16,10 +19,12 @@ __all__ = [
     "DAMAGED",
     "RUN_STATUSES",
     "ListedStatus",
+    "PipelineStatistics",
     "Place",
     "RunFilter",
     "RunRecord",
     "RunStatus",
+    "RunSummary",
     "StoredEvent",
     "check_lease",
     "check_new_id",
@@ -28,6 +33,8 @@ __all__ = [
     "listed_status",
     "parse_status",
     "parse_time",
+    "record_document",
+    "statistics_document",
 ]
 
 RunStatus = Literal["running", "passed", "failed", "interrupted"]
@@ -123,6 +130,104 @@ def listed_status(record: RunRecord) -> str:
     if record.damaged:
         return DAMAGED
     return "orphaned" if record.orphaned else record.status
+
+
+@dataclass(frozen=True, slots=True)
+class RunSummary:
+    """What a list says of a run beside its record. Times aside, it is of the run's latest events.
+
+    All of it is empty if what it would be read from is damaged.
+    """
+
+    inputs: Mapping[str, Any] = field(default_factory=dict)
+    """The inputs that it started with, as those of `RunReport.inputs`; none if they are large."""
+    steps: int | None = None
+    """How many steps it has; known of a run that has not ended, as are `settled` and `active`."""
+    settled: int = 0
+    """How many of them have ended, or were skipped."""
+    active: tuple[str, ...] = ()
+    """The steps that run now, in topological order."""
+    failed_step: str = ""
+    """The step that failed first, if the run failed."""
+    error: BaseException | None = None
+    """Its error."""
+    stop_reason: str | None = None
+    """Why the run stopped, if it was interrupted."""
+
+    @property
+    def line(self) -> str:
+        """What runs now, the first error, or why the run stopped: ``12 of 20, load``."""
+        if self.steps is not None:
+            first = ", ".join(self.active[:1])
+            more = f" and {len(self.active) - 1} more" if len(self.active) > 1 else ""
+            return f"{self.settled} of {self.steps}{first and f', {first}'}{more}"
+        if self.error is not None:
+            return f"{self.failed_step}: {describe_error(self.error)}"
+        return self.stop_reason or ""
+
+
+@dataclass(frozen=True, slots=True)
+class PipelineStatistics:
+    """The latest runs of a pipeline, and what they say together. Times are milliseconds."""
+
+    pipeline: str
+    """The name of the pipeline; empty for all runs whose pipeline has none."""
+    runs: tuple[RunRecord, ...]
+    """The runs, the latest start first. One whose row or events are damaged is marked as damaged,
+    and counts nowhere else."""
+    steps: Mapping[str, StepStatistics]
+    """The steps of the latest run in topological order, then those that only earlier runs had."""
+
+    @property
+    def passed_ms(self) -> list[float]:
+        """The durations of the runs that passed, pauses left out, the latest start first."""
+        return [run.latest_ms for run in self.runs if run.status == "passed" and not run.damaged]
+
+    @property
+    def median_ms(self) -> float | None:
+        """The median of `passed_ms`; ``None`` if no run passed."""
+        return median(self.passed_ms)
+
+    @property
+    def p95_ms(self) -> float | None:
+        """The 95th percentile of `passed_ms` by nearest rank; ``None`` if no run passed."""
+        return nearest_rank(self.passed_ms, 95)
+
+    @property
+    def success_rate(self) -> float | None:
+        """Which share of the runs that passed or failed has passed, from 0 to 1.
+
+        ``None`` if no run has passed or failed. Interrupted runs don't count.
+        """
+        statuses = [run.status for run in self.runs if not run.damaged]
+        passed, failed = statuses.count("passed"), statuses.count("failed")
+        return passed / (passed + failed) if passed + failed else None
+
+
+def record_document(record: RunRecord) -> dict[str, Any]:
+    """Return a record for JSON."""
+    return {**asdict(record), "duration_s": record.duration_s, "span_s": record.span_s}
+
+
+def statistics_document(found: PipelineStatistics) -> dict[str, Any]:
+    """Return statistics for JSON, with the steps as a list in their order."""
+    figures = ("median_ms", "p95_ms", "last_ms", "flakiness")
+    return {
+        "pipeline": found.pipeline,
+        "success_rate": found.success_rate,
+        "median_ms": found.median_ms,
+        "p95_ms": found.p95_ms,
+        "runs": [record_document(record) for record in found.runs],
+        "steps": [
+            {
+                "step": name,
+                **{figure: getattr(step, figure) for figure in figures},
+                "outcomes": step.outcomes,
+                "durations_ms": step.durations_ms,
+            }
+            for name, step in found.steps.items()
+        ],
+    }
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,9 +9,10 @@ whatever is damaged in a run, each of them gets the same `RunUnreadableError`.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from functools import partial
+from itertools import chain, starmap
 from typing import Any, get_args
 
 from asyncflow._core.errors import (
@@ -25,20 +26,37 @@ from asyncflow._core.errors import (
 )
 from asyncflow._core.replay import StoredRun
 from asyncflow._core.report import RunReport
-from asyncflow._core.results import REDACTED, REDACTED_OUTPUT, Payload, RestoredOutput
+from asyncflow._core.results import REDACTED, REDACTED_OUTPUT, Payload, RestoredOutput, StepStatus
+from asyncflow._core.statistics import StepRun, step_runs, step_statistics
 from asyncflow.events import (
     Event,
     RunFinished,
     RunResumed,
     RunStarted,
+    StepFailed,
     StepSucceeded,
     StepTakenOver,
 )
-from asyncflow.journal._event_codec import column_of, from_column, is_moment, run_checksum
+from asyncflow.journal._event_codec import (
+    column_of,
+    event_of,
+    event_without_output,
+    from_column,
+    is_moment,
+    run_checksum,
+)
 from asyncflow.journal._machine import is_void
 from asyncflow.journal._notes import NoteFilter, note_of
 from asyncflow.journal._payload_codec import Codec
-from asyncflow.journal._queries import RunFilter, RunRecord, RunStatus, StoredEvent
+from asyncflow.journal._queries import (
+    RUN_STATUSES,
+    PipelineStatistics,
+    RunFilter,
+    RunRecord,
+    RunStatus,
+    RunSummary,
+    StoredEvent,
+)
 from asyncflow.journal._store import RunRow, Store
 
 __all__ = ["JournalReader"]
@@ -103,7 +121,8 @@ class JournalReader:
             stored = self.store.events(run_id)
             if last is not None:
                 self._check_last(run_id, len(stored), last)
-            before, problem = row, _contradiction(run_id, row, [event for _, event in stored])
+            events = [event for _, event in stored]
+            before, problem = row, _contradiction(run_id, row, events, len(events))
             if not problem:
                 break
             # Between the two reads it may have begun, resumed, ended or been deleted. Then its row
@@ -152,6 +171,84 @@ class JournalReader:
                 break
             page = replace(page, before=records[-1].place)
         return found[: where.limit]
+
+    def statistics(self, pipeline: str, runs: int) -> PipelineStatistics:
+        """Return the statistics of the latest runs of a pipeline."""
+        rows = self.store.runs(RunFilter(pipeline=pipeline, limit=runs))
+        events = self.store.step_events([row.run_id for row in rows])
+        records: list[RunRecord] = []
+        steps: list[dict[str, StepRun]] = []
+        for row in rows:
+            run = _replay_of_steps(row, events.get(row.run_id, ()))
+            if run is None:  # unless it has changed between the two reads, it is damaged
+                again = self.store.run(row.run_id)
+                if again is None:
+                    continue
+                row, run_id = again, row.run_id
+                run = _replay_of_steps(row, self.store.step_events([run_id]).get(run_id, ()))
+            record = _record_of(row)
+            records.append(record if run else replace(record, damaged=True))
+            steps.append(step_runs(run) if run else {})
+        return PipelineStatistics(pipeline, tuple(records), step_statistics(steps))
+
+    def summaries(self, records: Iterable[RunRecord]) -> dict[str, RunSummary]:
+        """Return what a list says of runs beside their records, by id."""
+        by_status: dict[str, list[str]] = {status: [] for status in _STATUSES}
+        for record in records:
+            by_status[record.status].append(record.run_id)
+        running = by_status.pop("running")
+        ended = [*chain(*by_status.values())]
+        events = self.store.brief_events(
+            running, ended, by_status["failed"], by_status["interrupted"]
+        )
+        return {
+            run_id: self._summary(events.get(run_id, ()), has_ended=has_ended)
+            for has_ended, run_ids in ((False, running), (True, ended))
+            for run_id in run_ids
+        }
+
+    def _summary(self, rows: Sequence[Sequence[Any]], *, has_ended: bool) -> RunSummary:
+        try:
+            events = [_brief_event_of(row) for row in rows]
+            starts = [each for each in events if isinstance(each, RunStarted | RunResumed)]
+            run = StoredRun(starts if has_ended else events)
+            inputs = self._inputs_of(run) if isinstance(events[0], RunStarted) else {}
+        # There may be no events. Else a damaged row can make the decoding and the replay raise
+        # anything, as it can in `_replay`.
+        except Exception:
+            return RunSummary()
+        if not has_ended:
+            unsettled = run.counts[StepStatus.PENDING] + run.counts[StepStatus.RUNNING]
+            active = [n for n, step in run.steps.items() if step.status is StepStatus.RUNNING]
+            count = len(run.steps)
+            return RunSummary(inputs, count, count - unsettled, tuple(active))
+        last = events[-1]
+        if isinstance(last, StepFailed):
+            return RunSummary(inputs, failed_step=last.step, error=last.error)
+        reason = last.stop_reason if isinstance(last, RunFinished) else None
+        return RunSummary(inputs, stop_reason=reason)
+
+    def _inputs_of(self, run: StoredRun) -> dict[str, Any]:
+        return {
+            name: REDACTED_OUTPUT
+            if name in run.secret_inputs
+            else self._shown(run.run_id, 1, name, value)
+            for name, value in run.inputs.items()
+        }
+
+    def counts(self, where: RunFilter) -> dict[str, int]:
+        """Return how many of the runs that a filter selects have which of the listed statuses."""
+        counts: dict[str, int] = dict.fromkeys(RUN_STATUSES, 0)
+        for status, count in self.store.counts(where):
+            counts[status if status in _STATUSES else "running"] += count
+        if counts["running"]:
+            counts["orphaned"] = sum(starmap(_is_orphaned, self.store.leases_of_running(where)))
+            counts["running"] -= counts["orphaned"]
+        return counts
+
+    def pipelines(self) -> list[str]:
+        """Return the names of the pipelines that have runs, sorted."""
+        return sorted(set(map(_name_of, self.store.pipelines())))
 
     def record(self, run_id: str) -> RunRecord:
         """Return the record of a run; a damaged one if the run has events and no row.
@@ -265,8 +362,15 @@ class JournalReader:
             raise RunUnreadableError(self._name, run_id, str(error), position) from error
 
 
-def _contradiction(run_id: str, row: RunRow | None, events: Sequence[Event]) -> str:
-    """Return in what the row of a run and its events contradict each other; empty if in nothing."""
+def _contradiction(run_id: str, row: RunRow | None, events: Sequence[Event], count: int) -> str:
+    """Return in what the row of a run and its events contradict each other; empty if in nothing.
+
+    Args:
+        run_id: The run.
+        row: Its row, if there is one.
+        events: Its events, or those of steps alone.
+        count: How many it has in all.
+    """
     if row is None:
         return "its row is missing" if events else ""
     if not _is_sound(row):
@@ -283,7 +387,6 @@ def _contradiction(run_id: str, row: RunRow | None, events: Sequence[Event]) -> 
     ):
         return "its first event does not fit its row"
     status = last.outcome if isinstance(last, RunFinished) else "running"
-    count = len(events)
     if status != row.status or (
         count < row.last_event if status == "running" else count != row.last_event
     ):
@@ -301,10 +404,38 @@ def _columns_of(event: RunStarted) -> list[str]:
     ]
 
 
+def _replay_of_steps(row: RunRow, rows: Sequence[Sequence[Any]]) -> StoredRun | None:
+    """Return the replay of a run from its events without those of items; None if it is damaged."""
+    try:
+        events = [_brief_event_of(each) for each in rows]
+        count = rows[-1][1] if rows else 0
+        return None if _contradiction(row.run_id, row, events, count) else StoredRun(events)
+    # Only our decoding and our replay are in here, as in `JournalReader._replay`.
+    except Exception:
+        return None
+
+
+def _brief_event_of(row: Sequence[Any]) -> Event:
+    """Return an event that was read without its output if that is long."""
+    _, _, kind, *_, codec, payload, data, _ = row
+    is_cut = kind == "StepSucceeded" and codec is not None and payload is None and data is None
+    event = event_without_output(row) if is_cut else event_of(row)
+    if isinstance(event, StepTakenOver):
+        return replace(event, items=None)  # they are not read
+    return event
+
+
+def _name_of(column: object) -> str:
+    """Return the name of a pipeline, or something like it if the column is damaged."""
+    try:
+        return from_column(column)  # type: ignore[arg-type]
+    except (AttributeError, TypeError, ValueError):
+        return _text_of(column)
+
+
 def _record_of(row: RunRow) -> RunRecord:
     is_damaged = not _is_sound(row)
     status: Any = row.status if row.status in _STATUSES else "running"
-    process = row.process if isinstance(row.process, str) else ""
     return RunRecord(
         run_id=_text_of(row.run_id),
         pipeline="" if is_damaged else from_column(row.pipeline),
@@ -312,7 +443,7 @@ def _record_of(row: RunRow) -> RunRecord:
         started_at=row.started_at if is_moment(row.started_at) else 0.0,
         updated_at=row.updated_at if is_moment(row.updated_at) else 0.0,
         owner=None if row.owner is None else _text_of(row.owner),
-        orphaned=status == "running" and (row.owner is None or is_void(process)),
+        orphaned=status == "running" and _is_orphaned(row.owner, row.process),
         latest_ms=row.latest_ms if _is_number(row.latest_ms) else 0.0,
         paused_s=row.paused_s if _is_number(row.paused_s) else 0.0,
         damaged=is_damaged,
@@ -320,6 +451,11 @@ def _record_of(row: RunRow) -> RunRecord:
         parent_step="" if is_damaged else from_column(row.parent_step or ""),
         forked_from="" if is_damaged else from_column(row.forked_from or ""),
     )
+
+
+def _is_orphaned(owner: object, process: object) -> bool:
+    """Whether no process runs a run that has not ended, by its lease."""
+    return owner is None or is_void(process if isinstance(process, str) else "")
 
 
 _STATUSES = get_args(RunStatus)

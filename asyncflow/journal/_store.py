@@ -23,6 +23,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from functools import cache
 from itertools import chain, islice
 from typing import Any, NamedTuple, Protocol
@@ -96,7 +97,10 @@ class Database(Protocol):
         ``?`` stands for a parameter, ``{now}`` for the seconds since the epoch by the database's
         clock (not that of the transaction's start), as a float, and ``{lock}``, at the end of a
         SELECT in a transaction, for what locks its rows (``FOR UPDATE``), if the database needs
-        that. ``{like}`` compares a text with a `pattern`. ``{valid}`` is the condition that a lease
+        that. ``{like}`` compares a text with a `pattern`. ``{bytes}`` is the function for the size
+        of a text, in bytes if that is fast, else in characters. ``{of_steps}``, after a table
+        ``events``, lets it be read by the index of the events that are not of items, if the
+        database would not choose that by itself. ``{valid}`` is the condition that a lease
         ``l`` has not expired, and ``{expiry}`` assigns when it expires: in ``?`` seconds.
         """
         ...
@@ -208,6 +212,8 @@ _NOTE = (*NoteRow._fields, "checksum")
 
 _FREE = "(l.owner IS NULL OR NOT {valid})"
 
+_OWNER = f"CASE WHEN {_FREE} THEN NULL ELSE l.owner END"
+
 _MAKE_LEASE = (
     # Not DO NOTHING: in PostgreSQL, another transaction could delete the row that is there.
     "INSERT INTO leases (run_id, token, expires_at) VALUES (?, CAST({now} * 1000 AS BIGINT), 0) "
@@ -249,10 +255,46 @@ _LAST_OF_LEASE = "(SELECT COALESCE(MAX(e.position), 0) FROM events e WHERE e.run
 _RUNS = (
     "SELECT r.run_id, r.pipeline, r.status, r.started_at, r.updated_at, "
     "r.last_event, r.checksum, r.parent, r.parent_step, r.forked_from, "
-    f"CASE WHEN {_FREE} THEN NULL ELSE l.owner END, l.process, "
+    f"{_OWNER}, l.process, "
     "COALESCE((SELECT e.at_ms FROM events e WHERE e.run_id = r.run_id "
     "ORDER BY e.position DESC LIMIT 1), 0), r.paused_s "
     "FROM runs r LEFT JOIN leases l ON l.run_id = r.run_id"
+)
+_LONGEST_OUTPUT = 4_096
+"""How many bytes of an output are read where nobody asks for it, so that its checksum tells."""
+_LONGEST_START = 65_536
+"""The same for the first event of a run, of which only the inputs are shown."""
+_BRIEF = ", ".join(
+    f"CASE WHEN e.kind = 'StepSucceeded' AND {{bytes}}(e.{column}) > {_LONGEST_OUTPUT} "
+    f"THEN NULL ELSE e.{column} END"
+    if column in ("payload", "data")
+    else f"e.{column}"
+    for column in _EVENT
+)
+"""The columns of an event, without a long output."""
+_OF_STEPS = "events e {of_steps} WHERE e.item IS NULL"
+_STARTS = (
+    f"{_OF_STEPS} AND e.kind IN ('RunStarted', 'RunResumed') AND (e.kind = 'RunResumed' "
+    f"OR {{bytes}}(e.payload) <= {_LONGEST_START})"
+)
+_FIRST_FAILURE = (
+    "runs r JOIN events e ON e.run_id = r.run_id WHERE e.position = ("
+    "SELECT MIN(f.position) FROM events f {of_steps} WHERE f.run_id = r.run_id "
+    "AND f.item IS NULL AND f.kind = 'StepFailed' AND f.position > COALESCE("
+    "(SELECT MAX(g.position) FROM events g {of_steps} WHERE g.run_id = r.run_id "
+    "AND g.item IS NULL AND g.kind = 'RunResumed'), 0))"
+)
+_LAST_CHANGE = "runs r JOIN events e ON e.run_id = r.run_id WHERE e.position = r.last_event"
+_PIPELINES = (
+    "WITH RECURSIVE named (pipeline) AS (SELECT MIN(r.pipeline) FROM runs r UNION ALL "
+    "SELECT (SELECT MIN(r.pipeline) FROM runs r WHERE r.pipeline > named.pipeline) FROM named "
+    "WHERE named.pipeline IS NOT NULL) SELECT pipeline FROM named WHERE pipeline IS NOT NULL"
+)
+"""One search of an index for each name, whatever the number of runs."""
+_COUNTS = "SELECT r.status, COUNT(*) FROM runs r WHERE {where} GROUP BY r.status"
+_RUNNING = (
+    f"SELECT {_OWNER}, l.process FROM runs r LEFT JOIN leases l ON l.run_id = r.run_id "
+    "WHERE {where}"
 )
 _BEFORE = ("", "r.started_at < ?", "(r.started_at, r.run_id) < (?, ?)")
 """The condition for runs before a place, by how many parts of the place are given."""
@@ -274,6 +316,8 @@ _DELETABLE = (
 
 _CHUNK = 64
 """How many rows or ids one statement takes at most; a power of two."""
+_PARTS = 8
+"""How many SELECTs, each with so many ids, one statement joins at most."""
 
 
 class Store:
@@ -380,8 +424,7 @@ class Store:
         claims: dict[tuple[str, int], int] = {}
         # In one order, so that two processes that lock rows never wait for each other.
         run_ids = sorted(of)
-        # Padded, so that few statements have to be compiled.
-        for chunk in _chunks([*run_ids, *run_ids[-1:] * _padding(len(run_ids))]):
+        for chunk in _chunks(_padded(run_ids)):
             self._execute(
                 cursor,
                 f"SELECT l.run_id, l.token, {_LAST_OF_LEASE} FROM leases l WHERE l.run_id IN "
@@ -480,32 +523,101 @@ class Store:
 
     def runs(self, where: RunFilter) -> list[RunRow]:
         """Return the runs that a filter selects, ``orphaned`` aside, which SQL can't tell."""
+        return self._runs(self._conditions(where), where.limit)
+
+    def _conditions(self, where: RunFilter) -> dict[str, Sequence[Any]]:
         before = where.before
         place = before if before is None or isinstance(before, tuple) else (before,)
         pipeline = None if where.pipeline is None else column_of(where.pipeline)
         parent = None if where.parent is None else column_of(where.parent)
         pattern = None if where.text is None else self.database.pattern(where.text)
-        return self._runs(
-            {
-                "r.status = ?": _some(where.status),
-                "r.pipeline = ?": _some(pipeline),
-                "r.parent = ?": _some(parent),
-                "r.started_at >= ?": _some(where.since),
-                _BEFORE[len(place or ())]: place or (),
-                "(r.run_id {like} ? OR r.pipeline {like} ?)": _some(pattern) * 2,
-            },
-            where.limit,
-        )
+        return {
+            "r.status = ?": _some(where.status),
+            "r.pipeline = ?": _some(pipeline),
+            "r.parent = ?": _some(parent),
+            "r.started_at >= ?": _some(where.since),
+            _BEFORE[len(place or ())]: place or (),
+            "(r.run_id {like} ? OR r.pipeline {like} ?)": _some(pattern) * 2,
+        }
 
     def _runs(self, conditions: Mapping[str, Sequence[Any]], limit: int | None) -> list[RunRow]:
-        where = " AND ".join(condition for condition, values in conditions.items() if values)
-        values = [*chain(*conditions.values())]
-        sql = f"{_RUNS} WHERE {where or '1 = 1'} ORDER BY r.started_at DESC, r.run_id DESC"
+        where, values = _joined(conditions)
+        sql = f"{_RUNS} WHERE {where} ORDER BY r.started_at DESC, r.run_id DESC"
         if limit is not None:
             sql, values = f"{sql} LIMIT ?", [*values, limit]
         with self.database.reading() as cursor:
             self._execute(cursor, sql, values)
             return [RunRow(*row) for row in cursor.fetchall()]
+
+    def step_events(self, run_ids: Sequence[str]) -> dict[Any, list[Sequence[Any]]]:
+        """Return the rows of the events of runs, those of items aside, by run and in their order.
+
+        A long output is left out.
+        """
+        return self._brief([(_OF_STEPS, run_ids)])
+
+    def brief_events(
+        self,
+        running: Sequence[str],
+        ended: Sequence[str],
+        failed: Sequence[str],
+        interrupted: Sequence[str],
+    ) -> dict[Any, list[Sequence[Any]]]:
+        """Return rows of events that say briefly how runs stand, as `step_events` returns them.
+
+        Args:
+            running: Runs of which all events are wanted, those of items aside.
+            ended: Runs whose starts are wanted: the first event, unless it is long, and those
+                with which they were resumed.
+            failed: Runs of which the first failure of a step is wanted, after the last resumption.
+            interrupted: Runs of which the last event is wanted.
+        """
+        return self._brief(
+            [
+                (_OF_STEPS, running),
+                (_STARTS, ended),
+                (_FIRST_FAILURE, failed),
+                (_LAST_CHANGE, interrupted),
+            ]
+        )
+
+    def _brief(self, wanted: Iterable[tuple[str, Sequence[str]]]) -> dict[Any, list[Sequence[Any]]]:
+        parts: list[tuple[str, list[str]]] = []
+        for source, run_ids in wanted:
+            for chunk in _chunks(_padded(run_ids)):
+                sql = f"SELECT {_BRIEF} FROM {source} AND e.run_id IN ({_marks(len(chunk))})"
+                parts.append((sql, chunk))
+        rows: list[Sequence[Any]] = []
+        with self.database.reading() as cursor:
+            for at in range(0, len(parts), _PARTS):
+                several = parts[at : at + _PARTS]
+                sql = " UNION ALL ".join(sql for sql, _ in several)
+                self._execute(cursor, sql, [*chain(*(chunk for _, chunk in several))])
+                rows += cursor.fetchall()
+        found: dict[Any, list[Sequence[Any]]] = {}
+        for row in sorted(rows, key=_position_of):
+            found.setdefault(row[0], []).append(row)
+        return found
+
+    def counts(self, where: RunFilter) -> list[tuple[Any, int]]:
+        """Return how many of the runs that a filter selects have which status in their row."""
+        return self._aggregate(_COUNTS, where)
+
+    def leases_of_running(self, where: RunFilter) -> list[tuple[Any, Any]]:
+        """Return the lease holder and the process of each run that has not ended, as `RunRow`."""
+        return self._aggregate(_RUNNING, replace(where, status="running"))
+
+    def _aggregate(self, sql: str, where: RunFilter) -> list[Any]:
+        conditions, values = _joined(self._conditions(where))
+        with self.database.reading() as cursor:
+            self._execute(cursor, sql.replace("{where}", conditions), values)
+            return cursor.fetchall()
+
+    def pipelines(self) -> list[Any]:
+        """Return the names of the pipelines that have runs, as their columns have them."""
+        with self.database.reading() as cursor:
+            self._execute(cursor, _PIPELINES)
+            return [name for (name,) in cursor.fetchall()]
 
     def ended(self, age_s: float, status: str | None) -> list[tuple[str, int]]:
         """Return the runs that ended so long ago and have no owner, with how many rows they have.
@@ -566,6 +678,17 @@ def _is_owned(lease: Sequence[Any], claim: Claim) -> bool:
     return owner is not None and bool(unexpired) and not claim.is_void(process)
 
 
+def _position_of(row: Sequence[Any]) -> int:
+    position = row[1]
+    return position if isinstance(position, int) else 0  # a damaged one is of any type
+
+
+def _joined(conditions: Mapping[str, Sequence[Any]]) -> tuple[str, list[Any]]:
+    """Return those conditions that have values as one, and all values."""
+    where = " AND ".join(condition for condition, values in conditions.items() if values)
+    return where or "1 = 1", [*chain(*conditions.values())]
+
+
 def _some(value: Any) -> list[Any]:
     return [] if value is None else [value]
 
@@ -580,9 +703,14 @@ def _chunks(rows: Sequence[Any]) -> Iterator[list[Any]]:
         left -= size
 
 
-def _padding(count: int) -> int:
-    """Return how many rows are missing to the next length that `_chunks` does not split."""
-    return (-count) % min(_CHUNK, 1 << max(0, count - 1).bit_length())
+def _padded(run_ids: Sequence[str]) -> list[str]:
+    """Repeat the last id up to a length that `_chunks` does not split into other ones.
+
+    So few statements have to be compiled.
+    """
+    count = len(run_ids)
+    missing = (-count) % min(_CHUNK, 1 << max(0, count - 1).bit_length())
+    return [*run_ids, *[*run_ids[-1:]] * missing]
 
 
 @cache

@@ -22,6 +22,7 @@ __all__ = [
     "html_answer",
     "json_answer",
     "link_to",
+    "named_pipeline",
     "named_run",
     "path_in",
     "problem",
@@ -35,7 +36,9 @@ _SERVED = {
     "page.css": ("text/css", "asyncflow.html_report"),
     "web.css": ("text/css", "asyncflow.web"),
     "live.js": ("text/javascript", "asyncflow.web"),
+    "moments.js": ("text/javascript", "asyncflow.html_report"),
     "runs.js": ("text/javascript", "asyncflow.web"),
+    "times.js": ("text/javascript", "asyncflow.web"),
 }
 """The media type and the package of each asset that the server sends."""
 _NO_TEXT = "\ufffd"
@@ -81,13 +84,26 @@ def named_run(request: Request) -> str:
     Raises:
         HTTPException: It names none, because the path is no UTF-8.
     """
-    run_id: str = request.path_params["run_id"]
-    if _NO_TEXT in run_id:  # which the id may have itself
+    return _named(request, "run_id")
+
+
+def named_pipeline(request: Request) -> str:
+    """Return the name of the pipeline that a path names, which may be empty.
+
+    Raises:
+        HTTPException: It names none, because the path is no UTF-8.
+    """
+    return _named(request, "pipeline")
+
+
+def _named(request: Request, what: str) -> str:
+    name: str = request.path_params[what]
+    if _NO_TEXT in name:  # which it may have itself
         try:
             unquote(_sent_path(request), errors="strict")
         except UnicodeDecodeError:
             raise HTTPException(404) from None
-    return run_id
+    return name
 
 
 def _sent_path(request: Request) -> str:
@@ -102,9 +118,12 @@ def wants_json(request: Request) -> bool:
     return route_of(request).startswith("/api/") or "application/json" in accepted
 
 
-def link_to(request: Request, what: str, run_id: str) -> str:
-    """Return the path of a run's page, or of an action on it."""
-    return path_in(request, f"/{what}/{quote(run_id, safe='')}")
+def link_to(request: Request, what: str, name: str) -> str:
+    """Return the path of the page of a run or a pipeline, or of an action on it.
+
+    The name of a pipeline may have lone surrogates, which no path can have.
+    """
+    return path_in(request, f"/{what}/{quote(name, safe='', errors='replace')}")
 
 
 def asset_url(request: Request, name: str) -> str:

@@ -6,7 +6,7 @@ import asyncio
 import json
 import logging
 import secrets
-from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
 from contextvars import Context
 from functools import partial
 from typing import Any, Protocol
@@ -22,7 +22,7 @@ from asyncflow._core.errors import (
 from asyncflow._core.replay import latest_steps
 from asyncflow._core.results import Payload
 from asyncflow._core.step import inputs_of
-from asyncflow.journal._queries import RunRecord, StoredEvent
+from asyncflow.journal._queries import PipelineStatistics, RunRecord, RunSummary, StoredEvent
 
 __all__ = [
     "Resumable",
@@ -37,6 +37,22 @@ class RunsJournal(Protocol):
 
     async def runs(self, *args: Any, **conditions: Any) -> list[RunRecord]:
         """Return the runs that meet the conditions of a `RunFilter`, the latest start first."""
+        ...
+
+    async def counts(self, *args: Any, **conditions: Any) -> dict[str, int]:
+        """Return how many runs have which of `RUN_STATUSES`."""
+        ...
+
+    async def summaries(self, records: Iterable[RunRecord]) -> dict[str, RunSummary]:
+        """Return what a list says of runs beside their records, by id."""
+        ...
+
+    async def statistics(self, pipeline: str, runs: int = 50) -> PipelineStatistics:
+        """Return the latest runs of a pipeline and their statistics."""
+        ...
+
+    async def pipelines(self) -> list[str]:
+        """Return the names of the pipelines that have runs."""
         ...
 
     async def record(self, run_id: str) -> RunRecord:

@@ -21,10 +21,11 @@ from starlette.routing import Route
 from asyncflow._core.errors import JournalError, RunNotFoundError, RunUnreadableError
 from asyncflow._core.results import RestoredOutput, to_restored_error
 from asyncflow._core.value_size import MOST_BYTES, extent, safe_repr
-from asyncflow.journal._queries import RunRecord, StoredEvent
+from asyncflow.journal._queries import RunRecord, StoredEvent, record_document
 from asyncflow.web._auth import Guard, Token, log_in, login_required
 from asyncflow.web._feed import RunFeeds
 from asyncflow.web._notes import attachment, list_notes
+from asyncflow.web._pipeline_page import pipeline_api, pipeline_page
 from asyncflow.web._responses import (
     asset_response,
     json_answer,
@@ -159,7 +160,7 @@ async def list_runs(request: Request, journal: RunsJournal) -> Response:
     except ValueError as error:
         return problem(request, 400, "The query is invalid", str(error))
     url = path_in(request, "/api/runs") + query.url(before=following) if following else None
-    return json_answer({"runs": [_record_json(record) for record in runs], "next": url})
+    return json_answer({"runs": [record_document(record) for record in runs], "next": url})
 
 
 async def show_run(request: Request, journal: RunsJournal) -> Response:
@@ -179,7 +180,7 @@ async def show_run(request: Request, journal: RunsJournal) -> Response:
         return await list_notes(request, journal, run_id.removesuffix(_NOTES), event_json)
     if found := _ATTACHMENT.search(sent):
         return await attachment(journal, run_id.removesuffix(found[0]), int(found[1]))
-    return json_answer(_record_json(await journal.record(run_id)))
+    return json_answer(record_document(await journal.record(run_id)))
 
 
 async def _events(request: Request, journal: RunsJournal, run_id: str) -> Response:
@@ -195,14 +196,6 @@ async def _events(request: Request, journal: RunsJournal, run_id: str) -> Respon
 
 def _events_answer(stored: Sequence[StoredEvent], last: int) -> Response:
     return json_answer({"events": [event_json(each) for each in stored], "last": last})
-
-
-def _record_json(record: RunRecord) -> dict[str, object]:
-    return {
-        **{field.name: getattr(record, field.name) for field in fields(record)},
-        "duration_s": record.duration_s,
-        "span_s": record.span_s,
-    }
 
 
 def event_json(stored: StoredEvent) -> dict[str, object]:
@@ -238,7 +231,7 @@ def _error_json(error: BaseException) -> dict[str, str]:
 
 
 class _RunConvertor(Convertor[str]):
-    """An id in a path, with its slashes and line breaks, which Starlette's own ``path`` lacks."""
+    """An id or a name in a path, with slashes and line breaks, which Starlette's ``path`` lacks."""
 
     regex = "(?s:.*)"
 
@@ -298,6 +291,8 @@ class Site:
             Route("/details/{run_id:asyncflow_run}", self._details),
             Route("/cancel/{run_id:asyncflow_run}", self._cancel, methods=act),
             Route("/resume/{run_id:asyncflow_run}", self._resume, methods=act),
+            Route("/pipelines/{pipeline:asyncflow_run}", self._pipeline),
+            Route("/api/pipelines/{pipeline:asyncflow_run}", self._api_pipeline),
             Route("/api/runs", self._api_runs),
             Route("/api/runs/{run_id:asyncflow_run}/rerun", self._api_rerun, methods=act),
             Route("/api/runs/{run_id:asyncflow_run}", self._api_run),
@@ -333,6 +328,12 @@ class Site:
 
     async def _resume(self, request: Request) -> Response:
         return await resume(request, self._journal, self.resumer)
+
+    async def _pipeline(self, request: Request) -> Response:
+        return await pipeline_page(request, self._journal)
+
+    async def _api_pipeline(self, request: Request) -> Response:
+        return await pipeline_api(request, self._journal)
 
     async def _api_runs(self, request: Request) -> Response:
         return await list_runs(request, self._journal)

@@ -82,6 +82,7 @@ async def run_page(request: Request, journal: RunsJournal) -> Response:
         details_url=link_to(request, "details", run_id),
         notes_url=f"{link_to(request, 'api/runs', run_id)}/notes",
         attachments_url=attachments_url(request, run_id),
+        pipeline_url=link_to(request, "pipelines", record.pipeline),
     )
     related = await _related(request, journal, record)
     command = _resume_command(journal, run_id)

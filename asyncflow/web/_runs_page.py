@@ -1,4 +1,7 @@
-"""The list of a journal's runs: which of them a request selects, and a drawing of their durations.
+"""The list of a journal's runs: which of them a request selects, how they stand, and a drawing.
+
+However many runs there are, the list takes three queries: one for its rows, one for what it says of
+them beside their records, one for the counts.
 
 Rules of the drawing:
 
@@ -13,22 +16,25 @@ import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from typing import NamedTuple
+from typing import Any, NamedTuple
 from urllib.parse import urlencode
 
 from starlette.requests import Request
 from starlette.responses import Response
 
+from asyncflow._core.errors import escape_controls
 from asyncflow._views.axis import tick_step_ms
-from asyncflow._views.event_text import duration, took
-from asyncflow._views.preview import moment_iso, moment_text
+from asyncflow._views.event_text import duration
+from asyncflow._views.preview import ago, moment_iso, moment_text, preview, shortened
 from asyncflow.html_report._page_model import RUN_BADGES
 from asyncflow.journal._queries import (
     DAMAGED,
     RUN_STATUSES,
     RunFilter,
     RunRecord,
+    RunSummary,
     listed_status,
+    parse_status,
     parse_time,
 )
 from asyncflow.web._responses import link_to, path_in, problem, render
@@ -43,6 +49,7 @@ _MEANINGS = {
     DAMAGED: "damaged: what the journal has of it can't be read",
 }
 _MOST, _USUALLY = 1_000, 50
+_MOST_INPUTS, _LONGEST_INPUT, _LONGEST_LINE = 4, 60, 160
 
 
 class RunQuery(NamedTuple):
@@ -233,7 +240,22 @@ class _ListRow(NamedTuple):
     status: str
     """One of `RUN_STATUSES`, or `DAMAGED`."""
     link: str
+    pipeline_link: str
     duration_s: float
+    line: str
+    """What runs now, the first error, or why the run stopped."""
+    inputs: str
+
+
+class _Chip(NamedTuple):
+    """A status that the list can be filtered by."""
+
+    status: str
+    """Empty for all runs."""
+    number: int | None
+    """How many runs have it; ``None`` if counting them would take long."""
+    url: str
+    is_chosen: bool
 
 
 async def runs_page(request: Request, journal: RunsJournal, pipelines: list[str]) -> Response:
@@ -251,7 +273,9 @@ async def runs_page(request: Request, journal: RunsJournal, pipelines: list[str]
     except ValueError as error:
         home = [("All runs", path_in(request, "/"))]
         return problem(request, 400, "The query is invalid", f"{error}.", links=home)
-    rows = [_row(request, record, now_s) for record in runs]
+    summaries = await journal.summaries(runs)
+    nothing = RunSummary()
+    rows = [_row(request, record, summaries.get(record.run_id, nothing), now_s) for record in runs]
     dots = [
         Dot(row.record.run_id, row.status, row.record.started_at, row.duration_s)
         for row in rows
@@ -264,6 +288,7 @@ async def runs_page(request: Request, journal: RunsJournal, pipelines: list[str]
         rows=rows,
         drawing=scatter(dots),
         links={row.record.run_id: row.link for row in rows},
+        chips=await _chips(journal, query, now_s),
         older=query.url(before=following) if following else None,
         newest=query.url(before="") if query.before else None,
         statuses=RUN_STATUSES,
@@ -272,18 +297,48 @@ async def runs_page(request: Request, journal: RunsJournal, pipelines: list[str]
         times=_TIMES,
         pipelines=sorted({*pipelines, *(record.pipeline for record in runs)} - {""}),
         duration=duration,
-        took=took,
+        ago=lambda at: ago(now_s - at),
         moment=moment_text,
         iso=moment_iso,
     )
 
 
-def _row(request: Request, record: RunRecord, now_s: float) -> _ListRow:
+def _row(request: Request, record: RunRecord, summary: RunSummary, now_s: float) -> _ListRow:
     so_far_s = now_s - record.started_at - record.paused_s
     duration_s = record.duration_s
     return _ListRow(
         record,
         listed_status(record),
         link_to(request, "runs", record.run_id),
+        link_to(request, "pipelines", record.pipeline),
         max(so_far_s, 0.0) if duration_s is None else duration_s,
+        shortened(escape_controls(summary.line), _LONGEST_LINE),
+        _inputs_line(summary.inputs),
     )
+
+
+def _inputs_line(inputs: Mapping[str, Any]) -> str:
+    """Return the inputs of a run in one line, without secrets: ``day='monday', n=3``."""
+    shown = [
+        f"{escape_controls(name)}={' '.join(preview(value, _LONGEST_INPUT).text.split())}"
+        for name, value in list(inputs.items())[:_MOST_INPUTS]
+    ]
+    return shortened(", ".join([*shown, *["…"][: len(inputs) > _MOST_INPUTS]]), _LONGEST_LINE)
+
+
+async def _chips(journal: RunsJournal, query: RunQuery, now_s: float) -> list[_Chip]:
+    counts: Mapping[str, int] = {}
+    if not query.text:  # only a look at each run tells which have it
+        counts = await journal.counts(
+            query.pipeline or None,
+            parse_time(query.since, now_s) if query.since else None,
+        )
+    return [
+        _Chip(
+            status,
+            (counts[status] if status else sum(counts.values())) if counts else None,
+            query.url(status=status, before=""),
+            (parse_status(query.status or None) or "") == status,
+        )
+        for status in ("", *RUN_STATUSES)
+    ]

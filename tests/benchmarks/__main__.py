@@ -27,6 +27,7 @@ from examples.replay import replay
 from tests.benchmarks.by_hand import map_by_hand, run_by_hand
 from tests.benchmarks.durable import durable
 from tests.benchmarks.graphs import SHAPES, instant, pipeline, suspending
+from tests.benchmarks.looking_back import looking_back
 from tests.benchmarks.observing import observing
 from tests.benchmarks.ratios import Row, ratio
 from tests.benchmarks.watched import watched
@@ -324,6 +325,7 @@ def main() -> int:
         durable,
         observing,
         watched,
+        looking_back,
     ]
     names = [
         "hand",
@@ -339,6 +341,7 @@ def main() -> int:
         "durable",
         "observing",
         "watched",
+        "looking_back",
     ]
     for name, subject in zip(names, subjects, strict=True):
         if options.only and options.only not in name:

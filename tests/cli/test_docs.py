@@ -65,6 +65,6 @@ def test_the_examples_of_the_page_show_the_actual_output(shell: Shell) -> None:
 def normalized(text: str, shell: Shell) -> str:
     """Replace what differs from run to run."""
     text = text.replace(f"{shell.directory}/", "")
-    text = re.sub(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d", "DATE", text)
+    text = re.sub(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d UTC(\+\d\d:\d\d)?", "DATE", text)
     text = re.sub(r" +\d\.\d{3} s", "TIME", text)
     return re.sub(r"\d+(\.\d+)? ?ms", "TIME", text)

@@ -70,7 +70,9 @@ def test_runs_that_ended_before_an_age_are_removed(shell: Shell) -> None:
 
     result = shell("prune", "--older-than", "90d")
 
-    assert re.fullmatch(r"removed 2 runs that ended before [\d-]{10} [\d:]{8}\n", result.stdout)
+    assert re.fullmatch(
+        r"removed 2 runs that ended before [\d-]{10} [\d:]{8} UTC\S*\n", result.stdout
+    )
     assert result.stderr == ""
     assert ids(shell) == {"young"}
 
@@ -82,7 +84,7 @@ def test_runs_that_ended_before_a_date_are_removed(shell: Shell) -> None:
 
     result = shell("prune", "--older-than", f"{date:%Y-%m-%dT%H:%M}")
 
-    assert result.stdout == f"removed 1 run that ended before {date:%Y-%m-%d %H:%M}:00\n"
+    assert result.stdout.startswith(f"removed 1 run that ended before {date:%Y-%m-%d %H:%M}:00 UTC")
     assert ids(shell) == {"young"}
 
 

@@ -95,9 +95,10 @@ def test_runs_are_listed_newest_first(shell: Shell) -> None:
     result = shell("runs")
 
     lines = result.stdout.splitlines()
-    assert lines[0].split() == ["RUN", "STATUS", "STARTED", "TOOK", "PIPELINE"]
+    assert re.fullmatch(r"RUN +STATUS +STARTED \(UTC\S*\) +TOOK +PIPELINE +DETAILS", lines[0])
     assert re.fullmatch(
-        r"second  ✗ FAILED  [\d-]{10} [\d:]{8}  +[\d.]+ \w+ +a pipeline with a long name",
+        r"second  ✗ FAILED  [\d-]{10} [\d:]{8}  +[\d.]+ \w+ +a pipeline with a long name"
+        "  one: OSError: no disk",
         lines[1],
     )
     assert lines[2].startswith("first   ✓ PASSED  ")
@@ -228,7 +229,7 @@ def test_show_prints_the_report_and_the_traceback(shell: Shell) -> None:
     passed, failed = shell("show", "first").stdout, shell("show", "second").stdout
 
     assert re.match(
-        r"Run first of etl, started [\d-]+ [\d:]+\nPipeline PASSED\n\[SUCCESS\] one", passed
+        r"Run first of etl, started [\d-]+ [\d:]+ UTC\S*\nPipeline PASSED\n\[SUCCESS\] one", passed
     )
     assert passed.endswith("ms\n")
     assert "\nStep one failed, attempt 1:\nTraceback" in failed

@@ -162,6 +162,8 @@ def remove_types(path: Path) -> None:
             database.execute(f"CREATE TABLE {table} ({', '.join(names)}{key})")
             database.execute(f"INSERT INTO {table} SELECT * FROM strict_{table}")
             database.execute(f"DROP TABLE strict_{table}")
+        columns = "events (run_id, kind, position) WHERE item IS NULL"
+        database.execute(f"CREATE INDEX events_of_steps ON {columns}")
 
 
 def _as_stored(event: Event) -> Event:
@@ -336,6 +338,10 @@ class RunUnreadable(str):
     __slots__ = ()
 
 
+_CHANGING = re.compile(r'nonce-?="?[^"\']+|"now": ?[\d.]+|>(\d+ \w+ ago|just now)<')
+"""What differs in two answers about the same journal."""
+
+
 async def _ask(path: Path, run_id: str) -> dict[str, Any]:
     found: dict[str, Any] = {}
     async with SQLiteJournal(path) as journal:
@@ -360,8 +366,7 @@ async def _ask(path: Path, run_id: str) -> dict[str, Any]:
                 headers = {"accept": "application/json"} if name == "poll" else {}
                 answer = await client.get(url.replace("RUN", run_id), headers=headers)
                 assert answer.status_code in (200, 404, 409), (name, answer.text)
-                text = re.sub(r'(nonce-?="?[^"\']+|"now": ?[\d.]+)', "", answer.text)
-                text = text.replace(str(path), "runs.db")  # in the command that resumes the run
+                text = _CHANGING.sub("", answer.text).replace(str(path), "")
                 found[name] = RunUnreadable(text) if answer.status_code == 409 else text
         feed = _updates(
             *(run_id, 0, journal, RunFeeds(journal), Resumer(journal, {})), "", "", _related

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import time
+from datetime import timedelta, timezone
 from typing import Any
 
 import pytest
@@ -11,7 +13,15 @@ from hypothesis import strategies as st
 
 from asyncflow import RestoredError, RestoredOutput
 from asyncflow._core.results import REDACTED_OUTPUT
-from asyncflow._views.preview import error_trace, error_words, preview, printable
+from asyncflow._views.preview import (
+    ago,
+    error_trace,
+    error_words,
+    local_moment_text,
+    moment_text,
+    preview,
+    printable,
+)
 
 
 @dataclasses.dataclass
@@ -151,3 +161,43 @@ def test_both_ends_of_a_long_traceback_are_shown() -> None:
 )
 def test_an_error_without_a_traceback_is_shown(error: Exception, text: str) -> None:
     assert error_trace(error, 1_000).text == text
+
+
+@pytest.mark.parametrize(
+    ("seconds", "words"),
+    [
+        *((-5.0, "just now"), (0.9, "just now"), (1.0, "1 s ago"), (59.9, "59 s ago")),
+        *((60.0, "1 min ago"), (3_599.0, "59 min ago"), (3_600.0, "1 h ago")),
+        *((172_799.0, "47 h ago"), (172_800.0, "2 d ago"), (8_640_000.0, "100 d ago")),
+    ],
+)
+def test_an_age_is_told_in_one_unit(seconds: float, words: str) -> None:
+    assert ago(seconds) == words
+
+
+@pytest.mark.parametrize(
+    ("offset_h", "text"),
+    [
+        (0.0, "2026-01-01 00:00:00 UTC"),
+        (2.0, "2026-01-01 02:00:00 UTC+02:00"),
+        (-3.5, "2025-12-31 20:30:00 UTC-03:30"),
+    ],
+)
+def test_a_time_is_written_with_its_zone(offset_h: float, text: str) -> None:
+    zone = timezone(timedelta(hours=offset_h))
+
+    assert moment_text(1_767_225_600.0, zone) == text
+
+
+def test_a_local_time_is_in_the_zone_that_was_in_force(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TZ", "CET-1CEST,M3.5.0,M10.5.0/3")
+    time.tzset()
+    try:
+        winter, summer = local_moment_text(1_767_225_600.0), local_moment_text(1_782_864_000.0)
+    finally:
+        monkeypatch.undo()
+        time.tzset()
+
+    assert winter == "2026-01-01 01:00:00 UTC+01:00"
+    assert summer == "2026-07-01 02:00:00 UTC+02:00"
+    assert local_moment_text(float("inf")) == "at an unknown time"

@@ -11,8 +11,9 @@ from typing import Any
 import pytest
 from web.runs import Gate, failing, passing, slow
 
-from asyncflow import JournalError
-from asyncflow.journal._queries import RunRecord
+from asyncflow import JournalError, Orchestrator, WorkflowStep
+from asyncflow._views.preview import moment_text
+from asyncflow.journal._queries import RUN_STATUSES, RunRecord, RunSummary
 from asyncflow.web import app
 
 HOSTILE = "<script>alert('x')</script>"
@@ -38,6 +39,14 @@ class RecordJournal:
         self.filters = filters
         return self.records
 
+    async def counts(self, *_: Any) -> dict[str, int]:
+        return dict.fromkeys(RUN_STATUSES, 0)
+
+    async def summaries(self, records: Any) -> dict[str, RunSummary]:
+        return {}
+
+    statistics: Any = None
+    pipelines: Any = None
     events: Any = None
     record: Any = None
     cancel: Any = None
@@ -144,13 +153,17 @@ async def test_an_orphaned_run_has_its_own_status(make_client: Any) -> None:
     assert (records.filters["status"], records.filters["orphaned"]) == ("running", False)
 
 
-async def test_a_resumed_run_shows_its_duration_and_its_span_with_pauses(make_client: Any) -> None:
+async def test_a_resumed_run_shows_its_pauses_beside_its_duration(make_client: Any) -> None:
     now = time.time()
     ended = RunRecord("r", "", "passed", now - 60, now, None, latest_ms=3_000.0, paused_s=30.7)
     running = RunRecord("r", "", "running", now - 90, now, "me", latest_ms=1.0, paused_s=60.0)
 
-    for record, took in ((ended, "3.0 s of 33.7 s"), (running, "30.0 s of 1 min 30 s")):
-        assert took in (await make_client(app(RecordJournal(record))).get("/")).text
+    for record, took, paused in ((ended, "3.0 s", "30.7 s"), (running, "30.", "1 min 0 s")):
+        page = (await make_client(app(RecordJournal(record))).get("/")).text
+        cell = re.search(r'(?s)<td class="number">(.*?)</td>', page)
+        assert cell is not None
+        assert took in cell[1]
+        assert f"paused {paused}</div>" in cell[1]
 
 
 async def test_a_running_run_shows_its_duration_so_far(make_client: Any) -> None:
@@ -162,6 +175,102 @@ async def test_a_running_run_shows_its_duration_so_far(make_client: Any) -> None
     assert "1 min 30 s" in page
     assert "process 7 on here" in page
     assert "no name" in page
+
+
+def chips_in(page: str) -> dict[str, tuple[str, str, bool]]:
+    """Return the number, the URL and whether it is chosen, of each chip by its word."""
+    nav = page[page.index('<nav class="chips"') :].partition("</nav>")[0]
+    return {
+        re.sub("<[^>]*>", " ", inside).split()[-1 if "figure" not in inside else -2]: (
+            "".join(re.findall(r'figure">([\d,]+)', inside)),
+            unescape(url),
+            "aria-current" in rest,
+        )
+        for url, rest, inside in re.findall(
+            r'<a class="chip[^"]*" href="([^"]*)"([^>]*)>(.*?)</a>', nav
+        )
+    }
+
+
+async def test_chips_count_the_runs_of_each_status_and_filter_by_it(
+    make_client: Any, journal_with_runs: Any
+) -> None:
+    client = make_client(app(journal_with_runs))
+
+    chips = chips_in((await client.get("/?since=1h")).text)
+    chosen = chips_in((await client.get("/?status=FAILED&pipeline=reports")).text)
+
+    assert {word: number for word, (number, _, _) in chips.items()} == {
+        "All": "3",
+        "Running": "0",
+        "Orphaned": "0",
+        "Passed": "1",
+        "Failed": "1",
+        "Interrupted": "1",
+    }
+    assert [word for word, (_, _, is_chosen) in chips.items() if is_chosen] == ["All"]
+    assert chips["Failed"][1] == "?status=failed&since=1h"
+    assert ids_in((await client.get("/" + chips["Failed"][1])).text) == ["bold-heron"]
+    assert [word for word, (_, _, is_chosen) in chosen.items() if is_chosen] == ["Failed"]
+    assert (chosen["All"][0], chosen["Passed"][0]) == ("1", "0")
+    assert 'name="status" value="failed"' in (await client.get("/?status=failed")).text
+
+
+async def test_runs_found_by_a_text_are_not_counted(
+    make_client: Any, journal_with_runs: Any
+) -> None:
+    chips = chips_in((await make_client(app(journal_with_runs)).get("/?text=heron")).text)
+
+    assert {number for number, _, _ in chips.values()} == {""}
+    assert chips["Passed"][1] == "?text=heron&status=passed"
+
+
+async def test_each_run_says_what_runs_or_went_wrong_and_its_inputs(
+    make_client: Any, any_journal: Any
+) -> None:
+    async def crawl(day: str, key: str, a: int, b: int, c: int, e: str) -> None:
+        raise ValueError(f"no page of\n{HOSTILE}{'.' * 300}")
+
+    steps = [WorkflowStep("crawl", crawl)]
+    inputs = {"day": "2024-06-01", "key": "hunter2", "a": 1, "b": 2, "c": 3, "e": "x"}
+    crawling = Orchestrator(steps, name="crawl", secret_inputs=["key"])
+    await crawling.run(run_id="r", journal=any_journal, inputs=inputs)
+    gate = Gate()
+    waiting = asyncio.create_task(slow(gate).run(run_id="w", journal=any_journal))
+    await gate.has_started.wait()
+    while len(await any_journal.events("w")) < 4:
+        pass  # the success of the other step is stored a moment later
+
+    page = (await make_client(app(any_journal)).get("/")).text
+
+    gate.is_open.set()
+    await waiting
+    brief = [unescape(each) for each in re.findall('<div class="brief">(.*?)</div>', page)]
+    told = [re.sub("<[^>]*>", "", each) for each in brief]
+    assert told[0] == "1 of 2, gate"
+    assert told[1].startswith("crawl: ValueError: no page of")
+    assert "…" in told[1]
+    assert told[1].endswith("day='2024-06-01', key=redacted, a=1, b=2, …")
+    assert len(told[1]) < 300
+    assert "hunter2" not in page
+    assert HOSTILE not in page
+
+
+async def test_times_are_relative_with_the_exact_time_and_its_zone_beside(
+    make_client: Any,
+) -> None:
+    record = RunRecord("r", "", "passed", time.time() - 200, 0.0, None)
+
+    page = (await make_client(app(RecordJournal(record))).get("/")).text
+
+    exact = moment_text(record.started_at)
+    assert re.search(rf'<time [^>]*title="{re.escape(exact)}">3 min ago</time>', page)
+
+
+async def test_a_pipeline_links_to_its_page(make_client: Any, journal_with_runs: Any) -> None:
+    page = (await make_client(app(journal_with_runs)).get("/")).text
+
+    assert re.search(r'<a class="quiet" href="/pipelines/etl">etl</a>', page)
 
 
 async def test_each_run_has_a_mark_that_links_to_its_page(

@@ -1,4 +1,4 @@
-// Keeps the list of runs up to date, and shows its times in the reader's own zone.
+// Keeps the list of runs up to date.
 (function () {
   "use strict";
   const EVERY_MS = 2000, AGAIN_MS = 1000;
@@ -6,32 +6,9 @@
   const word = document.getElementById("live-word");
   const filters = document.getElementById("filters");
   const runs = document.getElementById("runs");
-  const two = (number) => String(number).padStart(2, "0");
   let latest = null;
   let asking = false;
   let timer = 0;
-
-  try {
-    const theme = localStorage.getItem("asyncflow-theme");
-    if (theme) document.documentElement.dataset.theme = theme;
-  } catch { /* the browser may forbid it */ }
-
-  function localTime(element) {
-    const at = new Date(Number(element.dataset.time) * 1000);
-    const day = `${at.getFullYear()}-${two(at.getMonth() + 1)}-${two(at.getDate())}`;
-    const clock = `${two(at.getHours())}:${two(at.getMinutes())}:${two(at.getSeconds())}`;
-    switch (element.dataset.form) {
-      case "second": return clock;
-      case "minute": return clock.slice(0, 5);
-      case "moment": return `${day.slice(5)} ${clock.slice(0, 5)}`;
-      case "day": return day.slice(5);
-      default: return `${day} ${clock}`;
-    }
-  }
-
-  function showTimes() {
-    for (const element of runs.querySelectorAll("[data-time]")) element.textContent = localTime(element);
-  }
 
   function show(state, text) {
     if (live.dataset.state === state) return;
@@ -46,9 +23,9 @@
     if (!fresh) return;
     const focused = runs.contains(document.activeElement) ? document.activeElement.getAttribute("href") : null;
     runs.replaceChildren(...fresh.childNodes);
-    showTimes();
+    showTimes(runs);
     if (focused === null) return;
-    for (const link of runs.querySelectorAll("#list a, .pages a")) {
+    for (const link of runs.querySelectorAll("#list a, .pages a, .chips a")) {
       if (link.getAttribute("href") === focused) { link.focus(); return; }
     }
   }
@@ -76,7 +53,6 @@
     select.addEventListener("change", () => filters.requestSubmit());
   }
   document.addEventListener("visibilitychange", refresh);
-  showTimes();
   show("live", "live");
   timer = setTimeout(refresh, EVERY_MS);
 })();

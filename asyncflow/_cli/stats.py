@@ -1,0 +1,234 @@
+"""The command ``stats``: a pipeline's latest runs as a grid of steps by runs, with figures.
+
+Rules of the drawing:
+
+1. A column is a run, the latest one at the right. A row is a step.
+2. Each outcome has a symbol of its own, which its colour only repeats. The legend names them.
+3. Narrow terminals leave out columns of early runs, and the middle of long names. Figures are of
+   all runs that were read.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import click
+from rich.text import Text
+
+from asyncflow._cli.options import (
+    complete_pipeline,
+    journal_option,
+    json_option,
+    open_journal,
+    require_journal,
+)
+from asyncflow._cli.output import NOT_FOUND, CommandError, stdout_console, write_note
+from asyncflow._core.errors import did_you_mean, escape_controls
+from asyncflow._core.statistics import StepOutcome
+from asyncflow._views.event_text import duration, plural
+from asyncflow._views.outcomes import OUTCOMES
+from asyncflow.journal import PipelineStatistics, RunRecord
+from asyncflow.journal._queries import DAMAGED, listed_status, statistics_document
+from asyncflow.live._theme import COLOURS, Theme, fit, status_for_run, theme_for, widest
+
+__all__ = ["stats"]
+
+_MOST_RUNS, _DEFAULT_RUNS = 1_000, 50
+_GAP = "  "
+_HEADER = ("MEDIAN", "P95", "LAST", "FLAKY")
+_RUN, _DURATION = "run", "duration"
+_LEAST_NAME, _LEAST_GRID = 16, 10
+_MOST_NAMES = 10
+_BARS, _ASCII_BARS = "▁▂▃▄▅▆▇█", "12345678"
+_ASCII_SYMBOLS = {"↻": "r", "=": "="}
+"""For the symbols that no theme has."""
+_NO_RUN = " "
+"""A run without the step, or without a duration."""
+
+
+@click.command(short_help="Show the latest runs of a pipeline, step by step.")
+@click.argument("pipeline", metavar="[PIPELINE]", required=False, shell_complete=complete_pipeline)
+@journal_option
+@click.option(
+    "--runs",
+    "count",
+    type=click.IntRange(1, _MOST_RUNS),
+    default=_DEFAULT_RUNS,
+    show_default=True,
+    help="How many of the latest runs to read.",
+)
+@json_option
+def stats(pipeline: str | None, journal: str, count: int, as_json: bool) -> None:
+    """Show how each step ended in the latest runs of a pipeline, and how long it takes.
+
+    PIPELINE is its name; "" stands for all runs whose pipeline has none. It can be left out if the
+    journal has the runs of one pipeline only.
+    """
+    require_journal(journal)
+    found = asyncio.run(_read(journal, pipeline, count))
+    if as_json:
+        click.echo(json.dumps(statistics_document(found), indent=2))
+        return
+    console = stdout_console()
+    theme = theme_for(console.encoding, also=f"{_BARS}{''.join(_ASCII_SYMBOLS)}")
+    drawing = _Drawing(found, theme, console.width)
+    console.print(Text("\n").join(drawing.lines()), soft_wrap=True)
+    if drawing.shown < len(found.runs):
+        write_note(f"{drawing.shown} of {plural(len(found.runs), 'run')} fit; figures are of all")
+
+
+async def _read(journal: str, pipeline: str | None, count: int) -> PipelineStatistics:
+    async with open_journal(journal) as opened:
+        if pipeline is not None:
+            found = await opened.statistics(pipeline, count)
+            if found.runs:
+                return found
+        names = await opened.pipelines()
+        if pipeline is None and len(names) == 1:
+            return await opened.statistics(names[0], count)
+    if not names:
+        raise CommandError(f"journal {journal!r} has no runs", NOT_FOUND)
+    if pipeline is None:
+        raise click.UsageError(f"name one of the pipelines: {_named(names)}")
+    problem = f"journal {journal!r} has no runs of pipeline {pipeline!r}"
+    nearest = did_you_mean(pipeline, names) or f"; it has those of {_named(names)}"
+    raise CommandError(f"{problem}{nearest}", NOT_FOUND)
+
+
+def _named(names: Sequence[str]) -> str:
+    some = ", ".join(escape_controls(name) or '""' for name in names[:_MOST_NAMES])
+    more = f" and {len(names) - _MOST_NAMES} more" if len(names) > _MOST_NAMES else ""
+    return f"{some}{more}"
+
+
+class _GridRow(NamedTuple):
+    """A row of the grid."""
+
+    name: str
+    cells: Sequence[tuple[str, str]]
+    """For each run, the latest first, a symbol and its colour."""
+    figures: Sequence[str]
+
+
+class _Drawing:
+    """The statistics of a pipeline as lines of text.
+
+    Attributes:
+        shown: How many of the runs it shows.
+    """
+
+    def __init__(self, found: PipelineStatistics, theme: Theme, width: int) -> None:
+        self._found = found
+        self._theme = theme
+        self._width = width
+        self._is_ascii = theme.ellipsis.isascii()
+        self._bars = _ASCII_BARS if self._is_ascii else _BARS
+        self._rows = [self._run_row(), *self._step_rows()]
+        self._columns = [
+            max(len(title), *(len(row.figures[at]) for row in self._rows))
+            for at, title in enumerate(_HEADER)
+        ]
+        left = width - sum(map(len, [_GAP] * 5)) - sum(self._columns)
+        names = widest([_DURATION, *(row.name for row in self._rows)])
+        grid = min(len(found.runs), max(left - names, _LEAST_GRID))
+        self._name_width = min(names, max(left - grid, _LEAST_NAME))
+        self.shown = min(grid, max(left - self._name_width, 1))
+
+    def lines(self) -> list[Text]:
+        """Return all lines."""
+        grid = max(self.shown, len("RUNS"))
+        header = ["STEP".ljust(self._name_width), "RUNS".ljust(grid), *self._aligned(_HEADER)]
+        lines = [Text(self._title(), "bold"), Text(), Text(_GAP.join(header).rstrip(), "bold")]
+        lines += [self._line(row, grid) for row in self._rows]
+        lines.insert(4, self._sparkline(grid))
+        return [*lines, Text(), self._legend()]
+
+    def _title(self) -> str:
+        found = self._found
+        name = f"Pipeline {found.pipeline}" if found.pipeline else "Runs without a pipeline name"
+        rate = "" if found.success_rate is None else f", {found.success_rate:.0%} passed"
+        return escape_controls(f"{name}: {plural(len(found.runs), 'run')}{rate}")
+
+    def _run_row(self) -> _GridRow:
+        found = self._found
+        took = next(iter(found.passed_ms), None)
+        figures = [*map(_ms, (found.median_ms, found.p95_ms, took)), ""]
+        return _GridRow(_RUN, [self._run_cell(record) for record in found.runs], figures)
+
+    def _run_cell(self, record: RunRecord) -> tuple[str, str]:
+        status = listed_status(record)
+        step = status_for_run(status.upper())
+        return "!" if status == DAMAGED else self._theme.symbols[step], COLOURS[step]
+
+    def _step_rows(self) -> list[_GridRow]:
+        return [
+            _GridRow(
+                escape_controls(name),
+                [self._cell(outcome) for outcome in step.outcomes],
+                [*map(_ms, (step.median_ms, step.p95_ms, step.last_ms)), _share(step.flakiness)],
+            )
+            for name, step in self._found.steps.items()
+        ]
+
+    def _cell(self, outcome: StepOutcome | None) -> tuple[str, str]:
+        if outcome is None:
+            return _NO_RUN, ""
+        shown = OUTCOMES[outcome]
+        symbol = shown.symbol if outcome in ("retried", "reused") else ""
+        if symbol and self._is_ascii:
+            symbol = _ASCII_SYMBOLS[symbol]
+        return symbol or self._theme.symbols[shown.status], COLOURS[shown.status]
+
+    def _line(self, row: _GridRow, grid: int) -> Text:
+        line = Text(fit(row.name, self._name_width, self._theme.ellipsis) + _GAP)
+        for symbol, colour in reversed(row.cells[: self.shown]):
+            line.append(symbol, colour)
+        line.append(" " * (grid - self.shown) + _GAP + _GAP.join(self._aligned(row.figures)))
+        line.rstrip()
+        return line
+
+    def _aligned(self, figures: Sequence[str]) -> list[str]:
+        return [text.rjust(width) for text, width in zip(figures, self._columns, strict=True)]
+
+    def _sparkline(self, grid: int) -> Text:
+        """Return a bar for the duration of each run, from nothing to the longest one."""
+        runs = self._found.runs[: self.shown]
+        longest = max((run.duration_s or 0.0 for run in runs), default=0.0)
+        steps = len(self._bars)
+        bars = [
+            _NO_RUN
+            if run.duration_s is None
+            else self._bars[min(int(run.duration_s / (longest or 1.0) * steps), steps - 1)]
+            for run in reversed(runs)
+        ]
+        label = fit(_DURATION, self._name_width)
+        up_to = f"up to {duration(longest * 1000)}"
+        return Text(f"{label}{_GAP}{''.join(bars)}{' ' * (grid - self.shown)}{_GAP}{up_to}")
+
+    def _legend(self) -> Text:
+        meanings: dict[str, dict[str, None]] = {}
+        for step in self._found.steps.values():
+            for outcome in step.outcomes[: self.shown]:
+                if outcome is not None:
+                    meaning = OUTCOMES[outcome].words
+                    meanings.setdefault(self._cell(outcome)[0], {})[meaning] = None
+        for record in self._found.runs[: self.shown]:
+            meanings.setdefault(self._run_cell(record)[0], {})[listed_status(record)] = None
+        lines = [""]
+        for symbol, words in meanings.items():
+            meaning = f"{symbol} {' or '.join(words)}"
+            if lines[-1] and len(lines[-1]) + len(meaning) + 3 > self._width:
+                lines.append("")
+            lines[-1] += f"   {meaning}" if lines[-1] else meaning
+        return Text("\n".join(lines))
+
+
+def _ms(value: float | None) -> str:
+    return "" if value is None else duration(value)
+
+
+def _share(value: float | None) -> str:
+    return "" if value is None else f"{value:.0%}"

@@ -1,0 +1,37 @@
+"""How displays show the outcome of a step in one of several runs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+from asyncflow._core.results import STATUS_SYMBOLS, StepStatus
+from asyncflow._core.statistics import StepOutcome
+
+__all__ = ["OUTCOMES", "ShownOutcome"]
+
+
+class ShownOutcome(NamedTuple):
+    """What stands for an outcome."""
+
+    symbol: str
+    """One cell wide, and clear without colour."""
+    words: str
+    status: StepStatus
+    """The status whose colour it shares."""
+
+
+def _like(status: StepStatus, words: str, symbol: str = "") -> ShownOutcome:
+    return ShownOutcome(symbol or STATUS_SYMBOLS[status], words, status)
+
+
+OUTCOMES: Mapping[StepOutcome, ShownOutcome] = {
+    "passed": _like(StepStatus.SUCCESS, "passed"),
+    "retried": _like(StepStatus.SUCCESS, "passed after a retry", "↻"),
+    "failed": _like(StepStatus.FAILED, "failed"),
+    "skipped": _like(StepStatus.SKIPPED, "skipped"),
+    "cancelled": _like(StepStatus.CANCELLED, "cancelled"),
+    "reused": _like(StepStatus.SUCCESS, "result taken over", "="),
+    "running": _like(StepStatus.RUNNING, "running"),
+    "pending": _like(StepStatus.PENDING, "did not run"),
+}

@@ -1,0 +1,213 @@
+"""The page of a pipeline: its latest runs as a chart and as a grid of steps by runs, with figures.
+
+Rules of the drawings:
+
+1. A column is a run, the latest one at the right.
+2. An outcome has a symbol of its own, which its colour only repeats.
+3. Places from left to right are shares of the width; those from top to bottom are pixels.
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+import time
+from collections.abc import Sequence
+from typing import NamedTuple
+from urllib.parse import quote, urlencode
+
+from starlette.requests import Request
+from starlette.responses import Response
+
+from asyncflow._core.statistics import StepStatistics
+from asyncflow._views.event_text import duration, plural
+from asyncflow._views.outcomes import OUTCOMES
+from asyncflow._views.preview import ago, moment_iso, moment_text
+from asyncflow.html_report._page_model import RUN_BADGES, name_text
+from asyncflow.journal._queries import (
+    PipelineStatistics,
+    RunRecord,
+    listed_status,
+    statistics_document,
+)
+from asyncflow.web._responses import (
+    json_answer,
+    link_to,
+    named_pipeline,
+    path_in,
+    problem,
+    render,
+)
+from asyncflow.web._resumer import RunsJournal
+
+__all__ = ["RunBar", "bars", "pipeline_api", "pipeline_page"]
+
+_RUNS, _MOST_RUNS = 50, 1_000
+_MOST_STEPS, _MOST_CELLS, _LEAST_RUNS = 1_000, 20_000, 5
+"""Of a pipeline of many steps, the grid shows fewer runs; and at most so many of its steps."""
+_MOST_NEAREST = 5
+
+
+async def pipeline_page(request: Request, journal: RunsJournal) -> Response:
+    """Answer with the page of a pipeline."""
+    name = named_pipeline(request)
+    found = await journal.statistics(name, _RUNS)
+    if not found.runs:
+        return await _unknown(request, journal, name)
+    now_s = time.time()
+    columns = [_column(request, record) for record in found.runs]
+    steps = dict(list(found.steps.items())[:_MOST_STEPS])
+    drawn = min(len(columns), max(_LEAST_RUNS, _MOST_CELLS // max(len(steps), 1)))
+    return render(
+        request,
+        "pipeline.html",
+        found=found,
+        name=name_text(name) if name else "Runs without a pipeline name",
+        columns=columns[:drawn][::-1],
+        bars=bars(found.runs),
+        links={column.record.run_id: column.link for column in columns},
+        rows=[_row(each, step, columns[:drawn]) for each, step in steps.items()],
+        hidden=len(found.steps) - len(steps),
+        outcomes=OUTCOMES,
+        badges=RUN_BADGES,
+        all_runs=f"{path_in(request, '/')}?{urlencode({'pipeline': name}, errors='replace')}",
+        duration=duration,
+        plural=plural,
+        moment=moment_text,
+        iso=moment_iso,
+        ago=lambda at: ago(now_s - at),
+    )
+
+
+async def pipeline_api(request: Request, journal: RunsJournal) -> Response:
+    """Answer with the statistics of a pipeline as JSON."""
+    name, count = named_pipeline(request), request.query_params.get("runs", str(_RUNS))
+    if not count.isascii() or not count.isdigit() or not 1 <= int(count[:9]) <= _MOST_RUNS:
+        detail = f"runs must be a number from 1 to {_MOST_RUNS:,}, not {count!r}"
+        return problem(request, 400, "The query is invalid", detail)
+    found = await journal.statistics(name, int(count))
+    if not found.runs:
+        return await _unknown(request, journal, name)
+    return json_answer(statistics_document(found))
+
+
+async def _unknown(request: Request, journal: RunsJournal, name: str) -> Response:
+    names = await journal.pipelines()
+    near = difflib.get_close_matches(name, names, n=_MOST_NEAREST, cutoff=0.4)
+    text = f"The journal has no runs of pipeline {name!r}. They may have been pruned."
+    if near:
+        text += f" Did you mean {' or '.join(map(repr, near))}?"
+    links = [(each, link_to(request, "pipelines", each)) for each in near if each]
+    home = ("All runs", path_in(request, "/"))
+    return problem(request, 404, "There is no such pipeline", text, links=[*links, home])
+
+
+# --- the chart -----------------------------------------------------------------------------------
+
+_TOP, _BOTTOM = 18, 130
+_GAP = 0.18
+"""The share of its column that a bar leaves free."""
+_LEAST_HEIGHT = 2.0
+
+
+class RunBar(NamedTuple):
+    """The duration of a run."""
+
+    record: RunRecord
+    status: str
+    """One of `RUN_STATUSES`, or `DAMAGED`."""
+    x: float
+    """Its left edge, in percent of the width."""
+    width: float
+    """In percent of the width."""
+    y: float
+    """Its upper edge, in pixels from the top."""
+    height: float
+
+    @property
+    def middle(self) -> float:
+        """Where its symbol is, in percent from the left."""
+        return round(self.x + self.width / 2, 3)
+
+
+class _Bars(NamedTuple):
+    bars: list[RunBar]
+    marks: list[tuple[float, float]]
+    """Durations on the axis, in milliseconds, each with its place in pixels from the top."""
+    median: float | None
+    """Where the median of the runs that passed is, in pixels from the top."""
+
+
+def bars(runs: Sequence[RunRecord]) -> _Bars:
+    """Return the chart of the durations of runs, which are given with the latest one first."""
+    times = [0.0 if run.damaged else run.latest_ms for run in runs]
+    top = _round_above(max(times, default=0.0))
+    scale = (_BOTTOM - _TOP) / top
+    column = 100 / max(len(runs), 12)
+    drawn = []
+    for place, (run, took_ms) in enumerate(zip(reversed(runs), reversed(times), strict=True)):
+        height = max(took_ms * scale, _LEAST_HEIGHT)
+        x = (place + _GAP / 2) * column
+        width = column * (1 - _GAP)
+        y = round(_BOTTOM - height, 2)
+        bar = RunBar(run, listed_status(run), round(x, 3), round(width, 3), y, round(height, 2))
+        drawn.append(bar)
+    middle = PipelineStatistics("", tuple(runs), {}).median_ms
+    marks = [(share * top, _BOTTOM - share * top * scale) for share in (0.0, 0.5, 1.0)]
+    return _Bars(drawn, marks, None if middle is None else round(_BOTTOM - middle * scale, 2))
+
+
+def _round_above(value: float) -> float:
+    """Return the next of 1, 2, 4, 6, 8 or 10 times a power of ten."""
+    if value <= 1:
+        return 1.0
+    power: float = 10.0 ** math.floor(math.log10(value))
+    return next(each * power for each in (1, 2, 4, 6, 8, 10, 20) if each * power >= value)
+
+
+# --- the grid ------------------------------------------------------------------------------------
+
+
+class _RunColumn(NamedTuple):
+    """A run in the grid."""
+
+    record: RunRecord
+    status: str
+    link: str
+
+
+class _StepCell(NamedTuple):
+    """A step in a run."""
+
+    kind: str
+    """Its CSS class; empty for a run without the step."""
+    symbol: str
+    words: str
+    link: str
+
+
+class _StepRow(NamedTuple):
+    """A step in the grid."""
+
+    name: str
+    cells: Sequence[_StepCell]
+    step: StepStatistics
+
+
+def _column(request: Request, record: RunRecord) -> _RunColumn:
+    return _RunColumn(record, listed_status(record), link_to(request, "runs", record.run_id))
+
+
+def _row(name: str, step: StepStatistics, columns: Sequence[_RunColumn]) -> _StepRow:
+    fragment = f"step={quote(name, safe='', errors='replace')}"
+    cells = []
+    for column, outcome, took_ms in zip(columns, step.outcomes, step.durations_ms, strict=False):
+        if outcome is None:
+            cells.append(_StepCell("", "", "", ""))
+            continue
+        shown = OUTCOMES[outcome]
+        kind = outcome if outcome in ("retried", "reused") else shown.status.lower()
+        took = "" if took_ms is None else f", {duration(took_ms)}"
+        words = f"{name_text(name)} in {column.record.run_id}: {shown.words}{took}"
+        cells.append(_StepCell(kind, shown.symbol, words, f"{column.link}#{fragment}"))
+    return _StepRow(name_text(name), cells[::-1], step)

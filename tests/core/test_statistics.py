@@ -1,0 +1,205 @@
+"""Outcomes, percentiles and flakiness of steps over several runs."""
+
+from __future__ import annotations
+
+import pytest
+from golden_run import GOLDEN, HOSTILE, LONG
+from hypothesis import given
+from hypothesis import strategies as st
+from resumed_run import RESUMED
+
+from asyncflow import StepTimeoutError
+from asyncflow._core.replay import StoredRun
+from asyncflow._core.statistics import (
+    STEP_OUTCOMES,
+    StepRun,
+    median,
+    nearest_rank,
+    step_runs,
+    step_statistics,
+)
+from asyncflow.events import (
+    AttemptFailed,
+    AttemptStarted,
+    Event,
+    MapStarted,
+    RunFinished,
+    RunResumed,
+    RunStarted,
+    StepCancelled,
+    StepFailed,
+    StepReused,
+    StepSkipped,
+    StepSucceeded,
+)
+
+BEGIN = AttemptStarted("a", 1, 10.0)
+TIMEOUT = StepTimeoutError("a", 1, 5.0, "attempt")
+
+
+def resumed(at_ms: float, *, afresh: bool = False) -> RunResumed:
+    return RunResumed("r", at_ms, 100.0, {"a": ()}, {}, afresh=afresh, unfinished={"a": "why"})
+
+
+@pytest.mark.parametrize(
+    ("events", "outcome", "duration_ms"),
+    [
+        ([], "pending", None),
+        ([BEGIN], "running", None),
+        ([BEGIN, StepSucceeded("a", 1, 30.0, None)], "passed", 20.0),
+        (
+            [
+                *(BEGIN, AttemptFailed("a", 1, 20.0, ValueError(), 5.0)),
+                *(AttemptStarted("a", 2, 25.0), StepSucceeded("a", 2, 30.0, None)),
+            ],
+            "retried",
+            20.0,
+        ),
+        (
+            [
+                *(BEGIN, AttemptFailed("a", 1, 20.0, TIMEOUT, 5.0)),
+                *(AttemptStarted("a", 2, 25.0), StepSucceeded("a", 2, 30.0, None)),
+            ],
+            "retried",
+            20.0,
+        ),
+        ([BEGIN, StepFailed("a", 1, 12.0, ValueError())], "failed", 2.0),
+        ([BEGIN, StepCancelled("a", 1, 12.0, "why", None)], "cancelled", 2.0),
+        ([StepSkipped("a", 5.0, "why")], "skipped", None),
+        ([StepReused("a", 0.0)], "reused", None),
+        ([MapStarted("a", 1.0, 2), StepSucceeded("a", 0, 4.0, None)], "passed", 3.0),
+        # Its process died, which says nothing about the step.
+        (
+            [
+                *(BEGIN, resumed(15.0)),
+                *(AttemptStarted("a", 2, 15.0), StepSucceeded("a", 2, 30.0, None)),
+            ],
+            "passed",
+            20.0,
+        ),
+        # It failed, was mended, and began anew.
+        (
+            [
+                *(BEGIN, StepFailed("a", 1, 20.0, ValueError()), RunFinished(20.0, "failed")),
+                *(resumed(20.0, afresh=True), AttemptStarted("a", 1, 20.0)),
+                StepSucceeded("a", 1, 25.0, None),
+            ],
+            "passed",
+            15.0,
+        ),
+        # Its result held in the segment after.
+        (
+            [
+                *(BEGIN, StepSucceeded("a", 1, 30.0, None)),
+                RunResumed("r", 30.0, 100.0, {"a": ()}, {}),
+                StepReused("a", 30.0),
+            ],
+            "passed",
+            20.0,
+        ),
+    ],
+)
+def test_a_step_has_one_outcome_and_one_duration_in_a_run(
+    events: list[Event], outcome: str, duration_ms: float | None
+) -> None:
+    run = StoredRun([RunStarted("r", 0.0, {"a": ()}), *events])
+
+    assert step_runs(run) == {"a": (outcome, duration_ms)}
+
+
+@pytest.mark.parametrize("events", [GOLDEN, RESUMED])
+def test_durations_are_those_of_the_report(events: list[Event]) -> None:
+    run = StoredRun(events)
+
+    found = step_runs(run)
+
+    for name, step in run.steps.items():
+        expected = step.to_result(run.at_ms).duration_ms
+        assert (found[name].duration_ms or 0.0) == pytest.approx(expected), name
+
+
+def test_every_outcome_of_the_golden_run_is_told() -> None:
+    outcomes = {name: each.outcome for name, each in step_runs(StoredRun(GOLDEN)).items()}
+
+    assert outcomes["rates"] == "retried"
+    assert outcomes["archive"] == "skipped"
+    assert outcomes[HOSTILE] == "failed"
+    assert outcomes[LONG] in STEP_OUTCOMES
+
+
+@pytest.mark.parametrize(
+    ("values", "middle", "p95"),
+    [
+        ([], None, None),
+        ([7.0], 7.0, 7.0),
+        ([3.0, 1.0], 2.0, 3.0),
+        ([3.0, 1.0, 2.0], 2.0, 3.0),
+        ([float(n) for n in range(1, 21)], 10.5, 19.0),
+        ([float(n) for n in range(1, 101)], 50.5, 95.0),
+    ],
+)
+def test_percentiles_are_by_nearest_rank(
+    values: list[float], middle: float | None, p95: float | None
+) -> None:
+    assert median(values) == middle
+    assert nearest_rank(values, 95) == p95
+
+
+def test_the_statistics_of_a_step_tell_of_the_runs_in_which_it_succeeded() -> None:
+    runs = [
+        {"a": StepRun("failed", 900.0)},
+        {"a": StepRun("retried", 30.0)},
+        {},
+        {"a": StepRun("passed", 10.0)},
+        {"a": StepRun("reused", None)},
+        {"a": StepRun("passed", 20.0)},
+    ]
+
+    step = step_statistics(runs)["a"]
+
+    assert step.outcomes == ("failed", "retried", None, "passed", "reused", "passed")
+    assert step.durations_ms == (900.0, 30.0, None, 10.0, None, 20.0)
+    assert (step.median_ms, step.p95_ms, step.last_ms) == (20.0, 30.0, 30.0)
+    assert step.flakiness == 0.25
+
+
+def test_a_step_that_never_ended_has_no_figures() -> None:
+    step = step_statistics([{"a": StepRun("running", None)}])["a"]
+
+    assert (step.median_ms, step.p95_ms, step.last_ms, step.flakiness) == (None,) * 4
+
+
+def test_steps_are_those_of_the_latest_run_and_then_those_that_it_lacks() -> None:
+    def run(*names: str) -> dict[str, StepRun]:
+        return {name: StepRun("passed", 1.0) for name in names}
+
+    steps = step_statistics([{}, run("c", "a"), run("a", "b", "c"), run("old", "a")])
+
+    assert list(steps) == ["c", "a", "b", "old"]
+    assert steps["b"].outcomes == (None, None, "passed", None)
+
+
+STEP_RUNS = st.builds(
+    StepRun, st.sampled_from(STEP_OUTCOMES), st.none() | st.floats(0, 1e9, allow_nan=False)
+)
+
+
+@given(st.lists(st.dictionaries(st.sampled_from("abc"), STEP_RUNS), max_size=30))
+def test_statistics_stay_within_what_was_measured(runs: list[dict[str, StepRun]]) -> None:
+    for name, step in step_statistics(runs).items():
+        assert [
+            None if outcome is None else StepRun(outcome, duration_ms)
+            for outcome, duration_ms in zip(step.outcomes, step.durations_ms, strict=True)
+        ] == [run.get(name) for run in runs]
+        passed = step.passed_ms
+        if passed:
+            assert step.median_ms is not None
+            assert step.p95_ms is not None
+            assert min(passed) <= step.median_ms <= step.p95_ms or len(passed) < 3
+            assert step.last_ms == passed[0]
+            # The smallest one that at least 95 of 100 don't exceed.
+            assert step.p95_ms in passed
+            assert 100 * sum(each <= step.p95_ms for each in passed) >= 95 * len(passed)
+            assert 100 * sum(each < step.p95_ms for each in passed) < 95 * len(passed)
+        assert step.flakiness is None or 0 <= step.flakiness <= 1
+        assert (step.flakiness or 0) == 0 or "retried" in step.outcomes

@@ -1,0 +1,370 @@
+"""A journal tells what the runs of a pipeline say together, and briefly how each run stands."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+from golden_run import GOLDEN
+from resumed_run import RESUMED
+
+from asyncflow import RestoredOutput, WorkflowStep, run_pipeline
+from asyncflow._core.errors import describe_error
+from asyncflow._core.record import replace
+from asyncflow._core.results import REDACTED, Payload
+from asyncflow.events import (
+    AttemptFailed,
+    AttemptStarted,
+    Event,
+    MapStarted,
+    RunFinished,
+    RunInterrupted,
+    RunResumed,
+    RunStarted,
+    StepFailed,
+    StepSucceeded,
+)
+from asyncflow.journal import RunSummary
+from asyncflow.journal._queries import RunFilter
+from asyncflow.journal._store import RunRow, Store
+
+LONG_OUTPUT = Payload("json", b'"' + b"x" * 10_000 + b'"')
+
+
+async def store(journal: Any, run_id: str, events: Sequence[Event]) -> None:
+    session, _ = await journal.open(run_id, wait=False, read=bool)
+    for event in events:
+        session.append(event)
+    await session.close()
+
+
+def of_one_step(
+    run_id: str,
+    started_at: float,
+    *events: Event,
+    pipeline: str = "etl",
+    outcome: Any = "passed",
+    inputs: dict[str, Any] | None = None,
+) -> list[Event]:
+    start = RunStarted(run_id, started_at, {"a": ()}, pipeline, inputs=inputs or {})
+    ended = [RunFinished(100.0, outcome)] if outcome else []
+    return [start, *events, *ended]
+
+
+def passed(took_ms: float, output: Payload | None = None) -> list[Event]:
+    return [AttemptStarted("a", 1, 5.0), StepSucceeded("a", 1, 5.0 + took_ms, output)]
+
+
+FAILED: list[Event] = [AttemptStarted("a", 1, 0.0), StepFailed("a", 1, 9.0, ValueError("bad day"))]
+
+
+async def numbers(count: int) -> list[int]:
+    return list(range(count))
+
+
+async def double(number: int) -> int:
+    return 2 * number
+
+
+async def mapped(journal: Any, run_id: str, items: int) -> Any:
+    calls: list[int] = []
+
+    async def flaky() -> None:
+        calls.append(1)
+        if len(calls) == 1:
+            raise OSError("not yet")
+
+    steps = [
+        WorkflowStep("numbers", numbers),
+        WorkflowStep("doubled", double, {"number": "numbers"}, map_over="numbers"),
+        WorkflowStep("flaky", flaky, max_retries=2),
+    ]
+    inputs = {"count": items}
+    return await run_pipeline(steps, name="etl", inputs=inputs, journal=journal, run_id=run_id)
+
+
+async def test_the_statistics_of_runs_agree_with_their_reports(journal: Any) -> None:
+    reports = [await mapped(journal, f"r{number}", 3) for number in range(2)]
+
+    found = await journal.statistics("etl")
+
+    assert [run.run_id for run in found.runs] == ["r1", "r0"]
+    assert list(found.steps) == list(reports[0])
+    for name, step in found.steps.items():
+        assert step.durations_ms == pytest.approx(
+            tuple(report[name].duration_ms for report in reversed(reports))
+        )
+    assert found.steps["flaky"].outcomes == ("retried", "retried")
+    assert found.steps["flaky"].flakiness == 1.0
+    assert found.steps["doubled"].outcomes == ("passed", "passed")
+    assert found.success_rate == 1.0
+    assert found.median_ms == pytest.approx(sum(report.total_duration_ms for report in reports) / 2)
+
+
+@pytest.mark.parametrize("events", [GOLDEN, RESUMED], ids=["golden", "resumed"])
+async def test_the_durations_of_a_resumed_run_are_those_of_its_report(
+    journal: Any, events: list[Event]
+) -> None:
+    first: Any = events[0]
+    stored = [
+        replace(event, output=None if event.output is None else Payload("json", b"1"))
+        if isinstance(event, StepSucceeded)
+        else replace(event, inputs={})
+        if isinstance(event, RunStarted | RunResumed)
+        else event
+        for event in events
+    ]
+    await store(journal, first.run_id, stored)
+
+    found = await journal.statistics(first.pipeline)
+    report = await journal.report(first.run_id)
+
+    assert not found.runs[0].damaged
+    for name, step in found.steps.items():
+        if report[name].items is None:
+            expected = report[name].duration_ms
+            assert (step.durations_ms[0] or 0.0) == pytest.approx(expected), name
+
+
+async def test_what_is_read_does_not_grow_with_the_number_of_items(journal: Any) -> None:
+    await mapped(journal, "few", 1)
+    await mapped(journal, "many", 200)
+
+    rows = await journal._read(journal._reader.store.step_events, ["few", "many"])
+
+    assert len(rows["few"]) == len(rows["many"]) == 10
+    assert all(row[4] is None for each in rows.values() for row in each)
+
+
+async def test_only_the_latest_runs_of_the_pipeline_count(journal: Any) -> None:
+    for number in range(4):
+        await store(journal, f"r{number}", of_one_step(f"r{number}", number, *passed(number)))
+    await store(journal, "x", of_one_step("x", 9.0, *passed(50.0), pipeline="other"))
+    await store(journal, "y", of_one_step("y", 9.0, *passed(60.0), pipeline=""))
+
+    found = await journal.statistics("etl", runs=2)
+
+    assert [run.run_id for run in found.runs] == ["r3", "r2"]
+    assert found.steps["a"].passed_ms == [3.0, 2.0]
+    assert found.p95_ms == 100.0
+    assert [run.run_id for run in (await journal.statistics("")).runs] == ["y"]
+    nothing = await journal.statistics("nothing")
+    assert (nothing.runs, nothing.steps, nothing.success_rate) == ((), {}, None)
+    assert (nothing.median_ms, nothing.p95_ms) == (None, None)
+
+
+async def test_more_runs_than_one_statement_takes_are_read(journal: Any) -> None:
+    for number in range(70):
+        await store(journal, f"r{number}", of_one_step(f"r{number}", number, *passed(number)))
+
+    found = await journal.statistics("etl", runs=600)
+
+    assert found.steps["a"].passed_ms == [float(number) for number in reversed(range(70))]
+
+
+@pytest.mark.parametrize("runs", [0, -1])
+async def test_a_number_of_runs_below_one_is_refused(journal: Any, runs: int) -> None:
+    with pytest.raises(ValueError, match="runs must be at least 1"):
+        await journal.statistics("etl", runs)
+    with pytest.raises(TypeError, match="pipeline must be a str"):
+        await journal.statistics(None)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        "UPDATE events SET at_ms = 7 WHERE run_id = 'r1' AND kind = 'StepSucceeded'",
+        "UPDATE events SET step = 'b' WHERE run_id = 'r1' AND kind = 'AttemptStarted'",
+        "DELETE FROM events WHERE run_id = 'r1' AND kind = 'RunFinished'",
+        "DELETE FROM events WHERE run_id = 'r1'",
+        "DELETE FROM events WHERE run_id = 'r1' AND position = 1",
+        "UPDATE runs SET started_at = 2.5 WHERE run_id = 'r1'",
+    ],
+)
+async def test_a_damaged_run_is_marked_and_the_others_count(
+    journal: Any, database: Any, damage: str
+) -> None:
+    for number in range(3):
+        events = of_one_step(f"r{number}", 1.0 + number, *passed(number))
+        await store(journal, f"r{number}", events)
+    database.query(damage)
+
+    found = await journal.statistics("etl")
+
+    assert {run.run_id: run.damaged for run in found.runs} == {
+        "r0": False,
+        "r1": True,
+        "r2": False,
+    }
+    assert found.steps["a"].outcomes == ("passed", None, "passed")
+    assert found.steps["a"].passed_ms == [2.0, 0.0]
+    assert found.passed_ms == [100.0, 100.0]
+    assert found.success_rate == 1.0
+
+
+async def test_long_outputs_are_not_read(journal: Any, database: Any) -> None:
+    events = of_one_step("r", 1.0, *passed(3.0, LONG_OUTPUT))
+    await store(journal, "r", events)
+
+    (rows,) = (await journal._read(journal._reader.store.step_events, ["r"])).values()
+    found = await journal.statistics("etl")
+
+    assert sum(len(str(row)) for row in rows) < 2_000
+    assert found.steps["a"].passed_ms == [3.0]
+    # Without the output there is no checksum; what does not fit is noticed all the same.
+    database.query("UPDATE events SET step = NULL WHERE kind = 'StepSucceeded'")
+    assert (await journal.statistics("etl")).runs[0].damaged
+
+
+class Stale:
+    """A store whose list of runs is of an earlier moment."""
+
+    def __init__(self, store: Store, runs: list[RunRow]) -> None:
+        self._store = store
+        self._runs = runs
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._store, name)
+
+    def runs(self, where: RunFilter) -> list[RunRow]:
+        return self._runs
+
+
+@pytest.mark.parametrize("change", ["ends", "is deleted"])
+async def test_a_run_that_changes_between_two_reads_is_not_damaged(
+    journal: Any, change: str
+) -> None:
+    session, _ = await journal.open("r", wait=False, read=bool)
+    for event in of_one_step("r", 1.0, *passed(3.0), outcome=None):
+        session.append(event)
+    await session.flush()
+    reader = journal._reader
+    before = await journal._read(reader.store.runs, RunFilter())
+    session.append(RunFinished(100.0, "passed"))
+    await session.close()
+    if change == "is deleted":
+        await journal.forget("r")
+    reader.store = Stale(reader.store, before)
+
+    found = await journal.statistics("etl")
+
+    assert before[0].status == "running"
+    assert [(run.status, run.damaged) for run in found.runs] == (
+        [("passed", False)] if change == "ends" else []
+    )
+
+
+# --- the pipelines, and how many runs they have --------------------------------------------------
+
+
+async def test_pipelines_are_named_in_their_order(journal: Any) -> None:
+    assert await journal.pipelines() == []
+    for number, name in enumerate(["etl", "", "b\0\ud800", "etl", "Zoo", "ätl"]):
+        events = of_one_step(f"r{number}", number, *passed(1.0), pipeline=name)
+        await store(journal, f"r{number}", events)
+
+    assert await journal.pipelines() == ["", "Zoo", "b\0\ud800", "etl", "ätl"]
+
+
+async def test_a_damaged_name_is_listed_as_far_as_it_can_be_read(
+    journal: Any, database: Any
+) -> None:
+    await store(journal, "r", of_one_step("r", 1.0, *passed(1.0)))
+    database.query("UPDATE runs SET pipeline = '\"{'")
+
+    assert await journal.pipelines() == ['"{']
+
+
+async def test_runs_are_counted_by_their_listed_status(journal: Any, database: Any) -> None:
+    for number, outcome in enumerate(["passed", "passed", "failed", "interrupted", None, None]):
+        events = of_one_step(f"r{number}", 1.0 + number, *passed(1.0), outcome=outcome)
+        await store(journal, f"r{number}", events)
+    held, _ = await journal.open("r4", wait=False, read=bool)
+    await store(journal, "x", of_one_step("x", 9.0, *passed(1.0), pipeline="other"))
+
+    counts = await journal.counts("etl")
+
+    assert counts == {"running": 1, "orphaned": 1, "passed": 2, "failed": 1, "interrupted": 1}
+    assert (await journal.counts())["passed"] == 3
+    assert sum((await journal.counts("etl", since=4.0)).values()) == 3
+    assert sum((await journal.counts("nothing")).values()) == 0
+    await held.close()
+
+
+# --- how a run stands ----------------------------------------------------------------------------
+
+
+async def summary(journal: Any, run_id: str, *events: Event, **options: Any) -> RunSummary:
+    await store(journal, run_id, of_one_step(run_id, 1.0, *events, **options))
+    found: RunSummary = (await journal.summaries(await journal.runs()))[run_id]
+    return found
+
+
+async def test_a_running_run_says_what_runs_now(journal: Any) -> None:
+    steps: dict[str, tuple[str, ...]] = dict.fromkeys("abcd", ())
+    events = [
+        RunStarted("r", 1.0, steps, inputs={"day": Payload("json", b'"monday"')}),
+        *passed(1.0),
+        *(AttemptStarted("c", 1, 9.0), MapStarted("b", 9.0, 2), AttemptStarted("b", 1, 9.0, 0, 0)),
+    ]
+    await store(journal, "r", events)
+
+    found = (await journal.summaries(await journal.runs()))["r"]
+
+    assert found == RunSummary({"day": "monday"}, steps=4, settled=1, active=("b", "c"))
+
+
+async def test_a_failed_run_says_its_first_error(journal: Any) -> None:
+    again: list[Event] = [
+        AttemptStarted("a", 1, 100.0),
+        AttemptFailed("a", 1, 101.0, OSError("retried"), 1.0),
+        AttemptStarted("a", 2, 102.0),
+        StepFailed("a", 2, 103.0, KeyError("first")),
+    ]
+    resumption = RunResumed("one", 100.0, 9.0, {"a": ()}, {}, afresh=True)
+
+    found = await summary(journal, "one", *FAILED, resumption, *again, outcome="failed")
+
+    assert (found.failed_step, describe_error(found.error)) == ("a", "KeyError: 'first'")
+    plain = await summary(journal, "two", *FAILED, outcome="failed")
+    assert describe_error(plain.error) == "ValueError: bad day"
+
+
+async def test_an_interrupted_run_says_why_it_stopped(journal: Any) -> None:
+    why = "the caller was cancelled"
+    events = [RunInterrupted(9.0, why), RunFinished(10.0, "interrupted", why)]
+
+    found = await summary(journal, "r", *events, outcome=None)
+
+    assert found.stop_reason == why
+
+
+async def test_secret_inputs_are_hidden_also_those_that_became_secret(journal: Any) -> None:
+    open_value, redacted = Payload("json", b'"hunter2"'), RestoredOutput("redacted")
+    inputs = {"key": REDACTED, "password": open_value, "day": Payload("json", b"3")}
+    later = RunResumed("r", 0.0, 9.0, {"a": ()}, {}, inputs={"password": REDACTED})
+
+    found = await summary(journal, "r", later, *passed(1.0), inputs=inputs)
+
+    assert found.inputs == {"key": redacted, "password": redacted, "day": 3}
+
+
+async def test_long_inputs_are_left_out(journal: Any) -> None:
+    large = Payload("json", b'"' + b"x" * 70_000 + b'"')
+
+    found = await summary(journal, "r", *passed(1.0), inputs={"text": large})
+
+    assert found == RunSummary()
+
+
+async def test_a_run_whose_events_are_damaged_has_no_summary(journal: Any, database: Any) -> None:
+    await summary(journal, "bad", *FAILED, outcome="failed")
+    await summary(journal, "good", *FAILED, outcome="failed")
+    database.query("UPDATE events SET checksum = 1 WHERE run_id = 'bad'")
+
+    found = await journal.summaries(await journal.runs())
+
+    assert found["bad"] == RunSummary()
+    assert found["good"].failed_step == "a"
+    assert await journal.summaries([]) == {}

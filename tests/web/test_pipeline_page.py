@@ -1,0 +1,195 @@
+"""The page of a pipeline: its runs as bars, its steps by runs, and what they take."""
+
+from __future__ import annotations
+
+import json
+import re
+from html import unescape
+from typing import Any
+
+import pytest
+from web.runs import failing, passing
+
+from asyncflow import Orchestrator, WorkflowStep
+from asyncflow.journal import RunRecord
+from asyncflow.journal._queries import statistics_document
+from asyncflow.web import _pipeline_page, app
+from asyncflow.web._pipeline_page import bars
+
+HOSTILE = "</td><script>alert('x')</script>"
+
+
+async def fine() -> int:
+    return 1
+
+
+def named(name: str, *steps: str) -> Orchestrator:
+    return Orchestrator([WorkflowStep(step, fine) for step in steps or ("one",)], name=name)
+
+
+async def page_of(client: Any, path: str) -> str:
+    answer = await client.get(path)
+    assert answer.status_code == 200, answer.text
+    page: str = answer.text
+    return page
+
+
+async def test_the_page_shows_each_step_in_each_run(make_client: Any, any_journal: Any) -> None:
+    await failing("etl").run(run_id="one", journal=any_journal)
+    await passing("etl").run(run_id="two", journal=any_journal)
+    await passing("etl").run(run_id="three", journal=any_journal)
+
+    page = await page_of(make_client(app(any_journal)), "/pipelines/etl")
+
+    matrix = page[page.index('<table class="matrix">') :].partition("</table>")[0]
+    head, *rows = re.findall(r"<tr>(.*?)</tr>", matrix)
+    assert re.findall(r'title="(\w+, \w+)"', head) == [
+        "one, failed",
+        "two, passed",
+        "three, passed",
+    ]
+    cells = {
+        re.search(r'<th scope="row">(.*?)</th>', row)[1]: re.findall(  # type: ignore[index]
+            r'<td>(?:<a class="cell (\w+)" href="([^"]*)"[^>]*>(.)</a>)?</td>', row
+        )
+        for row in rows
+    }
+    assert list(cells) == ["extract", "load", "refuse"]
+    assert cells["extract"][0] == ("success", "/runs/one#step=extract", "✓")
+    assert [kind for kind, _, _ in cells["load"]] == ["", "success", "success"]
+    assert cells["refuse"] == [("failed", "/runs/one#step=refuse", "✗"), ("", "", ""), ("", "", "")]
+    assert "67 %" in page
+    assert re.search(r'title="refuse in one: failed, [\d.]+ ms"', matrix)
+
+
+async def test_each_run_has_a_bar_that_links_to_its_page(
+    make_client: Any, any_journal: Any
+) -> None:
+    await failing("etl").run(run_id="one", journal=any_journal)
+    await passing("etl").run(run_id="two", journal=any_journal)
+
+    page = await page_of(make_client(app(any_journal)), "/pipelines/etl")
+
+    drawing = page[page.index('class="plot"') : page.index("</section>")]
+    assert re.findall(r'<a href="/runs/(\w+)"', drawing) == ["one", "two"]
+    assert re.findall(r'class="bar (\w+)"', drawing) == ["failed", "success"]
+    assert ">✗</text>" in drawing
+    assert 'class="median"' in drawing
+
+
+def record(number: int, took_ms: float, status: Any = "passed", **more: Any) -> RunRecord:
+    return RunRecord(f"r{number}", "p", status, 1.0, 1.0, None, latest_ms=took_ms, **more)
+
+
+def test_bars_are_in_proportion_and_within_the_drawing() -> None:
+    runs = [record(4, 3_000.0), record(3, 0.0), record(2, 1_500.0, "failed")]
+    drawn = bars([*runs, record(1, 9e9, damaged=True)])
+
+    assert [bar.record.run_id for bar in drawn.bars] == ["r1", "r2", "r3", "r4"]
+    assert [value for value, _ in drawn.marks] == [0.0, 2_000.0, 4_000.0]
+    heights = [bar.height for bar in drawn.bars]
+    assert heights == [2.0, 42.0, 2.0, 84.0]
+    assert all(bar.y + bar.height == 130 for bar in drawn.bars)
+    assert drawn.median == 88.0
+    lefts = [bar.x for bar in drawn.bars]
+    assert lefts == sorted(lefts)
+    assert lefts[-1] + drawn.bars[-1].width < 100
+
+
+def test_runs_that_took_no_time_or_did_not_pass_are_drawn() -> None:
+    assert bars([record(1, 0.0, "failed")]).median is None
+    assert [value for value, _ in bars([record(1, 0.5)]).marks] == [0.0, 0.5, 1.0]
+    assert bars([]).bars == []
+
+
+@pytest.mark.parametrize("name", ["a/b", "ä ö", "a?b#c", "%2F", "..x", "", HOSTILE])
+async def test_a_pipeline_with_any_name_has_a_page(
+    make_client: Any, journal: Any, name: str
+) -> None:
+    await named(name, "a+b c#&").run(run_id="r 1", journal=journal)
+    client = make_client(app(journal))
+
+    (link,) = set(re.findall(r'href="(/pipelines/[^"]*)"', await page_of(client, "/")))
+    page = await page_of(client, unescape(link))
+    api = await client.get("/api" + unescape(link))
+
+    assert api.json()["pipeline"] == name
+    assert "<script>alert" not in page
+    assert "/runs/r%201#step=a%2Bb%20c%23%26" in page
+    assert ("Runs without a pipeline name" in page) == (not name)
+
+
+async def test_a_name_that_no_path_can_have_leads_nowhere(make_client: Any, journal: Any) -> None:
+    await named("\ud800").run(run_id="r", journal=journal)
+    client = make_client(app(journal))
+
+    (link,) = set(re.findall(r'href="(/pipelines/[^"]*)"', await page_of(client, "/")))
+
+    assert (await client.get(link)).status_code == 404
+
+
+async def test_the_api_returns_the_statistics(make_client: Any, any_journal: Any) -> None:
+    await passing("etl").run(run_id="one", journal=any_journal)
+    await passing("etl").run(run_id="two", journal=any_journal)
+    client = make_client(app(any_journal))
+
+    found = (await client.get("/api/pipelines/etl")).json()
+    one = (await client.get("/api/pipelines/etl?runs=1")).json()
+
+    expected = statistics_document(await any_journal.statistics("etl"))
+    assert found == json.loads(json.dumps(expected))
+    assert [run["run_id"] for run in one["runs"]] == ["two"]
+    assert [step["outcomes"] for step in one["steps"]] == [["passed"], ["passed"]]
+
+
+@pytest.mark.parametrize("runs", ["0", "1001", "x", "²", "-1"])
+async def test_an_invalid_number_of_runs_is_reported(
+    make_client: Any, journal: Any, runs: str
+) -> None:
+    answer = await make_client(app(journal)).get(f"/api/pipelines/etl?runs={runs}")
+
+    assert answer.status_code == 400
+    assert "runs must be a number from 1 to 1,000" in answer.json()["detail"]
+
+
+async def test_an_unknown_pipeline_is_reported_with_the_nearest(
+    make_client: Any, journal: Any
+) -> None:
+    for name in ("orders", "customers", ""):
+        await named(name).run(journal=journal)
+    client = make_client(app(journal))
+
+    page = await client.get("/pipelines/order")
+    api = await client.get("/api/pipelines/nothing%20like%20it")
+    no_text = await client.get("/pipelines/%ff")
+
+    assert (page.status_code, api.status_code, no_text.status_code) == (404, 404, 404)
+    assert "Did you mean 'orders'" in unescape(page.text)
+    assert 'href="/pipelines/orders"' in page.text
+    assert api.json()["error"] == "There is no such pipeline"
+
+
+async def test_a_pipeline_of_many_steps_shows_fewer_runs_and_steps(
+    make_client: Any, journal: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_pipeline_page, "_MOST_CELLS", 4)
+    monkeypatch.setattr(_pipeline_page, "_MOST_STEPS", 3)
+    for _ in range(7):
+        await named("etl", *"abcde").run(journal=journal)
+
+    page = await page_of(make_client(app(journal)), "/pipelines/etl")
+
+    matrix = page[page.index('<table class="matrix">') :].partition("</table>")[0]
+    assert matrix.count('<th scope="row">') == 3
+    assert matrix.count("<td>") == 3 * 5
+    assert "The latest 5 runs, because the pipeline has many steps." in page
+    assert "2 more steps have no row." in page
+    assert page.count('class="bar ') == 7
+
+
+async def test_the_page_of_a_run_links_to_its_pipeline(make_client: Any, journal: Any) -> None:
+    await passing("a b").run(run_id="one", journal=journal)
+
+    page = await page_of(make_client(app(journal)), "/runs/one")
+
+    assert '<a class="button" href="/pipelines/a%20b">Its pipeline</a>' in page
