@@ -17,11 +17,29 @@ Anyone who can write to the database decides what a resumed run starts from. Wit
 
 from __future__ import annotations
 
+from asyncflow._core.comparison import InputChange, RunComparison, StepComparison
 from asyncflow.journal._postgres import PostgresJournal
 from asyncflow.journal._queries import RunRecord, RunStatus, StoredEvent
 from asyncflow.journal._sqlite import SQLiteJournal
 
-__all__ = ["PostgresJournal", "RunRecord", "RunStatus", "SQLiteJournal", "StoredEvent"]
+__all__ = [
+    "InputChange",
+    "PostgresJournal",
+    "RunComparison",
+    "RunRecord",
+    "RunStatus",
+    "SQLiteJournal",
+    "StepComparison",
+    "StoredEvent",
+]
 
-for _public in (PostgresJournal, RunRecord, SQLiteJournal, StoredEvent):
+for _public in (
+    InputChange,
+    PostgresJournal,
+    RunComparison,
+    RunRecord,
+    SQLiteJournal,
+    StepComparison,
+    StoredEvent,
+):
     _public.__module__ = __name__  # where users import them from

@@ -14,6 +14,7 @@ from dataclasses import replace
 from functools import partial
 from typing import Any, get_args
 
+from asyncflow._core.comparison import RunComparison, compare
 from asyncflow._core.errors import (
     JournalError,
     LeaseLostError,
@@ -199,10 +200,37 @@ class JournalReader:
             RunNotFoundError: There is no such run.
             RunUnreadableError: It is damaged, or a newer asyncflow wrote it.
         """
+        return self._report(run_id)[1]
+
+    def comparison(self, run_id: str, baseline: str) -> RunComparison:
+        """Return how a run differs from a baseline.
+
+        Raises:
+            RunNotFoundError: There is no such run.
+            RunUnreadableError: One of them is damaged, or a newer asyncflow wrote it.
+        """
+        (run, report), (other, other_report) = self._report(run_id), self._report(baseline)
+        fingerprints = run.fingerprints, other.fingerprints
+        return compare(report, other_report, fingerprints=fingerprints)
+
+    def last_passed(self, run_id: str) -> RunRecord | None:
+        """Return the last run of the same pipeline that passed and started before a run.
+
+        Raises:
+            RunNotFoundError: There is no such run.
+        """
+        record = self.record(run_id)
+        if not record.pipeline:
+            return None
+        before = record.place
+        where = RunFilter("passed", pipeline=record.pipeline, before=before, limit=1)
+        return next(iter(self.runs(where)), None)
+
+    def _report(self, run_id: str) -> tuple[StoredRun, RunReport]:
         run, stored = self._replay(run_id)
         if not stored:
             raise self.unknown(run_id)
-        return run.report(partial(self._shown, run_id, None))
+        return run, run.report(partial(self._shown, run_id, None))
 
     def check_exists(self, run_id: str) -> None:
         """Check that there is a run, even a damaged one.
