@@ -121,6 +121,16 @@ class StepComparison:
         return len(baseline.items), len(run.items)
 
     @property
+    def retry_counts(self) -> tuple[int, int] | None:
+        """How many attempts were not the first one, of the step or of an item of it, in each run.
+
+        ``None`` unless both have the step.
+        """
+        if self.run is None or self.baseline is None:
+            return None
+        return _retries(self.baseline), _retries(self.run)
+
+    @property
     def dependencies_added(self) -> tuple[str, ...]:
         """The steps that it depends on in the run, and not in the baseline, which has the step."""
         return () if self.run is None else _without(self.run, self.baseline)
@@ -133,14 +143,12 @@ class StepComparison:
     @property
     def is_notable(self) -> bool:
         """Whether something of it differs beside a little time."""
-        run, baseline = self.run, self.baseline
-        if run is None or baseline is None or self.has_notable_duration:
-            return True
-        counts = self.item_counts
+        counts = [each for each in (self.item_counts, self.retry_counts) if each is not None]
         return (
-            self.has_other_status
-            or _retries(run) != _retries(baseline)
-            or (counts is not None and counts[0] != counts[1])
+            self.change != "both"
+            or self.has_notable_duration
+            or self.has_other_status
+            or any(before != now for before, now in counts)
             or bool(self.dependencies_added or self.dependencies_removed)
             or self.version is not None
             or self.takes is not None
