@@ -56,6 +56,8 @@ class Live(NamedTuple):
     element ``#live``, and calls ``window.asyncflow.update``."""
     runs_url: str | None = None
     """The list of all runs."""
+    compare_url: str | None = None
+    """The comparison with the last run of the pipeline that passed; ``None`` if there is none."""
 
 
 def page(

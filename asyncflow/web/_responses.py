@@ -34,6 +34,7 @@ __all__ = [
 _SERVED = {
     "page.css": ("text/css", "asyncflow.html_report"),
     "web.css": ("text/css", "asyncflow.web"),
+    "compare.css": ("text/css", "asyncflow.web"),
     "live.js": ("text/javascript", "asyncflow.web"),
     "runs.js": ("text/javascript", "asyncflow.web"),
 }

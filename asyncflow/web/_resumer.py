@@ -8,6 +8,7 @@ from collections.abc import Coroutine, Mapping
 from contextvars import Context
 from typing import Any, Protocol
 
+from asyncflow._core.comparison import RunComparison
 from asyncflow._core.errors import RunAlreadyActiveError, RunCancelledError, did_you_mean
 from asyncflow._core.replay import latest_steps
 from asyncflow.journal._queries import RunRecord, StoredEvent
@@ -33,6 +34,14 @@ class RunsJournal(Protocol):
 
     async def events(self, run_id: str, after: int = 0) -> list[StoredEvent]:
         """Return the events of a run after a position."""
+        ...
+
+    async def compare(self, run_id: str, baseline: str) -> RunComparison:
+        """Return how a run differs from another one."""
+        ...
+
+    async def last_passed(self, run_id: str) -> RunRecord | None:
+        """Return the last run of the same pipeline that passed before a run, if there is one."""
         ...
 
     async def cancel(self, run_id: str) -> bool:

@@ -21,6 +21,7 @@ from asyncflow._core.results import RestoredOutput, to_restored_error
 from asyncflow._core.value_size import MOST_BYTES, extent, safe_repr
 from asyncflow.journal._queries import RunRecord, StoredEvent
 from asyncflow.web._auth import Guard, Token, log_in, login_required
+from asyncflow.web._compare_page import compare_page
 from asyncflow.web._feed import RunFeeds
 from asyncflow.web._responses import (
     asset_response,
@@ -234,10 +235,12 @@ class Site:
         act = ["POST"]
         return [
             Route("/", self._runs),
+            Route("/compare", self._compare),
             Route("/runs/{run_id:asyncflow_run}", self._run),
             Route("/events/{run_id:asyncflow_run}", self._follow),
             Route("/cancel/{run_id:asyncflow_run}", self._cancel, methods=act),
             Route("/resume/{run_id:asyncflow_run}", self._resume, methods=act),
+            Route("/api/compare", self._compare),
             Route("/api/runs", self._api_runs),
             Route("/api/runs/{run_id:asyncflow_run}", self._api_run),
             Route("/login", self._login, methods=act),
@@ -260,6 +263,9 @@ class Site:
 
     async def _run(self, request: Request) -> Response:
         return await run_page(request, self._journal)
+
+    async def _compare(self, request: Request) -> Response:
+        return await compare_page(request, self._journal)
 
     async def _follow(self, request: Request) -> Response:
         return await follow(request, self._journal, self._feeds, self._viewers, self.resumer)

@@ -17,6 +17,7 @@ from asyncflow.events import Event
 from asyncflow.html_report._event_log import event_log
 from asyncflow.html_report._page import Live, page, page_policy, sections
 from asyncflow.journal._queries import RunRecord, StoredEvent
+from asyncflow.web._compare_page import compare_url
 from asyncflow.web._feed import ACTIONS, RunFeeds, Update, now_of
 from asyncflow.web._responses import (
     asset_url,
@@ -62,12 +63,14 @@ async def run_page(request: Request, journal: RunsJournal) -> Response:
     if not stored:
         text = f"Run {run_id!r} has no events yet. Load the page again."
         return problem(request, 404, "The run has not begun", text, links=_home(request))
+    passed = await journal.last_passed(run_id)
     live = Live(
         events_url=f"{link_to(request, 'events', run_id)}?after={stored[-1].position}",
         cancel_url=link_to(request, "cancel", run_id),
         resume_url=link_to(request, "resume", run_id),
         script_url=asset_url(request, "live.js"),
         runs_url=path_in(request, "/"),
+        compare_url=compare_url(request, run_id) if passed else None,
     )
     html = await asyncio.to_thread(_made, stored, record, live)
     policy = f"{page_policy(is_live=True)}; frame-ancestors 'none'"
