@@ -14,7 +14,7 @@ A page of the events says more than a report knows, such as which line blocked t
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 from asyncflow._core.report import RunReport
 from asyncflow._views.run_view import RunView
@@ -25,7 +25,9 @@ from asyncflow.html_report._page import page
 __all__ = ["to_html"]
 
 
-def to_html(run: RunReport | Iterable[Event]) -> str:
+def to_html(
+    run: RunReport | Iterable[Event], *, usual_ms: Mapping[str, float] | None = None
+) -> str:
     """Return the page of a run: one HTML file that needs no network and no other file.
 
     It shows the first failure with its traceback, the timeline of all attempts, the graph, all
@@ -35,6 +37,8 @@ def to_html(run: RunReport | Iterable[Event]) -> str:
     Args:
         run: The report of the run; or its events from the first one on, as an observer or a
             journal has them. A run that has not ended is shown as of its latest event.
+        usual_ms: How many milliseconds steps usually take, by name, which the page shows beside
+            their duration and marks on the timeline. By default it shows nothing of that.
 
     Raises:
         ValueError: There is no event.
@@ -45,4 +49,4 @@ def to_html(run: RunReport | Iterable[Event]) -> str:
     else:
         events = list(run)
         view, log = RunView(events), event_log(events)
-    return page(view, log, now_ms=view.at_ms)
+    return page(view, log, now_ms=view.at_ms, usual_ms=usual_ms)

@@ -67,6 +67,7 @@ def page(
     now_ms: float,
     live: Live | None = None,
     is_orphaned: bool = False,
+    usual_ms: Mapping[str, float] | None = None,
 ) -> str:
     """Return the page of a run.
 
@@ -79,9 +80,10 @@ def page(
         now_ms: The moment that it shows, in milliseconds since the run started.
         live: What it needs to follow the run; ``None`` for a page of its own.
         is_orphaned: Whether the run has not ended and its process is gone.
+        usual_ms: How long steps usually take, by name.
     """
     style, script = asset("page.css"), asset("page.js")
-    found = sections(view, log, now_ms=now_ms, is_orphaned=is_orphaned)
+    found = sections(view, log, now_ms=now_ms, is_orphaned=is_orphaned, usual_ms=usual_ms)
     return _template("page.html").render(
         sections={name: Markup(html) for name, html in found.items()},
         model=PageModel(view, now_ms, is_orphaned=is_orphaned),
@@ -98,7 +100,12 @@ def page_policy(*, is_live: bool) -> str:
 
 
 def sections(
-    view: RunView, log: EventLog, *, now_ms: float, is_orphaned: bool = False
+    view: RunView,
+    log: EventLog,
+    *,
+    now_ms: float,
+    is_orphaned: bool = False,
+    usual_ms: Mapping[str, float] | None = None,
 ) -> dict[str, str]:
     """Return the sections of a page, which change while its run does.
 
@@ -109,7 +116,8 @@ def sections(
     """
     if not view.segments:
         raise ValueError("a page needs the events of a run, from its first one on")
-    given = _given(PageModel(view, now_ms, is_orphaned=is_orphaned), log)
+    model = PageModel(view, now_ms, is_orphaned=is_orphaned, usual_ms=usual_ms)
+    given = _given(model, log)
     return {name: _template(f"{name}.html").render(given).strip() for name in _SECTIONS}
 
 

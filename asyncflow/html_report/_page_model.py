@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import heapq
 from collections import Counter, defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from itertools import groupby, pairwise
 from typing import NamedTuple
 
@@ -136,10 +136,19 @@ class PageModel:
         causes: For each step that a failure skipped or cancelled, the step that failed.
         path: The critical path.
         timeline: The scale of the timeline.
+        usual_ms: How many milliseconds each step usually takes, as far as that is known.
     """
 
-    def __init__(self, view: RunView, now_ms: float, *, is_orphaned: bool = False) -> None:
+    def __init__(
+        self,
+        view: RunView,
+        now_ms: float,
+        *,
+        is_orphaned: bool = False,
+        usual_ms: Mapping[str, float] | None = None,
+    ) -> None:
         self.view = view
+        self.usual_ms = usual_ms or {}
         self.now_ms = now_ms
         self.is_orphaned = is_orphaned
         self.numbers = {name: number for number, name in enumerate(view.steps)}
@@ -379,6 +388,21 @@ class PageModel:
             if bar.kind == "items"
         ]
         return TimelineRow(step, bars, icons_of(bars), tuple(layers))
+
+    def usual_end(self, step: StepView) -> float | None:
+        """Return where a step ends that takes as long as it usually does, in percent.
+
+        ``None`` for an item, and if that is not known, or not on the axis: later than the run has
+        come, or in a pause.
+        """
+        usual_ms = self.usual_ms.get(step.name)
+        if usual_ms is None or len(step.active) != 1 or self.view.steps.get(step.name) is not step:
+            return None
+        begin = step.active[0]
+        end_ms, following = begin.started_ms + usual_ms, self.view.segments[begin.segment :]
+        if end_ms > (following[0].at_ms if following else self.timeline.span_ms):
+            return None
+        return self.timeline.at(end_ms, begin.segment)
 
     @property
     def breaks(self) -> list[Break]:
