@@ -5,6 +5,8 @@ A pair has the baseline's value first: ``1 → 31``. No text has a control chara
 
 from __future__ import annotations
 
+import re
+
 from asyncflow._core.comparison import InputChange, RunComparison, StepComparison, first_failure
 from asyncflow._core.errors import escape_controls
 from asyncflow._core.report import RunReport
@@ -67,7 +69,8 @@ def input_text(change: InputChange) -> str:
     if change.change == "removed":
         return f"{_value(change.baseline)} (removed)"
     if change.change == "changed":
-        return pair(_value(change.baseline), _value(change.run))
+        before, now = _value(change.baseline), _value(change.run)
+        return pair(before, now) if before != now else f"{now} (changed after that)"
     if any(preview(each, 1).redacted for each in (change.run, change.baseline)):
         return "secret, so it is not known whether it changed"
     return f"{_value(change.run)} (not known whether it changed)"
@@ -89,7 +92,7 @@ def pair(before: str, now: str) -> str:
 
 def _value(value: object) -> str:
     text = preview(value, _LONGEST_VALUE * 2).text
-    return shortened(" ".join(text.split()), _LONGEST_VALUE)
+    return shortened(re.sub("\n *", " ", text), _LONGEST_VALUE)
 
 
 def _counted(noun: str, counts: tuple[int, int]) -> str:

@@ -206,9 +206,7 @@ def _row(step: StepComparison, links: tuple[str, str], longest_ms: float) -> _Ro
         step,
         name_text(step.step_name),
         f"{link}#step={quote(step.step_name, safe='', errors='replace')}",
-        None
-        if run is None
-        else StatusBadge(run.status.lower(), STATUS_SYMBOLS[run.status], run.status),
+        None if run is None else _badge(run.status),
         (_took(baseline), _took(run)),
         (_width(baseline, longest_ms), _width(run, longest_ms)),
         step.change if step.change != "both" else difference_text(step),

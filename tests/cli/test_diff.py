@@ -12,7 +12,14 @@ from click.testing import CliRunner
 from compared_runs import MONDAY, store, store_two_runs
 
 from asyncflow._cli import commands
-from asyncflow.events import Event, RunFinished, RunInterrupted, RunStarted
+from asyncflow.events import (
+    AttemptStarted,
+    Event,
+    RunFinished,
+    RunInterrupted,
+    RunStarted,
+    StepSucceeded,
+)
 from asyncflow.journal import SQLiteJournal
 
 from .conftest import Shell
@@ -89,6 +96,18 @@ def test_runs_without_a_difference_say_so(two_runs: Shell) -> None:
     assert result.endswith("Duration  about the same\n"
                            "Inputs    token: secret, so it is not known whether it changed\n\n"
                            "no notable difference in 7 steps\n")  # fmt: skip
+
+
+def test_steps_that_hardly_differ_are_counted(two_runs: Shell) -> None:
+    start = RunStarted("short", MONDAY, {"extract": (), "prices": (), "old": ()}, "etl")
+    events: list[Event] = [start]
+    for name, ms in {"extract": 1_005.0, "prices": 505.0, "old": 500.0}.items():
+        events += [AttemptStarted(name, 1, 0.0), StepSucceeded(name, 1, ms, None)]
+    in_journal(store, [*events, RunFinished(1_005.0, "passed")])
+
+    rest = two_runs("diff", "short", "monday").stdout.splitlines()[-1]
+
+    assert rest == "2 other steps hardly differ; --all shows all"
 
 
 def test_the_json_has_the_whole_comparison(two_runs: Shell) -> None:
