@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import textwrap
 from collections.abc import Iterable
 from datetime import datetime
 
 import click
 from rich.cells import set_cell_size
+from rich.console import Console
 from rich.text import Text
 
 from asyncflow._cli.options import (
@@ -66,8 +66,7 @@ def diff(run: str, baseline: str | None, journal: str, show_all: bool, as_json: 
         return
     console = stdout_console()
     theme = theme_for(console.encoding, _SYMBOLS)
-    width = console.width if console.is_terminal else None
-    lines = [*_head(compared, width), *_table(compared, show_all, theme, width)]
+    lines = [*_head(compared, console), *_table(compared, show_all, theme, console)]
     text = Text("\n").join(lines)
     if theme.encoding == "ascii":
         text.plain = text.plain.translate(_PLAIN)
@@ -86,8 +85,8 @@ async def _baseline(journal: AnyJournal, record: RunRecord, baseline: str | None
         return await find_run(journal, baseline)
     found = await journal.last_passed(record.run_id)
     if found is None:
-        of = f"of {record.pipeline!r} " if record.pipeline else ""
-        why = f"no run {of}before it has passed" if of else "its pipeline has no name"
+        name = record.pipeline
+        why = f"no run of {name!r} before it has passed" if name else "its pipeline has no name"
         raise CommandError(
             f"nothing to compare run {record.run_id!r} with: {why}; name another run", NOT_FOUND
         )
@@ -97,20 +96,19 @@ async def _baseline(journal: AnyJournal, record: RunRecord, baseline: str | None
 # What the runs are, and what differs beside their steps.
 
 
-def _head(compared: RunComparison, width: int | None) -> list[Text]:
+def _head(compared: RunComparison, console: Console) -> list[Text]:
     run, baseline = compared.run, compared.baseline
-    lines = [*_run("Run", run, width), *_run("Baseline", baseline, width)]
+    lines = [*_run("Run", run, console), *_run("Baseline", baseline, console)]
     if run.pipeline != baseline.pipeline:
-        lines += _wrapped("Pipeline", "these are runs of different pipelines", width)
-    words = difference_text(compared)
-    lines += _wrapped("Duration", f"{_arrow(compared)}{words}", width)
+        lines += _wrapped("Pipeline", "these are runs of different pipelines", console)
+    lines += _wrapped("Duration", f"{_arrow(compared)}{difference_text(compared)}", console)
     inputs = [f"{escape_controls(each.name)}: {input_text(each)}" for each in compared.inputs]
     for number, text in enumerate(inputs):
-        lines += _wrapped("" if number else "Inputs", text, width)
+        lines += _wrapped("" if number else "Inputs", text, console)
     return lines
 
 
-def _run(label: str, report: RunReport, width: int | None) -> list[Text]:
+def _run(label: str, report: RunReport, console: Console) -> list[Text]:
     of = f" of {escape_controls(report.pipeline)}" if report.pipeline else ""
     word, spent = report.outcome.upper(), took(report.total_duration_ms, report.span_ms)
     started = datetime.fromtimestamp(report.wall_time)
@@ -118,16 +116,19 @@ def _run(label: str, report: RunReport, width: int | None) -> list[Text]:
     outcome.stylize(COLOURS[status_for_run(word)], _LABEL, _LABEL + len(word))
     why = error_text(report)
     return [
-        *_wrapped(label, f"{escape_controls(report.run_id)}{of}", width),
+        *_wrapped(label, f"{escape_controls(report.run_id)}{of}", console),
         outcome,
-        *(_wrapped("", why, width) if why else []),
+        *(_wrapped("", why, console) if why else []),
     ]
 
 
-def _wrapped(label: str, text: str, width: int | None, indent: int = _LABEL) -> list[Text]:
-    """Return a text behind a label, in lines of a terminal's width."""
-    parts = textwrap.wrap(text, max(width - indent, 20)) if width else [text]
-    return [Text(f"{'' if at else label:<{indent}}{part}") for at, part in enumerate(parts)]
+def _wrapped(label: str, text: str, console: Console, indent: int = _LABEL) -> list[Text]:
+    """Return a text behind a label, in lines that fit a terminal."""
+    width = max(console.width - indent, _LEAST_WIDTH)
+    parts = Text(text).wrap(console, width) if console.is_terminal else [Text(text)]
+    return [
+        Text(f"{'' if at else label:<{indent}}{part}".rstrip()) for at, part in enumerate(parts)
+    ]
 
 
 def _arrow(compared: RunComparison | StepComparison) -> str:
@@ -139,7 +140,7 @@ def _arrow(compared: RunComparison | StepComparison) -> str:
 # The steps.
 
 
-def _table(compared: RunComparison, show_all: bool, theme: Theme, width: int | None) -> list[Text]:
+def _table(compared: RunComparison, show_all: bool, theme: Theme, console: Console) -> list[Text]:
     notable, total = compared.notable_steps, len(compared.steps)
     if not notable and not show_all:
         return [Text(""), Text(f"no notable difference in {plural(total, 'step')}")]
@@ -149,8 +150,8 @@ def _table(compared: RunComparison, show_all: bool, theme: Theme, width: int | N
     widths = [max(widest(column), 1) for column in zip(header, *rows, strict=True)]
     names = [escape_controls(step.step_name) for step in shown]
     room = widest([*names, "STEP"])
-    if width is not None:
-        room = min(room, max(width - sum(widths) - len(_GAP) * len(widths), _LEAST_WIDTH))
+    if console.is_terminal:
+        room = min(room, max(console.width - sum(widths) - len(_GAP) * len(widths), _LEAST_WIDTH))
     lines = [Text(""), _row("STEP", header, room, widths, theme)]
     lines[1].stylize("bold")
     for name, step, cells in zip(names, shown, rows, strict=True):
@@ -160,7 +161,7 @@ def _table(compared: RunComparison, show_all: bool, theme: Theme, width: int | N
             line.stylize(COLOURS[step.run.status], start, start + widths[0])
         lines.append(line)
         if facts := "; ".join(step_facts(step)):
-            lines += _wrapped("", facts, width, 2)
+            lines += _wrapped("", facts, console, 2)
     rest = total - len(shown)
     if rest:
         verb = "differs" if rest == 1 else "differ"

@@ -62,7 +62,7 @@ class InputChange:
     run: Any = None
     """Its value in the run; a `RestoredOutput` stands for a secret one."""
     baseline: Any = None
-    """Its value in the baseline."""
+    """Its value in the baseline. If the input is secret in one of them, neither is shown."""
 
 
 @record(frozen=True)
@@ -274,6 +274,8 @@ def _input_change(
     if name not in run:
         return InputChange(name, "removed", baseline=baseline[name])
     now, before = run[name], baseline[name]
+    if REDACTED_OUTPUT in [each for each in (now, before) if type(each) is RestoredOutput]:
+        return InputChange(name, "unknown", REDACTED_OUTPUT, REDACTED_OUTPUT)
     same = _are_same(now, before)
     if same:
         return None
@@ -282,15 +284,10 @@ def _input_change(
 
 def _are_same(one: Any, other: Any) -> bool | None:
     """Whether two inputs are the same; ``None`` if that is not known."""
-    if one is other and type(one) is not RestoredOutput:
-        return True
-    stand_ins = [each for each in (one, other) if type(each) is RestoredOutput]
-    if REDACTED_OUTPUT in stand_ins:
-        return None
-    if stand_ins:  # the same text may stand for other values
+    if RestoredOutput in (type(one), type(other)):  # the same text may stand for other values
         return None if _text(one) == _text(other) else False
     try:
-        return bool(one == other)
+        return one is other or bool(one == other)
     except Exception:  # it is the user's object, such as an array
         return None
 

@@ -206,6 +206,7 @@ def test_inputs_that_differ_are_listed_and_secret_ones_are_never_known() -> None
         "gone": "removed",
     }
     assert comparison.inputs[0] == InputChange("days", "changed", 31, 1)
+    assert "was open once" not in comparison.to_json()
 
 
 # Outcome.
