@@ -39,7 +39,7 @@ _LEAST_WIDTH = 0.4
 """How wide a bar is at least, in percent."""
 
 
-class _Side(NamedTuple):
+class _ComparedRun(NamedTuple):
     """One of the two runs."""
 
     title: str
@@ -52,7 +52,7 @@ class _Side(NamedTuple):
     """The traceback of its first failure."""
 
 
-class _Row(NamedTuple):
+class _ComparedStep(NamedTuple):
     """A step in the table."""
 
     step: StepComparison
@@ -179,11 +179,11 @@ def _given(request: Request, compared: RunComparison, only_notable: bool) -> dic
     }
 
 
-def _side(title: str, report: RunReport, link: str) -> _Side:
+def _side(title: str, report: RunReport, link: str) -> _ComparedRun:
     word = report.outcome.upper()
     failed = first_failure(report)
     trace = "" if failed is None or failed.error is None else error_trace(failed.error, _TRACE).text
-    return _Side(
+    return _ComparedRun(
         title,
         report,
         link,
@@ -199,10 +199,10 @@ def _outcome(compared: RunComparison) -> str:
     return f"{now} in both" if before == now else pair(before, now)
 
 
-def _row(step: StepComparison, links: tuple[str, str], longest_ms: float) -> _Row:
+def _row(step: StepComparison, links: tuple[str, str], longest_ms: float) -> _ComparedStep:
     run, baseline = step.run, step.baseline
     link = links[1] if run is None else links[0]
-    return _Row(
+    return _ComparedStep(
         step,
         name_text(step.step_name),
         f"{link}#step={quote(step.step_name, safe='', errors='replace')}",
