@@ -131,7 +131,8 @@ async def _execute(execution: Execution, run_id: str, journal: AnyJournal | None
     else:
         report = report or await journal.report(run_id)
         if execution.flags.html is not None or execution.flags.trace is not None:
-            events = [each.event for each in await journal.events(run_id)]
+            stored = [*await journal.events(run_id), *await journal.notes(run_id)]
+            events = [each.event for each in stored]
     was_interrupted = report.outcome not in ("passed", "failed")
     return RunEnd(report, events, stop.signal if was_interrupted else None, not has_started)
 
@@ -203,14 +204,16 @@ def report_end(execution: Execution, end: RunEnd) -> int:
     else:
         write_result(format_report(report))
     if flags.html is not None:
-        write_html(flags.html, end.events)
+        stored_in = execution.journal
+        resume = "" if stored_in is None else _resume_command(execution, report, stored_in)
+        write_html(flags.html, end.events, resume=resume)
         write_note(f"HTML report: {flags.html}", quiet=flags.quiet)
     if flags.trace is not None:
         view = RunView(end.events)
         write_trace(flags.trace, view, view.at_ms)
         write_note(f"trace: {flags.trace}", quiet=flags.quiet)
     if execution.journal is not None:
-        hint = _next_command(execution, report, journal_flag(execution.journal))
+        hint = _next_command(execution, report, execution.journal)
         write_note(escape_controls(hint), quiet=flags.quiet)
     _explain_threads(report)
     if end.signal is not None:
@@ -219,9 +222,15 @@ def report_end(execution: Execution, end: RunEnd) -> int:
 
 
 def _next_command(execution: Execution, report: RunReport, journal: str) -> str:
-    run_id, flags = shlex.quote(report.run_id), execution.flags
     if report.outcome == "passed":
-        return f"To show it again: asyncflow show {run_id}{journal}"
+        return (
+            f"To show it again: asyncflow show {shlex.quote(report.run_id)}{journal_flag(journal)}"
+        )
+    return f"To resume it: {_resume_command(execution, report, journal)}"
+
+
+def _resume_command(execution: Execution, report: RunReport, journal: str) -> str:
+    run_id, flags = shlex.quote(report.run_id), execution.flags
     # A resumption must give these again.
     given = [f" --target {shlex.quote(step)}" for step in flags.targets]
     if flags.schedule is not None:
@@ -229,7 +238,7 @@ def _next_command(execution: Execution, report: RunReport, journal: str) -> str:
     if flags.keep_going:
         given.append(" --keep-going")
     target = shlex.quote(execution.loaded.target)
-    return f"To resume it: asyncflow resume {run_id} {target}{''.join(given)}{journal}"
+    return f"asyncflow resume {run_id} {target}{''.join(given)}{journal_flag(journal)}"
 
 
 def _explain_threads(report: RunReport) -> None:

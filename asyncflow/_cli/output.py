@@ -109,8 +109,8 @@ def stdout_for_results_only(enabled: bool) -> AbstractContextManager[object]:
     return redirect_stdout(sys.stderr) if enabled else nullcontext()
 
 
-def load_html_writer() -> Callable[[Iterable[Event]], str]:
-    """Return the function that renders the page of a run from its events.
+def load_html_writer() -> Callable[..., str]:
+    """Return the function that renders the page of a run from its events and notes.
 
     Raises:
         ImportError: Its extra is missing.
@@ -120,14 +120,23 @@ def load_html_writer() -> Callable[[Iterable[Event]], str]:
     return to_html
 
 
-def write_html(path: Path, events: Iterable[Event]) -> None:
+def write_html(
+    path: Path, events: Iterable[Event], notes: Iterable[Event] = (), *, resume: str = ""
+) -> None:
     """Write the page of a run.
+
+    Args:
+        path: The file.
+        events: The events of the run. Notes may be among them.
+        notes: More notes of the run.
+        resume: The command that resumes it.
 
     Raises:
         ImportError: Its extra is missing.
         CommandError: The file can't be written.
     """
-    _write_file(path, load_html_writer()(events), "the HTML report")
+    page = load_html_writer()(events, notes, resume=resume)
+    _write_file(path, page, "the HTML report")
 
 
 def write_trace(path: Path, view: RunView, now_ms: float) -> None:

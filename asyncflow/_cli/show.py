@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import shlex
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from asyncflow._cli.options import (
     complete_target,
     find_run,
     html_option,
+    journal_flag,
     journal_option,
     json_option,
     open_journal,
@@ -157,6 +159,8 @@ class _ShownRun:
     record: RunRecord
     report: RunReport
     events: Sequence[StoredEvent]
+    notes: Sequence[StoredEvent] = ()
+    """What its steps have said, if that is shown."""
 
 
 @click.command(short_help="Show a run: its report and its tracebacks.")
@@ -184,9 +188,14 @@ def show(
         raise click.UsageError("--timeline and --json exclude each other")
     check_files(html, trace, journal)
     require_journal(journal)
-    shown = asyncio.run(_read(journal, run))
+    shown = asyncio.run(_read(journal, run, with_notes=html is not None))
     if html is not None:
-        write_html(html, [each.event for each in shown.events])
+        write_html(
+            html,
+            [each.event for each in shown.events],
+            [each.event for each in shown.notes],
+            resume=_resume_command(shown.record.run_id, journal),
+        )
         write_note(f"HTML report: {html}")
     if trace is not None:
         view = RunView(each.event for each in shown.events)
@@ -208,11 +217,16 @@ def show(
                 write_result(f"\n{part}")
 
 
-async def _read(journal: str, run: str) -> _ShownRun:
+def _resume_command(run_id: str, journal: str) -> str:
+    return f"asyncflow resume {shlex.quote(run_id)} MODULE:PIPELINE{journal_flag(journal)}"
+
+
+async def _read(journal: str, run: str, *, with_notes: bool) -> _ShownRun:
     async with open_journal(journal) as opened:
         record = await find_run(opened, run)
         report = await opened.report(record.run_id)
-        return _ShownRun(record, report, await opened.events(record.run_id))
+        notes = await opened.notes(record.run_id) if with_notes else ()
+        return _ShownRun(record, report, await opened.events(record.run_id), notes)
 
 
 def _write_head(shown: _ShownRun) -> None:

@@ -118,6 +118,11 @@ class RunView:
         }
 
     @property
+    def fingerprints(self) -> Mapping[str, tuple[str, str]]:
+        """For each step, which data its action takes, and its version; empty if that is unknown."""
+        return self._run.fingerprints
+
+    @property
     def wall_time(self) -> float:
         """When the run started, in seconds since the epoch (UTC)."""
         return self.wall_time_of(0.0)

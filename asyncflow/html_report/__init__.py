@@ -14,9 +14,12 @@ A page of the events says more than a report knows, such as which line blocked t
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterable, Mapping
+from itertools import chain
 
 from asyncflow._core.report import RunReport
+from asyncflow._views.notes import NOTES, RunNotes
 from asyncflow._views.run_view import RunView
 from asyncflow.events import Event
 from asyncflow.html_report._event_log import event_log, log_of_report
@@ -26,27 +29,42 @@ __all__ = ["to_html"]
 
 
 def to_html(
-    run: RunReport | Iterable[Event], *, usual_ms: Mapping[str, float] | None = None
+    run: RunReport | Iterable[Event],
+    notes: Iterable[Event] = (),
+    *,
+    resume: str = "",
+    usual_ms: Mapping[str, float] | None = None,
 ) -> str:
     """Return the page of a run: one HTML file that needs no network and no other file.
 
     It shows the first failure with its traceback, the timeline of all attempts, the graph, all
-    steps, all events, and the beginnings of inputs and outputs, also with JavaScript off. It has
-    no secrets. The same events give the same page.
+    steps, all events, the beginnings of inputs and outputs, and what steps have logged and
+    attached, also with JavaScript off. It has no secrets. The same events give the same page.
 
     Args:
         run: The report of the run; or its events from the first one on, as an observer or a
-            journal has them. A run that has not ended is shown as of its latest event.
+            journal has them. Notes may be among them. A run that has not ended is shown as of its
+            latest event.
+        notes: More notes of the run: log lines, progress and attachments of its steps.
+        resume: The command that resumes the run, which is shown if it failed or was interrupted.
+            By default, the page of events that a journal stored has one with placeholders.
         usual_ms: How many milliseconds steps usually take, by name, which the page shows beside
             their duration and marks on the timeline. By default it shows nothing of that.
 
     Raises:
         ValueError: There is no event.
     """
+    events, said = list[Event](), RunNotes()
+    for each in chain(() if isinstance(run, RunReport) else run, notes):
+        if isinstance(each, NOTES):
+            said.apply(each)
+        else:
+            events.append(each)
     if isinstance(run, RunReport):
         view = RunView.from_report(run)
         log = log_of_report(view)
     else:
-        events = list(run)
         view, log = RunView(events), event_log(events)
-    return page(view, log, now_ms=view.at_ms, usual_ms=usual_ms)
+    if not resume and view.fingerprints:  # only a run with a journal has them
+        resume = f"asyncflow resume {shlex.quote(view.run_id)} MODULE:PIPELINE --journal JOURNAL"
+    return page(view, log, now_ms=view.at_ms, notes=said, resume=resume, usual_ms=usual_ms)

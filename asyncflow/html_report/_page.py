@@ -13,10 +13,16 @@ from typing import Any, NamedTuple
 from asyncflow._views.axis import ticks
 from asyncflow._views.dag import draw_graph
 from asyncflow._views.event_text import duration
+from asyncflow._views.notes import RunNotes
 from asyncflow._views.preview import moment_iso, moment_text
 from asyncflow._views.run_view import RunView
 from asyncflow.html_report._event_log import EventLog
-from asyncflow.html_report._page_model import PageModel, name_text, reason_text
+from asyncflow.html_report._page_model import (
+    PageModel,
+    line_text,
+    name_text,
+    reason_text,
+)
 
 try:
     import jinja2
@@ -27,13 +33,16 @@ except ImportError as _error:
         "pip install 'asyncflow-tiers[report]'"
     ) from _error
 
-__all__ = ["Live", "asset", "page", "page_policy", "sections", "security_policy"]
+__all__ = ["Live", "asset", "details", "page", "page_policy", "sections", "security_policy"]
 
 _BUNDLES = {
-    "page.css": ("base.css", "timeline.css", "graph.css", "tables.css", "details.css", "media.css"),
+    "page.css": (
+        *("base.css", "timeline.css", "graph.css", "tables.css", "details.css", "notes.css"),
+        "media.css",
+    ),
     "page.js": (
         *("base.js", "selection.js", "steps.js", "events.js", "timeline.js", "graph.js"),
-        *("pointer.js", "keys.js", "update.js"),
+        *("pointer.js", "keys.js", "copy.js", "details.js", "log.js", "update.js"),
     ),
 }
 """The parts of the style and of the script. Those of the script share one scope."""
@@ -58,6 +67,12 @@ class Live(NamedTuple):
     """The list of all runs."""
     compare_url: str | None = None
     """The comparison with the last run of the pipeline that passed; ``None`` if there is none."""
+    details_url: str = ""
+    """The details of one step, as HTML; the query names it."""
+    notes_url: str = ""
+    """The notes of the run, as JSON."""
+    attachments_url: str = ""
+    """What its steps have attached, each with a slash and its position after this."""
 
 
 def page(
@@ -65,8 +80,10 @@ def page(
     log: EventLog,
     *,
     now_ms: float,
+    notes: RunNotes | None = None,
     live: Live | None = None,
     is_orphaned: bool = False,
+    resume: str = "",
     usual_ms: Mapping[str, float] | None = None,
 ) -> str:
     """Return the page of a run.
@@ -78,12 +95,24 @@ def page(
         view: The run.
         log: What happened in it.
         now_ms: The moment that it shows, in milliseconds since the run started.
+        notes: What its steps have said.
         live: What it needs to follow the run; ``None`` for a page of its own.
         is_orphaned: Whether the run has not ended and its process is gone.
+        resume: The command that resumes the run, which is shown if it can be resumed.
         usual_ms: How long steps usually take, by name.
     """
     style, script = asset("page.css"), asset("page.js")
-    found = sections(view, log, now_ms=now_ms, is_orphaned=is_orphaned, usual_ms=usual_ms)
+    attachments_url = live.attachments_url if live else ""
+    found = sections(
+        view,
+        log,
+        now_ms=now_ms,
+        notes=notes,
+        is_orphaned=is_orphaned,
+        attachments_url=attachments_url,
+        resume=resume,
+        usual_ms=usual_ms,
+    )
     return _template("page.html").render(
         sections={name: Markup(html) for name, html in found.items()},
         model=PageModel(view, now_ms, is_orphaned=is_orphaned),
@@ -104,7 +133,10 @@ def sections(
     log: EventLog,
     *,
     now_ms: float,
+    notes: RunNotes | None = None,
     is_orphaned: bool = False,
+    attachments_url: str = "",
+    resume: str = "",
     usual_ms: Mapping[str, float] | None = None,
 ) -> dict[str, str]:
     """Return the sections of a page, which change while its run does.
@@ -116,9 +148,57 @@ def sections(
     """
     if not view.segments:
         raise ValueError("a page needs the events of a run, from its first one on")
-    model = PageModel(view, now_ms, is_orphaned=is_orphaned, usual_ms=usual_ms)
-    given = _given(model, log)
+    model = PageModel(
+        view,
+        now_ms,
+        notes=notes,
+        is_orphaned=is_orphaned,
+        attachments_url=attachments_url,
+        usual_ms=usual_ms,
+    )
+    given = _given(model, log, resume if _can_resume(model) else "")
     return {name: _template(f"{name}.html").render(given).strip() for name in _SECTIONS}
+
+
+def details(
+    view: RunView,
+    step: str,
+    *,
+    now_ms: float,
+    notes: RunNotes | None = None,
+    is_orphaned: bool = False,
+    attachments_url: str = "",
+    usual_ms: Mapping[str, float] | None = None,
+) -> str:
+    """Return the details of one step as HTML: as in the page, but whole.
+
+    Args:
+        view: The run.
+        step: The name of the step.
+        now_ms: As for `page`.
+        notes: As for `page`.
+        is_orphaned: As for `page`.
+        attachments_url: As in `Live`.
+        usual_ms: As for `page`.
+
+    Raises:
+        KeyError: The run has no such step.
+    """
+    model = PageModel(
+        view,
+        now_ms,
+        notes=notes,
+        is_orphaned=is_orphaned,
+        attachments_url=attachments_url,
+        usual_ms=usual_ms,
+        only=step,
+    )
+    given = {"model": model, "view": view, "now_ms": now_ms, "names": [step], "is_alone": True}
+    return _template("details.html").render(given).strip()
+
+
+def _can_resume(model: PageModel) -> bool:
+    return model.is_orphaned or model.view.outcome in ("failed", "interrupted")
 
 
 def security_policy(styles: Sequence[str], scripts: Sequence[str], *, is_live: bool = False) -> str:
@@ -127,7 +207,8 @@ def security_policy(styles: Sequence[str], scripts: Sequence[str], *, is_live: b
     Args:
         styles: The texts of a page's ``style`` elements.
         scripts: The texts of its ``script`` elements.
-        is_live: Whether it may also load scripts from its own origin, and connect to that.
+        is_live: Whether it may also load scripts and pictures from its own origin, and connect to
+            that. Otherwise the page has its pictures in it.
     """
     own = ["'self'"] if is_live else []
     return "; ".join(
@@ -135,6 +216,7 @@ def security_policy(styles: Sequence[str], scripts: Sequence[str], *, is_live: b
             "default-src 'none'",
             " ".join(["style-src", *map(_source, styles)]),
             " ".join(["script-src", *own, *map(_source, scripts)]),
+            " ".join(["img-src", *own, "data:"]),
             *(["connect-src 'self'"] if is_live else []),
             "base-uri 'none'",
             "form-action 'none'",
@@ -163,7 +245,7 @@ def _source(text: str) -> str:
     return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
 
 
-def _given(model: PageModel, log: EventLog) -> Mapping[str, Any]:
+def _given(model: PageModel, log: EventLog, resume: str) -> Mapping[str, Any]:
     view = model.view
     return {
         "model": model,
@@ -175,6 +257,8 @@ def _given(model: PageModel, log: EventLog) -> Mapping[str, Any]:
         "graph": draw_graph(view.dependencies) if model.is_drawn else None,
         "names": list(view.steps),
         "log": log,
+        "resume": resume,
+        "is_alone": False,
     }
 
 
@@ -195,6 +279,7 @@ def _environment() -> jinja2.Environment:
     environment.filters.update(
         ms=duration,
         name=name_text,
+        line=line_text,
         reason=reason_text,
         moment=moment_text,
         iso=moment_iso,

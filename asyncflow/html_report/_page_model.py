@@ -11,8 +11,11 @@ from typing import NamedTuple
 from asyncflow._core.errors import escape_controls
 from asyncflow._core.results import STATUS_SYMBOLS, StepStatus
 from asyncflow._core.step_view import AttemptView, StepView
+from asyncflow._views.notes import RunNotes
 from asyncflow._views.preview import Preview, error_trace, error_words, preview, share
 from asyncflow._views.run_view import RunView, ran_before
+from asyncflow.html_report._notes_model import NotesModel
+from asyncflow.html_report._received import Received, received
 from asyncflow.html_report._timeline import (
     LAYERS,
     MOST_POINTS,
@@ -32,6 +35,7 @@ __all__ = [
     "PageModel",
     "StatusBadge",
     "TierRows",
+    "line_text",
     "name_text",
     "reason_text",
 ]
@@ -40,13 +44,16 @@ MOST_STEPS_DRAWN = 2_000
 MOST_EDGES_DRAWN = 6_000
 MOST_STEPS_DETAILED = 2_000
 """Of more steps, only those that did not succeed have details."""
+MOST_STEPS_DETAILED_LIVE = 200
+"""How many they are at most in the page of a server, which has the details of the others."""
 MOST_ITEMS = 30
 """Of more items of a mapped step, those that went wrong are shown first."""
 MOST_ITEM_ROWS = 300
 MOST_EARLIER = 50
 """Of more attempts of a step before the run was resumed, those that did not succeed are listed."""
 MOST_EARLIER_TRACES = 20
-"""Of more of them with errors, in all steps together, the last ones have tracebacks."""
+"""Of more attempts with errors that were not the last one of their step, in all steps together, the
+last ones have tracebacks."""
 
 # In bytes of the page: all of a kind together, and the limits of each one.
 _ALL_OUTPUTS, _OUTPUT = 36_000, range(160, 4_000)
@@ -55,6 +62,8 @@ _EARLIER_ROWS = 200
 """What an earlier attempt takes beside its traceback."""
 _ALL_WORDS, _WORDS = 10_000, range(80, 240)
 """Errors in one line, one for each failed attempt. The page has each one about three times."""
+_WHOLE = 1_000_000
+"""An output or a traceback of a step that is shown alone."""
 _REASON = 400
 _NAME = 160
 
@@ -132,6 +141,8 @@ class PageModel:
         view: The run.
         now_ms: The moment that is shown, in milliseconds since the run started.
         is_orphaned: Whether the run has not ended and its process is gone.
+        is_served: Whether a server has what the page leaves out.
+        notes: What its steps have said.
         numbers: The number of each step, which identifies it in the page.
         causes: For each step that a failure skipped or cancelled, the step that failed.
         path: The critical path.
@@ -144,13 +155,19 @@ class PageModel:
         view: RunView,
         now_ms: float,
         *,
+        notes: RunNotes | None = None,
         is_orphaned: bool = False,
+        attachments_url: str = "",
+        only: str | None = None,
         usual_ms: Mapping[str, float] | None = None,
     ) -> None:
         self.view = view
         self.usual_ms = usual_ms or {}
         self.now_ms = now_ms
         self.is_orphaned = is_orphaned
+        self.is_served = bool(attachments_url)
+        self._only = only
+        self._traces: dict[int, Preview] = {}
         self.numbers = {name: number for number, name in enumerate(view.steps)}
         self.causes = view.causes()
         self.path = view.critical_path(now_ms)
@@ -158,13 +175,22 @@ class PageModel:
         self._is_critical = frozenset(self.path)
         self._critical_edges = frozenset(pairwise(self.path))
         failed = view.counts[StepStatus.FAILED] + view.counts[StepStatus.CANCELLED]
-        self._trace_limit = share(_ALL_TRACES, failed, _TRACE)
+        self._trace_limit = share(_ALL_TRACES, failed, _TRACE) if only is None else _WHOLE
         # Earlier attempts take some of the room for outputs.
         self._traced = self._traced_attempts()
         traced = len(self._traced)
-        self._earlier_limit = share(_ALL_OUTPUTS // 2, traced + failed, _TRACE)
+        room = share(_ALL_OUTPUTS // 2, traced + failed, _TRACE)
+        self._earlier_limit = room if only is None else _WHOLE
         taken = traced * (self._earlier_limit + _EARLIER_ROWS)
         self._outputs = self._within_limits(_ALL_OUTPUTS - taken)
+        self.notes = NotesModel(
+            view,
+            notes or RunNotes(),
+            self.detailed,
+            now_ms,
+            is_orphaned=is_orphaned,
+            attachments_url=attachments_url,
+        )
         errors = sum(
             attempt.error is not None for step in view.steps.values() for attempt in step.attempts
         )
@@ -215,11 +241,14 @@ class PageModel:
     @property
     def detailed(self) -> list[StepView]:
         """The steps that have details."""
+        if self._only is not None:
+            return [self.view.steps[self._only]]
         steps = list(self.view.steps.values())
         if len(steps) <= MOST_STEPS_DETAILED:
             return steps
         odd = [step for step in steps if step.status is not StepStatus.SUCCESS]
-        return sorted(odd, key=_urgency)[:MOST_STEPS_DETAILED]
+        most = MOST_STEPS_DETAILED_LIVE if self.is_served else MOST_STEPS_DETAILED
+        return sorted(odd, key=_urgency)[:most]
 
     @property
     def is_drawn(self) -> bool:
@@ -311,26 +340,46 @@ class PageModel:
         return [each for each in step.attempts if each.segment == len(self.view.segments)]
 
     def is_traced(self, attempt: AttemptView) -> bool:
-        """Whether the traceback of an attempt before the run was resumed is shown."""
+        """Whether the traceback of an attempt that was not the last one of its step is shown."""
         return id(attempt) in self._traced
 
     def _traced_attempts(self) -> frozenset[int]:
         latest = len(self.view.segments)
         failed = [
             attempt
-            for step in (self.detailed if latest > 1 else ())
+            for step in self.detailed
             for attempt in step.all_attempts()
-            if attempt.segment < latest and attempt.error is not None
+            if attempt.error is not None and attempt.error is not step.error
+            # The attempts of items are only listed if they are earlier.
+            if attempt.segment < latest or step.items is None
         ]
-        return frozenset(map(id, failed[-MOST_EARLIER_TRACES:]))
+        return frozenset(map(id, failed[-MOST_EARLIER_TRACES:] if self._only is None else failed))
 
     def output(self, step: StepView) -> Preview:
         """Return the preview of a step's output."""
         return self._outputs[step.name]
 
+    def received(self, step: StepView) -> list[Received] | None:
+        """Return what each parameter of a step receives; ``None`` if that is not known."""
+        return received(self.view, step)
+
+    def is_cut(self, step: StepView) -> bool:
+        """Whether its details show less than there is of its output or its tracebacks."""
+        if self._only is not None:
+            return False
+        is_cut = step.status is StepStatus.SUCCESS and self.output(step).cut
+        is_cut = is_cut or (step.error is not None and self.trace(step.error).cut)
+        return is_cut or any(
+            self.earlier_trace(each.error).cut if self.is_traced(each) else True
+            for each in step.attempts
+            if each.error is not None and each.error is not step.error
+        )
+
     def _within_limits(self, left: int) -> dict[str, Preview]:
         """Return the previews of all outputs: small ones leave their share to large ones."""
         steps = [step for step in self.detailed if step.status is StepStatus.SUCCESS]
+        if self._only is not None:
+            return {step.name: preview(step.output, _WHOLE) for step in steps}
         among = max(len(steps), 1)
         most = share(4 * left, among, _OUTPUT)
         found = {step.name: preview(step.output, most) for step in steps}
@@ -352,11 +401,16 @@ class PageModel:
 
     def trace(self, error: BaseException) -> Preview:
         """Return what is shown of an error's traceback."""
-        return error_trace(error, self._trace_limit)
+        return self._trace(error, self._trace_limit)
 
     def earlier_trace(self, error: BaseException) -> Preview:
-        """Return what is shown of the traceback of an attempt before the run was resumed."""
-        return error_trace(error, self._earlier_limit)
+        """Return what is shown of the traceback of an attempt that was not the last one."""
+        return self._trace(error, self._earlier_limit)
+
+    def _trace(self, error: BaseException, limit: int) -> Preview:
+        if id(error) not in self._traces:
+            self._traces[id(error)] = error_trace(error, limit)
+        return self._traces[id(error)]
 
     def first_trace(self, error: BaseException) -> Preview:
         """Return what is shown of the traceback of the first failure."""

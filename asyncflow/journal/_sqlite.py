@@ -536,6 +536,8 @@ class SQLiteJournal(SQLJournal):
             raise ValueError(f"synchronous must be 'FULL' or 'NORMAL', not {synchronous!r}")
         check_lease(lease_s)
         name = _checked_path(path)
+        self.path = name
+        """The path of its file, as it was given."""
         opened = threading.Event()
         first, second = (SQLite(name, synchronous, lease_s / 3, opened=opened) for _ in range(2))
         super().__init__(

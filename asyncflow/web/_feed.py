@@ -5,8 +5,9 @@ Rules:
 1. Updates are not queued: a viewer receives the difference between the parts of the page as they
    are and the version that it has seen.
 2. A part knows at which event it changed last, and a viewer that has seen the page at that event
-   or later has it. A part that may change without an event, because time passes or a process dies,
-   is sent again; so are the actions, which a page does not have when it is loaded.
+   or later has it. A part that may change without an event, because a step says something, time
+   passes or a process dies, is sent again; so are the actions, which a page does not have when it
+   is loaded.
 3. The busier a run and the larger its page, the less often the parts are rendered.
 4. All viewers share the bytes of a part. A viewer costs no more memory if the page is larger.
 """
@@ -23,6 +24,7 @@ from contextvars import Context
 from typing import NamedTuple
 
 from asyncflow._core.errors import JournalError, RunNotFoundError
+from asyncflow._views.notes import NOTES, RunNotes
 from asyncflow._views.run_view import RunView
 from asyncflow.events import Event
 from asyncflow.journal._queries import RunRecord, StoredEvent
@@ -44,7 +46,7 @@ _BYTES_A_SECOND = 2_000_000
 
 _log = logging.getLogger("asyncflow")
 
-Render = Callable[[RunView, Sequence[Event], RunRecord, float], dict[str, bytes]]
+Render = Callable[[RunView, Sequence[Event], RunNotes, RunRecord, float], dict[str, bytes]]
 """Renders the parts of a page at a time, in ms since the run started, by the ids of elements. They
 are JSON."""
 
@@ -83,6 +85,9 @@ class RunFeed:
         self._render = render
         self._view = RunView()
         self._events: list[Event] = []
+        self._notes = RunNotes(with_pictures=False)
+        self._noted = 0
+        """The position of the latest note that was read."""
         self._applied = 0
         """The position of the latest event in the view."""
         self._position = 0
@@ -176,7 +181,7 @@ class RunFeed:
     async def _watch(self) -> None:
         loop = asyncio.get_running_loop()
         while True:
-            began_at, before = loop.time(), self._position
+            began_at, before = loop.time(), (self._position, self._noted)
             size = 0
             self._reads_begun += 1
             try:
@@ -194,7 +199,8 @@ class RunFeed:
             self._changed = asyncio.Event()
             if self._is_gone:
                 return
-            pause_s = _SHORTEST_S if self._position > before else _LONGEST_S
+            is_busy = (self._position, self._noted) != before
+            pause_s = _SHORTEST_S if is_busy else _LONGEST_S
             took_s = loop.time() - began_at
             await asyncio.sleep(max(pause_s, _SHARE * took_s, size / _BYTES_A_SECOND))
 
@@ -202,35 +208,45 @@ class RunFeed:
         """Read new events and render the parts; return how many bytes of these have changed."""
         now_s = asyncio.get_running_loop().time()
         stored = await self._journal.events(self._run_id, self._applied)
+        noted = await self._journal.notes(self._run_id, after=self._noted)
         record = self._record
         if stored or record is None or now_s - self._recorded_at >= _LONGEST_S:
             record = await self._journal.record(self._run_id)
             self._recorded_at = now_s
         is_running = record.status == "running" and not record.orphaned
         is_due = is_running and now_s - self._rendered_at >= _LONGEST_S
-        if not stored and record == self._record and not is_due and self._is_rendered:
+        is_same = not stored and not noted and record == self._record
+        if is_same and not is_due and self._is_rendered:
             return 0
-        is_by_events = bool(stored) and self._position > 0 and self._is_rendered
+        is_by_events = bool(stored) and not noted and self._position > 0 and self._is_rendered
         self._is_rendered = False
         try:
-            made = await asyncio.to_thread(self._render_new, stored, record)
+            made = await asyncio.to_thread(self._render_new, stored, noted, record)
         except Exception:
             # It may have applied a part. So the next read begins with the first event; and a run
             # that can't be replayed says so in the journal's words.
             self._view, self._events, self._applied = RunView(), [], 0
+            self._notes, self._noted = RunNotes(with_pictures=False), 0
             await self._journal.events(self._run_id)
             raise
         self._record, self._rendered_at, self._is_rendered = record, now_s, True
         self._position = self._applied
         return self._take(made, self._position if is_by_events else math.inf)
 
-    def _render_new(self, stored: Sequence[StoredEvent], record: RunRecord) -> dict[str, bytes]:
+    def _render_new(
+        self, stored: Sequence[StoredEvent], noted: Sequence[StoredEvent], record: RunRecord
+    ) -> dict[str, bytes]:
         """Apply the events and render the parts; this may take a while, so in another thread."""
         for each in stored:
             self._view.apply(each.event)
             self._events.append(each.event)
             self._applied = each.position
-        return self._render(self._view, self._events, record, now_of(self._view, record))
+        for each in noted:
+            assert isinstance(each.event, NOTES)
+            self._notes.apply(each.event, each.position)
+            self._noted = each.position
+        now_ms = now_of(self._view, record)
+        return self._render(self._view, self._events, self._notes, record, now_ms)
 
     def _take(self, made: dict[str, bytes], position: float) -> int:
         version, size = self._version + 1, 0

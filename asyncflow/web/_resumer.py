@@ -44,6 +44,24 @@ class RunsJournal(Protocol):
         """Return the last run of the same pipeline that passed before a run, if there is one."""
         ...
 
+    async def notes(
+        self,
+        run_id: str,
+        *,
+        after: int = 0,
+        kinds: Any = None,
+        step: str | None = None,
+        item: int | None = None,
+        attempt: int | None = None,
+        level: int | str | None = None,
+        text: str | None = None,
+        limit: int | None = None,
+        newest: bool = False,
+        data: bool = True,
+    ) -> list[StoredEvent]:
+        """Return what the steps of a run have said."""
+        ...
+
     async def cancel(self, run_id: str) -> bool:
         """Request the cancellation of a run; return whether a process runs it."""
         ...

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+import re
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields
@@ -23,6 +24,7 @@ from asyncflow.journal._queries import RunRecord, StoredEvent
 from asyncflow.web._auth import Guard, Token, log_in, login_required
 from asyncflow.web._compare_page import compare_page
 from asyncflow.web._feed import RunFeeds
+from asyncflow.web._notes import attachment, list_notes
 from asyncflow.web._responses import (
     asset_response,
     json_answer,
@@ -34,7 +36,7 @@ from asyncflow.web._responses import (
     wants_json,
 )
 from asyncflow.web._resumer import Resumer, ResumeRefusedError, RunsJournal
-from asyncflow.web._run_page import follow, run_page, unknown_run
+from asyncflow.web._run_page import follow, run_page, show_details, unknown_run
 from asyncflow.web._runs_page import query_in, runs_page, selected
 from asyncflow.web._stream import Viewers
 
@@ -95,7 +97,8 @@ def _refused(request: Request, run_id: str, title: str, text: str) -> Response:
     return problem(request, 409, title, text, links=links)
 
 
-_EVENTS = "/events"
+_EVENTS, _NOTES = "/events", "/notes"
+_ATTACHMENT = re.compile(r"/attachments/(\d{1,15})$", re.ASCII)
 _DEEPEST = 50
 _LONGEST = 2_000
 
@@ -112,15 +115,22 @@ async def list_runs(request: Request, journal: RunsJournal) -> Response:
 
 
 async def show_run(request: Request, journal: RunsJournal) -> Response:
-    """Answer with one run, or with its events if the path ends in ``/events``.
+    """Answer with one run, or with what the end of the path asks for.
+
+    That is its events, its notes, or one of its attachments.
 
     Raises:
         RunNotFoundError: There is no such run.
     """
     run_id = named_run(request)
     # In the path as it was sent, a slash of the id is quoted.
-    if requested_url(request).partition("?")[0].endswith(_EVENTS):
+    sent = requested_url(request).partition("?")[0]
+    if sent.endswith(_EVENTS):
         return await _events(request, journal, run_id.removesuffix(_EVENTS))
+    if sent.endswith(_NOTES):
+        return await list_notes(request, journal, run_id.removesuffix(_NOTES), event_json)
+    if found := _ATTACHMENT.search(sent):
+        return await attachment(journal, run_id.removesuffix(found[0]), int(found[1]))
     return json_answer(_record_json(await journal.record(run_id)))
 
 
@@ -238,6 +248,7 @@ class Site:
             Route("/compare", self._compare),
             Route("/runs/{run_id:asyncflow_run}", self._run),
             Route("/events/{run_id:asyncflow_run}", self._follow),
+            Route("/details/{run_id:asyncflow_run}", self._details),
             Route("/cancel/{run_id:asyncflow_run}", self._cancel, methods=act),
             Route("/resume/{run_id:asyncflow_run}", self._resume, methods=act),
             Route("/api/compare", self._compare),
@@ -266,6 +277,9 @@ class Site:
 
     async def _compare(self, request: Request) -> Response:
         return await compare_page(request, self._journal)
+
+    async def _details(self, request: Request) -> Response:
+        return await show_details(request, self._journal)
 
     async def _follow(self, request: Request) -> Response:
         return await follow(request, self._journal, self._feeds, self._viewers, self.resumer)

@@ -5,20 +5,24 @@ from __future__ import annotations
 import asyncio
 import difflib
 import json
+import shlex
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing, suppress
 
+from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 
 from asyncflow._core.errors import JournalError, RunNotFoundError
+from asyncflow._views.notes import NOTES, RunNotes
 from asyncflow._views.run_view import RunView
 from asyncflow.events import Event
 from asyncflow.html_report._event_log import event_log
-from asyncflow.html_report._page import Live, page, page_policy, sections
+from asyncflow.html_report._page import Live, details, page, page_policy, sections
 from asyncflow.journal._queries import RunRecord, StoredEvent
 from asyncflow.web._compare_page import compare_url
 from asyncflow.web._feed import ACTIONS, RunFeeds, Update, now_of
+from asyncflow.web._notes import attachments_url
 from asyncflow.web._responses import (
     asset_url,
     html_answer,
@@ -36,6 +40,7 @@ __all__ = [
     "follow",
     "position_of",
     "run_page",
+    "show_details",
     "unknown_run",
 ]
 
@@ -63,6 +68,7 @@ async def run_page(request: Request, journal: RunsJournal) -> Response:
     if not stored:
         text = f"Run {run_id!r} has no events yet. Load the page again."
         return problem(request, 404, "The run has not begun", text, links=_home(request))
+    noted = await journal.notes(run_id)
     passed = await journal.last_passed(run_id)
     live = Live(
         events_url=f"{link_to(request, 'events', run_id)}?after={stored[-1].position}",
@@ -71,17 +77,87 @@ async def run_page(request: Request, journal: RunsJournal) -> Response:
         script_url=asset_url(request, "live.js"),
         runs_url=path_in(request, "/"),
         compare_url=compare_url(request, run_id) if passed else None,
+        details_url=link_to(request, "details", run_id),
+        notes_url=f"{link_to(request, 'api/runs', run_id)}/notes",
+        attachments_url=attachments_url(request, run_id),
     )
-    html = await asyncio.to_thread(_made, stored, record, live)
+    command = _resume_command(journal, run_id)
+    html = await asyncio.to_thread(_made, stored, noted, record, live, command)
     policy = f"{page_policy(is_live=True)}; frame-ancestors 'none'"
     return html_answer(html, headers={"content-security-policy": policy})
 
 
-def _made(stored: Sequence[StoredEvent], record: RunRecord, live: Live) -> str:
+def _made(
+    stored: Sequence[StoredEvent],
+    noted: Sequence[StoredEvent],
+    record: RunRecord,
+    live: Live,
+    resume: str,
+) -> str:
     events = [each.event for each in stored]
     view = RunView(events)
-    now_ms = now_of(view, record)
-    return page(view, event_log(events), now_ms=now_ms, live=live, is_orphaned=record.orphaned)
+    return page(
+        view,
+        event_log(events),
+        now_ms=now_of(view, record),
+        notes=_notes_of(noted),
+        live=live,
+        is_orphaned=record.orphaned,
+        resume=resume,
+    )
+
+
+def _notes_of(noted: Sequence[StoredEvent]) -> RunNotes:
+    notes = RunNotes(with_pictures=False)
+    for each in noted:
+        assert isinstance(each.event, NOTES)
+        notes.apply(each.event, each.position)
+    return notes
+
+
+def _resume_command(journal: RunsJournal, run_id: str) -> str:
+    """Return the command that resumes a run, as far as this server knows it."""
+    path = getattr(journal, "path", None)
+    where = "JOURNAL" if path in (None, ":memory:") else shlex.quote(str(path))
+    return f"asyncflow resume {shlex.quote(run_id)} MODULE:PIPELINE --journal {where}"
+
+
+async def show_details(request: Request, journal: RunsJournal) -> Response:
+    """Answer with the details of one step, whole, as a part of the page.
+
+    Raises:
+        RunNotFoundError: There is no such run.
+        HTTPException: It has no such step.
+    """
+    run_id, step = named_run(request), request.query_params.get("step", "")
+    stored = await journal.events(run_id)
+    noted = await journal.notes(run_id, step=step)
+    record = await journal.record(run_id)
+    url = attachments_url(request, run_id)
+    html = await asyncio.to_thread(_made_details, stored, noted, record, step, url)
+    if html is None:
+        raise HTTPException(404)
+    return html_answer(html)
+
+
+def _made_details(
+    stored: Sequence[StoredEvent],
+    noted: Sequence[StoredEvent],
+    record: RunRecord,
+    step: str,
+    url: str,
+) -> str | None:
+    view = RunView(each.event for each in stored)
+    if step not in view.steps:
+        return None
+    return details(
+        view,
+        step,
+        now_ms=now_of(view, record),
+        notes=_notes_of(noted),
+        is_orphaned=record.orphaned,
+        attachments_url=url,
+    )
 
 
 async def follow(
@@ -103,7 +179,9 @@ async def follow(
         return json_answer({"more": True})
     if request.method == "HEAD":
         return Response(media_type="text/event-stream")
-    return UpdateStream(_updates(run_id, after, journal, feeds, resumer), viewers)
+    url, command = attachments_url(request, run_id), _resume_command(journal, run_id)
+    updates = _updates(run_id, after, journal, feeds, resumer, url, command)
+    return UpdateStream(updates, viewers)
 
 
 async def _is_over(journal: RunsJournal, run_id: str, after: int) -> bool:
@@ -113,7 +191,13 @@ async def _is_over(journal: RunsJournal, run_id: str, after: int) -> bool:
 
 
 async def _updates(
-    run_id: str, after: int, journal: RunsJournal, feeds: RunFeeds, resumer: Resumer
+    run_id: str,
+    after: int,
+    journal: RunsJournal,
+    feeds: RunFeeds,
+    resumer: Resumer,
+    url: str,
+    command: str,
 ) -> AsyncGenerator[Update, None]:
     with suppress(JournalError, RunNotFoundError):  # the feed reports it
         if after and await _is_over(journal, run_id, after):
@@ -122,9 +206,17 @@ async def _updates(
             return
 
     def render(
-        view: RunView, events: Sequence[Event], record: RunRecord, now_ms: float
+        view: RunView, events: Sequence[Event], notes: RunNotes, record: RunRecord, now_ms: float
     ) -> dict[str, bytes]:
-        parts = sections(view, event_log(events), now_ms=now_ms, is_orphaned=record.orphaned)
+        parts = sections(
+            view,
+            event_log(events),
+            now_ms=now_ms,
+            notes=notes,
+            is_orphaned=record.orphaned,
+            attachments_url=url,
+            resume=command,
+        )
         encoded = {name: json.dumps(html).encode() for name, html in parts.items()}
         return {**encoded, ACTIONS: _actions(view, record, resumer)}
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import os
 import sys
 
@@ -43,6 +44,51 @@ def test_without_a_journal_the_page_is_made_of_the_observed_events(shell: Shell)
     shell("run", "etl:failing", "--html", "out.html", "--no-journal", "--quiet", exits=1)
 
     assert "no disk" in (shell.directory / "out.html").read_text(encoding="utf-8")
+
+
+TALKER = """
+    from asyncflow import Pipeline, current_step
+    pipeline = Pipeline("talker")
+
+    @pipeline.step
+    async def talk():
+        current_step().progress(1204, 5000, "rows")
+        current_step().attach("notes.txt", "an attached text")
+        raise OSError("no disk")
+"""
+
+
+def test_a_page_has_what_the_steps_of_a_run_said(shell: Shell) -> None:
+    shell.write("talker.py", TALKER)
+    run = ("run", "talker:pipeline", "--run-id", "r1", "--quiet", "--html", "run.html")
+
+    shell(*run, exits=1)
+    shell("show", "r1", "--html", "shown.html")
+
+    for name in ("run.html", "shown.html"):
+        page = (shell.directory / name).read_text(encoding="utf-8")
+        assert "stopped at" in page
+        assert "an attached text" in page
+
+
+def test_the_page_of_a_run_without_a_journal_has_what_observers_heard(shell: Shell) -> None:
+    shell.write("talker.py", TALKER)
+
+    shell("run", "talker:pipeline", "--no-journal", "--html", "out.html", "--quiet", exits=1)
+
+    page = (shell.directory / "out.html").read_text(encoding="utf-8")
+    assert "an attached text" in page
+    assert "asyncflow resume" not in page
+
+
+def test_a_page_has_the_command_that_resumes_its_run(shell: Shell) -> None:
+    where = ("--journal", "my runs.db", "--quiet")
+    shell("run", "etl:failing", "--run-id", "r 1", "--html", "run.html", *where, exits=1)
+    shell("show", "r 1", "--journal", "my runs.db", "--html", "shown.html")
+
+    for name, target in (("run.html", "etl:failing"), ("shown.html", "MODULE:PIPELINE")):
+        page = html.unescape((shell.directory / name).read_text(encoding="utf-8"))
+        assert f"asyncflow resume 'r 1' {target} --journal 'my runs.db'" in page
 
 
 def test_the_page_of_a_resumed_run_includes_earlier_segments(shell: Shell) -> None:

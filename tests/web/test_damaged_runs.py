@@ -101,6 +101,9 @@ async def test_events_that_cannot_be_applied_are_read_again(is_damaged: bool) ->
         async def record(self, run_id: str) -> Any:
             return await journal.record(run_id)
 
+        async def notes(self, run_id: str, **_: Any) -> list[Any]:
+            return []
+
     def render(*_: Any) -> dict[str, str]:
         raise KeyError("x")
 

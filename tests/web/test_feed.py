@@ -11,24 +11,26 @@ import pytest
 from web.runs import Gate, passing, slow
 
 from asyncflow import JournalError, RunNotFoundError
+from asyncflow._views.notes import RunNotes
 from asyncflow._views.run_view import RunView
-from asyncflow.events import AttemptStarted, Event, RunStarted
+from asyncflow.events import AttemptStarted, Event, NoteEvent, RunStarted, StepLogged
 from asyncflow.journal._queries import RunRecord, StoredEvent
 from asyncflow.web._feed import RunFeeds, Update, now_of
 
 
 def render(
-    view: RunView, events: Sequence[Event], record: RunRecord, now_ms: float
+    view: RunView, events: Sequence[Event], notes: RunNotes, record: RunRecord, now_ms: float
 ) -> dict[str, bytes]:
     return {
         "word": view.word.encode(),
         "events": str(len(events)).encode(),
+        "lines": str(notes.count("a")).encode(),
         "name": view.run_id.encode(),
     }
 
 
 def render_time(
-    view: RunView, events: Sequence[Event], record: RunRecord, now_ms: float
+    view: RunView, events: Sequence[Event], notes: RunNotes, record: RunRecord, now_ms: float
 ) -> dict[str, bytes]:
     return {"now": str(asyncio_time()).encode(), "name": view.run_id.encode()}
 
@@ -55,6 +57,7 @@ class OneRun:
 
     def __init__(self) -> None:
         self.stored: list[StoredEvent] = []
+        self.said: list[StoredEvent] = []
         self.record_ = RunRecord("r", "etl", "running", 0.0, 0.0, "me")
         self.error: Exception | None = None
         self.read_times: list[float] = []
@@ -63,6 +66,13 @@ class OneRun:
     def add(self, *events: Event) -> None:
         for event in events:
             self.stored.append(StoredEvent(len(self.stored) + 1, event))
+
+    def say(self, *notes: NoteEvent) -> None:
+        for note in notes:
+            self.said.append(StoredEvent(len(self.said) + 1, note))
+
+    async def notes(self, run_id: str, *, after: int = 0, **_: Any) -> list[StoredEvent]:
+        return self.said[after:]
 
     async def events(self, run_id: str, after: int = 0) -> list[StoredEvent]:
         self.read_times.append(asyncio.get_running_loop().time())
@@ -120,7 +130,7 @@ async def test_after_a_server_restart_viewers_receive_all_sections() -> None:
     async with aclosing(RunFeeds(OneRun()).updates("r", 1, render)) as updates:
         first = await anext(updates)
 
-    assert set(first.sections) == {"word", "events", "name"}
+    assert set(first.sections) == {"word", "events", "lines", "name"}
 
 
 async def test_viewers_share_one_reader() -> None:
@@ -180,7 +190,7 @@ async def test_a_large_page_is_updated_less_often() -> None:
     source = OneRun()
 
     def render_large(
-        view: RunView, events: Sequence[Event], record: RunRecord, now_ms: float
+        view: RunView, events: Sequence[Event], _: RunNotes, record: RunRecord, now_ms: float
     ) -> dict[str, bytes]:
         source.add(AttemptStarted("a", 1, 1.0))
         return {"all": f"{len(events)} ".encode() + b"x" * 10_000_000}
@@ -204,6 +214,35 @@ async def test_a_slow_viewer_receives_only_the_latest_update() -> None:
         following = await anext(slow_viewer)
 
     assert following == Update(50, {"events": b"50"}, None, None)
+
+
+async def test_what_steps_say_is_sent_between_events() -> None:
+    source = OneRun()
+    feeds = RunFeeds(source)
+    async with aclosing(feeds.updates("r", 0, render)) as updates:
+        await anext(updates)
+        source.say(*(StepLogged("a", 1, 1.0, 20, "app", "x") for _ in range(3)))
+        following = await anext(updates)
+        source.say(StepLogged("a", 1, 1.0, 20, "app", "y"))
+        latest = await anext(updates)
+
+    assert following.sections == {"lines": b"3"}
+    assert latest.sections == {"lines": b"4"}
+    assert source.read_times[-1] - source.read_times[-2] < 0.5  # it is a busy run
+
+
+async def test_a_reconnecting_viewer_receives_what_steps_have_said_since() -> None:
+    source = OneRun()
+    feeds = RunFeeds(source)
+    async with aclosing(feeds.updates("r", 0, render)) as updates:
+        await anext(updates)
+        source.say(StepLogged("a", 1, 1.0, 20, "app", "x"))
+        source.add(AttemptStarted("a", 1, 1.0))
+        await wait_for(updates, lambda each: each.position == 2)
+        async with aclosing(feeds.updates("r", 2, render)) as other:
+            missed = await anext(other)
+
+    assert missed.sections["lines"] == b"1"
 
 
 async def test_durations_are_updated_between_events() -> None:
@@ -261,7 +300,7 @@ async def test_viewers_learn_that_the_process_of_a_run_died() -> None:
     source = OneRun()
 
     def render_orphaned(
-        view: RunView, events: Sequence[Event], record: RunRecord, now_ms: float
+        view: RunView, events: Sequence[Event], _: RunNotes, record: RunRecord, now_ms: float
     ) -> dict[str, bytes]:
         return {"orphaned": str(record.orphaned).encode()}
 

@@ -177,6 +177,9 @@ async def test_an_orphaned_run_is_reported_as_orphaned(make_client: Any, journal
         async def events(self, run_id: str, after: int = 0) -> Any:
             return events[after:-1]
 
+        async def notes(self, run_id: str, **_: Any) -> Any:
+            return []
+
     async def first_actions(**options: Any) -> Any:
         pages: Any = app(Orphaned(), **options)
         messages: list[bytes] = []

@@ -18,7 +18,7 @@ addEventListener("keydown", (event) => {
     return;
   }
   // Arrows scroll what has its own scroll bar.
-  if (event.key.startsWith("Arrow") && (event.shiftKey || event.target.matches("pre, #steps .scroll, #events .scroll"))) return;
+  if (event.key.startsWith("Arrow") && (event.shiftKey || event.target.matches("pre, #steps .scroll, #events .scroll, #log-lines, .attached .scroll"))) return;
   const act = KEYS[event.key];
   if (act) { event.preventDefault(); act(); }
 });

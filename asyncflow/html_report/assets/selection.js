@@ -12,6 +12,7 @@ const address = () => {
     find: find.value, status: findStatus.value, events: eventText.value, kind: eventKind.value, only: eventStep.checked ? "yes" : "",
     zoom: zooms.gantt > 1 ? zooms.gantt.toPrecision(4) : "",
     from: zooms.gantt > 1 && box?.scrollLeft ? (box.scrollLeft / (trackOf().width * zooms.gantt)).toPrecision(4) : "",
+    tab: tab === "log" ? tab : "",
     graph: zooms.dag ? zooms.dag.toPrecision(3) : "",
   };
   const parts = Object.entries(state).filter(([, value]) => value).map(([name, value]) => `${name}=${encodeURIComponent(value)}`);
@@ -31,6 +32,7 @@ const show = (scroll) => {
   for (const each of all(".chosen, .selected, .beside")) each.classList.remove("chosen", "selected", "beside");
   for (const each of all("[aria-current]")) each.removeAttribute("aria-current");
   body.classList.toggle("has-selection", chosen !== null);
+  showDetails();
   if (chosen === null) return filterEvents();
   const is = `[data-i="${chosen}"]`;
   for (const each of all(`.line.step${is}, .node${is}, #steps-table tr${is}`)) each.classList.add("chosen");
@@ -40,9 +42,8 @@ const show = (scroll) => {
   for (const each of all(`.line.step${is} > a, #steps-table tr${is} th a, .node${is}`)) each.setAttribute("aria-current", "true");
   for (const each of all(`.edge[data-f="${chosen}"], .edge[data-t="${chosen}"]`)) each.classList.add("beside");
   $(`s${chosen}`)?.classList.add("selected");
-  $("details").dataset.missing = $(`s${chosen}`) ? "" : "yes";
   if (attempt !== null) {
-    for (const each of all(`.line.step${is} .bar[data-a="${attempt}"], #s${chosen} tr[data-a="${attempt}"]`)) each.classList.add("chosen");
+    for (const each of all(`.line.step${is} .bar[data-a="${attempt}"], :is(#s${chosen}, #one) tr[data-a="${attempt}"]`)) each.classList.add("chosen");
   }
   filterEvents();
   if (scroll) reveal();
@@ -80,6 +81,7 @@ const follow = () => {
   const state = new URLSearchParams(location.hash.slice(1).replaceAll("+", "%2B"));
   const number = (name) => Math.max(Number(state.get(name)) || 0, 0);
   [chosen, attempt] = readAddress(state);
+  tab = state.get("tab") === "log" ? "log" : "details";
   for (const [name, input] of Object.entries({ find, status: findStatus, events: eventText, kind: eventKind })) {
     input.value = state.get(name) ?? "";
     if (input.selectedIndex < 0) input.value = "";

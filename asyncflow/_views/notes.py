@@ -1,0 +1,166 @@
+"""What the steps of a run have said so far: log lines, progress, and attachments.
+
+Rules:
+
+1. It keeps only what a display can show: the last lines of each step and of each attempt, the
+   latest progress of each step and item, and of a long text its beginning. It counts the rest.
+2. It changes no state of the run, and needs none: who said what is in each note.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections import Counter, defaultdict, deque
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple, TypeAlias
+
+from asyncflow._core.record import replace
+from asyncflow.events import NoteEvent, StepAttached, StepLogged, StepProgressed
+
+__all__ = [
+    "MOST_LINES",
+    "NOTES",
+    "TAIL",
+    "AttachedData",
+    "LogLine",
+    "RunNotes",
+    "is_picture",
+    "level_name",
+    "log_text",
+]
+
+NOTES = (StepLogged, StepProgressed, StepAttached)
+"""The classes of notes."""
+MOST_LINES = 200
+"""How many lines of a step are kept, the last ones."""
+TAIL = 10
+"""How many lines of each attempt are kept beside them, also the last ones."""
+_MOST_TEXT = 65_536
+"""How many bytes are kept of an attachment that is no picture."""
+_PICTURES = ("image/png", "image/svg+xml")
+_STYLES = re.compile(r"\x1b\[[0-9;]*m")
+"""What a logger writes to colour a terminal."""
+
+_Attempt: TypeAlias = tuple[str, int | None, int]
+
+
+class LogLine(NamedTuple):
+    """A line of the log of a step."""
+
+    position: int
+    """The place of its note in the journal; 0 if it has none."""
+    note: StepLogged
+
+
+class AttachedData(NamedTuple):
+    """An attachment of a step or an item."""
+
+    position: int
+    """The place of its note in the journal; 0 if it has none."""
+    note: StepAttached
+    """Its data may be missing or cut: see `RunNotes`."""
+    size: int
+    """How many bytes the attachment has."""
+
+    @property
+    def is_cut(self) -> bool:
+        """Whether the data is not all of it."""
+        return len(self.note.data) < self.size
+
+
+class RunNotes:
+    """The notes of a run.
+
+    Args:
+        notes: The notes so far, in their order.
+        with_pictures: Whether to keep the data of pictures, which are large.
+    """
+
+    def __init__(self, notes: Iterable[NoteEvent] = (), *, with_pictures: bool = True) -> None:
+        self._with_pictures = with_pictures
+        self._lines: defaultdict[str, deque[LogLine]] = defaultdict(
+            lambda: deque(maxlen=MOST_LINES)
+        )
+        self._tails: defaultdict[_Attempt, deque[LogLine]] = defaultdict(lambda: deque(maxlen=TAIL))
+        self._counts: Counter[str] = Counter()
+        self._progress: dict[str, dict[int | None, StepProgressed]] = {}
+        self._attached: dict[str, list[AttachedData]] = {}
+        for note in notes:
+            self.apply(note)
+
+    def __bool__(self) -> bool:
+        return bool(self._counts or self._progress or self._attached)
+
+    def apply(self, note: NoteEvent, position: int = 0) -> None:
+        """Add one more note.
+
+        Args:
+            note: The note.
+            position: Its place in the journal, if it has one.
+        """
+        if isinstance(note, StepLogged):
+            line = LogLine(position, note)
+            self._counts[note.step] += 1
+            self._lines[note.step].append(line)
+            self._tails[note.step, note.item, note.attempt].append(line)
+        elif isinstance(note, StepProgressed):
+            self._progress.setdefault(note.step, {})[note.item] = note
+        else:
+            attached = self._attached.setdefault(note.step, [])
+            attached.append(AttachedData(position, self._kept(note), len(note.data)))
+
+    def _kept(self, note: StepAttached) -> StepAttached:
+        if is_picture(note.media_type):
+            most = len(note.data) if self._with_pictures else 0
+        else:
+            most = _MOST_TEXT
+        if len(note.data) <= most:
+            return note
+        return replace(note, data=note.data[:most])
+
+    def count(self, step: str) -> int:
+        """Return how many log lines a step has, those of its items included."""
+        return self._counts[step]
+
+    def lines(self, step: str) -> Sequence[LogLine]:
+        """Return the last `MOST_LINES` log lines of a step, in order."""
+        return tuple(self._lines.get(step, ()))
+
+    def tail(
+        self, step: str, attempt: int, item: int | None = None, *, since_ms: float = 0.0
+    ) -> list[LogLine]:
+        """Return the last `TAIL` log lines of an attempt, in order.
+
+        Args:
+            step: The name of its step.
+            attempt: Its number.
+            item: The number of its item, if it is one of an item.
+            since_ms: When it started: a resumed run may have had an attempt of that number before.
+        """
+        lines = self._tails.get((step, item, attempt), ())
+        return [line for line in lines if line.note.at_ms >= since_ms]
+
+    def progress(self, step: str, item: int | None = None) -> StepProgressed | None:
+        """Return the latest progress of a step, or of an item of it; ``None`` if it has none."""
+        return self._progress.get(step, {}).get(item)
+
+    def attached(self, step: str) -> Sequence[AttachedData]:
+        """Return the attachments of a step and of its items, in order."""
+        return self._attached.get(step, ())
+
+
+def is_picture(media_type: str) -> bool:
+    """Return whether an attachment is a picture that a browser shows."""
+    return media_type in _PICTURES
+
+
+def level_name(level: int) -> str:
+    """Return the name of a level, or of the next one below: ``WARNING`` for 30 and for 35."""
+    known = (logging.CRITICAL, logging.ERROR, logging.WARNING, logging.INFO)
+    return logging.getLevelName(next((each for each in known if level >= each), logging.DEBUG))
+
+
+def log_text(message: str) -> str:
+    """Return a message without the codes that colour it in a terminal."""
+    return _STYLES.sub("", message)

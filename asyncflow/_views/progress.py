@@ -1,0 +1,81 @@
+"""The progress of a step in words: percentage, count, rate and time left.
+
+The rate is what was done divided by the time since the attempt started. A journal keeps only the
+latest progress of an attempt, so that every display can compute it.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from asyncflow._core.errors import escape_controls
+from asyncflow._views.event_text import duration
+from asyncflow.events import StepProgressed
+
+__all__ = ["ProgressText", "counted", "percentage", "progress_text"]
+
+
+class ProgressText(NamedTuple):
+    """What a display may show of a progress; empty if unknown."""
+
+    percentage: str
+    """``24 %``."""
+    counted: str
+    """``1,204 of 5,000 rows``."""
+    rate: str
+    """``310/s``."""
+    left: str
+    """``12.2 s left``."""
+
+    def __str__(self) -> str:
+        """All of it in one line: ``1,204 of 5,000 rows (24 %), 310/s, 12.2 s left``."""
+        share = f" ({self.percentage})" if self.percentage else ""
+        return ", ".join(filter(None, [f"{self.counted}{share}", self.rate, self.left]))
+
+
+def progress_text(progress: StepProgressed, started_ms: float, now_ms: float) -> ProgressText:
+    """Return a progress in words.
+
+    Args:
+        progress: The latest one of an attempt.
+        started_ms: When the attempt started, in milliseconds since the run started.
+        now_ms: The present, in the same.
+    """
+    share = percentage(progress)
+    done, took_ms = progress.done, progress.at_ms - started_ms
+    rate = left = ""
+    if done > 0 and took_ms > 0:
+        rate = _rate(done / took_ms * 1000)
+        if progress.total is not None and progress.total > done:
+            left_ms = (progress.total - done) * took_ms / done - (now_ms - progress.at_ms)
+            left = f"{duration(left_ms)} left" if left_ms > 0 else ""
+    return ProgressText("" if share is None else f"{share} %", counted(progress), rate, left)
+
+
+def percentage(progress: StepProgressed) -> int | None:
+    """Return how many percent are done, from 0 to 100; ``None`` without a total.
+
+    Only what is complete has 100.
+    """
+    total, done = progress.total, progress.done
+    if total is None or total <= 0:
+        return None
+    return max(min(int(100 * done / total), 100), 0)
+
+
+def counted(progress: StepProgressed) -> str:
+    """Return how much is done: ``1,204 of 5,000 rows``, or ``1,204 rows`` without a total."""
+    of = "" if progress.total is None else f" of {_number(progress.total)}"
+    unit = f" {escape_controls(progress.unit)}" if progress.unit else ""
+    return f"{_number(progress.done)}{of}{unit}"
+
+
+def _rate(a_second: float) -> str:
+    for each, unit in ((a_second, "s"), (a_second * 60, "min")):
+        if each >= 1:
+            return f"{_number(each if each < 10 else round(each))}/{unit}"
+    return f"{_number(a_second * 3600)}/h"
+
+
+def _number(value: float) -> str:
+    return f"{value:,.0f}" if value == int(value) else f"{value:,.1f}"

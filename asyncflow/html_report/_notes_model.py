@@ -1,0 +1,372 @@
+"""What a page shows of the notes of a run: within which limits, and what it leaves out.
+
+Rules:
+
+1. The lines of all logs share a room. Failed steps have theirs first, and small logs leave their
+   share to large ones. A log loses its first lines.
+2. Pictures share a room too, and the largest ones are left out. A page that a server sends has
+   links in their place.
+3. What is attached is shown, never run: a picture as an image, everything else as text.
+"""
+
+from __future__ import annotations
+
+import base64
+import csv
+import json
+from collections.abc import Iterable, Sequence
+from itertools import islice
+from typing import NamedTuple
+
+from asyncflow._core.results import StepStatus
+from asyncflow._core.step_view import AttemptView, StepView
+from asyncflow._views.notes import (
+    AttachedData,
+    LogLine,
+    RunNotes,
+    is_picture,
+    level_name,
+    log_text,
+)
+from asyncflow._views.preview import Preview, printable, shortened
+from asyncflow._views.preview import share as share_of
+from asyncflow._views.progress import ProgressText, percentage, progress_text
+from asyncflow._views.run_view import RunView
+from asyncflow.events import StepLogged
+
+__all__ = [
+    "Attachment",
+    "FailedLog",
+    "LogRow",
+    "NotesModel",
+    "ShownProgress",
+    "StepLog",
+]
+
+# In bytes of the page.
+_ALL_LINES, _ALL_LIVE_LINES = 120_000, 24_000
+_MESSAGE, _TRACE, _MARKUP = 1_500, 4_000, 150
+"""What a message has at most, the traceback of a line, and what a line takes beside them."""
+_FAILED_MESSAGE = 300
+_ALL_PICTURES = 2_000_000
+_ALL_TEXTS, _TEXT = 40_000, range(400, 6_000)
+
+_MOST_LIVE_LINES = 20
+"""How many lines a step has at most in a page that loads others."""
+_MOST_ROWS, _MOST_COLUMNS, _CELL = 50, 20, 200
+_MOST_ITEMS = 20
+"""Of how many running items of a step the progress is shown."""
+_MOST_ATTACHMENTS = 100
+"""How many attachments of a step are listed."""
+
+
+class LogRow(NamedTuple):
+    """A line of a log."""
+
+    level: int
+    word: str
+    """The level in words."""
+    at: str
+    """When it was logged, in seconds since the run started."""
+    attempt: int
+    item: int | None
+    logger: str
+    message: str
+    traceback: str
+
+
+class StepLog(NamedTuple):
+    """The log of a step."""
+
+    rows: Sequence[LogRow]
+    """Its last lines."""
+    total: int
+    """How many lines it has."""
+    latest: int
+    """The place of its last line in the journal; 0 if it has none."""
+
+
+class FailedLog(NamedTuple):
+    """The last lines of the attempt that failed."""
+
+    rows: Sequence[LogRow]
+    item: int | None
+    """The item that failed, of a mapped step."""
+
+
+class ShownProgress(NamedTuple):
+    """The progress of a step or an item."""
+
+    text: ProgressText
+    share: float | None
+    """From 0 to 1; ``None`` if the total is unknown."""
+    is_stopped: bool
+    """Whether its step ended in another way than with success."""
+    is_open: bool
+    """Whether its step has not succeeded, so that something may be left to do."""
+
+    @property
+    def line(self) -> str:
+        """The progress in a line of a table: ``1,204 of 5,000 rows (24 %)``."""
+        return str(ProgressText(self.text.percentage, self.text.counted, "", ""))
+
+
+class Attachment(NamedTuple):
+    """What is shown of an attachment."""
+
+    name: str
+    item: int | None
+    attempt: int
+    size: str
+    url: str
+    """Where a server has all of it; empty in a page of its own."""
+    picture: str = ""
+    """The URL of its picture."""
+    text: Preview | None = None
+    table: Sequence[Sequence[str]] = ()
+    """The first rows of a table, the head first."""
+    left_out: str = ""
+    """What is not shown, or why nothing is."""
+
+
+class NotesModel:
+    """The notes of a run as a page shows them.
+
+    Args:
+        view: The run.
+        notes: What its steps have said.
+        steps: The steps that have details.
+        now_ms: The moment that is shown.
+        is_orphaned: Whether the run has not ended and its process is gone.
+        attachments_url: Where a server has the attachments, by position; empty if there is none.
+    """
+
+    def __init__(
+        self,
+        view: RunView,
+        notes: RunNotes,
+        steps: Sequence[StepView],
+        now_ms: float,
+        *,
+        is_orphaned: bool = False,
+        attachments_url: str = "",
+    ) -> None:
+        self._view = view
+        self._notes = notes
+        self._now_ms = now_ms
+        self._is_orphaned = is_orphaned
+        self._url = attachments_url
+        self._counts = self._lines_within_limits(steps) if notes else {}
+        attached = [each for step in steps for each in notes.attached(step.name)]
+        self._pictures = self._pictures_within_limits(attached)
+        texts = sum(not is_picture(each.note.media_type) for each in attached)
+        self._text_limit = share_of(_ALL_TEXTS, texts, _TEXT)
+
+    def __bool__(self) -> bool:
+        return bool(self._notes)
+
+    # Logs.
+
+    def _lines_within_limits(self, steps: Sequence[StepView]) -> dict[str, int]:
+        """Return how many lines of each step are shown."""
+        left, found = _ALL_LIVE_LINES if self._url else _ALL_LINES, {}
+        urgent = [step for step in steps if step.status is StepStatus.FAILED]
+        others = [step for step in steps if step.status is not StepStatus.FAILED]
+        for group in (urgent, others):
+            costs = {step.name: self._costs(step) for step in group}
+            among = len(costs)
+            for name in sorted(costs, key=lambda name: sum(costs[name])):
+                limit, taken, count = left // max(among, 1), 0, 0
+                for cost in costs[name]:
+                    if taken + cost > limit:
+                        break
+                    taken, count = taken + cost, count + 1
+                found[name], left, among = count, left - taken, among - 1
+        return found
+
+    def _costs(self, step: StepView) -> list[int]:
+        """Return how many bytes each of its lines takes, the last line first."""
+        lines = self._notes.lines(step.name)
+        if self._url:
+            lines = lines[-_MOST_LIVE_LINES:]
+        return [_cost(line) for line in reversed(lines)]
+
+    def log(self, step: StepView) -> StepLog | None:
+        """Return the log of a step; ``None`` if it has logged nothing."""
+        lines = self._notes.lines(step.name)
+        if not lines:
+            return None
+        shown = lines[len(lines) - self._counts.get(step.name, 0) :]
+        rows = [_row(line.note, _MESSAGE) for line in shown]
+        return StepLog(rows, self._notes.count(step.name), lines[-1].position)
+
+    def failed_log(self, step: StepView) -> FailedLog | None:
+        """Return the last lines of the attempt with which a step failed, if it logged any."""
+        failed = [(number, item) for number, item in (step.items or {}).items() if _failed(item)]
+        item, run = min(failed, key=lambda each: each[1].ended_ms or 0.0, default=(None, step))
+        if run.latest is None:
+            return None
+        lines = self._tail(step.name, run.latest, item)
+        return (
+            FailedLog([_row(each.note, _FAILED_MESSAGE) for each in lines], item) if lines else None
+        )
+
+    def _tail(self, name: str, attempt: AttemptView, item: int | None) -> list[LogLine]:
+        return self._notes.tail(name, attempt.number, item, since_ms=attempt.started_ms)
+
+    # Progress.
+
+    def progress(self, step: StepView, item: int | None = None) -> ShownProgress | None:
+        """Return the progress of a step; ``None`` if it has reported none.
+
+        Args:
+            step: The step, or the view of an item.
+            item: The number of the item.
+        """
+        name = step.name if item is None else step.name.removesuffix(f"[{item}]")
+        latest = self._notes.progress(name, item)
+        if latest is None:
+            return None
+        attempts = [each for each in step.attempts if each.number == latest.attempt]
+        is_running = step.status is StepStatus.RUNNING and not self._is_orphaned
+        if is_running and (step.latest is None or step.latest.started_ms > latest.at_ms):
+            return None  # it is an earlier attempt's
+        started_ms = attempts[-1].started_ms if attempts else latest.at_ms
+        text = progress_text(latest, started_ms, self._now_ms)
+        if not is_running:
+            text = text._replace(left="")
+        percent = percentage(latest)
+        is_open = step.status is not StepStatus.SUCCESS
+        share = None if percent is None else percent / 100
+        return ShownProgress(text, share, is_open and not is_running, is_open)
+
+    def items_progress(self, step: StepView) -> list[tuple[int, ShownProgress]]:
+        """Return the progress of those items of a step that are running, by number."""
+        running = (
+            (number, self.progress(item, number))
+            for number, item in sorted((step.items or {}).items())
+            if item.status is StepStatus.RUNNING
+        )
+        return list(islice(((at, shown) for at, shown in running if shown), _MOST_ITEMS))
+
+    # Attachments.
+
+    def _pictures_within_limits(self, attached: Iterable[AttachedData]) -> frozenset[int]:
+        """Return which pictures are in the page, by the identity of their notes: small ones."""
+        left, found = _ALL_PICTURES, set[int]()
+        pictures = [each for each in attached if is_picture(each.note.media_type)]
+        for each in sorted(pictures, key=lambda each: each.size):
+            left -= each.size * 4 // 3
+            if left >= 0:
+                found.add(id(each.note))
+        return frozenset(found)
+
+    def attachments(self, step: StepView) -> list[Attachment]:
+        """Return what a step has attached."""
+        return [self._shown(each) for each in self._notes.attached(step.name)[:_MOST_ATTACHMENTS]]
+
+    def attachments_left_out(self, step: StepView) -> int:
+        """Return how many attachments of a step are not listed."""
+        return max(len(self._notes.attached(step.name)) - _MOST_ATTACHMENTS, 0)
+
+    def _shown(self, each: AttachedData) -> Attachment:
+        note = each.note
+        url = f"{self._url}/{each.position}" if self._url else ""
+        size = _size_text(each.size)
+        found = Attachment(printable(note.name), note.item, note.attempt, size, url)
+        if is_picture(note.media_type):
+            if url:
+                return found._replace(picture=url)
+            if id(note) in self._pictures:
+                data = base64.b64encode(note.data).decode()
+                return found._replace(picture=f"data:{note.media_type};base64,{data}")
+            most = _size_text(_ALL_PICTURES)
+            why = (
+                f"left out, because the pictures of a page have at most {most}; the journal has it"
+            )
+            return found._replace(left_out=why)
+        text = note.data.decode("utf-8", "replace")
+        if note.media_type in _DELIMITERS:
+            return self._table(found, text, each)
+        if note.media_type == "application/json" and not each.is_cut:
+            text = _indented(text)
+        shown = shortened(printable(text), self._text_limit)
+        is_cut = each.is_cut or len(shown) < len(printable(text))
+        return found._replace(text=Preview(shown.removesuffix("…") if is_cut else shown, is_cut))
+
+    def _table(self, found: Attachment, text: str, each: AttachedData) -> Attachment:
+        if each.is_cut:
+            text = text.rpartition("\n")[0]
+        delimiter = _DELIMITERS[each.note.media_type]
+        lines = csv.reader(text.splitlines(), delimiter=delimiter, strict=False)
+        try:
+            rows = list(islice(lines, _MOST_ROWS + 1))
+            rest = sum(1 for _ in lines)
+        except csv.Error as error:  # such as a field of more than 131,072 characters
+            return found._replace(left_out=f"not shown as a table: {error}")
+        width = max(map(len, rows), default=0)
+        table, left = [], self._text_limit * 2
+        for row in rows:
+            cells = [shortened(printable(cell), _CELL) for cell in row[:_MOST_COLUMNS]]
+            cells += [""] * (min(width, _MOST_COLUMNS) - len(cells))
+            left -= sum(len(cell.encode()) + 10 for cell in cells)
+            if left < 0:
+                break
+            table.append(cells)
+        return found._replace(
+            table=table,
+            left_out=_left_out(len(table), len(rows) + rest, width, is_cut=each.is_cut),
+        )
+
+
+_DELIMITERS = {"text/csv": ",", "text/tab-separated-values": "\t"}
+
+
+def _failed(step: StepView) -> bool:
+    return step.status is StepStatus.FAILED
+
+
+def _row(note: StepLogged, limit: int) -> LogRow:
+    return LogRow(
+        note.level,
+        level_name(note.level),
+        f"{note.at_ms / 1000:.3f}",
+        note.attempt,
+        note.item,
+        shortened(printable(note.logger), 80),
+        shortened(printable(log_text(note.message)), limit),
+        shortened(printable(note.traceback), _TRACE),
+    )
+
+
+def _cost(line: LogLine) -> int:
+    note = line.note
+    return _MARKUP + min(_bytes(note.message), _MESSAGE) + min(_bytes(note.traceback), _TRACE)
+
+
+def _bytes(text: str) -> int:
+    """Return about how many bytes a text takes in a page."""
+    return len(text.encode("utf-8", "replace")) + 4 * sum(map(text.count, "<>&"))
+
+
+def _left_out(shown: int, rows: int, columns: int, *, is_cut: bool) -> str:
+    parts = []
+    if shown < rows or is_cut:
+        of = "" if is_cut else f" of {rows - 1:,}"
+        parts.append(f"the first {max(shown - 1, 0):,}{of} rows are shown")
+    if columns > _MOST_COLUMNS:
+        parts.append(f"the first {_MOST_COLUMNS} of {columns} columns are shown")
+    return "; ".join(parts)
+
+
+def _indented(text: str) -> str:
+    try:
+        return json.dumps(json.loads(text), indent=2, ensure_ascii=False)
+    except (ValueError, RecursionError):
+        return text
+
+
+def _size_text(size: int) -> str:
+    if size < 1_000:
+        return f"{size} bytes"
+    return f"{size / 1_000:.3g} kB" if size < 999_500 else f"{size / 1_000_000:.3g} MB"

@@ -1,0 +1,140 @@
+"""What the steps of a run say, for scripts and programs: log lines, progress and attachments."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeAlias
+from urllib.parse import quote
+
+from starlette.datastructures import QueryParams
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+
+from asyncflow._views.notes import is_picture
+from asyncflow.events import StepAttached, StepLogged, StepProgressed
+from asyncflow.journal._queries import StoredEvent
+from asyncflow.web._responses import json_answer, link_to, problem
+from asyncflow.web._resumer import RunsJournal
+
+__all__ = ["attachment", "attachments_url", "list_notes"]
+
+_MOST, _BY_DEFAULT = 5_000, 1_000
+"""How many notes a response has."""
+_LONGEST_TEXT = 1_000
+_KINDS = {"log": StepLogged, "progress": StepProgressed, "attachment": StepAttached}
+_LEVELS = logging.getLevelNamesMapping()
+_AsJson: TypeAlias = Callable[[StoredEvent], dict[str, object]]
+_TEXTS = ("application/json", "text/csv", "text/markdown", "text/plain")
+
+
+def attachments_url(request: Request, run_id: str) -> str:
+    """Return the path of the attachments of a run, each of which follows a slash."""
+    return f"{link_to(request, 'api/runs', run_id)}/attachments"
+
+
+async def list_notes(
+    request: Request, journal: RunsJournal, run_id: str, as_json: _AsJson
+) -> Response:
+    """Answer with the notes of a run that the query selects.
+
+    Raises:
+        RunNotFoundError: There is no such run.
+    """
+    try:
+        selection = _selection(request.query_params)
+        stored = await journal.notes(run_id, **selection, data=False)
+    except ValueError as error:
+        return problem(request, 400, "The query is invalid", str(error))
+    base = attachments_url(request, run_id)
+    return await asyncio.to_thread(_answer, stored, selection["after"], base, as_json)
+
+
+def _answer(stored: Sequence[StoredEvent], after: object, base: str, as_json: _AsJson) -> Response:
+    notes = [as_json(each) for each in stored]
+    for note in notes:
+        if note.pop("data", None) is not None:
+            note["url"] = f"{base}/{note['position']}"
+    return json_answer({"notes": notes, "last": stored[-1].position if stored else after})
+
+
+def _selection(query: QueryParams) -> dict[str, Any]:
+    """Return the arguments of the journal for a query.
+
+    Raises:
+        ValueError: The query is invalid; the message says why.
+    """
+    unknown = query.keys() - _PARAMETERS
+    if unknown:
+        raise ValueError(f"{min(unknown)} is none of {', '.join(sorted(_PARAMETERS))}")
+    kind, level, text = query.get("kind"), query.get("level"), query.get("text")
+    if kind is not None and kind not in _KINDS:
+        raise ValueError(f"kind must be one of {', '.join(_KINDS)}, not {kind!r}")
+    if text is not None and len(text) > _LONGEST_TEXT:
+        raise ValueError(f"text must have at most {_LONGEST_TEXT:,} characters")
+    return {
+        "after": _number(query, "after") or 0,
+        "kinds": None if kind is None else [_KINDS[kind]],
+        "step": query.get("step"),
+        "item": _number(query, "item"),
+        "attempt": _number(query, "attempt"),
+        "level": None if level is None else _level(level),
+        "text": text or None,
+        "limit": min(_number(query, "limit") or _BY_DEFAULT, _MOST),
+        "newest": query.get("newest", "0") not in ("", "0"),
+    }
+
+
+_PARAMETERS = frozenset(
+    {"after", "kind", "step", "item", "attempt", "level", "text", "limit", "newest"}
+)
+
+
+def _number(query: QueryParams, name: str) -> int | None:
+    text = query.get(name)
+    if text is None:
+        return None
+    if not text.isascii() or not text.isdigit() or len(text) > 15:
+        raise ValueError(f"{name} must be a number, not {text!r}")
+    return int(text)
+
+
+def _level(text: str) -> int:
+    if text.upper() in _LEVELS:
+        return _LEVELS[text.upper()]
+    if text.isascii() and text.isdigit() and len(text) < 6:
+        return int(text)
+    raise ValueError(f"level must be a number, or a name such as WARNING, not {text!r}")
+
+
+async def attachment(journal: RunsJournal, run_id: str, position: int) -> Response:
+    """Answer with the data of an attachment, which no browser may run.
+
+    Raises:
+        RunNotFoundError: There is no such run.
+        HTTPException: It has no such attachment.
+    """
+    before = max(position - 1, 0)
+    found = await journal.notes(run_id, after=before, kinds=[StepAttached], limit=1)
+    note = found[0].event if found and found[0].position == position else None
+    if not isinstance(note, StepAttached):
+        raise HTTPException(404)
+    media_type = note.media_type
+    if media_type in _TEXTS:
+        media_type = f"{media_type}; charset=utf-8"
+    elif not is_picture(media_type):  # whatever the journal calls it
+        media_type = "application/octet-stream"
+    return Response(note.data, headers={"content-type": media_type, **_inert(note.name)})
+
+
+def _inert(name: str) -> Mapping[str, str]:
+    """Return the headers by which a browser saves a response, and runs nothing in it."""
+    plain = re.sub(r"[^\w.-]+", "_", name, flags=re.ASCII)[-100:] or "attachment"
+    encoded = quote(name.encode("utf-8", "replace")[:400], safe="")
+    return {
+        "content-disposition": f"attachment; filename=\"{plain}\"; filename*=UTF-8''{encoded}",
+        "content-security-policy": "sandbox; default-src 'none'; frame-ancestors 'none'",
+    }

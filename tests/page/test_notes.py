@@ -1,0 +1,577 @@
+"""What the steps of a run say is on its page, within limits, and never executed."""
+
+from __future__ import annotations
+
+import base64
+import csv
+import re
+
+import pytest
+from golden_run import GOLDEN, HOSTILE
+from page.said import HOSTILE_SVG, NOTES, attached, logged, picture, progressed
+from page.test_page import Parsed, run_of, run_of_failures, started
+
+from asyncflow import RunReport, StepResult, StepStatus
+from asyncflow._core.record import replace
+from asyncflow._views.notes import MOST_LINES, TAIL, RunNotes, level_name
+from asyncflow._views.run_view import RunView
+from asyncflow.events import (
+    AttemptFailed,
+    AttemptStarted,
+    Event,
+    MapStarted,
+    NoteEvent,
+    RunFinished,
+    RunStarted,
+    StepFailed,
+    StepLogged,
+    StepProgressed,
+    StepSucceeded,
+)
+from asyncflow.html_report import to_html
+from asyncflow.html_report._event_log import event_log
+from asyncflow.html_report._page import Live, details, page, sections
+from asyncflow.html_report._page_model import PageModel
+
+
+def shown(name: str, events: list[Event], notes: list[NoteEvent], **more: object) -> str:
+    view = RunView(events)
+    found = sections(
+        view,
+        event_log(events),
+        now_ms=view.at_ms,
+        notes=RunNotes(notes),
+        **more,  # type: ignore[arg-type]
+    )
+    return found[name]
+
+
+def words(name: str, events: list[Event], notes: list[NoteEvent], **more: object) -> str:
+    return Parsed(shown(name, events, notes, **more)).text
+
+
+# The fold.
+
+
+def test_the_last_lines_of_a_step_are_kept_and_all_are_counted() -> None:
+    notes = RunNotes([logged("a", f"line {n}") for n in range(1_000)])
+
+    assert notes.count("a") == 1_000
+    assert [line.note.message for line in notes.lines("a")] == [
+        f"line {n}" for n in range(1_000 - MOST_LINES, 1_000)
+    ]
+    assert (notes.count("b"), notes.lines("b")) == (0, ())
+
+
+def test_the_tail_of_an_attempt_outlives_the_lines_of_others() -> None:
+    notes = RunNotes()
+    for n in range(TAIL + 5):
+        notes.apply(logged("a", f"item 3: {n}", at_ms=n, item=3), position=n + 1)
+    for _ in range(MOST_LINES):
+        notes.apply(logged("a", "item 4", at_ms=99, item=4))
+
+    tail = notes.tail("a", 1, 3)
+    late = notes.tail("a", 1, 3, since_ms=TAIL + 4)
+
+    assert [line.note.message for line in tail] == [f"item 3: {n}" for n in range(5, TAIL + 5)]
+    assert [line.position for line in late] == [TAIL + 5]
+    assert notes.tail("a", 2, 3) == []
+
+
+def test_the_latest_progress_of_a_step_and_of_each_item_counts() -> None:
+    notes = RunNotes([progressed("a", 1, 9), progressed("a", 5, 9), progressed("a", 7, item=2)])
+
+    assert notes.progress("a") == progressed("a", 5, 9)
+    assert notes.progress("a", 2) == progressed("a", 7, item=2)
+    assert notes.progress("b") is None
+
+
+def test_pictures_and_the_rest_of_long_texts_need_not_be_kept() -> None:
+    notes = RunNotes(with_pictures=False)
+    notes.apply(attached("a", "x.png", "image/png", b"p" * 100), position=7)
+    notes.apply(attached("a", "x.txt", "text/plain", "t" * 100_000))
+
+    png, text = notes.attached("a")
+
+    assert (png.position, png.size, png.note.data, png.is_cut) == (7, 100, b"", True)
+    assert (text.size, len(text.note.data)) == (100_000, 65_536)
+    assert RunNotes([png.note])
+    assert not RunNotes()
+
+
+@pytest.mark.parametrize(
+    ("level", "name"),
+    [(0, "DEBUG"), (10, "DEBUG"), (20, "INFO"), (35, "WARNING"), (40, "ERROR"), (60, "CRITICAL")],
+)
+def test_a_level_has_the_name_of_the_next_one_below(level: int, name: str) -> None:
+    assert level_name(level) == name
+
+
+# Logs.
+
+
+def test_a_log_has_time_level_attempt_item_logger_and_message() -> None:
+    text = words("details", GOLDEN, NOTES)
+
+    assert "the last 200 of 260 lines" in text
+    assert "page 259 of the orders" in text
+    assert "page 59 of the orders" not in text
+    assert "0.061 DEBUG app.db page 60 of the orders" in text
+    assert "4.710 WARNING attempt 2 app.db row 2 has <b>no</b> price" in text
+    assert "4.720 CRITICAL attempt 2 app.db gave up Traceback Traceback (most recent" in text
+    assert "4.300 INFO [3] app.db page 3" in text
+
+
+def test_the_failure_has_the_last_lines_of_the_attempt_that_failed() -> None:
+    text = words("failure", GOLDEN, NOTES)
+
+    assert "The last log lines before it failed 4.710 WARNING attempt 2" in text
+    assert "gave up" in text
+    assert "the first attempt" not in text
+
+
+def test_the_failure_of_a_mapped_step_has_the_last_lines_of_the_item_that_failed_first() -> None:
+    events: list[Event] = [started("a"), MapStarted("a", 0.0, 3)]
+    for item, ended_ms in ((0, 9.0), (1, 5.0), (2, 7.0)):
+        events.append(AttemptStarted("a", 1, 0.0, item=item))
+        events.append(StepFailed("a", 1, ended_ms, ValueError("no"), item=item))
+    events.append(StepFailed("a", 0, 9.0, ValueError("items failed")))
+
+    text = words("failure", events, [logged("a", f"item {n}", item=n) for n in range(3)])
+
+    assert "The last log line before it failed, of item 1 1.000 INFO" not in text
+    assert "The last log line before it failed, of item 1 0.001 INFO [1] app.db item 1" in text
+    assert "item 2" not in text
+
+
+def test_the_failure_of_a_resumed_run_has_no_lines_of_an_earlier_segment() -> None:
+    before = logged("load", "in the first segment", at_ms=1.0)
+    events = run_of_failures("no", segments=2)
+    name = next(iter(RunView(events).steps))
+
+    text = words("failure", events, [replace(before, step=name), logged(name, "now", at_ms=30.0)])
+
+    assert "0.030 INFO app.db now" in text
+    assert "in the first segment" not in text
+
+
+def test_a_failure_before_the_first_attempt_has_no_log_lines() -> None:
+    events: list[Event] = [started("a"), StepFailed("a", 0, 1.0, ValueError("no"))]
+
+    assert "log line" not in words("failure", events, [logged("a", "earlier")])
+
+
+def test_many_lines_make_a_page_of_limited_size_with_those_of_failed_steps() -> None:
+    events = run_of(59)[:-1]
+    first = events[0]
+    assert isinstance(first, RunStarted)
+    events[0] = RunStarted("r", 0.0, {**first.dependencies, "bad": ()})
+    events += [AttemptStarted("bad", 1, 1.0), StepFailed("bad", 1, 9.0, ValueError("no"))]
+    notes = [logged(step, "<" * 400) for step in first.dependencies for _ in range(100)]
+    notes += [logged("bad", f"line {n}") for n in range(150)]
+
+    html = to_html([*events, *notes])
+
+    assert len(html.encode()) < 320_000 + 130_000
+    assert all(html.count(f"line {n}</span>") >= 1 for n in range(150))
+    assert "for which the page has no room" in html
+    assert html.count("&lt;" * 375) > 40
+
+
+def test_a_page_of_a_server_has_few_lines_since_it_loads_the_others() -> None:
+    html = shown("details", GOLDEN, NOTES, attachments_url="/x")
+
+    (log,) = re.findall(r'<div class="log" data-total="260" data-latest="0">.*?</div>', html, re.S)
+    assert log.count("<li") == 20
+    assert "the last 20 of 260 lines" in log
+
+
+def test_each_traceback_of_a_line_is_opened_by_itself() -> None:
+    for name in ("failure", "details"):
+        parsed = Parsed(shown(name, GOLDEN, NOTES))
+        keys = [each["data-key"] for each in parsed.tags("details") if "data-key" in each]
+        assert len(keys) == len(set(keys))
+        assert any(key is not None and key.endswith("-4.720") for key in keys)
+
+
+@pytest.mark.parametrize("text", ["\udcff", "\x00\x1b[2J", "</pre><script>alert(1)</script>"])
+def test_hostile_text_in_notes_stays_text(text: str) -> None:
+    notes = [
+        StepLogged(HOSTILE, 2, 4710.0, 20, text, text, traceback=text),
+        StepProgressed("extract", 1, 1.0, 1.0, 2.0, text),
+        attached("extract", text, "image/png", picture()),
+        attached("extract", text, "text/csv", text.encode("utf-8", "surrogatepass")),
+    ]
+
+    html = to_html(GOLDEN, notes, resume=text)
+
+    assert len(Parsed(html).tags("script")) == 1
+    assert "\x00" not in html
+    html.encode()
+
+
+# Progress.
+
+
+def test_the_progress_of_a_running_step_is_on_its_rows_and_in_its_details() -> None:
+    events: list[Event] = [started("a", "b"), AttemptStarted("a", 1, 0.0)]
+    notes: list[NoteEvent] = [progressed("a", 1204, 5000, at_ms=4000.0)]
+
+    assert "24 %" in words("gantt", events, notes)
+    assert "1,204 of 5,000 rows (24 %)." in words("steps", events, notes)
+    assert "1,204 of 5,000 rows · 24 % · 301/s · 16.6 s left" in words("details", events, notes)
+    assert '<rect class="f-running" width="24%"' in shown("details", events, notes)
+
+
+def test_the_last_progress_of_a_failed_step_stays() -> None:
+    for name in ("steps", "details"):
+        assert "stopped at 1,204 of 5,000 rows" in words(name, GOLDEN, NOTES)
+    assert "24 %" not in words("gantt", GOLDEN, NOTES)
+    assert "left" not in words("details", GOLDEN, [NOTES[-6]])
+
+
+def test_the_progress_of_a_success_has_no_bar() -> None:
+    html = shown("details", GOLDEN, [progressed("extract", 3, 3, at_ms=890.0)])
+
+    assert "3 of 3 rows · 100 % · 3.4/s" in Parsed(html).text
+    assert 'class="meter"' not in html
+
+
+def test_the_progress_of_an_orphaned_step_has_stopped() -> None:
+    events: list[Event] = [started("a"), AttemptStarted("a", 1, 0.0)]
+
+    text = words("details", events, [progressed("a", 4, at_ms=1000.0)], is_orphaned=True)
+
+    assert "stopped at 4 rows · 4/s" in text
+
+
+def test_an_attempt_does_not_show_the_progress_of_the_one_before() -> None:
+    events: list[Event] = [
+        started("a"),
+        AttemptStarted("a", 1, 0.0),
+        AttemptFailed("a", 1, 50.0, ValueError("no"), 10.0),
+        AttemptStarted("a", 2, 60.0),
+    ]
+    before = progressed("a", 7, 9, at_ms=40.0)
+
+    assert "7 of 9" in words("details", events[:-1], [before])
+    assert "7 of 9" not in words("details", events, [before])
+    assert "1 of 9" in words("details", events, [before, progressed("a", 1, 9, at_ms=70.0)])
+
+
+def test_the_progress_of_running_items_is_in_the_details() -> None:
+    events: list[Event] = [started("a"), MapStarted("a", 0.0, 3)]
+    events += [AttemptStarted("a", 1, 1.0, item=number) for number in range(3)]
+    events.append(StepSucceeded("a", 1, 9.0, None, item=1))
+    notes: list[NoteEvent] = [progressed("a", n, 4, at_ms=8.0, item=n) for n in (1, 2)]
+
+    text = words("details", events, notes)
+
+    assert "[2] 2 of 4 rows (50 %)" in text
+    assert "[1] 1 of 4" not in text
+
+
+# Attachments.
+
+
+def test_pictures_are_in_the_page_of_a_run_as_images_only() -> None:
+    parsed = Parsed(to_html(GOLDEN, NOTES))
+
+    png, svg = parsed.tags("img")
+    assert png["src"] == f"data:image/png;base64,{base64.b64encode(picture()).decode()}"
+    assert svg["src"] == f"data:image/svg+xml;base64,{base64.b64encode(HOSTILE_SVG).decode()}"
+    assert svg["alt"] == "chart.svg"
+    assert len(parsed.tags("script")) == 1
+
+
+def test_texts_tables_and_json_are_shown_as_text() -> None:
+    html = shown("details", GOLDEN, NOTES)
+    text = Parsed(html).text
+
+    assert '{ "a": [ 1, "</pre><script>alert(1)" ] }' in text
+    assert "<b>notes</b>.txt 17 bytes plain <b>text</b>" in text
+    assert "<td>=HYPERLINK(1)</td><td>1</td>" in html
+    assert "<td>+2</td><td>&lt;b&gt;2&lt;/b&gt;</td>" in html
+    assert "row 47" in text
+    assert "row 48" not in text
+    assert "the first 50 of 82 rows are shown" in text
+
+
+def test_the_page_of_a_server_links_to_attachments() -> None:
+    notes = RunNotes(with_pictures=False)
+    for position, note in enumerate(NOTES, 1):
+        notes.apply(note, position)
+    view = RunView(GOLDEN)
+
+    html = sections(view, event_log(GOLDEN), now_ms=1.0, notes=notes, attachments_url="/x/a")
+
+    parsed = Parsed(html["details"])
+    at = len(NOTES) - 4
+    assert [each["src"] for each in parsed.tags("img")] == [f"/x/a/{at}", f"/x/a/{at + 1}"]
+    assert [each["href"] for each in parsed.tags("a") if "download" in each] == [
+        f"/x/a/{at + n}" for n in range(5)
+    ]
+
+
+def test_the_largest_pictures_are_left_out_of_a_page() -> None:
+    sizes = (900_000, 100, 700_000, 800_000)
+    notes = [attached("extract", f"{size}.png", "image/png", b"x" * size) for size in sizes]
+
+    html = to_html(GOLDEN, notes)
+
+    assert len(html) < 2_000_000 + 320_000
+    assert html.count('<img src="data:') == 2
+    for left_out in ("800000.png 800 kB", "900000.png 900 kB"):
+        assert f"{left_out} left out, because the pictures of a page have at most 2 MB" in (
+            Parsed(html).text
+        )
+
+
+@pytest.mark.parametrize(
+    ("media_type", "data", "text"),
+    [
+        ("application/json", "{", "{"),
+        ("application/json", "[" * 100_000, "[[[ … cut off here"),
+        ("text/plain", "x" * 1_500_000, "x … cut off here"),
+        ("text/plain", b"\xff\x00", "\ufffd\\x00"),
+        ("text/html", "<script>alert(1)</script>", "<script>alert(1)</script>"),
+        ("text/csv", "", "a.txt 0 bytes"),
+        ("text/csv", 'a,b\n1,2,3\n"x', "a b 1 2 3 x"),
+        ("text/csv", "a\n" + "1\n" * 60_000, "the first 50 rows are shown"),
+        ("text/csv", ",".join("abc") * 20, "the first 20 of 41 columns are shown"),
+        ("text/csv", "name\n" + "x" * 190_000, "name the first 0 rows are shown"),
+        ("text/csv", "漢" * 60 + "," + "漢" * 60, "漢"),
+        ("text/csv", '"' + "x\n" * 5, "x"),
+        ("text/csv", "a" * 150 + ("\n" + ",".join(["b" * 200] * 20)) * 50, "rows are shown"),
+        ("text/tab-separated-values", "a\tb\n1\t2", "a b 1 2"),
+    ],
+)
+def test_any_data_can_be_shown(media_type: str, data: bytes | str, text: str) -> None:
+    html = to_html(GOLDEN, [attached("extract", "a.txt", media_type, data)])
+
+    assert text in Parsed(html).text
+    assert len(html) < 320_000
+
+
+def test_a_table_that_cannot_be_parsed_says_so() -> None:
+    before = csv.field_size_limit(10)
+    try:
+        html = to_html(GOLDEN, [attached("extract", "a.csv", "text/csv", "x" * 11)])
+    finally:
+        csv.field_size_limit(before)
+
+    assert "not shown as a table: field larger than field limit (10)" in html
+
+
+def test_many_attachments_are_capped() -> None:
+    notes = [attached("extract", f"{n}.txt", "text/plain", "x" * 9_999) for n in range(130)]
+
+    html = to_html(GOLDEN, notes)
+
+    assert "30 more attachments are not listed." in html
+    assert len(html) < 320_000 + 60_000
+
+
+# Notes of runs.
+
+
+def test_notes_may_be_among_the_events_or_beside_them_or_beside_a_report() -> None:
+    result = StepResult("a", StepStatus.SUCCESS, 1, 5.0, 1, started_ms=0.0)
+    report = RunReport("r", [result], total_duration_ms=9.0, wall_time=1_000.0)
+    note = logged("a", "hello")
+    events: list[Event] = [started("a"), RunFinished(1.0, "passed")]
+
+    among, beside = to_html([events[0], note, events[1]]), to_html(events, [note])
+
+    assert among == beside
+    assert "hello" in Parsed(to_html(report, [note])).text
+    assert to_html(GOLDEN) == to_html(GOLDEN, [])
+
+
+def test_the_tabs_of_a_page_are_hidden_until_a_step_has_a_log() -> None:
+    parsed = Parsed(to_html(GOLDEN))
+
+    assert "hidden" in next(each for each in parsed.tags("div") if each.get("id") == "tabs")
+    assert 'class="lines"' not in to_html(GOLDEN)
+
+
+# Parameters, tracebacks and commands.
+
+
+def stored(fingerprint: str, **more: object) -> list[Event]:
+    names = {"extract": (), "a": (), "a, b=c)": (), "load": ("a", "extract", "a, b=c)")}
+    prints = {"extract": ("()", ""), "load": (fingerprint, "")}
+    return [
+        RunStarted(
+            "r1",
+            0.0,
+            names,
+            "etl",
+            fingerprints=prints,
+            **more,  # type: ignore[arg-type]
+        ),
+        AttemptStarted("extract", 1, 0.0),
+        StepSucceeded("extract", 1, 9.0, {"rows": list(range(100))}),
+        RunFinished(10.0, "failed"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("fingerprint", "text"),
+    [
+        ("(rows=extract)", "Parameters rows from extract { 'rows': [0, 1, 2"),
+        ("(extract)", "Parameters extract from extract { 'rows': ["),
+        ("(rows=extract) for each of extract", "rows one item of extract { 'rows': ["),
+        ("(x=a, b=c), y)", "x from a, b=c) y its default"),
+        ("(url)", "url input 'https://x'"),
+        ("(key)", "key input redacted: it is secret"),
+        ("(limit)", "limit its default"),
+        ("(**)", "** the outputs of all its dependencies"),
+        ("(rows=gone)", "Tier 2"),
+        ("(?)", "Tier 2"),
+    ],
+)
+def test_the_details_show_what_each_parameter_receives(fingerprint: str, text: str) -> None:
+    from asyncflow import RestoredOutput
+
+    inputs = {"url": "https://x", "key": RestoredOutput("redacted")}
+    events = stored(fingerprint, inputs=inputs)
+
+    shown = words("details", events, [])
+
+    assert text in shown
+    assert ("Parameters" in shown) == (text != "Tier 2")
+
+
+def test_a_parameter_does_not_show_a_secret_output() -> None:
+    text = words("details", stored("(rows=extract)", secret=("extract",)), [])
+
+    assert "rows from extract redacted: it is secret" in text
+    assert "'rows': [0" not in text
+
+
+def test_a_parameter_of_a_step_that_the_run_no_longer_has_names_it() -> None:
+    events = stored("(x=old)")
+    first = events[0]
+    assert isinstance(first, RunStarted)
+    events[0] = RunStarted("r1", 0.0, {"load": ("old",)}, fingerprints=first.fingerprints)
+    del events[1:3]
+
+    assert "x from old" in words("details", events, [])
+
+
+def test_a_page_says_when_what_parameters_receive_is_not_known() -> None:
+    why = "What the parameters of a step receive is known from the events of a run with a journal."
+
+    assert why in words("details", GOLDEN, [])
+    assert why not in words("details", stored("()"), [])
+
+
+def test_each_attempt_has_its_traceback() -> None:
+    events: list[Event] = [started("a"), AttemptStarted("a", 1, 0.0)]
+    for number, name in enumerate(("first", "second", "third"), 1):
+        try:
+            raise ValueError(name)
+        except ValueError as error:
+            last = StepFailed("a", number, 9.0 * number, error)
+            failed = AttemptFailed("a", number, 9.0 * number, error, 1.0)
+            events += [last] if number == 3 else [failed, AttemptStarted("a", number + 1, 9.0)]
+
+    html = shown("details", events, [])
+
+    assert html.count("Traceback (most recent call last)") == 3
+    for number in (1, 2):
+        assert f'aria-label="Traceback of attempt {number}"' in html
+
+
+def test_attempts_of_items_take_no_room_from_tracebacks_that_are_shown() -> None:
+    events: list[Event] = [started("a", "b"), AttemptStarted("a", 1, 0.0)]
+    events.append(AttemptFailed("a", 1, 1.0, ValueError("shown"), 1.0))
+    events += [AttemptStarted("a", 2, 3.0), MapStarted("b", 4.0, 30)]
+    for item in range(30):
+        events.append(AttemptStarted("b", 1, 5.0, item=item))
+        events.append(AttemptFailed("b", 1, 6.0, ValueError("item"), 1.0, item))
+
+    assert 'aria-label="Traceback of attempt 1"' in shown("details", events, [])
+
+
+def test_a_run_that_can_be_resumed_has_the_command() -> None:
+    command = "asyncflow resume r1 MODULE:PIPELINE --journal JOURNAL"
+    passed = [*stored("()")[:-1], RunFinished(10.0, "passed")]
+
+    assert f"To resume it {command} Copy" in Parsed(to_html(stored("()"))).text
+    assert (
+        "asyncflow resume 'r 1' etl:etl"
+        in Parsed(to_html(GOLDEN, resume="asyncflow resume 'r 1' etl:etl")).text
+    )
+    for events in (passed, stored("()")[:-1], GOLDEN):
+        assert "asyncflow resume" not in to_html(events)
+    assert command in words("header", stored("()")[:-1], [], is_orphaned=True, resume=command)
+
+
+# Pages of servers.
+
+
+def test_the_details_of_one_step_are_whole() -> None:
+    view = RunView(run_of_failures("x" * 9_000, attempts=2))
+    name = next(iter(view.steps))
+
+    html = details(view, name, now_ms=view.at_ms, attachments_url="/x")
+
+    assert html.count("<article") == 1
+    assert html.count("x" * 9_000) == 2
+    assert "data-whole" not in html
+    assert "characters left out" not in html
+    with pytest.raises(KeyError):
+        details(view, "unknown", now_ms=1.0)
+
+
+def test_a_whole_output_is_offered_by_a_server() -> None:
+    events: list[Event] = [started("a", "b")]
+    for name, output in (("a", 1), ("b", "y" * 50_000)):
+        events += [AttemptStarted(name, 1, 0.0), StepSucceeded(name, 1, 9.0, output)]
+    view = RunView(events)
+
+    served = Parsed(shown("details", events, [], attachments_url="/x"))
+    whole = details(view, "b", now_ms=9.0, attachments_url="/x")
+
+    assert [each for each in served.tags("button") if "data-whole" in each] != []
+    assert served.text.count("Show all of it") == 1
+    assert "Show all of it" not in words("details", events, [])
+    assert "y" * 50_000 in whole
+
+
+def test_an_attempt_without_its_traceback_can_be_shown_whole() -> None:
+    def failed(text: str) -> ValueError:
+        return ValueError(text)  # whose traceback is a line
+
+    events: list[Event] = [started("a", "b")]
+    for name, count in (("a", 30), ("b", 3)):
+        for number in range(1, count):
+            events += [AttemptStarted(name, number, 1.0)]
+            events += [AttemptFailed(name, number, 1.0, failed("no"), 1.0)]
+        events += [AttemptStarted(name, count, 2.0), StepFailed(name, count, 3.0, failed("end"))]
+    model = PageModel(RunView(events), 99.0, attachments_url="/x")
+
+    assert [model.is_cut(step) for step in model.detailed] == [True, False]
+
+
+def test_the_page_of_a_server_has_few_details_of_a_large_run() -> None:
+    events = run_of(2_001)
+    live = Live("/e", "/c", details_url="/d", notes_url="/n", attachments_url="/x")
+    view = RunView(events[:-1])
+
+    html = page(view, event_log(events[:-1]), now_ms=view.at_ms, live=live)
+    pending = RunView(events[:1])
+    begun = PageModel(pending, 1.0, attachments_url="/x")
+
+    assert 'data-details-url="/d" data-notes-url="/n"' in html
+    assert "0 of 2001 steps are shown here: those that did not succeed. Select another" in html
+    assert "<article" not in html
+    assert len(begun.detailed) == 200
+    assert len(PageModel(pending, 1.0).detailed) == 2_000
+
+
+def test_every_prefix_of_a_run_has_a_page_with_notes() -> None:
+    for count in range(1, len(GOLDEN) + 1, 7):
+        Parsed(to_html(GOLDEN[:count], NOTES))
