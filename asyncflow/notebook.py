@@ -16,7 +16,8 @@ import asyncio
 from collections.abc import Callable
 from typing import Any
 
-from asyncflow._views.notebook import to_notebook_html, verdict
+from asyncflow._views.notebook import to_notebook_html
+from asyncflow._views.run_end import verdict
 from asyncflow._views.run_view import RunView
 from asyncflow.events import Event, RunFinished
 

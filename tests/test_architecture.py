@@ -191,7 +191,10 @@ print(json.dumps(sorted({{name.partition(".")[0] for name in set(sys.modules) - 
 @pytest.mark.parametrize(
     ("modules", "needed"),
     [
-        ("asyncflow, asyncflow.events, asyncflow.logs, asyncflow.testing", NEEDED),
+        (
+            "asyncflow, asyncflow.events, asyncflow.github, asyncflow.logs, asyncflow.testing",
+            NEEDED,
+        ),
         ("asyncflow.journal", NEEDED | {"msgspec"}),
     ],
 )

@@ -109,6 +109,7 @@ def test_nothing_else_is_visible_in_the_package() -> None:
     public = {
         "events",
         "examples",
+        "github",
         "html_report",
         "journal",
         "live",

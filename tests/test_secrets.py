@@ -18,6 +18,7 @@ from fastapi.encoders import jsonable_encoder
 from httpx import ASGITransport, AsyncClient
 from pydantic import BaseModel, TypeAdapter, ValidationError
 from rich.console import Console
+from rich.text import Text
 from telemetry import Telemetry
 
 from asyncflow import (
@@ -30,9 +31,13 @@ from asyncflow import (
     current_step,
     run_pipeline,
 )
+from asyncflow._views.run_view import RunView
 from asyncflow.events import Event, StepSucceeded
+from asyncflow.github import to_markdown
 from asyncflow.journal import SQLiteJournal
 from asyncflow.live import LiveView
+from asyncflow.live._end import run_end
+from asyncflow.live._theme import UNICODE
 from asyncflow.logs import LoggingObserver
 from asyncflow.web import app
 
@@ -133,11 +138,14 @@ async def test_no_view_of_a_run_shows_a_secret(
                 shown.append(answer.text)
     for each in (report, stored):
         shown += [repr(each), str(each), each.to_json(), each.to_html(), each.to_mermaid()]
+        shown.append(to_markdown(each))
         shown += [repr(result) for result in each.results]
         shown += [repr(result.error) for result in each.results]
     shown += [repr(event) for event in events] + [repr(event) for event in listed]
     shown += [record.getMessage() + repr(record.__dict__) for record in caplog.records]
     shown += [caplog.text, terminal.getvalue(), repr(steps_with_secrets())]
+    lines = run_end(RunView(events), width=199, height=99, theme=UNICODE, title=Text("run r"))
+    shown += [line.plain for line in lines]
     shown += [span.to_json() for span in otel.spans]
     shown += [path.read_bytes().decode("latin-1") for path in tmp_path.iterdir()]
 

@@ -9,6 +9,7 @@ from click.shell_completion import get_completion_class
 
 from asyncflow import __version__
 from asyncflow._cli.diff import diff
+from asyncflow._cli.logs import logs
 from asyncflow._cli.output import explained_errors
 from asyncflow._cli.run import resume, run
 from asyncflow._cli.runs import cancel, forget, prune, runs
@@ -61,5 +62,5 @@ def completion(ctx: click.Context, shell: str) -> None:
     click.echo(kind(ctx.find_root().command, {}, "asyncflow", "_ASYNCFLOW_COMPLETE").source())
 
 
-for _command in (run, plan, runs, show, diff, resume, cancel, prune, forget, ui, completion):
+for _command in (run, plan, runs, show, diff, logs, resume, cancel, prune, forget, ui, completion):
     commands.add_command(_command)

@@ -18,12 +18,13 @@ import os
 import secrets
 import shlex
 import signal
+import sys
 import threading
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from types import FrameType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -50,6 +51,9 @@ from asyncflow._runtime.asyncio_compat import FAILURES
 from asyncflow._runtime.dispatcher import AnyObserver
 from asyncflow._views.run_view import RunView
 from asyncflow.events import Event, RunStarted, StepSucceeded
+
+if TYPE_CHECKING:
+    from asyncflow.live import LiveView
 
 __all__ = [
     "Execution",
@@ -87,6 +91,8 @@ class RunEnd:
     signal: int | None
     had_passed: bool
     """Whether the run had passed earlier, so that nothing ran now."""
+    is_shown: bool
+    """Whether the live view shows the end on a terminal."""
 
 
 async def execute(execution: Execution) -> RunEnd:
@@ -117,8 +123,9 @@ async def _execute(execution: Execution, run_id: str, journal: AnyJournal | None
         if journal is None or not events:  # the journal has the others
             events.append(event)
 
-    with _live_view(enabled=not execution.flags.quiet) as observers:
-        task = asyncio.ensure_future(_run(execution, run_id, journal, [*observers, observe]))
+    with _live_view(enabled=not execution.flags.quiet) as view:
+        observers: list[AnyObserver] = [observe] if view is None else [view, observe]
+        task = asyncio.ensure_future(_run(execution, run_id, journal, observers))
         with stopped_by_signals(task, "stopping; running steps are cleaning up") as stop:
             await asyncio.wait([task])
     report = None if task.cancelled() else task.result()
@@ -134,18 +141,24 @@ async def _execute(execution: Execution, run_id: str, journal: AnyJournal | None
             stored = [*await journal.events(run_id), *await journal.notes(run_id)]
             events = [each.event for each in stored]
     was_interrupted = report.outcome not in ("passed", "failed")
-    return RunEnd(report, events, stop.signal if was_interrupted else None, not has_started)
+    return RunEnd(
+        report,
+        events,
+        stop.signal if was_interrupted else None,
+        had_passed=not has_started,
+        is_shown=view is not None and view.has_shown_end,
+    )
 
 
 @contextmanager
-def _live_view(*, enabled: bool) -> Iterator[list[AnyObserver]]:
+def _live_view(*, enabled: bool) -> Iterator[LiveView | None]:
     if not enabled:
-        yield []
+        yield None
         return
     from asyncflow.live import LiveView  # slow to import
 
     with LiveView() as view:
-        yield [view]
+        yield view
 
 
 async def _run(
@@ -191,18 +204,24 @@ def _report_of(events: Iterable[Event]) -> RunReport:
 
 
 def report_end(execution: Execution, end: RunEnd) -> int:
-    """Write the report of a run and the hints that follow from it, and return the exit code."""
+    """Write the report of a run and the hints that follow from it, and return the exit code.
+
+    On a terminal, the end that the live view shows takes the place of the report.
+    """
     report, flags = end.report, execution.flags
     if end.had_passed:
         run_id = escape_controls(report.run_id)
         write_note(f"run {run_id} passed earlier; this is its report", quiet=flags.quiet)
-    trace = format_tracebacks(report, limit=_TRACEBACKS)
-    if trace:
-        write_note(f"{trace}\n")
+    # The live view has the user's frames; without a journal, nothing else has the others.
+    if not end.is_shown or execution.journal is None:
+        trace = format_tracebacks(report, limit=_TRACEBACKS)
+        if trace:
+            write_note(f"{trace}\n")
     if flags.as_json:
         click.echo(report.to_json(indent=2))
-    else:
+    elif not (end.is_shown and sys.stdout.isatty()):
         write_result(format_report(report))
+    _report_to_github(report)
     if flags.html is not None:
         stored_in = execution.journal
         resume = "" if stored_in is None else _resume_command(execution, report, stored_in)
@@ -219,6 +238,19 @@ def report_end(execution: Execution, end: RunEnd) -> int:
     if end.signal is not None:
         return 128 + end.signal
     return PASSED if report.outcome == "passed" else RUN_FAILED
+
+
+def _report_to_github(report: RunReport) -> None:
+    """Write what GitHub Actions shows of a run, if this is one of its jobs."""
+    if not {"GITHUB_ACTIONS", "GITHUB_STEP_SUMMARY"} & os.environ.keys():
+        return
+    from asyncflow.github import write_errors, write_summary  # few need it
+
+    try:
+        write_summary(report)
+        write_errors(report)
+    except OSError as error:
+        write_note(escape_controls(f"the report for GitHub can't be written: {error}"))
 
 
 def _next_command(execution: Execution, report: RunReport, journal: str) -> str:

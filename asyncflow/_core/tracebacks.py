@@ -8,6 +8,7 @@ Rules:
    journal has stored the text only.
 3. No text of a traceback moves a cursor or turns the direction of writing.
 4. A message may take most of the memory. It is cut before it becomes part of a text.
+5. A display with few lines shows the innermost of the user's frames.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import traceback
 from collections.abc import Iterable, Iterator
 from functools import cache
 from types import FrameType
-from typing import Any
+from typing import Any, NamedTuple
 
 from asyncflow._core.errors import (
     LONGEST_LINE,
@@ -29,12 +30,14 @@ from asyncflow._core.errors import (
 )
 
 __all__ = [
+    "SourceLine",
     "awaiting_location",
     "format_error",
     "full_traceback",
     "has_long_message",
     "is_internal_frame",
     "strip_internal_frames",
+    "user_frames",
     "user_location",
 ]
 
@@ -155,6 +158,36 @@ def _without_internal_frames(lines: list[str]) -> Iterator[str]:
             left_out = None
         if left_out is None:
             yield line
+
+
+class SourceLine(NamedTuple):
+    """A frame of a traceback."""
+
+    path: str
+    line: int
+    function: str
+    code: str
+    """Its line of code, if that is known."""
+
+
+def user_frames(error: BaseException) -> list[SourceLine]:
+    """Return the user's frames of an error, the innermost last; else all frames that it has.
+
+    Of a group, those of its first error; without the frames of causes. A frame is the user's if it
+    belongs to neither the standard library, nor an installed package, nor asyncflow.
+    """
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    lines = format_error(error).splitlines()
+    frames: list[SourceLine] = []
+    for line, following in zip(lines, [*lines[1:], ""], strict=True):
+        found = re.fullmatch(r'  File "(.*)", line (\d+), in (.*)', line)
+        if found is not None:
+            code = following.strip() if following.startswith("    ") else ""
+            frames.append(SourceLine(found[1], int(found[2]), found[3], code))
+        elif line.startswith("Traceback ("):
+            frames = []  # those were of a cause
+    return [each for each in frames if not each.path.startswith(_installed())] or frames
 
 
 _LIBRARIES = ("asyncio", "anyio", "asyncflow", "uvloop")

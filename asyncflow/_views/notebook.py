@@ -13,11 +13,12 @@ from asyncflow._core.errors import escape_controls
 from asyncflow._core.report import RunReport
 from asyncflow._core.results import STATUS_SYMBOLS, StepStatus
 from asyncflow._core.step_view import StepView
-from asyncflow._views.event_text import duration, plural, took
+from asyncflow._views.event_text import duration, plural
 from asyncflow._views.preview import error_words, shortened
+from asyncflow._views.run_end import verdict
 from asyncflow._views.run_view import RunView
 
-__all__ = ["MOST_ROWS", "of_report", "to_notebook_html", "verdict"]
+__all__ = ["MOST_ROWS", "of_report", "to_notebook_html"]
 
 MOST_ROWS = 100
 """Of more steps, those are left out that succeeded, and then the last ones."""
@@ -33,14 +34,6 @@ _COLOURS = {
     StepStatus.RUNNING: "#3b78d8",
     StepStatus.PENDING: "#7a8594",
 }
-_WORDS_OF = {
-    StepStatus.SUCCESS: "succeeded",
-    StepStatus.FAILED: "failed",
-    StepStatus.CANCELLED: "cancelled",
-    StepStatus.SKIPPED: "skipped",
-    StepStatus.RUNNING: "running",
-    StepStatus.PENDING: "pending",
-}
 _CELL = "text-align:left;vertical-align:top;padding:2px 12px 2px 0;white-space:nowrap"
 _WRAPPED = "text-align:left;vertical-align:top;padding:2px 0;white-space:normal"
 
@@ -54,9 +47,10 @@ def to_notebook_html(view: RunView) -> str:
         f'<th scope="col" style="{_CELL}">{head}</th>'
         for head in ("step", "status", "attempts", "duration", "when", "")
     )
+    name = shortened(escape_controls(view.pipeline or view.run_id), _NAME)
     rows = "".join(_row(step, view.at_ms) for step in steps)
     return (
-        f"<div><p><strong>{escape(verdict(view))}</strong></p>"
+        f"<div><p><strong>{verdict(view)}</strong> {escape(name)}</p>"
         '<table style="border-collapse:collapse">'
         f"<thead><tr>{heads}</tr></thead><tbody>{rows}</tbody></table>{more}</div>"
     )
@@ -74,15 +68,6 @@ def _chosen(view: RunView) -> list[StepView]:
         return steps
     order = sorted(range(len(steps)), key=lambda at: steps[at].status is StepStatus.SUCCESS)
     return [steps[at] for at in sorted(order[:MOST_ROWS])]
-
-
-def verdict(view: RunView) -> str:
-    """Return how a run stands, in one line: ``FAILED etl, 4.9 s: 3 succeeded, 1 failed``."""
-    counted = [(view.counts[status], word) for status, word in _WORDS_OF.items()]
-    counts = ", ".join(f"{count:,} {word}" for count, word in counted if count)
-    name = shortened(escape_controls(view.pipeline or view.run_id), _NAME)
-    spent = took(view.at_ms, view.at_ms + view.paused_ms)
-    return f"{view.word} {name}, {spent}: {counts or 'no steps'}"
 
 
 def _row(step: StepView, now_ms: float) -> str:

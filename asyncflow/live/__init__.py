@@ -27,8 +27,10 @@ except ImportError as error:
         "asyncflow.live needs rich: pip install 'asyncflow-tiers[cli]'", name="rich"
     ) from error
 
-from asyncflow.live._renderer import LineRenderer, Renderer, RenderThread
-from asyncflow.live._screen import CapturedStream, FrameRenderer, Screen
+from asyncflow.live._captured import CapturedStream
+from asyncflow.live._lines import LineRenderer
+from asyncflow.live._renderer import Renderer, RenderThread
+from asyncflow.live._screen import FrameRenderer, Screen
 from asyncflow.live._theme import theme_for
 
 __all__ = ["LiveView"]
@@ -41,10 +43,12 @@ class LiveView:
     steps by tier, with status, attempt, the time until the next one, items and durations, and how
     many steps are done. A frame is never taller than the terminal: running and failed steps come
     first, and each tier counts the others in one line. Whatever the program prints or logs appears
-    above the frame. The last frame stays on the screen.
+    above the frame, and each line that a step prints begins with its name. The end of a run takes
+    the place of its frame: one line if it passed, else what did not succeed, and the verdict last.
 
     Elsewhere (a file, a pipe, a ``dumb`` terminal) each event is one line, with the time on the
-    run's clock: ``[0:00:01.234] extract: attempt 2 of 3 started``.
+    run's clock: ``[0:00:01.234] extract: attempt 2 of 3 started``. The items of a mapped step have
+    a line for each tenth of them, and each failure one.
 
     ``NO_COLOR`` is respected, and colour never carries information alone.
 
@@ -60,11 +64,17 @@ class LiveView:
     def __init__(self, console: Console | None = None) -> None:
         self._console = console
         self._is_held = False
-        self._thread = RenderThread(self._renderer)
+        self._renderer: Renderer | None = None
+        self._thread = RenderThread(self._make_renderer)
 
     def for_run(self) -> Callable[[Event], object]:
         """Return the observer of one run."""
         return self._thread.observer(waits=not self._is_held)
+
+    @property
+    def has_shown_end(self) -> bool:
+        """Whether the end of a run stays on the terminal: its verdict and its failures."""
+        return self._renderer is not None and self._renderer.has_shown_end
 
     def __enter__(self) -> LiveView:
         self._is_held = True
@@ -79,7 +89,11 @@ class LiveView:
         self._is_held = False
         self._thread.close()
 
-    def _renderer(self) -> Renderer:
+    def _make_renderer(self) -> Renderer:
+        self._renderer = self._renderer_for_stream()
+        return self._renderer
+
+    def _renderer_for_stream(self) -> Renderer:
         console = Console(stderr=True) if self._console is None else self._console
         file = console.file
         screen = Screen(console, file, lambda: self._size(console, file))

@@ -11,26 +11,32 @@ Rules:
 
 from __future__ import annotations
 
-import math
 import time
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from itertools import accumulate, chain, islice
-from typing import NamedTuple
 
 from rich.text import Text
 
-from asyncflow._core.errors import describe_error
 from asyncflow._core.results import StepStatus
 from asyncflow._core.step_view import StepView
-from asyncflow._views.event_text import duration, plural
-from asyncflow._views.run_view import RunView, ran_before
-from asyncflow.events import Event, RunResumed, RunStarted, StepSucceeded
+from asyncflow._views.event_text import duration
+from asyncflow._views.run_view import RunView
+from asyncflow.events import (
+    Event,
+    NoteEvent,
+    RunResumed,
+    RunStarted,
+    StepCancelled,
+    StepFailed,
+    StepProgressed,
+    StepSucceeded,
+)
+from asyncflow.live._row import columns_for, row
 from asyncflow.live._theme import (
     COLOURS,
     Theme,
     bar,
-    elide,
     elide_middle,
     fit,
     printable,
@@ -39,11 +45,10 @@ from asyncflow.live._theme import (
 )
 
 __all__ = [
-    "Columns",
     "LiveRun",
-    "columns_for",
     "frame",
     "summary",
+    "title",
 ]
 
 
@@ -57,6 +62,7 @@ class LiveRun:
         view: What is known of the run.
         running: The names of the running steps, in the order of their starts.
         failed: The names of the failed steps, in the order of their failures.
+        progress: The latest progress of each step or item that reported any.
         settled_tiers: The number of tiers, from the first on, that have nothing left to do.
         begun_tiers: The number of tiers up to the last one in which a step has started.
         name_width: How many cells the widest name takes.
@@ -67,6 +73,7 @@ class LiveRun:
         self.view = RunView()
         self.running: dict[str, None] = {}
         self.failed: dict[str, None] = {}
+        self.progress: dict[str, dict[int | None, StepProgressed]] = {}
         self.settled_tiers = self.begun_tiers = self.name_width = self.height = 0
         self._ahead_ms: float | None = None
         """How far the run's clock is ahead of ours; events arrive late, never early."""
@@ -90,13 +97,17 @@ class LiveRun:
         return max(view.at_ms, self._ahead_ms + _our_ms())
 
     def apply(self, *events: Event) -> None:
-        """Apply more events. Outputs are dropped."""
+        """Apply more events. Outputs, and what steps log and attach, are dropped."""
         if not events:
             return
         view = self.view
         before: dict[str, StepStatus] = {}
         for event in events:
             name: str | None = getattr(event, "step", None)
+            if isinstance(event, NoteEvent):
+                if isinstance(event, StepProgressed):
+                    self.progress.setdefault(event.step, {})[event.item] = event
+                continue
             if name is None:
                 view.apply(event)
                 if isinstance(event, RunStarted | RunResumed):
@@ -105,6 +116,8 @@ class LiveRun:
                 continue
             if name not in before:
                 before[name] = view.steps[name].status
+            if name in self.progress and isinstance(event, _ENDS):
+                self.progress[name].pop(event.item, None)
             if type(event) is StepSucceeded and event.output is not None:
                 event = StepSucceeded(name, event.attempt, event.at_ms, None, event.item)
             view.apply(event)
@@ -130,7 +143,7 @@ class LiveRun:
 
     def _begin(self) -> None:
         view = self.view
-        self.running, self.failed = {}, {}
+        self.running, self.failed, self.progress = {}, {}, {}
         self.settled_tiers = self.begun_tiers = 0
         self._settled = Counter()
         self._counts = [Counter({StepStatus.PENDING: len(names)}) for names in view.tiers]
@@ -150,6 +163,8 @@ class LiveRun:
             self.running[step.name] = None
         elif status is StepStatus.FAILED:
             self.failed[step.name] = None
+        if status is not StepStatus.RUNNING:
+            self.progress.pop(step.name, None)
         self.begun_tiers = max(self.begun_tiers, tier + 1)
         if tier == self.settled_tiers:
             self._settle()
@@ -161,6 +176,9 @@ class LiveRun:
                 break
             self._settled += counts
             self.settled_tiers += 1
+
+
+_ENDS = (StepSucceeded, StepFailed, StepCancelled)
 
 
 def _our_ms() -> float:
@@ -186,7 +204,7 @@ def frame(
         theme: What to draw with.
         min_height: How many lines there are at least, so that the last ones keep their place.
     """
-    head = [_title(run, width, now_ms, theme)] if height >= 5 else []
+    head = [title(run, width, now_ms, theme)] if height >= 5 else []
     foot = [summary(run, width, now_ms, theme)]
     if height >= 4:
         foot = [_progress(run, width, theme), *foot]
@@ -213,7 +231,8 @@ def summary(run: LiveRun, width: int, now_ms: float, theme: Theme) -> Text:
     return text
 
 
-def _title(run: LiveRun, width: int, now_ms: float, theme: Theme) -> Text:
+def title(run: LiveRun, width: int, now_ms: float, theme: Theme) -> Text:
+    """Return the line with the names of the pipeline and of the run."""
     name = printable(run.view.pipeline, theme.encoding)
     rest = f"run {printable(run.view.run_id, theme.encoding)}"
     if len(run.view.segments) > 1:
@@ -288,7 +307,7 @@ def _body(run: LiveRun, room: int, width: int, now_ms: float, theme: Theme) -> l
             step = run.view.steps[name]
             if span[1] - span[0] > 1:
                 label = _label((step.tier, step.tier + 1), width, theme)
-            lines.append(_row(step, label, columns, now_ms, theme))
+            lines.append(row(step, run.progress.get(name, {}), label, columns, now_ms, theme))
             label = ""
     return lines
 
@@ -343,130 +362,3 @@ def _first(run: LiveRun, count: int) -> Iterator[str]:
     """Return the steps that are shown first: running ones, and as many failed ones."""
     failed = min(len(run.failed), max(count - len(run.running), count // 2))
     return chain(islice(run.failed, failed), islice(run.running, max(count - failed, 0)))
-
-
-# The row of a step.
-
-
-class Columns(NamedTuple):
-    """How many cells each column takes; there are two between any two."""
-
-    tier: int
-    status: int
-    name: int
-    note: int
-    duration: int
-
-
-def columns_for(width: int, tier: int, name: int) -> Columns:
-    """Divide the width of a line; tiers and names take as many cells as given, or less."""
-    if width < 44:  # a symbol, a name and a duration
-        return Columns(0, 1, max(width - 13, 1), 0, 9)
-    status, lasted = 11, 9
-    rest = width - tier - status - lasted - 6
-    # At 80 columns a name has 17 cells, and a note 28: "next attempt in 3 s (2 of 3)".
-    name = min(name, max(17, min(rest * 9 // 20, rest - 30)))
-    note = rest - name - 2
-    if note < 12:
-        name, note = rest, -2
-    return Columns(tier, status, name, note, lasted)
-
-
-def _row(step: StepView, tier: str, columns: Columns, now_ms: float, theme: Theme) -> Text:
-    text = Text(no_wrap=True)
-    if columns.tier:
-        text.append(fit(tier, columns.tier + 2), "dim")
-    gap = "  " if columns.tier else " "
-    status = f"{theme.symbols[step.status]} {step.status}"
-    text.append(fit(status[: columns.status], columns.status), COLOURS[step.status])
-    name = fit(printable(step.name, theme.encoding), columns.name, theme.ellipsis)
-    text.append(gap + name, "dim" if step.status is StepStatus.PENDING else "")
-    if columns.note > 0:
-        text.append("  ").append(_note(step, columns.note, now_ms, theme))
-    duration_ms = step.duration_ms(now_ms)
-    lasted = "" if duration_ms is None else duration(duration_ms)
-    if len(lasted) > columns.duration:
-        lasted = lasted.replace(" ", "")
-    return text.append(f"{gap}{lasted:>{columns.duration}}", "" if step.ended_ms is None else "dim")
-
-
-_BAR_WIDTHS = range(4, 17)
-
-
-def _note(step: StepView, width: int, now_ms: float, theme: Theme) -> Text:
-    text = Text(no_wrap=True)
-    words = printable(_words(step, now_ms), theme.encoding)
-    if step.item_count is not None and step.status is StepStatus.RUNNING:
-        cells = min(width - len(words) - 2, width // 2, _BAR_WIDTHS[-1])
-        if cells in _BAR_WIDTHS:
-            done, left = bar(_settled_items(step), step.item_count, cells, theme)
-            text.append(done, COLOURS[StepStatus.RUNNING]).append(f"{left}  ", "dim")
-    colour = COLOURS[step.status] if step.status is StepStatus.FAILED else "dim"
-    if step.retry_at_ms is not None:
-        colour = "yellow"
-    text.append(elide(words, width - text.cell_len, theme.ellipsis), colour)
-    return text.append(" " * (width - text.cell_len))
-
-
-def _words(step: StepView, now_ms: float) -> str:
-    rerun = "" if step.rerun_reason is None else f"again, because {step.rerun_reason}"
-    if ran_before(step):
-        before = "ran before the run was resumed"
-        return ", ".join(filter(None, [before, step.reason or rerun]))
-    match step.status:
-        case StepStatus.PENDING:
-            parts = [rerun]
-        case StepStatus.RUNNING:
-            parts = [_items(step), _attempt(step, now_ms), rerun]
-        case StepStatus.FAILED:
-            error = "" if step.error is None else describe_error(step.error)
-            parts = [_items(step), error, _attempts(step)]
-        case StepStatus.SUCCESS:
-            parts = ["reused" if step.reused else "", _items(step), _attempts(step)]
-        case _:
-            parts = [step.reason or "", _items(step)]
-    return ", ".join(filter(None, parts))
-
-
-def _attempt(step: StepView, now_ms: float) -> str:
-    """Return which attempt is running or comes next."""
-    latest, most = step.latest, step.max_retries
-    if latest is None:
-        return ""
-    of = "" if most is None else f" of {most}"
-    if step.retry_at_ms is not None:
-        # When its time has come, the attempt may have to queue.
-        left_s = math.ceil((step.retry_at_ms - now_ms) / 1000)
-        when = f"in {left_s} s" if left_s > 0 else "now"
-        why = "" if latest.error is None else f": {describe_error(latest.error)}"
-        return f"next attempt {when} ({latest.number + 1}{of}){why}"
-    which = "" if most in (None, 1) and latest.number == 1 else f"attempt {latest.number}{of}"
-    queued = f"queued {duration(latest.queued_ms)}" if latest.queued_ms >= 1 else ""
-    return ", ".join(filter(None, [which, queued]))
-
-
-def _attempts(step: StepView) -> str:
-    """Return how many attempts it took, if more than one, and how many before it began anew."""
-    count, most = len(step.attempts) - step.fresh_from, step.max_retries
-    earlier = plural(step.fresh_from, "earlier attempt") if step.fresh_from else ""
-    if count < 2:
-        return earlier
-    these = f"{count} attempts" if most is None else f"attempt {count} of {most}"
-    return ", ".join(filter(None, [these, earlier]))
-
-
-def _items(step: StepView) -> str:
-    if step.items is None:
-        return ""
-    count = settled = _settled_items(step)
-    of = ""
-    if step.item_count is not None and step.status is not StepStatus.SUCCESS:
-        count, of = step.item_count, f" of {step.item_count:,}"
-    failed = step.tally[StepStatus.FAILED]
-    text = f"{settled:,}{of} item{'' if count == 1 else 's'}"
-    return f"{text}, {failed:,} failed" if failed else text
-
-
-def _settled_items(step: StepView) -> int:
-    tally = step.tally
-    return tally.total() - tally[StepStatus.PENDING] - tally[StepStatus.RUNNING]

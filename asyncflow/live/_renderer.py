@@ -16,17 +16,14 @@ import threading
 import time
 import weakref
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Protocol
 
-from asyncflow._core.errors import escape_controls
-from asyncflow._views.event_text import describe_event
-from asyncflow.events import Event, RunFinished, RunResumed, RunStarted
+from asyncflow.events import Event, RunFinished
 
 __all__ = [
     "EventBuffer",
-    "LineRenderer",
     "RenderThread",
     "Renderer",
 ]
@@ -57,6 +54,8 @@ class Renderer(Protocol):
 
     pause_s: float
     """The minimum pause between two draws."""
+    has_shown_end: bool
+    """Whether the end of a run stays on the screen."""
 
     def begin(self) -> None:
         """Prepare; called once, when the first run starts."""
@@ -200,60 +199,3 @@ class RenderThread:
                 buffer.is_open = False
                 buffer.events.clear()
             self._buffers, self._renderer, self._is_closing = [], None, False
-
-
-class LineRenderer:
-    """Writes each event as one line of text, for anything that is not a terminal.
-
-    Args:
-        write: Writes text and flushes it.
-    """
-
-    pause_s = 0.05
-
-    def __init__(self, write: Callable[[str], object]) -> None:
-        self._write = write
-        self._text: list[str] = []
-        self._runs: dict[EventBuffer, tuple[str, Mapping[str, int]]] = {}
-        """Each run's id, and the `max_retries` of its steps."""
-        self._are_many = False
-
-    def take(self, buffers: Sequence[EventBuffer]) -> None:
-        self._runs = {each: self._runs[each] for each in buffers if each in self._runs}
-        for buffer in buffers:
-            self._text += self._lines(buffer)
-
-    def _lines(self, buffer: EventBuffer) -> Iterator[str]:
-        run_id, max_retries = self._runs.get(buffer, ("", {}))
-        for event in buffer.drain():
-            if isinstance(event, RunStarted | RunResumed):
-                run_id, max_retries = escape_controls(event.run_id), dict(event.max_retries)
-                self._runs[buffer] = run_id, max_retries
-                self._are_many = self._are_many or len(self._runs) > 1
-            at_ms = 0 if isinstance(event, RunStarted) else int(event.at_ms)
-            prefix = f" {run_id}:" if self._are_many else ""
-            line = describe_event(event, max_retries.get(getattr(event, "step", "")))
-            yield f"[{_time(at_ms)}]{prefix} {line}\n"
-
-    def draw(self) -> None:
-        text, self._text = self._text, []
-        if text:
-            self._write("".join(text))
-
-    # There is nothing to prepare or to restore.
-
-    def begin(self) -> None: ...
-
-    def run_ended(self, buffer: EventBuffer, *, is_last: bool) -> None: ...
-
-    def end(self) -> None: ...
-
-    def abort(self) -> None: ...
-
-
-def _time(ms: int) -> str:
-    """Return a time of the run's clock: ``0:00:01.234``."""
-    seconds, ms = divmod(ms, 1000)
-    minutes, seconds = divmod(seconds, 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{seconds:02}.{ms:03}"

@@ -6,191 +6,21 @@ slow terminal would block the event loop.
 
 from __future__ import annotations
 
-import logging
-import os
-import sys
-import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
-from typing import IO, Any, NamedTuple
+from typing import IO
 
+from rich.cells import cell_len
 from rich.console import COLOR_SYSTEMS, Console
 from rich.text import Text
 
-from asyncflow.live._frame import LiveRun, frame, summary
+from asyncflow.live._captured import CapturedOutput, Output, Printed, PrintedBy
+from asyncflow.live._end import run_end
+from asyncflow.live._frame import LiveRun, frame, summary, title
 from asyncflow.live._renderer import EventBuffer
 from asyncflow.live._theme import Theme, elide_middle, printable
 
-__all__ = [
-    "CapturedOutput",
-    "CapturedStream",
-    "FrameRenderer",
-    "Output",
-    "Screen",
-]
-
-_LONGEST_LINE = 10_000
-"""How many characters may wait for the end of their line."""
-
-_FLUSHES = 10
-"""How often `CapturedOutput.end` writes what was printed meanwhile before it blocks printing."""
-
-
-class Output(NamedTuple):
-    """What was printed since the last call of `CapturedOutput.take`."""
-
-    before: list[tuple[str, EventBuffer]]
-    """The runs that ended meanwhile, each with the whole lines printed before its end."""
-    text: str
-    """The whole lines printed since."""
-    unfinished: list[str]
-    """The unfinished line of each thread."""
-
-    @property
-    def lines(self) -> str:
-        """All whole lines."""
-        return "".join([*(text for text, _ in self.before), self.text])
-
-
-class CapturedOutput:
-    """Replaces ``sys.stdout``, ``sys.stderr`` and the streams of `logging` handlers.
-
-    Rules:
-
-    1. Printing never waits for the terminal.
-    2. A line stays whole, even if several threads print at once.
-    3. A forked process, and any process after `end`, prints as usual.
-
-    Args:
-        screen: The stream that frames are drawn on. Only streams to the same terminal are replaced:
-            redirected output must reach its file.
-    """
-
-    def __init__(self, screen: IO[str]) -> None:
-        self._lock = threading.RLock()  # a signal handler may print too
-        self._process = os.getpid()
-        self._before: list[tuple[str, EventBuffer]] = []
-        self._lines: list[str] = []
-        self._unfinished: dict[int, str] = {}
-        """By thread."""
-        self._is_open = True
-        self._streams: list[tuple[IO[str], CapturedStream]] = []
-        self._terminal = _terminal_of(screen)
-
-    @property
-    def is_open(self) -> bool:
-        """Whether this process captures what it prints."""
-        return self._is_open and os.getpid() == self._process
-
-    def begin(self) -> None:
-        """Replace the streams."""
-        for stream in (sys.stdout, sys.stderr):
-            if self._terminal is not None and _terminal_of(stream) == self._terminal:
-                captured = CapturedStream(self, stream)
-                self._streams.append((stream, captured))
-                _replace(stream, captured)
-
-    def end(self, write: Callable[[str], object]) -> None:
-        """Write what is left and restore the streams."""
-        try:
-            for _ in range(_FLUSHES):
-                text = self.take().lines
-                if not text:
-                    break
-                write(text)
-            with self._lock:
-                write(self.take().lines + "".join(self._unfinished.values()))
-                self._is_open = False  # under the lock: later output comes after this one
-        finally:
-            self._is_open = False
-            for stream, captured in self._streams:
-                _replace(captured, stream)
-
-    def take(self) -> Output:
-        """Remove and return what was printed."""
-        with self._lock:
-            unfinished = [text.rpartition("\r")[2] for text in self._unfinished.values()]
-            output = Output(self._before, "".join(self._lines), unfinished)
-            self._before, self._lines = [], []
-        return output
-
-    def mark(self, run: EventBuffer, *, ends_lines: bool) -> None:
-        """Record that a run ended after what was printed so far.
-
-        Args:
-            run: The run.
-            ends_lines: Whether to end the unfinished lines, because no step is left to do so.
-        """
-        with self._lock:
-            if ends_lines:
-                self._lines += [f"{text}\n" for text in self._unfinished.values()]
-                self._unfinished.clear()
-            self._before.append(("".join(self._lines), run))
-            self._lines = []
-
-    def add(self, text: str) -> bool:
-        """Capture printed text; return whether that was possible."""
-        thread = threading.get_ident()
-        with self._lock:
-            if not self._is_open:
-                return False
-            text = self._unfinished.pop(thread, "") + text
-            whole, newline, rest = text.rpartition("\n")
-            if newline:
-                self._lines.append(f"{whole}\n")
-            if rest.rfind("\r", 0, -1) > 0:  # a progress line that is overwritten again and again
-                rest = rest[rest.rfind("\r", 0, -1) :]
-            if len(rest) > _LONGEST_LINE:
-                self._lines.append(f"{rest}\n")
-            elif rest:
-                self._unfinished[thread] = rest
-        return True
-
-
-class CapturedStream:
-    """A text stream that captures what is written and otherwise is the stream it replaces."""
-
-    def __init__(self, output: CapturedOutput, stream: IO[str]) -> None:
-        self._output = output
-        self._stream = stream
-
-    def write(self, text: str) -> int:
-        if not isinstance(text, str):
-            raise TypeError(f"write() argument must be str, not {type(text).__name__}")
-        if self._output.is_open and self._output.add(text):
-            return len(text)
-        return self._stream.write(text)
-
-    def writelines(self, lines: Any) -> None:
-        for line in lines:
-            self.write(line)
-
-    def flush(self) -> None:
-        if not self._output.is_open:
-            self._stream.flush()
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._stream, name)
-
-
-def _terminal_of(stream: Any) -> int | None:
-    """Return the device number of the terminal that a stream writes to, or ``None``."""
-    try:
-        return os.fstat(stream.fileno()).st_rdev if stream.isatty() else None
-    except (AttributeError, OSError, ValueError):  # no stream, closed, or without a file
-        return None
-
-
-def _replace(old: object, new: Any) -> None:
-    """Replace a stream wherever it is a standard stream or that of a handler."""
-    for name in ("stdout", "stderr"):
-        if getattr(sys, name) is old:
-            setattr(sys, name, new)
-    for logger in [logging.getLogger(), *logging.Logger.manager.loggerDict.values()]:
-        for handler in getattr(logger, "handlers", ()):
-            if isinstance(handler, logging.StreamHandler) and handler.stream is old:
-                handler.setStream(new)
-
+__all__ = ["FrameRenderer", "Screen"]
 
 _UP, _ERASE_BELOW, _ERASE_LINE_END, _RESET = "\x1b[{}A", "\x1b[J", "\x1b[K", "\x1b[0m"
 
@@ -229,7 +59,7 @@ class Screen:
         output = [_UP.format(min(rows, height)) + "\r"] if rows else []
         if above:
             output += [_ERASE_BELOW, above, _RESET if "\x1b" in above else ""]
-        drawn = [(self._styled(line), line.cell_len) for line in lines]
+        drawn = [(self.styled(line), line.cell_len) for line in lines]
         for number, (styled, _) in enumerate(drawn):
             is_drawn = is_same and number < rows and self._lines[number][0] == styled
             output.append("\n" if is_drawn else f"{styled}{_ERASE_LINE_END}\n")
@@ -253,7 +83,7 @@ class Screen:
         except ValueError as error:
             raise OSError("the stream is closed") from error
 
-    def _styled(self, line: Text) -> str:
+    def styled(self, line: Text) -> str:
         """Return a line with its colours. `Console.print` takes ten times as long."""
         colours = COLOR_SYSTEMS.get(self._console.color_system or "")
         parts = []
@@ -264,8 +94,12 @@ class Screen:
         return "".join(parts)
 
 
+_WIDEST_LABEL = 20
+"""How many cells the name before a printed line may have."""
 _LEAST_LINES = 5
 """The height of a frame below which each run is one line instead."""
+_LINES_BELOW = 2
+"""How many lines stay free below the end of a run: for the command that resumes it."""
 
 
 class FrameRenderer:
@@ -284,8 +118,11 @@ class FrameRenderer:
         self._theme = theme
         self._captured = CapturedOutput(file)
         self._runs: dict[EventBuffer, LiveRun] = {}
-        self._output = Output([], "", [])
+        self.has_shown_end = False
+        self._output = Output([], [], [])
         """What is not drawn yet."""
+        self._label_width = 0
+        """How many cells the names before printed lines have."""
 
     def begin(self) -> None:
         self._captured.begin()
@@ -295,41 +132,93 @@ class FrameRenderer:
 
     def take(self, buffers: Sequence[EventBuffer]) -> None:
         self._runs = {buffer: self._runs.get(buffer) or LiveRun() for buffer in buffers}
-        self._output = self._captured.take()
         for buffer, run in self._runs.items():
-            run.apply(*buffer.drain())
+            events = buffer.drain()
+            run.apply(*events)
+            self._captured.end_lines(run.view.run_id, events)
+            self._label_width = max(self._label_width, min(run.name_width, _WIDEST_LABEL))
+        self._output = self._captured.take()
 
     def draw(self) -> None:
         self._draw_ended()
         width, height = self._space()
-        unfinished, encoding = self._output.unfinished, self._theme.encoding
+        unfinished = self._output.unfinished
         hidden = max(len(unfinished) - max(height - _LEAST_LINES, 0), 0)
-        lines = [
-            Text(elide_middle(printable(text, encoding), width)) for text in unfinished[hidden:]
-        ]
+        lines = [self._unfinished_line(each, width) for each in unfinished[hidden:]]
         lines += self._frames(width, height - len(lines))
-        self._screen.draw(self._output.text, lines)
-        self._output = Output([], "", [])
+        self._screen.draw(self._above(self._output.printed), lines)
+        self._output = Output([], [], [])
 
     def end(self) -> None:
         self._screen.draw("", [])
-        self._captured.end(self._screen.write)
+        self._captured.end(self._write_printed)
 
     def abort(self) -> None:
         with suppress(Exception):  # the screen may be what failed
-            self._screen.draw(self._output.lines, [])
+            self._screen.draw(self._above(self._output.lines), [])
         with suppress(OSError):
-            self._captured.end(self._screen.write)
+            self._captured.end(self._write_printed)
+
+    def _write_printed(self, printed: Sequence[Printed]) -> None:
+        self._screen.write(self._above(printed))
+
+    # What steps print.
+
+    def _above(self, printed: Iterable[Printed]) -> str:
+        """Return printed text with the name of the step before each of its lines."""
+        parts, is_styled = [], False
+        labels: dict[PrintedBy, str] = {}
+        for by, text in printed:
+            if by is None:
+                parts.append(text)
+                is_styled = is_styled or "\x1b" in text
+                continue
+            label = labels.get(by)
+            if label is None:
+                label = labels[by] = self._screen.styled(self._label(by))
+            for line in text.removesuffix("\n").split("\n"):
+                # A line that overwrote itself stays as it was in the end, after the name.
+                shown = line.removesuffix("\r").rpartition("\r")[2]
+                parts.append(f"{_RESET if is_styled else ''}{label}{shown}\n")
+                is_styled = "\x1b" in shown
+        return "".join(parts)
+
+    def _label(self, by: PrintedBy) -> Text:
+        width = min(_WIDEST_LABEL, max(self._screen.size()[0] // 3, 1))
+        name = elide_middle(printable(by.label, self._theme.encoding), width, self._theme.ellipsis)
+        self._label_width = max(self._label_width, cell_len(name))
+        padding = " " * (min(self._label_width, width) - cell_len(name))
+        return Text(f"{name}{padding}", "dim cyan", no_wrap=True, end="").append(" | ", "dim")
+
+    def _unfinished_line(self, printed: Printed, width: int) -> Text:
+        text = Text() if printed.by is None else self._label(printed.by)
+        shown = printable(printed.text, self._theme.encoding)
+        return text.append(elide_middle(shown, max(width - text.cell_len, 1), self._theme.ellipsis))
 
     def _draw_ended(self) -> None:
         """Draw the last frames of the runs that ended, each below the output before its end."""
         while self._output.before:
-            above, buffer = self._output.before[0]
+            printed, buffer = self._output.before[0]
             run = self._runs.pop(buffer, None) or LiveRun()  # it may be newer than `take`
             run.apply(*buffer.drain())
-            lines = self._frame(run, *self._space(), min_height=0) if run.has_begun else []
-            self._screen.draw(above, lines, is_last=True)
+            self._screen.draw(self._above(printed), self._last_lines(run), is_last=True)
+            self.has_shown_end = self.has_shown_end or run.view.outcome is not None
             del self._output.before[0]
+
+    def _last_lines(self, run: LiveRun) -> list[Text]:
+        """Return what stays of a run: its end, or its last frame if it does not have one."""
+        width, height = self._space()
+        if not run.has_begun:
+            return []
+        if run.view.outcome is None:
+            return self._frame(run, width, height, min_height=0)
+        return run_end(
+            run.view,
+            width=width,
+            height=max(height - _LINES_BELOW, 1),
+            theme=self._theme,
+            title=title(run, width, run.now_ms(), self._theme),
+        )
 
     def _space(self) -> tuple[int, int]:
         """Return how many cells and lines frames may take."""

@@ -6,10 +6,14 @@ import json
 import logging
 import re
 import sqlite3
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import pytest
+from terminals import Terminal
+
+from asyncflow._cli import commands
 
 from .conftest import Shell
 
@@ -39,6 +43,30 @@ def test_a_failed_run_shows_why_it_stopped_and_the_traceback_of_the_step(
     assert "OSError: no disk" in result.stderr
     assert "etl.py" in result.stderr
     assert "/asyncflow/_" not in result.stderr
+
+
+@pytest.mark.parametrize("options", [[], ["--no-journal"], ["--quiet"], ["--json"]])
+def test_on_a_terminal_the_end_of_the_live_view_takes_the_place_of_the_report(
+    shell: Shell, monkeypatch: pytest.MonkeyPatch, options: list[str]
+) -> None:
+    terminal = Terminal(100, 40)
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.delenv("COLUMNS", raising=False)
+    with terminal.open() as stdout, terminal.open() as stderr:
+        monkeypatch.setattr(sys, "stdout", stdout)
+        monkeypatch.setattr(sys, "stderr", stderr)
+        with pytest.raises(SystemExit) as exit_info:
+            commands(["run", "etl:failing", *options])
+        monkeypatch.undo()
+    terminal.close()
+
+    assert exit_info.value.code == 1
+    is_live = "--quiet" not in options
+    assert ("✗ FAILED in " in terminal.text) is is_live
+    assert ("Pipeline FAILED" in terminal.text) is not is_live
+    has_traceback = options in (["--quiet"], ["--no-journal"])
+    assert ("Step bad failed, attempt 1:" in terminal.text) is has_traceback
+    assert ('"outcome": "failed"' in terminal.text) is (options == ["--json"])
 
 
 def test_the_traceback_of_a_mapped_step_states_no_attempt_number(

@@ -38,8 +38,12 @@ PIPELINE = """
 
 
 @pytest.mark.parametrize("journal", [(), ("--no-journal",)])
-def test_no_command_shows_a_secret(shell: Shell, journal: tuple[str, ...]) -> None:
+def test_no_command_shows_a_secret(
+    shell: Shell, monkeypatch: pytest.MonkeyPatch, journal: tuple[str, ...]
+) -> None:
     shell.write("secrets_.py", PIPELINE)
+    monkeypatch.setenv("GITHUB_ACTIONS", "true")
+    monkeypatch.setenv("GITHUB_STEP_SUMMARY", "summary.html")
     run = ("run", "secrets_:logins", "--input", "password=hunter2-marker", "--html", "a.html")
     shown = [
         shell(*run, *journal, "--log-level", "DEBUG", exits=1),
@@ -49,9 +53,11 @@ def test_no_command_shows_a_secret(shell: Shell, journal: tuple[str, ...]) -> No
     if not journal:
         run_id = shell.json("runs", "--json")[0]["run_id"]
         shown += [shell("show", run_id), shell("show", run_id, "--json"), shell("runs")]
+        shown.append(shell("logs", run_id))
     texts = [text for result in shown for text in (result.stdout, result.stderr)]
     texts += [path.read_bytes().decode("latin-1") for path in shell.directory.glob("*[lbw]*.[!p]*")]
 
     assert (shell.directory / "a.html").exists()
+    assert "FAILED" in (shell.directory / "summary.html").read_text(encoding="utf-8")
     assert [text for text in texts if "hunter2-marker" in text] == []
     assert any("secrets_.send or one of its arguments can't be pickled" in text for text in texts)

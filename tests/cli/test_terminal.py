@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 import subprocess
 import sys
 import time
@@ -35,13 +36,15 @@ SLOW = """
 class Window:
     """Runs commands in a terminal."""
 
-    def __init__(self, shell: Shell, environment: dict[str, str], columns: int) -> None:
+    def __init__(
+        self, shell: Shell, environment: dict[str, str], columns: int, lines: int = 40
+    ) -> None:
         self.columns = columns
         self._directory = shell.directory
         self._environment = {**environment, "TERM": "xterm-256color"}
-        for name in ("COLUMNS", "LINES", "CI", "FORCE_COLOR"):
+        for name in ("COLUMNS", "LINES", "CI", "FORCE_COLOR", "GITHUB_ACTIONS"):
             self._environment.pop(name, None)
-        self.terminal = Terminal(columns, 40)
+        self.terminal = Terminal(columns, lines)
 
     def start(self, *arguments: str, **variables: str) -> subprocess.Popen[bytes]:
         device = self.terminal.device
@@ -83,18 +86,116 @@ def window(
     made.terminal.close()
 
 
-def test_a_run_shows_the_live_view_and_then_its_report(window: Window) -> None:
-    code, text = window("run", "etl:failing", "--keep-going")
+FORTY = """
+    import asyncio
+    from asyncflow import WorkflowStep
+
+    calls = set()
+
+    async def fine():
+        await asyncio.sleep(0.01)
+
+    def flaky(name):
+        async def action():
+            print("hello from", name)
+            if name not in calls:
+                calls.add(name)
+                raise ConnectionError("refused")
+        return action
+
+    async def train():
+        await asyncio.sleep(0.2)
+        rows = {}
+        return rows["no such row"]
+
+    steps = [
+        *(WorkflowStep(f"prepare_{n}", fine) for n in range(12)),
+        *(WorkflowStep(f"fetch_{n}", flaky(f"fetch_{n}"), max_retries=2) for n in range(3)),
+        WorkflowStep("train", train, [f"fetch_{n}" for n in range(3)]),
+        *(WorkflowStep(f"publish_{n}", fine, ["train"]) for n in range(24)),
+    ]
+"""
+
+
+@pytest.mark.parametrize(("columns", "lines"), [(80, 24), (200, 50)])
+def test_the_end_of_a_failed_run_fits_the_terminal_and_shows_the_failure_last(
+    shell: Shell, environment: dict[str, str], columns: int, lines: int
+) -> None:
+    shell.write("forty.py", FORTY)
+    window = Window(shell, environment, columns, lines)
+
+    code, text = window("run", "forty:steps", "--run-id", "my run", "--journal", "it's.db")
 
     assert code == 1
-    lines = text.splitlines()
-    assert "✗ FAILED" in text  # the live view
-    assert text.index("✗ FAILED") < text.index("Traceback") < text.index("Pipeline FAILED")
-    assert re.search(r"(?m)^\[FAILED \] bad \(1 attempt\(s\), \d+ms\): OSError: no disk$", text)
-    assert lines[-1].startswith("To resume it: asyncflow resume ")
-    assert "\x1b[31mFAILED" in window.terminal.written.decode() or b"\x1b[1;31mFAILED" in (
-        window.terminal.written
+    shown = text.splitlines()
+    end = next(at for at, line in enumerate(shown) if line.startswith("forty:steps  run my run"))
+    names = ", ".join(f"publish_{n}" for n in range(24))
+    assert shown[end + 1].startswith("✗ FAILED     train  2")
+    assert shown[end + 2 : end + 5] == [
+        '  File "forty.py", line 21, in train',
+        '    return rows["no such row"]',
+        "  KeyError: 'no such row'",
+    ]
+    assert shown[end + 5] == "⊘ SKIPPED    24 steps: step 'train' failed and fail_fast is on"
+    assert names not in text
+    assert re.fullmatch(
+        r"✗ FAILED in \d+ ms: 15 succeeded, 1 failed, 24 skipped, 3 retried", shown[end + 6]
     )
+    # In a narrow terminal the command takes two lines.
+    command = """To resume it: asyncflow resume 'my run' forty:steps --journal 'it'"'"'s.db'"""
+    assert "".join(shown[end + 7 :]) == command
+    assert len(shown) - end < lines
+    assert "Pipeline FAILED" not in text
+    assert {line for line in shown if "hello" in line} == {
+        f"fetch_{n}    | hello from fetch_{n}" for n in range(3)
+    }
+
+
+def test_a_passed_run_ends_with_one_line_and_the_command_that_shows_it(window: Window) -> None:
+    code, text = window("run", "etl:pipeline", "--run-id", "r1")
+
+    assert code == 0
+    assert re.fullmatch(
+        r"✓ PASSED in [\d.]+ ms: 2 succeeded  etl  run r1\n"
+        r"To show it again: asyncflow show r1",
+        text,
+    )
+
+
+def test_without_a_journal_the_whole_traceback_is_shown(window: Window) -> None:
+    code, text = window("run", "etl:failing", "--no-journal")
+
+    assert code == 1
+    assert text.index("✗ FAILED in ") < text.index("ValueError: invalid literal")
+    assert "resume" not in text
+
+
+@pytest.mark.parametrize("stream", ["stdout", "stderr"])
+def test_a_redirected_report_is_that_of_files(
+    shell: Shell, environment: dict[str, str], stream: str
+) -> None:
+    window = Window(shell, environment, 80)
+    command = f"asyncflow run etl:failing {'' if stream == 'stdout' else '2'}> output"
+    script = f"{shlex.quote(sys.executable)} -m {command}"
+
+    device = window.terminal.device
+    code = subprocess.run(
+        ["sh", "-c", script],
+        cwd=shell.directory,
+        env={**environment, "TERM": "xterm-256color"},
+        stdin=device,
+        stdout=device,
+        stderr=device,
+        timeout=20,
+    ).returncode
+    window.terminal.close()
+
+    output, text = (shell.directory / "output").read_text(), window.terminal.text
+    assert code == 1
+    report = output if stream == "stdout" else text
+    assert report.count("Pipeline FAILED\n[FAILED ] bad (1 attempt(s), ") == 1
+    assert ("✗ FAILED in " in text) is (stream == "stdout")
+    assert "✗" not in output
 
 
 def test_no_color_changes_no_text(shell: Shell, environment: dict[str, str]) -> None:
@@ -154,8 +255,8 @@ def test_ctrl_c_stops_the_run_and_restores_the_terminal(
 
     text = window.terminal.text
     assert code == 130
-    assert "a step said this" in text
+    assert "slow | a step said this" in text
     assert "SIGINT: stopping; running steps are cleaning up. Press Ctrl-C again" in text
-    assert "Pipeline INTERRUPTED" in text
+    assert re.search(r"(?m)^■ INTERRUPTED in [\d.]+ m?s: 1 cancelled, 1 skipped$", text)
     written = window.terminal.written
     assert written.count(b"\x1b[?25l") == written.count(b"\x1b[?25h")  # the cursor is visible again

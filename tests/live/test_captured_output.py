@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Iterable
 from typing import Any
 
 import pytest
 
+from asyncflow.live._captured import CapturedOutput, Printed
 from asyncflow.live._renderer import EventBuffer
-from asyncflow.live._screen import CapturedOutput
+
+
+def texts(printed: Iterable[Printed]) -> list[str]:
+    return [each.text for each in printed]
 
 
 @pytest.fixture
@@ -24,15 +29,20 @@ def test_marks_separate_the_output_before_them(captured: CapturedOutput) -> None
     captured.mark(last, ends_lines=True)
     captured.add("four\nfive")
 
-    assert captured.take() == ([("one\n", first), ("two\nthree\n", last)], "four\n", ["five"])
-    assert captured.take() == ([], "", ["five"])
+    output = captured.take()
+    assert [(texts(printed), run) for printed, run in output.before] == [
+        (["one\n"], first),
+        (["two\n", "three\n"], last),
+    ]
+    assert (texts(output.printed), texts(output.unfinished)) == (["four\n"], ["five"])
+    assert captured.take() == ([], [], [Printed(None, "five")])
 
 
 def test_output_printed_during_the_final_write_is_written(captured: CapturedOutput) -> None:
     written: list[str] = []
 
-    def write(text: str) -> None:
-        written.append(text)
+    def write(printed: Iterable[Printed]) -> None:
+        written.append("".join(texts(printed)))
         if len(written) < 5:
             captured.add(f"{len(written)}\n")
         elif len(written) == 5:
@@ -50,7 +60,7 @@ def test_output_printed_during_the_final_write_is_written(captured: CapturedOutp
 def test_an_endless_writer_does_not_block_the_end(captured: CapturedOutput) -> None:
     count = 0
 
-    def write(_: str) -> None:
+    def write(_: object) -> None:
         nonlocal count
         count += 1
         assert count < 100
@@ -63,7 +73,7 @@ def test_an_endless_writer_does_not_block_the_end(captured: CapturedOutput) -> N
 
 
 def test_a_failed_final_write_ends_the_capture(captured: CapturedOutput) -> None:
-    def fail(_: str) -> None:
+    def fail(_: object) -> None:
         raise BrokenPipeError
 
     captured.add("text\n")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from asyncflow.live._frame import Columns, columns_for
+from asyncflow.live._row import Columns, columns_for
 
 
 @pytest.mark.parametrize(

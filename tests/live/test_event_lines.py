@@ -7,6 +7,7 @@ import io
 import re
 import sys
 from collections.abc import Iterable
+from typing import Any
 
 import pytest
 from golden_run import EVENTS_BEFORE_CRASH, GOLDEN
@@ -15,7 +16,18 @@ from terminals import Terminal
 
 from asyncflow import WorkflowStep, run_pipeline
 from asyncflow._views.event_text import describe_event
-from asyncflow.events import Event
+from asyncflow.events import (
+    AttemptFailed,
+    AttemptStarted,
+    Event,
+    MapStarted,
+    RunStarted,
+    StepCancelled,
+    StepFailed,
+    StepLogged,
+    StepProgressed,
+    StepSucceeded,
+)
 from asyncflow.live import LiveView
 from asyncflow.testing import run_in_virtual_time
 
@@ -33,17 +45,89 @@ def lines_of(*runs: Iterable[Event]) -> list[str]:
 
 def test_the_golden_run_is_written_event_by_event() -> None:
     attempts = {"rates": 3, "fetch": 2}
+    quiet = (AttemptStarted, StepSucceeded, StepCancelled)
+    events = [
+        event
+        for event in GOLDEN
+        if getattr(event, "item", None) is None or not isinstance(event, quiet)
+    ]
 
     lines = lines_of(GOLDEN)
 
-    assert len(lines) == len(GOLDEN)
-    for line, event in zip(lines, GOLDEN, strict=True):
-        assert re.match(r"\[0:00:0\d\.\d{3}\] ", line)
+    assert all(re.match(r"\[0:00:0\d\.\d{3}\] ", line) for line in lines)
+    of_items = [line for line in lines if "of 4 items" in line]
+    for line, event in zip([one for one in lines if one not in of_items], events, strict=True):
         if getattr(event, "step", "") in attempts:
-            assert line[14:] == describe_event(event, attempts[event.step])  # type: ignore[union-attr]
+            assert line[14:] == describe_event(event, attempts[event.step])
     assert lines[0] == ("[0:00:00.000] run nightly-2026-01-01 of nightly import started: 12 steps")
     assert "[0:00:02.400] rates: attempt 3 of 3 started" in lines
     assert lines[-1].startswith("[0:00:05.000] the run failed after 5.0 s")
+    assert [line[14:] for line in of_items] == [f"fetch: {n} of 4 items" for n in range(1, 5)]
+
+
+def items_of(
+    count: int | None, *, failed: frozenset[int] = frozenset(), ms: float = 1
+) -> list[str]:
+    """Return the lines of a mapped step with 414 items, one after the other."""
+    events: list[Event] = [RunStarted("r", 0.0, {"m": ()}), MapStarted("m", 0.0, count)]
+    for item in range(414):
+        events.append(AttemptStarted("m", 1, item * ms, item=item))
+        if item in failed:
+            error = ValueError(f"item {item}")
+            events.append(AttemptFailed("m", 1, item * ms, error, 0.0, item=item))
+            events.append(StepFailed("m", 2, item * ms, error, item=item))
+        else:
+            events.append(StepSucceeded("m", 1, item * ms, None, item=item))
+    return [line[14:] for line in lines_of(events)[2:]]
+
+
+def test_the_items_of_a_mapped_step_have_a_line_for_each_tenth() -> None:
+    done = (42, 83, 125, 166, 207, 249, 290, 332, 373, 414)
+
+    assert items_of(414) == [f"m: {count} of 414 items" for count in done]
+
+
+def test_each_failure_of_an_item_has_a_line() -> None:
+    lines = items_of(414, failed=frozenset({50, 300}))
+
+    assert lines[1:3] == [
+        "m[50]: attempt 1 failed, retrying at once: ValueError: item 50",
+        "m[50] failed in attempt 2: ValueError: item 50",
+    ]
+    assert "m: 83 of 414 items, 1 failed" in lines
+    assert lines[-1] == "m: 414 of 414 items, 2 failed"
+    assert len(lines) == 14
+
+
+def test_items_of_unknown_number_have_a_line_every_ten_seconds() -> None:
+    assert items_of(None, ms=100) == [f"m: {count} items" for count in (101, 201, 301, 401)]
+
+
+def progress_of(total: float | None, *, seconds: int, step: float = 1) -> list[str]:
+    """Return the lines of a step that reports its progress every second."""
+    events: list[Any] = [RunStarted("r", 0.0, {"s": ()}), AttemptStarted("s", 1, 0.0)]
+    events += [
+        StepProgressed("s", 1, second * 1_000.0, second * step, total, "rows")
+        for second in range(seconds + 1)
+    ]
+    events += [
+        StepLogged("s", 1, 1.0, 20, "app", "logged"),
+        StepSucceeded("s", 1, seconds * 1_000.0, None),
+        StepProgressed("s", 1, seconds * 1_000.0 + 20_000, 1, 1),  # from a thread that it left
+    ]
+    return [line[14:] for line in lines_of(events)[2:-1]]
+
+
+def test_progress_has_a_line_for_each_tenth_if_that_is_rarer() -> None:
+    lines = progress_of(300, seconds=300)
+
+    assert lines[0] == "s: 30 of 300 rows (10 %), 1/s, 4 min 30 s left"
+    assert len(lines) == 10
+
+
+def test_progress_has_a_line_every_ten_seconds_if_that_is_rarer() -> None:
+    assert len(progress_of(300, seconds=30, step=10)) == 3
+    assert progress_of(None, seconds=25) == ["s: 10 rows, 1/s", "s: 20 rows, 1/s"]
 
 
 def test_a_resumed_run_starts_with_its_resumption() -> None:

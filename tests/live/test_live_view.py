@@ -23,7 +23,7 @@ from rich.console import Console
 from terminals import Terminal
 
 from asyncflow import WorkflowStep, current_step, run_pipeline
-from asyncflow.events import RunStarted
+from asyncflow.events import Event, RunStarted, StepLogged
 from asyncflow.live import LiveView
 from asyncflow.live import _renderer as renderer_module
 from asyncflow.live import _screen as screen_module
@@ -111,24 +111,24 @@ def steps_that_print() -> list[WorkflowStep]:
 
 
 @pytest.mark.parametrize("columns", [80, 200])
-def test_the_last_frame_stays_below_the_printed_lines(
+def test_a_passed_run_ends_with_one_line_below_what_it_printed(
     open_terminal: Callable[..., ProgramScreen], columns: int
 ) -> None:
     screen = open_terminal(columns)
 
     with LiveView() as view:
         asyncio.run(run_pipeline(steps_that_print(), run_id="r", observers=[view]))
-        print("Pipeline PASSED")  # immediately after the last frame
+        print("Pipeline PASSED")  # immediately after the end
 
     lines = screen.lines()
-    assert lines[:5] == ["extract says hello", "item 1", "item 2", "item 3", "run r"]
-    assert [" ".join(line.split()[:4]) for line in lines[5:7]] == [
-        "tier 1 ✓ SUCCESS",
-        "tier 2 ✓ SUCCESS",
+    assert lines[:4] == [
+        "extract | extract says hello",
+        "each[0] | item 1",
+        "each[1] | item 2",
+        "each[2] | item 3",
     ]
-    assert lines[7] == "━" * (columns - 15) + "  2 of 2 steps"
-    assert lines[8].startswith("✓ PASSED")
-    assert lines[9:] == ["Pipeline PASSED"]
+    assert re.fullmatch(r"✓ PASSED in [\d.]+ ms: 2 succeeded  run r", lines[4])
+    assert lines[5:] == ["Pipeline PASSED"]
 
 
 def test_the_streams_and_logging_handlers_are_restored(screen: ProgramScreen) -> None:
@@ -152,7 +152,7 @@ def test_the_streams_and_logging_handlers_are_restored(screen: ProgramScreen) ->
 
     assert (sys.stdout, sys.stderr, handler.stream) == (stdout, stderr, stderr)
     assert not live_threads()
-    assert screen.lines()[:2] == ["a warning", "ab"]
+    assert screen.lines()[:2] == ["logs | a warning", "logs | ab"]
 
 
 def test_a_handler_created_by_a_step_writes_to_the_real_stream_afterwards(
@@ -235,9 +235,9 @@ async def test_frames_are_drawn_during_a_run(screen: ProgramScreen) -> None:
         proceed.set()
         await run
 
-    assert before[0] == "half a line"
+    assert before[0] == "flaky | half a line"
     assert before[1].startswith("run ")
-    assert screen.lines()[0] == "half a line and the rest"
+    assert screen.lines()[0] == "flaky | half a line and the rest"
 
 
 async def test_an_unfinished_line_is_hidden_if_only_the_frame_fits(
@@ -260,7 +260,7 @@ async def test_an_unfinished_line_is_hidden_if_only_the_frame_fits(
         await run
 
     assert "half" not in before
-    assert screen.lines()[0] == "half a line and the rest"
+    assert screen.lines()[0] == "s | half a line and the rest"
 
 
 def test_lines_of_concurrent_threads_are_not_mixed(screen: ProgramScreen) -> None:
@@ -282,10 +282,101 @@ def test_lines_of_concurrent_threads_are_not_mixed(screen: ProgramScreen) -> Non
         asyncio.run(run_pipeline(steps, observers=[view]))
 
     lines = screen.lines()
-    printed = [line for line in lines if line.startswith("thread")]
+    printed = [line for line in lines if line.startswith("prints[")]
     assert len(printed) == 1_000
-    assert {tuple(line.split()[::2]) for line in printed} == {("thread", "line")}
-    assert lines[1_000].startswith("run ")
+    assert {tuple(line.split()[2::2]) for line in printed} == {("thread", "line")}
+    assert all(line[7] == line.split()[3] for line in printed)  # the item that printed it
+    assert lines[1_000].startswith("✓ PASSED")
+
+
+async def test_lines_of_different_steps_are_not_mixed(screen: ProgramScreen) -> None:
+    both, rest = asyncio.Event(), asyncio.Event()
+
+    async def talks() -> None:
+        print("one ", end="")
+        both.set()
+        await rest.wait()
+        print("line\nand a rest", end="")
+
+    async def interrupts() -> None:
+        await both.wait()
+        print("half", end="")
+        rest.set()
+
+    steps = [
+        WorkflowStep("talks", talks),
+        WorkflowStep("interrupts", interrupts),
+        WorkflowStep("last", quick, ["talks", "interrupts"]),
+    ]
+    with LiveView() as view:
+        await run_pipeline(steps, observers=[view])
+
+    lines = screen.lines()
+    assert sorted(lines[:3]) == [
+        "interrupts | half",
+        "talks      | and a rest",
+        "talks      | one line",
+    ]
+
+
+async def test_what_no_step_prints_has_no_name(screen: ProgramScreen) -> None:
+    proceed = asyncio.Event()
+
+    with LiveView() as view:
+        run = asyncio.ensure_future(
+            run_pipeline([WorkflowStep("s", proceed.wait)], observers=[view])
+        )
+        await screen.until(lambda: "▷ RUNNING" in screen.now)
+        print("from outside")
+        proceed.set()
+        await run
+
+    assert screen.lines()[0] == "from outside"
+
+
+async def test_an_unfinished_line_ends_with_its_attempt(screen: ProgramScreen) -> None:
+    proceed, calls = asyncio.Event(), 0
+
+    async def flaky() -> None:
+        nonlocal calls
+        calls += 1
+        print(f"attempt {calls}", end="")
+        if calls == 1:
+            raise ConnectionError("refused")
+        await proceed.wait()
+
+    steps = [WorkflowStep("flaky", flaky, max_retries=2)]
+    with LiveView() as view:
+        run = asyncio.ensure_future(run_pipeline(steps, observers=[view]))
+        await screen.until(lambda: "attempt 2 of 2" in screen.now and "| attempt 2" in screen.now)
+        now = screen.now
+        proceed.set()
+        await run
+
+    assert now.splitlines()[:2] == ["flaky | attempt 1", "flaky | attempt 2"]
+    assert screen.lines()[:2] == ["flaky | attempt 1", "flaky | attempt 2"]
+
+
+def test_a_long_name_keeps_its_ends_and_its_item(screen: ProgramScreen) -> None:
+    async def numbers() -> range:
+        return range(12)
+
+    async def talk(number: int) -> None:
+        if number > 9:
+            print("\x1b[31mred", number)
+
+    steps = [
+        WorkflowStep("numbers", numbers),
+        WorkflowStep(
+            "normalise_all_customer_addresses", talk, {"number": "numbers"}, map_over="numbers"
+        ),
+    ]
+    with LiveView() as view:
+        asyncio.run(run_pipeline(steps, observers=[view]))
+
+    assert screen.lines()[:2] == [f"normalise_…esses[{n}] | red {n}" for n in (10, 11)]
+    # The colour that a step leaves on is not that of the next name.
+    assert b"red 10\r\n\x1b[0m" in screen.terminal.written
 
 
 def test_a_rewritten_line_is_shown_once(screen: ProgramScreen) -> None:
@@ -298,7 +389,7 @@ def test_a_rewritten_line_is_shown_once(screen: ProgramScreen) -> None:
         asyncio.run(run_pipeline([WorkflowStep("s", progress)], observers=[view]))
 
     lines = screen.lines()
-    assert lines[0] == "100 %" + "x" * 75
+    assert lines[0] == "s | 100 %" + "x" * 71
     assert lines[1] == "x" * 80
 
 
@@ -309,7 +400,7 @@ def test_printed_colours_do_not_leak_into_the_frame(screen: ProgramScreen) -> No
     with LiveView() as view:
         asyncio.run(run_pipeline([WorkflowStep("s", print_lines)], observers=[view]))
 
-    assert screen.lines()[0] == "purple"
+    assert screen.lines()[0] == "s | purple"
     assert b"\x1b[35mpurple\r\n\x1b[0m" in screen.terminal.written
     assert b"\x1b[1;32m" in screen.terminal.written
 
@@ -317,13 +408,16 @@ def test_printed_colours_do_not_leak_into_the_frame(screen: ProgramScreen) -> No
 def test_no_color_changes_no_text(screen: ProgramScreen, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("NO_COLOR", "1")
 
-    with LiveView() as view:
-        asyncio.run(run_pipeline([WorkflowStep("s", quick)], observers=[view]))
+    async def print_lines() -> None:
+        print("hello")
 
-    assert any("✓ SUCCESS" in line for line in screen.lines())
+    with LiveView() as view:
+        asyncio.run(run_pipeline([WorkflowStep("s", print_lines)], observers=[view]))
+
+    assert screen.lines()[0] == "s | hello"
+    assert screen.lines()[1].startswith("✓ PASSED")
     assert b"\x1b[1m" in screen.terminal.written
-    assert b"\x1b[1;3" not in screen.terminal.written
-    assert b"\x1b[32m" not in screen.terminal.written
+    assert not re.search(rb"\x1b\[[0-9;]*3[0-7]", screen.terminal.written)
 
 
 def test_a_terminal_in_ascii_gets_ascii_symbols(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -340,8 +434,8 @@ def test_a_terminal_in_ascii_gets_ascii_symbols(monkeypatch: pytest.MonkeyPatch)
     terminal.close()
 
     assert terminal.written.isascii()
-    assert "v SUCCESS    ?" in terminal.text
-    assert terminal.text.startswith("sch\\xf6n\n")
+    assert terminal.text.startswith("?  | sch\\xf6n\n")
+    assert "\nv PASSED in " in terminal.text
 
 
 @pytest.mark.parametrize("size", [(20, 5), (1, 1), (200, 3), (10, 50)])
@@ -372,7 +466,7 @@ async def test_a_terminal_of_unknown_size_gets_frames(screen: ProgramScreen) -> 
 
     lines = screen.lines()
     assert lines[0] == "hello"
-    assert re.match("tier 1  ✓ SUCCESS    quick .* ms$", lines[2])
+    assert lines[1].startswith("✓ PASSED in ")
     assert lines[-1] == "after that"
 
 
@@ -467,19 +561,19 @@ def test_a_view_without_runs_draws_nothing(screen: ProgramScreen) -> None:
     assert screen.lines() == []
 
 
-async def test_successive_runs_have_one_frame_each(screen: ProgramScreen) -> None:
+async def test_successive_runs_have_one_end_each(screen: ProgramScreen) -> None:
     with LiveView() as view:
         for number in range(3):
             await run_pipeline([WorkflowStep("s", quick)], run_id=f"run-{number}", observers=[view])
             print("after", number)
 
     lines = screen.lines()
-    assert [line for line in lines if line.startswith(("run", "after"))] == [
-        each for number in range(3) for each in (f"run run-{number}", f"after {number}")
+    assert [line.split()[-1] for line in lines] == [
+        each for number in range(3) for each in (f"run-{number}", f"{number}")
     ]
 
 
-async def test_a_nested_run_has_a_frame_above_the_outer_run(screen: ProgramScreen) -> None:
+async def test_a_nested_run_ends_above_the_outer_run(screen: ProgramScreen) -> None:
     view = LiveView()
 
     async def outer() -> None:
@@ -489,7 +583,7 @@ async def test_a_nested_run_has_a_frame_above_the_outer_run(screen: ProgramScree
 
     assert not live_threads()
     text = "\n".join(screen.lines())
-    assert text.index("run in") < text.index("inner step") < text.index("run out")
+    assert text.index("run in") < text.index("run out")
     assert text.count("✓ PASSED") == 2
 
 
@@ -532,7 +626,9 @@ class TestEnds:
             await run_pipeline([WorkflowStep("s", fail)], observers=[view])
 
         assert not live_threads()
-        assert "ValueError: no such row" in screen.lines()[1]
+        assert screen.lines()[1].startswith("✗ FAILED     s  ")
+        assert screen.lines()[-2] == "  ValueError: no such row"
+        assert re.fullmatch(r"✗ FAILED in [\d.]+ ms: 1 failed", screen.lines()[-1])
 
     async def test_the_view_ends_after_a_cancellation(self, screen: ProgramScreen) -> None:
         has_started = asyncio.Event()
@@ -615,7 +711,7 @@ class TestDrawingFailures:
         assert report.all_passed
         assert not live_threads()
         assert sys.stdout is screen.stdout
-        assert screen.lines() == ["hello", "still here"]
+        assert screen.lines() == ["s | hello", "still here"]
         assert "the live view failed and draws no more" in caplog.text
         assert "an internal error" in caplog.text
 
@@ -730,7 +826,7 @@ class TestPrintedOutput:
 
         lines = screen.lines()
         assert any(line.endswith("] s succeeded") for line in lines)
-        assert any("✓ SUCCESS" in line for line in lines)
+        assert any(line.startswith("✓ PASSED") for line in lines)
 
 
 async def test_a_slow_terminal_does_not_delay_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -770,4 +866,41 @@ def test_the_context_of_a_step_is_available_while_it_prints(screen: ProgramScree
     with LiveView() as view:
         asyncio.run(run_pipeline([WorkflowStep("the step", print_lines)], observers=[view]))
 
-    assert screen.lines()[0] == "the step"
+    assert screen.lines()[0] == "the step | the step"
+
+
+class PrintListener:
+    """An observer that wants what steps print."""
+
+    logs = logging.WARNING
+    prints = True
+
+    def __init__(self) -> None:
+        self.messages: list[str] = []
+
+    def __call__(self, event: Event) -> None:
+        if isinstance(event, StepLogged):
+            self.messages.append(event.message)
+
+
+@pytest.mark.parametrize("in_with", [True, False])
+@pytest.mark.parametrize("view_first", [True, False])
+def test_printed_lines_reach_an_observer_and_the_streams_are_restored(
+    screen: ProgramScreen, in_with: bool, view_first: bool
+) -> None:
+    async def talk() -> None:
+        print("hello")
+        print("to the other stream", file=sys.stderr)
+
+    view, listener = LiveView(), PrintListener()
+    observers = [view, listener] if view_first else [listener, view]
+    stdout, stderr = sys.stdout, sys.stderr
+    with view if in_with else nullcontext():
+        asyncio.run(run_pipeline([WorkflowStep("s", talk)], observers=observers))
+    print("after that")
+
+    assert listener.messages == ["hello", "to the other stream"]
+    assert (sys.stdout, sys.stderr) == (stdout, stderr)
+    lines = screen.lines()
+    assert lines[:2] == ["s | hello", "s | to the other stream"]
+    assert lines[-1] == "after that"

@@ -1,0 +1,247 @@
+"""The command that shows what the steps of a run said: ``asyncflow logs``."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import click
+from rich.text import Text
+
+from asyncflow._cli.options import (
+    AnyJournal,
+    find_run,
+    journal_option,
+    json_option,
+    open_journal,
+    require_journal,
+    run_argument,
+)
+from asyncflow._cli.output import stdout_console, write_note
+from asyncflow._core.errors import did_you_mean, escape_controls
+from asyncflow._views.event_text import plural, subject
+from asyncflow._views.run_view import RunView
+from asyncflow.events import NoteEvent, RunResumed, RunStarted, StepAttached, StepLogged
+from asyncflow.journal import RunRecord, StoredEvent
+
+__all__ = ["logs"]
+
+_Note: TypeAlias = StepLogged | StepAttached
+_LEVELS = ["DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"]
+_COLOURS = {"DEBUG": "dim", "WARNING": "yellow", "ERROR": "bold red", "CRITICAL": "bold red"}
+_ATTACHED = "ATTACHED"
+"""Stands where the level of a log record does."""
+_WIDEST_LABEL = 24
+_INDENT = "    "
+_LONGEST_NAME = 80
+_PAGE = 500
+"""How many notes to read at a time; ten times less if their data are read."""
+_SHORTEST_S, _LONGEST_S = 0.3, 1.0
+"""How long to wait between two reads of a run in which something, or nothing, was said."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Wanted:
+    """Which notes to show, and how."""
+
+    step: str | None
+    item: int | None
+    level: int | None
+    as_json: bool
+    directory: Path | None
+
+    @property
+    def filter(self) -> dict[str, Any]:
+        """The parameters of a journal's ``notes()``."""
+        kinds: tuple[type[NoteEvent], ...] = (StepLogged, StepAttached)
+        if self.level is not None and self.directory is None:
+            kinds = (StepLogged,)
+        return {
+            "kinds": kinds,
+            "step": self.step,
+            "item": self.item,
+            "level": self.level,
+            "data": self.directory is not None,
+            "limit": _PAGE if self.directory is None else _PAGE // 10,
+        }
+
+
+@click.command(short_help="Show what the steps of a run logged.")
+@run_argument
+@click.argument("step", metavar="[STEP]", required=False)
+@journal_option
+@click.option("--follow", "-f", is_flag=True, help="Show what comes until the run ends.")
+@click.option(
+    "--level",
+    metavar="LEVEL",
+    type=click.Choice(_LEVELS, case_sensitive=False),
+    help=f"Only records from this level on: {', '.join(_LEVELS)}.",
+)
+@click.option(
+    "--attachments",
+    metavar="DIR",
+    type=click.Path(file_okay=False, writable=True, path_type=Path),
+    help="Also save what steps attached, as files in this directory.",
+)
+@json_option
+def logs(
+    run: str,
+    step: str | None,
+    journal: str,
+    follow: bool,
+    level: str | None,
+    attachments: Path | None,
+    as_json: bool,
+) -> None:
+    """Show what the steps of a run logged, and what they attached.
+
+    RUN is its id, the start of its id, or "latest". STEP is a step, or an item of a mapped step:
+    fetch, 'fetch[3]'. A journal keeps log records only if the run asks for it: --logs INFO.
+    """
+    require_journal(journal)
+    number = None if level is None else logging.getLevelNamesMapping()[level]
+    asyncio.run(_show(journal, run, step, number, follow, attachments, as_json))
+
+
+async def _show(
+    address: str,
+    run: str,
+    step: str | None,
+    level: int | None,
+    follow: bool,
+    directory: Path | None,
+    as_json: bool,
+) -> None:
+    async with open_journal(address) as journal:
+        record = await find_run(journal, run)
+        events = [each.event for each in await journal.events(record.run_id)]
+        starts = [event for event in events if isinstance(event, RunStarted | RunResumed)]
+        names = {name for event in starts for name in event.dependencies}
+        wanted = _Wanted(*_step_and_item(step, names), level, as_json, directory)
+        writer = _NoteWriter(RunView(events), names, wanted)
+        shown = await _show_notes(journal, record, wanted, writer, follow=follow)
+        if not shown and not await journal.notes(record.run_id, **wanted.filter | _ANY):
+            write_note(_no_logs(record))
+        elif not shown:
+            write_note("nothing matches")
+        if writer.saved:
+            write_note(f"saved {plural(writer.saved, 'attachment')} in {directory}")
+
+
+_ANY = {"step": None, "item": None, "level": None, "data": False, "limit": 1}
+"""Selects any note."""
+
+
+async def _show_notes(
+    journal: AnyJournal, record: RunRecord, wanted: _Wanted, writer: _NoteWriter, *, follow: bool
+) -> int:
+    """Show the notes of a run; return how many there were."""
+    shown = after = 0
+    while True:
+        is_over = record.status != "running" or record.orphaned
+        before = shown
+        while notes := await journal.notes(record.run_id, after=after, **wanted.filter):
+            for each in notes:
+                writer.write(each)
+            after, shown = notes[-1].position, shown + len(notes)
+        if is_over or not follow:
+            return shown
+        await asyncio.sleep(_SHORTEST_S if shown > before else _LONGEST_S)
+        record = await journal.record(record.run_id)
+
+
+def _step_and_item(text: str | None, names: set[str]) -> tuple[str | None, int | None]:
+    """Return the step, and the item, that the user names."""
+    if text is None or text in names:
+        return text, None
+    found = re.fullmatch(r"(?s)(.*)\[(\d+)\]", text)
+    if found is not None and found[1] in names:
+        return found[1], int(found[2])
+    nearest = did_you_mean(text if found is None else found[1], sorted(names))
+    raise click.UsageError(escape_controls(f"the run has no step {text!r}{nearest}"))
+
+
+def _no_logs(record: RunRecord) -> str:
+    return (
+        f"run {escape_controls(record.run_id)} has no logs; a journal keeps them if asked to: "
+        'asyncflow run --logs INFO, or SQLiteJournal(..., logs="INFO")'
+    )
+
+
+class _NoteWriter:
+    """Writes notes to standard output."""
+
+    def __init__(self, view: RunView, names: set[str], wanted: _Wanted) -> None:
+        self._view = view
+        self._wanted = wanted
+        self._console = stdout_console()
+        self._width = min(max(map(len, names), default=0), _WIDEST_LABEL)
+        self.saved = 0
+
+    def write(self, stored: StoredEvent) -> None:
+        """Write a note, and save what is attached if the user wants that."""
+        note: Any = stored.event
+        directory = self._wanted.directory
+        if directory is not None and isinstance(note, StepAttached):
+            directory.mkdir(parents=True, exist_ok=True)
+            (directory / _file_name(stored.position, note)).write_bytes(note.data)
+            self.saved += 1
+        moment = datetime.fromtimestamp(self._view.wall_time_of(note.at_ms)).astimezone()
+        if self._wanted.as_json:
+            click.echo(json.dumps(_as_json(stored.position, note, moment)))
+        elif self._console.is_terminal:
+            self._console.print(Text.assemble(*self._parts(note, moment)), soft_wrap=True)
+        else:  # many times faster
+            click.echo("".join(text for text, _ in self._parts(note, moment)))
+
+    def _parts(self, note: _Note, moment: datetime) -> Iterator[tuple[str, str]]:
+        """Yield the texts of a note, each with its style."""
+        label = f"{subject(note)}#{note.attempt}" if note.attempt > 1 else subject(note)
+        self._width = max(self._width, min(len(label), _WIDEST_LABEL))
+        if isinstance(note, StepAttached):
+            level, lines = _ATTACHED, [f"{note.name} ({note.media_type})"]
+        else:
+            level = _level(note)
+            lines = [*note.message.split("\n"), *note.traceback.splitlines()]
+        first, *rest = map(escape_controls, lines)
+        yield f"{moment:%Y-%m-%d %H:%M:%S}.{moment.microsecond // 1000:03} ", "dim"
+        yield f"{level:<8} ", _COLOURS.get(level, "")
+        yield f"{label:<{self._width}}  ", "cyan"
+        yield first, ""
+        for line in rest:
+            yield f"\n{_INDENT}{line}", ""
+
+
+def _level(note: StepLogged) -> str:
+    name = logging.getLevelName(note.level)
+    return name if name in _LEVELS else str(note.level)
+
+
+def _as_json(position: int, note: _Note, moment: datetime) -> dict[str, Any]:
+    document = {
+        "position": position,
+        "event": type(note).__name__,
+        "time": moment.isoformat(timespec="milliseconds"),
+        **{name: getattr(note, name) for name in ("at_ms", "step", "item", "attempt")},
+    }
+    if isinstance(note, StepAttached):
+        return document | {"name": note.name, "media_type": note.media_type}
+    return document | {
+        "level": _level(note),
+        **{name: getattr(note, name) for name in ("logger", "message", "traceback")},
+    }
+
+
+def _file_name(position: int, note: StepAttached) -> str:
+    """Return a name that no other attachment of the run has, and that every file system takes."""
+    item = "" if note.item is None else f"-{note.item}"
+    parts = (note.step, note.name)
+    step, name = (re.sub(r"[^A-Za-z0-9_.-]+", "_", part)[-_LONGEST_NAME:] for part in parts)
+    return f"{position}-{step}{item}-{name}"

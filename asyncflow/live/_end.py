@@ -1,0 +1,164 @@
+"""The end of a run, which takes the place of its last frame.
+
+Rules:
+
+1. A run that passed ends with one line.
+2. Of any other run, only what did not succeed is shown, and the verdict is the last line.
+3. It is never taller than it may be: first the frames of errors are left out, then the errors that
+   came last.
+"""
+
+from __future__ import annotations
+
+import os
+import textwrap
+from collections.abc import Iterator, Sequence
+
+from rich.cells import cell_len
+from rich.text import Text
+
+from asyncflow._core.errors import describe_error
+from asyncflow._core.results import StepStatus
+from asyncflow._core.step_view import StepView
+from asyncflow._core.tracebacks import user_frames
+from asyncflow._views.event_text import duration, plural
+from asyncflow._views.run_end import LostSteps, failed_steps, lost_steps, verdict
+from asyncflow._views.run_view import RunView
+from asyncflow.live._theme import COLOURS, Theme, elide, elide_middle, printable, status_for_run
+
+__all__ = ["run_end"]
+
+_INDENT = 13
+"""How many cells the status of a step takes."""
+_MOST_GROUPS = 4
+_DETAIL = ((3, 3), (2, 2), (1, 2), (1, 1), (0, 1))
+"""How many frames and lines of its message each error may have, by how little room there is."""
+
+
+def run_end(view: RunView, *, width: int, height: int, theme: Theme, title: Text) -> list[Text]:
+    """Return the lines that show how a run ended.
+
+    Args:
+        view: The run, which has ended.
+        width: How many cells a line may take.
+        height: How many lines there may be, at least 1.
+        theme: What to draw with.
+        title: The line that names the run.
+    """
+    foot = _verdict(view, width, theme)[:height]
+    if view.outcome == "passed":
+        if len(foot) == 1 and foot[0].cell_len + 2 + title.cell_len <= width:
+            foot[0].append("  ").append(title.plain, "dim")
+        body = []
+    else:
+        lost = list(_lost(lost_steps(view), width, theme))
+        room = height - 1 - len(lost) - len(foot)
+        body = [title, *_failed(failed_steps(view), room, width, theme), *lost]
+    lines = [*body, *foot][-height:]
+    for line in lines:
+        line.truncate(width)  # with hardly any cells, the columns don't shrink any further
+    return lines
+
+
+def _verdict(view: RunView, width: int, theme: Theme) -> list[Text]:
+    status = status_for_run(view.word)
+    text = f"{theme.symbols[status]} {verdict(view)}"
+    lines = [Text(each, no_wrap=True) for each in textwrap.wrap(text, max(width, 20))]
+    lines[0].stylize(f"bold {COLOURS[status]}", 0, 2 + len(view.word))
+    return lines
+
+
+# Failed steps.
+
+
+def _failed(steps: Sequence[StepView], room: int, width: int, theme: Theme) -> list[Text]:
+    """Return the blocks of failed steps, in as much detail as there is room for."""
+    shown = steps if 2 * len(steps) <= room else steps[: max((room - 1) // 2, 0)]
+    more = [f"{theme.ellipsis} and {len(steps) - len(shown):,} more with errors"]
+    more = more if len(shown) < len(steps) and room > 0 else []
+    lines: list[Text] = []
+    for frames, most in _DETAIL:
+        lines = [line for step in shown for line in _with_error(step, frames, most, width, theme)]
+        if len(lines) + len(more) <= room:
+            break
+    return [*lines, *(Text(each, "dim", no_wrap=True) for each in more)]
+
+
+def _with_error(step: StepView, frames: int, most: int, width: int, theme: Theme) -> Iterator[Text]:
+    """Yield the lines of a step: its name, the user's innermost frames, and its error."""
+    assert step.error is not None
+    head, name = _status(step.status, theme), printable(step.name, theme.encoding)
+    head.append(elide_middle(name, max(width - _INDENT, 1), theme.ellipsis), "bold")
+    note = f"  {_note(step)}"
+    yield head.append(note, "dim") if head.cell_len + len(note) <= width else head
+    for frame in user_frames(step.error)[-frames:] if frames else []:
+        place = f'File "{_shown_path(frame.path)}", line {frame.line}, in {frame.function}'
+        yield _line(f"  {place}", width, theme, "dim")
+        if frame.code:
+            yield _line(f"    {frame.code}", width, theme)
+    lines = textwrap.wrap(_message(step.error), max(width - 2, 10))
+    if len(lines) > most:
+        lines = [*lines[: most - 1], " ".join(lines[most - 1 :])]
+    for line in lines:
+        yield _line(f"  {line}", width, theme, COLOURS[step.status])
+
+
+def _note(step: StepView) -> str:
+    parts = []
+    if step.items is not None:
+        count = len(step.items) if step.item_count is None else step.item_count
+        parts.append(f"{step.tally[StepStatus.FAILED]:,} of {plural(count, 'item')} failed")
+    elif step.latest is not None and step.max_retries not in (None, 1):
+        parts.append(f"attempt {step.latest.number} of {step.max_retries}")
+    lasted_ms = step.duration_ms(step.ended_ms or 0.0)
+    if lasted_ms is not None:
+        parts.append(duration(lasted_ms))
+    return ", ".join(parts)
+
+
+def _message(error: BaseException) -> str:
+    """Return an error in words; of a group, with its first error."""
+    parts = [describe_error(error)]
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+        parts.append(describe_error(error))
+    return ": ".join(parts)
+
+
+def _shown_path(path: str) -> str:
+    """Return a path below the current directory as relative to that."""
+    try:
+        return path.removeprefix(os.path.join(os.getcwd(), ""))
+    except OSError:  # the directory is gone
+        return path
+
+
+# Lost steps.
+
+
+def _lost(groups: Sequence[LostSteps], width: int, theme: Theme) -> Iterator[Text]:
+    room = max(width - _INDENT, 1)
+    for status, reason, names in groups[:_MOST_GROUPS]:
+        short = f"{plural(len(names), 'step') if len(names) > 1 else names[0]}: {reason}"
+        long = f"{plural(len(names), 'step')} ({', '.join(names)}): {reason}"
+        is_long = 1 < len(names) < room and cell_len(long) <= room
+        text = printable(long if is_long else short, theme.encoding)
+        yield _status(status, theme).append(elide(text, room, theme.ellipsis), "dim")
+    others = groups[_MOST_GROUPS:]
+    if others:
+        steps = plural(sum(len(each.names) for each in others), "step")
+        reasons = plural(len(others), "other reason")
+        yield _line(f"{theme.ellipsis} and {steps} for {reasons}", width, theme, "dim")
+
+
+# Parts of lines.
+
+
+def _status(status: StepStatus, theme: Theme) -> Text:
+    text = Text(f"{theme.symbols[status]} {status}", COLOURS[status], no_wrap=True, end="")
+    return text.append(" " * (_INDENT - text.cell_len))
+
+
+def _line(text: str, width: int, theme: Theme, style: str = "") -> Text:
+    shown = elide(printable(text, theme.encoding), width, theme.ellipsis)
+    return Text(shown, style, no_wrap=True)

@@ -1,0 +1,190 @@
+"""Runs as lines of text, for anything that is not a terminal: a file, a pipe, a CI log.
+
+Rules:
+
+1. Each event of a run or of a step is a line.
+2. The items of a mapped step have a line for each tenth of them. What went wrong with an item is a
+   line of its own.
+3. Progress has a line for each tenth of its total, and not before ten seconds after the one before.
+4. What steps log and attach has none: logging has its own handlers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+
+from asyncflow._core.errors import escape_controls
+from asyncflow._views.event_text import describe_event, subject
+from asyncflow._views.progress import progress_text
+from asyncflow.events import (
+    AttemptStarted,
+    Event,
+    MapStarted,
+    NoteEvent,
+    RunResumed,
+    RunStarted,
+    StepCancelled,
+    StepFailed,
+    StepProgressed,
+    StepReused,
+    StepSucceeded,
+)
+from asyncflow.live._renderer import EventBuffer
+
+__all__ = ["LineRenderer"]
+
+_PAUSE_MS = 10_000
+_ENDS = (StepSucceeded, StepFailed, StepCancelled, StepReused)
+_QUIET_ITEM_EVENTS = (AttemptStarted, StepSucceeded, StepCancelled, StepReused)
+"""What is no line of its own if it is about an item."""
+
+
+class LineRenderer:
+    """Writes runs as lines.
+
+    Args:
+        write: Writes text and flushes it.
+    """
+
+    pause_s = 0.05
+    has_shown_end = False
+
+    def __init__(self, write: Callable[[str], object]) -> None:
+        self._write = write
+        self._text: list[str] = []
+        self._runs: dict[EventBuffer, _RunLines] = {}
+        self._are_many = False
+
+    def take(self, buffers: Sequence[EventBuffer]) -> None:
+        self._runs = {buffer: self._runs.get(buffer) or _RunLines() for buffer in buffers}
+        for buffer, run in self._runs.items():
+            for at_ms, line in run.lines(buffer.drain()):
+                if not self._are_many and len(self._runs) > 1:
+                    self._are_many = sum(bool(each.run_id) for each in self._runs.values()) > 1
+                prefix = f" {run.run_id}:" if self._are_many and run.run_id else ""
+                self._text.append(f"[{_time(int(at_ms))}]{prefix} {line}\n")
+
+    def draw(self) -> None:
+        text, self._text = self._text, []
+        if text:
+            self._write("".join(text))
+
+    # There is nothing to prepare or to restore.
+
+    def begin(self) -> None: ...
+
+    def run_ended(self, buffer: EventBuffer, *, is_last: bool) -> None: ...
+
+    def end(self) -> None: ...
+
+    def abort(self) -> None: ...
+
+
+class _Pace:
+    """Decides when something that grows is worth a line: at each tenth of it."""
+
+    def __init__(self, at_ms: float) -> None:
+        self._shown_ms = at_ms
+        self._tenth = 0
+
+    def is_due(self, at_ms: float, done: float, total: float | None, pause_ms: float) -> bool:
+        """Whether it is worth a line now; then it counts as shown.
+
+        Args:
+            at_ms: The present, in milliseconds since the run started.
+            done: How much is done.
+            total: How much that is in the end; ``None`` if unknown.
+            pause_ms: How long after the line before.
+        """
+        tenth = int(10 * done / total) if total else self._tenth + 1
+        if tenth <= self._tenth or at_ms - self._shown_ms < pause_ms:
+            return False
+        self._tenth, self._shown_ms = tenth, at_ms
+        return True
+
+
+class _Items:
+    """The items of a mapped step."""
+
+    def __init__(self, started: MapStarted) -> None:
+        self._name, self._count = started.step, started.count
+        self._settled = self._failed = 0
+        self._pace = _Pace(started.at_ms)
+
+    def settle(self, event: StepSucceeded | StepFailed | StepCancelled | StepReused) -> list[str]:
+        """Count one that has ended; return a line if one is due."""
+        self._settled += 1
+        self._failed += isinstance(event, StepFailed)
+        pause_ms = _PAUSE_MS if self._count is None else 0
+        if not self._pace.is_due(event.at_ms, self._settled, self._count, pause_ms):
+            return []
+        of = "" if self._count is None else f" of {self._count:,}"
+        noun = "item" if (self._count or self._settled) == 1 else "items"
+        failed = f", {self._failed:,} failed" if self._failed else ""
+        return [f"{escape_controls(self._name)}: {self._settled:,}{of} {noun}{failed}"]
+
+
+class _RunLines:
+    """The lines of one run."""
+
+    def __init__(self) -> None:
+        self.run_id = ""
+        self._max_retries: Mapping[str, int] = {}
+        self._items: dict[str, _Items] = {}
+        """By mapped step."""
+        self._started: dict[tuple[str, int | None], float] = {}
+        """When each running attempt started, by step and item."""
+        self._paces: dict[tuple[str, int | None], _Pace] = {}
+        """Those of the progress of running attempts."""
+
+    def lines(self, events: Iterable[Event]) -> Iterator[tuple[float, str]]:
+        """Yield the lines of more events, each with its time in ms since the run started."""
+        for event in events:
+            if isinstance(event, RunStarted):
+                self._begin(event)
+                yield 0.0, describe_event(event)
+            else:
+                for line in self._lines_of(event):
+                    yield event.at_ms, line
+
+    def _begin(self, event: RunStarted | RunResumed) -> None:
+        self.run_id, self._max_retries = escape_controls(event.run_id), event.max_retries
+        self._items, self._started, self._paces = {}, {}, {}
+
+    def _lines_of(self, event: Event) -> Iterable[str]:
+        if isinstance(event, NoteEvent):
+            return self._progress(event) if isinstance(event, StepProgressed) else ()
+        name, item = getattr(event, "step", ""), getattr(event, "item", None)
+        if isinstance(event, AttemptStarted):
+            self._started[name, item] = event.at_ms
+            self._paces.pop((name, item), None)
+        elif isinstance(event, _ENDS):
+            self._started.pop((name, item), None)
+        elif isinstance(event, MapStarted):
+            self._items[name] = _Items(event)
+        elif isinstance(event, RunResumed):
+            self._begin(event)
+        items = None if item is None else self._items.get(name)
+        lines = []
+        if items is None or not isinstance(event, _QUIET_ITEM_EVENTS):
+            lines.append(describe_event(event, self._max_retries.get(name)))
+        if items is not None and isinstance(event, _ENDS):
+            lines += items.settle(event)
+        return lines
+
+    def _progress(self, event: StepProgressed) -> Iterator[str]:
+        key = event.step, event.item
+        started_ms = self._started.get(key)
+        if started_ms is None:  # it has ended
+            return
+        pace = self._paces.setdefault(key, _Pace(started_ms))
+        if pace.is_due(event.at_ms, event.done, event.total, _PAUSE_MS):
+            yield f"{subject(event)}: {progress_text(event, started_ms, event.at_ms)}"
+
+
+def _time(ms: int) -> str:
+    """Return a time of the run's clock: ``0:00:01.234``."""
+    seconds, ms = divmod(ms, 1000)
+    minutes, seconds = divmod(seconds, 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{seconds:02}.{ms:03}"

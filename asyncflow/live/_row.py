@@ -1,0 +1,207 @@
+"""One step in one line of a frame: its status, what there is to say of it, and how long it ran."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from operator import itemgetter
+from typing import NamedTuple, TypeAlias
+
+from rich.cells import cell_len
+from rich.text import Text
+
+from asyncflow._core.errors import describe_error
+from asyncflow._core.results import StepStatus
+from asyncflow._core.step_view import StepView
+from asyncflow._views.event_text import duration, plural
+from asyncflow._views.progress import counted, percentage, progress_text
+from asyncflow._views.run_view import ran_before
+from asyncflow.events import StepProgressed
+from asyncflow.live._theme import COLOURS, Theme, bar, elide, fit, printable
+
+__all__ = ["Columns", "columns_for", "row"]
+
+_Reported: TypeAlias = Mapping[int | None, StepProgressed]
+"""The latest progress of a step, and of each of its items, by item."""
+
+
+class Columns(NamedTuple):
+    """How many cells each column takes; there are two between any two."""
+
+    tier: int
+    status: int
+    name: int
+    note: int
+    duration: int
+
+
+def columns_for(width: int, tier: int, name: int) -> Columns:
+    """Divide the width of a line; tiers and names take as many cells as given, or less."""
+    if width < 44:  # a symbol, a name and a duration
+        return Columns(0, 1, max(width - 13, 1), 0, 9)
+    status, lasted = 11, 9
+    rest = width - tier - status - lasted - 6
+    # At 80 columns a name has 17 cells, and a note 28: "next attempt in 3 s (2 of 3)".
+    name = min(name, max(17, min(rest * 9 // 20, rest - 30)))
+    note = rest - name - 2
+    if note < 12:
+        name, note = rest, -2
+    return Columns(tier, status, name, note, lasted)
+
+
+def row(
+    step: StepView, reported: _Reported, tier: str, columns: Columns, now_ms: float, theme: Theme
+) -> Text:
+    """Return the line of a step, with the label of its tier before it."""
+    text = Text(no_wrap=True)
+    if columns.tier:
+        text.append(fit(tier, columns.tier + 2), "dim")
+    gap = "  " if columns.tier else " "
+    status = f"{theme.symbols[step.status]} {step.status}"
+    text.append(fit(status[: columns.status], columns.status), COLOURS[step.status])
+    name = fit(printable(step.name, theme.encoding), columns.name, theme.ellipsis)
+    text.append(gap + name, "dim" if step.status is StepStatus.PENDING else "")
+    progress = _current(step, reported.get(None))
+    if columns.note > 0:
+        note = _progress_note if progress is not None else _note
+        text.append("  ").append(note(step, reported, columns.note, now_ms, theme))
+    duration_ms = step.duration_ms(now_ms)
+    lasted = "" if duration_ms is None else duration(duration_ms)
+    if columns.note <= 0 and progress is not None and percentage(progress) is not None:
+        lasted = f"{percentage(progress)} %"
+    if len(lasted) > columns.duration:
+        lasted = lasted.replace(" ", "")
+    return text.append(f"{gap}{lasted:>{columns.duration}}", "" if step.ended_ms is None else "dim")
+
+
+_BAR_WIDTHS = range(4, 17)
+
+
+def _note(step: StepView, reported: _Reported, width: int, now_ms: float, theme: Theme) -> Text:
+    text = Text(no_wrap=True)
+    words = printable(_words(step, now_ms, reported), theme.encoding)
+    if step.item_count is not None and step.status is StepStatus.RUNNING:
+        cells = min(width - len(words) - 2, width // 2, _BAR_WIDTHS[-1])
+        if cells in _BAR_WIDTHS:
+            done, left = bar(_settled_items(step), step.item_count, cells, theme)
+            text.append(done, COLOURS[StepStatus.RUNNING]).append(f"{left}  ", "dim")
+    colour = COLOURS[step.status] if step.status is StepStatus.FAILED else "dim"
+    if step.retry_at_ms is not None:
+        colour = "yellow"
+    text.append(elide(words, width - text.cell_len, theme.ellipsis), colour)
+    return text.append(" " * (width - text.cell_len))
+
+
+def _progress_note(
+    step: StepView, reported: _Reported, width: int, now_ms: float, theme: Theme
+) -> Text:
+    """Return the progress of a running attempt, as much of it as fits: at least the percentage."""
+    progress, latest = reported[None], step.latest
+    assert latest is not None  # it is running
+    share, count, rate, left = progress_text(progress, latest.started_ms, now_ms)
+    # Its width depends on that of the column alone, so that it stays while the words change.
+    cells = min(max(width // 5, _BAR_WIDTHS[0]), _BAR_WIDTHS[-1]) if share else 0
+    with_bar, without = width - cells - 1, width
+    choices = [
+        (with_bar, [share, count, rate, left, _words(step, now_ms, reported)]),
+        (with_bar, [share, count, rate, left]),
+        (with_bar, [share, count, left]),
+        (with_bar, [share, count]),
+        (without, [share, count]),
+        (with_bar, [share, left]),
+    ]
+    words = share or count
+    for room, parts in choices:
+        fitting = printable(", ".join(filter(None, parts)), theme.encoding)
+        if fitting and cell_len(fitting) <= room:
+            words = fitting
+            break
+    text = Text(no_wrap=True)
+    if share and cell_len(words) <= with_bar:
+        done, empty = bar(percentage(progress) or 0, 100, cells, theme)
+        text.append(done, COLOURS[StepStatus.RUNNING]).append(f"{empty} ", "dim")
+    text.append(elide(words, width - text.cell_len, theme.ellipsis), "dim")
+    return text.append(" " * (width - text.cell_len))
+
+
+def _current(step: StepView, progress: StepProgressed | None) -> StepProgressed | None:
+    """Return the latest progress of a step or an item if it is that of its running attempt."""
+    latest = step.latest
+    if progress is None or latest is None or latest.ended_ms is not None:
+        return None
+    return progress if progress.attempt == latest.number else None
+
+
+def _words(step: StepView, now_ms: float, reported: _Reported) -> str:
+    rerun = "" if step.rerun_reason is None else f"again, because {step.rerun_reason}"
+    if ran_before(step):
+        before = "ran before the run was resumed"
+        return ", ".join(filter(None, [before, step.reason or rerun]))
+    match step.status:
+        case StepStatus.PENDING:
+            parts = [rerun]
+        case StepStatus.RUNNING:
+            parts = [_items(step), *_items_under_way(step, reported), _attempt(step, now_ms), rerun]
+        case StepStatus.FAILED:
+            error = "" if step.error is None else describe_error(step.error)
+            parts = [_items(step), error, _attempts(step)]
+        case StepStatus.SUCCESS:
+            parts = ["reused" if step.reused else "", _items(step), _attempts(step)]
+        case _:
+            parts = [step.reason or "", _items(step)]
+    return ", ".join(filter(None, parts))
+
+
+def _attempt(step: StepView, now_ms: float) -> str:
+    """Return which attempt is running or comes next."""
+    latest, most = step.latest, step.max_retries
+    if latest is None:
+        return ""
+    of = "" if most is None else f" of {most}"
+    if step.retry_at_ms is not None:
+        # When its time has come, the attempt may have to queue.
+        left_s = math.ceil((step.retry_at_ms - now_ms) / 1000)
+        when = f"in {left_s} s" if left_s > 0 else "now"
+        why = "" if latest.error is None else f": {describe_error(latest.error)}"
+        return f"next attempt {when} ({latest.number + 1}{of}){why}"
+    which = "" if most in (None, 1) and latest.number == 1 else f"attempt {latest.number}{of}"
+    queued = f"queued {duration(latest.queued_ms)}" if latest.queued_ms >= 1 else ""
+    return ", ".join(filter(None, [which, queued]))
+
+
+def _attempts(step: StepView) -> str:
+    """Return how many attempts it took, if more than one, and how many before it began anew."""
+    count, most = len(step.attempts) - step.fresh_from, step.max_retries
+    earlier = plural(step.fresh_from, "earlier attempt") if step.fresh_from else ""
+    if count < 2:
+        return earlier
+    these = f"{count} attempts" if most is None else f"attempt {count} of {most}"
+    return ", ".join(filter(None, [these, earlier]))
+
+
+def _items(step: StepView) -> str:
+    if step.items is None:
+        return ""
+    count = settled = _settled_items(step)
+    of = ""
+    if step.item_count is not None and step.status is not StepStatus.SUCCESS:
+        count, of = step.item_count, f" of {step.item_count:,}"
+    failed = step.tally[StepStatus.FAILED]
+    text = f"{settled:,}{of} item{'' if count == 1 else 's'}"
+    return f"{text}, {failed:,} failed" if failed else text
+
+
+def _items_under_way(step: StepView, reported: _Reported) -> Iterator[str]:
+    """Yield how far running items are that reported it: ``[2] 24 %``."""
+    for number, progress in sorted(
+        ((at, each) for at, each in reported.items() if at is not None), key=itemgetter(0)
+    ):
+        item = (step.items or {}).get(number)
+        if item is not None and _current(item, progress) is not None:
+            share = percentage(progress)
+            yield f"[{number}] {counted(progress) if share is None else f'{share} %'}"
+
+
+def _settled_items(step: StepView) -> int:
+    tally = step.tally
+    return tally.total() - tally[StepStatus.PENDING] - tally[StepStatus.RUNNING]

@@ -1,0 +1,298 @@
+"""``asyncflow logs``: what the steps of a run said, as lines and as JSON, also while it runs."""
+
+from __future__ import annotations
+
+import asyncio
+import importlib
+import io
+import json
+import logging
+import re
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from click.testing import Result
+from rich.console import Console
+
+from asyncflow import WorkflowStep, current_step, run_pipeline
+from asyncflow._views.run_view import RunView
+from asyncflow.events import RunStarted, StepLogged
+from asyncflow.journal import RunRecord, SQLiteJournal, StoredEvent
+from asyncflow.testing import run_in_virtual_time
+
+from .conftest import Shell
+
+module: Any = importlib.import_module("asyncflow._cli.logs")
+log = logging.getLogger("tests.cli.logs")
+TIME = r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d\.\d{3}"
+
+
+@pytest.fixture(autouse=True)
+def level() -> Iterator[None]:
+    log.setLevel(logging.DEBUG)
+    yield
+    log.setLevel(logging.NOTSET)
+
+
+async def extract() -> list[int]:
+    log.info("asking for rows")
+    if current_step().attempt == 1:
+        raise ConnectionError("refused")
+    current_step().attach("../rows.csv", "a,b\n1,2\n", media_type="text/plain")
+    return [1, 2, 3]
+
+
+async def load(row: int) -> None:
+    log.debug("row %s", row)
+    try:
+        if row == 3:
+            raise ValueError("no such row\x1b[2J")
+    except ValueError:
+        log.exception("row %s\nis bad", row)
+
+
+STEPS = [
+    WorkflowStep("extract", extract, max_retries=2),
+    WorkflowStep("load", load, {"row": "extract"}, map_over="extract"),
+]
+
+
+def store(run_id: str, steps: list[WorkflowStep], logs: str | None = "DEBUG") -> None:
+    async def main() -> None:
+        async with SQLiteJournal("asyncflow.db", logs=logs) as journal:
+            await run_pipeline(steps, journal=journal, run_id=run_id)
+
+    asyncio.run(main())
+
+
+@pytest.fixture
+def stored(shell: Shell) -> Shell:
+    store("monday", STEPS)
+    return shell
+
+
+def texts(result: Result) -> list[str]:
+    """Return the lines without their times."""
+    lines = result.stdout.splitlines()
+    assert all(re.match(f"{TIME} |    ", line) for line in lines)
+    return [re.sub(f"^{TIME} ", "", line) for line in lines]
+
+
+def test_each_record_is_a_line_with_time_level_step_and_message(stored: Shell) -> None:
+    lines = texts(stored("logs", "monday"))
+
+    assert lines[:5] == [
+        "INFO     extract  asking for rows",
+        "INFO     extract#2  asking for rows",
+        "ATTACHED extract#2  ../rows.csv (text/plain)",
+        "DEBUG    load[0]    row 1",
+        "DEBUG    load[1]    row 2",
+    ]
+    assert lines[5:9] == [
+        "DEBUG    load[2]    row 3",
+        "ERROR    load[2]    row 3",
+        "    is bad",
+        "    Traceback (most recent call last):",
+    ]
+    assert lines[-1] == r"    ValueError: no such row\x1b[2J"
+
+
+def test_a_step_or_an_item_can_be_chosen(stored: Shell) -> None:
+    assert {line[9:14] for line in texts(stored("logs", "monday", "extract"))} == {"extra"}
+    assert len(texts(stored("logs", "latest", "load[1]"))) == 1
+
+
+def test_a_step_may_have_the_name_of_an_item(shell: Shell) -> None:
+    async def talk() -> None:
+        log.info("hello")
+
+    store("r", [WorkflowStep("a[1]", talk), WorkflowStep("a", talk)])
+
+    assert texts(shell("logs", "r", "a[1]")) == ["INFO     a[1]  hello"]
+
+
+@pytest.mark.parametrize("name", ["laod", "laod[1]", "load[x]"])
+def test_an_unknown_step_is_named_with_the_nearest(stored: Shell, name: str) -> None:
+    result = stored("logs", "monday", name, exits=2)
+
+    assert f"the run has no step '{name}' (did you mean 'load'?)" in result.stderr
+
+
+def test_an_unknown_run_is_not_found(stored: Shell) -> None:
+    assert "'tuesday'" in stored("logs", "tuesday", exits=4).stderr
+
+
+def test_a_level_leaves_lower_records_and_attachments_out(stored: Shell) -> None:
+    lines = texts(stored("logs", "monday", "--level", "error"))
+
+    assert lines[0] == "ERROR    load[2]  row 3"
+    assert sum(not line.startswith("    ") for line in lines) == 1
+
+
+def test_json_has_one_object_a_line(stored: Shell) -> None:
+    lines = stored("logs", "monday", "--json").stdout.splitlines()
+    documents = [json.loads(line) for line in lines]
+
+    assert [each["position"] for each in documents] == sorted(
+        each["position"] for each in documents
+    )
+    first, attached, last = documents[0], documents[2], documents[-1]
+    assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}[+-]\d\d:\d\d", first.pop("time"))
+    assert first.pop("at_ms") >= 0
+    assert first == {
+        "position": 1,
+        "event": "StepLogged",
+        "step": "extract",
+        "item": None,
+        "attempt": 1,
+        "level": "INFO",
+        "logger": "tests.cli.logs",
+        "message": "asking for rows",
+        "traceback": "",
+    }
+    assert (attached["event"], attached["name"]) == ("StepAttached", "../rows.csv")
+    assert (last["item"], last["level"], last["message"]) == (2, "ERROR", "row 3\nis bad")
+    assert last["traceback"].startswith("Traceback ")
+
+
+def test_attachments_are_saved_below_the_directory(stored: Shell) -> None:
+    result = stored("logs", "monday", "--attachments", "saved/here", "--level", "ERROR")
+
+    (path,) = (stored.directory / "saved" / "here").iterdir()
+    assert path.name == "3-extract-.._rows.csv"
+    assert path.read_text() == "a,b\n1,2\n"
+    assert result.stderr == "saved 1 attachment in saved/here\n"
+    assert "ATTACHED" in result.stdout
+
+
+def test_the_file_of_an_items_attachment_has_its_number(shell: Shell) -> None:
+    async def numbers() -> list[int]:
+        return [1, 2]
+
+    async def draw(number: int) -> None:
+        current_step().attach("ä.txt" * 30, str(number), media_type="text/plain")
+
+    steps = [
+        WorkflowStep("numbers", numbers),
+        WorkflowStep("draw", draw, {"number": "numbers"}, map_over="numbers"),
+    ]
+    store("r", steps)
+
+    shell("logs", "r", "--attachments", "saved")
+
+    names = sorted(path.name for path in (shell.directory / "saved").iterdir())
+    assert [name[:9] for name in names] == ["1-draw-0-", "2-draw-1-"]
+    assert max(map(len, names)) < 100
+
+
+def test_a_run_without_logs_says_how_to_keep_them(shell: Shell) -> None:
+    store("r", STEPS[:1], logs=None)
+    shell("run", "etl:pipeline", "--run-id", "s", "--quiet")
+
+    result = shell("logs", "s")
+
+    assert result.stdout == ""
+    assert result.stderr == (
+        "run s has no logs; a journal keeps them if asked to: "
+        'asyncflow run --logs INFO, or SQLiteJournal(..., logs="INFO")\n'
+    )
+    assert shell("logs", "s", "--follow").stderr == result.stderr
+
+
+def test_a_filter_that_matches_nothing_says_so(stored: Shell) -> None:
+    assert stored("logs", "monday", "--level", "CRITICAL").stderr == "nothing matches\n"
+
+
+def test_an_unusual_level_is_a_number(shell: Shell) -> None:
+    async def talk() -> None:
+        log.log(25, "hello")
+
+    store("r", [WorkflowStep("s", talk)])
+
+    assert texts(shell("logs", "r")) == ["25       s  hello"]
+
+
+def test_more_notes_than_a_page_are_all_shown(
+    shell: Shell, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def talk() -> None:
+        for number in range(25):
+            log.info("line %s", number)
+
+    store("r", [WorkflowStep("s", talk)])
+    monkeypatch.setattr(module, "_PAGE", 10)
+
+    assert texts(shell("logs", "r")) == [f"INFO     s  line {number}" for number in range(25)]
+
+
+class LiveJournal:
+    """A journal of a run that says something at a time, until it ends."""
+
+    def __init__(self, said: dict[float, str], ends_at: float, *, orphaned: bool = False) -> None:
+        self._said = sorted(said.items())
+        self._ends_at = ends_at
+        self._orphaned = orphaned
+        self.reads: list[float] = []
+
+    async def notes(self, _: str, *, after: int, **__: object) -> list[StoredEvent]:
+        now = asyncio.get_running_loop().time()
+        self.reads.append(now)
+        return [
+            StoredEvent(position, StepLogged("s", 1, at * 1_000, 20, "app", text))
+            for position, (at, text) in enumerate(self._said, 1)
+            if position > after and at <= now
+        ]
+
+    async def record(self, _: str) -> RunRecord:
+        is_over = asyncio.get_running_loop().time() >= self._ends_at
+        return RunRecord(
+            "r",
+            "",
+            "passed" if is_over and not self._orphaned else "running",
+            0.0,
+            0.0,
+            "",
+            orphaned=is_over and self._orphaned,
+        )
+
+
+@pytest.mark.parametrize("orphaned", [False, True])
+def test_following_shows_what_comes_until_the_run_ends(
+    capsys: pytest.CaptureFixture[str], orphaned: bool
+) -> None:
+    journal: Any = LiveJournal({0.0: "one", 2.0: "two", 2.1: "three", 6.4: "last"}, 6.5)
+    view = RunView([RunStarted("r", 0.0, {"s": ()})])
+    wanted = module._Wanted(None, None, None, False, None)
+
+    async def follow() -> int:
+        lines = module._NoteWriter(view, {"s"}, wanted)
+        shown: int = await module._show_notes(
+            journal, await journal.record("r"), wanted, lines, follow=True
+        )
+        return shown
+
+    assert run_in_virtual_time(follow()) == 4
+
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[-1] for line in lines] == ["one", "two", "three", "last"]
+    assert len(journal.reads) <= 16  # two for a second in which something is said, else one
+
+
+def test_ctrl_c_ends_following(stored: Shell, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def interrupt(*_: object, **__: object) -> int:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(module, "_show_notes", interrupt)
+
+    stored("logs", "monday", "--follow", exits=130)
+
+
+def test_a_terminal_has_colours(stored: Shell, monkeypatch: pytest.MonkeyPatch) -> None:
+    terminal = Console(file=io.StringIO(), force_terminal=True, width=200)
+    monkeypatch.setattr(module, "stdout_console", lambda: terminal)
+
+    stored("logs", "monday", "--level", "ERROR")
+
+    assert isinstance(terminal.file, io.StringIO)
+    assert "\x1b[1;31mERROR    \x1b[0m\x1b[36mload[2]  \x1b[0mrow 3\n" in terminal.file.getvalue()
