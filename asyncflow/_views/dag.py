@@ -7,7 +7,9 @@ Rules:
    a bend in each one that it passes.
 2. Barycenters of neighbours order each layer, and neighbours swap places if fewer edges cross then.
 3. Each box lies as near to its neighbours as its layer lets it, and so that edges are straight.
-4. It needs nothing but the standard library, and the same pipeline gives the same drawing.
+4. A step that runs after nearly all others, as a clean-up step does, has a badge in place of its
+   edges, which would cross everything. They are drawn straight, for a reader who asks for them.
+5. It needs nothing but the standard library, and the same pipeline gives the same drawing.
 """
 
 from __future__ import annotations
@@ -15,7 +17,7 @@ from __future__ import annotations
 import re
 import unicodedata
 from bisect import bisect_right, insort
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import lru_cache
 from html import escape
@@ -45,6 +47,8 @@ _MOST_SWAPPED = 2_000
 """With more links, neighbours don't swap, because a page must not take seconds."""
 _MOST_BENDS = 8_000
 """With more, edges go straight from step to step."""
+_FEWEST_BUNDLED, _SHARE_BUNDLED = 6, 0.8
+"""How many dependencies, and which share of the other steps, a badge stands for at least."""
 _BEND_HEIGHT = 0.3
 """The height of a bend, in steps' heights."""
 
@@ -68,6 +72,8 @@ class Layout(NamedTuple):
     """The place of each step."""
     edges: tuple[tuple[int, int, tuple[Place, ...]], ...]
     """From which step to which, and over which bends."""
+    bundled: frozenset[int] = frozenset()
+    """The steps that have a badge in place of the edges that lead to them."""
 
 
 def layout(dependencies: Mapping[str, Sequence[str]]) -> Layout:
@@ -87,7 +93,8 @@ def layout(dependencies: Mapping[str, Sequence[str]]) -> Layout:
 @lru_cache(maxsize=64)  # a live page asks again and again
 def _layout(count: int, edges: tuple[_Edge, ...]) -> Layout:
     layer = _tiers(count, edges)
-    paths = _bends(edges, layer)
+    bundled = _bundled(count, edges, layer)
+    paths = _bends([edge for edge in edges if edge[1] not in bundled], layer)
     layers: _Layers = [[] for _ in range(max(layer, default=-1) + 1)]
     for number, at in enumerate(layer):
         layers[at].append(number)
@@ -105,7 +112,8 @@ def _layout(count: int, edges: tuple[_Edge, ...]) -> Layout:
         len(layers),
         max((place.down for place in places), default=-0.5) + 0.5,
         tuple(places[:count]),
-        tuple((*edge, tuple(places[bend] for bend in bends)) for edge, bends in paths.items()),
+        tuple((*edge, tuple(places[bend] for bend in paths.get(edge, ()))) for edge in edges),
+        bundled,
     )
 
 
@@ -114,6 +122,17 @@ def _tiers(count: int, edges: Sequence[_Edge]) -> list[int]:
     for first, last in sorted(edges, key=lambda edge: edge[1]):
         tiers[last] = max(tiers[last], tiers[first] + 1)
     return tiers
+
+
+def _bundled(count: int, edges: Sequence[_Edge], layer: Sequence[int]) -> frozenset[int]:
+    """Return the steps that depend on nearly all others, and not just on those of one tier."""
+    needs: defaultdict[int, list[int]] = defaultdict(list)
+    for first, last in edges:
+        needs[last].append(layer[first])
+    least = max(_FEWEST_BUNDLED, _SHARE_BUNDLED * (count - 1))
+    return frozenset(
+        number for number, tiers in needs.items() if len(tiers) >= least and len({*tiers}) > 1
+    )
 
 
 def _bends(edges: Sequence[_Edge], layer: list[int]) -> dict[_Edge, range]:
@@ -255,6 +274,9 @@ class Box(NamedTuple):
     height: float
     lines: tuple[str, ...]
     """Its name, in as many lines as it needs, and at most four."""
+    badge: str = ""
+    """What stands for the edges that lead to it: ``all 19`` or ``17``; empty if nothing."""
+    badge_width: float = 0.0
 
 
 class Curve(NamedTuple):
@@ -264,6 +286,8 @@ class Curve(NamedTuple):
     last: int
     path: str
     """In the language of SVG."""
+    is_bundled: bool = False
+    """Whether the badge of its last step stands for it."""
 
 
 class GraphDrawing(NamedTuple):
@@ -293,14 +317,28 @@ def _draw(pipeline: tuple[tuple[str, tuple[str, ...]], ...]) -> GraphDrawing:
     def down(place: Place) -> float:
         return round(MARGIN + place.down * (tallest + GAP_DOWN) - GAP_DOWN / 2, 1)
 
+    badges = dict.fromkeys(range(len(names)), "")
+    for number, needed in Counter(last for _, last, _ in found.edges).items():
+        if number in found.bundled:
+            badges[number] = f"all {needed}" if needed == len(names) - 1 else str(needed)
     boxes = tuple(
         Box(
-            across(place.layer), down(place) - _label_height(lines) / 2, _label_height(lines), lines
+            across(place.layer),
+            down(place) - _label_height(lines) / 2,
+            _label_height(lines),
+            lines,
+            badges[number],
+            round(_width(badges[number]) * 0.85 + 10) if badges[number] else 0.0,
         )
-        for place, lines in zip(found.places, names, strict=True)
+        for number, (place, lines) in enumerate(zip(found.places, names, strict=True))
     )
     curves = tuple(
-        Curve(first, last, _path([found.places[first], *bends, found.places[last]], across, down))
+        Curve(
+            first,
+            last,
+            _path([found.places[first], *bends, found.places[last]], across, down),
+            last in found.bundled,
+        )
         for first, last, bends in found.edges
     )
     return GraphDrawing(
@@ -394,7 +432,11 @@ def to_svg(
             f'height="{graph.height:g}" viewBox="0 0 {graph.width:g} {graph.height:g}" role="img">',
             f"<title>{_text(name)}</title>",
             f"<style>{_STYLE}</style>",
-            *(f'<path class="edge" d="{curve.path}"/>' for curve in graph.curves),
+            *(
+                f'<path class="edge" d="{curve.path}"/>'
+                for curve in graph.curves
+                if not curve.is_bundled
+            ),
             *_boxes(graph, dependencies, tier_of),
             "</svg>",
         ]
@@ -408,6 +450,11 @@ def _boxes(
         yield f'<g transform="translate({box.x:g} {box.y:g})"><title>{_text(step)}</title>'
         yield f'<rect class="box" width="{graph.box_width:g}" height="{box.height:g}" rx="6"/>'
         yield from _lines(box)
+        if box.badge:
+            x, y = -8 - box.badge_width, box.height / 2
+            yield f'<rect class="box" x="{x:g}" y="{y - 9:g}" width="{box.badge_width:g}" '
+            yield f'height="18" rx="9"/><path class="edge" d="M-8 {y:g}H0"/>'
+            yield f'<text class="tier" x="{x + 5:g}" y="{y + 4:g}">{box.badge}</text>'
         yield f'<text class="tier" x="12" y="{box.height - 9:g}">tier {tier_of[step]}</text></g>'
 
 

@@ -37,12 +37,13 @@ __all__ = ["Live", "asset", "details", "page", "page_policy", "sections", "secur
 
 _BUNDLES = {
     "page.css": (
-        *("base.css", "timeline.css", "graph.css", "tables.css", "details.css", "notes.css"),
-        "media.css",
+        *("base.css", "timeline.css", "minimap.css", "graph.css", "tables.css", "details.css"),
+        *("items.css", "notes.css", "media.css"),
     ),
     "page.js": (
-        *("base.js", "selection.js", "steps.js", "events.js", "timeline.js", "graph.js"),
-        *("pointer.js", "keys.js", "copy.js", "details.js", "log.js", "update.js"),
+        *("base.js", "selection.js", "items.js", "steps.js", "events.js", "timeline.js"),
+        *("minimap.js", "graph.js", "pointer.js", "keys.js", "copy.js", "details.js", "log.js"),
+        "update.js",
     ),
 }
 """The parts of the style and of the script. Those of the script share one scope."""

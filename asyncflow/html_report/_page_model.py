@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import heapq
+import math
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping
 from itertools import groupby, pairwise
@@ -14,6 +15,7 @@ from asyncflow._core.step_view import AttemptView, StepView
 from asyncflow._views.notes import RunNotes
 from asyncflow._views.preview import Preview, error_trace, error_words, preview, share
 from asyncflow._views.run_view import RunView, ran_before
+from asyncflow.html_report._items import OUTCOMES, ErrorGroup, ItemCells, outcome_of
 from asyncflow.html_report._notes_model import NotesModel
 from asyncflow.html_report._received import Received, received
 from asyncflow.html_report._timeline import (
@@ -49,6 +51,10 @@ MOST_STEPS_DETAILED_LIVE = 200
 MOST_ITEMS = 30
 """Of more items of a mapped step, those that went wrong are shown first."""
 MOST_ITEM_ROWS = 300
+MOST_CELLS, ALL_CELLS = 2_000, 8_000
+"""Of more items of a mapped step, and of all such steps together, a cell stands for several."""
+MOST_TOGETHER = 50
+"""How many rows a browser lays out together when they come into view."""
 MOST_EARLIER = 50
 """Of more attempts of a step before the run was resumed, those that did not succeed are listed."""
 MOST_EARLIER_TRACES = 20
@@ -56,7 +62,7 @@ MOST_EARLIER_TRACES = 20
 last ones have tracebacks."""
 
 # In bytes of the page: all of a kind together, and the limits of each one.
-_ALL_OUTPUTS, _OUTPUT = 36_000, range(160, 4_000)
+_ALL_OUTPUTS, _OUTPUT = 20_000, range(160, 4_000)
 _ALL_TRACES, _TRACE = 30_000, range(400, 12_000)
 _EARLIER_ROWS = 200
 """What an earlier attempt takes beside its traceback."""
@@ -93,6 +99,8 @@ _BY_URGENCY = (
     StepStatus.SKIPPED,
     StepStatus.SUCCESS,
 )
+_FEWEST_TIMED, _SLOW = 10, 0.9
+"""A step is slow if it took longer than this share of the steps that ran, of at least so many."""
 
 
 class StatusBadge(NamedTuple):
@@ -132,6 +140,13 @@ class TierRows(NamedTuple):
     number: int
     band: TierBand | None
     rows: tuple[TimelineRow, ...]
+    counts: list[StatusBadge]
+    """How many of its steps have which status."""
+
+    def blocks(self) -> Iterator[tuple[TimelineRow, ...]]:
+        """Return its rows in the blocks that are laid out together."""
+        for at in range(0, len(self.rows), MOST_TOGETHER):
+            yield self.rows[at : at + MOST_TOGETHER]
 
 
 class PageModel:
@@ -146,6 +161,7 @@ class PageModel:
         numbers: The number of each step, which identifies it in the page.
         causes: For each step that a failure skipped or cancelled, the step that failed.
         path: The critical path.
+        needed_by: For each step, the steps that depend on it.
         timeline: The scale of the timeline.
         usual_ms: How many milliseconds each step usually takes, as far as that is known.
     """
@@ -171,6 +187,12 @@ class PageModel:
         self.numbers = {name: number for number, name in enumerate(view.steps)}
         self.causes = view.causes()
         self.path = view.critical_path(now_ms)
+        self.needed_by: defaultdict[str, list[str]] = defaultdict(list)
+        for name, step in view.steps.items():
+            for needed in step.depends_on:
+                self.needed_by[needed].append(name)
+        self._slow_ms = self._slow_from()
+        self._mapped = sum(each.items is not None for each in view.steps.values())
         self.timeline = Timeline.until(now_ms, view.segments)
         self._is_critical = frozenset(self.path)
         self._critical_edges = frozenset(pairwise(self.path))
@@ -273,6 +295,24 @@ class PageModel:
     def duration(self, step: StepView) -> float | None:
         """Return how long a step has taken so far, in milliseconds."""
         return step.duration_ms(self.now_ms)
+
+    def traits(self, step: StepView) -> str:
+        """Return what the filter of the page knows of a step: ``failed``, ``retried``, ``slow``."""
+        took = self.duration(step)
+        failed_before = any(each.end != "succeeded" for each in step.attempts[:-1])
+        found = {
+            "failed": step.status is StepStatus.FAILED,
+            "retried": failed_before or self.retries(step) > 0,
+            "slow": took is not None and took > self._slow_ms,
+        }
+        return " ".join(trait for trait, has in found.items() if has)
+
+    def _slow_from(self) -> float:
+        """Return above which duration a step is slow, in milliseconds."""
+        took = [each for each in map(self.duration, self.view.steps.values()) if each is not None]
+        if len(took) < _FEWEST_TIMED:
+            return math.inf
+        return sorted(took)[math.ceil(len(took) * _SLOW) - 1]
 
     def ran_before(self, step: StepView) -> bool:
         """Whether it ran before the run was resumed, and has not run since."""
@@ -431,7 +471,9 @@ class PageModel:
         for number, names in enumerate(self.view.tiers):
             steps = [self.view.steps[name] for name in names]
             band = self.timeline.band(number, steps, self.now_ms)
-            yield TierRows(number, band, tuple(map(self.row, steps)))
+            tally = Counter(step.status for step in steps)
+            counts = [self.status(each, tally[each]) for each in STATUS_SYMBOLS if tally[each]]
+            yield TierRows(number, band, tuple(map(self.row, steps)), counts)
 
     def row(self, step: StepView) -> TimelineRow:
         """Return the row of a step or an item."""
@@ -501,13 +543,23 @@ class PageModel:
         items = (step.items or {}).values()
         return sum(max(len(item.attempts) - item.fresh_from - 1, 0) for item in items)
 
-    def items(self, step: StepView) -> list[StepView]:
-        """Return its items that are shown, in order: first of all those that went wrong."""
+    def items(self, step: StepView) -> list[tuple[int, StepView]]:
+        """Return its items that are shown: first those that went wrong, then retried ones."""
         items = step.items or {}
-        mapped = sum(each.items is not None for each in self.view.steps.values())
-        most = max(min(MOST_ITEMS, MOST_ITEM_ROWS // max(mapped, 1)), 1)
-        chosen = heapq.nsmallest(most, items, key=lambda number: (_urgency(items[number]), number))
-        return [items[number] for number in sorted(chosen)]
+        most = max(min(MOST_ITEMS, MOST_ITEM_ROWS // max(self._mapped, 1)), 1)
+        chosen = heapq.nsmallest(
+            most, items, key=lambda number: (OUTCOMES.index(outcome_of(items[number])), number)
+        )
+        return [(number, items[number]) for number in chosen]
+
+    def cells(self, step: StepView) -> ItemCells:
+        """Return a cell for each of its items."""
+        most = max(min(MOST_CELLS, ALL_CELLS // max(self._mapped, 1)), 1)
+        return ItemCells.of(step, self.item_count(step), most)
+
+    def error_groups(self, step: StepView) -> list[ErrorGroup]:
+        """Return the errors of its items in groups."""
+        return ErrorGroup.of(sorted((step.items or {}).items()))
 
 
 def name_text(name: str) -> str:

@@ -237,7 +237,7 @@ async def test_the_six_statuses_are_distinguishable_in_greyscale(opened: Open, s
     for query, size in (
         (".node.{0} .side", (28, 48)),
         (".badge.{0} > span", (16, 18)),
-        (".line .symbol.{0}", (16, 20)),
+        (".line.step .symbol.{0}", (16, 20)),
     ):
         pictures = {
             status: await crop(picture, page.locator(query.format(status.lower())).first, size)

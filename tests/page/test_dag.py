@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from asyncflow._views.dag import BOX_WIDTH, TEXT_WIDTH, draw_graph, wrapped
+from asyncflow._views.dag import BOX_WIDTH, TEXT_WIDTH, draw_graph, to_svg, wrapped
 
 
 @pytest.mark.parametrize(
@@ -73,3 +73,67 @@ def test_all_boxes_are_inside_the_drawing() -> None:
 
 def test_a_graph_without_steps_is_an_empty_drawing() -> None:
     assert draw_graph({}).boxes == ()
+
+
+# Clean-up steps.
+
+
+def etl(*needs_of_clean_up: str) -> dict[str, tuple[str, ...]]:
+    """Return a pipeline of four tables in three stages, with a clean-up step."""
+    steps: dict[str, tuple[str, ...]] = {}
+    for stage, before in (("extract", ""), ("validate", "extract"), ("load", "validate")):
+        for number in range(4):
+            steps[f"{stage}{number}"] = (f"{before}{number}",) if before else ()
+    return {**steps, "tidy": needs_of_clean_up or tuple(steps)}
+
+
+def test_a_step_after_all_others_has_a_badge_in_place_of_its_edges() -> None:
+    drawing = draw_graph(etl())
+
+    assert [box.badge for box in drawing.boxes] == [""] * 12 + ["all 12"]
+    assert [curve.last == 12 for curve in drawing.curves] == [
+        curve.is_bundled for curve in drawing.curves
+    ]
+    assert sum(curve.is_bundled for curve in drawing.curves) == 12
+    # It still lies to the right of all that it runs after, where the badge has room.
+    *others, tidy = drawing.boxes
+    assert tidy.x - max(box.x for box in others) > BOX_WIDTH + tidy.badge_width
+
+
+def test_a_badge_says_how_many_steps_it_stands_for() -> None:
+    drawing = draw_graph({**etl(*list(etl())[:10])})
+
+    assert drawing.boxes[-1].badge == "10"
+    assert drawing.boxes[-1].badge_width < 50
+
+
+@pytest.mark.parametrize(
+    "steps",
+    [
+        {**{f"s{number}": () for number in range(9)}, "join": tuple(f"s{n}" for n in range(9))},
+        {f"s{n}": tuple(f"s{m}" for m in range(n)) for n in range(6)},
+        etl(*list(etl())[:9]),
+    ],
+    ids=["a join of one tier", "few steps", "too small a share"],
+)
+def test_other_steps_keep_their_edges(steps: dict[str, tuple[str, ...]]) -> None:
+    drawing = draw_graph(steps)
+
+    assert not any(box.badge for box in drawing.boxes)
+    assert not any(curve.is_bundled for curve in drawing.curves)
+
+
+def test_the_edges_of_a_clean_up_step_move_no_other_step() -> None:
+    with_clean_up, without = draw_graph(etl()), draw_graph({**etl(), "tidy": ("load0",)})
+
+    assert [box.y for box in with_clean_up.boxes[:12]] == [box.y for box in without.boxes[:12]]
+
+
+def test_the_picture_of_a_plan_has_the_badge_too() -> None:
+    steps = etl()
+    tiers = [[name for name in steps if name.startswith(stage)] for stage in ("e", "v", "l", "t")]
+
+    svg = to_svg("nightly", tiers, steps)
+
+    assert ">all 12</text>" in svg
+    assert svg.count('<path class="edge"') == 8 + 1

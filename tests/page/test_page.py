@@ -490,7 +490,7 @@ def test_attempts_before_a_resumption_are_drawn_as_earlier_ones() -> None:
     assert "attempt 2 failed: 300 ms, from 700 ms to 1.0 s, before the run was resumed" in (
         parsed.text
     )
-    assert "Pause3 d 0 h 3 d 0 h Running at once" in parsed.text
+    assert "Pause3 d 0 h 3 d 0 h Tier 1" in parsed.text
     assert "paused for 3 d 0 h; the run was resumed here, 2026-01-04 00:00:01 UTC" in parsed.text
     assert parsed.text.count("before the run was resumed") == 6  # five bars and the legend
 
@@ -875,7 +875,7 @@ def test_many_items_are_capped_with_the_failed_ones_first() -> None:
         assert "[999]" in text
         assert "[19]" in text
         assert "[20]" not in text
-    assert "30 of 1000 items that have begun are shown" in details
+    assert "30 of 1000 items that have begun are listed" in details
 
 
 @pytest.mark.parametrize(

@@ -1,15 +1,43 @@
-// The graph.
+// The graph. On a phone it is a list.
+const LEGIBLE = 0.64;
 const fitDag = () => {
   const box = $("dag-scroll"), graph = box?.firstElementChild;
-  return graph ? Math.min(1, Math.max((box.clientWidth - 2) / graph.dataset.width, 0.05)) : 1;
+  if (!graph) return 1;
+  const high = (parseFloat(getComputedStyle(box).maxHeight) || Infinity) - 2;
+  return Math.min(1, Math.max(Math.min((box.clientWidth - 2) / graph.dataset.width, high / graph.dataset.height), 0.05));
 };
 const applyDag = () => {
   const graph = $("dag-scroll")?.firstElementChild;
   if (!graph) return;
-  const scale = zooms.dag || Math.max(fitDag(), 0.8);
+  const scale = zooms.dag || Math.max(fitDag(), LEGIBLE);
   graph.setAttribute("width", graph.dataset.width * scale);
   graph.setAttribute("height", graph.dataset.height * scale);
 };
+// Shows what failed first, else what runs.
+const centreDag = () => {
+  const box = $("dag-scroll"), first = document.querySelector("#failure h2 a")?.getAttribute("href").slice(2);
+  const node = box?.querySelector(first ? `.node[data-i="${first}"]` : ".node.running");
+  if (!node) return;
+  const outer = box.getBoundingClientRect(), inner = node.getBoundingClientRect();
+  box.scrollLeft += (inner.left + inner.right - outer.left - outer.right) / 2;
+  box.scrollTop += (inner.top + inner.bottom - outer.top - outer.bottom) / 2;
+};
+const isPhone = matchMedia("(max-width: 700px)");
+const listDag = () => {
+  const list = $("dag-list");
+  list?.replaceChildren(...(isPhone.matches ? all(".tier") : []).map((tier) => {
+    const entry = document.createElement("li"), title = document.createElement("span");
+    title.textContent = tier.querySelector(".tierhead .label span").textContent;
+    entry.append(title, ...all(".line.step", tier).map((line) => {
+      const link = line.querySelector(".label").cloneNode(true);
+      link.className = "listed";
+      link.dataset.i = line.dataset.i;
+      return link;
+    }));
+    return entry;
+  }));
+};
+isPhone.addEventListener("change", () => { listDag(); ready(); });
 const zoomDag = (factor, event = null) => {
   const box = $("dag-scroll"), graph = box?.firstElementChild;
   if (!graph) return;

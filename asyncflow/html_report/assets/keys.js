@@ -7,7 +7,7 @@ const KEYS = {
   "/": () => { $("bar").scrollIntoView({ block: "nearest" }); find.focus(); find.select(); },
 };
 const clear = () => {
-  if (find.value || findStatus.value) { find.value = findStatus.value = ""; filterSteps(); remember(); if (chosen !== null) reveal(); } else choose(null);
+  if (find.value || findStatus.value || only.size) { find.value = findStatus.value = ""; setOnly([]); filterSteps(); remember(); if (chosen !== null) reveal(); } else choose(null);
   document.activeElement?.matches("input, select") && document.activeElement.blur();
 };
 addEventListener("keydown", (event) => {

@@ -20,7 +20,7 @@ let drag = null, dragged = false;
 addEventListener("pointerdown", (event) => {
   dragged = false;
   const box = event.target.closest?.("#gantt-scroll, #dag-scroll");
-  if (!box || event.button || event.pointerType === "touch" || event.target.closest("summary, .label")) return;
+  if (!box || event.button || event.pointerType === "touch" || event.target.closest("summary, .label, .minimap")) return;
   const edge = box.getBoundingClientRect();
   if (event.clientX > edge.left + box.clientWidth || event.clientY > edge.top + box.clientHeight) return; // a scroll bar
   drag = { box, x: event.clientX, y: event.clientY, left: box.scrollLeft, top: box.scrollTop };

@@ -1,5 +1,5 @@
-// The selection: a step, and perhaps an attempt of it. The address has it too, with the filters and the zoom.
-let chosen = null, attempt = null, names = [], numbers = new Map();
+// The selection: a step, and perhaps an attempt or an item of it. The address has it too, with the filters and the zoom.
+let chosen = null, attempt = null, item = null, names = [], numbers = new Map();
 const readNames = () => {
   names = all("#steps-table tbody tr").map((row) => [row.dataset.i, row.querySelector("th").textContent]);
   names.sort((one, other) => one[0] - other[0]);
@@ -8,12 +8,14 @@ const readNames = () => {
 };
 const address = () => {
   const box = $("gantt-scroll"), state = {
-    step: chosen === null ? "" : names[chosen], attempt,
+    step: chosen === null ? "" : names[chosen], attempt, item,
     find: find.value, status: findStatus.value, events: eventText.value, kind: eventKind.value, only: eventStep.checked ? "yes" : "",
+    show: [...only].join(), items: root.classList.contains("items-in-order") ? "order" : "",
+    closed: all(".rows:not([open])").map((tier) => tier.dataset.key.slice(5)).join(),
     zoom: zooms.gantt > 1 ? zooms.gantt.toPrecision(4) : "",
     from: zooms.gantt > 1 && box?.scrollLeft ? (box.scrollLeft / (trackOf().width * zooms.gantt)).toPrecision(4) : "",
     tab: tab === "log" ? tab : "",
-    graph: zooms.dag ? zooms.dag.toPrecision(3) : "",
+    graph: zooms.dag ? zooms.dag.toPrecision(5) : "",
   };
   const parts = Object.entries(state).filter(([, value]) => value).map(([name, value]) => `${name}=${encodeURIComponent(value)}`);
   return parts.length ? `#${parts.join("&")}` : "";
@@ -22,24 +24,26 @@ const replaceAddress = () => history.replaceState(null, "", address() || locatio
 let replacing = 0;
 const remember = () => { clearTimeout(replacing); replacing = setTimeout(replaceAddress, 100); }; // browsers refuse too many changes
 const readAddress = (said) => {
-  if (!said.has("step")) return [null, null];
+  if (!said.has("step")) return [null, null, null];
   const number = numbers.get(said.get("step"));
-  if (number === undefined) return [null, null];
-  const of = said.get("attempt");
-  return [number, /^[1-9]\d*(\.[1-9]\d*)?$/.test(of ?? "") ? of : null]; // segment.number, or number in the first one
+  if (number === undefined) return [null, null, null];
+  const of = said.get("attempt"), at = said.get("item");
+  // An attempt is segment.number, or its number in the first one.
+  return [number, /^[1-9]\d*(\.[1-9]\d*)?$/.test(of ?? "") ? of : null, /^\d{1,9}$/.test(at ?? "") ? at : null];
 };
 const show = (scroll) => {
   for (const each of all(".chosen, .selected, .beside")) each.classList.remove("chosen", "selected", "beside");
   for (const each of all("[aria-current]")) each.removeAttribute("aria-current");
   body.classList.toggle("has-selection", chosen !== null);
   showDetails();
+  showItem();
   if (chosen === null) return filterEvents();
   const is = `[data-i="${chosen}"]`;
-  for (const each of all(`.line.step${is}, .node${is}, #steps-table tr${is}`)) each.classList.add("chosen");
+  for (const each of all(`.line.step${is}, .node${is}, .listed${is}, #steps-table tr${is}`)) each.classList.add("chosen");
   for (const each of all(`#events-table tr${is}`)) {
-    if (attempt === null || each.dataset.a === attempt) each.classList.add("chosen");
+    if ((attempt === null || each.dataset.a === attempt) && (item === null || each.dataset.item === item)) each.classList.add("chosen");
   }
-  for (const each of all(`.line.step${is} > a, #steps-table tr${is} th a, .node${is}`)) each.setAttribute("aria-current", "true");
+  for (const each of all(`.line.step${is} > a, #steps-table tr${is} th a, .node${is}, .listed${is}`)) each.setAttribute("aria-current", "true");
   for (const each of all(`.edge[data-f="${chosen}"], .edge[data-t="${chosen}"]`)) each.classList.add("beside");
   $(`s${chosen}`)?.classList.add("selected");
   if (attempt !== null) {
@@ -56,7 +60,9 @@ const reveal = () => {
     if (above < 0 || below > 0) box.scrollTop += (inner.top + inner.bottom - outer.top - outer.bottom) / 2;
     return [outer, inner];
   };
-  into($("gantt-scroll"), document.querySelector(`.line.step[data-i="${chosen}"]`));
+  const line = document.querySelector(`.line.step[data-i="${chosen}"]`), tier = line?.closest(".rows");
+  if (tier && !tier.open) tier.open = true;
+  into($("gantt-scroll"), line);
   into($("steps").firstElementChild, document.querySelector(`#steps-table tr[data-i="${chosen}"]`));
   into($("events").firstElementChild, document.querySelector("#events-table tr.chosen"));
   const found = into($("dag-scroll"), document.querySelector(`.node[data-i="${chosen}"]`));
@@ -65,12 +71,17 @@ const reveal = () => {
     if (inner.left < outer.left) $("dag-scroll").scrollLeft += inner.left - outer.left - 40;
     if (inner.right > outer.right) $("dag-scroll").scrollLeft += inner.right - outer.right + 40;
   }
-  $("panel").scrollTop = 0;
+  const panel = $("panel"), card = item !== null && articleOf(chosen)?.querySelector(".of-item");
+  if (!card) { panel.scrollTop = 0; return; }
+  const outer = panel.getBoundingClientRect(), isSeen = () => card.getBoundingClientRect().bottom <= outer.bottom;
+  const scrollTo = (one) => { panel.scrollTop += one.getBoundingClientRect().top - outer.top - 60; };
+  if (card.getBoundingClientRect().top < outer.top || !isSeen()) scrollTo(card.parentNode);
+  if (!isSeen()) scrollTo(card);
 };
-const choose = (number, of = null, { push = true, scroll = true } = {}) => {
+const choose = (number, of = null, { push = true, scroll = true, at = null } = {}) => {
   number = number === null ? null : String(number);
-  if (number === chosen && of === attempt) return;
-  [chosen, attempt] = [number, of === null ? null : String(of)];
+  if (number === chosen && of === attempt && at === item) return;
+  [chosen, attempt, item] = [number, of === null ? null : String(of), at];
   if (push) history.pushState(null, "", address() || location.pathname + location.search);
   show(scroll);
 };
@@ -80,13 +91,18 @@ const follow = () => {
   if (location.hash && !location.hash.includes("=")) { if (address()) remember(); return; }
   const state = new URLSearchParams(location.hash.slice(1).replaceAll("+", "%2B"));
   const number = (name) => Math.max(Number(state.get(name)) || 0, 0);
-  [chosen, attempt] = readAddress(state);
+  [chosen, attempt, item] = readAddress(state);
   tab = state.get("tab") === "log" ? "log" : "details";
+  body.classList.toggle("has-selection", chosen !== null); // which leaves less room
   for (const [name, input] of Object.entries({ find, status: findStatus, events: eventText, kind: eventKind })) {
     input.value = state.get(name) ?? "";
     if (input.selectedIndex < 0) input.value = "";
   }
   eventStep.checked = state.has("only");
+  setOnly((state.get("show") ?? "").split(","));
+  root.classList.toggle("items-in-order", state.get("items") === "order");
+  const closed = (state.get("closed") ?? "").split(",");
+  for (const tier of all(".rows")) tier.open = !closed.includes(tier.dataset.key.slice(5));
   filterSteps();
   zooms.gantt = Math.min(Math.max(number("zoom"), 1), mostGantt());
   zooms.dag = number("graph") && Math.min(Math.max(number("graph"), 0.05), 4);
@@ -99,7 +115,7 @@ addEventListener("popstate", follow);
 addEventListener("hashchange", follow);
 
 // The steps that the filter shows, in the order of the timeline.
-const inOrder = () => all(".line.step:not([hidden])").map((line) => line.dataset.i);
+const inOrder = () => all(".rows[open] .line.step:not([hidden])").map((line) => line.dataset.i);
 const move = (by) => {
   const order = inOrder();
   if (!order.length) return;
@@ -108,6 +124,7 @@ const move = (by) => {
 };
 const moveAttempt = (by) => {
   if (chosen === null) return;
+  if (moveItem(by)) return;
   const bars = all(`.line.step[data-i="${chosen}"] .bar.attempt`).map((bar) => bar.dataset.a);
   if (!bars.length) return;
   const at = bars.indexOf(attempt);
@@ -116,16 +133,20 @@ const moveAttempt = (by) => {
 
 addEventListener("click", (event) => {
   if (event.defaultPrevented || event.button || event.metaKey || event.ctrlKey || event.shiftKey) return;
-  const target = event.target.closest?.("a[href^='#s'], [data-i], [data-sort], [data-zoom], [data-export]");
+  const target = event.target.closest?.("a[href^='#s'], [data-i], [data-sort], [data-zoom], [data-export], [data-only], [data-order], .strip-of-cells");
   if (!target || dragged) return;
   if (target.dataset.sort) return sortBy(target);
   if (target.dataset.zoom) return zoomBy(target.dataset.of, target.dataset.zoom);
   if (target.dataset.export) return save(target.dataset.export);
+  if (target.dataset.only) { setOnly([...only].includes(target.dataset.only) ? [...only].filter((each) => each !== target.dataset.only) : [...only, target.dataset.only]); filterSteps(); return remember(); }
+  if ("order" in target.dataset) { root.classList.toggle("items-in-order"); showItem(); return remember(); }
+  if (target.matches(".strip-of-cells")) return chooseCell(target, event);
   const link = event.target.closest("a, button, summary, pre, input");
   const number = link ? /^#s(\d+)$/.exec(link.getAttribute("href") ?? "")?.[1] : target.dataset.i;
   if (number === undefined) return;
   if (!link && (target.tagName === "ARTICLE" || String(getSelection()))) return;
   if (link) event.preventDefault();
-  const of = event.target.closest(".bar, use, a[data-a], tr[data-a]")?.dataset.a ?? "0";
-  choose(number, of === "0" ? null : of);
+  const at = event.target.closest("[data-item]")?.dataset.item ?? null;
+  const of = at ?? event.target.closest(".bar, use, a[data-a], tr[data-a]")?.dataset.a ?? "0";
+  choose(number, at !== null || of === "0" ? null : of, { at });
 });

@@ -1,16 +1,22 @@
 // The filter of the steps.
 const find = $("find"), findStatus = $("find-status");
-let isFiltered = false;
+let isFiltered = false, only = new Set();
+const setOnly = (traits) => {
+  const chips = all("[data-only]");
+  only = new Set(chips.map((chip) => chip.dataset.only).filter((each) => traits.includes(each)));
+  for (const chip of chips) chip.setAttribute("aria-pressed", String(only.has(chip.dataset.only)));
+};
 const filterSteps = () => {
   const words = find.value.trim().toLowerCase().split(/\s+/).filter(Boolean), status = findStatus.value;
-  const filtering = words.length > 0 || status !== "";
+  const filtering = words.length > 0 || status !== "" || only.size > 0;
   if (!filtering && !isFiltered) return; // thousands of steps take time
   isFiltered = filtering;
   let count = 0;
   const fits = new Map();
   for (const row of all("#steps-table tbody tr")) {
     const text = row.textContent.toLowerCase();
-    const fit = (!status || row.dataset.s === status) && words.every((word) => text.includes(word));
+    const has = row.dataset.is?.split(" ") ?? [];
+    const fit = (!status || row.dataset.s === status) && (!only.size || has.some((trait) => only.has(trait))) && words.every((word) => text.includes(word));
     fits.set(row.dataset.i, fit);
     row.hidden = !fit;
     count += fit;
@@ -21,7 +27,8 @@ const filterSteps = () => {
     if (items?.matches(".items")) items.hidden = line.hidden;
   }
   for (const tier of all(".tier")) tier.hidden = filtering && !tier.querySelector(".line.step:not([hidden])");
-  for (const node of all(".node")) node.classList.toggle("faint", !fits.get(node.dataset.i));
+  for (const node of all(".node, .listed")) node.classList.toggle("faint", !fits.get(node.dataset.i));
+  sizeBlocks();
   $("found").textContent = filtering ? `${count} of ${fits.size}` : "";
 };
 find.addEventListener("input", () => { filterSteps(); remember(); });

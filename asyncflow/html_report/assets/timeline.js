@@ -1,4 +1,4 @@
-// The timeline. Zooming changes its width, and the size of the graph.
+// The timeline. Zooming changes its width, and the size of the graph. The address has the tiers that are closed.
 const zooms = { gantt: 1, dag: 0 };
 const trackOf = () => {
   const style = getComputedStyle(root), label = parseFloat(style.getPropertyValue("--label")), pad = parseFloat(style.getPropertyValue("--pad"));
@@ -9,6 +9,7 @@ const applyGantt = () => {
   if (!box) return;
   box.firstElementChild.style.setProperty("--zoom", zooms.gantt);
   box.firstElementChild.classList.toggle("zoomed", zooms.gantt > 4);
+  drawn = "";
   drawTicks();
 };
 // Browsers lay out at most about ten million pixels.
@@ -46,7 +47,7 @@ const tickText = (ms, step) => {
   if (left > step / 2 || !found.length) found.push(format(left / 1e3, "s", decimals));
   return found.join(" ");
 };
-let drawing = 0;
+let drawing = 0, drawn = "", view = [0, 1];
 const drawTicks = () => {
   cancelAnimationFrame(drawing);
   drawing = requestAnimationFrame(ticksNow);
@@ -54,7 +55,9 @@ const drawTicks = () => {
 const ticksNow = () => {
   const box = $("gantt-scroll");
   if (!box) return;
-  const chart = box.firstElementChild, span = +chart.dataset.span, { width } = trackOf();
+  const chart = box.firstElementChild, span = +chart.dataset.span, { width } = trackOf(), now = `${box.scrollLeft} ${zooms.gantt} ${width}`;
+  if (now === drawn) return; // it was scrolled down or up
+  drawn = now;
   // Between two segments of a resumed run, the axis has a gap.
   const begins = chart.dataset.begins.split(" ").map(Number), gap = +chart.dataset.gap / 100, wide = 1 - gap * (begins.length - 1);
   const placeOf = (ms, segment) => (ms / span) * wide + gap * segment;
@@ -80,16 +83,25 @@ const ticksNow = () => {
   }
   chart.querySelector(".ticks").replaceChildren(...texts);
   chart.querySelector(".grid").replaceChildren(...lines);
+  view = [box.scrollLeft / full, (box.scrollLeft + width) / full];
+  drawMap(from, to, step);
+};
+document.addEventListener("toggle", (event) => { if (event.target.matches(".rows")) remember(); }, true);
+// A browser that has not laid out a block yet reserves its height.
+const sizeBlocks = () => {
+  for (const each of all(".block.large")) each.style.containIntrinsicSize = `${isFiltered ? "" : "auto "}${each.querySelectorAll(".line.step:not([hidden])").length * 26}px`;
 };
 // Paper does not scroll.
 let printed = null;
 addEventListener("beforeprint", () => {
-  printed = [zooms.gantt, $("gantt-scroll")?.scrollLeft];
+  printed = [zooms.gantt, $("gantt-scroll")?.scrollLeft, all(".rows:not([open])")];
+  for (const tier of printed[2]) tier.open = true;
   zooms.gantt = 1;
   applyGantt();
   ticksNow();
 });
 addEventListener("afterprint", () => {
+  for (const tier of printed?.[2] ?? []) tier.open = false;
   if (!printed || printed[0] === 1) return;
   zooms.gantt = printed[0];
   applyGantt();

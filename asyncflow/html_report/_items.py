@@ -1,0 +1,157 @@
+"""The items of a mapped step: a cell for each by its outcome, and their errors in groups."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from itertools import groupby
+from typing import NamedTuple
+
+from asyncflow._core.errors import RestoredError
+from asyncflow._core.results import StepStatus
+from asyncflow._core.step_view import AttemptView, StepView
+
+__all__ = ["OUTCOMES", "CellPath", "ErrorGroup", "ItemCells", "outcome_of"]
+
+OUTCOMES = ("failed", "cancelled", "retried", "running", "skipped", "success", "pending")
+"""What becomes of an item, what needs attention first. One is ``retried`` if it succeeded, but not
+in its first attempt."""
+_COLUMNS, _PITCH = 40, 8
+"""How many cells a row has, and how far the next one is, in pixels, as in `items.js`."""
+_MOST_ATTEMPTS, _LATEST = 4_000, 5
+"""Of more attempts in all, each item has its latest ones."""
+_ENDS = {None: "r", "crashed": "x"}
+"""How an attempt ended, as a letter; of the others, it is the first one."""
+
+
+class CellPath(NamedTuple):
+    """All cells of one outcome."""
+
+    outcome: str
+    path: str
+    """In the language of SVG. Cells beside each other are one shape."""
+
+
+class ItemCells(NamedTuple):
+    """A cell for each item; of very many items, a cell for several, as the worst of them."""
+
+    each: int
+    """How many items a cell stands for."""
+    counts: dict[str, int]
+    """How many items have which outcome, in the order of `OUTCOMES`."""
+    height: int
+    by_outcome: tuple[CellPath, ...]
+    in_order: tuple[CellPath, ...]
+    data: str
+    """The cells by outcome, for the script of the page: ``failed 17:1f39.1+20,2f64+45|success …``
+    says that item 17 failed, and that its attempt 1 started at 39.1 ms and failed after 20 ms."""
+
+    @property
+    def width(self) -> int:
+        """How wide the cells are together, in pixels."""
+        return _COLUMNS * _PITCH - 1
+
+    @classmethod
+    def of(cls, step: StepView, count: int, most: int) -> ItemCells:
+        """Return the cells of a mapped step.
+
+        Args:
+            step: The step.
+            count: How many items it has, as far as that is known.
+            most: How many cells there are at most.
+        """
+        items = step.items or {}
+        outcomes = [outcome_of(items.get(number)) for number in range(count)]
+        each = max(-(-count // most), 1)
+        cells = [
+            min(range(at, min(at + each, count)), key=lambda number: _RANK[outcomes[number]])
+            for at in range(0, count, each)
+        ]
+        shown = [outcomes[number] for number in cells]
+        ordered = sorted(zip(shown, cells, strict=True), key=lambda cell: _RANK[cell[0]])
+        latest = _LATEST if step.attempt_count > _MOST_ATTEMPTS else None
+        return cls(
+            each,
+            {outcome: outcomes.count(outcome) for outcome in OUTCOMES if outcome in shown},
+            -(-len(cells) // _COLUMNS) * _PITCH,
+            _paths([outcome for outcome, _ in ordered]),
+            _paths(shown),
+            "|".join(
+                " ".join([outcome, *(_data(number, items.get(number), latest) for _, number in of)])
+                for outcome, of in groupby(ordered, key=lambda cell: cell[0])
+            ),
+        )
+
+
+_RANK = {outcome: rank for rank, outcome in enumerate(OUTCOMES)}
+
+
+def outcome_of(item: StepView | None) -> str:
+    """Return what has become of an item; ``None`` is one that has not begun."""
+    if item is None:
+        return "pending"
+    if item.status is StepStatus.SUCCESS and len(item.attempts) > 1:
+        return "retried"
+    return item.status.lower()
+
+
+def _paths(outcomes: Sequence[str]) -> tuple[CellPath, ...]:
+    paths: defaultdict[str, list[str]] = defaultdict(list)
+    for row, begin in enumerate(range(0, len(outcomes), _COLUMNS)):
+        at = 0
+        for outcome, run in groupby(outcomes[begin : begin + _COLUMNS]):
+            length = len(list(run))
+            width, height = length * _PITCH - 1, _PITCH - 1
+            paths[outcome].append(f"M{at * _PITCH} {row * _PITCH}h{width}v{height}h-{width}z")
+            at += length
+    return tuple(CellPath(each, "".join(paths[each])) for each in OUTCOMES if each in paths)
+
+
+def _data(number: int, item: StepView | None, latest: int | None) -> str:
+    attempts = [] if item is None else item.attempts
+    shown = attempts if latest is None else attempts[-latest:]
+    return f"{number}:{','.join(map(_attempt, shown))}"
+
+
+def _attempt(attempt: AttemptView) -> str:
+    took = "" if attempt.ended_ms is None else _tenths(attempt.ended_ms - attempt.started_ms)
+    letter = _ENDS.get(attempt.end) or str(attempt.end)[0]
+    return f"{attempt.number}{letter}{_tenths(attempt.started_ms)}+{took}"
+
+
+def _tenths(ms: float) -> str:
+    return f"{ms:.1f}".removesuffix(".0")
+
+
+class ErrorGroup(NamedTuple):
+    """Errors of one type among the items of a mapped step."""
+
+    name: str
+    """The type, without its module."""
+    first: BaseException
+    items: list[int]
+    """The items that have one, in order."""
+    number: int
+    """How many errors there are."""
+    is_final: bool
+    """Whether they made their items fail; otherwise another attempt followed."""
+
+    @classmethod
+    def of(cls, items: Iterable[tuple[int, StepView]]) -> list[ErrorGroup]:
+        """Return the groups of the errors of items, which come in order: final ones first."""
+        errors: dict[tuple[bool, str], list[tuple[int, BaseException]]] = {}
+        for number, item in items:
+            for error in [item.error] if item.error else [each.error for each in item.attempts]:
+                if error is not None:
+                    key = (item.error is not None, _type_of(error))
+                    errors.setdefault(key, []).append((number, error))
+        groups = [
+            cls(name, found[0][1], list(dict(found)), len(found), is_final)
+            for (is_final, name), found in errors.items()
+        ]
+        return sorted(groups, key=lambda group: (not group.is_final, -group.number))
+
+
+def _type_of(error: BaseException) -> str:
+    name = error.type_name if isinstance(error, RestoredError) else type(error).__name__
+    return name.rpartition(".")[2]

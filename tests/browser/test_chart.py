@@ -1,0 +1,561 @@
+"""The chart of a page in a real browser: its map, tiers and filter, the graph, and the items."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from mapped_run import mapped_run
+
+from asyncflow._views.run_view import RunView
+from asyncflow.events import (
+    AttemptFailed,
+    AttemptStarted,
+    Event,
+    RunFinished,
+    RunStarted,
+    StepFailed,
+    StepSkipped,
+    StepSucceeded,
+)
+from asyncflow.html_report import to_html
+from asyncflow.html_report._event_log import event_log
+from asyncflow.html_report._page import sections
+
+pytestmark = pytest.mark.asyncio(loop_scope="session")  # the loop of the browser
+
+Open = Callable[..., Awaitable[Any]]
+
+TABLES = [f"table_{number}" for number in range(8)]
+STAGES = ("extract", "validate", "load")
+DEPENDENCIES: dict[str, tuple[str, ...]] = {
+    **{f"extract_{table}": () for table in TABLES},
+    "fetch": (),
+    **{f"validate_{table}": (f"extract_{table}",) for table in TABLES},
+    **{f"load_{table}": (f"validate_{table}",) for table in TABLES},
+    "join": tuple(f"load_{table}" for table in TABLES),
+    "train": ("join",),
+    "publish": ("train",),
+    "announce": ("publish",),
+}
+DEPENDENCIES["tidy"] = tuple(DEPENDENCIES)
+NUMBERS = {name: number for number, name in enumerate(DEPENDENCIES)}
+
+
+def nightly() -> list[Event]:
+    """Return the events of 30 steps: one retried, one that fails, one mapped, one clean-up step."""
+    events: list[Event] = [RunStarted("nightly", 0.0, DEPENDENCIES)]
+    for at, stage in enumerate(STAGES):
+        for number, table in enumerate(TABLES):
+            name, begin = f"{stage}_{table}", at * 1_000.0
+            events.append(AttemptStarted(name, 1, begin))
+            if name == "extract_table_3":
+                events.append(AttemptFailed(name, 1, begin + 50, ConnectionError("reset"), 10.0))
+                events.append(AttemptStarted(name, 2, begin + 60))
+            attempt = 2 if name == "extract_table_3" else 1
+            events.append(StepSucceeded(name, attempt, begin + 500 + number * 50, None))
+    events += [
+        AttemptStarted("join", 1, 3_000.0),
+        StepSucceeded("join", 1, 3_500.0, None),
+        AttemptStarted("train", 1, 3_500.0),
+        StepFailed("train", 1, 5_000.0, ValueError("3 NaN values")),
+        StepSkipped("publish", 5_000.0, "it depends on step 'train', which failed", False),
+        StepSkipped("announce", 5_000.0, "it depends on step 'train', which failed", False),
+        *mapped_run(6, retried=False)[1:-1],
+    ]
+    events.sort(key=lambda each: getattr(each, "at_ms", 0.0))
+    return [
+        *events,
+        AttemptStarted("tidy", 1, 5_000.0),
+        StepSucceeded("tidy", 1, 5_100.0, None),
+        RunFinished(5_100.0, "failed"),
+    ]
+
+
+@pytest.fixture(scope="session")
+def page_html() -> str:
+    return to_html(nightly())
+
+
+def sections_of(events: list[Event]) -> dict[str, str]:
+    view = RunView(events)
+    return sections(view, event_log(events), now_ms=view.at_ms)
+
+
+# The map.
+
+MAPPED = """() => {
+  const share = (of) => (of - map.left) / map.width;
+  const map = document.querySelector(".minimap").getBoundingClientRect();
+  const view = document.querySelector(".map-view").getBoundingClientRect();
+  const box = document.querySelector("#gantt-scroll");
+  const track = document.querySelector(".line.axis > svg").getBoundingClientRect();
+  return {
+    window: [share(view.left), share(view.right)],
+    timeline: [(map.left - track.left) / track.width, (map.right - track.left) / track.width],
+    values: [...document.querySelectorAll("[data-map]")].map((each) => each.ariaValueText),
+  };
+}"""
+
+
+async def shown(page: Any) -> tuple[float, float]:
+    """Return which part of the timeline is shown. The map must say the same."""
+    await page.wait_for_function(
+        "() => new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)))"
+        ".then(() => true)"
+    )
+    found = await page.evaluate(MAPPED)
+    assert found["window"] == pytest.approx(found["timeline"], abs=0.005)
+    assert found["values"] == [" to ".join(found["values"][1:]), *found["values"][1:]]
+    return found["window"][0], found["window"][1]
+
+
+async def drag(page: Any, begin: float, end: float, query: str = ".minimap") -> None:
+    """Drag over the map, by shares of its width."""
+    box = await page.locator(".minimap").bounding_box()
+    y = box["y"] + box["height"] / 2
+    await page.mouse.move(box["x"] + begin * box["width"], y)
+    await page.mouse.down()
+    await page.mouse.move(box["x"] + (begin + end) / 2 * box["width"], y)
+    await page.mouse.move(box["x"] + end * box["width"], y)
+    await page.mouse.up()
+
+
+async def test_dragging_over_the_map_zooms_to_that_part(opened: Open, page_html: str) -> None:
+    page = await opened(page_html)
+    assert await shown(page) == pytest.approx((0, 1), abs=0.005)
+
+    await drag(page, 0.6, 0.2)
+
+    assert await shown(page) == pytest.approx((0.2, 0.6), abs=0.01)
+    await page.wait_for_url(re.compile(r"#zoom=2\.\d+&from=0\.\d+"))
+    await page.reload()
+    assert await shown(page) == pytest.approx((0.2, 0.6), abs=0.01)
+
+    await page.locator(".minimap").dblclick(position={"x": 5, "y": 20})
+    assert await shown(page) == pytest.approx((0, 1), abs=0.005)
+
+
+async def test_the_window_of_the_map_moves_and_its_edges_resize_it(
+    opened: Open, page_html: str
+) -> None:
+    page = await opened(page_html, at="#zoom=4&from=0.25")
+    assert await shown(page) == pytest.approx((0.25, 0.5), abs=0.01)
+
+    await drag(page, 0.4, 0.65)
+    assert await shown(page) == pytest.approx((0.5, 0.75), abs=0.01)
+
+    width = (await page.locator(".minimap").bounding_box())["width"]
+    await drag(page, 0.75 + 5 / width, 0.9 + 5 / width)
+    assert await shown(page) == pytest.approx((0.5, 0.9), abs=0.02)
+
+    await drag(page, 0.5 - 5 / width, 0.8)
+    assert await shown(page) == pytest.approx((0.8, 0.9), abs=0.02)
+
+    await drag(page, 0.85, 3.0)  # it ends with the timeline
+    assert await shown(page) == pytest.approx((0.9, 1.0), abs=0.02)
+
+
+async def test_the_arrow_keys_move_the_window_and_its_edges(opened: Open, page_html: str) -> None:
+    page = await opened(page_html, at="#zoom=4&from=0.5")
+
+    await page.locator(".map-from").press("ArrowUp")
+    assert await shown(page) == pytest.approx((0.525, 0.75), abs=0.01)
+    await page.locator(".map-to").press("End")
+    assert await shown(page) == pytest.approx((0.525, 1.0), abs=0.01)
+    await page.locator(".map-view").press("Home")
+    assert await shown(page) == pytest.approx((0, 0.475), abs=0.01)
+    await page.locator(".map-view").press("PageUp")
+    assert await shown(page) == pytest.approx((0.2375, 0.7125), abs=0.01)
+    await page.locator(".map-from").press("Home")
+    assert await shown(page) == pytest.approx((0, 0.7125), abs=0.01)
+    assert "step=" not in page.url  # the arrows did not select
+
+
+async def test_the_map_follows_zooming_scrolling_and_the_room_that_is_left(
+    opened: Open, page_html: str
+) -> None:
+    page = await opened(page_html)
+
+    await page.keyboard.press("+")
+    begin, end = await shown(page)
+    assert end - begin == pytest.approx(1 / 1.6, abs=0.01)
+    await page.evaluate("document.querySelector('#gantt-scroll').scrollLeft = 0")
+    assert await shown(page) == pytest.approx((0, 1 / 1.6), abs=0.01)
+
+    await page.locator(".map-view").press("ArrowRight")
+    before = await shown(page)
+    await page.evaluate("asyncflow.choose(3)")  # the details open
+    await page.wait_for_timeout(100)  # and the browser reports the width that is left
+    assert await shown(page) == pytest.approx(before, abs=0.01)
+
+
+async def test_an_update_preserves_the_window_of_the_map(opened: Open, page_html: str) -> None:
+    page = await opened(to_html(nightly()[:-30]), at="#zoom=4&from=0.5")
+
+    await page.evaluate("(found) => asyncflow.update(found)", sections_of(nightly()))
+
+    assert await shown(page) == pytest.approx((0.5, 0.75), abs=0.01)
+
+
+# Tiers.
+
+
+def tier(page: Any, number: int) -> Any:
+    return page.locator(f'.rows[data-key="tier-{number}"]')
+
+
+async def test_a_closed_tier_stays_closed(opened: Open, page_html: str) -> None:
+    page = await opened(to_html(nightly()[:-30]))
+
+    await tier(page, 2).locator("summary.tierhead").press("Enter")
+    await tier(page, 3).locator("summary.tierhead").click()
+    await page.wait_for_url(re.compile(r"#closed=2%2C3$"))
+    assert not await page.locator('.line.step[data-i="10"]').is_visible()
+    assert await tier(page, 2).locator(".tally").inner_text() == "✓ 8"
+
+    await page.evaluate("(found) => asyncflow.update(found)", sections_of(nightly()))
+    assert not await page.locator('.line.step[data-i="10"]').is_visible()
+    await page.reload()
+    assert not await page.locator('.line.step[data-i="10"]').is_visible()
+    assert await page.locator('.line.step[data-i="3"]').is_visible()
+    await page.evaluate("location.hash = '#closed=2'")
+    await page.wait_for_function("() => document.querySelector('[data-key=tier-3]').open")
+    assert not await tier(page, 2).evaluate("(of) => of.open")
+
+
+async def test_the_arrow_keys_skip_a_closed_tier_and_a_selection_opens_it(
+    opened: Open, page_html: str
+) -> None:
+    page = await opened(page_html, at="#step=fetch&closed=2")
+
+    await page.keyboard.press("ArrowDown")
+    assert "step=load_table_0" in page.url
+    await page.locator('#steps-table tr[data-i="10"] a').click()
+
+    assert await tier(page, 2).evaluate("(of) => of.open")
+    await page.wait_for_url(lambda url: "closed" not in url)
+
+
+async def test_all_tiers_are_open_without_a_script_and_on_paper(
+    opened: Open, page_html: str
+) -> None:
+    static = await opened(page_html, java_script_enabled=False)
+    assert await static.locator(".line.step:visible").count() == len(NUMBERS)
+    assert await static.locator("[data-map]:visible").count() == 0
+
+    page = await opened(page_html, at="#closed=1,2,3&zoom=3")
+    await page.emulate_media(media="print")
+    assert await page.locator(".line.step:visible").count() == len(NUMBERS)
+    assert await page.locator("[data-map]:visible").count() == 0
+    await page.evaluate("dispatchEvent(new Event('beforeprint'))")
+    assert await page.locator(".rows:not([open])").count() == 0
+    await page.evaluate("dispatchEvent(new Event('afterprint'))")
+    assert await page.locator(".rows:not([open])").count() == 3
+
+
+# The filter.
+
+
+async def test_chips_show_only_failed_retried_or_slow_steps(opened: Open, page_html: str) -> None:
+    page = await opened(page_html)
+
+    async def names() -> set[str]:
+        return set(await page.locator(".line.step:visible .name").all_inner_texts())
+
+    await page.get_by_role("button", name="failed", exact=True).click()
+    assert await names() == {"train", "fetch"}
+    assert await page.locator("#found").inner_text() == f"2 of {len(NUMBERS)}"
+    await page.get_by_role("button", name="retried").click()
+    assert await names() == {"train", "fetch", "extract_table_3"}
+    await page.get_by_role("button", name="failed", exact=True).click()
+    await page.get_by_role("button", name="slow").click()
+    slow = await names()
+    assert "train" in slow
+    assert len(slow) < 6
+    await page.wait_for_url(re.compile("#show=retried%2Cslow$"))
+
+    await page.reload()
+    assert await names() == slow
+    await page.evaluate("(found) => asyncflow.update(found)", sections_of(nightly()))
+    assert await names() == slow
+    await page.keyboard.press("Escape")
+    assert len(await names()) == len(NUMBERS)
+    assert await page.locator('[aria-pressed="true"]').count() == 0
+
+
+# The graph.
+
+SEEN = """(number) => {
+  const box = document.querySelector("#dag-scroll").getBoundingClientRect();
+  const node = document.querySelector(`.node[data-i="${number}"]`).getBoundingClientRect();
+  return node.left >= box.left && node.right <= box.right
+    && node.top >= box.top && node.bottom <= box.bottom;
+}"""
+
+
+async def test_a_graph_opens_whole_if_it_stays_legible(opened: Open) -> None:
+    small = {"a": (), "b": ("a",), "c": ("b",), "d": ("c",), "e": ("d",)}
+    page = await opened(to_html([RunStarted("r", 0.0, small)]))
+
+    for number in range(5):
+        assert await page.evaluate(SEEN, number)
+
+
+@pytest.mark.parametrize("state", ["failed", "running", "just started"])
+async def test_a_large_graph_opens_at_what_failed_or_runs_or_at_its_start(
+    opened: Open, state: str
+) -> None:
+    names = [f"step_{number}" for number in range(40)]
+    needs = {name: tuple(names[max(at - 1, 0) : at]) for at, name in enumerate(names)}
+    events: list[Event] = [RunStarted("r", 0.0, needs)]
+    if state != "just started":
+        events.append(AttemptStarted("step_20", 1, 1.0))
+    if state == "failed":
+        events.append(StepFailed("step_20", 1, 2.0, ValueError("no")))
+        events.append(AttemptStarted("step_39", 1, 3.0))
+    page = await opened(to_html(events))
+
+    assert await page.evaluate(SEEN, 0 if state == "just started" else 20)
+    scale = await page.evaluate(
+        "document.querySelector('.graph').getBoundingClientRect().width"
+        " / document.querySelector('.graph').dataset.width"
+    )
+    assert scale == pytest.approx(0.64, abs=0.01)
+
+
+async def test_the_edges_of_a_clean_up_step_show_when_it_is_selected(
+    opened: Open, page_html: str
+) -> None:
+    page = await opened(page_html)
+    tidy = NUMBERS["tidy"]
+
+    async def edges() -> int:
+        return await page.evaluate(  # type: ignore[no-any-return]
+            """(number) => [...document.querySelectorAll(`.edge[data-t="${number}"]`)]
+              .filter((edge) => getComputedStyle(edge).display !== "none").length""",
+            tidy,
+        )
+
+    assert await page.locator(f'.node[data-i="{tidy}"] .after').text_content() == "all 29"
+    assert await edges() <= 1  # one may be on the critical path
+    await page.evaluate("(number) => asyncflow.choose(number)", tidy)
+    assert await edges() == 29
+
+    # Back by "needed by": a step shows its own edge alone.
+    await page.locator("#details .selected .needs a").filter(has_text="announce").click()
+    assert await edges() <= 2
+    text = await page.locator("#details .selected .needs").all_inner_texts()
+    assert text == ["Depends on publish", "Needed by tidy"]
+
+
+async def test_a_phone_has_a_list_instead_of_the_drawing(opened: Open, page_html: str) -> None:
+    page = await opened(page_html, viewport={"width": 390, "height": 844})
+
+    assert not await page.locator("#dag-scroll").is_visible()
+    assert await page.locator("#dag-list > li").count() == 8
+    assert await page.locator("#dag-list .listed").count() == len(NUMBERS)
+    entry = page.locator(".listed", has_text="train")
+    assert await entry.get_by_role("img", name="FAILED").is_visible()
+    await entry.click()
+    assert "step=train" in page.url
+    assert await entry.get_attribute("aria-current") == "true"
+    await page.locator("#find").fill("join")
+    assert await page.locator(".listed:visible").count() == 1
+    assert await page.evaluate("document.documentElement.scrollWidth") <= 390
+
+    await page.set_viewport_size({"width": 1280, "height": 900})
+    await page.wait_for_function("() => !document.querySelector('.listed')")
+    assert await page.locator("#dag-scroll").is_visible()
+
+
+# Items.
+
+
+async def test_an_item_can_be_linked_and_shows_its_attempts(opened: Open, page_html: str) -> None:
+    page = await opened(page_html, at="#step=fetch&item=33")
+    card = page.locator("#details .selected .of-item")
+
+    assert "fetch[33]: failed" in await card.inner_text()
+    assert "ConnectionError: reset by peer" in await card.inner_text()
+    assert await card.locator("tbody tr").all_inner_texts() == ["1\tfailed\t300 ms\t20 ms"]
+    assert await page.locator("#details tr.chosen").count() == 1
+    assert await card.evaluate(
+        "(of) => of.getBoundingClientRect().bottom"
+        " <= document.querySelector('#panel').getBoundingClientRect().bottom"
+    )
+
+    await page.locator(".groups a", has_text="[66]").click()
+    assert "step=fetch&item=66" in page.url
+    assert "fetch[66]: failed" in await card.inner_text()
+    await page.go_back()
+    assert "fetch[33]: failed" in await card.inner_text()
+    await page.evaluate("(found) => asyncflow.update(found)", sections_of(nightly()))
+    assert "fetch[33]: failed" in await card.inner_text()
+
+    await page.evaluate("location.hash = '#step=fetch&item=7000'")
+    await page.wait_for_function(
+        "() => document.querySelector('.of-item').textContent"
+        " === 'fetch[7000]: the page has no details of it'"
+    )
+    await page.evaluate("location.hash = '#step=fetch&item=x'")
+    await page.wait_for_function("() => !document.querySelector('.of-item').textContent")
+
+
+async def test_a_cell_selects_its_item_and_the_arrow_keys_its_neighbours(
+    opened: Open, page_html: str
+) -> None:
+    page = await opened(page_html, at="#step=fetch")
+    strip = page.locator("#details .selected .strip-of-cells")
+    box = await strip.bounding_box()
+    pitch = box["width"] / 40
+
+    async def click(number: int) -> None:
+        at = {"x": (number % 40 + 0.5) * pitch, "y": (number // 40 + 0.5) * pitch}
+        await strip.click(position=at)
+
+    await click(2)  # the failed ones come first
+    assert page.url.endswith("item=66")
+    await page.keyboard.press("ArrowRight")
+    assert page.url.endswith("item=99")
+    await page.get_by_role("button", name="In order").click()
+    await click(45)
+    await page.keyboard.press("ArrowLeft")
+    assert "step=fetch&item=44" in page.url
+    await page.wait_for_url(re.compile("items=order"))
+    mark = await page.locator(".cell").get_attribute("x")
+    assert mark == str(4 * 8)
+
+    await page.reload()
+    assert await page.locator(".in-order").first.evaluate(
+        "(of) => getComputedStyle(of).display"
+    ) == ("inline")
+    await page.keyboard.press("ArrowDown")  # another step has no item
+    assert "item=" not in page.url
+
+
+async def test_an_item_of_the_timeline_and_an_event_of_an_item_select_it(
+    opened: Open, page_html: str
+) -> None:
+    page = await opened(page_html)
+
+    await page.locator("details.items > summary").click()
+    await page.locator('.line.item[data-item="33"] a').click()
+    assert page.url.endswith("#step=fetch&item=33")
+    assert await page.locator(".line.item.chosen").get_attribute("data-item") == "33"
+    await page.locator('#events-table tr[data-item="66"]').first.click()
+    assert page.url.endswith("#step=fetch&item=66")
+    assert await page.locator("#events-table tr.chosen").count() == 2
+
+
+# Large runs.
+
+
+def large(count: int, done: int) -> list[Event]:
+    names = [f"step_{number:04}" for number in range(count)]
+    needs = {name: tuple(names[at - 500 : at - 499]) for at, name in enumerate(names)}
+    needs |= dict.fromkeys(names[:500], ())
+    events: list[Event] = [RunStarted("large", 0.0, needs)]
+    for at, name in enumerate(names[:done]):
+        events.append(AttemptStarted(name, 1, at * 1.0))
+        events.append(StepSucceeded(name, 1, at + 20.0, None))
+    return events
+
+
+NOT_LAID_OUT = """document.querySelectorAll(".line.step").length
+  - [...document.querySelectorAll(".line.step")]
+    .filter((each) => each.checkVisibility({contentVisibilityAuto: true})).length"""
+
+
+async def test_of_5000_steps_those_in_view_are_laid_out(opened: Open) -> None:
+    page = await opened(to_html(large(5_000, 5_000)))
+
+    assert await page.evaluate(NOT_LAID_OUT) > 4_000
+    height = await page.locator(".chart").evaluate("(of) => of.scrollHeight")
+    assert height == pytest.approx(5_000 * 26 + 10 * 25 + 66, abs=30)
+    await page.locator("#gantt-scroll").evaluate("(of) => { of.scrollTop = of.scrollHeight; }")
+    await page.wait_for_function(
+        """() => document.querySelector('.line.step[data-i="4999"]')
+          .checkVisibility({contentVisibilityAuto: true})"""
+    )
+    assert await page.evaluate(NOT_LAID_OUT) > 4_000
+    await page.evaluate("asyncflow.choose(2345)")
+    assert await page.locator('.line.step[data-i="2345"]').evaluate(
+        """(of) => { const line = of.getBoundingClientRect();
+          const box = of.closest(".scroll").getBoundingClientRect();
+          return line.top >= box.top && line.bottom <= box.bottom; }"""
+    )
+
+
+async def test_without_a_script_all_of_500_steps_can_be_seen(opened: Open) -> None:
+    from playwright.async_api import expect
+
+    page = await opened(to_html(large(500, 500)), java_script_enabled=False)
+
+    line = page.locator('.line.step[data-i="499"]')
+    await line.scroll_into_view_if_needed()
+
+    await expect(line).to_have_text(re.compile("step_0499"), use_inner_text=True)
+
+
+async def test_an_update_of_a_large_table_replaces_the_rows_that_changed(opened: Open) -> None:
+    page = await opened(to_html(large(600, 300)))
+    await page.evaluate("(found) => asyncflow.update(found)", sections_of(large(600, 300)))
+    await page.locator("#steps-table thead button", has_text="Step").click()
+    await page.locator("#steps-table thead button", has_text="Step").click()  # downwards
+    await page.evaluate(
+        "for (const row of document.querySelectorAll('#steps-table tr')) row.mine = true"
+    )
+
+    await page.evaluate("(found) => asyncflow.update(found)", sections_of(large(600, 302)))
+
+    rows = await page.evaluate(
+        """[...document.querySelectorAll("#steps-table tbody tr")]
+          .map((row) => [+row.dataset.i, row.mine === true, row.dataset.s])"""
+    )
+    assert [number for number, _, _ in rows] == list(reversed(range(600)))
+    assert {number for number, kept, _ in rows if not kept} == {300, 301}
+    assert {number for number, _, status in rows if status == "success"} == set(range(302))
+    events = await page.locator("#events-table tbody tr").count()
+    assert events == 1 + 2 * 302
+
+
+async def test_an_update_that_changes_a_whole_table_replaces_it(opened: Open) -> None:
+    page = await opened(to_html(large(40, 10)))
+
+    for done in (12, 40, 5):
+        await page.evaluate("(found) => asyncflow.update(found)", sections_of(large(40, done)))
+        assert await page.locator('#steps-table tr[data-s="success"]').count() == done
+        assert await page.locator("#events-table tbody tr").count() == 1 + 2 * done
+
+
+# Accessibility.
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [1280, 390])
+async def test_the_chart_violates_no_accessibility_rule(
+    opened: Open, page_html: str, scheme: str, width: int
+) -> None:
+    axe = pytest.importorskip(
+        "axe_playwright_python.base", reason="needs axe to check accessibility"
+    )
+    script = Path(axe.__file__).with_name("axe.min.js").read_text(encoding="utf-8")
+    page = await opened(
+        page_html,
+        at="#step=fetch&item=33&zoom=3&from=0.2&closed=2&show=failed",
+        color_scheme=scheme,
+        viewport={"width": width, "height": 900},
+    )
+
+    await page.evaluate(script)
+    found = await page.evaluate("axe.run(document, {resultTypes: ['violations']})")
+
+    assert [
+        (each["id"], node["html"][:200], node["failureSummary"][:300])
+        for each in found["violations"]
+        for node in each["nodes"]
+    ] == []

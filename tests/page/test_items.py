@@ -1,0 +1,226 @@
+"""The items of a mapped step are cells by outcome, and their errors groups, within bounds."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+from mapped_run import mapped_run
+
+from asyncflow import StepStatus
+from asyncflow._core.errors import RestoredError
+from asyncflow._views.run_view import RunView
+from asyncflow.events import (
+    AttemptFailed,
+    AttemptStarted,
+    Event,
+    MapStarted,
+    RunStarted,
+    StepCancelled,
+    StepFailed,
+    StepSucceeded,
+)
+from asyncflow.html_report import to_html
+from asyncflow.html_report._items import CellPath, ErrorGroup, ItemCells
+from asyncflow.html_report._page_model import PageModel
+
+
+def model_of(events: list[Event]) -> PageModel:
+    view = RunView(events)
+    return PageModel(view, view.at_ms)
+
+
+def cells_of(events: list[Event], most: int = 2_000) -> ItemCells:
+    model = model_of(events)
+    step = model.view.steps["fetch"]
+    return ItemCells.of(step, model.item_count(step), most)
+
+
+def area(path: str) -> int:
+    """Return how many cells a path has."""
+    return sum((int(width) + 1) // 8 for width in re.findall(r"h(\d+)v", path))
+
+
+EACH_OUTCOME: list[Event] = [
+    RunStarted("r", 0.0, {"fetch": ()}),
+    MapStarted("fetch", 0.0, 6),
+    AttemptStarted("fetch", 1, 0.0, item=0),
+    StepSucceeded("fetch", 1, 5.0, None, item=0),
+    AttemptStarted("fetch", 1, 0.0, item=1),
+    AttemptFailed("fetch", 1, 2.25, ConnectionError("reset"), 1.0, item=1),
+    AttemptStarted("fetch", 2, 3.25, item=1),
+    StepSucceeded("fetch", 2, 6.0, None, item=1),
+    AttemptStarted("fetch", 1, 0.0, item=2),
+    StepFailed("fetch", 1, 7.0, ValueError("no"), item=2),
+    AttemptStarted("fetch", 1, 0.0, item=3),
+    AttemptStarted("fetch", 1, 0.0, item=4),
+    StepCancelled("fetch", 1, 8.0, "a sibling failed", None, item=4),
+]
+
+
+def test_each_outcome_of_an_item_has_cells_what_went_wrong_first() -> None:
+    cells = cells_of(EACH_OUTCOME)
+
+    order = ["failed", "cancelled", "retried", "running", "success", "pending"]
+    assert cells.counts == dict.fromkeys(order, 1)
+    assert cells.by_outcome == tuple(
+        CellPath(outcome, f"M{at * 8} 0h7v7h-7z") for at, outcome in enumerate(order)
+    )
+    numbers = [2, 4, 1, 3, 0, 5]
+    assert dict(cells.in_order) == {
+        outcome: f"M{at * 8} 0h7v7h-7z" for outcome, at in zip(order, numbers, strict=True)
+    }
+
+
+def test_the_data_of_the_cells_has_each_attempt() -> None:
+    assert cells_of(EACH_OUTCOME).data == (
+        "failed 2:1f0+7|cancelled 4:1c0+8|retried 1:1f0+2.2,2s3.2+2.8|running 3:1r0+"
+        "|success 0:1s0+5|pending 5:"
+    )
+
+
+def test_414_items_are_rows_of_40_cells_that_no_item_is_missing_from() -> None:
+    cells = cells_of(mapped_run(6, retried=False, items=414))
+
+    assert cells.height == 11 * 8
+    assert cells.counts == {"failed": 6, "success": 408}
+    for order in (cells.by_outcome, cells.in_order):
+        assert {outcome: area(path) for outcome, path in order} == cells.counts
+    assert cells.each == 1
+
+
+def test_cells_beside_each_other_are_one_shape() -> None:
+    cells = cells_of(mapped_run(1, retried=True, items=80))
+
+    assert dict(cells.by_outcome)["success"] == "M8 0h311v7h-311zM0 8h319v7h-319z"
+
+
+def test_of_very_many_items_a_cell_stands_for_several_as_the_worst_of_them() -> None:
+    cells = cells_of(mapped_run(3, retried=False, items=100_000))
+
+    assert cells.each == 50
+    assert cells.counts == {"failed": 3, "success": 99_997}
+    assert {outcome: area(path) for outcome, path in cells.in_order} == {
+        "failed": 3,
+        "success": 1_997,
+    }
+    assert re.match(r"failed 0:1f0\+20 33333:\S+ 66666:\S+\|success 50:", cells.data)
+    assert len(cells.data) < 50_000
+    assert sum(len(path) for order in (cells.by_outcome, cells.in_order) for _, path in order) < (
+        5_000
+    )
+
+
+def test_an_item_of_many_attempts_has_the_latest_ones_if_there_are_too_many() -> None:
+    events: list[Event] = [RunStarted("r", 0.0, {"fetch": ()}), MapStarted("fetch", 0.0, 2)]
+    for attempt in range(1, 4_100):
+        events.append(AttemptStarted("fetch", attempt, attempt * 2.0, item=0))
+        events.append(
+            AttemptFailed("fetch", attempt, attempt * 2.0 + 1, ValueError("no"), 1.0, item=0)
+        )
+
+    assert re.findall(r"(\d+)f", cells_of(events).data) == ["4095", "4096", "4097", "4098", "4099"]
+
+
+def test_errors_are_grouped_by_type_and_final_ones_come_first() -> None:
+    groups = ErrorGroup.of(sorted((model_of(EACH_OUTCOME).view.steps["fetch"].items or {}).items()))
+
+    assert [(group.name, group.items, group.number, group.is_final) for group in groups] == [
+        ("ValueError", [2], 1, True),
+        ("ConnectionError", [1], 1, False),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("retried", "text"), [(False, "×6<br>"), (True, '×6 <span class="dim">then another')]
+)
+def test_the_details_group_the_errors_with_links_to_their_items(retried: bool, text: str) -> None:
+    run = mapped_run(6, retried=retried)
+    html = to_html(run)
+
+    assert "<strong>ConnectionError</strong> " + text in html
+    assert '<a href="#s0" data-item="33">[33]</a>' in html
+    assert "reset by peer" in html
+
+
+def test_an_error_that_was_stored_is_in_the_group_of_its_type() -> None:
+    events = [
+        *EACH_OUTCOME,
+        StepFailed("fetch", 1, 9.0, RestoredError("httpx.ConnectError", "no route"), item=3),
+    ]
+    step = model_of(events).view.steps["fetch"]
+
+    groups = ErrorGroup.of(sorted((step.items or {}).items()))
+
+    assert [group.name for group in groups if group.is_final] == ["ValueError", "ConnectError"]
+
+
+def test_many_types_of_errors_and_many_items_are_capped() -> None:
+    events: list[Event] = [RunStarted("r", 0.0, {"fetch": ()}), MapStarted("fetch", 0.0, 60)]
+    for item in range(60):
+        error = RestoredError(f"Error{item % 10 if item < 40 else 0}", "no")
+        events += [
+            AttemptStarted("fetch", 1, 0.0, item=item),
+            StepFailed("fetch", 1, 1.0, error, item=item),
+        ]
+
+    html = to_html(events)
+
+    assert "<strong>Error0</strong> ×24" in html
+    assert "and 12 more" in html
+    assert "and errors of 2 more types" in html
+
+
+# What the filter of the page knows.
+
+
+def timed(*took_ms: float) -> list[Event]:
+    names = [f"s{number}" for number in range(len(took_ms))]
+    events: list[Event] = [RunStarted("r", 0.0, dict.fromkeys(names, ()))]
+    for name, ms in zip(names, took_ms, strict=True):
+        events += [AttemptStarted(name, 1, 0.0), StepSucceeded(name, 1, ms, None)]
+    return events
+
+
+def traits_of(events: list[Event]) -> dict[str, str]:
+    model = model_of(events)
+    return {name: model.traits(step) for name, step in model.view.steps.items()}
+
+
+def test_a_step_is_slow_if_it_took_longer_than_nine_of_ten() -> None:
+    found = traits_of(timed(*range(1, 21)))
+
+    assert [name for name, traits in found.items() if traits == "slow"] == ["s18", "s19"]
+
+
+@pytest.mark.parametrize("took_ms", [(1.0,) * 30, tuple(range(1, 10))], ids=["equal", "few"])
+def test_no_step_is_slow_among_equals_or_few(took_ms: tuple[float, ...]) -> None:
+    assert set(traits_of(timed(*took_ms)).values()) == {""}
+
+
+def test_failed_and_retried_steps_are_known_as_such() -> None:
+    events: list[Event] = [
+        RunStarted("r", 0.0, dict.fromkeys(("a", "b", "c"), ())),
+        AttemptStarted("a", 1, 0.0),
+        AttemptFailed("a", 1, 1.0, ValueError("no"), 1.0),
+        AttemptStarted("a", 2, 2.0),
+        StepFailed("a", 2, 3.0, ValueError("no")),
+        AttemptStarted("b", 1, 0.0),
+        StepFailed("b", 1, 3.0, ValueError("no")),
+    ]
+
+    assert traits_of(events) == {"a": "failed retried", "b": "failed", "c": ""}
+    assert traits_of(mapped_run(6, retried=True)) == {"fetch": "retried"}
+    assert traits_of(mapped_run(6, retried=False)) == {"fetch": "failed"}
+
+
+def test_a_tier_counts_the_statuses_of_its_steps() -> None:
+    (tier,) = model_of(EACH_OUTCOME).rows()
+
+    assert [(each.word, each.number) for each in tier.counts] == [(StepStatus.RUNNING.value, 1)]
+
+
+def test_long_tiers_are_laid_out_in_blocks() -> None:
+    (tier,) = model_of(timed(*[1.0] * 120)).rows()
+
+    assert [len(block) for block in tier.blocks()] == [50, 50, 20]
