@@ -8,6 +8,7 @@ import click
 from click.shell_completion import get_completion_class
 
 from asyncflow import __version__
+from asyncflow._cli.diff import diff
 from asyncflow._cli.logs import logs
 from asyncflow._cli.output import explained_errors
 from asyncflow._cli.rerun import rerun
@@ -64,7 +65,7 @@ def completion(ctx: click.Context, shell: str) -> None:
 
 
 for _command in (
-    *(run, plan, runs, show, logs, stats, resume, rerun, cancel, prune, forget),
+    *(run, plan, runs, show, diff, stats, logs, resume, rerun, cancel, prune, forget),
     *(ui, completion),
 ):
     commands.add_command(_command)

@@ -26,6 +26,7 @@ __all__ = [
     "PIPELINES",
     "AnyJournal",
     "RunFlags",
+    "baseline_argument",
     "check_files",
     "complete_pipeline",
     "complete_target",
@@ -301,6 +302,9 @@ def log_options(command: Callable[..., None]) -> Callable[..., None]:
 
 
 run_argument = click.argument("run", metavar="RUN", shell_complete=_complete_run)
+baseline_argument = click.argument(
+    "baseline", metavar="[BASELINE]", required=False, shell_complete=_complete_run
+)
 
 
 @dataclass(frozen=True, slots=True)

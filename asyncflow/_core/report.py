@@ -15,7 +15,7 @@ import importlib
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import partial
-from typing import Any, Literal, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
 
 from asyncflow._core.errors import StepTimeoutError, describe_error, did_you_mean, escape_controls
 from asyncflow._core.results import (
@@ -29,6 +29,9 @@ from asyncflow._core.results import (
     with_note,
 )
 from asyncflow.events import Outcome
+
+if TYPE_CHECKING:
+    from asyncflow._core.comparison import RunComparison
 
 __all__ = ["RunReport", "critical_path", "paused_ms", "to_mermaid"]
 
@@ -223,6 +226,18 @@ class RunReport(Mapping[str, StepResult]):
             "cancelled": len(self.cancelled),
             "total_duration_ms": self.total_duration_ms,
         }
+
+    def compare(self, baseline: RunReport) -> RunComparison:
+        """Compare the run with another one: what differs in inputs, steps and outcome.
+
+        Only a journal knows the versions of steps: ``journal.compare`` compares these too.
+
+        Args:
+            baseline: The report of the other run. What takes longer in this run is slower.
+        """
+        from asyncflow._core.comparison import compare  # it needs this module
+
+        return compare(self, baseline)
 
     def raise_for_failures(self) -> None:
         """Raise what the failed steps raised; return if no step failed.

@@ -15,7 +15,7 @@ A page of the events says more than a report knows, such as which line blocked t
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from itertools import chain
 
 from asyncflow._core.report import RunReport
@@ -33,6 +33,7 @@ def to_html(
     notes: Iterable[Event] = (),
     *,
     resume: str = "",
+    usual_ms: Mapping[str, float] | None = None,
 ) -> str:
     """Return the page of a run: one HTML file that needs no network and no other file.
 
@@ -47,6 +48,8 @@ def to_html(
         notes: More notes of the run: log lines, progress and attachments of its steps.
         resume: The command that resumes the run, which is shown if it failed or was interrupted.
             By default, the page of events that a journal stored has one with placeholders.
+        usual_ms: How many milliseconds steps usually take, by name, which the page shows beside
+            their duration and marks on the timeline. By default it shows nothing of that.
 
     Raises:
         ValueError: There is no event.
@@ -64,4 +67,4 @@ def to_html(
         view, log = RunView(events), event_log(events)
     if not resume and view.fingerprints:  # only a run with a journal has them
         resume = f"asyncflow resume {shlex.quote(view.run_id)} MODULE:PIPELINE --journal JOURNAL"
-    return page(view, log, now_ms=view.at_ms, notes=said, resume=resume)
+    return page(view, log, now_ms=view.at_ms, notes=said, resume=resume, usual_ms=usual_ms)

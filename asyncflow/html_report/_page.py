@@ -69,6 +69,8 @@ class Live(NamedTuple):
     """The list of all runs."""
     rerun_url: str | None = None
     """``None`` if the page can't run it again."""
+    compare_url: str | None = None
+    """The comparison with the last run of the pipeline that passed; ``None`` if there is none."""
     details_url: str = ""
     """The details of one step, as HTML; the query names it."""
     notes_url: str = ""
@@ -89,6 +91,7 @@ def page(
     is_orphaned: bool = False,
     resume: str = "",
     related: RelatedRuns | None = None,
+    usual_ms: Mapping[str, float] | None = None,
 ) -> str:
     """Return the page of a run.
 
@@ -104,6 +107,7 @@ def page(
         is_orphaned: Whether the run has not ended and its process is gone.
         resume: The command that resumes the run, which is shown if it can be resumed.
         related: The runs that it links to.
+        usual_ms: How long steps usually take, by name.
     """
     style, script = asset("page.css"), asset("page.js")
     attachments_url = live.attachments_url if live else ""
@@ -116,6 +120,7 @@ def page(
         attachments_url=attachments_url,
         resume=resume,
         related=related,
+        usual_ms=usual_ms,
     )
     return _template("page.html").render(
         sections={name: Markup(html) for name, html in found.items()},
@@ -142,6 +147,7 @@ def sections(
     attachments_url: str = "",
     resume: str = "",
     related: RelatedRuns | None = None,
+    usual_ms: Mapping[str, float] | None = None,
 ) -> dict[str, str]:
     """Return the sections of a page, which change while its run does.
 
@@ -159,6 +165,7 @@ def sections(
         is_orphaned=is_orphaned,
         attachments_url=attachments_url,
         related=related,
+        usual_ms=usual_ms,
     )
     given = _given(model, log, resume if _can_resume(model) else "")
     return {name: _template(f"{name}.html").render(given).strip() for name in _SECTIONS}
@@ -173,6 +180,7 @@ def details(
     is_orphaned: bool = False,
     attachments_url: str = "",
     related: RelatedRuns | None = None,
+    usual_ms: Mapping[str, float] | None = None,
 ) -> str:
     """Return the details of one step as HTML: as in the page, but whole.
 
@@ -184,6 +192,7 @@ def details(
         is_orphaned: As for `page`.
         attachments_url: As in `Live`.
         related: As for `page`.
+        usual_ms: As for `page`.
 
     Raises:
         KeyError: The run has no such step.
@@ -194,6 +203,7 @@ def details(
         notes=notes,
         is_orphaned=is_orphaned,
         attachments_url=attachments_url,
+        usual_ms=usual_ms,
         only=step,
         related=related,
     )

@@ -184,6 +184,7 @@ class PageModel:
         related: The runs that it links to.
         needed_by: For each step, the steps that depend on it.
         timeline: The scale of the timeline.
+        usual_ms: How many milliseconds each step usually takes, as far as that is known.
     """
 
     def __init__(
@@ -196,9 +197,11 @@ class PageModel:
         attachments_url: str = "",
         only: str | None = None,
         related: RelatedRuns | None = None,
+        usual_ms: Mapping[str, float] | None = None,
     ) -> None:
         self.view = view
         self.related = related or RelatedRuns()
+        self.usual_ms = usual_ms or {}
         self.now_ms = now_ms
         self.is_orphaned = is_orphaned
         self.is_served = bool(attachments_url)
@@ -516,6 +519,21 @@ class PageModel:
             if bar.kind == "items"
         ]
         return TimelineRow(step, bars, icons_of(bars), tuple(layers))
+
+    def usual_end(self, step: StepView) -> float | None:
+        """Return where a step ends that takes as long as it usually does, in percent.
+
+        ``None`` for an item, and if that is not known, or not on the axis: later than the run has
+        come, or in a pause.
+        """
+        usual_ms = self.usual_ms.get(step.name)
+        if usual_ms is None or len(step.active) != 1 or self.view.steps.get(step.name) is not step:
+            return None
+        begin = step.active[0]
+        end_ms, following = begin.started_ms + usual_ms, self.view.segments[begin.segment :]
+        if end_ms > (following[0].at_ms if following else self.timeline.span_ms):
+            return None
+        return self.timeline.at(end_ms, begin.segment)
 
     @property
     def breaks(self) -> list[Break]:

@@ -17,6 +17,7 @@ Anyone who can write to the database decides what a resumed run starts from. Wit
 
 from __future__ import annotations
 
+from asyncflow._core.comparison import InputChange, RunComparison, StepComparison
 from asyncflow._core.statistics import StepOutcome, StepStatistics
 from asyncflow.journal._postgres import PostgresJournal
 from asyncflow.journal._queries import (
@@ -29,23 +30,29 @@ from asyncflow.journal._queries import (
 from asyncflow.journal._sqlite import SQLiteJournal
 
 __all__ = [
+    "InputChange",
     "PipelineStatistics",
     "PostgresJournal",
+    "RunComparison",
     "RunRecord",
     "RunStatus",
     "RunSummary",
     "SQLiteJournal",
+    "StepComparison",
     "StepOutcome",
     "StepStatistics",
     "StoredEvent",
 ]
 
 for _public in (
+    InputChange,
     PipelineStatistics,
     PostgresJournal,
+    RunComparison,
     RunRecord,
     RunSummary,
     SQLiteJournal,
+    StepComparison,
     StepStatistics,
     StoredEvent,
 ):

@@ -18,6 +18,7 @@ from types import TracebackType
 from typing import Any, TypeVar
 
 from asyncflow._core.arguments import check_count, check_number, parse_level
+from asyncflow._core.comparison import RunComparison
 from asyncflow._core.context import current_run
 from asyncflow._core.errors import JournalError, RunAlreadyActiveError, did_you_mean
 from asyncflow._core.replay import StoredRun
@@ -265,6 +266,34 @@ class SQLJournal:
         """
         await self._check_id(run_id)
         return await self._read(self._reader.report, run_id)
+
+    async def compare(self, run_id: str, baseline: str) -> RunComparison:
+        """Compare a run with another one, as `RunReport.compare` does, and their steps' versions.
+
+        Args:
+            run_id: The run. If it has not ended, what is known so far is compared.
+            baseline: The other run, such as `last_passed`.
+
+        Raises:
+            RunNotFoundError: There is no such run.
+            RunUnreadableError: One of them is damaged, or a newer asyncflow wrote it.
+            JournalError: The journal can't be read.
+        """
+        await self._check_id(run_id)
+        await self._check_id(baseline)
+        return await self._read(self._reader.comparison, run_id, baseline)
+
+    async def last_passed(self, run_id: str) -> RunRecord | None:
+        """Return the last run of the same pipeline that passed and started before a run.
+
+        ``None`` if there is none, or if the pipeline has no name.
+
+        Raises:
+            RunNotFoundError: There is no such run.
+            JournalError: The journal can't be read.
+        """
+        await self._check_id(run_id)
+        return await self._read(self._reader.last_passed, run_id)
 
     async def statistics(self, pipeline: str, runs: int = 50) -> PipelineStatistics:
         """Return the latest runs of a pipeline, and the statistics of its steps over them.

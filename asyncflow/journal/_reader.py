@@ -15,6 +15,7 @@ from functools import partial
 from itertools import chain, starmap
 from typing import Any, get_args
 
+from asyncflow._core.comparison import RunComparison, compare
 from asyncflow._core.errors import (
     JournalError,
     LeaseLostError,
@@ -305,7 +306,7 @@ class JournalReader:
             RunNotFoundError: There is no such run.
             RunUnreadableError: It is damaged, or a newer asyncflow wrote it.
         """
-        return self.run(run_id).report(partial(self._shown, run_id, None))
+        return self._report_of(run_id, self.run(run_id))
 
     def run(self, run_id: str) -> StoredRun:
         """Return the replay of a run as far as it has come.
@@ -318,6 +319,33 @@ class JournalReader:
         if not stored:
             raise self.unknown(run_id)
         return run
+
+    def _report_of(self, run_id: str, run: StoredRun) -> RunReport:
+        return run.report(partial(self._shown, run_id, None))
+
+    def comparison(self, run_id: str, baseline: str) -> RunComparison:
+        """Return how a run differs from a baseline.
+
+        Raises:
+            RunNotFoundError: There is no such run.
+            RunUnreadableError: One of them is damaged, or a newer asyncflow wrote it.
+        """
+        run, other = self.run(run_id), self.run(baseline)
+        reports = self._report_of(run_id, run), self._report_of(baseline, other)
+        return compare(*reports, fingerprints=(run.fingerprints, other.fingerprints))
+
+    def last_passed(self, run_id: str) -> RunRecord | None:
+        """Return the last run of the same pipeline that passed and started before a run.
+
+        Raises:
+            RunNotFoundError: There is no such run.
+        """
+        record = self.record(run_id)
+        if not record.pipeline:
+            return None
+        before = record.place
+        where = RunFilter("passed", pipeline=record.pipeline, before=before, limit=1)
+        return next(iter(self.runs(where)), None)
 
     def check_exists(self, run_id: str) -> None:
         """Check that there is a run, even a damaged one.

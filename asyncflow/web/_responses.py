@@ -35,6 +35,7 @@ __all__ = [
 _SERVED = {
     "page.css": ("text/css", "asyncflow.html_report"),
     "web.css": ("text/css", "asyncflow.web"),
+    "compare.css": ("text/css", "asyncflow.web"),
     "live.js": ("text/javascript", "asyncflow.web"),
     "moments.js": ("text/javascript", "asyncflow.html_report"),
     "runs.js": ("text/javascript", "asyncflow.web"),

@@ -12,6 +12,7 @@ from functools import partial
 from typing import Any, Protocol
 
 from asyncflow._core.annotations import input_types
+from asyncflow._core.comparison import RunComparison
 from asyncflow._core.errors import (
     PayloadError,
     RunAlreadyActiveError,
@@ -61,6 +62,14 @@ class RunsJournal(Protocol):
 
     async def events(self, run_id: str, after: int = 0) -> list[StoredEvent]:
         """Return the events of a run after a position."""
+        ...
+
+    async def compare(self, run_id: str, baseline: str) -> RunComparison:
+        """Return how a run differs from another one."""
+        ...
+
+    async def last_passed(self, run_id: str) -> RunRecord | None:
+        """Return the last run of the same pipeline that passed before a run, if there is one."""
         ...
 
     async def notes(

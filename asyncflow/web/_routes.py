@@ -23,6 +23,7 @@ from asyncflow._core.results import RestoredOutput, to_restored_error
 from asyncflow._core.value_size import MOST_BYTES, extent, safe_repr
 from asyncflow.journal._queries import RunRecord, StoredEvent, record_document
 from asyncflow.web._auth import Guard, Token, log_in, login_required
+from asyncflow.web._compare_page import compare_page
 from asyncflow.web._feed import RunFeeds
 from asyncflow.web._notes import attachment, list_notes
 from asyncflow.web._pipeline_page import pipeline_api, pipeline_page
@@ -286,6 +287,7 @@ class Site:
         act = ["POST"]
         return [
             Route("/", self._runs),
+            Route("/compare", self._compare),
             Route("/runs/{run_id:asyncflow_run}", self._run),
             Route("/events/{run_id:asyncflow_run}", self._follow),
             Route("/details/{run_id:asyncflow_run}", self._details),
@@ -293,6 +295,7 @@ class Site:
             Route("/resume/{run_id:asyncflow_run}", self._resume, methods=act),
             Route("/pipelines/{pipeline:asyncflow_run}", self._pipeline),
             Route("/api/pipelines/{pipeline:asyncflow_run}", self._api_pipeline),
+            Route("/api/compare", self._compare),
             Route("/api/runs", self._api_runs),
             Route("/api/runs/{run_id:asyncflow_run}/rerun", self._api_rerun, methods=act),
             Route("/api/runs/{run_id:asyncflow_run}", self._api_run),
@@ -316,6 +319,9 @@ class Site:
 
     async def _run(self, request: Request) -> Response:
         return await run_page(request, self._journal)
+
+    async def _compare(self, request: Request) -> Response:
+        return await compare_page(request, self._journal)
 
     async def _details(self, request: Request) -> Response:
         return await show_details(request, self._journal)

@@ -22,6 +22,7 @@ from asyncflow.html_report._event_log import event_log
 from asyncflow.html_report._page import Live, details, page, page_policy, sections
 from asyncflow.html_report._page_model import NestedRun, RelatedRuns
 from asyncflow.journal._queries import RunRecord, StoredEvent, listed_status
+from asyncflow.web._compare_page import compare_url
 from asyncflow.web._feed import ACTIONS, RunFeeds, Update, now_of
 from asyncflow.web._notes import attachments_url
 from asyncflow.web._responses import (
@@ -72,6 +73,7 @@ async def run_page(request: Request, journal: RunsJournal) -> Response:
         text = f"Run {run_id!r} has no events yet. Load the page again."
         return problem(request, 404, "The run has not begun", text, links=_home(request))
     noted = await journal.notes(run_id)
+    passed = await journal.last_passed(run_id)
     live = Live(
         events_url=f"{link_to(request, 'events', run_id)}?after={stored[-1].position}",
         cancel_url=link_to(request, "cancel", run_id),
@@ -79,6 +81,7 @@ async def run_page(request: Request, journal: RunsJournal) -> Response:
         rerun_url=f"{link_to(request, 'api/runs', run_id)}/rerun",
         script_url=asset_url(request, "live.js"),
         runs_url=path_in(request, "/"),
+        compare_url=compare_url(request, run_id) if passed else None,
         details_url=link_to(request, "details", run_id),
         notes_url=f"{link_to(request, 'api/runs', run_id)}/notes",
         attachments_url=attachments_url(request, run_id),

@@ -309,6 +309,22 @@ async def test_many_segments_stay_readable(opened: Open, width: int) -> None:
     assert await page.evaluate("document.documentElement.scrollWidth") <= width
 
 
+# The usual end of a step.
+
+
+async def test_the_usual_end_of_a_step_is_marked_and_told(opened: Open) -> None:
+    events: list[Event] = [RunStarted("r", 0.0, {"a": ()}), AttemptStarted("a", 1, 0.0)]
+    events += [StepSucceeded("a", 1, 1_000.0, None), RunFinished(1_000.0, "passed")]
+    page = await opened(to_html(events, usual_ms={"a": 250.0}), at="#step=a")
+
+    mark = await page.locator(".usual").bounding_box()
+    track = await page.locator(".line.step > svg").bounding_box()
+    assert mark["x"] + mark["width"] / 2 == pytest.approx(track["x"] + track["width"] / 4, abs=1)
+    await page.mouse.move(mark["x"] + 1, mark["y"] + 10)
+    assert await page.locator("#tip").inner_text() == "usually 250 ms"
+    assert "1.0 s, usually 250 ms" in await page.locator("#details").inner_text()
+
+
 # On paper.
 
 

@@ -66,5 +66,6 @@ def normalized(text: str, shell: Shell) -> str:
     """Replace what differs from run to run."""
     text = text.replace(f"{shell.directory}/", "")
     text = re.sub(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d UTC(\+\d\d:\d\d)?", "DATE", text)
-    text = re.sub(r" +\d\.\d{3} s", "TIME", text)
-    return re.sub(r"\d+(\.\d+)? ?ms", "TIME", text)
+    text = re.sub(r"\d\.\d{3} s|\d+(\.\d+)? ?ms", "TIME", text)
+    text = re.sub(r"[▲▼] TIME \w+ \([\d.]+×\)", "about the same", text)
+    return re.sub(" +", " ", text)

@@ -68,7 +68,14 @@ from asyncflow.events import (
     StepSucceeded,
     ThreadAbandoned,
 )
-from asyncflow.journal import RunRecord, SQLiteJournal, StoredEvent
+from asyncflow.journal import (
+    InputChange,
+    RunComparison,
+    RunRecord,
+    SQLiteJournal,
+    StepComparison,
+    StoredEvent,
+)
 from asyncflow.live import LiveView
 from asyncflow.testing import VirtualTimeLoop, run_in_virtual_time
 
@@ -483,6 +490,12 @@ async def durable() -> None:
         assert_type(await journal.cancel("r"), bool)
         assert_type(await journal.events("r", after=3), list[StoredEvent])
         assert_type(await journal.report("r"), RunReport)
+        assert_type(await journal.last_passed("r"), RunRecord | None)
+        comparison = await journal.compare("r", "q")
+        assert_type(comparison, RunComparison)
+        assert_type(report.compare(report), RunComparison)
+        assert_type(comparison.notable_steps, list[StepComparison])
+        assert_type(comparison.inputs, tuple[InputChange, ...])
         assert_type(await resume_all(journal, [etl, deep.orchestrator]), list[RunReport])
         assert_type(await resume_all(journal, {"etl": accepted_actions}), list[RunReport])
         Pipeline("kept", journal=journal)

@@ -1,0 +1,200 @@
+"""``asyncflow diff``: how a run differs from another one."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable
+from datetime import datetime
+
+import click
+from rich.cells import set_cell_size
+from rich.console import Console
+from rich.text import Text
+
+from asyncflow._cli.options import (
+    AnyJournal,
+    baseline_argument,
+    find_run,
+    journal_option,
+    json_option,
+    open_journal,
+    require_journal,
+    run_argument,
+)
+from asyncflow._cli.output import NOT_FOUND, CommandError, stdout_console
+from asyncflow._core.comparison import RunComparison, StepComparison
+from asyncflow._core.errors import escape_controls
+from asyncflow._core.report import RunReport
+from asyncflow._core.results import StepResult
+from asyncflow._views.comparison_text import (
+    difference_text,
+    error_text,
+    input_text,
+    step_facts,
+)
+from asyncflow._views.event_text import duration, plural, took
+from asyncflow.journal import RunRecord
+from asyncflow.live._theme import COLOURS, Theme, elide_middle, status_for_run, theme_for, widest
+
+__all__ = ["diff"]
+
+_SYMBOLS = "▲▼→×"
+_PLAIN = str.maketrans({"▲": "+", "▼": "-", "→": ">", "×": "x"})
+_LEAST_WIDTH = 8
+"""How many cells the name of a step has at least, on any terminal."""
+_LABEL = 10
+_GAP = "  "
+
+
+@click.command(short_help="Compare a run with another one.")
+@run_argument
+@baseline_argument
+@journal_option
+@click.option("--all", "show_all", is_flag=True, help="Show all steps, in the pipeline's order.")
+@json_option
+def diff(run: str, baseline: str | None, journal: str, show_all: bool, as_json: bool) -> None:
+    """Show how a run differs from a baseline: inputs, versions, outcome, steps and durations.
+
+    Each is the id of a run, the start of its id, or "latest". The baseline is by default the last
+    run of the same pipeline that passed and started before. The exit code is 0 whether they
+    differ or not.
+    """
+    require_journal(journal)
+    compared = asyncio.run(_compare(journal, run, baseline))
+    if as_json:
+        click.echo(compared.to_json(indent=2))
+        return
+    console = stdout_console()
+    theme = theme_for(console.encoding, _SYMBOLS)
+    lines = [*_head(compared, console), *_table(compared, show_all, theme, console)]
+    text = Text("\n").join(lines)
+    if theme.encoding == "ascii":
+        text.plain = text.plain.translate(_PLAIN)
+    console.print(text, soft_wrap=True)
+
+
+async def _compare(journal: str, run: str, baseline: str | None) -> RunComparison:
+    async with open_journal(journal) as opened:
+        record = await find_run(opened, run)
+        other = await _baseline(opened, record, baseline)
+        return await opened.compare(record.run_id, other.run_id)
+
+
+async def _baseline(journal: AnyJournal, record: RunRecord, baseline: str | None) -> RunRecord:
+    if baseline is not None:
+        return await find_run(journal, baseline)
+    found = await journal.last_passed(record.run_id)
+    if found is None:
+        name = record.pipeline
+        why = f"no run of {name!r} before it has passed" if name else "its pipeline has no name"
+        raise CommandError(
+            f"nothing to compare run {record.run_id!r} with: {why}; name another run", NOT_FOUND
+        )
+    return found
+
+
+# What the runs are, and what differs beside their steps.
+
+
+def _head(compared: RunComparison, console: Console) -> list[Text]:
+    run, baseline = compared.run, compared.baseline
+    lines = [*_run("Run", run, console), *_run("Baseline", baseline, console)]
+    if run.pipeline != baseline.pipeline:
+        lines += _wrapped("Pipeline", "these are runs of different pipelines", console)
+    lines += _wrapped("Duration", f"{_arrow(compared)}{difference_text(compared)}", console)
+    inputs = [f"{escape_controls(each.name)}: {input_text(each)}" for each in compared.inputs]
+    for number, text in enumerate(inputs):
+        lines += _wrapped("" if number else "Inputs", text, console)
+    return lines
+
+
+def _run(label: str, report: RunReport, console: Console) -> list[Text]:
+    of = f" of {escape_controls(report.pipeline)}" if report.pipeline else ""
+    word, spent = report.outcome.upper(), took(report.total_duration_ms, report.span_ms)
+    started = datetime.fromtimestamp(report.wall_time)
+    outcome = Text(f"{'':<{_LABEL}}{word} after {spent}, started {started:%Y-%m-%d %H:%M:%S}")
+    outcome.stylize(COLOURS[status_for_run(word)], _LABEL, _LABEL + len(word))
+    why = error_text(report)
+    return [
+        *_wrapped(label, f"{escape_controls(report.run_id)}{of}", console),
+        outcome,
+        *(_wrapped("", why, console) if why else []),
+    ]
+
+
+def _wrapped(label: str, text: str, console: Console, indent: int = _LABEL) -> list[Text]:
+    """Return a text behind a label, in lines that fit a terminal."""
+    width = max(console.width - indent, _LEAST_WIDTH)
+    parts = Text(text).wrap(console, width) if console.is_terminal else [Text(text)]
+    return [
+        Text(f"{'' if at else label:<{indent}}{part}".rstrip()) for at, part in enumerate(parts)
+    ]
+
+
+def _arrow(compared: RunComparison | StepComparison) -> str:
+    if not compared.has_notable_duration or compared.difference_ms is None:
+        return ""
+    return "▲ " if compared.difference_ms > 0 else "▼ "
+
+
+# The steps.
+
+
+def _table(compared: RunComparison, show_all: bool, theme: Theme, console: Console) -> list[Text]:
+    notable, total = compared.notable_steps, len(compared.steps)
+    if not notable and not show_all:
+        return [Text(""), Text(f"no notable difference in {plural(total, 'step')}")]
+    shown = compared.steps if show_all else notable
+    rows = [_cells(step, theme) for step in shown]
+    header = ["STATUS", "BASELINE", "RUN", "DIFFERENCE"]
+    widths = [max(widest(column), 1) for column in zip(header, *rows, strict=True)]
+    names = [escape_controls(step.step_name) for step in shown]
+    room = widest([*names, "STEP"])
+    if console.is_terminal:
+        room = min(room, max(console.width - sum(widths) - len(_GAP) * len(widths), _LEAST_WIDTH))
+    lines = [Text(""), _row("STEP", header, room, widths, theme)]
+    lines[1].stylize("bold")
+    for name, step, cells in zip(names, shown, rows, strict=True):
+        line = _row(name, cells, room, widths, theme)
+        if step.run is not None:
+            start = room + len(_GAP)
+            line.stylize(COLOURS[step.run.status], start, start + widths[0])
+        lines.append(line)
+        if facts := "; ".join(step_facts(step)):
+            lines += _wrapped("", facts, console, 2)
+    rest = total - len(shown)
+    if rest:
+        verb = "differs" if rest == 1 else "differ"
+        lines.append(Text(f"{plural(rest, 'other step')} hardly {verb}; --all shows all"))
+    return lines
+
+
+def _row(name: str, cells: Iterable[str], room: int, widths: list[int], theme: Theme) -> Text:
+    status, before, now, change = cells
+    text = _GAP.join(
+        [
+            set_cell_size(elide_middle(name, room, theme.ellipsis), room),
+            set_cell_size(status, widths[0]),
+            f"{before:>{widths[1]}}",
+            f"{now:>{widths[2]}}",
+            change,
+        ]
+    )
+    return Text(text.rstrip())
+
+
+def _cells(step: StepComparison, theme: Theme) -> list[str]:
+    run = step.run
+    status = theme.dash if run is None else f"{theme.symbols[run.status]} {run.status}"
+    change = "" if step.change == "both" else step.change
+    return [
+        status,
+        _took(step.baseline, theme),
+        _took(run, theme),
+        change or f"{_arrow(step)}{difference_text(step)}",
+    ]
+
+
+def _took(result: StepResult | None, theme: Theme) -> str:
+    is_known = result is not None and result.started_ms is not None
+    return duration(result.duration_ms) if result is not None and is_known else theme.dash

@@ -1,0 +1,383 @@
+"""Compares a run with a baseline: what differs in inputs, steps and outcome, and by how much.
+
+Rules:
+
+1. What takes longer in the run than in the baseline is slower.
+2. Durations of a step are compared only if it started and ended in both runs.
+3. A difference in time is notable from `NOTABLE_SHARE` of the baseline on, and from `NOTABLE_MS`.
+   Any other difference of a step is notable.
+4. What a secret input was is not known, so neither is whether it changed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Literal, TypeAlias
+
+from asyncflow._core.errors import cut, describe_error
+from asyncflow._core.record import record
+from asyncflow._core.report import RunReport
+from asyncflow._core.results import REDACTED_OUTPUT, RestoredOutput, StepResult, StepStatus
+from asyncflow._core.value_size import safe_repr
+
+__all__ = [
+    "NOTABLE_MS",
+    "NOTABLE_SHARE",
+    "InputChange",
+    "RunComparison",
+    "StepComparison",
+    "compare",
+    "first_failure",
+    "is_notable",
+]
+
+NOTABLE_SHARE = 0.2
+"""From which part of the baseline's duration on a difference is notable."""
+NOTABLE_MS = 10.0
+"""From how many milliseconds on it is; both must be reached."""
+
+_LONGEST_VALUE = 200
+"""How many characters of an input JSON has."""
+_ENDED = (StepStatus.SUCCESS, StepStatus.FAILED, StepStatus.CANCELLED)
+
+Fingerprints: TypeAlias = Mapping[str, tuple[str, str]]
+"""For each step, which data its action takes and its version, as in `RunStarted.fingerprints`."""
+
+
+def is_notable(difference_ms: float | None, baseline_ms: float) -> bool:
+    """Whether a difference to a duration is notable; see the rules of this module."""
+    if difference_ms is None:
+        return False
+    return abs(difference_ms) >= max(NOTABLE_SHARE * baseline_ms, NOTABLE_MS)
+
+
+@record(frozen=True)
+class InputChange:
+    """An input that is not the same in two runs, or of which that is not known."""
+
+    name: str
+    change: Literal["added", "removed", "changed", "unknown"]
+    """``"added"`` if only the run has it, ``"removed"`` if only the baseline has it;
+    ``"unknown"`` if it is secret, or could not be stored or compared."""
+    run: Any = None
+    """Its value in the run; a `RestoredOutput` stands for a secret one."""
+    baseline: Any = None
+    """Its value in the baseline. If the input is secret in one of them, neither is shown."""
+
+
+@record(frozen=True)
+class StepComparison:
+    """A step in a run and in its baseline."""
+
+    step_name: str
+    run: StepResult | None
+    """Its result in the run; ``None`` if it was removed."""
+    baseline: StepResult | None
+    """Its result in the baseline; ``None`` if it was added."""
+    version: tuple[str, str] | None = None
+    """Its ``version`` in the baseline and in the run, if the journal says that they differ."""
+    takes: tuple[str, str] | None = None
+    """Which data its action took in the baseline and takes in the run, if they differ."""
+
+    @property
+    def change(self) -> Literal["added", "removed", "both"]:
+        """Whether only the run has the step, or only the baseline, or both."""
+        if self.run is None:
+            return "removed"
+        return "added" if self.baseline is None else "both"
+
+    @property
+    def difference_ms(self) -> float | None:
+        """By how many milliseconds it took longer in the run; negative if it was faster.
+
+        ``None`` unless it started and ended in both.
+        """
+        if not (_has_duration(self.run) and _has_duration(self.baseline)):
+            return None
+        return _ms(self.run) - _ms(self.baseline)
+
+    @property
+    def factor(self) -> float | None:
+        """Its duration as a multiple of that in the baseline, if that is above 0."""
+        return None if self.difference_ms is None else _ratio(_ms(self.run), _ms(self.baseline))
+
+    @property
+    def has_notable_duration(self) -> bool:
+        """Whether it was slower or faster by at least 20 %, and by at least 10 ms."""
+        return is_notable(self.difference_ms, _ms(self.baseline))
+
+    @property
+    def has_other_status(self) -> bool:
+        """Whether both runs have the step, and it ended differently."""
+        run, baseline = self.run, self.baseline
+        return run is not None and baseline is not None and run.status is not baseline.status
+
+    @property
+    def item_counts(self) -> tuple[int, int] | None:
+        """How many items it had in the baseline and in the run, if it was mapped in both."""
+        run, baseline = self.run, self.baseline
+        if run is None or baseline is None or run.items is None or baseline.items is None:
+            return None
+        return len(baseline.items), len(run.items)
+
+    @property
+    def retry_counts(self) -> tuple[int, int] | None:
+        """How many attempts were not the first one, of the step or of an item of it, in each run.
+
+        ``None`` unless both have the step.
+        """
+        if self.run is None or self.baseline is None:
+            return None
+        return _retries(self.baseline), _retries(self.run)
+
+    @property
+    def dependencies_added(self) -> tuple[str, ...]:
+        """The steps that it depends on in the run, and not in the baseline, which has the step."""
+        return () if self.run is None else _without(self.run, self.baseline)
+
+    @property
+    def dependencies_removed(self) -> tuple[str, ...]:
+        """The steps that it depends on in the baseline, and not in the run, which has the step."""
+        return () if self.baseline is None else _without(self.baseline, self.run)
+
+    @property
+    def is_notable(self) -> bool:
+        """Whether something of it differs beside a little time."""
+        counts = [each for each in (self.item_counts, self.retry_counts) if each is not None]
+        return (
+            self.change != "both"
+            or self.has_notable_duration
+            or self.has_other_status
+            or any(before != now for before, now in counts)
+            or bool(self.dependencies_added or self.dependencies_removed)
+            or self.version is not None
+            or self.takes is not None
+        )
+
+
+@record(frozen=True)
+class RunComparison:
+    """A run compared with a baseline, which is usually the last run of its pipeline that passed."""
+
+    run: RunReport
+    """The run."""
+    baseline: RunReport
+    """What it is compared with."""
+    inputs: tuple[InputChange, ...]
+    """The inputs that differ, or of which that is not known."""
+    steps: tuple[StepComparison, ...]
+    """All steps: those of the run in topological order, then those that it does not have."""
+    versions_known: bool = False
+    """Whether the versions of the steps were compared. Only a journal knows them."""
+
+    @property
+    def difference_ms(self) -> float:
+        """By how many milliseconds the run took longer, without pauses."""
+        return self.run.total_duration_ms - self.baseline.total_duration_ms
+
+    @property
+    def span_difference_ms(self) -> float:
+        """By how many milliseconds the run took longer, with pauses: see `RunReport.span_ms`."""
+        return self.run.span_ms - self.baseline.span_ms
+
+    @property
+    def factor(self) -> float | None:
+        """The run's duration as a multiple of the baseline's, if that is above 0."""
+        return _ratio(self.run.total_duration_ms, self.baseline.total_duration_ms)
+
+    @property
+    def has_notable_duration(self) -> bool:
+        """Whether the run was slower or faster by at least 20 %, and by at least 10 ms."""
+        return is_notable(self.difference_ms, self.baseline.total_duration_ms)
+
+    @property
+    def notable_steps(self) -> list[StepComparison]:
+        """The steps of which something differs, the largest difference in time first.
+
+        Of an added or a removed step, its whole duration counts.
+        """
+        return sorted(
+            (step for step in self.steps if step.is_notable), key=_extent_ms, reverse=True
+        )
+
+    def __repr__(self) -> str:
+        steps = f"{len(self.notable_steps)} of {len(self.steps)} step(s) differ"
+        return f"<RunComparison {self.run.run_id} with {self.baseline.run_id}: {steps}>"
+
+    def to_json(self, *, indent: int | None = None) -> str:
+        """Return the comparison as JSON text.
+
+        It has no outputs. Inputs are the beginnings of their ``repr``, errors their type and
+        message. A pair has the baseline's value first.
+
+        Args:
+            indent: How many spaces to indent each level by; ``None`` (the default) for one line.
+        """
+        import json  # few programs need it
+
+        document = {
+            "run": _run_to_json(self.run),
+            "baseline": _run_to_json(self.baseline),
+            "difference_ms": self.difference_ms,
+            "span_difference_ms": self.span_difference_ms,
+            "factor": self.factor,
+            "is_notable": self.has_notable_duration,
+            "versions_known": self.versions_known,
+            "inputs": [_input_to_json(each) for each in self.inputs],
+            "steps": [_step_to_json(each) for each in self.steps],
+        }
+        return json.dumps(document, indent=indent, allow_nan=False)
+
+
+def compare(
+    run: RunReport,
+    baseline: RunReport,
+    *,
+    fingerprints: tuple[Fingerprints, Fingerprints] | None = None,
+) -> RunComparison:
+    """Compare the reports of two runs.
+
+    Args:
+        run: The run.
+        baseline: What it is compared with.
+        fingerprints: Those of the run's steps and those of the baseline's, if they are known.
+    """
+    of_run, of_baseline = fingerprints or ({}, {})
+    names = [*run, *(name for name in baseline if name not in run)]
+    steps = []
+    for name in names:
+        takes = version = None
+        if name in of_run and name in of_baseline:
+            (took, before), (takes_now, now) = of_baseline[name], of_run[name]
+            takes = (took, takes_now) if took != takes_now else None
+            version = (before, now) if before != now else None
+        steps.append(StepComparison(name, run.get(name), baseline.get(name), version, takes))
+    inputs = [
+        _input_change(name, run.inputs, baseline.inputs)
+        for name in dict.fromkeys([*run.inputs, *baseline.inputs])
+    ]
+    changed = tuple(each for each in inputs if each is not None)
+    return RunComparison(run, baseline, changed, tuple(steps), fingerprints is not None)
+
+
+def first_failure(report: RunReport) -> StepResult | None:
+    """Return the failed step that ended first, if one has failed."""
+    ended = [((each.started_ms or 0.0) + each.duration_ms, each) for each in report.failed]
+    return min(ended, key=lambda each: each[0])[1] if ended else None
+
+
+def _input_change(
+    name: str, run: Mapping[str, Any], baseline: Mapping[str, Any]
+) -> InputChange | None:
+    if name not in baseline:
+        return InputChange(name, "added", run=run[name])
+    if name not in run:
+        return InputChange(name, "removed", baseline=baseline[name])
+    now, before = run[name], baseline[name]
+    if REDACTED_OUTPUT in [each for each in (now, before) if type(each) is RestoredOutput]:
+        return InputChange(name, "unknown", REDACTED_OUTPUT, REDACTED_OUTPUT)
+    same = _are_same(now, before)
+    if same:
+        return None
+    return InputChange(name, "unknown" if same is None else "changed", now, before)
+
+
+def _are_same(one: Any, other: Any) -> bool | None:
+    """Whether two inputs are the same; ``None`` if that is not known."""
+    if RestoredOutput in (type(one), type(other)):  # the same text may stand for other values
+        return None if _text(one) == _text(other) else False
+    try:
+        return one is other or bool(one == other)
+    except Exception:  # it is the user's object, such as an array
+        return None
+
+
+def _has_duration(result: StepResult | None) -> bool:
+    return result is not None and result.started_ms is not None and result.status in _ENDED
+
+
+def _ms(result: StepResult | None) -> float:
+    return 0.0 if result is None or not _has_duration(result) else result.duration_ms
+
+
+def _ratio(run_ms: float, baseline_ms: float) -> float | None:
+    return run_ms / baseline_ms if baseline_ms > 0 else None
+
+
+def _without(result: StepResult, other: StepResult | None) -> tuple[str, ...]:
+    if other is None:
+        return ()
+    return tuple(name for name in result.depends_on if name not in other.depends_on)
+
+
+def _retries(result: StepResult) -> int:
+    """Return how many attempts were not the first one of the step or of an item."""
+    items = result.items
+    if items is None:
+        return max(result.attempts - 1, 0)
+    return sum(map(_retries, items))
+
+
+def _extent_ms(step: StepComparison) -> float:
+    if step.difference_ms is not None:
+        return abs(step.difference_ms)
+    return max(_ms(step.run), _ms(step.baseline))
+
+
+def _text(value: Any) -> str:
+    return value.text if type(value) is RestoredOutput else safe_repr(value)
+
+
+def _run_to_json(report: RunReport) -> dict[str, object]:
+    failed = first_failure(report)
+    return {
+        "run_id": report.run_id,
+        "pipeline": report.pipeline,
+        "outcome": report.outcome,
+        "wall_time": report.wall_time,
+        "total_duration_ms": report.total_duration_ms,
+        "span_ms": report.span_ms,
+        "stop_reason": report.stop_reason,
+        "first_failure": None if failed is None else failed.step_name,
+        "first_error": None if failed is None else _error(failed),
+    }
+
+
+def _error(result: StepResult) -> str | None:
+    return None if result.error is None else describe_error(result.error)
+
+
+def _input_to_json(change: InputChange) -> dict[str, object]:
+    has_run, has_baseline = change.change != "removed", change.change != "added"
+    return {
+        "name": change.name,
+        "change": change.change,
+        "run": cut(_text(change.run), _LONGEST_VALUE) if has_run else None,
+        "baseline": cut(_text(change.baseline), _LONGEST_VALUE) if has_baseline else None,
+    }
+
+
+def _step_to_json(step: StepComparison) -> dict[str, object]:
+    return {
+        "step_name": step.step_name,
+        "change": step.change,
+        "is_notable": step.is_notable,
+        "difference_ms": step.difference_ms,
+        "factor": step.factor,
+        "run": None if step.run is None else _result_to_json(step.run),
+        "baseline": None if step.baseline is None else _result_to_json(step.baseline),
+        "dependencies_added": [*step.dependencies_added],
+        "dependencies_removed": [*step.dependencies_removed],
+        "version": None if step.version is None else [*step.version],
+        "takes": None if step.takes is None else [*step.takes],
+    }
+
+
+def _result_to_json(result: StepResult) -> dict[str, object]:
+    return {
+        "status": str(result.status),
+        "duration_ms": result.duration_ms,
+        "attempts": result.attempts,
+        "items": None if result.items is None else len(result.items),
+        "error": _error(result),
+    }

@@ -1,0 +1,103 @@
+"""How two runs differ, in words: what a display says beside figures.
+
+A pair has the baseline's value first: ``1 → 31``. No text has a control character.
+"""
+
+from __future__ import annotations
+
+import re
+
+from asyncflow._core.comparison import InputChange, RunComparison, StepComparison, first_failure
+from asyncflow._core.errors import escape_controls
+from asyncflow._core.report import RunReport
+from asyncflow._views.event_text import duration, plural
+from asyncflow._views.preview import error_words, preview, shortened
+
+__all__ = [
+    "difference_text",
+    "error_text",
+    "input_text",
+    "pair",
+    "step_facts",
+]
+
+_LONGEST_VALUE, _LONGEST_ERROR = 60, 400
+
+
+def difference_text(compared: RunComparison | StepComparison) -> str:
+    """Return how much slower or faster a run or a step was: ``3.2 s slower (3.9×)``.
+
+    ``about the same`` if that is not notable, and nothing if it is not known.
+    """
+    difference_ms, factor = compared.difference_ms, compared.factor
+    if difference_ms is None:
+        return ""
+    if not compared.has_notable_duration:
+        return "about the same"
+    times = "" if factor is None else f" ({factor:.1f}×)" if factor >= 0.1 else f" ({factor:.1g}×)"
+    return f"{duration(abs(difference_ms))} {'slower' if difference_ms > 0 else 'faster'}{times}"
+
+
+def step_facts(step: StepComparison) -> list[str]:
+    """Return what else differs of a step, one fact a text."""
+    run, baseline = step.run, step.baseline
+    if run is None or baseline is None:
+        return []
+    facts = [pair(str(baseline.status), str(run.status))] if step.has_other_status else []
+    retries, items = step.retry_counts, step.item_counts
+    if items is not None and items[0] != items[1]:
+        facts.append(_counted("item", items))
+    if retries is not None and retries[0] != retries[1]:
+        if run.items is None and baseline.items is None:
+            facts.append(_counted("attempt", (baseline.attempts, run.attempts)))
+        else:
+            facts.append(_counted("repeated attempt", retries))
+    facts += [f"depends on {_listed(step.dependencies_added)} now"] * bool(step.dependencies_added)
+    if step.dependencies_removed:
+        facts.append(f"no longer depends on {_listed(step.dependencies_removed)}")
+    if step.version is not None:
+        facts.append("version " + pair(*[escape_controls(each or "none") for each in step.version]))
+    if step.takes is not None:
+        facts.append("takes " + pair(*map(escape_controls, step.takes)))
+    return facts
+
+
+def input_text(change: InputChange) -> str:
+    """Return how an input differs: ``1 → 31``."""
+    if change.change == "added":
+        return f"{_value(change.run)} (added)"
+    if change.change == "removed":
+        return f"{_value(change.baseline)} (removed)"
+    if change.change == "changed":
+        before, now = _value(change.baseline), _value(change.run)
+        return pair(before, now) if before != now else f"{now} (changed after that)"
+    if any(preview(each, 1).redacted for each in (change.run, change.baseline)):
+        return "secret, so it is not known whether it changed"
+    return f"{_value(change.run)} (not known whether it changed)"
+
+
+def error_text(report: RunReport) -> str:
+    """Return why a run did not pass: its first error, or why it stopped; else nothing."""
+    failed = first_failure(report)
+    if failed is not None:
+        assert failed.error is not None  # that is why it has failed
+        return f"{escape_controls(failed.step_name)}: {error_words(failed.error, _LONGEST_ERROR)}"
+    return "" if report.outcome == "passed" else escape_controls(report.stop_reason or "")
+
+
+def pair(before: str, now: str) -> str:
+    """Return the baseline's text and the run's."""
+    return f"{before} → {now}"
+
+
+def _value(value: object) -> str:
+    text = preview(value, _LONGEST_VALUE * 2).text
+    return shortened(re.sub("\n *", " ", text), _LONGEST_VALUE)
+
+
+def _counted(noun: str, counts: tuple[int, int]) -> str:
+    return pair(plural(counts[0], noun), plural(counts[1], noun))
+
+
+def _listed(names: tuple[str, ...]) -> str:
+    return escape_controls(", ".join(names))

@@ -1,0 +1,93 @@
+"""How two runs differ is said in words that have no control character."""
+
+from __future__ import annotations
+
+import pytest
+from results import mapped, report_of, skipped, succeeded
+
+from asyncflow import RestoredOutput, RunReport
+from asyncflow._core.comparison import InputChange, StepComparison
+from asyncflow._core.results import REDACTED_OUTPUT
+from asyncflow._views.comparison_text import difference_text, error_text, input_text, step_facts
+
+
+def step(run_ms: float, baseline_ms: float) -> StepComparison:
+    run, baseline = (succeeded("x", duration_ms=ms) for ms in (run_ms, baseline_ms))
+    return StepComparison("x", run, baseline)
+
+
+@pytest.mark.parametrize(
+    ("run_ms", "baseline_ms", "words"),
+    [
+        (4_300.0, 1_100.0, "3.2 s slower (3.9×)"),
+        (100.0, 1_000.0, "900 ms faster (0.1×)"),
+        (12.0, 1_000.0, "988 ms faster (0.01×)"),
+        (500.0, 0.0, "500 ms slower"),
+        (105.0, 100.0, "about the same"),
+    ],
+)
+def test_a_difference_in_time_has_a_unit_and_a_factor(
+    run_ms: float, baseline_ms: float, words: str
+) -> None:
+    assert difference_text(step(run_ms, baseline_ms)) == words
+
+
+def test_a_difference_that_is_not_known_has_no_words() -> None:
+    assert difference_text(StepComparison("x", skipped("x"), succeeded("x"))) == ""
+
+
+def test_the_facts_of_a_step_name_all_that_differs() -> None:
+    one = succeeded("x[0]", attempts=2)
+    compared = StepComparison(
+        "x",
+        mapped("x", one, succeeded("x[1]"), depends_on=("a\n", "c")),
+        mapped("x", succeeded("x[0]"), depends_on=("b", "c")),
+        version=("", "2\x1b"),
+        takes=("(b)", "(a)"),
+    )
+
+    assert step_facts(compared) == [
+        "1 item → 2 items",
+        "0 repeated attempts → 1 repeated attempt",
+        "depends on a\\n now",
+        "no longer depends on b",
+        "version none → 2\\x1b",
+        "takes (b) → (a)",
+    ]
+    assert step_facts(StepComparison("x", one, None)) == []
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (InputChange("x", "added", run="new\n"), "'new\\n' (added)"),
+        (InputChange("x", "removed", baseline=1), "1 (removed)"),
+        (InputChange("x", "changed", 2, 1), "1 → 2"),
+        (InputChange("x", "changed", "x" * 99, 1), f"1 → '{'x' * 59}…"),
+        (
+            InputChange("x", "unknown", 1, REDACTED_OUTPUT),
+            "secret, so it is not known whether it changed",
+        ),
+        (
+            InputChange("x", "unknown", *[RestoredOutput("<Table>")] * 2),
+            "<Table> (not known whether it changed)",
+        ),
+        (InputChange("x", "changed", {"a": [1] * 50}, {}), "{} → { 'a': [" + "1, " * 17 + "1…"),
+        (
+            InputChange("x", "changed", "x" * 99 + "y", "x" * 99),
+            f"'{'x' * 59}… (changed after that)",
+        ),
+        (InputChange("x", "changed", "a  b", "a b"), "'a b' → 'a  b'"),
+    ],
+)
+def test_an_input_is_said_in_one_short_line(change: InputChange, words: str) -> None:
+    assert input_text(change) == words
+
+
+def test_a_run_without_a_failed_step_says_why_it_stopped() -> None:
+    stopped = RunReport(
+        *("r", []), total_duration_ms=1, wall_time=0, outcome="interrupted", stop_reason="a\nsignal"
+    )
+
+    assert error_text(stopped) == "a\\nsignal"
+    assert error_text(report_of(succeeded("x"))) == ""

@@ -1,0 +1,69 @@
+"""A journal finds the run to compare with, and compares stored runs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from asyncflow import Orchestrator, RunNotFoundError, WorkflowStep
+from asyncflow.events import RunFinished, RunStarted
+
+
+async def store(
+    journal: Any, run_id: str, at: float, outcome: str = "passed", pipeline: str = "etl"
+) -> None:
+    session, _ = await journal.open(run_id, wait=False, read=bool)
+    session.append(RunStarted(run_id, at, {"a": ()}, pipeline))
+    session.append(RunFinished(9.0, outcome))
+    await session.close()
+
+
+async def last_passed(journal: Any, run_id: str) -> str | None:
+    found = await journal.last_passed(run_id)
+    return None if found is None else found.run_id
+
+
+async def test_the_last_passed_run_is_the_latest_of_the_pipeline_before_a_run(journal: Any) -> None:
+    await store(journal, "old", 1.0)
+    await store(journal, "good", 2.0)
+    await store(journal, "bad", 3.0, "failed")
+    await store(journal, "other", 4.0, pipeline="reports")
+    await store(journal, "now", 5.0, "failed")
+    await store(journal, "later", 6.0)
+    await store(journal, "nameless", 7.0, pipeline="")
+    await store(journal, "nameless too", 8.0, pipeline="")
+
+    assert await last_passed(journal, "now") == "good"
+    assert await last_passed(journal, "good") == "old"
+    assert await last_passed(journal, "later") == "good"
+    assert await last_passed(journal, "other") is None
+    assert await last_passed(journal, "nameless too") is None
+    with pytest.raises(RunNotFoundError):
+        await journal.last_passed("nothing")
+
+
+async def test_stored_runs_are_compared_with_inputs_and_versions(journal: Any) -> None:
+    async def count(days: int, key: str) -> int:
+        return days
+
+    async def run(run_id: str, version: str, days: int) -> None:
+        steps = [WorkflowStep("count", count, version=version)]
+        pipeline = Orchestrator(steps, name="etl", journal=journal, secret_inputs=["key"])
+        await pipeline.run(run_id=run_id, inputs={"days": days, "key": "k"})
+
+    await run("monday", "1", 1)
+    await run("tuesday", "2", 31)
+
+    comparison = await journal.compare("tuesday", "monday")
+
+    (step,) = comparison.steps
+    assert (step.version, step.takes, step.change) == (("1", "2"), None, "both")
+    days, key = comparison.inputs
+    assert (days.name, days.change, days.run, days.baseline) == ("days", "changed", 31, 1)
+    assert (key.name, key.change) == ("key", "unknown")
+    assert comparison.versions_known
+    assert (comparison.run.run_id, comparison.baseline.run_id) == ("tuesday", "monday")
+    for pair in (("tuesday", "sunday"), ("sunday", "monday")):
+        with pytest.raises(RunNotFoundError):
+            await journal.compare(*pair)
