@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterable
-from datetime import datetime
 
 import click
 from rich.cells import set_cell_size
@@ -33,6 +32,7 @@ from asyncflow._views.comparison_text import (
     step_facts,
 )
 from asyncflow._views.event_text import duration, plural, took
+from asyncflow._views.preview import local_moment_text
 from asyncflow.journal import RunRecord
 from asyncflow.live._theme import COLOURS, Theme, elide_middle, status_for_run, theme_for, widest
 
@@ -111,8 +111,8 @@ def _head(compared: RunComparison, console: Console) -> list[Text]:
 def _run(label: str, report: RunReport, console: Console) -> list[Text]:
     of = f" of {escape_controls(report.pipeline)}" if report.pipeline else ""
     word, spent = report.outcome.upper(), took(report.total_duration_ms, report.span_ms)
-    started = datetime.fromtimestamp(report.wall_time)
-    outcome = Text(f"{'':<{_LABEL}}{word} after {spent}, started {started:%Y-%m-%d %H:%M:%S}")
+    started = local_moment_text(report.wall_time)
+    outcome = Text(f"{'':<{_LABEL}}{word} after {spent}, started {started}")
     outcome.stylize(COLOURS[status_for_run(word)], _LABEL, _LABEL + len(word))
     why = error_text(report)
     return [

@@ -16,7 +16,7 @@ import logging
 import re
 import sys
 import traceback
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext, redirect_stdout
 from pathlib import Path
 
@@ -121,7 +121,12 @@ def load_html_writer() -> Callable[..., str]:
 
 
 def write_html(
-    path: Path, events: Iterable[Event], notes: Iterable[Event] = (), *, resume: str = ""
+    path: Path,
+    events: Iterable[Event],
+    notes: Iterable[Event] = (),
+    *,
+    resume: str = "",
+    usual_ms: Mapping[str, float] | None = None,
 ) -> None:
     """Write the page of a run.
 
@@ -130,12 +135,13 @@ def write_html(
         events: The events of the run. Notes may be among them.
         notes: More notes of the run.
         resume: The command that resumes it.
+        usual_ms: How long steps usually take, by name.
 
     Raises:
         ImportError: Its extra is missing.
         CommandError: The file can't be written.
     """
-    page = load_html_writer()(events, notes, resume=resume)
+    page = load_html_writer()(events, notes, resume=resume, usual_ms=usual_ms)
     _write_file(path, page, "the HTML report")
 
 

@@ -6,7 +6,7 @@ import asyncio
 import json
 import shlex
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -47,6 +47,7 @@ from asyncflow._views.preview import local_moment_text
 from asyncflow._views.run_view import RunView
 from asyncflow.events import RunStarted
 from asyncflow.journal import RunRecord, StoredEvent
+from asyncflow.journal._queries import USUAL_RUNS
 
 __all__ = ["plan", "show"]
 
@@ -161,6 +162,8 @@ class _ShownRun:
     events: Sequence[StoredEvent]
     notes: Sequence[StoredEvent] = ()
     """What its steps have said, if that is shown."""
+    usual_ms: Mapping[str, float] | None = None
+    """How long they usually take, if that is shown."""
 
 
 @click.command(short_help="Show a run: its report and its tracebacks.")
@@ -188,13 +191,14 @@ def show(
         raise click.UsageError("--timeline and --json exclude each other")
     check_files(html, trace, journal)
     require_journal(journal)
-    shown = asyncio.run(_read(journal, run, with_notes=html is not None))
+    shown = asyncio.run(_read(journal, run, for_page=html is not None))
     if html is not None:
         write_html(
             html,
             [each.event for each in shown.events],
             [each.event for each in shown.notes],
             resume=_resume_command(shown.record.run_id, journal),
+            usual_ms=shown.usual_ms,
         )
         write_note(f"HTML report: {html}")
     if trace is not None:
@@ -221,12 +225,18 @@ def _resume_command(run_id: str, journal: str) -> str:
     return f"asyncflow resume {shlex.quote(run_id)} MODULE:PIPELINE{journal_flag(journal)}"
 
 
-async def _read(journal: str, run: str, *, with_notes: bool) -> _ShownRun:
+async def _read(journal: str, run: str, *, for_page: bool) -> _ShownRun:
     async with open_journal(journal) as opened:
         record = await find_run(opened, run)
         report = await opened.report(record.run_id)
-        notes = await opened.notes(record.run_id) if with_notes else ()
-        return _ShownRun(record, report, await opened.events(record.run_id), notes)
+        events = await opened.events(record.run_id)
+        if not for_page:
+            return _ShownRun(record, report, events)
+        usual_ms: Mapping[str, float] = {}
+        if record.pipeline:
+            usual_ms = (await opened.statistics(record.pipeline, USUAL_RUNS)).usual_ms
+        notes = await opened.notes(record.run_id)
+        return _ShownRun(record, report, events, notes, usual_ms)
 
 
 def _write_head(shown: _ShownRun) -> None:

@@ -18,6 +18,7 @@ from asyncflow.journal._event_codec import column_of, is_storable
 __all__ = [
     "DAMAGED",
     "RUN_STATUSES",
+    "USUAL_RUNS",
     "ListedStatus",
     "PipelineStatistics",
     "Place",
@@ -55,6 +56,10 @@ Place = tuple[float, str]
 
 _LONGEST_LEASE_S = 86_400
 _LONGEST_TEXT = 1_000
+_FEWEST_USUAL = 3
+"""In how many runs a step must have run and succeeded before its usual duration is known."""
+USUAL_RUNS = 20
+"""How many of the latest runs of a pipeline pages read to say what is usual."""
 _CONTROL = re.compile("[\x00-\x1f\x7f-\x9f]")
 _RELATIVE = (".", "..")
 """Path segments that clients remove from a URL before they send it."""
@@ -192,6 +197,15 @@ class PipelineStatistics:
     def p95_ms(self) -> float | None:
         """The 95th percentile of `passed_ms` by nearest rank; ``None`` if no run passed."""
         return nearest_rank(self.passed_ms, 95)
+
+    @property
+    def usual_ms(self) -> dict[str, float]:
+        """How long steps usually take, by name: the median of each that has three durations."""
+        return {
+            name: step.median_ms
+            for name, step in self.steps.items()
+            if step.median_ms is not None and len(step.passed_ms) >= _FEWEST_USUAL
+        }
 
     @property
     def success_rate(self) -> float | None:

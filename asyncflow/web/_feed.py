@@ -281,6 +281,10 @@ class RunFeeds:
         self._feeds: dict[str, RunFeed] = {}
         self._is_closed = False
 
+    def has(self, run_id: str) -> bool:
+        """Whether a run has viewers."""
+        return run_id in self._feeds
+
     async def updates(
         self, run_id: str, after: int, render: Render, prepare: Prepare | None = None
     ) -> AsyncGenerator[Update, None]:

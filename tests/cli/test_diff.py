@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import re
-from datetime import datetime
 from typing import Any
 
 import pytest
@@ -12,6 +11,7 @@ from click.testing import CliRunner
 from compared_runs import MONDAY, store, store_two_runs
 
 from asyncflow._cli import commands
+from asyncflow._views.preview import local_moment_text
 from asyncflow.events import (
     AttemptStarted,
     Event,
@@ -41,16 +41,12 @@ def two_runs(shell: Shell) -> Shell:
     return shell
 
 
-def date(at: float) -> str:
-    return f"{datetime.fromtimestamp(at):%Y-%m-%d %H:%M:%S}"
-
-
 HEAD = f"""\
 Run       tuesday of etl
-          FAILED after 7.4 s, started {date(MONDAY + DAY)}
+          FAILED after 7.4 s, started {local_moment_text(MONDAY + DAY)}
           train: ValueError: column 'season' has 3 unknown values
 Baseline  monday of etl
-          PASSED after 5.0 s, started {date(MONDAY)}
+          PASSED after 5.0 s, started {local_moment_text(MONDAY)}
 Duration  ▲ 2.4 s slower (1.5×)
 Inputs    days: 30 → 31
           dry_run: False (added)
@@ -161,3 +157,17 @@ def test_an_encoding_without_the_symbols_gets_others(two_runs: Shell) -> None:
 
     assert "v SUCCESS     1.0 s   4.0 s  + 3.0 s slower (4.0x)" in result.stdout
     assert "days: 30 > 31" in result.stdout
+
+
+def test_the_page_of_a_shown_run_says_how_long_steps_usually_take(shell: Shell) -> None:
+    for number, ms in enumerate((1_000.0, 2_000.0, 9_000.0)):
+        start = RunStarted(f"r{number}", MONDAY + number, {"load": ()}, "etl")
+        events: list[Event] = [start, AttemptStarted("load", 1, 0.0)]
+        in_journal(store, [*events, StepSucceeded("load", 1, ms, None), RunFinished(ms, "passed")])
+    in_journal(store, [RunStarted("nameless", MONDAY, {}), RunFinished(0.0, "passed")])
+
+    shell("show", "r2", "--html", "page.html")
+    shell("show", "nameless", "--html", "other.html")
+
+    assert ", usually 2.0 s" in (shell.directory / "page.html").read_text(encoding="utf-8")
+    assert "usually" not in (shell.directory / "other.html").read_text(encoding="utf-8")

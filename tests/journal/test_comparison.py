@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from asyncflow import Orchestrator, RunNotFoundError, WorkflowStep
-from asyncflow.events import RunFinished, RunStarted
+from asyncflow.events import AttemptStarted, RunFinished, RunStarted, StepSucceeded
 
 
 async def store(
@@ -67,3 +67,21 @@ async def test_stored_runs_are_compared_with_inputs_and_versions(journal: Any) -
     for pair in (("tuesday", "sunday"), ("sunday", "monday")):
         with pytest.raises(RunNotFoundError):
             await journal.compare(*pair)
+
+
+async def test_a_duration_is_usual_from_three_successes_on(journal: Any) -> None:
+    async def run(run_id: str, at: float, *durations_ms: float) -> None:
+        session, _ = await journal.open(run_id, wait=False, read=bool)
+        session.append(RunStarted(run_id, at, {"a": (), "b": ()}, "etl"))
+        for name, ms in zip("ab", durations_ms, strict=False):
+            session.append(AttemptStarted(name, 1, 0.0))
+            session.append(StepSucceeded(name, 1, ms, None))
+        session.append(RunFinished(9.0, "failed"))
+        await session.close()
+
+    await run("r1", 1.0, 1.0, 5.0)
+    await run("r2", 2.0, 8.0, 5.0)
+    assert (await journal.statistics("etl")).usual_ms == {}
+
+    await run("r3", 3.0, 2.0)
+    assert (await journal.statistics("etl")).usual_ms == {"a": 2.0}

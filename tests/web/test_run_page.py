@@ -14,7 +14,9 @@ import pytest
 from web.runs import Gate, failing, passing, slow
 
 from asyncflow import Orchestrator, WorkflowStep
-from asyncflow.journal._queries import RunRecord
+from asyncflow.events import AttemptStarted, RunFinished, RunStarted, StepSucceeded
+from asyncflow.journal import SQLiteJournal
+from asyncflow.journal._queries import PipelineStatistics, RunRecord
 from asyncflow.web import app
 
 
@@ -124,7 +126,7 @@ async def test_a_stream_follows_a_run(make_client: Any, journal: Any) -> None:
     gate = Gate()
     running = asyncio.create_task(slow(gate).run(run_id="r", journal=journal))
     await gate.has_started.wait()
-    asyncio.get_running_loop().call_later(3, gate.is_open.set)
+    asyncio.get_running_loop().call_later(6, gate.is_open.set)
 
     updates = updates_in((await make_client(app(journal)).get("/events/r")).text)
     await running
@@ -182,6 +184,9 @@ async def test_an_orphaned_run_is_reported_as_orphaned(make_client: Any, journal
 
         async def notes(self, run_id: str, **_: Any) -> Any:
             return []
+
+        async def statistics(self, pipeline: str, runs: int) -> PipelineStatistics:
+            return PipelineStatistics(pipeline, (), {})
 
     async def first_actions(**options: Any) -> Any:
         pages: Any = app(Orphaned(), **options)
@@ -314,3 +319,54 @@ async def test_invalid_unicode_is_shown_on_all_pages(make_client: Any, any_journ
     assert (await client.post("/resume/r")).status_code == 409
     for query in ("/?pipeline=%ED%A0%80", "/?text=%ED%A0%80", "/runs/%ED%A0%80"):
         assert (await client.get(query)).status_code in (200, 400, 404)
+
+
+async def test_a_page_and_its_stream_say_how_long_a_step_usually_takes(
+    make_client: Any, journal: Any
+) -> None:
+    async def store(run_id: str, ms: float) -> None:
+        session, _ = await journal.open(run_id, wait=False, read=bool)
+        for event in (
+            RunStarted(run_id, 0.0, {"load": ()}, "etl"),
+            AttemptStarted("load", 1, 0.0),
+            StepSucceeded("load", 1, ms, None),
+            RunFinished(ms, "passed"),
+        ):
+            session.append(event)
+        await session.close()
+
+    client = make_client(app(journal))
+    await store("a", 1_000.0)
+    await store("b", 2_000.0)
+    assert "usually" not in (await client.get("/runs/b")).text
+
+    await store("c", 9_000.0)
+
+    page = (await client.get("/runs/c")).text
+    (update,) = updates_in((await client.get("/events/c")).text)
+    assert '<dd>9.0 s<span class="dim">, usually 2.0 s</span></dd>' in page
+    assert "usually 2.0 s" in update["sections"]["details"]
+    assert update["sections"]["gantt"] in page
+
+
+async def test_the_second_viewer_of_a_run_reads_no_statistics(make_client: Any) -> None:
+    asked: list[str] = []
+
+    class Counting(SQLiteJournal):
+        async def statistics(self, pipeline: str, runs: int = 50) -> PipelineStatistics:
+            asked.append(pipeline)
+            return await super().statistics(pipeline, runs)
+
+    gate = Gate()
+    async with Counting(":memory:") as journal:
+        running = asyncio.create_task(slow(gate).run(run_id="r", journal=journal))
+        await gate.has_started.wait()
+        client = make_client(app(journal))
+        viewers = [asyncio.create_task(client.get("/events/r"))]
+        await asyncio.sleep(1)
+        viewers.append(asyncio.create_task(client.get("/events/r")))
+        await asyncio.sleep(1)
+        gate.is_open.set()
+        await asyncio.gather(running, *viewers)
+
+    assert asked == ["slow"]

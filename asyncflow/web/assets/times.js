@@ -5,6 +5,7 @@ function showTimes(inside) {
   for (const element of inside.querySelectorAll("[data-time]")) {
     const at = Number(element.dataset.time), exact = momentText(new Date(at * 1000));
     switch (element.dataset.form) {
+      case "exact": element.textContent = exact; break;
       case "second": element.textContent = exact.slice(11, 19); break;
       case "minute": element.textContent = exact.slice(11, 16); break;
       case "moment": element.textContent = exact.slice(5, 16); break;
