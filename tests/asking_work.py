@@ -97,3 +97,21 @@ def know_the_attempt():
         step.results  # noqa: B018 - it raises
     except RuntimeError as error:
         return step.idempotency_key, step.remaining_ms(), logged_fields(), str(error)
+
+
+class Silent:
+    def __str__(self):
+        raise ValueError("no text")
+
+
+def speak():
+    step = current_step()
+    log = logging.getLogger("speaking")
+    log.setLevel(logging.INFO)
+    log.info("a %s", "record")
+    step._notes.log(None, 20, "speaking", Silent())  # as of an event of structlog
+    print("a line")
+    print("half a line", end="")
+    step.progress(1, 3, "rows")
+    step.progress(2, 3, "rows")
+    step.attach("table", [{"x": 1}])

@@ -146,6 +146,7 @@ class Run:
             stop,
             self._watchdog,
             persistence,
+            notes,
         )
         self._maps = MapRunner(
             self,
