@@ -494,4 +494,4 @@ def _parts_of(value: Any) -> Iterable[Any]:
         return value
     slots = [name for cls in type(value).__mro__ for name in getattr(cls, "__slots__", ())]
     own = getattr(value, "__dict__", {})
-    return [*own.values(), *(getattr(value, name) for name in slots if name != "__dict__")]
+    return [*own.values(), *(getattr(value, name, None) for name in slots)]

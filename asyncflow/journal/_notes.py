@@ -114,6 +114,8 @@ def _note_of(row: Sequence[Any], with_data: bool) -> NoteEvent:
     if _checksum(columns) != checksum:
         raise ValueError("its checksum is wrong, so it has changed since it was written")
     _, _, kind, step, item, attempt, at_ms, level, payload, data = columns
+    if item is not None and item < 0:  # for the checksum, -1 is None
+        raise ValueError("its item is out of range")
     values = json.loads(payload)
     if kind == StepLogged.__name__:
         values["level"] = level

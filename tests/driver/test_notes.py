@@ -13,11 +13,14 @@ import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from unittest import mock
 
 import pytest
 import structlog
+from memory_journal import MemoryJournal, MemorySession
+from pydantic import SecretStr
 
 from asyncflow import WorkflowStep, current_step, run_pipeline
 from asyncflow.events import (
@@ -719,3 +722,235 @@ async def test_a_program_without_standard_streams_prints_nothing(
         print("nowhere")
 
     assert (await heard(WorkflowStep("work", work), listener=PrintListener())).messages == []
+
+
+# What is too much.
+
+
+async def test_of_an_attempt_that_logs_without_end_the_first_and_the_last_records_stay() -> None:
+    async def work() -> None:
+        for number in range(1_500):
+            log.info("%d", number)
+
+    listener = await heard(WorkflowStep("work", work))
+
+    cut = "480 records were left out: an attempt keeps 1,000 with at most 256 kB of text, "
+    assert listener.messages[:1_000] == [str(number) for number in range(1_000)]
+    assert listener.messages[1_000].startswith(cut)
+    assert listener.messages[1_001:] == [str(number) for number in range(1_480, 1_500)]
+    missing = listener.of(StepLogged)[1_000]
+    assert (missing.logger, missing.level) == ("asyncflow", logging.WARNING)
+
+
+async def test_long_records_are_cut_and_fill_an_attempt_earlier() -> None:
+    async def work() -> None:
+        for number in range(60):
+            log.info("%d %s", number, "x" * 20_000, stack_info=True)
+
+    listener = await heard(WorkflowStep("work", work))
+    first = listener.of(StepLogged)[0]
+
+    assert len(first.message) < 8_100
+    assert first.message.endswith("more characters)")
+    assert first.traceback.startswith("… (")
+    kept = [message.split()[0] for message in listener.messages]
+    assert kept == [*map(str, range(31)), "9", *map(str, range(40, 60))]
+
+
+async def test_a_run_keeps_so_many_records() -> None:
+    async def work(item: int) -> None:
+        for number in range(900):
+            log.info("%d %d", item, number)
+        current_step().attach("a", "b")
+
+    async def items() -> list[int]:
+        return list(range(25))
+
+    listener = await heard(
+        WorkflowStep("items", items),
+        WorkflowStep("work", work, {"item": "items"}, map_over="items", max_retries=1),
+        max_concurrency=1,
+    )
+
+    missing = [each for each in listener.of(StepLogged) if each.logger == "asyncflow"]
+    assert len(listener.of(StepLogged, StepAttached)) - len(missing) == 20_000
+    assert [(each.item, each.message.split()[0]) for each in missing] == [
+        (22, "723"),
+        (23, "901"),
+        (24, "901"),
+    ]
+
+
+async def test_a_run_keeps_attachments_of_so_many_bytes() -> None:
+    async def work() -> None:
+        for number in range(12):
+            current_step().attach(str(number), b"x" * 900_000)
+        log.info("the end")
+
+    listener = await heard(WorkflowStep("work", work))
+
+    assert [each.name for each in listener.of(StepAttached)] == [str(n) for n in range(11)]
+    assert listener.messages[0] == "the end"
+    assert listener.messages[1].startswith("1 record was left out: ")
+
+
+async def test_a_secret_step_keeps_its_progress_only() -> None:
+    async def work() -> None:
+        log.info("hello")
+        print("hello")
+        current_step().attach("a", "b")
+        current_step().progress(1)
+
+    listener = await heard(WorkflowStep("work", work, secret=True), listener=PrintListener())
+
+    assert listener.messages == ["3 records were left out: the step is secret"]
+    assert len(listener.of(NoteEvent)) == 2
+
+
+@pytest.mark.parametrize(
+    ("secret", "text", "shown"),
+    [
+        ("hunter2", "is hunter2, hunter22", "is <secret>, <secret>2"),
+        ("abc", "abc", "abc"),  # too short
+        (12345, "pin 12345", "pin <secret>"),
+        (True, "True", "True"),
+        (["a long one", {"key": "the key's"}], "a long one: the key's", "<secret>: <secret>"),
+        (b"bytes", "bytes and 'bytes'", "<secret> and '<secret>'"),
+        ("first line\nsecond line", "first line, second line", "<secret>, <secret>"),
+        (SimpleNamespace(token="a token"), "a token", "<secret>"),
+        (SecretStr("pydantic"), "pydantic", "<secret>"),
+        ("inner", "the longest inner", "the longest <secret>"),
+    ],
+)
+async def test_what_is_found_in_a_secret_value_is_replaced(
+    secret: Any, text: str, shown: str
+) -> None:
+    async def work(key: Any) -> None:
+        log.info(text)
+
+    step = WorkflowStep("work", work)
+    listener = await heard(step, inputs={"key": secret}, secret_inputs=["key"])
+
+    assert listener.messages == [shown]
+
+
+async def test_a_secret_that_is_known_later_is_replaced_from_then_on() -> None:
+    class Slotted:
+        __slots__ = ("missing", "token")
+
+        def __init__(self) -> None:
+            self.token = "the token"
+
+    async def log_in(**_: Any) -> Any:
+        return [Slotted(), SimpleNamespace(token="other token"), iter([])] * 400
+
+    async def work(log_in: Any) -> None:
+        log.info("other token and the token")
+
+    async def before() -> None:
+        log.info("other token")
+
+    listener = await heard(
+        WorkflowStep("before", before),
+        WorkflowStep("log_in", log_in, ["before"], secret=True),
+        WorkflowStep("work", work, ["log_in"]),
+    )
+
+    assert listener.messages == ["other token", "<secret> and <secret>"]
+
+
+# What a journal keeps.
+
+
+async def test_a_journal_stores_the_progress_once_a_second_and_the_last_one() -> None:
+    journal = NotingJournal()
+
+    async def load() -> None:
+        for done in range(3_000):
+            current_step().progress(done)
+            await asyncio.sleep(0.001)
+        log.info("no journal wants this")
+
+    await run_pipeline([WorkflowStep("load", load)], journal=journal, run_id="r")
+
+    done = [each.done for each in journal.notes]
+    assert done == [0, *(pytest.approx(1000 * n, abs=100) for n in (1, 2)), 2_999]
+
+
+async def test_a_journal_gets_the_records_that_it_wants() -> None:
+    journal = NotingJournal()
+    journal.logs = logging.WARNING
+    listener = PrintListener()
+
+    async def work() -> None:
+        log.info("for the observer")
+        log.warning("for both")
+        print("printed")
+
+    for prints in (False, True):
+        journal.prints = prints
+        await run_pipeline(
+            [WorkflowStep("work", work)], journal=journal, run_id=f"{prints}", observers=[listener]
+        )
+
+    assert listener.messages == ["for the observer", "for both", "printed"] * 2
+    assert [each.message for each in journal.notes] == ["for both", "for both", "printed"]
+
+
+async def test_a_journal_whose_sessions_take_no_notes_gets_none() -> None:
+    journal = MemoryJournal()
+    journal.logs = logging.INFO  # type: ignore[attr-defined]
+
+    async def work() -> None:
+        log.info("hello")
+        current_step().progress(1)
+        current_step().attach("a", "b")
+
+    report = await run_pipeline([WorkflowStep("work", work)], journal=journal, run_id="r")
+
+    assert report.all_passed
+    assert [type(each).__name__ for each in journal.stored["r"]] == [
+        "RunStarted",
+        "AttemptStarted",
+        "StepSucceeded",
+        "RunFinished",
+    ]
+
+
+async def test_what_was_said_is_stored_before_the_end_of_the_run() -> None:
+    journal = NotingJournal()
+
+    async def work() -> None:
+        current_step().attach("a", "b")
+
+    await run_pipeline([WorkflowStep("work", work)], journal=journal, run_id="r")
+
+    assert journal.order[-3:] == ["StepAttached", "StepSucceeded", "RunFinished"]
+
+
+class NotingSession(MemorySession):
+    def append_note(self, note: NoteEvent) -> None:
+        self.noting.notes.append(note)
+        self.noting.order.append(type(note).__name__)
+
+    @property
+    def noting(self) -> NotingJournal:
+        assert isinstance(self._journal, NotingJournal)
+        return self._journal
+
+    def append(self, event: Event) -> None:
+        self.noting.order.append(type(event).__name__)
+        super().append(event)
+
+
+class NotingJournal(MemoryJournal):
+    """A journal in memory that stores notes."""
+
+    logs: int | None = None
+    prints = False
+    session = NotingSession
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.notes: list[Any] = []
+        self.order: list[str] = []
