@@ -268,9 +268,12 @@ class NoteQueue:
         return self._receiver is not None and os.getpid() == self._process
 
     def _attempt(self, key: _Key) -> _AttemptNotes:
-        # Once closed, it is forgotten at once.
-        attempts = self._attempts if self._receiver is not None else {}
-        return attempts.setdefault(key, _AttemptNotes(key))
+        attempt = self._attempts.get(key)
+        if attempt is None:
+            attempt = _AttemptNotes(key)
+            if self._receiver is not None:
+                attempt = self._attempts.setdefault(key, attempt)
+        return attempt
 
     def _now_ms(self) -> float:
         return (self._clock() - self._started_s) * 1000

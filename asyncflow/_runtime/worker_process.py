@@ -181,7 +181,8 @@ class _NoteFile:
             path = __file__.replace("worker_process", "log_capture")
             # A run within the function must find this one.
             module = sys.modules[name] = ModuleType(name)
-            exec(SourceFileLoader(name, path).get_code(name), module.__dict__)
+            code: Any = SourceFileLoader(name, path).get_code(name)
+            exec(code, module.__dict__)
         return module.capture(self, lambda: (self, None))
 
 
