@@ -26,11 +26,16 @@ from asyncflow.journal._notes import NoteFilter
 
 Make = Callable[..., Any]
 
+
+class OtherText(str):
+    __slots__ = ()
+
+
 SAID: list[NoteEvent] = [
     StepLogged("a", 1, 1.0, 20, "db", "hello", traceback="Traceback\n…"),
     StepProgressed("a", 1, 2.0, 1, 3, "rows"),
     StepAttached("a", 1, 3.0, "plot", "image/png", b"\x89PNG"),
-    StepLogged("b\0", 2, 4.0, 40, "web", "\0 and \udcff", 7),
+    StepLogged("b\0", 2, 4.0, 40, OtherText("web"), "\0 and \udcff", 7),
     StepProgressed("b\0", 2, 5.5, 0.5, None, "", 7),
 ]
 
