@@ -346,7 +346,7 @@ class Notes(Protocol):
         running: StartedAttempt,
         level: int,
         logger: str,
-        message: object,
+        message: str | Mapping[Any, Any],
         traceback: str = "",
         /,
     ) -> None:

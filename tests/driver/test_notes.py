@@ -330,6 +330,25 @@ async def test_what_is_said_after_the_run_is_dropped() -> None:
     assert listener.of(NoteEvent) == []
 
 
+async def test_what_is_printed_after_the_run_is_not_what_another_run_says() -> None:
+    late: list[asyncio.Task[None]] = []
+
+    async def linger() -> None:
+        await asyncio.sleep(1)
+        print("late")
+
+    async def start() -> None:
+        late.append(asyncio.ensure_future(linger()))
+
+    async def wait() -> None:
+        await late[0]
+
+    first = await heard(WorkflowStep("start", start), listener=PrintListener())
+    second = await heard(WorkflowStep("wait", wait), listener=PrintListener())
+
+    assert (first.messages, second.messages) == ([], [])
+
+
 async def test_what_a_task_says_after_its_attempt_belongs_to_that_attempt() -> None:
     tasks: list[asyncio.Task[None]] = []
 
@@ -458,7 +477,7 @@ async def test_records_are_kept_however_they_are_made() -> None:
             raise ValueError
 
         @property
-        def __notes__(self) -> Any:
+        def __traceback__(self) -> Any:
             raise ValueError
 
     async def work() -> None:
@@ -488,7 +507,7 @@ async def test_records_are_kept_however_they_are_made() -> None:
     ]
     assert records[3].traceback.startswith("Stack (most recent call last):")
     assert records[4].traceback == ""
-    assert "Unprintable" in records[5].traceback
+    assert records[5].traceback == "Unprintable"
 
 
 async def test_structlog_without_logging_has_a_processor_that_keeps_its_events() -> None:
@@ -827,11 +846,14 @@ async def test_what_is_found_in_a_secret_value_is_replaced(
 ) -> None:
     async def work(key: Any) -> None:
         log.info(text)
+        current_step().attach(text, text)
 
     step = WorkflowStep("work", work)
     listener = await heard(step, inputs={"key": secret}, secret_inputs=["key"])
 
     assert listener.messages == [shown]
+    (attached,) = listener.of(StepAttached)
+    assert (attached.name, attached.data.decode()) == (shown, shown)
 
 
 async def test_a_secret_that_is_known_later_is_replaced_from_then_on() -> None:

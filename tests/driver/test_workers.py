@@ -786,6 +786,9 @@ def test_the_worker_program_knows_its_attempt_and_gives_heartbeats(tmp_path):
 
 @pytest.mark.parametrize("is_loaded", [True, False])
 def test_the_worker_program_writes_what_the_attempt_says(tmp_path, monkeypatch, is_loaded):
+    from asyncflow._runtime import log_capture
+
+    assert log_capture.capture
     if not is_loaded:
         monkeypatch.delitem(sys.modules, "asyncflow._runtime.log_capture", raising=False)
     attempt = "r", ("a", 2, 0.0, 0.0, None), 3, math.inf, 0.0
