@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
+import signal
 import threading
 import time
 from contextlib import suppress
@@ -115,3 +117,23 @@ def speak():
     step.progress(1, 3, "rows")
     step.progress(2, 3, "rows")
     step.attach("table", [{"x": 1}])
+
+
+def say_and_wait(path):
+    step, log = current_step(), logging.getLogger("speaking")
+    log.info("waiting")
+    step.attach("table", [{"x": 1}])
+    step.progress(1, 3, "rows")
+    until = time.monotonic() + 30
+    while not os.path.exists(path):
+        if time.monotonic() > until:
+            return "not seen"
+        time.sleep(0.01)
+    step.progress(2, 3, "rows")
+    print("no end", end="")
+    return "seen"
+
+
+def say_and_die():
+    logging.getLogger("speaking").info("the last word")
+    os.kill(os.getpid(), signal.SIGKILL)
