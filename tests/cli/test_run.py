@@ -15,7 +15,6 @@ import pytest
 from terminals import Terminal
 
 from asyncflow._cli import commands
-
 from asyncflow._views.event_text import describe_event
 from asyncflow.journal import SQLiteJournal
 
