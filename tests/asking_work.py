@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
+import signal
 import threading
 import time
 from contextlib import suppress
@@ -97,3 +99,41 @@ def know_the_attempt():
         step.results  # noqa: B018 - it raises
     except RuntimeError as error:
         return step.idempotency_key, step.remaining_ms(), logged_fields(), str(error)
+
+
+class Silent:
+    def __str__(self):
+        raise ValueError("no text")
+
+
+def speak():
+    step = current_step()
+    log = logging.getLogger("speaking")
+    log.setLevel(logging.INFO)
+    log.info("a %s", "record")
+    step._notes.log(None, 20, "speaking", Silent())  # as of an event of structlog
+    print("a line")
+    print("half a line", end="")
+    step.progress(1, 3, "rows")
+    step.progress(2, 3, "rows")
+    step.attach("table", [{"x": 1}])
+
+
+def say_and_wait(path):
+    step, log = current_step(), logging.getLogger("speaking")
+    log.info("waiting")
+    step.attach("table", [{"x": 1}])
+    step.progress(1, 3, "rows")
+    until = time.monotonic() + 30
+    while not os.path.exists(path):
+        if time.monotonic() > until:
+            return "not seen"
+        time.sleep(0.01)
+    step.progress(2, 3, "rows")
+    print("no end", end="")
+    return "seen"
+
+
+def say_and_die():
+    logging.getLogger("speaking").info("the last word")
+    os.kill(os.getpid(), signal.SIGKILL)

@@ -33,6 +33,9 @@ class MemoryJournal:
         fail_at: The number of the event whose write fails, counted from 1 over all runs.
     """
 
+    session: type[MemorySession]
+    """The class of its sessions."""
+
     def __init__(self, *, latency_s: float = 0.0, fail_at: int | None = None) -> None:
         self.stored: dict[str, list[Event]] = {}
         self.open_sessions: dict[str, MemorySession] = {}
@@ -72,7 +75,7 @@ class MemoryJournal:
                 raise RunAlreadyActiveError(run_id, "this process")
             await asyncio.sleep(1)
         result = read(StoredRun(self.stored.get(run_id, ())))
-        session = self.open_sessions[run_id] = MemorySession(self, run_id)
+        session = self.open_sessions[run_id] = self.session(self, run_id)
         return session, result
 
     async def replay(self, run_id: str, read: Callable[[StoredRun], T]) -> T:
@@ -155,3 +158,6 @@ class MemorySession:
                 raise self.failure
         finally:
             self._journal.open_sessions.pop(self._run_id, None)
+
+
+MemoryJournal.session = MemorySession

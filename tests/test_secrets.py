@@ -32,13 +32,13 @@ from asyncflow import (
     run_pipeline,
 )
 from asyncflow._views.run_view import RunView
-from asyncflow.events import Event, StepSucceeded
+from asyncflow.events import Event, NoteEvent, StepLogged, StepSucceeded
 from asyncflow.github import to_markdown
 from asyncflow.journal import SQLiteJournal
 from asyncflow.live import LiveView
 from asyncflow.live._end import run_end
 from asyncflow.live._theme import UNICODE
-from asyncflow.logs import LoggingObserver
+from asyncflow.logs import LoggingObserver, keep_record
 from asyncflow.web import app
 
 SECRET = "hunter2-marker"
@@ -65,7 +65,21 @@ def send(token: str, more: object = None) -> str:
     return token
 
 
+def tell(secret: str) -> None:
+    """Say a secret in all ways that a run keeps."""
+    print(secret)
+    print("a secret without an end:", secret, end="")
+    keep_record(None, "info", {"event": f"with {secret}", "token": {"password": secret}})
+    step = current_step()
+    step.progress(1, unit=secret)
+    step.attach(f"the {secret}", secret)
+    step.attach("table", [{"token": secret}])
+    step.attach("json", {"token": [secret]}, "application/json")
+    step.attach("image", f"<svg><text>{secret}</text></svg>")
+
+
 async def log_in(password: str) -> dict[str, str]:
+    tell(password)
     return {"token": password}
 
 
@@ -78,6 +92,7 @@ async def one_item(each_secret: str) -> str:
 
 
 async def download(log_in: dict[str, str]) -> int:
+    tell(log_in["token"])
     return len(log_in["token"])
 
 
@@ -124,12 +139,13 @@ async def test_no_view_of_a_run_shows_a_secret(
     observers = [events.append, LoggingObserver(level="DEBUG"), otel.observer]
     shown: list[Any] = []
 
-    async with SQLiteJournal(tmp_path / "runs.db") as journal:
+    async with SQLiteJournal(tmp_path / "runs.db", logs="DEBUG", prints=True) as journal:
         for _ in range(1 + resumed):
             report = await run_with_secrets(
                 journal=journal, observers=[*observers, LiveView(Console(file=terminal))]
             )
         stored, listed = await journal.report("r"), await journal.events("r")
+        notes = await journal.notes("r")
         client = AsyncClient(transport=ASGITransport(app(journal)), base_url="http://127.0.0.1")
         async with client:
             for path in ("/runs/r", "/events/r", "/api/runs/r", "/api/runs/r/events", "/"):
@@ -142,6 +158,9 @@ async def test_no_view_of_a_run_shows_a_secret(
         shown += [repr(result) for result in each.results]
         shown += [repr(result.error) for result in each.results]
     shown += [repr(event) for event in events] + [repr(event) for event in listed]
+    said = [event for event in events if isinstance(event, NoteEvent)]
+    for note in [*said, *(each.event for each in notes)]:
+        shown += [repr(note), repr(getattr(note, "data", b""))]
     shown += [record.getMessage() + repr(record.__dict__) for record in caplog.records]
     shown += [caplog.text, terminal.getvalue(), repr(steps_with_secrets())]
     lines = run_end(RunView(events), width=199, height=99, theme=UNICODE, title=Text("run r"))
@@ -150,6 +169,10 @@ async def test_no_view_of_a_run_shows_a_secret(
     shown += [path.read_bytes().decode("latin-1") for path in tmp_path.iterdir()]
 
     assert [text for text in shown if SECRET in text] == []
+    texts = {each.event.message for each in notes if isinstance(each.event, StepLogged)}
+    assert "a secret without an end: <secret>" in texts
+    assert "with <secret> token={'password': '<secret>'}" in texts
+    assert "7 records were left out: the step is secret" in texts
     assert resumed or report["log_in"].output == {"token": SECRET}
     assert {result.step_name for result in report.failed} == {"refused", "unpicklable", "bound"}
     assert "test_secrets.send or one of its arguments" in str(report["unpicklable"].error)

@@ -115,7 +115,8 @@ async def execute(execution: Execution) -> RunEnd:
     """
     if execution.journal is None:
         return await _execute(execution, execution.run_id or new_run_name(), None)
-    async with open_journal(execution.journal) as journal:
+    flags = execution.flags
+    async with open_journal(execution.journal, logs=flags.logs, prints=flags.prints) as journal:
         return await _execute(execution, execution.run_id or await _free_name(journal), journal)
 
 

@@ -113,15 +113,21 @@ def _check_is_not_of_journal(option: str, path: Path, journal: str) -> None:
             )
 
 
-def open_journal(journal: str) -> AnyJournal:
+def open_journal(journal: str, *, logs: str | None = None, prints: bool = False) -> AnyJournal:
     """Return the journal that an option names; ``async with`` opens it.
+
+    Args:
+        journal: The value of the option.
+        logs: From which level on it stores what steps log; ``None`` for nothing.
+        prints: Whether it stores what they print.
 
     Raises:
         CommandError: The address is invalid.
         ImportError: An extra is missing.
     """
     try:
-        return PostgresJournal(journal) if _is_dsn(journal) else SQLiteJournal(journal)
+        kind = PostgresJournal if _is_dsn(journal) else SQLiteJournal
+        return kind(journal, logs=logs, prints=prints)
     except ValueError as error:
         raise CommandError(str(error), USAGE) from error
 
@@ -255,6 +261,7 @@ journal_option = click.option(
     show_default=True,
     help="The journal that stores the runs: a file, or postgresql://user@host/database.",
 )
+_LEVEL = click.Choice(["DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"], case_sensitive=False)
 json_option = click.option("--json", "as_json", is_flag=True, help="Write JSON.")
 
 
@@ -288,7 +295,7 @@ def log_options(command: Callable[..., None]) -> Callable[..., None]:
     @click.option(
         "--log-level",
         metavar="LEVEL",
-        type=click.Choice(["DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"], case_sensitive=False),
+        type=_LEVEL,
         help="Write log records from this level on to standard error; by default WARNING.",
     )
     @click.option("-v", "verbose", is_flag=True, help="The same as --log-level INFO.")
@@ -323,6 +330,8 @@ class RunFlags:
     trace: Path | None
     as_json: bool
     quiet: bool
+    logs: str | None
+    prints: bool
     log_level: int | None
 
 
@@ -362,6 +371,13 @@ _RUN_OPTIONS: Sequence[Callable[[Any], Any]] = (
     trace_option,
     json_option,
     click.option("--quiet", is_flag=True, help="Show no progress and no hints."),
+    click.option(
+        "--logs",
+        metavar="LEVEL",
+        type=_LEVEL,
+        help="Store what steps log in the journal, from this level on.",
+    ),
+    click.option("--prints", is_flag=True, help="Store what steps print in the journal."),
     log_options,
 )
 

@@ -258,11 +258,12 @@ class _StderrHandler(logging.Handler):
 
 
 @contextmanager
-def logs_on_stderr(level: int | None = None) -> Iterator[None]:
+def logs_on_stderr(level: int | None = None, stored: str | None = None) -> Iterator[None]:
     """Show what is logged meanwhile, unless the user's code has configured where that goes.
 
     Args:
         level: The lowest level of the records; by default warnings, or what the code configured.
+        stored: That of the records which a journal stores. They are made, even if none is shown.
     """
     root = logging.getLogger()
     before, handler = root.level, None
@@ -272,6 +273,8 @@ def logs_on_stderr(level: int | None = None) -> Iterator[None]:
         root.addHandler(handler)
     if level is not None:
         root.setLevel(level)
+    if stored is not None:
+        root.setLevel(min(root.level, logging.getLevelNamesMapping()[stored]))
     try:
         yield
     finally:

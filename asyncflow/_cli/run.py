@@ -55,6 +55,12 @@ def run(target: str, no_journal: bool, run_id: str | None, flags: RunFlags) -> N
     """
     if run_id is not None:
         check_run_id(run_id)
+    if no_journal and (flags.logs or flags.prints):
+        option = "--logs" if flags.logs else "--prints"
+        raise click.UsageError(
+            f"{option} stores what steps say in the journal; name one with --journal, and leave "
+            "--no-journal out"
+        )
     execute_run(target, None if no_journal else flags.journal, run_id, flags)
 
 
@@ -121,7 +127,7 @@ def execute_run(
         if stored is not None and from_steps is not None:
             fork = Fork(stored.record.run_id, _checked_steps(from_steps, loaded))
         execution = Execution(loaded, inputs, journal, run_id, flags, fork)
-        with logs_on_stderr(flags.log_level):
+        with logs_on_stderr(flags.log_level, flags.logs):
             end = asyncio.run(execute(execution))
     sys.exit(report_end(execution, end))
 

@@ -11,7 +11,7 @@ import math
 import sys
 from collections.abc import Callable, Mapping
 from contextvars import Context, ContextVar
-from typing import Any, Protocol, TypeAlias, cast
+from typing import Any, Protocol, TypeAlias
 
 from asyncflow._core.arguments import check_number
 from asyncflow._core.graph import Plan
@@ -155,9 +155,9 @@ class StepContext:
             TypeError: ``done`` or ``total`` is not a number, or ``unit`` not a text.
             ValueError: A number is negative, infinite or NaN.
         """
-        if type(done) not in _NUMBERS or not 0 <= done < math.inf:
+        if type(done) not in _NUMBERS or not 0 <= done < _LARGE:
             done = _checked_number("done", done)
-        if total is not None and (type(total) not in _NUMBERS or not 0 <= total < math.inf):
+        if total is not None and (type(total) not in _NUMBERS or not 0 <= total < _LARGE):
             total = _checked_number("total", total)
         if type(unit) is not str:
             raise TypeError(f"progress: unit must be a str, not {type(unit).__name__}")
@@ -203,13 +203,15 @@ class StepContext:
 
 
 _NUMBERS = frozenset({int, float})
+_LARGE = 2**63
+"""Above this, a number becomes a float: JSON has no larger integers everywhere."""
 
 
 def _checked_number(what: str, value: Any) -> float:
-    if not isinstance(value, int | float | str) and hasattr(type(value), "__float__"):
+    if not isinstance(value, int | float) and hasattr(type(value), "__float__"):
         value = float(value)  # an integer of numpy, for one
     check_number(f"progress: {what}", value, 0)
-    return cast("float", value)
+    return float(value)
 
 
 def _idempotency_key(run_id: str, step_name: str, item: int | None) -> str:
@@ -344,7 +346,7 @@ class Notes(Protocol):
         running: StartedAttempt,
         level: int,
         logger: str,
-        message: object,
+        message: str | Mapping[Any, Any],
         traceback: str = "",
         /,
     ) -> None:

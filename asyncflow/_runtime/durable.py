@@ -40,7 +40,6 @@ from asyncflow._core.step import WorkflowStep
 from asyncflow._core.step_runs import Checkpoint
 from asyncflow._core.value_size import safe_repr
 from asyncflow._runtime.asyncio_compat import outlast
-from asyncflow._runtime.notes import OWN_LOGGER, STREAMS, log_level_of, wants_prints
 from asyncflow.events import (
     Event,
     NoteEvent,
@@ -207,6 +206,10 @@ class RunPersistence:
         self.has_closed = False
         self._journal = journal
         self._types = types
+        # A run without a journal needs none of it.
+        from asyncflow._runtime.notes import OWN_LOGGER, STREAMS, log_level_of, wants_prints
+
+        self._streams, self._own_logger = STREAMS, OWN_LOGGER
         self.takes_notes = callable(getattr(type(session), "append_note", None))
         self.logs = log_level_of(journal) if self.takes_notes else None
         self.prints = self.takes_notes and wants_prints(journal)
@@ -214,11 +217,11 @@ class RunPersistence:
     def store_note(self, note: NoteEvent) -> None:
         """Store what a step said, unless it is a log record that the journal does not want."""
         if isinstance(note, StepLogged):
-            if note.logger in STREAMS:
+            if note.logger in self._streams:
                 is_wanted = self.prints
             else:
                 is_wanted = self.logs is not None and note.level >= self.logs
-            if not is_wanted and note.logger != OWN_LOGGER:
+            if not is_wanted and note.logger != self._own_logger:
                 return
         self.session.append_note(note)  # type: ignore[attr-defined]  # it takes notes
 

@@ -25,7 +25,6 @@ from typing import Any, Protocol, TypeAlias
 
 from asyncflow._core.context import StartedAttempt
 from asyncflow._core.errors import cut, safe_text
-from asyncflow._core.results import RestoredOutput
 from asyncflow.events import (
     AttemptFailed,
     Event,
@@ -211,7 +210,7 @@ class NoteQueue:
         running: StartedAttempt,
         level: int,
         logger: str,
-        message: object,
+        message: str | Mapping[Any, Any],
         traceback: str = "",
         /,
     ) -> None:
@@ -268,9 +267,12 @@ class NoteQueue:
         return self._receiver is not None and os.getpid() == self._process
 
     def _attempt(self, key: _Key) -> _AttemptNotes:
-        # Once closed, it is forgotten at once.
-        attempts = self._attempts if self._receiver is not None else {}
-        return attempts.setdefault(key, _AttemptNotes(key))
+        attempt = self._attempts.get(key)
+        if attempt is None:
+            attempt = _AttemptNotes(key)
+            if self._receiver is not None:
+                attempt = self._attempts.setdefault(key, attempt)
+        return attempt
 
     def _now_ms(self) -> float:
         return (self._clock() - self._started_s) * 1000
@@ -282,9 +284,8 @@ class NoteQueue:
         self._characters += size
 
     def _put(self, note: NoteEvent) -> None:
-        if self._receiver is not None:
-            self._queue.append(note)
-            self._wake()
+        self._queue.append(note)
+        self._wake()
 
     def _wake(self) -> None:
         """Have the loop pass on what is here."""
@@ -379,8 +380,7 @@ class NoteQueue:
             if self._timer.when() <= due:
                 return
             self._timer.cancel()
-        if self._receiver is not None:
-            self._timer = self._loop.call_at(due, self._tick, context=self._context)
+        self._timer = self._loop.call_at(due, self._tick, context=self._context)
 
     def _tick(self) -> None:
         self._timer = None
@@ -449,11 +449,9 @@ _TOO_MUCH = (
 _ENDS = frozenset({AttemptFailed, StepSucceeded, StepFailed, StepCancelled})
 
 
-def _text_of(message: object) -> str:
+def _text_of(message: str | Mapping[Any, Any]) -> str:
     if isinstance(message, str):
         return message
-    if not isinstance(message, Mapping):
-        return safe_text(str, message)
     parts = [safe_text(str, message.get("event", ""))]
     for name, value in message.items():
         if name not in _OF_EVERY_EVENT and not str(name).startswith("_"):
@@ -482,7 +480,7 @@ def _texts_of(value: object) -> Iterator[str]:
         elif isinstance(each, int | float):
             if len(str(each)) >= _SHORTEST_SECRET and not isinstance(each, bool):
                 yield str(each)
-        elif not isinstance(each, RestoredOutput):
+        else:
             with suppress(Exception):  # it is the user's object
                 values += islice(_parts_of(each), _SECRET_PARTS)
 
@@ -494,4 +492,4 @@ def _parts_of(value: Any) -> Iterable[Any]:
         return value
     slots = [name for cls in type(value).__mro__ for name in getattr(cls, "__slots__", ())]
     own = getattr(value, "__dict__", {})
-    return [*own.values(), *(getattr(value, name) for name in slots if name != "__dict__")]
+    return [*own.values(), *(getattr(value, name, None) for name in slots)]

@@ -45,7 +45,6 @@ from asyncflow._runtime.dispatcher import EventDispatcher, Observer
 from asyncflow._runtime.durable import RunPersistence, RunStart
 from asyncflow._runtime.loop_monitor import watch
 from asyncflow._runtime.mapping import MapRunner
-from asyncflow._runtime.notes import NoteQueue, log_level_of, wants_prints
 from asyncflow._runtime.outcome import as_failure, caller_reason, step_cancelled
 from asyncflow._runtime.permits import Permits
 from asyncflow._runtime.step_runner import StepRunner
@@ -62,6 +61,7 @@ from asyncflow.events import (
 
 if TYPE_CHECKING:
     from asyncflow._runtime.log_capture import Capture
+    from asyncflow._runtime.notes import NoteQueue
 
 __all__ = ["Run"]
 
@@ -146,6 +146,7 @@ class Run:
             stop,
             self._watchdog,
             persistence,
+            notes,
         )
         self._maps = MapRunner(
             self,
@@ -550,6 +551,8 @@ def _notes_of(
     persistence: RunPersistence | None,
 ) -> NoteQueue:
     """Return what takes the notes of a run that has a journal or observers."""
+    from asyncflow._runtime.notes import NoteQueue, log_level_of, wants_prints  # others need none
+
     levels = [log_level_of(each) for each in observers]
     prints = any(map(wants_prints, observers))
     if persistence is not None:

@@ -63,6 +63,7 @@ from asyncflow.events import (
 )
 
 if TYPE_CHECKING:
+    from asyncflow._runtime.notes import NoteQueue
     from asyncflow._runtime.workers import ThreadEnd
 
 __all__ = ["Host", "StepRunner"]
@@ -103,6 +104,7 @@ class StepRunner:
         stop: Who was asked to stop.
         watchdog: Warns of attempts that do not end.
         persistence: Makes payloads of outputs, and stores events; ``None`` without a journal.
+        notes: Takes what attempts in other processes say; ``None`` if nothing receives it.
     """
 
     def __init__(
@@ -118,6 +120,7 @@ class StepRunner:
         stop: StopControl,
         watchdog: Watchdog,
         persistence: RunPersistence | None,
+        notes: NoteQueue | None,
     ) -> None:
         self._host = host
         self._run = run
@@ -131,6 +134,7 @@ class StepRunner:
         self._persistence = persistence
         self._loop = asyncio.get_running_loop()
         self._steps = state.step_runs.steps
+        self._notes = notes
         self._has_plain_lane = persistence is None and not state.is_limited
         self.bindings = bindings
         self.items: dict[int, Any] = {}
@@ -339,7 +343,7 @@ class StepRunner:
         from asyncflow._runtime.workers import run_in_process, run_in_thread  # few need them
 
         if step.runs_in == "process":
-            return run_in_process(step.action, arguments, heartbeat)
+            return run_in_process(step.action, arguments, heartbeat, self._notes)
         if step.run_if == "success":
             ends_s = min(ends_s, self._run.deadline_s)
         dispatcher, permits, run = self._dispatcher, self._permits, self._run

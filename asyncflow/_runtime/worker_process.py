@@ -7,6 +7,9 @@ script replaces, can be confused with one of them.
 The file begins with a head of `_HEAD` bytes. Its first byte is ``?`` while a request follows, and
 ``!`` once the whole response does. From byte `_BEAT_AT` on, it has the time of the last heartbeat,
 as a double in seconds of `time.monotonic`: the processes of a machine share that clock.
+
+What the attempt says goes to a second file, if anything receives it. That begins with the latest
+progress, in `_PROGRESS`. From byte `_NOTES_AT` on, each record has the four bytes of its length.
 """
 
 from __future__ import annotations
@@ -26,7 +29,10 @@ __all__ = [
     "_BEAT_AT",
     "_HEAD",
     "_IS_IMPORTING",
+    "_NOTES_AT",
+    "_PROGRESS",
     "_Attempt",
+    "_NotesWanted",
     "_call",
     "_clock",
     "_describe",
@@ -35,6 +41,14 @@ __all__ = [
 
 _HEAD = 16
 _BEAT_AT = 8
+
+_PROGRESS = struct.Struct("<Qdd100s")
+"""How often there was one, what is done, the total or NaN, and the unit."""
+_NOTES_AT = 128
+_MOST_NOTES = 16_000_000
+"""How many bytes of records a process writes."""
+_LONGEST_NOTE = 40_000
+"""How many characters of a message it writes; the run cuts it further."""
 
 _Main: TypeAlias = "tuple[str, str] | None"
 """How to import the requesting main module: ``"module"`` or ``"path"``, and its name or path."""
@@ -46,6 +60,10 @@ _SIGKILL = 9  # importing `signal` takes as long as all other imports here
 
 _Attempt: TypeAlias = "tuple[Any, ...]"
 """What `asyncflow._core.context` tells a process of the attempt, in types of Python alone."""
+
+_NotesWanted: TypeAlias = "tuple[int, int | None, bool] | None"
+"""The descriptor of the file for notes, the lowest level of log records, and whether to keep what
+is printed; ``None`` if nothing receives notes."""
 
 _attempt: _Attempt | None = None
 """The attempt that this process makes. `current_step` finds it here, if the action calls that."""
@@ -67,9 +85,11 @@ def _beat() -> None:
 
 def _respond(file: BinaryIO) -> None:
     """Read the request in a file, make the call, and write the response in its place."""
-    global _attempt, _head
+    global _attempt, _head, _notes
     file.seek(_HEAD)
-    (sys.path[:], sys.argv[:]), main, call, _attempt, gives_heartbeats = pickle.load(file)
+    (sys.path[:], sys.argv[:]), main, call, _attempt, gives_heartbeats, wanted = pickle.load(file)
+    if wanted is not None:
+        _notes = _NoteFile(*wanted)
     if gives_heartbeats:
         import mmap  # few need it
 
@@ -77,7 +97,7 @@ def _respond(file: BinaryIO) -> None:
     try:
         text = _outcome(main, call)
     finally:
-        _attempt = _head = None
+        _attempt = _head = _notes = None
     file.seek(_HEAD)
     file.write(text)  # what is left of the request behind it does no harm
     file.flush()
@@ -92,14 +112,78 @@ def _outcome(main: _Main, call: bytes) -> bytes:
     except BaseException as error:
         return _failed("the process could not load the function and its arguments", error)
     _beat()  # for the time that it took to start
+    capture = None if _notes is None else _notes.capture()
     try:
         value = _call(function, arguments)
     except BaseException as error:
         return _raised(error)
+    finally:
+        if capture is not None:
+            capture.end()
     try:
         return pickle.dumps(("returned", value, ""))
     except Exception as error:
         return _failed("what the function returned can't be pickled", error)
+
+
+class _NoteFile:
+    """Writes what the attempt says for the process of its run; the notes of `StepContext`."""
+
+    def __init__(self, file: int, level: int | None, prints: bool) -> None:
+        os.set_inheritable(file, False)
+        self.level = level
+        self.prints = prints
+        self.takes_logs = level is not None or prints
+        self._file = file
+        self._count = self._written = 0
+        self._lock = _thread.RLock()  # the collector may run what logs within any call
+
+    def progress(self, _: object, done: float, total: float | None, unit: str, /) -> None:
+        self._count += 1
+        total = float("nan") if total is None else total
+        text = unit.encode(errors="replace")[:100]
+        os.pwrite(self._file, _PROGRESS.pack(self._count, done, total, text), 0)
+
+    def attach(self, _: object, name: str, data: object, media_type: str | None, /) -> None:
+        from asyncflow._runtime.attachments import attachment_of  # what calls this has the package
+
+        media_type, content = attachment_of(name, data, media_type)
+        self._write("attach", name, content, media_type)
+
+    def log(
+        self, _: object, level: int, logger: str, message: object, traceback: str = "", /
+    ) -> None:
+        try:
+            text = str(message)[:_LONGEST_NOTE]
+        except Exception:  # it is the user's object
+            text = type(message).__name__
+        self._write("log", level, logger, text, traceback[:_LONGEST_NOTE])
+
+    def printed(self, _: object, stream: str, text: str, /) -> None:
+        self._write("printed", stream, text[:_LONGEST_NOTE])
+
+    def _write(self, *record: object) -> None:
+        text = pickle.dumps(record)
+        with self._lock:
+            self._written += len(text)
+            if self._written <= _MOST_NOTES:
+                os.write(self._file, len(text).to_bytes(4, "little") + text)
+
+    def capture(self) -> Any:
+        """Begin to take log records and printed lines, if they are wanted."""
+        if not self.takes_logs:
+            return None
+        name = "asyncflow._runtime.log_capture"
+        module: Any = sys.modules.get(name)
+        if module is None:
+            from importlib.machinery import SourceFileLoader
+
+            path = __file__.replace("worker_process", "log_capture")
+            # A run within the function must find this one.
+            module = sys.modules[name] = ModuleType(name)
+            code: Any = SourceFileLoader(name, path).get_code(name)
+            exec(code, module.__dict__)
+        return module.capture(self, lambda: (self, None))
 
 
 def _call(function: Callable[..., Any], arguments: Mapping[str, Any]) -> Any:

@@ -26,16 +26,19 @@ import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
 from functools import partial
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
 
 from anyio import BrokenWorkerProcess, CapacityLimiter, to_process, to_thread
 
 from asyncflow._core.arguments import callable_name, is_importable_main
-from asyncflow._core.context import attempt_for_process, enter_thread
+from asyncflow._core.context import StartedAttempt, attempt_for_process, enter_thread
 from asyncflow._core.errors import safe_text
 from asyncflow._runtime import worker_process as _child
 from asyncflow._runtime.asyncio_compat import TIMER_SLACK_S, has_virtual_time, outlast
 from asyncflow._runtime.watchdog import HeartbeatTimer
+
+if TYPE_CHECKING:
+    from asyncflow._runtime.notes import NoteQueue
 
 __all__ = ["ThreadEnd", "limiter_for", "run_in_process", "run_in_thread"]
 
@@ -108,6 +111,7 @@ async def run_in_process(
     function: Callable[..., Any],
     arguments: Mapping[str, Any] | None,
     heartbeat: HeartbeatTimer | None = None,
+    notes: NoteQueue | None = None,
 ) -> Any:
     """Call a function in a new process, which has ended when this returns or raises.
 
@@ -121,6 +125,7 @@ async def run_in_process(
         function: The function. It can ask for the attempt that calls this, with `current_step`.
         arguments: Its keyword arguments.
         heartbeat: Receives the heartbeats of the process. The start of the function is the first.
+        notes: Receives what the attempt says.
 
     Raises:
         asyncio.CancelledError: It was cancelled, and the process was killed.
@@ -138,15 +143,25 @@ async def run_in_process(
     # The time of a virtual clock stands still while the process runs.
     has_virtual = has_virtual_time(asyncio.get_running_loop())
     attempt = attempt_for_process(None if has_virtual else _child._clock())
-    process = _Process(function, arguments or {}, attempt, gives_heartbeats=heartbeat is not None)
+    reader = None
+    if notes is not None and attempt is not None and sys.platform != "win32":
+        reader = _NoteReader(notes, attempt[1])
+    process = _Process(
+        function, arguments or {}, attempt, reader, gives_heartbeats=heartbeat is not None
+    )
     if heartbeat is not None:
         heartbeat.follow(process.last_beat_s)
     job = _Job(process.run)
-    if not await job.has_ended() and not job.ended.done():
-        process.kill()
-        await outlast(job.ended.done, partial(asyncio.wait, [job.ended]))
-        raise asyncio.CancelledError
-    return job.outcome()
+    try:
+        if not await job.has_ended() and not job.ended.done():
+            process.kill()
+            await outlast(job.ended.done, partial(asyncio.wait, [job.ended]))
+            raise asyncio.CancelledError
+        return job.outcome()
+    finally:
+        if reader is not None:
+            reader.close()
+        del reader, process, job  # what is raised holds this frame
 
 
 class ThreadEnd(asyncio.Future[None]):
@@ -236,6 +251,54 @@ class _Job:
         del self  # the error's traceback has this frame
 
 
+_READ_S = 0.1
+"""How long what a process says waits until it is read."""
+
+
+class _NoteReader:
+    """Reads what a process says, a few times a second, from the file that the process writes."""
+
+    def __init__(self, notes: NoteQueue, running: StartedAttempt) -> None:
+        self._notes = notes
+        self._running = running
+        self._loop = asyncio.get_running_loop()
+        self._file = tempfile.TemporaryFile()  # noqa: SIM115  # `close` closes it
+        self._file.seek(_child._NOTES_AT)
+        self._at, self._count = _child._NOTES_AT, 0
+        self.wanted = self._file.fileno(), notes.level, notes.prints
+        """What the process is told of it."""
+        self._timer = self._loop.call_later(_READ_S, self._poll)
+
+    def _poll(self) -> None:
+        self._timer = self._loop.call_later(_READ_S, self._poll)
+        self._read()
+
+    def close(self) -> None:
+        """Read the rest, after the process has ended."""
+        self._timer.cancel()
+        self._read()
+        self._file.close()
+
+    def _read(self) -> None:
+        head = os.pread(self.wanted[0], _child._PROGRESS.size, 0)
+        if len(head) == _child._PROGRESS.size:
+            count, done, total, unit = _child._PROGRESS.unpack(head)
+            if count != self._count:
+                self._count = count
+                unit = unit.rstrip(b"\0").decode(errors="ignore")
+                self._notes.progress(self._running, done, None if total != total else total, unit)
+        size = os.fstat(self.wanted[0]).st_size
+        while self._at + 4 <= size:
+            length = int.from_bytes(os.pread(self.wanted[0], 4, self._at), "little")
+            if self._at + 4 + length > size:
+                break  # it is being written, or its writer was killed
+            record = os.pread(self.wanted[0], length, self._at + 4)
+            self._at += 4 + length
+            with suppress(Exception):  # a function may write to any file that it has open
+                kind, *values = pickle.loads(record)
+                getattr(self._notes, kind)(self._running, *values)
+
+
 class _Process:
     """A call in a new process: one thread calls `run`, another one may call `kill`."""
 
@@ -244,9 +307,11 @@ class _Process:
         function: Callable[..., Any],
         arguments: Mapping[str, Any],
         attempt: _child._Attempt | None,
+        notes: _NoteReader | None = None,
         *,
         gives_heartbeats: bool,
     ) -> None:
+        self._notes = None if notes is None else notes.wanted
         self._function = function
         self._arguments = arguments
         self._attempt = attempt
@@ -258,7 +323,11 @@ class _Process:
 
     def run(self) -> Any:
         request = _request(
-            self._function, dict(self._arguments), self._attempt, self._gives_heartbeats
+            self._function,
+            dict(self._arguments),
+            self._attempt,
+            self._gives_heartbeats,
+            self._notes,
         )
         # Not a pipe, which grandchildren would hold open after the process has ended.
         with tempfile.TemporaryFile() as file:
@@ -282,7 +351,8 @@ class _Process:
         flags: list[str] = subprocess._args_from_interpreter_flags()  # type: ignore[attr-defined]
         with _lifeline() as ends:
             command = [_executable(), *flags, "-P", _child.__file__, *map(str, ends)]
-            child = subprocess.Popen(command, stdin=file, pass_fds=ends, start_new_session=True)
+            fds = ends if self._notes is None else (*ends, self._notes[0])
+            child = subprocess.Popen(command, stdin=file, pass_fds=fds, start_new_session=True)
             with self._lock:
                 self._child = child
             if self._is_killed:
@@ -351,6 +421,7 @@ def _request(
     arguments: dict[str, Any],
     attempt: _child._Attempt | None = None,
     gives_heartbeats: bool = False,
+    notes: _child._NotesWanted = None,
 ) -> bytes:
     try:
         call = pickle.dumps((function, arguments), pickle.HIGHEST_PROTOCOL)
@@ -363,7 +434,7 @@ def _request(
     # In the process the classes of the main module have this name, and so in its response. After
     # an import of multiprocessing it may be that of a program which has run this script since.
     sys.modules["__mp_main__"] = main
-    request = (sys.path, sys.argv), _main_of(main), call, attempt, gives_heartbeats
+    request = (sys.path, sys.argv), _main_of(main), call, attempt, gives_heartbeats, notes
     head = b"?".ljust(_child._HEAD, b"\0")
     return head + pickle.dumps(request, pickle.HIGHEST_PROTOCOL)
 

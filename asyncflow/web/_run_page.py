@@ -6,11 +6,7 @@ import asyncio
 import difflib
 import json
 import shlex
-<<<<<<< HEAD
-from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
-=======
-from collections.abc import AsyncGenerator, Mapping, Sequence
->>>>>>> b4b677c (Read from the journal how long steps usually take, for the pages of runs and show --html)
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from contextlib import aclosing, suppress
 from functools import partial
 
@@ -24,12 +20,8 @@ from asyncflow._views.run_view import RunView
 from asyncflow.events import Event
 from asyncflow.html_report._event_log import event_log
 from asyncflow.html_report._page import Live, details, page, page_policy, sections
-<<<<<<< HEAD
 from asyncflow.html_report._page_model import NestedRun, RelatedRuns
-from asyncflow.journal._queries import RunRecord, StoredEvent, listed_status
-=======
-from asyncflow.journal._queries import USUAL_RUNS, RunRecord, StoredEvent
->>>>>>> b4b677c (Read from the journal how long steps usually take, for the pages of runs and show --html)
+from asyncflow.journal._queries import USUAL_RUNS, RunRecord, StoredEvent, listed_status
 from asyncflow.web._compare_page import compare_url
 from asyncflow.web._feed import ACTIONS, RunFeeds, Update, now_of
 from asyncflow.web._notes import attachments_url
@@ -97,12 +89,8 @@ async def run_page(request: Request, journal: RunsJournal) -> Response:
     )
     related = await _related(request, journal, record)
     command = _resume_command(journal, run_id)
-<<<<<<< HEAD
-    html = await asyncio.to_thread(_made, stored, noted, record, live, command, related)
-=======
     usual_ms = await _usual_ms(journal, record)
-    html = await asyncio.to_thread(_made, stored, noted, record, live, command, usual_ms)
->>>>>>> b4b677c (Read from the journal how long steps usually take, for the pages of runs and show --html)
+    html = await asyncio.to_thread(_made, stored, noted, record, live, command, related, usual_ms)
     policy = f"{page_policy(is_live=True)}; frame-ancestors 'none'"
     return html_answer(html, headers={"content-security-policy": policy})
 
@@ -113,11 +101,8 @@ def _made(
     record: RunRecord,
     live: Live,
     resume: str,
-<<<<<<< HEAD
     related: RelatedRuns,
-=======
     usual_ms: Mapping[str, float],
->>>>>>> b4b677c (Read from the journal how long steps usually take, for the pages of runs and show --html)
 ) -> str:
     events = [each.event for each in stored]
     view = RunView(events)
@@ -129,8 +114,8 @@ def _made(
         live=live,
         is_orphaned=record.orphaned,
         resume=resume,
-<<<<<<< HEAD
         related=related,
+        usual_ms=usual_ms,
     )
 
 
@@ -147,9 +132,6 @@ async def _related(request: Request, journal: RunsJournal, record: RunRecord) ->
         )
         nested.setdefault(each.parent_step, []).append(run)
     return RelatedRuns(urls, nested)
-=======
-        usual_ms=usual_ms,
-    )
 
 
 async def _usual_ms(journal: RunsJournal, record: RunRecord) -> Mapping[str, float]:
@@ -157,7 +139,6 @@ async def _usual_ms(journal: RunsJournal, record: RunRecord) -> Mapping[str, flo
     if not record.pipeline:
         return {}
     return (await journal.statistics(record.pipeline, USUAL_RUNS)).usual_ms
->>>>>>> b4b677c (Read from the journal how long steps usually take, for the pages of runs and show --html)
 
 
 def _notes_of(noted: Sequence[StoredEvent]) -> RunNotes:
@@ -186,13 +167,11 @@ async def show_details(request: Request, journal: RunsJournal) -> Response:
     stored = await journal.events(run_id)
     noted = await journal.notes(run_id, step=step)
     record = await journal.record(run_id)
-<<<<<<< HEAD
     url, related = attachments_url(request, run_id), await _related(request, journal, record)
-    html = await asyncio.to_thread(_made_details, stored, noted, record, step, url, related)
-=======
-    url, usual_ms = attachments_url(request, run_id), await _usual_ms(journal, record)
-    html = await asyncio.to_thread(_made_details, stored, noted, record, step, url, usual_ms)
->>>>>>> b4b677c (Read from the journal how long steps usually take, for the pages of runs and show --html)
+    usual_ms = await _usual_ms(journal, record)
+    html = await asyncio.to_thread(
+        _made_details, stored, noted, record, step, url, related, usual_ms
+    )
     if html is None:
         raise HTTPException(404)
     return html_answer(html)
@@ -204,11 +183,8 @@ def _made_details(
     record: RunRecord,
     step: str,
     url: str,
-<<<<<<< HEAD
     related: RelatedRuns,
-=======
     usual_ms: Mapping[str, float],
->>>>>>> b4b677c (Read from the journal how long steps usually take, for the pages of runs and show --html)
 ) -> str | None:
     view = RunView(each.event for each in stored)
     if step not in view.steps:
@@ -220,11 +196,8 @@ def _made_details(
         notes=_notes_of(noted),
         is_orphaned=record.orphaned,
         attachments_url=url,
-<<<<<<< HEAD
         related=related,
-=======
         usual_ms=usual_ms,
->>>>>>> b4b677c (Read from the journal how long steps usually take, for the pages of runs and show --html)
     )
 
 
@@ -269,16 +242,13 @@ async def _updates(
     command: str,
     related_of: Callable[[RunRecord], Awaitable[RelatedRuns]],
 ) -> AsyncGenerator[Update, None]:
-<<<<<<< HEAD
+    usual_ms: Mapping[str, float] = {}
     related = RelatedRuns()
 
     async def prepare() -> None:
         nonlocal related
         related = await related_of(await journal.record(run_id))
 
-=======
-    usual_ms: Mapping[str, float] = {}
->>>>>>> b4b677c (Read from the journal how long steps usually take, for the pages of runs and show --html)
     with suppress(JournalError, RunNotFoundError):  # the feed reports it
         record = await journal.record(run_id)
         if after and await _is_over(journal, run_id, after):
@@ -298,11 +268,8 @@ async def _updates(
             is_orphaned=record.orphaned,
             attachments_url=url,
             resume=command,
-<<<<<<< HEAD
             related=related,
-=======
             usual_ms=usual_ms,
->>>>>>> b4b677c (Read from the journal how long steps usually take, for the pages of runs and show --html)
         )
         encoded = {name: json.dumps(html).encode() for name, html in parts.items()}
         return {**encoded, ACTIONS: _actions(view, record, resumer)}

@@ -30,6 +30,7 @@ from tests.benchmarks.graphs import SHAPES, instant, pipeline, suspending
 from tests.benchmarks.looking_back import looking_back
 from tests.benchmarks.observing import observing
 from tests.benchmarks.ratios import Row, ratio
+from tests.benchmarks.saying import saying
 from tests.benchmarks.watched import watched
 
 # Recorded workflows in WfFormat 1.5; without the folder their rows are left out.
@@ -323,6 +324,7 @@ def main() -> int:
         importing,
         lambda _: makespans(TRACES),
         durable,
+        saying,
         observing,
         watched,
         looking_back,
@@ -339,6 +341,7 @@ def main() -> int:
         "importing",
         "makespans",
         "durable",
+        "saying",
         "observing",
         "watched",
         "looking_back",

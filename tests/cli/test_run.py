@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
 import re
@@ -14,6 +15,8 @@ import pytest
 from terminals import Terminal
 
 from asyncflow._cli import commands
+from asyncflow._views.event_text import describe_event
+from asyncflow.journal import SQLiteJournal
 
 from .conftest import Shell
 
@@ -545,3 +548,45 @@ def test_a_thread_that_outlives_the_run_is_reported(
     shell("run", "lasting:ended", "--quiet", exits=1)
 
     assert "a thread of step wait is still running, and the process waits for it" in result.stderr
+
+
+def test_what_steps_say_is_stored_if_options_ask_for_it(shell: Shell) -> None:
+    shell.write(
+        "talk.py",
+        """
+        import logging
+        from asyncflow import WorkflowStep, current_step
+
+        async def talk():
+            logging.getLogger("app").info("hello")
+            logging.getLogger("app").debug("too low")
+            print("printed")
+            current_step().progress(1, 2, "rows")
+
+        steps = [WorkflowStep("talk", talk)]
+        """,
+    )
+
+    shell("run", "talk:steps", "--quiet", "--run-id", "silent")
+    result = shell("run", "talk:steps", "--logs", "info", "--prints", "--run-id", "loud", "--quiet")
+
+    async def notes(run_id: str) -> list[str]:
+        async with SQLiteJournal(shell.directory / "asyncflow.db") as journal:
+            return [describe_event(each.event) for each in await journal.notes(run_id)]
+
+    assert asyncio.run(notes("silent")) == ["talk: 1 of 2 rows"]
+    assert asyncio.run(notes("loud")) == [
+        "talk: INFO hello",
+        "talk: INFO printed",
+        "talk: 1 of 2 rows",
+    ]
+    assert "hello" not in result.stderr
+
+
+@pytest.mark.parametrize("option", [["--logs", "INFO"], ["--prints"]])
+def test_what_steps_say_is_stored_in_a_journal_only(shell: Shell, option: list[str]) -> None:
+    result = shell("run", "etl", "--no-journal", *option, exits=2)
+
+    assert f"{option[0]} stores what steps say in the journal; name one with --journal" in (
+        " ".join(result.stderr.split())
+    )

@@ -6,13 +6,16 @@ import json
 
 import pytest
 
-from asyncflow import RestoredOutput, StepCrashedError, StepStatus
+from asyncflow import RestoredOutput, StepCrashedError, StepStatus, WorkflowStep
 from asyncflow._core.errors import IllegalEventError
+from asyncflow._core.graph import plan
 from asyncflow._core.replay import StoredRun, latest_steps
 from asyncflow._core.results import REDACTED, Payload
+from asyncflow._core.state import RunState
 from asyncflow.events import (
     AttemptFailed,
     AttemptStarted,
+    Event,
     LoopBlocked,
     MapStarted,
     RunFinished,
@@ -20,8 +23,11 @@ from asyncflow.events import (
     RunResumed,
     RunStarted,
     RunTimedOut,
+    StepAttached,
     StepCancelled,
     StepFailed,
+    StepLogged,
+    StepProgressed,
     StepReused,
     StepSkipped,
     StepSucceeded,
@@ -503,3 +509,34 @@ class TestResumes:
 
         assert run.report(decode)["b"].attempts == 2
         assert run.pending_attempts() == {}
+
+
+NOTES: list[Event] = [
+    StepLogged("a", 1, 9e9, 20, "db", "hello"),
+    StepProgressed("a", 1, 9e9, 1),
+    StepAttached("a", 1, 9e9, "plot", "image/png", b""),
+]
+
+
+def test_what_steps_say_changes_nothing() -> None:
+    silent: list[Event] = [
+        RunStarted("r", 0.0, {"a": ()}),
+        AttemptStarted("a", 1, 1.0),
+        StepSucceeded("a", 1, 2.0, None),
+        RunFinished(3.0, "passed"),
+    ]
+    talking = [each for event in silent for each in (event, *NOTES)]
+
+    one, other = StoredRun(silent), StoredRun(talking)
+
+    assert (one.at_ms, one.outcome) == (other.at_ms, other.outcome) == (3.0, "passed")
+    assert one.report(lambda _, value: value).to_json() == (
+        other.report(lambda _, value: value).to_json()
+    )
+    state = RunState(plan([WorkflowStep("a", nothing)]))
+    for event in talking:
+        state.apply(event)
+    assert state.report().all_passed
+
+
+async def nothing() -> None: ...

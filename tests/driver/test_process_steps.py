@@ -17,6 +17,7 @@ import process_work as work
 import pytest
 
 from asyncflow import StepStatus, StepTimeoutError, WorkflowStep, run_pipeline
+from asyncflow.events import StepAttached, StepLogged, StepProgressed
 from asyncflow.journal import SQLiteJournal
 
 ROOT = Path(__file__).parents[2]
@@ -360,3 +361,46 @@ def test_models_of_pydantic_are_arguments_and_results_of_processes(tmp_path):
     done = run_script(tmp_path, "models.py")
 
     assert done.stdout == "True False 2\nTrue 3.0 True\nTrue\n"
+
+
+# What a process says.
+
+
+def test_what_a_process_says_is_stored_and_reported_while_it_runs(tmp_path):
+    seen = []
+
+    async def main():
+        async with SQLiteJournal(tmp_path / "runs.db", logs="INFO", prints=True) as journal:
+            report = await run_pipeline(
+                [WorkflowStep("a", asking.say_and_wait, runs_in="process")],
+                inputs={"path": str(tmp_path / "seen")},
+                journal=journal,
+                run_id="r",
+                observers=[observe],
+            )
+            assert report["a"].output == "seen"
+            return [each.event for each in await journal.notes("r")]
+
+    def observe(event):
+        seen.append(event)
+        if isinstance(event, StepProgressed):
+            (tmp_path / "seen").touch()
+
+    notes = asyncio.run(main())
+
+    logged = [(each.logger, each.message) for each in notes if isinstance(each, StepLogged)]
+    assert logged == [("speaking", "waiting"), ("stdout", "no end")]
+    assert [each.data for each in notes if isinstance(each, StepAttached)] == [b"x\n1\n"]
+    (progress,) = [each for each in notes if isinstance(each, StepProgressed)]
+    assert (progress.done, progress.total, progress.unit) == (2, 3, "rows")
+    assert {type(each) for each in seen} >= {StepLogged, StepAttached, StepProgressed}
+
+
+def test_what_a_process_said_before_it_was_killed_stays(tmp_path):
+    async def main():
+        async with SQLiteJournal(tmp_path / "runs.db", logs="INFO") as journal:
+            step = WorkflowStep("a", asking.say_and_die, runs_in="process")
+            await run_pipeline([step], journal=journal, run_id="r")
+            return [each.event.message for each in await journal.notes("r")]
+
+    assert asyncio.run(main()) == ["the last word"]

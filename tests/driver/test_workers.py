@@ -6,6 +6,7 @@ import asyncio
 import contextvars
 import gc
 import io
+import logging
 import math
 import os
 import pickle
@@ -729,7 +730,7 @@ def respond_to(function, arguments):
 
 def request_of(main, call):
     """Return the file of a request that a main module makes."""
-    request = pickle.dumps(((sys.path, sys.argv), main, call, None, False))
+    request = pickle.dumps(((sys.path, sys.argv), main, call, None, False, None))
     return io.BytesIO(b"?".ljust(_child._HEAD) + request)
 
 
@@ -781,6 +782,81 @@ def test_the_worker_program_knows_its_attempt_and_gives_heartbeats(tmp_path):
     assert "results of its dependencies are not there in another process" in problem
     with pytest.raises(RuntimeError, match="not in a process that it starts"):
         current_step()
+
+
+@pytest.mark.parametrize("is_loaded", [True, False])
+def test_the_worker_program_writes_what_the_attempt_says(tmp_path, monkeypatch, is_loaded):
+    from asyncflow._runtime import log_capture
+
+    assert log_capture.capture
+    if not is_loaded:
+        monkeypatch.delitem(sys.modules, "asyncflow._runtime.log_capture", raising=False)
+    attempt = "r", ("a", 2, 0.0, 0.0, None), 3, math.inf, 0.0
+    path, said = tmp_path / "request", tmp_path / "said"
+    with said.open("w+b") as notes:
+        notes.seek(_child._NOTES_AT)
+        wanted = notes.fileno(), logging.INFO, True
+        path.write_bytes(_workers._request(asking.speak, {}, attempt, False, wanted))
+
+        with path.open("r+b") as file:
+            _child._respond(file)
+            file.seek(0)
+            assert _workers._outcome(file, 0) is None
+
+    content = said.read_bytes()
+    count, done, total, unit = _child._PROGRESS.unpack(content[: _child._PROGRESS.size])
+    records, at = [], _child._NOTES_AT
+    while at < len(content):
+        length = int.from_bytes(content[at : at + 4], "little")
+        records.append(pickle.loads(content[at + 4 : at + 4 + length]))
+        at += 4 + length
+    assert (count, done, total, unit.rstrip(b"\0")) == (2, 2.0, 3.0, b"rows")
+    assert [each for each in records if each[0] != "printed"] == [
+        ("log", 20, "speaking", "a record", ""),
+        ("log", 20, "speaking", "Silent", ""),
+        ("attach", "table", b"x\n1\n", "text/csv"),
+    ]
+    printed = [text for kind, *_, text in records if kind == "printed"]
+    assert "".join(printed) == "a line\nhalf a line"
+
+
+def test_the_worker_program_writes_no_more_than_it_may(tmp_path, monkeypatch):
+    monkeypatch.setattr(_child, "_MOST_NOTES", 100)
+    path = tmp_path / "said"
+    with path.open("wb") as file:
+        notes = _child._NoteFile(file.fileno(), None, False)
+        for _ in range(10):
+            notes.log(None, 20, "a", "a record of some length")
+
+    assert notes.capture() is None
+    assert 0 < path.stat().st_size < 150
+
+
+async def test_what_is_half_written_is_read_later():
+    said = []
+
+    class Queue:
+        level, prints = None, False
+
+        def log(self, *values):
+            said.append(values)
+
+        def progress(self, *values):
+            said.append(values)
+
+    running = "a", 1, 0.0, 0.0, None
+    reader = _workers._NoteReader(Queue(), running)
+    file, record = reader.wanted[0], pickle.dumps(("log", 20, "a", "text", ""))
+    os.write(file, len(record).to_bytes(4, "little") + record[:5])
+    os.pwrite(file, _child._PROGRESS.pack(1, 2.0, math.nan, b"rows"), 0)
+    await asyncio.sleep(0.15)
+    before = said.copy()
+    garbage = pickle.dumps(("nothing",))
+    os.write(file, record[5:] + len(garbage).to_bytes(4, "little") + garbage)
+    reader.close()
+
+    assert before == [(running, 2.0, None, "rows")]
+    assert said == [*before, (running, 20, "a", "text", "")]
 
 
 def test_a_process_that_has_not_started_has_given_no_heartbeat():

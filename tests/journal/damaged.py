@@ -67,9 +67,11 @@ __all__ = [
     "Damage",
     "RunUnreadable",
     "answers",
+    "changes",
     "damages",
     "make_checksums_right",
     "remove_types",
+    "set_value",
     "write",
 ]
 
@@ -156,7 +158,8 @@ async def write(path: Path) -> None:
 def remove_types(path: Path) -> None:
     """Remove the types and the constraints of all columns."""
     with closing(sqlite3.connect(path, isolation_level=None)) as database:
-        for table, key in (("runs", ""), ("leases", ", UNIQUE (run_id)"), ("events", "")):
+        tables = ("runs", ""), ("leases", ", UNIQUE (run_id)"), ("events", ""), ("notes", "")
+        for table, key in tables:
             names = [row[1] for row in database.execute(f"PRAGMA table_info({table})")]
             database.execute(f"ALTER TABLE {table} RENAME TO strict_{table}")
             database.execute(f"CREATE TABLE {table} ({', '.join(names)}{key})")
@@ -219,8 +222,10 @@ def damages(path: Path) -> Iterator[Damage]:
 def _damages_of(run_id: str, table: str, row: sqlite3.Row) -> Iterator[Damage]:
     at = row["position"] if table == "events" else None
     for column in row.keys()[1:]:
-        for number, value in enumerate(_changes(row[column])):
-            yield Damage(run_id, table, column, at, number, _set(table, column, row["id"], value))
+        for number, value in enumerate(changes(row[column])):
+            yield Damage(
+                run_id, table, column, at, number, set_value(table, column, row["id"], value)
+            )
     statements = [f"DELETE FROM {table} WHERE rowid = {row['id']}"]
     if table == "events":
         values = f"{', '.join(row.keys()[3:])} FROM events WHERE rowid = {row['id']}"
@@ -246,7 +251,9 @@ def _execute(statement: str, database: sqlite3.Connection) -> None:
     database.execute(statement)
 
 
-def _set(table: str, column: str, rowid: int, value: Any) -> Callable[[sqlite3.Connection], object]:
+def set_value(
+    table: str, column: str, rowid: int, value: Any
+) -> Callable[[sqlite3.Connection], object]:
     mark, stored = "?", value
     if isinstance(value, _Text):
         mark, stored = "CAST(? AS TEXT)", bytes(value)
@@ -261,7 +268,7 @@ class _Text(bytes):
     """The bytes of a text, which may be no UTF-8."""
 
 
-def _changes(value: Any) -> Iterator[Any]:
+def changes(value: Any) -> Iterator[Any]:
     """Yield other types, no value, a shorter one, and flipped bits."""
     yield from [each for each in (None, "x", -1, 1e300, b"\xff") if each != value]
     if isinstance(value, str | bytes) and value:

@@ -28,9 +28,11 @@ from journal.damaged import (
     Damage,
     RunUnreadable,
     answers,
+    changes,
     damages,
     make_checksums_right,
     remove_types,
+    set_value,
     write,
 )
 from journal.stored_runs import STORED
@@ -43,6 +45,8 @@ from asyncflow.events import (
     RunFinished,
     RunResumed,
     RunStarted,
+    StepAttached,
+    StepLogged,
     StepSucceeded,
 )
 from asyncflow.journal import SQLiteJournal
@@ -428,3 +432,60 @@ def test_a_damaged_journal_of_an_earlier_version_is_migrated_as_far_as_it_can_be
             assert (await journal.report("passed")).all_passed
 
     run_in_virtual_time(main())
+
+
+NOTES = [
+    StepLogged("a", 1, 1.0, 20, "db", "one"),
+    StepAttached("a", 1, 2.0, "plot", "image/png", b"\x89PNG"),
+    StepLogged("a", 1, 3.0, 40, "db", "three", 7),
+]
+
+
+def test_a_damaged_note_hides_no_other_and_stops_no_run(tmp_path: Path) -> None:
+    path, copy = tmp_path / "intact.db", tmp_path / "damaged.db"
+
+    async def write_notes() -> None:
+        async with SQLiteJournal(path) as journal:
+            session, _ = await journal.open("r", wait=False, read=bool)
+            session.append(RunStarted("r", 1.0, {"a": ()}))
+            for note in NOTES:
+                session.append_note(note)
+            await session.close()
+
+    async def read_notes() -> list[Any]:
+        async with SQLiteJournal(copy) as journal:
+            found = await journal.notes("r")
+            await journal.notes("r", data=False, newest=True, limit=2, text="e")
+            session, _ = await journal.open("r", wait=False, read=bool)
+            session.append_note(NOTES[0])
+            await session.close()
+            assert (await journal.report("r")).run_id == "r"
+            assert (await journal.notes("r"))[-1].event in (
+                NOTES[0],
+                *[each.event for each in found],
+            )
+        return [each.event for each in found]
+
+    run_in_virtual_time(write_notes())
+    remove_types(path)
+    with closing(sqlite3.connect(path)) as database:
+        database.row_factory = sqlite3.Row
+        (row,) = database.execute("SELECT rowid AS id, * FROM notes WHERE position = 2").fetchall()
+    for column in row.keys()[2:]:
+        for value in changes(row[column]):
+            shutil.copy(path, copy)
+            with closing(sqlite3.connect(copy)) as database, database:
+                set_value("notes", column, row["id"], value)(database)
+
+            found = run_in_virtual_time(read_notes())
+
+            others = [each for each in found if each in NOTES]
+            assert [each for each in others if each != NOTES[1]] == [NOTES[0], NOTES[2]], column
+            damaged = [each for each in found if each not in NOTES]
+            for each in damaged:
+                assert "is damaged and can't be shown" in getattr(each, "message", ""), (
+                    column,
+                    value,
+                    each,
+                )
+            assert len(found) == 3 or column == "position"

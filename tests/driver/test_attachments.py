@@ -1,0 +1,154 @@
+"""Attachments: which data become which media type, and what is refused."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from asyncflow import WorkflowStep, current_step, run_pipeline
+from asyncflow.events import Event, StepAttached
+
+PNG = b"\x89PNG\r\n\x1a\n..."
+SVG = "<svg xmlns='http://www.w3.org/2000/svg'><rect fill='url(#a)'/><use href='#a'/></svg>"
+PLOT = f"""<?xml version="1.0" encoding="utf-8" standalone="no"?>
+<!DOCTYPE svg PUBLIC "-//W3C//DTD SVG 1.1//EN" "http://www.w3.org/Graphics/SVG/1.1/DTD/svg11.dtd">
+<!-- based on one = two -->
+{SVG}"""
+
+
+async def attached(*arguments: Any) -> StepAttached:
+    found: list[Event] = []
+
+    async def work() -> None:
+        current_step().attach(*arguments)
+
+    report = await run_pipeline([WorkflowStep("work", work)], observers=[found.append])
+    report.raise_for_failures()
+    (event,) = [each for each in found if isinstance(each, StepAttached)]
+    return event
+
+
+@pytest.mark.parametrize(
+    ("data", "named", "media_type", "content"),
+    [
+        (PNG, None, "image/png", PNG),
+        (bytearray(PNG), "image/png", "image/png", PNG),
+        (SVG, None, "image/svg+xml", SVG.encode()),
+        (PLOT.encode(), None, "image/svg+xml", PLOT.encode()),
+        ("text \udcff", None, "text/plain", b"text \\udcff"),
+        ("# title", "text/markdown", "text/markdown", b"# title"),
+        ("[1]", "application/json", "application/json", b"[1]"),
+        ({"a": ["ä"]}, None, "application/json", '{\n "a": [\n  "ä"\n ]\n}'.encode()),
+        ([], None, "application/json", b"[]"),
+        ([{"a": [1]}], None, "application/json", b'[\n {\n  "a": [\n   1\n  ]\n }\n]'),
+        ([{"a": 1, "b": 'x,"'}, {"c": None}], None, "text/csv", b'a,b,c\n1,"x,""",\n,,\n'),
+        ([{"a": 1}], "application/json", "application/json", b'[\n {\n  "a": 1\n }\n]'),
+    ],
+)
+async def test_data_become_bytes_of_a_media_type(
+    data: Any, named: str | None, media_type: str, content: bytes
+) -> None:
+    event = await attached("thing", data, named)
+
+    assert (event.name, event.media_type, event.data) == ("thing", media_type, content)
+    assert f"<{len(content):,} bytes>" in repr(event)
+
+
+@pytest.mark.parametrize(
+    ("suffix", "content", "media_type"),
+    [
+        (".png", PNG, "image/png"),
+        (".SVG", SVG.encode(), "image/svg+xml"),
+        (".json", b"{}", "application/json"),
+        (".csv", b"a\n1\n", "text/csv"),
+        (".md", b"a", "text/markdown"),
+        (".log", b"a", "text/plain"),
+        (".unknown", PNG, "image/png"),
+    ],
+)
+async def test_a_path_is_read_and_its_suffix_says_what_it_is(
+    tmp_path: Path, suffix: str, content: bytes, media_type: str
+) -> None:
+    path = tmp_path / f"file{suffix}"
+    path.write_bytes(content)
+
+    event = await attached("thing", path)
+
+    assert (event.media_type, event.data) == (media_type, content)
+
+
+async def test_a_missing_file_is_an_error_of_the_step(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError):
+        await attached("thing", tmp_path / "missing.png")
+
+
+LIMIT = "attachment 'thing' must have at most 1,000,000 bytes; attach less of it, or its address"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ((1, "a"), TypeError, "attach: name must be a str, not int"),
+        (("", "a"), ValueError, "attach: name must not be empty"),
+        (("thing", b"x" * 1_000_001), ValueError, LIMIT),
+        (("thing", "ä" * 500_001), ValueError, LIMIT),
+        (("thing", "a", "text/html"), ValueError, "media_type must be one of 'image/png', .*"),
+        (("thing", b"\xff\xfe"), ValueError, ".* is neither a PNG image nor text in UTF-8; .*"),
+        (("thing", b"\xff\xfe", "text/plain"), ValueError, ".* is no text/plain: .*"),
+        (("thing", "a", "image/png"), ValueError, "attachment 'thing' is no PNG image"),
+        (("thing", "{", "application/json"), ValueError, ".* is no application/json: .*"),
+        (("thing", {1}), TypeError, r"attachment 'thing' can't be written as JSON \(.*\); give .*"),
+        (("thing", {1}, "text/plain"), TypeError, ".*text/plain must be given as bytes, a str .*"),
+        (("thing", "a", "image/svg+xml"), ValueError, ".* it has no <svg>: attach a PNG image"),
+        (("thing", "<svg><"), ValueError, r".* it has a syntax error \(.*\): .*"),
+    ],
+)
+async def test_what_displays_cannot_show_is_refused(
+    arguments: Any, error: type[Exception], message: str
+) -> None:
+    with pytest.raises(error, match=message):
+        await attached(*arguments)
+
+
+@pytest.mark.parametrize(
+    "part",
+    [
+        "<script>alert(1)</script>",
+        "<SCRIPT/>",
+        "<foreignObject/>",
+        "<rect onclick='alert(1)'/>",
+        "<image href='https://example.com/a.png'/>",
+        "<image xmlns:x='http://www.w3.org/1999/xlink' x:href='//example.com/a.png'/>",
+        "<image href='data:image/svg+xml,x'/>",
+        "<style>@import 'a.css';</style>",
+        "<rect style='fill: url(https://example.com/a)'/>",
+        "<set to='javascript:alert(1)'/>",
+    ],
+)
+async def test_an_image_that_runs_or_loads_something_is_refused(part: str) -> None:
+    svg = f"<svg xmlns='http://www.w3.org/2000/svg'>{part}</svg>"
+
+    with pytest.raises(ValueError, match="must be well-formed, and neither run nor load anything"):
+        await attached("thing", svg)
+
+
+@pytest.mark.parametrize("declared", ["<!ENTITY a 'b'>", "<?xml-stylesheet href='a.css'?>"])
+async def test_an_image_with_declarations_that_expand_or_load_is_refused(declared: str) -> None:
+    with pytest.raises(ValueError, match="neither run nor load"):
+        await attached("thing", f"<svg>{declared}</svg>", "image/svg+xml")
+
+
+async def test_an_image_may_embed_another_one() -> None:
+    svg = f"<svg><image href='data:image/png;base64,AA=='/><text>{json.dumps('on')}</text></svg>"
+
+    assert (await attached("thing", svg)).media_type == "image/svg+xml"
+
+
+async def test_without_anything_that_receives_it_nothing_is_attached() -> None:
+    async def work() -> None:
+        current_step().attach("thing", object())
+
+    assert (await run_pipeline([WorkflowStep("work", work)])).all_passed
