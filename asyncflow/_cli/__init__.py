@@ -65,7 +65,7 @@ def completion(ctx: click.Context, shell: str) -> None:
 
 
 for _command in (
-    *(run, plan, runs, show, diff, stats, logs, resume, rerun, cancel, prune, forget),
+    *(run, plan, runs, show, diff, logs, stats, resume, rerun, cancel, prune, forget),
     *(ui, completion),
 ):
     commands.add_command(_command)

@@ -27,7 +27,7 @@ def test_the_command_line_reports_the_version_of_the_package(shell: Shell) -> No
 def test_the_help_lists_the_commands(shell: Shell) -> None:
     text = shell("--help").stdout
 
-    commands = "run plan runs show diff stats logs resume rerun cancel prune forget ui completion"
+    commands = "run plan runs show diff logs stats resume rerun cancel prune forget ui completion"
     assert re.findall(r"(?m)^  ([a-z]+)  +\w", text) == commands.split()
     assert "..." not in text.partition("Commands:")[2]
 

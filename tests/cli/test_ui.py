@@ -194,7 +194,7 @@ def test_there_is_a_script_for_each_shell(shell: Shell, kind: str) -> None:
 
 
 def test_commands_and_options_are_completed(shell: Shell) -> None:
-    assert completed("re") == ["resume"]
+    assert completed("re") == ["resume", "rerun"]
     assert "--keep-going" in completed("run", "--ke")
 
 
