@@ -738,9 +738,9 @@ class _Run:
                 self.is_now(self.timed_out.at_ms, deadline_ms), "at another time:", self.timed_out
             )
         elif last_ms > deadline_ms + EPSILON and not self.world.blocks:
-            stop = self.fail_stop or self.interrupted
+            stops = [stop for stop in (self.fail_stop, self.interrupted) if stop is not None]
             _require(
-                stop is not None and stop.at_ms <= deadline_ms + EPSILON,
+                any(stop.at_ms <= deadline_ms + EPSILON for stop in stops),
                 f"the deadline of {deadline_ms} ms has passed unnoticed",
             )
 

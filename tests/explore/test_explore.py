@@ -25,7 +25,7 @@ def test_random_runs_disturbed_at_random_moments_keep_every_promise(runs):
     assert failure is None, f"repeat it: python -m tests.explore --replay {failure.number}"
 
 
-@pytest.mark.parametrize("number", [77_000_015_013])
+@pytest.mark.parametrize("number", [77_000_015_013, 20_261_127_000_860_321])
 def test_a_run_that_broke_a_promise_once_keeps_it(number):
     assert explore(number, 1) is None
 
