@@ -1,6 +1,6 @@
 """What GitHub Actions shows of a run: the summary of a job, and errors at the lines that raised.
 
-`asyncflow run` and `asyncflow resume` write both by themselves. In a program of your own::
+`asyncflow run`, `resume` and `rerun` write both by themselves. In a program of your own::
 
     from asyncflow.github import write_errors, write_summary
 
@@ -33,6 +33,7 @@ from asyncflow._views.event_text import duration, plural
 from asyncflow._views.preview import shortened
 from asyncflow._views.run_end import failed_steps, lost_steps, verdict
 from asyncflow._views.run_view import RunView
+from asyncflow._views.workflow_commands import in_github_actions
 
 __all__ = ["MAX_ERRORS", "MAX_SUMMARY_BYTES", "to_markdown", "write_errors", "write_summary"]
 
@@ -85,7 +86,7 @@ def write_errors(report: RunReport, file: TextIO | None = None) -> int:
     Returns:
         How many commands were written.
     """
-    if os.environ.get("GITHUB_ACTIONS") != "true":
+    if not in_github_actions():
         return 0
     failed = [
         step
@@ -227,7 +228,7 @@ def _code(text: str, limit: int) -> str:
     return f"<code>{_text(shortened(escape_controls(text), limit))}</code>"
 
 
-_ACTIVE = r"[!#$%&*+:-@\[-`{-~]|(?<=\w)[./](?=\w)"
+_ACTIVE = re.compile(r"[!#$%&*+:-@\[-`{-~]|(?<=\w)[./](?=\w)")
 """What may be a part of Markdown, HTML, a link or a mention."""
 
 
@@ -237,9 +238,7 @@ def _text(text: str) -> str:
     A character reference never is a part of the structure of Markdown:
     https://spec.commonmark.org/0.31.2/#entity-and-numeric-character-references
     """
-    return re.sub(
-        r"[!#$%&*+:-@\[-`{-~]|(?<=\w)[./](?=\w)", lambda found: f"&#{ord(found[0])};", text
-    )
+    return _ACTIVE.sub(lambda found: f"&#{ord(found[0])};", text)
 
 
 def _size(text: str) -> int:

@@ -28,6 +28,7 @@ from asyncflow._cli.output import stdout_console, write_note
 from asyncflow._core.errors import did_you_mean, escape_controls
 from asyncflow._views.event_text import plural, subject
 from asyncflow._views.run_view import RunView
+from asyncflow._views.workflow_commands import without_commands
 from asyncflow.events import NoteEvent, RunResumed, RunStarted, StepAttached, StepLogged
 from asyncflow.journal import RunRecord, StoredEvent
 
@@ -199,7 +200,7 @@ class _NoteWriter:
         elif self._console.is_terminal:
             self._console.print(Text.assemble(*self._parts(note, moment)), soft_wrap=True)
         else:  # many times faster
-            click.echo("".join(text for text, _ in self._parts(note, moment)))
+            click.echo(without_commands("".join(text for text, _ in self._parts(note, moment))))
 
     def _parts(self, note: _Note, moment: datetime) -> Iterator[tuple[str, str]]:
         """Yield the texts of a note, each with its style."""

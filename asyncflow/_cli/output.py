@@ -19,6 +19,7 @@ import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext, redirect_stdout
 from pathlib import Path
+from typing import IO, cast
 
 import click
 from rich.console import Console
@@ -40,8 +41,10 @@ from asyncflow._core.results import (
     latest_number,
 )
 from asyncflow._core.tracebacks import format_error
+from asyncflow._runtime.log_capture import not_printed
 from asyncflow._views.event_text import plural
 from asyncflow._views.run_view import RunView
+from asyncflow._views.workflow_commands import GuardedStream, in_github_actions, without_commands
 from asyncflow.events import Event
 from asyncflow.live._theme import COLOURS, status_for_run
 
@@ -88,7 +91,8 @@ _FILE_WIDTH = 100_000
 
 def stdout_console() -> Console:
     """Return a console for results, with no limit on the width unless it is a terminal."""
-    console = Console(highlight=False, markup=False, emoji=False)
+    file = GuardedStream(sys.stdout) if in_github_actions() else None
+    console = Console(file=cast("IO[str]", file), highlight=False, markup=False, emoji=False)
     if not console.is_terminal:
         console.width = _FILE_WIDTH
     return console
@@ -246,7 +250,7 @@ def _format_traceback(result: StepResult) -> str:
 def write_note(text: str, *, quiet: bool = False) -> None:
     """Write something that is not a result to standard error, unless the user wants quiet."""
     if not quiet:
-        click.echo(text, err=True)
+        click.echo(without_commands(text), err=True)
 
 
 class _StderrHandler(logging.Handler):
@@ -254,7 +258,8 @@ class _StderrHandler(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         """Write a record."""
-        click.echo(self.format(record), err=True)
+        with not_printed():
+            write_note(self.format(record))
 
 
 @contextmanager
@@ -314,8 +319,8 @@ def explained_errors() -> Iterator[None]:
             raise  # the reader has gone, as behind `| head`: click handles it
         explained = _explain(error)
         if explained.trace:
-            click.echo(explained.trace.rstrip("\n"), err=True)
-        click.echo(f"Error: {escape_controls(explained.message)}", err=True)
+            write_note(explained.trace.rstrip("\n"))
+        write_note(f"Error: {escape_controls(explained.message)}")
         raise click.exceptions.Exit(explained.exit_code) from error
 
 

@@ -19,10 +19,11 @@ import logging
 import sys
 import threading
 import traceback
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any, TypeAlias
 
-__all__ = ["Capture", "capture"]
+__all__ = ["Capture", "capture", "not_printed"]
 
 _Find: TypeAlias = Callable[[], "tuple[Any, Any] | None"]
 """Returns the notes that keep records of the current attempt, and the attempt."""
@@ -38,7 +39,7 @@ _streams: dict[str, _Stream] = {}
 _lowered: tuple[int, int] | None = None
 """The level of the root logger before and since it was lowered."""
 _quiet = threading.local()
-"""Has an attribute while a record is written to a standard stream, which is no printed line."""
+"""Its attribute ``on`` is true while a record is written to a standard stream: no printed line."""
 
 
 class Capture:
@@ -111,6 +112,17 @@ def _found() -> tuple[Any, Any] | None:
     return None
 
 
+@contextmanager
+def not_printed() -> Iterator[None]:
+    """Keep nothing of what this thread writes to standard streams meanwhile: it is a log record."""
+    before = getattr(_quiet, "on", False)
+    _quiet.on = True
+    try:
+        yield
+    finally:
+        _quiet.on = before
+
+
 class _Handler(logging.Handler):
     def handle(self, record: logging.LogRecord) -> bool:
         # Without this handler's lock, which a record of a slow run would make all others wait for.
@@ -123,11 +135,8 @@ class _Handler(logging.Handler):
                 )
         last = logging.lastResort
         if last is not None and record.levelno >= last.level and not _is_handled(record):
-            _quiet.on = True
-            try:
+            with not_printed():
                 last.handle(record)
-            finally:
-                del _quiet.on
         return True
 
 
@@ -175,7 +184,7 @@ class _Stream:
 
     def write(self, text: str) -> int:
         written: int = self.stream.write(text)
-        if _streams.get(self._name) is self and not hasattr(_quiet, "on"):
+        if _streams.get(self._name) is self and not getattr(_quiet, "on", False):
             found = _found()
             if found is not None and found[0].prints:
                 found[0].printed(found[1], self._name, text)

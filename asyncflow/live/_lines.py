@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from asyncflow._core.errors import escape_controls
 from asyncflow._views.event_text import describe_event, subject
 from asyncflow._views.progress import progress_text
+from asyncflow._views.workflow_commands import without_commands
 from asyncflow.events import (
     AttemptStarted,
     Event,
@@ -68,7 +69,7 @@ class LineRenderer:
     def draw(self) -> None:
         text, self._text = self._text, []
         if text:
-            self._write("".join(text))
+            self._write(without_commands("".join(text)))
 
     # There is nothing to prepare or to restore.
 
