@@ -296,3 +296,28 @@ def test_a_terminal_has_colours(stored: Shell, monkeypatch: pytest.MonkeyPatch) 
 
     assert isinstance(terminal.file, io.StringIO)
     assert "\x1b[1;31mERROR    \x1b[0m\x1b[36mload[2]  \x1b[0mrow 3\n" in terminal.file.getvalue()
+
+
+def test_a_log_record_on_standard_error_is_no_printed_line(
+    shell: Shell, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(logging.root, "handlers", [])  # pytest's
+    shell.write(
+        "says.py",
+        """
+        import logging
+        from asyncflow import Pipeline
+
+        pipeline = Pipeline("says")
+
+        @pipeline.step
+        async def say():
+            print("printed")
+            logging.getLogger("x").warning("logged")
+        """,
+    )
+
+    shell("run", "says:pipeline", "--logs", "INFO", "--prints", "--run-id", "r", "--quiet")
+
+    notes = [json.loads(line) for line in shell("logs", "r", "--json").stdout.splitlines()]
+    assert [note["message"] for note in notes] == ["printed", "logged"]
