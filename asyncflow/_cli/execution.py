@@ -254,7 +254,7 @@ def report_end(execution: Execution, end: RunEnd) -> int:
     if flags.trace is not None:
         view = RunView(end.events)
         write_trace(flags.trace, view, view.at_ms)
-        write_note(f"trace: {flags.trace}", quiet=flags.quiet)
+        write_note(f"Trace: {flags.trace}", quiet=flags.quiet)
     if execution.journal is not None:
         hint = _next_command(execution, report, execution.journal)
         write_note(escape_controls(hint), quiet=flags.quiet)

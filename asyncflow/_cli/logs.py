@@ -24,7 +24,7 @@ from asyncflow._cli.options import (
     require_journal,
     run_argument,
 )
-from asyncflow._cli.output import stdout_console, write_note
+from asyncflow._cli.output import some_of, stdout_console, write_note
 from asyncflow._core.errors import did_you_mean, escape_controls
 from asyncflow._views.event_text import plural, subject
 from asyncflow._views.run_view import RunView
@@ -126,12 +126,12 @@ async def _show(
         starts = [event for event in events if isinstance(event, RunStarted | RunResumed)]
         names = {name for event in starts for name in event.dependencies}
         wanted = _Wanted(*_step_and_item(step, names), level, as_json, directory)
-        writer = _NoteWriter(RunView(events), names, wanted)
+        writer = _NoteWriter(RunView(events), wanted)
         shown = await _show_notes(journal, record, wanted, writer, follow=follow)
         if not shown and not await journal.notes(record.run_id, **wanted.filter | _ANY):
             write_note(_no_logs(record))
         elif not shown:
-            write_note("nothing matches")
+            write_note("nothing matches; without STEP and --level, the command shows all")
         if writer.saved:
             write_note(f"saved {plural(writer.saved, 'attachment')} in {directory}")
 
@@ -165,7 +165,9 @@ def _step_and_item(text: str | None, names: set[str]) -> tuple[str | None, int |
     found = re.fullmatch(r"(?s)(.*)\[(\d+)\]", text)
     if found is not None and found[1] in names:
         return found[1], int(found[2])
-    nearest = did_you_mean(text if found is None else found[1], sorted(names))
+    known = sorted(names)
+    nearest = did_you_mean(text if found is None else found[1], known)
+    nearest = nearest or f"; it has {some_of(known)}"
     raise click.UsageError(escape_controls(f"the run has no step {text!r}{nearest}"))
 
 
@@ -179,11 +181,17 @@ def _no_logs(record: RunRecord) -> str:
 class _NoteWriter:
     """Writes notes to standard output."""
 
-    def __init__(self, view: RunView, names: set[str], wanted: _Wanted) -> None:
+    def __init__(self, view: RunView, wanted: _Wanted) -> None:
         self._view = view
         self._wanted = wanted
         self._console = stdout_console()
-        self._width = min(max(map(len, names), default=0), _WIDEST_LABEL)
+        labels = [
+            len(_label(escape_controls(each.name), len(each.attempts)))
+            for step in view.steps.values()
+            if wanted.step in (None, step.name)
+            for each in (step, *(step.items or {}).values())
+        ]
+        self._width = min(max(labels, default=0), _WIDEST_LABEL)
         self.saved = 0
 
     def write(self, stored: StoredEvent) -> None:
@@ -204,7 +212,7 @@ class _NoteWriter:
 
     def _parts(self, note: _Note, moment: datetime) -> Iterator[tuple[str, str]]:
         """Yield the texts of a note, each with its style."""
-        label = f"{subject(note)}#{note.attempt}" if note.attempt > 1 else subject(note)
+        label = _label(subject(note), note.attempt)
         self._width = max(self._width, min(len(label), _WIDEST_LABEL))
         if isinstance(note, StepAttached):
             level, lines = _ATTACHED, [f"{note.name} ({note.media_type})"]
@@ -218,6 +226,10 @@ class _NoteWriter:
         yield first, ""
         for line in rest:
             yield f"\n{_INDENT}{line}", ""
+
+
+def _label(name: str, attempt: int) -> str:
+    return f"{name}#{attempt}" if attempt > 1 else name
 
 
 def _level(note: StepLogged) -> str:

@@ -375,7 +375,7 @@ _RUN_OPTIONS: Sequence[Callable[[Any], Any]] = (
         "--logs",
         metavar="LEVEL",
         type=_LEVEL,
-        help="Store what steps log in the journal, from this level on.",
+        help="Store what steps log in the journal, from this level on; `asyncflow logs` shows it.",
     ),
     click.option("--prints", is_flag=True, help="Store what steps print in the journal."),
     log_options,

@@ -16,7 +16,7 @@ import logging
 import re
 import sys
 import traceback
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext, redirect_stdout
 from pathlib import Path
 from typing import IO, cast
@@ -63,6 +63,7 @@ __all__ = [
     "format_tracebacks",
     "load_html_writer",
     "logs_on_stderr",
+    "some_of",
     "stdout_console",
     "stdout_for_results_only",
     "write_html",
@@ -82,6 +83,7 @@ INTERRUPTED = 130
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 """The errors of a file, or the device below it, that takes no more data."""
 _STATUS = re.compile(rf"(?m)^\[(?P<step>{'|'.join(StepStatus)}) *\] |^Pipeline (?P<run>[A-Z]+)$")
+_MOST_NAMES = 10
 _FILE_WIDTH = 100_000
 """How many characters a line of a file or a pipe may have."""
 
@@ -245,6 +247,13 @@ def _format_traceback(result: StepResult) -> str:
 
 
 # Everything else.
+
+
+def some_of(names: Sequence[str]) -> str:
+    """Return the first ten names, and how many more there are."""
+    some = ", ".join(escape_controls(name) or '""' for name in names[:_MOST_NAMES])
+    more = f" and {len(names) - _MOST_NAMES} more" if len(names) > _MOST_NAMES else ""
+    return f"{some}{more}"
 
 
 def write_note(text: str, *, quiet: bool = False) -> None:

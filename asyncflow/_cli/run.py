@@ -30,6 +30,7 @@ from asyncflow._cli.output import (
     INVALID,
     CommandError,
     logs_on_stderr,
+    some_of,
     stdout_for_results_only,
 )
 from asyncflow._core.errors import did_you_mean, escape_controls
@@ -207,7 +208,7 @@ def _checked_steps(from_steps: Sequence[str], loaded: LoadedPipeline) -> Sequenc
     names = [step.name for step in loaded.orchestrator.steps]
     for name in from_steps:
         if name not in names:
-            hint = did_you_mean(name, names)
+            hint = did_you_mean(name, names) or f"; there are {some_of(names)}"
             raise click.UsageError(f"--from names {name!r}, which is no step{hint}")
     return from_steps
 

@@ -25,7 +25,7 @@ from asyncflow._cli.options import (
     open_journal,
     require_journal,
 )
-from asyncflow._cli.output import NOT_FOUND, CommandError, stdout_console, write_note
+from asyncflow._cli.output import NOT_FOUND, CommandError, some_of, stdout_console, write_note
 from asyncflow._core.errors import did_you_mean, escape_controls
 from asyncflow._core.statistics import StepOutcome
 from asyncflow._views.event_text import duration, plural
@@ -41,7 +41,6 @@ _GAP = "  "
 _HEADER = ("MEDIAN", "P95", "LAST", "FLAKY")
 _RUN, _DURATION = "run", "duration"
 _LEAST_NAME, _LEAST_GRID = 16, 10
-_MOST_NAMES = 10
 _BARS, _ASCII_BARS = "▁▂▃▄▅▆▇█", "12345678"
 _ASCII_SYMBOLS = {"↻": "r", "=": "="}
 """For the symbols that no theme has."""
@@ -92,16 +91,10 @@ async def _read(journal: str, pipeline: str | None, count: int) -> PipelineStati
     if not names:
         raise CommandError(f"journal {journal!r} has no runs", NOT_FOUND)
     if pipeline is None:
-        raise click.UsageError(f"name one of the pipelines: {_named(names)}")
+        raise click.UsageError(f"name one of the pipelines: {some_of(names)}")
     problem = f"journal {journal!r} has no runs of pipeline {pipeline!r}"
-    nearest = did_you_mean(pipeline, names) or f"; it has those of {_named(names)}"
+    nearest = did_you_mean(pipeline, names) or f"; it has those of {some_of(names)}"
     raise CommandError(f"{problem}{nearest}", NOT_FOUND)
-
-
-def _named(names: Sequence[str]) -> str:
-    some = ", ".join(escape_controls(name) or '""' for name in names[:_MOST_NAMES])
-    more = f" and {len(names) - _MOST_NAMES} more" if len(names) > _MOST_NAMES else ""
-    return f"{some}{more}"
 
 
 class _GridRow(NamedTuple):

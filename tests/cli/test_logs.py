@@ -83,7 +83,7 @@ def test_each_record_is_a_line_with_time_level_step_and_message(stored: Shell) -
     lines = texts(stored("logs", "monday"))
 
     assert lines[:5] == [
-        "INFO     extract  asking for rows",
+        "INFO     extract    asking for rows",
         "INFO     extract#2  asking for rows",
         "ATTACHED extract#2  ../rows.csv (text/plain)",
         "DEBUG    load[0]    row 1",
@@ -119,6 +119,12 @@ def test_an_unknown_step_is_named_with_the_nearest(stored: Shell, name: str) -> 
     assert f"the run has no step '{name}' (did you mean 'load'?)" in result.stderr
 
 
+def test_an_unknown_step_without_a_near_one_is_answered_with_the_steps(stored: Shell) -> None:
+    result = stored("logs", "monday", "q", exits=2)
+
+    assert "the run has no step 'q'; it has extract, load" in result.stderr
+
+
 def test_an_unknown_run_is_not_found(stored: Shell) -> None:
     assert "'tuesday'" in stored("logs", "tuesday", exits=4).stderr
 
@@ -126,7 +132,7 @@ def test_an_unknown_run_is_not_found(stored: Shell) -> None:
 def test_a_level_leaves_lower_records_and_attachments_out(stored: Shell) -> None:
     lines = texts(stored("logs", "monday", "--level", "error"))
 
-    assert lines[0] == "ERROR    load[2]  row 3"
+    assert lines[0] == "ERROR    load[2]    row 3"
     assert sum(not line.startswith("    ") for line in lines) == 1
 
 
@@ -201,7 +207,9 @@ def test_a_run_without_logs_says_how_to_keep_them(shell: Shell) -> None:
 
 
 def test_a_filter_that_matches_nothing_says_so(stored: Shell) -> None:
-    assert stored("logs", "monday", "--level", "CRITICAL").stderr == "nothing matches\n"
+    way_out = "nothing matches; without STEP and --level, the command shows all\n"
+    assert stored("logs", "monday", "--level", "CRITICAL").stderr == way_out
+    assert stored("logs", "monday", "load[99]").stderr == way_out
 
 
 def test_an_unusual_level_is_a_number(shell: Shell) -> None:
@@ -266,7 +274,7 @@ def test_following_shows_what_comes_until_the_run_ends(
     wanted = module._Wanted(None, None, None, False, None)
 
     async def follow() -> int:
-        lines = module._NoteWriter(view, {"s"}, wanted)
+        lines = module._NoteWriter(view, wanted)
         shown: int = await module._show_notes(
             journal, await journal.record("r"), wanted, lines, follow=True
         )
@@ -295,7 +303,7 @@ def test_a_terminal_has_colours(stored: Shell, monkeypatch: pytest.MonkeyPatch) 
     stored("logs", "monday", "--level", "ERROR")
 
     assert isinstance(terminal.file, io.StringIO)
-    assert "\x1b[1;31mERROR    \x1b[0m\x1b[36mload[2]  \x1b[0mrow 3\n" in terminal.file.getvalue()
+    assert "\x1b[1;31mERROR    \x1b[0m\x1b[36mload[2]    \x1b[0mrow 3\n" in terminal.file.getvalue()
 
 
 def test_a_log_record_on_standard_error_is_no_printed_line(

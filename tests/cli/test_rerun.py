@@ -125,6 +125,11 @@ def test_a_fork_that_fails_can_be_resumed(failed: Shell) -> None:
             "--from names 'laod', which is no step (did you mean 'load'?)",
         ),
         (["first", "shop:pipeline", "--run-id", "first"], 3, "a fork of run 'first' needs another"),
+        (
+            ["first", "shop:pipeline", "--from", "q"],
+            2,
+            "--from names 'q', which is no step; there are extract, load, mail",
+        ),
         (["first", "shop:pipeline", "--run-id", "-x"], 2, "choose another one"),
         (["first", "shop:pipeline", "--input", "tabel=x"], 2, "did you mean 'table'?"),
         (["first", "shop:pipeline", "--wait"], 2, "No such option '--wait'"),

@@ -20,7 +20,7 @@ def test_a_resumed_run_writes_the_trace_of_all_its_segments(shell: Shell) -> Non
     result = shell("resume", "r1", "etl:failing", "--trace", "resumed.json", exits=1)
     shell("show", "r1", "--trace", "shown.json")
 
-    assert f"trace: {shell.directory / 'resumed.json'}\n" in result.stderr
+    assert f"Trace: {shell.directory / 'resumed.json'}\n" in result.stderr
     assert "run" in _names(shell, "first.json")
     assert {"segment 1", "segment 2"} < {*_names(shell, "resumed.json")}
     assert _names(shell, "resumed.json") == _names(shell, "shown.json")
