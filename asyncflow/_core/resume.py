@@ -186,7 +186,7 @@ def fork(
     """
     known = _of_plan(origin.settled(), plan)
     reasons = _of_takers(plan, bindings, conditions, other_inputs)
-    reasons |= dict.fromkeys(from_steps, "it was asked to run again")
+    reasons |= dict.fromkeys(from_steps, "the fork starts from it")
     # Unlike a resumption, a fork does not have what was stored before its step became secret.
     secret = secret_steps(plan)
     found = _judge(origin, plan, known, reasons, secret, bindings, conditions, afresh=True)

@@ -135,7 +135,7 @@ class TestWhatIsTakenOver:
 
         assert taken(report) == ["extract", "count"]
         assert work.calls == {"extract": 1, "clean": 2, "count": 1, "load": 2}
-        assert report["clean"].rerun_reason == "it was asked to run again"
+        assert report["clean"].rerun_reason == "the fork starts from it"
         assert report["load"].rerun_reason == "step 'clean', which it depends on, runs again"
         assert not report["clean"].reused
         assert report["extract"].reused

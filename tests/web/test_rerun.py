@@ -87,7 +87,7 @@ async def test_steps_and_typed_inputs_are_chosen(
         [],
     ]
     assert reports[1]["load"].output == "t 2026-02-03"
-    assert reports[2]["extract"].rerun_reason == "it was asked to run again"
+    assert reports[2]["extract"].rerun_reason == "the fork starts from it"
 
 
 @pytest.mark.parametrize(
