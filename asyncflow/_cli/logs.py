@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import mimetypes
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -24,7 +25,7 @@ from asyncflow._cli.options import (
     require_journal,
     run_argument,
 )
-from asyncflow._cli.output import some_of, stdout_console, write_note
+from asyncflow._cli.output import RUN_FAILED, CommandError, some_of, stdout_console, write_note
 from asyncflow._core.errors import did_you_mean, escape_controls
 from asyncflow._views.event_text import plural, subject
 from asyncflow._views.run_view import RunView
@@ -199,8 +200,12 @@ class _NoteWriter:
         note: Any = stored.event
         directory = self._wanted.directory
         if directory is not None and isinstance(note, StepAttached):
-            directory.mkdir(parents=True, exist_ok=True)
-            (directory / _file_name(stored.position, note)).write_bytes(note.data)
+            try:
+                directory.mkdir(parents=True, exist_ok=True)
+                (directory / _file_name(stored.position, note)).write_bytes(note.data)
+            except OSError as error:
+                problem = f"attachments can't be saved in {directory}: {error}"
+                raise CommandError(problem, RUN_FAILED) from error
             self.saved += 1
         moment = datetime.fromtimestamp(self._view.wall_time_of(note.at_ms)).astimezone()
         if self._wanted.as_json:
@@ -257,4 +262,6 @@ def _file_name(position: int, note: StepAttached) -> str:
     item = "" if note.item is None else f"-{note.item}"
     parts = (note.step, note.name)
     step, name = (re.sub(r"[^A-Za-z0-9_.-]+", "_", part)[-_LONGEST_NAME:] for part in parts)
-    return f"{position}-{step}{item}-{name}"
+    has_suffix = re.fullmatch(r".*\.[A-Za-z]\w*", name)
+    suffix = None if has_suffix else mimetypes.guess_extension(note.media_type)
+    return f"{position}-{step}{item}-{name}{suffix or ''}"

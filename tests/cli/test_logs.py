@@ -17,7 +17,7 @@ from rich.console import Console
 
 from asyncflow import WorkflowStep, current_step, run_pipeline
 from asyncflow._views.run_view import RunView
-from asyncflow.events import RunStarted, StepLogged
+from asyncflow.events import RunStarted, StepAttached, StepLogged
 from asyncflow.journal import RunRecord, SQLiteJournal, StoredEvent
 from asyncflow.testing import run_in_virtual_time
 
@@ -329,3 +329,29 @@ def test_a_log_record_on_standard_error_is_no_printed_line(
 
     notes = [json.loads(line) for line in shell("logs", "r", "--json").stdout.splitlines()]
     assert [note["message"] for note in notes] == ["printed", "logged"]
+
+
+def test_a_directory_for_attachments_that_cannot_be_made_is_explained(stored: Shell) -> None:
+    (stored.directory / "file").touch()
+
+    result = stored("logs", "monday", "--attachments", "file/below", exits=1)
+
+    assert result.stderr.startswith("Error: attachments can't be saved in file/below: ")
+
+
+@pytest.mark.parametrize(
+    ("name", "media_type", "file"),
+    [
+        ("by country", "text/csv", "7-s-by_country.csv"),
+        ("rows.tsv", "text/plain", "7-s-rows.tsv"),
+        ("note", "text/markdown", "7-s-note.md"),
+        ("v1.2 of it", "application/json", "7-s-v1.2_of_it.json"),
+        ("x", "", "7-s-x"),
+    ],
+)
+def test_an_attachment_is_a_file_with_the_suffix_of_its_type(
+    name: str, media_type: str, file: str
+) -> None:
+    note = StepAttached("s", 1, 0.0, name, media_type, b"")
+
+    assert module._file_name(7, note) == file
