@@ -97,7 +97,8 @@ def check_files(html: Path | None, trace: Path | None, journal: str) -> None:
             _check_is_not_of_journal(option, path, journal)
     if html is not None:
         if trace is not None and html.resolve() == trace.resolve():
-            raise click.BadParameter("it is the file of --html; name another one", param_hint="'--trace'")
+            problem = "it is the file of --html; name another one"
+            raise click.BadParameter(problem, param_hint="'--trace'")
         load_html_writer()
 
 
