@@ -117,11 +117,12 @@ def _note(step: StepView) -> str:
 
 
 def _message(error: BaseException) -> str:
-    """Return an error in words; of a group, with its first error."""
+    """Return an error in words; of a group, with its first error, unless its message has that."""
     parts = [describe_error(error)]
     while isinstance(error, BaseExceptionGroup):
         error = error.exceptions[0]
-        parts.append(describe_error(error))
+        if (described := describe_error(error)) not in parts[-1]:
+            parts.append(described)
     return ": ".join(parts)
 
 

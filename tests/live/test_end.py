@@ -142,6 +142,15 @@ def test_a_group_is_shown_with_its_first_error() -> None:
     assert "  ExceptionGroup: 2 failed (2 sub-exceptions): ValueError: first" in lines
 
 
+def test_the_error_of_an_item_is_shown_once() -> None:
+    group = ExceptionGroup("the first is t[3]: OSError: x", [OSError("x")])
+
+    lines = lines_of(run_of_40({"train": group}))
+
+    shown = [line for line in lines if "OSError" in line]
+    assert shown == ["  ExceptionGroup: the first is t[3]: OSError: x (1 sub-exception)"]
+
+
 def test_a_path_elsewhere_stays_as_it_is() -> None:
     trace = 'Traceback (most recent call last):\n  File "/srv/etl.py", line 3, in go\nValueError: x'
 
