@@ -129,11 +129,11 @@ async def _free_name(journal: AnyJournal) -> str:
 
 async def _execute(execution: Execution, run_id: str, journal: AnyJournal | None) -> RunEnd:
     events: list[Event] = []
-    if execution.fork is not None:
-        origin, quiet = execution.fork.run_id, execution.flags.quiet
-        write_note(escape_controls(f"run {run_id}, a fork of run {origin}"), quiet=quiet)
 
     def observe(event: Event) -> None:
+        if not events and execution.fork is not None:  # it was not refused
+            origin, quiet = execution.fork.run_id, execution.flags.quiet
+            write_note(escape_controls(f"run {run_id}, a fork of run {origin}"), quiet=quiet)
         if journal is None or not events:  # the journal has the others
             events.append(event)
 

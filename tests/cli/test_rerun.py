@@ -142,6 +142,7 @@ def test_a_refusal_says_what_to_do(
     result = failed("rerun", *arguments, exits=exits)
 
     assert words in result.stderr.replace("\n", " ")
+    assert "a fork of run first" not in result.stderr
     assert calls(failed) == []
 
 
