@@ -169,9 +169,9 @@ class StepContext:
     def attach(self, name: str, data_or_path: object, media_type: str | None = None) -> None:
         """Attach data for people to look at, such as a plot or a table.
 
-        Displays show it and never execute it. A journal stores it. Any thread may call it. It does
-        nothing without a journal and observers. What a step with ``secret=True`` attaches is left
-        out.
+        Displays show it and never execute it. A journal stores it. Any thread may call it. Without
+        a journal and observers it does nothing, and checks no more than the name. What a step with
+        ``secret=True`` attaches is left out.
 
         Args:
             name: What displays call it.

@@ -255,6 +255,11 @@ _READ_S = 0.1
 """How long what a process says waits until it is read."""
 
 
+def _whole(number: float) -> float:
+    """Return a number that came as a float as the integer that it was, if it was one."""
+    return int(number) if number.is_integer() else number
+
+
 class _NoteReader:
     """Reads what a process says, a few times a second, from the file that the process writes."""
 
@@ -286,7 +291,8 @@ class _NoteReader:
             if count != self._count:
                 self._count = count
                 unit = unit.rstrip(b"\0").decode(errors="ignore")
-                self._notes.progress(self._running, done, None if total != total else total, unit)
+                amount = None if math.isnan(total) else _whole(total)
+                self._notes.progress(self._running, _whole(done), amount, unit)
         size = os.fstat(self.wanted[0]).st_size
         while self._at + 4 <= size:
             length = int.from_bytes(os.pread(self.wanted[0], 4, self._at), "little")

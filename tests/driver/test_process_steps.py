@@ -392,7 +392,7 @@ def test_what_a_process_says_is_stored_and_reported_while_it_runs(tmp_path):
     assert logged == [("speaking", "waiting"), ("stdout", "no end")]
     assert [each.data for each in notes if isinstance(each, StepAttached)] == [b"x\n1\n"]
     (progress,) = [each for each in notes if isinstance(each, StepProgressed)]
-    assert (progress.done, progress.total, progress.unit) == (2, 3, "rows")
+    assert repr((progress.done, progress.total, progress.unit)) == "(2, 3, 'rows')"
     assert {type(each) for each in seen} >= {StepLogged, StepAttached, StepProgressed}
 
 
