@@ -123,26 +123,26 @@ def test_pauses_of_a_resumed_run_are_as_long_as_they_were() -> None:
 
 
 async def test_items_have_lines_of_their_own_and_no_value_is_in_it() -> None:
-    async def numbers() -> list[int]:
-        return [71_001, 71_002, 71_003]
+    async def fruits() -> list[str]:
+        return ["kiwi 1", "kiwi 2", "kiwi 3"]
 
-    async def square(number: int) -> int:
-        if number == 71_003:
+    async def eat(fruit: str) -> str:
+        if fruit == "kiwi 3":
             raise ValueError("odd")
-        return number * number
+        return fruit * 2
 
     events: list[Event] = []
     steps = [
-        WorkflowStep("numbers", numbers),
-        WorkflowStep("square", square, map_over="numbers", depends_on={"number": "numbers"}),
+        WorkflowStep("fruits", fruits),
+        WorkflowStep("eat", eat, map_over="fruits", depends_on={"fruit": "fruits"}),
     ]
     await run_pipeline(steps, fail_fast=False, observers=[events.append])
     assert isinstance(events[-1], RunFinished)
     trace = to_trace(RunView(events), now_ms=0.0)
 
     slices = _slices(trace)
-    steps_ = ["numbers", "square", "square[0]", "square[1]", "square[2]"]
+    steps_ = ["eat", "eat[0]", "eat[1]", "eat[2]", "fruits"]
     assert ["run", *(f"step {name}" for name in steps_)] == sorted(slices)
-    assert slices["step square[2]"][0][4]["error"] == "ValueError: odd"
-    assert slices["step square"][0][4]["depends on"] == "numbers"
-    assert "7100" not in json.dumps(trace)
+    assert slices["step eat[2]"][0][4]["error"] == "ValueError: odd"
+    assert slices["step eat"][0][4]["depends on"] == "fruits"
+    assert "kiwi" not in json.dumps(trace)
