@@ -24,6 +24,7 @@ from asyncflow._views.run_view import RunView
 from asyncflow.events import Event
 from asyncflow.html_report._event_log import event_log, log_of_report
 from asyncflow.html_report._page import page
+from asyncflow.html_report._page_model import PageContext
 
 __all__ = ["to_html"]
 
@@ -67,4 +68,5 @@ def to_html(
         view, log = RunView(events), event_log(events)
     if not resume and view.fingerprints:  # only a run with a journal has them
         resume = f"asyncflow resume {shlex.quote(view.run_id)} MODULE:PIPELINE --journal JOURNAL"
-    return page(view, log, now_ms=view.at_ms, notes=said, resume=resume, usual_ms=usual_ms)
+    context = PageContext(said, resume=resume, usual_ms=usual_ms or {})
+    return page(view, log, context, now_ms=view.at_ms)

@@ -13,13 +13,13 @@ from typing import Any, NamedTuple
 from asyncflow._views.axis import ticks
 from asyncflow._views.dag import draw_graph
 from asyncflow._views.event_text import duration
-from asyncflow._views.notes import RunNotes
 from asyncflow._views.preview import moment_iso, moment_text
 from asyncflow._views.run_view import RunView
 from asyncflow.html_report._event_log import EventLog
 from asyncflow.html_report._page_model import (
+    NO_CONTEXT,
+    PageContext,
     PageModel,
-    RelatedRuns,
     line_text,
     name_text,
     reason_text,
@@ -75,8 +75,6 @@ class Live(NamedTuple):
     """The details of one step, as HTML; the query names it."""
     notes_url: str = ""
     """The notes of the run, as JSON."""
-    attachments_url: str = ""
-    """What its steps have attached, each with a slash and its position after this."""
     pipeline_url: str | None = None
     """The page of the run's pipeline."""
 
@@ -84,14 +82,10 @@ class Live(NamedTuple):
 def page(
     view: RunView,
     log: EventLog,
+    context: PageContext = NO_CONTEXT,
     *,
     now_ms: float,
-    notes: RunNotes | None = None,
     live: Live | None = None,
-    is_orphaned: bool = False,
-    resume: str = "",
-    related: RelatedRuns | None = None,
-    usual_ms: Mapping[str, float] | None = None,
 ) -> str:
     """Return the page of a run.
 
@@ -101,30 +95,15 @@ def page(
     Args:
         view: The run.
         log: What happened in it.
+        context: What else the page says of it.
         now_ms: The moment that it shows, in milliseconds since the run started.
-        notes: What its steps have said.
         live: What it needs to follow the run; ``None`` for a page of its own.
-        is_orphaned: Whether the run has not ended and its process is gone.
-        resume: The command that resumes the run, which is shown if it can be resumed.
-        related: The runs that it links to.
-        usual_ms: How long steps usually take, by name.
     """
     style, script = asset("page.css"), asset("page.js")
-    attachments_url = live.attachments_url if live else ""
-    found = sections(
-        view,
-        log,
-        now_ms=now_ms,
-        notes=notes,
-        is_orphaned=is_orphaned,
-        attachments_url=attachments_url,
-        resume=resume,
-        related=related,
-        usual_ms=usual_ms,
-    )
+    found = sections(view, log, context, now_ms=now_ms)
     return _template("page.html").render(
         sections={name: Markup(html) for name, html in found.items()},
-        model=PageModel(view, now_ms, is_orphaned=is_orphaned),
+        model=PageModel(view, now_ms, PageContext(is_orphaned=context.is_orphaned)),
         live=live,
         style=Markup(style),
         script=Markup(script),
@@ -138,18 +117,9 @@ def page_policy(*, is_live: bool) -> str:
 
 
 def sections(
-    view: RunView,
-    log: EventLog,
-    *,
-    now_ms: float,
-    notes: RunNotes | None = None,
-    is_orphaned: bool = False,
-    attachments_url: str = "",
-    resume: str = "",
-    related: RelatedRuns | None = None,
-    usual_ms: Mapping[str, float] | None = None,
+    view: RunView, log: EventLog, context: PageContext = NO_CONTEXT, *, now_ms: float
 ) -> dict[str, str]:
-    """Return the sections of a page, which change while its run does.
+    """Return the sections of a page, which change while its run does. See `page`.
 
     Returns:
         The inner HTML of each section, by the ``id`` of its element. The script's
@@ -158,61 +128,29 @@ def sections(
     """
     if not view.segments:
         raise ValueError("a page needs the events of a run, from its first one on")
-    model = PageModel(
-        view,
-        now_ms,
-        notes=notes,
-        is_orphaned=is_orphaned,
-        attachments_url=attachments_url,
-        related=related,
-        usual_ms=usual_ms,
-    )
-    given = _given(model, log, resume if _can_resume(model) else "")
+    given = _given(PageModel(view, now_ms, context), log)
     return {name: _template(f"{name}.html").render(given).strip() for name in _SECTIONS}
 
 
-def details(
-    view: RunView,
-    step: str,
-    *,
-    now_ms: float,
-    notes: RunNotes | None = None,
-    is_orphaned: bool = False,
-    attachments_url: str = "",
-    related: RelatedRuns | None = None,
-    usual_ms: Mapping[str, float] | None = None,
-) -> str:
+def details(view: RunView, step: str, context: PageContext = NO_CONTEXT, *, now_ms: float) -> str:
     """Return the details of one step as HTML: as in the page, but whole.
 
     Args:
         view: The run.
         step: The name of the step.
+        context: What else the page says of it.
         now_ms: As for `page`.
-        notes: As for `page`.
-        is_orphaned: As for `page`.
-        attachments_url: As in `Live`.
-        related: As for `page`.
-        usual_ms: As for `page`.
 
     Raises:
         KeyError: The run has no such step.
     """
-    model = PageModel(
-        view,
-        now_ms,
-        notes=notes,
-        is_orphaned=is_orphaned,
-        attachments_url=attachments_url,
-        usual_ms=usual_ms,
-        only=step,
-        related=related,
-    )
+    model = PageModel(view, now_ms, context, only=step)
     given = {"model": model, "view": view, "now_ms": now_ms, "names": [step], "is_alone": True}
     return _template("details.html").render(given).strip()
 
 
 def _can_resume(model: PageModel) -> bool:
-    return model.is_orphaned or model.view.outcome in ("failed", "interrupted")
+    return model.context.is_orphaned or model.view.outcome in ("failed", "interrupted")
 
 
 def security_policy(styles: Sequence[str], scripts: Sequence[str], *, is_live: bool = False) -> str:
@@ -259,7 +197,7 @@ def _source(text: str) -> str:
     return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
 
 
-def _given(model: PageModel, log: EventLog, resume: str) -> Mapping[str, Any]:
+def _given(model: PageModel, log: EventLog) -> Mapping[str, Any]:
     view = model.view
     return {
         "model": model,
@@ -271,7 +209,7 @@ def _given(model: PageModel, log: EventLog, resume: str) -> Mapping[str, Any]:
         "graph": draw_graph(view.dependencies) if model.is_drawn else None,
         "names": list(view.steps),
         "log": log,
-        "resume": resume,
+        "resume": model.context.resume if _can_resume(model) else "",
         "is_alone": False,
     }
 

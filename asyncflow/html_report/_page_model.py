@@ -33,9 +33,11 @@ from asyncflow.html_report._timeline import (
 )
 
 __all__ = [
+    "NO_CONTEXT",
     "RUN_BADGES",
     "ConcurrencyStrip",
     "NestedRun",
+    "PageContext",
     "PageModel",
     "RelatedRuns",
     "StatusBadge",
@@ -154,6 +156,27 @@ class RelatedRuns(NamedTuple):
     """The runs that each step has started, by its name."""
 
 
+class PageContext(NamedTuple):
+    """What a page says of a run beside its events."""
+
+    notes: RunNotes | None = None
+    """What its steps have said."""
+    is_orphaned: bool = False
+    """Whether the run has not ended and its process is gone."""
+    resume: str = ""
+    """The command that resumes the run, which is shown if it can be resumed."""
+    related: RelatedRuns = RelatedRuns()
+    """The runs that it links to."""
+    usual_ms: Mapping[str, float] = {}
+    """How many milliseconds each step usually takes, by name, as far as that is known."""
+    attachments_url: str = ""
+    """Where a server has what its steps have attached, each with a slash and its position after
+    this; empty if no server has the page."""
+
+
+NO_CONTEXT = PageContext()
+
+
 class TierRows(NamedTuple):
     """A tier of the timeline."""
 
@@ -175,36 +198,28 @@ class PageModel:
     Attributes:
         view: The run.
         now_ms: The moment that is shown, in milliseconds since the run started.
-        is_orphaned: Whether the run has not ended and its process is gone.
+        context: What the page says beside the events of the run.
         is_served: Whether a server has what the page leaves out.
         notes: What its steps have said.
         numbers: The number of each step, which identifies it in the page.
         causes: For each step that a failure skipped or cancelled, the step that failed.
         path: The critical path.
-        related: The runs that it links to.
         needed_by: For each step, the steps that depend on it.
         timeline: The scale of the timeline.
-        usual_ms: How many milliseconds each step usually takes, as far as that is known.
     """
 
     def __init__(
         self,
         view: RunView,
         now_ms: float,
+        context: PageContext = NO_CONTEXT,
         *,
-        notes: RunNotes | None = None,
-        is_orphaned: bool = False,
-        attachments_url: str = "",
         only: str | None = None,
-        related: RelatedRuns | None = None,
-        usual_ms: Mapping[str, float] | None = None,
     ) -> None:
         self.view = view
-        self.related = related or RelatedRuns()
-        self.usual_ms = usual_ms or {}
         self.now_ms = now_ms
-        self.is_orphaned = is_orphaned
-        self.is_served = bool(attachments_url)
+        self.context = context
+        self.is_served = bool(context.attachments_url)
         self._only = only
         self._traces: dict[int, Preview] = {}
         self.numbers = {name: number for number, name in enumerate(view.steps)}
@@ -230,11 +245,11 @@ class PageModel:
         self._outputs = self._within_limits(_ALL_OUTPUTS - taken)
         self.notes = NotesModel(
             view,
-            notes or RunNotes(),
+            context.notes or RunNotes(),
             self.detailed,
             now_ms,
-            is_orphaned=is_orphaned,
-            attachments_url=attachments_url,
+            is_orphaned=context.is_orphaned,
+            attachments_url=context.attachments_url,
         )
         errors = sum(
             attempt.error is not None for step in view.steps.values() for attempt in step.attempts
@@ -246,7 +261,7 @@ class PageModel:
     @property
     def badge(self) -> StatusBadge:
         """The status of the run."""
-        word = "ORPHANED" if self.is_orphaned else self.view.word
+        word = "ORPHANED" if self.context.is_orphaned else self.view.word
         return StatusBadge(*RUN_BADGES[word], word)
 
     @property
@@ -257,12 +272,12 @@ class PageModel:
     @property
     def origin_url(self) -> str:
         """The page of the run that it is a fork of; empty if there is none."""
-        return self.related.urls.get(self.view.forked_from, "")
+        return self.context.related.urls.get(self.view.forked_from, "")
 
     @property
     def parent_url(self) -> str:
         """The page of its parent, at the step that started it; empty if there is none."""
-        url = self.related.urls.get(self.view.parent, "")
+        url = self.context.related.urls.get(self.view.parent, "")
         return url and f"{url}#step={quote(name_text(self.view.parent_step), safe='')}"
 
     @property
@@ -526,7 +541,7 @@ class PageModel:
         ``None`` for an item, and if that is not known, or not on the axis: later than the run has
         come, or in a pause.
         """
-        usual_ms = self.usual_ms.get(step.name)
+        usual_ms = self.context.usual_ms.get(step.name)
         if usual_ms is None or len(step.active) != 1 or self.view.steps.get(step.name) is not step:
             return None
         begin = step.active[0]

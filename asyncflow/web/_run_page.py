@@ -20,7 +20,7 @@ from asyncflow._views.run_view import RunView
 from asyncflow.events import Event
 from asyncflow.html_report._event_log import event_log
 from asyncflow.html_report._page import Live, details, page, page_policy, sections
-from asyncflow.html_report._page_model import NestedRun, RelatedRuns
+from asyncflow.html_report._page_model import NestedRun, PageContext, RelatedRuns
 from asyncflow.journal._queries import USUAL_RUNS, RunRecord, StoredEvent, listed_status
 from asyncflow.web._compare_page import compare_url
 from asyncflow.web._feed import ACTIONS, RunFeeds, Update, now_of
@@ -84,13 +84,10 @@ async def run_page(request: Request, journal: RunsJournal) -> Response:
         compare_url=compare_url(request, run_id) if passed else None,
         details_url=link_to(request, "details", run_id),
         notes_url=f"{link_to(request, 'api/runs', run_id)}/notes",
-        attachments_url=attachments_url(request, run_id),
         pipeline_url=link_to(request, "pipelines", record.pipeline),
     )
-    related = await _related(request, journal, record)
-    command = _resume_command(journal, run_id)
-    usual_ms = await _usual_ms(journal, record)
-    html = await asyncio.to_thread(_made, stored, noted, record, live, command, related, usual_ms)
+    context = await _context(request, journal, record)
+    html = await asyncio.to_thread(_made, stored, noted, record, context, live)
     policy = f"{page_policy(is_live=True)}; frame-ancestors 'none'"
     return html_answer(html, headers={"content-security-policy": policy})
 
@@ -99,23 +96,23 @@ def _made(
     stored: Sequence[StoredEvent],
     noted: Sequence[StoredEvent],
     record: RunRecord,
+    context: PageContext,
     live: Live,
-    resume: str,
-    related: RelatedRuns,
-    usual_ms: Mapping[str, float],
 ) -> str:
     events = [each.event for each in stored]
     view = RunView(events)
-    return page(
-        view,
-        event_log(events),
-        now_ms=now_of(view, record),
-        notes=_notes_of(noted),
-        live=live,
+    context = context._replace(notes=_notes_of(noted))
+    return page(view, event_log(events), context, now_ms=now_of(view, record), live=live)
+
+
+async def _context(request: Request, journal: RunsJournal, record: RunRecord) -> PageContext:
+    """Return what the page of a run says beside its events and notes."""
+    return PageContext(
         is_orphaned=record.orphaned,
-        resume=resume,
-        related=related,
-        usual_ms=usual_ms,
+        resume=_resume_command(journal, record.run_id),
+        related=await _related(request, journal, record),
+        usual_ms=await _usual_ms(journal, record),
+        attachments_url=attachments_url(request, record.run_id),
     )
 
 
@@ -167,11 +164,8 @@ async def show_details(request: Request, journal: RunsJournal) -> Response:
     stored = await journal.events(run_id)
     noted = await journal.notes(run_id, step=step)
     record = await journal.record(run_id)
-    url, related = attachments_url(request, run_id), await _related(request, journal, record)
-    usual_ms = await _usual_ms(journal, record)
-    html = await asyncio.to_thread(
-        _made_details, stored, noted, record, step, url, related, usual_ms
-    )
+    context = await _context(request, journal, record)
+    html = await asyncio.to_thread(_made_details, stored, noted, record, context, step)
     if html is None:
         raise HTTPException(404)
     return html_answer(html)
@@ -181,24 +175,14 @@ def _made_details(
     stored: Sequence[StoredEvent],
     noted: Sequence[StoredEvent],
     record: RunRecord,
+    context: PageContext,
     step: str,
-    url: str,
-    related: RelatedRuns,
-    usual_ms: Mapping[str, float],
 ) -> str | None:
     view = RunView(each.event for each in stored)
     if step not in view.steps:
         return None
-    return details(
-        view,
-        step,
-        now_ms=now_of(view, record),
-        notes=_notes_of(noted),
-        is_orphaned=record.orphaned,
-        attachments_url=url,
-        related=related,
-        usual_ms=usual_ms,
-    )
+    context = context._replace(notes=_notes_of(noted))
+    return details(view, step, context, now_ms=now_of(view, record))
 
 
 async def follow(
@@ -220,9 +204,11 @@ async def follow(
         return json_answer({"more": True})
     if request.method == "HEAD":
         return Response(media_type="text/event-stream")
-    url, command = attachments_url(request, run_id), _resume_command(journal, run_id)
+    context = PageContext(
+        resume=_resume_command(journal, run_id), attachments_url=attachments_url(request, run_id)
+    )
     related = partial(_related, request, journal)
-    updates = _updates(run_id, after, journal, feeds, resumer, url, command, related)
+    updates = _updates(run_id, after, journal, feeds, resumer, context, related)
     return UpdateStream(updates, viewers)
 
 
@@ -238,16 +224,12 @@ async def _updates(
     journal: RunsJournal,
     feeds: RunFeeds,
     resumer: Resumer,
-    url: str,
-    command: str,
+    context: PageContext,
     related_of: Callable[[RunRecord], Awaitable[RelatedRuns]],
 ) -> AsyncGenerator[Update, None]:
-    usual_ms: Mapping[str, float] = {}
-    related = RelatedRuns()
-
     async def prepare() -> None:
-        nonlocal related
-        related = await related_of(await journal.record(run_id))
+        nonlocal context
+        context = context._replace(related=await related_of(await journal.record(run_id)))
 
     with suppress(JournalError, RunNotFoundError):  # the feed reports it
         record = await journal.record(run_id)
@@ -255,22 +237,13 @@ async def _updates(
             yield Update(after, {ACTIONS: _actions(None, record, resumer)}, None, "ended")
             return
         if not feeds.has(run_id):  # the first viewer's parts are those of all others
-            usual_ms = await _usual_ms(journal, record)
+            context = context._replace(usual_ms=await _usual_ms(journal, record))
 
     def render(
         view: RunView, events: Sequence[Event], notes: RunNotes, record: RunRecord, now_ms: float
     ) -> dict[str, bytes]:
-        parts = sections(
-            view,
-            event_log(events),
-            now_ms=now_ms,
-            notes=notes,
-            is_orphaned=record.orphaned,
-            attachments_url=url,
-            resume=command,
-            related=related,
-            usual_ms=usual_ms,
-        )
+        now = context._replace(notes=notes, is_orphaned=record.orphaned)
+        parts = sections(view, event_log(events), now, now_ms=now_ms)
         encoded = {name: json.dumps(html).encode() for name, html in parts.items()}
         return {**encoded, ACTIONS: _actions(view, record, resumer)}
 

@@ -51,7 +51,7 @@ from asyncflow.events import (
     StepSucceeded,
     StepTakenOver,
 )
-from asyncflow.html_report._page_model import RelatedRuns
+from asyncflow.html_report._page_model import PageContext, RelatedRuns
 from asyncflow.journal import SQLiteJournal
 from asyncflow.journal._event_codec import event_checksum, run_checksum
 from asyncflow.journal._queries import RunRecord
@@ -375,9 +375,8 @@ async def _ask(path: Path, run_id: str) -> dict[str, Any]:
                 assert answer.status_code in (200, 404, 409), (name, answer.text)
                 text = _CHANGING.sub("", answer.text).replace(str(path), "")
                 found[name] = RunUnreadable(text) if answer.status_code == 409 else text
-        feed = _updates(
-            *(run_id, 0, journal, RunFeeds(journal), Resumer(journal, {})), "", "", _related
-        )
+        feeds, resumer = RunFeeds(journal), Resumer(journal, {})
+        feed = _updates(run_id, 0, journal, feeds, resumer, PageContext(), _related)
         async with aclosing(feed) as updates:
             update = await anext(updates)
             found["feed"] = RunUnreadable(update.trouble) if update.trouble else update.sections

@@ -31,19 +31,15 @@ from asyncflow.events import (
 from asyncflow.html_report import to_html
 from asyncflow.html_report._event_log import event_log
 from asyncflow.html_report._page import Live, details, page, sections
-from asyncflow.html_report._page_model import PageModel
+from asyncflow.html_report._page_model import PageContext, PageModel
+
+SERVED = PageContext(attachments_url="/x")
 
 
 def shown(name: str, events: list[Event], notes: list[NoteEvent], **more: object) -> str:
     view = RunView(events)
-    found = sections(
-        view,
-        event_log(events),
-        now_ms=view.at_ms,
-        notes=RunNotes(notes),
-        **more,  # type: ignore[arg-type]
-    )
-    return found[name]
+    context = PageContext(RunNotes(notes), **more)  # type: ignore[arg-type]
+    return sections(view, event_log(events), context, now_ms=view.at_ms)[name]
 
 
 def words(name: str, events: list[Event], notes: list[NoteEvent], **more: object) -> str:
@@ -303,7 +299,8 @@ def test_the_page_of_a_server_links_to_attachments() -> None:
         notes.apply(note, position)
     view = RunView(GOLDEN)
 
-    html = sections(view, event_log(GOLDEN), now_ms=1.0, notes=notes, attachments_url="/x/a")
+    context = PageContext(notes, attachments_url="/x/a")
+    html = sections(view, event_log(GOLDEN), context, now_ms=1.0)
 
     parsed = Parsed(html["details"])
     at = len(NOTES) - 4
@@ -516,7 +513,7 @@ def test_the_details_of_one_step_are_whole() -> None:
     view = RunView(run_of_failures("x" * 9_000, attempts=2))
     name = next(iter(view.steps))
 
-    html = details(view, name, now_ms=view.at_ms, attachments_url="/x")
+    html = details(view, name, SERVED, now_ms=view.at_ms)
 
     assert html.count("<article") == 1
     assert html.count("x" * 9_000) == 2
@@ -533,7 +530,7 @@ def test_a_whole_output_is_offered_by_a_server() -> None:
     view = RunView(events)
 
     served = Parsed(shown("details", events, [], attachments_url="/x"))
-    whole = details(view, "b", now_ms=9.0, attachments_url="/x")
+    whole = details(view, "b", SERVED, now_ms=9.0)
 
     assert [each for each in served.tags("button") if "data-whole" in each] != []
     assert served.text.count("Show all of it") == 1
@@ -551,19 +548,19 @@ def test_an_attempt_without_its_traceback_can_be_shown_whole() -> None:
             events += [AttemptStarted(name, number, 1.0)]
             events += [AttemptFailed(name, number, 1.0, failed("no"), 1.0)]
         events += [AttemptStarted(name, count, 2.0), StepFailed(name, count, 3.0, failed("end"))]
-    model = PageModel(RunView(events), 99.0, attachments_url="/x")
+    model = PageModel(RunView(events), 99.0, SERVED)
 
     assert [model.is_cut(step) for step in model.detailed] == [True, False]
 
 
 def test_the_page_of_a_server_has_few_details_of_a_large_run() -> None:
     events = run_of(2_001)
-    live = Live("/e", "/c", details_url="/d", notes_url="/n", attachments_url="/x")
+    live = Live("/e", "/c", details_url="/d", notes_url="/n")
     view = RunView(events[:-1])
 
-    html = page(view, event_log(events[:-1]), now_ms=view.at_ms, live=live)
+    html = page(view, event_log(events[:-1]), SERVED, now_ms=view.at_ms, live=live)
     pending = RunView(events[:1])
-    begun = PageModel(pending, 1.0, attachments_url="/x")
+    begun = PageModel(pending, 1.0, SERVED)
 
     assert 'data-details-url="/d" data-notes-url="/n"' in html
     assert "0 of 2001 steps are shown here: those that did not succeed. Select another" in html

@@ -47,6 +47,7 @@ from asyncflow.events import (
 from asyncflow.html_report import to_html
 from asyncflow.html_report._event_log import event_log, log_of_report
 from asyncflow.html_report._page import Live, page, sections, security_policy
+from asyncflow.html_report._page_model import PageContext
 
 VOID = {"meta", "input", "wbr", "br", "link", "img"}
 BLOCKS = {"h1", "h2", "h3", "h4", "p", "div", "dt", "dd", "td", "th", "tr", "li", "text", "title"}
@@ -228,7 +229,8 @@ def test_the_progress_bar_orders_statuses_from_done_to_pending() -> None:
 
 def test_an_orphaned_run_is_shown_as_orphaned() -> None:
     events = [started("a")]
-    html = page(RunView(events), event_log(events), now_ms=5.0, is_orphaned=True)
+    context = PageContext(is_orphaned=True)
+    html = page(RunView(events), event_log(events), context, now_ms=5.0)
 
     assert "<title>◇ ORPHANED · r1</title>" in html
     assert "◇ ORPHANED Started" in Parsed(html).text
