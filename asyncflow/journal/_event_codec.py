@@ -203,10 +203,13 @@ def event_of(row: Sequence[Any]) -> Event:
 def event_without_output(row: Sequence[Any]) -> Event:
     """Return the event of a row that was read without its output, so that its checksum can't tell.
 
+    A `StepTakenOver` is without its figures too, which are stored in the same column.
+
     Raises:
         Exception: As `event_of` raises it, for what is noticed without the checksum.
     """
-    columns = [*row[:7], None, None, None]
+    details = _NOTHING_TAKEN if row[2] == StepTakenOver.__name__ else None
+    columns = [*row[:7], None, details, None]
     return event_of([*columns, event_checksum(*columns)])
 
 
@@ -372,6 +375,7 @@ for _cls in (StepSucceeded, StepTakenOver):  # their outputs tell
 """The fields without a column, for each event."""
 
 _KINDS: dict[str, type[Any]] = {cls.__name__: cls for cls in _DETAILS}
+_NOTHING_TAKEN = _json(_details(StepTakenOver("", 0.0, "", 0, 0.0, None)))
 
 
 # --- the types of fields -------------------------------------------------------------------------

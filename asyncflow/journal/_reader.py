@@ -446,7 +446,8 @@ def _replay_of_steps(row: RunRow, rows: Sequence[Sequence[Any]]) -> StoredRun | 
 def _brief_event_of(row: Sequence[Any]) -> Event:
     """Return an event that was read without its output if that is long."""
     _, _, kind, *_, codec, payload, data, _ = row
-    is_cut = kind == "StepSucceeded" and codec is not None and payload is None and data is None
+    has_output = codec is not None if kind == "StepSucceeded" else kind == "StepTakenOver"
+    is_cut = has_output and payload is None and data is None
     event = event_without_output(row) if is_cut else event_of(row)
     if isinstance(event, StepTakenOver):
         return replace(event, items=None)  # they are not read

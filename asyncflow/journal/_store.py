@@ -265,8 +265,8 @@ _LONGEST_OUTPUT = 4_096
 _LONGEST_START = 65_536
 """The same for the first event of a run, of which only the inputs are shown."""
 _BRIEF = ", ".join(
-    f"CASE WHEN e.kind = 'StepSucceeded' AND {{bytes}}(e.{column}) > {_LONGEST_OUTPUT} "
-    f"THEN NULL ELSE e.{column} END"
+    f"CASE WHEN e.kind IN ('StepSucceeded', 'StepTakenOver') "
+    f"AND {{bytes}}(e.{column}) > {_LONGEST_OUTPUT} THEN NULL ELSE e.{column} END"
     if column in ("payload", "data")
     else f"e.{column}"
     for column in _EVENT

@@ -9,7 +9,7 @@ import pytest
 from golden_run import GOLDEN
 from resumed_run import RESUMED
 
-from asyncflow import RestoredOutput, WorkflowStep, run_pipeline
+from asyncflow import Orchestrator, RestoredOutput, WorkflowStep, run_pipeline
 from asyncflow._core.errors import describe_error
 from asyncflow._core.record import replace
 from asyncflow._core.results import REDACTED, Payload
@@ -23,7 +23,9 @@ from asyncflow.events import (
     RunResumed,
     RunStarted,
     StepFailed,
+    StepReused,
     StepSucceeded,
+    StepTakenOver,
 )
 from asyncflow.journal import RunSummary
 from asyncflow.journal._queries import RunFilter
@@ -214,6 +216,47 @@ async def test_long_outputs_are_not_read(journal: Any, database: Any) -> None:
     assert found.steps["a"].passed_ms == [3.0]
     # Without the output there is no checksum; what does not fit is noticed all the same.
     database.query("UPDATE events SET step = NULL WHERE kind = 'StepSucceeded'")
+    assert (await journal.statistics("etl")).runs[0].damaged
+
+
+async def test_what_a_fork_takes_over_is_reused_and_no_duration(journal: Any) -> None:
+    await mapped(journal, "r", 3)
+    steps = [
+        WorkflowStep("numbers", numbers),
+        WorkflowStep("doubled", double, {"number": "numbers"}, map_over="numbers"),
+        WorkflowStep("flaky", numbers, when=lambda count: count > 3),
+    ]
+    pipeline = Orchestrator(steps, name="etl", journal=journal)
+    for number in range(3):
+        await pipeline.fork("r", f"f{number}", from_step="doubled" if number == 2 else None)
+
+    found = await journal.statistics("etl")
+
+    assert not any(run.damaged for run in found.runs)
+    assert found.steps["numbers"].outcomes == ("reused", "reused", "reused", "passed")
+    assert found.steps["doubled"].outcomes == ("passed", "reused", "reused", "passed")
+    assert found.steps["flaky"].outcomes == ("skipped", "skipped", "skipped", "retried")
+    for step in found.steps.values():
+        assert [ms is None for ms in step.durations_ms] == [
+            outcome in ("reused", "skipped") for outcome in step.outcomes
+        ]
+    assert found.usual_ms == {}
+
+
+async def test_long_outputs_that_a_fork_takes_over_are_not_read(
+    journal: Any, database: Any
+) -> None:
+    taken = StepTakenOver("a", 0.0, "q", 2, 7.0, LONG_OUTPUT)
+    events = of_one_step("r", 1.0, taken, StepReused("a", 1.0, origin="q"))
+    await store(journal, "r", events)
+
+    (rows,) = (await journal._read(journal._reader.store.step_events, ["r"])).values()
+    found = await journal.statistics("etl")
+
+    assert sum(len(str(row)) for row in rows) < 2_000
+    assert not found.runs[0].damaged
+    assert found.steps["a"].outcomes == ("reused",)
+    database.query("UPDATE events SET step = NULL WHERE kind = 'StepTakenOver'")
     assert (await journal.statistics("etl")).runs[0].damaged
 
 
