@@ -161,6 +161,8 @@ class Journal(Protocol):
     async def replay(self, run_id: str, read: Callable[[StoredRun], T]) -> T:
         """Replay the stored events of a run, whoever owns it, and return what ``read`` returns.
 
+        Only a fork calls it, so that a journal without it still runs and resumes runs.
+
         Args:
             run_id: The run.
             read: Called in another thread with the replay, which it may change.
@@ -445,7 +447,8 @@ class _RunOpening:
         self._check_pipeline(origin, "fork it with that pipeline")
         secret = origin.secret_inputs.union(request.secret_inputs)
         inputs = self._all_inputs(origin, "fork it")
-        start = begin(request._replace(inputs=inputs, secret_inputs=secret))
+        name = request.pipeline or origin.pipeline
+        start = begin(request._replace(pipeline=name, inputs=inputs, secret_inputs=secret))
         assert isinstance(start.event, RunStarted)
         stored_inputs = {
             name: REDACTED if name in secret else payload

@@ -327,6 +327,11 @@ class Orchestrator:
                 "fork() needs the journal that has the run: give it to the pipeline or the "
                 "Orchestrator, or as fork(..., journal=...)"
             )
+        if not callable(getattr(journal, "replay", None)):
+            raise TypeError(
+                f"fork() reads the run by the journal's replay(), and {type(journal).__name__} has "
+                "no replay(); asyncflow.Journal says what it does"
+            )
         persistence, start = await open_fork(journal, request, run_id, from_steps)
         return await self._execute_durably(request, start, all_observers, persistence)
 

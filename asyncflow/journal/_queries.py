@@ -185,17 +185,24 @@ class PipelineStatistics:
 
     @property
     def passed_ms(self) -> list[float]:
-        """The durations of the runs that passed, pauses left out, the latest start first."""
-        return [run.latest_ms for run in self.runs if run.status == "passed" and not run.damaged]
+        """The durations of the runs that passed, pauses left out, the latest start first.
+
+        Those of forks are left out: a fork runs only a part of the pipeline.
+        """
+        return [
+            run.latest_ms
+            for run in self.runs
+            if run.status == "passed" and not run.damaged and not run.forked_from
+        ]
 
     @property
     def median_ms(self) -> float | None:
-        """The median of `passed_ms`; ``None`` if no run passed."""
+        """The median of `passed_ms`; ``None`` if there is none."""
         return median(self.passed_ms)
 
     @property
     def p95_ms(self) -> float | None:
-        """The 95th percentile of `passed_ms` by nearest rank; ``None`` if no run passed."""
+        """The 95th percentile of `passed_ms` by nearest rank; ``None`` if there is none."""
         return nearest_rank(self.passed_ms, 95)
 
     @property

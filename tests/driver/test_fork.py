@@ -88,6 +88,13 @@ class Work:
         return pipeline
 
 
+class OpenOnly:
+    """A journal of a time when runs were not forked."""
+
+    async def open(self, *args: Any, **options: Any) -> Any:
+        raise AssertionError("nothing is claimed")
+
+
 @pytest.fixture
 def journal() -> MemoryJournal:
     return MemoryJournal()
@@ -358,6 +365,16 @@ class TestTheNewRun:
         )
         assert report.critical_path == []
         assert work.calls.total() == 0
+
+    async def test_it_belongs_to_the_pipeline_of_the_other_run(self, journal):
+        work = Work()
+        await work.pipeline(journal).run_as("r")
+
+        nameless = Orchestrator(work.pipeline(journal).steps, journal=journal)
+        report = await nameless.fork("r", "f")
+        again = await nameless.run(run_id="f")
+
+        assert (report.pipeline, again.pipeline) == ("etl", "etl")
 
     async def test_the_report_says_the_same_in_json_and_in_the_journal(self, journal):
         work = Work()
@@ -701,6 +718,15 @@ class TestRefusals:
             ),
             (pipeline.fork("r", inputs={"table": object()}), PayloadError, "input 'table'"),
         ]
+
+        without = OpenOnly()
+        cases.append(
+            (
+                pipeline.orchestrator.replace(journal=without).fork("r"),
+                TypeError,
+                "OpenOnly has no replay\\(\\)",
+            )
+        )
 
         for call, kind, words in cases:
             with pytest.raises(kind, match=words):

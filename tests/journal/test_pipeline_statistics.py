@@ -241,6 +241,9 @@ async def test_what_a_fork_takes_over_is_reused_and_no_duration(journal: Any) ->
             outcome in ("reused", "skipped") for outcome in step.outcomes
         ]
     assert found.usual_ms == {}
+    # A fork takes as long as what it runs, which is no duration of its pipeline.
+    assert found.passed_ms == [found.runs[-1].latest_ms]
+    assert found.success_rate == 1.0
 
 
 async def test_long_outputs_that_a_fork_takes_over_are_not_read(
