@@ -102,7 +102,7 @@ class RunsJournal(Protocol):
 class Resumable(Protocol):
     """An `Orchestrator`, or anything else that runs a pipeline.
 
-    If it has a method ``fork`` like that, runs can be run again too.
+    If it has ``fork``, ``steps`` and ``secret_inputs`` like that, runs can be run again too.
     """
 
     def run(self, *, run_id: str | None = None, journal: Any = None) -> Coroutine[Any, Any, Any]:
@@ -110,6 +110,8 @@ class Resumable(Protocol):
         ...
 
 
+_OF_A_FORK = ("fork", "steps", "secret_inputs")
+"""What a pipeline has that can run a run again."""
 _LOOK_EVERY_S = 0.02
 _LONGEST_WAIT_S = 3.0
 """How long the response to a resumption waits for the run to begin."""
@@ -172,11 +174,10 @@ class Resumer:
 
         These are the names of the inputs that can be given, and of those that are secret.
         """
-        pipeline = self._pipelines.get(record.pipeline)
-        if record.damaged or not callable(getattr(pipeline, "fork", None)):
+        pipeline: Any = self._pipelines.get(record.pipeline)
+        if record.damaged or not all(hasattr(pipeline, name) for name in _OF_A_FORK):
             return None
-        secret: frozenset[str] = getattr(pipeline, "secret_inputs", frozenset())
-        names = inputs_of(getattr(pipeline, "steps", ()))
+        secret, names = pipeline.secret_inputs, inputs_of(pipeline.steps)
         return {
             "inputs": [name for name in names if name not in secret],
             "secret": [name for name in names if name in secret],
@@ -204,7 +205,7 @@ class Resumer:
         self._check_pipeline(record, "run it again")
         pipeline: Any = self._pipelines[record.pipeline]
         if self.rerun_options(record) is None:
-            raise ResumeRefusedError("its pipeline here has no fork(), or the run is damaged")
+            raise ResumeRefusedError("its pipeline here can't fork a run, or the run is damaged")
         await self._check_steps(record, "rerun")
         self._check_pipeline(record, "run it again")  # as in resume
         if everything:

@@ -163,14 +163,23 @@ async def test_a_pipeline_that_is_unknown_or_can_not_fork_is_refused(
 
         async def run(self, **options: Any) -> None: ...
 
+    class Stepless(Other):
+        """One that does not say which steps and inputs it has."""
+
+        async def fork(self, *ids: str, **options: Any) -> None: ...
+
     unknown = await make_client(app(journal)).post("/api/runs/r/rerun")
-    other = await make_client(app(journal, pipelines={"etl": Other()})).post("/api/runs/r/rerun")
+    other, stepless = [
+        await make_client(app(journal, pipelines={"etl": each()})).post("/api/runs/r/rerun")
+        for each in (Other, Stepless)
+    ]
     missing = await make_client(app(journal)).post("/api/runs/x/rerun")
 
-    assert unknown.status_code == other.status_code == 409
+    assert unknown.status_code == other.status_code == stepless.status_code == 409
     assert "this server has no pipeline 'etl'" in unknown.json()["detail"]
     assert "or run it again with its steps" in unknown.json()["detail"]
-    assert "its pipeline here has no fork()" in other.json()["detail"]
+    assert "its pipeline here can't fork a run" in other.json()["detail"]
+    assert "its pipeline here can't fork a run" in stepless.json()["detail"]
     assert missing.status_code == 404
 
 
