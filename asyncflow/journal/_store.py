@@ -272,7 +272,7 @@ _BRIEF = ", ".join(
     for column in _EVENT
 )
 """The columns of an event, without a long output."""
-_OF_STEPS = "events e {of_steps} WHERE e.item IS NULL"
+_OF_STEPS = "events e {of_steps} WHERE e.item IS NULL AND e.run_id IN ({ids})"
 _STARTS = (
     f"{_OF_STEPS} AND e.kind IN ('RunStarted', 'RunResumed') AND (e.kind = 'RunResumed' "
     f"OR {{bytes}}(e.payload) <= {_LONGEST_START})"
@@ -282,9 +282,13 @@ _FIRST_FAILURE = (
     "SELECT MIN(f.position) FROM events f {of_steps} WHERE f.run_id = r.run_id "
     "AND f.item IS NULL AND f.kind = 'StepFailed' AND f.position > COALESCE("
     "(SELECT MAX(g.position) FROM events g {of_steps} WHERE g.run_id = r.run_id "
-    "AND g.item IS NULL AND g.kind = 'RunResumed'), 0))"
+    "AND g.item IS NULL AND g.kind = 'RunResumed'), 0)) AND r.run_id IN ({ids})"
 )
-_LAST_CHANGE = "runs r JOIN events e ON e.run_id = r.run_id WHERE e.position = r.last_event"
+"""The ids are those of `runs`: PostgreSQL would ask this of all runs, and then compare the ids."""
+_LAST_CHANGE = (
+    "runs r JOIN events e ON e.run_id = r.run_id WHERE e.position = r.last_event "
+    "AND r.run_id IN ({ids})"
+)
 _PIPELINES = (
     "WITH RECURSIVE named (pipeline) AS (SELECT MIN(r.pipeline) FROM runs r UNION ALL "
     "SELECT (SELECT MIN(r.pipeline) FROM runs r WHERE r.pipeline > named.pipeline) FROM named "
@@ -585,7 +589,7 @@ class Store:
         parts: list[tuple[str, list[str]]] = []
         for source, run_ids in wanted:
             for chunk in _chunks(_padded(run_ids)):
-                sql = f"SELECT {_BRIEF} FROM {source} AND e.run_id IN ({_marks(len(chunk))})"
+                sql = f"SELECT {_BRIEF} FROM {source}".replace("{ids}", _marks(len(chunk)))
                 parts.append((sql, chunk))
         rows: list[Sequence[Any]] = []
         with self.database.reading() as cursor:

@@ -28,7 +28,7 @@ from asyncflow.events import (
     StepTakenOver,
 )
 from asyncflow.journal import RunSummary
-from asyncflow.journal._queries import RunFilter
+from asyncflow.journal._queries import RunFilter, RunRecord
 from asyncflow.journal._store import RunRow, Store
 
 LONG_OUTPUT = Payload("json", b'"' + b"x" * 10_000 + b'"')
@@ -299,6 +299,47 @@ async def test_a_run_that_changes_between_two_reads_is_not_damaged(
     assert [(run.status, run.damaged) for run in found.runs] == (
         [("passed", False)] if change == "ends" else []
     )
+
+
+async def test_summaries_and_statistics_use_indexes(
+    journal: Any, database: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without them, what is read grows with the number of all runs."""
+    await journal.runs()
+    is_sqlite = database.__class__.__name__ == "TestedSQLite"
+    if not is_sqlite:  # it reads small tables without an index
+        database.query(
+            "INSERT INTO runs (run_id, pipeline, status, started_at, updated_at, last_event, "
+            "checksum) SELECT 'r' || n, 'etl', 'failed', n, n, 0, 0 FROM generate_series(1, 5000) n"
+        )
+        database.query(
+            "INSERT INTO events (run_id, position, kind, step, item, at_ms, checksum) "
+            "SELECT 'r' || n, k, 'AttemptStarted', 's', NULLIF(k % 2, 0), 0, 0 "
+            "FROM generate_series(1, 5000) n, generate_series(1, 20) k"
+        )
+        database.query("ANALYZE runs, events")
+    plans: list[str] = []
+    execute = Store._execute
+
+    def explained(store: Store, cursor: Any, sql: str, values: Sequence[Any] = ()) -> None:
+        kind = "EXPLAIN QUERY PLAN" if is_sqlite else "EXPLAIN"
+        cursor.execute(f"{kind} {store.database.translate(sql)}", values)
+        plans.append(str(cursor.fetchall()))
+        execute(store, cursor, sql, values)
+
+    monkeypatch.setattr(Store, "_execute", explained)
+    statuses: list[Any] = ["running", "failed", "interrupted", "passed"]
+    numbers = range(1, 21)
+    records = [RunRecord(f"r{n}", "etl", statuses[n % 4], 0.0, 0.0, None) for n in numbers]
+
+    await journal.summaries(records)
+    await journal._read(journal._reader.store.step_events, [each.run_id for each in records])
+    await journal.runs(parent="r")
+
+    assert len(plans) == 3
+    for plan in plans:
+        assert "SCAN" not in plan, plan
+        assert "Seq Scan" not in plan, plan
 
 
 # --- the pipelines, and how many runs they have --------------------------------------------------
