@@ -283,11 +283,11 @@ def _input_change(
 
 
 def _are_same(one: Any, other: Any) -> bool | None:
-    """Whether two inputs are the same; ``None`` if that is not known."""
+    """Whether two inputs are the same, as for a fork; ``None`` if that is not known."""
     if RestoredOutput in (type(one), type(other)):  # the same text may stand for other values
         return None if _text(one) == _text(other) else False
     try:
-        return one is other or bool(one == other)
+        return one is other or (type(one) is type(other) and bool(one == other))
     except Exception:  # it is the user's object, such as an array
         return None
 

@@ -174,6 +174,7 @@ def test_inputs_that_differ_are_listed_and_secret_ones_are_never_known() -> None
     comparison = with_inputs(
         days=31,
         url="a",
+        full=True,
         new=1,
         token=REDACTED_OUTPUT,
         key=REDACTED_OUTPUT,
@@ -185,6 +186,7 @@ def test_inputs_that_differ_are_listed_and_secret_ones_are_never_known() -> None
         with_inputs(
             days=1,
             url="a",
+            full=1,
             gone=None,
             token=REDACTED_OUTPUT,
             key="was open once",
@@ -197,6 +199,7 @@ def test_inputs_that_differ_are_listed_and_secret_ones_are_never_known() -> None
 
     assert {each.name: each.change for each in comparison.inputs} == {
         "days": "changed",
+        "full": "changed",
         "new": "added",
         "token": "unknown",
         "key": "unknown",
