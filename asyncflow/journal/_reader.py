@@ -243,7 +243,9 @@ class JournalReader:
         for status, count in self.store.counts(where):
             counts[status if status in _STATUSES else "running"] += count
         if counts["running"]:
-            counts["orphaned"] = sum(starmap(_is_orphaned, self.store.leases_of_running(where)))
+            orphaned = sum(starmap(_is_orphaned, self.store.leases_of_running(where)))
+            # Others may have begun between the two reads.
+            counts["orphaned"] = min(orphaned, counts["running"])
             counts["running"] -= counts["orphaned"]
         return counts
 

@@ -379,6 +379,24 @@ async def test_runs_are_counted_by_their_listed_status(journal: Any, database: A
     await held.close()
 
 
+class Growing(Stale):
+    """A store in which a run begins, and its process dies, between the two reads of counts."""
+
+    def counts(self, where: RunFilter) -> list[tuple[Any, int]]:
+        return [("running", 1)]
+
+    def leases_of_running(self, where: RunFilter) -> list[tuple[Any, Any]]:
+        return [(None, None)] * 2
+
+
+async def test_no_count_is_negative_if_runs_change_between_two_reads(journal: Any) -> None:
+    journal._reader.store = Growing(journal._reader.store, [])
+
+    counts = await journal.counts()
+
+    assert (counts["running"], counts["orphaned"]) == (0, 1)
+
+
 # --- how a run stands ----------------------------------------------------------------------------
 
 
