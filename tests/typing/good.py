@@ -61,11 +61,15 @@ from asyncflow.events import (
     RunResumed,
     RunStarted,
     RunTimedOut,
+    StepAttached,
     StepCancelled,
     StepFailed,
+    StepLogged,
+    StepProgressed,
     StepReused,
     StepSkipped,
     StepSucceeded,
+    StepTakenOver,
     ThreadAbandoned,
 )
 from asyncflow.journal import (
@@ -258,6 +262,14 @@ def watch(event: Event) -> None:
         assert_type(event.where, str)
     elif isinstance(event, RunTimedOut):
         assert_type(event.deadline_ms, float)
+    elif isinstance(event, StepTakenOver):
+        assert_type(event.origin, str)
+    elif isinstance(event, StepLogged):
+        assert_type(event.level, int)
+    elif isinstance(event, StepProgressed):
+        assert_type(event.total, float | None)
+    elif isinstance(event, StepAttached):
+        assert_type(event.data, bytes)
     else:
         assert_type(event, RunFinished)
         assert_type(event.outcome, Outcome)
