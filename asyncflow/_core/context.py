@@ -446,6 +446,10 @@ def current_attempt() -> tuple[str, AttemptStarted] | None:
 
 def capturing_notes() -> tuple[Notes, StartedAttempt] | None:
     """Return the current attempt and what takes its log records; ``None`` if nothing does."""
+    sent = _sent_attempt()
+    if sent is not None:
+        notes: Notes | None = sys.modules[_WORKER]._notes
+        return None if notes is None or not notes.takes_logs else (notes, sent[1])
     running = _attempt.get(None)
     if running is None:
         return None
