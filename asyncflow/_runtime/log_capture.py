@@ -36,6 +36,9 @@ _captures: list[Capture] = []
 _finds: tuple[_Find, ...] = ()
 _streams: dict[str, _Stream] = {}
 """The wrappers that keep what is printed."""
+_latest: dict[str, _Stream] = {}
+"""The latest wrappers, which stay: before 3.13.3, `print` in another thread may be using one
+without a reference to it (gh-130163)."""
 _lowered: tuple[int, _Level] | None = None
 """The level of the root logger before and since it was lowered."""
 _quiet = threading.local()
@@ -101,7 +104,10 @@ def _wrap_streams(is_wanted: bool) -> None:
         ours, current = _streams.get(name), getattr(sys, name)
         if ours is None or current is not ours:
             if is_wanted and current is not None:
-                _streams[name] = wrapper = _Stream(name, current)
+                wrapper = _latest.get(name)
+                if wrapper is None or wrapper.stream is not current:
+                    wrapper = _latest[name] = _Stream(name, current)
+                _streams[name] = wrapper
                 setattr(sys, name, wrapper)
         elif not is_wanted:
             setattr(sys, name, ours.stream)

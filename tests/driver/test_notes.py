@@ -746,6 +746,19 @@ async def test_another_wrapper_may_come_while_lines_are_kept_and_stay(
     assert sys.stdout is wrapper
 
 
+async def test_two_runs_wrap_a_stream_alike() -> None:
+    # Another thread may be within a print, which holds no reference to the stream.
+    found: list[Any] = []
+
+    async def work() -> None:
+        found.append(sys.stdout)
+
+    for _ in range(2):
+        await heard(WorkflowStep("work", work), listener=PrintListener())
+
+    assert found[0] is found[1] is not sys.stdout
+
+
 async def test_a_program_without_standard_streams_prints_nothing(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
