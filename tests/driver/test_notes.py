@@ -80,6 +80,7 @@ async def heard(*steps: WorkflowStep, listener: Listener | None = None, **option
     return listener
 
 
+@pytest.mark.virtual_time
 async def test_progress_reaches_observers_at_most_ten_times_a_second() -> None:
     async def load() -> None:
         for done in range(1_000):
@@ -954,6 +955,16 @@ async def test_half_a_line_of_an_observer_is_not_what_a_step_says() -> None:
     assert (await heard(WorkflowStep("work", work), listener=Dotted())).messages == ["said"]
 
 
+async def test_what_a_process_has_left_out_is_counted() -> None:
+    async def work() -> None:
+        step: Any = current_step()
+        step._notes.leave_out(step._running, 7)
+
+    (message,) = (await heard(WorkflowStep("work", work))).messages
+
+    assert message.startswith("7 records were left out: ")
+
+
 async def test_a_record_that_waits_for_another_thread_blocks_none() -> None:
     class Slow:
         def __repr__(self) -> str:
@@ -1018,6 +1029,7 @@ async def test_a_repeated_long_secret_leaves_no_part() -> None:
 # What a journal keeps.
 
 
+@pytest.mark.virtual_time
 async def test_a_journal_stores_the_progress_once_a_second_and_the_last_one() -> None:
     journal = NotingJournal()
 
