@@ -104,7 +104,8 @@ def keep_record(
     )
     if found is not None and found[0].level is not None and level >= found[0].level:
         name = event_dict.get("logger") or getattr(logger, "name", None)
-        found[0].log(found[1], level, name if isinstance(name, str) else "structlog", event_dict)
+        logger_name = name if isinstance(name, str) else "structlog"
+        found[0].log(found[1], level, logger_name, event_dict)
     return event_dict
 
 

@@ -12,7 +12,7 @@ from contextlib import suppress
 
 from asyncflow import WorkflowStep, current_step, run_pipeline
 from asyncflow.journal import SQLiteJournal
-from asyncflow.logs import StepFilter
+from asyncflow.logs import StepFilter, keep_record
 
 
 def logged_fields():
@@ -102,7 +102,7 @@ def know_the_attempt():
 
 
 class Silent:
-    def __str__(self):
+    def __repr__(self):
         raise ValueError("no text")
 
 
@@ -111,7 +111,7 @@ def speak():
     log = logging.getLogger("speaking")
     log.setLevel(logging.INFO)
     log.info("a %s", "record")
-    step._notes.log(None, 20, "speaking", Silent())  # as of an event of structlog
+    keep_record(None, "info", {"event": "loaded", "rows": 3, "of": Silent()})
     print("a line")
     print("half a line", end="")
     step.progress(1, 3, "rows")

@@ -11,7 +11,7 @@ import math
 import sys
 from collections.abc import Callable, Mapping
 from contextvars import Context, ContextVar
-from typing import Any, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 from asyncflow._core.arguments import check_number
 from asyncflow._core.graph import Plan
@@ -19,9 +19,43 @@ from asyncflow._core.record import record
 from asyncflow._core.results import StepResult
 from asyncflow.events import AttemptStarted
 
+if TYPE_CHECKING:  # to make a class of protocols takes long
+
+    class Notes(Protocol):
+        """Takes what attempts say. Any thread may call it."""
+
+        takes_logs: bool
+        """Whether it takes log records or printed lines too."""
+        level: int | None
+        """From which level on it takes log records; ``None`` for none."""
+
+        def progress(
+            self, running: StartedAttempt, done: float, total: float | None, unit: str, /
+        ) -> None:
+            """Take the progress of an attempt, whose numbers were checked."""
+
+        def attach(
+            self, running: StartedAttempt, name: str, data: object, media_type: str | None, /
+        ) -> None:
+            """Take an attachment; raise what `StepContext.attach` raises."""
+
+        def log(
+            self,
+            running: StartedAttempt,
+            level: int,
+            logger: str,
+            message: str | Mapping[Any, Any],
+            traceback: str = "",
+            /,
+        ) -> None:
+            """Take a log record; its message is a text, or an event of structlog."""
+
+        def printed(self, running: StartedAttempt, stream: str, text: str, /) -> None:
+            """Take what was written to ``"stdout"`` or ``"stderr"``, of which lines are kept."""
+
+
 __all__ = [
     "AttemptExtras",
-    "Notes",
     "RunContext",
     "StartedAttempt",
     "StepContext",
@@ -323,39 +357,6 @@ def _context_in_process(
     )
 
 
-class Notes(Protocol):
-    """Takes what attempts say. Any thread may call it."""
-
-    takes_logs: bool
-    """Whether it takes log records or printed lines too."""
-    level: int | None
-    """From which level on it takes log records; ``None`` for none."""
-
-    def progress(
-        self, running: StartedAttempt, done: float, total: float | None, unit: str, /
-    ) -> None:
-        """Take the progress of an attempt, whose numbers were checked."""
-
-    def attach(
-        self, running: StartedAttempt, name: str, data: object, media_type: str | None, /
-    ) -> None:
-        """Take an attachment; raise what `StepContext.attach` raises."""
-
-    def log(
-        self,
-        running: StartedAttempt,
-        level: int,
-        logger: str,
-        message: str | Mapping[Any, Any],
-        traceback: str = "",
-        /,
-    ) -> None:
-        """Take a log record; its message is a text, or an event of structlog."""
-
-    def printed(self, running: StartedAttempt, stream: str, text: str, /) -> None:
-        """Take what was written to ``"stdout"`` or ``"stderr"``, of which lines are kept."""
-
-
 class Heartbeat(Protocol):
     """A limit that every heartbeat moves on."""
 
@@ -446,6 +447,10 @@ def current_attempt() -> tuple[str, AttemptStarted] | None:
 
 def capturing_notes() -> tuple[Notes, StartedAttempt] | None:
     """Return the current attempt and what takes its log records; ``None`` if nothing does."""
+    sent = _sent_attempt()
+    if sent is not None:
+        notes: Notes | None = sys.modules[_WORKER]._notes
+        return None if notes is None or not notes.takes_logs else (notes, sent[1])
     running = _attempt.get(None)
     if running is None:
         return None

@@ -18,7 +18,7 @@ import traceback
 from collections.abc import Iterable, Iterator
 from functools import cache
 from types import FrameType
-from typing import Any, NamedTuple
+from typing import Any
 
 from asyncflow._core.errors import (
     LONGEST_LINE,
@@ -28,6 +28,7 @@ from asyncflow._core.errors import (
     escape_controls,
     safe_text,
 )
+from asyncflow._core.record import record
 
 __all__ = [
     "SourceLine",
@@ -160,7 +161,8 @@ def _without_internal_frames(lines: list[str]) -> Iterator[str]:
             yield line
 
 
-class SourceLine(NamedTuple):
+@record
+class SourceLine:
     """A frame of a traceback."""
 
     path: str

@@ -7,10 +7,11 @@ import io
 import json
 import os
 import re
-from collections.abc import Mapping, Sequence
+import stat
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-__all__ = ["MOST_BYTES", "PNG", "attachment_of"]
+__all__ = ["MOST_BYTES", "PNG", "attachment_of", "without_secrets"]
 
 MOST_BYTES = 1_000_000
 """How large an attachment may be."""
@@ -56,8 +57,7 @@ def attachment_of(name: str, data: object, media_type: str | None) -> tuple[str,
         )
     if isinstance(data, os.PathLike):
         media_type = media_type or _SUFFIXES.get(os.path.splitext(os.fsdecode(data))[1].lower())
-        with open(data, "rb") as file:
-            data = file.read(MOST_BYTES + 1)
+        data = _content_of(name, data)
     if isinstance(data, bytes | bytearray | memoryview):
         content = bytes(data)
         media_type = media_type or _type_of(name, content)
@@ -80,6 +80,45 @@ def attachment_of(name: str, data: object, media_type: str | None) -> tuple[str,
         )
     _check(name, media_type, content)
     return media_type, content
+
+
+def without_secrets(
+    media_type: str, content: bytes, hide: Callable[[str], str]
+) -> tuple[str, bytes]:
+    """Return an attachment without what ``hide`` replaces in texts.
+
+    It becomes a plain text if it is no longer of its media type.
+    """
+    if media_type == PNG:
+        return media_type, content
+    text = content.decode()
+    public = hide(text)
+    if public == text:
+        return media_type, content
+    content = public.encode()[:MOST_BYTES].decode(errors="ignore").encode()
+    if media_type == _SVG:
+        escaped = public.replace("<secret>", "&lt;secret&gt;").encode()
+        if len(escaped) <= MOST_BYTES and _problem_of(media_type, escaped) is None:
+            return media_type, escaped
+    elif _problem_of(media_type, content) is None:
+        return media_type, content
+    return _TEXT, content
+
+
+def _problem_of(media_type: str, content: bytes) -> ValueError | None:
+    try:
+        _check("", media_type, content)
+    except ValueError as error:
+        return error
+    return None
+
+
+def _content_of(name: str, path: os.PathLike[str]) -> bytes:
+    # Who opens a pipe waits for its writer, and a device may have no end.
+    with open(os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0)), "rb") as file:
+        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+            raise ValueError(f"attachment {name!r}: {os.fspath(path)!r} is no file")
+        return file.read(MOST_BYTES + 1)
 
 
 def _type_of(name: str, content: bytes) -> str:

@@ -172,6 +172,7 @@ class EventDispatcher:
         store_note: Callable[[NoteEvent], object] | None = None,
     ) -> None:
         self._notes = notes
+        self._takes_logs = notes is not None and notes.takes_logs
         self._store_note = store_note
         self._state = state
         self._session = session
@@ -187,7 +188,7 @@ class EventDispatcher:
             event: The event.
             stored: The event to store, if that is another one.
         """
-        if self._notes is not None:
+        if self._notes is not None and self._notes.has_any:
             self._notes.before(event)
         self._state.apply(event)
         if self._session is not None:
@@ -197,7 +198,7 @@ class EventDispatcher:
 
     def notify(self, event: Event) -> None:
         """Notify the observers of an event that was applied."""
-        if self._notes is not None:
+        if self._notes is not None and self._notes.has_any:
             self._notes.before(event)
         self._call_observers(event, lambda observer: observer)
 
@@ -216,7 +217,7 @@ class EventDispatcher:
         self, event: Any, entry: Callable[[Observer], Callable[[Any], object] | None]
     ) -> None:
         interruptions = []
-        notes = self._notes
+        notes = self._notes if self._takes_logs else None
         is_nested = notes is not None and notes.notifying(True)
         for observer in self.observers:
             try:

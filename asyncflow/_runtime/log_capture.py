@@ -19,11 +19,11 @@ import logging
 import sys
 import threading
 import traceback
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from typing import Any, TypeAlias
 
-__all__ = ["Capture", "capture", "not_printed"]
+__all__ = ["Capture", "capture", "not_printed", "text_of"]
 
 _Find: TypeAlias = Callable[[], "tuple[Any, Any] | None"]
 """Returns the notes that keep records of the current attempt, and the attempt."""
@@ -36,10 +36,17 @@ _captures: list[Capture] = []
 _finds: tuple[_Find, ...] = ()
 _streams: dict[str, _Stream] = {}
 """The wrappers that keep what is printed."""
-_lowered: tuple[int, int] | None = None
+_latest: dict[str, _Stream] = {}
+"""The latest wrappers, which stay: before 3.13.3, `print` in another thread may be using one
+without a reference to it (gh-130163)."""
+_lowered: tuple[int, _Level] | None = None
 """The level of the root logger before and since it was lowered."""
 _quiet = threading.local()
 """Its attribute ``on`` is true while a record is written to a standard stream: no printed line."""
+
+
+class _Level(int):
+    """A level that was set here. When the program sets the same, that is another object."""
 
 
 class Capture:
@@ -79,7 +86,7 @@ def _update() -> None:
     if _lowered is not None:
         before, since = _lowered
         _lowered = None
-        if root.level == since:  # else the program has configured it meanwhile
+        if root.level is since:  # else the program has configured it meanwhile
             root.setLevel(before)
     if not levels:
         root.removeHandler(_handler)
@@ -87,8 +94,8 @@ def _update() -> None:
         if _handler not in root.handlers:
             root.addHandler(_handler)
         if len(root.handlers) == 1 and root.level == logging.WARNING > min(levels):
-            _lowered = root.level, min(levels)
-            root.setLevel(min(levels))
+            _lowered = root.level, _Level(min(levels))
+            root.setLevel(_lowered[1])
     _wrap_streams(any(each.prints for each in _captures))
 
 
@@ -97,7 +104,10 @@ def _wrap_streams(is_wanted: bool) -> None:
         ours, current = _streams.get(name), getattr(sys, name)
         if ours is None or current is not ours:
             if is_wanted and current is not None:
-                _streams[name] = wrapper = _Stream(name, current)
+                wrapper = _latest.get(name)
+                if wrapper is None or wrapper.stream is not current:
+                    wrapper = _latest[name] = _Stream(name, current)
+                _streams[name] = wrapper
                 setattr(sys, name, wrapper)
         elif not is_wanted:
             setattr(sys, name, ours.stream)
@@ -130,9 +140,8 @@ class _Handler(logging.Handler):
         if found is not None:
             notes, attempt = found
             if notes.level is not None and record.levelno >= notes.level:
-                notes.log(
-                    attempt, record.levelno, record.name, _message(record), _traceback(record)
-                )
+                name = str(record.name)
+                notes.log(attempt, record.levelno, name, _message(record), _traceback(record))
         last = logging.lastResort
         if last is not None and record.levelno >= last.level and not _is_handled(record):
             with not_printed():
@@ -155,18 +164,40 @@ def _is_handled(record: logging.LogRecord) -> bool:
     return False
 
 
-def _message(record: logging.LogRecord) -> object:
+def _message(record: logging.LogRecord) -> str:
     if isinstance(record.msg, dict) and not record.args:
-        return record.msg  # an event of structlog
-    try:
+        return text_of(record.msg)
+    # Every other handler reports arguments that don't fit. Whatever they raise must not spread.
+    with suppress(Exception):
         return record.getMessage()
-    except Exception:  # its arguments don't fit, which every other handler reports
+    with suppress(Exception):
         return f"{record.msg!r} with the arguments {record.args!r}"
+    return record.msg if isinstance(record.msg, str) else f"<{type(record.msg).__name__}>"
+
+
+def text_of(event: Mapping[Any, Any]) -> str:
+    """Return an event of structlog as a text."""
+    parts = [_shown(str, event.get("event", ""))]
+    for name, value in event.items():
+        if name not in _OF_EVERY_EVENT and not str(name).startswith("_"):
+            parts.append(f"{name}={_shown(repr, value)}")
+    return " ".join(parts)
+
+
+_OF_EVERY_EVENT = frozenset({"event", "level", "log_level", "logger", "timestamp", "exc_info"})
+"""What an event of structlog has that its record has too."""
+
+
+def _shown(render: Callable[[object], str], value: object) -> str:
+    try:
+        return render(value)
+    except Exception:  # it is the user's object
+        return f"<{type(value).__name__}>"
 
 
 def _traceback(record: logging.LogRecord) -> str:
-    parts = [record.stack_info] if record.stack_info else []
-    error = record.exc_info[1] if record.exc_info else None
+    parts = [str(record.stack_info)] if record.stack_info else []
+    error = record.exc_info[1] if isinstance(record.exc_info, tuple) else None
     if error is not None:
         try:
             parts.insert(0, "".join(traceback.format_exception(error)).rstrip())

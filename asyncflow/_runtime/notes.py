@@ -15,16 +15,16 @@ import asyncio
 import contextvars
 import math
 import os
-import re
 import threading
 from collections import deque
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from itertools import islice
 from typing import Any, Protocol, TypeAlias
 
 from asyncflow._core.context import StartedAttempt
-from asyncflow._core.errors import cut, safe_text
+from asyncflow._core.errors import cut
+from asyncflow._runtime.log_capture import text_of
 from asyncflow.events import (
     AttemptFailed,
     Event,
@@ -38,6 +38,9 @@ from asyncflow.events import (
 )
 
 __all__ = ["OWN_LOGGER", "STREAMS", "NoteQueue", "log_level_of", "wants_prints"]
+
+SECRET = "<secret>"
+"""What stands for a secret text."""
 
 OWN_LOGGER = "asyncflow"
 """The logger of records that say what is missing. What it logs itself is about runs, not steps."""
@@ -56,6 +59,9 @@ _LAST_RECORDS = 20
 
 _REPORT_S, _STORE_S = 0.1, 1.0
 """How long after a progress the next one is reported to observers, and stored."""
+
+_HIGHEST_LEVEL = 2**31 - 1
+"""Databases have no larger ones."""
 
 _SHORTEST_SECRET = 4
 """A shorter text would be found in many others."""
@@ -136,6 +142,8 @@ class NoteQueue:
         self.level = level
         self.prints = prints
         self.takes_logs = level is not None or prints
+        self.has_any = bool(secret)
+        """Whether an attempt has said something, or a secret may become known."""
         self._loop = loop
         self._thread = threading.get_ident()
         self._process = os.getpid()
@@ -144,8 +152,9 @@ class NoteQueue:
         self._clock = clock
         self._started_s = started_s
         self._secret = frozenset(secret)
-        self._secret_texts: set[str] = set()
-        self._secrets: re.Pattern[str] | None = None
+        self._secrets: set[str] = set()
+        self._longest_first: Sequence[str] = ()
+        """The secrets as of the last time that a text was searched for them."""
         self._receiver: Receiver | None = None
         self._is_notifying = False
         self._lock = threading.RLock()  # the collector may run what logs within any call
@@ -178,11 +187,11 @@ class NoteQueue:
         self, running: StartedAttempt, name: str, data: object, media_type: str | None, /
     ) -> None:
         """Take an attachment; raise what `StepContext.attach` raises."""
-        from asyncflow._runtime.attachments import PNG, attachment_of  # few need it
+        from asyncflow._runtime.attachments import attachment_of, without_secrets  # few need it
 
         media_type, content = attachment_of(name, data, media_type)
-        if self._secrets is not None and media_type != PNG:
-            content = self._public(content.decode()).encode()
+        if self._secrets:
+            media_type, content = without_secrets(media_type, content, self._public)
         if not self._is_open():
             return
         step, number, _, _, item = running
@@ -215,18 +224,19 @@ class NoteQueue:
         /,
     ) -> None:
         """Take a log record; its message is a text, or an event of structlog."""
-        if not self._is_open() or (
-            self._is_notifying and threading.get_ident() == self._thread  # an observer's
-        ):
+        if not self._is_heard():
             return
+        if not isinstance(message, str):
+            message = text_of(message)  # before the lock: it calls the user's objects
         step, number, _, _, item = running
         with self._lock:
             attempt = self._attempt((step, item, number))
             if step in self._secret:
                 attempt.hidden += 1
                 return
-            text = self._short(_text_of(message), _LONGEST_TEXT)
+            text = self._short(message, _LONGEST_TEXT)
             trace = traceback and self._short(traceback, _LONGEST_TEXT - len(text))
+            level = min(int(level), _HIGHEST_LEVEL)
             event = StepLogged(step, number, self._now_ms(), level, logger, text, item, trace)
             size = len(text) + len(trace)
             if self._records >= _RUN_RECORDS or self._characters + size > _RUN_CHARACTERS:
@@ -244,12 +254,17 @@ class NoteQueue:
 
     def printed(self, running: StartedAttempt, stream: str, text: str, /) -> None:
         """Take what was written to a standard stream; whole lines become records."""
-        if not self._is_open():
+        if not self._is_heard():
             return
         step, number, _, _, item = running
         thread = threading.get_ident()
         with self._lock:
-            unfinished = self._attempt((step, item, number)).unfinished
+            attempt = self._attempt((step, item, number))
+            unfinished = attempt.unfinished
+            if (end := len(text) - _ATTEMPT_CHARACTERS) > _ATTEMPT_CHARACTERS:
+                # As many lines may take far more memory than their text.
+                attempt.left_out += text.count("\n", _ATTEMPT_CHARACTERS, end)
+                text = text[:_ATTEMPT_CHARACTERS] + text[end:]
             *lines, rest = (unfinished.pop((stream, thread), "") + text).split("\n")
             if rest:
                 # Of a line that is overwritten again and again, only the last state counts.
@@ -257,6 +272,12 @@ class NoteQueue:
                 unfinished[stream, thread] = rest[: 2 * _LONGEST_TEXT]
         for line in lines:
             self._log_line(running, stream, line)
+
+    def leave_out(self, running: StartedAttempt, count: int) -> None:
+        """Count records of an attempt that are missing."""
+        step, number, _, _, item = running
+        with self._lock:
+            self._attempt((step, item, number)).left_out += count
 
     def _log_line(self, running: StartedAttempt, stream: str, line: str) -> None:
         line = line.rstrip("\r").rpartition("\r")[2]
@@ -266,10 +287,16 @@ class NoteQueue:
     def _is_open(self) -> bool:
         return self._receiver is not None and os.getpid() == self._process
 
+    def _is_heard(self) -> bool:
+        """Whether what is said here and now belongs to an attempt, and not to an observer."""
+        is_observing = self._is_notifying and threading.get_ident() == self._thread
+        return not is_observing and self._is_open()
+
     def _attempt(self, key: _Key) -> _AttemptNotes:
         attempt = self._attempts.get(key)
         if attempt is None:
             attempt = _AttemptNotes(key)
+            self.has_any = True
             if self._receiver is not None:
                 attempt = self._attempts.setdefault(key, attempt)
         return attempt
@@ -302,22 +329,34 @@ class NoteQueue:
 
     def hide(self, value: object) -> None:
         """Replace the texts of a secret value, from now on."""
-        found = {*_texts_of(value)} - self._secret_texts
-        if found:
-            self._secret_texts |= found
-            # The longest first, so that none that it contains hides a part of it.
-            texts = sorted(self._secret_texts, key=len, reverse=True)
-            self._secrets = re.compile("|".join(map(re.escape, texts)))
+        self._secrets.update(_texts_of(value))
 
     def _public(self, text: str) -> str:
-        return text if self._secrets is None else self._secrets.sub("<secret>", text)
+        for secret in self._in_order():
+            if secret in text:
+                text = text.replace(secret, SECRET)
+        return text
+
+    def _in_order(self) -> Sequence[str]:
+        """Return the secrets, the longest first, so that none hides a part of another one."""
+        secrets = self._longest_first
+        if len(secrets) != len(self._secrets):  # they only get more
+            secrets = self._longest_first = sorted(self._secrets, key=len, reverse=True)
+        return secrets
 
     def _short(self, text: str, limit: int) -> str:
-        if self._secrets is not None:
-            # Before it is cut: what is left of a secret could not be found. A large text is
-            # not searched as a whole.
-            text = self._secrets.sub("<secret>", text[: 4 * _LONGEST_TEXT])
-        return cut(text, max(limit, 0))
+        limit = max(limit, 0)
+        secrets = self._in_order()
+        if not secrets:
+            return cut(text, limit)
+        # Before it is cut: what is left of a secret could not be found.
+        if len(text) <= 4 * _LONGEST_TEXT:
+            return cut(self._public(text), limit)
+        # A large text is not searched as a whole, so what is searched may end within a secret.
+        more = len(text) - 4 * _LONGEST_TEXT
+        text = self._public(text[: 4 * _LONGEST_TEXT])
+        kept = text[: min(limit, max(len(text) - len(secrets[0]), 0))]
+        return f"{kept}… ({more + len(text) - len(kept):,} more characters)"
 
     # Passing them on, in the loop.
 
@@ -326,7 +365,10 @@ class NoteQueue:
         self._receiver = receiver
 
     def before(self, event: Event) -> None:
-        """Pass on what was said before an event; if an attempt ends, the rest that it has."""
+        """Pass on what was said before an event; if an attempt ends, the rest that it has.
+
+        Without `has_any` there is nothing to do.
+        """
         if type(event) in _ENDS:
             key = event.step, event.item, event.attempt  # type: ignore[union-attr]
             attempt = self._attempts.get(key)
@@ -353,10 +395,11 @@ class NoteQueue:
         if self._timer is not None:
             self._timer.cancel()
         with self._lock:
-            self._receiver = self._timer = self._context = self._secrets = None
+            self._receiver = self._timer = self._context = None
             for each in (self._queue, self._attempts, self._waiting, self._unstored):
                 each.clear()
-            self._secret_texts.clear()
+            self._secrets.clear()
+            self._longest_first = ()
 
     def _drain(self) -> None:
         self._is_scheduled = False
@@ -449,20 +492,6 @@ _TOO_MUCH = (
 _ENDS = frozenset({AttemptFailed, StepSucceeded, StepFailed, StepCancelled})
 
 
-def _text_of(message: str | Mapping[Any, Any]) -> str:
-    if isinstance(message, str):
-        return message
-    parts = [safe_text(str, message.get("event", ""))]
-    for name, value in message.items():
-        if name not in _OF_EVERY_EVENT and not str(name).startswith("_"):
-            parts.append(f"{name}={safe_text(repr, value)}")
-    return " ".join(parts)
-
-
-_OF_EVERY_EVENT = frozenset({"event", "level", "log_level", "logger", "timestamp", "exc_info"})
-"""What an event of structlog has that its record has too."""
-
-
 def _texts_of(value: object) -> Iterator[str]:
     """Yield the texts and numbers in a secret value, and each line of a text."""
     values: list[Any] = [value]
@@ -475,14 +504,38 @@ def _texts_of(value: object) -> Iterator[str]:
         if isinstance(each, str):
             for text in {each, each.strip(), *each.splitlines()}:
                 if len(text) >= _SHORTEST_SECRET:
-                    yield text
-                    yield repr(text)[1:-1]  # as it is within the text of another value
+                    yield from _forms_of(text)
         elif isinstance(each, int | float):
             if len(str(each)) >= _SHORTEST_SECRET and not isinstance(each, bool):
                 yield str(each)
+        elif isinstance(each, os.PathLike) or type(each).__module__ in _SHOWN_WHOLE:
+            values.append(str(each))
         else:
             with suppress(Exception):  # it is the user's object
                 values += islice(_parts_of(each), _SECRET_PARTS)
+
+
+_SHOWN_WHOLE = frozenset({"datetime", "decimal", "fractions", "ipaddress", "uuid"})
+"""The modules of values that are shown as one text."""
+
+
+def _forms_of(text: str) -> Iterator[str]:
+    """Yield a text as it is, and as it is within values, JSON, CSV, XML and addresses."""
+    yield text
+    if text.isascii() and text.isalnum():
+        return
+    import html
+    import json
+    from urllib.parse import quote, quote_plus
+
+    yield repr(text)[1:-1]
+    yield json.dumps(text)[1:-1]
+    yield json.dumps(text, ensure_ascii=False)[1:-1]
+    yield text.replace('"', '""')
+    yield html.escape(text)
+    yield html.escape(text, quote=False)
+    for escape in (quote, quote_plus):
+        yield escape(text, safe="", errors="replace")
 
 
 def _parts_of(value: Any) -> Iterable[Any]:

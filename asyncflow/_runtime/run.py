@@ -193,6 +193,9 @@ class Run:
                 cancellation = late or cancellation
         except asyncio.CancelledError as at_exit:
             cancellation = at_exit
+        finally:
+            if self._capture is not None:  # also if the loop is given up
+                self._capture.end()
         self._close()
         if self._persistence is not None:
             failure, late = await self._persistence.close(self._run.run_id)
@@ -246,8 +249,6 @@ class Run:
         self._stop_control.close()
         if self._deadline is not None:
             self._deadline.cancel()
-        if self._capture is not None:
-            self._capture.end()
         if self._notes is not None:
             self._notes.finish()
         if not self._is_broken:

@@ -9,7 +9,8 @@ The file begins with a head of `_HEAD` bytes. Its first byte is ``?`` while a re
 as a double in seconds of `time.monotonic`: the processes of a machine share that clock.
 
 What the attempt says goes to a second file, if anything receives it. That begins with the latest
-progress, in `_PROGRESS`. From byte `_NOTES_AT` on, each record has the four bytes of its length.
+progress, in `_PROGRESS`. At byte `_LEFT_OUT_AT`, eight bytes count the records that are missing.
+From byte `_NOTES_AT` on, each record has the four bytes of its length.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ __all__ = [
     "_BEAT_AT",
     "_HEAD",
     "_IS_IMPORTING",
+    "_LEFT_OUT_AT",
     "_NOTES_AT",
     "_PROGRESS",
     "_Attempt",
@@ -44,9 +46,13 @@ _BEAT_AT = 8
 
 _PROGRESS = struct.Struct("<Qdd100s")
 """How often there was one, what is done, the total or NaN, and the unit."""
-_NOTES_AT = 128
+_LEFT_OUT_AT = 128
+_NOTES_AT = 136
 _MOST_NOTES = 16_000_000
-"""How many bytes of records a process writes."""
+"""How many bytes of records a process writes at once. Of what follows, it writes the last ones when
+the function has ended."""
+_LAST_NOTES = 20
+_LOG_CAPTURE = "asyncflow._runtime.log_capture"
 _LONGEST_NOTE = 40_000
 """How many characters of a message it writes; the run cuts it further."""
 
@@ -120,6 +126,8 @@ def _outcome(main: _Main, call: bytes) -> bytes:
     finally:
         if capture is not None:
             capture.end()
+        if _notes is not None:
+            _notes.finish()
     try:
         return pickle.dumps(("returned", value, ""))
     except Exception as error:
@@ -135,14 +143,15 @@ class _NoteFile:
         self.prints = prints
         self.takes_logs = level is not None or prints
         self._file = file
-        self._count = self._written = 0
+        self._count = self._written = self._left_out = 0
+        self._last: list[bytes] = []
         self._lock = _thread.RLock()  # the collector may run what logs within any call
 
     def progress(self, _: object, done: float, total: float | None, unit: str, /) -> None:
         self._count += 1
         total = float("nan") if total is None else total
         text = unit.encode(errors="replace")[:100]
-        os.pwrite(self._file, _PROGRESS.pack(self._count, done, total, text), 0)
+        self._put(_PROGRESS.pack(self._count, done, total, text), 0)
 
     def attach(self, _: object, name: str, data: object, media_type: str | None, /) -> None:
         from asyncflow._runtime.attachments import attachment_of  # what calls this has the package
@@ -150,30 +159,50 @@ class _NoteFile:
         media_type, content = attachment_of(name, data, media_type)
         self._write("attach", name, content, media_type)
 
-    def log(
-        self, _: object, level: int, logger: str, message: object, traceback: str = "", /
-    ) -> None:
-        try:
-            text = str(message)[:_LONGEST_NOTE]
-        except Exception:  # it is the user's object
-            text = type(message).__name__
-        self._write("log", level, logger, text, traceback[:_LONGEST_NOTE])
+    def log(self, _: object, level: int, logger: str, message: Any, traceback: str = "", /) -> None:
+        if not isinstance(message, str):  # an event of structlog
+            message = sys.modules[_LOG_CAPTURE].text_of(message)
+        self._write("log", level, logger, message[:_LONGEST_NOTE], traceback[:_LONGEST_NOTE])
 
     def printed(self, _: object, stream: str, text: str, /) -> None:
-        self._write("printed", stream, text[:_LONGEST_NOTE])
+        for at in range(0, len(text), _LONGEST_NOTE):
+            self._write("printed", stream, text[at : at + _LONGEST_NOTE])
+
+    def finish(self) -> None:
+        """Write the last records, if there were too many."""
+        with self._lock:
+            last, self._last = self._last, []
+            self._left_out -= len(last)
+            self._put(self._left_out.to_bytes(8, "little"), _LEFT_OUT_AT)
+            for text in last:
+                self._put(text)
 
     def _write(self, *record: object) -> None:
         text = pickle.dumps(record)
+        text = len(text).to_bytes(4, "little") + text
         with self._lock:
             self._written += len(text)
             if self._written <= _MOST_NOTES:
-                os.write(self._file, len(text).to_bytes(4, "little") + text)
+                self._put(text)
+                return
+            self._left_out += 1
+            self._put(self._left_out.to_bytes(8, "little"), _LEFT_OUT_AT)
+            self._last = [*self._last, text][-_LAST_NOTES:]
+
+    def _put(self, text: bytes, at: int | None = None) -> None:
+        try:
+            if at is None:
+                os.write(self._file, text)
+            else:
+                os.pwrite(self._file, text, at)
+        except OSError:  # the disk is full: the step does without notes
+            pass
 
     def capture(self) -> Any:
         """Begin to take log records and printed lines, if they are wanted."""
         if not self.takes_logs:
             return None
-        name = "asyncflow._runtime.log_capture"
+        name = _LOG_CAPTURE
         module: Any = sys.modules.get(name)
         if module is None:
             from importlib.machinery import SourceFileLoader

@@ -282,6 +282,8 @@ class _NoteReader:
         """Read the rest, after the process has ended."""
         self._timer.cancel()
         self._read()
+        if left_out := int.from_bytes(os.pread(self.wanted[0], 8, _child._LEFT_OUT_AT), "little"):
+            self._notes.leave_out(self._running, left_out)
         self._file.close()
 
     def _read(self) -> None:

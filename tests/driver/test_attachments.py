@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import pytest
 
 from asyncflow import WorkflowStep, current_step, run_pipeline
+from asyncflow._runtime.attachments import MOST_BYTES
 from asyncflow.events import Event, StepAttached
 
 PNG = b"\x89PNG\r\n\x1a\n..."
@@ -152,3 +155,91 @@ async def test_without_anything_that_receives_it_nothing_is_attached() -> None:
         current_step().attach("thing", object())
 
     assert (await run_pipeline([WorkflowStep("work", work)])).all_passed
+
+
+async def test_a_pipe_is_refused_at_once(tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe.txt"
+    os.mkfifo(pipe)
+
+    with pytest.raises(ValueError, match="is no file"):
+        await attached("thing", pipe)
+
+
+@pytest.mark.parametrize(
+    ("data", "media_type", "shown"),
+    [
+        (SVG.replace("<use", "<text>hunter2</text><use"), None, "<text>&lt;secret&gt;</text>"),
+        ({"pin": "hunter2"}, None, '"pin": "<secret>"'),
+        ({"pin": "another"}, None, '"pin": "another"'),
+    ],
+)
+async def test_what_hides_a_secret_leaves_the_rest_readable(
+    data: Any, media_type: str | None, shown: str
+) -> None:
+    found: list[Event] = []
+
+    async def work(key: Any) -> None:
+        current_step().attach("thing", data, media_type)
+
+    await run_pipeline(
+        [WorkflowStep("work", work)],
+        inputs={"key": ["hunter2", 123456]},
+        secret_inputs=["key"],
+        observers=[found.append],
+    )
+
+    (event,) = [each for each in found if isinstance(each, StepAttached)]
+    text = event.data.decode()
+    assert shown in text
+    assert "hunter2" not in text
+    if event.media_type == "application/json":
+        assert json.loads(text)["pin"] in ("<secret>", "another")
+    else:
+        ElementTree.fromstring(text)
+
+
+async def test_an_image_is_kept_as_it_is() -> None:
+    found: list[Event] = []
+
+    async def work(key: str) -> None:
+        current_step().attach("thing", PNG)
+
+    await run_pipeline(
+        [WorkflowStep("work", work)],
+        inputs={"key": "PNG\r"},
+        secret_inputs=["key"],
+        observers=[found.append],
+    )
+
+    assert [each.data for each in found if isinstance(each, StepAttached)] == [PNG]
+
+
+@pytest.mark.parametrize(
+    ("data", "shown"),
+    [
+        ({"code": 123456}, '{\n "code": <secret>\n}'),
+        (SVG.replace("rect", "hunter2"), SVG.replace("rect", "<secret>")),
+        ("hunter2" * 140_000, "<secret>" * 125_000),
+        (SVG.replace("<use", f"<text>{'hunter2' * 120_000}</text><use"), None),
+    ],
+)
+async def test_what_is_spoilt_by_hiding_a_secret_becomes_a_text(
+    data: Any, shown: str | None
+) -> None:
+    found: list[Event] = []
+
+    async def work(key: Any) -> None:
+        current_step().attach("thing", data)
+
+    await run_pipeline(
+        [WorkflowStep("work", work)],
+        inputs={"key": ["hunter2", 123456]},
+        secret_inputs=["key"],
+        observers=[found.append],
+    )
+
+    (event,) = [each for each in found if isinstance(each, StepAttached)]
+    assert event.media_type == "text/plain"
+    assert shown is None or event.data.decode() == shown
+    assert b"hunter2" not in event.data
+    assert len(event.data) <= MOST_BYTES

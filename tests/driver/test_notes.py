@@ -9,13 +9,16 @@ import io
 import logging
 import sys
 import threading
+import time
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from decimal import Decimal
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 from unittest import mock
+from uuid import UUID
 
 import pytest
 import structlog
@@ -77,6 +80,7 @@ async def heard(*steps: WorkflowStep, listener: Listener | None = None, **option
     return listener
 
 
+@pytest.mark.virtual_time
 async def test_progress_reaches_observers_at_most_ten_times_a_second() -> None:
     async def load() -> None:
         for done in range(1_000):
@@ -640,6 +644,17 @@ async def test_a_level_that_is_set_meanwhile_stays() -> None:
         assert root.level == logging.ERROR
 
 
+async def test_the_level_that_a_program_sets_anew_stays_although_it_is_the_same() -> None:
+    with unconfigured() as root:
+
+        async def work() -> None:
+            logging.basicConfig(level=logging.INFO, force=True, handlers=[logging.NullHandler()])
+
+        await heard(WorkflowStep("work", work))
+
+        assert root.level == logging.INFO
+
+
 async def test_a_configured_level_stands() -> None:
     async def work() -> None:
         log.info("not let through")
@@ -730,6 +745,19 @@ async def test_another_wrapper_may_come_while_lines_are_kept_and_stay(
     assert (first.messages, second.messages) == (["first", "again"], ["second"])
     assert third.messages == ["second"]
     assert sys.stdout is wrapper
+
+
+async def test_two_runs_wrap_a_stream_alike() -> None:
+    # Another thread may be within a print, which holds no reference to the stream.
+    found: list[Any] = []
+
+    async def work() -> None:
+        found.append(sys.stdout)
+
+    for _ in range(2):
+        await heard(WorkflowStep("work", work), listener=PrintListener())
+
+    assert found[0] is found[1] is not sys.stdout
 
 
 async def test_a_program_without_standard_streams_prints_nothing(
@@ -839,6 +867,12 @@ async def test_a_secret_step_keeps_its_progress_only() -> None:
         (SimpleNamespace(token="a token"), "a token", "<secret>"),
         (SecretStr("pydantic"), "pydantic", "<secret>"),
         ("inner", "the longest inner", "the longest <secret>"),
+        ('a"b/c&d é', '{"k": "a\\"b/c&d \\u00e9"}', '{"k": "<secret>"}'),
+        ('a"b/c&d é', "db://u:a%22b%2Fc%26d%20%C3%A9@h", "db://u:<secret>@h"),
+        ('a"b/c&d é', "<b>a&quot;b/c&amp;d é</b>", "<b><secret></b>"),
+        (UUID(int=255), "id 00000000-0000-0000-0000-0000000000ff", "id <secret>"),
+        (Decimal("12.50"), "owes 12.50", "owes <secret>"),
+        (Path("/etc/key"), "at /etc/key", "at <secret>"),
     ],
 )
 async def test_what_is_found_in_a_secret_value_is_replaced(
@@ -881,9 +915,121 @@ async def test_a_secret_that_is_known_later_is_replaced_from_then_on() -> None:
     assert listener.messages == ["other token", "<secret> and <secret>"]
 
 
+# What must not hurt.
+
+
+async def test_a_record_whose_arguments_raise_does_not_fail_the_step() -> None:
+    class Hostile:
+        def __str__(self) -> str:
+            raise ValueError
+
+        __repr__ = __str__
+
+    async def work() -> str:
+        log.info("%s", Hostile())
+        log.info(Hostile())
+        log.handle(logging.makeLogRecord({"msg": "odd", "levelno": 20, "exc_info": True}))
+        log.log(2**70, "urgent")
+        return "done"
+
+    raising, logging.raiseExceptions = logging.raiseExceptions, False
+    try:
+        listener = await heard(WorkflowStep("work", work))
+    finally:
+        logging.raiseExceptions = raising
+
+    assert isinstance(listener.events[-2], StepSucceeded)
+    assert listener.messages[-2:] == ["odd", "urgent"]
+    assert len(listener.messages) == 4
+
+
+async def test_half_a_line_of_an_observer_is_not_what_a_step_says() -> None:
+    class Dotted(PrintListener):
+        def __call__(self, event: Event) -> None:
+            print(".", end="")
+            super().__call__(event)
+
+    async def work() -> None:
+        print("said")
+
+    assert (await heard(WorkflowStep("work", work), listener=Dotted())).messages == ["said"]
+
+
+async def test_what_a_process_has_left_out_is_counted() -> None:
+    async def work() -> None:
+        step: Any = current_step()
+        step._notes.leave_out(step._running, 7)
+
+    (message,) = (await heard(WorkflowStep("work", work))).messages
+
+    assert message.startswith("7 records were left out: ")
+
+
+async def test_a_record_that_waits_for_another_thread_blocks_none() -> None:
+    class Slow:
+        def __repr__(self) -> str:
+            thread = threading.Thread(
+                target=contextvars.copy_context().run, args=(log.info, "from the thread")
+            )
+            thread.start()
+            thread.join(5)
+            return "blocked" if thread.is_alive() else "free"
+
+    async def work() -> None:
+        keep_record(None, "info", {"event": "waited", "for": Slow()})
+
+    listener = await heard(WorkflowStep("work", work))
+
+    assert listener.messages == ["from the thread", "waited for=free"]
+
+
+async def test_a_large_print_is_cut_before_it_is_taken_apart() -> None:
+    async def work() -> None:
+        sys.stdout.write("line\n" * 500_000 + "the end\n")
+
+    listener = await heard(WorkflowStep("work", work), listener=PrintListener())
+
+    assert listener.messages[0] == "line"
+    assert listener.messages[-1] == "the end"
+
+
+async def test_many_secrets_stay_cheap_and_hidden() -> None:
+    async def items() -> list[int]:
+        return list(range(3_000))
+
+    async def secret(item: int) -> str:
+        return f"token {item:06d}"
+
+    async def work(tokens: list[str]) -> None:
+        log.info(" ".join(tokens[::500]))
+
+    started = time.process_time()
+    listener = await heard(
+        WorkflowStep("items", items),
+        WorkflowStep("secret", secret, {"item": "items"}, map_over="items", secret=True),
+        WorkflowStep("work", work, {"tokens": "secret"}),
+    )
+
+    assert listener.messages == [" ".join(["<secret>"] * 6)]
+    assert time.process_time() - started < 10
+
+
+async def test_a_repeated_long_secret_leaves_no_part() -> None:
+    secret = "".join(chr(ord("a") + number % 26) * 3 for number in range(567))
+
+    async def work(key: str) -> None:
+        log.info(key * 50)
+
+    step = WorkflowStep("work", work)
+    listener = await heard(step, inputs={"key": secret}, secret_inputs=["key"])
+
+    assert listener.messages[0].replace("<secret>", "").startswith("… (")
+
+
 # What a journal keeps.
 
 
+@pytest.mark.virtual_time
 async def test_a_journal_stores_the_progress_once_a_second_and_the_last_one() -> None:
     journal = NotingJournal()
 

@@ -813,23 +813,65 @@ def test_the_worker_program_writes_what_the_attempt_says(tmp_path, monkeypatch, 
     assert (count, done, total, unit.rstrip(b"\0")) == (2, 2.0, 3.0, b"rows")
     assert [each for each in records if each[0] != "printed"] == [
         ("log", 20, "speaking", "a record", ""),
-        ("log", 20, "speaking", "Silent", ""),
+        ("log", 20, "structlog", "loaded rows=3 of=<Silent>", ""),
         ("attach", "table", b"x\n1\n", "text/csv"),
     ]
     printed = [text for kind, *_, text in records if kind == "printed"]
     assert "".join(printed) == "a line\nhalf a line"
 
 
-def test_the_worker_program_writes_no_more_than_it_may(tmp_path, monkeypatch):
+async def test_a_process_that_says_too_much_writes_the_first_and_the_last_records(monkeypatch):
     monkeypatch.setattr(_child, "_MOST_NOTES", 100)
-    path = tmp_path / "said"
-    with path.open("wb") as file:
-        notes = _child._NoteFile(file.fileno(), None, False)
-        for _ in range(10):
-            notes.log(None, 20, "a", "a record of some length")
+    said, left_out = [], []
+
+    class Queue:
+        level, prints = None, False
+
+        def log(self, running, level, logger, message, traceback):
+            said.append(message)
+
+        def leave_out(self, running, count):
+            left_out.append((running, count))
+
+    reader = _workers._NoteReader(Queue(), "running")
+    notes = _child._NoteFile(reader.wanted[0], None, False)
+    for number in range(50):
+        notes.log(None, 20, "a", f"record {number}")
+    size = os.fstat(reader.wanted[0]).st_size
+    notes.finish()
+    reader.close()
 
     assert notes.capture() is None
-    assert 0 < path.stat().st_size < 150
+    assert size < _child._NOTES_AT + 150
+    assert said == ["record 0", "record 1", *(f"record {number}" for number in range(30, 50))]
+    assert left_out == [("running", 28)]
+
+
+async def test_of_a_large_text_that_a_process_prints_nothing_is_missing():
+    printed = []
+
+    class Queue:
+        level, prints = None, True
+
+        def printed(self, running, stream, text):
+            printed.append(text)
+
+    text = "".join(map(str, range(30_000)))
+    reader = _workers._NoteReader(Queue(), "running")
+    notes = _child._NoteFile(reader.wanted[0], None, True)
+    notes.printed(None, "stdout", text)
+    notes.finish()
+    reader.close()
+
+    assert "".join(printed) == text
+
+
+def test_a_process_goes_on_if_the_disk_is_full():
+    with open("/dev/full", "wb", buffering=0) as full:
+        notes = _child._NoteFile(full.fileno(), 20, True)
+        notes.progress(None, 1, None, "rows")
+        notes.log(None, 20, "a", "a record")
+        notes.finish()
 
 
 async def test_what_is_half_written_is_read_later():

@@ -3,12 +3,15 @@
 Every later version must read what an earlier one wrote, so a file in `stored/` is never
 replaced: when the schema or the rows change, another file is added::
 
-    python -m tests.journal.stored_runs tests/journal/stored/schema-3.db
+    python -m tests.journal.stored_runs tests/journal/stored/schema-4.db
+
+Files of schemas before 4 have neither notes nor the runs in `NEWER`.
 """
 
 from __future__ import annotations
 
 import asyncio
+import logging
 import sqlite3
 import sys
 from contextlib import closing
@@ -20,9 +23,14 @@ from asyncflow import Orchestrator, Pipeline, WorkflowStep, after, current_step,
 from asyncflow.events import AttemptStarted, Event
 from asyncflow.journal import SQLiteJournal
 
-__all__ = ["PIPELINES", "STORED", "write"]
+__all__ = ["NEWER", "PIPELINES", "STORED", "write"]
 
 STORED = Path(__file__).parent / "stored"
+
+log = logging.getLogger("orders")
+
+journals: list[SQLiteJournal] = []
+"""The journal that is being written."""
 
 broken = False
 """Make the actions fail that can."""
@@ -51,8 +59,13 @@ async def extract(log_in: str = after(log_in), day: str = "") -> list[Row]:
 
 @orders.step(max_retries=3)
 async def price(row: Row = each(extract)) -> Decimal:
-    if current_step().attempt == 1:
+    step = current_step()
+    if step.attempt == 1:
+        log.warning("no price of %s", row.name)
         raise ValueError(f"no price of {row.name}")
+    step.progress(1, 2, "prices")
+    step.progress(2, 2, "prices")
+    step.attach("price", [{"name": row.name, "amount": 1.5}])
     if broken and row.name.endswith("c"):
         raise KeyError(row.name)
     return row.amount * 2
@@ -89,6 +102,13 @@ async def hang() -> None:
     await asyncio.sleep(3600)
 
 
+async def nest() -> list[str]:
+    run = PIPELINES["passed"].run
+    journal, inputs = journals[0], {"password": "hunter2", "day": "tuesday"}
+    report = await run(run_id="nested", journal=journal, inputs=inputs)
+    return [str(price) for price in report["price"].output]
+
+
 slow = [WorkflowStep("quick", tidy), WorkflowStep("slow", hang, ["quick"], timeout_ms=None)]
 PIPELINES = {
     "passed": orders.orchestrator,
@@ -96,19 +116,30 @@ PIPELINES = {
     "timed out": Orchestrator(slow, name="slow", deadline_ms=20),
     "interrupted": Orchestrator(slow, name="slow"),
     "cut short": Orchestrator(slow, name="slow"),
+    "outer": Orchestrator([WorkflowStep("nest", nest)], name="outer"),
+    "nested": orders.orchestrator,
+    "fork": orders.orchestrator,
 }
 """The pipeline of each stored run, by run id."""
+
+NEWER = frozenset({"outer", "nested", "fork"})
+"""A run, one that its step has started, and a fork of the failed one."""
 
 
 async def write(path: Path) -> None:
     """Write a journal with one run of each kind."""
     global broken
     inputs = {"password": "hunter2", "day": "monday"}
-    async with SQLiteJournal(path, owner="the writer") as journal:
+    async with SQLiteJournal(path, owner="the writer", logs="INFO") as journal:
+        journals[:] = [journal]
         for run_id in "passed", "failed":
             broken = run_id == "failed"
             run = PIPELINES[run_id].run
             await run(run_id=run_id, journal=journal, inputs=inputs)
+        broken = False
+        await PIPELINES["outer"].run(run_id="outer", journal=journal)
+        fork = PIPELINES["fork"].fork
+        await fork("failed", "fork", journal=journal, inputs={"password": "hunter2"})
         await PIPELINES["timed out"].run(run_id="timed out", journal=journal)
         await wait_until_slow_starts(journal, "interrupted", cancel=True)
     async with SQLiteJournal(path, owner="one that died", close_timeout_s=0) as journal:
