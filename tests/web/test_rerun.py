@@ -248,6 +248,21 @@ async def test_the_pages_of_a_run_and_of_one_that_its_step_starts_link_to_each_o
     ) in child
 
 
+async def test_a_run_whose_id_ends_in_rerun_is_not_taken_for_another_one(
+    make_client: Any, journal: Any
+) -> None:
+    await passing().run(run_id="r", journal=journal)
+    await passing().run(run_id="r/rerun", journal=journal)
+    client = make_client(app(journal, pipelines={"etl": passing()}))
+
+    assert (await client.post("/api/runs/r%2Frerun")).status_code == 405
+    assert (await client.get("/api/runs/r%2Frerun")).json()["run_id"] == "r/rerun"
+    assert len(await journal.runs()) == 2
+    assert (await client.post("/api/runs/r%2Frerun/rerun")).status_code == 201
+    (new, *_) = await journal.runs()
+    assert new.forked_from == "r/rerun"
+
+
 async def test_the_list_of_runs_links_a_nested_run_to_its_parent_and_a_fork_to_its_origin(
     make_client: Any, journal: Any, work: Work
 ) -> None:
