@@ -69,7 +69,7 @@ MOST_EARLIER_TRACES = 20
 last ones have tracebacks."""
 
 # In bytes of the page: all of a kind together, and the limits of each one.
-_ALL_OUTPUTS, _OUTPUT = 19_000, range(160, 4_000)
+_ALL_OUTPUTS, _OUTPUT = 22_000, range(160, 4_000)
 _ALL_TRACES, _TRACE = 30_000, range(400, 12_000)
 _EARLIER_ROWS = 200
 """What an earlier attempt takes beside its traceback."""
