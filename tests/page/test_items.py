@@ -22,7 +22,7 @@ from asyncflow.events import (
 )
 from asyncflow.html_report import to_html
 from asyncflow.html_report._items import CellPath, ErrorGroup, ItemCells
-from asyncflow.html_report._page_model import PageModel
+from asyncflow.html_report._page_model import PageContext, PageModel
 
 
 def model_of(events: list[Event]) -> PageModel:
@@ -201,7 +201,7 @@ def test_no_step_is_slow_among_equals_or_few(took_ms: tuple[float, ...]) -> None
 def test_a_step_is_slow_if_it_took_twice_as_long_as_it_usually_does() -> None:
     usual_ms = {"s0": 50.0, "s1": 50.1, "s2": 1.0, "s3": 0.1}
     view = RunView(timed(100.0, 100.0, 100.0, 0.9, 100.0))
-    model = PageModel(view, 100.0, usual_ms=usual_ms)
+    model = PageModel(view, 100.0, PageContext(usual_ms=usual_ms))
 
     slow = [name for name, step in view.steps.items() if model.traits(step) == "slow"]
 
