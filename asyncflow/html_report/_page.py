@@ -190,7 +190,9 @@ def asset(name: str, package: str = "asyncflow.html_report") -> str:
         return text
     lines = (line.strip() for line in text.splitlines())
     text = "\n".join(line for line in lines if line and not line.startswith(("//", "/*")))
-    return re.sub(r" ?([{};,]) ?", r"\1", text) if name.endswith(".css") else text
+    if name.endswith(".css"):
+        text = re.sub(r"\s*([{};,>])\s*|(:) ", r"\1\2", text).replace(";}", "}")
+    return text
 
 
 def _source(text: str) -> str:

@@ -10,6 +10,7 @@ from itertools import groupby, pairwise
 from typing import NamedTuple
 from urllib.parse import quote
 
+from asyncflow._core.comparison import is_notable
 from asyncflow._core.errors import escape_controls
 from asyncflow._core.results import STATUS_SYMBOLS, StepStatus
 from asyncflow._core.step_view import AttemptView, StepView
@@ -45,6 +46,7 @@ __all__ = [
     "line_text",
     "name_text",
     "reason_text",
+    "step_url",
 ]
 
 MOST_STEPS_DRAWN = 2_000
@@ -67,7 +69,7 @@ MOST_EARLIER_TRACES = 20
 last ones have tracebacks."""
 
 # In bytes of the page: all of a kind together, and the limits of each one.
-_ALL_OUTPUTS, _OUTPUT = 19_000, range(160, 4_000)
+_ALL_OUTPUTS, _OUTPUT = 22_000, range(160, 4_000)
 _ALL_TRACES, _TRACE = 30_000, range(400, 12_000)
 _EARLIER_ROWS = 200
 """What an earlier attempt takes beside its traceback."""
@@ -106,6 +108,8 @@ _BY_URGENCY = (
 )
 _FEWEST_TIMED, _SLOW = 10, 0.9
 """A step is slow if it took longer than this share of the steps that ran, of at least so many."""
+_UNUSUAL = 2
+"""It is slow too if it took so many times as long as it usually does, and that is notable."""
 
 
 class StatusBadge(NamedTuple):
@@ -278,7 +282,7 @@ class PageModel:
     def parent_url(self) -> str:
         """The page of its parent, at the step that started it; empty if there is none."""
         url = self.context.related.urls.get(self.view.parent, "")
-        return url and f"{url}#step={quote(name_text(self.view.parent_step), safe='')}"
+        return url and step_url(url, self.view.parent_step)
 
     @property
     def tab(self) -> str:
@@ -352,9 +356,16 @@ class PageModel:
         found = {
             "failed": step.status is StepStatus.FAILED,
             "retried": failed_before or self.retries(step) > 0,
-            "slow": took is not None and took > self._slow_ms,
+            "slow": took is not None and self._is_slow(step, took),
         }
         return " ".join(trait for trait, has in found.items() if has)
+
+    def _is_slow(self, step: StepView, took_ms: float) -> bool:
+        """Whether it took longer than most steps of the run, or than it usually does."""
+        usual_ms = self.context.usual_ms.get(step.name, math.inf)
+        more_ms = took_ms - usual_ms
+        is_unusual = took_ms >= _UNUSUAL * usual_ms and is_notable(more_ms, usual_ms)
+        return took_ms > self._slow_ms or is_unusual
 
     def _slow_from(self) -> float:
         """Return above which duration a step is slow, in milliseconds."""
@@ -627,6 +638,11 @@ def line_text(text: str) -> str:
     return escape_controls(
         str.encode(text, "utf-8", "surrogatepass").decode("utf-8", "surrogatepass")
     )
+
+
+def step_url(url: str, step: str) -> str:
+    """Return the address of a step in the page of a run, which knows it by its `name_text`."""
+    return f"{url}#step={quote(name_text(step), safe='')}"
 
 
 def _cut(text: str, limit: int) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 from typing import Any, NamedTuple
-from urllib.parse import quote, urlencode
+from urllib.parse import urlencode
 
 from starlette.requests import Request
 from starlette.responses import Response
@@ -22,7 +22,7 @@ from asyncflow._views.comparison_text import (
 )
 from asyncflow._views.event_text import duration, plural, took
 from asyncflow._views.preview import error_trace, moment_iso, moment_text
-from asyncflow.html_report._page_model import RUN_BADGES, StatusBadge, name_text
+from asyncflow.html_report._page_model import RUN_BADGES, StatusBadge, name_text, step_url
 from asyncflow.journal._queries import RunRecord
 from asyncflow.web._responses import link_to, path_in, problem, render, wants_json
 from asyncflow.web._resumer import RunsJournal
@@ -205,7 +205,7 @@ def _row(step: StepComparison, links: tuple[str, str], longest_ms: float) -> _Co
     return _ComparedStep(
         step,
         name_text(step.step_name),
-        f"{link}#step={quote(step.step_name, safe='', errors='replace')}",
+        step_url(link, step.step_name),
         None if run is None else _badge(run.status),
         (_took(baseline), _took(run)),
         (_width(baseline, longest_ms), _width(run, longest_ms)),

@@ -14,7 +14,7 @@ import math
 import time
 from collections.abc import Sequence
 from typing import NamedTuple
-from urllib.parse import quote, urlencode
+from urllib.parse import urlencode
 
 from starlette.requests import Request
 from starlette.responses import Response
@@ -23,7 +23,7 @@ from asyncflow._core.statistics import StepStatistics
 from asyncflow._views.event_text import duration, plural
 from asyncflow._views.outcomes import OUTCOMES
 from asyncflow._views.preview import ago, moment_iso, moment_text
-from asyncflow.html_report._page_model import RUN_BADGES, name_text
+from asyncflow.html_report._page_model import RUN_BADGES, name_text, step_url
 from asyncflow.journal._queries import (
     PipelineStatistics,
     RunRecord,
@@ -199,7 +199,6 @@ def _column(request: Request, record: RunRecord) -> _RunColumn:
 
 
 def _row(name: str, step: StepStatistics, columns: Sequence[_RunColumn]) -> _StepRow:
-    fragment = f"step={quote(name, safe='', errors='replace')}"
     cells = []
     for column, outcome, took_ms in zip(columns, step.outcomes, step.durations_ms, strict=False):
         if outcome is None:
@@ -209,5 +208,5 @@ def _row(name: str, step: StepStatistics, columns: Sequence[_RunColumn]) -> _Ste
         kind = outcome if outcome in ("retried", "reused") else shown.status.lower()
         took = "" if took_ms is None else f", {duration(took_ms)}"
         words = f"{name_text(name)} in {column.record.run_id}: {shown.words}{took}"
-        cells.append(_StepCell(kind, shown.symbol, words, f"{column.link}#{fragment}"))
+        cells.append(_StepCell(kind, shown.symbol, words, step_url(column.link, name)))
     return _StepRow(name_text(name), cells[::-1], step)

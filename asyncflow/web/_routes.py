@@ -94,7 +94,10 @@ async def rerun(request: Request, journal: RunsJournal, resumer: Resumer) -> Res
 
     Raises:
         RunNotFoundError: There is no such run.
+        HTTPException: The path is that of a run whose id ends like it.
     """
+    if not _ends_in(request, _RERUN):
+        raise HTTPException(405, headers={"Allow": "GET"})
     run_id = named_run(request)
     record = await journal.record(run_id)
     try:
@@ -147,7 +150,7 @@ def _refused(request: Request, run_id: str, title: str, text: str) -> Response:
 
 
 _MOST_BYTES = 1_048_576
-_EVENTS, _NOTES = "/events", "/notes"
+_EVENTS, _NOTES, _RERUN = "/events", "/notes", "/rerun"
 _ATTACHMENT = re.compile(r"/attachments/(\d{1,15})$", re.ASCII)
 _DEEPEST = 50
 _LONGEST = 2_000
@@ -173,15 +176,22 @@ async def show_run(request: Request, journal: RunsJournal) -> Response:
         RunNotFoundError: There is no such run.
     """
     run_id = named_run(request)
-    # In the path as it was sent, a slash of the id is quoted.
-    sent = requested_url(request).partition("?")[0]
-    if sent.endswith(_EVENTS):
+    if _ends_in(request, _EVENTS):
         return await _events(request, journal, run_id.removesuffix(_EVENTS))
-    if sent.endswith(_NOTES):
+    if _ends_in(request, _NOTES):
         return await list_notes(request, journal, run_id.removesuffix(_NOTES), event_json)
-    if found := _ATTACHMENT.search(sent):
+    if found := _ATTACHMENT.search(_path_as_sent(request)):
         return await attachment(journal, run_id.removesuffix(found[0]), int(found[1]))
     return json_answer(record_document(await journal.record(run_id)))
+
+
+def _path_as_sent(request: Request) -> str:
+    """Return the path of a request, in which a slash of an id is quoted."""
+    return requested_url(request).partition("?")[0]
+
+
+def _ends_in(request: Request, name: str) -> bool:
+    return _path_as_sent(request).endswith(name)
 
 
 async def _events(request: Request, journal: RunsJournal, run_id: str) -> Response:

@@ -26,7 +26,7 @@ from asyncflow._core.errors import escape_controls
 from asyncflow._views.axis import tick_step_ms
 from asyncflow._views.event_text import duration
 from asyncflow._views.preview import ago, moment_iso, moment_text, preview, shortened
-from asyncflow.html_report._page_model import RUN_BADGES
+from asyncflow.html_report._page_model import RUN_BADGES, name_text, step_url
 from asyncflow.journal._queries import (
     DAMAGED,
     RUN_STATUSES,
@@ -245,6 +245,10 @@ class _ListRow(NamedTuple):
     line: str
     """What runs now, the first error, or why the run stopped."""
     inputs: str
+    parent_link: str
+    """Its parent, at the step that started it."""
+    origin_link: str
+    """The run that it is a fork of."""
 
 
 class _Chip(NamedTuple):
@@ -298,6 +302,7 @@ async def runs_page(request: Request, journal: RunsJournal, pipelines: list[str]
         pipelines=sorted({*pipelines, *(record.pipeline for record in runs)} - {""}),
         duration=duration,
         ago=lambda at: ago(now_s - at),
+        name=name_text,
         moment=moment_text,
         iso=moment_iso,
     )
@@ -314,6 +319,8 @@ def _row(request: Request, record: RunRecord, summary: RunSummary, now_s: float)
         max(so_far_s, 0.0) if duration_s is None else duration_s,
         shortened(escape_controls(summary.line), _LONGEST_LINE),
         _inputs_line(summary.inputs),
+        step_url(link_to(request, "runs", record.parent), record.parent_step),
+        link_to(request, "runs", record.forked_from),
     )
 
 

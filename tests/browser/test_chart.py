@@ -426,7 +426,7 @@ async def test_a_cell_selects_its_item_and_the_arrow_keys_its_neighbours(
     await page.keyboard.press("ArrowLeft")
     assert "step=fetch&item=44" in page.url
     await page.wait_for_url(re.compile("items=order"))
-    mark = await page.locator(".cell").get_attribute("x")
+    mark = await page.locator(".chosen-cell").get_attribute("x")
     assert mark == str(4 * 8)
 
     await page.reload()

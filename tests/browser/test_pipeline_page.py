@@ -146,6 +146,15 @@ async def test_a_page_is_complete_without_javascript(
     assert await page.locator("a[href*='/runs/nightly-59']").count() >= 2
 
 
+async def test_a_run_without_javascript_does_not_say_that_it_connects(
+    open_tab: Any, site: ServerThread
+) -> None:
+    page = await open_tab(f"{site.url}runs/nightly-59", java_script_enabled=False)
+
+    await expect(page.get_by_role("link", name="Its pipeline")).to_be_visible()
+    await expect(page.locator("#live-state")).to_be_hidden()
+
+
 async def test_times_are_in_the_zone_of_the_browser(open_tab: Any, site: ServerThread) -> None:
     page = await open_tab(site.url, timezone_id="Asia/Tokyo")
 

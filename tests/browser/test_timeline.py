@@ -317,7 +317,7 @@ async def test_the_usual_end_of_a_step_is_marked_and_told(opened: Open) -> None:
     events += [StepSucceeded("a", 1, 1_000.0, None), RunFinished(1_000.0, "passed")]
     page = await opened(to_html(events, usual_ms={"a": 250.0}), at="#step=a")
 
-    mark = await page.locator(".usual").bounding_box()
+    mark = await page.locator(".line [href='#i-usual']").bounding_box()
     track = await page.locator(".line.step > svg").bounding_box()
     assert mark["x"] + mark["width"] / 2 == pytest.approx(track["x"] + track["width"] / 4, abs=1)
     await page.mouse.move(mark["x"] + 1, mark["y"] + 10)

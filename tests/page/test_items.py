@@ -22,7 +22,7 @@ from asyncflow.events import (
 )
 from asyncflow.html_report import to_html
 from asyncflow.html_report._items import CellPath, ErrorGroup, ItemCells
-from asyncflow.html_report._page_model import PageModel
+from asyncflow.html_report._page_model import PageContext, PageModel
 
 
 def model_of(events: list[Event]) -> PageModel:
@@ -196,6 +196,16 @@ def test_a_step_is_slow_if_it_took_longer_than_nine_of_ten() -> None:
 @pytest.mark.parametrize("took_ms", [(1.0,) * 30, tuple(range(1, 10))], ids=["equal", "few"])
 def test_no_step_is_slow_among_equals_or_few(took_ms: tuple[float, ...]) -> None:
     assert set(traits_of(timed(*took_ms)).values()) == {""}
+
+
+def test_a_step_is_slow_if_it_took_twice_as_long_as_it_usually_does() -> None:
+    usual_ms = {"s0": 50.0, "s1": 50.1, "s2": 1.0, "s3": 0.1}
+    view = RunView(timed(100.0, 100.0, 100.0, 0.9, 100.0))
+    model = PageModel(view, 100.0, PageContext(usual_ms=usual_ms))
+
+    slow = [name for name, step in view.steps.items() if model.traits(step) == "slow"]
+
+    assert slow == ["s0", "s2"]  # of s3, the difference is not notable
 
 
 def test_failed_and_retried_steps_are_known_as_such() -> None:

@@ -214,7 +214,7 @@ def test_the_progress_of_a_running_step_is_on_its_rows_and_in_its_details() -> N
     notes: list[NoteEvent] = [progressed("a", 1204, 5000, at_ms=4000.0)]
 
     assert "24 %" in words("gantt", events, notes)
-    assert "1,204 of 5,000 rows (24 %)." in words("steps", events, notes)
+    assert "1,204 of 5,000 rows (24 %) 2 b " in words("steps", events, notes)
     assert "1,204 of 5,000 rows · 24 % · 301/s · 16.6 s left" in words("details", events, notes)
     assert '<rect class="f-running" width="24%"' in shown("details", events, notes)
 

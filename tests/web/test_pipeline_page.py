@@ -6,6 +6,7 @@ import json
 import re
 from html import unescape
 from typing import Any
+from urllib.parse import unquote
 
 import pytest
 from web.runs import failing, passing
@@ -100,6 +101,18 @@ def test_runs_that_took_no_time_or_did_not_pass_are_drawn() -> None:
     assert bars([record(1, 0.0, "failed")]).median is None
     assert [value for value, _ in bars([record(1, 0.5)]).marks] == [0.0, 0.5, 1.0]
     assert bars([]).bars == []
+
+
+async def test_links_to_a_step_with_a_long_name_are_those_that_the_page_of_a_run_knows(
+    make_client: Any, journal: Any
+) -> None:
+    await named("etl", "tab\t" + "x" * 300).run(run_id="one", journal=journal)
+    await named("etl", "tab\t" + "x" * 300).run(run_id="two", journal=journal)
+    client = make_client(app(journal))
+
+    for path in ("/pipelines/etl", "/compare?a=one&b=two"):
+        links = re.findall(r'href="/runs/one#step=([^"]*)"', await page_of(client, path))
+        assert {unquote(link) for link in links} == {"tab\\t" + "x" * 154 + "…"}, path
 
 
 @pytest.mark.parametrize("name", ["a/b", "ä ö", "a?b#c", "%2F", "..x", "", HOSTILE])

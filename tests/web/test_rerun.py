@@ -248,6 +248,40 @@ async def test_the_pages_of_a_run_and_of_one_that_its_step_starts_link_to_each_o
     ) in child
 
 
+async def test_a_run_whose_id_ends_in_rerun_is_not_taken_for_another_one(
+    make_client: Any, journal: Any
+) -> None:
+    await passing().run(run_id="r", journal=journal)
+    await passing().run(run_id="r/rerun", journal=journal)
+    client = make_client(app(journal, pipelines={"etl": passing()}))
+
+    assert (await client.post("/api/runs/r%2Frerun")).status_code == 405
+    assert (await client.get("/api/runs/r%2Frerun")).json()["run_id"] == "r/rerun"
+    assert len(await journal.runs()) == 2
+    assert (await client.post("/api/runs/r%2Frerun/rerun")).status_code == 201
+    (new, *_) = await journal.runs()
+    assert new.forked_from == "r/rerun"
+
+
+async def test_the_list_of_runs_links_a_nested_run_to_its_parent_and_a_fork_to_its_origin(
+    make_client: Any, journal: Any, work: Work
+) -> None:
+    async def nested() -> None:
+        await work.pipeline().orchestrator.run(run_id="child", journal=journal)
+
+    await run_pipeline([WorkflowStep("a <step>", nested)], run_id="r/1", journal=journal)
+    await work.pipeline().orchestrator.fork("child", "f", journal=journal)
+
+    page = (await make_client(app(journal)).get("/")).text
+
+    assert (
+        '<div class="brief dim">in <a href="/runs/r%2F1#step=a%20%3Cstep%3E">r/1</a>, '
+        "step a &lt;step&gt;</div>"
+    ) in page
+    assert '<div class="brief dim">fork of <a href="/runs/child">child</a></div>' in page
+    assert page.count("brief dim") == 2
+
+
 async def test_a_parent_without_a_journal_is_named_without_a_link(
     make_client: Any, journal: Any
 ) -> None:

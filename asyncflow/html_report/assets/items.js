@@ -22,7 +22,7 @@ const moveItem = (by) => {
 const lasted = (ms) => (ms ? tickText(ms < 10 ? +ms.toFixed(1) : Math.round(ms), 100) : "0 ms");
 const showItem = () => {
   for (const each of all(".of-item")) each.replaceChildren();
-  for (const each of all(".cell")) each.remove();
+  for (const each of all(".chosen-cell")) each.remove();
   for (const each of all("[data-item].chosen")) if (!each.matches("#events-table *")) each.classList.remove("chosen");
   const article = item === null || chosen === null ? null : articleOf(chosen), box = article?.querySelector(".cells");
   if (!box) return;
@@ -34,7 +34,7 @@ const showItem = () => {
   card.append(head);
   if (!cell) return;
   const mark = document.createElementNS("http://www.w3.org/2000/svg", "rect");
-  for (const [name, value] of Object.entries({ class: "cell", x: (at % COLUMNS) * PITCH, y: Math.floor(at / COLUMNS) * PITCH, width: PITCH - 1, height: PITCH - 1 })) mark.setAttribute(name, value);
+  for (const [name, value] of Object.entries({ class: "chosen-cell", x: (at % COLUMNS) * PITCH, y: Math.floor(at / COLUMNS) * PITCH, width: PITCH - 1, height: PITCH - 1 })) mark.setAttribute(name, value);
   box.querySelector(".strip-of-cells").append(mark);
   const attempts = [...cell.attempts.matchAll(/(\d+)([a-z])([\d.]+)\+([\d.]*)/g)];
   const rows = attempts.map(([, number, end, begin, took]) => `<tr><td>${number}</td><td>${ENDS[end]}</td><td>${lasted(+begin)}</td><td>${took ? lasted(+took) : "–"}</td></tr>`);

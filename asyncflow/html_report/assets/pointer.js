@@ -42,7 +42,7 @@ addEventListener("dragstart", (event) => { if (event.target.closest?.("#gantt-sc
 const tip = $("tip");
 addEventListener("pointerover", (event) => {
   let over = event.target.closest?.(".bar, use, .marks g");
-  if (over?.matches("use:not(.usual)")) over = over.parentNode.querySelector(`.bar:is(.attempt, .items)[data-a="${over.dataset.a}"]`);
+  if (over?.matches("use[data-a]")) over = over.parentNode.querySelector(`.bar:is(.attempt, .items)[data-a="${over.dataset.a}"]`);
   if (!over) { tip.hidden = true; return; }
   const title = over.querySelector(":scope > title");
   if (title) { over.dataset.tip = title.textContent; title.remove(); }
