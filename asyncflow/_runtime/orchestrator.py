@@ -29,8 +29,6 @@ from asyncflow._runtime.durable import (
     RunPersistence,
     RunStart,
     begin,
-    open_fork,
-    open_run,
 )
 from asyncflow._runtime.permits import prepare_workers
 from asyncflow._runtime.run import Run
@@ -332,6 +330,8 @@ class Orchestrator:
                 f"fork() reads the run by the journal's replay(), and {type(journal).__name__} has "
                 "no replay(); asyncflow.Journal says what it does"
             )
+        from asyncflow._runtime.run_opening import open_fork  # as below
+
         persistence, start = await open_fork(journal, request, run_id, from_steps)
         return await self._execute_durably(request, start, all_observers, persistence)
 
@@ -402,6 +402,9 @@ class Orchestrator:
     ) -> RunReport:
         if wait and is_inside_run(request.run_id):
             raise ValueError(f"a step of run {request.run_id!r} can't wait for the end of that run")
+        # A run without a journal needs none of it.
+        from asyncflow._runtime.run_opening import open_run
+
         persistence, start = await open_run(journal, request, wait=wait)
         if isinstance(start, RunReport):
             failure, cancellation = await persistence.close(request.run_id)

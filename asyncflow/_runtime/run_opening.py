@@ -1,0 +1,283 @@
+"""How a run with a journal starts, resumes, or is forked from another one.
+
+A run without a journal does not load this module.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Collection, Iterator
+from functools import partial
+from typing import Any
+
+from asyncflow._core.annotations import input_types
+from asyncflow._core.errors import PayloadError, escape_controls
+from asyncflow._core.graph import bind, bind_conditions
+from asyncflow._core.record import replace
+from asyncflow._core.replay import StoredRun
+from asyncflow._core.report import RunReport
+from asyncflow._core.results import REDACTED, Payload
+from asyncflow._core.resume import Fingerprints, fork, resume
+from asyncflow._core.value_size import safe_repr
+from asyncflow._runtime.durable import (
+    Journal,
+    Request,
+    RunPersistence,
+    RunStart,
+    begin,
+    redacted,
+)
+from asyncflow.events import RunStarted
+
+__all__ = ["open_fork", "open_run"]
+
+
+async def open_run(
+    journal: Journal, request: Request, *, wait: bool
+) -> tuple[RunPersistence, RunStart | RunReport]:
+    """Claim a run in a journal; return how it starts or resumes, or its report if it has passed.
+
+    Raises:
+        PayloadError: An input can't be stored, or a stored one can't be read.
+        ValueError: The run was started with other inputs, or as `begin` raises it.
+        RunAlreadyActiveError: The run has another owner, and ``wait`` is false.
+        JournalError: The journal fails.
+    """
+    session, start = await journal.open(
+        request.run_id, wait=wait, read=_RunOpening(journal, request).read
+    )
+    return RunPersistence(journal, session, request.types), start
+
+
+async def open_fork(
+    journal: Journal, request: Request, origin: str, from_steps: Collection[str]
+) -> tuple[RunPersistence, RunStart]:
+    """Claim a new run in a journal, and return how it starts with the results of another one.
+
+    Raises:
+        PayloadError: An input can't be stored, or a stored value can't be read.
+        ValueError: The id is taken, the other run belongs to another pipeline, a secret input is
+            missing, or as `begin` raises it.
+        RunNotFoundError: There is no other run of that id.
+        RunUnreadableError: It is damaged.
+        RunAlreadyActiveError: Another process has just claimed the new id.
+        JournalError: The journal fails.
+    """
+    opening = _RunOpening(journal, request)
+    start = await journal.replay(origin, partial(opening.fork, from_steps=from_steps))
+    session, _ = await journal.open(request.run_id, wait=False, read=opening.check_new)
+    return RunPersistence(journal, session, request.types), start
+
+
+class _RunOpening:
+    """Decides from the replay of a run how it starts, resumes or is forked."""
+
+    def __init__(self, journal: Journal, request: Request) -> None:
+        self._journal = journal
+        self._request = request
+        types = input_types(request.plan.steps, request.inputs)
+        self._given = {
+            name: REDACTED
+            if name in request.secret_inputs
+            else journal.encode(f"input {name!r}", value, types[name])
+            for name, value in request.inputs.items()
+        }
+        """The inputs that the caller gives, as they are stored."""
+
+    def read(self, stored: StoredRun) -> RunStart | RunReport:
+        request, given = self._request, self._given
+        if not stored.segments:
+            start = begin(request)
+            event = replace(start.event, fingerprints=Fingerprints(request.plan))
+            return start._replace(event=event, stored_event=replace(event, inputs=given))
+        self._check_pipeline(stored)
+        self._check_inputs(stored)
+        has_new_inputs = not given.keys() <= stored.inputs.keys()
+        if stored.outcome == "passed" and stored.has_all(request.plan.index) and not has_new_inputs:
+            return stored.report(self._decode_passed_output, self._decode_passed_input)
+        return self._resume(stored)
+
+    def _resume(self, stored: StoredRun) -> RunStart:
+        request, plan = self._request, self._request.plan
+        new = {name: each for name, each in self._given.items() if name not in stored.inputs}
+        inputs = self._all_inputs(stored, "resume")
+        bindings, conditions = bind(plan, inputs), bind_conditions(plan, inputs)
+        event, checkpoint = resume(
+            stored,
+            plan,
+            bindings=bindings,
+            conditions=conditions,
+            new_inputs=new,
+            fail_fast=request.fail_fast,
+            wall_time=time.time(),
+            decode=self._decode_output,
+        )
+        event = replace(event, pipeline=request.pipeline or stored.started.pipeline)
+        shown = redacted(inputs, stored.secret_inputs.union(request.secret_inputs))
+        # An input that has become secret is reported once more, so that no view shows its value.
+        now_secret = {*request.secret_inputs} - stored.secret_inputs
+        added = {**dict.fromkeys(sorted(now_secret & stored.inputs.keys()), REDACTED), **new}
+        return RunStart(
+            inputs,
+            bindings,
+            conditions,
+            replace(event, inputs={name: shown[name] for name in added}),
+            replace(event, inputs=added),
+            replace(checkpoint, pipeline=event.pipeline, inputs=shown),
+        )
+
+    def _check_pipeline(self, stored: StoredRun, way_out: str = "use another run id") -> None:
+        pipeline, theirs = self._request.pipeline, stored.started.pipeline
+        if theirs and pipeline and theirs != pipeline:
+            raise ValueError(
+                f"run {stored.run_id!r} belongs to pipeline {theirs!r}, not to {pipeline!r}; "
+                f"{way_out}"
+            )
+
+    # Forks.
+
+    def check_new(self, stored: StoredRun) -> None:
+        """Check that a run is new.
+
+        Raises:
+            ValueError: It is not.
+        """
+        if stored.segments:
+            raise ValueError(
+                f"run {stored.run_id!r} exists already; fork to another id, or leave it out for a "
+                "generated one"
+            )
+
+    def fork(self, origin: StoredRun, from_steps: Collection[str]) -> RunStart:
+        """Return how a new run starts that takes over what is valid of another one."""
+        request, plan = self._request, self._request.plan
+        self._check_pipeline(origin, "fork it with that pipeline")
+        secret = origin.secret_inputs.union(request.secret_inputs)
+        inputs = self._all_inputs(origin, "fork it")
+        name = request.pipeline or origin.pipeline
+        start = begin(request._replace(pipeline=name, inputs=inputs, secret_inputs=secret))
+        assert isinstance(start.event, RunStarted)
+        stored_inputs = {
+            name: REDACTED if name in secret else payload
+            for name, payload in {**origin.inputs, **self._given}.items()
+        }
+        others = {
+            name: f"the other run does not have its input {name!r}"
+            for name in self._given.keys() - origin.inputs.keys()
+        }
+        for name, before, hint in self._changed(origin):
+            if not self._is_readable_and_equal(name, before, hint):
+                others[name] = f"its input {name!r} has another value"
+        event = replace(start.event, fingerprints=Fingerprints(plan), forked_from=origin.run_id)
+        found = fork(
+            origin,
+            replace(event, inputs=stored_inputs),
+            plan,
+            bindings=start.bindings,
+            conditions=start.conditions,
+            from_steps=from_steps,
+            other_inputs=others,
+            decode=self._decode_output,
+        )
+        return start._replace(
+            event=replace(event, rerun_reasons=found.event.rerun_reasons),
+            stored_event=found.event,
+            checkpoint=found.checkpoint,
+            taken=[*zip(found.taken, found.stored, strict=True)],
+        )
+
+    def _is_readable_and_equal(self, name: str, before: Payload, hint: Any) -> bool:
+        """Whether a stored input equals the given one; one that can't be read does not."""
+        try:
+            was = self._decode_input(name, before, hint)
+        except PayloadError:
+            return False
+        return _is_equal(was, self._request.inputs[name])
+
+    # Inputs.
+
+    def _check_inputs(self, stored: StoredRun) -> None:
+        request = self._request
+        secret = stored.secret_inputs.union(request.secret_inputs)
+        for name, before, hint in self._changed(stored):
+            was, value = self._decode_input(name, before, hint), request.inputs[name]
+            if not _is_equal(was, value):
+                values = f": {_short(was)}, and not {_short(value)}"
+                raise ValueError(
+                    f"run {request.run_id!r} was started with another input {name!r}"
+                    f"{'' if name in secret else values}; leave the inputs out to resume with "
+                    "those it has, or use another run id"
+                )
+
+    def _changed(self, stored: StoredRun) -> Iterator[tuple[str, Payload, Any]]:
+        """Yield the given inputs that are not stored as those of a run are, which may be equal.
+
+        Each comes with what is stored and its type by annotations.
+        """
+        types = input_types(self._request.plan.steps, self._given)
+        for name, payload in self._given.items():
+            before = stored.inputs.get(name, payload)
+            if before == REDACTED:
+                continue  # a secret value was not stored and can't be compared
+            if payload == REDACTED:
+                payload = self._encode_secret(name, self._request.inputs[name], types[name])
+            if before != payload:
+                yield name, before, types[name]
+
+    def _decode_input(self, name: str, payload: Payload, hint: Any) -> Any:
+        return self._journal.decode(f"the stored input {name!r}", payload, hint)
+
+    def _encode_secret(self, name: str, value: Any, hint: Any) -> Payload:
+        """Return how a secret input would be stored if it were not secret, if it can be."""
+        try:
+            return self._journal.encode(f"input {name!r}", value, hint)
+        except PayloadError:
+            return REDACTED
+
+    def _all_inputs(self, stored: StoredRun, purpose: str) -> dict[str, Any]:
+        """Return the given inputs and the other stored ones."""
+        request = self._request
+        types = input_types(request.plan.steps, stored.inputs)
+        inputs = dict(request.inputs)
+        for name, payload in stored.inputs.items():
+            if name in inputs:
+                continue
+            if payload == REDACTED:
+                raise ValueError(
+                    f"input {name!r} of run {stored.run_id!r} is secret, so it was not stored; "
+                    f"give it again to {purpose}"
+                )
+            inputs[name] = self._decode_input(name, payload, types[name])
+        return inputs
+
+    # Stored values. Those of a run that has passed are valid whatever annotations say now.
+
+    def _decode_passed_input(self, name: str, payload: Payload) -> Any:
+        types = input_types(self._request.plan.steps, {name: payload})
+        try:
+            return self._decode_input(name, payload, types[name])
+        except PayloadError:
+            return self._decode_input(name, payload, Any)
+
+    def _decode_output(self, step: str, payload: Payload) -> Any:
+        request = self._request
+        hint = request.types[step] if step in request.plan.index else Any
+        return self._journal.decode(f"the stored output of step {step!r}", payload, hint)
+
+    def _decode_passed_output(self, step: str, payload: Payload) -> Any:
+        try:
+            return self._decode_output(step, payload)
+        except PayloadError:
+            return self._journal.decode(f"the stored output of step {step!r}", payload, Any)
+
+
+def _is_equal(one: Any, other: Any) -> bool:
+    try:
+        return type(one) is type(other) and bool(one == other)
+    except Exception:  # arrays, for example, have no single truth value
+        return False
+
+
+def _short(value: Any) -> str:
+    text = escape_controls(safe_repr(value))
+    return text if len(text) <= 60 else f"{text[:57]}..."
