@@ -66,7 +66,7 @@ async def test_a_step_has_an_overview_and_a_log(opened: Open, told: str) -> None
     await expect(page.locator("#log-state")).to_have_text("the last 200 lines of 260")
     await expect(lines(page).last).to_contain_text("page 259 of the orders")
     await expect(lines(page).last).to_be_in_viewport()
-    await page.wait_for_function("location.hash.includes('tab=log')")
+    await page.wait_for_function("() => location.hash.includes('tab=log')")
     await page.keyboard.press("Tab")
     await page.get_by_role("tab", name="Log 260").focus()
     await page.keyboard.press("ArrowLeft")
@@ -182,7 +182,9 @@ async def test_attachments_are_shown_and_nothing_in_them_runs(opened: Open) -> N
     page = await opened(html, at="#step=extract")
     images = page.locator("#s0 img")
     await images.nth(1).scroll_into_view_if_needed()
-    await page.wait_for_function("[...document.images].slice(0, 2).every((each) => each.complete)")
+    await page.wait_for_function(
+        "() => [...document.images].slice(0, 2).every((each) => each.complete)"
+    )
 
     sizes = await page.evaluate("[...document.images].map((each) => each.naturalWidth)")
     assert sizes == [40, 80, 0]
