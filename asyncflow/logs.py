@@ -98,10 +98,8 @@ def keep_record(
     text. Place it before the renderer. Where structlog hands its events to `logging`, they are kept
     without it.
     """
-    found, level = (
-        capturing_notes(),
-        logging.getLevelNamesMapping().get(_METHODS.get(method, method.upper()), 20),
-    )
+    found = capturing_notes()
+    level = logging.getLevelNamesMapping().get(_METHODS.get(method, method.upper()), logging.INFO)
     if found is not None and found[0].level is not None and level >= found[0].level:
         name = event_dict.get("logger") or getattr(logger, "name", None)
         logger_name = name if isinstance(name, str) else "structlog"

@@ -26,6 +26,7 @@ from asyncflow._cli.options import (
     run_argument,
 )
 from asyncflow._cli.output import RUN_FAILED, CommandError, some_of, stdout_console, write_note
+from asyncflow._core.arguments import LEVELS
 from asyncflow._core.errors import did_you_mean, escape_controls
 from asyncflow._views.event_text import plural, subject
 from asyncflow._views.run_view import RunView
@@ -36,7 +37,6 @@ from asyncflow.journal import RunRecord, StoredEvent
 __all__ = ["logs"]
 
 _Note: TypeAlias = StepLogged | StepAttached
-_LEVELS = ["DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"]
 _COLOURS = {"DEBUG": "dim", "WARNING": "yellow", "ERROR": "bold red", "CRITICAL": "bold red"}
 _ATTACHED = "ATTACHED"
 """Stands where the level of a log record does."""
@@ -83,8 +83,8 @@ class _Wanted:
 @click.option(
     "--level",
     metavar="LEVEL",
-    type=click.Choice(_LEVELS, case_sensitive=False),
-    help=f"Only records from this level on: {', '.join(_LEVELS)}.",
+    type=click.Choice([*LEVELS], case_sensitive=False),
+    help=f"Only records from this level on: {', '.join(LEVELS)}.",
 )
 @click.option(
     "--attachments",
@@ -108,7 +108,7 @@ def logs(
     fetch, 'fetch[3]'. A journal keeps log records only if the run asks for it: --logs INFO.
     """
     require_journal(journal)
-    number = None if level is None else logging.getLevelNamesMapping()[level]
+    number = None if level is None else LEVELS[level]
     asyncio.run(_show(journal, run, step, number, follow, attachments, as_json))
 
 
@@ -239,7 +239,7 @@ def _label(name: str, attempt: int) -> str:
 
 def _level(note: StepLogged) -> str:
     name = logging.getLevelName(note.level)
-    return name if name in _LEVELS else str(note.level)
+    return name if name in LEVELS else str(note.level)
 
 
 def _as_json(position: int, note: _Note, moment: datetime) -> dict[str, Any]:

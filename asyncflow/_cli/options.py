@@ -17,6 +17,7 @@ import click
 from click.shell_completion import CompletionItem
 
 from asyncflow._cli.output import NOT_FOUND, USAGE, CommandError, load_html_writer
+from asyncflow._core.arguments import LEVELS
 from asyncflow._core.errors import RunNotFoundError, escape_controls
 from asyncflow.journal import PostgresJournal, RunRecord, SQLiteJournal
 from asyncflow.journal._queries import is_searchable
@@ -39,6 +40,7 @@ __all__ = [
     "log_options",
     "new_run_options",
     "open_journal",
+    "pipelines_argument",
     "require_journal",
     "run_argument",
     "run_options",
@@ -262,7 +264,7 @@ journal_option = click.option(
     show_default=True,
     help="The journal that stores the runs: a file, or postgresql://user@host/database.",
 )
-_LEVEL = click.Choice(["DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"], case_sensitive=False)
+_LEVEL = click.Choice([*LEVELS], case_sensitive=False)
 json_option = click.option("--json", "as_json", is_flag=True, help="Write JSON.")
 
 
@@ -309,6 +311,13 @@ def log_options(command: Callable[..., None]) -> Callable[..., None]:
     return with_level
 
 
+pipelines_argument = click.argument(
+    "pipelines",
+    metavar="[MODULE:PIPELINE]",
+    nargs=-1,
+    shell_complete=complete_target,
+    envvar=PIPELINES,
+)
 run_argument = click.argument("run", metavar="RUN", shell_complete=_complete_run)
 baseline_argument = click.argument(
     "baseline", metavar="[BASELINE]", required=False, shell_complete=_complete_run

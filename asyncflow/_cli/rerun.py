@@ -8,10 +8,9 @@ from collections.abc import Sequence
 import click
 
 from asyncflow._cli.options import (
-    PIPELINES,
     RunFlags,
-    complete_target,
     new_run_options,
+    pipelines_argument,
     require_journal,
     run_argument,
 )
@@ -22,13 +21,7 @@ __all__ = ["rerun"]
 
 @click.command(short_help="Run again from a step, under a new id.")
 @run_argument
-@click.argument(
-    "pipelines",
-    metavar="[MODULE:PIPELINE]",
-    nargs=-1,
-    shell_complete=complete_target,
-    envvar=PIPELINES,
-)
+@pipelines_argument
 @click.option(
     "--from",
     "from_steps",

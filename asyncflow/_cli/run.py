@@ -22,6 +22,7 @@ from asyncflow._cli.options import (
     find_run,
     journal_flag,
     open_journal,
+    pipelines_argument,
     require_journal,
     run_argument,
     run_options,
@@ -67,13 +68,7 @@ def run(target: str, no_journal: bool, run_id: str | None, flags: RunFlags) -> N
 
 @click.command(short_help="Resume a run that has not passed.")
 @run_argument
-@click.argument(
-    "pipelines",
-    metavar="[MODULE:PIPELINE]",
-    nargs=-1,
-    shell_complete=complete_target,
-    envvar=PIPELINES,
-)
+@pipelines_argument
 @run_options
 def resume(run: str, pipelines: Sequence[str], flags: RunFlags) -> None:
     """Resume a run that failed, was stopped, or whose process died.

@@ -131,8 +131,8 @@ def runs(
     async def matching() -> tuple[list[RunRecord], Mapping[str, RunSummary]]:
         async with open_journal(journal) as opened:
             records = await opened.runs(**asdict(where))
-            told = [] if as_json else [each for each in records if each.status != "passed"]
-            return records, await opened.summaries(told)
+            summed_up = [each for each in records if each.status != "passed" and not as_json]
+            return records, await opened.summaries(summed_up)
 
     records, summaries = asyncio.run(matching())
     shown = records[: most or None]

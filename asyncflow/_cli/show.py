@@ -204,7 +204,7 @@ def show(
     if trace is not None:
         view = RunView(each.event for each in shown.events)
         write_trace(trace, view, _now_of(shown, view))
-        write_note(f"trace: {trace}")
+        write_note(f"Trace: {trace}")
     if as_json:
         click.echo(_events_as_json(shown) if events else shown.report.to_json(indent=2))
         return

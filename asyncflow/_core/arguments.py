@@ -21,6 +21,7 @@ from asyncflow._core.errors import safe_text
 from asyncflow._core.record import record
 
 __all__ = [
+    "LEVELS",
     "NO_PARAMETERS",
     "Signature",
     "Upstream",
@@ -103,13 +104,14 @@ def check_count(
         raise ValueError(f"{what} must be at least {at_least}, not {value}{hint}")
 
 
-_LEVELS = {
+LEVELS = {
     "DEBUG": 10,
     "INFO": 20,
     "WARNING": 30,
     "ERROR": 40,
     "CRITICAL": 50,
 }
+"""The levels of log records, as `logging` has them."""
 
 
 def parse_level(what: str, level: object) -> int:
@@ -120,13 +122,13 @@ def parse_level(what: str, level: object) -> int:
         ValueError: There is no such level.
     """
     if isinstance(level, str):
-        known = _LEVELS.get(level.upper())
+        known = LEVELS.get(level.upper())
         if known is None:
             raise ValueError(
-                f"{what} must be a number or one of {', '.join(_LEVELS)}, not {level!r}"
+                f"{what} must be a number or one of {', '.join(LEVELS)}, not {level!r}"
             )
         return known
-    kind = f"a number or one of {', '.join(_LEVELS)}"
+    kind = f"a number or one of {', '.join(LEVELS)}"
     check_count(what, level, 0, kind=kind)
     assert isinstance(level, int)
     return level

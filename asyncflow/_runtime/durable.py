@@ -153,7 +153,7 @@ class Journal(Protocol):
         ...
 
     async def replay(self, run_id: str, read: Callable[[StoredRun], T]) -> T:
-        """Replay the stored events of a run, whoever owns it, and return what ``read`` returns.
+        """Replay the stored events of a run, without owning it, and return what ``read`` returns.
 
         Only a fork calls it, so that a journal without it still runs and resumes runs.
 

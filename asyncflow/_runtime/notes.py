@@ -148,7 +148,7 @@ class NoteQueue:
         self._thread = threading.get_ident()
         self._process = os.getpid()
         self._context: contextvars.Context | None = contextvars.copy_context()
-        """That of whoever runs the run: what observers do belongs to no attempt."""
+        """The context of the task that runs the run: what observers do belongs to no attempt."""
         self._clock = clock
         self._started_s = started_s
         self._secret = frozenset(secret)
@@ -441,10 +441,8 @@ class NoteQueue:
     def _say(self, attempt: _AttemptNotes, *, store: bool, notify: bool) -> None:
         """Pass on the latest progress of an attempt to whom has an earlier one."""
         latest, receiver = attempt.latest, self._receiver
-        store, notify = (
-            store and attempt.stored is not latest,
-            notify and attempt.reported is not latest,
-        )
+        store = store and attempt.stored is not latest
+        notify = notify and attempt.reported is not latest
         if latest is None or receiver is None or not (store or notify):
             return
         if store:

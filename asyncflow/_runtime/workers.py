@@ -271,7 +271,7 @@ class _NoteReader:
         self._file.seek(_child._NOTES_AT)
         self._at, self._count = _child._NOTES_AT, 0
         self.wanted = self._file.fileno(), notes.level, notes.prints
-        """What the process is told of it."""
+        """What the process receives to write it."""
         self._timer = self._loop.call_later(_READ_S, self._poll)
 
     def _poll(self) -> None:

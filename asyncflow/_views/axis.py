@@ -1,14 +1,15 @@
-"""A time axis: the round times at which it has ticks, and their labels.
+"""A time axis: its round times and their labels, and how many spans cover each time.
 
-The page's script (`timeline.js`) draws those of a zoomed timeline by the same steps and labels.
+The page's script (`timeline.js`) draws ticks of a zoomed timeline by the same steps and labels.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from typing import NamedTuple
 
-__all__ = ["Tick", "tick_step_ms", "ticks"]
+__all__ = ["Tick", "changing_counts", "tick_step_ms", "ticks"]
 
 _STEPS_MS = (
     *(base * 10.0**power for power in (-3, -2, -1, 0, 1, 2) for base in (1, 2, 5)),
@@ -58,3 +59,17 @@ def _label(ms: float, step_ms: float) -> str:
     days, hours = divmod(hours, 24)
     parts = [(days, "d"), (hours, "h"), (minutes, "min"), (seconds, "s")]
     return " ".join(f"{count} {unit}" for count, unit in parts if count)
+
+
+def changing_counts(spans: Iterable[tuple[float, float]]) -> list[tuple[float, int]]:
+    """Return at which times the number of spans that cover a time changes, and to what."""
+    changes: dict[float, int] = {}
+    for start_ms, end_ms in spans:
+        changes[start_ms] = changes.get(start_ms, 0) + 1
+        changes[end_ms] = changes.get(end_ms, 0) - 1
+    points, running = [], 0
+    for at_ms in sorted(changes):
+        if changes[at_ms]:
+            running += changes[at_ms]
+            points.append((at_ms, running))
+    return points

@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from asyncflow._core.arguments import LEVELS
 from asyncflow._core.errors import LONGEST_LINE, cut, describe_error, escape_controls
 from asyncflow._core.results import StepStatus
 from asyncflow.events import (
@@ -38,8 +39,10 @@ from asyncflow.events import (
 )
 
 __all__ = [
+    "counted",
     "describe_event",
     "duration",
+    "number_text",
     "plural",
     "subject",
     "took",
@@ -94,6 +97,18 @@ def took(active_ms: float, span_ms: float) -> str:
     """
     active, span = duration(active_ms), duration(span_ms)
     return active if span_ms <= active_ms or active == span else f"{active} of {span}"
+
+
+def counted(progress: StepProgressed) -> str:
+    """Return how much is done: ``1,204 of 5,000 rows``, or ``1,204 rows`` without a total."""
+    of = "" if progress.total is None else f" of {number_text(progress.total)}"
+    unit = f" {escape_controls(progress.unit)}" if progress.unit else ""
+    return f"{number_text(progress.done)}{of}{unit}"
+
+
+def number_text(value: float) -> str:
+    """Return a number with at most one decimal: ``1,204``, ``0.5``."""
+    return f"{value:,.0f}" if value == int(value) else f"{value:,.1f}"
 
 
 def _run_started(event: RunStarted, _: _Attempt) -> str:
@@ -189,16 +204,14 @@ def _step_logged(event: StepLogged, _: _Attempt) -> str:
 
 
 def _step_progressed(event: StepProgressed, _: _Attempt) -> str:
-    total = "" if event.total is None else f" of {event.total:,.12g}"
-    unit = f" {event.unit}" if event.unit else ""
-    return f"{subject(event)}: {event.done:,.12g}{total}{unit}"
+    return f"{subject(event)}: {counted(event)}"
 
 
 def _step_attached(event: StepAttached, _: _Attempt) -> str:
     return f"{subject(event)} attached {event.name} ({event.media_type})"
 
 
-_LEVELS = {10: "DEBUG", 20: "INFO", 30: "WARNING", 40: "ERROR", 50: "CRITICAL"}
+_LEVELS = {number: name for name, number in LEVELS.items()}
 
 
 def _name(event: RunStarted | RunResumed) -> str:

@@ -8,11 +8,10 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from asyncflow._core.errors import escape_controls
-from asyncflow._views.event_text import duration
+from asyncflow._views.event_text import counted, duration, number_text
 from asyncflow.events import StepProgressed
 
-__all__ = ["ProgressText", "counted", "percentage", "progress_text"]
+__all__ = ["ProgressText", "percentage", "progress_text"]
 
 
 class ProgressText(NamedTuple):
@@ -63,19 +62,8 @@ def percentage(progress: StepProgressed) -> int | None:
     return max(min(int(100 * done / total), 100), 0)
 
 
-def counted(progress: StepProgressed) -> str:
-    """Return how much is done: ``1,204 of 5,000 rows``, or ``1,204 rows`` without a total."""
-    of = "" if progress.total is None else f" of {_number(progress.total)}"
-    unit = f" {escape_controls(progress.unit)}" if progress.unit else ""
-    return f"{_number(progress.done)}{of}{unit}"
-
-
 def _rate(a_second: float) -> str:
     for each, unit in ((a_second, "s"), (a_second * 60, "min")):
         if each >= 1:
-            return f"{_number(each if each < 10 else round(each))}/{unit}"
-    return f"{_number(a_second * 3600)}/h"
-
-
-def _number(value: float) -> str:
-    return f"{value:,.0f}" if value == int(value) else f"{value:,.1f}"
+            return f"{number_text(each if each < 10 else round(each))}/{unit}"
+    return f"{number_text(a_second * 3600)}/h"

@@ -9,13 +9,13 @@ The format: "Trace Event Format" by Google, sections "Async Events" and "Counter
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterable, Iterator
 from itertools import accumulate, zip_longest
 from typing import Any
 
 from asyncflow._core.errors import describe_error, escape_controls
 from asyncflow._core.step_view import AttemptView, StepView
+from asyncflow._views.axis import changing_counts
 from asyncflow._views.run_view import RunView
 
 __all__ = ["to_trace"]
@@ -117,20 +117,14 @@ class _Trace:
 
     def _counter(self) -> Iterator[_Event]:
         """Yield how many attempts run, each time that this changes."""
-        changes: Counter[float] = Counter()
-        for step in self._view.steps.values():
-            for attempt in step.all_attempts():
-                changes[self._ts(attempt.started_ms, attempt.segment)] += 1
-                changes[self._ts(self._end_of(attempt), attempt.segment)] -= 1
-        times = sorted(changes)
-        for ts, running in zip(times, accumulate(changes[ts] for ts in times), strict=True):
-            yield {
-                "ph": "C",
-                "name": "running attempts",
-                "pid": 1,
-                "ts": ts,
-                "args": {"attempts": running},
-            }
+        spans = (
+            (self._ts(each.started_ms, each.segment), self._ts(self._end_of(each), each.segment))
+            for step in self._view.steps.values()
+            for each in step.all_attempts()
+        )
+        for ts, running in changing_counts(spans):
+            count = {"attempts": running}
+            yield {"ph": "C", "name": "running attempts", "pid": 1, "ts": ts, "args": count}
 
     def _end_of(self, attempt: AttemptView) -> float:
         return self._now_ms if attempt.ended_ms is None else attempt.ended_ms

@@ -9,6 +9,7 @@ from typing import Literal, NamedTuple, TypeAlias
 
 from asyncflow._core.results import Segment
 from asyncflow._core.step_view import ActiveTime, AttemptView, StepView
+from asyncflow._views.axis import changing_counts
 
 __all__ = [
     "LAYERS",
@@ -276,7 +277,9 @@ def outcome_layers(
     heights: dict[float, dict[str, float]] = {}
     for end, times in spans.items():
         least = _LEAST_HEIGHT if end in _FAILURES else 0.0
-        for at_ms, count in _thinned(_counts(times), start_ms, width_ms, _MOST_LAYER_POINTS):
+        for at_ms, count in _thinned(
+            changing_counts(times), start_ms, width_ms, _MOST_LAYER_POINTS
+        ):
             heights.setdefault(at_ms, {})[end] = max(count / most, least) if count else 0.0
     return _stacked(heights, [end for end in LAYERS if spans[end]], start_ms, width_ms)
 
@@ -311,7 +314,7 @@ def running_at(
 
     If that is at more than `most` times, each of these has the peak of the time around it.
     """
-    points = _counts(
+    points = changing_counts(
         (attempt.started_ms, now_ms if attempt.ended_ms is None else attempt.ended_ms)
         for attempt in attempts
         if attempt.segment == segment
@@ -319,20 +322,6 @@ def running_at(
     if not points:
         return []
     return _thinned(points, points[0][0], points[-1][0] - points[0][0], most)
-
-
-def _counts(spans: Iterable[tuple[float, float]]) -> list[tuple[float, int]]:
-    """Return at which times the number of spans changes, and to what."""
-    changes: dict[float, int] = {}
-    for start_ms, end_ms in spans:
-        changes[start_ms] = changes.get(start_ms, 0) + 1
-        changes[end_ms] = changes.get(end_ms, 0) - 1
-    points, running = [], 0
-    for at_ms in sorted(changes):
-        if changes[at_ms]:
-            running += changes[at_ms]
-            points.append((at_ms, running))
-    return points
 
 
 def _thinned(

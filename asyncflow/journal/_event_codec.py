@@ -171,7 +171,6 @@ def event_of(row: Sequence[Any]) -> Event:
     values: Details = {}
     if cls is StepSucceeded:
         values["output"] = _output_of(codec, payload, data)
-        values["secret"] = values["output"] == REDACTED
     elif payload is not None:
         values = json.loads(payload)
         for name, (_, read) in _CONVERSIONS.items():
@@ -180,8 +179,8 @@ def event_of(row: Sequence[Any]) -> Event:
         for name, fits in _checks(cls):
             if name in values and not fits(values[name]):
                 raise ValueError(f"it is no {kind}: its {name} is of another type, or too large")
-        if cls is StepTakenOver:
-            values["secret"] = values["output"] == REDACTED
+    if cls in _WITH_OUTPUTS:
+        values["secret"] = values.get("output") == REDACTED
     # The checksum has refused what is no number.
     if not 0 <= at_ms < _LONGEST_MS or (attempt or 0) < 0 or (item or 0) < 0:
         raise ValueError(f"it is no {kind}: a number is out of range")
@@ -366,14 +365,17 @@ _CONVERSIONS: dict[str, tuple[Callable[[Any], Any], Callable[[Any], Any]]] = {
 }
 
 _COLUMNS = {"step", "item", "attempt", "at_ms"}
+_WITH_OUTPUTS = (StepSucceeded, StepTakenOver)
+"""Whether they are secret, their outputs tell."""
 _DETAILS: dict[type[Any], tuple[str, ...]] = {
-    cls: tuple(each.name for each in fields(cls) if each.name not in _COLUMNS)
+    cls: tuple(
+        each.name
+        for each in fields(cls)
+        if each.name not in _COLUMNS and not (each.name == "secret" and cls in _WITH_OUTPUTS)
+    )
     for cls in get_args(Event)
 }
-for _cls in (StepSucceeded, StepTakenOver):  # their outputs tell
-    _DETAILS[_cls] = tuple(name for name in _DETAILS[_cls] if name != "secret")
 """The fields without a column, for each event."""
-
 _KINDS: dict[str, type[Any]] = {cls.__name__: cls for cls in _DETAILS}
 _NOTHING_TAKEN = _json(_details(StepTakenOver("", 0.0, "", 0, 0.0, None)))
 

@@ -261,7 +261,7 @@ _RUNS = (
     "FROM runs r LEFT JOIN leases l ON l.run_id = r.run_id"
 )
 _LONGEST_OUTPUT = 4_096
-"""How many bytes of an output are read where nobody asks for it, so that its checksum tells."""
+"""How many bytes of an output are read where no caller needs it, so that its row can be checked."""
 _LONGEST_START = 65_536
 """The same for the first event of a run, of which only the inputs are shown."""
 _BRIEF = ", ".join(
@@ -418,7 +418,9 @@ class Store:
     def _insert_notes(self, cursor: Cursor, batch: CommitBatch) -> None:
         rows = note_rows(batch.run_id, batch.first_note, batch.notes)
         for chunk in _chunks(rows):
-            self._execute(cursor, _insertion_of_notes(len(chunk)), list(chain(*chunk)))
+            # A transaction that is tried again may have been committed before.
+            sql = f"{_insertion('notes', _NOTE, len(chunk))} ON CONFLICT DO NOTHING"
+            self._execute(cursor, sql, list(chain(*chunk)))
         for chunk in _chunks(batch.replaced):
             sql = f"DELETE FROM notes WHERE run_id = ? AND position IN ({_marks(len(chunk))})"
             self._execute(cursor, sql, [batch.run_id, *chunk])
@@ -442,7 +444,8 @@ class Store:
         # Few statements: after each one this thread waits for the interpreter's lock.
         for chunk in _chunks(rows):
             values = [(*row, event_checksum(*row)) for row in chunk]
-            self._execute(cursor, _insertion(len(chunk)), list(chain(*values)))
+            sql = _insertion("events", _EVENT, len(chunk))
+            self._execute(cursor, sql, list(chain(*values)))
 
     def _finish(self, cursor: Cursor, batch: CommitBatch) -> None:
         change = batch.change
@@ -509,7 +512,7 @@ class Store:
         order of the filter.
         """
         conditions, values = where.conditions()
-        columns = [*NoteRow._fields, "checksum"]
+        columns = [*_NOTE]
         if not where.data:
             columns[columns.index("data")] = "NULL"
         sql = (
@@ -718,17 +721,9 @@ def _padded(run_ids: Sequence[str]) -> list[str]:
 
 
 @cache
-def _insertion(count: int) -> str:
-    row = f"({_marks(len(_EVENT))})"
-    return f"INSERT INTO events ({', '.join(_EVENT)}) VALUES {', '.join([row] * count)}"
-
-
-@cache
-def _insertion_of_notes(count: int) -> str:
-    # A transaction that is tried again may have been committed before.
-    row = f"({_marks(len(_NOTE))})"
-    rows = ", ".join([row] * count)
-    return f"INSERT INTO notes ({', '.join(_NOTE)}) VALUES {rows} ON CONFLICT DO NOTHING"
+def _insertion(table: str, columns: tuple[str, ...], count: int) -> str:
+    rows = ", ".join([f"({_marks(len(columns))})"] * count)
+    return f"INSERT INTO {table} ({', '.join(columns)}) VALUES {rows}"
 
 
 def _marks(count: int) -> str:

@@ -13,8 +13,8 @@ from rich.text import Text
 from asyncflow._core.errors import describe_error
 from asyncflow._core.results import StepStatus
 from asyncflow._core.step_view import StepView
-from asyncflow._views.event_text import duration, plural
-from asyncflow._views.progress import counted, percentage, progress_text
+from asyncflow._views.event_text import counted, duration, plural
+from asyncflow._views.progress import percentage, progress_text
 from asyncflow._views.run_view import ran_before
 from asyncflow.events import StepProgressed
 from asyncflow.live._theme import COLOURS, Theme, bar, elide, fit, printable
