@@ -34,6 +34,7 @@ __all__ = [
     "StepCrashedError",
     "StepTimeoutError",
     "TimeoutKind",
+    "WorkerLostError",
     "cut",
     "describe_error",
     "describe_fully",
@@ -234,6 +235,29 @@ class StepCrashedError(_AttributedError):
             f"attempt {self.attempt} of step {self.step_name!r} did not finish: its process died "
             f"or its journal failed{others}"
         )
+
+
+class WorkerLostError(_AttributedError):
+    """The engine's worker that ran an attempt was lost: nobody knows how far the action came.
+
+    It is retried like any other failure. `StepContext.idempotency_key` lets an action find out what
+    an earlier attempt has done.
+
+    Attributes:
+        step_name: The step.
+        attempt: The attempt, counted from 1.
+        worker: The worker; empty if the attempt had not begun.
+        reason: What the engine knows about it.
+    """
+
+    _message = "step {step_name!r}, attempt {attempt}: its worker {worker} was lost: {reason}"
+
+    def __init__(self, step_name: str, attempt: int, worker: str, reason: str) -> None:
+        super().__init__(step_name, attempt, worker, reason)
+        self.step_name = step_name
+        self.attempt = attempt
+        self.worker = worker
+        self.reason = reason
 
 
 class JournalError(_AttributedError):

@@ -1,0 +1,61 @@
+"""Stands for an output that stays on the engine that made it."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+__all__ = ["RemoteOutput"]
+
+
+class RemoteOutput:
+    """An output that stays on the engine where it was made; `fetch` brings it home.
+
+    A copy that was pickled, or that comes from a stored run, knows its size and place only.
+
+    Attributes:
+        engine: The name of the engine.
+        worker: Where the output was made.
+        size: Its size in bytes, as far as the engine can tell.
+        reference: What the engine knows it by; ``None`` in a copy.
+
+    Args:
+        engine, worker, size, reference: As above.
+        fetch: Brings the output home.
+    """
+
+    __slots__ = ("__weakref__", "_fetch", "engine", "reference", "size", "worker")
+
+    def __init__(
+        self,
+        engine: str,
+        worker: str,
+        size: int,
+        reference: Any = None,
+        fetch: Callable[[], Awaitable[Any]] | None = None,
+    ) -> None:
+        self.engine = engine
+        self.worker = worker
+        self.size = size
+        self.reference = reference
+        self._fetch = fetch
+
+    async def fetch(self) -> Any:
+        """Return the output itself.
+
+        Raises:
+            RuntimeError: This is a copy, or the engine is closed.
+            LookupError: The engine has lost the output.
+        """
+        if self._fetch is None:
+            raise RuntimeError(
+                f"this output stayed on engine {self.engine!r} and this is a copy of its place; "
+                "fetch it from the report of the run while the engine is open"
+            )
+        return await self._fetch()
+
+    def __reduce__(self) -> Any:
+        return RemoteOutput, (self.engine, self.worker, self.size)
+
+    def __repr__(self) -> str:
+        return f"<RemoteOutput of {self.size:,} bytes on {self.engine} at {self.worker}>"

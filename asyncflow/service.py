@@ -1,0 +1,1 @@
+"""Pipelines inside a long-lived service."""
