@@ -109,6 +109,9 @@ async def _events_of(
             give_up_at = now() + _PATIENCE_S + size / _SLOWEST
             for event in _encoded(update):
                 yield event
+                # A connection that is lost is known to be in the next turn of the loop. Until then
+                # a server writes into the void, and asyncio logs that.
+                await asyncio.sleep(0)
                 if now() > give_up_at:
                     return
 

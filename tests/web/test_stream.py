@@ -91,6 +91,20 @@ async def test_an_update_is_sent_in_pieces() -> None:
     assert update == expected
 
 
+async def test_a_lost_connection_is_noticed_before_much_more_is_written_to_it() -> None:
+    connection, written = Connection(takes=0), 0
+
+    async def send(_: Any) -> None:  # as uvicorn does, which learns of the loss a turn later
+        nonlocal written
+        written += 1
+        asyncio.get_running_loop().call_soon(connection.is_left.set)
+
+    connection.send = send  # type: ignore[method-assign]
+    await connection.serve(EndlessUpdates(size=1_000_000), Viewers(1))
+
+    assert written < 5  # from the fifth on, asyncio logs a warning
+
+
 async def test_a_viewer_that_reads_nothing_lets_go_of_the_page_after_20_seconds() -> None:
     source, connection, viewers = EndlessUpdates(), Connection(takes=4), Viewers(1)
     serving = asyncio.create_task(connection.serve(source, viewers))
