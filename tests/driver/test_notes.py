@@ -98,7 +98,7 @@ async def test_the_last_progress_is_reported_although_nothing_follows() -> None:
     async def load() -> None:
         for done in range(50):
             current_step().progress(done)
-        await asyncio.sleep(5)
+        await asyncio.sleep(0.3)
 
     listener = await heard(WorkflowStep("load", load))
     found = listener.of(StepProgressed, StepSucceeded)

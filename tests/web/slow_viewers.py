@@ -23,14 +23,18 @@ import uvicorn
 
 from asyncflow import Orchestrator, Retry, WorkflowStep
 from asyncflow.journal import SQLiteJournal
-from asyncflow.web import app, serve
+from asyncflow.web import _connection, _stream, app, serve
 
-__all__ = ["Server", "serving", "slow_viewers"]
+__all__ = ["PATIENCE_S", "Server", "serving", "slow_viewers"]
 
 STEPS, RUN = 2_500, "r"
+PATIENCE_S = 5.0
+"""How long the server waits for a slow client; by default it would be 20 seconds."""
 
 
 async def _serve(kind: str, max_viewers: int) -> None:
+    _stream._PATIENCE_S = _connection._REQUEST_S = _connection._READ_S = PATIENCE_S
+
     async def nothing() -> None: ...
 
     async def poll() -> int:

@@ -10,10 +10,9 @@ from pathlib import Path
 
 import httpx
 import pytest
-from web.slow_viewers import RUN, Server, serving, slow_viewers
+from web.slow_viewers import PATIENCE_S, RUN, Server, serving, slow_viewers
 
 VIEWERS = 200
-PATIENCE_S = 20
 
 pytestmark = [pytest.mark.process, pytest.mark.realtime]
 
