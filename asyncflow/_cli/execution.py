@@ -180,23 +180,18 @@ async def _run(
 ) -> RunReport | None:
     """Run the pipeline; return ``None`` if something other than a signal interrupted it."""
     orchestrator, fork = execution.loaded.orchestrator, execution.fork
+    orchestrator = orchestrator.with_options(
+        run_id=run_id,
+        journal=journal,
+        on_active="wait" if execution.flags.wait else "raise",
+        observers=[*orchestrator.observers, *observers],
+    )
     try:
         if fork is not None:
             return await orchestrator.fork(
-                fork.run_id,
-                run_id,
-                from_step=fork.from_steps,
-                inputs=execution.inputs,
-                journal=journal,
-                observers=observers,
+                fork.run_id, from_step=fork.from_steps, inputs=execution.inputs
             )
-        return await orchestrator.run(
-            inputs=execution.inputs,
-            run_id=run_id,
-            journal=journal,
-            on_active="wait" if execution.flags.wait else "raise",
-            observers=observers,
-        )
+        return await orchestrator.run(**execution.inputs)
     except RunCancelledError:
         return None
     except (ValueError, TypeError, PayloadError) as error:  # not a step's, which is in the report

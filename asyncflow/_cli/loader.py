@@ -63,7 +63,7 @@ def select_targets(orchestrator: Orchestrator, targets: Sequence[str]) -> Orches
         click.UsageError: There is no such step.
     """
     try:
-        return orchestrator.replace(targets=targets) if targets else orchestrator
+        return orchestrator.with_options(targets=targets) if targets else orchestrator
     except ValueError as error:
         raise click.UsageError(str(error)) from error
 
@@ -253,7 +253,7 @@ def _plan(target: str, name: str, found: Any) -> Orchestrator:
         if isinstance(found, Iterable) and not isinstance(found, str | bytes | Mapping):
             found = Orchestrator(found)
         if isinstance(found, Orchestrator):
-            return found if found.name else found.replace(name=name)
+            return found if found.name else found.with_options(name=name)
     except (ValueError, TypeError) as error:
         raise CommandError(f"{target!r} is not valid: {error}", INVALID) from error
     raise CommandError(

@@ -130,11 +130,11 @@ def execute_run(
 
 def _configure(loaded: LoadedPipeline, flags: RunFlags) -> LoadedPipeline:
     """Return the pipeline with the options that were given; the others are its own."""
-    orchestrator = loaded.orchestrator.replace(journal=None)
+    orchestrator = loaded.orchestrator.with_options(journal=None)
     if flags.schedule is not None:
-        orchestrator = orchestrator.replace(schedule=flags.schedule)
+        orchestrator = orchestrator.with_options(schedule=flags.schedule)
     if flags.keep_going:
-        orchestrator = orchestrator.replace(fail_fast=False)
+        orchestrator = orchestrator.with_options(fail_fast=False)
     return loaded._replace(orchestrator=select_targets(orchestrator, flags.targets))
 
 

@@ -10,18 +10,16 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Iterable, Iterator, Mapping
-from typing import Any, Literal, TypeAlias, TypedDict, Unpack, cast, get_args
+from collections.abc import Iterable, Mapping
+from typing import Any, Unpack
 
-from asyncflow._core.arguments import check_count, check_limit
 from asyncflow._core.context import current_attempt, is_inside_run
 from asyncflow._core.errors import did_you_mean
-from asyncflow._core.graph import DependencyView, plan
-from asyncflow._core.record import record, values_by_name
+from asyncflow._core.graph import DependencyView, Plan, plan
 from asyncflow._core.report import RunReport, to_mermaid
 from asyncflow._core.state import RunState, Schedule
 from asyncflow._core.step import WorkflowStep, parameters_of
-from asyncflow._runtime.dispatcher import AnyObserver, check_observers, for_run
+from asyncflow._runtime.dispatcher import AnyObserver, for_run
 from asyncflow._runtime.durable import (
     Journal,
     OutputTypes,
@@ -30,55 +28,48 @@ from asyncflow._runtime.durable import (
     RunStart,
     begin,
 )
+from asyncflow._runtime.options import OPTIONS, OnActive, Options, RunOptions, check_run_id
 from asyncflow._runtime.permits import prepare_workers
 from asyncflow._runtime.run import Run
 
-__all__ = ["OnActive", "Orchestrator", "run_pipeline"]
+__all__ = ["Orchestrator", "Plans", "run_pipeline"]
 
-OnActive: TypeAlias = Literal["raise", "wait"]
-
-
-@record
-class RunOptions:
-    """The options of an `Orchestrator`, checked."""
-
-    fail_fast: bool
-    schedule: Schedule
-    max_concurrency: int | None
-    deadline_ms: float | None
-    targets: tuple[str, ...] | None
-    observers: tuple[AnyObserver, ...]
-    name: str
-    journal: Journal | None
-    secret_inputs: frozenset[str]
-
-    def __post_init__(self) -> None:
-        if not isinstance(self.fail_fast, bool):
-            raise TypeError(f"fail_fast must be True or False, not {self.fail_fast!r}")
-        _check_choice("schedule", self.schedule, get_args(Schedule))
-        if self.max_concurrency is not None:
-            kind, hint = "an int or None", "; use None for no limit"
-            check_count("max_concurrency", self.max_concurrency, 1, kind=kind, hint=hint)
-        check_limit("deadline_ms", self.deadline_ms)
-        if not isinstance(self.name, str):
-            raise TypeError(f"name must be a str, not {type(self.name).__name__}")
+_DEFAULTS = RunOptions()
 
 
-class ReplacedOptions(TypedDict, total=False):
-    """What `Orchestrator.replace` takes: any of what `Orchestrator` takes beside the steps."""
+class Plans:
+    """The plan of some steps, and the latest plan of some of them; shared by orchestrators.
 
-    fail_fast: bool
-    schedule: Schedule
-    max_concurrency: int | None
-    deadline_ms: float | None
-    targets: Iterable[str] | None
-    observers: Iterable[AnyObserver]
-    name: str
-    journal: Journal | None
-    secret_inputs: Iterable[str]
+    Attributes:
+        whole: The plan of all steps.
+        types: The output types of the steps.
 
+    Args:
+        steps: The steps, in any order.
 
-_OPTIONS = frozenset(ReplacedOptions.__annotations__)
+    Raises:
+        TypeError, ValueError, CyclicDependencyError: As `Orchestrator` raises them.
+    """
+
+    def __init__(self, steps: Iterable[WorkflowStep]) -> None:
+        self.whole = plan(steps)
+        self.types = OutputTypes(self.whole)
+        self._latest: tuple[tuple[str, ...] | None, Plan] = None, self.whole
+
+    def of(self, targets: tuple[str, ...] | None) -> Plan:
+        """Return the plan of these steps and all that they depend on; ``None`` means all steps.
+
+        Raises:
+            TypeError: They are not names.
+            ValueError: One of them is no step.
+        """
+        if targets is None:
+            return self.whole
+        latest, planned = self._latest
+        if latest != targets:
+            planned = plan(self.whole.steps, targets)
+            self._latest = targets, planned
+        return planned
 
 
 class Orchestrator:
@@ -127,23 +118,32 @@ class Orchestrator:
         journal: Journal | None = None,
         secret_inputs: Iterable[str] = (),
     ) -> None:
-        if isinstance(targets, Iterator):
-            targets = tuple(targets)  # it is read twice
-        whole = plan(steps)
-        self._all_steps = whole.steps
-        self._plan = whole if targets is None else plan(whole.steps, targets)
-        self._types = OutputTypes(self._plan)
-        self._options = RunOptions(
-            fail_fast,
-            schedule,
-            max_concurrency,
-            deadline_ms,
-            None if targets is None else tuple(targets),
-            check_observers(observers),
-            name,
-            _checked_journal(journal),
-            _checked_secret_inputs(secret_inputs),
+        options = _DEFAULTS.with_changes(
+            {
+                "fail_fast": fail_fast,
+                "schedule": schedule,
+                "max_concurrency": max_concurrency,
+                "deadline_ms": deadline_ms,
+                "targets": targets,
+                "observers": observers,
+                "name": name,
+                "journal": journal,
+                "secret_inputs": secret_inputs,
+            }
         )
+        self._set(Plans(steps), options)
+
+    @classmethod
+    def _of(cls, plans: Plans, options: RunOptions) -> Orchestrator:
+        """Return one that runs steps that were planned before."""
+        made = cls.__new__(cls)
+        made._set(plans, options)
+        return made
+
+    def _set(self, plans: Plans, options: RunOptions) -> None:
+        self._plans = plans
+        self._plan = plans.of(options.targets)
+        self._options = options
 
     @property
     def name(self) -> str:
@@ -161,6 +161,11 @@ class Orchestrator:
         return self._options.secret_inputs
 
     @property
+    def observers(self) -> tuple[AnyObserver, ...]:
+        """The observers of its runs."""
+        return self._options.observers
+
+    @property
     def dependencies(self) -> dict[str, tuple[str, ...]]:
         """For each step, in topological order, the names of the steps that it depends on.
 
@@ -168,31 +173,31 @@ class Orchestrator:
         """
         return dict(DependencyView(self._plan))
 
-    def replace(self, **options: Unpack[ReplacedOptions]) -> Orchestrator:
+    def with_options(self, **options: Unpack[Options]) -> Orchestrator:
         """Return another one with the same steps, and with other values for these options.
 
+        It is cheap, since nothing is planned again unless the targets change. So each run may have
+        one of its own: ``await orchestrator.with_options(run_id="monday").run()``.
+
         Args:
-            **options: Whatever `Orchestrator` takes beside the steps. ``targets=None`` brings back
-                what the targets of this one leave out.
+            **options: Whatever `Orchestrator` takes beside the steps, and what a run takes:
+
+                ``run_id`` identifies the run, as a string; ``None``, the default, makes a random
+                id for each run.
+
+                ``on_active`` says what to do if the journal has an active run of that id:
+                ``"raise"`` (the default), or ``"wait"`` until it has ended, here or in another
+                process, and then resume it.
+
+                A value replaces the one before, ``observers`` too. To add one, name the others:
+                ``observers=[*orchestrator.observers, mine]``. ``targets=None`` brings back what
+                the targets of this one leave out.
 
         Raises:
             TypeError: One of them is no such option, or has the wrong type.
-            ValueError: As `Orchestrator` raises it.
+            ValueError: As `Orchestrator` raises it, or ``run_id`` is empty.
         """
-        for name in options:
-            if name == "steps":
-                raise TypeError(
-                    "replace() keeps the steps; to run others, make another one: "
-                    "Orchestrator(steps, ...)"
-                )
-            if name not in _OPTIONS:
-                hint = did_you_mean(name, _OPTIONS)
-                raise TypeError(f"replace() got an unknown option {name!r}{hint}")
-        return Orchestrator(self._all_steps, **{**values_by_name(self._options), **options})
-
-    def _with_steps(self, steps: Iterable[WorkflowStep]) -> Orchestrator:
-        """Return another one with the same options, for a pipeline that has been changed."""
-        return Orchestrator(steps, **values_by_name(self._options))
+        return self._of(self._plans, self._options.with_changes(options))
 
     @property
     def tiers(self) -> list[list[str]]:
@@ -216,32 +221,18 @@ class Orchestrator:
         """
         return to_mermaid(DependencyView(self._plan))
 
-    async def run(
-        self,
-        *,
-        inputs: Mapping[str, Any] | None = None,
-        run_id: str | None = None,
-        journal: Journal | None = None,
-        on_active: OnActive = "raise",
-        observers: Iterable[AnyObserver] = (),
-    ) -> RunReport:
+    async def run(self, /, **inputs: Any) -> RunReport:
         """Run the pipeline and return its report, also when steps failed.
 
-        With a journal, a run of that id that has not passed is resumed: its completed steps are
-        not run again while their results are valid. The stored report of one that has passed is
+        With a journal, a run of its ``run_id`` that has not passed is resumed: its completed steps
+        are not run again while their results are valid. The stored report of one that has passed is
         returned, unless this pipeline has steps, or is given inputs, that the run did not have.
 
         Args:
-            inputs: Values for the parameters of actions, by parameter name. A resumed run has
+            **inputs: Values for the parameters of actions, by parameter name. A resumed run has
                 those that it was started with.
-            run_id: Identifies the run; a random id by default.
-            journal: Stores this run; by default the journal of the orchestrator, if any.
-            on_active: What to do if a run of that id is active: ``"raise"`` (the default), or
-                ``"wait"`` until it has ended, here or in another process, and then resume it.
-            observers: More observers, of this run only.
 
         Raises:
-            TypeError: ``inputs`` is not a mapping, or ``run_id`` not a string.
             ValueError: Nothing provides a required parameter of an action, or both a dependency
                 and an input do; no step takes an input, not even one that targets leave out; or
                 the run was started with other inputs. Nothing has run.
@@ -255,16 +246,15 @@ class Orchestrator:
             BaseException: What a step raised that is neither an `Exception` nor a cancellation,
                 such as `KeyboardInterrupt` or `SystemExit`. The steps have ended.
         """
+        return await self._run(inputs)
+
+    async def _run(self, inputs: Mapping[str, Any] | None) -> RunReport:
         _check_asyncio()
-        _check_run_id("run_id", run_id)
-        _check_choice("on_active", on_active, get_args(OnActive))
-        all_observers = (*self._options.observers, *check_observers(observers))
-        request = self._request(run_id, inputs)
-        journal = self._options.journal if journal is None else _checked_journal(journal)
-        if journal is None:
-            return await self._execute(request, begin(request), all_observers)
-        wait = on_active == "wait"
-        return await self._run_durably(journal, request, all_observers, wait=wait)
+        options = self._options
+        request = self._request(options.run_id, inputs)
+        if options.journal is None:
+            return await self._execute(request, begin(request))
+        return await self._run_durably(options.journal, request)
 
     async def fork(
         self,
@@ -273,8 +263,6 @@ class Orchestrator:
         *,
         from_step: str | Iterable[str] | None = None,
         inputs: Mapping[str, Any] | None = None,
-        journal: Journal | None = None,
-        observers: Iterable[AnyObserver] = (),
     ) -> RunReport:
         """Run the pipeline under a new id with the results that still hold of a stored run.
 
@@ -290,14 +278,12 @@ class Orchestrator:
 
         Args:
             run_id: The other run.
-            new_run_id: Identifies the new run; a random id by default.
+            new_run_id: Identifies the new run; by default the option ``run_id``, if it has a value,
+                else a random id.
             from_step: The step, or the steps, that run again with all that depends on them. By
                 default only what does not hold runs.
             inputs: Values for inputs that differ from those of the other run. A secret input was
                 not stored, so it must be given again; it counts as unchanged.
-            journal: Has the other run, and stores the new one; by default the journal of the
-                orchestrator.
-            observers: More observers, of the new run only.
 
         Raises:
             TypeError: An argument has the wrong type.
@@ -313,17 +299,20 @@ class Orchestrator:
         _check_asyncio()
         if not isinstance(run_id, str):
             raise TypeError(f"run_id must be a str, not {type(run_id).__name__}")
-        _check_run_id("new_run_id", new_run_id)
+        check_run_id("new_run_id", new_run_id)
+        options = self._options
+        new_run_id = options.run_id if new_run_id is None else new_run_id
         if new_run_id == run_id:
-            raise ValueError(f"a fork of run {run_id!r} needs another id; leave new_run_id out")
-        all_observers = (*self._options.observers, *check_observers(observers))
+            raise ValueError(
+                f"a fork of run {run_id!r} needs another id; leave it out to have one made"
+            )
         from_steps = self._checked_from_steps(from_step)
         request = self._request(new_run_id, inputs)
-        journal = self._options.journal if journal is None else _checked_journal(journal)
+        journal = options.journal
         if journal is None:
             raise ValueError(
                 "fork() needs the journal that has the run: give it to the pipeline or the "
-                "Orchestrator, or as fork(..., journal=...)"
+                "Orchestrator, or by with_options(journal=...)"
             )
         if not callable(getattr(journal, "replay", None)):
             raise TypeError(
@@ -333,7 +322,7 @@ class Orchestrator:
         from asyncflow._runtime.run_opening import open_fork  # as below
 
         persistence, start = await open_fork(journal, request, run_id, from_steps)
-        return await self._execute_durably(request, start, all_observers, persistence)
+        return await self._execute_durably(request, start, persistence)
 
     def _checked_from_steps(self, from_step: object) -> tuple[str, ...]:
         if from_step is not None and not isinstance(from_step, Iterable):
@@ -345,7 +334,7 @@ class Orchestrator:
         for name in names:
             if name not in self._plan.index:
                 hint = did_you_mean(str(name), self._plan.index)
-                if any(name == step.name for step in self._all_steps):
+                if name in self._plans.whole.index:
                     hint = "; the targets leave it out"
                 raise ValueError(f"from_step names {name!r}, which is no step{hint}")
         return names
@@ -364,7 +353,7 @@ class Orchestrator:
             run_id if run_id is not None else os.urandom(8).hex(),
             options.name,
             self._plan,
-            self._types,
+            self._plans.types,
             checked,
             options.secret_inputs,
             options.fail_fast,
@@ -380,26 +369,19 @@ class Orchestrator:
             )
 
     def _check_takes(self, inputs: Mapping[str, Any]) -> None:
-        taken = parameters_of(self._all_steps)
+        taken = parameters_of(self._plans.whole.steps)
         for name in inputs:
             if name not in taken:
                 hint = did_you_mean(name, taken)
-                if name in _OPTIONS or name == "run_id":
-                    hint = (
-                        "; options are given to Pipeline() or Orchestrator(), and a run id to "
-                        "run_as() or run(run_id=...)"
-                    )
+                if name in OPTIONS:
+                    hint = f"; options go to with_options({name}=...), or to run_pipeline()"
+                elif name == "inputs":
+                    hint = "; give each input by its name, as in run(url=...)"
                 of = f" of pipeline {self.name!r}" if self.name else ""
                 raise ValueError(f"no step{of} takes an input {name!r}{hint}")
 
-    async def _run_durably(
-        self,
-        journal: Journal,
-        request: Request,
-        observers: tuple[AnyObserver, ...],
-        *,
-        wait: bool,
-    ) -> RunReport:
+    async def _run_durably(self, journal: Journal, request: Request) -> RunReport:
+        wait = self._options.on_active == "wait"
         if wait and is_inside_run(request.run_id):
             raise ValueError(f"a step of run {request.run_id!r} can't wait for the end of that run")
         # A run without a journal needs none of it.
@@ -414,17 +396,13 @@ class Orchestrator:
                 return start
             finally:
                 del failure, cancellation  # what is raised holds this frame
-        return await self._execute_durably(request, start, observers, persistence)
+        return await self._execute_durably(request, start, persistence)
 
     async def _execute_durably(
-        self,
-        request: Request,
-        start: RunStart,
-        observers: tuple[AnyObserver, ...],
-        persistence: RunPersistence,
+        self, request: Request, start: RunStart, persistence: RunPersistence
     ) -> RunReport:
         try:
-            return await self._execute(request, start, observers, persistence)
+            return await self._execute(request, start, persistence)
         finally:
             if not persistence.has_closed:  # the run could not even begin
                 await persistence.close(request.run_id)
@@ -433,7 +411,6 @@ class Orchestrator:
         self,
         request: Request,
         start: RunStart,
-        observers: tuple[AnyObserver, ...],
         persistence: RunPersistence | None = None,
     ) -> RunReport:
         options = self._options
@@ -451,7 +428,7 @@ class Orchestrator:
                 random=_random,
                 checkpoint=start.checkpoint,
             ),
-            for_run(observers),
+            for_run(options.observers),
             persistence,
         ).execute()
 
@@ -474,22 +451,26 @@ async def run_pipeline(
 ) -> RunReport:
     """Check, plan and run a pipeline once, and return its report, also when steps failed.
 
-    It takes the arguments of `Orchestrator` and of `Orchestrator.run` together, and raises what
-    they raise. All checks are made before any action is called.
+    It takes the options of `Orchestrator` and of `Orchestrator.with_options`, and the inputs of
+    `Orchestrator.run` as a mapping, and raises what these raise. All checks are made before any
+    action is called.
     """
-    orchestrator = Orchestrator(
-        steps,
-        fail_fast,
-        schedule=schedule,
-        max_concurrency=max_concurrency,
-        deadline_ms=deadline_ms,
-        targets=targets,
-        observers=observers,
-        name=name,
-        journal=journal,
-        secret_inputs=secret_inputs,
+    options = _DEFAULTS.with_changes(
+        {
+            "fail_fast": fail_fast,
+            "schedule": schedule,
+            "max_concurrency": max_concurrency,
+            "deadline_ms": deadline_ms,
+            "targets": targets,
+            "observers": observers,
+            "name": name,
+            "journal": journal,
+            "secret_inputs": secret_inputs,
+            "run_id": run_id,
+            "on_active": on_active,
+        }
     )
-    return await orchestrator.run(inputs=inputs, run_id=run_id, on_active=on_active)
+    return await Orchestrator._of(Plans(steps), options)._run(inputs)
 
 
 def _random() -> float:
@@ -509,37 +490,6 @@ def _check_asyncio() -> None:
             "asyncflow runs only in a task of an asyncio event loop; start it with asyncio.run(), "
             "or with anyio.run() and its default backend"
         )
-
-
-def _check_choice(what: str, value: object, choices: tuple[str, ...]) -> None:
-    if value not in choices:
-        raise ValueError(f"{what} must be {' or '.join(map(repr, choices))}, not {value!r}")
-
-
-def _check_run_id(what: str, run_id: object) -> None:
-    if run_id is None:
-        return
-    if not isinstance(run_id, str):
-        raise TypeError(f"{what} must be a str, not {type(run_id).__name__}")
-    if not run_id:
-        raise ValueError(f"{what} must not be empty; leave it out to have one made")
-
-
-def _checked_journal(journal: Any) -> Journal | None:
-    if journal is not None and not callable(getattr(journal, "open", None)):
-        is_path = isinstance(journal, str | os.PathLike)
-        hint = "; wrap it in one: SQLiteJournal(...)" if is_path else ""
-        raise TypeError(
-            "journal must be a journal, such as those of asyncflow.journal, not "
-            f"{type(journal).__name__}{hint}"
-        )
-    return cast("Journal | None", journal)
-
-
-def _checked_secret_inputs(names: object) -> frozenset[str]:
-    if isinstance(names, str) or not isinstance(names, Iterable):
-        raise TypeError("secret_inputs must be a list of input names; put a single one in a list")
-    return frozenset(names)
 
 
 def _checked_inputs(inputs: object) -> dict[str, Any]:

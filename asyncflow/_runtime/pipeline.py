@@ -5,6 +5,7 @@ Rules:
 1. Steps are declared where their functions are, and a function stays what it was.
 2. A parameter's default names the step whose output it receives: `after`, `each`, `collect`.
 3. A pipeline is planned again only when steps were added to it, or to one that it includes.
+4. A pipeline with other options is the same pipeline: both have the same steps, also later ones.
 """
 
 from __future__ import annotations
@@ -27,9 +28,12 @@ from asyncflow._core.state import Schedule
 from asyncflow._core.step import StepPolicies, WorkflowStep
 from asyncflow._runtime.dispatcher import AnyObserver
 from asyncflow._runtime.durable import Journal
-from asyncflow._runtime.orchestrator import Orchestrator
+from asyncflow._runtime.options import Options, RunOptions
+from asyncflow._runtime.orchestrator import Orchestrator, Plans
 
 __all__ = ["Pipeline", "after", "collect", "each"]
+
+_DEFAULTS = RunOptions()
 
 T = TypeVar("T")
 F = TypeVar("F", bound=Callable[..., Any])
@@ -121,6 +125,71 @@ Dependency: TypeAlias = "str | Callable[..., Any] | Pipeline"
 """A step by its name or function, or an included pipeline."""
 
 
+class _Declaration:
+    """The steps of a pipeline; shared with the same pipeline with other options.
+
+    Attributes:
+        name: What the pipeline was called when it was made.
+        parts: Its steps and the pipelines that it includes, by name.
+        functions: The name of the step of each function.
+        included: The declarations of the pipelines that it includes.
+    """
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.parts: dict[str, DeclaredStep | IncludedPipeline] = {}
+        self.functions: dict[object, str] = {}
+        self.included: list[_Declaration] = []
+        self._built: tuple[int, tuple[WorkflowStep, ...]] = (0, ())
+        self._planned: tuple[tuple[WorkflowStep, ...], Plans] | None = None
+
+    def steps(self) -> tuple[WorkflowStep, ...]:
+        if self._built[0] != self._size():
+            # A build asks the included pipelines for their steps. From the inside out, those are
+            # built already, so that no depth of nesting meets the limit of recursion.
+            for declaration in self.inside_out():
+                declaration._build()
+        return self._built[1]
+
+    def plans(self) -> Plans:
+        steps, planned = self.steps(), self._planned
+        if planned is None or planned[0] is not steps:
+            planned = self._planned = steps, Plans(steps)
+        return planned[1]
+
+    def _build(self) -> None:
+        size = self._size()  # parts are added, and never removed or changed
+        if self._built[0] != size:
+            self._built = size, steps_of(self.name, [*self.parts.values()])
+
+    def _size(self) -> int:
+        return sum(len(declaration.parts) for declaration in self.inside_out())
+
+    def inside_out(self) -> list[_Declaration]:
+        """Return this one and all within it, each once and after those that it includes."""
+        found: dict[_Declaration, None] = {}
+        stack = [self]
+        while stack:
+            missing = [inner for inner in [*stack[-1].included] if inner not in found]
+            if missing:
+                stack += missing
+            else:
+                found[stack.pop()] = None
+        return [*found]
+
+    def check_new(self, name: str) -> None:
+        if "/" in name:
+            raise ValueError(
+                f"name {name!r} in pipeline {self.name!r} has a '/', which stands between an "
+                "included pipeline and its steps; give it another name=..."
+            )
+        if name in self.parts:
+            raise ValueError(
+                f"pipeline {self.name!r} has a step named {name!r} already; give this one "
+                "another name=..."
+            )
+
+
 class Pipeline:
     """Steps that are declared where their functions are: ``@pipeline.step``.
 
@@ -152,28 +221,57 @@ class Pipeline:
         secret_inputs: Iterable[str] = (),
     ) -> None:
         _check_name(name)
-        self._name = name
-        self._parts: dict[str, DeclaredStep | IncludedPipeline] = {}
-        self._functions: dict[object, str] = {}
-        self._included: list[Pipeline] = []
-        self._built: tuple[int, tuple[WorkflowStep, ...]] = (0, ())
-        self._planned_steps: tuple[WorkflowStep, ...] = ()
-        self._orchestrator = Orchestrator(
-            (),
-            fail_fast,
-            schedule=schedule,
-            max_concurrency=max_concurrency,
-            deadline_ms=deadline_ms,
-            observers=observers,
-            name=name,
-            journal=journal,
-            secret_inputs=secret_inputs,
+        options = _DEFAULTS.with_changes(
+            {
+                "name": name,
+                "fail_fast": fail_fast,
+                "schedule": schedule,
+                "max_concurrency": max_concurrency,
+                "deadline_ms": deadline_ms,
+                "observers": observers,
+                "journal": journal,
+                "secret_inputs": secret_inputs,
+            }
         )
+        self._set(_Declaration(name), options)
+
+    def _set(self, declaration: _Declaration, options: RunOptions) -> None:
+        self._declaration = declaration
+        self._options = options
+        self._made: tuple[Plans, Orchestrator] | None = None
 
     @property
     def name(self) -> str:
         """What it is called in a journal, and when another pipeline includes it."""
-        return self._name
+        return self._options.name
+
+    @property
+    def observers(self) -> tuple[AnyObserver, ...]:
+        """The observers of its runs."""
+        return self._options.observers
+
+    def with_options(self, **options: Unpack[Options]) -> Pipeline:
+        """Return the same pipeline with other values for these options.
+
+        Both have the same steps, also those that are added later to either of them. It is cheap,
+        since nothing is planned again unless the targets change. So each run may have one of its
+        own: ``await pipeline.with_options(run_id="monday").run(url=...)``.
+
+        Args:
+            **options: As `Orchestrator.with_options` takes them. A value replaces the one before,
+                ``observers`` too; to add one, name the others:
+                ``observers=[*pipeline.observers, mine]``. Since steps may be added later,
+                ``targets`` are checked when it runs.
+
+        Raises:
+            TypeError: One of them is no such option, or has the wrong type.
+            ValueError: One of them is out of its range.
+        """
+        changed = self._options.with_changes(options)
+        _check_name(changed.name)
+        other = type(self).__new__(type(self))
+        other._set(self._declaration, changed)
+        return other
 
     @overload
     def step(
@@ -227,20 +325,21 @@ class Pipeline:
             return lambda function: self.step(
                 function, name=name, depends_on=depends_on, map_over=map_over, **policies
             )
-        name = _name_of(self._name, function) if name is None else name
+        name = _name_of(self.name, function) if name is None else name
         check_policies(name, function, policies)
-        self._check_new(name)
-        if identity_of(function) in self._functions:
+        declaration = self._declaration
+        declaration.check_new(name)
+        if identity_of(function) in declaration.functions:
             raise ValueError(
-                f"the function of step {name!r} is in pipeline {self._name!r} already, as step "
-                f"{self._functions[identity_of(function)]!r}; wrap it in another one to have it "
-                "twice"
+                f"the function of step {name!r} is in pipeline {self.name!r} already, as step "
+                f"{declaration.functions[identity_of(function)]!r}; wrap it in another one to have "
+                "it twice"
             )
         declared = DeclaredStep(
             name, function, checked_dependencies(name, depends_on), map_over, policies
         )
-        self._parts[name] = declared
-        self._functions[identity_of(function)] = name
+        declaration.parts[name] = declared
+        declaration.functions[identity_of(function)] = name
         return function
 
     def include(
@@ -272,14 +371,16 @@ class Pipeline:
             raise TypeError(f"include() takes a Pipeline, not {type(pipeline).__name__}")
         name = pipeline.name if name is None else name
         _check_name(name)
-        self._check_new(name)
-        if self in pipeline._inside_out():
+        declaration = self._declaration
+        declaration.check_new(name)
+        if declaration in pipeline._declaration.inside_out():
             raise ValueError(
-                f"pipeline {self._name!r} cannot include {pipeline.name!r}, because it would "
+                f"pipeline {self.name!r} cannot include {pipeline.name!r}, because it would "
                 "include itself"
             )
-        self._parts[name] = IncludedPipeline(name, pipeline, checked_dependencies(name, depends_on))
-        self._included.append(pipeline)
+        part = IncludedPipeline(name, pipeline, checked_dependencies(name, depends_on))
+        declaration.parts[name] = part
+        declaration.included.append(pipeline._declaration)
 
     @property
     def steps(self) -> list[WorkflowStep]:
@@ -290,13 +391,13 @@ class Pipeline:
                 the wrong way (`after`, `each`, `collect`).
             TypeError: A step with ``runs_in="process"`` can't be sent to one.
         """
-        return list(self._current_steps())
+        return list(self._declaration.steps())
 
     def __iter__(self) -> Iterator[WorkflowStep]:
-        return iter(self._current_steps())
+        return iter(self._declaration.steps())
 
     def __repr__(self) -> str:
-        return f"Pipeline({self._name!r})"
+        return f"Pipeline({self.name!r})"
 
     @property
     def orchestrator(self) -> Orchestrator:
@@ -308,11 +409,10 @@ class Pipeline:
             ValueError, TypeError, CyclicDependencyError: As `steps` and `Orchestrator` raise
                 them.
         """
-        steps = self._current_steps()
-        if self._planned_steps is not steps:
-            self._orchestrator = self._orchestrator._with_steps(steps)
-            self._planned_steps = steps
-        return self._orchestrator
+        plans, made = self._declaration.plans(), self._made
+        if made is None or made[0] is not plans:
+            made = self._made = plans, Orchestrator._of(plans, self._options)
+        return made[1]
 
     async def run(self, /, **inputs: Any) -> RunReport:
         """Run the pipeline with these inputs and return its report, also when steps failed.
@@ -322,18 +422,7 @@ class Pipeline:
                 has run.
             BaseException: As `Orchestrator.run` raises it.
         """
-        return await self.orchestrator.run(inputs=inputs)
-
-    async def run_as(self, run_id: str, /, **inputs: Any) -> RunReport:
-        """Run the pipeline under an id; with a journal, resume the run that has it, if any.
-
-        Raises:
-            TypeError: The id is not a string.
-            ValueError, CyclicDependencyError, BaseException: As `run` raises them.
-        """
-        if not isinstance(run_id, str):
-            raise TypeError(f"run_id must be a str, not {type(run_id).__name__}")
-        return await self.orchestrator.run(inputs=inputs, run_id=run_id)
+        return await self.orchestrator._run(inputs)
 
     async def fork(
         self,
@@ -347,7 +436,8 @@ class Pipeline:
 
         Args:
             run_id: The other run, which stays as it is.
-            new_run_id: Identifies the new run; a random id by default.
+            new_run_id: Identifies the new run; by default the option ``run_id``, if it has a value,
+                else a random id.
             from_step: The step, or the steps, that run again with all that depends on them.
             inputs: Values for inputs that differ from those of the other run, and for secret ones.
 
@@ -357,46 +447,6 @@ class Pipeline:
             BaseException: As `Orchestrator.fork` raises it.
         """
         return await self.orchestrator.fork(run_id, new_run_id, from_step=from_step, inputs=inputs)
-
-    def _current_steps(self) -> tuple[WorkflowStep, ...]:
-        if self._built[0] != self._size():
-            # A build asks the included pipelines for their steps. From the inside out, those are
-            # built already, so that no depth of nesting meets the limit of recursion.
-            for pipeline in self._inside_out():
-                pipeline._build()
-        return self._built[1]
-
-    def _build(self) -> None:
-        size = self._size()  # parts are added, and never removed or changed
-        if self._built[0] != size:
-            self._built = size, steps_of(self._name, [*self._parts.values()])
-
-    def _size(self) -> int:
-        return sum(len(pipeline._parts) for pipeline in self._inside_out())
-
-    def _inside_out(self) -> list[Pipeline]:
-        """Return this pipeline and all within it, each once and after those that it includes."""
-        found: dict[Pipeline, None] = {}
-        stack = [self]
-        while stack:
-            missing = [inner for inner in [*stack[-1]._included] if inner not in found]
-            if missing:
-                stack += missing
-            else:
-                found[stack.pop()] = None
-        return [*found]
-
-    def _check_new(self, name: str) -> None:
-        if "/" in name:
-            raise ValueError(
-                f"name {name!r} in pipeline {self._name!r} has a '/', which stands between an "
-                "included pipeline and its steps; give it another name=..."
-            )
-        if name in self._parts:
-            raise ValueError(
-                f"pipeline {self._name!r} has a step named {name!r} already; give this one "
-                "another name=..."
-            )
 
 
 def _check_name(name: object) -> None:

@@ -80,7 +80,7 @@ async def resume_all(
 
     async def resume(orchestrator: Orchestrator, run_id: str) -> None:
         try:
-            reports.append(await orchestrator.run(run_id=run_id, journal=journal))
+            reports.append(await orchestrator.with_options(run_id=run_id, journal=journal).run())
         except RunAlreadyActiveError:
             _log.info("run %r resumes in another process", run_id)
         except RunCancelledError as cancelled:

@@ -105,8 +105,8 @@ class Resumable(Protocol):
     If it has ``fork``, ``steps`` and ``secret_inputs`` like that, runs can be run again too.
     """
 
-    def run(self, *, run_id: str | None = None, journal: Any = None) -> Coroutine[Any, Any, Any]:
-        """Start a run, or resume it."""
+    def with_options(self, *, run_id: str = ..., journal: Any) -> Any:
+        """Return what runs it under this id, with this journal, by its ``run`` or ``fork``."""
         ...
 
 
@@ -164,7 +164,7 @@ class Resumer:
         async def has_begun() -> bool:
             return await self._journal.record(run_id) != record
 
-        start = partial(pipeline.run, run_id=run_id, journal=self._journal)
+        start = pipeline.with_options(run_id=run_id, journal=self._journal).run
         await self._begun(
             run_id, self._running.get(run_id) or self._start(run_id, start), has_begun
         )
@@ -220,12 +220,11 @@ class Resumer:
             return True
 
         start = partial(
-            pipeline.fork,
+            pipeline.with_options(journal=self._journal).fork,
             record.run_id,
             run_id,
             from_step=from_steps,
             inputs=self._typed(pipeline, inputs),
-            journal=self._journal,
         )
         await self._begun(run_id, self._start(run_id, start), has_begun)
         return run_id
@@ -366,7 +365,7 @@ class Resumer:
 def _runnable(name: str, pipeline: Any) -> Resumable:
     """Return the object that runs a pipeline."""
     runnable = getattr(pipeline, "orchestrator", pipeline)
-    if not callable(getattr(runnable, "run", None)):
+    if not callable(getattr(runnable, "with_options", None)):
         raise TypeError(
             f"pipelines[{name!r}] must be a Pipeline or an Orchestrator, not "
             f"{type(pipeline).__name__}; Orchestrator(steps, name={name!r}) makes one of steps"

@@ -242,7 +242,7 @@ def against_dbos(folder: Path, rounds: int) -> Iterator[Row]:
                     orchestrator = Orchestrator(chains(width, length), schedule="ready")
 
                     async def ours(orchestrator: Orchestrator = orchestrator) -> None:
-                        await orchestrator.run(journal=journal, run_id=_new_id())
+                        await orchestrator.with_options(journal=journal, run_id=_new_id()).run()
 
                     theirs = partial(workflow, width, length)
                     pairs = [
@@ -305,7 +305,7 @@ def longest_callback_ms(rounds: int) -> float:
 
     async def timed(path: Path) -> None:
         async with SQLiteJournal(path) as journal:
-            await orchestrator.run(journal=journal)
+            await orchestrator.with_options(journal=journal).run()
 
     found = []
     with TemporaryDirectory() as folder, patch.object(Handle, "_run", sampled):

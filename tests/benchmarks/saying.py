@@ -84,7 +84,9 @@ class Bench:
             await journal.runs()  # opens the database
             gc.collect()
             began = time.perf_counter()
-            await self._orchestrator.run(journal=journal, run_id=f"run {next(_numbers)}")
+            await self._orchestrator.with_options(
+                journal=journal, run_id=f"run {next(_numbers)}"
+            ).run()
             return time.perf_counter() - began
 
 

@@ -103,7 +103,7 @@ class ServerThread:
 
     async def _start(self, run_id: str) -> None:
         before = [each for each in await self._journal.runs() if each.run_id == run_id]
-        run = pipeline(self.folder).run(run_id=run_id, journal=self._journal)
+        run = pipeline(self.folder).with_options(run_id=run_id, journal=self._journal).run()
         self._run = asyncio.create_task(run)
         self._run.add_done_callback(lambda task: task.cancelled() or task.exception())
         while [each for each in await self._journal.runs() if each.run_id == run_id] == before:
@@ -149,7 +149,9 @@ class Process:
 
 async def _run(folder: Path, run_id: str) -> None:
     async with SQLiteJournal(folder / "runs.db") as journal:
-        running = asyncio.create_task(pipeline(folder).run(run_id=run_id, journal=journal))
+        running = asyncio.create_task(
+            pipeline(folder).with_options(run_id=run_id, journal=journal).run()
+        )
         while run_id not in [each.run_id for each in await journal.runs()]:
             await asyncio.sleep(0.01)
         print(run_id, flush=True)

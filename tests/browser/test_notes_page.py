@@ -258,7 +258,9 @@ class Site:
         await ready.wait()
 
     async def begin(self, pipeline: Orchestrator, gate: Gate, run_id: str = "r") -> None:
-        self.runs.append(asyncio.create_task(pipeline.run(run_id=run_id, journal=self.journal)))
+        self.runs.append(
+            asyncio.create_task(pipeline.with_options(run_id=run_id, journal=self.journal).run())
+        )
         await gate.has_started.wait()
 
     async def close(self) -> None:
@@ -358,7 +360,7 @@ async def test_progress_and_pictures_arrive_while_a_step_runs(tab: Page, site: S
 
 
 async def test_a_hostile_picture_that_is_opened_alone_is_saved(tab: Page, site: Site) -> None:
-    await failing().run(run_id="r", journal=site.journal)
+    await failing().with_options(run_id="r", journal=site.journal).run()
     site.journal.said["r"].append(attached("extract", "x.svg", "image/svg+xml", HOSTILE_SVG))
     await tab.goto(f"{site.url}runs/r#step=extract")
 
@@ -374,7 +376,7 @@ async def test_a_long_output_is_loaded_whole(tab: Page, site: Site) -> None:
         return "y" * 50_000
 
     steps = [WorkflowStep("long", long), WorkflowStep("other", long)]
-    await Orchestrator(steps, name="etl").run(run_id="r", journal=site.journal)
+    await Orchestrator(steps, name="etl").with_options(run_id="r", journal=site.journal).run()
     await tab.goto(f"{site.url}runs/r#step=long")
 
     await tab.locator("article.selected").get_by_role("button", name="Show all of it").click()
@@ -411,7 +413,7 @@ async def test_a_large_run_has_its_details_on_demand(
 
 
 async def test_details_that_cannot_be_loaded_say_so(tab: Page, site: Site) -> None:
-    await failing().run(run_id="r", journal=site.journal)
+    await failing().with_options(run_id="r", journal=site.journal).run()
     site.journal.said["r"].append(logged("extract", "hello"))
     await tab.route("**/details/**", lambda route: route.abort())
     await tab.route("**/notes?**", lambda route: route.fulfill(status=503))
@@ -432,7 +434,7 @@ async def test_details_that_cannot_be_loaded_say_so(tab: Page, site: Site) -> No
 async def test_the_live_page_with_notes_violates_no_accessibility_rule(
     browser: Any, site: Site, scheme: Any
 ) -> None:
-    await failing().run(run_id="r", journal=site.journal)
+    await failing().with_options(run_id="r", journal=site.journal).run()
     site.journal.said["r"] += [
         logged("extract", "hello"),
         attached("extract", "a.csv", "text/csv", "a,b\n1,2"),

@@ -45,7 +45,7 @@ def active_run(run_id: str) -> Iterator[None]:
             await asyncio.Event().wait()
 
         pipeline = Orchestrator([WorkflowStep("hang", hang, timeout_ms=None)], name="etl")
-        task = asyncio.ensure_future(pipeline.run(run_id=run_id, journal=journal))
+        task = asyncio.ensure_future(pipeline.with_options(run_id=run_id, journal=journal).run())
         await has_started.wait()
         return task
 
@@ -179,7 +179,7 @@ def test_an_active_run_is_not_forgotten(shell: Shell) -> None:
 def test_a_forgotten_run_without_a_pipeline_name_is_reported_without_one(shell: Shell) -> None:
     async def run() -> None:
         async with SQLiteJournal("asyncflow.db") as journal:
-            await Orchestrator([]).run(run_id="one", journal=journal)
+            await Orchestrator([]).with_options(run_id="one", journal=journal).run()
 
     asyncio.run(run())
 

@@ -187,7 +187,7 @@ def test_lists_and_heads_say_where_a_run_comes_from(shop: Shell) -> None:
         @pipeline.step
         async def start():
             async with SQLiteJournal("asyncflow.db") as journal:
-                await shop.pipeline.orchestrator.run(run_id="inner", journal=journal)
+                await shop.pipeline.with_options(run_id="inner", journal=journal).run()
         """,
     )
     shop("run", "nested", "--run-id", "outer-1", "--quiet")

@@ -52,7 +52,7 @@ def store_run(run_id: str, action: Callable[[], object] = fine, name: str = "etl
     async def run() -> RunReport:
         async with SQLiteJournal("asyncflow.db") as journal:
             orchestrator = Orchestrator([WorkflowStep("one", action)], name=name)  # type: ignore[arg-type]
-            return await orchestrator.run(run_id=run_id, journal=journal)
+            return await orchestrator.with_options(run_id=run_id, journal=journal).run()
 
     return asyncio.run(run())
 
@@ -152,7 +152,7 @@ def test_the_list_shows_twenty_runs_and_a_hint_that_more_match(shell: Shell) -> 
         async with SQLiteJournal("asyncflow.db", synchronous="NORMAL") as journal:
             for number in range(21):
                 orchestrator = Orchestrator([], name="etl")
-                await orchestrator.run(run_id=f"run-{number}", journal=journal)
+                await orchestrator.with_options(run_id=f"run-{number}", journal=journal).run()
 
     asyncio.run(many())
 
@@ -595,7 +595,7 @@ def active_run(shell: Shell) -> Iterator[dict[str, object]]:
         async with SQLiteJournal("asyncflow.db") as journal:
             orchestrator = Orchestrator([WorkflowStep("hang", hang)], name="etl")
             outcome["task"] = task = asyncio.ensure_future(
-                orchestrator.run(run_id="r1", journal=journal)
+                orchestrator.with_options(run_id="r1", journal=journal).run()
             )
             outcome["loop"] = asyncio.get_running_loop()
             (outcome["end"],) = await asyncio.gather(task, return_exceptions=True)

@@ -726,10 +726,16 @@ class TestChangedPipelines:
         assert report["a"].output == "five"
 
     async def test_a_run_belongs_to_one_pipeline(self, work, journal):
-        await Orchestrator(work.diamond(), name="etl").run(journal=journal, run_id="r")
+        await (
+            Orchestrator(work.diamond(), name="etl").with_options(journal=journal, run_id="r").run()
+        )
 
         with pytest.raises(ValueError, match="run 'r' belongs to pipeline 'etl', not to 'bill'"):
-            await Orchestrator(work.diamond(), name="bill").run(journal=journal, run_id="r")
+            await (
+                Orchestrator(work.diamond(), name="bill")
+                .with_options(journal=journal, run_id="r")
+                .run()
+            )
 
         assert (await run_pipeline(work.diamond(), journal=journal, run_id="r")).all_passed
         assert not journal.open_sessions
@@ -1345,9 +1351,9 @@ class TestIncludedPipelines:
         async def end(inner: list[int] = after(inner)):
             return sum(inner)
 
-        run = outer.orchestrator.run
-        await run(journal=journal, run_id="r")
-        report = await run(journal=journal, run_id="r")
+        outer = outer.with_options(journal=journal, run_id="r")
+        await outer.run()
+        report = await outer.run()
 
         assert report["end"].output == 3
         assert calls == {"one": 1, "two": 2}
@@ -1565,7 +1571,11 @@ class TestResumeAll:
     async def journal_with_orphans(self, work):
         journal, left = MemoryJournal(), OrphanJournal()
         for run_id, name in ("r1", "one"), ("r2", "two"), ("r3", "gone"):
-            await Orchestrator(work.diamond(), name=name).run(journal=journal, run_id=run_id)
+            await (
+                Orchestrator(work.diamond(), name=name)
+                .with_options(journal=journal, run_id=run_id)
+                .run()
+            )
             left.stored[run_id] = journal.stored[run_id][:7]
         work.calls.clear()
         return left
@@ -1617,7 +1627,7 @@ class TestResumeAll:
     async def test_interrupted_runs_are_resumed_on_request(self, work):
         journal = await self.journal_with_orphans(work)
         known = [Orchestrator(work.diamond(), name="four")]
-        running = asyncio.ensure_future(known[0].run(journal=journal, run_id="r4"))
+        running = asyncio.ensure_future(known[0].with_options(journal=journal, run_id="r4").run())
         while not work.calls["b"]:
             await asyncio.sleep(0.001)
         running.cancel()

@@ -120,7 +120,7 @@ class TestWhatIsTakenOver:
     async def test_what_succeeded_is_taken_over_and_what_failed_runs_again(self, journal):
         work = Work()
         work.broken.add("load")
-        first = await work.pipeline(journal).run_as("r")
+        first = await work.pipeline(journal).with_options(run_id="r").run()
         work.broken.clear()
 
         report = await work.pipeline(journal).fork("r", "f")
@@ -136,7 +136,7 @@ class TestWhatIsTakenOver:
 
     async def test_a_step_runs_again_with_its_descendants(self, journal):
         work = Work()
-        await work.pipeline(journal).run_as("r")
+        await work.pipeline(journal).with_options(run_id="r").run()
 
         report = await work.pipeline(journal).fork("r", "f", from_step="clean")
 
@@ -149,7 +149,7 @@ class TestWhatIsTakenOver:
 
     async def test_several_steps_run_again(self, journal):
         work = Work()
-        await work.pipeline(journal).run_as("r")
+        await work.pipeline(journal).with_options(run_id="r").run()
 
         report = await work.pipeline(journal).fork("r", from_step=["clean", "count"])
 
@@ -157,7 +157,7 @@ class TestWhatIsTakenOver:
 
     async def test_of_a_run_that_passed_everything_may_be_taken_over(self, journal):
         work = Work()
-        first = await work.pipeline(journal).run_as("r")
+        first = await work.pipeline(journal).with_options(run_id="r").run()
 
         report = await work.pipeline(journal).fork("r")
 
@@ -169,7 +169,7 @@ class TestWhatIsTakenOver:
 
     async def test_another_version_runs_again(self, journal):
         work = Work()
-        await work.pipeline(journal).run_as("r")
+        await work.pipeline(journal).with_options(run_id="r").run()
 
         report = await work.pipeline(journal, count="2").fork("r")
 
@@ -178,7 +178,7 @@ class TestWhatIsTakenOver:
 
     async def test_what_takes_another_input_runs_again(self, journal):
         work = Work()
-        await work.pipeline(journal).run_as("r", day=1, table="x")
+        await work.pipeline(journal).with_options(run_id="r").run(day=1, table="x")
 
         report = await work.pipeline(journal).fork("r", inputs={"table": "y"})
 
@@ -189,7 +189,7 @@ class TestWhatIsTakenOver:
 
     async def test_the_same_value_again_changes_nothing(self, journal):
         work = Work()
-        await work.pipeline(journal).run_as("r", day=1)
+        await work.pipeline(journal).with_options(run_id="r").run(day=1)
 
         report = await work.pipeline(journal).fork("r", inputs={"day": 1})
 
@@ -200,7 +200,7 @@ class TestWhatIsTakenOver:
             return len(options)
 
         orchestrator = Orchestrator([WorkflowStep("take", take)], journal=journal)
-        await orchestrator.run(run_id="r", inputs={"options": {"a": 1, "b": 2}})
+        await orchestrator.with_options(run_id="r").run(options={"a": 1, "b": 2})
 
         report = await orchestrator.fork("r", inputs={"options": {"b": 2, "a": 1}})
 
@@ -208,7 +208,7 @@ class TestWhatIsTakenOver:
 
     async def test_an_input_that_the_other_run_did_not_have_counts_as_changed(self, journal):
         work = Work()
-        await work.pipeline(journal).run_as("r")
+        await work.pipeline(journal).with_options(run_id="r").run()
 
         report = await work.pipeline(journal).fork("r", inputs={"day": 5})
 
@@ -272,7 +272,7 @@ class TestWhatIsTakenOver:
             WorkflowStep("always", clean_up, ["a"], run_if="always"),
         ]
         orchestrator = Orchestrator(steps, journal=journal)
-        await orchestrator.run(run_id="r")
+        await orchestrator.with_options(run_id="r").run()
         work.broken.clear()
 
         report = await orchestrator.fork("r")
@@ -290,7 +290,7 @@ class TestTheOtherRun:
     async def test_the_other_run_stays_as_it_is(self, journal):
         work = Work()
         work.broken.add("load")
-        await work.pipeline(journal).run_as("r")
+        await work.pipeline(journal).with_options(run_id="r").run()
         before = [*journal.stored["r"]]
 
         await work.pipeline(journal).fork("r", from_step="extract")
@@ -311,7 +311,7 @@ class TestTheOtherRun:
 
         steps = [WorkflowStep("first", first), WorkflowStep("second", second, ["first"])]
         orchestrator = Orchestrator(steps, journal=journal)
-        running = asyncio.create_task(orchestrator.run(run_id="r"))
+        running = asyncio.create_task(orchestrator.with_options(run_id="r").run())
         await waits.wait()
 
         report = await orchestrator.fork("r", "f")
@@ -325,7 +325,7 @@ class TestTheOtherRun:
 
     async def test_a_fork_of_a_fork_names_the_run_that_made_a_result(self, journal):
         work = Work()
-        await work.pipeline(journal).run_as("r")
+        await work.pipeline(journal).with_options(run_id="r").run()
         await work.pipeline(journal).fork("r", "f", from_step="clean")
 
         report = await work.pipeline(journal).fork("f", "g", from_step="load")
@@ -352,7 +352,7 @@ class TestTheNewRun:
                 raise ValueError("once")
             return 7
 
-        first = await pipeline.run_as("r")
+        first = await pipeline.with_options(run_id="r").run()
         report = await pipeline.fork("r", "f")
 
         result = report["flaky"]
@@ -368,17 +368,17 @@ class TestTheNewRun:
 
     async def test_it_belongs_to_the_pipeline_of_the_other_run(self, journal):
         work = Work()
-        await work.pipeline(journal).run_as("r")
+        await work.pipeline(journal).with_options(run_id="r").run()
 
         nameless = Orchestrator(work.pipeline(journal).steps, journal=journal)
         report = await nameless.fork("r", "f")
-        again = await nameless.run(run_id="f")
+        again = await nameless.with_options(run_id="f").run()
 
         assert (report.pipeline, again.pipeline) == ("etl", "etl")
 
     async def test_the_report_says_the_same_in_json_and_in_the_journal(self, journal):
         work = Work()
-        await work.pipeline(journal).run_as("r")
+        await work.pipeline(journal).with_options(run_id="r").run()
 
         report = await work.pipeline(journal).fork("r", "f", from_step="load")
         again = RunReport.from_json(report.to_json())
@@ -396,7 +396,7 @@ class TestTheNewRun:
 
     async def test_what_it_takes_over_is_stored_with_its_start(self, journal):
         work = Work()
-        await work.pipeline(journal).run_as("r")
+        await work.pipeline(journal).with_options(run_id="r").run()
         journal.latency_s = 0.05
 
         await work.pipeline(journal).fork("r", "f", from_step="load")
@@ -413,10 +413,10 @@ class TestTheNewRun:
 
     async def test_observers_see_values_and_where_they_come_from(self, journal):
         work = Work()
-        await work.pipeline(journal).run_as("r")
+        await work.pipeline(journal).with_options(run_id="r").run()
         seen: list[Event] = []
 
-        await work.pipeline(journal).orchestrator.fork("r", observers=[seen.append])
+        await work.pipeline(journal).orchestrator.with_options(observers=[seen.append]).fork("r")
 
         found = [event for event in seen if isinstance(event, StepTakenOver)]
         assert [event.output for event in found] == [
@@ -432,13 +432,13 @@ class TestTheNewRun:
 
     async def test_it_resumes_like_any_run(self, journal):
         work = Work()
-        await work.pipeline(journal).run_as("r")
+        await work.pipeline(journal).with_options(run_id="r").run()
         work.broken.add("load")
         forked = await work.pipeline(journal).fork("r", "f", from_step="load")
         work.broken.clear()
         del journal.stored["r"]
 
-        resumed = await work.pipeline(journal).run_as("f")
+        resumed = await work.pipeline(journal).with_options(run_id="f").run()
 
         assert forked.outcome == "failed"
         assert resumed.outcome == "passed"
@@ -451,7 +451,7 @@ class TestTheNewRun:
     async def test_a_crash_anywhere_runs_no_step_again_that_it_had_taken_over(self, schedule):
         journal = MemoryJournal()
         work = Work(schedule=schedule)
-        await work.pipeline(journal).run_as("r", table="x")
+        await work.pipeline(journal).with_options(run_id="r").run(table="x")
         whole = await work.pipeline(journal).fork(
             "r", "f", from_step="clean", inputs={"table": "y"}
         )
@@ -461,14 +461,14 @@ class TestTheNewRun:
         for count in range(start, len(events) + 1):
             work.calls.clear()
             left = journal.died_after(count, "f")
-            report = await work.pipeline(left).run_as("f")
+            report = await work.pipeline(left).with_options(run_id="f").run()
 
             assert resembles(report, whole), count
             assert not {"extract", "count"} & work.calls.keys()
 
     async def test_a_journal_that_fails_stores_all_that_is_taken_over_or_nothing(self, journal):
         work = Work()
-        await work.pipeline(journal).run_as("r")
+        await work.pipeline(journal).with_options(run_id="r").run()
         journal.latency_s, journal.fail_at = 0.01, journal.added + 1
 
         with pytest.raises(JournalError):
@@ -500,7 +500,7 @@ class TestMappedSteps:
 
     async def test_a_mapped_step_is_taken_over_with_its_items(self, journal):
         work = Work()
-        first = await self.pipeline(journal, work).run_as("r")
+        first = await self.pipeline(journal, work).with_options(run_id="r").run()
 
         report = await self.pipeline(journal, work).fork("r", "f", from_step="index")
         del journal.stored["r"]
@@ -518,7 +518,7 @@ class TestMappedSteps:
     async def test_the_items_that_hold_are_taken_over_and_the_others_run(self, journal):
         work = Work()
         work.broken.add("fetch 1")
-        await self.pipeline(journal, work).run_as("r")
+        await self.pipeline(journal, work).with_options(run_id="r").run()
         work.broken.clear()
 
         report = await self.pipeline(journal, work).fork("r", "f")
@@ -532,7 +532,7 @@ class TestMappedSteps:
     async def test_a_crash_keeps_the_items_that_were_taken_over(self, journal):
         work = Work()
         work.broken.add("fetch 1")
-        await self.pipeline(journal, work).run_as("r")
+        await self.pipeline(journal, work).with_options(run_id="r").run()
         work.broken.clear()
         whole = await self.pipeline(journal, work).fork("r", "f")
         events = journal.stored["f"]
@@ -540,14 +540,18 @@ class TestMappedSteps:
 
         for count in range(start, len(events) + 1):
             work.calls.clear()
-            report = await self.pipeline(journal.died_after(count, "f"), work).run_as("f")
+            report = (
+                await self.pipeline(journal.died_after(count, "f"), work)
+                .with_options(run_id="f")
+                .run()
+            )
 
             assert resembles(report, whole), count
             assert not {"urls", "fetch 0", "fetch 2"} & work.calls.keys()
 
     async def test_if_the_source_runs_again_so_do_all_items(self, journal):
         work = Work()
-        await self.pipeline(journal, work).run_as("r")
+        await self.pipeline(journal, work).with_options(run_id="r").run()
 
         report = await self.pipeline(journal, work).fork("r", from_step="urls")
 
@@ -556,7 +560,7 @@ class TestMappedSteps:
 
     async def test_no_items_at_all_are_taken_over_too(self, journal):
         work = Work()
-        await self.pipeline(journal, work).run_as("r", count=0)
+        await self.pipeline(journal, work).with_options(run_id="r").run(count=0)
 
         report = await self.pipeline(journal, work).fork("r", from_step="index")
 
@@ -565,11 +569,11 @@ class TestMappedSteps:
 
     async def test_a_secret_source_runs_again_only_for_items_that_need_it(self, journal):
         work = Work()
-        await self.pipeline(journal, work, secret=True).run_as("r")
+        await self.pipeline(journal, work, secret=True).with_options(run_id="r").run()
 
         whole = await self.pipeline(journal, work, secret=True).fork("r", from_step="index")
         work.broken.add("fetch 1")
-        await self.pipeline(journal, work, secret=True).run_as("broken")
+        await self.pipeline(journal, work, secret=True).with_options(run_id="broken").run()
         work.broken.clear()
         work.calls.clear()
         part = await self.pipeline(journal, work, secret=True).fork("broken")
@@ -602,7 +606,7 @@ class TestSecrets:
     async def test_a_secret_output_is_made_again_for_a_step_that_needs_it(self, journal):
         calls: Counter[str] = Counter()
         orchestrator = Orchestrator(self.steps(calls), journal=journal)
-        await orchestrator.run(run_id="r")
+        await orchestrator.with_options(run_id="r").run()
 
         report = await orchestrator.fork("r", "f", from_step="other")
 
@@ -614,7 +618,9 @@ class TestSecrets:
         for count in range(4, len(journal.stored["f"]) + 1):
             calls.clear()
             left = journal.died_after(count, "f")
-            again = await Orchestrator(self.steps(calls), journal=left).run(run_id="f")
+            again = (
+                await Orchestrator(self.steps(calls), journal=left).with_options(run_id="f").run()
+            )
 
             assert again.outcome == "passed"
             assert calls["user"] == 0, count
@@ -622,10 +628,10 @@ class TestSecrets:
     async def test_one_that_nothing_needs_is_taken_over_unseen(self, journal):
         calls: Counter[str] = Counter()
         orchestrator = Orchestrator(self.steps(calls), journal=journal)
-        await orchestrator.run(run_id="r")
+        await orchestrator.with_options(run_id="r").run()
         seen: list[Any] = []
 
-        report = await orchestrator.fork("r", observers=[seen.append])
+        report = await orchestrator.with_options(observers=[seen.append]).fork("r")
 
         assert taken(report) == ["key", "user", "other"]
         assert isinstance(report["key"].output, RestoredOutput)
@@ -633,7 +639,11 @@ class TestSecrets:
 
     async def test_a_step_that_is_secret_now_stores_nothing_in_the_fork(self, journal):
         calls: Counter[str] = Counter()
-        await Orchestrator(self.steps(calls, secret=False), journal=journal).run(run_id="r")
+        await (
+            Orchestrator(self.steps(calls, secret=False), journal=journal)
+            .with_options(run_id="r")
+            .run()
+        )
         assert "hunter2" in repr(journal.stored["r"])
 
         now = Orchestrator(self.steps(calls), journal=journal)
@@ -648,7 +658,7 @@ class TestSecrets:
         orchestrator = Orchestrator(
             self.steps(calls, secret=False), journal=journal, secret_inputs=["token"]
         )
-        await orchestrator.run(run_id="r", inputs={"token": "abc"})
+        await orchestrator.with_options(run_id="r").run(token="abc")
 
         with pytest.raises(
             ValueError, match="input 'token' of run 'r' is secret, so it was not stored; give it"
@@ -664,7 +674,7 @@ class TestSecrets:
     async def test_an_input_that_is_secret_now_is_not_stored_in_the_fork(self, journal):
         calls: Counter[str] = Counter()
         steps = self.steps(calls, secret=False)
-        await Orchestrator(steps, journal=journal).run(run_id="r", inputs={"token": "abc"})
+        await Orchestrator(steps, journal=journal).with_options(run_id="r").run(token="abc")
 
         now = Orchestrator(steps, journal=journal, secret_inputs=["token"])
         kept = await now.fork("r", "f")
@@ -680,8 +690,8 @@ class TestRefusals:
     async def test_each_comes_before_anything_has_run(self, journal):
         work = Work()
         pipeline = work.pipeline(journal)
-        await pipeline.run_as("r")
-        await pipeline.run_as("other")
+        await pipeline.with_options(run_id="r").run()
+        await pipeline.with_options(run_id="other").run()
         count = work.calls.total()
         cases: list[tuple[Any, type[Exception], str]] = [
             (pipeline.fork("x"), RunNotFoundError, "has no run 'x'"),
@@ -697,7 +707,7 @@ class TestRefusals:
             ),
             (pipeline.fork("r", from_step=3), TypeError, "from_step must be"),  # type: ignore[arg-type]
             (
-                pipeline.orchestrator.replace(targets=["clean"]).fork("r", from_step="load"),
+                pipeline.orchestrator.with_options(targets=["clean"]).fork("r", from_step="load"),
                 ValueError,
                 "'load', which is no step; the targets leave it out",
             ),
@@ -707,12 +717,12 @@ class TestRefusals:
                 r"takes an input 'tabel' \(did you mean 'table'\?\)",
             ),
             (
-                pipeline.orchestrator.replace(name="other").fork("r"),
+                pipeline.orchestrator.with_options(name="other").fork("r"),
                 ValueError,
                 "run 'r' belongs to pipeline 'etl', not to 'other'; fork it with that pipeline",
             ),
             (
-                pipeline.orchestrator.replace(journal=None).fork("r"),
+                pipeline.orchestrator.with_options(journal=None).fork("r"),
                 ValueError,
                 "needs the journal that has the run",
             ),
@@ -722,7 +732,7 @@ class TestRefusals:
         without = OpenOnly()
         cases.append(
             (
-                pipeline.orchestrator.replace(journal=without).fork("r"),
+                pipeline.orchestrator.with_options(journal=without).fork("r"),
                 TypeError,
                 "OpenOnly has no replay\\(\\)",
             )
@@ -740,7 +750,7 @@ class TestRefusals:
         work = Work()
         async with SQLiteJournal(tmp_path / "runs.db") as journal:
             pipeline = work.pipeline(journal)
-            await pipeline.run_as("r")
+            await pipeline.with_options(run_id="r").run()
 
             ends = await asyncio.gather(
                 *[pipeline.fork("r", "f", from_step="load") for _ in range(2)],
@@ -759,12 +769,12 @@ class TestAStoredFork:
         work = Work()
         async with SQLiteJournal(tmp_path / "runs.db") as journal:
             pipeline = work.pipeline(journal)
-            await pipeline.run_as("r")
+            await pipeline.with_options(run_id="r").run()
             work.broken.add("load")
             await pipeline.fork("r", "f", from_step="load")
             work.broken.clear()
             await journal.prune(timedelta(0), status="passed")
-            report = await pipeline.run_as("f")
+            report = await pipeline.with_options(run_id="f").run()
 
         assert report.all_passed
         assert taken(report) == ["extract", "clean", "count"]
@@ -774,7 +784,7 @@ class TestAStoredFork:
         work = Work()
         async with SQLiteJournal(tmp_path / "runs.db") as journal:
             pipeline = work.pipeline(journal)
-            await pipeline.run_as("r")
+            await pipeline.with_options(run_id="r").run()
             before = await journal.events("r"), await journal.record("r")
             report = await pipeline.fork("r", "f", from_step="load")
             after_ = await journal.events("r"), await journal.record("r")
@@ -823,7 +833,7 @@ class TestParents:
         async with SQLiteJournal(tmp_path / "runs.db") as journal:
 
             async def outer() -> None:
-                await work.pipeline(journal).run_as("child")
+                await work.pipeline(journal).with_options(run_id="child").run()
                 await work.pipeline(journal).fork("child", "fork", from_step="load")
 
             await run_pipeline([WorkflowStep("outer", outer)], journal=journal, run_id="r")
@@ -842,11 +852,11 @@ class TestParents:
         work.broken.add("load")
 
         async def outer() -> None:
-            await work.pipeline(journal).run_as("child")
+            await work.pipeline(journal).with_options(run_id="child").run()
 
         await run_pipeline([WorkflowStep("outer", outer)], run_id="r")
         work.broken.clear()
 
-        report = await work.pipeline(journal).run_as("child")
+        report = await work.pipeline(journal).with_options(run_id="child").run()
 
         assert (report.parent, report.parent_step) == ("r", "outer")

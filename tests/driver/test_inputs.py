@@ -39,11 +39,6 @@ STEPS = [
     WorkflowStep("bound", functools.partial(extract, url="bound")),
 ]
 
-OPTIONS = (
-    "; options are given to Pipeline() or Orchestrator(), and a run id to run_as() or "
-    "run(run_id=...)"
-)
-
 
 def refused(name: str, hint: str = "", of: str = "") -> Any:
     text = f"no step{of} takes an input {name!r}{hint}"
@@ -57,8 +52,9 @@ def refused(name: str, hint: str = "", of: str = "") -> Any:
         ("is_no", " (did you mean 'is_on'?)"),
         ("facter", " (did you mean 'factor'?)"),
         ("outputs", ""),  # a **kwargs parameter receives outputs only
-        ("fail_fast", OPTIONS),
-        ("run_id", OPTIONS),
+        ("fail_fast", "; options go to with_options(fail_fast=...), or to run_pipeline()"),
+        ("run_id", "; options go to with_options(run_id=...), or to run_pipeline()"),
+        ("inputs", "; give each input by its name, as in run(url=...)"),
     ],
 )
 async def test_an_input_that_no_step_takes_is_refused(name: str, hint: str) -> None:
@@ -67,7 +63,7 @@ async def test_an_input_that_no_step_takes_is_refused(name: str, hint: str) -> N
     with refused(name, hint):
         await run_pipeline(STEPS, inputs={"url": "x", name: 1})
     with refused(name, hint, " of pipeline 'etl'"):
-        await Orchestrator(STEPS, name="etl").run(inputs={name: 1})
+        await Orchestrator(STEPS, name="etl").run(**{name: 1})
 
     assert calls == []
 
@@ -89,7 +85,7 @@ async def test_actions_conditions_and_items_take_inputs() -> None:
 
 async def test_a_step_that_targets_leave_out_still_takes_its_inputs() -> None:
     report = await run_pipeline(STEPS, inputs={"url": "x"}, targets=["numbers"])
-    again = await Orchestrator(STEPS, targets=["numbers"]).replace().run(inputs={"url": "x"})
+    again = await Orchestrator(STEPS, targets=["numbers"]).with_options().run(url="x")
 
     assert list(report) == list(again) == ["numbers"]
     with refused("ulr", " (did you mean 'url'?)"):
@@ -109,7 +105,7 @@ async def test_steps_of_included_pipelines_take_inputs() -> None:
     with refused("ulr", " (did you mean 'url'?)", " of pipeline 'outer'"):
         await outer.run(ulr="x")
     with refused("ulr", " (did you mean 'url'?)", " of pipeline 'outer'"):
-        await outer.run_as("r", ulr="x")
+        await outer.with_options(run_id="r").run(ulr="x")
 
 
 async def test_a_stored_input_that_no_step_takes_any_more_is_no_mistake() -> None:

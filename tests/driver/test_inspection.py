@@ -86,7 +86,7 @@ async def test_only_steps_and_dependencies_that_will_run_are_listed():
     }
 
 
-async def test_replace_changes_the_given_options_and_keeps_the_others():
+async def test_with_options_changes_the_given_options_and_keeps_the_others():
     called: list[str] = []
 
     async def fail() -> None:
@@ -103,22 +103,22 @@ async def test_replace_changes_the_given_options_and_keeps_the_others():
         observers=[lambda _: called.append("x")],
     )
 
-    other = one.replace(fail_fast=False, targets=None)
+    other = one.with_options(fail_fast=False, targets=None)
 
     assert other.name == "pair"
     assert other.execution_order == ["bad", "good", "more"]
     assert one.execution_order == ["bad", "good"]
-    assert one.replace(name="else").execution_order == ["bad", "good"]
+    assert one.with_options(name="else").execution_order == ["bad", "good"]
     report = await other.run()
     assert [result.step_name for result in report.succeeded] == ["good", "more"]
     assert called
 
 
-async def test_replace_validates_its_options():
+async def test_with_options_validates_its_options():
     with pytest.raises(ValueError, match="schedule must be"):
-        Orchestrator(STEPS).replace(schedule="soon")  # type: ignore[arg-type]
+        Orchestrator(STEPS).with_options(schedule="soon")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="unknown"):
-        Orchestrator(STEPS).replace(targets=["cleam"])
+        Orchestrator(STEPS).with_options(targets=["cleam"])
 
 
 async def test_a_run_can_have_its_own_observers():
@@ -127,21 +127,23 @@ async def test_a_run_can_have_its_own_observers():
     always: list[object] = []
     once: list[object] = []
     orchestrator = Orchestrator([WorkflowStep("one", fine)], observers=[always.append])
+    mine = once.append
 
-    await orchestrator.run(observers=[once.append])
+    await orchestrator.with_options(observers=[*orchestrator.observers, mine]).run()
     count = len(always)
-    await orchestrator.run()
+    await orchestrator.with_options(observers=[mine]).run()
 
-    assert once == always[:count]
-    assert len(always) == 2 * count
+    assert once[:count] == always
+    assert len(once) == 2 * count
     with pytest.raises(TypeError, match="observers must be a list"):
-        await orchestrator.run(observers=print)  # type: ignore[arg-type]
+        orchestrator.with_options(observers=print)  # type: ignore[arg-type]
 
 
-def test_replace_says_how_to_run_other_steps():
+def test_with_options_says_how_to_run_other_steps():
     with pytest.raises(
-        TypeError, match=r"replace\(\) keeps the steps; .*Orchestrator\(steps, \.\.\."
+        TypeError,
+        match=r"with_options\(\) got steps, but it keeps them; .*Orchestrator\(steps, \.\.\.",
     ):
-        Orchestrator(STEPS).replace(steps=STEPS[:1])
+        Orchestrator(STEPS).with_options(steps=STEPS[:1])
     with pytest.raises(TypeError, match=r"unknown option 'fail_fats' \(did you mean 'fail_fast'"):
-        Orchestrator(STEPS).replace(fail_fats=True)
+        Orchestrator(STEPS).with_options(fail_fats=True)

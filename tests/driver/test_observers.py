@@ -67,7 +67,9 @@ async def test_one_observer_can_watch_many_runs_at_once():
     recorder = Recorder()
     orchestrator = Orchestrator([WorkflowStep("a", wait)], observers=[recorder])
 
-    reports = await asyncio.gather(*(orchestrator.run(run_id=f"r{n}") for n in range(5)))
+    reports = await asyncio.gather(
+        *(orchestrator.with_options(run_id=f"r{n}").run() for n in range(5))
+    )
 
     assert all(report.all_passed for report in reports)
     assert run_ids(recorder.runs) == {f"r{n}" for n in range(5)}

@@ -305,12 +305,12 @@ class TestRuns:
 
         with refused("takes an input 'ulr' (did you mean 'url'?)"):
             await etl.run(ulr="")
-        with refused("a run id to run_as()"):
+        with refused("options go to with_options(run_id=...)"):
             await etl.run(url="", run_id="monday")
         with refused("takes an input 'ulr' (did you mean 'url'?)"):
-            await etl.run_as("monday", ulr="")
-        with refused("run_id must be a str, not NoneType", TypeError):
-            await etl.run_as(None, url="")  # type: ignore[arg-type]
+            await etl.with_options(run_id="monday").run(ulr="")
+        with refused("run_id must be a str, not int", TypeError):
+            etl.with_options(run_id=1)  # type: ignore[arg-type]
 
     async def test_a_run_can_have_an_id_under_which_it_resumes(self) -> None:
         calls: list[str] = []
@@ -322,8 +322,8 @@ class TestRuns:
             if len(calls) == 1:
                 raise ValueError
 
-        first = await etl.run_as("monday", run_id="an input of that name")
-        second = await etl.run_as("monday")
+        first = await etl.with_options(run_id="monday").run(run_id="an input of that name")
+        second = await etl.with_options(run_id="monday").run()
 
         assert (first.run_id, first.outcome) == ("monday", "failed")
         assert (second.run_id, second.outcome) == ("monday", "passed")
@@ -340,12 +340,106 @@ class TestRuns:
         etl = Pipeline("etl", observers=[events.append])
         etl.step(extract)
 
-        report = await etl.orchestrator.run(inputs={"url": ""}, run_id="monday")
+        report = await etl.orchestrator.with_options(run_id="monday").run(url="")
 
         assert report.run_id == "monday"
         assert events
         assert etl.orchestrator.tiers == [["extract"]]
         assert etl.orchestrator is etl.orchestrator
+
+
+class TestOptions:
+    """A pipeline with other options is the same pipeline."""
+
+    async def test_a_value_replaces_the_one_before(self) -> None:
+        async def fails() -> None:
+            raise ValueError
+
+        first, second = list[object](), list[object]()
+        etl = Pipeline("etl", fail_fast=False, observers=[first.append])
+        etl.step(fails)
+        etl.step(nothing)
+
+        report = await etl.with_options(observers=[second.append], name="other").run()
+
+        assert (report.pipeline, report["nothing"].status) == ("other", StepStatus.SUCCESS)
+        assert second
+        assert not first
+        assert etl.name == "etl"
+        assert etl.with_options(observers=[*etl.observers, print]).observers[1] is print
+
+    async def test_both_have_the_steps_that_are_added_to_either(self) -> None:
+        etl = Pipeline("etl")
+        other = etl.with_options(name="other", schedule="ready")
+
+        etl.step(extract)
+        other.step(load)
+
+        assert etl.steps == other.steps
+        assert [step.name for step in etl] == ["extract", "load"]
+        with refused("pipeline 'etl' has a step named 'load' already"):
+            etl.step(name="load")(nothing)
+        etl.include(pipeline_of(nothing, name="inner"))
+        assert list(await other.run(url="")) == ["extract", "inner/nothing", "load", "inner"]
+
+    async def test_targets_are_checked_when_it_runs(self) -> None:
+        etl = Pipeline("etl")
+        some = etl.with_options(targets=iter(["extract"]))
+        etl.step(nothing)
+
+        with refused("targets name unknown step 'extract'"):
+            await some.run()
+        etl.step(extract)
+
+        assert list(await some.run(url="")) == ["extract"]
+        assert list(await some.with_options(targets=None).run(url="")) == ["nothing", "extract"]
+
+    def test_nothing_is_planned_again_unless_steps_or_targets_change(self) -> None:
+        etl = pipeline_of(extract, load)
+
+        runs = [etl.with_options(run_id=str(number)).orchestrator for number in range(3)]
+        some = etl.with_options(targets=["extract"])
+        parts = [some.with_options(run_id=str(number)).orchestrator for number in range(3)]
+
+        assert len({id(each._plan) for each in [etl.orchestrator, *runs]}) == 1
+        assert len({id(each._plan) for each in [some.orchestrator, *parts]}) == 1
+        assert parts[0].tiers == [["extract"]]
+        etl.step(nothing)
+        assert etl.orchestrator.tiers == [["extract", "nothing"], ["load"]]
+
+    def test_a_pipeline_with_other_options_includes_itself_no_more_than_the_first(self) -> None:
+        etl = pipeline_of(extract)
+
+        with refused("pipeline 'other' cannot include 'etl', because it would include itself"):
+            etl.with_options(name="other").include(etl)
+
+    def test_wrong_options_are_refused_at_once(self) -> None:
+        etl = Pipeline("etl")
+
+        with refused("got an unknown option 'run_di' (did you mean 'run_id'?)", TypeError):
+            etl.with_options(run_di="monday")  # type: ignore[call-arg]
+        with refused("inputs, which are no option: give each by its name", TypeError):
+            etl.with_options(inputs={})  # type: ignore[call-arg]
+        with refused("run_id must be a str, not int", TypeError):
+            etl.with_options(run_id=1)  # type: ignore[arg-type]
+        with refused("run_id must not be empty"):
+            etl.with_options(run_id="")
+        with refused("on_active must be 'raise' or 'wait', not 'skip'"):
+            etl.with_options(on_active="skip")  # type: ignore[arg-type]
+        with refused("a pipeline's name must not be empty"):
+            etl.with_options(name="")
+
+    async def test_a_fork_has_the_id_and_the_observers_of_the_options(self) -> None:
+        seen: list[object] = []
+        etl = pipeline_of(nothing).with_options(journal=MemoryJournal())
+        await etl.with_options(run_id="r").run()
+        other = etl.with_options(run_id="f", observers=[seen.append])
+
+        assert (await other.fork("r")).run_id == "f"
+        assert (await other.fork("r", "g")).run_id == "g"
+        assert seen
+        with refused("a fork of run 'f' needs another id"):
+            await other.fork("f")
 
 
 class TestNames:

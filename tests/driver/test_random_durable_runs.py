@@ -207,9 +207,9 @@ class ForkExecution(Execution):
 
     async def run(self):
         orchestrator = Orchestrator(self.steps, journal=self.journal, **self.pipeline.options)
-        self.report = await orchestrator.fork(
-            "origin", RUN_ID, observers=[self.received.append, self.world.observe]
-        )
+        self.report = await orchestrator.with_options(
+            observers=[self.received.append, self.world.observe]
+        ).fork("origin", RUN_ID)
         self.taken = [event for event in self.received if isinstance(event, StepTakenOver)]
         self.check()
         return self

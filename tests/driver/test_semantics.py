@@ -1235,7 +1235,7 @@ async def test_the_same_steps_in_concurrent_runs_are_independent(schedule):
     orchestrator = Orchestrator([WorkflowStep("a", action)], schedule=schedule)
 
     reports = await asyncio.gather(
-        *(orchestrator.run(inputs={"value": i}, run_id=str(i)) for i in range(5))
+        *(orchestrator.with_options(run_id=str(i)).run(value=i) for i in range(5))
     )
 
     assert [report["a"].output for report in reports] == list(range(5))

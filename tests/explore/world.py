@@ -404,7 +404,7 @@ async def _caller(world: World, run: int, fault: Fault) -> None:
         await asyncio.sleep(world.pipeline.flow.offset * TICK_S)
     elif fault.observer is not None:
         observers.append(_observer(world, *fault.observer))
-    work = world.pipeline.orchestrator.run(run_id=str(run), observers=observers)
+    work = world.pipeline.orchestrator.with_options(run_id=str(run), observers=observers).run()
     try:
         if run == 0 and fault.scope is not None:
             await _scoped(world, work, *fault.scope)

@@ -147,8 +147,12 @@ async def write(path: Path) -> None:
                 session.append(_as_stored(event))
             await session.close()
         for _ in range(2):
-            await pipeline.orchestrator.run(run_id="etl-1", journal=journal, inputs=INPUTS)
-        await Orchestrator([WorkflowStep("rest", rest)]).run(run_id=BYSTANDER, journal=journal)
+            await pipeline.orchestrator.with_options(run_id="etl-1", journal=journal).run(**INPUTS)
+        await (
+            Orchestrator([WorkflowStep("rest", rest)])
+            .with_options(run_id=BYSTANDER, journal=journal)
+            .run()
+        )
     with closing(sqlite3.connect(path, isolation_level=None)) as database:
         database.execute("UPDATE leases SET process = '{}', token = 7")
         database.execute("UPDATE runs SET updated_at = started_at + 60")
@@ -410,7 +414,9 @@ async def _resume(journal: SQLiteJournal, run_id: str) -> Any:
             await session.close()
             return report
         is_mended = True
-        report = await pipeline.orchestrator.run(run_id=run_id, journal=journal, inputs=INPUTS)
+        report = await pipeline.orchestrator.with_options(run_id=run_id, journal=journal).run(
+            **INPUTS
+        )
         return {name: (each.status, each.output, each.reused) for name, each in report.items()}
     except RunAlreadyActiveError as error:
         return str(error)

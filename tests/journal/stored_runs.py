@@ -103,9 +103,8 @@ async def hang() -> None:
 
 
 async def nest() -> list[str]:
-    run = PIPELINES["passed"].run
-    journal, inputs = journals[0], {"password": "hunter2", "day": "tuesday"}
-    report = await run(run_id="nested", journal=journal, inputs=inputs)
+    nested = PIPELINES["passed"].with_options(run_id="nested", journal=journals[0])
+    report = await nested.run(password="hunter2", day="tuesday")
     return [str(price) for price in report["price"].output]
 
 
@@ -134,13 +133,13 @@ async def write(path: Path) -> None:
         journals[:] = [journal]
         for run_id in "passed", "failed":
             broken = run_id == "failed"
-            run = PIPELINES[run_id].run
-            await run(run_id=run_id, journal=journal, inputs=inputs)
+            pipeline = PIPELINES[run_id].with_options(run_id=run_id, journal=journal)
+            await pipeline.run(**inputs)
         broken = False
-        await PIPELINES["outer"].run(run_id="outer", journal=journal)
-        fork = PIPELINES["fork"].fork
-        await fork("failed", "fork", journal=journal, inputs={"password": "hunter2"})
-        await PIPELINES["timed out"].run(run_id="timed out", journal=journal)
+        await PIPELINES["outer"].with_options(run_id="outer", journal=journal).run()
+        fork = PIPELINES["fork"].with_options(journal=journal).fork
+        await fork("failed", "fork", inputs={"password": "hunter2"})
+        await PIPELINES["timed out"].with_options(run_id="timed out", journal=journal).run()
         await wait_until_slow_starts(journal, "interrupted", cancel=True)
     async with SQLiteJournal(path, owner="one that died", close_timeout_s=0) as journal:
         # Closing the journal first leaves the run as a dying process would.
@@ -165,7 +164,11 @@ async def wait_until_slow_starts(
         if isinstance(event, AttemptStarted) and event.step == "slow":
             has_started.set()
 
-    run = Orchestrator(slow, name="slow", observers=[observe]).run(run_id=run_id, journal=journal)
+    run = (
+        Orchestrator(slow, name="slow", observers=[observe])
+        .with_options(run_id=run_id, journal=journal)
+        .run()
+    )
     task = asyncio.ensure_future(run)
     await has_started.wait()
     while not any(each.event.step == "slow" for each in (await journal.events(run_id))[2:]):

@@ -353,7 +353,8 @@ async def lifespan(app):
 
 async def order(request):
     run_id = request.path_params["run_id"]
-    report = await pipeline.run(run_id=run_id, journal=request.app.state.journal)
+    journal = request.app.state.journal
+    report = await pipeline.with_options(run_id=run_id, journal=journal).run()
     return PlainTextResponse(report.outcome)
 
 app = Starlette(routes=[Route("/{run_id}", order)], lifespan=lifespan)

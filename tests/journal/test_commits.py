@@ -60,7 +60,7 @@ async def test_a_step_costs_one_commit_that_concurrent_steps_share(
     async with SQLiteJournal(tmp_path / "runs.db") as journal:
         disk_commits.clear()  # ignore those that created the tables
 
-        await orchestrator.run(journal=journal)
+        await orchestrator.with_options(journal=journal).run()
 
         assert STEPS < len(disk_commits) <= STEPS + OVERHEAD
 
@@ -71,7 +71,7 @@ async def test_a_fork_commits_what_it_takes_over_with_its_start(tmp_path: Path) 
     kinds: list[list[str]] = []
     async with SQLiteJournal(tmp_path / "runs.db") as journal:
         orchestrator = Orchestrator(steps, journal=journal)
-        await orchestrator.run(run_id="r")
+        await orchestrator.with_options(run_id="r").run()
         write = journal._store.write
 
         def note(take: Callable[[], Sequence[CommitBatch]]) -> Refusals:

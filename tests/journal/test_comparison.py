@@ -50,7 +50,7 @@ async def test_stored_runs_are_compared_with_inputs_and_versions(journal: Any) -
     async def run(run_id: str, version: str, days: int) -> None:
         steps = [WorkflowStep("count", count, version=version)]
         pipeline = Orchestrator(steps, name="etl", journal=journal, secret_inputs=["key"])
-        await pipeline.run(run_id=run_id, inputs={"days": days, "key": "k"})
+        await pipeline.with_options(run_id=run_id).run(days=days, key="k")
 
     await run("monday", "1", 1)
     await run("tuesday", "2", 31)

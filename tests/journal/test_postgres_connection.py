@@ -203,7 +203,9 @@ async def test_tables_of_the_first_schema_are_migrated(
         report = await journal.report("passed")
         assert await journal.cancel("cut short") is False
         inputs = {"password": "hunter2"}
-        again = await PIPELINES["failed"].run(run_id="failed", journal=journal, inputs=inputs)
+        again = (
+            await PIPELINES["failed"].with_options(run_id="failed", journal=journal).run(**inputs)
+        )
 
     assert statuses == {
         "passed": "passed",

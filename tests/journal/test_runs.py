@@ -86,12 +86,12 @@ async def test_a_fork_has_its_results_in_its_own_rows(make_journal: Any, databas
     journal = make_journal()
     await run(journal, fail_fast=False)
     before, orchestrator = rows(), Orchestrator(steps())
-    fork = await orchestrator.fork("r", "f", journal=journal)
+    fork = await orchestrator.with_options(journal=journal).fork("r", "f")
     after = rows()
     await journal.forget("r")
 
     report = await make_journal().report("f")
-    again = await orchestrator.fork("f", "g", journal=make_journal())
+    again = await orchestrator.with_options(journal=make_journal()).fork("f", "g")
 
     assert before == after
     assert (await journal.record("f")).forked_from == report.forked_from == "r"

@@ -51,7 +51,9 @@ def report_of(path: Path, run_id: str) -> RunReport:
 def resume(path: Path, run_id: str, **inputs: Any) -> RunReport:
     report = with_journal(
         path,
-        lambda journal: PIPELINES[run_id].run(run_id=run_id, journal=journal, inputs=inputs),
+        lambda journal: (
+            PIPELINES[run_id].with_options(run_id=run_id, journal=journal).run(**inputs)
+        ),
     )
     assert isinstance(report, RunReport)
     return report
@@ -182,8 +184,10 @@ def test_a_stored_run_within_a_run_and_a_stored_fork_know_their_origins(newer: P
 def test_a_stored_journal_gets_notes(path: Path) -> None:
     report = with_journal(
         path,
-        lambda journal: PIPELINES["failed"].run(
-            run_id="failed", journal=journal, inputs={"password": "hunter2"}
+        lambda journal: (
+            PIPELINES["failed"]
+            .with_options(run_id="failed", journal=journal)
+            .run(password="hunter2")
         ),
     )
     notes = with_journal(path, lambda journal: journal.notes("failed", kinds=[StepAttached]))

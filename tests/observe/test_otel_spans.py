@@ -342,7 +342,9 @@ async def test_concurrent_runs_have_separate_traces(otel):
         [WorkflowStep("a", slow), WorkflowStep("b", slow, ["a"])], observers=[otel.observer]
     )
 
-    await asyncio.gather(*(orchestrator.run(run_id=f"r{number}") for number in range(3)))
+    await asyncio.gather(
+        *(orchestrator.with_options(run_id=f"r{number}").run() for number in range(3))
+    )
 
     assert paths(otel).count("RUN > b > b attempt 1") == 3
     traces = {}

@@ -137,8 +137,8 @@ async def main() -> None:
     Orchestrator([step]).tiers()  # E: operator
     Orchestrator([step]).tiers = []  # E: misc
     await Orchestrator([step]).run({"url": 1})  # E: call-arg
-    Orchestrator([step]).replace(inputs={})  # E: call-arg
-    Orchestrator([step]).replace(schedule="soon")  # E: arg-type
+    Orchestrator([step]).with_options(inputs={})  # E: call-arg
+    Orchestrator([step]).with_options(schedule="soon")  # E: arg-type
     report: RunReport = run_pipeline([step])  # E: assignment
     print(report[1])  # E: index
 

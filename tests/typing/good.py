@@ -314,16 +314,18 @@ async def main() -> None:
     )
     orchestrator = Orchestrator(accepted_actions, True, schedule="tiers", max_concurrency=None)
     limited = Orchestrator(accepted_actions, deadline_ms=None, targets=(n for n in ["load"]))
-    varied = limited.replace(fail_fast=False, schedule="ready", targets=None, observers=[watch])
+    varied = limited.with_options(
+        fail_fast=False, schedule="ready", targets=None, observers=[watch]
+    )
     assert_type(varied, Orchestrator)
     assert_type(varied.steps, list[WorkflowStep])
     assert_type(varied.dependencies, dict[str, tuple[str, ...]])
-    assert_type(await varied.run(observers=[watch, RecorderFactory()]), RunReport)
+    assert_type(await varied.with_options(observers=[watch, RecorderFactory()]).run(), RunReport)
     assert_type(limited.tiers, list[list[str]])
     assert_type(limited.execution_order, list[str])
     assert_type(limited.to_mermaid(), str)
     assert_type(await orchestrator.run(), RunReport)
-    assert_type(await orchestrator.run(inputs=None, run_id=None), RunReport)
+    assert_type(await orchestrator.with_options(run_id=None).run(), RunReport)
 
     as_mapping: Mapping[str, StepResult] = report
     assert_type(report["load"], StepResult)
@@ -491,7 +493,7 @@ async def durable() -> None:
         )
         assert_type(report.reused, list[StepResult])
         assert_type(report["a"].rerun_reason, str | None)
-        assert_type(await etl.orchestrator.run(journal=journal), RunReport)
+        assert_type(await etl.orchestrator.with_options(journal=journal).run(), RunReport)
         assert_type(await journal.runs(status="failed", pipeline="etl"), list[RunRecord])
         await journal.runs("ORPHANED", limit=None)
         page = await journal.runs(text="night", orphaned=False, limit=10)

@@ -50,7 +50,9 @@ async def _serve(kind: str, max_viewers: int) -> None:
     )
     steps = [polling, *(WorkflowStep(f"{n:0150}", nothing) for n in range(STEPS))]
     async with SQLiteJournal(":memory:") as journal:
-        running = asyncio.create_task(Orchestrator(steps).run(run_id=RUN, journal=journal))
+        running = asyncio.create_task(
+            Orchestrator(steps).with_options(run_id=RUN, journal=journal).run()
+        )
         while not await journal.runs() or len(await journal.events(RUN)) < 2 * STEPS:
             await asyncio.sleep(0.05)
         options: dict[str, Any] = {"max_viewers": max_viewers} if max_viewers else {}

@@ -34,7 +34,9 @@ async def ended(journal: Any, run_id: str) -> Any:
 
 async def interrupt(gate: Gate, journal: Any, run_id: str, name: str = "slow") -> None:
     """Start a run and interrupt it."""
-    running = asyncio.create_task(slow(gate, name).run(run_id=run_id, journal=journal))
+    running = asyncio.create_task(
+        slow(gate, name).with_options(run_id=run_id, journal=journal).run()
+    )
     await gate.has_started.wait()
     running.cancel()
     await asyncio.gather(running, return_exceptions=True)
@@ -46,7 +48,7 @@ async def interrupt(gate: Gate, journal: Any, run_id: str, name: str = "slow") -
 
 async def test_a_run_is_cancelled(make_client: Any, any_journal: Any) -> None:
     gate = Gate()
-    running = asyncio.create_task(slow(gate).run(run_id="a/b", journal=any_journal))
+    running = asyncio.create_task(slow(gate).with_options(run_id="a/b", journal=any_journal).run())
     await gate.has_started.wait()
 
     answer = await make_client(app(any_journal)).post("/cancel/a%2Fb")
@@ -61,7 +63,7 @@ async def test_a_run_is_cancelled(make_client: Any, any_journal: Any) -> None:
 
 async def test_a_script_gets_json_answers(make_client: Any, journal: Any) -> None:
     gate = Gate()
-    running = asyncio.create_task(slow(gate).run(run_id="r", journal=journal))
+    running = asyncio.create_task(slow(gate).with_options(run_id="r", journal=journal).run())
     await gate.has_started.wait()
     client = make_client(app(journal))
 
@@ -78,7 +80,7 @@ async def test_a_script_gets_json_answers(make_client: Any, journal: Any) -> Non
 
 
 async def test_an_ended_run_cannot_be_cancelled(make_client: Any, journal: Any) -> None:
-    await failing().run(run_id="r", journal=journal)
+    await failing().with_options(run_id="r", journal=journal).run()
     client = make_client(app(journal))
 
     answer = await client.post("/cancel/r")
@@ -139,7 +141,7 @@ async def test_a_run_of_a_decorated_pipeline_is_resumed(make_client: Any, journa
             raise ValueError("once")
         return rows
 
-    await etl.orchestrator.run(run_id="r", journal=journal)
+    await etl.orchestrator.with_options(run_id="r", journal=journal).run()
 
     answer = await make_client(app(journal, pipelines={"etl": etl})).post(
         "/resume/r", headers=AS_SCRIPT
@@ -188,7 +190,7 @@ async def test_a_run_of_an_unknown_pipeline_cannot_be_resumed(
 
 
 async def test_a_passed_run_cannot_be_resumed(make_client: Any, journal: Any) -> None:
-    await passing().run(run_id="r", journal=journal)
+    await passing().with_options(run_id="r", journal=journal).run()
 
     answer = await make_client(app(journal, pipelines={"etl": passing()})).post("/resume/r")
 
@@ -223,7 +225,7 @@ async def test_a_resume_adds_no_steps_that_a_target_excluded(
     gate = Gate()
     steps = [WorkflowStep("refuse", refuse), WorkflowStep("gate", gate)]
     pipeline = Orchestrator(steps, name="two")
-    await pipeline.replace(targets=["refuse"]).run(run_id="r", journal=journal)
+    await pipeline.with_options(targets=["refuse"], run_id="r", journal=journal).run()
 
     answer = await make_client(app(journal, pipelines={"two": pipeline})).post(
         "/resume/r", headers=AS_SCRIPT
@@ -244,7 +246,10 @@ async def test_a_run_that_another_process_resumes_first_is_left_alone(
     class Late:
         """A pipeline that loses the race for the lease."""
 
-        async def run(self, *, run_id: str | None = None, journal: Any = None) -> None:
+        def with_options(self, **options: Any) -> Any:
+            return self
+
+        async def run(self) -> None:
             raise RunAlreadyActiveError("r", "process 7 on there")
 
     answer = await make_client(app(journal, pipelines={"slow": Late()})).post("/resume/r")
@@ -263,7 +268,10 @@ async def test_the_answer_does_not_wait_for_a_run_that_starts_slowly(
     class Slow:
         """A pipeline that starts slowly."""
 
-        async def run(self, *, run_id: str | None = None, journal: Any = None) -> None:
+        def with_options(self, **options: Any) -> Any:
+            return self
+
+        async def run(self) -> None:
             await proceed.wait()
 
     answer = await make_client(app(journal, pipelines={"slow": Slow()})).post("/resume/r")
@@ -283,7 +291,10 @@ async def test_a_resume_interrupted_by_the_shutdown_is_not_an_error(
     class Slow:
         """A pipeline that starts slowly."""
 
-        async def run(self, *, run_id: str | None = None, journal: Any = None) -> None:
+        def with_options(self, **options: Any) -> Any:
+            return self
+
+        async def run(self) -> None:
             await asyncio.sleep(1_000)
 
     pages = app(journal, pipelines={"slow": Slow()})
@@ -371,7 +382,7 @@ async def test_resumed_runs_are_cancelled_at_shutdown_and_can_be_resumed_again(
     refused = await make_client(pages).post("/resume/r")
     assert "this server is stopping" in refused.text
     gate.is_open.set()
-    assert (await slow(gate).run(run_id="r", journal=any_journal)).all_passed
+    assert (await slow(gate).with_options(run_id="r", journal=any_journal).run()).all_passed
 
 
 async def test_the_shutdown_does_not_wait_forever(

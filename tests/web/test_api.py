@@ -18,7 +18,7 @@ from asyncflow.web._routes import event_json
 
 async def test_runs_are_returned_page_by_page(make_client: Any, any_journal: Any) -> None:
     for run_id in ("one", "two,", "three"):
-        await passing().run(run_id=run_id, journal=any_journal)
+        await passing().with_options(run_id=run_id, journal=any_journal).run()
     client, found, url = make_client(app(any_journal)), [], "/api/runs?limit=2&pipeline=etl"
 
     while url:
@@ -51,7 +51,7 @@ async def test_runs_are_returned_page_by_page(make_client: Any, any_journal: Any
 async def test_the_events_of_a_run_are_returned_from_a_position(
     make_client: Any, any_journal: Any
 ) -> None:
-    await failing().run(run_id="r", journal=any_journal)
+    await failing().with_options(run_id="r", journal=any_journal).run()
     client = make_client(app(any_journal))
 
     answer = (await client.get("/api/runs/r/events")).json()
@@ -83,7 +83,7 @@ async def test_secrets_are_not_returned(make_client: Any, journal: Any) -> None:
         return "pass" + "word"
 
     steps = [WorkflowStep("log_in", log_in, secret=True)]
-    await Orchestrator(steps).run(run_id="r", journal=journal)
+    await Orchestrator(steps).with_options(run_id="r", journal=journal).run()
     client = make_client(app(journal))
 
     for url in ("/api/runs/r/events", "/runs/r", "/events/r"):
@@ -92,7 +92,7 @@ async def test_secrets_are_not_returned(make_client: Any, journal: Any) -> None:
 
 @pytest.mark.parametrize("after", ["x", "-1", "²", "1" * 20])
 async def test_an_invalid_position_is_refused(make_client: Any, journal: Any, after: str) -> None:
-    await passing().run(run_id="r", journal=journal)
+    await passing().with_options(run_id="r", journal=journal).run()
 
     answer = await make_client(app(journal)).get(f"/api/runs/r/events?after={after}")
 

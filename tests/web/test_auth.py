@@ -21,7 +21,7 @@ RUN = "/runs/nightly"
 
 @pytest.fixture
 async def journal_with_run(journal: Any) -> Any:
-    await passing().run(run_id="nightly", journal=journal)
+    await passing().with_options(run_id="nightly", journal=journal).run()
     return journal
 
 
@@ -206,7 +206,7 @@ async def test_the_form_takes_the_token_and_returns_to_the_page(
 async def test_a_login_returns_to_the_page_of_any_run_id(
     make_client: Any, journal: Any, run_id: str
 ) -> None:
-    await passing().run(run_id=run_id, journal=journal)
+    await passing().with_options(run_id=run_id, journal=journal).run()
     pages = Starlette(routes=[Mount("/ui", app(journal, token=TOKEN))])
     url = f"/ui/runs/{quote(run_id, safe='')}"
     by_link, by_form = make_client(pages), make_client(pages)

@@ -135,7 +135,7 @@ async def test_programs_receive_the_comparison_as_json(client: Any) -> None:
 async def test_runs_of_other_pipelines_with_odd_names_are_compared(
     make_client: Any, journal: Any
 ) -> None:
-    await passing(name=HOSTILE).run(run_id=HOSTILE, journal=journal)
+    await passing(name=HOSTILE).with_options(run_id=HOSTILE, journal=journal).run()
     await store(journal, [RunStarted("empty", MONDAY, {}), RunFinished(0.0, "passed")])
 
     client = make_client(app(journal))

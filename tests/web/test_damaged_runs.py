@@ -24,8 +24,8 @@ def change(path: Path, statement: str) -> None:
 async def test_a_damaged_run_has_a_page_that_says_so(make_client: Any, tmp_path: Path) -> None:
     path = tmp_path / "runs.db"
     async with SQLiteJournal(path) as journal:
-        await passing().run(run_id="good", journal=journal)
-        await failing().run(run_id="bad", journal=journal)
+        await passing().with_options(run_id="good", journal=journal).run()
+        await failing().with_options(run_id="bad", journal=journal).run()
         client = make_client(app(journal, pipelines={"reports": failing()}))
         change(
             path,
@@ -49,8 +49,8 @@ async def test_a_damaged_run_has_a_page_that_says_so(make_client: Any, tmp_path:
 async def test_a_run_whose_row_is_damaged_is_listed(make_client: Any, tmp_path: Path) -> None:
     path = tmp_path / "runs.db"
     async with SQLiteJournal(path) as journal:
-        await passing().run(run_id="good", journal=journal)
-        await passing().run(run_id="bad", journal=journal)
+        await passing().with_options(run_id="good", journal=journal).run()
+        await passing().with_options(run_id="bad", journal=journal).run()
         change(path, "UPDATE runs SET started_at = 1e300, pipeline = '\"' WHERE run_id = 'bad'")
         client = make_client(app(journal))
 
@@ -70,7 +70,7 @@ async def test_a_run_whose_row_is_damaged_is_listed(make_client: Any, tmp_path: 
 async def test_a_stream_says_that_its_run_is_damaged_until_it_is_restored(tmp_path: Path) -> None:
     path = tmp_path / "runs.db"
     async with SQLiteJournal(path) as journal:
-        await passing().run(run_id="r", journal=journal)
+        await passing().with_options(run_id="r", journal=journal).run()
         change(path, "UPDATE events SET attempt = 5 WHERE position = 2")
 
         def render(*_: Any) -> dict[str, str]:
@@ -108,7 +108,7 @@ async def test_events_that_cannot_be_applied_are_read_again(is_damaged: bool) ->
         raise KeyError("x")
 
     async with SQLiteJournal(":memory:") as journal:
-        await passing().run(run_id="r", journal=journal)
+        await passing().with_options(run_id="r", journal=journal).run()
         source: Any = Source()
         async with aclosing(RunFeeds(source).updates("r", 0, render)) as updates:
             update = await anext(updates)

@@ -89,7 +89,7 @@ class OneRun:
 
 async def test_updates_cover_a_run_from_its_start_to_its_end(any_journal: Any) -> None:
     gate = Gate()
-    running = asyncio.create_task(slow(gate).run(run_id="r", journal=any_journal))
+    running = asyncio.create_task(slow(gate).with_options(run_id="r", journal=any_journal).run())
     await gate.has_started.wait()
     feeds, received = RunFeeds(any_journal), []
 
@@ -430,7 +430,7 @@ async def test_closing_the_feeds_ends_all_viewers() -> None:
 
 
 async def test_an_ended_run_has_one_update(journal: Any) -> None:
-    await passing().run(run_id="r", journal=journal)
+    await passing().with_options(run_id="r", journal=journal).run()
 
     received = [each async for each in RunFeeds(journal).updates("r", 0, render)]
 

@@ -25,7 +25,7 @@ def noted() -> Iterator[NotedJournal]:
 async def test_the_notes_of_a_run_are_returned_from_a_position(
     make_client: Any, noted: NotedJournal
 ) -> None:
-    await passing().run(run_id="a/notes", journal=noted)
+    await passing().with_options(run_id="a/notes", journal=noted).run()
     noted.said["a/notes"] = [
         logged("extract", "one"),
         progressed("extract", 3, 9),
@@ -79,7 +79,7 @@ async def test_the_notes_of_a_run_are_returned_from_a_position(
 async def test_notes_are_selected_by_the_query(
     make_client: Any, noted: NotedJournal, query: str, found: list[str]
 ) -> None:
-    await passing().run(run_id="r", journal=noted)
+    await passing().with_options(run_id="r", journal=noted).run()
     noted.said["r"] = [
         logged("extract", "one"),
         logged("extract", "two", level=30, attempt=2),
@@ -93,7 +93,7 @@ async def test_notes_are_selected_by_the_query(
 
 
 async def test_a_response_has_at_most_5000_notes(make_client: Any, noted: NotedJournal) -> None:
-    await passing().run(run_id="r", journal=noted)
+    await passing().with_options(run_id="r", journal=noted).run()
     noted.said["r"] = [logged("extract", "x")] * 6_000
     client = make_client(app(noted))
 
@@ -112,7 +112,7 @@ async def test_what_a_step_says_is_read_from_its_journal(
         step.progress(4, 4, "rows")
 
     pipeline = Orchestrator([WorkflowStep("talk", talk)], name="talker")
-    await pipeline.run(run_id="r", journal=any_journal)
+    await pipeline.with_options(run_id="r", journal=any_journal).run()
     client = make_client(app(any_journal))
 
     notes = (await client.get("/api/runs/r/notes")).json()["notes"]
@@ -157,7 +157,7 @@ async def test_an_invalid_query_is_refused(
 async def test_notes_need_the_token_and_a_known_run(
     make_client: Any, noted: NotedJournal, path: str
 ) -> None:
-    await passing().run(run_id="r", journal=noted)
+    await passing().with_options(run_id="r", journal=noted).run()
     noted.said["r"] = [attached("extract", "x.txt", "text/plain", "x")]
     token = "a token that is hard to guess"
     client = make_client(app(noted, token=token))
@@ -192,7 +192,7 @@ async def test_notes_need_the_token_and_a_known_run(
 async def test_an_attachment_is_sent_inert(
     make_client: Any, noted: NotedJournal, name: str, media_type: str, sent: str, file: str
 ) -> None:
-    await passing().run(run_id="a/attachments/1", journal=noted)
+    await passing().with_options(run_id="a/attachments/1", journal=noted).run()
     noted.said["a/attachments/1"] = [attached("extract", name, media_type, HOSTILE_SVG)]
     client = make_client(app(noted))
 
@@ -210,7 +210,7 @@ async def test_an_attachment_is_sent_inert(
 
 
 async def test_only_attachments_have_data(make_client: Any, noted: NotedJournal) -> None:
-    await passing().run(run_id="r", journal=noted)
+    await passing().with_options(run_id="r", journal=noted).run()
     noted.said["r"] = [logged("extract", "x"), attached("extract", "x", "image/png", picture())]
     client = make_client(app(noted))
 
@@ -223,7 +223,7 @@ async def test_only_attachments_have_data(make_client: Any, noted: NotedJournal)
 async def test_the_page_of_a_run_and_its_stream_have_its_notes(
     make_client: Any, noted: NotedJournal
 ) -> None:
-    await failing().run(run_id="r/1", journal=noted)
+    await failing().with_options(run_id="r/1", journal=noted).run()
     noted.said["r/1"] = [
         logged("refuse", "the table is missing"),
         attached("extract", "chart.svg", "image/svg+xml", HOSTILE_SVG),
@@ -246,7 +246,7 @@ async def test_the_page_of_a_run_and_its_stream_have_its_notes(
 async def test_the_command_has_the_file_of_the_journal(make_client: Any, tmp_path: Any) -> None:
     path = tmp_path / "my runs.db"
     journal = NotedJournal(path)
-    await failing().run(run_id="r", journal=journal)
+    await failing().with_options(run_id="r", journal=journal).run()
 
     answer = await make_client(app(journal)).get("/runs/r")
     journal.close()
@@ -259,7 +259,7 @@ async def test_the_details_of_a_step_are_sent_whole(make_client: Any, noted: Not
         return "y" * 50_000
 
     pipeline = Orchestrator([WorkflowStep("a & b", long)], name="etl")
-    await pipeline.run(run_id="r/1", journal=noted)
+    await pipeline.with_options(run_id="r/1", journal=noted).run()
     noted.said["r/1"] = [logged("a & b", "hello"), logged("other", "not this")]
     client = make_client(app(noted))
 

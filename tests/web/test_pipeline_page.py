@@ -36,9 +36,9 @@ async def page_of(client: Any, path: str) -> str:
 
 
 async def test_the_page_shows_each_step_in_each_run(make_client: Any, any_journal: Any) -> None:
-    await failing("etl").run(run_id="one", journal=any_journal)
-    await passing("etl").run(run_id="two", journal=any_journal)
-    await passing("etl").run(run_id="three", journal=any_journal)
+    await failing("etl").with_options(run_id="one", journal=any_journal).run()
+    await passing("etl").with_options(run_id="two", journal=any_journal).run()
+    await passing("etl").with_options(run_id="three", journal=any_journal).run()
 
     page = await page_of(make_client(app(any_journal)), "/pipelines/etl")
 
@@ -66,8 +66,8 @@ async def test_the_page_shows_each_step_in_each_run(make_client: Any, any_journa
 async def test_each_run_has_a_bar_that_links_to_its_page(
     make_client: Any, any_journal: Any
 ) -> None:
-    await failing("etl").run(run_id="one", journal=any_journal)
-    await passing("etl").run(run_id="two", journal=any_journal)
+    await failing("etl").with_options(run_id="one", journal=any_journal).run()
+    await passing("etl").with_options(run_id="two", journal=any_journal).run()
 
     page = await page_of(make_client(app(any_journal)), "/pipelines/etl")
 
@@ -106,8 +106,8 @@ def test_runs_that_took_no_time_or_did_not_pass_are_drawn() -> None:
 async def test_links_to_a_step_with_a_long_name_are_those_that_the_page_of_a_run_knows(
     make_client: Any, journal: Any
 ) -> None:
-    await named("etl", "tab\t" + "x" * 300).run(run_id="one", journal=journal)
-    await named("etl", "tab\t" + "x" * 300).run(run_id="two", journal=journal)
+    await named("etl", "tab\t" + "x" * 300).with_options(run_id="one", journal=journal).run()
+    await named("etl", "tab\t" + "x" * 300).with_options(run_id="two", journal=journal).run()
     client = make_client(app(journal))
 
     for path in ("/pipelines/etl", "/compare?a=one&b=two"):
@@ -119,7 +119,7 @@ async def test_links_to_a_step_with_a_long_name_are_those_that_the_page_of_a_run
 async def test_a_pipeline_with_any_name_has_a_page(
     make_client: Any, journal: Any, name: str
 ) -> None:
-    await named(name, "a+b c#&").run(run_id="r 1", journal=journal)
+    await named(name, "a+b c#&").with_options(run_id="r 1", journal=journal).run()
     client = make_client(app(journal))
 
     (link,) = set(re.findall(r'href="(/pipelines/[^"]*)"', await page_of(client, "/")))
@@ -133,7 +133,7 @@ async def test_a_pipeline_with_any_name_has_a_page(
 
 
 async def test_a_name_that_no_path_can_have_leads_nowhere(make_client: Any, journal: Any) -> None:
-    await named("\ud800").run(run_id="r", journal=journal)
+    await named("\ud800").with_options(run_id="r", journal=journal).run()
     client = make_client(app(journal))
 
     (link,) = set(re.findall(r'href="(/pipelines/[^"]*)"', await page_of(client, "/")))
@@ -142,8 +142,8 @@ async def test_a_name_that_no_path_can_have_leads_nowhere(make_client: Any, jour
 
 
 async def test_the_api_returns_the_statistics(make_client: Any, any_journal: Any) -> None:
-    await passing("etl").run(run_id="one", journal=any_journal)
-    await passing("etl").run(run_id="two", journal=any_journal)
+    await passing("etl").with_options(run_id="one", journal=any_journal).run()
+    await passing("etl").with_options(run_id="two", journal=any_journal).run()
     client = make_client(app(any_journal))
 
     found = (await client.get("/api/pipelines/etl")).json()
@@ -169,7 +169,7 @@ async def test_an_unknown_pipeline_is_reported_with_the_nearest(
     make_client: Any, journal: Any
 ) -> None:
     for name in ("orders", "customers", ""):
-        await named(name).run(journal=journal)
+        await named(name).with_options(journal=journal).run()
     client = make_client(app(journal))
 
     page = await client.get("/pipelines/order")
@@ -188,7 +188,7 @@ async def test_a_pipeline_of_many_steps_shows_fewer_runs_and_steps(
     monkeypatch.setattr(_pipeline_page, "_MOST_CELLS", 4)
     monkeypatch.setattr(_pipeline_page, "_MOST_STEPS", 3)
     for _ in range(7):
-        await named("etl", *"abcde").run(journal=journal)
+        await named("etl", *"abcde").with_options(journal=journal).run()
 
     page = await page_of(make_client(app(journal)), "/pipelines/etl")
 
@@ -201,7 +201,7 @@ async def test_a_pipeline_of_many_steps_shows_fewer_runs_and_steps(
 
 
 async def test_the_page_of_a_run_links_to_its_pipeline(make_client: Any, journal: Any) -> None:
-    await passing("a b").run(run_id="one", journal=journal)
+    await passing("a b").with_options(run_id="one", journal=journal).run()
 
     page = await page_of(make_client(app(journal)), "/runs/one")
 

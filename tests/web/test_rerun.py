@@ -54,7 +54,7 @@ async def test_a_run_is_run_again_under_a_new_id(
     make_client: Any, any_journal: Any, work: Work
 ) -> None:
     work.is_broken = True
-    await work.pipeline().orchestrator.run(run_id="a/b", journal=any_journal)
+    await work.pipeline().orchestrator.with_options(run_id="a/b", journal=any_journal).run()
     work.is_broken = False
     client = make_client(app(any_journal, pipelines={"etl": work.pipeline()}))
 
@@ -73,7 +73,7 @@ async def test_a_run_is_run_again_under_a_new_id(
 async def test_steps_and_typed_inputs_are_chosen(
     make_client: Any, journal: Any, work: Work
 ) -> None:
-    await work.pipeline().orchestrator.run(run_id="r", journal=journal)
+    await work.pipeline().orchestrator.with_options(run_id="r", journal=journal).run()
     client = make_client(app(journal, pipelines={"etl": work.pipeline()}))
 
     one = await client.post("/api/runs/r/rerun", json={"from": ["load"]})
@@ -109,7 +109,7 @@ async def test_steps_and_typed_inputs_are_chosen(
 async def test_what_can_not_be_done_is_refused(
     make_client: Any, journal: Any, work: Work, body: bytes, status: int, words: str
 ) -> None:
-    await work.pipeline().orchestrator.run(run_id="r", journal=journal)
+    await work.pipeline().orchestrator.with_options(run_id="r", journal=journal).run()
     work.calls.clear()
     client = make_client(app(journal, pipelines={"etl": work.pipeline()}))
 
@@ -125,7 +125,7 @@ async def test_a_secret_input_of_the_run_can_not_be_given_in_a_page(
     make_client: Any, journal: Any, work: Work
 ) -> None:
     pipeline = work.pipeline()
-    await pipeline.orchestrator.run(run_id="r", journal=journal, inputs={"token": "hunter2"})
+    await pipeline.orchestrator.with_options(run_id="r", journal=journal).run(token="hunter2")
     client = make_client(app(journal, pipelines={"etl": pipeline}))
 
     answer = await client.post("/api/runs/r/rerun")
@@ -137,7 +137,7 @@ async def test_a_secret_input_of_the_run_can_not_be_given_in_a_page(
 async def test_a_request_of_another_site_or_without_the_token_is_refused(
     make_client: Any, journal: Any, work: Work
 ) -> None:
-    await work.pipeline().orchestrator.run(run_id="r", journal=journal)
+    await work.pipeline().orchestrator.with_options(run_id="r", journal=journal).run()
     pages = app(journal, pipelines={"etl": work.pipeline()}, token="a-token-of-some-length")
     client = make_client(pages)
     shown = {"authorization": "Bearer a-token-of-some-length"}
@@ -156,12 +156,12 @@ async def test_a_request_of_another_site_or_without_the_token_is_refused(
 async def test_a_pipeline_that_is_unknown_or_can_not_fork_is_refused(
     make_client: Any, journal: Any
 ) -> None:
-    await passing().run(run_id="r", journal=journal)
+    await passing().with_options(run_id="r", journal=journal).run()
 
     class Other:
         """A pipeline that can only run."""
 
-        async def run(self, **options: Any) -> None: ...
+        def with_options(self, **options: Any) -> Any: ...
 
     class Stepless(Other):
         """One that does not say which steps and inputs it has."""
@@ -184,7 +184,7 @@ async def test_a_pipeline_that_is_unknown_or_can_not_fork_is_refused(
 
 
 async def test_steps_that_the_run_left_out_are_refused(make_client: Any, journal: Any) -> None:
-    await failing("etl").run(run_id="r", journal=journal)
+    await failing("etl").with_options(run_id="r", journal=journal).run()
     client = make_client(app(journal, pipelines={"etl": passing()}))
 
     answer = await client.post("/api/runs/r/rerun")
@@ -197,7 +197,7 @@ async def test_a_server_that_stops_interrupts_what_it_runs_again(
 ) -> None:
     gate = Gate()
     gate.is_open.set()
-    await slow(gate).run(run_id="r", journal=journal)
+    await slow(gate).with_options(run_id="r", journal=journal).run()
     gate.is_open.clear()
     gate.has_started.clear()
     pages: Any = app(journal, pipelines={"slow": slow(gate)})
@@ -213,8 +213,12 @@ async def test_a_server_that_stops_interrupts_what_it_runs_again(
 async def test_the_page_of_a_fork_links_to_the_run_that_it_comes_from(
     make_client: Any, journal: Any, work: Work
 ) -> None:
-    await work.pipeline().orchestrator.run(run_id="a/b", journal=journal)
-    await work.pipeline().orchestrator.fork("a/b", "f", journal=journal, from_step="load")
+    await work.pipeline().orchestrator.with_options(run_id="a/b", journal=journal).run()
+    await (
+        work.pipeline()
+        .orchestrator.with_options(journal=journal)
+        .fork("a/b", "f", from_step="load")
+    )
     client = make_client(app(journal))
 
     page = (await client.get("/runs/f")).text
@@ -231,10 +235,10 @@ async def test_the_pages_of_a_run_and_of_one_that_its_step_starts_link_to_each_o
     make_client: Any, journal: Any
 ) -> None:
     async def nested() -> None:
-        await passing("inner").run(run_id="child/1", journal=journal)
+        await passing("inner").with_options(run_id="child/1", journal=journal).run()
 
     outer = Orchestrator([WorkflowStep("a step", nested)], name="outer")
-    await outer.run(run_id="r", journal=journal)
+    await outer.with_options(run_id="r", journal=journal).run()
     client = make_client(app(journal))
 
     parent, child = (await client.get("/runs/r")).text, (await client.get("/runs/child%2F1")).text
@@ -251,8 +255,8 @@ async def test_the_pages_of_a_run_and_of_one_that_its_step_starts_link_to_each_o
 async def test_a_run_whose_id_ends_in_rerun_is_not_taken_for_another_one(
     make_client: Any, journal: Any
 ) -> None:
-    await passing().run(run_id="r", journal=journal)
-    await passing().run(run_id="r/rerun", journal=journal)
+    await passing().with_options(run_id="r", journal=journal).run()
+    await passing().with_options(run_id="r/rerun", journal=journal).run()
     client = make_client(app(journal, pipelines={"etl": passing()}))
 
     assert (await client.post("/api/runs/r%2Frerun")).status_code == 405
@@ -267,10 +271,10 @@ async def test_the_list_of_runs_links_a_nested_run_to_its_parent_and_a_fork_to_i
     make_client: Any, journal: Any, work: Work
 ) -> None:
     async def nested() -> None:
-        await work.pipeline().orchestrator.run(run_id="child", journal=journal)
+        await work.pipeline().orchestrator.with_options(run_id="child", journal=journal).run()
 
     await run_pipeline([WorkflowStep("a <step>", nested)], run_id="r/1", journal=journal)
-    await work.pipeline().orchestrator.fork("child", "f", journal=journal)
+    await work.pipeline().orchestrator.with_options(journal=journal).fork("child", "f")
 
     page = (await make_client(app(journal)).get("/")).text
 
@@ -286,7 +290,7 @@ async def test_a_parent_without_a_journal_is_named_without_a_link(
     make_client: Any, journal: Any
 ) -> None:
     async def nested() -> None:
-        await passing("inner").run(run_id="child", journal=journal)
+        await passing("inner").with_options(run_id="child", journal=journal).run()
 
     await run_pipeline([WorkflowStep("outer", nested)], run_id="alone")
 

@@ -38,7 +38,7 @@ async def test_an_id_with_a_trailing_line_break_or_slash_names_another_run(
     make_client: Any, journal: Any, sent: str
 ) -> None:
     gate = Gate()
-    running = asyncio.create_task(slow(gate).run(run_id="nightly", journal=journal))
+    running = asyncio.create_task(slow(gate).with_options(run_id="nightly", journal=journal).run())
     await gate.has_started.wait()
     client = make_client(app(journal, pipelines={"slow": slow(gate)}), headers=AS_SCRIPT)
 
@@ -85,7 +85,7 @@ async def test_an_undecodable_id_is_not_found(make_client: Any, sent: str) -> No
 
 @pytest.mark.parametrize("name", [".", ".."])
 async def test_a_dot_segment_names_no_run(make_client: Any, journal: Any, name: str) -> None:
-    await passing().run(run_id="nightly", journal=journal)
+    await passing().with_options(run_id="nightly", journal=journal).run()
     client = make_client(app(journal), headers=AS_SCRIPT)
 
     for act in ("cancel", "resume"):
@@ -96,8 +96,8 @@ async def test_a_dot_segment_names_no_run(make_client: Any, journal: Any, name: 
 async def test_an_id_that_ends_like_a_route_is_distinguished_from_it(
     make_client: Any, journal: Any
 ) -> None:
-    await passing("one").run(run_id="r", journal=journal)
-    await passing("two").run(run_id="r/events", journal=journal)
+    await passing("one").with_options(run_id="r", journal=journal).run()
+    await passing("two").with_options(run_id="r/events", journal=journal).run()
     client = make_client(app(journal))
 
     assert (await client.get("/api/runs/r%2Fevents")).json()["pipeline"] == "two"
@@ -117,7 +117,7 @@ async def test_an_id_with_a_line_break_names_another_run_in_a_mounted_app(
     make_client: Any, journal: Any, sent: str
 ) -> None:
     gate = Gate()
-    running = asyncio.create_task(slow(gate).run(run_id="nightly", journal=journal))
+    running = asyncio.create_task(slow(gate).with_options(run_id="nightly", journal=journal).run())
     await gate.has_started.wait()
     service: Any = Starlette(routes=[Mount("/ui", app(journal))])
 

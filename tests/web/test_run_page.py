@@ -42,7 +42,7 @@ def actions_of(update: dict[str, Any]) -> Any:
 
 
 async def test_a_run_has_its_page(make_client: Any, any_journal: Any) -> None:
-    await failing().run(run_id="bold-heron", journal=any_journal)
+    await failing().with_options(run_id="bold-heron", journal=any_journal).run()
     last = len(await any_journal.events("bold-heron"))
 
     answer = await make_client(app(any_journal)).get("/runs/bold-heron")
@@ -62,7 +62,7 @@ async def test_a_run_has_its_page(make_client: Any, any_journal: Any) -> None:
 
 
 async def test_a_stream_ends_with_its_run(make_client: Any, any_journal: Any) -> None:
-    await passing().run(run_id="r", journal=any_journal)
+    await passing().with_options(run_id="r", journal=any_journal).run()
     last = len(await any_journal.events("r"))
 
     answer = await make_client(app(any_journal)).get("/events/r")
@@ -79,7 +79,7 @@ async def test_a_stream_ends_with_its_run(make_client: Any, any_journal: Any) ->
 async def test_the_page_and_its_stream_have_the_same_sections(
     make_client: Any, journal: Any
 ) -> None:
-    await passing().run(run_id="r", journal=journal)
+    await passing().with_options(run_id="r", journal=journal).run()
     client = make_client(app(journal))
 
     page = (await client.get("/runs/r")).text
@@ -91,7 +91,7 @@ async def test_the_page_and_its_stream_have_the_same_sections(
 
 
 async def test_a_stream_omits_what_the_browser_has_received(make_client: Any, journal: Any) -> None:
-    await passing().run(run_id="r", journal=journal)
+    await passing().with_options(run_id="r", journal=journal).run()
     last = len(await journal.events("r"))
     client = make_client(app(journal))
 
@@ -110,13 +110,13 @@ async def test_a_stream_omits_what_the_browser_has_received(make_client: Any, jo
 async def test_the_page_of_an_ended_run_can_ask_for_new_events(
     make_client: Any, journal: Any
 ) -> None:
-    await failing().run(run_id="r", journal=journal)
+    await failing().with_options(run_id="r", journal=journal).run()
     last = len(await journal.events("r"))
     client = make_client(app(journal))
     as_script = {"accept": "application/json"}
 
     before = await client.get(f"/events/r?after={last}", headers=as_script)
-    await failing().run(run_id="r", journal=journal)
+    await failing().with_options(run_id="r", journal=journal).run()
     after = await client.get(f"/events/r?after={last}", headers=as_script)
 
     assert (before.json(), after.json()) == ({"more": False}, {"more": True})
@@ -124,7 +124,7 @@ async def test_the_page_of_an_ended_run_can_ask_for_new_events(
 
 async def test_a_stream_follows_a_run(make_client: Any, journal: Any) -> None:
     gate = Gate()
-    running = asyncio.create_task(slow(gate).run(run_id="r", journal=journal))
+    running = asyncio.create_task(slow(gate).with_options(run_id="r", journal=journal).run())
     await gate.has_started.wait()
     asyncio.get_running_loop().call_later(6, gate.is_open.set)
 
@@ -150,7 +150,9 @@ async def test_a_stopping_run_cannot_be_cancelled_again(make_client: Any, journa
             await cleaned.wait()
 
     steps = [WorkflowStep("slow", clean_up_slowly, timeout_ms=None)]
-    running = asyncio.create_task(Orchestrator(steps).run(run_id="r", journal=journal))
+    running = asyncio.create_task(
+        Orchestrator(steps).with_options(run_id="r", journal=journal).run()
+    )
     await gate.has_started.wait()
     running.cancel()
     await asyncio.sleep(0.1)
@@ -165,7 +167,7 @@ async def test_a_stopping_run_cannot_be_cancelled_again(make_client: Any, journa
 
 
 async def test_an_orphaned_run_is_reported_as_orphaned(make_client: Any, journal: Any) -> None:
-    await failing("etl").run(run_id="r", journal=journal)
+    await failing("etl").with_options(run_id="r", journal=journal).run()
     events = await journal.events("r")
 
     class Orphaned:
@@ -227,7 +229,7 @@ async def test_the_page_of_an_unknown_run_suggests_similar_ids(
     make_client: Any, journal: Any
 ) -> None:
     for run_id in ("nightly-1", "nightly-2", "weekly"):
-        await passing().run(run_id=run_id, journal=journal)
+        await passing().with_options(run_id=run_id, journal=journal).run()
     client = make_client(app(journal))
 
     page = await client.get("/runs/nihtly-1")
@@ -247,7 +249,7 @@ async def test_the_page_of_an_unknown_run_suggests_similar_ids(
 async def test_ids_that_take_long_to_compare_are_not_suggested(
     make_client: Any, journal: Any, length: int, suggests: bool
 ) -> None:
-    await passing().run(run_id="x" * length, journal=journal)
+    await passing().with_options(run_id="x" * length, journal=journal).run()
 
     client = make_client(app(journal))
 
@@ -309,7 +311,9 @@ async def test_invalid_unicode_is_shown_on_all_pages(make_client: Any, any_journ
         raise ValueError(odd)
 
     steps = [WorkflowStep(f"give {odd}", give), WorkflowStep("fail", fail)]
-    await Orchestrator(steps, name=f"name {odd}").run(run_id="r", journal=any_journal)
+    await (
+        Orchestrator(steps, name=f"name {odd}").with_options(run_id="r", journal=any_journal).run()
+    )
     client = make_client(app(any_journal))
 
     for url in ("/", "/runs/r", "/events/r", "/api/runs", "/api/runs/r", "/api/runs/r/events"):
@@ -359,7 +363,7 @@ async def test_the_second_viewer_of_a_run_reads_no_statistics(make_client: Any) 
 
     gate = Gate()
     async with Counting(":memory:") as journal:
-        running = asyncio.create_task(slow(gate).run(run_id="r", journal=journal))
+        running = asyncio.create_task(slow(gate).with_options(run_id="r", journal=journal).run())
         await gate.has_started.wait()
         client = make_client(app(journal))
         viewers = [asyncio.create_task(client.get("/events/r"))]

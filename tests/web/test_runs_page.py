@@ -54,10 +54,12 @@ class RecordJournal:
 
 @pytest.fixture
 async def journal_with_runs(any_journal: Any) -> Any:
-    await passing().run(run_id="calm-otter", journal=any_journal)
-    await failing().run(run_id="bold-heron", journal=any_journal)
+    await passing().with_options(run_id="calm-otter", journal=any_journal).run()
+    await failing().with_options(run_id="bold-heron", journal=any_journal).run()
     gate = Gate()
-    interrupted = asyncio.create_task(slow(gate).run(run_id="shy-lynx", journal=any_journal))
+    interrupted = asyncio.create_task(
+        slow(gate).with_options(run_id="shy-lynx", journal=any_journal).run()
+    )
     await gate.has_started.wait()
     interrupted.cancel()
     await asyncio.gather(interrupted, return_exceptions=True)
@@ -234,9 +236,9 @@ async def test_each_run_says_what_runs_or_went_wrong_and_its_inputs(
     steps = [WorkflowStep("crawl", crawl)]
     inputs = {"day": "2024-06-01", "key": "hunter2", "a": 1, "b": 2, "c": 3, "e": "x"}
     crawling = Orchestrator(steps, name="crawl", secret_inputs=["key"])
-    await crawling.run(run_id="r", journal=any_journal, inputs=inputs)
+    await crawling.with_options(run_id="r", journal=any_journal).run(**inputs)
     gate = Gate()
-    waiting = asyncio.create_task(slow(gate).run(run_id="w", journal=any_journal))
+    waiting = asyncio.create_task(slow(gate).with_options(run_id="w", journal=any_journal).run())
     await gate.has_started.wait()
     while len(await any_journal.events("w")) < 4:
         pass  # the success of the other step is stored a moment later
@@ -291,7 +293,7 @@ async def test_each_run_has_a_mark_that_links_to_its_page(
 
 
 async def test_a_hostile_name_is_escaped(make_client: Any, journal: Any) -> None:
-    await passing(HOSTILE).run(run_id=HOSTILE, journal=journal)
+    await passing(HOSTILE).with_options(run_id=HOSTILE, journal=journal).run()
     client = make_client(app(journal, pipelines={HOSTILE: passing(HOSTILE)}))
 
     page = await client.get("/", params={"text": "<script>", "since": "2020-01-01"})
@@ -307,7 +309,7 @@ async def test_a_hostile_name_is_escaped(make_client: Any, journal: Any) -> None
 
 @pytest.mark.parametrize("run_id", ["a/b", "/a", "a b?c#d", "ä%2F", "x/events", "..%2f", "'\""])
 async def test_a_run_with_any_id_has_a_page(make_client: Any, journal: Any, run_id: str) -> None:
-    await passing().run(run_id=run_id, journal=journal)
+    await passing().with_options(run_id=run_id, journal=journal).run()
     client = make_client(app(journal))
 
     page = (await client.get("/")).text

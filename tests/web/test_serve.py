@@ -43,7 +43,7 @@ async def first_update(lines: AsyncIterator[str]) -> None:
 
 
 async def test_the_pages_are_served_until_the_task_is_cancelled(journal: Any) -> None:
-    await passing().run(run_id="r", journal=journal)
+    await passing().with_options(run_id="r", journal=journal).run()
 
     async with served(journal) as (client, task):
         assert client.base_url.host == "127.0.0.1"
@@ -61,7 +61,7 @@ async def test_the_pages_are_served_until_the_task_is_cancelled(journal: Any) ->
 @pytest.mark.realtime
 async def test_open_streams_end_within_a_second(any_journal: Any) -> None:
     gate = Gate()
-    running = asyncio.create_task(slow(gate).run(run_id="r", journal=any_journal))
+    running = asyncio.create_task(slow(gate).with_options(run_id="r", journal=any_journal).run())
     await gate.has_started.wait()
 
     async with served(any_journal) as (client, task), client.stream("GET", "/events/r") as stream:
@@ -80,7 +80,7 @@ async def test_open_streams_end_within_a_second(any_journal: Any) -> None:
 @pytest.mark.realtime
 async def test_a_client_that_reads_nothing_does_not_delay_the_shutdown(journal: Any) -> None:
     gate = Gate()
-    running = asyncio.create_task(slow(gate).run(run_id="r", journal=journal))
+    running = asyncio.create_task(slow(gate).with_options(run_id="r", journal=journal).run())
     await gate.has_started.wait()
 
     async with served(journal) as (client, task):
@@ -145,7 +145,7 @@ async def test_after_a_second_cancellation_the_server_still_shuts_down(journal: 
 
 async def test_a_resumed_run_is_cancelled_with_the_server(journal: Any) -> None:
     gate = Gate()
-    interrupted = asyncio.create_task(slow(gate).run(run_id="r", journal=journal))
+    interrupted = asyncio.create_task(slow(gate).with_options(run_id="r", journal=journal).run())
     await gate.has_started.wait()
     interrupted.cancel()
     await asyncio.gather(interrupted, return_exceptions=True)
@@ -171,7 +171,7 @@ async def test_a_step_that_raises_system_exit_does_not_end_the_server(journal: A
         raise SystemExit(3)
 
     pipeline = Orchestrator([WorkflowStep("exits", raise_system_exit)], name="p")
-    await pipeline.run(run_id="r", journal=journal)
+    await pipeline.with_options(run_id="r", journal=journal).run()
 
     async with served(journal, pipelines={"p": pipeline}) as (client, task):
         await client.post("/resume/r")

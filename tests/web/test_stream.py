@@ -154,9 +154,9 @@ async def test_an_idle_stream_sends_pings() -> None:
 
 async def test_beyond_max_viewers_a_stream_is_refused(make_client: Any, journal: Any) -> None:
     gate = Gate()
-    running = asyncio.create_task(slow(gate).run(run_id="r", journal=journal))
+    running = asyncio.create_task(slow(gate).with_options(run_id="r", journal=journal).run())
     await gate.has_started.wait()
-    await passing().run(run_id="ended", journal=journal)
+    await passing().with_options(run_id="ended", journal=journal).run()
     client, as_script = make_client(app(journal, max_viewers=2)), {"accept": "application/json"}
 
     async def watch() -> httpx.Response:
@@ -199,7 +199,7 @@ async def test_when_the_server_stops_the_response_is_completed(
 
 async def test_a_request_for_the_head_of_a_stream_ends(make_client: Any, journal: Any) -> None:
     gate = Gate()
-    running = asyncio.create_task(slow(gate).run(run_id="r", journal=journal))
+    running = asyncio.create_task(slow(gate).with_options(run_id="r", journal=journal).run())
     await gate.has_started.wait()
 
     answer = await make_client(app(journal)).head("/events/r")

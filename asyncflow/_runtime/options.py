@@ -1,0 +1,141 @@
+"""The options of a run: what they are called, their defaults, and their checks."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, Literal, TypeAlias, TypedDict, get_args
+
+from asyncflow._core.arguments import check_count, check_limit
+from asyncflow._core.errors import did_you_mean
+from asyncflow._core.record import record, replace
+from asyncflow._core.state import Schedule
+from asyncflow._runtime.dispatcher import AnyObserver, check_observers
+from asyncflow._runtime.durable import Journal
+
+__all__ = ["OPTIONS", "OnActive", "Options", "RunOptions", "check_run_id"]
+
+OnActive: TypeAlias = Literal["raise", "wait"]
+
+
+class Options(TypedDict, total=False):
+    """What `with_options` takes: whatever a run takes beside its steps and inputs."""
+
+    fail_fast: bool
+    schedule: Schedule
+    max_concurrency: int | None
+    deadline_ms: float | None
+    targets: Iterable[str] | None
+    observers: Iterable[AnyObserver]
+    name: str
+    journal: Journal | None
+    secret_inputs: Iterable[str]
+    run_id: str | None
+    on_active: OnActive
+
+
+OPTIONS = frozenset(Options.__annotations__)
+"""The names of the options."""
+
+
+@record
+class RunOptions:
+    """The options of a run, checked; `with_changes` checks them."""
+
+    fail_fast: bool = True
+    schedule: Schedule = "tiers"
+    max_concurrency: int | None = None
+    deadline_ms: float | None = None
+    targets: tuple[str, ...] | None = None
+    observers: tuple[AnyObserver, ...] = ()
+    name: str = ""
+    journal: Journal | None = None
+    secret_inputs: frozenset[str] = frozenset()
+    run_id: str | None = None
+    on_active: OnActive = "raise"
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.fail_fast, bool):
+            raise TypeError(f"fail_fast must be True or False, not {self.fail_fast!r}")
+        _check_choice("schedule", self.schedule, get_args(Schedule))
+        if self.max_concurrency is not None:
+            kind, hint = "an int or None", "; use None for no limit"
+            check_count("max_concurrency", self.max_concurrency, 1, kind=kind, hint=hint)
+        check_limit("deadline_ms", self.deadline_ms)
+        if not isinstance(self.name, str):
+            raise TypeError(f"name must be a str, not {type(self.name).__name__}")
+        _check_journal(self.journal)
+        check_run_id("run_id", self.run_id)
+        _check_choice("on_active", self.on_active, get_args(OnActive))
+
+    def with_changes(self, options: Mapping[str, Any]) -> RunOptions:
+        """Return these options with other values for some of them, by their names.
+
+        Raises:
+            TypeError: One of them is no option, or has the wrong type.
+            ValueError: One of them is out of its range.
+        """
+        changes = dict[str, Any]()
+        for name, value in options.items():
+            if name not in OPTIONS:
+                raise TypeError(f"with_options() got {_unknown(name)}")
+            changes[name] = _COPIES[name](value) if name in _COPIES else value
+        return replace(self, **changes)
+
+
+def check_run_id(what: str, run_id: object) -> None:
+    """Check the id of a run; ``None`` stands for a random one.
+
+    Raises:
+        TypeError: It is not a string.
+        ValueError: It is empty.
+    """
+    if run_id is None:
+        return
+    if not isinstance(run_id, str):
+        raise TypeError(f"{what} must be a str, not {type(run_id).__name__}")
+    if not run_id:
+        raise ValueError(f"{what} must not be empty; leave it out to have one made")
+
+
+def _unknown(name: str) -> str:
+    if name == "steps":
+        return "steps, but it keeps them; to run others, make another one: Orchestrator(steps, ...)"
+    if name == "inputs":
+        return "inputs, which are no option: give each by its name, as in run(url=...)"
+    return f"an unknown option {name!r}{did_you_mean(name, OPTIONS)}"
+
+
+def _check_choice(what: str, value: object, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise ValueError(f"{what} must be {' or '.join(map(repr, choices))}, not {value!r}")
+
+
+def _check_journal(journal: Any) -> None:
+    if journal is not None and not callable(getattr(journal, "open", None)):
+        is_path = isinstance(journal, str | os.PathLike)
+        hint = "; wrap it in one: SQLiteJournal(...)" if is_path else ""
+        raise TypeError(
+            "journal must be a journal, such as those of asyncflow.journal, not "
+            f"{type(journal).__name__}{hint}"
+        )
+
+
+def _copied_secret_inputs(names: object) -> frozenset[str]:
+    if isinstance(names, str) or not isinstance(names, Iterable):
+        raise TypeError("secret_inputs must be a list of input names; put a single one in a list")
+    return frozenset(names)
+
+
+def _copied_targets(targets: Any) -> Any:
+    if isinstance(targets, str) or not isinstance(targets, Iterable):
+        return targets  # the plan refuses it
+    return tuple(targets)
+
+
+_COPIES: dict[str, Callable[[Any], Any]] = {
+    "targets": _copied_targets,
+    "observers": check_observers,
+    "secret_inputs": _copied_secret_inputs,
+}
+"""Makes a tuple or a set of the options that are lists, since an iterator can be read only once."""
