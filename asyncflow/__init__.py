@@ -28,6 +28,7 @@ from asyncflow._core.results import Attempt, RestoredOutput, Segment, StepResult
 from asyncflow._core.step import WorkflowStep
 from asyncflow._runtime.dispatcher import Observer, ObserverFactory
 from asyncflow._runtime.durable import Journal
+from asyncflow._runtime.handle import RunHandle, RunOwner, RunProgress
 from asyncflow._runtime.orchestrator import Orchestrator, run_pipeline
 from asyncflow._runtime.pipeline import Pipeline, after, collect, each
 from asyncflow._runtime.recovery import resume_all
@@ -53,7 +54,10 @@ __all__ = [
     "Retry",
     "RunAlreadyActiveError",
     "RunCancelledError",
+    "RunHandle",
     "RunNotFoundError",
+    "RunOwner",
+    "RunProgress",
     "RunReport",
     "RunUnreadableError",
     "Segment",

@@ -23,6 +23,7 @@ __all__ = [
     "AttemptFailed",
     "AttemptStarted",
     "Event",
+    "EventsMissed",
     "LoopBlocked",
     "MapStarted",
     "NoteEvent",
@@ -379,6 +380,17 @@ class StepAttached:
 
     def __repr__(self) -> str:
         return show(self, values_by_name(self) | {"data": f"<{len(self.data):,} bytes>"})
+
+
+@record
+class EventsMissed:
+    """Takes the place of events that a slow reader of `RunHandle.events` has missed.
+
+    It is no event of the run: neither observers nor journals receive it.
+    """
+
+    count: int
+    """How many there were."""
 
 
 StepEvent: TypeAlias = (

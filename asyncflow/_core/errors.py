@@ -11,7 +11,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable
-from typing import Literal, TypeAlias
+from typing import TYPE_CHECKING, Literal, TypeAlias
+
+if TYPE_CHECKING:
+    from asyncflow._core.report import RunReport
 
 __all__ = [
     "LONGEST_LINE",
@@ -325,22 +328,30 @@ class RunAlreadyActiveError(_AttributedError):
 
 
 class RunCancelledError(_AttributedError):
-    """The run was cancelled through its journal, with ``journal.cancel(run_id)``.
+    """The run was cancelled through its journal, or by its handle (`RunHandle.cancel`).
 
-    Its steps have ended, clean-up included, and the journal has stored that. A step that awaits the
-    run and fails with this error is not retried: another attempt would resume the cancelled run.
+    Its steps have ended, clean-up included, and the journal, if it has one, has stored that. A step
+    that awaits the run and fails with this error is not retried: another attempt would resume the
+    cancelled run.
 
     Attributes:
         run_id: The run.
+        reason: Why its handle cancelled it; empty if it was cancelled through its journal.
+        report: How its steps ended; ``None`` if it had not begun, or if the error was stored.
     """
 
-    _message = (
-        "run {run_id!r} was cancelled through its journal; start it again under its id to resume it"
-    )
+    def __init__(self, run_id: str, reason: str = "") -> None:
+        super().__init__(run_id, reason)
+        self.run_id, self.reason = run_id, reason
+        self.report: RunReport | None = None
 
-    def __init__(self, run_id: str) -> None:
-        super().__init__(run_id)
-        self.run_id = run_id
+    def __str__(self) -> str:
+        if self.reason:
+            return f"run {self.run_id!r} was cancelled: {self.reason}"
+        return (
+            f"run {self.run_id!r} was cancelled through its journal; start it again under its id "
+            "to resume it"
+        )
 
 
 class RunNotFoundError(_AttributedError, LookupError):

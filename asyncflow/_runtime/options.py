@@ -32,6 +32,7 @@ class Options(TypedDict, total=False):
     secret_inputs: Iterable[str]
     run_id: str | None
     on_active: OnActive
+    event_buffer: int
 
 
 OPTIONS = frozenset(Options.__annotations__)
@@ -53,6 +54,7 @@ class RunOptions:
     secret_inputs: frozenset[str] = frozenset()
     run_id: str | None = None
     on_active: OnActive = "raise"
+    event_buffer: int = 10_000
 
     def __post_init__(self) -> None:
         if not isinstance(self.fail_fast, bool):
@@ -67,6 +69,7 @@ class RunOptions:
         _check_journal(self.journal)
         check_run_id("run_id", self.run_id)
         _check_choice("on_active", self.on_active, get_args(OnActive))
+        check_count("event_buffer", self.event_buffer, 1)
 
     def with_changes(self, options: Mapping[str, Any]) -> RunOptions:
         """Return these options with other values for some of them, by their names.

@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import Iterable, Mapping
+from functools import partial
 from typing import Any, Unpack
 
 from asyncflow._core.context import current_attempt, is_inside_run
@@ -28,6 +29,7 @@ from asyncflow._runtime.durable import (
     RunStart,
     begin,
 )
+from asyncflow._runtime.handle import RunHandle, RunLink
 from asyncflow._runtime.options import OPTIONS, OnActive, Options, RunOptions, check_run_id
 from asyncflow._runtime.permits import prepare_workers
 from asyncflow._runtime.run import Run
@@ -189,6 +191,9 @@ class Orchestrator:
                 ``"raise"`` (the default), or ``"wait"`` until it has ended, here or in another
                 process, and then resume it.
 
+                ``event_buffer`` is how many events a `RunHandle` keeps for slow readers, at least
+                1 (default 10,000).
+
                 A value replaces the one before, ``observers`` too. To add one, name the others:
                 ``observers=[*orchestrator.observers, mine]``. ``targets=None`` brings back what
                 the targets of this one leave out.
@@ -248,13 +253,28 @@ class Orchestrator:
         """
         return await self._run(inputs)
 
-    async def _run(self, inputs: Mapping[str, Any] | None) -> RunReport:
+    def start(self, /, **inputs: Any) -> RunHandle:
+        """Return a handle of a run, which starts when it is entered.
+
+        ``async with orchestrator.start(url=...) as run`` runs the pipeline meanwhile, and ends it
+        with the block. The run has the id of the options, or a random one.
+
+        Args:
+            **inputs: As `run` takes them. They are checked when it starts.
+        """
+        options = self._options
+        run_id = _random_id() if options.run_id is None else options.run_id
+        return RunHandle(RunLink(run_id, options.event_buffer), partial(self._run, inputs))
+
+    async def _run(
+        self, inputs: Mapping[str, Any] | None, link: RunLink | None = None
+    ) -> RunReport:
         _check_asyncio()
         options = self._options
-        request = self._request(options.run_id, inputs)
+        request = self._request(options.run_id if link is None else link.run_id, inputs)
         if options.journal is None:
-            return await self._execute(request, begin(request))
-        return await self._run_durably(options.journal, request)
+            return await self._execute(request, begin(request), link=link)
+        return await self._run_durably(options.journal, request, link)
 
     async def fork(
         self,
@@ -350,7 +370,7 @@ class Orchestrator:
         prepare_workers(self._plan)
         within = current_attempt()
         return Request(
-            run_id if run_id is not None else os.urandom(8).hex(),
+            _random_id() if run_id is None else run_id,
             options.name,
             self._plan,
             self._plans.types,
@@ -380,7 +400,9 @@ class Orchestrator:
                 of = f" of pipeline {self.name!r}" if self.name else ""
                 raise ValueError(f"no step{of} takes an input {name!r}{hint}")
 
-    async def _run_durably(self, journal: Journal, request: Request) -> RunReport:
+    async def _run_durably(
+        self, journal: Journal, request: Request, link: RunLink | None
+    ) -> RunReport:
         wait = self._options.on_active == "wait"
         if wait and is_inside_run(request.run_id):
             raise ValueError(f"a step of run {request.run_id!r} can't wait for the end of that run")
@@ -396,13 +418,17 @@ class Orchestrator:
                 return start
             finally:
                 del failure, cancellation  # what is raised holds this frame
-        return await self._execute_durably(request, start, persistence)
+        return await self._execute_durably(request, start, persistence, link)
 
     async def _execute_durably(
-        self, request: Request, start: RunStart, persistence: RunPersistence
+        self,
+        request: Request,
+        start: RunStart,
+        persistence: RunPersistence,
+        link: RunLink | None = None,
     ) -> RunReport:
         try:
-            return await self._execute(request, start, persistence)
+            return await self._execute(request, start, persistence, link)
         finally:
             if not persistence.has_closed:  # the run could not even begin
                 await persistence.close(request.run_id)
@@ -412,8 +438,10 @@ class Orchestrator:
         request: Request,
         start: RunStart,
         persistence: RunPersistence | None = None,
+        link: RunLink | None = None,
     ) -> RunReport:
         options = self._options
+        observers = options.observers if link is None else (*options.observers, link)
         # No variable may hold the run: what it raises holds this frame, and would hold itself.
         return await Run(
             request.run_id,
@@ -428,8 +456,9 @@ class Orchestrator:
                 random=_random,
                 checkpoint=start.checkpoint,
             ),
-            for_run(options.observers),
+            for_run(observers),
             persistence,
+            link,
         ).execute()
 
 
@@ -471,6 +500,10 @@ async def run_pipeline(
         }
     )
     return await Orchestrator._of(Plans(steps), options)._run(inputs)
+
+
+def _random_id() -> str:
+    return os.urandom(8).hex()
 
 
 def _random() -> float:

@@ -28,6 +28,7 @@ from asyncflow._core.state import Schedule
 from asyncflow._core.step import StepPolicies, WorkflowStep
 from asyncflow._runtime.dispatcher import AnyObserver
 from asyncflow._runtime.durable import Journal
+from asyncflow._runtime.handle import RunHandle
 from asyncflow._runtime.options import Options, RunOptions
 from asyncflow._runtime.orchestrator import Orchestrator, Plans
 
@@ -423,6 +424,17 @@ class Pipeline:
             BaseException: As `Orchestrator.run` raises it.
         """
         return await self.orchestrator._run(inputs)
+
+    def start(self, /, **inputs: Any) -> RunHandle:
+        """Return a handle of a run with these inputs, which starts when it is entered.
+
+        ``async with pipeline.start(url=...) as run`` runs the pipeline meanwhile, and ends it with
+        the block. The run has the id of the options, or a random one.
+
+        Raises:
+            ValueError, TypeError, CyclicDependencyError: As `orchestrator` raises them.
+        """
+        return self.orchestrator.start(**inputs)
 
     async def fork(
         self,

@@ -60,6 +60,7 @@ from asyncflow.events import (
 )
 
 if TYPE_CHECKING:
+    from asyncflow._runtime.handle import RunLink
     from asyncflow._runtime.log_capture import Capture
     from asyncflow._runtime.notes import NoteQueue
 
@@ -84,6 +85,7 @@ class Run:
         state: Its state.
         observers: Who is notified of its events.
         persistence: Its part of a journal, if it has one.
+        link: What connects it with its handle, if it has one.
     """
 
     def __init__(
@@ -94,6 +96,7 @@ class Run:
         state: RunState,
         observers: tuple[Observer, ...],
         persistence: RunPersistence | None = None,
+        link: RunLink | None = None,
     ) -> None:
         loop = self._loop = asyncio.get_running_loop()
         self._plan = plan
@@ -103,6 +106,7 @@ class Run:
         self._queue = state.queue
         self._steps = state.step_runs.steps
         self._persistence = persistence
+        self._link = link
         # The clock of a run stands still while no process runs it.
         started_s = loop.time() - state.deadlines.began_ms / 1000
         deadline_ms = state.deadlines.deadline_ms
@@ -164,7 +168,7 @@ class Run:
         self._has_stopped = False
         self._wake_up: asyncio.Future[None] | None = None
         self._interruption: BaseException | None = None
-        self._cancelled_by_journal: RunCancelledError | None = None
+        self._cancelled: RunCancelledError | None = None
         self._deadline: asyncio.TimerHandle | None = None
         self._capture: Capture | None = None
 
@@ -204,21 +208,25 @@ class Run:
                 self._interruption = failure
             if cancellation is not None and isinstance(self._interruption, JournalError):
                 self._interruption = None  # a cancellation from outside always gets through
-        causes = (self._interruption, cancellation, self._cancelled_by_journal)
+        causes = (self._interruption, cancellation, self._cancelled)
         raised = next((cause for cause in causes if cause is not None), None)
         try:
             if raised is not None:
+                if raised is self._cancelled:
+                    self._cancelled.report = self._state.report()
                 raise raised
             return self._state.report()
         finally:
             # Or what is raised would keep itself, through this frame or that of an observer.
-            self._interruption = self._cancelled_by_journal = None
+            self._interruption = self._cancelled = None
             del self, cancellation, failure, late, causes, raised
 
     async def _begin(self) -> asyncio.CancelledError | None:
         """Report that the run begins; return the cancellation that came meanwhile, if any."""
         if self._persistence is not None:
             self._persistence.session.watch(self._on_journal_stop)
+        if self._link is not None:
+            self._link.begin(self._state, self._cancel_soon)
         self._dispatcher.emit(self._start_of_run.event, self._start_of_run.stored_event)
         for taken, stored_event in self._start_of_run.taken:  # in the same turn: all or nothing
             self._dispatcher.emit(taken, stored_event)
@@ -244,6 +252,8 @@ class Run:
     def _close(self) -> None:
         """Report the end of the run, and let go of what could outlive it or refers back to it."""
         self._is_closed = True
+        if self._link is not None:
+            self._link.end()
         self._watchdog.stop()
         self._monitor.stop()
         self._stop_control.close()
@@ -461,10 +471,20 @@ class Run:
         """Stop the run because its journal has failed, or was asked to cancel the run."""
         if isinstance(why, JournalError):
             self.interrupt(why, "its journal has failed")
-        elif not self._state.has_finished:
-            self._cancelled_by_journal = why
-            self._report_interruption("the run was cancelled through its journal")
-            self._stop_soon()
+        else:
+            self._cancel(why, "the run was cancelled through its journal")
+
+    def _cancel_soon(self, why: RunCancelledError, reason: str) -> None:
+        self._loop.call_soon(self._cancel, why, reason, context=self._context)
+
+    def _cancel(self, why: RunCancelledError, reason: str) -> None:
+        """Stop the run, which raises this error in the end, unless all of its steps have ended."""
+        if self._is_closed or self._is_over():
+            return
+        if self._cancelled is None:
+            self._cancelled = why
+        self._report_interruption(reason)
+        self._stop_soon()
 
     def _on_cancel(self, cancellation: asyncio.CancelledError) -> None:
         self._report_interruption(caller_reason(cancellation))

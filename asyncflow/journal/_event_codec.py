@@ -345,7 +345,7 @@ _OWN: dict[type[BaseException], tuple[str, ...]] = {
     ResultRefusedError: ("step_name", "attempt"),
     StepCancelledError: ("step_name", "attempt"),
     StepCrashedError: ("step_name", "attempt", "crashes"),
-    RunCancelledError: ("run_id",),
+    RunCancelledError: ("run_id", "reason"),
 }
 """The errors that come back as themselves, and the arguments of each."""
 

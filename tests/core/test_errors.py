@@ -112,6 +112,12 @@ TABLE: list[tuple[Callable[[], Exception], type[Exception], dict[str, Any], str]
         "it",
     ),
     (
+        lambda: RunCancelledError("order-17", "the customer left"),
+        Exception,
+        {"run_id": "order-17", "reason": "the customer left", "report": None},
+        "run 'order-17' was cancelled: the customer left",
+    ),
+    (
         lambda: RunNotFoundError("order-17", "runs.db", " (did you mean 'order-18'?)"),
         LookupError,
         {"run_id": "order-17", "journal": "runs.db"},

@@ -86,7 +86,7 @@ own_errors = st.one_of(
     ),
     st.builds(StepCancelledError, texts, counts),
     st.builds(StepCrashedError, texts, counts, counts),
-    st.builds(RunCancelledError, texts),
+    st.builds(RunCancelledError, texts, texts),
     st.builds(ResultRefusedError, texts, counts, st.none()),
 )
 

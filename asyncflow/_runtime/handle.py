@@ -1,0 +1,538 @@
+"""A run as a handle: its events, its progress and its report while it runs, and its cancellation.
+
+Rules:
+
+1. Nothing runs until the handle is entered, or begun in an owner. So every run has who awaits it:
+   the block, or the owner.
+2. No reader of events ever slows the run: the handle keeps the latest events, and a reader that
+   is further behind learns how many it has missed.
+3. The task of a run raises nothing: its end is kept, and told by `report` and by the end of the
+   block. The only exception is what must end the program, if only the owner is left to get it.
+4. The run's side, `RunLink`, does not know the handle. The frames of an error hold it, and the
+   handle holds the error: it would be a cycle.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import deque
+from collections.abc import Callable, Coroutine
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, TypeAlias, cast
+
+from asyncflow._core.errors import RunCancelledError, describe_error, escape_controls
+from asyncflow._core.report import RunReport
+from asyncflow._runtime.asyncio_compat import outlast, running_task
+from asyncflow._runtime.outcome import caller_reason
+from asyncflow.events import (
+    AttemptStarted,
+    Event,
+    EventsMissed,
+    MapStarted,
+    RunResumed,
+    RunStarted,
+    StepCancelled,
+    StepFailed,
+    StepReused,
+    StepSkipped,
+    StepSucceeded,
+)
+
+if TYPE_CHECKING:
+    from asyncflow._core.state import RunState
+
+__all__ = ["EventReader", "RunHandle", "RunLink", "RunOwner", "RunProgress", "RunStatus"]
+
+RunStatus: TypeAlias = Literal["RUNNING", "PASSED", "FAILED", "INTERRUPTED"]
+
+_STARTS = (AttemptStarted, MapStarted)
+_ENDS = (StepSucceeded, StepFailed, StepCancelled, StepSkipped, StepReused)
+_IN_A_ROW = 100
+"""After how many events that are there already a reader lets other tasks run."""
+
+_log = logging.getLogger("asyncflow")
+
+
+class RunProgress(NamedTuple):
+    """How far a run is."""
+
+    done: int
+    """How many steps have ended: succeeded, failed, been skipped or been cancelled."""
+    total: int
+    """How many steps it has."""
+    running: tuple[str, ...]
+    """The names of the steps that have started and not ended, in the order of their starts."""
+
+
+class RunOwner(Protocol):
+    """Awaits the runs that are begun in it, however they end: an `asyncio.TaskGroup`, for one."""
+
+    def create_task(
+        self, coro: Coroutine[Any, Any, None], /, *, name: str | None = None
+    ) -> asyncio.Task[None]:
+        """Run a coroutine in a task that this owner awaits."""
+        ...
+
+
+class _Signal:
+    """Wakes all who wait for it. A wait may be cancelled at any time, without effect."""
+
+    def __init__(self) -> None:
+        self._waiters: set[asyncio.Future[None]] = set()
+
+    @property
+    def has_waiters(self) -> bool:
+        return bool(self._waiters)
+
+    def notify(self) -> None:
+        for waiter in self._waiters:
+            if not waiter.done():
+                waiter.set_result(None)
+
+    async def wait(self) -> None:
+        waiter = asyncio.get_running_loop().create_future()
+        self._waiters.add(waiter)
+        try:
+            await waiter
+        finally:
+            self._waiters.discard(waiter)
+
+
+class RunLink:
+    """The run's side of a handle: an observer of the run, and the way to stop it.
+
+    Attributes:
+        run_id: Identifies the run.
+        is_begun: Whether the run has begun.
+        state: The state of the run, from then on and until its end.
+        events: The latest events.
+        count: How many events there were.
+        done, total, running: As in `RunProgress`.
+        has_news: Notified at each event.
+        has_begun: Notified when the run has begun.
+
+    Args:
+        run_id: Identifies the run.
+        limit: How many events to keep.
+    """
+
+    def __init__(self, run_id: str, limit: int) -> None:
+        self.run_id = run_id
+        self.is_begun = False
+        self.state: RunState | None = None
+        self.events: deque[Event] = deque(maxlen=limit)
+        self.count = self.done = self.total = 0
+        self.running: dict[str, None] = {}
+        self.has_news, self.has_begun = _Signal(), _Signal()
+        self._stop: Callable[[RunCancelledError, str], object] | None = None
+
+    def __call__(self, event: Event) -> None:
+        self.events.append(event)
+        self.count += 1
+        if isinstance(event, _STARTS):
+            if event.item is None:
+                self.running[event.step] = None
+        elif isinstance(event, _ENDS):
+            if event.item is None:
+                self.running.pop(event.step, None)
+                self.done += 1
+        elif isinstance(event, RunStarted | RunResumed):
+            self.total = len(event.dependencies)
+        self.has_news.notify()
+
+    def begin(self, state: RunState, stop: Callable[[RunCancelledError, str], object]) -> None:
+        """Note that the run has begun, and how to stop it."""
+        self.is_begun, self.state, self._stop = True, state, stop
+        self.has_begun.notify()
+
+    def stop(self, why: RunCancelledError, reason: str) -> None:
+        """Stop the run, from the next turn of the loop on, if it has not ended."""
+        if self._stop is not None:
+            self._stop(why, reason)
+
+    def end(self) -> None:
+        """Let go of the run."""
+        self._stop = None
+
+
+class EventReader:
+    """An asynchronous iterator over the events of a run, from the first one that is kept.
+
+    It ends when the run is over. Several tasks may have readers of their own.
+    """
+
+    def __init__(self, link: RunLink, is_over: Callable[[], bool]) -> None:
+        self._link = link
+        self._is_over = is_over
+        self._next = 0
+        self._in_a_row = 0
+
+    def __aiter__(self) -> EventReader:
+        return self
+
+    async def __anext__(self) -> Event | EventsMissed:
+        """Return the next event, or how many were missed, which are no longer kept."""
+        link = self._link
+        self._in_a_row += 1
+        if self._in_a_row > _IN_A_ROW:
+            self._in_a_row = 0
+            await asyncio.sleep(0)
+        while self._next == link.count:
+            if self._is_over():
+                raise StopAsyncIteration
+            self._in_a_row = 0
+            await link.has_news.wait()
+        first = link.count - len(link.events)
+        if self._next < first:
+            missed, self._next = first - self._next, first
+            return EventsMissed(missed)
+        self._next += 1
+        return link.events[self._next - 1 - first]
+
+
+class RunHandle:
+    """A run that is watched, awaited and cancelled while it runs: what ``start(...)`` returns.
+
+    Entering it starts the run: ``async with etl.start(url=...) as run``. It returns when the run
+    has begun, so it raises whatever keeps a run from beginning. If the block is left while the run
+    runs, the run is cancelled, and its steps have ended when the block has. A run that is over is
+    left as it is.
+
+    At its end, the block raises what has ended the run, as `Pipeline.run` would, unless the block
+    has asked for it, `report` has raised it, or the block raises something itself.
+
+    Everything here belongs to the thread of the event loop; from another one, use
+    ``loop.call_soon_threadsafe(run.cancel, reason)``.
+    """
+
+    def __init__(
+        self, link: RunLink, launch: Callable[[RunLink], Coroutine[Any, Any, RunReport]]
+    ) -> None:
+        self._link = link
+        self._launch = launch
+        self._task: asyncio.Task[None] | None = None
+        self._ended = _Signal()
+        self._is_over = False
+        self._report: RunReport | None = None
+        self._error: BaseException | None = None
+        self._traceback: TracebackType | None = None
+        self._is_told = False
+        """Whether `report` has raised the error."""
+        self._request: RunCancelledError | None = None
+        """What was asked of the run: to end."""
+        self._has_owner = False
+        self._is_entered = False
+        self._is_awaited = False
+        """Whether a block awaits the run."""
+        self._body: asyncio.Task[Any] | None = None
+        """The task of the block, while it is in there."""
+        self._cancelled_body: asyncio.Task[Any] | None = None
+
+    def __repr__(self) -> str:
+        status = "not started" if self._task is None else self.status
+        return f"<RunHandle of run {self.run_id!r}, {status}>"
+
+    # Its life.
+
+    async def begin(self, owner: RunOwner) -> RunHandle:
+        """Start the run in an owner, which awaits it, and return this when the run has begun.
+
+        Then the run needs no block: ``run = await etl.start(url=...).begin(group)``. If it has one
+        nevertheless, `detach` leaves it to its owner.
+
+        An owner that cancels the run's task interrupts the run. An owner is told of the end in one
+        case: a step raised a `KeyboardInterrupt`, `SystemExit` or the like, and no block awaits the
+        run. Other errors are logged if neither a block nor `report` awaits the run.
+
+        Args:
+            owner: An `asyncio.TaskGroup`, or anything else with such a ``create_task``.
+
+        Raises:
+            RuntimeError: The run was started already.
+            Exception: What keeps the run from beginning, as `Pipeline.run` raises it. Nothing has
+                run.
+        """
+        if self._task is not None:
+            raise RuntimeError(f"run {self.run_id!r} was started already")
+        self._has_owner = True
+        await self._begin(owner.create_task)
+        return self
+
+    async def __aenter__(self) -> RunHandle:
+        if self._is_entered:
+            raise RuntimeError(
+                f"the handle of run {self.run_id!r} was entered already; start() makes another one"
+            )
+        self._is_entered = self._is_awaited = True
+        if self._task is None:
+            try:
+                await self._begin(asyncio.create_task)
+            except BaseException:
+                self._is_awaited = False
+                raise
+        if not self._is_over:
+            self._body = running_task()
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._body = None
+        if self._cancelled_body is not None:
+            self._cancelled_body.uncancel()
+        if not self._is_awaited:  # it is detached
+            return
+        self._stop(_reason_to_leave(error))
+        cancellation = await self._outlast()
+        self._is_awaited = False
+        raised = self._error_to_raise(error, cancellation)
+        try:
+            if raised is not None:
+                raise raised
+        finally:
+            del self, error, traceback, cancellation, raised  # what is raised holds this frame
+
+    async def _outlast(self) -> asyncio.CancelledError | None:
+        """Wait until the run is over; return the cancellation that came meanwhile, if any."""
+        return await outlast(lambda: self._is_over, self._ended.wait)
+
+    def _error_to_raise(
+        self, error: BaseException | None, cancellation: asyncio.CancelledError | None
+    ) -> BaseException | None:
+        """Return what the end of the block raises by itself.
+
+        Args:
+            error: What the block raises.
+            cancellation: The cancellation that came while it waited for the run.
+        """
+        own = None if self._error is error else self._error
+        if own is not None and _ends_the_program(own):
+            return own
+        if cancellation is not None and not isinstance(error, asyncio.CancelledError):
+            return cancellation
+        if own is None or own is self._request or self._is_told:
+            return None
+        if error is None:
+            return own
+        error.add_note(f"run {self.run_id!r} has failed too: {describe_error(own)}")
+        return None
+
+    def detach(self) -> None:
+        """Leave the run to its owner: the end of the block neither cancels nor awaits it.
+
+        Raises:
+            RuntimeError: It has no owner.
+        """
+        self._check_started()
+        if not self._has_owner:
+            raise RuntimeError(
+                f"run {self.run_id!r} has no owner that would await it without this block; begin "
+                "it in one, before the block: await etl.start(...).begin(task_group), or start it "
+                "by a Service"
+            )
+        self._is_awaited, self._body = False, None
+
+    async def _begin(self, create_task: Callable[..., asyncio.Task[None]]) -> None:
+        if self._request is not None:
+            raise self._request
+        running = self._run()
+        try:
+            self._task = create_task(running, name=f"asyncflow:{self.run_id}")
+        except BaseException:
+            running.close()  # the owner has ended
+            raise
+        self._task.add_done_callback(self._on_done)
+        link = self._link
+        try:
+            while not (link.is_begun or self._is_over):
+                await link.has_begun.wait()
+        except asyncio.CancelledError as cancellation:
+            self._stop(caller_reason(cancellation))
+            await self._outlast()
+            raise
+        if not link.is_begun and self._error is not None:
+            self._is_told = True
+            try:
+                raise self._error
+            finally:
+                del self, link  # what is raised holds this frame
+
+    async def _run(self) -> None:
+        launch, failure = self._launch, None
+        del self._launch
+        try:
+            self._report = await launch(self._link)
+        except BaseException as error:
+            failure = error
+        try:
+            if failure is not None:
+                self._fail(failure)
+                if self._has_owner and not self._is_awaited and _ends_the_program(failure):
+                    raise failure
+        finally:
+            del self, launch, failure
+
+    def _fail(self, error: BaseException) -> None:
+        """Keep what has ended the run."""
+        if isinstance(error, asyncio.CancelledError):
+            state = self._link.state
+            error = self._request or RunCancelledError(self.run_id, caller_reason(error))
+            if state is not None and state.has_finished:
+                error.report = state.report()
+        elif error.__traceback__ is not None:
+            # Without the frame of `_run`, which holds the handle.
+            error.__traceback__ = error.__traceback__.tb_next
+        self._error, self._traceback = error, error.__traceback__
+
+    def _on_done(self, task: asyncio.Task[None]) -> None:
+        if task.cancelled():  # before its first line
+            self._fail(asyncio.CancelledError())
+        self._is_over, link = True, self._link
+        if self._error is not None:
+            self._tell(self._error)
+        link.state = None
+        for signal in (self._ended, link.has_begun, link.has_news):
+            signal.notify()
+
+    def _tell(self, error: BaseException) -> None:
+        """See to it that what has ended the run does not pass unnoticed."""
+        if _ends_the_program(error):
+            if self._body is not None:
+                # As a task group does it. The end of the block takes it back and raises the error.
+                self._cancelled_body = self._body
+                self._body.cancel()
+        elif not (
+            isinstance(error, RunCancelledError)
+            or self._is_awaited
+            or self._ended.has_waiters
+            or not self._link.is_begun
+        ):
+            _log.error("run %r has failed, and nothing awaits it", self.run_id, exc_info=error)
+
+    # While it runs.
+
+    @property
+    def run_id(self) -> str:
+        """Identifies the run."""
+        return self._link.run_id
+
+    @property
+    def status(self) -> RunStatus:
+        """How the run ended; ``"RUNNING"`` until its end is stored, if it has a journal.
+
+        What ends without a report, such as a run whose journal has failed, is ``"INTERRUPTED"``.
+
+        Raises:
+            RuntimeError: The run was not started.
+        """
+        self._check_started()
+        if not self._is_over:
+            return "RUNNING"
+        if self._report is None:
+            return "INTERRUPTED"
+        return cast("RunStatus", self._report.outcome.upper())
+
+    @property
+    def progress(self) -> RunProgress:
+        """How far the run is.
+
+        Raises:
+            RuntimeError: The run was not started.
+        """
+        self._check_started()
+        link = self._link
+        if self._report is not None and not link.count:  # it had passed earlier
+            return RunProgress(len(self._report), len(self._report), ())
+        return RunProgress(link.done, link.total, tuple(link.running))
+
+    def events(self) -> EventReader:
+        """Return an asynchronous iterator over the events of the run, until it is over.
+
+        It begins with the first event. Each call returns a reader of its own, and none of them
+        slows the run: the handle keeps the latest 10,000 events (the option ``event_buffer``). A
+        reader that is further behind receives an `EventsMissed` with the number of those it has
+        missed, and continues with the oldest event that is kept. A run that had passed earlier has
+        no events.
+
+        Raises:
+            RuntimeError: The run was not started.
+        """
+        self._check_started()
+        return EventReader(self._link, lambda: self._is_over)
+
+    async def report(self) -> RunReport:
+        """Wait until the run is over, and return its report, also when steps failed.
+
+        It may be awaited many times, also concurrently, and a wait that is cancelled does not
+        cancel the run.
+
+        Raises:
+            RuntimeError: The run was not started.
+            RunCancelledError: The run was cancelled, by `cancel`, the end of its block, its owner
+                or its journal. Its ``reason`` says why, its ``report`` how the steps ended.
+            BaseException: What else has ended the run, as `Pipeline.run` raises it.
+        """
+        self._check_started()
+        while not self._is_over:
+            await self._ended.wait()
+        if self._error is not None:
+            self._is_told = True
+            try:
+                raise self._error.with_traceback(self._traceback)
+            finally:
+                del self  # what is raised holds this frame
+        assert self._report is not None
+        return self._report
+
+    def cancel(self, reason: str = "no reason given") -> None:
+        """Cancel the run: its running steps are cancelled, and no other starts.
+
+        It returns at once; `report` waits until the steps have ended, and then raises a
+        `RunCancelledError`. Only the first call counts. A run all of whose steps have ended is
+        left as it is. With a journal, the run is stored as interrupted, and can be resumed.
+
+        Args:
+            reason: Why, in words for the results of the steps that this cancels or skips, and for
+                `RunInterrupted`: "the run was cancelled: no reason given".
+
+        Raises:
+            TypeError: The reason is not a string.
+        """
+        if not isinstance(reason, str):
+            raise TypeError(f"reason must be a str, not {type(reason).__name__}")
+        self._stop(reason)
+
+    def _stop(self, reason: str) -> None:
+        if self._is_over or self._request is not None:
+            return
+        self._request = RunCancelledError(self.run_id, reason)
+        if self._task is None:
+            return
+        if self._link.is_begun:
+            why = f"the run was cancelled: {escape_controls(reason)}"
+            self._link.stop(self._request, why)
+        else:
+            self._task.cancel()
+
+    def _check_started(self) -> None:
+        if self._task is None:
+            raise RuntimeError(
+                f"run {self.run_id!r} has not started; enter its handle: "
+                "async with etl.start(...) as run"
+            )
+
+
+def _ends_the_program(error: BaseException) -> bool:
+    return not isinstance(error, Exception)
+
+
+def _reason_to_leave(error: BaseException | None) -> str:
+    if error is None:
+        return "its block has ended"
+    if isinstance(error, asyncio.CancelledError):
+        return caller_reason(error)
+    return f"its block raised {type(error).__name__}"
