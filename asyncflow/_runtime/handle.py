@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import warnings
 from collections import deque
 from collections.abc import Callable, Coroutine
 from types import TracebackType
@@ -23,6 +24,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, TypeAlias,
 
 from asyncflow._core.errors import RunCancelledError, describe_error, escape_controls
 from asyncflow._core.report import RunReport
+from asyncflow._core.tracebacks import strip_internal_frames
 from asyncflow._runtime.asyncio_compat import outlast, running_task
 from asyncflow._runtime.outcome import caller_reason
 from asyncflow.events import (
@@ -211,7 +213,7 @@ class RunHandle:
     ) -> None:
         self._link = link
         self._launch = launch
-        self._task: asyncio.Task[None] | None = None
+        self._task: asyncio.Task[Any] | None = None
         self._ended = _Signal()
         self._is_over = False
         self._report: RunReport | None = None
@@ -232,6 +234,15 @@ class RunHandle:
     def __repr__(self) -> str:
         status = "not started" if self._task is None else self.status
         return f"<RunHandle of run {self.run_id!r}, {status}>"
+
+    def __del__(self) -> None:
+        if self._task is None and not (self._is_entered or self._has_owner or self._request):
+            warnings.warn(
+                f"run {self.run_id!r} was never started: its handle was not entered",
+                RuntimeWarning,
+                stacklevel=2,
+                source=self,
+            )
 
     # Its life.
 
@@ -256,7 +267,11 @@ class RunHandle:
         if self._task is not None:
             raise RuntimeError(f"run {self.run_id!r} was started already")
         self._has_owner = True
-        await self._begin(owner.create_task)
+        try:
+            await self._begin(owner.create_task)
+        except BaseException:
+            del self  # what is raised holds this frame
+            raise
         return self
 
     async def __aenter__(self) -> RunHandle:
@@ -270,6 +285,7 @@ class RunHandle:
                 await self._begin(asyncio.create_task)
             except BaseException:
                 self._is_awaited = False
+                del self  # as in begin
                 raise
         if not self._is_over:
             self._body = running_task()
@@ -290,11 +306,17 @@ class RunHandle:
         cancellation = await self._outlast()
         self._is_awaited = False
         raised = self._error_to_raise(error, cancellation)
+        before = None if raised is None else raised.__context__
         try:
             if raised is not None:
                 raise raised
         finally:
-            del self, error, traceback, cancellation, raised  # what is raised holds this frame
+            if raised is not None and self._cancelled_body is not None:
+                # That it was raised while the cancellation of the body was handled tells nothing,
+                # and the frames of that may hold the handle.
+                raised.__context__ = before
+            # What is raised holds this frame.
+            del self, error, traceback, cancellation, raised, before
 
     async def _outlast(self) -> asyncio.CancelledError | None:
         """Wait until the run is over; return the cancellation that came meanwhile, if any."""
@@ -336,7 +358,7 @@ class RunHandle:
             )
         self._is_awaited, self._body = False, None
 
-    async def _begin(self, create_task: Callable[..., asyncio.Task[None]]) -> None:
+    async def _begin(self, create_task: Callable[..., asyncio.Task[Any]]) -> None:
         if self._request is not None:
             raise self._request
         running = self._run()
@@ -383,12 +405,14 @@ class RunHandle:
             error = self._request or RunCancelledError(self.run_id, caller_reason(error))
             if state is not None and state.has_finished:
                 error.report = state.report()
-        elif error.__traceback__ is not None:
-            # Without the frame of `_run`, which holds the handle.
-            error.__traceback__ = error.__traceback__.tb_next
+        elif _ends_the_program(error):
+            strip_internal_frames(error)  # they hold the link, whose events hold the error
+        else:
+            trace = cast("TracebackType", error.__traceback__)
+            error.__traceback__ = trace.tb_next  # without `_run`, whose frame holds the handle
         self._error, self._traceback = error, error.__traceback__
 
-    def _on_done(self, task: asyncio.Task[None]) -> None:
+    def _on_done(self, task: asyncio.Task[Any]) -> None:
         if task.cancelled():  # before its first line
             self._fail(asyncio.CancelledError())
         self._is_over, link = True, self._link

@@ -212,8 +212,8 @@ class Run:
         raised = next((cause for cause in causes if cause is not None), None)
         try:
             if raised is not None:
-                if raised is self._cancelled:
-                    self._cancelled.report = self._state.report()
+                if isinstance(raised, RunCancelledError):
+                    raised.report = self._state.report()
                 raise raised
             return self._state.report()
         finally:
