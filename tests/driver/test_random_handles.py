@@ -1,4 +1,4 @@
-"""Whatever happens to a handle in whatever turn: nothing is left running, and all it says agrees."""
+"""Whatever happens to a handle in any turn: nothing is left running, and all it says agrees."""
 
 from __future__ import annotations
 

@@ -138,6 +138,10 @@ async def main() -> None:
     Orchestrator([step]).tiers = []  # E: misc
     await Orchestrator([step]).run({"url": 1})  # E: call-arg
     Orchestrator([step]).with_options(inputs={})  # E: call-arg
+    Pipeline("etl").with_options(run_di="r1")  # E: call-arg
+    Pipeline("etl").with_options(run_id=1)  # E: arg-type
+    await Orchestrator([step]).start()  # E: misc
+    await Orchestrator([step]).start().begin(1)  # E: arg-type
     Orchestrator([step]).with_options(schedule="soon")  # E: arg-type
     report: RunReport = run_pipeline([step])  # E: assignment
     print(report[1])  # E: index

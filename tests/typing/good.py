@@ -32,6 +32,10 @@ from asyncflow import (
     RestoredError,
     RestoredOutput,
     Retry,
+    RunCancelledError,
+    RunHandle,
+    RunOwner,
+    RunProgress,
     RunReport,
     Segment,
     StepContext,
@@ -53,6 +57,7 @@ from asyncflow.events import (
     AttemptFailed,
     AttemptStarted,
     Event,
+    EventsMissed,
     LoopBlocked,
     MapStarted,
     Outcome,
@@ -484,6 +489,29 @@ async def run_it() -> None:
     assert_type(await page("a", depth=2), bytes)
     assert_type(count([b""]), int)
     await Orchestrator(etl, fail_fast=False).run()
+
+
+async def handled() -> None:
+    run = etl.with_options(run_id="r1", journal=None, event_buffer=100).start(start="a", name=1)
+    assert_type(run, RunHandle)
+    async with run as entered:
+        assert_type(entered, RunHandle)
+        async for event in run.events():
+            assert_type(event, Event | EventsMissed)
+        assert_type(run.run_id, str)
+        assert_type(run.status, Literal["RUNNING", "PASSED", "FAILED", "INTERRUPTED"])
+        assert_type(run.progress, RunProgress)
+        assert_type(run.progress.running, tuple[str, ...])
+        run.cancel("enough")
+        try:
+            assert_type(await run.report(), RunReport)
+        except RunCancelledError as error:
+            assert_type(error.report, RunReport | None)
+            assert_type(error.reason, str)
+    async with asyncio.TaskGroup() as group:
+        owner: RunOwner = group
+        assert_type(await Orchestrator(etl).start().begin(group), RunHandle)
+        (await etl.start().begin(owner)).detach()
 
 
 async def durable() -> None:
