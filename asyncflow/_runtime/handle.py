@@ -356,7 +356,8 @@ class RunHandle:
                 "it in one, before the block: await etl.start(...).begin(task_group), or start it "
                 "by a Service"
             )
-        self._is_awaited, self._body = False, None
+        if not self._is_over:  # else its end is the block's to tell
+            self._is_awaited, self._body = False, None
 
     async def _begin(self, create_task: Callable[..., asyncio.Task[Any]]) -> None:
         if self._request is not None:
@@ -407,9 +408,6 @@ class RunHandle:
                 error.report = state.report()
         elif _ends_the_program(error):
             strip_internal_frames(error)  # they hold the link, whose events hold the error
-        else:
-            trace = cast("TracebackType", error.__traceback__)
-            error.__traceback__ = trace.tb_next  # without `_run`, whose frame holds the handle
         self._error, self._traceback = error, error.__traceback__
 
     def _on_done(self, task: asyncio.Task[Any]) -> None:

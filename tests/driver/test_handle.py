@@ -413,6 +413,7 @@ class TestCancellation:
             for _ in range(turns):
                 await asyncio.sleep(0)
             run.cancel("now")
+            had_succeeded = run.progress.done == 1
             try:
                 report = await run.report()
             except RunCancelledError as cancelled:
@@ -420,6 +421,7 @@ class TestCancellation:
 
         assert run.status == report.outcome.upper()
         assert run.status == "INTERRUPTED" or report.all_passed
+        assert run.status == "PASSED" or not had_succeeded
         assert isinstance((await read(run))[-1], RunFinished)
 
     async def test_a_step_and_an_observer_may_call_it(self) -> None:
@@ -450,6 +452,8 @@ class TestCancellation:
                     await run.report()
                 assert caught.value.report is not None
                 assert caught.value.report["first"].status is StepStatus.SUCCESS
+                told = kinds(await read(run))
+                assert told.index("StepSucceeded") < told.index("RunInterrupted")
                 handles.clear()
 
     async def test_with_a_journal_the_run_can_resume(self) -> None:
@@ -476,6 +480,17 @@ class TestCancellation:
 
         assert reasons(caught.value.report) == {"the run was cancelled through its journal"}
         assert run.status == "INTERRUPTED"
+
+    async def test_the_first_request_counts_of_the_journal_and_the_handle(self) -> None:
+        gate, journal = Gate(), MemoryJournal()
+
+        with pytest.raises(RunCancelledError, match="through its journal") as caught:
+            async with gated(gate, journal=journal).with_options(run_id="r").start() as run:
+                await gate.started.wait()
+                journal.open_sessions["r"].cancel()
+                run.cancel("second")
+
+        assert reasons(caught.value.report) == {"the run was cancelled through its journal"}
 
     async def test_from_outside_it_gets_through_and_the_cleanup_ends_first(self) -> None:
         gate = Gate()
@@ -735,8 +750,9 @@ class TestErrors:
     async def test_what_ends_the_program_leaves_the_block_at_once(
         self, error: BaseException, where: str
     ) -> None:
-        task = asyncio.current_task()
+        task, now = asyncio.current_task(), asyncio.get_running_loop().time
         assert task is not None
+        began_s = now()
 
         with pytest.raises(type(error)) as caught:
             async with raising(error).start() as run:
@@ -754,6 +770,7 @@ class TestErrors:
 
         assert caught.value is error
         assert task.cancelling() == 0
+        assert now() - began_s < 60
         assert run.status == "INTERRUPTED"
         await asyncio.sleep(0)
 
@@ -816,6 +833,11 @@ class Owner:
             self.raised.append(error)
 
 
+class Refusing(Owner):
+    def create_task(self, *_: Any, **__: Any) -> asyncio.Task[None]:
+        raise LookupError
+
+
 class TestAnOwner:
     async def test_a_run_that_is_left_to_its_owner_continues_after_its_block(self) -> None:
         gate = Gate()
@@ -864,10 +886,14 @@ class TestAnOwner:
             with pytest.raises(RuntimeError, match="run 'r' was started already"):
                 await run.begin(group)
 
-    async def test_what_keeps_it_from_beginning_is_raised_to_the_caller_alone(self) -> None:
+    async def test_what_keeps_it_from_beginning_is_raised_to_the_caller_alone(
+        self, caplog: pytest.LogCaptureFixture
+    ) -> None:
         async with asyncio.TaskGroup() as group:
             with pytest.raises(ValueError, match="takes an input 'url'"):
                 await Orchestrator([]).start(url="").begin(group)
+
+        assert not caplog.records
 
     async def test_an_owner_that_has_ended_starts_nothing(self) -> None:
         async with asyncio.TaskGroup() as group:
@@ -875,6 +901,10 @@ class TestAnOwner:
 
         with pytest.raises(RuntimeError, match="is finished"):
             await Orchestrator([]).start().begin(group)
+        with pytest.raises(AttributeError, match="create_task"):
+            await Orchestrator([]).start().begin(None)  # type: ignore[arg-type]
+        with pytest.raises(LookupError):
+            await Orchestrator([]).start().begin(Refusing())
 
     async def test_the_end_of_its_owner_interrupts_it(self) -> None:
         gate = Gate()
@@ -957,6 +987,17 @@ class TestAnOwner:
         with pytest.raises(SystemExit):
             async with await raising(error).start().begin(owner):
                 await asyncio.sleep(3600)
+
+        assert owner.raised == []
+
+    async def test_a_detach_after_the_end_changes_nothing(self) -> None:
+        owner, error = Owner(), SystemExit(3)
+
+        with pytest.raises(SystemExit):
+            async with await raising(error).start().begin(owner) as run:
+                with pytest.raises(asyncio.CancelledError):
+                    await asyncio.sleep(3600)
+                run.detach()
 
         assert owner.raised == []
 
