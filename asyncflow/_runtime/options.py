@@ -41,7 +41,7 @@ OPTIONS = frozenset(Options.__annotations__)
 
 @record
 class RunOptions:
-    """The options of a run, checked; `with_changes` checks them."""
+    """The options of a run, checked; made by `of` and `with_changes`."""
 
     fail_fast: bool = True
     schedule: Schedule = "tiers"
@@ -71,19 +71,26 @@ class RunOptions:
         _check_choice("on_active", self.on_active, get_args(OnActive))
         check_count("event_buffer", self.event_buffer, 1)
 
+    @classmethod
+    def of(cls, options: Mapping[str, Any]) -> RunOptions:
+        """Return these options, by their names; the others have their defaults.
+
+        Raises:
+            TypeError: One of them has the wrong type.
+            ValueError: One of them is out of its range.
+        """
+        return cls(**_copied(options))
+
     def with_changes(self, options: Mapping[str, Any]) -> RunOptions:
-        """Return these options with other values for some of them, by their names.
+        """Return these options with other values for some of them.
 
         Raises:
             TypeError: One of them is no option, or has the wrong type.
             ValueError: One of them is out of its range.
         """
-        changes = dict[str, Any]()
-        for name, value in options.items():
-            if name not in OPTIONS:
-                raise TypeError(f"with_options() got {_unknown(name)}")
-            changes[name] = _COPIES[name](value) if name in _COPIES else value
-        return replace(self, **changes)
+        for name in options.keys() - OPTIONS:
+            raise TypeError(f"with_options() got {_unknown(name)}")
+        return replace(self, **_copied(options))
 
 
 def check_run_id(what: str, run_id: object) -> None:
@@ -107,6 +114,14 @@ def _unknown(name: str) -> str:
     if name == "inputs":
         return "inputs, which are no option: give each by its name, as in run(url=...)"
     return f"an unknown option {name!r}{did_you_mean(name, OPTIONS)}"
+
+
+def _copied(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return options with tuples and sets for lists, since an iterator can be read only once."""
+    copied = {**options}
+    for name in options.keys() & _COPIES.keys():
+        copied[name] = _COPIES[name](copied[name])
+    return copied
 
 
 def _check_choice(what: str, value: object, choices: tuple[str, ...]) -> None:
@@ -141,4 +156,3 @@ _COPIES: dict[str, Callable[[Any], Any]] = {
     "observers": check_observers,
     "secret_inputs": _copied_secret_inputs,
 }
-"""Makes a tuple or a set of the options that are lists, since an iterator can be read only once."""

@@ -36,8 +36,6 @@ from asyncflow._runtime.run import Run
 
 __all__ = ["Orchestrator", "Plans", "run_pipeline"]
 
-_DEFAULTS = RunOptions()
-
 
 class Plans:
     """The plan of some steps, and the latest plan of some of them; shared by orchestrators.
@@ -120,7 +118,7 @@ class Orchestrator:
         journal: Journal | None = None,
         secret_inputs: Iterable[str] = (),
     ) -> None:
-        options = _DEFAULTS.with_changes(
+        options = RunOptions.of(
             {
                 "fail_fast": fail_fast,
                 "schedule": schedule,
@@ -484,7 +482,7 @@ async def run_pipeline(
     `Orchestrator.run` as a mapping, and raises what these raise. All checks are made before any
     action is called.
     """
-    options = _DEFAULTS.with_changes(
+    options = RunOptions.of(
         {
             "fail_fast": fail_fast,
             "schedule": schedule,

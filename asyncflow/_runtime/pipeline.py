@@ -34,8 +34,6 @@ from asyncflow._runtime.orchestrator import Orchestrator, Plans
 
 __all__ = ["Pipeline", "after", "collect", "each"]
 
-_DEFAULTS = RunOptions()
-
 T = TypeVar("T")
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -222,7 +220,7 @@ class Pipeline:
         secret_inputs: Iterable[str] = (),
     ) -> None:
         _check_name(name)
-        options = _DEFAULTS.with_changes(
+        options = RunOptions.of(
             {
                 "name": name,
                 "fail_fast": fail_fast,
