@@ -45,7 +45,7 @@ class RemoteOutput:
 
         Raises:
             RuntimeError: This is a copy, or the engine is closed.
-            LookupError: The engine has lost the output.
+            OutputLostError: The engine has lost the output.
         """
         if self._fetch is None:
             raise RuntimeError(

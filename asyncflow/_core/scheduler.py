@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 from asyncflow._core.errors import (
     ActionNotAwaitableError,
+    OutputLostError,
     OutputNotAwaitedError,
     PayloadError,
     RunCancelledError,
@@ -143,7 +144,10 @@ ROUNDING_MS = 0.01
 clock, and sums of times are rounded."""
 
 
-_FINAL = (ActionNotAwaitableError, OutputNotAwaitedError, PayloadError, RunCancelledError)
+_FINAL = (
+    *(ActionNotAwaitableError, OutputLostError, OutputNotAwaitedError),
+    *(PayloadError, RunCancelledError),
+)
 """No attempt follows these: it would fail in the same way, or continue a run that was cancelled."""
 
 

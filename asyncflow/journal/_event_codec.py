@@ -24,12 +24,14 @@ from zlib import crc32
 
 from asyncflow._core.errors import (
     LONGEST_TEXT,
+    OutputLostError,
     RestoredError,
     ResultRefusedError,
     RunCancelledError,
     StepCancelledError,
     StepCrashedError,
     StepTimeoutError,
+    WorkerLostError,
     cut,
     safe_text,
 )
@@ -346,6 +348,8 @@ _OWN: dict[type[BaseException], tuple[str, ...]] = {
     StepCancelledError: ("step_name", "attempt"),
     StepCrashedError: ("step_name", "attempt", "crashes"),
     RunCancelledError: ("run_id", "reason"),
+    WorkerLostError: ("step_name", "attempt", "worker", "reason"),
+    OutputLostError: ("engine", "worker", "reason"),
 }
 """The errors that come back as themselves, and the arguments of each."""
 
