@@ -66,6 +66,7 @@ PUBLIC = [
     "topological_sort",
 ]
 EVENTS = [
+    "AttemptBegan",
     "AttemptFailed",
     "AttemptStarted",
     "Event",

@@ -83,7 +83,7 @@ def row_of(run_id: str, position: int, event: Event) -> EventRow:
     # Most events are of these two kinds.
     if isinstance(event, StepSucceeded):
         output = _output_columns(event.output)
-    elif isinstance(event, AttemptStarted) and not event.queued_ms:
+    elif isinstance(event, AttemptStarted) and not (event.queued_ms or event.engine):
         output = None, None, None
     else:
         step, details = getattr(event, "step", None), _details(event)
