@@ -44,12 +44,14 @@ class RemoteAttempt:
         self._loop = asyncio.get_running_loop()
         self._begun: asyncio.Future[None] = self._loop.create_future()
         self.is_stopping = False
-        self._task: asyncio.Task[tuple[Any, BaseException | None]]
+        self._task: asyncio.Task[None]
+        self._ends: list[tuple[Any, BaseException | None]] = []
 
     def submit(self, engine: Engine, call: EngineCall, name: str, context: Context) -> None:
         """Give the attempt to an engine, in a task with this name and context."""
         # Not an eager task, for the same reason as the driver's others.
-        self._task = asyncio.Task(_ended(engine, call), loop=self._loop, name=name, context=context)
+        work = self._run(engine, call)
+        self._task = asyncio.Task(work, loop=self._loop, name=name, context=context)
 
     def begin(self, worker: str) -> None:
         """Note that the body begins, as the engine reports it."""
@@ -77,25 +79,23 @@ class RemoteAttempt:
         """Return or raise what the engine does. If this is cancelled, the body is stopped first."""
         task = self._task
         await outlast(task.done, partial(asyncio.wait, [task]), self.stop)
-        error: BaseException | None = None
+        # A task that is cancelled before its first line never runs.
+        output, error = self._ends.pop() if self._ends else (None, asyncio.CancelledError())
         try:
-            output, error = (None, asyncio.CancelledError()) if task.cancelled() else task.result()
             if error is not None:
                 raise error
             return output
         finally:
-            # The traceback of the error keeps this frame.
-            del self, task, error
+            del self, task, error  # the traceback of the error keeps this frame
 
-
-async def _ended(engine: Engine, call: EngineCall) -> tuple[Any, BaseException | None]:
-    """Return what the engine returns or raises: a task must not raise what ends a loop."""
-    try:
-        output = await engine.run(call)
-        if isinstance(output, RemoteOutput) and not call.may_keep:
-            output = await output.fetch()
-        return output, None
-    except BaseException as error:
-        return None, error
-    finally:
-        del engine, call
+    async def _run(self, engine: Engine, call: EngineCall) -> None:
+        """Note what the engine returns or raises: a task must not raise what ends a loop."""
+        try:
+            output = await engine.run(call)
+            if isinstance(output, RemoteOutput) and not call.may_keep:
+                output = await output.fetch()
+            self._ends.append((output, None))
+        except BaseException as error:
+            self._ends.append((None, error))
+        finally:
+            del self, engine, call  # as above

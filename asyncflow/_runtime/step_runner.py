@@ -484,17 +484,12 @@ class StepRunner:
 
     def _on_began(self, node: int, worker: str) -> None:
         """Report that a worker begins with the running attempt of a node."""
-        try:
-            running, step = self._state.running_attempt(node), self._steps[node]
-            assert running is not None
-            now_ms, engine = self._run.now_ms(), running.engine
-            self._dispatcher.emit(
-                AttemptBegan(step.name, running.attempt, now_ms, engine, worker, running.item)
-            )
-        except BaseException as bug:  # the engine, which calls this, must not get it
-            self._host.broken(bug, "an attempt on an engine could not be begun")
-        finally:
-            del self
+        running = self._state.running_attempt(node)
+        assert running is not None
+        name, attempt, engine = running.step, running.attempt, running.engine
+        self._dispatcher.emit(
+            AttemptBegan(name, attempt, self._run.now_ms(), engine, worker, running.item)
+        )
 
     def _on_unconfirmed(self, node: int, reason: str) -> None:
         """Warn that an engine can't tell whether a body has ended."""
