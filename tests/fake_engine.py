@@ -145,7 +145,8 @@ class Abandoning(FakeEngine):
         name = _name_of(call)
         self.overlaps[name] += name in self.running
         call.began("w1")
-        body = self.running[name] = asyncio.create_task(_awaited(call.step.action, dict(call.arguments)))
+        work = _awaited(call.step.action, dict(call.arguments))
+        body = self.running[name] = asyncio.create_task(work)
         ended = ThreadEnd(asyncio.get_running_loop())
         body.add_done_callback(lambda _: (self.running.pop(name), ended.report()))
         with suppress(asyncio.CancelledError):

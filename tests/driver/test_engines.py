@@ -26,7 +26,6 @@ from asyncflow import (
     StepTimeoutError,
     WorkerLostError,
     WorkflowStep,
-    after,
     collect,
     current_step,
     each,
