@@ -115,6 +115,7 @@ def test_nothing_else_is_visible_in_the_package() -> None:
     modules = {name for name in seen if isinstance(getattr(asyncflow, name), ModuleType)}
     assert seen - modules == set(PUBLIC)
     public = {
+        "engines",
         "events",
         "examples",
         "github",

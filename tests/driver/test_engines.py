@@ -168,8 +168,11 @@ async def test_mapped_and_included_steps_run_on_the_engine_and_what_joins_them_h
 async def test_an_orchestrator_can_be_given_an_engine_later_and_lose_it(engine):
     plain = Orchestrator([WorkflowStep("a", sleeps(0))])
 
-    assert (await plain.replace(engine=engine).run())["a"].engine == "fake"
-    assert (await plain.replace(engine=engine).replace(engine=None).run())["a"].engine == ""
+    given = plain.with_options(engine=engine)
+    taken_back = given.with_options(engine=None)
+
+    assert (await given.run())["a"].engine == "fake"
+    assert (await taken_back.run())["a"].engine == (await plain.run())["a"].engine == ""
 
 
 @pytest.mark.parametrize(
