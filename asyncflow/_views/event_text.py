@@ -44,6 +44,7 @@ __all__ = [
     "describe_event",
     "duration",
     "number_text",
+    "place_text",
     "plural",
     "subject",
     "took",
@@ -148,7 +149,7 @@ def _attempt_started(event: AttemptStarted, attempt: _Attempt) -> str:
 def _attempt_began(event: AttemptBegan, attempt: _Attempt) -> str:
     which, plainly = attempt(event.attempt), "attempt 1"
     began = " began" if which == plainly else f": {which} began"
-    return f"{subject(event)}{began} on {_place(event.engine, event.worker)}"
+    return f"{subject(event)}{began} on {place_text(event.engine, event.worker)}"
 
 
 def _attempt_failed(event: AttemptFailed, attempt: _Attempt) -> str:
@@ -226,7 +227,8 @@ def _name(event: RunStarted | RunResumed) -> str:
     return f"{event.run_id} of {event.pipeline}" if event.pipeline else event.run_id
 
 
-def _place(engine: str, worker: str) -> str:
+def place_text(engine: str, worker: str) -> str:
+    """Return where an attempt runs: ``dask, worker w1``."""
     return f"{engine}, worker {worker}" if worker else engine
 
 
