@@ -17,7 +17,7 @@ from asyncflow._core.errors import did_you_mean
 
 __all__ = ["check_engine_name", "open_engine"]
 
-_FORMS = "dask://HOST:PORT, ray://HOST:PORT, ray or processes"
+_FORMS = "dask://HOST:PORT, ray://HOST:PORT, ray, processes, processes:NUMBER"
 
 
 def check_engine_name(ctx: click.Context, param: click.Parameter, name: str | None) -> str | None:
