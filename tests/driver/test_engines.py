@@ -549,6 +549,34 @@ async def test_a_caller_that_cancels_twice_still_waits_for_the_bodies(engine):
     assert engine.running == {}
 
 
+@pytest.mark.parametrize("workers", [1, 0])
+async def test_an_engine_is_asked_once_to_stop_a_body(workers):
+    cancels = []
+
+    class Counting(FakeEngine):
+        async def run(self, call, /):
+            run = asyncio.ensure_future(super().run(call))
+            while not run.done():
+                try:
+                    await asyncio.wait([run])
+                except asyncio.CancelledError:
+                    cancels.append(1)
+                    asyncio.get_running_loop().call_later(0.01, run.cancel)
+            return await run
+
+    run = asyncio.create_task(run_pipeline([WorkflowStep("a", forever)], engine=Counting(workers)))
+    await asyncio.sleep(0.01)
+    for _ in range(3):
+        run.cancel()
+        for task in step_tasks():
+            task.cancel()
+        await asyncio.sleep(0.002)
+
+    with pytest.raises(asyncio.CancelledError):
+        await run
+    assert cancels == [1]
+
+
 async def test_a_stopped_attempt_that_returns_a_value_has_succeeded(engine):
     async def fails_soon():
         await asyncio.sleep(0.01)
@@ -650,14 +678,18 @@ async def test_a_heartbeat_is_not_missed_while_the_run_stops_the_body(engine):
         await asyncio.sleep(0.01)
         raise ValueError("broken")
 
+    in_thread = cleans_up(0.2)
     steps = [
         WorkflowStep("a", cleans_up(0.2), heartbeat_ms=50),
+        # The engine asks a thread to stop too.
+        WorkflowStep("b", lambda: in_thread(), heartbeat_ms=50, runs_in="thread"),
         WorkflowStep("bad", fails_soon),
     ]
 
     report = await run_pipeline(steps, engine=engine)
 
     assert (report["a"].status, report["a"].error) == (CANCELLED, None)
+    assert (report["b"].status, report["b"].error) == (CANCELLED, None)
     assert round(report.total_duration_ms) == 210
 
 
