@@ -260,7 +260,7 @@ class StoredRun:
         attempt = step.latest
         if attempt is None or (attempt.number, attempt.ended_ms) != (event.attempt, None):
             raise IllegalEventError(event, "no such attempt is running")
-        step.delay_start(attempt.started_ms, event.at_ms)
+        step.delay_start(event.at_ms)
         attempt.queued_ms += event.at_ms - attempt.started_ms
         attempt.started_ms, attempt.is_queued = event.at_ms, False
         attempt.engine, attempt.worker = event.engine, event.worker

@@ -314,7 +314,7 @@ class AttemptLog:
     def began(self, node: int, event: AttemptBegan) -> None:
         """Note that a worker has begun with the running attempt, which starts only now."""
         submitted = self.latest(node, event)
-        queued_ms = submitted.queued_ms + event.at_ms - submitted.at_ms
+        queued_ms = submitted.queued_ms + (event.at_ms - submitted.at_ms)
         self._step_runs.latest[node] = AttemptStarted(
             *(event.step, event.attempt, event.at_ms, queued_ms, event.item, event.engine)
         )

@@ -412,16 +412,16 @@ class StepView:
             active[-1] = replace(active[-1], ended_ms=active[-1].latest_ms)
         active.append(ActiveTime(self.segment, at_ms, at_ms))
 
-    def delay_start(self, submitted_ms: float, began_ms: float) -> None:
+    def delay_start(self, began_ms: float) -> None:
         """Note that the running attempt begins only now, some time after it was submitted.
 
-        A step, and what it took in its segment, begin with their first attempt.
+        A step, and the time for which it runs in a segment, begin with their first attempt.
         """
-        if self.started_ms == submitted_ms and len(self.attempts) == 1:
+        before = self.attempts[-2] if len(self.attempts) > 1 else None
+        if before is None:
             self.started_ms = began_ms
-        active = self.active[-1]
-        if active.started_ms == active.latest_ms == submitted_ms:
-            active.started_ms = active.latest_ms = began_ms
+        if before is None or before.segment != self.segment:
+            self.active[-1].started_ms = self.active[-1].latest_ms = began_ms
 
     def extend_active(self, at_ms: float) -> None:
         """Note that an attempt of the step, or of an item of it, has ended."""

@@ -90,6 +90,19 @@ class TestEngines:
         assert [each.worker for each in step.attempts] == ["w1", "w2"]
         assert (step.started_ms, step.duration_ms(0.0), step.queued_ms) == (40.0, 50.0, 65.0)
 
+    def test_a_first_attempt_that_took_no_time_has_started_too(self):
+        step = view_of(
+            run_started("a"),
+            self.STARTED,
+            self.BEGAN,
+            AttemptFailed("a", 1, 40.0, BOOM, 0.0),
+            AttemptStarted("a", 2, 40.0, engine="dask"),
+            AttemptBegan("a", 2, 50.0, "dask", "w2"),
+            StepSucceeded("a", 2, 50.0, None),
+        ).steps["a"]
+
+        assert (step.started_ms, step.duration_ms(0.0)) == (40.0, 10.0)
+
     def test_it_has_started_in_an_earlier_segment(self):
         step = view_of(
             run_started("a"),
